@@ -1,0 +1,1 @@
+"""Words, files and screens: the commands people type."""
