@@ -3,6 +3,7 @@
 `tiny("llama", path)` saves a float32 folder as a real model is saved and returns the transformers model that it holds.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -131,7 +132,7 @@ def tiny_config(family: str, **overrides: Option) -> PreTrainedConfig:
     class_name, difference = FAMILIES[family]
     options = {key: value for key, value in BASE.items() if key not in UNKNOWN.get(family, set())}
     options |= {key: value for key, value in difference.items() if key not in UNKNOWN.get(family, set())}
-    config_class: type[PreTrainedConfig] = getattr(transformers, class_name)
+    config_class: Callable[..., PreTrainedConfig] = getattr(transformers, class_name)
     return config_class(**(options | overrides))
 
 
