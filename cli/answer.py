@@ -1,0 +1,110 @@
+"""One answer: printed burst by burst while the engine writes it, then summed up in one line."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from cli.interrupts import Interrupts
+from cli.meter import SweepMeter
+from cli.quantities import format_bytes, format_speed
+from cli.screen import Screen
+from cli.treeview import draw
+
+if TYPE_CHECKING:
+    from specexec.engine import Engine
+    from specexec.stats import Burst
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the sweeps of one answer came to."""
+
+    tokens: int = 0
+    sweeps: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    sweep_s: float = 0.0
+    bytes_read: int = 0
+    seconds: float = 0.0
+    seed: int | None = None
+    finish_reason: str | None = None
+    exit_code: int = 0
+    last: Burst | None = None
+
+    def after(self, burst: Burst) -> Answer:
+        """The sum with one more burst. A sweep that was stopped before it gave a token is not counted as one."""
+        return replace(
+            self,
+            tokens=self.tokens + len(burst.tokens),
+            sweeps=self.sweeps + bool(burst.tokens),
+            drafted=self.drafted + burst.nodes,
+            accepted=self.accepted + burst.accepted,
+            sweep_s=self.sweep_s + burst.sweep_s,
+            bytes_read=self.bytes_read + burst.bytes_read,
+            seed=burst.seed,
+            finish_reason=burst.finish_reason,
+            last=burst if burst.tokens else self.last,
+        )
+
+
+def play(engine: Engine, bursts: Iterator[Burst], screen: Screen, *, tree: bool = False) -> Answer:
+    """Print an answer as it comes. Ctrl-C stops it and keeps what there is; SIGTERM too (see Answer.exit_code)."""
+    answer = Answer()
+    meter = SweepMeter(engine)
+    started_s = time.perf_counter()
+
+    def acknowledge() -> None:
+        meter.stopping = True
+        if not screen.live:
+            screen.warn("stopping…")
+
+    with Interrupts(engine.stop, acknowledge) as interrupts:
+        try:
+            with screen.status(meter.line):
+                for burst in bursts:
+                    screen.write(burst.text)
+                    answer = answer.after(burst)
+                    meter.next_sweep()
+                    if tree:
+                        screen.end_line()
+                        screen.say(draw(burst, engine.decode, screen.width, answer.sweeps))
+        except KeyboardInterrupt:
+            answer = replace(answer, finish_reason="interrupted")
+    screen.end_line()
+    return replace(answer, seconds=time.perf_counter() - started_s, exit_code=interrupts.exit_code)
+
+
+def stats_line(answer: Answer, *, sampled: bool, link_limit_Bps: float | None) -> str:
+    """The cost of an answer on one line: `45 tokens · 0.9 s · 50.0 tok/s · 9 sweeps · …`."""
+    facts = [
+        _many(answer.tokens, "token"),
+        f"{answer.seconds:.1f} s",
+        f"{answer.tokens / max(answer.seconds, 1e-9):.1f} tok/s",
+        _many(answer.sweeps, "sweep"),
+        f"{answer.tokens / max(answer.sweeps, 1):.1f} tok/sweep",
+    ]
+    if answer.drafted:
+        facts.append(f"accepted {answer.accepted} of {answer.drafted} guesses")
+    if answer.bytes_read:
+        facts.append(f"{format_bytes(answer.bytes_read)} read at {format_speed(answer.bytes_read / answer.sweep_s)}")
+    if sampled:
+        facts.append(f"seed {answer.seed}")
+    if link_limit_Bps is not None:
+        facts.append(f"link limited to {format_speed(link_limit_Bps)}")
+    return "  " + " · ".join(facts)
+
+
+def ending(answer: Answer, max_tokens: int) -> str | None:
+    """What to know about an answer that did not end by itself."""
+    if answer.finish_reason == "length":
+        return f"  stopped at --max-tokens {max_tokens}"
+    if answer.finish_reason == "interrupted":
+        return f"  stopped after {_many(answer.tokens, 'token')}; the partial answer is kept"
+    return None
+
+
+def _many(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

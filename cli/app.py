@@ -1,0 +1,97 @@
+"""The entry point: finds the command, and is the one place where an error becomes text and an exit code."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from types import FrameType
+
+import click
+
+from cli.errors import INTERRUPTED, PIPE_CLOSED, TERMINATED, exit_code, explain
+from cli.verbosity import Verbosity, verbosity_options
+
+COMMANDS = {
+    "chat": "cli.chat:chat",
+    "generate": "cli.generate:generate",
+    "repl": "cli.repl:repl",
+    "models": "cli.models:models",
+    "version": "cli.version:version",
+}
+
+_HELP = """Run large language models on a small machine, with exactly the text they would write by themselves.
+
+\b
+  specexec chat                                     talk to the built-in demo
+  specexec chat -m llama-70b --offload ram          a model larger than the GPU
+  specexec generate prompts.jsonl -o out.jsonl      many prompts, one result a line
+"""
+
+_EPILOG = "Every option can also be an environment variable, such as SPECEXEC_CHAT_BUDGET=128."
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are needed, so that --help stays fast."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, name = COMMANDS[cmd_name].split(":")
+        command = getattr(importlib.import_module(module), name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            code = super().invoke(ctx)
+            sys.stdout.flush()
+        except BrokenPipeError:  # the reader has had enough (`| head`); caught here because click would call it a bug
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return PIPE_CLOSED
+        return code
+
+
+@click.group(
+    cls=LazyGroup,
+    help=_HELP,
+    epilog=_EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 100},
+)
+@click.version_option(package_name="specexec", message="%(prog)s %(version)s")
+@verbosity_options
+def commands() -> None: ...
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line; the exit code is as documented, and no error leaves as a bare traceback."""
+    verbosity = Verbosity()
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        code = commands.main(
+            arguments, prog_name="specexec", standalone_mode=False, auto_envvar_prefix="SPECEXEC", obj=verbosity
+        )
+        return code if isinstance(code, int) else 0
+    except click.ClickException as refusal:
+        refusal.show()
+        return refusal.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        print("\nInterrupted.", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        if verbosity.traceback:
+            traceback.print_exc()
+        print(explain(error), file=sys.stderr)
+        return exit_code(error)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> None:
+    raise SystemExit(TERMINATED)

@@ -1,0 +1,66 @@
+"""The one door to the engine: options in, a running Engine out, with the wait and the introduction around it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from cli.options import EngineOptions
+from cli.quantities import format_count
+from cli.screen import Screen
+from cli.verbosity import Verbosity, start_logging
+
+if TYPE_CHECKING:
+    from specexec.engine import Engine
+
+TOY = (
+    "{name}: a toy built in to show the engine, not for answers. "
+    "A real model: specexec chat -m llama-70b --offload ram"
+)
+
+
+def open_engine(options: EngineOptions) -> Engine:
+    """Load what the options ask for. Tests put a fake engine here."""
+    import specexec
+
+    return specexec.load(
+        options.model,
+        drafter=options.drafter,
+        offload=options.offload,
+        budget=options.budget,
+        planner=options.planner,
+        device=options.device,
+        dtype=options.dtype,
+        ctx=options.ctx,
+        ram_B=options.ram,
+        vram_B=options.vram,
+        link_limit_Bps=options.link_limit,
+        offline=options.offline,
+    )
+
+
+@contextmanager
+def running_engine(options: EngineOptions, screen: Screen, verbosity: Verbosity) -> Iterator[Engine]:
+    """An engine for the length of the block, announced on stderr before anything else happens."""
+    start_logging(verbosity)
+    with screen.status(lambda: f"starting {options.model}…"):
+        engine = open_engine(options)
+    with engine:
+        for line in introduction(engine):
+            screen.say(line)
+        yield engine
+
+
+def introduction(engine: Engine) -> list[str]:
+    """Which model will answer, who drafts, and where the weights are."""
+    facts = [
+        f"drafter {engine.drafter_name}",
+        engine.device,
+        f"budget {engine.budget}",
+        f"context {format_count(engine.context)}",
+        engine.placement,
+    ]
+    if engine.toy:
+        return [TOY.format(name=engine.name), " · ".join(facts)]
+    return [" · ".join([engine.name, *facts])]

@@ -1,0 +1,87 @@
+"""Refusals of the command line's own, and the one table from error codes to exit codes. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import errno
+import traceback
+
+from offload.errors import OffloadError
+from specexec.errors import SpecexecError
+
+INTERNAL = 1
+USAGE = 2
+BAD_INPUT = 7
+SOME_FAILED = 8
+INTERRUPTED = 130
+PIPE_CLOSED = 141
+TERMINATED = 143
+
+EXIT_CODES = {
+    "internal": INTERNAL,
+    "broken_logits": 4,
+    "bad_sampling": USAGE,
+    "bad_option": USAGE,
+    "model_not_found": 3,
+    "gated_repo": 3,
+    "offline_missing": 3,
+    "bad_model_dir": 4,
+    "corrupt_shard": 4,
+    "read_failed": 4,
+    "tokenizer_mismatch": 4,
+    "unsupported_arch": 4,
+    "not_enough_ram": 5,
+    "not_enough_vram": 5,
+    "disk_full": 5,
+    "no_gpu": 6,
+    "context_length_exceeded": BAD_INPUT,
+    "empty_prompt": BAD_INPUT,
+    "bad_jsonl": BAD_INPUT,
+    "output_exists": 9,
+}
+
+REFUSALS = (OffloadError, SpecexecError)
+
+
+class BadJsonl(SpecexecError):
+    """One line of an input file is not a prompt."""
+
+    code = "bad_jsonl"
+
+
+class OutputExists(SpecexecError):
+    """The output file holds results that nobody asked us to replace."""
+
+    code = "output_exists"
+
+
+class DiskFull(SpecexecError):
+    """The result could not be written."""
+
+    code = "disk_full"
+
+
+def exit_code(error: BaseException) -> int:
+    """What the shell is told; a code missing from the table is a bug of ours and counts as one."""
+    if isinstance(error, REFUSALS):
+        return EXIT_CODES.get(error.code, INTERNAL)
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return EXIT_CODES["disk_full"]
+    return INTERNAL
+
+
+def explain(error: BaseException) -> str:
+    """What happened, why, and what to try: at most three lines for a refusal, two for a bug."""
+    if isinstance(error, REFUSALS):
+        lines = [f"Error: {error.what}"]
+        lines += [f"  {line}" for line in (error.why or "").splitlines()]
+        if error.hint:
+            lines.append(f"  {error.hint if error.hint.startswith('Try') else f'Try: {error.hint}'}")
+        return "\n".join(lines)
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return f"Error: no space left on the device ({error.filename or 'standard output'})."
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" in {frames[-1].name}()" if frames else ""
+    return (
+        f"Internal error{where}: {type(error).__name__}: {error}\n"
+        "  This is a bug, please report it. Run again with -vv for the traceback."
+    )

@@ -1,0 +1,55 @@
+"""Ctrl-C and SIGTERM while the engine works: stop kindly first, then firmly."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from types import FrameType, TracebackType
+
+from cli.errors import INTERRUPTED, TERMINATED
+
+AGAIN_S = 2.0
+
+
+class Interrupts:
+    """While open: the first Ctrl-C asks the engine to stop, a second within two seconds abandons the sweep
+    (KeyboardInterrupt), a third leaves the program. SIGTERM asks to stop too and is remembered in `exit_code`."""
+
+    def __init__(self, stop: Callable[[], None], acknowledge: Callable[[], None]) -> None:
+        self.exit_code = 0
+        self._stop = stop
+        self._acknowledge = acknowledge
+        self._presses = 0
+        self._last_s = 0.0
+
+    def __enter__(self) -> Interrupts:
+        self._before = {
+            signal.SIGINT: signal.signal(signal.SIGINT, self._press),
+            signal.SIGTERM: signal.signal(signal.SIGTERM, self._terminate),
+        }
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _press(self, _signal: int, _frame: FrameType | None) -> None:
+        now_s = time.monotonic()
+        self._presses = self._presses + 1 if now_s - self._last_s < AGAIN_S else 1
+        self._last_s = now_s
+        self.exit_code = self.exit_code or INTERRUPTED
+        if self._presses == 1:
+            self._stop()
+            self._acknowledge()
+        elif self._presses == 2:
+            raise KeyboardInterrupt
+        else:
+            raise SystemExit(INTERRUPTED)
+
+    def _terminate(self, _signal: int, _frame: FrameType | None) -> None:
+        if self.exit_code == TERMINATED:  # asked twice: the sweep does not end by itself
+            raise SystemExit(TERMINATED)
+        self.exit_code = TERMINATED
+        self._stop()
+        self._acknowledge()

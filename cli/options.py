@@ -1,0 +1,164 @@
+"""The options every command shares, by the same names everywhere: what to load, and how to choose tokens."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import TypeVar
+
+import click
+
+from cli.quantities import parse_count, parse_size_B, parse_speed_Bps
+from specexec.sampling import SamplingParams
+
+Result = TypeVar("Result")
+Number = TypeVar("Number", int, float)
+
+
+class Quantity(click.ParamType[Number]):
+    """A number written with a unit."""
+
+    def __init__(self, name: str, parse: Callable[[str], Number]) -> None:
+        self.name = name
+        self._parse = parse
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Number:
+        try:
+            return self._parse(str(value))
+        except ValueError as problem:
+            self.fail(f"{problem}.", param, ctx)
+
+
+class Budget(click.ParamType[int | str]):
+    """`auto` or how many guessed tokens one sweep checks."""
+
+    name = "auto|N"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        if value == "auto":
+            return "auto"
+        return click.IntRange(min=0).convert(value, param, ctx)
+
+
+SIZE = Quantity("size", parse_size_B)
+SPEED = Quantity("speed", parse_speed_Bps)
+COUNT = Quantity("n", parse_count)
+BUDGET = Budget()
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """Everything `specexec.load` needs, as asked for on the command line."""
+
+    model: str = "demo"
+    drafter: str = "auto"
+    offload: str = "auto"
+    budget: int | str = 64
+    planner: str = "best"
+    device: str = "auto"
+    dtype: str = "auto"
+    ctx: int | None = None
+    ram: int | None = None
+    vram: int | None = None
+    link_limit: float | None = None
+    offline: bool = False
+
+
+_DEFAULTS = EngineOptions()
+
+_ENGINE = (
+    click.option("-m", "--model", metavar="MODEL", show_default="demo", help="A name, a folder, or org/repo."),
+    click.option("-d", "--drafter", metavar="NAME", default="auto", help="Who guesses ahead; none is plain decoding."),
+    click.option("--offload", type=click.Choice(["auto", "none", "ram", "disk"]), default="auto",
+                 help="Where the weights live between sweeps."),
+    click.option("-b", "--budget", type=BUDGET, default=_DEFAULTS.budget, help="Guessed tokens checked per sweep."),
+    click.option("--planner", type=click.Choice(["best", "reference"]), default="best",
+                 help="How the tree of guesses grows."),
+    click.option("--device", metavar="auto|cpu|cuda[:N]", default="auto", help="Where the model computes."),
+    click.option("--dtype", type=click.Choice(["auto", "bf16", "f16", "f32"]), default="auto",
+                 help="Number format of the weights."),
+    click.option("--ctx", type=COUNT, show_default="the model's own", help="Context length in tokens, such as 8k."),
+    click.option("--ram", type=SIZE, help="Never take more RAM than this, such as 24GiB."),
+    click.option("--vram", type=SIZE, help="Never take more GPU memory than this, such as 10GiB."),
+    click.option("--link-limit", type=SPEED, help="Slow the weight stream down, such as 4MB/s."),
+    click.option("--offline", is_flag=True, help="Use only what is already on this machine."),
+)  # fmt: skip
+
+# The types are used twice: here, and by /set inside a session.
+SAMPLING_TYPES: dict[str, click.ParamType[int] | click.ParamType[float]] = {
+    "max_tokens": click.IntRange(min=1),
+    "temperature": click.FloatRange(min=0),
+    "top_p": click.FloatRange(min=0, max=1, min_open=True),
+    "top_k": click.IntRange(min=0),
+    "min_p": click.FloatRange(min=0, max=1),
+    "repetition_penalty": click.FloatRange(min=0, min_open=True),
+    "presence_penalty": click.FloatRange(min=-2, max=2),
+    "frequency_penalty": click.FloatRange(min=-2, max=2),
+    "seed": click.IntRange(min=0),
+}
+
+
+def _sampling(
+    name: str, says: str, short: str | None = None, unset: str | None = None
+) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
+    names = [f"--{name.replace('_', '-')}", *([short] if short else [])]
+    default = getattr(SamplingParams(), name)
+    return click.option(*names, type=SAMPLING_TYPES[name], default=default, show_default=unset or True, help=says)
+
+
+_SAMPLING = (
+    _sampling("max_tokens", "Longest answer, in tokens.", "-n"),
+    _sampling("temperature", "0 takes the likeliest token.", "-t", unset="the model's own"),
+    _sampling("top_p", "Keep the likeliest tokens that sum to this."),
+    _sampling("top_k", "Keep this many of the likeliest tokens; 0 keeps all."),
+    _sampling("min_p", "Drop tokens below this share of the likeliest."),
+    _sampling("repetition_penalty", "Above 1 discourages tokens already in the text."),
+    _sampling("presence_penalty", "Above 0 discourages tokens already written."),
+    _sampling("frequency_penalty", "The same, growing with every use."),
+    click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text; may be repeated."),
+    _sampling("seed", "Same seed, same text.", unset="a fresh one, printed"),
+    click.option("--ignore-eos", is_flag=True, help="Write on past the model's own end."),
+)
+
+
+def engine_options(command: Callable[..., Result]) -> Callable[..., Result]:
+    """Add what decides about loading; the command receives one `engine_options: EngineOptions`."""
+
+    @functools.wraps(command)
+    def collected(**arguments: object) -> Result:
+        chosen = {field.name: arguments.pop(field.name) for field in fields(EngineOptions)}
+        chosen["model"] = _one_model(chosen["model"], arguments.pop("positional_model", None))
+        return command(engine_options=EngineOptions(**chosen), **arguments)  # type: ignore[arg-type]  # click has checked them
+
+    return _decorate(collected, _ENGINE)
+
+
+def sampling_options(command: Callable[..., Result]) -> Callable[..., Result]:
+    """Add how tokens are chosen; the command receives one `sampling: SamplingParams`."""
+
+    @functools.wraps(command)
+    def collected(**arguments: object) -> Result:
+        chosen = {field.name: arguments.pop(field.name) for field in fields(SamplingParams)}
+        return command(sampling=SamplingParams(**chosen), **arguments)  # type: ignore[arg-type]  # click has checked them
+
+    return _decorate(collected, _SAMPLING)
+
+
+def model_argument(command: Callable[..., Result]) -> Callable[..., Result]:
+    """`specexec chat llama-70b` says the same as `specexec chat -m llama-70b`."""
+    return click.argument("positional_model", metavar="[MODEL]", required=False)(command)
+
+
+def _one_model(option: object, argument: object) -> object:
+    if option and argument and option != argument:
+        raise click.UsageError(f"Two models were named: {argument!r} and {option!r}.")
+    return argument or option or _DEFAULTS.model
+
+
+def _decorate(
+    command: Callable[..., Result], options: tuple[Callable[[Callable[..., Result]], Callable[..., Result]], ...]
+) -> Callable[..., Result]:
+    for option in reversed(options):
+        command = option(command)
+    return command

@@ -1,0 +1,167 @@
+"""An engine without a model: letters are tokens, answers are echoes, and every third sweep guesses wrong.
+
+Has the surface of specexec.engine, so that the commands can be tried in milliseconds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Literal
+
+from specexec.errors import ContextLengthExceeded, EmptyPrompt
+from specexec.sampling import SamplingParams
+from specexec.stats import Burst, Completion, Progress
+from specexec.tree import TokenTree
+
+Prompt = str | list[dict[str, str]] | list[int]
+SIZES = (1, 4, 2)  # tokens per sweep, over and over
+
+
+class FakeEngine:
+    """Answers `hello` with `echo: hello`, `bytes_per_sweep` bytes a sweep."""
+
+    name = "demo"
+    toy = True
+    drafter_name = "demo drafter"
+    placement = "disk: 5 layers stream, 0.3 MB resident"
+    device = "CPU"
+    context = 200
+
+    def __init__(self, *, bytes_per_sweep: int = 0, sweep_s: float = 0.0, default_seed: int = 42) -> None:
+        self.budget: int | str = 64
+        self.closed = False
+        self.asked: list[tuple[Prompt, SamplingParams]] = []
+        self._bytes = bytes_per_sweep
+        self._sweep_s = sweep_s
+        self._seed = default_seed
+        self._stopped = False
+
+    def __enter__(self) -> FakeEngine:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.closed = True
+
+    def encode(self, prompt: str) -> list[int]:
+        return [ord(letter) for letter in prompt]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return "".join(chr(token) for token in tokens)
+
+    def stop(self) -> None:
+        self._stopped = True
+
+    def progress(self) -> Progress:
+        return Progress(layer=2, layers=5, sweeps=1, bytes_read=0)
+
+    def stream(self, prompt: Prompt, sampling: SamplingParams) -> Iterator[Burst]:
+        self.asked.append((prompt, sampling))
+        self._stopped = False
+        words = self._words(prompt)
+        if not words:
+            raise EmptyPrompt("the prompt is empty.")
+        if len(words) > self.context:
+            raise ContextLengthExceeded(f"the prompt has {len(words)} tokens, the context is {self.context}.")
+        answer = f"echo: {words}"[: sampling.max_tokens]
+        at = sweep = 0
+        while at < len(answer):
+            if self._interrupted():
+                yield self._burst("", "", "interrupted", sampling)
+                return
+            size = SIZES[sweep % len(SIZES)]
+            text = answer[at : at + size]
+            at, sweep = at + size, sweep + 1
+            done = at >= len(answer)
+            reason: Literal["length", "stop"] = "length" if sampling.max_tokens == len(answer) else "stop"
+            yield self._burst(text, answer[at - size :], reason if done else None, sampling)
+
+    def generate(self, prompt: Prompt, sampling: SamplingParams) -> Completion:
+        bursts = list(self.stream(prompt, sampling))
+        return Completion(
+            index=0,
+            text="".join(burst.text for burst in bursts),
+            tokens=tuple(token for burst in bursts for token in burst.tokens),
+            finish_reason=bursts[-1].finish_reason or "stop",
+            prompt_tokens=len(self._words(prompt)),
+            seed=bursts[-1].seed,
+            sweeps=sum(bool(burst.tokens) for burst in bursts),
+            nodes=sum(burst.nodes for burst in bursts),
+            accepted=sum(burst.accepted for burst in bursts),
+            bytes_read=sum(burst.bytes_read for burst in bursts),
+            seconds=0.25,
+        )
+
+    def conversation(self, system: str | None = None) -> FakeConversation:
+        return FakeConversation(self, system)
+
+    def _interrupted(self) -> bool:
+        until_s = time.monotonic() + self._sweep_s
+        while time.monotonic() < until_s and not self._stopped:
+            time.sleep(0.005)
+        return self._stopped
+
+    def _words(self, prompt: Prompt) -> str:
+        if isinstance(prompt, str):
+            return prompt
+        last = prompt[-1] if prompt else ""
+        return last["content"] if isinstance(last, dict) else self.decode([t for t in prompt if isinstance(t, int)])
+
+    def _burst(
+        self, text: str, ahead: str, reason: Literal["stop", "length", "interrupted"] | None, sampling: SamplingParams
+    ) -> Burst:
+        tokens = tuple(ord(letter) for letter in text)
+        guessed = tokens[:-1]
+        # The accepted chain, and one wrong guess (`?`) beside every node of it.
+        parents = [parent for at in range(len(guessed)) for parent in (2 * at - 2 if at else -1,) * 2]
+        tree = TokenTree.of([token for right in guessed for token in (right, ord("?"))], parents)
+        return Burst(
+            tokens=tokens,
+            text=text,
+            finish_reason=reason,
+            tree=tree if tokens else TokenTree.empty(),
+            path=tuple(range(0, 2 * len(guessed), 2)),
+            seed=self._seed if sampling.seed is None else sampling.seed,
+            sweep_s=0.5,
+            bytes_read=self._bytes,
+        )
+
+
+class FakeConversation:
+    """Turns are kept, partial answers too."""
+
+    def __init__(self, engine: FakeEngine, system: str | None) -> None:
+        self.system = system
+        self.messages: list[dict[str, str]] = []
+        self._engine = engine
+
+    @property
+    def tokens_used(self) -> int:
+        return sum(len(message["content"]) for message in self.messages)
+
+    def send(self, text: str, sampling: SamplingParams) -> Iterator[Burst]:
+        self.messages += [{"role": "user", "content": text}, {"role": "assistant", "content": ""}]
+        try:
+            for burst in self._engine.stream([{"role": "user", "content": text}], sampling):
+                self.messages[-1]["content"] += burst.text
+                yield burst
+        except (EmptyPrompt, ContextLengthExceeded):
+            del self.messages[-2:]
+            raise
+
+    def undo(self) -> bool:
+        undone = bool(self.messages)
+        del self.messages[-2:]
+        return undone
+
+    def retry(self, sampling: SamplingParams) -> Iterator[Burst]:
+        text = self.messages[-2]["content"]
+        self.undo()
+        return self.send(text, sampling)
+
+    def clear(self) -> None:
+        self.messages.clear()
