@@ -1,1 +1,44 @@
-"""Weights in motion: any safetensors checkpoint in, a transformers model whose layers stream out."""
+"""Weights in motion: any safetensors checkpoint in, a transformers model whose layers stream out.
+
+Names are looked up on first use, so that `import offload` costs nothing and a plan never pays for torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from offload.errors import OffloadError, ReadFailed
+    from offload.model import ModelStream, load, stream_of
+    from offload.names import ModelPair, resolve
+    from offload.placement import Placement
+    from offload.stream import StreamStats
+
+__all__ = [
+    "ModelPair",
+    "ModelStream",
+    "OffloadError",
+    "Placement",
+    "ReadFailed",
+    "StreamStats",
+    "load",
+    "resolve",
+    "stream_of",
+]
+
+_HOMES = {
+    "ModelPair": "names",
+    "ModelStream": "model",
+    "OffloadError": "errors",
+    "Placement": "placement",
+    "ReadFailed": "errors",
+    "StreamStats": "stream",
+    "load": "model",
+    "resolve": "names",
+    "stream_of": "model",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'offload' has no attribute '{name}'")
+    return getattr(import_module(f"offload.{_HOMES[name]}"), name)

@@ -1,0 +1,91 @@
+"""How much memory this machine would give us right now. Torch is asked only about a GPU."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from offload.errors import NoGpu
+from offload.placement import Free, GiB, size
+
+CGROUP = Path("/sys/fs/cgroup")
+# Files of cgroup v2 and v1: limit, use, and the name of the reclaimable page cache in memory.stat.
+V2 = ("memory.max", "memory.current", "inactive_file")
+V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+
+
+@dataclass(frozen=True)
+class Ram:
+    """Free main memory and the limit that decides it, in words."""
+
+    free_B: int
+    limit: str
+
+
+def free_ram(root: Path = CGROUP, own: Path = Path("/proc/self/cgroup")) -> Ram:
+    """The least of what the system has available and what our control groups still allow."""
+    best = Ram(psutil.virtual_memory().available, "")
+    for folder, names in _groups(root, own):
+        limit_B, used_B = _number(folder / names[0]), _number(folder / names[1])
+        # Unlimited groups of v1 hold a number close to 2^63.
+        if limit_B is None or used_B is None or limit_B >= 1 << 60:
+            continue
+        # Pages of files that were read once are given back before anything is killed.
+        free_B = max(0, limit_B - used_B + _stat(folder / "memory.stat", names[2]))
+        if free_B < best.free_B:
+            best = Ram(free_B, f"container {size(limit_B)}")
+    return best
+
+
+def free_vram_B(device: str) -> int:
+    """What CUDA reports as free on the device."""
+    import torch
+
+    if not torch.cuda.is_available():
+        raise NoGpu(
+            f"--device {device} was asked for, but PyTorch {torch.__version__} finds no CUDA device.",
+            "Either there is no NVIDIA GPU here, or this PyTorch was built without CUDA.",
+            "--device cpu, or install the CUDA build: pip install torch",
+        )
+    free_B, _ = torch.cuda.mem_get_info(device)
+    return int(free_B)
+
+
+def free_memory(device: str, ram_B: int | None = None, vram_B: int | None = None) -> Free:
+    """What may be used on this machine; budgets given by the user win over what is measured."""
+    ram = free_ram() if ram_B is None else Ram(ram_B, f"--ram {ram_B / GiB:.1f}GiB")
+    if device == "cpu":
+        return Free(ram.free_B, None, ram.limit)
+    return Free(ram.free_B, free_vram_B(device) if vram_B is None else vram_B, ram.limit)
+
+
+def _groups(root: Path, own: Path) -> list[tuple[Path, tuple[str, str, str]]]:
+    """Our control groups and all above them, which limit us too."""
+    found: list[tuple[Path, tuple[str, str, str]]] = [(root, V2), (root / "memory", V1)]
+    try:
+        lines = own.read_text().splitlines()
+    except OSError:
+        return found  # not Linux, or no /proc
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        top, names = (root, V2) if not controllers else (root / "memory", V1)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        parts = [part for part in path.split("/") if part not in ("", "..")]
+        found += [(top.joinpath(*parts[:depth]), names) for depth in range(1, len(parts) + 1)]
+    return found
+
+
+def _number(file: Path) -> int | None:
+    try:
+        return int(file.read_text())
+    except (OSError, ValueError):
+        return None  # no such group here, or "max"
+
+
+def _stat(file: Path, key: str) -> int:
+    try:
+        rows = [line.split() for line in file.read_text().splitlines()]
+    except OSError:
+        return 0
+    return next((int(row[1]) for row in rows if row[0] == key), 0)

@@ -1,0 +1,177 @@
+"""A transformers causal LM whose decoder layers stream. The modelling code stays transformers' own.
+
+`load` builds a skeleton without weights, decides where the layers live, puts the rest into memory and wraps every
+element of the layer list. Knows no tree, token or sampler.
+"""
+
+import logging
+import weakref
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from offload.checkpoint import Checkpoint, lay_out
+from offload.hardware import free_memory
+from offload.layer import StreamedLayer
+from offload.need import cache_B, part_of
+from offload.placement import Need, Offload, Placement, place
+from offload.resident import ResidentLayers
+from offload.shards import Folder, open_folder
+from offload.skeleton import Skeleton, build
+from offload.store import Arena, DiskStore, RamStore, Store
+from offload.stream import LayerStream, Stream, StreamStats
+from offload.wire import CudaWire, HostWire, Wire, pin
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ModelStream:
+    """A model's layers on the move: where they live, what they did, which one computes."""
+
+    placement: Placement
+    stream: Stream
+
+    @property
+    def layers(self) -> int:
+        """How many layers there are."""
+        return self.stream.layers
+
+    @property
+    def position(self) -> int | None:
+        """The layer that computes now."""
+        return self.stream.position
+
+    @property
+    def bytes_per_sweep(self) -> int:
+        """What comes over the wire in one sweep; zero for a resident model."""
+        return self.stream.bytes_per_sweep
+
+    def stats(self) -> StreamStats:
+        """What was done so far."""
+        return self.stream.stats()
+
+    def close(self) -> None:
+        """Stop reading and close the files; the model cannot compute afterwards unless it is resident."""
+        self.stream.close()
+
+
+def load(
+    path: str | Path,
+    offload: Offload = "auto",
+    device: str = "cpu",
+    dtype: str | torch.dtype | None = None,
+    *,
+    ram_B: int | None = None,
+    vram_B: int | None = None,
+    link_limit_Bps: float | None = None,
+    ctx: int = 4096,
+    extra_B: int = 0,
+) -> PreTrainedModel:
+    """A transformers model that computes exactly what the checkpoint says, in the memory that it was given.
+
+    `extra_B` is what the caller will need beside it (drafter, trees); `ram_B` and `vram_B` replace what is measured.
+    """
+    folder = open_folder(Path(path))
+    skeleton = build(folder, dtype)
+    checkpoint = lay_out(folder, skeleton.model, skeleton.layers, skeleton.dtype)
+    need = need_of(folder, checkpoint, skeleton, ctx, extra_B)
+    placement = place(need, free_memory(device, ram_B, vram_B), offload)
+    log.info("%s", placement.summary)
+    disk = DiskStore(checkpoint)
+    _fill_rest(skeleton, checkpoint, disk, torch.device(device))
+    stream = _open_stream(checkpoint, disk, placement, torch.device(device), link_limit_Bps)
+    layers = skeleton.layer_list
+    for index, layer in enumerate(layers):
+        layers[index] = StreamedLayer(layer, index, stream)
+    model = skeleton.model
+    model._weight_stream = ModelStream(placement, stream)  # type: ignore[assignment]  # a plain attribute, no module
+    weakref.finalize(model, stream.close)
+    return model
+
+
+def stream_of(model: PreTrainedModel) -> ModelStream:
+    """The stream behind a model that `load` returned."""
+    found = getattr(model, "_weight_stream", None)
+    assert isinstance(found, ModelStream), "this model was not loaded by offload.load"
+    return found
+
+
+def need_of(folder: Folder, checkpoint: Checkpoint, skeleton: Skeleton, ctx: int, extra_B: int) -> Need:
+    """The exact need of a checkpoint that has been laid out."""
+    rest = {"head": 0, "embeddings": 0, "norms": 0}
+    for block in checkpoint.rest:
+        rest[part_of(block.label)] += block.size_B
+    return Need(
+        layers_B=tuple(block.size_B for block in checkpoint.layers),
+        disk_B=checkpoint.bytes_per_sweep,
+        embeddings_B=rest["embeddings"],
+        norms_B=rest["norms"],
+        head_B=rest["head"],
+        cache_B=cache_B(folder.config, ctx, skeleton.dtype.itemsize),
+        ctx=ctx,
+        scratch_B=checkpoint.scratch_B,
+        extra_B=extra_B,
+    )
+
+
+def _fill_rest(skeleton: Skeleton, checkpoint: Checkpoint, disk: DiskStore, device: torch.device) -> None:
+    """Embeddings, norms and head into memory for good; tied weights share theirs."""
+    model = skeleton.model
+    for block in checkpoint.rest:
+        arena = Arena(block.size_B)
+        disk.read_block(block, arena)
+        for name, tensor in block.views(arena.flat).items():
+            _assign(model, name, tensor.to(device))
+    stored = {name for block in checkpoint.rest for name in (piece.name for piece in block.pieces)}
+    missing = {name for name in model.all_tied_weights_keys if name not in stored}
+    missing |= {name for name in model.all_tied_weights_keys.values() if name not in stored}
+    model.tie_weights(missing_keys=missing, recompute_mapping=False)
+    model.requires_grad_(False)
+    for path, module in model.named_modules():
+        for key, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[key] = buffer.to(device)
+        inside = f"{path}.".startswith(f"{skeleton.layers}.")
+        bare = [key for key, tensor in module._parameters.items() if tensor is not None and tensor.is_meta]
+        assert inside or not bare, f"{path} has no weights for {bare}"
+
+
+def _assign(model: nn.Module, name: str, tensor: torch.Tensor) -> None:
+    path, _, key = name.rpartition(".")
+    module = model.get_submodule(path)
+    if key in module._parameters:
+        module._parameters[key] = nn.Parameter(tensor, requires_grad=False)
+    else:
+        module._buffers[key] = tensor
+
+
+def _open_stream(
+    checkpoint: Checkpoint, disk: DiskStore, placement: Placement, device: torch.device, limit_Bps: float | None
+) -> Stream:
+    if placement.offload == "none":
+        return _resident(checkpoint, disk, device)
+    store: Store = RamStore(checkpoint, disk) if placement.offload == "ram" else disk
+    # A store in place needs no buffers, but as many turns as there would be, so that the rhythm is the same.
+    slots = placement.ring or min(2, len(checkpoint.layers))
+    ring = [None if store.in_place else Arena(checkpoint.layer_B) for _ in range(slots)]
+    wire: Wire = HostWire()
+    if device.type == "cuda":
+        wire = CudaWire(device, slots, checkpoint.layer_B)
+        for arena in store.arenas if isinstance(store, RamStore) else ring:
+            if arena is not None:
+                pin(arena)
+    return LayerStream(checkpoint.layers, store, ring, wire, limit_Bps)
+
+
+def _resident(checkpoint: Checkpoint, disk: DiskStore, device: torch.device) -> ResidentLayers:
+    layers = []
+    for block in checkpoint.layers:
+        arena = Arena(block.size_B)
+        disk.read_block(block, arena)
+        layers.append(block.views(arena.flat.to(device)))
+    disk.close()
+    return ResidentLayers(layers)

@@ -1,0 +1,117 @@
+"""How a layer gets from host memory to where it computes, and how fast. Knows nothing of layers' contents.
+
+On the CPU it is there already. For CUDA a copy stream carries it from pinned memory, with events both ways: the copy
+waits until the computation has released the buffer, the computation waits until the copy has landed.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+
+from offload.store import Arena
+
+log = logging.getLogger(__name__)
+
+
+class Wire(Protocol):
+    """How a layer gets from host memory to where it computes."""
+
+    def ready_to_fill(self, slot: int) -> None:
+        """Wait (in the reader) until the host buffer of this slot has left."""
+
+    def send(self, slot: int, host: Arena, size_B: int) -> torch.Tensor:
+        """Start moving (in the reader); returns the bytes where they will be."""
+
+    def receive(self, slot: int) -> None:
+        """Make the computation wait for the bytes."""
+
+    def release(self, slot: int) -> None:
+        """The computation that was issued so far is the last to use the slot."""
+
+
+class HostWire:
+    """Compute where the bytes are."""
+
+    def ready_to_fill(self, slot: int) -> None:
+        """Nothing leaves, nothing to wait for."""
+
+    def send(self, slot: int, host: Arena, size_B: int) -> torch.Tensor:
+        """The bytes are there already."""
+        return host.flat
+
+    def receive(self, slot: int) -> None:
+        """The bytes are there already."""
+
+    def release(self, slot: int) -> None:
+        """Computation on the host is over when it returns."""
+
+
+class LinkLimit:
+    """A slower wire: holds each layer back until `limit_Bps` would have carried it."""
+
+    def __init__(
+        self,
+        limit_Bps: float | None,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], object] = time.sleep,
+    ) -> None:
+        self._limit_Bps = limit_Bps
+        self._clock = clock
+        self._sleep = sleep
+        self._free_at = 0.0
+
+    def hold(self, nbytes: int, started_s: float) -> None:
+        """Sleep until the wire, free since the last layer, could have carried `nbytes` that left at `started_s`."""
+        if self._limit_Bps is None:
+            return
+        self._free_at = max(self._free_at, started_s) + nbytes / self._limit_Bps
+        if (rest_s := self._free_at - self._clock()) > 0:
+            self._sleep(rest_s)
+
+
+class CudaWire:
+    """Copies over PCIe from pinned host memory into a ring on the device."""
+
+    def __init__(self, device: torch.device, slots: int, slot_B: int) -> None:
+        self._ring = [torch.empty(slot_B, dtype=torch.uint8, device=device) for _ in range(slots)]
+        self._device = device
+        self._copies = torch.cuda.Stream(device)
+        self._landed = [torch.cuda.Event() for _ in range(slots)]
+        self._released = [torch.cuda.Event() for _ in range(slots)]
+
+    def ready_to_fill(self, slot: int) -> None:
+        """Wait until the last copy out of this host buffer has landed (an event never recorded is over)."""
+        self._landed[slot].synchronize()
+
+    def send(self, slot: int, host: Arena, size_B: int) -> torch.Tensor:
+        """Start the copy once the computation has released the device buffer."""
+        with torch.cuda.stream(self._copies):
+            self._copies.wait_event(self._released[slot])
+            self._ring[slot][:size_B].copy_(host.flat[:size_B], non_blocking=True)
+            self._landed[slot].record(self._copies)
+        return self._ring[slot]
+
+    def receive(self, slot: int) -> None:
+        """The computation that is issued from now on waits for the copy."""
+        torch.cuda.current_stream(self._device).wait_event(self._landed[slot])
+
+    def release(self, slot: int) -> None:
+        """The next copy into this slot waits for the computation that was issued so far."""
+        self._released[slot].record(torch.cuda.current_stream(self._device))
+
+
+def pin(arena: Arena) -> bool:
+    """Page-lock exactly these bytes for copies at full speed; without it copies are slower, and the log says so."""
+    # torch's own pinned allocator rounds up to powers of two; registering our map pins what it holds and no more.
+    outcome = int(torch.cuda.cudart().cudaHostRegister(arena.flat.data_ptr(), arena.flat.nbytes, 0))
+    if outcome != 0:
+        log.warning("could not pin %d bytes of RAM (CUDA error %d): copies will be slower", arena.flat.nbytes, outcome)
+    return outcome == 0
+
+
+def unpin(arena: Arena) -> None:
+    """Undo `pin`; copies out of the memory must have landed."""
+    torch.cuda.cudart().cudaHostUnregister(arena.flat.data_ptr())
