@@ -43,6 +43,12 @@ class OfflineMissing(OffloadError):
     code = "offline_missing"
 
 
+class DiskFull(OffloadError):
+    """A download found no more space."""
+
+    code = "disk_full"
+
+
 class BadModelDir(OffloadError):
     """The folder is not a safetensors model folder, or its files contradict each other."""
 
