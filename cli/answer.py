@@ -59,7 +59,7 @@ def play(engine: Engine, bursts: Iterator[Burst], screen: Screen, *, tree: bool 
     def acknowledge() -> None:
         meter.stopping = True
         if not screen.live:
-            screen.warn("stopping…")
+            screen.tell("stopping…")
 
     with Interrupts(engine.stop, acknowledge) as interrupts:
         try:

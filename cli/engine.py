@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from specexec.engine import Engine
 
 TOY = (
-    "{name}: a toy built in to show the engine, not for answers. "
-    "A real model: specexec chat -m llama-70b --offload ram"
+    "{name}: a toy built in to show the engine, not for answers. A real model: specexec chat -m llama-70b --offload ram"
 )
 
 

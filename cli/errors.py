@@ -20,7 +20,6 @@ EXIT_CODES = {
     "internal": INTERNAL,
     "broken_logits": 4,
     "bad_sampling": USAGE,
-    "bad_option": USAGE,
     "model_not_found": 3,
     "gated_repo": 3,
     "offline_missing": 3,
@@ -36,6 +35,7 @@ EXIT_CODES = {
     "context_length_exceeded": BAD_INPUT,
     "empty_prompt": BAD_INPUT,
     "bad_jsonl": BAD_INPUT,
+    "bad_text": BAD_INPUT,
     "output_exists": 9,
 }
 
@@ -46,6 +46,12 @@ class BadJsonl(SpecexecError):
     """One line of an input file is not a prompt."""
 
     code = "bad_jsonl"
+
+
+class BadText(SpecexecError):
+    """Some input is not text."""
+
+    code = "bad_text"
 
 
 class OutputExists(SpecexecError):

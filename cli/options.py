@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TypeVar
 
 import click
@@ -21,7 +22,7 @@ class Quantity(click.ParamType[Number]):
 
     def __init__(self, name: str, parse: Callable[[str], Number]) -> None:
         self.name = name
-        self._parse = parse
+        self._parse: Callable[[str], Number] = parse
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Number:
         try:
@@ -38,13 +39,31 @@ class Budget(click.ParamType[int | str]):
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
         if value == "auto":
             return "auto"
-        return click.IntRange(min=0).convert(value, param, ctx)
+        return NATURAL(value, param, ctx)
 
 
+class TextOrFile(click.ParamType[str]):
+    """Text as typed, or the contents of a file named as @FILE."""
+
+    name = "text|@file"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        text = str(value)
+        if not text.startswith("@"):
+            return text
+        try:
+            return Path(text[1:]).expanduser().read_text(encoding="utf-8").removesuffix("\n")
+        except (OSError, UnicodeDecodeError) as problem:
+            reason = problem.strerror if isinstance(problem, OSError) else "not UTF-8 text"
+            self.fail(f"{text[1:]} cannot be read: {reason}.", param, ctx)
+
+
+NATURAL = click.IntRange(min=0)
 SIZE = Quantity("size", parse_size_B)
 SPEED = Quantity("speed", parse_speed_Bps)
 COUNT = Quantity("n", parse_count)
 BUDGET = Budget()
+TEXT_OR_FILE = TextOrFile()
 
 
 @dataclass(frozen=True)
@@ -54,7 +73,7 @@ class EngineOptions:
     model: str = "demo"
     drafter: str = "auto"
     offload: str = "auto"
-    budget: int | str = 64
+    budget: int | str = "auto"
     planner: str = "best"
     device: str = "auto"
     dtype: str = "auto"
@@ -66,19 +85,20 @@ class EngineOptions:
 
 
 _DEFAULTS = EngineOptions()
+_OWN = "the model's own"
 
 _ENGINE = (
     click.option("-m", "--model", metavar="MODEL", show_default="demo", help="A name, a folder, or org/repo."),
     click.option("-d", "--drafter", metavar="NAME", default="auto", help="Who guesses ahead; none is plain decoding."),
     click.option("--offload", type=click.Choice(["auto", "none", "ram", "disk"]), default="auto",
                  help="Where the weights live between sweeps."),
-    click.option("-b", "--budget", type=BUDGET, default=_DEFAULTS.budget, help="Guessed tokens checked per sweep."),
+    click.option("-b", "--budget", type=BUDGET, default="auto", help="Guessed tokens checked per sweep."),
     click.option("--planner", type=click.Choice(["best", "reference"]), default="best",
                  help="How the tree of guesses grows."),
     click.option("--device", metavar="auto|cpu|cuda[:N]", default="auto", help="Where the model computes."),
     click.option("--dtype", type=click.Choice(["auto", "bf16", "f16", "f32"]), default="auto",
                  help="Number format of the weights."),
-    click.option("--ctx", type=COUNT, show_default="the model's own", help="Context length in tokens, such as 8k."),
+    click.option("--ctx", type=COUNT, show_default=_OWN, help="Context length in tokens, such as 8k."),
     click.option("--ram", type=SIZE, help="Never take more RAM than this, such as 24GiB."),
     click.option("--vram", type=SIZE, help="Never take more GPU memory than this, such as 10GiB."),
     click.option("--link-limit", type=SPEED, help="Slow the weight stream down, such as 4MB/s."),
@@ -104,15 +124,17 @@ def _sampling(
 ) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
     names = [f"--{name.replace('_', '-')}", *([short] if short else [])]
     default = getattr(SamplingParams(), name)
-    return click.option(*names, type=SAMPLING_TYPES[name], default=default, show_default=unset or True, help=says)
+    kind = SAMPLING_TYPES[name]
+    metavar = "N" if isinstance(kind, click.IntRange) else "X"
+    return click.option(*names, type=kind, metavar=metavar, default=default, show_default=unset or True, help=says)
 
 
 _SAMPLING = (
     _sampling("max_tokens", "Longest answer, in tokens.", "-n"),
-    _sampling("temperature", "0 takes the likeliest token.", "-t", unset="the model's own"),
-    _sampling("top_p", "Keep the likeliest tokens that sum to this."),
-    _sampling("top_k", "Keep this many of the likeliest tokens; 0 keeps all."),
-    _sampling("min_p", "Drop tokens below this share of the likeliest."),
+    _sampling("temperature", "0 takes the likeliest token.", "-t", unset=_OWN),
+    _sampling("top_p", "Keep the likeliest tokens that sum to this.", unset=_OWN),
+    _sampling("top_k", "Keep this many of the likeliest tokens; 0 keeps all.", unset=_OWN),
+    _sampling("min_p", "Drop tokens below this share of the likeliest.", unset=_OWN),
     _sampling("repetition_penalty", "Above 1 discourages tokens already in the text."),
     _sampling("presence_penalty", "Above 0 discourages tokens already written."),
     _sampling("frequency_penalty", "The same, growing with every use."),

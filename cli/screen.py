@@ -60,27 +60,34 @@ class Screen:
     def say(self, line: str) -> None:
         """Print a remark that -q silences."""
         if not self.quiet:
-            self.warn(f"{_DIM}{line}{_PLAIN}" if self.colour else line)
+            self.tell(f"{_DIM}{line}{_PLAIN}" if self.colour else line)
 
-    def warn(self, line: str) -> None:
+    def tell(self, line: str) -> None:
         """Print something the user must see."""
         with self._lock:
             self._erase()
             print(line, file=sys.stderr, flush=True)
 
     @contextmanager
-    def status(self, line: Callable[[], str]) -> Iterator[None]:
-        """Keep one dim line below the text, refreshed from a timer thread until the block ends."""
-        if not self.live:
+    def status(self, line: Callable[[], str], *, plain_every_s: float | None = None) -> Iterator[None]:
+        """Keep one dim line below the text, refreshed from a timer thread until the block ends.
+
+        Where lines cannot be live, one is printed every `plain_every_s` seconds, if that is given.
+        """
+        if self.quiet or not (self.live or plain_every_s):
             yield
             return
         done = threading.Event()
 
         def refresh() -> None:
-            while not done.wait(TICK_S):
-                self._paint(line(), done)
+            while not done.wait(TICK_S if self.live else plain_every_s):
+                if self.live:
+                    self._paint(line(), done)
+                else:
+                    self.say(line())
 
-        self._paint(line(), done)
+        if self.live:
+            self._paint(line(), done)
         timer = threading.Thread(target=refresh, name="status", daemon=True)
         timer.start()
         try:

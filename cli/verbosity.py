@@ -30,7 +30,13 @@ class Verbosity:
 def verbosity_options(command: Command) -> Command:
     """Add -q and -v; the values land in the run's Verbosity, not in the command's arguments."""
     verbose = click.option(
-        "-v", "--verbose", count=True, expose_value=False, callback=_count, help="Say more; -vv adds tracebacks."
+        "-v",
+        "--verbose",
+        count=True,
+        show_default=False,
+        expose_value=False,
+        callback=_count,
+        help="Say more; -vv adds tracebacks.",
     )
     quiet = click.option(
         "-q", "--quiet", is_flag=True, expose_value=False, callback=_hush, help="Answers and errors only."

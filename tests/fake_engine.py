@@ -1,4 +1,4 @@
-"""An engine without a model: letters are tokens, answers are echoes, and every third sweep guesses wrong.
+"""An engine without a model: letters are tokens, answers are echoes, and every right guess has a wrong one beside it.
 
 Has the surface of specexec.engine, so that the commands can be tried in milliseconds.
 """
@@ -12,7 +12,7 @@ from typing import Literal
 
 from specexec.errors import ContextLengthExceeded, EmptyPrompt
 from specexec.sampling import SamplingParams
-from specexec.stats import Burst, Completion, Progress
+from specexec.stats import Burst, Completion, Cost, Progress
 from specexec.tree import TokenTree
 
 Prompt = str | list[dict[str, str]] | list[int]
@@ -29,13 +29,13 @@ class FakeEngine:
     device = "CPU"
     context = 200
 
-    def __init__(self, *, bytes_per_sweep: int = 0, sweep_s: float = 0.0, default_seed: int = 42) -> None:
-        self.budget: int | str = 64
+    def __init__(self, *, bytes_per_sweep: int = 0, sweep_s: float = 0.0, deaf: bool = False) -> None:
+        self.budget = 64
         self.closed = False
         self.asked: list[tuple[Prompt, SamplingParams]] = []
         self._bytes = bytes_per_sweep
         self._sweep_s = sweep_s
-        self._seed = default_seed
+        self._deaf = deaf
         self._stopped = False
 
     def __enter__(self) -> FakeEngine:
@@ -54,7 +54,7 @@ class FakeEngine:
         return "".join(chr(token) for token in tokens)
 
     def stop(self) -> None:
-        self._stopped = True
+        self._stopped = not self._deaf
 
     def progress(self) -> Progress:
         return Progress(layer=2, layers=5, sweeps=1, bytes_read=0)
@@ -125,9 +125,8 @@ class FakeEngine:
             finish_reason=reason,
             tree=tree if tokens else TokenTree.empty(),
             path=tuple(range(0, 2 * len(guessed), 2)),
-            seed=self._seed if sampling.seed is None else sampling.seed,
-            sweep_s=0.5,
-            bytes_read=self._bytes,
+            seed=42 if sampling.seed is None else sampling.seed,
+            cost=Cost(sweep_s=0.5, bytes_read=self._bytes),
         )
 
 

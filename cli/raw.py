@@ -1,0 +1,58 @@
+"""Plain completion in the shape of a conversation, so that chat and repl share everything else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from specexec.sampling import SamplingParams
+
+if TYPE_CHECKING:
+    from specexec.engine import Engine
+    from specexec.stats import Burst
+
+
+@dataclass
+class RawConversation:
+    """Every line is a prompt of its own: no template, no memory of earlier lines."""
+
+    engine: Engine
+    system: str | None = None
+    messages: list[dict[str, str]] = field(default_factory=list)
+    _retries: int = 0
+
+    def send(self, text: str, sampling: SamplingParams) -> Iterator[Burst]:
+        """Continue `text`; what was written is kept, also when it is interrupted."""
+        completion = {"role": "completion", "content": ""}
+        for burst in self.engine.stream(text, sampling):
+            if not completion["content"]:
+                self.messages += [{"role": "prompt", "content": text}, completion]
+            completion["content"] += burst.text
+            yield burst
+
+    def retry(self, sampling: SamplingParams) -> Iterator[Burst]:
+        """Continue the last prompt again, with a derived seed."""
+        from specexec.noise import derived_seed
+
+        text = self.messages[-2]["content"]
+        self.undo()
+        self._retries += 1
+        if sampling.seed is not None:
+            sampling = replace(sampling, seed=derived_seed(sampling.seed, "retry", self._retries))
+        return self.send(text, sampling)
+
+    def undo(self) -> bool:
+        """Forget the last prompt and its completion."""
+        undone = bool(self.messages)
+        del self.messages[-2:]
+        return undone
+
+    def clear(self) -> None:
+        """Forget all of them."""
+        self.messages.clear()
+
+    @property
+    def tokens_used(self) -> int:
+        """Tokens of the last prompt and its completion."""
+        return len(self.engine.encode("".join(message["content"] for message in self.messages[-2:])))

@@ -1,0 +1,69 @@
+"""A conversation in progress: the engine, what was said, and the settings that slash commands change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from cli.answer import Answer, ending, play, stats_line
+from cli.errors import REFUSALS, TERMINATED, explain
+from cli.screen import Screen
+from specexec.sampling import SamplingParams
+
+if TYPE_CHECKING:
+    from cli.raw import RawConversation
+    from specexec.conversation import Conversation
+    from specexec.engine import Engine
+    from specexec.stats import Burst
+
+
+@dataclass
+class Session:
+    """One per interactive run; chat and repl differ only in their `conversation`."""
+
+    engine: Engine
+    conversation: Conversation | RawConversation
+    screen: Screen
+    sampling: SamplingParams
+    link_limit_Bps: float | None = None
+    stats: bool = True
+    tree: bool = False
+    attached: list[str] = field(default_factory=list)
+    last: Answer | None = None
+    leaving: bool = False
+
+    def send(self, text: str) -> None:
+        """Answer a message, with the files that were read for it in front."""
+        message = "\n\n".join([*self.attached, text])
+        self.attached.clear()
+        self._answer(self.conversation.send(message, self.sampling))
+
+    def retry(self, seed: int | None) -> None:
+        """Answer the last message again, with exactly `seed` or one that the engine derives."""
+        if seed is None:
+            self._answer(self.conversation.retry(self.sampling))
+        else:
+            asked = self.conversation.messages[-2]["content"]
+            self.conversation.undo()
+            self._answer(self.conversation.send(asked, replace(self.sampling, seed=seed)))
+
+    def _answer(self, bursts: Iterator[Burst]) -> None:
+        try:
+            answer = play(self.engine, bursts, self.screen, tree=self.tree)
+        except REFUSALS as refusal:
+            # The conversation outlives a message that cannot be answered.
+            self.screen.end_line()
+            self.screen.tell(explain(refusal))
+            return
+        self.last = answer
+        self.report(answer)
+        self.leaving = answer.exit_code == TERMINATED
+
+    def report(self, answer: Answer) -> None:
+        """Say how the answer ended and, unless switched off, what it cost."""
+        if note := ending(answer, self.sampling.max_tokens):
+            self.screen.say(note)
+        if self.stats:
+            sampled = self.sampling.temperature != 0
+            self.screen.say(stats_line(answer, sampled=sampled, link_limit_Bps=self.link_limit_Bps))

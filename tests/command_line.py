@@ -1,0 +1,48 @@
+"""Runs one command line the way a shell would, with a fake engine behind it."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+
+from cli.app import main
+from cli.options import EngineOptions
+from tests.fake_engine import FakeEngine
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What came of it."""
+
+    code: int
+    out: str
+    err: str
+
+
+@dataclass
+class CommandLine:
+    """Call it with arguments. `engine` is what the command gets; `options` is what it asked for."""
+
+    capture: pytest.CaptureFixture[str]
+    patch: pytest.MonkeyPatch
+    engine: FakeEngine
+    options: EngineOptions | None = None
+
+    def __call__(self, *arguments: str, stdin: str = "") -> Ran:
+        self.patch.setattr("sys.stdin", io.StringIO(stdin))
+        self.patch.setattr("cli.engine.open_engine", self._open)
+        self.capture.readouterr()
+        code = main(list(arguments))
+        out, err = self.capture.readouterr()
+        return Ran(code, out, err)
+
+    def fail_with(self, raising: Callable[[], None]) -> None:
+        """Let loading fail."""
+        self.patch.setattr(self, "_open", lambda options: raising())
+
+    def _open(self, options: EngineOptions) -> FakeEngine:
+        self.options = options
+        return self.engine

@@ -1,0 +1,196 @@
+"""What every command shares: exit codes, errors as text, and that asking for help costs no torch."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import offload.errors
+import specexec.errors
+from cli.errors import EXIT_CODES, explain
+from tests.command_line import CommandLine
+from tests.fake_engine import FakeEngine
+
+PYTHON = [sys.executable, "-c"]
+FAKED = """
+import sys
+sys.path.insert(0, {root!r})
+from tests.fake_engine import FakeEngine
+import cli.engine
+cli.engine.open_engine = lambda options: FakeEngine(sweep_s={sweep_s}, deaf={deaf})
+from cli.app import main
+sys.exit(main({arguments!r}))
+"""
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> CommandLine:
+    return CommandLine(capsys, monkeypatch, FakeEngine())
+
+
+def faked(*arguments: str, sweep_s: float = 0.0, deaf: bool = False) -> list[str]:
+    """A process of its own with the fake engine, for signals and pipes."""
+    root = str(Path(__file__).parents[1])
+    return [*PYTHON, FAKED.format(root=root, sweep_s=sweep_s, deaf=deaf, arguments=list(arguments))]
+
+
+def test_every_code_has_an_exit_code() -> None:
+    errors = [offload.errors.OffloadError, specexec.errors.SpecexecError]
+    codes = {kind.code for base in errors for kind in base.__subclasses__()}
+    assert codes <= set(EXIT_CODES)
+
+
+@pytest.mark.parametrize(
+    ("code", "exit_code"),
+    [("model_not_found", 3), ("corrupt_shard", 4), ("not_enough_ram", 5), ("no_gpu", 6), ("empty_prompt", 7)],
+)
+def test_a_refusal_is_three_lines_and_its_exit_code(command: CommandLine, code: str, exit_code: int) -> None:
+    def refuse() -> None:
+        kind = type("Refusal", (offload.errors.OffloadError,), {"code": code})
+        raise kind("no model named 'lama-70b'.", "Not an alias, not a folder.", "llama-70b")
+
+    command.fail_with(refuse)
+    ran = command("chat", "-p", "x")
+    assert (ran.code, ran.out) == (exit_code, "")
+    assert ran.err == "Error: no model named 'lama-70b'.\n  Not an alias, not a folder.\n  Try: llama-70b\n"
+
+
+def test_a_bug_is_reported_as_one_without_a_traceback(command: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def crash() -> None:
+        raise ZeroDivisionError("division by zero")
+
+    command.fail_with(crash)
+    ran = command("chat", "-p", "x")
+    assert ran.code == 1
+    assert ran.err == (
+        "Internal error in crash(): ZeroDivisionError: division by zero\n"
+        "  This is a bug, please report it. Run again with -vv for the traceback.\n"
+    )
+    assert "Traceback" in command("chat", "-p", "x", "-vv").err
+    monkeypatch.setenv("SPECEXEC_DEBUG", "1")
+    assert "Traceback" in command("chat", "-p", "x").err
+
+
+def test_a_full_disk_is_not_a_bug() -> None:
+    assert explain(OSError(28, "No space left on device", "/tmp/x")) == "Error: no space left on the device (/tmp/x)."
+
+
+def test_wrong_usage_names_what_was_probably_meant(command: CommandLine) -> None:
+    ran = command("chta")
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err.endswith("Error: No such command 'chta'. Did you mean 'chat'?\n")
+    ran = command("chat", "--offlod", "disk")
+    assert ran.code == 2
+    assert "--offload" in ran.err
+    assert command("chat", "-t", "1000").code == 2
+
+
+def test_help_shows_every_command_and_its_options(command: CommandLine) -> None:
+    ran = command("--help")
+    assert ran.code == 0
+    for name in ("chat", "generate", "repl", "models", "version"):
+        assert f"  {name} " in ran.out
+        assert command(name, "-h").code == 0
+
+
+def test_models_lists_the_demo_and_shows_it(command: CommandLine) -> None:
+    assert command("models").out.splitlines()[1].split()[:3] == ["demo", "built", "in"]
+    assert command("models", "list").out == command("models").out
+    assert command("models", "show", "demo").out.startswith("name     demo\n")
+    ran = command("models", "show", "dmo")
+    assert ran.code == 3
+    assert ran.err.startswith("Error: no model named 'dmo'.\n")
+    assert ran.err.endswith("  Try: demo\n")
+
+
+def test_version_knows_itself_and_its_parts(command: CommandLine) -> None:
+    assert command("version").out == command("--version").out.replace(", version", "")
+    assert "\ntorch 2" in command("version", "-v").out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["chat", "--help"], ["generate", "-h"], ["models"], ["models", "show", "demo"], ["version", "-v"],
+     ["chat", "--no-such-option"], ["chat", "--budget", "many"], ["generate"], ["chat", "-p", ""]],
+)  # fmt: skip
+def test_words_never_import_torch(arguments: list[str]) -> None:
+    script = (
+        "import sys; from cli.app import main; code = main(sys.argv[1:]);"
+        "heavy = {'torch', 'transformers', 'accelerate', 'prompt_toolkit'} & set(sys.modules);"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    ran = subprocess.run([*PYTHON, script, *arguments], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_a_closed_pipe_ends_quietly() -> None:
+    script = 'specexec() { "$@"; }; specexec "$@" | head -c 1; exit ${PIPESTATUS[0]}'
+    many = [word for number in range(2000) for word in ("-p", f"prompt {number}")]
+    ran = subprocess.run(
+        ["bash", "-c", script, "bash", *faked("-q", "generate", *many)], capture_output=True, text=True
+    )
+    assert (ran.returncode, ran.stdout, ran.stderr) == (141, "e", "")
+
+
+def wait_for(process: subprocess.Popen[str], text: str) -> str:
+    """Everything the process wrote up to `text`."""
+    assert process.stdout is not None
+    seen = ""
+    while text not in seen:
+        letter = process.stdout.read(1)
+        assert letter, f"ended after {seen!r}"
+        seen += letter
+    return seen
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_an_answer_kindly_and_keeps_its_beginning(number: int, code: int) -> None:
+    process = subprocess.Popen(
+        faked("chat", "-p", "a rather long prompt", sweep_s=0.3), stdin=subprocess.DEVNULL, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    begun = wait_for(process, "echo:")
+    process.send_signal(number)
+    out, err = process.communicate(timeout=20)
+    assert process.returncode == code
+    assert (begun + out).endswith("\n")
+    assert "stopping…\n" in err
+    assert "  stopped after 5 tokens; the partial answer is kept\n" in err
+
+
+def test_a_second_ctrl_c_abandons_the_sweep() -> None:
+    process = subprocess.Popen(
+        faked("chat", "-p", "long", sweep_s=0.5, deaf=True), stdin=subprocess.DEVNULL, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    wait_for(process, "echo:")
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    began_s = time.monotonic()
+    process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert time.monotonic() - began_s < 2
+
+
+def test_generate_keeps_what_is_done_when_it_is_stopped(tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    process = subprocess.Popen(
+        faked("generate", "-p", "one", "-p", "a much longer one", "-o", str(output), sweep_s=0.2),
+        stdin=subprocess.DEVNULL, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    while not output.exists() or not output.read_text():
+        time.sleep(0.02)
+    time.sleep(0.3)
+    os.kill(process.pid, signal.SIGINT)
+    process.communicate(timeout=20)
+    assert process.returncode == 130
+    lines = output.read_text().splitlines()
+    assert '"text": "echo: one"' in lines[0]
+    assert '"finish_reason": "interrupted"' in lines[1]
