@@ -1,0 +1,252 @@
+"""Build the demo pair: corpus, tokenizer, target, drafters, figures and manifest, in that order.
+
+The same interpreter, torch build and instruction set give the same bytes; elsewhere losses agree to about 0.02 nats.
+"""
+
+import json
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from random import Random
+
+import click
+import demo_corpus as corpus
+import torch
+from demo_card import card
+from demo_corpus import Entry, Turn
+from demo_eval import Score, answers, copying_candidates, golden_candidates, mean_loss, score, word_for_word
+from demo_training import DRAFTERS, SHORT, TARGET, Rows, Trained, fit, new_model, train_tokenizer
+from transformers import AutoModelForCausalLM, GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.utils import logging
+
+SHIPPED = Path(__file__).parent.parent / "offload" / "demo"
+SEED = 0
+THREADS = 2  # sums are split by thread: another number gives other last bits
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How long everything lasts; nothing depends on the clock."""
+
+    target_steps: int = 1500
+    drafter_steps: int = 500
+    written: int = 2000  # answers by the target for its drafters
+    copies: int = 200
+    answer_tokens: int = 120
+
+
+SMOKE = Recipe(target_steps=2, drafter_steps=1, written=4, copies=4, answer_tokens=4)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Texts to learn from and texts kept apart; `sha256` covers both and the first 20 000 dialogues."""
+
+    docs: list[str]
+    docs_kept: list[str]
+    entries: list[Entry]
+    sample: list[str]
+    sha256: str
+
+
+def read_corpus() -> Corpus:
+    """Every 40th document, and every eighth name in the dialogues, is never trained on."""
+    documents = corpus.documentation()
+    learnt = [document for index, document in enumerate(documents) if index % 40 != 20]
+    kept = [document.text for index, document in enumerate(documents) if index % 40 == 20]
+    entries = [entry for document in learnt for entry in document.entries if not corpus.held_out(entry.name)]
+    talks = islice(corpus.conversations(SEED, entries), 20_000)
+    sample = [f"{turn.question}\n{turn.answer}" for talk in talks for turn in talk]
+    texts = [document.text for document in learnt]
+    return Corpus(texts, kept, entries, sample, corpus.fingerprint(iter([*texts, *sample])))
+
+
+def mixed(entries: list[Entry], written: list[Turn]) -> Iterator[list[Turn]]:
+    """Dialogues by rule and answers by the target, in turn."""
+    rng = Random(SEED + 3)
+    for talk in corpus.conversations(SEED + 2, entries):
+        yield talk
+        yield [rng.choice(written)]
+
+
+def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> LlamaForCausalLM:
+    """Write an ordinary transformers folder in bf16 and give back what a user would load from it, in float32."""
+    model.to(torch.bfloat16)
+    model.generation_config = GenerationConfig(
+        do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+    )
+    model.save_pretrained(folder)
+    # Calls with padding leave their setting in the tokenizer; both folders must hold the same file.
+    tokenizer.backend_tokenizer.no_padding()
+    tokenizer.save_pretrained(folder)
+    loaded: LlamaForCausalLM = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return loaded.eval()
+
+
+def write_answers(
+    target: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, text: Corpus, recipe: Recipe
+) -> list[Turn]:
+    """What the target itself says, half of it greedy and half sampled at temperature 1."""
+    talks = islice(corpus.conversations(SEED + 4, text.entries), recipe.written)
+    questions = [talk[0].question for talk in talks]
+    half = len(questions) // 2
+    torch.manual_seed(SEED)
+    greedy = answers(target, tokenizer, questions[:half], limit=recipe.answer_tokens)
+    sampled = answers(target, tokenizer, questions[half:], sample=True, limit=recipe.answer_tokens)
+    return [Turn(question, answer) for question, answer in zip(questions, greedy + sampled, strict=True) if answer]
+
+
+def build(out: Path, recipe: Recipe, device: str) -> dict[str, object]:
+    """Run all stages in `out`, continuing where an interrupted run stopped; returns the manifest."""
+    out.mkdir(parents=True, exist_ok=True)
+    text = read_corpus()
+    click.echo(f"corpus {text.sha256[:12]}: {len(text.docs)} documents, {len(text.entries)} documented names", err=True)
+    tokenizer = train_tokenizer(text.docs + text.sample)
+    torch.manual_seed(SEED)
+    talks = corpus.conversations(SEED + 1, text.entries)
+    learner = new_model(TARGET, tokenizer).to(device)
+    rows = iter(Rows(tokenizer, text.docs, talks, SEED + 1))
+    trained = {"target": fit(learner, rows, recipe.target_steps, device, out / "target.pt")}
+    models = {"target": save(learner, tokenizer, out / "target").to(device)}
+
+    written = write_answers(models["target"], tokenizer, text, recipe)
+    for name, shape in DRAFTERS.items():
+        torch.manual_seed(SEED)
+        learner = new_model(shape, tokenizer).to(device)
+        rows = iter(Rows(tokenizer, text.docs, mixed(text.entries, written), SEED + 2))
+        trained[name] = fit(learner, rows, recipe.drafter_steps, device, out / f"{name}.pt", teacher=models["target"])
+        models[name] = save(learner, tokenizer, out / name).to(device)
+    return describe(out, text, trained, models, tokenizer, recipe, device)
+
+
+def describe(
+    out: Path,
+    text: Corpus,
+    trained: dict[str, Trained],
+    models: dict[str, LlamaForCausalLM],
+    tokenizer: PreTrainedTokenizerFast,
+    recipe: Recipe,
+    device: str,
+) -> dict[str, object]:
+    """Measure the models, then write golden.json, the model card and the manifest."""
+    target = models["target"]
+    golden = golden_candidates()
+    exact = word_for_word(target, tokenizer, golden)
+    passed = [
+        {"prompt": turn.question, "answer": turn.answer} for turn, right in zip(golden, exact, strict=True) if right
+    ]
+    heldout = Rows(tokenizer, text.docs_kept, corpus.conversations(SEED + 5, text.entries), SEED + 5)
+    scores = {
+        "golden_prompts": asdict(Score(len(passed), len(golden))),
+        "copying_unseen_names": asdict(score(target, tokenizer, copying_candidates(recipe.copies))),
+        "small_sums": asdict(score(target, tokenizer, sums(recipe.copies))),
+    }
+    missed = [turn.question for turn, right in zip(golden, exact, strict=True) if not right]
+    only_docs, only_talk = ([heldout.batch(8, SHORT, docs_share=share) for _ in range(4)] for share in (1.0, 0.0))
+    figures: dict[str, dict[str, float]] = {
+        name: {
+            "parameters": sum(p.numel() for p in model.parameters()),
+            **asdict(trained[name]),
+            "val_dialogues": mean_loss(model, only_talk, device),
+            "val_docs": mean_loss(model, only_docs, device),
+            "kl_dialogues": mean_loss(model, only_talk, device, teacher=target),
+        }
+        for name, model in models.items()
+    }
+    manifest: dict[str, object] = {
+        "made_with": {"python": platform.python_version()}
+        | {n: version(n) for n in ("torch", "transformers", "tokenizers")},
+        "machine": {"device": device, "threads": THREADS, "cpu": torch.backends.cpu.get_cpu_capability()},
+        "recipe": asdict(recipe),
+        "corpus_sha256": text.sha256,
+        "models": figures,
+        "scores": scores,
+        "golden_missed": missed,
+        "files": hashes(out, ["target", "drafter"]),
+        "not_shipped": hashes(out, ["weak", "strong"]),
+    }
+    (out / "golden.json").write_text(json.dumps(passed, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (out / "MANIFEST.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    (out / "README.md").write_text(card(figures, scores, missed, passed, recipe.written), encoding="utf-8")
+    return manifest
+
+
+def sums(count: int) -> list[Turn]:
+    """Small sums, most of them seen in training: this measures memory, not arithmetic."""
+    rng = Random(8)
+    pairs = [(rng.randint(0, 20), rng.randint(0, 20)) for _ in range(count)]
+    return [Turn(f"What is {a} + {b}?", f"{a} + {b} = {a + b}.") for a, b in pairs]
+
+
+def hashes(out: Path, folders: list[str]) -> dict[str, str]:
+    """sha256 of every file in these folders."""
+    files = sorted(path for folder in folders for path in (out / folder).iterdir())
+    return {path.relative_to(out).as_posix(): sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def install(out: Path) -> None:
+    """Put target, drafter, figures and card where the package finds them."""
+    for folder in ("target", "drafter"):
+        shutil.rmtree(SHIPPED / folder, ignore_errors=True)
+        shutil.copytree(out / folder, SHIPPED / folder)
+    for name in ("golden.json", "MANIFEST.json", "README.md"):
+        shutil.copyfile(out / name, SHIPPED / name)
+
+
+def smoke(device: str) -> None:
+    """Run every stage in miniature, twice, and refuse if a hash differs between the runs or from the shipped corpus."""
+    with tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory() as second:
+        one = build(Path(first), SMOKE, device)
+        two = build(Path(second), SMOKE, device)
+    for key in ("corpus_sha256", "files", "not_shipped"):
+        if one[key] != two[key]:
+            raise click.ClickException(f"two runs differ in {key}: {one[key]} and {two[key]}")
+    shipped = json.loads((SHIPPED / "MANIFEST.json").read_text(encoding="utf-8"))
+    if shipped["made_with"]["python"] != platform.python_version():
+        click.echo(
+            f"corpus of Python {platform.python_version()} not compared: shipped is {shipped['made_with']['python']}"
+        )
+    elif shipped["corpus_sha256"] != one["corpus_sha256"]:
+        raise click.ClickException(f"corpus {one['corpus_sha256']} is not the shipped {shipped['corpus_sha256']}")
+    click.echo(f"smoke: corpus {str(one['corpus_sha256'])[:12]}, two runs agree")
+
+
+@click.command()
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("build/demo"), show_default=True, help="Working folder."
+)
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--install", "installs", is_flag=True, help="Copy target and drafter into offload/demo when done.")
+@click.option(
+    "--smoke", "smokes", is_flag=True, help="Every stage in miniature, in a temporary folder, under a minute."
+)
+def main(out: Path, device: str, installs: bool, smokes: bool) -> None:
+    """Build the demo target and its drafters (about an hour on two CPU cores).
+
+    An interrupted run continues from its checkpoints in --out. Only the target and the middle drafter are shipped;
+    the weak and the strong drafter stay in --out for measurements.
+    """
+    if device == "cuda":
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # cuBLAS is deterministic only with a fixed workspace
+    torch.use_deterministic_algorithms(True)
+    torch.set_num_threads(THREADS)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    if smokes:
+        smoke(device)
+        return
+    manifest = build(out, Recipe(), device)
+    click.echo(json.dumps({key: manifest[key] for key in ("models", "scores", "golden_missed")}, indent=1))
+    if installs:
+        install(out)
+
+
+if __name__ == "__main__":
+    main()
