@@ -10,12 +10,13 @@ if TYPE_CHECKING:
     from offload.errors import OffloadError, ReadFailed
     from offload.model import ModelStream, load, stream_of
     from offload.names import ModelPair, resolve
-    from offload.placement import Placement
+    from offload.placement import Offload, Placement
     from offload.stream import StreamStats
 
 __all__ = [
     "ModelPair",
     "ModelStream",
+    "Offload",
     "OffloadError",
     "Placement",
     "ReadFailed",
@@ -28,6 +29,8 @@ __all__ = [
 _HOMES = {
     "ModelPair": "names",
     "ModelStream": "model",
+    "Offload": "placement",
+    "Offload": "placement",
     "OffloadError": "errors",
     "Placement": "placement",
     "ReadFailed": "errors",

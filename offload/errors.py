@@ -8,7 +8,7 @@ numbers, why if known, and one thing to try.
 class OffloadError(Exception):
     """A model cannot be found, used, placed or read; `what`, `why` and `hint` say so in words."""
 
-    code: str = "offload"
+    code: str = "internal"
 
     def __init__(self, what: str, why: str | None = None, hint: str | None = None) -> None:
         super().__init__(what, why, hint)
