@@ -1,0 +1,72 @@
+"""What a model's config says about trees: the attention of each layer, and what cannot be exact. Reads no weights.
+
+A tree needs every layer to see text and ancestors through positions alone. Recurrent or convolutional layers cannot
+fork, ALiBi counts slots, and two RoPE kinds choose their frequencies by the longest position of the whole call.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from transformers import PretrainedConfig, PreTrainedModel
+
+from specexec.errors import UnsupportedArchitecture
+
+
+@dataclass(frozen=True)
+class LayerKind:
+    """How far one layer sees; None = without limit."""
+
+    window: int | None = None
+    chunk: int | None = None
+
+
+def layer_kinds(config: PretrainedConfig) -> list[LayerKind]:
+    """The kind of every layer. Raises UnsupportedArchitecture, by name, for layers that cannot verify a tree."""
+    types: list[str] | None = getattr(config, "layer_types", None)
+    window: int | None = getattr(config, "sliding_window", None)
+    if types is None:
+        uses = getattr(config, "use_sliding_window", True)
+        return [LayerKind(window=window if uses else None)] * int(config.num_hidden_layers)
+    return [_kind(kind, config) for kind in types[: config.num_hidden_layers]]
+
+
+def _kind(name: str, config: PretrainedConfig) -> LayerKind:
+    if name == "full_attention":
+        return LayerKind()
+    if name == "sliding_attention":
+        return LayerKind(window=config.sliding_window)
+    if name == "chunked_attention":
+        return LayerKind(chunk=config.attention_chunk_size)
+    raise _unsupported(config, f"it has {name} layers, whose state cannot branch")
+
+
+def check_tree_support(model_class: type[PreTrainedModel], config: PretrainedConfig) -> list[LayerKind]:
+    """The layer kinds of a model that can verify trees exactly; otherwise UnsupportedArchitecture says why."""
+    if not getattr(model_class, "_supports_attention_backend", False):
+        raise _unsupported(config, "its attention (ALiBi, recurrent or of its own making) cannot be given a tree")
+    for rope_type in _rope_types(config):
+        if rope_type in ("dynamic", "longrope"):
+            raise _unsupported(config, f"its {rope_type} RoPE depends on the longest position of the whole tree")
+    if getattr(config, "attn_temperature_tuning", False):
+        raise _unsupported(config, "its attention temperature counts slots, not positions")
+    return layer_kinds(config)
+
+
+def longest_text(config: PretrainedConfig) -> int:
+    """Positions the model was made for."""
+    return int(getattr(config, "max_position_embeddings", None) or 2**31 - 1)
+
+
+def _rope_types(config: PretrainedConfig) -> list[str]:
+    """Kinds of RoPE in use: the config holds one, or one for each kind of layer."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    nested = [value for value in parameters.values() if isinstance(value, dict)]
+    return [str(one.get("rope_type", "default")) for one in (nested or [parameters])]
+
+
+def _unsupported(config: PretrainedConfig, why: str) -> UnsupportedArchitecture:
+    return UnsupportedArchitecture(
+        f"architecture {config.model_type!r} cannot verify trees: {why}.",
+        hint="--drafter none streams it with plain decoding, one token a sweep.",
+    )

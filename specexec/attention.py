@@ -1,0 +1,168 @@
+"""Attention over packed rows: every row sees the committed text of its own sequence and its own ancestors.
+
+Registered once with transformers under the name `specexec`, it serves every architecture that goes through
+`AttentionInterface`; window, soft-cap, sinks and scale arrive as arguments. No Q x K mask is ever stored: who sees whom
+follows from depth-first intervals and positions, block by block, merged by log-sum-exp (Milakov and Gimelshein 2018;
+FlashAttention, Dao et al. 2022). Sums run in float32, so that the order of blocks hardly shows in reduced precision.
+H query heads   G = H / heads of keys   Q query rows   K key rows   D head size
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+NAME = "specexec"
+QUERY_BLOCK = 256
+KEY_BLOCK = 1024
+
+
+@dataclass(frozen=True)
+class Style:
+    """What a layer asks of its attention beyond queries, keys and values."""
+
+    scale: float
+    window: int | None = None  # a row sees the `window` last positions, its own included
+    chunk: int | None = None  # a row sees only its own chunk of positions
+    softcap: float | None = None
+    sinks_H: Tensor | None = None
+
+    @property
+    def local(self) -> bool:
+        return self.window is not None or self.chunk is not None
+
+
+@dataclass(frozen=True)
+class Visibility:
+    """Positions and depth-first intervals of key rows; the last rows of the keys are the queries themselves.
+
+    The first `committed` keys are the text: key i has position i and everybody sees it. The others are nodes.
+    position_R, enter_R, leave_R: int64 over the nodes only, on the device of the keys.
+    """
+
+    committed: int
+    position_R: Tensor
+    enter_R: Tensor
+    leave_R: Tensor
+
+    def positions(self, first: int, last: int) -> Tensor:
+        """Positions of the keys first … last - 1."""
+        text = torch.arange(min(first, self.committed), min(last, self.committed), device=self.position_R.device)
+        nodes = self.position_R[max(first - self.committed, 0) : max(last - self.committed, 0)]
+        return torch.cat([text, nodes])
+
+    def hidden(self, queries: slice, first: int, last: int, style: Style) -> Tensor | None:
+        """True where a query (a slice of the nodes) must not see the keys first … last - 1; None if it sees all."""
+        position_Q1 = self.position_R[queries].unsqueeze(1)
+        hidden_QK: Tensor | None = None
+        if last > self.committed:
+            enter_Q1 = self.enter_R[queries].unsqueeze(1)
+            nodes = slice(max(first - self.committed, 0), last - self.committed)
+            stranger_QK = (enter_Q1 < self.enter_R[nodes]) | (enter_Q1 >= self.leave_R[nodes])
+            text = max(self.committed - first, 0)
+            hidden_QK = nn.functional.pad(stranger_QK, (text, 0))
+        if style.local:
+            position_K = self.positions(first, last)
+            if style.window is not None:
+                far_QK = position_Q1 - position_K >= style.window
+            else:
+                assert style.chunk is not None
+                far_QK = position_Q1 // style.chunk != position_K // style.chunk
+            hidden_QK = far_QK if hidden_QK is None else hidden_QK | far_QK
+        return hidden_QK
+
+    def first_visible(self, queries: slice, style: Style) -> int:
+        """No query of the slice sees a committed key before this one."""
+        lowest = int(self.position_R[queries].min())
+        if style.window is not None:
+            return min(max(lowest - style.window + 1, 0), self.committed)
+        if style.chunk is not None:
+            return min(lowest // style.chunk * style.chunk, self.committed)
+        return 0
+
+
+def attend(
+    query_HQD: Tensor, key_HKD: Tensor, value_HKD: Tensor, sees: Visibility, rows: slice, style: Style
+) -> Tensor:
+    """Attention of the nodes `rows` over committed text and nodes, [H, Q, D of values] in the dtype of the query.
+
+    Keys hold the committed rows and then the nodes, at least up to `rows.stop`.
+    """
+    blocks = [
+        _attend_block(
+            query_HQD[:, start - rows.start : stop - rows.start], key_HKD, value_HKD, sees, slice(start, stop), style
+        )
+        for start in range(rows.start, rows.stop, QUERY_BLOCK)
+        for stop in [min(start + QUERY_BLOCK, rows.stop)]
+    ]
+    return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1)
+
+
+def _attend_block(
+    query_HQD: Tensor, key_HKD: Tensor, value_HKD: Tensor, sees: Visibility, rows: slice, style: Style
+) -> Tensor:
+    heads, queries, _ = query_HQD.shape
+    groups = heads // key_HKD.shape[0]
+    # Heads that share keys lie side by side in one product: no copy of the keys for grouped queries.
+    shared = (key_HKD.shape[0], groups, queries)
+    query = (query_HQD.float() * style.scale).reshape(shared[0], groups * queries, -1)
+    if style.sinks_H is None:
+        highest = query.new_full((*shared, 1), torch.finfo(torch.float32).min)
+        total = torch.zeros_like(highest)
+    else:  # a sink is a key with a logit and no value: it is there before the first block
+        highest = style.sinks_H.float().reshape(shared[0], groups, 1, 1).expand(*shared, 1)
+        total = torch.ones_like(highest)
+    mixed = query.new_zeros((*shared, value_HKD.shape[-1]))
+    end = sees.committed + rows.stop  # nodes are ordered: nobody's ancestors come later
+    for first in range(sees.first_visible(rows, style), end, KEY_BLOCK):
+        last = min(first + KEY_BLOCK, end)
+        scores = (query @ key_HKD[:, first:last].float().transpose(1, 2)).reshape(*shared, last - first)
+        if style.softcap is not None:
+            scores = torch.tanh(scores / style.softcap) * style.softcap
+        hidden_QK = sees.hidden(rows, first, last, style)
+        if hidden_QK is not None:
+            scores = scores.masked_fill(hidden_QK, -torch.inf)
+        new_highest = torch.maximum(highest, scores.amax(-1, keepdim=True))
+        weights = torch.exp(scores - new_highest)
+        fade = torch.exp(highest - new_highest)
+        values = weights.reshape(shared[0], groups * queries, -1) @ value_HKD[:, first:last].float()
+        mixed = mixed * fade + values.reshape(mixed.shape)
+        total = total * fade + weights.sum(-1, keepdim=True)
+        highest = new_highest
+    return (mixed / total).reshape(heads, queries, -1).to(query_HQD.dtype)
+
+
+class PackedRows(Protocol):
+    """What the registered function needs of a sweep: somewhere to keep keys, and who sees whom."""
+
+    def attend(self, layer: int, query_HQD: Tensor, key_HKD: Tensor, value_HKD: Tensor, style: Style) -> Tensor: ...
+
+
+def _packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    *,
+    sweep: PackedRows,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **_: object,
+) -> tuple[Tensor, None]:
+    """transformers' attention interface: [1, H, Q, D] in, [1, Q, H, D] out. `sweep` rides through as a keyword."""
+    assert attention_mask is None, "rows know who sees whom; a mask on top would be ignored"
+    style = Style(scale=scaling, window=sliding_window, softcap=softcap, sinks_H=s_aux)
+    layer = module.layer_idx
+    assert isinstance(layer, int)
+    return sweep.attend(layer, query[0], key[0], value[0], style).transpose(0, 1).unsqueeze(0), None
+
+
+AttentionInterface.register(NAME, _packed_attention)

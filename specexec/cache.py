@@ -1,0 +1,108 @@
+"""Keys and values of one sequence, layer by layer: committed text first, then the nodes of the running sweep.
+
+Rows count only once committed; whatever happens in a sweep, forgetting its nodes restores the committed state.
+H key heads   R rows   D head size
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Items
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+GROWTH_ROWS = 256
+
+
+@dataclass
+class LayerKV:
+    """Rows of one layer, [H, capacity, D] each; only the first rows are in use."""
+
+    keys_HRD: Tensor
+    values_HRD: Tensor
+
+    @staticmethod
+    def empty(key_HRD: Tensor, value_HRD: Tensor) -> LayerKV:
+        """No rows yet, shaped like the ones given."""
+        return LayerKV(key_HRD[:, :0], value_HRD[:, :0])
+
+    def write(self, start: int, key_HRD: Tensor, value_HRD: Tensor) -> None:
+        """Put rows at `start`, growing by half as much again when they do not fit."""
+        end = start + key_HRD.shape[1]
+        if end > self.keys_HRD.shape[1]:
+            capacity = (max(end, start + start // 2) + GROWTH_ROWS - 1) // GROWTH_ROWS * GROWTH_ROWS
+            self.keys_HRD = _resized(self.keys_HRD, start, capacity)
+            self.values_HRD = _resized(self.values_HRD, start, capacity)
+        self.keys_HRD[:, start:end] = key_HRD
+        self.values_HRD[:, start:end] = value_HRD
+
+    def move(self, rows_R: Tensor, start: int) -> None:
+        """Copy the given rows, in order, to `start` and on."""
+        end = start + len(rows_R)
+        self.keys_HRD[:, start:end] = self.keys_HRD.index_select(1, rows_R)
+        self.values_HRD[:, start:end] = self.values_HRD.index_select(1, rows_R)
+
+
+def _resized(rows_HRD: Tensor, used: int, capacity: int) -> Tensor:
+    heads, _, size = rows_HRD.shape
+    grown_HRD = rows_HRD.new_empty((heads, capacity, size))
+    grown_HRD[:, :used] = rows_HRD[:, :used]
+    return grown_HRD
+
+
+@dataclass(eq=False)
+class KVCache:
+    """The tree cache of one sequence.
+
+    `tokens` are the committed ones: row i of every layer belongs to token i at position i.
+    `parents` are those of the nodes after them (-1 = follows the committed text), in row order.
+    """
+
+    layers: dict[int, LayerKV] = field(default_factory=dict)
+    tokens: list[int] = field(default_factory=list)
+    node_tokens: list[int] = field(default_factory=list)
+    parents: list[int] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def size_B(self) -> int:
+        """Bytes held, unused capacity included."""
+        return sum(kv.keys_HRD.nbytes + kv.values_HRD.nbytes for kv in self.layers.values())
+
+    def write(self, layer: int, node: int, key_HRD: Tensor, value_HRD: Tensor) -> LayerKV:
+        """Store the rows of the nodes from `node` on in one layer."""
+        if layer not in self.layers:
+            self.layers[layer] = LayerKV.empty(key_HRD, value_HRD)
+        self.layers[layer].write(len(self) + node, key_HRD, value_HRD)
+        return self.layers[layer]
+
+    def commit(self, path: Items[int]) -> None:
+        """Make the nodes of `path` (root to leaf, each the child of the one before) part of the text."""
+        expected = -1
+        for node in path:
+            assert self.parents[node] == expected, "a committed path must be connected"
+            expected = node
+        if list(path) != list(range(len(path))):
+            for kv in self.layers.values():
+                rows_R = torch.tensor(path, device=kv.keys_HRD.device) + len(self)
+                kv.move(rows_R, start=len(self))
+        self.tokens += [self.node_tokens[node] for node in path]
+        self.forget_nodes()
+
+    def forget_nodes(self, after: int = 0) -> None:
+        """Drop the nodes from index `after` on; all of them by default."""
+        del self.node_tokens[after:], self.parents[after:]
+
+    def rewind(self, length: int) -> None:
+        """Forget everything after the first `length` tokens."""
+        self.forget_nodes()
+        del self.tokens[length:]
+
+
+def common_prefix(left: Items[int], right: Items[int]) -> int:
+    """How many leading tokens two texts share."""
+    length = min(len(left), len(right))
+    return next((i for i in range(length) if left[i] != right[i]), length)

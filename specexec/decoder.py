@@ -1,0 +1,133 @@
+"""The loop: guess a tree, let the target sweep over it once, keep what it agrees with. Reads like the paper.
+
+Sequences join and leave between steps. Knows no file, no device, no terminal.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from specexec.drafters import Drafter
+from specexec.errors import SweepCancelled
+from specexec.lm import Rows, Sweep, TreeLM
+from specexec.planner import Planner
+from specexec.sequence import Emitted, Sequence
+from specexec.stats import Burst, Cost
+from specexec.tree import ROOT, TokenTree
+from specexec.walk import Opinion, walk
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one sweep did for one sequence."""
+
+    sequence: Sequence
+    burst: Burst
+
+
+class Decoder:
+    """Writes any number of sequences at once, each exactly as the target alone would."""
+
+    def __init__(
+        self,
+        target: TreeLM,
+        drafter: Drafter,
+        planner: Planner,
+        budget: int,
+        bytes_read: Callable[[], int] = lambda: 0,
+    ) -> None:
+        self.target = target
+        self.drafter = drafter
+        self.planner = planner
+        self.budget = budget
+        self.live: list[Sequence] = []
+        self.sweeps = 0
+        self._bytes_read = bytes_read
+        self._stopping = threading.Event()
+        self._sweeping: Sweep | None = None
+
+    def join(self, sequence: Sequence) -> None:
+        """From the next step on, write this sequence too; one that has nothing to write is left alone."""
+        if not self.live:
+            self._stopping.clear()  # a stop that came too late for the last answer is not meant for this one
+        if sequence.finish_reason is None:
+            self.live.append(sequence)
+
+    def leave(self, sequence: Sequence) -> None:
+        """Stop writing this sequence; its caches hold what is committed."""
+        self.live.remove(sequence)
+
+    def stop(self) -> None:
+        """End the running step after the current layer. Safe from signal handlers and other threads."""
+        self._stopping.set()
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+
+    def step(self) -> list[Step]:
+        """One sweep over the live sequences; finished ones leave. After `stop` all of them end as interrupted."""
+        began, read = time.perf_counter(), self._bytes_read()
+        try:
+            trees = self.planner.grow(self.drafter, self.live, self.budget)  # guess
+            drafted = time.perf_counter()
+            hidden = self._sweep(trees)  # one pass over the weights, whatever the size of the trees
+        except SweepCancelled:
+            return self._interrupt()
+        emitted = [
+            self._accept(sequence, tree, hidden_RH)  # the target's own choices
+            for sequence, tree, hidden_RH in zip(self.live, trees, hidden, strict=True)
+        ]
+        cost = Cost(drafted - began, time.perf_counter() - drafted, self._bytes_read() - read)
+        steps = [_step(*of, cost) for of in zip(self.live, trees, emitted, strict=True)]
+        self.live = [sequence for sequence in self.live if sequence.finish_reason is None]
+        return steps
+
+    def _sweep(self, trees: list[TokenTree]) -> list[Tensor]:
+        """Hidden states at the end of each text and at each node, [N + 1, H] for every sequence."""
+        if self._stopping.is_set():
+            raise SweepCancelled
+        rows = [self._rows(sequence, tree) for sequence, tree in zip(self.live, trees, strict=True)]
+        self.sweeps += 1
+        self._sweeping = self.target.begin(rows)
+        try:
+            hidden = self._sweeping.result()
+        except BaseException:  # an interrupt reaches only this thread: the other one must not write on
+            self._sweeping.cancel()
+            self._sweeping.wait()
+            raise
+        return [hidden_RH[-len(tree) - 1 :] for hidden_RH, tree in zip(hidden, trees, strict=True)]
+
+    def _rows(self, sequence: Sequence, tree: TokenTree) -> Rows:
+        """What the target has not seen of the text, as a chain, and the tree hanging below it."""
+        cache = sequence.cache(self.target)
+        cache.forget_nodes()
+        pending = sequence.pending(self.target)
+        end = len(pending) - 1
+        below = np.where(tree.parents_N == ROOT, end, tree.parents_N + len(pending))
+        return Rows(cache, [*pending, *tree.tokens], [*range(-1, end), *below.tolist()])
+
+    def _accept(self, sequence: Sequence, tree: TokenTree, hidden_MH: Tensor) -> Emitted:
+        cache, pending = sequence.cache(self.target), len(sequence.pending(self.target))
+        opinion = Opinion(self.target.head, hidden_MH, tree, len(sequence.tokens), sequence.sampling, sequence.noise)
+        emitted = sequence.accept(walk(opinion, sequence.history))
+        # The last token stays out of the cache: it is what the next sweep starts from.
+        path = emitted.path[: len(emitted.tokens) - 1]
+        cache.commit([*range(pending), *(pending + node for node in path)])
+        self.drafter.accepted(sequence)
+        sequence.noise.forget_before(len(sequence.tokens))
+        return emitted
+
+    def _interrupt(self) -> list[Step]:
+        self._stopping.clear()
+        interrupted, self.live = self.live, []
+        return [_step(one, TokenTree.empty(), one.interrupt(), Cost()) for one in interrupted]
+
+
+def _step(sequence: Sequence, tree: TokenTree, emitted: Emitted, cost: Cost) -> Step:
+    burst = Burst(emitted.tokens, emitted.text, sequence.finish_reason, tree, emitted.path, sequence.noise.seed, cost)
+    return Step(sequence, burst)

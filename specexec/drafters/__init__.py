@@ -1,0 +1,48 @@
+"""A drafter answers one question: for these tree nodes, which tokens come next, and how good is each?
+
+N nodes asked about   K children each
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from specexec.ranking import Ranking
+from specexec.sequence import Sequence
+from specexec.tree import Floats, Ints, TokenTree
+
+
+@dataclass(frozen=True, eq=False)
+class Ask:
+    """Nodes of one growing tree that want children; ROOT (-1) asks for the first tokens after the text.
+
+    A node is asked about once, and never before its parent was.
+    """
+
+    sequence: Sequence
+    tree: TokenTree
+    nodes: list[int]
+
+
+@dataclass(frozen=True, eq=False)
+class Guesses:
+    """The best children of each asked node: tokens [N, K] and log P(target chooses it | parent) [N, K], -inf = none."""
+
+    tokens_NK: Ints
+    log_probs_NK: Floats
+
+
+class Drafter(Protocol):
+    """Where guesses come from. Nothing it says can change the text, only how much of it one sweep confirms."""
+
+    name: str
+    context: int  # the longest text it can look at, in tokens
+
+    def guess(self, asks: list[Ask], width: int, ranking: Ranking) -> list[Guesses]:
+        """Up to `width` children for every asked node."""
+        ...
+
+    def accepted(self, sequence: Sequence) -> None:
+        """The text has grown. Called once a sweep."""
+        ...

@@ -1,0 +1,334 @@
+"""The composition root: names, placement, target, drafter and decoder become one Engine. Only here is offload known."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections import deque
+from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Sequence as Items
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeAlias
+
+import torch
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+import offload as weights
+from specexec import sequence as sequences
+from specexec.architecture import check_tree_support, longest_text
+from specexec.cache import KVCache
+from specexec.conversation import Conversation, Message
+from specexec.decoder import Decoder
+from specexec.drafters import Drafter
+from specexec.drafters.none import NoDrafter
+from specexec.drafters.sibling import SiblingDrafter
+from specexec.errors import ContextLengthExceeded, EmptyPrompt, TokenizerMismatch, UnsupportedArchitecture
+from specexec.lm import TreeLM
+from specexec.noise import Noise, derived_seed
+from specexec.planner import PLANNERS
+from specexec.sampling import SamplingParams
+from specexec.sequence import Sequence
+from specexec.stats import Burst, Completion, Progress
+
+Prompt: TypeAlias = str | Items[int] | Items[Message]
+
+DEFAULT_BUDGET = 64
+DEFAULT_CONTEXT = 8192
+DTYPES = {"auto": None, "bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
+
+
+class Engine:
+    """A target, its drafter and the loop, ready to write. A context manager; `close` frees memory and threads."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        draft_model: PreTrainedModel | None,
+        pair: weights.ModelPair,
+        planner: str,
+        budget: int,
+        context: int,
+    ) -> None:
+        self.name = pair.name
+        self.toy = pair.toy
+        self.tokenizer = tokenizer
+        self.context = context
+        self._model = model
+        self._stream = weights.stream_of(model)
+        self._target = TreeLM(model)
+        self._draft = TreeLM(draft_model) if draft_model is not None else None
+        drafter = _drafter(self._draft, pair, vocabulary=len(tokenizer))
+        self._decoder = Decoder(
+            self._target, drafter, PLANNERS[planner](), budget, lambda: self._stream.stats().bytes_read
+        )
+        self._bursts: dict[Sequence, deque[Burst]] = {}
+        self._stop_tokens = _stop_tokens(model, tokenizer)
+
+    # What it is
+
+    @property
+    def drafter_name(self) -> str:
+        return self._decoder.drafter.name
+
+    @property
+    def device(self) -> str:
+        return str(self._target.device)
+
+    @property
+    def placement(self) -> str:
+        """One line: where the weights live and what a sweep moves."""
+        return self._stream.placement.summary
+
+    @property
+    def budget(self) -> int:
+        """Guesses checked per sweep and sequence; 0 is plain decoding."""
+        return self._decoder.budget
+
+    @budget.setter
+    def budget(self, nodes: int) -> None:
+        self._decoder.budget = nodes
+
+    def progress(self) -> Progress:
+        """Where the running sweep is. Cheap, and safe from any thread."""
+        stream = self._stream
+        return Progress(stream.position or 0, stream.layers, self._decoder.sweeps, stream.stats().bytes_read)
+
+    # What it does
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Token ids of raw text, of messages through the model's chat template, or the ids themselves."""
+        if isinstance(prompt, str):
+            return list(self.tokenizer(prompt)["input_ids"])
+        messages = [item for item in prompt if isinstance(item, dict)]
+        if not messages:
+            return [item for item in prompt if isinstance(item, int)]
+        ids = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        return [token for token in ids if isinstance(token, int)]
+
+    def decode(self, tokens: Items[int]) -> str:
+        """Text of tokens, without special ones."""
+        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
+
+    def stream(
+        self,
+        prompt: Prompt,
+        sampling: SamplingParams | None = None,
+        caches: dict[Hashable, KVCache] | None = None,
+    ) -> Iterator[Burst]:
+        """Write an answer, one Burst for each sweep. Streams of one engine may be interleaved: they share sweeps.
+
+        `caches` carries keys and values from one call to the next; what both texts share is not processed again.
+        """
+        sequence = self._sequence(prompt, sampling or SamplingParams(), caches)
+        return self._bursts_of(sequence)
+
+    def generate(self, prompt: Prompt, sampling: SamplingParams | None = None) -> Completion:
+        """The whole answer at once."""
+        return next(self.generate_many([prompt], [sampling or SamplingParams()]))
+
+    def generate_many(
+        self, prompts: Iterable[Prompt], sampling: SamplingParams | Items[SamplingParams] | None = None
+    ) -> Iterator[Completion]:
+        """One Completion for each prompt, in order. One SamplingParams for all derives a seed for each item."""
+        shared = self._filled(sampling) if not isinstance(sampling, Items) else None
+        for index, prompt in enumerate(prompts):
+            own = replace(shared, seed=derived_seed(shared.seed or 0, index)) if shared else sampling[index]  # type: ignore[index]
+            yield self._complete(index, prompt, own)
+
+    def conversation(self, system: str | None = None) -> Conversation:
+        """A dialogue that keeps its keys and values from turn to turn."""
+        return Conversation(self, system)
+
+    def stop(self) -> None:
+        """End all running streams after the current layer; what they wrote stays. Safe in a signal handler."""
+        self._decoder.stop()
+
+    def close(self) -> None:
+        """Stop threads and let go of the weights."""
+        self._target.close()
+        if self._draft is not None:
+            self._draft.close()
+        self._stream.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    # How
+
+    def _sequence(self, prompt: Prompt, sampling: SamplingParams, caches: dict[Hashable, KVCache] | None) -> Sequence:
+        tokens = self.encode(prompt)
+        if not tokens:
+            raise EmptyPrompt("the prompt is empty.")
+        if len(tokens) >= self.context:
+            raise ContextLengthExceeded(
+                f"the prompt has {len(tokens):,} tokens, the context is {self.context:,}.",
+                hint=f"--ctx {len(tokens) + sampling.max_tokens} if the model allows it, or a shorter prompt.",
+            )
+        filled = self._filled(sampling)
+        noise = Noise(filled.seed or 0, self._target.vocabulary, self._target.device)
+        return sequences.start(tokens, filled, noise, self.decode, self._stop_tokens, self.context, caches)
+
+    def _filled(self, sampling: SamplingParams | None) -> SamplingParams:
+        """Every None replaced by what the model wants, or by chance."""
+        sampling = sampling or SamplingParams()
+        wish = self._model.generation_config
+        greedy = not getattr(wish, "do_sample", False)
+        wanted = {
+            "temperature": 0.0 if greedy else _or(getattr(wish, "temperature", None), 1.0),
+            "top_k": 0 if greedy else _or(getattr(wish, "top_k", None), 0),
+            "top_p": 1.0 if greedy else _or(getattr(wish, "top_p", None), 1.0),
+            "min_p": 0.0 if greedy else _or(getattr(wish, "min_p", None), 0.0),
+            "seed": secrets.randbits(32),
+        }
+        missing = {name: value for name, value in wanted.items() if getattr(sampling, name) is None}
+        return replace(sampling, **missing)  # type: ignore[arg-type]  # each value has the type of its field
+
+    def _bursts_of(self, sequence: Sequence) -> Iterator[Burst]:
+        self._bursts[sequence] = deque()
+        self._decoder.join(sequence)
+        try:
+            while sequence.finish_reason is None or self._bursts[sequence]:
+                while not self._bursts[sequence]:
+                    for step in self._decoder.step():
+                        self._bursts[step.sequence].append(step.burst)
+                yield self._bursts[sequence].popleft()
+        finally:
+            del self._bursts[sequence]
+            if sequence in self._decoder.live:  # the reader left early, or the sweep failed
+                self._decoder.leave(sequence)
+
+    def _complete(self, index: int, prompt: Prompt, sampling: SamplingParams) -> Completion:
+        began = time.perf_counter()
+        sequence = self._sequence(prompt, sampling, None)
+        bursts = list(self._bursts_of(sequence))
+        assert sequence.finish_reason is not None
+        return Completion(
+            index=index,
+            text="".join(burst.text for burst in bursts),
+            tokens=tuple(sequence.answer),
+            finish_reason=sequence.finish_reason,
+            prompt_tokens=sequence.prompt_length,
+            seed=sequence.noise.seed,
+            sweeps=sum(bool(burst.tokens) for burst in bursts),
+            nodes=sum(burst.nodes for burst in bursts),
+            accepted=sum(burst.accepted for burst in bursts),
+            bytes_read=sum(burst.bytes_read for burst in bursts),
+            seconds=time.perf_counter() - began,
+        )
+
+
+def load(
+    model: str = "demo",
+    *,
+    drafter: str = "auto",
+    offload: weights.Offload = "auto",
+    budget: int | str = "auto",
+    planner: str = "best",
+    device: str = "auto",
+    dtype: str = "auto",
+    ctx: int | None = None,
+    ram_B: int | None = None,
+    vram_B: int | None = None,
+    link_limit_Bps: float | None = None,
+    offline: bool = False,
+) -> Engine:
+    """Find, place and load a target and its drafter.
+
+    model: path, alias or hub name. drafter: auto, none, or a path or name. offload: auto, none, ram or disk.
+    budget: guesses per sweep. planner: best or reference. dtype: auto (the checkpoint's own), bf16, f16, f32.
+    ram_B, vram_B: ceilings in bytes. link_limit_Bps throttles the weight stream.
+    Raises offload's errors for models and memory, UnsupportedArchitecture for targets that cannot verify trees,
+    TokenizerMismatch for a drafter that does not fit, ContextLengthExceeded for a ctx beyond the model's.
+    """
+    pair = weights.resolve(model, drafter, offline=offline)
+    config = AutoConfig.from_pretrained(pair.target, local_files_only=True, trust_remote_code=False)
+    check_tree_support(_class_of(config), config)
+    context = _context(ctx, longest_text(config))
+    tokenizer = _tokenizer(pair.target)
+    if pair.drafter is not None:
+        _check_vocabularies(tokenizer, _tokenizer(pair.drafter), pair)
+    where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    target = weights.load(
+        pair.target,
+        offload,
+        where,
+        DTYPES[dtype],
+        ram_B=ram_B,
+        vram_B=vram_B,
+        link_limit_Bps=link_limit_Bps,
+        ctx=context,
+        extra_B=0 if pair.drafter is None else sum(file.stat().st_size for file in pair.drafter.glob("*.safetensors")),
+    )
+    draft = None if pair.drafter is None else weights.load(pair.drafter, "none", where, DTYPES[dtype], ctx=context)
+    nodes = DEFAULT_BUDGET if budget == "auto" else int(budget)
+    return Engine(target, tokenizer, draft, pair, planner, nodes, context)
+
+
+def _class_of(config: PretrainedConfig) -> type[PreTrainedModel]:
+    """The modelling class behind a config, without building it."""
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise UnsupportedArchitecture(
+            f"architecture {config.model_type!r} is not a text-only causal language model that transformers knows."
+        )
+    found = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    assert isinstance(found, type), "one class for each config"
+    return found
+
+
+def _context(asked: int | None, longest: int) -> int:
+    if asked is not None and asked > longest:
+        raise ContextLengthExceeded(f"--ctx {asked:,} is more than the {longest:,} tokens the model was made for.")
+    return asked or min(DEFAULT_CONTEXT, longest)
+
+
+def _or(value: object, default: object) -> object:
+    return default if value is None else value
+
+
+def _drafter(lm: TreeLM | None, pair: weights.ModelPair, vocabulary: int) -> Drafter:
+    if lm is None or pair.drafter is None:
+        return NoDrafter()
+    return SiblingDrafter(lm, vocabulary, name=f"{pair.name} drafter" if pair.toy else pair.drafter.name)
+
+
+def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+        str(folder), local_files_only=True, trust_remote_code=False
+    )
+    return tokenizer
+
+
+def _check_vocabularies(
+    target: PreTrainedTokenizerBase, draft: PreTrainedTokenizerBase, pair: weights.ModelPair
+) -> None:
+    """The same id must be the same string in both; one may have more ids at the end (padded vocabularies)."""
+    ours, theirs = target.get_vocab(), draft.get_vocab()
+    string_of = {token: text for text, token in theirs.items()}
+    different = [(token, text) for text, token in ours.items() if string_of.get(token, text) != text]
+    if different:
+        token, text = min(different)
+        raise TokenizerMismatch(
+            f"drafter {pair.drafter} does not share its vocabulary with {pair.name!r} "
+            f"({len(theirs):,} and {len(ours):,} tokens; id {token} is {string_of[token]!r} there, {text!r} here).",
+            hint="--drafter none, --drafter auto, or a drafter of the same family.",
+        )
+
+
+def _stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    ids = getattr(model.generation_config, "eos_token_id", None)
+    from_model = [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
+    from_tokenizer = [tokenizer.eos_token_id] if isinstance(tokenizer.eos_token_id, int) else []
+    return frozenset(from_model + from_tokenizer)

@@ -1,0 +1,57 @@
+"""What a user can change, said in three lines: what happened, why, what to try. Knows no screen and no exit code."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class SpecexecError(Exception):
+    """A clear refusal; `code` is a stable name shared by the command line, result files and the API."""
+
+    code: ClassVar[str] = "internal"
+
+    def __init__(self, what: str, why: str | None = None, hint: str | None = None) -> None:
+        super().__init__(what)
+        self.what = what
+        self.why = why
+        self.hint = hint
+
+
+class EmptyPrompt(SpecexecError):
+    """There is nothing to continue."""
+
+    code = "empty_prompt"
+
+
+class ContextLengthExceeded(SpecexecError):
+    """Prompt and answer do not fit the context."""
+
+    code = "context_length_exceeded"
+
+
+class TokenizerMismatch(SpecexecError):
+    """Drafter and target give different meanings to the same token id."""
+
+    code = "tokenizer_mismatch"
+
+
+class UnsupportedArchitecture(SpecexecError):
+    """This model cannot be verified in trees."""
+
+    code = "unsupported_arch"
+
+
+class BadSampling(SpecexecError):
+    """A sampling parameter is out of its range."""
+
+    code = "bad_sampling"
+
+
+class BrokenLogits(SpecexecError):
+    """The model produced NaN or infinite logits: its weights are damaged or its dtype is too small."""
+
+    code = "broken_logits"
+
+
+class SweepCancelled(Exception):
+    """The sweep was asked to stop and did so between two layers; nothing of it was committed."""

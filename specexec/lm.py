@@ -1,0 +1,216 @@
+"""A causal LM that takes trees: one sweep = one packed row of nodes over all live sequences, hidden states out.
+
+Works on any transformers model, streamed or resident, through its own modelling code. Knows no file and no drafter.
+R packed rows   H hidden size   V vocabulary
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Sequence as Items
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import MoeModelOutputWithPast
+
+from specexec import attention, tiles
+from specexec.architecture import LayerKind, check_tree_support, longest_text
+from specexec.attention import Style, Visibility
+from specexec.cache import KVCache
+from specexec.errors import SweepCancelled, UnsupportedArchitecture
+from specexec.tree import depths, intervals
+
+
+@dataclass(frozen=True)
+class Rows:
+    """New nodes for one sequence. Parents count the nodes its cache already holds; -1 follows the committed text."""
+
+    cache: KVCache
+    tokens: Items[int]
+    parents: Items[int]
+
+
+class Sweep:
+    """One pass over the weights, running in the background."""
+
+    def __init__(self, future: Future[list[Tensor]], cancelled: threading.Event) -> None:
+        self._future = future
+        self._cancelled = cancelled
+
+    def done(self) -> bool:
+        """Whether `result` would return at once."""
+        return self._future.done()
+
+    def cancel(self) -> None:
+        """Stop after the current layer; `result` then raises SweepCancelled."""
+        self._cancelled.set()
+
+    def result(self) -> list[Tensor]:
+        """Final hidden states of each sequence's new nodes, [R, H] each. Waits; errors of the sweep surface here."""
+        return self._future.result()
+
+    def wait(self) -> None:
+        """Until the sweep no longer touches anything, however it ended."""
+        wait([self._future])
+
+
+class TreeLM:
+    """A transformers causal LM with a tree cache. Compared and hashed by identity: caches are kept per LM."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.kinds = check_tree_support(type(model), model.config)
+        self.model = model
+        self.model.set_attn_implementation(attention.NAME)
+        self.device = next(model.get_input_embeddings().parameters()).device
+        self.vocabulary: int = int(model.config.vocab_size)
+        self.context: int = longest_text(model.config)
+        for layer in model.modules():  # streamed layers can take long prompts in pieces, at one visit of the weights
+            if hasattr(layer, "chunk_rows"):
+                setattr(layer, "chunk_rows", tiles.CHUNK)  # noqa: B010 - nn.Module types every attribute as a Tensor
+        self._trunk: nn.Module = getattr(model, model.base_model_prefix)
+        self._head = _head_alone(model)
+        self._experts = any(name.endswith("experts") for name, _ in model.named_modules())
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sweep")
+
+    def begin(self, parts: list[Rows]) -> Sweep:
+        """Start a sweep over the new rows of several sequences; the caller is free to do something else meanwhile."""
+        cancelled = threading.Event()
+        return Sweep(self._worker.submit(self.forward, parts, cancelled), cancelled)
+
+    @torch.no_grad()
+    def forward(self, parts: list[Rows], cancelled: threading.Event | None = None) -> list[Tensor]:
+        """Hidden states [R, H] of each part's rows. A transaction: on any error all caches forget the new nodes."""
+        held = [len(part.cache.parents) for part in parts]
+        try:
+            packed = _Packed(parts, self.kinds, self.device, cancelled or threading.Event())
+            hidden_RH = self._run(packed)
+            packed.check_complete()
+        except BaseException:
+            for part, nodes in zip(parts, held, strict=True):
+                part.cache.forget_nodes(after=nodes)
+            raise
+        return list(hidden_RH.split([len(part.tokens) for part in parts]))
+
+    def _run(self, packed: _Packed) -> Tensor:
+        missing = tiles.padded(packed.count) - packed.count
+        input_ids = nn.functional.pad(packed.tokens_R, (0, missing)).unsqueeze(0)
+        position_ids = nn.functional.pad(packed.positions_R, (0, missing)).unsqueeze(0)
+        with _optional_tiles(self._experts):
+            output = self._trunk(input_ids=input_ids, position_ids=position_ids, use_cache=False, sweep=packed)
+        hidden_RH: Tensor = output.last_hidden_state[0, : packed.count]
+        return hidden_RH
+
+    @torch.no_grad()
+    def head(self, hidden_RH: Tensor) -> Tensor:
+        """Logits [R, V] in float32, by the model's own head code (soft-caps and scales included)."""
+        return tiles.tiled(lambda part: self._head(inputs_embeds=part.unsqueeze(0)).logits[0].float(), hidden_RH)
+
+    def close(self) -> None:
+        """Let the worker thread go."""
+        self._worker.shutdown(wait=False, cancel_futures=True)
+
+
+def _optional_tiles(experts: bool) -> tiles.RowTiles | torch.no_grad:
+    return tiles.RowTiles() if experts else torch.no_grad()
+
+
+class _Given(nn.Module):
+    """Stands where the layers were: the hidden states are already there."""
+
+    def forward(self, *_: object, inputs_embeds: Tensor, **__: object) -> MoeModelOutputWithPast:
+        return MoeModelOutputWithPast(last_hidden_state=inputs_embeds)
+
+    @property
+    def decoder(self) -> nn.Module:
+        return self  # OPT asks its trunk for the decoder
+
+
+def _head_alone(model: PreTrainedModel) -> PreTrainedModel:
+    """The same model, parameters shared, whose trunk hands through what it is given."""
+    head = copy.copy(model)
+    head._modules = dict(model._modules)
+    head._modules[model.base_model_prefix] = _Given()
+    return head
+
+
+@dataclass(frozen=True)
+class _Span:
+    """The rows of one sequence within the packed axis."""
+
+    cache: KVCache
+    start: int
+    stop: int
+    first_node: int  # of the cache, for row `start`
+    sees: Visibility
+
+
+class _Packed:
+    """The layout of one forward: which rows belong to whom. Handed through the model to the attention function."""
+
+    def __init__(self, parts: list[Rows], kinds: list[LayerKind], device: torch.device, cancelled: threading.Event):
+        self._kinds = kinds
+        self._cancelled = cancelled
+        self._attended: dict[int, int] = {}
+        self._spans: list[_Span] = []
+        start = 0
+        for part in parts:
+            self._spans.append(_span(part, start, device))
+            start += len(part.tokens)
+        self.count = start
+        tokens = [token for part in parts for token in part.tokens]
+        self.tokens_R = torch.tensor(tokens, dtype=torch.long, device=device)
+        self.positions_R = torch.cat([span.sees.position_R[span.first_node :] for span in self._spans])
+
+    def attend(self, layer: int, query_HQD: Tensor, key_HKD: Tensor, value_HKD: Tensor, style: Style) -> Tensor:
+        """Attention of the next rows of a layer, [H, Q, D]; rows beyond the last sequence are padding."""
+        if self._cancelled.is_set():
+            raise SweepCancelled
+        kind = self._kinds[layer]
+        if style.window not in (None, kind.window):
+            raise UnsupportedArchitecture(
+                f"layer {layer} attends through a window of {style.window}, its config says {kind.window}."
+            )
+        style = replace(style, window=kind.window, chunk=kind.chunk)
+        begin = self._attended.get(layer, 0)
+        end = begin + query_HQD.shape[1]
+        self._attended[layer] = end
+        mixed_HQD = query_HQD.new_zeros((*query_HQD.shape[:2], value_HKD.shape[-1]))
+        for span in self._spans:
+            first, last = max(begin, span.start), min(end, span.stop)
+            if first >= last:
+                continue
+            here = slice(first - begin, last - begin)
+            node = span.first_node + first - span.start
+            kv = span.cache.write(layer, node, key_HKD[:, here], value_HKD[:, here])
+            rows = slice(node, node + last - first)
+            mixed_HQD[:, here] = attention.attend(
+                query_HQD[:, here], kv.keys_HRD, kv.values_HRD, span.sees, rows, style
+            )
+        return mixed_HQD
+
+    def check_complete(self) -> None:
+        """Every layer must have asked for the attention of every row, or the result is not to be trusted."""
+        missed = [layer for layer in range(len(self._kinds)) if self._attended.get(layer, 0) < self.count]
+        if missed:
+            raise UnsupportedArchitecture(f"layer {missed[0]} does not use the registered attention function.")
+
+
+def _span(part: Rows, start: int, device: torch.device) -> _Span:
+    cache = part.cache
+    first_node = len(cache.parents)
+    cache.node_tokens.extend(part.tokens)
+    cache.parents.extend(part.parents)
+    parents_N = np.array(cache.parents, np.int64)
+    times = intervals(parents_N)
+    sees = Visibility(
+        committed=len(cache),
+        position_R=torch.from_numpy(depths(parents_N) + len(cache)).to(device),
+        enter_R=torch.from_numpy(times.enter_N).to(device),
+        leave_R=torch.from_numpy(times.leave_N).to(device),
+    )
+    return _Span(cache, start, start + len(part.tokens), first_node, sees)

@@ -1,0 +1,101 @@
+"""The one source of randomness: Gumbel noise keyed by (seed, position, token id) and nothing else.
+
+The token at position i is argmax(logits + T * G(seed, i, token)): an exact sample of softmax(logits / T), and a pure
+function of text and seed. The drafter may look at the same noise (Daliri, Musco, Ramesh 2024, "Coupling without
+communication and drafter-invariant speculative decoding"). Bits come from Philox 4x64-10 (Salmon et al. 2011): key
+(seed, position), counter (token // 4), lane (token % 4).   V vocabulary   P positions   K ids
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from hashlib import blake2b
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_LOW32 = 0xFFFFFFFF
+_MULTIPLIERS = (0xD2E7470EE14C6C93, 0xCA5A826395121157)
+_WEYL = (0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B)
+_ROUNDS = 10
+
+
+class Noise:
+    """G(seed, position, token) for one sequence, float32, remembered per position until forgotten."""
+
+    def __init__(self, seed: int, vocabulary: int, device: torch.device | str = "cpu") -> None:
+        self.seed = seed % 2**64
+        self.vocabulary = vocabulary
+        self.device = torch.device(device)
+        self._rows: dict[int, Tensor] = {}
+
+    def row(self, position: int) -> Tensor:
+        """Noise of every token at one position, [V] float32."""
+        if position not in self._rows:
+            bits_V = philox_row(self.seed, position, self.vocabulary)
+            self._rows[position] = torch.from_numpy(gumbel(bits_V).astype(np.float32)).to(self.device)
+        return self._rows[position]
+
+    def rows(self, positions: Iterable[int]) -> Tensor:
+        """Noise of several positions, [P, V] float32."""
+        return torch.stack([self.row(position) for position in positions])
+
+    def at(self, position: int, ids_K: Tensor) -> Tensor:
+        """Noise of some tokens only, [K] float32: the same values `row` would give, without making the row."""
+        bits_K = philox_lanes(self.seed, position, ids_K).cpu().numpy().view(np.uint64)
+        return torch.from_numpy(gumbel(bits_K).astype(np.float32)).to(ids_K.device)
+
+    def forget_before(self, position: int) -> None:
+        """Drop the remembered rows that no later choice can ask for."""
+        self._rows = {kept: row for kept, row in self._rows.items() if kept >= position}
+
+
+def derived_seed(seed: int, *names: str | int) -> int:
+    """A seed for one item, choice or retry of a run: stable across machines and versions, below 2**63."""
+    text = ":".join(str(name) for name in (seed, *names))
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def gumbel(bits: np.ndarray[tuple[int, ...], np.dtype[np.uint64]]) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+    """Standard Gumbel values from 64-bit draws. All 64 bits count: the winners live in the far upper tail."""
+    uniform = (bits.astype(np.float64) + 0.5) * 2.0**-64
+    # Large noise comes from small u, where float64 is dense; u must stay below 1 for the other end.
+    exponential = -np.log1p(-np.minimum(uniform, 1.0 - 2.0**-53))
+    return -np.log(exponential)
+
+
+def philox_row(seed: int, position: int, count: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint64]]:
+    """64 random bits for each of the ids 0 … count - 1, by numpy's own Philox (it promises these bits for ever)."""
+    key = np.array([seed % 2**64, position], np.uint64)
+    # numpy increments the counter before its first block: start at -1 to make block 0 the counter 0.
+    start = np.full(4, 2**64 - 1, np.uint64)
+    return np.asarray(np.random.Philox(key=key, counter=start).random_raw(count), np.uint64)
+
+
+def philox_lanes(seed: int, position: int, ids_K: Tensor) -> Tensor:
+    """The same bits for chosen ids only, as int64 on the device of `ids_K` (CPU and CUDA agree: integers)."""
+    zero_K = torch.zeros_like(ids_K)
+    counter = [ids_K // 4, zero_K, zero_K, zero_K]
+    key = [seed % 2**64, position % 2**64]
+    for _ in range(_ROUNDS):
+        high0, low0 = _multiply(counter[0], _MULTIPLIERS[0])
+        high1, low1 = _multiply(counter[2], _MULTIPLIERS[1])
+        counter = [high1 ^ counter[1] ^ _signed(key[0]), low1, high0 ^ counter[3] ^ _signed(key[1]), low0]
+        key = [(word + step) % 2**64 for word, step in zip(key, _WEYL, strict=True)]
+    return torch.stack(counter).gather(0, (ids_K % 4).unsqueeze(0)).squeeze(0)
+
+
+def _multiply(a: Tensor, b: int) -> tuple[Tensor, Tensor]:
+    """High and low 64 bits of an unsigned product, from 32-bit halves held in wrapping int64."""
+    a_low, a_high = a & _LOW32, (a >> 32) & _LOW32
+    b_low, b_high = b & _LOW32, b >> 32
+    low_low, high_low, low_high = a_low * _signed(b_low), a_high * _signed(b_low), a_low * _signed(b_high)
+    middle = ((low_low >> 32) & _LOW32) + (high_low & _LOW32) + (low_high & _LOW32)
+    high = a_high * _signed(b_high) + ((high_low >> 32) & _LOW32) + ((low_high >> 32) & _LOW32) + (middle >> 32)
+    return high, a * _signed(b)
+
+
+def _signed(word: int) -> int:
+    """The int64 with the same bits."""
+    return word - 2**64 if word >= 2**63 else word

@@ -1,0 +1,139 @@
+"""What a user may ask of the sampler, and how logits become a choice. Importing it does not import torch.
+
+Penalties and filters follow the order of transformers' own `generate`; they decide which tokens are allowed. The choice
+is then argmax(logits + T * G) over the allowed ones (design: one noise, two models). T = 0 needs no special case.
+N rows   V vocabulary
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from collections.abc import Sequence as Items
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from specexec.errors import BadSampling
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class NoiseRows(Protocol):
+    """Where the noise comes from (noise.py): [P, V] float32 for P positions."""
+
+    def rows(self, positions: Iterable[int]) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How to choose and when to stop.
+
+    None leaves a value to the model (its generation_config.json), and the seed to chance. Off are temperature 0,
+    top_k 0, top_p 1, min_p 0, repetition_penalty 1 and the other penalties 0.
+    """
+
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    max_tokens: int = 512
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        _require(self.temperature is None or 0 <= self.temperature < 100, "temperature", self.temperature, "0 to 100")
+        _require((self.top_k or 0) >= 0, "top_k", self.top_k, "0 (off) or more")
+        _require(self.top_p is None or 0 < self.top_p <= 1, "top_p", self.top_p, "above 0, up to 1 (off)")
+        _require(0 <= (self.min_p or 0) <= 1, "min_p", self.min_p, "0 (off) to 1")
+        _require(self.repetition_penalty > 0, "repetition_penalty", self.repetition_penalty, "above 0; 1 is off")
+        _require(-2 <= self.presence_penalty <= 2, "presence_penalty", self.presence_penalty, "-2 to 2")
+        _require(-2 <= self.frequency_penalty <= 2, "frequency_penalty", self.frequency_penalty, "-2 to 2")
+        _require(self.max_tokens >= 0, "max_tokens", self.max_tokens, "0 or more")
+        _require(all(self.stop), "stop", self.stop, "non-empty texts")
+
+    @property
+    def penalised(self) -> bool:
+        """Whether a choice depends on more of its own path than the model sees."""
+        return bool(self.repetition_penalty != 1 or self.presence_penalty or self.frequency_penalty)
+
+    @property
+    def filtered(self) -> bool:
+        """Whether some tokens are forbidden whatever the noise says."""
+        return bool(self.top_k or self.nucleus < 1 or self.min_p)
+
+    @property
+    def nucleus(self) -> float:
+        return 1.0 if self.top_p is None else self.top_p
+
+
+def _require(holds: bool, name: str, value: object, allowed: str) -> None:
+    if not holds:
+        raise BadSampling(f"{name} is {value!r}; allowed: {allowed}.")
+
+
+@dataclass(frozen=True)
+class History:
+    """What stands before a choice, as far as penalties care: the whole text, and how often each token was written."""
+
+    seen: frozenset[int]
+    written: Counter[int]
+
+    @staticmethod
+    def of(prompt: Items[int], answer: Items[int]) -> History:
+        """The history of the token that follows `prompt` + `answer`."""
+        return History(frozenset(prompt) | frozenset(answer), Counter(answer))
+
+    def after(self, tokens: Items[int]) -> History:
+        """The history once `tokens` have been written too."""
+        return History(self.seen | frozenset(tokens), self.written + Counter(tokens))
+
+
+def penalise(logits_V: Tensor, sampling: SamplingParams, history: History) -> Tensor:
+    """Repetition penalty over prompt and answer (Keskar et al. 2019), presence and frequency over the answer."""
+    if not sampling.penalised:
+        return logits_V
+    logits_V = logits_V.clone()
+    if history.seen and sampling.repetition_penalty != 1:
+        seen = list(history.seen)
+        known = logits_V[seen]
+        penalty = sampling.repetition_penalty
+        logits_V[seen] = known.where(known < 0, known / penalty).where(known >= 0, known * penalty)
+    if history.written:
+        tokens = list(history.written)
+        counts = logits_V.new_tensor(list(history.written.values()))
+        logits_V[tokens] -= sampling.presence_penalty + sampling.frequency_penalty * counts
+    return logits_V
+
+
+def restrict(logits_NV: Tensor, sampling: SamplingParams) -> Tensor:
+    """Logits with -inf at every token that top-k, top-p or min-p forbids; at least one token stays in each row."""
+    if not sampling.filtered or not sampling.temperature:
+        return logits_NV  # the most likely token is never forbidden, so T = 0 has nothing to filter
+    scaled_NV = logits_NV / sampling.temperature
+    forbidden = float("-inf")
+    if sampling.top_k:
+        kth_N1 = scaled_NV.topk(min(sampling.top_k, scaled_NV.shape[-1])).values[..., -1:]
+        scaled_NV = scaled_NV.masked_fill(scaled_NV < kth_N1, forbidden)
+    if sampling.nucleus < 1:
+        ordered = scaled_NV.sort(dim=-1, stable=True)
+        tail_NV = ordered.values.softmax(-1).cumsum(-1) <= 1 - sampling.nucleus
+        tail_NV[..., -1] = False
+        scaled_NV = scaled_NV.masked_fill(tail_NV.scatter(-1, ordered.indices, tail_NV), forbidden)
+    if sampling.min_p:
+        probs_NV = scaled_NV.softmax(-1)
+        scaled_NV = scaled_NV.masked_fill(probs_NV < sampling.min_p * probs_NV.amax(-1, keepdim=True), forbidden)
+    return logits_NV.masked_fill(scaled_NV == forbidden, forbidden)
+
+
+def with_noise(logits_NV: Tensor, temperature: float, noise: NoiseRows, positions: Items[int]) -> Tensor:
+    """Scores whose argmax is the choice: row n gets T * G of positions[n]. At T = 0 no noise is ever drawn."""
+    if not temperature:
+        return logits_NV
+    distinct = sorted(set(positions))
+    slot = {position: i for i, position in enumerate(distinct)}
+    return logits_NV + temperature * noise.rows(distinct)[[slot[position] for position in positions]]

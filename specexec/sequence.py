@@ -1,0 +1,107 @@
+"""One text being written: its tokens, its caches, and when it ends. Knows no model and no drafter by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from collections.abc import Sequence as Items
+from dataclasses import dataclass, field
+
+from specexec.cache import KVCache, common_prefix
+from specexec.noise import Noise
+from specexec.sampling import History, SamplingParams
+from specexec.stats import FinishReason
+from specexec.text import TextStream
+from specexec.walk import Acceptance
+
+
+@dataclass(frozen=True)
+class Emitted:
+    """What a sequence took from one acceptance."""
+
+    tokens: tuple[int, ...]
+    text: str
+    path: tuple[int, ...]
+
+
+@dataclass(eq=False)
+class Sequence:
+    """A live request.
+
+    `tokens` is prompt and answer; the last one is never in a cache, so every sweep has something to process.
+    `limit` is the context length: tokens never outgrow it. `sampling` has temperature and seed filled in.
+    """
+
+    tokens: list[int]
+    sampling: SamplingParams
+    noise: Noise
+    text: TextStream
+    stop_tokens: frozenset[int]
+    limit: int
+    caches: dict[Hashable, KVCache] = field(default_factory=dict)
+    finish_reason: FinishReason | None = None
+
+    def __post_init__(self) -> None:
+        self.prompt_length = len(self.tokens)
+        if not self.sampling.max_tokens:
+            self.finish_reason = "length"
+
+    @property
+    def answer(self) -> list[int]:
+        return self.tokens[self.prompt_length :]
+
+    @property
+    def room(self) -> int:
+        """Tokens that may still be written."""
+        asked = self.prompt_length + self.sampling.max_tokens
+        return min(asked, self.limit) - len(self.tokens)
+
+    @property
+    def history(self) -> History:
+        """What penalties count, as of now."""
+        return History.of(self.tokens[: self.prompt_length], self.answer)
+
+    def cache(self, lm: Hashable) -> KVCache:
+        """This sequence's cache for one model, cut back to what both texts share."""
+        cache = self.caches.setdefault(lm, KVCache())
+        shared = common_prefix(cache.tokens, self.tokens[:-1])
+        if shared < len(cache):
+            cache.rewind(shared)
+        return cache
+
+    def pending(self, lm: Hashable) -> list[int]:
+        """Tokens that one model has not processed yet; never empty."""
+        return self.tokens[len(self.cache(lm)) :]
+
+    def accept(self, acceptance: Acceptance) -> Emitted:
+        """Take tokens until something ends the text; the rest of the walk is dropped."""
+        start = len(self.tokens)
+        for token in acceptance.tokens:
+            self.tokens.append(token)
+            if token in self.stop_tokens or self.text.add(token):
+                self.finish_reason = "stop"
+            elif not self.room:
+                self.finish_reason = "length"
+            if self.finish_reason:
+                break
+        taken = tuple(self.tokens[start:])
+        return Emitted(taken, self.text.take(last=self.finish_reason is not None), acceptance.path[: len(taken)])
+
+    def interrupt(self) -> Emitted:
+        """End here; what was written stays."""
+        self.finish_reason = "interrupted"
+        return Emitted((), self.text.take(last=True), ())
+
+
+def start(
+    tokens: Items[int],
+    sampling: SamplingParams,
+    noise: Noise,
+    decode: Callable[[list[int]], str],
+    stop_tokens: frozenset[int],
+    limit: int,
+    caches: dict[Hashable, KVCache] | None = None,
+) -> Sequence:
+    """A new request; `caches` of an earlier one are reused as far as the texts agree."""
+    ends = frozenset[int]() if sampling.ignore_eos else stop_tokens
+    text = TextStream(decode, sampling.stop)
+    return Sequence(list(tokens), sampling, noise, text, ends, limit, {} if caches is None else caches)

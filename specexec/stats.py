@@ -1,0 +1,85 @@
+"""What a sweep emitted and what it cost, and what a whole answer came to. Plain values, no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from specexec.tree import TokenTree
+
+FinishReason = Literal["stop", "length", "interrupted"]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one step took, for all its sequences together."""
+
+    draft_s: float = 0.0
+    sweep_s: float = 0.0
+    bytes_read: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Burst:
+    """What one sweep gave one sequence, and what the sweep cost."""
+
+    tokens: tuple[int, ...]
+    text: str
+    finish_reason: FinishReason | None
+    tree: TokenTree
+    path: tuple[int, ...]
+    seed: int
+    cost: Cost
+
+    @property
+    def draft_s(self) -> float:
+        return self.cost.draft_s
+
+    @property
+    def sweep_s(self) -> float:
+        return self.cost.sweep_s
+
+    @property
+    def bytes_read(self) -> int:
+        return self.cost.bytes_read
+
+    @property
+    def nodes(self) -> int:
+        """Guesses the target looked at."""
+        return len(self.tree)
+
+    @property
+    def accepted(self) -> int:
+        """Guesses that became text."""
+        return len(self.path)
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One finished answer. `index` is its place among the prompts of the call."""
+
+    index: int
+    text: str
+    tokens: tuple[int, ...]
+    finish_reason: FinishReason
+    prompt_tokens: int
+    seed: int
+    sweeps: int
+    nodes: int
+    accepted: int
+    bytes_read: int
+    seconds: float
+
+    @property
+    def tokens_per_sweep(self) -> float:
+        return len(self.tokens) / self.sweeps if self.sweeps else 0.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where the running sweep is."""
+
+    layer: int
+    layers: int
+    sweeps: int
+    bytes_read: int

@@ -1,0 +1,129 @@
+"""The tree of guessed tokens. Knows nothing of models or devices.   N nodes   D depth"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints: TypeAlias = NDArray[np.int64]
+Floats: TypeAlias = NDArray[np.float64]
+
+ROOT = -1  # parent of a node that follows the text itself
+
+
+@dataclass(frozen=True, eq=False)
+class TokenTree:
+    """Guessed continuations of one text, parents before children.
+
+    tokens_N and parents_N are int64; a parent of ROOT (-1) means the node follows the last token of the text.
+    reach_N is float64: the estimated log-probability that the target's own text passes through the node.
+    """
+
+    tokens_N: Ints
+    parents_N: Ints
+    reach_N: Floats
+
+    @staticmethod
+    def empty() -> TokenTree:
+        """The tree of plain decoding: no guess at all."""
+        return TokenTree(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
+
+    @staticmethod
+    def of(tokens: Iterable[int], parents: Iterable[int], reach: Iterable[float] | None = None) -> TokenTree:
+        """A tree from plain lists; without `reach` every node counts as certain."""
+        tokens_N = np.array(list(tokens), np.int64)
+        reach_N = np.zeros(len(tokens_N)) if reach is None else np.array(list(reach), np.float64)
+        return TokenTree(tokens_N, np.array(list(parents), np.int64), reach_N)
+
+    def __post_init__(self) -> None:
+        assert self.tokens_N.shape == self.parents_N.shape == self.reach_N.shape
+        assert bool(np.all(self.parents_N < np.arange(len(self)))), "a parent must come before its children"
+
+    def __len__(self) -> int:
+        return len(self.tokens_N)
+
+    @property
+    def tokens(self) -> list[int]:
+        return [int(token) for token in self.tokens_N]
+
+    @property
+    def parents(self) -> list[int]:
+        return [int(parent) for parent in self.parents_N]
+
+    @cached_property
+    def depth_N(self) -> Ints:
+        """Edges above each node, counted from the text: 0 for a direct continuation."""
+        return depths(self.parents_N)
+
+    @cached_property
+    def _children(self) -> dict[tuple[int, int], int]:
+        nodes = range(len(self) - 1, -1, -1)  # backwards, so that the first of two equal siblings wins
+        return {(int(self.parents_N[node]), int(self.tokens_N[node])): node for node in nodes}
+
+    def child(self, node: int, token: int) -> int | None:
+        """The child of `node` (ROOT allowed) that carries `token`."""
+        return self._children.get((node, token))
+
+    def path(self, node: int) -> list[int]:
+        """Nodes from the text down to `node`, both ends included."""
+        nodes = []
+        while node != ROOT:
+            nodes.append(node)
+            node = int(self.parents_N[node])
+        return nodes[::-1]
+
+    def top(self, budget: int) -> TokenTree:
+        """The `budget` nodes of highest reach. Reach falls along every path, so they form a tree of their own."""
+        if len(self) <= budget:
+            return self
+        # Stable: of two equal nodes the earlier one stays, and a parent is always the earlier one.
+        keep = np.sort(np.argsort(-self.reach_N, kind="stable")[:budget])
+        new_index = np.full(len(self) + 1, ROOT, np.int64)  # the last slot answers for ROOT
+        new_index[keep] = np.arange(len(keep))
+        return TokenTree(self.tokens_N[keep], new_index[self.parents_N[keep]], self.reach_N[keep])
+
+
+def depths(parents_N: Ints) -> Ints:
+    """Edges above each node of a forest, by pointer doubling: log2(D) passes over N."""
+    depth_N = np.where(parents_N < 0, 0, 1).astype(np.int64)
+    above_N = parents_N.copy()
+    while (moving := np.flatnonzero(above_N >= 0)).size:
+        depth_N[moving] += depth_N[above_N[moving]]
+        above_N[moving] = above_N[above_N[moving]]
+    return depth_N
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """Depth-first visiting times: `a` is an ancestor of `b`, or `b` itself, iff enter[a] <= enter[b] < leave[a].
+
+    Linear in N where an ancestor matrix would be quadratic.
+    """
+
+    enter_N: Ints
+    leave_N: Ints
+
+
+def intervals(parents_N: Ints) -> Intervals:
+    """Visiting times of a forest given by parents (ROOT = -1), parents before children."""
+    count = len(parents_N)
+    depth_N = depths(parents_N)
+    by_depth = np.argsort(depth_N, kind="stable")
+    levels = np.split(by_depth, np.flatnonzero(np.diff(depth_N[by_depth])) + 1) if count else []
+    size_N = np.ones(count, np.int64)
+    for level in reversed(levels[1:]):
+        np.add.at(size_N, parents_N[level], size_N[level])
+    enter_N = np.zeros(count, np.int64)
+    for level in levels:
+        siblings = level[np.argsort(parents_N[level], kind="stable")]
+        before = np.cumsum(size_N[siblings]) - size_N[siblings]  # rows taken by everything left of me on this level
+        parent = parents_N[siblings]
+        first = np.searchsorted(parent, parent)  # where my own siblings begin
+        start = np.where(parent < 0, 0, enter_N[parent] + 1)
+        enter_N[siblings] = start + before - before[first]
+    return Intervals(enter_N, enter_N + size_N)

@@ -1,0 +1,112 @@
+"""The target's opinion of a tree, and the walk along the nodes it agrees with. Knows no drafter.
+
+The walk asks the target for its own choice at the end of the text, follows it into the tree while a child carries it,
+and stops at the first choice nobody guessed: that token is emitted too. Any tree gives the same text (SpecExec, 2024).
+M = N + 1 rows: the end of the text, then the nodes   H hidden size   V vocabulary
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from specexec.errors import BrokenLogits
+from specexec.noise import Noise
+from specexec.sampling import History, SamplingParams, penalise, restrict, with_noise
+from specexec.tree import ROOT, TokenTree
+
+HEAD_ROWS = 64  # logits of at most this many rows exist at a time
+
+
+@dataclass(frozen=True)
+class Acceptance:
+    """One walk: the accepted nodes from the text down, and their tokens plus the target's last, unguessed choice."""
+
+    path: tuple[int, ...]
+    tokens: tuple[int, ...]
+
+
+class Opinion:
+    """What the target thinks at every node of one tree, given its final hidden states [M, H].
+
+    `position` is that of the first token to choose. Logits exist only for the rows a walk visits.
+    """
+
+    def __init__(
+        self,
+        head: Callable[[Tensor], Tensor],
+        hidden_MH: Tensor,
+        tree: TokenTree,
+        position: int,
+        sampling: SamplingParams,
+        noise: Noise,
+    ) -> None:
+        assert len(hidden_MH) == len(tree) + 1
+        self.tree = tree
+        self._head = head
+        self._hidden_MH = hidden_MH
+        self._positions = [position, *(position + 1 + tree.depth_N).tolist()]
+        self._sampling = sampling
+        self._noise = noise
+        self._logits_V: dict[int, Tensor] = {}
+        self.choices_M = self._unfiltered_choices()
+
+    def _unfiltered_choices(self) -> list[int]:
+        """argmax(logits + T * G) at every row, before penalties and filters: also what calibration learns from."""
+        choices: list[int] = []
+        for start in range(0, len(self._hidden_MH), HEAD_ROWS):
+            stop = min(start + HEAD_ROWS, len(self._hidden_MH))
+            logits_NV = self._head(self._hidden_MH[start:stop])
+            scores_NV = with_noise(logits_NV, self._temperature, self._noise, self._positions[start:stop])
+            best = scores_NV.max(-1)
+            # A damaged weight shows here at the latest; a silent argmax over NaN would be somebody's text.
+            if not bool(torch.isfinite(best.values).all()):
+                raise BrokenLogits(
+                    "the target's logits are not finite (NaN or infinity).",
+                    why="A damaged weight file or a dtype with too small a range does this.",
+                    hint="--dtype bf16 or f32, or download the model again.",
+                )
+            choices += best.indices.tolist()
+        return choices
+
+    @property
+    def _temperature(self) -> float:
+        return self._sampling.temperature or 0.0
+
+    def logits(self, node: int) -> Tensor:
+        """The target's raw logits after `node` (ROOT = after the text), [V] float32."""
+        if node not in self._logits_V:
+            # The walk will most likely go on where the unfiltered choices lead: one head call for all of them.
+            rows = [node + 1]
+            while (child := self.tree.child(rows[-1] - 1, self.choices_M[rows[-1]])) is not None:
+                rows.append(child + 1)
+            for row, logits_V in zip(rows, self._head(self._hidden_MH[rows]), strict=True):
+                self._logits_V[row - 1] = logits_V
+        return self._logits_V[node]
+
+    def choice(self, node: int, history: History) -> int:
+        """The target's own next token after `node`."""
+        if not (self._sampling.penalised or (self._sampling.filtered and self._temperature)):
+            return self.choices_M[node + 1]
+        logits_V = penalise(self.logits(node), self._sampling, history)
+        allowed_V = restrict(logits_V, self._sampling)
+        position = self._positions[node + 1]
+        return int(with_noise(allowed_V.unsqueeze(0), self._temperature, self._noise, [position]).argmax())
+
+
+def walk(opinion: Opinion, history: History) -> Acceptance:
+    """Follow the target's choices down the tree; `history` is that of the text above it."""
+    path: list[int] = []
+    tokens: list[int] = []
+    node: int | None = ROOT
+    while node is not None:
+        token = opinion.choice(node, history)
+        tokens.append(token)
+        history = history.after([token])
+        node = opinion.tree.child(node, token)
+        if node is not None:
+            path.append(node)
+    return Acceptance(tuple(path), tuple(tokens))

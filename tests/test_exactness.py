@@ -1,0 +1,160 @@
+"""The text is the target's own: the same for every drafter, budget, temperature and company."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from specexec.decoder import Decoder
+from specexec.drafters import Drafter
+from specexec.lm import TreeLM
+from specexec.planner import BestFirst, reference
+from specexec.ranking import Ranking
+from specexec.sampling import SamplingParams
+from tests.tiny import tiny
+from tests.writing import CONFIDENT, drafters, greedy, prompt, sequence_of, write
+
+LENGTH = 24
+PROMPT = prompt(21)
+
+
+class Case:
+    """One target and the drafters to try it with."""
+
+    def __init__(self, folder: Path) -> None:
+        self.target = TreeLM(tiny("llama", folder / "target"))
+        self.drafters: dict[str, Drafter] = drafters("llama", folder)
+        self.greedy = greedy(tiny("llama", folder / "truth"), PROMPT, LENGTH)
+
+    def text(self, drafter: str, budget: int, sampling: SamplingParams) -> list[int]:
+        return write(self.target, self.drafters[drafter], [PROMPT], sampling, budget)[0].answer
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
+    case = Case(tmp_path_factory.mktemp("case"))
+    yield case
+    case.target.close()
+
+
+@pytest.mark.parametrize("budget", [0, 1, 7, 64, 512])
+@pytest.mark.parametrize("drafter", ["none", "useless", "perfect"])
+def test_greedy_text_is_that_of_transformers(case: Case, drafter: str, budget: int) -> None:
+    assert case.text(drafter, budget, SamplingParams(temperature=0.0, max_tokens=LENGTH)) == case.greedy
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        SamplingParams(temperature=0.8, top_p=0.9, seed=1, max_tokens=LENGTH),
+        SamplingParams(temperature=1.2, top_k=20, seed=2, max_tokens=LENGTH),
+        SamplingParams(temperature=1.0, min_p=0.05, seed=3, max_tokens=LENGTH),
+        SamplingParams(temperature=0.9, seed=4, max_tokens=LENGTH, repetition_penalty=1.3),
+        SamplingParams(
+            temperature=0.9, seed=5, max_tokens=LENGTH, presence_penalty=0.7, frequency_penalty=0.4, top_p=0.8
+        ),
+    ],
+    ids=["top_p", "top_k", "min_p", "repetition", "openai_penalties"],
+)
+def test_same_seed_same_text_whatever_the_tree(case: Case, sampling: SamplingParams) -> None:
+    plain = case.text("none", 0, sampling)
+    assert len(plain) == LENGTH
+    for drafter, budget in [("useless", 64), ("perfect", 1), ("perfect", 7), ("perfect", 64), ("perfect", 512)]:
+        assert case.text(drafter, budget, sampling) == plain, (drafter, budget)
+
+
+def test_another_seed_is_another_text(case: Case) -> None:
+    texts = [case.text("none", 0, SamplingParams(temperature=1.0, seed=seed, max_tokens=8)) for seed in (1, 2)]
+    assert texts[0] != texts[1]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_planners_differ_in_speed_only(case: Case, temperature: float) -> None:
+    sampling = SamplingParams(temperature=temperature, seed=1, max_tokens=LENGTH)
+    plain = case.text("none", 0, sampling)
+    for planner in (reference(), BestFirst(Ranking(shared_noise=False)), BestFirst(width=2, beams=3, depth=5)):
+        assert write(case.target, case.drafters["perfect"], [PROMPT], sampling, 32, planner)[0].answer == plain
+
+
+def test_company_changes_nothing(case: Case) -> None:
+    sampling = SamplingParams(temperature=0.9, seed=3, max_tokens=LENGTH)
+    prompts = [prompt(length, seed=length) for length in (1, 5, 60, 300)]
+    alone = [write(case.target, case.drafters["perfect"], [tokens], sampling)[0].answer for tokens in prompts]
+    together = write(case.target, case.drafters["perfect"], prompts, sampling)
+    assert [sequence.answer for sequence in together] == alone
+
+
+def test_newcomers_and_leavers_change_nothing(case: Case) -> None:
+    sampling = SamplingParams(temperature=0.9, seed=3, max_tokens=LENGTH)
+    alone = write(case.target, case.drafters["useless"], [PROMPT], sampling)[0].answer
+    decoder = Decoder(case.target, case.drafters["useless"], BestFirst(), 16)
+    first, second, third = (sequence_of(tokens, sampling) for tokens in (PROMPT, prompt(40), PROMPT))
+    decoder.join(first)
+    decoder.step()
+    decoder.join(second)
+    decoder.step()
+    decoder.leave(second)
+    decoder.join(third)
+    while decoder.live:
+        decoder.step()
+    assert first.answer == third.answer == alone
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7, 1.3])
+def test_a_perfect_drafter_is_accepted_whole(case: Case, temperature: float) -> None:
+    sampling = SamplingParams(temperature=temperature, seed=1, max_tokens=60, top_p=0.9)
+    decoder = Decoder(case.target, case.drafters["perfect"], CONFIDENT, 9)
+    decoder.join(sequence_of(PROMPT, sampling))
+    for _ in range(5):
+        (step,) = decoder.step()
+        assert step.burst.nodes == step.burst.accepted == 9
+        assert len(step.burst.tokens) == 10
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 9, 10, 11])
+def test_max_tokens_is_exact(case: Case, count: int) -> None:
+    sampling = SamplingParams(temperature=0.0, max_tokens=count)
+    (sequence,) = write(case.target, case.drafters["perfect"], [PROMPT], sampling, budget=9, planner=CONFIDENT)
+    assert sequence.answer == case.greedy[:count]
+    assert sequence.finish_reason == "length"
+
+
+def test_the_context_is_filled_to_the_last_token_and_not_beyond(case: Case) -> None:
+    decoder = Decoder(case.target, case.drafters["perfect"], CONFIDENT, 30)
+    sequence = sequence_of(PROMPT, SamplingParams(temperature=0.0), limit=len(PROMPT) + 7)
+    decoder.join(sequence)
+    while decoder.live:
+        assert decoder.step()[0].burst.tree.depth_N.max() < 6
+    assert sequence.answer == case.greedy[:7]
+    assert sequence.finish_reason == "length"
+
+
+@pytest.mark.parametrize("at", range(8))
+def test_a_stop_token_ends_the_text_anywhere_in_a_burst(case: Case, at: int) -> None:
+    decoder = Decoder(case.target, case.drafters["perfect"], CONFIDENT, 6)
+    sequence = sequence_of(PROMPT, SamplingParams(temperature=0.0, max_tokens=30))
+    stop = case.greedy[at]
+    first = case.greedy.index(stop)
+    sequence.stop_tokens = frozenset([stop, 999_999])
+    decoder.join(sequence)
+    text = ""
+    while decoder.live:
+        text += decoder.step()[0].burst.text
+    assert sequence.answer == case.greedy[: first + 1]
+    assert text == "".join(f"{token} " for token in case.greedy[:first])  # the stop token itself is not text
+    assert sequence.finish_reason == "stop"
+    assert len(sequence.cache(case.target)) <= len(sequence.tokens) - 1
+
+
+def test_a_second_request_reuses_what_both_texts_share(case: Case) -> None:
+    sampling = SamplingParams(temperature=0.0, max_tokens=LENGTH)
+    (first,) = write(case.target, case.drafters["perfect"], [PROMPT], sampling)
+    again = sequence_of([*PROMPT[:15], 7, 8, 9], sampling)
+    again.caches = first.caches
+    assert len(again.cache(case.target)) == 15
+    decoder = Decoder(case.target, case.drafters["perfect"], BestFirst(), 16)
+    decoder.join(again)
+    while decoder.live:
+        decoder.step()
+    (fresh,) = write(case.target, case.drafters["none"], [again.tokens[: again.prompt_length]], sampling)
+    assert again.answer == fresh.answer

@@ -1,0 +1,75 @@
+"""Decoders over tiny models, and the drafters that every promise is tried with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Items
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from specexec.decoder import Decoder
+from specexec.drafters import Drafter
+from specexec.drafters.none import NoDrafter
+from specexec.drafters.sibling import SiblingDrafter
+from specexec.lm import TreeLM
+from specexec.noise import Noise
+from specexec.planner import BestFirst, Planner
+from specexec.ranking import Ranking
+from specexec.sampling import SamplingParams
+from specexec.sequence import Sequence, start
+from tests.tiny import VOCABULARY, tiny
+
+# A drafter that is right must be trusted: with so small a tau the tree is one chain of its first choices.
+CONFIDENT = BestFirst(Ranking(tau=0.01))
+
+
+def spell(tokens: list[int]) -> str:
+    """Tokens as numbers, so that text and tokens can be compared."""
+    return "".join(f"{token} " for token in tokens)
+
+
+def prompt(length: int, seed: int = 0) -> list[int]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, VOCABULARY, (length,), generator=generator).tolist()
+
+
+def drafters(family: str, folder: Path) -> dict[str, Drafter]:
+    """none; useless (another random model); perfect (the target itself, loaded again)."""
+    perfect = TreeLM(tiny(family, folder / "again"))
+    useless = TreeLM(tiny("llama", folder / "useless", seed=9, num_hidden_layers=1))
+    return {
+        "none": NoDrafter(),
+        "useless": SiblingDrafter(useless, VOCABULARY),
+        "perfect": SiblingDrafter(perfect, VOCABULARY),
+    }
+
+
+def sequence_of(tokens: Items[int], sampling: SamplingParams, limit: int = 512) -> Sequence:
+    return start(tokens, sampling, Noise(sampling.seed or 0, VOCABULARY), spell, frozenset(), limit)
+
+
+def write(
+    target: TreeLM,
+    drafter: Drafter,
+    prompts: Items[Items[int]],
+    sampling: SamplingParams,
+    budget: int = 64,
+    planner: Planner | None = None,
+) -> list[Sequence]:
+    """All prompts together, to their end."""
+    decoder = Decoder(target, drafter, planner or BestFirst(), budget)
+    sequences = [sequence_of(tokens, sampling) for tokens in prompts]
+    for sequence in sequences:
+        decoder.join(sequence)
+    while decoder.live:
+        decoder.step()
+    return sequences
+
+
+def greedy(model: PreTrainedModel, tokens: Items[int], count: int) -> list[int]:
+    """What transformers' own generate writes. The model must not have been given to a TreeLM."""
+    ids = torch.tensor([list(tokens)])
+    with torch.no_grad():
+        output = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False)
+    return output[0, len(tokens) :].tolist()  # type: ignore[index]  # a tensor: no dict was asked for
