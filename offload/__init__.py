@@ -30,7 +30,6 @@ _HOMES = {
     "ModelPair": "names",
     "ModelStream": "model",
     "Offload": "placement",
-    "Offload": "placement",
     "OffloadError": "errors",
     "Placement": "placement",
     "ReadFailed": "errors",
