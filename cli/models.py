@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import tomllib
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
-from importlib.resources import files
 
 import click
 
 from cli.verbosity import verbosity_options
 from offload.errors import ModelNotFound
+from offload.names import DEMO, aliases
 
 
 @dataclass(frozen=True)
@@ -21,13 +20,13 @@ class Known:
     name: str
     target: str
     drafter: str
-    note: str
+    note: str = ""
 
 
 def known_models() -> list[Known]:
-    """The built-in demo, then every alias in the order of the file."""
-    demo = Known("demo", "built in", "built in", "a toy that shows the engine; needs no network")
-    return [demo, *map(_alias, _aliases().items())]
+    """The built-in demo, then every alias in the order of its file."""
+    demo = Known(DEMO, "built in", "built in", "a toy that shows the engine; needs no network")
+    return [demo, *(Known(name, pair.target, pair.drafter or "none") for name, pair in aliases().items())]
 
 
 @click.group(invoke_without_command=True)
@@ -78,13 +77,3 @@ def _print_list(as_json: bool) -> None:
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     for row in rows:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-
-
-def _aliases() -> dict[str, dict[str, str]]:
-    file = files("offload") / "aliases.toml"
-    return tomllib.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-
-
-def _alias(entry: tuple[str, dict[str, str]]) -> Known:
-    name, alias = entry
-    return Known(name, alias["target"], alias.get("drafter", "none"), alias.get("note", ""))

@@ -49,7 +49,7 @@ def start_logging(verbosity: Verbosity) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Note())
     ours = [logging.WARNING, logging.INFO, logging.DEBUG][min(verbosity.verbose, 2)]
-    theirs = [logging.ERROR, logging.WARNING, logging.INFO][min(verbosity.verbose, 2)]
+    theirs = [logging.ERROR, logging.WARNING, logging.WARNING, logging.INFO][min(verbosity.verbose, 3)]
     logging.basicConfig(level=theirs, handlers=[handler], force=True)
     for name in ("specexec", "offload", "cli"):
         logging.getLogger(name).setLevel(logging.ERROR if verbosity.quiet else ours)
