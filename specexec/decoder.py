@@ -9,18 +9,27 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from torch import Tensor
 
 from specexec.drafters import Drafter
 from specexec.errors import SweepCancelled
-from specexec.lm import Rows, Sweep, TreeLM
+from specexec.lm import Rows, Sweep
 from specexec.planner import Planner
 from specexec.sequence import Emitted, Sequence
 from specexec.stats import Burst, Cost
 from specexec.tree import ROOT, TokenTree
 from specexec.walk import Opinion, walk
+
+
+class Target(Protocol):
+    """The model whose text is written: sweeps over new rows of cached sequences, and a head (lm.py, chain.py)."""
+
+    def begin(self, parts: list[Rows]) -> Sweep: ...
+
+    def head(self, hidden_RH: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -36,7 +45,7 @@ class Decoder:
 
     def __init__(
         self,
-        target: TreeLM,
+        target: Target,
         drafter: Drafter,
         planner: Planner,
         budget: int,

@@ -26,6 +26,7 @@ import offload as weights
 from specexec import sequence as sequences
 from specexec.architecture import check_tree_support, longest_text
 from specexec.cache import KVCache
+from specexec.chain import ChainLM
 from specexec.conversation import Conversation, Message
 from specexec.decoder import Decoder
 from specexec.drafters import Drafter
@@ -65,7 +66,7 @@ class Engine:
         self.context = context
         self._model = model
         self._stream = weights.stream_of(model)
-        self._target = TreeLM(model)
+        self._target = _target(model)
         self._draft = TreeLM(draft_model) if draft_model is not None else None
         drafter = _drafter(self._draft, pair, vocabulary=len(tokenizer))
         self._decoder = Decoder(
@@ -255,7 +256,8 @@ def load(
     """
     pair = weights.resolve(model, drafter, offline=offline)
     config = AutoConfig.from_pretrained(pair.target, local_files_only=True, trust_remote_code=False)
-    check_tree_support(_class_of(config), config)
+    if drafter != "none":  # without a drafter there is no tree, and any decoder streams
+        check_tree_support(_class_of(config), config)
     context = _context(ctx, longest_text(config))
     tokenizer = _tokenizer(pair.target)
     if pair.drafter is not None:
@@ -275,6 +277,14 @@ def load(
     draft = None if pair.drafter is None else weights.load(pair.drafter, "none", where, DTYPES[dtype], ctx=context)
     nodes = DEFAULT_BUDGET if budget == "auto" else int(budget)
     return Engine(target, tokenizer, draft, pair, planner, nodes, context)
+
+
+def _target(model: PreTrainedModel) -> TreeLM | ChainLM:
+    """Trees where the architecture allows them; `load` has refused a drafter where it does not."""
+    try:
+        return TreeLM(model)
+    except UnsupportedArchitecture:
+        return ChainLM(model)
 
 
 def _class_of(config: PretrainedConfig) -> type[PreTrainedModel]:

@@ -73,7 +73,7 @@ class TreeLM:
             if hasattr(layer, "chunk_rows"):
                 setattr(layer, "chunk_rows", tiles.CHUNK)  # noqa: B010 - nn.Module types every attribute as a Tensor
         self._trunk: nn.Module = getattr(model, model.base_model_prefix)
-        self._head = _head_alone(model)
+        self._head = head_alone(model)
         self._experts = any(name.endswith("experts") for name, _ in model.named_modules())
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sweep")
 
@@ -130,7 +130,7 @@ class _Given(nn.Module):
         return self  # OPT asks its trunk for the decoder
 
 
-def _head_alone(model: PreTrainedModel) -> PreTrainedModel:
+def head_alone(model: PreTrainedModel) -> PreTrainedModel:
     """The same model, parameters shared, whose trunk hands through what it is given."""
     head = copy.copy(model)
     head._modules = dict(model._modules)

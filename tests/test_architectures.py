@@ -1,0 +1,154 @@
+"""Every architecture, streamed from disk through the public decoder: transformers' own text, and every node its path's.
+
+References are unmodified transformers models run on prefix + path, without cache and without mask. Windows are 8 tokens,
+the prefix 33: every node lies beyond the window. Controls that must fail show that the tolerance means something.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+import offload
+from specexec import lm as lm_module
+from specexec.architecture import LayerKind
+from specexec.cache import KVCache
+from specexec.drafters.sibling import SiblingDrafter
+from specexec.errors import UnsupportedArchitecture
+from specexec.lm import Rows, TreeLM
+from specexec.sampling import SamplingParams
+from specexec.tree import Ints
+from tests.tiny import FAMILIES, VOCABULARY, tiny
+from tests.writing import greedy, prompt, write
+
+PREFIX = prompt(33)
+NODES = 40
+GENERATOR = np.random.default_rng(1)
+PARENTS = [-1, -1, -1, *(int(GENERATOR.integers(max(-1, node - 9), node)) for node in range(3, NODES))]
+TOKENS = GENERATOR.integers(0, VOCABULARY, NODES).tolist()
+WINDOWED = ["mistral", "phi3", "gemma2", "gemma3_text", "gpt_oss"]
+# These have no sdpa path of their own in transformers.
+EAGER_ONLY = {"gemma2", "gpt_oss"}
+
+
+def path_of(node: int) -> list[int]:
+    path: list[int] = []
+    while node != -1:
+        path.append(node)
+        node = PARENTS[node]
+    return path[::-1]
+
+
+def reference(folder: Path, attention: str) -> PreTrainedModel:
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation=attention
+    )
+    return model
+
+
+def path_logits(model: PreTrainedModel, prefix: list[int]) -> Tensor:
+    """[NODES, V]: each node's own path run alone."""
+    rows = []
+    with torch.no_grad():
+        for node in range(NODES):
+            ids = torch.tensor([[*prefix, *(TOKENS[one] for one in path_of(node))]])
+            logits: Tensor = model(ids, use_cache=False).logits[0, -1]
+            rows.append(logits)
+    return torch.stack(rows)
+
+
+def tree_logits(lm: TreeLM, cache: KVCache, parents: list[int] | None = None) -> Tensor:
+    """[NODES, V]: all nodes in one sweep below the committed text."""
+    (hidden,) = lm.forward([Rows(cache, TOKENS, parents or PARENTS)])
+    return lm.head(hidden)
+
+
+def committed(lm: TreeLM, tokens: list[int]) -> KVCache:
+    cache = KVCache()
+    lm.forward([Rows(cache, tokens, range(-1, len(tokens) - 1))])
+    cache.commit(range(len(tokens)))
+    return cache
+
+
+@pytest.fixture(params=list(FAMILIES))
+def family(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def test_greedy_text_streamed_from_disk_is_that_of_transformers(family: str, tmp_path: Path) -> None:
+    truth = tiny(family, tmp_path / "model", max_shard_size="60KB")
+    target = TreeLM(offload.load(tmp_path / "model", "disk"))
+    drafter = SiblingDrafter(TreeLM(offload.load(tmp_path / "model", "none")), VOCABULARY)
+    prompts = [prompt(length, seed=length) for length in (1, 5, 60)]
+    together = write(target, drafter, prompts, SamplingParams(temperature=0.0, max_tokens=12), budget=64)
+    assert [sequence.answer for sequence in together] == [greedy(truth, tokens, 12) for tokens in prompts]
+    stream = offload.stream_of(target.model)
+    assert stream.stats().layers_read % stream.layers == 0
+
+
+def test_every_node_has_the_logits_of_its_own_path(family: str, tmp_path: Path) -> None:
+    tiny(family, tmp_path)
+    lm = TreeLM(offload.load(tmp_path, "none"))
+    expected = path_logits(reference(tmp_path, "eager"), PREFIX)
+    cache = committed(lm, PREFIX)
+    torch.testing.assert_close(tree_logits(lm, cache), expected, atol=1e-4, rtol=0)
+    if family not in EAGER_ONLY:
+        torch.testing.assert_close(expected, path_logits(reference(tmp_path, "sdpa"), PREFIX), atol=1e-4, rtol=0)
+
+    # Accept a path that leaves gaps, and hang the same tree below it.
+    path = path_of(NODES - 1)
+    cache.commit(path)
+    longer = [*PREFIX, *(TOKENS[node] for node in path)]
+    assert cache.tokens == longer
+    expected = path_logits(reference(tmp_path, "eager"), longer)
+    torch.testing.assert_close(tree_logits(lm, cache), expected, atol=1e-4, rtol=0)
+
+    # The cache then holds what a fresh run of the accepted text would.
+    cache.forget_nodes()
+    fresh = committed(lm, longer)
+    for layer, kv in fresh.layers.items():
+        ours = cache.layers[layer].keys_HRD[:, : len(longer)]
+        torch.testing.assert_close(ours, kv.keys_HRD[:, : len(longer)], atol=1e-4, rtol=0)
+
+
+def test_the_controls_fail(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tree read as a chain, and positions counted by slot, are wrong by far more than the tolerance."""
+    tiny(family, tmp_path)
+    lm = TreeLM(offload.load(tmp_path, "none"))
+    expected = path_logits(reference(tmp_path, "eager"), PREFIX)
+    chained = tree_logits(lm, committed(lm, PREFIX), parents=list(range(-1, NODES - 1)))
+    assert (chained - expected).abs().max() > 0.5
+    cache = committed(lm, PREFIX)
+
+    def slots(parents_N: Ints) -> Ints:
+        return np.arange(len(parents_N))
+
+    monkeypatch.setattr(lm_module, "depths", slots)
+    assert (tree_logits(lm, cache) - expected).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("family", WINDOWED)
+def test_a_forgotten_window_is_noticed(family: str, tmp_path: Path) -> None:
+    tiny(family, tmp_path)
+    lm = TreeLM(offload.load(tmp_path, "none"))
+    assert any(kind.window for kind in lm.kinds)
+    lm.kinds = [LayerKind(window=10**6 if kind.window else None) for kind in lm.kinds]
+    with pytest.raises(UnsupportedArchitecture, match="window"):
+        committed(lm, PREFIX)
+
+
+def test_a_long_prompt_in_pieces_equals_the_prompt_at_once(family: str, tmp_path: Path) -> None:
+    tiny(family, tmp_path)
+    lm = TreeLM(offload.load(tmp_path, "disk"))
+    tokens = prompt(300)
+    (hidden,) = lm.forward([Rows(KVCache(), tokens, range(-1, len(tokens) - 1))])
+    stream = offload.stream_of(lm.model)
+    assert stream.stats().layers_read == stream.layers  # pieces, but one visit of the weights
+    with torch.no_grad():
+        expected = reference(tmp_path, "eager")(torch.tensor([tokens]), use_cache=False).logits[0]
+    torch.testing.assert_close(lm.head(hidden), expected, atol=2e-4, rtol=0)
