@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from offload.conversion import Part, route
 from offload.errors import BadModelDir, UnsupportedArchitecture
-from offload.shards import Entry, Folder
+from offload.shards import SCRATCH_B, Entry, Folder
 
 # Unaligned views once changed one-row float32 results by 1e-5; 64 bytes is what torch's own allocator gives.
 ALIGN_B = 64
@@ -44,6 +44,11 @@ class Piece:
     def view(self, flat: torch.Tensor) -> torch.Tensor:
         """The tensor inside a block's buffer."""
         return flat[self.offset : self.offset + self.nbytes].view(self.dtype).view(self.shape)
+
+    def target(self, part: Part, flat: torch.Tensor) -> torch.Tensor:
+        """Where the part belongs inside a block's buffer."""
+        start = self.offset // self.dtype.itemsize + part.offset
+        return self.view(flat).as_strided(part.entry.shape, part.stride, start)
 
     def direct(self, part: Part) -> bool:
         """Can the bytes be read straight into place?"""
@@ -97,7 +102,7 @@ class Block:
     @property
     def scratch_B(self) -> int:
         """Bytes needed beside the buffer while converting."""
-        return max((part.entry.nbytes for _, part in self.conversions), default=0)
+        return max((rows.nbytes for _, part in self.conversions for _, rows in part.entry.slices(SCRATCH_B)), default=0)
 
     def views(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
         """The tensors by name, all inside `flat`."""

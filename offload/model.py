@@ -6,6 +6,7 @@ element of the layer list. Knows no tree, token or sampler.
 
 import logging
 import weakref
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,14 +17,14 @@ from transformers import PreTrainedModel
 from offload.checkpoint import Checkpoint, lay_out
 from offload.hardware import free_memory
 from offload.layer import StreamedLayer
-from offload.need import cache_B, part_of
+from offload.need import CACHE_NUMBERS, cache_B, part_of
 from offload.placement import Need, Offload, Placement, place
 from offload.resident import ResidentLayers
-from offload.shards import Folder, open_folder
+from offload.shards import open_folder
 from offload.skeleton import Skeleton, build
 from offload.store import Arena, DiskStore, RamStore, Store
 from offload.stream import LayerStream, Stream, StreamStats
-from offload.wire import CudaWire, HostWire, Wire, pin
+from offload.wire import CudaWire, HostWire, Wire
 
 log = logging.getLogger(__name__)
 
@@ -78,12 +79,14 @@ def load(
     folder = open_folder(Path(path))
     skeleton = build(folder, dtype)
     checkpoint = lay_out(folder, skeleton.model, skeleton.layers, skeleton.dtype)
-    need = need_of(folder, checkpoint, skeleton, ctx, extra_B)
-    placement = place(need, free_memory(device, ram_B, vram_B), offload)
+    placement = place(_need(checkpoint, skeleton, ctx, extra_B), free_memory(device, ram_B, vram_B), offload)
     log.info("%s", placement.summary)
-    disk = DiskStore(checkpoint)
-    _fill_rest(skeleton, checkpoint, disk, torch.device(device))
-    stream = _open_stream(checkpoint, disk, placement, torch.device(device), link_limit_Bps)
+    with ExitStack() as undo:
+        disk = DiskStore(checkpoint)
+        undo.callback(disk.close)
+        _fill_rest(skeleton, checkpoint, disk, torch.device(device))
+        stream = _open_stream(checkpoint, disk, placement, torch.device(device), link_limit_Bps)
+        undo.pop_all()
     layers = skeleton.layer_list
     for index, layer in enumerate(layers):
         layers[index] = StreamedLayer(layer, index, stream)
@@ -100,18 +103,19 @@ def stream_of(model: PreTrainedModel) -> ModelStream:
     return found
 
 
-def need_of(folder: Folder, checkpoint: Checkpoint, skeleton: Skeleton, ctx: int, extra_B: int) -> Need:
+def _need(checkpoint: Checkpoint, skeleton: Skeleton, ctx: int, extra_B: int) -> Need:
     """The exact need of a checkpoint that has been laid out."""
     rest = {"head": 0, "embeddings": 0, "norms": 0}
     for block in checkpoint.rest:
         rest[part_of(block.label)] += block.size_B
+    numbers = {name: getattr(skeleton.model.config, name, None) for name in CACHE_NUMBERS}
     return Need(
         layers_B=tuple(block.size_B for block in checkpoint.layers),
         disk_B=checkpoint.bytes_per_sweep,
         embeddings_B=rest["embeddings"],
         norms_B=rest["norms"],
         head_B=rest["head"],
-        cache_B=cache_B(folder.config, ctx, skeleton.dtype.itemsize),
+        cache_B=cache_B(numbers, ctx, skeleton.dtype.itemsize),
         ctx=ctx,
         scratch_B=checkpoint.scratch_B,
         extra_B=extra_B,
@@ -154,16 +158,17 @@ def _open_stream(
 ) -> Stream:
     if placement.offload == "none":
         return _resident(checkpoint, disk, device)
-    store: Store = RamStore(checkpoint, disk) if placement.offload == "ram" else disk
+    store: Store = disk
+    if placement.offload == "ram":
+        store = RamStore(checkpoint, disk)
+        disk.close()
     # A store in place needs no buffers, but as many turns as there would be, so that the rhythm is the same.
     slots = placement.ring or min(2, len(checkpoint.layers))
     ring = [None if store.in_place else Arena(checkpoint.layer_B) for _ in range(slots)]
     wire: Wire = HostWire()
     if device.type == "cuda":
-        wire = CudaWire(device, slots, checkpoint.layer_B)
-        for arena in store.arenas if isinstance(store, RamStore) else ring:
-            if arena is not None:
-                pin(arena)
+        sources = store.arenas if isinstance(store, RamStore) else [arena for arena in ring if arena]
+        wire = CudaWire(device, slots, checkpoint.layer_B, sources)
     return LayerStream(checkpoint.layers, store, ring, wire, limit_Bps)
 
 

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import stat
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias, TypeGuard, cast
@@ -20,6 +21,8 @@ SINGLE = "model.safetensors"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 # The safetensors library refuses larger headers too; a 70B header is about 100 KB.
 MAX_HEADER_B = 100_000_000
+# Tensors that change their dtype are read so much at a time: large enough for the disk, small enough to forget.
+SCRATCH_B = 16 << 20
 ITEM_B = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1,
     "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "C64": 8,
@@ -41,6 +44,15 @@ class Entry:
         """The part of the tensor that holds `length` rows of its first dimension."""
         row_B = self.nbytes // self.shape[0]
         return replace(self, offset=self.offset + start * row_B, nbytes=length * row_B, shape=(length, *self.shape[1:]))
+
+    def slices(self, most_B: int) -> "Iterator[tuple[int, Entry]]":
+        """First row and rows of pieces of at most `most_B` bytes, or of one row where that is larger."""
+        if self.nbytes <= most_B or not self.shape:
+            yield 0, self
+            return
+        rows = max(1, most_B // (self.nbytes // self.shape[0]))
+        for start in range(0, self.shape[0], rows):
+            yield start, self.rows(start, min(rows, self.shape[0] - start))
 
 
 @dataclass(frozen=True)
@@ -166,7 +178,10 @@ def _inside(path: Path, name: str) -> Path:
 
 def read_header(file: Path) -> tuple[int, dict[str, Entry]]:
     """Size of a safetensors file and its tensors; whatever the header says is checked against the file."""
-    fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise BadModelDir(f"{file} cannot be opened: {error.strerror}.") from error
     try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):

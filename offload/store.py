@@ -15,6 +15,7 @@ import torch
 
 from offload.checkpoint import DTYPES, Block, Checkpoint, Copy
 from offload.errors import ReadFailed
+from offload.shards import SCRATCH_B, Entry
 
 # Linux takes 1024 buffers a call; half of that is as fast and leaves room.
 MAX_BUFFERS = 512
@@ -41,6 +42,9 @@ class Store(Protocol):
 
     def read(self, layer: int, buffer: Arena | None) -> Arena:
         """The layer's bytes: `buffer` filled, or the store's own memory; complete or `ReadFailed`."""
+
+    def moved_B(self, layer: int) -> int:
+        """What one read of the layer brings over the wire."""
 
     def close(self) -> None:
         """Let go of files and memory."""
@@ -74,17 +78,23 @@ class DiskStore:
             views = [buffer.bytes[copy.offset : copy.offset + copy.entry.nbytes] for copy in run]
             self._read_full(block, run[0].entry.file, run[0].entry.offset, views)
         for piece, part in block.conversions:
-            entry = part.entry
-            self._read_full(block, entry.file, entry.offset, [self._scratch.bytes[: entry.nbytes]])
-            found = self._scratch.flat[: entry.nbytes].view(DTYPES[entry.dtype]).view(entry.shape)
-            piece.view(buffer.flat).as_strided(
-                entry.shape, part.stride, part.offset + piece.offset // piece.dtype.itemsize
-            ).copy_(found)
+            self._convert(block, part.entry, piece.target(part, buffer.flat))
+
+    def moved_B(self, layer: int) -> int:
+        """The layer's bytes on disk."""
+        return self._checkpoint.layers[layer].read_B
 
     def close(self) -> None:
         """Close every file."""
         while self._open:
             os.close(self._open.popitem()[1].fd)
+
+    def _convert(self, block: Block, entry: Entry, target: torch.Tensor) -> None:
+        """Read through the scratch memory, a slice of rows at a time."""
+        for start, rows in entry.slices(SCRATCH_B):
+            self._read_full(block, rows.file, rows.offset, [self._scratch.bytes[: rows.nbytes]])
+            found = self._scratch.flat[: rows.nbytes].view(DTYPES[rows.dtype]).view(rows.shape)
+            (target[start : start + rows.shape[0]] if rows.shape else target).copy_(found)
 
     def _read_full(self, block: Block, file: Path, offset: int, views: list[memoryview]) -> None:
         where = f"{file.name} at byte {offset} ({block.label})"
@@ -131,6 +141,7 @@ class RamStore:
     in_place = True
 
     def __init__(self, checkpoint: Checkpoint, disk: DiskStore) -> None:
+        self._layers_B = [block.size_B for block in checkpoint.layers]
         self._layers: list[Arena] = []
         for block in checkpoint.layers:
             arena = Arena(block.size_B)
@@ -145,6 +156,10 @@ class RamStore:
     def read(self, layer: int, buffer: Arena | None) -> Arena:
         """The layer where it lies."""
         return self._layers[layer]
+
+    def moved_B(self, layer: int) -> int:
+        """The layer's bytes in memory."""
+        return self._layers_B[layer]
 
     def close(self) -> None:
         """Drop the memory (views that are still in use keep their own part alive)."""

@@ -118,7 +118,7 @@ class LayerStream:
     @property
     def bytes_per_sweep(self) -> int:
         """What comes over the wire in one sweep."""
-        return sum(block.read_B for block in self._blocks)
+        return sum(self._store.moved_B(layer) for layer in range(len(self._blocks)))
 
     def stats(self) -> StreamStats:
         """What was done so far."""
@@ -139,7 +139,7 @@ class LayerStream:
                 held = [slot.layer for slot in self._in(_State.READY)]
                 raise ReadFailed(f"buffers hold the layers {held}, layer {layer} was asked for.", "This is a bug.")
             slot.state = _State.TAKEN
-            self._count(layers_read=1, bytes_read=self._blocks[layer].read_B, wait_s=time.monotonic() - started_s)
+            self._count(layers_read=1, bytes_read=self._store.moved_B(layer), wait_s=time.monotonic() - started_s)
         self._wire.receive(slot.number)
         return slot.tensors
 
@@ -155,6 +155,7 @@ class LayerStream:
             self._changed.notify_all()
         if self._thread is not threading.current_thread():
             self._thread.join()
+        self._wire.close()
         self._store.close()
 
     def _in(self, state: _State) -> list[_Slot]:
@@ -174,7 +175,7 @@ class LayerStream:
         if on_course and (self._failure is None or layer > 0):
             return
         for slot in ready:
-            self._count(dropped_B=self._blocks[slot.layer or 0].read_B)
+            self._count(dropped_B=self._store.moved_B(slot.layer or 0))
             slot.state = _State.FREE
         self._restart(layer)
 
@@ -218,7 +219,7 @@ class LayerStream:
                     if course == self._course:
                         self._failure = failure
                     elif not failure:
-                        self._count(dropped_B=self._blocks[layer].read_B)
+                        self._count(dropped_B=self._store.moved_B(layer))
                     slot.state = _State.FREE
                 else:
                     slot.layer, slot.tensors = layer, tensors
@@ -231,7 +232,7 @@ class LayerStream:
         self._wire.ready_to_fill(slot.number)
         started_s = time.monotonic()
         host = self._store.read(layer, slot.host)
-        self._limit.hold(block.read_B, started_s)
+        self._limit.hold(self._store.moved_B(layer), started_s)
         with self._changed:
             self._count(read_s=time.monotonic() - started_s)
         return block.views(self._wire.send(slot.number, host, block.size_B))

@@ -4,16 +4,15 @@ On the CPU it is there already. For CUDA a copy stream carries it from pinned me
 waits until the computation has released the buffer, the computation waits until the copy has landed.
 """
 
-import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 import torch
 
+from offload.errors import NotEnoughRam
+from offload.placement import size
 from offload.store import Arena
-
-log = logging.getLogger(__name__)
 
 
 class Wire(Protocol):
@@ -31,6 +30,9 @@ class Wire(Protocol):
     def release(self, slot: int) -> None:
         """The computation that was issued so far is the last to use the slot."""
 
+    def close(self) -> None:
+        """Undo what was set up, once nothing moves any more."""
+
 
 class HostWire:
     """Compute where the bytes are."""
@@ -47,6 +49,9 @@ class HostWire:
 
     def release(self, slot: int) -> None:
         """Computation on the host is over when it returns."""
+
+    def close(self) -> None:
+        """Nothing was set up."""
 
 
 class LinkLimit:
@@ -75,9 +80,12 @@ class LinkLimit:
 class CudaWire:
     """Copies over PCIe from pinned host memory into a ring on the device."""
 
-    def __init__(self, device: torch.device, slots: int, slot_B: int) -> None:
-        self._ring = [torch.empty(slot_B, dtype=torch.uint8, device=device) for _ in range(slots)]
+    def __init__(self, device: torch.device, slots: int, slot_B: int, sources: Iterable[Arena]) -> None:
         self._device = device
+        self._pinned: list[Arena] = []
+        for arena in sources:
+            self._pin(arena)
+        self._ring = [torch.empty(slot_B, dtype=torch.uint8, device=device) for _ in range(slots)]
         self._copies = torch.cuda.Stream(device)
         self._landed = [torch.cuda.Event() for _ in range(slots)]
         self._released = [torch.cuda.Event() for _ in range(slots)]
@@ -102,16 +110,20 @@ class CudaWire:
         """The next copy into this slot waits for the computation that was issued so far."""
         self._released[slot].record(torch.cuda.current_stream(self._device))
 
+    def close(self) -> None:
+        """Let copies land and unpin the memory."""
+        self._copies.synchronize()
+        while self._pinned:
+            torch.cuda.cudart().cudaHostUnregister(self._pinned.pop().flat.data_ptr())
 
-def pin(arena: Arena) -> bool:
-    """Page-lock exactly these bytes for copies at full speed; without it copies are slower, and the log says so."""
-    # torch's own pinned allocator rounds up to powers of two; registering our map pins what it holds and no more.
-    outcome = int(torch.cuda.cudart().cudaHostRegister(arena.flat.data_ptr(), arena.flat.nbytes, 0))
-    if outcome != 0:
-        log.warning("could not pin %d bytes of RAM (CUDA error %d): copies will be slower", arena.flat.nbytes, outcome)
-    return outcome == 0
-
-
-def unpin(arena: Arena) -> None:
-    """Undo `pin`; copies out of the memory must have landed."""
-    torch.cuda.cudart().cudaHostUnregister(arena.flat.data_ptr())
+    def _pin(self, arena: Arena) -> None:
+        # torch's own pinned allocator rounds up to powers of two; registering our map pins what it holds and no more.
+        nbytes = arena.flat.nbytes
+        outcome = int(torch.cuda.cudart().cudaHostRegister(arena.flat.data_ptr(), nbytes, 0))
+        if outcome != 0:
+            raise NotEnoughRam(
+                f"could not pin {size(nbytes)} of RAM for copies to the GPU (CUDA error {outcome}).",
+                "Pinned memory is limited by the system (about half of the RAM on Windows and WSL, ulimit -l).",
+                "--offload disk, which pins a few buffers only.",
+            )
+        self._pinned.append(arena)
