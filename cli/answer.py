@@ -87,9 +87,9 @@ def stats_line(answer: Answer, *, sampled: bool, link_limit_Bps: float | None) -
         f"{answer.tokens / max(answer.sweeps, 1):.1f} tok/sweep",
     ]
     if answer.drafted:
-        facts.append(f"accepted {answer.accepted} of {answer.drafted} guesses")
+        facts.append(f"{answer.accepted} of {answer.drafted} guesses kept")
     if answer.bytes_read:
-        facts.append(f"{format_bytes(answer.bytes_read)} read at {format_speed(answer.bytes_read / answer.sweep_s)}")
+        facts.append(f"{format_bytes(answer.bytes_read)} at {format_speed(answer.bytes_read / answer.seconds)}")
     if sampled:
         facts.append(f"seed {answer.seed}")
     if link_limit_Bps is not None:

@@ -6,12 +6,15 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
 from cli.quantities import parse_count, parse_size_B, parse_speed_Bps
 from specexec.sampling import SamplingParams
+
+if TYPE_CHECKING:
+    from offload.placement import Offload
 
 Result = TypeVar("Result")
 Number = TypeVar("Number", int, float)
@@ -72,7 +75,7 @@ class EngineOptions:
 
     model: str = "demo"
     drafter: str = "auto"
-    offload: str = "auto"
+    offload: Offload = "auto"
     budget: int | str = "auto"
     planner: str = "best"
     device: str = "auto"

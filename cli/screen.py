@@ -8,11 +8,14 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import textwrap
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.cells import cell_len
+
+from cli.wrap import WordWrap
 
 TICK_S = 0.1
 
@@ -32,8 +35,10 @@ class Screen:
         capable = os.environ.get("TERM", "") != "dumb"
         self.live = sys.stderr.isatty() and capable and not quiet
         self.colour = sys.stderr.isatty() and capable and not os.environ.get("NO_COLOR")
-        self._answers_on_terminal = sys.stdout.isatty()
-        self._column = 0
+        self._folds = sys.stderr.isatty()
+        self._obeyed = sys.stdout.isatty()  # whether something would obey the control codes of an answer
+        self._wrap = WordWrap() if sys.stdout.isatty() and capable else None
+        self._line_open = False
         self._painted = False
         # Re-entrant: a signal may arrive while this very thread is writing.
         self._lock = threading.RLock()
@@ -44,22 +49,25 @@ class Screen:
 
     def write(self, text: str) -> None:
         """Print part of an answer, at once."""
-        if self._answers_on_terminal:
+        if not text:
+            return
+        self._line_open = not text.endswith("\n")
+        if self._obeyed:
             text = text.translate(_VISIBLE)
         with self._lock:
             self._erase()
-            sys.stdout.write(text)
+            sys.stdout.write(self._wrap.feed(text, self.width) if self._wrap else text)
             sys.stdout.flush()
-            self._follow(text)
 
     def end_line(self) -> None:
         """End the answer's last line unless it has ended."""
-        if self._column:
+        if self._line_open:
             self.write("\n")
 
     def say(self, line: str) -> None:
         """Print a remark that -q silences."""
         if not self.quiet:
+            line = fold(line, self.width) if self._folds else line
             self.tell(f"{_DIM}{line}{_PLAIN}" if self.colour else line)
 
     def tell(self, line: str) -> None:
@@ -91,7 +99,8 @@ class Screen:
         timer = threading.Thread(target=refresh, name="status", daemon=True)
         timer.start()
         try:
-            yield
+            with _keys_unseen():
+                yield
         finally:
             done.set()
             timer.join()
@@ -101,8 +110,7 @@ class Screen:
     def _paint(self, line: str, done: threading.Event) -> None:
         shown = line[: self.width - 1]
         with self._lock:
-            # At the right edge the terminal owes a line break, and saving the cursor would lose it.
-            if done.is_set() or self._column >= self.width:
+            if done.is_set():
                 return
             dim, plain = (_DIM, _PLAIN) if self.colour else ("", "")
             sys.stderr.write(f"{_ROOM_BELOW}{_BELOW}{dim}{shown}{plain}{_BACK}")
@@ -115,11 +123,27 @@ class Screen:
             sys.stderr.flush()
             self._painted = False
 
-    def _follow(self, text: str) -> None:
-        """Remember in which column the text has ended."""
-        before, newline, last = text.rpartition("\n")
-        start = 0 if newline or before else self._column
-        for character in last.expandtabs(8):
-            width = cell_len(character)
-            start = width if start + width > self.width else start + width
-        self._column = start
+
+def fold(text: str, width: int) -> str:
+    """Text of one line broken between words, the continuation set in; pictures of several lines stay as they are."""
+    if "\n" in text or cell_len(text) < width:
+        return text
+    return textwrap.fill(text, width - 1, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+
+
+@contextmanager
+def _keys_unseen() -> Iterator[None]:
+    """Keys pressed while the engine works are kept for the next prompt, but do not show up inside the answer."""
+    if sys.platform == "win32" or not sys.stdin.isatty():
+        yield
+        return
+    import termios
+
+    before = termios.tcgetattr(sys.stdin)
+    silent = [*before]
+    silent[3] &= ~termios.ECHO
+    termios.tcsetattr(sys.stdin, termios.TCSANOW, silent)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSANOW, before)
