@@ -23,7 +23,8 @@ from demo_card import card
 from demo_corpus import Entry, Turn
 from demo_eval import Score, answers, copying_candidates, golden_candidates, mean_loss, score, word_for_word
 from demo_training import DRAFTERS, SHORT, TARGET, Rows, Trained, fit, new_model, train_tokenizer
-from transformers import AutoModelForCausalLM, GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from torch import nn
+from transformers import GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
 
 SHIPPED = Path(__file__).parent.parent / "offload" / "demo"
@@ -35,8 +36,8 @@ THREADS = 2  # sums are split by thread: another number gives other last bits
 class Recipe:
     """How long everything lasts; nothing depends on the clock."""
 
-    target_steps: int = 1500
-    drafter_steps: int = 500
+    target_steps: int = 1000
+    drafter_steps: int = 400
     written: int = 2000  # answers by the target for its drafters
     copies: int = 200
     answer_tokens: int = 120
@@ -76,9 +77,14 @@ def mixed(entries: list[Entry], written: list[Turn]) -> Iterator[list[Turn]]:
         yield [rng.choice(written)]
 
 
+def on(device: str, model: LlamaForCausalLM) -> LlamaForCausalLM:
+    nn.Module.to(model, device)  # in place; transformers' own `to` has a signature that mypy cannot call
+    return model
+
+
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> LlamaForCausalLM:
     """Write an ordinary transformers folder in bf16 and give back what a user would load from it, in float32."""
-    model.to(torch.bfloat16)
+    nn.Module.to(model, torch.bfloat16)
     model.generation_config = GenerationConfig(
         do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
@@ -86,8 +92,9 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
     # Calls with padding leave their setting in the tokenizer; both folders must hold the same file.
     tokenizer.backend_tokenizer.no_padding()
     tokenizer.save_pretrained(folder)
-    loaded: LlamaForCausalLM = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    return loaded.eval()
+    loaded = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    loaded.eval()
+    return loaded
 
 
 def write_answers(
@@ -111,18 +118,18 @@ def build(out: Path, recipe: Recipe, device: str) -> dict[str, object]:
     tokenizer = train_tokenizer(text.docs + text.sample)
     torch.manual_seed(SEED)
     talks = corpus.conversations(SEED + 1, text.entries)
-    learner = new_model(TARGET, tokenizer).to(device)
+    learner = on(device, new_model(TARGET, tokenizer))
     rows = iter(Rows(tokenizer, text.docs, talks, SEED + 1))
     trained = {"target": fit(learner, rows, recipe.target_steps, device, out / "target.pt")}
-    models = {"target": save(learner, tokenizer, out / "target").to(device)}
+    models = {"target": on(device, save(learner, tokenizer, out / "target"))}
 
     written = write_answers(models["target"], tokenizer, text, recipe)
     for name, shape in DRAFTERS.items():
         torch.manual_seed(SEED)
-        learner = new_model(shape, tokenizer).to(device)
+        learner = on(device, new_model(shape, tokenizer))
         rows = iter(Rows(tokenizer, text.docs, mixed(text.entries, written), SEED + 2))
         trained[name] = fit(learner, rows, recipe.drafter_steps, device, out / f"{name}.pt", teacher=models["target"])
-        models[name] = save(learner, tokenizer, out / name).to(device)
+        models[name] = on(device, save(learner, tokenizer, out / name))
     return describe(out, text, trained, models, tokenizer, recipe, device)
 
 

@@ -7,6 +7,7 @@ import torch
 from demo_corpus import Turn, invented, series
 from demo_facts import DAYS, FACTS, LISTS, MONTHS
 from demo_training import Batch, distillation_loss, token_loss
+from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 
@@ -80,7 +81,7 @@ def answers(
         asked = tokenizer(prompts, return_tensors="pt", padding=True).to(model.device)
         with torch.no_grad():
             # Temperature 1: the drafter must know what the target says when chance has a hand in it.
-            out = model.generate(
+            out: Tensor = model.generate(  # type: ignore[misc, assignment]  # typed for another self
                 input_ids=asked["input_ids"],
                 attention_mask=asked["attention_mask"],
                 max_new_tokens=limit,

@@ -21,6 +21,7 @@ SHORT = 256
 TOKENS_PER_STEP = 6144
 LONG_EVERY = 10  # every tenth batch has rows of the full context
 DOCS_SHARE = 0.22
+MATRIX_RATE, OTHER_RATE = 0.02, 4e-3
 VOCABULARY = 4096
 USER, ASSISTANT, SYSTEM, END = SPECIALS = ["<|user|>", "<|assistant|>", "<|system|>", "<|end|>"]
 # Nothing is trimmed, so the rendering of a longer conversation starts with the tokens of the shorter one.
@@ -123,7 +124,7 @@ class Rows:
         self, tokenizer: PreTrainedTokenizerFast, docs: list[str], talks: Iterator[list[Turn]], seed: int
     ) -> None:
         self._fast = tokenizer.backend_tokenizer
-        self._special = [tokenizer.convert_tokens_to_ids(name) for name in SPECIALS]
+        self._special = list(range(len(SPECIALS)))  # the trainer puts them first
         self._talks = talks
         self._rng = Random(seed + 1)
         end = self._special[3]
@@ -170,8 +171,8 @@ def optimisers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
     """Muon for the matrices (far fewer tokens to the same loss than AdamW), AdamW for embeddings and norms."""
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
-    muon = torch.optim.Muon(matrices, lr=0.02, weight_decay=0.01, ns_steps=4)
-    return [muon, torch.optim.AdamW(others, lr=4e-3, betas=(0.9, 0.95), weight_decay=0.01)]
+    muon = torch.optim.Muon(matrices, lr=MATRIX_RATE, weight_decay=0.01, ns_steps=4)
+    return [muon, torch.optim.AdamW(others, lr=OTHER_RATE, betas=(0.9, 0.95), weight_decay=0.01)]
 
 
 def rate(step: int, steps: int) -> float:
@@ -222,7 +223,6 @@ def fit(
         done = Trained(**saved["done"])
         for _ in range(done.steps):
             next(batches)
-    base = [opt.param_groups[0]["lr"] for opt in opts] if not done.steps else [0.02, 4e-3]
     model.train()
     with tqdm(total=steps, initial=done.steps, desc=checkpoint.stem, mininterval=5) as bar:
         while done.steps < steps:
@@ -230,7 +230,7 @@ def fit(
             loss = distillation_loss(model, teacher, batch, device) if teacher else token_loss(model, batch, device)
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            for opt, lr in zip(opts, base, strict=True):
+            for opt, lr in zip(opts, (MATRIX_RATE, OTHER_RATE), strict=True):
                 opt.param_groups[0]["lr"] = lr * rate(done.steps, steps)
                 opt.step()
                 opt.zero_grad()
