@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Protocol, TypeAlias
 
@@ -20,7 +20,7 @@ class Writer(Protocol):
     def encode(self, prompt: list[Message]) -> list[int]: ...
 
     def stream(
-        self, prompt: list[Message], sampling: SamplingParams | None, caches: dict[Hashable, KVCache] | None
+        self, prompt: list[Message], sampling: SamplingParams | None, caches: dict[object, KVCache] | None
     ) -> Iterator[Burst]: ...
 
 
@@ -31,7 +31,7 @@ class Conversation:
         self.system = system
         self.messages: list[Message] = []
         self._writer = writer
-        self._caches: dict[Hashable, KVCache] = {}
+        self._caches: dict[object, KVCache] = {}
         self._retries = 0
 
     def send(self, text: str, sampling: SamplingParams | None = None) -> Iterator[Burst]:

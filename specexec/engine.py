@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections import deque
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Items
 from dataclasses import replace
 from pathlib import Path
@@ -124,7 +124,7 @@ class Engine:
         self,
         prompt: Prompt,
         sampling: SamplingParams | None = None,
-        caches: dict[Hashable, KVCache] | None = None,
+        caches: dict[object, KVCache] | None = None,
     ) -> Iterator[Burst]:
         """Write an answer, one Burst for each sweep. Streams of one engine may be interleaved: they share sweeps.
 
@@ -169,7 +169,7 @@ class Engine:
 
     # How
 
-    def _sequence(self, prompt: Prompt, sampling: SamplingParams, caches: dict[Hashable, KVCache] | None) -> Sequence:
+    def _sequence(self, prompt: Prompt, sampling: SamplingParams, caches: dict[object, KVCache] | None) -> Sequence:
         tokens = self.encode(prompt)
         if not tokens:
             raise EmptyPrompt("the prompt is empty.")

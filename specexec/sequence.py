@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 
@@ -37,7 +37,7 @@ class Sequence:
     text: TextStream
     stop_tokens: frozenset[int]
     limit: int
-    caches: dict[Hashable, KVCache] = field(default_factory=dict)
+    caches: dict[object, KVCache] = field(default_factory=dict)
     finish_reason: FinishReason | None = None
 
     def __post_init__(self) -> None:
@@ -60,7 +60,7 @@ class Sequence:
         """What penalties count, as of now."""
         return History.of(self.tokens[: self.prompt_length], self.answer)
 
-    def cache(self, lm: Hashable) -> KVCache:
+    def cache(self, lm: object) -> KVCache:
         """This sequence's cache for one model, cut back to what both texts share."""
         cache = self.caches.setdefault(lm, KVCache())
         shared = common_prefix(cache.tokens, self.tokens[:-1])
@@ -68,7 +68,7 @@ class Sequence:
             cache.rewind(shared)
         return cache
 
-    def pending(self, lm: Hashable) -> list[int]:
+    def pending(self, lm: object) -> list[int]:
         """Tokens that one model has not processed yet; never empty."""
         return self.tokens[len(self.cache(lm)) :]
 
@@ -99,7 +99,7 @@ def start(
     decode: Callable[[list[int]], str],
     stop_tokens: frozenset[int],
     limit: int,
-    caches: dict[Hashable, KVCache] | None = None,
+    caches: dict[object, KVCache] | None = None,
 ) -> Sequence:
     """A new request; `caches` of an earlier one are reused as far as the texts agree."""
     ends = frozenset[int]() if sampling.ignore_eos else stop_tokens

@@ -53,13 +53,14 @@ def write(
     target: TreeLM,
     drafter: Drafter,
     prompts: Items[Items[int]],
-    sampling: SamplingParams,
+    sampling: SamplingParams | Items[SamplingParams],
     budget: int = 64,
     planner: Planner | None = None,
 ) -> list[Sequence]:
-    """All prompts together, to their end."""
+    """All prompts together, to their end; one sampling for all, or one each."""
     decoder = Decoder(target, drafter, planner or BestFirst(), budget)
-    sequences = [sequence_of(tokens, sampling) for tokens in prompts]
+    each = [sampling] * len(prompts) if isinstance(sampling, SamplingParams) else sampling
+    sequences = [sequence_of(tokens, own) for tokens, own in zip(prompts, each, strict=True)]
     for sequence in sequences:
         decoder.join(sequence)
     while decoder.live:
