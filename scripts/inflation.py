@@ -58,6 +58,8 @@ def misfits(small: Shape, big: Shape) -> list[str]:
         (big.ff >= small.ff, f"ff {big.ff} is below {small.ff}"),
         (big.kv_heads >= small.kv_heads, f"kv heads {big.kv_heads} is below {small.kv_heads}"),
         (big.heads % big.kv_heads == 0, f"heads {big.heads} is no multiple of kv heads {big.kv_heads}"),
+        # transformers refuses such a config, although head_dim alone decides.
+        (big.hidden % big.heads == 0, f"hidden {big.hidden} is no multiple of heads {big.heads}"),
         (big.group >= small.group, f"heads per kv head {big.group} is below {small.group}"),
         (big.head_dim % small.head_dim == 0, f"head dim {big.head_dim} is no multiple of {small.head_dim}"),
     ]
