@@ -127,7 +127,7 @@ class Decoder:
         # The last token stays out of the cache: it is what the next sweep starts from.
         path = emitted.path[: len(emitted.tokens) - 1]
         cache.commit([*range(pending), *(pending + node for node in path)])
-        self.drafter.accepted(sequence)
+        self.drafter.observe(sequence, tree, opinion.choices_M)
         sequence.noise.forget_before(len(sequence.tokens))
         return emitted
 

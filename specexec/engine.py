@@ -35,7 +35,8 @@ from specexec.drafters.sibling import SiblingDrafter
 from specexec.errors import ContextLengthExceeded, EmptyPrompt, TokenizerMismatch, UnsupportedArchitecture
 from specexec.lm import TreeLM
 from specexec.noise import Noise, derived_seed
-from specexec.planner import PLANNERS
+from specexec.planner import PLANNERS, RANKINGS
+from specexec.ranking import Ranking
 from specexec.sampling import SamplingParams
 from specexec.sequence import Sequence
 from specexec.stats import Burst, Completion, Progress
@@ -68,9 +69,9 @@ class Engine:
         self._stream = weights.stream_of(model)
         self._target = _target(model)
         self._draft = TreeLM(draft_model) if draft_model is not None else None
-        drafter = _drafter(self._draft, pair, vocabulary=len(tokenizer))
+        drafter = _drafter(self._draft, pair, len(tokenizer), RANKINGS[planner])
         self._decoder = Decoder(
-            self._target, drafter, PLANNERS[planner](), budget, lambda: self._stream.stats().bytes_read
+            self._target, drafter, PLANNERS[planner], budget, lambda: self._stream.stats().bytes_read
         )
         self._bursts: dict[Sequence, deque[Burst]] = {}
         self._stop_tokens = _stop_tokens(model, tokenizer)
@@ -308,10 +309,10 @@ def _or(value: object, default: object) -> object:
     return default if value is None else value
 
 
-def _drafter(lm: TreeLM | None, pair: weights.ModelPair, vocabulary: int) -> Drafter:
+def _drafter(lm: TreeLM | None, pair: weights.ModelPair, vocabulary: int, ranking: Ranking) -> Drafter:
     if lm is None or pair.drafter is None:
         return NoDrafter()
-    return SiblingDrafter(lm, vocabulary, name=f"{pair.name} drafter" if pair.toy else pair.drafter.name)
+    return SiblingDrafter(lm, vocabulary, ranking, name=f"{pair.name} drafter" if pair.toy else pair.drafter.name)
 
 
 def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:

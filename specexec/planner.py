@@ -35,7 +35,6 @@ class BestFirst:
     multiplies reach once a level.
     """
 
-    ranking: Ranking = field(default_factory=Ranking)
     width: int = 32
     beams: int = 128
     depth: int = 64
@@ -48,7 +47,7 @@ class BestFirst:
             asks = [ask for growth in growths if (ask := growth.ask(budget, self.beams)).nodes]
             if not asks:
                 break
-            guesses = drafter.guess(asks, min(self.width, budget), self.ranking)
+            guesses = drafter.guess(asks, min(self.width, budget))
             for ask, guess in zip(asks, guesses, strict=True):
                 next(g for g in growths if g.sequence is ask.sequence).add(ask.nodes, guess, budget, self.level_decay)
         return [growth.tree.top(budget) for growth in growths]
@@ -58,12 +57,12 @@ class BestFirst:
         return min(self.depth, sequence.room - 1, drafter.context - len(sequence.tokens))
 
 
-def reference() -> BestFirst:
-    """The rule of the SpecExec paper's own code: draft log-probabilities at T = 1, 0.95 a level, 32 passes of 128."""
-    return BestFirst(Ranking(tau=1.0, shared_noise=False), width=32, beams=128, depth=32, level_decay=0.95)
+# The rule of the SpecExec paper's own code: draft log-probabilities at T = 1, 0.95 a level, 32 passes of 128 nodes.
+REFERENCE = BestFirst(width=32, beams=128, depth=32, level_decay=0.95)
+REFERENCE_RANKING = Ranking(tau=1.0, shared_noise=False)
 
-
-PLANNERS = {"best": BestFirst, "reference": reference}
+PLANNERS = {"best": BestFirst(), "reference": REFERENCE}
+RANKINGS = {"best": Ranking(), "reference": REFERENCE_RANKING}
 
 
 @dataclass

@@ -8,11 +8,10 @@ import pytest
 from specexec.decoder import Decoder
 from specexec.drafters import Drafter
 from specexec.lm import TreeLM
-from specexec.planner import BestFirst, reference
-from specexec.ranking import Ranking
+from specexec.planner import REFERENCE, BestFirst
 from specexec.sampling import SamplingParams
 from tests.tiny import tiny
-from tests.writing import CONFIDENT, drafters, greedy, prompt, sequence_of, write
+from tests.writing import drafters, greedy, prompt, sequence_of, write
 
 LENGTH = 24
 PROMPT = prompt(21)
@@ -72,8 +71,8 @@ def test_another_seed_is_another_text(case: Case) -> None:
 def test_planners_differ_in_speed_only(case: Case, temperature: float) -> None:
     sampling = SamplingParams(temperature=temperature, seed=1, max_tokens=LENGTH)
     plain = case.text("none", 0, sampling)
-    for planner in (reference(), BestFirst(Ranking(shared_noise=False)), BestFirst(width=2, beams=3, depth=5)):
-        assert write(case.target, case.drafters["perfect"], [PROMPT], sampling, 32, planner)[0].answer == plain
+    for drafter, planner in [("reference", REFERENCE), ("blind", BestFirst()), ("perfect", BestFirst(2, 3, 5))]:
+        assert write(case.target, case.drafters[drafter], [PROMPT], sampling, 32, planner)[0].answer == plain
 
 
 def test_company_changes_nothing(case: Case) -> None:
@@ -103,7 +102,7 @@ def test_newcomers_and_leavers_change_nothing(case: Case) -> None:
 @pytest.mark.parametrize("temperature", [0.0, 0.7, 1.3])
 def test_a_perfect_drafter_is_accepted_whole(case: Case, temperature: float) -> None:
     sampling = SamplingParams(temperature=temperature, seed=1, max_tokens=60, top_p=0.9)
-    decoder = Decoder(case.target, case.drafters["perfect"], CONFIDENT, 9)
+    decoder = Decoder(case.target, case.drafters["confident"], BestFirst(), 9)
     decoder.join(sequence_of(PROMPT, sampling))
     for _ in range(5):
         (step,) = decoder.step()
@@ -114,13 +113,13 @@ def test_a_perfect_drafter_is_accepted_whole(case: Case, temperature: float) -> 
 @pytest.mark.parametrize("count", [0, 1, 2, 9, 10, 11])
 def test_max_tokens_is_exact(case: Case, count: int) -> None:
     sampling = SamplingParams(temperature=0.0, max_tokens=count)
-    (sequence,) = write(case.target, case.drafters["perfect"], [PROMPT], sampling, budget=9, planner=CONFIDENT)
+    (sequence,) = write(case.target, case.drafters["confident"], [PROMPT], sampling, budget=9)
     assert sequence.answer == case.greedy[:count]
     assert sequence.finish_reason == "length"
 
 
 def test_the_context_is_filled_to_the_last_token_and_not_beyond(case: Case) -> None:
-    decoder = Decoder(case.target, case.drafters["perfect"], CONFIDENT, 30)
+    decoder = Decoder(case.target, case.drafters["confident"], BestFirst(), 30)
     sequence = sequence_of(PROMPT, SamplingParams(temperature=0.0), limit=len(PROMPT) + 7)
     decoder.join(sequence)
     while decoder.live:
@@ -131,7 +130,7 @@ def test_the_context_is_filled_to_the_last_token_and_not_beyond(case: Case) -> N
 
 @pytest.mark.parametrize("at", range(8))
 def test_a_stop_token_ends_the_text_anywhere_in_a_burst(case: Case, at: int) -> None:
-    decoder = Decoder(case.target, case.drafters["perfect"], CONFIDENT, 6)
+    decoder = Decoder(case.target, case.drafters["confident"], BestFirst(), 6)
     sequence = sequence_of(PROMPT, SamplingParams(temperature=0.0, max_tokens=30))
     stop = case.greedy[at]
     first = case.greedy.index(stop)

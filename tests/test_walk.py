@@ -200,11 +200,11 @@ def test_a_wrong_verifier_is_caught(mutant: Verifier, noise: Floats) -> None:
 
 
 def test_a_real_model_writes_by_its_own_law(tmp_path: Path) -> None:
-    """The first two tokens of 3000 seeds through the decoder, trees and company included."""
+    """The first two tokens of 2000 seeds through the decoder, trees and company included."""
     model = tiny("llama", tmp_path / "truth")
     target = TreeLM(tiny("llama", tmp_path / "target"))
     drafter = drafters("llama", tmp_path)["useless"]
-    text, samples = prompt(6), 3000
+    text, samples = prompt(6), 2000
     counts: Counter[tuple[int, ...]] = Counter()
     for start in range(0, samples, 250):
         sampling = [SamplingParams(temperature=1.0, seed=seed, max_tokens=2) for seed in range(start, start + 250)]

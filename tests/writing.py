@@ -14,14 +14,11 @@ from specexec.drafters.none import NoDrafter
 from specexec.drafters.sibling import SiblingDrafter
 from specexec.lm import TreeLM
 from specexec.noise import Noise
-from specexec.planner import BestFirst, Planner
+from specexec.planner import REFERENCE_RANKING, BestFirst, Planner
 from specexec.ranking import Ranking
 from specexec.sampling import SamplingParams
 from specexec.sequence import Sequence, start
 from tests.tiny import VOCABULARY, tiny
-
-# A drafter that is right must be trusted: with so small a tau the tree is one chain of its first choices.
-CONFIDENT = BestFirst(Ranking(tau=0.01))
 
 
 def spell(tokens: list[int]) -> str:
@@ -35,13 +32,19 @@ def prompt(length: int, seed: int = 0) -> list[int]:
 
 
 def drafters(family: str, folder: Path) -> dict[str, Drafter]:
-    """none; useless (another random model); perfect (the target itself, loaded again)."""
+    """none; useless (another random model); perfect (the target itself, loaded again) and confident besides.
+
+    A drafter that is right must be trusted: with so small a tau the tree is one chain of its first choices.
+    """
     perfect = TreeLM(tiny(family, folder / "again"))
     useless = TreeLM(tiny("llama", folder / "useless", seed=9, num_hidden_layers=1))
     return {
         "none": NoDrafter(),
         "useless": SiblingDrafter(useless, VOCABULARY),
         "perfect": SiblingDrafter(perfect, VOCABULARY),
+        "confident": SiblingDrafter(perfect, VOCABULARY, Ranking(tau=0.01)),
+        "blind": SiblingDrafter(perfect, VOCABULARY, Ranking(shared_noise=False)),
+        "reference": SiblingDrafter(perfect, VOCABULARY, REFERENCE_RANKING),
     }
 
 

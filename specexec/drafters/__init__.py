@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from specexec.ranking import Ranking
 from specexec.sequence import Sequence
 from specexec.tree import Floats, Ints, TokenTree
 
@@ -39,10 +38,14 @@ class Drafter(Protocol):
     name: str
     context: int  # the longest text it can look at, in tokens
 
-    def guess(self, asks: list[Ask], width: int, ranking: Ranking) -> list[Guesses]:
+    def guess(self, asks: list[Ask], width: int) -> list[Guesses]:
         """Up to `width` children for every asked node."""
         ...
 
-    def accepted(self, sequence: Sequence) -> None:
-        """The text has grown. Called once a sweep."""
+    def observe(self, sequence: Sequence, tree: TokenTree, choices_M: list[int]) -> None:
+        """A sweep is over and the text has grown: here is what the target chose.
+
+        choices_M[0] follows the old text, choices_M[1 + node] follows that node of `tree`, off-path nodes included
+        (before penalties and filters, which only the walk applies).
+        """
         ...

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from specexec.drafters import Ask, Guesses
-from specexec.ranking import Ranking
 from specexec.sequence import Sequence
+from specexec.tree import TokenTree
 
 
 class NoDrafter:
@@ -15,9 +15,9 @@ class NoDrafter:
     name = "none"
     context = 0
 
-    def guess(self, asks: list[Ask], width: int, ranking: Ranking) -> list[Guesses]:
+    def guess(self, asks: list[Ask], width: int) -> list[Guesses]:
         """No children for anybody."""
         return [Guesses(np.zeros((len(ask.nodes), 0), np.int64), np.zeros((len(ask.nodes), 0))) for ask in asks]
 
-    def accepted(self, sequence: Sequence) -> None:
+    def observe(self, sequence: Sequence, tree: TokenTree, choices_M: list[int]) -> None:
         """Nothing to remember."""

@@ -14,25 +14,26 @@ from specexec.lm import Rows, TreeLM
 from specexec.ranking import Ranking
 from specexec.sampling import History
 from specexec.sequence import Sequence
-from specexec.tree import ROOT
+from specexec.tree import ROOT, TokenTree
 
 
 class SiblingDrafter:
     """Guesses by any causal LM that shares the target's vocabulary of `vocabulary` ids."""
 
-    def __init__(self, lm: TreeLM, vocabulary: int, name: str = "sibling") -> None:
+    def __init__(self, lm: TreeLM, vocabulary: int, ranking: Ranking | None = None, name: str = "sibling") -> None:
         self.name = name
+        self.ranking = ranking or Ranking()
         self.context = lm.context
         self.lm = lm
         # Ids beyond the target's vocabulary are padding rows of the drafter's head: never guess them.
         self._vocabulary = min(lm.vocabulary, vocabulary)
         self._row_of_node: WeakKeyDictionary[Sequence, dict[int, int]] = WeakKeyDictionary()
 
-    def guess(self, asks: list[Ask], width: int, ranking: Ranking) -> list[Guesses]:
+    def guess(self, asks: list[Ask], width: int) -> list[Guesses]:
         """One forward pass for all asked nodes of all sequences."""
         hidden = self.lm.forward([self._rows(ask) for ask in asks])
         logits = [self.lm.head(hidden_RH[-len(ask.nodes) :]) for ask, hidden_RH in zip(asks, hidden, strict=True)]
-        return [self._best(ask, logits_NV, width, ranking) for ask, logits_NV in zip(asks, logits, strict=True)]
+        return [self._best(ask, logits_NV, width) for ask, logits_NV in zip(asks, logits, strict=True)]
 
     def _rows(self, ask: Ask) -> Rows:
         """Rows to process; asking about ROOT brings the text up to date first."""
@@ -49,20 +50,20 @@ class SiblingDrafter:
         row_of_node.update({node: first + i for i, node in enumerate(ask.nodes)})
         return Rows(cache, ask.tree.tokens_N[ask.nodes].tolist(), parents)
 
-    def _best(self, ask: Ask, logits_NV: Tensor, width: int, ranking: Ranking) -> Guesses:
+    def _best(self, ask: Ask, logits_NV: Tensor, width: int) -> Guesses:
         sequence, length = ask.sequence, len(ask.sequence.tokens)
         positions = [length if node == ROOT else length + 1 + int(ask.tree.depth_N[node]) for node in ask.nodes]
         histories: list[History] = []
         if sequence.sampling.penalised:
             above = sequence.history
             histories = [above.after(ask.tree.tokens_N[ask.tree.path(node)].tolist()) for node in ask.nodes]
-        log_probs_NV = ranking.log_probs(
+        log_probs_NV = self.ranking.log_probs(
             logits_NV[:, : self._vocabulary], sequence.sampling, sequence.noise, positions, histories
         )
         best = log_probs_NV.topk(min(width, self._vocabulary))
         return Guesses(best.indices.cpu().numpy(), best.values.double().cpu().numpy())
 
-    def accepted(self, sequence: Sequence) -> None:
+    def observe(self, sequence: Sequence, tree: TokenTree, choices_M: list[int]) -> None:
         """Keep the rows of the accepted path as far as this drafter was asked about it; drop the rest."""
         cache = sequence.cache(self.lm)
         row_of_child = {
