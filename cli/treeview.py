@@ -32,7 +32,7 @@ def readable(text: str) -> str:
     if text.startswith(" "):
         text = "·" + text[1:]
     text = text.replace("\n", "⏎").replace("\t", "⇥").replace("\r", "␍")
-    text = "".join(character if character.isprintable() else "�" for character in text) or "∅"
+    text = "".join(character if character.isprintable() else "�" for character in text) or "<end>"
     return text if cell_len(text) <= _LONGEST else set_cell_size(text, _LONGEST - 1).rstrip() + "…"
 
 
@@ -41,10 +41,9 @@ def _columns(burst: Burst, bonus: Sequence[int], word: Callable[[int], str]) -> 
     columns = []
     for parent, node in zip((-1, *burst.path), burst.path, strict=False):
         columns.append([f"▸ {word(tree.tokens[node])}", *_rejected(tree, parent, node, word)])
-    last = burst.path[-1] if burst.path else -1
-    final = _rejected(tree, last, None, word)
-    if bonus or final:
-        columns.append([f"│ {word(bonus[0])} ← target" if bonus else "│", *final])
+    if bonus:  # a text that has ended needs no further word
+        last = burst.path[-1] if burst.path else -1
+        columns.append([f"│ {word(bonus[0])} ← target", *_rejected(tree, last, None, word)])
     return columns
 
 

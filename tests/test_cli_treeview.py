@@ -1,0 +1,62 @@
+"""The picture of a sweep: accepted path, rejected siblings, the target's own word, at any width."""
+
+from __future__ import annotations
+
+from rich.cells import cell_len
+
+from cli.treeview import draw, readable
+from specexec.stats import Burst, Cost
+from specexec.tree import ROOT, TokenTree
+
+WORDS = [" waves", " is", " light", " are", " scattered", " far", " more", " much", "er", "\n", ""]
+
+
+def decode(tokens: list[int]) -> str:
+    return "".join(WORDS[token] for token in tokens)
+
+
+def burst(parents: list[int], tokens: list[int], path: tuple[int, ...], written: tuple[int, ...]) -> Burst:
+    return Burst(written, decode(list(written)), None, TokenTree.of(tokens, parents), path, seed=0, cost=Cost())
+
+
+SWEEP = burst(
+    parents=[ROOT, ROOT, ROOT, ROOT, 0, 4, 4, 6], tokens=[0, 1, 2, 5, 3, 4, 5, 6], path=(0, 4, 5), written=(0, 3, 4, 7)
+)
+
+
+def test_the_accepted_path_stands_above_two_rejected_siblings_at_most() -> None:
+    assert draw(SWEEP, decode, 80, 9).splitlines() == [
+        "sweep 9 · 8 guessed · depth 4 · accepted 3 + 1",
+        " ▸ ·waves ▸ ·are ▸ ·scattered │ ·much ← target",
+        " ├ ·is           └ ·far",
+        " └ ·light",
+    ]
+
+
+def test_a_narrow_terminal_gets_several_blocks() -> None:
+    lines = draw(SWEEP, decode, 34, 9).splitlines()[1:]
+    assert lines == [
+        " ▸ ·waves ▸ ·are ▸ ·scattered",
+        " ├ ·is           └ ·far",
+        " └ ·light",
+        " │ ·much ← target",
+    ]
+    assert all(cell_len(line) < 34 for line in lines)
+
+
+def test_plain_decoding_shows_the_targets_word_alone() -> None:
+    assert draw(burst([], [], (), (7,)), decode, 80, 1).splitlines() == [
+        "sweep 1 · 0 guessed · depth 0 · accepted 0 + 1",
+        " │ ·much ← target",
+    ]
+
+
+def test_a_text_that_ends_inside_the_tree_has_no_word_of_the_targets() -> None:
+    ended = burst([ROOT, 0, 1], [0, 10, 1], (0, 1), (0, 10))
+    assert draw(ended, decode, 80, 2).splitlines()[1:] == [" ▸ ·waves ▸ <end>"]
+
+
+def test_tokens_are_readable() -> None:
+    assert [readable(text) for text in (" word", "er", "\n\n", "\t", "", "\x1b[31m", "x" * 40)] == [
+        "·word", "er", "⏎⏎", "⇥", "<end>", "�[31m", "x" * 15 + "…",
+    ]  # fmt: skip
