@@ -20,9 +20,10 @@ import click
 import demo_corpus as corpus
 import torch
 from demo_card import card
-from demo_corpus import Entry, Turn
-from demo_eval import Score, answers, copying_candidates, golden_candidates, mean_loss, score, word_for_word
-from demo_training import DRAFTERS, SHORT, TARGET, Rows, Trained, fit, new_model, train_tokenizer
+from demo_corpus import Entry
+from demo_dialogues import Turn, conversations, held_out
+from demo_eval import answers, copying_candidates, golden_candidates, mean_loss, word_for_word
+from demo_training import DRAFTERS, SHORT, TARGET, Rows, Trained, encode_docs, fit, new_model, train_tokenizer
 from torch import nn
 from transformers import GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
@@ -36,7 +37,7 @@ THREADS = 2  # sums are split by thread: another number gives other last bits
 class Recipe:
     """How long everything lasts; nothing depends on the clock."""
 
-    target_steps: int = 1000
+    target_steps: int = 1300
     drafter_steps: int = 400
     written: int = 2000  # answers by the target for its drafters
     copies: int = 200
@@ -57,22 +58,51 @@ class Corpus:
     sha256: str
 
 
+@dataclass(frozen=True)
+class Workshop:
+    """What all stages of one build share."""
+
+    out: Path
+    recipe: Recipe
+    device: str
+    text: Corpus
+    tokenizer: PreTrainedTokenizerFast
+    docs: list[int]
+
+
+@dataclass(frozen=True)
+class Made:
+    """A model as users load it, in float32, and how its training went."""
+
+    model: LlamaForCausalLM
+    trained: Trained
+
+
 def read_corpus() -> Corpus:
     """Every 40th document, and every eighth name in the dialogues, is never trained on."""
     documents = corpus.documentation()
     learnt = [document for index, document in enumerate(documents) if index % 40 != 20]
     kept = [document.text for index, document in enumerate(documents) if index % 40 == 20]
-    entries = [entry for document in learnt for entry in document.entries if not corpus.held_out(entry.name)]
-    talks = islice(corpus.conversations(SEED, entries), 20_000)
+    entries = [entry for document in learnt for entry in document.entries if not held_out(entry.name)]
+    talks = islice(conversations(SEED, entries), 20_000)
     sample = [f"{turn.question}\n{turn.answer}" for talk in talks for turn in talk]
     texts = [document.text for document in learnt]
     return Corpus(texts, kept, entries, sample, corpus.fingerprint(iter([*texts, *sample])))
 
 
+def open_workshop(out: Path, recipe: Recipe, device: str) -> Workshop:
+    """Read the corpus and make the tokenizer."""
+    out.mkdir(parents=True, exist_ok=True)
+    text = read_corpus()
+    click.echo(f"corpus {text.sha256[:12]}: {len(text.docs)} documents, {len(text.entries)} documented names", err=True)
+    tokenizer = train_tokenizer(text.docs + text.sample)
+    return Workshop(out, recipe, device, text, tokenizer, encode_docs(tokenizer, text.docs))
+
+
 def mixed(entries: list[Entry], written: list[Turn]) -> Iterator[list[Turn]]:
     """Dialogues by rule and answers by the target, in turn."""
     rng = Random(SEED + 3)
-    for talk in corpus.conversations(SEED + 2, entries):
+    for talk in conversations(SEED + 2, entries):
         yield talk
         yield [rng.choice(written)]
 
@@ -97,80 +127,78 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
     return loaded
 
 
-def write_answers(
-    target: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, text: Corpus, recipe: Recipe
-) -> list[Turn]:
-    """What the target itself says, half of it greedy and half sampled at temperature 1."""
-    talks = islice(corpus.conversations(SEED + 4, text.entries), recipe.written)
-    questions = [talk[0].question for talk in talks]
-    half = len(questions) // 2
+def make_target(shop: Workshop) -> Made:
+    """Train the target on the corpus."""
     torch.manual_seed(SEED)
-    greedy = answers(target, tokenizer, questions[:half], limit=recipe.answer_tokens)
-    sampled = answers(target, tokenizer, questions[half:], sample=True, limit=recipe.answer_tokens)
+    model = on(shop.device, new_model(TARGET, shop.tokenizer))
+    rows = Rows(shop.tokenizer, shop.docs, conversations(SEED + 1, shop.text.entries), SEED + 1)
+    trained = fit(model, iter(rows), shop.recipe.target_steps, shop.device, shop.out / "target.pt")
+    return Made(on(shop.device, save(model, shop.tokenizer, shop.out / "target")), trained)
+
+
+def make_drafter(shop: Workshop, name: str, target: LlamaForCausalLM, written: list[Turn]) -> Made:
+    """Distil a drafter from the target, on the corpus and on the target's own answers."""
+    torch.manual_seed(SEED)
+    model = on(shop.device, new_model(DRAFTERS[name], shop.tokenizer))
+    rows = Rows(shop.tokenizer, shop.docs, mixed(shop.text.entries, written), SEED + 2)
+    checkpoint = shop.out / f"{name}.pt"
+    trained = fit(model, iter(rows), shop.recipe.drafter_steps, shop.device, checkpoint, teacher=target)
+    return Made(on(shop.device, save(model, shop.tokenizer, shop.out / name)), trained)
+
+
+def write_answers(shop: Workshop, target: LlamaForCausalLM) -> list[Turn]:
+    """What the target itself says, half of it greedy and half sampled at temperature 1."""
+    talks = islice(conversations(SEED + 4, shop.text.entries), shop.recipe.written)
+    questions = [talk[0].question for talk in talks]
+    half, limit = len(questions) // 2, shop.recipe.answer_tokens
+    torch.manual_seed(SEED)
+    greedy = answers(target, shop.tokenizer, questions[:half], limit=limit)
+    sampled = answers(target, shop.tokenizer, questions[half:], sample=True, limit=limit)
     return [Turn(question, answer) for question, answer in zip(questions, greedy + sampled, strict=True) if answer]
 
 
-def build(out: Path, recipe: Recipe, device: str) -> dict[str, object]:
-    """Run all stages in `out`, continuing where an interrupted run stopped; returns the manifest."""
-    out.mkdir(parents=True, exist_ok=True)
-    text = read_corpus()
-    click.echo(f"corpus {text.sha256[:12]}: {len(text.docs)} documents, {len(text.entries)} documented names", err=True)
-    tokenizer = train_tokenizer(text.docs + text.sample)
-    torch.manual_seed(SEED)
-    talks = corpus.conversations(SEED + 1, text.entries)
-    learner = on(device, new_model(TARGET, tokenizer))
-    rows = iter(Rows(tokenizer, text.docs, talks, SEED + 1))
-    trained = {"target": fit(learner, rows, recipe.target_steps, device, out / "target.pt")}
-    models = {"target": on(device, save(learner, tokenizer, out / "target"))}
-
-    written = write_answers(models["target"], tokenizer, text, recipe)
-    for name, shape in DRAFTERS.items():
-        torch.manual_seed(SEED)
-        learner = on(device, new_model(shape, tokenizer))
-        rows = iter(Rows(tokenizer, text.docs, mixed(text.entries, written), SEED + 2))
-        trained[name] = fit(learner, rows, recipe.drafter_steps, device, out / f"{name}.pt", teacher=models["target"])
-        models[name] = on(device, save(learner, tokenizer, out / name))
-    return describe(out, text, trained, models, tokenizer, recipe, device)
+def build(shop: Workshop) -> dict[str, object]:
+    """Run all stages, continuing where an interrupted run stopped; returns the manifest."""
+    made = {"target": make_target(shop)}
+    target = made["target"].model
+    written = write_answers(shop, target)
+    made |= {name: make_drafter(shop, name, target, written) for name in DRAFTERS}
+    return describe(shop, made)
 
 
-def describe(
-    out: Path,
-    text: Corpus,
-    trained: dict[str, Trained],
-    models: dict[str, LlamaForCausalLM],
-    tokenizer: PreTrainedTokenizerFast,
-    recipe: Recipe,
-    device: str,
-) -> dict[str, object]:
+def describe(shop: Workshop, made: dict[str, Made]) -> dict[str, object]:
     """Measure the models, then write golden.json, the model card and the manifest."""
-    target = models["target"]
+    out, text, tokenizer, recipe, target = shop.out, shop.text, shop.tokenizer, shop.recipe, made["target"].model
     golden = golden_candidates()
-    exact = word_for_word(target, tokenizer, golden)
-    passed = [
-        {"prompt": turn.question, "answer": turn.answer} for turn, right in zip(golden, exact, strict=True) if right
-    ]
-    heldout = Rows(tokenizer, text.docs_kept, corpus.conversations(SEED + 5, text.entries), SEED + 5)
+
+    def right(turns: list[Turn]) -> list[bool]:
+        return word_for_word(target, tokenizer, turns, recipe.answer_tokens)
+
+    exact = right(golden)
+    passed = [{"prompt": turn.question, "answer": turn.answer} for turn, ok in zip(golden, exact, strict=True) if ok]
+    missed = [turn.question for turn, ok in zip(golden, exact, strict=True) if not ok]
     scores = {
-        "golden_prompts": asdict(Score(len(passed), len(golden))),
-        "copying_unseen_names": asdict(score(target, tokenizer, copying_candidates(recipe.copies))),
-        "small_sums": asdict(score(target, tokenizer, sums(recipe.copies))),
+        "golden_prompts": tally(exact),
+        "copying_unseen_names": tally(right(copying_candidates(recipe.copies))),
+        "small_sums": tally(right(small_sums(recipe.copies))),
     }
-    missed = [turn.question for turn, right in zip(golden, exact, strict=True) if not right]
+    kept = encode_docs(tokenizer, text.docs_kept)
+    heldout = Rows(tokenizer, kept, conversations(SEED + 5, text.entries), SEED + 5)
     only_docs, only_talk = ([heldout.batch(8, SHORT, docs_share=share) for _ in range(4)] for share in (1.0, 0.0))
     figures: dict[str, dict[str, float]] = {
         name: {
-            "parameters": sum(p.numel() for p in model.parameters()),
-            **asdict(trained[name]),
-            "val_dialogues": mean_loss(model, only_talk, device),
-            "val_docs": mean_loss(model, only_docs, device),
-            "kl_dialogues": mean_loss(model, only_talk, device, teacher=target),
+            "parameters": sum(p.numel() for p in each.model.parameters()),
+            **asdict(each.trained),
+            "val_dialogues": mean_loss(each.model, only_talk, shop.device),
+            "val_docs": mean_loss(each.model, only_docs, shop.device),
+            "kl_dialogues": mean_loss(each.model, only_talk, shop.device, teacher=target),
         }
-        for name, model in models.items()
+        for name, each in made.items()
     }
     manifest: dict[str, object] = {
         "made_with": {"python": platform.python_version()}
         | {n: version(n) for n in ("torch", "transformers", "tokenizers")},
-        "machine": {"device": device, "threads": THREADS, "cpu": torch.backends.cpu.get_cpu_capability()},
+        "machine": {"device": shop.device, "threads": THREADS, "cpu": torch.backends.cpu.get_cpu_capability()},
         "recipe": asdict(recipe),
         "corpus_sha256": text.sha256,
         "models": figures,
@@ -185,7 +213,11 @@ def describe(
     return manifest
 
 
-def sums(count: int) -> list[Turn]:
+def tally(right: list[bool]) -> dict[str, int]:
+    return {"right": sum(right), "of": len(right)}
+
+
+def small_sums(count: int) -> list[Turn]:
     """Small sums, most of them seen in training: this measures memory, not arithmetic."""
     rng = Random(8)
     pairs = [(rng.randint(0, 20), rng.randint(0, 20)) for _ in range(count)]
@@ -208,13 +240,14 @@ def install(out: Path) -> None:
 
 
 def smoke(device: str) -> None:
-    """Run every stage in miniature, twice, and refuse if a hash differs between the runs or from the shipped corpus."""
+    """Run every stage in miniature, and refuse if corpus or target come out differently a second time."""
     with tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory() as second:
-        one = build(Path(first), SMOKE, device)
-        two = build(Path(second), SMOKE, device)
-    for key in ("corpus_sha256", "files", "not_shipped"):
-        if one[key] != two[key]:
-            raise click.ClickException(f"two runs differ in {key}: {one[key]} and {two[key]}")
+        one = build(open_workshop(Path(first), SMOKE, device))
+        again = open_workshop(Path(second), SMOKE, device)
+        make_target(again)
+        before, after = (hashes(Path(folder), ["target"]) for folder in (first, second))
+    if one["corpus_sha256"] != again.text.sha256 or before != after:
+        raise click.ClickException(f"two runs differ: {one['corpus_sha256']} {before}, {again.text.sha256} {after}")
     shipped = json.loads((SHIPPED / "MANIFEST.json").read_text(encoding="utf-8"))
     if shipped["made_with"]["python"] != platform.python_version():
         click.echo(
@@ -249,7 +282,7 @@ def main(out: Path, device: str, installs: bool, smokes: bool) -> None:
     if smokes:
         smoke(device)
         return
-    manifest = build(out, Recipe(), device)
+    manifest = build(open_workshop(out, Recipe(), device))
     click.echo(json.dumps({key: manifest[key] for key in ("models", "scores", "golden_missed")}, indent=1))
     if installs:
         install(out)

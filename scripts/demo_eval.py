@@ -1,22 +1,13 @@
 """What the demo model can do, in numbers: held-out loss, copying of unseen names, and the golden prompts."""
 
-from dataclasses import dataclass
 from random import Random
 
 import torch
-from demo_corpus import Turn, invented, series
+from demo_dialogues import Turn, invented, series
 from demo_facts import DAYS, FACTS, LISTS, MONTHS
 from demo_training import Batch, distillation_loss, token_loss
 from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
-
-
-@dataclass(frozen=True)
-class Score:
-    """How many of how many."""
-
-    right: int
-    of: int
 
 
 def fact(question: str) -> Turn:
@@ -93,14 +84,12 @@ def answers(
     return said
 
 
-def word_for_word(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, turns: list[Turn]) -> list[bool]:
+def word_for_word(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, turns: list[Turn], limit: int = 120
+) -> list[bool]:
     """Which turns the model answers exactly as we want, greedily."""
-    said = answers(model, tokenizer, [turn.question for turn in turns])
+    said = answers(model, tokenizer, [turn.question for turn in turns], limit=limit)
     return [text == turn.answer for text, turn in zip(said, turns, strict=True)]
-
-
-def score(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, turns: list[Turn]) -> Score:
-    return Score(sum(word_for_word(model, tokenizer, turns)), len(turns))
 
 
 @torch.no_grad()

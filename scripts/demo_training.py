@@ -9,7 +9,7 @@ from pathlib import Path
 from random import Random
 
 import torch
-from demo_corpus import SYSTEM_PROMPTS, Turn
+from demo_dialogues import SYSTEM_PROMPTS, Turn
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
@@ -117,18 +117,22 @@ def new_model(shape: Shape, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausa
     return LlamaForCausalLM(config)
 
 
+def encode_docs(tokenizer: PreTrainedTokenizerFast, docs: list[str]) -> list[int]:
+    """All documents as one row of tokens, each closed by its end."""
+    encoded = tokenizer.backend_tokenizer.encode_batch(docs)
+    return [token for encoding in encoded for token in [*encoding.ids, SPECIALS.index(END)]]
+
+
 class Rows:
     """An endless, reproducible supply of batches: packed conversations and stretches of documentation."""
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerFast, docs: list[str], talks: Iterator[list[Turn]], seed: int
+        self, tokenizer: PreTrainedTokenizerFast, docs: list[int], talks: Iterator[list[Turn]], seed: int
     ) -> None:
         self._fast = tokenizer.backend_tokenizer
         self._special = list(range(len(SPECIALS)))  # the trainer puts them first
-        self._talks = talks
+        self._docs, self._talks = docs, talks
         self._rng = Random(seed + 1)
-        end = self._special[3]
-        self._docs = [i for encoding in self._fast.encode_batch(docs) for i in [*encoding.ids, end]]
 
     def __iter__(self) -> Iterator[Batch]:
         step = 0
