@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 
 Option = int | float | bool | str | None | list[str] | list[int] | dict[str, "Option"]
 
@@ -161,3 +161,19 @@ def redraw(model: PreTrainedModel, seed: int) -> None:
                 parameter.normal_(0.0, 1.3 / fan**0.5, generator=generator)
             else:
                 parameter.add_(torch.empty_like(parameter).normal_(0.0, 0.1, generator=generator))
+
+
+@torch.no_grad()
+def logits_of(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
+    """One plain forward."""
+    found: torch.Tensor = model(tokens).logits
+    return found
+
+
+@torch.no_grad()
+def greedy(model: PreTrainedModel, tokens: torch.Tensor, count: int) -> torch.Tensor:
+    """What transformers itself writes: the prompt and `count` tokens."""
+    assert isinstance(model, GenerationMixin)
+    found = model.generate(tokens, max_new_tokens=count, do_sample=False)
+    assert isinstance(found, torch.Tensor)
+    return found

@@ -1,0 +1,176 @@
+"""Disks fail, files shrink, reads come back short: an error with file and layer, or the exact result."""
+
+import errno
+import os
+import random
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+import offload
+from offload.shards import open_folder
+from tests.tiny import LAYERS, greedy, logits_of, tiny
+
+Views = Sequence[memoryview]
+Preadv = Callable[[int, Views, int], int]
+PROMPT = torch.arange(2, 14)[None]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    tiny("llama", tmp_path, max_shard_size="100KB")
+    return tmp_path
+
+
+def logits(model: PreTrainedModel) -> torch.Tensor:
+    return logits_of(model, PROMPT)
+
+
+def last_file_of_layer(folder: Path, layer: int) -> Path:
+    entries = open_folder(folder).entries.values()
+    return max(entry.file for entry in entries if entry.name.startswith(f"model.layers.{layer}."))
+
+
+def stop_reading_ahead(model: PreTrainedModel) -> None:
+    """Fill the ring, so that nothing is read until the next sweep."""
+    stream = offload.stream_of(model)
+    before = -1.0
+    while before != (before := stream.stats().read_s):
+        time.sleep(0.05)
+
+
+def test_short_reads_are_completed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = logits(offload.load(folder, "none"))
+    real: Preadv = os.preadv
+    chance = random.Random(0)
+
+    def short(fd: int, views: Views, offset: int) -> int:
+        return real(fd, [views[0][: chance.randint(1, 3000)]], offset)
+
+    monkeypatch.setattr(os, "preadv", short)
+    for tier in ("none", "ram", "disk"):
+        assert torch.equal(logits(offload.load(folder, tier)), expected)
+
+
+def test_random_delays_change_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = logits(offload.load(folder, "none"))
+    real: Preadv = os.preadv
+    chance = random.Random(0)
+
+    def late(fd: int, views: Views, offset: int) -> int:
+        time.sleep(chance.random() / 500)
+        return real(fd, views, offset)
+
+    monkeypatch.setattr(os, "preadv", late)
+    model = offload.load(folder, "disk")
+    assert all(torch.equal(logits(model), expected) for _ in range(30))
+
+
+def test_input_output_error_names_file_layer_and_offset(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = offload.load(folder, "disk")
+    expected = logits(model)
+    stop_reading_ahead(model)
+    real: Preadv = os.preadv
+
+    def broken(fd: int, views: Views, offset: int) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "preadv", broken)
+    for _ in range(2):
+        with pytest.raises(offload.ReadFailed, match=r"model-\S+\.safetensors at byte \d+ \(layer \d\).*errno 5"):
+            logits(model)
+    monkeypatch.setattr(os, "preadv", real)
+    assert torch.equal(logits(model), expected)
+
+
+def test_every_single_failed_read_is_an_error_or_exact(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = offload.load(folder, "disk")
+    expected = logits(model)
+    real: Preadv = os.preadv
+    countdown = [0]
+
+    def sometimes(fd: int, views: Views, offset: int) -> int:
+        countdown[0] -= 1
+        if countdown[0] == 0:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return 0 if countdown[0] == -7 else real(fd, views, offset)
+
+    monkeypatch.setattr(os, "preadv", sometimes)
+    failures: list[str] = []
+    for nth in range(1, 40):
+        countdown[0] = nth
+        try:
+            assert torch.equal(logits(model), expected)
+        except offload.ReadFailed as error:
+            failures.append(error.what)
+    assert len(failures) > 4
+    assert all("layer" in failure and ".safetensors" in failure for failure in failures)
+    monkeypatch.setattr(os, "preadv", real)
+    assert torch.equal(logits(model), expected)
+
+
+def test_file_cut_short_during_use_stops_the_sweep_and_a_repaired_one_goes_on(folder: Path) -> None:
+    model = offload.load(folder, "disk")
+    expected = logits(model)
+    stop_reading_ahead(model)
+    file = last_file_of_layer(folder, LAYERS - 1)
+    whole = file.read_bytes()
+    os.truncate(file, len(whole) - 4000)
+    with pytest.raises(offload.ReadFailed, match=rf"{file.name} at byte \d+ \(layer {LAYERS - 1}\)"):
+        logits(model)
+    with pytest.raises(offload.ReadFailed, match=f"bytes, it had {len(whole)} when loaded"):
+        logits(model)
+    file.write_bytes(whole)
+    assert torch.equal(logits(model), expected)
+
+
+def test_file_that_vanished_and_came_back_is_opened_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = offload.load(folder, "disk")
+    expected = logits(model)
+    stop_reading_ahead(model)
+    files = list(folder.glob("*.safetensors"))
+    for file in files:
+        file.rename(file.with_suffix(".away"))
+    real: Preadv = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda fd, views, offset: 0)
+    with pytest.raises(offload.ReadFailed, match="ends too early"):
+        logits(model)
+    monkeypatch.setattr(os, "preadv", real)
+    with pytest.raises(offload.ReadFailed, match=r"No such file.*errno 2"):
+        logits(model)
+    for file in files:
+        file.with_suffix(".away").rename(file)
+    assert torch.equal(logits(model), expected)
+
+
+def test_failure_in_the_middle_of_generate_leaves_the_model_usable(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = offload.load(folder, "disk")
+    expected = greedy(model, PROMPT, 5)
+    real: Preadv = os.preadv
+    reads = [0]
+
+    def later(fd: int, views: Views, offset: int) -> int:
+        reads[0] += 1
+        if reads[0] > 30:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(fd, views, offset)
+
+    monkeypatch.setattr(os, "preadv", later)
+    with pytest.raises(offload.ReadFailed):
+        greedy(model, PROMPT, 50)
+    monkeypatch.setattr(os, "preadv", real)
+    assert torch.equal(greedy(model, PROMPT, 5), expected)
+
+
+def test_failed_load_leaves_no_file_open(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(os, "preadv", lambda fd, views, offset: 0)
+    with pytest.raises(offload.ReadFailed):
+        offload.load(folder, "none")
+    assert len(os.listdir("/proc/self/fd")) == before

@@ -1,0 +1,169 @@
+"""Names become folders: the demo, paths, aliases, the Hub's cache; everything else is an error with a way out."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from huggingface_hub import errors as hub
+
+import offload
+from offload import names
+from offload.errors import GatedRepo, ModelNotFound, OfflineMissing, OffloadError
+
+BIG, SMALL = "meta-llama/Llama-3.3-70B-Instruct", "meta-llama/Llama-3.2-1B-Instruct"
+
+
+def snapshot(path: Path, *files: str) -> Path:
+    path.mkdir(parents=True)
+    for file in files or ("config.json", "model.safetensors"):
+        (path / file).touch()
+    return path
+
+
+class Hub:
+    """A stand-in for the Hub library: a cache, and what happens on download."""
+
+    def __init__(self, cached: dict[str, Path], download: Callable[[str], Path]) -> None:
+        self.cached = cached
+        self.download = download
+        self.asked: list[tuple[str, str | None]] = []
+
+    def snapshot_download(
+        self, repo: str, revision: str | None = None, local_files_only: bool = False, **_: object
+    ) -> str:
+        self.asked.append((repo, revision))
+        if not local_files_only:
+            return str(self.download(repo))
+        if repo not in self.cached:
+            raise hub.LocalEntryNotFoundError("not here")
+        return str(self.cached[repo])
+
+
+@pytest.fixture
+def hub_with(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Hub]:
+    def install(cached: dict[str, Path] | None = None, error: Exception | None = None) -> Hub:
+        def download(repo: str) -> Path:
+            raise error or AssertionError("no download was expected")
+
+        stand_in = Hub(cached or {}, download)
+        monkeypatch.setattr("huggingface_hub.snapshot_download", stand_in.snapshot_download)
+        return stand_in
+
+    return install
+
+
+def test_demo_is_the_built_in_pair() -> None:
+    pair = offload.resolve("demo", offline=True)
+    assert pair.toy
+    assert (pair.target.name, pair.drafter and pair.drafter.name) == ("target", "drafter")
+    assert offload.resolve("demo", "none").drafter is None
+
+
+def test_a_folder_is_its_own_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = snapshot(tmp_path / "small")
+    pair = offload.resolve(str(tmp_path), str(small))
+    assert (pair.target, pair.drafter, pair.toy) == (tmp_path, small, False)
+    assert offload.resolve(str(tmp_path)).drafter is None
+    monkeypatch.chdir(tmp_path)
+    assert offload.resolve("small").target == Path("small")
+
+
+def test_a_path_that_is_not_there_is_named() -> None:
+    with pytest.raises(ModelNotFound, match=r"there is no folder \./nowhere"):
+        offload.resolve("./nowhere")
+
+
+def test_misspelt_names_get_suggestions() -> None:
+    with pytest.raises(ModelNotFound) as caught:
+        offload.resolve("lama-70b")
+    assert caught.value.what == "no model named 'lama-70b'."
+    assert caught.value.hint is not None
+    assert caught.value.hint.startswith("llama-70b")
+
+
+def test_an_alias_takes_its_drafter_only_if_it_is_here(tmp_path: Path, hub_with: Callable[..., Hub]) -> None:
+    big, small = snapshot(tmp_path / "big"), snapshot(tmp_path / "small")
+    hub_with({BIG: big})
+    assert offload.resolve("llama-70b") == offload.ModelPair("llama-70b", big, None)
+    hub_with({BIG: big, SMALL: small})
+    assert offload.resolve("llama-70b").drafter == small
+    assert offload.resolve(BIG).drafter == small
+    assert offload.resolve("llama-70b", "none").drafter is None
+    (small / "model.safetensors").unlink()
+    assert offload.resolve("llama-70b").drafter is None
+
+
+def test_a_revision_is_passed_on(tmp_path: Path, hub_with: Callable[..., Hub]) -> None:
+    stand_in = hub_with({"org/name": snapshot(tmp_path / "big")})
+    offload.resolve("org/name@6f6073b", "none")
+    assert stand_in.asked == [("org/name", "6f6073b")]
+
+
+def test_offline_names_the_cache_and_what_is_missing(tmp_path: Path, hub_with: Callable[..., Hub]) -> None:
+    hub_with({"org/none": tmp_path / "nothing"})
+    with pytest.raises(OfflineMissing, match=r"org/other is not in the local cache \(.*\) and --offline is set"):
+        offload.resolve("org/other", offline=True)
+    part = snapshot(tmp_path / "part", "config.json", "model-1.safetensors")
+    shards = '{"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors", "c": "model-3.safetensors"}}'
+    (part / "model.safetensors.index.json").write_text(shards)
+    hub_with({"org/part": part})
+    with pytest.raises(OfflineMissing) as caught:
+        offload.resolve("org/part", offline=True)
+    assert caught.value.why == "Missing: model-2.safetensors (and 1 more)."
+
+
+def answer(kind: type[Exception]) -> Exception:
+    """An error of the Hub library without the HTTP response that its constructor wants."""
+    return kind.__new__(kind, "as the Hub says")
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "words"),
+    [
+        (answer(hub.GatedRepoError), GatedRepo, "is gated and your account has no access"),
+        (answer(hub.RepositoryNotFoundError), ModelNotFound, "has no repository 'org/name'"),
+        (answer(hub.RevisionNotFoundError), ModelNotFound, "has no revision 'abc'"),
+        (hub.LocalEntryNotFoundError("no network"), OfflineMissing, "could not be downloaded"),
+        (ConnectionError("refused"), OfflineMissing, "could not be downloaded"),
+        (OSError(28, "No space left on device"), OffloadError, "no space left while downloading org/name"),
+    ],
+)
+def test_troubles_of_the_hub_have_names(
+    error: Exception, kind: type[OffloadError], words: str, hub_with: Callable[..., Hub]
+) -> None:
+    hub_with({}, error)
+    with pytest.raises(kind, match=words):
+        offload.resolve("org/name@abc", "none")
+
+
+def test_every_alias_is_complete() -> None:
+    for name, alias in names.aliases().items():
+        assert names.HUB_NAME.fullmatch(alias.target), name
+        assert alias.drafter is None or names.HUB_NAME.fullmatch(alias.drafter), name
+        assert alias.drafter != alias.target
+
+
+def test_codes_are_stable_and_errors_read_as_three_lines() -> None:
+    codes = {kind.code for kind in OffloadError.__subclasses__()}
+    assert codes >= {
+        "model_not_found", "bad_model_dir", "corrupt_shard", "unsupported_arch", "not_enough_ram", "not_enough_vram",
+        "no_gpu", "gated_repo", "offline_missing", "read_failed", "disk_full",
+    }  # fmt: skip
+    assert str(ModelNotFound("what.", "why.", "this.")) == "what.\n  why.\n  Try: this."
+    assert str(ModelNotFound("what.")) == "what."
+
+
+def test_names_needs_and_placements_cost_no_torch() -> None:
+    code = """
+import sys, offload, offload.hardware, offload.names, offload.need, offload.placement, offload.shards
+offload.resolve("demo", offline=True), offload.Placement, offload.ReadFailed
+sys.exit(", ".join({"torch", "transformers", "huggingface_hub"} & set(sys.modules)) or 0)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_unknown_attributes_of_the_package_are_errors() -> None:
+    with pytest.raises(AttributeError, match="nonsense"):
+        getattr(offload, "nonsense")  # noqa: B009  # the name must not be known to mypy

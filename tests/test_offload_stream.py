@@ -1,0 +1,239 @@
+"""The ring: in order, ahead, never stale, as slow as it is told, and back on its feet after any failure."""
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import offload
+from offload.checkpoint import Block, Piece
+from offload.store import Arena
+from offload.stream import LayerStream, StreamStats
+from offload.wire import LinkLimit
+from tests.tiny import LAYERS, tiny
+
+LAYER_B = 256
+COUNT = 5
+
+
+class NumberStore:
+    """Every byte of layer i is i; what else happens in a read is up to the test."""
+
+    in_place = False
+
+    def __init__(self, before: Callable[[int], None] = lambda layer: None) -> None:
+        self.before = before
+        self.reads: list[int] = []
+
+    def read(self, layer: int, buffer: Arena | None) -> Arena:
+        self.reads.append(layer)
+        self.before(layer)
+        assert buffer is not None
+        buffer.flat.fill_(layer)
+        return buffer
+
+    def moved_B(self, layer: int) -> int:
+        return LAYER_B
+
+    def close(self) -> None:
+        self.reads.clear()
+
+
+BLOCKS = tuple(Block(f"layer {i}", (Piece("w", torch.uint8, (LAYER_B,), 0, ()),)) for i in range(COUNT))
+
+
+@pytest.fixture
+def streams() -> Iterator[Callable[[NumberStore], LayerStream]]:
+    opened: list[LayerStream] = []
+
+    def open_stream(store: NumberStore, ring: int = 2) -> LayerStream:
+        opened.append(LayerStream(BLOCKS, store, [Arena(LAYER_B) for _ in range(ring)]))
+        return opened[-1]
+
+    yield open_stream
+    for stream in opened:
+        stream.close()
+
+
+def settle(condition: Callable[[], bool]) -> None:
+    """Wait for the reader thread, at most as long as a promise allows."""
+    deadline = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def sweep(stream: LayerStream) -> list[int]:
+    found = []
+    for layer in range(COUNT):
+        tensor = stream.take(layer)["w"]
+        assert bool((tensor == tensor[0]).all())
+        found.append(int(tensor[0]))
+        stream.give(layer)
+    return found
+
+
+def test_sweeps_see_every_layer_in_order(streams: Callable[[NumberStore], LayerStream]) -> None:
+    stream = streams(NumberStore())
+    assert [sweep(stream) for _ in range(3)] == [list(range(COUNT))] * 3
+
+
+def test_reads_run_ahead_into_the_next_sweep(streams: Callable[[NumberStore], LayerStream]) -> None:
+    store = NumberStore()
+    stream = streams(store)
+    settle(lambda: store.reads == [0, 1])
+    sweep(stream)
+    settle(lambda: store.reads == [0, 1, 2, 3, 4, 0, 1])
+
+
+def test_bytes_read_are_sweeps_times_bytes_per_sweep(streams: Callable[[NumberStore], LayerStream]) -> None:
+    stream = streams(NumberStore())
+    for _ in range(3):
+        sweep(stream)
+    stats = stream.stats()
+    assert stats.bytes_read == 3 * stream.bytes_per_sweep == 3 * COUNT * LAYER_B
+    assert (stats.layers_read, stats.dropped_B) == (3 * COUNT, 0)
+
+
+def test_abandoned_sweep_drops_its_buffers_and_begins_anew(streams: Callable[[NumberStore], LayerStream]) -> None:
+    store = NumberStore()
+    stream = streams(store)
+    for layer in range(3):
+        stream.take(layer)
+    settle(lambda: len(store.reads) >= 4)
+    assert sweep(stream) == list(range(COUNT))
+    assert stream.stats().dropped_B > 0
+    assert stream.stats().bytes_read == (3 + COUNT) * LAYER_B
+
+
+def test_any_order_gives_the_layer_that_was_asked_for(streams: Callable[[NumberStore], LayerStream]) -> None:
+    chance = random.Random(0)
+    stream = streams(NumberStore(lambda layer: time.sleep(chance.random() / 2000)))
+    for _ in range(200):
+        layer = chance.choice([0, 1, 2, 3, 4, (stream.position or 0) + 1]) % COUNT
+        assert int(stream.take(layer)["w"][-1]) == layer
+        if chance.random() < 0.8:
+            stream.give(layer)
+
+
+def test_buffer_with_the_wrong_tag_never_computes(streams: Callable[[NumberStore], LayerStream]) -> None:
+    store = NumberStore()
+    stream = streams(store)
+    settle(lambda: len(stream._in(stream._slots[0].state.READY)) == 2)
+    stream._slots[0].layer = 3
+    with pytest.raises(offload.ReadFailed, match=r"hold the layers \[3, 1\], layer 0 was asked for"):
+        stream.take(0)
+
+
+def test_position_is_the_layer_that_computes(streams: Callable[[NumberStore], LayerStream]) -> None:
+    stream = streams(NumberStore())
+    assert stream.position is None
+    stream.take(0)
+    assert stream.position == 0
+    stream.give(0)
+    assert stream.position is None
+
+
+def test_failure_stops_the_sweep_within_a_second_and_the_next_one_works(
+    streams: Callable[[NumberStore], LayerStream],
+) -> None:
+    broken = threading.Event()
+    broken.set()
+
+    def fail(layer: int) -> None:
+        if layer == 3 and broken.is_set():
+            raise offload.ReadFailed("could not read layer 3")
+
+    stream = streams(NumberStore(fail))
+    for _ in range(2):
+        started_s = time.monotonic()
+        with pytest.raises(offload.ReadFailed, match="layer 3"):
+            sweep(stream)
+        assert time.monotonic() - started_s < 1
+    broken.clear()
+    assert sweep(stream) == list(range(COUNT))
+
+
+def test_failure_of_reading_ahead_is_forgotten_if_the_sweep_can_read(
+    streams: Callable[[NumberStore], LayerStream],
+) -> None:
+    broken = threading.Event()
+
+    def fail(layer: int) -> None:
+        if broken.is_set():
+            raise offload.ReadFailed("the disk is away")
+
+    broken.set()
+    stream = streams(NumberStore(fail))
+    settle(lambda: stream._failure is not None)
+    broken.clear()
+    assert sweep(stream) == list(range(COUNT))
+
+
+@pytest.mark.parametrize("error", [MemoryError(), SystemExit(1), ValueError("odd")])
+def test_any_end_of_the_reader_reaches_the_computation(
+    error: BaseException, streams: Callable[[NumberStore], LayerStream]
+) -> None:
+    def fail(layer: int) -> None:
+        if layer == 2:
+            raise error
+
+    stream = streams(NumberStore(fail))
+    with pytest.raises(offload.ReadFailed, match=type(error).__name__):
+        sweep(stream)
+
+
+def test_interrupt_in_the_middle_of_a_layer_loses_no_buffer(streams: Callable[[NumberStore], LayerStream]) -> None:
+    stream = streams(NumberStore())
+    for _ in range(5):
+        stream.take(0)  # and the computation is interrupted before it gives the layer back
+    assert sweep(stream) == list(range(COUNT))
+
+
+def test_close_ends_the_thread_even_while_it_waits() -> None:
+    stream = LayerStream(BLOCKS, NumberStore(), [Arena(LAYER_B)], limit_Bps=1.0)
+    stream.close()
+    assert not stream._thread.is_alive()
+
+
+def test_link_limit_holds_each_layer_back() -> None:
+    now = [100.0]
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(round(seconds, 6))
+        now[0] += seconds
+
+    limit = LinkLimit(1000.0, clock=lambda: now[0], sleep=sleep)
+    limit.hold(500, started_s=100.0)  # half a second of wire, and nothing else took time
+    now[0] += 0.2
+    limit.hold(500, started_s=100.5)  # the disk took 0.2 s of it
+    now[0] += 10
+    limit.hold(500, started_s=110.0)  # this read took longer than the wire
+    limit.hold(1000, started_s=110.7)  # idle time is not saved up
+    assert slept == [0.5, 0.3, 0.7]
+    LinkLimit(None, sleep=sleep).hold(10**12, 0.0)
+    assert len(slept) == 3
+
+
+def test_statistics_are_a_snapshot() -> None:
+    assert StreamStats() == StreamStats(layers_read=0, bytes_read=0, dropped_B=0, wait_s=0.0, read_s=0.0)
+
+
+@pytest.mark.parametrize("tier", ["none", "ram", "disk"])
+def test_a_model_counts_its_sweeps(tier: offload.Offload, tmp_path: Path) -> None:
+    tiny("llama", tmp_path)
+    model = offload.load(tmp_path, tier)
+    stream = offload.stream_of(model)
+    with torch.no_grad():
+        for _ in range(3):
+            model(torch.arange(5)[None])
+    assert stream.layers == LAYERS
+    assert stream.stats().layers_read == 3 * LAYERS
+    assert stream.stats().bytes_read == 3 * stream.bytes_per_sweep
+    assert stream.bytes_per_sweep == stream.placement.stream_B
+    assert (stream.bytes_per_sweep == 0) == (tier == "none")
