@@ -1,0 +1,147 @@
+"""The Python door: what a user of `import specexec` may rely on. Runs the built-in pair for real."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import specexec
+from offload.names import demo_folder
+from specexec import SamplingParams
+from specexec.engine import Engine
+from specexec.errors import ContextLengthExceeded, EmptyPrompt, TokenizerMismatch, UnsupportedArchitecture
+
+ROOT = Path(__file__).parent.parent
+QUESTION = "How does specexec work?"
+ASK = [{"role": "user", "content": QUESTION}]
+SHORT = SamplingParams(max_tokens=12)
+
+
+@pytest.fixture(scope="module")
+def llm() -> Iterator[Engine]:
+    with specexec.load("demo", offload="disk", dtype="f32", budget=32) as engine:
+        yield engine
+
+
+def test_the_readme_example_runs() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    assert blocks, "the README shows how to use the library"
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), {"print": lambda *_, **__: None})
+
+
+def test_the_same_text_from_every_tier_budget_and_drafter(llm: Engine) -> None:
+    expected = llm.generate(ASK, SamplingParams(temperature=0.9, seed=5, max_tokens=40))
+    assert expected.tokens_per_sweep > 1.2
+    for options in ({"offload": "none"}, {"offload": "ram", "budget": 5}, {"offload": "disk", "drafter": "none"}):
+        with specexec.load("demo", dtype="f32", **options) as other:
+            again = other.generate(ASK, SamplingParams(temperature=0.9, seed=5, max_tokens=40))
+            assert again.tokens == expected.tokens, options
+
+
+def test_bytes_read_are_those_of_the_sweeps(llm: Engine) -> None:
+    sweep_B = llm._stream.bytes_per_sweep
+    answer = llm.generate(ASK)
+    assert answer.bytes_read == answer.sweeps * sweep_B > 0
+
+
+def test_interleaved_streams_share_sweeps_and_keep_their_texts(llm: Engine) -> None:
+    samplings = [SamplingParams(temperature=0.8, seed=seed, max_tokens=20) for seed in (1, 2)]
+    alone = [llm.generate(ASK, sampling).text for sampling in samplings]
+    before = llm.progress().sweeps
+    streams = [llm.stream(ASK, sampling) for sampling in samplings]
+    texts, bursts = ["", ""], 0
+    open_streams = {0, 1}
+    while open_streams:
+        for which in list(open_streams):
+            burst = next(streams[which], None)
+            if burst is None:
+                open_streams.discard(which)
+                continue
+            texts[which] += burst.text
+            bursts += 1
+    assert texts == alone
+    assert llm.progress().sweeps - before < bursts
+
+
+def test_a_stream_that_is_left_early_leaves_nothing_behind(llm: Engine) -> None:
+    stream = llm.stream(ASK)
+    next(stream)
+    stream.close()  # type: ignore[attr-defined]  # a generator
+    assert not llm._decoder.live
+    assert llm.generate(ASK, SHORT).sweeps
+
+
+def test_a_conversation_processes_only_what_is_new(llm: Engine) -> None:
+    talk = llm.conversation(system="Be brief.")
+    first = "".join(burst.text for burst in talk.send(QUESTION, SHORT))
+    assert talk.messages[-1] == {"role": "assistant", "content": first}
+    kept = len(talk._caches[llm._target])
+    stream = talk.send("List the days of the week.", SHORT)
+    next(stream)
+    assert len(talk._caches[llm._target]) > kept > 20  # the first turn's rows were still there
+    list(stream)
+    fresh = llm.generate([{"role": "system", "content": "Be brief."}, *talk.messages[:-1]], SHORT)
+    assert talk.messages[-1]["content"] == fresh.text
+    assert talk.undo()
+    assert [message["content"] for message in talk.messages] == [QUESTION, first]
+
+
+def test_retrying_is_another_answer_only_where_chance_decides(llm: Engine) -> None:
+    warm = SamplingParams(temperature=1.5, seed=3, max_tokens=12)
+    talk = llm.conversation()
+    first = "".join(burst.text for burst in talk.send("Tell me a story.", warm))
+    again = "".join(burst.text for burst in talk.retry(warm))
+    assert again != first
+    assert [message["role"] for message in talk.messages] == ["user", "assistant"]
+
+
+def test_one_seed_for_many_prompts_is_one_seed_each(llm: Engine) -> None:
+    warm = SamplingParams(temperature=1.2, seed=7, max_tokens=16)
+    answers = list(llm.generate_many([ASK, ASK], warm))
+    assert answers[0].text != answers[1].text
+    assert [one.text for one in llm.generate_many([ASK, ASK], warm)] == [one.text for one in answers]
+
+
+def test_a_fresh_seed_is_drawn_and_told(llm: Engine) -> None:
+    first = llm.generate(ASK, SamplingParams(temperature=1.2, max_tokens=16))
+    again = llm.generate(ASK, SamplingParams(temperature=1.2, max_tokens=16, seed=first.seed))
+    assert again.text == first.text
+
+
+def test_what_cannot_work_is_refused_with_the_numbers(llm: Engine) -> None:
+    with pytest.raises(EmptyPrompt):
+        llm.generate("")
+    with pytest.raises(ContextLengthExceeded, match=r"3,000 tokens, the context is 2,048"):
+        llm.generate([5] * 3000)
+    with pytest.raises(ContextLengthExceeded, match="9,999"):
+        specexec.load("demo", ctx=9999)
+
+
+def test_a_drafter_with_another_vocabulary_is_refused(tmp_path: Path) -> None:
+    other = tmp_path / "drafter"
+    shutil.copytree(demo_folder("drafter"), other)
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    a, b = list(vocabulary)[300:302]
+    vocabulary[a], vocabulary[b] = vocabulary[b], vocabulary[a]
+    tokenizer["model"]["merges"] = []
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(TokenizerMismatch, match="does not share its vocabulary"):
+        specexec.load("demo", drafter=str(other))
+
+
+def test_an_architecture_without_trees_is_refused_before_its_weights_are_looked_at(tmp_path: Path) -> None:
+    for file in demo_folder("target").iterdir():
+        if file.suffix != ".safetensors":
+            shutil.copy(file, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    (tmp_path / "config.json").write_text(json.dumps(config | {"rope_parameters": rope}))
+    with pytest.raises(UnsupportedArchitecture, match="dynamic RoPE"):
+        specexec.load(str(tmp_path))
