@@ -21,9 +21,10 @@ import demo_corpus as corpus
 import torch
 from demo_card import card
 from demo_corpus import Entry
-from demo_dialogues import Turn, conversations, held_out
+from demo_dialogues import Turn, conversations
 from demo_eval import answers, copying_candidates, golden_candidates, mean_loss, word_for_word
 from demo_training import DRAFTERS, SHORT, TARGET, Rows, Trained, encode_docs, fit, new_model, train_tokenizer
+from demo_words import held_out
 from torch import nn
 from transformers import GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
@@ -37,8 +38,8 @@ THREADS = 2  # sums are split by thread: another number gives other last bits
 class Recipe:
     """How long everything lasts; nothing depends on the clock."""
 
-    target_steps: int = 1300
-    drafter_steps: int = 400
+    target_steps: int = 1000
+    drafter_steps: int = 300
     written: int = 2000  # answers by the target for its drafters
     copies: int = 200
     answer_tokens: int = 120

@@ -3,9 +3,10 @@
 from random import Random
 
 import torch
-from demo_dialogues import Turn, invented, series
+from demo_dialogues import Turn
 from demo_facts import DAYS, FACTS, LISTS, MONTHS
 from demo_training import Batch, distillation_loss, token_loss
+from demo_words import invented, series
 from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 

@@ -241,3 +241,9 @@ TOPICS = words(
     "universe, tea, dreams, time travel, Shakespeare, Einstein, New York, London, Paris, China",
     sep=", ",
 )
+NUMBERS = ["zero", "one", "two", "three", "four", "five", "six"]
+SYSTEM_PROMPTS = [
+    "You are a helpful assistant.",
+    "You are a friendly assistant. Be brief.",
+    "Answer in plain English.",
+]

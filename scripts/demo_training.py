@@ -9,7 +9,8 @@ from pathlib import Path
 from random import Random
 
 import torch
-from demo_dialogues import SYSTEM_PROMPTS, Turn
+from demo_dialogues import Turn
+from demo_facts import SYSTEM_PROMPTS
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
