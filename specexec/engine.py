@@ -28,7 +28,7 @@ from specexec.architecture import check_tree_support, longest_text
 from specexec.cache import KVCache
 from specexec.chain import ChainLM
 from specexec.conversation import Conversation, Message
-from specexec.decoder import Decoder
+from specexec.decoder import Decoder, Step
 from specexec.drafters import Drafter
 from specexec.drafters.none import NoDrafter
 from specexec.drafters.sibling import SiblingDrafter
@@ -150,6 +150,28 @@ class Engine:
     def conversation(self, system: str | None = None) -> Conversation:
         """A dialogue that keeps its keys and values from turn to turn."""
         return Conversation(self, system)
+
+    # For callers that drive the sweeps themselves, such as a server: texts join and leave between two sweeps
+
+    def join(
+        self,
+        prompt: Prompt,
+        sampling: SamplingParams | None = None,
+        caches: dict[object, KVCache] | None = None,
+    ) -> Sequence:
+        """Begin a text; every `sweep` from the next one on writes at it, until its finish_reason is set."""
+        sequence = self._sequence(prompt, sampling or SamplingParams(), caches)
+        self._decoder.join(sequence)
+        return sequence
+
+    def sweep(self) -> list[Step]:
+        """One sweep over all texts that have joined; after an error none of them has moved."""
+        return self._decoder.step()
+
+    def leave(self, sequence: Sequence) -> None:
+        """Stop writing a text, if it has not ended already; its caches stay good for another one."""
+        if sequence in self._decoder.live:
+            self._decoder.leave(sequence)
 
     def stop(self) -> None:
         """End all running streams after the current layer; what they wrote stays. Safe in a signal handler."""
