@@ -127,7 +127,7 @@ def _find_layers(model: PreTrainedModel, folder: Folder) -> str:
 
 
 def _unsupported(folder: Folder, why: str) -> UnsupportedArchitecture:
-    return UnsupportedArchitecture(f"architecture {_architecture(folder)} is not supported.", why, SUPPORTED)
+    return UnsupportedArchitecture(f"architecture {_architecture(folder)} is not supported.", f"{why} {SUPPORTED}")
 
 
 def _architecture(folder: Folder) -> str:
