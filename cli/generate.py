@@ -24,6 +24,7 @@ from specexec.sampling import SamplingParams
 
 if TYPE_CHECKING:
     from specexec.engine import Engine
+    from specexec.stats import Completion
 
 REPORT_EVERY_S = 30.0
 
@@ -95,6 +96,7 @@ class Run:
     strict: bool
     total: int = 0
     done: int = 0
+    begun: int = 0
     failed: int = 0
     tokens: int = 0
     sweeps: int = 0
@@ -132,8 +134,16 @@ class Run:
             self.failed += 1
             self.screen.tell(f"{item.id}: {refusal.what}" if item.id not in refusal.what else refusal.what)
             self.sink.put(failed(item.id, refusal))
-            return
-        self.done += 1
+        else:
+            self._keep(item, completion)
+
+    def _keep(self, item: Item, completion: Completion) -> None:
+        if completion.finish_reason != "interrupted":
+            self.done += 1
+        elif completion.tokens:
+            self.begun += 1
+        else:
+            return  # stopped before its first token: the item counts as not begun
         self.tokens += len(completion.tokens)
         self.sweeps += completion.sweeps
         self.sink.put(finished(item.id, completion))
@@ -143,12 +153,15 @@ class Run:
         now = self.engine.progress()
         spent_s = time.perf_counter() - self._started_s
         facts = f"{self._speed(spent_s)} · layer {now.layer}/{now.layers}"
-        bar = "{percentage:3.0f}% |{bar:20}| {n_fmt}/{total_fmt} items · {elapsed}<{remaining} · {postfix}"
-        return tqdm.format_meter(self.done + self.failed, self.total, spent_s, bar_format=bar, postfix=facts)
+        bar = "{percentage:3.0f}% |{bar:20}| {n_fmt}/{total_fmt} items · {elapsed}<{remaining} · " + facts
+        return tqdm.format_meter(self.done + self.failed, self.total, spent_s, bar_format=bar)
 
     def summary(self) -> str:
         """What came of it."""
-        facts = [f"{self.done} answered", *([f"{self.failed} failed"] if self.failed else [])]
+        counts = {"answered": self.done, "in part": self.begun, "failed": self.failed}
+        facts = [f"{count} {what}" for what, count in counts.items() if count or what == "answered"]
+        left = self.total - sum(counts.values())
+        facts += [f"{left} not begun"] if left else []
         facts.append(self._speed(time.perf_counter() - self._started_s))
         return " · ".join(facts + ([f"seed {self.seed}"] if self.sampling.temperature != 0 else []))
 
