@@ -14,6 +14,9 @@ from cli.session import Session
 from cli.verbosity import Verbosity, verbosity_options
 from specexec.sampling import SamplingParams
 
+# Questions that the demo answers well; a test checks them against its golden answers.
+TOY_QUESTIONS = "It answers: How does specexec work? · What is a drafter? · What is offloading?"
+
 
 @click.command()
 @model_argument
@@ -43,6 +46,8 @@ def chat(
     with running_engine(engine_options, screen, verbosity) as engine:
         session = Session(engine, engine.conversation(system), screen, sampling, engine_options.link_limit)
         if message is None:
+            if engine.toy:
+                screen.say(TOY_QUESTIONS)
             return converse(session, history=not no_history)
         answer = play(engine, session.conversation.send(message, sampling), screen)
         session.report(answer)

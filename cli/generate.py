@@ -149,11 +149,11 @@ class Run:
         self.sink.put(finished(item.id, completion))
 
     def progress(self) -> str:
-        """Where the run is: items as a bar, then tokens and the layer under way."""
+        """Where the run is: items as a bar, then the layer under way and the speed so far."""
         now = self.engine.progress()
         spent_s = time.perf_counter() - self._started_s
-        facts = f"{self._speed(spent_s)} · layer {now.layer}/{now.layers}"
-        bar = "{percentage:3.0f}% |{bar:20}| {n_fmt}/{total_fmt} items · {elapsed}<{remaining} · " + facts
+        facts = f"layer {now.layer}/{now.layers} · {self._speed(spent_s)}"
+        bar = "{percentage:3.0f}% |{bar:10}| {n_fmt}/{total_fmt} items · {elapsed}<{remaining} · " + facts
         return tqdm.format_meter(self.done + self.failed, self.total, spent_s, bar_format=bar)
 
     def summary(self) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
 
+from cli.chat import TOY_QUESTIONS
 from tests.command_line import CommandLine, Ran
 from tests.fake_engine import FakeEngine
 
@@ -32,8 +34,9 @@ def timeless(text: str) -> str:
 def talk(specexec: CommandLine, *lines: str, options: tuple[str, ...] = ()) -> Ran:
     """A conversation; what is said before the first line is taken away."""
     ran = specexec("chat", *options, stdin="".join(f"{line}\n" for line in lines))
-    assert ran.err.startswith(BANNER + HINT)
-    return Ran(ran.code, ran.out, timeless(ran.err.removeprefix(BANNER + HINT)))
+    opening = f"{BANNER}{TOY_QUESTIONS}\n{HINT}"
+    assert ran.err.startswith(opening)
+    return Ran(ran.code, ran.out, timeless(ran.err.removeprefix(opening)))
 
 
 def test_one_answer_goes_to_stdout_and_everything_else_to_stderr(specexec: CommandLine) -> None:
@@ -207,6 +210,14 @@ def test_the_tree_of_every_sweep_on_request(specexec: CommandLine) -> None:
         "sweep 2 · 6 guessed · depth 3 · accepted 3 + 1\n ▸ c ▸ h ▸ o │ : ← target\n └ ? └ ? └ ?\n"
         f"{last}tree off\n{last}"
     )
+
+
+def test_the_questions_we_suggest_are_answered_well() -> None:
+    demo = files("offload") / "demo"
+    golden = {entry["prompt"] for entry in json.loads((demo / "golden.json").read_text())}
+    missed = json.loads((demo / "MANIFEST.json").read_text())["golden_missed"]
+    suggested = TOY_QUESTIONS.removeprefix("It answers: ").split(" · ")
+    assert set(suggested) <= golden - set(missed)
 
 
 def test_help_names_every_command(specexec: CommandLine) -> None:

@@ -37,7 +37,15 @@ _UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "grammar": (None, ""),
 }
 # Accepted because clients send them as a matter of course; none of them changes a text.
-_HARMLESS = {"user", "metadata", "store", "service_tier", "parallel_tool_calls", "safety_identifier", "prompt_cache_key"}
+_HARMLESS = {
+    "user",
+    "metadata",
+    "store",
+    "service_tier",
+    "parallel_tool_calls",
+    "safety_identifier",
+    "prompt_cache_key",
+}
 
 
 class StreamOptions(BaseModel):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ class Choice:
     """One text as it grows, and what it took."""
 
     index: int
-    prompt_tokens: int
     echo: str = ""
     text: str = ""
     tokens: int = 0
@@ -51,77 +51,116 @@ class Reply:
 
     chat: bool
     model: str
-    fingerprint: str
+    prompt_tokens: int
     id: str = field(default_factory=lambda: secrets.token_hex(12))
     created: int = field(default_factory=lambda: int(time.time()))
 
     def whole(self, choices: list[Choice]) -> Json:
         """The answer to a request that did not ask for a stream."""
-        shape = self._message if self.chat else self._completion
-        return {
-            **self._head("chat.completion" if self.chat else "text_completion"),
-            "choices": [{**shape(choice), **_ending(choice), "seed": choice.seed} for choice in choices],
-            "usage": usage(choices),
-            "timings": timings(choices),
-        }
+        shaped = [
+            {"index": choice.index, **self._words(choice), **_ending(choice), "seed": choice.seed} for choice in choices
+        ]
+        head = self._head("chat.completion" if self.chat else "text_completion")
+        return {**head, "choices": shaped, "usage": self.usage(choices), "timings": self.timings(choices)}
 
-    def chunk(self, choice: Choice, text: str, *, role: bool = False, last: bool = False, **more: object) -> Json:
-        """One event of a stream: new text of one choice."""
-        words: Json
+    def opening(self, choice: Choice) -> Json:
+        """The first event of one choice: who speaks, or the prompt that was to be echoed."""
         if self.chat:
-            delta = {**({"role": "assistant"} if role else {}), **({"content": text} if text or role else {})}
-            words = {"delta": delta}
-        else:
-            words = {"text": text}
-        ending = _ending(choice) if last else {"finish_reason": None, "logprobs": None}
-        head = self._head("chat.completion.chunk" if self.chat else "text_completion")
-        return {**head, "choices": [{"index": choice.index, **words, **ending}], **more}
+            return self._chunk({"index": choice.index, "delta": {"role": "assistant", "content": ""}, **_OPEN})
+        return self._chunk({"index": choice.index, "text": choice.echo, **_OPEN})
 
-    def final(self, choices: list[Choice], *, include_usage: bool) -> Json:
-        """The event after the last text: no choices, what it took, and usage if that was asked for."""
-        head = self._head("chat.completion.chunk" if self.chat else "text_completion")
-        used = {"usage": usage(choices)} if include_usage else {}
-        return {**head, "choices": [], **used, "timings": timings(choices)}
+    def more(self, choice: Choice, text: str) -> Json:
+        """New text of one choice."""
+        words: Json = {"delta": {"content": text}} if self.chat else {"text": text}
+        return self._chunk({"index": choice.index, **words, **_OPEN})
+
+    def ending(self, choice: Choice) -> Json:
+        """The last event of one choice: why it ended, and the seed that gives it again."""
+        words: Json = {"delta": {}} if self.chat else {"text": ""}
+        ended = self._chunk({"index": choice.index, **words, **_ending(choice), "seed": choice.seed})
+        return {**ended, "timings": self.timings([choice])}
+
+    def used(self, choices: list[Choice]) -> Json:
+        """The event after the last text, for those who asked for usage."""
+        return {**self._chunk(), "usage": self.usage(choices), "timings": self.timings(choices)}
 
     def watched(self, **what: object) -> Json:
         """An event for those who watch the machine; it holds no text."""
-        return {**self._head("chat.completion.chunk" if self.chat else "text_completion"), "choices": [], **what}
+        return {**self._chunk(), "specexec": what}
+
+    def usage(self, choices: list[Choice]) -> Json:
+        """Tokens in and out; a prompt counts once, however many choices were written for it."""
+        written = sum(choice.tokens for choice in choices)
+        accepted = sum(choice.accepted for choice in choices)
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": written,
+            "total_tokens": self.prompt_tokens + written,
+            "completion_tokens_details": {
+                "accepted_prediction_tokens": accepted,
+                "rejected_prediction_tokens": sum(choice.drafted for choice in choices) - accepted,
+            },
+        }
+
+    def timings(self, choices: list[Choice]) -> Json:
+        """Speed and drafting. The first sweep reads the prompt and gives the first tokens: it counts as prompt time."""
+        first_s = max((choice.first_s or choice.began_s) - choice.began_s for choice in choices)
+        whole_s = max(choice.last_s - choice.began_s for choice in choices)
+        written = sum(choice.tokens for choice in choices)
+        return {
+            "prompt_n": self.prompt_tokens,
+            "prompt_ms": round(1000 * first_s, 3),
+            "predicted_n": written,
+            "predicted_ms": round(1000 * (whole_s - first_s), 3),
+            "predicted_per_second": round(written / max(whole_s, 1e-9), 3),
+            "draft_n": sum(choice.drafted for choice in choices),
+            "draft_n_accepted": sum(choice.accepted for choice in choices),
+            "draft_n_verif_steps": sum(choice.sweeps for choice in choices),
+        }
+
+    def _words(self, choice: Choice) -> Json:
+        if self.chat:
+            return {"message": {"role": "assistant", "content": choice.text, "refusal": None}}
+        return {"text": choice.echo + choice.text}
+
+    def _chunk(self, *choices: Json) -> Json:
+        return {**self._head("chat.completion.chunk" if self.chat else "text_completion"), "choices": list(choices)}
 
     def _head(self, kind: str) -> Json:
-        prefix = "chatcmpl" if self.chat else "cmpl"
         return {
-            "id": f"{prefix}-{self.id}",
+            "id": f"{'chatcmpl' if self.chat else 'cmpl'}-{self.id}",
             "object": kind,
             "created": self.created,
             "model": self.model,
-            "system_fingerprint": self.fingerprint,
+            "system_fingerprint": f"specexec-{version('specexec')}",
         }
 
-    @staticmethod
-    def _message(choice: Choice) -> Json:
-        return {"index": choice.index, "message": {"role": "assistant", "content": choice.text, "refusal": None}}
 
-    @staticmethod
-    def _completion(choice: Choice) -> Json:
-        return {"index": choice.index, "text": choice.echo + choice.text}
+_OPEN: Json = {"finish_reason": None, "logprobs": None}
 
 
 def _ending(choice: Choice) -> Json:
     return {"finish_reason": choice.finish_reason, "logprobs": None}
 
 
-def usage(choices: list[Choice]) -> Json:
-    """Tokens in and out; a prompt counts once however many choices were written for it."""
-    prompt = sum({choice.prompt_of: choice.prompt_tokens for choice in map(_Numbered, choices)}.values())
-    written = _sum(choice.tokens for choice in choices)
-    accepted = _sum(choice.accepted for choice in choices)
-    drafted = _sum(choice.drafted for choice in choices)
+def picture(burst: Burst, decode: Callable[[list[int]], str]) -> Json:
+    """One sweep for a watcher: the tree of guesses as words, the path that became text, and the target's own word."""
     return {
-        "prompt_tokens": prompt,
-        "completion_tokens": written,
-        "total_tokens": prompt + written,
-        "completion_tokens_details": {
-            "accepted_prediction_tokens": accepted,
-            "rejected_prediction_tokens": drafted - accepted,
-        },
+        "words": [decode([token]) for token in burst.tree.tokens],
+        "parents": [int(parent) for parent in burst.tree.parents],
+        "path": list(burst.path),
+        "own": [decode([token]) for token in burst.tokens[len(burst.path) :]],
+        "sweep_s": burst.sweep_s,
+        "draft_s": burst.draft_s,
+        "bytes_read": burst.bytes_read,
+    }
+
+
+def place(progress: Progress) -> Json:
+    """How far the running sweep is, for a watcher."""
+    return {
+        "layer": progress.layer,
+        "layers": progress.layers,
+        "sweep": progress.sweeps,
+        "bytes_read": progress.bytes_read,
     }
