@@ -1,6 +1,6 @@
 """Bytes land where transformers' own conversion operations would have put them, for every chain that is supported."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -73,10 +73,10 @@ def test_supported_chains_equal_transformers_own(name: str, dtype: torch.dtype, 
     operations, sources, targets = CHAINS[name]
     file = tmp_path / "model.safetensors"
     tensors, job = stored(file, CHAINS[name])
-    expected: dict[str, torch.Tensor | list[torch.Tensor]] = {**tensors}
+    expected: Mapping[str, torch.Tensor | list[torch.Tensor]] = tensors
     for operation in operations:
         expected = operation.convert(
-            expected,
+            dict(expected),
             source_patterns=list(sources),
             target_patterns=list(targets),
             full_layer_name=next(iter(targets)),
