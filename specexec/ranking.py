@@ -1,4 +1,4 @@
-"""How a drafter's logits become log P(the target chooses this child).   N rows   V vocabulary"""
+"""A drafter's logits as scores: what the target will compare, as far as a drafter can know.   N rows   V vocabulary"""
 
 from __future__ import annotations
 
@@ -10,20 +10,18 @@ from torch import Tensor
 
 from specexec.sampling import History, NoiseRows, SamplingParams, penalise, restrict, with_noise
 
-NEUTRAL_TAU = 0.85
-
 
 @dataclass(frozen=True)
 class Ranking:
-    """softmax(s / tau) over s = draft logits + T * G, the noise the target itself will meet (design: one noise).
+    """s = draft logits + T * G, the noise the target itself will meet; children are ranked by softmax(s / tau).
 
-    Without shared noise s is the draft logits alone: the tree is then blind to chance.
+    `tau=None` learns it (calibration.py). Without shared noise s is the draft logits alone, blind to chance.
     """
 
-    tau: float = NEUTRAL_TAU
+    tau: float | None = None
     shared_noise: bool = True
 
-    def log_probs(
+    def scores(
         self,
         logits_NV: Tensor,
         sampling: SamplingParams,
@@ -31,11 +29,11 @@ class Ranking:
         positions: Items[int],
         histories: Items[History],
     ) -> Tensor:
-        """[N, V] float32; row n ranks the children at positions[n]. `histories` matter only under penalties."""
+        """[N, V] float32; row n scores the children at positions[n]. `histories` matter only under penalties."""
         scores_NV = logits_NV.float()
-        if self.shared_noise:
-            if sampling.penalised:
-                rows = zip(scores_NV, histories, strict=True)
-                scores_NV = torch.stack([penalise(row_V, sampling, history) for row_V, history in rows])
-            scores_NV = with_noise(restrict(scores_NV, sampling), sampling.temperature or 0.0, noise, positions)
-        return (scores_NV / self.tau).log_softmax(-1)
+        if not self.shared_noise:
+            return scores_NV
+        if sampling.penalised:
+            rows = zip(scores_NV, histories, strict=True)
+            scores_NV = torch.stack([penalise(row_V, sampling, history) for row_V, history in rows])
+        return with_noise(restrict(scores_NV, sampling), sampling.temperature or 0.0, noise, positions)

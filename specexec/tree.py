@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TypeAlias
 
@@ -22,11 +22,13 @@ class TokenTree:
 
     tokens_N and parents_N are int64; a parent of ROOT (-1) means the node follows the last token of the text.
     reach_N is float64: the estimated log-probability that the target's own text passes through the node.
+    ids_N names the nodes: trimming a tree moves them, their names stay. By default a node's name is its index.
     """
 
     tokens_N: Ints
     parents_N: Ints
     reach_N: Floats
+    ids_N: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
 
     @staticmethod
     def empty() -> TokenTree:
@@ -41,6 +43,8 @@ class TokenTree:
         return TokenTree(tokens_N, np.array(list(parents), np.int64), reach_N)
 
     def __post_init__(self) -> None:
+        if len(self.ids_N) != len(self.tokens_N):
+            object.__setattr__(self, "ids_N", np.arange(len(self.tokens_N)))
         assert self.tokens_N.shape == self.parents_N.shape == self.reach_N.shape
         assert bool(np.all(self.parents_N < np.arange(len(self)))), "a parent must come before its children"
 
@@ -85,7 +89,7 @@ class TokenTree:
         keep = np.sort(np.argsort(-self.reach_N, kind="stable")[:budget])
         new_index = np.full(len(self) + 1, ROOT, np.int64)  # the last slot answers for ROOT
         new_index[keep] = np.arange(len(keep))
-        return TokenTree(self.tokens_N[keep], new_index[self.parents_N[keep]], self.reach_N[keep])
+        return TokenTree(self.tokens_N[keep], new_index[self.parents_N[keep]], self.reach_N[keep], self.ids_N[keep])
 
 
 def depths(parents_N: Ints) -> Ints:

@@ -1,20 +1,35 @@
 """A smaller model of the same family guesses. Its own tree cache holds one row for every node it was asked about.
 
-N nodes   K children   V vocabulary
+N nodes   C candidates   V vocabulary
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
+import numpy as np
 from torch import Tensor
 
+from specexec.calibration import Calibration, log_softmax, regime
 from specexec.drafters import Ask, Guesses
 from specexec.lm import Rows, TreeLM
 from specexec.ranking import Ranking
-from specexec.sampling import History
+from specexec.sampling import History, SamplingParams
 from specexec.sequence import Sequence
-from specexec.tree import ROOT, TokenTree
+from specexec.tree import ROOT, Floats, Ints, TokenTree
+
+# Beyond these the target's choice counts as a miss: no tree has room for a 257th child.
+CANDIDATES = 256
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """The candidates of one batch of nodes, kept until the target has chosen."""
+
+    nodes_N: Ints
+    tokens_NC: Ints
+    scores_NC: Floats
 
 
 class SiblingDrafter:
@@ -27,7 +42,9 @@ class SiblingDrafter:
         self.lm = lm
         # Ids beyond the target's vocabulary are padding rows of the drafter's head: never guess them.
         self._vocabulary = min(lm.vocabulary, vocabulary)
+        self.calibrations: dict[str, Calibration] = {}
         self._row_of_node: WeakKeyDictionary[Sequence, dict[int, int]] = WeakKeyDictionary()
+        self._asked: WeakKeyDictionary[Sequence, list[_Asked]] = WeakKeyDictionary()
 
     def guess(self, asks: list[Ask], width: int) -> list[Guesses]:
         """One forward pass for all asked nodes of all sequences."""
@@ -43,6 +60,7 @@ class SiblingDrafter:
             cache.forget_nodes()
             pending = sequence.pending(self.lm)
             self._row_of_node[sequence] = {ROOT: len(pending) - 1}
+            self._asked[sequence] = []
             return Rows(cache, pending, range(-1, len(pending) - 1))
         row_of_node = self._row_of_node[sequence]
         first = len(cache.parents)
@@ -57,14 +75,27 @@ class SiblingDrafter:
         if sequence.sampling.penalised:
             above = sequence.history
             histories = [above.after(ask.tree.tokens_N[ask.tree.path(node)].tolist()) for node in ask.nodes]
-        log_probs_NV = self.ranking.log_probs(
+        scores_NV = self.ranking.scores(
             logits_NV[:, : self._vocabulary], sequence.sampling, sequence.noise, positions, histories
         )
-        best = log_probs_NV.topk(min(width, self._vocabulary))
-        return Guesses(best.indices.cpu().numpy(), best.values.double().cpu().numpy())
+        best = scores_NV.topk(min(max(width, CANDIDATES), self._vocabulary))
+        tokens_NC, scores_NC = best.indices.cpu().numpy(), best.values.double().cpu().numpy()
+        self._asked[sequence].append(_Asked(np.array(ask.nodes), tokens_NC, scores_NC))
+        if self.ranking.tau is not None:  # a fixed rule, over the whole vocabulary
+            log_probs_NV = (scores_NV / self.ranking.tau).log_softmax(-1)
+            log_probs_NC = log_probs_NV.gather(-1, best.indices).double().cpu().numpy()
+        else:
+            calibration = self.calibration(sequence.sampling)
+            log_probs_NC = log_softmax(scores_NC / calibration.tau) + np.log1p(-calibration.miss)
+        return Guesses(tokens_NC[:, :width], log_probs_NC[:, :width])
+
+    def calibration(self, sampling: SamplingParams) -> Calibration:
+        """What is known about this drafter at this temperature."""
+        return self.calibrations.setdefault(regime(sampling.temperature or 0.0), Calibration())
 
     def observe(self, sequence: Sequence, tree: TokenTree, choices_M: list[int]) -> None:
         """Keep the rows of the accepted path as far as this drafter was asked about it; drop the rest."""
+        self._learn(sequence, tree, choices_M)
         cache = sequence.cache(self.lm)
         row_of_child = {
             (parent, token): row
@@ -77,3 +108,18 @@ class SiblingDrafter:
                 break
             path.append(row)
         cache.commit(path)
+
+    def _learn(self, sequence: Sequence, tree: TokenTree, choices_M: list[int]) -> None:
+        """Compare what was guessed with what the target chose, at every node that both looked at."""
+        choice_of: dict[int, tuple[int, float]] = {ROOT: (choices_M[0], 0.0)}
+        seen = zip(tree.ids_N.tolist(), choices_M[1:], tree.reach_N.tolist(), strict=True)
+        choice_of.update({node: (choice, reach) for node, choice, reach in seen})
+        for asked in self._asked.pop(sequence, []):
+            rows = [row for row, node in enumerate(asked.nodes_N.tolist()) if node in choice_of]
+            if not rows:
+                continue
+            choices = [choice_of[node] for node in asked.nodes_N[rows].tolist()]
+            match_NC = asked.tokens_NC[rows] == np.array([choice for choice, _ in choices])[:, None]
+            hit_N = np.where(match_NC.any(1), match_NC.argmax(1), -1)
+            weight_N = np.exp([reach for _, reach in choices])
+            self.calibration(sequence.sampling).learn(asked.scores_NC[rows], hit_N, weight_N)

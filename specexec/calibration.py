@@ -1,0 +1,94 @@
+"""How much a drafter's scores may be trusted, learned from the target's own choices at every verified node.
+
+P(child | parent) = softmax(s / tau)[child]. After each sweep the target's choice is known at all nodes of the tree, so
+tau is the one that would have made those choices most likely (temperature scaling, Guo et al. 2017), nodes weighted by
+the chance that the text comes there: off-path nodes are another population.
+N nodes   C candidates, best first   G grid of taus
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from specexec.tree import Floats, Ints
+
+NEUTRAL_TAU = 0.85
+GRID_G: Floats = np.geomspace(0.1, 4.0, 32)
+# A new pair needs about as many clear examples as this to leave the neutral tau; old sweeps count half after MEMORY.
+PRIOR_WEIGHT = 8.0
+MEMORY_WEIGHT = 400.0
+MOST_NODES = 256  # examples taken from one sweep: those the text was most likely to meet
+BINS = 10
+
+
+@dataclass
+class Calibration:
+    """One drafter in one temperature regime. `tau` is the best so far; `miss` how often the choice was no candidate."""
+
+    loss_G: Floats = field(default_factory=lambda: np.zeros(len(GRID_G)))
+    weight: float = 0.0
+    missed: float = 0.0
+    bins: Floats = field(default_factory=lambda: np.zeros((2, 3, BINS)))  # [neutral, learned][count, predicted, true]
+
+    @property
+    def tau(self) -> float:
+        """The tau of least discounted log-loss, held near the neutral one until there is evidence."""
+        prior_G = PRIOR_WEIGHT * np.log(GRID_G / NEUTRAL_TAU) ** 2
+        return float(GRID_G[np.argmin(self.loss_G + prior_G)]) if self.weight else NEUTRAL_TAU
+
+    @property
+    def miss(self) -> float:
+        """Chance that the target's choice is not among the candidates at all."""
+        return (self.missed + 0.05) / (self.weight + 1.0)
+
+    def learn(self, scores_NC: Floats, hit_N: Ints, weight_N: Floats) -> None:
+        """Take the choices of one sweep: `hit_N` is the column of the target's choice, -1 = not a candidate."""
+        # A choice that filters forbade the drafter to name says nothing about its scores.
+        named_N = (hit_N < 0) | np.isfinite(scores_NC[np.arange(len(hit_N)), hit_N])
+        likely = np.argsort(-weight_N * named_N, kind="stable")[:MOST_NODES]
+        likely = likely[named_N[likely]]
+        scores_NC, hit_N, weight_N = scores_NC[likely], hit_N[likely], weight_N[likely]
+        if not weight_N.sum():
+            return
+        self._measure(scores_NC, hit_N, weight_N)
+        fade = 0.5 ** (weight_N.sum() / MEMORY_WEIGHT)
+        found = hit_N >= 0
+        self.loss_G = fade * self.loss_G + weight_N[found] @ losses(scores_NC[found], hit_N[found])
+        self.weight = fade * self.weight + float(weight_N.sum())
+        self.missed = fade * self.missed + float(weight_N[~found].sum())
+
+    def _measure(self, scores_NC: Floats, hit_N: Ints, weight_N: Floats) -> None:
+        """Sort the best candidates, as predicted before this sweep, into bins: with the neutral and the learned tau."""
+        for row, tau in enumerate((NEUTRAL_TAU, self.tau)):
+            sure_N = np.exp(log_softmax(scores_NC / tau)[:, 0])
+            which_N = np.minimum((sure_N * BINS).astype(np.int64), BINS - 1)
+            for column, amount_N in enumerate((weight_N, weight_N * sure_N, weight_N * (hit_N == 0))):
+                np.add.at(self.bins[row, column], which_N, amount_N)
+
+    @property
+    def expected_error(self) -> tuple[float, float]:
+        """Expected calibration error of the best candidate's probability: with the neutral and the learned tau."""
+        count, predicted, true = self.bins.transpose(1, 0, 2)
+        neutral, learned = np.abs(predicted - true).sum(-1) / np.maximum(count.sum(-1), 1e-9)
+        return float(neutral), float(learned)
+
+
+def losses(scores_NC: Floats, hit_N: Ints) -> Floats:
+    """-log P of the chosen candidates under every tau of the grid, [N, G]."""
+    log_probs_GNC = log_softmax(scores_NC[None] / GRID_G[:, None, None])
+    chosen_GN1 = np.take_along_axis(log_probs_GNC, hit_N[None, :, None], axis=2)
+    loss_NG: Floats = -chosen_GN1[:, :, 0].T
+    return np.minimum(loss_NG, 20.0)  # one freak choice must not outweigh a hundred sweeps
+
+
+def log_softmax(scores: Floats) -> Floats:
+    """Over the last axis; rows hold at least one finite score."""
+    shifted = scores - scores.max(-1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))
+
+
+def regime(temperature: float) -> str:
+    """Temperatures that share a tau. Whether one would do for all is measured by scripts/measure_trees.py."""
+    return "greedy" if temperature == 0 else "cool" if temperature < 0.5 else "warm" if temperature < 0.9 else "hot"
