@@ -2,28 +2,39 @@
 
 The best tree of B nodes is the B most probable prefixes. Reach falls along every path, so growing means expanding,
 batch by batch, the nodes whose children could still enter the best B (SpecExec 2024, algorithm 1: a parallel Dijkstra).
-N nodes   K children of one node
+One bar for all sequences: a node goes where it is most likely to be used (TETRIS, Wu et al. 2025).
+N nodes
 """
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from collections.abc import Sequence as Items
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
-from specexec.drafters import Ask, Drafter, Guesses
+from specexec.budget import Budget, Spent
+from specexec.cost import CostModel
+from specexec.drafters import Ask, Drafter
 from specexec.ranking import Ranking
 from specexec.sequence import Sequence
-from specexec.tree import ROOT, Floats, Ints, TokenTree
+from specexec.tree import Floats, TokenTree
+
+AHEAD = 4  # a growth may hold this many times the nodes it submits: guesses about what comes after them
 
 
 class Planner(Protocol):
-    """Decides the shape of the trees."""
+    """Decides the shape of the trees. They grow in `sequence.growth`."""
 
-    def grow(self, drafter: Drafter, live: Items[Sequence], budget: int) -> list[TokenTree]:
-        """A tree of at most `budget` nodes for every sequence."""
+    def grow(self, drafter: Drafter, live: Items[Sequence], budget: Budget, cost: CostModel) -> list[TokenTree]:
+        """A tree for every sequence: the best nodes of them all, as many as the budget says."""
+        ...
+
+    def grow_on(self, drafter: Drafter, live: Items[Sequence], nodes: int, until: Callable[[], bool]) -> None:
+        """Guess beyond the `nodes` submitted ones for as long as nobody waits."""
         ...
 
 
@@ -40,17 +51,44 @@ class BestFirst:
     depth: int = 64
     level_decay: float = 1.0
 
-    def grow(self, drafter: Drafter, live: Items[Sequence], budget: int) -> list[TokenTree]:
-        """The `budget` most probable prefixes of each sequence, as the drafter sees it."""
-        growths = [_Growth(sequence, self._depth(drafter, sequence)) for sequence in live]
+    def grow(self, drafter: Drafter, live: Items[Sequence], budget: Budget, cost: CostModel) -> list[TokenTree]:
+        """The most probable prefixes of all sequences together, as the drafter sees them."""
+        began, rows = time.perf_counter(), sum(len(sequence.tokens) - sequence.processed for sequence in live)
         for _ in range(self.depth):
-            asks = [ask for growth in growths if (ask := growth.ask(budget, self.beams)).nodes]
-            if not asks:
+            spent = Spent(rows, len(live), time.perf_counter() - began)
+            chance_N = _chances(live)
+            horizon = budget.horizon(chance_N, spent)
+            asks = self._asks(drafter, live, _bar(live, horizon))
+            asked = sum(len(ask.nodes) for ask in asks)
+            asked_chance = sum(_chance_of(ask) for ask in asks)
+            if not asked or not budget.pays(asked_chance, asked, chance_N, spent):
                 break
-            guesses = drafter.guess(asks, min(self.width, budget))
-            for ask, guess in zip(asks, guesses, strict=True):
-                next(g for g in growths if g.sequence is ask.sequence).add(ask.nodes, guess, budget, self.level_decay)
-        return [growth.tree.top(budget) for growth in growths]
+            before, started = chance_N[:horizon].sum(), time.perf_counter()
+            self._extend(drafter, asks, _bar(live, AHEAD * horizon))
+            won = _chances(live)[:horizon].sum() - before
+            cost.learn_draft(asked, time.perf_counter() - started, asked_chance, won)
+        spent = Spent(rows, len(live), time.perf_counter() - began)
+        return _best([sequence.growth.tree for sequence in live], budget.size(_chances(live), spent))
+
+    def grow_on(self, drafter: Drafter, live: Items[Sequence], nodes: int, until: Callable[[], bool]) -> None:
+        """The likeliest exits first: a node that was not submitted is reached exactly if the walk ends above it."""
+        while not until():
+            bar = _bar(live, AHEAD * nodes)
+            asks = self._asks(drafter, live, bar)
+            if not asks:
+                return
+            self._extend(drafter, asks, bar)
+
+    def _asks(self, drafter: Drafter, live: Items[Sequence], bar: float) -> list[Ask]:
+        asks = [
+            Ask(one, one.growth.tree, one.growth.open_nodes(bar, self._depth(drafter, one), self.beams)) for one in live
+        ]
+        return [ask for ask in asks if ask.nodes]
+
+    def _extend(self, drafter: Drafter, asks: list[Ask], bar: float) -> None:
+        for ask, guess in zip(asks, drafter.guess(asks, self.width), strict=True):
+            log_probs_NK = guess.log_probs_NK + np.log(self.level_decay)
+            ask.sequence.growth.add(ask.nodes, guess.tokens_NK, log_probs_NK, bar)
 
     def _depth(self, drafter: Drafter, sequence: Sequence) -> int:
         """Levels worth guessing: the last token is the target's own, and the drafter must be able to read along."""
@@ -65,43 +103,31 @@ PLANNERS = {"best": BestFirst(), "reference": REFERENCE}
 RANKINGS = {"best": Ranking(), "reference": REFERENCE_RANKING}
 
 
-@dataclass
-class _Growth:
-    """One tree while it grows. Nodes are only ever appended, so their indices hold until `top` trims them."""
+def _chances(live: Items[Sequence]) -> Floats:
+    """exp(reach) of all nodes of all sequences, best first."""
+    reach_N = np.concatenate([sequence.growth.tree.reach_N for sequence in live])
+    return np.exp(-np.sort(-reach_N))
 
-    sequence: Sequence
-    depth: int
-    tree: TokenTree = field(default_factory=TokenTree.empty)
-    expanded_N: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
-    started: bool = False
 
-    def ask(self, budget: int, beams: int) -> Ask:
-        """The best unexpanded nodes whose children could still be among the `budget` best."""
-        if not budget or self.depth < 1:
-            return Ask(self.sequence, self.tree, [])
-        if not self.started:
-            return Ask(self.sequence, self.tree, [ROOT])
-        open_N = (self.expanded_N == 0) & (self.tree.depth_N < self.depth - 1) & (self.tree.reach_N > self._bar(budget))
-        nodes = np.flatnonzero(open_N)
-        best = np.argsort(-self.tree.reach_N[nodes], kind="stable")[:beams]
-        return Ask(self.sequence, self.tree, np.sort(nodes[best]).tolist())
+def _chance_of(ask: Ask) -> float:
+    reach_N = np.append(ask.tree.reach_N, 0.0)  # the last one answers for ROOT
+    return float(np.exp(reach_N[ask.nodes]).sum())
 
-    def _bar(self, budget: int) -> float:
-        """Reach that a newcomer has to beat: that of the last node which would be kept now."""
-        if len(self.tree) < budget:
-            return -np.inf
-        return float(np.partition(self.tree.reach_N, -budget)[-budget])
 
-    def add(self, nodes: list[int], guesses: Guesses, budget: int, decay: float) -> None:
-        """Append the children that would be kept now."""
-        self.started = True
-        reach_of_parent: Floats = np.append(self.tree.reach_N, 0.0)  # the last one answers for ROOT
-        reach_NK = reach_of_parent[nodes][:, None] + guesses.log_probs_NK + np.log(decay)
-        rows, columns = np.nonzero(reach_NK > self._bar(budget))
-        self.expanded_N[[node for node in nodes if node != ROOT]] = 1
-        self.tree = TokenTree(
-            np.concatenate([self.tree.tokens_N, guesses.tokens_NK[rows, columns]]),
-            np.concatenate([self.tree.parents_N, np.array(nodes, np.int64)[rows]]),
-            np.concatenate([self.tree.reach_N, reach_NK[rows, columns]]),
-        )
-        self.expanded_N = np.concatenate([self.expanded_N, np.zeros(len(rows), np.int64)])
+def _bar(live: Items[Sequence], total: int) -> float:
+    """Reach that a newcomer has to beat: that of the last of `total` nodes which would be kept now."""
+    reach_N = np.concatenate([sequence.growth.tree.reach_N for sequence in live])
+    if not total:
+        return np.inf
+    return float(np.partition(reach_N, -total)[-total]) if len(reach_N) >= total else -np.inf
+
+
+def _best(trees: Items[TokenTree], total: int) -> list[TokenTree]:
+    """Every tree cut back to its share of the `total` nodes of highest reach among all of them."""
+    if sum(map(len, trees)) <= total:
+        return list(trees)
+    owner_N = np.repeat(np.arange(len(trees)), [len(tree) for tree in trees])
+    # Stable, like `top`: within a tree the same nodes stay, whoever else is there.
+    keep = np.argsort(-np.concatenate([tree.reach_N for tree in trees]), kind="stable")[:total]
+    shares = np.bincount(owner_N[keep], minlength=len(trees)).tolist()
+    return [tree.top(share) for tree, share in zip(trees, shares, strict=True)]

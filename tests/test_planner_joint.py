@@ -1,0 +1,66 @@
+"""Several trees in one sweep: nodes go where they are most likely to be used. K children of a node."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from specexec.drafters import Ask, Guesses
+from specexec.planner import BestFirst
+from specexec.sampling import SamplingParams
+from specexec.sequence import Sequence
+from specexec.tree import TokenTree
+from tests.writing import sequence_of
+
+
+@dataclass
+class Certain:
+    """Guesses one token with a probability that depends on the sequence, and a few unlikely ones beside it."""
+
+    sure: dict[Sequence, float]
+    name: str = "certain"
+    context: int = 512
+
+    def guess(self, asks: list[Ask], width: int) -> list[Guesses]:
+        return [self._children(ask, width) for ask in asks]
+
+    def _children(self, ask: Ask, width: int) -> Guesses:
+        first = self.sure[ask.sequence]
+        probs_K = np.array([first, *np.full(width - 1, (1 - first) / width)])
+        shape = (len(ask.nodes), width)
+        return Guesses(np.broadcast_to(np.arange(width), shape), np.broadcast_to(np.log(probs_K), shape))
+
+    def observe(self, sequence: Sequence, tree: TokenTree, choices_M: list[int]) -> None: ...
+
+
+def live(*sure: float) -> Certain:
+    return Certain({sequence_of([1, 2, 3], SamplingParams(max_tokens=200)): probability for probability in sure})
+
+
+def test_the_sequence_that_is_easy_to_guess_gets_more_nodes() -> None:
+    drafter = live(0.95, 0.3)
+    easy, hard = BestFirst().grow(drafter, list(drafter.sure), 24)
+    assert len(easy) + len(hard) == 48
+    assert len(easy) > 2 * len(hard) > 0
+
+
+def test_equal_sequences_share_and_nobody_starves() -> None:
+    drafter = live(0.7, 0.7, 0.7)
+    sizes = [len(tree) for tree in BestFirst().grow(drafter, list(drafter.sure), 20)]
+    assert sum(sizes) == 60
+    assert min(sizes) >= 10  # ties at the bar go to the first sequence
+
+
+def test_no_node_that_was_left_out_has_more_reach_than_one_that_was_kept() -> None:
+    drafter = live(0.9, 0.6, 0.2)
+    kept = BestFirst().grow(drafter, list(drafter.sure), 16)
+    alone = [BestFirst().grow(drafter, [sequence], 48)[0] for sequence in drafter.sure]
+    bar = min(tree.reach_N.min() for tree in kept if len(tree))
+    for mine, all_of_mine in zip(kept, alone, strict=True):
+        assert np.sum(all_of_mine.reach_N > bar + 1e-12) <= len(mine)
+
+
+def test_without_a_budget_nobody_guesses() -> None:
+    drafter = live(0.9, 0.6)
+    assert [len(tree) for tree in BestFirst().grow(drafter, list(drafter.sure), 0)] == [0, 0]
