@@ -83,8 +83,12 @@ class CudaWire:
     def __init__(self, device: torch.device, slots: int, slot_B: int, sources: Iterable[Arena]) -> None:
         self._device = device
         self._pinned: list[Arena] = []
-        for arena in sources:
-            self._pin(arena)
+        try:
+            for arena in sources:
+                self._pin(arena)
+        except NotEnoughRam:
+            self._unpin()
+            raise
         self._ring = [torch.empty(slot_B, dtype=torch.uint8, device=device) for _ in range(slots)]
         self._copies = torch.cuda.Stream(device)
         self._landed = [torch.cuda.Event() for _ in range(slots)]
@@ -113,6 +117,9 @@ class CudaWire:
     def close(self) -> None:
         """Let copies land and unpin the memory."""
         self._copies.synchronize()
+        self._unpin()
+
+    def _unpin(self) -> None:
         while self._pinned:
             torch.cuda.cudart().cudaHostUnregister(self._pinned.pop().flat.data_ptr())
 
