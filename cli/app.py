@@ -20,6 +20,7 @@ COMMANDS = {
     "chat": "cli.chat:chat",
     "generate": "cli.generate:generate",
     "repl": "cli.repl:repl",
+    "serve": "cli.serve.command:serve",
     "models": "cli.models:models",
     "version": "cli.version:version",
 }

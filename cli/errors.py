@@ -37,6 +37,8 @@ EXIT_CODES = {
     "bad_jsonl": BAD_INPUT,
     "bad_text": BAD_INPUT,
     "output_exists": 9,
+    "port_taken": 9,
+    "missing_extra": USAGE,
 }
 
 REFUSALS = (OffloadError, SpecexecError)
@@ -58,6 +60,18 @@ class OutputExists(SpecexecError):
     """The output file holds results that nobody asked us to replace."""
 
     code = "output_exists"
+
+
+class PortTaken(SpecexecError):
+    """Something else listens there, or we may not."""
+
+    code = "port_taken"
+
+
+class MissingExtra(SpecexecError):
+    """This command needs packages that were not installed with the rest."""
+
+    code = "missing_extra"
 
 
 class DiskFull(SpecexecError):

@@ -1,0 +1,162 @@
+"""The routes. Everything a client may get wrong ends here as an error in OpenAI's shape."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from importlib.resources import files
+
+import anyio
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from cli.serve.asked import read_chat
+from cli.serve.bodies import read_json
+from cli.serve.completions import Completions, Manner, ready
+from cli.serve.failures import ApiError, api_error, bad_request
+from cli.serve.guard import Guard, Policy
+from cli.serve.totals import exposition
+from cli.serve.worker import Worker
+
+log = logging.getLogger(__name__)
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+# The page has its script and style inside and talks to this server only.
+_PAGE_POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; img-src data:"
+)
+
+
+def application(worker: Worker, manner: Manner, policy: Policy) -> ASGIApp:
+    """The whole server as one ASGI app; the worker is started and closed by the caller."""
+    completions, house = Completions(worker, manner), _House(worker, manner)
+    routes = [
+        Route("/", house.page),
+        Route("/health", _kind(house.health)),
+        Route("/metrics", _kind(house.metrics)),
+        Route("/v1/models", _kind(house.models)),
+        Route("/v1/models/{name:path}", _kind(house.model)),
+        Route("/v1/chat/completions", _kind(completions.chat), methods=["POST"]),
+        Route("/v1/completions", _kind(completions.complete), methods=["POST"]),
+        *(
+            route
+            for prefix in ("", "/v1")
+            for route in (
+                Route(f"{prefix}/tokenize", _kind(house.tokenizer(completions)), methods=["POST"]),
+                Route(f"{prefix}/detokenize", _kind(house.detokenize), methods=["POST"]),
+            )
+        ),
+    ]
+    return Guard(Starlette(routes=routes, exception_handlers={HTTPException: _unknown}), policy)
+
+
+class _House:
+    """Everything but completions."""
+
+    def __init__(self, worker: Worker, manner: Manner) -> None:
+        self._worker = worker
+        self._manner = manner
+        self._created = int(time.time())
+
+    async def page(self, _: Request) -> Response:
+        html = files("cli.serve").joinpath("page.html").read_text(encoding="utf-8")
+        return HTMLResponse(html, headers={"Content-Security-Policy": _PAGE_POLICY})
+
+    async def health(self, _: Request) -> Response:
+        worker = self._worker
+        told: dict[str, object] = {"status": worker.state, "model": self._manner.model}
+        if worker.state == "loading":
+            told["loading_s"] = round(time.monotonic() - worker.started_s, 1)
+        else:
+            told |= {"running": worker.running, "waiting": worker.waiting}
+        ok = worker.state == "ok"
+        return JSONResponse(told, 200 if ok else 503, headers={} if ok else {"Retry-After": "5"})
+
+    async def metrics(self, _: Request) -> Response:
+        worker = self._worker
+        text = exposition(worker.totals, running=worker.running, waiting=worker.waiting, ready=worker.state == "ok")
+        return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
+
+    async def models(self, _: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [self._card()]})
+
+    async def model(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        if name != self._manner.model:
+            known = self._manner.model
+            raise ApiError(404, "model_not_found", f"no model {name!r} here; known: {known}.", param="model")
+        return JSONResponse(self._card())
+
+    def tokenizer(self, completions: Completions) -> Endpoint:
+        async def tokenize(request: Request) -> Response:
+            ready(self._worker)
+            body = await read_json(request)
+            given = [body[name] for name in ("content", "prompt", "messages") if name in body]
+            if len(given) != 1 or not isinstance(given[0], str | list):
+                raise bad_request("give one of content, prompt or messages.", "content")
+            prompt = given[0] if isinstance(given[0], str) else _messages(given[0])
+            tokens = await anyio.to_thread.run_sync(completions.encode, prompt)
+            return JSONResponse({"tokens": tokens, "count": len(tokens), "max_model_len": self._worker.engine.context})
+
+        return tokenize
+
+    async def detokenize(self, request: Request) -> Response:
+        ready(self._worker)
+        tokens = (await read_json(request)).get("tokens")
+        vocabulary = len(self._worker.engine.tokenizer)
+        given = tokens if isinstance(tokens, list) else [None]
+        ids = [token for token in given if type(token) is int and 0 <= token < vocabulary]
+        if len(ids) != len(given):
+            raise bad_request(f"tokens must be a list of ids from 0 to {vocabulary - 1}.", "tokens")
+        text = self._worker.engine.decode(ids)
+        return JSONResponse({"content": text, "prompt": text})
+
+    def _card(self) -> dict[str, object]:
+        card: dict[str, object] = {
+            "id": self._manner.model,
+            "object": "model",
+            "created": self._created,
+            "owned_by": "specexec",
+        }
+        if self._worker.state == "ok":
+            engine = self._worker.engine
+            card["meta"] = {
+                "context": engine.context,
+                "drafter": engine.drafter_name,
+                "placement": engine.placement,
+                "budget": engine.budget,
+                "toy": engine.toy,
+            }
+        return card
+
+
+def _messages(given: list[object]) -> list[dict[str, str]]:
+    return [message for message in read_chat({"messages": given}, []).prompts[0] if isinstance(message, dict)]
+
+
+def _kind(endpoint: Endpoint) -> Endpoint:
+    """The endpoint with every error turned into an answer; a bug is logged here and named there."""
+
+    async def answer(request: Request) -> Response:
+        try:
+            return await endpoint(request)
+        except ClientDisconnect:
+            return Response(status_code=499)  # nobody reads it
+        except Exception as error:
+            told = api_error(error)
+            if told.status == 500:
+                log.exception("%s %s failed", request.method, request.url.path)
+            return told.response
+
+    return answer
+
+
+async def _unknown(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
+    return ApiError(error.status_code, code, f"{request.method} {request.url.path}: {error.detail}.").response

@@ -1,0 +1,148 @@
+"""`specexec serve`: options in, a listening socket out. What needs the extra is imported when the server starts."""
+
+from __future__ import annotations
+
+import socket
+import sys
+import time
+from contextlib import closing
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+from cli.engine import introduction, open_engine
+from cli.errors import INTERRUPTED, MissingExtra, PortTaken
+from cli.options import EngineOptions, engine_options, model_argument
+from cli.screen import Screen
+from cli.verbosity import Verbosity, start_logging, verbosity_options
+
+if TYPE_CHECKING:
+    from specexec.engine import Engine
+
+NEEDED = ("starlette", "uvicorn", "sse_starlette", "pydantic")
+SHUTDOWN_S = 10
+
+
+@click.command()
+@model_argument
+@click.option("--host", default="127.0.0.1", help="Address to listen on.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, help="Port to listen on; 0 takes a free one.")
+@click.option("--api-key", metavar="KEY", envvar="SPECEXEC_API_KEY", help="Ask clients for this key.")
+@click.option("--cors-origin", multiple=True, metavar="URL", help="A web page that may use the server; repeatable.")
+@click.option("--served-name", metavar="NAME", help="The model's name for clients.  [default: its own]")
+@click.option("--parallel", type=click.IntRange(1), default=4, metavar="N", help="Texts that share one sweep.")
+@click.option("--max-queue", type=click.IntRange(0), default=64, metavar="N", help="Texts that may wait; more get 503.")
+@click.option(
+    "--sse-keepalive",
+    type=click.FloatRange(0.1),
+    default=5.0,
+    metavar="SECONDS",
+    help="Sign of life in a silent stream.",
+)
+@click.option(
+    "--sse-keepalive-mode",
+    type=click.Choice(["comment", "empty-delta"]),
+    default="comment",
+    help="For clients that do not count comments as life.",
+)
+@engine_options
+@verbosity_options
+@click.pass_obj
+def serve(
+    verbosity: Verbosity,
+    host: str,
+    port: int,
+    api_key: str | None,
+    cors_origin: tuple[str, ...],
+    served_name: str | None,
+    parallel: int,
+    max_queue: int,
+    sse_keepalive: float,
+    sse_keepalive_mode: Literal["comment", "empty-delta"],
+    engine_options: EngineOptions,
+) -> int:
+    """Answer OpenAI's API for MODEL, by default the built-in demo; a chat page is at /.
+
+    \b
+      specexec serve
+      specexec serve -m llama-70b --offload ram --port 8080
+      curl http://127.0.0.1:8000/v1/models
+    """
+    _check_extra()
+    from cli.serve.application import application
+    from cli.serve.completions import Manner
+    from cli.serve.guard import Policy, is_loopback
+    from cli.serve.running import Running
+    from cli.serve.worker import Worker
+
+    if not is_loopback(host) and not api_key:
+        raise click.UsageError(f"--host {host} lets other machines in; set --api-key or SPECEXEC_API_KEY.")
+    screen = Screen(quiet=verbosity.quiet)
+    start_logging(verbosity)
+    name = served_name or short_name(engine_options.model)
+    with closing(_listen(host, port)) as listening:
+        url = _url(listening)
+
+        def opening() -> Engine:
+            engine = open_engine(engine_options)
+            for line in introduction(engine):
+                screen.say(line)
+            key = "set" if api_key else "none, only this machine"
+            screen.say(f"ready: {url}/v1 · model {name} · key {key} · chat page {url}/")
+            return engine
+
+        worker = Worker(opening, parallel=parallel, max_queue=max_queue)
+        manner = Manner(name, sse_keepalive, sse_keepalive_mode, _Log(screen))
+        app = application(worker, manner, Policy.of(host, api_key, cors_origin))
+        screen.say(f"loading {engine_options.model}… (listening on {url})")
+        try:
+            Running(app, worker, SHUTDOWN_S).run(sockets=[listening])
+        except KeyboardInterrupt:
+            screen.say("stopped")
+            return INTERRUPTED
+        finally:
+            worker.close()
+    if worker.failure is not None:
+        raise worker.failure
+    return 0
+
+
+def short_name(model: str) -> str:
+    """A name for clients: never a path, which is nobody's business."""
+    path = Path(model).expanduser()
+    return path.resolve().name if path.is_dir() else model
+
+
+def _check_extra() -> None:
+    missing = [name for name in NEEDED if find_spec(name) is None]
+    if missing:
+        raise MissingExtra(
+            f"the server needs {', '.join(missing)}, which is not installed.",
+            hint=f"{Path(sys.executable).name} -m pip install 'specexec[serve]'",
+        )
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host.strip("[]"), port), family=family, backlog=2048)
+    except OSError as problem:
+        raise PortTaken(f"cannot listen on {host}:{port}: {problem.strerror}.", hint="another --port") from None
+
+
+def _url(listening: socket.socket) -> str:
+    host, port = listening.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+class _Log:
+    """Access log lines on stderr, with the time; control characters in a path are shown, not obeyed."""
+
+    def __init__(self, screen: Screen) -> None:
+        self._screen = screen
+
+    def __call__(self, line: str) -> None:
+        readable = "".join(character if character.isprintable() else "�" for character in line)
+        self._screen.say(f"{time.strftime('%H:%M:%S')} {readable}")

@@ -1,0 +1,220 @@
+"""/v1/chat/completions and /v1/completions: from a checked request to texts, streamed or whole."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import anyio
+from sse_starlette import EventSourceResponse, ServerSentEvent
+from starlette.background import BackgroundTask
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from cli.serve.asked import Asked, Prompt, read_chat, read_completion
+from cli.serve.bodies import read_json
+from cli.serve.failures import ApiError, api_error
+from cli.serve.replies import Choice, Json, Reply, picture, place
+from cli.serve.worker import Ticket, Worker
+from cli.serve.writing import Writing
+from specexec.errors import ContextLengthExceeded, EmptyPrompt
+
+WATCH_S = 0.2
+SLOWEST_READER_S = 300.0  # a client that takes nothing for so long has gone without saying so
+FAREWELL_S = 5.0  # for the last event of a stream when the server stops
+
+Keepalive = Literal["comment", "empty-delta"]
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How the server speaks: its model's name, the pace of signs of life, and where its log lines go."""
+
+    model: str
+    keepalive_s: float
+    keepalive: Keepalive
+    log: Callable[[str], None]
+
+
+class Completions:
+    """Both endpoints; they differ in how a request is read and in the shape of the reply."""
+
+    def __init__(self, worker: Worker, manner: Manner) -> None:
+        self._worker = worker
+        self._manner = manner
+        self._encoding = threading.Lock()  # tokenizers promise nothing about several threads
+
+    async def chat(self, request: Request) -> Response:
+        return await self._answer(request, read_chat)
+
+    async def complete(self, request: Request) -> Response:
+        return await self._answer(request, read_completion)
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Token ids, from any thread. Raises ApiError for ids and templates that do not work."""
+        engine = self._worker.engine
+        if isinstance(prompt, list):
+            wrong = [token for token in prompt if isinstance(token, int) and not 0 <= token < len(engine.tokenizer)]
+            if wrong:
+                raise ApiError(400, "invalid_token", f"token {wrong[0]} is not in 0 to {len(engine.tokenizer) - 1}.")
+        with self._encoding:
+            return engine.encode(prompt)
+
+    async def _answer(self, request: Request, read: Callable[[object, list[str]], Asked]) -> Response:
+        ready(self._worker)
+        asked = read(await read_json(request), [self._manner.model])
+        prompts = [await anyio.to_thread.run_sync(self._fitting, prompt, asked) for prompt in asked.prompts]
+        writing = self._writing(asked, prompts)
+        reply = Reply(asked.chat, self._manner.model, sum(len(prompt) for prompt in prompts))
+        record = _Record(request, asked, reply, writing, self._manner.log)
+        writing.submit()
+        if asked.stream:
+            return EventSourceResponse(
+                self._events(asked, writing, reply, record),
+                sep="\n",
+                ping=self._manner.keepalive_s,
+                ping_message_factory=partial(self._sign_of_life, writing, reply),
+                send_timeout=SLOWEST_READER_S,
+                shutdown_event=anyio.Event(),
+                shutdown_grace_period=FAREWELL_S,
+                headers={"X-Accel-Buffering": "no"},
+                background=BackgroundTask(record.close),  # also when the client left before the first event
+            )
+        return await _whole(request, writing, reply, record)
+
+    def _fitting(self, prompt: Prompt, asked: Asked) -> list[int]:
+        """The prompt's tokens, which leave room for the answer."""
+        tokens = self.encode(prompt)
+        context = self._worker.engine.context
+        if not tokens:
+            raise api_error(EmptyPrompt("the prompt is empty."))
+        needed = len(tokens) + (asked.max_tokens or 1)
+        if needed > context:
+            raise api_error(
+                ContextLengthExceeded(
+                    f"this model's maximum context length is {context} tokens, but {needed} were requested: "
+                    f"{len(tokens)} in the prompt and {asked.max_tokens or 1} for the answer."
+                )
+            )
+        return tokens
+
+    def _writing(self, asked: Asked, prompts: list[list[int]]) -> Writing:
+        engine, writing = self._worker.engine, Writing(self._worker)
+        fresh_seed = secrets.randbits(32)
+        for prompt, tokens in zip(asked.prompts, prompts, strict=True):
+            room = asked.max_tokens or engine.context - len(tokens)
+            echo = "" if not asked.echo else prompt if isinstance(prompt, str) else engine.decode(tokens)
+            for number in range(asked.n):
+                sampling = asked.sampling_of(number, room, fresh_seed)
+                choice = Choice(len(writing.choices), echo)
+                writing.add(choice, partial(Ticket, tokens, sampling))
+        return writing
+
+    async def _events(
+        self, asked: Asked, writing: Writing, reply: Reply, record: _Record
+    ) -> AsyncIterator[ServerSentEvent]:
+        try:
+            for choice in writing.choices:
+                yield _event(reply.opening(choice))
+            async for news in writing.bursts(WATCH_S if asked.watch else None):
+                if news is None:
+                    now = place(self._worker.engine.progress())
+                    yield _event(reply.watched(progress=now, ahead=writing.ahead))
+                    continue
+                choice, burst = news
+                if asked.watch:
+                    seen = picture(burst, self._worker.engine.decode)
+                    yield _event(reply.watched(index=choice.index, burst=seen))
+                if burst.text:
+                    yield _event(reply.more(choice, burst.text))
+                if burst.finish_reason:
+                    yield _event(reply.ending(choice))
+            if asked.include_usage:
+                yield _event(reply.used(writing.choices))
+            yield ServerSentEvent(data="[DONE]", sep="\n")
+        except ApiError as error:
+            record.error = error.code
+            yield _event(error.body)
+        finally:
+            record.close()
+
+    def _sign_of_life(self, writing: Writing, reply: Reply) -> ServerSentEvent:
+        """What a silent sweep sends, so that nobody on the way believes the stream to be dead."""
+        if self._manner.keepalive == "empty-delta" and writing.unfinished:
+            return _event(reply.more(writing.unfinished[0], ""))
+        now = self._worker.engine.progress()
+        ahead = writing.ahead
+        return ServerSentEvent(
+            comment=f"waiting, {ahead} in line" if ahead else f"sweep {now.sweeps}, layer {now.layer}/{now.layers}",
+            sep="\n",
+        )
+
+
+def ready(worker: Worker) -> None:
+    """Raises ApiError unless there is a model to answer with."""
+    if worker.state == "loading":
+        waited_s = time.monotonic() - worker.started_s
+        raise ApiError(503, "model_loading", f"the model is loading, since {waited_s:.0f} s.", retry_s=5)
+    if worker.state != "ok":
+        raise ApiError(503, "model_unavailable", "there is no model to answer with.", retry_s=60)
+
+
+async def _whole(request: Request, writing: Writing, reply: Reply, record: _Record) -> Response:
+    finishing = asyncio.ensure_future(writing.finish())
+    leaving = asyncio.ensure_future(_departure(request))
+    try:
+        await asyncio.wait({finishing, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not finishing.done():
+            return Response(status_code=499)  # nobody reads it
+        finishing.result()
+        return JSONResponse(reply.whole(writing.choices))
+    except ApiError as error:
+        record.error = error.code
+        raise
+    finally:
+        finishing.cancel()
+        leaving.cancel()
+        record.close()
+
+
+async def _departure(request: Request) -> None:
+    """Until the client hangs up."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _event(body: Json) -> ServerSentEvent:
+    return ServerSentEvent(data=json.dumps(body, ensure_ascii=False, separators=(",", ":")), sep="\n")
+
+
+class _Record:
+    """One line of the access log, written when a request ends, however it ends; closing it lets the engine go."""
+
+    def __init__(
+        self, request: Request, asked: Asked, reply: Reply, writing: Writing, log: Callable[[str], None]
+    ) -> None:
+        self.error: str | None = None
+        self._what = f"{request.method} {request.url.path}{' stream' if asked.stream else ''}"
+        self._ignored = f" · ignored {', '.join(asked.ignored)!r}" if asked.ignored else ""
+        self._reply, self._writing, self._log = reply, writing, log
+        self._began_s = time.monotonic()
+        self._open = True
+
+    def close(self) -> None:
+        if not self._open:
+            return
+        self._open = False
+        left = self._writing.cancel()
+        choices = self._writing.choices
+        took = f"{self._reply.prompt_tokens}+{sum(choice.tokens for choice in choices)} tok"
+        ending = f" · {self.error}" if self.error else " · client left" if left else ""
+        sweeps = max(choice.sweeps for choice in choices)
+        seconds = time.monotonic() - self._began_s
+        self._log(f"{self._what} {took} {seconds:.1f} s {sweeps} sweeps{ending}{self._ignored}")

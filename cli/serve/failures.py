@@ -1,0 +1,53 @@
+"""Refusals as OpenAI's clients understand them: a status, and {"error": {message, type, param, code}}."""
+
+from __future__ import annotations
+
+from starlette.responses import JSONResponse
+
+from cli.errors import REFUSALS
+
+RETRY = "Retry-After"
+
+
+class ApiError(Exception):
+    """A request that gets no answer, and why. `retry_s` tells a polite client when to come back."""
+
+    def __init__(
+        self, status: int, code: str, message: str, *, param: str | None = None, retry_s: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.param = param
+        self.retry_s = retry_s
+
+    @property
+    def body(self) -> dict[str, object]:
+        """The JSON that goes to the client, as a whole answer or as the last event of a stream."""
+        kind = "server_error" if self.status >= 500 else "invalid_request_error"
+        if self.status == 401:
+            kind = "authentication_error"
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+    @property
+    def response(self) -> JSONResponse:
+        headers = {} if self.retry_s is None else {RETRY: str(self.retry_s)}
+        if self.status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        return JSONResponse(self.body, self.status, headers)
+
+
+def bad_request(message: str, param: str | None = None, code: str = "invalid_value") -> ApiError:
+    """The client can mend this."""
+    return ApiError(400, code, message, param=param)
+
+
+def api_error(error: BaseException) -> ApiError:
+    """What a client may know of an error: all of a refusal, only the kind of a bug (paths and prompts stay here)."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, REFUSALS):
+        ours = error.code in ("broken_logits", "corrupt_shard", "read_failed", "internal")
+        return ApiError(500 if ours else 400, error.code, "the model cannot be read." if ours else error.what)
+    return ApiError(500, "internal", f"internal error ({type(error).__name__}); the server's log has more.")

@@ -1,0 +1,166 @@
+"""The JSON that goes out, in OpenAI's shapes, with draft statistics under the names that llama.cpp gave them."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from specexec.stats import Burst, Progress
+
+Json = dict[str, object]
+
+
+@dataclass
+class Choice:
+    """One text as it grows, and what it took."""
+
+    index: int
+    echo: str = ""
+    text: str = ""
+    tokens: int = 0
+    finish_reason: str | None = None
+    seed: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    sweeps: int = 0
+    began_s: float = field(default_factory=time.monotonic)
+    first_s: float | None = None
+    last_s: float = 0.0
+
+    def add(self, burst: Burst) -> None:
+        """Take one more burst."""
+        self.last_s = time.monotonic()
+        self.first_s = self.last_s if self.first_s is None else self.first_s
+        self.text += burst.text
+        self.tokens += len(burst.tokens)
+        self.finish_reason = burst.finish_reason
+        self.seed = burst.seed
+        self.drafted += burst.nodes
+        self.accepted += burst.accepted
+        self.sweeps += bool(burst.tokens)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """Everything that stays the same over one answer."""
+
+    chat: bool
+    model: str
+    prompt_tokens: int
+    id: str = field(default_factory=lambda: secrets.token_hex(12))
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def whole(self, choices: list[Choice]) -> Json:
+        """The answer to a request that did not ask for a stream."""
+        shaped = [
+            {"index": choice.index, **self._words(choice), **_ending(choice), "seed": choice.seed} for choice in choices
+        ]
+        head = self._head("chat.completion" if self.chat else "text_completion")
+        return {**head, "choices": shaped, "usage": self.usage(choices), "timings": self.timings(choices)}
+
+    def opening(self, choice: Choice) -> Json:
+        """The first event of one choice: who speaks, or the prompt that was to be echoed."""
+        if self.chat:
+            return self._chunk({"index": choice.index, "delta": {"role": "assistant", "content": ""}, **_OPEN})
+        return self._chunk({"index": choice.index, "text": choice.echo, **_OPEN})
+
+    def more(self, choice: Choice, text: str) -> Json:
+        """New text of one choice."""
+        words: Json = {"delta": {"content": text}} if self.chat else {"text": text}
+        return self._chunk({"index": choice.index, **words, **_OPEN})
+
+    def ending(self, choice: Choice) -> Json:
+        """The last event of one choice: why it ended, and the seed that gives it again."""
+        words: Json = {"delta": {}} if self.chat else {"text": ""}
+        ended = self._chunk({"index": choice.index, **words, **_ending(choice), "seed": choice.seed})
+        return {**ended, "timings": self.timings([choice])}
+
+    def used(self, choices: list[Choice]) -> Json:
+        """The event after the last text, for those who asked for usage."""
+        return {**self._chunk(), "usage": self.usage(choices), "timings": self.timings(choices)}
+
+    def watched(self, **what: object) -> Json:
+        """An event for those who watch the machine; it holds no text."""
+        return {**self._chunk(), "specexec": what}
+
+    def usage(self, choices: list[Choice]) -> Json:
+        """Tokens in and out; a prompt counts once, however many choices were written for it."""
+        written = sum(choice.tokens for choice in choices)
+        accepted = sum(choice.accepted for choice in choices)
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": written,
+            "total_tokens": self.prompt_tokens + written,
+            "completion_tokens_details": {
+                "accepted_prediction_tokens": accepted,
+                "rejected_prediction_tokens": sum(choice.drafted for choice in choices) - accepted,
+            },
+        }
+
+    def timings(self, choices: list[Choice]) -> Json:
+        """Speed and drafting. The first sweep reads the prompt and gives the first tokens: it counts as prompt time."""
+        first_s = max((choice.first_s or choice.began_s) - choice.began_s for choice in choices)
+        whole_s = max(choice.last_s - choice.began_s for choice in choices)
+        written = sum(choice.tokens for choice in choices)
+        return {
+            "prompt_n": self.prompt_tokens,
+            "prompt_ms": round(1000 * first_s, 3),
+            "predicted_n": written,
+            "predicted_ms": round(1000 * (whole_s - first_s), 3),
+            "predicted_per_second": round(written / max(whole_s, 1e-9), 3),
+            "draft_n": sum(choice.drafted for choice in choices),
+            "draft_n_accepted": sum(choice.accepted for choice in choices),
+            "draft_n_verif_steps": sum(choice.sweeps for choice in choices),
+        }
+
+    def _words(self, choice: Choice) -> Json:
+        if self.chat:
+            return {"message": {"role": "assistant", "content": choice.text, "refusal": None}}
+        return {"text": choice.echo + choice.text}
+
+    def _chunk(self, *choices: Json) -> Json:
+        return {**self._head("chat.completion.chunk" if self.chat else "text_completion"), "choices": list(choices)}
+
+    def _head(self, kind: str) -> Json:
+        return {
+            "id": f"{'chatcmpl' if self.chat else 'cmpl'}-{self.id}",
+            "object": kind,
+            "created": self.created,
+            "model": self.model,
+            "system_fingerprint": f"specexec-{version('specexec')}",
+        }
+
+
+_OPEN: Json = {"finish_reason": None, "logprobs": None}
+
+
+def _ending(choice: Choice) -> Json:
+    return {"finish_reason": choice.finish_reason, "logprobs": None}
+
+
+def picture(burst: Burst, decode: Callable[[list[int]], str]) -> Json:
+    """One sweep for a watcher: the tree of guesses as words, the path that became text, and the target's own word."""
+    return {
+        "words": [decode([token]) for token in burst.tree.tokens],
+        "parents": [int(parent) for parent in burst.tree.parents],
+        "path": list(burst.path),
+        "own": [decode([token]) for token in burst.tokens[len(burst.path) :]],
+        "sweep_s": burst.sweep_s,
+        "draft_s": burst.draft_s,
+        "bytes_read": burst.bytes_read,
+    }
+
+
+def place(progress: Progress) -> Json:
+    """How far the running sweep is, for a watcher."""
+    return {
+        "layer": progress.layer,
+        "layers": progress.layers,
+        "sweep": progress.sweeps,
+        "bytes_read": progress.bytes_read,
+    }

@@ -1,0 +1,42 @@
+"""uvicorn and the engine's thread, started together and stopped together."""
+
+from __future__ import annotations
+
+import socket
+from types import FrameType
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from cli.serve.worker import Worker
+
+
+class Running(uvicorn.Server):
+    """Ctrl-C and SIGTERM first stop the engine after its current layer: every client hears why, then we leave."""
+
+    def __init__(self, app: ASGIApp, worker: Worker, shutdown_s: int) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                log_config=None,
+                access_log=False,
+                lifespan="off",
+                server_header=False,
+                timeout_graceful_shutdown=shutdown_s,
+                h11_max_incomplete_event_size=32 * 1024,
+            )
+        )
+        self._worker = worker
+        worker.on_failure = self.leave
+
+    def leave(self) -> None:
+        """End soon, from any thread."""
+        self.should_exit = True
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._worker.begin_stopping()
+        super().handle_exit(sig, frame)
+
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        self._worker.start()
+        super().run(sockets)

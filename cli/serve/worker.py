@@ -1,0 +1,234 @@
+"""The one thread that owns the engine. Texts wait in a line, join between two sweeps and leave as soon as they may.
+
+Knows nothing of HTTP: a Ticket says what to write and whom to tell.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from cli.serve.reuse import IdleCaches
+from cli.serve.totals import Totals
+from specexec.sampling import SamplingParams
+
+if TYPE_CHECKING:
+    from specexec.engine import Engine
+    from specexec.sequence import Sequence
+    from specexec.stats import Burst
+
+log = logging.getLogger(__name__)
+
+State = Literal["loading", "ok", "failed", "stopping"]
+Tell = Callable[["Burst | Exception"], None]
+
+
+class Full(Exception):
+    """The line is as long as it may be; try again in `retry_s` seconds."""
+
+    def __init__(self, waiting: int, retry_s: int) -> None:
+        super().__init__(f"{waiting} texts are waiting already.")
+        self.retry_s = retry_s
+
+
+class Stopping(Exception):
+    """The server is going down; what was written so far is all there will be."""
+
+
+@dataclass(eq=False)
+class Ticket:
+    """One text to write. `tell` is called in the engine's thread with every burst, or once with an error."""
+
+    prompt: list[int]
+    sampling: SamplingParams
+    tell: Tell
+    gone: bool = False
+    reused: int = 0
+    asked_s: float = field(default_factory=time.monotonic)
+
+
+class Worker:
+    """Serves any number of texts with one engine, at most `parallel` of them in one sweep."""
+
+    def __init__(self, open_engine: Callable[[], Engine], *, parallel: int, max_queue: int) -> None:
+        self.state: State = "loading"
+        self.failure: BaseException | None = None
+        self.on_failure: Callable[[], None] = lambda: None
+        self.totals = Totals()
+        self.parallel = parallel
+        self.max_queue = max_queue
+        self.started_s = time.monotonic()
+        self._open_engine = open_engine
+        self._engine: Engine | None = None
+        self._waiting: deque[Ticket] = deque()
+        self._live: dict[Sequence, Ticket] = {}
+        self._idle = IdleCaches(parallel)
+        self._mean_s = 1.0
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
+
+    # For the threads of the server
+
+    @property
+    def engine(self) -> Engine:
+        """The loaded engine; its own thread alone may write with it."""
+        assert self._engine is not None, "ask only when `state` is ok"
+        return self._engine
+
+    @property
+    def running(self) -> int:
+        return len(self._live)
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    def start(self) -> None:
+        """Begin loading."""
+        self._thread.start()
+
+    def submit(self, tickets: list[Ticket]) -> None:
+        """Put texts in the line, all or none. Raises Full when the line has no end in sight."""
+        with self._changed:
+            if self.state == "stopping":
+                raise Stopping("the server is stopping.")
+            if len(self._waiting) + len(tickets) > self.max_queue + max(0, self.parallel - len(self._live)):
+                self.totals.requests_rejected_total += len(tickets)
+                raise Full(len(self._waiting), self._retry_s())
+            self.totals.requests_total += len(tickets)
+            self._waiting.extend(tickets)
+            self._changed.notify()
+
+    def cancel(self, ticket: Ticket) -> None:
+        """Forget a text at once. The sweep is cut short, after its current layer, only if nobody else waits for it."""
+        with self._changed:
+            ticket.gone = True
+            if ticket in self._waiting:
+                self._waiting.remove(ticket)
+                self.totals.requests_cancelled_total += 1
+            elif ticket in self._live.values() and all(other.gone for other in self._live.values()):
+                self.engine.stop()
+
+    def ahead(self, ticket: Ticket) -> int:
+        """How many texts are before this one in the line; 0 once it is being written."""
+        with self._changed:
+            return self._waiting.index(ticket) + 1 if ticket in self._waiting else 0
+
+    def begin_stopping(self) -> None:
+        """Stop after the current layer and tell everybody; returns at once. Safe in a signal handler."""
+        with self._changed:  # an RLock below: the handler may find its own thread inside
+            self.state = "stopping"
+            if self._engine is not None:
+                self._engine.stop()
+            self._changed.notify()
+
+    def close(self) -> None:
+        """Stop, and wait until the model has been let go; a model that is still loading is not waited for."""
+        self.begin_stopping()
+        if self._engine is not None:
+            self._thread.join()
+
+    def _retry_s(self) -> int:
+        rounds = (len(self._waiting) + len(self._live)) / self.parallel
+        return max(1, min(600, round(rounds * self._mean_s)))
+
+    # The engine's own thread
+
+    def _work(self) -> None:
+        try:
+            self._engine = self._open_engine()
+        except BaseException as error:
+            self.failure = error
+            self.state = "failed"
+            self.on_failure()
+            return
+        with self._changed:
+            if self.state == "loading":
+                self.state = "ok"
+        with self._engine:
+            while self._admit():
+                self._sweep()
+            self._refuse_all()
+
+    def _admit(self) -> bool:
+        """Let leavers go and waiters in; waits until there is something to write. False when it is time to stop."""
+        with self._changed:
+            while True:
+                for sequence in [sequence for sequence, ticket in self._live.items() if ticket.gone]:
+                    self._end(sequence)
+                if self.state == "stopping":
+                    return False
+                while self._waiting and len(self._live) < self.parallel:
+                    self._begin(self._waiting.popleft())
+                if self._live:
+                    return True
+                self._changed.wait()
+
+    def _begin(self, ticket: Ticket) -> None:
+        caches = self._idle.take(ticket.prompt, live=len(self._live))
+        ticket.reused = caches.shared
+        try:
+            sequence = self.engine.join(ticket.prompt, ticket.sampling, caches.by_model)
+        except Exception as error:
+            self._fail(ticket, error)
+            return
+        self.totals.prompt_tokens_total += len(ticket.prompt)
+        self.totals.prompt_tokens_reused_total += caches.shared
+        self._live[sequence] = ticket
+
+    def _sweep(self) -> None:
+        try:
+            steps = self.engine.sweep()
+        except Exception as error:
+            log.exception("a sweep failed")
+            with self._changed:
+                failed, self._live = self._live, {}
+            for sequence, ticket in failed.items():
+                self.engine.leave(sequence)
+                self._fail(ticket, error)
+            return
+        self._count([step.burst for step in steps])
+        for step in steps:
+            ticket = self._live[step.sequence]
+            if not ticket.gone and step.burst.finish_reason != "interrupted":
+                ticket.tell(step.burst)
+            if step.burst.finish_reason:
+                with self._changed:
+                    self._end(step.sequence)
+
+    def _end(self, sequence: Sequence) -> None:
+        ticket = self._live.pop(sequence)
+        self.engine.leave(sequence)
+        self._idle.put(sequence.caches)
+        self._mean_s += (time.monotonic() - ticket.asked_s - self._mean_s) / 8
+        if ticket.gone:
+            self.totals.requests_cancelled_total += 1
+        elif sequence.finish_reason in (None, "interrupted"):
+            ticket.tell(Stopping("the server is stopping."))
+
+    def _fail(self, ticket: Ticket, error: Exception) -> None:
+        self.totals.requests_failed_total += 1
+        ticket.tell(error)
+
+    def _refuse_all(self) -> None:
+        with self._changed:
+            for ticket in self._waiting:
+                ticket.tell(Stopping("the server is stopping."))
+            self._waiting.clear()
+            for sequence in list(self._live):
+                self._end(sequence)
+
+    def _count(self, bursts: list[Burst]) -> None:
+        totals = self.totals
+        totals.generated_tokens_total += sum(len(burst.tokens) for burst in bursts)
+        totals.drafted_tokens_total += sum(burst.nodes for burst in bursts)
+        totals.accepted_tokens_total += sum(burst.accepted for burst in bursts)
+        totals.sweeps_total += 1
+        totals.sweep_seconds_total += bursts[0].sweep_s  # one sweep served them all
+        totals.draft_seconds_total += bursts[0].draft_s
+        totals.read_bytes_total += bursts[0].bytes_read
