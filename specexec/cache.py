@@ -79,18 +79,24 @@ class KVCache:
         self.layers[layer].write(len(self) + node, key_HRD, value_HRD)
         return self.layers[layer]
 
-    def commit(self, path: Items[int]) -> None:
-        """Make the nodes of `path` (root to leaf, each the child of the one before) part of the text."""
+    def commit(self, path: Items[int], keep: Items[int] = ()) -> None:
+        """Make the nodes of `path` (root to leaf, each the child of the one before) part of the text.
+
+        The nodes of `keep` (ascending) stay nodes, numbered from 0 in their order; all others are forgotten.
+        """
         expected = -1
         for node in path:
             assert self.parents[node] == expected, "a committed path must be connected"
             expected = node
-        if list(path) != list(range(len(path))):
+        rows = [*path, *keep]
+        if rows != list(range(len(rows))):
             for kv in self.layers.values():
-                rows_R = torch.tensor(path, device=kv.keys_HRD.device) + len(self)
+                rows_R = torch.tensor(rows, dtype=torch.long, device=kv.keys_HRD.device) + len(self)
                 kv.move(rows_R, start=len(self))
         self.tokens += [self.node_tokens[node] for node in path]
-        self.forget_nodes()
+        new_index = {node: i for i, node in enumerate(keep)}
+        self.node_tokens = [self.node_tokens[node] for node in keep]
+        self.parents = [new_index.get(self.parents[node], -1) for node in keep]
 
     def forget_nodes(self, after: int = 0) -> None:
         """Drop the nodes from index `after` on; all of them by default."""

@@ -17,7 +17,7 @@ from specexec.tree import Floats, Ints
 NEUTRAL_TAU = 0.85
 GRID_G: Floats = np.geomspace(0.1, 4.0, 32)
 # A new pair needs about as many clear examples as this to leave the neutral tau; old sweeps count half after MEMORY.
-PRIOR_WEIGHT = 8.0
+PRIOR_WEIGHT = 2.0
 MEMORY_WEIGHT = 400.0
 MOST_NODES = 256  # examples taken from one sweep: those the text was most likely to meet
 BINS = 10

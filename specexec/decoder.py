@@ -9,19 +9,40 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from torch import Tensor
 
+from specexec.budget import AutoBudget, FixedBudget
+from specexec.cost import CostModel
 from specexec.drafters import Drafter
 from specexec.errors import SweepCancelled
+from specexec.growth import Growth
 from specexec.lm import Rows, Sweep
 from specexec.planner import Planner
 from specexec.sequence import Emitted, Sequence
 from specexec.stats import Burst, Cost
 from specexec.tree import ROOT, TokenTree
 from specexec.walk import Opinion, walk
+
+
+class Meter(Protocol):
+    """What the weight stream has done so far (offload's StreamStats)."""
+
+    @property
+    def bytes_read(self) -> int: ...
+
+    @property
+    def wait_s(self) -> float: ...
+
+
+@dataclass(frozen=True)
+class StillMeter:
+    """Weights that do not move."""
+
+    bytes_read: int = 0
+    wait_s: float = 0.0
 
 
 class Target(Protocol):
@@ -48,8 +69,9 @@ class Decoder:
         target: Target,
         drafter: Drafter,
         planner: Planner,
-        budget: int,
-        bytes_read: Callable[[], int] = lambda: 0,
+        budget: int | Literal["auto"],
+        meter: Callable[[], Meter] = StillMeter,
+        overlap: bool | None = None,
     ) -> None:
         self.target = target
         self.drafter = drafter
@@ -57,7 +79,10 @@ class Decoder:
         self.budget = budget
         self.live: list[Sequence] = []
         self.sweeps = 0
-        self._bytes_read = bytes_read
+        self.cost = CostModel()
+        self.overlap = overlap
+        self._auto = AutoBudget(self.cost)
+        self._meter = meter
         self._stopping = threading.Event()
         self._sweeping: Sweep | None = None
 
@@ -80,9 +105,10 @@ class Decoder:
 
     def step(self) -> list[Step]:
         """One sweep over the live sequences; finished ones leave. After `stop` all of them end as interrupted."""
-        began, read = time.perf_counter(), self._bytes_read()
+        began, before = time.perf_counter(), self._meter()
+        budget = self._auto if self.budget == "auto" else FixedBudget(self.budget)
         try:
-            trees = self.planner.grow(self.drafter, self.live, self.budget)  # guess
+            trees = self.planner.grow(self.drafter, self.live, budget, self.cost)  # guess
             drafted = time.perf_counter()
             hidden = self._sweep(trees)  # one pass over the weights, whatever the size of the trees
         except SweepCancelled:
@@ -91,25 +117,35 @@ class Decoder:
             self._accept(sequence, tree, hidden_RH)  # the target's own choices
             for sequence, tree, hidden_RH in zip(self.live, trees, hidden, strict=True)
         ]
-        cost = Cost(drafted - began, time.perf_counter() - drafted, self._bytes_read() - read)
+        after, swept_s = self._meter(), time.perf_counter() - drafted
+        self.cost.learn_sweep(sum(map(len, hidden)), swept_s, after.wait_s - before.wait_s)
+        cost = Cost(drafted - began, swept_s, after.bytes_read - before.bytes_read)
         steps = [_step(*of, cost) for of in zip(self.live, trees, emitted, strict=True)]
         self.live = [sequence for sequence in self.live if sequence.finish_reason is None]
         return steps
 
     def _sweep(self, trees: list[TokenTree]) -> list[Tensor]:
-        """Hidden states at the end of each text and at each node, [N + 1, H] for every sequence."""
+        """Hidden states of all new rows of each sequence, the tree's last. Guesses further ahead meanwhile."""
         if self._stopping.is_set():
             raise SweepCancelled
         rows = [self._rows(sequence, tree) for sequence, tree in zip(self.live, trees, strict=True)]
         self.sweeps += 1
-        self._sweeping = self.target.begin(rows)
+        self._sweeping = self.target.begin(rows)  # the weights start to move
         try:
-            hidden = self._sweeping.result()
+            if self._worth_drafting_ahead(sum(len(part.tokens) for part in rows)):
+                nodes = sum(map(len, trees))
+                self.planner.grow_on(self.drafter, self.live, nodes, until=self._sweeping.done)  # nobody waits
+            return self._sweeping.result()
         except BaseException:  # an interrupt reaches only this thread: the other one must not write on
             self._sweeping.cancel()
             self._sweeping.wait()
             raise
-        return [hidden_RH[-len(tree) - 1 :] for hidden_RH, tree in zip(hidden, trees, strict=True)]
+
+    def _worth_drafting_ahead(self, rows: int) -> bool:
+        """Whether the sweep leaves the arithmetic idle for at least one drafter pass; or what the caller wants."""
+        if self.overlap is not None:
+            return self.overlap
+        return self.cost.draft.known and self.cost.idle_s(rows) > float(self.cost.draft.at(1.0))
 
     def _rows(self, sequence: Sequence, tree: TokenTree) -> Rows:
         """What the target has not seen of the text, as a chain, and the tree hanging below it."""
@@ -120,14 +156,18 @@ class Decoder:
         below = np.where(tree.parents_N == ROOT, end, tree.parents_N + len(pending))
         return Rows(cache, [*pending, *tree.tokens], [*range(-1, end), *below.tolist()])
 
-    def _accept(self, sequence: Sequence, tree: TokenTree, hidden_MH: Tensor) -> Emitted:
+    def _accept(self, sequence: Sequence, tree: TokenTree, hidden_RH: Tensor) -> Emitted:
         cache, pending = sequence.cache(self.target), len(sequence.pending(self.target))
+        hidden_MH = hidden_RH[-len(tree) - 1 :]
         opinion = Opinion(self.target.head, hidden_MH, tree, len(sequence.tokens), sequence.sampling, sequence.noise)
         emitted = sequence.accept(walk(opinion, sequence.history))
         # The last token stays out of the cache: it is what the next sweep starts from.
         path = emitted.path[: len(emitted.tokens) - 1]
         cache.commit([*range(pending), *(pending + node for node in path)])
-        self.drafter.observe(sequence, tree, opinion.choices_M)
+        sequence.processed = len(cache)
+        kept = sequence.growth.below(emitted.tokens)
+        self.drafter.observe(sequence, tree, opinion.choices_M, kept)
+        sequence.growth = Growth() if kept is None else sequence.growth.moved_on(emitted.tokens, kept)
         sequence.noise.forget_before(len(sequence.tokens))
         return emitted
 

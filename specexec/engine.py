@@ -10,7 +10,7 @@ from collections.abc import Sequence as Items
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeAlias
+from typing import Literal, Self, TypeAlias
 
 import torch
 from transformers import (
@@ -43,7 +43,6 @@ from specexec.stats import Burst, Completion, Progress
 
 Prompt: TypeAlias = str | Items[int] | Items[Message]
 
-DEFAULT_BUDGET = 64
 DEFAULT_CONTEXT = 8192
 DTYPES = {"auto": None, "bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
 
@@ -58,7 +57,7 @@ class Engine:
         draft_model: PreTrainedModel | None,
         pair: weights.ModelPair,
         planner: str,
-        budget: int,
+        budget: int | Literal["auto"],
         context: int,
     ) -> None:
         self.name = pair.name
@@ -70,9 +69,7 @@ class Engine:
         self._target = _target(model)
         self._draft = TreeLM(draft_model) if draft_model is not None else None
         drafter = _drafter(self._draft, pair, len(tokenizer), RANKINGS[planner])
-        self._decoder = Decoder(
-            self._target, drafter, PLANNERS[planner], budget, lambda: self._stream.stats().bytes_read
-        )
+        self._decoder = Decoder(self._target, drafter, PLANNERS[planner], budget, self._stream.stats)
         self._bursts: dict[Sequence, deque[Burst]] = {}
         self._stop_tokens = _stop_tokens(model, tokenizer)
 
@@ -92,12 +89,12 @@ class Engine:
         return self._stream.placement.summary
 
     @property
-    def budget(self) -> int:
-        """Guesses checked per sweep and sequence; 0 is plain decoding."""
+    def budget(self) -> int | Literal["auto"]:
+        """Guesses checked per sweep and sequence; 0 is plain decoding, auto as many as pay for themselves."""
         return self._decoder.budget
 
     @budget.setter
-    def budget(self, nodes: int) -> None:
+    def budget(self, nodes: int | Literal["auto"]) -> None:
         self._decoder.budget = nodes
 
     def progress(self) -> Progress:
@@ -259,7 +256,7 @@ def load(
     *,
     drafter: str = "auto",
     offload: weights.Offload = "auto",
-    budget: int | str = "auto",
+    budget: int | Literal["auto"] = "auto",
     planner: str = "best",
     device: str = "auto",
     dtype: str = "auto",
@@ -272,7 +269,7 @@ def load(
     """Find, place and load a target and its drafter.
 
     model: path, alias or hub name. drafter: auto, none, or a path or name. offload: auto, none, ram or disk.
-    budget: guesses per sweep. planner: best or reference. dtype: auto (the checkpoint's own), bf16, f16, f32.
+    budget: guesses per sweep, or auto. planner: best or reference. dtype: auto (the checkpoint's own), bf16, f16, f32.
     ram_B, vram_B: ceilings in bytes. link_limit_Bps throttles the weight stream.
     Raises offload's errors for models and memory, UnsupportedArchitecture for targets that cannot verify trees,
     TokenizerMismatch for a drafter that does not fit, ContextLengthExceeded for a ctx beyond the model's.
@@ -298,8 +295,7 @@ def load(
         extra_B=0 if pair.drafter is None else sum(file.stat().st_size for file in pair.drafter.glob("*.safetensors")),
     )
     draft = None if pair.drafter is None else weights.load(pair.drafter, "none", where, DTYPES[dtype], ctx=context)
-    nodes = DEFAULT_BUDGET if budget == "auto" else int(budget)
-    return Engine(target, tokenizer, draft, pair, planner, nodes, context)
+    return Engine(target, tokenizer, draft, pair, planner, budget, context)
 
 
 def _target(model: PreTrainedModel) -> TreeLM | ChainLM:

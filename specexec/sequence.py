@@ -7,6 +7,7 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 
 from specexec.cache import KVCache, common_prefix
+from specexec.growth import Growth
 from specexec.noise import Noise
 from specexec.sampling import History, SamplingParams
 from specexec.stats import FinishReason
@@ -39,6 +40,8 @@ class Sequence:
     limit: int
     caches: dict[object, KVCache] = field(default_factory=dict)
     finish_reason: FinishReason | None = None
+    growth: Growth = field(default_factory=Growth)
+    processed: int = 0  # tokens the target has in its cache, as of the last sweep
 
     def __post_init__(self) -> None:
         self.prompt_length = len(self.tokens)

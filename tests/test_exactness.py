@@ -62,6 +62,24 @@ def test_same_seed_same_text_whatever_the_tree(case: Case, sampling: SamplingPar
         assert case.text(drafter, budget, sampling) == plain, (drafter, budget)
 
 
+@pytest.mark.parametrize("drafter", ["useless", "perfect", "confident"])
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_guessing_while_the_weights_move_changes_nothing(case: Case, drafter: str, temperature: float) -> None:
+    sampling = SamplingParams(temperature=temperature, seed=6, max_tokens=40)
+    prompts = [PROMPT, prompt(9)]
+    serial, overlapped = (
+        [one.answer for one in write(case.target, case.drafters[drafter], prompts, sampling, 16, overlap=overlap)]
+        for overlap in (False, True)
+    )
+    assert serial == overlapped
+
+
+@pytest.mark.parametrize("drafter", ["none", "useless", "perfect"])
+def test_the_automatic_budget_changes_nothing(case: Case, drafter: str) -> None:
+    sampling = SamplingParams(temperature=0.0, max_tokens=LENGTH)
+    assert write(case.target, case.drafters[drafter], [PROMPT], sampling, "auto")[0].answer == case.greedy
+
+
 def test_another_seed_is_another_text(case: Case) -> None:
     texts = [case.text("none", 0, SamplingParams(temperature=1.0, seed=seed, max_tokens=8)) for seed in (1, 2)]
     assert texts[0] != texts[1]

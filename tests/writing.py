@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Items
 from pathlib import Path
+from typing import Literal
 
 import torch
 from transformers import PreTrainedModel
@@ -57,11 +58,12 @@ def write(
     drafter: Drafter,
     prompts: Items[Items[int]],
     sampling: SamplingParams | Items[SamplingParams],
-    budget: int = 64,
+    budget: int | Literal["auto"] = 64,
     planner: Planner | None = None,
+    overlap: bool | None = None,
 ) -> list[Sequence]:
     """All prompts together, to their end; one sampling for all, or one each."""
-    decoder = Decoder(target, drafter, planner or BestFirst(), budget)
+    decoder = Decoder(target, drafter, planner or BestFirst(), budget, overlap=overlap)
     each = [sampling] * len(prompts) if isinstance(sampling, SamplingParams) else sampling
     sequences = [sequence_of(tokens, own) for tokens, own in zip(prompts, each, strict=True)]
     for sequence in sequences:

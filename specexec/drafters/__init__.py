@@ -42,10 +42,11 @@ class Drafter(Protocol):
         """Up to `width` children for every asked node."""
         ...
 
-    def observe(self, sequence: Sequence, tree: TokenTree, choices_M: list[int]) -> None:
+    def observe(self, sequence: Sequence, tree: TokenTree, choices_M: list[int], kept: Ints | None) -> None:
         """A sweep is over and the text has grown: here is what the target chose.
 
         choices_M[0] follows the old text, choices_M[1 + node] follows that node of `tree`, off-path nodes included
-        (before penalties and filters, which only the walk applies).
+        (before penalties and filters, which only the walk applies). `kept` are the names of the nodes below the new
+        text, which from now on are called 0, 1, 2, …; None if nothing below it was guessed: all names are void.
         """
         ...

@@ -6,7 +6,7 @@ import numpy as np
 
 from specexec.drafters import Ask, Guesses
 from specexec.sequence import Sequence
-from specexec.tree import TokenTree
+from specexec.tree import Ints, TokenTree
 
 
 class NoDrafter:
@@ -19,5 +19,5 @@ class NoDrafter:
         """No children for anybody."""
         return [Guesses(np.zeros((len(ask.nodes), 0), np.int64), np.zeros((len(ask.nodes), 0))) for ask in asks]
 
-    def observe(self, sequence: Sequence, tree: TokenTree, choices_M: list[int]) -> None:
+    def observe(self, sequence: Sequence, tree: TokenTree, choices_M: list[int], kept: Ints | None) -> None:
         """Nothing to remember."""

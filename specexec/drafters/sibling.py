@@ -80,7 +80,7 @@ class SiblingDrafter:
         )
         best = scores_NV.topk(min(max(width, CANDIDATES), self._vocabulary))
         tokens_NC, scores_NC = best.indices.cpu().numpy(), best.values.double().cpu().numpy()
-        self._asked[sequence].append(_Asked(np.array(ask.nodes), tokens_NC, scores_NC))
+        self._asked.setdefault(sequence, []).append(_Asked(np.array(ask.nodes), tokens_NC, scores_NC))
         if self.ranking.tau is not None:  # a fixed rule, over the whole vocabulary
             log_probs_NV = (scores_NV / self.ranking.tau).log_softmax(-1)
             log_probs_NC = log_probs_NV.gather(-1, best.indices).double().cpu().numpy()
@@ -93,8 +93,8 @@ class SiblingDrafter:
         """What is known about this drafter at this temperature."""
         return self.calibrations.setdefault(regime(sampling.temperature or 0.0), Calibration())
 
-    def observe(self, sequence: Sequence, tree: TokenTree, choices_M: list[int]) -> None:
-        """Keep the rows of the accepted path as far as this drafter was asked about it; drop the rest."""
+    def observe(self, sequence: Sequence, tree: TokenTree, choices_M: list[int], kept: Ints | None) -> None:
+        """Commit the rows of the new text as far as they exist; keep those of the nodes below it."""
         self._learn(sequence, tree, choices_M)
         cache = sequence.cache(self.lm)
         row_of_child = {
@@ -102,12 +102,22 @@ class SiblingDrafter:
             for row, (parent, token) in enumerate(zip(cache.parents, cache.node_tokens, strict=True))
         }
         path: list[int] = []
-        for token in sequence.tokens[len(cache) : -1]:
+        for token in sequence.tokens[len(cache) :]:
             row = row_of_child.get((path[-1] if path else ROOT, token))
             if row is None:
                 break
             path.append(row)
-        cache.commit(path)
+        if kept is None:
+            cache.commit(path)
+            return
+        # The whole new text has rows; that of its last token, which no cache counts as text, stays a node.
+        assert len(cache) + len(path) == len(sequence.tokens), "what lies below was guessed by asking along the path"
+        old_row = self._row_of_node[sequence]
+        rows = {new: old_row[old] for new, old in enumerate(kept.tolist()) if old in old_row} | {ROOT: path[-1]}
+        keep = sorted(rows.values())
+        cache.commit(path[:-1], keep)
+        new_row = {row: i for i, row in enumerate(keep)}
+        self._row_of_node[sequence] = {node: new_row[row] for node, row in rows.items()}
 
     def _learn(self, sequence: Sequence, tree: TokenTree, choices_M: list[int]) -> None:
         """Compare what was guessed with what the target chose, at every node that both looked at."""

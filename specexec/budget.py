@@ -1,0 +1,78 @@
+"""How many guesses a sweep carries: a fixed number, or as many as earn their seconds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from specexec.cost import CostModel
+from specexec.tree import Floats
+
+MOST_NODES = 4096  # of one sweep, all sequences together
+FIRST_NODES = 64  # of each sequence, while nothing is known about costs
+RETRY_SWEEPS = 16  # drafting that does not pay is tried again this often
+
+
+@dataclass(frozen=True)
+class Spent:
+    """The sweep in the making: rows it carries without guesses, its sequences, seconds of drafting so far."""
+
+    rows: int
+    sequences: int
+    drafted_s: float
+
+
+class Budget(Protocol):
+    """Answers two questions about the nodes drafted so far; `chance_N` is their exp(reach), best first."""
+
+    def size(self, chance_N: Floats, spent: Spent) -> int:
+        """How many of the best nodes to submit."""
+        ...
+
+    def horizon(self, chance_N: Floats, spent: Spent) -> int:
+        """Only the best so many nodes are worth asking about."""
+        ...
+
+    def pays(self, asked_chance: float, asked: int, chance_N: Floats, spent: Spent) -> bool:
+        """Whether to ask the drafter about `asked` more nodes, together so likely."""
+        ...
+
+
+@dataclass(frozen=True)
+class FixedBudget:
+    """So many nodes for each sequence on average, whatever they cost."""
+
+    nodes: int
+
+    def size(self, chance_N: Floats, spent: Spent) -> int:
+        return self.nodes * spent.sequences
+
+    def horizon(self, chance_N: Floats, spent: Spent) -> int:
+        return self.size(chance_N, spent)
+
+    def pays(self, asked_chance: float, asked: int, chance_N: Floats, spent: Spent) -> bool:
+        return self.nodes > 0
+
+
+@dataclass
+class AutoBudget:
+    """The size of most tokens per second, from measured costs."""
+
+    cost: CostModel
+    declined: int = field(default=0, init=False)
+
+    def size(self, chance_N: Floats, spent: Spent) -> int:
+        if not self.cost.compute.known:
+            return FIRST_NODES * spent.sequences
+        return min(self.cost.best_size(chance_N, spent.rows, spent.sequences, spent.drafted_s), MOST_NODES)
+
+    def horizon(self, chance_N: Floats, spent: Spent) -> int:
+        # Children of nodes just beyond today's size may still lift it.
+        return min(2 * self.size(chance_N, spent) + 16, MOST_NODES)
+
+    def pays(self, asked_chance: float, asked: int, chance_N: Floats, spent: Spent) -> bool:
+        wins = self.cost.pays(asked_chance, asked, chance_N, spent.rows, spent.sequences, spent.drafted_s)
+        if wins or len(chance_N):
+            return wins
+        self.declined += 1
+        return self.declined % RETRY_SWEEPS == 0

@@ -1,0 +1,90 @@
+"""What a sweep and a drafter pass cost, learned while running; and how many guesses are worth their seconds.
+
+A sweep over n rows takes max(stream, a + b n): the weights have to travel whatever n is, and arithmetic grows with n.
+tokens/s = (1 + sum of reach) / (drafting + sweep), so a node is worth it while its reach beats its share of that rate.
+N nodes, best first
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from specexec.tree import Floats
+
+FADE = 0.95  # of a sample's weight with every newer one
+
+
+@dataclass
+class Line:
+    """Seconds = base + slope * rows, by discounted least squares; neither may be negative."""
+
+    sums: Floats = field(default_factory=lambda: np.zeros(5))  # weight, n, t, n², n t
+
+    def learn(self, rows: int, seconds: float) -> None:
+        self.sums = FADE * self.sums + np.array([1.0, rows, seconds, rows * rows, rows * seconds])
+
+    @property
+    def known(self) -> bool:
+        return bool(self.sums[0] > 0)
+
+    def coefficients(self) -> tuple[float, float]:
+        """(base, slope). With samples of one size only, half of the time is taken to grow with the rows."""
+        weight, n, t, nn, nt = self.sums
+        mean_n, mean_t = n / weight, t / weight
+        spread = nn / weight - mean_n**2
+        slope = (nt / weight - mean_n * mean_t) / spread if spread > 1e-3 * mean_n**2 else mean_t / (2 * mean_n)
+        slope = float(np.clip(slope, 0.0, mean_t / mean_n))
+        return float(mean_t - slope * mean_n), slope
+
+    def at(self, rows: Floats | float) -> Floats:
+        base, slope = self.coefficients()
+        return np.asarray(base + slope * np.asarray(rows))
+
+
+@dataclass
+class CostModel:
+    """Measured seconds of this target and this drafter on this machine."""
+
+    compute: Line = field(default_factory=Line)
+    draft: Line = field(default_factory=Line)
+    stream_s: float = 0.0
+    gain: float = 0.5  # share of the reach of asked nodes that their children won, lately
+
+    def learn_sweep(self, rows: int, seconds: float, waited_s: float) -> None:
+        """A sweep over `rows` rows took `seconds`; for `waited_s` of them the arithmetic stood still for weights."""
+        self.compute.learn(rows, max(seconds - waited_s, 1e-6))
+        # Only a sweep that waited tells how long the wire takes; one that did not, that it takes less.
+        streamed_s = seconds if waited_s > 0.05 * seconds else min(self.stream_s, seconds)
+        self.stream_s = streamed_s if not self.stream_s else 0.7 * self.stream_s + 0.3 * streamed_s
+
+    def learn_draft(self, rows: int, seconds: float, asked_reach: float, won_reach: float) -> None:
+        """A drafter pass over `rows` nodes; their children won `won_reach` for the best tree."""
+        self.draft.learn(rows, seconds)
+        if asked_reach > 0:
+            self.gain = 0.9 * self.gain + 0.1 * min(won_reach / asked_reach, 1.0)
+
+    def sweep_s(self, rows: Floats | float) -> Floats:
+        """Predicted seconds of a sweep."""
+        return np.maximum(self.compute.at(rows), self.stream_s)
+
+    def idle_s(self, rows: int) -> float:
+        """Seconds of a sweep in which nobody computes."""
+        return float(self.stream_s - self.compute.at(rows)) if self.compute.known else 0.0
+
+    def best_size(self, reach_N: Floats, rows: int, sequences: int, drafted_s: float) -> int:
+        """How many of the nodes (their chances, best first) make the most tokens per second."""
+        expected = sequences + np.concatenate([[0.0], np.cumsum(reach_N)])
+        seconds = drafted_s + self.sweep_s(rows + np.arange(len(reach_N) + 1.0))
+        return int(np.argmax(expected / seconds))
+
+    def pays(
+        self, asked_reach: float, asked: int, reach_N: Floats, rows: int, sequences: int, drafted_s: float
+    ) -> bool:
+        """Whether one more drafter pass over `asked` nodes will win more than the same time spent as until now."""
+        if not (self.draft.known and self.compute.known):
+            return True
+        size = self.best_size(reach_N, rows, sequences, drafted_s)
+        rate = (sequences + reach_N[:size].sum()) / float(drafted_s + self.sweep_s(float(rows + size)))
+        return bool(self.gain * asked_reach > rate * float(self.draft.at(float(asked))))

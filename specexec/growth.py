@@ -1,0 +1,81 @@
+"""One tree while it grows. Nodes are only ever appended, so a node's index names it until the text moves on.
+
+N nodes   K children of one node
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from specexec.tree import ROOT, Floats, Ints, TokenTree
+
+
+@dataclass(eq=False)
+class Growth:
+    """A growing tree and which of its nodes have been asked for children. `started`: the text itself has."""
+
+    tree: TokenTree = field(default_factory=TokenTree.empty)
+    expanded_N: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+    started: bool = False
+
+    def open_nodes(self, bar: float, depth: int, most: int) -> list[int]:
+        """The best nodes to ask next: reach above `bar`, children within `depth` levels, at most `most` of them."""
+        if depth < 1:
+            return []
+        if not self.started:
+            return [ROOT] if bar < 0 else []
+        open_N = (self.expanded_N == 0) & (self.tree.depth_N < depth - 1) & (self.tree.reach_N > bar)
+        nodes = np.flatnonzero(open_N)
+        best = np.argsort(-self.tree.reach_N[nodes], kind="stable")[:most]
+        return np.sort(nodes[best]).tolist()
+
+    def add(self, nodes: list[int], tokens_NK: Ints, log_probs_NK: Floats, bar: float) -> None:
+        """Append the children of the asked nodes whose reach lies above `bar`."""
+        self.started = True
+        reach_of_parent = np.append(self.tree.reach_N, 0.0)  # the last one answers for ROOT
+        reach_NK = reach_of_parent[nodes][:, None] + log_probs_NK
+        rows, columns = np.nonzero(reach_NK > bar)
+        self.expanded_N[[node for node in nodes if node != ROOT]] = 1
+        self.tree = TokenTree(
+            np.concatenate([self.tree.tokens_N, tokens_NK[rows, columns]]),
+            np.concatenate([self.tree.parents_N, np.array(nodes, np.int64)[rows]]),
+            np.concatenate([self.tree.reach_N, reach_NK[rows, columns]]),
+        )
+        self.expanded_N = np.concatenate([self.expanded_N, np.zeros(len(rows), np.int64)])
+
+    def below(self, tokens: tuple[int, ...]) -> Ints | None:
+        """Names of all nodes below the path that spells `tokens`; None if that path was not guessed and asked about."""
+        node = ROOT
+        for token in tokens:
+            child = self.tree.child(node, token)
+            if child is None:
+                return None
+            node = child
+        if node == ROOT or not self.expanded_N[node]:
+            return None
+        below_N = np.zeros(len(self.tree) + 1, bool)  # the last slot answers for ROOT
+        below_N[node] = True
+        for level in range(int(self.tree.depth_N[node]) + 1, int(self.tree.depth_N.max()) + 1):
+            here = np.flatnonzero(self.tree.depth_N == level)
+            below_N[here] = below_N[self.tree.parents_N[here]]
+        below_N[node] = False
+        return np.flatnonzero(below_N) if below_N.any() else None
+
+    def moved_on(self, tokens: tuple[int, ...], kept: Ints) -> Growth:
+        """The same guesses as seen from the end of `tokens`: `kept` (from `below`) become nodes 0, 1, 2, …"""
+        top = self.tree.reach_N[_spelled(self.tree, tokens)]
+        new_index = np.full(len(self.tree) + 1, ROOT, np.int64)
+        new_index[kept] = np.arange(len(kept))
+        tree = TokenTree(self.tree.tokens_N[kept], new_index[self.tree.parents_N[kept]], self.tree.reach_N[kept] - top)
+        return Growth(tree, self.expanded_N[kept], started=True)
+
+
+def _spelled(tree: TokenTree, tokens: tuple[int, ...]) -> int:
+    node = ROOT
+    for token in tokens:
+        child = tree.child(node, token)
+        assert child is not None
+        node = child
+    return node
