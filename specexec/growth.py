@@ -12,6 +12,9 @@ import numpy as np
 from specexec.tree import ROOT, Floats, Ints, TokenTree
 
 
+LIKELY = np.log(0.02)
+
+
 @dataclass(eq=False)
 class Growth:
     """A growing tree and which of its nodes have been asked for children. `started`: the text itself has."""
@@ -32,11 +35,14 @@ class Growth:
         return np.sort(nodes[best]).tolist()
 
     def add(self, nodes: list[int], tokens_NK: Ints, log_probs_NK: Floats, bar: float) -> None:
-        """Append the children of the asked nodes whose reach lies above `bar`."""
+        """Append the children of the asked nodes whose reach lies above `bar`, and those likely to follow their parent.
+
+        A node is asked only once: if the text comes to it, its likely children must be there, however far off it was.
+        """
         self.started = True
         reach_of_parent = np.append(self.tree.reach_N, 0.0)  # the last one answers for ROOT
         reach_NK = reach_of_parent[nodes][:, None] + log_probs_NK
-        rows, columns = np.nonzero(reach_NK > bar)
+        rows, columns = np.nonzero((reach_NK > bar) | (log_probs_NK > LIKELY))
         self.expanded_N[[node for node in nodes if node != ROOT]] = 1
         self.tree = TokenTree(
             np.concatenate([self.tree.tokens_N, tokens_NK[rows, columns]]),
