@@ -1,0 +1,187 @@
+"""Guesses out of what has been written before: this conversation, this model's earlier texts, an indexed corpus.
+
+One suffix store with three horizons (Hierarchy Drafting, Cho et al. 2025), longest match first; every sweep feeds it,
+with the target's choices at nodes the text did not take too (Token Recycling, Luo et al. 2024). How much a match is
+worth is counted, not assumed: hits by horizon, match length and standing. Knows no model and no file.
+N nodes   K children   M = N + 1 rows: the end of the text, then the nodes
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+
+from specexec.drafters import Ask, Guesses
+from specexec.memory import STANDINGS, Memory, cell
+from specexec.sequence import Sequence
+from specexec.suffix import Context, Match, Recent
+from specexec.tree import ROOT, Floats, Ints, TokenTree
+
+WIDTH = 12  # children worth naming for one node
+MOST_NODES = 256  # of one tree: those the text was most likely to meet teach, the others cost time
+UNBOUNDED = 2**31 - 1
+TAU = 0.5  # counted chances are not the target's own distribution: soften what the noise makes of them
+
+
+@dataclass(frozen=True)
+class _Said:
+    """What was said about one node, kept until the target has chosen."""
+
+    tokens_K: Ints
+    cells_K: Ints
+
+
+@dataclass
+class _Reading:
+    """One text as far as it was read, and the contexts of the tree that grows below it."""
+
+    text: Recent = field(default_factory=Recent)
+    length: int = 0
+    contexts: dict[int, Context] = field(default_factory=dict)
+    said: dict[int, _Said] = field(default_factory=dict)
+
+    def read_on(self, sequence: Sequence) -> None:
+        """Bring the store up to the end of the text; nothing is known below it yet."""
+        self.text.extend(sequence.tokens, start=self.length)
+        self.length = len(sequence.tokens)
+        self.contexts = {ROOT: Context.of(sequence.tokens)}
+        self.said = {}
+
+
+class NgramDrafter:
+    """Retrieval alone, or joined to a model by `+`. Costs microseconds a node and no weights."""
+
+    name = "ngram"
+    context = UNBOUNDED
+
+    def __init__(self, memory: Memory | None = None) -> None:
+        self.memory = memory or Memory()
+        self._readings: WeakKeyDictionary[Sequence, _Reading] = WeakKeyDictionary()
+
+    def guess(self, asks: list[Ask], width: int) -> list[Guesses]:
+        """What followed the longest ending of each node's path, then the shorter ones."""
+        return [self._answer(ask, min(width, WIDTH)) for ask in asks]
+
+    def _answer(self, ask: Ask, width: int) -> Guesses:
+        reading = self._readings.setdefault(ask.sequence, _Reading())
+        if ROOT in ask.nodes:
+            reading.read_on(ask.sequence)
+        tokens_NK = np.zeros((len(ask.nodes), width), np.int64)
+        cells_NK = np.full((len(ask.nodes), width), -1)
+        for row, node in enumerate(ask.nodes):
+            if node != ROOT:
+                parent, token = int(ask.tree.parents_N[node]), int(ask.tree.tokens_N[node])
+                reading.contexts[node] = reading.contexts[parent].then(token)
+            found = self._recall(reading.text, reading.contexts[node], width)
+            tokens_NK[row, : len(found)] = list(found)
+            cells_NK[row, : len(found)] = list(found.values())
+            reading.said[node] = _Said(tokens_NK[row], cells_NK[row])
+        sampled = bool(ask.sequence.sampling.temperature)
+        chances_NK = self.memory.hits.chances(cells_NK, sampled)
+        with np.errstate(divide="ignore"):
+            if sampled:
+                return Guesses(tokens_NK, with_noise(chances_NK, _noise(ask, tokens_NK)))
+            return Guesses(tokens_NK, np.log(chances_NK))
+
+    def _recall(self, text: Recent, context: Context, width: int) -> dict[int, int]:
+        """Up to `width` tokens, and for each the cell of the best evidence there is for it."""
+        found: dict[int, int] = {}
+        longest = -1
+        for horizon, match in self._matches(text, context):
+            longest = max(longest, match.rung)
+            for standing, (token, _) in zip(_standings(match), match.followers, strict=True):
+                if token not in found:
+                    found[token] = cell(horizon, match.rung, standing, match.rung < longest)
+                    if len(found) == width:
+                        return found
+        return found
+
+    def _matches(self, text: Recent, context: Context) -> Iterator[tuple[int, Match]]:
+        """Matches of all horizons, longest first; of equally long ones the nearer horizon first."""
+        memory = self.memory
+        stores = ((0, text), (1, memory.recent), (1, memory.settled), (2, memory.corpus))
+        found = ([(horizon, match) for match in store.matches(context)] for horizon, store in stores)
+        return heapq.merge(*found, key=lambda one: -one[1].rung)
+
+    def observe(self, sequence: Sequence, tree: TokenTree, choices_M: list[int], kept: Ints | None) -> None:
+        """Count the hits, take the choices off the path into the past, and a finished answer as a whole."""
+        reading = self._readings.get(sequence)
+        if reading is not None:
+            likely = np.sort(np.argsort(-tree.reach_N, kind="stable")[:MOST_NODES])
+            self._count(reading, bool(sequence.sampling.temperature), tree, likely, choices_M)
+            self._recycle(reading, sequence, tree, likely, choices_M)
+            contexts, said = reading.contexts, reading.said
+            reading.read_on(sequence)
+            new_name = {old: new for new, old in enumerate([] if kept is None else kept.tolist())}
+            reading.contexts |= {new_name[old]: context for old, context in contexts.items() if old in new_name}
+            reading.said = {new_name[old]: one for old, one in said.items() if old in new_name}
+        if sequence.finish_reason is not None:
+            self.memory.write(sequence.tokens[: sequence.prompt_length], sequence.answer)
+
+    def _count(self, reading: _Reading, sampled: bool, tree: TokenTree, likely: Ints, choices_M: list[int]) -> None:
+        """What was said about each node against what the target chose there, weighted by the node's chance."""
+        nodes = [ROOT, *likely.tolist()]
+        said = [reading.said.get(ROOT if node == ROOT else int(tree.ids_N[node])) for node in nodes]
+        known = [(node, one) for node, one in zip(nodes, said, strict=True) if one is not None]
+        by_width: dict[int, list[tuple[int, _Said]]] = {}
+        for node, one in known:
+            by_width.setdefault(len(one.cells_K), []).append((node, one))
+        reach = np.append(np.minimum(tree.reach_N, 0.0), 0.0)  # the last one answers for ROOT
+        for rows in by_width.values():
+            choices_N = np.array([choices_M[1 + node] for node, _ in rows])
+            hit_NK = np.stack([one.tokens_K for _, one in rows]) == choices_N[:, None]
+            cells_NK = np.stack([one.cells_K for _, one in rows])
+            self.memory.hits.count(cells_NK, hit_NK, np.exp(reach[[node for node, _ in rows]]), sampled)
+
+    def _recycle(
+        self, reading: _Reading, sequence: Sequence, tree: TokenTree, likely: Ints, choices_M: list[int]
+    ) -> None:
+        written = sequence.tokens[reading.length :]
+        on_text = {ROOT}
+        for node in likely.tolist():
+            parent, token, depth = int(tree.parents_N[node]), int(tree.tokens_N[node]), int(tree.depth_N[node])
+            if parent in on_text and depth < len(written) and written[depth] == token:
+                on_text.add(node)
+            elif (above := reading.contexts.get(int(tree.ids_N[parent]) if parent != ROOT else ROOT)) is not None:
+                self.memory.recycle(above.then(token), choices_M[1 + node])
+
+
+def _standings(match: Match) -> Iterator[int]:
+    """Alone and often, alone and once, ahead with half of all, just ahead, second, later."""
+    total = sum(count for _, count in match.followers)
+    for place, (_, count) in enumerate(match.followers):
+        if len(match.followers) == 1:
+            yield 0 if count > 1 else 1
+        elif place == 0:
+            yield 2 if 2 * count >= total else 3
+        else:
+            yield min(place + 3, STANDINGS - 1)
+
+
+def _noise(ask: Ask, tokens_NK: Ints) -> Floats:
+    length, noise = len(ask.sequence.tokens), ask.sequence.noise
+    positions = [length if node == ROOT else length + 1 + int(ask.tree.depth_N[node]) for node in ask.nodes]
+    ids_NK = torch.from_numpy(tokens_NK).to(noise.device)
+    rows = [noise.row(position)[ids_K] for position, ids_K in zip(positions, ids_NK, strict=True)]
+    return np.asarray(torch.stack(rows).double().cpu().numpy())
+
+
+def with_noise(chances_NK: Floats, noise_NK: Floats) -> Floats:
+    """log P(child is chosen | the noise): the race among the named children, and against all the others.
+
+    With P(token) = p the choice is argmax(log p + G). The best of the others is distributed like log(rest) + Gumbel,
+    so a named winner of score v stands with probability exp(-rest * exp(-v)).
+    """
+    with np.errstate(divide="ignore"):
+        scores_NK = np.log(chances_NK) + noise_NK
+        best_N1 = scores_NK.max(-1, keepdims=True)
+        best_N1 = np.where(np.isfinite(best_N1), best_N1, 0.0)
+        share_NK = np.exp((scores_NK - best_N1) / TAU)
+        share_NK /= np.maximum(share_NK.sum(-1, keepdims=True), 1e-300)
+        rest_N1 = 1.0 - chances_NK.sum(-1, keepdims=True)
+        return np.asarray(np.log(share_NK) - rest_N1 * np.exp(-best_N1))

@@ -1,0 +1,75 @@
+"""What a retrieval drafter knows beyond the conversation: the model's earlier texts and an indexed corpus. No files.
+
+The past is two stores: what was loaded, settled, and what this process wrote since, recent.   E entries
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from collections.abc import Sequence as Items
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from specexec.hits import Hits
+from specexec.suffix import LONGEST, RUNGS, Context, Recent, Settled
+from specexec.tree import Floats
+
+HORIZONS = ("conversation", "past", "corpus")
+STANDINGS = 6
+RECYCLED_RUNGS = 3  # off the text's path a choice says something about its last few tokens only
+PAST_LIMIT = 1 << 20  # tokens of earlier texts that are kept, latest first to stay: 12 MiB
+
+
+@dataclass
+class Memory:
+    """Lives as long as an engine; `pack` and `unpack` carry the past and what its guesses were worth across runs."""
+
+    corpus: Settled = field(default_factory=lambda: Settled.of([]))
+    settled: Settled = field(default_factory=lambda: Settled.of([]))
+    recent: Recent = field(default_factory=Recent)
+    hits: Hits = field(default_factory=lambda: Hits(prior()))
+    written: list[Items[int]] = field(default_factory=list)
+
+    def recycle(self, context: Context, chosen: int) -> None:
+        """The target's choice at a node that its text did not take."""
+        self.recent.add(context, chosen, RECYCLED_RUNGS)
+
+    def write(self, prompt: Items[int], answer: Items[int]) -> None:
+        """A finished answer: only its own tokens can be guessed again, the prompt's end is context."""
+        text = [*prompt[-LONGEST:], *answer]
+        self.recent.extend(text, start=len(text) - len(answer))
+        self.written.append(text)
+
+    def pack(self, limit: int = PAST_LIMIT) -> dict[str, NDArray[np.generic]]:
+        """Everything worth keeping, as arrays: the latest `limit` tokens of the past, sorted anew, and the counts."""
+        written = [Settled.of([text]).tokens_E for text in self.written]
+        past = Settled.joined(np.concatenate([self.settled.tokens_E, *written])[-limit:])
+        return {
+            "tokens": past.tokens_E,
+            "order": past.order_E,
+            "seen": self.hits.seen_RC.astype(np.float32),
+            "hit": self.hits.hit_RC.astype(np.float32),
+        }
+
+    def unpack(self, arrays: Mapping[str, NDArray[np.generic]]) -> None:
+        """Take up what an earlier run packed. Counts of another shape (an older version's) are left."""
+        self.settled = Settled(arrays["tokens"].astype(np.uint32), arrays["order"].astype(np.uint32))
+        if arrays["seen"].shape == arrays["hit"].shape == self.hits.seen_RC.shape:
+            self.hits.seen_RC = arrays["seen"].astype(np.float64)
+            self.hits.hit_RC = arrays["hit"].astype(np.float64)
+
+
+def cell(horizon: int, rung: int, standing: int, fallback: bool) -> int:
+    """One kind of evidence: where it was found, how long the match, its place there, and if a longer match exists."""
+    return ((horizon * len(RUNGS) + rung) * STANDINGS + standing) * 2 + fallback
+
+
+def prior() -> Floats:
+    """Chance of a hit in each cell before anything was counted: long matches are mostly right, later places rarely."""
+    chance_HRSF = np.zeros((len(HORIZONS), len(RUNGS), STANDINGS, 2))
+    of_rung = np.array([0.1, 0.3, 0.5, 0.7, 0.85, 0.95])
+    of_standing = np.array([0.95, 0.9, 0.7, 0.4, 0.15, 0.05])
+    chance_HRSF[:] = (of_rung[:, None] * of_standing)[None, :, :, None] * np.array([1.0, 0.15])
+    return chance_HRSF.reshape(-1)

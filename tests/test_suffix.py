@@ -1,0 +1,107 @@
+"""The suffix stores against a search through every position of every text."""
+
+from collections import Counter
+from collections.abc import Sequence as Items
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from specexec.suffix import LONGEST, RUNGS, Context, Match, Recent, Settled, Store
+
+TEXT = st.lists(st.integers(0, 3), max_size=40)
+TEXTS = st.lists(TEXT, max_size=4)
+
+
+def searched(texts: Items[Items[int]], context: Items[int]) -> dict[int, Counter[int]]:
+    """For each rung at which the end of `context` occurs: how often each token followed it."""
+    found: dict[int, Counter[int]] = {}
+    for rung, length in enumerate(RUNGS):
+        if length > len(context):
+            continue
+        ending = list(context[-length:])
+        counts = Counter(
+            text[i] for text in texts for i in range(length, len(text)) if list(text[i - length : i]) == ending
+        )
+        if counts:
+            found[rung] = counts
+    return found
+
+
+def told(matches: list[Match]) -> dict[int, dict[int, int]]:
+    return {match.rung: dict(match.followers) for match in matches}
+
+
+def check(store: Store, texts: Items[Items[int]], context: Items[int]) -> None:
+    matches = list(store.matches(Context.of(context)))
+    assert [match.rung for match in matches] == sorted((match.rung for match in matches), reverse=True)
+    assert told(matches) == searched(texts, context)
+    for match in matches:
+        counts = [count for _, count in match.followers]
+        assert counts == sorted(counts, reverse=True)
+
+
+@settings(deadline=None)
+@given(TEXTS, TEXT)
+def test_a_settled_text_is_found_by_every_ending(texts: list[list[int]], context: list[int]) -> None:
+    check(Settled.of(texts), texts, context)
+
+
+@settings(deadline=None)
+@given(TEXTS, TEXT)
+def test_a_recent_text_is_found_by_every_ending(texts: list[list[int]], context: list[int]) -> None:
+    store = Recent()
+    for text in texts:
+        store.extend(text)
+    check(store, texts, context)
+
+
+@settings(deadline=None)
+@given(TEXT, st.integers(0, 40), TEXT)
+def test_a_text_may_arrive_in_parts(text: list[int], cut: int, context: list[int]) -> None:
+    store = Recent()
+    store.extend(text[:cut])
+    store.extend(text, start=len(text[:cut]))
+    check(store, [text], context)
+
+
+@given(TEXT, st.integers(0, 3))
+def test_a_context_grows_token_by_token(text: list[int], token: int) -> None:
+    assert Context.of(text).then(token) == Context.of([*text, token])
+    assert len(Context.of(text).tokens) <= LONGEST
+
+
+def test_the_latest_of_two_equals_comes_first() -> None:
+    store = Recent()
+    store.extend([1, 2, 1, 3])
+    assert next(iter(store.matches(Context.of([1])))).followers == [(3, 1), (2, 1)]
+
+
+def test_memory_is_bounded_and_the_least_recent_goes_first() -> None:
+    store = Recent(limit=12, followers=2)
+    store.extend(list(range(100)))
+    assert len(store) == 12
+    assert not list(store.matches(Context.of([5])))
+    assert list(store.matches(Context.of([98])))
+    for token in range(10):
+        store.add(Context.of([7]), token)
+    assert len(next(iter(store.matches(Context.of([7])))).followers) == 2
+
+
+def test_a_common_context_is_counted_on_a_sample() -> None:
+    store = Settled.of([[1, 2, 1, 2, 1, 2, 1, 3] * 1000])
+    (match,) = [match for match in store.matches(Context.of([1])) if match.rung == 0]
+    assert match.followers[0][0] == 2
+    assert sum(count for _, count in match.followers) < 200
+
+
+@pytest.mark.parametrize("texts", [[], [[]], [[7]], [[], [7], []]])
+def test_too_little_text_has_no_matches(texts: list[list[int]]) -> None:
+    assert not list(Settled.of(texts).matches(Context.of([7])))
+
+
+def test_arrays_are_all_there_is_to_keep() -> None:
+    store = Settled.of([[1, 2, 3, 1, 2], [2, 3]])
+    again = Settled(np.array(store.tokens_E), np.array(store.order_E))
+    assert list(again.matches(Context.of([1, 2]))) == list(store.matches(Context.of([1, 2])))
