@@ -1,4 +1,4 @@
-"""Every architecture, streamed from disk through the public decoder: transformers' own text, and every node its path's.
+"""Every architecture, streamed from disk through the public decoder: transformers' text, and every node its path's.
 
 References are unmodified transformers models run on prefix + path, without cache and without mask. Windows are 8 tokens,
 the prefix 33: every node lies beyond the window. Controls that must fail show that the tolerance means something.
@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -152,3 +154,45 @@ def test_a_long_prompt_in_pieces_equals_the_prompt_at_once(family: str, tmp_path
     with torch.no_grad():
         expected = reference(tmp_path, "eager")(torch.tensor([tokens]), use_cache=False).logits[0]
     torch.testing.assert_close(lm.head(hidden), expected, atol=2e-4, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", ["llama", "mixtral", "gpt_oss"])
+def test_company_does_not_move_a_single_bit(family: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    """Linears run in fixed row tiles: 1 row, 40 rows or 300 rows of others beside it, a row's result is the same."""
+    tiny(family, tmp_path)
+    lm = TreeLM(offload.load(tmp_path, "none", dtype=dtype))
+
+    def own_rows(*others: list[int]) -> Tensor:
+        parts = [Rows(KVCache(), tokens, range(-1, len(tokens) - 1)) for tokens in ([7], prompt(23), *others)]
+        return torch.cat(lm.forward(parts)[:2])
+
+    alone = own_rows()
+    assert torch.equal(own_rows(prompt(17, seed=4)), alone)
+    assert torch.equal(own_rows(prompt(300, seed=5), prompt(3)), alone)
+
+
+@pytest.fixture(scope="module")
+def windowed(tmp_path_factory: pytest.TempPathFactory) -> tuple[TreeLM, PreTrainedModel]:
+    """One model with sliding and full layers, for us and for transformers."""
+    folder = tmp_path_factory.mktemp("gemma3")
+    tiny("gemma3_text", folder)
+    return TreeLM(offload.load(folder, "none")), reference(folder, "eager")
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.lists(st.integers(0, 99), min_size=1, max_size=12))
+def test_a_tree_of_any_shape_gives_each_node_its_path(
+    windowed: tuple[TreeLM, PreTrainedModel], picks: list[int]
+) -> None:
+    parents = [pick % (node + 1) - 1 for node, pick in enumerate(picks)]
+    lm, truth = windowed
+    (hidden,) = lm.forward([Rows(committed(lm, PREFIX), TOKENS[: len(picks)], parents)])
+    for node, logits in enumerate(lm.head(hidden)):
+        path, above = [], node
+        while above != -1:
+            path.append(TOKENS[above])
+            above = parents[above]
+        with torch.no_grad():
+            expected: Tensor = truth(torch.tensor([[*PREFIX, *path[::-1]]]), use_cache=False).logits[0, -1]
+        torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
