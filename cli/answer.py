@@ -101,6 +101,8 @@ def ending(answer: Answer, max_tokens: int) -> str | None:
     """What to know about an answer that did not end by itself."""
     if answer.finish_reason == "length":
         return f"  stopped at --max-tokens {max_tokens}"
+    if answer.finish_reason == "interrupted" and not answer.tokens:
+        return "  stopped before the first token"
     if answer.finish_reason == "interrupted":
         return f"  stopped after {_many(answer.tokens, 'token')}; the partial answer is kept"
     return None

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 
 import click
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from offload.placement import Offload
 
 Result = TypeVar("Result")
+Nodes: TypeAlias = int | Literal["auto"]
 Number = TypeVar("Number", int, float)
 
 
@@ -34,12 +35,12 @@ class Quantity(click.ParamType[Number]):
             self.fail(f"{problem}.", param, ctx)
 
 
-class Budget(click.ParamType[int | str]):
+class Budget(click.ParamType[Nodes]):
     """`auto` or how many guessed tokens one sweep checks."""
 
     name = "auto|N"
 
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Nodes:
         if value == "auto":
             return "auto"
         return NATURAL(value, param, ctx)
@@ -76,7 +77,7 @@ class EngineOptions:
     model: str = "demo"
     drafter: str = "auto"
     offload: Offload = "auto"
-    budget: int | str = "auto"
+    budget: Nodes = "auto"
     planner: str = "best"
     device: str = "auto"
     dtype: str = "auto"

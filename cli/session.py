@@ -64,6 +64,6 @@ class Session:
         """Say how the answer ended and, unless switched off, what it cost."""
         if note := ending(answer, self.sampling.max_tokens):
             self.screen.say(note)
-        if self.stats:
+        if self.stats and answer.tokens:
             sampled = self.sampling.temperature != 0
             self.screen.say(stats_line(answer, sampled=sampled, link_limit_Bps=self.link_limit_Bps))

@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from cli.engine import introduction
-from cli.options import NATURAL, SAMPLING_TYPES
+from cli.options import BUDGET, NATURAL, SAMPLING_TYPES
 from cli.quantities import format_count
 from cli.session import Session
 from cli.treeview import draw
@@ -107,7 +107,7 @@ def _show(session: Session, _: str) -> None:
 def _budget(session: Session, argument: str) -> None:
     before = session.engine.budget
     if argument:
-        session.engine.budget = NATURAL(argument)
+        session.engine.budget = BUDGET(argument)
         session.screen.tell(f"budget {session.engine.budget} (was {before})")
     else:
         session.screen.tell(f"budget {before}")
@@ -173,7 +173,7 @@ COMMANDS = {
     "system": Slash("system [TEXT|off]", "show or change the system prompt", _system),
     "set": Slash("set KEY VALUE", "change how tokens are chosen, such as /set temperature 0.7", _set),
     "show": Slash("show", "the model and all settings", _show),
-    "budget": Slash("budget [N]", "guessed tokens checked per sweep; 0 is plain decoding", _budget),
+    "budget": Slash("budget [N|auto]", "guessed tokens checked per sweep; 0 is plain decoding", _budget),
     "stats": Slash("stats [on|off]", "the line below every answer", _stats),
     "tree": Slash("tree [on|off]", "the last sweep's guesses, or those of every sweep", _tree),
     "tokens": Slash("tokens", "how much of the context is used", _tokens),

@@ -30,7 +30,7 @@ class FakeEngine:
     context = 200
 
     def __init__(self, *, bytes_per_sweep: int = 0, sweep_s: float = 0.0, deaf: bool = False) -> None:
-        self.budget = 64
+        self.budget: int | str = 64
         self.closed = False
         self.asked: list[tuple[Prompt, SamplingParams]] = []
         self._bytes = bytes_per_sweep

@@ -155,13 +155,14 @@ def test_an_answer_that_cannot_be_given_leaves_the_conversation_alive(specexec: 
 def test_settings_change_while_talking(specexec: CommandLine) -> None:
     ran = talk(
         specexec, "/set temperature 0.5", "/set top-k 4", "/set stop END", "/set seed 3",
-        "/budget 256", "/budget", "/stats off", "hi", "/set temperature hot", "/set tempreature 1", "/budget -1",
+        "/budget 256", "/budget auto", "/stats off", "hi", "/set temperature hot", "/set tempreature 1", "/budget -1",
     )  # fmt: skip
     sampling = specexec.engine.asked[0][1]
     assert (sampling.temperature, sampling.top_k, sampling.stop, sampling.seed) == (0.5, 4, ("END",), 3)
-    assert specexec.engine.budget == 256
+    assert specexec.engine.budget == "auto"
     assert ran.err == (
-        "temperature = 0.5\ntop_k = 4\nstop = ('END',)\nseed = 3\nbudget 256 (was 64)\nbudget 256\nstats off\n"
+        "temperature = 0.5\ntop_k = 4\nstop = ('END',)\nseed = 3\n"
+        "budget 256 (was 64)\nbudget auto (was 256)\nstats off\n"
         "'hot' is not a valid float range.\n"
         "/set knows no 'tempreature'; did you mean temperature?\n"
         "-1 is not in the range x>=0.\n"
