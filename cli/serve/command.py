@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
 import time
@@ -129,7 +130,9 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host.strip("[]"), port), family=family, backlog=2048)
     except OSError as problem:
-        raise PortTaken(f"cannot listen on {host}:{port}: {problem.strerror}.", hint="another --port") from None
+        raise PortTaken(
+            f"cannot listen on {host}:{port}: {os.strerror(problem.errno or 0)}.", hint="another --port"
+        ) from None
 
 
 def _url(listening: socket.socket) -> str:

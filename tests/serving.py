@@ -1,0 +1,175 @@
+"""A real server on a free loopback port, in a thread, with an engine of letters or with any engine you give it."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import httpx
+from openai import OpenAI
+
+from cli.serve.application import application
+from cli.serve.completions import Keepalive, Manner
+from cli.serve.guard import Policy
+from cli.serve.running import Running
+from cli.serve.worker import Worker
+from specexec.decoder import Step
+from specexec.errors import BrokenLogits
+from specexec.sampling import SamplingParams
+from specexec.stats import Burst, Cost, FinishReason, Progress
+from specexec.tree import TokenTree
+
+PER_SWEEP = 3
+
+
+@dataclass(eq=False)
+class Letters:
+    """A text of the fake engine: the prompt, spelt back `PER_SWEEP` letters at a time, over and over if need be."""
+
+    prompt: list[int]
+    sampling: SamplingParams
+    caches: dict[object, Any] = field(default_factory=dict)
+    written: list[int] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+
+
+class LetterEngine:
+    """Letters are tokens, a prompt ends itself by its own length, and a sweep lasts `sweep_s` unless it is stopped."""
+
+    name, toy, drafter_name, placement, device, context, budget = "letters", True, "none", "nowhere", "cpu", 1000, 0
+
+    def __init__(self, sweep_s: float = 0.0) -> None:
+        self.sweep_s = sweep_s
+        self.tokenizer = range(0x10000)
+        self.live: list[Letters] = []
+        self.shared: list[int] = []  # texts in each sweep so far
+        self.stops = 0
+        self.broken = False
+        self.closed = False
+        self._stopping = threading.Event()
+
+    def __enter__(self) -> LetterEngine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.closed = True
+
+    def encode(self, prompt: str | list[int] | list[dict[str, str]]) -> list[int]:
+        if isinstance(prompt, str):
+            return [ord(letter) for letter in prompt]
+        last = prompt[-1] if prompt else 0
+        return self.encode(last["content"]) if isinstance(last, dict) else cast(list[int], prompt)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return "".join(chr(token) for token in tokens)
+
+    def progress(self) -> Progress:
+        return Progress(1, 4, len(self.shared), 0)
+
+    def join(self, prompt: list[int], sampling: SamplingParams, caches: dict[object, Any]) -> Letters:
+        if not self.live:
+            self._stopping.clear()
+        self.live.append(Letters(prompt, sampling, caches))
+        return self.live[-1]
+
+    def leave(self, text: Letters) -> None:
+        if text in self.live:
+            self.live.remove(text)
+
+    def stop(self) -> None:
+        self.stops += 1
+        self._stopping.set()
+
+    def sweep(self) -> list[Step]:
+        if self.broken:
+            raise BrokenLogits("NaN at layer 3 of /secret/path")
+        self.shared.append(len(self.live))
+        stopped = self._stopping.wait(self.sweep_s)
+        if stopped:
+            self._stopping.clear()
+        steps = [self._step(text, stopped) for text in self.live]
+        self.live = [text for text in self.live if text.finish_reason is None]
+        return cast(list[Step], steps)
+
+    def _step(self, text: Letters, stopped: bool) -> Step:
+        at = len(text.written)
+        length = min(len(text.prompt), text.sampling.max_tokens)
+        new = [] if stopped else text.prompt[at : min(at + PER_SWEEP, length)]
+        text.written += new
+        if stopped:
+            text.finish_reason = "interrupted"
+        elif len(text.written) == length:
+            text.finish_reason = "stop" if length == len(text.prompt) else "length"
+        tree, path = TokenTree.of(new[:-1], range(-1, len(new) - 2)), tuple(range(len(new) - 1))
+        burst = Burst(
+            tuple(new), self.decode(new), text.finish_reason, tree, path, text.sampling.seed or 0, Cost(0.0, 0.1, 10)
+        )
+        return Step(cast(Any, text), burst)
+
+
+@dataclass(frozen=True)
+class Served:
+    """A running server, as its tests and its clients see it."""
+
+    url: str
+    worker: Worker
+    running: Running
+    log: list[str]
+
+    @property
+    def http(self) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=30, trust_env=False)
+
+    def openai(self, key: str = "none") -> OpenAI:
+        return OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=60)
+
+    def ask(self, text: str, **more: object) -> httpx.Response:
+        """One chat completion."""
+        body = {"messages": [{"role": "user", "content": text}], **more}
+        with self.http as client:
+            return client.post("/v1/chat/completions", json=body)
+
+    def until(self, holds: Callable[[], bool], seconds: float = 10.0) -> None:
+        """Wait for something that other threads bring about."""
+        deadline_s = time.monotonic() + seconds
+        while not holds():
+            assert time.monotonic() < deadline_s, "it never happened"
+            time.sleep(0.01)
+
+
+@contextmanager
+def serving(
+    open_engine: Callable[[], Any],
+    *,
+    parallel: int = 4,
+    max_queue: int = 64,
+    key: str | None = None,
+    origins: tuple[str, ...] = (),
+    keepalive_s: float = 5.0,
+    keepalive: Keepalive = "comment",
+    wait: bool = True,
+) -> Iterator[Served]:
+    """A server for the length of the block; `wait` until its model is there."""
+    worker = Worker(open_engine, parallel=parallel, max_queue=max_queue)
+    log: list[str] = []
+    manner = Manner("letters", keepalive_s, keepalive, log.append)
+    listening = socket.create_server(("127.0.0.1", 0), backlog=256)
+    running = Running(application(worker, manner, Policy.of("127.0.0.1", key, origins)), worker, 5)
+    thread = threading.Thread(target=running.run, args=([listening],), name="server")
+    thread.start()
+    served = Served(f"http://127.0.0.1:{listening.getsockname()[1]}", worker, running, log)
+    try:
+        served.until(lambda: running.started and (not wait or worker.state != "loading"), 60)
+        yield served
+    finally:
+        running.leave()
+        worker.begin_stopping()
+        thread.join(20)
+        worker.close()
+        listening.close()
+        assert not thread.is_alive()

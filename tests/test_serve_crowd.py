@@ -1,0 +1,215 @@
+"""Many clients at once: sweeps are shared, nobody waits for a slow reader, and who leaves is let go."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+import specexec
+from cli.serve.completions import Keepalive
+from specexec.noise import derived_seed
+from specexec.sampling import SamplingParams
+from tests.serving import LetterEngine, Served, serving
+
+CLIENTS = 50
+HEAD = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+
+
+def raw_request(server: Served, text: str, **more: object) -> socket.socket:
+    """A client that may do anything a client can do wrong."""
+    body = json.dumps({"messages": [{"role": "user", "content": text}], **more})
+    host, port = server.url.removeprefix("http://").split(":")
+    connection = socket.create_connection((host, int(port)), timeout=30)
+    connection.sendall(f"{HEAD}Content-Length: {len(body)}\r\n\r\n{body}".encode())
+    return connection
+
+
+def test_fifty_clients_get_their_own_text_in_shared_sweeps() -> None:
+    engine = LetterEngine(sweep_s=0.005)
+    with serving(lambda: engine, parallel=8) as server, ThreadPoolExecutor(CLIENTS) as clients:
+        texts = [f"client {number} wants this " * 2 for number in range(CLIENTS)]
+
+        def ask(number: int) -> str:
+            if number % 2:
+                return str(server.ask(texts[number]).json()["choices"][0]["message"]["content"])
+            with server.openai() as client:
+                stream = client.chat.completions.create(
+                    model="letters", messages=[{"role": "user", "content": texts[number]}], stream=True
+                )
+                return "".join(chunk.choices[0].delta.content or "" for chunk in stream)
+
+        assert list(clients.map(ask, range(CLIENTS))) == texts
+    assert max(engine.shared) == 8
+    assert len(engine.shared) < sum(engine.shared) / 2
+
+
+def test_who_waits_joins_the_next_sweep_of_the_running_ones() -> None:
+    engine = LetterEngine(sweep_s=0.1)
+    with serving(lambda: engine) as server, ThreadPoolExecutor(2) as clients:
+        long = clients.submit(server.ask, "x" * 30)
+        server.until(lambda: len(engine.shared) > 1)
+        assert server.ask("abc").status_code == 200
+        assert not long.done()
+        assert long.result().status_code == 200
+    assert 2 in engine.shared
+
+
+def test_a_full_line_is_refused_with_a_time_to_come_back() -> None:
+    engine = LetterEngine(sweep_s=0.2)
+    with serving(lambda: engine, parallel=1, max_queue=1) as server, ThreadPoolExecutor(2) as clients:
+        first = clients.submit(server.ask, "abcdef")
+        server.until(lambda: server.worker.running == 1)
+        second = clients.submit(server.ask, "abc")
+        server.until(lambda: server.worker.waiting == 1)
+        refused = server.ask("x")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "queue_full")
+        assert int(refused.headers["retry-after"]) >= 1
+        assert (first.result().status_code, second.result().status_code) == (200, 200)
+
+
+def test_the_last_client_to_leave_ends_the_sweep() -> None:
+    engine = LetterEngine(sweep_s=20)
+    with serving(lambda: engine) as server:
+        connection = raw_request(server, "abc", stream=True)
+        server.until(lambda: len(engine.shared) == 1)
+        connection.close()
+        server.until(lambda: engine.stops == 1 and server.worker.running == 0, 3)
+        assert server.worker.totals.requests_cancelled_total == 1
+        server.until(lambda: any("client left" in line for line in server.log))
+        engine.sweep_s = 0
+        assert server.ask("abc").json()["choices"][0]["message"]["content"] == "abc"
+
+
+def test_a_client_without_a_stream_may_leave_too() -> None:
+    engine = LetterEngine(sweep_s=20)
+    with serving(lambda: engine) as server:
+        connection = raw_request(server, "abc", n=3)
+        server.until(lambda: len(engine.shared) == 1)
+        connection.close()
+        server.until(lambda: engine.stops == 1 and server.worker.running == 0, 3)
+
+
+def test_one_client_that_leaves_does_not_disturb_the_others() -> None:
+    engine = LetterEngine(sweep_s=0.1)
+    with serving(lambda: engine) as server, ThreadPoolExecutor(1) as clients:
+        staying = clients.submit(server.ask, "x" * 60)
+        leaving = raw_request(server, "y" * 900, stream=True)
+        server.until(lambda: 2 in engine.shared)
+        leaving.close()
+        server.until(lambda: server.worker.totals.requests_cancelled_total == 1)
+        assert staying.result().json()["choices"][0]["message"]["content"] == "x" * 60
+        assert engine.stops == 0
+
+
+def test_a_slow_reader_holds_up_nobody() -> None:
+    with serving(LetterEngine) as server:
+        slow = [raw_request(server, "z" * 990, stream=True) for _ in range(3)]
+        began_s = time.monotonic()
+        assert server.ask("quick").json()["choices"][0]["message"]["content"] == "quick"
+        assert time.monotonic() - began_s < 10
+        server.until(lambda: server.worker.running == 0)
+        for connection in slow:
+            seen = b""
+            while b"[DONE]" not in seen:
+                seen += connection.recv(1000)
+            connection.close()
+
+
+@pytest.mark.parametrize("mode", ["comment", "empty-delta"])
+def test_a_silent_sweep_shows_signs_of_life(mode: Keepalive) -> None:
+    engine = LetterEngine(sweep_s=0.5)
+    with serving(
+        lambda: engine, keepalive_s=0.1, keepalive="comment" if mode == "comment" else "empty-delta"
+    ) as server:
+        text = server.ask("abc", stream=True).text
+    signs = [line for line in text.splitlines() if line.startswith(":") or '"delta":{"content":""}' in line]
+    assert len(signs) >= 3
+    assert signs[0] == ": sweep 1, layer 1/4" if mode == "comment" else signs[0].startswith("data: ")
+
+
+def test_a_watcher_sees_the_tree_and_the_sweep() -> None:
+    engine = LetterEngine(sweep_s=0.5)
+    with serving(lambda: engine) as server:
+        lines = server.ask("abcd", stream=True, watch=True).text.splitlines()
+    seen = [json.loads(line[6:]).get("specexec") for line in lines if line.startswith("data: {")]
+    bursts = [one["burst"] for one in seen if one and "burst" in one]
+    assert bursts[0]["words"] == ["a", "b"]
+    assert bursts[0]["parents"] == [-1, 0]
+    assert (bursts[0]["path"], bursts[0]["own"]) == ([0, 1], ["c"])
+    assert any(one and one.get("progress") == {"layer": 1, "layers": 4, "sweep": 1, "bytes_read": 0} for one in seen)
+
+
+def test_an_error_in_a_sweep_reaches_its_clients_without_paths_and_the_server_goes_on() -> None:
+    engine = LetterEngine()
+    with serving(lambda: engine) as server:
+        engine.broken = True
+        failed = server.ask("abc")
+        assert (failed.status_code, failed.json()["error"]["code"]) == (500, "broken_logits")
+        assert "secret" not in failed.text
+        streamed = server.ask("abc", stream=True)
+        assert (streamed.status_code, '"code":"broken_logits"' in streamed.text) == (200, True)
+        assert "[DONE]" not in streamed.text
+        engine.broken = False
+        assert server.ask("abc").status_code == 200
+
+
+def test_stopping_tells_every_client_why() -> None:
+    engine = LetterEngine(sweep_s=0.1)
+    with serving(lambda: engine) as server, ThreadPoolExecutor(2) as clients:
+        whole = clients.submit(server.ask, "x" * 900)
+        streamed = clients.submit(server.ask, "y" * 900, stream=True)
+        server.until(lambda: server.worker.running == 2)
+        engine.sweep_s = 20
+        server.running.handle_exit(2, None)
+        assert whole.result(5).json()["error"]["code"] == "server_stopping"
+        assert '"code":"server_stopping"' in streamed.result(5).text
+    assert engine.closed
+
+
+def test_a_text_that_goes_on_from_another_computes_only_what_is_new() -> None:
+    with specexec.load("demo", budget=8) as engine, serving(lambda: engine) as server:
+        question = {"role": "user", "content": "What are you?"}
+        body: dict[str, object] = {"messages": [question], "max_tokens": 24, "temperature": 0}
+        with server.http as client:
+            first = client.post("/v1/chat/completions", json=body).json()["choices"][0]["message"]
+            body["messages"] = [question, first, question]
+            second = client.post("/v1/chat/completions", json=body).json()
+        assert server.worker.totals.prompt_tokens_reused_total > 20
+        fresh = engine.generate([question, first, question], SamplingParams(temperature=0, max_tokens=24))
+        assert second["choices"][0]["message"]["content"] == fresh.text
+
+
+@pytest.fixture(scope="module")
+def demo() -> Iterator[Served]:
+    with serving(lambda: specexec.load("demo", budget=8), parallel=8) as served:
+        yield served
+
+
+def test_the_text_depends_on_the_seed_and_not_on_the_company(demo: Served) -> None:
+    def ask(seed: int) -> httpx.Response:
+        with demo.http as client:
+            body = {"prompt": "The list", "seed": seed % 5, "temperature": 1, "max_tokens": 12, "n": 1 + seed % 2}
+            return client.post("/v1/completions", json=body)
+
+    with ThreadPoolExecutor(20) as clients:
+        answers = [answer.json()["choices"] for answer in clients.map(ask, range(20))]
+    with specexec.load("demo", drafter="none") as plain:
+        for number, choices in enumerate(answers):
+            for index, choice in enumerate(choices):
+                seed = number % 5 if index == 0 else derived_seed(number % 5, "choice", index)
+                alone = plain.generate("The list", SamplingParams(temperature=1, seed=seed, max_tokens=12))
+                assert choice["text"] == alone.text
+
+
+def test_threads_end_with_the_server() -> None:
+    before = {thread.name for thread in threading.enumerate()}
+    with serving(LetterEngine) as server:
+        server.ask("abc")
+    assert {thread.name for thread in threading.enumerate()} - before == set()
