@@ -1,7 +1,7 @@
 """Every architecture, streamed from disk through the public decoder: transformers' text, each node its own path's.
 
-References are unmodified transformers models on prefix + path, without cache and without mask. Windows are 8 tokens, the
-prefix is 33: every node lies beyond the window. Controls that must fail show that the tolerance means something.
+References are unmodified transformers models on prefix + path, without cache and without mask. Windows are 8 tokens,
+the prefix is 33: every node lies beyond the window. Controls that must fail show that the tolerance means something.
 """
 
 from __future__ import annotations
