@@ -22,6 +22,7 @@ TOY_QUESTIONS = "It answers: How does specexec work? · What is a drafter? · Wh
 @model_argument
 @click.option("-p", "--prompt", help="Ask this, print the answer and exit; piped input goes in front.")
 @click.option("-s", "--system", type=TEXT_OR_FILE, help="System prompt, or @FILE.")
+@click.option("--tree", is_flag=True, help="Show the guesses of every sweep.")
 @click.option("--no-history", is_flag=True, help="Do not remember what is typed.")
 @engine_options
 @sampling_options
@@ -31,6 +32,7 @@ def chat(
     verbosity: Verbosity,
     prompt: str | None,
     system: str | None,
+    tree: bool,
     no_history: bool,
     engine_options: EngineOptions,
     sampling: SamplingParams,
@@ -44,11 +46,11 @@ def chat(
     message = None if prompt is None else with_stdin(prompt)
     screen = Screen(quiet=verbosity.quiet)
     with running_engine(engine_options, screen, verbosity) as engine:
-        session = Session(engine, engine.conversation(system), screen, sampling, engine_options.link_limit)
+        session = Session(engine, engine.conversation(system), screen, sampling, engine_options.link_limit, tree=tree)
         if message is None:
             if engine.toy:
                 screen.say(TOY_QUESTIONS)
             return converse(session, history=not no_history)
-        answer = play(engine, session.conversation.send(message, sampling), screen)
+        answer = play(engine, session.conversation.send(message, sampling), screen, tree=tree)
         session.report(answer)
         return answer.exit_code

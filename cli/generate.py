@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from tqdm import tqdm
 
 from cli.engine import running_engine
 from cli.errors import BAD_INPUT, INTERRUPTED, REFUSALS, SOME_FAILED, exit_code
@@ -150,6 +149,8 @@ class Run:
 
     def progress(self) -> str:
         """Where the run is: items as a bar, then the layer under way and the speed so far."""
+        from tqdm import tqdm  # a tenth of a second that --help need not pay
+
         now = self.engine.progress()
         spent_s = time.perf_counter() - self._started_s
         facts = f"layer {now.layer}/{now.layers} · {self._speed(spent_s)}"

@@ -221,6 +221,12 @@ def test_the_questions_we_suggest_are_answered_well() -> None:
     assert set(suggested) <= golden - set(missed)
 
 
+def test_one_answer_can_show_its_trees_too(specexec: CommandLine) -> None:
+    ran = specexec("chat", "--tree", "-p", "a")
+    assert ran.out == "e\ncho:\n a\n"
+    assert ran.err.count(" guessed · depth ") == 3
+
+
 def test_help_names_every_command(specexec: CommandLine) -> None:
     ran = talk(specexec, "/help")
     assert ran.err.splitlines()[0] == "  /help               this list"
