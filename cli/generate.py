@@ -57,7 +57,7 @@ def generate(
     """Answer every prompt of INPUT: .jsonl is one prompt a line, any other file is one prompt, - is standard input.
 
     \b
-      specexec generate -p "Name three colours."
+      specexec generate -p "List the seasons."
       specexec generate prompts.jsonl notes/*.txt -o out.jsonl
     """
     if not prompts and not inputs:
