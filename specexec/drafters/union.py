@@ -1,0 +1,141 @@
+"""Several drafters at once: the union of their children (SpecInfer's merged trees, Miao et al. 2024), one currency.
+
+Every node goes to every member. An expensive member may be left out of the unlikely part of the tree, which the others
+then have to themselves (Cascade Speculative Drafting, Chen et al. 2024).
+M members or M = N + 1 rows of choices   N nodes   K children
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Items
+from dataclasses import dataclass, replace
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from specexec.drafters import Ask, Drafter, Guesses
+from specexec.mixture import Cell, Told, Trust, merge
+from specexec.sequence import Sequence
+from specexec.tree import ROOT, Floats, Ints, TokenTree
+
+MOST_NODES = 256  # of one tree teach: those the text was most likely to meet
+
+
+@dataclass(frozen=True)
+class Member:
+    """One of several drafters. It is asked about nodes of at least this reach (a log-probability)."""
+
+    drafter: Drafter
+    floor: float = -np.inf
+
+
+@dataclass(frozen=True)
+class _Said:
+    """What all members said about one node, and how they were weighed."""
+
+    tokens_K: Ints
+    chances_MK: Floats
+    cell: Cell
+
+
+@dataclass
+class _Talk:
+    """About one growing tree: what was said, and for each member the nodes it was asked about."""
+
+    said: dict[int, _Said]
+    asked: list[set[int]]
+
+    def moved_on(self, end: int, kept: Items[int]) -> _Talk:
+        """The same below `end`, the node of the text's new last token; `kept` are called 0, 1, 2, … from now on."""
+        name = {old: new for new, old in enumerate(kept)} | {end: ROOT}
+        said = {name[old]: one for old, one in self.said.items() if old in name}
+        return _Talk(said, [{name[old] for old in asked if old in name} for asked in self.asked])
+
+
+class Union:
+    """Answers with the children of all members. Reads texts as long as its most patient member does."""
+
+    def __init__(self, members: Items[Member]) -> None:
+        self.members = list(members)
+        self.name = "+".join(member.drafter.name for member in members)
+        self.context = max(member.drafter.context for member in members)
+        self.trust = Trust()
+        self._talks: WeakKeyDictionary[Sequence, _Talk] = WeakKeyDictionary()
+
+    def guess(self, asks: list[Ask], width: int) -> list[Guesses]:
+        """Ask every member about its share of the nodes; merge equal tokens, keep the `width` best children."""
+        for ask in asks:
+            if ROOT in ask.nodes:
+                self._talks[ask.sequence] = _Talk({}, [set() for _ in self.members])
+        told = [self._told(index, asks, width) for index in range(len(self.members))]
+        return [self._merged(ask, list(members), width) for ask, *members in zip(asks, *told, strict=True)]
+
+    def _told(self, index: int, asks: list[Ask], width: int) -> list[Told]:
+        """One member's answers, all in one call."""
+        rows = [self._share(index, ask) for ask in asks]
+        own = [
+            replace(ask, nodes=[ask.nodes[row] for row in share])
+            for ask, share in zip(asks, rows, strict=True)
+            if share
+        ]
+        answers = iter(self.members[index].drafter.guess(own, width) if own else [])
+        told: list[Told] = []
+        for ask, share in zip(asks, rows, strict=True):
+            if share:
+                answer = next(answers)
+                told.append(Told.of(answer.tokens_NK, answer.log_probs_NK).spread(share, len(ask.nodes)))
+            else:
+                told.append(Told.nothing(len(ask.nodes)))
+        return told
+
+    def _share(self, index: int, ask: Ask) -> list[int]:
+        """Rows of the nodes for one member: likely enough, not too deep for it, and below nodes that it knows."""
+        member, asked = self.members[index], self._talks[ask.sequence].asked[index]
+        room = member.drafter.context - len(ask.sequence.tokens)
+        tree, rows = ask.tree, []
+        for row, node in enumerate(ask.nodes):
+            if node == ROOT:
+                wanted = room > 0
+            else:
+                known = int(tree.parents_N[node]) in asked
+                wanted = known and tree.reach_N[node] >= member.floor and tree.depth_N[node] + 1 < room
+            if wanted:
+                rows.append(row)
+                asked.add(node)
+        return rows
+
+    def _merged(self, ask: Ask, told: list[Told], width: int) -> Guesses:
+        children = merge(told)
+        sampled = int(bool(ask.sequence.sampling.temperature))
+        cells: list[Cell] = [(sampled, *bins) for bins in np.stack([one.bins_N for one in told], axis=1).tolist()]
+        weights_NM = np.stack([self.trust.weights(cell) for cell in cells])
+        chances_NK = np.einsum("mnk,nm->nk", children.chances_MNK, weights_NM)
+        said = self._talks[ask.sequence].said
+        for row, node in enumerate(ask.nodes):
+            said[node] = _Said(children.tokens_NK[row], children.chances_MNK[:, row], cells[row])
+        best_NK = np.argsort(-chances_NK, axis=1, kind="stable")[:, :width]
+        with np.errstate(divide="ignore"):
+            log_probs_NK = np.log(np.take_along_axis(chances_NK, best_NK, axis=1))
+        return Guesses(np.maximum(np.take_along_axis(children.tokens_NK, best_NK, axis=1), 0), log_probs_NK)
+
+    def observe(self, sequence: Sequence, tree: TokenTree, choices_M: list[int], kept: Ints | None) -> None:
+        """Learn whom to believe, then let every member learn and move on with the text."""
+        talk = self._talks.setdefault(sequence, _Talk({}, [set() for _ in self.members]))
+        self._learn(talk, tree, choices_M)
+        end = ROOT if kept is None else int(sequence.growth.tree.parents_N[kept[0]])
+        for member, asked in zip(self.members, talk.asked, strict=True):
+            # Who does not know the node of the new last token knows nothing below it either.
+            member.drafter.observe(sequence, tree, choices_M, kept if end in asked else None)
+        if kept is not None:
+            self._talks[sequence] = talk.moved_on(end, kept.tolist())
+
+    def _learn(self, talk: _Talk, tree: TokenTree, choices_M: list[int]) -> None:
+        likely = np.argsort(-tree.reach_N, kind="stable")[:MOST_NODES].tolist()
+        for node in [ROOT, *likely]:
+            said = talk.said.get(ROOT if node == ROOT else int(tree.ids_N[node]))
+            if said is None:
+                continue
+            likelihood_M = (said.chances_MK * (said.tokens_K == choices_M[1 + node])).sum(1)
+            if likelihood_M.any():  # a choice nobody named teaches nothing about whom to believe
+                chance = 1.0 if node == ROOT else float(np.exp(min(tree.reach_N[node], 0.0)))
+                self.trust.learn(said.cell, likelihood_M, chance)
