@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from offload.errors import OffloadError, ReadFailed
+    from offload.hardware import free_memory
     from offload.model import ModelStream, load, stream_of
     from offload.names import ModelPair, resolve
-    from offload.placement import Offload, Placement
+    from offload.placement import Free, Offload, Placement
     from offload.stream import StreamStats
 
 __all__ = [
+    "Free",
     "ModelPair",
     "ModelStream",
     "Offload",
@@ -21,12 +23,14 @@ __all__ = [
     "Placement",
     "ReadFailed",
     "StreamStats",
+    "free_memory",
     "load",
     "resolve",
     "stream_of",
 ]
 
 _HOMES = {
+    "Free": "placement",
     "ModelPair": "names",
     "ModelStream": "model",
     "Offload": "placement",
@@ -34,6 +38,7 @@ _HOMES = {
     "Placement": "placement",
     "ReadFailed": "errors",
     "StreamStats": "stream",
+    "free_memory": "hardware",
     "load": "model",
     "resolve": "names",
     "stream_of": "model",

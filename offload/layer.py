@@ -21,7 +21,7 @@ class Lender(Protocol):
     def take(self, layer: int) -> Mapping[str, torch.Tensor]:
         """The tensors of `layer` by name."""
 
-    def give(self, layer: int) -> None:
+    def give(self) -> None:
         """The layer is done with them."""
 
 
@@ -68,7 +68,7 @@ class StreamedLayer(nn.Module):
             # Back to the placeholder: whoever calls the layer without its weights gets an error, not old numbers.
             for place in self._places:
                 place.table[place.key] = place.placeholder
-            lender.give(self.index)
+            lender.give()
 
     def _run(self, args: tuple[Argument, ...], kwargs: dict[str, Argument]) -> Output:
         inner: nn.Module = self.__dict__["inner"]

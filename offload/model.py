@@ -157,6 +157,8 @@ def _open_stream(
     checkpoint: Checkpoint, disk: DiskStore, placement: Placement, device: torch.device, limit_Bps: float | None
 ) -> Stream:
     if placement.offload == "none":
+        if limit_Bps is not None:
+            log.warning("the link limit has no effect: every layer stays in memory (--offload none)")
         return _resident(checkpoint, disk, device)
     store: Store = disk
     if placement.offload == "ram":

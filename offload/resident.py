@@ -33,7 +33,7 @@ class ResidentLayers:
         self._taken += 1
         return self._tensors[layer]
 
-    def give(self, layer: int) -> None:
+    def give(self) -> None:
         """The layer has computed."""
         self._position = None
 

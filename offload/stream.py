@@ -54,7 +54,7 @@ class Stream(Protocol):
     def take(self, layer: int) -> Mapping[str, torch.Tensor]:
         """The tensors of `layer`, valid until `give` or the next `take`."""
 
-    def give(self, layer: int) -> None:
+    def give(self) -> None:
         """The layer has computed; its buffer may be filled again."""
 
     def close(self) -> None:
@@ -143,7 +143,7 @@ class LayerStream:
         self._wire.receive(slot.number)
         return slot.tensors
 
-    def give(self, layer: int) -> None:
+    def give(self) -> None:
         """The layer has computed; its buffer may be filled again."""
         with self._changed:
             self._release()

@@ -73,7 +73,7 @@ def sweep(stream: LayerStream) -> list[int]:
         tensor = stream.take(layer)["w"]
         assert bool((tensor == tensor[0]).all())
         found.append(int(tensor[0]))
-        stream.give(layer)
+        stream.give()
     return found
 
 
@@ -117,7 +117,7 @@ def test_any_order_gives_the_layer_that_was_asked_for(streams: Callable[[NumberS
         layer = chance.choice([0, 1, 2, 3, 4, (stream.position or 0) + 1]) % COUNT
         assert int(stream.take(layer)["w"][-1]) == layer
         if chance.random() < 0.8:
-            stream.give(layer)
+            stream.give()
 
 
 def test_buffer_with_the_wrong_tag_never_computes(streams: Callable[[NumberStore], LayerStream]) -> None:
@@ -134,7 +134,7 @@ def test_position_is_the_layer_that_computes(streams: Callable[[NumberStore], La
     assert stream.position is None
     stream.take(0)
     assert stream.position == 0
-    stream.give(0)
+    stream.give()
     assert stream.position is None
 
 
@@ -237,3 +237,11 @@ def test_a_model_counts_its_sweeps(tier: offload.Offload, tmp_path: Path) -> Non
     assert stream.stats().bytes_read == 3 * stream.bytes_per_sweep
     assert stream.bytes_per_sweep == stream.placement.stream_B
     assert (stream.bytes_per_sweep == 0) == (tier == "none")
+
+
+def test_a_link_limit_without_a_link_is_said_aloud(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tiny("llama", tmp_path)
+    offload.load(tmp_path, "disk", link_limit_Bps=1e9)
+    assert not caplog.records
+    offload.load(tmp_path, "none", link_limit_Bps=1e9)
+    assert "the link limit has no effect" in caplog.text
