@@ -17,12 +17,32 @@ from specexec.sampling import SamplingParams
 from specexec.stats import Burst, Completion, Progress
 
 if TYPE_CHECKING:
+    from specexec.batch import Batch, Failure, Request
     from specexec.conversation import Conversation
     from specexec.engine import Engine, load
 
-__all__ = ["Burst", "Completion", "Conversation", "Engine", "Progress", "SamplingParams", "SpecexecError", "load"]
+__all__ = [
+    "Batch",
+    "Burst",
+    "Completion",
+    "Conversation",
+    "Engine",
+    "Failure",
+    "Progress",
+    "Request",
+    "SamplingParams",
+    "SpecexecError",
+    "load",
+]
 
-_LATE = {"Conversation": "specexec.conversation", "Engine": "specexec.engine", "load": "specexec.engine"}
+_LATE = {
+    "Batch": "specexec.batch",
+    "Failure": "specexec.batch",
+    "Request": "specexec.batch",
+    "Conversation": "specexec.conversation",
+    "Engine": "specexec.engine",
+    "load": "specexec.engine",
+}
 
 
 def __getattr__(name: str) -> object:

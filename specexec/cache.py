@@ -37,6 +37,11 @@ class LayerKV:
         self.keys_HRD[:, start:end] = key_HRD
         self.values_HRD[:, start:end] = value_HRD
 
+    def head(self, count: int) -> LayerKV:
+        """A copy of the first `count` rows, with room to grow."""
+        capacity = count + GROWTH_ROWS
+        return LayerKV(_resized(self.keys_HRD, count, capacity), _resized(self.values_HRD, count, capacity))
+
     def move(self, rows_R: Tensor, start: int) -> None:
         """Copy the given rows, in order, to `start` and on."""
         end = start + len(rows_R)
@@ -97,6 +102,12 @@ class KVCache:
         new_index = {node: i for i, node in enumerate(keep)}
         self.node_tokens = [self.node_tokens[node] for node in keep]
         self.parents = [new_index.get(self.parents[node], -1) for node in keep]
+
+    def prefix(self, length: int) -> KVCache:
+        """A copy of the first `length` tokens with their rows, as the beginning of another text."""
+        length = min(length, len(self))
+        rows = {index: kv.head(length) for index, kv in self.layers.items()}
+        return KVCache(rows, self.tokens[:length])
 
     def forget_nodes(self, after: int = 0) -> None:
         """Drop the nodes from index `after` on; all of them by default."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from collections.abc import Sequence as Items
 from dataclasses import replace
 from typing import Protocol, TypeAlias
 
@@ -12,6 +13,7 @@ from specexec.sampling import SamplingParams
 from specexec.stats import Burst
 
 Message: TypeAlias = dict[str, str]
+Prompt: TypeAlias = str | Items[int] | Items[Message]  # raw text, token ids, or messages for the chat template
 
 
 class Writer(Protocol):

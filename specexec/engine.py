@@ -3,45 +3,43 @@
 from __future__ import annotations
 
 import secrets
-import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Items
 from dataclasses import replace
-from pathlib import Path
+from itertools import count
 from types import TracebackType
-from typing import Literal, Self, TypeAlias
+from typing import Literal, Self
 
 import torch
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
-    AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 
 import offload as weights
 from specexec import sequence as sequences
 from specexec.architecture import check_tree_support, longest_text
+from specexec.batch import MOST_PARALLEL, Batch, Failure, Request, Result
 from specexec.cache import KVCache
 from specexec.chain import ChainLM
-from specexec.conversation import Conversation, Message
+from specexec.conversation import Conversation, Prompt
 from specexec.decoder import Decoder, Step
 from specexec.drafters import Drafter
 from specexec.drafters.none import NoDrafter
 from specexec.drafters.sibling import SiblingDrafter
-from specexec.errors import ContextLengthExceeded, EmptyPrompt, TokenizerMismatch, UnsupportedArchitecture
+from specexec.encoding import Encoding, check_vocabularies
+from specexec.errors import ContextLengthExceeded, EmptyPrompt, UnsupportedArchitecture
 from specexec.lm import TreeLM
 from specexec.noise import Noise, derived_seed
 from specexec.planner import PLANNERS, RANKINGS
 from specexec.ranking import Ranking
+from specexec.room import Room
 from specexec.sampling import SamplingParams
 from specexec.sequence import Sequence
 from specexec.stats import Burst, Completion, Progress
-
-Prompt: TypeAlias = str | Items[int] | Items[Message]
 
 DEFAULT_CONTEXT = 8192
 DTYPES = {"auto": None, "bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
@@ -53,25 +51,28 @@ class Engine:
     def __init__(
         self,
         model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
+        encoding: Encoding,
         draft_model: PreTrainedModel | None,
         pair: weights.ModelPair,
         planner: str,
         budget: int | Literal["auto"],
         context: int,
+        room: Room,
     ) -> None:
         self.name = pair.name
         self.toy = pair.toy
-        self.tokenizer = tokenizer
+        self.tokenizer = encoding.tokenizer
+        self.encode, self.decode = encoding.encode, encoding.decode
         self.context = context
+        self._room = room
         self._model = model
         self._stream = weights.stream_of(model)
         self._target = _target(model)
         self._draft = TreeLM(draft_model) if draft_model is not None else None
-        drafter = _drafter(self._draft, pair, len(tokenizer), RANKINGS[planner])
+        drafter = _drafter(self._draft, pair, len(encoding.tokenizer), RANKINGS[planner])
         self._decoder = Decoder(self._target, drafter, PLANNERS[planner], budget, self._stream.stats)
         self._bursts: dict[Sequence, deque[Burst]] = {}
-        self._stop_tokens = _stop_tokens(model, tokenizer)
+        self._stop_tokens = _stop_tokens(model, encoding)
 
     # What it is
 
@@ -104,20 +105,6 @@ class Engine:
 
     # What it does
 
-    def encode(self, prompt: Prompt) -> list[int]:
-        """Token ids of raw text, of messages through the model's chat template, or the ids themselves."""
-        if isinstance(prompt, str):
-            return list(self.tokenizer(prompt)["input_ids"])
-        messages = [item for item in prompt if isinstance(item, dict)]
-        if not messages:
-            return [item for item in prompt if isinstance(item, int)]
-        ids = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-        return [token for token in ids if isinstance(token, int)]
-
-    def decode(self, tokens: Items[int]) -> str:
-        """Text of tokens, without special ones."""
-        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
-
     def stream(
         self,
         prompt: Prompt,
@@ -133,16 +120,36 @@ class Engine:
 
     def generate(self, prompt: Prompt, sampling: SamplingParams | None = None) -> Completion:
         """The whole answer at once."""
-        return next(self.generate_many([prompt], [sampling or SamplingParams()]))
+        result = next(self.generate_many([prompt], [sampling or SamplingParams()]))
+        if isinstance(result, Failure):
+            raise result.error
+        return result
 
     def generate_many(
-        self, prompts: Iterable[Prompt], sampling: SamplingParams | Items[SamplingParams] | None = None
-    ) -> Iterator[Completion]:
-        """One Completion for each prompt, in order. One SamplingParams for all derives a seed for each item."""
-        shared = self._filled(sampling) if not isinstance(sampling, Items) else None
-        for index, prompt in enumerate(prompts):
-            own = replace(shared, seed=derived_seed(shared.seed or 0, index)) if shared else sampling[index]  # type: ignore[index]
-            yield self._complete(index, prompt, own)
+        self,
+        prompts: Iterable[Prompt],
+        sampling: SamplingParams | Items[SamplingParams] | None = None,
+        parallel: int | Literal["auto"] = "auto",
+    ) -> Iterator[Result]:
+        """One Completion or Failure for each prompt, as they finish; `index` says whose.
+
+        One SamplingParams for all derives a seed for each item. `parallel` texts share every sweep; auto is as many as
+        memory holds. None of this changes a text.
+        """
+        if isinstance(sampling, Items):
+            each: Iterable[SamplingParams] = sampling
+        else:
+            shared = self._filled(sampling)
+            each = (replace(shared, seed=derived_seed(shared.seed or 0, index)) for index in count())
+        requests = (
+            Request(index, *item) for index, item in enumerate(zip(prompts, each, strict=isinstance(sampling, Items)))
+        )
+        return iter(self.batch(requests, parallel))
+
+    def batch(self, requests: Iterable[Request], parallel: int | Literal["auto"] = "auto") -> Batch:
+        """The same for callers that look on, sweep by sweep, and may continue what an earlier run began."""
+        most = MOST_PARALLEL if parallel == "auto" else parallel
+        return Batch(self._decoder, self._sequence, self._room, requests, most)
 
     def conversation(self, system: str | None = None) -> Conversation:
         """A dialogue that keeps its keys and values from turn to turn."""
@@ -189,7 +196,9 @@ class Engine:
 
     # How
 
-    def _sequence(self, prompt: Prompt, sampling: SamplingParams, caches: dict[object, KVCache] | None) -> Sequence:
+    def _sequence(
+        self, prompt: Prompt, sampling: SamplingParams, caches: dict[object, KVCache] | None = None
+    ) -> Sequence:
         tokens = self.encode(prompt)
         if not tokens:
             raise EmptyPrompt("the prompt is empty.")
@@ -231,25 +240,6 @@ class Engine:
             if sequence in self._decoder.live:  # the reader left early, or the sweep failed
                 self._decoder.leave(sequence)
 
-    def _complete(self, index: int, prompt: Prompt, sampling: SamplingParams) -> Completion:
-        began = time.perf_counter()
-        sequence = self._sequence(prompt, sampling, None)
-        bursts = list(self._bursts_of(sequence))
-        assert sequence.finish_reason is not None
-        return Completion(
-            index=index,
-            text="".join(burst.text for burst in bursts),
-            tokens=tuple(sequence.answer),
-            finish_reason=sequence.finish_reason,
-            prompt_tokens=sequence.prompt_length,
-            seed=sequence.noise.seed,
-            sweeps=sum(bool(burst.tokens) for burst in bursts),
-            nodes=sum(burst.nodes for burst in bursts),
-            accepted=sum(burst.accepted for burst in bursts),
-            bytes_read=sum(burst.bytes_read for burst in bursts),
-            seconds=time.perf_counter() - began,
-        )
-
 
 def load(
     model: str = "demo",
@@ -279,10 +269,11 @@ def load(
     if drafter != "none":  # without a drafter there is no tree, and any decoder streams
         check_tree_support(_class_of(config), config)
     context = _context(ctx, longest_text(config))
-    tokenizer = _tokenizer(pair.target)
+    encoding = Encoding.of(pair.target)
     if pair.drafter is not None:
-        _check_vocabularies(tokenizer, _tokenizer(pair.drafter), pair)
+        check_vocabularies(encoding, Encoding.of(pair.drafter), pair.name, pair.drafter)
     where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    given = weights.free_memory(where, ram_B, vram_B)
     target = weights.load(
         pair.target,
         offload,
@@ -295,7 +286,18 @@ def load(
         extra_B=0 if pair.drafter is None else sum(file.stat().st_size for file in pair.drafter.glob("*.safetensors")),
     )
     draft = None if pair.drafter is None else weights.load(pair.drafter, "none", where, DTYPES[dtype], ctx=context)
-    return Engine(target, tokenizer, draft, pair, planner, budget, context)
+    return Engine(target, encoding, draft, pair, planner, budget, context, _room(given, target, draft))
+
+
+def _room(given: weights.Free, target: PreTrainedModel, draft: PreTrainedModel | None) -> Room:
+    """What is left for keys and values: the share the placement has set aside, and half of what nobody asked for."""
+    plan = weights.stream_of(target).placement
+    spare_B = given.ram_B - plan.host_B
+    if given.vram_B is not None and plan.device_B is not None:
+        spare_B = given.vram_B - plan.device_B
+    models = [target] if draft is None else [target, draft]
+    needs = [weights.stream_of(model).placement.need for model in models]
+    return Room(plan.need.cache_B + max(spare_B, 0) // 2, sum(-(-need.cache_B // need.ctx) for need in needs))
 
 
 def _target(model: PreTrainedModel) -> TreeLM | ChainLM:
@@ -333,31 +335,8 @@ def _drafter(lm: TreeLM | None, pair: weights.ModelPair, vocabulary: int, rankin
     return SiblingDrafter(lm, vocabulary, ranking, name=f"{pair.name} drafter" if pair.toy else pair.drafter.name)
 
 
-def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-        str(folder), local_files_only=True, trust_remote_code=False
-    )
-    return tokenizer
-
-
-def _check_vocabularies(
-    target: PreTrainedTokenizerBase, draft: PreTrainedTokenizerBase, pair: weights.ModelPair
-) -> None:
-    """The same id must be the same string in both; one may have more ids at the end (padded vocabularies)."""
-    ours, theirs = target.get_vocab(), draft.get_vocab()
-    string_of = {token: text for text, token in theirs.items()}
-    different = [(token, text) for text, token in ours.items() if string_of.get(token, text) != text]
-    if different:
-        token, text = min(different)
-        raise TokenizerMismatch(
-            f"drafter {pair.drafter} does not share its vocabulary with {pair.name!r} "
-            f"({len(theirs):,} and {len(ours):,} tokens; id {token} is {string_of[token]!r} there, {text!r} here).",
-            hint="--drafter none, --drafter auto, or a drafter of the same family.",
-        )
-
-
-def _stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+def _stop_tokens(model: PreTrainedModel, encoding: Encoding) -> frozenset[int]:
     ids = getattr(model.generation_config, "eos_token_id", None)
     from_model = [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
-    from_tokenizer = [tokenizer.eos_token_id] if isinstance(tokenizer.eos_token_id, int) else []
+    from_tokenizer = [own] if isinstance(own := encoding.tokenizer.eos_token_id, int) else []
     return frozenset(from_model + from_tokenizer)

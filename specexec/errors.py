@@ -23,6 +23,12 @@ class EmptyPrompt(SpecexecError):
     code = "empty_prompt"
 
 
+class BadMessages(SpecexecError):
+    """The model's chat template does not take these messages."""
+
+    code = "bad_messages"
+
+
 class ContextLengthExceeded(SpecexecError):
     """Prompt and answer do not fit the context."""
 

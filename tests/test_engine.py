@@ -12,7 +12,7 @@ import pytest
 
 import specexec
 from offload.names import demo_folder
-from specexec import SamplingParams
+from specexec import Completion, Failure, SamplingParams
 from specexec.engine import Engine
 from specexec.errors import ContextLengthExceeded, EmptyPrompt, TokenizerMismatch, UnsupportedArchitecture
 
@@ -20,6 +20,10 @@ ROOT = Path(__file__).parent.parent
 QUESTION = "How does specexec work?"
 ASK = [{"role": "user", "content": QUESTION}]
 SHORT = SamplingParams(max_tokens=12)
+
+
+def texts_of(results: dict[int, Completion | Failure]) -> list[str]:
+    return [one.text for _, one in sorted(results.items()) if isinstance(one, Completion)]
 
 
 @pytest.fixture(scope="module")
@@ -103,9 +107,15 @@ def test_retrying_is_another_answer_only_where_chance_decides(llm: Engine) -> No
 
 def test_one_seed_for_many_prompts_is_one_seed_each(llm: Engine) -> None:
     warm = SamplingParams(temperature=1.2, seed=7, max_tokens=16)
-    answers = list(llm.generate_many([ASK, ASK], warm))
-    assert answers[0].text != answers[1].text
-    assert [one.text for one in llm.generate_many([ASK, ASK], warm)] == [one.text for one in answers]
+    answers = {one.index: one for one in llm.generate_many([ASK, ASK], warm)}
+    again = {one.index: one for one in llm.generate_many([ASK, ASK], warm, parallel=1)}
+    assert [texts[0] != texts[1] for texts in (texts_of(answers), texts_of(again))] == [True, True]
+    assert texts_of(answers) == texts_of(again)
+
+
+def test_a_prompt_that_is_refused_comes_back_as_a_failure(llm: Engine) -> None:
+    results = list(llm.generate_many(["", ASK], SHORT))
+    assert sorted((one.index, isinstance(one, Failure)) for one in results) == [(0, True), (1, False)]
 
 
 def test_a_fresh_seed_is_drawn_and_told(llm: Engine) -> None:

@@ -6,11 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from specexec.budget import FixedBudget
+from specexec.cost import CostModel
 from specexec.drafters import Ask, Guesses
+from specexec.growth import Growth
 from specexec.planner import BestFirst
 from specexec.sampling import SamplingParams
 from specexec.sequence import Sequence
-from specexec.tree import TokenTree
+from specexec.tree import Ints, TokenTree
 from tests.writing import sequence_of
 
 
@@ -31,7 +34,13 @@ class Certain:
         shape = (len(ask.nodes), width)
         return Guesses(np.broadcast_to(np.arange(width), shape), np.broadcast_to(np.log(probs_K), shape))
 
-    def observe(self, sequence: Sequence, tree: TokenTree, choices_M: list[int]) -> None: ...
+    def observe(self, sequence: Sequence, tree: TokenTree, choices_M: list[int], kept: Ints | None) -> None: ...
+
+
+def grow(drafter: Certain, live: list[Sequence], nodes: int) -> list[TokenTree]:
+    for sequence in live:
+        sequence.growth = Growth()
+    return BestFirst().grow(drafter, live, FixedBudget(nodes), CostModel())
 
 
 def live(*sure: float) -> Certain:
@@ -40,22 +49,22 @@ def live(*sure: float) -> Certain:
 
 def test_the_sequence_that_is_easy_to_guess_gets_more_nodes() -> None:
     drafter = live(0.95, 0.3)
-    easy, hard = BestFirst().grow(drafter, list(drafter.sure), 24)
+    easy, hard = grow(drafter, list(drafter.sure), 24)
     assert len(easy) + len(hard) == 48
     assert len(easy) > 2 * len(hard) > 0
 
 
 def test_equal_sequences_share_and_nobody_starves() -> None:
     drafter = live(0.7, 0.7, 0.7)
-    sizes = [len(tree) for tree in BestFirst().grow(drafter, list(drafter.sure), 20)]
+    sizes = [len(tree) for tree in grow(drafter, list(drafter.sure), 20)]
     assert sum(sizes) == 60
     assert min(sizes) >= 10  # ties at the bar go to the first sequence
 
 
 def test_no_node_that_was_left_out_has_more_reach_than_one_that_was_kept() -> None:
     drafter = live(0.9, 0.6, 0.2)
-    kept = BestFirst().grow(drafter, list(drafter.sure), 16)
-    alone = [BestFirst().grow(drafter, [sequence], 48)[0] for sequence in drafter.sure]
+    kept = grow(drafter, list(drafter.sure), 16)
+    alone = [grow(drafter, [sequence], 48)[0] for sequence in drafter.sure]
     bar = min(tree.reach_N.min() for tree in kept if len(tree))
     for mine, all_of_mine in zip(kept, alone, strict=True):
         assert np.sum(all_of_mine.reach_N > bar + 1e-12) <= len(mine)
@@ -63,4 +72,4 @@ def test_no_node_that_was_left_out_has_more_reach_than_one_that_was_kept() -> No
 
 def test_without_a_budget_nobody_guesses() -> None:
     drafter = live(0.9, 0.6)
-    assert [len(tree) for tree in BestFirst().grow(drafter, list(drafter.sure), 0)] == [0, 0]
+    assert [len(tree) for tree in grow(drafter, list(drafter.sure), 0)] == [0, 0]

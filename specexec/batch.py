@@ -1,0 +1,252 @@
+"""Many prompts through one decoder: who is written now, who comes next, what came of each.
+
+A sweep over the weights costs the same for one text as for thirty, so a text that ends is replaced in the next sweep,
+and a newcomer's prompt rides along with the trees of the others. Texts that begin alike share keys and values.
+Knows no file, no device and no model.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Protocol, TypeAlias
+
+from specexec.cache import common_prefix
+from specexec.conversation import Prompt
+from specexec.decoder import Step
+from specexec.errors import SpecexecError
+from specexec.room import Room
+from specexec.sampling import SamplingParams
+from specexec.sequence import Sequence
+from specexec.stats import Burst, Completion
+from specexec.walk import Acceptance
+
+log = logging.getLogger(__name__)
+
+MOST_PARALLEL = 64  # beyond this even small trees reach the arithmetic's limit on every machine we know
+# A copy is cheaper than computing even a short prefix again, but waiting a sweep for one must save real work.
+WORTH_COPYING = 16
+WORTH_WAITING = 256
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt of a run. `written` are tokens of its answer that an earlier run has already paid for."""
+
+    index: int
+    prompt: Prompt
+    sampling: SamplingParams
+    written: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A prompt that could not be answered, and why; the others are not touched by it."""
+
+    index: int
+    error: SpecexecError
+
+    @property
+    def code(self) -> str:
+        return self.error.code
+
+
+@dataclass(frozen=True)
+class Partial:
+    """How far an unfinished answer has come. A Request with these tokens as `written` goes on from there."""
+
+    index: int
+    tokens: tuple[int, ...]
+
+
+Result: TypeAlias = Completion | Failure
+Prepare: TypeAlias = Callable[[Prompt, SamplingParams], Sequence]
+
+
+class Sweeper(Protocol):
+    """What a batch needs of the decoder."""
+
+    def join(self, sequence: Sequence) -> None: ...
+
+    def leave(self, sequence: Sequence) -> None: ...
+
+    def step(self) -> list[Step]: ...
+
+
+@dataclass(eq=False)
+class _Answer:
+    """A text on its way, and what it has cost so far."""
+
+    request: Request
+    sequence: Sequence
+    text: str = ""
+    sweeps: int = 0
+    nodes: int = 0
+    accepted: int = 0
+    bytes_read: float = 0.0
+    began_s: float = field(default_factory=time.perf_counter)
+
+    @property
+    def most_tokens(self) -> int:
+        """The length it may still reach."""
+        return len(self.sequence.tokens) + max(self.sequence.room, 0)
+
+    def add(self, burst: Burst, sharers: int) -> None:
+        """One more sweep, which `sharers` texts had together."""
+        self.text += burst.text
+        self.sweeps += bool(burst.tokens)
+        self.nodes += burst.nodes
+        self.accepted += burst.accepted
+        self.bytes_read += burst.bytes_read / sharers
+
+    def completion(self) -> Completion:
+        assert self.sequence.finish_reason is not None
+        return Completion(
+            index=self.request.index,
+            text=self.text,
+            tokens=tuple(self.sequence.answer),
+            finish_reason=self.sequence.finish_reason,
+            prompt_tokens=self.sequence.prompt_length,
+            seed=self.sequence.noise.seed,
+            sweeps=self.sweeps,
+            nodes=self.nodes,
+            accepted=self.accepted,
+            bytes_read=round(self.bytes_read),
+            seconds=time.perf_counter() - self.began_s,
+        )
+
+
+class Batch:
+    """Answers every request; at most `parallel` at a time, and no more than `room` holds. Results come as they finish.
+
+    A text depends on its own prompt and seed alone, never on its neighbours. Requests are taken when there is a place
+    for them, so they may come from an endless iterator. While a batch lasts, it alone drives the decoder.
+    """
+
+    def __init__(
+        self, decoder: Sweeper, prepare: Prepare, room: Room, requests: Iterable[Request], parallel: int = MOST_PARALLEL
+    ) -> None:
+        assert parallel > 0
+        self.done = False
+        self._decoder = decoder
+        self._prepare = prepare
+        self._room = room
+        self._requests = iter(requests)
+        self._parallel = parallel
+        self._next: _Answer | None = None
+        self._live: dict[Sequence, _Answer] = {}
+        self._donors: list[Sequence] = []
+        self._crowded = False
+
+    def __iter__(self) -> Iterator[Result]:
+        try:
+            while not self.done:
+                yield from self.sweep()
+        finally:
+            self.close()
+
+    @property
+    def live(self) -> int:
+        """Answers on their way."""
+        return len(self._live)
+
+    @property
+    def partial(self) -> list[Partial]:
+        """The unfinished answers, as of the last sweep; also after an error or an interrupt."""
+        return [Partial(one.request.index, tuple(one.sequence.answer)) for one in self._live.values()]
+
+    def sweep(self) -> list[Result]:
+        """Admit newcomers, write at all texts once, and return what has ended.
+
+        When the decoder is stopped, the unfinished answers end as interrupted and the batch is done.
+        """
+        results = self._admit()
+        steps = self._decoder.step() if self._live else []
+        self._donors = list(self._live)
+        for step in steps:
+            self._live[step.sequence].add(step.burst, len(steps))
+            if step.sequence.finish_reason is not None:
+                results.append(self._live.pop(step.sequence).completion())
+                self.done |= step.sequence.finish_reason == "interrupted"
+        return results
+
+    def close(self) -> None:
+        """Leave the decoder to others; unfinished answers are dropped."""
+        self.done = True
+        for sequence in self._live:
+            self._decoder.leave(sequence)
+        self._live.clear()
+        self._donors.clear()
+
+    def _admit(self) -> list[Result]:
+        """Fill the free places; requests that end before they begin give their results at once."""
+        results: list[Result] = []
+        newcomers: list[Sequence] = []
+        while len(self._live) < self._parallel:
+            answer = self._next or self._take(results)
+            self._next = answer
+            if answer is None or not self._fits(answer) or self._should_wait(answer.sequence, newcomers):
+                break
+            self._next = None
+            self._borrow(answer.sequence)
+            self._decoder.join(answer.sequence)
+            self._live[answer.sequence] = answer
+            newcomers.append(answer.sequence)
+        self._donors = []
+        self.done |= not self._live and self._next is None
+        return results
+
+    def _take(self, results: list[Result]) -> _Answer | None:
+        """The next request that has something to write."""
+        for request in self._requests:
+            try:
+                sequence = self._prepare(request.prompt, request.sampling)
+            except SpecexecError as error:
+                results.append(Failure(request.index, error))
+                continue
+            answer = _Answer(request, sequence)
+            if request.written and sequence.finish_reason is None:
+                answer.text = sequence.accept(Acceptance((), request.written)).text
+            if sequence.finish_reason is None:
+                return answer
+            results.append(answer.completion())
+        return None
+
+    def _fits(self, answer: _Answer) -> bool:
+        lengths = [one.most_tokens for one in self._live.values()]
+        fits = self._room.admits(lengths, answer.most_tokens)
+        if not fits and not self._crowded:
+            self._crowded = True
+            log.warning(
+                "memory holds %d answers at a time, not %d: %d bytes for keys and values, %d for a token.",
+                len(lengths), self._parallel, self._room.free_B, self._room.token_B,
+            )  # fmt: skip
+        return fits
+
+    def _should_wait(self, sequence: Sequence, newcomers: list[Sequence]) -> bool:
+        """Whether somebody who begins in this very sweep will have much of this prompt in the next one."""
+        soon = max((_shared(sequence, other) for other in newcomers), default=0)
+        return soon >= WORTH_WAITING and soon > self._best_donor(sequence)[0]
+
+    def _best_donor(self, sequence: Sequence) -> tuple[int, Sequence | None]:
+        donors = [*self._donors, *(one for one in self._live if one not in self._donors)]
+        shares = [(min(_shared(sequence, donor), _cached(donor)), at) for at, donor in enumerate(donors)]
+        length, at = max(shares, default=(0, -1))
+        return length, donors[at] if length else None
+
+    def _borrow(self, sequence: Sequence) -> None:
+        """Copy keys and values of the longest beginning that another text has already been through."""
+        length, donor = self._best_donor(sequence)
+        if donor is not None and length >= WORTH_COPYING:
+            sequence.caches.update({model: cache.prefix(length) for model, cache in donor.caches.items()})
+            sequence.processed = length
+
+
+def _shared(left: Sequence, right: Sequence) -> int:
+    return common_prefix(left.tokens[:-1], right.tokens)
+
+
+def _cached(sequence: Sequence) -> int:
+    return max((len(cache) for cache in sequence.caches.values()), default=0)

@@ -1,0 +1,55 @@
+"""Prompts into tokens and back, as the model's own tokenizer and chat template have it. Needs no weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Items
+from pathlib import Path
+
+from jinja2 import TemplateError
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from specexec.conversation import Prompt
+from specexec.errors import BadMessages, TokenizerMismatch
+
+
+class Encoding:
+    """One model's tokenizer."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+
+    @staticmethod
+    def of(folder: Path) -> Encoding:
+        """The tokenizer of a model folder."""
+        return Encoding(AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False))
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Token ids of raw text, of messages through the model's chat template, or the ids themselves."""
+        if isinstance(prompt, str):
+            return list(self.tokenizer(prompt)["input_ids"])
+        messages = [item for item in prompt if isinstance(item, dict)]
+        if not messages:
+            return [item for item in prompt if isinstance(item, int)]
+        try:
+            ids = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        except (TemplateError, ValueError) as problem:
+            raise BadMessages(f"the model's chat template refuses these messages: {problem}") from problem
+        return [token for token in ids if isinstance(token, int)]
+
+    def decode(self, tokens: Items[int]) -> str:
+        """Text of tokens, without special ones."""
+        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
+
+
+def check_vocabularies(target: Encoding, draft: Encoding, name: str, drafter: Path) -> None:
+    """The same id must be the same string in both; one may have more ids at the end (padded vocabularies)."""
+    ours, theirs = target.tokenizer.get_vocab(), draft.tokenizer.get_vocab()
+    string_of = {token: text for text, token in theirs.items()}
+    different = [(token, text) for text, token in ours.items() if string_of.get(token, text) != text]
+    if different:
+        token, text = min(different)
+        raise TokenizerMismatch(
+            f"drafter {drafter} does not share its vocabulary with {name!r} "
+            f"({len(theirs):,} and {len(ours):,} tokens; id {token} is {string_of[token]!r} there, {text!r} here).",
+            hint="--drafter none, --drafter auto, or a drafter of the same family.",
+        )

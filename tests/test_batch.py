@@ -1,0 +1,196 @@
+"""Many prompts in one run: every text as if it were alone, places refilled at once, nothing paid twice."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import pytest
+
+from specexec import batch as batches
+from specexec.batch import Batch, Failure, Request, Result
+from specexec.decoder import Decoder, Step
+from specexec.drafters.sibling import SiblingDrafter
+from specexec.errors import ContextLengthExceeded
+from specexec.lm import Rows, Sweep, TreeLM
+from specexec.planner import BestFirst
+from specexec.room import Room
+from specexec.sampling import SamplingParams
+from specexec.sequence import Sequence
+from specexec.stats import Completion
+from tests.tiny import VOCABULARY, tiny
+from tests.writing import prompt, sequence_of
+
+PLENTY = Room(free_B=1 << 40, token_B=1)
+
+
+class Watched(Decoder):
+    """Remembers how many texts each sweep carried."""
+
+    loads: list[int]
+
+    def step(self) -> list[Step]:
+        self.loads.append(len(self.live))
+        return super().step()
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
+    folder = tmp_path_factory.mktemp("models")
+    target = TreeLM(tiny("llama", folder / "target"))
+    drafter = TreeLM(tiny("llama", folder / "drafter"))
+    yield Watched(target, SiblingDrafter(drafter, VOCABULARY), BestFirst(), 12)
+    target.close()
+    drafter.close()
+
+
+def prepare(tokens: object, sampling: SamplingParams) -> Sequence:
+    assert isinstance(tokens, list)
+    if len(tokens) > 300:
+        raise ContextLengthExceeded(f"the prompt has {len(tokens)} tokens, the context is 300.")
+    return sequence_of(tokens, sampling)
+
+
+def requests(count: int, longest: int = 24) -> list[Request]:
+    """Prompts and answers of very different lengths, each with a seed of its own."""
+    chance = random.Random(count)
+    return [
+        Request(
+            index,
+            prompt(chance.randrange(1, 40), seed=index),
+            SamplingParams(max_tokens=chance.randrange(1, longest), temperature=0.8, seed=index),
+        )
+        for index in range(count)
+    ]
+
+
+def run(decoder: Watched, wanted: list[Request], parallel: int, room: Room = PLENTY) -> list[Result]:
+    decoder.loads = []
+    return list(Batch(decoder, prepare, room, wanted, parallel))
+
+
+def texts(results: list[Result]) -> dict[int, tuple[int, ...]]:
+    assert all(isinstance(result, Completion) for result in results)
+    return {result.index: result.tokens for result in results if isinstance(result, Completion)}
+
+
+def test_a_text_is_the_same_alone_together_and_in_any_order(decoder: Watched) -> None:
+    wanted = requests(9)
+    alone = texts([result for one in wanted for result in run(decoder, [one], 1)])
+    assert texts(run(decoder, wanted, 4)) == alone
+    assert texts(run(decoder, wanted[::-1], 9)) == alone
+
+
+def test_a_place_that_becomes_free_is_taken_in_the_next_sweep(decoder: Watched) -> None:
+    run(decoder, requests(9), 3)
+    busy = decoder.loads[: -decoder.loads[::-1].index(3)]
+    assert set(busy) == {3}, "as long as somebody waits, every sweep is full"
+
+
+def test_results_come_as_they_finish(decoder: Watched) -> None:
+    wanted = [
+        Request(index, prompt(5, seed=index), SamplingParams(max_tokens=length, seed=index))
+        for index, length in enumerate([60, 1, 20])
+    ]
+    assert [result.index for result in run(decoder, wanted, 3)] == [1, 2, 0]
+
+
+def test_a_bad_prompt_costs_itself_and_nothing_else(decoder: Watched) -> None:
+    wanted = requests(4)
+    good = texts(run(decoder, wanted, 4))
+    wanted.insert(2, Request(7, prompt(301), SamplingParams()))
+    results = run(decoder, wanted, 2)
+    failures = [result for result in results if isinstance(result, Failure)]
+    assert [(failure.index, failure.code) for failure in failures] == [(7, "context_length_exceeded")]
+    assert texts([result for result in results if not isinstance(result, Failure)]) == good
+
+
+def test_requests_are_taken_only_when_there_is_a_place(decoder: Watched) -> None:
+    taken: list[int] = []
+
+    def endless() -> Iterator[Request]:
+        while True:
+            taken.append(len(taken))
+            yield Request(len(taken), prompt(4), SamplingParams(max_tokens=8, seed=1))
+
+    batch = Batch(decoder, prepare, PLENTY, endless(), 2)
+    batch.sweep()
+    assert len(taken) == 2
+    batch.close()
+    assert not decoder.live
+
+
+def test_memory_decides_how_many_fit(decoder: Watched) -> None:
+    wanted = requests(6)
+    longest = max(len(one.prompt) + one.sampling.max_tokens for one in wanted)
+    one = Room(free_B=0, token_B=100).need_B(longest)
+    expected = texts(run(decoder, wanted, 6))
+    assert max(decoder.loads) == 6
+    assert texts(run(decoder, wanted, 6, Room(2 * one, 100))) == expected
+    assert max(decoder.loads) == 2
+    assert texts(run(decoder, wanted, 6, Room(0, 100))) == expected
+    assert max(decoder.loads) == 1, "one text always fits: the placement has promised it"
+
+
+def test_the_room_a_text_needs_is_never_below_what_it_takes(decoder: Watched) -> None:
+    batch = Batch(decoder, prepare, PLENTY, requests(3, longest=200), 3)
+    room = Room(0, token_B=2 * 4 * 2 * 2 * 16 * 4)  # two models, 4 layers, keys and values, 2 heads of 16, float32
+    sizes = {}
+    while not batch.done:
+        batch.sweep()
+        for sequence in decoder.live:
+            sizes[sequence] = sum(cache.size_B for cache in sequence.caches.values())
+    for sequence, size_B in sizes.items():
+        assert size_B <= room.need_B(sequence.prompt_length + sequence.sampling.max_tokens + 12)
+
+
+def test_a_common_beginning_is_computed_once(decoder: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "WORTH_WAITING", 64)
+    system = prompt(120, seed=99)
+    wanted = [
+        Request(index, system + prompt(6, seed=index), SamplingParams(max_tokens=30, temperature=0.9, seed=index))
+        for index in range(4)
+    ]
+    alone = texts([result for one in wanted for result in run(decoder, [one], 1)])
+    rows: list[int] = []
+    begin = decoder.target.begin
+
+    def counted(parts: list[Rows]) -> Sweep:
+        rows.append(sum(len(part.tokens) for part in parts))
+        return begin(parts)
+
+    monkeypatch.setattr(decoder.target, "begin", counted)
+    assert texts(run(decoder, wanted, 4)) == alone
+    assert decoder.loads[:2] == [1, 4], "the others wait one sweep for the keys of the first"
+    assert max(rows[1:]) < 120
+
+
+def test_an_interrupted_run_goes_on_where_it_was(decoder: Watched) -> None:
+    wanted = requests(5, longest=60)
+    expected = texts(run(decoder, wanted, 3))
+    decoder.loads = []
+    batch = Batch(decoder, prepare, PLENTY, wanted, 3)
+    first = [result for _ in range(3) for result in batch.sweep()]
+    begun = {partial.index: partial.tokens for partial in batch.partial}
+    assert any(begun.values())
+    decoder.stop()
+    stopped = batch.sweep()
+    assert batch.done
+    assert begun.items() <= {one.index: one.tokens for one in stopped if isinstance(one, Completion)}.items()
+    done = texts(first)
+    rest = [
+        Request(one.index, one.prompt, one.sampling, begun.get(one.index, ()))
+        for one in wanted
+        if one.index not in done
+    ]
+    assert done | texts(run(decoder, rest, 3)) == expected
+
+
+def test_an_answer_that_had_ended_is_given_back_without_a_sweep(decoder: Watched) -> None:
+    one = requests(1)[0]
+    (whole,) = run(decoder, [one], 1)
+    assert isinstance(whole, Completion)
+    (again,) = run(decoder, [Request(0, one.prompt, one.sampling, whole.tokens)], 1)
+    assert isinstance(again, Completion)
+    assert (again.tokens, again.text, again.finish_reason) == (whole.tokens, whole.text, whole.finish_reason)
+    assert decoder.loads == []
