@@ -23,6 +23,8 @@ class Line:
     sums: Floats = field(default_factory=lambda: np.zeros(5))  # weight, n, t, n², n t
 
     def learn(self, rows: int, seconds: float) -> None:
+        if self.sums[0] > 2:  # once there is an idea: a hiccup of the machine is not a trend
+            seconds = min(seconds, 2 * float(self.at(rows)))
         self.sums = FADE * self.sums + np.array([1.0, rows, seconds, rows * rows, rows * seconds])
 
     @property

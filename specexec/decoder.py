@@ -118,7 +118,8 @@ class Decoder:
             for sequence, tree, hidden_RH in zip(self.live, trees, hidden, strict=True)
         ]
         after, swept_s = self._meter(), time.perf_counter() - drafted
-        self.cost.learn_sweep(sum(map(len, hidden)), swept_s, after.wait_s - before.wait_s)
+        if self.sweeps > 1:  # the first one warms up the machine
+            self.cost.learn_sweep(sum(map(len, hidden)), swept_s, after.wait_s - before.wait_s)
         cost = Cost(drafted - began, swept_s, after.bytes_read - before.bytes_read)
         steps = [_step(*of, cost) for of in zip(self.live, trees, emitted, strict=True)]
         self.live = [sequence for sequence in self.live if sequence.finish_reason is None]

@@ -66,7 +66,8 @@ class BestFirst:
             before, started = chance_N[:horizon].sum(), time.perf_counter()
             self._extend(drafter, asks, _bar(live, AHEAD * horizon))
             won = _chances(live)[:horizon].sum() - before
-            cost.learn_draft(asked, time.perf_counter() - started, asked_chance, won)
+            if all(ask.sequence.processed for ask in asks):  # a first pass reads the whole prompt: not what passes cost
+                cost.learn_draft(asked, time.perf_counter() - started, asked_chance, won)
         spent = Spent(rows, len(live), time.perf_counter() - began)
         return _best([sequence.growth.tree for sequence in live], budget.size(_chances(live), spent))
 
