@@ -1,0 +1,87 @@
+"""Costs are learned from what is seen, and a guess is made only where it earns its seconds."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from specexec.budget import FIRST_NODES, RETRY_SWEEPS, AutoBudget, FixedBudget, Spent
+from specexec.cost import CostModel, Line
+
+
+def learned(stream_s: float, base_s: float, slope_s: float, draft_s: float = 0.01) -> CostModel:
+    """A cost model that has seen thirty sweeps and passes of a machine with these true costs."""
+    cost, generator = CostModel(), np.random.default_rng(0)
+    for _ in range(30):
+        rows = int(generator.integers(1, 200))
+        compute_s = base_s + slope_s * rows
+        cost.learn_sweep(rows, max(stream_s, compute_s), max(stream_s - compute_s, 0.0))
+        cost.learn_draft(int(generator.integers(1, 30)), draft_s, asked_reach=1.0, won_reach=0.5)
+    return cost
+
+
+@given(st.floats(0.001, 1), st.floats(1e-5, 1e-2))
+def test_a_line_is_found(base: float, slope: float) -> None:
+    line = Line()
+    for rows in (1, 50, 9, 130, 64, 20):
+        line.learn(rows, base + slope * rows)
+    assert float(line.at(300.0)) == pytest.approx(base + slope * 300, rel=0.02)
+
+
+def test_one_size_alone_promises_nothing_for_free() -> None:
+    line = Line()
+    for _ in range(10):
+        line.learn(64, 0.5)
+    assert float(line.at(64.0)) == pytest.approx(0.5)
+    assert float(line.at(640.0)) > 1
+
+
+def test_a_sweep_costs_the_stream_until_arithmetic_takes_longer() -> None:
+    cost = learned(stream_s=1.0, base_s=0.05, slope_s=0.002)
+    assert float(cost.sweep_s(10.0)) == pytest.approx(1.0, rel=0.05)
+    assert float(cost.sweep_s(2000.0)) == pytest.approx(4.05, rel=0.05)
+    assert cost.idle_s(10) == pytest.approx(0.93, abs=0.06)
+
+
+def chances(count: int = 1000) -> np.ndarray:
+    return 0.8 * 0.99 ** np.arange(count)
+
+
+@pytest.mark.parametrize(("stream_s", "slope_s"), [(1.0, 0.001), (0.0, 0.01), (0.1, 0.004)])
+def test_the_size_is_the_one_of_most_tokens_per_second(stream_s: float, slope_s: float) -> None:
+    cost = learned(stream_s, base_s=0.05, slope_s=slope_s)
+    size = cost.best_size(chances(), rows=3, sequences=1, drafted_s=0.1)
+    rates = [
+        (1 + chances()[:nodes].sum()) / (0.1 + max(stream_s, 0.05 + slope_s * (nodes + 3))) for nodes in range(1001)
+    ]
+    assert rates[size] > 0.97 * max(rates)
+
+
+def test_slow_streams_deserve_large_trees() -> None:
+    sizes = [
+        learned(stream_s, 0.05, 0.001).best_size(chances(), rows=3, sequences=1, drafted_s=0.0)
+        for stream_s in (0.0, 0.2, 1.0)
+    ]
+    assert sizes == sorted(sizes)
+    assert sizes[0] < 300 < sizes[-1]
+
+
+def test_drafting_stops_where_a_pass_costs_more_than_it_wins() -> None:
+    spent = Spent(rows=2, sequences=1, drafted_s=0.1)
+    slow, fast = learned(0.02, 0.01, 1e-4, draft_s=0.5), learned(2.0, 0.01, 1e-4, draft_s=0.001)
+    assert not AutoBudget(slow).pays(0.3, 5, chances(20), spent)
+    assert AutoBudget(fast).pays(0.3, 5, chances(20), spent)
+
+
+def test_drafting_that_never_pays_is_tried_again() -> None:
+    budget = AutoBudget(learned(0.001, 0.001, 0.0, draft_s=5.0))
+    spent = Spent(rows=1, sequences=1, drafted_s=0.0)
+    tried = [budget.pays(1.0, 1, np.zeros(0), spent) for _ in range(3 * RETRY_SWEEPS)]
+    assert sum(tried) == 3
+
+
+def test_nothing_known_means_a_modest_tree_and_a_fixed_budget_stays_fixed() -> None:
+    spent = Spent(rows=1, sequences=3, drafted_s=0.0)
+    assert AutoBudget(CostModel()).size(chances(), spent) == 3 * FIRST_NODES
+    assert FixedBudget(7).size(chances(), spent) == 21
+    assert not FixedBudget(0).pays(1.0, 1, chances(), spent)
