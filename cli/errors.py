@@ -36,6 +36,7 @@ EXIT_CODES = {
     "empty_prompt": BAD_INPUT,
     "bad_jsonl": BAD_INPUT,
     "bad_text": BAD_INPUT,
+    "bad_messages": BAD_INPUT,
     "output_exists": 9,
     "port_taken": 9,
     "missing_extra": USAGE,
