@@ -1,8 +1,8 @@
 """Tokens per sweep of the demo pair: budgets x temperatures x shared noise on, off, and the reference rule.
 
 Every prompt of prompts.jsonl, 64 new tokens each, first sweep included; the text of every row must equal that of plain
-decoding with the same seed, or the script says so. Prints a markdown table: the mean over sweeps (tokens / sweeps of all
-prompts together) and its 95 % interval from a bootstrap over prompts.
+decoding with the same seed, or the script says so. Prints a markdown table: tokens / sweeps of all prompts together,
+and its 95 % interval from a bootstrap over prompts.
 
     python scripts/measure_trees.py --budget 8,32,128,512 --temperature 0,0.7,1.0
 """

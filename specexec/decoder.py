@@ -31,6 +31,9 @@ class Meter(Protocol):
     """What the weight stream has done so far (offload's StreamStats)."""
 
     @property
+    def layers_read(self) -> int: ...
+
+    @property
     def bytes_read(self) -> int: ...
 
     @property
@@ -41,6 +44,7 @@ class Meter(Protocol):
 class StillMeter:
     """Weights that do not move."""
 
+    layers_read: int = 0
     bytes_read: int = 0
     wait_s: float = 0.0
 
@@ -79,6 +83,7 @@ class Decoder:
         self.budget = budget
         self.live: list[Sequence] = []
         self.sweeps = 0
+        self._layers_before = 0
         self.cost = CostModel()
         self.overlap = overlap
         self._auto = AutoBudget(self.cost)
@@ -102,6 +107,11 @@ class Decoder:
         self._stopping.set()
         if self._sweeping is not None:
             self._sweeping.cancel()
+
+    @property
+    def layers_done(self) -> int:
+        """Layers that the running sweep, or the last one, has computed. Safe from any thread."""
+        return self._meter().layers_read - self._layers_before
 
     def step(self) -> list[Step]:
         """One sweep over the live sequences; finished ones leave. After `stop` all of them end as interrupted."""
@@ -131,6 +141,7 @@ class Decoder:
             raise SweepCancelled
         rows = [self._rows(sequence, tree) for sequence, tree in zip(self.live, trees, strict=True)]
         self.sweeps += 1
+        self._layers_before = self._meter().layers_read
         self._sweeping = self.target.begin(rows)  # the weights start to move
         try:
             if self._worth_drafting_ahead(sum(len(part.tokens) for part in rows)):

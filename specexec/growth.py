@@ -11,7 +11,6 @@ import numpy as np
 
 from specexec.tree import ROOT, Floats, Ints, TokenTree
 
-
 LIKELY = np.log(0.02)
 
 

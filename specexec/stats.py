@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from specexec.tree import TokenTree
+if TYPE_CHECKING:
+    from specexec.tree import TokenTree
 
 FinishReason = Literal["stop", "length", "interrupted"]
 

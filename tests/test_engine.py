@@ -54,6 +54,17 @@ def test_bytes_read_are_those_of_the_sweeps(llm: Engine) -> None:
     assert answer.bytes_read == answer.sweeps * sweep_B > 0
 
 
+def test_progress_counts_the_layers_of_the_running_sweep(llm: Engine) -> None:
+    seen = set()
+    layers = llm._model.model.layers
+    handles = [layer.register_forward_hook(lambda *_: seen.add(llm.progress().layer)) for layer in layers]
+    llm.generate(ASK, SHORT)
+    for handle in handles:
+        handle.remove()
+    assert seen == {1, 2, 3, 4, 5}
+    assert llm.progress().layer == llm.progress().layers == 5
+
+
 def test_interleaved_streams_share_sweeps_and_keep_their_texts(llm: Engine) -> None:
     samplings = [SamplingParams(temperature=0.8, seed=seed, max_tokens=20) for seed in (1, 2)]
     alone = [llm.generate(ASK, sampling).text for sampling in samplings]

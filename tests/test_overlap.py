@@ -1,0 +1,137 @@
+"""Guessing while the weights move: the next tree is there when the sweep returns, and a miss leaves nothing behind."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from specexec.decoder import Decoder
+from specexec.drafters import Ask, Guesses
+from specexec.drafters.sibling import SiblingDrafter
+from specexec.growth import Growth
+from specexec.lm import Rows, TreeLM
+from specexec.planner import BestFirst
+from specexec.ranking import Ranking
+from specexec.sampling import SamplingParams
+from specexec.sequence import Sequence
+from specexec.tree import ROOT, Floats, Ints, TokenTree
+from tests.tiny import VOCABULARY, tiny
+from tests.writing import prompt, sequence_of
+
+LAYER_S = 0.03
+NODES = 6
+
+
+class Watched:
+    """A drafter that counts the passes somebody had to wait for."""
+
+    def __init__(self, drafter: SiblingDrafter) -> None:
+        self.name, self.context = drafter.name, drafter.context
+        self.drafter = drafter
+        self.decoder: Decoder | None = None
+        self.waited_for = 0
+
+    def guess(self, asks: list[Ask], width: int) -> list[Guesses]:
+        assert self.decoder is not None
+        sweep = self.decoder._sweeping
+        self.waited_for += sweep is None or sweep.done()
+        return self.drafter.guess(asks, width)
+
+    def observe(self, sequence: Sequence, tree: TokenTree, choices_M: list[int], kept: Ints | None) -> None:
+        self.drafter.observe(sequence, tree, choices_M, kept)
+
+
+class Run:
+    """A slow target and a drafter that knows it well, or not at all."""
+
+    def __init__(self, folder: Path, draft_seed: int, overlap: bool) -> None:
+        model = tiny("llama", folder / "target")
+        layers = model.model.layers
+        assert isinstance(layers, nn.ModuleList)
+        for layer in layers:
+            layer.register_forward_pre_hook(lambda *_: time.sleep(LAYER_S))
+        draft = TreeLM(tiny("llama", folder / "draft", seed=draft_seed))
+        self.drafter = Watched(SiblingDrafter(draft, VOCABULARY, Ranking(tau=0.01)))
+        self.decoder = Decoder(TreeLM(model), self.drafter, BestFirst(), NODES, overlap=overlap)
+        self.drafter.decoder = self.decoder
+        self.sequence = sequence_of(prompt(11), SamplingParams(temperature=0.9, seed=2, max_tokens=60))
+        self.decoder.join(self.sequence)
+
+    def steps(self) -> int:
+        count = 0
+        while self.decoder.live:
+            self.decoder.step()
+            count += 1
+        return count
+
+
+def test_on_hits_nobody_waits_for_the_drafter(tmp_path: Path) -> None:
+    serial, overlapped = Run(tmp_path / "a", 0, overlap=False), Run(tmp_path / "b", 0, overlap=True)
+    assert serial.steps() >= overlapped.steps() > 5
+    assert overlapped.sequence.answer == serial.sequence.answer
+    assert overlapped.drafter.waited_for <= 0.3 * serial.drafter.waited_for
+
+
+def test_a_miss_leaves_no_residue(tmp_path: Path) -> None:
+    run = Run(tmp_path, draft_seed=5, overlap=True)
+    cache = run.sequence.cache(run.drafter.drafter.lm)
+    misses = 0
+    for _ in range(8):
+        run.decoder.step()
+        assert cache.tokens == run.sequence.tokens[: len(cache)]
+        growth = run.sequence.growth
+        misses += not growth.started
+        # After a lucky guess: a row for the last token, and one for every node that was asked about.
+        assert len(cache.parents) == (1 + growth.expanded_N.sum() if growth.started else 0)
+    assert misses >= 3
+
+
+def test_kept_rows_are_those_of_a_fresh_run(tmp_path: Path) -> None:
+    """After a hit the drafter's cache holds text and kept nodes exactly as if it had just processed them."""
+    run = Run(tmp_path, draft_seed=0, overlap=True)
+    lm = run.drafter.drafter.lm
+    cache = run.sequence.cache(lm)
+    hits = 0
+    for _ in range(6):
+        run.decoder.step()
+        if not run.sequence.growth.started:
+            continue
+        hits += 1
+        chain = []
+        node = ROOT
+        while (node := next((i for i, parent in enumerate(cache.parents) if parent == node), ROOT)) != ROOT:
+            chain.append(node)
+        text = [*cache.tokens, *(cache.node_tokens[one] for one in chain)]
+        assert text[: len(run.sequence.tokens)] == run.sequence.tokens
+        fresh = sequence_of([*text, 0], SamplingParams()).cache(lm)
+        lm.forward([Rows(fresh, text, range(-1, len(text) - 1))])
+        rows = [*range(len(cache)), *(len(cache) + one for one in chain)]
+        for layer, kv in fresh.layers.items():
+            ours = cache.layers[layer].keys_HRD[:, rows]
+            torch.testing.assert_close(ours, kv.keys_HRD[:, : len(text)], atol=1e-4, rtol=0)
+    assert hits >= 3
+
+
+def test_a_growth_seen_from_further_on_is_the_same_tree() -> None:
+    growth = Growth()
+    growth.add([ROOT], *table([[4, 5, 6]], [[-0.1, -1.0, -3.0]]), bar=-10.0)
+    growth.add([0, 1], *table([[7, 8], [9, 4]], [[-0.2, -2.0], [-0.3, -1.5]]), bar=-10.0)
+    growth.add([3, 4], *table([[1, 2], [3, 3]], [[-0.4, -1.0], [-0.5, -0.9]]), bar=-10.0)
+    assert growth.below((6,)) is None  # never asked about
+    assert growth.below((4, 9)) is None  # never guessed
+    kept = growth.below((4,))
+    assert kept is not None
+    moved = growth.moved_on((4,), kept)
+    assert moved.tree.tokens == [7, 8, 1, 2, 3, 3]
+    assert moved.tree.parents == [ROOT, ROOT, 0, 0, 1, 1]
+    assert moved.tree.reach_N == pytest.approx([-0.2, -2.0, -0.6, -1.2, -2.5, -2.9])
+    assert moved.expanded_N.tolist() == [1, 1, 0, 0, 0, 0]
+
+
+def table(tokens: list[list[int]], log_probs: list[list[float]]) -> tuple[Ints, Floats]:
+    return np.array(tokens, np.int64), np.array(log_probs)
