@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Items
 from dataclasses import replace
 from itertools import count
@@ -28,20 +29,24 @@ from specexec.chain import ChainLM
 from specexec.conversation import Conversation, Prompt
 from specexec.decoder import Decoder, Step
 from specexec.drafters import Drafter
-from specexec.drafters.none import NoDrafter
+from specexec.drafters.choice import Choice, join, parse
+from specexec.drafters.ngram import NgramDrafter
 from specexec.drafters.sibling import SiblingDrafter
 from specexec.encoding import Encoding, check_vocabularies
-from specexec.errors import ContextLengthExceeded, EmptyPrompt, UnsupportedArchitecture
+from specexec.errors import BadDrafter, ContextLengthExceeded, EmptyPrompt, UnsupportedArchitecture
 from specexec.lm import TreeLM
+from specexec.memory import Memory
 from specexec.noise import Noise, derived_seed
 from specexec.planner import PLANNERS, RANKINGS
-from specexec.ranking import Ranking
 from specexec.room import Room
 from specexec.sampling import SamplingParams
 from specexec.sequence import Sequence
 from specexec.stats import Burst, Completion, Progress
 
+log = logging.getLogger(__name__)
+
 DEFAULT_CONTEXT = 8192
+TOY_BUDGET = 32  # a pass of the toy is all overhead, so no guess would ever pay: it shows the engine instead
 DTYPES = {"auto": None, "bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
 
 
@@ -54,6 +59,7 @@ class Engine:
         encoding: Encoding,
         draft_model: PreTrainedModel | None,
         pair: weights.ModelPair,
+        choice: Choice,
         planner: str,
         budget: int | Literal["auto"],
         context: int,
@@ -69,7 +75,12 @@ class Engine:
         self._stream = weights.stream_of(model)
         self._target = _target(model)
         self._draft = TreeLM(draft_model) if draft_model is not None else None
-        drafter = _drafter(self._draft, pair, len(encoding.tokenizer), RANKINGS[planner])
+        self.memory = Memory()
+        makers: dict[str, Callable[[], Drafter]] = {
+            "sibling": lambda: self._sibling(pair, planner),
+            "ngram": lambda: NgramDrafter(self.memory),
+        }
+        drafter = join(choice, makers, {})
         self._decoder = Decoder(self._target, drafter, PLANNERS[planner], budget, self._stream.stats)
         self._bursts: dict[Sequence, deque[Burst]] = {}
         self._stop_tokens = _stop_tokens(model, encoding)
@@ -100,8 +111,8 @@ class Engine:
 
     def progress(self) -> Progress:
         """Where the running sweep is. Cheap, and safe from any thread."""
-        stream = self._stream
-        return Progress(stream.position or 0, stream.layers, self._decoder.sweeps, stream.stats().bytes_read)
+        done = min(self._decoder.layers_done, self._stream.layers)
+        return Progress(done, self._stream.layers, self._decoder.sweeps, self._stream.stats().bytes_read)
 
     # What it does
 
@@ -226,6 +237,12 @@ class Engine:
         missing = {name: value for name, value in wanted.items() if getattr(sampling, name) is None}
         return replace(sampling, **missing)  # type: ignore[arg-type]  # each value has the type of its field
 
+    def _sibling(self, pair: weights.ModelPair, planner: str) -> SiblingDrafter:
+        assert self._draft is not None
+        assert pair.drafter is not None
+        name = f"{pair.name} drafter" if pair.toy else pair.drafter.name
+        return SiblingDrafter(self._draft, len(self.tokenizer), RANKINGS[planner], name=name)
+
     def _bursts_of(self, sequence: Sequence) -> Iterator[Burst]:
         self._bursts[sequence] = deque()
         self._decoder.join(sequence)
@@ -258,15 +275,19 @@ def load(
 ) -> Engine:
     """Find, place and load a target and its drafter.
 
-    model: path, alias or hub name. drafter: auto, none, or a path or name. offload: auto, none, ram or disk.
+    model: path, alias or hub name. drafter: auto, none, sources joined by + (sibling, ngram), or a
+    path or name in the sibling's place. offload: auto, none, ram or disk.
     budget: guesses per sweep, or auto. planner: best or reference. dtype: auto (the checkpoint's own), bf16, f16, f32.
     ram_B, vram_B: ceilings in bytes. link_limit_Bps throttles the weight stream.
     Raises offload's errors for models and memory, UnsupportedArchitecture for targets that cannot verify trees,
     TokenizerMismatch for a drafter that does not fit, ContextLengthExceeded for a ctx beyond the model's.
     """
-    pair = weights.resolve(model, drafter, offline=offline)
+    choice = parse(drafter)
+    pair = weights.resolve(model, choice.pairing, offline=offline)
+    if "sibling" in choice.sources and pair.drafter is None:
+        choice = _without_sibling(choice, model)
     config = AutoConfig.from_pretrained(pair.target, local_files_only=True, trust_remote_code=False)
-    if drafter != "none":  # without a drafter there is no tree, and any decoder streams
+    if choice.sources:  # without a drafter there is no tree, and any decoder streams
         check_tree_support(_class_of(config), config)
     context = _context(ctx, longest_text(config))
     encoding = Encoding.of(pair.target)
@@ -286,7 +307,9 @@ def load(
         extra_B=0 if pair.drafter is None else sum(file.stat().st_size for file in pair.drafter.glob("*.safetensors")),
     )
     draft = None if pair.drafter is None else weights.load(pair.drafter, "none", where, DTYPES[dtype], ctx=context)
-    return Engine(target, encoding, draft, pair, planner, budget, context, _room(given, target, draft))
+    if pair.toy and budget == "auto" and link_limit_Bps is None:
+        budget = TOY_BUDGET
+    return Engine(target, encoding, draft, pair, choice, planner, budget, context, _room(given, target, draft))
 
 
 def _room(given: weights.Free, target: PreTrainedModel, draft: PreTrainedModel | None) -> Room:
@@ -298,6 +321,21 @@ def _room(given: weights.Free, target: PreTrainedModel, draft: PreTrainedModel |
     models = [target] if draft is None else [target, draft]
     needs = [weights.stream_of(model).placement.need for model in models]
     return Room(plan.need.cache_B + max(spare_B, 0) // 2, sum(-(-need.cache_B // need.ctx) for need in needs))
+
+
+def _without_sibling(choice: Choice, model: str) -> Choice:
+    if not choice.auto:
+        raise BadDrafter(
+            f"no drafter is paired with {model!r}, or it is not on this machine yet.",
+            hint="--drafter ngram, or the path or name of a smaller model of the same family.",
+        )
+    log.warning("no drafter is paired with %s: guessing from what was written before (--drafter ngram).", model)
+    return choice.without_sibling()
+
+
+def encoding_of(model: str, *, offline: bool = False) -> Encoding:
+    """The tokenizer of a model that need not be loaded."""
+    return Encoding.of(weights.resolve(model, "none", offline=offline).target)
 
 
 def _target(model: PreTrainedModel) -> TreeLM | ChainLM:
@@ -327,12 +365,6 @@ def _context(asked: int | None, longest: int) -> int:
 
 def _or(value: object, default: object) -> object:
     return default if value is None else value
-
-
-def _drafter(lm: TreeLM | None, pair: weights.ModelPair, vocabulary: int, ranking: Ranking) -> Drafter:
-    if lm is None or pair.drafter is None:
-        return NoDrafter()
-    return SiblingDrafter(lm, vocabulary, ranking, name=f"{pair.name} drafter" if pair.toy else pair.drafter.name)
 
 
 def _stop_tokens(model: PreTrainedModel, encoding: Encoding) -> frozenset[int]:

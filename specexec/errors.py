@@ -41,6 +41,12 @@ class TokenizerMismatch(SpecexecError):
     code = "tokenizer_mismatch"
 
 
+class BadDrafter(SpecexecError):
+    """What was asked of --drafter makes no drafter."""
+
+    code = "bad_drafter"
+
+
 class UnsupportedArchitecture(SpecexecError):
     """This model cannot be verified in trees."""
 

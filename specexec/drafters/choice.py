@@ -1,0 +1,66 @@
+"""What people call drafters: `none`, `auto`, or sources joined by `+`. The one place where these names are read.
+
+A part that is no source is the path or name of a drafter model: `./small+ngram`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from collections.abc import Sequence as Items
+from dataclasses import dataclass
+
+from specexec.drafters import Drafter
+from specexec.drafters.none import NoDrafter
+from specexec.drafters.union import Member, Union
+from specexec.errors import BadDrafter
+
+SOURCES = ("sibling", "substitute", "skip", "ngram")  # in the order in which a union lists them
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The sources wanted; nothing is wanted by `none`. `model` names the sibling, if it was named."""
+
+    sources: tuple[str, ...]
+    model: str | None = None
+    auto: bool = False
+
+    @property
+    def pairing(self) -> str:
+        """What offload's `resolve` shall look for: "none", "auto" (the paired sibling), or a name."""
+        return "none" if "sibling" not in self.sources else self.model or "auto"
+
+    def without_sibling(self) -> Choice:
+        """What `auto` comes down to where no model drafts: what has been written before."""
+        return Choice(("ngram",), auto=self.auto)
+
+
+def parse(text: str) -> Choice:
+    """Read the value of --drafter. Raises BadDrafter for what cannot be joined."""
+    if text == "none":
+        return Choice(())
+    if text == "auto":
+        return Choice(("sibling",), auto=True)
+    parts = text.split("+")
+    named = [part for part in parts if part not in SOURCES]
+    if {"none", "auto", ""} & set(parts):
+        raise BadDrafter(f"--drafter {text!r} cannot be joined.", hint=f"none, auto, or any of {'+'.join(SOURCES)}.")
+    if len(named) > 1 or (named and "sibling" in parts):
+        raise BadDrafter(
+            f"--drafter {text!r} names {len(named) + ('sibling' in parts)} drafter models; one can draft at a time.",
+            hint=f"one of them, joined by any of {', '.join(SOURCES[1:])}.",
+        )
+    wanted = {*parts, *(["sibling"] if named else [])}
+    return Choice(tuple(source for source in SOURCES if source in wanted), named[0] if named else None)
+
+
+def join(choice: Choice, makers: Mapping[str, Callable[[], Drafter]], floors: Mapping[str, float]) -> Drafter:
+    """The drafter that was chosen; each source is made by its maker and asked down to its floor."""
+    members = [Member(makers[source](), floors.get(source, float("-inf"))) for source in choice.sources]
+    return _one(members)
+
+
+def _one(members: Items[Member]) -> Drafter:
+    if not members:
+        return NoDrafter()
+    return members[0].drafter if len(members) == 1 else Union(members)
