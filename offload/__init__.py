@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from offload.model import ModelStream, load, stream_of
     from offload.names import ModelPair, resolve
     from offload.placement import Free, Offload, Placement
+    from offload.shards import open_folder
     from offload.stream import StreamStats
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "StreamStats",
     "free_memory",
     "load",
+    "open_folder",
     "resolve",
     "stream_of",
 ]
@@ -40,6 +42,7 @@ _HOMES = {
     "StreamStats": "stream",
     "free_memory": "hardware",
     "load": "model",
+    "open_folder": "shards",
     "resolve": "names",
     "stream_of": "model",
 }

@@ -286,6 +286,7 @@ def load(
     pair = weights.resolve(model, choice.pairing, offline=offline)
     if "sibling" in choice.sources and pair.drafter is None:
         choice = _without_sibling(choice, model)
+    weights.open_folder(pair.target)  # whatever is wrong with the files is said before anything is built
     config = AutoConfig.from_pretrained(pair.target, local_files_only=True, trust_remote_code=False)
     if choice.sources:  # without a drafter there is no tree, and any decoder streams
         check_tree_support(_class_of(config), config)

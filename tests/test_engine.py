@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+import offload
 import specexec
+from offload.errors import OffloadError
 from offload.names import demo_folder
 from specexec import Completion, Failure, SamplingParams
 from specexec.engine import Engine
@@ -144,6 +146,11 @@ def test_what_cannot_work_is_refused_with_the_numbers(llm: Engine) -> None:
         specexec.load("demo", ctx=9999)
 
 
+def test_a_folder_that_is_no_model_is_refused_as_such(tmp_path: Path) -> None:
+    with pytest.raises(OffloadError, match=r"config\.json is missing"):
+        specexec.load(str(tmp_path))
+
+
 def test_a_drafter_with_another_vocabulary_is_refused(tmp_path: Path) -> None:
     other = tmp_path / "drafter"
     shutil.copytree(demo_folder("drafter"), other)
@@ -157,10 +164,11 @@ def test_a_drafter_with_another_vocabulary_is_refused(tmp_path: Path) -> None:
         specexec.load("demo", drafter=str(other))
 
 
-def test_an_architecture_without_trees_is_refused_before_its_weights_are_looked_at(tmp_path: Path) -> None:
-    for file in demo_folder("target").iterdir():
-        if file.suffix != ".safetensors":
-            shutil.copy(file, tmp_path)
+def test_an_architecture_without_trees_is_refused_before_its_weights_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(offload, "load", lambda *_, **__: pytest.fail("weights were read"))
+    shutil.copytree(demo_folder("target"), tmp_path, dirs_exist_ok=True)
     config = json.loads((tmp_path / "config.json").read_text())
     rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
     (tmp_path / "config.json").write_text(json.dumps(config | {"rope_parameters": rope}))
