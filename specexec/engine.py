@@ -109,6 +109,11 @@ class Engine:
     def budget(self, nodes: int | Literal["auto"]) -> None:
         self._decoder.budget = nodes
 
+    @property
+    def room(self) -> Room:
+        """How many texts may be held side by side."""
+        return self._room
+
     def progress(self) -> Progress:
         """Where the running sweep is. Cheap, and safe from any thread."""
         done = min(self._decoder.layers_done, self._stream.layers)

@@ -20,6 +20,7 @@ from cli.serve.running import Running
 from cli.serve.worker import Worker
 from specexec.decoder import Step
 from specexec.errors import BrokenLogits
+from specexec.room import Room
 from specexec.sampling import SamplingParams
 from specexec.stats import Burst, Cost, FinishReason, Progress
 from specexec.tree import TokenTree
@@ -46,6 +47,7 @@ class LetterEngine:
     def __init__(self, sweep_s: float = 0.0) -> None:
         self.sweep_s = sweep_s
         self.tokenizer = range(0x10000)
+        self.room = Room(free_B=10**9, token_B=1)
         self.live: list[Letters] = []
         self.shared: list[int] = []  # texts in each sweep so far
         self.stops = 0
@@ -94,7 +96,7 @@ class LetterEngine:
             self._stopping.clear()
         steps = [self._step(text, stopped) for text in self.live]
         self.live = [text for text in self.live if text.finish_reason is None]
-        return cast(list[Step], steps)
+        return steps
 
     def _step(self, text: Letters, stopped: bool) -> Step:
         at = len(text.written)

@@ -15,6 +15,7 @@ import pytest
 import specexec
 from cli.serve.completions import Keepalive
 from specexec.noise import derived_seed
+from specexec.room import Room
 from specexec.sampling import SamplingParams
 from tests.serving import LetterEngine, Served, serving
 
@@ -59,6 +60,15 @@ def test_who_waits_joins_the_next_sweep_of_the_running_ones() -> None:
         assert not long.done()
         assert long.result().status_code == 200
     assert 2 in engine.shared
+
+
+def test_no_more_texts_share_a_sweep_than_memory_holds() -> None:
+    engine = LetterEngine(sweep_s=0.02)
+    engine.room = Room(free_B=2 * Room(0, 1).need_B(1000), token_B=1)
+    with serving(lambda: engine, parallel=8) as server, ThreadPoolExecutor(6) as clients:
+        answers = list(clients.map(lambda number: server.ask(f"text {number} " * 4), range(6)))
+    assert all(answer.status_code == 200 for answer in answers)
+    assert max(engine.shared) == 2
 
 
 def test_a_full_line_is_refused_with_a_time_to_come_back() -> None:

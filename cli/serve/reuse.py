@@ -42,6 +42,15 @@ class IdleCaches:
         self._make_room(live + 1)
         return best or Taken({}, 0)
 
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens held by each set, oldest first."""
+        return [len(_longest(caches)) for caches in self._idle]
+
+    def drop_oldest(self) -> None:
+        """Free the memory of the set that was used longest ago."""
+        del self._idle[:1]
+
     def put(self, caches: Caches) -> None:
         """Keep what a text has computed, for another that goes on from it."""
         if caches:

@@ -51,6 +51,11 @@ class Ticket:
     reused: int = 0
     asked_s: float = field(default_factory=time.monotonic)
 
+    @property
+    def longest(self) -> int:
+        """Tokens that prompt and answer may come to."""
+        return len(self.prompt) + self.sampling.max_tokens
+
 
 class Worker:
     """Serves any number of texts with one engine, at most `parallel` of them in one sweep."""
@@ -163,11 +168,22 @@ class Worker:
                     self._end(sequence)
                 if self.state == "stopping":
                     return False
-                while self._waiting and len(self._live) < self.parallel:
+                while self._waiting and self._fits(self._waiting[0]):
                     self._begin(self._waiting.popleft())
                 if self._live:
                     return True
                 self._changed.wait()
+
+    def _fits(self, ticket: Ticket) -> bool:
+        """Whether there is a place and memory for one more; what is merely kept for later makes room."""
+        if len(self._live) == self.parallel:
+            return False
+        live = [other.longest for other in self._live.values()]
+        while not self.engine.room.admits([*live, *self._idle.lengths], ticket.longest):
+            if not self._idle.lengths:
+                return False
+            self._idle.drop_oldest()
+        return True
 
     def _begin(self, ticket: Ticket) -> None:
         caches = self._idle.take(ticket.prompt, live=len(self._live))
