@@ -43,10 +43,8 @@ class Growth:
         reach_NK = reach_of_parent[nodes][:, None] + log_probs_NK
         rows, columns = np.nonzero((reach_NK > bar) | (log_probs_NK > LIKELY))
         self.expanded_N[[node for node in nodes if node != ROOT]] = 1
-        self.tree = TokenTree(
-            np.concatenate([self.tree.tokens_N, tokens_NK[rows, columns]]),
-            np.concatenate([self.tree.parents_N, np.array(nodes, np.int64)[rows]]),
-            np.concatenate([self.tree.reach_N, reach_NK[rows, columns]]),
+        self.tree = self.tree.extended(
+            tokens_NK[rows, columns], np.array(nodes, np.int64)[rows], reach_NK[rows, columns]
         )
         self.expanded_N = np.concatenate([self.expanded_N, np.zeros(len(rows), np.int64)])
 

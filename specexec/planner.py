@@ -16,14 +16,14 @@ from typing import Protocol
 
 import numpy as np
 
-from specexec.budget import Budget, Spent
+from specexec.budget import MOST_NODES, Budget, Spent
 from specexec.cost import CostModel
 from specexec.drafters import Ask, Drafter
 from specexec.ranking import Ranking
 from specexec.sequence import Sequence
 from specexec.tree import Floats, TokenTree
 
-AHEAD = 4  # a growth may hold this many times the nodes it submits: guesses about what comes after them
+AHEAD = 2  # a growth may hold this many times the nodes it submits: guesses about what comes after them
 
 
 class Planner(Protocol):
@@ -54,9 +54,9 @@ class BestFirst:
     def grow(self, drafter: Drafter, live: Items[Sequence], budget: Budget, cost: CostModel) -> list[TokenTree]:
         """The most probable prefixes of all sequences together, as the drafter sees them."""
         began, rows = time.perf_counter(), sum(len(sequence.tokens) - sequence.processed for sequence in live)
+        chance_N = _chances(live)
         for _ in range(self.depth):
             spent = Spent(rows, len(live), time.perf_counter() - began)
-            chance_N = _chances(live)
             horizon = budget.horizon(chance_N, spent)
             asks = self._asks(drafter, live, _bar(live, horizon))
             asked = sum(len(ask.nodes) for ask in asks)
@@ -65,11 +65,12 @@ class BestFirst:
                 break
             before, started = chance_N[:horizon].sum(), time.perf_counter()
             self._extend(drafter, asks, _bar(live, AHEAD * horizon))
-            won = _chances(live)[:horizon].sum() - before
+            chance_N = _chances(live)
+            won = chance_N[:horizon].sum() - before
             if all(ask.sequence.processed for ask in asks):  # a first pass reads the whole prompt: not what passes cost
                 cost.learn_draft(asked, time.perf_counter() - started, asked_chance, won)
         spent = Spent(rows, len(live), time.perf_counter() - began)
-        return _best([sequence.growth.tree for sequence in live], budget.size(_chances(live), spent))
+        return _best([sequence.growth.tree for sequence in live], budget.size(chance_N, spent))
 
     def grow_on(self, drafter: Drafter, live: Items[Sequence], nodes: int, until: Callable[[], bool]) -> None:
         """The likeliest exits first: a node that was not submitted is reached exactly if the walk ends above it."""
@@ -105,9 +106,10 @@ RANKINGS = {"best": Ranking(), "reference": REFERENCE_RANKING}
 
 
 def _chances(live: Items[Sequence]) -> Floats:
-    """exp(reach) of all nodes of all sequences, best first."""
-    reach_N = np.concatenate([sequence.growth.tree.reach_N for sequence in live])
-    return np.exp(-np.sort(-reach_N))
+    """exp(reach) of the nodes of all sequences, best first, as many as one sweep may carry."""
+    lost_N = -np.concatenate([sequence.growth.tree.reach_N for sequence in live])
+    best_N = np.partition(lost_N, MOST_NODES)[:MOST_NODES] if len(lost_N) > MOST_NODES else lost_N
+    return np.exp(-np.sort(best_N))
 
 
 def _chance_of(ask: Ask) -> float:

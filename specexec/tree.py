@@ -64,14 +64,10 @@ class TokenTree:
         """Edges above each node, counted from the text: 0 for a direct continuation."""
         return depths(self.parents_N)
 
-    @cached_property
-    def _children(self) -> dict[tuple[int, int], int]:
-        nodes = range(len(self) - 1, -1, -1)  # backwards, so that the first of two equal siblings wins
-        return {(int(self.parents_N[node]), int(self.tokens_N[node])): node for node in nodes}
-
     def child(self, node: int, token: int) -> int | None:
-        """The child of `node` (ROOT allowed) that carries `token`."""
-        return self._children.get((node, token))
+        """The child of `node` (ROOT allowed) that carries `token`; the first of equal siblings."""
+        found = np.flatnonzero((self.parents_N[node + 1 :] == node) & (self.tokens_N[node + 1 :] == token))
+        return int(found[0]) + node + 1 if found.size else None
 
     def path(self, node: int) -> list[int]:
         """Nodes from the text down to `node`, both ends included."""
@@ -81,6 +77,20 @@ class TokenTree:
             node = int(self.parents_N[node])
         return nodes[::-1]
 
+    def extended(self, tokens: Ints, parents: Ints, reach: Floats) -> TokenTree:
+        """This tree with more nodes behind the others; their parents are among those already here."""
+        more = TokenTree(
+            np.concatenate([self.tokens_N, tokens]),
+            np.concatenate([self.parents_N, parents]),
+            np.concatenate([self.reach_N, reach]),
+        )
+        depth_of_parent = np.append(self.depth_N, -1)  # the last one answers for ROOT
+        return more._with_depth(np.concatenate([self.depth_N, depth_of_parent[parents] + 1]))
+
+    def _with_depth(self, depth_N: Ints) -> TokenTree:
+        self.__dict__["depth_N"] = depth_N  # what depth_N would find out by itself, known already
+        return self
+
     def top(self, budget: int) -> TokenTree:
         """The `budget` nodes of highest reach. Reach falls along every path, so they form a tree of their own."""
         if len(self) <= budget:
@@ -89,7 +99,8 @@ class TokenTree:
         keep = np.sort(np.argsort(-self.reach_N, kind="stable")[:budget])
         new_index = np.full(len(self) + 1, ROOT, np.int64)  # the last slot answers for ROOT
         new_index[keep] = np.arange(len(keep))
-        return TokenTree(self.tokens_N[keep], new_index[self.parents_N[keep]], self.reach_N[keep], self.ids_N[keep])
+        kept = TokenTree(self.tokens_N[keep], new_index[self.parents_N[keep]], self.reach_N[keep], self.ids_N[keep])
+        return kept._with_depth(self.depth_N[keep])
 
 
 def depths(parents_N: Ints) -> Ints:
