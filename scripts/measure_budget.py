@@ -1,0 +1,98 @@
+"""Does `--budget auto` find the best fixed budget? Tokens per second, paired over the prompts.
+
+Every prompt is answered with each fixed budget and with auto, one after the other, so that a slow minute of the machine
+hits all of them. Prints tokens/s, tokens/sweep and the seconds of drafting that somebody waited for; the last line is
+auto against the best fixed budget with a 95 % bootstrap interval over prompts. `--link-limit` makes the toy stream like
+a large model; `--serial` turns off guessing while the weights move.
+
+    python scripts/measure_budget.py --link-limit 20MB/s --budget 8,32,64,128,256
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import click
+import numpy as np
+from tqdm import tqdm
+
+import specexec
+from cli.quantities import parse_speed_Bps
+from specexec import SamplingParams
+from specexec.engine import Engine
+
+PROMPTS = Path(__file__).with_name("prompts.jsonl")
+Budget = int | Literal["auto"]
+
+
+@dataclass(frozen=True)
+class Ran:
+    """One answer."""
+
+    tokens: int
+    sweeps: int
+    draft_s: float
+    seconds: float
+
+
+def answer(llm: Engine, row: dict[str, str | bool], budget: Budget, sampling: SamplingParams) -> Ran:
+    """One prompt under one budget."""
+    llm.budget = budget
+    text = str(row["prompt"])
+    prompt: str | list[dict[str, str]] = [{"role": "user", "content": text}] if row["chat"] else text
+    began = time.perf_counter()
+    bursts = list(llm.stream(prompt, sampling))
+    tokens = sum(len(burst.tokens) for burst in bursts)
+    return Ran(tokens, len(bursts), sum(burst.draft_s for burst in bursts), time.perf_counter() - began)
+
+
+def rate(runs: list[Ran], picks: np.ndarray | None = None) -> np.ndarray:
+    """Tokens per second of all answers together, or of each resampling of them."""
+    tokens, seconds = np.array([run.tokens for run in runs]), np.array([run.seconds for run in runs])
+    picks = np.arange(len(runs))[None] if picks is None else picks
+    return np.asarray(tokens[picks].sum(1) / seconds[picks].sum(1))
+
+
+@click.command()
+@click.option("--budget", default="8,32,64,128,256", show_default=True, help="Comma list of fixed budgets.")
+@click.option("--link-limit", default=None, help="Such as 20MB/s; none = layers resident in RAM.")
+@click.option("--temperature", default=0.0, show_default=True)
+@click.option("--tokens", default=48, show_default=True)
+@click.option("--limit", default=44, show_default=True, help="Prompts to use.")
+@click.option("--serial", is_flag=True, help="Do not guess while the weights move.")
+def main(budget: str, link_limit: str | None, temperature: float, tokens: int, limit: int, serial: bool) -> None:
+    """Compare the automatic budget with fixed ones."""
+    rows = [json.loads(line) for line in PROMPTS.read_text().splitlines()][:limit]
+    budgets: list[Budget] = [*(int(part) for part in budget.split(",")), "auto"]
+    runs: dict[Budget, list[Ran]] = defaultdict(list)
+    limit_Bps = None if link_limit is None else parse_speed_Bps(link_limit)
+    with specexec.load("demo", offload="none" if limit_Bps is None else "disk", link_limit_Bps=limit_Bps) as llm:
+        llm._decoder.overlap = False if serial else None
+        answer(llm, rows[0], 32, SamplingParams(max_tokens=8))
+        for index, row in enumerate(tqdm(rows)):
+            sampling = SamplingParams(temperature=temperature, seed=index, max_tokens=tokens)
+            for one in budgets:
+                runs[one].append(answer(llm, row, one, sampling))
+    click.echo("| budget | tokens/s | tokens/sweep | waited for drafts, s per sweep |\n|---|---|---|---|")
+    for one in budgets:
+        sweeps = sum(run.sweeps for run in runs[one])
+        click.echo(
+            f"| {one} | {rate(runs[one])[0]:.2f} | {sum(run.tokens for run in runs[one]) / sweeps:.2f} "
+            f"| {sum(run.draft_s for run in runs[one]) / sweeps:.4f} |"
+        )
+    best = max(budgets[:-1], key=lambda one: rate(runs[one])[0])
+    picks = np.random.default_rng(0).integers(0, len(rows), (2000, len(rows)))
+    ratios = rate(runs["auto"], picks) / rate(runs[best], picks)
+    low, high = np.percentile(ratios, [2.5, 97.5])
+    click.echo(
+        f"\nauto / best fixed ({best}): {rate(runs['auto'])[0] / rate(runs[best])[0]:.3f} ({low:.3f}–{high:.3f})"
+    )
+
+
+if __name__ == "__main__":
+    main()
