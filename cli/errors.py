@@ -38,7 +38,11 @@ EXIT_CODES = {
     "bad_jsonl": BAD_INPUT,
     "bad_text": BAD_INPUT,
     "bad_messages": BAD_INPUT,
+    "duplicate_id": BAD_INPUT,
     "output_exists": 9,
+    "manifest_mismatch": 9,
+    "locked": 9,
+    "damaged_output": 9,
     "port_taken": 9,
     "missing_extra": USAGE,
 }

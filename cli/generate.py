@@ -3,40 +3,34 @@
 from __future__ import annotations
 
 import secrets
-import time
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
+from cli.batch.formats import Writer
+from cli.batch.inputs import STDIN, read_inputs
+from cli.batch.items import Item, Json
+from cli.batch.journal import Beside, Journal, open_journal
+from cli.batch.manifest import Manifest, fingerprint, read_manifest
+from cli.batch.options import BatchOptions, batch_options
+from cli.batch.partial import PartialFile
+from cli.batch.run import Run
+from cli.batch.sinks import Folder, JournalSink, ScreenSink
 from cli.engine import running_engine
-from cli.errors import BAD_INPUT, INTERRUPTED, REFUSALS, SOME_FAILED, exit_code
-from cli.interrupts import Interrupts
+from cli.errors import INTERRUPTED, SOME_FAILED, TERMINATED
 from cli.options import EngineOptions, engine_options, sampling_options
-from cli.prompts import Item, read_items
-from cli.records import RecordFile, RecordStream, Sink, TextStream, failed, finished, refuse_existing
 from cli.screen import Screen
 from cli.verbosity import Verbosity, verbosity_options
+from offload.names import resolve
 from specexec.sampling import SamplingParams
-
-if TYPE_CHECKING:
-    from specexec.engine import Engine
-    from specexec.stats import Completion
-
-REPORT_EVERY_S = 30.0
 
 
 @click.command()
-@click.argument("inputs", nargs=-1, metavar="[INPUT]...", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
+@click.argument("inputs", nargs=-1, metavar="[INPUT]...", type=click.Path(exists=True, allow_dash=True))
 @click.option("-p", "--prompt", "prompts", multiple=True, help="A prompt; may be repeated.")
-@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write JSON lines to this file.")
-@click.option("--overwrite", is_flag=True, help="Replace the output file if it exists.")
-@click.option("--json", "as_json", is_flag=True, help="Without -o: print JSON lines, not just the text.")
-@click.option("--field", metavar="NAME", show_default="prompt, messages or text", help="Which field holds the prompt.")
-@click.option("--chat/--raw", default=True, help="Apply the chat template, or continue the prompt as it is.")
-@click.option("--strict", is_flag=True, help="Stop at the first bad prompt.")
+@batch_options
 @engine_options
 @sampling_options
 @verbosity_options
@@ -45,127 +39,143 @@ def generate(
     verbosity: Verbosity,
     inputs: tuple[str, ...],
     prompts: tuple[str, ...],
-    output: Path | None,
-    overwrite: bool,
-    as_json: bool,
-    field: str | None,
-    chat: bool,
-    strict: bool,
+    batch: BatchOptions,
     engine_options: EngineOptions,
     sampling: SamplingParams,
 ) -> int:
-    """Answer every prompt of INPUT: .jsonl is one prompt a line, any other file is one prompt, - is standard input.
+    """Answer every prompt of INPUT: .jsonl is one prompt a line (our own fields or OpenAI's batch format), any other
+    file is one prompt or, with --split, many; a folder is all such files in it; - is standard input.
 
     \b
-      specexec generate -p "List the seasons."
+      specexec generate -p "Name three colours."
       specexec generate prompts.jsonl notes/*.txt -o out.jsonl
+      specexec generate prompts.jsonl -o out.jsonl --resume      go on after a crash, or Ctrl-C
     """
     if not prompts and not inputs:
-        raise click.UsageError("Nothing to answer. Name an input file, - for standard input, or use -p.")
-    items = read_items(prompts, inputs, field=field, chat=chat)
-    if output is not None:
-        refuse_existing(output, overwrite=overwrite)
-        if any(Path(path).resolve() == output.resolve() for path in inputs):
-            raise click.UsageError(f"{output} is also an input.")
-    bad = next((item.problem for item in items if item.problem), None)
-    if strict and bad is not None:
-        raise bad
+        raise click.UsageError("Nothing to answer. Name an input, - for standard input, or use -p.")
+    _check_apart(inputs, batch.journal)
+    found = read_inputs(prompts, inputs, batch.form, split=batch.split, limit=batch.limit, shard=batch.shard)
+    items = found.items
     screen = Screen(quiet=verbosity.quiet)
-    with running_engine(engine_options, screen, verbosity) as engine, _sink(output, overwrite, as_json, screen) as sink:
-        run = Run(engine, sampling, sink, screen, strict)
-        code = run.answer(items)
-        screen.say(run.summary())
+    if found.skipped:
+        screen.say(f"{found.skipped} files of other kinds were left out")
+    if batch.dry_run:
+        return _dry_run(items, batch, engine_options, sampling, screen)
+    bad = next((item.problem for item in items if item.problem), None)
+    if batch.strict and bad is not None:
+        raise bad
+    plan = _plan(items, batch, engine_options, sampling)
+    with plan.journal as journal:
+        if journal is not None and (earlier := len(items) - len(plan.todo)):
+            screen.say(f"{journal.path}: {earlier} finished, {len(plan.begun)} in part, {len(plan.todo)} to do")
+        if not plan.todo:
+            return SOME_FAILED if plan.missed else 0
+        with running_engine(engine_options, screen, verbosity) as engine:
+            sink = plan.sink(journal, batch, screen)
+            run = Run(
+                engine, plan.sampling, sink, screen, batch.parallel, batch.strict,
+                partial=plan.partial, begun=plan.begun, missed=plan.missed,
+                earlier=len(items) - len(plan.todo) - plan.missed,
+            )  # fmt: skip
+            code = run.answer(plan.todo)
+            if isinstance(sink, ScreenSink):
+                sink.flush()
+            screen.say(run.summary())
+    if code in (INTERRUPTED, TERMINATED) and journal is not None:
+        screen.say("Nothing is lost. Continue with the same command and --resume.")
+    elif code == SOME_FAILED and journal is not None:
+        screen.say(f'Errors are in {journal.path} with "error"; answer those again with --retry-failed.')
     return code
 
 
-def _sink(output: Path | None, overwrite: bool, as_json: bool, screen: Screen) -> AbstractContextManager[Sink]:
-    if output is not None:
-        return RecordFile(output, overwrite=overwrite)
-    return nullcontext(RecordStream(screen) if as_json else TextStream(screen))
+@dataclass(frozen=True)
+class Plan:
+    """What is left to do, and where it goes; decided before any weights are loaded."""
 
-
-@dataclass
-class Run:
-    """One pass over the items, and what has come of it so far."""
-
-    engine: Engine
+    todo: list[Item]
     sampling: SamplingParams
-    sink: Sink
-    screen: Screen
-    strict: bool
-    total: int = 0
-    done: int = 0
-    begun: int = 0
-    failed: int = 0
-    tokens: int = 0
-    sweeps: int = 0
+    writer: Writer
+    journal: AbstractContextManager[Journal | None]
+    partial: PartialFile | None
+    begun: dict[str, tuple[int, ...]]
+    missed: int
 
-    def __post_init__(self) -> None:
-        self.seed = secrets.randbits(63) if self.sampling.seed is None else self.sampling.seed
-        self._started_s = time.perf_counter()
+    def sink(self, journal: Journal | None, batch: BatchOptions, screen: Screen) -> JournalSink | ScreenSink:
+        """Where the results go."""
+        if journal is None:
+            as_json = batch.as_json or batch.output_format in ("jsonl", "openai-batch")
+            return ScreenSink(screen, [item.index for item in self.todo], self.writer, as_json)
+        folder = None if batch.output_dir is None else Folder.of(batch.output_dir, self.todo)
+        return JournalSink(journal, self.writer, folder)
 
-    def answer(self, items: list[Item]) -> int:
-        """Answer the items in order and return the exit code. Ctrl-C ends after the current layer, text kept."""
-        self.total = len(items)
-        with Interrupts(self.engine.stop, lambda: self.screen.tell("stopping…")) as interrupts:
-            try:
-                with self.screen.status(self.progress, plain_every_s=REPORT_EVERY_S):
-                    for item in items:
-                        self._answer(item)
-                        if interrupts.exit_code:
-                            return interrupts.exit_code
-            except KeyboardInterrupt:
-                return INTERRUPTED
-        return SOME_FAILED if self.failed else 0
 
-    def _answer(self, item: Item) -> None:
-        from specexec.noise import derived_seed
+def _plan(items: list[Item], batch: BatchOptions, options: EngineOptions, sampling: SamplingParams) -> Plan:
+    output = batch.journal
+    before = (
+        None if output is None or not (batch.resume or batch.retry_failed) else read_manifest(Beside(output).manifest)
+    )
+    sampling = replace(sampling, seed=_seed(sampling, before))
+    target = resolve(options.model, "none", offline=options.offline).target
+    revision = fingerprint(target)
+    writer = Writer(batch.format, f"{options.model}@{revision}")
+    if output is None:
+        return Plan(items, sampling, writer, nullcontext(None), None, {}, 0)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    manifest = Manifest.now(_configuration(batch, options, sampling, revision))
+    resume, overwrite, retry = batch.resume or batch.retry_failed, batch.overwrite, batch.retry_failed
+    with ExitStack() as undo:
+        journal = undo.enter_context(
+            open_journal(output, manifest, resume=resume, overwrite=overwrite, retry_failed=retry)
+        )
+        journal.check_prompts(items)
+        todo = [item for item in items if item.id not in journal.done]
+        partial = PartialFile(Beside(output).partial, manifest.sha)
+        begun = partial.load({item.id: item for item in todo})
+        undo.pop_all()
+    missed = sum(journal.done[item.id].failed for item in items if item.id in journal.done)
+    return Plan(todo, sampling, writer, journal, partial, begun, missed)
 
-        try:
-            if item.problem:
-                raise item.problem
-            # The seed belongs to the item, so that its text depends on no other item and no order.
-            sampling = replace(self.sampling, seed=derived_seed(self.seed, item.id))
-            completion = self.engine.generate(item.prompt, sampling)
-        except REFUSALS as refusal:
-            if exit_code(refusal) != BAD_INPUT or self.strict:
-                raise
-            self.failed += 1
-            self.screen.tell(f"{item.id}: {refusal.what}" if item.id not in refusal.what else refusal.what)
-            self.sink.put(failed(item.id, refusal))
-        else:
-            self._keep(item, completion)
 
-    def _keep(self, item: Item, completion: Completion) -> None:
-        if completion.finish_reason != "interrupted":
-            self.done += 1
-        elif completion.tokens:
-            self.begun += 1
-        else:
-            return  # stopped before its first token: the item counts as not begun
-        self.tokens += len(completion.tokens)
-        self.sweeps += completion.sweeps
-        self.sink.put(finished(item.id, completion))
+def _seed(sampling: SamplingParams, before: Manifest | None) -> int:
+    """The seed asked for, that of the run which is resumed, or a fresh one."""
+    then = before.configuration.get("--seed") if before is not None else None
+    if sampling.seed is not None:
+        return sampling.seed
+    return then if isinstance(then, int) else secrets.randbits(63)
 
-    def progress(self) -> str:
-        """Where the run is: items as a bar, then the layer under way and the speed so far."""
-        from tqdm import tqdm  # a tenth of a second that --help need not pay
 
-        now = self.engine.progress()
-        spent_s = time.perf_counter() - self._started_s
-        facts = f"layer {now.layer}/{now.layers} · {self._speed(spent_s)}"
-        bar = "{percentage:3.0f}% |{bar:10}| {n_fmt}/{total_fmt} items · {elapsed}<{remaining} · " + facts
-        return tqdm.format_meter(self.done + self.failed, self.total, spent_s, bar_format=bar)
+def _configuration(
+    batch: BatchOptions, options: EngineOptions, sampling: SamplingParams, revision: str
+) -> dict[str, Json]:
+    """Everything a text depends on, by the names a user knows."""
+    chosen = {f"--{name.replace('_', '-')}": value for name, value in vars(sampling).items() if name != "stop"}
+    return {
+        "--model": options.model,
+        "model revision": revision,
+        "--dtype": options.dtype,
+        "--ctx": options.ctx,
+        "--raw": not batch.chat,
+        "--system": batch.system,
+        "--template": batch.template,
+        "--output-format": batch.format,
+        "--stop": list(sampling.stop),
+        **chosen,
+    }
 
-    def summary(self) -> str:
-        """What came of it."""
-        counts = {"answered": self.done, "in part": self.begun, "failed": self.failed}
-        facts = [f"{count} {what}" for what, count in counts.items() if count or what == "answered"]
-        left = self.total - sum(counts.values())
-        facts += [f"{left} not begun"] if left else []
-        facts.append(self._speed(time.perf_counter() - self._started_s))
-        return " · ".join(facts + ([f"seed {self.seed}"] if self.sampling.temperature != 0 else []))
 
-    def _speed(self, spent_s: float) -> str:
-        per_sweep = self.tokens / max(self.sweeps, 1)
-        return f"{self.tokens} tokens · {self.tokens / max(spent_s, 1e-9):.1f} tok/s · {per_sweep:.1f} tok/sweep"
+def _check_apart(inputs: tuple[str, ...], output: Path | None) -> None:
+    if output is not None and any(path != STDIN and Path(path).resolve() == output.resolve() for path in inputs):
+        raise click.UsageError(f"{output} is also an input.")
+
+
+def _dry_run(
+    items: list[Item], batch: BatchOptions, options: EngineOptions, sampling: SamplingParams, screen: Screen
+) -> int:
+    from cli.batch.dryrun import dry_run, show
+    from specexec.batch import MOST_PARALLEL
+
+    target = resolve(options.model, "none", offline=options.offline).target
+    parallel = MOST_PARALLEL if batch.parallel == "auto" else batch.parallel
+    lengths, lines = dry_run(items, target, sampling, options.ctx, parallel, options.link_limit)
+    show(lengths, lines, screen, as_json=batch.as_json)
+    return SOME_FAILED if lengths.bad or lengths.too_long else 0

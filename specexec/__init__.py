@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 from specexec.errors import SpecexecError
 from specexec.sampling import SamplingParams
 from specexec.stats import Burst, Completion, Progress
+from specexec.work import Failure, Request
 
 if TYPE_CHECKING:
-    from specexec.batch import Batch, Failure, Request
+    from specexec.batch import Batch
     from specexec.conversation import Conversation
     from specexec.engine import Engine, load
 
@@ -37,8 +38,6 @@ __all__ = [
 
 _LATE = {
     "Batch": "specexec.batch",
-    "Failure": "specexec.batch",
-    "Request": "specexec.batch",
     "Conversation": "specexec.conversation",
     "Engine": "specexec.engine",
     "load": "specexec.engine",

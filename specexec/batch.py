@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
 from specexec.cache import common_prefix
-from specexec.conversation import Prompt
 from specexec.decoder import Step
 from specexec.errors import SpecexecError
 from specexec.room import Room
@@ -22,6 +21,7 @@ from specexec.sampling import SamplingParams
 from specexec.sequence import Sequence
 from specexec.stats import Burst, Completion
 from specexec.walk import Acceptance
+from specexec.work import Failure, Partial, Prompt, Request, Result
 
 log = logging.getLogger(__name__)
 
@@ -31,37 +31,6 @@ WORTH_COPYING = 16
 WORTH_WAITING = 256
 
 
-@dataclass(frozen=True)
-class Request:
-    """One prompt of a run. `written` are tokens of its answer that an earlier run has already paid for."""
-
-    index: int
-    prompt: Prompt
-    sampling: SamplingParams
-    written: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A prompt that could not be answered, and why; the others are not touched by it."""
-
-    index: int
-    error: SpecexecError
-
-    @property
-    def code(self) -> str:
-        return self.error.code
-
-
-@dataclass(frozen=True)
-class Partial:
-    """How far an unfinished answer has come. A Request with these tokens as `written` goes on from there."""
-
-    index: int
-    tokens: tuple[int, ...]
-
-
-Result: TypeAlias = Completion | Failure
 Prepare: TypeAlias = Callable[[Prompt, SamplingParams], Sequence]
 
 
@@ -130,6 +99,7 @@ class Batch:
     ) -> None:
         assert parallel > 0
         self.done = False
+        self.sweeps = 0
         self._decoder = decoder
         self._prepare = prepare
         self._room = room
@@ -164,6 +134,7 @@ class Batch:
         """
         results = self._admit()
         steps = self._decoder.step() if self._live else []
+        self.sweeps += bool(steps)
         self._donors = list(self._live)
         for step in steps:
             self._live[step.sequence].add(step.burst, len(steps))

@@ -23,7 +23,7 @@ from transformers import (
 import offload as weights
 from specexec import sequence as sequences
 from specexec.architecture import check_tree_support, longest_text
-from specexec.batch import MOST_PARALLEL, Batch, Failure, Request, Result
+from specexec.batch import MOST_PARALLEL, Batch
 from specexec.cache import KVCache
 from specexec.chain import ChainLM
 from specexec.conversation import Conversation, Prompt
@@ -42,6 +42,7 @@ from specexec.room import Room
 from specexec.sampling import SamplingParams
 from specexec.sequence import Sequence
 from specexec.stats import Burst, Completion, Progress
+from specexec.work import Failure, Request, Result
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ Has the surface of specexec.engine, so that the commands can be tried in millise
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Literal
 
@@ -14,8 +14,8 @@ from specexec.errors import ContextLengthExceeded, EmptyPrompt
 from specexec.sampling import SamplingParams
 from specexec.stats import Burst, Completion, Cost, Progress
 from specexec.tree import TokenTree
+from specexec.work import Failure, Partial, Prompt, Request
 
-Prompt = str | list[dict[str, str]] | list[int]
 SIZES = (1, 4, 2)  # tokens per sweep, over and over
 
 
@@ -32,7 +32,7 @@ class FakeEngine:
     def __init__(self, *, bytes_per_sweep: int = 0, sweep_s: float = 0.0, deaf: bool = False) -> None:
         self.budget: int | str = 64
         self.closed = False
-        self.asked: list[tuple[Prompt, SamplingParams]] = []
+        self.asked: list[tuple[object, SamplingParams]] = []
         self._bytes = bytes_per_sweep
         self._sweep_s = sweep_s
         self._deaf = deaf
@@ -81,9 +81,11 @@ class FakeEngine:
             yield self._burst(text, answer[at - size :], reason if done else None, sampling)
 
     def generate(self, prompt: Prompt, sampling: SamplingParams) -> Completion:
-        bursts = list(self.stream(prompt, sampling))
+        return self.completion(prompt, list(self.stream(prompt, sampling)), 0)
+
+    def completion(self, prompt: Prompt, bursts: list[Burst], index: int) -> Completion:
         return Completion(
-            index=0,
+            index=index,
             text="".join(burst.text for burst in bursts),
             tokens=tuple(token for burst in bursts for token in burst.tokens),
             finish_reason=bursts[-1].finish_reason or "stop",
@@ -95,6 +97,9 @@ class FakeEngine:
             bytes_read=sum(burst.bytes_read for burst in bursts),
             seconds=0.25,
         )
+
+    def batch(self, requests: Iterable[Request], parallel: int | Literal["auto"] = "auto") -> FakeBatch:
+        return FakeBatch(self, iter(requests), 4 if parallel == "auto" else parallel)
 
     def conversation(self, system: str | None = None) -> FakeConversation:
         return FakeConversation(self, system)
@@ -128,6 +133,45 @@ class FakeEngine:
             seed=42 if sampling.seed is None else sampling.seed,
             cost=Cost(sweep_s=0.5, bytes_read=self._bytes),
         )
+
+
+class FakeBatch:
+    """A few answers at a time, a burst each per sweep."""
+
+    def __init__(self, engine: FakeEngine, requests: Iterator[Request], parallel: int) -> None:
+        self.done = False
+        self.sweeps = 0
+        self._engine = engine
+        self._requests = requests
+        self._parallel = parallel
+        self._live: dict[int, tuple[Request, Iterator[Burst], list[Burst]]] = {}
+
+    @property
+    def partial(self) -> list[Partial]:
+        live = self._live.items()
+        return [Partial(at, tuple(token for burst in bursts for token in burst.tokens)) for at, (_, _, bursts) in live]
+
+    def sweep(self) -> list[Completion | Failure]:
+        results: list[Completion | Failure] = []
+        while len(self._live) < self._parallel and (new := next(self._requests, None)):
+            self._live[new.index] = (new, self._engine.stream(new.prompt, new.sampling), [])
+        self.sweeps += bool(self._live)
+        self.done |= not self._live
+        for at, (request, stream, bursts) in list(self._live.items()):
+            try:
+                bursts.append(next(stream))
+            except (EmptyPrompt, ContextLengthExceeded) as error:
+                del self._live[at]
+                results.append(Failure(at, error))
+                continue
+            if bursts[-1].finish_reason:
+                del self._live[at]
+                results.append(self._engine.completion(request.prompt, bursts, at))
+                self.done |= bursts[-1].finish_reason == "interrupted"
+        return results
+
+    def close(self) -> None:
+        self._live.clear()
 
 
 class FakeConversation:

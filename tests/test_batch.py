@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from specexec import batch as batches
-from specexec.batch import Batch, Failure, Request, Result
+from specexec.batch import Batch
 from specexec.decoder import Decoder, Step
 from specexec.drafters.sibling import SiblingDrafter
 from specexec.errors import ContextLengthExceeded
@@ -18,6 +18,7 @@ from specexec.room import Room
 from specexec.sampling import SamplingParams
 from specexec.sequence import Sequence
 from specexec.stats import Completion
+from specexec.work import Failure, Request, Result
 from tests.tiny import VOCABULARY, tiny
 from tests.writing import prompt, sequence_of
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -182,7 +183,8 @@ def test_a_second_ctrl_c_abandons_the_sweep() -> None:
 def test_generate_keeps_what_is_done_when_it_is_stopped(tmp_path: Path) -> None:
     output = tmp_path / "out.jsonl"
     process = subprocess.Popen(
-        faked("generate", "-p", "one", "-p", "a much longer one", "-p", "two", "-o", str(output), sweep_s=0.2),
+        faked("generate", *("-p", "one", "-p", "a much longer one", "-p", "two", "-o", str(output), "--parallel=1"),
+              sweep_s=0.2),
         stdin=subprocess.DEVNULL, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     while not output.exists() or not output.read_text():
@@ -192,6 +194,8 @@ def test_generate_keeps_what_is_done_when_it_is_stopped(tmp_path: Path) -> None:
     _, err = process.communicate(timeout=20)
     assert process.returncode == 130
     assert "stopping…\n1 answered · 1 in part · 1 not begun · " in err
-    lines = output.read_text().splitlines()
-    assert '"text": "echo: one"' in lines[0]
-    assert '"finish_reason": "interrupted"' in lines[1]
+    assert "Continue with the same command and --resume." in err
+    (line,) = output.read_text().splitlines()
+    assert '"text": "echo: one"' in line
+    saved = json.loads((tmp_path / "out.jsonl.partial.json").read_text())
+    assert list(saved["items"]) == ["prompt:2"]

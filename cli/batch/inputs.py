@@ -1,0 +1,133 @@
+"""Files, folders and standard input become items: every line and every file gives exactly one, good or bad."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from cli.batch.items import Item
+from cli.batch.lines import Form, item_of_line
+from cli.batch.refusals import DuplicateId
+from cli.errors import BadText
+from specexec.errors import SpecexecError
+
+STDIN = "-"
+LINES = ".jsonl"
+# What is taken from a folder; anything else there (pictures, backups) is counted and left.
+KNOWN = (".jsonl", ".md", ".markdown", ".txt")
+BOM = b"\xef\xbb\xbf"
+
+Split = Literal["file", "lines", "blank"]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Part K of N: every N-th item, so that parts of a sorted input take about equally long."""
+
+    part: int = 1
+    of: int = 1
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """All items of a run in input order, and how many files of a folder were left."""
+
+    items: list[Item]
+    skipped: int = 0
+
+
+def read_inputs(
+    prompts: Sequence[str],
+    paths: Sequence[str],
+    form: Form,
+    *,
+    split: Split = "file",
+    limit: int | None = None,
+    shard: Shard = Shard(),
+) -> Inputs:
+    """The items of this run. Ids are unique: an item that repeats one carries that as its problem."""
+    files = [Path(path) for path in paths]
+    left = [file for folder in files if folder.is_dir() for file in _files(folder) if file.suffix not in KNOWN]
+    found = _unique(_all(prompts, paths, form, split))
+    numbered = [replace(item, index=index) for index, item in enumerate(found)][:limit]
+    return Inputs(numbered[shard.part - 1 :: shard.of], len(left))
+
+
+def _all(prompts: Sequence[str], paths: Sequence[str], form: Form, split: Split) -> Iterator[Item]:
+    for number, prompt in enumerate(prompts, start=1):
+        yield _item(f"prompt:{number}", prompt, form)
+    for path in paths:
+        if path == STDIN:
+            yield from _from_bytes("stdin", _stdin(), form, split, Path("stdin"))
+        elif Path(path).is_dir():
+            for file in _files(Path(path)):
+                if file.suffix in KNOWN:
+                    yield from _from_bytes(str(file), file.read_bytes(), form, split, file)
+        else:
+            yield from _from_bytes(path, Path(path).read_bytes(), form, split, Path(path))
+
+
+def _files(folder: Path) -> list[Path]:
+    """Everything in a folder and below that is not hidden, in the order of names."""
+    found = (file for file in folder.rglob("*") if file.is_file())
+    return sorted(file for file in found if not any(part.startswith(".") for part in file.relative_to(folder).parts))
+
+
+def _stdin() -> bytes:
+    buffer = getattr(sys.stdin, "buffer", None)
+    return sys.stdin.read().encode("utf-8", "surrogateescape") if buffer is None else buffer.read()
+
+
+def _from_bytes(name: str, content: bytes, form: Form, split: Split, file: Path) -> Iterator[Item]:
+    content = content.removeprefix(BOM)
+    if file.suffix == LINES or (name == "stdin" and split == "file" and content.lstrip()[:1] == b"{"):
+        for number, line in enumerate(content.split(b"\n"), start=1):
+            if line.strip():
+                yield item_of_line(line, f"{name}:{number}", form)
+        return
+    try:
+        text = content.decode()
+    except UnicodeDecodeError:
+        yield Item(name, problem=BadText(f"{name} is not UTF-8 text."))
+        return
+    if split == "file":
+        yield _item(name, text.removesuffix("\n").removesuffix("\r"), form)
+        return
+    for number, part in _parts(text, split):
+        yield _item(f"{name}:{number}", part, form)
+
+
+def _parts(text: str, split: Split) -> Iterator[tuple[int, str]]:
+    """Lines, or blocks between blank lines, each with the number of its first line; empty ones do not count."""
+    number = 1
+    for part in re.split(r"(\r?\n)" if split == "lines" else r"(\r?\n(?:[ \t]*\r?\n)+)", text):
+        if part.strip():
+            yield number + len(part) - len(part.lstrip("\n")), part.strip("\r\n")
+        number += part.count("\n")
+
+
+def _item(name: str, text: str, form: Form) -> Item:
+    try:
+        return Item(name, form.prompt(text, name))
+    except SpecexecError as problem:
+        return Item(name, problem=problem)
+
+
+def _unique(items: Iterable[Item]) -> Iterator[Item]:
+    """The same items; from the second use of an id on it is a problem, recorded under a name of its own."""
+    taken: set[str] = set()
+    for item in items:
+        if item.id not in taken:
+            taken.add(item.id)
+            yield item
+            continue
+        number = 2
+        while f"{item.id}#{number}" in taken:
+            number += 1
+        name = f"{item.id}#{number}"
+        taken.add(name)
+        yield Item(name, problem=item.problem or DuplicateId(f"{item.id}: this id was used before in the input."))

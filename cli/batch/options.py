@@ -1,0 +1,144 @@
+"""The options of `specexec generate` that are about items and files; engine and sampling have their own."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Literal, TypeAlias, TypeVar
+
+import click
+
+from cli.batch.formats import Format
+from cli.batch.inputs import Shard, Split
+from cli.batch.lines import Form
+from cli.options import TEXT_OR_FILE
+
+Result = TypeVar("Result")
+Parallel: TypeAlias = int | Literal["auto"]
+
+
+_POSITIVE = click.IntRange(min=1)
+
+
+class ParallelType(click.ParamType[Parallel]):
+    """`auto` or how many answers share a sweep at most."""
+
+    name = "auto|N"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Parallel:
+        return "auto" if value == "auto" else _POSITIVE(value, param, ctx)
+
+
+class ShardType(click.ParamType[Shard]):
+    """`2/4`: the second of four parts."""
+
+    name = "K/N"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Shard:
+        if isinstance(value, Shard):
+            return value
+        match = re.fullmatch(r"(\d+)/(\d+)", str(value))
+        if match is None or not 1 <= int(match[1]) <= int(match[2]):
+            self.fail(f"{value} is not a part; write 1/4 … 4/4.", param, ctx)
+        return Shard(int(match[1]), int(match[2]))
+
+
+@dataclass(frozen=True)
+class BatchOptions:
+    """Which items, how they become prompts, where the results go, and what to do about earlier ones."""
+
+    output: Path | None
+    output_dir: Path | None
+    output_format: Format | None
+    as_json: bool
+    resume: bool
+    retry_failed: bool
+    overwrite: bool
+    strict: bool
+    dry_run: bool
+    split: Split
+    field: str | None
+    template: str | None
+    system: str | None
+    chat: bool
+    limit: int | None
+    shard: Shard
+    parallel: Parallel
+
+    @property
+    def form(self) -> Form:
+        """How a text becomes a prompt."""
+        return Form(self.field, self.template, self.system, self.chat)
+
+    @property
+    def journal(self) -> Path | None:
+        """The file of records, if there is one."""
+        return self.output_dir / "records.jsonl" if self.output_dir is not None else self.output
+
+    @property
+    def format(self) -> Format:
+        """How a record looks."""
+        if self.output_format in (None, "text"):
+            return "jsonl"
+        return self.output_format
+
+    def check(self) -> None:
+        """Refuse what contradicts itself."""
+        file = self.journal is not None
+        clashes = [
+            (self.output is not None and self.output_dir is not None, "-o and --output-dir name two places."),
+            (self.output is not None and self.output_format == "text", "Text goes to --output-dir, not into one file."),
+            (self.output_dir is not None and self.output_format == "openai-batch", "--output-dir holds texts."),
+            (self.resume and self.overwrite, "--resume keeps what --overwrite throws away."),
+            (not file and (self.resume or self.retry_failed), "There is nothing to resume without -o or --output-dir."),
+            (self.system is not None and not self.chat, "--system needs the chat template; leave out --raw."),
+        ]
+        for clash, says in clashes:
+            if clash:
+                raise click.UsageError(says)
+
+
+_FILE = click.Path(path_type=Path, dir_okay=False)
+_OPTIONS = (
+    click.option("-o", "--output", type=_FILE, help="Write records to this file, one line each, as they finish."),
+    click.option("--output-dir", type=click.Path(path_type=Path, file_okay=False),
+                 help="Write each text to a file of its own here."),
+    click.option("--output-format", type=click.Choice(["jsonl", "openai-batch", "text"]), show_default="jsonl",
+                 help="How results look."),
+    click.option("--json", "as_json", is_flag=True, help="Without -o: print JSON lines, not just the text."),
+    click.option("--resume", is_flag=True, help="Go on with the output of an earlier run, in mid-answer if need be."),
+    click.option("--retry-failed", is_flag=True, help="Like --resume, and answer the failed items again."),
+    click.option("--overwrite", is_flag=True, help="Replace the output file if it exists."),
+    click.option("--strict", is_flag=True, help="Stop at the first bad prompt."),
+    click.option("--dry-run", is_flag=True, help="Count items and tokens; load no weights, write nothing."),
+    click.option("--split", type=click.Choice(["file", "lines", "blank"]), default="file",
+                 help="One prompt per text file, per line, or per block between blank lines."),
+    click.option("--field", metavar="NAME", show_default="prompt, messages or text",
+                 help="Which field holds the prompt."),
+    click.option("--template", type=TEXT_OR_FILE,
+                 help="Put the text into this, a jinja template: 'Summarise: {{ text }}'. Fields of a line work too."),
+    click.option("-s", "--system", type=TEXT_OR_FILE, help="System message of every prompt that has none."),
+    click.option("--chat/--raw", default=True, help="Apply the chat template, or continue the prompt as it is."),
+    click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N items."),
+    click.option("--shard", type=ShardType(), default="1/1", help="Only every N-th item, from the K-th on."),
+    click.option("--parallel", type=ParallelType(), default="auto", help="Answers that share a sweep, at most."),
+)  # fmt: skip
+
+
+def batch_options(command: Callable[..., Result]) -> Callable[..., Result]:
+    """Add them all; the command receives one `batch: BatchOptions`."""
+
+    @functools.wraps(command)
+    def collected(**arguments: object) -> Result:
+        chosen = {field.name: arguments.pop(field.name) for field in fields(BatchOptions)}
+        batch = BatchOptions(**chosen)  # type: ignore[arg-type]  # click has checked them
+        batch.check()
+        return command(batch=batch, **arguments)
+
+    decorated: Callable[..., Result] = collected
+    for option in reversed(_OPTIONS):
+        decorated = option(decorated)
+    return decorated

@@ -1,0 +1,29 @@
+"""Refusals of batch work."""
+
+from __future__ import annotations
+
+from specexec.errors import SpecexecError
+
+
+class DuplicateId(SpecexecError):
+    """Two items of the input have the same name, so a record could not say whose it is."""
+
+    code = "duplicate_id"
+
+
+class ManifestMismatch(SpecexecError):
+    """The output was made with another configuration."""
+
+    code = "manifest_mismatch"
+
+
+class Locked(SpecexecError):
+    """Another process writes this output."""
+
+    code = "locked"
+
+
+class DamagedOutput(SpecexecError):
+    """The output holds lines that are not ours, or not whole, where no crash could have left them."""
+
+    code = "damaged_output"

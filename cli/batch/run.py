@@ -1,0 +1,161 @@
+"""One pass over the items: sweep by sweep, every result kept at once, the unfinished saved whatever happens."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from cli.batch.eta import Forecast, spelled
+from cli.batch.items import Item
+from cli.batch.partial import PartialFile
+from cli.batch.sinks import Sink
+from cli.errors import INTERRUPTED, SOME_FAILED
+from cli.interrupts import Interrupts
+from cli.quantities import format_speed
+from cli.screen import Screen
+from specexec.errors import SpecexecError
+from specexec.sampling import SamplingParams
+from specexec.work import Failure, Request, Result
+
+if TYPE_CHECKING:
+    from specexec.batch import Batch
+    from specexec.engine import Engine
+
+REPORT_EVERY_S = 30.0
+
+
+@dataclass
+class Run:
+    """What is to be done, and what has come of it so far. `earlier` were answered, `missed` failed before this run."""
+
+    engine: Engine
+    sampling: SamplingParams
+    sink: Sink
+    screen: Screen
+    parallel: int | Literal["auto"] = "auto"
+    strict: bool = False
+    partial: PartialFile | None = None
+    begun: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    earlier: int = 0
+    missed: int = 0
+
+    def __post_init__(self) -> None:
+        self.total = self.earlier + self.missed
+        self.done = self.failed = self.tokens = self.sweeps = self.growing = 0
+        self.unfinished: dict[str, tuple[str, tuple[int, ...]]] = {}
+        self._items: dict[int, Item] = {}
+        self._forecast = Forecast(self.sampling.max_tokens)
+        self._carried = sum(map(len, self.begun.values()))
+        self._started_s = time.perf_counter()
+        self._read_B = self.engine.progress().bytes_read
+
+    def answer(self, items: list[Item]) -> int:
+        """Answer all items and return the exit code. Ctrl-C ends after the current layer and loses nothing."""
+        self.total += len(items)
+        self._items = {item.index: item for item in items}
+        self.unfinished = {item.id: (item.prompt_sha, self.begun[item.id]) for item in items if item.id in self.begun}
+        for item in items:
+            if item.problem is not None:
+                self._fail(item, item.problem)
+        batch = self.engine.batch(self._requests(items), self.parallel)
+        with Interrupts(self.engine.stop, lambda: self.screen.tell("stopping…")) as interrupts:
+            try:
+                with self.screen.status(self.progress, plain_every_s=REPORT_EVERY_S):
+                    while not batch.done and not interrupts.exit_code:
+                        self._sweep(batch)
+            except KeyboardInterrupt:
+                return INTERRUPTED
+            finally:
+                self._remember(batch)
+                batch.close()
+                if self.partial is not None:
+                    self.partial.save(self.unfinished)
+        return interrupts.exit_code or (SOME_FAILED if self.failed + self.missed else 0)
+
+    def _requests(self, items: list[Item]) -> Iterator[Request]:
+        from specexec.noise import derived_seed
+
+        for item in items:
+            if item.problem is None:
+                # The seed belongs to the item, so that its text depends on no other item and no order.
+                sampling = item.sampling(self.sampling, derived_seed(self.sampling.seed or 0, item.id))
+                yield Request(item.index, item.prompt, sampling, self.begun.get(item.id, ()))
+
+    def _sweep(self, batch: Batch) -> None:
+        for result in batch.sweep():
+            self._take(result)
+        self.sweeps = batch.sweeps
+        self.growing = sum(len(partial.tokens) for partial in batch.partial)
+        if self.partial is not None and self.partial.due():
+            self._remember(batch)
+            self.partial.save(self.unfinished)
+
+    def _remember(self, batch: Batch) -> None:
+        for partial in batch.partial:
+            item = self._items[partial.index]
+            if partial.tokens:
+                self.unfinished[item.id] = (item.prompt_sha, partial.tokens)
+
+    def _take(self, result: Result) -> None:
+        item = self._items[result.index]
+        if isinstance(result, Failure):
+            self._fail(item, result.error)
+            return
+        if result.finish_reason == "interrupted":
+            if result.tokens:
+                self.unfinished[item.id] = (item.prompt_sha, result.tokens)
+                if not self.sink.keeps_partial:
+                    self.sink.finished(item, result)
+        else:
+            self.sink.finished(item, result)
+            self.unfinished.pop(item.id, None)
+            self.done += 1
+            self._forecast.learn(len(result.tokens))
+        self.tokens += len(result.tokens)
+
+    def _fail(self, item: Item, error: SpecexecError) -> None:
+        if self.strict:
+            raise error
+        self.failed += 1
+        self.unfinished.pop(item.id, None)
+        self.screen.tell(f"{item.id}: {error.what}" if item.id not in error.what else error.what)
+        self.sink.failed(item, error)
+
+    def progress(self) -> str:
+        """Where the run is: items as a bar, then the layer under way, the speed so far, and what is still to come."""
+        from tqdm import tqdm
+
+        now = self.engine.progress()
+        spent_s = time.perf_counter() - self._started_s
+        ended = self.earlier + self.missed + self.done + self.failed
+        facts = f"layer {now.layer}/{now.layers} · {self._speed(spent_s)}{self._wire(now.bytes_read, spent_s)}"
+        rate = self._new_tokens / max(spent_s, 1e-9)
+        left = self._forecast.left_s(self.total - ended, self.growing, rate)
+        facts += f" · ETA {spelled(left)}" if left and self.total > ended else ""
+        bar = "{percentage:3.0f}% |{bar:10}| {n_fmt}/{total_fmt} items · " + facts
+        return tqdm.format_meter(ended, self.total, spent_s, bar_format=bar)
+
+    def summary(self) -> str:
+        """What came of it."""
+        answered, failed = self.earlier + self.done, self.missed + self.failed
+        counts = {"answered": answered, "in part": len(self.unfinished), "failed": failed}
+        facts = [f"{count} {what}" for what, count in counts.items() if count or what == "answered"]
+        left = self.total - sum(counts.values())
+        facts += [f"{left} not begun"] if left else []
+        spent_s = time.perf_counter() - self._started_s
+        facts.append(self._speed(spent_s) + self._wire(self.engine.progress().bytes_read, spent_s))
+        return " · ".join(facts + ([f"seed {self.sampling.seed}"] if self.sampling.temperature != 0 else []))
+
+    @property
+    def _new_tokens(self) -> int:
+        return max(self.tokens + self.growing - self._carried, 0)
+
+    def _speed(self, spent_s: float) -> str:
+        new = self._new_tokens
+        return f"{new} tokens · {new / max(spent_s, 1e-9):.1f} tok/s · {new / max(self.sweeps, 1):.1f} tok/sweep"
+
+    def _wire(self, read_B: int, spent_s: float) -> str:
+        moved_B = read_B - self._read_B
+        return f" · {format_speed(moved_B / spent_s)}" if moved_B > 0 else ""
