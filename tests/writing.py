@@ -20,6 +20,7 @@ from specexec.ranking import Ranking
 from specexec.sampling import SamplingParams
 from specexec.sequence import Sequence, start
 from tests.tiny import VOCABULARY, tiny
+from tests.tiny import greedy as tiny_greedy
 
 
 def spell(tokens: list[int]) -> str:
@@ -75,7 +76,5 @@ def write(
 
 def greedy(model: PreTrainedModel, tokens: Items[int], count: int) -> list[int]:
     """What transformers' own generate writes. The model must not have been given to a TreeLM."""
-    ids = torch.tensor([list(tokens)])
     with torch.no_grad():
-        output = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False)
-    return output[0, len(tokens) :].tolist()  # type: ignore[index]  # a tensor: no dict was asked for
+        return tiny_greedy(model, torch.tensor([list(tokens)]), count)[0, len(tokens) :].tolist()
