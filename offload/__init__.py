@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from offload.names import ModelPair, resolve
     from offload.placement import Free, Offload, Placement
     from offload.shards import open_folder
+    from offload.standing import standing_layer
     from offload.stream import StreamStats
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "load",
     "open_folder",
     "resolve",
+    "standing_layer",
     "stream_of",
 ]
 
@@ -44,6 +46,7 @@ _HOMES = {
     "load": "model",
     "open_folder": "shards",
     "resolve": "names",
+    "standing_layer": "standing",
     "stream_of": "model",
 }
 

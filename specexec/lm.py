@@ -60,10 +60,14 @@ class Sweep:
 
 
 class TreeLM:
-    """A transformers causal LM with a tree cache. Compared and hashed by identity: caches are kept per LM."""
+    """A transformers causal LM with a tree cache. Compared and hashed by identity: caches are kept per LM.
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    `layers` are the numbers its layers know themselves by, where they are not 0, 1, 2, … (partial.py).
+    """
+
+    def __init__(self, model: PreTrainedModel, layers: Items[int] | None = None) -> None:
         self.kinds = check_tree_support(type(model), model.config)
+        self._layers = range(len(self.kinds)) if layers is None else layers
         self.model = model
         self.model.set_attn_implementation(attention.NAME)
         self.device = next(model.get_input_embeddings().parameters()).device
@@ -87,7 +91,8 @@ class TreeLM:
         """Hidden states [R, H] of each part's rows. A transaction: on any error all caches forget the new nodes."""
         held = [len(part.cache.parents) for part in parts]
         try:
-            packed = _Packed(parts, self.kinds, self.device, cancelled or threading.Event())
+            kinds = dict(zip(self._layers, self.kinds, strict=True))
+            packed = _Packed(parts, kinds, self.device, cancelled or threading.Event())
             hidden_RH = self._run(packed)
             packed.check_complete()
         except BaseException:
@@ -152,7 +157,9 @@ class _Span:
 class _Packed:
     """The layout of one forward: which rows belong to whom. Handed through the model to the attention function."""
 
-    def __init__(self, parts: list[Rows], kinds: list[LayerKind], device: torch.device, cancelled: threading.Event):
+    def __init__(
+        self, parts: list[Rows], kinds: dict[int, LayerKind], device: torch.device, cancelled: threading.Event
+    ):
         self._kinds = kinds
         self._cancelled = cancelled
         self._attended: dict[int, int] = {}
@@ -195,7 +202,7 @@ class _Packed:
 
     def check_complete(self) -> None:
         """Every layer must have asked for the attention of every row, or the result is not to be trusted."""
-        missed = [layer for layer in range(len(self._kinds)) if self._attended.get(layer, 0) < self.count]
+        missed = [layer for layer in self._kinds if self._attended.get(layer, 0) < self.count]
         if missed:
             raise UnsupportedArchitecture(f"layer {missed[0]} does not use the registered attention function.")
 

@@ -1,0 +1,66 @@
+"""A model made of another one's parts: embeddings, norms and head shared, its list of layers replaced. No files.
+
+L layers of the whole model
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import deque
+from collections.abc import Mapping
+
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+
+def rebuilt(model: PreTrainedModel, layers: Mapping[int, nn.Module]) -> PreTrainedModel:
+    """The same model with only `layers`, by their numbers in the whole one and in that order; nothing is copied."""
+    path = layer_list_path(model)
+    config = partial_config(model.config, list(layers))
+    top: nn.Module = _fork(model, config)
+    parent = top
+    for name in path[:-1]:
+        child = _fork(parent.get_submodule(name), config)
+        parent._modules[name] = child
+        parent = child
+    parent._modules[path[-1]] = nn.ModuleList(layers.values())
+    for layer in layers.values():
+        for module in layer.modules():
+            if hasattr(module, "config"):  # a copied layer came with a copy, which misses how the whole attends
+                _configure(module, model.config)
+    assert isinstance(top, PreTrainedModel)
+    return top
+
+
+def partial_config(config: PretrainedConfig, kept: list[int]) -> PretrainedConfig:
+    """What the config would say about a model of just these layers."""
+    partial = copy.deepcopy(config)
+    types: list[str] | None = getattr(config, "layer_types", None)
+    if types is not None:
+        partial.layer_types = [types[layer] for layer in kept]
+    partial.num_hidden_layers = len(kept)
+    return partial
+
+
+def layer_list_path(model: PreTrainedModel) -> list[str]:
+    """Where the decoder layers hang: the topmost list with as many entries as the config counts layers."""
+    waiting: deque[tuple[list[str], nn.Module]] = deque([([], model)])
+    while waiting:
+        path, module = waiting.popleft()
+        if isinstance(module, nn.ModuleList) and len(module) == model.config.num_hidden_layers:
+            return path
+        waiting.extend(([*path, name], child) for name, child in module.named_children())
+    raise AssertionError("a causal LM has a list of layers")
+
+
+def _fork(module: nn.Module, config: PretrainedConfig) -> nn.Module:
+    """A second container of the same children, parameters and buffers."""
+    fork = copy.copy(module)
+    fork._modules = dict(module._modules)
+    if hasattr(fork, "config"):
+        _configure(fork, config)
+    return fork
+
+
+def _configure(module: nn.Module, config: PretrainedConfig) -> None:
+    setattr(module, "config", config)  # noqa: B010 - nn.Module types every attribute as a Tensor

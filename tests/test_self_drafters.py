@@ -1,0 +1,185 @@
+"""The target as its own drafter: fewer layers, or all of them in four bits. Exact, and as good as its parts allow."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from transformers import PreTrainedModel
+
+import offload
+from specexec.decoder import Decoder
+from specexec.drafters import Drafter
+from specexec.drafters.skip import agreement, choices, preferred, searched, skipping, spread
+from specexec.drafters.substitute import FourBit, quantised, substituting
+from specexec.errors import UnsupportedArchitecture
+from specexec.lm import TreeLM
+from specexec.partial import layer_list_path
+from specexec.planner import BestFirst
+from specexec.ranking import Ranking
+from specexec.sampling import SamplingParams
+from tests.tiny import LAYERS, VOCABULARY, tiny
+from tests.writing import drafters, prompt, sequence_of, write
+
+LENGTH = 24
+PROMPT = prompt(21)
+SURE = Ranking(tau=0.01)
+SAMPLINGS = [
+    SamplingParams(temperature=0.0, max_tokens=LENGTH),
+    SamplingParams(temperature=0.9, top_p=0.9, seed=1, max_tokens=LENGTH),
+]
+FAMILIES = ["llama", "llama_tied", "gemma3_text", "opt", "gpt_neox", "qwen3"]
+
+
+def layers_of(model: PreTrainedModel) -> nn.ModuleList:
+    found = model.get_submodule(".".join(layer_list_path(model)))
+    assert isinstance(found, nn.ModuleList)
+    return found
+
+
+def four_bit(model: PreTrainedModel) -> dict[int, nn.Module]:
+    return {i: quantised(copy.deepcopy(layer), torch.device("cpu")) for i, layer in enumerate(layers_of(model))}
+
+
+class Case:
+    """A target whose weights four bits can say exactly, so that its substitute is perfect."""
+
+    def __init__(self, folder: Path, family: str = "llama") -> None:
+        model = tiny(family, folder / "target")
+        for module in layers_of(model).modules():
+            if isinstance(module, nn.Linear):
+                module.weight.data = FourBit(module, torch.device("cpu")).weight.clone()
+        self.layers = dict(enumerate(copy.deepcopy(layers_of(model))))
+        self.quantised = four_bit(model)
+        self.target = TreeLM(model)
+        self.none = drafters("llama", folder)["none"]
+
+    def drafter(self, name: str, ranking: Ranking | None = None) -> Drafter:
+        if name == "substitute":
+            return substituting(self.target.model, self.quantised, VOCABULARY, ranking)
+        kept = range(LAYERS) if name == "all" else spread(LAYERS, 2)
+        return skipping(self.target.model, {i: self.layers[i] for i in kept}, VOCABULARY, ranking)
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
+    case = Case(tmp_path_factory.mktemp("case"))
+    yield case
+    case.target.close()
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "sampled"])
+@pytest.mark.parametrize("name", ["skip", "substitute"])
+def test_the_text_is_that_of_plain_decoding(case: Case, name: str, sampling: SamplingParams, overlap: bool) -> None:
+    (plain,) = write(case.target, case.none, [PROMPT], sampling)
+    (sequence,) = write(case.target, case.drafter(name), [PROMPT], sampling, 16, overlap=overlap)
+    assert sequence.answer == plain.answer
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "sampled"])
+@pytest.mark.parametrize("name", ["all", "substitute"])
+def test_a_perfect_copy_is_accepted_whole(case: Case, name: str, sampling: SamplingParams) -> None:
+    decoder = Decoder(case.target, case.drafter(name, SURE), BestFirst(), 7)
+    decoder.join(sequence_of(PROMPT, sampling))
+    for _ in range(3):
+        (step,) = decoder.step()
+        assert step.burst.accepted == 7
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_can_skip_and_be_substituted(family: str, tmp_path: Path) -> None:
+    model = tiny(family, tmp_path / "target")
+    plain_layers = dict(enumerate(copy.deepcopy(layers_of(model))))
+    small = four_bit(model)
+    target = TreeLM(model)
+    (plain,) = write(target, drafters("llama", tmp_path)["none"], [PROMPT], SAMPLINGS[0])
+    for drafter in (
+        skipping(model, {i: plain_layers[i] for i in (0, 1, 3)}, VOCABULARY),
+        substituting(model, small, VOCABULARY),
+    ):
+        (sequence,) = write(target, drafter, [PROMPT], SAMPLINGS[0], 8)
+        assert sequence.answer == plain.answer
+
+
+def test_drafting_leaves_the_targets_cache_alone(case: Case) -> None:
+    sequence = sequence_of(PROMPT, SAMPLINGS[0])
+    decoder = Decoder(case.target, case.drafter("skip"), BestFirst(), 8)
+    decoder.join(sequence)
+    decoder.step()
+    cache = sequence.cache(case.target)
+    assert cache.tokens == sequence.tokens[:-1]
+    assert sorted(cache.layers) == list(range(LAYERS))
+
+
+@pytest.mark.parametrize("width", [256, 96])
+def test_four_bits_are_close_and_take_little_room(width: int) -> None:
+    linear = nn.Linear(width, 128, bias=True)
+    small = FourBit(linear, torch.device("cpu"))
+    rows = torch.randn(16, width)
+    error = (small(rows) - linear(rows)).norm() / linear(rows).norm()
+    assert error < 0.12
+    assert small._packed.nbytes == 128 * width // 2
+    halved = FourBit(linear.to(torch.bfloat16), torch.device("cpu"))
+    assert (halved(rows.bfloat16()).float() - small(rows)).norm() / small(rows).norm() < 0.05
+
+
+@pytest.mark.parametrize("family", ["mixtral", "gpt_oss"])
+def test_fused_experts_are_refused_by_name(family: str, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedArchitecture, match="experts"):
+        four_bit(tiny(family, tmp_path / "target"))
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=40))
+def test_resident_layers_are_preferred(resident: list[bool]) -> None:
+    kept = preferred(resident)
+    assert kept == sorted(set(kept))
+    assert len(kept) == max(1, round(len(resident) / 2))
+    at_home = sum(resident)
+    assert sum(resident[layer] for layer in kept) == min(at_home, len(kept))
+
+
+def test_the_spread_is_even_and_keeps_both_ends() -> None:
+    assert spread(9, 5) == [0, 2, 4, 6, 8]
+    assert spread(5, 5) == [0, 1, 2, 3, 4]
+    assert spread(5, 1) == [0]
+
+
+def test_the_search_finds_the_best_neighbourhood() -> None:
+    wanted = {0, 3, 4}
+    found = searched([0, 2, 5], 6, lambda kept: len(wanted & set(kept)), tries=100)
+    assert set(found) == wanted
+    looked_at: list[list[int]] = []
+
+    def note(kept: list[int]) -> float:
+        looked_at.append(kept)
+        return 0.0
+
+    searched([0, 2, 5], 6, note, tries=5)
+    assert len(looked_at) == 5
+
+
+def test_the_whole_model_agrees_with_itself(case: Case) -> None:
+    whole = choices(case.target, PROMPT)
+    full = skipping(case.target.model, case.layers, VOCABULARY).lm
+    assert agreement(whole, full, PROMPT) == 1.0
+
+
+@pytest.mark.parametrize("tier", ["none", "ram", "disk"])
+def test_a_standing_layer_computes_what_the_streamed_one_does(tier: offload.Offload, tmp_path: Path) -> None:
+    tiny("llama", tmp_path / "model")
+    model = offload.load(tmp_path / "model", tier)
+    reference = layers_of(tiny("llama", tmp_path / "again"))
+    try:
+        for index in (2, 0):
+            layer = offload.standing_layer(model, index)
+            for name, parameter in reference[index].named_parameters():
+                assert torch.equal(layer.get_parameter(name), parameter)
+    finally:
+        offload.stream_of(model).close()
