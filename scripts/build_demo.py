@@ -39,13 +39,14 @@ class Recipe:
     """How long everything lasts; nothing depends on the clock."""
 
     target_steps: int = 1000
-    drafter_steps: int = 300
-    written: int = 2000  # answers by the target for its drafters
+    drafter_steps: int = 800
+    other_drafter_steps: int = 400  # weak and strong, which only measurements use
+    written: int = 1000  # answers by the target for its drafters
     copies: int = 200
     answer_tokens: int = 120
 
 
-SMOKE = Recipe(target_steps=2, drafter_steps=1, written=4, copies=4, answer_tokens=4)
+SMOKE = Recipe(target_steps=2, drafter_steps=1, other_drafter_steps=1, written=4, copies=4, answer_tokens=4)
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,8 @@ def make_drafter(shop: Workshop, name: str, target: LlamaForCausalLM, written: l
     model = on(shop.device, new_model(DRAFTERS[name], shop.tokenizer))
     rows = Rows(shop.tokenizer, shop.docs, mixed(shop.text.entries, written), SEED + 2)
     checkpoint = shop.out / f"{name}.pt"
-    trained = fit(model, iter(rows), shop.recipe.drafter_steps, shop.device, checkpoint, teacher=target)
+    steps = shop.recipe.drafter_steps if name == "drafter" else shop.recipe.other_drafter_steps
+    trained = fit(model, iter(rows), steps, shop.device, checkpoint, teacher=target)
     return Made(on(shop.device, save(model, shop.tokenizer, shop.out / name)), trained)
 
 

@@ -50,8 +50,8 @@ class Shape:
 
 TARGET = Shape(hidden=192, layers=5, heads=6, kv_heads=3, ff=512)
 DRAFTERS = {
-    "weak": Shape(hidden=32, layers=1, heads=1, kv_heads=1, ff=64),
     "drafter": Shape(hidden=64, layers=3, heads=2, kv_heads=1, ff=192),
+    "weak": Shape(hidden=32, layers=1, heads=1, kv_heads=1, ff=64),
     "strong": Shape(hidden=128, layers=3, heads=4, kv_heads=2, ff=384),
 }
 
@@ -64,7 +64,7 @@ class Batch:
     scored_BT: Tensor
 
 
-@dataclass
+@dataclass(frozen=True)
 class Trained:
     """What a training run left behind, for the manifest."""
 
@@ -240,9 +240,8 @@ def fit(
                 opt.step()
                 opt.zero_grad()
             smooth = 0.98 if done.steps else 0.0
-            done.loss = smooth * done.loss + (1 - smooth) * loss.item()
-            done.steps += 1
-            done.tokens += batch.ids_BT[:, 1:].numel()
+            average = smooth * done.loss + (1 - smooth) * loss.item()
+            done = Trained(done.steps + 1, done.tokens + batch.ids_BT[:, 1:].numel(), average)
             bar.update()
             bar.set_postfix(loss=f"{done.loss:.3f}", refresh=False)
             if done.steps % 50 == 0 or done.steps == steps:
