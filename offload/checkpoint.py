@@ -15,6 +15,8 @@ from transformers import PreTrainedModel
 
 from offload.conversion import Part, route
 from offload.errors import BadModelDir, UnsupportedArchitecture
+from offload.quant import dequantise
+from offload.quantised import Folded, Quantised, fold
 from offload.shards import SCRATCH_B, Entry, Folder
 
 # Unaligned views once changed one-row float32 results by 1e-5; 64 bytes is what torch's own allocator gives.
@@ -58,6 +60,38 @@ class Piece:
 
 
 @dataclass(frozen=True)
+class Packed:
+    """One tensor of a block that travels in few bits: where it lies when dequantised, and what it is made of."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    offset: int
+    sources: tuple[tuple[Part, Quantised], ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory, in the compute dtype."""
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+    def unpack(self, members: Mapping[str, torch.Tensor], scratch: torch.Tensor) -> torch.Tensor:
+        """The dense tensor inside `scratch`."""
+        dense = scratch[self.offset : self.offset + self.nbytes].view(self.dtype).view(self.shape)
+        for part, weight in self.sources:
+            held = {role: members[entry.name] for role, entry in weight.members.items()}
+            target = dense.as_strided(part.entry.shape, part.stride, dense.storage_offset() + part.offset)
+            if part.entry.shape == weight.shape:
+                dequantise(weight, held, target)
+                continue
+            # Some rows of what is fused on disk: `whole` counts a byte for each element.
+            whole = dense.new_empty(weight.shape)
+            dequantise(weight, held, whole)
+            start = part.entry.offset // (whole.numel() // weight.shape[0])
+            target.copy_(whole[start : start + part.entry.shape[0]])
+        return dense
+
+
+@dataclass(frozen=True)
 class Copy:
     """Bytes of a file that belong at `offset` of the buffer as they are."""
 
@@ -71,6 +105,17 @@ class Block:
 
     label: str
     pieces: tuple[Piece, ...]
+    packed: tuple[Packed, ...] = ()
+
+    @property
+    def dense_B(self) -> int:
+        """Bytes of the scratch memory that holds what is dequantised for as long as the block is in use."""
+        return sum(aligned(tensor.nbytes) for tensor in self.packed)
+
+    @property
+    def kept_B(self) -> int:
+        """Bytes of a block of the rest, which is dequantised for good."""
+        return self.dense_B or self.size_B
 
     @property
     def size_B(self) -> int:
@@ -105,8 +150,19 @@ class Block:
         return max((rows.nbytes for _, part in self.conversions for _, rows in part.entry.slices(SCRATCH_B)), default=0)
 
     def views(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The tensors by name, all inside `flat`."""
+        """What travels, by name and all inside `flat`: tensors as the model wants them, and codes and scales."""
         return {piece.name: piece.view(flat) for piece in self.pieces}
+
+    def dense(self, tensors: Mapping[str, torch.Tensor], scratch: torch.Tensor | None) -> Mapping[str, torch.Tensor]:
+        """What the model wants, by name: codes and scales among `views` dequantised into `scratch`."""
+        if not self.packed:
+            return tensors
+        assert scratch is not None
+        members = {
+            entry.name for item in self.packed for _, weight in item.sources for entry in weight.members.values()
+        }
+        ready = {name: tensor for name, tensor in tensors.items() if name not in members}
+        return ready | {item.name: item.unpack(tensors, scratch) for item in self.packed}
 
 
 @dataclass(frozen=True)
@@ -129,6 +185,11 @@ class Checkpoint:
         return max(block.size_B for block in self.layers)
 
     @property
+    def dense_B(self) -> int:
+        """Bytes of the scratch memory that holds any layer dequantised."""
+        return max(block.dense_B for block in self.layers)
+
+    @property
     def scratch_B(self) -> int:
         """Bytes needed beside the buffers while converting."""
         return max(block.scratch_B for block in (*self.layers, *self.rest))
@@ -137,21 +198,21 @@ class Checkpoint:
 def lay_out(folder: Folder, skeleton: PreTrainedModel, layers: str, dtype: torch.dtype) -> Checkpoint:
     """Lay the folder out for `skeleton`, whose decoder layers are the children of the module named `layers`."""
     tensors = skeleton.state_dict()
-    parts = route(folder.entries.values(), skeleton)
+    folded = fold(folder)
+    parts = route([*folded.dense.values(), *(weight.whole for weight in folded.quantised.values())], skeleton)
     _refuse_missing(tensors.keys() - parts.keys(), skeleton, folder.path)
-    dtypes = {name: _compute_dtype(name, tensors[name], skeleton, dtype) for name in parts}
+    places = _Places(folded, parts, {name: tuple(tensors[name].shape) for name in parts}, {})
     for name, found in parts.items():
-        _check_dtype(found, dtypes[name])
+        places.dtypes[name] = _compute_dtype(name, tensors[name], skeleton, dtype)
+        _check_dtype([part for part in found if part.entry.name not in folded.quantised], places.dtypes[name])
     by_layer: dict[int, list[str]] = {}
     rest: list[Block] = []
     for name in parts:
         if name.startswith(f"{layers}."):
             by_layer.setdefault(int(name.removeprefix(f"{layers}.").split(".")[0]), []).append(name)
         else:
-            rest.append(_block(name, [name], "", tensors, dtypes, parts))
-    blocks = tuple(
-        _block(f"layer {i}", names, f"{layers}.{i}.", tensors, dtypes, parts) for i, names in sorted(by_layer.items())
-    )
+            rest.append(places.block(name, [name], ""))
+    blocks = tuple(places.block(f"layer {i}", names, f"{layers}.{i}.") for i, names in sorted(by_layer.items()))
     return Checkpoint(folder.path, blocks, tuple(rest), folder.file_sizes)
 
 
@@ -160,23 +221,52 @@ def aligned(nbytes: int) -> int:
     return -(-nbytes // ALIGN_B) * ALIGN_B
 
 
-def _block(
-    label: str,
-    names: Sequence[str],
-    prefix: str,
-    tensors: Mapping[str, torch.Tensor],
-    dtypes: Mapping[str, torch.dtype],
-    parts: Mapping[str, list[Part]],
-) -> Block:
-    # In file order the pieces of a layer that is stored in one run are read with one call.
-    ordered = sorted(names, key=lambda name: min((part.entry.file, part.entry.offset) for part in parts[name]))
-    pieces: list[Piece] = []
-    offset = 0
-    for name in ordered:
-        piece = Piece(name.removeprefix(prefix), dtypes[name], tuple(tensors[name].shape), offset, tuple(parts[name]))
-        pieces.append(piece)
-        offset += aligned(piece.nbytes)
-    return Block(label, tuple(pieces))
+@dataclass(frozen=True)
+class _Places:
+    """What the module wants and where it comes from, by the module's names."""
+
+    folded: Folded
+    parts: Mapping[str, list[Part]]
+    shapes: Mapping[str, tuple[int, ...]]
+    dtypes: dict[str, torch.dtype]
+
+    def block(self, label: str, names: Sequence[str], prefix: str) -> Block:
+        """The named tensors one after another, those that are quantised beside them in the scratch memory."""
+        packed: list[Packed] = []
+        wanted: list[tuple[str, torch.dtype, tuple[int, ...], tuple[Part, ...]]] = []
+        members: dict[str, Entry] = {}
+        offset = 0
+        for name in names:
+            short, parts = name.removeprefix(prefix), tuple(self.parts[name])
+            if not any(part.entry.name in self.folded.quantised for part in parts):
+                wanted.append((short, self.dtypes[name], self.shapes[name], parts))
+                continue
+            packed.append(Packed(short, self.dtypes[name], self.shapes[name], offset, self._sources(name)))
+            offset += aligned(packed[-1].nbytes)
+            members |= {entry.name: entry for _, held in packed[-1].sources for entry in held.members.values()}
+        wanted += [(name, DTYPES[entry.dtype], entry.shape, (_as_stored(entry),)) for name, entry in members.items()]
+        # In file order the pieces of a layer that is stored in one run are read with one call.
+        wanted.sort(key=lambda item: min((part.entry.file, part.entry.offset) for part in item[3]))
+        pieces: list[Piece] = []
+        offset = 0
+        for name, dtype, shape, parts in wanted:
+            pieces.append(Piece(name, dtype, shape, offset, parts))
+            offset += aligned(pieces[-1].nbytes)
+        return Block(label, tuple(pieces), tuple(packed))
+
+    def _sources(self, name: str) -> tuple[tuple[Part, Quantised], ...]:
+        quantised = self.folded.quantised
+        plain = [part.entry.name for part in self.parts[name] if part.entry.name not in quantised]
+        if plain:
+            raise UnsupportedArchitecture(
+                f"'{name}' is made of quantised tensors and of '{plain[0]}', which is not quantised.",
+                hint="a version of the model that quantises all of them or none.",
+            )
+        return tuple((part, quantised[part.entry.name]) for part in self.parts[name])
+
+
+def _as_stored(entry: Entry) -> Part:
+    return Part(entry, entry.name, torch.empty(entry.shape, device="meta").stride(), 0)
 
 
 def _compute_dtype(name: str, tensor: torch.Tensor, skeleton: PreTrainedModel, dtype: torch.dtype) -> torch.dtype:
@@ -193,7 +283,7 @@ def _check_dtype(parts: Sequence[Part], wanted: torch.dtype) -> None:
         if found != wanted and not {found, wanted} <= CONVERTIBLE:
             raise UnsupportedArchitecture(
                 f"'{entry.name}' is stored as {entry.dtype} and needed as {str(wanted).removeprefix('torch.')}.",
-                "Quantised checkpoints cannot be streamed yet.",
+                "It is quantised in a way that cannot be streamed.",
                 "the 16-bit version of the model.",
             )
 

@@ -44,7 +44,7 @@ class OfflineMissing(OffloadError):
 
 
 class DiskFull(OffloadError):
-    """A download found no more space."""
+    """A download or a pack finds no more space, or would not find enough."""
 
     code = "disk_full"
 
@@ -89,3 +89,15 @@ class ReadFailed(OffloadError):
     """Weights could not be read in the middle of a sweep; the next sweep starts afresh."""
 
     code = "read_failed"
+
+
+class MissingLibrary(OffloadError):
+    """This model needs a package that is not installed."""
+
+    code = "missing_extra"
+
+
+class OutputExists(OffloadError):
+    """The folder to write holds something that nobody asked us to replace."""
+
+    code = "output_exists"

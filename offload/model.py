@@ -15,6 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from offload.checkpoint import Checkpoint, lay_out
+from offload.dense import DenseLayers
 from offload.hardware import free_memory
 from offload.layer import StreamedLayer
 from offload.need import CACHE_NUMBERS, cache_B, part_of
@@ -86,6 +87,8 @@ def load(
         undo.callback(disk.close)
         _fill_rest(skeleton, checkpoint, disk, torch.device(device))
         stream = _open_stream(checkpoint, disk, placement, torch.device(device), link_limit_Bps)
+        if checkpoint.dense_B:
+            stream = DenseLayers(stream, checkpoint, torch.device(device))
         undo.pop_all()
     layers = skeleton.layer_list
     for index, layer in enumerate(layers):
@@ -107,7 +110,7 @@ def _need(checkpoint: Checkpoint, skeleton: Skeleton, ctx: int, extra_B: int) ->
     """The exact need of a checkpoint that has been laid out."""
     rest = {"head": 0, "embeddings": 0, "norms": 0}
     for block in checkpoint.rest:
-        rest[part_of(block.label)] += block.size_B
+        rest[part_of(block.label)] += block.kept_B
     numbers = {name: getattr(skeleton.model.config, name, None) for name in CACHE_NUMBERS}
     return Need(
         layers_B=tuple(block.size_B for block in checkpoint.layers),
@@ -119,18 +122,20 @@ def _need(checkpoint: Checkpoint, skeleton: Skeleton, ctx: int, extra_B: int) ->
         ctx=ctx,
         scratch_B=checkpoint.scratch_B,
         extra_B=extra_B,
+        dense_B=checkpoint.dense_B,
     )
 
 
 def _fill_rest(skeleton: Skeleton, checkpoint: Checkpoint, disk: DiskStore, device: torch.device) -> None:
     """Embeddings, norms and head into memory for good; tied weights share theirs."""
     model = skeleton.model
+    stored: set[str] = set()
     for block in checkpoint.rest:
         arena = Arena(block.size_B)
         disk.read_block(block, arena)
-        for name, tensor in block.views(arena.flat).items():
+        for name, tensor in block.dense(block.views(arena.flat), Arena(block.dense_B).flat).items():
             _assign(model, name, tensor.to(device))
-    stored = {name for block in checkpoint.rest for name in (piece.name for piece in block.pieces)}
+            stored.add(name)
     missing = {name for name in model.all_tied_weights_keys if name not in stored}
     missing |= {name for name in model.all_tied_weights_keys.values() if name not in stored}
     model.tie_weights(missing_keys=missing, recompute_mapping=False)

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 
 from offload.placement import Need
+from offload.quantised import fold
 from offload.shards import ITEM_B, SCRATCH_B, Folder, Json
 
 LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.")
@@ -34,7 +35,18 @@ def need_of(folder: Folder, item_B: int, ctx: int, extra_B: int = 0) -> Need:
     disk_B = scratch_B = 0
     rest = {"head": 0, "embeddings": 0, "norms": 0}
     count = _number(folder.config, "num_hidden_layers", 1 << 30)
-    for entry in folder.entries.values():
+    folded = fold(folder)
+    dense: dict[int, int] = {}
+    for weight in folded.quantised.values():
+        match = LAYER.search(weight.name)
+        dense_B = -(-math.prod(weight.shape) * item_B // 64) * 64
+        if match is None:
+            rest[part_of(weight.name)] += dense_B
+        elif (layer := int(match[1])) < count:
+            dense[layer] = dense.get(layer, 0) + dense_B
+            layers[layer] = layers.get(layer, 0) + sum(-(-m.nbytes // 64) * 64 for m in weight.members.values())
+            disk_B += weight.nbytes
+    for entry in folded.dense.values():
         converts = entry.dtype in FLOATS and ITEM_B[entry.dtype] != item_B
         wanted_B = math.prod(entry.shape) * (item_B if entry.dtype in FLOATS else ITEM_B[entry.dtype])
         # Padded for alignment; tensors that end up fused are padded once, so this may count a little too much.
@@ -57,6 +69,7 @@ def need_of(folder: Folder, item_B: int, ctx: int, extra_B: int = 0) -> Need:
         ctx=ctx,
         scratch_B=scratch_B,
         extra_B=extra_B,
+        dense_B=max(dense.values(), default=0),
     )
 
 

@@ -30,11 +30,13 @@ class Need:
     ctx: int
     scratch_B: int = 0
     extra_B: int = 0
+    dense_B: int = 0
+    """One layer dequantised; zero where weights travel as they compute."""
 
     @property
     def fixed_B(self) -> int:
-        """What is in memory whatever the placement: embeddings, norms, head, KV cache, and what the caller adds."""
-        return self.embeddings_B + self.norms_B + self.head_B + self.cache_B + self.extra_B
+        """What is in memory whatever the placement: embeddings, norms, head, cache, a dense layer, the caller's own."""
+        return self.embeddings_B + self.norms_B + self.head_B + self.cache_B + self.dense_B + self.extra_B
 
     @property
     def widest_B(self) -> int:
@@ -151,6 +153,7 @@ def _breakdown(placement: Placement) -> str:
         ("embeddings", need.embeddings_B),
         ("head", need.head_B),
         (f"KV cache at --ctx {need.ctx}", need.cache_B),
+        ("a layer dequantised", need.dense_B),
         ("drafter and work space", need.extra_B + need.scratch_B),
     ]
     return " · ".join(f"{name} {size(nbytes)}" for name, nbytes in parts if nbytes)

@@ -21,6 +21,7 @@ SINGLE = "model.safetensors"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 # The safetensors library refuses larger headers too; a 70B header is about 100 KB.
 MAX_HEADER_B = 100_000_000
+MAX_SMALL_B = 1 << 20
 # Tensors that change their dtype are read so much at a time: large enough for the disk, small enough to forget.
 SCRATCH_B = 16 << 20
 ITEM_B = {
@@ -197,6 +198,17 @@ def read_header(file: Path) -> tuple[int, dict[str, Entry]]:
     if len(header) < header_B:
         raise _damaged(file, f"its header ends after {len(header)} of {header_B} bytes")
     return size_B, _parse_header(file, header, size_B)
+
+
+def read_small(entry: Entry) -> bytes:
+    """The bytes of a tensor that is part of a description, such as a quantisation state."""
+    if entry.nbytes > MAX_SMALL_B:
+        raise _damaged(entry.file, f"'{entry.name}' has {entry.nbytes} bytes, which is no description")
+    fd = os.open(entry.file, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return _pread_all(fd, entry.nbytes, entry.offset)
+    finally:
+        os.close(fd)
 
 
 def _pread_all(fd: int, length: int, offset: int) -> bytes:

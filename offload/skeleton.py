@@ -1,7 +1,7 @@
 """A transformers causal LM without weights, and where its decoder layers are. Refuses by name what cannot stream."""
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from transformers import (
 from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from offload.errors import BadModelDir, UnsupportedArchitecture
+from offload.quantised import refuse_unknown
 from offload.shards import Folder
 
 SUPPORTED = "Supported: Llama, Mistral, Qwen 2/3, Gemma 2/3, Phi-3, OLMo 2, GPT-NeoX, OPT, Mixtral, gpt-oss, DeepSeek …"
@@ -48,7 +49,7 @@ class Skeleton:
 
 def build(folder: Folder, dtype: str | torch.dtype | None) -> Skeleton:
     """The folder's model as transformers would build it, in `dtype` (default: as config.json or the weights say)."""
-    _refuse_quantised(folder)
+    refuse_unknown(folder)
     config = _config(folder)
     wanted = _dtype(dtype, config, folder)
     with init_empty_weights(include_buffers=False), _sense(folder.path / "config.json"):
@@ -73,6 +74,8 @@ def _config(folder: Folder) -> PreTrainedConfig:
         config: PreTrainedConfig = AutoConfig.from_pretrained(
             folder.path, local_files_only=True, trust_remote_code=False
         )
+    # Layers see ordinary dense weights, so the model is built as if it had never been quantised.
+    vars(config).pop("quantization_config", None)
     if config.get_text_config() is not config:
         raise _unsupported(folder, "Models with images or sound cannot be streamed yet.")
     if getattr(config, "is_encoder_decoder", False) or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
@@ -89,16 +92,6 @@ def _sense(file: Path) -> Iterator[None]:
     except nonsense as error:
         first = (str(error).strip() or repr(error)).splitlines()[0]
         raise BadModelDir(f"{file} does not describe a usable model.", first) from error
-
-
-def _refuse_quantised(folder: Folder) -> None:
-    found = folder.config.get("quantization_config")
-    if found:
-        method = found.get("quant_method", "unknown") if isinstance(found, Mapping) else "unknown"
-        raise UnsupportedArchitecture(
-            f"{folder.path} is quantised ({method}); quantised checkpoints cannot be streamed yet.",
-            hint="the 16-bit version of the model.",
-        )
 
 
 def _dtype(asked: str | torch.dtype | None, config: PreTrainedConfig, folder: Folder) -> torch.dtype:
