@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 import specexec
-from scripts.measure_trees import prompts
+from measure_trees import prompts
 from specexec import SamplingParams
 from specexec.conversation import Prompt
 from specexec.drafters import Drafter
