@@ -68,7 +68,7 @@ def measure(
     memory = Memory()
     llm._decoder.drafter = drafter_of(source, llm, memory)
     answers: list[Completion] = []
-    for prompt, sampling in tqdm(list(zip(asked, samplings, strict=True)), desc=source, leave=False):
+    for prompt, sampling in tqdm(list(zip(asked, samplings, strict=True)), desc=source, leave=False, disable=None):
         answers.append(llm.generate(prompt, sampling))
         if not session:
             memory.recent, memory.written = Recent(), []

@@ -32,6 +32,8 @@ from specexec.drafters import Drafter
 from specexec.drafters.choice import Choice, join, parse
 from specexec.drafters.ngram import NgramDrafter
 from specexec.drafters.sibling import SiblingDrafter
+from specexec.drafters.skip import SAMPLE, SHARE, best_layers, preferred, skipping
+from specexec.drafters.substitute import BITS, quantised, substituting
 from specexec.encoding import Encoding, check_vocabularies
 from specexec.errors import BadDrafter, ContextLengthExceeded, EmptyPrompt, UnsupportedArchitecture
 from specexec.lm import TreeLM
@@ -79,6 +81,8 @@ class Engine:
         self.memory = Memory()
         makers: dict[str, Callable[[], Drafter]] = {
             "sibling": lambda: self._sibling(pair, planner),
+            "substitute": lambda: self._substitute(planner),
+            "skip": lambda: self._skip(planner),
             "ngram": lambda: NgramDrafter(self.memory),
         }
         drafter = join(choice, makers, {})
@@ -249,6 +253,23 @@ class Engine:
         name = f"{pair.name} drafter" if pair.toy else pair.drafter.name
         return SiblingDrafter(self._draft, len(self.tokenizer), RANKINGS[planner], name=name)
 
+    def _skip(self, planner: str) -> SiblingDrafter:
+        resident = [tier == "none" for tier in self._stream.placement.tiers]
+        kept = preferred(resident)
+        assert isinstance(self._target, TreeLM)
+        if all(resident):  # every set of layers is there already: look for a good one
+            layers = {i: weights.standing_layer(self._model, i) for i in range(len(resident))}
+            kept = best_layers(self._target, layers, kept, self.encode(SAMPLE))
+        layers = {i: weights.standing_layer(self._model, i) for i in kept}
+        return skipping(self._model, layers, len(self.tokenizer), RANKINGS[planner])
+
+    def _substitute(self, planner: str) -> SiblingDrafter:
+        layers = {
+            i: quantised(weights.standing_layer(self._model, i), self._target.device)
+            for i in range(self._stream.layers)
+        }
+        return substituting(self._model, layers, len(self.tokenizer), RANKINGS[planner])
+
     def _bursts_of(self, sequence: Sequence) -> Iterator[Burst]:
         self._bursts[sequence] = deque()
         self._decoder.join(sequence)
@@ -281,7 +302,7 @@ def load(
 ) -> Engine:
     """Find, place and load a target and its drafter.
 
-    model: path, alias or hub name. drafter: auto, none, sources joined by + (sibling, ngram), or a
+    model: path, alias or hub name. drafter: auto, none, sources joined by + (sibling, substitute, skip, ngram), or a
     path or name in the sibling's place. offload: auto, none, ram or disk.
     budget: guesses per sweep, or auto. planner: best or reference. dtype: auto (the checkpoint's own), bf16, f16, f32.
     ram_B, vram_B: ceilings in bytes. link_limit_Bps throttles the weight stream.
@@ -311,7 +332,7 @@ def load(
         vram_B=vram_B,
         link_limit_Bps=link_limit_Bps,
         ctx=context,
-        extra_B=0 if pair.drafter is None else sum(file.stat().st_size for file in pair.drafter.glob("*.safetensors")),
+        extra_B=_drafter_B(choice, pair),
     )
     draft = None if pair.drafter is None else weights.load(pair.drafter, "none", where, DTYPES[dtype], ctx=context)
     if pair.toy and budget == "auto" and link_limit_Bps is None:
@@ -328,6 +349,14 @@ def _room(given: weights.Free, target: PreTrainedModel, draft: PreTrainedModel |
     models = [target] if draft is None else [target, draft]
     needs = [weights.stream_of(model).placement.need for model in models]
     return Room(plan.need.cache_B + max(spare_B, 0) // 2, sum(-(-need.cache_B // need.ctx) for need in needs))
+
+
+def _drafter_B(choice: Choice, pair: weights.ModelPair) -> int:
+    """Memory for what drafts beside the target. A resident target is skipped for free, but who knows yet if it will be."""
+    shares = {"skip": SHARE, "substitute": BITS / 16}
+    target_B = sum(file.stat().st_size for file in pair.target.glob("*.safetensors"))
+    own_B = sum(int(shares.get(source, 0) * target_B) for source in choice.sources)
+    return own_B + (0 if pair.drafter is None else sum(file.stat().st_size for file in pair.drafter.glob("*.safetensors")))
 
 
 def _without_sibling(choice: Choice, model: str) -> Choice:

@@ -22,6 +22,11 @@ from specexec.ranking import Ranking
 SHARE = 0.5  # of the layers stay: about what the paper's search keeps of a 70B
 TRIES = 24  # sets that a search looks at
 SAMPLE_ROWS = 96
+SAMPLE = (
+    "The following example shows how to read a file line by line. If the file does not exist, an error is raised and "
+    "the program stops. Most people write a test first: it says what is wanted, and it fails until the work is done. "
+    "In the morning the harbour was quiet; three boats had left before dawn, and nobody knew when they would return."
+)
 
 
 def skipping(
@@ -73,6 +78,17 @@ def _swaps(kept: list[int], count: int) -> list[list[int]]:
     others = [layer for layer in range(count) if layer not in kept]
     pairs = sorted(((out, new) for out in kept for new in others), key=lambda pair: abs(pair[0] - pair[1]))
     return [sorted({*kept, new} - {out}) for out, new in pairs]
+
+
+def best_layers(whole: TreeLM, layers: Mapping[int, nn.Module], start: list[int], text: Items[int]) -> list[int]:
+    """The layers to keep, as many as `start` has, found by trying on a sample text."""
+    expected = choices(whole, text)
+
+    def score(kept: list[int]) -> float:
+        partial = rebuilt(whole.model, {layer: layers[layer] for layer in kept})
+        return agreement(expected, TreeLM(partial, kept), text)
+
+    return searched(start, len(layers), score)
 
 
 def agreement(whole: list[int], lm: TreeLM, text: Items[int]) -> float:
