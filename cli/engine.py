@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from cli.options import EngineOptions
 from cli.quantities import format_count
+from cli.recall import recalling
 from cli.screen import Screen
 from cli.verbosity import Verbosity, start_logging
 
@@ -45,7 +46,7 @@ def running_engine(options: EngineOptions, screen: Screen, verbosity: Verbosity)
     start_logging(verbosity)
     with screen.status(lambda: f"starting {options.model}…"):
         engine = open_engine(options)
-    with engine:
+    with engine, recalling(engine):
         for line in introduction(engine):
             screen.say(line)
         yield engine

@@ -78,7 +78,7 @@ class Engine:
         self._stream = weights.stream_of(model)
         self._target = _target(model)
         self._draft = TreeLM(draft_model) if draft_model is not None else None
-        self.memory = Memory()
+        self.memory = Memory() if "ngram" in choice.sources else None
         makers: dict[str, Callable[[], Drafter]] = {
             "sibling": lambda: self._sibling(pair, planner),
             "substitute": lambda: self._substitute(planner),
@@ -352,11 +352,12 @@ def _room(given: weights.Free, target: PreTrainedModel, draft: PreTrainedModel |
 
 
 def _drafter_B(choice: Choice, pair: weights.ModelPair) -> int:
-    """Memory for what drafts beside the target. A resident target is skipped for free, but who knows yet if it will be."""
+    """Memory for what drafts beside the target. Skipping in a resident one is free, but it is not placed yet."""
     shares = {"skip": SHARE, "substitute": BITS / 16}
     target_B = sum(file.stat().st_size for file in pair.target.glob("*.safetensors"))
     own_B = sum(int(shares.get(source, 0) * target_B) for source in choice.sources)
-    return own_B + (0 if pair.drafter is None else sum(file.stat().st_size for file in pair.drafter.glob("*.safetensors")))
+    sibling = [] if pair.drafter is None else list(pair.drafter.glob("*.safetensors"))
+    return own_B + sum(file.stat().st_size for file in sibling)
 
 
 def _without_sibling(choice: Choice, model: str) -> Choice:

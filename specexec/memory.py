@@ -19,7 +19,7 @@ from specexec.tree import Floats
 HORIZONS = ("conversation", "past", "corpus")
 STANDINGS = 6
 RECYCLED_RUNGS = 3  # off the text's path a choice says something about its last few tokens only
-PAST_LIMIT = 1 << 20  # tokens of earlier texts that are kept, latest first to stay: 12 MiB
+PAST_LIMIT = 1 << 18  # tokens of earlier texts that are kept, the latest: 2 MiB, sorted in half a second
 
 
 @dataclass

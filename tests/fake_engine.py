@@ -31,6 +31,7 @@ class FakeEngine:
 
     def __init__(self, *, bytes_per_sweep: int = 0, sweep_s: float = 0.0, deaf: bool = False) -> None:
         self.budget: int | str = 64
+        self.memory = None
         self.closed = False
         self.asked: list[tuple[object, SamplingParams]] = []
         self._bytes = bytes_per_sweep

@@ -1,0 +1,50 @@
+"""`specexec index`: texts that answers are likely to quote, for the ngram drafter to guess from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from cli.errors import BadText
+from cli.options import EngineOptions
+from cli.quantities import format_count
+from cli.verbosity import Verbosity, start_logging, verbosity_options
+
+
+@click.command()
+@click.argument("files", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("-m", "--model", metavar="MODEL", default=EngineOptions().model, help="Whose tokenizer reads them.")
+@click.option("--forget", is_flag=True, help="Delete the index and all earlier texts instead.")
+@click.option("--offline", is_flag=True, help="Use only what is already on this machine.")
+@verbosity_options
+@click.pass_context
+def index(ctx: click.Context, files: tuple[Path, ...], model: str, forget: bool, offline: bool) -> None:
+    """Read text FILES that answers may quote; --drafter ngram and sibling+ngram then guess from them.
+
+    Replaces the index that was there. Models with the same tokenizer share it. The text of no answer changes.
+    """
+    if not files and not forget:
+        raise click.UsageError("Nothing to index: name some text files, or --forget.")
+    start_logging(ctx.ensure_object(Verbosity))
+    from cli.recall import corpus_path, save
+    from cli.recall import forget as delete
+    from specexec.engine import encoding_of
+    from specexec.suffix import Settled
+
+    encoding = encoding_of(model, offline=offline)
+    if forget:
+        click.echo(f"forgot {len(delete(encoding.tokenizer))} files", err=True)
+    if files:
+        corpus = Settled.of([encoding.encode(_read(file)) for file in files])
+        path = corpus_path(encoding.tokenizer)
+        save(path, {"tokens": corpus.tokens_E, "order": corpus.order_E})
+        tokens = format_count(len(corpus) - len(files))
+        click.echo(f"indexed {len(files)} files, {tokens} tokens, for {model}: {path}", err=True)
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as problem:
+        raise BadText(f"{file} is not UTF-8 text (byte {problem.start:,}).", hint="text files only.") from problem

@@ -1,0 +1,91 @@
+"""What was written is remembered by the next run, whole or not at all, and can be forgotten."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import specexec
+from cli import recall
+from cli.app import main
+from cli.recall import corpus_path, past_path, recalling, save
+from specexec import SamplingParams
+from specexec.engine import encoding_of
+
+SAMPLING = SamplingParams(temperature=0.0, max_tokens=24)
+TOKENIZER = encoding_of("demo").tokenizer
+PAST = "The with statement is used to"
+
+
+def sweeps(drafter: str = "ngram") -> int:
+    """Sweeps of one answer, in a run that recalls earlier ones."""
+    with specexec.load("demo", drafter=drafter, offload="none", dtype="f32", budget=32) as llm, recalling(llm):
+        return llm.generate(PAST, SAMPLING).sweeps
+
+
+def test_a_second_run_knows_what_the_first_one_wrote() -> None:
+    first = sweeps()
+    assert past_path(TOKENIZER, "demo").is_file()
+    assert sweeps() < first
+    assert oct(past_path(TOKENIZER, "demo").stat().st_mode)[-3:] == "600"
+
+
+def test_a_run_without_retrieval_leaves_nothing_behind() -> None:
+    sweeps("none")
+    assert not past_path(TOKENIZER, "demo").exists()
+
+
+def test_an_indexed_text_is_guessed_and_can_be_forgotten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with specexec.load("demo", drafter="none", offload="none", dtype="f32") as llm:
+        text = llm.generate(PAST, SAMPLING).text
+    plain = sweeps()
+    recall.forget(TOKENIZER)
+    (tmp_path / "quoted.txt").write_text(PAST + text)
+    assert main(["index", str(tmp_path / "quoted.txt")]) == 0
+    assert "indexed 1 files" in capsys.readouterr().err
+    assert sweeps() < plain
+    assert main(["index", "--forget"]) == 0
+    assert not corpus_path(TOKENIZER).exists()
+    assert not past_path(TOKENIZER, "demo").exists()
+
+
+def test_index_refuses_what_is_no_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "image.png").write_bytes(b"\x89PNG\xff\xfe")
+    assert main(["index", str(tmp_path / "image.png")]) == 7
+    assert "is not UTF-8 text (byte 0)" in capsys.readouterr().err
+    assert main(["index"]) == 2
+
+
+def test_a_damaged_file_costs_a_note_and_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
+    past = past_path(TOKENIZER, "demo")
+    past.parent.mkdir(parents=True)
+    past.write_bytes(b"no arrays")
+    with caplog.at_level(logging.WARNING):
+        assert sweeps() > 0
+    assert "cannot be read and is left out" in caplog.text
+    assert sweeps() > 0  # and was replaced by a good one
+
+
+def test_a_file_of_something_else_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    save(past_path(TOKENIZER, "demo"), {"other": np.zeros(3)})
+    with caplog.at_level(logging.WARNING):
+        sweeps()
+    assert "holds something else" in caplog.text
+
+
+def test_a_crash_while_saving_keeps_the_old_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = tmp_path / "kept.safetensors"
+    save(path, {"tokens": np.arange(3)})
+    before = path.read_bytes()
+
+    def full_disk(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        save(path, {"tokens": np.arange(4)})
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
