@@ -22,6 +22,7 @@ COMMANDS = {
     "repl": "cli.repl:repl",
     "serve": "cli.serve.command:serve",
     "models": "cli.models:models",
+    "pack": "cli.pack:pack",
     "index": "cli.index:index",
     "version": "cli.version:version",
 }

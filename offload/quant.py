@@ -15,6 +15,7 @@ import torch
 
 from offload.errors import MissingLibrary
 from offload.quantised import Quantised
+from offload.shards import Json
 
 Quant = Literal["none", "int8", "nf4"]
 
@@ -27,6 +28,17 @@ DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 SLICE = 1 << 20
 # A state is JSON padded to this length, so that sizes are known beforehand and what follows stays aligned.
 STATE_B = 256
+# What config.json says about weights in the layouts of bitsandbytes.
+CONFIGS: dict[Quant, dict[str, Json]] = {
+    "int8": {"quant_method": "bitsandbytes", "load_in_8bit": True},
+    "nf4": {
+        "quant_method": "bitsandbytes",
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": True,
+        "bnb_4bit_quant_storage": "uint8",
+    },
+}
 MXFP4_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 
 

@@ -1,0 +1,63 @@
+"""`specexec pack`: lay a model out for streaming, quantised if asked. The originals are only read."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from cli.errors import INTERRUPTED
+from cli.quantities import format_bytes
+from cli.screen import Screen
+from cli.verbosity import Verbosity, start_logging, verbosity_options
+
+if TYPE_CHECKING:
+    from offload.quant import Quant
+
+
+@click.command()
+@click.argument("model")
+@click.option("--quant", type=click.Choice(["none", "int8", "nf4"]), default="nf4", help="Bits of the layers' weights.")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="The folder to write.")
+@click.option("--device", metavar="cpu|cuda[:N]", default="cpu", help="Where nf4 is computed.")
+@click.option("--offline", is_flag=True, help="Never use the network.")
+@click.option("--dry-run", is_flag=True, help="Say what would be written, and where; write nothing.")
+@verbosity_options
+@click.pass_obj
+def pack(verbosity: Verbosity, model: str, quant: Quant, out: Path, device: str, offline: bool, dry_run: bool) -> int:
+    """Write MODEL (a name or a folder) as one aligned file per layer, which streams at the speed of the disk.
+
+    \b
+      specexec pack llama-8b --quant nf4 --out packs/llama-8b
+      specexec chat -m packs/llama-8b --offload disk
+
+    The same command again goes on where it was stopped. Originals are kept.
+    """
+    screen = Screen(quiet=verbosity.quiet)
+    start_logging(verbosity)
+    with screen.status(lambda: f"reading {model}…"):
+        from offload import pack as packs  # torch and transformers: seconds that --help need not pay
+        from offload.names import resolve
+        from offload.shards import open_folder
+
+        wanted = packs.plan(open_folder(resolve(model, "none", offline=offline).target), quant)
+    layers = f"{len(wanted.shards) - 1} layers"
+    if dry_run:
+        click.echo(f"would write {layers}, {format_bytes(wanted.size_B)}, to {out}")
+        return 0
+    from tqdm import tqdm
+
+    began_s = time.perf_counter()
+    hidden = True if verbosity.quiet else None  # None: shown on a terminal only
+    try:
+        with tqdm(total=wanted.read_B, unit="B", unit_scale=True, desc="pack", disable=hidden, leave=False) as bar:
+            packs.pack(wanted, out, device, bar.update)
+    except KeyboardInterrupt:
+        screen.tell(f"stopped; the same command goes on where it was. {out} is no model yet.")
+        return INTERRUPTED
+    spent_s = time.perf_counter() - began_s
+    screen.say(f"wrote {layers}, {format_bytes(wanted.size_B)}, in {spent_s:.0f} s; sha256 in {out / packs.MANIFEST}")
+    screen.say(f"originals are kept. Try: specexec chat -m {out}")
+    return 0

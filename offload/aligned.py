@@ -1,0 +1,180 @@
+"""Writes one safetensors file whose tensors can be read straight into place. Knows bytes and files, no model.
+
+The header is padded with spaces so that the data starts at a multiple of 4096; the largest tensors come first and those
+of odd sizes last, so that every weight starts at a multiple of 64. A file appears under its name only when it is whole.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from offload.errors import DiskFull, ReadFailed
+from offload.shards import ITEM_B, Entry
+from offload.store import read_exactly
+
+DATA_START_B = 4096
+ALIGN_B = 64
+# Enough for the disk to stream, little enough to forget.
+CHUNK_B = 16 << 20
+CODES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
+    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Written:
+    """A finished file, as the manifest remembers it."""
+
+    size_B: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+    source: Entry | torch.Tensor
+
+    @property
+    def rank(self) -> tuple[bool, int, int, str]:
+        """Where it comes in the file; odd sizes by falling item size, so that each stays a multiple of its own."""
+        odd = self.nbytes % ALIGN_B != 0
+        return odd, -ITEM_B[self.dtype] if odd else 0, -self.nbytes, self.name
+
+
+def write(
+    path: Path,
+    sources: Sequence[Entry | Mapping[str, torch.Tensor]],
+    advance: Callable[[int], object] = lambda nbytes: None,
+) -> Written:
+    """Write entries of other files as they are and tensors from memory; whole and on disk when this returns."""
+    tensors = sorted((tensor for source in sources for tensor in _tensors(source)), key=lambda tensor: tensor.rank)
+    partial = path.with_name(f"{path.name}.partial")
+    digest = hashlib.sha256()
+    with ExitStack() as cleanup:
+        cleanup.callback(partial.unlink, missing_ok=True)
+        try:
+            with partial.open("wb", buffering=0) as file:
+                for chunk in _chunks(tensors):
+                    _write_all(file.fileno(), chunk)
+                    digest.update(chunk)
+                    advance(chunk.nbytes)
+                size_B = file.tell()
+                os.fsync(file.fileno())
+            partial.replace(path)
+            _sync_folder(path.parent)
+        except OSError as error:
+            raise write_failed(path, error) from error
+    return Written(size_B, digest.hexdigest())
+
+
+def write_small(path: Path, content: bytes) -> None:
+    """Replace a small file at once: after a crash there is the old one or the new one."""
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise write_failed(path, error) from error
+
+
+def write_failed(path: Path, error: OSError) -> DiskFull:
+    """What to say when a file cannot be written; the one place that knows."""
+    return DiskFull(
+        f"{path} could not be written: {error.strerror}.",
+        "Finished shards are kept.",
+        "the same command after freeing space (it continues), or --out on another disk.",
+    )
+
+
+def digest_of(path: Path, advance: Callable[[int], object] = lambda nbytes: None) -> Written:
+    """Size and hash of a file that is there."""
+    digest, size_B = hashlib.sha256(), 0
+    with path.open("rb", buffering=0) as file:
+        while chunk := file.read(CHUNK_B):
+            digest.update(chunk)
+            size_B += len(chunk)
+            advance(len(chunk))
+    return Written(size_B, digest.hexdigest())
+
+
+def load_entry(entry: Entry, dtype: torch.dtype) -> torch.Tensor:
+    """One tensor of a file, in memory of its own."""
+    buffer = bytearray(entry.nbytes)
+    _read(entry, memoryview(buffer), 0)
+    return torch.frombuffer(buffer, dtype=dtype).view(entry.shape)
+
+
+def _tensors(source: Entry | Mapping[str, torch.Tensor]) -> list[_Tensor]:
+    if isinstance(source, Entry):
+        return [_Tensor(source.name, source.dtype, source.shape, source.nbytes, source)]
+    return [
+        _Tensor(name, CODES[tensor.dtype], tuple(tensor.shape), tensor.nbytes, tensor.contiguous())
+        for name, tensor in source.items()
+    ]
+
+
+def _chunks(tensors: Sequence[_Tensor]) -> Iterator[memoryview]:
+    """The file's bytes in order, a piece at a time."""
+    yield memoryview(_header(tensors))
+    buffer = memoryview(bytearray(min(CHUNK_B, max((tensor.nbytes for tensor in tensors), default=0))))
+    for tensor in tensors:
+        source = tensor.source
+        if isinstance(source, torch.Tensor):
+            yield source.reshape(-1).view(torch.uint8).numpy().data
+            continue
+        for start in range(0, source.nbytes, CHUNK_B):
+            chunk = buffer[: min(CHUNK_B, source.nbytes - start)]
+            _read(source, chunk, start)
+            yield chunk
+
+
+def _read(entry: Entry, view: memoryview, start: int) -> None:
+    try:
+        fd = os.open(entry.file, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            whole = read_exactly(fd, [view], entry.offset + start)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise ReadFailed(f"could not read {entry.file.name} ('{entry.name}'): {error.strerror}.") from error
+    if not whole:
+        raise ReadFailed(f"could not read {entry.file.name} ('{entry.name}'): the file ends too early.")
+
+
+def _write_all(fd: int, chunk: memoryview) -> None:
+    while chunk:
+        chunk = chunk[os.write(fd, chunk) :]
+
+
+def _sync_folder(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _header(tensors: Sequence[_Tensor]) -> bytes:
+    content: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for tensor in tensors:
+        end = offset + tensor.nbytes
+        content[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(content, separators=(",", ":")).encode()
+    text += b" " * (-(len(text) + 8) % DATA_START_B)
+    return len(text).to_bytes(8, "little") + text

@@ -1,0 +1,279 @@
+"""Packs: a checkpoint written anew for streaming, one aligned shard per layer, quantised on the way if asked.
+
+`plan` decides with headers alone what goes where; `pack` writes shard after shard. Each finished shard is in the
+manifest with its hash, so that a pack that was killed goes on where it stopped. The originals are only read.
+docs/packs.md describes the format.
+"""
+
+import fcntl
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from offload.aligned import Written, digest_of, load_entry, write, write_failed, write_small
+from offload.checkpoint import DTYPES, Block, lay_out
+from offload.errors import CorruptShard, DiskFull, OutputExists, UnsupportedArchitecture
+from offload.placement import size
+from offload.quant import BLOCK, CONFIGS, NESTED_BLOCK, STATE_B, Quant, quantise
+from offload.quantised import fold
+from offload.shards import INDEX, Entry, Folder, Json, read_header
+from offload.skeleton import Skeleton, build
+
+MANIFEST = "manifest.json"
+FORMAT = "specexec-pack"
+VERSION = 1
+REST = "rest.safetensors"
+FLOATS = {"F32", "F16", "BF16"}
+# What a folder has besides weights: tokenizer, chat template, settings.
+COPIED = (".json", ".jinja", ".model", ".txt")
+
+Advance = Callable[[int], object]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file to write: which tensors of the original, and which of them in few bits."""
+
+    file: str
+    entries: tuple[Entry, ...]
+    quantised: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole pack, decided before anything is written."""
+
+    folder: Folder
+    quant: Quant
+    shards: tuple[Shard, ...]
+    skipped: tuple[str, ...]
+    """Linear modules that stay dense, as transformers wants them named."""
+    loadable: bool
+    """Can plain transformers load it? Not where experts are quantised in a layout of ours."""
+
+    @property
+    def read_B(self) -> int:
+        """Bytes of the originals."""
+        return sum(entry.nbytes for shard in self.shards for entry in shard.entries)
+
+    @property
+    def size_B(self) -> int:
+        """Bytes of the pack, within a few pages."""
+        return sum(shard_B(shard, self.quant) for shard in self.shards)
+
+
+def plan(folder: Folder, quant: Quant) -> Plan:
+    """What a pack of the folder holds; every tensor that the model needs is accounted for. Reads no weight."""
+    if quant != "none" and fold(folder).quantised:
+        raise UnsupportedArchitecture(
+            f"{folder.path} is quantised already.",
+            "Quantising twice would lose more than it saves.",
+            "--quant none, which only lays it out for streaming, or the 16-bit version of the model.",
+        )
+    skeleton = build(folder, None)
+    checkpoint = lay_out(folder, skeleton.model, skeleton.layers, skeleton.dtype)
+    shards: list[Shard] = []
+    loadable = True
+    for index, block in enumerate(checkpoint.layers):
+        linear, stacked = _quantisable(block, skeleton, index) if quant != "none" else (frozenset(), frozenset())
+        loadable = loadable and not stacked
+        shards.append(Shard(f"layer-{index:05d}.safetensors", _entries([block], folder), linear | stacked))
+    shards.append(Shard(REST, _entries(checkpoint.rest, folder)))
+    names = {name for name, module in skeleton.model.named_modules() if isinstance(module, nn.Linear)}
+    skipped = sorted(name for name in names if not name.startswith(f"{skeleton.layers}."))
+    return Plan(folder, quant, tuple(shards), tuple(skipped), loadable)
+
+
+def pack(plan: Plan, out: Path, device: str = "cpu", advance: Advance = lambda nbytes: None) -> None:
+    """Write the pack into `out`, or finish one that was begun there. `advance` hears of bytes of the original."""
+    _refuse_overlap(plan, out)
+    with _alone(out):
+        manifest = _begin(plan, out)
+        done = _finished(manifest)
+        missing_B = sum(shard_B(shard, plan.quant) for shard in plan.shards if shard.file not in done)
+        free_B = shutil.disk_usage(out).free
+        if missing_B > free_B:
+            raise DiskFull(
+                f"packing needs {size(missing_B)} more on the disk of {out}, {size(free_B)} are free.",
+                f"{len(done)} of {len(plan.shards)} shards are written." if done else None,
+                "--out on another disk, or --quant nf4." if plan.quant != "nf4" else "--out on another disk.",
+            )
+        for shard in plan.shards:
+            file = out / shard.file
+            if shard.file not in done or not file.is_file() or digest_of(file) != done[shard.file]:
+                done[shard.file] = write(file, [_content(shard, entry, plan.quant, device) for entry in shard.entries])
+                _save(out, manifest, done)
+            advance(sum(entry.nbytes for entry in shard.entries))
+        _finish(plan, out, manifest, done)
+
+
+def verify(out: Path, advance: Advance = lambda nbytes: None) -> list[str]:
+    """The shards of a finished pack whose bytes are not those that were written; empty when all is well."""
+    done = _finished(read_manifest(out) or {})
+    return [
+        name for name, wrote in done.items() if not (out / name).is_file() or digest_of(out / name, advance) != wrote
+    ]
+
+
+def read_manifest(out: Path) -> dict[str, Json] | None:
+    """The manifest of a pack; None where there is no pack."""
+    if not (out / MANIFEST).is_file():
+        return None
+    try:
+        manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CorruptShard(f"{out / MANIFEST} cannot be read: {error}.") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        return None
+    return manifest
+
+
+def shard_B(shard: Shard, quant: Quant) -> int:
+    """Bytes of a shard, header included, within a page."""
+    total = 4096
+    for entry in shard.entries:
+        count = math.prod(entry.shape)
+        if entry.name not in shard.quantised:
+            total += entry.nbytes
+        elif quant == "int8":
+            total += count + 4 * (count // entry.shape[-1])
+        else:
+            matrices = entry.shape[0] if len(entry.shape) == 3 else 1
+            blocks = -(-count // matrices // BLOCK)
+            total += matrices * (-(-count // matrices // 2) + blocks + 4 * -(-blocks // NESTED_BLOCK))
+            total += 64 + 1024 + STATE_B * (1 + matrices // 8)
+    return total
+
+
+def _entries(blocks: Sequence[Block], folder: Folder) -> tuple[Entry, ...]:
+    """The original tensors of the blocks, whole and each once: one may be cut up among several of the module's."""
+    names = dict.fromkeys(part.entry.name for block in blocks for piece in block.pieces for part in piece.parts)
+    return tuple(folder.entries[name] for name in names)
+
+
+def _quantisable(block: Block, skeleton: Skeleton, index: int) -> tuple[frozenset[str], frozenset[str]]:
+    """Names on disk of the layer's linear weights, and of its experts. Routers, norms and biases stay as they are."""
+    layer = skeleton.layer_list[index]
+    linear: set[str] = set()
+    experts: set[str] = set()
+    for piece in block.pieces:
+        path, _, key = piece.name.rpartition(".")
+        names = {part.entry.name for part in piece.parts if part.entry.dtype in FLOATS}
+        if isinstance(layer.get_submodule(path), nn.Linear) and key == "weight":
+            linear |= names
+        elif len(piece.shape) == 3:
+            experts |= names
+    return frozenset(linear), frozenset(experts)
+
+
+def _content(shard: Shard, entry: Entry, quant: Quant, device: str) -> Entry | Mapping[str, torch.Tensor]:
+    if entry.name not in shard.quantised:
+        return entry
+    return quantise(load_entry(entry, DTYPES[entry.dtype]).to(device), entry.name, quant)
+
+
+def _refuse_overlap(plan: Plan, out: Path) -> None:
+    if out.resolve() == plan.folder.path.resolve():
+        raise OutputExists(f"{out} holds the originals, which are never touched.", hint="another --out.")
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """The folder made and locked, so that two packs never write into it at once."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        folder = os.open(out, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise write_failed(out, error) from error
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise OutputExists(f"another specexec is writing to {out}.", hint="wait for it, or another --out.") from error
+    finally:
+        os.close(folder)
+
+
+def _begin(plan: Plan, out: Path) -> dict[str, Json]:
+    """A new manifest, or the one of the same pack that was begun here."""
+    new: dict[str, Json] = {
+        "format": FORMAT,
+        "version": VERSION,
+        "quant": plan.quant,
+        "loads_in_transformers": plan.loadable,
+        "source": _fingerprint(plan.folder),
+        "complete": False,
+        "shards": {},
+    }
+    old = read_manifest(out)
+    if old is None:
+        if strangers := sorted(file.name for file in out.iterdir() if file.suffix != ".partial"):
+            raise OutputExists(f"{out} is not empty ({strangers[0]} …).", hint="another --out, or an empty folder.")
+        return new
+    same = ("version", "quant", "source")
+    if [old.get(key) for key in same] != [new[key] for key in same]:
+        raise OutputExists(
+            f"{out} holds a pack of another model, another revision or with --quant {old.get('quant')}.",
+            hint="another --out, or remove that pack first.",
+        )
+    return old
+
+
+def _fingerprint(folder: Folder) -> str:
+    """Changes whenever a header, a size or the config of the originals does."""
+    tensors = sorted((e.name, e.dtype, e.shape, e.offset, e.file.name) for e in folder.entries.values())
+    sizes = sorted((file.name, size_B) for file, size_B in folder.file_sizes.items())
+    return hashlib.sha256(json.dumps([folder.config, tensors, sizes], sort_keys=True).encode()).hexdigest()
+
+
+def _finished(manifest: Mapping[str, Json]) -> dict[str, Written]:
+    shards = manifest.get("shards")
+    rows = shards.items() if isinstance(shards, dict) else ()
+    return {
+        name: Written(int(str(row["size"])), str(row["sha256"]))
+        for name, row in rows
+        if isinstance(row, dict) and {"size", "sha256"} <= row.keys()
+    }
+
+
+def _save(out: Path, manifest: dict[str, Json], done: Mapping[str, Written]) -> None:
+    manifest["shards"] = {name: {"size": wrote.size_B, "sha256": wrote.sha256} for name, wrote in sorted(done.items())}
+    write_small(out / MANIFEST, _json(manifest))
+
+
+def _finish(plan: Plan, out: Path, manifest: dict[str, Json], done: Mapping[str, Written]) -> None:
+    """Index, tokenizer and settings; config.json last, because a folder without it is no model for anybody."""
+    placed = {name: shard.file for shard in plan.shards for name in read_header(out / shard.file)[1]}
+    index = {"metadata": {"total_size": sum(wrote.size_B for wrote in done.values())}, "weight_map": placed}
+    write_small(out / INDEX, _json(index))
+    for file in sorted(plan.folder.path.iterdir()):
+        if _travels(file):
+            write_small(out / file.name, file.read_bytes())
+    manifest["complete"] = True
+    _save(out, manifest, done)
+    config = dict(plan.folder.config)
+    if plan.quant != "none":
+        config["quantization_config"] = (
+            {**CONFIGS[plan.quant], "llm_int8_skip_modules": list(plan.skipped)}
+            if plan.loadable
+            else {"quant_method": "specexec", "quant": plan.quant}
+        )
+    write_small(out / "config.json", _json(config))
+
+
+def _travels(file: Path) -> bool:
+    own = file.name in (INDEX, MANIFEST, "config.json") or file.name.startswith(".")
+    return file.is_file() and not own and (file.suffix in COPIED or file.name.startswith(("LICENSE", "NOTICE")))
+
+
+def _json(content: Mapping[str, object]) -> bytes:
+    return (json.dumps(content, indent=1) + "\n").encode()
