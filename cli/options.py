@@ -97,7 +97,7 @@ _ENGINE = (
     click.option("--offload", type=click.Choice(["auto", "none", "ram", "disk"]), default="auto",
                  help="Where the weights live between sweeps."),
     click.option("-b", "--budget", type=BUDGET, default="auto", help="Guessed tokens checked per sweep."),
-    click.option("--planner", type=click.Choice(["best", "reference"]), default="best",
+    click.option("--planner", type=click.Choice(["best", "reference", "beam", "sequoia"]), default="best",
                  help="How the tree of guesses grows."),
     click.option("--device", metavar="auto|cpu|cuda[:N]", default="auto", help="Where the model computes."),
     click.option("--dtype", type=click.Choice(["auto", "bf16", "f16", "f32"]), default="auto",

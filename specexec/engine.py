@@ -39,7 +39,7 @@ from specexec.errors import BadDrafter, ContextLengthExceeded, EmptyPrompt, Unsu
 from specexec.lm import TreeLM
 from specexec.memory import Memory
 from specexec.noise import Noise, derived_seed
-from specexec.planner import PLANNERS, RANKINGS
+from specexec.planners import planner_of, ranking_of
 from specexec.room import Room
 from specexec.sampling import SamplingParams
 from specexec.sequence import Sequence
@@ -86,7 +86,7 @@ class Engine:
             "ngram": lambda: NgramDrafter(self.memory),
         }
         drafter = join(choice, makers, {})
-        self._decoder = Decoder(self._target, drafter, PLANNERS[planner], budget, self._stream.stats)
+        self._decoder = Decoder(self._target, drafter, planner_of(planner), budget, self._stream.stats)
         self._bursts: dict[Sequence, deque[Burst]] = {}
         self._stop_tokens = _stop_tokens(model, encoding)
 
@@ -251,7 +251,7 @@ class Engine:
         assert self._draft is not None
         assert pair.drafter is not None
         name = f"{pair.name} drafter" if pair.toy else pair.drafter.name
-        return SiblingDrafter(self._draft, len(self.tokenizer), RANKINGS[planner], name=name)
+        return SiblingDrafter(self._draft, len(self.tokenizer), ranking_of(planner), name=name)
 
     def _skip(self, planner: str) -> SiblingDrafter:
         resident = [tier == "none" for tier in self._stream.placement.tiers]
@@ -261,14 +261,14 @@ class Engine:
             layers = {i: weights.standing_layer(self._model, i) for i in range(len(resident))}
             kept = best_layers(self._target, layers, kept, self.encode(SAMPLE))
         layers = {i: weights.standing_layer(self._model, i) for i in kept}
-        return skipping(self._model, layers, len(self.tokenizer), RANKINGS[planner])
+        return skipping(self._model, layers, len(self.tokenizer), ranking_of(planner))
 
     def _substitute(self, planner: str) -> SiblingDrafter:
         layers = {
             i: quantised(weights.standing_layer(self._model, i), self._target.device)
             for i in range(self._stream.layers)
         }
-        return substituting(self._model, layers, len(self.tokenizer), RANKINGS[planner])
+        return substituting(self._model, layers, len(self.tokenizer), ranking_of(planner))
 
     def _bursts_of(self, sequence: Sequence) -> Iterator[Burst]:
         self._bursts[sequence] = deque()
@@ -304,7 +304,7 @@ def load(
 
     model: path, alias or hub name. drafter: auto, none, sources joined by + (sibling, substitute, skip, ngram), or a
     path or name in the sibling's place. offload: auto, none, ram or disk.
-    budget: guesses per sweep, or auto. planner: best or reference. dtype: auto (the checkpoint's own), bf16, f16, f32.
+    budget: guesses per sweep, or auto. planner: best, reference, beam, sequoia. dtype: auto (as stored), bf16, f16, f32.
     ram_B, vram_B: ceilings in bytes. link_limit_Bps throttles the weight stream.
     Raises offload's errors for models and memory, UnsupportedArchitecture for targets that cannot verify trees,
     TokenizerMismatch for a drafter that does not fit, ContextLengthExceeded for a ctx beyond the model's.

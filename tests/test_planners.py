@@ -1,0 +1,121 @@
+"""Other shapes of trees: the same text, and each is what its name says."""
+
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from specexec.budget import FixedBudget
+from specexec.cost import CostModel
+from specexec.decoder import Decoder
+from specexec.drafters import Drafter
+from specexec.lm import TreeLM
+from specexec.planners import NAMES, Beam, Sequoia, planner_of, ranking_of, static_tree
+from specexec.sampling import SamplingParams
+from tests.tiny import tiny
+from tests.writing import drafters, prompt, sequence_of, write
+
+LENGTH = 24
+PROMPT = prompt(21)
+SAMPLINGS = [
+    SamplingParams(temperature=0.0, max_tokens=LENGTH),
+    SamplingParams(temperature=0.9, top_p=0.9, seed=1, max_tokens=LENGTH),
+]
+
+
+class Case:
+    """One target and the drafters to try it with."""
+
+    def __init__(self, folder: Path) -> None:
+        self.target = TreeLM(tiny("llama", folder / "target"))
+        self.drafters: dict[str, Drafter] = drafters("llama", folder)
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
+    case = Case(tmp_path_factory.mktemp("case"))
+    yield case
+    case.target.close()
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "sampled"])
+@pytest.mark.parametrize("name", ["beam", "sequoia"])
+def test_planners_differ_in_speed_only(case: Case, name: str, sampling: SamplingParams) -> None:
+    prompts = [PROMPT, prompt(5, seed=5)]
+    plain = [write(case.target, case.drafters["none"], [tokens], sampling)[0].answer for tokens in prompts]
+    for drafter in ("useless", "perfect"):
+        for overlap in (False, True):
+            written = write(
+                case.target, case.drafters[drafter], prompts, sampling, 12, planner_of(name), overlap=overlap
+            )
+            assert [one.answer for one in written] == plain
+
+
+@pytest.mark.parametrize("name", ["beam", "sequoia"])
+def test_a_perfect_drafter_pays(case: Case, name: str) -> None:
+    decoder = Decoder(case.target, case.drafters["confident"], planner_of(name), 24)
+    decoder.join(sequence_of(PROMPT, SamplingParams(temperature=0.0, max_tokens=60)))
+    bursts = []
+    while decoder.live:
+        bursts += [step.burst for step in decoder.step()]
+    assert all(burst.nodes <= 24 for burst in bursts)
+    assert 60 / len(bursts) > (8 if name == "sequoia" else 10)
+
+
+def test_a_beam_is_as_wide_on_every_level(case: Case) -> None:
+    sequence = sequence_of(PROMPT, SAMPLINGS[0])
+    (tree,) = Beam(depth=5).grow(case.drafters["useless"], [sequence], FixedBudget(20), CostModel())
+    assert np.bincount(tree.depth_N).tolist() == [4] * 5
+
+
+def test_sequoia_learns_which_ranks_are_taken(case: Case) -> None:
+    planner = Sequoia()
+    assert planner.chance_K[0] == pytest.approx(0.6)
+    write(
+        case.target, case.drafters["confident"], [PROMPT], SamplingParams(temperature=0.0, max_tokens=60), 16, planner
+    )
+    assert planner.chance_K[0] > 0.85
+    before = Sequoia()
+    write(case.target, case.drafters["useless"], [PROMPT], SAMPLINGS[0], 16, before)
+    assert before.chance_K[0] < 0.3
+
+
+def dynamic_programming(chance_K: tuple[float, ...], nodes: int, depth: int) -> float:
+    """The paper's recursion: the most accepted tokens that a tree of so many nodes and levels can hope for."""
+
+    @cache
+    def below(left: int, rank: int, levels: int) -> float:
+        if not left or not levels or rank == len(chance_K):
+            return 0.0
+        return max(
+            below(left, rank + 1, levels) if not size else
+            chance_K[rank] * (1 + below(size - 1, 0, levels - 1)) + below(left - size, rank + 1, levels)
+            for size in range(left + 1)
+        )  # fmt: skip
+
+    return below(nodes, 0, depth)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.lists(st.floats(0.01, 1.0), min_size=1, max_size=3).map(lambda chances: sorted(chances, reverse=True)),
+    st.integers(1, 9),
+    st.integers(1, 4),
+)
+def test_the_static_tree_is_that_of_dynamic_programming(chances: list[float], nodes: int, depth: int) -> None:
+    total = sum(chances)
+    chance_K = np.array(chances) / max(total, 1.0)
+    shape = static_tree(chance_K, nodes, depth)
+    assert shape.chances_N.sum() == pytest.approx(dynamic_programming(tuple(chance_K.tolist()), nodes, depth))
+    assert (shape.parents_N < np.arange(len(shape.parents_N))).all()
+
+
+def test_every_name_makes_a_planner() -> None:
+    for name in NAMES:
+        assert planner_of(name) is not None
+        assert ranking_of(name) is not None
+    assert planner_of("sequoia") is not planner_of("sequoia")
