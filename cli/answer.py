@@ -100,7 +100,7 @@ def stats_line(answer: Answer, *, sampled: bool, link_limit_Bps: float | None) -
 def ending(answer: Answer, max_tokens: int) -> str | None:
     """What to know about an answer that did not end by itself."""
     if answer.finish_reason == "length":
-        return f"  stopped at --max-tokens {max_tokens}"
+        return f"  stopped at --max-tokens {max_tokens}; /continue to go on"
     if answer.finish_reason == "interrupted" and not answer.tokens:
         return "  stopped before the first token"
     if answer.finish_reason == "interrupted":

@@ -14,6 +14,7 @@ from types import FrameType
 import click
 
 from cli.errors import INTERRUPTED, PIPE_CLOSED, TERMINATED, exit_code, explain
+from cli.settings import defaults_for
 from cli.verbosity import Verbosity, verbosity_options
 
 COMMANDS = {
@@ -24,6 +25,9 @@ COMMANDS = {
     "models": "cli.models:models",
     "pack": "cli.pack:pack",
     "index": "cli.index:index",
+    "sessions": "cli.sessions:sessions",
+    "config": "cli.config:config",
+    "completion": "cli.completion:completion",
     "version": "cli.version:version",
 }
 
@@ -54,6 +58,15 @@ class LazyGroup(click.Group):
         command = getattr(importlib.import_module(module), name)
         assert isinstance(command, click.Command)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command, with the settings files as its defaults."""
+        name, command, rest = super().resolve_command(ctx, args)
+        if name and command and not isinstance(command, click.Group):
+            ctx.default_map = {name: defaults_for(name, command)}
+        return name, command, rest
 
     def invoke(self, ctx: click.Context) -> object:
         try:

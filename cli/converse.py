@@ -24,4 +24,5 @@ def converse(session: Session, *, history: bool) -> int:
             obey(session, line)
         elif line.strip():
             session.send(line.removeprefix("/"))
+        session.keep()
     return session.last.exit_code if session.last and session.last.exit_code == TERMINATED else 0

@@ -45,6 +45,10 @@ EXIT_CODES = {
     "damaged_output": 9,
     "port_taken": 9,
     "missing_extra": USAGE,
+    "session_not_found": 3,
+    "bad_session": 4,
+    "bad_snapshot": 4,
+    "bad_config": USAGE,
 }
 
 REFUSALS = (OffloadError, SpecexecError)
@@ -78,6 +82,30 @@ class MissingExtra(SpecexecError):
     """This command needs packages that were not installed with the rest."""
 
     code = "missing_extra"
+
+
+class SessionNotFound(SpecexecError):
+    """No conversation has this id, or several do."""
+
+    code = "session_not_found"
+
+
+class BadSession(SpecexecError):
+    """A file among the conversations is not one."""
+
+    code = "bad_session"
+
+
+class BadSnapshot(SpecexecError):
+    """Keys and values that were kept do not belong to this model and conversation, or are damaged."""
+
+    code = "bad_snapshot"
+
+
+class BadConfig(SpecexecError):
+    """A settings file says something that we do not understand."""
+
+    code = "bad_config"
 
 
 class DiskFull(SpecexecError):

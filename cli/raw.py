@@ -42,6 +42,15 @@ class RawConversation:
             sampling = replace(sampling, seed=derived_seed(sampling.seed, "retry", self._retries))
         return self.send(text, sampling)
 
+    @property
+    def can_proceed(self) -> bool:
+        """A completion is gone on with by typing it again."""
+        return False
+
+    def proceed(self, sampling: SamplingParams) -> Iterator[Burst]:
+        """Nothing."""
+        return iter(())
+
     def undo(self) -> bool:
         """Forget the last prompt and its completion."""
         undone = bool(self.messages)

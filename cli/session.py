@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from cli.screen import Screen
 from specexec.sampling import SamplingParams
 
 if TYPE_CHECKING:
+    from cli.keeping import Keeper
     from cli.raw import RawConversation
     from specexec.conversation import Conversation
     from specexec.engine import Engine
@@ -29,6 +31,7 @@ class Session:
     link_limit_Bps: float | None = None
     stats: bool = True
     tree: bool = False
+    keeper: Keeper | None = None
     attached: list[str] = field(default_factory=list)
     last: Answer | None = None
     leaving: bool = False
@@ -38,6 +41,18 @@ class Session:
         message = "\n\n".join([*self.attached, text])
         self.attached.clear()
         self._answer(self.conversation.send(message, self.sampling))
+
+    def proceed(self) -> None:
+        """Go on with an answer that was cut short."""
+        if not self.conversation.can_proceed:
+            self.screen.tell("nothing to go on with: the last answer ended by itself")
+        else:
+            self._answer(self.conversation.proceed(self.sampling))
+
+    def keep(self) -> None:
+        """Put what was said on the disk, if this conversation is kept."""
+        if self.keeper is not None:
+            self.keeper.save()
 
     def retry(self, seed: int | None) -> None:
         """Answer the last message again, with exactly `seed` or one that the engine derives."""
@@ -50,7 +65,7 @@ class Session:
 
     def _answer(self, bursts: Iterator[Burst]) -> None:
         try:
-            answer = play(self.engine, bursts, self.screen, tree=self.tree)
+            answer = play(self.engine, self._kept(bursts), self.screen, tree=self.tree)
         except REFUSALS as refusal:
             # The conversation outlives a message that cannot be answered.
             self.screen.end_line()
@@ -59,6 +74,15 @@ class Session:
         self.last = answer
         self.report(answer)
         self.leaving = answer.exit_code == TERMINATED
+
+    def _kept(self, bursts: Iterator[Burst]) -> Iterator[Burst]:
+        """The same bursts; what they wrote is on the disk a second later, whatever happens to us."""
+        saved_s = 0.0
+        for burst in bursts:
+            yield burst
+            if time.monotonic() - saved_s > 1:
+                self.keep()
+                saved_s = time.monotonic()
 
     def report(self, answer: Answer) -> None:
         """Say how the answer ended and, unless switched off, what it cost."""

@@ -71,6 +71,10 @@ def _retry(session: Session, argument: str) -> None:
     session.retry(NATURAL(argument) if argument else None)
 
 
+def _continue(session: Session, _: str) -> None:
+    session.proceed()
+
+
 def _system(session: Session, argument: str) -> None:
     if argument:
         session.conversation.system = None if argument == "off" else argument
@@ -170,6 +174,7 @@ COMMANDS = {
     "clear": Slash("clear", "start afresh, the system prompt stays", _clear),
     "undo": Slash("undo", "forget the last message and its answer", _undo),
     "retry": Slash("retry [SEED]", "answer the last message again", _retry),
+    "continue": Slash("continue", "go on with an answer that was cut short", _continue),
     "system": Slash("system [TEXT|off]", "show or change the system prompt", _system),
     "set": Slash("set KEY VALUE", "change how tokens are chosen, such as /set temperature 0.7", _set),
     "show": Slash("show", "the model and all settings", _show),

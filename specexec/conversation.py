@@ -4,26 +4,44 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from collections.abc import Sequence as Items
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeAlias
 
 from specexec.cache import KVCache
 from specexec.noise import derived_seed
 from specexec.sampling import SamplingParams
 from specexec.stats import Burst
+from specexec.transcript import Message, Tokens, Turn, begin
 
-Message: TypeAlias = dict[str, str]
 Prompt: TypeAlias = str | Items[int] | Items[Message]  # raw text, token ids, or messages for the chat template
 
 
 class Writer(Protocol):
     """What a dialogue needs of an engine."""
 
-    def encode(self, prompt: list[Message]) -> list[int]: ...
+    @property
+    def encoding(self) -> Tokens: ...
+
+    @property
+    def models(self) -> dict[str, object]: ...
 
     def stream(
-        self, prompt: list[Message], sampling: SamplingParams | None, caches: dict[object, KVCache] | None
+        self,
+        prompt: list[int],
+        sampling: SamplingParams | None,
+        caches: dict[object, KVCache] | None,
+        written: Items[int],
     ) -> Iterator[Burst]: ...
+
+
+@dataclass
+class Kept:
+    """A dialogue at rest: enough to go on with it, in this process or in another, and read nothing twice."""
+
+    messages: list[Message]
+    system: str | None
+    turns: list[Turn]  # the last one, which holds all the tokens of those before it
+    caches: dict[str, KVCache]  # by the model's role: target, drafter
 
 
 class Conversation:
@@ -34,6 +52,7 @@ class Conversation:
         self.messages: list[Message] = []
         self._writer = writer
         self._caches: dict[object, KVCache] = {}
+        self._turns: list[Turn] = []
         self._retries = 0
 
     def send(self, text: str, sampling: SamplingParams | None = None) -> Iterator[Burst]:
@@ -52,6 +71,22 @@ class Conversation:
             sampling = replace(sampling, seed=derived_seed(sampling.seed, "retry", self._retries))
         return self._answer(self.messages[: asked + 1], sampling)
 
+    def proceed(self, sampling: SamplingParams | None = None) -> Iterator[Burst]:
+        """Go on with an answer that was cut short, as if it had not been; nothing if it ended by itself."""
+        if not self.can_proceed:
+            return iter(())
+        turn, sampling = self._turns[-1], sampling or SamplingParams()
+        seed = turn.seed if sampling.seed is None else sampling.seed
+        longer = replace(sampling, seed=seed, max_tokens=len(turn.written) + sampling.max_tokens)
+        return self._write(self._writer.stream(turn.prompt, longer, self._caches, tuple(turn.written)))
+
+    @property
+    def can_proceed(self) -> bool:
+        """Whether the last answer is one that was cut short, and the last thing that was said."""
+        last = bool(self.messages) and self.messages[-1]["role"] == "assistant" and bool(self._turns)
+        cut = last and self._turns[-1].ended != "stop"
+        return cut and self._with_system(self.messages[:-1]) == self._turns[-1].asked
+
     def undo(self) -> bool:
         """Take back the last question and its answer; False if there is none."""
         asked = [i for i, message in enumerate(self.messages) if message["role"] == "user"]
@@ -66,16 +101,37 @@ class Conversation:
     @property
     def tokens_used(self) -> int:
         """Context taken by the dialogue so far."""
-        return len(self._writer.encode(self._with_system(self.messages))) if self.messages else 0
+        return len(self._writer.encoding.encode(self._with_system(self.messages))) if self.messages else 0
+
+    def keep(self) -> Kept:
+        """The dialogue as it stands; a copy as far as messages go, the caches themselves."""
+        roles = {id(lm): role for role, lm in self._writer.models.items()}
+        caches = {roles[id(lm)]: cache for lm, cache in self._caches.items() if id(lm) in roles}
+        return Kept([*self.messages], self.system, self._turns[-1:], caches)
+
+    def take_up(self, kept: Kept) -> None:
+        """Go on where another conversation was kept."""
+        self.messages, self.system = [*kept.messages], kept.system
+        self._turns = [*kept.turns]
+        models = self._writer.models
+        self._caches = {models[role]: cache for role, cache in kept.caches.items() if role in models}
 
     def _with_system(self, messages: list[Message]) -> list[Message]:
         return ([{"role": "system", "content": self.system}] if self.system else []) + messages
 
     def _answer(self, messages: list[Message], sampling: SamplingParams | None) -> Iterator[Burst]:
-        bursts = self._writer.stream(self._with_system(messages), sampling, self._caches)
-        self.messages = messages
-        answer: Message = {"role": "assistant", "content": ""}
-        self.messages.append(answer)
+        turn = begin(self._writer.encoding, self._turns, self._with_system(messages))
+        bursts = self._writer.stream(turn.prompt, sampling, self._caches, ())
+        said = len(turn.asked)
+        self._turns = [*(earlier for earlier in self._turns if len(earlier.asked) < said), turn]
+        self.messages = [*messages, {"role": "assistant", "content": ""}]
+        return self._write(bursts)
+
+    def _write(self, bursts: Iterator[Burst]) -> Iterator[Burst]:
+        turn, answer = self._turns[-1], self.messages[-1]
+        turn.ended = None
         for burst in bursts:
             answer["content"] += burst.text
+            turn.written += burst.tokens
+            turn.ended, turn.seed = burst.finish_reason, burst.seed
             yield burst

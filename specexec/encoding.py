@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from specexec.conversation import Prompt
 from specexec.errors import BadMessages, TokenizerMismatch
+from specexec.transcript import Message
 
 
 class Encoding:
@@ -30,11 +31,23 @@ class Encoding:
         messages = [item for item in prompt if isinstance(item, dict)]
         if not messages:
             return [item for item in prompt if isinstance(item, int)]
+        return self.encode_rest(self.render(messages))
+
+    def render(self, messages: list[Message]) -> str:
+        """The text that messages become before it is cut into tokens."""
         try:
-            ids = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+            text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         except (TemplateError, ValueError) as problem:
             raise BadMessages(f"the model's chat template refuses these messages: {problem}") from problem
-        return [token for token in ids if isinstance(token, int)]
+        return str(text)
+
+    def encode_rest(self, text: str) -> list[int]:
+        """Token ids of text that a template has made: it holds its own special tokens, none are added."""
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def spell(self, token: int) -> str:
+        """One token as text, special ones too."""
+        return str(self.tokenizer.decode([token], skip_special_tokens=False))
 
     def decode(self, tokens: Items[int]) -> str:
         """Text of tokens, without special ones."""

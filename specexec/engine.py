@@ -44,6 +44,7 @@ from specexec.room import Room
 from specexec.sampling import SamplingParams
 from specexec.sequence import Sequence
 from specexec.stats import Burst, Completion, Progress
+from specexec.walk import Acceptance
 from specexec.work import Failure, Request, Result
 
 log = logging.getLogger(__name__)
@@ -70,6 +71,8 @@ class Engine:
     ) -> None:
         self.name = pair.name
         self.toy = pair.toy
+        self.folders = {"target": pair.target} | ({} if pair.drafter is None else {"drafter": pair.drafter})
+        self.encoding = encoding
         self.tokenizer = encoding.tokenizer
         self.encode, self.decode = encoding.encode, encoding.decode
         self.context = context
@@ -115,6 +118,12 @@ class Engine:
         self._decoder.budget = nodes
 
     @property
+    def models(self) -> dict[str, object]:
+        """Whose keys and values a dialogue keeps, by role."""
+        models: dict[str, object] = {"target": self._target}
+        return models if self._draft is None else {**models, "drafter": self._draft}
+
+    @property
     def room(self) -> Room:
         """How many texts may be held side by side."""
         return self._room
@@ -131,12 +140,16 @@ class Engine:
         prompt: Prompt,
         sampling: SamplingParams | None = None,
         caches: dict[object, KVCache] | None = None,
+        written: Items[int] = (),
     ) -> Iterator[Burst]:
         """Write an answer, one Burst for each sweep. Streams of one engine may be interleaved: they share sweeps.
 
         `caches` carries keys and values from one call to the next; what both texts share is not processed again.
+        `written` is the beginning of the answer, from an earlier call: bursts go on from there.
         """
         sequence = self._sequence(prompt, sampling or SamplingParams(), caches)
+        if written:
+            sequence.accept(Acceptance((), tuple(written)))
         return self._bursts_of(sequence)
 
     def generate(self, prompt: Prompt, sampling: SamplingParams | None = None) -> Completion:

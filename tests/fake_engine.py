@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import ClassVar, Literal
 
+from specexec.conversation import Kept
 from specexec.errors import ContextLengthExceeded, EmptyPrompt
 from specexec.sampling import SamplingParams
 from specexec.stats import Burst, Completion, Cost, Progress
@@ -28,6 +30,8 @@ class FakeEngine:
     placement = "disk: 5 layers stream, 0.3 MB resident"
     device = "CPU"
     context = 200
+    models: ClassVar[dict[str, object]] = {}
+    folders: ClassVar[dict[str, Path]] = {}
 
     def __init__(self, *, bytes_per_sweep: int = 0, sweep_s: float = 0.0, deaf: bool = False) -> None:
         self.budget: int | str = 64
@@ -206,6 +210,19 @@ class FakeConversation:
         text = self.messages[-2]["content"]
         self.undo()
         return self.send(text, sampling)
+
+    @property
+    def can_proceed(self) -> bool:
+        return False
+
+    def proceed(self, sampling: SamplingParams) -> Iterator[Burst]:
+        return iter(())
+
+    def keep(self) -> Kept:
+        return Kept([*self.messages], self.system, [], {})
+
+    def take_up(self, kept: Kept) -> None:
+        self.messages, self.system = kept.messages, kept.system
 
     def clear(self) -> None:
         self.messages.clear()

@@ -95,7 +95,7 @@ def test_wrong_usage_names_what_was_probably_meant(command: CommandLine) -> None
 def test_help_shows_every_command_and_its_options(command: CommandLine) -> None:
     ran = command("--help")
     assert ran.code == 0
-    for name in ("chat", "generate", "repl", "models", "version"):
+    for name in ("chat", "generate", "repl", "serve", "models", "sessions", "config", "completion", "version"):
         assert f"  {name} " in ran.out
         assert command(name, "-h").code == 0
 
@@ -117,7 +117,8 @@ def test_version_knows_itself_and_its_parts(command: CommandLine) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["chat", "--help"], ["generate", "-h"], ["models"], ["models", "show", "demo"], ["version", "-v"],
+    [["--help"], ["chat", "--help"], ["generate", "-h"], ["serve", "--help"], ["config", "show"], ["sessions", "list"],
+     ["completion", "bash"], ["config", "--help"], ["models"], ["models", "show", "demo"], ["version", "-v"],
      ["chat", "--no-such-option"], ["chat", "--budget", "many"], ["generate"], ["chat", "-p", ""]],
 )  # fmt: skip
 def test_words_never_import_torch(arguments: list[str]) -> None:

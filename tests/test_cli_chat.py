@@ -33,7 +33,7 @@ def timeless(text: str) -> str:
 
 def talk(specexec: CommandLine, *lines: str, options: tuple[str, ...] = ()) -> Ran:
     """A conversation; what is said before the first line is taken away."""
-    ran = specexec("chat", *options, stdin="".join(f"{line}\n" for line in lines))
+    ran = specexec("chat", "--no-save", *options, stdin="".join(f"{line}\n" for line in lines))
     opening = f"{BANNER}{TOY_QUESTIONS}\n{HINT}"
     assert ran.err.startswith(opening)
     return Ran(ran.code, ran.out, timeless(ran.err.removeprefix(opening)))
@@ -82,7 +82,7 @@ def test_the_stats_line_tells_what_was_streamed_and_how_it_was_slowed(
 def test_an_answer_cut_by_max_tokens_says_so(specexec: CommandLine) -> None:
     ran = specexec("chat", "-p", "hello", "-n", "5", "-t", "0")
     assert ran.out == "echo:\n"
-    assert "  stopped at --max-tokens 5\n" in ran.err
+    assert "  stopped at --max-tokens 5; /continue to go on\n" in ran.err
 
 
 def test_engine_options_reach_the_engine(specexec: CommandLine) -> None:

@@ -1,0 +1,137 @@
+"""`specexec config`: see and change the settings files. Loads nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import click
+
+from cli.archive import replacing
+from cli.errors import BadConfig
+from cli.settings import LOCAL, Value, check_key, files, options_of, read, user_file
+from cli.verbosity import verbosity_options
+
+NO_SETTINGS = {"config", "completion", "version", "models", "sessions"}
+
+
+@click.group()
+@verbosity_options
+def config() -> None:
+    """Show or change the settings that replace the options' defaults.
+
+    \b
+      specexec config set model llama-70b
+      specexec config set chat.temperature 0.7
+    A flag overrules an environment variable, that overrules ./specexec.toml, and that your own file.
+    """
+
+
+@config.command("path")
+@verbosity_options
+def path() -> None:
+    """Print where your settings file is, or would be."""
+    click.echo(user_file())
+
+
+@config.command("show")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@verbosity_options
+def show(as_json: bool) -> None:
+    """Print every setting and the file it comes from."""
+    known = _known()
+    settings = {}
+    for file in files():
+        for setting in read(file):
+            check_key(setting.key, known, str(file))
+            settings[setting.key] = setting
+    if as_json:
+        table = {key: {"value": one.value, "origin": str(one.origin)} for key, one in settings.items()}
+        click.echo(json.dumps(table, ensure_ascii=False))
+        return
+    for key, one in settings.items():
+        click.echo(f"{key} = {json.dumps(one.value, ensure_ascii=False)}  # {one.origin}")
+    if not settings:
+        click.echo(f"nothing is set; {user_file()} and ./{LOCAL} are read", err=True)
+
+
+@config.command("get")
+@click.argument("key")
+@verbosity_options
+def get(key: str) -> int:
+    """Print the value of KEY; exit code 1 if it is not set."""
+    key = key.replace("-", "_")
+    check_key(key, _known(), "config get")
+    values = [setting.value for file in files() for setting in read(file) if setting.key == key]
+    if not values:
+        return 1
+    click.echo(values[-1] if isinstance(values[-1], str) else json.dumps(values[-1]))
+    return 0
+
+
+@config.command("set")
+@click.argument("key")
+@click.argument("value")
+@verbosity_options
+def set_value(key: str, value: str) -> None:
+    """Set KEY, such as model or chat.temperature, in your settings file. Comments in it stay."""
+    import tomlkit
+    from tomlkit.exceptions import ParseError
+
+    key = key.replace("-", "_")
+    check_key(key, _known(), "config set")
+    parsed = _parsed(key, value)
+    file = user_file()
+    try:
+        document = tomlkit.parse(file.read_text(encoding="utf-8") if file.exists() else "")
+    except ParseError as problem:
+        raise BadConfig(f"{file} is not TOML: {problem}.", hint="specexec config edit") from None
+    table, dot, name = key.rpartition(".")
+    if dot:
+        document.setdefault(table, tomlkit.table())[name] = parsed
+    else:
+        document[name] = parsed
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(file) as unfinished:
+        unfinished.write(tomlkit.dumps(document).encode())
+    click.echo(f"{key} = {json.dumps(parsed, ensure_ascii=False)}  # {file}", err=True)
+
+
+@config.command("edit")
+@verbosity_options
+def edit() -> None:
+    """Open your settings file in $VISUAL or $EDITOR."""
+    file = user_file()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if not file.exists():
+        with replacing(file) as fresh:
+            fresh.write(b'# model = "llama-70b"\n# [chat]\n# temperature = 0.7\n')
+    click.edit(filename=str(file), editor=os.environ.get("VISUAL") or os.environ.get("EDITOR"))
+    for setting in read(file):
+        check_key(setting.key, _known(), str(file))
+
+
+def _commands() -> dict[str, click.Command]:
+    context = click.get_current_context().find_root()
+    group = context.command
+    assert isinstance(group, click.Group)
+    found = {name: group.get_command(context, name) for name in group.list_commands(context)}
+    return {name: command for name, command in found.items() if command and name not in NO_SETTINGS}
+
+
+def _known() -> dict[str, set[str]]:
+    return {name: options_of(command) for name, command in _commands().items()}
+
+
+def _parsed(key: str, text: str) -> Value:
+    """The text as the option understands it: what click would refuse is refused now, not at the next run."""
+    table, _, name = key.rpartition(".")
+    commands = [command for command_name, command in _commands().items() if table in ("", command_name)]
+    option = next(one for command in commands for one in command.params if one.name == name)
+    try:
+        value = option.type.convert(text, option, None)
+    except click.BadParameter as problem:
+        raise BadConfig(f"{key}: {problem.message}") from None
+    if option.multiple:
+        return [text]
+    return value if isinstance(value, bool | int | float) and not isinstance(option.type, click.Path) else text

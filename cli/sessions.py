@@ -1,0 +1,116 @@
+"""`specexec sessions`: the conversations that chat has kept. Reads and removes files; loads nothing."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+
+import click
+
+from cli.archive import Archive, Record, sessions_folder
+from cli.errors import BadSession
+from cli.verbosity import verbosity_options
+
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+SHOWN = 48  # characters of a title
+
+
+@click.group()
+@verbosity_options
+def sessions() -> None:
+    """List, show, export or remove the conversations that chat has kept.
+
+    \b
+      specexec sessions list
+      specexec chat --session 0612
+    """
+
+
+@sessions.command("list")
+@JSON
+@verbosity_options
+def list_sessions(as_json: bool) -> None:
+    """List conversations, the latest first."""
+    archive = Archive(sessions_folder())
+    kept = list(archive.everything())
+    records = [record for record in kept if isinstance(record, Record)]
+    if as_json:
+        click.echo(json.dumps([_facts(archive, record) for record in records], ensure_ascii=False))
+    elif records:
+        rows = [("ID", "SAVED", "MODEL", "MESSAGES", "BEGINS")]
+        rows += [tuple(str(value) for value in _row(archive, record)) for record in records]  # type: ignore[misc]
+        widths = [max(len(row[column]) for row in rows) for column in range(5)]
+        for row in rows:
+            click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    for problem in kept:
+        if isinstance(problem, BadSession):
+            click.echo(f"Note: {problem.what}", err=True)
+    if not kept and not as_json:
+        click.echo("no conversations yet; specexec chat begins one", err=True)
+
+
+@sessions.command("show")
+@click.argument("id")
+@JSON
+@verbosity_options
+def show(id: str, as_json: bool) -> None:
+    """Print one conversation. The beginning of its ID is enough."""
+    record = Archive(sessions_folder()).load(id)
+    if as_json:
+        click.echo(json.dumps(asdict(record), ensure_ascii=False))
+    else:
+        click.echo(_markdown(record), nl=False)
+
+
+@sessions.command("export")
+@click.argument("id")
+@click.option(
+    "--format", "form", type=click.Choice(["md", "jsonl"]), default="md", help="Markdown, or one message a line."
+)
+@verbosity_options
+def export(id: str, form: str) -> None:
+    """Write one conversation to standard output."""
+    record = Archive(sessions_folder()).load(id)
+    if form == "md":
+        click.echo(_markdown(record), nl=False)
+        return
+    system = [{"role": "system", "content": record.system}] if record.system else []
+    for message in [*system, *record.messages]:
+        click.echo(json.dumps(message, ensure_ascii=False))
+
+
+@sessions.command("rm")
+@click.argument("ids", nargs=-1, required=True)
+@verbosity_options
+def remove(ids: tuple[str, ...]) -> None:
+    """Remove conversations and their snapshots."""
+    archive = Archive(sessions_folder())
+    for record in [archive.load(id) for id in ids]:  # all of them must exist before one is removed
+        archive.remove(record.id)
+        click.echo(f"removed {record.id}", err=True)
+
+
+def _row(archive: Archive, record: Record) -> tuple[object, ...]:
+    saved = time.strftime("%Y-%m-%d %H:%M", time.localtime(archive.saved_s(record.id)))
+    title = record.title if len(record.title) <= SHOWN else record.title[: SHOWN - 1] + "…"
+    return record.id, saved, record.model, len(record.messages), title
+
+
+def _facts(archive: Archive, record: Record) -> dict[str, object]:
+    snapshot = archive.snapshot_path(record.id)
+    return {
+        "id": record.id,
+        "model": record.model,
+        "created": record.created,
+        "saved": int(archive.saved_s(record.id)),
+        "messages": len(record.messages),
+        "title": record.title,
+        "snapshot_bytes": snapshot.stat().st_size if snapshot.exists() else 0,
+    }
+
+
+def _markdown(record: Record) -> str:
+    system = [{"role": "system", "content": record.system}] if record.system else []
+    parts = [f"## {message['role']}\n\n{message['content']}\n" for message in [*system, *record.messages]]
+    return "\n".join([f"# {record.title}\n", f"{record.model}, {record.id}\n", *parts])

@@ -1,0 +1,123 @@
+"""Keys and values of a conversation on disk, so that going on with it reads nothing twice. One safetensors file.
+
+The header names the weights they were computed with; a file of other weights, or a damaged one, is refused whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import struct
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cli.archive import replacing
+from cli.errors import BadSnapshot
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from specexec.conversation import Kept
+
+FORMAT = "1"
+# Spread over a shard, these tell two fine-tunes of one model apart without reading all of it.
+SPOTS, SPOT_BYTES = 64, 4096
+SPARE_BYTES = 1 << 30
+
+
+def fingerprint(folder: Path) -> str:
+    """A name for the exact weights in a folder: config, every shard's header, and samples of its tensors."""
+    seen = hashlib.sha256((folder / "config.json").read_bytes())
+    for shard in sorted(folder.glob("*.safetensors")):
+        size = shard.stat().st_size
+        seen.update(f"{shard.name}:{size}".encode())
+        with shard.open("rb") as file:
+            header = file.read(8)
+            seen.update(file.read(struct.unpack("<Q", header)[0]))
+            for spot in range(SPOTS):
+                file.seek(max(0, size - SPOT_BYTES) * spot // (SPOTS - 1))
+                seen.update(file.read(SPOT_BYTES))
+    return seen.hexdigest()
+
+
+def write_snapshot(path: Path, kept: Kept, weights: dict[str, str]) -> int:
+    """Keep the caches of a dialogue; the bytes that took, or 0 where the disk has no room to spare for them."""
+    from safetensors.torch import save
+
+    tensors: dict[str, Tensor] = {}
+    for role, cache in kept.caches.items():
+        for layer, kv in cache.layers.items():
+            tensors[f"{role}.{layer}.keys"] = kv.keys_HRD[:, : len(cache)].contiguous().cpu()
+            tensors[f"{role}.{layer}.values"] = kv.values_HRD[:, : len(cache)].contiguous().cpu()
+    if not tensors or not kept.turns:
+        return 0
+    turn = kept.turns[-1]
+    head = {
+        "asked": turn.asked,
+        "prompt": turn.prompt,
+        "written": turn.written,
+        "ended": turn.ended,
+        "seed": turn.seed,
+        "cached": {role: cache.tokens for role, cache in kept.caches.items()},
+        "weights": {role: weights[role] for role in kept.caches},
+        "digests": {name: _digest(tensor) for name, tensor in tensors.items()},
+    }
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    if shutil.disk_usage(path.parent).free < size + SPARE_BYTES:
+        return 0
+    with replacing(path) as file:
+        file.write(save(tensors, {"specexec_snapshot": FORMAT, "conversation": json.dumps(head)}))
+    return size
+
+
+def read_snapshot(path: Path, kept: Kept, weights: dict[str, str], devices: dict[str, str]) -> None:
+    """Put what was kept into `kept`. Raises BadSnapshot, leaving `kept` as it was, for anything that does not fit."""
+    from safetensors import SafetensorError, safe_open
+
+    from specexec.cache import KVCache, LayerKV
+    from specexec.transcript import Turn
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            marks = file.metadata() or {}
+            if marks.get("specexec_snapshot") != FORMAT:
+                raise BadSnapshot("it was made by another version of specexec.")
+            head = json.loads(marks["conversation"])
+            turn = Turn(head["asked"], head["prompt"], head["written"], head["ended"], head["seed"])
+            caches: dict[str, KVCache] = {}
+            for role, tokens in head["cached"].items():
+                if role not in weights:
+                    continue  # this run has no drafter; the target's rows are the ones that cost
+                if head["weights"][role] != weights[role]:
+                    if role == "target":
+                        raise BadSnapshot("it was made with another model.")
+                    continue
+                caches[role] = KVCache(tokens=list(tokens))
+                for layer in sorted({int(name.split(".")[1]) for name in head["digests"] if name.startswith(role)}):
+                    pair = [_checked(file.get_tensor(name), name, head) for name in _names(role, layer)]
+                    if any(tensor.shape[1] != len(tokens) for tensor in pair):
+                        raise BadSnapshot(f"{role} layer {layer} does not have a row for each token.")
+                    caches[role].layers[layer] = LayerKV(*(tensor.to(devices[role]) for tensor in pair))
+    except (SafetensorError, KeyError, ValueError, TypeError, AttributeError, IndexError) as problem:
+        raise BadSnapshot(f"it is damaged ({type(problem).__name__}).") from problem
+    said = [*turn.asked, kept.messages[-1]] if kept.messages else []
+    if said != ([{"role": "system", "content": kept.system}] if kept.system else []) + kept.messages:
+        raise BadSnapshot("it belongs to an earlier state of the conversation.")
+    kept.turns, kept.caches = [turn], caches
+
+
+def _names(role: str, layer: int) -> tuple[str, str]:
+    return f"{role}.{layer}.keys", f"{role}.{layer}.values"
+
+
+def _checked(tensor: Tensor, name: str, head: dict[str, dict[str, str]]) -> Tensor:
+    if _digest(tensor) != head["digests"][name]:
+        raise BadSnapshot(f"{name} is damaged.")
+    return tensor
+
+
+def _digest(tensor: Tensor) -> str:
+    import torch
+
+    return hashlib.blake2b(tensor.contiguous().view(torch.uint8).numpy().tobytes(), digest_size=16).hexdigest()

@@ -1,0 +1,131 @@
+"""Conversations and settings from the command line: kept, listed, gone on with; set, shown, overruled."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cli.settings import user_file
+from tests.command_line import CommandLine
+from tests.fake_engine import FakeEngine
+
+
+@pytest.fixture
+def specexec(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> CommandLine:
+    monkeypatch.chdir(tmp_path)
+    return CommandLine(capsys, monkeypatch, FakeEngine())
+
+
+def test_a_chat_is_kept_and_gone_on_with(specexec: CommandLine) -> None:
+    first = specexec("chat", stdin="hello\n")
+    assert ". Go on with: specexec chat -c\n" in first.err
+    (listed,) = json.loads(specexec("sessions", "list", "--json").out)
+    assert (listed["title"], listed["messages"], listed["model"]) == ("hello", 2, "demo")
+    second = specexec("chat", "-c", stdin="again\n")
+    assert f"{listed['id']}: 2 messages; it is read again with the next message\n" in second.err
+    shown = json.loads(specexec("sessions", "show", listed["id"][:6], "--json").out)
+    assert [message["content"] for message in shown["messages"]] == ["hello", "echo: hello", "again", "echo: again"]
+
+
+def test_a_conversation_keeps_its_model_unless_another_is_named(specexec: CommandLine) -> None:
+    specexec("chat", "-m", "org/first", stdin="hello\n")
+    specexec("chat", "-c", "-p", "more")
+    assert specexec.options is not None
+    assert specexec.options.model == "org/first"
+    specexec("chat", "-c", "org/second", "-p", "more")
+    assert specexec.options.model == "org/second"
+    (listed,) = json.loads(specexec("sessions", "list", "--json").out)
+    assert listed["messages"] == 6
+
+
+def test_what_need_not_be_kept_is_not(specexec: CommandLine) -> None:
+    specexec("chat", "-p", "hello")
+    specexec("chat", "--no-save", stdin="hello\n")
+    specexec("chat", stdin="/help\n")
+    assert specexec("sessions", "list").err == "no conversations yet; specexec chat begins one\n"
+    ran = specexec("chat", "-c")
+    assert (ran.code, ran.err) == (3, "Error: there is no conversation to continue.\n  Try: specexec chat\n")
+
+
+def test_conversations_are_exported_and_removed(specexec: CommandLine) -> None:
+    specexec("chat", "-s", "Be kind.", stdin="hello\n")
+    id = json.loads(specexec("sessions", "list", "--json").out)[0]["id"]
+    assert "## system\n\nBe kind.\n\n## user\n\nhello\n" in specexec("sessions", "export", id).out
+    lines = specexec("sessions", "export", id, "--format", "jsonl").out.splitlines()
+    assert [json.loads(line)["role"] for line in lines] == ["system", "user", "assistant"]
+    assert specexec("sessions", "rm", id).err == f"removed {id}\n"
+    assert specexec("sessions", "rm", id).code == 3
+
+
+def test_a_setting_is_a_default_that_anything_else_overrules(
+    specexec: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked() -> object:
+        specexec("chat", "-q", "-p", "x")
+        return specexec.engine.asked[-1][1].temperature
+
+    specexec("config", "set", "temperature", "0.1")
+    assert asked() == 0.1
+    specexec("config", "set", "chat.temperature", "0.2")
+    assert asked() == 0.2
+    Path("specexec.toml").write_text("[chat]\ntemperature = 0.3\n")
+    assert asked() == 0.3
+    monkeypatch.setenv("SPECEXEC_CHAT_TEMPERATURE", "0.4")
+    assert asked() == 0.4
+    specexec("chat", "-q", "-p", "x", "-t", "0.5")
+    assert specexec.engine.asked[-1][1].temperature == 0.5
+
+
+def test_settings_are_shown_with_the_file_that_says_them(specexec: CommandLine) -> None:
+    specexec("config", "set", "model", "llama-70b")
+    assert specexec("config", "path").out == f"{user_file()}\n"
+    assert specexec("config", "show").out == f'model = "llama-70b"  # {user_file()}\n'
+    assert json.loads(specexec("config", "show", "--json").out)["model"]["value"] == "llama-70b"
+    assert specexec("config", "get", "model").out == "llama-70b\n"
+    assert specexec("config", "get", "chat.seed").code == 1
+
+
+def test_comments_in_a_settings_file_stay(specexec: CommandLine) -> None:
+    user_file().parent.mkdir(parents=True)
+    user_file().write_text("# mine\nmodel = 'a'  # why\n")
+    specexec("config", "set", "chat.max-tokens", "9")
+    assert user_file().read_text() == "# mine\nmodel = 'a'  # why\n\n[chat]\nmax_tokens = 9\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("modle", "x"), "modle is no option.\n  Try: model\n"),
+        (("chta.seed", "1"), "there is no command 'chta'.\n  Try: [chat]\n"),
+        (("chat.temperature", "hot"), "chat.temperature: 'hot' is not a valid float range.\n"),
+    ],
+)
+def test_a_setting_that_nobody_would_read_is_refused(
+    specexec: CommandLine, arguments: tuple[str, ...], says: str
+) -> None:
+    ran = specexec("config", "set", *arguments)
+    assert (ran.code, ran.err.endswith(says)) == (2, True)
+    assert not user_file().exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("model = ", "is not TOML"),
+        ("[chat]\ntemprature = 1\n", "chat.temprature is no option of chat.\n  Try: temperature\n"),
+        ("[chat.inner]\nx = 1\n", "chat.inner must be a text, a number"),
+    ],
+)
+def test_a_settings_file_that_cannot_be_meant_is_refused(specexec: CommandLine, text: str, says: str) -> None:
+    Path("specexec.toml").write_text(text)
+    ran = specexec("chat", "-p", "x")
+    assert (ran.code, says in ran.err) == (2, True)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_get_a_completion_script(specexec: CommandLine, shell: str) -> None:
+    ran = specexec("completion", shell)
+    assert ran.code == 0
+    assert "_SPECEXEC_COMPLETE" in ran.out
