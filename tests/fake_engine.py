@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import ClassVar, Literal
@@ -64,7 +65,7 @@ class FakeEngine:
     def progress(self) -> Progress:
         return Progress(layer=2, layers=5, sweeps=1, bytes_read=0)
 
-    def stream(self, prompt: Prompt, sampling: SamplingParams) -> Iterator[Burst]:
+    def stream(self, prompt: Prompt, sampling: SamplingParams, written: Sequence[int] = ()) -> Iterator[Burst]:
         self.asked.append((prompt, sampling))
         self._stopped = False
         words = self._words(prompt)
@@ -73,7 +74,8 @@ class FakeEngine:
         if len(words) > self.context:
             raise ContextLengthExceeded(f"the prompt has {len(words)} tokens, the context is {self.context}.")
         answer = f"echo: {words}"[: sampling.max_tokens]
-        at = sweep = 0
+        assert answer.startswith(self.decode(written)), "an answer goes on from its own beginning"
+        at, sweep = len(written), 0
         while at < len(answer):
             if self._interrupted():
                 yield self._burst("", "", "interrupted", sampling)
@@ -153,13 +155,20 @@ class FakeBatch:
 
     @property
     def partial(self) -> list[Partial]:
-        live = self._live.items()
-        return [Partial(at, tuple(token for burst in bursts for token in burst.tokens)) for at, (_, _, bursts) in live]
+        live = self._live.values()
+        return [
+            Partial(one.index, (*one.written, *(t for burst in bursts for t in burst.tokens)))
+            for one, _, bursts in live
+        ]
 
     def sweep(self) -> list[Completion | Failure]:
         results: list[Completion | Failure] = []
         while len(self._live) < self._parallel and (new := next(self._requests, None)):
-            self._live[new.index] = (new, self._engine.stream(new.prompt, new.sampling), [])
+            self._live[new.index] = (
+                new,
+                self._engine.stream(new.prompt, new.sampling, *[new.written] * bool(new.written)),
+                [],
+            )
         self.sweeps += bool(self._live)
         self.done |= not self._live
         for at, (request, stream, bursts) in list(self._live.items()):
@@ -171,7 +180,9 @@ class FakeBatch:
                 continue
             if bursts[-1].finish_reason:
                 del self._live[at]
-                results.append(self._engine.completion(request.prompt, bursts, at))
+                whole = self._engine.completion(request.prompt, bursts, at)
+                begun = self._engine.decode(request.written)
+                results.append(replace(whole, text=begun + whole.text, tokens=(*request.written, *whole.tokens)))
                 self.done |= bursts[-1].finish_reason == "interrupted"
         return results
 
