@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 
 from offload.errors import DiskFull, ReadFailed
+from offload.files import read_exactly
 from offload.shards import ITEM_B, Entry
-from offload.store import read_exactly
 
 DATA_START_B = 4096
 ALIGN_B = 64
@@ -146,7 +146,7 @@ def _read(entry: Entry, view: memoryview, start: int) -> None:
     try:
         fd = os.open(entry.file, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            whole = read_exactly(fd, [view], entry.offset + start)
+            whole = read_exactly(fd, view, entry.offset + start)
         finally:
             os.close(fd)
     except OSError as error:

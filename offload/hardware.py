@@ -1,6 +1,6 @@
 """How much memory this machine would give us right now. Torch is asked only about a GPU."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -52,11 +52,23 @@ def free_vram_B(device: str) -> int:
 
 
 def free_memory(device: str, ram_B: int | None = None, vram_B: int | None = None) -> Free:
-    """What may be used on this machine; budgets given by the user win over what is measured."""
+    """What may be used on this machine; budgets given by the user win over what is measured, and leave no margin."""
     ram = free_ram() if ram_B is None else Ram(ram_B, f"--ram {ram_B / GiB:.1f}GiB")
+    free = Free(
+        ram.free_B,
+        ram_limit=ram.limit,
+        ram_margin_B=0 if ram_B is not None else margin_B(ram.free_B),
+        ram_given=ram_B is not None,
+    )
     if device == "cpu":
-        return Free(ram.free_B, None, ram.limit)
-    return Free(ram.free_B, free_vram_B(device) if vram_B is None else vram_B, ram.limit)
+        return free
+    measured_B = free_vram_B(device) if vram_B is None else vram_B
+    return replace(free, vram_B=measured_B, vram_margin_B=0 if vram_B is not None else margin_B(measured_B))
+
+
+def margin_B(free_B: int) -> int:
+    """What others may want a moment later: a sixteenth, within reason."""
+    return min(max(free_B // 16, 256 << 20), 4 * GiB)
 
 
 def _groups(root: Path, own: Path) -> list[tuple[Path, tuple[str, str, str]]]:

@@ -16,16 +16,17 @@ from transformers import PreTrainedModel
 
 from offload.checkpoint import Checkpoint, lay_out
 from offload.dense import DenseLayers
+from offload.files import Reading
 from offload.hardware import free_memory
 from offload.layer import StreamedLayer
-from offload.need import CACHE_NUMBERS, cache_B, part_of
+from offload.need import CACHE_NUMBERS, cache_B, part_of, scratch_B
 from offload.placement import Need, Offload, Placement, place
-from offload.resident import ResidentLayers
 from offload.shards import open_folder
 from offload.skeleton import Skeleton, build
-from offload.store import Arena, DiskStore, RamStore, Store
-from offload.stream import LayerStream, Stream, StreamStats
-from offload.wire import CudaWire, HostWire, Wire
+from offload.speeds import reading_for
+from offload.store import Arena, DiskStore, largest_read_B
+from offload.stream import Stream, StreamStats
+from offload.tiers import open_stream
 
 log = logging.getLogger(__name__)
 
@@ -80,13 +81,15 @@ def load(
     folder = open_folder(Path(path))
     skeleton = build(folder, dtype)
     checkpoint = lay_out(folder, skeleton.model, skeleton.layers, skeleton.dtype)
-    placement = place(_need(checkpoint, skeleton, ctx, extra_B), free_memory(device, ram_B, vram_B), offload)
+    reading = reading_for(folder.path)
+    need = _need(checkpoint, skeleton, ctx, extra_B, reading)
+    placement = place(need, free_memory(device, ram_B, vram_B), offload)
     log.info("%s", placement.summary)
     with ExitStack() as undo:
-        disk = DiskStore(checkpoint)
+        disk = DiskStore(checkpoint, reading)
         undo.callback(disk.close)
         _fill_rest(skeleton, checkpoint, disk, torch.device(device))
-        stream = _open_stream(checkpoint, disk, placement, torch.device(device), link_limit_Bps)
+        stream: Stream = open_stream(checkpoint, disk, placement, torch.device(device), link_limit_Bps)
         if checkpoint.dense_B:
             stream = DenseLayers(stream, checkpoint, torch.device(device))
         undo.pop_all()
@@ -106,7 +109,7 @@ def stream_of(model: PreTrainedModel) -> ModelStream:
     return found
 
 
-def _need(checkpoint: Checkpoint, skeleton: Skeleton, ctx: int, extra_B: int) -> Need:
+def _need(checkpoint: Checkpoint, skeleton: Skeleton, ctx: int, extra_B: int, reading: Reading) -> Need:
     """The exact need of a checkpoint that has been laid out."""
     rest = {"head": 0, "embeddings": 0, "norms": 0}
     for block in checkpoint.rest:
@@ -114,13 +117,13 @@ def _need(checkpoint: Checkpoint, skeleton: Skeleton, ctx: int, extra_B: int) ->
     numbers = {name: getattr(skeleton.model.config, name, None) for name in CACHE_NUMBERS}
     return Need(
         layers_B=tuple(block.size_B for block in checkpoint.layers),
-        disk_B=checkpoint.bytes_per_sweep,
+        read_B=tuple(block.read_B for block in checkpoint.layers),
         embeddings_B=rest["embeddings"],
         norms_B=rest["norms"],
         head_B=rest["head"],
         cache_B=cache_B(numbers, ctx, skeleton.dtype.itemsize),
         ctx=ctx,
-        scratch_B=checkpoint.scratch_B,
+        scratch_B=scratch_B(checkpoint.scratch_B, largest_read_B(checkpoint), reading),
         extra_B=extra_B,
         dense_B=checkpoint.dense_B,
     )
@@ -156,34 +159,3 @@ def _assign(model: nn.Module, name: str, tensor: torch.Tensor) -> None:
         module._parameters[key] = nn.Parameter(tensor, requires_grad=False)
     else:
         module._buffers[key] = tensor
-
-
-def _open_stream(
-    checkpoint: Checkpoint, disk: DiskStore, placement: Placement, device: torch.device, limit_Bps: float | None
-) -> Stream:
-    if placement.offload == "none":
-        if limit_Bps is not None:
-            log.warning("the link limit has no effect: every layer stays in memory (--offload none)")
-        return _resident(checkpoint, disk, device)
-    store: Store = disk
-    if placement.offload == "ram":
-        store = RamStore(checkpoint, disk)
-        disk.close()
-    # A store in place needs no buffers, but as many turns as there would be, so that the rhythm is the same.
-    slots = placement.ring or min(2, len(checkpoint.layers))
-    ring = [None if store.in_place else Arena(checkpoint.layer_B) for _ in range(slots)]
-    wire: Wire = HostWire()
-    if device.type == "cuda":
-        sources = store.arenas if isinstance(store, RamStore) else [arena for arena in ring if arena]
-        wire = CudaWire(device, slots, checkpoint.layer_B, sources)
-    return LayerStream(checkpoint.layers, store, ring, wire, limit_Bps)
-
-
-def _resident(checkpoint: Checkpoint, disk: DiskStore, device: torch.device) -> ResidentLayers:
-    layers = []
-    for block in checkpoint.layers:
-        arena = Arena(block.size_B)
-        disk.read_block(block, arena)
-        layers.append(block.views(arena.flat.to(device)))
-    disk.close()
-    return ResidentLayers(layers)

@@ -7,7 +7,8 @@ import math
 import re
 from collections.abc import Mapping
 
-from offload.placement import Need
+from offload.files import PAGE_B, SAFE, Reading
+from offload.placement import RING, Need
 from offload.quantised import fold
 from offload.shards import ITEM_B, SCRATCH_B, Folder, Json
 
@@ -29,10 +30,11 @@ def part_of(name: str) -> str:
     return "embeddings" if EMBEDDING.search(name) else "norms"
 
 
-def need_of(folder: Folder, item_B: int, ctx: int, extra_B: int = 0) -> Need:
+def need_of(folder: Folder, item_B: int, ctx: int, extra_B: int = 0, reading: Reading = SAFE) -> Need:
     """The need of a checked folder when computing in floats of `item_B` bytes; a hair above the truth, never below."""
     layers: dict[int, int] = {}
-    disk_B = scratch_B = 0
+    read_B: dict[int, int] = {}
+    slice_B = largest_B = 0
     rest = {"head": 0, "embeddings": 0, "norms": 0}
     count = _number(folder.config, "num_hidden_layers", 1 << 30)
     folded = fold(folder)
@@ -42,35 +44,42 @@ def need_of(folder: Folder, item_B: int, ctx: int, extra_B: int = 0) -> Need:
         dense_B = -(-math.prod(weight.shape) * item_B // 64) * 64
         if match is None:
             rest[part_of(weight.name)] += dense_B
+            largest_B = max(largest_B, weight.nbytes)
         elif (layer := int(match[1])) < count:
             dense[layer] = dense.get(layer, 0) + dense_B
             layers[layer] = layers.get(layer, 0) + sum(-(-m.nbytes // 64) * 64 for m in weight.members.values())
-            disk_B += weight.nbytes
+            read_B[layer] = read_B.get(layer, 0) + weight.nbytes
     for entry in folded.dense.values():
         converts = entry.dtype in FLOATS and ITEM_B[entry.dtype] != item_B
         wanted_B = math.prod(entry.shape) * (item_B if entry.dtype in FLOATS else ITEM_B[entry.dtype])
         # Padded for alignment; tensors that end up fused are padded once, so this may count a little too much.
         wanted_B = -(-wanted_B // 64) * 64
         if converts:
-            scratch_B = max(scratch_B, *(rows.nbytes for _, rows in entry.slices(SCRATCH_B)))
+            slice_B = max(slice_B, *(rows.nbytes for _, rows in entry.slices(SCRATCH_B)))
         match = LAYER.search(entry.name)
         if match is None:
             rest[part_of(entry.name)] += wanted_B
+            largest_B = max(largest_B, entry.nbytes)
         elif int(match[1]) < count:  # what follows (multi-token prediction) stays on disk
             layers[int(match[1])] = layers.get(int(match[1]), 0) + wanted_B
-            disk_B += entry.nbytes
+            read_B[int(match[1])] = read_B.get(int(match[1]), 0) + entry.nbytes
     return Need(
         layers_B=tuple(layers[index] for index in sorted(layers)) or (0,),
-        disk_B=disk_B,
+        read_B=tuple(read_B[index] for index in sorted(layers)) or (0,),
         embeddings_B=rest["embeddings"],
         norms_B=rest["norms"],
         head_B=rest["head"],
         cache_B=cache_B(folder.config, ctx, item_B),
         ctx=ctx,
-        scratch_B=scratch_B,
+        scratch_B=scratch_B(slice_B, max(largest_B, *read_B.values(), 0), reading),
         extra_B=extra_B,
         dense_B=max(dense.values(), default=0),
     )
+
+
+def scratch_B(slice_B: int, largest_B: int, reading: Reading) -> int:
+    """What reading takes beside the layers: slices that are converted, bounce buffers, and the ends of buffers."""
+    return slice_B + reading.buffers_B(largest_B) + (RING + 1) * PAGE_B
 
 
 def cache_B(config: Mapping[str, Json], ctx: int, item_B: int) -> int:

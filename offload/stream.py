@@ -1,11 +1,13 @@
 """The ring that keeps the wire busy: while one layer computes, a background thread reads the next ones.
 
-Layers are read in order, round and round, so that the first of the next sweep load while nobody waits for them. Each
-buffer carries the number of its layer and is checked before use. Knows nothing of models, tokens or sweeps' meaning.
+Layers that travel are read in order, round and round, so that the first of the next sweep load while nobody waits for
+them; layers that stay are handed out where they lie, and the ring reads on meanwhile. Each buffer carries the number of
+its layer and is checked before use. Knows nothing of models, tokens or sweeps' meaning.
 """
 
 import threading
 import time
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -81,7 +83,10 @@ class _Slot:
 
 
 class LayerStream:
-    """Layers over the wire, `ring` buffers ahead. One thread computes; take layers in order for full speed."""
+    """Layers over the wire, `ring` buffers ahead, except those that are `resident`; take them in order for full speed.
+
+    One thread computes. Without a layer that travels nothing runs and nothing is waited for.
+    """
 
     def __init__(
         self,
@@ -90,20 +95,25 @@ class LayerStream:
         ring: Sequence[Arena | None],
         wire: Wire | None = None,
         limit_Bps: float | None = None,
+        resident: Mapping[int, Mapping[str, torch.Tensor]] | None = None,
     ) -> None:
         self._blocks = blocks
+        self._resident = dict(resident or {})
+        self._route = [layer for layer in range(len(blocks)) if layer not in self._resident]
+        self._held: int | None = None  # the resident layer that computes
         self._store = store
         self._wire: Wire = wire or HostWire()
         self._changed = threading.Condition()
         self._slots = [_Slot(number, host) for number, host in enumerate(ring)]
-        self._next = 0
+        self._next = 0  # place in the route of what is read next
         self._course = 0  # counts restarts: what was read for an older course is dropped
         self._failure: BaseException | None = None
         self._closing = threading.Event()
         self._limit = LinkLimit(limit_Bps, sleep=self._closing.wait)
         self._stats = StreamStats()
         self._thread = threading.Thread(target=self._read_on, name="weights", daemon=True)
-        self._thread.start()
+        if self._route:
+            self._thread.start()
 
     @property
     def layers(self) -> int:
@@ -113,12 +123,16 @@ class LayerStream:
     @property
     def position(self) -> int | None:
         """The layer that computes now."""
-        return next((slot.layer for slot in self._in(_State.TAKEN)), None)
+        return next((slot.layer for slot in self._in(_State.TAKEN)), self._held)
 
     @property
     def bytes_per_sweep(self) -> int:
         """What comes over the wire in one sweep."""
-        return sum(self._store.moved_B(layer) for layer in range(len(self._blocks)))
+        return sum(self._store.moved_B(layer) for layer in self._route)
+
+    def stays(self, layer: int) -> bool:
+        """Does the layer never travel, so that its tensors are good for as long as the stream is?"""
+        return layer in self._resident
 
     def stats(self) -> StreamStats:
         """What was done so far."""
@@ -130,6 +144,10 @@ class LayerStream:
         with self._changed:
             self._release()
             self._steer(layer)
+            if layer in self._resident:
+                self._held = layer
+                self._count(layers_read=1)
+                return self._resident[layer]
             while not self._in(_State.READY):
                 self._check_reader()
                 self._changed.wait(HEARTBEAT_s)
@@ -153,7 +171,7 @@ class LayerStream:
         with self._changed:
             self._closing.set()
             self._changed.notify_all()
-        if self._thread is not threading.current_thread():
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join()
         self._wire.close()
         self._store.close()
@@ -162,6 +180,7 @@ class LayerStream:
         return [slot for slot in self._slots if slot.state is state]
 
     def _release(self) -> None:
+        self._held = None
         for slot in self._in(_State.TAKEN):
             self._wire.release(slot.number)
             slot.state = _State.FREE
@@ -169,18 +188,21 @@ class LayerStream:
 
     def _steer(self, layer: int) -> None:
         """Let the reader begin anew at `layer`, unless what is ready and what it reads next lead up to it."""
+        if not self._route:
+            return
         ready = self._in(_State.READY)
-        on_course = (self._next - layer - len(ready)) % len(self._blocks) == 0
+        turn = bisect_left(self._route, layer) % len(self._route)  # of `layer`, or of the next one that travels
+        on_course = (self._next - turn - len(ready)) % len(self._route) == 0
         # Read-ahead that failed while nobody waited is tried again when its sweep begins; later layers just fail.
         if on_course and (self._failure is None or layer > 0):
             return
         for slot in ready:
             self._count(dropped_B=self._store.moved_B(slot.layer or 0))
             slot.state = _State.FREE
-        self._restart(layer)
+        self._restart(turn)
 
-    def _restart(self, layer: int) -> None:
-        self._next = layer
+    def _restart(self, turn: int) -> None:
+        self._next = turn
         self._course += 1
         self._failure = None
         self._changed.notify_all()
@@ -208,7 +230,8 @@ class LayerStream:
                     self._changed.wait()
                 if self._closing.is_set():
                     return
-                slot, layer, course = self._in(_State.FREE)[0], self._next, self._course
+                slot, turn, course = self._in(_State.FREE)[0], self._next, self._course
+                layer = self._route[turn]
                 slot.state = _State.FILLING
             try:
                 failure, tensors = None, self._fill(slot, layer)
@@ -224,7 +247,7 @@ class LayerStream:
                 else:
                     slot.layer, slot.tensors = layer, tensors
                     slot.state = _State.READY
-                    self._next = (layer + 1) % len(self._blocks)
+                    self._next = (turn + 1) % len(self._route)
                 self._changed.notify_all()
 
     def _fill(self, slot: _Slot, layer: int) -> Mapping[str, torch.Tensor]:
@@ -235,4 +258,4 @@ class LayerStream:
         self._limit.hold(self._store.moved_B(layer), started_s)
         with self._changed:
             self._count(read_s=time.monotonic() - started_s)
-        return block.views(self._wire.send(slot.number, host, block.size_B))
+        return block.views(self._wire.send(slot.number, host))

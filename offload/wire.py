@@ -4,8 +4,9 @@ On the CPU it is there already. For CUDA a copy stream carries it from pinned me
 waits until the computation has released the buffer, the computation waits until the copy has landed.
 """
 
+import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import torch
@@ -14,6 +15,8 @@ from offload.errors import NotEnoughRam
 from offload.placement import size
 from offload.store import Arena
 
+log = logging.getLogger(__name__)
+
 
 class Wire(Protocol):
     """How a layer gets from host memory to where it computes."""
@@ -21,8 +24,8 @@ class Wire(Protocol):
     def ready_to_fill(self, slot: int) -> None:
         """Wait (in the reader) until the host buffer of this slot has left."""
 
-    def send(self, slot: int, host: Arena, size_B: int) -> torch.Tensor:
-        """Start moving (in the reader); returns the bytes where they will be."""
+    def send(self, slot: int, host: torch.Tensor) -> torch.Tensor:
+        """Start moving (in the reader) these bytes; returns them where they will be."""
 
     def receive(self, slot: int) -> None:
         """Make the computation wait for the bytes."""
@@ -40,9 +43,9 @@ class HostWire:
     def ready_to_fill(self, slot: int) -> None:
         """Nothing leaves, nothing to wait for."""
 
-    def send(self, slot: int, host: Arena, size_B: int) -> torch.Tensor:
+    def send(self, slot: int, host: torch.Tensor) -> torch.Tensor:
         """The bytes are there already."""
-        return host.flat
+        return host
 
     def receive(self, slot: int) -> None:
         """The bytes are there already."""
@@ -80,15 +83,24 @@ class LinkLimit:
 class CudaWire:
     """Copies over PCIe from pinned host memory into a ring on the device."""
 
-    def __init__(self, device: torch.device, slots: int, slot_B: int, sources: Iterable[Arena]) -> None:
+    def __init__(
+        self, device: torch.device, slots: int, slot_B: int, ring: Iterable[Arena], kept: Sequence[Arena] = ()
+    ) -> None:
         self._device = device
         self._pinned: list[Arena] = []
         try:
-            for arena in sources:
+            for arena in ring:
                 self._pin(arena)
         except NotEnoughRam:
             self._unpin()
             raise
+        for number, arena in enumerate(kept):
+            try:
+                self._pin(arena)
+            except NotEnoughRam as refusal:
+                # Copies from the rest are slower, and right: the reader waits for them instead of the copy stream.
+                log.warning("only %d of %d layers in RAM are pinned: %s", number, len(kept), refusal.what)
+                break
         self._ring = [torch.empty(slot_B, dtype=torch.uint8, device=device) for _ in range(slots)]
         self._copies = torch.cuda.Stream(device)
         self._landed = [torch.cuda.Event() for _ in range(slots)]
@@ -98,11 +110,11 @@ class CudaWire:
         """Wait until the last copy out of this host buffer has landed (an event never recorded is over)."""
         self._landed[slot].synchronize()
 
-    def send(self, slot: int, host: Arena, size_B: int) -> torch.Tensor:
+    def send(self, slot: int, host: torch.Tensor) -> torch.Tensor:
         """Start the copy once the computation has released the device buffer."""
         with torch.cuda.stream(self._copies):
             self._copies.wait_event(self._released[slot])
-            self._ring[slot][:size_B].copy_(host.flat[:size_B], non_blocking=True)
+            self._ring[slot][: host.nbytes].copy_(host, non_blocking=True)
             self._landed[slot].record(self._copies)
         return self._ring[slot]
 

@@ -267,7 +267,7 @@ class Engine:
         return SiblingDrafter(self._draft, len(self.tokenizer), ranking_of(planner), name=name)
 
     def _skip(self, planner: str) -> SiblingDrafter:
-        resident = [tier == "none" for tier in self._stream.placement.tiers]
+        resident = [tier == "device" for tier in self._stream.placement.tiers]
         kept = preferred(resident)
         assert isinstance(self._target, TreeLM)
         if all(resident):  # every set of layers is there already: look for a good one

@@ -23,18 +23,16 @@ COUNT = 5
 class NumberStore:
     """Every byte of layer i is i; what else happens in a read is up to the test."""
 
-    in_place = False
-
     def __init__(self, before: Callable[[int], None] = lambda layer: None) -> None:
         self.before = before
         self.reads: list[int] = []
 
-    def read(self, layer: int, buffer: Arena | None) -> Arena:
+    def read(self, layer: int, buffer: Arena | None) -> torch.Tensor:
         self.reads.append(layer)
         self.before(layer)
         assert buffer is not None
         buffer.flat.fill_(layer)
-        return buffer
+        return buffer.flat
 
     def moved_B(self, layer: int) -> int:
         return LAYER_B

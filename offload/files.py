@@ -1,0 +1,278 @@
+"""Ranges of files into memory: direct I/O where disk and alignment allow, complete and checked, or an error.
+
+Direct reads leave the page cache alone and copy nothing: they go straight into place where memory and file offset agree
+modulo a page, and through a small bounce buffer where they do not. Plain reads finish whatever direct ones left undone.
+Plain `preadv`, never a map: a mapped file that shrinks kills the process. Knows nothing of layers or torch.
+"""
+
+import errno
+import logging
+import mmap
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offload.errors import ReadFailed
+
+log = logging.getLogger(__name__)
+
+# Direct I/O wants offsets, lengths and addresses at multiples of the disk's block: 512 or 4096 bytes.
+PAGE_B = 4096
+REFUSALS = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a disk is read. `doctor` measures what is best for it; these are safe for any."""
+
+    block_B: int = 8 << 20
+    threads: int = 2
+    direct: bool = True
+
+    def buffers_B(self, largest_B: int) -> int:
+        """Bytes of the bounce buffers when no range is longer than `largest_B`."""
+        return self.threads * min(self.block_B, _up(largest_B) + 2 * PAGE_B)
+
+
+SAFE = Reading()
+
+
+@dataclass(frozen=True)
+class Range:
+    """Bytes of `file` from `offset` that belong into `views`, one after the other."""
+
+    file: Path
+    offset: int
+    views: tuple[memoryview, ...]
+
+    @property
+    def end(self) -> int:
+        """The first byte after it."""
+        return self.offset + sum(view.nbytes for view in self.views)
+
+
+@dataclass
+class _Open:
+    fd: int
+    direct_fd: int | None
+    size_B: int
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """What one call reads; `place` is where the bytes belong if they can go there at once."""
+
+    whole: Range
+    start: int
+    end: int
+    place: memoryview | None
+    fd: int
+    direct_fd: int | None
+
+
+class _TooShort(Exception):
+    """The file ended."""
+
+
+class _Replaced(Exception):
+    """The file is not the one whose header was read."""
+
+
+class Files:
+    """Files of known sizes, opened when first read; after a failure opened afresh, so that a repaired one is seen."""
+
+    def __init__(self, sizes_B: Mapping[Path, int], reading: Reading, largest_B: int) -> None:
+        self._sizes_B = sizes_B
+        self._reading = reading
+        self._bounce_B = min(max(reading.block_B // PAGE_B, 1) * PAGE_B, _up(largest_B) + 2 * PAGE_B)
+        self._open: dict[Path, _Open] = {}
+        self._refused = False
+        self._bounces: SimpleQueue[memoryview] = SimpleQueue()
+        for _ in range(reading.threads):
+            # Untouched pages of a map cost nothing, so buffers that are never needed are free.
+            self._bounces.put(memoryview(mmap.mmap(-1, self._bounce_B)))
+        self._pool = ThreadPoolExecutor(reading.threads, "disk") if reading.threads > 1 else None
+
+    def read(self, ranges: Sequence[Range], label: str) -> None:
+        """Fill the views of all ranges, several reads in flight; `label` says in errors what they are."""
+        chunks = [chunk for whole in ranges for chunk in self._chunks_of(whole, label)]
+        if self._pool is None or len(chunks) == 1:
+            for chunk in chunks:
+                with self._explained(chunk.whole, label):
+                    self._read_chunk(chunk)
+            return
+        futures = [self._pool.submit(self._read_chunk, chunk) for chunk in chunks]
+        wait(futures)  # all have ended before a file is closed or a buffer used again
+        for chunk, future in zip(chunks, futures, strict=True):
+            with self._explained(chunk.whole, label):
+                future.result()
+
+    def close(self) -> None:
+        """Close every file and end the threads."""
+        if self._pool is not None:
+            self._pool.shutdown()
+        while self._open:
+            self._forget(next(iter(self._open)))
+
+    @contextmanager
+    def _explained(self, whole: Range, label: str) -> Iterator[None]:
+        """Failures as errors that name the place; the file is opened afresh the next time."""
+        where = f"{whole.file.name} at byte {whole.offset} ({label})"
+        try:
+            yield
+        except _TooShort:
+            self._forget(whole.file)
+            raise ReadFailed(
+                f"could not read {where}: the file ends too early.",
+                "It was cut short while in use.",
+                "download the model again (only what is missing is fetched).",
+            ) from None
+        except _Replaced as error:
+            self._forget(whole.file)
+            raise ReadFailed(
+                f"could not read {where}: {error}.",
+                hint="load the model again if the file was replaced on purpose.",
+            ) from None
+        except OSError as error:
+            self._forget(whole.file)
+            raise ReadFailed(
+                f"could not read {where}: {error.strerror} (errno {error.errno}).",
+                "The disk, the file system or the network behind it failed.",
+            ) from error
+
+    def _chunks_of(self, whole: Range, label: str) -> list[_Chunk]:
+        with self._explained(whole, label):
+            file = self._opened(whole.file)
+        direct = file.direct_fd is not None and not self._refused
+        return list((_direct_chunks if direct else _plain_chunks)(whole, self._bounce_B, file))
+
+    def _read_chunk(self, chunk: _Chunk) -> None:
+        length_B = chunk.end - chunk.start
+        if chunk.place is not None:
+            self._fill(chunk, chunk.place, length_B)
+            return
+        bounce = self._bounces.get()
+        try:
+            # The last page of a file is rarely whole.
+            self._fill(chunk, bounce[:length_B], min(chunk.end, chunk.whole.end) - chunk.start)
+            _scatter(bounce, chunk)
+        finally:
+            self._bounces.put(bounce)
+
+    def _fill(self, chunk: _Chunk, view: memoryview, wanted_B: int) -> None:
+        """At least the first `wanted_B` bytes of the view; what a direct read leaves undone a plain one finishes."""
+        got = 0
+        if chunk.direct_fd is not None:
+            try:
+                got = os.preadv(chunk.direct_fd, [view], chunk.start)
+            except OSError as error:
+                if error.errno not in REFUSALS:
+                    raise
+                self._refuse()
+        if got < wanted_B:
+            if not read_exactly(chunk.fd, view[got:wanted_B], chunk.start + got):
+                raise _TooShort
+            # What is read once per sweep would only push out what others keep in the page cache.
+            os.posix_fadvise(chunk.fd, chunk.start + got, wanted_B - got, os.POSIX_FADV_DONTNEED)
+
+    def _opened(self, file: Path) -> _Open:
+        if file not in self._open:
+            fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+            self._open[file] = _Open(fd, None, os.fstat(fd).st_size)
+            if self._reading.direct and not self._refused:
+                self._open[file].direct_fd = self._open_direct(file)
+            direct = self._open[file].direct_fd is not None
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM if direct else os.POSIX_FADV_SEQUENTIAL)
+        found = self._open[file]
+        if found.size_B != self._sizes_B[file]:
+            raise _Replaced(f"the file has {found.size_B} bytes, it had {self._sizes_B[file]} when loaded")
+        return found
+
+    def _open_direct(self, file: Path) -> int | None:
+        try:
+            return os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
+        except OSError as error:
+            if error.errno not in REFUSALS:
+                raise
+            self._refuse()
+            return None
+
+    def _refuse(self) -> None:
+        if not self._refused:
+            log.warning("the file system refuses direct reads: weights are read through the page cache")
+        self._refused = True
+
+    def _forget(self, file: Path) -> None:
+        if file in self._open:
+            gone = self._open.pop(file)
+            for fd in (gone.fd, gone.direct_fd):
+                if fd is not None:
+                    os.close(fd)
+
+
+def read_exactly(fd: int, view: memoryview, offset: int) -> bool:
+    """Fill the view from `offset` on, however short the single reads are; False if the file ends before."""
+    while view.nbytes:
+        got = os.preadv(fd, [view], offset)
+        if got == 0:
+            return False
+        view, offset = view[got:], offset + got
+    return True
+
+
+def _plain_chunks(whole: Range, block_B: int, file: _Open) -> Iterator[_Chunk]:
+    """Every view in pieces of at most `block_B` bytes."""
+    at = whole.offset
+    for view in whole.views:
+        for start in range(0, view.nbytes, block_B):
+            piece = view[start : start + block_B]
+            yield _Chunk(whole, at + start, at + start + piece.nbytes, piece, file.fd, None)
+        at += view.nbytes
+
+
+def _direct_chunks(whole: Range, block_B: int, file: _Open) -> Iterator[_Chunk]:
+    """The range in pieces of at most `block_B` bytes that begin and end at pages."""
+
+    def chunks(start: int, end: int, in_place: bool) -> Iterator[_Chunk]:
+        for at in range(start, end, block_B):
+            stop = min(at + block_B, end)
+            place = whole.views[0][at - whole.offset : stop - whole.offset] if in_place else None
+            yield _Chunk(whole, at, stop, place, file.fd, file.direct_fd)
+
+    first, last = _up(whole.offset), whole.end // PAGE_B * PAGE_B
+    if len(whole.views) == 1 and first < last and (_address(whole.views[0]) - whole.offset) % PAGE_B == 0:
+        yield from chunks(first, last, in_place=True)
+        yield from chunks(whole.offset // PAGE_B * PAGE_B, first, in_place=False)
+        yield from chunks(last, _up(whole.end), in_place=False)
+    else:
+        yield from chunks(whole.offset // PAGE_B * PAGE_B, _up(whole.end), in_place=False)
+
+
+def _scatter(bounce: memoryview, chunk: _Chunk) -> None:
+    """What belongs to the range from the bounce buffer into its views."""
+    source, at = _array(bounce), chunk.whole.offset
+    for view in chunk.whole.views:
+        start, end = max(at, chunk.start), min(at + view.nbytes, chunk.end)
+        if start < end:
+            # numpy copies without the interpreter's lock, so that another chunk can arrive meanwhile.
+            np.copyto(_array(view)[start - at : end - at], source[start - chunk.start : end - chunk.start])
+        at += view.nbytes
+
+
+def _array(view: memoryview) -> NDArray[np.uint8]:
+    return np.frombuffer(view, np.uint8)
+
+
+def _address(view: memoryview) -> int:
+    return int(_array(view).ctypes.data)
+
+
+def _up(nbytes: int) -> int:
+    return -(-nbytes // PAGE_B) * PAGE_B

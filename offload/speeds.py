@@ -1,0 +1,96 @@
+"""How fast this machine's disks, link and arithmetic are: what `doctor` measured, kept in one file. Knows no torch.
+
+Every number is an upper bound that was measured here, or is missing. Nothing here changes what a model computes.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import platformdirs
+
+from offload.files import SAFE, Reading
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Disk:
+    """The fastest way found to read large files from a disk, and its speed."""
+
+    Bps: float
+    reading: Reading
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """Multiplying by weights on a device: of many rows, in operations, and of few, in bytes of weights read."""
+
+    flops: float
+    weights_Bps: float
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """What was measured: disks by device number, the link to the GPU, arithmetic by `device/dtype`."""
+
+    disks: Mapping[str, Disk] = field(default_factory=dict)
+    link_Bps: float | None = None
+    arithmetic: Mapping[str, Arithmetic] = field(default_factory=dict)
+    measured: str = ""
+
+
+def speeds_file() -> Path:
+    """Where `doctor` keeps what it measured."""
+    return platformdirs.user_cache_path("specexec") / "speeds.json"
+
+
+def load_speeds(file: Path | None = None) -> Speeds:
+    """What was measured here before; nothing if nothing was."""
+    path = file or speeds_file()
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return Speeds(
+            {
+                key: Disk(float(row["Bps"]), Reading(**{name: row["reading"][name] for name in asdict(SAFE)}))
+                for key, row in found["disks"].items()
+            },
+            found["link_Bps"],
+            {
+                key: Arithmetic(float(row["flops"]), float(row["weights_Bps"]))
+                for key, row in found["arithmetic"].items()
+            },
+            str(found["measured"]),
+        )
+    except FileNotFoundError:
+        return Speeds()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        log.warning("%s cannot be used (%s): run `specexec doctor` to measure again", path, error)
+        return Speeds()
+
+
+def save_speeds(speeds: Speeds, file: Path | None = None) -> Path:
+    """Keep what was measured; a reader sees the old file or the new one."""
+    path = file or speeds_file()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.write_text(json.dumps(asdict(speeds), indent=1), encoding="utf-8")
+    partial.replace(path)
+    return path
+
+
+def disk_key(path: Path) -> str:
+    """The disk that a path is on, by its device number; a path that does not exist yet is on its parent's."""
+    while not path.exists():
+        path = path.parent
+    device = path.stat().st_dev
+    return f"{os.major(device)}:{os.minor(device)}"
+
+
+def reading_for(path: Path) -> Reading:
+    """The best way to read files at this path, as far as it was measured."""
+    measured = load_speeds().disks.get(disk_key(path))
+    return measured.reading if measured else SAFE

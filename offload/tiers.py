@@ -1,0 +1,69 @@
+"""From a placement to a running stream: which layers are loaded now, which are kept, which are read every time."""
+
+import logging
+from collections.abc import Mapping
+
+import torch
+
+from offload.checkpoint import Checkpoint
+from offload.errors import NotEnoughRam
+from offload.placement import Placement, Tier, size
+from offload.store import Arena, DiskStore, TieredStore, buffer_B
+from offload.stream import LayerStream
+from offload.wire import CudaWire, HostWire, Wire
+
+log = logging.getLogger(__name__)
+
+
+def open_stream(
+    checkpoint: Checkpoint, disk: DiskStore, placement: Placement, device: torch.device, limit_Bps: float | None
+) -> LayerStream:
+    """One stream over all tiers; what stays in memory is read here, once. The stream closes the disk."""
+    blocks = checkpoint.layers
+    layers = _layers(placement)
+    if limit_Bps is not None and len(layers["device"]) == len(blocks):
+        log.warning("the link limit has no effect: every layer stays in memory (--offload none)")
+    try:
+        resident = _resident(checkpoint, disk, layers["device"], device)
+        kept = {layer: _filled(checkpoint, disk, layer) for layer in layers["ram"]}
+        # Layers in RAM need no buffer here, but as many turns as there would be, so that the rhythm is the same.
+        staging_B = buffer_B([blocks[layer] for layer in layers["disk"]]) if layers["disk"] else 0
+        ring = [Arena(staging_B) if staging_B else None for _ in range(placement.ring or min(2, len(layers["ram"])))]
+    except MemoryError as error:
+        raise _no_memory(placement) from error
+    if not layers["disk"]:
+        disk.close()
+    wire: Wire = HostWire()
+    if device.type == "cuda" and ring:
+        slot_B = max(blocks[layer].size_B for layer in (*layers["ram"], *layers["disk"]))
+        wire = CudaWire(device, len(ring), slot_B, [arena for arena in ring if arena], list(kept.values()))
+    return LayerStream(blocks, TieredStore(checkpoint, disk, kept), ring, wire, limit_Bps, resident)
+
+
+def _layers(placement: Placement) -> dict[Tier, list[int]]:
+    found: dict[Tier, list[int]] = {"device": [], "ram": [], "disk": []}
+    for layer, tier in enumerate(placement.tiers):
+        found[tier].append(layer)
+    return found
+
+
+def _resident(
+    checkpoint: Checkpoint, disk: DiskStore, layers: list[int], device: torch.device
+) -> dict[int, Mapping[str, torch.Tensor]]:
+    """On the CPU the layer stays where it was read; to a device it goes through memory that is given back at once."""
+    return {layer: checkpoint.layers[layer].views(_filled(checkpoint, disk, layer).flat.to(device)) for layer in layers}
+
+
+def _filled(checkpoint: Checkpoint, disk: DiskStore, layer: int) -> Arena:
+    block = checkpoint.layers[layer]
+    arena = Arena(block.size_B)
+    disk.read_block(block, arena)
+    return arena
+
+
+def _no_memory(placement: Placement) -> NotEnoughRam:
+    return NotEnoughRam(
+        f"the system refused memory while loading; the plan was {size(placement.host_B)} of RAM.",
+        "Another program took it meanwhile, or a limit (ulimit, container) allows less than is free.",
+        "--ram with a smaller budget, or --offload disk.",
+    )

@@ -1,0 +1,140 @@
+"""Direct reads bring the right bytes for every alignment, and plain ones take over where the file system refuses."""
+
+import errno
+import os
+import random
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from offload.errors import ReadFailed
+from offload.files import PAGE_B, Files, Range, Reading
+from offload.store import Arena
+
+SIZE_B = 300_001
+CONTENT = random.Random(0).randbytes(SIZE_B)
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("files") / "weights"
+    path.write_bytes(CONTENT)
+    return path
+
+
+readings = st.builds(
+    Reading, block_B=st.sampled_from([1, PAGE_B, 3 * PAGE_B, 1 << 20]), threads=st.integers(1, 3), direct=st.booleans()
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@given(readings, st.data())
+def test_every_range_arrives_whole_whatever_its_alignment(file: Path, reading: Reading, data: st.DataObject) -> None:
+    arena = Arena(SIZE_B + 2 * PAGE_B)
+    offset = data.draw(st.integers(0, SIZE_B - 1))
+    nbytes = data.draw(st.integers(1, SIZE_B - offset))
+    start = data.draw(st.sampled_from([0, offset % PAGE_B, 64, 7]))
+    cuts = sorted(data.draw(st.lists(st.integers(0, nbytes), max_size=3)))
+    ends = [0, *cuts, nbytes]
+    # The views lie apart by one byte each: order is kept, neighbours are not.
+    views = [arena.bytes[start + a + i : start + b + i] for i, (a, b) in enumerate(pairwise(ends))]
+    files = Files({file: SIZE_B}, reading, SIZE_B)
+    files.read([Range(file, offset, tuple(views))], "layer 0")
+    assert b"".join(bytes(view) for view in views) == CONTENT[offset : offset + nbytes]
+    assert not any(arena.bytes[start + nbytes + len(views) :]), "nothing is written behind the views"
+    assert not any(arena.bytes[:start])
+    files.close()
+
+
+def refusing(monkeypatch: pytest.MonkeyPatch, calls: Sequence[str]) -> None:
+    real_open, real_read = os.open, os.preadv
+    direct: set[int] = set()
+
+    def opened(path: Path, flags: int) -> int:
+        if flags & os.O_DIRECT and "open" in calls:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        fd = real_open(path, flags)
+        if flags & os.O_DIRECT:
+            direct.add(fd)
+        return fd
+
+    def read(fd: int, views: Sequence[memoryview], offset: int) -> int:
+        if fd in direct and "read" in calls:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return real_read(fd, views, offset)
+
+    monkeypatch.setattr(os, "open", opened)
+    monkeypatch.setattr(os, "preadv", read)
+
+
+@pytest.mark.parametrize("call", ["open", "read"])
+def test_a_file_system_that_refuses_is_read_plainly_and_said_once(
+    call: str, file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    refusing(monkeypatch, [call])
+    files = Files({file: SIZE_B}, Reading(PAGE_B, 2), SIZE_B)
+    for _ in range(3):
+        arena = Arena(SIZE_B)
+        files.read([Range(file, 0, (arena.bytes,))], "layer 0")
+        assert bytes(arena.bytes) == CONTENT
+    files.close()
+    assert caplog.text.count("refuses direct reads") == 1
+
+
+def cached_pages(file: Path) -> int:
+    """Pages of the file in the page cache, by the kernel's own count."""
+    import ctypes
+    import mmap
+
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ, flags=mmap.MAP_PRIVATE) as held:
+        pages = -(-len(held) // mmap.PAGESIZE)
+        found = (ctypes.c_ubyte * pages)()
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.mmap.restype = ctypes.c_void_p
+        address = libc.mmap(
+            None, ctypes.c_size_t(len(held)), mmap.PROT_READ, mmap.MAP_SHARED, opened.fileno(), ctypes.c_size_t(0)
+        )
+        assert libc.mincore(ctypes.c_void_p(address), ctypes.c_size_t(len(held)), found) == 0
+        libc.munmap(ctypes.c_void_p(address), ctypes.c_size_t(len(held)))
+    return sum(page & 1 for page in found)
+
+
+@pytest.mark.parametrize("direct", [True, False])
+def test_the_page_cache_is_left_alone(direct: bool, file: Path, tmp_path: Path) -> None:
+    own = tmp_path / "weights"
+    own.write_bytes(CONTENT)
+    with own.open("rb") as opened:
+        os.fsync(opened.fileno())
+        os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    if cached_pages(own):
+        pytest.skip("this file system keeps its files in memory")
+    files = Files({own: SIZE_B}, Reading(1 << 16, 2, direct), SIZE_B)
+    arena = Arena(SIZE_B)
+    files.read([Range(own, 0, (arena.bytes,))], "layer 0")
+    files.close()
+    assert cached_pages(own) <= 2
+
+
+def test_input_output_errors_are_not_taken_for_a_refusal(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(fd: int, views: Sequence[memoryview], offset: int) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "preadv", broken)
+    files = Files({file: SIZE_B}, Reading(PAGE_B, 3), SIZE_B)
+    with pytest.raises(ReadFailed, match=r"could not read weights at byte 5 \(layer 7\).*errno 5"):
+        files.read([Range(file, 5, (Arena(200_000).bytes,))], "layer 7")
+    assert not files._open, "opened afresh next time"
+    files.close()
+
+
+def test_no_thread_and_no_file_is_left_behind(file: Path) -> None:
+    before = len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
+    for _ in range(30):
+        files = Files({file: SIZE_B}, Reading(PAGE_B, 3), SIZE_B)
+        files.read([Range(file, 0, (Arena(SIZE_B).bytes,))], "layer 0")
+        files.close()
+    assert (len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))) == before
