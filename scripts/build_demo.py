@@ -39,8 +39,8 @@ class Recipe:
     """How long everything lasts; nothing depends on the clock."""
 
     target_steps: int = 1000
-    drafter_steps: int = 800
-    other_drafter_steps: int = 400  # weak and strong, which only measurements use
+    drafter_steps: int = 600
+    other_drafter_steps: int = 200  # weak and strong, which only measurements use
     written: int = 1000  # answers by the target for its drafters
     copies: int = 200
     answer_tokens: int = 120
@@ -151,13 +151,18 @@ def make_drafter(shop: Workshop, name: str, target: LlamaForCausalLM, written: l
 
 def write_answers(shop: Workshop, target: LlamaForCausalLM) -> list[Turn]:
     """What the target itself says, half of it greedy and half sampled at temperature 1."""
+    path = shop.out / "written.json"
+    if path.exists():
+        return [Turn(**turn) for turn in json.loads(path.read_text(encoding="utf-8"))]
     talks = islice(conversations(SEED + 4, shop.text.entries), shop.recipe.written)
     questions = [talk[0].question for talk in talks]
     half, limit = len(questions) // 2, shop.recipe.answer_tokens
     torch.manual_seed(SEED)
     greedy = answers(target, shop.tokenizer, questions[:half], limit=limit)
     sampled = answers(target, shop.tokenizer, questions[half:], sample=True, limit=limit)
-    return [Turn(question, answer) for question, answer in zip(questions, greedy + sampled, strict=True) if answer]
+    turns = [Turn(question, answer) for question, answer in zip(questions, greedy + sampled, strict=True) if answer]
+    path.write_text(json.dumps([asdict(turn) for turn in turns], indent=1) + "\n", encoding="utf-8")
+    return turns
 
 
 def build(shop: Workshop) -> dict[str, object]:
