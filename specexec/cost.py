@@ -22,9 +22,12 @@ class Line:
 
     sums: Floats = field(default_factory=lambda: np.zeros(5))  # weight, n, t, n², n t
 
+    most: int = 0  # rows of the largest sample: further out the line is a guess
+
     def learn(self, rows: int, seconds: float) -> None:
-        if self.sums[0] > 2:  # once there is an idea: a hiccup of the machine is not a trend
+        if self.sums[0] > 2 and rows <= self.most:  # where it is known: a hiccup of the machine is not a trend
             seconds = min(seconds, 2 * float(self.at(rows)))
+        self.most = max(self.most, rows)
         self.sums = FADE * self.sums + np.array([1.0, rows, seconds, rows * rows, rows * seconds])
 
     @property
@@ -76,7 +79,11 @@ class CostModel:
         return float(self.stream_s - self.compute.at(rows)) if self.compute.known else 0.0
 
     def best_size(self, reach_N: Floats, rows: int, sequences: int, drafted_s: float) -> int:
-        """How many of the nodes (their chances, best first) make the most tokens per second."""
+        """How many of the nodes (their chances, best first) make the most tokens per second.
+
+        At most twice the largest sweep so far: costs that were never seen are approached, not believed.
+        """
+        reach_N = reach_N[: max(2 * self.compute.most - rows, 0)]
         expected = sequences + np.concatenate([[0.0], np.cumsum(reach_N)])
         seconds = drafted_s + self.sweep_s(rows + np.arange(len(reach_N) + 1.0))
         return int(np.argmax(expected / seconds))

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Literal, Self
 
 import torch
+from torch import Tensor
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
@@ -36,12 +37,12 @@ from specexec.drafters.skip import SAMPLE, SHARE, best_layers, preferred, skippi
 from specexec.drafters.substitute import BITS, quantised, substituting
 from specexec.encoding import Encoding, check_vocabularies
 from specexec.errors import BadDrafter, ContextLengthExceeded, EmptyPrompt, UnsupportedArchitecture
-from specexec.lm import TreeLM
+from specexec.lm import Rows, TreeLM
 from specexec.memory import Memory
 from specexec.noise import Noise, derived_seed
 from specexec.planners import planner_of, ranking_of
 from specexec.room import Room
-from specexec.sampling import SamplingParams
+from specexec.sampling import History, SamplingParams, penalise, restrict, with_noise
 from specexec.sequence import Sequence
 from specexec.stats import Burst, Completion, Progress
 from specexec.walk import Acceptance
@@ -211,6 +212,17 @@ class Engine:
         if sequence in self._decoder.live:
             self._decoder.leave(sequence)
 
+    def scores(self, prompt: Prompt, answer: Items[int], sampling: SamplingParams) -> Tensor:
+        """What the choice after `prompt` + `answer` compares, processed afresh: logits + T · G, [V] float32."""
+        sequence = self._sequence([*self.encode(prompt), *answer], sampling)
+        (hidden_RH,) = self._target.forward([Rows(KVCache(), sequence.tokens, range(-1, len(sequence.tokens) - 1))])
+        logits_V = penalise(
+            self._target.head(hidden_RH[-1:])[0], sequence.sampling, History.of(self.encode(prompt), answer)
+        )
+        allowed_NV = restrict(logits_V.unsqueeze(0), sequence.sampling)
+        temperature = sequence.sampling.temperature or 0.0
+        return with_noise(allowed_NV, temperature, sequence.noise, [len(sequence.tokens)])[0]
+
     def stop(self) -> None:
         """End all running streams after the current layer; what they wrote stays. Safe in a signal handler."""
         self._decoder.stop()
@@ -317,7 +329,7 @@ def load(
 
     model: path, alias or hub name. drafter: auto, none, sources joined by + (sibling, substitute, skip, ngram), or a
     path or name in the sibling's place. offload: auto, none, ram or disk.
-    budget: guesses per sweep, or auto. planner: best, reference, beam, sequoia. dtype: auto (as stored), bf16, f16, f32.
+    budget: guesses per sweep, or auto. planner: best, reference, beam, sequoia. dtype: auto (stored), bf16, f16, f32.
     ram_B, vram_B: ceilings in bytes. link_limit_Bps throttles the weight stream.
     Raises offload's errors for models and memory, UnsupportedArchitecture for targets that cannot verify trees,
     TokenizerMismatch for a drafter that does not fit, ContextLengthExceeded for a ctx beyond the model's.

@@ -13,7 +13,7 @@ def learned(stream_s: float, base_s: float, slope_s: float, draft_s: float = 0.0
     """A cost model that has seen thirty sweeps and passes of a machine with these true costs."""
     cost, generator = CostModel(), np.random.default_rng(0)
     for _ in range(30):
-        rows = int(generator.integers(1, 200))
+        rows = int(generator.integers(1, 1200))
         compute_s = base_s + slope_s * rows
         cost.learn_sweep(rows, max(stream_s, compute_s), max(stream_s - compute_s, 0.0))
         cost.learn_draft(int(generator.integers(1, 30)), draft_s, asked_reach=1.0, won_reach=0.5)
@@ -55,6 +55,16 @@ def test_the_size_is_the_one_of_most_tokens_per_second(stream_s: float, slope_s:
         (1 + chances()[:nodes].sum()) / (0.1 + max(stream_s, 0.05 + slope_s * (nodes + 3))) for nodes in range(1001)
     ]
     assert rates[size] > 0.97 * max(rates)
+
+
+def test_costs_never_seen_are_approached_not_believed() -> None:
+    cost = CostModel()
+    for _ in range(10):
+        cost.learn_sweep(40, 0.05, 0.0)
+        cost.learn_sweep(50, 0.05, 0.0)  # as if more rows were free
+    assert cost.best_size(chances(5000), rows=4, sequences=1, drafted_s=0.0) <= 100
+    cost.learn_sweep(100, 4.0, 0.0)  # they are not: believed at once, however strange it looks
+    assert cost.best_size(chances(5000), rows=4, sequences=1, drafted_s=0.0) < 60
 
 
 def test_slow_streams_deserve_large_trees() -> None:

@@ -1,0 +1,117 @@
+"""`specexec bench`: the same prompts under every combination of settings, plain decoding always among them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from itertools import product
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from cli.engine import running_engine
+from cli.held_out import bench_prompts
+from cli.options import BUDGET, EngineOptions, engine_options
+from cli.rounds import COLUMNS, Row, measure
+from cli.screen import Screen
+from cli.verbosity import Verbosity, verbosity_options
+from specexec.sampling import SamplingParams
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class Several(click.ParamType[tuple[str, ...]]):
+    """A comma list whose every item is checked as an option of its own would be."""
+
+    name = "list"
+
+    def __init__(self, kind: click.ParamType[Any]) -> None:
+        self.kind = kind
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        items = value if isinstance(value, tuple) else tuple(part.strip() for part in str(value).split(","))
+        for item in items:
+            self.kind.convert(item, param, ctx)
+        return items
+
+
+def _several(name: str, kind: click.ParamType[Any], default: str, says: str) -> Callable[[Command], Command]:
+    return click.option(name, type=Several(kind), default=default, metavar="A,B,…", help=f"{says} Comma list.")
+
+
+@click.command()
+@_several("--budgets", BUDGET, "8,32,128", "Guesses per sweep; auto is one too.")
+@_several("--temperatures", click.FloatRange(min=0), "0", "0 takes the likeliest token.")
+@_several("--drafters", click.STRING, "auto", "Who guesses.")
+@_several("--offloads", click.Choice(["auto", "none", "ram", "disk"]), "auto", "Where the weights live.")
+@_several("--planners", click.Choice(["best", "reference", "beam", "sequoia"]), "best", "How trees grow.")
+@click.option("--prompts", "file", type=click.Path(exists=True, path_type=Path), help="A prompt a line (.txt, .jsonl).")
+@click.option("--limit", type=click.IntRange(min=1), default=8, help="Prompts to use.")
+@click.option("-r", "--repeat", type=click.IntRange(min=1), default=3, help="Rounds; the spread is over them.")
+@click.option("-n", "--gen", type=click.IntRange(min=1), default=64, help="New tokens for each prompt.")
+@click.option("-o", "--output", type=click.Choice(["md", "csv", "json", "jsonl"]), default="md", help="On stdout.")
+@engine_options
+@verbosity_options
+@click.pass_obj
+def bench(
+    verbosity: Verbosity,
+    budgets: tuple[str, ...],
+    temperatures: tuple[str, ...],
+    drafters: tuple[str, ...],
+    offloads: tuple[str, ...],
+    planners: tuple[str, ...],
+    file: Path | None,
+    limit: int,
+    repeat: int,
+    gen: int,
+    output: str,
+    engine_options: EngineOptions,
+) -> int:
+    """Measure tokens per sweep and per second for every combination of the comma lists.
+
+    Plain decoding (budget 0) is always measured in the same run, and every text is compared with it. Quote the ratios:
+    absolute speeds belong to this machine on this day. The toy's speeds mean nothing; its tokens per sweep do.
+
+    \b
+      specexec bench --budgets 8,32,128 --temperatures 0,0.8
+      specexec bench -m ./my-model -d ./my-drafter --offloads ram,disk -o json > bench.json
+    """
+    screen = Screen(quiet=verbosity.quiet)
+    asked = bench_prompts(file)[:limit]
+    rows: list[Row] = []
+    for drafter, offload, planner in product(drafters, offloads, planners):
+        where = {"offload": offload, "planner": planner}
+        options = replace(engine_options, drafter=drafter, **where)  # type: ignore[arg-type]  # checked by the options
+        with running_engine(options, screen, verbosity) as llm:
+            for temperature in temperatures:
+                sampling = SamplingParams(temperature=float(temperature), max_tokens=gen)
+                sizes = ["0", *(size for size in budgets if size != "0")]
+                rows += measure(llm, options, [prompt.asked for prompt in asked], sizes, sampling, repeat, screen)
+    click.echo(FORMATS[output](rows), nl=False)
+    return 0
+
+
+def _markdown(rows: list[Row]) -> str:
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
+    lines += ["| " + " | ".join(row.cells) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _csv(rows: list[Row]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(asdict(rows[0])))
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in rows)
+    return text.getvalue()
+
+
+FORMATS = {
+    "md": _markdown,
+    "csv": _csv,
+    "json": lambda rows: json.dumps([asdict(row) for row in rows], indent=2) + "\n",
+    "jsonl": lambda rows: "".join(json.dumps(asdict(row)) + "\n" for row in rows),
+}

@@ -1,0 +1,134 @@
+"""The measuring behind `specexec bench`: rounds of the same prompts, settings taking turns to share the weather."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from statistics import mean, stdev
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from cli.options import EngineOptions
+from cli.screen import Screen
+from specexec.sampling import SamplingParams
+
+if TYPE_CHECKING:
+    from specexec.conversation import Prompt
+    from specexec.engine import Engine
+
+COLUMNS = (
+    "drafter", "offload", "planner", "T", "budget", "sweeps", "tok/sweep", "s/sweep", "s drafting/sweep", "tok/s",
+    "vs plain", "same text",
+)  # fmt: skip
+
+
+@dataclass
+class Round:
+    """What one pass over all prompts came to."""
+
+    tokens: int = 0
+    sweeps: int = 0
+    draft_s: float = 0.0
+    seconds: float = 0.0
+    bytes_read: int = 0
+    texts: list[tuple[int, ...]] = field(default_factory=list)
+    depths: Counter[int] = field(default_factory=Counter)  # accepted guesses by depth
+
+
+@dataclass(frozen=True)
+class Row:
+    """One setting. Means over rounds, `_sd` their standard deviation; `accepted_by_depth[d]` is the share of sweeps
+    that accepted a guess at depth d."""
+
+    drafter: str
+    offload: str
+    planner: str
+    temperature: float
+    budget: str
+    sweeps: int
+    tokens_per_sweep: float
+    sweep_s: float
+    draft_s: float
+    tokens_per_s: float
+    tokens_per_s_sd: float
+    vs_plain: float
+    same_texts: int
+    texts: int
+    bytes_per_sweep: int
+    accepted_by_depth: tuple[float, ...]
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """For COLUMNS."""
+        return (
+            self.drafter, self.offload, self.planner, f"{self.temperature:g}", self.budget, str(self.sweeps),
+            f"{self.tokens_per_sweep:.2f}", f"{self.sweep_s:.4f}", f"{self.draft_s:.4f}",
+            f"{self.tokens_per_s:.2f} ± {self.tokens_per_s_sd:.2f}", f"{self.vs_plain:.2f}×",
+            f"{self.same_texts}/{self.texts}",
+        )  # fmt: skip
+
+
+def measure(
+    llm: Engine,
+    options: EngineOptions,
+    prompts: Sequence[Prompt],
+    budgets: Sequence[str],
+    sampling: SamplingParams,
+    repeat: int,
+    screen: Screen,
+) -> list[Row]:
+    """A row for each budget; budget 0 comes first and is what the others are compared with."""
+    assert budgets[0] == "0"
+    _answer(llm, prompts[:1], "8", replace(sampling, max_tokens=8))  # warm up
+    rounds: dict[str, list[Round]] = {budget: [] for budget in budgets}
+    for turn in range(repeat):
+        for budget in budgets:
+            screen.say(f"round {turn + 1} of {repeat}, T = {sampling.temperature:g}, budget {budget}")
+            rounds[budget].append(_answer(llm, prompts, budget, sampling))
+    plain = rounds["0"]
+    return [_row(llm, options, budget, rounds[budget], plain, sampling) for budget in budgets]
+
+
+def _answer(llm: Engine, prompts: Sequence[Prompt], budget: str, sampling: SamplingParams) -> Round:
+    llm.budget = "auto" if budget == "auto" else int(budget)
+    done = Round()
+    for seed, prompt in enumerate(prompts):
+        began = perf_counter()
+        bursts = [burst for burst in llm.stream(prompt, replace(sampling, seed=seed)) if burst.tokens]
+        done.seconds += perf_counter() - began
+        done.texts.append(tuple(token for burst in bursts for token in burst.tokens))
+        done.tokens += len(done.texts[-1])
+        done.sweeps += len(bursts)
+        done.draft_s += sum(burst.draft_s for burst in bursts)
+        done.bytes_read += sum(burst.bytes_read for burst in bursts)
+        done.depths.update(depth for burst in bursts for depth in range(burst.accepted))
+    return done
+
+
+def _row(
+    llm: Engine, options: EngineOptions, budget: str, rounds: list[Round], plain: list[Round], sampling: SamplingParams
+) -> Row:
+    speeds = [one.tokens / one.seconds for one in rounds]
+    sweeps, tokens = sum(one.sweeps for one in rounds), sum(one.tokens for one in rounds)
+    both = zip(rounds, plain, strict=True)
+    pairs = [pair for ours, theirs in both for pair in zip(ours.texts, theirs.texts, strict=True)]
+    deepest = max((depth for one in rounds for depth in one.depths), default=-1)
+    return Row(
+        drafter="none" if budget == "0" else llm.drafter_name,
+        offload=llm.placement.partition(":")[0],
+        planner=options.planner,
+        temperature=sampling.temperature or 0.0,
+        budget=budget,
+        sweeps=sweeps,
+        tokens_per_sweep=tokens / sweeps,
+        sweep_s=(sum(one.seconds for one in rounds) - sum(one.draft_s for one in rounds)) / sweeps,
+        draft_s=sum(one.draft_s for one in rounds) / sweeps,
+        tokens_per_s=mean(speeds),
+        tokens_per_s_sd=stdev(speeds) if len(speeds) > 1 else 0.0,
+        vs_plain=mean(speeds) / mean(one.tokens / one.seconds for one in plain),
+        same_texts=sum(ours == theirs for ours, theirs in pairs),
+        texts=len(pairs),
+        bytes_per_sweep=sum(one.bytes_read for one in rounds) // sweeps,
+        accepted_by_depth=tuple(sum(one.depths[d] for one in rounds) / sweeps for d in range(deepest + 1)),
+    )

@@ -1,0 +1,92 @@
+"""bench and check, on the real demo pair: every row is there, plain decoding among them, and texts are compared."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from cli.app import commands
+from specexec import audit as audit_module
+from specexec import load
+from specexec.audit import audit, first_difference
+from specexec.sampling import SamplingParams
+
+FAST = ["--limit", "2", "-q", "--dtype", "f32", "--offload", "none"]
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(commands, [*arguments, *FAST], catch_exceptions=False)
+
+
+def test_bench_always_has_the_plain_row_and_compares_texts() -> None:
+    ran = run("bench", "--budgets", "4,auto", "--temperatures", "0,0.8", "-r", "1", "-n", "12", "-o", "json")
+    rows = json.loads(ran.stdout)
+    assert [(row["temperature"], row["budget"]) for row in rows] == [
+        (heat, budget) for heat in (0.0, 0.8) for budget in ("0", "4", "auto")
+    ]
+    plain = [row for row in rows if row["budget"] == "0"]
+    assert all(row["drafter"] == "none" and row["tokens_per_sweep"] == row["vs_plain"] == 1 for row in plain)
+    assert all(row["same_texts"] == row["texts"] == 2 for row in rows)
+    guessed = next(row for row in rows if row["budget"] == "4")
+    assert guessed["tokens_per_sweep"] > 1
+    assert guessed["accepted_by_depth"] == sorted(guessed["accepted_by_depth"], reverse=True)
+
+
+@pytest.mark.parametrize("form", ["md", "csv", "jsonl"])
+def test_bench_speaks_every_format(form: str) -> None:
+    shown = run("bench", "--budgets", "4", "-r", "1", "-n", "6", "-o", form).stdout
+    counts: dict[str, Callable[[], int]] = {
+        "md": lambda: len(shown.splitlines()[2:]),
+        "csv": lambda: len(list(csv.DictReader(io.StringIO(shown)))),
+        "jsonl": lambda: len([json.loads(line) for line in shown.splitlines()]),
+    }
+    assert counts[form]() == 2
+
+
+def test_a_wrong_item_of_a_list_is_a_wrong_option() -> None:
+    ran = run("bench", "--offloads", "ram,bogus")
+    assert ran.exit_code == 2
+    assert "'bogus' is not one of" in ran.output
+
+
+def test_check_finds_the_demo_exact(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("What is a tree?\n\nTell me something else.\n")
+    ran = run("check", "--prompts", str(file), "-t", "0.9", "-n", "16", "--json")
+    rows = [json.loads(line) for line in ran.stdout.splitlines()]
+    assert [row["prompt"] for row in rows] == ["What is a tree?", "Tell me something else."]
+    assert all(row["first"] is None for row in rows)
+    assert ran.exit_code == 0
+
+
+def test_a_difference_is_found_and_weighed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that errs in its third token: the margin is the true distance of the two tokens' scores."""
+    sampling = SamplingParams(temperature=0.0, max_tokens=6)
+    with load("demo", offload="none", dtype="f32") as llm:
+        honest = llm.generate("The import statement", sampling)
+        answers = iter([honest, honest])
+        wrong = list(honest.tokens)
+        wrong[2] += 1
+        first = next(answers)
+        object.__setattr__(first, "tokens", tuple(wrong))
+        right = llm.generate("The import statement", sampling)
+        both = iter([first, right])
+        monkeypatch.setattr(llm, "generate", lambda *_: next(both))
+        found = audit(llm, "The import statement", sampling)
+        assert found.first == 2
+        scores = llm.scores("The import statement", right.tokens[:2], sampling)
+        assert int(scores.argmax()) == right.tokens[2]
+        assert found.margin == pytest.approx(float(scores[right.tokens[2]] - scores[wrong[2]]))
+
+
+def test_where_texts_part() -> None:
+    assert first_difference([1, 2], [1, 2]) is None
+    assert first_difference([1, 2], [1, 3]) == 1
+    assert first_difference([1, 2], [1, 2, 3]) == 2
+    assert audit_module.Audit(3, 1, None, None).identical
