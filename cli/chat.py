@@ -35,6 +35,7 @@ TOY_QUESTIONS = "It answers: How does specexec work? · What is a drafter? · Wh
 @click.option("-c", "--continue", "resume", is_flag=True, help="Go on with the latest conversation.")
 @click.option("--session", metavar="ID", help="Go on with this one; see specexec sessions list.")
 @click.option("--no-save", is_flag=True, help="Do not keep this conversation.")
+@click.option("--bell", is_flag=True, help="Ring when an answer took longer than 10 s.")
 @click.option("--no-history", is_flag=True, help="Do not remember what is typed.")
 @engine_options
 @sampling_options
@@ -48,6 +49,7 @@ def chat(
     resume: bool,
     session: str | None,
     no_save: bool,
+    bell: bool,
     no_history: bool,
     engine_options: EngineOptions,
     sampling: SamplingParams,
@@ -66,7 +68,7 @@ def chat(
         engine_options = replace(engine_options, model=record.model)
     with running_engine(engine_options, screen, verbosity) as engine:
         conversation = engine.conversation(system)
-        talk = Session(engine, conversation, screen, sampling, engine_options.link_limit, tree=tree)
+        talk = Session(engine, conversation, screen, sampling, engine_options.link_limit, tree=tree, bell=bell)
         if not no_save and (message is None or record is not None):  # a single question is nobody's conversation
             talk.keeper = _keeper(engine_options.model, record, talk, conversation)
         try:

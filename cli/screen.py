@@ -5,6 +5,7 @@ Knows terminals, not models.
 
 from __future__ import annotations
 
+import base64
 import os
 import shutil
 import sys
@@ -75,6 +76,26 @@ class Screen:
         with self._lock:
             self._erase()
             print(line, file=sys.stderr, flush=True)
+
+    def title(self, text: str) -> None:
+        """Name the terminal's window, where there is one."""
+        self._signal(f"\x1b]0;specexec {text}\x07")
+
+    def ring(self) -> None:
+        """Call somebody who may be looking elsewhere."""
+        self._signal("\x07")
+
+    def copy(self, text: str) -> bool:
+        """Put text on the clipboard through the terminal (OSC 52), also over ssh; False where there is no terminal."""
+        self._signal(f"\x1b]52;c;{base64.b64encode(text.encode()).decode()}\x07")
+        return self.live
+
+    def _signal(self, code: str) -> None:
+        """Something for the terminal itself; it moves nothing and leaves no trace."""
+        if self.live:
+            with self._lock:
+                sys.stderr.write(code)
+                sys.stderr.flush()
 
     @contextmanager
     def status(self, line: Callable[[], str], *, plain_every_s: float | None = None) -> Iterator[None]:

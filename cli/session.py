@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from specexec.engine import Engine
     from specexec.stats import Burst
 
+BELL_S = 10.0  # a shorter answer was waited for
+
 
 @dataclass
 class Session:
@@ -31,6 +33,7 @@ class Session:
     link_limit_Bps: float | None = None
     stats: bool = True
     tree: bool = False
+    bell: bool = False
     keeper: Keeper | None = None
     attached: list[str] = field(default_factory=list)
     last: Answer | None = None
@@ -58,22 +61,41 @@ class Session:
         """Answer the last message again, with exactly `seed` or one that the engine derives."""
         if seed is None:
             self._answer(self.conversation.retry(self.sampling))
-        else:
-            asked = self.conversation.messages[-2]["content"]
+        elif (asked := self.last_question) is not None:
             self.conversation.undo()
             self._answer(self.conversation.send(asked, replace(self.sampling, seed=seed)))
 
-    def _answer(self, bursts: Iterator[Burst]) -> None:
+    @property
+    def last_question(self) -> str | None:
+        """What was asked last."""
+        asked = [message["content"] for message in self.conversation.messages if message["role"] in ("user", "prompt")]
+        return asked[-1] if asked else None
+
+    def ask_again(self, text: str) -> None:
+        """Put another question in the place of the last one."""
+        before = [*self.conversation.messages]
+        self.conversation.undo()
+        if not self._answer(self.conversation.send(text, self.sampling)):
+            self.conversation.messages = before
+
+    def _answer(self, bursts: Iterator[Burst]) -> bool:
+        """Play an answer; False if the engine refused the question."""
+        self.screen.title(f"● {self.engine.name}")
         try:
             answer = play(self.engine, self._kept(bursts), self.screen, tree=self.tree)
         except REFUSALS as refusal:
             # The conversation outlives a message that cannot be answered.
             self.screen.end_line()
             self.screen.tell(explain(refusal))
-            return
+            return False
+        finally:
+            self.screen.title(f"✓ {self.engine.name}")
         self.last = answer
+        if self.bell and answer.seconds > BELL_S:
+            self.screen.ring()
         self.report(answer)
         self.leaving = answer.exit_code == TERMINATED
+        return True
 
     def _kept(self, bursts: Iterator[Burst]) -> Iterator[Burst]:
         """The same bursts; what they wrote is on the disk a second later, whatever happens to us."""

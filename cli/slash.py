@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
@@ -15,6 +16,8 @@ from cli.options import BUDGET, NATURAL, SAMPLING_TYPES
 from cli.quantities import format_count
 from cli.session import Session
 from cli.treeview import draw
+
+FENCED = re.compile(r"^```[^\n]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,31 @@ def _retry(session: Session, argument: str) -> None:
 
 def _continue(session: Session, _: str) -> None:
     session.proceed()
+
+
+def _edit_last(session: Session, _: str) -> None:
+    asked = session.last_question
+    if asked is None:
+        session.screen.tell("nothing to edit")
+        return
+    edited = click.edit(asked, extension=".md")
+    if edited is None or edited.strip() in ("", asked.strip()):
+        session.screen.tell("unchanged: nothing was sent to the model")
+    else:
+        session.ask_again(edited.removesuffix("\n"))
+
+
+def _copy(session: Session, argument: str) -> None:
+    if argument not in ("", "code"):
+        raise click.BadParameter("/copy takes the last answer, /copy code its last block of code")
+    answers = [message["content"] for message in session.conversation.messages if message["role"] != "user"]
+    found = FENCED.findall(answers[-1])[-1:] if argument and answers else answers[-1:]
+    if not found:
+        session.screen.tell(f"no {argument or 'answer'} to copy")
+    elif session.screen.copy(found[0]):
+        session.screen.tell(f"{format_count(len(found[0]))} characters are on the clipboard, if the terminal allows it")
+    else:
+        session.screen.tell("there is no terminal that could copy; /save FILE writes to a file")
 
 
 def _system(session: Session, argument: str) -> None:
@@ -175,6 +203,8 @@ COMMANDS = {
     "undo": Slash("undo", "forget the last message and its answer", _undo),
     "retry": Slash("retry [SEED]", "answer the last message again", _retry),
     "continue": Slash("continue", "go on with an answer that was cut short", _continue),
+    "edit-last": Slash("edit-last", "change your last message in $EDITOR and ask again", _edit_last),
+    "copy": Slash("copy [code]", "the last answer, or its last block of code, to the clipboard", _copy),
     "system": Slash("system [TEXT|off]", "show or change the system prompt", _system),
     "set": Slash("set KEY VALUE", "change how tokens are chosen, such as /set temperature 0.7", _set),
     "show": Slash("show", "the model and all settings", _show),

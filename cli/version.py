@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
@@ -14,15 +15,19 @@ PARTS = ("torch", "transformers", "safetensors", "accelerate", "bitsandbytes", "
 
 
 @click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @verbosity_options
 @click.pass_obj
-def version(verbosity: Verbosity) -> None:
+def version(verbosity: Verbosity, as_json: bool) -> None:
     """Show the version; with -v also what it runs on."""
-    click.echo(f"specexec {installed_version('specexec')}")
-    if verbosity.verbose:
-        click.echo(f"Python {platform.python_version()} on {platform.system()} {platform.machine()}")
-        for part in PARTS:
-            click.echo(f"{part} {_installed(part)}")
+    versions = {"specexec": installed_version("specexec")}
+    if verbosity.verbose or as_json:
+        versions |= {"Python": f"{platform.python_version()} on {platform.system()} {platform.machine()}"}
+        versions |= {part: _installed(part) for part in PARTS}
+    if as_json:
+        click.echo(json.dumps(versions))
+    else:
+        click.echo("\n".join(f"{part} {which}" for part, which in versions.items()))
 
 
 def _installed(package: str) -> str:

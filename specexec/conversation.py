@@ -74,11 +74,11 @@ class Conversation:
     def proceed(self, sampling: SamplingParams | None = None) -> Iterator[Burst]:
         """Go on with an answer that was cut short, as if it had not been; nothing if it ended by itself."""
         if not self.can_proceed:
-            return iter(())
+            return
         turn, sampling = self._turns[-1], sampling or SamplingParams()
         seed = turn.seed if sampling.seed is None else sampling.seed
         longer = replace(sampling, seed=seed, max_tokens=len(turn.written) + sampling.max_tokens)
-        return self._write(self._writer.stream(turn.prompt, longer, self._caches, tuple(turn.written)))
+        yield from self._write(self._writer.stream(turn.prompt, longer, self._caches, tuple(turn.written)))
 
     @property
     def can_proceed(self) -> bool:
@@ -125,7 +125,7 @@ class Conversation:
         said = len(turn.asked)
         self._turns = [*(earlier for earlier in self._turns if len(earlier.asked) < said), turn]
         self.messages = [*messages, {"role": "assistant", "content": ""}]
-        return self._write(bursts)
+        yield from self._write(bursts)
 
     def _write(self, bursts: Iterator[Burst]) -> Iterator[Burst]:
         turn, answer = self._turns[-1], self.messages[-1]

@@ -20,6 +20,7 @@ from offload.names import HERE
 from specexec.cache import KVCache
 from specexec.conversation import Conversation
 from specexec.engine import Engine
+from specexec.errors import ContextLengthExceeded
 from specexec.lm import Rows, Sweep
 from specexec.sampling import SamplingParams
 from tests.tiny import tiny
@@ -168,6 +169,16 @@ def test_only_a_cut_answer_can_go_on() -> None:
         say(talk, "What is a drafter?", SamplingParams(temperature=0))
         assert not talk.can_proceed
         assert list(talk.proceed()) == []
+
+
+def test_a_question_that_is_refused_changes_nothing(llm: Engine) -> None:
+    talk = llm.conversation()
+    say(talk, "Short.")
+    before = [*talk.messages]
+    refused_bursts = talk.send("word " * 9000, WARM)  # refused when it is read, where the screen can say so
+    with pytest.raises(ContextLengthExceeded):
+        next(refused_bursts)
+    assert talk.messages == before
 
 
 def test_taking_back_a_question_reads_nothing_again_either(llm: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
