@@ -89,10 +89,20 @@ class EngineOptions:
 
 
 _DEFAULTS = EngineOptions()
+
+
+def _names(_context: click.Context, _parameter: click.Parameter, begun: str) -> list[str]:
+    """Short names of models, for the shell's completion."""
+    from offload.names import DEMO, aliases
+
+    return [name for name in (DEMO, *aliases()) if name.startswith(begun)]
+
+
 _OWN = "the model's own"
 
 _ENGINE = (
-    click.option("-m", "--model", metavar="MODEL", show_default="demo", help="A name, a folder, or org/repo."),
+    click.option("-m", "--model", metavar="MODEL", show_default="demo", shell_complete=_names,
+                 help="A name, a folder, or org/repo."),
     click.option("-d", "--drafter", metavar="NAME", default="auto", help="Who guesses ahead; none is plain decoding."),
     click.option("--offload", type=click.Choice(["auto", "none", "ram", "disk"]), default="auto",
                  help="Where the weights live between sweeps."),

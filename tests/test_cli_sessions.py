@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cli.app import main
 from cli.settings import user_file
 from tests.command_line import CommandLine
 from tests.fake_engine import FakeEngine
@@ -129,3 +130,18 @@ def test_shells_get_a_completion_script(specexec: CommandLine, shell: str) -> No
     ran = specexec("completion", shell)
     assert ran.code == 0
     assert "_SPECEXEC_COMPLETE" in ran.out
+
+
+def test_shells_complete_commands_and_model_names(
+    specexec: CommandLine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def completed(line: str, word: int) -> str:
+        monkeypatch.setenv("_SPECEXEC_COMPLETE", "bash_complete")
+        monkeypatch.setenv("COMP_WORDS", line)
+        monkeypatch.setenv("COMP_CWORD", str(word))
+        with pytest.raises(SystemExit):
+            main([])
+        return capsys.readouterr().out
+
+    assert "plain,sessions" in completed("specexec se", 1)
+    assert "plain,demo" in completed("specexec chat -m d", 3)
