@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from offload.conversion import Part, route
 from offload.errors import BadModelDir, UnsupportedArchitecture
-from offload.quant import dequantise
+from offload.packed import Packed
 from offload.quantised import Folded, Quantised, fold
 from offload.shards import SCRATCH_B, Entry, Folder
 
@@ -57,38 +57,6 @@ class Piece:
         if DTYPES[part.entry.dtype] != self.dtype:
             return False
         return torch.empty_strided(part.entry.shape, part.stride, device="meta").is_contiguous()
-
-
-@dataclass(frozen=True)
-class Packed:
-    """One tensor of a block that travels in few bits: where it lies when dequantised, and what it is made of."""
-
-    name: str
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    offset: int
-    sources: tuple[tuple[Part, Quantised], ...]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes in memory, in the compute dtype."""
-        return torch.Size(self.shape).numel() * self.dtype.itemsize
-
-    def unpack(self, members: Mapping[str, torch.Tensor], scratch: torch.Tensor) -> torch.Tensor:
-        """The dense tensor inside `scratch`."""
-        dense = scratch[self.offset : self.offset + self.nbytes].view(self.dtype).view(self.shape)
-        for part, weight in self.sources:
-            held = {role: members[entry.name] for role, entry in weight.members.items()}
-            target = dense.as_strided(part.entry.shape, part.stride, dense.storage_offset() + part.offset)
-            if part.entry.shape == weight.shape:
-                dequantise(weight, held, target)
-                continue
-            # Some rows of what is fused on disk: `whole` counts a byte for each element.
-            whole = dense.new_empty(weight.shape)
-            dequantise(weight, held, whole)
-            start = part.entry.offset // (whole.numel() // weight.shape[0])
-            target.copy_(whole[start : start + part.entry.shape[0]])
-        return dense
 
 
 @dataclass(frozen=True)

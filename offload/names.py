@@ -4,22 +4,17 @@ Knows no torch and no transformers; the Hub library is imported only when a Hub 
 """
 
 import difflib
-import errno
-import json
 import re
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-from offload.errors import DiskFull, GatedRepo, ModelNotFound, OfflineMissing
-from offload.shards import INDEX, SINGLE
+from offload.errors import BadModelDir, ModelNotFound, OfflineMissing
+from offload.hub import cache_folder, cached, download, missing_files
 
 HERE = Path(__file__).parent
 DEMO = "demo"
 HUB_NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
-# Weights as safetensors, configs and tokenizers of the top folder; never pickle, never code.
-WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt"]
-UNWANTED = ["*/*", "consolidated*"]
 
 
 @dataclass(frozen=True)
@@ -40,10 +35,39 @@ class ModelPair:
     toy: bool = False
 
 
+def user_aliases() -> Path:
+    """The file of short names that people write themselves; they win over those of the package."""
+    from platformdirs import user_config_path
+
+    return user_config_path("specexec") / "aliases.toml"
+
+
 def aliases() -> dict[str, Alias]:
-    """Every short name that comes with the package."""
-    table = tomllib.loads((HERE / "aliases.toml").read_text(encoding="utf-8"))
+    """Every short name: those that come with the package, then those of the user's file."""
+    found = _read_aliases(HERE / "aliases.toml")
+    return found | (_read_aliases(user_aliases()) if user_aliases().is_file() else {})
+
+
+def _read_aliases(file: Path) -> dict[str, Alias]:
+    try:
+        table = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise BadModelDir(f"{file} cannot be read: {error}.", hint="correct it, or remove it.") from error
+    for name, row in table.items():
+        texts = isinstance(row, dict) and all(isinstance(value, str) for value in row.values())
+        if not texts or not {"target"} <= set(row) <= {"target", "drafter"}:
+            raise BadModelDir(
+                f"{file}: [{name}] must have a target and may have a drafter, both as text.",
+                hint=f'[{name}] and, below it, target = "org/model" or a folder.',
+            )
     return {name: Alias(row["target"], row.get("drafter")) for name, row in table.items()}
+
+
+def hub_name(name: str) -> tuple[str, str | None] | None:
+    """Repository and revision that a name or an alias means on the Hub; None for folders and unknown names."""
+    known = aliases().get(name)
+    hub = HUB_NAME.fullmatch(known.target if known else name)
+    return (hub["repo"], hub["revision"]) if hub else None
 
 
 def resolve(name: str, drafter: str = "auto", *, offline: bool = False) -> ModelPair:
@@ -82,7 +106,9 @@ def _locate(name: str, offline: bool) -> Path:
             raise ModelNotFound(f"there is no folder {name}.", hint="check the path.")
         return path
     known = aliases().get(name)
-    hub = HUB_NAME.fullmatch(known.target if known else name)
+    if known and known.target.startswith((".", "/", "~")):
+        return _locate(known.target, offline)
+    hub = hub_name(name)
     if hub is None:
         near = difflib.get_close_matches(name, [DEMO, *aliases()], n=3, cutoff=0.5)
         raise ModelNotFound(
@@ -90,104 +116,39 @@ def _locate(name: str, offline: bool) -> Path:
             "Not an alias and not a folder; models of the Hub have names like org/name.",
             " or ".join(near or [DEMO, *list(aliases())[:2]]) + "  (see: specexec models)",
         )
-    return _from_hub(hub["repo"], hub["revision"], offline)
+    return _from_hub(*hub, offline)
+
+
+def drafter_of(name: str) -> str | None:
+    """The name of the drafter paired with a model, on this machine or not."""
+    rows = aliases().items()
+    return next((pair.drafter for alias, pair in rows if name in (alias, pair.target) and pair.drafter), None)
 
 
 def _sibling(name: str) -> Path | None:
     """The drafter paired with a model, if all of it is on this machine."""
     if name == DEMO:
         return demo_folder("drafter")
-    for alias, pair in aliases().items():
-        if name in (alias, pair.target) and pair.drafter:
-            found = _cached(pair.drafter, None)
-            return found if found and not missing_files(found) else None
-    return None
-
-
-def _cached(repo: str, revision: str | None) -> Path | None:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        return Path(
-            snapshot_download(
-                repo, revision=revision, local_files_only=True, allow_patterns=WANTED, ignore_patterns=UNWANTED
-            )
-        )
-    except LocalEntryNotFoundError as error:
-        # A snapshot that stopped in the middle is named by the error; nothing at all is not.
-        partial = getattr(error, "snapshot_path", None)
-        return Path(partial) if partial else None
+    drafter = drafter_of(name)
+    if drafter is None:
+        return None
+    if drafter.startswith((".", "/", "~")):
+        return _locate(drafter, offline=True)
+    hub = hub_name(drafter)
+    found = cached(*hub) if hub else None
+    return found if found and not missing_files(found) else None
 
 
 def _from_hub(repo: str, revision: str | None, offline: bool) -> Path:
-    found = _cached(repo, revision)
+    found = cached(repo, revision)
     if found and not missing_files(found):
         return found
     if not offline:
-        return _download(repo, revision)
-    from huggingface_hub.constants import HF_HUB_CACHE
-
+        return download(repo, revision)
     lacking = missing_files(found) if found else []
     more = f" (and {len(lacking) - 1} more)" if len(lacking) > 1 else ""
     raise OfflineMissing(
-        f"{repo} is not in the local cache ({HF_HUB_CACHE}) and --offline is set.",
+        f"{repo} is not in the local cache ({cache_folder()}) and --offline is set.",
         f"Missing: {lacking[0]}{more}." if lacking else None,
         "the same command without --offline.",
     )
-
-
-def _download(repo: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=WANTED, ignore_patterns=UNWANTED))
-    except GatedRepoError as error:  # before its parent RepositoryNotFoundError
-        raise GatedRepo(
-            f"{repo} is gated and your account has no access yet.",
-            f"Accept the licence at https://huggingface.co/{repo}, then log in: hf auth login (or set HF_TOKEN).",
-            "the command again afterwards.",
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise ModelNotFound(
-            f"no model named '{repo}'.",
-            f"Not a folder, and huggingface.co has no repository '{repo}' (or it is private).",
-        ) from error
-    except RevisionNotFoundError as error:
-        raise ModelNotFound(f"{repo} has no revision '{revision}'.") from error
-    except OSError as error:  # every network failure of the Hub library is one
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFull(
-                f"no space left while downloading {repo}.",
-                "What has arrived is kept.",
-                "the same command after freeing space (it continues), or HF_HOME on another disk.",
-            ) from error
-        raise _unreachable(repo, error) from error
-
-
-def _unreachable(repo: str, error: Exception) -> OfflineMissing:
-    first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-    return OfflineMissing(
-        f"{repo} is not in the local cache and could not be downloaded.",
-        first,
-        "again with a network connection, or --model demo, which needs none.",
-    )
-
-
-def missing_files(path: Path) -> list[str]:
-    """What a model folder lacks of config and weights; empty when it is complete."""
-    wanted = ["config.json"]
-    if (path / INDEX).is_file():
-        try:
-            wanted += sorted({str(file) for file in json.loads((path / INDEX).read_text())["weight_map"].values()})
-        except (ValueError, KeyError, AttributeError):
-            wanted.append(INDEX)  # unreadable: as good as missing, a download repairs it
-            return [file for file in wanted if file == INDEX or not (path / file).is_file()]
-    else:
-        wanted.append(SINGLE)
-    return [file for file in wanted if not (path / file).is_file()]

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -71,6 +72,13 @@ class Plan:
         return sum(shard_B(shard, self.quant) for shard in self.shards)
 
 
+class Originals(Protocol):
+    """Originals that are not all on this machine at once."""
+
+    def bring(self, entry: Entry) -> Entry:
+        """Where the tensor lies now; valid until the next call."""
+
+
 def plan(folder: Folder, quant: Quant) -> Plan:
     """What a pack of the folder holds; every tensor that the model needs is accounted for. Reads no weight."""
     if quant != "none" and fold(folder).quantised:
@@ -93,8 +101,17 @@ def plan(folder: Folder, quant: Quant) -> Plan:
     return Plan(folder, quant, tuple(shards), tuple(skipped), loadable)
 
 
-def pack(plan: Plan, out: Path, device: str = "cpu", advance: Advance = lambda nbytes: None) -> None:
-    """Write the pack into `out`, or finish one that was begun there. `advance` hears of bytes of the original."""
+def pack(
+    plan: Plan,
+    out: Path,
+    device: str = "cpu",
+    advance: Advance = lambda nbytes: None,
+    originals: Originals | None = None,
+) -> None:
+    """Write the pack into `out`, or finish one that was begun there. `advance` hears of bytes of the original.
+
+    `originals` brings them tensor by tensor where the plan was made from headers alone.
+    """
     _refuse_overlap(plan, out)
     with _alone(out):
         manifest = _begin(plan, out)
@@ -110,7 +127,9 @@ def pack(plan: Plan, out: Path, device: str = "cpu", advance: Advance = lambda n
         for shard in plan.shards:
             file = out / shard.file
             if shard.file not in done or not file.is_file() or digest_of(file) != done[shard.file]:
-                done[shard.file] = write(file, [_content(shard, entry, plan.quant, device) for entry in shard.entries])
+                done[shard.file] = write(
+                    file, [_content(shard, entry, plan.quant, device, originals) for entry in shard.entries]
+                )
                 _save(out, manifest, done)
             advance(sum(entry.nbytes for entry in shard.entries))
         _finish(plan, out, manifest, done)
@@ -175,10 +194,14 @@ def _quantisable(block: Block, skeleton: Skeleton, index: int) -> tuple[frozense
     return frozenset(linear), frozenset(experts)
 
 
-def _content(shard: Shard, entry: Entry, quant: Quant, device: str) -> Entry | Mapping[str, torch.Tensor]:
-    if entry.name not in shard.quantised:
-        return entry
-    return quantise(load_entry(entry, DTYPES[entry.dtype]).to(device), entry.name, quant)
+def _content(
+    shard: Shard, entry: Entry, quant: Quant, device: str, originals: Originals | None
+) -> Entry | Mapping[str, torch.Tensor]:
+    entry = originals.bring(entry) if originals else entry
+    if entry.name in shard.quantised:
+        return quantise(load_entry(entry, DTYPES[entry.dtype]).to(device), entry.name, quant)
+    # The file may be gone by the time the shard is written.
+    return {entry.name: load_entry(entry, DTYPES[entry.dtype])} if originals else entry
 
 
 def _refuse_overlap(plan: Plan, out: Path) -> None:

@@ -73,9 +73,9 @@ class Folder:
 
 def open_folder(path: Path) -> Folder:
     """Check a model folder down to every header; no weight is read."""
-    config = _read_config(path)
+    config = read_config(path)
     if (path / INDEX).is_file():
-        wanted = _read_index(path)
+        wanted = read_index(path)
         files = sorted(set(wanted.values()))
     elif (path / SINGLE).is_file():
         wanted, files = None, [SINGLE]
@@ -102,7 +102,8 @@ def open_folder(path: Path) -> Folder:
     return Folder(path, config, entries, sizes)
 
 
-def _read_config(path: Path) -> dict[str, Json]:
+def read_config(path: Path) -> dict[str, Json]:
+    """The folder's config.json; says what is there instead if it is no model folder."""
     if not path.is_dir():
         raise BadModelDir(f"{path} is not a folder.", hint="give the folder that holds config.json.")
     file = path / "config.json"
@@ -147,7 +148,8 @@ def _no_weights(path: Path) -> BadModelDir:
     )
 
 
-def _read_index(path: Path) -> dict[str, str]:
+def read_index(path: Path) -> dict[str, str]:
+    """Which file of the folder holds which tensor, by plain file names only."""
     weight_map = _read_json_object(path / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise BadModelDir(f"{path / INDEX} has no weight_map.", hint="download the model again.")

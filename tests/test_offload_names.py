@@ -12,7 +12,7 @@ import offload
 from offload import names
 from offload.errors import GatedRepo, ModelNotFound, OfflineMissing, OffloadError
 
-BIG, SMALL = "meta-llama/Llama-3.3-70B-Instruct", "meta-llama/Llama-3.2-1B-Instruct"
+BIG, SMALL = "unsloth/Llama-3.3-70B-Instruct-bnb-4bit", "unsloth/Llama-3.2-1B-Instruct"
 
 
 def snapshot(path: Path, *files: str) -> Path:

@@ -1,0 +1,101 @@
+"""Originals that are packed while they arrive: at most two of their files are on the disk at a time.
+
+The plan is made from the headers, which the Hub sends without the weights. Then every file is fetched when its first
+tensor is needed and deleted when another file needs the room. Nothing goes into the Hub's cache.
+"""
+
+import math
+import shutil
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from offload import hub
+from offload.errors import DiskFull, UnsupportedArchitecture
+from offload.pack import REST, Plan, Shard, plan
+from offload.placement import size
+from offload.quant import Quant
+from offload.shards import INDEX, ITEM_B, SINGLE, Entry, Folder, read_config, read_header, read_index
+
+HELD = 2
+
+
+@dataclass
+class Arriving:
+    """One repository on its way into a pack."""
+
+    repo: str
+    commit: str
+    staging: Path
+    folder: Folder
+    headers: dict[str, dict[str, Entry]] = field(default_factory=dict)
+    """Of the files that are here, the oldest first."""
+
+    @classmethod
+    def begin(cls, repo: str, revision: str | None, out: Path) -> "Arriving":
+        """Everything but weights is fetched, next to `out`; of the weights only the headers."""
+        listing = hub.look_up(repo, revision)
+        staging = out.with_name(f"{out.name}.originals")
+        for name in sorted(name for name in listing.sizes_B if not name.endswith(".safetensors")):
+            hub.fetch(repo, listing.commit, name, staging)
+        config = read_config(staging)
+        if config.get("quantization_config"):
+            raise UnsupportedArchitecture(
+                f"{repo} is quantised already.", hint="specexec pull without --pack, and specexec pack --quant none."
+            )
+        files = sorted(set(read_index(staging).values())) if (staging / INDEX).is_file() else [SINGLE]
+        entries: dict[str, Entry] = {}
+        for name in files:
+            # Where they lie is known when the file is here; the order of names stands for it until then.
+            for tensor, (dtype, shape) in hub.remote_header(repo, listing.commit, name).items():
+                nbytes = math.prod(shape) * ITEM_B[dtype]
+                entries[tensor] = Entry(tensor, staging / name, 0, nbytes, dtype, shape)
+        sizes = {staging / name: listing.sizes_B[name] for name in files}
+        # What an earlier run was about to use is fetched again rather than trusted.
+        for file in staging.glob("*.safetensors"):
+            file.unlink()
+        return cls(repo, listing.commit, staging, Folder(staging, config, entries, sizes))
+
+    @property
+    def total_B(self) -> int:
+        """Bytes of all weight files."""
+        return sum(self.folder.file_sizes.values())
+
+    def plan(self, quant: Quant, out: Path) -> Plan:
+        """The pack in the order in which files arrive; the rest in one shard for each file that holds some of it."""
+        found = plan(self.folder, quant)
+        shards: list[Shard] = []
+        for shard in found.shards:
+            ordered = tuple(sorted(shard.entries, key=lambda entry: entry.file))
+            if shard.file != REST:
+                shards.append(replace(shard, entries=ordered))
+                continue
+            for number, file in enumerate(dict.fromkeys(entry.file for entry in ordered)):
+                held = tuple(entry for entry in ordered if entry.file == file)
+                shards.append(Shard(f"rest-{number:05d}.safetensors", held))
+        shards.sort(key=lambda shard: (shard.entries[-1].file, shard.entries[0].file))
+        ready = replace(found, shards=tuple(shards))
+        written_B = sum(file.stat().st_size for file in out.glob("*")) if out.is_dir() else 0
+        need_B = ready.size_B - written_B + sum(sorted(self.folder.file_sizes.values())[-HELD:])
+        free_B = shutil.disk_usage(self.staging).free
+        if need_B > free_B:
+            raise DiskFull(
+                f"{self.repo} needs {size(need_B)} for its pack and two originals, {size(free_B)} are free.",
+                hint="--out on another disk.",
+            )
+        return ready
+
+    def bring(self, entry: Entry) -> Entry:
+        """Where the tensor lies now; fetches its file, and lets the oldest go if that would be one too many."""
+        name = entry.file.name
+        if name not in self.headers:
+            while len(self.headers) >= HELD:
+                oldest = next(iter(self.headers))
+                (self.staging / oldest).unlink()
+                del self.headers[oldest]
+            hub.fetch(self.repo, self.commit, name, self.staging)
+            self.headers[name] = read_header(entry.file)[1]
+        return self.headers[name][entry.name]
+
+    def forget(self) -> None:
+        """The pack is complete: what is left of the originals goes."""
+        shutil.rmtree(self.staging)

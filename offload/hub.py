@@ -1,0 +1,169 @@
+"""The Hub and its local cache: what is here, what a download would bring, and its troubles in words.
+
+Everything lands in the standard cache that all Hugging Face tools share. The Hub library is imported when asked for.
+"""
+
+import errno
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from offload.errors import DiskFull, GatedRepo, ModelNotFound, OfflineMissing
+from offload.placement import size
+from offload.shards import INDEX, SINGLE
+
+# Weights as safetensors, configs and tokenizers of the top folder; never pickle, never code.
+WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt"]
+UNWANTED = ["*/*", "consolidated*"]
+
+
+@dataclass(frozen=True)
+class Download:
+    """What one repository still has to send, decided without fetching a weight."""
+
+    repo: str
+    commit: str
+    sizes_B: Mapping[str, int]
+    missing: frozenset[str]
+
+    @property
+    def missing_B(self) -> int:
+        """Bytes still to come."""
+        return sum(self.sizes_B[name] for name in self.missing)
+
+    def refuse_full_disk(self, where: Path) -> None:
+        """Better now than after 100 GB."""
+        free_B = shutil.disk_usage(_existing(where)).free
+        if self.missing_B > free_B:
+            raise DiskFull(
+                f"{self.repo} needs {size(self.missing_B)} more on the disk of {where}, {size(free_B)} are free.",
+                hint="HF_HOME on another disk, or specexec models rm to make room.",
+            )
+
+
+def cache_folder() -> Path:
+    """Where the Hub library keeps what it downloads."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return Path(HF_HUB_CACHE)
+
+
+def cached(repo: str, revision: str | None) -> Path | None:
+    """The snapshot on this machine, complete or not."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(
+            snapshot_download(
+                repo, revision=revision, local_files_only=True, allow_patterns=WANTED, ignore_patterns=UNWANTED
+            )
+        )
+    except LocalEntryNotFoundError as error:
+        # A snapshot that stopped in the middle is named by the error; nothing at all is not.
+        partial = getattr(error, "snapshot_path", None)
+        return Path(partial) if partial else None
+
+
+def look_up(repo: str, revision: str | None) -> Download:
+    """Ask the Hub what a download would bring."""
+    from huggingface_hub import HfApi, snapshot_download
+
+    with explained(repo, revision):
+        HfApi().model_info(repo, revision=revision)  # a dry run alone hides why it cannot be done
+        files = snapshot_download(
+            repo, revision=revision, allow_patterns=WANTED, ignore_patterns=UNWANTED, dry_run=True
+        )
+    sizes_B = {file.filename: file.file_size or 0 for file in files}
+    missing = frozenset(file.filename for file in files if file.will_download)
+    return Download(repo, files[0].commit_hash if files else "", sizes_B, missing)
+
+
+def fetch(repo: str, commit: str, name: str, folder: Path) -> Path:
+    """One file, into a folder of its own instead of the cache."""
+    from huggingface_hub import hf_hub_download
+
+    with explained(repo, commit):
+        return Path(hf_hub_download(repo, name, revision=commit, local_dir=folder))
+
+
+def remote_header(repo: str, commit: str, name: str) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Dtype and shape of every tensor of a safetensors file that has not been downloaded."""
+    from huggingface_hub import HfApi
+
+    with explained(repo, commit):
+        found = HfApi().parse_safetensors_file_metadata(repo, name, revision=commit)
+    return {tensor: (str(entry.dtype), tuple(entry.shape)) for tensor, entry in found.tensors.items()}
+
+
+def download(repo: str, revision: str | None) -> Path:
+    """Fetch whatever is missing into the cache."""
+    from huggingface_hub import snapshot_download
+
+    with explained(repo, revision):
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=WANTED, ignore_patterns=UNWANTED))
+
+
+@contextmanager
+def explained(repo: str, revision: str | None) -> Iterator[None]:
+    """The Hub library's troubles as errors a person can act on."""
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        yield
+    except GatedRepoError as error:  # before its parent RepositoryNotFoundError
+        raise GatedRepo(
+            f"{repo} is gated and your account has no access yet.",
+            f"Accept the licence at https://huggingface.co/{repo}, then log in: hf auth login (or set HF_TOKEN).",
+            "the command again afterwards.",
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise ModelNotFound(
+            f"no model named '{repo}'.",
+            f"Not a folder, and huggingface.co has no repository '{repo}' (or it is private).",
+        ) from error
+    except RevisionNotFoundError as error:
+        raise ModelNotFound(f"{repo} has no revision '{revision}'.") from error
+    except OSError as error:  # every network failure of the Hub library is one
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull(
+                f"no space left while downloading {repo}.",
+                "What has arrived is kept.",
+                "the same command after freeing space (it continues), or HF_HOME on another disk.",
+            ) from error
+        raise _unreachable(repo, error) from error
+
+
+def missing_files(path: Path) -> list[str]:
+    """What a model folder lacks of config and weights; empty when it is complete."""
+    wanted = ["config.json"]
+    if (path / INDEX).is_file():
+        try:
+            wanted += sorted({str(file) for file in json.loads((path / INDEX).read_text())["weight_map"].values()})
+        except (ValueError, KeyError, AttributeError):
+            wanted.append(INDEX)  # unreadable: as good as missing, a download repairs it
+            return [file for file in wanted if file == INDEX or not (path / file).is_file()]
+    else:
+        wanted.append(SINGLE)
+    return [file for file in wanted if not (path / file).is_file()]
+
+
+def _unreachable(repo: str, error: Exception) -> OfflineMissing:
+    first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+    return OfflineMissing(
+        f"{repo} is not in the local cache and could not be downloaded.",
+        first,
+        "again with a network connection, or --model demo, which needs none.",
+    )
+
+
+def _existing(path: Path) -> Path:
+    """The nearest folder above that is there already."""
+    return next(folder for folder in (path, *path.absolute().parents) if folder.exists())

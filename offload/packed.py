@@ -1,0 +1,42 @@
+"""A tensor that travels in few bits and computes dense: where it lies when dequantised. Knows no file and no stream."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from offload.conversion import Part
+from offload.quant import dequantise
+from offload.quantised import Quantised
+
+
+@dataclass(frozen=True)
+class Packed:
+    """One tensor of a block that travels in few bits: where it lies when dequantised, and what it is made of."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    offset: int
+    sources: tuple[tuple[Part, Quantised], ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory, in the compute dtype."""
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+    def unpack(self, members: Mapping[str, torch.Tensor], scratch: torch.Tensor) -> torch.Tensor:
+        """The dense tensor inside `scratch`."""
+        dense = scratch[self.offset : self.offset + self.nbytes].view(self.dtype).view(self.shape)
+        for part, weight in self.sources:
+            held = {role: members[entry.name] for role, entry in weight.members.items()}
+            target = dense.as_strided(part.entry.shape, part.stride, dense.storage_offset() + part.offset)
+            if part.entry.shape == weight.shape:
+                dequantise(weight, held, target)
+                continue
+            # Some rows of what is fused on disk: `whole` counts a byte for each element.
+            whole = dense.new_empty(weight.shape)
+            dequantise(weight, held, whole)
+            start = part.entry.offset // (whole.numel() // weight.shape[0])
+            target.copy_(whole[start : start + part.entry.shape[0]])
+        return dense

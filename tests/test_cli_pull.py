@@ -1,0 +1,180 @@
+"""`specexec pull` against a Hub on the loopback: what is fetched, what is not fetched twice, and how refusals read."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import offload
+from offload.pack import pack, plan, verify
+from offload.shards import open_folder
+from tests.command_line import Ran
+from tests.fake_hub import COMMIT, FakeHub
+from tests.test_offload_pack import stored_tensors
+from tests.test_offload_quant import PROMPT
+from tests.tiny import logits_of, tiny
+
+Pull = Callable[..., Ran]
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[FakeHub]:
+    tiny("llama", tmp_path / "big", max_shard_size="100KB")
+    tiny("llama", tmp_path / "small", num_hidden_layers=1)
+    (tmp_path / "big" / "pytorch_model.bin").write_bytes(b"never")
+    with FakeHub({"org/big": tmp_path / "big", "org/small": tmp_path / "small"}).open() as hub:
+        yield hub
+
+
+@pytest.fixture
+def specexec(hub: FakeHub, tmp_path: Path) -> Pull:
+    """The command in a process of its own: the Hub library reads its environment only once."""
+    config = tmp_path / "config" / "specexec"
+    config.mkdir(parents=True)
+    (config / "aliases.toml").write_text('[mine]\ntarget = "org/big"\ndrafter = "org/small"\n')
+
+    def run(*arguments: str, code: str = "") -> Ran:
+        environment = {
+            **os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_OFFLINE": "0", "XDG_CONFIG_HOME": str(tmp_path / "config"), "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        }  # fmt: skip
+        script = f"import sys; {code}\nfrom cli.app import main; sys.exit(main(sys.argv[1:]))"
+        ran = subprocess.run(
+            [sys.executable, "-c", script, *arguments], capture_output=True, text=True, env=environment
+        )
+        return Ran(ran.returncode, ran.stdout, ran.stderr)
+
+    return run
+
+
+def test_an_alias_of_ones_own_brings_the_model_and_its_drafter(specexec: Pull, hub: FakeHub, tmp_path: Path) -> None:
+    ran = specexec("pull", "mine", "--dry-run")
+    assert (ran.code, ran.out.count("would download")) == (0, 2), ran.err
+    assert not hub.sent
+    ran = specexec("pull", "mine")
+    assert ran.code == 0, ran.err
+    big, small = (Path(line) for line in ran.out.splitlines())
+    assert (big.name, small.name) == (COMMIT, COMMIT)
+    assert {file.name for file in big.iterdir()} == {file.name for file in (tmp_path / "big").iterdir()} - {
+        "pytorch_model.bin"
+    }
+    hub.sent.clear()
+    again = specexec("pull", "mine", "--offline")
+    assert (again.code, again.out) == (0, ran.out)
+    assert again.err == "org/big is here already\norg/small is here already\n"
+    assert not hub.sent
+
+
+def test_only_what_is_missing_is_fetched(specexec: Pull, hub: FakeHub) -> None:
+    big = Path(specexec("pull", "org/big", "--drafter", "none").out.strip())
+    lost = sorted(big.glob("*.safetensors"))[1]
+    lost.resolve().unlink()
+    lost.unlink()
+    hub.sent.clear()
+    refused = specexec("pull", "org/big", "--drafter", "none", "--offline")
+    assert (refused.code, refused.out) == (3, "")
+    assert f"Missing: {lost.name}." in refused.err
+    assert specexec("pull", "org/big", "--drafter", "none").code == 0
+    assert [name for _, name in hub.sent] == [lost.name]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["org/none"], "Error: no model named 'org/none'."),
+        (["org/big", "--revision", "old"], "Error: org/big has no revision 'old'."),
+        (["demo"], "Error: 'demo' is no name on the Hub."),
+        (["nonsense"], "Error: 'nonsense' is no name on the Hub."),
+    ],
+)
+def test_what_cannot_be_pulled_is_explained(arguments: list[str], words: str, specexec: Pull) -> None:
+    ran = specexec("pull", *arguments)
+    assert (ran.code, ran.out) == (3, "")
+    assert ran.err.startswith(words)
+
+
+def test_a_gated_repository_says_how_to_get_in(specexec: Pull, hub: FakeHub) -> None:
+    hub.gated.add("org/big")
+    ran = specexec("pull", "org/big")
+    assert ran.code == 3
+    assert ran.err.startswith("Error: org/big is gated and your account has no access yet.\n  Accept the licence at")
+
+
+def test_a_full_disk_is_known_before_the_download(specexec: Pull, hub: FakeHub) -> None:
+    full = "import shutil; usage = shutil.disk_usage('/')._replace(free=5000); shutil.disk_usage = lambda path: usage"
+    ran = specexec("pull", "org/big", code=full)
+    assert (ran.code, ran.out) == (5, "")
+    assert ran.err.startswith("Error: org/big needs ")
+    assert "4.9 KiB are free" in ran.err
+    assert not [name for _, name in hub.sent if name.endswith(".safetensors")]
+
+
+def test_a_broken_file_of_aliases_is_named(specexec: Pull, tmp_path: Path) -> None:
+    (tmp_path / "config" / "specexec" / "aliases.toml").write_text("[mine]\nmodel = 'org/big'\n")
+    ran = specexec("pull", "mine")
+    assert ran.code == 4
+    assert "aliases.toml: [mine] must have a target" in ran.err
+
+
+COUNTING = """
+import huggingface_hub, pathlib
+real, most = huggingface_hub.hf_hub_download, []
+def counting(repo, name, **options):
+    path = real(repo, name, **options)
+    most.append(len(list(pathlib.Path(path).parent.glob("*.safetensors"))))
+    return path
+huggingface_hub.hf_hub_download = counting
+import atexit; atexit.register(lambda: print("most originals:", max(most), file=sys.stderr))
+"""
+
+
+def test_a_pack_is_made_while_the_originals_arrive(specexec: Pull, hub: FakeHub, tmp_path: Path) -> None:
+    out = tmp_path / "pack"
+    arguments = ["pull", "org/big", "--drafter", "none", "--pack", "nf4", "--out", str(out)]
+    ran = specexec(*arguments, "--dry-run")
+    assert ran.out.startswith("would download and pack "), ran.err
+    ran = specexec(*arguments, code=COUNTING)
+    assert (ran.code, ran.out) == (0, f"{out}\n"), ran.err
+    assert "most originals: 2\n" in ran.err
+    assert verify(out) == []
+    assert not (tmp_path / "pack.originals").exists()
+    fetched = [name for _, name in hub.sent if name.endswith(".safetensors")]
+    assert len(set(fetched)) > 4
+    pack(plan(open_folder(tmp_path / "big"), "nf4"), tmp_path / "local")
+    assert stored_tensors(out).keys() == stored_tensors(tmp_path / "local").keys()
+    local = stored_tensors(tmp_path / "local")
+    assert all(torch.equal(tensor, local[name]) for name, tensor in stored_tensors(out).items())
+    streamed = offload.load(out, "disk")
+    assert torch.equal(logits_of(streamed, PROMPT), logits_of(offload.load(tmp_path / "local", "none"), PROMPT))
+    offload.stream_of(streamed).close()
+
+
+def test_a_pack_that_stopped_does_not_fetch_finished_layers_again(specexec: Pull, hub: FakeHub, tmp_path: Path) -> None:
+    out = tmp_path / "pack"
+    arguments = ["pull", "org/big", "--drafter", "none", "--pack", "int8", "--out", str(out)]
+    stop = """
+import offload.pack
+real, calls = offload.pack.write, []
+def write(*arguments):
+    calls.append(1)
+    if len(calls) > 3:
+        raise KeyboardInterrupt
+    return real(*arguments)
+offload.pack.write = write
+"""
+    ran = specexec(*arguments, code=stop)
+    assert ran.code == 130
+    assert "the same command fetches the rest" in ran.err
+    assert not (out / "config.json").exists()
+    first = [name for _, name in hub.sent if name.endswith(".safetensors")]
+    hub.sent.clear()
+    assert specexec(*arguments).code == 0
+    assert verify(out) == []
+    second = [name for _, name in hub.sent if name.endswith(".safetensors")]
+    assert not set(first[:-2]) & set(second), (first, second)
