@@ -122,6 +122,10 @@ class Settled:
         self._order = np.ascontiguousarray(order_E).data
         self._backwards = tokens_E[::-1].astype(">u4").tobytes()
         self._end = len(tokens_E) * WORD
+        # Where the contexts that end with each token begin: half of every search is over before it starts.
+        tokens, starts = np.unique(tokens_E[order_E.astype(np.int64) - 1], return_index=True)
+        stops = np.append(starts[1:], len(order_E))[: len(starts)].tolist()
+        self._block = dict(zip(tokens.tolist(), zip(starts.tolist(), stops, strict=True), strict=True))
 
     @staticmethod
     def of(texts: Iterable[Items[int]]) -> Settled:
@@ -139,11 +143,14 @@ class Settled:
 
     def matches(self, context: Context) -> Iterator[Match]:
         """Every rung at which the context was seen, longest first; common ones are counted on a sample."""
-        longest = self._longest(context.backwards)
+        if not context.tokens or context.tokens[-1] not in self._block:
+            return
+        block = self._block[context.tokens[-1]]
+        longest = self._longest(context.backwards, block)
         for rung in range(len(RUNGS) - 1, -1, -1):
             length = RUNGS[rung]
             if length <= longest:
-                first, last = self._range(context.backwards[: length * WORD])
+                first, last = block if length == 1 else self._range(context.backwards[: length * WORD], block)
                 step = max(1, (last - first) // SAMPLE)
                 counts = Counter(self._tokens[self._order[i]] for i in range(first, last, step))
                 yield Match(rung, _ranked(counts))
@@ -153,16 +160,16 @@ class Settled:
         start = self._end - position * WORD
         return self._backwards[start : start + size]
 
-    def _range(self, ending: bytes) -> tuple[int, int]:
+    def _range(self, ending: bytes, block: tuple[int, int]) -> tuple[int, int]:
         def key(position: int) -> bytes:
             return self._before(position, len(ending))
 
-        first = bisect_left(self._order, ending, key=key)
-        return first, bisect_right(self._order, ending, lo=first, key=key)
+        first = bisect_left(self._order, ending, *block, key=key)
+        return first, bisect_right(self._order, ending, first, block[1], key=key)
 
-    def _longest(self, ending: bytes) -> int:
+    def _longest(self, ending: bytes, block: tuple[int, int]) -> int:
         """Tokens of the longest ending that occurs: that of one of the two neighbours in the sorted order."""
-        at = bisect_left(self._order, ending, key=lambda position: self._before(position, len(ending)))
+        at = bisect_left(self._order, ending, *block, key=lambda position: self._before(position, len(ending)))
         return max(
             (_shared(ending, self._before(self._order[i], len(ending))) for i in (at - 1, at) if self._has(i)),
             default=0,

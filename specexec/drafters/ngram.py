@@ -22,7 +22,7 @@ from specexec.sequence import Sequence
 from specexec.suffix import Context, Match, Recent
 from specexec.tree import ROOT, Floats, Ints, TokenTree
 
-WIDTH = 12  # children worth naming for one node
+WIDTH = 8  # children worth naming for one node
 MOST_NODES = 256  # of one tree: those the text was most likely to meet teach, the others cost time
 UNBOUNDED = 2**31 - 1
 TAU = 0.5  # counted chances are not the target's own distribution: soften what the noise makes of them
@@ -105,8 +105,8 @@ class NgramDrafter:
         """Matches of all horizons, longest first; of equally long ones the nearer horizon first."""
         memory = self.memory
         stores = ((0, text), (1, memory.recent), (1, memory.settled), (2, memory.corpus))
-        found = ([(horizon, match) for match in store.matches(context)] for horizon, store in stores)
-        return heapq.merge(*found, key=lambda one: -one[1].rung)
+        found = [_of(horizon, store.matches(context)) for horizon, store in stores]
+        return heapq.merge(*found, key=lambda one: -one[1].rung)  # lazy: shorter matches are looked up when needed
 
     def observe(self, sequence: Sequence, tree: TokenTree, choices_M: list[int], kept: Ints | None) -> None:
         """Count the hits, take the choices off the path into the past, and a finished answer as a whole."""
@@ -149,6 +149,11 @@ class NgramDrafter:
                 on_text.add(node)
             elif (above := reading.contexts.get(int(tree.ids_N[parent]) if parent != ROOT else ROOT)) is not None:
                 self.memory.recycle(above.then(token), choices_M[1 + node])
+
+
+def _of(horizon: int, matches: Iterator[Match]) -> Iterator[tuple[int, Match]]:
+    for match in matches:
+        yield horizon, match
 
 
 def _standings(match: Match) -> Iterator[int]:
