@@ -43,6 +43,7 @@ EXIT_CODES = {
     "manifest_mismatch": 9,
     "locked": 9,
     "damaged_output": 9,
+    "cluster_lost": 6,
     "port_taken": 9,
     "missing_extra": USAGE,
     "session_not_found": 3,

@@ -5,10 +5,12 @@ from __future__ import annotations
 import secrets
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import click
 
+from cli.batch.cluster import running_cluster
 from cli.batch.formats import Writer
 from cli.batch.inputs import STDIN, read_inputs
 from cli.batch.items import Item, Json
@@ -18,7 +20,8 @@ from cli.batch.options import BatchOptions, batch_options
 from cli.batch.partial import PartialFile
 from cli.batch.run import Run
 from cli.batch.sinks import Folder, JournalSink, ScreenSink
-from cli.engine import running_engine
+from cli.batch.worker import BatchEngine
+from cli.engine import open_engine, running_engine
 from cli.errors import INTERRUPTED, SOME_FAILED, TERMINATED
 from cli.options import EngineOptions, engine_options, sampling_options
 from cli.screen import Screen
@@ -70,7 +73,7 @@ def generate(
             screen.say(f"{journal.path}: {earlier} finished, {len(plan.begun)} in part, {len(plan.todo)} to do")
         if not plan.todo:
             return SOME_FAILED if plan.missed else 0
-        with running_engine(engine_options, screen, verbosity) as engine:
+        with _engine(batch, engine_options, screen, verbosity) as engine:
             sink = plan.sink(journal, batch, screen)
             run = Run(
                 engine, plan.sampling, sink, screen, batch.parallel, batch.strict,
@@ -86,6 +89,14 @@ def generate(
     elif code == SOME_FAILED and journal is not None:
         screen.say(f'Errors are in {journal.path} with "error"; answer those again with --retry-failed.')
     return code
+
+
+def _engine(
+    batch: BatchOptions, options: EngineOptions, screen: Screen, verbosity: Verbosity
+) -> AbstractContextManager[BatchEngine]:
+    if batch.engine == "local":
+        return running_engine(options, screen, verbosity)
+    return running_cluster(partial(open_engine, options), batch.ray_address, batch.workers)
 
 
 @dataclass(frozen=True)

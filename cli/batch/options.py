@@ -67,6 +67,9 @@ class BatchOptions:
     limit: int | None
     shard: Shard
     parallel: Parallel
+    engine: Literal["local", "ray"]
+    ray_address: str | None
+    workers: Parallel
 
     @property
     def form(self) -> Form:
@@ -94,6 +97,7 @@ class BatchOptions:
             (self.output_dir is not None and self.output_format == "openai-batch", "--output-dir holds texts."),
             (self.resume and self.overwrite, "--resume keeps what --overwrite throws away."),
             (not file and (self.resume or self.retry_failed), "There is nothing to resume without -o or --output-dir."),
+            (self.engine == "local" and self.ray_address is not None, "--ray-address goes with --engine ray."),
             (self.system is not None and not self.chat, "--system needs the chat template; leave out --raw."),
         ]
         for clash, says in clashes:
@@ -125,6 +129,11 @@ _OPTIONS = (
     click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N items."),
     click.option("--shard", type=ShardType(), default="1/1", help="Only every N-th item, from the K-th on."),
     click.option("--parallel", type=ParallelType(), default="auto", help="Answers that share a sweep, at most."),
+    click.option("--engine", type=click.Choice(["local", "ray"]), default="local",
+                 help="Here, or over a Ray cluster: one engine for each GPU or machine."),
+    click.option("--ray-address", metavar="ADDRESS", show_default="a cluster of this machine",
+                 help="The cluster to join, such as auto or ray://host:10001."),
+    click.option("--workers", type=ParallelType(), default="auto", help="Engines of the cluster."),
 )  # fmt: skip
 
 

@@ -27,3 +27,9 @@ class DamagedOutput(SpecexecError):
     """The output holds lines that are not ours, or not whole, where no crash could have left them."""
 
     code = "damaged_output"
+
+
+class ClusterLost(SpecexecError):
+    """No worker of the cluster stays alive."""
+
+    code = "cluster_lost"

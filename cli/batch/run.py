@@ -20,8 +20,7 @@ from specexec.sampling import SamplingParams
 from specexec.work import Failure, Request, Result
 
 if TYPE_CHECKING:
-    from specexec.batch import Batch
-    from specexec.engine import Engine
+    from cli.batch.worker import BatchEngine, Sweeps
 
 REPORT_EVERY_S = 30.0
 
@@ -30,7 +29,7 @@ REPORT_EVERY_S = 30.0
 class Run:
     """What is to be done, and what has come of it so far. `earlier` were answered, `missed` failed before this run."""
 
-    engine: Engine
+    engine: BatchEngine
     sampling: SamplingParams
     sink: Sink
     screen: Screen
@@ -83,7 +82,7 @@ class Run:
                 sampling = item.sampling(self.sampling, derived_seed(self.sampling.seed or 0, item.id))
                 yield Request(item.index, item.prompt, sampling, self.begun.get(item.id, ()))
 
-    def _sweep(self, batch: Batch) -> None:
+    def _sweep(self, batch: Sweeps) -> None:
         for result in batch.sweep():
             self._take(result)
         self.sweeps = batch.sweeps
@@ -92,7 +91,7 @@ class Run:
             self._remember(batch)
             self.partial.save(self.unfinished)
 
-    def _remember(self, batch: Batch) -> None:
+    def _remember(self, batch: Sweeps) -> None:
         for partial in batch.partial:
             item = self._items[partial.index]
             if partial.tokens:

@@ -1,0 +1,186 @@
+"""Many engines over a Ray cluster that look like one: requests go where there is room, a dead worker's go elsewhere.
+
+Ray core actors, one engine each. A worker reports every second how far its answers are, so that another one goes on
+from there; the texts do not depend on who writes them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from cli.batch.refusals import ClusterLost
+from cli.batch.worker import BatchEngine, Report, Worker
+from cli.errors import MissingExtra
+from specexec.stats import Progress
+from specexec.work import Partial, Request, Result
+
+log = logging.getLogger(__name__)
+
+ASSIGNED = 32  # requests that a worker holds at most, so that the last ones are spread over all
+MOST_DEATHS = 3  # of one worker, before its place is given up
+
+
+@dataclass
+class _Place:
+    """Where a worker lives, what it is asked to do, and what it said last. Ray's own types are not typed."""
+
+    actor: Any
+    call: Any = None
+    requests: dict[int, Request] = field(default_factory=dict)
+    deaths: int = 0
+
+
+class Cluster:
+    """A run's engine that is many. `opener` opens one where it is called; it travels to the workers."""
+
+    def __init__(self, opener: Callable[[], BatchEngine], workers: int, gpus: float) -> None:
+        self._opener = opener
+        self._gpus = gpus
+        self._workers = workers
+        self._stopped = False
+        self.sweeps = self.bytes_read = 0
+
+    def batch(self, requests: Iterator[Request], parallel: int | Literal["auto"]) -> ClusterBatch:
+        """Start the workers and give the requests out as they become free."""
+        return ClusterBatch(self, requests, parallel)
+
+    def progress(self) -> Progress:
+        return Progress(0, self._workers, self.sweeps, self.bytes_read)
+
+    def stop(self) -> None:
+        """End the batch after the current reports; what they say is kept. Safe in a signal handler."""
+        self._stopped = True
+
+    @property
+    def stopped(self) -> bool:
+        return self._stopped
+
+    @property
+    def size(self) -> int:
+        """How many workers there shall be."""
+        return self._workers
+
+    def start_worker(self, parallel: int | Literal["auto"]) -> Any:
+        """A worker somewhere in the cluster, spread out over its nodes."""
+        import ray
+
+        kind = ray.remote(num_cpus=1, num_gpus=self._gpus, scheduling_strategy="SPREAD")(Worker)
+        return kind.remote(self._opener, parallel)
+
+
+class ClusterBatch:
+    """The same promises as one engine's batch (specexec/batch.py); a `sweep` is a round of reports."""
+
+    def __init__(self, cluster: Cluster, requests: Iterator[Request], parallel: int | Literal["auto"]) -> None:
+        self.done = False
+        self.sweeps = 0
+        self._cluster = cluster
+        self._requests = requests
+        self._parallel = parallel
+        self._again: deque[Request] = deque()
+        self._places = [_Place(cluster.start_worker(parallel)) for _ in range(cluster.size)]
+
+    @property
+    def partial(self) -> list[Partial]:
+        """How far the unfinished answers are, as far as was reported."""
+        held = [request for place in self._places for request in place.requests.values()]
+        return [Partial(request.index, request.written) for request in [*held, *self._again]]
+
+    def sweep(self) -> list[Result]:
+        """Give out what there is room for, and wait for the next report."""
+        import ray
+
+        for place in self._places:
+            if place.call is None:
+                self._give(place)
+        calls = [place.call for place in self._places if place.call is not None]
+        if not calls or self._cluster.stopped:
+            self.done = True
+            return []
+        ready, _ = ray.wait(calls, num_returns=1, timeout=1.0)
+        return [result for place in self._places if place.call in ready for result in self._hear(place)]
+
+    def close(self) -> None:
+        """Let the workers go."""
+        import ray
+
+        self.done = True
+        for place in self._places:
+            ray.kill(place.actor)
+        self._places.clear()
+
+    def _give(self, place: _Place) -> None:
+        """Fill a worker up and let it work, if it has anything to do."""
+        fresh: list[Request] = []
+        while len(place.requests) + len(fresh) < ASSIGNED and (request := self._next()) is not None:
+            fresh.append(request)
+        place.requests.update({request.index: request for request in fresh})
+        if place.requests:
+            place.call = place.actor.work.remote(fresh)
+
+    def _next(self) -> Request | None:
+        return self._again.popleft() if self._again else next(self._requests, None)
+
+    def _hear(self, place: _Place) -> list[Result]:
+        """A report, or the news that there will be none."""
+        import ray
+        from ray.exceptions import RayActorError
+
+        call, place.call = place.call, None
+        try:
+            report: Report = ray.get(call)
+        except RayActorError as death:
+            self._bury(place, death)
+            return []
+        self.sweeps += report.sweeps
+        self._cluster.sweeps += report.sweeps
+        self._cluster.bytes_read += report.bytes_read
+        for partial in report.partial:
+            place.requests[partial.index] = replace(place.requests[partial.index], written=partial.tokens)
+        for result in report.results:
+            del place.requests[result.index]
+        return report.results
+
+    def _bury(self, place: _Place, death: Exception) -> None:
+        """Its requests go to others, with what they have already; a new worker takes its place."""
+        place.deaths += 1
+        self._again.extend(place.requests.values())
+        log.warning("a worker has died; its %d answers go on elsewhere: %s", len(place.requests), death)
+        place.requests.clear()
+        if place.deaths < MOST_DEATHS:
+            place.actor = self._cluster.start_worker(self._parallel)
+            return
+        self._places.remove(place)
+        if not self._places:
+            raise ClusterLost(
+                f"every worker has died {MOST_DEATHS} times; the last one said: {str(death).strip().splitlines()[-1]}",
+                hint="look at the workers' machines, then the same command with --resume.",
+            )
+
+
+@contextmanager
+def running_cluster(
+    opener: Callable[[], BatchEngine], address: str | None, workers: int | Literal["auto"]
+) -> Iterator[Cluster]:
+    """A cluster for the length of the block: the one at `address`, or a local one for this run alone.
+
+    Automatic: one worker for each GPU, or where there is none, for each machine.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise MissingExtra(
+            "--engine ray needs Ray, which is not installed.", hint="pip install 'specexec[ray]'"
+        ) from None
+    ray.init(address=address, log_to_driver=False, include_dashboard=False, configure_logging=False)
+    try:
+        gpus = int(ray.cluster_resources().get("GPU", 0))
+        count = (gpus or len(ray.nodes())) if workers == "auto" else workers
+        yield Cluster(opener, count, 1.0 if gpus >= count else 0.0)
+    finally:
+        ray.shutdown()
