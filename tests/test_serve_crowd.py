@@ -54,10 +54,11 @@ def test_fifty_clients_get_their_own_text_in_shared_sweeps() -> None:
 def test_who_waits_joins_the_next_sweep_of_the_running_ones() -> None:
     engine = LetterEngine(sweep_s=0.1)
     with serving(lambda: engine) as server, ThreadPoolExecutor(2) as clients:
-        long = clients.submit(server.ask, "x" * 30)
+        long = clients.submit(server.ask, "x" * 900)
         server.until(lambda: len(engine.shared) > 1)
         assert server.ask("abc").status_code == 200
         assert not long.done()
+        engine.sweep_s = 0
         assert long.result().status_code == 200
     assert 2 in engine.shared
 
@@ -74,11 +75,12 @@ def test_no_more_texts_share_a_sweep_than_memory_holds() -> None:
 def test_a_full_line_is_refused_with_a_time_to_come_back() -> None:
     engine = LetterEngine(sweep_s=0.2)
     with serving(lambda: engine, parallel=1, max_queue=1) as server, ThreadPoolExecutor(2) as clients:
-        first = clients.submit(server.ask, "abcdef")
+        first = clients.submit(server.ask, "x" * 900)
         server.until(lambda: server.worker.running == 1)
         second = clients.submit(server.ask, "abc")
         server.until(lambda: server.worker.waiting == 1)
         refused = server.ask("x")
+        engine.sweep_s = 0
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "queue_full")
         assert int(refused.headers["retry-after"]) >= 1
         assert (first.result().status_code, second.result().status_code) == (200, 200)
@@ -109,12 +111,13 @@ def test_a_client_without_a_stream_may_leave_too() -> None:
 def test_one_client_that_leaves_does_not_disturb_the_others() -> None:
     engine = LetterEngine(sweep_s=0.1)
     with serving(lambda: engine) as server, ThreadPoolExecutor(1) as clients:
-        staying = clients.submit(server.ask, "x" * 60)
+        staying = clients.submit(server.ask, "x" * 480)
         leaving = raw_request(server, "y" * 900, stream=True)
         server.until(lambda: 2 in engine.shared)
         leaving.close()
         server.until(lambda: server.worker.totals.requests_cancelled_total == 1)
-        assert staying.result().json()["choices"][0]["message"]["content"] == "x" * 60
+        engine.sweep_s = 0
+        assert staying.result().json()["choices"][0]["message"]["content"] == "x" * 480
         assert engine.stops == 0
 
 
