@@ -1,79 +1,202 @@
-"""`specexec models`: the names that -m understands. Reads small files only; nothing is loaded or downloaded."""
+"""`specexec models`: the names that -m understands and what is on this machine. Reads headers; nothing is loaded."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+import sys
+from dataclasses import dataclass
 from difflib import get_close_matches
+from pathlib import Path
 
 import click
 
+from cli.quantities import format_bytes
 from cli.verbosity import verbosity_options
-from offload.errors import ModelNotFound
-from offload.names import DEMO, aliases
+from offload import hub, local, names
+from offload.errors import CorruptShard, ModelNotFound, OffloadError
+
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 @dataclass(frozen=True)
 class Known:
-    """A short name and the pair it stands for."""
+    """A name, the pair it stands for, and its folder if it is on this machine."""
 
     name: str
     target: str
     drafter: str
+    path: Path | None
     note: str = ""
+
+    @property
+    def facts(self) -> dict[str, object]:
+        """Everything, for people and programs alike."""
+        facts: dict[str, object] = {"name": self.name, "target": self.target, "drafter": self.drafter}
+        facts |= {"note": self.note} if self.note else {}
+        if self.path is None:
+            return facts | {"local": False}
+        here = local.describe(self.path)
+        return facts | {
+            "local": True,
+            "path": str(here.path),
+            "architecture": here.architecture,
+            "layers": here.layers,
+            "size_B": here.size_B,
+            "format": here.format,
+            "pack": here.pack,
+            "loads_in_transformers": here.loads_in_transformers,
+        }
 
 
 def known_models() -> list[Known]:
-    """The built-in demo, then every alias in the order of its file."""
-    demo = Known(DEMO, "built in", "built in", "a toy that shows the engine; needs no network")
-    return [demo, *(Known(name, pair.target, pair.drafter or "none") for name, pair in aliases().items())]
+    """The built-in demo, every alias in the order of its file, then what else is in the cache."""
+    found = [_demo()]
+    for name, pair in names.aliases().items():
+        found.append(Known(name, pair.target, pair.drafter or "none", _here(name)))
+    taken = {model.path.resolve() for model in found if model.path}
+    paths = {repo: hub.cached(repo, None) for repo in hub.cached_repos()}
+    others = {repo: path for repo, path in paths.items() if path and not hub.missing_files(path)}
+    return found + [Known(r, r, "none", path) for r, path in others.items() if path.resolve() not in taken]
 
 
 @click.group(invoke_without_command=True)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@_JSON
 @verbosity_options
 @click.pass_context
 def models(ctx: click.Context, as_json: bool) -> None:
-    """List the names that -m understands."""
+    """List the names that -m understands, and what is on this machine."""
     if ctx.invoked_subcommand is None:
         _print_list(as_json)
 
 
 @models.command("list")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@_JSON
 @verbosity_options
 def list_models(as_json: bool) -> None:
-    """List the names that -m understands."""
+    """List the names that -m understands, and what is on this machine."""
     _print_list(as_json)
 
 
 @models.command("show")
 @click.argument("name")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@_JSON
 @verbosity_options
 def show_model(name: str, as_json: bool) -> None:
-    """Show what one name stands for."""
-    by_name = {model.name: model for model in known_models()}
-    if name not in by_name:
-        near = get_close_matches(name, by_name, n=2, cutoff=0.4)
-        raise ModelNotFound(
-            f"no model named {name!r}.",
-            why="A folder or org/repo needs no name: give it to -m as it is.",
-            hint=" or ".join(near) if near else "specexec models",
-        )
-    model = asdict(by_name[name])
+    """Show what one name or folder stands for."""
+    facts = _find(name).facts
     if as_json:
-        click.echo(json.dumps(model, ensure_ascii=False))
-    else:
-        click.echo("\n".join(f"{key:<8} {value}" for key, value in model.items() if value))
+        click.echo(json.dumps(facts, ensure_ascii=False))
+        return
+    words = {True: "yes", False: "no"}
+    shown = {key: words[value] if isinstance(value, bool) else value for key, value in facts.items()}
+    if "size_B" in facts:
+        shown["size"] = format_bytes(int(str(shown.pop("size_B"))))
+    if not facts["local"]:
+        shown["local"] = f"no; specexec pull {name}"
+    if facts.get("loads_in_transformers") is False:
+        shown["loads_in_transformers"] = "no, its experts are in a layout of specexec's own"
+    click.echo("\n".join(f"{key:<8} {value}" for key, value in shown.items() if value != ""))
+
+
+@models.command("path")
+@click.argument("name")
+@_JSON
+@verbosity_options
+def show_path(name: str, as_json: bool) -> None:
+    """Print the folder of a model that is on this machine."""
+    path = names.resolve(name, "none", offline=True).target
+    click.echo(json.dumps({"name": name, "path": str(path)}) if as_json else path)
+
+
+@models.command("verify")
+@click.argument("name")
+@_JSON
+@verbosity_options
+def verify_model(name: str, as_json: bool) -> None:
+    """Read every weight of a model and compare it with its hash (packs, and what was pulled from the Hub)."""
+    path = names.resolve(name, "none", offline=True).target
+    damaged = local.damaged_files(path)
+    by_hash = local.hashed(path)
+    if as_json:
+        click.echo(json.dumps({"name": name, "path": str(path), "by_hash": by_hash, "damaged": damaged}))
+    if damaged:
+        raise CorruptShard(
+            f"{len(damaged)} files of {name} are damaged: {', '.join(damaged[:3])}{' …' if len(damaged) > 3 else ''}.",
+            "Their bytes are not those that were written.",
+            "remove them, then the specexec pack or pull that made them (it keeps what is whole).",
+        )
+    if not as_json:
+        checked = "every hash is right" if by_hash else "sizes and headers are right; there are no hashes to compare"
+        click.echo(f"{name}: {checked}")
+
+
+@models.command("rm")
+@click.argument("chosen", metavar="NAME...", nargs=-1, required=True)
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@_JSON
+@verbosity_options
+def remove_models(chosen: tuple[str, ...], yes: bool, as_json: bool) -> None:
+    """Delete models that were pulled, and packs. Folders of your own are left alone."""
+    paths = {name: names.resolve(name, "none", offline=True).target for name in chosen}
+    if not yes:
+        if not sys.stdin.isatty():
+            raise click.UsageError("Nobody can be asked here; say --yes to delete.")
+        for name, path in paths.items():
+            click.echo(f"{name}: {format_bytes(local.describe(path).size_B)} in {path}", err=True)
+        click.confirm("Delete?", abort=True, err=True)
+    freed = {name: local.remove(path) for name, path in paths.items()}
+    if as_json:
+        click.echo(json.dumps({"freed_B": freed}))
+        return
+    for name, freed_B in freed.items():
+        click.echo(f"{name}: {format_bytes(freed_B)} set free", err=True)
+
+
+def _demo() -> Known:
+    return Known(
+        names.DEMO, "built in", "built in", names.demo_folder("target"), "a toy that shows the engine; needs no network"
+    )
+
+
+def _here(name: str) -> Path | None:
+    """The folder behind a name, if all of it is on this machine."""
+    try:
+        path = names.resolve(name, "none", offline=True).target
+    except OffloadError:
+        return None
+    return None if hub.missing_files(path) else path
+
+
+def _find(name: str) -> Known:
+    aliases = names.aliases()
+    if name == names.DEMO:
+        return _demo()
+    if name in aliases:
+        return Known(name, aliases[name].target, aliases[name].drafter or "none", _here(name))
+    path = Path(name).expanduser()
+    if path.exists():
+        return Known(name, str(path), "none", path)
+    if names.hub_name(name):
+        return Known(name, name, names.drafter_of(name) or "none", _here(name))
+    near = get_close_matches(name, [names.DEMO, *aliases], n=2, cutoff=0.4)
+    raise ModelNotFound(
+        f"no model named {name!r}.",
+        why="Not an alias and not a folder; models of the Hub have names like org/name.",
+        hint=" or ".join(near) if near else "specexec models",
+    )
 
 
 def _print_list(as_json: bool) -> None:
-    listed = known_models()
+    listed = [model.facts for model in known_models()]
     if as_json:
-        click.echo(json.dumps([asdict(model) for model in listed], ensure_ascii=False))
+        click.echo(json.dumps(listed, ensure_ascii=False))
         return
-    rows = [("NAME", "TARGET", "DRAFTER", ""), *((m.name, m.target, m.drafter, m.note) for m in listed)]
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    rows = [("NAME", "TARGET", "SIZE", "FORMAT", "DRAFTER")]
+    for facts in listed:
+        size = format_bytes(int(str(facts["size_B"]))) if facts["local"] else "-"
+        rows.append(
+            (str(facts["name"]), str(facts["target"]), size, str(facts.get("format", "-")), str(facts["drafter"]))
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -12,6 +12,7 @@ from cli.errors import INTERRUPTED
 from cli.quantities import format_bytes
 from cli.screen import Screen
 from cli.verbosity import Verbosity, start_logging, verbosity_options
+from offload.manifest import MANIFEST
 
 if TYPE_CHECKING:
     from offload.quant import Quant
@@ -58,6 +59,6 @@ def pack(verbosity: Verbosity, model: str, quant: Quant, out: Path, device: str,
         screen.tell(f"stopped; the same command goes on where it was. {out} is no model yet.")
         return INTERRUPTED
     spent_s = time.perf_counter() - began_s
-    screen.say(f"wrote {layers}, {format_bytes(wanted.size_B)}, in {spent_s:.0f} s; sha256 in {out / packs.MANIFEST}")
+    screen.say(f"wrote {layers}, {format_bytes(wanted.size_B)}, in {spent_s:.0f} s; sha256 in {out / MANIFEST}")
     screen.say(f"originals are kept. Try: specexec chat -m {out}")
     return 0

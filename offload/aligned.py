@@ -16,24 +16,15 @@ import torch
 
 from offload.errors import DiskFull, ReadFailed
 from offload.files import read_exactly
+from offload.manifest import CHUNK_B, Written
 from offload.shards import ITEM_B, Entry
 
 DATA_START_B = 4096
 ALIGN_B = 64
-# Enough for the disk to stream, little enough to forget.
-CHUNK_B = 16 << 20
 CODES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
     torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Written:
-    """A finished file, as the manifest remembers it."""
-
-    size_B: int
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -98,17 +89,6 @@ def write_failed(path: Path, error: OSError) -> DiskFull:
         "Finished shards are kept.",
         "the same command after freeing space (it continues), or --out on another disk.",
     )
-
-
-def digest_of(path: Path, advance: Callable[[int], object] = lambda nbytes: None) -> Written:
-    """Size and hash of a file that is there."""
-    digest, size_B = hashlib.sha256(), 0
-    with path.open("rb", buffering=0) as file:
-        while chunk := file.read(CHUNK_B):
-            digest.update(chunk)
-            size_B += len(chunk)
-            advance(len(chunk))
-    return Written(size_B, digest.hexdigest())
 
 
 def load_entry(entry: Entry, dtype: torch.dtype) -> torch.Tensor:

@@ -68,6 +68,12 @@ def cached(repo: str, revision: str | None) -> Path | None:
         return Path(partial) if partial else None
 
 
+def cached_repos() -> list[str]:
+    """The models in the cache by name, complete or not."""
+    folders = sorted(cache_folder().glob("models--*--*")) if cache_folder().is_dir() else []
+    return [folder.name.removeprefix("models--").replace("--", "/", 1) for folder in folders]
+
+
 def look_up(repo: str, revision: str | None) -> Download:
     """Ask the Hub what a download would bring."""
     from huggingface_hub import HfApi, snapshot_download

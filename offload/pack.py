@@ -11,7 +11,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,24 +20,21 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from offload.aligned import Written, digest_of, load_entry, write, write_failed, write_small
+from offload.aligned import load_entry, write, write_failed, write_small
 from offload.checkpoint import DTYPES, Block, lay_out
-from offload.errors import CorruptShard, DiskFull, OutputExists, UnsupportedArchitecture
+from offload.errors import DiskFull, OutputExists, UnsupportedArchitecture
+from offload.manifest import FORMAT, MANIFEST, Advance, Written, digest_of, finished, read_manifest
 from offload.placement import size
 from offload.quant import BLOCK, CONFIGS, NESTED_BLOCK, STATE_B, Quant, quantise
 from offload.quantised import fold
 from offload.shards import INDEX, Entry, Folder, Json, read_header
 from offload.skeleton import Skeleton, build
 
-MANIFEST = "manifest.json"
-FORMAT = "specexec-pack"
 VERSION = 1
 REST = "rest.safetensors"
 FLOATS = {"F32", "F16", "BF16"}
 # What a folder has besides weights: tokenizer, chat template, settings.
 COPIED = (".json", ".jinja", ".model", ".txt")
-
-Advance = Callable[[int], object]
 
 
 @dataclass(frozen=True)
@@ -115,7 +112,7 @@ def pack(
     _refuse_overlap(plan, out)
     with _alone(out):
         manifest = _begin(plan, out)
-        done = _finished(manifest)
+        done = finished(manifest)
         missing_B = sum(shard_B(shard, plan.quant) for shard in plan.shards if shard.file not in done)
         free_B = shutil.disk_usage(out).free
         if missing_B > free_B:
@@ -133,27 +130,6 @@ def pack(
                 _save(out, manifest, done)
             advance(sum(entry.nbytes for entry in shard.entries))
         _finish(plan, out, manifest, done)
-
-
-def verify(out: Path, advance: Advance = lambda nbytes: None) -> list[str]:
-    """The shards of a finished pack whose bytes are not those that were written; empty when all is well."""
-    done = _finished(read_manifest(out) or {})
-    return [
-        name for name, wrote in done.items() if not (out / name).is_file() or digest_of(out / name, advance) != wrote
-    ]
-
-
-def read_manifest(out: Path) -> dict[str, Json] | None:
-    """The manifest of a pack; None where there is no pack."""
-    if not (out / MANIFEST).is_file():
-        return None
-    try:
-        manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CorruptShard(f"{out / MANIFEST} cannot be read: {error}.") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        return None
-    return manifest
 
 
 def shard_B(shard: Shard, quant: Quant) -> int:
@@ -256,16 +232,6 @@ def _fingerprint(folder: Folder) -> str:
     tensors = sorted((e.name, e.dtype, e.shape, e.offset, e.file.name) for e in folder.entries.values())
     sizes = sorted((file.name, size_B) for file, size_B in folder.file_sizes.items())
     return hashlib.sha256(json.dumps([folder.config, tensors, sizes], sort_keys=True).encode()).hexdigest()
-
-
-def _finished(manifest: Mapping[str, Json]) -> dict[str, Written]:
-    shards = manifest.get("shards")
-    rows = shards.items() if isinstance(shards, dict) else ()
-    return {
-        name: Written(int(str(row["size"])), str(row["sha256"]))
-        for name, row in rows
-        if isinstance(row, dict) and {"size", "sha256"} <= row.keys()
-    }
 
 
 def _save(out: Path, manifest: dict[str, Json], done: Mapping[str, Written]) -> None:

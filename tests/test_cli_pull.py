@@ -12,7 +12,8 @@ import pytest
 import torch
 
 import offload
-from offload.pack import pack, plan, verify
+from offload.manifest import verify
+from offload.pack import pack, plan
 from offload.shards import open_folder
 from tests.command_line import Ran
 from tests.fake_hub import COMMIT, FakeHub

@@ -19,7 +19,8 @@ from transformers import AutoModelForCausalLM
 import offload
 from offload.aligned import write
 from offload.errors import DiskFull, OutputExists, UnsupportedArchitecture
-from offload.pack import MANIFEST, pack, plan, read_manifest, verify
+from offload.manifest import MANIFEST, read_manifest, verify
+from offload.pack import pack, plan
 from offload.placement import Tier
 from offload.quant import Quant
 from offload.quantised import fold

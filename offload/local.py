@@ -1,0 +1,91 @@
+"""What a model folder here is, whether it is whole, and how to be rid of it. Reads headers; knows no torch."""
+
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from offload import hub
+from offload.errors import BadModelDir
+from offload.manifest import digest_of, read_manifest, verify
+from offload.quantised import fold
+from offload.shards import Folder, open_folder
+
+SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Local:
+    """A model folder in a few words."""
+
+    path: Path
+    architecture: str
+    layers: int
+    size_B: int
+    format: str
+    pack: bool = False
+    loads_in_transformers: bool = True
+
+
+def describe(path: Path) -> Local:
+    """What the folder holds, from config.json and headers."""
+    folder = open_folder(path)
+    manifest = read_manifest(path)
+    count = folder.config.get("num_hidden_layers")
+    return Local(
+        path,
+        folder.model_type,
+        count if isinstance(count, int) else 0,
+        sum(folder.file_sizes.values()),
+        _format(folder),
+        manifest is not None,
+        manifest is None or bool(manifest.get("loads_in_transformers")),
+    )
+
+
+def damaged_files(path: Path) -> list[str]:
+    """Weight files whose bytes are not those that were published or packed; empty when all is well.
+
+    Packs remember the hash of each shard, and the Hub's cache names its files by theirs. In other folders only sizes
+    and headers can be checked.
+    """
+    folder = open_folder(path)
+    if read_manifest(path) is not None:
+        return verify(path)
+    return [file.name for file in folder.file_sizes if _hashed(file) and digest_of(file).sha256 != file.resolve().name]
+
+
+def hashed(path: Path) -> bool:
+    """Whether `damaged_files` can tell by hash."""
+    return read_manifest(path) is not None or all(_hashed(file) for file in open_folder(path).file_sizes)
+
+
+def remove(path: Path) -> int:
+    """Delete a pack, or a repository from the Hub's cache, with all its revisions; returns the bytes set free."""
+    real = path.resolve()
+    if read_manifest(path) is not None:
+        size_B = sum(file.stat().st_size for file in real.iterdir())
+        shutil.rmtree(real)
+        return size_B
+    cache = hub.cache_folder().resolve()
+    if cache not in real.parents:
+        raise BadModelDir(
+            f"{path} is a folder of your own.", "Removed are packs and what was pulled from the Hub.", f"rm -r {path}"
+        )
+    # The cache has one folder for each repository; its snapshots are links into its blobs.
+    repo = cache / real.relative_to(cache).parts[0]
+    size_B = sum(file.stat().st_size for file in (repo / "blobs").glob("*"))
+    shutil.rmtree(repo)
+    return size_B
+
+
+def _format(folder: Folder) -> str:
+    schemes = sorted({weight.scheme for weight in fold(folder).quantised.values()})
+    if schemes:
+        return "+".join(schemes)
+    largest = max(folder.entries.values(), key=lambda entry: entry.nbytes)
+    return largest.dtype.lower()
+
+
+def _hashed(file: Path) -> bool:
+    return file.is_symlink() and SHA256.fullmatch(file.resolve().name) is not None

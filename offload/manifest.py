@@ -1,0 +1,68 @@
+"""What a pack remembers of itself: each shard's size and hash. Knows no torch, so that looking at packs is cheap."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from offload.errors import CorruptShard
+from offload.shards import Json
+
+MANIFEST = "manifest.json"
+FORMAT = "specexec-pack"
+# Enough for the disk to stream, little enough to forget.
+CHUNK_B = 16 << 20
+
+Advance = Callable[[int], object]
+
+
+@dataclass(frozen=True)
+class Written:
+    """A finished file, as the manifest remembers it."""
+
+    size_B: int
+    sha256: str
+
+
+def read_manifest(out: Path) -> dict[str, Json] | None:
+    """The manifest of a pack; None where there is no pack."""
+    if not (out / MANIFEST).is_file():
+        return None
+    try:
+        manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CorruptShard(f"{out / MANIFEST} cannot be read: {error}.") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        return None
+    return manifest
+
+
+def finished(manifest: Mapping[str, Json]) -> dict[str, Written]:
+    """The shards that are written, and what they were then."""
+    shards = manifest.get("shards")
+    rows = shards.items() if isinstance(shards, dict) else ()
+    return {
+        name: Written(int(str(row["size"])), str(row["sha256"]))
+        for name, row in rows
+        if isinstance(row, dict) and {"size", "sha256"} <= row.keys()
+    }
+
+
+def verify(out: Path, advance: Advance = lambda nbytes: None) -> list[str]:
+    """The shards of a finished pack whose bytes are not those that were written; empty when all is well."""
+    done = finished(read_manifest(out) or {})
+    return [
+        name for name, wrote in done.items() if not (out / name).is_file() or digest_of(out / name, advance) != wrote
+    ]
+
+
+def digest_of(path: Path, advance: Callable[[int], object] = lambda nbytes: None) -> Written:
+    """Size and hash of a file that is there."""
+    digest, size_B = hashlib.sha256(), 0
+    with path.open("rb", buffering=0) as file:
+        while chunk := file.read(CHUNK_B):
+            digest.update(chunk)
+            size_B += len(chunk)
+            advance(len(chunk))
+    return Written(size_B, digest.hexdigest())
