@@ -22,6 +22,8 @@ COMMANDS = {
     "generate": "cli.generate:generate",
     "repl": "cli.repl:repl",
     "serve": "cli.serve.command:serve",
+    "plan": "cli.plan:plan",
+    "doctor": "cli.doctor:doctor",
     "bench": "cli.bench:bench",
     "check": "cli.check:check",
     "models": "cli.models:models",

@@ -14,10 +14,10 @@ from collections.abc import Sequence as Items
 
 import click
 import numpy as np
+from measure_trees import prompts
 from tqdm import tqdm
 
 import specexec
-from measure_trees import prompts
 from specexec import SamplingParams
 from specexec.conversation import Prompt
 from specexec.drafters import Drafter

@@ -1,0 +1,68 @@
+"""Every way to run a model here, each with its memory and its speed, or why not. Arithmetic on headers; no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from offload.errors import OffloadError
+from offload.forecast import Ceilings, Forecast, forecast
+from offload.formats import FORMATS, Format, is_quantised, need_in, work_of
+from offload.placement import Free, Need, Placement, place
+from offload.shards import Folder
+
+Mode = Literal["none", "ram", "disk"]
+MODES: tuple[Mode, ...] = ("none", "ram", "disk")
+# What drafters of one family reach; the range is for people, `bench` measures.
+TOKENS_PER_SWEEP = (5, 10)
+ROWS = 64
+
+
+@dataclass(frozen=True)
+class Row:
+    """One combination: where it would live and how long a sweep takes, or the refusal."""
+
+    offload: Mode
+    form: Format
+    need: Need
+    placement: Placement | None
+    forecast: Forecast | None
+    refusal: OffloadError | None
+
+    @property
+    def tokens_per_s(self) -> tuple[float, float] | None:
+        """Slow and fast end of what to expect."""
+        if self.forecast is None:
+            return None
+        return TOKENS_PER_SWEEP[0] / self.forecast.sweep_s, TOKENS_PER_SWEEP[1] / self.forecast.sweep_s
+
+
+def outlook(
+    folder: Folder, free: Free, ceilings: Ceilings, item_B: int, ctx: int, extra_B: int, every: bool
+) -> list[Row]:
+    """All combinations of offload and format, the checkpoint's own format first."""
+    forms: tuple[Format, ...] = ("none",) if is_quantised(folder) else FORMATS if every else ("none", "nf4")
+    rows = []
+    for form in forms:
+        need, work = need_in(folder, form, item_B, ctx, extra_B), work_of(folder, form, item_B)
+        for mode in MODES:
+            try:
+                placement = place(need, free, mode)
+            except OffloadError as refusal:
+                rows.append(Row(mode, form, need, None, None, refusal))
+            else:
+                rows.append(Row(mode, form, need, placement, forecast(placement, work, ceilings, ROWS), None))
+    return rows
+
+
+def best(rows: list[Row]) -> Row | None:
+    """The one to recommend: as stored if it is nearly as fast, since fewer bits are another model."""
+    fitting = [row for row in rows if row.forecast is not None]
+    if not fitting:
+        return None
+
+    def seconds(row: Row) -> float:
+        assert row.forecast is not None
+        return row.forecast.sweep_s * (1.0 if row.form == "none" else 1.3)
+
+    return min(fitting, key=lambda row: (seconds(row), MODES.index(row.offload)))

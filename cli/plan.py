@@ -1,0 +1,206 @@
+"""`specexec plan`: what would fit here and how fast, before anything is loaded or downloaded. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import click
+
+from cli.options import COUNT, SIZE, SPEED
+from cli.quantities import format_bytes, parse_size_B
+from cli.verbosity import verbosity_options
+
+if TYPE_CHECKING:
+    from cli.outlook import Row
+    from offload.forecast import Ceilings
+    from offload.placement import Free
+    from offload.shards import Folder
+
+# Name → GPU memory in GiB and tensor operations per second in bf16, as sold.
+GPUS = {
+    "3060": (12, 25.5e12), "3090": (24, 71.2e12), "4060": (8, 30e12), "4070": (12, 58e12), "4080": (16, 97e12),
+    "4090": (24, 165e12), "5090": (32, 209.5e12),
+}  # fmt: skip
+REACHED = 0.6  # of what is sold
+
+
+@click.command(short_help="Say what fits and how fast it will be, before loading.")
+@click.argument("model", default="demo")
+@click.option("--gpu", metavar="NAME|SIZE", help="As if this GPU were here, such as 4090 or 12GiB; none is the CPU.")
+@click.option("--link", type=SPEED, help="As if the link to the GPU had this speed, such as 12GB/s.")
+@click.option("--disk", type=SPEED, help="As if the disk had this speed.")
+@click.option("--ram", type=SIZE, help="As if this much RAM were free.")
+@click.option("--vram", type=SIZE, help="As if this much GPU memory were free.")
+@click.option("--ctx", type=COUNT, default=8192, help="Context length in tokens, such as 8k.")
+@click.option("--all", "every", is_flag=True, help="Every number format, not only the likely ones.")
+@click.option("--offline", is_flag=True, help="Use only what is already on this machine.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@verbosity_options
+def plan(
+    model: str, gpu: str | None, link: float | None, disk: float | None, ram: int | None, vram: int | None,
+    ctx: int, every: bool, offline: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Say what of MODEL would live where, how long a sweep takes, and the command to type.
+
+    Only config.json and the headers of the weights are read, on the Hub too. Speeds are those that `specexec doctor`
+    measured here; where it has not run they are assumed, and labelled so.
+    """
+    from cli.outlook import best, outlook
+    from offload.listing import drafter_B, item_B, list_model
+
+    folder = list_model(model, offline=offline)
+    here = _machine(folder, gpu, ram, vram, item_B(folder))
+    told = {"link": link, "disk": disk}
+    speeds = replace(
+        here.ceilings,
+        link_Bps=link or here.ceilings.link_Bps,
+        disk_Bps=disk or here.ceilings.disk_Bps,
+        assumed=tuple(name for name in here.ceilings.assumed if not told.get(name)),
+    )
+    rows = outlook(folder, here.free, speeds, item_B(folder), ctx, drafter_B(model, offline=offline), every)
+    chosen = best(rows)
+    if as_json:
+        click.echo(json.dumps(_record(model, folder, here, speeds, rows, chosen), indent=1))
+        return
+    for line in _page(model, folder, here, speeds, rows, chosen):
+        click.echo(line)
+
+
+class _Machine:
+    """What computes, what is free and how fast it is."""
+
+    def __init__(self, words: str, free: Free, ceilings: Ceilings) -> None:
+        self.words = words
+        self.free = free
+        self.ceilings = ceilings
+
+
+def _machine(folder: Folder, gpu: str | None, ram: int | None, vram: int | None, item_B: int) -> _Machine:
+    from offload.forecast import ceilings
+    from offload.hardware import free_memory, gpus, margin_B
+    from offload.listing import NAMES
+    from offload.speeds import disk_key, load_speeds
+
+    free = free_memory("cpu", ram)
+    found = gpus() if gpu is None else []
+    name, memory_B, flops = "CPU", vram, None
+    if gpu and gpu.lower() not in ("none", "cpu"):
+        known = next((key for key in GPUS if key in gpu), None)
+        name, memory_B = (f"RTX {known}" if known else "a GPU"), vram or (GPUS[known][0] << 30 if known else _size(gpu))
+        flops = GPUS[known][1] * REACHED if known else None
+    elif found:
+        name, memory_B = found[0].name, vram or found[0].free_B
+    if memory_B is not None:
+        free = replace(free, vram_B=memory_B, vram_margin_B=0 if vram else margin_B(memory_B))
+    device = "cpu" if memory_B is None else "cuda"
+    limits = ceilings(load_speeds(), disk_key(folder.path), device, NAMES[item_B])
+    if flops:
+        limits = replace(limits, arithmetic=replace(limits.arithmetic, flops=flops))
+    return _Machine(name, free, limits)
+
+
+def _size(text: str) -> int:
+    try:
+        return parse_size_B(text)
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r} is no size and none of {', '.join(GPUS)}.", param_hint="--gpu") from error
+
+
+def _page(
+    model: str, folder: Folder, here: _Machine, speeds: Ceilings, rows: list[Row], chosen: Row | None
+) -> list[str]:
+    from cli.outlook import TOKENS_PER_SWEEP
+    from offload.placement import size
+
+    weights_B = sum(entry.nbytes for entry in folder.entries.values())
+    layers = len(rows[0].need.layers_B)
+    vram = f"{size(here.free.vram_B)} of GPU memory · " if here.free.vram_B is not None else ""
+    link = f" · link {format_bytes(speeds.link_Bps)}/s" if here.free.vram_B is not None else ""
+    lines = [
+        f"{folder.path if model != 'demo' else 'demo'}: {layers} layers, {size(weights_B)} of weights",
+        f"here: {here.words} · {vram}{size(here.free.ram_B)} of RAM · disk {format_bytes(speeds.disk_Bps)}/s{link}",
+        "",
+    ]
+    heads = ["", "offload", "quant", "GPU", "RAM", "disk", "s/sweep", "bound", "tok/s"]
+    table = [heads, *(_cells(row, row is chosen) for row in rows)]
+    if here.free.vram_B is None:
+        table = [[*cells[:3], *cells[4:]] for cells in table]
+    widths = [max(len(cells[column]) for cells in table) for column in range(len(table[0]))]
+    lines += [
+        "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip() for cells in table
+    ]
+    lines.append("")
+    if chosen is None:
+        refusal = rows[-1].refusal
+        lines.append(f"Nothing fits: {refusal}" if refusal else "Nothing fits.")
+    else:
+        assert chosen.placement is not None
+        lines += [f"Best here: {chosen.placement.summary}", *(f"  {line}" for line in commands_for(model, chosen))]
+    low, high = TOKENS_PER_SWEEP
+    lines.append(f"Weights and cache are exact; tok/s assumes {low} to {high} accepted tokens per sweep.")
+    if speeds.assumed:
+        lines.append(f"Assumed, not measured: {', '.join(speeds.assumed)}. `specexec doctor` measures them.")
+    return lines
+
+
+def commands_for(model: str, row: Row) -> list[str]:
+    """What to type for this combination."""
+    name, packed = shlex.quote(model), ""
+    if row.form != "none":
+        packed = f"{model.rstrip('/').rpartition('/')[2]}-{row.form}"
+        return [
+            f"specexec pack {name} --quant {row.form} --out {shlex.quote(packed)}",
+            f"specexec chat -m ./{shlex.quote(packed)} --offload {row.offload}",
+        ]
+    return [f"specexec chat -m {name} --offload {row.offload}"]
+
+
+def _cells(row: Row, is_best: bool) -> list[str]:
+    from offload.placement import size
+
+    mark = "▸" if is_best else ""
+    if row.placement is None or row.forecast is None or row.tokens_per_s is None:
+        assert row.refusal is not None
+        short = "not enough " + ("GPU memory" if row.refusal.code == "not_enough_vram" else "RAM")
+        return [mark, row.offload, row.form, "—", "—", "—", "—", short, "—"]
+    placed, low, high = row.placement, *row.tokens_per_s
+    return [
+        mark, row.offload, row.form, size(placed.device_B or 0), size(placed.host_B), size(placed.disk_B),
+        _digits(row.forecast.sweep_s), row.forecast.bound, f"{_digits(low)}–{_digits(high)}",
+    ]  # fmt: skip
+
+
+def _digits(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.2g}" if value < 10 else f"{value:.3g}"
+
+
+def _record(
+    model: str, folder: Folder, here: _Machine, speeds: Ceilings, rows: list[Row], chosen: Row | None
+) -> dict[str, object]:
+    return {
+        "model": model,
+        "weights_B": sum(entry.nbytes for entry in folder.entries.values()),
+        "machine": {"device": here.words, "ram_B": here.free.ram_B, "vram_B": here.free.vram_B},
+        "speeds": {"disk_Bps": speeds.disk_Bps, "link_Bps": speeds.link_Bps, "assumed": list(speeds.assumed)},
+        "best": None if chosen is None else commands_for(model, chosen),
+        "rows": [
+            {
+                "offload": row.offload,
+                "quant": row.form,
+                "fits": row.placement is not None,
+                "refusal": None if row.refusal is None else row.refusal.what,
+                "vram_B": row.placement and row.placement.device_B,
+                "ram_B": row.placement and row.placement.host_B,
+                "disk_B_per_sweep": row.placement and row.placement.disk_B,
+                "link_B_per_sweep": row.placement and row.placement.link_B,
+                "layers": row.placement and {tier: row.placement.count(tier) for tier in ("device", "ram", "disk")},
+                "sweep_s": row.forecast and row.forecast.sweep_s,
+                "bound": row.forecast and row.forecast.bound,
+                "tokens_per_s": row.tokens_per_s,
+            }
+            for row in rows
+        ],
+    }

@@ -1,0 +1,85 @@
+"""What a sweep will take, from where the layers live and how fast this machine is. Arithmetic only, no torch.
+
+Disk, link and arithmetic work at the same time, so a sweep takes as long as the slowest of them.
+"""
+
+from dataclasses import dataclass
+
+from offload.placement import Placement
+from offload.speeds import Arithmetic, Disk, Speeds
+
+# Assumed where nothing was measured: a PCIe 4 SSD and link, a small CPU, a small GPU. They are labelled as such.
+ASSUMED_DISK_Bps = 3.0e9
+ASSUMED_LINK_Bps = 24e9
+ASSUMED_CPU = Arithmetic(flops=150e9, weights_Bps=8e9)
+ASSUMED_GPU = Arithmetic(flops=15e12, weights_Bps=300e9)
+# 4-bit codes to weights, in bytes of weights: bitsandbytes on two cores here; half of what a small GPU's memory gives.
+UNPACK_CPU_Bps = 1.5e9
+UNPACK_GPU_Bps = 150e9
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """Speeds that a sweep cannot beat, and which of them nobody has measured."""
+
+    disk_Bps: float
+    link_Bps: float
+    arithmetic: Arithmetic
+    unpack_Bps: float
+    assumed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one sweep multiplies: all weights in the compute dtype, and those among them that are unpacked first."""
+
+    weights_B: int
+    item_B: int
+    unpacked_B: int = 0
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Seconds of a sweep for each of the three that work at the same time."""
+
+    disk_s: float
+    link_s: float
+    compute_s: float
+
+    @property
+    def sweep_s(self) -> float:
+        """The slowest decides."""
+        return max(self.disk_s, self.link_s, self.compute_s)
+
+    @property
+    def bound(self) -> str:
+        """Its name."""
+        return {self.compute_s: "compute", self.link_s: "link", self.disk_s: "disk"}[self.sweep_s]
+
+
+def ceilings(speeds: Speeds, disk: str, device: str, dtype: str) -> Ceilings:
+    """What was measured for this disk, device (`cpu` or `cuda`) and dtype, and assumptions for the rest."""
+    measured_disk: Disk | None = speeds.disks.get(disk)
+    arithmetic = speeds.arithmetic.get(f"{device}/{dtype}")
+    on_gpu = device != "cpu"
+    missing = [("disk", measured_disk is None), ("link", on_gpu and not speeds.link_Bps), ("compute", not arithmetic)]
+    return Ceilings(
+        measured_disk.Bps if measured_disk else ASSUMED_DISK_Bps,
+        speeds.link_Bps or ASSUMED_LINK_Bps,
+        arithmetic or (ASSUMED_GPU if on_gpu else ASSUMED_CPU),
+        UNPACK_GPU_Bps if on_gpu else UNPACK_CPU_Bps,
+        tuple(name for name, is_missing in missing if is_missing),
+    )
+
+
+def forecast(placement: Placement, work: Work, ceilings: Ceilings, rows: int) -> Forecast:
+    """A sweep over `rows` tokens in the steady state, when the first layers were read ahead."""
+    arithmetic = ceilings.arithmetic
+    multiply_s = max(
+        work.weights_B / arithmetic.weights_Bps, 2 * work.weights_B / work.item_B * rows / arithmetic.flops
+    )
+    return Forecast(
+        placement.disk_B / ceilings.disk_Bps,
+        placement.link_B / ceilings.link_Bps,
+        multiply_s + work.unpacked_B / ceilings.unpack_Bps,
+    )

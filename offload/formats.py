@@ -1,0 +1,74 @@
+"""What a model would take in fewer bits, from its headers alone. Knows no torch and quantises nothing.
+
+The sizes are those of our packs: the layers' matrices in NF4 with double quantisation or int8 by rows, the rest as is.
+"""
+
+import math
+from dataclasses import replace
+from typing import Literal
+
+from offload.forecast import Work
+from offload.need import FLOATS, LAYER, need_of
+from offload.placement import Need
+from offload.shards import Entry, Folder
+
+Format = Literal["none", "int8", "nf4"]
+FORMATS: tuple[Format, ...] = ("none", "int8", "nf4")
+# Of each NF4 matrix: two tables and a state; of every 64 weights one byte of scale, of every 256 scales one float.
+NF4_STATE_B, NF4_BLOCK, NF4_NESTED = 1024 + 64 + 256, 64, 256
+
+
+def is_quantised(folder: Folder) -> bool:
+    """Does the checkpoint hold few bits already?"""
+    return bool(folder.config.get("quantization_config"))
+
+
+def need_in(folder: Folder, form: Format, item_B: int, ctx: int, extra_B: int = 0) -> Need:
+    """The need of the folder after packing it so; `none` is as it is."""
+    plain = need_of(folder, item_B, ctx, extra_B)
+    if form == "none":
+        return plain
+    saved: dict[int, int] = {}
+    dense: dict[int, int] = {}
+    read: dict[int, int] = {}
+    for layer, entry in _matrices(folder, len(plain.layers_B)):
+        dense_B, packed_B = math.prod(entry.shape) * item_B, packed_size_B(entry, form)
+        dense[layer] = dense.get(layer, 0) + dense_B
+        saved[layer] = saved.get(layer, 0) + dense_B - packed_B
+        read[layer] = read.get(layer, 0) + entry.nbytes - packed_B
+    return replace(
+        plain,
+        layers_B=tuple(size_B - saved.get(layer, 0) for layer, size_B in enumerate(plain.layers_B)),
+        read_B=tuple(size_B - read.get(layer, 0) for layer, size_B in enumerate(plain.read_B)),
+        dense_B=max(dense.values(), default=0),
+    )
+
+
+def work_of(folder: Folder, form: Format, item_B: int) -> Work:
+    """What a sweep multiplies: every matrix but the embeddings, and the head."""
+    plain = need_of(folder, item_B, 1)
+    head_B = plain.head_B or plain.embeddings_B  # tied: the embeddings are the head
+    packed = form != "none" or is_quantised(folder)
+    matrices_B = sum(math.prod(entry.shape) * item_B for _, entry in _matrices(folder, len(plain.layers_B)))
+    layers_B = matrices_B if form != "none" else sum(plain.layers_B)
+    if packed and form == "none":
+        layers_B = plain.dense_B * len(plain.layers_B)
+    return Work(layers_B + head_B, item_B, layers_B if packed else 0)
+
+
+def packed_size_B(entry: Entry, form: Format) -> int:
+    """Bytes of one matrix in few bits."""
+    count = math.prod(entry.shape)
+    if form == "int8":
+        return count + count // entry.shape[-1] * 4
+    scales = -(-count // NF4_BLOCK)
+    return -(-count // 2) + scales + -(-scales // NF4_NESTED) * 4 + NF4_STATE_B
+
+
+def _matrices(folder: Folder, layers: int) -> list[tuple[int, Entry]]:
+    found = []
+    for entry in folder.entries.values():
+        match = LAYER.search(entry.name)
+        if match and int(match[1]) < layers and len(entry.shape) > 1 and entry.dtype in FLOATS:
+            found.append((int(match[1]), entry))
+    return found

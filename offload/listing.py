@@ -1,0 +1,85 @@
+"""A model's config and headers without its weights: from its folder, or from the Hub before any download. No torch."""
+
+from pathlib import Path
+
+from offload.errors import ModelNotFound, OfflineMissing
+from offload.names import DEMO, HUB_NAME, aliases, resolve
+from offload.shards import Entry, Folder, open_folder, read_header
+
+FLOAT_B = {"float32": 4, "float16": 2, "bfloat16": 2}
+NAMES = {4: "f32", 2: "bf16"}
+
+
+def list_model(name: str, *, offline: bool = False) -> Folder:
+    """The headers of a model that `resolve` would find; for one that is not here, what the Hub says of it."""
+    try:
+        return open_folder(resolve(name, "none", offline=True).target)
+    except OfflineMissing:
+        if offline:
+            raise
+    known = aliases().get(name)
+    hub = HUB_NAME.fullmatch(known.target if known else name)
+    assert hub is not None, "only names of the Hub can be missing for being offline"
+    return _from_hub(hub["repo"], hub["revision"])
+
+
+def drafter_B(name: str, *, offline: bool = False) -> int:
+    """Bytes of the weights of the sibling that drafts for a model; none where there is no pair."""
+    pair = aliases().get(name)
+    if name != DEMO and (pair is None or pair.drafter is None):
+        return 0
+    try:
+        here = resolve(name, "auto", offline=True).drafter if name == DEMO or offline else None
+        if here is not None:
+            return sum(entry.nbytes for file in here.glob("*.safetensors") for entry in read_header(file)[1].values())
+        return 0 if pair is None or pair.drafter is None else _weights_B(list_model(pair.drafter, offline=offline))
+    except (OfflineMissing, ModelNotFound):
+        return 0  # a model without a drafter is planned all the same
+
+
+def item_B(folder: Folder) -> int:
+    """Bytes of a number the model computes with, as its config says."""
+    wanted = folder.config.get("dtype", folder.config.get("torch_dtype"))
+    if isinstance(wanted, str) and wanted in FLOAT_B:
+        return FLOAT_B[wanted]
+    return 4 if {entry.dtype for entry in folder.entries.values()} == {"F32"} else 2
+
+
+def _weights_B(folder: Folder) -> int:
+    return sum(entry.nbytes for entry in folder.entries.values())
+
+
+def _from_hub(repo: str, revision: str | None) -> Folder:
+    import json
+
+    from huggingface_hub import get_safetensors_metadata, hf_hub_download
+    from huggingface_hub.errors import GatedRepoError, NotASafetensorsRepoError, RepositoryNotFoundError
+
+    from offload.errors import BadModelDir, GatedRepo
+
+    try:
+        config = json.loads(Path(hf_hub_download(repo, "config.json", revision=revision)).read_text(encoding="utf-8"))
+        found = get_safetensors_metadata(repo, revision=revision)
+    except GatedRepoError as error:  # before its parent RepositoryNotFoundError
+        raise GatedRepo(
+            f"{repo} is gated and your account has no access yet.",
+            f"Accept the licence at https://huggingface.co/{repo}, then log in: hf auth login (or set HF_TOKEN).",
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise ModelNotFound(f"no model named '{repo}'.", "Not a folder, and huggingface.co has none.") from error
+    except NotASafetensorsRepoError as error:
+        raise BadModelDir(f"{repo} has no safetensors weights.") from error
+    except (OSError, ValueError) as error:  # every network failure of the Hub library is an OSError
+        first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise OfflineMissing(
+            f"{repo} is not in the local cache, and the Hub could not be asked about it.",
+            first,
+            "again with a network connection, or the folder of a model that is here.",
+        ) from error
+    entries = {
+        name: Entry(name, Path(file), tensor.data_offsets[0], tensor.data_offsets[1] - tensor.data_offsets[0],
+                    tensor.dtype, tuple(tensor.shape))
+        for file, held in found.files_metadata.items()
+        for name, tensor in held.tensors.items()
+    }  # fmt: skip
+    return Folder(Path(repo), config, entries, {Path(file): 0 for file in found.files_metadata})

@@ -1,0 +1,176 @@
+"""plan tells what fits and how fast from headers alone; doctor looks, measures and keeps."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cli.app import main
+from cli.outlook import best, outlook
+from offload.files import SAFE, Reading
+from offload.forecast import ASSUMED_CPU, Ceilings, Work, ceilings, forecast
+from offload.formats import FORMATS, need_in, packed_size_B, work_of
+from offload.listing import item_B, list_model
+from offload.model import load, stream_of
+from offload.placement import Free, GiB, Need, place
+from offload.probe import READINGS, Trial, choose, probe_disk, write_sample
+from offload.shards import Entry, open_folder
+from offload.speeds import Arithmetic, Disk, Speeds, disk_key, load_speeds, reading_for, save_speeds
+from tests.tiny import tiny
+
+MEASURED = Speeds(
+    {"8:1": Disk(2e9, Reading(1 << 20, 4, False))}, 12e9, {"cpu/bf16": Arithmetic(1e11, 1e10)}, "2026-01-01"
+)
+KNOWN = Ceilings(1e9, 10e9, Arithmetic(1e12, 1e10), 2e9)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    tiny("llama", tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_plan_and_quick_doctor_import_no_torch(folder: Path) -> None:
+    for arguments in (["plan", str(folder), "--all"], ["doctor", "--quick"]):
+        code = f"import sys; from cli.app import main; main({arguments!r}); assert 'torch' not in sys.modules"
+        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=Path(__file__).parent.parent)
+
+
+def test_plan_shows_every_combination_and_the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(folder), "--all"]) == 0
+    out = capsys.readouterr().out
+    rows = [line for line in out.splitlines() if any(f" {form} " in line for form in FORMATS) and "GiB" not in line[:9]]
+    assert len(rows) >= 9
+    assert f"specexec chat -m {folder} --offload none" in out
+    assert "Assumed, not measured: disk, compute. `specexec doctor` measures them." in out
+
+
+def test_plan_as_json_has_the_numbers(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(folder), "--gpu", "12GiB", "--link", "10GB/s", "--disk", "1GB/s", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["machine"]["vram_B"] == 12 * GiB
+    assert record["speeds"] == {"disk_Bps": 1e9, "link_Bps": 1e10, "assumed": ["compute"]}
+    assert {(row["offload"], row["quant"]) for row in record["rows"]} == {
+        (mode, form) for mode in ("none", "ram", "disk") for form in ("none", "nf4")
+    }
+
+
+def test_what_does_not_fit_says_so_and_the_best_fits(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(folder), "--ram", "1KiB"]) == 0
+    assert "Nothing fits: --offload disk needs" in capsys.readouterr().out
+
+
+def test_a_wrong_gpu_is_a_usage_error(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(folder), "--gpu", "voodoo"]) == 2
+    assert "'voodoo' is no size and none of 3060" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("mode", ["none", "ram", "disk"])
+def test_the_plan_places_as_loading_does(mode: str, folder: Path) -> None:
+    checked = open_folder(folder)
+    free = Free(4 * GiB)
+    row = next(
+        row for row in outlook(checked, free, KNOWN, item_B(checked), 512, 0, False) if row.offload == mode
+    )  # fmt: skip
+    loaded = stream_of(load(folder, mode, ctx=512, ram_B=None)).placement  # type: ignore[arg-type]  # one of the modes
+    assert row.placement is not None
+    assert row.placement.tiers == loaded.tiers
+    assert row.placement.stream_B == loaded.stream_B
+    assert loaded.host_B <= row.placement.host_B <= loaded.host_B * 1.01 + 4096
+
+
+def test_fewer_bits_take_fewer_bytes(folder: Path) -> None:
+    checked = open_folder(folder)
+    none, int8, nf4 = (need_in(checked, form, 4, 512) for form in FORMATS)
+    assert sum(none.layers_B) > 3 * sum(int8.layers_B) > 3 * sum(nf4.layers_B)
+    assert nf4.dense_B >= max(none.layers_B) * 0.9
+    big = Entry("w", Path("f"), 0, 2 * 8192**2, "BF16", (8192, 8192))
+    assert packed_size_B(big, "nf4") * 8 / 8192**2 == pytest.approx(4.127, abs=1e-3)
+
+
+@given(st.integers(1, 40), st.floats(1e8, 1e10), st.integers(1, 4096))
+def test_a_sweep_takes_as_long_as_the_slowest(layers: int, disk_Bps: float, rows: int) -> None:
+    need = Need((GiB,) * layers, (GiB,) * layers, 0, 0, 0, 0, 1)
+    placement = place(need, Free(4 * GiB), "disk")
+    told = forecast(placement, Work(layers * GiB, 2), replace(KNOWN, disk_Bps=disk_Bps), rows)
+    assert told.sweep_s == max(layers * GiB / disk_Bps, layers * GiB / 1e10, layers * GiB * rows / 1e12)
+    resident = forecast(place(need, Free(64 * GiB), "none"), Work(layers * GiB, 2), KNOWN, rows)
+    assert resident.bound == "compute"
+    assert resident.sweep_s <= told.sweep_s or told.bound == "compute"
+
+
+def test_the_best_is_the_fastest_that_fits(folder: Path) -> None:
+    rows = outlook(open_folder(folder), Free(4 * GiB), KNOWN, 4, 512, 0, True)
+    found = best(rows)
+    assert found is not None
+    assert (found.offload, found.form) == ("none", "none")
+    assert best([row for row in rows if row.forecast is None]) is None
+
+
+def test_what_was_measured_is_used_and_the_rest_labelled() -> None:
+    known = ceilings(MEASURED, "8:1", "cpu", "bf16")
+    assert (known.disk_Bps, known.arithmetic.flops, known.assumed) == (2e9, 1e11, ())
+    guessed = ceilings(Speeds(), "8:1", "cuda", "bf16")
+    assert guessed.assumed == ("disk", "link", "compute")
+    assert ceilings(Speeds(), "8:1", "cpu", "f32").arithmetic == ASSUMED_CPU
+
+
+def test_speeds_survive_the_file_and_damage_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = save_speeds(MEASURED, tmp_path / "a" / "speeds.json")
+    assert load_speeds(file) == MEASURED
+    assert load_speeds(tmp_path / "nothing") == Speeds()
+    assert not caplog.records
+    for damage in ("[]", "{", '{"disks": {"1": {}}}'):
+        file.write_text(damage)
+        assert load_speeds(file) == Speeds()
+    assert caplog.text.count("run `specexec doctor` to measure again") == 3
+
+
+def test_the_measured_way_of_reading_is_the_one_that_is_used(tmp_path: Path) -> None:
+    assert reading_for(tmp_path / "not" / "yet") == SAFE
+    best_way = Reading(1 << 20, 4, False)
+    save_speeds(Speeds({disk_key(tmp_path): Disk(1e9, best_way)}))
+    assert reading_for(tmp_path) == best_way
+
+
+def test_direct_reads_win_unless_plain_ones_are_worth_the_page_cache() -> None:
+    direct, plain = Reading(4 << 20, 1, True), Reading(4 << 20, 1, False)
+    assert choose([Trial(plain, 1.1e9), Trial(direct, 1e9)]).reading == direct
+    assert choose([Trial(plain, 1.2e9), Trial(direct, 1e9)]).reading == plain
+
+
+def test_a_disk_is_probed_with_a_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("offload.probe.SAMPLE_B", 32 << 20)
+    found = probe_disk(write_sample(tmp_path), seconds=0.01)
+    assert found.Bps > 1e6
+    assert found.reading in READINGS
+
+
+def test_doctor_gives_rows_and_keeps_what_it_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("offload.probe.SAMPLE_B", 16 << 20)
+    monkeypatch.setattr("offload.probe.probe_arithmetic", lambda *_: Arithmetic(1e11, 1e10))
+    assert main(["doctor", "--path", str(tmp_path), "--json"]) == 0
+    checks = {check["name"]: check for check in json.loads(capsys.readouterr().out)["checks"]}
+    assert {"system", "RAM", "GPU", "disk space", "packages", "disk", "kept"} <= set(checks)
+    assert all(check["status"] == "ok" or check["fix"] for check in checks.values())
+    assert load_speeds().arithmetic["cpu/bf16"] == Arithmetic(1e11, 1e10)
+    assert not list(tmp_path.glob(".specexec-probe*"))
+    assert main(["doctor", "--quick"]) == 0
+    assert "✓ packages" in capsys.readouterr().out
+
+
+def test_headers_of_the_demo_are_listed_without_a_network() -> None:
+    listed = list_model("demo", offline=True)
+    assert work_of(listed, "none", item_B(listed)).weights_B > 1 << 20
