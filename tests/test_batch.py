@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 from collections.abc import Iterator
 
@@ -9,6 +10,7 @@ import pytest
 
 from specexec import batch as batches
 from specexec.batch import Batch
+from specexec.cache import KVCache
 from specexec.decoder import Decoder, Step
 from specexec.drafters.sibling import SiblingDrafter
 from specexec.errors import ContextLengthExceeded
@@ -143,6 +145,17 @@ def test_the_room_a_text_needs_is_never_below_what_it_takes(decoder: Watched) ->
             sizes[sequence] = sum(cache.size_B for cache in sequence.caches.values())
     for sequence, size_B in sizes.items():
         assert size_B <= room.need_B(sequence.prompt_length + sequence.sampling.max_tokens + 12)
+
+
+def test_many_items_leave_nothing_behind(decoder: Watched) -> None:
+    def held() -> int:
+        gc.collect()
+        return sum(isinstance(one, (Sequence, KVCache)) for one in gc.get_objects())
+
+    run(decoder, requests(4, longest=6), 4)
+    before = held()
+    run(decoder, requests(40, longest=6), 8)
+    assert held() <= before
 
 
 def test_a_common_beginning_is_computed_once(decoder: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
