@@ -50,7 +50,7 @@ def generate(
     file is one prompt or, with --split, many; a folder is all such files in it; - is standard input.
 
     \b
-      specexec generate -p "Name three colours."
+      specexec generate -p "List the seasons."
       specexec generate prompts.jsonl notes/*.txt -o out.jsonl
       specexec generate prompts.jsonl -o out.jsonl --resume      go on after a crash, or Ctrl-C
     """

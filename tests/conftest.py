@@ -1,6 +1,7 @@
 """Tests compare floats between runs: one thread makes every run take the same order, and keeps busy machines fair."""
 
 import os
+import signal
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -9,6 +10,9 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+
+# A shell that starts the tests in the background makes them, and every program they start, deaf to Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

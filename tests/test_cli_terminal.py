@@ -14,7 +14,8 @@ import pexpect
 REAL = "import sys; from cli.app import main; sys.exit(main())"
 FAKE = "import cli.engine; from tests.fake_engine import FakeEngine; cli.engine.open_engine = lambda _: FakeEngine();"
 # 4 MB a sweep at this speed: two seconds for each, slow enough to be interrupted in the middle.
-SLOW = ["--offload", "disk", "--link-limit", "2MB/s"]
+# Two guesses at most: a larger tree would hold the whole answer, and there would be no second sweep to interrupt.
+SLOW = ["--offload", "disk", "--link-limit", "2MB/s", "--budget", "2"]
 PROMPT = "›"
 CTRL_C, CTRL_D, ALT_ENTER = "\x03", "\x04", "\x1b\r"
 

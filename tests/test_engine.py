@@ -30,7 +30,7 @@ def texts_of(results: dict[int, Completion | Failure]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def llm() -> Iterator[Engine]:
-    with specexec.load("demo", offload="disk", dtype="f32", budget=32) as engine:
+    with specexec.load("demo", drafter="sibling", offload="disk", dtype="f32", budget=32) as engine:
         yield engine
 
 
@@ -67,7 +67,8 @@ def test_progress_counts_the_layers_of_the_running_sweep(llm: Engine) -> None:
     assert llm.progress().layer == llm.progress().layers == 5
 
 
-def test_interleaved_streams_share_sweeps_and_keep_their_texts(llm: Engine) -> None:
+def test_interleaved_streams_share_sweeps_and_keep_their_texts(llm: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llm, "budget", 2)  # several sweeps, however well the pair agrees
     samplings = [SamplingParams(temperature=0.8, seed=seed, max_tokens=20) for seed in (1, 2)]
     alone = [llm.generate(ASK, sampling).text for sampling in samplings]
     before = llm.progress().sweeps
@@ -119,9 +120,10 @@ def test_retrying_is_another_answer_only_where_chance_decides(llm: Engine) -> No
 
 
 def test_one_seed_for_many_prompts_is_one_seed_each(llm: Engine) -> None:
-    warm = SamplingParams(temperature=1.2, seed=7, max_tokens=16)
-    answers = {one.index: one for one in llm.generate_many([ASK, ASK], warm)}
-    again = {one.index: one for one in llm.generate_many([ASK, ASK], warm, parallel=1)}
+    warm = SamplingParams(temperature=1.5, seed=7, max_tokens=16)
+    twice = ["The import statement"] * 2
+    answers = {one.index: one for one in llm.generate_many(twice, warm)}
+    again = {one.index: one for one in llm.generate_many(twice, warm, parallel=1)}
     assert [texts[0] != texts[1] for texts in (texts_of(answers), texts_of(again))] == [True, True]
     assert texts_of(answers) == texts_of(again)
 

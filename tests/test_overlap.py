@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import time
+import threading
+from collections.abc import Callable
+from collections.abc import Sequence as Items
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +12,10 @@ import pytest
 import torch
 from torch import nn
 
+from specexec.budget import Budget
+from specexec.cost import CostModel
 from specexec.decoder import Decoder
-from specexec.drafters import Ask, Guesses
+from specexec.drafters import Ask, Drafter, Guesses
 from specexec.drafters.sibling import SiblingDrafter
 from specexec.growth import Growth
 from specexec.lm import Rows, TreeLM
@@ -23,8 +27,26 @@ from specexec.tree import ROOT, Floats, Ints, TokenTree
 from tests.tiny import VOCABULARY, tiny
 from tests.writing import prompt, sequence_of
 
-LAYER_S = 0.03
 NODES = 6
+
+
+class Patient:
+    """Best-first, on a machine whose stream always takes longer than guessing ahead does."""
+
+    def __init__(self) -> None:
+        self.planner = BestFirst()
+        self.ahead = threading.Event()
+
+    def wait(self) -> None:
+        self.ahead.wait(60)
+
+    def grow(self, drafter: Drafter, live: Items[Sequence], budget: Budget, cost: CostModel) -> list[TokenTree]:
+        self.ahead.clear()
+        return self.planner.grow(drafter, live, budget, cost)
+
+    def grow_on(self, drafter: Drafter, live: Items[Sequence], nodes: int, until: Callable[[], bool]) -> None:
+        self.planner.grow_on(drafter, live, nodes, until)
+        self.ahead.set()
 
 
 class Watched:
@@ -47,17 +69,18 @@ class Watched:
 
 
 class Run:
-    """A slow target and a drafter that knows it well, or not at all."""
+    """A target, and a drafter that knows it well or not at all."""
 
     def __init__(self, folder: Path, draft_seed: int, overlap: bool) -> None:
         model = tiny("llama", folder / "target")
         layers = model.model.layers
         assert isinstance(layers, nn.ModuleList)
-        for layer in layers:
-            layer.register_forward_pre_hook(lambda *_: time.sleep(LAYER_S))
+        planner = Patient()
+        if overlap:
+            layers[0].register_forward_pre_hook(lambda *_: planner.wait())
         draft = TreeLM(tiny("llama", folder / "draft", seed=draft_seed))
         self.drafter = Watched(SiblingDrafter(draft, VOCABULARY, Ranking(tau=0.01)))
-        self.decoder = Decoder(TreeLM(model), self.drafter, BestFirst(), NODES, overlap=overlap)
+        self.decoder = Decoder(TreeLM(model), self.drafter, planner, NODES, overlap=overlap)
         self.drafter.decoder = self.decoder
         self.sequence = sequence_of(prompt(11), SamplingParams(temperature=0.9, seed=2, max_tokens=60))
         self.decoder.join(self.sequence)
