@@ -40,7 +40,7 @@ def parse(text: str) -> Choice:
     if text == "none":
         return Choice(())
     if text == "auto":
-        return Choice(("sibling",), auto=True)
+        return Choice(("sibling", "ngram"), auto=True)
     parts = text.split("+")
     named = [part for part in parts if part not in SOURCES]
     if {"none", "auto", ""} & set(parts):
