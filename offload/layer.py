@@ -11,6 +11,8 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from offload.errors import NotEnoughRam, NotEnoughVram, OffloadError
+
 Argument = torch.Tensor | tuple[torch.Tensor, ...] | object
 Output = torch.Tensor | tuple[torch.Tensor | None, ...]
 
@@ -64,6 +66,10 @@ class StreamedLayer(nn.Module):
             for place in self._places:
                 place.table[place.key] = tensors[place.name]
             return self._run(args, kwargs)
+        except (MemoryError, RuntimeError) as error:
+            if refusal := _out_of_memory(error, self.index):
+                raise refusal from error
+            raise
         finally:
             # Back to the placeholder: whoever calls the layer without its weights gets an error, not old numbers.
             for place in self._places:
@@ -90,6 +96,17 @@ class StreamedLayer(nn.Module):
                 )
             )
         return _join(chunks)
+
+
+def _out_of_memory(error: BaseException, layer: int) -> OffloadError | None:
+    """Refused memory as an error that says what to change; the sweep ends, the model stays usable."""
+    said = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+    hint = "fewer guesses (--budget), a smaller --ctx, or a shorter prompt."
+    if isinstance(error, torch.OutOfMemoryError):
+        return NotEnoughVram(f"GPU memory ran out while layer {layer} computed.", said, hint)
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return NotEnoughRam(f"memory ran out while layer {layer} computed.", said, hint)
+    return None
 
 
 def _places(layer: nn.Module) -> list[_Place]:

@@ -1,0 +1,138 @@
+"""A limit is a limit: streaming stays inside it with the page cache counted, and memory that is refused is an error."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import offload
+from offload.errors import NotEnoughRam, NotEnoughVram
+from offload.placement import size
+from tests.tiny import logits_of, tiny
+
+CGROUPS = Path("/sys/fs/cgroup/memory")
+MiB = 1 << 20
+PROMPT = torch.arange(2, 12)[None]
+SWEEPS = """
+import os, sys, torch, offload
+torch.set_num_threads(1)
+folder, small, group = sys.argv[1:]
+tokens = torch.arange(9)[None]
+with torch.no_grad():
+    offload.load(small, "disk", ctx=64)(tokens)  # libraries and thread stacks are not what is limited
+    open(f"{group}/cgroup.procs", "w").write(str(os.getpid()))
+    model = offload.load(folder, "disk", ctx=64)
+    for _ in range(3):
+        model(tokens)
+stream = offload.stream_of(model)
+print(stream.placement.host_B, stream.stats().bytes_read)
+"""
+
+
+@pytest.fixture
+def group() -> Iterator[Path]:
+    folder = CGROUPS / f"specexec-test-{os.getpid()}"
+    try:
+        folder.mkdir()
+    except OSError as error:
+        pytest.skip(f"no memory control group can be made here: {error.strerror}")
+    yield folder
+    folder.rmdir()
+
+
+@pytest.mark.parametrize("direct", [True, False])
+def test_sweeps_stay_inside_a_container_that_holds_a_third_of_the_model(
+    direct: bool, group: Path, tmp_path: Path
+) -> None:
+    tiny("llama", tmp_path / "m", hidden_size=512, intermediate_size=1536, num_hidden_layers=24, head_dim=128)
+    tiny("llama", tmp_path / "small")
+    weights_B = (tmp_path / "m" / "model.safetensors").stat().st_size
+    plan_B = offload.stream_of(offload.load(tmp_path / "m", "disk", ctx=64)).placement.host_B
+    limit_B = plan_B + 24 * MiB
+    assert weights_B > 2.5 * limit_B
+    (group / "memory.limit_in_bytes").write_text(str(limit_B))
+    script = SWEEPS if direct else "import os; del os.O_DIRECT; os.O_DIRECT = 0\n" + SWEEPS
+    ran = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "m"), str(tmp_path / "small"), str(group)],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent.parent,
+    )
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    said_B, read_B = map(int, ran.stdout.split())
+    assert said_B == plan_B
+    assert read_B > 2.9 * (weights_B - 2 * MiB)
+    peak_B = int((group / "memory.max_usage_in_bytes").read_text())
+    assert peak_B <= limit_B, size(peak_B)
+
+
+@pytest.mark.parametrize("failure", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: x")])
+def test_refused_memory_ends_the_sweep_with_a_way_out(
+    failure: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny("llama", tmp_path)
+    model = offload.load(tmp_path, "disk")
+    expected = logits_of(model, PROMPT)
+    inner = model.model.layers[2].__dict__["inner"]
+
+    def greedy(*_: object, **__: object) -> None:
+        raise failure
+
+    with monkeypatch.context() as scarce:
+        scarce.setattr(inner.mlp, "forward", greedy)
+        with pytest.raises(NotEnoughRam, match="memory ran out while layer 2 computed"):
+            logits_of(model, PROMPT)
+    assert torch.equal(logits_of(model, PROMPT), expected), "the next sweep is as good as ever"
+
+
+def test_memory_that_the_allocator_really_refuses_is_recognised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny("llama", tmp_path)
+    model = offload.load(tmp_path, "disk")
+    inner = model.model.layers[1].__dict__["inner"]
+    monkeypatch.setattr(inner.mlp, "forward", lambda rows: torch.empty(1 << 55))
+    with pytest.raises(NotEnoughRam, match="layer 1"):
+        logits_of(model, PROMPT)
+
+
+def test_memory_of_a_gpu_has_its_own_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny("llama", tmp_path)
+    model = offload.load(tmp_path, "disk")
+    inner = model.model.layers[0].__dict__["inner"]
+
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(inner.mlp, "forward", full)
+    with pytest.raises(NotEnoughVram, match="Tried to allocate"):
+        logits_of(model, PROMPT)
+
+
+def test_other_errors_stay_what_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny("llama", tmp_path)
+    model = offload.load(tmp_path, "disk")
+    inner = model.model.layers[0].__dict__["inner"]
+    monkeypatch.setattr(inner.mlp, "forward", lambda rows: rows @ torch.ones(3, 3))
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        logits_of(model, PROMPT)
+
+
+def test_two_hundred_aborted_sweeps_leave_nothing_behind(tmp_path: Path) -> None:
+    tiny("llama", tmp_path)
+    model = offload.load(tmp_path, "disk")
+    stream = offload.stream_of(model).stream
+    expected = logits_of(model, PROMPT)
+
+    def held() -> tuple[int, int]:
+        return len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
+
+    before = held()
+    for aborted in range(200):
+        stream.take(aborted % 4)
+    assert torch.equal(logits_of(model, PROMPT), expected)
+    assert held() == before
