@@ -9,7 +9,10 @@ import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import torch
+
 from offload import hub
+from offload.aligned import load_entry
 from offload.errors import DiskFull, UnsupportedArchitecture
 from offload.pack import REST, Plan, Shard, plan
 from offload.placement import size
@@ -84,8 +87,8 @@ class Arriving:
             )
         return ready
 
-    def bring(self, entry: Entry) -> Entry:
-        """Where the tensor lies now; fetches its file, and lets the oldest go if that would be one too many."""
+    def load(self, entry: Entry, dtype: torch.dtype) -> torch.Tensor:
+        """One tensor; fetches its file, and lets the oldest file go if that would be one too many."""
         name = entry.file.name
         if name not in self.headers:
             while len(self.headers) >= HELD:
@@ -94,7 +97,7 @@ class Arriving:
                 del self.headers[oldest]
             hub.fetch(self.repo, self.commit, name, self.staging)
             self.headers[name] = read_header(entry.file)[1]
-        return self.headers[name][entry.name]
+        return load_entry(self.headers[name][entry.name], dtype)
 
     def forget(self) -> None:
         """The pack is complete: what is left of the originals goes."""

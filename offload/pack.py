@@ -70,10 +70,10 @@ class Plan:
 
 
 class Originals(Protocol):
-    """Originals that are not all on this machine at once."""
+    """Originals that do not all lie in the folder that was planned with."""
 
-    def bring(self, entry: Entry) -> Entry:
-        """Where the tensor lies now; valid until the next call."""
+    def load(self, entry: Entry, dtype: torch.dtype) -> torch.Tensor:
+        """One tensor of them."""
 
 
 def plan(folder: Folder, quant: Quant) -> Plan:
@@ -107,7 +107,7 @@ def pack(
 ) -> None:
     """Write the pack into `out`, or finish one that was begun there. `advance` hears of bytes of the original.
 
-    `originals` brings them tensor by tensor where the plan was made from headers alone.
+    `originals` hands them out one by one where the plan was made without their files.
     """
     _refuse_overlap(plan, out)
     with _alone(out):
@@ -173,11 +173,13 @@ def _quantisable(block: Block, skeleton: Skeleton, index: int) -> tuple[frozense
 def _content(
     shard: Shard, entry: Entry, quant: Quant, device: str, originals: Originals | None
 ) -> Entry | Mapping[str, torch.Tensor]:
-    entry = originals.bring(entry) if originals else entry
-    if entry.name in shard.quantised:
-        return quantise(load_entry(entry, DTYPES[entry.dtype]).to(device), entry.name, quant)
-    # The file may be gone by the time the shard is written.
-    return {entry.name: load_entry(entry, DTYPES[entry.dtype])} if originals else entry
+    if originals is None and entry.name not in shard.quantised:
+        return entry
+    load = originals.load if originals else load_entry
+    weight = load(entry, DTYPES[entry.dtype])
+    if entry.name not in shard.quantised:
+        return {entry.name: weight}
+    return quantise(weight.to(device), entry.name, quant)
 
 
 def _refuse_overlap(plan: Plan, out: Path) -> None:

@@ -2,20 +2,27 @@
 
 Real shapes, real bytes and real arithmetic, with text and acceptance that can be checked against the small model.
 Such a checkpoint is for measuring machines; it never counts as model quality, and its config.json says so.
-Knows nothing of how weights are streamed.
+Knows nothing of how weights are streamed; packs are written by the package.
 """
 
 import json
 import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import click
 import torch
 from inflation import Inflation, Planned, Shape, Source, misfits
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM
+
+from offload.errors import OffloadError
+from offload.pack import pack, plan
+from offload.quant import Quant
+from offload.shards import Entry, Folder, read_config
 
 DEMO = Path(__file__).parent.parent / "offload" / "demo" / "target"
 UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9, "B": 1}
@@ -134,13 +141,46 @@ def inflate(source_dir: Path, out: Path, big: Shape, *, f32: bool, shard_B: int,
     if len(shards) > 1:
         index = {"metadata": {"total_size": total_B}, "weight_map": placed}
         (out / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+    copy_settings(source_dir, out, config_of(source, big, tied, "float32" if f32 else "bfloat16"))
+    return total_B
+
+
+@dataclass(frozen=True)
+class Made:
+    """Weights for a pack that are made when their turn comes, and never lie anywhere in 16 bits."""
+
+    planned: dict[str, Planned]
+
+    def load(self, entry: Entry, dtype: torch.dtype) -> torch.Tensor:
+        """One tensor."""
+        return self.planned[entry.name].make().to(dtype).contiguous()
+
+
+def inflate_packed(source_dir: Path, out: Path, big: Shape, quant: Quant, device: str, seed: int) -> int:
+    """Write a pack of the inflated checkpoint, layer by layer; returns its size in bytes."""
+    source = read_source(source_dir)
+    if reasons := misfits(source.shape, big):
+        raise click.ClickException(f"the source does not fit: {'; '.join(reasons)}")
+    tied = big.tied and source.shape.tied
+    planned = {tensor.name: tensor for tensor in Inflation(source, big, seed).tensors(tied)}
+    with TemporaryDirectory() as staging:
+        copy_settings(source_dir, Path(staging), config_of(source, big, tied, "bfloat16"))
+        entries = {
+            name: Entry(name, Path(staging) / "made", 0, tensor.nbytes(2), "BF16", tensor.size)
+            for name, tensor in planned.items()
+        }
+        wanted = plan(Folder(Path(staging), read_config(Path(staging)), entries, {}), quant)
+        with tqdm(total=wanted.read_B, unit="B", unit_scale=True, desc="inflate") as bar:
+            pack(wanted, out, device, bar.update, Made(planned))
+    return wanted.size_B
+
+
+def copy_settings(source_dir: Path, out: Path, config: dict[str, object]) -> None:
+    """Tokenizer and config. The config last: a folder without it is unfinished, and no loader takes it for a model."""
     for path in source_dir.iterdir():
         if path.suffix in (".json", ".jinja") and path.name not in ("config.json", "model.safetensors.index.json"):
             shutil.copyfile(path, out / path.name)
-    # Written last: a folder without config.json is unfinished, and no loader takes it for a model.
-    config = config_of(source, big, tied, "float32" if f32 else "bfloat16")
     (out / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-    return total_B
 
 
 def size_B(text: str) -> int:
@@ -170,6 +210,8 @@ def size_B(text: str) -> int:
 @click.option("--dtype", type=click.Choice(["bf16", "f32"]), default="bf16")
 @click.option("--shard-size", default="5GB", help="Largest weight file; a single larger tensor gets a file of its own.")
 @click.option("--seed", default=0, help="For the weights that have no effect.")
+@click.option("--quant", type=click.Choice(["int8", "nf4"]), help="Write a specexec pack, never the 16-bit weights.")
+@click.option("--device", default="cpu", help="Where nf4 is computed.")
 def main(
     out: Path,
     shape: str | None,
@@ -183,12 +225,15 @@ def main(
     dtype: str,
     shard_size: str,
     seed: int,
+    quant: Quant | None,
+    device: str,
 ) -> None:
     """Write to OUT a checkpoint of any Llama shape that computes the same function as a small one.
 
     \b
     inflate.py /tmp/fake-1b --shape 1b               2.0 GB, like Llama-3.2-1B
     inflate.py /tmp/fake-8b --shape 8b               14 GB
+    inflate.py /tmp/packed-8b --shape 8b --quant nf4 a pack of 3.9 GB
     inflate.py /tmp/wide --hidden 1024 --heads 16 --kv-heads 4 --head-dim 64 --layers 8 --ff 4096 --dtype f32
 
     Zeros pad the residual stream, and everything else that has no effect is random. Logits agree in float32; in bf16
@@ -205,7 +250,15 @@ def main(
     big = Shape(**({**vars(base), **numbers}))
     if (smallest := min(numbers.values(), default=1)) < 1:
         raise click.UsageError(f"{smallest} is not a size; all numbers must be at least 1")
-    written_B = inflate(source or DEMO, out, big, f32=dtype == "f32", shard_B=shard_B, seed=seed)
+    if quant and dtype == "f32":
+        raise click.UsageError("--quant makes bf16 weights small; it has no f32")
+    try:
+        if quant:
+            written_B = inflate_packed(source or DEMO, out, big, quant, device, seed)
+        else:
+            written_B = inflate(source or DEMO, out, big, f32=dtype == "f32", shard_B=shard_B, seed=seed)
+    except OffloadError as error:
+        raise click.ClickException(str(error)) from error
     click.echo(f"{out}: {written_B / 1e9:.2f} GB, {big.layers} layers of width {big.hidden} (inflated)", err=True)
 
 

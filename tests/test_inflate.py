@@ -14,6 +14,9 @@ from click.testing import CliRunner, Result
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from offload.pack import pack, plan
+from offload.shards import open_folder
+
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "offload" / "demo" / "target"
 PROMPT = "<|user|>How does specexec work?<|end|><|assistant|>A small drafter guesses"
@@ -128,3 +131,17 @@ def test_a_written_folder_is_not_overwritten(inflate: Inflate, tmp_path: Path) -
     result = inflate(tmp_path, *numbers(*SHAPES["wider heads"]))
     assert result.exit_code == 1
     assert "is not empty" in result.output
+
+
+def test_a_pack_is_that_of_the_checkpoint_without_its_detour(inflate: Inflate, tmp_path: Path) -> None:
+    sizes = numbers(*SHAPES["a small 1b"])
+    assert inflate(tmp_path / "dense", *sizes).exit_code == 0
+    result = inflate(tmp_path / "direct", *sizes, "--quant", "nf4")
+    assert result.exit_code == 0, result.output
+    pack(plan(open_folder(tmp_path / "dense"), "nf4"), tmp_path / "detour")
+    shards = sorted(file.name for file in (tmp_path / "detour").glob("*.safetensors"))
+    assert len(shards) == 7
+    assert all(
+        (tmp_path / "direct" / name).read_bytes() == (tmp_path / "detour" / name).read_bytes() for name in shards
+    )
+    assert "inflated_from" in (tmp_path / "direct" / "config.json").read_text()
