@@ -29,7 +29,7 @@ def index(ctx: click.Context, files: tuple[Path, ...], model: str, forget: bool,
     start_logging(ctx.ensure_object(Verbosity))
     from cli.recall import corpus_path, save
     from cli.recall import forget as delete
-    from specexec.engine import encoding_of
+    from specexec.compose import encoding_of
     from specexec.suffix import Settled
 
     encoding = encoding_of(model, offline=offline)

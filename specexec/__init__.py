@@ -19,8 +19,9 @@ from specexec.work import Failure, Request
 
 if TYPE_CHECKING:
     from specexec.batch import Batch
+    from specexec.compose import load
     from specexec.conversation import Conversation
-    from specexec.engine import Engine, load
+    from specexec.engine import Engine
 
 __all__ = [
     "Batch",
@@ -40,7 +41,7 @@ _LATE = {
     "Batch": "specexec.batch",
     "Conversation": "specexec.conversation",
     "Engine": "specexec.engine",
-    "load": "specexec.engine",
+    "load": "specexec.compose",
 }
 
 

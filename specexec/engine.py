@@ -1,46 +1,33 @@
-"""The composition root: names, placement, target, drafter and decoder become one Engine. Only here is offload known."""
+"""A target, its drafter and the loop as one thing to talk to. Knows no file and no device: compose.py makes it."""
 
 from __future__ import annotations
 
-import logging
-import secrets
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Sequence as Items
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import count
+from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Literal, Protocol, Self
 
-import torch
 from torch import Tensor
-from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    AutoConfig,
-    PretrainedConfig,
-    PreTrainedModel,
-)
+from transformers import PreTrainedModel
 
-import offload as weights
 from specexec import sequence as sequences
-from specexec.architecture import check_tree_support, longest_text
 from specexec.batch import MOST_PARALLEL, Batch
 from specexec.cache import KVCache
 from specexec.chain import ChainLM
 from specexec.conversation import Conversation, Prompt
-from specexec.decoder import Decoder, Step
+from specexec.decoder import Decoder, Meter, Step
+from specexec.defaults import filled, stop_tokens
 from specexec.drafters import Drafter
-from specexec.drafters.choice import Choice, join, parse
-from specexec.drafters.ngram import NgramDrafter
-from specexec.drafters.sibling import SiblingDrafter
-from specexec.drafters.skip import SAMPLE, SHARE, best_layers, preferred, skipping
-from specexec.drafters.substitute import BITS, quantised, substituting
-from specexec.encoding import Encoding, check_vocabularies
-from specexec.errors import BadDrafter, ContextLengthExceeded, EmptyPrompt, UnsupportedArchitecture
+from specexec.encoding import Encoding
+from specexec.errors import ContextLengthExceeded, EmptyPrompt
 from specexec.lm import Rows, TreeLM
 from specexec.memory import Memory
 from specexec.noise import Noise, derived_seed
-from specexec.planners import planner_of, ranking_of
+from specexec.planner import Planner
 from specexec.room import Room
 from specexec.sampling import History, SamplingParams, penalise, restrict, with_noise
 from specexec.sequence import Sequence
@@ -48,51 +35,66 @@ from specexec.stats import Burst, Completion, Progress
 from specexec.walk import Acceptance
 from specexec.work import Failure, Request, Result
 
-log = logging.getLogger(__name__)
 
-DEFAULT_CONTEXT = 8192
-TOY_BUDGET = 32  # a pass of the toy is all overhead, so no guess would ever pay: it shows the engine instead
-DTYPES = {"auto": None, "bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
+class Placed(Protocol):
+    """Where weights live (offload's Placement)."""
+
+    @property
+    def summary(self) -> str: ...
+
+
+class Weights(Protocol):
+    """The target's weights on the move (offload's ModelStream)."""
+
+    @property
+    def placement(self) -> Placed: ...
+
+    @property
+    def layers(self) -> int: ...
+
+    @property
+    def bytes_per_sweep(self) -> int: ...
+
+    def stats(self) -> Meter: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What an engine is made of. `folders` says where target and drafter came from."""
+
+    name: str
+    toy: bool
+    folders: Mapping[str, Path]
+    encoding: Encoding
+    model: PreTrainedModel
+    stream: Weights
+    target: TreeLM | ChainLM
+    draft: TreeLM | None
+    drafter: Drafter
+    planner: Planner
+    budget: int | Literal["auto"]
+    context: int
+    room: Room
+    memory: Memory | None
 
 
 class Engine:
     """A target, its drafter and the loop, ready to write. A context manager; `close` frees memory and threads."""
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        encoding: Encoding,
-        draft_model: PreTrainedModel | None,
-        pair: weights.ModelPair,
-        choice: Choice,
-        planner: str,
-        budget: int | Literal["auto"],
-        context: int,
-        room: Room,
-    ) -> None:
-        self.name = pair.name
-        self.toy = pair.toy
-        self.folders = {"target": pair.target} | ({} if pair.drafter is None else {"drafter": pair.drafter})
-        self.encoding = encoding
-        self.tokenizer = encoding.tokenizer
-        self.encode, self.decode = encoding.encode, encoding.decode
-        self.context = context
-        self._room = room
-        self._model = model
-        self._stream = weights.stream_of(model)
-        self._target = _target(model)
-        self._draft = TreeLM(draft_model) if draft_model is not None else None
-        self.memory = Memory() if "ngram" in choice.sources else None
-        makers: dict[str, Callable[[], Drafter]] = {
-            "sibling": lambda: self._sibling(pair, planner),
-            "substitute": lambda: self._substitute(planner),
-            "skip": lambda: self._skip(planner),
-            "ngram": lambda: NgramDrafter(self.memory),
-        }
-        drafter = join(choice, makers, {})
-        self._decoder = Decoder(self._target, drafter, planner_of(planner), budget, self._stream.stats)
+    def __init__(self, parts: Parts) -> None:
+        self.name, self.toy, self.folders = parts.name, parts.toy, parts.folders
+        self.encoding = parts.encoding
+        self.tokenizer = parts.encoding.tokenizer
+        self.encode, self.decode = parts.encoding.encode, parts.encoding.decode
+        self.context, self.memory = parts.context, parts.memory
+        self._room = parts.room
+        self._model, self._stream = parts.model, parts.stream
+        self._target, self._draft = parts.target, parts.draft
+        self._decoder = Decoder(parts.target, parts.drafter, parts.planner, parts.budget, parts.stream.stats)
         self._bursts: dict[Sequence, deque[Burst]] = {}
-        self._stop_tokens = _stop_tokens(model, encoding)
+        self._stop_tokens = stop_tokens(parts.model.generation_config, parts.encoding.tokenizer.eos_token_id)
 
     # What it is
 
@@ -258,42 +260,7 @@ class Engine:
         return sequences.start(tokens, filled, noise, self.decode, self._stop_tokens, self.context, caches)
 
     def _filled(self, sampling: SamplingParams | None) -> SamplingParams:
-        """Every None replaced by what the model wants, or by chance."""
-        sampling = sampling or SamplingParams()
-        wish = self._model.generation_config
-        greedy = not getattr(wish, "do_sample", False)
-        wanted = {
-            "temperature": 0.0 if greedy else _or(getattr(wish, "temperature", None), 1.0),
-            "top_k": 0 if greedy else _or(getattr(wish, "top_k", None), 0),
-            "top_p": 1.0 if greedy else _or(getattr(wish, "top_p", None), 1.0),
-            "min_p": 0.0 if greedy else _or(getattr(wish, "min_p", None), 0.0),
-            "seed": secrets.randbits(32),
-        }
-        missing = {name: value for name, value in wanted.items() if getattr(sampling, name) is None}
-        return replace(sampling, **missing)  # type: ignore[arg-type]  # each value has the type of its field
-
-    def _sibling(self, pair: weights.ModelPair, planner: str) -> SiblingDrafter:
-        assert self._draft is not None
-        assert pair.drafter is not None
-        name = f"{pair.name} drafter" if pair.toy else pair.drafter.name
-        return SiblingDrafter(self._draft, len(self.tokenizer), ranking_of(planner), name=name)
-
-    def _skip(self, planner: str) -> SiblingDrafter:
-        resident = [tier == "device" for tier in self._stream.placement.tiers]
-        kept = preferred(resident)
-        assert isinstance(self._target, TreeLM)
-        if all(resident):  # every set of layers is there already: look for a good one
-            layers = {i: weights.standing_layer(self._model, i) for i in range(len(resident))}
-            kept = best_layers(self._target, layers, kept, self.encode(SAMPLE))
-        layers = {i: weights.standing_layer(self._model, i) for i in kept}
-        return skipping(self._model, layers, len(self.tokenizer), ranking_of(planner))
-
-    def _substitute(self, planner: str) -> SiblingDrafter:
-        layers = {
-            i: quantised(weights.standing_layer(self._model, i), self._target.device)
-            for i in range(self._stream.layers)
-        }
-        return substituting(self._model, layers, len(self.tokenizer), ranking_of(planner))
+        return filled(sampling or SamplingParams(), self._model.generation_config)
 
     def _bursts_of(self, sequence: Sequence) -> Iterator[Burst]:
         self._bursts[sequence] = deque()
@@ -308,129 +275,3 @@ class Engine:
             del self._bursts[sequence]
             if sequence in self._decoder.live:  # the reader left early, or the sweep failed
                 self._decoder.leave(sequence)
-
-
-def load(
-    model: str = "demo",
-    *,
-    drafter: str = "auto",
-    offload: weights.Offload = "auto",
-    budget: int | Literal["auto"] = "auto",
-    planner: str = "best",
-    device: str = "auto",
-    dtype: str = "auto",
-    ctx: int | None = None,
-    ram_B: int | None = None,
-    vram_B: int | None = None,
-    link_limit_Bps: float | None = None,
-    offline: bool = False,
-) -> Engine:
-    """Find, place and load a target and its drafter.
-
-    model: path, alias or hub name. drafter: auto, none, sources joined by + (sibling, substitute, skip, ngram), or a
-    path or name in the sibling's place. offload: auto, none, ram or disk.
-    budget: guesses per sweep, or auto. planner: best, reference, beam, sequoia. dtype: auto (stored), bf16, f16, f32.
-    ram_B, vram_B: ceilings in bytes. link_limit_Bps throttles the weight stream.
-    Raises offload's errors for models and memory, UnsupportedArchitecture for targets that cannot verify trees,
-    TokenizerMismatch for a drafter that does not fit, ContextLengthExceeded for a ctx beyond the model's.
-    """
-    choice = parse(drafter)
-    pair = weights.resolve(model, choice.pairing, offline=offline)
-    if "sibling" in choice.sources and pair.drafter is None:
-        choice = _without_sibling(choice, model)
-    weights.open_folder(pair.target)  # whatever is wrong with the files is said before anything is built
-    config = AutoConfig.from_pretrained(pair.target, local_files_only=True, trust_remote_code=False)
-    if choice.sources:  # without a drafter there is no tree, and any decoder streams
-        check_tree_support(_class_of(config), config)
-    context = _context(ctx, longest_text(config))
-    encoding = Encoding.of(pair.target)
-    if pair.drafter is not None:
-        check_vocabularies(encoding, Encoding.of(pair.drafter), pair.name, pair.drafter)
-    where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    given = weights.free_memory(where, ram_B, vram_B)
-    target = weights.load(
-        pair.target,
-        offload,
-        where,
-        DTYPES[dtype],
-        ram_B=ram_B,
-        vram_B=vram_B,
-        link_limit_Bps=link_limit_Bps,
-        ctx=context,
-        extra_B=_drafter_B(choice, pair),
-    )
-    draft = None if pair.drafter is None else weights.load(pair.drafter, "none", where, DTYPES[dtype], ctx=context)
-    if pair.toy and budget == "auto" and link_limit_Bps is None:
-        budget = TOY_BUDGET
-    return Engine(target, encoding, draft, pair, choice, planner, budget, context, _room(given, target, draft))
-
-
-def _room(given: weights.Free, target: PreTrainedModel, draft: PreTrainedModel | None) -> Room:
-    """What is left for keys and values: the share the placement has set aside, and half of what nobody asked for."""
-    plan = weights.stream_of(target).placement
-    spare_B = given.ram_B - plan.host_B
-    if given.vram_B is not None and plan.device_B is not None:
-        spare_B = given.vram_B - plan.device_B
-    models = [target] if draft is None else [target, draft]
-    needs = [weights.stream_of(model).placement.need for model in models]
-    return Room(plan.need.cache_B + max(spare_B, 0) // 2, sum(-(-need.cache_B // need.ctx) for need in needs))
-
-
-def _drafter_B(choice: Choice, pair: weights.ModelPair) -> int:
-    """Memory for what drafts beside the target. Skipping in a resident one is free, but it is not placed yet."""
-    shares = {"skip": SHARE, "substitute": BITS / 16}
-    target_B = sum(file.stat().st_size for file in pair.target.glob("*.safetensors"))
-    own_B = sum(int(shares.get(source, 0) * target_B) for source in choice.sources)
-    sibling = [] if pair.drafter is None else list(pair.drafter.glob("*.safetensors"))
-    return own_B + sum(file.stat().st_size for file in sibling)
-
-
-def _without_sibling(choice: Choice, model: str) -> Choice:
-    if not choice.auto:
-        raise BadDrafter(
-            f"no drafter is paired with {model!r}, or it is not on this machine yet.",
-            hint="--drafter ngram, or the path or name of a smaller model of the same family.",
-        )
-    log.warning("no drafter is paired with %s: guessing from what was written before (--drafter ngram).", model)
-    return choice.without_sibling()
-
-
-def encoding_of(model: str, *, offline: bool = False) -> Encoding:
-    """The tokenizer of a model that need not be loaded."""
-    return Encoding.of(weights.resolve(model, "none", offline=offline).target)
-
-
-def _target(model: PreTrainedModel) -> TreeLM | ChainLM:
-    """Trees where the architecture allows them; `load` has refused a drafter where it does not."""
-    try:
-        return TreeLM(model)
-    except UnsupportedArchitecture:
-        return ChainLM(model)
-
-
-def _class_of(config: PretrainedConfig) -> type[PreTrainedModel]:
-    """The modelling class behind a config, without building it."""
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise UnsupportedArchitecture(
-            f"architecture {config.model_type!r} is not a text-only causal language model that transformers knows."
-        )
-    found = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    assert isinstance(found, type), "one class for each config"
-    return found
-
-
-def _context(asked: int | None, longest: int) -> int:
-    if asked is not None and asked > longest:
-        raise ContextLengthExceeded(f"--ctx {asked:,} is more than the {longest:,} tokens the model was made for.")
-    return asked or min(DEFAULT_CONTEXT, longest)
-
-
-def _or(value: object, default: object) -> object:
-    return default if value is None else value
-
-
-def _stop_tokens(model: PreTrainedModel, encoding: Encoding) -> frozenset[int]:
-    ids = getattr(model.generation_config, "eos_token_id", None)
-    from_model = [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
-    from_tokenizer = [own] if isinstance(own := encoding.tokenizer.eos_token_id, int) else []
-    return frozenset(from_model + from_tokenizer)

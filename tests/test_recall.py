@@ -13,7 +13,7 @@ from cli import recall
 from cli.app import main
 from cli.recall import corpus_path, past_path, recalling, save
 from specexec import SamplingParams
-from specexec.engine import encoding_of
+from specexec.compose import encoding_of
 
 SAMPLING = SamplingParams(temperature=0.0, max_tokens=24)
 TOKENIZER = encoding_of("demo").tokenizer

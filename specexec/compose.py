@@ -1,0 +1,220 @@
+"""The composition root: names, placement, target, drafter and loop become one Engine. Only here is offload known."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PretrainedConfig, PreTrainedModel
+
+import offload as weights
+from specexec.architecture import check_tree_support, longest_text
+from specexec.chain import ChainLM
+from specexec.drafters import Drafter
+from specexec.drafters.choice import Choice, join, parse
+from specexec.drafters.ngram import NgramDrafter
+from specexec.drafters.sibling import SiblingDrafter
+from specexec.drafters.skip import SAMPLE, SHARE, best_layers, preferred, skipping
+from specexec.drafters.substitute import BITS, quantised, substituting
+from specexec.encoding import Encoding, check_vocabularies
+from specexec.engine import Engine, Parts
+from specexec.errors import BadDrafter, ContextLengthExceeded, UnsupportedArchitecture
+from specexec.lm import TreeLM
+from specexec.memory import Memory
+from specexec.planners import planner_of, ranking_of
+from specexec.ranking import Ranking
+from specexec.room import Room
+
+log = logging.getLogger(__name__)
+
+DEFAULT_CONTEXT = 8192
+TOY_BUDGET = 32  # a pass of the toy is all overhead, so no guess would ever pay: it shows the engine instead
+DTYPES = {"auto": None, "bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
+
+
+def load(
+    model: str = "demo",
+    *,
+    drafter: str = "auto",
+    offload: weights.Offload = "auto",
+    budget: int | Literal["auto"] = "auto",
+    planner: str = "best",
+    device: str = "auto",
+    dtype: str = "auto",
+    ctx: int | None = None,
+    ram_B: int | None = None,
+    vram_B: int | None = None,
+    link_limit_Bps: float | None = None,
+    offline: bool = False,
+) -> Engine:
+    """Find, place and load a target and its drafter.
+
+    model: path, alias or hub name. drafter: auto, none, sources joined by + (sibling, substitute, skip, ngram), or a
+    path or name in the sibling's place. offload: auto, none, ram or disk.
+    budget: guesses per sweep, or auto. planner: best, reference, beam, sequoia. dtype: auto (stored), bf16, f16, f32.
+    ram_B, vram_B: ceilings in bytes. link_limit_Bps throttles the weight stream.
+    Raises offload's errors for models and memory, UnsupportedArchitecture for targets that cannot verify trees,
+    TokenizerMismatch for a drafter that does not fit, ContextLengthExceeded for a ctx beyond the model's.
+    """
+    choice = parse(drafter)
+    pair = weights.resolve(model, choice.pairing, offline=offline)
+    if "sibling" in choice.sources and pair.drafter is None:
+        choice = _without_sibling(choice, model)
+    weights.open_folder(pair.target)  # whatever is wrong with the files is said before anything is built
+    config = AutoConfig.from_pretrained(pair.target, local_files_only=True, trust_remote_code=False)
+    if choice.sources:  # without a drafter there is no tree, and any decoder streams
+        check_tree_support(_class_of(config), config)
+    context = _context(ctx, longest_text(config))
+    encoding = Encoding.of(pair.target)
+    if pair.drafter is not None:
+        check_vocabularies(encoding, Encoding.of(pair.drafter), pair.name, pair.drafter)
+    where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    given = weights.free_memory(where, ram_B, vram_B)
+    target = weights.load(
+        pair.target,
+        offload,
+        where,
+        DTYPES[dtype],
+        ram_B=ram_B,
+        vram_B=vram_B,
+        link_limit_Bps=link_limit_Bps,
+        ctx=context,
+        extra_B=_drafter_B(choice, pair),
+    )
+    draft = None if pair.drafter is None else weights.load(pair.drafter, "none", where, DTYPES[dtype], ctx=context)
+    if pair.toy and budget == "auto" and link_limit_Bps is None:
+        budget = TOY_BUDGET
+    lm = _target(target)
+    memory = Memory() if "ngram" in choice.sources else None
+    draft_lm = None if draft is None else TreeLM(draft)
+    kit = _Kit(target, lm, encoding, ranking_of(planner), draft_lm, pair, memory)
+    return Engine(
+        Parts(
+            name=pair.name,
+            toy=pair.toy,
+            folders={"target": pair.target} | ({} if pair.drafter is None else {"drafter": pair.drafter}),
+            encoding=encoding,
+            model=target,
+            stream=weights.stream_of(target),
+            target=lm,
+            draft=draft_lm,
+            drafter=join(choice, kit.makers, {}),
+            planner=planner_of(planner),
+            budget=budget,
+            context=context,
+            room=_room(given, target, draft),
+            memory=memory,
+        )
+    )
+
+
+@dataclass(frozen=True)
+class _Kit:
+    """Everything that some drafter is made from."""
+
+    model: PreTrainedModel
+    target: TreeLM | ChainLM
+    encoding: Encoding
+    ranking: Ranking
+    draft: TreeLM | None
+    pair: weights.ModelPair
+    memory: Memory | None
+
+    @property
+    def makers(self) -> dict[str, Callable[[], Drafter]]:
+        return {
+            "sibling": self._sibling,
+            "substitute": self._substitute,
+            "skip": self._skip,
+            "ngram": lambda: NgramDrafter(self.memory),
+        }
+
+    @property
+    def _vocabulary(self) -> int:
+        return len(self.encoding.tokenizer)
+
+    def _sibling(self) -> SiblingDrafter:
+        assert self.draft is not None
+        assert self.pair.drafter is not None
+        name = f"{self.pair.name} drafter" if self.pair.toy else self.pair.drafter.name
+        return SiblingDrafter(self.draft, self._vocabulary, self.ranking, name=name)
+
+    def _skip(self) -> SiblingDrafter:
+        resident = [tier == "device" for tier in weights.stream_of(self.model).placement.tiers]
+        kept = preferred(resident)
+        assert isinstance(self.target, TreeLM)
+        if all(resident):  # every set of layers is there already: look for a good one
+            kept = best_layers(self.target, self._layers(range(len(resident))), kept, self.encoding.encode(SAMPLE))
+        return skipping(self.model, self._layers(kept), self._vocabulary, self.ranking)
+
+    def _substitute(self) -> SiblingDrafter:
+        layers = self._layers(range(weights.stream_of(self.model).layers))
+        made = {i: quantised(layer, self.target.device) for i, layer in layers.items()}
+        return substituting(self.model, made, self._vocabulary, self.ranking)
+
+    def _layers(self, wanted: Iterable[int]) -> dict[int, nn.Module]:
+        return {i: weights.standing_layer(self.model, i) for i in wanted}
+
+
+def _room(given: weights.Free, target: PreTrainedModel, draft: PreTrainedModel | None) -> Room:
+    """What is left for keys and values: the share the placement has set aside, and half of what nobody asked for."""
+    plan = weights.stream_of(target).placement
+    spare_B = given.ram_B - plan.host_B
+    if given.vram_B is not None and plan.device_B is not None:
+        spare_B = given.vram_B - plan.device_B
+    models = [target] if draft is None else [target, draft]
+    needs = [weights.stream_of(model).placement.need for model in models]
+    return Room(plan.need.cache_B + max(spare_B, 0) // 2, sum(-(-need.cache_B // need.ctx) for need in needs))
+
+
+def _drafter_B(choice: Choice, pair: weights.ModelPair) -> int:
+    """Memory for what drafts beside the target. Skipping in a resident one is free, but it is not placed yet."""
+    shares = {"skip": SHARE, "substitute": BITS / 16}
+    target_B = sum(file.stat().st_size for file in pair.target.glob("*.safetensors"))
+    own_B = sum(int(shares.get(source, 0) * target_B) for source in choice.sources)
+    sibling = [] if pair.drafter is None else list(pair.drafter.glob("*.safetensors"))
+    return own_B + sum(file.stat().st_size for file in sibling)
+
+
+def _without_sibling(choice: Choice, model: str) -> Choice:
+    if not choice.auto:
+        raise BadDrafter(
+            f"no drafter is paired with {model!r}, or it is not on this machine yet.",
+            hint="--drafter ngram, or the path or name of a smaller model of the same family.",
+        )
+    log.warning("no drafter is paired with %s: guessing from what was written before (--drafter ngram).", model)
+    return choice.without_sibling()
+
+
+def encoding_of(model: str, *, offline: bool = False) -> Encoding:
+    """The tokenizer of a model that need not be loaded."""
+    return Encoding.of(weights.resolve(model, "none", offline=offline).target)
+
+
+def _target(model: PreTrainedModel) -> TreeLM | ChainLM:
+    """Trees where the architecture allows them; `load` has refused a drafter where it does not."""
+    try:
+        return TreeLM(model)
+    except UnsupportedArchitecture:
+        return ChainLM(model)
+
+
+def _class_of(config: PretrainedConfig) -> type[PreTrainedModel]:
+    """The modelling class behind a config, without building it."""
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise UnsupportedArchitecture(
+            f"architecture {config.model_type!r} is not a text-only causal language model that transformers knows."
+        )
+    found = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    assert isinstance(found, type), "one class for each config"
+    return found
+
+
+def _context(asked: int | None, longest: int) -> int:
+    if asked is not None and asked > longest:
+        raise ContextLengthExceeded(f"--ctx {asked:,} is more than the {longest:,} tokens the model was made for.")
+    return asked or min(DEFAULT_CONTEXT, longest)
