@@ -25,8 +25,12 @@ from offload.placement import Tier
 from offload.quant import Quant
 from offload.quantised import fold
 from offload.shards import INDEX, open_folder, read_header
+from specexec.lm import TreeLM
+from specexec.sampling import SamplingParams
 from tests.test_offload_quant import PROMPT, unpacked
 from tests.tiny import LAYERS, greedy, logits_of, tiny
+from tests.writing import drafters, prompt
+from tests.writing import write as write_text
 
 TIERS = get_args(Tier)
 
@@ -249,3 +253,21 @@ def test_the_size_is_known_beforehand(tmp_path: Path) -> None:
             found = sum(file.stat().st_size for file in (tmp_path / f"{name}-{quant}").glob("*.safetensors"))
             # Headers of tiny shards take more than their data; they are not counted to the byte.
             assert abs(wanted.size_B - found) <= 12288 * len(wanted.shards), quant
+
+
+@pytest.mark.parametrize("quant", ["nf4", "int8"])
+def test_trees_over_a_quantised_mixture_write_what_plain_decoding_writes(quant: Quant, tmp_path: Path) -> None:
+    tiny("mixtral", tmp_path / "original")
+    path = packed(tmp_path / "original", tmp_path / "pack", quant)
+    sampling = SamplingParams(max_tokens=12, temperature=0.8, seed=3)
+    found = drafters("mixtral", tmp_path)
+    texts = set()
+    ways: list[tuple[str, Tier, int]] = [
+        ("none", "none", 0), ("perfect", "disk", 3), ("useless", "ram", 16), ("blind", "disk", 40)
+    ]  # fmt: skip
+    for name, tier, budget in ways:
+        model = offload.load(path, tier)
+        (sequence,) = write_text(TreeLM(model), found[name], [prompt(9)], sampling, budget)
+        texts.add(tuple(sequence.tokens))
+        offload.stream_of(model).close()
+    assert len(texts) == 1
