@@ -40,7 +40,7 @@ class Recipe:
 
     target_steps: int = 1000
     drafter_steps: int = 600
-    other_drafter_steps: int = 200  # weak and strong, which only measurements use
+    other_drafter_steps: int = 400  # weak and strong, which only measurements use
     written: int = 1000  # answers by the target for its drafters
     copies: int = 200
     answer_tokens: int = 120
@@ -154,8 +154,7 @@ def write_answers(shop: Workshop, target: LlamaForCausalLM) -> list[Turn]:
     path = shop.out / "written.json"
     if path.exists():
         return [Turn(**turn) for turn in json.loads(path.read_text(encoding="utf-8"))]
-    talks = islice(conversations(SEED + 4, shop.text.entries), shop.recipe.written)
-    questions = [talk[0].question for talk in talks]
+    questions = [t[0].question for t in islice(conversations(SEED + 4, shop.text.entries), shop.recipe.written)]
     half, limit = len(questions) // 2, shop.recipe.answer_tokens
     torch.manual_seed(SEED)
     greedy = answers(target, shop.tokenizer, questions[:half], limit=limit)
@@ -165,12 +164,12 @@ def write_answers(shop: Workshop, target: LlamaForCausalLM) -> list[Turn]:
     return turns
 
 
-def build(shop: Workshop) -> dict[str, object]:
+def build(shop: Workshop, drafters: list[str]) -> dict[str, object]:
     """Run all stages, continuing where an interrupted run stopped; returns the manifest."""
     made = {"target": make_target(shop)}
     target = made["target"].model
     written = write_answers(shop, target)
-    made |= {name: make_drafter(shop, name, target, written) for name in DRAFTERS}
+    made |= {name: make_drafter(shop, name, target, written) for name in drafters}
     return describe(shop, made)
 
 
@@ -190,8 +189,8 @@ def describe(shop: Workshop, made: dict[str, Made]) -> dict[str, object]:
         "copying_unseen_names": tally(right(copying_candidates(recipe.copies))),
         "small_sums": tally(right(small_sums(recipe.copies))),
     }
-    kept = encode_docs(tokenizer, text.docs_kept)
-    heldout = Rows(tokenizer, kept, conversations(SEED + 5, text.entries), SEED + 5)
+    talks = conversations(SEED + 5, text.entries)
+    heldout = Rows(tokenizer, encode_docs(tokenizer, text.docs_kept), talks, SEED + 5)
     only_docs, only_talk = ([heldout.batch(8, SHORT, docs_share=share) for _ in range(4)] for share in (1.0, 0.0))
     figures: dict[str, dict[str, float]] = {
         name: {
@@ -213,7 +212,7 @@ def describe(shop: Workshop, made: dict[str, Made]) -> dict[str, object]:
         "scores": scores,
         "golden_missed": missed,
         "files": hashes(out, ["target", "drafter"]),
-        "not_shipped": hashes(out, ["weak", "strong"]),
+        "not_shipped": hashes(out, [name for name in made if name in ("weak", "strong")]),
     }
     (out / "golden.json").write_text(json.dumps(passed, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     (out / "MANIFEST.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
@@ -242,7 +241,7 @@ def install(out: Path) -> None:
     """Put target, drafter, figures and card where the package finds them."""
     for folder in ("target", "drafter"):
         shutil.rmtree(SHIPPED / folder, ignore_errors=True)
-        shutil.copytree(out / folder, SHIPPED / folder)
+        shutil.copytree(out / folder, SHIPPED / folder, copy_function=shutil.copyfile)  # weights are saved as 0600
     for name in ("golden.json", "MANIFEST.json", "README.md"):
         shutil.copyfile(out / name, SHIPPED / name)
 
@@ -250,7 +249,7 @@ def install(out: Path) -> None:
 def smoke(device: str) -> None:
     """Run every stage in miniature, and refuse if corpus or target come out differently a second time."""
     with tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory() as second:
-        one = build(open_workshop(Path(first), SMOKE, device))
+        one = build(open_workshop(Path(first), SMOKE, device), list(DRAFTERS))
         again = open_workshop(Path(second), SMOKE, device)
         make_target(again)
         before, after = (hashes(Path(folder), ["target"]) for folder in (first, second))
@@ -271,15 +270,16 @@ def smoke(device: str) -> None:
     "--out", type=click.Path(path_type=Path), default=Path("build/demo"), show_default=True, help="Working folder."
 )
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--all-drafters", is_flag=True, help="Also distil a weak and a strong drafter, for measurements.")
 @click.option("--install", "installs", is_flag=True, help="Copy target and drafter into offload/demo when done.")
 @click.option(
     "--smoke", "smokes", is_flag=True, help="Every stage in miniature, in a temporary folder, under a minute."
 )
-def main(out: Path, device: str, installs: bool, smokes: bool) -> None:
-    """Build the demo target and its drafters (about an hour on two CPU cores).
+def main(out: Path, device: str, all_drafters: bool, installs: bool, smokes: bool) -> None:
+    """Build the demo target and its drafter (about an hour on two idle CPU cores).
 
-    An interrupted run continues from its checkpoints in --out. Only the target and the middle drafter are shipped;
-    the weak and the strong drafter stay in --out for measurements.
+    An interrupted run continues from its checkpoints in --out. The weak and the strong drafter are never shipped; they
+    stay in --out.
     """
     if device == "cuda":
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # cuBLAS is deterministic only with a fixed workspace
@@ -290,7 +290,7 @@ def main(out: Path, device: str, installs: bool, smokes: bool) -> None:
     if smokes:
         smoke(device)
         return
-    manifest = build(open_workshop(out, Recipe(), device))
+    manifest = build(open_workshop(out, Recipe(), device), list(DRAFTERS) if all_drafters else ["drafter"])
     click.echo(json.dumps({key: manifest[key] for key in ("models", "scores", "golden_missed")}, indent=1))
     if installs:
         install(out)

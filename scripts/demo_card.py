@@ -23,8 +23,8 @@ templates that it knows by heart.
 |---|---:|---:|---:|---:|---:|---:|
 {rows}
 
-Losses are nats per token; of dialogues only the answers count. The weak and the strong drafter are rebuilt by the
-script and not shipped.
+Losses are nats per token; of dialogues only the answers count. A weak and a strong
+drafter can be built by the script for measurements; they are not shipped.
 
 | greedy, word for word | right |
 |---|---:|
