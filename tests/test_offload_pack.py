@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import get_args
 
 import pytest
 import torch
@@ -21,7 +20,7 @@ from offload.aligned import write
 from offload.errors import DiskFull, OutputExists, UnsupportedArchitecture
 from offload.manifest import MANIFEST, read_manifest, verify
 from offload.pack import pack, plan
-from offload.placement import Tier
+from offload.placement import Offload
 from offload.quant import Quant
 from offload.quantised import fold
 from offload.shards import INDEX, open_folder, read_header
@@ -32,7 +31,7 @@ from tests.tiny import LAYERS, greedy, logits_of, tiny
 from tests.writing import drafters, prompt
 from tests.writing import write as write_text
 
-TIERS = get_args(Tier)
+TIERS: tuple[Offload, ...] = ("none", "ram", "disk")
 
 
 def packed(source: Path, out: Path, quant: Quant) -> Path:
@@ -262,7 +261,7 @@ def test_trees_over_a_quantised_mixture_write_what_plain_decoding_writes(quant: 
     sampling = SamplingParams(max_tokens=12, temperature=0.8, seed=3)
     found = drafters("mixtral", tmp_path)
     texts = set()
-    ways: list[tuple[str, Tier, int]] = [
+    ways: list[tuple[str, Offload, int]] = [
         ("none", "none", 0), ("perfect", "disk", 3), ("useless", "ram", 16), ("blind", "disk", 40)
     ]  # fmt: skip
     for name, tier, budget in ways:

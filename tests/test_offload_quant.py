@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
 
 import pytest
 import torch
@@ -14,13 +13,13 @@ from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 import offload
 from offload.errors import CorruptShard, UnsupportedArchitecture
 from offload.need import need_of
-from offload.placement import Tier
+from offload.placement import Offload
 from offload.quant import INT8_STEP, Quant, bitsandbytes, dequantise, quantise
 from offload.quantised import Quantised, fold
 from offload.shards import SINGLE, Folder, open_folder
 from tests.tiny import logits_of, tiny
 
-TIERS = get_args(Tier)
+TIERS: tuple[Offload, ...] = ("none", "ram", "disk")
 PROMPT = torch.arange(2, 32)[None]
 
 
