@@ -1,12 +1,15 @@
 """A model's config and headers without its weights: from its folder, or from the Hub before any download. No torch."""
 
+import json
 from pathlib import Path
 
-from offload.errors import ModelNotFound, OfflineMissing
+from offload.errors import BadModelDir, ModelNotFound, OfflineMissing
+from offload.hub import explained
 from offload.names import DEMO, HUB_NAME, aliases, resolve
 from offload.shards import Entry, Folder, open_folder, read_header
 
 FLOAT_B = {"float32": 4, "float16": 2, "bfloat16": 2}
+PATIENCE_s = 10
 NAMES = {4: "f32", 2: "bf16"}
 
 
@@ -50,36 +53,27 @@ def _weights_B(folder: Folder) -> int:
 
 
 def _from_hub(repo: str, revision: str | None) -> Folder:
-    import json
-
-    from huggingface_hub import get_safetensors_metadata, hf_hub_download
-    from huggingface_hub.errors import GatedRepoError, NotASafetensorsRepoError, RepositoryNotFoundError
-
-    from offload.errors import BadModelDir, GatedRepo
+    import httpx
+    from huggingface_hub import HfApi, get_safetensors_metadata, hf_hub_download
+    from huggingface_hub.errors import NotASafetensorsRepoError
 
     try:
-        config = json.loads(Path(hf_hub_download(repo, "config.json", revision=revision)).read_text(encoding="utf-8"))
-        found = get_safetensors_metadata(repo, revision=revision)
-    except GatedRepoError as error:  # before its parent RepositoryNotFoundError
-        raise GatedRepo(
-            f"{repo} is gated and your account has no access yet.",
-            f"Accept the licence at https://huggingface.co/{repo}, then log in: hf auth login (or set HF_TOKEN).",
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise ModelNotFound(f"no model named '{repo}'.", "Not a folder, and huggingface.co has none.") from error
-    except NotASafetensorsRepoError as error:
-        raise BadModelDir(f"{repo} has no safetensors weights.") from error
-    except (OSError, ValueError) as error:  # every network failure of the Hub library is an OSError
-        first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        with explained(repo, revision):
+            HfApi().model_info(repo, revision=revision, timeout=PATIENCE_s)  # says at once why the rest would fail
+            config = Path(hf_hub_download(repo, "config.json", revision=revision)).read_text(encoding="utf-8")
+            found = get_safetensors_metadata(repo, revision=revision)
+    except httpx.HTTPError as error:
         raise OfflineMissing(
             f"{repo} is not in the local cache, and the Hub could not be asked about it.",
-            first,
+            str(error),
             "again with a network connection, or the folder of a model that is here.",
         ) from error
+    except NotASafetensorsRepoError as error:
+        raise BadModelDir(f"{repo} has no safetensors weights.") from error
     entries = {
         name: Entry(name, Path(file), tensor.data_offsets[0], tensor.data_offsets[1] - tensor.data_offsets[0],
                     tensor.dtype, tuple(tensor.shape))
         for file, held in found.files_metadata.items()
         for name, tensor in held.tensors.items()
     }  # fmt: skip
-    return Folder(Path(repo), config, entries, {Path(file): 0 for file in found.files_metadata})
+    return Folder(Path(repo), json.loads(config), entries, {Path(file): 0 for file in found.files_metadata})

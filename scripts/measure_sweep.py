@@ -5,8 +5,9 @@ Floor, resident sweep and streamed sweep take turns in one run; the page cache i
 
 from __future__ import annotations
 
-import os
 import time
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -14,15 +15,16 @@ import click
 import torch
 
 import offload
+from offload.files import Files, Range
 from offload.forecast import ceilings, forecast
 from offload.formats import work_of
 from offload.placement import size
 from offload.probe import probe_arithmetic, probe_disk
 from offload.shards import open_folder
-from offload.speeds import Speeds, disk_key
+from offload.speeds import Speeds, disk_key, load_speeds, save_speeds
 from offload.store import Arena
 
-BLOCK_B = 16 << 20
+SPAN_B = 128 << 20
 
 
 @click.command()
@@ -37,6 +39,7 @@ def main(folder: Path, rows: int, pairs: int, ram: int | None, threads: int) -> 
     checked = open_folder(folder)
     largest = max(checked.file_sizes, key=lambda file: checked.file_sizes[file])
     disk = probe_disk(largest)
+    save_speeds(replace(load_speeds(), disks={**load_speeds().disks, disk_key(folder): disk}))
     model = offload.load(folder, "disk", ram_B=ram, ctx=max(512, rows))
     stream = offload.stream_of(model)
     dtype = {torch.bfloat16: "bf16", torch.float16: "f16", torch.float32: "f32"}[model.dtype]
@@ -50,11 +53,12 @@ def main(folder: Path, rows: int, pairs: int, ram: int | None, threads: int) -> 
     )
     tokens = (torch.arange(rows) % 100)[None]
     floors, sweeps, waits = [], [], []
+    plain = Files(checked.file_sizes, disk.reading, SPAN_B)
     with torch.no_grad():
         model(tokens)  # opens files, touches buffers
         for _ in range(pairs):
             _settle(stream)
-            floors.append(_floor_s(list(checked.file_sizes), stream.bytes_per_sweep))
+            floors.append(_floor_s(plain, checked.file_sizes, stream.bytes_per_sweep))
             model(tokens)  # the ring was full after the pause; what counts is the steady state
             before, started_s = stream.stats(), time.perf_counter()
             model(tokens)
@@ -64,7 +68,9 @@ def main(folder: Path, rows: int, pairs: int, ram: int | None, threads: int) -> 
     click.echo(f"{stream.placement.summary}")
     click.echo(f"probe      {disk.Bps / 1e9:.2f} GB/s with {disk.reading}")
     click.echo(f"arithmetic {arithmetic.flops / 1e9:.0f} GFLOP/s, {arithmetic.weights_Bps / 1e9:.1f} GB/s of weights")
-    click.echo(f"floor      {_spread(floors)} s for {size(stream.bytes_per_sweep)}, read directly, 16 MiB at a time")
+    click.echo(
+        f"floor      {_spread(floors)} s for {size(stream.bytes_per_sweep)}, read plainly in the probe's best way"
+    )
     click.echo(f"sweep      {_spread(sweeps)} s, of which {_spread(waits)} s waited for weights")
     click.echo(f"sweep / floor       {_spread(ratios)}")
     click.echo(f"sweep / prediction  {_spread([sweep_s / predicted.sweep_s for sweep_s in sweeps])}"
@@ -79,24 +85,18 @@ def _settle(stream: offload.ModelStream) -> None:
         time.sleep(0.3)
 
 
-def _floor_s(files: list[Path], wanted_B: int) -> float:
-    """Seconds of reading so many bytes as plainly as it goes."""
-    arena, read_B = Arena(BLOCK_B), 0
+def _floor_s(files: Files, sizes_B: Mapping[Path, int], wanted_B: int) -> float:
+    """Seconds of reading so many bytes in the best way that was found, with nothing else to do."""
+    arena, read_B = Arena(SPAN_B), 0
     started_s = time.perf_counter()
     while read_B < wanted_B:
-        for file in files:
-            fd = os.open(file, os.O_RDONLY | os.O_DIRECT)
-            offset = 0
-            while read_B < wanted_B and (
-                got := os.preadv(fd, [arena.bytes[: min(BLOCK_B, _up(wanted_B - read_B))]], offset)
-            ):
-                offset, read_B = offset + got, read_B + got
-            os.close(fd)
+        for file, size_B in sizes_B.items():
+            for offset in range(0, size_B, SPAN_B):
+                length_B = min(SPAN_B, size_B - offset, wanted_B - read_B)
+                if length_B:
+                    files.read([Range(file, offset, (arena.bytes[:length_B],))], "floor")
+                    read_B += length_B
     return time.perf_counter() - started_s
-
-
-def _up(nbytes: int) -> int:
-    return -(-nbytes // 4096) * 4096
 
 
 def _spread(values: list[float]) -> str:

@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -174,3 +175,51 @@ def test_doctor_gives_rows_and_keeps_what_it_measured(
 def test_headers_of_the_demo_are_listed_without_a_network() -> None:
     listed = list_model("demo", offline=True)
     assert work_of(listed, "none", item_B(listed)).weights_B > 1 << 20
+
+
+def hub(monkeypatch: pytest.MonkeyPatch, folder: Path, failure: Exception | None = None) -> None:
+    """A Hub that knows one repository, by its headers."""
+    import huggingface_hub
+    from huggingface_hub.utils._safetensors import SafetensorsFileMetadata, SafetensorsRepoMetadata, TensorInfo
+
+    def metadata(repo: str, revision: str | None = None) -> SafetensorsRepoMetadata:
+        if failure:
+            raise failure
+        tensors = {
+            name: TensorInfo(
+                entry.dtype,  # type: ignore[arg-type]  # the same words
+                list(entry.shape),
+                (entry.offset, entry.offset + entry.nbytes),
+            )
+            for name, entry in open_folder(folder).entries.items()
+        }
+        file = SafetensorsFileMetadata({}, tensors)
+        return SafetensorsRepoMetadata(None, False, dict.fromkeys(tensors, "m"), {"m.safetensors": file})
+
+    monkeypatch.setattr(huggingface_hub, "get_safetensors_metadata", metadata)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: None)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda repo, name, revision=None: folder / name)
+
+
+def test_a_model_on_the_hub_is_planned_like_the_same_one_here(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub(monkeypatch, folder)
+    assert main(["plan", "some/model", "--json", "--ram", "4GiB"]) == 0
+    remote = json.loads(capsys.readouterr().out)
+    assert main(["plan", str(folder), "--json", "--ram", "4GiB"]) == 0
+    here = json.loads(capsys.readouterr().out)
+    assert remote["rows"] == here["rows"]
+    assert main(["plan", "some/model", "--offline"]) == 3
+    assert "--offline" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("failure", [ConnectionError("no route to host"), httpx.ConnectError("no route to host")])
+def test_a_hub_out_of_reach_is_said_with_a_way_out(
+    failure: Exception, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub(monkeypatch, folder, failure)
+    assert main(["plan", "some/model"]) == 3
+    said = capsys.readouterr().err
+    assert "some/model is not in the local cache" in said
+    assert "no route to host" in said
