@@ -55,7 +55,7 @@ def interval(tokens: np.ndarray, sweeps: np.ndarray) -> str:
 
 @click.command()
 @click.option("--model", default="demo", show_default=True)
-@click.option("--drafter", default="auto", show_default=True)
+@click.option("--drafter", default="sibling", show_default=True)
 @click.option("--budget", default="8,32,128,512", show_default=True, help="Comma list.")
 @click.option("--temperature", default="0,0.7,1.0", show_default=True, help="Comma list.")
 @click.option("--tokens", default=64, show_default=True, help="New tokens for each prompt.")

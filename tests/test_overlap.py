@@ -98,6 +98,9 @@ def test_on_hits_nobody_waits_for_the_drafter(tmp_path: Path) -> None:
     assert serial.steps() >= overlapped.steps() > 5
     assert overlapped.sequence.answer == serial.sequence.answer
     assert overlapped.drafter.waited_for <= 0.3 * serial.drafter.waited_for
+    # Guesses made ahead are judged like all others, when their sweep has come.
+    learned = [run.drafter.drafter.calibrations["hot"].weight for run in (serial, overlapped)]
+    assert learned[1] > 0.5 * learned[0] > 0
 
 
 def test_a_miss_leaves_no_residue(tmp_path: Path) -> None:

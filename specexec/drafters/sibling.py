@@ -31,6 +31,12 @@ class _Asked:
     tokens_NC: Ints
     scores_NC: Floats
 
+    def renamed(self, names: dict[int, int]) -> _Asked:
+        """The candidates of the nodes that have a new name."""
+        rows = [row for row, node in enumerate(self.nodes_N.tolist()) if node in names]
+        nodes_N = np.array([names[node] for node in self.nodes_N[rows].tolist()], np.int64)
+        return _Asked(nodes_N, self.tokens_NC[rows], self.scores_NC[rows])
+
 
 class SiblingDrafter:
     """Guesses by any causal LM that shares the target's vocabulary of `vocabulary` ids."""
@@ -95,7 +101,8 @@ class SiblingDrafter:
 
     def observe(self, sequence: Sequence, tree: TokenTree, choices_M: list[int], kept: Ints | None) -> None:
         """Commit the rows of the new text as far as they exist; keep those of the nodes below it."""
-        self._learn(sequence, tree, choices_M)
+        asked = self._asked.pop(sequence, [])
+        self._learn(sequence, tree, choices_M, asked)
         cache = sequence.cache(self.lm)
         row_of_child = {
             (parent, token): row
@@ -118,13 +125,16 @@ class SiblingDrafter:
         cache.commit(path[:-1], keep)
         new_row = {row: i for i, row in enumerate(keep)}
         self._row_of_node[sequence] = {node: new_row[row] for node, row in rows.items()}
+        last = next(node for node, row in old_row.items() if row == path[-1])
+        names = {old: new for new, old in enumerate(kept.tolist())} | {last: ROOT}
+        self._asked[sequence] = [batch.renamed(names) for batch in asked]  # the next sweep will answer these
 
-    def _learn(self, sequence: Sequence, tree: TokenTree, choices_M: list[int]) -> None:
+    def _learn(self, sequence: Sequence, tree: TokenTree, choices_M: list[int], batches: list[_Asked]) -> None:
         """Compare what was guessed with what the target chose, at every node that both looked at."""
         choice_of: dict[int, tuple[int, float]] = {ROOT: (choices_M[0], 0.0)}
         seen = zip(tree.ids_N.tolist(), choices_M[1:], tree.reach_N.tolist(), strict=True)
         choice_of.update({node: (choice, reach) for node, choice, reach in seen})
-        for asked in self._asked.pop(sequence, []):
+        for asked in batches:
             rows = [row for row, node in enumerate(asked.nodes_N.tolist()) if node in choice_of]
             if not rows:
                 continue
