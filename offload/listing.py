@@ -1,6 +1,8 @@
 """A model's config and headers without its weights: from its folder, or from the Hub before any download. No torch."""
 
 import json
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 from offload.errors import BadModelDir, ModelNotFound, OfflineMissing
@@ -53,7 +55,6 @@ def _weights_B(folder: Folder) -> int:
 
 
 def _from_hub(repo: str, revision: str | None) -> Folder:
-    import httpx
     from huggingface_hub import HfApi, get_safetensors_metadata, hf_hub_download
     from huggingface_hub.errors import NotASafetensorsRepoError
 
@@ -62,7 +63,7 @@ def _from_hub(repo: str, revision: str | None) -> Folder:
             HfApi().model_info(repo, revision=revision, timeout=PATIENCE_s)  # says at once why the rest would fail
             config = Path(hf_hub_download(repo, "config.json", revision=revision)).read_text(encoding="utf-8")
             found = get_safetensors_metadata(repo, revision=revision)
-    except httpx.HTTPError as error:
+    except _client_errors() as error:
         raise OfflineMissing(
             f"{repo} is not in the local cache, and the Hub could not be asked about it.",
             str(error),
@@ -77,3 +78,8 @@ def _from_hub(repo: str, revision: str | None) -> Folder:
         for name, tensor in held.tensors.items()
     }  # fmt: skip
     return Folder(Path(repo), json.loads(config), entries, {Path(file): 0 for file in found.files_metadata})
+
+
+def _client_errors() -> tuple[type[Exception], ...]:
+    """What the Hub library's HTTP client raises when nobody answers; which client depends on its version."""
+    return tuple(import_module(name).HTTPError for name in ("httpx", "httpx2") if find_spec(name))
