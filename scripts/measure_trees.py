@@ -60,7 +60,12 @@ def interval(tokens: np.ndarray, sweeps: np.ndarray) -> str:
 @click.option("--temperature", default="0,0.7,1.0", show_default=True, help="Comma list.")
 @click.option("--tokens", default=64, show_default=True, help="New tokens for each prompt.")
 @click.option("--dtype", default="f32", show_default=True)
-def main(model: str, drafter: str, budget: str, temperature: str, tokens: int, dtype: str) -> None:
+@click.option(
+    "--rule", "rules", type=click.Choice(list(RULES)), multiple=True, help="Only these; at T = 0 noise is none."
+)
+def main(
+    model: str, drafter: str, budget: str, temperature: str, tokens: int, dtype: str, rules: tuple[str, ...]
+) -> None:
     """Measure how many tokens one sweep confirms, for each rule, budget and temperature."""
     budgets = [int(part) for part in budget.split(",")]
     temperatures = [float(part) for part in temperature.split(",")]
@@ -73,7 +78,8 @@ def main(model: str, drafter: str, budget: str, temperature: str, tokens: int, d
             sampling = [SamplingParams(temperature=warmth, seed=100 + i, max_tokens=tokens) for i in range(len(asked))]
             llm.budget = 0
             plain = [llm.generate(*pair).tokens for pair in zip(asked, sampling, strict=True)]
-            for rule, (planner, ranking) in RULES.items():
+            for rule in rules or RULES:
+                planner, ranking = RULES[rule]
                 use(llm, planner, ranking)
                 cells, equal = [], 0
                 for nodes in budgets:
