@@ -22,7 +22,7 @@ import torch
 from demo_card import card
 from demo_corpus import Entry
 from demo_dialogues import Turn, conversations
-from demo_eval import answers, copying_candidates, golden_candidates, mean_loss, word_for_word
+from demo_eval import answers, copying_candidates, golden_candidates, mean_loss, small_sums, word_for_word
 from demo_training import DRAFTERS, SHORT, TARGET, Rows, Trained, encode_docs, fit, new_model, train_tokenizer
 from demo_words import held_out
 from torch import nn
@@ -41,12 +41,14 @@ class Recipe:
     target_steps: int = 1000
     drafter_steps: int = 600
     other_drafter_steps: int = 400  # weak and strong, which only measurements use
+    step_tokens: int = 6144
     written: int = 1000  # answers by the target for its drafters
     copies: int = 200
     answer_tokens: int = 120
+    val_batches: int = 4
 
 
-SMOKE = Recipe(target_steps=2, drafter_steps=1, other_drafter_steps=1, written=4, copies=4, answer_tokens=4)
+SMOKE = Recipe(2, 1, 1, step_tokens=512, written=4, copies=4, answer_tokens=2, val_batches=1)
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,8 @@ def make_target(shop: Workshop) -> Made:
     torch.manual_seed(SEED)
     model = on(shop.device, new_model(TARGET, shop.tokenizer))
     rows = Rows(shop.tokenizer, shop.docs, conversations(SEED + 1, shop.text.entries), SEED + 1)
-    trained = fit(model, iter(rows), shop.recipe.target_steps, shop.device, shop.out / "target.pt")
+    batches = rows.batches(shop.recipe.step_tokens)
+    trained = fit(model, batches, shop.recipe.target_steps, shop.device, shop.out / "target.pt")
     return Made(on(shop.device, save(model, shop.tokenizer, shop.out / "target")), trained)
 
 
@@ -143,9 +146,9 @@ def make_drafter(shop: Workshop, name: str, target: LlamaForCausalLM, written: l
     torch.manual_seed(SEED)
     model = on(shop.device, new_model(DRAFTERS[name], shop.tokenizer))
     rows = Rows(shop.tokenizer, shop.docs, mixed(shop.text.entries, written), SEED + 2)
-    checkpoint = shop.out / f"{name}.pt"
+    batches, checkpoint = rows.batches(shop.recipe.step_tokens), shop.out / f"{name}.pt"
     steps = shop.recipe.drafter_steps if name == "drafter" else shop.recipe.other_drafter_steps
-    trained = fit(model, iter(rows), steps, shop.device, checkpoint, teacher=target)
+    trained = fit(model, batches, steps, shop.device, checkpoint, teacher=target)
     return Made(on(shop.device, save(model, shop.tokenizer, shop.out / name)), trained)
 
 
@@ -191,7 +194,8 @@ def describe(shop: Workshop, made: dict[str, Made]) -> dict[str, object]:
     }
     talks = conversations(SEED + 5, text.entries)
     heldout = Rows(tokenizer, encode_docs(tokenizer, text.docs_kept), talks, SEED + 5)
-    only_docs, only_talk = ([heldout.batch(8, SHORT, docs_share=share) for _ in range(4)] for share in (1.0, 0.0))
+    count = range(recipe.val_batches)
+    only_docs, only_talk = ([heldout.batch(8, SHORT, docs_share=share) for _ in count] for share in (1.0, 0.0))
     figures: dict[str, dict[str, float]] = {
         name: {
             "parameters": sum(p.numel() for p in each.model.parameters()),
@@ -222,13 +226,6 @@ def describe(shop: Workshop, made: dict[str, Made]) -> dict[str, object]:
 
 def tally(right: list[bool]) -> dict[str, int]:
     return {"right": sum(right), "of": len(right)}
-
-
-def small_sums(count: int) -> list[Turn]:
-    """Small sums, most of them seen in training: this measures memory, not arithmetic."""
-    rng = Random(8)
-    pairs = [(rng.randint(0, 20), rng.randint(0, 20)) for _ in range(count)]
-    return [Turn(f"What is {a} + {b}?", f"{a} + {b} = {a + b}.") for a, b in pairs]
 
 
 def hashes(out: Path, folders: list[str]) -> dict[str, str]:

@@ -58,6 +58,13 @@ def copying_candidates(count: int = 200) -> list[Turn]:
     return turns
 
 
+def small_sums(count: int) -> list[Turn]:
+    """Small sums, most of them seen in training: this measures memory, not arithmetic."""
+    rng = Random(8)
+    pairs = [(rng.randint(0, 20), rng.randint(0, 20)) for _ in range(count)]
+    return [Turn(f"What is {a} + {b}?", f"{a} + {b} = {a + b}.") for a, b in pairs]
+
+
 def answers(
     model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,

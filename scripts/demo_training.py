@@ -19,7 +19,6 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 CONTEXT = 2048
 SHORT = 256
-TOKENS_PER_STEP = 6144
 LONG_EVERY = 10  # every tenth batch has rows of the full context
 DOCS_SHARE = 0.22
 MATRIX_RATE, OTHER_RATE = 0.02, 4e-3
@@ -135,12 +134,13 @@ class Rows:
         self._docs, self._talks = docs, talks
         self._rng = Random(seed + 1)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def batches(self, tokens: int) -> Iterator[Batch]:
+        """Training batches of `tokens` tokens, or of one row where a row is longer."""
         step = 0
         while True:
             step += 1
             length = CONTEXT if step % LONG_EVERY == 0 else SHORT
-            yield self.batch(TOKENS_PER_STEP // length, length)
+            yield self.batch(max(tokens // length, 1), length)
 
     def batch(self, rows: int, length: int, docs_share: float = DOCS_SHARE) -> Batch:
         """`rows` rows of `length` + 1 tokens; whole rows are either conversation or documentation."""
