@@ -9,6 +9,8 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 from offload.errors import DiskFull, GatedRepo, ModelNotFound, OfflineMissing
@@ -137,14 +139,19 @@ def explained(repo: str, revision: str | None) -> Iterator[None]:
         ) from error
     except RevisionNotFoundError as error:
         raise ModelNotFound(f"{repo} has no revision '{revision}'.") from error
-    except OSError as error:  # every network failure of the Hub library is one
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except (OSError, *client_errors()) as error:  # whichever of the two its HTTP client makes of a dead network
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFull(
                 f"no space left while downloading {repo}.",
                 "What has arrived is kept.",
                 "the same command after freeing space (it continues), or HF_HOME on another disk.",
             ) from error
         raise _unreachable(repo, error) from error
+
+
+def client_errors() -> tuple[type[Exception], ...]:
+    """What the Hub library's HTTP client raises when nobody answers; which client depends on its version."""
+    return tuple(import_module(name).HTTPError for name in ("httpx", "httpx2") if find_spec(name))
 
 
 def missing_files(path: Path) -> list[str]:

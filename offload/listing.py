@@ -1,12 +1,10 @@
 """A model's config and headers without its weights: from its folder, or from the Hub before any download. No torch."""
 
 import json
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 
 from offload.errors import BadModelDir, ModelNotFound, OfflineMissing
-from offload.hub import explained
+from offload.hub import client_errors, explained
 from offload.names import DEMO, HUB_NAME, aliases, resolve
 from offload.shards import Entry, Folder, open_folder, read_header
 
@@ -63,7 +61,7 @@ def _from_hub(repo: str, revision: str | None) -> Folder:
             HfApi().model_info(repo, revision=revision, timeout=PATIENCE_s)  # says at once why the rest would fail
             config = Path(hf_hub_download(repo, "config.json", revision=revision)).read_text(encoding="utf-8")
             found = get_safetensors_metadata(repo, revision=revision)
-    except _client_errors() as error:
+    except client_errors() as error:
         raise OfflineMissing(
             f"{repo} is not in the local cache, and the Hub could not be asked about it.",
             str(error),
@@ -78,8 +76,3 @@ def _from_hub(repo: str, revision: str | None) -> Folder:
         for name, tensor in held.tensors.items()
     }  # fmt: skip
     return Folder(Path(repo), json.loads(config), entries, {Path(file): 0 for file in found.files_metadata})
-
-
-def _client_errors() -> tuple[type[Exception], ...]:
-    """What the Hub library's HTTP client raises when nobody answers; which client depends on its version."""
-    return tuple(import_module(name).HTTPError for name in ("httpx", "httpx2") if find_spec(name))

@@ -63,7 +63,13 @@ class _Handler(BaseHTTPRequestHandler):
                 rows = [{"type": "file", "path": f.name, "size": f.stat().st_size, "oid": _oid(f)} for f in files]
                 self.send(json.dumps(rows).encode(), {"Content-Type": "application/json"}, body)
                 return
-            content = {"id": repo, "sha": COMMIT, "private": False, "gated": repo in self.hub.gated, "tags": []}
+            content: dict[str, object] = {
+                "id": repo,
+                "sha": COMMIT,
+                "private": False,
+                "gated": repo in self.hub.gated,
+                "tags": [],
+            }
             content |= {"downloads": 0, "likes": 0, "siblings": [{"rfilename": f.name} for f in files]}
             self.send(json.dumps(content).encode(), {"Content-Type": "application/json"}, body)
             return

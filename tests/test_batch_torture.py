@@ -21,5 +21,5 @@ def test_killed_runs_end_as_if_nobody_had_disturbed_them() -> None:
     )  # fmt: skip
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert (counts := re.match(r"25 kills, (\d+) with a torn tail, (\d+) in mid-answer", ran.stdout))
-    assert all(int(count) > 3 for count in counts.groups()), "or the test proves nothing"
+    assert all(int(count) >= 2 for count in counts.groups()), "or the test proves nothing"
     assert "· 0 not as the undisturbed run" in ran.stdout
