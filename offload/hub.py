@@ -124,6 +124,8 @@ def explained(repo: str, revision: str | None) -> Iterator[None]:
         RevisionNotFoundError,
     )
 
+    # Whichever of the two its HTTP client makes of a dead network.
+    network_errors: tuple[type[Exception], ...] = (OSError, *client_errors())
     try:
         yield
     except GatedRepoError as error:  # before its parent RepositoryNotFoundError
@@ -139,7 +141,7 @@ def explained(repo: str, revision: str | None) -> Iterator[None]:
         ) from error
     except RevisionNotFoundError as error:
         raise ModelNotFound(f"{repo} has no revision '{revision}'.") from error
-    except (OSError, *client_errors()) as error:  # whichever of the two its HTTP client makes of a dead network
+    except network_errors as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFull(
                 f"no space left while downloading {repo}.",

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from offload.errors import BadModelDir, ModelNotFound, OfflineMissing
-from offload.hub import client_errors, explained
+from offload.hub import explained
 from offload.names import DEMO, HUB_NAME, aliases, resolve
 from offload.shards import Entry, Folder, open_folder, read_header
 
@@ -61,12 +61,6 @@ def _from_hub(repo: str, revision: str | None) -> Folder:
             HfApi().model_info(repo, revision=revision, timeout=PATIENCE_s)  # says at once why the rest would fail
             config = Path(hf_hub_download(repo, "config.json", revision=revision)).read_text(encoding="utf-8")
             found = get_safetensors_metadata(repo, revision=revision)
-    except client_errors() as error:
-        raise OfflineMissing(
-            f"{repo} is not in the local cache, and the Hub could not be asked about it.",
-            str(error),
-            "again with a network connection, or the folder of a model that is here.",
-        ) from error
     except NotASafetensorsRepoError as error:
         raise BadModelDir(f"{repo} has no safetensors weights.") from error
     entries = {
