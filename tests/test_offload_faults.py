@@ -1,6 +1,7 @@
 """Disks fail, files shrink, reads come back short: an error with file and layer, or the exact result."""
 
 import errno
+import gc
 import os
 import random
 import time
@@ -169,8 +170,9 @@ def test_failure_in_the_middle_of_generate_leaves_the_model_usable(
 
 
 def test_failed_load_leaves_no_file_open(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gc.collect()  # files of earlier tests' models close when these are collected
     before = len(os.listdir("/proc/self/fd"))
     monkeypatch.setattr(os, "preadv", lambda fd, views, offset: 0)
     with pytest.raises(offload.ReadFailed):
         offload.load(folder, "none")
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before
