@@ -28,7 +28,7 @@ def own_home(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathF
 @pytest.fixture(autouse=True)
 def own_log_levels() -> Iterator[None]:
     """A command run inside the test process sets the level of our logs; the next test starts with its own."""
-    loggers = [logging.getLogger(name) for name in ("specexec", "offload", "cli")]
+    loggers = [logging.getLogger(name) for name in (None, "specexec", "offload", "cli")]
     levels = [logger.level for logger in loggers]
     yield
     for logger, level in zip(loggers, levels, strict=True):

@@ -1,6 +1,7 @@
 """Direct reads bring the right bytes for every alignment, and plain ones take over where the file system refuses."""
 
 import errno
+import gc
 import os
 import random
 from collections.abc import Sequence
@@ -132,9 +133,12 @@ def test_input_output_errors_are_not_taken_for_a_refusal(file: Path, monkeypatch
 
 
 def test_no_thread_and_no_file_is_left_behind(file: Path) -> None:
+    gc.collect()  # what earlier tests left to be collected must not end during this one
     before = len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
     for _ in range(30):
         files = Files({file: SIZE_B}, Reading(PAGE_B, 3), SIZE_B)
         files.read([Range(file, 0, (Arena(SIZE_B).bytes,))], "layer 0")
         files.close()
-    assert (len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))) == before
+    after = len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
+    assert after[0] <= before[0]
+    assert after[1] <= before[1]
