@@ -142,15 +142,19 @@ class Decoder:
         rows = [self._rows(sequence, tree) for sequence, tree in zip(self.live, trees, strict=True)]
         self.sweeps += 1
         self._layers_before = self._meter().layers_read
-        self._sweeping = self.target.begin(rows)  # the weights start to move
+        self._sweeping = None
         try:
+            self._sweeping = self.target.begin(rows)  # the weights start to move
+            if self._stopping.is_set():  # it came while the sweep was being started
+                self._sweeping.cancel()
             if self._worth_drafting_ahead(sum(len(part.tokens) for part in rows)):
                 nodes = sum(map(len, trees))
                 self.planner.grow_on(self.drafter, self.live, nodes, until=self._sweeping.done)  # nobody waits
             return self._sweeping.result()
         except BaseException:  # an interrupt reaches only this thread: the other one must not write on
-            self._sweeping.cancel()
-            self._sweeping.wait()
+            if self._sweeping is not None:
+                self._sweeping.cancel()
+                self._sweeping.wait()
             raise
 
     def _worth_drafting_ahead(self, rows: int) -> bool:

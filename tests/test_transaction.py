@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import _thread
+import os
+import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -56,6 +58,15 @@ class Fixture:
         assert isinstance(layers, nn.ModuleList)
         handle = layers[layer].register_forward_pre_hook(once)
 
+    def settled(self, act: Callable[[], object]) -> Callable[[], None]:
+        """`act`, once the main thread surely waits for the sweep: before that there is nothing to stop."""
+
+        def later() -> None:
+            time.sleep(0.3)
+            act()
+
+        return later
+
     def finish(self) -> list[int]:
         run(self.decoder)
         return self.sequence.answer
@@ -78,7 +89,7 @@ def committed(sequence: Sequence, lm: TreeLM) -> tuple[list[int], torch.Tensor]:
 def test_a_stop_keeps_what_was_written(middle: Fixture, layer: int) -> None:
     tokens, keys = committed(middle.sequence, middle.target)
     written = list(middle.sequence.answer)
-    middle.at_layer(layer, middle.decoder.stop)
+    middle.at_layer(layer, middle.settled(middle.decoder.stop))
     (step,) = middle.decoder.step()
     assert step.burst.finish_reason == middle.sequence.finish_reason == "interrupted"
     assert middle.sequence.answer == written == middle.expected[: len(written)]
@@ -112,10 +123,10 @@ def test_an_interrupt_ends_the_sweep_before_it_is_raised(middle: Fixture) -> Non
     seen = threading.Event()
 
     def interrupt() -> None:
-        _thread.interrupt_main()
+        os.kill(os.getpid(), signal.SIGINT)  # a real one: it wakes a thread that waits
         seen.wait(timeout=0.2)  # the main thread cancels meanwhile
 
-    middle.at_layer(1, interrupt)
+    middle.at_layer(1, middle.settled(interrupt))
     with pytest.raises(KeyboardInterrupt):
         middle.decoder.step()
     committed(middle.sequence, middle.target)
