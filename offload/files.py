@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
+from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,6 +95,7 @@ class Files:
         self._bounce_B = min(max(reading.block_B // PAGE_B, 1) * PAGE_B, _up(largest_B) + 2 * PAGE_B)
         self._open: dict[Path, _Open] = {}
         self._refused = False
+        self._said = Lock()  # several threads find out at once
         self._bounces: SimpleQueue[memoryview] = SimpleQueue()
         for _ in range(reading.threads):
             # Untouched pages of a map cost nothing, so buffers that are never needed are free.
@@ -205,9 +207,10 @@ class Files:
             return None
 
     def _refuse(self) -> None:
-        if not self._refused:
-            log.warning("the file system refuses direct reads: weights are read through the page cache")
-        self._refused = True
+        with self._said:
+            if not self._refused:
+                log.warning("the file system refuses direct reads: weights are read through the page cache")
+            self._refused = True
 
     def _forget(self, file: Path) -> None:
         if file in self._open:

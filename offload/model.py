@@ -5,7 +5,6 @@ element of the layer list. Knows no tree, token or sampler.
 """
 
 import logging
-import weakref
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from offload.checkpoint import Checkpoint, lay_out
+from offload.collected import close_when_collected
 from offload.dense import DenseLayers
 from offload.files import Reading
 from offload.hardware import free_memory
@@ -98,7 +98,7 @@ def load(
         layers[index] = StreamedLayer(layer, index, stream)
     model = skeleton.model
     model._weight_stream = ModelStream(placement, stream)  # type: ignore[assignment]  # a plain attribute, no module
-    weakref.finalize(model, stream.close)
+    close_when_collected(model, stream.close)
     return model
 
 

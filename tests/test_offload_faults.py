@@ -4,6 +4,7 @@ import errno
 import gc
 import os
 import random
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -176,3 +177,32 @@ def test_failed_load_leaves_no_file_open(folder: Path, monkeypatch: pytest.Monke
     with pytest.raises(offload.ReadFailed):
         offload.load(folder, "none")
     assert len(os.listdir("/proc/self/fd")) <= before
+
+
+def test_a_model_is_collected_while_its_reader_is_stuck_and_closed_once_it_is_not(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Collection happens on any thread and inside any lock: one that waited for a read could wait for itself."""
+    before = set(threading.enumerate())
+    model = offload.load(folder, "disk")
+    [reader] = [thread for thread in set(threading.enumerate()) - before if thread.name == "weights"]
+    stop_reading_ahead(model)
+    stream = offload.stream_of(model).stream
+    real: Preadv = os.preadv
+    reached, go_on = threading.Event(), threading.Event()
+
+    def stuck(fd: int, views: Views, offset: int) -> int:
+        reached.set()
+        go_on.wait(20)
+        return real(fd, views, offset)
+
+    monkeypatch.setattr(os, "preadv", stuck)
+    stream.take(0)
+    stream.give()
+    assert reached.wait(20)
+    del model, stream
+    gc.collect()
+    assert reader.is_alive(), "collecting did not wait for the read"
+    go_on.set()
+    reader.join(20)
+    assert not reader.is_alive()
