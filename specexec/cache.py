@@ -122,4 +122,6 @@ class KVCache:
 def common_prefix(left: Items[int], right: Items[int]) -> int:
     """How many leading tokens two texts share."""
     length = min(len(left), len(right))
+    if left[:length] == right[:length]:  # nearly always, several times a sweep, and at the speed of C
+        return length
     return next((i for i in range(length) if left[i] != right[i]), length)

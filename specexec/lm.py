@@ -10,6 +10,7 @@ import copy
 import threading
 from collections.abc import Sequence as Items
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -105,7 +106,7 @@ class TreeLM:
         missing = tiles.padded(packed.count) - packed.count
         input_ids = nn.functional.pad(packed.tokens_R, (0, missing)).unsqueeze(0)
         position_ids = nn.functional.pad(packed.positions_R, (0, missing)).unsqueeze(0)
-        with _optional_tiles(self._experts):
+        with tiles.RowTiles() if self._experts else nullcontext():
             output = self._trunk(input_ids=input_ids, position_ids=position_ids, use_cache=False, sweep=packed)
         hidden_RH: Tensor = output.last_hidden_state[0, : packed.count]
         return hidden_RH
@@ -118,10 +119,6 @@ class TreeLM:
     def close(self) -> None:
         """Let the worker thread go."""
         self._worker.shutdown(wait=False, cancel_futures=True)
-
-
-def _optional_tiles(experts: bool) -> tiles.RowTiles | torch.no_grad:
-    return tiles.RowTiles() if experts else torch.no_grad()
 
 
 class _Given(nn.Module):

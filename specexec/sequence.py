@@ -60,7 +60,9 @@ class Sequence:
 
     @property
     def history(self) -> History:
-        """What penalties count, as of now."""
+        """What penalties count, as of now; nothing where there are none, for it grows with the text."""
+        if not self.sampling.penalised:
+            return History.of([], [])
         return History.of(self.tokens[: self.prompt_length], self.answer)
 
     def cache(self, lm: object) -> KVCache:

@@ -73,6 +73,11 @@ class Opinion:
         return choices
 
     @property
+    def penalised(self) -> bool:
+        """Whether a choice depends on the tokens above it by more than the model's logits."""
+        return self._sampling.penalised
+
+    @property
     def _temperature(self) -> float:
         return self._sampling.temperature or 0.0
 
@@ -98,14 +103,15 @@ class Opinion:
 
 
 def walk(opinion: Opinion, history: History) -> Acceptance:
-    """Follow the target's choices down the tree; `history` is that of the text above it."""
+    """Follow the target's choices down the tree; `history` is that of the text above it, read only under penalties."""
     path: list[int] = []
     tokens: list[int] = []
     node: int | None = ROOT
     while node is not None:
         token = opinion.choice(node, history)
         tokens.append(token)
-        history = history.after([token])
+        if opinion.penalised:
+            history = history.after([token])
         node = opinion.tree.child(node, token)
         if node is not None:
             path.append(node)
