@@ -25,7 +25,7 @@ from specexec.errors import UnsupportedArchitecture
 from specexec.lm import Rows, TreeLM
 from specexec.sampling import SamplingParams
 from specexec.tree import Ints
-from tests.tiny import FAMILIES, VOCABULARY, tiny
+from tests.tiny import FAMILIES, VOCABULARY, WINDOW, tiny
 from tests.writing import greedy, prompt, write
 
 PREFIX = prompt(33)
@@ -34,6 +34,7 @@ GENERATOR = np.random.default_rng(1)
 PARENTS = [-1, -1, -1, *(int(GENERATOR.integers(max(-1, node - 9), node)) for node in range(3, NODES))]
 TOKENS = GENERATOR.integers(0, VOCABULARY, NODES).tolist()
 WINDOWED = ["mistral", "phi3", "gemma2", "gemma3_text", "gpt_oss"]
+TYPED = {"gemma2", "gemma3_text", "gpt_oss"}  # a mask for each type of layer
 # These have no sdpa path of their own in transformers.
 EAGER_ONLY = {"gemma2", "gpt_oss"}
 
@@ -116,6 +117,35 @@ def test_every_node_has_the_logits_of_its_own_path(family: str, tmp_path: Path) 
     for layer, kv in fresh.layers.items():
         ours = cache.layers[layer].keys_HRD[:, : len(longer)]
         torch.testing.assert_close(ours, kv.keys_HRD[:, : len(longer)], atol=1e-4, rtol=0)
+
+
+def float_mask(window: int | None) -> Tensor:
+    """[1, 1, R, R] over prefix and tree in one row of slots: 0 where a row sees another, the lowest float elsewhere."""
+    slots = [[*range(slot + 1)] for slot in range(len(PREFIX))]
+    slots += [[*range(len(PREFIX)), *(len(PREFIX) + one for one in path_of(node))] for node in range(NODES)]
+    mask = torch.full((len(slots), len(slots)), torch.finfo(torch.float32).min)
+    for slot, seen in enumerate(slots):  # `seen` is in order of position: a window is its last entries
+        mask[slot, seen if window is None else seen[-window:]] = 0.0
+    return mask[None, None]
+
+
+def test_every_node_has_the_logits_of_transformers_own_masked_forward(family: str, tmp_path: Path) -> None:
+    """The unmodified model on prefix and tree at once, with one float mask, or one per type of layer."""
+    tiny(family, tmp_path)
+    lm = TreeLM(offload.load(tmp_path, "none"))
+    truth = reference(tmp_path, "eager")
+    mask: Tensor | dict[str, Tensor] = float_mask(WINDOW if family in WINDOWED else None)
+    if family in TYPED:
+        mask = {"full_attention": float_mask(None), "sliding_attention": float_mask(WINDOW)}
+    positions = [*range(len(PREFIX)), *(len(PREFIX) + len(path_of(node)) - 1 for node in range(NODES))]
+    with torch.no_grad():
+        expected: Tensor = truth(
+            torch.tensor([[*PREFIX, *TOKENS]]),
+            attention_mask=mask,
+            position_ids=torch.tensor([positions]),
+            use_cache=False,
+        ).logits[0, len(PREFIX) :]
+    torch.testing.assert_close(tree_logits(lm, committed(lm, PREFIX)), expected, atol=1e-4, rtol=0)
 
 
 def test_the_controls_fail(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,6 +41,15 @@ def test_the_readme_example_runs() -> None:
         exec(compile(block, "README.md", "exec"), {"print": lambda *_, **__: None})
 
 
+def test_the_pair_writes_what_transformers_generates(llm: Engine) -> None:
+    """The golden answers are those of transformers' own `generate`, as `test_demo.py` checks."""
+    golden = json.loads((ROOT / "offload" / "demo" / "golden.json").read_text(encoding="utf-8"))
+    asked = [[{"role": "user", "content": one["prompt"]}] for one in golden]
+    results = {one.index: one for one in llm.generate_many(asked, SamplingParams(max_tokens=120))}
+    assert texts_of(results) == [one["answer"] for one in golden]
+    assert sum(one.sweeps for one in results.values()) < sum(len(one.tokens) for one in results.values()) / 3
+
+
 def test_the_same_text_from_every_tier_budget_and_drafter(llm: Engine) -> None:
     expected = llm.generate(ASK, SamplingParams(temperature=0.9, seed=5, max_tokens=40))
     assert expected.tokens_per_sweep > 1.2

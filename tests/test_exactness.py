@@ -1,10 +1,13 @@
 """The text is the target's own: the same for every drafter, budget, temperature and company."""
 
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 import pytest
 
+import offload
+from offload.placement import Offload
 from specexec.decoder import Decoder
 from specexec.drafters import Drafter
 from specexec.lm import TreeLM
@@ -21,6 +24,7 @@ class Case:
     """One target and the drafters to try it with."""
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.target = TreeLM(tiny("llama", folder / "target"))
         self.drafters: dict[str, Drafter] = drafters("llama", folder)
         self.greedy = greedy(tiny("llama", folder / "truth"), PROMPT, LENGTH)
@@ -60,6 +64,39 @@ def test_same_seed_same_text_whatever_the_tree(case: Case, sampling: SamplingPar
     assert len(plain) == LENGTH
     for drafter, budget in [("useless", 64), ("perfect", 1), ("perfect", 7), ("perfect", 64), ("perfect", 512)]:
         assert case.text(drafter, budget, sampling) == plain, (drafter, budget)
+
+
+@pytest.mark.parametrize("tier", ["none", "ram", "disk"])
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        SamplingParams(temperature=0.8, top_p=0.9, seed=1, max_tokens=10),
+        SamplingParams(temperature=1.2, top_k=20, seed=2, max_tokens=10),
+    ],
+    ids=["0.8", "1.2"],
+)
+def test_same_seed_same_text_from_every_tier_drafter_budget_and_company(
+    case: Case, sampling: SamplingParams, tier: Offload
+) -> None:
+    plain = case.text("none", 0, sampling)
+    target = TreeLM(offload.load(case.folder / "target", tier))
+    for drafter, budget in product(["none", "sibling", "useless", "perfect"], [0, 1, 7, 64, 512]):
+        (alone,) = write(target, case.drafters[drafter], [PROMPT], sampling, budget)
+        together = write(target, case.drafters[drafter], [prompt(9), PROMPT, prompt(40)], sampling, budget)
+        assert alone.answer == together[1].answer == plain, (drafter, budget)
+    target.close()
+
+
+def test_the_largest_budget_decodes(case: Case) -> None:
+    sampling = SamplingParams(temperature=0.9, seed=1, max_tokens=8)
+    decoder = Decoder(case.target, case.drafters["useless"], BestFirst(), 4096)
+    sequence = sequence_of(PROMPT, sampling)
+    decoder.join(sequence)
+    nodes = []
+    while decoder.live:
+        nodes.append(decoder.step()[0].burst.nodes)
+    assert sequence.answer == case.text("none", 0, sampling)
+    assert nodes[0] == 4096
 
 
 @pytest.mark.parametrize("drafter", ["useless", "perfect", "confident"])

@@ -34,14 +34,21 @@ def prompt(length: int, seed: int = 0) -> list[int]:
 
 
 def drafters(family: str, folder: Path) -> dict[str, Drafter]:
-    """none; useless (another random model); perfect (the target itself, loaded again) and confident besides.
+    """none; useless (another random model); sibling (the target, slightly off); perfect (the target itself, loaded again)
+    and confident besides.
 
     A drafter that is right must be trusted: with so small a tau the tree is one chain of its first choices.
     """
     perfect = TreeLM(tiny(family, folder / "again"))
     useless = TreeLM(tiny("llama", folder / "useless", seed=9, num_hidden_layers=1))
+    off = tiny(family, folder / "sibling")
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(1)
+        for parameter in off.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.01)
     return {
         "none": NoDrafter(),
+        "sibling": SiblingDrafter(TreeLM(off), VOCABULARY),
         "useless": SiblingDrafter(useless, VOCABULARY),
         "perfect": SiblingDrafter(perfect, VOCABULARY),
         "confident": SiblingDrafter(perfect, VOCABULARY, Ranking(tau=0.01)),
