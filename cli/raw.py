@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from specexec.sampling import SamplingParams
@@ -33,14 +33,10 @@ class RawConversation:
 
     def retry(self, sampling: SamplingParams) -> Iterator[Burst]:
         """Continue the last prompt again, with a derived seed."""
-        from specexec.noise import derived_seed
-
         text = self.messages[-2]["content"]
         self.undo()
         self._retries += 1
-        if sampling.seed is not None:
-            sampling = replace(sampling, seed=derived_seed(sampling.seed, "retry", self._retries))
-        return self.send(text, sampling)
+        return self.send(text, sampling.derived("retry", self._retries))
 
     @property
     def can_proceed(self) -> bool:

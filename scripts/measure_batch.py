@@ -21,8 +21,7 @@ import click
 import specexec
 from cli.options import SPEED
 from specexec.engine import Engine
-from specexec.noise import derived_seed
-from specexec.sampling import SamplingParams
+from specexec.sampling import SamplingParams, derived_seed
 from specexec.stats import Completion
 from specexec.work import Prompt
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Protocol, TypeAlias
 
 from specexec.cache import KVCache
-from specexec.noise import derived_seed
 from specexec.sampling import SamplingParams
 from specexec.stats import Burst
 from specexec.transcript import Message, Tokens, Turn, begin
@@ -65,11 +64,9 @@ class Conversation:
         asked = next((i for i in reversed(range(len(self.messages))) if self.messages[i]["role"] == "user"), None)
         if asked is None:
             return iter(())
-        sampling = sampling or SamplingParams()
         self._retries += 1
-        if sampling.seed is not None:
-            sampling = replace(sampling, seed=derived_seed(sampling.seed, "retry", self._retries))
-        return self._answer(self.messages[: asked + 1], sampling)
+        again = (sampling or SamplingParams()).derived("retry", self._retries)
+        return self._answer(self.messages[: asked + 1], again)
 
     def proceed(self, sampling: SamplingParams | None = None) -> Iterator[Burst]:
         """Go on with an answer that was cut short, as if it had not been; nothing if it ended by itself."""

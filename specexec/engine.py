@@ -26,10 +26,10 @@ from specexec.encoding import Encoding
 from specexec.errors import ContextLengthExceeded, EmptyPrompt
 from specexec.lm import Rows, TreeLM
 from specexec.memory import Memory
-from specexec.noise import Noise, derived_seed
+from specexec.noise import Noise
 from specexec.planner import Planner
 from specexec.room import Room
-from specexec.sampling import History, SamplingParams, penalise, restrict, with_noise
+from specexec.sampling import History, SamplingParams, compared, derived_seed
 from specexec.sequence import Sequence
 from specexec.stats import Burst, Completion, Progress
 from specexec.walk import Acceptance
@@ -218,12 +218,9 @@ class Engine:
         """What the choice after `prompt` + `answer` compares, processed afresh: logits + T · G, [V] float32."""
         sequence = self._sequence([*self.encode(prompt), *answer], sampling)
         (hidden_RH,) = self._target.forward([Rows(KVCache(), sequence.tokens, range(-1, len(sequence.tokens) - 1))])
-        logits_V = penalise(
-            self._target.head(hidden_RH[-1:])[0], sequence.sampling, History.of(self.encode(prompt), answer)
-        )
-        allowed_NV = restrict(logits_V.unsqueeze(0), sequence.sampling)
-        temperature = sequence.sampling.temperature or 0.0
-        return with_noise(allowed_NV, temperature, sequence.noise, [len(sequence.tokens)])[0]
+        logits_V = self._target.head(hidden_RH[-1:])[0]
+        history = History.of(self.encode(prompt), answer)
+        return compared(logits_V, sequence.sampling, history, sequence.noise, len(sequence.tokens))
 
     def stop(self) -> None:
         """End all running streams after the current layer; what they wrote stays. Safe in a signal handler."""

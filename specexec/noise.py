@@ -9,7 +9,6 @@ communication and drafter-invariant speculative decoding"). Bits come from Philo
 from __future__ import annotations
 
 from collections.abc import Iterable
-from hashlib import blake2b
 
 import numpy as np
 import torch
@@ -49,12 +48,6 @@ class Noise:
     def forget_before(self, position: int) -> None:
         """Drop the remembered rows that no later choice can ask for."""
         self._rows = {kept: row for kept, row in self._rows.items() if kept >= position}
-
-
-def derived_seed(seed: int, *names: str | int) -> int:
-    """A seed for one item, choice or retry of a run: stable across machines and versions, below 2**63."""
-    text = ":".join(str(name) for name in (seed, *names))
-    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
 def gumbel(bits: np.ndarray[tuple[int, ...], np.dtype[np.uint64]]) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:

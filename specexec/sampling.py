@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from collections.abc import Sequence as Items
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Protocol
 
 from specexec.errors import BadSampling
@@ -69,6 +70,16 @@ class SamplingParams:
     @property
     def nucleus(self) -> float:
         return 1.0 if self.top_p is None else self.top_p
+
+    def derived(self, *names: str | int) -> SamplingParams:
+        """The same with a seed derived from its own; without one, the same."""
+        return self if self.seed is None else replace(self, seed=derived_seed(self.seed, *names))
+
+
+def derived_seed(seed: int, *names: str | int) -> int:
+    """A seed for one item, choice or retry of a run: stable across machines and versions, below 2**63."""
+    text = ":".join(str(name) for name in (seed, *names))
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
 def _require(holds: bool, name: str, value: object, allowed: str) -> None:
@@ -137,3 +148,9 @@ def with_noise(logits_NV: Tensor, temperature: float, noise: NoiseRows, position
     distinct = sorted(set(positions))
     slot = {position: i for i, position in enumerate(distinct)}
     return logits_NV + temperature * noise.rows(distinct)[[slot[position] for position in positions]]
+
+
+def compared(logits_V: Tensor, sampling: SamplingParams, history: History, noise: NoiseRows, position: int) -> Tensor:
+    """What the choice of the token at `position` compares, [V]: penalised, restricted logits + T * G."""
+    allowed_NV = restrict(penalise(logits_V, sampling, history).unsqueeze(0), sampling)
+    return with_noise(allowed_NV, sampling.temperature or 0.0, noise, [position])[0]

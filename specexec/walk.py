@@ -15,7 +15,7 @@ from torch import Tensor
 
 from specexec.errors import BrokenLogits
 from specexec.noise import Noise
-from specexec.sampling import History, SamplingParams, penalise, restrict, with_noise
+from specexec.sampling import History, SamplingParams, compared, with_noise
 from specexec.tree import ROOT, TokenTree
 
 HEAD_ROWS = 64  # logits of at most this many rows exist at a time
@@ -96,10 +96,8 @@ class Opinion:
         """The target's own next token after `node`."""
         if not (self._sampling.penalised or (self._sampling.filtered and self._temperature)):
             return self.choices_M[node + 1]
-        logits_V = penalise(self.logits(node), self._sampling, history)
-        allowed_V = restrict(logits_V, self._sampling)
         position = self._positions[node + 1]
-        return int(with_noise(allowed_V.unsqueeze(0), self._temperature, self._noise, [position]).argmax())
+        return int(compared(self.logits(node), self._sampling, history, self._noise, position).argmax())
 
 
 def walk(opinion: Opinion, history: History) -> Acceptance:

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from offload.errors import ReadFailed
-from specexec.noise import derived_seed
-from specexec.sampling import SamplingParams
+from specexec.sampling import SamplingParams, derived_seed
 from specexec.stats import Burst
 from tests.command_line import CommandLine
 from tests.fake_engine import FakeEngine

@@ -12,8 +12,7 @@ import pytest
 from cli.batch.manifest import fingerprint
 from offload.names import demo_folder
 from specexec.errors import SpecexecError
-from specexec.noise import derived_seed
-from specexec.sampling import SamplingParams
+from specexec.sampling import SamplingParams, derived_seed
 from specexec.stats import Burst
 from tests.command_line import CommandLine
 from tests.fake_engine import FakeEngine

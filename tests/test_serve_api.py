@@ -10,7 +10,7 @@ import httpx
 import openai
 import pytest
 
-from specexec.noise import derived_seed
+from specexec.sampling import derived_seed
 from tests.serving import LetterEngine, Served, serving
 
 

@@ -14,9 +14,8 @@ import pytest
 
 import specexec
 from cli.serve.completions import Keepalive
-from specexec.noise import derived_seed
 from specexec.room import Room
-from specexec.sampling import SamplingParams
+from specexec.sampling import SamplingParams, derived_seed
 from tests.serving import LetterEngine, Served, serving
 
 CLIENTS = 50

@@ -34,8 +34,7 @@ def prompt(length: int, seed: int = 0) -> list[int]:
 
 
 def drafters(family: str, folder: Path) -> dict[str, Drafter]:
-    """none; useless (another random model); sibling (the target, slightly off); perfect (the target itself, loaded again)
-    and confident besides.
+    """none; useless (another random model); sibling (the target, slightly off); perfect (the target itself); confident.
 
     A drafter that is right must be trusted: with so small a tau the tree is one chain of its first choices.
     """

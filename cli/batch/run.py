@@ -16,7 +16,7 @@ from cli.interrupts import Interrupts
 from cli.quantities import format_speed
 from cli.screen import Screen
 from specexec.errors import SpecexecError
-from specexec.sampling import SamplingParams
+from specexec.sampling import SamplingParams, derived_seed
 from specexec.work import Failure, Request, Result
 
 if TYPE_CHECKING:
@@ -74,8 +74,6 @@ class Run:
         return interrupts.exit_code or (SOME_FAILED if self.failed + self.missed else 0)
 
     def _requests(self, items: list[Item]) -> Iterator[Request]:
-        from specexec.noise import derived_seed
-
         for item in items:
             if item.problem is None:
                 # The seed belongs to the item, so that its text depends on no other item and no order.

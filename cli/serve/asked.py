@@ -9,8 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cli.serve.failures import ApiError, bad_request
 from specexec.errors import BadSampling
-from specexec.noise import derived_seed
-from specexec.sampling import SamplingParams
+from specexec.sampling import SamplingParams, derived_seed
 
 MOST_CHOICES = 16
 MOST_STOPS = 16
