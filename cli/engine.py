@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from cli.learned import learning
 from cli.options import EngineOptions
 from cli.quantities import format_count
 from cli.recall import recalling
@@ -46,7 +47,7 @@ def running_engine(options: EngineOptions, screen: Screen, verbosity: Verbosity)
     start_logging(verbosity)
     with screen.status(lambda: f"starting {options.model}…"):
         engine = open_engine(options)
-    with engine, recalling(engine):
+    with engine, recalling(engine), learning(engine, options):
         for line in introduction(engine):
             screen.say(line)
         yield engine

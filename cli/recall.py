@@ -87,13 +87,14 @@ def forget(tokenizer: PreTrainedTokenizerBase) -> list[Path]:
 def _recall(memory: Memory, past: Path, corpus: Path) -> None:
     from specexec.suffix import Settled
 
-    if (arrays := _load(past, {"tokens", "order", "seen", "hit"})) is not None:
+    if (arrays := load(past, {"tokens", "order", "seen", "hit"})) is not None:
         memory.unpack(arrays)
-    if (arrays := _load(corpus, {"tokens", "order"})) is not None:
+    if (arrays := load(corpus, {"tokens", "order"})) is not None:
         memory.corpus = Settled(arrays["tokens"].astype(np.uint32), arrays["order"].astype(np.uint32))
 
 
-def _load(path: Path, names: set[str]) -> Arrays | None:
+def load(path: Path, names: set[str]) -> Arrays | None:
+    """The arrays of a file that holds at least these; None, with a word if it is there and cannot be used."""
     from safetensors.numpy import load_file
 
     if not path.is_file():

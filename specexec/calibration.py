@@ -11,7 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
+from specexec.learned import sound
 from specexec.tree import Floats, Ints
 
 NEUTRAL_TAU = 0.85
@@ -21,6 +23,7 @@ PRIOR_WEIGHT = 2.0
 MEMORY_WEIGHT = 400.0
 MOST_NODES = 256  # examples taken from one sweep: those the text was most likely to meet
 BINS = 10
+REMEMBERED_WEIGHT = 50.0  # what an earlier run taught counts like so many examples: a start, not a verdict
 
 
 @dataclass
@@ -59,6 +62,18 @@ class Calibration:
         self.weight = fade * self.weight + float(weight_N.sum())
         self.missed = fade * self.missed + float(weight_N[~found].sum())
 
+    def pack(self) -> Floats:
+        """The losses, the weight and the misses as one row, [G + 2]; heavy evidence made lighter."""
+        return np.array([*self.loss_G, self.weight, self.missed]) * min(1.0, REMEMBERED_WEIGHT / max(self.weight, 1e-9))
+
+    @staticmethod
+    def unpacked(row: NDArray[np.generic]) -> Calibration:
+        """What `pack` gave. Raises ValueError for a row that no calibration packs."""
+        *loss, weight, missed = sound(row, (len(GRID_G) + 2,), "a calibration").tolist()
+        if missed > weight:
+            raise ValueError("a calibration missed more choices than it saw")
+        return Calibration(np.array(loss), weight, missed)
+
     def _measure(self, scores_NC: Floats, hit_N: Ints, weight_N: Floats) -> None:
         """Sort the best candidates, as predicted before this sweep, into bins: with the neutral and the learned tau."""
         for row, tau in enumerate((NEUTRAL_TAU, self.tau)):
@@ -87,6 +102,9 @@ def log_softmax(scores: Floats) -> Floats:
     """Over the last axis; rows hold at least one finite score."""
     shifted = scores - scores.max(-1, keepdims=True)
     return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))
+
+
+REGIMES = ("greedy", "cool", "warm", "hot")
 
 
 def regime(temperature: float) -> str:

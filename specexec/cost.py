@@ -10,10 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
+from specexec.learned import Arrays, sound
 from specexec.tree import Floats
 
 FADE = 0.95  # of a sample's weight with every newer one
+REMEMBERED = 2.0  # samples that an earlier run is worth: the machine may be busier or freer today
 
 
 @dataclass
@@ -21,7 +24,6 @@ class Line:
     """Seconds = base + slope * rows, by discounted least squares; neither may be negative."""
 
     sums: Floats = field(default_factory=lambda: np.zeros(5))  # weight, n, t, n², n t
-
     most: int = 0  # rows of the largest sample: further out the line is a guess
 
     def learn(self, rows: int, seconds: float) -> None:
@@ -42,6 +44,18 @@ class Line:
         slope = (nt / weight - mean_n * mean_t) / spread if spread > 1e-3 * mean_n**2 else mean_t / (2 * mean_n)
         slope = float(np.clip(slope, 0.0, mean_t / mean_n))
         return float(mean_t - slope * mean_n), slope
+
+    def pack(self) -> Floats:
+        """Its sums and the largest sample, [6]."""
+        return np.append(self.sums * min(1.0, REMEMBERED / max(float(self.sums[0]), 1e-9)), self.most)
+
+    @staticmethod
+    def unpacked(row: NDArray[np.generic]) -> Line:
+        """What `pack` gave. Raises ValueError for sums that no samples have."""
+        *sums, most = sound(row, (6,), "a line of costs").tolist()
+        if any(sums) and not (sums[0] >= 1 and sums[1] >= 1 and sums[2] > 0 and most >= 1):
+            raise ValueError("a line of costs was learned from nothing")
+        return Line(np.array(sums), int(most))
 
     def at(self, rows: Floats | float) -> Floats:
         base, slope = self.coefficients()
@@ -69,6 +83,23 @@ class CostModel:
         self.draft.learn(rows, seconds)
         if asked_reach > 0:
             self.gain = 0.9 * self.gain + 0.1 * min(won_reach / asked_reach, 1.0)
+
+    def pack(self) -> dict[str, Floats]:
+        """Seconds by rows of a sweep and of a drafter pass, the wire's seconds, and what a pass wins."""
+        if not self.compute.known:
+            return {}
+        rest = np.array([self.stream_s, self.gain])
+        return {"compute": self.compute.pack(), "draft": self.draft.pack(), "rest": rest}
+
+    def unpack(self, arrays: Arrays) -> None:
+        """What an earlier run on this machine, placed alike, measured. Raises ValueError for what it cannot have."""
+        nothing = np.zeros(0)
+        stream_s, gain = sound(arrays.get("rest", nothing), (2,), "costs").tolist()
+        compute = Line.unpacked(arrays.get("compute", nothing))
+        if gain > 1 or not compute.known:
+            raise ValueError("nobody measured such costs")
+        self.draft = Line.unpacked(arrays.get("draft", nothing))
+        self.compute, self.stream_s, self.gain = compute, stream_s, gain
 
     def sweep_s(self, rows: Floats | float) -> Floats:
         """Predicted seconds of a sweep."""

@@ -24,6 +24,7 @@ from specexec.defaults import filled, stop_tokens
 from specexec.drafters import Drafter
 from specexec.encoding import Encoding
 from specexec.errors import ContextLengthExceeded, EmptyPrompt
+from specexec.learned import Arrays, packed, unpack
 from specexec.lm import Rows, TreeLM
 from specexec.memory import Memory
 from specexec.noise import Noise
@@ -32,6 +33,7 @@ from specexec.room import Room
 from specexec.sampling import History, SamplingParams, compared, derived_seed
 from specexec.sequence import Sequence
 from specexec.stats import Burst, Completion, Progress
+from specexec.tree import Floats
 from specexec.walk import Acceptance
 from specexec.work import Failure, Request, Result
 
@@ -221,6 +223,18 @@ class Engine:
         logits_V = self._target.head(hidden_RH[-1:])[0]
         history = History.of(self.encode(prompt), answer)
         return compared(logits_V, sequence.sampling, history, sequence.noise, len(sequence.tokens))
+
+    def pack(self) -> dict[str, Floats]:
+        """What decoding taught so far: how far to trust whom ("drafter/…"), what sweeps and passes cost ("cost/…")."""
+        return packed(self._decoder.drafter, "drafter") | packed(self._decoder.cost, "cost")
+
+    def unpack(self, arrays: Arrays) -> None:
+        """Begin where an earlier engine of the same pair ended; texts stay what they are, only guesses get better.
+
+        Raises ValueError for numbers that this engine cannot have learned.
+        """
+        unpack(self._decoder.drafter, "drafter", arrays)
+        unpack(self._decoder.cost, "cost", arrays)
 
     def stop(self) -> None:
         """End all running streams after the current layer; what they wrote stays. Safe in a signal handler."""

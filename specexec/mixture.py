@@ -12,6 +12,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from specexec.learned import Arrays, sound
 from specexec.tree import Floats, Ints
 
 SURENESS = np.array([0.05, 0.2, 0.5, 0.8, 0.95])  # borders of the bins that a member's best chance falls into
@@ -19,6 +20,7 @@ CENTRES = np.array([0.02, 0.12, 0.35, 0.65, 0.88, 0.98])
 ABSENT = len(CENTRES)  # the bin of a member that was not asked
 FAITH = 6.0  # choices that the first idea of a weight is worth
 MEMORY = 500.0
+MOST_CELLS = 512  # that are remembered from run to run
 FLOOR = 1e-4  # chance of a token that a member did not name
 
 Cell = tuple[int, ...]  # greedy or sampled, then the bin of each member
@@ -96,6 +98,24 @@ class Trust:
         count_M += weight * credit_M / credit_M.sum()
         if count_M.sum() > MEMORY:
             count_M /= 2
+
+    def pack(self) -> dict[str, Floats]:
+        """The cells seen most, [C, 1 + M], and their counts, [C, M]."""
+        often = sorted(self.counts, key=lambda cell: -float(self.counts[cell].sum()))[:MOST_CELLS]
+        if not often:
+            return {}
+        counts_CM = np.array([self.counts[cell] for cell in often])
+        return {"cells": np.array(often, np.float64), "counts": counts_CM}
+
+    def unpack(self, arrays: Arrays) -> None:
+        """What an earlier run packed. Raises ValueError for counts of other members than it packed them for."""
+        counts_CM = sound(arrays.get("counts", np.zeros(0)), (-1, -1), "a trust")
+        cells = sound(arrays.get("cells", np.zeros(0)), (len(counts_CM), counts_CM.shape[1] + 1), "its cells")
+        if not (counts_CM.sum(1) > 0).all():
+            raise ValueError("a trust believes nobody")
+        self.counts = {
+            tuple(int(part) for part in cell): count_M.copy() for cell, count_M in zip(cells, counts_CM, strict=True)
+        }
 
     def _count(self, cell: Cell) -> Floats:
         if cell not in self.counts:

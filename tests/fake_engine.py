@@ -14,9 +14,10 @@ from typing import ClassVar, Literal
 
 from specexec.conversation import Kept
 from specexec.errors import ContextLengthExceeded, EmptyPrompt
+from specexec.learned import Arrays
 from specexec.sampling import SamplingParams
 from specexec.stats import Burst, Completion, Cost, Progress
-from specexec.tree import TokenTree
+from specexec.tree import Floats, TokenTree
 from specexec.work import Failure, Partial, Prompt, Request
 
 SIZES = (1, 4, 2)  # tokens per sweep, over and over
@@ -107,6 +108,12 @@ class FakeEngine:
 
     def batch(self, requests: Iterable[Request], parallel: int | Literal["auto"] = "auto") -> FakeBatch:
         return FakeBatch(self, iter(requests), 4 if parallel == "auto" else parallel)
+
+    def pack(self) -> dict[str, Floats]:
+        return {}
+
+    def unpack(self, arrays: Arrays) -> None:
+        raise AssertionError("nothing was packed")
 
     def conversation(self, system: str | None = None) -> FakeConversation:
         return FakeConversation(self, system)

@@ -11,8 +11,9 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from torch import Tensor
 
-from specexec.calibration import Calibration, log_softmax, regime
+from specexec.calibration import REGIMES, Calibration, log_softmax, regime
 from specexec.drafters import Ask, Guesses
+from specexec.learned import Arrays
 from specexec.lm import Rows, TreeLM
 from specexec.ranking import Ranking
 from specexec.sampling import History, SamplingParams
@@ -98,6 +99,14 @@ class SiblingDrafter:
     def calibration(self, sampling: SamplingParams) -> Calibration:
         """What is known about this drafter at this temperature."""
         return self.calibrations.setdefault(regime(sampling.temperature or 0.0), Calibration())
+
+    def pack(self) -> dict[str, Floats]:
+        """How far its scores may be trusted, by temperature regime."""
+        return {name: calibration.pack() for name, calibration in self.calibrations.items() if calibration.weight}
+
+    def unpack(self, arrays: Arrays) -> None:
+        """Start as wise as an earlier run ended. Raises ValueError for what no calibration packs."""
+        self.calibrations = {name: Calibration.unpacked(row) for name, row in arrays.items() if name in REGIMES}
 
     def observe(self, sequence: Sequence, tree: TokenTree, choices_M: list[int], kept: Ints | None) -> None:
         """Commit the rows of the new text as far as they exist; keep those of the nodes below it."""

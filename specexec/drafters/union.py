@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from specexec.drafters import Ask, Drafter, Guesses
+from specexec.learned import Arrays, packed, unpack
 from specexec.mixture import Cell, Told, Trust, merge
 from specexec.sequence import Sequence
 from specexec.tree import ROOT, Floats, Ints, TokenTree
@@ -117,6 +118,21 @@ class Union:
         with np.errstate(divide="ignore"):
             log_probs_NK = np.log(np.take_along_axis(chances_NK, best_NK, axis=1))
         return Guesses(np.maximum(np.take_along_axis(children.tokens_NK, best_NK, axis=1), 0), log_probs_NK)
+
+    def pack(self) -> dict[str, Floats]:
+        """Whom to believe, and what each member knows about itself."""
+        own = [packed(member.drafter, f"{at}") for at, member in enumerate(self.members)]
+        return packed(self.trust, "trust") | {key: array for arrays in own for key, array in arrays.items()}
+
+    def unpack(self, arrays: Arrays) -> None:
+        """Start as wise as an earlier union of the same members ended. Raises ValueError for what is not theirs."""
+        trust = Trust()
+        unpack(trust, "trust", arrays)
+        if any(len(count_M) != len(self.members) for count_M in trust.counts.values()):
+            raise ValueError("these are weights of other members")
+        for at, member in enumerate(self.members):
+            unpack(member.drafter, f"{at}", arrays)
+        self.trust = trust
 
     def observe(self, sequence: Sequence, tree: TokenTree, choices_M: list[int], kept: Ints | None) -> None:
         """Learn whom to believe, then let every member learn and move on with the text."""

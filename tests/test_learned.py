@@ -1,0 +1,154 @@
+"""What decoding taught is there in the next run, for this pair alone, whole or not at all; no text depends on it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import specexec
+from cli.learned import learned_path, learning
+from cli.options import EngineOptions
+from cli.recall import load, save
+from specexec import SamplingParams
+from specexec.calibration import GRID_G, REMEMBERED_WEIGHT, Calibration
+from specexec.cost import CostModel
+from specexec.drafters.sibling import SiblingDrafter
+from specexec.drafters.union import Union
+from specexec.engine import Engine
+from specexec.mixture import MOST_CELLS, Trust
+
+SAMPLING = SamplingParams(temperature=0.8, seed=3, max_tokens=24)
+PROMPT = "The with statement"
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Engine]:
+    """One engine for all tests that do not mind what it has learned already."""
+    with opened() as llm:
+        yield llm
+
+
+def opened() -> Engine:
+    return specexec.load("demo", offload="none", dtype="f32", budget=16)
+
+
+def sibling_of(llm: Engine) -> SiblingDrafter:
+    union = llm._decoder.drafter
+    assert isinstance(union, Union)
+    sibling = union.members[0].drafter
+    assert isinstance(sibling, SiblingDrafter)
+    return sibling
+
+
+def run(llm: Engine) -> tuple[tuple[int, ...], Path]:
+    """A short answer in a run that learns; the file it leaves."""
+    with learning(llm, EngineOptions()):
+        return llm.generate(PROMPT, SAMPLING).tokens, learned_path(llm)
+
+
+def test_the_next_run_begins_where_the_last_one_ended(shared: Engine) -> None:
+    first, path = run(shared)
+    assert oct(path.stat().st_mode)[-3:] == "600"
+    with opened() as llm, learning(llm, EngineOptions()):
+        calibration = sibling_of(llm).calibration(SAMPLING)
+        assert 0 < calibration.weight <= REMEMBERED_WEIGHT
+        assert llm._decoder.cost.compute.known
+        assert llm.generate(PROMPT, SAMPLING).tokens == first
+
+
+def test_seconds_are_forgotten_where_the_weights_lie_elsewhere_and_trust_is_not(shared: Engine) -> None:
+    run(shared)
+    with opened() as llm, learning(llm, EngineOptions(link_limit=1e6)):
+        assert sibling_of(llm).calibration(SAMPLING).weight
+        assert not llm._decoder.cost.compute.known
+
+
+def test_a_run_without_a_sweep_leaves_no_file(shared: Engine) -> None:
+    with learning(shared, EngineOptions()):
+        pass
+    assert not learned_path(shared).exists()
+
+
+@pytest.mark.parametrize("damage", ["torn", "foreign", "version", "pair", "nan", "negative", "shape"])
+def test_a_file_that_cannot_be_ours_costs_a_word_and_no_token(
+    damage: str, shared: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    text, path = run(shared)
+    arrays = dict(load(path, set()) or {})
+    row = next(name for name in arrays if name.startswith("drafter/0/"))
+    match damage:
+        case "torn":
+            path.write_bytes(path.read_bytes()[:-40])
+        case "foreign":
+            save(path, {"other": np.zeros(3)})
+        case "version":
+            save(path, arrays | {"version": np.array([0])})
+        case "pair":
+            save(path, arrays | {"pair": np.zeros(8, np.uint8)})
+        case "nan":
+            save(path, arrays | {row: np.full(len(GRID_G) + 2, np.nan)})
+        case "negative":
+            save(path, arrays | {"cost/compute": -np.ones(6)})
+        case "shape":
+            save(path, arrays | {"drafter/trust/counts": np.ones((3, 7)), "drafter/trust/cells": np.ones((3, 8))})
+    with caplog.at_level(logging.WARNING):
+        again, _ = run(shared)
+    assert "left out" in caplog.text
+    assert again == text
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        run(shared)
+    assert not caplog.text, "and was replaced by a good one"
+
+
+def test_a_folder_that_cannot_be_written_costs_a_word(shared: Engine, caplog: pytest.LogCaptureFixture) -> None:
+    folder = learned_path(shared).parent
+    folder.parent.mkdir(parents=True)
+    folder.write_text("in the way")
+    with caplog.at_level(logging.WARNING):
+        assert run(shared)[0]
+    assert "could not be kept" in caplog.text
+
+
+def test_a_remembered_calibration_is_a_start_and_no_verdict() -> None:
+    calibration, generator = Calibration(), np.random.default_rng(0)
+    scores = -np.sort(-generator.normal(0, 3, (4000, 16)), axis=1)
+    for part in np.split(scores, 40):  # a drafter that is right much more often than it is sure
+        calibration.learn(part, (generator.random(100) < 0.15).astype(np.int64), np.ones(100))
+    again = Calibration.unpacked(calibration.pack())
+    assert again.tau == pytest.approx(calibration.tau, rel=0.2)
+    assert again.weight == pytest.approx(REMEMBERED_WEIGHT)
+    for part in np.split(scores[:400], 4):  # and now knows nothing
+        again.learn(part, generator.integers(0, 16, 100), np.ones(100))
+    assert again.tau > 2 * calibration.tau
+
+
+def test_what_is_kept_of_a_trust_is_bounded() -> None:
+    trust = Trust()
+    for one in range(2000):
+        trust.learn((0, one % 6, one), np.array([0.5, 0.1]), 1.0 + one)
+    arrays = trust.pack()
+    assert len(arrays["counts"]) == MOST_CELLS
+    again = Trust()
+    again.unpack(arrays)
+    assert (again.weights((0, 1999 % 6, 1999)) == trust.weights((0, 1999 % 6, 1999))).all()
+
+
+ANYTHING = st.one_of(st.floats(1, 100), st.floats())
+
+
+@given(st.lists(ANYTHING, min_size=6, max_size=6), st.lists(ANYTHING, min_size=2, max_size=2))
+def test_no_numbers_make_a_cost_model_that_fails(sums: list[float], rest: list[float]) -> None:
+    cost = CostModel()
+    try:
+        cost.unpack({"compute": np.array(sums), "draft": np.array(sums[::-1]), "rest": np.array(rest)})
+    except ValueError:
+        return
+    assert cost.best_size(np.full(20, 0.3), 1, 1, 0.01) >= 0
+    assert cost.pays(0.5, 3, np.full(20, 0.3), 1, 1, 0.01) in (True, False)
