@@ -3,9 +3,11 @@
 Every prompt is answered with each fixed budget and with auto, one after the other, so that a slow minute of the machine
 hits all of them. Prints tokens/s, tokens/sweep and the seconds of drafting that somebody waited for; the last line is
 auto against the best fixed budget with a 95 % bootstrap interval over prompts. `--link-limit` makes the toy stream like
-a large model; `--serial` turns off guessing while the weights move.
+a large model; `--serial` turns off guessing while the weights move. `--charge` runs the real models on a clock of its
+own, on which everything costs what it says: the choice of the budget alone, whatever else the machine is doing.
 
     python scripts/measure_budget.py --link-limit 20MB/s --budget 8,32,64,128,256
+    python scripts/measure_budget.py --charge 0.2,0.01,0.0005,0.006,0.0001 --budget 8,32,128,512
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import json
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -23,8 +26,11 @@ from tqdm import tqdm
 
 import specexec
 from cli.quantities import parse_speed_Bps
-from specexec import SamplingParams
+from specexec import SamplingParams, decoder, planner
+from specexec.decoder import StillMeter
+from specexec.drafters import Ask, Guesses
 from specexec.engine import Engine
+from specexec.lm import Rows, Sweep
 
 PROMPTS = Path(__file__).with_name("prompts.jsonl")
 Budget = int | Literal["auto"]
@@ -40,15 +46,57 @@ class Ran:
     seconds: float
 
 
-def answer(llm: Engine, row: dict[str, str | bool], budget: Budget, sampling: SamplingParams) -> Ran:
+@dataclass
+class Charged:
+    """A clock on which a sweep of n rows lasts max(stream, a + b n) seconds, a drafter pass over n nodes c + d n."""
+
+    stream_s: float
+    sweep_s: float
+    row_s: float
+    pass_s: float
+    node_s: float
+    now_s: float = 0.0
+    waited_s: float = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now_s
+
+    def take_over(self, llm: Engine) -> None:
+        """From now on everything that the engine does takes the time it is charged, one thing after the other."""
+        for module in (decoder, planner):
+            setattr(module, "time", self)  # noqa: B010 - a stand-in for a module
+        within = llm._decoder
+        target, drafter = within.target, within.drafter
+        begin: Callable[[list[Rows]], Sweep] = target.begin
+        guess: Callable[[list[Ask], int], list[Guesses]] = drafter.guess
+
+        def charged_begin(parts: list[Rows]) -> Sweep:
+            computing_s = self.sweep_s + self.row_s * sum(len(part.tokens) for part in parts)
+            self.now_s += max(self.stream_s, computing_s)
+            self.waited_s += max(self.stream_s - computing_s, 0.0)
+            return begin(parts)
+
+        def charged_guess(asks: list[Ask], width: int) -> list[Guesses]:
+            self.now_s += self.pass_s + self.node_s * sum(len(ask.nodes) for ask in asks)
+            return guess(asks, width)
+
+        setattr(target, "begin", charged_begin)  # noqa: B010
+        setattr(drafter, "guess", charged_guess)  # noqa: B010
+        within._meter = lambda: StillMeter(wait_s=self.waited_s)
+        within.overlap = False
+
+
+def answer(
+    llm: Engine, row: dict[str, str | bool], budget: Budget, sampling: SamplingParams, now: Callable[[], float]
+) -> Ran:
     """One prompt under one budget."""
     llm.budget = budget
     text = str(row["prompt"])
     prompt: str | list[dict[str, str]] = [{"role": "user", "content": text}] if row["chat"] else text
-    began = time.perf_counter()
+    began = now()
     bursts = list(llm.stream(prompt, sampling))
     tokens = sum(len(burst.tokens) for burst in bursts)
-    return Ran(tokens, len(bursts), sum(burst.draft_s for burst in bursts), time.perf_counter() - began)
+    return Ran(tokens, len(bursts), sum(burst.draft_s for burst in bursts), now() - began)
 
 
 def rate(runs: list[Ran], picks: np.ndarray | None = None) -> np.ndarray:
@@ -63,21 +111,39 @@ def rate(runs: list[Ran], picks: np.ndarray | None = None) -> np.ndarray:
 @click.option("--link-limit", default=None, help="Such as 20MB/s; none = layers resident in RAM.")
 @click.option("--temperature", default=0.0, show_default=True)
 @click.option("--tokens", default=48, show_default=True)
-@click.option("--limit", default=44, show_default=True, help="Prompts to use.")
+@click.option("--limit", default=44, show_default=True, help="Prompts to use, spread over the list.")
 @click.option("--serial", is_flag=True, help="Do not guess while the weights move.")
-def main(budget: str, link_limit: str | None, temperature: float, tokens: int, limit: int, serial: bool) -> None:
+@click.option(
+    "--charge",
+    metavar="STREAM,SWEEP,ROW,PASS,NODE",
+    help="Seconds: streaming; a sweep and each of its rows; a drafter pass and each of its nodes.",
+)
+def main(
+    budget: str,
+    link_limit: str | None,
+    temperature: float,
+    tokens: int,
+    limit: int,
+    serial: bool,
+    charge: str | None,
+) -> None:
     """Compare the automatic budget with fixed ones."""
-    rows = [json.loads(line) for line in PROMPTS.read_text().splitlines()][:limit]
+    rows = [json.loads(line) for line in PROMPTS.read_text().splitlines()]
+    rows = rows[:: max(len(rows) // limit, 1)][:limit]
     budgets: list[Budget] = [*(int(part) for part in budget.split(",")), "auto"]
     runs: dict[Budget, list[Ran]] = defaultdict(list)
     limit_Bps = None if link_limit is None else parse_speed_Bps(link_limit)
+    clock = None if charge is None else Charged(*(float(part) for part in charge.split(",")))
+    now = time.perf_counter if clock is None else clock.perf_counter
     with specexec.load("demo", offload="none" if limit_Bps is None else "disk", link_limit_Bps=limit_Bps) as llm:
         llm._decoder.overlap = False if serial else None
-        answer(llm, rows[0], 32, SamplingParams(max_tokens=8))
+        if clock is not None:
+            clock.take_over(llm)
+        answer(llm, rows[0], 32, SamplingParams(max_tokens=8), now)
         for index, row in enumerate(tqdm(rows)):
             sampling = SamplingParams(temperature=temperature, seed=index, max_tokens=tokens)
             for one in budgets:
-                runs[one].append(answer(llm, row, one, sampling))
+                runs[one].append(answer(llm, row, one, sampling, now))
     click.echo("| budget | tokens/s | tokens/sweep | waited for drafts, s per sweep |\n|---|---|---|---|")
     for one in budgets:
         sweeps = sum(run.sweeps for run in runs[one])
