@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ from cli.interrupts import Interrupts
 from cli.meter import SweepMeter
 from cli.quantities import format_bytes, format_speed
 from cli.screen import Screen
+from cli.thoughts import Run, Thoughts
 from cli.treeview import draw
 
 if TYPE_CHECKING:
@@ -50,10 +51,15 @@ class Answer:
         )
 
 
-def play(engine: Engine, bursts: Iterator[Burst], screen: Screen, *, tree: bool = False) -> Answer:
-    """Print an answer as it comes. Ctrl-C stops it and keeps what there is; SIGTERM too (see Answer.exit_code)."""
-    answer = Answer()
-    meter = SweepMeter(engine)
+def play(
+    engine: Engine, bursts: Iterator[Burst], screen: Screen, meter: SweepMeter, begin: Callable[[], Thoughts], *,
+    tree: bool = False, hide_thoughts: bool = False,
+) -> Answer:  # fmt: skip
+    """Print an answer as it comes. Ctrl-C stops it and keeps what there is; SIGTERM too (see Answer.exit_code).
+
+    `begin` gives what tells thoughts from the answer, once the engine has taken the question.
+    """
+    answer, thoughts = Answer(), Thoughts()
     started_s = time.perf_counter()
 
     def acknowledge() -> None:
@@ -61,19 +67,36 @@ def play(engine: Engine, bursts: Iterator[Burst], screen: Screen, *, tree: bool 
         if not screen.live:
             screen.tell("stopping…")
 
+    def show(runs: Iterable[Run]) -> None:
+        for run in runs:
+            if not (run.thought and hide_thoughts):
+                screen.write(run.text, thought=run.thought)
+
+    as_written = not (screen.paints or hide_thoughts)  # through a pipe: every letter, tags too
     with Interrupts(engine.stop, acknowledge) as interrupts:
         try:
-            with screen.status(meter.line):
+            with screen.status(meter.lines):
                 for burst in bursts:
-                    screen.write(burst.text)
+                    if not answer.tokens:
+                        thoughts = begin()
+                    thought = thoughts.thinking
+                    show([Run(burst.text, False)] if as_written else thoughts.feed(burst.text))
                     answer = answer.after(burst)
-                    meter.next_sweep()
+                    meter.next_sweep(burst)
+                    meter.thinking = thoughts.thinking and hide_thoughts
+                    screen.title(f"● {answer.tokens / (time.perf_counter() - started_s):.1f} tok/s")
+                    if thought and not thoughts.thinking:
+                        screen.end_line()
+                        seconds = time.perf_counter() - started_s
+                        screen.say(f"  thought for {_many(answer.tokens, 'token')}, {seconds:.1f} s")
                     if tree:
                         screen.end_line()
                         screen.say(draw(burst, engine.decode, screen.width, answer.sweeps))
         except KeyboardInterrupt:
             answer = replace(answer, finish_reason="interrupted")
-    screen.end_line()
+        finally:
+            show(thoughts.end())
+            screen.end_line()
     return replace(answer, seconds=time.perf_counter() - started_s, exit_code=interrupts.exit_code)
 
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import click
 from click.core import ParameterSource
 
-from cli.answer import play
 from cli.archive import Archive, Record, sessions_folder
 from cli.converse import converse
 from cli.engine import running_engine
@@ -76,7 +75,7 @@ def chat(
                 if engine.toy:
                     screen.say(TOY_QUESTIONS)
                 return converse(talk, history=not no_history)
-            answer = play(engine, talk.conversation.send(message, sampling), screen, tree=tree)
+            answer = talk.play(talk.conversation.send(message, sampling))
             talk.report(answer)
             return answer.exit_code
         finally:

@@ -47,6 +47,11 @@ class RawConversation:
         """Nothing."""
         return iter(())
 
+    @property
+    def cue(self) -> str:
+        """Plain text has no template that could open a thought."""
+        return ""
+
     def undo(self) -> bool:
         """Forget the last prompt and its completion."""
         undone = bool(self.messages)

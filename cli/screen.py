@@ -1,6 +1,7 @@
-"""Where words go: the answer to stdout, everything else to stderr, and one live line that leaves no trace.
+"""Where words go: the answer to stdout, everything else to stderr, and live lines below them that leave no trace.
 
-Knows terminals, not models.
+Knows terminals, not models. Finished lines of an answer are printed once and never again; its last line, and with
+Markdown its last block, is part of the live region until it is finished.
 """
 
 from __future__ import annotations
@@ -9,38 +10,40 @@ import base64
 import os
 import shutil
 import sys
-import textwrap
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.cells import cell_len
+from cli.foreground import foreground
+from cli.prose import Dimmed, PlainProse, Prose
+from cli.region import Region
+from cli.wrap import fold, wrapped
 
-from cli.wrap import WordWrap
-
-TICK_S = 0.1
+TICK_S = 0.125
 
 _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
-# Index, then up: makes sure that a line exists below the cursor, without moving it.
-_ROOM_BELOW = "\x1bD\x1b[A"
-_BELOW, _BACK = "\x1b7\x1b[B\r\x1b[2K", "\x1b8"
 # A model may write any character; on a terminal its control codes are shown, not obeyed.
 _VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
 
 
 class Screen:
-    """The two streams of one run. Live lines and colours only where a terminal can show them."""
+    """The two streams of one run. Live lines and colours only where a terminal shows them, none if `plain`."""
 
-    def __init__(self, *, quiet: bool = False) -> None:
+    def __init__(self, *, quiet: bool = False, plain: bool = False) -> None:
         self.quiet = quiet
-        capable = os.environ.get("TERM", "") != "dumb"
+        capable = os.environ.get("TERM", "") != "dumb" and not plain
         self.live = sys.stderr.isatty() and capable and not quiet
         self.colour = sys.stderr.isatty() and capable and not os.environ.get("NO_COLOR")
+        self.markdown = True
+        self._every_s = 10.0 if plain else None  # where lines cannot be live, how often a sentence tells how far we are
         self._folds = sys.stderr.isatty()
         self._obeyed = sys.stdout.isatty()  # whether something would obey the control codes of an answer
-        self._wrap = WordWrap() if sys.stdout.isatty() and capable else None
+        self.paints = sys.stdout.isatty() and capable  # whether what is not finished may still change
+        self._region = Region(sys.stdout if self.paints else sys.stderr)
+        self._status: Callable[[], str] | None = None
+        self._prose: Prose | None = None
+        self._thinking = False
         self._line_open = False
-        self._painted = False
         # Re-entrant: a signal may arrive while this very thread is writing.
         self._lock = threading.RLock()
 
@@ -48,22 +51,33 @@ class Screen:
     def width(self) -> int:
         return shutil.get_terminal_size().columns
 
-    def write(self, text: str) -> None:
-        """Print part of an answer, at once."""
+    def write(self, text: str, *, thought: bool = False) -> None:
+        """Print part of an answer, or of the thoughts before it, at once."""
         if not text:
             return
-        self._line_open = not text.endswith("\n")
+        if thought != self._thinking:
+            self.end_line()
+            self._thinking = thought
         if self._obeyed:
             text = text.translate(_VISIBLE)
+        if not self.paints:
+            self._line_open = not text.endswith("\n")
+            self._print(text)
+            return
         with self._lock:
-            self._erase()
-            sys.stdout.write(self._wrap.feed(text, self.width) if self._wrap else text)
-            sys.stdout.flush()
+            self._prose = self._prose or self._new_prose()
+            self._print_lines(self._prose.feed(text, self.width - 1))
+            self._repaint()
 
     def end_line(self) -> None:
         """End the answer's last line unless it has ended."""
-        if self._line_open:
-            self.write("\n")
+        with self._lock:
+            if self._prose is not None:
+                prose, self._prose = self._prose, None
+                self._print_lines(prose.end(self.width - 1))
+            if self._line_open:
+                self._line_open = False
+                self._print("\n")
 
     def say(self, line: str) -> None:
         """Print a remark that -q silences."""
@@ -74,7 +88,7 @@ class Screen:
     def tell(self, line: str) -> None:
         """Print something the user must see."""
         with self._lock:
-            self._erase()
+            self._region.erase()
             print(line, file=sys.stderr, flush=True)
 
     def title(self, text: str) -> None:
@@ -98,73 +112,70 @@ class Screen:
                 sys.stderr.flush()
 
     @contextmanager
-    def status(self, line: Callable[[], str], *, plain_every_s: float | None = None) -> Iterator[None]:
-        """Keep one dim line below the text, refreshed from a timer thread until the block ends.
+    def status(self, lines: Callable[[], str], *, plain_every_s: float | None = None) -> Iterator[None]:
+        """Keep a few dim lines below the text, refreshed from a timer thread until the block ends.
 
-        Where lines cannot be live, one is printed every `plain_every_s` seconds, if that is given.
+        Where lines cannot be live, they are printed every `plain_every_s` seconds, if that is given.
         """
-        if self.quiet or not (self.live or plain_every_s):
+        every_s = TICK_S if self.live else self._every_s or plain_every_s
+        if self.quiet or every_s is None:
             yield
             return
         done = threading.Event()
 
         def refresh() -> None:
-            while not done.wait(TICK_S if self.live else plain_every_s):
+            while not done.wait(every_s):
                 if self.live:
-                    self._paint(line(), done)
+                    self._repaint()
                 else:
-                    self.say(line())
+                    self.say("; ".join(line.strip() for line in lines().splitlines()))
 
-        if self.live:
-            self._paint(line(), done)
+        self._status = lines if self.live else None
+        self._repaint()
         timer = threading.Thread(target=refresh, name="status", daemon=True)
         timer.start()
         try:
-            with _keys_unseen():
+            with foreground(sys.stderr if self.live else None, self._away):
                 yield
         finally:
             done.set()
             timer.join()
             with self._lock:
-                self._erase()
+                self._status = None
+                self._region.erase()
+                self._repaint()
 
-    def _paint(self, line: str, done: threading.Event) -> None:
-        shown = line[: self.width - 1]
+    def _away(self) -> None:
+        """The shell is about to write where our lines are."""
         with self._lock:
-            if done.is_set():
-                return
-            dim, plain = (_DIM, _PLAIN) if self.colour else ("", "")
-            sys.stderr.write(f"{_ROOM_BELOW}{_BELOW}{dim}{shown}{plain}{_BACK}")
-            sys.stderr.flush()
-            self._painted = True
+            self._region.erase()
 
-    def _erase(self) -> None:
-        if self._painted:
-            sys.stderr.write(_BELOW + _BACK)
-            sys.stderr.flush()
-            self._painted = False
+    def _new_prose(self) -> Prose:
+        plain = PlainProse()
+        if self._thinking:
+            return Dimmed(plain, _DIM, _PLAIN) if self.colour else plain
+        if not self.markdown:
+            return plain
+        from cli.markdown import MarkdownProse
 
+        return MarkdownProse(colour=self.colour)
 
-def fold(text: str, width: int) -> str:
-    """Text of one line broken between words, the continuation set in; pictures of several lines stay as they are."""
-    if "\n" in text or cell_len(text) < width:
-        return text
-    return textwrap.fill(text, width - 1, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    def _print_lines(self, lines: list[str]) -> None:
+        if lines:
+            self._print("".join(f"{line}\n" for line in lines))
 
+    def _print(self, text: str) -> None:
+        with self._lock:
+            self._region.erase()
+            sys.stdout.write(text)
+            sys.stdout.flush()
 
-@contextmanager
-def _keys_unseen() -> Iterator[None]:
-    """Keys pressed while the engine works are kept for the next prompt, but do not show up inside the answer."""
-    if sys.platform == "win32" or not sys.stdin.isatty():
-        yield
-        return
-    import termios
-
-    before = termios.tcgetattr(sys.stdin)
-    silent = [*before]
-    silent[3] &= ~termios.ECHO
-    termios.tcsetattr(sys.stdin, termios.TCSANOW, silent)
-    try:
-        yield
-    finally:
-        termios.tcsetattr(sys.stdin, termios.TCSANOW, before)
+    def _repaint(self) -> None:
+        with self._lock:
+            width = self.width - 1
+            lines = self._prose.tail(width) if self._prose is not None else []
+            if self._status is not None:
+                dim, plain = (_DIM, _PLAIN) if self.colour else ("", "")
+                lines += [f"{dim}{wrapped(line, width)[0]}{plain}" for line in self._status().splitlines()]
+            if lines or self._prose is not None:
+                self._region.paint(lines)

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 from cli.answer import Answer, ending, play, stats_line
 from cli.errors import REFUSALS, TERMINATED, explain
+from cli.meter import SweepMeter
 from cli.screen import Screen
+from cli.thoughts import Thoughts
 from specexec.sampling import SamplingParams
 
 if TYPE_CHECKING:
@@ -33,6 +35,8 @@ class Session:
     link_limit_Bps: float | None = None
     stats: bool = True
     tree: bool = False
+    markdown: bool = True
+    hide_thoughts: bool = False
     bell: bool = False
     keeper: Keeper | None = None
     attached: list[str] = field(default_factory=list)
@@ -50,7 +54,8 @@ class Session:
         if not self.conversation.can_proceed:
             self.screen.tell("nothing to go on with: the last answer ended by itself")
         else:
-            self._answer(self.conversation.proceed(self.sampling))
+            so_far = self.conversation.messages[-1]["content"]
+            self._answer(self.conversation.proceed(self.sampling), so_far)
 
     def keep(self) -> None:
         """Put what was said on the disk, if this conversation is kept."""
@@ -78,18 +83,27 @@ class Session:
         if not self._answer(self.conversation.send(text, self.sampling)):
             self.conversation.messages = before
 
-    def _answer(self, bursts: Iterator[Burst]) -> bool:
-        """Play an answer; False if the engine refused the question."""
-        self.screen.title(f"● {self.engine.name}")
+    def play(self, bursts: Iterator[Burst], so_far: str = "") -> Answer:
+        """Print an answer as it comes, going on after `so_far`."""
+        self.screen.markdown = self.markdown and not self.tree  # a block is not to be torn apart by pictures
+        meter = SweepMeter(self.engine, lambda: self.conversation.tokens_used)
+        return play(
+            self.engine, self._kept(bursts), self.screen, meter, lambda: Thoughts(self.conversation.cue, so_far),
+            tree=self.tree, hide_thoughts=self.hide_thoughts,
+        )  # fmt: skip
+
+    def _answer(self, bursts: Iterator[Burst], so_far: str = "") -> bool:
+        """Play an answer and sum it up; False if the engine refused the question."""
+        self.screen.title("●")
         try:
-            answer = play(self.engine, self._kept(bursts), self.screen, tree=self.tree)
+            answer = self.play(bursts)
         except REFUSALS as refusal:
             # The conversation outlives a message that cannot be answered.
             self.screen.end_line()
             self.screen.tell(explain(refusal))
             return False
         finally:
-            self.screen.title(f"✓ {self.engine.name}")
+            self.screen.title("✓")
         self.last = answer
         if self.bell and answer.seconds > BELL_S:
             self.screen.ring()

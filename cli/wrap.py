@@ -1,47 +1,35 @@
-"""Words that arrive in pieces, kept whole at the right edge of a terminal. Text in, text with line breaks out."""
+"""Lines of a terminal's width. Text in, lines out; words stay whole where they can."""
 
 from __future__ import annotations
 
-from rich.cells import cell_len
+import re
+import textwrap
+
+from rich.cells import cell_len, chop_cells
+
+TAB = 8
 
 
-class WordWrap:
-    """Follows the cursor. A word that outgrows its line is taken back and begun again on the next."""
+def wrapped(text: str, width: int) -> list[str]:
+    """One line of text as lines of at most `width` cells. All but the last stay as they are when text is added."""
+    lines, line = list[str](), ""
+    for piece in re.findall(r" +|[^ ]+", text.expandtabs(TAB)):
+        if cell_len(line) + cell_len(piece) <= width:
+            line += piece
+        elif piece[0] == " ":  # the break takes the place of the spaces
+            lines.append(line)
+            line = ""
+        else:
+            if line.strip():
+                lines.append(line.rstrip(" "))
+                line = ""
+            *full, line = chop_cells(line + piece, max(width, 2))
+            lines += full
+    return [*lines, line]
 
-    def __init__(self) -> None:
-        self.column = 0
-        self._word = ""
 
-    def feed(self, text: str, width: int) -> str:
-        """`text` with breaks and, for a word begun by an earlier piece, the codes that move it down."""
-        return "".join(self._place(character, max(width - 1, 1)) for character in text)
-
-    def _place(self, character: str, width: int) -> str:
-        if character == "\n":
-            return self._break("")
-        if character == "\t":
-            return "".join(self._place(" ", width) for _ in range(8 - self.column % 8))
-        cells = cell_len(character)
-        fits = self.column + cells <= width
-        if character == " ":
-            self._word = ""
-            if not fits:
-                return self._break("")
-            self.column += 1
-            return " "
-        moved = "" if fits else self._next_line(width)
-        self._word += character
-        self.column += cells
-        return moved + character
-
-    def _next_line(self, width: int) -> str:
-        begun = cell_len(self._word)
-        if begun == 0 or begun >= self.column:  # nothing to move, or a word wider than the line
-            return self._break("")
-        word = self._word
-        return f"\x1b[{begun}D\x1b[K{self._break(word)}{word}"
-
-    def _break(self, word: str) -> str:
-        self._word = word
-        self.column = cell_len(word)
-        return "\n"
+def fold(text: str, width: int) -> str:
+    """A remark of one line broken between words, the rest set in; pictures of several lines stay as they are."""
+    if "\n" in text or cell_len(text) < width:
+        return text
+    return textwrap.fill(text, width - 1, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)

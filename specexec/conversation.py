@@ -15,6 +15,9 @@ from specexec.transcript import Message, Tokens, Turn, begin
 Prompt: TypeAlias = str | Items[int] | Items[Message]  # raw text, token ids, or messages for the chat template
 
 
+CUE = 8  # tokens; templates end with a role and at most the beginning of a thought
+
+
 class Writer(Protocol):
     """What a dialogue needs of an engine."""
 
@@ -99,6 +102,12 @@ class Conversation:
     def tokens_used(self) -> int:
         """Context taken by the dialogue so far."""
         return len(self._writer.encoding.encode(self._with_system(self.messages))) if self.messages else 0
+
+    @property
+    def cue(self) -> str:
+        """What the last answer went on from: the end of its prompt as the template made it, special tokens too."""
+        last = self._turns[-1].prompt[-CUE:] if self._turns else []
+        return "".join(self._writer.encoding.spell(token) for token in last)
 
     def keep(self) -> Kept:
         """The dialogue as it stands; a copy as far as messages go, the caches themselves."""

@@ -200,6 +200,8 @@ class FakeBatch:
 class FakeConversation:
     """Turns are kept, partial answers too."""
 
+    cue = ""
+
     def __init__(self, engine: FakeEngine, system: str | None) -> None:
         self.system = system
         self.messages: list[dict[str, str]] = []

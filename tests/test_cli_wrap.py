@@ -1,48 +1,61 @@
-"""Streamed words on a terminal: whole at every width, however they were cut into pieces."""
+"""Words on a terminal: whole at every width, however they were cut into pieces; finished lines never change."""
 
 from __future__ import annotations
 
-import re
 import textwrap
 
 import pytest
 from rich.cells import cell_len
 
-from cli.screen import fold
-from cli.wrap import WordWrap
+from cli.prose import PlainProse
+from cli.wrap import fold, wrapped
 
 TEXT = "A small drafter guesses a tree of likely continuations. Überraschung! 木の葉 and more of it\n\nend"
 
 
 def shown(pieces: list[str], width: int) -> list[str]:
-    """The lines a terminal would show: it obeys `n cells back` followed by `erase to the end of the line`."""
-    wrap = WordWrap()
-    screen = "".join(wrap.feed(piece, width) for piece in pieces)
-    while match := re.search(r"\x1b\[(\d+)D\x1b\[K", screen):
-        kept = screen[: match.start()]
-        while cell_len(screen[: match.start()]) - cell_len(kept) < int(match[1]):
-            kept = kept[:-1]
-        screen = kept + screen[match.end() :]
-    return screen.split("\n")
+    prose, finished = PlainProse(), list[str]()
+    for piece in pieces:
+        finished += prose.feed(piece, width)
+    return finished + prose.end(width)
 
 
 @pytest.mark.parametrize("width", [20, 40, 200])
 @pytest.mark.parametrize("size", [1, 3, 7, 1000])
 def test_pieces_of_any_size_wrap_like_the_whole_text(width: int, size: int) -> None:
-    pieces = [TEXT[at : at + size] for at in range(0, len(TEXT), size)]
-    lines = shown(pieces, width)
+    lines = shown([TEXT[at : at + size] for at in range(0, len(TEXT), size)], width)
     assert lines == shown([TEXT], width)
+    assert max(map(cell_len, lines)) <= width
     assert " ".join(" ".join(lines).split()) == " ".join(TEXT.split())
+
+
+def test_what_is_not_finished_is_in_the_tail() -> None:
+    prose = PlainProse()
+    assert prose.feed("one two thr", 7) == ["one two"]
+    assert prose.tail(7) == ["thr"]
+    assert prose.feed("ee\nfour", 7) == ["three"]
+    assert (prose.end(7), prose.end(7)) == (["four"], [])
+
+
+def test_a_terminal_that_was_resized_loses_no_word() -> None:
+    prose = PlainProse()
+    lines = [line for at, word in enumerate(TEXT.split(" ")) for line in prose.feed(f"{word} ", 20 + 7 * (at % 3))]
+    assert " ".join(" ".join(lines + prose.end(30)).split()) == " ".join(TEXT.split())
 
 
 def test_latin_text_wraps_as_the_library_wraps_it() -> None:
     text = TEXT.partition(" Ü")[0]
-    lines = [line.rstrip() for line in shown([text], 31)]
-    assert lines == textwrap.wrap(text, 30)
+    assert wrapped(text, 30) == textwrap.wrap(text, 30)
 
 
 def test_a_word_wider_than_the_line_is_cut() -> None:
-    assert shown(["x" * 25], 11) == ["x" * 10, "x" * 10, "x" * 5]
+    assert wrapped("x" * 25, 10) == ["x" * 10, "x" * 10, "x" * 5]
+    assert wrapped("a 木木木木木木木", 6) == ["a", "木木木", "木木木", "木"]
+
+
+def test_indented_lines_stay_indented() -> None:
+    assert wrapped("    return x", 40) == ["    return x"]
+    assert wrapped("\treturn", 40) == ["        return"]
 
 
 def test_remarks_fold_between_words_and_pictures_do_not() -> None:

@@ -1,0 +1,118 @@
+"""An answer's Markdown on a terminal: the same lines however it arrives, nothing left out, nothing printed changes."""
+
+from __future__ import annotations
+
+import random
+import re
+
+import pytest
+from rich.cells import cell_len
+
+from cli.markdown import MarkdownProse
+
+ANSWER = """\
+# A title with *stress*
+
+Some **bold** words and `code`, a [link](http://a.example/b), <b>tags</b> and ![a picture](p.png).
+A line that stays a line & is so long that it has to be broken somewhere in the middle of it.
+
+- one
+- two
+  - inner
+- three
+
+9. nine
+10. ten
+
+    more of ten
+```python
+def f(x):
+    '''Two
+    lines.'''
+    return x  # why
+
+class A: pass
+```
+| a | b |
+|---|---|
+| 1 | 日本 |
+
+> quoted
+> twice
+
+set with a line
+---------------
+[name]: http://defined.example
+
+1. A step
+   ```sh
+   ls
+   ```
+```
+never closed
+"""
+
+
+def told(answer: str, pieces: list[int], *, width: int = 60, colour: bool = False) -> list[str]:
+    """The finished lines of an answer that came in pieces of these sizes."""
+    prose, lines, at = MarkdownProse(colour=colour), list[str](), 0
+    for size in pieces:
+        lines += prose.feed(answer[at : at + size], width)
+        prose.tail(width)
+        at += size
+    return lines + prose.feed(answer[at:], width) + prose.end(width)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_pieces_of_any_size_come_out_like_the_whole(seed: int) -> None:
+    sizes = random.Random(seed).choices([1, 2, 5, 20, 60], k=200)
+    assert told(ANSWER, sizes) == told(ANSWER, [])
+
+
+def test_nothing_that_was_written_is_left_out() -> None:
+    text = " ".join(told(ANSWER, []))
+    for word in set(re.findall(r"[\w日本]+", ANSWER)) - {"sh"}:  # the language of code inside a list
+        assert word in text, word
+    for odd in ("<b>tags</b>", "http://a.example/b", "p.png", "[name]: http://defined.example", "```python"):
+        assert odd in text
+
+
+def test_finished_lines_are_exactly_these() -> None:
+    assert told("# Hi\nA *b* c\nd\n\n- x\n- y\n\n```py\nx = 1\n```\nend", []) == [
+        "Hi", "", "A b c", "d", "", " • x", " • y", "", "```py", "x = 1", "```", "", "end",
+    ]  # fmt: skip
+
+
+def test_a_block_is_finished_when_the_next_begins_and_code_line_by_line() -> None:
+    prose = MarkdownProse(colour=False)
+    assert prose.feed("A para", 60) == []
+    assert prose.tail(60) == ["A para"]
+    assert prose.feed("graph\nof two lines\n\n", 60) == []
+    assert prose.feed("```\nfirst\nsec", 60) == ["A paragraph", "of two lines", "", "```", "first"]
+    assert prose.tail(60) == ["sec"]
+    assert prose.feed("ond\n```\n", 60) == ["second", "```"]
+    assert prose.tail(60) == []
+    assert prose.feed("- x\n", 60) == []
+    assert prose.end(60) == ["", " • x"]
+
+
+@pytest.mark.parametrize("width", [12, 40, 200])
+def test_lines_fit_the_terminal_and_carry_no_spaces_at_their_end(width: int) -> None:
+    for line in told(ANSWER, [7] * 200, width=width):
+        assert cell_len(line) <= width
+        assert line == line.rstrip()
+
+
+def test_a_resize_in_the_middle_of_code_loses_no_line() -> None:
+    prose, lines = MarkdownProse(colour=False), list[str]()
+    for number, width in enumerate([60, 20, 80] * 5):
+        lines += prose.feed("```\n" if not number else f"line {number} with some more words\n", width)
+    text = " ".join(" ".join(lines + prose.end(40)).split())
+    assert re.findall(r"\d+", text) == [str(number) for number in range(1, 15)]
+
+
+def test_colours_change_no_letter_and_no_colour_means_no_codes() -> None:
+    coloured = told(ANSWER, [5] * 300, colour=True)
+    assert any("\x1b[" in line for line in coloured)
+    assert [re.sub(r"\x1b\[[\d;]*m", "", line) for line in coloured] == told(ANSWER, [5] * 300)
+    assert not any("\x1b" in line for line in told(ANSWER, []))
