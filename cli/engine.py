@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from cli.learned import learning
+from cli.learned import learning, measured
 from cli.options import EngineOptions
 from cli.quantities import format_count
 from cli.recall import recalling
@@ -38,6 +38,7 @@ def open_engine(options: EngineOptions) -> Engine:
         vram_B=options.vram,
         link_limit_Bps=options.link_limit,
         offline=options.offline,
+        measured=measured(options) if options.drafter == "auto" else None,
     )
 
 
@@ -51,12 +52,32 @@ def running_engine(options: EngineOptions, screen: Screen, verbosity: Verbosity)
         for line in introduction(engine):
             screen.say(line)
         yield engine
+        if (loss := losing(engine)) is not None:
+            screen.say(loss)
+
+
+def losing(engine: Engine) -> str | None:
+    """A word if guessing did not pay for itself."""
+    plain = engine.pace.plain_tokens_per_s
+    if engine.toy or plain is None or engine.sources == "none" or engine.budget == 0:
+        return None
+    if engine.pace.tokens_per_s < 0.98 * plain:
+        return (
+            f"guessing made {engine.pace.tokens_per_s:.3g} tokens/s, plain decoding about {plain:.3g} here: "
+            "--drafter none is faster."
+        )
+    if 2 * engine.pace.plain_sweeps > engine.pace.sweeps:
+        return (
+            f"{engine.pace.plain_sweeps} of {engine.pace.sweeps} sweeps carried no guesses: they would not have paid."
+        )
+    return None
 
 
 def introduction(engine: Engine) -> list[str]:
     """Which model will answer, who drafts, and where the weights are."""
+    why = f" (auto: {engine.reason})" if engine.reason else ""
     facts = [
-        f"drafter {engine.drafter_name}",
+        f"drafter {engine.drafter_name}{why}",
         engine.device,
         f"budget {engine.budget}",
         f"context {format_count(engine.context)}",

@@ -1,7 +1,8 @@
 """What decoding taught about a target and its drafter, kept from run to run under the XDG state directory.
 
-One file of at most a few hundred KB for each pair, for its owner alone, written whole or not at all. A file that cannot
-be read, or belongs to another version or pair, costs the first sweeps some of their speed, and says so.
+One file of at most a few hundred KB for each pair, and a small one for each target with the speeds of its drafters; for
+their owner alone, written whole or not at all. A file that cannot be read, or belongs to another version or pair, costs
+the first sweeps some of their speed, and says so.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,14 +28,27 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 VERSION = 1
+ENOUGH = 16  # sweeps that say something about a speed
+MOST_DRAFTERS = 16
+MOST = 1e12  # tokens, or seconds
 
 
 def learned_path(engine: Engine) -> Path:
     """Where this pair's lessons are kept."""
-    from platformdirs import user_state_path
+    return _file(f"{engine.name}--{engine.drafter_name}", _pair(engine))
 
-    name = re.sub(r"[^\w.+-]+", "-", f"{engine.name}--{engine.drafter_name}")[:80]
-    return user_state_path("specexec") / "learned" / f"{name}-{_pair(engine).tobytes().hex()}.safetensors"
+
+def speeds_path(options: EngineOptions) -> Path:
+    """Where the speeds of a target's drafters are kept: those of runs with the same placement options."""
+    same = replace(options, drafter="", budget="auto", planner="", offline=False)
+    return _file(f"speeds-{options.model}", _digest(repr(same)))
+
+
+def measured(options: EngineOptions) -> dict[str, float]:
+    """Tokens per second that drafters, by name, made with this target under these options."""
+    arrays = load(speeds_path(options), set()) or {}
+    whole = {name: row.tolist() for name, row in arrays.items() if row.shape == (2,)}
+    return {name: row[0] / row[1] for name, row in whole.items() if 0 < row[0] < MOST and 0 < row[1] < MOST}
 
 
 @contextmanager
@@ -44,13 +59,23 @@ def learning(engine: Engine, options: EngineOptions) -> Iterator[None]:
     try:
         yield
     finally:
-        lessons = engine.pack()
-        if lessons and engine.progress().sweeps > before:
-            marks = {"version": np.array([VERSION]), "pair": _pair(engine), "place": _place(engine, options)}
+        if engine.progress().sweeps > before:
             try:
-                save(path, lessons | marks)
+                _keep(engine, path, options)
             except OSError as problem:
                 log.warning("what was learned about the drafter could not be kept: %s", problem)
+
+
+def _keep(engine: Engine, path: Path, options: EngineOptions) -> None:
+    marks = {"version": np.array([VERSION]), "pair": _pair(engine), "place": _place(engine, options)}
+    save(path, engine.pack() | marks)
+    if engine.pace.sweeps >= ENOUGH:
+        known = load(speeds_path(options), set()) or {}
+        now = np.array([engine.pace.tokens, engine.pace.seconds])
+        before = known.get(engine.sources, np.zeros(2))
+        row = now + 0.5 * before.astype(np.float64) if before.shape == (2,) else now
+        others = {name: array for name, array in known.items() if name != engine.sources}
+        save(speeds_path(options), dict([*others.items(), (engine.sources, row)][-MOST_DRAFTERS:]))
 
 
 def _take_up(engine: Engine, path: Path, options: EngineOptions) -> None:
@@ -66,6 +91,13 @@ def _take_up(engine: Engine, path: Path, options: EngineOptions) -> None:
         engine.unpack(arrays)
     except ValueError as problem:
         log.warning("%s is damaged and is left out: %s.", path, problem)
+
+
+def _file(name: str, digest: NDArray[np.uint8]) -> Path:
+    from platformdirs import user_state_path
+
+    plain = re.sub(r"[^\w.+-]+", "-", name)[:80]
+    return user_state_path("specexec") / "learned" / f"{plain}-{digest.tobytes().hex()}.safetensors"
 
 
 def _pair(engine: Engine) -> NDArray[np.uint8]:

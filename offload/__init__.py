@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from offload.errors import OffloadError, ReadFailed
+    from offload.formats import is_quantised
     from offload.hardware import free_memory
     from offload.model import ModelStream, load, stream_of
     from offload.names import ModelPair, resolve
-    from offload.placement import Free, Offload, Placement
+    from offload.need import need_of
+    from offload.placement import Free, Offload, Placement, place
     from offload.shards import open_folder
     from offload.standing import standing_layer
     from offload.stream import StreamStats
@@ -26,8 +28,11 @@ __all__ = [
     "ReadFailed",
     "StreamStats",
     "free_memory",
+    "is_quantised",
     "load",
+    "need_of",
     "open_folder",
+    "place",
     "resolve",
     "standing_layer",
     "stream_of",
@@ -43,8 +48,11 @@ _HOMES = {
     "ReadFailed": "errors",
     "StreamStats": "stream",
     "free_memory": "hardware",
+    "is_quantised": "formats",
     "load": "model",
+    "need_of": "need",
     "open_folder": "shards",
+    "place": "placement",
     "resolve": "names",
     "standing_layer": "standing",
     "stream_of": "model",

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,12 +13,15 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PretrainedConf
 import offload as weights
 from specexec.architecture import check_tree_support, longest_text
 from specexec.chain import ChainLM
+from specexec.cost import CostModel
 from specexec.drafters import Drafter
+from specexec.drafters.auto import Auto, candidates, fastest
 from specexec.drafters.choice import Choice, join, parse
 from specexec.drafters.ngram import NgramDrafter
 from specexec.drafters.sibling import SiblingDrafter
 from specexec.drafters.skip import SAMPLE, SHARE, best_layers, preferred, skipping
 from specexec.drafters.substitute import BITS, quantised, substituting
+from specexec.drafters.union import Union
 from specexec.encoding import Encoding, check_vocabularies
 from specexec.engine import Engine, Parts
 from specexec.errors import BadDrafter, ContextLengthExceeded, UnsupportedArchitecture
@@ -28,8 +30,6 @@ from specexec.memory import Memory
 from specexec.planners import planner_of, ranking_of
 from specexec.ranking import Ranking
 from specexec.room import Room
-
-log = logging.getLogger(__name__)
 
 DEFAULT_CONTEXT = 8192
 TOY_BUDGET = 32  # a pass of the toy is all overhead, so no guess would ever pay: it shows the engine instead
@@ -50,20 +50,20 @@ def load(
     vram_B: int | None = None,
     link_limit_Bps: float | None = None,
     offline: bool = False,
+    measured: Mapping[str, float] | None = None,
 ) -> Engine:
     """Find, place and load a target and its drafter.
 
     model: path, alias or hub name. drafter: auto, none, sources joined by + (sibling, substitute, skip, ngram), or a
     path or name in the sibling's place. offload: auto, none, ram or disk.
     budget: guesses per sweep, or auto. planner: best, reference, beam, sequoia. dtype: auto (stored), bf16, f16, f32.
-    ram_B, vram_B: ceilings in bytes. link_limit_Bps throttles the weight stream.
+    ram_B, vram_B: ceilings in bytes. link_limit_Bps throttles the weight stream. measured: tokens per second that
+    drafters, by name, have made with this target here; auto takes the best of those that fit.
     Raises offload's errors for models and memory, UnsupportedArchitecture for targets that cannot verify trees,
     TokenizerMismatch for a drafter that does not fit, ContextLengthExceeded for a ctx beyond the model's.
     """
     choice = parse(drafter)
     pair = weights.resolve(model, choice.pairing, offline=offline)
-    if "sibling" in choice.sources and pair.drafter is None:
-        choice = _without_sibling(choice, model)
     weights.open_folder(pair.target)  # whatever is wrong with the files is said before anything is built
     config = AutoConfig.from_pretrained(pair.target, local_files_only=True, trust_remote_code=False)
     if choice.sources:  # without a drafter there is no tree, and any decoder streams
@@ -74,6 +74,10 @@ def load(
         check_vocabularies(encoding, Encoding.of(pair.drafter), pair.name, pair.drafter)
     where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     given = weights.free_memory(where, ram_B, vram_B)
+
+    choice, reason = _picked(
+        choice, pair, config, given, _Asked(offload, where, DTYPES[dtype], context), measured or {}
+    )
     target = weights.load(
         pair.target,
         offload,
@@ -85,26 +89,31 @@ def load(
         ctx=context,
         extra_B=_drafter_B(choice, pair),
     )
-    draft = None if pair.drafter is None else weights.load(pair.drafter, "none", where, DTYPES[dtype], ctx=context)
+    sibling = pair.drafter if "sibling" in choice.sources else None
+    draft = None if sibling is None else weights.load(sibling, "none", where, DTYPES[dtype], ctx=context)
     if pair.toy and budget == "auto" and link_limit_Bps is None:
         budget = TOY_BUDGET
     lm = _target(target)
     memory = Memory() if "ngram" in choice.sources else None
     draft_lm = None if draft is None else TreeLM(draft)
     kit = _Kit(target, lm, encoding, ranking_of(planner), draft_lm, pair, memory)
+    cost = CostModel()
     return Engine(
         Parts(
             name=pair.name,
             toy=pair.toy,
-            folders={"target": pair.target} | ({} if pair.drafter is None else {"drafter": pair.drafter}),
+            folders={"target": pair.target} | ({} if sibling is None else {"drafter": sibling}),
             encoding=encoding,
             model=target,
             stream=weights.stream_of(target),
             target=lm,
             draft=draft_lm,
-            drafter=join(choice, kit.makers, {}),
+            drafter=_watched(choice, join(choice, kit.makers, {}), cost),
+            sources=choice.name,
+            reason=reason,
             planner=planner_of(planner),
             budget=budget,
+            cost=cost,
             context=context,
             room=_room(given, target, draft),
             memory=memory,
@@ -176,18 +185,56 @@ def _drafter_B(choice: Choice, pair: weights.ModelPair) -> int:
     shares = {"skip": SHARE, "substitute": BITS / 16}
     target_B = sum(file.stat().st_size for file in pair.target.glob("*.safetensors"))
     own_B = sum(int(shares.get(source, 0) * target_B) for source in choice.sources)
-    sibling = [] if pair.drafter is None else list(pair.drafter.glob("*.safetensors"))
-    return own_B + sum(file.stat().st_size for file in sibling)
+    sibling = pair.drafter if "sibling" in choice.sources else None
+    return own_B + (0 if sibling is None else sum(file.stat().st_size for file in sibling.glob("*.safetensors")))
 
 
-def _without_sibling(choice: Choice, model: str) -> Choice:
-    if not choice.auto:
+@dataclass(frozen=True)
+class _Asked:
+    """How the target shall be placed."""
+
+    offload: weights.Offload
+    device: str
+    dtype: torch.dtype | None
+    context: int
+
+
+def _picked(
+    choice: Choice,
+    pair: weights.ModelPair,
+    config: PretrainedConfig,
+    free: weights.Free,
+    asked: _Asked,
+    measured: Mapping[str, float],
+) -> tuple[Choice, str]:
+    """What was asked for, as asked; or of what fits the drafter that `auto` takes, and why."""
+    if "sibling" in choice.sources and pair.drafter is None and not choice.auto:
         raise BadDrafter(
-            f"no drafter is paired with {model!r}, or it is not on this machine yet.",
+            f"no drafter is paired with {pair.name!r}, or it is not on this machine yet.",
             hint="--drafter ngram, or the path or name of a smaller model of the same family.",
         )
-    log.warning("no drafter is paired with %s: guessing from what was written before (--drafter ngram).", model)
-    return choice.without_sibling()
+    if not choice.auto:
+        return choice, ""
+    folder = weights.open_folder(pair.target)
+    item_B = (asked.dtype or getattr(config, "dtype", None) or torch.float32).itemsize
+
+    def slowest(choice: Choice) -> str | None:
+        need = weights.need_of(folder, item_B, asked.context, _drafter_B(choice, pair))
+        try:
+            return weights.place(need, free, asked.offload).offload
+        except weights.OffloadError:
+            return None
+
+    experts = any(getattr(config, name, None) for name in ("num_local_experts", "num_experts", "n_routed_experts"))
+    # A CPU takes longer over a 4-bit copy than over the weights themselves: there it must have been measured first.
+    copies = asked.device != "cpu" or "substitute+ngram" in measured
+    found = candidates(pair.drafter is not None, slowest, copies and not experts and not weights.is_quantised(folder))
+    return fastest(found, pair.drafter is not None, measured)
+
+
+def _watched(choice: Choice, drafter: Drafter, cost: CostModel) -> Drafter:
+    """Under `auto` a model in a union may rest where it is not worth its time."""
+    return Auto(drafter, cost) if choice.auto and isinstance(drafter, Union) else drafter
 
 
 def encoding_of(model: str, *, offline: bool = False) -> Encoding:

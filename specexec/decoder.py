@@ -22,7 +22,7 @@ from specexec.growth import Growth
 from specexec.lm import Rows, Sweep
 from specexec.planner import Planner
 from specexec.sequence import Emitted, Sequence
-from specexec.stats import Burst, Cost
+from specexec.stats import Burst, Cost, Pace
 from specexec.tree import ROOT, TokenTree
 from specexec.walk import Opinion, walk
 
@@ -76,6 +76,7 @@ class Decoder:
         budget: int | Literal["auto"],
         meter: Callable[[], Meter] = StillMeter,
         overlap: bool | None = None,
+        cost: CostModel | None = None,
     ) -> None:
         self.target = target
         self.drafter = drafter
@@ -84,7 +85,8 @@ class Decoder:
         self.live: list[Sequence] = []
         self.sweeps = 0
         self._layers_before = 0
-        self.cost = CostModel()
+        self.cost = cost or CostModel()
+        self.pace = Pace()
         self.overlap = overlap
         self._auto = AutoBudget(self.cost)
         self._meter = meter
@@ -127,10 +129,11 @@ class Decoder:
             self._accept(sequence, tree, hidden_RH)  # the target's own choices
             for sequence, tree, hidden_RH in zip(self.live, trees, hidden, strict=True)
         ]
-        after, swept_s = self._meter(), time.perf_counter() - drafted
+        after, swept_s, rows = self._meter(), time.perf_counter() - drafted, sum(map(len, hidden))
         if self.sweeps > 1:  # the first one warms up the machine
-            self.cost.learn_sweep(sum(map(len, hidden)), swept_s, after.wait_s - before.wait_s)
+            self.cost.learn_sweep(rows, swept_s, after.wait_s - before.wait_s)
         cost = Cost(drafted - began, swept_s, after.bytes_read - before.bytes_read)
+        self.pace.learn(rows, sum(map(len, trees)), [len(one.tokens) for one in emitted], cost)
         steps = [_step(*of, cost) for of in zip(self.live, trees, emitted, strict=True)]
         self.live = [sequence for sequence in self.live if sequence.finish_reason is None]
         return steps

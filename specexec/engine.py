@@ -19,6 +19,7 @@ from specexec.batch import MOST_PARALLEL, Batch
 from specexec.cache import KVCache
 from specexec.chain import ChainLM
 from specexec.conversation import Conversation, Prompt
+from specexec.cost import CostModel
 from specexec.decoder import Decoder, Meter, Step
 from specexec.defaults import filled, stop_tokens
 from specexec.drafters import Drafter
@@ -32,7 +33,7 @@ from specexec.planner import Planner
 from specexec.room import Room
 from specexec.sampling import History, SamplingParams, compared, derived_seed
 from specexec.sequence import Sequence
-from specexec.stats import Burst, Completion, Progress
+from specexec.stats import Burst, Completion, Pace, Progress
 from specexec.tree import Floats
 from specexec.walk import Acceptance
 from specexec.work import Failure, Request, Result
@@ -64,7 +65,8 @@ class Weights(Protocol):
 
 @dataclass(frozen=True)
 class Parts:
-    """What an engine is made of. `folders` says where target and drafter came from."""
+    """What an engine is made of. `folders` says where target and drafter came from, `sources` how --drafter would name
+    who guesses, and `reason` why `auto` took them; it is empty where they were asked for."""
 
     name: str
     toy: bool
@@ -76,7 +78,10 @@ class Parts:
     draft: TreeLM | None
     drafter: Drafter
     planner: Planner
+    sources: str
+    reason: str
     budget: int | Literal["auto"]
+    cost: CostModel
     context: int
     room: Room
     memory: Memory | None
@@ -94,7 +99,9 @@ class Engine:
         self._room = parts.room
         self._model, self._stream = parts.model, parts.stream
         self._target, self._draft = parts.target, parts.draft
-        self._decoder = Decoder(parts.target, parts.drafter, parts.planner, parts.budget, parts.stream.stats)
+        self.sources, self.reason = parts.sources, parts.reason
+        meter, cost = parts.stream.stats, parts.cost
+        self._decoder = Decoder(parts.target, parts.drafter, parts.planner, parts.budget, meter, cost=cost)
         self._bursts: dict[Sequence, deque[Burst]] = {}
         self._stop_tokens = stop_tokens(parts.model.generation_config, parts.encoding.tokenizer.eos_token_id)
 
@@ -103,6 +110,11 @@ class Engine:
     @property
     def drafter_name(self) -> str:
         return self._decoder.drafter.name
+
+    @property
+    def pace(self) -> Pace:
+        """How fast texts were written so far."""
+        return self._decoder.pace
 
     @property
     def device(self) -> str:

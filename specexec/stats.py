@@ -20,6 +20,37 @@ class Cost:
     bytes_read: int = 0
 
 
+@dataclass
+class Pace:
+    """How fast single texts were written; sweeps that carried guesses, and those that carried none."""
+
+    tokens: int = 0
+    sweeps: int = 0
+    seconds: float = 0.0
+    plain_sweeps: int = 0
+    plain_s: float = 0.0
+
+    def learn(self, rows: int, nodes: int, tokens: list[int], cost: Cost) -> None:
+        """A step over `rows` rows, `nodes` of them guesses. With company or a prompt to read it tells nothing."""
+        if len(tokens) != 1 or rows != nodes + 1:
+            return
+        self.tokens += tokens[0]
+        self.sweeps += 1
+        self.seconds += cost.draft_s + cost.sweep_s
+        if not nodes:
+            self.plain_sweeps += 1
+            self.plain_s += cost.sweep_s
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+    @property
+    def plain_tokens_per_s(self) -> float | None:
+        """What plain decoding makes: its sweeps give one token each. None until a few were seen."""
+        return self.plain_sweeps / self.plain_s if self.plain_sweeps >= 4 and self.plain_s else None
+
+
 @dataclass(frozen=True, eq=False)
 class Burst:
     """What one sweep gave one sequence, and what the sweep cost."""

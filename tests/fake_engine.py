@@ -16,7 +16,7 @@ from specexec.conversation import Kept
 from specexec.errors import ContextLengthExceeded, EmptyPrompt
 from specexec.learned import Arrays
 from specexec.sampling import SamplingParams
-from specexec.stats import Burst, Completion, Cost, Progress
+from specexec.stats import Burst, Completion, Cost, Pace, Progress
 from specexec.tree import Floats, TokenTree
 from specexec.work import Failure, Partial, Prompt, Request
 
@@ -32,12 +32,14 @@ class FakeEngine:
     placement = "disk: 5 layers stream, 0.3 MB resident"
     device = "CPU"
     context = 200
+    sources, reason = "sibling+ngram", ""
     models: ClassVar[dict[str, object]] = {}
     folders: ClassVar[dict[str, Path]] = {}
 
     def __init__(self, *, bytes_per_sweep: int = 0, sweep_s: float = 0.0, deaf: bool = False) -> None:
         self.budget: int | str = 64
         self.memory = None
+        self.pace = Pace()
         self.closed = False
         self.asked: list[tuple[object, SamplingParams]] = []
         self._bytes = bytes_per_sweep

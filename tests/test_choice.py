@@ -32,9 +32,8 @@ def test_names_are_read_as_people_mean_them(text: str, choice: Choice, pairing: 
     assert parse(text).pairing == pairing
 
 
-def test_auto_looks_for_a_sibling_and_can_do_without() -> None:
+def test_auto_looks_for_a_sibling() -> None:
     assert parse("auto").pairing == "auto"
-    assert parse("auto").without_sibling().sources == ("ngram",)
 
 
 @pytest.mark.parametrize("text", ["none+ngram", "auto+ngram", "a/b+c/d", "sibling+./small", "ngram+", ""])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import specexec
-from cli.learned import learned_path, learning
+from cli.learned import ENOUGH, learned_path, learning, measured, speeds_path
 from cli.options import EngineOptions
 from cli.recall import load, save
 from specexec import SamplingParams
@@ -22,6 +23,7 @@ from specexec.drafters.sibling import SiblingDrafter
 from specexec.drafters.union import Union
 from specexec.engine import Engine
 from specexec.mixture import MOST_CELLS, Trust
+from specexec.stats import Pace
 
 SAMPLING = SamplingParams(temperature=0.8, seed=3, max_tokens=24)
 PROMPT = "The with statement"
@@ -35,7 +37,7 @@ def shared() -> Iterator[Engine]:
 
 
 def opened() -> Engine:
-    return specexec.load("demo", offload="none", dtype="f32", budget=16)
+    return specexec.load("demo", drafter="sibling+ngram", offload="none", dtype="f32", budget=16)
 
 
 def sibling_of(llm: Engine) -> SiblingDrafter:
@@ -67,6 +69,19 @@ def test_seconds_are_forgotten_where_the_weights_lie_elsewhere_and_trust_is_not(
     with opened() as llm, learning(llm, EngineOptions(link_limit=1e6)):
         assert sibling_of(llm).calibration(SAMPLING).weight
         assert not llm._decoder.cost.compute.known
+
+
+def test_speeds_are_kept_by_drafter_for_the_same_placement(shared: Engine) -> None:
+    options = EngineOptions(drafter="sibling+ngram", offload="none")
+    shared._decoder.pace = Pace()
+    with learning(shared, options):
+        shared.generate(PROMPT, replace(SAMPLING, max_tokens=24))
+        shared.pace.sweeps = ENOUGH
+        made = shared.pace.tokens_per_s
+    assert measured(replace(options, drafter="auto")) == {"sibling+ngram": pytest.approx(made)}
+    assert measured(replace(options, link_limit=1e6)) == {}
+    save(speeds_path(options), {"ngram": np.array([np.nan, 1.0]), "sibling": np.array([3.0])})
+    assert measured(options) == {}
 
 
 def test_a_run_without_a_sweep_leaves_no_file(shared: Engine) -> None:

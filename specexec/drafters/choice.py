@@ -26,13 +26,20 @@ class Choice:
     auto: bool = False
 
     @property
+    def name(self) -> str:
+        """As it is typed."""
+        return (
+            "+".join(self.model if source == "sibling" and self.model else source for source in self.sources) or "none"
+        )
+
+    @property
     def pairing(self) -> str:
         """What offload's `resolve` shall look for: "none", "auto" (the paired sibling), or a name."""
         return "none" if "sibling" not in self.sources else self.model or "auto"
 
-    def without_sibling(self) -> Choice:
-        """What `auto` comes down to where no model drafts: what has been written before."""
-        return Choice(("ngram",), auto=self.auto)
+    def instead(self, *sources: str) -> Choice:
+        """What `auto` takes where it cannot have its first choice."""
+        return Choice(sources, auto=self.auto)
 
 
 def parse(text: str) -> Choice:

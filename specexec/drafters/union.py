@@ -7,6 +7,7 @@ M members or M = N + 1 rows of choices   N nodes   K children
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
 from weakref import WeakKeyDictionary
@@ -61,6 +62,8 @@ class Union:
         self.name = "+".join(member.drafter.name for member in members)
         self.context = max(member.drafter.context for member in members)
         self.trust = Trust()
+        self.resting: frozenset[int] = frozenset()  # members that are not asked for the time being
+        self.drafted_s = np.zeros(len(self.members))  # seconds each member took to answer, for whoever resets it
         self._talks: WeakKeyDictionary[Sequence, _Talk] = WeakKeyDictionary()
 
     def guess(self, asks: list[Ask], width: int) -> list[Guesses]:
@@ -79,7 +82,9 @@ class Union:
             for ask, share in zip(asks, rows, strict=True)
             if share
         ]
+        began = time.perf_counter()
         answers = iter(self.members[index].drafter.guess(own, width) if own else [])
+        self.drafted_s[index] += time.perf_counter() - began
         told: list[Told] = []
         for ask, share in zip(asks, rows, strict=True):
             if share:
@@ -92,6 +97,8 @@ class Union:
     def _share(self, index: int, ask: Ask) -> list[int]:
         """Rows of the nodes for one member: likely enough, not too deep for it, and below nodes that it knows."""
         member, asked = self.members[index], self._talks[ask.sequence].asked[index]
+        if index in self.resting:
+            return []
         room = member.drafter.context - len(ask.sequence.tokens)
         tree, rows = ask.tree, []
         for row, node in enumerate(ask.nodes):
@@ -118,6 +125,20 @@ class Union:
         with np.errstate(divide="ignore"):
             log_probs_NK = np.log(np.take_along_axis(chances_NK, best_NK, axis=1))
         return Guesses(np.maximum(np.take_along_axis(children.tokens_NK, best_NK, axis=1), 0), log_probs_NK)
+
+    def named(self, sequence: Sequence, tree: TokenTree, written: Items[int]) -> Ints:
+        """How many of the tokens written since, from the first on, each member itself had guessed in `tree`, [M]."""
+        talk, node = self._talks.get(sequence), ROOT
+        count_M, alive_M = np.zeros(len(self.members), np.int64), np.ones(len(self.members), bool)
+        for token in written:
+            child = tree.child(node, token)
+            said = talk.said.get(ROOT if node == ROOT else int(tree.ids_N[node])) if talk else None
+            if child is None or said is None:
+                break
+            alive_M &= (said.chances_MK * (said.tokens_K == token)).any(1)
+            count_M += alive_M
+            node = child
+        return count_M
 
     def pack(self) -> dict[str, Floats]:
         """Whom to believe, and what each member knows about itself."""

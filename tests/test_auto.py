@@ -1,0 +1,154 @@
+"""`--drafter auto` takes the fastest of what fits and says why; a model that is not worth its time may rest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import specexec
+from cli.engine import losing
+from offload import ModelPair, resolve
+from specexec.cost import CostModel
+from specexec.decoder import Decoder
+from specexec.drafters import Ask, Drafter, Guesses
+from specexec.drafters.auto import ENOUGH, Auto, candidates, fastest
+from specexec.drafters.choice import Choice
+from specexec.drafters.union import Member, Union
+from specexec.errors import BadDrafter
+from specexec.lm import TreeLM
+from specexec.planner import BestFirst
+from specexec.sampling import SamplingParams
+from specexec.sequence import Sequence
+from specexec.stats import Cost, Pace
+from specexec.tree import Ints, TokenTree
+from tests.fake_engine import FakeEngine
+from tests.tiny import tiny
+from tests.writing import drafters, prompt, sequence_of, write
+
+SIBLING, COPY, ALONE = (Choice((*first, "ngram"), auto=True) for first in (("sibling",), ("substitute",), ()))
+
+
+def test_what_does_not_fit_is_no_candidate() -> None:
+    everything = {SIBLING: "disk", COPY: "disk", ALONE: "disk"}
+    assert candidates(True, everything.get, copies=True) == [SIBLING, COPY, ALONE]
+    assert candidates(False, everything.get, copies=True) == [COPY, ALONE]
+    assert candidates(True, everything.get, copies=False) == [SIBLING, ALONE]
+    assert candidates(True, {COPY: "disk", ALONE: "disk"}.get, copies=True) == [COPY, ALONE]
+    assert candidates(True, lambda _: None, copies=True) == [ALONE]
+    resident = {SIBLING: "none", COPY: "none", ALONE: "none"}
+    assert candidates(True, resident.get, copies=True) == [SIBLING, ALONE]
+
+
+@pytest.mark.parametrize(
+    ("found", "measured", "best", "why"),
+    [
+        ([SIBLING, COPY, ALONE], {}, SIBLING, "the paired model"),
+        ([SIBLING, COPY, ALONE], {"substitute+ngram": 9.0}, SIBLING, "the paired model"),
+        ([SIBLING, COPY, ALONE], {"substitute+ngram": 9.0, "sibling+ngram": 3.0}, COPY, "substitute+ngram 9"),
+        ([SIBLING, COPY, ALONE], {"substitute+ngram": 2.0, "sibling+ngram": 3.0}, SIBLING, "sibling+ngram 3"),
+        ([SIBLING, ALONE], {"substitute+ngram": 9.0, "sibling+ngram": 3.0}, SIBLING, "the paired model"),
+        ([COPY, ALONE], {}, COPY, "a 4-bit copy"),
+        ([ALONE], {"ngram": 1.0}, ALONE, "does not fit beside it"),
+    ],
+)
+def test_the_fastest_is_taken_once_it_is_known(
+    found: list[Choice], measured: dict[str, float], best: Choice, why: str
+) -> None:
+    choice, reason = fastest(found, paired=True, measured=measured)
+    assert choice == best
+    assert why in reason
+
+
+def test_auto_follows_what_was_measured_and_the_memory_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    with specexec.load("demo", offload="none", measured={"sibling+ngram": 2.0, "ngram": 5.0}) as llm:
+        assert llm.sources == "ngram"
+        assert "ngram 5" in llm.reason
+    monkeypatch.setattr("specexec.compose._drafter_B", lambda choice, _: 10**15 * ("sibling" in choice.sources))
+    with specexec.load("demo", offload="none") as llm:
+        assert llm.sources == "ngram"
+        assert "does not fit" in llm.reason
+
+
+def test_an_explicit_choice_is_never_replaced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with specexec.load("demo", drafter="sibling", offload="none", measured={"sibling": 1.0, "ngram": 5.0}) as llm:
+        assert (llm.sources, llm.reason) == ("sibling", "")
+    alone = ModelPair("lonely", resolve("demo", "none").target, None)
+    monkeypatch.setattr("offload.resolve", lambda *_, **__: alone, raising=False)
+    with pytest.raises(BadDrafter, match="no drafter is paired with 'lonely'"):
+        specexec.load("lonely", drafter="sibling")
+    with specexec.load("lonely", offload="none") as llm:
+        assert llm.sources == "ngram"
+        assert "no drafter is paired" in llm.reason
+
+
+class Clock:
+    """Time that passes only when somebody says so."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+class Slow:
+    """A drafter that takes `seconds` for every answer."""
+
+    def __init__(self, drafter: Drafter, clock: Clock, seconds: float) -> None:
+        self.name, self.context = drafter.name, drafter.context
+        self._drafter, self._clock, self._seconds = drafter, clock, seconds
+        self.asked = 0
+
+    def guess(self, asks: list[Ask], width: int) -> list[Guesses]:
+        self.asked += 1
+        self._clock.now += self._seconds
+        return self._drafter.guess(asks, width)
+
+    def observe(self, sequence: Sequence, tree: TokenTree, choices_M: list[int], kept: Ints | None) -> None:
+        self._drafter.observe(sequence, tree, choices_M, kept)
+
+
+@pytest.mark.parametrize(("seconds", "rests"), [(1.0, True), (0.0001, False)])
+def test_a_model_that_takes_longer_than_it_saves_rests(
+    seconds: float, rests: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, cost = Clock(), CostModel()
+    monkeypatch.setattr("specexec.drafters.union.time", clock)
+    for rows in range(1, 40):
+        cost.learn_sweep(rows, 0.1, 0.0)
+    target, some = TreeLM(tiny("llama", tmp_path / "target")), drafters("llama", tmp_path)
+    model = Slow(some["sibling"], clock, seconds)
+    auto = Auto(Union([Member(model), Member(some["confident"])]), cost)
+    sampling = SamplingParams(temperature=0.9, seed=4, max_tokens=90)
+    monkeypatch.setattr("specexec.drafters.auto.REST", 12)
+    (plain,) = write(target, some["none"], [prompt(12)], sampling)
+    decoder, sequence = (
+        Decoder(target, auto, BestFirst(width=4, depth=2), 2, overlap=False),
+        sequence_of(prompt(12), sampling),
+    )
+    decoder.join(sequence)
+    resting: list[bool] = []
+    while decoder.live:
+        before = model.asked
+        decoder.step()
+        resting.append(model.asked == before)
+    assert sequence.answer == plain.answer
+    assert any(resting[ENOUGH : ENOUGH + 10]) == rests
+    if rests:
+        assert 0.2 < sum(resting) / len(resting) < 0.7, "it is tried again"
+        assert not all(resting[ENOUGH + 14 :])
+
+
+def test_it_says_when_guessing_lost() -> None:
+    engine = FakeEngine()
+    engine.toy = False
+    for _ in range(6):
+        engine.pace.learn(1, 0, [1], Cost(sweep_s=0.1))
+        engine.pace.learn(9, 8, [1], Cost(draft_s=0.1, sweep_s=0.2))
+    assert "--drafter none is faster" in str(losing(engine))  # type: ignore[arg-type]  # a fake
+    engine.pace = Pace()
+    for _ in range(6):
+        engine.pace.learn(9, 8, [5], Cost(draft_s=0.1, sweep_s=0.1))
+        engine.pace.learn(1, 0, [1], Cost(sweep_s=0.1))
+    assert losing(engine) is None  # type: ignore[arg-type]  # a fake
