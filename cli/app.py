@@ -26,6 +26,7 @@ COMMANDS = {
     "doctor": "cli.doctor:doctor",
     "bench": "cli.bench:bench",
     "check": "cli.check:check",
+    "eval": "cli.eval:evaluate",
     "models": "cli.models:models",
     "pull": "cli.pull:pull",
     "pack": "cli.pack:pack",

@@ -47,6 +47,7 @@ EXIT_CODES = {
     "port_taken": 9,
     "missing_extra": USAGE,
     "session_not_found": 3,
+    "task_not_found": 3,
     "bad_session": 4,
     "bad_snapshot": 4,
     "bad_config": USAGE,
@@ -83,6 +84,12 @@ class MissingExtra(SpecexecError):
     """This command needs packages that were not installed with the rest."""
 
     code = "missing_extra"
+
+
+class TaskNotFound(SpecexecError):
+    """No task of that name, or not with its data."""
+
+    code = "task_not_found"
 
 
 class SessionNotFound(SpecexecError):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from specexec.errors import SpecexecError
 from specexec.sampling import SamplingParams
 from specexec.stats import Burst, Completion, Progress
-from specexec.work import Failure, Request
+from specexec.work import Continuation, Failure, Likelihood, Request
 
 if TYPE_CHECKING:
     from specexec.batch import Batch
@@ -27,9 +27,11 @@ __all__ = [
     "Batch",
     "Burst",
     "Completion",
+    "Continuation",
     "Conversation",
     "Engine",
     "Failure",
+    "Likelihood",
     "Progress",
     "Request",
     "SamplingParams",

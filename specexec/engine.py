@@ -32,11 +32,12 @@ from specexec.noise import Noise
 from specexec.planner import Planner
 from specexec.room import Room
 from specexec.sampling import History, SamplingParams, compared, derived_seed
+from specexec.scoring import likelihoods
 from specexec.sequence import Sequence
 from specexec.stats import Burst, Completion, Pace, Progress
 from specexec.tree import Floats
 from specexec.walk import Acceptance
-from specexec.work import Failure, Request, Result
+from specexec.work import Continuation, Failure, Likelihood, Request, Result
 
 
 class Placed(Protocol):
@@ -247,6 +248,17 @@ class Engine:
         """
         unpack(self._decoder.drafter, "drafter", arrays)
         unpack(self._decoder.cost, "cost", arrays)
+
+    def likelihoods(self, asked: Items[Continuation]) -> Iterator[tuple[int, Likelihood]]:
+        """How likely the target itself finds each continuation, with its index, as sweeps end; no drafter takes part.
+
+        A sweep carries as many texts as memory holds, and computes what begins alike once.
+        """
+        longest = max((len(one.read) for one in asked), default=0)
+        if longest > self.context:
+            raise ContextLengthExceeded(f"a text has {longest + 1:,} tokens, the context is {self.context:,}.")
+        trees = isinstance(self._target, TreeLM)
+        return likelihoods(self._target, asked, lambda rows: sum(rows) <= self.context or self._room.holds(rows), trees)
 
     def stop(self) -> None:
         """End all running streams after the current layer; what they wrote stays. Safe in a signal handler."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from specexec.cache import GROWTH_ROWS
@@ -21,9 +22,13 @@ class Room:
         """What a text may come to hold at `tokens` tokens: a hair above the truth, never below."""
         return int(self.token_B * (SLACK * tokens + GROWTH_ROWS))
 
+    def holds(self, lengths: Iterable[int]) -> bool:
+        """Whether texts of so many tokens fit side by side."""
+        return sum(map(self.need_B, lengths)) <= self.free_B
+
     def admits(self, lengths: list[int], newcomer: int) -> bool:
         """Whether a text of `newcomer` tokens fits beside those of `lengths`; the first always does.
 
         `load` has promised room for one text of the whole context.
         """
-        return not lengths or sum(map(self.need_B, [*lengths, newcomer])) <= self.free_B
+        return not lengths or self.holds([*lengths, newcomer])

@@ -29,6 +29,17 @@ class Acceptance:
     tokens: tuple[int, ...]
 
 
+def check_finite(best: Tensor) -> None:
+    """Refuse logits whose maxima are not numbers. A damaged weight shows here at the latest; a silent argmax over NaN
+    would be somebody's text."""
+    if not bool(torch.isfinite(best).all()):
+        raise BrokenLogits(
+            "the target's logits are not finite (NaN or infinity).",
+            why="A damaged weight file or a dtype with too small a range does this.",
+            hint="--dtype bf16 or f32, or download the model again.",
+        )
+
+
 class Opinion:
     """What the target thinks at every node of one tree, given its final hidden states [M, H].
 
@@ -62,13 +73,7 @@ class Opinion:
             logits_NV = self._head(self._hidden_MH[start:stop])
             scores_NV = with_noise(logits_NV, self._temperature, self._noise, self._positions[start:stop])
             best = scores_NV.max(-1)
-            # A damaged weight shows here at the latest; a silent argmax over NaN would be somebody's text.
-            if not bool(torch.isfinite(best.values).all()):
-                raise BrokenLogits(
-                    "the target's logits are not finite (NaN or infinity).",
-                    why="A damaged weight file or a dtype with too small a range does this.",
-                    hint="--dtype bf16 or f32, or download the model again.",
-                )
+            check_finite(best.values)
             choices += best.indices.tolist()
         return choices
 

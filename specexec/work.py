@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
+from functools import cached_property
+from math import fsum
 from typing import TypeAlias
 
 from specexec.errors import SpecexecError
@@ -44,3 +46,32 @@ class Partial:
 
 
 Result: TypeAlias = Completion | Failure
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """Tokens whose probability is asked for, after a context of at least one token."""
+
+    context: Items[int]
+    tokens: Items[int]
+
+    @cached_property
+    def read(self) -> list[int]:
+        """What the target has to read: nothing depends on the last token."""
+        return [*self.context, *self.tokens][:-1]
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """`log_probs`: natural logarithm of each token's probability given all before it, whatever the temperature.
+
+    `greedy`: whether every token is the likeliest one, so that T = 0 would have written just this.
+    """
+
+    log_probs: tuple[float, ...]
+    greedy: bool
+
+    @property
+    def total(self) -> float:
+        """The logarithm of the probability of the whole continuation."""
+        return fsum(self.log_probs)
