@@ -26,7 +26,8 @@ class Answer:
     tokens: int = 0
     sweeps: int = 0
     drafted: int = 0
-    accepted: int = 0
+    kept: tuple[int, ...] = ()  # guesses that became text, sweep by sweep
+    draft_s: float = 0.0
     sweep_s: float = 0.0
     bytes_read: int = 0
     seconds: float = 0.0
@@ -35,6 +36,11 @@ class Answer:
     exit_code: int = 0
     last: Burst | None = None
 
+    @property
+    def accepted(self) -> int:
+        """Guesses that became text."""
+        return sum(self.kept)
+
     def after(self, burst: Burst) -> Answer:
         """The sum with one more burst. A sweep that was stopped before it gave a token is not counted as one."""
         return replace(
@@ -42,7 +48,8 @@ class Answer:
             tokens=self.tokens + len(burst.tokens),
             sweeps=self.sweeps + bool(burst.tokens),
             drafted=self.drafted + burst.nodes,
-            accepted=self.accepted + burst.accepted,
+            kept=(*self.kept, burst.accepted) if burst.tokens else self.kept,
+            draft_s=self.draft_s + burst.draft_s,
             sweep_s=self.sweep_s + burst.sweep_s,
             bytes_read=self.bytes_read + burst.bytes_read,
             seed=burst.seed,
@@ -118,6 +125,25 @@ def stats_line(answer: Answer, *, sampled: bool, link_limit_Bps: float | None) -
     if link_limit_Bps is not None:
         facts.append(f"link limited to {format_speed(link_limit_Bps)}")
     return "  " + " · ".join(facts)
+
+
+def long_stats(answer: Answer, placement: str) -> list[str]:
+    """Where the time of an answer went, and how deep its guesses held."""
+    each = max(answer.sweeps, 1)
+    other_s = max(0.0, answer.seconds - answer.sweep_s - answer.draft_s)
+    parts = [("sweep", answer.sweep_s), ("drafting", answer.draft_s), ("other", other_s)]
+    held = [sum(kept > depth for kept in answer.kept) / each for depth in range(max(answer.kept, default=0))]
+    lines = [
+        f"  per sweep  {answer.seconds / each:.3f} s = " + " + ".join(f"{name} {s / each:.3f}" for name, s in parts),
+        f"  tokens     {answer.tokens / each:.1f} per sweep, {answer.accepted} of {answer.drafted} guesses kept",
+        f"  where      {placement}",
+    ]
+    if held:
+        lines.insert(2, "  by depth   " + " ".join(f"{share:.2f}".removeprefix("0") for share in held[:16]))
+    if answer.bytes_read:
+        speed = format_speed(answer.bytes_read / max(answer.sweep_s, 1e-9))
+        lines.append(f"  link       {format_bytes(answer.bytes_read / each)} per sweep at {speed}")
+    return lines
 
 
 def ending(answer: Answer, max_tokens: int) -> str | None:

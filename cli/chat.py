@@ -10,17 +10,20 @@ from click.core import ParameterSource
 
 from cli.archive import Archive, Record, sessions_folder
 from cli.converse import converse
+from cli.display import Display, display_options
 from cli.engine import running_engine
 from cli.keeping import Keeper, stored_name
 from cli.options import TEXT_OR_FILE, EngineOptions, engine_options, model_argument, sampling_options
 from cli.prompts import with_stdin
 from cli.screen import Screen
 from cli.session import Session
+from cli.slash_settings import THINK
 from cli.verbosity import Verbosity, verbosity_options
 from specexec.sampling import SamplingParams
 
 if TYPE_CHECKING:
     from specexec.conversation import Conversation
+    from specexec.engine import Engine
 
 # Questions that the demo answers well; a test checks them against its golden answers.
 TOY_QUESTIONS = "It answers: How does specexec work? · What is a drafter? · What is offloading?"
@@ -30,12 +33,19 @@ TOY_QUESTIONS = "It answers: How does specexec work? · What is a drafter? · Wh
 @model_argument
 @click.option("-p", "--prompt", help="Ask this, print the answer and exit; piped input goes in front.")
 @click.option("-s", "--system", type=TEXT_OR_FILE, help="System prompt, or @FILE.")
-@click.option("--tree", is_flag=True, help="Show the guesses of every sweep.")
 @click.option("-c", "--continue", "resume", is_flag=True, help="Go on with the latest conversation.")
 @click.option("--session", metavar="ID", help="Go on with this one; see specexec sessions list.")
 @click.option("--no-save", is_flag=True, help="Do not keep this conversation.")
-@click.option("--bell", is_flag=True, help="Ring when an answer took longer than 10 s.")
 @click.option("--no-history", is_flag=True, help="Do not remember what is typed.")
+@click.option(
+    "--think",
+    type=click.Choice(["auto", "on", "off"]),
+    default="auto",
+    help="Ask for thoughts before an answer, or for none.",
+)
+@click.option("--bell", is_flag=True, help="Ring when an answer took longer than 10 s.")
+@click.option("--notify-command", metavar="COMMAND", help="Run this when an answer took longer than 10 s.")
+@display_options
 @engine_options
 @sampling_options
 @verbosity_options
@@ -44,12 +54,14 @@ def chat(
     verbosity: Verbosity,
     prompt: str | None,
     system: str | None,
-    tree: bool,
     resume: bool,
     session: str | None,
     no_save: bool,
-    bell: bool,
     no_history: bool,
+    think: str,
+    bell: bool,
+    notify_command: str | None,
+    display: Display,
     engine_options: EngineOptions,
     sampling: SamplingParams,
 ) -> int:
@@ -61,26 +73,36 @@ def chat(
       specexec chat -c                                  go on where you left off
     """
     message = None if prompt is None else with_stdin(prompt)
-    screen = Screen(quiet=verbosity.quiet)
+    screen = Screen(quiet=verbosity.quiet, plain=display.plain)
     record = _record(resume, session)
     if record is not None and not _model_was_named():
         engine_options = replace(engine_options, model=record.model)
-    with running_engine(engine_options, screen, verbosity) as engine:
+    kept = not no_save and (message is None or record is not None)  # a single question is nobody's conversation
+
+    def begin(engine: Engine, options: EngineOptions, before: Session | None) -> Session:
+        engine.encoding.thinking = before.engine.encoding.thinking if before else THINK[think]
         conversation = engine.conversation(system)
-        talk = Session(engine, conversation, screen, sampling, engine_options.link_limit, tree=tree, bell=bell)
-        if not no_save and (message is None or record is not None):  # a single question is nobody's conversation
-            talk.keeper = _keeper(engine_options.model, record, talk, conversation)
+        if before is None:
+            talk = Session(engine, conversation, screen, sampling, options, display, bell, notify_command)
+        else:
+            talk = before.moved(engine, conversation, options)
+        if kept:
+            earlier = before.keeper.record if before and before.keeper else record
+            talk.keeper = _keeper(engine, conversation, options.model, earlier, screen)
+        if before is None and message is None and engine.toy:
+            screen.say(TOY_QUESTIONS)
+        return talk
+
+    if message is None:
+        return converse(engine_options, screen, verbosity, history=not no_history, begin=begin)
+    with running_engine(engine_options, screen, verbosity) as engine:
+        talk = begin(engine, engine_options, None)
         try:
-            if message is None:
-                if engine.toy:
-                    screen.say(TOY_QUESTIONS)
-                return converse(talk, history=not no_history)
             answer = talk.play(talk.conversation.send(message, sampling))
             talk.report(answer)
             return answer.exit_code
         finally:
-            if talk.keeper is not None:
-                talk.keeper.leave()
+            talk.leave()
 
 
 def _record(resume: bool, session: str | None) -> Record | None:
@@ -100,10 +122,11 @@ def _model_was_named() -> bool:
     return any(context.get_parameter_source(name) in typed for name in ("model", "positional_model"))
 
 
-def _keeper(model: str, record: Record | None, talk: Session, conversation: Conversation) -> Keeper:
-    archive = Archive(sessions_folder())
-    kept = record or archive.new(stored_name(model))
-    keeper = Keeper(archive, kept, talk.engine, conversation, talk.screen)
-    if record is not None:
+def _keeper(engine: Engine, conversation: Conversation, model: str, record: Record | None, screen: Screen) -> Keeper:
+    """Keeps this conversation from now on, and takes up what `record` holds."""
+    archive, model = Archive(sessions_folder()), stored_name(model)
+    kept = archive.new(model) if record is None else replace(record, model=model)
+    keeper = Keeper(archive, kept, engine, conversation, screen)
+    if kept.messages:
         keeper.resume()
     return keeper

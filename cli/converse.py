@@ -1,18 +1,57 @@
-"""The loop of every interactive command: read a line, obey it or answer it."""
+"""The loop of every interactive command: read a line, obey it or answer it, load another model when asked to."""
 
 from __future__ import annotations
 
-from cli.errors import TERMINATED
-from cli.lines import open_lines
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from cli.engine import running_engine
+from cli.errors import REFUSALS, TERMINATED, explain
+from cli.lines import Lines, open_lines
+from cli.options import EngineOptions
+from cli.screen import Screen
 from cli.session import Session
 from cli.slash import COMMANDS, obey
+from cli.verbosity import Verbosity
+
+if TYPE_CHECKING:
+    from specexec.engine import Engine
 
 
-def converse(session: Session, *, history: bool) -> int:
-    """Talk until the user leaves; returns the exit code."""
-    lines = open_lines(session.screen, list(COMMANDS), history=history)
-    session.screen.say(lines.hint)
-    while not session.leaving:
+def converse(
+    options: EngineOptions, screen: Screen, verbosity: Verbosity, *, history: bool,
+    begin: Callable[[Engine, EngineOptions, Session | None], Session],
+) -> int:  # fmt: skip
+    """Talk until the user leaves; returns the exit code.
+
+    `begin` makes a session from an engine and, after /model or /drafter, from the session that asked for it.
+    """
+    session: Session | None = None
+    lines: Lines | None = None
+    while True:
+        try:
+            with running_engine(options, screen, verbosity) as engine:
+                session = begin(engine, options, session)
+                if lines is None:
+                    lines = open_lines(screen, COMMANDS, history=history)
+                    screen.say(lines.hint)
+                try:
+                    _talk(session, lines)
+                finally:
+                    session.leave()
+        except REFUSALS as refusal:
+            if session is None or session.options == options:
+                raise
+            screen.tell(explain(refusal))
+            options = session.options
+            continue
+        if session.switch is None:
+            return session.last.exit_code if session.last and session.last.exit_code == TERMINATED else 0
+        options = session.switch
+
+
+def _talk(session: Session, lines: Lines) -> None:
+    while not session.leaving and session.switch is None:
         try:
             line = lines.read()
         except KeyboardInterrupt:
@@ -25,4 +64,3 @@ def converse(session: Session, *, history: bool) -> int:
         elif line.strip():
             session.send(line.removeprefix("/"))
         session.keep()
-    return session.last.exit_code if session.last and session.last.exit_code == TERMINATED else 0

@@ -30,6 +30,20 @@ class Keeper:
         self._saved: tuple[object, ...] = (None, ())
 
     @property
+    def record(self) -> Record:
+        return self._record
+
+    @property
+    def conversation(self) -> Conversation:
+        return self._conversation
+
+    def successor(self, record: Record) -> Keeper:
+        """Takes up another conversation with the same engine."""
+        other = Keeper(self._archive, record, self._engine, self._engine.conversation(), self._screen)
+        other.resume()
+        return other
+
+    @property
     def id(self) -> str:
         return self._record.id
 

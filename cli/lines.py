@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -13,6 +15,21 @@ if TYPE_CHECKING:
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
 PROMPT = "› "
+QUOTES = '"""'
+HINTS = (
+    "/read FILE adds a file", "/tree shows the guesses", "Alt-Enter begins a new line", "/retry answers again",
+    "Ctrl-R searches what you typed", "/stats long tells where the time went", "/edit opens your editor",
+)  # fmt: skip
+
+
+class Command(Protocol):
+    """What may follow a slash command's name."""
+
+    @property
+    def words(self) -> Callable[[], Iterable[str]]: ...
+
+    @property
+    def takes_path(self) -> bool: ...
 
 
 class Lines(Protocol):
@@ -23,10 +40,10 @@ class Lines(Protocol):
     def read(self) -> str | None: ...
 
 
-def open_lines(screen: Screen, words: list[str], *, history: bool) -> Lines:
-    """The best reader this terminal allows; `words` complete after a slash."""
+def open_lines(screen: Screen, commands: Mapping[str, Command], *, history: bool) -> Lines:
+    """The best reader this terminal allows; `commands` complete after a slash."""
     if sys.stdin.isatty() and sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
-        return EditedLines(words, history_path() if history else None)
+        return EditedLines(commands, history_path() if history else None)
     return PlainLines(screen)
 
 
@@ -41,6 +58,20 @@ def history_path() -> Path:
     return path
 
 
+def unfinished(text: str) -> bool:
+    """Whether three quotes have been opened and not closed."""
+    start = text.lstrip()
+    return start.startswith(QUOTES) and QUOTES not in start.removeprefix(QUOTES)
+
+
+def without_quotes(text: str) -> str:
+    """What stands between three quotes at both ends; other text as it is."""
+    bare = text.strip()
+    if len(bare) < 2 * len(QUOTES) or not (bare.startswith(QUOTES) and bare.endswith(QUOTES)):
+        return text
+    return bare.removeprefix(QUOTES).removesuffix(QUOTES).strip("\n")
+
+
 class PlainLines:
     """Standard input, line by line; a prompt only where somebody may be typing."""
 
@@ -50,10 +81,15 @@ class PlainLines:
         self._prompted = sys.stdin.isatty() and not screen.quiet
 
     def read(self) -> str | None:
-        if self._prompted:
-            print(PROMPT, end="", file=sys.stderr, flush=True)
-        line = sys.stdin.readline()
-        return line.rstrip("\n") if line else None
+        text = ""
+        while not text or unfinished(text):
+            if self._prompted:
+                print("  " if text else PROMPT, end="", file=sys.stderr, flush=True)
+            line = sys.stdin.readline()
+            if not line:
+                break
+            text += line
+        return without_quotes(text.rstrip("\n")) if text else None
 
 
 class EditedLines:
@@ -61,13 +97,15 @@ class EditedLines:
 
     hint = "Enter sends · Alt-Enter new line · Ctrl-C stops · Ctrl-D leaves · /help"
 
-    def __init__(self, words: list[str], history: Path | None) -> None:
+    def __init__(self, commands: Mapping[str, Command], history: Path | None) -> None:
         from prompt_toolkit import PromptSession
         from prompt_toolkit.auto_suggest import AutoSuggestFromHistory
-        from prompt_toolkit.completion import WordCompleter
         from prompt_toolkit.history import FileHistory, InMemoryHistory
         from prompt_toolkit.output import create_output
 
+        from cli.completer import SlashCompleter
+
+        self._hints = itertools.cycle(HINTS)
         self._session: PromptSession[str] = PromptSession(
             PROMPT,
             multiline=True,
@@ -75,7 +113,7 @@ class EditedLines:
             key_bindings=_keys(),
             history=FileHistory(history) if history else InMemoryHistory(),
             auto_suggest=AutoSuggestFromHistory(),
-            completer=WordCompleter([f"/{word}" for word in words], sentence=True),
+            completer=SlashCompleter(commands),
             complete_while_typing=False,
             enable_open_in_editor=True,
             output=create_output(stdout=sys.stderr),
@@ -83,7 +121,7 @@ class EditedLines:
 
     def read(self) -> str | None:
         try:
-            return self._session.prompt()
+            return without_quotes(self._session.prompt(placeholder=[("class:auto-suggestion", next(self._hints))]))
         except EOFError:
             return None
 
@@ -95,7 +133,10 @@ def _keys() -> KeyBindings:
 
     @keys.add("enter")
     def send(event: KeyPressEvent) -> None:
-        event.current_buffer.validate_and_handle()
+        if unfinished(event.current_buffer.text):
+            event.current_buffer.insert_text("\n")
+        else:
+            event.current_buffer.validate_and_handle()
 
     @keys.add("escape", "enter")
     def new_line(event: KeyPressEvent) -> None:

@@ -48,6 +48,11 @@ class RawConversation:
         return iter(())
 
     @property
+    def rendered(self) -> str:
+        """The last prompt and its completion."""
+        return "".join(message["content"] for message in self.messages[-2:])
+
+    @property
     def cue(self) -> str:
         """Plain text has no template that could open a thought."""
         return ""
@@ -65,4 +70,4 @@ class RawConversation:
     @property
     def tokens_used(self) -> int:
         """Tokens of the last prompt and its completion."""
-        return len(self.engine.encode("".join(message["content"] for message in self.messages[-2:])))
+        return len(self.engine.encode(self.rendered))

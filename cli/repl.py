@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
 import click
 
 from cli.converse import converse
-from cli.engine import running_engine
+from cli.display import Display, display_options
 from cli.options import EngineOptions, engine_options, model_argument, sampling_options
 from cli.raw import RawConversation
 from cli.screen import Screen
@@ -13,25 +16,32 @@ from cli.session import Session
 from cli.verbosity import Verbosity, verbosity_options
 from specexec.sampling import SamplingParams
 
+if TYPE_CHECKING:
+    from specexec.engine import Engine
+
 
 @click.command()
 @model_argument
-@click.option("--tree", is_flag=True, help="Show the guesses of every sweep.")
 @click.option("--no-history", is_flag=True, help="Do not remember what is typed.")
+@display_options
 @engine_options
 @sampling_options
 @verbosity_options
 @click.pass_obj
 def repl(
-    verbosity: Verbosity, tree: bool, no_history: bool, engine_options: EngineOptions, sampling: SamplingParams
+    verbosity: Verbosity, no_history: bool, display: Display, engine_options: EngineOptions, sampling: SamplingParams
 ) -> int:
     """Let MODEL continue what you type, without a chat template.
 
     \b
       specexec repl --tree
     """
-    screen = Screen(quiet=verbosity.quiet)
-    with running_engine(engine_options, screen, verbosity) as engine:
-        conversation = RawConversation(engine)
-        session = Session(engine, conversation, screen, sampling, engine_options.link_limit, tree=tree)
-        return converse(session, history=not no_history)
+    screen = Screen(quiet=verbosity.quiet, plain=display.plain)
+
+    def begin(engine: Engine, options: EngineOptions, before: Session | None) -> Session:
+        if before is not None:
+            return before.moved(engine, RawConversation(engine), options)
+        # What is continued is not an answer, and rarely Markdown.
+        return Session(engine, RawConversation(engine), screen, sampling, options, replace(display, markdown=False))
+
+    return converse(engine_options, screen, verbosity, history=not no_history, begin=begin)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from cli.answer import Answer, ending, play, stats_line
+from cli.display import Display
 from cli.errors import REFUSALS, TERMINATED, explain
 from cli.meter import SweepMeter
+from cli.options import EngineOptions
 from cli.screen import Screen
 from cli.thoughts import Thoughts
 from specexec.sampling import SamplingParams
 
 if TYPE_CHECKING:
+    from cli.archive import Record
     from cli.keeping import Keeper
     from cli.raw import RawConversation
     from specexec.conversation import Conversation
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
     from specexec.stats import Burst
 
 BELL_S = 10.0  # a shorter answer was waited for
+NOTIFY_S = 5.0
 
 
 @dataclass
@@ -32,16 +37,15 @@ class Session:
     conversation: Conversation | RawConversation
     screen: Screen
     sampling: SamplingParams
-    link_limit_Bps: float | None = None
-    stats: bool = True
-    tree: bool = False
-    markdown: bool = True
-    hide_thoughts: bool = False
+    options: EngineOptions = field(default_factory=EngineOptions)
+    display: Display = field(default_factory=Display)
     bell: bool = False
+    notify_command: str | None = None
     keeper: Keeper | None = None
     attached: list[str] = field(default_factory=list)
     last: Answer | None = None
     leaving: bool = False
+    switch: EngineOptions | None = None  # what to load and go on with
 
     def send(self, text: str) -> None:
         """Answer a message, with the files that were read for it in front."""
@@ -61,6 +65,24 @@ class Session:
         """Put what was said on the disk, if this conversation is kept."""
         if self.keeper is not None:
             self.keeper.save()
+
+    def take_up(self, record: Record) -> None:
+        """Leave this conversation and go on with one that was kept."""
+        assert self.keeper is not None
+        self.keeper.leave()
+        self.keeper = self.keeper.successor(record)
+        self.conversation = self.keeper.conversation
+        self.last = None
+
+    def moved(self, engine: Engine, conversation: Conversation | RawConversation, options: EngineOptions) -> Session:
+        """The same conversation and settings with another engine."""
+        conversation.system, conversation.messages = self.conversation.system, [*self.conversation.messages]
+        return replace(self, engine=engine, conversation=conversation, options=options, switch=None)
+
+    def leave(self) -> None:
+        """Keep everything that makes going on cheap."""
+        if self.keeper is not None:
+            self.keeper.leave()
 
     def retry(self, seed: int | None) -> None:
         """Answer the last message again, with exactly `seed` or one that the engine derives."""
@@ -85,11 +107,13 @@ class Session:
 
     def play(self, bursts: Iterator[Burst], so_far: str = "") -> Answer:
         """Print an answer as it comes, going on after `so_far`."""
-        self.screen.markdown = self.markdown and not self.tree  # a block is not to be torn apart by pictures
+        self.screen.markdown = (
+            self.display.markdown and not self.display.tree
+        )  # a block is not to be torn apart by pictures
         meter = SweepMeter(self.engine, lambda: self.conversation.tokens_used)
         return play(
             self.engine, self._kept(bursts), self.screen, meter, lambda: Thoughts(self.conversation.cue, so_far),
-            tree=self.tree, hide_thoughts=self.hide_thoughts,
+            tree=self.display.tree, hide_thoughts=self.display.hide_thinking,
         )  # fmt: skip
 
     def _answer(self, bursts: Iterator[Burst], so_far: str = "") -> bool:
@@ -105,11 +129,21 @@ class Session:
         finally:
             self.screen.title("✓")
         self.last = answer
-        if self.bell and answer.seconds > BELL_S:
-            self.screen.ring()
+        if answer.seconds > BELL_S:
+            self._call()
         self.report(answer)
         self.leaving = answer.exit_code == TERMINATED
         return True
+
+    def _call(self) -> None:
+        """Tell somebody who may be looking elsewhere that the answer is there."""
+        if self.bell:
+            self.screen.ring()
+        if self.notify_command:
+            try:
+                subprocess.run(self.notify_command, shell=True, check=True, capture_output=True, timeout=NOTIFY_S)
+            except subprocess.SubprocessError as problem:
+                self.screen.tell(f"Note: --notify-command: {problem}")
 
     def _kept(self, bursts: Iterator[Burst]) -> Iterator[Burst]:
         """The same bursts; what they wrote is on the disk a second later, whatever happens to us."""
@@ -124,6 +158,6 @@ class Session:
         """Say how the answer ended and, unless switched off, what it cost."""
         if note := ending(answer, self.sampling.max_tokens):
             self.screen.say(note)
-        if self.stats and answer.tokens:
+        if self.display.stats and answer.tokens:
             sampled = self.sampling.temperature != 0
-            self.screen.say(stats_line(answer, sampled=sampled, link_limit_Bps=self.link_limit_Bps))
+            self.screen.say(stats_line(answer, sampled=sampled, link_limit_Bps=self.options.link_limit))

@@ -38,11 +38,7 @@ def list_sessions(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([_facts(archive, record) for record in records], ensure_ascii=False))
     elif records:
-        rows = [("ID", "SAVED", "MODEL", "MESSAGES", "BEGINS")]
-        rows += [tuple(str(value) for value in _row(archive, record)) for record in records]  # type: ignore[misc]
-        widths = [max(len(row[column]) for row in rows) for column in range(5)]
-        for row in rows:
-            click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        click.echo("\n".join(table(archive, records)))
     for problem in kept:
         if isinstance(problem, BadSession):
             click.echo(f"Note: {problem.what}", err=True)
@@ -89,6 +85,14 @@ def remove(ids: tuple[str, ...]) -> None:
     for record in [archive.load(id) for id in ids]:  # all of them must exist before one is removed
         archive.remove(record.id)
         click.echo(f"removed {record.id}", err=True)
+
+
+def table(archive: Archive, records: list[Record]) -> list[str]:
+    """Conversations as lines for people, below a heading."""
+    rows = [("ID", "SAVED", "MODEL", "MESSAGES", "BEGINS")]
+    rows += [tuple(str(value) for value in _row(archive, record)) for record in records]  # type: ignore[misc]
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def _row(archive: Archive, record: Record) -> tuple[object, ...]:

@@ -63,9 +63,17 @@ class Thoughts:
 
 def answer_in(text: str, cue: str = "") -> str:
     """A whole message without its thoughts."""
+    return "".join(run.text for run in _runs(text, cue) if not run.thought).lstrip("\n")
+
+
+def thoughts_in(text: str, cue: str = "") -> str:
+    """The thoughts alone."""
+    return "".join(run.text for run in _runs(text, cue) if run.thought).strip("\n")
+
+
+def _runs(text: str, cue: str) -> list[Run]:
     thoughts = Thoughts(cue)
-    runs = [*thoughts.feed(text), *thoughts.end()]
-    return "".join(run.text for run in runs if not run.thought).lstrip("\n")
+    return [*thoughts.feed(text), *thoughts.end()]
 
 
 def _before_tag(text: str) -> tuple[str, str]:

@@ -104,6 +104,11 @@ class Conversation:
         return len(self._writer.encoding.encode(self._with_system(self.messages))) if self.messages else 0
 
     @property
+    def rendered(self) -> str:
+        """The dialogue as the model would read it next."""
+        return self._writer.encoding.render(self._with_system(self.messages))
+
+    @property
     def cue(self) -> str:
         """What the last answer went on from: the end of its prompt as the template made it, special tokens too."""
         last = self._turns[-1].prompt[-CUE:] if self._turns else []

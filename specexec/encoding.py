@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Items
 from pathlib import Path
+from typing import Any
 
 from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -14,10 +15,11 @@ from specexec.transcript import Message
 
 
 class Encoding:
-    """One model's tokenizer."""
+    """One model's tokenizer. `thinking` asks for thoughts before an answer or for none, where the template can."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
+        self.thinking: bool | None = None
 
     @staticmethod
     def of(folder: Path) -> Encoding:
@@ -35,11 +37,18 @@ class Encoding:
 
     def render(self, messages: list[Message]) -> str:
         """The text that messages become before it is cut into tokens."""
+        wishes: dict[str, Any] = {} if self.thinking is None else {"enable_thinking": self.thinking}
         try:
-            text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+            text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, **wishes)
         except (TemplateError, ValueError) as problem:
             raise BadMessages(f"the model's chat template refuses these messages: {problem}") from problem
         return str(text)
+
+    @property
+    def template(self) -> str | None:
+        """The chat template as the model brings it."""
+        template = self.tokenizer.chat_template
+        return None if template is None else str(template)
 
     def encode_rest(self, text: str) -> list[int]:
         """Token ids of text that a template has made: it holds its own special tokens, none are added."""

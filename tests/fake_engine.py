@@ -23,6 +23,13 @@ from specexec.work import Failure, Partial, Prompt, Request
 SIZES = (1, 4, 2)  # tokens per sweep, over and over
 
 
+class FakeEncoding:
+    """Knows no template."""
+
+    template = None
+    thinking: bool | None = None
+
+
 class FakeEngine:
     """Answers `hello` with `echo: hello`, `bytes_per_sweep` bytes a sweep."""
 
@@ -41,6 +48,7 @@ class FakeEngine:
         self.memory = None
         self.pace = Pace()
         self.closed = False
+        self.encoding = FakeEncoding()
         self.asked: list[tuple[object, SamplingParams]] = []
         self._bytes = bytes_per_sweep
         self._sweep_s = sweep_s
@@ -203,6 +211,7 @@ class FakeConversation:
     """Turns are kept, partial answers too."""
 
     cue = ""
+    rendered = ""
 
     def __init__(self, engine: FakeEngine, system: str | None) -> None:
         self.system = system

@@ -174,8 +174,8 @@ def test_undo_retry_and_clear(specexec: CommandLine) -> None:
     assert ran.out == "echo: one\necho: one\n"
     assert [sampling.seed for _, sampling in specexec.engine.asked] == [None, 5]
     assert ran.err == (
-        "nothing to undo\nnothing to retry\nstats off\ncontext 12 of 200 tokens\n"
-        "the last exchange is gone\ncontext 0 of 200 tokens\na new conversation\n"
+        "nothing to undo\nnothing to retry\nstats off\ncontext 12 of 200 tokens, 188 left\n"
+        "the last exchange is gone\ncontext 0 of 200 tokens, 200 left\na new conversation\n"
     )
 
 
@@ -229,8 +229,8 @@ def test_one_answer_can_show_its_trees_too(specexec: CommandLine) -> None:
 
 def test_help_names_every_command(specexec: CommandLine) -> None:
     ran = talk(specexec, "/help")
-    assert ran.err.splitlines()[0] == "  /help               this list"
-    assert ran.err.splitlines()[-1] == "  //text              send a line that begins with a slash"
+    assert ran.err.splitlines()[0] == "  /help [COMMAND]                 this list"
+    assert ran.err.splitlines()[-1] == "  //text                          send a line that begins with a slash"
 
 
 def test_show_tells_model_and_settings(specexec: CommandLine) -> None:

@@ -1,0 +1,173 @@
+"""Slash commands beyond the first ones: other models and conversations, thoughts, views, and what completes them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from prompt_toolkit.completion import CompleteEvent
+from prompt_toolkit.document import Document
+
+from cli.completer import SlashCompleter
+from cli.options import EngineOptions
+from cli.slash import COMMANDS
+from offload.errors import NotEnoughRam
+from tests.command_line import CommandLine, Ran
+from tests.fake_engine import FakeEngine
+from tests.test_cli_chat import BANNER
+
+
+@pytest.fixture
+def specexec(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> CommandLine:
+    monkeypatch.chdir(tmp_path)
+    return CommandLine(capsys, monkeypatch, FakeEngine())
+
+
+def talk(specexec: CommandLine, *lines: str, options: tuple[str, ...] = ()) -> Ran:
+    """What is said after the introduction."""
+    ran = specexec("chat", "--no-stats", *options, stdin="".join(f"{line}\n" for line in lines))
+    return Ran(ran.code, ran.out, ran.err.partition("/help\n")[2])
+
+
+def kept(specexec: CommandLine) -> list[dict[str, object]]:
+    return list(json.loads(specexec("sessions", "list", "--json").out))
+
+
+def test_a_conversation_goes_on_with_another_model_and_another_drafter(
+    specexec: CommandLine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[EngineOptions] = []
+
+    def opened(_: CommandLine, options: EngineOptions) -> FakeEngine:
+        asked.append(options)
+        return FakeEngine()
+
+    monkeypatch.setattr(CommandLine, "_open", opened)
+    (tmp_path / "other").mkdir()
+    ran = talk(specexec, "one", "/model ./other", "two", "/drafter none", "three")
+    assert (ran.code, ran.out) == (0, "echo: one\necho: two\necho: three\n")
+    assert [(options.model, options.drafter) for options in asked] == [
+        ("demo", "auto"), ("./other", "auto"), ("./other", "none"),
+    ]  # fmt: skip
+    (one,) = kept(specexec)
+    assert (one["messages"], one["model"]) == (6, str(tmp_path / "other"))
+    assert "2 messages; it is read again with the next message\n" in ran.err
+
+
+def test_a_model_that_is_not_here_is_refused_and_nothing_is_downloaded(specexec: CommandLine) -> None:
+    ran = talk(specexec, "/model dmo", "/model", "/model llama-70b", "one")
+    assert ran.out == "echo: one\n"
+    assert "Error: no model named 'dmo'." in ran.err
+    assert "demo; known names: demo, llama-70b" in ran.err
+    assert "is not in the local cache" in ran.err
+
+
+def test_a_model_that_does_not_load_leaves_the_conversation_with_the_old_one(
+    specexec: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def choosy(_: CommandLine, options: EngineOptions) -> FakeEngine:
+        if options.drafter == "none":
+            raise NotEnoughRam("it needs 9 GiB, 1 GiB is free.")
+        return FakeEngine()
+
+    monkeypatch.setattr(CommandLine, "_open", choosy)
+    ran = talk(specexec, "one", "/drafter none", "two")
+    assert (ran.code, ran.out) == (0, "echo: one\necho: two\n")
+    assert "Error: it needs 9 GiB, 1 GiB is free.\n" in ran.err
+    assert kept(specexec)[0]["messages"] == 4
+
+
+def test_another_conversation_is_taken_up_and_the_first_one_kept(specexec: CommandLine) -> None:
+    talk(specexec, "old")
+    (old,) = kept(specexec)
+    ran = talk(specexec, "new", "/sessions", "/save", f"/load {old['id']}", "more", "/load", "/load nowhere")
+    assert f"{old['id']}  " in ran.err
+    assert "every turn is kept as " in ran.err
+    assert "which conversation? /sessions lists them\nError: there is no conversation 'nowhere'.\n" in ran.err
+    assert [one["messages"] for one in kept(specexec)] == [4, 2]
+    assert "would be lost" in talk(specexec, f"/load {old['id']}", options=("--no-save",)).err
+
+
+def test_a_message_is_written_in_the_editor(specexec: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("click.edit", lambda text, extension: "from the\neditor\n")
+    assert talk(specexec, "/edit").out == "echo: from the\neditor\n"
+    monkeypatch.setattr("click.edit", lambda text, extension: None)
+    assert talk(specexec, "/edit") == Ran(0, "", "empty: nothing was sent to the model\n")
+
+
+def test_help_about_one_command(specexec: CommandLine) -> None:
+    ran = talk(specexec, "/help retry", "/help /undo", "/help undoo")
+    assert ran.err == (
+        "  /retry [SEED]  answer the last message again\n  /undo  forget the last message and its answer\n"
+        "there is no command /undoo: did you mean /undo?\n"
+    )
+
+
+def test_every_view_shows_its_part(specexec: CommandLine) -> None:
+    ran = talk(specexec, "/show model", "/show plan", "/show template", "/show samplign")
+    assert ran.err == (
+        f"{BANNER}disk: 5 layers stream, 0.3 MB resident\nthis model has no chat template\n"
+        "/show knows model, sampling, plan, template, prompt; did you mean sampling?\n"
+    )
+    assert talk(specexec, "/show sampling").err.startswith("  temperature         None\n")
+
+
+def test_long_statistics_say_where_the_time_went(specexec: CommandLine) -> None:
+    ran = talk(specexec, "/stats long", "hello", "/stats long")
+    assert ran.err.startswith("no answer yet\n  per sweep  ")
+    assert " = sweep 0.500 + drafting 0.000 + other 0.000\n" in ran.err
+    assert "  tokens     2.2 per sweep, 6 of 12 guesses kept\n" in ran.err
+    assert "  by depth   .60 .40 .20\n" in ran.err
+    assert "  where      disk: 5 layers stream, 0.3 MB resident\n" in ran.err
+
+
+def test_thoughts_are_asked_for_hidden_and_looked_at(specexec: CommandLine) -> None:
+    ran = talk(
+        specexec, "/think", "/think on", "/think hide", "hi", "/think show", "/think maybe", options=("--no-save",)
+    )
+    assert specexec.engine.encoding.thinking is True
+    assert ran.err == (
+        "no thoughts before the last answer\nthink on, if the model's template knows the difference\n"
+        "thoughts are counted only\nthoughts are shown\n"
+        "/think on, off or auto asks for thoughts; hide or show is about the screen\n"
+    )
+    talk(specexec, "/exit", options=("--think", "off"))
+    assert specexec.engine.encoding.thinking is False
+
+
+def test_three_quotes_hold_several_lines(specexec: CommandLine) -> None:
+    ran = talk(specexec, '"""one', "", 'two"""', '"""three"""', '""" never closed')
+    assert ran.out == 'echo: one\n\ntwo\necho: three\necho: """ never closed\n'
+
+
+def completed(text: str) -> list[str]:
+    completer = SlashCompleter(COMMANDS)
+    return [one.text for one in completer.get_completions(Document(text), CompleteEvent(completion_requested=True))]
+
+
+def test_commands_keys_models_conversations_and_paths_are_completed(specexec: CommandLine, tmp_path: Path) -> None:
+    assert completed("/ed") == ["/edit", "/edit-last"]
+    assert completed("/set top") == ["top_k ", "top_p "]
+    assert "llama-70b" in completed("/model ll")
+    assert completed("/tree o") == ["on", "off"]
+    (tmp_path / "notes.txt").write_text("")
+    assert completed("/read no") == ["tes.txt"]
+    talk(specexec, "hello")
+    assert completed("/load ") == [kept(specexec)[0]["id"]]
+    assert completed("what about /ed") == completed("/nothing x") == completed("/ed\n") == []
+
+
+def test_the_engine_is_closed_before_the_next_one_is_opened(
+    specexec: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engines: list[FakeEngine] = []
+
+    def opened(_: CommandLine, options: EngineOptions) -> FakeEngine:
+        assert all(engine.closed for engine in engines)
+        engines.append(FakeEngine())
+        return engines[-1]
+
+    monkeypatch.setattr(CommandLine, "_open", opened)
+    talk(specexec, "/drafter none", "/drafter auto")
+    assert len(engines) == 3
