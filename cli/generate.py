@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from cli.batch.cluster import running_cluster
+from cli.batch.fitting import fitted
 from cli.batch.formats import Writer
 from cli.batch.inputs import STDIN, read_inputs
 from cli.batch.items import Item, Json
@@ -57,11 +58,13 @@ def generate(
     if not prompts and not inputs:
         raise click.UsageError("Nothing to answer. Name an input, - for standard input, or use -p.")
     _check_apart(inputs, batch.journal)
-    found = read_inputs(prompts, inputs, batch.form, split=batch.split, limit=batch.limit, shard=batch.shard)
-    items = found.items
+    found = read_inputs(
+        prompts, inputs, batch.form, split=batch.split, limit=batch.limit, shard=batch.shard, dedupe=batch.dedupe
+    )
     screen = Screen(quiet=verbosity.quiet)
     if found.skipped:
         screen.say(f"{found.skipped} files of other kinds were left out")
+    items = _fitted(found.items, batch, engine_options, sampling, screen)
     if batch.dry_run:
         return _dry_run(items, batch, engine_options, sampling, screen)
     bad = next((item.problem for item in items if item.problem), None)
@@ -89,6 +92,20 @@ def generate(
     elif code == SOME_FAILED and journal is not None:
         screen.say(f'Errors are in {journal.path} with "error"; answer those again with --retry-failed.')
     return code
+
+
+def _fitted(
+    items: list[Item], batch: BatchOptions, options: EngineOptions, sampling: SamplingParams, screen: Screen
+) -> list[Item]:
+    """The items as they go into the run, too long ones dealt with."""
+    if batch.on_too_long == "error":  # the engine finds them, and each is a record
+        return items
+    target = resolve(options.model, "none", offline=options.offline).target
+    fits = fitted(items, target, options.ctx, sampling, batch.on_too_long)
+    for count, what in ((fits.cut, "cut from the left"), (fits.skipped, "left out")):
+        if count:
+            screen.say(f"prompts longer than the context: {count} {what}")
+    return fits.items
 
 
 def _engine(
@@ -128,7 +145,7 @@ def _plan(items: list[Item], batch: BatchOptions, options: EngineOptions, sampli
     sampling = replace(sampling, seed=_seed(sampling, before))
     target = resolve(options.model, "none", offline=options.offline).target
     revision = fingerprint(target)
-    writer = Writer(batch.format, f"{options.model}@{revision}")
+    writer = Writer(batch.format, f"{options.model}@{revision}", batch.dedupe)
     if output is None:
         return Plan(items, sampling, writer, nullcontext(None), None, {}, 0)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -170,6 +187,8 @@ def _configuration(
         "--template": batch.template,
         "--output-format": batch.format,
         "--stop": list(sampling.stop),
+        **({"--dedupe": True} if batch.dedupe else {}),
+        **({"--on-too-long": batch.on_too_long} if batch.on_too_long != "error" else {}),
         **chosen,
     }
 

@@ -15,7 +15,7 @@ from cli.batch.items import Item
 from cli.batch.lines import Form, item_of_line
 from cli.batch.sinks import Folder
 from specexec.errors import EmptyPrompt
-from specexec.sampling import SamplingParams
+from specexec.sampling import SamplingParams, derived_seed
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +66,8 @@ def test_lines_of_openais_batch_api_are_known_by_their_shape() -> None:
     line = {"custom_id": "r-1", "method": "POST", "url": "/v1/chat/completions", "body": body}
     item = item_of_line(json.dumps(line).encode(), "f:1", Form())
     assert (item.id, item.prompt, item.problem) == ("r-1", body["messages"], None)
-    assert item.sampling(SamplingParams(max_tokens=50), 4) == SamplingParams(max_tokens=9, top_p=0.5, seed=4)
+    wanted = SamplingParams(max_tokens=9, top_p=0.5, seed=derived_seed(4, "r-1"))
+    assert item.sampling(SamplingParams(max_tokens=50, seed=4)) == wanted
     raw = {"custom_id": "r-2", "url": "/v1/completions", "body": {"prompt": "Once"}}
     assert item_of_line(json.dumps(raw).encode(), "f:2", Form()).prompt == "Once"
 
@@ -83,7 +84,7 @@ def test_an_item_may_choose_its_own_sampling() -> None:
     line = {"prompt": "x", "temperature": 0, "max_tokens": 5, "seed": 3, "stop": "END", "top_k": 4.0}
     item = item_of_line(json.dumps(line).encode(), "f:1", Form())
     wanted = SamplingParams(temperature=0.0, max_tokens=5, seed=3, stop=("END",), top_k=4, min_p=0.1)
-    assert item.sampling(SamplingParams(min_p=0.1, temperature=2.0), 99) == wanted
+    assert item.sampling(SamplingParams(min_p=0.1, temperature=2.0, seed=99)) == wanted
 
 
 @pytest.mark.parametrize(
@@ -116,6 +117,18 @@ def test_an_id_may_be_used_once() -> None:
     items = read("in.jsonl")
     assert [item.id for item in items] == ["same", "same#2", "same#3"]
     assert problems(items) == [None, "duplicate_id", "duplicate_id"]
+
+
+def test_items_that_ask_the_same_name_the_first_one_also_across_shards() -> None:
+    wishes: list[dict[str, object]] = [{}, {}, {"temperature": 0.5}, {}, {"temperature": 0.5}]
+    lines = [{"id": f"i{number}", "prompt": "same", **wish} for number, wish in enumerate(wishes)]
+    Path("in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + "nonsense\nnonsense\n")
+    found = read("in.jsonl", dedupe=True)
+    assert [item.duplicate_of for item in found] == [None, "i0", None, "i0", "i2", None, None]
+    assert found[0].sampling(SamplingParams(seed=1)) == found[3].sampling(SamplingParams(seed=1))
+    shard = read("in.jsonl", dedupe=True, shard=Shard(2, 2))
+    assert [item.duplicate_of for item in shard] == ["i0", "i0", None]
+    assert {item.duplicate_of for item in read("in.jsonl")} == {None}
 
 
 JSONS = some.recursive(
@@ -153,7 +166,7 @@ def test_any_bytes_give_one_item_a_line_and_one_record_an_item(
     assert len({item.id for item in items}) == len(items)
     for item in items:
         if item.problem is None:
-            item.sampling(SamplingParams(), 1)
+            item.sampling(SamplingParams())
         record = Writer("jsonl", "m").failed(item, item.problem or EmptyPrompt("x"))
         done = done_of(line_of(record))
         assert done is not None

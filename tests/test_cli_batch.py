@@ -188,6 +188,50 @@ def test_one_bad_line_in_a_hundred_costs_ten_records_of_a_thousand(specexec: Com
     assert (len(records()), len(errors)) == (1000, 10)
 
 
+def test_the_same_question_is_answered_once_and_recorded_for_everybody(
+    specexec: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("in.txt").write_text("one\ntwo, which is long\none\n" + "x" * 250 + "\none\n" + "x" * 250)
+    run = (*RUN, "--seed", "5", "--dedupe")
+    assert specexec(*run).code == 8
+    assert [prompt[0]["content"] for prompt, _ in specexec.engine.asked] == ["one", "two, which is long", "x" * 250]  # type: ignore[index]
+    whole, found = essence(), records()
+    assert {name: record["duplicate_of"] for name, record in found.items()} == {
+        "in.txt:1": None, "in.txt:2": None, "in.txt:3": "in.txt:1", "in.txt:4": None, "in.txt:5": "in.txt:1",
+        "in.txt:6": "in.txt:4",
+    }  # fmt: skip
+    assert {found[name]["text"] for name in ("in.txt:1", "in.txt:3", "in.txt:5")} == {"echo: one"}
+    assert len({found[name]["seed"] for name in ("in.txt:1", "in.txt:3", "in.txt:5")}) == 1
+    assert [found[name]["sweeps"] for name in ("in.txt:1", "in.txt:3", "in.txt:5")] == [5, 0, 0]
+    # A crash between an answer and its copies: what is computed again is the same.
+    lines = Path("out.jsonl").read_text().splitlines(keepends=True)
+    Path("out.jsonl").write_text(
+        "".join(line for line in lines if '"in.txt:3"' not in line and '"in.txt:5"' not in line)
+    )
+    assert specexec(*run, "--resume").code == 8
+    assert essence() == whole
+    assert specexec(*RUN, "--seed", "5", "--resume").code == 9, "without it other seeds would belong to the copies"
+
+
+def test_prompts_that_are_too_long_can_be_cut_or_left_out(specexec: CommandLine) -> None:
+    Path("in.txt").write_text("short\n" + "a word " * 40 + "and this is the end.")
+    specexec.engine.context = 64
+    run = (*RUN, "--ctx", "64", "-n", "16")
+    assert specexec(*run).code == 8
+    assert specexec(*run, "--resume", "--on-too-long", "left").code == 9
+    ran = specexec(*run, "--overwrite", "--on-too-long", "skip")
+    assert (ran.code, set(records())) == (0, {"in.txt:1"})
+    assert "prompts longer than the context: 1 left out\n" in ran.err
+    ran = specexec(*run, "--overwrite", "--on-too-long", "left", "--dry-run")
+    assert (ran.code, "2 items, 0 bad, 0 too long" in ran.out) == (0, True)
+    specexec.engine.asked.clear()
+    specexec(*run, "--overwrite", "--on-too-long", "left")
+    asked = [str(prompt[0]["content"]) for prompt, _ in specexec.engine.asked]  # type: ignore[index]
+    assert asked[0] == "short"
+    assert asked[1].endswith("and this is the end.")
+    assert len(asked[1]) < 280
+
+
 @pytest.mark.parametrize(
     "contradiction",
     [("-o", "x", "--output-dir", "y"), ("--resume",), ("-o", "x", "--resume", "--overwrite"), ("--shard", "3/2"),

@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from cli.batch.eta import spelled
+from cli.batch.fitting import context_of
 from cli.batch.items import Item
 from cli.quantities import format_bytes, format_count
 from cli.screen import Screen
@@ -27,6 +28,7 @@ class Lengths:
     tokens: list[int]
     too_long: list[tuple[str, int]]
     bad: list[tuple[str, str]]
+    copies: int = 0
 
     def histogram(self) -> list[tuple[str, int]]:
         """How many prompts have how many tokens."""
@@ -45,15 +47,10 @@ def dry_run(
     link_Bps: float | None,
 ) -> tuple[Lengths, list[str]]:
     """Lengths of all prompts and the lines that describe the run."""
-    from transformers import AutoConfig
-
-    from specexec.architecture import longest_text
     from specexec.encoding import Encoding
 
-    encoding = Encoding.of(target)
-    longest = longest_text(AutoConfig.from_pretrained(target, local_files_only=True))
-    context = min(ctx or 8192, longest)
-    lengths = Lengths([], [], [])
+    encoding, context = Encoding.of(target), context_of(target, ctx)
+    lengths = Lengths([], [], [], sum(item.duplicate_of is not None for item in items))
     for item in items:
         try:
             if item.problem is not None:
@@ -77,6 +74,7 @@ def show(lengths: Lengths, lines: list[str], screen: Screen, *, as_json: bool) -
             "histogram": dict(lengths.histogram()),
             "too_long": [name for name, _ in lengths.too_long],
             "bad": [name for name, _ in lengths.bad],
+            "copies": lengths.copies,
         }
         lines = [json.dumps(report, ensure_ascii=False)]
     for line in lines:
@@ -85,7 +83,9 @@ def show(lengths: Lengths, lines: list[str], screen: Screen, *, as_json: bool) -
 
 def _described(lengths: Lengths, context: int, speed: list[str]) -> list[str]:
     tokens = sorted(lengths.tokens)
-    lines = [f"{len(tokens) + len(lengths.bad)} items, {len(lengths.bad)} bad, {len(lengths.too_long)} too long"]
+    copies = f", {lengths.copies} copies of others" if lengths.copies else ""
+    counts = f"{len(lengths.bad)} bad, {len(lengths.too_long)} too long{copies}"
+    lines = [f"{len(tokens) + len(lengths.bad)} items, {counts}"]
     if tokens:
         middle = tokens[len(tokens) // 2]
         lines.append(f"prompt tokens: {format_count(sum(tokens))} in all, median {middle}, longest {tokens[-1]}")
@@ -100,8 +100,8 @@ def _speed(
     lengths: Lengths, target: Path, sampling: SamplingParams, parallel: int, link_Bps: float | None
 ) -> list[str]:
     """The time if weights stream and the wire is what limits; an assumption says that it is one."""
-    count = len(lengths.tokens) - len(lengths.too_long)
-    if not count:
+    count = len(lengths.tokens) - len(lengths.too_long) - lengths.copies
+    if count <= 0:
         return []
     sweep_B = sum(file.stat().st_size for file in target.glob("*.safetensors"))
     sweep_s = sweep_B / (link_Bps or ASSUMED_BPS)

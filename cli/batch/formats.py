@@ -24,10 +24,14 @@ _COSTS = ("sweeps", "tokens_per_sweep", "bytes_read", "seconds")
 
 @dataclass(frozen=True)
 class Writer:
-    """Turns results into records. `model` is the name and revision that every record carries."""
+    """Turns results into records. `model` is the name and revision that every record carries.
+
+    With `dedupe` every record also says whose copy it is.
+    """
 
     format: Format
     model: str
+    dedupe: bool = False
 
     def finished(self, item: Item, answer: Completion) -> Record:
         """The record of an answer."""
@@ -61,12 +65,15 @@ class Writer:
         return self._record(item, empty, {**reason, "hint": error.hint})
 
     def _record(self, item: Item, body: Record, error: Record | None) -> Record:
-        about = {"id": item.id, "index": item.index, "prompt_sha": item.prompt_sha}
-        return {**about, **body, "model": self.model, "error": error}
+        return {"id": item.id, **self._about(item), **body, "model": self.model, "error": error}
 
     def _openai(self, item: Item, response: Record | None, error: Record | None, own: Record) -> Record:
-        about = {"index": item.index, "prompt_sha": item.prompt_sha, **own}
+        about = {**self._about(item), **own}
         return {"id": item.id, "custom_id": item.id, "response": response, "error": error, "specexec": about}
+
+    def _about(self, item: Item) -> Record:
+        about: Record = {"index": item.index, "prompt_sha": item.prompt_sha}
+        return {**about, "duplicate_of": item.duplicate_of} if self.dedupe else about
 
 
 @dataclass(frozen=True)

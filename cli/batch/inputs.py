@@ -48,12 +48,17 @@ def read_inputs(
     split: Split = "file",
     limit: int | None = None,
     shard: Shard = Shard(),
+    dedupe: bool = False,
 ) -> Inputs:
-    """The items of this run. Ids are unique: an item that repeats one carries that as its problem."""
+    """The items of this run. Ids are unique: an item that repeats one carries that as its problem.
+
+    With `dedupe` an item that asks the same as an earlier one says so, whichever shard the earlier one is in.
+    """
     files = [Path(path) for path in paths]
     left = [file for folder in files if folder.is_dir() for file in _files(folder) if file.suffix not in KNOWN]
     found = _unique(_all(prompts, paths, form, split))
     numbered = [replace(item, index=index) for index, item in enumerate(found)][:limit]
+    numbered = list(_deduped(numbered)) if dedupe else numbered
     return Inputs(numbered[shard.part - 1 :: shard.of], len(left))
 
 
@@ -131,3 +136,11 @@ def _unique(items: Iterable[Item]) -> Iterator[Item]:
         name = f"{item.id}#{number}"
         taken.add(name)
         yield Item(name, problem=item.problem or DuplicateId(f"{item.id}: this id was used before in the input."))
+
+
+def _deduped(items: Iterable[Item]) -> Iterator[Item]:
+    """The same items; those that ask for what another one has asked for name it."""
+    first: dict[str, str] = {}
+    for item in items:
+        original = item.id if item.problem else first.setdefault(item.prompt_sha, item.id)
+        yield item if original == item.id else replace(item, duplicate_of=original)

@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from cli.errors import BadJsonl
 from specexec.errors import SpecexecError
-from specexec.sampling import SamplingParams
+from specexec.sampling import SamplingParams, derived_seed
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 Prompt: TypeAlias = str | list[dict[str, str]]
@@ -22,13 +22,17 @@ OVERRIDES = (*WHOLE, *REAL, "stop", "ignore_eos")
 
 @dataclass(frozen=True)
 class Item:
-    """One prompt to answer, or the reason why it cannot be. `wishes` replace the run's own sampling."""
+    """One prompt to answer, or the reason why it cannot be. `wishes` replace the run's own sampling.
+
+    `duplicate_of` is the id of the first item that asks the very same, if one answer shall serve both.
+    """
 
     id: str
     prompt: Prompt = ""
     wishes: Mapping[str, object] = field(default_factory=dict)
     problem: SpecexecError | None = None
     index: int = 0
+    duplicate_of: str | None = None
 
     @property
     def prompt_sha(self) -> str:
@@ -36,9 +40,13 @@ class Item:
         asked = json.dumps([self.prompt, dict(sorted(self.wishes.items()))], ensure_ascii=True)
         return hashlib.sha256(asked.encode()).hexdigest()[:16]
 
-    def sampling(self, run: SamplingParams, derived_seed: int) -> SamplingParams:
-        """How to answer: the run's choice, the item's own seed, and on top what the item wishes."""
-        return replace(run, **{"seed": derived_seed, **self.wishes})  # type: ignore[arg-type]  # wishes_of has checked
+    def sampling(self, run: SamplingParams) -> SamplingParams:
+        """How to answer: the run's choice, a seed of the item's own, and on top what the item wishes.
+
+        The seed belongs to the item, so that its text depends on no other item and no order.
+        """
+        seed = derived_seed(run.seed or 0, self.duplicate_of or self.id)
+        return replace(run, **{"seed": seed, **self.wishes})  # type: ignore[arg-type]  # wishes_of has checked
 
 
 def wishes_of(record: Mapping[str, Json], place: str) -> dict[str, object]:

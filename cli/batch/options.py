@@ -11,6 +11,7 @@ from typing import Literal, TypeAlias, TypeVar
 
 import click
 
+from cli.batch.fitting import TooLong
 from cli.batch.formats import Format
 from cli.batch.inputs import Shard, Split
 from cli.batch.lines import Form
@@ -66,6 +67,8 @@ class BatchOptions:
     chat: bool
     limit: int | None
     shard: Shard
+    dedupe: bool
+    on_too_long: TooLong
     parallel: Parallel
     engine: Literal["local", "ray"]
     ray_address: str | None
@@ -128,6 +131,9 @@ _OPTIONS = (
     click.option("--chat/--raw", default=True, help="Apply the chat template, or continue the prompt as it is."),
     click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N items."),
     click.option("--shard", type=ShardType(), default="1/1", help="Only every N-th item, from the K-th on."),
+    click.option("--dedupe", is_flag=True, help="Answer prompts that are the same in every respect only once."),
+    click.option("--on-too-long", type=click.Choice(["error", "left", "skip"]), default="error",
+                 help="Prompts that the context cannot hold: an error each, cut from the left, or left out."),
     click.option("--parallel", type=ParallelType(), default="auto", help="Answers that share a sweep, at most."),
     click.option("--engine", type=click.Choice(["local", "ray"]), default="local",
                  help="Here, or over a Ray cluster: one engine for each GPU or machine."),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from cli.batch.eta import Forecast, spelled
@@ -16,7 +16,7 @@ from cli.interrupts import Interrupts
 from cli.quantities import format_speed
 from cli.screen import Screen
 from specexec.errors import SpecexecError
-from specexec.sampling import SamplingParams, derived_seed
+from specexec.sampling import SamplingParams
 from specexec.work import Failure, Request, Result
 
 if TYPE_CHECKING:
@@ -45,6 +45,8 @@ class Run:
         self.done = self.failed = self.tokens = self.sweeps = self.growing = 0
         self.unfinished: dict[str, tuple[str, tuple[int, ...]]] = {}
         self._items: dict[int, Item] = {}
+        self._to_write = 0
+        self._copies: dict[int, list[Item]] = {}  # of the items that are answered: who gets the same answer
         self._forecast = Forecast(self.sampling.max_tokens)
         self._carried = sum(map(len, self.begun.values()))
         self._started_s = time.perf_counter()
@@ -54,11 +56,13 @@ class Run:
         """Answer all items and return the exit code. Ctrl-C ends after the current layer and loses nothing."""
         self.total += len(items)
         self._items = {item.index: item for item in items}
+        self._copies = _copies(items)
+        self._to_write = len(self._copies)
         self.unfinished = {item.id: (item.prompt_sha, self.begun[item.id]) for item in items if item.id in self.begun}
         for item in items:
             if item.problem is not None:
                 self._fail(item, item.problem)
-        batch = self.engine.batch(self._requests(items), self.parallel)
+        batch = self.engine.batch(self._requests(), self.parallel)
         with Interrupts(self.engine.stop, lambda: self.screen.tell("stopping…")) as interrupts:
             try:
                 with self.screen.status(self.progress, plain_every_s=REPORT_EVERY_S):
@@ -73,12 +77,10 @@ class Run:
                     self.partial.save(self.unfinished)
         return interrupts.exit_code or (SOME_FAILED if self.failed + self.missed else 0)
 
-    def _requests(self, items: list[Item]) -> Iterator[Request]:
-        for item in items:
-            if item.problem is None:
-                # The seed belongs to the item, so that its text depends on no other item and no order.
-                sampling = item.sampling(self.sampling, derived_seed(self.sampling.seed or 0, item.id))
-                yield Request(item.index, item.prompt, sampling, self.begun.get(item.id, ()))
+    def _requests(self) -> Iterator[Request]:
+        for index in self._copies:
+            item = self._items[index]
+            yield Request(index, item.prompt, item.sampling(self.sampling), self.begun.get(item.id, ()))
 
     def _sweep(self, batch: Sweeps) -> None:
         for result in batch.sweep():
@@ -98,7 +100,9 @@ class Run:
     def _take(self, result: Result) -> None:
         item = self._items[result.index]
         if isinstance(result, Failure):
-            self._fail(item, result.error)
+            self._to_write -= 1
+            for one in [item, *self._copies[item.index]]:
+                self._fail(one, result.error)
             return
         if result.finish_reason == "interrupted":
             if result.tokens:
@@ -107,8 +111,11 @@ class Run:
                     self.sink.finished(item, result)
         else:
             self.sink.finished(item, result)
+            for copy in self._copies[item.index]:
+                self.sink.finished(copy, replace(result, sweeps=0, bytes_read=0, seconds=0.0))
             self.unfinished.pop(item.id, None)
-            self.done += 1
+            self._to_write -= 1
+            self.done += 1 + len(self._copies[item.index])
             self._forecast.learn(len(result.tokens))
         self.tokens += len(result.tokens)
 
@@ -129,7 +136,7 @@ class Run:
         ended = self.earlier + self.missed + self.done + self.failed
         facts = f"layer {now.layer}/{now.layers} · {self._speed(spent_s)}{self._wire(now.bytes_read, spent_s)}"
         rate = self._new_tokens / max(spent_s, 1e-9)
-        left = self._forecast.left_s(self.total - ended, self.growing, rate)
+        left = self._forecast.left_s(self._to_write, self.growing, rate)
         facts += f" · ETA {spelled(left)}" if left and self.total > ended else ""
         bar = "{percentage:3.0f}% |{bar:10}| {n_fmt}/{total_fmt} items · " + facts
         return tqdm.format_meter(ended, self.total, spent_s, bar_format=bar)
@@ -156,3 +163,14 @@ class Run:
     def _wire(self, read_B: int, spent_s: float) -> str:
         moved_B = read_B - self._read_B
         return f" · {format_speed(moved_B / spent_s)}" if moved_B > 0 else ""
+
+
+def _copies(items: list[Item]) -> dict[int, list[Item]]:
+    """By the index of each item that has to be answered, the others that its answer serves."""
+    leaders: dict[str, int] = {}
+    copies: dict[int, list[Item]] = {}
+    for item in items:
+        if item.problem is None:
+            leader = leaders.setdefault(item.duplicate_of or item.id, item.index)
+            copies.setdefault(leader, []).extend([item] if leader != item.index else [])
+    return copies
