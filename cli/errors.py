@@ -20,6 +20,7 @@ EXIT_CODES = {
     "internal": INTERNAL,
     "broken_logits": 4,
     "bad_sampling": USAGE,
+    "bad_grammar": USAGE,
     "bad_drafter": USAGE,
     "model_not_found": 3,
     "gated_repo": 3,

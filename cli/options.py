@@ -175,7 +175,8 @@ def sampling_options(command: Callable[..., Result]) -> Callable[..., Result]:
 
     @functools.wraps(command)
     def collected(**arguments: object) -> Result:
-        chosen = {field.name: arguments.pop(field.name) for field in fields(SamplingParams)}
+        options = [field.name for field in fields(SamplingParams) if field.name in arguments]
+        chosen = {name: arguments.pop(name) for name in options}
         return command(sampling=SamplingParams(**chosen), **arguments)  # type: ignore[arg-type]  # click has checked them
 
     return _decorate(collected, _SAMPLING)

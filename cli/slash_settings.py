@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from difflib import get_close_matches
 
 import click
@@ -16,22 +16,22 @@ from cli.session import Session
 from cli.thoughts import thoughts_in
 from cli.treeview import draw
 from offload import names
-from specexec.sampling import SamplingParams
 
 VIEWS = ("model", "sampling", "plan", "template", "prompt")
 DRAFTERS = ("auto", "none", "ngram", "substitute", "skip")
 THINK = {"on": True, "off": False, "auto": None}
+SETTINGS = (*SAMPLING_TYPES, "stop", "ignore_eos")
 
 
 def keys() -> Iterable[str]:
-    return [f"{key} " for key in asdict(SamplingParams())]
+    return [f"{key} " for key in SETTINGS]
 
 
 def set_value(session: Session, argument: str) -> None:
     key, _, value = argument.partition(" ")
     key, value = key.replace("-", "_"), value.strip()
-    if key not in asdict(session.sampling):
-        near = get_close_matches(key, asdict(session.sampling), n=1, cutoff=0.5)
+    if key not in SETTINGS:
+        near = get_close_matches(key, SETTINGS, n=1, cutoff=0.5)
         meant = f"did you mean {near[0]}?" if near else "/show lists all."
         raise click.BadParameter(f"/set knows no {key!r}; {meant}")
     session.sampling = replace(session.sampling, **{key: _value(key, value)})  # type: ignore[arg-type]  # _value checks
@@ -53,7 +53,7 @@ def show(session: Session, argument: str) -> None:
         near = get_close_matches(argument, VIEWS, n=1)
         meant = f"; did you mean {near[0]}?" if near else ""
         raise click.BadParameter(f"/show knows {', '.join(VIEWS)}{meant}")
-    sampling = [f"  {key:<19} {value}" for key, value in asdict(session.sampling).items()]
+    sampling = [f"  {key:<19} {getattr(session.sampling, key)}" for key in SETTINGS]
     lines = {
         "": lambda: [*introduction(session.engine), f"  {'system':<19} {_system(session)}", *sampling],
         "model": lambda: introduction(session.engine),

@@ -70,6 +70,11 @@ class _Answer:
         self.accepted += burst.accepted
         self.bytes_read += burst.bytes_read / sharers
 
+    def result(self) -> Result:
+        if self.sequence.failure is not None:
+            return Failure(self.request.index, self.sequence.failure)
+        return self.completion()
+
     def completion(self) -> Completion:
         assert self.sequence.finish_reason is not None
         return Completion(
@@ -139,7 +144,7 @@ class Batch:
         for step in steps:
             self._live[step.sequence].add(step.burst, len(steps))
             if step.sequence.finish_reason is not None:
-                results.append(self._live.pop(step.sequence).completion())
+                results.append(self._live.pop(step.sequence).result())
                 self.done |= step.sequence.finish_reason == "interrupted"
         return results
 

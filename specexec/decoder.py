@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import numpy as np
@@ -20,6 +20,7 @@ from specexec.drafters import Drafter
 from specexec.errors import SweepCancelled
 from specexec.growth import Growth
 from specexec.lm import Rows, Sweep
+from specexec.logprobs import logprobs
 from specexec.planner import Planner
 from specexec.sequence import Emitted, Sequence
 from specexec.stats import Burst, Cost, Pace
@@ -97,6 +98,9 @@ class Decoder:
         """From the next step on, write this sequence too; one that has nothing to write is left alone."""
         if not self.live:
             self._stopping.clear()  # a stop that came too late for the last answer is not meant for this one
+        if sequence.sampling.prompt_logprobs:
+            sequence.caches.clear()  # what a cache holds is not computed, and every row of the prompt is asked for
+            sequence.processed = 0
         if sequence.finish_reason is None:
             self.live.append(sequence)
 
@@ -178,8 +182,16 @@ class Decoder:
     def _accept(self, sequence: Sequence, tree: TokenTree, hidden_RH: Tensor) -> Emitted:
         cache, pending = sequence.cache(self.target), len(sequence.pending(self.target))
         hidden_MH = hidden_RH[-len(tree) - 1 :]
-        opinion = Opinion(self.target.head, hidden_MH, tree, len(sequence.tokens), sequence.sampling, sequence.noise)
+        opinion = Opinion(
+            self.target.head, hidden_MH, tree, len(sequence.tokens), sequence.sampling, sequence.noise, sequence.parse
+        )
         emitted = sequence.accept(walk(opinion, sequence.history))
+        if (most := sequence.sampling.logprobs) is not None:
+            rows = [0, *(node + 1 for node in emitted.path)][: len(emitted.tokens)]
+            emitted = replace(emitted, logprobs=logprobs(self.target.head, hidden_MH[rows], emitted.tokens, most))
+            if sequence.sampling.prompt_logprobs and not len(cache):
+                prompt = sequence.tokens[1 : sequence.prompt_length]
+                emitted = replace(emitted, prompt_logprobs=logprobs(self.target.head, hidden_RH, prompt, most))
         # The last token stays out of the cache: it is what the next sweep starts from.
         path = emitted.path[: len(emitted.tokens) - 1]
         cache.commit([*range(pending), *(pending + node for node in path)])
@@ -197,5 +209,8 @@ class Decoder:
 
 
 def _step(sequence: Sequence, tree: TokenTree, emitted: Emitted, cost: Cost) -> Step:
-    burst = Burst(emitted.tokens, emitted.text, sequence.finish_reason, tree, emitted.path, sequence.noise.seed, cost)
+    burst = Burst(
+        emitted.tokens, emitted.text, sequence.finish_reason, tree, emitted.path, sequence.noise.seed, cost,
+        emitted.logprobs, emitted.prompt_logprobs,
+    )  # fmt: skip
     return Step(sequence, burst)

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import count
 from pathlib import Path
 from types import TracebackType
@@ -24,18 +25,19 @@ from specexec.decoder import Decoder, Meter, Step
 from specexec.defaults import filled, stop_tokens
 from specexec.drafters import Drafter
 from specexec.encoding import Encoding
-from specexec.errors import ContextLengthExceeded, EmptyPrompt
+from specexec.errors import BadSampling, ContextLengthExceeded, EmptyPrompt
+from specexec.grammar import Grammar, Grammars
 from specexec.learned import Arrays, packed, unpack
 from specexec.lm import Rows, TreeLM
 from specexec.memory import Memory
 from specexec.noise import Noise
 from specexec.planner import Planner
 from specexec.room import Room
-from specexec.sampling import History, SamplingParams, compared, derived_seed
+from specexec.sampling import History, SamplingParams, compared, constrained, derived_seed
 from specexec.scoring import likelihoods
 from specexec.sequence import Sequence
 from specexec.stats import Burst, Completion, Pace, Progress
-from specexec.tree import Floats
+from specexec.tree import ROOT, Floats, TokenTree
 from specexec.walk import Acceptance
 from specexec.work import Continuation, Failure, Likelihood, Request, Result
 
@@ -203,6 +205,17 @@ class Engine:
         most = MOST_PARALLEL if parallel == "auto" else parallel
         return Batch(self._decoder, self._sequence, self._room, requests, most)
 
+    def grammar(self, text: str) -> Grammar:
+        """Read what `grammar.json_schema` or `grammar.regex` made, or Lark, for SamplingParams.grammar.
+
+        Safe from any thread. Raises BadGrammar.
+        """
+        return self._grammars.grammar(text)
+
+    @cached_property
+    def _grammars(self) -> Grammars:
+        return Grammars(self.tokenizer, self._target.vocabulary, self._stop_tokens)
+
     def conversation(self, system: str | None = None) -> Conversation:
         """A dialogue that keeps its keys and values from turn to turn."""
         return Conversation(self, system)
@@ -233,7 +246,10 @@ class Engine:
         """What the choice after `prompt` + `answer` compares, processed afresh: logits + T · G, [V] float32."""
         sequence = self._sequence([*self.encode(prompt), *answer], sampling)
         (hidden_RH,) = self._target.forward([Rows(KVCache(), sequence.tokens, range(-1, len(sequence.tokens) - 1))])
-        logits_V = self._target.head(hidden_RH[-1:])[0]
+        if sequence.parse is not None:
+            sequence.parse.advance(answer)
+        logits_NV = self._target.head(hidden_RH[-1:])
+        (logits_V,) = constrained(logits_NV, sequence.sampling, sequence.parse, TokenTree.empty(), [ROOT])
         history = History.of(self.encode(prompt), answer)
         return compared(logits_V, sequence.sampling, history, sequence.noise, len(sequence.tokens))
 
@@ -290,6 +306,9 @@ class Engine:
                 f"the prompt has {len(tokens):,} tokens, the context is {self.context:,}.",
                 hint=f"--ctx {len(tokens) + sampling.max_tokens} if the model allows it, or a shorter prompt.",
             )
+        beyond = [token for token, _ in sampling.logit_bias if not 0 <= token < self._target.vocabulary]
+        if beyond:
+            raise BadSampling(f"logit_bias names token {beyond[0]}; this model has 0 to {self._target.vocabulary - 1}.")
         filled = self._filled(sampling)
         noise = Noise(filled.seed or 0, self._target.vocabulary, self._target.device)
         return sequences.start(tokens, filled, noise, self.decode, self._stop_tokens, self.context, caches)
@@ -306,6 +325,8 @@ class Engine:
                     for step in self._decoder.step():
                         self._bursts[step.sequence].append(step.burst)
                 yield self._bursts[sequence].popleft()
+            if sequence.failure is not None:
+                raise sequence.failure
         finally:
             del self._bursts[sequence]
             if sequence in self._decoder.live:  # the reader left early, or the sweep failed

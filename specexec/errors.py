@@ -59,6 +59,12 @@ class BadSampling(SpecexecError):
     code = "bad_sampling"
 
 
+class BadGrammar(SpecexecError):
+    """A grammar that cannot be read, or that no token can go on with."""
+
+    code = "bad_grammar"
+
+
 class BrokenLogits(SpecexecError):
     """The model produced NaN or infinite logits: its weights are damaged or its dtype is too small."""
 

@@ -1,7 +1,8 @@
 """What a user may ask of the sampler, and how logits become a choice. Importing it does not import torch.
 
-Penalties and filters follow the order of transformers' own `generate`; they decide which tokens are allowed. The choice
-is then argmax(logits + T * G) over the allowed ones (design: one noise, two models). T = 0 needs no special case.
+A bias, a grammar, penalties and filters follow the order of transformers' own `generate`; they decide which tokens are
+allowed. The choice is then argmax(logits + T * G) over the allowed ones (design: one noise, two models). T = 0 needs no
+special case.
 N rows   V vocabulary
 """
 
@@ -19,6 +20,9 @@ from specexec.errors import BadSampling
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from specexec.grammar import Grammar, Parse
+    from specexec.tree import TokenTree
+
 
 class NoiseRows(Protocol):
     """Where the noise comes from (noise.py): [P, V] float32 for P positions."""
@@ -32,6 +36,10 @@ class SamplingParams:
 
     None leaves a value to the model (its generation_config.json), and the seed to chance. Off are temperature 0,
     top_k 0, top_p 1, min_p 0, repetition_penalty 1 and the other penalties 0.
+
+    `logit_bias` holds (token, what to add to its logit). `grammar` (Engine.grammar) is what the answer must look like.
+    `logprobs` asks for the log-probability of every token, and of so many alternatives; `prompt_logprobs` for those of
+    the prompt too, which is then read afresh.
     """
 
     temperature: float | None = None
@@ -45,6 +53,10 @@ class SamplingParams:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    grammar: Grammar | None = None
+    logprobs: int | None = None
+    prompt_logprobs: bool = False
 
     def __post_init__(self) -> None:
         _require(self.temperature is None or 0 <= self.temperature < 100, "temperature", self.temperature, "0 to 100")
@@ -56,6 +68,10 @@ class SamplingParams:
         _require(-2 <= self.frequency_penalty <= 2, "frequency_penalty", self.frequency_penalty, "-2 to 2")
         _require(self.max_tokens >= 0, "max_tokens", self.max_tokens, "0 or more")
         _require(all(self.stop), "stop", self.stop, "non-empty texts")
+        biases = [bias for _, bias in self.logit_bias]
+        _require(all(-100 <= bias <= 100 for bias in biases), "logit_bias", biases, "-100 to 100")
+        _require((self.logprobs or 0) >= 0, "logprobs", self.logprobs, "0 or more")
+        _require(not (self.grammar and self.ignore_eos), "ignore_eos", True, "False: a grammar says where a text ends")
 
     @property
     def penalised(self) -> bool:
@@ -102,6 +118,20 @@ class History:
     def after(self, tokens: Items[int]) -> History:
         """The history once `tokens` have been written too."""
         return History(self.seen | frozenset(tokens), self.written + Counter(tokens))
+
+
+def constrained(
+    logits_NV: Tensor, sampling: SamplingParams, parse: Parse | None, tree: TokenTree, nodes: Items[int]
+) -> Tensor:
+    """Logits after `nodes` (ROOT = after the text) with the bias added, and -inf where the grammar forbids a token."""
+    biases = {token: bias for token, bias in sampling.logit_bias if token < logits_NV.shape[-1]}
+    if biases:
+        logits_NV = logits_NV.clone()
+        logits_NV[:, list(biases)] += logits_NV.new_tensor(list(biases.values()))
+    if parse is not None:
+        allowed_NV = parse.allowed([tree.spelled(node) for node in nodes], logits_NV.shape[-1])
+        logits_NV = logits_NV.masked_fill(~allowed_NV.to(logits_NV.device), float("-inf"))
+    return logits_NV
 
 
 def penalise(logits_V: Tensor, sampling: SamplingParams, history: History) -> Tensor:
@@ -151,6 +181,6 @@ def with_noise(logits_NV: Tensor, temperature: float, noise: NoiseRows, position
 
 
 def compared(logits_V: Tensor, sampling: SamplingParams, history: History, noise: NoiseRows, position: int) -> Tensor:
-    """What the choice of the token at `position` compares, [V]: penalised, restricted logits + T * G."""
+    """What the choice of the token at `position` compares, [V]: constrained logits, penalised, restricted, + T * G."""
     allowed_NV = restrict(penalise(logits_V, sampling, history).unsqueeze(0), sampling)
     return with_noise(allowed_NV, sampling.temperature or 0.0, noise, [position])[0]

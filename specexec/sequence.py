@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from specexec.cache import KVCache, common_prefix
+from specexec.errors import SpecexecError
 from specexec.growth import Growth
 from specexec.noise import Noise
 from specexec.sampling import History, SamplingParams
-from specexec.stats import FinishReason
+from specexec.stats import FinishReason, Logprob
 from specexec.text import TextStream
 from specexec.walk import Acceptance
+
+if TYPE_CHECKING:
+    from specexec.grammar import Parse
 
 
 @dataclass(frozen=True)
@@ -22,6 +27,8 @@ class Emitted:
     tokens: tuple[int, ...]
     text: str
     path: tuple[int, ...]
+    logprobs: tuple[Logprob, ...] = ()
+    prompt_logprobs: tuple[Logprob, ...] = ()
 
 
 @dataclass(eq=False)
@@ -42,9 +49,11 @@ class Sequence:
     finish_reason: FinishReason | None = None
     growth: Growth = field(default_factory=Growth)
     processed: int = 0  # tokens the target has in its cache, as of the last sweep
+    failure: SpecexecError | None = None  # why it cannot go on, if finish_reason is "failed"
 
     def __post_init__(self) -> None:
         self.prompt_length = len(self.tokens)
+        self.parse: Parse | None = None if self.sampling.grammar is None else self.sampling.grammar.start()
         if not self.sampling.max_tokens:
             self.finish_reason = "length"
 
@@ -79,6 +88,8 @@ class Sequence:
 
     def accept(self, acceptance: Acceptance) -> Emitted:
         """Take tokens until something ends the text; the rest of the walk is dropped."""
+        if self.parse is not None and self.parse.failure is not None:
+            return self.fail(self.parse.failure)
         start = len(self.tokens)
         for token in acceptance.tokens:
             self.tokens.append(token)
@@ -89,7 +100,14 @@ class Sequence:
             if self.finish_reason:
                 break
         taken = tuple(self.tokens[start:])
+        if self.parse is not None:
+            self.parse.advance(taken)
         return Emitted(taken, self.text.take(last=self.finish_reason is not None), acceptance.path[: len(taken)])
+
+    def fail(self, why: SpecexecError) -> Emitted:
+        """End here because nothing can follow; others that share the sweep go on."""
+        self.finish_reason, self.failure = "failed", why
+        return Emitted((), self.text.take(last=True), ())
 
     def interrupt(self) -> Emitted:
         """End here; what was written stays."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from specexec.tree import TokenTree
 
-FinishReason = Literal["stop", "length", "interrupted"]
+FinishReason = Literal["stop", "length", "interrupted", "failed"]
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,25 @@ class Pace:
         return self.plain_sweeps / self.plain_s if self.plain_sweeps >= 4 and self.plain_s else None
 
 
+@dataclass(frozen=True)
+class Logprob:
+    """log P(token | text before it) of the model itself, before temperature, bias, grammar, penalties and filters.
+
+    `top` are the likeliest tokens there, best first, each with its own.
+    """
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
 @dataclass(frozen=True, eq=False)
 class Burst:
-    """What one sweep gave one sequence, and what the sweep cost."""
+    """What one sweep gave one sequence, and what the sweep cost.
+
+    `logprobs` has one entry per token if they were asked for; `prompt_logprobs`, in the first burst, one for every
+    token of the prompt but the first.
+    """
 
     tokens: tuple[int, ...]
     text: str
@@ -62,6 +78,8 @@ class Burst:
     path: tuple[int, ...]
     seed: int
     cost: Cost
+    logprobs: tuple[Logprob, ...] = ()
+    prompt_logprobs: tuple[Logprob, ...] = ()
 
     @property
     def draft_s(self) -> float:

@@ -77,6 +77,10 @@ class TokenTree:
             node = int(self.parents_N[node])
         return nodes[::-1]
 
+    def spelled(self, node: int) -> tuple[int, ...]:
+        """Tokens from the text down to `node`; none for ROOT."""
+        return tuple(self.tokens_N[self.path(node)].tolist())
+
     def extended(self, tokens: Ints, parents: Ints, reach: Floats) -> TokenTree:
         """This tree with more nodes behind the others; their parents are among those already here."""
         more = TokenTree(

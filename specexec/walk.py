@@ -8,15 +8,20 @@ M = N + 1 rows: the end of the text, then the nodes   H hidden size   V vocabula
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Sequence as Items
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from specexec.errors import BrokenLogits
 from specexec.noise import Noise
-from specexec.sampling import History, SamplingParams, compared, with_noise
+from specexec.sampling import History, SamplingParams, compared, constrained, with_noise
 from specexec.tree import ROOT, TokenTree
+
+if TYPE_CHECKING:
+    from specexec.grammar import Parse
 
 HEAD_ROWS = 64  # logits of at most this many rows exist at a time
 
@@ -43,7 +48,8 @@ def check_finite(best: Tensor) -> None:
 class Opinion:
     """What the target thinks at every node of one tree, given its final hidden states [M, H].
 
-    `position` is that of the first token to choose. Logits exist only for the rows a walk visits.
+    `position` is that of the first token to choose, `parse` says what a grammar allows from there on. Logits exist only
+    for the rows a walk visits.
     """
 
     def __init__(
@@ -54,6 +60,7 @@ class Opinion:
         position: int,
         sampling: SamplingParams,
         noise: Noise,
+        parse: Parse | None = None,
     ) -> None:
         assert len(hidden_MH) == len(tree) + 1
         self.tree = tree
@@ -62,6 +69,7 @@ class Opinion:
         self._positions = [position, *(position + 1 + tree.depth_N).tolist()]
         self._sampling = sampling
         self._noise = noise
+        self._parse = parse
         self._logits_V: dict[int, Tensor] = {}
         self.choices_M = self._unfiltered_choices()
 
@@ -69,13 +77,18 @@ class Opinion:
         """argmax(logits + T * G) at every row, before penalties and filters: also what calibration learns from."""
         choices: list[int] = []
         for start in range(0, len(self._hidden_MH), HEAD_ROWS):
-            stop = min(start + HEAD_ROWS, len(self._hidden_MH))
-            logits_NV = self._head(self._hidden_MH[start:stop])
-            scores_NV = with_noise(logits_NV, self._temperature, self._noise, self._positions[start:stop])
+            rows = range(start, min(start + HEAD_ROWS, len(self._hidden_MH)))
+            positions = self._positions[rows.start : rows.stop]
+            scores_NV = with_noise(self._logits_of(rows), self._temperature, self._noise, positions)
             best = scores_NV.max(-1)
             check_finite(best.values)
             choices += best.indices.tolist()
         return choices
+
+    def _logits_of(self, rows: Items[int]) -> Tensor:
+        """The one place where a bias and a grammar enter: everything that is chosen is chosen from these, [N, V]."""
+        logits_NV = self._head(self._hidden_MH[list(rows)])
+        return constrained(logits_NV, self._sampling, self._parse, self.tree, [row - 1 for row in rows])
 
     @property
     def penalised(self) -> bool:
@@ -87,13 +100,13 @@ class Opinion:
         return self._sampling.temperature or 0.0
 
     def logits(self, node: int) -> Tensor:
-        """The target's raw logits after `node` (ROOT = after the text), [V] float32."""
+        """The target's constrained logits after `node` (ROOT = after the text), [V] float32."""
         if node not in self._logits_V:
             # The walk will most likely go on where the unfiltered choices lead: one head call for all of them.
             rows = [node + 1]
             while (child := self.tree.child(rows[-1] - 1, self.choices_M[rows[-1]])) is not None:
                 rows.append(child + 1)
-            for row, logits_V in zip(rows, self._head(self._hidden_MH[rows]), strict=True):
+            for row, logits_V in zip(rows, self._logits_of(rows), strict=True):
                 self._logits_V[row - 1] = logits_V
         return self._logits_V[node]
 

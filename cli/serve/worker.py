@@ -211,7 +211,9 @@ class Worker:
         self._count([step.burst for step in steps])
         for step in steps:
             ticket = self._live[step.sequence]
-            if not ticket.gone and step.burst.finish_reason != "interrupted":
+            if step.sequence.failure is not None:
+                self._fail(ticket, step.sequence.failure)
+            elif not ticket.gone and step.burst.finish_reason != "interrupted":
                 ticket.tell(step.burst)
             if step.burst.finish_reason:
                 with self._changed:

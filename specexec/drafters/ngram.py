@@ -81,6 +81,9 @@ class NgramDrafter:
             tokens_NK[row, : len(found)] = list(found)
             cells_NK[row, : len(found)] = list(found.values())
             reading.said[node] = _Said(tokens_NK[row], cells_NK[row])
+        if (parse := ask.sequence.parse) is not None:
+            allowed_NV = parse.allowed([ask.tree.spelled(node) for node in ask.nodes], int(tokens_NK.max()) + 1)
+            cells_NK[~np.take_along_axis(allowed_NV.numpy(), tokens_NK, axis=1)] = -1
         sampled = bool(ask.sequence.sampling.temperature)
         chances_NK = self.memory.hits.chances(cells_NK, sampled)
         with np.errstate(divide="ignore"):

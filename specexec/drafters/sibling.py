@@ -16,7 +16,7 @@ from specexec.drafters import Ask, Guesses
 from specexec.learned import Arrays
 from specexec.lm import Rows, TreeLM
 from specexec.ranking import Ranking
-from specexec.sampling import History, SamplingParams
+from specexec.sampling import History, SamplingParams, constrained
 from specexec.sequence import Sequence
 from specexec.tree import ROOT, Floats, Ints, TokenTree
 
@@ -82,9 +82,10 @@ class SiblingDrafter:
         if sequence.sampling.penalised:
             above = sequence.history
             histories = [above.after(ask.tree.tokens_N[ask.tree.path(node)].tolist()) for node in ask.nodes]
-        scores_NV = self.ranking.scores(
-            logits_NV[:, : self._vocabulary], sequence.sampling, sequence.noise, positions, histories
+        logits_NV = constrained(
+            logits_NV[:, : self._vocabulary], sequence.sampling, sequence.parse, ask.tree, ask.nodes
         )
+        scores_NV = self.ranking.scores(logits_NV, sequence.sampling, sequence.noise, positions, histories)
         best = scores_NV.topk(min(max(width, CANDIDATES), self._vocabulary))
         tokens_NC, scores_NC = best.indices.cpu().numpy(), best.values.double().cpu().numpy()
         self._asked.setdefault(sequence, []).append(_Asked(np.array(ask.nodes), tokens_NC, scores_NC))
