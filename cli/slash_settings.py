@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import fields, replace
 from difflib import get_close_matches
 
 import click
@@ -16,11 +16,12 @@ from cli.session import Session
 from cli.thoughts import thoughts_in
 from cli.treeview import draw
 from offload import names
+from specexec.sampling import SamplingParams
 
 VIEWS = ("model", "sampling", "plan", "template", "prompt")
 DRAFTERS = ("auto", "none", "ngram", "substitute", "skip")
 THINK = {"on": True, "off": False, "auto": None}
-SETTINGS = (*SAMPLING_TYPES, "stop", "ignore_eos")
+SETTINGS = [field.name for field in fields(SamplingParams) if field.name in (*SAMPLING_TYPES, "stop", "ignore_eos")]
 
 
 def keys() -> Iterable[str]:
