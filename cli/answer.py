@@ -84,6 +84,7 @@ def play(
         try:
             with screen.status(meter.lines):
                 for burst in bursts:
+                    interrupts.check()
                     if not answer.tokens:
                         thoughts = begin()
                     thought = thoughts.thinking

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
@@ -14,7 +15,10 @@ AGAIN_S = 2.0
 
 class Interrupts:
     """While open: the first Ctrl-C asks the engine to stop, a second within two seconds abandons the sweep
-    (KeyboardInterrupt), a third leaves the program. SIGTERM asks to stop too and is remembered in `exit_code`."""
+    (KeyboardInterrupt), a third leaves the program. SIGTERM asks to stop too and is remembered in `exit_code`.
+
+    A press may come while Python runs a finalizer, where every exception is dropped; `check` raises it again.
+    """
 
     def __init__(self, stop: Callable[[], None], acknowledge: Callable[[], None]) -> None:
         self.exit_code = 0
@@ -22,15 +26,24 @@ class Interrupts:
         self._acknowledge = acknowledge
         self._presses = 0
         self._last_s = 0.0
+        self._dropped = False
 
     def __enter__(self) -> Interrupts:
         self._before = {
             signal.SIGINT: signal.signal(signal.SIGINT, self._press),
             signal.SIGTERM: signal.signal(signal.SIGTERM, self._terminate),
         }
+        self._hook, sys.unraisablehook = sys.unraisablehook, self._unraisable
         return self
 
+    def check(self) -> None:
+        """Raises KeyboardInterrupt if one was dropped."""
+        if self._dropped:
+            self._dropped = False
+            raise KeyboardInterrupt
+
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        sys.unraisablehook = self._hook
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -46,6 +59,12 @@ class Interrupts:
             raise KeyboardInterrupt
         else:
             raise SystemExit(INTERRUPTED)
+
+    def _unraisable(self, dropped: sys.UnraisableHookArgs) -> None:
+        if isinstance(dropped.exc_value, KeyboardInterrupt):
+            self._dropped = True
+        else:
+            self._hook(dropped)
 
     def _terminate(self, _signal: int, _frame: FrameType | None) -> None:
         if self.exit_code == TERMINATED:  # asked twice: the sweep does not end by itself

@@ -56,8 +56,8 @@ class Keeper:
             self._archive.save(self._record)
             self._saved = now
 
-    def leave(self) -> None:
-        """Save for the last time, with everything that makes going on cheap, and say how to go on."""
+    def leave(self, *, for_now: bool = False) -> None:
+        """Save with everything that makes going on cheap and, unless it is `for_now`, say how to go on."""
         self.save()
         if not self._record.messages:
             return
@@ -67,6 +67,8 @@ class Keeper:
         size = write_snapshot(path, self._conversation.keep(), self._weights())
         if not size:
             path.unlink(missing_ok=True)
+        if for_now:
+            return
         kept = f", {format_bytes(size)} of keys and values with it" if size else ""
         self._screen.say(f"saved as {self.id}{kept}. Go on with: specexec chat -c")
 

@@ -69,7 +69,7 @@ class Session:
     def take_up(self, record: Record) -> None:
         """Leave this conversation and go on with one that was kept."""
         assert self.keeper is not None
-        self.keeper.leave()
+        self.keeper.leave(for_now=True)
         self.keeper = self.keeper.successor(record)
         self.conversation = self.keeper.conversation
         self.last = None
@@ -82,7 +82,7 @@ class Session:
     def leave(self) -> None:
         """Keep everything that makes going on cheap."""
         if self.keeper is not None:
-            self.keeper.leave()
+            self.keeper.leave(for_now=self.switch is not None)
 
     def retry(self, seed: int | None) -> None:
         """Answer the last message again, with exactly `seed` or one that the engine derives."""
