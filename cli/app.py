@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import json
+import logging
 import os
 import signal
 import sys
@@ -13,9 +15,11 @@ from types import FrameType
 
 import click
 
-from cli.errors import INTERRUPTED, PIPE_CLOSED, TERMINATED, exit_code, explain
+from cli.errors import INTERNAL, INTERRUPTED, PIPE_CLOSED, TERMINATED, described, exit_code, explain
 from cli.settings import defaults_for
-from cli.verbosity import Verbosity, verbosity_options
+from cli.verbosity import Verbosity, start_logging, verbosity_options
+
+log = logging.getLogger(__name__)
 
 COMMANDS = {
     "chat": "cli.chat:chat",
@@ -31,6 +35,7 @@ COMMANDS = {
     "pull": "cli.pull:pull",
     "pack": "cli.pack:pack",
     "index": "cli.index:index",
+    "alias": "cli.alias:alias",
     "sessions": "cli.sessions:sessions",
     "config": "cli.config:config",
     "completion": "cli.completion:completion",
@@ -105,15 +110,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return code if isinstance(code, int) else 0
     except click.ClickException as refusal:
-        refusal.show()
+        if verbosity.json:
+            print(json.dumps({"error": {"code": "usage", "message": refusal.format_message(), "hint": None}}))
+        else:
+            refusal.show()
         return refusal.exit_code
     except (click.Abort, KeyboardInterrupt):
         print("\nInterrupted.", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
+        if verbosity.log_file is not None:
+            start_logging(verbosity, tell=lambda _: None)
+            log.error("%s", explain(error), exc_info=exit_code(error) == INTERNAL)
         if verbosity.traceback:
             traceback.print_exc()
-        print(explain(error), file=sys.stderr)
+        if verbosity.json:
+            print(json.dumps({"error": described(error)}, ensure_ascii=False))
+        else:
+            print(explain(error, verbosity.log_file), file=sys.stderr)
         return exit_code(error)
     finally:
         signal.signal(signal.SIGTERM, before)

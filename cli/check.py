@@ -13,7 +13,7 @@ from cli.engine import running_engine
 from cli.held_out import bench_prompts
 from cli.options import EngineOptions, engine_options, sampling_options
 from cli.screen import Screen
-from cli.verbosity import Verbosity, verbosity_options
+from cli.verbosity import Verbosity, json_option, verbosity_options
 from specexec.sampling import SamplingParams
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ DIFFERENT = 1
 @click.command()
 @click.option("--prompts", "file", type=click.Path(exists=True, path_type=Path), help="A prompt a line (.txt, .jsonl).")
 @click.option("--limit", type=click.IntRange(min=1), default=8, help="Prompts to try.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, a line for each prompt.")
+@json_option("Print JSON, a line for each prompt.")
 @engine_options
 @sampling_options
 @verbosity_options

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import click
 
 from cli.archive import replacing
 from cli.errors import BadConfig
 from cli.settings import LOCAL, Value, check_key, files, options_of, read, user_file
-from cli.verbosity import verbosity_options
+from cli.verbosity import json_option, verbosity_options
 
-NO_SETTINGS = {"config", "completion", "version", "models", "sessions"}
+NO_SETTINGS = {"config", "completion", "version", "models", "sessions", "alias"}
 
 
 @click.group()
@@ -35,7 +39,7 @@ def path() -> None:
 
 
 @config.command("show")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option()
 @verbosity_options
 def show(as_json: bool) -> None:
     """Print every setting and the file it comes from."""
@@ -75,25 +79,16 @@ def get(key: str) -> int:
 @verbosity_options
 def set_value(key: str, value: str) -> None:
     """Set KEY, such as model or chat.temperature, in your settings file. Comments in it stay."""
-    import tomlkit
-    from tomlkit.exceptions import ParseError
-
     key = key.replace("-", "_")
     check_key(key, _known(), "config set")
     parsed = _parsed(key, value)
-    file = user_file()
-    try:
-        document = tomlkit.parse(file.read_text(encoding="utf-8") if file.exists() else "")
-    except ParseError as problem:
-        raise BadConfig(f"{file} is not TOML: {problem}.", hint="specexec config edit") from None
     table, dot, name = key.rpartition(".")
-    if dot:
-        document.setdefault(table, tomlkit.table())[name] = parsed
-    else:
-        document[name] = parsed
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(file) as unfinished:
-        unfinished.write(tomlkit.dumps(document).encode())
+    file = user_file()
+    with changed(file) as document:
+        if dot:
+            document.setdefault(table, {})[name] = parsed
+        else:
+            document[name] = parsed
     click.echo(f"{key} = {json.dumps(parsed, ensure_ascii=False)}  # {file}", err=True)
 
 
@@ -109,6 +104,22 @@ def edit() -> None:
     click.edit(filename=str(file), editor=os.environ.get("VISUAL") or os.environ.get("EDITOR"))
     for setting in read(file):
         check_key(setting.key, _known(), str(file))
+
+
+@contextmanager
+def changed(file: Path) -> Iterator[MutableMapping[str, Any]]:
+    """The tables of a settings file, to be changed; it is written when the block ends, and comments stay."""
+    import tomlkit
+    from tomlkit.exceptions import ParseError
+
+    try:
+        document = tomlkit.parse(file.read_text(encoding="utf-8") if file.exists() else "")
+    except ParseError as problem:
+        raise BadConfig(f"{file} is not TOML: {problem}.", hint="specexec config edit") from None
+    yield document
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(file) as unfinished:
+        unfinished.write(tomlkit.dumps(document).encode())
 
 
 def _commands() -> dict[str, click.Command]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from cli.quantities import format_bytes
-from cli.verbosity import verbosity_options
+from cli.verbosity import json_option, verbosity_options
 
 if TYPE_CHECKING:
     from offload.speeds import Disk
@@ -40,7 +40,7 @@ class Check:
 @click.option("--quick", is_flag=True, help="Look only; measure nothing.")
 @click.option("--path", type=click.Path(exists=True, path_type=Path), show_default="the Hub's cache",
               help="Measure the disk that this file or folder is on.")  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option()
 @verbosity_options
 def doctor(quick: bool, path: Path | None, as_json: bool) -> int:
     """Check what this machine has, and measure disk, link and arithmetic for about two seconds each.

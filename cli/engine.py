@@ -45,7 +45,7 @@ def open_engine(options: EngineOptions) -> Engine:
 @contextmanager
 def running_engine(options: EngineOptions, screen: Screen, verbosity: Verbosity) -> Iterator[Engine]:
     """An engine for the length of the block, announced on stderr before anything else happens."""
-    start_logging(verbosity)
+    start_logging(verbosity, screen.tell)
     with screen.status(lambda: f"starting {options.model}…"):
         engine = open_engine(options)
     with engine, recalling(engine), learning(engine, options):

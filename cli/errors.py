@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import traceback
+from pathlib import Path
 
 from offload.errors import OffloadError
 from specexec.errors import SpecexecError
@@ -132,7 +133,15 @@ def exit_code(error: BaseException) -> int:
     return INTERNAL
 
 
-def explain(error: BaseException) -> str:
+def described(error: BaseException) -> dict[str, str | None]:
+    """The same for programs: a stable code, what happened, what to try."""
+    if isinstance(error, REFUSALS):
+        return {"code": error.code, "message": "\n".join([error.what, *filter(None, [error.why])]), "hint": error.hint}
+    full = exit_code(error) == EXIT_CODES["disk_full"]
+    return {"code": "disk_full" if full else "internal", "message": explain(error), "hint": None}
+
+
+def explain(error: BaseException, log_file: Path | None = None) -> str:
     """What happened, why, and what to try: at most three lines for a refusal, two for a bug."""
     if isinstance(error, REFUSALS):
         lines = [f"Error: {error.what}"]
@@ -144,7 +153,5 @@ def explain(error: BaseException) -> str:
         return f"Error: no space left on the device ({error.filename or 'standard output'})."
     frames = traceback.extract_tb(error.__traceback__)
     where = f" in {frames[-1].name}()" if frames else ""
-    return (
-        f"Internal error{where}: {type(error).__name__}: {error}\n"
-        "  This is a bug, please report it. Run again with -vv for the traceback."
-    )
+    more = f"The traceback is in {log_file}." if log_file is not None else "Run again with -vv for the traceback."
+    return f"Internal error{where}: {type(error).__name__}: {error}\n  This is a bug, please report it. {more}"

@@ -21,7 +21,7 @@ from cli.engine import running_engine
 from cli.errors import MissingExtra, OutputExists, TaskNotFound
 from cli.options import EngineOptions, engine_options
 from cli.screen import Screen
-from cli.verbosity import Verbosity, start_logging, verbosity_options
+from cli.verbosity import Verbosity, json_option, start_logging, verbosity_options
 
 if TYPE_CHECKING:
     from specexec.engine import Engine
@@ -55,7 +55,7 @@ class Asked:
 @click.option("--allow-code", is_flag=True, help="Allow tasks that run the code which the model writes.")
 @click.option("-o", "--output", type=_FILE, help="Write everything the harness reports to this file, as JSON.")
 @click.option("--samples", is_flag=True, help="With every single answer in that file.")
-@click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
+@json_option("Print the results as JSON.")
 @engine_options
 @verbosity_options
 @click.pass_obj

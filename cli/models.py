@@ -10,12 +10,13 @@ from pathlib import Path
 
 import click
 
+from cli.errors import EXIT_CODES
 from cli.quantities import format_bytes
-from cli.verbosity import verbosity_options
+from cli.verbosity import json_option, verbosity_options
 from offload import hub, local, names
 from offload.errors import CorruptShard, ModelNotFound, OffloadError
 
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+_JSON = json_option()
 
 
 @dataclass(frozen=True)
@@ -112,22 +113,23 @@ def show_path(name: str, as_json: bool) -> None:
 @click.argument("name")
 @_JSON
 @verbosity_options
-def verify_model(name: str, as_json: bool) -> None:
+def verify_model(name: str, as_json: bool) -> int:
     """Read every weight of a model and compare it with its hash (packs, and what was pulled from the Hub)."""
     path = names.resolve(name, "none", offline=True).target
     damaged = local.damaged_files(path)
     by_hash = local.hashed(path)
     if as_json:
         click.echo(json.dumps({"name": name, "path": str(path), "by_hash": by_hash, "damaged": damaged}))
+        return EXIT_CODES["corrupt_shard"] if damaged else 0
     if damaged:
         raise CorruptShard(
             f"{len(damaged)} files of {name} are damaged: {', '.join(damaged[:3])}{' …' if len(damaged) > 3 else ''}.",
             "Their bytes are not those that were written.",
             "remove them, then the specexec pack or pull that made them (it keeps what is whole).",
         )
-    if not as_json:
-        checked = "every hash is right" if by_hash else "sizes and headers are right; there are no hashes to compare"
-        click.echo(f"{name}: {checked}")
+    checked = "every hash is right" if by_hash else "sizes and headers are right; there are no hashes to compare"
+    click.echo(f"{name}: {checked}")
+    return 0
 
 
 @models.command("rm")

@@ -11,7 +11,7 @@ import click
 
 from cli.options import COUNT, SIZE, SPEED
 from cli.quantities import format_bytes, parse_size_B
-from cli.verbosity import verbosity_options
+from cli.verbosity import json_option, verbosity_options
 
 if TYPE_CHECKING:
     from cli.outlook import Row
@@ -37,7 +37,7 @@ REACHED = 0.6  # of what is sold
 @click.option("--ctx", type=COUNT, default=8192, help="Context length in tokens, such as 8k.")
 @click.option("--all", "every", is_flag=True, help="Every number format, not only the likely ones.")
 @click.option("--offline", is_flag=True, help="Use only what is already on this machine.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option()
 @verbosity_options
 def plan(
     model: str, gpu: str | None, link: float | None, disk: float | None, ram: int | None, vram: int | None,

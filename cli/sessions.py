@@ -10,9 +10,9 @@ import click
 
 from cli.archive import Archive, Record, sessions_folder
 from cli.errors import BadSession
-from cli.verbosity import verbosity_options
+from cli.verbosity import json_option, verbosity_options
 
-JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+JSON = json_option()
 SHOWN = 48  # characters of a title
 
 

@@ -19,8 +19,10 @@ from typing import TypeAlias
 import click
 
 from cli.errors import BadConfig
+from offload import names
 
 LOCAL = "specexec.toml"
+ALIASES = "alias"  # short names of models, which offload reads
 # Not settings: what to do now, rather than how.
 _UNFIT = {"help", "positional_model", "resume", "session", "prompt", "output", "as_json"}
 
@@ -38,9 +40,7 @@ class Setting:
 
 def user_file() -> Path:
     """The user's own settings, whether they exist or not."""
-    from platformdirs import user_config_path
-
-    return user_config_path("specexec") / "config.toml"
+    return names.user_file()
 
 
 def files() -> list[Path]:
@@ -61,6 +61,8 @@ def read(path: Path) -> list[Setting]:
         raise BadConfig(f"{path} is not TOML: {problem}.", hint="specexec config edit") from None
     settings = []
     for key, value in table.items():
+        if key == ALIASES:
+            continue
         inner = value.items() if isinstance(value, dict) else None
         for dotted, one in [(key, value)] if inner is None else [(f"{key}.{name}", one) for name, one in inner]:
             if isinstance(one, dict) or not isinstance(one, str | int | float | bool | list):

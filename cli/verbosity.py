@@ -1,4 +1,4 @@
-"""How much the user wants to hear: -q and -v, before or after the command's name."""
+"""How much the user wants to hear, and where: -q, -v, --log-file and --json, before or after the command's name."""
 
 from __future__ import annotations
 
@@ -7,19 +7,24 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import click
 
 Command = TypeVar("Command", bound=Callable[..., object])
 
+OURS = ("specexec", "offload", "cli")
+
 
 @dataclass
 class Verbosity:
-    """One per run, shared by every command through click's context."""
+    """One per run, shared by every command through click's context. `json`: whoever asked reads JSON, errors too."""
 
     quiet: bool = False
     verbose: int = 0
+    json: bool = False
+    log_file: Path | None = None
 
     @property
     def traceback(self) -> bool:
@@ -28,7 +33,7 @@ class Verbosity:
 
 
 def verbosity_options(command: Command) -> Command:
-    """Add -q and -v; the values land in the run's Verbosity, not in the command's arguments."""
+    """Add -q, -v and --log-file; the values land in the run's Verbosity, not in the command's arguments."""
     verbose = click.option(
         "-v",
         "--verbose",
@@ -41,26 +46,66 @@ def verbosity_options(command: Command) -> Command:
     quiet = click.option(
         "-q", "--quiet", is_flag=True, expose_value=False, callback=_hush, help="Answers and errors only."
     )
-    return quiet(verbose(command))
+    log_file = click.option(
+        "--log-file",
+        type=click.Path(dir_okay=False, path_type=Path),
+        expose_value=False,
+        callback=_log_to,
+        help="Add everything worth knowing to this file.",
+    )
+    return quiet(verbose(log_file(command)))
 
 
-def start_logging(verbosity: Verbosity) -> None:
-    """Our own notes from warnings upwards; more with -v. Other libraries are heard only with -v."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Note())
-    ours = [logging.WARNING, logging.INFO, logging.DEBUG][min(verbosity.verbose, 2)]
-    theirs = [logging.ERROR, logging.WARNING, logging.WARNING, logging.INFO][min(verbosity.verbose, 3)]
-    logging.basicConfig(level=theirs, handlers=[handler], force=True)
-    for name in ("specexec", "offload", "cli"):
-        logging.getLogger(name).setLevel(logging.ERROR if verbosity.quiet else ours)
+def json_option(says: str = "Print JSON.") -> Callable[[Command], Command]:
+    """Add --json; the command receives `as_json`, and an error becomes JSON as well."""
+    return click.option("--json", "as_json", is_flag=True, callback=_want_json, help=says)
+
+
+def start_logging(verbosity: Verbosity, tell: Callable[[str], None] | None = None) -> None:
+    """Our own notes from warnings upwards; more with -v. Other libraries are heard only with -v.
+
+    `tell` prints a line where something else is on the screen.
+    """
+    loudness = _Loudness(verbosity)
+    handlers: list[logging.Handler] = [_Teller(tell)]
+    handlers[0].addFilter(loudness.admits)
+    if verbosity.log_file is not None:
+        handlers.append(_file_handler(verbosity.log_file))
+    logging.basicConfig(level=loudness.theirs, handlers=handlers, force=True)
+    for name in OURS:
+        logging.getLogger(name).setLevel(logging.DEBUG if verbosity.log_file is not None else loudness.ours)
     # transformers sets its own level at import and listens to nothing else.
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", logging.getLevelName(theirs).lower())
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", logging.getLevelName(loudness.theirs).lower())
 
 
-class _Note(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
+class _Loudness:
+    """From which level on something is said aloud."""
+
+    def __init__(self, verbosity: Verbosity) -> None:
+        ours = [logging.WARNING, logging.INFO, logging.DEBUG][min(verbosity.verbose, 2)]
+        self.ours = logging.ERROR if verbosity.quiet else ours
+        self.theirs = [logging.ERROR, logging.WARNING, logging.WARNING, logging.INFO][min(verbosity.verbose, 3)]
+
+    def admits(self, record: logging.LogRecord) -> bool:
+        return record.levelno >= (self.ours if record.name.partition(".")[0] in OURS else self.theirs)
+
+
+class _Teller(logging.Handler):
+    """Says notes on stderr, or through whoever owns the screen."""
+
+    def __init__(self, tell: Callable[[str], None] | None) -> None:
+        super().__init__()
+        self._tell = tell or (lambda line: print(line, file=sys.stderr, flush=True))
+
+    def emit(self, record: logging.LogRecord) -> None:
         kind = "Note" if record.levelno == logging.WARNING else record.levelname.capitalize()
-        return f"{kind}: {super().format(record)}"
+        self._tell(f"{kind}: {self.format(record)}")
+
+
+def _file_handler(path: Path) -> logging.Handler:
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    return handler
 
 
 def _count(context: click.Context, _: click.Parameter, value: int) -> None:
@@ -70,3 +115,19 @@ def _count(context: click.Context, _: click.Parameter, value: int) -> None:
 def _hush(context: click.Context, _: click.Parameter, value: bool) -> None:
     verbosity = context.ensure_object(Verbosity)
     verbosity.quiet = verbosity.quiet or value
+
+
+def _want_json(context: click.Context, _: click.Parameter, value: bool) -> bool:
+    verbosity = context.ensure_object(Verbosity)
+    verbosity.json = verbosity.json or value
+    return value
+
+
+def _log_to(context: click.Context, parameter: click.Parameter, value: Path | None) -> None:
+    if value is None:
+        return
+    try:
+        os.close(os.open(value, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600))
+    except OSError as problem:
+        raise click.BadParameter(f"{value} cannot be written: {problem.strerror}.", context, parameter) from None
+    context.ensure_object(Verbosity).log_file = value

@@ -9,13 +9,13 @@ from importlib.metadata import version as installed_version
 
 import click
 
-from cli.verbosity import Verbosity, verbosity_options
+from cli.verbosity import Verbosity, json_option, verbosity_options
 
 PARTS = ("torch", "transformers", "safetensors", "accelerate", "bitsandbytes", "numpy")
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option()
 @verbosity_options
 @click.pass_obj
 def version(verbosity: Verbosity, as_json: bool) -> None:

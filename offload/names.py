@@ -35,30 +35,37 @@ class ModelPair:
     toy: bool = False
 
 
-def user_aliases() -> Path:
-    """The file of short names that people write themselves; they win over those of the package."""
+def user_file() -> Path:
+    """The user's settings; short names stand there as [alias.NAME] and win over those of the package."""
     from platformdirs import user_config_path
 
-    return user_config_path("specexec") / "aliases.toml"
+    return user_config_path("specexec") / "config.toml"
 
 
 def aliases() -> dict[str, Alias]:
     """Every short name: those that come with the package, then those of the user's file."""
-    found = _read_aliases(HERE / "aliases.toml")
-    return found | (_read_aliases(user_aliases()) if user_aliases().is_file() else {})
+    return own_aliases(HERE / "aliases.toml") | user_aliases()
 
 
-def _read_aliases(file: Path) -> dict[str, Alias]:
+def user_aliases() -> dict[str, Alias]:
+    """The short names of the user's file alone."""
+    return own_aliases(user_file()) if user_file().is_file() else {}
+
+
+def own_aliases(file: Path) -> dict[str, Alias]:
+    """The [alias.NAME] tables of one file. Raises BadModelDir for those that name no target."""
     try:
-        table = tomllib.loads(file.read_text(encoding="utf-8"))
+        table = tomllib.loads(file.read_text(encoding="utf-8")).get("alias", {})
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise BadModelDir(f"{file} cannot be read: {error}.", hint="correct it, or remove it.") from error
+    if not isinstance(table, dict):
+        raise BadModelDir(f"{file}: alias must be a table.", hint='[alias.NAME] and, below it, target = "org/model".')
     for name, row in table.items():
         texts = isinstance(row, dict) and all(isinstance(value, str) for value in row.values())
         if not texts or not {"target"} <= set(row) <= {"target", "drafter"}:
             raise BadModelDir(
-                f"{file}: [{name}] must have a target and may have a drafter, both as text.",
-                hint=f'[{name}] and, below it, target = "org/model" or a folder.',
+                f"{file}: [alias.{name}] must have a target and may have a drafter, both as text.",
+                hint=f'[alias.{name}] and, below it, target = "org/model" or a folder.',
             )
     return {name: Alias(row["target"], row.get("drafter")) for name, row in table.items()}
 

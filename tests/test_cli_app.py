@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -76,6 +77,42 @@ def test_a_bug_is_reported_as_one_without_a_traceback(command: CommandLine, monk
     assert "Traceback" in command("chat", "-p", "x", "-vv").err
     monkeypatch.setenv("SPECEXEC_DEBUG", "1")
     assert "Traceback" in command("chat", "-p", "x").err
+
+
+def test_whoever_asked_for_json_gets_errors_as_json(command: CommandLine) -> None:
+    ran = command("models", "show", "dmo", "--json")
+    assert (ran.code, ran.err) == (3, "")
+    error = json.loads(ran.out)["error"]
+    assert (error["code"], error["hint"]) == ("model_not_found", "demo")
+    assert error["message"].startswith("no model named 'dmo'.\nNot an alias and not a folder")
+    ran = command("plan", "--json", "--ctx", "many")
+    assert (ran.code, ran.err, json.loads(ran.out)["error"]["code"]) == (2, "", "usage")
+
+
+@pytest.mark.parametrize("crash", [True, False])
+def test_a_log_file_holds_errors_and_the_traceback_of_a_bug(tmp_path: Path, crash: bool) -> None:
+    log = tmp_path / "specexec.log"
+    broken = "raise ZeroDivisionError('by zero')" if crash else "raise FileNotFoundError(28, 'full', 'x')"
+    script = (
+        f"import sys, cli.engine\ndef broken(options): {broken}\ncli.engine.open_engine = broken\n"
+        "from cli.app import main; sys.exit(main(sys.argv[1:]))"
+    )
+    for _ in range(2):
+        ran = subprocess.run(
+            [*PYTHON, script, "chat", "-p", "x", "--log-file", str(log)], capture_output=True, text=True,
+            stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+    text = log.read_text()
+    assert stat.S_IMODE(log.stat().st_mode) == 0o600
+    assert "Traceback" not in ran.stderr
+    assert text.count(" ERROR cli.app: ") == 2
+    assert (f"The traceback is in {log}." in ran.stderr, "Traceback" in text) == (crash, crash)
+
+
+def test_a_log_file_that_cannot_be_written_is_refused(command: CommandLine, tmp_path: Path) -> None:
+    ran = command("chat", "-p", "x", "--log-file", str(tmp_path / "no" / "log"))
+    assert ran.code == 2
+    assert "cannot be written: No such file or directory." in ran.err
 
 
 def test_a_full_disk_is_not_a_bug() -> None:

@@ -38,7 +38,7 @@ def specexec(hub: FakeHub, tmp_path: Path) -> Pull:
     """The command in a process of its own: the Hub library reads its environment only once."""
     config = tmp_path / "config" / "specexec"
     config.mkdir(parents=True)
-    (config / "aliases.toml").write_text('[mine]\ntarget = "org/big"\ndrafter = "org/small"\n')
+    (config / "config.toml").write_text('[alias.mine]\ntarget = "org/big"\ndrafter = "org/small"\n')
 
     def run(*arguments: str, code: str = "") -> Ran:
         environment = {
@@ -117,10 +117,10 @@ def test_a_full_disk_is_known_before_the_download(specexec: Pull, hub: FakeHub) 
 
 
 def test_a_broken_file_of_aliases_is_named(specexec: Pull, tmp_path: Path) -> None:
-    (tmp_path / "config" / "specexec" / "aliases.toml").write_text("[mine]\nmodel = 'org/big'\n")
+    (tmp_path / "config" / "specexec" / "config.toml").write_text("[alias.mine]\nmodel = 'org/big'\n")
     ran = specexec("pull", "mine")
     assert ran.code == 4
-    assert "aliases.toml: [mine] must have a target" in ran.err
+    assert "config.toml: [alias.mine] must have a target" in ran.err
 
 
 COUNTING = """

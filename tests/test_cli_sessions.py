@@ -125,6 +125,25 @@ def test_a_settings_file_that_cannot_be_meant_is_refused(specexec: CommandLine, 
     assert (ran.code, says in ran.err) == (2, True)
 
 
+def test_short_names_of_ones_own_stand_in_the_settings(specexec: CommandLine) -> None:
+    user_file().parent.mkdir(parents=True)
+    user_file().write_text("# mine\nmodel = 'big'\n")
+    assert specexec("alias", "set", "big", "org/big@v2", "-d", "org/small").code == 0
+    assert user_file().read_text().startswith("# mine\nmodel = 'big'\n")
+    assert f"big = org/big@v2 with org/small  # {user_file()}\n" in specexec("alias", "list").out
+    assert json.loads(specexec("alias", "list", "--json").out)["big"] == {
+        "target": "org/big@v2",
+        "drafter": "org/small",
+    }
+    assert specexec("config", "show").out == f'model = "big"  # {user_file()}\n'
+    assert specexec("chat", "-p", "x").code == 0
+    assert specexec.options is not None
+    assert specexec.options.model == "big"
+    assert specexec("alias", "rm", "big").err == "removed big\n"
+    assert specexec("alias", "rm", "big").code == 3
+    assert specexec("alias", "set", "demo", "org/big").code == 2
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_shells_get_a_completion_script(specexec: CommandLine, shell: str) -> None:
     ran = specexec("completion", shell)

@@ -16,6 +16,7 @@ from cli.batch.formats import Format
 from cli.batch.inputs import Shard, Split
 from cli.batch.lines import Form
 from cli.options import TEXT_OR_FILE
+from cli.verbosity import json_option
 
 Result = TypeVar("Result")
 Parallel: TypeAlias = int | Literal["auto"]
@@ -115,7 +116,7 @@ _OPTIONS = (
                  help="Write each text to a file of its own here."),
     click.option("--output-format", type=click.Choice(["jsonl", "openai-batch", "text"]), show_default="jsonl",
                  help="How results look."),
-    click.option("--json", "as_json", is_flag=True, help="Without -o: print JSON lines, not just the text."),
+    json_option("Without -o: print JSON lines, not just the text."),
     click.option("--resume", is_flag=True, help="Go on with the output of an earlier run, in mid-answer if need be."),
     click.option("--retry-failed", is_flag=True, help="Like --resume, and answer the failed items again."),
     click.option("--overwrite", is_flag=True, help="Replace the output file if it exists."),
