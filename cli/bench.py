@@ -16,6 +16,7 @@ import click
 from cli.engine import running_engine
 from cli.held_out import bench_prompts
 from cli.options import BUDGET, EngineOptions, engine_options
+from cli.plot import check_extra, draw
 from cli.rounds import COLUMNS, Row, measure
 from cli.screen import Screen
 from cli.verbosity import Verbosity, verbosity_options
@@ -54,6 +55,7 @@ def _several(name: str, kind: click.ParamType[Any], default: str, says: str) -> 
 @click.option("-r", "--repeat", type=click.IntRange(min=1), default=3, help="Rounds; the spread is over them.")
 @click.option("-n", "--gen", type=click.IntRange(min=1), default=64, help="New tokens for each prompt.")
 @click.option("-o", "--output", type=click.Choice(["md", "csv", "json", "jsonl"]), default="md", help="On stdout.")
+@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw it, as a PNG at this path.")
 @engine_options
 @verbosity_options
 @click.pass_obj
@@ -69,29 +71,38 @@ def bench(
     repeat: int,
     gen: int,
     output: str,
+    plot: Path | None,
     engine_options: EngineOptions,
 ) -> int:
     """Measure tokens per sweep and per second for every combination of the comma lists.
 
     Plain decoding (budget 0) is always measured in the same run, and every text is compared with it. Quote the ratios:
-    absolute speeds belong to this machine on this day. The toy's speeds mean nothing; its tokens per sweep do.
+    absolute speeds belong to this machine on this day. The toy's speeds mean nothing; its tokens per sweep do. Nothing
+    is remembered from earlier runs or from prompt to prompt, nor kept.
 
     \b
       specexec bench --budgets 8,32,128 --temperatures 0,0.8
       specexec bench -m ./my-model -d ./my-drafter --offloads ram,disk -o json > bench.json
     """
+    if plot is not None:
+        check_extra()
     screen = Screen(quiet=verbosity.quiet)
     asked = bench_prompts(file)[:limit]
     rows: list[Row] = []
     for drafter, offload, planner in product(drafters, offloads, planners):
         where = {"offload": offload, "planner": planner}
         options = replace(engine_options, drafter=drafter, **where)  # type: ignore[arg-type]  # checked by the options
-        with running_engine(options, screen, verbosity) as llm:
+        with running_engine(options, screen, verbosity, remember=False) as llm:
             for temperature in temperatures:
                 sampling = SamplingParams(temperature=float(temperature), max_tokens=gen)
                 sizes = ["0", *(size for size in budgets if size != "0")]
                 rows += measure(llm, options, [prompt.asked for prompt in asked], sizes, sampling, repeat, screen)
     click.echo(FORMATS[output](rows), nl=False)
+    if plot is not None:
+        draw(rows, plot)
+    for row in rows:
+        if row.vs_plain < 1:
+            screen.say(f"{row.asked}, budget {row.budget}, T = {row.temperature:g}: slower than plain decoding.")
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 import click
@@ -41,7 +42,8 @@ def check(
     """Answer prompts twice, with guesses and one token at a time, and compare the texts.
 
     In float32 they must be equal. In bf16 and f16 a near-tie may flip when a token is computed among other rows; the
-    margin then shows how near. Ends with 1 if any text differs.
+    margin then shows how near. --exact decides near-ties by the text alone, and what that took is reported. Ends with
+    1 if any text differs.
 
     \b
       specexec check
@@ -52,15 +54,22 @@ def check(
     screen = Screen(quiet=verbosity.quiet)
     sampling = replace(sampling, max_tokens=min(sampling.max_tokens, 128))
     found: list[Audit] = []
-    with running_engine(engine_options, screen, verbosity) as llm:
+    with running_engine(engine_options, screen, verbosity, remember=False) as llm:
+        began = perf_counter()
         for index, prompt in enumerate(bench_prompts(file)[:limit]):
             seed = index if sampling.seed is None else sampling.seed + index
             one = audit(llm, prompt.asked, replace(sampling, seed=seed))
             found.append(one)
             click.echo(json.dumps({"prompt": prompt.text} | asdict(one)) if as_json else _line(prompt.text, one))
+        seconds, bill = perf_counter() - began, llm.afresh
     equal = sum(one.identical for one in found)
     tokens, sweeps = sum(one.tokens for one in found), sum(one.sweeps for one in found)
     screen.say(f"{equal} of {len(found)} texts identical · {tokens} tokens in {sweeps} sweeps")
+    if bill is not None:
+        screen.say(
+            f"exact: {bill.again} of {bill.choices} choices were near-ties, {bill.changed} changed · "
+            f"{bill.seconds:.2f} of {seconds:.2f} s · largest rounding {bill.widest:.2g}"
+        )
     return 0 if equal == len(found) else DIFFERENT
 
 

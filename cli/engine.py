@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from cli.learned import learning, measured
@@ -37,22 +37,32 @@ def open_engine(options: EngineOptions) -> Engine:
         ram_B=options.ram,
         vram_B=options.vram,
         link_limit_Bps=options.link_limit,
+        exact=options.exact,
         offline=options.offline,
         measured=measured(options) if options.drafter == "auto" else None,
     )
 
 
 @contextmanager
-def running_engine(options: EngineOptions, screen: Screen, verbosity: Verbosity) -> Iterator[Engine]:
-    """An engine for the length of the block, announced on stderr before anything else happens."""
+def running_engine(
+    options: EngineOptions, screen: Screen, verbosity: Verbosity, remember: bool = True
+) -> Iterator[Engine]:
+    """An engine for the length of the block, announced on stderr before anything else happens.
+
+    Measurements do not `remember`: they neither begin with what earlier runs knew nor leave anything behind.
+    """
     start_logging(verbosity, screen.tell)
     with screen.status(lambda: f"starting {options.model}…"):
         engine = open_engine(options)
-    with engine, recalling(engine), learning(engine, options):
+    with ExitStack() as stack:
+        stack.enter_context(engine)
+        if remember:
+            stack.enter_context(recalling(engine))
+            stack.enter_context(learning(engine, options))
         for line in introduction(engine):
             screen.say(line)
         yield engine
-        if (loss := losing(engine)) is not None:
+        if remember and (loss := losing(engine)) is not None:
             screen.say(loss)
 
 

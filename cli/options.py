@@ -85,6 +85,7 @@ class EngineOptions:
     ram: int | None = None
     vram: int | None = None
     link_limit: float | None = None
+    exact: bool = False
     offline: bool = False
 
 
@@ -116,6 +117,7 @@ _ENGINE = (
     click.option("--ram", type=SIZE, help="Never take more RAM than this, such as 24GiB."),
     click.option("--vram", type=SIZE, help="Never take more GPU memory than this, such as 10GiB."),
     click.option("--link-limit", type=SPEED, help="Slow the weight stream down, such as 4MB/s."),
+    click.option("--exact", is_flag=True, help="Decide near-ties by the text alone, at the price of a sweep each."),
     click.option("--offline", is_flag=True, help="Use only what is already on this machine."),
 )  # fmt: skip
 

@@ -9,7 +9,10 @@ from statistics import mean, stdev
 from time import perf_counter
 from typing import TYPE_CHECKING
 
+import psutil
+
 from cli.options import EngineOptions
+from cli.quantities import format_bytes
 from cli.screen import Screen
 from specexec.sampling import SamplingParams
 
@@ -18,8 +21,8 @@ if TYPE_CHECKING:
     from specexec.engine import Engine
 
 COLUMNS = (
-    "drafter", "offload", "planner", "T", "budget", "sweeps", "tok/sweep", "s/sweep", "s drafting/sweep", "tok/s",
-    "vs plain", "same text",
+    "drafter", "offload", "planner", "T", "budget", "sweeps", "tok/sweep", "accepted at depth 1, 2, 4, 8", "s drafting",
+    "s waiting", "s computing", "tok/s", "vs plain", "memory", "same text",
 )  # fmt: skip
 
 
@@ -30,17 +33,21 @@ class Round:
     tokens: int = 0
     sweeps: int = 0
     draft_s: float = 0.0
+    stream_s: float = 0.0
     seconds: float = 0.0
     bytes_read: int = 0
+    memory_B: int = 0
     texts: list[tuple[int, ...]] = field(default_factory=list)
     depths: Counter[int] = field(default_factory=Counter)  # accepted guesses by depth
 
 
 @dataclass(frozen=True)
 class Row:
-    """One setting. Means over rounds, `_sd` their standard deviation; `accepted_by_depth[d]` is the share of sweeps
-    that accepted a guess at depth d."""
+    """One setting. Means over rounds, `_sd` their standard deviation; seconds are those of one sweep: drafting that
+    somebody waited for, arithmetic waiting for weights, the rest. `accepted_by_depth[d]` is the share of sweeps that
+    accepted a guess at depth d (0 = next token). `memory_B` is the most the process held, RAM and GPU."""
 
+    asked: str
     drafter: str
     offload: str
     planner: str
@@ -48,14 +55,16 @@ class Row:
     budget: str
     sweeps: int
     tokens_per_sweep: float
-    sweep_s: float
     draft_s: float
+    stream_s: float
+    compute_s: float
     tokens_per_s: float
     tokens_per_s_sd: float
     vs_plain: float
     same_texts: int
     texts: int
     bytes_per_sweep: int
+    memory_B: int
     accepted_by_depth: tuple[float, ...]
 
     @property
@@ -63,10 +72,15 @@ class Row:
         """For COLUMNS."""
         return (
             self.drafter, self.offload, self.planner, f"{self.temperature:g}", self.budget, str(self.sweeps),
-            f"{self.tokens_per_sweep:.2f}", f"{self.sweep_s:.4f}", f"{self.draft_s:.4f}",
-            f"{self.tokens_per_s:.2f} ± {self.tokens_per_s_sd:.2f}", f"{self.vs_plain:.2f}×",
-            f"{self.same_texts}/{self.texts}",
+            f"{self.tokens_per_sweep:.2f}", self._depths, f"{self.draft_s:.4f}", f"{self.stream_s:.4f}",
+            f"{self.compute_s:.4f}", f"{self.tokens_per_s:.2f} ± {self.tokens_per_s_sd:.2f}", f"{self.vs_plain:.2f}×",
+            format_bytes(self.memory_B), f"{self.same_texts}/{self.texts}",
         )  # fmt: skip
+
+    @property
+    def _depths(self) -> str:
+        shares = [self.accepted_by_depth[d - 1] if d <= len(self.accepted_by_depth) else 0.0 for d in (1, 2, 4, 8)]
+        return " ".join(f"{share:.2f}" for share in shares)
 
 
 def measure(
@@ -94,6 +108,8 @@ def _answer(llm: Engine, prompts: Sequence[Prompt], budget: str, sampling: Sampl
     llm.budget = "auto" if budget == "auto" else int(budget)
     done = Round()
     for seed, prompt in enumerate(prompts):
+        if llm.memory is not None:
+            llm.memory.forget_past()  # rounds repeat their prompts: remembering them would measure the repetition
         began = perf_counter()
         bursts = [burst for burst in llm.stream(prompt, replace(sampling, seed=seed)) if burst.tokens]
         done.seconds += perf_counter() - began
@@ -101,6 +117,8 @@ def _answer(llm: Engine, prompts: Sequence[Prompt], budget: str, sampling: Sampl
         done.tokens += len(done.texts[-1])
         done.sweeps += len(bursts)
         done.draft_s += sum(burst.draft_s for burst in bursts)
+        done.stream_s += sum(burst.cost.wait_s for burst in bursts)
+        done.memory_B = max(done.memory_B, _memory_B(llm.device))
         done.bytes_read += sum(burst.bytes_read for burst in bursts)
         done.depths.update(depth for burst in bursts for depth in range(burst.accepted))
     return done
@@ -114,7 +132,9 @@ def _row(
     both = zip(rounds, plain, strict=True)
     pairs = [pair for ours, theirs in both for pair in zip(ours.texts, theirs.texts, strict=True)]
     deepest = max((depth for one in rounds for depth in one.depths), default=-1)
+    draft_s, stream_s = sum(one.draft_s for one in rounds), sum(one.stream_s for one in rounds)
     return Row(
+        asked=options.drafter,
         drafter="none" if budget == "0" else llm.drafter_name,
         offload=llm.placement.partition(":")[0],
         planner=options.planner,
@@ -122,13 +142,25 @@ def _row(
         budget=budget,
         sweeps=sweeps,
         tokens_per_sweep=tokens / sweeps,
-        sweep_s=(sum(one.seconds for one in rounds) - sum(one.draft_s for one in rounds)) / sweeps,
-        draft_s=sum(one.draft_s for one in rounds) / sweeps,
+        draft_s=draft_s / sweeps,
+        stream_s=stream_s / sweeps,
+        compute_s=max(sum(one.seconds for one in rounds) - draft_s - stream_s, 0.0) / sweeps,
         tokens_per_s=mean(speeds),
         tokens_per_s_sd=stdev(speeds) if len(speeds) > 1 else 0.0,
         vs_plain=mean(speeds) / mean(one.tokens / one.seconds for one in plain),
         same_texts=sum(ours == theirs for ours, theirs in pairs),
         texts=len(pairs),
         bytes_per_sweep=sum(one.bytes_read for one in rounds) // sweeps,
+        memory_B=max(one.memory_B for one in rounds),
         accepted_by_depth=tuple(sum(one.depths[d] for one in rounds) / sweeps for d in range(deepest + 1)),
     )
+
+
+def _memory_B(device: str) -> int:
+    """What this process holds now: RAM, and the most it has held of the GPU's."""
+    held_B = int(psutil.Process().memory_info().rss)
+    if device.startswith("cuda"):
+        import torch
+
+        held_B += int(torch.cuda.max_memory_allocated())
+    return held_B

@@ -49,6 +49,7 @@ def load(
     ram_B: int | None = None,
     vram_B: int | None = None,
     link_limit_Bps: float | None = None,
+    exact: bool = False,
     offline: bool = False,
     measured: Mapping[str, float] | None = None,
 ) -> Engine:
@@ -57,8 +58,9 @@ def load(
     model: path, alias or hub name. drafter: auto, none, sources joined by + (sibling, substitute, skip, ngram), or a
     path or name in the sibling's place. offload: auto, none, ram or disk.
     budget: guesses per sweep, or auto. planner: best, reference, beam, sequoia. dtype: auto (stored), bf16, f16, f32.
-    ram_B, vram_B: ceilings in bytes. link_limit_Bps throttles the weight stream. measured: tokens per second that
-    drafters, by name, have made with this target here; auto takes the best of those that fit.
+    ram_B, vram_B: ceilings in bytes. link_limit_Bps throttles the weight stream. exact: decide near-ties by the text
+    alone (afresh.py); its bill is `Engine.afresh`. measured: tokens per second that drafters, by name, have made with
+    this target here; auto takes the best of those that fit.
     Raises offload's errors for models and memory, UnsupportedArchitecture for targets that cannot verify trees,
     TokenizerMismatch for a drafter that does not fit, ContextLengthExceeded for a ctx beyond the model's.
     """
@@ -117,6 +119,7 @@ def load(
             context=context,
             room=_room(given, target, draft),
             memory=memory,
+            exact=exact,
         )
     )
 

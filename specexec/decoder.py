@@ -14,6 +14,7 @@ from typing import Literal, Protocol
 import numpy as np
 from torch import Tensor
 
+from specexec.afresh import Afresh
 from specexec.budget import AutoBudget, FixedBudget
 from specexec.cost import CostModel
 from specexec.drafters import Drafter
@@ -25,7 +26,7 @@ from specexec.planner import Planner
 from specexec.sequence import Emitted, Sequence
 from specexec.stats import Burst, Cost, Pace
 from specexec.tree import ROOT, TokenTree
-from specexec.walk import Opinion, walk
+from specexec.walk import Opinion, Settle, walk
 
 
 class Meter(Protocol):
@@ -78,6 +79,7 @@ class Decoder:
         meter: Callable[[], Meter] = StillMeter,
         overlap: bool | None = None,
         cost: CostModel | None = None,
+        afresh: Afresh | None = None,
     ) -> None:
         self.target = target
         self.drafter = drafter
@@ -89,6 +91,7 @@ class Decoder:
         self.cost = cost or CostModel()
         self.pace = Pace()
         self.overlap = overlap
+        self.afresh = afresh
         self._auto = AutoBudget(self.cost)
         self._meter = meter
         self._stopping = threading.Event()
@@ -136,7 +139,7 @@ class Decoder:
         after, swept_s, rows = self._meter(), time.perf_counter() - drafted, sum(map(len, hidden))
         if self.sweeps > 1:  # the first one warms up the machine
             self.cost.learn_sweep(rows, swept_s, after.wait_s - before.wait_s)
-        cost = Cost(drafted - began, swept_s, after.bytes_read - before.bytes_read)
+        cost = Cost(drafted - began, swept_s, after.bytes_read - before.bytes_read, after.wait_s - before.wait_s)
         self.pace.learn(rows, sum(map(len, trees)), [len(one.tokens) for one in emitted], cost)
         steps = [_step(*of, cost) for of in zip(self.live, trees, emitted, strict=True)]
         self.live = [sequence for sequence in self.live if sequence.finish_reason is None]
@@ -182,9 +185,9 @@ class Decoder:
     def _accept(self, sequence: Sequence, tree: TokenTree, hidden_RH: Tensor) -> Emitted:
         cache, pending = sequence.cache(self.target), len(sequence.pending(self.target))
         hidden_MH = hidden_RH[-len(tree) - 1 :]
-        opinion = Opinion(
-            self.target.head, hidden_MH, tree, len(sequence.tokens), sequence.sampling, sequence.noise, sequence.parse
-        )
+        at, sampling, noise = len(sequence.tokens), sequence.sampling, sequence.noise
+        settle = self._settling(sequence, tree)
+        opinion = Opinion(self.target.head, hidden_MH, tree, at, sampling, noise, sequence.parse, settle)
         emitted = sequence.accept(walk(opinion, sequence.history))
         if (most := sequence.sampling.logprobs) is not None:
             rows = [0, *(node + 1 for node in emitted.path)][: len(emitted.tokens)]
@@ -201,6 +204,15 @@ class Decoder:
         sequence.growth = Growth() if kept is None else sequence.growth.moved_on(emitted.tokens, kept)
         sequence.noise.forget_before(len(sequence.tokens))
         return emitted
+
+    def _settling(self, sequence: Sequence, tree: TokenTree) -> Settle | None:
+        """Under --exact, how near-ties in this tree are decided."""
+        if (afresh := self.afresh) is None:
+            return None
+        text = list(sequence.tokens)
+        return lambda node, scores_V, rescore: afresh.settled(
+            [*text, *tree.tokens_N[tree.path(node)].tolist()], scores_V, rescore
+        )
 
     def _interrupt(self) -> list[Step]:
         self._stopping.clear()

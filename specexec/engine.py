@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from specexec import sequence as sequences
+from specexec.afresh import Afresh
 from specexec.batch import MOST_PARALLEL, Batch
 from specexec.cache import KVCache
 from specexec.chain import ChainLM
@@ -88,6 +89,7 @@ class Parts:
     context: int
     room: Room
     memory: Memory | None
+    exact: bool
 
 
 class Engine:
@@ -104,7 +106,10 @@ class Engine:
         self._target, self._draft = parts.target, parts.draft
         self.sources, self.reason = parts.sources, parts.reason
         meter, cost = parts.stream.stats, parts.cost
-        self._decoder = Decoder(parts.target, parts.drafter, parts.planner, parts.budget, meter, cost=cost)
+        self.afresh = Afresh(parts.target, parts.model.dtype) if parts.exact else None
+        self._decoder = Decoder(
+            parts.target, parts.drafter, parts.planner, parts.budget, meter, cost=cost, afresh=self.afresh
+        )
         self._bursts: dict[Sequence, deque[Burst]] = {}
         self._stop_tokens = stop_tokens(parts.model.generation_config, parts.encoding.tokenizer.eos_token_id)
 

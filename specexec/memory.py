@@ -42,6 +42,10 @@ class Memory:
         self.recent.extend(text, start=len(text) - len(answer))
         self.written.append(text)
 
+    def forget_past(self) -> None:
+        """As if nothing had been written yet; the corpus and what guesses were worth stay."""
+        self.recent, self.settled, self.written = Recent(), Settled.of([]), []
+
     def pack(self, limit: int = PAST_LIMIT) -> dict[str, NDArray[np.generic]]:
         """Everything worth keeping, as arrays: the latest `limit` tokens of the past, sorted anew, and the counts."""
         written = [Settled.of([text]).tokens_E for text in self.written]

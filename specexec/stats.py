@@ -13,11 +13,12 @@ FinishReason = Literal["stop", "length", "interrupted", "failed"]
 
 @dataclass(frozen=True)
 class Cost:
-    """What one step took, for all its sequences together."""
+    """What one step took, for all its sequences together. `wait_s` of the sweep's seconds it waited for weights."""
 
     draft_s: float = 0.0
     sweep_s: float = 0.0
     bytes_read: int = 0
+    wait_s: float = 0.0
 
 
 @dataclass

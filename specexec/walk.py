@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
@@ -22,6 +22,9 @@ from specexec.tree import ROOT, TokenTree
 
 if TYPE_CHECKING:
     from specexec.grammar import Parse
+
+# Of a node, its scores and how new logits become scores: the scores that count.
+Settle: TypeAlias = Callable[[int, Tensor, Callable[[Tensor], Tensor]], Tensor]
 
 HEAD_ROWS = 64  # logits of at most this many rows exist at a time
 
@@ -49,7 +52,7 @@ class Opinion:
     """What the target thinks at every node of one tree, given its final hidden states [M, H].
 
     `position` is that of the first token to choose, `parse` says what a grammar allows from there on. Logits exist only
-    for the rows a walk visits.
+    for the rows a walk visits. `settle`, where it is given, has the last word about a node's scores (afresh.py).
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class Opinion:
         sampling: SamplingParams,
         noise: Noise,
         parse: Parse | None = None,
+        settle: Settle | None = None,
     ) -> None:
         assert len(hidden_MH) == len(tree) + 1
         self.tree = tree
@@ -70,6 +74,7 @@ class Opinion:
         self._sampling = sampling
         self._noise = noise
         self._parse = parse
+        self._settle = settle
         self._logits_V: dict[int, Tensor] = {}
         self.choices_M = self._unfiltered_choices()
 
@@ -112,10 +117,21 @@ class Opinion:
 
     def choice(self, node: int, history: History) -> int:
         """The target's own next token after `node`."""
-        if not (self._sampling.penalised or (self._sampling.filtered and self._temperature)):
+        as_it_is = not (self._sampling.penalised or (self._sampling.filtered and self._temperature))
+        if as_it_is and self._settle is None:
             return self.choices_M[node + 1]
-        position = self._positions[node + 1]
-        return int(compared(self.logits(node), self._sampling, history, self._noise, position).argmax())
+        scores_V = self._scores(node, self.logits(node), history)
+        if self._settle is not None:
+            scores_V = self._settle(
+                node, scores_V, lambda raw_V: self._scores(node, self._allowed(node, raw_V), history)
+            )
+        return int(scores_V.argmax())
+
+    def _scores(self, node: int, logits_V: Tensor, history: History) -> Tensor:
+        return compared(logits_V, self._sampling, history, self._noise, self._positions[node + 1])
+
+    def _allowed(self, node: int, logits_V: Tensor) -> Tensor:
+        return constrained(logits_V[None], self._sampling, self._parse, self.tree, [node])[0]
 
 
 def walk(opinion: Opinion, history: History) -> Acceptance:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cli.app import commands
+from cli.errors import MissingExtra
 from specexec import audit as audit_module
 from specexec import load
 from specexec.audit import audit, first_difference
@@ -47,6 +49,32 @@ def test_bench_speaks_every_format(form: str) -> None:
         "jsonl": lambda: len([json.loads(line) for line in shown.splitlines()]),
     }
     assert counts[form]() == 2
+
+
+def test_bench_draws_what_it_measured(tmp_path: Path) -> None:
+    picture = tmp_path / "bench.png"
+    shown = run("bench", "--budgets", "4,16", "-r", "1", "-n", "6", "-o", "json", "--plot", str(picture))
+    rows = json.loads(shown.stdout)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert picture.stat().st_size > 20_000
+    assert all(row["memory_B"] > 10**8 for row in rows)
+    assert all(row["compute_s"] > 0 == row["stream_s"] for row in rows), "nothing streams, nothing waits"
+
+
+def test_a_plot_without_matplotlib_is_refused_before_anything_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cli.plot.find_spec", lambda _: None)
+    with pytest.raises(MissingExtra, match="matplotlib"):
+        run("bench", "--plot", "nowhere.png")
+
+
+def test_bench_does_not_measure_that_its_rounds_repeat(tmp_path: Path) -> None:
+    """Retrieval would know every answer from the round before; nor may anything be left for the next command."""
+    file = tmp_path / "prompts.txt"
+    file.write_text("What is a tree?\n")
+    asked = ("bench", "--budgets", "32", "-n", "24", "--drafters", "ngram", "--prompts", str(file), "-o", "json")
+    once, more = (json.loads(run(*asked, "-r", str(rounds)).stdout)[1] for rounds in (1, 3))
+    assert more["tokens_per_sweep"] <= 1.5 * once["tokens_per_sweep"]
+    assert not list(Path(os.environ["XDG_STATE_HOME"]).rglob("*.safetensors"))
 
 
 def test_a_wrong_item_of_a_list_is_a_wrong_option() -> None:

@@ -1,0 +1,86 @@
+"""`--exact`: where rounding decides between equal scores, the text is still one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from zlib import crc32
+
+import pytest
+import torch
+from torch import Tensor
+
+from cli.app import main
+from specexec.afresh import Afresh
+from specexec.decoder import Decoder
+from specexec.drafters import Drafter
+from specexec.drafters.none import NoDrafter
+from specexec.lm import Rows, Sweep, TreeLM
+from specexec.planner import BestFirst
+from specexec.sampling import SamplingParams
+from tests.tiny import tiny
+from tests.writing import drafters, prompt, sequence_of
+
+TREMBLE = 2e-6
+
+
+class Trembling:
+    """A target full of ties, whose last bits depend on the company a row was computed in."""
+
+    def __init__(self, target: TreeLM) -> None:
+        self.target = target
+        self.sweeps = 0
+
+    def begin(self, parts: list[Rows]) -> Sweep:
+        self.sweeps += 1
+        return self.target.begin(parts)
+
+    def head(self, hidden_RH: Tensor) -> Tensor:
+        logits_RV = (self.target.head(hidden_RH) * 2).round() / 2
+        for row, hidden_H in zip(logits_RV, hidden_RH, strict=True):
+            seed = crc32(hidden_H.numpy().tobytes())
+            row += TREMBLE * torch.randn(len(row), generator=torch.Generator().manual_seed(seed)).clamp(-2, 2)
+        return logits_RV
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[TreeLM, Drafter]:
+    folder = tmp_path_factory.mktemp("trembling")
+    return TreeLM(tiny("llama", folder / "target")), drafters("llama", folder)["sibling"]
+
+
+def text(
+    target: TreeLM, drafter: Drafter, budget: int, sampling: SamplingParams, exact: bool
+) -> tuple[list[int], Afresh]:
+    trembling = Trembling(target)
+    afresh = Afresh(trembling, torch.float32)
+    planner = BestFirst(width=8)
+    decoder = Decoder(trembling, drafter, planner, budget, overlap=False, afresh=afresh if exact else None)
+    sequence = sequence_of(prompt(12), sampling)
+    decoder.join(sequence)
+    while decoder.live:
+        decoder.step()
+    return sequence.answer, afresh
+
+
+def test_near_ties_flip_without_it_and_never_with_it(pair: tuple[TreeLM, Drafter]) -> None:
+    target, drafter = pair
+    flipped = 0
+    for penalty in (1.0, 1.2):
+        sampling = SamplingParams(temperature=0.0, repetition_penalty=penalty, max_tokens=20)
+        plain, _ = text(target, NoDrafter(), 0, sampling, exact=False)
+        flipped += text(target, drafter, 12, sampling, exact=False)[0] != plain
+        exact, bill = text(target, NoDrafter(), 0, sampling, exact=True)
+        assert 0 < bill.again < bill.choices, "ties are decided again, clear choices are not"
+        assert 0 < bill.widest < 8 * TREMBLE
+        for budget in (3, 12):
+            assert text(target, drafter, budget, sampling, exact=True)[0] == exact
+    assert flipped, "this target does not tremble enough to test anything"
+
+
+def test_clear_choices_cost_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("What is a tree?\n")
+    asked = ["check", "--prompts", str(file), "-n", "12", "--dtype", "f32", "--offload", "none", "--exact"]
+    assert main(asked) == 0
+    said = capsys.readouterr().err
+    assert "exact: 0 of 24 choices were near-ties" in said
