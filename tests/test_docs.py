@@ -7,10 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
+from cli.app import commands
+
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def test_the_command_reference_is_what_the_commands_say() -> None:
@@ -33,3 +36,24 @@ def test_the_map_of_the_house_names_only_rooms_that_exist() -> None:
     named = [name for row in rows for name in re.findall(r"`([\w/.]+)`", row)]
     assert len(named) > 30
     assert [name for name in named if not any((ROOT / package / name).exists() for package in packages)] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_and_options_on_a_page_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    for command, rest in re.findall(r"^\$ (?:\w+=\S+ |.*\| )?specexec (\w+)(.*)", text, re.MULTILINE):
+        found = commands.get_command(click.Context(commands), command)
+        assert found is not None, command
+        if isinstance(found, click.Group):
+            continue
+        known = {name for one in [*found.params, *found.get_params(click.Context(found))] for name in one.opts}
+        known |= {name for one in found.params for name in one.secondary_opts}
+        typed = set(re.findall(r"(?<=\s)--?[a-z][\w-]*", rest.partition("#")[0]))
+        assert typed <= known, typed - known
+
+
+def test_the_picture_is_small_and_shows_what_the_screen_shows() -> None:
+    picture = (ROOT / "docs" / "terminal.svg").read_text(encoding="utf-8").replace("&#160;", " ")
+    assert len(picture) < 100_000
+    for said in ("tok/sweep", "s left", "guessed · depth", "guesses kept", "link limited to"):
+        assert said in picture
