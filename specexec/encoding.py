@@ -11,7 +11,12 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from specexec.conversation import Prompt
 from specexec.errors import BadMessages, TokenizerMismatch
+from specexec.patience import at_most
 from specexec.transcript import Message
+from specexec.wishes import Wishes
+
+TEMPLATE_S = 5.0  # of a processor's time; templates of real models take milliseconds
+MOST_CHARACTERS = 16 * 1024 * 1024
 
 
 class Encoding:
@@ -35,14 +40,34 @@ class Encoding:
             return [item for item in prompt if isinstance(item, int)]
         return self.encode_rest(self.render(messages))
 
-    def render(self, messages: list[Message]) -> str:
-        """The text that messages become before it is cut into tokens."""
-        wishes: dict[str, Any] = {} if self.thinking is None else {"enable_thinking": self.thinking}
+    def render(self, messages: Items[Message] | Items[dict[str, object]], wishes: Wishes | None = None) -> str:
+        """The text that messages become before it is cut into tokens. Raises BadMessages."""
+        wishes = wishes or Wishes()
+        variables: dict[str, Any] = {} if self.thinking is None else {"enable_thinking": self.thinking}
+        variables |= wishes.variables
         try:
-            text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, **wishes)
-        except (TemplateError, ValueError) as problem:
+            with at_most(TEMPLATE_S):
+                text = self.tokenizer.apply_chat_template(
+                    list(messages),  # type: ignore[arg-type]  # templates read more than strings
+                    tools=list(wishes.tools) or None,
+                    add_generation_prompt=wishes.ends_in == "answer",
+                    continue_final_message=wishes.ends_in == "message",
+                    tokenize=False,
+                    **variables,
+                )
+        except TimeoutError as problem:
+            raise BadMessages(f"the model's chat template did not end within {TEMPLATE_S:g} s.") from problem
+        except (TemplateError, ValueError, TypeError) as problem:
             raise BadMessages(f"the model's chat template refuses these messages: {problem}") from problem
+        if len(text) > MOST_CHARACTERS:
+            raise BadMessages(
+                f"the model's chat template made {len(text):,} characters; {MOST_CHARACTERS:,} are allowed."
+            )
         return str(text)
+
+    def template_for(self, wishes: Wishes) -> str:
+        """The source of the template that would be used; a model may have one for tools and one without."""
+        return str(self.tokenizer.get_chat_template(tools=list(wishes.tools) or None))
 
     @property
     def template(self) -> str | None:
@@ -57,6 +82,13 @@ class Encoding:
     def spell(self, token: int) -> str:
         """One token as text, special ones too."""
         return str(self.tokenizer.decode([token], skip_special_tokens=False))
+
+    def piece(self, before: int | None, token: int) -> str:
+        """What a token adds to the text after another one, special ones too; some decoders drop a leading blank."""
+        if before is None:
+            return self.spell(token)
+        both = str(self.tokenizer.decode([before, token], skip_special_tokens=False))
+        return both[len(self.spell(before)) :]
 
     def decode(self, tokens: Items[int]) -> str:
         """Text of tokens, without special ones."""

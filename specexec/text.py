@@ -32,13 +32,13 @@ class TextStream:
         text = self._decode(self._tokens)[: self._cut]
         if not last:
             text = text.rstrip(INCOMPLETE)
-            text = text[: len(text) - _begun(text, self._stop)]
+            text = text[: len(text) - begun(text, self._stop)]
         new = text[self._given :]
         self._given += len(new)
         return new
 
 
-def _begun(text: str, stops: Items[str]) -> int:
-    """Length of the longest end of `text` that may be the beginning of a stop string."""
+def begun(text: str, stops: Items[str]) -> int:
+    """Length of the longest end of `text` that may be the beginning of one of these strings."""
     lengths = (n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n]))
     return max(lengths, default=0)

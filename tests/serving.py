@@ -37,16 +37,21 @@ class Letters:
     caches: dict[object, Any] = field(default_factory=dict)
     written: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+    failure: None = None
 
 
 class LetterEngine:
-    """Letters are tokens, a prompt ends itself by its own length, and a sweep lasts `sweep_s` unless it is stopped."""
+    """Letters are tokens, a prompt ends itself by its own length, and a sweep lasts `sweep_s` unless it is stopped.
+
+    It is its own encoding; of messages it reads the last one.
+    """
 
     name, toy, drafter_name, placement, device, context, budget = "letters", True, "none", "nowhere", "cpu", 1000, 0
 
     def __init__(self, sweep_s: float = 0.0) -> None:
         self.sweep_s = sweep_s
         self.tokenizer = range(0x10000)
+        self.encoding = self
         self.room = Room(free_B=10**9, token_B=1)
         self.live: list[Letters] = []
         self.shared: list[int] = []  # texts in each sweep so far
@@ -61,11 +66,16 @@ class LetterEngine:
     def __exit__(self, *_: object) -> None:
         self.closed = True
 
-    def encode(self, prompt: str | list[int] | list[dict[str, str]]) -> list[int]:
-        if isinstance(prompt, str):
-            return [ord(letter) for letter in prompt]
-        last = prompt[-1] if prompt else 0
-        return self.encode(last["content"]) if isinstance(last, dict) else cast(list[int], prompt)
+    def encode(self, text: str) -> list[int]:
+        return [ord(letter) for letter in text]
+
+    encode_rest = encode
+
+    def render(self, messages: list[dict[str, str]], wishes: object) -> str:
+        return messages[-1]["content"]
+
+    def template_for(self, wishes: object) -> str:
+        return "{{ messages }}"
 
     def decode(self, tokens: Sequence[int]) -> str:
         return "".join(chr(token) for token in tokens)

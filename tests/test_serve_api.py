@@ -13,6 +13,8 @@ import pytest
 from specexec.sampling import derived_seed
 from tests.serving import LetterEngine, Served, serving
 
+F = {"type": "function", "function": {"name": "f"}}
+
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Served]:
@@ -104,11 +106,23 @@ def test_sampling_reaches_the_engine(server: Served) -> None:
 @pytest.mark.parametrize(
     ("more", "param", "code"),
     [
-        ({"logit_bias": {"5": 1}}, "logit_bias", "unsupported_parameter"),
-        ({"logprobs": True}, "logprobs", "unsupported_parameter"),
-        ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools", "unsupported_parameter"),
-        ({"tool_choice": "required"}, "tool_choice", "unsupported_parameter"),
+        ({"logit_bias": {"a": 1}}, "logit_bias", "invalid_value"),
+        ({"logit_bias": {"5": 101}}, "logit_bias", "invalid_value"),
+        ({"logit_bias": {"70000": 1}}, "logit_bias", "invalid_token"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "invalid_value"),
+        ({"top_logprobs": 2}, "top_logprobs", "invalid_value"),
+        ({"response_format": {"type": "yaml"}}, "response_format.type", "invalid_value"),
+        ({"response_format": {"type": "json_object"}, "ignore_eos": True}, "ignore_eos", "invalid_value"),
+        ({"response_format": {"type": "json_object"}, "tools": [F]}, "response_format", "invalid_value"),
+        ({"tools": [F]}, "tools", "unsupported_parameter"),
+        ({"tools": [F, F]}, "tools", "invalid_value"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools.0.function.name", "invalid_value"),
+        ({"tool_choice": "required"}, "tool_choice", "invalid_value"),
+        ({"tools": [F], "tool_choice": {"type": "function", "function": {"name": "g"}}}, "tool_choice",
+         "invalid_value"),
+        ({"functions": [{"name": "f"}]}, "functions", "unsupported_parameter"),
+        ({"chat_template_kwargs": {"chat_template": "{{ 1 }}"}}, "chat_template_kwargs", "invalid_value"),
+        ({"continue_final_message": True}, "continue_final_message", "invalid_value"),
         ({"temperature": "hot"}, "temperature", "invalid_value"),
         ({"temperature": -1}, "temperature", "invalid_value"),
         ({"top_p": 0}, "top_p", "invalid_value"),
@@ -116,7 +130,9 @@ def test_sampling_reaches_the_engine(server: Served) -> None:
         ({"max_tokens": 0}, "max_tokens", "invalid_value"),
         ({"stop": [""]}, "stop", "invalid_value"),
         ({"messages": []}, "messages", "invalid_value"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role", "invalid_value"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "messages.0.role", "invalid_value"),
+        ({"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}]},
+         "messages.0.tool_calls", "invalid_value"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content",
          "unsupported_content"),
     ],

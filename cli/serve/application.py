@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from importlib.resources import files
 
 import anyio
@@ -15,7 +16,7 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from cli.serve.asked import read_chat
+from cli.serve.asked import Message, read_chat
 from cli.serve.bodies import read_json
 from cli.serve.completions import Completions, Manner, ready
 from cli.serve.failures import ApiError, api_error, bad_request
@@ -49,6 +50,7 @@ def application(worker: Worker, manner: Manner, policy: Policy) -> ASGIApp:
             for route in (
                 Route(f"{prefix}/tokenize", _kind(house.tokenizer(completions)), methods=["POST"]),
                 Route(f"{prefix}/detokenize", _kind(house.detokenize), methods=["POST"]),
+                Route(f"{prefix}/tokenizer_info", _kind(house.tokenizer_info)),
             )
         ),
     ]
@@ -97,10 +99,13 @@ class _House:
             ready(self._worker)
             body = await read_json(request)
             given = [body[name] for name in ("content", "prompt", "messages") if name in body]
-            if len(given) != 1 or not isinstance(given[0], str | list):
-                raise bad_request("give one of content, prompt or messages.", "content")
+            special = body.get("add_special_tokens", True)
+            if len(given) != 1 or not isinstance(given[0], str | list) or not isinstance(special, bool):
+                raise bad_request(
+                    "give one of content, prompt or messages, and add_special_tokens if you like.", "content"
+                )
             prompt = given[0] if isinstance(given[0], str) else _messages(given[0])
-            tokens = await anyio.to_thread.run_sync(completions.encode, prompt)
+            tokens = await anyio.to_thread.run_sync(partial(completions.encode, prompt, special=special))
             return JSONResponse({"tokens": tokens, "count": len(tokens), "max_model_len": self._worker.engine.context})
 
         return tokenize
@@ -115,6 +120,21 @@ class _House:
             raise bad_request(f"tokens must be a list of ids from 0 to {vocabulary - 1}.", "tokens")
         text = self._worker.engine.decode(ids)
         return JSONResponse({"content": text, "prompt": text})
+
+    async def tokenizer_info(self, _: Request) -> Response:
+        ready(self._worker)
+        tokenizer, encoding = self._worker.engine.tokenizer, self._worker.engine.encoding
+        special = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
+        return JSONResponse(
+            {
+                "tokenizer_class": type(tokenizer).__name__,
+                "vocab_size": len(tokenizer),
+                "model_max_length": self._worker.engine.context,
+                **special,
+                "eos_token_id": tokenizer.eos_token_id,
+                "chat_template": encoding.template,
+            }
+        )
 
     def _card(self) -> dict[str, object]:
         card: dict[str, object] = {
@@ -135,7 +155,7 @@ class _House:
         return card
 
 
-def _messages(given: list[object]) -> list[dict[str, str]]:
+def _messages(given: list[object]) -> list[Message]:
     return [message for message in read_chat({"messages": given}, []).prompts[0] if isinstance(message, dict)]
 
 

@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from cli.serve.failures import ApiError, bad_request
+from cli.serve.shapes import MOST_CHOICES, ChatMessage, ChatRequest, CompletionRequest, EarlierCall, Request, ToolChoice
+from cli.serve.tools import Tools
 from specexec.errors import BadSampling
 from specexec.sampling import SamplingParams, derived_seed
+from specexec.wishes import RESERVED, EndsIn, Wishes
 
-MOST_CHOICES = 16
+if TYPE_CHECKING:
+    from specexec.grammar import Grammar
+
 MOST_STOPS = 16
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's own default for /v1/completions; a chat may fill the context
 
 R = TypeVar("R", bound="Request")
-Prompt: TypeAlias = str | list[int] | list[dict[str, str]]
+Message: TypeAlias = dict[str, object]
+Prompt: TypeAlias = str | list[int] | list[Message]
 
 # What each parameter may say without asking for something that we do not have.
 _UNSUPPORTED: dict[str, tuple[object, ...]] = {
-    "logit_bias": (None, {}),
-    "logprobs": (None, False),
-    "top_logprobs": (None, 0),
-    "response_format": (None, {"type": "text"}),
-    "tools": (None, []),
-    "tool_choice": (None, "none", "auto"),
     "functions": (None, []),
     "function_call": (None, "none", "auto"),
     "modalities": (None, ["text"]),
@@ -42,72 +43,18 @@ _HARMLESS = {
     "metadata",
     "store",
     "service_tier",
-    "parallel_tool_calls",
     "safety_identifier",
     "prompt_cache_key",
 }
 
 
-class StreamOptions(BaseModel):
-    """How a stream ends."""
-
-    include_usage: bool = False
-
-
-class Part(BaseModel):
-    """One piece of a message's content."""
-
-    type: str
-    text: str = ""
-
-
-class ChatMessage(BaseModel):
-    """One turn. Tools and pictures are refused by name, not dropped."""
-
-    model_config = ConfigDict(extra="allow", strict=True)
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Part] | None = None
-
-
-class Request(BaseModel):
-    """What chat and plain completion share."""
-
-    model_config = ConfigDict(extra="allow", strict=True)
-    model: str | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    seed: int | None = None
-    stop: str | list[str] | None = None
-    ignore_eos: bool | None = None
-    n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    watch: bool = False
-
-
-class ChatRequest(Request):
-    """The body of /v1/chat/completions."""
-
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-
-
-class CompletionRequest(Request):
-    """The body of /v1/completions."""
-
-    prompt: str | list[int] | list[str] | list[list[int]]
-    echo: bool = False
-
-
 @dataclass(frozen=True)
 class Asked:
-    """A request in our own words. `max_tokens` None fills the context; `watch` adds trees and sweeps to the stream."""
+    """A request in our own words.
+
+    `max_tokens` None fills the context; `watch` adds trees and sweeps to the stream; `schema` is that of the whole
+    answer; `wishes` are for the chat template.
+    """
 
     chat: bool
     prompts: list[Prompt]
@@ -119,26 +66,70 @@ class Asked:
     echo: bool
     watch: bool
     ignored: tuple[str, ...]
+    schema: dict[str, object] | None = None
+    tools: Tools | None = None
+    wishes: Wishes | None = None
 
-    def sampling_of(self, choice: int, max_tokens: int, fresh_seed: int) -> SamplingParams:
+    def sampling_of(
+        self, choice: int, max_tokens: int, fresh_seed: int, grammar: Grammar | None = None
+    ) -> SamplingParams:
         """The first choice has the seed that was asked for; every other one a seed derived from it."""
         seed = fresh_seed if self.sampling.seed is None else self.sampling.seed
         own = seed if choice == 0 else derived_seed(seed, "choice", choice)
-        return replace(self.sampling, seed=own, max_tokens=max_tokens)
+        return replace(self.sampling, seed=own, max_tokens=max_tokens, grammar=grammar)
 
 
 def read_chat(body: object, served: list[str]) -> Asked:
     """A chat completion. Raises ApiError."""
     request = _checked(ChatRequest, body, served)
     messages = [_message(message, index) for index, message in enumerate(request.messages)]
-    return _asked(request, [messages], request.max_completion_tokens or request.max_tokens, chat=True)
+    logprobs = (request.top_logprobs or 0) if request.logprobs else None
+    if request.top_logprobs and not request.logprobs:
+        raise bad_request("top_logprobs needs logprobs: true.", "top_logprobs")
+    asked = _asked(request, [messages], request.max_completion_tokens or request.max_tokens, logprobs, chat=True)
+    tools = _tools(request)
+    if tools and asked.schema:
+        raise bad_request("an answer cannot both follow response_format and call tools.", "response_format")
+    if tools and request.ignore_eos:
+        raise bad_request("tools say where an answer ends, ignore_eos that it does not.", "ignore_eos")
+    return replace(asked, tools=tools, wishes=_wishes(request, tools))
 
 
 def read_completion(body: object, served: list[str]) -> Asked:
     """A completion of raw text or token ids, one prompt or several. Raises ApiError."""
     request = _checked(CompletionRequest, body, served)
     prompts = _prompts(request.prompt)
-    return _asked(request, prompts, request.max_tokens or DEFAULT_COMPLETION_TOKENS, chat=False, echo=request.echo)
+    longest = request.max_tokens or DEFAULT_COMPLETION_TOKENS
+    return _asked(request, prompts, longest, request.logprobs, chat=False, echo=request.echo)
+
+
+def _tools(request: ChatRequest) -> Tools | None:
+    choice = request.tool_choice or "auto"
+    named = choice.function.name if isinstance(choice, ToolChoice) else choice
+    offered = {tool.function.name: tool for tool in request.tools or []}
+    if len(offered) != len(request.tools or []):
+        raise bad_request("two tools have the same name.", "tools")
+    if named not in ("none", "auto", "required", *offered) or (named == "required" and not offered):
+        raise bad_request(
+            f"tool_choice asks for {named!r}; tools offers: {', '.join(offered) or 'nothing'}.", "tool_choice"
+        )
+    if not offered or named == "none":
+        return None
+    return Tools(tuple(offered.values()), named, request.parallel_tool_calls is not False)
+
+
+def _wishes(request: ChatRequest, tools: Tools | None) -> Wishes:
+    variables = request.chat_template_kwargs or {}
+    if taken := sorted(RESERVED & set(variables)):
+        raise bad_request(f"chat_template_kwargs may not set {taken[0]!r}.", "chat_template_kwargs")
+    if request.continue_final_message and request.messages[-1].role != "assistant":
+        raise bad_request("continue_final_message needs an assistant's message at the end.", "continue_final_message")
+    after: EndsIn = "answer" if request.add_generation_prompt else "nothing"
+    return Wishes(
+        tools=tuple(tool.model_dump(exclude_none=True) for tool in tools.offered) if tools else (),
+        variables=variables,
+        ends_in="message" if request.continue_final_message else after,
+    )
 
 
 def _prompts(prompt: str | list[int] | list[str] | list[list[int]]) -> list[Prompt]:
@@ -167,33 +158,60 @@ def _checked(kind: type[R], body: object, served: list[str]) -> R:
     return request
 
 
-def _message(message: ChatMessage, index: int) -> dict[str, str]:
-    at = f"messages.{index}"
-    for name in ("tool_calls", "function_call", "tool_call_id"):
-        if (message.model_extra or {}).get(name):
-            raise bad_request(f"{name} is not supported by this server yet.", f"{at}.{name}", "unsupported_parameter")
+def _message(message: ChatMessage, index: int) -> Message:
+    if (message.model_extra or {}).get("function_call"):
+        at = f"messages.{index}.function_call"
+        raise bad_request("function_call is older than tools and not supported.", at, "unsupported_parameter")
     role = "system" if message.role == "developer" else message.role  # OpenAI's newer name for the same thing
+    said: Message = {"role": role, "content": _content(message, f"messages.{index}.content")}
+    if message.tool_calls:
+        said["tool_calls"] = [_call(call, f"messages.{index}.tool_calls") for call in message.tool_calls]
+    about = {"tool_call_id": message.tool_call_id, "name": message.name}
+    return {**said, **{key: value for key, value in about.items() if value is not None}}
+
+
+def _content(message: ChatMessage, at: str) -> str:
     if not isinstance(message.content, list):
-        return {"role": role, "content": message.content or ""}
+        return message.content or ""
     for part in message.content:
         if part.type != "text":
-            raise bad_request(f"this model reads text, not {part.type!r}.", f"{at}.content", "unsupported_content")
-    return {"role": role, "content": "".join(part.text for part in message.content)}
+            raise bad_request(f"this model reads text, not {part.type!r}.", at, "unsupported_content")
+    return "".join(part.text for part in message.content)
 
 
-def _asked(request: Request, prompts: list[Prompt], max_tokens: int | None, *, chat: bool, echo: bool = False) -> Asked:
+def _call(call: EarlierCall, at: str) -> Message:
+    """A call as chat templates read it: arguments as an object, not as text."""
+    try:
+        arguments = json.loads(call.function.arguments)
+    except ValueError:
+        raise bad_request("the arguments of a call must be JSON.", at) from None
+    return {"id": call.id, "type": "function", "function": {"name": call.function.name, "arguments": arguments}}
+
+
+def _asked(
+    request: Request,
+    prompts: list[Prompt],
+    max_tokens: int | None,
+    logprobs: int | None,
+    *,
+    chat: bool,
+    echo: bool = False,
+) -> Asked:
     n = request.n or 1
     if len(prompts) * n > MOST_CHOICES:
         raise bad_request(f"{len(prompts) * n} choices were asked for, one request may have {MOST_CHOICES}.", "n")
     stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
     if len(stop) > MOST_STOPS:
         raise bad_request(f"{len(stop)} stop texts were given, {MOST_STOPS} are allowed.", "stop")
+    schema = request.response_format.schema_to_follow if request.response_format else None
+    if schema and request.ignore_eos:
+        raise bad_request("response_format says where an answer ends, ignore_eos that it does not.", "ignore_eos")
     extra = set(request.model_extra or {}) - set(_UNSUPPORTED) - _HARMLESS
     options = request.stream_options
     return Asked(
         chat=chat,
         prompts=prompts,
-        sampling=_sampling(request, stop),
+        sampling=_sampling(request, stop, logprobs, echo),
         max_tokens=max_tokens,
         n=n,
         stream=bool(request.stream),
@@ -201,10 +219,15 @@ def _asked(request: Request, prompts: list[Prompt], max_tokens: int | None, *, c
         echo=echo,
         watch=request.watch,
         ignored=tuple(sorted(extra)),
+        schema=schema,
     )
 
 
-def _sampling(request: Request, stop: tuple[str, ...]) -> SamplingParams:
+def _sampling(request: Request, stop: tuple[str, ...], logprobs: int | None, echo: bool) -> SamplingParams:
+    try:
+        biases = tuple((int(token), bias) for token, bias in (request.logit_bias or {}).items())
+    except ValueError:
+        raise bad_request("logit_bias must have token ids for keys.", "logit_bias") from None
     try:
         return SamplingParams(
             temperature=request.temperature,
@@ -217,6 +240,9 @@ def _sampling(request: Request, stop: tuple[str, ...]) -> SamplingParams:
             seed=request.seed,
             stop=stop,
             ignore_eos=bool(request.ignore_eos),
+            logit_bias=biases,
+            logprobs=logprobs,
+            prompt_logprobs=echo and logprobs is not None,
         )
     except BadSampling as problem:
         raise bad_request(problem.what, problem.what.split()[0]) from None

@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import anyio
 from sse_starlette import EventSourceResponse, ServerSentEvent
@@ -18,13 +18,19 @@ from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from cli.serve.asked import Asked, Prompt, read_chat, read_completion
+from cli.serve.asked import Asked, Message, Prompt, read_chat, read_completion
 from cli.serve.bodies import read_json
-from cli.serve.failures import ApiError, api_error
-from cli.serve.replies import Choice, Json, Reply, picture, place
+from cli.serve.failures import ApiError, api_error, bad_request
+from cli.serve.likely import Json, Teller
+from cli.serve.replies import NOTHING, Choice, Reply, picture, place
+from cli.serve.tools import Reader, Way, way_of
 from cli.serve.worker import Ticket, Worker
 from cli.serve.writing import Writing
-from specexec.errors import ContextLengthExceeded, EmptyPrompt
+from specexec.errors import BadGrammar, ContextLengthExceeded, EmptyPrompt
+from specexec.wishes import Wishes
+
+if TYPE_CHECKING:
+    from specexec.grammar import Grammar
 
 WATCH_S = 0.2
 SLOWEST_READER_S = 300.0  # a client that takes nothing for so long has gone without saying so
@@ -43,6 +49,14 @@ class Manner:
     log: Callable[[str], None]
 
 
+@dataclass(frozen=True)
+class _Bounds:
+    """What an answer must look like, and how calls are found in it."""
+
+    grammar: Grammar | None = None
+    way: Way | None = None
+
+
 class Completions:
     """Both endpoints; they differ in how a request is read and in the shape of the reply."""
 
@@ -57,21 +71,34 @@ class Completions:
     async def complete(self, request: Request) -> Response:
         return await self._answer(request, read_completion)
 
-    def encode(self, prompt: Prompt) -> list[int]:
-        """Token ids, from any thread. Raises ApiError for ids and templates that do not work."""
-        engine = self._worker.engine
-        if isinstance(prompt, list):
-            wrong = [token for token in prompt if isinstance(token, int) and not 0 <= token < len(engine.tokenizer)]
-            if wrong:
-                raise ApiError(400, "invalid_token", f"token {wrong[0]} is not in 0 to {len(engine.tokenizer) - 1}.")
+    def encode(self, prompt: Prompt, wishes: Wishes | None = None, special: bool = True) -> list[int]:
+        """Token ids, from any thread; `special` adds those that a raw text begins or ends with.
+
+        Raises ApiError for ids and BadMessages for templates that do not work.
+        """
+        encoding = self._worker.engine.encoding
         with self._encoding:
-            return engine.encode(prompt)
+            if isinstance(prompt, str):
+                return encoding.encode(prompt) if special else encoding.encode_rest(prompt)
+            messages: list[Message] = [item for item in prompt if isinstance(item, dict)]
+            if messages:
+                return encoding.encode_rest(encoding.render(messages, wishes))
+        tokens = [item for item in prompt if isinstance(item, int)]
+        self._check_tokens(tokens, None)
+        return tokens
+
+    def _check_tokens(self, tokens: list[int], param: str | None) -> None:
+        most = len(self._worker.engine.tokenizer)
+        wrong = [token for token in tokens if not 0 <= token < most]
+        if wrong:
+            raise ApiError(400, "invalid_token", f"token {wrong[0]} is not in 0 to {most - 1}.", param=param)
 
     async def _answer(self, request: Request, read: Callable[[object, list[str]], Asked]) -> Response:
         ready(self._worker)
         asked = read(await read_json(request), [self._manner.model])
         prompts = [await anyio.to_thread.run_sync(self._fitting, prompt, asked) for prompt in asked.prompts]
-        writing = self._writing(asked, prompts)
+        bounds = await anyio.to_thread.run_sync(self._bounds, asked)
+        writing = self._writing(asked, prompts, bounds)
         reply = Reply(asked.chat, self._manner.model, sum(len(prompt) for prompt in prompts))
         record = _Record(request, asked, reply, writing, self._manner.log)
         writing.submit()
@@ -91,7 +118,8 @@ class Completions:
 
     def _fitting(self, prompt: Prompt, asked: Asked) -> list[int]:
         """The prompt's tokens, which leave room for the answer."""
-        tokens = self.encode(prompt)
+        self._check_tokens([token for token, _ in asked.sampling.logit_bias], "logit_bias")
+        tokens = self.encode(prompt, asked.wishes)
         context = self._worker.engine.context
         if not tokens:
             raise api_error(EmptyPrompt("the prompt is empty."))
@@ -105,15 +133,33 @@ class Completions:
             )
         return tokens
 
-    def _writing(self, asked: Asked, prompts: list[list[int]]) -> Writing:
+    def _bounds(self, asked: Asked) -> _Bounds:
+        """What every answer must look like. Raises ApiError for what no grammar can be made of."""
+        from specexec.grammar import json_schema  # with torch, which is there once the engine is
+
+        engine = self._worker.engine
+        try:
+            with self._encoding:
+                if asked.tools is not None:
+                    way = way_of(engine.encoding.template_for(asked.wishes or Wishes()))
+                    return _Bounds(engine.grammar(asked.tools.grammar(way)), way)
+                if asked.schema is not None:
+                    return _Bounds(engine.grammar(json_schema(asked.schema)))
+        except BadGrammar as problem:
+            raise bad_request(problem.what, "tools" if asked.tools else "response_format", problem.code) from None
+        return _Bounds()
+
+    def _writing(self, asked: Asked, prompts: list[list[int]], bounds: _Bounds) -> Writing:
         engine, writing = self._worker.engine, Writing(self._worker)
         fresh_seed = secrets.randbits(32)
         for prompt, tokens in zip(asked.prompts, prompts, strict=True):
             room = asked.max_tokens or engine.context - len(tokens)
             echo = "" if not asked.echo else prompt if isinstance(prompt, str) else engine.decode(tokens)
             for number in range(asked.n):
-                sampling = asked.sampling_of(number, room, fresh_seed)
-                choice = Choice(len(writing.choices), echo)
+                sampling = asked.sampling_of(number, room, fresh_seed, bounds.grammar)
+                told = asked.sampling.logprobs is not None
+                teller = Teller(engine.encoding.piece, tokens, asked.echo) if told else None
+                choice = Choice(len(writing.choices), echo, Reader(bounds.way), teller)
                 writing.add(choice, partial(Ticket, tokens, sampling))
         return writing
 
@@ -128,12 +174,12 @@ class Completions:
                     now = place(self._worker.engine.progress())
                     yield _event(reply.watched(progress=now, ahead=writing.ahead))
                     continue
-                choice, burst = news
+                choice, burst, new = news
                 if asked.watch:
                     seen = picture(burst, self._worker.engine.decode)
                     yield _event(reply.watched(index=choice.index, burst=seen))
-                if burst.text:
-                    yield _event(reply.more(choice, burst.text))
+                if new:
+                    yield _event(reply.more(choice, new))
                 if burst.finish_reason:
                     yield _event(reply.ending(choice))
             if asked.include_usage:
@@ -148,7 +194,7 @@ class Completions:
     def _sign_of_life(self, writing: Writing, reply: Reply) -> ServerSentEvent:
         """What a silent sweep sends, so that nobody on the way believes the stream to be dead."""
         if self._manner.keepalive == "empty-delta" and writing.unfinished:
-            return _event(reply.more(writing.unfinished[0], ""))
+            return _event(reply.more(writing.unfinished[0], NOTHING))
         now = self._worker.engine.progress()
         ahead = writing.ahead
         return ServerSentEvent(

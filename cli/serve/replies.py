@@ -9,18 +9,37 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+from cli.serve.likely import Json, Teller, Told, for_chat, for_completion
+from cli.serve.tools import Call, Reader
+
 if TYPE_CHECKING:
     from specexec.stats import Burst, Progress
 
-Json = dict[str, object]
+
+@dataclass(frozen=True)
+class News:
+    """What one burst added to a choice; `first` calls and `offset` characters of tokens were there before."""
+
+    text: str
+    calls: tuple[Call, ...]
+    told: list[Told]
+    first: int
+    offset: int
+
+    def __bool__(self) -> bool:
+        return bool(self.text or self.calls or self.told)
 
 
 @dataclass
 class Choice:
-    """One text as it grows, and what it took."""
+    """One text as it grows, and what it took. `teller` is there if log-probabilities were asked for."""
 
     index: int
     echo: str = ""
+    reader: Reader = field(default_factory=lambda: Reader(None))
+    teller: Teller | None = None
+    told: list[Told] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
     text: str = ""
     tokens: int = 0
     finish_reason: str | None = None
@@ -32,17 +51,23 @@ class Choice:
     first_s: float | None = None
     last_s: float = 0.0
 
-    def add(self, burst: Burst) -> None:
-        """Take one more burst."""
+    def add(self, burst: Burst) -> News:
+        """Take one more burst, and say what is new in it."""
         self.last_s = time.monotonic()
         self.first_s = self.last_s if self.first_s is None else self.first_s
-        self.text += burst.text
+        told = [] if self.teller is None else self.teller.tell((*burst.prompt_logprobs, *burst.logprobs))
+        read = self.reader.read(burst.text, last=burst.finish_reason is not None)
+        news = News(read.text, read.calls, told, len(self.calls), sum(len(one.text) for one in self.told))
+        self.text += news.text
+        self.calls += news.calls
+        self.told += news.told
         self.tokens += len(burst.tokens)
-        self.finish_reason = burst.finish_reason
+        self.finish_reason = "tool_calls" if burst.finish_reason == "stop" and self.calls else burst.finish_reason
         self.seed = burst.seed
         self.drafted += burst.nodes
         self.accepted += burst.accepted
         self.sweeps += bool(burst.tokens)
+        return news
 
 
 @dataclass(frozen=True)
@@ -58,7 +83,14 @@ class Reply:
     def whole(self, choices: list[Choice]) -> Json:
         """The answer to a request that did not ask for a stream."""
         shaped = [
-            {"index": choice.index, **self._words(choice), **_ending(choice), "seed": choice.seed} for choice in choices
+            {
+                "index": choice.index,
+                **self._words(choice),
+                "finish_reason": choice.finish_reason,
+                "logprobs": self._likely(choice, choice.told, 0),
+                "seed": choice.seed,
+            }
+            for choice in choices
         ]
         head = self._head("chat.completion" if self.chat else "text_completion")
         return {**head, "choices": shaped, "usage": self.usage(choices), "timings": self.timings(choices)}
@@ -69,15 +101,27 @@ class Reply:
             return self._chunk({"index": choice.index, "delta": {"role": "assistant", "content": ""}, **_OPEN})
         return self._chunk({"index": choice.index, "text": choice.echo, **_OPEN})
 
-    def more(self, choice: Choice, text: str) -> Json:
-        """New text of one choice."""
-        words: Json = {"delta": {"content": text}} if self.chat else {"text": text}
-        return self._chunk({"index": choice.index, **words, **_OPEN})
+    def more(self, choice: Choice, news: News) -> Json:
+        """What is new in one choice."""
+        delta: Json = {"content": news.text} if news.text or not news.calls else {}
+        if news.calls:
+            delta["tool_calls"] = [{"index": news.first + at, **_called(call)} for at, call in enumerate(news.calls)]
+        words: Json = {"delta": delta} if self.chat else {"text": news.text}
+        likely = self._likely(choice, news.told, news.offset)
+        return self._chunk({"index": choice.index, **words, "finish_reason": None, "logprobs": likely})
 
     def ending(self, choice: Choice) -> Json:
         """The last event of one choice: why it ended, and the seed that gives it again."""
         words: Json = {"delta": {}} if self.chat else {"text": ""}
-        ended = self._chunk({"index": choice.index, **words, **_ending(choice), "seed": choice.seed})
+        ended = self._chunk(
+            {
+                "index": choice.index,
+                **words,
+                "finish_reason": choice.finish_reason,
+                "logprobs": None,
+                "seed": choice.seed,
+            }
+        )
         return {**ended, "timings": self.timings([choice])}
 
     def used(self, choices: list[Choice]) -> Json:
@@ -119,9 +163,17 @@ class Reply:
         }
 
     def _words(self, choice: Choice) -> Json:
-        if self.chat:
-            return {"message": {"role": "assistant", "content": choice.text, "refusal": None}}
-        return {"text": choice.echo + choice.text}
+        if not self.chat:
+            return {"text": choice.echo + choice.text}
+        message: Json = {"role": "assistant", "content": choice.text, "refusal": None}
+        if choice.calls:
+            message |= {"content": choice.text or None, "tool_calls": [_called(call) for call in choice.calls]}
+        return {"message": message}
+
+    def _likely(self, choice: Choice, told: list[Told], offset: int) -> Json | None:
+        if choice.teller is None:
+            return None
+        return for_chat(told) if self.chat else for_completion(told, offset)
 
     def _chunk(self, *choices: Json) -> Json:
         return {**self._head("chat.completion.chunk" if self.chat else "text_completion"), "choices": list(choices)}
@@ -137,10 +189,11 @@ class Reply:
 
 
 _OPEN: Json = {"finish_reason": None, "logprobs": None}
+NOTHING = News("", (), [], 0, 0)
 
 
-def _ending(choice: Choice) -> Json:
-    return {"finish_reason": choice.finish_reason, "logprobs": None}
+def _called(call: Call) -> Json:
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
 
 def picture(burst: Burst, decode: Callable[[list[int]], str]) -> Json:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING
 
 from cli.serve.failures import ApiError, api_error
-from cli.serve.replies import Choice
+from cli.serve.replies import Choice, News
 from cli.serve.worker import Full, Stopping, Ticket, Worker
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Writing:
         """How many texts must be finished before the first of these begins."""
         return min(self._worker.ahead(ticket) for ticket in self._tickets)
 
-    async def bursts(self, tick_s: float | None = None) -> AsyncIterator[tuple[Choice, Burst] | None]:
+    async def bursts(self, tick_s: float | None = None) -> AsyncIterator[tuple[Choice, Burst, News] | None]:
         """Every burst as it comes, until all texts have ended; None whenever nothing came for `tick_s`."""
         while self.unfinished:
             try:
@@ -64,8 +64,7 @@ class Writing:
                 raise STOPPING
             if isinstance(told, Exception):
                 raise api_error(told)
-            choice.add(told)
-            yield choice, told
+            yield choice, told, choice.add(told)
 
     async def finish(self) -> None:
         """Wait for all texts."""

@@ -1,0 +1,134 @@
+"""What a request body may hold, field by field. Fields that are not here are noticed by asked.py."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from cli.serve.tools import Tool
+
+MOST_CHOICES = 16
+MOST_LOGPROBS = 20
+
+
+class StreamOptions(BaseModel):
+    """How a stream ends."""
+
+    include_usage: bool = False
+
+
+class Part(BaseModel):
+    """One piece of a message's content."""
+
+    type: str
+    text: str = ""
+
+
+class Called(BaseModel):
+    """The function of a call that an earlier answer made."""
+
+    name: str
+    arguments: str = "{}"
+
+
+class EarlierCall(BaseModel):
+    """A call in an earlier answer."""
+
+    id: str | None = None
+    type: Literal["function"] = "function"
+    function: Called
+
+
+class ChatMessage(BaseModel):
+    """One turn. Pictures are refused by name, not dropped."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[Part] | None = None
+    tool_calls: list[EarlierCall] | None = None
+    tool_call_id: str | None = None
+    name: str | None = None
+
+
+class Schema(BaseModel):
+    """What `response_format` holds under json_schema."""
+
+    model_config = ConfigDict(strict=True)
+    schema_: dict[str, object] | None = Field(alias="schema", default=None)
+    strict: bool | None = None
+
+
+class ResponseFormat(BaseModel):
+    """What an answer must look like."""
+
+    model_config = ConfigDict(strict=True)
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: Schema | None = None
+
+    @property
+    def schema_to_follow(self) -> dict[str, object] | None:
+        """The JSON schema of the whole answer; None for plain text."""
+        if self.type == "json_schema":
+            return (self.json_schema and self.json_schema.schema_) or {"type": "object"}
+        return {"type": "object"} if self.type == "json_object" else None
+
+
+class ChosenFunction(BaseModel):
+    """The name of the function that must be called."""
+
+    name: str
+
+
+class ToolChoice(BaseModel):
+    """One function that must be called."""
+
+    type: Literal["function"]
+    function: ChosenFunction
+
+
+class Request(BaseModel):
+    """What chat and plain completion share."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+    model: str | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    ignore_eos: bool | None = None
+    n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    logit_bias: dict[str, float] | None = None
+    response_format: ResponseFormat | None = None
+    watch: bool = False
+
+
+class ChatRequest(Request):
+    """The body of /v1/chat/completions."""
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
+    tools: list[Tool] | None = None
+    tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    chat_template_kwargs: dict[str, object] | None = None
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+
+
+class CompletionRequest(Request):
+    """The body of /v1/completions."""
+
+    prompt: str | list[int] | list[str] | list[list[int]]
+    echo: bool = False
+    logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None

@@ -1,0 +1,42 @@
+"""What a chat template is told besides the messages. Plain values, no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+# What apply_chat_template itself takes: nobody may replace the template, or its messages, by a variable.
+RESERVED = {
+    "conversation",
+    "messages",
+    "tools",
+    "documents",
+    "chat_template",
+    "add_generation_prompt",
+    "continue_final_message",
+    "tokenize",
+    "sanitize_control_tokens",
+    "padding",
+    "truncation",
+    "max_length",
+    "return_tensors",
+    "return_dict",
+    "return_assistant_tokens_mask",
+    "tokenizer_kwargs",
+}
+
+EndsIn = Literal["answer", "message", "nothing"]
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """`tools` are function definitions in OpenAI's shape, `variables` what this template alone understands.
+
+    The text ends where an answer begins ("answer"), in the middle of the last message ("message"), or after it
+    ("nothing").
+    """
+
+    tools: tuple[dict[str, object], ...] = ()
+    variables: Mapping[str, object] = field(default_factory=dict)
+    ends_in: EndsIn = "answer"

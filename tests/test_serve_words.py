@@ -1,0 +1,292 @@
+"""What a client may ask of the words themselves: log-probabilities, biases, JSON, tools. The real demo answers."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+import specexec
+from cli.serve.tools import HERMES, LLAMA, Reader, Tool, Tools
+from specexec.engine import Engine
+from specexec.sampling import SamplingParams
+from specexec.work import Continuation
+from tests.serving import Served, serving
+
+QUESTION: list[Any] = [{"role": "user", "content": "What are you?"}]
+SCHEMA: dict[str, object] = {
+    "type": "object",
+    "properties": {"city": {"enum": ["Oslo", "Lima"]}, "days": {"type": "integer", "minimum": 1, "maximum": 9}},
+    "required": ["city", "days"],
+    "additionalProperties": False,
+}
+WEATHER: Any = {
+    "type": "function",
+    "function": {"name": "weather", "description": "Rain or sun?", "parameters": SCHEMA},
+}
+CLOCK: Any = {"type": "function", "function": {"name": "clock"}}
+HERMES_TEMPLATE = """\
+{%- if tools %}{{- '<|system|>To call: <tool_call> {"name": ..., "arguments": ...} </tool_call>. There are: ' }}
+{%- for tool in tools %}{{- tool | tojson }}{%- endfor %}{{- '<|end|>' }}{%- endif %}
+{%- for message in messages %}{{- '<|user|>' + message.role + ':' + message.content }}
+{%- for call in message.tool_calls or [] %}{{- call.function.name + call.function.arguments | tojson }}{%- endfor %}
+{{- '<|end|>' }}{%- endfor %}
+{%- if mood is defined %}{{- mood }}{%- endif %}{%- if add_generation_prompt %}{{- '<|assistant|>' }}{%- endif %}"""
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Engine]:
+    with specexec.load("demo", drafter="sibling", budget=16, dtype="f32") as loaded:
+        yield loaded
+
+
+@pytest.fixture(scope="module")
+def server(engine: Engine) -> Iterator[Served]:
+    with serving(lambda: engine) as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def caller(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """The demo with a template that knows tools, as Hermes and Qwen write them."""
+    folder = tmp_path_factory.mktemp("caller") / "model"
+    shutil.copytree(engine.folders["target"], folder)
+    (folder / "chat_template.jinja").write_text(HERMES_TEMPLATE)
+    with serving(lambda: specexec.load(str(folder), drafter="ngram", budget=8, dtype="f32")) as served:
+        yield served
+
+
+def test_a_json_schema_is_followed(server: Served) -> None:
+    shape: Any = {"type": "json_schema", "json_schema": {"name": "trip", "schema": SCHEMA, "strict": True}}
+    with server.openai() as client:
+        done = client.chat.completions.create(model="letters", messages=QUESTION, response_format=shape, seed=1)
+        stream = client.chat.completions.create(
+            model="letters", messages=QUESTION, response_format=shape, seed=1, stream=True
+        )
+        streamed = "".join(chunk.choices[0].delta.content or "" for chunk in stream)
+    trip = json.loads(done.choices[0].message.content or "")
+    assert trip["city"] in ("Oslo", "Lima")
+    assert 1 <= trip["days"] <= 9
+    assert (streamed, done.choices[0].finish_reason) == (done.choices[0].message.content, "stop")
+
+
+def test_a_json_object_is_one(server: Served) -> None:
+    text = server.ask("What are you?", response_format={"type": "json_object"}, seed=3, temperature=1, max_tokens=400)
+    choice = text.json()["choices"][0]
+    if choice["finish_reason"] == "stop":  # the toy may fill a string to the end
+        assert isinstance(json.loads(choice["message"]["content"]), dict)
+    assert choice["message"]["content"].startswith("{")
+
+
+def test_n_choices_follow_the_same_schema_each_in_its_own_way(server: Served) -> None:
+    shape: Any = {"type": "json_schema", "json_schema": {"name": "trip", "schema": SCHEMA}}
+    answer = server.ask("Hello", response_format=shape, n=4, temperature=1.5, seed=1).json()
+    trips = [json.loads(choice["message"]["content"]) for choice in answer["choices"]]
+    assert all(set(trip) == {"city", "days"} for trip in trips)
+
+
+@pytest.mark.parametrize("schema", [{"type": "objekt"}, {"type": "array", "uniqueItems": True}])
+def test_a_schema_that_cannot_be_followed_is_refused(server: Served, schema: dict[str, object]) -> None:
+    shape = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    refused = server.ask("x", response_format=shape)
+    error = refused.json()["error"]
+    assert (refused.status_code, error["code"], error["param"]) == (400, "bad_grammar", "response_format")
+
+
+def test_a_bias_reaches_the_model(server: Served, engine: Engine) -> None:
+    (loved,) = engine.encoding.encode_rest("Q")
+    answer = server.ask("What are you?", logit_bias={str(loved): 100}, max_tokens=5, temperature=1)
+    assert answer.json()["choices"][0]["message"]["content"] == "QQQQQ"
+
+
+def test_chat_logprobs_are_the_models_own(server: Served, engine: Engine) -> None:
+    with server.openai() as client:
+        done = client.chat.completions.create(
+            model="letters", messages=QUESTION, logprobs=True, top_logprobs=3, max_tokens=8, temperature=0
+        )
+        chunks = list(client.chat.completions.create(
+            model="letters", messages=QUESTION, logprobs=True, max_tokens=8, temperature=0, stream=True
+        ))  # fmt: skip
+    likely = done.choices[0].logprobs
+    assert likely is not None
+    assert likely.content is not None
+    assert "".join(one.token for one in likely.content) == done.choices[0].message.content
+    assert all(one.top_logprobs[0].token == one.token for one in likely.content)  # greedy
+    assert likely.content[0].bytes == list(likely.content[0].token.encode())
+    prompt = engine.encode(QUESTION)
+    greedy = engine.generate(prompt, SamplingParams(temperature=0, max_tokens=8))
+    ((_, truth),) = engine.likelihoods([Continuation(prompt, greedy.tokens)])
+    assert [one.logprob for one in likely.content] == pytest.approx(truth.log_probs, abs=1e-3)
+    streamed = [
+        one for chunk in chunks for one in ((chunk.choices[0].logprobs and chunk.choices[0].logprobs.content) or [])
+    ]
+    assert [one.logprob for one in streamed] == pytest.approx(truth.log_probs, abs=1e-3)
+
+
+def test_a_harness_can_score_a_prompt_of_token_ids(server: Served, engine: Engine) -> None:
+    """What lm-eval's local-completions sends: ids, echo, one token, logprobs of everything."""
+    prompt = engine.encode("List the days of the week.")
+    with server.openai() as client:
+        answers = [
+            client.completions.create(
+                model="letters", prompt=[prompt], echo=True, logprobs=1, max_tokens=1, temperature=0, seed=1234
+            )
+            for _ in range(2)  # the second finds the prompt in the cache, and must compute it all the same
+        ]
+    ((_, truth),) = engine.likelihoods([Continuation(prompt[:1], prompt[1:])])
+    for answer in answers:
+        likely = answer.choices[0].logprobs
+        assert likely is not None
+        assert likely.token_logprobs is not None
+        assert likely.tokens is not None
+        assert likely.text_offset is not None
+        assert likely.top_logprobs is not None
+        assert len(likely.tokens) == len(prompt) + 1
+        assert likely.token_logprobs[0] is None
+        assert likely.token_logprobs[1:-1] == pytest.approx(truth.log_probs, abs=1e-3)
+        assert answer.choices[0].text == "".join(likely.tokens)
+        for at, token in zip(likely.text_offset, likely.tokens, strict=True):
+            assert answer.choices[0].text[at:].startswith(token)
+        assert max(likely.top_logprobs[-1].values()) == likely.token_logprobs[-1]
+
+
+def test_a_remote_tokenizer_finds_all_it_asks_for(server: Served, engine: Engine) -> None:
+    with server.http as client:
+        known = client.get("/tokenizer_info").json()
+        bare = client.post("/tokenize", json={"prompt": "days", "add_special_tokens": False}).json()["tokens"]
+        assert (known["vocab_size"], known["eos_token"]) == (4096, "<|end|>")
+        assert "message['role']" in known["chat_template"]
+        assert client.post("/detokenize", json={"tokens": bare}).json()["prompt"] == "days"
+        assert client.post("/tokenize", json={"prompt": "x", "add_special_tokens": 1}).status_code == 400
+
+
+def test_an_answer_can_be_begun_for_the_model(server: Served, engine: Engine) -> None:
+    begun = {"role": "assistant", "content": "I am the small"}
+    with server.http as client:
+        body = {"messages": [*QUESTION, begun], "continue_final_message": True, "temperature": 0, "max_tokens": 8}
+        rest = client.post("/v1/chat/completions", json=body).json()["choices"][0]["message"]["content"]
+    text = engine.encoding.render(QUESTION) + "I am the small"
+    plain = engine.generate(engine.encoding.encode_rest(text), SamplingParams(temperature=0, max_tokens=8))
+    assert rest == plain.text
+
+
+def test_a_tool_that_must_be_called_is_called(caller: Served) -> None:
+    asked: dict[str, Any] = {
+        "model": "letters",
+        "messages": QUESTION,
+        "tools": [WEATHER, CLOCK],
+        "tool_choice": {"type": "function", "function": {"name": "weather"}},
+        "parallel_tool_calls": False,
+    }
+    with caller.openai() as client:
+        ask: Any = client.chat.completions.create
+        done = ask(**asked)
+        (call,) = done.choices[0].message.tool_calls
+        arguments = json.loads(call.function.arguments)
+        assert call.function.name == "weather"
+        assert arguments["city"] in ("Oslo", "Lima")
+        assert 1 <= arguments["days"] <= 9
+        assert (done.choices[0].finish_reason, done.choices[0].message.content) == ("tool_calls", None)
+
+        chunks = list(ask(**asked, stream=True, seed=done.choices[0].model_extra["seed"]))
+        (streamed,) = [one for chunk in chunks for one in chunk.choices[0].delta.tool_calls or []]
+        assert streamed.function.arguments == call.function.arguments
+        assert chunks[-1].choices[0].finish_reason == "tool_calls"
+
+        result = {"role": "tool", "tool_call_id": call.id, "content": "sun"}
+        more = {**asked, "messages": [*QUESTION, done.choices[0].message, result], "tool_choice": "none"}
+        after = ask(**more, max_tokens=4)
+        assert after.choices[0].message.tool_calls is None
+
+
+def test_tools_that_may_be_called_leave_room_for_text(caller: Served) -> None:
+    free = caller.ask("What are you?", seed=1, max_tokens=12).json()["choices"][0]["message"]
+    offered = caller.ask("What are you?", seed=1, max_tokens=12, tools=[WEATHER]).json()["choices"][0]["message"]
+    assert offered["content"]
+    assert "tool_calls" not in free
+
+
+def test_template_variables_reach_the_template(caller: Served) -> None:
+    moody = caller.ask("x", max_tokens=1, chat_template_kwargs={"mood": "grim and then some"}).json()
+    assert moody["usage"]["prompt_tokens"] > caller.ask("x", max_tokens=1).json()["usage"]["prompt_tokens"]
+
+
+def test_a_model_without_tools_says_so(server: Served) -> None:
+    refused = server.ask("x", tools=[WEATHER]).json()["error"]
+    assert (refused["param"], "knows no tools" in refused["message"]) == ("tools", True)
+
+
+@pytest.mark.parametrize("way", [HERMES, LLAMA], ids=["hermes", "llama"])
+@pytest.mark.parametrize("choice", ["auto", "required", "weather"])
+def test_what_a_grammar_of_tools_lets_through_is_read_back_as_calls(engine: Engine, way: Any, choice: str) -> None:
+    tools = Tools((Tool.model_validate(WEATHER), Tool.model_validate(CLOCK)), choice, parallel=True)
+    grammar = engine.grammar(tools.grammar(way))
+    called = way.sign + way.begin + "weather" + way.between + '{"city": "Lima", "days": 3}' + way.end
+    texts = {called: ["weather"]}
+    if choice == "auto":
+        texts["Just words, with <tool and { in them."] = []
+        if way.sign:
+            texts[f"First words.\n{called}\n{called} and more"] = ["weather", "weather"]
+    for text, names in texts.items():
+        tokens = engine.encoding.encode_rest(text)
+        assert [str(t) for t in follows(grammar, tokens)] == [str(t) for t in tokens], text
+        for size in (1, 3, 1000):
+            reader = Reader(way)
+            parts = [text[at : at + size] for at in range(0, len(text), size)]
+            reads = [reader.read(part, last=False) for part in parts] + [reader.read("", last=True)]
+            assert [call.name for read in reads for call in read.calls] == names
+            assert [json.loads(call.arguments)["days"] for read in reads for call in read.calls] == [3] * len(names)
+            assert bool("".join(read.text for read in reads)) == (text != called)
+    wrong = way.sign + way.begin + "weather" + way.between + '{"city": "Rome"'
+    assert follows(grammar, engine.encoding.encode_rest(wrong)) != engine.encoding.encode_rest(wrong)
+
+
+def follows(grammar: Any, tokens: list[int]) -> list[int]:
+    """The tokens as far as the grammar lets them come."""
+    parse, taken = grammar.start(), list[int]()
+    for token in tokens:
+        if not parse.allowed([tuple(taken)], token + 1)[0, token]:
+            break
+        taken.append(token)
+    return taken
+
+
+def test_what_only_looks_like_a_call_is_text() -> None:
+    for text in ("<tool_call>nonsense</tool_call> after", "<tool_call> cut short", "a <tool", '{"name": 5}', "<"):
+        for way in (HERMES, LLAMA):
+            reader = Reader(way)
+            reads = [reader.read(letter, last=False) for letter in text] + [reader.read("", last=True)]
+            assert "".join(read.text for read in reads) == text
+            assert not any(read.calls for read in reads)
+
+
+def test_a_refused_request_raises_in_the_client(server: Served) -> None:
+    with server.openai() as client, pytest.raises(openai.BadRequestError) as refusal:
+        client.chat.completions.create(model="letters", messages=QUESTION, tools=[WEATHER])
+    assert refusal.value.code == "unsupported_parameter"
+
+
+def test_a_template_that_never_ends_is_stopped(tmp_path: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("specexec.encoding.TEMPLATE_S", 0.2)
+    shutil.copytree(engine.folders["target"], tmp_path / "model")
+    endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    (tmp_path / "model" / "chat_template.jinja").write_text(endless)
+    with serving(lambda: specexec.load(str(tmp_path / "model"), drafter="none", dtype="f32")) as served:
+        refused = served.ask("x")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "bad_messages")
+    assert "did not end within" in refused.json()["error"]["message"]
+
+
+PAGE = Path(__file__).parents[1] / "docs" / "server.md"
+EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.mark.parametrize("code", EXAMPLES[1:])
+def test_the_examples_of_the_documentation_run(server: Served, code: str) -> None:
+    exec(EXAMPLES[0].replace("http://127.0.0.1:8000", server.url) + code, {})
