@@ -46,6 +46,7 @@ EXIT_CODES = {
     "locked": 9,
     "damaged_output": 9,
     "cluster_lost": 6,
+    "device_lost": 6,
     "port_taken": 9,
     "missing_extra": USAGE,
     "session_not_found": 3,
@@ -126,19 +127,25 @@ class DiskFull(SpecexecError):
 
 def exit_code(error: BaseException) -> int:
     """What the shell is told; a code missing from the table is a bug of ours and counts as one."""
+    return EXIT_CODES.get(code_of(error), INTERNAL)
+
+
+def code_of(error: BaseException) -> str:
+    """The stable name of an error, also of those that are not ours."""
     if isinstance(error, REFUSALS):
-        return EXIT_CODES.get(error.code, INTERNAL)
+        return error.code
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return EXIT_CODES["disk_full"]
-    return INTERNAL
+        return "disk_full"
+    # torch.AcceleratorError, by its name: torch is not imported here.
+    lost = type(error).__name__ == "AcceleratorError" or str(error).startswith("CUDA error")
+    return "device_lost" if lost and isinstance(error, RuntimeError) else "internal"
 
 
 def described(error: BaseException) -> dict[str, str | None]:
     """The same for programs: a stable code, what happened, what to try."""
     if isinstance(error, REFUSALS):
         return {"code": error.code, "message": "\n".join([error.what, *filter(None, [error.why])]), "hint": error.hint}
-    full = exit_code(error) == EXIT_CODES["disk_full"]
-    return {"code": "disk_full" if full else "internal", "message": explain(error), "hint": None}
+    return {"code": code_of(error), "message": explain(error).removeprefix("Error: "), "hint": None}
 
 
 def explain(error: BaseException, log_file: Path | None = None) -> str:
@@ -151,6 +158,12 @@ def explain(error: BaseException, log_file: Path | None = None) -> str:
         return "\n".join(lines)
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return f"Error: no space left on the device ({error.filename or 'standard output'})."
+    if code_of(error) == "device_lost":
+        said = str(error).partition("\n")[0].rstrip(".")
+        return (
+            f"Error: the GPU stopped answering ({said}).\n"
+            "  What was finished is on the disk. Try: the same command again, a batch with --resume; chat -c goes on."
+        )
     frames = traceback.extract_tb(error.__traceback__)
     where = f" in {frames[-1].name}()" if frames else ""
     more = f"The traceback is in {log_file}." if log_file is not None else "Run again with -vv for the traceback."
