@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -38,13 +39,13 @@ class Row:
 
 
 def outlook(
-    folder: Folder, free: Free, ceilings: Ceilings, item_B: int, ctx: int, extra_B: int, every: bool
+    folder: Folder, free: Free, ceilings: Ceilings, item_B: int, ctx: int, beside_B: Mapping[str, int], every: bool
 ) -> list[Row]:
     """All combinations of offload and format, the checkpoint's own format first."""
     forms: tuple[Format, ...] = ("none",) if is_quantised(folder) else FORMATS if every else ("none", "nf4")
     rows = []
     for form in forms:
-        need, work = need_in(folder, form, item_B, ctx, extra_B), work_of(folder, form, item_B)
+        need, work = need_in(folder, form, item_B, ctx, beside_B), work_of(folder, form, item_B)
         for mode in MODES:
             try:
                 placement = place(need, free, mode)

@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli.options import COUNT, SIZE, SPEED
+from cli.options import BUDGET, COUNT, SIZE, SPEED, Nodes
 from cli.quantities import format_bytes, parse_size_B
 from cli.verbosity import json_option, verbosity_options
 
 if TYPE_CHECKING:
     from cli.outlook import Row
     from offload.forecast import Ceilings
-    from offload.placement import Free
+    from offload.placement import Free, Placement
     from offload.shards import Folder
+    from specexec.workspace import Widths
 
 # Name → GPU memory in GiB and tensor operations per second in bf16, as sold.
 GPUS = {
@@ -35,13 +36,14 @@ REACHED = 0.6  # of what is sold
 @click.option("--ram", type=SIZE, help="As if this much RAM were free.")
 @click.option("--vram", type=SIZE, help="As if this much GPU memory were free.")
 @click.option("--ctx", type=COUNT, default=8192, help="Context length in tokens, such as 8k.")
+@click.option("-b", "--budget", type=BUDGET, default="auto", help="Guesses per sweep to make room for.")
 @click.option("--all", "every", is_flag=True, help="Every number format, not only the likely ones.")
 @click.option("--offline", is_flag=True, help="Use only what is already on this machine.")
 @json_option()
 @verbosity_options
 def plan(
     model: str, gpu: str | None, link: float | None, disk: float | None, ram: int | None, vram: int | None,
-    ctx: int, every: bool, offline: bool, as_json: bool,
+    ctx: int, budget: Nodes, every: bool, offline: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Say what of MODEL would live where, how long a sweep takes, and the command to type.
 
@@ -49,7 +51,7 @@ def plan(
     measured here; where it has not run they are assumed, and labelled so.
     """
     from cli.outlook import best, outlook
-    from offload.listing import drafter_B, item_B, list_model
+    from offload.listing import item_B, list_model
 
     folder = list_model(model, offline=offline)
     here = _machine(folder, gpu, ram, vram, item_B(folder))
@@ -60,13 +62,31 @@ def plan(
         disk_Bps=disk or here.ceilings.disk_Bps,
         assumed=tuple(name for name in here.ceilings.assumed if not told.get(name)),
     )
-    rows = outlook(folder, here.free, speeds, item_B(folder), ctx, drafter_B(model, offline=offline), every)
+    beside_B = _beside_B(model, folder, ctx, budget, offline)
+    rows = outlook(folder, here.free, speeds, item_B(folder), ctx, beside_B, every)
     chosen = best(rows)
     if as_json:
         click.echo(json.dumps(_record(model, folder, here, speeds, rows, chosen), indent=1))
         return
     for line in _page(model, folder, here, speeds, rows, chosen):
         click.echo(line)
+
+
+def _beside_B(model: str, folder: Folder, ctx: int, budget: Nodes, offline: bool) -> dict[str, int]:
+    """What a sweep and the paired drafter take, by the same sums as loading."""
+    from offload.listing import item_B, list_drafter
+    from offload.need import cache_B, need_of
+    from specexec.workspace import drafting_B, nodes_of, widths_of, workspace
+
+    def widths(of: Folder) -> Widths:
+        return widths_of(of.config, item_B(of), cache_B(of.config, 1, item_B(of)))
+
+    nodes = nodes_of(budget)
+    sibling = list_drafter(model, offline=offline)
+    drafter_B = 0
+    if sibling is not None:
+        drafter_B = need_of(sibling, item_B(sibling), ctx).resident_B + drafting_B(widths(sibling), ctx, nodes)
+    return {**workspace(widths(folder), ctx, nodes), "drafter": drafter_B}
 
 
 class _Machine:
@@ -139,11 +159,24 @@ def _page(
     else:
         assert chosen.placement is not None
         lines += [f"Best here: {chosen.placement.summary}", *(f"  {line}" for line in commands_for(model, chosen))]
+        lines += [f"  {line}" for line in _parts(chosen.placement)]
     low, high = TOKENS_PER_SWEEP
     lines.append(f"Weights and cache are exact; tok/s assumes {low} to {high} accepted tokens per sweep.")
     if speeds.assumed:
         lines.append(f"Assumed, not measured: {', '.join(speeds.assumed)}. `specexec doctor` measures them.")
     return lines
+
+
+def _parts(placement: Placement) -> list[str]:
+    """Everything that takes memory, the largest first; interpreter and libraries come on top."""
+    from offload.placement import size
+
+    sides = {"GPU memory": placement.device_parts_B, "RAM": placement.host_parts_B}
+    return [
+        f"{side}: " + " · ".join(f"{name} {size(parts_B[name])}" for name in sorted(parts_B, key=lambda n: -parts_B[n]))
+        for side, parts_B in sides.items()
+        if parts_B
+    ]
 
 
 def commands_for(model: str, row: Row) -> list[str]:
@@ -194,6 +227,8 @@ def _record(
                 "refusal": None if row.refusal is None else row.refusal.what,
                 "vram_B": row.placement and row.placement.device_B,
                 "ram_B": row.placement and row.placement.host_B,
+                "vram_parts_B": row.placement and row.placement.device_parts_B,
+                "ram_parts_B": row.placement and row.placement.host_parts_B,
                 "disk_B_per_sweep": row.placement and row.placement.disk_B,
                 "link_B_per_sweep": row.placement and row.placement.link_B,
                 "layers": row.placement and {tier: row.placement.count(tier) for tier in ("device", "ram", "disk")},

@@ -10,15 +10,17 @@ if TYPE_CHECKING:
     from offload.errors import OffloadError, ReadFailed
     from offload.formats import is_quantised
     from offload.hardware import free_memory
+    from offload.listing import item_B
     from offload.model import ModelStream, load, stream_of
     from offload.names import ModelPair, resolve
-    from offload.need import need_of
+    from offload.need import cache_B, need_of
     from offload.placement import Free, Offload, Placement, place
-    from offload.shards import open_folder
+    from offload.shards import Folder, open_folder
     from offload.standing import standing_layer
     from offload.stream import StreamStats
 
 __all__ = [
+    "Folder",
     "Free",
     "ModelPair",
     "ModelStream",
@@ -27,8 +29,10 @@ __all__ = [
     "Placement",
     "ReadFailed",
     "StreamStats",
+    "cache_B",
     "free_memory",
     "is_quantised",
+    "item_B",
     "load",
     "need_of",
     "open_folder",
@@ -39,6 +43,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Folder": "shards",
     "Free": "placement",
     "ModelPair": "names",
     "ModelStream": "model",
@@ -47,8 +52,10 @@ _HOMES = {
     "Placement": "placement",
     "ReadFailed": "errors",
     "StreamStats": "stream",
+    "cache_B": "need",
     "free_memory": "hardware",
     "is_quantised": "formats",
+    "item_B": "listing",
     "load": "model",
     "need_of": "need",
     "open_folder": "shards",

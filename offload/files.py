@@ -122,6 +122,7 @@ class Files:
             self._pool.shutdown()
         while self._open:
             self._forget(next(iter(self._open)))
+        self._bounces = SimpleQueue()
 
     @contextmanager
     def _explained(self, whole: Range, label: str) -> Iterator[None]:

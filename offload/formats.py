@@ -4,6 +4,7 @@ The sizes are those of our packs: the layers' matrices in NF4 with double quanti
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal
 
@@ -23,9 +24,9 @@ def is_quantised(folder: Folder) -> bool:
     return bool(folder.config.get("quantization_config"))
 
 
-def need_in(folder: Folder, form: Format, item_B: int, ctx: int, extra_B: int = 0) -> Need:
+def need_in(folder: Folder, form: Format, item_B: int, ctx: int, beside_B: Mapping[str, int] | None = None) -> Need:
     """The need of the folder after packing it so; `none` is as it is."""
-    plain = need_of(folder, item_B, ctx, extra_B)
+    plain = need_of(folder, item_B, ctx, beside_B)
     if form == "none":
         return plain
     saved: dict[int, int] = {}

@@ -1,5 +1,6 @@
 """How much memory this machine would give us right now. Torch is asked only about a GPU."""
 
+import ctypes
 import subprocess
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,6 +10,9 @@ import psutil
 from offload.errors import NoGpu
 from offload.placement import Free, GiB, size
 
+# glibc's name for the size from which memory comes straight from the system, and goes straight back.
+M_MMAP_THRESHOLD = -3
+LARGE_B = 1 << 20
 CGROUP = Path("/sys/fs/cgroup")
 # Files of cgroup v2 and v1: limit, use, and the name of the reclaimable page cache in memory.stat.
 V2 = ("memory.max", "memory.current", "inactive_file")
@@ -36,6 +40,17 @@ def free_ram(root: Path = CGROUP, own: Path = Path("/proc/self/cgroup")) -> Ram:
         if free_B < best.free_B:
             best = Ram(free_B, f"container {size(limit_B)}")
     return best
+
+
+def give_back_large_memory() -> None:
+    """Let freed tensors go back to the system at once, for the whole process; does nothing where malloc is another.
+
+    By itself glibc keeps ever larger pieces for later, and differently sized ones leave holes: up to half as much again
+    as a sweep needs.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, LARGE_B)
 
 
 def free_vram_B(device: str) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 from offload.errors import BadModelDir, ModelNotFound, OfflineMissing
 from offload.hub import explained
 from offload.names import DEMO, HUB_NAME, aliases, resolve
-from offload.shards import Entry, Folder, open_folder, read_header
+from offload.shards import Entry, Folder, open_folder
 
 FLOAT_B = {"float32": 4, "float16": 2, "bfloat16": 2}
 PATIENCE_s = 10
@@ -26,18 +26,18 @@ def list_model(name: str, *, offline: bool = False) -> Folder:
     return _from_hub(hub["repo"], hub["revision"])
 
 
-def drafter_B(name: str, *, offline: bool = False) -> int:
-    """Bytes of the weights of the sibling that drafts for a model; none where there is no pair."""
+def list_drafter(name: str, *, offline: bool = False) -> Folder | None:
+    """The headers of the sibling that drafts for a model; None where there is no pair, or it cannot be seen."""
     pair = aliases().get(name)
     if name != DEMO and (pair is None or pair.drafter is None):
-        return 0
+        return None
     try:
         here = resolve(name, "auto", offline=True).drafter if name == DEMO or offline else None
         if here is not None:
-            return sum(entry.nbytes for file in here.glob("*.safetensors") for entry in read_header(file)[1].values())
-        return 0 if pair is None or pair.drafter is None else _weights_B(list_model(pair.drafter, offline=offline))
+            return open_folder(here)
+        return None if pair is None or pair.drafter is None else list_model(pair.drafter, offline=offline)
     except (OfflineMissing, ModelNotFound):
-        return 0  # a model without a drafter is planned all the same
+        return None  # a model without a drafter is planned all the same
 
 
 def item_B(folder: Folder) -> int:
@@ -46,10 +46,6 @@ def item_B(folder: Folder) -> int:
     if isinstance(wanted, str) and wanted in FLOAT_B:
         return FLOAT_B[wanted]
     return 4 if {entry.dtype for entry in folder.entries.values()} == {"F32"} else 2
-
-
-def _weights_B(folder: Folder) -> int:
-    return sum(entry.nbytes for entry in folder.entries.values())
 
 
 def _from_hub(repo: str, revision: str | None) -> Folder:

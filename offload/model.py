@@ -5,6 +5,7 @@ element of the layer list. Knows no tree, token or sampler.
 """
 
 import logging
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from offload.checkpoint import Checkpoint, lay_out
 from offload.collected import close_when_collected
 from offload.dense import DenseLayers
 from offload.files import Reading
-from offload.hardware import free_memory
+from offload.hardware import free_memory, give_back_large_memory
 from offload.layer import StreamedLayer
 from offload.need import CACHE_NUMBERS, cache_B, part_of, scratch_B
 from offload.placement import Need, Offload, Placement, place
@@ -72,17 +73,19 @@ def load(
     vram_B: int | None = None,
     link_limit_Bps: float | None = None,
     ctx: int = 4096,
-    extra_B: int = 0,
+    beside_B: Mapping[str, int] | None = None,
 ) -> PreTrainedModel:
     """A transformers model that computes exactly what the checkpoint says, in the memory that it was given.
 
-    `extra_B` is what the caller will need beside it (drafter, trees); `ram_B` and `vram_B` replace what is measured.
+    `beside_B` is what the caller will need beside it (drafter, trees), by what it is for; `ram_B` and `vram_B` replace
+    what is measured.
     """
+    give_back_large_memory()
     folder = open_folder(Path(path))
     skeleton = build(folder, dtype)
     checkpoint = lay_out(folder, skeleton.model, skeleton.layers, skeleton.dtype)
     reading = reading_for(folder.path)
-    need = _need(checkpoint, skeleton, ctx, extra_B, reading)
+    need = _need(checkpoint, skeleton, ctx, beside_B or {}, reading)
     placement = place(need, free_memory(device, ram_B, vram_B), offload)
     log.info("%s", placement.summary)
     with ExitStack() as undo:
@@ -109,7 +112,7 @@ def stream_of(model: PreTrainedModel) -> ModelStream:
     return found
 
 
-def _need(checkpoint: Checkpoint, skeleton: Skeleton, ctx: int, extra_B: int, reading: Reading) -> Need:
+def _need(checkpoint: Checkpoint, skeleton: Skeleton, ctx: int, beside_B: Mapping[str, int], reading: Reading) -> Need:
     """The exact need of a checkpoint that has been laid out."""
     rest = {"head": 0, "embeddings": 0, "norms": 0}
     for block in checkpoint.rest:
@@ -124,8 +127,8 @@ def _need(checkpoint: Checkpoint, skeleton: Skeleton, ctx: int, extra_B: int, re
         cache_B=cache_B(numbers, ctx, skeleton.dtype.itemsize),
         ctx=ctx,
         scratch_B=scratch_B(checkpoint.scratch_B, largest_read_B(checkpoint), reading),
-        extra_B=extra_B,
         dense_B=checkpoint.dense_B,
+        beside_B=beside_B,
     )
 
 

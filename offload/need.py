@@ -30,7 +30,9 @@ def part_of(name: str) -> str:
     return "embeddings" if EMBEDDING.search(name) else "norms"
 
 
-def need_of(folder: Folder, item_B: int, ctx: int, extra_B: int = 0, reading: Reading = SAFE) -> Need:
+def need_of(
+    folder: Folder, item_B: int, ctx: int, beside_B: Mapping[str, int] | None = None, reading: Reading = SAFE
+) -> Need:
     """The need of a checked folder when computing in floats of `item_B` bytes; a hair above the truth, never below."""
     layers: dict[int, int] = {}
     read_B: dict[int, int] = {}
@@ -72,7 +74,7 @@ def need_of(folder: Folder, item_B: int, ctx: int, extra_B: int = 0, reading: Re
         cache_B=cache_B(folder.config, ctx, item_B),
         ctx=ctx,
         scratch_B=scratch_B(slice_B, max(largest_B, *read_B.values(), 0), reading),
-        extra_B=extra_B,
+        beside_B=beside_B or {},
         dense_B=max(dense.values(), default=0),
     )
 

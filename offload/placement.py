@@ -10,8 +10,8 @@ What `--offload` allows:   none   every layer on the device
                            auto   the fastest mix of all tiers that leaves a margin free
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from offload.errors import NotEnoughRam, NotEnoughVram, OffloadError
@@ -36,14 +36,16 @@ class Need:
     cache_B: int
     ctx: int
     scratch_B: int = 0
-    extra_B: int = 0
     dense_B: int = 0
     """One layer dequantised; zero where weights travel as they compute."""
+    beside_B: Mapping[str, int] = field(default_factory=dict)
+    """What the caller takes beside the model (drafter, trees, logits), by what it is for."""
 
     @property
-    def fixed_B(self) -> int:
-        """What is in memory whatever the placement: embeddings, norms, head, cache, a dense layer, the caller's own."""
-        return self.embeddings_B + self.norms_B + self.head_B + self.cache_B + self.dense_B + self.extra_B
+    def resident_B(self) -> int:
+        """All of it in memory, once it has been read."""
+        fixed_B = self.embeddings_B + self.norms_B + self.head_B + self.cache_B + self.dense_B
+        return sum(self.layers_B) + fixed_B + sum(self.beside_B.values())
 
     @property
     def disk_B(self) -> int:
@@ -79,8 +81,7 @@ class Placement:
     tiers: tuple[Tier, ...]
     ring: int
     need: Need
-    host_B: int
-    device_B: int | None
+    on_gpu: bool
 
     @property
     def offload(self) -> Literal["none", "ram", "disk"]:
@@ -105,7 +106,51 @@ class Placement:
     @property
     def link_B(self) -> int:
         """Bytes that one sweep carries from RAM to the device."""
-        return 0 if self.device_B is None else sum(self._of("disk", self.need.layers_B)) + self.kept_B("ram")
+        return 0 if not self.on_gpu else sum(self._of("disk", self.need.layers_B)) + self.kept_B("ram")
+
+    @property
+    def host_B(self) -> int:
+        """Bytes of RAM that it takes."""
+        return sum(self.host_parts_B.values())
+
+    @property
+    def device_B(self) -> int | None:
+        """Bytes of GPU memory that it takes; None where the CPU computes."""
+        return sum(self.device_parts_B.values()) if self.on_gpu else None
+
+    @property
+    def host_parts_B(self) -> dict[str, int]:
+        """RAM by what it is for."""
+        streamed = {
+            "layers in RAM": self.kept_B("ram"),
+            "layer buffers": self.ring_B if "disk" in self.tiers else 0,
+            "reading": self.need.scratch_B,
+        }
+        if self.on_gpu:
+            # On their way to the device, weights pass through host memory one block at a time.
+            passing_B = max(self.need.widest_B, self.need.embeddings_B, self.need.head_B)
+            on_the_way_B = max(0, passing_B - streamed["layers in RAM"] - streamed["layer buffers"])
+            return _present({**streamed, "weights on their way": on_the_way_B})
+        return _present({"layers that stay": self.kept_B("device"), **streamed, **self._computing_B})
+
+    @property
+    def device_parts_B(self) -> dict[str, int]:
+        """GPU memory by what it is for; nothing where the CPU computes."""
+        if not self.on_gpu:
+            return {}
+        return _present({"layers that stay": self.kept_B("device"), "layer buffers": self.ring_B, **self._computing_B})
+
+    @property
+    def _computing_B(self) -> dict[str, int]:
+        """What lies where the computation is, whatever the placement."""
+        need = self.need
+        return {
+            "embeddings and norms": need.embeddings_B + need.norms_B,
+            "head": need.head_B,
+            f"KV cache at --ctx {need.ctx}": need.cache_B,
+            "a layer dequantised": need.dense_B,
+            **need.beside_B,
+        }
 
     def kept_B(self, tier: Tier) -> int:
         """Bytes of the layers that live in this tier, as they lie in memory."""
@@ -118,7 +163,7 @@ class Placement:
     @property
     def summary(self) -> str:
         """One line for people: what streams from where, and what stays."""
-        memory = "GPU memory" if self.device_B is not None else "RAM"
+        memory = "GPU memory" if self.on_gpu else "RAM"
         if self.offload == "none":
             return f"none: all {len(self.tiers)} layers stay in {memory}, {size(self.kept_B('device'))}"
         groups = [
@@ -177,12 +222,13 @@ def _rings(need: Need, free: Free, tier: Tier) -> list[int]:
 def _mix(need: Need, free: Free, slowest: Tier, ring: int, fill_ram: bool) -> Placement:
     """Every layer in `slowest`, but for what the rest of the budgets holds."""
     tiers: list[Tier] = [slowest] * len(need.layers_B)
+    on_gpu = free.vram_B is not None
     if free.vram_B is not None and slowest != "device":
-        _fill(tiers, slowest, "device", need, free.vram_B - (_lay(need, free, tiers, ring).device_B or 0))
+        _fill(tiers, slowest, "device", need, free.vram_B - (Placement(tuple(tiers), ring, need, on_gpu).device_B or 0))
     if slowest == "disk" and fill_ram:
         faster: Tier = "device" if free.vram_B is None else "ram"
-        _fill(tiers, slowest, faster, need, free.ram_B - _lay(need, free, tiers, ring).host_B)
-    return _lay(need, free, tiers, min(ring, len(tiers) - tiers.count("device")))
+        _fill(tiers, slowest, faster, need, free.ram_B - Placement(tuple(tiers), ring, need, on_gpu).host_B)
+    return Placement(tuple(tiers), min(ring, len(tiers) - tiers.count("device")), need, on_gpu)
 
 
 def _fill(tiers: list[Tier], slow: Tier, fast: Tier, need: Need, budget_B: int) -> None:
@@ -203,49 +249,32 @@ def spread(sizes_B: Sequence[int], budget_B: int) -> list[int]:
     return best
 
 
-def _lay(need: Need, free: Free, tiers: Sequence[Tier], ring: int) -> Placement:
-    held = Placement(tuple(tiers), ring, need, 0, None)
-    buffers_B = held.ring_B if "disk" in tiers else 0
-    if free.vram_B is None:
-        kept_B = held.kept_B("device") + held.kept_B("ram")
-        return replace(held, host_B=need.fixed_B + need.scratch_B + kept_B + buffers_B)
-    # On their way to the device, weights pass through host memory one block at a time.
-    passing_B = max(need.widest_B, need.embeddings_B, need.head_B)
-    host_B = need.scratch_B + max(passing_B, held.kept_B("ram") + buffers_B)
-    return replace(held, host_B=host_B, device_B=need.fixed_B + held.kept_B("device") + held.ring_B)
-
-
 def _refusal(placement: Placement, free: Free) -> OffloadError | None:
     tier = placement.offload
     if placement.device_B is not None and free.vram_B is not None and placement.device_B > free.vram_B:
         return NotEnoughVram(
             f"--offload {tier} needs {size(placement.device_B)} of GPU memory, {size(free.vram_B)} are free.",
-            _breakdown(placement),
-            "a smaller --ctx, or --device cpu." if tier != "none" else "--offload ram, or --offload disk.",
+            _breakdown(placement.device_parts_B),
+            "a smaller --ctx or --budget, or --device cpu." if tier != "none" else "--offload ram, or --offload disk.",
         )
     if placement.host_B > free.ram_B:
         limit = f" (limit: {free.ram_limit})" if free.ram_limit else ""
         return NotEnoughRam(
             f"--offload {tier} needs {size(placement.host_B)} of RAM, {size(free.ram_B)} are free{limit}.",
-            _breakdown(placement),
-            "--offload disk, or close other programs." if tier != "disk" else "a smaller --ctx, or a smaller model.",
+            _breakdown(placement.host_parts_B),
+            "--offload disk, or close other programs."
+            if tier != "disk"
+            else "a smaller --ctx or --budget, or a smaller model.",
         )
     return None
 
 
-def _breakdown(placement: Placement) -> str:
-    need = placement.need
-    kept_B = sum(need.layers_B) if placement.ring == 0 else placement.kept_B("device")
-    parts = [
-        ("layers", kept_B),
-        ("layer buffers", placement.ring_B),
-        ("embeddings", need.embeddings_B),
-        ("head", need.head_B),
-        (f"KV cache at --ctx {need.ctx}", need.cache_B),
-        ("a layer dequantised", need.dense_B),
-        ("drafter and work space", need.extra_B + need.scratch_B),
-    ]
-    return " · ".join(f"{name} {size(nbytes)}" for name, nbytes in parts if nbytes)
+def _present(parts_B: Mapping[str, int]) -> dict[str, int]:
+    return {name: nbytes for name, nbytes in parts_B.items() if nbytes}
+
+
+def _breakdown(parts_B: Mapping[str, int]) -> str:
+    return " · ".join(f"{name} {size(nbytes)}" for name, nbytes in parts_B.items())
 
 
 def size(nbytes: float) -> str:

@@ -67,8 +67,9 @@ class DiskStore:
         return self._checkpoint.layers[layer].read_B
 
     def close(self) -> None:
-        """Close every file."""
+        """Close every file and let go of the memory for reading."""
         self._files.close()
+        self._scratch = Arena(0)
 
     def _fill(self, block: Block, memory: memoryview, flat: torch.Tensor) -> None:
         if ranges := _ranges(block.copies, memory):

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from specexec.workspace import KEY_BLOCK, QUERY_BLOCK
+
 NAME = "specexec"
-QUERY_BLOCK = 256
-KEY_BLOCK = 1024
 
 
 @dataclass(frozen=True)
@@ -118,16 +118,22 @@ def _attend_block(
         total = torch.ones_like(highest)
     mixed = query.new_zeros((*shared, value_HKD.shape[-1]))
     end = sees.committed + rows.stop  # nodes are ordered: nobody's ancestors come later
+    # One piece of memory for the scores of every block, of one size however many keys there are: blocks that each ask
+    # for a little more than the last leave holes that nothing fills.
+    memory = query.new_empty(heads * queries * KEY_BLOCK)
     for first in range(sees.first_visible(rows, style), end, KEY_BLOCK):
         last = min(first + KEY_BLOCK, end)
-        scores = (query @ key_HKD[:, first:last].float().transpose(1, 2)).reshape(*shared, last - first)
+        block = memory[: heads * queries * (last - first)].view(shared[0], groups * queries, last - first)
+        torch.bmm(query, key_HKD[:, first:last].float().transpose(1, 2), out=block)
+        scores = block.view(*shared, last - first)
+        # In place: a block of scores is the largest thing that attention holds, and it holds one.
         if style.softcap is not None:
-            scores = torch.tanh(scores / style.softcap) * style.softcap
+            scores.div_(style.softcap).tanh_().mul_(style.softcap)
         hidden_QK = sees.hidden(rows, first, last, style)
         if hidden_QK is not None:
-            scores = scores.masked_fill(hidden_QK, -torch.inf)
+            scores.masked_fill_(hidden_QK, -torch.inf)
         new_highest = torch.maximum(highest, scores.amax(-1, keepdim=True))
-        weights = torch.exp(scores - new_highest)
+        weights = scores.sub_(new_highest).exp_()
         fade = torch.exp(highest - new_highest)
         values = weights.reshape(shared[0], groups * queries, -1) @ value_HKD[:, first:last].float()
         mixed = mixed * fade + values.reshape(mixed.shape)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-GROWTH_ROWS = 256
+from specexec.workspace import rows_held
 
 
 @dataclass
@@ -27,11 +27,11 @@ class LayerKV:
         """No rows yet, shaped like the ones given."""
         return LayerKV(key_HRD[:, :0], value_HRD[:, :0])
 
-    def write(self, start: int, key_HRD: Tensor, value_HRD: Tensor) -> None:
-        """Put rows at `start`, growing by half as much again when they do not fit."""
+    def write(self, start: int, key_HRD: Tensor, value_HRD: Tensor, total: int) -> None:
+        """Put rows at `start`; when they do not fit, grow once for the `total` rows that this sweep will write."""
         end = start + key_HRD.shape[1]
         if end > self.keys_HRD.shape[1]:
-            capacity = (max(end, start + start // 2) + GROWTH_ROWS - 1) // GROWTH_ROWS * GROWTH_ROWS
+            capacity = rows_held(max(end, total))
             self.keys_HRD = _resized(self.keys_HRD, start, capacity)
             self.values_HRD = _resized(self.values_HRD, start, capacity)
         self.keys_HRD[:, start:end] = key_HRD
@@ -39,7 +39,7 @@ class LayerKV:
 
     def head(self, count: int) -> LayerKV:
         """A copy of the first `count` rows, with room to grow."""
-        capacity = count + GROWTH_ROWS
+        capacity = rows_held(count)
         return LayerKV(_resized(self.keys_HRD, count, capacity), _resized(self.values_HRD, count, capacity))
 
     def move(self, rows_R: Tensor, start: int) -> None:
@@ -81,7 +81,7 @@ class KVCache:
         """Store the rows of the nodes from `node` on in one layer."""
         if layer not in self.layers:
             self.layers[layer] = LayerKV.empty(key_HRD, value_HRD)
-        self.layers[layer].write(len(self) + node, key_HRD, value_HRD)
+        self.layers[layer].write(len(self) + node, key_HRD, value_HRD, len(self) + len(self.parents))
         return self.layers[layer]
 
     def commit(self, path: Items[int], keep: Items[int] = ()) -> None:

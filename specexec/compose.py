@@ -30,6 +30,7 @@ from specexec.memory import Memory
 from specexec.planners import planner_of, ranking_of
 from specexec.ranking import Ranking
 from specexec.room import Room
+from specexec.workspace import Widths, drafting_B, nodes_of, widths_of, workspace
 
 DEFAULT_CONTEXT = 8192
 TOY_BUDGET = 32  # a pass of the toy is all overhead, so no guess would ever pay: it shows the engine instead
@@ -76,10 +77,10 @@ def load(
         check_vocabularies(encoding, Encoding.of(pair.drafter), pair.name, pair.drafter)
     where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     given = weights.free_memory(where, ram_B, vram_B)
-
-    choice, reason = _picked(
-        choice, pair, config, given, _Asked(offload, where, DTYPES[dtype], context), measured or {}
-    )
+    if pair.toy and budget == "auto" and link_limit_Bps is None:
+        budget = TOY_BUDGET
+    asked = _Asked(offload, where, DTYPES[dtype], context, nodes_of(budget))
+    choice, reason = _picked(choice, pair, config, given, asked, measured or {})
     target = weights.load(
         pair.target,
         offload,
@@ -89,12 +90,10 @@ def load(
         vram_B=vram_B,
         link_limit_Bps=link_limit_Bps,
         ctx=context,
-        extra_B=_drafter_B(choice, pair),
+        beside_B=_beside_B(choice, pair, asked),
     )
     sibling = pair.drafter if "sibling" in choice.sources else None
     draft = None if sibling is None else weights.load(sibling, "none", where, DTYPES[dtype], ctx=context)
-    if pair.toy and budget == "auto" and link_limit_Bps is None:
-        budget = TOY_BUDGET
     lm = _target(target)
     memory = Memory() if "ngram" in choice.sources else None
     draft_lm = None if draft is None else TreeLM(draft)
@@ -117,7 +116,7 @@ def load(
             budget=budget,
             cost=cost,
             context=context,
-            room=_room(given, target, draft),
+            room=_room(given, target, draft, 0 if budget == "auto" else budget),
             memory=memory,
             exact=exact,
         )
@@ -172,7 +171,7 @@ class _Kit:
         return {i: weights.standing_layer(self.model, i) for i in wanted}
 
 
-def _room(given: weights.Free, target: PreTrainedModel, draft: PreTrainedModel | None) -> Room:
+def _room(given: weights.Free, target: PreTrainedModel, draft: PreTrainedModel | None, nodes: int) -> Room:
     """What is left for keys and values: the share the placement has set aside, and half of what nobody asked for."""
     plan = weights.stream_of(target).placement
     spare_B = given.ram_B - plan.host_B
@@ -180,16 +179,21 @@ def _room(given: weights.Free, target: PreTrainedModel, draft: PreTrainedModel |
         spare_B = given.vram_B - plan.device_B
     models = [target] if draft is None else [target, draft]
     needs = [weights.stream_of(model).placement.need for model in models]
-    return Room(plan.need.cache_B + max(spare_B, 0) // 2, sum(-(-need.cache_B // need.ctx) for need in needs))
+    own_B = plan.need.cache_B + plan.need.beside_B["KV of guesses"]
+    return Room(own_B + max(spare_B, 0) // 2, sum(-(-need.cache_B // need.ctx) for need in needs), nodes)
 
 
-def _drafter_B(choice: Choice, pair: weights.ModelPair) -> int:
-    """Memory for what drafts beside the target. Skipping in a resident one is free, but it is not placed yet."""
+def _beside_B(choice: Choice, pair: weights.ModelPair, asked: _Asked) -> dict[str, int]:
+    """Memory beside the target and its text. Skipping in a resident one is free, but it is not placed yet."""
+    target = weights.open_folder(pair.target)
+    needed = workspace(asked.widths(target), asked.context, asked.nodes if choice.sources else 0)
     shares = {"skip": SHARE, "substitute": BITS / 16}
-    target_B = sum(file.stat().st_size for file in pair.target.glob("*.safetensors"))
-    own_B = sum(int(shares.get(source, 0) * target_B) for source in choice.sources)
-    sibling = pair.drafter if "sibling" in choice.sources else None
-    return own_B + (0 if sibling is None else sum(file.stat().st_size for file in sibling.glob("*.safetensors")))
+    drafter_B = sum(int(shares.get(source, 0) * sum(target.file_sizes.values())) for source in choice.sources)
+    if "sibling" in choice.sources and pair.drafter is not None:
+        folder = weights.open_folder(pair.drafter)
+        drafter_B += weights.need_of(folder, asked.item_B(folder), asked.context).resident_B
+        drafter_B += drafting_B(asked.widths(folder), asked.context, asked.nodes)
+    return {**needed, "drafter": drafter_B}
 
 
 @dataclass(frozen=True)
@@ -200,6 +204,14 @@ class _Asked:
     device: str
     dtype: torch.dtype | None
     context: int
+    nodes: int
+
+    def item_B(self, folder: weights.Folder) -> int:
+        return self.dtype.itemsize if self.dtype else weights.item_B(folder)
+
+    def widths(self, folder: weights.Folder) -> Widths:
+        item_B = self.item_B(folder)
+        return widths_of(folder.config, item_B, weights.cache_B(folder.config, 1, item_B))
 
 
 def _picked(
@@ -219,10 +231,9 @@ def _picked(
     if not choice.auto:
         return choice, ""
     folder = weights.open_folder(pair.target)
-    item_B = (asked.dtype or getattr(config, "dtype", None) or torch.float32).itemsize
 
     def slowest(choice: Choice) -> str | None:
-        need = weights.need_of(folder, item_B, asked.context, _drafter_B(choice, pair))
+        need = weights.need_of(folder, asked.item_B(folder), asked.context, _beside_B(choice, pair, asked))
         try:
             return weights.place(need, free, asked.offload).offload
         except weights.OffloadError:

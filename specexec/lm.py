@@ -25,6 +25,7 @@ from specexec.attention import Style, Visibility
 from specexec.cache import KVCache
 from specexec.errors import SweepCancelled, UnsupportedArchitecture
 from specexec.tree import depths, intervals
+from specexec.workspace import CHUNK
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class TreeLM:
         self.context: int = longest_text(model.config)
         for layer in model.modules():  # streamed layers can take long prompts in pieces, at one visit of the weights
             if hasattr(layer, "chunk_rows"):
-                setattr(layer, "chunk_rows", tiles.CHUNK)  # noqa: B010 - nn.Module types every attribute as a Tensor
+                setattr(layer, "chunk_rows", CHUNK)  # noqa: B010 - nn.Module types every attribute as a Tensor
         self._trunk: nn.Module = getattr(model, model.base_model_prefix)
         self._head = head_alone(model)
         self._experts = any(name.endswith("experts") for name, _ in model.named_modules())

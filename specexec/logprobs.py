@@ -8,7 +8,7 @@ from collections.abc import Sequence as Items
 from torch import Tensor
 
 from specexec.stats import Logprob
-from specexec.walk import HEAD_ROWS
+from specexec.workspace import HEAD_ROWS
 
 
 def logprobs(head: Callable[[Tensor], Tensor], hidden_NH: Tensor, tokens: Items[int], most: int) -> tuple[Logprob, ...]:

@@ -22,8 +22,7 @@ from specexec.drafters import Ask, Drafter
 from specexec.ranking import Ranking
 from specexec.sequence import Sequence
 from specexec.tree import Floats, TokenTree
-
-AHEAD = 2  # a growth may hold this many times the nodes it submits: guesses about what comes after them
+from specexec.workspace import AHEAD, BEAMS, LEVELS
 
 
 class Planner(Protocol):
@@ -47,8 +46,8 @@ class BestFirst:
     """
 
     width: int = 32
-    beams: int = 128
-    depth: int = 64
+    beams: int = BEAMS
+    depth: int = LEVELS
     level_decay: float = 1.0
 
     def grow(self, drafter: Drafter, live: Items[Sequence], budget: Budget, cost: CostModel) -> list[TokenTree]:

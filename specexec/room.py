@@ -5,22 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from specexec.cache import GROWTH_ROWS
-
-# Rows of a cache grow by half as much again, so a text may hold this much more than it needs.
-SLACK = 1.5
+from specexec.workspace import rows_held
 
 
 @dataclass(frozen=True)
 class Room:
-    """Bytes that the keys and values of all texts may take together, and bytes that one token takes of them."""
+    """Bytes that the keys and values of all texts may take together, and bytes that one token takes of them.
+
+    Each text may have `nodes` guesses below it.
+    """
 
     free_B: int
     token_B: int
+    nodes: int = 0
 
     def need_B(self, tokens: int) -> int:
         """What a text may come to hold at `tokens` tokens: a hair above the truth, never below."""
-        return int(self.token_B * (SLACK * tokens + GROWTH_ROWS))
+        return self.token_B * rows_held(tokens + self.nodes)
 
     def holds(self, lengths: Iterable[int]) -> bool:
         """Whether texts of so many tokens fit side by side."""

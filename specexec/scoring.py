@@ -18,8 +18,9 @@ from torch import Tensor
 from specexec.cache import KVCache, common_prefix
 from specexec.lm import Rows
 from specexec.tree import ROOT
-from specexec.walk import HEAD_ROWS, check_finite
+from specexec.walk import check_finite
 from specexec.work import Continuation, Likelihood
+from specexec.workspace import HEAD_ROWS
 
 MOST_ROWS = 8192  # of one sweep: arithmetic is the limit by then, and more rows would only take memory
 # A shorter beginning is cheaper to compute twice than to attend to across a tree of strangers.

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from specexec.workspace import CHUNK
+
 TILE = 16
-CHUNK = 256
 
 
 def padded(rows: int) -> int:

@@ -19,14 +19,13 @@ from specexec.errors import BrokenLogits
 from specexec.noise import Noise
 from specexec.sampling import History, SamplingParams, compared, constrained, with_noise
 from specexec.tree import ROOT, TokenTree
+from specexec.workspace import HEAD_ROWS
 
 if TYPE_CHECKING:
     from specexec.grammar import Parse
 
 # Of a node, its scores and how new logits become scores: the scores that count.
 Settle: TypeAlias = Callable[[int, Tensor, Callable[[Tensor], Tensor]], Tensor]
-
-HEAD_ROWS = 64  # logits of at most this many rows exist at a time
 
 
 @dataclass(frozen=True)

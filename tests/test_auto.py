@@ -61,10 +61,13 @@ def test_the_fastest_is_taken_once_it_is_known(
 
 
 def test_auto_follows_what_was_measured_and_the_memory_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    def beside(choice: Choice, *_: object) -> dict[str, int]:
+        return {"KV of guesses": 0, "drafter": 10**15 * ("sibling" in choice.sources)}
+
     with specexec.load("demo", offload="none", measured={"sibling+ngram": 2.0, "ngram": 5.0}) as llm:
         assert llm.sources == "ngram"
         assert "ngram 5" in llm.reason
-    monkeypatch.setattr("specexec.compose._drafter_B", lambda choice, _: 10**15 * ("sibling" in choice.sources))
+    monkeypatch.setattr("specexec.compose._beside_B", beside)
     with specexec.load("demo", offload="none") as llm:
         assert llm.sources == "ngram"
         assert "does not fit" in llm.reason

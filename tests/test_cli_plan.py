@@ -81,7 +81,7 @@ def test_the_plan_places_as_loading_does(mode: str, folder: Path) -> None:
     checked = open_folder(folder)
     free = Free(4 * GiB)
     row = next(
-        row for row in outlook(checked, free, KNOWN, item_B(checked), 512, 0, False) if row.offload == mode
+        row for row in outlook(checked, free, KNOWN, item_B(checked), 512, {}, False) if row.offload == mode
     )  # fmt: skip
     loaded = stream_of(load(folder, mode, ctx=512, ram_B=None)).placement  # type: ignore[arg-type]  # one of the modes
     assert row.placement is not None
@@ -111,7 +111,7 @@ def test_a_sweep_takes_as_long_as_the_slowest(layers: int, disk_Bps: float, rows
 
 
 def test_the_best_is_the_fastest_that_fits(folder: Path) -> None:
-    rows = outlook(open_folder(folder), Free(4 * GiB), KNOWN, 4, 512, 0, True)
+    rows = outlook(open_folder(folder), Free(4 * GiB), KNOWN, 4, 512, {}, True)
     found = best(rows)
     assert found is not None
     assert (found.offload, found.form) == ("none", "none")

@@ -1,5 +1,6 @@
 """A limit is a limit: streaming stays inside it with the page cache counted, and memory that is refused is an error."""
 
+import json
 import os
 import subprocess
 import sys
@@ -68,6 +69,26 @@ def test_sweeps_stay_inside_a_container_that_holds_a_third_of_the_model(
     assert read_B > 2.9 * (weights_B - 2 * MiB)
     peak_B = int((group / "memory.max_usage_in_bytes").read_text())
     assert peak_B <= limit_B, size(peak_B)
+
+
+def measured(folder: Path, *options: str) -> dict[str, float]:
+    """What scripts/measure_memory.py finds: a fresh process answers a prompt that fills the context."""
+    home = Path(__file__).parent.parent
+    command = [sys.executable, str(home / "scripts" / "measure_memory.py"), str(folder), "--json", *options]
+    ran = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(home)})
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    found: dict[str, float] = json.loads(ran.stdout)
+    return found
+
+
+def test_an_answer_takes_what_the_plan_says_inside_a_limit(tmp_path: Path) -> None:
+    # Layers of 15 MB, so that the noise of an interpreter is small beside them.
+    shape = ["--hidden", "768", "--layers", "6", "--heads", "12", "--kv-heads", "3", "--head-dim", "64", "--ff", "3072"]
+    script = Path(__file__).parent.parent / "scripts" / "inflate.py"
+    subprocess.run([sys.executable, str(script), str(tmp_path / "m"), *shape], check=True, capture_output=True)
+    found = measured(tmp_path / "m", "--ctx", "128", "--budget", "32", "--tokens", "4", "--limit", "900MB")
+    assert found["tokens"] == 4
+    assert 0.85 * found["plan_B"] < found["peak_B"] < 1.1 * found["plan_B"]
 
 
 @pytest.mark.parametrize("failure", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: x")])

@@ -49,7 +49,7 @@ def _needs(draw: st.DrawFn, alike: bool = False) -> Need:
         cache_B=draw(sizes),
         ctx=draw(st.integers(1, 1 << 20)),
         scratch_B=draw(sizes),
-        extra_B=draw(sizes),
+        beside_B={"trees": draw(sizes)},
     )
 
 
@@ -100,11 +100,12 @@ def test_the_bill_is_what_lies_where(need: Need, free: Free, choice: Offload) ->
     in_ram = sum(size_B for size_B, tier in tiers if tier == "ram")
     ring_B = placement.ring * need.widest_B
     host_ring_B = ring_B if "disk" in placement.tiers else 0
+    fixed_B = need.resident_B - sum(need.layers_B)
     if placement.device_B is None:
-        assert placement.host_B == need.fixed_B + need.scratch_B + on_device + in_ram + host_ring_B
+        assert placement.host_B == fixed_B + need.scratch_B + on_device + in_ram + host_ring_B
         assert {"disk", "ram"} - set(placement.tiers), "RAM is the CPU's own memory"
     else:
-        assert placement.device_B == need.fixed_B + on_device + ring_B
+        assert placement.device_B == fixed_B + on_device + ring_B
         assert placement.host_B >= need.scratch_B + in_ram + host_ring_B
     assert (placement.ring == 0) == (on_device + in_ram * (placement.device_B is None) == sum(need.layers_B))
 
@@ -207,7 +208,7 @@ def test_refusals_read_like_the_rest_of_the_program() -> None:
         place(BIG, Free(64 * GiB, 3 * GiB), "disk")
     assert vram.value.what == "--offload disk needs 4.9 GiB of GPU memory, 3.0 GiB are free."
     assert vram.value.why == (
-        "layer buffers 0.94 GiB · embeddings 1.0 GiB · head 1.0 GiB · KV cache at --ctx 8192 2.0 GiB"
+        "layer buffers 0.94 GiB · embeddings and norms 1.0 GiB · head 1.0 GiB · KV cache at --ctx 8192 2.0 GiB"
     )
 
 
@@ -221,7 +222,7 @@ def test_sizes_are_for_people(nbytes: int, words: str) -> None:
 def test_budget_of_the_user_decides(tmp_path: Path) -> None:
     tiny("llama", tmp_path)
     need = offload.stream_of(offload.load(tmp_path, "none", ctx=64)).placement.need
-    resident_B = need.fixed_B + sum(need.layers_B) + need.scratch_B
+    resident_B = need.resident_B + need.scratch_B
     assert offload.stream_of(offload.load(tmp_path, ctx=64, ram_B=resident_B)).placement.offload == "none"
     tight = offload.stream_of(offload.load(tmp_path, ctx=64, ram_B=resident_B - 1)).placement
     assert set(tight.tiers) == {"disk"}, "of four layers three buffers hold nearly all"
@@ -231,8 +232,8 @@ def test_budget_of_the_user_decides(tmp_path: Path) -> None:
 
 def test_extra_memory_of_the_caller_counts(tmp_path: Path) -> None:
     tiny("llama", tmp_path)
-    with pytest.raises(NotEnoughRam, match="needs 1000000"):
-        offload.load(tmp_path, extra_B=10**6 * GiB)
+    with pytest.raises(NotEnoughRam, match=r"needs 1000000[^·]*RAM(.|\n)*drafter 1000000"):
+        offload.load(tmp_path, beside_B={"drafter": 10**6 * GiB})
 
 
 @pytest.mark.parametrize("tier", ["none", "ram", "disk"])

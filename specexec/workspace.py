@@ -1,0 +1,116 @@
+"""What a sweep takes beside weights and keys of the text, from config.json alone. Knows no torch: `plan` asks first.
+
+The sizes below bound what exists at a time; whoever computes takes them from here, so that the sums stay true.
+H hidden size   R rows of the largest sweep: a whole context and its guesses
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from specexec.budget import MOST_NODES
+
+CHUNK = 256  # rows that run through a layer, or through one linear, at a time
+QUERY_BLOCK = 256  # query rows and
+KEY_BLOCK = 1024  # keys of one block of attention
+HEAD_ROWS = 64  # rows whose logits exist at a time
+GROWTH_ROWS = 256  # keys and values grow by whole multiples: a copy so often is nothing beside a sweep
+BEAMS = 128  # nodes that a drafter is asked about at a time
+AHEAD = 2  # a tree may grow to this many times the nodes it submits: guesses about what comes after them
+LEVELS = 64  # positions of a tree whose noise is kept
+# Token ids, parents, positions and intervals of a row, as Python and numpy hold them.
+ROW_B = 256
+F32_B = 4
+
+
+def rows_held(rows: int) -> int:
+    """Rows that a cache holds memory for when it has to hold `rows`."""
+    return -(-rows // GROWTH_ROWS) * GROWTH_ROWS
+
+
+def nodes_of(budget: int | Literal["auto"]) -> int:
+    """The most guesses that one sweep carries under a budget."""
+    return MOST_NODES if budget == "auto" else budget
+
+
+@dataclass(frozen=True)
+class Widths:
+    """The sizes of a model that decide, and bytes of the numbers it computes with and of one token in its cache."""
+
+    hidden: int
+    ff: int
+    heads: int
+    head: int
+    layers: int
+    vocabulary: int
+    item_B: int
+    token_B: int
+
+
+def widths_of(config: Mapping[str, object], item_B: int, token_B: int) -> Widths:
+    """Read from a config.json; `token_B` is what all layers together keep of one token."""
+
+    def number(default: int, *names: str) -> int:
+        found = [value for name in names if isinstance(value := config.get(name), int) and value]
+        return found[0] if found else default
+
+    hidden = number(1, "hidden_size", "n_embd")
+    heads = number(1, "num_attention_heads", "n_head")
+    active = number(1, "num_experts_per_tok")
+    return Widths(
+        hidden=hidden,
+        ff=max(
+            number(4 * hidden, "intermediate_size", "ffn_dim", "n_inner"), active * number(0, "moe_intermediate_size")
+        ),
+        heads=heads,
+        head=number(hidden // heads, "head_dim"),
+        layers=number(1, "num_hidden_layers", "n_layer"),
+        vocabulary=number(1, "vocab_size"),
+        item_B=item_B,
+        token_B=token_B,
+    )
+
+
+def workspace(widths: Widths, ctx: int, nodes: int) -> dict[str, int]:
+    """Bytes by what they are for, of one text of `ctx` tokens with `nodes` guesses below it: its largest sweep."""
+    return {"KV of guesses": _guesses_B(widths, ctx, nodes), **_sweep_B(widths, ctx + nodes, HEAD_ROWS)}
+
+
+def drafting_B(widths: Widths, ctx: int, nodes: int) -> int:
+    """The same for a model that drafts: it keeps keys of a larger tree, and is asked about a few nodes at a time."""
+    return _guesses_B(widths, ctx, AHEAD * nodes) + sum(_sweep_B(widths, ctx, BEAMS).values())
+
+
+def _guesses_B(widths: Widths, ctx: int, nodes: int) -> int:
+    """Rows of the guesses, and the old rows of one layer's keys while they move into larger memory."""
+    return (rows_held(ctx + nodes) - ctx) * widths.token_B + ctx * widths.token_B // widths.layers // 2
+
+
+def _sweep_B(widths: Widths, rows: int, head_rows: int) -> dict[str, int]:
+    # All rows: what goes into a layer, the chunks that are through and their concatenation; positions; names.
+    row_B = 3 * widths.hidden * widths.item_B + 3 * widths.head * F32_B + ROW_B
+    # The last norm has all rows in float32, twice; chunks are gone by then.
+    norm_B = rows * widths.hidden * (2 * F32_B - widths.item_B)
+    logits_B = head_rows * widths.vocabulary * (widths.item_B + 4 * F32_B)  # as computed, float32, noise, sum and best
+    block_B = max(_attention_B(widths, rows), _mlp_B(widths, rows), norm_B, logits_B)
+    return {
+        "activations": rows * row_B,
+        "a block of attention, MLP or logits": block_B,
+        "noise": 2 * LEVELS * widths.vocabulary * F32_B,
+    }
+
+
+def _mlp_B(widths: Widths, rows: int) -> int:
+    """Gate, up and their product; linears of 16 bits sum in float32."""
+    return min(rows, CHUNK) * widths.ff * (3 * widths.item_B + F32_B)
+
+
+def _attention_B(widths: Widths, rows: int) -> int:
+    """Scores of one block, who must not see whom, and in float32 queries, keys and values of the block."""
+    queries, keys = min(rows, QUERY_BLOCK), min(rows, KEY_BLOCK)
+    scores_B = widths.heads * queries * KEY_BLOCK * F32_B
+    hidden_B = 4 * queries * keys
+    key_width = widths.token_B // widths.layers // widths.item_B  # of keys and values together
+    return scores_B + hidden_B + 6 * widths.heads * queries * widths.head * F32_B + 2 * keys * key_width * F32_B
