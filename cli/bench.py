@@ -15,6 +15,7 @@ import click
 
 from cli.engine import running_engine
 from cli.held_out import bench_prompts
+from cli.lawful import measure_laws
 from cli.options import BUDGET, EngineOptions, engine_options
 from cli.plot import check_extra, draw
 from cli.rounds import COLUMNS, Row, measure
@@ -22,6 +23,7 @@ from cli.screen import Screen
 from cli.verbosity import Verbosity, verbosity_options
 from specexec.sampling import SamplingParams
 
+LAWS = ["walk", "multi-step", "multi-step-distinct", "greedy", "block"]
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -34,6 +36,8 @@ class Several(click.ParamType[tuple[str, ...]]):
         self.kind = kind
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        if not value:
+            return ()
         items = value if isinstance(value, tuple) else tuple(part.strip() for part in str(value).split(","))
         for item in items:
             self.kind.convert(item, param, ctx)
@@ -55,6 +59,13 @@ def _several(name: str, kind: click.ParamType[Any], default: str, says: str) -> 
 @click.option("-r", "--repeat", type=click.IntRange(min=1), default=3, help="Rounds; the spread is over them.")
 @click.option("-n", "--gen", type=click.IntRange(min=1), default=64, help="New tokens for each prompt.")
 @click.option("-o", "--output", type=click.Choice(["md", "csv", "json", "jsonl"]), default="md", help="On stdout.")
+@click.option(
+    "--laws",
+    type=Several(click.Choice(LAWS)),
+    default="",
+    metavar="A,B,…",
+    help="Other laws of verification, for comparison; above T = 0 only. Comma list.",
+)
 @click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw it, as a PNG at this path.")
 @engine_options
 @verbosity_options
@@ -71,6 +82,7 @@ def bench(
     repeat: int,
     gen: int,
     output: str,
+    laws: tuple[str, ...],
     plot: Path | None,
     engine_options: EngineOptions,
 ) -> int:
@@ -78,10 +90,12 @@ def bench(
 
     Plain decoding (budget 0) is always measured in the same run, and every text is compared with it. Quote the ratios:
     absolute speeds belong to this machine on this day. The toy's speeds mean nothing; its tokens per sweep do. Nothing
-    is remembered from earlier runs or from prompt to prompt, nor kept.
+    is remembered from earlier runs or from prompt to prompt, nor kept. --laws adds rows that write by other rules of
+    verification, over trees of one fixed shape: their texts depend on the tree, so nothing else uses them.
 
     \b
       specexec bench --budgets 8,32,128 --temperatures 0,0.8
+      specexec bench --temperatures 1 --laws walk,multi-step,greedy,block
       specexec bench -m ./my-model -d ./my-drafter --offloads ram,disk -o json > bench.json
     """
     if plot is not None:
@@ -96,10 +110,14 @@ def bench(
             for temperature in temperatures:
                 sampling = SamplingParams(temperature=float(temperature), max_tokens=gen)
                 sizes = ["0", *(size for size in budgets if size != "0")]
-                rows += measure(llm, options, [prompt.asked for prompt in asked], sizes, sampling, repeat, screen)
+                prompts = [prompt.asked for prompt in asked]
+                rows += measure(llm, options, prompts, sizes, sampling, repeat, screen)
+                if laws and sampling.temperature:
+                    plain = rows[-len(sizes)]
+                    rows += measure_laws(llm, options, prompts, laws, plain, gen, screen)
     click.echo(FORMATS[output](rows), nl=False)
     if plot is not None:
-        draw(rows, plot)
+        draw([row for row in rows if not row.planner.startswith("law")], plot)
     for row in rows:
         if row.vs_plain < 1:
             screen.say(f"{row.asked}, budget {row.budget}, T = {row.temperature:g}: slower than plain decoding.")

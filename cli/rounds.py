@@ -45,7 +45,8 @@ class Round:
 class Row:
     """One setting. Means over rounds, `_sd` their standard deviation; seconds are those of one sweep: drafting that
     somebody waited for, arithmetic waiting for weights, the rest. `accepted_by_depth[d]` is the share of sweeps that
-    accepted a guess at depth d (0 = next token). `memory_B` is the most the process held, RAM and GPU."""
+    accepted a guess at depth d (0 = next token). `memory_B` is the most the process held, RAM and GPU. `of_bound`: for
+    laws over drawn children, what was accepted as a share of what any law could have (alpha*)."""
 
     asked: str
     drafter: str
@@ -66,6 +67,7 @@ class Row:
     bytes_per_sweep: int
     memory_B: int
     accepted_by_depth: tuple[float, ...]
+    of_bound: float | None = None
 
     @property
     def cells(self) -> tuple[str, ...]:
@@ -118,7 +120,7 @@ def _answer(llm: Engine, prompts: Sequence[Prompt], budget: str, sampling: Sampl
         done.sweeps += len(bursts)
         done.draft_s += sum(burst.draft_s for burst in bursts)
         done.stream_s += sum(burst.cost.wait_s for burst in bursts)
-        done.memory_B = max(done.memory_B, _memory_B(llm.device))
+        done.memory_B = max(done.memory_B, memory_B(llm.device))
         done.bytes_read += sum(burst.bytes_read for burst in bursts)
         done.depths.update(depth for burst in bursts for depth in range(burst.accepted))
     return done
@@ -156,7 +158,7 @@ def _row(
     )
 
 
-def _memory_B(device: str) -> int:
+def memory_B(device: str) -> int:
     """What this process holds now: RAM, and the most it has held of the GPU's."""
     held_B = int(psutil.Process().memory_info().rss)
     if device.startswith("cuda"):

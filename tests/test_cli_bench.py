@@ -13,9 +13,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cli.app import commands
+from cli.bench import LAWS
 from cli.errors import MissingExtra
 from specexec import audit as audit_module
-from specexec import load
+from specexec import load, rivals
 from specexec.audit import audit, first_difference
 from specexec.sampling import SamplingParams
 
@@ -49,6 +50,17 @@ def test_bench_speaks_every_format(form: str) -> None:
         "jsonl": lambda: len([json.loads(line) for line in shown.splitlines()]),
     }
     assert counts[form]() == 2
+
+
+def test_bench_compares_laws_on_demand() -> None:
+    shown = run("bench", "--budgets", "4", "--temperatures", "0,1", "-r", "1", "-n", "6", "-o", "json",
+                "--laws", "walk,multi-step,block")  # fmt: skip
+    rows = json.loads(shown.stdout)
+    laws = [row for row in rows if row["planner"].startswith("law")]
+    assert [row["planner"] for row in laws] == ["law: walk", "law: multi-step", "law: block"]
+    assert all(row["temperature"] == 1.0 and row["tokens_per_sweep"] >= 1 for row in laws)
+    assert 0 < laws[1]["of_bound"] <= 1.5
+    assert list(rivals.NAMES) == LAWS
 
 
 def test_bench_draws_what_it_measured(tmp_path: Path) -> None:

@@ -1,0 +1,68 @@
+"""Rows of `specexec bench --laws`: the same prompts written by other laws of verification."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from cli.errors import BadText
+from cli.options import EngineOptions
+from cli.rounds import Row, memory_B
+from cli.screen import Screen
+
+if TYPE_CHECKING:
+    from specexec.conversation import Prompt
+    from specexec.engine import Engine
+    from specexec.rivals import Tally
+
+
+def measure_laws(
+    llm: Engine,
+    options: EngineOptions,
+    prompts: Sequence[Prompt],
+    laws: Sequence[str],
+    plain: Row,
+    tokens: int,
+    screen: Screen,
+) -> list[Row]:
+    """A row for each law, at the temperature of the plain row; texts are none that anybody asked for."""
+    from specexec.lm import TreeLM
+    from specexec.rivals import Rival
+
+    target, draft = llm.models["target"], llm.models.get("drafter")
+    if not isinstance(target, TreeLM) or not isinstance(draft, TreeLM):
+        raise BadText("--laws compares laws on a model that drafts.", hint="--drafters sibling, or a path.")
+    rows = []
+    for law in laws:
+        screen.say(f"law {law}, T = {plain.temperature:g}")
+        rivals = [Rival(target, draft, law, plain.temperature, seed) for seed in range(len(prompts))]
+        for rival, prompt in zip(rivals, prompts, strict=True):
+            rival.write(llm.encode(prompt), tokens)
+        rows.append(_row(llm, options, law, [rival.tally for rival in rivals], plain))
+    return rows
+
+
+def _row(llm: Engine, options: EngineOptions, law: str, tallies: list[Tally], plain: Row) -> Row:
+    tokens, sweeps = sum(one.tokens for one in tallies), sum(one.sweeps for one in tallies)
+    seconds, draft_s = sum(one.seconds for one in tallies), sum(one.draft_s for one in tallies)
+    most, deepest = sum(one.most for one in tallies), max(depth for one in tallies for depth in [-1, *one.depths])
+    return replace(
+        plain,
+        drafter=llm.drafter_name,
+        planner=f"law: {law}",
+        budget=f"{sum(one.nodes for one in tallies) / sweeps:.0f}",
+        sweeps=sweeps,
+        tokens_per_sweep=tokens / sweeps,
+        draft_s=draft_s / sweeps,
+        stream_s=0.0,
+        compute_s=(seconds - draft_s) / sweeps,
+        tokens_per_s=tokens / seconds,
+        tokens_per_s_sd=0.0,
+        vs_plain=tokens / seconds / plain.tokens_per_s,
+        same_texts=0,
+        texts=0,
+        memory_B=memory_B(llm.device),
+        accepted_by_depth=tuple(sum(one.depths[d] for one in tallies) / sweeps for d in range(deepest + 1)),
+        of_bound=sum(one.taken for one in tallies) / most if most else None,
+    )
