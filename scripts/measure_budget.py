@@ -24,6 +24,7 @@ import click
 import numpy as np
 from tqdm import tqdm
 
+import offload.placement as weights
 import specexec
 from cli.quantities import parse_speed_Bps
 from specexec import SamplingParams, decoder, planner
@@ -135,7 +136,9 @@ def main(
     limit_Bps = None if link_limit is None else parse_speed_Bps(link_limit)
     clock = None if charge is None else Charged(*(float(part) for part in charge.split(",")))
     now = time.perf_counter if clock is None else clock.perf_counter
-    with specexec.load("demo", offload="none" if limit_Bps is None else "disk", link_limit_Bps=limit_Bps) as llm:
+    where: weights.Offload = "none" if limit_Bps is None else "disk"
+    # Not `auto`: it would look up the answers that the budgets before wrote.
+    with specexec.load("demo", drafter="sibling", offload=where, link_limit_Bps=limit_Bps) as llm:
         llm._decoder.overlap = False if serial else None
         if clock is not None:
             clock.take_over(llm)
