@@ -39,6 +39,7 @@ def open_engine(options: EngineOptions) -> Engine:
         link_limit_Bps=options.link_limit,
         exact=options.exact,
         offline=options.offline,
+        verify=options.verify,
         measured=measured(options) if options.drafter == "auto" else None,
     )
 

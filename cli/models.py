@@ -14,7 +14,7 @@ from cli.errors import EXIT_CODES
 from cli.quantities import format_bytes
 from cli.verbosity import json_option, verbosity_options
 from offload import hub, local, names
-from offload.errors import CorruptShard, ModelNotFound, OffloadError
+from offload.errors import ModelNotFound, OffloadError
 
 _JSON = json_option()
 
@@ -122,11 +122,7 @@ def verify_model(name: str, as_json: bool) -> int:
         click.echo(json.dumps({"name": name, "path": str(path), "by_hash": by_hash, "damaged": damaged}))
         return EXIT_CODES["corrupt_shard"] if damaged else 0
     if damaged:
-        raise CorruptShard(
-            f"{len(damaged)} files of {name} are damaged: {', '.join(damaged[:3])}{' …' if len(damaged) > 3 else ''}.",
-            "Their bytes are not those that were written.",
-            "remove them, then the specexec pack or pull that made them (it keeps what is whole).",
-        )
+        raise local.damaged_error(path, damaged)
     checked = "every hash is right" if by_hash else "sizes and headers are right; there are no hashes to compare"
     click.echo(f"{name}: {checked}")
     return 0

@@ -87,6 +87,7 @@ class EngineOptions:
     link_limit: float | None = None
     exact: bool = False
     offline: bool = False
+    verify: bool = False
 
 
 _DEFAULTS = EngineOptions()
@@ -119,6 +120,7 @@ _ENGINE = (
     click.option("--link-limit", type=SPEED, help="Slow the weight stream down, such as 4MB/s."),
     click.option("--exact", is_flag=True, help="Decide near-ties by the text alone, at the price of a sweep each."),
     click.option("--offline", is_flag=True, help="Use only what is already on this machine."),
+    click.option("--verify", is_flag=True, help="Compare weights with their hashes before loading."),
 )  # fmt: skip
 
 # The types are used twice: here, and by /set inside a session.

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from offload.formats import is_quantised
     from offload.hardware import free_memory
     from offload.listing import item_B
+    from offload.local import check_bytes
     from offload.model import ModelStream, load, stream_of
     from offload.names import ModelPair, resolve
     from offload.need import cache_B, need_of
@@ -30,6 +31,7 @@ __all__ = [
     "ReadFailed",
     "StreamStats",
     "cache_B",
+    "check_bytes",
     "free_memory",
     "is_quantised",
     "item_B",
@@ -53,6 +55,7 @@ _HOMES = {
     "ReadFailed": "errors",
     "StreamStats": "stream",
     "cache_B": "need",
+    "check_bytes": "local",
     "free_memory": "hardware",
     "is_quantised": "formats",
     "item_B": "listing",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from offload import hub
-from offload.errors import BadModelDir
+from offload.errors import BadModelDir, CorruptShard
 from offload.manifest import digest_of, read_manifest, verify
 from offload.quantised import fold
 from offload.shards import Folder, open_folder
@@ -53,6 +53,23 @@ def damaged_files(path: Path) -> list[str]:
     if read_manifest(path) is not None:
         return verify(path)
     return [file.name for file in folder.file_sizes if _hashed(file) and digest_of(file).sha256 != file.resolve().name]
+
+
+def check_bytes(path: Path) -> bool:
+    """Raise CorruptShard unless every weight file has the bytes that were published or packed; was there a hash?"""
+    if damaged := damaged_files(path):
+        raise damaged_error(path, damaged)
+    return hashed(path)
+
+
+def damaged_error(path: Path, damaged: list[str]) -> CorruptShard:
+    """What to say of damaged files."""
+    many = f"{len(damaged)} files of {path} are" if len(damaged) > 1 else f"1 file of {path} is"
+    return CorruptShard(
+        f"{many} damaged: {', '.join(damaged[:3])}{' …' if len(damaged) > 3 else ''}.",
+        "Their bytes are not those that were written.",
+        "remove them, then the specexec pack or pull that made them (it keeps what is whole).",
+    )
 
 
 def hashed(path: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -32,6 +33,8 @@ from specexec.ranking import Ranking
 from specexec.room import Room
 from specexec.workspace import Widths, drafting_B, nodes_of, widths_of, workspace
 
+log = logging.getLogger(__name__)
+
 DEFAULT_CONTEXT = 8192
 TOY_BUDGET = 32  # a pass of the toy is all overhead, so no guess would ever pay: it shows the engine instead
 DTYPES = {"auto": None, "bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
@@ -52,6 +55,7 @@ def load(
     link_limit_Bps: float | None = None,
     exact: bool = False,
     offline: bool = False,
+    verify: bool = False,
     measured: Mapping[str, float] | None = None,
 ) -> Engine:
     """Find, place and load a target and its drafter.
@@ -59,7 +63,8 @@ def load(
     model: path, alias or hub name. drafter: auto, none, sources joined by + (sibling, substitute, skip, ngram), or a
     path or name in the sibling's place. offload: auto, none, ram or disk.
     budget: guesses per sweep, or auto. planner: best, reference, beam, sequoia. dtype: auto (stored), bf16, f16, f32.
-    ram_B, vram_B: ceilings in bytes. link_limit_Bps throttles the weight stream. exact: decide near-ties by the text
+    ram_B, vram_B: ceilings in bytes. link_limit_Bps throttles the weight stream. verify: compare weights
+    with their hashes first (packs, and what came from the Hub). exact: decide near-ties by the text
     alone (afresh.py); its bill is `Engine.afresh`. measured: tokens per second that drafters, by name, have made with
     this target here; auto takes the best of those that fit.
     Raises offload's errors for models and memory, UnsupportedArchitecture for targets that cannot verify trees,
@@ -68,6 +73,8 @@ def load(
     choice = parse(drafter)
     pair = weights.resolve(model, choice.pairing, offline=offline)
     weights.open_folder(pair.target)  # whatever is wrong with the files is said before anything is built
+    if verify:
+        _verify(pair)
     config = AutoConfig.from_pretrained(pair.target, local_files_only=True, trust_remote_code=False)
     if choice.sources:  # without a drafter there is no tree, and any decoder streams
         check_tree_support(_class_of(config), config)
@@ -121,6 +128,12 @@ def load(
             exact=exact,
         )
     )
+
+
+def _verify(pair: weights.ModelPair) -> None:
+    for folder in (pair.target, pair.drafter):
+        if folder is not None and not weights.check_bytes(folder):
+            log.warning("%s has no hashes to compare with: only sizes and headers were checked", folder)
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ def test_a_pack_is_verified_and_removed(command: CommandLine, packed: Path) -> N
     shard.write_bytes(content)
     ran = command("models", "verify", str(packed), "--json")
     assert (ran.code, json.loads(ran.out)["damaged"]) == (4, [shard.name])
-    assert "1 files of" in command("models", "verify", str(packed)).err
+    assert "1 file of" in command("models", "verify", str(packed)).err
     assert command("models", "rm", str(packed)).code == 2  # nobody to ask
     ran = command("models", "rm", str(packed), "--yes", "--json")
     assert ran.code == 0, ran.err
