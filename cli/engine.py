@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
@@ -21,8 +21,8 @@ TOY = (
 )
 
 
-def open_engine(options: EngineOptions) -> Engine:
-    """Load what the options ask for. Tests put a fake engine here."""
+def open_engine(options: EngineOptions, told: Callable[[int, int], None] | None = None) -> Engine:
+    """Load what the options ask for; `told` hears how far that is. Tests put a fake engine here."""
     import specexec
 
     return specexec.load(
@@ -41,6 +41,7 @@ def open_engine(options: EngineOptions) -> Engine:
         offline=options.offline,
         verify=options.verify,
         measured=measured(options) if options.drafter == "auto" else None,
+        told=told,
     )
 
 

@@ -5,7 +5,7 @@ element of the layer list. Knows no tree, token or sampler.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,11 +74,12 @@ def load(
     link_limit_Bps: float | None = None,
     ctx: int = 4096,
     beside_B: Mapping[str, int] | None = None,
+    told: Callable[[int, int], None] | None = None,
 ) -> PreTrainedModel:
     """A transformers model that computes exactly what the checkpoint says, in the memory that it was given.
 
     `beside_B` is what the caller will need beside it (drafter, trees), by what it is for; `ram_B` and `vram_B` replace
-    what is measured.
+    what is measured. `told` hears how many of the layers that stay in memory are there, and of how many.
     """
     give_back_large_memory()
     folder = open_folder(Path(path))
@@ -92,7 +93,7 @@ def load(
         disk = DiskStore(checkpoint, reading)
         undo.callback(disk.close)
         _fill_rest(skeleton, checkpoint, disk, torch.device(device))
-        stream: Stream = open_stream(checkpoint, disk, placement, torch.device(device), link_limit_Bps)
+        stream: Stream = open_stream(checkpoint, disk, placement, torch.device(device), link_limit_Bps, told)
         if checkpoint.dense_B:
             stream = DenseLayers(stream, checkpoint, torch.device(device))
         undo.pop_all()

@@ -1,7 +1,7 @@
 """From a placement to a running stream: which layers are loaded now, which are kept, which are read every time."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable
 
 import torch
 
@@ -16,16 +16,34 @@ log = logging.getLogger(__name__)
 
 
 def open_stream(
-    checkpoint: Checkpoint, disk: DiskStore, placement: Placement, device: torch.device, limit_Bps: float | None
+    checkpoint: Checkpoint,
+    disk: DiskStore,
+    placement: Placement,
+    device: torch.device,
+    limit_Bps: float | None,
+    told: Callable[[int, int], None] | None = None,
 ) -> LayerStream:
-    """One stream over all tiers; what stays in memory is read here, once. The stream closes the disk."""
+    """One stream over all tiers; what stays in memory is read here, once, and `told`: layers read, layers to read.
+
+    The stream closes the disk.
+    """
     blocks = checkpoint.layers
     layers = _layers(placement)
+    staying = [*layers["device"], *layers["ram"]]
+
+    def filled(layer: int) -> Arena:
+        arena = Arena(blocks[layer].size_B)
+        disk.read_block(blocks[layer], arena)
+        if told is not None:
+            told(staying.index(layer) + 1, len(staying))
+        return arena
+
     if limit_Bps is not None and len(layers["device"]) == len(blocks):
         log.warning("the link limit has no effect: every layer stays in memory (--offload none)")
     try:
-        resident = _resident(checkpoint, disk, layers["device"], device)
-        kept = {layer: _filled(checkpoint, disk, layer) for layer in layers["ram"]}
+        # On the CPU a layer stays where it was read; to a device it goes through memory that is given back at once.
+        resident = {layer: blocks[layer].views(filled(layer).flat.to(device)) for layer in layers["device"]}
+        kept = {layer: filled(layer) for layer in layers["ram"]}
         # Layers in RAM need no buffer here, but as many turns as there would be, so that the rhythm is the same.
         staging_B = buffer_B([blocks[layer] for layer in layers["disk"]]) if layers["disk"] else 0
         ring = [Arena(staging_B) if staging_B else None for _ in range(placement.ring or min(2, len(layers["ram"])))]
@@ -45,20 +63,6 @@ def _layers(placement: Placement) -> dict[Tier, list[int]]:
     for layer, tier in enumerate(placement.tiers):
         found[tier].append(layer)
     return found
-
-
-def _resident(
-    checkpoint: Checkpoint, disk: DiskStore, layers: list[int], device: torch.device
-) -> dict[int, Mapping[str, torch.Tensor]]:
-    """On the CPU the layer stays where it was read; to a device it goes through memory that is given back at once."""
-    return {layer: checkpoint.layers[layer].views(_filled(checkpoint, disk, layer).flat.to(device)) for layer in layers}
-
-
-def _filled(checkpoint: Checkpoint, disk: DiskStore, layer: int) -> Arena:
-    block = checkpoint.layers[layer]
-    arena = Arena(block.size_B)
-    disk.read_block(block, arena)
-    return arena
 
 
 def _no_memory(placement: Placement) -> NotEnoughRam:

@@ -57,6 +57,7 @@ def load(
     offline: bool = False,
     verify: bool = False,
     measured: Mapping[str, float] | None = None,
+    told: Callable[[int, int], None] | None = None,
 ) -> Engine:
     """Find, place and load a target and its drafter.
 
@@ -66,7 +67,7 @@ def load(
     ram_B, vram_B: ceilings in bytes. link_limit_Bps throttles the weight stream. verify: compare weights
     with their hashes first (packs, and what came from the Hub). exact: decide near-ties by the text
     alone (afresh.py); its bill is `Engine.afresh`. measured: tokens per second that drafters, by name, have made with
-    this target here; auto takes the best of those that fit.
+    this target here; auto takes the best of those that fit. told: hears layers read into memory, and of how many.
     Raises offload's errors for models and memory, UnsupportedArchitecture for targets that cannot verify trees,
     TokenizerMismatch for a drafter that does not fit, ContextLengthExceeded for a ctx beyond the model's.
     """
@@ -98,6 +99,7 @@ def load(
         link_limit_Bps=link_limit_Bps,
         ctx=context,
         beside_B=_beside_B(choice, pair, asked),
+        told=told,
     )
     sibling = pair.drafter if "sibling" in choice.sources else None
     draft = None if sibling is None else weights.load(sibling, "none", where, DTYPES[dtype], ctx=context)

@@ -74,6 +74,7 @@ class _House:
         told: dict[str, object] = {"status": worker.state, "model": self._manner.model}
         if worker.state == "loading":
             told["loading_s"] = round(time.monotonic() - worker.started_s, 1)
+            told |= {"layers_read": worker.layers_read, "layers_to_read": worker.layers_to_read}
         else:
             told |= {"running": worker.running, "waiting": worker.waiting}
         ok = worker.state == "ok"

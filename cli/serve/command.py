@@ -87,7 +87,7 @@ def serve(
         url = _url(listening)
 
         def opening() -> Engine:
-            engine = open_engine(engine_options)
+            engine = open_engine(engine_options, worker.told)
             for line in introduction(engine):
                 screen.say(line)
             key = "set" if api_key else "none, only this machine"

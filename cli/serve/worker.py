@@ -68,6 +68,7 @@ class Worker:
         self.parallel = parallel
         self.max_queue = max_queue
         self.started_s = time.monotonic()
+        self.layers_read, self.layers_to_read = 0, 0
         self._open_engine = open_engine
         self._engine: Engine | None = None
         self._waiting: deque[Ticket] = deque()
@@ -96,6 +97,10 @@ class Worker:
     def start(self) -> None:
         """Begin loading."""
         self._thread.start()
+
+    def told(self, layers: int, of: int) -> None:
+        """How far loading has come."""
+        self.layers_read, self.layers_to_read = layers, of
 
     def submit(self, tickets: list[Ticket]) -> None:
         """Put texts in the line, all or none. Raises Full when the line has no end in sight."""
