@@ -115,7 +115,7 @@ def test_memory_refused_while_loading_is_said_with_the_plan(folder: Path, monkey
 
     def scarce(arena: Arena, size_B: int) -> None:
         made.append(size_B)
-        if len(made) > 8:
+        if size_B and len(made) > 8:  # closing the disk leaves an arena of nothing
             raise MemoryError
         create(arena, size_B)
 
