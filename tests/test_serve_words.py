@@ -132,6 +132,7 @@ def test_chat_logprobs_are_the_models_own(server: Served, engine: Engine) -> Non
 def test_a_harness_can_score_a_prompt_of_token_ids(server: Served, engine: Engine) -> None:
     """What lm-eval's local-completions sends: ids, echo, one token, logprobs of everything."""
     prompt = engine.encode("List the days of the week.")
+    reused = server.worker.totals.prompt_tokens_reused_total
     with server.openai() as client:
         answers = [
             client.completions.create(
@@ -154,6 +155,7 @@ def test_a_harness_can_score_a_prompt_of_token_ids(server: Served, engine: Engin
         for at, token in zip(likely.text_offset, likely.tokens, strict=True):
             assert answer.choices[0].text[at:].startswith(token)
         assert max(likely.top_logprobs[-1].values()) == likely.token_logprobs[-1]
+    assert server.worker.totals.prompt_tokens_reused_total == reused
 
 
 def test_a_remote_tokenizer_finds_all_it_asks_for(server: Served, engine: Engine) -> None:
