@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -22,8 +23,9 @@ from specexec.drafters.ngram import NgramDrafter
 from specexec.drafters.sibling import SiblingDrafter
 from specexec.drafters.skip import SAMPLE, SHARE, best_layers, preferred, skipping
 from specexec.drafters.substitute import BITS, quantised, substituting
+from specexec.drafters.translated import TranslatedDrafter
 from specexec.drafters.union import Union
-from specexec.encoding import Encoding, check_vocabularies
+from specexec.encoding import Encoding, check_translatable, same_vocabulary
 from specexec.engine import Engine, Parts
 from specexec.errors import BadDrafter, ContextLengthExceeded, UnsupportedArchitecture
 from specexec.lm import TreeLM
@@ -69,7 +71,8 @@ def load(
     alone (afresh.py); its bill is `Engine.afresh`. measured: tokens per second that drafters, by name, have made with
     this target here; auto takes the best of those that fit. told: hears layers read into memory, and of how many.
     Raises offload's errors for models and memory, UnsupportedArchitecture for targets that cannot verify trees,
-    TokenizerMismatch for a drafter that does not fit, ContextLengthExceeded for a ctx beyond the model's.
+    TokenizerMismatch for a drafter whose text cannot be carried over, ContextLengthExceeded for a ctx beyond what the
+    model was made for.
     """
     choice = parse(drafter)
     pair = weights.resolve(model, choice.pairing, offline=offline)
@@ -81,8 +84,7 @@ def load(
         check_tree_support(_class_of(config), config)
     context = _context(ctx, longest_text(config))
     encoding = Encoding.of(pair.target)
-    if pair.drafter is not None:
-        check_vocabularies(encoding, Encoding.of(pair.drafter), pair.name, pair.drafter)
+    theirs = None if pair.drafter is None else _other_wording(encoding, pair.drafter)
     where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     given = weights.free_memory(where, ram_B, vram_B)
     if pair.toy and budget == "auto" and link_limit_Bps is None:
@@ -106,7 +108,7 @@ def load(
     lm = _target(target)
     memory = Memory() if "ngram" in choice.sources else None
     draft_lm = None if draft is None else TreeLM(draft)
-    kit = _Kit(target, lm, encoding, ranking_of(planner), draft_lm, pair, memory)
+    kit = _Kit(target, lm, encoding, ranking_of(planner), draft_lm, theirs, pair, memory)
     cost = CostModel()
     return Engine(
         Parts(
@@ -117,7 +119,7 @@ def load(
             model=target,
             stream=weights.stream_of(target),
             target=lm,
-            draft=draft_lm,
+            draft=draft_lm if theirs is None else None,
             drafter=_watched(choice, join(choice, kit.makers, {}), cost),
             sources=choice.name,
             reason=reason,
@@ -147,6 +149,7 @@ class _Kit:
     encoding: Encoding
     ranking: Ranking
     draft: TreeLM | None
+    theirs: Encoding | None
     pair: weights.ModelPair
     memory: Memory | None
 
@@ -163,10 +166,12 @@ class _Kit:
     def _vocabulary(self) -> int:
         return len(self.encoding.tokenizer)
 
-    def _sibling(self) -> SiblingDrafter:
+    def _sibling(self) -> Drafter:
         assert self.draft is not None
         assert self.pair.drafter is not None
         name = f"{self.pair.name} drafter" if self.pair.toy else self.pair.drafter.name
+        if self.theirs is not None:
+            return TranslatedDrafter(self.draft, self.encoding, self.theirs, name)
         return SiblingDrafter(self.draft, self._vocabulary, self.ranking, name=name)
 
     def _skip(self) -> SiblingDrafter:
@@ -259,6 +264,18 @@ def _picked(
     copies = asked.device != "cpu" or "substitute+ngram" in measured
     found = candidates(pair.drafter is not None, slowest, copies and not experts and not weights.is_quantised(folder))
     return fastest(found, pair.drafter is not None, measured)
+
+
+def _other_wording(ours: Encoding, drafter: Path) -> Encoding | None:
+    """The drafter's tokenizer if it is not the target's; None if ids mean the same in both."""
+    theirs = Encoding.of(drafter)
+    if same_vocabulary(ours, theirs):
+        return None
+    check_translatable(theirs, drafter)
+    log.warning(
+        "drafter %s has another vocabulary: its guesses are carried over as text, and fewer will be accepted.", drafter
+    )
+    return theirs
 
 
 def _watched(choice: Choice, drafter: Drafter, cost: CostModel) -> Drafter:

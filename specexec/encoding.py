@@ -18,6 +18,8 @@ from specexec.wishes import Wishes
 TEMPLATE_S = 5.0  # of a processor's time; templates of real models take milliseconds
 MOST_CHARACTERS = 16 * 1024 * 1024
 
+ROUND_TRIP = "One Word, two  spaces;\n\tx = 'é' + \"→\"  # 42"
+
 
 class Encoding:
     """One model's tokenizer. `thinking` asks for thoughts before an answer or for none, where the template can."""
@@ -90,20 +92,28 @@ class Encoding:
         both = str(self.tokenizer.decode([before, token], skip_special_tokens=False))
         return both[len(self.spell(before)) :]
 
+    def raw(self, tokens: Items[int]) -> str:
+        """Text of tokens as it is, special ones included."""
+        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
     def decode(self, tokens: Items[int]) -> str:
         """Text of tokens, without special ones."""
         return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
 
 
-def check_vocabularies(target: Encoding, draft: Encoding, name: str, drafter: Path) -> None:
-    """The same id must be the same string in both; one may have more ids at the end (padded vocabularies)."""
+def same_vocabulary(target: Encoding, draft: Encoding) -> bool:
+    """The same id is the same string in both; one may have more ids at the end (padded vocabularies)."""
     ours, theirs = target.tokenizer.get_vocab(), draft.tokenizer.get_vocab()
     string_of = {token: text for text, token in theirs.items()}
-    different = [(token, text) for text, token in ours.items() if string_of.get(token, text) != text]
-    if different:
-        token, text = min(different)
+    return all(string_of.get(token, text) == text for text, token in ours.items())
+
+
+def check_translatable(draft: Encoding, drafter: Path) -> None:
+    """Raises TokenizerMismatch for a drafter whose tokenizer does not give back the text it is given."""
+    text = draft.raw(draft.encode_rest(ROUND_TRIP))
+    if text != ROUND_TRIP:
         raise TokenizerMismatch(
-            f"drafter {drafter} does not share its vocabulary with {name!r} "
-            f"({len(theirs):,} and {len(ours):,} tokens; id {token} is {string_of[token]!r} there, {text!r} here).",
+            f"drafter {drafter} does not share the model's vocabulary, and its tokenizer changes text "
+            f"({ROUND_TRIP!r} comes back as {text!r}).",
             hint="--drafter none, --drafter auto, or a drafter of the same family.",
         )

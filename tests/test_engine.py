@@ -16,7 +16,7 @@ from offload.errors import OffloadError
 from offload.names import demo_folder
 from specexec import Completion, Failure, SamplingParams
 from specexec.engine import Engine
-from specexec.errors import ContextLengthExceeded, EmptyPrompt, TokenizerMismatch, UnsupportedArchitecture
+from specexec.errors import ContextLengthExceeded, EmptyPrompt, UnsupportedArchitecture
 
 ROOT = Path(__file__).parent.parent
 QUESTION = "How does specexec work?"
@@ -161,19 +161,6 @@ def test_what_cannot_work_is_refused_with_the_numbers(llm: Engine) -> None:
 def test_a_folder_that_is_no_model_is_refused_as_such(tmp_path: Path) -> None:
     with pytest.raises(OffloadError, match=r"config\.json is missing"):
         specexec.load(str(tmp_path))
-
-
-def test_a_drafter_with_another_vocabulary_is_refused(tmp_path: Path) -> None:
-    other = tmp_path / "drafter"
-    shutil.copytree(demo_folder("drafter"), other)
-    tokenizer = json.loads((other / "tokenizer.json").read_text())
-    vocabulary = tokenizer["model"]["vocab"]
-    a, b = list(vocabulary)[300:302]
-    vocabulary[a], vocabulary[b] = vocabulary[b], vocabulary[a]
-    tokenizer["model"]["merges"] = []
-    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
-    with pytest.raises(TokenizerMismatch, match="does not share its vocabulary"):
-        specexec.load("demo", drafter=str(other))
 
 
 def test_an_architecture_without_trees_is_refused_before_its_weights_are_read(
