@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from typing import TextIO
 
 _CLEAR_BELOW, _CLEAR_RIGHT = "\x1b[J", "\x1b[K"
+# A terminal may be narrower than it says for a moment (tmux tells of a resize late): cut there rather than wrap.
+_CUT, _WRAP = "\x1b[?7l", "\x1b[?7h"
 
 
 class Region:
@@ -27,9 +29,11 @@ class Region:
         shown = list(lines[-(height - 1) :])
         if shown == self._painted and width == self._width:
             return
+        if width != self._width:  # what a resize has folded must go first: tmux would join the new lines to it
+            self.erase()
         up = f"\x1b[{len(shown) - 1}A" if len(shown) > 1 else ""
         text = f"{_CLEAR_RIGHT}\r\n".join(shown)
-        self._put(f"\r{text}{_CLEAR_BELOW}{up}\r")
+        self._put(f"\r{_CUT}{text}{_CLEAR_BELOW}{_WRAP}{up}\r")
         self._painted, self._width = shown, width
 
     def erase(self) -> None:
