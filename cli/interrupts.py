@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
@@ -11,6 +12,7 @@ from types import FrameType, TracebackType
 from cli.errors import INTERRUPTED, TERMINATED
 
 AGAIN_S = 2.0
+INSIST_S = 0.1
 
 
 class Interrupts:
@@ -27,6 +29,8 @@ class Interrupts:
         self._presses = 0
         self._last_s = 0.0
         self._dropped = False
+        self._over = threading.Event()
+        self._insisting: threading.Thread | None = None
 
     def __enter__(self) -> Interrupts:
         self._before = {
@@ -43,6 +47,9 @@ class Interrupts:
             raise KeyboardInterrupt
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._over.set()
+        if self._insisting is not None:
+            self._insisting.join()
         sys.unraisablehook = self._hook
         for number, handler in self._before.items():
             signal.signal(number, handler)
@@ -53,12 +60,23 @@ class Interrupts:
         self._last_s = now_s
         self.exit_code = self.exit_code or INTERRUPTED
         if self._presses == 1:
-            self._stop()
-            self._acknowledge()
+            self._ask()
         elif self._presses == 2:
             raise KeyboardInterrupt
         else:
             raise SystemExit(INTERRUPTED)
+
+    def _ask(self) -> None:
+        """Ask the engine to stop until it has: one that has not begun yet forgets what it was asked before."""
+        self._stop()
+        self._acknowledge()
+        if self._insisting is None:
+            self._insisting = threading.Thread(target=self._insist, name="stop", daemon=True)
+            self._insisting.start()
+
+    def _insist(self) -> None:
+        while not self._over.wait(INSIST_S):
+            self._stop()
 
     def _unraisable(self, dropped: sys.UnraisableHookArgs) -> None:
         if isinstance(dropped.exc_value, KeyboardInterrupt):
@@ -70,5 +88,4 @@ class Interrupts:
         if self.exit_code == TERMINATED:  # asked twice: the sweep does not end by itself
             raise SystemExit(TERMINATED)
         self.exit_code = TERMINATED
-        self._stop()
-        self._acknowledge()
+        self._ask()
