@@ -14,6 +14,7 @@ import pytest
 
 import specexec
 from cli.serve.completions import Keepalive
+from specexec.engine import Engine
 from specexec.room import Room
 from specexec.sampling import SamplingParams, derived_seed
 from tests.serving import LetterEngine, Served, serving
@@ -96,6 +97,21 @@ def test_the_last_client_to_leave_ends_the_sweep() -> None:
         server.until(lambda: any("client left" in line for line in server.log))
         engine.sweep_s = 0
         assert server.ask("abc").json()["choices"][0]["message"]["content"] == "abc"
+
+
+def test_a_real_sweep_is_cut_short_when_nobody_waits_for_it() -> None:
+    def throttled() -> Engine:  # five layers of about a megabyte, half a minute for all of them
+        return specexec.load("demo", drafter="none", offload="disk", link_limit_Bps=200_000)
+
+    with serving(throttled, keepalive_s=0.2) as server:
+        connection = raw_request(server, "What are you?", stream=True)
+        seen = b""
+        while b": sweep 1, layer" not in seen:
+            seen += connection.recv(1000)
+        connection.close()
+        server.until(lambda: server.worker.running == 0, 20)
+        assert server.worker.engine.progress().layer < 4
+        assert server.worker.totals.generated_tokens_total == 0
 
 
 def test_a_client_without_a_stream_may_leave_too() -> None:
