@@ -176,7 +176,9 @@ def _configuration(
     batch: BatchOptions, options: EngineOptions, sampling: SamplingParams, revision: str
 ) -> dict[str, Json]:
     """Everything a text depends on, by the names a user knows."""
-    chosen = {f"--{name.replace('_', '-')}": value for name, value in vars(sampling).items() if name != "stop"}
+    # An empty option that an older version did not know must not tell its files from ours.
+    given = {name: value for name, value in vars(sampling).items() if name != "stop" and value != ()}
+    chosen = {f"--{name.replace('_', '-')}": value for name, value in given.items()}
     return {
         "--model": options.model,
         "model revision": revision,

@@ -71,7 +71,7 @@ def measure(
     for prompt, sampling in tqdm(list(zip(asked, samplings, strict=True)), desc=source, leave=False, disable=None):
         answers.append(llm.generate(prompt, sampling))
         if not session:
-            memory.recent, memory.written = Recent(), []
+            memory.recent = Recent()
     return answers
 
 

@@ -5,6 +5,7 @@ The past is two stores: what was loaded, settled, and what this process wrote si
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
@@ -30,7 +31,8 @@ class Memory:
     settled: Settled = field(default_factory=lambda: Settled.of([]))
     recent: Recent = field(default_factory=Recent)
     hits: Hits = field(default_factory=lambda: Hits(prior()))
-    written: list[Items[int]] = field(default_factory=list)
+    written: deque[Items[int]] = field(default_factory=deque)  # as much as `pack` may keep
+    written_tokens: int = 0
 
     def recycle(self, context: Context, chosen: int) -> None:
         """The target's choice at a node that its text did not take."""
@@ -41,10 +43,13 @@ class Memory:
         text = [*prompt[-LONGEST:], *answer]
         self.recent.extend(text, start=len(text) - len(answer))
         self.written.append(text)
+        self.written_tokens += len(text) + 1
+        while self.written_tokens - len(self.written[0]) - 1 >= PAST_LIMIT:
+            self.written_tokens -= len(self.written.popleft()) + 1
 
     def forget_past(self) -> None:
         """As if nothing had been written yet; the corpus and what guesses were worth stay."""
-        self.recent, self.settled, self.written = Recent(), Settled.of([]), []
+        self.recent, self.settled, self.written, self.written_tokens = Recent(), Settled.of([]), deque(), 0
 
     def pack(self, limit: int = PAST_LIMIT) -> dict[str, NDArray[np.generic]]:
         """Everything worth keeping, as arrays: the latest `limit` tokens of the past, sorted anew, and the counts."""

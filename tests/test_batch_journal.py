@@ -110,6 +110,14 @@ def test_another_configuration_is_refused_with_the_difference(path: Path) -> Non
     assert open_journal(path, CONFIGURATION, resume=True).done, "the refusal has let go of the file"
 
 
+def test_a_configuration_is_the_same_after_it_was_written_down(path: Path) -> None:
+    odd = {"--stop": ["a"], "--pairs": ((1, 0.5),), "--none": ()}
+    with open_journal(path, Manifest.now(odd)) as journal:  # type: ignore[arg-type]  # tuples are not JSON
+        put(journal, "a")
+    with open_journal(path, Manifest.now(odd), resume=True) as journal:  # type: ignore[arg-type]
+        assert set(journal.done) == {"a"}
+
+
 def test_a_changed_prompt_under_an_old_id_is_refused(path: Path) -> None:
     with open_journal(path, CONFIGURATION) as journal:
         put(journal, "a", "b")

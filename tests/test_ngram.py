@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from specexec import memory as memories
 from specexec.budget import FixedBudget
 from specexec.cost import CostModel
 from specexec.decoder import Decoder, Step
@@ -180,3 +181,14 @@ def test_a_reader_that_was_never_asked_learns_no_wrong_thing() -> None:
     sequence.tokens.append(3)
     drafter.observe(sequence, TokenTree.empty(), [3], None)
     assert (drafter.memory.hits.seen_RC == before).all()
+
+
+def test_the_past_takes_no_more_memory_than_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memories, "PAST_LIMIT", 200)
+    memory, unbounded = Memory(), Memory()
+    for number in range(50):
+        text = prompt(20, seed=number)
+        memory.write(text[:5], text[5:])
+        unbounded.written.append(text)
+    assert 200 <= memory.written_tokens == sum(len(text) + 1 for text in memory.written) < 200 + 21
+    assert (memory.pack(200)["tokens"] == unbounded.pack(200)["tokens"]).all()

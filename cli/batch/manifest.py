@@ -31,8 +31,8 @@ class Manifest:
 
     @staticmethod
     def now(configuration: Mapping[str, Json]) -> Manifest:
-        """Written by this process."""
-        return Manifest(configuration, os.getpid(), time.strftime("%H:%M:%S"))
+        """Written by this process; what JSON has no word for (a tuple) is what a file would give back."""
+        return Manifest(json.loads(json.dumps(dict(configuration))), os.getpid(), time.strftime("%H:%M:%S"))
 
     @property
     def sha(self) -> str:
