@@ -138,7 +138,7 @@ def _measured(path: Path | None) -> Iterator[Check]:
         narrow = link_Bps < 8e9
         fix = "The GPU may sit in a slot with few lanes, or save power: check it under load." if narrow else None
         yield Check("link", "warn" if narrow else "ok", f"{format_bytes(link_Bps)}/s from pinned RAM to the GPU", fix)
-    from offload.probe import probe_arithmetic
+    from offload.probe import probe_arithmetic, probe_unpack
 
     device = "cuda" if cuda else "cpu"
     for dtype in ("f32", "bf16"):
@@ -150,8 +150,12 @@ def _measured(path: Path | None) -> Iterator[Check]:
             f"{one.flops / 1e9:,.0f} GFLOP/s over 512 rows; {format_bytes(one.weights_Bps)}/s of weights over 16",
             "16 bits are slow here: --dtype f32 computes faster, and takes twice the memory." if slow else None,
         )
+    unpack_Bps = dict(before.unpack_Bps)
+    if find_spec("bitsandbytes") is not None:
+        unpack_Bps[device] = probe_unpack(device)
+        yield Check(f"{device} 4 bits", "ok", f"{format_bytes(unpack_Bps[device])}/s of weights come out of NF4")
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    file = save_speeds(Speeds(disks, link_Bps, arithmetic, now))
+    file = save_speeds(Speeds(disks, link_Bps, arithmetic, now, unpack_Bps))
     yield Check("kept", "ok", f"{file}")
 
 

@@ -62,12 +62,18 @@ def ceilings(speeds: Speeds, disk: str, device: str, dtype: str) -> Ceilings:
     measured_disk: Disk | None = speeds.disks.get(disk)
     arithmetic = speeds.arithmetic.get(f"{device}/{dtype}")
     on_gpu = device != "cpu"
-    missing = [("disk", measured_disk is None), ("link", on_gpu and not speeds.link_Bps), ("compute", not arithmetic)]
+    unpack_Bps = speeds.unpack_Bps.get(device)
+    missing = [
+        ("disk", measured_disk is None),
+        ("link", on_gpu and not speeds.link_Bps),
+        ("compute", not arithmetic),
+        ("unpacking 4 bits", not unpack_Bps),
+    ]
     return Ceilings(
         measured_disk.Bps if measured_disk else ASSUMED_DISK_Bps,
         speeds.link_Bps or ASSUMED_LINK_Bps,
         arithmetic or (ASSUMED_GPU if on_gpu else ASSUMED_CPU),
-        UNPACK_GPU_Bps if on_gpu else UNPACK_CPU_Bps,
+        unpack_Bps or (UNPACK_GPU_Bps if on_gpu else UNPACK_CPU_Bps),
         tuple(name for name, is_missing in missing if is_missing),
     )
 

@@ -3,6 +3,7 @@
 Disks are read through the very code that streams weights, so that what wins here wins there.
 """
 
+import json
 import os
 import time
 from collections.abc import Callable
@@ -82,6 +83,34 @@ def probe_arithmetic(device: str, dtype: str, seconds: float = 2.0) -> Arithmeti
     few_s, many_s = _best_s(multiply(16), seconds / 2), _best_s(multiply(512), seconds / 2)
     count = len(weights) * side * side
     return Arithmetic(2 * count * 512 / many_s, count * kind.itemsize / few_s)
+
+
+def probe_unpack(device: str, seconds: float = 1.0) -> float:
+    """Bytes of 16-bit weights a second that come out of 4 bits, by the code that every layer goes through."""
+    import torch
+
+    from offload.quant import dequantise, quantise
+    from offload.quantised import Quantised
+    from offload.shards import Entry
+
+    side = 2048
+    name = "probe"
+    parts = quantise(torch.randn(side, side).to(torch.bfloat16), name, "nf4")
+    state = json.loads(bytes(parts[f"{name}.quant_state.bitsandbytes__nf4"].tolist()))
+    roles = {"codes": name} | {role: f"{name}.{role}" for role in ("absmax", "nested_absmax", "nested_quant_map")}
+    weight = Quantised(
+        name, "nf4", (side, side), {role: Entry(key, Path(), 0, 0, "U8", ()) for role, key in roles.items()}, "BF16",
+        offsets=(float(state["nested_offset"]),),
+    )  # fmt: skip
+    members = {role: parts[key].to(device) for role, key in roles.items()}
+    target = torch.empty(side, side, dtype=torch.bfloat16, device=device)
+
+    def once() -> None:
+        dequantise(weight, members, target)
+        if device != "cpu":
+            torch.cuda.synchronize()
+
+    return target.nbytes / _best_s(once, seconds)
 
 
 def probe_link(device: str, seconds: float = 2.0) -> float:

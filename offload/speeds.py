@@ -35,12 +35,16 @@ class Arithmetic:
 
 @dataclass(frozen=True)
 class Speeds:
-    """What was measured: disks by device number, the link to the GPU, arithmetic by `device/dtype`."""
+    """What was measured: disks by device number, the link to the GPU, arithmetic by `device/dtype`.
+
+    `unpack_Bps`: weights that come out of 4 bits in a second, by device.
+    """
 
     disks: Mapping[str, Disk] = field(default_factory=dict)
     link_Bps: float | None = None
     arithmetic: Mapping[str, Arithmetic] = field(default_factory=dict)
     measured: str = ""
+    unpack_Bps: Mapping[str, float] = field(default_factory=dict)
 
 
 def speeds_file() -> Path:
@@ -64,6 +68,7 @@ def load_speeds(file: Path | None = None) -> Speeds:
                 for key, row in found["arithmetic"].items()
             },
             str(found["measured"]),
+            {key: float(value) for key, value in found.get("unpack_Bps", {}).items()},
         )
     except FileNotFoundError:
         return Speeds()

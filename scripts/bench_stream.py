@@ -26,7 +26,7 @@ from offload.files import Files, Range
 from offload.forecast import Ceilings, ceilings, forecast
 from offload.formats import is_quantised, work_of
 from offload.placement import size
-from offload.probe import probe_arithmetic, probe_disk
+from offload.probe import probe_arithmetic, probe_disk, probe_unpack
 from offload.shards import Folder, open_folder
 from offload.speeds import Disk, Speeds, disk_key, load_speeds, save_speeds
 from offload.store import Arena
@@ -73,8 +73,12 @@ def main(
     stream = offload.stream_of(model)
     dtype = {torch.bfloat16: "bf16", torch.float16: "f16", torch.float32: "f32"}[model.dtype]
     arithmetic = probe_arithmetic("cpu", dtype)
+    unpack_Bps = {"cpu": probe_unpack("cpu")} if is_quantised(checked) else {}
     limits = ceilings(
-        Speeds({disk_key(folder): disk}, None, {f"cpu/{dtype}": arithmetic}), disk_key(folder), "cpu", dtype
+        Speeds({disk_key(folder): disk}, None, {f"cpu/{dtype}": arithmetic}, "", unpack_Bps),
+        disk_key(folder),
+        "cpu",
+        dtype,
     )
     click.echo(stream.placement.summary)
     click.echo(f"probe      {disk.Bps / 1e9:.2f} GB/s with {disk.reading}")

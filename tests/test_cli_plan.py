@@ -19,13 +19,17 @@ from offload.formats import FORMATS, need_in, packed_size_B, work_of
 from offload.listing import item_B, list_model
 from offload.model import load, stream_of
 from offload.placement import Free, GiB, Need, place
-from offload.probe import READINGS, Trial, choose, probe_disk, write_sample
+from offload.probe import READINGS, Trial, choose, probe_disk, probe_unpack, write_sample
 from offload.shards import Entry, open_folder
 from offload.speeds import Arithmetic, Disk, Speeds, disk_key, load_speeds, reading_for, save_speeds
 from tests.tiny import tiny
 
 MEASURED = Speeds(
-    {"8:1": Disk(2e9, Reading(1 << 20, 4, False))}, 12e9, {"cpu/bf16": Arithmetic(1e11, 1e10)}, "2026-01-01"
+    {"8:1": Disk(2e9, Reading(1 << 20, 4, False))},
+    12e9,
+    {"cpu/bf16": Arithmetic(1e11, 1e10)},
+    "2026-01-01",
+    {"cpu": 5e8},
 )
 KNOWN = Ceilings(1e9, 10e9, Arithmetic(1e12, 1e10), 2e9)
 
@@ -53,14 +57,14 @@ def test_plan_shows_every_combination_and_the_command(folder: Path, capsys: pyte
     rows = [line for line in out.splitlines() if any(f" {form} " in line for form in FORMATS) and "GiB" not in line[:9]]
     assert len(rows) >= 9
     assert f"specexec chat -m {folder} --offload none" in out
-    assert "Assumed, not measured: disk, compute. `specexec doctor` measures them." in out
+    assert "Assumed, not measured: disk, compute, unpacking 4 bits. `specexec doctor` measures them." in out
 
 
 def test_plan_as_json_has_the_numbers(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", str(folder), "--gpu", "12GiB", "--link", "10GB/s", "--disk", "1GB/s", "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert record["machine"]["vram_B"] == 12 * GiB
-    assert record["speeds"] == {"disk_Bps": 1e9, "link_Bps": 1e10, "assumed": ["compute"]}
+    assert record["speeds"] == {"disk_Bps": 1e9, "link_Bps": 1e10, "assumed": ["compute", "unpacking 4 bits"]}
     assert {(row["offload"], row["quant"]) for row in record["rows"]} == {
         (mode, form) for mode in ("none", "ram", "disk") for form in ("none", "nf4")
     }
@@ -121,8 +125,9 @@ def test_the_best_is_the_fastest_that_fits(folder: Path) -> None:
 def test_what_was_measured_is_used_and_the_rest_labelled() -> None:
     known = ceilings(MEASURED, "8:1", "cpu", "bf16")
     assert (known.disk_Bps, known.arithmetic.flops, known.assumed) == (2e9, 1e11, ())
+    assert known.unpack_Bps == 5e8
     guessed = ceilings(Speeds(), "8:1", "cuda", "bf16")
-    assert guessed.assumed == ("disk", "link", "compute")
+    assert guessed.assumed == ("disk", "link", "compute", "unpacking 4 bits")
     assert ceilings(Speeds(), "8:1", "cpu", "f32").arithmetic == ASSUMED_CPU
 
 
@@ -162,11 +167,13 @@ def test_doctor_gives_rows_and_keeps_what_it_measured(
 ) -> None:
     monkeypatch.setattr("offload.probe.SAMPLE_B", 16 << 20)
     monkeypatch.setattr("offload.probe.probe_arithmetic", lambda *_: Arithmetic(1e11, 1e10))
+    monkeypatch.setattr("offload.probe.probe_unpack", lambda device: probe_unpack(device, 0.01))
     assert main(["doctor", "--path", str(tmp_path), "--json"]) == 0
     checks = {check["name"]: check for check in json.loads(capsys.readouterr().out)["checks"]}
     assert {"system", "RAM", "GPU", "disk space", "packages", "disk", "kept"} <= set(checks)
     assert all(check["status"] == "ok" or check["fix"] for check in checks.values())
     assert load_speeds().arithmetic["cpu/bf16"] == Arithmetic(1e11, 1e10)
+    assert load_speeds().unpack_Bps["cpu"] > 1e6
     assert not list(tmp_path.glob(".specexec-probe*"))
     assert main(["doctor", "--quick"]) == 0
     assert "✓ packages" in capsys.readouterr().out
