@@ -66,7 +66,7 @@ def play(
 
     `begin` gives what tells thoughts from the answer, once the engine has taken the question.
     """
-    answer, thoughts = Answer(), Thoughts()
+    answer, thoughts, thought = Answer(), Thoughts(), False
     started_s = time.perf_counter()
 
     def acknowledge() -> None:
@@ -75,9 +75,15 @@ def play(
             screen.tell("stopping…")
 
     def show(runs: Iterable[Run]) -> None:
+        nonlocal thought
         for run in runs:
+            text = run.text.lstrip("\n") if thought and not run.thought else run.text
+            if thought and not run.thought and text:
+                screen.end_line()
+                screen.say(f"  thought for {_many(answer.tokens, 'token')}, {time.perf_counter() - started_s:.1f} s")
+            thought = run.thought or (thought and not text)
             if not (run.thought and hide_thoughts):
-                screen.write(run.text, thought=run.thought)
+                screen.write(text, thought=run.thought)
 
     as_written = not (screen.paints or hide_thoughts)  # through a pipe: every letter, tags too
     with Interrupts(engine.stop, acknowledge) as interrupts:
@@ -85,18 +91,13 @@ def play(
             with screen.status(meter.lines):
                 for burst in bursts:
                     interrupts.check()
-                    if not answer.tokens:
+                    if not answer.tokens:  # the engine has taken the question
                         thoughts = begin()
-                    thought = thoughts.thinking
-                    show([Run(burst.text, False)] if as_written else thoughts.feed(burst.text))
                     answer = answer.after(burst)
+                    show([Run(burst.text, False)] if as_written else thoughts.feed(burst.text))
                     meter.next_sweep(burst)
                     meter.thinking = thoughts.thinking and hide_thoughts
                     screen.title(f"● {answer.tokens / (time.perf_counter() - started_s):.1f} tok/s")
-                    if thought and not thoughts.thinking:
-                        screen.end_line()
-                        seconds = time.perf_counter() - started_s
-                        screen.say(f"  thought for {_many(answer.tokens, 'token')}, {seconds:.1f} s")
                     if tree:
                         screen.end_line()
                         screen.say(draw(burst, engine.decode, screen.width, answer.sweeps))

@@ -115,3 +115,21 @@ def test_what_a_model_writes_is_never_obeyed_by_the_terminal(tmp_path: Path) -> 
     child = terminal(FAKE + REAL, "chat", "-q", "-p", "\x1b[31mred", state=tmp_path)
     child.expect(pexpect.EOF)
     assert "␛[31mred" in (child.before or "")
+
+
+THINKING = "import tests.fake_engine as fake; fake.FakeConversation.cue = '<|assistant|><think>\\n';"
+
+
+def test_thoughts_are_dim_and_can_be_hidden(tmp_path: Path) -> None:
+    shown = terminal(THINKING + FAKE + REAL, "chat", "-p", "hm</think>\n\nYes.", state=tmp_path)
+    shown.expect(pexpect.EOF)
+    assert "\x1b[2mecho: hm\x1b[0m\r\n" in (shown.before or "")
+    assert re.search(r"thought for \d+ tokens, .*Yes\.\r\n", shown.before or "", re.DOTALL)
+    assert "</think>" not in (shown.before or "")
+    hidden = terminal(
+        THINKING + FAKE + REAL, "chat", "--hide-thinking", "-p", "hm</think>\n\nYes.", state=tmp_path, NO_COLOR="1"
+    )
+    hidden.expect(pexpect.EOF)
+    assert "echo: hm" not in (hidden.before or "")
+    assert "Yes.\r\n" in (hidden.before or "")
+    assert "thought for " in (hidden.before or "")
