@@ -189,6 +189,7 @@ def _configuration(
         "--template": batch.template,
         "--output-format": batch.format,
         "--stop": list(sampling.stop),
+        **({"--exact": True} if options.exact else {}),
         **({"--dedupe": True} if batch.dedupe else {}),
         **({"--on-too-long": batch.on_too_long} if batch.on_too_long != "error" else {}),
         **chosen,
