@@ -95,6 +95,7 @@ class Files:
         self._bounce_B = min(max(reading.block_B // PAGE_B, 1) * PAGE_B, _up(largest_B) + 2 * PAGE_B)
         self._open: dict[Path, _Open] = {}
         self._refused = False
+        self._closed = False
         self._said = Lock()  # several threads find out at once
         self._bounces: SimpleQueue[memoryview] = SimpleQueue()
         for _ in range(reading.threads):
@@ -104,6 +105,8 @@ class Files:
 
     def read(self, ranges: Sequence[Range], label: str) -> None:
         """Fill the views of all ranges, several reads in flight; `label` says in errors what they are."""
+        if self._closed:
+            raise ReadFailed(f"{label} was asked for after its files were closed.", hint="load the model again.")
         chunks = [chunk for whole in ranges for chunk in self._chunks_of(whole, label)]
         if self._pool is None or len(chunks) == 1:
             for chunk in chunks:
@@ -122,7 +125,8 @@ class Files:
             self._pool.shutdown()
         while self._open:
             self._forget(next(iter(self._open)))
-        self._bounces = SimpleQueue()
+        self._closed = True
+        self._bounces = SimpleQueue()  # given back; who waited for one now would wait for ever
 
     @contextmanager
     def _explained(self, whole: Range, label: str) -> Iterator[None]:

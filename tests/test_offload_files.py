@@ -142,3 +142,14 @@ def test_no_thread_and_no_file_is_left_behind(file: Path) -> None:
     after = len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
     assert after[0] <= before[0]
     assert after[1] <= before[1] + 3  # a leak would leave ninety
+
+
+def test_a_read_after_the_end_is_an_error_and_never_waits(tmp_path: Path) -> None:
+    file = tmp_path / "f"
+    file.write_bytes(bytes(range(256)) * 64)
+    files = Files({file: 16384}, Reading(threads=1), 16384)
+    view = memoryview(bytearray(100))
+    files.read([Range(file, 7, (view,))], "layer 3")
+    files.close()
+    with pytest.raises(ReadFailed, match=r"layer 3 was asked for after its files were closed"):
+        files.read([Range(file, 7, (view,))], "layer 3")
