@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from specexec.learned import sound
+from specexec.learned import Arrays, sound
+from specexec.sampling import SamplingParams
 from specexec.tree import Floats, Ints
 
 NEUTRAL_TAU = 0.85
@@ -110,3 +111,22 @@ REGIMES = ("greedy", "cool", "warm", "hot")
 def regime(temperature: float) -> str:
     """Temperatures that share a tau. Whether one would do for all is measured by scripts/measure_trees.py."""
     return "greedy" if temperature == 0 else "cool" if temperature < 0.5 else "warm" if temperature < 0.9 else "hot"
+
+
+class Calibrated:
+    """A drafter that learns how far its scores may be trusted, in each temperature regime."""
+
+    def __init__(self) -> None:
+        self.calibrations: dict[str, Calibration] = {}
+
+    def calibration(self, sampling: SamplingParams) -> Calibration:
+        """What is known about this drafter at this temperature."""
+        return self.calibrations.setdefault(regime(sampling.temperature or 0.0), Calibration())
+
+    def pack(self) -> dict[str, Floats]:
+        """How far its scores may be trusted, by temperature regime."""
+        return {name: calibration.pack() for name, calibration in self.calibrations.items() if calibration.weight}
+
+    def unpack(self, arrays: Arrays) -> None:
+        """Start as wise as an earlier run ended. Raises ValueError for what no calibration packs."""
+        self.calibrations = {name: Calibration.unpacked(row) for name, row in arrays.items() if name in REGIMES}

@@ -184,17 +184,10 @@ class Decoder:
 
     def _accept(self, sequence: Sequence, tree: TokenTree, hidden_RH: Tensor) -> Emitted:
         cache, pending = sequence.cache(self.target), len(sequence.pending(self.target))
-        hidden_MH = hidden_RH[-len(tree) - 1 :]
-        at, sampling, noise = len(sequence.tokens), sequence.sampling, sequence.noise
-        settle = self._settling(sequence, tree)
-        opinion = Opinion(self.target.head, hidden_MH, tree, at, sampling, noise, sequence.parse, settle)
+        opinion = self._opinion(sequence, tree, hidden_RH[-len(tree) - 1 :])
         emitted = sequence.accept(walk(opinion, sequence.history))
-        if (most := sequence.sampling.logprobs) is not None:
-            rows = [0, *(node + 1 for node in emitted.path)][: len(emitted.tokens)]
-            emitted = replace(emitted, logprobs=logprobs(self.target.head, hidden_MH[rows], emitted.tokens, most))
-            if sequence.sampling.prompt_logprobs and not len(cache):
-                prompt = sequence.tokens[1 : sequence.prompt_length]
-                emitted = replace(emitted, prompt_logprobs=logprobs(self.target.head, hidden_RH, prompt, most))
+        if sequence.sampling.logprobs is not None:
+            emitted = self._with_logprobs(sequence, tree, emitted, hidden_RH)
         # The last token stays out of the cache: it is what the next sweep starts from.
         path = emitted.path[: len(emitted.tokens) - 1]
         cache.commit([*range(pending), *(pending + node for node in path)])
@@ -205,14 +198,26 @@ class Decoder:
         sequence.noise.forget_before(len(sequence.tokens))
         return emitted
 
-    def _settling(self, sequence: Sequence, tree: TokenTree) -> Settle | None:
-        """Under --exact, how near-ties in this tree are decided."""
-        if (afresh := self.afresh) is None:
-            return None
-        text = list(sequence.tokens)
-        return lambda node, scores_V, rescore: afresh.settled(
-            [*text, *tree.tokens_N[tree.path(node)].tolist()], scores_V, rescore
-        )
+    def _opinion(self, sequence: Sequence, tree: TokenTree, hidden_MH: Tensor) -> Opinion:
+        settle: Settle | None = None
+        if (afresh := self.afresh) is not None:  # under --exact, near-ties are decided over the whole text
+            text = list(sequence.tokens)
+
+            def settle(node: int, scores_V: Tensor, rescore: Callable[[Tensor], Tensor]) -> Tensor:
+                return afresh.settled([*text, *tree.spelled(node)], scores_V, rescore)
+
+        at, sampling, noise = len(sequence.tokens), sequence.sampling, sequence.noise
+        return Opinion(self.target.head, hidden_MH, tree, at, sampling, noise, sequence.parse, settle)
+
+    def _with_logprobs(self, sequence: Sequence, tree: TokenTree, emitted: Emitted, hidden_RH: Tensor) -> Emitted:
+        head, most = self.target.head, sequence.sampling.logprobs or 0
+        first = len(hidden_RH) - len(tree) - 1  # the row of the text's end; the tree's rows follow
+        rows = [first, *(first + 1 + node for node in emitted.path)][: len(emitted.tokens)]
+        emitted = replace(emitted, logprobs=logprobs(head, hidden_RH[rows], emitted.tokens, most))
+        if sequence.sampling.prompt_logprobs and not len(sequence.cache(self.target)):
+            prompt = sequence.tokens[1 : sequence.prompt_length]
+            emitted = replace(emitted, prompt_logprobs=logprobs(head, hidden_RH, prompt, most))
+        return emitted
 
     def _interrupt(self) -> list[Step]:
         self._stopping.clear()

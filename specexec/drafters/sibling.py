@@ -11,12 +11,11 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from torch import Tensor
 
-from specexec.calibration import REGIMES, Calibration, log_softmax, regime
+from specexec.calibration import Calibrated, log_softmax
 from specexec.drafters import Ask, Guesses
-from specexec.learned import Arrays
 from specexec.lm import Rows, TreeLM
 from specexec.ranking import Ranking
-from specexec.sampling import History, SamplingParams, constrained
+from specexec.sampling import History, constrained
 from specexec.sequence import Sequence
 from specexec.tree import ROOT, Floats, Ints, TokenTree
 
@@ -39,17 +38,17 @@ class _Asked:
         return _Asked(nodes_N, self.tokens_NC[rows], self.scores_NC[rows])
 
 
-class SiblingDrafter:
+class SiblingDrafter(Calibrated):
     """Guesses by any causal LM that shares the target's vocabulary of `vocabulary` ids."""
 
     def __init__(self, lm: TreeLM, vocabulary: int, ranking: Ranking | None = None, name: str = "sibling") -> None:
+        super().__init__()
         self.name = name
         self.ranking = ranking or Ranking()
         self.context = lm.context
         self.lm = lm
         # Ids beyond the target's vocabulary are padding rows of the drafter's head: never guess them.
         self._vocabulary = min(lm.vocabulary, vocabulary)
-        self.calibrations: dict[str, Calibration] = {}
         self._row_of_node: WeakKeyDictionary[Sequence, dict[int, int]] = WeakKeyDictionary()
         self._asked: WeakKeyDictionary[Sequence, list[_Asked]] = WeakKeyDictionary()
 
@@ -96,18 +95,6 @@ class SiblingDrafter:
             calibration = self.calibration(sequence.sampling)
             log_probs_NC = log_softmax(scores_NC / calibration.tau) + np.log1p(-calibration.miss)
         return Guesses(tokens_NC[:, :width], log_probs_NC[:, :width])
-
-    def calibration(self, sampling: SamplingParams) -> Calibration:
-        """What is known about this drafter at this temperature."""
-        return self.calibrations.setdefault(regime(sampling.temperature or 0.0), Calibration())
-
-    def pack(self) -> dict[str, Floats]:
-        """How far its scores may be trusted, by temperature regime."""
-        return {name: calibration.pack() for name, calibration in self.calibrations.items() if calibration.weight}
-
-    def unpack(self, arrays: Arrays) -> None:
-        """Start as wise as an earlier run ended. Raises ValueError for what no calibration packs."""
-        self.calibrations = {name: Calibration.unpacked(row) for name, row in arrays.items() if name in REGIMES}
 
     def observe(self, sequence: Sequence, tree: TokenTree, choices_M: list[int], kept: Ints | None) -> None:
         """Commit the rows of the new text as far as they exist; keep those of the nodes below it."""

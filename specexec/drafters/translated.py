@@ -18,9 +18,8 @@ import numpy as np
 import torch
 
 from specexec.cache import KVCache, common_prefix
-from specexec.calibration import REGIMES, Calibration, log_softmax, regime
+from specexec.calibration import Calibrated, log_softmax
 from specexec.drafters import Ask, Guesses
-from specexec.learned import Arrays
 from specexec.lm import Rows, TreeLM
 from specexec.sampling import SamplingParams
 from specexec.sequence import Sequence
@@ -66,13 +65,13 @@ class _Reading:
     said: dict[int, tuple[Ints, Floats]] = field(default_factory=dict)
 
 
-class TranslatedDrafter:
+class TranslatedDrafter(Calibrated):
     """Guesses by a causal LM whose tokens are not the target's."""
 
     def __init__(self, lm: TreeLM, ours: Wording, theirs: Wording, name: str) -> None:
+        super().__init__()
         self.name, self.context = name, lm.context
         self.lm, self._ours, self._theirs = lm, ours, theirs
-        self.calibrations: dict[str, Calibration] = {}
         self._pieces: dict[int, Path] = {}
         self._begun: dict[int, Counter[int]] = defaultdict(Counter)  # by their token: tokens of ours that began with it
         self._readings: WeakKeyDictionary[Sequence, _Reading] = WeakKeyDictionary()
@@ -189,18 +188,6 @@ class TranslatedDrafter:
             whole = text and INCOMPLETE not in text
             self._pieces[their] = tuple(self._ours.encode_rest(text)) if whole else ()
         return self._pieces[their]
-
-    def calibration(self, sampling: SamplingParams) -> Calibration:
-        """What is known about this drafter at this temperature."""
-        return self.calibrations.setdefault(regime(sampling.temperature or 0.0), Calibration())
-
-    def pack(self) -> dict[str, Floats]:
-        """How far its scores may be trusted, by temperature regime."""
-        return {name: calibration.pack() for name, calibration in self.calibrations.items() if calibration.weight}
-
-    def unpack(self, arrays: Arrays) -> None:
-        """Start as wise as an earlier run ended. Raises ValueError for what no calibration packs."""
-        self.calibrations = {name: Calibration.unpacked(row) for name, row in arrays.items() if name in REGIMES}
 
     def observe(self, sequence: Sequence, tree: TokenTree, choices_M: list[int], kept: Ints | None) -> None:
         """Learn from the choices and from how the new text is cut; move on with the nodes below it."""
