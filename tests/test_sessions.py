@@ -96,6 +96,24 @@ def test_going_on_reads_no_old_token_again(
     assert read[0] < 20
 
 
+def test_a_conversation_of_20_000_tokens_is_read_once(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive, briefly = Archive(tmp_path), SamplingParams(temperature=1, seed=5, max_tokens=2)
+    with specexec.load(str(folder), drafter="none", ctx=24000) as engine:
+        talk = engine.conversation()
+        kept = keeper(archive, engine, talk)
+        say(talk, "word " * 20_000, briefly)
+        kept.leave()
+    with specexec.load(str(folder), drafter="none", ctx=24000) as engine:
+        talk = engine.conversation()
+        keeper(archive, engine, talk, kept.id).resume()
+        read = rows_of(engine, monkeypatch)
+        say(talk, "And now?", briefly)
+        assert len(talk._turns[-1].prompt) > 20_000
+        assert read[0] < 20
+
+
 def test_going_on_writes_what_would_have_been_written_without_a_break(
     llm: Engine, left: Keeper, tmp_path: Path
 ) -> None:
