@@ -23,6 +23,7 @@ EXIT_CODES = {
     "bad_sampling": USAGE,
     "bad_grammar": USAGE,
     "bad_drafter": USAGE,
+    "wrong_offer": USAGE,
     "model_not_found": 3,
     "gated_repo": 3,
     "offline_missing": 3,
