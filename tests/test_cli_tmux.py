@@ -71,6 +71,14 @@ class Screen:
             time.sleep(0.05)
         return seen
 
+    def leave(self) -> None:
+        """Ctrl-D, and wait for the shell: what is typed while a program ends is lost with it."""
+        self.press("C-d")
+        end_s = time.monotonic() + WAIT_S
+        while not self.text().endswith("$"):
+            assert time.monotonic() < end_s, f"still not left; the screen says:\n{self.text()}"
+            time.sleep(0.05)
+
     def text(self) -> str:
         return self._tmux("capture-pane", "-p", "-J", "-S", "-200").rstrip()
 
@@ -114,7 +122,7 @@ def test_live_lines_vanish_and_the_answer_stays_once(screen: Callable[..., Scree
     days = "The days of the week are Monday, Tuesday, Wednesday, Thursday, Friday, Saturday and Sunday."
     assert text.count(days) == text.count("The days of") == 1, "what was repainted has left nothing behind"
     assert "░" not in text
-    chat.press("C-d")
+    chat.leave()
     chat.type("echo code $?")
     chat.wait_for("code 0")
 
