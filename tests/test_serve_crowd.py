@@ -27,7 +27,7 @@ def raw_request(server: Served, text: str, **more: object) -> socket.socket:
     """A client that may do anything a client can do wrong."""
     body = json.dumps({"messages": [{"role": "user", "content": text}], **more})
     host, port = server.url.removeprefix("http://").split(":")
-    connection = socket.create_connection((host, int(port)), timeout=30)
+    connection = socket.create_connection((host, int(port)), timeout=120)
     connection.sendall(f"{HEAD}Content-Length: {len(body)}\r\n\r\n{body}".encode())
     return connection
 

@@ -23,7 +23,7 @@ def server() -> Iterator[Served]:
 
 def curl(*arguments: str) -> str:
     ran = subprocess.run(
-        ["curl", "--silent", "--show-error", "--noproxy", "*", *arguments], capture_output=True, text=True, timeout=60
+        ["curl", "--silent", "--show-error", "--noproxy", "*", *arguments], capture_output=True, text=True, timeout=120
     )
     assert ran.returncode == 0, ran.stderr
     return ran.stdout
@@ -52,5 +52,5 @@ def test_a_forgotten_header_is_named(server: Served) -> None:
 
 def test_a_forgotten_key_is_named_and_the_exit_code_tells_a_script(server: Served) -> None:
     assert "Authorization: Bearer KEY" in json.loads(curl(f"{server.url}/v1/models"))["error"]["message"]
-    failed = subprocess.run(["curl", "-sf", "--noproxy", "*", f"{server.url}/v1/models"], timeout=60)
+    failed = subprocess.run(["curl", "-sf", "--noproxy", "*", f"{server.url}/v1/models"], timeout=120)
     assert failed.returncode == 22

@@ -80,7 +80,7 @@ def test_a_foreign_page_is_refused_and_a_known_one_told_so(locked: Served) -> No
 
 def test_huge_headers_are_refused(locked: Served) -> None:
     host, port = locked.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=10) as connection:
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
         connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 200_000)
         assert connection.recv(100).startswith(b"HTTP/1.1 4")
 
@@ -138,7 +138,7 @@ def test_the_command_serves_until_it_is_told_to_stop(number: int, code: int, tmp
         url = said.partition("ready: ")[2].split("/v1")[0]
         assert KEY not in said
         body = {"prompt": "List", "max_tokens": 3}
-        with httpx.Client(trust_env=False, timeout=30) as client:
+        with httpx.Client(trust_env=False, timeout=120) as client:
             answer = client.post(f"{url}/v1/completions", json=body, headers={"Authorization": f"Bearer {KEY}"})
         assert answer.json()["usage"]["completion_tokens"] == 3
         process.send_signal(number)
