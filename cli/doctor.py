@@ -150,12 +150,11 @@ def _measured(path: Path | None) -> Iterator[Check]:
             f"{one.flops / 1e9:,.0f} GFLOP/s over 512 rows; {format_bytes(one.weights_Bps)}/s of weights over 16",
             "16 bits are slow here: --dtype f32 computes faster, and takes twice the memory." if slow else None,
         )
-    unpack_Bps = dict(before.unpack_Bps)
-    if find_spec("bitsandbytes") is not None:
-        unpack_Bps[device] = probe_unpack(device)
-        yield Check(f"{device} 4 bits", "ok", f"{format_bytes(unpack_Bps[device])}/s of weights come out of NF4")
+    unpacked_Bps = {f"{device}/{scheme}": Bps for scheme, Bps in probe_unpack(device).items()}
+    each = ", ".join(f"{key.partition('/')[2]} {format_bytes(Bps)}/s" for key, Bps in unpacked_Bps.items())
+    yield Check(f"{device} unpacks", "ok", f"{each} of 16-bit weights")
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    file = save_speeds(Speeds(disks, link_Bps, arithmetic, now, unpack_Bps))
+    file = save_speeds(Speeds(disks, link_Bps, arithmetic, now, {**before.unpack_Bps, **unpacked_Bps}))
     yield Check("kept", "ok", f"{file}")
 
 

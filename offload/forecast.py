@@ -3,17 +3,19 @@
 Disk, link and arithmetic work at the same time, so a sweep takes as long as the slowest of them.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from offload.placement import Placement
 from offload.speeds import Arithmetic, Disk, Speeds
 
+SCHEMES = ("nf4", "int8", "mxfp4")
 # Assumed where nothing was measured: a PCIe 4 SSD and link, a small CPU, a small GPU. They are labelled as such.
 ASSUMED_DISK_Bps = 3.0e9
 ASSUMED_LINK_Bps = 24e9
 ASSUMED_CPU = Arithmetic(flops=150e9, weights_Bps=8e9)
 ASSUMED_GPU = Arithmetic(flops=15e12, weights_Bps=300e9)
-# 4-bit codes to weights, in bytes of weights: bitsandbytes on two cores here; half of what a small GPU's memory gives.
+# Codes to weights, in bytes of weights: bitsandbytes on two cores here; half of what a small GPU's memory gives.
 UNPACK_CPU_Bps = 1.5e9
 UNPACK_GPU_Bps = 150e9
 
@@ -25,7 +27,8 @@ class Ceilings:
     disk_Bps: float
     link_Bps: float
     arithmetic: Arithmetic
-    unpack_Bps: float
+    unpack_Bps: Mapping[str, float]
+    """By scheme."""
     assumed: tuple[str, ...] = ()
 
 
@@ -35,7 +38,8 @@ class Work:
 
     weights_B: int
     item_B: int
-    unpacked_B: int = 0
+    unpacked_B: Mapping[str, int] = field(default_factory=dict)
+    """By scheme."""
 
 
 @dataclass(frozen=True)
@@ -62,30 +66,27 @@ def ceilings(speeds: Speeds, disk: str, device: str, dtype: str) -> Ceilings:
     measured_disk: Disk | None = speeds.disks.get(disk)
     arithmetic = speeds.arithmetic.get(f"{device}/{dtype}")
     on_gpu = device != "cpu"
-    unpack_Bps = speeds.unpack_Bps.get(device)
+    unpack_Bps = {scheme: speeds.unpack_Bps.get(f"{device}/{scheme}") for scheme in SCHEMES}
     missing = [
         ("disk", measured_disk is None),
         ("link", on_gpu and not speeds.link_Bps),
         ("compute", not arithmetic),
-        ("unpacking 4 bits", not unpack_Bps),
+        ("unpacking", not all(unpack_Bps.values())),
     ]
     return Ceilings(
         measured_disk.Bps if measured_disk else ASSUMED_DISK_Bps,
         speeds.link_Bps or ASSUMED_LINK_Bps,
         arithmetic or (ASSUMED_GPU if on_gpu else ASSUMED_CPU),
-        unpack_Bps or (UNPACK_GPU_Bps if on_gpu else UNPACK_CPU_Bps),
+        {scheme: Bps or (UNPACK_GPU_Bps if on_gpu else UNPACK_CPU_Bps) for scheme, Bps in unpack_Bps.items()},
         tuple(name for name, is_missing in missing if is_missing),
     )
 
 
 def forecast(placement: Placement, work: Work, ceilings: Ceilings, rows: int) -> Forecast:
     """A sweep over `rows` tokens in the steady state, when the first layers were read ahead."""
-    arithmetic = ceilings.arithmetic
-    multiply_s = max(
-        work.weights_B / arithmetic.weights_Bps, 2 * work.weights_B / work.item_B * rows / arithmetic.flops
-    )
+    unpack_s = sum(nbytes / ceilings.unpack_Bps[scheme] for scheme, nbytes in work.unpacked_B.items())
     return Forecast(
         placement.disk_B / ceilings.disk_Bps,
         placement.link_B / ceilings.link_Bps,
-        multiply_s + work.unpacked_B / ceilings.unpack_Bps,
+        ceilings.arithmetic.seconds(work.weights_B / work.item_B, work.item_B, rows) + unpack_s,
     )

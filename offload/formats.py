@@ -11,6 +11,7 @@ from typing import Literal
 from offload.forecast import Work
 from offload.need import FLOATS, LAYER, need_of
 from offload.placement import Need
+from offload.quantised import fold
 from offload.shards import Entry, Folder
 
 Format = Literal["none", "int8", "nf4"]
@@ -49,12 +50,18 @@ def work_of(folder: Folder, form: Format, item_B: int) -> Work:
     """What a sweep multiplies: every matrix but the embeddings, and the head."""
     plain = need_of(folder, item_B, 1)
     head_B = plain.head_B or plain.embeddings_B  # tied: the embeddings are the head
-    packed = form != "none" or is_quantised(folder)
-    matrices_B = sum(math.prod(entry.shape) * item_B for _, entry in _matrices(folder, len(plain.layers_B)))
-    layers_B = matrices_B if form != "none" else sum(plain.layers_B)
-    if packed and form == "none":
-        layers_B = plain.dense_B * len(plain.layers_B)
-    return Work(layers_B + head_B, item_B, layers_B if packed else 0)
+    if form != "none":
+        dense_B = sum(math.prod(entry.shape) * item_B for _, entry in _matrices(folder, len(plain.layers_B)))
+        return Work(dense_B + head_B, item_B, {form: dense_B})
+    unpacked_B: dict[str, int] = {}
+    codes_B = 0
+    for weight in fold(folder).quantised.values():
+        match = LAYER.search(weight.name)
+        if match and int(match[1]) < len(plain.layers_B):
+            scheme = "nf4" if weight.scheme == "fp4" else weight.scheme  # the same code with another table
+            unpacked_B[scheme] = unpacked_B.get(scheme, 0) + math.prod(weight.shape) * item_B
+            codes_B += weight.nbytes
+    return Work(sum(plain.layers_B) - codes_B + sum(unpacked_B.values()) + head_B, item_B, unpacked_B)
 
 
 def packed_size_B(entry: Entry, form: Format) -> int:

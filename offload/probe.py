@@ -3,17 +3,28 @@
 Disks are read through the very code that streams weights, so that what wins here wins there.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from itertools import cycle
 from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING
 
 from offload.files import PAGE_B, Files, Range, Reading
 from offload.speeds import Arithmetic, Disk
 from offload.store import Arena
+
+if TYPE_CHECKING:
+    import torch
+
+    from offload.quantised import Quantised
 
 MiB = 1 << 20
 SAMPLE_B = 512 * MiB
@@ -21,6 +32,8 @@ SPAN_B = 64 * MiB
 READINGS = tuple(
     Reading(block_B * MiB, threads, direct) for direct in (True, False) for block_B in (1, 4, 16) for threads in (1, 4)
 )
+# Rows of a sweep: the fewest that are ever computed, a tree, a prompt.
+PROBED_ROWS = (16, 128, 512)
 # Plain reads go through the page cache and push out what others keep there: they have to be worth it.
 WORTH = 1.15
 
@@ -62,55 +75,78 @@ def write_sample(folder: Path) -> Path:
 
 
 def probe_arithmetic(device: str, dtype: str, seconds: float = 2.0) -> Arithmetic:
-    """Multiplying by weights that are in no cache: bytes of weights for 16 rows, operations for 512."""
+    """A decoder layer as of a 1B over few, some and many rows: linears, and norms and attention beside them."""
     import torch
+    from transformers import LlamaConfig
+    from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
 
     kind = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}[dtype]
-    side = 4096
-    weights = [torch.randn(side, side, device=device).to(kind) for _ in range(4 if device == "cpu" else 16)]
+    config = LlamaConfig(hidden_size=2048, intermediate_size=8192, num_attention_heads=32, num_key_value_heads=8)
+    config._attn_implementation = "sdpa"
+    # More than a cache holds: each multiplication has to fetch its weights.
+    layers = [LlamaDecoderLayer(config, 0).to(device, kind) for _ in range(1 if device == "cpu" else 4)]
+    rotary = LlamaRotaryEmbedding(config).to(device)
+    weights = sum(tensor.numel() for layer in layers for tensor in layer.parameters())
 
-    def multiply(rows: int) -> Callable[[], None]:
-        inputs = torch.randn(rows, side, device=device).to(kind)
+    def seconds_for(rows: int) -> float:
+        hidden = torch.randn(1, rows, config.hidden_size, device=device).to(kind)
+        places = rotary(hidden, torch.arange(rows, device=device)[None])
 
         def once() -> None:
-            for weight in weights:
-                torch.nn.functional.linear(inputs, weight)
-            if device != "cpu":
-                torch.cuda.synchronize()
+            for layer in layers:
+                layer(hidden, position_embeddings=places)
+            _finish(device)
 
-        return once
+        return _typical_s(once, seconds / len(PROBED_ROWS))
 
-    few_s, many_s = _best_s(multiply(16), seconds / 2), _best_s(multiply(512), seconds / 2)
-    count = len(weights) * side * side
-    return Arithmetic(2 * count * 512 / many_s, count * kind.itemsize / few_s)
+    with torch.inference_mode():
+        curve = tuple((rows, seconds_for(rows) / weights) for rows in PROBED_ROWS)
+    (_, few_s), *_, (many, many_s) = curve
+    return Arithmetic(2 * many / many_s, kind.itemsize / few_s, curve)
 
 
-def probe_unpack(device: str, seconds: float = 1.0) -> float:
-    """Bytes of 16-bit weights a second that come out of 4 bits, by the code that every layer goes through."""
+def probe_unpack(device: str, seconds: float = 1.0) -> dict[str, float]:
+    """Bytes of 16-bit weights a second that come out of few bits by scheme, by the code that every layer goes through.
+
+    NF4 only where bitsandbytes is installed.
+    """
     import torch
 
-    from offload.quant import dequantise, quantise
-    from offload.quantised import Quantised
+    from offload.quant import quantise
+    from offload.quantised import MXFP4_BLOCK, Quantised, Scheme
     from offload.shards import Entry
 
-    side = 2048
-    name = "probe"
-    parts = quantise(torch.randn(side, side).to(torch.bfloat16), name, "nf4")
-    state = json.loads(bytes(parts[f"{name}.quant_state.bitsandbytes__nf4"].tolist()))
-    roles = {"codes": name} | {role: f"{name}.{role}" for role in ("absmax", "nested_absmax", "nested_quant_map")}
-    weight = Quantised(
-        name, "nf4", (side, side), {role: Entry(key, Path(), 0, 0, "U8", ()) for role, key in roles.items()}, "BF16",
-        offsets=(float(state["nested_offset"]),),
-    )  # fmt: skip
-    members = {role: parts[key].to(device) for role, key in roles.items()}
-    target = torch.empty(side, side, dtype=torch.bfloat16, device=device)
+    side, name = 2048, "probe.weight"
+    dense = torch.randn(side, side).to(torch.bfloat16)
+    held: dict[Scheme, dict[str, torch.Tensor]] = {}
+    offset = 0.0
+    if find_spec("bitsandbytes") is not None:
+        made = quantise(dense, name, "nf4")
+        offset = float(json.loads(bytes(made[f"{name}.quant_state.bitsandbytes__nf4"].tolist()))["nested_offset"])
+        roles = {"codes": name} | {role: f"{name}.{role}" for role in ("absmax", "nested_absmax", "nested_quant_map")}
+        held["nf4"] = {role: made[key] for role, key in roles.items()}
+    codes, scales = quantise(dense, name, "int8").values()
+    held["int8"] = {"codes": codes, "scales": scales}
+    blocks = torch.randint(256, (1, side, side // MXFP4_BLOCK, MXFP4_BLOCK // 2), dtype=torch.uint8)
+    held["mxfp4"] = {"codes": blocks, "scales": torch.full(blocks.shape[:-1], 127, dtype=torch.uint8)}
+    # A layer's weights leave the cache: so do these.
+    targets = torch.ones(16, side, side, dtype=torch.bfloat16, device=device)
+    speeds: dict[str, float] = {}
+    for scheme, parts in held.items():
+        entries = {role: Entry(role, Path(), 0, 0, "U8", ()) for role in parts}
+        weight = Quantised(name, scheme, (side, side), entries, "BF16", offsets=(offset,) if scheme == "nf4" else ())
+        members = {role: tensor.to(device) for role, tensor in parts.items()}
+        turns = cycle(target[None] if scheme == "mxfp4" else target for target in targets)
+        once = partial(_unpack, weight, members, turns, device)
+        speeds[scheme] = targets[0].nbytes / _typical_s(once, seconds / len(held))
+    return speeds
 
-    def once() -> None:
-        dequantise(weight, members, target)
-        if device != "cpu":
-            torch.cuda.synchronize()
 
-    return target.nbytes / _best_s(once, seconds)
+def _unpack(weight: Quantised, members: Mapping[str, torch.Tensor], turns: Iterator[torch.Tensor], device: str) -> None:
+    from offload.quant import dequantise
+
+    dequantise(weight, members, next(turns))
+    _finish(device)
 
 
 def probe_link(device: str, seconds: float = 2.0) -> float:
@@ -122,9 +158,9 @@ def probe_link(device: str, seconds: float = 2.0) -> float:
 
     def copy() -> None:
         target.copy_(source, non_blocking=True)
-        torch.cuda.synchronize()
+        _finish(device)
 
-    return source.nbytes / _best_s(copy, seconds)
+    return source.nbytes / _typical_s(copy, seconds)
 
 
 def _read_Bps(file: Path, reading: Reading, seconds: float) -> float:
@@ -147,7 +183,15 @@ def _read_Bps(file: Path, reading: Reading, seconds: float) -> float:
     return read_B / spent_s
 
 
-def _best_s(work: Callable[[], None], seconds: float) -> float:
+def _finish(device: str) -> None:
+    """Wait for what was issued."""
+    import torch
+
+    if device != "cpu":
+        torch.cuda.synchronize(device)
+
+
+def _typical_s(work: Callable[[], None], seconds: float) -> float:
     """The median after a warm-up: neighbours on the machine are part of it."""
     work()
     times: list[float] = []

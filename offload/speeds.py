@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import platformdirs
@@ -27,17 +28,33 @@ class Disk:
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """Multiplying by weights on a device: of many rows, in operations, and of few, in bytes of weights read."""
+    """Multiplying by weights on a device: of many rows, in operations, and of few, in bytes of weights read.
+
+    `curve`: where it was measured, rows and the seconds that each weight takes for them, from few rows to many.
+    """
 
     flops: float
     weights_Bps: float
+    curve: tuple[tuple[int, float], ...] = ()
+
+    def seconds(self, weights: float, item_B: int, rows: float) -> float:
+        """For so many rows and weights: on lines between what was measured, else what the slower of the two takes."""
+        if len(self.curve) < 2:
+            return max(weights * item_B / self.weights_Bps, 2 * weights * rows / self.flops)
+        each_s = self.curve[0][1]  # fewer rows are padded
+        for (few, few_s), (many, many_s) in pairwise(self.curve):
+            if rows > few:
+                each_s = few_s + (many_s - few_s) * (rows - few) / (many - few)
+            if rows <= many:
+                break
+        return weights * each_s
 
 
 @dataclass(frozen=True)
 class Speeds:
     """What was measured: disks by device number, the link to the GPU, arithmetic by `device/dtype`.
 
-    `unpack_Bps`: weights that come out of 4 bits in a second, by device.
+    `unpack_Bps`: 16-bit weights that come out of few bits in a second, by `device/scheme`.
     """
 
     disks: Mapping[str, Disk] = field(default_factory=dict)
@@ -64,7 +81,11 @@ def load_speeds(file: Path | None = None) -> Speeds:
             },
             found["link_Bps"],
             {
-                key: Arithmetic(float(row["flops"]), float(row["weights_Bps"]))
+                key: Arithmetic(
+                    float(row["flops"]),
+                    float(row["weights_Bps"]),
+                    tuple((int(rows), float(seconds)) for rows, seconds in row.get("curve", ())),
+                )
                 for key, row in found["arithmetic"].items()
             },
             str(found["measured"]),

@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 from cli.app import main
 from cli.outlook import best, outlook
 from offload.files import SAFE, Reading
-from offload.forecast import ASSUMED_CPU, Ceilings, Work, ceilings, forecast
-from offload.formats import FORMATS, need_in, packed_size_B, work_of
+from offload.forecast import ASSUMED_CPU, SCHEMES, Ceilings, Work, ceilings, forecast
+from offload.formats import FORMATS, Format, need_in, packed_size_B, work_of
 from offload.listing import item_B, list_model
 from offload.model import load, stream_of
+from offload.pack import pack
+from offload.pack import plan as pack_plan
 from offload.placement import Free, GiB, Need, place
 from offload.probe import READINGS, Trial, choose, probe_disk, probe_unpack, write_sample
 from offload.shards import Entry, open_folder
@@ -29,9 +31,9 @@ MEASURED = Speeds(
     12e9,
     {"cpu/bf16": Arithmetic(1e11, 1e10)},
     "2026-01-01",
-    {"cpu": 5e8},
+    {"cpu/nf4": 5e8, "cpu/int8": 1e9, "cpu/mxfp4": 4e8},
 )
-KNOWN = Ceilings(1e9, 10e9, Arithmetic(1e12, 1e10), 2e9)
+KNOWN = Ceilings(1e9, 10e9, Arithmetic(1e12, 1e10), dict.fromkeys(SCHEMES, 2e9))
 
 
 @pytest.fixture(autouse=True)
@@ -57,14 +59,14 @@ def test_plan_shows_every_combination_and_the_command(folder: Path, capsys: pyte
     rows = [line for line in out.splitlines() if any(f" {form} " in line for form in FORMATS) and "GiB" not in line[:9]]
     assert len(rows) >= 9
     assert f"specexec chat -m {folder} --offload none" in out
-    assert "Assumed, not measured: disk, compute, unpacking 4 bits. `specexec doctor` measures them." in out
+    assert "Assumed, not measured: disk, compute, unpacking. `specexec doctor` measures them." in out
 
 
 def test_plan_as_json_has_the_numbers(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", str(folder), "--gpu", "12GiB", "--link", "10GB/s", "--disk", "1GB/s", "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert record["machine"]["vram_B"] == 12 * GiB
-    assert record["speeds"] == {"disk_Bps": 1e9, "link_Bps": 1e10, "assumed": ["compute", "unpacking 4 bits"]}
+    assert record["speeds"] == {"disk_Bps": 1e9, "link_Bps": 1e10, "assumed": ["compute", "unpacking"]}
     assert {(row["offload"], row["quant"]) for row in record["rows"]} == {
         (mode, form) for mode in ("none", "ram", "disk") for form in ("none", "nf4")
     }
@@ -108,10 +110,35 @@ def test_a_sweep_takes_as_long_as_the_slowest(layers: int, disk_Bps: float, rows
     need = Need((GiB,) * layers, (GiB,) * layers, 0, 0, 0, 0, 1)
     placement = place(need, Free(4 * GiB), "disk")
     told = forecast(placement, Work(layers * GiB, 2), replace(KNOWN, disk_Bps=disk_Bps), rows)
-    assert told.sweep_s == max(layers * GiB / disk_Bps, layers * GiB / 1e10, layers * GiB * rows / 1e12)
+    slowest_s = max(layers * GiB / disk_Bps, layers * GiB / 1e10, layers * GiB * rows / 1e12)
+    assert told.sweep_s == pytest.approx(slowest_s)
     resident = forecast(place(need, Free(64 * GiB), "none"), Work(layers * GiB, 2), KNOWN, rows)
     assert resident.bound == "compute"
     assert resident.sweep_s <= told.sweep_s or told.bound == "compute"
+
+
+def test_arithmetic_lies_on_lines_between_what_was_measured() -> None:
+    curve = ((16, 1e-9), (128, 3e-9), (512, 11e-9))
+    told = Arithmetic(1.0, 1.0, curve)
+    assert [told.seconds(1e9, 2, rows) for rows in (1, 16, 72, 128, 320, 512)] == pytest.approx([1, 1, 2, 3, 7, 11])
+    assert told.seconds(1e9, 2, 896) == pytest.approx(19)
+    # Nothing measured: a roof of two slopes.
+    assert Arithmetic(1e12, 1e10).seconds(1e9, 2, 1) == pytest.approx(0.2)
+    assert Arithmetic(1e12, 1e10).seconds(1e9, 2, 1000) == pytest.approx(2)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_what_is_unpacked_is_every_matrix_by_its_scheme(form: Format, folder: Path, tmp_path: Path) -> None:
+    told = work_of(open_folder(folder), form, 4)
+    pack(pack_plan(open_folder(folder), form), tmp_path / "packed")
+    found = work_of(open_folder(tmp_path / "packed"), "none", 4)
+    assert found.unpacked_B == told.unpacked_B
+    assert found.weights_B == pytest.approx(told.weights_B, rel=0.02)  # norms are counted where headers show them
+    assert set(told.unpacked_B) == {form} - {"none"}
+
+
+def test_unpacking_is_measured_for_every_scheme() -> None:
+    assert set(probe_unpack("cpu", 0.01)) == set(SCHEMES)
 
 
 def test_the_best_is_the_fastest_that_fits(folder: Path) -> None:
@@ -125,9 +152,9 @@ def test_the_best_is_the_fastest_that_fits(folder: Path) -> None:
 def test_what_was_measured_is_used_and_the_rest_labelled() -> None:
     known = ceilings(MEASURED, "8:1", "cpu", "bf16")
     assert (known.disk_Bps, known.arithmetic.flops, known.assumed) == (2e9, 1e11, ())
-    assert known.unpack_Bps == 5e8
+    assert known.unpack_Bps == {"nf4": 5e8, "int8": 1e9, "mxfp4": 4e8}
     guessed = ceilings(Speeds(), "8:1", "cuda", "bf16")
-    assert guessed.assumed == ("disk", "link", "compute", "unpacking 4 bits")
+    assert guessed.assumed == ("disk", "link", "compute", "unpacking")
     assert ceilings(Speeds(), "8:1", "cpu", "f32").arithmetic == ASSUMED_CPU
 
 
@@ -173,7 +200,7 @@ def test_doctor_gives_rows_and_keeps_what_it_measured(
     assert {"system", "RAM", "GPU", "disk space", "packages", "disk", "kept"} <= set(checks)
     assert all(check["status"] == "ok" or check["fix"] for check in checks.values())
     assert load_speeds().arithmetic["cpu/bf16"] == Arithmetic(1e11, 1e10)
-    assert load_speeds().unpack_Bps["cpu"] > 1e6
+    assert min(load_speeds().unpack_Bps[f"cpu/{scheme}"] for scheme in SCHEMES) > 1e6
     assert not list(tmp_path.glob(".specexec-probe*"))
     assert main(["doctor", "--quick"]) == 0
     assert "✓ packages" in capsys.readouterr().out
