@@ -40,6 +40,7 @@ def open_engine(options: EngineOptions, told: Callable[[int, int], None] | None 
         exact=options.exact,
         offline=options.offline,
         verify=options.verify,
+        trust_remote_code=options.trust_remote_code,
         measured=measured(options) if options.drafter == "auto" else None,
         told=told,
     )
@@ -94,6 +95,7 @@ def introduction(engine: Engine) -> list[str]:
         f"budget {engine.budget}",
         f"context {format_count(engine.context)}",
         engine.placement,
+        *(["computed by the model's own code"] if engine.own_code else []),
     ]
     if engine.toy:
         return [TOY.format(name=engine.name), " · ".join(facts)]

@@ -32,6 +32,7 @@ EXIT_CODES = {
     "read_failed": 4,
     "tokenizer_mismatch": 4,
     "unsupported_arch": 4,
+    "remote_code": 4,
     "not_enough_ram": 5,
     "not_enough_vram": 5,
     "disk_full": 5,

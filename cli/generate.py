@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -29,6 +30,9 @@ from cli.screen import Screen
 from cli.verbosity import Verbosity, verbosity_options
 from offload.names import resolve
 from specexec.sampling import SamplingParams
+
+if TYPE_CHECKING:
+    from specexec.encoding import Encoding
 
 
 @click.command()
@@ -100,12 +104,23 @@ def _fitted(
     """The items as they go into the run, too long ones dealt with."""
     if batch.on_too_long == "error":  # the engine finds them, and each is a record
         return items
-    target = resolve(options.model, "none", offline=options.offline).target
-    fits = fitted(items, target, options.ctx, sampling, batch.on_too_long)
+    fits = fitted(items, *_reading(options), sampling, batch.on_too_long)
     for count, what in ((fits.cut, "cut from the left"), (fits.skipped, "left out")):
         if count:
             screen.say(f"prompts longer than the context: {count} {what}")
     return fits.items
+
+
+def _target(options: EngineOptions) -> Path:
+    return resolve(options.model, "none", offline=options.offline, code=options.trust_remote_code).target
+
+
+def _reading(options: EngineOptions) -> tuple[Encoding, int]:
+    """The model's tokenizer, and the tokens that prompt and answer may have together."""
+    from specexec.compose import context_of, encoding_in
+
+    target, trust = _target(options), options.trust_remote_code
+    return encoding_in(target, trust), context_of(target, options.ctx, trust)
 
 
 def _engine(
@@ -143,8 +158,7 @@ def _plan(items: list[Item], batch: BatchOptions, options: EngineOptions, sampli
         None if output is None or not (batch.resume or batch.retry_failed) else read_manifest(Beside(output).manifest)
     )
     sampling = replace(sampling, seed=_seed(sampling, before))
-    target = resolve(options.model, "none", offline=options.offline).target
-    revision = fingerprint(target)
+    revision = fingerprint(_target(options))
     writer = Writer(batch.format, f"{options.model}@{revision}", batch.dedupe)
     if output is None:
         return Plan(items, sampling, writer, nullcontext(None), None, {}, 0)
@@ -207,8 +221,8 @@ def _dry_run(
     from cli.batch.dryrun import dry_run, show
     from specexec.batch import MOST_PARALLEL
 
-    target = resolve(options.model, "none", offline=options.offline).target
+    target = _target(options)
     parallel = MOST_PARALLEL if batch.parallel == "auto" else batch.parallel
-    lengths, lines = dry_run(items, target, sampling, options.ctx, parallel, options.link_limit)
+    lengths, lines = dry_run(items, target, *_reading(options), sampling, parallel, options.link_limit)
     show(lengths, lines, screen, as_json=batch.as_json)
     return SOME_FAILED if lengths.bad or lengths.too_long else 0

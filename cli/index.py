@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from cli.errors import BadText
-from cli.options import EngineOptions
+from cli.options import EngineOptions, trust_option
 from cli.quantities import format_count
 from cli.verbosity import Verbosity, start_logging, verbosity_options
 
@@ -17,9 +17,12 @@ from cli.verbosity import Verbosity, start_logging, verbosity_options
 @click.option("-m", "--model", metavar="MODEL", default=EngineOptions().model, help="Whose tokenizer reads them.")
 @click.option("--forget", is_flag=True, help="Delete the index and all earlier texts instead.")
 @click.option("--offline", is_flag=True, help="Use only what is already on this machine.")
+@trust_option
 @verbosity_options
 @click.pass_context
-def index(ctx: click.Context, files: tuple[Path, ...], model: str, forget: bool, offline: bool) -> None:
+def index(
+    ctx: click.Context, files: tuple[Path, ...], model: str, forget: bool, offline: bool, trust_remote_code: bool
+) -> None:
     """Read text FILES that answers may quote; --drafter ngram and sibling+ngram then guess from them.
 
     Replaces the index that was there. Models with the same tokenizer share it. The text of no answer changes.
@@ -32,7 +35,7 @@ def index(ctx: click.Context, files: tuple[Path, ...], model: str, forget: bool,
     from specexec.compose import encoding_of
     from specexec.suffix import Settled
 
-    encoding = encoding_of(model, offline=offline)
+    encoding = encoding_of(model, offline=offline, trust_remote_code=trust_remote_code)
     if forget:
         click.echo(f"forgot {len(delete(encoding.tokenizer))} files", err=True)
     if files:

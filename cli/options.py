@@ -88,6 +88,7 @@ class EngineOptions:
     exact: bool = False
     offline: bool = False
     verify: bool = False
+    trust_remote_code: bool = False
 
 
 _DEFAULTS = EngineOptions()
@@ -101,6 +102,10 @@ def _names(_context: click.Context, _parameter: click.Parameter, begun: str) -> 
 
 
 _OWN = "the model's own"
+
+trust_option = click.option(
+    "--trust-remote-code", is_flag=True, help="Run Python that the model brings along. It can do all that you can."
+)
 
 _ENGINE = (
     click.option("-m", "--model", metavar="MODEL", show_default="demo", shell_complete=_names,
@@ -121,6 +126,7 @@ _ENGINE = (
     click.option("--exact", is_flag=True, help="Decide near-ties by the text alone, at the price of a sweep each."),
     click.option("--offline", is_flag=True, help="Use only what is already on this machine."),
     click.option("--verify", is_flag=True, help="Compare weights with their hashes before loading."),
+    trust_option,
 )  # fmt: skip
 
 # The types are used twice: here, and by /set inside a session.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.errors import INTERRUPTED
+from cli.options import trust_option
 from cli.quantities import format_bytes
 from cli.screen import Screen
 from cli.verbosity import Verbosity, start_logging, verbosity_options
@@ -24,10 +25,20 @@ if TYPE_CHECKING:
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="The folder to write.")
 @click.option("--device", metavar="cpu|cuda[:N]", default="cpu", help="Where nf4 is computed.")
 @click.option("--offline", is_flag=True, help="Never use the network.")
+@trust_option
 @click.option("--dry-run", is_flag=True, help="Say what would be written, and where; write nothing.")
 @verbosity_options
 @click.pass_obj
-def pack(verbosity: Verbosity, model: str, quant: Quant, out: Path, device: str, offline: bool, dry_run: bool) -> int:
+def pack(
+    verbosity: Verbosity,
+    model: str,
+    quant: Quant,
+    out: Path,
+    device: str,
+    offline: bool,
+    trust_remote_code: bool,
+    dry_run: bool,
+) -> int:
     """Write MODEL (a name or a folder) as one aligned file per layer, which streams at the speed of the disk.
 
     \b
@@ -43,7 +54,8 @@ def pack(verbosity: Verbosity, model: str, quant: Quant, out: Path, device: str,
         from offload.names import resolve
         from offload.shards import open_folder
 
-        wanted = packs.plan(open_folder(resolve(model, "none", offline=offline).target), quant)
+        folder = open_folder(resolve(model, "none", offline=offline, code=trust_remote_code).target)
+        wanted = packs.plan(folder, quant, trust_remote_code)
     layers = f"{len(wanted.shards) - 1} layers"
     if dry_run:
         click.echo(f"would write {layers}, {format_bytes(wanted.size_B)}, to {out}")

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 )
 @click.option("--pack", "quant", type=click.Choice(["none", "int8", "nf4"]), help="Pack while downloading, into --out.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="The folder of the pack.")
+@click.option("--trust-remote-code", is_flag=True, help="Bring Python files as well; with --pack, run them.")
 @click.option("--dry-run", is_flag=True, help="Say what would be downloaded; download nothing.")
 @click.option("--offline", is_flag=True, help="Only say whether everything is here.")
 @verbosity_options
@@ -37,6 +38,7 @@ def pull(
     drafter: str,
     quant: Quant | None,
     out: Path | None,
+    trust_remote_code: bool,
     dry_run: bool,
     offline: bool,
 ) -> int:
@@ -57,9 +59,9 @@ def pull(
     wanted += [_on_the_hub(other, None)] if other and other != names.DEMO else []
     try:
         if quant is not None and out is not None:
-            _pack(target, quant, out, screen, verbosity, dry_run)
+            _pack(target, quant, out, screen, verbosity, dry_run=dry_run, code=trust_remote_code)
         for repo, commit in wanted:
-            _pull(repo, commit, screen, dry_run=dry_run, offline=offline)
+            _pull(repo, commit, screen, dry_run=dry_run, offline=offline, code=trust_remote_code)
     except KeyboardInterrupt:
         screen.tell("stopped; the same command fetches the rest.")
         return INTERRUPTED
@@ -77,33 +79,40 @@ def _on_the_hub(name: str, revision: str | None) -> tuple[str, str | None]:
     return found[0], revision or found[1]
 
 
-def _pull(repo: str, revision: str | None, screen: Screen, *, dry_run: bool, offline: bool) -> None:
+def _pull(repo: str, revision: str | None, screen: Screen, *, dry_run: bool, offline: bool, code: bool) -> None:
     here = hub.cached(repo, revision)
-    if here and not hub.missing_files(here):
+    if here and not hub.missing_files(here, code):
         screen.say(f"{repo} is here already")
         click.echo(str(here))
         return
     if offline:
-        names.resolve(repo if revision is None else f"{repo}@{revision}", "none", offline=True)
-    missing = hub.look_up(repo, revision)
+        names.resolve(repo if revision is None else f"{repo}@{revision}", "none", offline=True, code=code)
+    missing = hub.look_up(repo, revision, code)
     what = f"{len(missing.missing)} files of {repo}, {format_bytes(missing.missing_B)}"
     if dry_run:
         click.echo(f"would download {what}, to {hub.cache_folder()}")
         return
     missing.refuse_full_disk(hub.cache_folder())
     screen.say(f"downloading {what}")
-    click.echo(str(hub.download(repo, revision)))
+    click.echo(str(hub.download(repo, revision, code)))
 
 
 def _pack(
-    target: tuple[str, str | None], quant: Quant, out: Path, screen: Screen, verbosity: Verbosity, dry_run: bool
+    target: tuple[str, str | None],
+    quant: Quant,
+    out: Path,
+    screen: Screen,
+    verbosity: Verbosity,
+    *,
+    dry_run: bool,
+    code: bool,
 ) -> None:
     with screen.status(lambda: f"reading the headers of {target[0]}…"):
         from offload import arriving  # torch and transformers: seconds that --help need not pay
         from offload.pack import pack
 
-        originals = arriving.Arriving.begin(*target, out)
-        wanted = originals.plan(quant, out)
+        originals = arriving.Arriving.begin(*target, out, code)
+        wanted = originals.plan(quant, out, code)
     what = f"{format_bytes(originals.total_B)} of {target[0]} into {format_bytes(wanted.size_B)}"
     if dry_run:
         click.echo(f"would download and pack {what}, to {out}")

@@ -26,6 +26,9 @@ ALIASES = "alias"  # short names of models, which offload reads
 # Not settings: what to do now, rather than how.
 _UNFIT = {"help", "positional_model", "resume", "session", "prompt", "output", "as_json"}
 
+# What runs programs or sends words away: not for a folder that somebody else may have filled.
+_OWN_FILE_ONLY = {"trust_remote_code", "notify_command", "connect"}
+
 Value: TypeAlias = str | int | float | bool | list[str]
 
 
@@ -67,7 +70,14 @@ def read(path: Path) -> list[Setting]:
         for dotted, one in [(key, value)] if inner is None else [(f"{key}.{name}", one) for name, one in inner]:
             if isinstance(one, dict) or not isinstance(one, str | int | float | bool | list):
                 raise BadConfig(f"{path}: {dotted} must be a text, a number, true, false or a list of texts.")
-            settings.append(Setting(dotted.replace("-", "_"), one, path))
+            setting = Setting(dotted.replace("-", "_"), one, path)
+            if path == Path(LOCAL) and setting.key.rpartition(".")[2] in _OWN_FILE_ONLY:
+                raise BadConfig(
+                    f"./{LOCAL} sets {dotted}; only your own settings file may say so.",
+                    "This folder could be somebody else's, and the setting runs programs or sends words away.",
+                    f"the option on the command line, or specexec config set {dotted} ...",
+                )
+            settings.append(setting)
     return settings
 
 

@@ -75,7 +75,8 @@ def model(session: Session, argument: str) -> None:
         session.screen.tell(f"{session.options.model}; known names: {', '.join(model_names())}")
         return
     names.resolve(argument, "none", offline=True)  # nothing is downloaded in the middle of a conversation
-    session.switch = replace(session.options, model=argument, drafter="auto")
+    # Trust was given to the model that was named with it.
+    session.switch = replace(session.options, model=argument, drafter="auto", trust_remote_code=False)
 
 
 def model_names() -> Iterable[str]:

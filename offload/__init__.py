@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from offload.custom import running_code
     from offload.errors import OffloadError, ReadFailed
     from offload.formats import is_quantised
     from offload.hardware import free_memory
@@ -17,10 +18,12 @@ if TYPE_CHECKING:
     from offload.need import cache_B, need_of
     from offload.placement import Free, Offload, Placement, place
     from offload.shards import Folder, open_folder
+    from offload.skeleton import Design, design
     from offload.standing import standing_layer
     from offload.stream import StreamStats
 
 __all__ = [
+    "Design",
     "Folder",
     "Free",
     "ModelPair",
@@ -32,6 +35,7 @@ __all__ = [
     "StreamStats",
     "cache_B",
     "check_bytes",
+    "design",
     "free_memory",
     "is_quantised",
     "item_B",
@@ -40,11 +44,13 @@ __all__ = [
     "open_folder",
     "place",
     "resolve",
+    "running_code",
     "standing_layer",
     "stream_of",
 ]
 
 _HOMES = {
+    "Design": "skeleton",
     "Folder": "shards",
     "Free": "placement",
     "ModelPair": "names",
@@ -56,6 +62,7 @@ _HOMES = {
     "StreamStats": "stream",
     "cache_B": "need",
     "check_bytes": "local",
+    "design": "skeleton",
     "free_memory": "hardware",
     "is_quantised": "formats",
     "item_B": "listing",
@@ -64,6 +71,7 @@ _HOMES = {
     "open_folder": "shards",
     "place": "placement",
     "resolve": "names",
+    "running_code": "custom",
     "standing_layer": "standing",
     "stream_of": "model",
 }

@@ -34,9 +34,9 @@ class Arriving:
     """Of the files that are here, the oldest first."""
 
     @classmethod
-    def begin(cls, repo: str, revision: str | None, out: Path) -> "Arriving":
-        """Everything but weights is fetched, next to `out`; of the weights only the headers."""
-        listing = hub.look_up(repo, revision)
+    def begin(cls, repo: str, revision: str | None, out: Path, code: bool = False) -> "Arriving":
+        """Everything but weights is fetched, next to `out`, Python if `code`; of the weights only the headers."""
+        listing = hub.look_up(repo, revision, code)
         staging = out.with_name(f"{out.name}.originals")
         for name in sorted(name for name in listing.sizes_B if not name.endswith(".safetensors")):
             hub.fetch(repo, listing.commit, name, staging)
@@ -63,9 +63,9 @@ class Arriving:
         """Bytes of all weight files."""
         return sum(self.folder.file_sizes.values())
 
-    def plan(self, quant: Quant, out: Path) -> Plan:
+    def plan(self, quant: Quant, out: Path, trust_remote_code: bool = False) -> Plan:
         """The pack in the order in which files arrive; the rest in one shard for each file that holds some of it."""
-        found = plan(self.folder, quant)
+        found = plan(self.folder, quant, trust_remote_code)
         shards: list[Shard] = []
         for shard in found.shards:
             ordered = tuple(sorted(shard.entries, key=lambda entry: entry.file))

@@ -67,6 +67,12 @@ class UnsupportedArchitecture(OffloadError):
     code = "unsupported_arch"
 
 
+class RemoteCode(OffloadError):
+    """The model needs Python that it brings along, which nobody has allowed to run."""
+
+    code = "remote_code"
+
+
 class NotEnoughRam(OffloadError):
     """The placement needs more main memory than it was given."""
 

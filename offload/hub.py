@@ -13,12 +13,14 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
+from offload.custom import code_files
 from offload.errors import DiskFull, GatedRepo, ModelNotFound, OfflineMissing
 from offload.placement import size
 from offload.shards import INDEX, SINGLE
 
-# Weights as safetensors, configs and tokenizers of the top folder; never pickle, never code.
+# Weights as safetensors, configs and tokenizers of the top folder; never pickle, and code only where it is trusted.
 WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt"]
+CODE = ["*.py"]
 UNWANTED = ["*/*", "consolidated*"]
 
 
@@ -76,14 +78,14 @@ def cached_repos() -> list[str]:
     return [folder.name.removeprefix("models--").replace("--", "/", 1) for folder in folders]
 
 
-def look_up(repo: str, revision: str | None) -> Download:
+def look_up(repo: str, revision: str | None, code: bool = False) -> Download:
     """Ask the Hub what a download would bring."""
     from huggingface_hub import HfApi, snapshot_download
 
     with explained(repo, revision):
         HfApi().model_info(repo, revision=revision)  # a dry run alone hides why it cannot be done
         files = snapshot_download(
-            repo, revision=revision, allow_patterns=WANTED, ignore_patterns=UNWANTED, dry_run=True
+            repo, revision=revision, allow_patterns=_wanted(code), ignore_patterns=UNWANTED, dry_run=True
         )
     sizes_B = {file.filename: file.file_size or 0 for file in files}
     missing = frozenset(file.filename for file in files if file.will_download)
@@ -107,12 +109,12 @@ def remote_header(repo: str, commit: str, name: str) -> dict[str, tuple[str, tup
     return {tensor: (str(entry.dtype), tuple(entry.shape)) for tensor, entry in found.tensors.items()}
 
 
-def download(repo: str, revision: str | None) -> Path:
-    """Fetch whatever is missing into the cache."""
+def download(repo: str, revision: str | None, code: bool = False) -> Path:
+    """Fetch whatever is missing into the cache; Python files only for those who trust them."""
     from huggingface_hub import snapshot_download
 
     with explained(repo, revision):
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=WANTED, ignore_patterns=UNWANTED))
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=_wanted(code), ignore_patterns=UNWANTED))
 
 
 @contextmanager
@@ -156,9 +158,11 @@ def client_errors() -> tuple[type[Exception], ...]:
     return tuple(import_module(name).HTTPError for name in ("httpx", "httpx2") if find_spec(name))
 
 
-def missing_files(path: Path) -> list[str]:
-    """What a model folder lacks of config and weights; empty when it is complete."""
+def missing_files(path: Path, code: bool = False) -> list[str]:
+    """What a model folder lacks of config, weights and, where it is trusted, code; empty when it is complete."""
     wanted = ["config.json"]
+    if code and (path / "config.json").is_file():
+        wanted += code_files(path)
     if (path / INDEX).is_file():
         try:
             wanted += sorted({str(file) for file in json.loads((path / INDEX).read_text())["weight_map"].values()})
@@ -168,6 +172,10 @@ def missing_files(path: Path) -> list[str]:
     else:
         wanted.append(SINGLE)
     return [file for file in wanted if not (path / file).is_file()]
+
+
+def _wanted(code: bool) -> list[str]:
+    return WANTED + (CODE if code else [])
 
 
 def _unreachable(repo: str, error: Exception) -> OfflineMissing:

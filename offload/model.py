@@ -75,15 +75,17 @@ def load(
     ctx: int = 4096,
     beside_B: Mapping[str, int] | None = None,
     told: Callable[[int, int], None] | None = None,
+    trust_remote_code: bool = False,
 ) -> PreTrainedModel:
     """A transformers model that computes exactly what the checkpoint says, in the memory that it was given.
 
     `beside_B` is what the caller will need beside it (drafter, trees), by what it is for; `ram_B` and `vram_B` replace
     what is measured. `told` hears how many of the layers that stay in memory are there, and of how many.
+    `trust_remote_code` lets transformers run Python that lies in the folder.
     """
     give_back_large_memory()
     folder = open_folder(Path(path))
-    skeleton = build(folder, dtype)
+    skeleton = build(folder, dtype, trust_remote_code)
     checkpoint = lay_out(folder, skeleton.model, skeleton.layers, skeleton.dtype)
     reading = reading_for(folder.path)
     need = _need(checkpoint, skeleton, ctx, beside_B or {}, reading)

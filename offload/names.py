@@ -77,18 +77,18 @@ def hub_name(name: str) -> tuple[str, str | None] | None:
     return (hub["repo"], hub["revision"]) if hub else None
 
 
-def resolve(name: str, drafter: str = "auto", *, offline: bool = False) -> ModelPair:
-    """The folders behind a name; downloads what is missing unless `offline`.
+def resolve(name: str, drafter: str = "auto", *, offline: bool = False, code: bool = False) -> ModelPair:
+    """The folders behind a name; downloads what is missing unless `offline`, Python files only if `code`.
 
     `drafter` is "none", "auto" (the paired sibling if it is here already, never a download), or a name of its own.
     """
-    target = _locate(name, offline)
+    target = _locate(name, offline, code)
     if drafter == "none":
         small = None
     elif drafter == "auto":
         small = _sibling(name)
     else:
-        small = demo_folder("drafter") if drafter == DEMO else _locate(drafter, offline)
+        small = demo_folder("drafter") if drafter == DEMO else _locate(drafter, offline, code)
     return ModelPair(name, target, small, toy=name == DEMO)
 
 
@@ -104,7 +104,7 @@ def demo_folder(role: str) -> Path:
     return path
 
 
-def _locate(name: str, offline: bool) -> Path:
+def _locate(name: str, offline: bool, code: bool = False) -> Path:
     if name == DEMO:
         return demo_folder("target")
     path = Path(name).expanduser()
@@ -114,7 +114,7 @@ def _locate(name: str, offline: bool) -> Path:
         return path
     known = aliases().get(name)
     if known and known.target.startswith((".", "/", "~")):
-        return _locate(known.target, offline)
+        return _locate(known.target, offline, code)
     hub = hub_name(name)
     if hub is None:
         near = difflib.get_close_matches(name, [DEMO, *aliases()], n=3, cutoff=0.5)
@@ -123,7 +123,7 @@ def _locate(name: str, offline: bool) -> Path:
             "Not an alias and not a folder; models of the Hub have names like org/name.",
             " or ".join(near or [DEMO, *list(aliases())[:2]]) + "  (see: specexec models)",
         )
-    return _from_hub(*hub, offline)
+    return _from_hub(*hub, offline, code)
 
 
 def drafter_of(name: str) -> str | None:
@@ -146,13 +146,13 @@ def _sibling(name: str) -> Path | None:
     return found if found and not missing_files(found) else None
 
 
-def _from_hub(repo: str, revision: str | None, offline: bool) -> Path:
+def _from_hub(repo: str, revision: str | None, offline: bool, code: bool) -> Path:
     found = cached(repo, revision)
-    if found and not missing_files(found):
+    if found and not missing_files(found, code):
         return found
     if not offline:
-        return download(repo, revision)
-    lacking = missing_files(found) if found else []
+        return download(repo, revision, code)
+    lacking = missing_files(found, code) if found else []
     more = f" (and {len(lacking) - 1} more)" if len(lacking) > 1 else ""
     raise OfflineMissing(
         f"{repo} is not in the local cache ({cache_folder()}) and --offline is set.",

@@ -57,6 +57,8 @@ class Plan:
     """Linear modules that stay dense, as transformers wants them named."""
     loadable: bool
     """Can plain transformers load it? Not where experts are quantised in a layout of ours."""
+    code: bool = False
+    """Does the Python that the folder brings travel along?"""
 
     @property
     def read_B(self) -> int:
@@ -76,7 +78,7 @@ class Originals(Protocol):
         """One tensor of them."""
 
 
-def plan(folder: Folder, quant: Quant) -> Plan:
+def plan(folder: Folder, quant: Quant, trust_remote_code: bool = False) -> Plan:
     """What a pack of the folder holds; every tensor that the model needs is accounted for. Reads no weight."""
     if quant != "none" and fold(folder).quantised:
         raise UnsupportedArchitecture(
@@ -84,7 +86,7 @@ def plan(folder: Folder, quant: Quant) -> Plan:
             "Quantising twice would lose more than it saves.",
             "--quant none, which only lays it out for streaming, or the 16-bit version of the model.",
         )
-    skeleton = build(folder, None)
+    skeleton = build(folder, None, trust_remote_code)
     checkpoint = lay_out(folder, skeleton.model, skeleton.layers, skeleton.dtype)
     shards: list[Shard] = []
     loadable = True
@@ -95,7 +97,7 @@ def plan(folder: Folder, quant: Quant) -> Plan:
     shards.append(Shard(REST, _entries(checkpoint.rest, folder)))
     names = {name for name, module in skeleton.model.named_modules() if isinstance(module, nn.Linear)}
     skipped = sorted(name for name in names if not name.startswith(f"{skeleton.layers}."))
-    return Plan(folder, quant, tuple(shards), tuple(skipped), loadable)
+    return Plan(folder, quant, tuple(shards), tuple(skipped), loadable, trust_remote_code)
 
 
 def pack(
@@ -247,7 +249,7 @@ def _finish(plan: Plan, out: Path, manifest: dict[str, Json], done: Mapping[str,
     index = {"metadata": {"total_size": sum(wrote.size_B for wrote in done.values())}, "weight_map": placed}
     write_small(out / INDEX, _json(index))
     for file in sorted(plan.folder.path.iterdir()):
-        if _travels(file):
+        if _travels(file, plan.code):
             write_small(out / file.name, file.read_bytes())
     manifest["complete"] = True
     _save(out, manifest, done)
@@ -261,9 +263,10 @@ def _finish(plan: Plan, out: Path, manifest: dict[str, Json], done: Mapping[str,
     write_small(out / "config.json", _json(config))
 
 
-def _travels(file: Path) -> bool:
+def _travels(file: Path, code: bool) -> bool:
     own = file.name in (INDEX, MANIFEST, "config.json") or file.name.startswith(".")
-    return file.is_file() and not own and (file.suffix in COPIED or file.name.startswith(("LICENSE", "NOTICE")))
+    suffixes = (*COPIED, ".py") if code else COPIED
+    return file.is_file() and not own and (file.suffix in suffixes or file.name.startswith(("LICENSE", "NOTICE")))
 
 
 def _json(content: Mapping[str, object]) -> bytes:

@@ -113,10 +113,11 @@ def read_config(path: Path) -> dict[str, Json]:
             f"{path} is not a model folder: config.json is missing{found}.",
             "specexec reads safetensors checkpoints with config.json and tokenizer.json. GGUF is not supported.",
         )
-    return _read_json_object(file)
+    return read_json_object(file)
 
 
-def _read_json_object(file: Path) -> dict[str, Json]:
+def read_json_object(file: Path) -> dict[str, Json]:
+    """The JSON object in a file. Raises BadModelDir."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -150,7 +151,7 @@ def _no_weights(path: Path) -> BadModelDir:
 
 def read_index(path: Path) -> dict[str, str]:
     """Which file of the folder holds which tensor, by plain file names only."""
-    weight_map = _read_json_object(path / INDEX).get("weight_map")
+    weight_map = read_json_object(path / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise BadModelDir(f"{path / INDEX} has no weight_map.", hint="download the model again.")
     for tensor, name in weight_map.items():

@@ -19,8 +19,10 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
+from offload.custom import references, refuse_elsewhere, refused, running_code
 from offload.errors import BadModelDir, UnsupportedArchitecture
 from offload.quantised import refuse_unknown
 from offload.shards import Folder
@@ -47,13 +49,30 @@ class Skeleton:
         return found
 
 
-def build(folder: Folder, dtype: str | torch.dtype | None) -> Skeleton:
+@dataclass(frozen=True)
+class Design:
+    """What transformers makes of config.json: the settings and the class that would be built. No weights yet."""
+
+    config: PreTrainedConfig
+    model_class: type[PreTrainedModel]
+
+    @property
+    def own_code(self) -> bool:
+        """Whether the class comes from the checkpoint's folder."""
+        return not self.model_class.__module__.startswith("transformers.")
+
+
+def build(folder: Folder, dtype: str | torch.dtype | None, trust_remote_code: bool = False) -> Skeleton:
     """The folder's model as transformers would build it, in `dtype` (default: as config.json or the weights say)."""
     refuse_unknown(folder)
-    config = _config(folder)
+    config = design(folder, trust_remote_code).config
     wanted = _dtype(dtype, config, folder)
-    with init_empty_weights(include_buffers=False), _sense(folder.path / "config.json"):
-        model = AutoModelForCausalLM.from_config(config, dtype=wanted, trust_remote_code=False)
+    with (
+        init_empty_weights(include_buffers=False),
+        running_code(folder.path, trust_remote_code),
+        _sense(folder.path / "config.json"),
+    ):
+        model = AutoModelForCausalLM.from_config(config, dtype=wanted, trust_remote_code=trust_remote_code)
     assert isinstance(model, PreTrainedModel)
     if (folder.path / "generation_config.json").is_file() and model.can_generate():
         with _sense(folder.path / "generation_config.json"):
@@ -67,20 +86,46 @@ def build(folder: Folder, dtype: str | torch.dtype | None) -> Skeleton:
     return Skeleton(model, _find_layers(model, folder), wanted)
 
 
-def _config(folder: Folder) -> PreTrainedConfig:
-    if folder.model_type not in CONFIG_MAPPING:
+def design(folder: Folder, trust_remote_code: bool = False) -> Design:
+    """How transformers would build the folder's model: by its own code, or with trust by code in the folder.
+
+    Raises RemoteCode where there is no other way than the folder's code and no trust.
+    """
+    theirs = references(folder.path)
+    if trust_remote_code:
+        refuse_elsewhere(folder.path)
+    elif "AutoConfig" in theirs and folder.model_type not in CONFIG_MAPPING:
+        raise refused(folder.path)
+    if "AutoConfig" not in theirs and folder.model_type not in CONFIG_MAPPING:
         raise _unsupported(folder, f"This version of transformers does not know the model type '{folder.model_type}'.")
-    with _sense(folder.path / "config.json"):
+    with running_code(folder.path, trust_remote_code), _sense(folder.path / "config.json"):
         config: PreTrainedConfig = AutoConfig.from_pretrained(
-            folder.path, local_files_only=True, trust_remote_code=False
+            folder.path, local_files_only=True, trust_remote_code=trust_remote_code
         )
     # Layers see ordinary dense weights, so the model is built as if it had never been quantised.
     vars(config).pop("quantization_config", None)
     if config.get_text_config() is not config:
         raise _unsupported(folder, "Models with images or sound cannot be streamed yet.")
-    if getattr(config, "is_encoder_decoder", False) or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+    if getattr(config, "is_encoder_decoder", False):
         raise _unsupported(folder, "It is not a decoder-only language model.")
-    return config
+    return Design(config, _model_class(folder, config, theirs.get("AutoModelForCausalLM"), trust_remote_code))
+
+
+def _model_class(
+    folder: Folder, config: PreTrainedConfig, theirs: list[str] | None, trust_remote_code: bool
+) -> type[PreTrainedModel]:
+    if theirs and trust_remote_code:
+        with running_code(folder.path, trust_remote_code):
+            found: object = get_class_from_dynamic_module(theirs[0], str(folder.path), local_files_only=True)
+    elif type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        found = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    elif theirs:
+        raise refused(folder.path)
+    else:
+        raise _unsupported(folder, "It is not a decoder-only language model.")
+    if not isinstance(found, type) or not issubclass(found, PreTrainedModel):
+        raise _unsupported(folder, "Its class is no transformers model.")
+    return found
 
 
 @contextmanager

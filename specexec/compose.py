@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 from torch import nn
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 import offload as weights
 from specexec.architecture import check_tree_support, longest_text
@@ -27,12 +27,13 @@ from specexec.drafters.translated import TranslatedDrafter
 from specexec.drafters.union import Union
 from specexec.encoding import Encoding, check_translatable, same_vocabulary
 from specexec.engine import Engine, Parts
-from specexec.errors import BadDrafter, ContextLengthExceeded, UnsupportedArchitecture
+from specexec.errors import BadDrafter, ContextLengthExceeded
 from specexec.lm import TreeLM
 from specexec.memory import Memory
 from specexec.planners import planner_of, ranking_of
 from specexec.ranking import Ranking
 from specexec.room import Room
+from specexec.trial import lm_of
 from specexec.workspace import Widths, drafting_B, nodes_of, widths_of, workspace
 
 log = logging.getLogger(__name__)
@@ -58,6 +59,7 @@ def load(
     exact: bool = False,
     offline: bool = False,
     verify: bool = False,
+    trust_remote_code: bool = False,
     measured: Mapping[str, float] | None = None,
     told: Callable[[int, int], None] | None = None,
 ) -> Engine:
@@ -67,24 +69,26 @@ def load(
     path or name in the sibling's place. offload: auto, none, ram or disk.
     budget: guesses per sweep, or auto. planner: best, reference, beam, sequoia. dtype: auto (stored), bf16, f16, f32.
     ram_B, vram_B: ceilings in bytes. link_limit_Bps throttles the weight stream. verify: compare weights
-    with their hashes first (packs, and what came from the Hub). exact: decide near-ties by the text
+    with their hashes first (packs, and what came from the Hub). trust_remote_code: run Python that the folders of
+    both models bring; an architecture from there is tried on a few tokens first. exact: decide near-ties by the text
     alone (afresh.py); its bill is `Engine.afresh`. measured: tokens per second that drafters, by name, have made with
     this target here; auto takes the best of those that fit. told: hears layers read into memory, and of how many.
     Raises offload's errors for models and memory, UnsupportedArchitecture for targets that cannot verify trees,
     TokenizerMismatch for a drafter whose text cannot be carried over, ContextLengthExceeded for a ctx beyond what the
-    model was made for.
+    model was made for, RemoteCode for code that is not trusted.
     """
     choice = parse(drafter)
-    pair = weights.resolve(model, choice.pairing, offline=offline)
-    weights.open_folder(pair.target)  # whatever is wrong with the files is said before anything is built
+    pair = weights.resolve(model, choice.pairing, offline=offline, code=trust_remote_code)
+    folder = weights.open_folder(pair.target)  # whatever is wrong with the files is said before anything is built
     if verify:
         _verify(pair)
-    config = AutoConfig.from_pretrained(pair.target, local_files_only=True, trust_remote_code=False)
+    design = weights.design(folder, trust_remote_code)
+    config = design.config
     if choice.sources:  # without a drafter there is no tree, and any decoder streams
-        check_tree_support(_class_of(config), config)
+        check_tree_support(design.model_class, config)
     context = _context(ctx, longest_text(config))
-    encoding = Encoding.of(pair.target)
-    theirs = None if pair.drafter is None else _other_wording(encoding, pair.drafter)
+    encoding = encoding_in(pair.target, trust_remote_code)
+    theirs = None if pair.drafter is None else _other_wording(encoding, pair.drafter, trust_remote_code)
     where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     given = weights.free_memory(where, ram_B, vram_B)
     if pair.toy and budget == "auto" and link_limit_Bps is None:
@@ -102,10 +106,15 @@ def load(
         ctx=context,
         beside_B=_beside_B(choice, pair, asked),
         told=told,
+        trust_remote_code=trust_remote_code,
     )
     sibling = pair.drafter if "sibling" in choice.sources else None
-    draft = None if sibling is None else weights.load(sibling, "none", where, DTYPES[dtype], ctx=context)
-    lm = _target(target)
+    draft = (
+        None
+        if sibling is None
+        else weights.load(sibling, "none", where, DTYPES[dtype], ctx=context, trust_remote_code=trust_remote_code)
+    )
+    lm = lm_of(target, trees=bool(choice.sources), tried=design.own_code)
     memory = Memory() if "ngram" in choice.sources else None
     draft_lm = None if draft is None else TreeLM(draft)
     kit = _Kit(target, lm, encoding, ranking_of(planner), draft_lm, theirs, pair, memory)
@@ -130,6 +139,7 @@ def load(
             room=_room(given, target, draft, 0 if budget == "auto" else budget),
             memory=memory,
             exact=exact,
+            own_code=design.own_code,
         )
     )
 
@@ -266,9 +276,9 @@ def _picked(
     return fastest(found, pair.drafter is not None, measured)
 
 
-def _other_wording(ours: Encoding, drafter: Path) -> Encoding | None:
+def _other_wording(ours: Encoding, drafter: Path, trust_remote_code: bool) -> Encoding | None:
     """The drafter's tokenizer if it is not the target's; None if ids mean the same in both."""
-    theirs = Encoding.of(drafter)
+    theirs = encoding_in(drafter, trust_remote_code)
     if same_vocabulary(ours, theirs):
         return None
     check_translatable(theirs, drafter)
@@ -283,28 +293,22 @@ def _watched(choice: Choice, drafter: Drafter, cost: CostModel) -> Drafter:
     return Auto(drafter, cost) if choice.auto and isinstance(drafter, Union) else drafter
 
 
-def encoding_of(model: str, *, offline: bool = False) -> Encoding:
+def encoding_of(model: str, *, offline: bool = False, trust_remote_code: bool = False) -> Encoding:
     """The tokenizer of a model that need not be loaded."""
-    return Encoding.of(weights.resolve(model, "none", offline=offline).target)
+    folder = weights.resolve(model, "none", offline=offline, code=trust_remote_code).target
+    return encoding_in(folder, trust_remote_code)
 
 
-def _target(model: PreTrainedModel) -> TreeLM | ChainLM:
-    """Trees where the architecture allows them; `load` has refused a drafter where it does not."""
-    try:
-        return TreeLM(model)
-    except UnsupportedArchitecture:
-        return ChainLM(model)
+def encoding_in(folder: Path, trust_remote_code: bool = False) -> Encoding:
+    """The tokenizer of a model folder. Raises RemoteCode where it needs code that is not trusted."""
+    with weights.running_code(folder, trust_remote_code):
+        return Encoding.of(folder, trust_remote_code)
 
 
-def _class_of(config: PretrainedConfig) -> type[PreTrainedModel]:
-    """The modelling class behind a config, without building it."""
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise UnsupportedArchitecture(
-            f"architecture {config.model_type!r} is not a text-only causal language model that transformers knows."
-        )
-    found = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    assert isinstance(found, type), "one class for each config"
-    return found
+def context_of(folder: Path, ctx: int | None, trust_remote_code: bool = False) -> int:
+    """Tokens that prompt and answer may have together, as `load` decides it, at most what the model was made for."""
+    config = weights.design(weights.open_folder(folder), trust_remote_code).config
+    return min(ctx or DEFAULT_CONTEXT, longest_text(config))
 
 
 def _context(asked: int | None, longest: int) -> int:

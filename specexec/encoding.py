@@ -29,9 +29,11 @@ class Encoding:
         self.thinking: bool | None = None
 
     @staticmethod
-    def of(folder: Path) -> Encoding:
-        """The tokenizer of a model folder."""
-        return Encoding(AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False))
+    def of(folder: Path, trust_remote_code: bool = False) -> Encoding:
+        """The tokenizer of a model folder; with trust, as code in that folder defines it."""
+        return Encoding(
+            AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=trust_remote_code)
+        )
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of raw text, of messages through the model's chat template, or the ids themselves."""

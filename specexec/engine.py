@@ -70,7 +70,8 @@ class Weights(Protocol):
 @dataclass(frozen=True)
 class Parts:
     """What an engine is made of. `folders` says where target and drafter came from, `sources` how --drafter would name
-    who guesses, and `reason` why `auto` took them; it is empty where they were asked for."""
+    who guesses, and `reason` why `auto` took them; it is empty where they were asked for. `own_code`: the target is
+    computed by code from its folder."""
 
     name: str
     toy: bool
@@ -90,6 +91,7 @@ class Parts:
     room: Room
     memory: Memory | None
     exact: bool
+    own_code: bool
 
 
 class Engine:
@@ -104,7 +106,7 @@ class Engine:
         self._room = parts.room
         self._model, self._stream = parts.model, parts.stream
         self._target, self._draft = parts.target, parts.draft
-        self.sources, self.reason = parts.sources, parts.reason
+        self.sources, self.reason, self.own_code = parts.sources, parts.reason, parts.own_code
         meter, cost = parts.stream.stats, parts.cost
         self.afresh = Afresh(parts.target, parts.model.dtype) if parts.exact else None
         self._decoder = Decoder(

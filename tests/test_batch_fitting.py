@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cli.batch.fitting import context_of, fitted
+from cli.batch.fitting import fitted
 from cli.batch.items import Item, Prompt
 from offload.names import demo_folder
 from specexec.encoding import Encoding
@@ -17,7 +17,7 @@ LONG = " ".join(f"word{number}" for number in range(60))
 
 
 def cut(prompt: Prompt, **wishes: object) -> Prompt:
-    (item,) = fitted([Item("i", prompt, wishes)], TARGET, CONTEXT, SamplingParams(max_tokens=ANSWER), "left").items
+    (item,) = fitted([Item("i", prompt, wishes)], ENCODING, CONTEXT, SamplingParams(max_tokens=ANSWER), "left").items
     return item.prompt
 
 
@@ -65,6 +65,7 @@ def test_what_cannot_be_cut_stays_an_error(said: list[dict[str, str]]) -> None:
 
 def test_the_context_is_the_one_that_load_takes() -> None:
     import specexec
+    from specexec.compose import context_of
 
     for ctx in (None, 96):
         with specexec.load("demo", ctx=ctx) as llm:
@@ -73,5 +74,5 @@ def test_the_context_is_the_one_that_load_takes() -> None:
 
 def test_leaving_out_counts_and_bad_items_are_kept() -> None:
     items = [Item("a", "short"), Item("b", LONG), Item("c", LONG)]
-    found = fitted(items, TARGET, CONTEXT, SamplingParams(), "skip")
+    found = fitted(items, ENCODING, CONTEXT, SamplingParams(), "skip")
     assert ([item.id for item in found.items], found.cut, found.skipped) == (["a"], 0, 2)

@@ -7,14 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cli.batch.eta import spelled
-from cli.batch.fitting import context_of
 from cli.batch.items import Item
 from cli.quantities import format_bytes, format_count
 from cli.screen import Screen
 from specexec.errors import SpecexecError
 from specexec.sampling import SamplingParams
+
+if TYPE_CHECKING:
+    from specexec.encoding import Encoding
 
 ASSUMED_BPS = 3e9  # of an SSD nobody has measured
 TOKENS_PER_SWEEP = (2.0, 8.0)  # of one answer
@@ -41,15 +44,13 @@ class Lengths:
 def dry_run(
     items: Sequence[Item],
     target: Path,
+    encoding: Encoding,
+    context: int,
     sampling: SamplingParams,
-    ctx: int | None,
     parallel: int,
     link_Bps: float | None,
 ) -> tuple[Lengths, list[str]]:
     """Lengths of all prompts and the lines that describe the run."""
-    from specexec.encoding import Encoding
-
-    encoding, context = Encoding.of(target), context_of(target, ctx)
     lengths = Lengths([], [], [], sum(item.duplicate_of is not None for item in items))
     for item in items:
         try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from cli.batch.items import Item, Prompt
@@ -26,24 +25,11 @@ class Fitted:
     skipped: int
 
 
-def context_of(target: Path, ctx: int | None) -> int:
-    """Tokens that prompt and answer may have together, as `load` decides it."""
-    from transformers import AutoConfig
-
-    from specexec.architecture import longest_text
-    from specexec.compose import DEFAULT_CONTEXT
-
-    return min(ctx or DEFAULT_CONTEXT, longest_text(AutoConfig.from_pretrained(target, local_files_only=True)))
-
-
-def fitted(items: Iterable[Item], target: Path, ctx: int | None, run: SamplingParams, how: TooLong) -> Fitted:
+def fitted(items: Iterable[Item], encoding: Encoding, context: int, run: SamplingParams, how: TooLong) -> Fitted:
     """The items with prompts shorter than the context.
 
     `left` cuts what is too long so far that the whole answer has room; what cannot be cut stays an error of its own.
     """
-    from specexec.encoding import Encoding
-
-    encoding, context = Encoding.of(target), context_of(target, ctx)
     kept: list[Item] = []
     cut = skipped = 0
     for item in items:
