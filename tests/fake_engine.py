@@ -35,6 +35,7 @@ class FakeEngine:
 
     name = "demo"
     toy = True
+    own_code = False
     drafter_name = "demo drafter"
     placement = "disk: 5 layers stream, 0.3 MB resident"
     device = "CPU"

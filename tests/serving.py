@@ -47,6 +47,7 @@ class LetterEngine:
     """
 
     name, toy, drafter_name, placement, device, context, budget = "letters", True, "none", "nowhere", "cpu", 1000, 0
+    own_code = False
 
     def __init__(self, sweep_s: float = 0.0) -> None:
         self.sweep_s = sweep_s
