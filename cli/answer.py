@@ -34,6 +34,7 @@ class Answer:
     seed: int | None = None
     finish_reason: str | None = None
     exit_code: int = 0
+    abandoned_s: float | None = None  # when a second Ctrl-C cut a layer short, by the monotonic clock
     last: Burst | None = None
 
     @property
@@ -102,7 +103,7 @@ def play(
                         screen.end_line()
                         screen.say(draw(burst, engine.decode, screen.width, answer.sweeps))
         except KeyboardInterrupt:
-            answer = replace(answer, finish_reason="interrupted")
+            answer = replace(answer, finish_reason="interrupted", abandoned_s=time.monotonic())
         finally:
             show(thoughts.end())
             screen.end_line()

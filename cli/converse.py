@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from cli.engine import running_engine
-from cli.errors import REFUSALS, TERMINATED, explain
+from cli.errors import INTERRUPTED, REFUSALS, TERMINATED, explain
+from cli.interrupts import AGAIN_S
 from cli.lines import Lines, open_lines
 from cli.options import EngineOptions
 from cli.screen import Screen
@@ -55,6 +57,9 @@ def _talk(session: Session, lines: Lines) -> None:
         try:
             line = lines.read()
         except KeyboardInterrupt:
+            abandoned_s = session.last.abandoned_s if session.last else None
+            if abandoned_s is not None and time.monotonic() - abandoned_s < AGAIN_S:  # the third press of a row
+                raise SystemExit(INTERRUPTED) from None
             session.screen.tell("(Ctrl-D or /exit to leave)")
             continue
         if line is None:

@@ -5,6 +5,7 @@ of memory on the device where it computes. So all placements compute with the sa
 """
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 
 import torch
 
@@ -52,6 +53,10 @@ class DenseLayers:
     def give(self) -> None:
         """The layer has computed."""
         self._stream.give()
+
+    def unwaited(self) -> AbstractContextManager[None]:
+        """Nobody waits for a layer meanwhile."""
+        return self._stream.unwaited()
 
     def close(self) -> None:
         """Stop; nothing can be taken afterwards."""

@@ -6,7 +6,7 @@ element of the layer list. Knows no tree, token or sampler.
 
 import logging
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,6 +57,10 @@ class ModelStream:
     def stats(self) -> StreamStats:
         """What was done so far."""
         return self.stream.stats()
+
+    def unwaited(self) -> AbstractContextManager[None]:
+        """While this is open a sweep does not wait for weights: it fails at once, and the next one begins afresh."""
+        return self.stream.unwaited()
 
     def close(self) -> None:
         """Stop reading and close the files; the model cannot compute afterwards unless it is resident."""

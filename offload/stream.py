@@ -8,7 +8,8 @@ its layer and is checked before use. Knows nothing of models, tokens or sweeps' 
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Protocol
@@ -58,6 +59,9 @@ class Stream(Protocol):
 
     def give(self) -> None:
         """The layer has computed; its buffer may be filled again."""
+
+    def unwaited(self) -> AbstractContextManager[None]:
+        """While this is open nobody waits for a layer: whoever takes one that is not there yet gets ReadFailed."""
 
     def close(self) -> None:
         """Stop; nothing can be taken afterwards."""
@@ -109,6 +113,7 @@ class LayerStream:
         self._course = 0  # counts restarts: what was read for an older course is dropped
         self._failure: BaseException | None = None
         self._closing = threading.Event()
+        self._hurried = False
         self._limit = LinkLimit(limit_Bps, sleep=self._closing.wait)
         self._stats = StreamStats()
         self._thread = threading.Thread(target=self._read_on, name="weights", daemon=True)
@@ -166,6 +171,17 @@ class LayerStream:
         with self._changed:
             self._release()
 
+    @contextmanager
+    def unwaited(self) -> Iterator[None]:
+        """Let go of whoever waits for a layer; what the reader is reading stays good for the next sweep."""
+        with self._changed:
+            self._hurried = True
+            self._changed.notify_all()
+        try:
+            yield
+        finally:
+            self._hurried = False
+
     def close(self) -> None:
         """Stop the reader and let go of the files; waits for the read in progress."""
         with self._changed:
@@ -210,6 +226,8 @@ class LayerStream:
     def _check_reader(self) -> None:
         if self._closing.is_set():
             raise ReadFailed("the stream of layers was closed.", hint="load the model again.")
+        if self._hurried:
+            raise ReadFailed("the layer was not there yet, and nobody wanted to wait.")
         if not self._thread.is_alive():
             raise ReadFailed("the reader of weights has died.", hint="load the model again.")
         if failure := self._failure:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
@@ -80,6 +81,7 @@ class Decoder:
         overlap: bool | None = None,
         cost: CostModel | None = None,
         afresh: Afresh | None = None,
+        unwaited: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self.target = target
         self.drafter = drafter
@@ -92,6 +94,7 @@ class Decoder:
         self.pace = Pace()
         self.overlap = overlap
         self.afresh = afresh
+        self._unwaited = unwaited
         self._auto = AutoBudget(self.cost)
         self._meter = meter
         self._stopping = threading.Event()
@@ -164,7 +167,8 @@ class Decoder:
         except BaseException:  # an interrupt reaches only this thread: the other one must not write on
             if self._sweeping is not None:
                 self._sweeping.cancel()
-                self._sweeping.wait()
+                with self._unwaited():  # a layer on its way may take seconds
+                    self._sweeping.wait()
             raise
 
     def _worth_drafting_ahead(self, rows: int) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Sequence as Items
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import count
@@ -64,6 +65,8 @@ class Weights(Protocol):
 
     def stats(self) -> Meter: ...
 
+    def unwaited(self) -> AbstractContextManager[None]: ...
+
     def close(self) -> None: ...
 
 
@@ -110,7 +113,14 @@ class Engine:
         meter, cost = parts.stream.stats, parts.cost
         self.afresh = Afresh(parts.target, parts.model.dtype) if parts.exact else None
         self._decoder = Decoder(
-            parts.target, parts.drafter, parts.planner, parts.budget, meter, cost=cost, afresh=self.afresh
+            parts.target,
+            parts.drafter,
+            parts.planner,
+            parts.budget,
+            meter,
+            cost=cost,
+            afresh=self.afresh,
+            unwaited=parts.stream.unwaited,
         )
         self._bursts: dict[Sequence, deque[Burst]] = {}
         self._stop_tokens = stop_tokens(parts.model.generation_config, parts.encoding.tokenizer.eos_token_id)

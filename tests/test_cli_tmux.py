@@ -74,6 +74,10 @@ class Screen:
     def leave(self) -> None:
         """Ctrl-D, and wait for the shell: what is typed while a program ends is lost with it."""
         self.press("C-d")
+        self.at_the_shell()
+
+    def at_the_shell(self) -> None:
+        """Wait until the program has ended."""
         end_s = time.monotonic() + WAIT_S
         while not self.text().endswith("$"):
             assert time.monotonic() < end_s, f"still not left; the screen says:\n{self.text()}"
@@ -153,6 +157,31 @@ def test_ctrl_c_at_three_moments_and_a_conversation_taken_up_again(screen: Calla
     text = " ".join(chat.wait_for("link limited").split())
     chat.press("C-c")
     assert "nothing to go on with" not in text
+
+
+def test_a_second_ctrl_c_waits_for_no_layer_and_a_third_leaves_with_130(screen: Callable[..., Screen]) -> None:
+    slow = ("--offload", "disk", "--link-limit", "5kB/s", "--budget", "2", "--no-history")  # minutes for each layer
+    chat = screen(REAL, "chat", *slow)
+    chat.wait_for("/help")
+    chat.type("never answered")
+    chat.wait_for("reading the prompt")
+    time.sleep(0.5)
+    chat.press("C-c")
+    chat.wait_for("stopping… (layer 0/")
+    chat.press("C-c")
+    chat.wait_for("stopped before the first token")
+    time.sleep(2.5)
+    chat.press("C-c")  # long after: at an empty prompt it only clears the line
+    chat.wait_for("(Ctrl-D or /exit to leave)")
+    chat.type("asked again")
+    chat.wait_for("asked again reading the prompt")
+    time.sleep(0.5)
+    for _ in range(3):
+        chat.press("C-c")
+        time.sleep(0.4)
+    chat.at_the_shell()
+    chat.type("echo code $?")
+    chat.wait_for("code 130")
 
 
 def test_a_paste_is_one_message_and_markdown_is_drawn(screen: Callable[..., Screen], tmp_path: Path) -> None:

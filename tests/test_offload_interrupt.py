@@ -24,8 +24,8 @@ with torch.no_grad():
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_during_a_sweep_ends_the_process(stop: signal.Signals, tmp_path: Path) -> None:
     tiny("llama", tmp_path)
-    # At 20 kB/s one layer of 123 kB takes six seconds: the signal falls into the wait for it.
-    command = [sys.executable, "-c", SLOW_SWEEPS, str(tmp_path), "20e3"]
+    # At 2 kB/s one layer of 123 kB takes a minute: the signal falls into the wait for it.
+    command = [sys.executable, "-c", SLOW_SWEEPS, str(tmp_path), "2e3"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
@@ -33,6 +33,6 @@ def test_a_signal_during_a_sweep_ends_the_process(stop: signal.Signals, tmp_path
         sent_s = time.monotonic()
         process.send_signal(stop)
         process.wait(timeout=20)
-        assert time.monotonic() - sent_s < 3
+        assert time.monotonic() - sent_s < 15
         # Libraries that run code at Python's end hide from the shell that it was Ctrl-C.
         assert process.returncode in (-stop, 1)

@@ -11,6 +11,7 @@ import torch
 
 import offload
 from offload.checkpoint import Block, Piece
+from offload.errors import ReadFailed
 from offload.store import Arena
 from offload.stream import LayerStream, StreamStats
 from offload.wire import LinkLimit
@@ -183,6 +184,25 @@ def test_any_end_of_the_reader_reaches_the_computation(
     stream = streams(NumberStore(fail))
     with pytest.raises(offload.ReadFailed, match=type(error).__name__):
         sweep(stream)
+
+
+def test_nobody_has_to_wait_for_a_layer_that_is_long_in_coming() -> None:
+    stream = LayerStream(BLOCKS, NumberStore(), [Arena(LAYER_B)], limit_Bps=1.0)
+    failures: list[BaseException] = []
+
+    def waiting() -> None:
+        try:
+            stream.take(0)
+        except ReadFailed as failure:
+            failures.append(failure)
+
+    thread = threading.Thread(target=waiting)
+    thread.start()
+    with stream.unwaited():
+        thread.join(timeout=20)
+    assert not thread.is_alive()
+    assert "nobody wanted to wait" in str(failures[0])
+    stream.close()
 
 
 def test_interrupt_in_the_middle_of_a_layer_loses_no_buffer(streams: Callable[[NumberStore], LayerStream]) -> None:
