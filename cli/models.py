@@ -13,7 +13,7 @@ import click
 from cli.errors import EXIT_CODES
 from cli.quantities import format_bytes
 from cli.verbosity import json_option, verbosity_options
-from offload import hub, local, names
+from offload import hub, leftovers, local, names
 from offload.errors import ModelNotFound, OffloadError
 
 _JSON = json_option()
@@ -148,6 +148,36 @@ def remove_models(chosen: tuple[str, ...], yes: bool, as_json: bool) -> None:
         return
     for name, freed_B in freed.items():
         click.echo(f"{name}: {format_bytes(freed_B)} set free", err=True)
+
+
+@models.command("prune")
+@click.argument(
+    "folders", metavar="[FOLDER]...", nargs=-1, type=click.Path(exists=True, file_okay=False, path_type=Path)
+)
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@click.option("--dry-run", is_flag=True, help="Only say what would go.")
+@_JSON
+@verbosity_options
+def prune_models(folders: tuple[Path, ...], yes: bool, dry_run: bool, as_json: bool) -> None:
+    """Delete what interrupted downloads and packs left behind, and old revisions.
+
+    Looked at are the Hub's cache, and packs that are or lie in the FOLDERs. Old is a revision that no branch, tag or
+    alias names. What is being written, and files of your own, are left alone.
+    """
+    found = leftovers.find_leftovers(folders)
+    if not as_json:
+        for one in found:
+            click.echo(f"{format_bytes(one.size_B):>10}  {one.why:<20}  {one.path}")
+    if found and not dry_run and not yes:
+        if not sys.stdin.isatty():
+            raise click.UsageError("Nobody can be asked here; say --yes to delete, or --dry-run.")
+        click.confirm("Delete?", abort=True, err=True)
+    freed_B = 0 if dry_run else leftovers.clear(found)
+    if as_json:
+        rows = [{"path": str(one.path), "size_B": one.size_B, "why": one.why} for one in found]
+        click.echo(json.dumps({"found": rows, "dry_run": dry_run, "freed_B": freed_B}, ensure_ascii=False))
+    elif not dry_run:
+        click.echo(f"{format_bytes(freed_B)} set free" if found else "nothing to delete", err=True)
 
 
 def _demo() -> Known:

@@ -63,7 +63,6 @@ class Range:
 class _Open:
     fd: int
     direct_fd: int | None
-    size_B: int
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ class _TooShort(Exception):
 
 
 class _Replaced(Exception):
-    """The file is not the one whose header was read."""
+    """The file is not the one whose header was read, or was written to since."""
 
 
 class Files:
@@ -94,6 +93,7 @@ class Files:
         self._reading = reading
         self._bounce_B = min(max(reading.block_B // PAGE_B, 1) * PAGE_B, _up(largest_B) + 2 * PAGE_B)
         self._open: dict[Path, _Open] = {}
+        self._stamps = {file: _stamp(file.stat()) for file in sizes_B if file.exists()}
         self._refused = False
         self._closed = False
         self._said = Lock()  # several threads find out at once
@@ -142,10 +142,11 @@ class Files:
                 "download the model again (only what is missing is fetched).",
             ) from None
         except _Replaced as error:
-            self._forget(whole.file)
+            self._forget(whole.file, stamp=False)
             raise ReadFailed(
                 f"could not read {where}: {error}.",
-                hint="load the model again if the file was replaced on purpose.",
+                "Old and new weights must not mix.",
+                "load the model again if the file was replaced on purpose.",
             ) from None
         except OSError as error:
             self._forget(whole.file)
@@ -192,14 +193,19 @@ class Files:
     def _opened(self, file: Path) -> _Open:
         if file not in self._open:
             fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-            self._open[file] = _Open(fd, None, os.fstat(fd).st_size)
+            self._open[file] = _Open(fd, None)
             if self._reading.direct and not self._refused:
                 self._open[file].direct_fd = self._open_direct(file)
             direct = self._open[file].direct_fd is not None
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM if direct else os.POSIX_FADV_SEQUENTIAL)
         found = self._open[file]
-        if found.size_B != self._sizes_B[file]:
-            raise _Replaced(f"the file has {found.size_B} bytes, it had {self._sizes_B[file]} when loaded")
+        status = os.fstat(found.fd)
+        if status.st_size != self._sizes_B[file]:
+            self._stamps.pop(file, None)  # the repaired file may be another one
+            raise _Replaced(f"the file has {status.st_size} bytes, it had {self._sizes_B[file]} when loaded")
+        # An open file that is renamed or removed stays what it was.
+        if self._stamps.setdefault(file, _stamp(status)) != _stamp(status):
+            raise _Replaced("another file has taken its name, or it was written to")
         return found
 
     def _open_direct(self, file: Path) -> int | None:
@@ -217,7 +223,9 @@ class Files:
                 log.warning("the file system refuses direct reads: weights are read through the page cache")
             self._refused = True
 
-    def _forget(self, file: Path) -> None:
+    def _forget(self, file: Path, *, stamp: bool = True) -> None:
+        if stamp:
+            self._stamps.pop(file, None)
         if file in self._open:
             gone = self._open.pop(file)
             for fd in (gone.fd, gone.direct_fd):
@@ -272,6 +280,11 @@ def _scatter(bounce: memoryview, chunk: _Chunk) -> None:
             # numpy copies without the interpreter's lock, so that another chunk can arrive meanwhile.
             np.copyto(_array(view)[start - at : end - at], source[start - chunk.start : end - chunk.start])
         at += view.nbytes
+
+
+def _stamp(status: os.stat_result) -> tuple[int, int, int]:
+    """Changes with the file behind a name and with every write to it."""
+    return status.st_dev, status.st_ino, status.st_mtime_ns
 
 
 def _array(view: memoryview) -> NDArray[np.uint8]:

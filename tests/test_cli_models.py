@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from offload.leftovers import QUIET_s
 from offload.pack import pack, plan
 from offload.shards import open_folder
 from tests.command_line import CommandLine
@@ -85,3 +89,63 @@ def test_what_was_pulled_is_listed_found_and_removed(specexec: Pull, tmp_path: P
     assert specexec("models", "rm", "mine", "--yes").code == 0
     assert not Path(big).exists()
     assert Path(small).exists()
+
+
+OLD, PINNED = "a" * 40, "b" * 40
+
+
+def test_prune_deletes_what_was_left_behind_and_nothing_else(
+    specexec: Pull,  # noqa: F811
+    tmp_path: Path,
+    packed: Path,
+) -> None:
+    assert json.loads(specexec("models", "prune", "--json").out) == {"found": [], "dry_run": False, "freed_B": 0}
+    big = Path(specexec("pull", "mine").out.splitlines()[0])
+    with (tmp_path / "config/specexec/config.toml").open("a") as file:
+        file.write(f'\n[alias.pinned]\ntarget = "org/big@{PINNED}"\n')
+    blobs = big.parent.parent / "blobs"
+    for commit in (OLD, PINNED):
+        (big.parent / commit).mkdir()
+        (blobs / commit[:8]).write_bytes(commit.encode())
+        (big.parent / commit / "config.json").symlink_to(blobs / commit[:8])
+    stopped, running = blobs / "1234.incomplete", blobs / "5678.incomplete"
+    for download, age_s in ((stopped, 2 * QUIET_s), (running, 0)):
+        download.write_bytes(bytes(100))
+        os.utime(download, (time.time() - age_s,) * 2)
+    packs = tmp_path / "packs"
+    packs.mkdir()
+    packed = packed.rename(packs / "ours")
+    half = packed / "layer-00009.safetensors.partial"
+    half.write_bytes(bytes(50))
+    originals = packs / "ours.originals"
+    (originals / ".cache" / "huggingface").mkdir(parents=True)
+    (originals / "model.safetensors").write_bytes(bytes(70))
+    own = packs / "own"
+    own.mkdir()
+    (own / "notes.partial").write_text("mine")
+    before = {path for path in tmp_path.rglob("*") if path.is_file()}
+
+    assert specexec("models", "prune").code == 2  # nobody to ask
+    told = json.loads(specexec("models", "prune", str(packs), "--dry-run", "--json").out)
+    assert {(row["path"], row["why"]) for row in told["found"]} == {
+        (str(stopped), "interrupted download"),
+        (str(big.parent / OLD), "old revision"),
+        (str(half), "interrupted pack"),
+        (str(originals), "originals of a pack"),
+    }
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} >= before
+
+    lock = os.open(packed, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    told = json.loads(specexec("models", "prune", str(packs), "--dry-run", "--json").out)
+    assert str(half) not in {row["path"] for row in told["found"]}  # somebody writes to it
+    os.close(lock)
+
+    ran = specexec("models", "prune", str(packs), "--yes", "--json")
+    assert json.loads(ran.out)["freed_B"] == 100 + 40 + 50 + 70
+    gone = before - {path for path in tmp_path.rglob("*") if path.is_file()}
+    assert gone == {
+        stopped, half, originals / "model.safetensors", blobs / OLD[:8], big.parent / OLD / "config.json",
+    }  # fmt: skip
+    assert json.loads(specexec("models", "verify", "mine", "--json").out)["damaged"] == []
+    assert specexec("models", "prune", str(packs), "--yes").err.endswith("nothing to delete\n")

@@ -14,6 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 import offload
+from offload.files import SAFE, Files, Range
 from offload.shards import open_folder
 from tests.tiny import LAYERS, greedy, logits_of, tiny
 
@@ -128,6 +129,39 @@ def test_file_cut_short_during_use_stops_the_sweep_and_a_repaired_one_goes_on(fo
         logits(model)
     file.write_bytes(whole)
     assert torch.equal(logits(model), expected)
+
+
+def test_another_file_of_the_same_size_is_never_mixed_in(folder: Path) -> None:
+    model = offload.load(folder, "disk")
+    expected = logits(model)
+    stop_reading_ahead(model)
+    file = last_file_of_layer(folder, LAYERS - 1)
+    other = bytearray(file.read_bytes())
+    other[-1] ^= 1
+    kept = file.with_suffix(".kept")
+    os.link(file, kept)
+    file.with_suffix(".new").write_bytes(other)
+    os.replace(file.with_suffix(".new"), file)
+    assert torch.equal(logits(model), expected)  # the open file is still the one that was loaded
+    with kept.open("r+b") as same:
+        same.write(other)
+    for _ in range(2):
+        with pytest.raises(offload.ReadFailed, match=rf"{file.name} at byte \d+ \(layer {LAYERS - 1}\).* written to"):
+            logits(model)
+    offload.stream_of(model).close()
+
+
+def test_a_file_replaced_before_its_first_read_is_refused(folder: Path) -> None:
+    file = last_file_of_layer(folder, LAYERS - 1)
+    sizes = {file: file.stat().st_size}
+    files = Files(sizes, SAFE, 4096)
+    content = file.read_bytes()
+    file.unlink()
+    file.write_bytes(content)
+    os.utime(file, ns=(1, 1))
+    with pytest.raises(offload.ReadFailed, match="another file has taken its name"):
+        files.read([Range(file, 0, (memoryview(bytearray(8)),))], "layer 0")
+    files.close()
 
 
 def test_file_that_vanished_and_came_back_is_opened_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
