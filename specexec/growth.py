@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
-from specexec.tree import ROOT, Floats, Ints, TokenTree
+from specexec.tree import ROOT, Floats, Ints, TokenTree, highest
 
 LIKELY = np.log(0.02)
 
@@ -19,7 +20,7 @@ class Growth:
     """A growing tree and which of its nodes have been asked for children. `started`: the text itself has."""
 
     tree: TokenTree = field(default_factory=TokenTree.empty)
-    expanded_N: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+    expanded_N: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
     started: bool = False
 
     def open_nodes(self, bar: float, depth: int, most: int) -> list[int]:
@@ -28,10 +29,14 @@ class Growth:
             return []
         if not self.started:
             return [ROOT] if bar < 0 else []
-        open_N = (self.expanded_N == 0) & (self.tree.depth_N < depth - 1) & (self.tree.reach_N > bar)
+        open_N = ~self.expanded_N & (self.tree.depth_N < depth - 1) & (self.tree.reach_N > bar)
         nodes = np.flatnonzero(open_N)
-        best = np.argsort(-self.tree.reach_N[nodes], kind="stable")[:most]
-        return np.sort(nodes[best]).tolist()
+        return nodes[highest(self.tree.reach_N[nodes], most)].tolist()
+
+    def reach(self, nodes: list[int], log_probs_NK: Floats) -> Floats:
+        """What children of these nodes would reach, [N, K]."""
+        above_N = np.zeros(len(nodes)) if nodes == [ROOT] else self.tree.reach_N[nodes]
+        return above_N[:, None] + log_probs_NK
 
     def add(self, nodes: list[int], tokens_NK: Ints, log_probs_NK: Floats, bar: float) -> None:
         """Append the children of the asked nodes whose reach lies above `bar`, and those likely to follow their parent.
@@ -39,14 +44,13 @@ class Growth:
         A node is asked only once: if the text comes to it, its likely children must be there, however far off it was.
         """
         self.started = True
-        reach_of_parent = np.append(self.tree.reach_N, 0.0)  # the last one answers for ROOT
-        reach_NK = reach_of_parent[nodes][:, None] + log_probs_NK
+        reach_NK = self.reach(nodes, log_probs_NK)
         rows, columns = np.nonzero((reach_NK > bar) | (log_probs_NK > LIKELY))
-        self.expanded_N[[node for node in nodes if node != ROOT]] = 1
+        self.expanded_N[[node for node in nodes if node != ROOT]] = True
         self.tree = self.tree.extended(
             tokens_NK[rows, columns], np.array(nodes, np.int64)[rows], reach_NK[rows, columns]
         )
-        self.expanded_N = np.concatenate([self.expanded_N, np.zeros(len(rows), np.int64)])
+        self.expanded_N = np.concatenate([self.expanded_N, np.zeros(len(rows), bool)])
 
     def below(self, tokens: tuple[int, ...]) -> Ints | None:
         """Names of all nodes below the path that spells `tokens`; None if that path was not guessed and asked about."""

@@ -21,7 +21,7 @@ from specexec.cost import CostModel
 from specexec.drafters import Ask, Drafter
 from specexec.ranking import Ranking
 from specexec.sequence import Sequence
-from specexec.tree import Floats, TokenTree
+from specexec.tree import ROOT, Floats, TokenTree, highest
 from specexec.workspace import AHEAD, BEAMS, LEVELS
 
 
@@ -53,32 +53,33 @@ class BestFirst:
     def grow(self, drafter: Drafter, live: Items[Sequence], budget: Budget, cost: CostModel) -> list[TokenTree]:
         """The most probable prefixes of all sequences together, as the drafter sees them."""
         began, rows = time.perf_counter(), sum(len(sequence.tokens) - sequence.processed for sequence in live)
-        chance_N = _chances(live)
+        reach_N = _ranked(live)
         for _ in range(self.depth):
-            spent = Spent(rows, len(live), time.perf_counter() - began)
+            spent, chance_N = Spent(rows, len(live), time.perf_counter() - began), np.exp(reach_N[:MOST_NODES])
             horizon = budget.horizon(chance_N, spent)
-            asks = self._asks(drafter, live, _bar(live, horizon))
+            asks = self._asks(drafter, live, _bar(reach_N, horizon))
             asked = sum(len(ask.nodes) for ask in asks)
             asked_chance = sum(_chance_of(ask) for ask in asks)
             if not asked or not budget.pays(asked_chance, asked, chance_N, spent):
                 break
             before, started = chance_N[:horizon].sum(), time.perf_counter()
-            self._extend(drafter, asks, _bar(live, AHEAD * horizon))
-            chance_N = _chances(live)
-            won = chance_N[:horizon].sum() - before
+            self._extend(drafter, asks, reach_N, AHEAD * horizon)
+            reach_N = _ranked(live)
+            won = np.exp(reach_N[:MOST_NODES])[:horizon].sum() - before
             if all(ask.sequence.processed for ask in asks):  # a first pass reads the whole prompt: not what passes cost
                 cost.learn_draft(asked, time.perf_counter() - started, asked_chance, won)
         spent = Spent(rows, len(live), time.perf_counter() - began)
-        return _best([sequence.growth.tree for sequence in live], budget.size(chance_N, spent))
+        size = budget.size(np.exp(reach_N[:MOST_NODES]), spent)
+        return _best([sequence.growth.tree for sequence in live], size)
 
     def grow_on(self, drafter: Drafter, live: Items[Sequence], nodes: int, until: Callable[[], bool]) -> None:
         """The likeliest exits first: a node that was not submitted is reached exactly if the walk ends above it."""
         while not until():
-            bar = _bar(live, AHEAD * nodes)
-            asks = self._asks(drafter, live, bar)
+            reach_N = _ranked(live)
+            asks = self._asks(drafter, live, _bar(reach_N, AHEAD * nodes))
             if not asks:
                 return
-            self._extend(drafter, asks, bar)
+            self._extend(drafter, asks, reach_N, AHEAD * nodes)
 
     def _asks(self, drafter: Drafter, live: Items[Sequence], bar: float) -> list[Ask]:
         asks = [
@@ -86,9 +87,15 @@ class BestFirst:
         ]
         return [ask for ask in asks if ask.nodes]
 
-    def _extend(self, drafter: Drafter, asks: list[Ask], bar: float) -> None:
-        for ask, guess in zip(asks, drafter.guess(asks, self.width), strict=True):
-            log_probs_NK = guess.log_probs_NK + np.log(self.level_decay)
+    def _extend(self, drafter: Drafter, asks: list[Ask], reach_N: Floats, most: int) -> None:
+        """Add the children that are among the best `most` nodes, those known so far (their reach_N) included."""
+        guesses = drafter.guess(asks, self.width)
+        log_probs = [guess.log_probs_NK + np.log(self.level_decay) for guess in guesses]
+        new = [ask.sequence.growth.reach(ask.nodes, own).ravel() for ask, own in zip(asks, log_probs, strict=True)]
+        lost_N = -np.concatenate([reach_N[:most], *new])
+        last = -np.partition(lost_N, most - 1)[most - 1] if len(lost_N) > most else -np.inf
+        bar = float(np.nextafter(last, -np.inf))  # it may be a newcomer itself: equals are let in
+        for ask, guess, log_probs_NK in zip(asks, guesses, log_probs, strict=True):
             ask.sequence.growth.add(ask.nodes, guess.tokens_NK, log_probs_NK, bar)
 
     def _depth(self, drafter: Drafter, sequence: Sequence) -> int:
@@ -104,24 +111,21 @@ PLANNERS = {"best": BestFirst(), "reference": REFERENCE}
 RANKINGS = {"best": Ranking(), "reference": REFERENCE_RANKING}
 
 
-def _chances(live: Items[Sequence]) -> Floats:
-    """exp(reach) of the nodes of all sequences, best first, as many as one sweep may carry."""
-    lost_N = -np.concatenate([sequence.growth.tree.reach_N for sequence in live])
-    best_N = np.partition(lost_N, MOST_NODES)[:MOST_NODES] if len(lost_N) > MOST_NODES else lost_N
-    return np.exp(-np.sort(best_N))
+def _ranked(live: Items[Sequence]) -> Floats:
+    """The reach of the nodes of all sequences, best first, as many as a bar may ask for."""
+    lost_N, most = -np.concatenate([sequence.growth.tree.reach_N for sequence in live]), AHEAD * MOST_NODES
+    return -np.sort(np.partition(lost_N, most)[:most] if len(lost_N) > most else lost_N)
 
 
 def _chance_of(ask: Ask) -> float:
-    reach_N = np.append(ask.tree.reach_N, 0.0)  # the last one answers for ROOT
-    return float(np.exp(reach_N[ask.nodes]).sum())
+    return 1.0 if ask.nodes == [ROOT] else float(np.exp(ask.tree.reach_N[ask.nodes]).sum())
 
 
-def _bar(live: Items[Sequence], total: int) -> float:
+def _bar(reach_N: Floats, total: int) -> float:
     """Reach that a newcomer has to beat: that of the last of `total` nodes which would be kept now."""
-    reach_N = np.concatenate([sequence.growth.tree.reach_N for sequence in live])
     if not total:
         return np.inf
-    return float(np.partition(reach_N, -total)[-total]) if len(reach_N) >= total else -np.inf
+    return float(reach_N[total - 1]) if len(reach_N) >= total else -np.inf
 
 
 def _best(trees: Items[TokenTree], total: int) -> list[TokenTree]:
@@ -129,7 +133,7 @@ def _best(trees: Items[TokenTree], total: int) -> list[TokenTree]:
     if sum(map(len, trees)) <= total:
         return list(trees)
     owner_N = np.repeat(np.arange(len(trees)), [len(tree) for tree in trees])
-    # Stable, like `top`: within a tree the same nodes stay, whoever else is there.
-    keep = np.argsort(-np.concatenate([tree.reach_N for tree in trees]), kind="stable")[:total]
+    # Like `top`: within a tree the same nodes stay, whoever else is there.
+    keep = highest(np.concatenate([tree.reach_N for tree in trees]), total)
     shares = np.bincount(owner_N[keep], minlength=len(trees)).tolist()
     return [tree.top(share) for tree, share in zip(trees, shares, strict=True)]

@@ -43,10 +43,11 @@ class TokenTree:
         return TokenTree(tokens_N, np.array(list(parents), np.int64), reach_N)
 
     def __post_init__(self) -> None:
-        if len(self.ids_N) != len(self.tokens_N):
-            object.__setattr__(self, "ids_N", np.arange(len(self.tokens_N)))
+        index_N = np.arange(len(self.tokens_N))
+        if len(self.ids_N) != len(index_N):
+            object.__setattr__(self, "ids_N", index_N)
         assert self.tokens_N.shape == self.parents_N.shape == self.reach_N.shape
-        assert bool(np.all(self.parents_N < np.arange(len(self)))), "a parent must come before its children"
+        assert bool(np.all(self.parents_N < index_N)), "a parent must come before its children"
 
     def __len__(self) -> int:
         return len(self.tokens_N)
@@ -88,8 +89,10 @@ class TokenTree:
             np.concatenate([self.parents_N, parents]),
             np.concatenate([self.reach_N, reach]),
         )
-        depth_of_parent = np.append(self.depth_N, -1)  # the last one answers for ROOT
-        return more._with_depth(np.concatenate([self.depth_N, depth_of_parent[parents] + 1]))
+        below = np.flatnonzero(parents != ROOT)
+        depth_new = np.zeros(len(parents), np.int64)
+        depth_new[below] = self.depth_N[parents[below]] + 1
+        return more._with_depth(np.concatenate([self.depth_N, depth_new]))
 
     def _with_depth(self, depth_N: Ints) -> TokenTree:
         self.__dict__["depth_N"] = depth_N  # what depth_N would find out by itself, known already
@@ -100,11 +103,22 @@ class TokenTree:
         if len(self) <= budget:
             return self
         # Stable: of two equal nodes the earlier one stays, and a parent is always the earlier one.
-        keep = np.sort(np.argsort(-self.reach_N, kind="stable")[:budget])
+        keep = highest(self.reach_N, budget)
         new_index = np.full(len(self) + 1, ROOT, np.int64)  # the last slot answers for ROOT
         new_index[keep] = np.arange(len(keep))
         kept = TokenTree(self.tokens_N[keep], new_index[self.parents_N[keep]], self.reach_N[keep], self.ids_N[keep])
         return kept._with_depth(self.depth_N[keep])
+
+
+def highest(reach_N: Floats, count: int) -> Ints:
+    """Indices of the `count` highest, ascending; of equals the earlier ones. Linear in N: nothing is sorted."""
+    if len(reach_N) <= count:
+        return np.arange(len(reach_N))
+    if not count:
+        return np.zeros(0, np.int64)
+    last = -np.partition(-reach_N, count - 1)[count - 1]
+    above, equal = np.flatnonzero(reach_N > last), np.flatnonzero(reach_N == last)
+    return np.sort(np.concatenate([above, equal[: count - len(above)]]))
 
 
 def depths(parents_N: Ints) -> Ints:

@@ -156,7 +156,7 @@ def test_a_growth_seen_from_further_on_is_the_same_tree() -> None:
     assert moved.tree.tokens == [7, 8, 1, 2, 3, 3]
     assert moved.tree.parents == [ROOT, ROOT, 0, 0, 1, 1]
     assert moved.tree.reach_N == pytest.approx([-0.2, -2.0, -0.6, -1.2, -2.5, -2.9])
-    assert moved.expanded_N.tolist() == [1, 1, 0, 0, 0, 0]
+    assert moved.expanded_N.tolist() == [True, True, False, False, False, False]
 
 
 def table(tokens: list[list[int]], log_probs: list[list[float]]) -> tuple[Ints, Floats]:

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specexec.tree import ROOT, TokenTree, depths, intervals
+from specexec.tree import ROOT, TokenTree, depths, highest, intervals
 
 
 @st.composite
@@ -66,3 +66,9 @@ def test_top_is_the_best_tree_of_its_size(parents: list[int], budget: int, rando
     for node in range(len(kept)):  # tokens were the old indices: the path must be the old one
         old = [kept.tokens[above] for above in kept.path(node)]
         assert old == tree.path(kept.tokens[node])
+
+
+@given(st.lists(st.sampled_from([-3.0, -1.0, -0.5, 0.0, -np.inf]), max_size=40), st.integers(0, 45))
+def test_the_highest_are_those_a_stable_sort_puts_first(reach: list[float], count: int) -> None:
+    reach_N = np.array(reach)
+    assert highest(reach_N, count).tolist() == sorted(np.argsort(-reach_N, kind="stable")[:count].tolist())
