@@ -28,6 +28,7 @@ def open_engine(options: EngineOptions, told: Callable[[int, int], None] | None 
     return specexec.load(
         options.model,
         drafter=options.drafter,
+        draft_vocab=options.draft_vocab,
         offload=options.offload,
         budget=options.budget,
         planner=options.planner,

@@ -76,6 +76,7 @@ class EngineOptions:
 
     model: str = "demo"
     drafter: str = "auto"
+    draft_vocab: int | None = None
     offload: Offload = "auto"
     budget: Nodes = "auto"
     planner: str = "best"
@@ -111,6 +112,8 @@ _ENGINE = (
     click.option("-m", "--model", metavar="MODEL", show_default="demo", shell_complete=_names,
                  help="A name, a folder, or org/repo."),
     click.option("-d", "--drafter", metavar="NAME", default="auto", help="Who guesses ahead; none is plain decoding."),
+    click.option("--draft-vocab", type=COUNT, show_default="all",
+                 help="Frequent tokens a drafter model may name, such as 32k; those of the text always."),
     click.option("--offload", type=click.Choice(["auto", "none", "ram", "disk"]), default="auto",
                  help="Where the weights live between sweeps."),
     click.option("-b", "--budget", type=BUDGET, default="auto", help="Guessed tokens checked per sweep."),

@@ -16,6 +16,7 @@ import offload as weights
 from specexec.architecture import check_tree_support, longest_text
 from specexec.chain import ChainLM
 from specexec.cost import CostModel
+from specexec.defaults import stop_tokens
 from specexec.drafters import Drafter
 from specexec.drafters.auto import Auto, candidates, fastest
 from specexec.drafters.choice import Choice, join, parse
@@ -24,6 +25,7 @@ from specexec.drafters.sibling import SiblingDrafter
 from specexec.drafters.skip import SAMPLE, SHARE, best_layers, preferred, skipping
 from specexec.drafters.substitute import BITS, quantised, substituting
 from specexec.drafters.translated import TranslatedDrafter
+from specexec.drafters.trimmed import TrimmedHead
 from specexec.drafters.union import Union
 from specexec.encoding import Encoding, check_translatable, same_vocabulary
 from specexec.engine import Engine, Parts
@@ -47,6 +49,7 @@ def load(
     model: str = "demo",
     *,
     drafter: str = "auto",
+    draft_vocab: int | None = None,
     offload: weights.Offload = "auto",
     budget: int | Literal["auto"] = "auto",
     planner: str = "best",
@@ -66,7 +69,8 @@ def load(
     """Find, place and load a target and its drafter.
 
     model: path, alias or hub name. drafter: auto, none, sources joined by + (sibling, substitute, skip, ngram), or a
-    path or name in the sibling's place. offload: auto, none, ram or disk.
+    path or name in the sibling's place. draft_vocab: the sibling names only so many frequent tokens, and those of the
+    text; None lets it name all. offload: auto, none, ram or disk.
     budget: guesses per sweep, or auto. planner: best, reference, beam, sequoia. dtype: auto (stored), bf16, f16, f32.
     ram_B, vram_B: ceilings in bytes. link_limit_Bps throttles the weight stream. verify: compare weights
     with their hashes first (packs, and what came from the Hub). trust_remote_code: run Python that the folders of
@@ -93,8 +97,10 @@ def load(
     given = weights.free_memory(where, ram_B, vram_B)
     if pair.toy and budget == "auto" and link_limit_Bps is None:
         budget = TOY_BUDGET
-    asked = _Asked(offload, where, DTYPES[dtype], context, nodes_of(budget))
+    asked = _Asked(offload, where, DTYPES[dtype], context, nodes_of(budget), draft_vocab or 0)
     choice, reason = _picked(choice, pair, config, given, asked, measured or {})
+    if draft_vocab:
+        _check_trimming(choice, theirs)
     target = weights.load(
         pair.target,
         offload,
@@ -115,9 +121,9 @@ def load(
         else weights.load(sibling, "none", where, DTYPES[dtype], ctx=context, trust_remote_code=trust_remote_code)
     )
     lm = lm_of(target, trees=bool(choice.sources), tried=design.own_code)
-    memory = Memory() if "ngram" in choice.sources else None
+    memory = Memory() if "ngram" in choice.sources or draft_vocab else None
     draft_lm = None if draft is None else TreeLM(draft)
-    kit = _Kit(target, lm, encoding, ranking_of(planner), draft_lm, theirs, pair, memory)
+    kit = _Kit(target, lm, encoding, ranking_of(planner), draft_lm, theirs, pair, memory, draft_vocab)
     cost = CostModel()
     return Engine(
         Parts(
@@ -162,6 +168,7 @@ class _Kit:
     theirs: Encoding | None
     pair: weights.ModelPair
     memory: Memory | None
+    draft_vocab: int | None
 
     @property
     def makers(self) -> dict[str, Callable[[], Drafter]]:
@@ -182,7 +189,11 @@ class _Kit:
         name = f"{self.pair.name} drafter" if self.pair.toy else self.pair.drafter.name
         if self.theirs is not None:
             return TranslatedDrafter(self.draft, self.encoding, self.theirs, name)
-        return SiblingDrafter(self.draft, self._vocabulary, self.ranking, name=name)
+        trimmed = None
+        if self.draft_vocab:
+            ends = stop_tokens(self.model.generation_config, self.encoding.tokenizer.eos_token_id)
+            trimmed = TrimmedHead(self.draft, self._vocabulary, self.draft_vocab, ends, self.memory)
+        return SiblingDrafter(self.draft, self._vocabulary, self.ranking, name, trimmed)
 
     def _skip(self) -> SiblingDrafter:
         resident = [tier == "device" for tier in weights.stream_of(self.model).placement.tiers]
@@ -223,6 +234,7 @@ def _beside_B(choice: Choice, pair: weights.ModelPair, asked: _Asked) -> dict[st
         folder = weights.open_folder(pair.drafter)
         drafter_B += weights.need_of(folder, asked.item_B(folder), asked.context).resident_B
         drafter_B += drafting_B(asked.widths(folder), asked.context, asked.nodes)
+        drafter_B += 3 * asked.draft_vocab // 2 * asked.widths(folder).hidden * asked.item_B(folder)
     return {**needed, "drafter": drafter_B}
 
 
@@ -235,6 +247,7 @@ class _Asked:
     dtype: torch.dtype | None
     context: int
     nodes: int
+    draft_vocab: int
 
     def item_B(self, folder: weights.Folder) -> int:
         return self.dtype.itemsize if self.dtype else weights.item_B(folder)
@@ -286,6 +299,19 @@ def _other_wording(ours: Encoding, drafter: Path, trust_remote_code: bool) -> En
         "drafter %s has another vocabulary: its guesses are carried over as text, and fewer will be accepted.", drafter
     )
     return theirs
+
+
+def _check_trimming(choice: Choice, theirs: Encoding | None) -> None:
+    if "sibling" not in choice.sources:
+        raise BadDrafter(
+            "--draft-vocab trims the head of a drafter model, and none drafts here.",
+            hint=f"Leave it out, or --drafter with a model. Now: {choice.name}.",
+        )
+    if theirs is not None:
+        raise BadDrafter(
+            "--draft-vocab cannot trim a drafter with another vocabulary: its guesses are carried over as text.",
+            hint="Leave it out.",
+        )
 
 
 def _watched(choice: Choice, drafter: Drafter, cost: CostModel) -> Drafter:

@@ -13,9 +13,11 @@ from torch import Tensor
 
 from specexec.calibration import Calibrated, log_softmax
 from specexec.drafters import Ask, Guesses
+from specexec.drafters.trimmed import Columns, TrimmedHead
+from specexec.learned import Arrays
 from specexec.lm import Rows, TreeLM
 from specexec.ranking import Ranking
-from specexec.sampling import History, constrained
+from specexec.sampling import History, NoiseRows, constrained
 from specexec.sequence import Sequence
 from specexec.tree import ROOT, Floats, Ints, TokenTree
 
@@ -38,10 +40,30 @@ class _Asked:
         return _Asked(nodes_N, self.tokens_NC[rows], self.scores_NC[rows])
 
 
+@dataclass(frozen=True)
+class _Heard:
+    """What a head said: logits of all tokens that may be guessed, or of `ids_V` alone, and the noise of the same."""
+
+    logits_NV: Tensor
+    noise: NoiseRows
+    ids_V: Tensor | None = None
+
+    def tokens(self, columns_NC: Tensor) -> Tensor:
+        """The tokens that columns stand for."""
+        return columns_NC if self.ids_V is None else self.ids_V[columns_NC]
+
+
 class SiblingDrafter(Calibrated):
     """Guesses by any causal LM that shares the target's vocabulary of `vocabulary` ids."""
 
-    def __init__(self, lm: TreeLM, vocabulary: int, ranking: Ranking | None = None, name: str = "sibling") -> None:
+    def __init__(
+        self,
+        lm: TreeLM,
+        vocabulary: int,
+        ranking: Ranking | None = None,
+        name: str = "sibling",
+        trimmed: TrimmedHead | None = None,
+    ) -> None:
         super().__init__()
         self.name = name
         self.ranking = ranking or Ranking()
@@ -49,14 +71,15 @@ class SiblingDrafter(Calibrated):
         self.lm = lm
         # Ids beyond the target's vocabulary are padding rows of the drafter's head: never guess them.
         self._vocabulary = min(lm.vocabulary, vocabulary)
+        self._trimmed = trimmed
         self._row_of_node: WeakKeyDictionary[Sequence, dict[int, int]] = WeakKeyDictionary()
         self._asked: WeakKeyDictionary[Sequence, list[_Asked]] = WeakKeyDictionary()
 
     def guess(self, asks: list[Ask], width: int) -> list[Guesses]:
         """One forward pass for all asked nodes of all sequences."""
         hidden = self.lm.forward([self._rows(ask) for ask in asks])
-        logits = [self.lm.head(hidden_RH[-len(ask.nodes) :]) for ask, hidden_RH in zip(asks, hidden, strict=True)]
-        return [self._best(ask, logits_NV, width) for ask, logits_NV in zip(asks, logits, strict=True)]
+        hidden = [hidden_RH[-len(ask.nodes) :] for ask, hidden_RH in zip(asks, hidden, strict=True)]
+        return [self._best(ask, hidden_NH, width) for ask, hidden_NH in zip(asks, hidden, strict=True)]
 
     def _rows(self, ask: Ask) -> Rows:
         """Rows to process; asking about ROOT brings the text up to date first."""
@@ -65,6 +88,8 @@ class SiblingDrafter(Calibrated):
         if ask.nodes == [ROOT]:
             cache.forget_nodes()
             pending = sequence.pending(self.lm)
+            if self._trimmed is not None:
+                self._trimmed.meet(sequence.tokens)
             self._row_of_node[sequence] = {ROOT: len(pending) - 1}
             self._asked[sequence] = []
             return Rows(cache, pending, range(-1, len(pending) - 1))
@@ -74,19 +99,18 @@ class SiblingDrafter(Calibrated):
         row_of_node.update({node: first + i for i, node in enumerate(ask.nodes)})
         return Rows(cache, ask.tree.tokens_N[ask.nodes].tolist(), parents)
 
-    def _best(self, ask: Ask, logits_NV: Tensor, width: int) -> Guesses:
+    def _best(self, ask: Ask, hidden_NH: Tensor, width: int) -> Guesses:
         sequence, length = ask.sequence, len(ask.sequence.tokens)
         positions = [length if node == ROOT else length + 1 + int(ask.tree.depth_N[node]) for node in ask.nodes]
         histories: list[History] = []
         if sequence.sampling.penalised:
             above = sequence.history
             histories = [above.after(ask.tree.tokens_N[ask.tree.path(node)].tolist()) for node in ask.nodes]
-        logits_NV = constrained(
-            logits_NV[:, : self._vocabulary], sequence.sampling, sequence.parse, ask.tree, ask.nodes
-        )
-        scores_NV = self.ranking.scores(logits_NV, sequence.sampling, sequence.noise, positions, histories)
-        best = scores_NV.topk(min(max(width, CANDIDATES), self._vocabulary))
-        tokens_NC, scores_NC = best.indices.cpu().numpy(), best.values.double().cpu().numpy()
+        heard = self._heard(sequence, hidden_NH)
+        logits_NV = constrained(heard.logits_NV, sequence.sampling, sequence.parse, ask.tree, ask.nodes)
+        scores_NV = self.ranking.scores(logits_NV, sequence.sampling, heard.noise, positions, histories)
+        best = scores_NV.topk(min(max(width, CANDIDATES), scores_NV.shape[1]))
+        tokens_NC, scores_NC = heard.tokens(best.indices).cpu().numpy(), best.values.double().cpu().numpy()
         self._asked.setdefault(sequence, []).append(_Asked(np.array(ask.nodes), tokens_NC, scores_NC))
         if self.ranking.tau is not None:  # a fixed rule, over the whole vocabulary
             log_probs_NV = (scores_NV / self.ranking.tau).log_softmax(-1)
@@ -96,10 +120,31 @@ class SiblingDrafter(Calibrated):
             log_probs_NC = log_softmax(scores_NC / calibration.tau) + np.log1p(-calibration.miss)
         return Guesses(tokens_NC[:, :width], log_probs_NC[:, :width])
 
+    def _heard(self, sequence: Sequence, hidden_NH: Tensor) -> _Heard:
+        trimmed, sampling = self._trimmed, sequence.sampling
+        if trimmed is None:
+            return _Heard(self.lm.head(hidden_NH)[:, : self._vocabulary], sequence.noise)
+        logits_NS = trimmed.logits(hidden_NH)
+        if sampling.penalised or sampling.logit_bias or sequence.parse is not None:  # those speak of all tokens
+            return _Heard(trimmed.widened(logits_NS), sequence.noise)
+        return _Heard(logits_NS, Columns(sequence.noise, trimmed.ids_S), trimmed.ids_S)
+
+    def pack(self) -> dict[str, Floats]:
+        """How far its scores may be trusted; of a trimmed head, what the target chose most."""
+        return super().pack() | ({} if self._trimmed is None else {"chosen": self._trimmed.pack()})
+
+    def unpack(self, arrays: Arrays) -> None:
+        """The way back. Raises ValueError for what is not its own."""
+        super().unpack(arrays)
+        if self._trimmed is not None:
+            self._trimmed.unpack(arrays)
+
     def observe(self, sequence: Sequence, tree: TokenTree, choices_M: list[int], kept: Ints | None) -> None:
         """Commit the rows of the new text as far as they exist; keep those of the nodes below it."""
         asked = self._asked.pop(sequence, [])
         self._learn(sequence, tree, choices_M, asked)
+        if self._trimmed is not None:
+            self._trimmed.count(choices_M)
         cache = sequence.cache(self.lm)
         row_of_child = {
             (parent, token): row
