@@ -86,8 +86,7 @@ class Keeper:
         how = "it is read again with the next message"
         if path.exists():
             try:
-                devices = dict.fromkeys(self._engine.models, self._engine.device)
-                read_snapshot(path, kept, self._weights(), devices)
+                read_snapshot(path, kept, self._weights())
                 how = f"{format_count(len(kept.caches['target']))} tokens need not be read again"
             except BadSnapshot as refusal:
                 self._screen.tell(f"Note: the snapshot of this conversation is not used: {refusal.what}")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from offload.errors import OffloadError
 from offload.forecast import Ceilings, Forecast, forecast
 from offload.formats import FORMATS, Format, is_quantised, need_in, work_of
-from offload.placement import Free, Need, Placement, place
+from offload.placement import Free, Need, Placement
+from offload.placing import place
 from offload.shards import Folder
 
 Mode = Literal["none", "ram", "disk"]
@@ -39,13 +40,22 @@ class Row:
 
 
 def outlook(
-    folder: Folder, free: Free, ceilings: Ceilings, item_B: int, ctx: int, beside_B: Mapping[str, int], every: bool
+    folder: Folder,
+    free: Free,
+    ceilings: Ceilings,
+    item_B: int,
+    ctx: int,
+    beside_B: Mapping[str, int],
+    every: bool,
+    guesses_B: int = 0,
 ) -> list[Row]:
     """All combinations of offload and format, the checkpoint's own format first."""
     forms: tuple[Format, ...] = ("none",) if is_quantised(folder) else FORMATS if every else ("none", "nf4")
     rows = []
+    free = replace(free, disk_Bps=ceilings.disk_Bps, link_Bps=ceilings.link_Bps)
     for form in forms:
-        need, work = need_in(folder, form, item_B, ctx, beside_B), work_of(folder, form, item_B)
+        need = replace(need_in(folder, form, item_B, ctx, beside_B), guesses_B=guesses_B, cache_moves=True)
+        work = work_of(folder, form, item_B)
         for mode in MODES:
             try:
                 placement = place(need, free, mode)

@@ -62,8 +62,8 @@ def plan(
         disk_Bps=disk or here.ceilings.disk_Bps,
         assumed=tuple(name for name in here.ceilings.assumed if not told.get(name)),
     )
-    beside_B = _beside_B(model, folder, ctx, budget, offline)
-    rows = outlook(folder, here.free, speeds, item_B(folder), ctx, beside_B, every)
+    beside_B, guesses_B = _beside_B(model, folder, ctx, budget, offline)
+    rows = outlook(folder, here.free, speeds, item_B(folder), ctx, beside_B, every, guesses_B)
     chosen = best(rows)
     if as_json:
         click.echo(json.dumps(_record(model, folder, here, speeds, rows, chosen), indent=1))
@@ -72,11 +72,11 @@ def plan(
         click.echo(line)
 
 
-def _beside_B(model: str, folder: Folder, ctx: int, budget: Nodes, offline: bool) -> dict[str, int]:
-    """What a sweep and the paired drafter take, by the same sums as loading."""
+def _beside_B(model: str, folder: Folder, ctx: int, budget: Nodes, offline: bool) -> tuple[dict[str, int], int]:
+    """What a sweep and the paired drafter take, and keys and values of guesses, by the same sums as loading."""
     from offload.listing import item_B, list_drafter
     from offload.need import cache_B, need_of
-    from specexec.workspace import drafting_B, nodes_of, widths_of, workspace
+    from specexec.workspace import drafting_B, guesses_B, nodes_of, widths_of, workspace
 
     def widths(of: Folder) -> Widths:
         return widths_of(of.config, item_B(of), cache_B(of.config, 1, item_B(of)))
@@ -86,7 +86,7 @@ def _beside_B(model: str, folder: Folder, ctx: int, budget: Nodes, offline: bool
     drafter_B = 0
     if sibling is not None:
         drafter_B = need_of(sibling, item_B(sibling), ctx).resident_B + drafting_B(widths(sibling), ctx, nodes)
-    return {**workspace(widths(folder), ctx, nodes), "drafter": drafter_B}
+    return {**workspace(widths(folder), ctx, nodes), "drafter": drafter_B}, guesses_B(widths(folder), ctx, nodes)
 
 
 class _Machine:
@@ -231,7 +231,10 @@ def _record(
                 "ram_parts_B": row.placement and row.placement.host_parts_B,
                 "disk_B_per_sweep": row.placement and row.placement.disk_B,
                 "link_B_per_sweep": row.placement and row.placement.link_B,
+                "cache_B_per_sweep": row.placement and row.placement.cache_link_B,
                 "layers": row.placement and {tier: row.placement.count(tier) for tier in ("device", "ram", "disk")},
+                "caches": row.placement and {tier: row.placement.caches.count(tier) for tier in ("device", "ram")},
+                "embeddings": row.placement and ("ram" if row.placement.embeddings_in_ram else "device"),
                 "sweep_s": row.forecast and row.forecast.sweep_s,
                 "bound": row.forecast and row.forecast.bound,
                 "tokens_per_s": row.tokens_per_s,

@@ -71,8 +71,11 @@ def write_snapshot(path: Path, kept: Kept, weights: dict[str, str]) -> int:
     return size
 
 
-def read_snapshot(path: Path, kept: Kept, weights: dict[str, str], devices: dict[str, str]) -> None:
-    """Put what was kept into `kept`. Raises BadSnapshot, leaving `kept` as it was, for anything that does not fit."""
+def read_snapshot(path: Path, kept: Kept, weights: dict[str, str]) -> None:
+    """Put what was kept into `kept`, in RAM: the next sweep takes it where it belongs.
+
+    Raises BadSnapshot, leaving `kept` as it was, for anything that does not fit.
+    """
     from safetensors import SafetensorError, safe_open
 
     from specexec.cache import KVCache, LayerKV
@@ -95,10 +98,10 @@ def read_snapshot(path: Path, kept: Kept, weights: dict[str, str], devices: dict
                     continue
                 caches[role] = KVCache(tokens=list(tokens))
                 for layer in sorted({int(name.split(".")[1]) for name in head["digests"] if name.startswith(role)}):
-                    pair = [_checked(file.get_tensor(name), name, head) for name in _names(role, layer)]
-                    if any(tensor.shape[1] != len(tokens) for tensor in pair):
+                    keys, values = (_checked(file.get_tensor(name), name, head) for name in _names(role, layer))
+                    if any(tensor.shape[1] != len(tokens) for tensor in (keys, values)):
                         raise BadSnapshot(f"{role} layer {layer} does not have a row for each token.")
-                    caches[role].layers[layer] = LayerKV(*(tensor.to(devices[role]) for tensor in pair))
+                    caches[role].layers[layer] = LayerKV(keys, values)
     except (SafetensorError, KeyError, ValueError, TypeError, AttributeError, IndexError) as problem:
         raise BadSnapshot(f"it is damaged ({type(problem).__name__}).") from problem
     said = [*turn.asked, kept.messages[-1]] if kept.messages else []

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from offload.carrier import carrier_for
     from offload.custom import running_code
     from offload.errors import OffloadError, ReadFailed
     from offload.formats import is_quantised
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
     from offload.model import ModelStream, load, stream_of
     from offload.names import ModelPair, resolve
     from offload.need import cache_B, need_of
-    from offload.placement import Free, Offload, Placement, place
+    from offload.placement import Free, Offload, Placement
+    from offload.placing import place
     from offload.shards import Folder, open_folder
     from offload.skeleton import Design, design
     from offload.standing import standing_layer
@@ -34,6 +36,7 @@ __all__ = [
     "ReadFailed",
     "StreamStats",
     "cache_B",
+    "carrier_for",
     "check_bytes",
     "design",
     "free_memory",
@@ -61,6 +64,7 @@ _HOMES = {
     "ReadFailed": "errors",
     "StreamStats": "stream",
     "cache_B": "need",
+    "carrier_for": "carrier",
     "check_bytes": "local",
     "design": "skeleton",
     "free_memory": "hardware",
@@ -69,7 +73,7 @@ _HOMES = {
     "load": "model",
     "need_of": "need",
     "open_folder": "shards",
-    "place": "placement",
+    "place": "placing",
     "resolve": "names",
     "running_code": "custom",
     "standing_layer": "standing",

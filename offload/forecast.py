@@ -7,12 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from offload.placement import Placement
-from offload.speeds import Arithmetic, Disk, Speeds
+from offload.speeds import Arithmetic, ASSUMED_DISK_Bps, ASSUMED_LINK_Bps, Disk, Speeds
 
 SCHEMES = ("nf4", "int8", "mxfp4")
-# Assumed where nothing was measured: a PCIe 4 SSD and link, a small CPU, a small GPU. They are labelled as such.
-ASSUMED_DISK_Bps = 3.0e9
-ASSUMED_LINK_Bps = 24e9
+# Assumed where nothing was measured: a small CPU, a small GPU. They are labelled as such.
 ASSUMED_CPU = Arithmetic(flops=150e9, weights_Bps=8e9)
 ASSUMED_GPU = Arithmetic(flops=15e12, weights_Bps=300e9)
 # Codes to weights, in bytes of weights: bitsandbytes on two cores here; half of what a small GPU's memory gives.

@@ -7,7 +7,7 @@ element of the layer list. Knows no tree, token or sampler.
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -21,10 +21,11 @@ from offload.files import Reading
 from offload.hardware import free_memory, give_back_large_memory
 from offload.layer import StreamedLayer
 from offload.need import CACHE_NUMBERS, cache_B, part_of, scratch_B
-from offload.placement import Need, Offload, Placement, place
+from offload.placement import Free, Need, Offload, Placement
+from offload.placing import place
 from offload.shards import open_folder
 from offload.skeleton import Skeleton, build
-from offload.speeds import reading_for
+from offload.speeds import disk_key, load_speeds, reading_for
 from offload.store import Arena, DiskStore, largest_read_B
 from offload.stream import Stream, StreamStats
 from offload.tiers import open_stream
@@ -77,14 +78,18 @@ def load(
     vram_B: int | None = None,
     link_limit_Bps: float | None = None,
     ctx: int = 4096,
+    guesses_B: int = 0,
+    cache_moves: bool = False,
     beside_B: Mapping[str, int] | None = None,
     told: Callable[[int, int], None] | None = None,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
     """A transformers model that computes exactly what the checkpoint says, in the memory that it was given.
 
-    `beside_B` is what the caller will need beside it (drafter, trees), by what it is for; `ram_B` and `vram_B` replace
-    what is measured. `told` hears how many of the layers that stay in memory are there, and of how many.
+    `beside_B` is what the caller will need beside it (drafter, trees), by what it is for, and `guesses_B` keys and
+    values beyond `ctx` tokens; `ram_B` and `vram_B` replace what is measured. `cache_moves`: the caller keeps the keys
+    and values of each layer where the placement's `caches` say, so that they may be told to live in RAM. `told` hears
+    how many of the layers that stay in memory are there, and of how many.
     `trust_remote_code` lets transformers run Python that lies in the folder.
     """
     give_back_large_memory()
@@ -92,13 +97,15 @@ def load(
     skeleton = build(folder, dtype, trust_remote_code)
     checkpoint = lay_out(folder, skeleton.model, skeleton.layers, skeleton.dtype)
     reading = reading_for(folder.path)
-    need = _need(checkpoint, skeleton, ctx, beside_B or {}, reading)
-    placement = place(need, free_memory(device, ram_B, vram_B), offload)
+    need = replace(
+        _need(checkpoint, skeleton, ctx, reading), guesses_B=guesses_B, cache_moves=cache_moves, beside_B=beside_B or {}
+    )
+    placement = place(need, _with_speeds(free_memory(device, ram_B, vram_B), folder.path), offload)
     log.info("%s", placement.summary)
     with ExitStack() as undo:
         disk = DiskStore(checkpoint, reading)
         undo.callback(disk.close)
-        _fill_rest(skeleton, checkpoint, disk, torch.device(device))
+        _fill_rest(skeleton, checkpoint, disk, torch.device(device), placement.embeddings_in_ram)
         stream: Stream = open_stream(checkpoint, disk, placement, torch.device(device), link_limit_Bps, told)
         if checkpoint.dense_B:
             stream = DenseLayers(stream, checkpoint, torch.device(device))
@@ -119,7 +126,14 @@ def stream_of(model: PreTrainedModel) -> ModelStream:
     return found
 
 
-def _need(checkpoint: Checkpoint, skeleton: Skeleton, ctx: int, beside_B: Mapping[str, int], reading: Reading) -> Need:
+def _with_speeds(free: Free, folder: Path) -> Free:
+    """What `doctor` measured decides what is worth moving; else what is assumed."""
+    speeds = load_speeds()
+    disk = speeds.disks.get(disk_key(folder))
+    return replace(free, disk_Bps=disk.Bps if disk else free.disk_Bps, link_Bps=speeds.link_Bps or free.link_Bps)
+
+
+def _need(checkpoint: Checkpoint, skeleton: Skeleton, ctx: int, reading: Reading) -> Need:
     """The exact need of a checkpoint that has been laid out."""
     rest = {"head": 0, "embeddings": 0, "norms": 0}
     for block in checkpoint.rest:
@@ -135,31 +149,48 @@ def _need(checkpoint: Checkpoint, skeleton: Skeleton, ctx: int, beside_B: Mappin
         ctx=ctx,
         scratch_B=scratch_B(checkpoint.scratch_B, largest_read_B(checkpoint), reading),
         dense_B=checkpoint.dense_B,
-        beside_B=beside_B,
     )
 
 
-def _fill_rest(skeleton: Skeleton, checkpoint: Checkpoint, disk: DiskStore, device: torch.device) -> None:
+def _fill_rest(
+    skeleton: Skeleton, checkpoint: Checkpoint, disk: DiskStore, device: torch.device, embeddings_in_ram: bool
+) -> None:
     """Embeddings, norms and head into memory for good; tied weights share theirs."""
     model = skeleton.model
     stored: set[str] = set()
+    in_ram: set[nn.Module] = set()
     for block in checkpoint.rest:
         arena = Arena(block.size_B)
         disk.read_block(block, arena)
+        stays = embeddings_in_ram and part_of(block.label) == "embeddings"
         for name, tensor in block.dense(block.views(arena.flat), Arena(block.dense_B).flat).items():
-            _assign(model, name, tensor.to(device))
+            _assign(model, name, tensor if stays else tensor.to(device))
             stored.add(name)
+            if stays:
+                in_ram.add(model.get_submodule(name.rpartition(".")[0]))
+    # Where both of a pair are stored each is what it says, as it was counted: the head never follows into RAM.
+    for target, source in [*model.all_tied_weights_keys.items()]:
+        if {target, source} <= stored:
+            del model.all_tied_weights_keys[target]
     missing = {name for name in model.all_tied_weights_keys if name not in stored}
     missing |= {name for name in model.all_tied_weights_keys.values() if name not in stored}
     model.tie_weights(missing_keys=missing, recompute_mapping=False)
     model.requires_grad_(False)
+    for embedding in in_ram:
+        _look_up_in_ram(embedding, device)
     for path, module in model.named_modules():
         for key, buffer in module._buffers.items():
             if buffer is not None:
-                module._buffers[key] = buffer.to(device)
+                module._buffers[key] = buffer if module in in_ram else buffer.to(device)
         inside = f"{path}.".startswith(f"{skeleton.layers}.")
         bare = [key for key, tensor in module._parameters.items() if tensor is not None and tensor.is_meta]
         assert inside or not bare, f"{path} has no weights for {bare}"
+
+
+def _look_up_in_ram(embedding: nn.Module, device: torch.device) -> None:
+    """Token ids come to the matrix, and only their rows go to the device."""
+    embedding.register_forward_pre_hook(lambda _, asked: tuple(ids.cpu() for ids in asked))
+    embedding.register_forward_hook(lambda _, __, rows: rows.to(device))
 
 
 def _assign(model: nn.Module, name: str, tensor: torch.Tensor) -> None:

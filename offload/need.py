@@ -13,8 +13,9 @@ from offload.quantised import fold
 from offload.shards import ITEM_B, SCRATCH_B, Folder, Json
 
 LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.")
+# The matrix in which token ids are looked up; positions and projections beside it are computed with.
+LOOKUP = re.compile(r"(^|\.)(embed_tokens|tok_embeddings|word_embeddings|embed_in|wte)\.weight$")
 HEAD = re.compile(r"(^|\.)(lm_head|embed_out|output)\.")
-EMBEDDING = re.compile(r"(^|\.)(embed_\w+|\w*embeddings?|wte|wpe|project_in|project_out)\.")
 FLOATS = {"F32", "F16", "BF16"}
 # What `cache_B` reads of a config.
 CACHE_NUMBERS = (
@@ -24,10 +25,10 @@ CACHE_NUMBERS = (
 
 
 def part_of(name: str) -> str:
-    """`head`, `embeddings` or `norms`: the kind of a tensor outside the layers."""
+    """`head`, `embeddings` or `norms`: the kind of a tensor outside the layers; what is none of the others is small."""
     if HEAD.search(name):
         return "head"
-    return "embeddings" if EMBEDDING.search(name) else "norms"
+    return "embeddings" if LOOKUP.search(name) else "norms"
 
 
 def need_of(

@@ -1,20 +1,15 @@
-"""What lives where, decided layer by layer with numbers alone. Knows no torch, no file and no machine.
+"""What lives where and what that takes, in numbers alone. Knows no torch, no file and no machine.
 
-`place` takes what the model needs and what is free, and answers with a tier for every layer, or refuses with both
-numbers and a way out. A resident model is a placement with every layer on the device; on the CPU the device is RAM.
-
-What `--offload` allows:   none   every layer on the device
-                           ram    nothing is read from disk after loading; what fits stays on the device
-                           disk   what fits stays on the GPU, and in RAM only where a RAM budget was given;
-                                  without one RAM holds the ring and nothing else
-                           auto   the fastest mix of all tiers that leaves a margin free
+A resident model is a placement with every layer on the device; on the CPU the device is RAM. Beside a GPU, token ids
+are looked up in RAM unless the embeddings are the head too, and keys and values of any layer may live in RAM: they
+travel with their layer.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
-from offload.errors import NotEnoughRam, NotEnoughVram, OffloadError
+from offload.speeds import ASSUMED_DISK_Bps, ASSUMED_LINK_Bps
 
 Offload = Literal["auto", "none", "ram", "disk"]
 Tier = Literal["device", "ram", "disk"]
@@ -31,10 +26,17 @@ class Need:
     layers_B: tuple[int, ...]
     read_B: tuple[int, ...]
     embeddings_B: int
+    """The matrix in which token ids are looked up."""
     norms_B: int
+    """Norms, and whatever else is neither a layer nor one of the two large matrices."""
     head_B: int
+    """Zero where the embeddings are the head too."""
     cache_B: int
     ctx: int
+    guesses_B: int = 0
+    """Keys and values beyond those of the text."""
+    cache_moves: bool = False
+    """Can keys and values live in RAM and travel with their layer?"""
     scratch_B: int = 0
     dense_B: int = 0
     """One layer dequantised; zero where weights travel as they compute."""
@@ -44,8 +46,13 @@ class Need:
     @property
     def resident_B(self) -> int:
         """All of it in memory, once it has been read."""
-        fixed_B = self.embeddings_B + self.norms_B + self.head_B + self.cache_B + self.dense_B
-        return sum(self.layers_B) + fixed_B + sum(self.beside_B.values())
+        fixed_B = self.embeddings_B + self.norms_B + self.head_B + self.dense_B
+        return sum(self.layers_B) + fixed_B + self.cache_B + self.guesses_B + sum(self.beside_B.values())
+
+    @property
+    def layer_cache_B(self) -> int:
+        """Keys and values of one layer, those of a full context and its guesses."""
+        return -(-(self.cache_B + self.guesses_B) // len(self.layers_B))
 
     @property
     def disk_B(self) -> int:
@@ -63,7 +70,7 @@ class Free:
     """What may be used. `vram_B` is None where the computation is on the CPU.
 
     The margins stay free where the choice is ours: budgets given by the user have none. Only a RAM budget that was
-    given is filled by `--offload disk`.
+    given is filled by `--offload disk`. The speeds decide what is worth moving.
     """
 
     ram_B: int
@@ -72,6 +79,8 @@ class Free:
     ram_margin_B: int = 0
     vram_margin_B: int = 0
     ram_given: bool = False
+    disk_Bps: float = ASSUMED_DISK_Bps
+    link_Bps: float = ASSUMED_LINK_Bps
 
 
 @dataclass(frozen=True)
@@ -79,6 +88,8 @@ class Placement:
     """Where each layer lives, and how much memory that takes on the host and on the device that computes."""
 
     tiers: tuple[Tier, ...]
+    caches: tuple[Tier, ...]
+    """Where keys and values of each layer live: on the device, or in RAM."""
     ring: int
     need: Need
     on_gpu: bool
@@ -106,7 +117,19 @@ class Placement:
     @property
     def link_B(self) -> int:
         """Bytes that one sweep carries from RAM to the device."""
-        return 0 if not self.on_gpu else sum(self._of("disk", self.need.layers_B)) + self.kept_B("ram")
+        if not self.on_gpu:
+            return 0
+        return sum(self._of("disk", self.need.layers_B)) + self.kept_B("ram") + self.cache_link_B
+
+    @property
+    def cache_link_B(self) -> int:
+        """What keys and values are of it, once the context is full."""
+        return self.caches.count("ram") * self.need.layer_cache_B
+
+    @property
+    def embeddings_in_ram(self) -> bool:
+        """Are token ids looked up in RAM while a GPU computes?"""
+        return self.on_gpu and self.need.head_B > 0
 
     @property
     def host_B(self) -> int:
@@ -121,36 +144,60 @@ class Placement:
     @property
     def host_parts_B(self) -> dict[str, int]:
         """RAM by what it is for."""
+        need = self.need
         streamed = {
             "layers in RAM": self.kept_B("ram"),
             "layer buffers": self.ring_B if "disk" in self.tiers else 0,
-            "reading": self.need.scratch_B,
+            "reading": need.scratch_B,
         }
-        if self.on_gpu:
-            # On their way to the device, weights pass through host memory one block at a time.
-            passing_B = max(self.need.widest_B, self.need.embeddings_B, self.need.head_B)
-            on_the_way_B = max(0, passing_B - streamed["layers in RAM"] - streamed["layer buffers"])
-            return _present({**streamed, "weights on their way": on_the_way_B})
-        return _present({"layers that stay": self.kept_B("device"), **streamed, **self._computing_B})
+        if not self.on_gpu:
+            return _present({"layers that stay": self.kept_B("device"), **streamed, **self._computing_B})
+        # On their way to the device, weights pass through host memory one block at a time.
+        passing_B = max(need.widest_B, need.head_B or need.embeddings_B)
+        on_the_way_B = max(0, passing_B - streamed["layers in RAM"] - streamed["layer buffers"])
+        embeddings_B = need.embeddings_B if self.embeddings_in_ram else 0
+        return _present(
+            {**streamed, "embeddings": embeddings_B, **self._cache_B("ram"), "weights on their way": on_the_way_B}
+        )
 
     @property
     def device_parts_B(self) -> dict[str, int]:
         """GPU memory by what it is for; nothing where the CPU computes."""
         if not self.on_gpu:
             return {}
-        return _present({"layers that stay": self.kept_B("device"), "layer buffers": self.ring_B, **self._computing_B})
+        # Two layers' worth: one attends while the next arrives.
+        arriving_B = min(2, self.caches.count("ram")) * self.need.layer_cache_B
+        return _present(
+            {
+                "layers that stay": self.kept_B("device"),
+                "layer buffers": self.ring_B,
+                "KV on its way": arriving_B,
+                **self._computing_B,
+            }
+        )
 
     @property
     def _computing_B(self) -> dict[str, int]:
-        """What lies where the computation is, whatever the placement."""
+        """What lies where the computation is."""
         need = self.need
         return {
-            "embeddings and norms": need.embeddings_B + need.norms_B,
+            "embeddings": 0 if self.embeddings_in_ram else need.embeddings_B,
+            "norms": need.norms_B,
             "head": need.head_B,
-            f"KV cache at --ctx {need.ctx}": need.cache_B,
+            **self._cache_B("device"),
             "a layer dequantised": need.dense_B,
             **need.beside_B,
         }
+
+    def _cache_B(self, tier: Tier) -> dict[str, int]:
+        """Keys and values of the layers that keep them there; rounded up for RAM, the rest is the device's."""
+        need, layers = self.need, len(self.caches)
+
+        def share_B(whole_B: int) -> int:
+            in_ram_B = -(-whole_B * self.caches.count("ram") // layers)
+            return in_ram_B if tier == "ram" else whole_B - in_ram_B
+
+        return {f"KV cache at --ctx {need.ctx}": share_B(need.cache_B), "KV of guesses": share_B(need.guesses_B)}
 
     def kept_B(self, tier: Tier) -> int:
         """Bytes of the layers that live in this tier, as they lie in memory."""
@@ -164,8 +211,11 @@ class Placement:
     def summary(self) -> str:
         """One line for people: what streams from where, and what stays."""
         memory = "GPU memory" if self.on_gpu else "RAM"
+        travelling = self.caches.count("ram")
+        some = "" if travelling == len(self.caches) else f" of {travelling} layers"
+        caches = f"; KV{some} in RAM, up to {size(self.cache_link_B)} per sweep" if travelling else ""
         if self.offload == "none":
-            return f"none: all {len(self.tiers)} layers stay in {memory}, {size(self.kept_B('device'))}"
+            return f"none: all {len(self.tiers)} layers stay in {memory}, {size(self.kept_B('device'))}{caches}"
         groups = [
             (self.count("disk"), "stream from SSD", f"{size(self.disk_B)} per sweep"),
             (self.count("ram"), "stream from RAM", f"{size(self.kept_B('ram'))} per sweep"),
@@ -174,107 +224,14 @@ class Placement:
         parts = [f"{count} {verb}, {amount}" for count, verb, amount in groups if count]
         parts[0] = parts[0].replace(" ", " layers ", 1)
         ring = f", ring {self.ring} × {size(self.need.widest_B)}" if self.ring else ""
-        return f"{self.offload}: {'; '.join(parts)}{ring}"
+        return f"{self.offload}: {'; '.join(parts)}{ring}{caches}"
 
     def _of(self, tier: Tier, sizes_B: Sequence[int]) -> list[int]:
         return [size_B for size_B, found in zip(sizes_B, self.tiers, strict=True) if found == tier]
 
 
-def place(need: Need, free: Free, offload: Offload = "auto") -> Placement:
-    """The fastest mix that `offload` allows and that fits; else a refusal with the numbers."""
-    fill_ram = free.ram_given or offload == "auto"
-    cautious = replace(
-        free,
-        ram_B=free.ram_B - free.ram_margin_B,
-        vram_B=None if free.vram_B is None else free.vram_B - free.vram_margin_B,
-    )
-    slowest = _slowest(offload, on_gpu=free.vram_B is not None, fill_ram=fill_ram)
-    for tier in slowest:
-        # The margin is a courtesy: before refusing, what is there is taken for the least that can work.
-        limit = free if tier == slowest[-1] else cautious
-        for ring in _rings(need, free, tier):
-            placement = _mix(need, cautious, tier, ring, fill_ram)
-            refusal = _refusal(placement, limit)
-            if refusal is None:
-                return placement
-    assert refusal is not None
-    raise refusal
-
-
-def _slowest(offload: Offload, on_gpu: bool, fill_ram: bool) -> tuple[Tier, ...]:
-    """The slowest tier to make do with, best first; a mix holds faster ones too."""
-    if offload == "none":
-        return ("device",)
-    if offload == "ram":
-        return ("device", "ram") if on_gpu else ("ram",)
-    if on_gpu:
-        return ("device", "ram", "disk") if fill_ram else ("device", "disk")
-    return ("device", "disk") if fill_ram else ("disk",)
-
-
-def _rings(need: Need, free: Free, tier: Tier) -> list[int]:
-    count = len(need.layers_B)
-    if tier == "device" or (tier == "ram" and free.vram_B is None):
-        return [0]  # computed in place
-    return sorted({min(RING, count), min(2, count)}, reverse=True)
-
-
-def _mix(need: Need, free: Free, slowest: Tier, ring: int, fill_ram: bool) -> Placement:
-    """Every layer in `slowest`, but for what the rest of the budgets holds."""
-    tiers: list[Tier] = [slowest] * len(need.layers_B)
-    on_gpu = free.vram_B is not None
-    if free.vram_B is not None and slowest != "device":
-        _fill(tiers, slowest, "device", need, free.vram_B - (Placement(tuple(tiers), ring, need, on_gpu).device_B or 0))
-    if slowest == "disk" and fill_ram:
-        faster: Tier = "device" if free.vram_B is None else "ram"
-        _fill(tiers, slowest, faster, need, free.ram_B - Placement(tuple(tiers), ring, need, on_gpu).host_B)
-    return Placement(tuple(tiers), min(ring, len(tiers) - tiers.count("device")), need, on_gpu)
-
-
-def _fill(tiers: list[Tier], slow: Tier, fast: Tier, need: Need, budget_B: int) -> None:
-    """Move layers up, evenly spread, so that slow and fast ones alternate and the wire never idles."""
-    layers = [layer for layer, tier in enumerate(tiers) if tier == slow]
-    for index in spread([need.layers_B[layer] for layer in layers], budget_B):
-        tiers[layers[index]] = fast
-
-
-def spread(sizes_B: Sequence[int], budget_B: int) -> list[int]:
-    """Evenly spaced indices whose sizes fit the budget: of all such choices the one that holds most."""
-    count, best, most_B = len(sizes_B), [], 0
-    for chosen in range(1, count + 1):
-        indices = [(2 * index + 1) * count // (2 * chosen) for index in range(chosen)]
-        total_B = sum(sizes_B[index] for index in indices)
-        if most_B < total_B <= budget_B:
-            best, most_B = indices, total_B
-    return best
-
-
-def _refusal(placement: Placement, free: Free) -> OffloadError | None:
-    tier = placement.offload
-    if placement.device_B is not None and free.vram_B is not None and placement.device_B > free.vram_B:
-        return NotEnoughVram(
-            f"--offload {tier} needs {size(placement.device_B)} of GPU memory, {size(free.vram_B)} are free.",
-            _breakdown(placement.device_parts_B),
-            "a smaller --ctx or --budget, or --device cpu." if tier != "none" else "--offload ram, or --offload disk.",
-        )
-    if placement.host_B > free.ram_B:
-        limit = f" (limit: {free.ram_limit})" if free.ram_limit else ""
-        return NotEnoughRam(
-            f"--offload {tier} needs {size(placement.host_B)} of RAM, {size(free.ram_B)} are free{limit}.",
-            _breakdown(placement.host_parts_B),
-            "--offload disk, or close other programs."
-            if tier != "disk"
-            else "a smaller --ctx or --budget, or a smaller model.",
-        )
-    return None
-
-
 def _present(parts_B: Mapping[str, int]) -> dict[str, int]:
     return {name: nbytes for name, nbytes in parts_B.items() if nbytes}
-
-
-def _breakdown(parts_B: Mapping[str, int]) -> str:
-    return " · ".join(f"{name} {size(nbytes)}" for name, nbytes in parts_B.items())
 
 
 def size(nbytes: float) -> str:

@@ -23,7 +23,8 @@ from offload.formats import FORMATS, Format, need_in, work_of
 from offload.hardware import free_memory
 from offload.listing import NAMES, item_B
 from offload.pack import pack, plan
-from offload.placement import Placement, place
+from offload.placement import Placement
+from offload.placing import place
 from offload.probe import probe_arithmetic, probe_disk, probe_unpack
 from offload.shards import Folder, open_folder
 from offload.speeds import Arithmetic, Disk, Speeds, disk_key, load_speeds, save_speeds

@@ -41,6 +41,15 @@ def _kind(name: str, config: PretrainedConfig) -> LayerKind:
     raise _unsupported(config, f"it has {name} layers, whose state cannot branch")
 
 
+def can_branch(model_class: type[PreTrainedModel], config: PretrainedConfig) -> bool:
+    """Whether `check_tree_support` has no objection."""
+    try:
+        check_tree_support(model_class, config)
+    except UnsupportedArchitecture:
+        return False
+    return True
+
+
 def check_tree_support(model_class: type[PreTrainedModel], config: PretrainedConfig) -> list[LayerKind]:
     """The layer kinds of a model that can verify trees exactly; otherwise UnsupportedArchitecture says why."""
     if not getattr(model_class, "_supports_attention_backend", False):

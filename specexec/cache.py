@@ -6,6 +6,7 @@ H key heads   R rows   D head size
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 
@@ -14,13 +15,21 @@ from torch import Tensor
 
 from specexec.workspace import rows_held
 
+Memory = Callable[[Tensor, tuple[int, ...]], Tensor]
+
+
+def beside(rows_HRD: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Memory of the dtype of other rows, where those are."""
+    return rows_HRD.new_empty(shape)
+
 
 @dataclass
 class LayerKV:
-    """Rows of one layer, [H, capacity, D] each; only the first rows are in use."""
+    """Rows of one layer, [H, capacity, D] each; only the first rows are in use. They grow in `memory`."""
 
     keys_HRD: Tensor
     values_HRD: Tensor
+    memory: Memory = beside
 
     @staticmethod
     def empty(key_HRD: Tensor, value_HRD: Tensor) -> LayerKV:
@@ -30,17 +39,29 @@ class LayerKV:
     def write(self, start: int, key_HRD: Tensor, value_HRD: Tensor, total: int) -> None:
         """Put rows at `start`; when they do not fit, grow once for the `total` rows that this sweep will write."""
         end = start + key_HRD.shape[1]
+        self.keys_HRD, self.values_HRD = self.keys_HRD.to(key_HRD.device), self.values_HRD.to(value_HRD.device)
         if end > self.keys_HRD.shape[1]:
             capacity = rows_held(max(end, total))
-            self.keys_HRD = _resized(self.keys_HRD, start, capacity)
-            self.values_HRD = _resized(self.values_HRD, start, capacity)
+            self.keys_HRD = self._resized(self.keys_HRD, start, capacity)
+            self.values_HRD = self._resized(self.values_HRD, start, capacity)
         self.keys_HRD[:, start:end] = key_HRD
         self.values_HRD[:, start:end] = value_HRD
 
     def head(self, count: int) -> LayerKV:
         """A copy of the first `count` rows, with room to grow."""
-        capacity = rows_held(count)
-        return LayerKV(_resized(self.keys_HRD, count, capacity), _resized(self.values_HRD, count, capacity))
+        return self._copied(self.memory, count, rows_held(count))
+
+    def kept_in(self, memory: Memory, used: int, total: int) -> LayerKV:
+        """These rows in `memory` with room for `total`: itself if it is so already, else a copy of those in use."""
+        if self.memory == memory and self.keys_HRD.shape[1] >= total:
+            return self
+        return self._copied(memory, used, rows_held(total))
+
+    def runs(self, other: LayerKV, start: int, end: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """What to copy from where to bring over the rows `start` … `end` - 1 of another, each pair one run of bytes."""
+        for ours, theirs in ((self.keys_HRD, other.keys_HRD), (self.values_HRD, other.values_HRD)):
+            if start < end:
+                yield from zip(ours[:, start:end], theirs[:, start:end], strict=True)
 
     def move(self, rows_R: Tensor, start: int) -> None:
         """Copy the given rows, in order, to `start` and on."""
@@ -48,12 +69,17 @@ class LayerKV:
         self.keys_HRD[:, start:end] = self.keys_HRD.index_select(1, rows_R)
         self.values_HRD[:, start:end] = self.values_HRD.index_select(1, rows_R)
 
+    def _copied(self, memory: Memory, used: int, capacity: int) -> LayerKV:
+        copy = LayerKV(self.keys_HRD, self.values_HRD, memory)
+        copy.keys_HRD = copy._resized(self.keys_HRD, used, capacity)
+        copy.values_HRD = copy._resized(self.values_HRD, used, capacity)
+        return copy
 
-def _resized(rows_HRD: Tensor, used: int, capacity: int) -> Tensor:
-    heads, _, size = rows_HRD.shape
-    grown_HRD = rows_HRD.new_empty((heads, capacity, size))
-    grown_HRD[:, :used] = rows_HRD[:, :used]
-    return grown_HRD
+    def _resized(self, rows_HRD: Tensor, used: int, capacity: int) -> Tensor:
+        heads, _, size = rows_HRD.shape
+        grown_HRD = self.memory(rows_HRD, (heads, capacity, size))
+        grown_HRD[:, :used] = rows_HRD[:, :used]
+        return grown_HRD
 
 
 @dataclass(eq=False)

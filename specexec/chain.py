@@ -25,7 +25,8 @@ class ChainLM:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
-        self.device = next(model.get_input_embeddings().parameters()).device
+        # The head is where the computation is; token ids may be looked up elsewhere.
+        self.device = next(model.get_output_embeddings().parameters()).device
         self.vocabulary: int = int(model.config.vocab_size)
         self.context: int = longest_text(model.config)
         self._trunk: nn.Module = getattr(model, model.base_model_prefix)

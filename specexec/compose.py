@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 import offload as weights
-from specexec.architecture import check_tree_support, longest_text
+from specexec.architecture import can_branch, check_tree_support, longest_text
 from specexec.chain import ChainLM
 from specexec.cost import CostModel
 from specexec.defaults import stop_tokens
@@ -35,8 +35,9 @@ from specexec.memory import Memory
 from specexec.planners import planner_of, ranking_of
 from specexec.ranking import Ranking
 from specexec.room import Room
+from specexec.travel import Travel
 from specexec.trial import lm_of
-from specexec.workspace import Widths, drafting_B, nodes_of, widths_of, workspace
+from specexec.workspace import Widths, drafting_B, guesses_B, nodes_of, widths_of, workspace
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +91,8 @@ def load(
     config = design.config
     if choice.sources:  # without a drafter there is no tree, and any decoder streams
         check_tree_support(design.model_class, config)
+    # Foreign code may turn out to keep its keys and values itself.
+    branches = not design.own_code and can_branch(design.model_class, config)
     context = _context(ctx, longest_text(config))
     encoding = encoding_in(pair.target, trust_remote_code)
     theirs = None if pair.drafter is None else _other_wording(encoding, pair.drafter, trust_remote_code)
@@ -97,7 +100,7 @@ def load(
     given = weights.free_memory(where, ram_B, vram_B)
     if pair.toy and budget == "auto" and link_limit_Bps is None:
         budget = TOY_BUDGET
-    asked = _Asked(offload, where, DTYPES[dtype], context, nodes_of(budget), draft_vocab or 0)
+    asked = _Asked(offload, where, DTYPES[dtype], context, nodes_of(budget), branches, draft_vocab or 0)
     choice, reason = _picked(choice, pair, config, given, asked, measured or {})
     if draft_vocab:
         _check_trimming(choice, theirs)
@@ -110,6 +113,8 @@ def load(
         vram_B=vram_B,
         link_limit_Bps=link_limit_Bps,
         ctx=context,
+        guesses_B=asked.guesses_B(choice, pair),
+        cache_moves=branches,
         beside_B=_beside_B(choice, pair, asked),
         told=told,
         trust_remote_code=trust_remote_code,
@@ -120,7 +125,7 @@ def load(
         if sibling is None
         else weights.load(sibling, "none", where, DTYPES[dtype], ctx=context, trust_remote_code=trust_remote_code)
     )
-    lm = lm_of(target, trees=bool(choice.sources), tried=design.own_code)
+    lm = lm_of(target, trees=bool(choice.sources), tried=design.own_code, travel=_travel(target, where))
     memory = Memory() if "ngram" in choice.sources or draft_vocab else None
     draft_lm = None if draft is None else TreeLM(draft)
     kit = _Kit(target, lm, encoding, ranking_of(planner), draft_lm, theirs, pair, memory, draft_vocab)
@@ -212,16 +217,31 @@ class _Kit:
         return {i: weights.standing_layer(self.model, i) for i in wanted}
 
 
+def _travel(target: PreTrainedModel, device: str) -> Travel | None:
+    """Keys and values that the placement keeps in RAM."""
+    caches = weights.stream_of(target).placement.caches
+    layers = frozenset(layer for layer, tier in enumerate(caches) if tier == "ram")
+    return Travel(layers, weights.carrier_for(torch.device(device))) if layers else None
+
+
 def _room(given: weights.Free, target: PreTrainedModel, draft: PreTrainedModel | None, nodes: int) -> Room:
     """What is left for keys and values: the share the placement has set aside, and half of what nobody asked for."""
     plan = weights.stream_of(target).placement
-    spare_B = given.ram_B - plan.host_B
-    if given.vram_B is not None and plan.device_B is not None:
-        spare_B = given.vram_B - plan.device_B
-    models = [target] if draft is None else [target, draft]
-    needs = [weights.stream_of(model).placement.need for model in models]
-    own_B = plan.need.cache_B + plan.need.beside_B["KV of guesses"]
-    return Room(own_B + max(spare_B, 0) // 2, sum(-(-need.cache_B // need.ctx) for need in needs), nodes)
+    own_B, layers, travelling = plan.need.cache_B + plan.need.guesses_B, len(plan.caches), plan.caches.count("ram")
+    token_B = -(-plan.need.cache_B // plan.need.ctx)
+    drafts_B = 0 if draft is None else weights.stream_of(draft).placement.need.cache_B // plan.need.ctx
+
+    def side(spare_B: int, living: int, passing: int, beside_B: int) -> tuple[int, int]:
+        """Bytes that layers may keep on one side, and what a token takes of them."""
+        held_B = own_B * (living + passing) // layers
+        return held_B + max(spare_B, 0) // 2, token_B * (living + passing) // layers + beside_B
+
+    if given.vram_B is None or plan.device_B is None:
+        return Room(*side(given.ram_B - plan.host_B, layers, 0, drafts_B), nodes)
+    sides = [side(given.vram_B - plan.device_B, layers - travelling, min(2, travelling), drafts_B)]
+    if travelling:
+        sides.append(side(given.ram_B - plan.host_B, travelling, 0, 0))
+    return Room(*min(sides, key=lambda held: held[0] / max(held[1], 1)), nodes)
 
 
 def _beside_B(choice: Choice, pair: weights.ModelPair, asked: _Asked) -> dict[str, int]:
@@ -247,7 +267,14 @@ class _Asked:
     dtype: torch.dtype | None
     context: int
     nodes: int
+    branches: bool
     draft_vocab: int
+
+    def guesses_B(self, choice: Choice, pair: weights.ModelPair) -> int:
+        """Keys and values beyond those of the text."""
+        return guesses_B(
+            self.widths(weights.open_folder(pair.target)), self.context, self.nodes if choice.sources else 0
+        )
 
     def item_B(self, folder: weights.Folder) -> int:
         return self.dtype.itemsize if self.dtype else weights.item_B(folder)
@@ -276,7 +303,11 @@ def _picked(
     folder = weights.open_folder(pair.target)
 
     def slowest(choice: Choice) -> str | None:
-        need = weights.need_of(folder, asked.item_B(folder), asked.context, _beside_B(choice, pair, asked))
+        need = replace(
+            weights.need_of(folder, asked.item_B(folder), asked.context, _beside_B(choice, pair, asked)),
+            guesses_B=asked.guesses_B(choice, pair),
+            cache_moves=asked.branches,
+        )
         try:
             return weights.place(need, free, asked.offload).offload
         except weights.OffloadError:

@@ -24,6 +24,7 @@ from specexec.architecture import LayerKind, check_tree_support, longest_text
 from specexec.attention import Style, Visibility
 from specexec.cache import KVCache
 from specexec.errors import SweepCancelled, UnsupportedArchitecture
+from specexec.travel import Passenger, Travel, Trip
 from specexec.tree import depths, intervals
 from specexec.workspace import CHUNK
 
@@ -64,15 +65,18 @@ class Sweep:
 class TreeLM:
     """A transformers causal LM with a tree cache. Compared and hashed by identity: caches are kept per LM.
 
-    `layers` are the numbers its layers know themselves by, where they are not 0, 1, 2, … (partial.py).
+    `layers` are the numbers its layers know themselves by, where they are not 0, 1, 2, … (partial.py). `travel` says
+    whose keys and values live in RAM.
     """
 
-    def __init__(self, model: PreTrainedModel, layers: Items[int] | None = None) -> None:
+    def __init__(self, model: PreTrainedModel, layers: Items[int] | None = None, travel: Travel | None = None) -> None:
         self.kinds = check_tree_support(type(model), model.config)
         self._layers = range(len(self.kinds)) if layers is None else layers
+        self._travel = travel
         self.model = model
         self.model.set_attn_implementation(attention.NAME)
-        self.device = next(model.get_input_embeddings().parameters()).device
+        # The head is where the computation is; token ids may be looked up elsewhere.
+        self.device = next(model.get_output_embeddings().parameters()).device
         self.vocabulary: int = int(model.config.vocab_size)
         self.context: int = longest_text(model.config)
         for layer in model.modules():  # streamed layers can take long prompts in pieces, at one visit of the weights
@@ -94,9 +98,12 @@ class TreeLM:
         held = [len(part.cache.parents) for part in parts]
         try:
             kinds = dict(zip(self._layers, self.kinds, strict=True))
-            packed = _Packed(parts, kinds, self.device, cancelled or threading.Event())
-            hidden_RH = self._run(packed)
-            packed.check_complete()
+            packed = _Packed(parts, kinds, self.device, cancelled or threading.Event(), self._travel)
+            try:
+                hidden_RH = self._run(packed)
+                packed.check_complete()
+            finally:
+                packed.end()
         except BaseException:
             for part, nodes in zip(parts, held, strict=True):
                 part.cache.forget_nodes(after=nodes)
@@ -156,7 +163,12 @@ class _Packed:
     """The layout of one forward: which rows belong to whom. Handed through the model to the attention function."""
 
     def __init__(
-        self, parts: list[Rows], kinds: dict[int, LayerKind], device: torch.device, cancelled: threading.Event
+        self,
+        parts: list[Rows],
+        kinds: dict[int, LayerKind],
+        device: torch.device,
+        cancelled: threading.Event,
+        travel: Travel | None,
     ):
         self._kinds = kinds
         self._cancelled = cancelled
@@ -170,6 +182,7 @@ class _Packed:
         tokens = [token for part in parts for token in part.tokens]
         self.tokens_R = torch.tensor(tokens, dtype=torch.long, device=device)
         self.positions_R = torch.cat([span.sees.position_R[span.first_node :] for span in self._spans])
+        self._trip = None if travel is None else Trip(travel, kinds, [_passenger(span) for span in self._spans], device)
 
     def attend(self, layer: int, query_HQD: Tensor, key_HKD: Tensor, value_HKD: Tensor, style: Style) -> Tensor:
         """Attention of the next rows of a layer, [H, Q, D]; rows beyond the last sequence are padding."""
@@ -185,24 +198,38 @@ class _Packed:
         end = begin + query_HQD.shape[1]
         self._attended[layer] = end
         mixed_HQD = query_HQD.new_zeros((*query_HQD.shape[:2], value_HKD.shape[-1]))
-        for span in self._spans:
+        trip = self._trip if self._trip and self._trip.carries(layer) else None
+        for number, span in enumerate(self._spans):
             first, last = max(begin, span.start), min(end, span.stop)
             if first >= last:
                 continue
             here = slice(first - begin, last - begin)
             node = span.first_node + first - span.start
-            kv = span.cache.write(layer, node, key_HKD[:, here], value_HKD[:, here])
+            new = (key_HKD[:, here], value_HKD[:, here])
+            kv = trip.write(layer, number, node, *new) if trip else span.cache.write(layer, node, *new)
             rows = slice(node, node + last - first)
             mixed_HQD[:, here] = attention.attend(
                 query_HQD[:, here], kv.keys_HRD, kv.values_HRD, span.sees, rows, style
             )
+        if trip and end >= self.count:
+            trip.leave(layer)
         return mixed_HQD
+
+    def end(self) -> None:
+        """Nothing of this sweep moves any more, however it ended."""
+        if self._trip:
+            self._trip.end()
 
     def check_complete(self) -> None:
         """Every layer must have asked for the attention of every row, or the result is not to be trusted."""
         missed = [layer for layer in self._kinds if self._attended.get(layer, 0) < self.count]
         if missed:
             raise UnsupportedArchitecture(f"layer {missed[0]} does not use the registered attention function.")
+
+
+def _passenger(span: _Span) -> Passenger:
+    text = len(span.cache)
+    return Passenger(span.cache, text + span.first_node, text + len(span.cache.parents))
 
 
 def _span(part: Rows, start: int, device: torch.device) -> _Span:

@@ -19,6 +19,7 @@ from specexec.cache import KVCache
 from specexec.chain import ChainLM
 from specexec.errors import SpecexecError, UnsupportedArchitecture
 from specexec.lm import Rows, TreeLM
+from specexec.travel import Travel
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ TOLERANCE = {torch.float32: 1e-3}
 COARSE = 0.1
 
 
-def lm_of(model: PreTrainedModel, *, trees: bool, tried: bool) -> TreeLM | ChainLM:
+def lm_of(model: PreTrainedModel, *, trees: bool, tried: bool, travel: Travel | None = None) -> TreeLM | ChainLM:
     """A TreeLM where the architecture allows it, else a ChainLM; `load` has refused drafters where it does not.
 
     With `tried`, what the class says of itself is not believed. Raises UnsupportedArchitecture, also for code that
@@ -38,7 +39,7 @@ def lm_of(model: PreTrainedModel, *, trees: bool, tried: bool) -> TreeLM | Chain
     """
     trial, own_attention = Trial(model) if tried else None, model.config._attn_implementation
     try:
-        tree_lm = TreeLM(model)
+        tree_lm = TreeLM(model, travel=travel)
         return trial.tree(tree_lm) if trial else tree_lm
     except UnsupportedArchitecture as problem:
         if trees and trial:
@@ -57,7 +58,7 @@ class Trial:
         most = int(model.config.vocab_size)
         self.name = str(model.config.model_type)
         self.tokens = [(node + 1) * most // (len(PARENTS) + 1) for node in range(len(PARENTS))]
-        device = next(model.get_input_embeddings().parameters()).device
+        device = next(model.get_output_embeddings().parameters()).device
         texts_BT = torch.tensor([[self.tokens[node] for node in path] for path in PATHS], device=device)
         with self._running():
             self.logits_BTV = model(input_ids=texts_BT, use_cache=False).logits.float()

@@ -75,16 +75,16 @@ def widths_of(config: Mapping[str, object], item_B: int, token_B: int) -> Widths
 
 def workspace(widths: Widths, ctx: int, nodes: int) -> dict[str, int]:
     """Bytes by what they are for, of one text of `ctx` tokens with `nodes` guesses below it: its largest sweep."""
-    return {"KV of guesses": _guesses_B(widths, ctx, nodes), **_sweep_B(widths, ctx + nodes, HEAD_ROWS)}
+    return _sweep_B(widths, ctx + nodes, HEAD_ROWS)
 
 
 def drafting_B(widths: Widths, ctx: int, nodes: int) -> int:
     """The same for a model that drafts: it keeps keys of a larger tree, and is asked about a few nodes at a time."""
-    return _guesses_B(widths, ctx, AHEAD * nodes) + sum(_sweep_B(widths, ctx, BEAMS).values())
+    return guesses_B(widths, ctx, AHEAD * nodes) + sum(_sweep_B(widths, ctx, BEAMS).values())
 
 
-def _guesses_B(widths: Widths, ctx: int, nodes: int) -> int:
-    """Rows of the guesses, and the old rows of one layer's keys while they move into larger memory."""
+def guesses_B(widths: Widths, ctx: int, nodes: int) -> int:
+    """Keys and values of the guesses, and the old rows of one layer's keys while they move into larger memory."""
     return (rows_held(ctx + nodes) - ctx) * widths.token_B + ctx * widths.token_B // widths.layers // 2
 
 

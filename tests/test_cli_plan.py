@@ -20,7 +20,8 @@ from offload.listing import item_B, list_model
 from offload.model import load, stream_of
 from offload.pack import pack
 from offload.pack import plan as pack_plan
-from offload.placement import Free, GiB, Need, place
+from offload.placement import Free, GiB, Need
+from offload.placing import place
 from offload.probe import READINGS, Trial, choose, probe_disk, probe_unpack, write_sample
 from offload.shards import Entry, open_folder
 from offload.speeds import Arithmetic, Disk, Speeds, disk_key, load_speeds, reading_for, save_speeds

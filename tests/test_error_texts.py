@@ -15,7 +15,8 @@ from filelock import FileLock
 
 import cli.engine
 from offload.names import demo_folder
-from offload.placement import Free, GiB, place
+from offload.placement import Free, GiB
+from offload.placing import place
 from tests.command_line import CommandLine, Ran
 from tests.fake_engine import FakeEngine
 from tests.test_offload_placement import BIG

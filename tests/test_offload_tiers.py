@@ -12,7 +12,8 @@ import offload
 from offload import model as models
 from offload.checkpoint import Block
 from offload.errors import NotEnoughRam
-from offload.placement import Free, Need, Placement, Tier, place
+from offload.placement import Free, Need, Placement, Tier
+from offload.placing import place
 from offload.store import Arena, DiskStore
 from tests.tiny import greedy, logits_of, tiny
 
