@@ -138,9 +138,20 @@ def code_of(error: BaseException) -> str:
         return error.code
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return "disk_full"
+    if refused := _refused_memory(error):
+        return refused[0]
     # torch.AcceleratorError, by its name: torch is not imported here.
     lost = type(error).__name__ == "AcceleratorError" or str(error).startswith("CUDA error")
     return "device_lost" if lost and isinstance(error, RuntimeError) else "internal"
+
+
+def _refused_memory(error: BaseException) -> tuple[str, str] | None:
+    """Code and name of the memory that an allocator refused; torch's errors by their names, it is not imported here."""
+    if type(error).__name__ == "OutOfMemoryError" and isinstance(error, RuntimeError):
+        return "not_enough_vram", "GPU memory"
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error)):
+        return "not_enough_ram", "memory"
+    return None
 
 
 def described(error: BaseException) -> dict[str, str | None]:
@@ -160,6 +171,10 @@ def explain(error: BaseException, log_file: Path | None = None) -> str:
         return "\n".join(lines)
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return f"Error: no space left on the device ({error.filename or 'standard output'})."
+    if refused := _refused_memory(error):
+        said = str(error).strip().partition("\n")[0] or type(error).__name__
+        hint = "Try: fewer guesses (--budget), a smaller --ctx, or a shorter prompt."
+        return f"Error: {refused[1]} ran out.\n  {said}\n  {hint}"
     if code_of(error) == "device_lost":
         said = str(error).partition("\n")[0].rstrip(".")
         return (

@@ -46,7 +46,10 @@ class CudaCarrier:
 
     def memory(self, like: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
         """Pinned RAM; where the system allows no more of it, RAM all the same, from which copies are slower."""
-        held = _Pinned(-1, max(1, math.prod(shape) * like.dtype.itemsize))
+        try:
+            held = _Pinned(-1, max(1, math.prod(shape) * like.dtype.itemsize))
+        except OSError as error:
+            raise MemoryError("RAM for keys and values") from error
         flat = torch.frombuffer(held, dtype=torch.uint8)
         if not held.pin(flat.data_ptr()) and not self._warned:
             self._warned = True

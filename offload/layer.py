@@ -11,10 +11,13 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from offload.errors import NotEnoughRam, NotEnoughVram, OffloadError
+from offload.scarce import refusal
 
 Argument = torch.Tensor | tuple[torch.Tensor, ...] | object
 Output = torch.Tensor | tuple[torch.Tensor | None, ...]
+
+
+LESS = "fewer guesses (--budget), a smaller --ctx, or a shorter prompt."
 
 
 class Lender(Protocol):
@@ -61,14 +64,15 @@ class StreamedLayer(nn.Module):
     def forward(self, *args: Argument, **kwargs: Argument) -> Output:
         """The layer's own forward, with its weights in place for just this long."""
         lender: Lender = self.__dict__["_lender"]
-        tensors = lender.take(self.index)
         try:
+            tensors = lender.take(self.index)
             for place in self._places:
                 place.table[place.key] = tensors[place.name]
             return self._run(args, kwargs)
         except (MemoryError, RuntimeError) as error:
-            if refusal := _out_of_memory(error, self.index):
-                raise refusal from error
+            # The sweep ends, the model stays usable.
+            if scarce := refusal(error, f"while layer {self.index} computed", LESS):
+                raise scarce from error
             raise
         finally:
             # Back to the placeholder: whoever calls the layer without its weights gets an error, not old numbers.
@@ -96,17 +100,6 @@ class StreamedLayer(nn.Module):
                 )
             )
         return _join(chunks)
-
-
-def _out_of_memory(error: BaseException, layer: int) -> OffloadError | None:
-    """Refused memory as an error that says what to change; the sweep ends, the model stays usable."""
-    said = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-    hint = "fewer guesses (--budget), a smaller --ctx, or a shorter prompt."
-    if isinstance(error, torch.OutOfMemoryError):
-        return NotEnoughVram(f"GPU memory ran out while layer {layer} computed.", said, hint)
-    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
-        return NotEnoughRam(f"memory ran out while layer {layer} computed.", said, hint)
-    return None
 
 
 def _places(layer: nn.Module) -> list[_Place]:

@@ -5,8 +5,8 @@ element of the layer list. Knows no tree, token or sampler.
 """
 
 import logging
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,8 +21,9 @@ from offload.files import Reading
 from offload.hardware import free_memory, give_back_large_memory
 from offload.layer import StreamedLayer
 from offload.need import CACHE_NUMBERS, cache_B, part_of, scratch_B
-from offload.placement import Free, Need, Offload, Placement
+from offload.placement import Free, Need, Offload, Placement, size
 from offload.placing import place
+from offload.scarce import refusal
 from offload.shards import open_folder
 from offload.skeleton import Skeleton, build
 from offload.speeds import disk_key, load_speeds, reading_for
@@ -102,11 +103,12 @@ def load(
     )
     placement = place(need, _with_speeds(free_memory(device, ram_B, vram_B), folder.path), offload)
     log.info("%s", placement.summary)
-    with ExitStack() as undo:
+    with ExitStack() as undo, _memory_for(placement):
         disk = DiskStore(checkpoint, reading)
         undo.callback(disk.close)
         _fill_rest(skeleton, checkpoint, disk, torch.device(device), placement.embeddings_in_ram)
         stream: Stream = open_stream(checkpoint, disk, placement, torch.device(device), link_limit_Bps, told)
+        undo.callback(stream.close)
         if checkpoint.dense_B:
             stream = DenseLayers(stream, checkpoint, torch.device(device))
         undo.pop_all()
@@ -117,6 +119,20 @@ def load(
     model._weight_stream = ModelStream(placement, stream)  # type: ignore[assignment]  # a plain attribute, no module
     close_when_collected(model, stream.close)
     return model
+
+
+@contextmanager
+def _memory_for(placement: Placement) -> Iterator[None]:
+    """Memory that is refused although it was free when the plan was made, as an error that names the plan."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        gpu = "" if placement.device_B is None else f" and {size(placement.device_B)} of GPU memory"
+        plan = f"while loading; the plan was {size(placement.host_B)} of RAM{gpu}"
+        # Another program took it meanwhile, or a limit (ulimit, container) allows less than is free.
+        if scarce := refusal(error, plan, "--ram or --vram with a smaller budget, or --offload disk."):
+            raise scarce from error
+        raise
 
 
 def stream_of(model: PreTrainedModel) -> ModelStream:

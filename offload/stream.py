@@ -18,6 +18,7 @@ import torch
 
 from offload.checkpoint import Block
 from offload.errors import OffloadError, ReadFailed
+from offload.scarce import refusal
 from offload.store import Arena, Store
 from offload.wire import HostWire, LinkLimit, Wire
 
@@ -234,6 +235,9 @@ class LayerStream:
             self._restart(0)
             if isinstance(failure, OffloadError):
                 raise failure
+            hint = "close other programs, or give it less: --ram, --vram."
+            if scarce := refusal(failure, "while the next layers were read", hint):
+                raise scarce from failure
             raise ReadFailed(f"the reader of weights failed: {failure!r}.") from failure
 
     def _count(self, **more: float) -> None:

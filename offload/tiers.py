@@ -6,8 +6,7 @@ from collections.abc import Callable
 import torch
 
 from offload.checkpoint import Checkpoint
-from offload.errors import NotEnoughRam
-from offload.placement import Placement, Tier, size
+from offload.placement import Placement, Tier
 from offload.store import Arena, DiskStore, TieredStore, buffer_B
 from offload.stream import LayerStream
 from offload.wire import CudaWire, HostWire, Wire
@@ -40,15 +39,12 @@ def open_stream(
 
     if limit_Bps is not None and len(layers["device"]) == len(blocks):
         log.warning("the link limit has no effect: every layer stays in memory (--offload none)")
-    try:
-        # On the CPU a layer stays where it was read; to a device it goes through memory that is given back at once.
-        resident = {layer: blocks[layer].views(filled(layer).flat.to(device)) for layer in layers["device"]}
-        kept = {layer: filled(layer) for layer in layers["ram"]}
-        # Layers in RAM need no buffer here, but as many turns as there would be, so that the rhythm is the same.
-        staging_B = buffer_B([blocks[layer] for layer in layers["disk"]]) if layers["disk"] else 0
-        ring = [Arena(staging_B) if staging_B else None for _ in range(placement.ring or min(2, len(layers["ram"])))]
-    except MemoryError as error:
-        raise _no_memory(placement) from error
+    # On the CPU a layer stays where it was read; to a device it goes through memory that is given back at once.
+    resident = {layer: blocks[layer].views(filled(layer).flat.to(device)) for layer in layers["device"]}
+    kept = {layer: filled(layer) for layer in layers["ram"]}
+    # Layers in RAM need no buffer here, but as many turns as there would be, so that the rhythm is the same.
+    staging_B = buffer_B([blocks[layer] for layer in layers["disk"]]) if layers["disk"] else 0
+    ring = [Arena(staging_B) if staging_B else None for _ in range(placement.ring or min(2, len(layers["ram"])))]
     if not layers["disk"]:
         disk.close()
     wire: Wire = HostWire()
@@ -63,11 +59,3 @@ def _layers(placement: Placement) -> dict[Tier, list[int]]:
     for layer, tier in enumerate(placement.tiers):
         found[tier].append(layer)
     return found
-
-
-def _no_memory(placement: Placement) -> NotEnoughRam:
-    return NotEnoughRam(
-        f"the system refused memory while loading; the plan was {size(placement.host_B)} of RAM.",
-        "Another program took it meanwhile, or a limit (ulimit, container) allows less than is free.",
-        "--ram with a smaller budget, or --offload disk.",
-    )

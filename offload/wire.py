@@ -101,7 +101,11 @@ class CudaWire:
                 # Copies from the rest are slower, and right: the reader waits for them instead of the copy stream.
                 log.warning("only %d of %d layers in RAM are pinned: %s", number, len(kept), refusal.what)
                 break
-        self._ring = [torch.empty(slot_B, dtype=torch.uint8, device=device) for _ in range(slots)]
+        try:
+            self._ring = [torch.empty(slot_B, dtype=torch.uint8, device=device) for _ in range(slots)]
+        except torch.OutOfMemoryError:
+            self._unpin()
+            raise
         self._copies = torch.cuda.Stream(device)
         self._landed = [torch.cuda.Event() for _ in range(slots)]
         self._released = [torch.cuda.Event() for _ in range(slots)]

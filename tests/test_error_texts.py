@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from filelock import FileLock
 
 import cli.engine
@@ -194,6 +195,20 @@ def test_device_lost(faked: CommandLine) -> None:
         "Error: the GPU stopped answering (CUDA error: an illegal memory access was encountered).\n"
         "  What was finished is on the disk. Try: "
     )
+
+
+@pytest.mark.parametrize(
+    ("refused", "name"),
+    [(torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB"), "GPU memory"), (MemoryError("x"), "memory")],
+)
+def test_memory_that_is_refused_between_layers(refused: Exception, name: str, faked: CommandLine) -> None:
+    def full() -> None:
+        raise refused
+
+    faked.fail_with(full)
+    ran = faked("chat", "-p", "x")
+    assert ran.code == 5
+    assert ran.err.startswith(f"Error: {name} ran out.\n  {refused}\n  Try: fewer guesses (--budget), ")
 
 
 def test_internal(faked: CommandLine) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,8 +12,15 @@ import pytest
 import torch
 
 import offload
+from offload import model as loading
+from offload.checkpoint import Block
 from offload.errors import NotEnoughRam, NotEnoughVram
+from offload.pack import pack, plan
 from offload.placement import size
+from offload.shards import open_folder
+from offload.store import Arena
+from offload.wire import CudaWire
+from tests.test_offload_wire import stand_in
 from tests.tiny import logits_of, tiny
 
 CGROUPS = Path("/sys/fs/cgroup/memory")
@@ -132,6 +140,56 @@ def test_memory_of_a_gpu_has_its_own_name(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(inner.mlp, "forward", full)
     with pytest.raises(NotEnoughVram, match="Tried to allocate"):
         logits_of(model, PROMPT)
+
+
+def test_a_layer_that_cannot_be_unpacked_ends_the_sweep_and_the_next_one_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny("llama", tmp_path / "m")
+    pack(plan(open_folder(tmp_path / "m"), "int8"), tmp_path / "packed")
+    model = offload.load(tmp_path / "packed", "disk")
+    expected = logits_of(model, PROMPT)
+    unpack = Block.dense
+
+    def scarce(block: Block, *given: object) -> object:
+        if block.label == "layer 2":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return unpack(block, *given)  # type: ignore[arg-type]  # as it was called
+
+    with monkeypatch.context() as full:
+        full.setattr(Block, "dense", scarce)
+        with pytest.raises(NotEnoughVram, match="GPU memory ran out while layer 2 computed"):
+            logits_of(model, PROMPT)
+    assert torch.equal(logits_of(model, PROMPT), expected)
+
+
+def test_a_gpu_that_is_full_when_a_model_is_loaded_leaves_nothing_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny("llama", tmp_path)
+    threads = threading.active_count()
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    for place in ("_fill_rest", "open_stream"):
+        with monkeypatch.context() as busy:
+            busy.setattr(loading, place, full)
+            with pytest.raises(NotEnoughVram, match="GPU memory ran out while loading; the plan was"):
+                offload.load(tmp_path, "disk")
+    assert threading.active_count() == threads
+
+
+def test_a_full_cuda_ring_unpins_what_was_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = stand_in(monkeypatch)
+
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch, "empty", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        CudaWire(torch.device("cpu"), 1, 64, [Arena(1024)])
+    assert [entry[0] for entry in log] == ["pinned", "unpinned"]
 
 
 def test_other_errors_stay_what_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

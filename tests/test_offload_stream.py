@@ -11,7 +11,7 @@ import torch
 
 import offload
 from offload.checkpoint import Block, Piece
-from offload.errors import ReadFailed
+from offload.errors import NotEnoughRam, NotEnoughVram, ReadFailed
 from offload.store import Arena
 from offload.stream import LayerStream, StreamStats
 from offload.wire import LinkLimit
@@ -173,16 +173,27 @@ def test_failure_of_reading_ahead_is_forgotten_if_the_sweep_can_read(
     assert sweep(stream) == list(range(COUNT))
 
 
-@pytest.mark.parametrize("error", [MemoryError(), SystemExit(1), ValueError("odd")])
+@pytest.mark.parametrize(
+    ("error", "seen", "words"),
+    [
+        (SystemExit(1), offload.ReadFailed, "SystemExit"),
+        (ValueError("odd"), offload.ReadFailed, "ValueError"),
+        (MemoryError(), NotEnoughRam, "memory ran out while the next layers were read"),
+        (torch.OutOfMemoryError("tried 2 GiB"), NotEnoughVram, "GPU memory ran out while the next layers were read"),
+    ],
+)
 def test_any_end_of_the_reader_reaches_the_computation(
-    error: BaseException, streams: Callable[[NumberStore], LayerStream]
+    error: BaseException,
+    seen: type[Exception],
+    words: str,
+    streams: Callable[[NumberStore], LayerStream],
 ) -> None:
     def fail(layer: int) -> None:
         if layer == 2:
             raise error
 
     stream = streams(NumberStore(fail))
-    with pytest.raises(offload.ReadFailed, match=type(error).__name__):
+    with pytest.raises(seen, match=words):
         sweep(stream)
 
 
