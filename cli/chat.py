@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 import click
@@ -12,18 +13,20 @@ from cli.archive import Archive, Record, sessions_folder
 from cli.converse import converse
 from cli.display import Display, display_options
 from cli.engine import running_engine
+from cli.facts import facts_of
 from cli.keeping import Keeper, stored_name
 from cli.options import TEXT_OR_FILE, EngineOptions, engine_options, model_argument, sampling_options
 from cli.prompts import with_stdin
 from cli.screen import Screen
 from cli.session import Session
 from cli.slash_settings import THINK
-from cli.verbosity import Verbosity, verbosity_options
+from cli.verbosity import Verbosity, json_option, verbosity_options
 from specexec.sampling import SamplingParams
 
 if TYPE_CHECKING:
     from specexec.conversation import Conversation
     from specexec.engine import Engine
+    from specexec.stats import Burst
 
 # Questions that the demo answers well; a test checks them against its golden answers.
 TOY_QUESTIONS = "It answers: How does specexec work? · What is a drafter? · What is offloading?"
@@ -48,6 +51,7 @@ TOY_QUESTIONS = "It answers: How does specexec work? · What is a drafter? · Wh
 @display_options
 @engine_options
 @sampling_options
+@json_option("Print the answer to -p, and what came of every option, as JSON.")
 @verbosity_options
 @click.pass_obj
 def chat(
@@ -64,6 +68,7 @@ def chat(
     display: Display,
     engine_options: EngineOptions,
     sampling: SamplingParams,
+    as_json: bool,
 ) -> int:
     """Talk to MODEL, by default the built-in demo.
 
@@ -72,6 +77,8 @@ def chat(
       cat notes.txt | specexec chat -m llama-70b -p "Summarise this."
       specexec chat -c                                  go on where you left off
     """
+    if as_json and prompt is None:
+        raise click.UsageError("--json is for one question: ask it with --prompt.")
     message = None if prompt is None else with_stdin(prompt)
     screen = Screen(quiet=verbosity.quiet, plain=display.plain)
     record = _record(resume, session)
@@ -97,12 +104,37 @@ def chat(
         return converse(engine_options, screen, verbosity, history=not no_history, begin=begin)
     with running_engine(engine_options, screen, verbosity) as engine:
         talk = begin(engine, engine_options, None)
+        if as_json:
+            bursts = list(talk.conversation.send(message, sampling))
+            asked = {"prompt": message, "system": system, "think": think}
+            click.echo(json.dumps(asked | _record_of(bursts, engine, engine_options, sampling), ensure_ascii=False))
+            return 0
         try:
             answer = talk.play(talk.conversation.send(message, sampling))
             talk.report(answer)
             return answer.exit_code
         finally:
             talk.leave()
+
+
+def _record_of(
+    bursts: list[Burst], engine: Engine, options: EngineOptions, sampling: SamplingParams
+) -> dict[str, object]:
+    """An answer and everything that led to it."""
+    tokens = sum(len(burst.tokens) for burst in bursts)
+    return {
+        "text": "".join(burst.text for burst in bursts),
+        "finish_reason": bursts[-1].finish_reason,
+        "completion_tokens": tokens,
+        "sweeps": len(bursts),
+        "drafted": sum(burst.nodes for burst in bursts),
+        "accepted": sum(burst.accepted for burst in bursts),
+        "bytes_read": sum(burst.bytes_read for burst in bursts),
+        "draft_s": sum(burst.draft_s for burst in bursts),
+        "sweep_s": sum(burst.sweep_s for burst in bursts),
+        "sampling": asdict(replace(engine.filled(sampling), seed=bursts[-1].seed)),
+        "engine": facts_of(engine, options),
+    }
 
 
 def _record(resume: bool, session: str | None) -> Record | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ from cli.errors import INTERRUPTED
 from cli.options import trust_option
 from cli.quantities import format_bytes
 from cli.screen import Screen
-from cli.verbosity import Verbosity, start_logging, verbosity_options
+from cli.verbosity import Verbosity, json_option, start_logging, verbosity_options
 from offload.manifest import MANIFEST
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 @click.option("--offline", is_flag=True, help="Never use the network.")
 @trust_option
 @click.option("--dry-run", is_flag=True, help="Say what would be written, and where; write nothing.")
+@json_option()
 @verbosity_options
 @click.pass_obj
 def pack(
@@ -38,6 +40,7 @@ def pack(
     offline: bool,
     trust_remote_code: bool,
     dry_run: bool,
+    as_json: bool,
 ) -> int:
     """Write MODEL (a name or a folder) as one aligned file per layer, which streams at the speed of the disk.
 
@@ -57,6 +60,14 @@ def pack(
         folder = open_folder(resolve(model, "none", offline=offline, code=trust_remote_code).target)
         wanted = packs.plan(folder, quant, trust_remote_code)
     layers = f"{len(wanted.shards) - 1} layers"
+    facts = {
+        "model": str(folder.path), "out": str(out), "quant": quant, "device": device, "offline": offline,
+        "trust_remote_code": trust_remote_code, "dry_run": dry_run, "layers": len(wanted.shards) - 1,
+        "read_B": wanted.read_B, "size_B": wanted.size_B, "loads_in_transformers": wanted.loadable,
+    }  # fmt: skip
+    if dry_run and as_json:
+        click.echo(json.dumps(facts, ensure_ascii=False))
+        return 0
     if dry_run:
         click.echo(f"would write {layers}, {format_bytes(wanted.size_B)}, to {out}")
         return 0
@@ -71,6 +82,8 @@ def pack(
         screen.tell(f"stopped; the same command goes on where it was. {out} is no model yet.")
         return INTERRUPTED
     spent_s = time.perf_counter() - began_s
+    if as_json:
+        click.echo(json.dumps(facts | {"seconds": round(spent_s, 3)}, ensure_ascii=False))
     screen.say(f"wrote {layers}, {format_bytes(wanted.size_B)}, in {spent_s:.0f} s; sha256 in {out / MANIFEST}")
     screen.say(f"originals are kept. Try: specexec chat -m {out}")
     return 0

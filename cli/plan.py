@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cli.facts import placement_facts
 from cli.options import BUDGET, COUNT, SIZE, SPEED, Nodes
 from cli.quantities import format_bytes, parse_size_B
 from cli.verbosity import json_option, verbosity_options
@@ -66,7 +67,9 @@ def plan(
     rows = outlook(folder, here.free, speeds, item_B(folder), ctx, beside_B, every, guesses_B)
     chosen = best(rows)
     if as_json:
-        click.echo(json.dumps(_record(model, folder, here, speeds, rows, chosen), indent=1))
+        asked = {"gpu": gpu, "link": link, "disk": disk, "ram": ram, "vram": vram, "ctx": ctx, "budget": budget,
+                 "all": every, "offline": offline}  # fmt: skip
+        click.echo(json.dumps({"asked": asked} | _record(model, folder, here, speeds, rows, chosen), indent=1))
         return
     for line in _page(model, folder, here, speeds, rows, chosen):
         click.echo(line)
@@ -220,21 +223,12 @@ def _record(
         "speeds": {"disk_Bps": speeds.disk_Bps, "link_Bps": speeds.link_Bps, "assumed": list(speeds.assumed)},
         "best": None if chosen is None else commands_for(model, chosen),
         "rows": [
-            {
+            (placement_facts(row.placement) if row.placement else {})
+            | {
                 "offload": row.offload,
                 "quant": row.form,
                 "fits": row.placement is not None,
                 "refusal": None if row.refusal is None else row.refusal.what,
-                "vram_B": row.placement and row.placement.device_B,
-                "ram_B": row.placement and row.placement.host_B,
-                "vram_parts_B": row.placement and row.placement.device_parts_B,
-                "ram_parts_B": row.placement and row.placement.host_parts_B,
-                "disk_B_per_sweep": row.placement and row.placement.disk_B,
-                "link_B_per_sweep": row.placement and row.placement.link_B,
-                "cache_B_per_sweep": row.placement and row.placement.cache_link_B,
-                "layers": row.placement and {tier: row.placement.count(tier) for tier in ("device", "ram", "disk")},
-                "caches": row.placement and {tier: row.placement.caches.count(tier) for tier in ("device", "ram")},
-                "embeddings": row.placement and ("ram" if row.placement.embeddings_in_ram else "device"),
                 "sweep_s": row.forecast and row.forecast.sweep_s,
                 "bound": row.forecast and row.forecast.bound,
                 "tokens_per_s": row.tokens_per_s,

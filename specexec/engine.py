@@ -141,6 +141,16 @@ class Engine:
         return str(self._target.device)
 
     @property
+    def dtype(self) -> str:
+        """The number format that the target computes in."""
+        return str(self._model.dtype).removeprefix("torch.")
+
+    @property
+    def weights(self) -> Weights:
+        """The target's weights on the move."""
+        return self._stream
+
+    @property
     def placement(self) -> str:
         """One line: where the weights live and what a sweep moves."""
         return self._stream.placement.summary
@@ -210,7 +220,7 @@ class Engine:
         if isinstance(sampling, Items):
             each: Iterable[SamplingParams] = sampling
         else:
-            shared = self._filled(sampling)
+            shared = self.filled(sampling)
             each = (replace(shared, seed=derived_seed(shared.seed or 0, index)) for index in count())
         requests = (
             Request(index, *item) for index, item in enumerate(zip(prompts, each, strict=isinstance(sampling, Items)))
@@ -326,11 +336,12 @@ class Engine:
         beyond = [token for token, _ in sampling.logit_bias if not 0 <= token < self._target.vocabulary]
         if beyond:
             raise BadSampling(f"logit_bias names token {beyond[0]}; this model has 0 to {self._target.vocabulary - 1}.")
-        filled = self._filled(sampling)
+        filled = self.filled(sampling)
         noise = Noise(filled.seed or 0, self._target.vocabulary, self._target.device)
         return sequences.start(tokens, filled, noise, self.decode, self._stop_tokens, self.context, caches)
 
-    def _filled(self, sampling: SamplingParams | None) -> SamplingParams:
+    def filled(self, sampling: SamplingParams | None) -> SamplingParams:
+        """With the model's own wishes where nothing was asked for."""
         return filled(sampling or SamplingParams(), self._model.generation_config)
 
     def _bursts_of(self, sequence: Sequence) -> Iterator[Burst]:
