@@ -20,7 +20,7 @@ from cli.options import BUDGET, EngineOptions, engine_options
 from cli.plot import check_extra, draw
 from cli.rounds import COLUMNS, Row, measure
 from cli.screen import Screen
-from cli.verbosity import Verbosity, verbosity_options
+from cli.verbosity import Verbosity, json_option, verbosity_options
 from specexec.sampling import SamplingParams
 
 LAWS = ["walk", "multi-step", "multi-step-distinct", "greedy", "block"]
@@ -58,7 +58,10 @@ def _several(name: str, kind: click.ParamType[Any], default: str, says: str) -> 
 @click.option("--limit", type=click.IntRange(min=1), default=8, help="Prompts to use.")
 @click.option("-r", "--repeat", type=click.IntRange(min=1), default=3, help="Rounds; the spread is over them.")
 @click.option("-n", "--gen", type=click.IntRange(min=1), default=64, help="New tokens for each prompt.")
-@click.option("-o", "--output", type=click.Choice(["md", "csv", "json", "jsonl"]), default="md", help="On stdout.")
+@click.option(
+    "-o", "--output", "form", type=click.Choice(["md", "csv", "json", "jsonl"]), default="md", help="On stdout."
+)
+@json_option("The same as -o json; errors too.")
 @click.option(
     "--laws",
     type=Several(click.Choice(LAWS)),
@@ -81,7 +84,8 @@ def bench(
     limit: int,
     repeat: int,
     gen: int,
-    output: str,
+    form: str,
+    as_json: bool,
     laws: tuple[str, ...],
     plot: Path | None,
     engine_options: EngineOptions,
@@ -115,7 +119,7 @@ def bench(
                 if laws and sampling.temperature:
                     plain = rows[-len(sizes)]
                     rows += measure_laws(llm, options, prompts, laws, plain, gen, screen)
-    click.echo(FORMATS[output](rows), nl=False)
+    click.echo(FORMATS["json" if as_json else form](rows), nl=False)
     if plot is not None:
         draw([row for row in rows if not row.planner.startswith("law")], plot)
     for row in rows:

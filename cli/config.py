@@ -32,10 +32,11 @@ def config() -> None:
 
 
 @config.command("path")
+@json_option()
 @verbosity_options
-def path() -> None:
+def path(as_json: bool) -> None:
     """Print where your settings file is, or would be."""
-    click.echo(user_file())
+    click.echo(json.dumps({"path": str(user_file())}) if as_json else user_file())
 
 
 @config.command("show")
@@ -61,15 +62,17 @@ def show(as_json: bool) -> None:
 
 @config.command("get")
 @click.argument("key")
+@json_option()
 @verbosity_options
-def get(key: str) -> int:
+def get(key: str, as_json: bool) -> int:
     """Print the value of KEY; exit code 1 if it is not set."""
     key = key.replace("-", "_")
     check_key(key, _known(), "config get")
     values = [setting.value for file in files() for setting in read(file) if setting.key == key]
     if not values:
         return 1
-    click.echo(values[-1] if isinstance(values[-1], str) else json.dumps(values[-1]))
+    as_it_is = isinstance(values[-1], str) and not as_json
+    click.echo(values[-1] if as_it_is else json.dumps(values[-1], ensure_ascii=False))
     return 0
 
 
@@ -130,7 +133,7 @@ def _commands() -> dict[str, click.Command]:
     return {name: command for name, command in found.items() if command and name not in NO_SETTINGS}
 
 
-def _known() -> dict[str, set[str]]:
+def _known() -> dict[str, dict[str, str]]:
     return {name: options_of(command) for name, command in _commands().items()}
 
 
@@ -138,7 +141,7 @@ def _parsed(key: str, text: str) -> Value:
     """The text as the option understands it: what click would refuse is refused now, not at the next run."""
     table, _, name = key.rpartition(".")
     commands = [command for command_name, command in _commands().items() if table in ("", command_name)]
-    option = next(one for command in commands for one in command.params if one.name == name)
+    option = next(one for command in commands for one in command.params if one.name == options_of(command).get(name))
     try:
         value = option.type.convert(text, option, None)
     except click.BadParameter as problem:

@@ -10,7 +10,7 @@ A key at the top holds for every command that has the option, one in a table for
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -24,7 +24,7 @@ from offload import names
 LOCAL = "specexec.toml"
 ALIASES = "alias"  # short names of models, which offload reads
 # Not settings: what to do now, rather than how.
-_UNFIT = {"help", "positional_model", "resume", "session", "prompt", "output", "as_json"}
+UNFIT = {"help", "positional_model", "resume", "session", "prompt", "prompts", "output", "as_json"}
 
 # What runs programs or sends words away: not for a folder that somebody else may have filled.
 _OWN_FILE_ONLY = {"trust_remote_code", "notify_command", "connect"}
@@ -51,9 +51,10 @@ def files() -> list[Path]:
     return [path for path in (user_file(), Path(LOCAL)) if path.is_file()]
 
 
-def options_of(command: click.Command) -> set[str]:
-    """The names of a command's options that may stand in a settings file."""
-    return {parameter.name for parameter in command.params if parameter.name} - _UNFIT
+def options_of(command: click.Command) -> dict[str, str]:
+    """Keys that a settings file may hold for a command, as its options are typed, and the parameters they stand for."""
+    options = [one for one in command.params if isinstance(one, click.Option) and one.name and one.name not in UNFIT]
+    return {max(one.opts, key=len).lstrip("-").replace("-", "_"): one.name for one in options if one.name}
 
 
 def read(path: Path) -> list[Setting]:
@@ -81,7 +82,7 @@ def read(path: Path) -> list[Setting]:
     return settings
 
 
-def check_key(key: str, known: Mapping[str, set[str]], where: str) -> None:
+def check_key(key: str, known: Mapping[str, Collection[str]], where: str) -> None:
     """Raises BadConfig for a key that no command would ever read."""
     command, dot, name = key.rpartition(".")
     if dot and command not in known:
@@ -107,5 +108,5 @@ def defaults_for(name: str, command: click.Command) -> dict[str, Value]:
                 if dot:
                     check_key(setting.key, {name: known}, str(path))
                 if option in known:
-                    chosen[option] = setting.value
+                    chosen[known[option]] = setting.value
     return chosen
