@@ -61,13 +61,19 @@ def running_engine(
     with ExitStack() as stack:
         stack.enter_context(engine)
         if remember:
-            stack.enter_context(recalling(engine))
-            stack.enter_context(learning(engine, options))
+            stack.enter_context(remembering(engine, options))
         for line in introduction(engine):
             screen.say(line)
         yield engine
         if remember and (loss := losing(engine)) is not None:
             screen.say(loss)
+
+
+@contextmanager
+def remembering(engine: Engine, options: EngineOptions) -> Iterator[None]:
+    """For the length of the block the engine knows what earlier runs knew; what it learns is kept."""
+    with recalling(engine), learning(engine, options):
+        yield
 
 
 def losing(engine: Engine) -> str | None:

@@ -166,16 +166,20 @@ def serving(
     keepalive_s: float = 5.0,
     keepalive: Keepalive = "comment",
     wait: bool = True,
+    names: tuple[str, ...] = ("letters",),
+    timeout_s: float | None = None,
+    listening: socket.socket | None = None,
 ) -> Iterator[Served]:
     """A server for the length of the block; `wait` until its model is there."""
     worker = Worker(open_engine, parallel=parallel, max_queue=max_queue)
     log: list[str] = []
-    manner = Manner("letters", keepalive_s, keepalive, log.append)
-    listening = socket.create_server(("127.0.0.1", 0), backlog=256)
+    manner = Manner(names, keepalive_s, keepalive, log.append, timeout_s)
+    listening = listening or socket.create_server(("127.0.0.1", 0), backlog=256)
     running = Running(application(worker, manner, Policy.of("127.0.0.1", key, origins)), worker, 5)
     thread = threading.Thread(target=running.run, args=([listening],), name="server")
     thread.start()
-    served = Served(f"http://127.0.0.1:{listening.getsockname()[1]}", worker, running, log)
+    address = listening.getsockname()
+    served = Served(f"http://127.0.0.1:{address[1]}", worker, running, log)
     try:
         served.until(lambda: running.started and (not wait or worker.state != "loading"), 60)
         yield served

@@ -241,3 +241,25 @@ def test_threads_end_with_the_server() -> None:
     with serving(LetterEngine) as server:
         server.ask("abc")
     assert {thread.name for thread in threading.enumerate()} - before == set()
+
+
+def test_a_request_that_takes_too_long_is_ended_and_lets_the_engine_go() -> None:
+    with serving(lambda: LetterEngine(sweep_s=0.2), timeout_s=1.0) as served:
+        late = served.ask("a" * 400)
+        assert late.status_code == 504
+        assert late.json()["error"]["code"] == "request_timeout"
+        assert "not finished within 1 s" in late.json()["error"]["message"]
+        events = served.ask("a" * 400, stream=True).text.split("data: ")
+        assert '"content":"a' in events[2], "what was written in time has arrived"
+        assert '"request_timeout"' in events[-1]
+        served.until(lambda: served.worker.running == 0)
+        assert served.ask("ok").status_code == 200
+
+
+def test_a_model_may_have_several_names() -> None:
+    with serving(LetterEngine, names=("letters", "abc")) as served:
+        assert [model.id for model in served.openai().models.list()] == ["letters", "abc"]
+        assert served.openai().models.retrieve("abc").id == "abc"
+        assert served.ask("hi", model="abc").json()["model"] == "abc"
+        assert served.ask("hi").json()["model"] == "letters"
+        assert served.ask("hi", model="other").status_code == 404

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -15,7 +16,8 @@ import httpx
 import openai
 import pytest
 
-from cli.serve.command import short_name
+from cli.errors import PortTaken
+from cli.serve.command import _listen_on, short_name
 from cli.serve.guard import Policy, is_loopback
 from tests.command_line import CommandLine
 from tests.fake_engine import FakeEngine
@@ -144,9 +146,29 @@ def test_the_command_serves_until_it_is_told_to_stop(number: int, code: int, tmp
         process.send_signal(number)
         assert process.wait(20) == code
         assert "POST /v1/completions 1+3 tok" in (tmp_path / "log").read_text()
+        kept = [Path(os.environ[f"XDG_{kind}_HOME"]).rglob("*.safetensors") for kind in ("STATE", "CACHE")]
+        assert {file.parent.name for files in kept for file in files} == {"learned", "recall"}, (
+            "the next run begins where this one ended"
+        )
     finally:
         process.kill()
         log.close()
+
+
+def test_a_unix_socket_is_for_its_owner_alone_and_goes_with_the_server(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))  # left behind by one that was killed
+    listening = _listen_on(path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    with pytest.raises(PortTaken, match="Address already in use"):
+        _listen_on(path)
+    with serving(LetterEngine, listening=listening) as served:
+        transport = httpx.HTTPTransport(uds=str(path))
+        with httpx.Client(transport=transport, base_url="http://localhost") as client:
+            assert client.get("/v1/models").json()["data"][0]["id"] == "letters"
+            assert client.get("/v1/models", headers={"Host": "evil.example"}).status_code == 403
+        assert served.worker.state == "ok"
 
 
 def test_a_model_that_cannot_be_loaded_ends_the_server_with_its_reason() -> None:

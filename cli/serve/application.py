@@ -86,14 +86,14 @@ class _House:
         return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
 
     async def models(self, _: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [self._card()]})
+        return JSONResponse({"object": "list", "data": [self._card(name) for name in self._manner.models]})
 
     async def model(self, request: Request) -> Response:
         name = request.path_params["name"]
-        if name != self._manner.model:
-            known = self._manner.model
+        if name not in self._manner.models:
+            known = ", ".join(self._manner.models)
             raise ApiError(404, "model_not_found", f"no model {name!r} here; known: {known}.", param="model")
-        return JSONResponse(self._card())
+        return JSONResponse(self._card(name))
 
     def tokenizer(self, completions: Completions) -> Endpoint:
         async def tokenize(request: Request) -> Response:
@@ -137,9 +137,9 @@ class _House:
             }
         )
 
-    def _card(self) -> dict[str, object]:
+    def _card(self, name: str) -> dict[str, object]:
         card: dict[str, object] = {
-            "id": self._manner.model,
+            "id": name,
             "object": "model",
             "created": self._created,
             "owned_by": "specexec",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
@@ -57,6 +58,7 @@ class Asked:
     """
 
     chat: bool
+    model: str | None
     prompts: list[Prompt]
     sampling: SamplingParams
     max_tokens: int | None
@@ -79,7 +81,7 @@ class Asked:
         return replace(self.sampling, seed=own, max_tokens=max_tokens, grammar=grammar)
 
 
-def read_chat(body: object, served: list[str]) -> Asked:
+def read_chat(body: object, served: Items[str]) -> Asked:
     """A chat completion. Raises ApiError."""
     request = _checked(ChatRequest, body, served)
     messages = [_message(message, index) for index, message in enumerate(request.messages)]
@@ -95,7 +97,7 @@ def read_chat(body: object, served: list[str]) -> Asked:
     return replace(asked, tools=tools, wishes=_wishes(request, tools))
 
 
-def read_completion(body: object, served: list[str]) -> Asked:
+def read_completion(body: object, served: Items[str]) -> Asked:
     """A completion of raw text or token ids, one prompt or several. Raises ApiError."""
     request = _checked(CompletionRequest, body, served)
     prompts = _prompts(request.prompt)
@@ -141,7 +143,7 @@ def _prompts(prompt: str | list[int] | list[str] | list[list[int]]) -> list[Prom
     return [item for item in prompt if not isinstance(item, int)]
 
 
-def _checked(kind: type[R], body: object, served: list[str]) -> R:
+def _checked(kind: type[R], body: object, served: Items[str]) -> R:
     try:
         request = kind.model_validate(body)
     except ValidationError as problems:
@@ -210,6 +212,7 @@ def _asked(
     options = request.stream_options
     return Asked(
         chat=chat,
+        model=request.model,
         prompts=prompts,
         sampling=_sampling(request, stop, logprobs, echo),
         max_tokens=max_tokens,

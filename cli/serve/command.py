@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from cli.engine import introduction, open_engine
+from cli.engine import introduction, open_engine, remembering
 from cli.errors import INTERRUPTED, MissingExtra, PortTaken
 from cli.options import EngineOptions, engine_options, model_argument
 from cli.screen import Screen
@@ -30,11 +30,18 @@ SHUTDOWN_S = 10
 @model_argument
 @click.option("--host", default="127.0.0.1", help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, help="Port to listen on; 0 takes a free one.")
+@click.option("--uds", type=click.Path(path_type=Path), help="Listen on this Unix socket, yours alone, instead.")
 @click.option("--api-key", metavar="KEY", envvar="SPECEXEC_API_KEY", help="Ask clients for this key.")
 @click.option("--cors-origin", multiple=True, metavar="URL", help="A web page that may use the server; repeatable.")
-@click.option("--served-name", metavar="NAME", help="The model's name for clients.  [default: its own]")
+@click.option("--served-name", multiple=True, metavar="NAME", help="A name for clients; repeatable.  [its own]")
 @click.option("--parallel", type=click.IntRange(1), default=4, metavar="N", help="Texts that share one sweep.")
 @click.option("--max-queue", type=click.IntRange(0), default=64, metavar="N", help="Texts that may wait; more get 503.")
+@click.option(
+    "--request-timeout",
+    type=click.FloatRange(0.1),
+    metavar="SECONDS",
+    help="End requests that take longer.",
+)
 @click.option(
     "--sse-keepalive",
     type=click.FloatRange(0.1),
@@ -55,11 +62,13 @@ def serve(
     verbosity: Verbosity,
     host: str,
     port: int,
+    uds: Path | None,
     api_key: str | None,
     cors_origin: tuple[str, ...],
-    served_name: str | None,
+    served_name: tuple[str, ...],
     parallel: int,
     max_queue: int,
+    request_timeout: float | None,
     sse_keepalive: float,
     sse_keepalive_mode: Literal["comment", "empty-delta"],
     engine_options: EngineOptions,
@@ -78,12 +87,12 @@ def serve(
     from cli.serve.running import Running
     from cli.serve.worker import Worker
 
-    if not is_loopback(host) and not api_key:
+    if uds is None and not is_loopback(host) and not api_key:
         raise click.UsageError(f"--host {host} lets other machines in; set --api-key or SPECEXEC_API_KEY.")
     screen = Screen(quiet=verbosity.quiet)
     start_logging(verbosity)
-    name = served_name or short_name(engine_options.model)
-    with closing(_listen(host, port)) as listening:
+    names = served_name or (short_name(engine_options.model),)
+    with closing(_listen(host, port) if uds is None else _listen_on(uds)) as listening:
         url = _url(listening)
 
         def opening() -> Engine:
@@ -91,12 +100,18 @@ def serve(
             for line in introduction(engine):
                 screen.say(line)
             key = "set" if api_key else "none, only this machine"
-            screen.say(f"ready: {url}/v1 · model {name} · key {key} · chat page {url}/")
+            where = f"chat page {url}/" if uds is None else f"curl --unix-socket {uds} http://localhost/v1/models"
+            screen.say(f"ready: {url}/v1 · model {', '.join(names)} · key {key} · {where}")
             return engine
 
-        worker = Worker(opening, parallel=parallel, max_queue=max_queue)
-        manner = Manner(name, sse_keepalive, sse_keepalive_mode, _Log(screen))
-        app = application(worker, manner, Policy.of(host, api_key, cors_origin))
+        worker = Worker(
+            opening,
+            parallel=parallel,
+            max_queue=max_queue,
+            remembering=lambda engine: remembering(engine, engine_options),
+        )
+        manner = Manner(names, sse_keepalive, sse_keepalive_mode, _Log(screen), request_timeout)
+        app = application(worker, manner, Policy.of("localhost" if uds else host, api_key, cors_origin))
         screen.say(f"loading {engine_options.model}… (listening on {url})")
         try:
             Running(app, worker, SHUTDOWN_S).run(sockets=[listening])
@@ -105,6 +120,8 @@ def serve(
             return INTERRUPTED
         finally:
             worker.close()
+            if uds is not None:
+                uds.unlink(missing_ok=True)
     if worker.failure is not None:
         raise worker.failure
     return 0
@@ -135,7 +152,32 @@ def _listen(host: str, port: int) -> socket.socket:
         ) from None
 
 
+def _listen_on(path: Path) -> socket.socket:
+    """A Unix socket for its owner alone. One that nobody answers on any more is taken over."""
+    listening = socket.socket(socket.AF_UNIX)
+    try:
+        if path.is_socket() and not _answers(path):
+            path.unlink()
+        before = os.umask(0o177)
+        try:
+            listening.bind(str(path))
+        finally:
+            os.umask(before)
+        listening.listen(2048)
+    except OSError as problem:
+        listening.close()
+        raise PortTaken(f"cannot listen on {path}: {os.strerror(problem.errno or 0)}.", hint="another --uds") from None
+    return listening
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as asking:
+        return asking.connect_ex(str(path)) == 0
+
+
 def _url(listening: socket.socket) -> str:
+    if listening.family == socket.AF_UNIX:
+        return f"unix:{listening.getsockname()}:"
     host, port = listening.getsockname()[:2]
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 

@@ -8,6 +8,7 @@ import secrets
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal
@@ -41,12 +42,18 @@ Keepalive = Literal["comment", "empty-delta"]
 
 @dataclass(frozen=True)
 class Manner:
-    """How the server speaks: its model's name, the pace of signs of life, and where its log lines go."""
+    """How the server speaks: its model's names, the pace of signs of life, where its log lines go, and its patience."""
 
-    model: str
+    models: tuple[str, ...]
     keepalive_s: float
     keepalive: Keepalive
     log: Callable[[str], None]
+    timeout_s: float | None = None
+
+    @property
+    def model(self) -> str:
+        """The name for those who ask for none."""
+        return self.models[0]
 
 
 @dataclass(frozen=True)
@@ -93,13 +100,13 @@ class Completions:
         if wrong:
             raise ApiError(400, "invalid_token", f"token {wrong[0]} is not in 0 to {most - 1}.", param=param)
 
-    async def _answer(self, request: Request, read: Callable[[object, list[str]], Asked]) -> Response:
+    async def _answer(self, request: Request, read: Callable[[object, Items[str]], Asked]) -> Response:
         ready(self._worker)
-        asked = read(await read_json(request), [self._manner.model])
+        asked = read(await read_json(request), self._manner.models)
         prompts = [await anyio.to_thread.run_sync(self._fitting, prompt, asked) for prompt in asked.prompts]
         bounds = await anyio.to_thread.run_sync(self._bounds, asked)
         writing = self._writing(asked, prompts, bounds)
-        reply = Reply(asked.chat, self._manner.model, sum(len(prompt) for prompt in prompts))
+        reply = Reply(asked.chat, asked.model or self._manner.model, sum(len(prompt) for prompt in prompts))
         record = _Record(request, asked, reply, writing, self._manner.log)
         writing.submit()
         if asked.stream:
@@ -150,7 +157,7 @@ class Completions:
         return _Bounds()
 
     def _writing(self, asked: Asked, prompts: list[list[int]], bounds: _Bounds) -> Writing:
-        engine, writing = self._worker.engine, Writing(self._worker)
+        engine, writing = self._worker.engine, Writing(self._worker, self._manner.timeout_s)
         fresh_seed = secrets.randbits(32)
         for prompt, tokens in zip(asked.prompts, prompts, strict=True):
             room = asked.max_tokens or engine.context - len(tokens)

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -58,9 +59,19 @@ class Ticket:
 
 
 class Worker:
-    """Serves any number of texts with one engine, at most `parallel` of them in one sweep."""
+    """Serves any number of texts with one engine, at most `parallel` of them in one sweep.
 
-    def __init__(self, open_engine: Callable[[], Engine], *, parallel: int, max_queue: int) -> None:
+    `remembering` surrounds its work: what earlier runs knew, and what this one will leave behind.
+    """
+
+    def __init__(
+        self,
+        open_engine: Callable[[], Engine],
+        *,
+        parallel: int,
+        max_queue: int,
+        remembering: Callable[[Engine], AbstractContextManager[object]] = nullcontext,
+    ) -> None:
         self.state: State = "loading"
         self.failure: BaseException | None = None
         self.on_failure: Callable[[], None] = lambda: None
@@ -70,6 +81,7 @@ class Worker:
         self.started_s = time.monotonic()
         self.layers_read, self.layers_to_read = 0, 0
         self._open_engine = open_engine
+        self._remembering = remembering
         self._engine: Engine | None = None
         self._waiting: deque[Ticket] = deque()
         self._live: dict[Sequence, Ticket] = {}
@@ -160,7 +172,7 @@ class Worker:
         with self._changed:
             if self.state == "loading":
                 self.state = "ok"
-        with self._engine:
+        with self._engine, self._remembering(self._engine):
             while self._admit():
                 self._sweep()
             self._refuse_all()

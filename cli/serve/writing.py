@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING
 
@@ -19,9 +20,11 @@ STOPPING = ApiError(503, "server_stopping", "the server is stopping.", retry_s=3
 class Writing:
     """Every choice of a request. Lives in the event loop; the engine's thread only ever calls `_teller`s."""
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, worker: Worker, timeout_s: float | None = None) -> None:
         self.choices: list[Choice] = []
         self._worker = worker
+        self._timeout_s = timeout_s
+        self._began_s = time.monotonic()
         self._tickets: list[Ticket] = []
         self._loop = asyncio.get_running_loop()
         # At most one entry per sweep and choice, a few words each: a client that reads slowly holds up nobody.
@@ -52,12 +55,20 @@ class Writing:
         return min(self._worker.ahead(ticket) for ticket in self._tickets)
 
     async def bursts(self, tick_s: float | None = None) -> AsyncIterator[tuple[Choice, Burst, News] | None]:
-        """Every burst as it comes, until all texts have ended; None whenever nothing came for `tick_s`."""
+        """Every burst as it comes, until all texts have ended; None whenever nothing came for `tick_s`.
+
+        Raises ApiError for what went wrong, and when the texts have not ended in time.
+        """
         while self.unfinished:
+            rest_s = self._rest_s
             try:
-                async with asyncio.timeout(tick_s):
+                async with asyncio.timeout(min((s for s in (tick_s, rest_s) if s is not None), default=None)):
                     choice, told = await self._told.get()
             except TimeoutError:
+                if self._rest_s == 0:
+                    written = sum(choice.tokens for choice in self.choices)
+                    message = f"not finished within {self._timeout_s:g} s; {written} tokens were written."
+                    raise ApiError(504, "request_timeout", message) from None
                 yield None
                 continue
             if isinstance(told, Stopping):
@@ -65,6 +76,10 @@ class Writing:
             if isinstance(told, Exception):
                 raise api_error(told)
             yield choice, told, choice.add(told)
+
+    @property
+    def _rest_s(self) -> float | None:
+        return None if self._timeout_s is None else max(0.0, self._began_s + self._timeout_s - time.monotonic())
 
     async def finish(self) -> None:
         """Wait for all texts."""
