@@ -88,7 +88,7 @@ class Parse:
     def allowed(self, paths: Items[tuple[int, ...]], vocabulary: int) -> Tensor:
         """Which tokens may follow the answer and each path, [P, V] bool; any below one that may not come."""
         bits_PB = np.stack([self._bits_after(path) for path in paths])
-        return torch.from_numpy(np.unpackbits(bits_PB, axis=1, count=vocabulary, bitorder="little").astype(np.bool_))
+        return torch.from_numpy(np.unpackbits(bits_PB, axis=1, count=vocabulary, bitorder="little").view(np.bool_))
 
     def _bits_after(self, path: tuple[int, ...]) -> Bits:
         if path not in self._bits:

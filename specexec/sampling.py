@@ -130,7 +130,7 @@ def constrained(
         logits_NV[:, list(biases)] += logits_NV.new_tensor(list(biases.values()))
     if parse is not None:
         allowed_NV = parse.allowed([tree.spelled(node) for node in nodes], logits_NV.shape[-1])
-        logits_NV = logits_NV.masked_fill(~allowed_NV.to(logits_NV.device), float("-inf"))
+        logits_NV = logits_NV.where(allowed_NV.to(logits_NV.device), float("-inf"))
     return logits_NV
 
 

@@ -78,7 +78,9 @@ def parsed(
 ) -> object:
     """What the command would be given."""
     verbosity = Verbosity()
-    context = click.Context(commands, info_name="specexec", auto_envvar_prefix="SPECEXEC", obj=verbosity)
+    context = click.Context(
+        commands, info_name="specexec", auto_envvar_prefix="SPECEXEC", obj=verbosity, **commands.context_settings
+    )
     for word in place.words[:-1]:
         context = click.Context(commands, parent=context, info_name=word)
     needed: list[str] = []
