@@ -3,8 +3,8 @@
     python scripts/measure_grammar.py --tokens 128000 --nodes 64
 
 A byte-level BPE is trained on Python's own sources, so that its tokens overlap as those of real models do. A text that
-follows a schema is written token by token; at every step a tree of guesses hangs below it, half of them right. Times are
-of the processor, which other programs disturb little; the sweep it is compared with is `--sweep` seconds long.
+follows a schema is written token by token; at every step a tree of guesses hangs below it, half of them right. Times
+are of the processor, which other programs disturb little, and compared with a sweep of `--sweep` seconds.
 """
 
 from __future__ import annotations

@@ -46,7 +46,11 @@ def test_commands_and_options_on_a_page_exist(page: Path) -> None:
         assert found is not None, command
         if isinstance(found, click.Group):
             continue
-        known = {name for one in [*found.params, *found.get_params(click.Context(found, **commands.context_settings))] for name in one.opts}
+        known = {
+            name
+            for one in [*found.params, *found.get_params(click.Context(found, **commands.context_settings))]
+            for name in one.opts
+        }
         known |= {name for one in found.params for name in one.secondary_opts}
         typed = set(re.findall(r"(?<=\s)--?[a-z][\w-]*", rest.partition("#")[0]))
         assert typed <= known, typed - known
