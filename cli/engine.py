@@ -29,6 +29,7 @@ def open_engine(options: EngineOptions, told: Callable[[int, int], None] | None 
         options.model,
         drafter=options.drafter,
         draft_vocab=options.draft_vocab,
+        drafter_quant=options.drafter_quant,
         offload=options.offload,
         budget=options.budget,
         planner=options.planner,

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from offload.placement import Offload
 
 Result = TypeVar("Result")
+DrafterQuant: TypeAlias = Literal["none", "nf4"]
 Nodes: TypeAlias = int | Literal["auto"]
 Number = TypeVar("Number", int, float)
 
@@ -77,6 +78,7 @@ class EngineOptions:
     model: str = "demo"
     drafter: str = "auto"
     draft_vocab: int | None = None
+    drafter_quant: DrafterQuant = "none"
     offload: Offload = "auto"
     budget: Nodes = "auto"
     planner: str = "best"
@@ -112,6 +114,8 @@ _ENGINE = (
     click.option("-m", "--model", metavar="MODEL", show_default="demo", shell_complete=_names,
                  help="A name, a folder, or org/repo."),
     click.option("-d", "--drafter", metavar="NAME", default="auto", help="Who guesses ahead; none is plain decoding."),
+    click.option("--drafter-quant", type=click.Choice(["none", "nf4"]), default="none",
+                 help="Bits of a drafter model's layers; nf4 leaves more of a GPU to the model."),
     click.option("--draft-vocab", type=COUNT, show_default="all",
                  help="Frequent tokens a drafter model may name, such as 32k; those of the text always."),
     click.option("--offload", type=click.Choice(["auto", "none", "ram", "disk"]), default="auto",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.facts import placement_facts
-from cli.options import BUDGET, COUNT, SIZE, SPEED, Nodes
+from cli.options import BUDGET, COUNT, SIZE, SPEED, DrafterQuant, Nodes
 from cli.quantities import format_bytes, parse_size_B
 from cli.verbosity import json_option, verbosity_options
 
@@ -38,13 +38,16 @@ REACHED = 0.6  # of what is sold
 @click.option("--vram", type=SIZE, help="As if this much GPU memory were free.")
 @click.option("--ctx", type=COUNT, default=8192, help="Context length in tokens, such as 8k.")
 @click.option("-b", "--budget", type=BUDGET, default="auto", help="Guesses per sweep to make room for.")
+@click.option(
+    "--drafter-quant", type=click.Choice(["none", "nf4"]), default="none", help="Bits of the drafter's layers."
+)
 @click.option("--all", "every", is_flag=True, help="Every number format, not only the likely ones.")
 @click.option("--offline", is_flag=True, help="Use only what is already on this machine.")
 @json_option()
 @verbosity_options
 def plan(
     model: str, gpu: str | None, link: float | None, disk: float | None, ram: int | None, vram: int | None,
-    ctx: int, budget: Nodes, every: bool, offline: bool, as_json: bool,
+    ctx: int, budget: Nodes, drafter_quant: DrafterQuant, every: bool, offline: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Say what of MODEL would live where, how long a sweep takes, and the command to type.
 
@@ -63,22 +66,25 @@ def plan(
         disk_Bps=disk or here.ceilings.disk_Bps,
         assumed=tuple(name for name in here.ceilings.assumed if not told.get(name)),
     )
-    beside_B, guesses_B = _beside_B(model, folder, ctx, budget, offline)
+    beside_B, guesses_B = _beside_B(model, folder, ctx, budget, drafter_quant, offline)
     rows = outlook(folder, here.free, speeds, item_B(folder), ctx, beside_B, every, guesses_B)
     chosen = best(rows)
     if as_json:
         asked = {"gpu": gpu, "link": link, "disk": disk, "ram": ram, "vram": vram, "ctx": ctx, "budget": budget,
-                 "all": every, "offline": offline}  # fmt: skip
+                 "drafter_quant": drafter_quant, "all": every, "offline": offline}  # fmt: skip
         click.echo(json.dumps({"asked": asked} | _record(model, folder, here, speeds, rows, chosen), indent=1))
         return
     for line in _page(model, folder, here, speeds, rows, chosen):
         click.echo(line)
 
 
-def _beside_B(model: str, folder: Folder, ctx: int, budget: Nodes, offline: bool) -> tuple[dict[str, int], int]:
+def _beside_B(
+    model: str, folder: Folder, ctx: int, budget: Nodes, drafter_quant: DrafterQuant, offline: bool
+) -> tuple[dict[str, int], int]:
     """What a sweep and the paired drafter take, and keys and values of guesses, by the same sums as loading."""
+    from offload.formats import resident_B
     from offload.listing import item_B, list_drafter
-    from offload.need import cache_B, need_of
+    from offload.need import cache_B
     from specexec.workspace import drafting_B, guesses_B, nodes_of, widths_of, workspace
 
     def widths(of: Folder) -> Widths:
@@ -88,7 +94,7 @@ def _beside_B(model: str, folder: Folder, ctx: int, budget: Nodes, offline: bool
     sibling = list_drafter(model, offline=offline)
     drafter_B = 0
     if sibling is not None:
-        drafter_B = need_of(sibling, item_B(sibling), ctx).resident_B + drafting_B(widths(sibling), ctx, nodes)
+        drafter_B = resident_B(sibling, drafter_quant, item_B(sibling), ctx) + drafting_B(widths(sibling), ctx, nodes)
     return {**workspace(widths(folder), ctx, nodes), "drafter": drafter_B}, guesses_B(widths(folder), ctx, nodes)
 
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from offload.carrier import carrier_for
     from offload.custom import running_code
     from offload.errors import OffloadError, ReadFailed
-    from offload.formats import is_quantised
+    from offload.formats import is_quantised, resident_B
     from offload.hardware import free_memory
     from offload.listing import item_B
     from offload.local import check_bytes
@@ -46,6 +46,7 @@ __all__ = [
     "need_of",
     "open_folder",
     "place",
+    "resident_B",
     "resolve",
     "running_code",
     "standing_layer",
@@ -74,6 +75,7 @@ _HOMES = {
     "need_of": "need",
     "open_folder": "shards",
     "place": "placing",
+    "resident_B": "formats",
     "resolve": "names",
     "running_code": "custom",
     "standing_layer": "standing",

@@ -10,7 +10,7 @@ from typing import Literal
 
 from offload.forecast import Work
 from offload.need import FLOATS, LAYER, need_of
-from offload.placement import Need
+from offload.placement import RING, Need
 from offload.quantised import fold
 from offload.shards import Entry, Folder
 
@@ -44,6 +44,15 @@ def need_in(folder: Folder, form: Format, item_B: int, ctx: int, beside_B: Mappi
         read_B=tuple(size_B - read.get(layer, 0) for layer, size_B in enumerate(plain.read_B)),
         dense_B=max(dense.values(), default=0),
     )
+
+
+def resident_B(folder: Folder, form: Literal["none", "nf4"], item_B: int, ctx: int) -> int:
+    """A whole model in memory; with nf4 its layers are quantised while it is loaded: 4.5 bits a weight, and a ring."""
+    need = need_of(folder, item_B, ctx)
+    if form == "none":
+        return need.resident_B
+    layers_B = sum(need.layers_B)
+    return need.resident_B - layers_B + layers_B * 9 // (16 * item_B) + RING * need.widest_B
 
 
 def work_of(folder: Folder, form: Format, item_B: int) -> Work:

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 import offload as weights
+from specexec import attention
 from specexec.architecture import can_branch, check_tree_support, longest_text
 from specexec.chain import ChainLM
 from specexec.cost import CostModel
@@ -32,6 +33,7 @@ from specexec.engine import Engine, Parts
 from specexec.errors import BadDrafter, ContextLengthExceeded
 from specexec.lm import TreeLM
 from specexec.memory import Memory
+from specexec.partial import rebuilt
 from specexec.planners import planner_of, ranking_of
 from specexec.ranking import Ranking
 from specexec.room import Room
@@ -51,6 +53,7 @@ def load(
     *,
     drafter: str = "auto",
     draft_vocab: int | None = None,
+    drafter_quant: Literal["none", "nf4"] = "none",
     offload: weights.Offload = "auto",
     budget: int | Literal["auto"] = "auto",
     planner: str = "best",
@@ -71,7 +74,7 @@ def load(
 
     model: path, alias or hub name. drafter: auto, none, sources joined by + (sibling, substitute, skip, ngram), or a
     path or name in the sibling's place. draft_vocab: the sibling names only so many frequent tokens, and those of the
-    text; None lets it name all. offload: auto, none, ram or disk.
+    text; None lets it name all. drafter_quant: the sibling's layers in four bits. offload: auto, none, ram or disk.
     budget: guesses per sweep, or auto. planner: best, reference, beam, sequoia. dtype: auto (stored), bf16, f16, f32.
     ram_B, vram_B: ceilings in bytes. link_limit_Bps throttles the weight stream. verify: compare weights
     with their hashes first (packs, and what came from the Hub). trust_remote_code: run Python that the folders of
@@ -100,10 +103,12 @@ def load(
     given = weights.free_memory(where, ram_B, vram_B)
     if pair.toy and budget == "auto" and link_limit_Bps is None:
         budget = TOY_BUDGET
-    asked = _Asked(offload, where, DTYPES[dtype], context, nodes_of(budget), branches, draft_vocab or 0)
+    asked = _Asked(offload, where, DTYPES[dtype], context, nodes_of(budget), branches, draft_vocab or 0, drafter_quant)
     choice, reason = _picked(choice, pair, config, given, asked, measured or {})
     if draft_vocab:
         _check_trimming(choice, theirs)
+    if drafter_quant != "none":
+        _check_quantising(choice, pair)
     target = weights.load(
         pair.target,
         offload,
@@ -120,11 +125,7 @@ def load(
         trust_remote_code=trust_remote_code,
     )
     sibling = pair.drafter if "sibling" in choice.sources else None
-    draft = (
-        None
-        if sibling is None
-        else weights.load(sibling, "none", where, DTYPES[dtype], ctx=context, trust_remote_code=trust_remote_code)
-    )
+    draft = None if sibling is None else _draft(sibling, asked, trust_remote_code)
     lm = lm_of(target, trees=bool(choice.sources), tried=design.own_code, travel=_travel(target, where))
     memory = Memory() if "ngram" in choice.sources or draft_vocab else None
     draft_lm = None if draft is None else TreeLM(draft)
@@ -252,7 +253,7 @@ def _beside_B(choice: Choice, pair: weights.ModelPair, asked: _Asked) -> dict[st
     drafter_B = sum(int(shares.get(source, 0) * sum(target.file_sizes.values())) for source in choice.sources)
     if "sibling" in choice.sources and pair.drafter is not None:
         folder = weights.open_folder(pair.drafter)
-        drafter_B += weights.need_of(folder, asked.item_B(folder), asked.context).resident_B
+        drafter_B += weights.resident_B(folder, asked.drafter_quant, asked.item_B(folder), asked.context)
         drafter_B += drafting_B(asked.widths(folder), asked.context, asked.nodes)
         drafter_B += 3 * asked.draft_vocab // 2 * asked.widths(folder).hidden * asked.item_B(folder)
     return {**needed, "drafter": drafter_B}
@@ -269,6 +270,7 @@ class _Asked:
     nodes: int
     branches: bool
     draft_vocab: int
+    drafter_quant: Literal["none", "nf4"]
 
     def guesses_B(self, choice: Choice, pair: weights.ModelPair) -> int:
         """Keys and values beyond those of the text."""
@@ -330,6 +332,40 @@ def _other_wording(ours: Encoding, drafter: Path, trust_remote_code: bool) -> En
         "drafter %s has another vocabulary: its guesses are carried over as text, and fewer will be accepted.", drafter
     )
     return theirs
+
+
+def _draft(folder: Path, asked: _Asked, trust_remote_code: bool) -> PreTrainedModel:
+    """A model that drafts, whole where the target computes; for four bits a layer at a time comes through RAM."""
+    whole = asked.drafter_quant == "none"
+    model = weights.load(
+        folder,
+        "none" if whole else "disk",
+        asked.device if whole else "cpu",
+        asked.dtype,
+        ctx=asked.context,
+        trust_remote_code=trust_remote_code,
+    )
+    if whole:
+        return model
+    stream, device = weights.stream_of(model), torch.device(asked.device)
+    model.set_attn_implementation(attention.NAME)  # layers taken out go on as the whole did
+    layers = {i: quantised(weights.standing_layer(model, i), device) for i in range(stream.layers)}
+    stream.close()
+    few_bits = rebuilt(model, layers)
+    nn.Module.to(few_bits, device)
+    return few_bits
+
+
+def _check_quantising(choice: Choice, pair: weights.ModelPair) -> None:
+    if "sibling" not in choice.sources or pair.drafter is None:
+        raise BadDrafter(
+            "--drafter-quant quantises a drafter model, and none drafts here.",
+            hint=f"Leave it out, or --drafter with a model. Now: {choice.name}.",
+        )
+    if weights.is_quantised(weights.open_folder(pair.drafter)):
+        raise BadDrafter(
+            f"{pair.drafter} is quantised already; --drafter-quant has nothing to do.", hint="Leave it out."
+        )
 
 
 def _check_trimming(choice: Choice, theirs: Encoding | None) -> None:

@@ -57,6 +57,7 @@ CHAT: tuple[Changes, ...] = (
     },
     {"budget": (["--budget", "3"], "drafted"), "stop": (["--stop", "drafter"], "finish_reason")},
     {"model": (["--model", "{tiny}"], "engine.folders.target")},
+    {"drafter_quant": (["--drafter-quant", "nf4"], "engine.placement.ram_parts_B.drafter")},
     {"draft_vocab": (["--draft-vocab", "1k"], "engine.placement.ram_parts_B.drafter")},
     {"ram": (["--ram", "42.6MB"], "engine.placement.layers.disk")},
 )
@@ -73,6 +74,7 @@ PLAN: Changes = {
     "vram": (["--vram", "3GiB"], "machine.vram_B"),
     "ctx": (["--ctx", "512"], "rows.0.ram_B"),
     "budget": (["--budget", "8"], "rows.0.ram_B"),
+    "drafter_quant": (["--drafter-quant", "nf4"], "asked.drafter_quant"),
     "every": (["--all"], "rows.3.quant"),
     "offline": (["--offline"], "asked.offline"),
 }

@@ -38,7 +38,7 @@ def quantised(layer: nn.Module, device: torch.device) -> nn.Module:
     wide = [name for name, parameter in layer.named_parameters() if parameter.dim() > 2]
     if wide:
         raise UnsupportedArchitecture(
-            f"--drafter substitute cannot quantise fused experts ({wide[0]}).",
+            f"fused experts cannot be quantised for drafting ({wide[0]}).",
             why="bitsandbytes knows linears only; mixture-of-experts layers keep theirs in one block.",
             hint="--drafter sibling, skip or ngram.",
         )

@@ -1,0 +1,58 @@
+"""A drafter in four bits takes what is planned and changes no token; where it would do nothing it is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import offload
+import specexec
+from offload.formats import resident_B
+from offload.names import demo_folder
+from offload.pack import pack, plan
+from offload.shards import open_folder
+from specexec import SamplingParams
+from specexec.drafters.substitute import FourBit
+from specexec.errors import BadDrafter
+from tests.tiny import tiny
+
+CTX = 256
+
+
+def test_the_text_is_the_same_and_the_layers_are_small() -> None:
+    sampling = SamplingParams(temperature=0.8, seed=4, max_tokens=24)
+    with specexec.load(drafter="none", dtype="f32", ctx=CTX) as llm:
+        plain = llm.generate("What is a tree?", sampling)
+    with specexec.load(drafter="sibling", drafter_quant="nf4", budget=16, dtype="f32", ctx=CTX) as llm:
+        small = llm.generate("What is a tree?", sampling)
+        assert llm._draft is not None
+        held = [module for module in llm._draft.model.modules() if isinstance(module, FourBit)]
+        rest = {id(tensor): tensor.nbytes for tensor in (*llm._draft.model.parameters(), *llm._draft.model.buffers())}
+        beside_B = offload.stream_of(llm._model).placement.need.beside_B["drafter"]
+    assert small.tokens == plain.tokens
+    assert small.accepted > 0
+    assert held
+    held_B = sum(module._packed.nbytes + module._state.absmax.nbytes for module in held) + sum(rest.values())
+    folder = open_folder(demo_folder("drafter"))
+    planned_B = resident_B(folder, "nf4", 4, CTX) - offload.cache_B(folder.config, CTX, 4)
+    assert 0.5 * planned_B < held_B <= planned_B < beside_B
+
+
+def test_the_layers_of_a_large_drafter_take_a_third(tmp_path: Path) -> None:
+    tiny("llama", tmp_path, num_hidden_layers=24)
+    folder = open_folder(tmp_path)
+    layers_B = sum(offload.need_of(folder, 2, CTX).layers_B)
+    assert resident_B(folder, "none", 2, CTX) - resident_B(folder, "nf4", 2, CTX) > 0.55 * layers_B
+
+
+@pytest.mark.parametrize("name", ["none", "ngram"])
+def test_without_a_drafter_model_it_is_refused(name: str) -> None:
+    with pytest.raises(BadDrafter, match="none drafts here"):
+        specexec.load(drafter=name, drafter_quant="nf4")
+
+
+def test_a_drafter_that_has_few_bits_already_is_refused(tmp_path: Path) -> None:
+    pack(plan(open_folder(demo_folder("drafter")), "int8"), tmp_path / "packed")
+    with pytest.raises(BadDrafter, match="is quantised already"):
+        specexec.load(drafter=str(tmp_path / "packed"), drafter_quant="nf4")
