@@ -6,6 +6,7 @@ import signal
 from collections.abc import Iterator
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # programs that tests start, too: they share the machine
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import pytest

@@ -93,7 +93,17 @@ def test_there_are_enough_golden_prompts_and_the_first_is_the_readmes() -> None:
 
 
 def test_golden_prompts_are_answered_word_for_word(target: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Greedy decoding writes an answer if each of its tokens is the likeliest after those before. One pass sees all."""
     for golden in GOLDEN:
+        prompt = rendered(tokenizer, [{"role": "user", "content": golden["prompt"]}], True)
+        answer = [*tokenizer.encode(golden["answer"]), tokenizer.eos_token_id]
+        with torch.no_grad():
+            logits = target(torch.tensor([[*prompt, *answer]])).logits[0, len(prompt) - 1 : -1]
+        assert logits.argmax(-1).tolist() == answer, golden["prompt"]
+
+
+def test_transformers_generate_writes_them(target: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    for golden in GOLDEN[:3]:
         prompt = torch.tensor([rendered(tokenizer, [{"role": "user", "content": golden["prompt"]}], True)])
         mask = torch.ones_like(prompt)
         out = target.generate(prompt, attention_mask=mask, max_new_tokens=120)  # type: ignore[operator]  # stub of another self

@@ -16,14 +16,15 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
 
+from specexec.drafters.sibling import SiblingDrafter
 from specexec.errors import BrokenLogits
 from specexec.lm import TreeLM
 from specexec.noise import Noise, gumbel, philox_row
 from specexec.sampling import History, SamplingParams
 from specexec.tree import ROOT, TokenTree
 from specexec.walk import Opinion, walk
-from tests.tiny import VOCABULARY, tiny
-from tests.writing import drafters, prompt, write
+from tests.tiny import tiny
+from tests.writing import prompt, write
 
 WORDS = 6  # a toy vocabulary
 START = 5
@@ -90,7 +91,7 @@ def test_nan_is_an_error_and_not_a_text() -> None:
 
 # The law of the first three tokens, against the enumerated one. The mutants are bugs such a verifier could have.
 
-SAMPLES = 100_000
+SAMPLES = 40_000  # the finest mutant has p < 1e-100
 DEPTH = 3
 TEMPERATURE = 0.9
 Floats = NDArray[np.float64]
@@ -200,20 +201,23 @@ def test_a_wrong_verifier_is_caught(mutant: Verifier, noise: Floats) -> None:
 
 
 def test_a_real_model_writes_by_its_own_law(tmp_path: Path) -> None:
-    """The first two tokens of 2000 seeds through the decoder, trees and company included."""
-    model = tiny("llama", tmp_path / "truth")
-    target = TreeLM(tiny("llama", tmp_path / "target"))
-    drafter = drafters("llama", tmp_path)["useless"]
-    text, samples = prompt(6), 2000
+    """The first two tokens of 1000 seeds through the decoder, trees and company included."""
+    words, samples, text = 24, 1000, prompt(6, most=24)
+    model = tiny("llama", tmp_path / "truth", vocab_size=words)
+    target = TreeLM(tiny("llama", tmp_path / "target", vocab_size=words))
+    unlike = TreeLM(tiny("llama", tmp_path / "unlike", vocab_size=words, seed=9, num_hidden_layers=1))
     counts: Counter[tuple[int, ...]] = Counter()
     for start in range(0, samples, 250):
         sampling = [SamplingParams(temperature=1.0, seed=seed, max_tokens=2) for seed in range(start, start + 250)]
-        counts.update(tuple(one.answer) for one in write(target, drafter, [text] * 250, sampling, budget=3))
+        done = write(target, SiblingDrafter(unlike, words), [text] * 250, sampling, budget=3, vocabulary=words)
+        counts.update(tuple(one.answer) for one in done)
     with torch.no_grad():
         first = model(torch.tensor([text])).logits[0, -1].double().softmax(-1)
-        second = model(torch.tensor([[*text, token] for token in range(VOCABULARY)])).logits[:, -1].double().softmax(-1)
+        second = model(torch.tensor([[*text, token] for token in range(words)])).logits[:, -1].double().softmax(-1)
     law = (first[:, None] * second).numpy()
-    seen = np.array([[counts[a, b] for b in range(VOCABULARY)] for a in range(VOCABULARY)], np.float64)
+    seen = np.array([[counts[a, b] for b in range(words)] for a in range(words)], np.float64)
     assert merged_chi_square(seen.ravel(), law.ravel() * samples) > 1e-6
     assert merged_chi_square(seen.sum(1), law.sum(1) * samples) > 1e-6
     assert math.isclose(law.sum(), 1.0, rel_tol=1e-6)
+    wrong = (first[:, None] * first).numpy()  # a verifier that reads the row before: such samples would show it
+    assert merged_chi_square(seen.ravel(), wrong.ravel() * samples) < 1e-6

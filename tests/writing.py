@@ -28,9 +28,9 @@ def spell(tokens: list[int]) -> str:
     return "".join(f"{token} " for token in tokens)
 
 
-def prompt(length: int, seed: int = 0) -> list[int]:
+def prompt(length: int, seed: int = 0, most: int = VOCABULARY) -> list[int]:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, VOCABULARY, (length,), generator=generator).tolist()
+    return torch.randint(0, most, (length,), generator=generator).tolist()
 
 
 def drafters(family: str, folder: Path) -> dict[str, Drafter]:
@@ -56,8 +56,10 @@ def drafters(family: str, folder: Path) -> dict[str, Drafter]:
     }
 
 
-def sequence_of(tokens: Items[int], sampling: SamplingParams, limit: int = 512) -> Sequence:
-    return start(tokens, sampling, Noise(sampling.seed or 0, VOCABULARY), spell, frozenset(), limit)
+def sequence_of(
+    tokens: Items[int], sampling: SamplingParams, limit: int = 512, vocabulary: int = VOCABULARY
+) -> Sequence:
+    return start(tokens, sampling, Noise(sampling.seed or 0, vocabulary), spell, frozenset(), limit)
 
 
 def write(
@@ -68,11 +70,12 @@ def write(
     budget: int | Literal["auto"] = 64,
     planner: Planner | None = None,
     overlap: bool | None = None,
+    vocabulary: int = VOCABULARY,
 ) -> list[Sequence]:
     """All prompts together, to their end; one sampling for all, or one each."""
     decoder = Decoder(target, drafter, planner or BestFirst(), budget, overlap=overlap)
     each = [sampling] * len(prompts) if isinstance(sampling, SamplingParams) else sampling
-    sequences = [sequence_of(tokens, own) for tokens, own in zip(prompts, each, strict=True)]
+    sequences = [sequence_of(tokens, own, vocabulary=vocabulary) for tokens, own in zip(prompts, each, strict=True)]
     for sequence in sequences:
         decoder.join(sequence)
     while decoder.live:
