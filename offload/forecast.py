@@ -38,6 +38,14 @@ class Work:
     item_B: int
     unpacked_B: Mapping[str, int] = field(default_factory=dict)
     """By scheme."""
+    experts_B: int = 0
+    """Those of `weights_B` that belong to experts, of which each row is sent to `chosen`."""
+    experts: int = 1
+    chosen: int = 1
+
+    def touched(self, rows: int) -> float:
+        """Experts of a layer that a sweep over so many rows is expected to visit, if none is a favourite."""
+        return self.experts * (1 - (1 - self.chosen / self.experts) ** rows)
 
 
 @dataclass(frozen=True)
@@ -86,5 +94,14 @@ def forecast(placement: Placement, work: Work, ceilings: Ceilings, rows: int) ->
     return Forecast(
         placement.disk_B / ceilings.disk_Bps,
         placement.link_B / ceilings.link_Bps,
-        ceilings.arithmetic.seconds(work.weights_B / work.item_B, work.item_B, rows) + unpack_s,
+        _multiply_s(work, ceilings.arithmetic, rows) + unpack_s,
+    )
+
+
+def _multiply_s(work: Work, arithmetic: Arithmetic, rows: int) -> float:
+    """All rows meet the weights they share; each expert that is visited meets its part of them."""
+    touched = work.touched(rows)
+    shared, visited = work.weights_B - work.experts_B, work.experts_B * touched / work.experts
+    return arithmetic.seconds(shared / work.item_B, work.item_B, rows) + arithmetic.seconds(
+        visited / work.item_B, work.item_B, rows * work.chosen / touched
     )

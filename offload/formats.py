@@ -15,6 +15,9 @@ from offload.quantised import fold
 from offload.shards import Entry, Folder
 
 Format = Literal["none", "int8", "nf4"]
+# What configs call the experts of a layer, and those of them that a token is sent to.
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
+CHOSEN = ("num_experts_per_tok", "experts_per_token", "moe_k")
 FORMATS: tuple[Format, ...] = ("none", "int8", "nf4")
 # Of each NF4 matrix: two tables and a state; of every 64 weights one byte of scale, of every 256 scales one float.
 NF4_STATE_B, NF4_BLOCK, NF4_NESTED = 1024 + 64 + 256, 64, 256
@@ -59,18 +62,26 @@ def work_of(folder: Folder, form: Format, item_B: int) -> Work:
     """What a sweep multiplies: every matrix but the embeddings, and the head."""
     plain = need_of(folder, item_B, 1)
     head_B = plain.head_B or plain.embeddings_B  # tied: the embeddings are the head
-    if form != "none":
-        dense_B = sum(math.prod(entry.shape) * item_B for _, entry in _matrices(folder, len(plain.layers_B)))
-        return Work(dense_B + head_B, item_B, {form: dense_B})
+    folded = fold(folder)
+    shapes = {entry.name: entry.shape for _, entry in _matrices(folder, len(plain.layers_B))}
     unpacked_B: dict[str, int] = {}
     codes_B = 0
-    for weight in fold(folder).quantised.values():
+    for weight in folded.quantised.values():
         match = LAYER.search(weight.name)
         if match and int(match[1]) < len(plain.layers_B):
             scheme = "nf4" if weight.scheme == "fp4" else weight.scheme  # the same code with another table
             unpacked_B[scheme] = unpacked_B.get(scheme, 0) + math.prod(weight.shape) * item_B
             codes_B += weight.nbytes
-    return Work(sum(plain.layers_B) - codes_B + sum(unpacked_B.values()) + head_B, item_B, unpacked_B)
+            shapes[weight.name] = weight.shape
+    layers_B = sum(plain.layers_B) - codes_B + sum(unpacked_B.values())
+    if form != "none":
+        layers_B = sum(math.prod(shape) for shape in shapes.values()) * item_B
+        unpacked_B = {form: layers_B}
+    experts, chosen = (_first(folder, names) for names in (EXPERTS, CHOSEN))
+    experts_B = sum(math.prod(shape) for name, shape in shapes.items() if ".experts." in name) * item_B
+    if not experts_B or not experts or not chosen:
+        return Work(layers_B + head_B, item_B, unpacked_B)
+    return Work(layers_B + head_B, item_B, unpacked_B, experts_B, experts, min(chosen, experts))
 
 
 def packed_size_B(entry: Entry, form: Format) -> int:
@@ -80,6 +91,12 @@ def packed_size_B(entry: Entry, form: Format) -> int:
         return count + count // entry.shape[-1] * 4
     scales = -(-count // NF4_BLOCK)
     return -(-count // 2) + scales + -(-scales // NF4_NESTED) * 4 + NF4_STATE_B
+
+
+def _first(folder: Folder, names: tuple[str, ...]) -> int:
+    """The first of these numbers that the config has; zero if it has none."""
+    found = (folder.config.get(name) for name in names)
+    return next((value for value in found if isinstance(value, int) and value > 0), 0)
 
 
 def _matrices(folder: Folder, layers: int) -> list[tuple[int, Entry]]:

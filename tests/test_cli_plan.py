@@ -138,6 +138,23 @@ def test_what_is_unpacked_is_every_matrix_by_its_scheme(form: Format, folder: Pa
     assert set(told.unpacked_B) == {form} - {"none"}
 
 
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3"])
+def test_experts_compute_for_the_rows_that_are_sent_to_them(family: str, tmp_path: Path) -> None:
+    model = tiny(family, tmp_path / "model")
+    work = work_of(open_folder(tmp_path / "model"), "none", 4)
+    held = {name: tensor.nbytes for name, tensor in model.named_parameters() if ".experts." in name}
+    held = {name: nbytes for name, nbytes in held.items() if "bias" not in name}
+    assert work.experts_B == pytest.approx(sum(held.values()), rel=0.02)
+    assert (work.experts, work.chosen) == (4, 2)
+    assert work.touched(1) == pytest.approx(2)
+    assert 3.9 < work.touched(16) < 4
+    # A roof of arithmetic alone: an expert is not charged for rows that others get.
+    flops = Arithmetic(1.0, 1e30)
+    expected = 2 * 100 * (work.weights_B - work.experts_B + work.experts_B / 2) / 4
+    placement = place(need_in(open_folder(tmp_path / "model"), "none", 4, 64), Free(4 * GiB), "none")
+    assert forecast(placement, work, replace(KNOWN, arithmetic=flops), 100).compute_s == pytest.approx(expected)
+
+
 def test_unpacking_is_measured_for_every_scheme() -> None:
     assert set(probe_unpack("cpu", 0.01)) == set(SCHEMES)
 
