@@ -66,7 +66,7 @@ def plan(
         disk_Bps=disk or here.ceilings.disk_Bps,
         assumed=tuple(name for name in here.ceilings.assumed if not told.get(name)),
     )
-    beside_B, guesses_B = _beside_B(model, folder, ctx, budget, drafter_quant, offline)
+    beside_B, guesses_B = _beside_B(model, folder, here.free, ctx, budget, drafter_quant, offline)
     rows = outlook(folder, here.free, speeds, item_B(folder), ctx, beside_B, every, guesses_B)
     chosen = best(rows)
     if as_json:
@@ -79,7 +79,7 @@ def plan(
 
 
 def _beside_B(
-    model: str, folder: Folder, ctx: int, budget: Nodes, drafter_quant: DrafterQuant, offline: bool
+    model: str, folder: Folder, free: Free, ctx: int, budget: Nodes, drafter_quant: DrafterQuant, offline: bool
 ) -> tuple[dict[str, int], int]:
     """What a sweep and the paired drafter take, and keys and values of guesses, by the same sums as loading."""
     from offload.formats import resident_B
@@ -90,7 +90,8 @@ def _beside_B(
     def widths(of: Folder) -> Widths:
         return widths_of(of.config, item_B(of), cache_B(of.config, 1, item_B(of)))
 
-    nodes = nodes_of(budget)
+    free_B = free.ram_B if free.vram_B is None else free.vram_B
+    nodes = nodes_of(budget, widths(folder), ctx, free_B)
     sibling = list_drafter(model, offline=offline)
     drafter_B = 0
     if sibling is not None:

@@ -8,7 +8,7 @@ from typing import Protocol
 from specexec.cost import CostModel
 from specexec.tree import Floats
 
-MOST_NODES = 4096  # of one sweep, all sequences together
+MOST_NODES = 4096  # of one sweep, all sequences together, where memory allows
 FIRST_NODES = 64  # of each sequence, while nothing is known about costs
 RETRY_SWEEPS = 16  # drafting that does not pay is tried again this often
 
@@ -59,16 +59,17 @@ class AutoBudget:
     """The size of most tokens per second, from measured costs."""
 
     cost: CostModel
+    most: int = MOST_NODES
     declined: int = field(default=0, init=False)
 
     def size(self, chance_N: Floats, spent: Spent) -> int:
         if not self.cost.compute.known:
             return FIRST_NODES * spent.sequences
-        return min(self.cost.best_size(chance_N, spent.rows, spent.sequences, spent.drafted_s), MOST_NODES)
+        return min(self.cost.best_size(chance_N, spent.rows, spent.sequences, spent.drafted_s), self.most)
 
     def horizon(self, chance_N: Floats, spent: Spent) -> int:
         # Children of nodes just beyond today's size may still lift it.
-        return min(2 * self.size(chance_N, spent) + 16, MOST_NODES)
+        return min(2 * self.size(chance_N, spent) + 16, self.most)
 
     def pays(self, asked_chance: float, asked: int, chance_N: Floats, spent: Spent) -> bool:
         wins = self.cost.pays(asked_chance, asked, chance_N, spent.rows, spent.sequences, spent.drafted_s)

@@ -103,7 +103,10 @@ def load(
     given = weights.free_memory(where, ram_B, vram_B)
     if pair.toy and budget == "auto" and link_limit_Bps is None:
         budget = TOY_BUDGET
-    asked = _Asked(offload, where, DTYPES[dtype], context, nodes_of(budget), branches, draft_vocab or 0, drafter_quant)
+    asked = _Asked(offload, where, DTYPES[dtype], context, 0, branches, draft_vocab or 0, drafter_quant)
+    free_B = given.ram_B if given.vram_B is None else given.vram_B
+    most_nodes = nodes_of("auto", asked.widths(folder), context, free_B)
+    asked = replace(asked, nodes=most_nodes if budget == "auto" else budget)
     choice, reason = _picked(choice, pair, config, given, asked, measured or {})
     if draft_vocab:
         _check_trimming(choice, theirs)
@@ -146,6 +149,7 @@ def load(
             reason=reason,
             planner=planner_of(planner),
             budget=budget,
+            most_nodes=most_nodes,
             cost=cost,
             context=context,
             room=_room(given, target, draft, 0 if budget == "auto" else budget),

@@ -16,7 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from specexec.afresh import Afresh
-from specexec.budget import AutoBudget, FixedBudget
+from specexec.budget import MOST_NODES, AutoBudget, FixedBudget
 from specexec.cost import CostModel
 from specexec.drafters import Drafter
 from specexec.errors import SweepCancelled
@@ -82,6 +82,7 @@ class Decoder:
         cost: CostModel | None = None,
         afresh: Afresh | None = None,
         unwaited: Callable[[], AbstractContextManager[None]] = nullcontext,
+        most_nodes: int = MOST_NODES,
     ) -> None:
         self.target = target
         self.drafter = drafter
@@ -95,7 +96,7 @@ class Decoder:
         self.overlap = overlap
         self.afresh = afresh
         self._unwaited = unwaited
-        self._auto = AutoBudget(self.cost)
+        self._auto = AutoBudget(self.cost, most_nodes)
         self._meter = meter
         self._stopping = threading.Event()
         self._sweeping: Sweep | None = None

@@ -73,8 +73,8 @@ class Weights(Protocol):
 @dataclass(frozen=True)
 class Parts:
     """What an engine is made of. `folders` says where target and drafter came from, `sources` how --drafter would name
-    who guesses, and `reason` why `auto` took them; it is empty where they were asked for. `own_code`: the target is
-    computed by code from its folder."""
+    who guesses, and `reason` why `auto` took them; it is empty where they were asked for. `most_nodes` is what
+    `--budget auto` has room for. `own_code`: the target is computed by code from its folder."""
 
     name: str
     toy: bool
@@ -89,6 +89,7 @@ class Parts:
     sources: str
     reason: str
     budget: int | Literal["auto"]
+    most_nodes: int
     cost: CostModel
     context: int
     room: Room
@@ -121,6 +122,7 @@ class Engine:
             cost=cost,
             afresh=self.afresh,
             unwaited=parts.stream.unwaited,
+            most_nodes=parts.most_nodes,
         )
         self._bursts: dict[Sequence, deque[Burst]] = {}
         self._stop_tokens = stop_tokens(parts.model.generation_config, parts.encoding.tokenizer.eos_token_id)

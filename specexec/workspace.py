@@ -20,6 +20,8 @@ GROWTH_ROWS = 256  # keys and values grow by whole multiples: a copy so often is
 BEAMS = 128  # nodes that a drafter is asked about at a time
 AHEAD = 2  # a tree may grow to this many times the nodes it submits: guesses about what comes after them
 LEVELS = 64  # positions of a tree whose noise is kept
+LEAST_NODES = 256  # that `auto` makes room for, and
+FREE_FOR_GUESSES = 8  # the part of the free memory that more may take: the rest is for layers, which save more
 # Token ids, parents, positions and intervals of a row, as Python and numpy hold them.
 ROW_B = 256
 F32_B = 4
@@ -28,11 +30,6 @@ F32_B = 4
 def rows_held(rows: int) -> int:
     """Rows that a cache holds memory for when it has to hold `rows`."""
     return -(-rows // GROWTH_ROWS) * GROWTH_ROWS
-
-
-def nodes_of(budget: int | Literal["auto"]) -> int:
-    """The most guesses that one sweep carries under a budget."""
-    return MOST_NODES if budget == "auto" else budget
 
 
 @dataclass(frozen=True)
@@ -86,6 +83,20 @@ def drafting_B(widths: Widths, ctx: int, nodes: int) -> int:
 def guesses_B(widths: Widths, ctx: int, nodes: int) -> int:
     """Keys and values of the guesses, and the old rows of one layer's keys while they move into larger memory."""
     return (rows_held(ctx + nodes) - ctx) * widths.token_B + ctx * widths.token_B // widths.layers // 2
+
+
+def nodes_of(budget: int | Literal["auto"], widths: Widths, ctx: int, free_B: int) -> int:
+    """The most guesses that one sweep carries; under `auto` as many as a small part of the free memory holds."""
+    if budget != "auto":
+        return budget
+
+    def taken_B(nodes: int) -> int:
+        return guesses_B(widths, ctx, nodes) + sum(workspace(widths, ctx, nodes).values())
+
+    nodes = MOST_NODES
+    while nodes > LEAST_NODES and taken_B(nodes) - taken_B(0) > free_B // FREE_FOR_GUESSES:
+        nodes //= 2
+    return nodes
 
 
 def _sweep_B(widths: Widths, rows: int, head_rows: int) -> dict[str, int]:

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specexec.budget import FIRST_NODES, RETRY_SWEEPS, AutoBudget, FixedBudget, Spent
+from specexec.budget import FIRST_NODES, MOST_NODES, RETRY_SWEEPS, AutoBudget, FixedBudget, Spent
 from specexec.cost import CostModel, Line
+from specexec.workspace import Widths, nodes_of
 
 
 def learned(stream_s: float, base_s: float, slope_s: float, draft_s: float = 0.01) -> CostModel:
@@ -95,3 +96,17 @@ def test_nothing_known_means_a_modest_tree_and_a_fixed_budget_stays_fixed() -> N
     assert AutoBudget(CostModel()).size(chances(), spent) == 3 * FIRST_NODES
     assert FixedBudget(7).size(chances(), spent) == 21
     assert not FixedBudget(0).pays(1.0, 1, chances(), spent)
+
+
+def test_auto_makes_room_for_as_many_guesses_as_an_eighth_of_the_memory_holds() -> None:
+    llama_70b = Widths(8192, 28672, 64, 128, 80, 128256, 2, 80 * 2 * 8 * 128 * 2)
+    sizes = [nodes_of("auto", llama_70b, 8192, GiB << 30) for GiB in (1, 4, 8, 24, 96)]
+    assert sizes == sorted(sizes)
+    assert (sizes[0], sizes[-1]) == (256, MOST_NODES)
+    assert 256 < sizes[2] < MOST_NODES
+    assert nodes_of(7, llama_70b, 8192, 1 << 30) == 7
+    cost = learned(1.0, 0.001, 1e-9)  # another guess costs nothing here
+    cost.compute.most = 5000
+    chance_N, spent = np.full(4000, 0.9), Spent(1, 1, 0.0)
+    assert AutoBudget(cost).size(chance_N, spent) == 4000
+    assert (AutoBudget(cost, 256).size(chance_N, spent), AutoBudget(cost, 256).horizon(chance_N, spent)) == (256, 256)
