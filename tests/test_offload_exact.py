@@ -37,6 +37,20 @@ def test_streamed_equals_resident_equals_transformers(family: str, tmp_path: Pat
         offload.stream_of(ours).close()
 
 
+@pytest.mark.parametrize("layers", [1, 3])
+def test_one_layer_and_layers_of_unequal_size_stream_like_any(layers: int, tmp_path: Path) -> None:
+    # The first layer of a deepseek is dense, the others are experts; the ring holds the largest.
+    tiny("deepseek_v3", tmp_path, num_hidden_layers=layers, first_k_dense_replace=1, intermediate_size=512)
+    expected = logits(reference(tmp_path))
+    for tier in MODES:
+        ours = offload.load(tmp_path, tier)
+        need = offload.stream_of(ours).placement.need
+        assert len(set(need.layers_B)) == min(layers, 2)
+        for _ in range(3):
+            assert torch.equal(logits(ours), expected), tier
+        offload.stream_of(ours).close()
+
+
 @pytest.mark.parametrize("family", ["llama_tied", "phi3", "mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3"])
 def test_shards_and_conversions_change_nothing(family: str, tmp_path: Path) -> None:
     tiny(family, tmp_path, max_shard_size="60KB")
