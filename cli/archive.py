@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from cli.errors import BadSession, SessionNotFound
+from offload.places import folder_of
 
 FORMAT = 1
 _ID = re.compile(r"[\w-]{1,80}")
@@ -41,9 +42,7 @@ class Record:
 
 def sessions_folder() -> Path:
     """Where conversations live; made, for its owner alone, when it is first asked for."""
-    from platformdirs import user_data_path
-
-    folder = user_data_path("specexec") / "sessions"
+    folder = folder_of("data") / "sessions"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     return folder
 

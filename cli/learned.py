@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from cli.options import EngineOptions
 from cli.recall import load, save
+from offload.places import folder_of
 
 if TYPE_CHECKING:
     from specexec.engine import Engine
@@ -94,10 +95,8 @@ def _take_up(engine: Engine, path: Path, options: EngineOptions) -> None:
 
 
 def _file(name: str, digest: NDArray[np.uint8]) -> Path:
-    from platformdirs import user_state_path
-
     plain = re.sub(r"[^\w.+-]+", "-", name)[:80]
-    return user_state_path("specexec") / "learned" / f"{plain}-{digest.tobytes().hex()}.safetensors"
+    return folder_of("state") / "learned" / f"{plain}-{digest.tobytes().hex()}.safetensors"
 
 
 def _pair(engine: Engine) -> NDArray[np.uint8]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from cli.screen import Screen
+from offload.places import folder_of
 
 if TYPE_CHECKING:
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
@@ -49,9 +50,7 @@ def open_lines(screen: Screen, commands: Mapping[str, Command], *, history: bool
 
 def history_path() -> Path:
     """The history file, made readable by its owner alone before anything is written to it."""
-    from platformdirs import user_state_path
-
-    path = user_state_path("specexec") / "chat_history"
+    path = folder_of("state") / "chat_history"
     path.parent.mkdir(parents=True, exist_ok=True)
     os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
     path.chmod(0o600)

@@ -12,7 +12,7 @@ import click
 from cli.errors import INTERRUPTED
 from cli.options import trust_option
 from cli.quantities import format_bytes
-from cli.screen import Screen
+from cli.screen import Screen, watched
 from cli.verbosity import Verbosity, json_option, start_logging, verbosity_options
 from offload.manifest import MANIFEST
 
@@ -77,7 +77,7 @@ def pack(
     hidden = True if verbosity.quiet else None  # None: shown on a terminal only
     try:
         with tqdm(total=wanted.read_B, unit="B", unit_scale=True, desc="pack", disable=hidden, leave=False) as bar:
-            packs.pack(wanted, out, device, bar.update)
+            packs.pack(wanted, out, device, watched(bar, screen))
     except KeyboardInterrupt:
         screen.tell(f"stopped; the same command goes on where it was. {out} is no model yet.")
         return INTERRUPTED

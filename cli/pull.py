@@ -9,7 +9,7 @@ import click
 
 from cli.errors import INTERRUPTED
 from cli.quantities import format_bytes
-from cli.screen import Screen
+from cli.screen import Screen, watched
 from cli.verbosity import Verbosity, start_logging, verbosity_options
 from offload import hub, names
 from offload.errors import ModelNotFound
@@ -121,7 +121,7 @@ def _pack(
 
     hidden = True if verbosity.quiet else None  # None: shown on a terminal only
     with tqdm(total=wanted.read_B, unit="B", unit_scale=True, desc="pull", disable=hidden, leave=False) as bar:
-        pack(wanted, out, advance=bar.update, originals=originals)
+        pack(wanted, out, advance=watched(bar, screen), originals=originals)
     originals.forget()
     screen.say(f"packed {what}")
     click.echo(str(out))

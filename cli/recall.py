@@ -19,6 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
+from offload.places import folder_of
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -111,9 +113,7 @@ def load(path: Path, names: set[str]) -> Arrays | None:
 
 
 def _folder() -> Path:
-    from platformdirs import user_cache_path
-
-    return user_cache_path("specexec") / "recall"
+    return folder_of("cache") / "recall"
 
 
 def _fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from cli.foreground import foreground
 from cli.prose import Dimmed, PlainProse, Prose
@@ -21,9 +22,32 @@ from cli.wrap import fold, wrapped
 
 TICK_S = 0.125
 
+# Terminals with a bar of their own; others would show the sequence as a notification, again and again.
+_BARS = {"WT_SESSION": None, "ConEmuANSI": "ON", "TERM_PROGRAM": "ghostty"}
+
 _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
 # A model may write any character; on a terminal its control codes are shown, not obeyed.
 _VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
+
+
+class Bar(Protocol):
+    """What tqdm draws."""
+
+    n: float
+    total: float | None
+
+    def update(self, n: float | None = 1) -> object: ...
+
+
+def watched(bar: Bar, screen: Screen) -> Callable[[int], object]:
+    """Moves a bar, and the terminal's own with it."""
+
+    def advance(more: int) -> None:
+        bar.update(more)
+        share = bar.n / (bar.total or 1)
+        screen.progress(share if share < 1 else None)
+
+    return advance
 
 
 class Screen:
@@ -33,7 +57,9 @@ class Screen:
         self.quiet = quiet
         capable = os.environ.get("TERM", "") != "dumb" and not plain
         self.live = sys.stderr.isatty() and capable and not quiet
-        self.colour = sys.stderr.isatty() and capable and not os.environ.get("NO_COLOR")
+        shown = (sys.stderr.isatty() or bool(os.environ.get("FORCE_COLOR"))) and capable
+        self.colour = shown and not os.environ.get("NO_COLOR")
+        self._has_bar = any(os.environ.get(name) and value in (None, os.environ[name]) for name, value in _BARS.items())
         self.markdown = True
         self._every_s = 10.0 if plain else None  # where lines cannot be live, how often a sentence tells how far we are
         self._folds = sys.stderr.isatty()
@@ -94,6 +120,11 @@ class Screen:
     def title(self, text: str) -> None:
         """Name the terminal's window, where there is one."""
         self._signal(f"\x1b]0;specexec {text}\x07")
+
+    def progress(self, share: float | None) -> None:
+        """Let the terminal's own bar show how much is done, None: nothing any more. Only terminals that have one."""
+        if self._has_bar:
+            self._signal("\x1b]9;4;0;0\x07" if share is None else f"\x1b]9;4;1;{round(100 * share)}\x07")
 
     def ring(self) -> None:
         """Call somebody who may be looking elsewhere."""

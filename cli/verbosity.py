@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,6 +27,7 @@ class Verbosity:
     verbose: int = 0
     json: bool = False
     log_file: Path | None = None
+    log_json: bool = False
 
     @property
     def traceback(self) -> bool:
@@ -33,7 +36,7 @@ class Verbosity:
 
 
 def verbosity_options(command: Command) -> Command:
-    """Add -q, -v and --log-file; the values land in the run's Verbosity, not in the command's arguments."""
+    """Add -q, -v, --color and what is logged; the values land in the run's Verbosity, not in the arguments."""
     verbose = click.option(
         "-v",
         "--verbose",
@@ -53,7 +56,22 @@ def verbosity_options(command: Command) -> Command:
         callback=_log_to,
         help="Add everything worth knowing to this file.",
     )
-    return quiet(verbose(log_file(command)))
+    log_json = click.option(
+        "--log-json",
+        is_flag=True,
+        expose_value=False,
+        callback=_log_as_json,
+        help="One JSON object a line in it.",
+    )
+    color = click.option(
+        "--color",
+        type=click.Choice(["auto", "always", "never"]),
+        default="auto",
+        expose_value=False,
+        callback=_colour,
+        help="NO_COLOR and FORCE_COLOR say the same.",
+    )
+    return quiet(verbose(log_file(log_json(color(command)))))
 
 
 def json_option(says: str = "Print JSON.") -> Callable[[Command], Command]:
@@ -70,7 +88,7 @@ def start_logging(verbosity: Verbosity, tell: Callable[[str], None] | None = Non
     handlers: list[logging.Handler] = [_Teller(tell)]
     handlers[0].addFilter(loudness.admits)
     if verbosity.log_file is not None:
-        handlers.append(_file_handler(verbosity.log_file))
+        handlers.append(_file_handler(verbosity.log_file, as_json=verbosity.log_json))
     logging.basicConfig(level=loudness.theirs, handlers=handlers, force=True)
     for name in OURS:
         logging.getLogger(name).setLevel(logging.DEBUG if verbosity.log_file is not None else loudness.ours)
@@ -102,10 +120,22 @@ class _Teller(logging.Handler):
         self._tell(f"{kind}: {self.format(record)}")
 
 
-def _file_handler(path: Path) -> logging.Handler:
+def _file_handler(path: Path, *, as_json: bool) -> logging.Handler:
     handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    plain = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    handler.setFormatter(_JsonLines() if as_json else plain)
     return handler
+
+
+class _JsonLines(logging.Formatter):
+    """One object a line; a traceback is a text inside it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        told = {"time": at, "level": record.levelname.lower(), "logger": record.name, "message": record.getMessage()}
+        if record.exc_info:
+            told["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(told, ensure_ascii=False)
 
 
 def _count(context: click.Context, _: click.Parameter, value: int) -> None:
@@ -121,6 +151,18 @@ def _want_json(context: click.Context, _: click.Parameter, value: bool) -> bool:
     verbosity = context.ensure_object(Verbosity)
     verbosity.json = verbosity.json or value
     return value
+
+
+def _log_as_json(context: click.Context, _: click.Parameter, value: bool) -> None:
+    verbosity = context.ensure_object(Verbosity)
+    verbosity.log_json = verbosity.log_json or value
+
+
+def _colour(_context: click.Context, _: click.Parameter, value: str) -> None:
+    """The two variables are what every library around us listens to as well."""
+    if value != "auto":
+        os.environ.pop("FORCE_COLOR" if value == "never" else "NO_COLOR", None)
+        os.environ["NO_COLOR" if value == "never" else "FORCE_COLOR"] = "1"
 
 
 def _log_to(context: click.Context, parameter: click.Parameter, value: Path | None) -> None:

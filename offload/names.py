@@ -11,6 +11,7 @@ from pathlib import Path
 
 from offload.errors import BadModelDir, ModelNotFound, OfflineMissing
 from offload.hub import cache_folder, cached, download, missing_files
+from offload.places import folder_of
 
 HERE = Path(__file__).parent
 DEMO = "demo"
@@ -37,9 +38,7 @@ class ModelPair:
 
 def user_file() -> Path:
     """The user's settings; short names stand there as [alias.NAME] and win over those of the package."""
-    from platformdirs import user_config_path
-
-    return user_config_path("specexec") / "config.toml"
+    return folder_of("config") / "config.toml"
 
 
 def aliases() -> dict[str, Alias]:

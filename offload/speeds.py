@@ -11,9 +11,8 @@ from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
-import platformdirs
-
 from offload.files import SAFE, Reading
+from offload.places import folder_of
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +69,7 @@ class Speeds:
 
 def speeds_file() -> Path:
     """Where `doctor` keeps what it measured."""
-    return platformdirs.user_cache_path("specexec") / "speeds.json"
+    return folder_of("cache") / "speeds.json"
 
 
 def load_speeds(file: Path | None = None) -> Speeds:

@@ -24,6 +24,9 @@ def own_home(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathF
     home = tmp_path_factory.mktemp("home")
     for kind in ("DATA", "CONFIG", "STATE", "CACHE"):
         monkeypatch.setenv(f"XDG_{kind}_HOME", str(home / kind.lower()))
+    for name in ("SPECEXEC_HOME", "NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.setenv(name, "")  # remembered, so that what a command says is forgotten with its test
+        monkeypatch.delenv(name)
 
 
 @pytest.fixture(autouse=True)

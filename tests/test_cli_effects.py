@@ -64,6 +64,7 @@ CHAT: tuple[Changes, ...] = (
 # What only says how something is shown or kept, and where conversations come from.
 SHOWN = {
     "resume", "session", "no_save", "no_history", "bell", "notify_command", "as_json", "quiet", "verbose", "log_file",
+    "log_json", "color",
     "markdown", "plain", "hide_thinking", "stats", "tree",
 }  # fmt: skip
 PLAN: Changes = {

@@ -68,9 +68,11 @@ class Run:
                 with self.screen.status(self.progress, plain_every_s=REPORT_EVERY_S):
                     while not batch.done and not interrupts.exit_code:
                         self._sweep(batch)
+                        self.screen.progress(self._ended / max(self.total, 1))
             except KeyboardInterrupt:
                 return INTERRUPTED
             finally:
+                self.screen.progress(None)
                 self._remember(batch)
                 batch.close()
                 if self.partial is not None:
@@ -133,13 +135,16 @@ class Run:
 
         now = self.engine.progress()
         spent_s = time.perf_counter() - self._started_s
-        ended = self.earlier + self.missed + self.done + self.failed
         facts = f"layer {now.layer}/{now.layers} · {self._speed(spent_s)}{self._wire(now.bytes_read, spent_s)}"
         rate = self._new_tokens / max(spent_s, 1e-9)
         left = self._forecast.left_s(self._to_write, self.growing, rate)
-        facts += f" · ETA {spelled(left)}" if left and self.total > ended else ""
+        facts += f" · ETA {spelled(left)}" if left and self.total > self._ended else ""
         bar = "{percentage:3.0f}% |{bar:10}| {n_fmt}/{total_fmt} items · " + facts
-        return tqdm.format_meter(ended, self.total, spent_s, bar_format=bar)
+        return tqdm.format_meter(self._ended, self.total, spent_s, bar_format=bar)
+
+    @property
+    def _ended(self) -> int:
+        return self.earlier + self.missed + self.done + self.failed
 
     def summary(self) -> str:
         """What came of it."""
