@@ -23,7 +23,7 @@ from specexec.lm import Rows, TreeLM
 from specexec.ranking import Ranking
 from specexec.sequence import Sequence
 from specexec.travel import Pairs, Travel
-from tests.tiny import LAYERS, VOCABULARY, tiny
+from tests.tiny import LAYERS, VOCABULARY, logits_of, tiny
 from tests.writing import prompt, write
 
 FAMILIES = ["llama", "gemma2", "gpt_oss", "deepseek_v3"]
@@ -166,16 +166,24 @@ def test_what_does_not_fit_a_gpu_is_kept_in_ram_and_the_text_stays(small_gpu: li
     assert away.link_B > away.cache_link_B > 0
 
 
-def test_token_ids_are_looked_up_in_ram(tmp_path: Path, small_gpu: list[int]) -> None:
-    tiny("llama", tmp_path)
+@pytest.mark.parametrize("family", ["llama", "llama_tied", "gemma3_text", "opt"])
+def test_token_ids_are_looked_up_in_ram_unless_the_matrix_is_the_head(
+    family: str, tmp_path: Path, small_gpu: list[int]
+) -> None:
+    expected = logits_of(tiny(family, tmp_path), torch.arange(2, 12)[None])
     loaded = offload.load(tmp_path, "none", dtype="f32")
-    embedding = loaded.get_input_embeddings()
-    assert offload.stream_of(loaded).placement.embeddings_in_ram
+    placement = offload.stream_of(loaded).placement
+    assert torch.equal(logits_of(loaded, torch.arange(2, 12)[None]), expected)
+    assert placement.embeddings_in_ram == (placement.need.head_B > 0)
+    assert bool(loaded.get_input_embeddings()._forward_hooks) == placement.embeddings_in_ram
+    assert placement.embeddings_in_ram == (loaded.get_input_embeddings().weight is not loaded.lm_head.weight)
+
+
+def test_only_rows_of_the_embeddings_go_to_the_device() -> None:
     moved = torch.nn.Embedding(5, 3)
     model._look_up_in_ram(moved, torch.device("meta"))
     assert moved(torch.arange(4)).device.type == "meta", "only rows go to the device"
     assert moved.weight.device.type == "cpu"
-    assert embedding._forward_hooks
 
 
 @contextmanager
