@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
@@ -102,11 +103,12 @@ def evaluate(
 def _evaluate(
     manager: Any, found: list[Any], asked: Asked, llm: Engine, cache: str | None, samples: bool
 ) -> dict[str, Any]:
-    from lm_eval import simple_evaluate
+    from lm_eval import evaluator
 
     from specexec.lm_eval import SpecExecLM
 
-    results: dict[str, Any] = simple_evaluate(
+    evaluator.get_git_commit_hash = _commit  # the harness's own lets git complain aloud where no repository is
+    results: dict[str, Any] = evaluator.simple_evaluate(
         model=SpecExecLM(llm, asked.seed),
         tasks=found,
         task_manager=manager,
@@ -118,6 +120,15 @@ def _evaluate(
         confirm_run_unsafe_code=asked.allow_code,
     )
     return results
+
+
+def _commit() -> str | None:
+    """Of the repository around the working directory, which the harness notes in its report; None outside of one."""
+    try:
+        found = subprocess.run(["git", "describe", "--always"], capture_output=True, text=True, check=False)
+    except OSError:  # no git here
+        return None
+    return found.stdout.strip() or None
 
 
 def _manager(asked: Asked) -> Any:

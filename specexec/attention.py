@@ -4,12 +4,14 @@ Registered once with transformers under the name `specexec`, it serves every arc
 `AttentionInterface`; window, soft-cap, sinks and scale arrive as arguments. No Q x K mask is ever stored: who sees whom
 follows from depth-first intervals and positions, block by block, merged by log-sum-exp (Milakov and Gimelshein 2018;
 FlashAttention, Dao et al. 2022). Sums run in float32, so that the order of blocks hardly shows in reduced precision.
-H query heads   G = H / heads of keys   Q query rows   K key rows   D head size
+B texts   H query heads   G = H / heads of keys   Q query rows   K key rows   D head size
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -92,54 +94,62 @@ def attend(
 
     Keys hold the committed rows and then the nodes, at least up to `rows.stop`.
     """
-    blocks = [
-        _attend_block(
-            query_HQD[:, start - rows.start : stop - rows.start], key_HKD, value_HKD, sees, slice(start, stop), style
-        )
-        for start in range(rows.start, rows.stop, QUERY_BLOCK)
-        for stop in [min(start + QUERY_BLOCK, rows.stop)]
-    ]
+    blocks = []
+    for start in range(rows.start, rows.stop, QUERY_BLOCK):
+        queries = slice(start, min(start + QUERY_BLOCK, rows.stop))
+        end = sees.committed + queries.stop  # nodes are ordered: nobody's ancestors come later
+        block = query_HQD[None, :, start - rows.start : queries.stop - rows.start]
+        keys, values = key_HKD[None, :, :end], value_HKD[None, :, :end]
+        hidden = partial(sees.hidden, queries, style=style)
+        blocks.append(attend_block(block, keys, values, sees.first_visible(queries, style), hidden, style)[0])
     return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1)
 
 
-def _attend_block(
-    query_HQD: Tensor, key_HKD: Tensor, value_HKD: Tensor, sees: Visibility, rows: slice, style: Style
+def attend_block(
+    query_BHQD: Tensor,
+    key_BHKD: Tensor,
+    value_BHKD: Tensor,
+    start: int,
+    hidden: Callable[[int, int], Tensor | None],
+    style: Style,
 ) -> Tensor:
-    heads, queries, _ = query_HQD.shape
-    groups = heads // key_HKD.shape[0]
+    """[B, H, Q, D of values]. `hidden` says who must not see the keys from one to another, [Q, K] or [B, Q, K]."""
+    texts, heads, queries, _ = query_BHQD.shape
+    key_heads, end = key_BHKD.shape[1:3]
+    groups = heads // key_heads
     # Heads that share keys lie side by side in one product: no copy of the keys for grouped queries.
-    shared = (key_HKD.shape[0], groups, queries)
-    query = (query_HQD.float() * style.scale).reshape(shared[0], groups * queries, -1)
+    shared = (texts, key_heads, groups, queries)
+    stacked = (texts * key_heads, groups * queries)
+    query = (query_BHQD.float() * style.scale).reshape(*stacked, -1)
     if style.sinks_H is None:
         highest = query.new_full((*shared, 1), torch.finfo(torch.float32).min)
         total = torch.zeros_like(highest)
     else:  # a sink is a key with a logit and no value: it is there before the first block
-        highest = style.sinks_H.float().reshape(shared[0], groups, 1, 1).expand(*shared, 1)
+        highest = style.sinks_H.float().reshape(1, key_heads, groups, 1, 1).expand(*shared, 1)
         total = torch.ones_like(highest)
-    mixed = query.new_zeros((*shared, value_HKD.shape[-1]))
-    end = sees.committed + rows.stop  # nodes are ordered: nobody's ancestors come later
+    mixed = query.new_zeros((*shared, value_BHKD.shape[-1]))
     # One piece of memory for the scores of every block, of one size however many keys there are: blocks that each ask
     # for a little more than the last leave holes that nothing fills.
-    memory = query.new_empty(heads * queries * KEY_BLOCK)
-    for first in range(sees.first_visible(rows, style), end, KEY_BLOCK):
+    memory = query.new_empty(texts * heads * queries * (KEY_BLOCK if texts == 1 else end))
+    for first in range(start, end, KEY_BLOCK):
         last = min(first + KEY_BLOCK, end)
-        block = memory[: heads * queries * (last - first)].view(shared[0], groups * queries, last - first)
-        torch.bmm(query, key_HKD[:, first:last].float().transpose(1, 2), out=block)
+        block = memory[: texts * heads * queries * (last - first)].view(*stacked, last - first)
+        torch.bmm(query, key_BHKD[:, :, first:last].float().flatten(0, 1).transpose(1, 2), out=block)
         scores = block.view(*shared, last - first)
         # In place: a block of scores is the largest thing that attention holds, and it holds one.
         if style.softcap is not None:
             scores.div_(style.softcap).tanh_().mul_(style.softcap)
-        hidden_QK = sees.hidden(rows, first, last, style)
-        if hidden_QK is not None:
-            scores.masked_fill_(hidden_QK, -torch.inf)
+        masked = hidden(first, last)
+        if masked is not None:
+            scores.masked_fill_(masked[..., None, None, :, :], -torch.inf)
         new_highest = torch.maximum(highest, scores.amax(-1, keepdim=True))
         weights = scores.sub_(new_highest).exp_()
         fade = torch.exp(highest - new_highest)
-        values = weights.reshape(shared[0], groups * queries, -1) @ value_HKD[:, first:last].float()
+        values = weights.reshape(*stacked, -1) @ value_BHKD[:, :, first:last].float().flatten(0, 1)
         mixed = mixed * fade + values.reshape(mixed.shape)
         total = total * fade + weights.sum(-1, keepdim=True)
         highest = new_highest
-    return (mixed / total).reshape(heads, queries, -1).to(query_HQD.dtype)
+    return (mixed / total).reshape(texts, heads, queries, -1).to(query_BHQD.dtype)
 
 
 class PackedRows(Protocol):

@@ -33,8 +33,8 @@ class Budget(Protocol):
         """Only the best so many nodes are worth asking about."""
         ...
 
-    def pays(self, asked_chance: float, asked: int, chance_N: Floats, spent: Spent) -> bool:
-        """Whether to ask the drafter about `asked` more nodes, together so likely."""
+    def worth_asking(self, asked_N: Floats, chance_N: Floats, spent: Spent) -> int:
+        """About how many nodes with the chances `asked_N` (best first) to ask the drafter in one more pass."""
         ...
 
 
@@ -50,8 +50,8 @@ class FixedBudget:
     def horizon(self, chance_N: Floats, spent: Spent) -> int:
         return self.size(chance_N, spent)
 
-    def pays(self, asked_chance: float, asked: int, chance_N: Floats, spent: Spent) -> bool:
-        return self.nodes > 0
+    def worth_asking(self, asked_N: Floats, chance_N: Floats, spent: Spent) -> int:
+        return len(asked_N) if self.nodes else 0
 
 
 @dataclass
@@ -71,9 +71,9 @@ class AutoBudget:
         # Children of nodes just beyond today's size may still lift it.
         return min(2 * self.size(chance_N, spent) + 16, self.most)
 
-    def pays(self, asked_chance: float, asked: int, chance_N: Floats, spent: Spent) -> bool:
-        wins = self.cost.pays(asked_chance, asked, chance_N, spent.rows, spent.sequences, spent.drafted_s)
-        if wins or len(chance_N):
-            return wins
+    def worth_asking(self, asked_N: Floats, chance_N: Floats, spent: Spent) -> int:
+        asked = self.cost.worth_asking(asked_N, chance_N, spent.rows, spent.sequences, spent.drafted_s)
+        if asked or len(chance_N):
+            return asked
         self.declined += 1
-        return self.declined % RETRY_SWEEPS == 0
+        return len(asked_N) if self.declined % RETRY_SWEEPS == 0 else 0

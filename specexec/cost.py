@@ -119,12 +119,16 @@ class CostModel:
         seconds = drafted_s + self.sweep_s(rows + np.arange(len(reach_N) + 1.0))
         return int(np.argmax(expected / seconds))
 
-    def pays(
-        self, asked_reach: float, asked: int, reach_N: Floats, rows: int, sequences: int, drafted_s: float
-    ) -> bool:
-        """Whether one more drafter pass over `asked` nodes will win more than the same time spent as until now."""
+    def worth_asking(self, asked_N: Floats, reach_N: Floats, rows: int, sequences: int, drafted_s: float) -> int:
+        """How many of the open nodes (their chances, best first) one more drafter pass should take; 0 is no pass.
+
+        A node is worth asking about while its children win more than its own seconds would bring if all went on as
+        until now, and the pass must win its fixed cost too.
+        """
         if not (self.draft.known and self.compute.known):
-            return True
+            return len(asked_N)
         size = self.best_size(reach_N, rows, sequences, drafted_s)
         rate = (sequences + reach_N[:size].sum()) / float(drafted_s + self.sweep_s(float(rows + size)))
-        return bool(self.gain * asked_reach > rate * float(self.draft.at(float(asked))))
+        seconds_N = self.draft.at(np.arange(1.0, len(asked_N) + 1))
+        won_N = np.append(0.0, self.gain * np.cumsum(asked_N) - rate * seconds_N)
+        return int(np.argmax(won_N))

@@ -23,6 +23,7 @@ from specexec import attention, tiles
 from specexec.architecture import LayerKind, check_tree_support, longest_text
 from specexec.attention import Style, Visibility
 from specexec.cache import KVCache
+from specexec.company import Company, Piece, companies
 from specexec.errors import SweepCancelled, UnsupportedArchitecture
 from specexec.travel import Passenger, Travel, Trip
 from specexec.tree import depths, intervals
@@ -173,6 +174,7 @@ class _Packed:
         self._kinds = kinds
         self._cancelled = cancelled
         self._attended: dict[int, int] = {}
+        self._companies: dict[tuple[int, int, LayerKind], list[Company]] = {}
         self._spans: list[_Span] = []
         start = 0
         for part in parts:
@@ -197,23 +199,32 @@ class _Packed:
         begin = self._attended.get(layer, 0)
         end = begin + query_HQD.shape[1]
         self._attended[layer] = end
+        if (begin, end, kind) not in self._companies:  # the same in all layers of a kind
+            self._companies[begin, end, kind] = companies(self._pieces(begin, end), style)
         mixed_HQD = query_HQD.new_zeros((*query_HQD.shape[:2], value_HKD.shape[-1]))
         trip = self._trip if self._trip and self._trip.carries(layer) else None
-        for number, span in enumerate(self._spans):
-            first, last = max(begin, span.start), min(end, span.stop)
-            if first >= last:
-                continue
-            here = slice(first - begin, last - begin)
-            node = span.first_node + first - span.start
-            new = (key_HKD[:, here], value_HKD[:, here])
-            kv = trip.write(layer, number, node, *new) if trip else span.cache.write(layer, node, *new)
-            rows = slice(node, node + last - first)
-            mixed_HQD[:, here] = attention.attend(
-                query_HQD[:, here], kv.keys_HRD, kv.values_HRD, span.sees, rows, style
-            )
+        for company in self._companies[begin, end, kind]:
+            kvs = []
+            for piece in company.pieces:
+                node, new = piece.rows.start, (key_HKD[:, piece.here], value_HKD[:, piece.here])
+                cache = self._spans[piece.text].cache
+                kvs.append(trip.write(layer, piece.text, node, *new) if trip else cache.write(layer, node, *new))
+            for piece, found_HQD in zip(company.pieces, company.attend(query_HQD, kvs, style), strict=True):
+                mixed_HQD[:, piece.here] = found_HQD
         if trip and end >= self.count:
             trip.leave(layer)
         return mixed_HQD
+
+    def _pieces(self, begin: int, end: int) -> list[Piece]:
+        """What every sequence has among the packed rows from `begin` to `end`."""
+        pieces = []
+        for number, span in enumerate(self._spans):
+            first, last = max(begin, span.start), min(end, span.stop)
+            if first < last:
+                node = span.first_node + first - span.start
+                rows = slice(node, node + last - first)
+                pieces.append(Piece(number, slice(first - begin, last - begin), rows, span.sees))
+        return pieces
 
     def end(self) -> None:
         """Nothing of this sweep moves any more, however it ended."""

@@ -11,7 +11,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Items
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import compress
 from typing import Protocol
 
 import numpy as np
@@ -21,7 +22,7 @@ from specexec.cost import CostModel
 from specexec.drafters import Ask, Drafter
 from specexec.ranking import Ranking
 from specexec.sequence import Sequence
-from specexec.tree import ROOT, Floats, TokenTree, highest
+from specexec.tree import Floats, TokenTree, highest
 from specexec.workspace import AHEAD, BEAMS, LEVELS
 
 
@@ -58,16 +59,17 @@ class BestFirst:
             spent, chance_N = Spent(rows, len(live), time.perf_counter() - began), np.exp(reach_N[:MOST_NODES])
             horizon = budget.horizon(chance_N, spent)
             asks = self._asks(drafter, live, _bar(reach_N, horizon))
-            asked = sum(len(ask.nodes) for ask in asks)
-            asked_chance = sum(_chance_of(ask) for ask in asks)
-            if not asked or not budget.pays(asked_chance, asked, chance_N, spent):
+            asked_N = np.sort(_reach_of(asks))[::-1]
+            asked = budget.worth_asking(np.exp(asked_N), chance_N, spent)
+            if not asked:
                 break
+            asks = _likeliest(asks, asked)
             before, started = chance_N[:horizon].sum(), time.perf_counter()
             self._extend(drafter, asks, reach_N, AHEAD * horizon)
             reach_N = _ranked(live)
             won = np.exp(reach_N[:MOST_NODES])[:horizon].sum() - before
             if all(ask.sequence.processed for ask in asks):  # a first pass reads the whole prompt: not what passes cost
-                cost.learn_draft(asked, time.perf_counter() - started, asked_chance, won)
+                cost.learn_draft(asked, time.perf_counter() - started, float(np.exp(asked_N[:asked]).sum()), won)
         spent = Spent(rows, len(live), time.perf_counter() - began)
         size = budget.size(np.exp(reach_N[:MOST_NODES]), spent)
         return _best([sequence.growth.tree for sequence in live], size)
@@ -117,8 +119,18 @@ def _ranked(live: Items[Sequence]) -> Floats:
     return -np.sort(np.partition(lost_N, most)[:most] if len(lost_N) > most else lost_N)
 
 
-def _chance_of(ask: Ask) -> float:
-    return 1.0 if ask.nodes == [ROOT] else float(np.exp(ask.tree.reach_N[ask.nodes]).sum())
+def _reach_of(asks: Items[Ask]) -> Floats:
+    """Of every asked node, ask by ask."""
+    return np.concatenate([np.append(ask.tree.reach_N, 0.0)[ask.nodes] for ask in asks] or [np.zeros(0)])
+
+
+def _likeliest(asks: list[Ask], total: int) -> list[Ask]:
+    """The `total` nodes of highest reach among all that are asked about."""
+    kept_N = np.zeros(sum(len(ask.nodes) for ask in asks), bool)
+    kept_N[np.argsort(-_reach_of(asks), kind="stable")[:total]] = True
+    shares = np.split(kept_N, np.cumsum([len(ask.nodes) for ask in asks])[:-1])
+    trimmed = [replace(ask, nodes=list(compress(ask.nodes, share))) for ask, share in zip(asks, shares, strict=True)]
+    return [ask for ask in trimmed if ask.nodes]
 
 
 def _bar(reach_N: Floats, total: int) -> float:

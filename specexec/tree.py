@@ -144,19 +144,16 @@ class Intervals:
 
 def intervals(parents_N: Ints) -> Intervals:
     """Visiting times of a forest given by parents (ROOT = -1), parents before children."""
-    count = len(parents_N)
-    depth_N = depths(parents_N)
-    by_depth = np.argsort(depth_N, kind="stable")
-    levels = np.split(by_depth, np.flatnonzero(np.diff(depth_N[by_depth])) + 1) if count else []
-    size_N = np.ones(count, np.int64)
-    for level in reversed(levels[1:]):
-        np.add.at(size_N, parents_N[level], size_N[level])
-    enter_N = np.zeros(count, np.int64)
-    for level in levels:
-        siblings = level[np.argsort(parents_N[level], kind="stable")]
-        before = np.cumsum(size_N[siblings]) - size_N[siblings]  # rows taken by everything left of me on this level
-        parent = parents_N[siblings]
-        first = np.searchsorted(parent, parent)  # where my own siblings begin
-        start = np.where(parent < 0, 0, enter_N[parent] + 1)
-        enter_N[siblings] = start + before - before[first]
-    return Intervals(enter_N, enter_N + size_N)
+    parents = parents_N.tolist()  # two loops over plain numbers: faster than numpy level by level, at every size
+    sizes = [1] * len(parents)
+    for node in range(len(parents) - 1, -1, -1):
+        if parents[node] != ROOT:
+            sizes[parents[node]] += sizes[node]
+    enter = [0] * len(parents)
+    free = [0] * (len(parents) + 1)  # where the next child of each node comes; the last slot answers for ROOT
+    for node, parent in enumerate(parents):
+        enter[node] = free[parent]
+        free[parent] += sizes[node]
+        free[node] = enter[node] + 1
+    enter_N = np.array(enter, np.int64)
+    return Intervals(enter_N, enter_N + np.array(sizes, np.int64))

@@ -80,14 +80,25 @@ def test_slow_streams_deserve_large_trees() -> None:
 def test_drafting_stops_where_a_pass_costs_more_than_it_wins() -> None:
     spent = Spent(rows=2, sequences=1, drafted_s=0.1)
     slow, fast = learned(0.02, 0.01, 1e-4, draft_s=0.5), learned(2.0, 0.01, 1e-4, draft_s=0.001)
-    assert not AutoBudget(slow).pays(0.3, 5, chances(20), spent)
-    assert AutoBudget(fast).pays(0.3, 5, chances(20), spent)
+    asked_N = np.full(5, 0.06)
+    assert not AutoBudget(slow).worth_asking(asked_N, chances(20), spent)
+    assert AutoBudget(fast).worth_asking(asked_N, chances(20), spent) == 5
+
+
+def test_unlikely_nodes_do_not_keep_the_likely_ones_from_being_asked() -> None:
+    cost = CostModel()
+    for nodes in (1, 40, 300, 1000):
+        cost.learn_sweep(nodes, 1.4, 1.3)
+        cost.learn_draft(nodes, 0.03 + 0.002 * nodes, asked_reach=1.0, won_reach=0.6)
+    open_N = np.sort(np.concatenate([np.full(32, 0.6), np.full(992, 0.01)]))[::-1]  # 32 texts, 32 children each
+    assert cost.worth_asking(open_N, open_N, rows=32, sequences=32, drafted_s=0.1) == 32
+    assert cost.worth_asking(open_N[32:], open_N, rows=32, sequences=32, drafted_s=0.1) == 0
 
 
 def test_drafting_that_never_pays_is_tried_again() -> None:
     budget = AutoBudget(learned(0.001, 0.001, 0.0, draft_s=5.0))
     spent = Spent(rows=1, sequences=1, drafted_s=0.0)
-    tried = [budget.pays(1.0, 1, np.zeros(0), spent) for _ in range(3 * RETRY_SWEEPS)]
+    tried = [budget.worth_asking(np.ones(1), np.zeros(0), spent) for _ in range(3 * RETRY_SWEEPS)]
     assert sum(tried) == 3
 
 
@@ -95,7 +106,8 @@ def test_nothing_known_means_a_modest_tree_and_a_fixed_budget_stays_fixed() -> N
     spent = Spent(rows=1, sequences=3, drafted_s=0.0)
     assert AutoBudget(CostModel()).size(chances(), spent) == 3 * FIRST_NODES
     assert FixedBudget(7).size(chances(), spent) == 21
-    assert not FixedBudget(0).pays(1.0, 1, chances(), spent)
+    assert not FixedBudget(0).worth_asking(np.ones(1), chances(), spent)
+    assert FixedBudget(7).worth_asking(np.full(9, 1e-9), chances(), spent) == 9
 
 
 def test_auto_makes_room_for_as_many_guesses_as_an_eighth_of_the_memory_holds() -> None:

@@ -173,9 +173,12 @@ def test_local_tasks_get_the_harnesss_own_scores(
     assert len(written["samples"]["sums"]) == 5
 
 
-def test_a_table_is_printed(tasks: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_table_is_printed_and_nothing_else(
+    tasks: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)  # no git repository
     assert main(["-q", "eval", "--tasks", tasks["sums"], "--chat"]) == 0
-    out, err = capsys.readouterr()
+    out, err = capfd.readouterr()
     assert out.startswith("|Tasks|Version|Filter|n-shot| Metric |")
     assert "|acc_norm|" in out
     assert err == ""

@@ -5,10 +5,12 @@ N nodes   C candidates   V vocabulary
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from specexec.calibration import Calibrated, log_softmax
@@ -20,6 +22,7 @@ from specexec.ranking import Ranking
 from specexec.sampling import History, NoiseRows, constrained
 from specexec.sequence import Sequence
 from specexec.tree import ROOT, Floats, Ints, TokenTree
+from specexec.workspace import BEAMS
 
 # Beyond these the target's choice counts as a miss: no tree has room for a 257th child.
 CANDIDATES = 256
@@ -78,8 +81,14 @@ class SiblingDrafter(Calibrated):
     def guess(self, asks: list[Ask], width: int) -> list[Guesses]:
         """One forward pass for all asked nodes of all sequences."""
         hidden = self.lm.forward([self._rows(ask) for ask in asks])
-        hidden = [hidden_RH[-len(ask.nodes) :] for ask, hidden_RH in zip(asks, hidden, strict=True)]
-        return [self._best(ask, hidden_NH, width) for ask, hidden_NH in zip(asks, hidden, strict=True)]
+        guesses: list[Guesses] = []
+        for together in _small(asks):  # logits are large: those of a few rows at a time
+            asked = hidden[len(guesses) : len(guesses) + len(together)]
+            sizes = [len(ask.nodes) for ask in together]
+            rows = [hidden_RH[-size:] for hidden_RH, size in zip(asked, sizes, strict=True)]
+            logits = self._logits(torch.cat(rows)).split(sizes)
+            guesses += [self._best(*one, width) for one in zip(together, logits, strict=True)]
+        return guesses
 
     def _rows(self, ask: Ask) -> Rows:
         """Rows to process; asking about ROOT brings the text up to date first."""
@@ -99,14 +108,14 @@ class SiblingDrafter(Calibrated):
         row_of_node.update({node: first + i for i, node in enumerate(ask.nodes)})
         return Rows(cache, ask.tree.tokens_N[ask.nodes].tolist(), parents)
 
-    def _best(self, ask: Ask, hidden_NH: Tensor, width: int) -> Guesses:
+    def _best(self, ask: Ask, logits_NS: Tensor, width: int) -> Guesses:
         sequence, length = ask.sequence, len(ask.sequence.tokens)
         positions = [length if node == ROOT else length + 1 + int(ask.tree.depth_N[node]) for node in ask.nodes]
         histories: list[History] = []
         if sequence.sampling.penalised:
             above = sequence.history
             histories = [above.after(ask.tree.tokens_N[ask.tree.path(node)].tolist()) for node in ask.nodes]
-        heard = self._heard(sequence, hidden_NH)
+        heard = self._heard(sequence, logits_NS)
         logits_NV = constrained(heard.logits_NV, sequence.sampling, sequence.parse, ask.tree, ask.nodes)
         scores_NV = self.ranking.scores(logits_NV, sequence.sampling, heard.noise, positions, histories)
         best = scores_NV.topk(min(max(width, CANDIDATES), scores_NV.shape[1]))
@@ -120,11 +129,15 @@ class SiblingDrafter(Calibrated):
             log_probs_NC = log_softmax(scores_NC / calibration.tau) + np.log1p(-calibration.miss)
         return Guesses(tokens_NC[:, :width], log_probs_NC[:, :width])
 
-    def _heard(self, sequence: Sequence, hidden_NH: Tensor) -> _Heard:
+    def _logits(self, hidden_NH: Tensor) -> Tensor:
+        if self._trimmed is None:
+            return self.lm.head(hidden_NH)[:, : self._vocabulary]
+        return self._trimmed.logits(hidden_NH)
+
+    def _heard(self, sequence: Sequence, logits_NS: Tensor) -> _Heard:
         trimmed, sampling = self._trimmed, sequence.sampling
         if trimmed is None:
-            return _Heard(self.lm.head(hidden_NH)[:, : self._vocabulary], sequence.noise)
-        logits_NS = trimmed.logits(hidden_NH)
+            return _Heard(logits_NS, sequence.noise)
         if sampling.penalised or sampling.logit_bias or sequence.parse is not None:  # those speak of all tokens
             return _Heard(trimmed.widened(logits_NS), sequence.noise)
         return _Heard(logits_NS, Columns(sequence.noise, trimmed.ids_S), trimmed.ids_S)
@@ -176,12 +189,27 @@ class SiblingDrafter(Calibrated):
         choice_of: dict[int, tuple[int, float]] = {ROOT: (choices_M[0], 0.0)}
         seen = zip(tree.ids_N.tolist(), choices_M[1:], tree.reach_N.tolist(), strict=True)
         choice_of.update({node: (choice, reach) for node, choice, reach in seen})
-        for asked in batches:
-            rows = [row for row, node in enumerate(asked.nodes_N.tolist()) if node in choice_of]
-            if not rows:
-                continue
-            choices = [choice_of[node] for node in asked.nodes_N[rows].tolist()]
-            match_NC = asked.tokens_NC[rows] == np.array([choice for choice, _ in choices])[:, None]
-            hit_N = np.where(match_NC.any(1), match_NC.argmax(1), -1)
-            weight_N = np.exp([reach for _, reach in choices])
-            self.calibration(sequence.sampling).learn(asked.scores_NC[rows], hit_N, weight_N)
+        answered = [
+            (asked.tokens_NC[row], asked.scores_NC[row], *choice_of[node])
+            for asked in batches
+            for row, node in enumerate(asked.nodes_N.tolist())
+            if node in choice_of
+        ]
+        if not answered:
+            return
+        tokens_NC, scores_NC, choice_N, reach_N = map(np.array, zip(*answered, strict=True))
+        match_NC = tokens_NC == choice_N[:, None]
+        hit_N = np.where(match_NC.any(1), match_NC.argmax(1), -1)
+        self.calibration(sequence.sampling).learn(scores_NC, hit_N, np.exp(reach_N))
+
+
+def _small(asks: list[Ask]) -> Iterator[list[Ask]]:
+    """The same in groups of at most BEAMS nodes, or of a single ask."""
+    group: list[Ask] = []
+    for ask in asks:
+        if group and sum(len(one.nodes) for one in group) + len(ask.nodes) > BEAMS:
+            yield group
+            group = []
+        group.append(ask)
+    if group:
+        yield group
