@@ -85,7 +85,7 @@ def evaluate(
     names = tuple(name.strip() for name in tasks.split(",") if name.strip())
     asked = Asked(names, include, num_fewshot, limit, chat, seed, allow_code)
     screen = Screen(quiet=verbosity.quiet)
-    with screen.status(lambda: "looking for the tasks…"):
+    with screen.status(lambda: "looking for the tasks…"), _progress(verbosity):
         manager = _manager(asked)
         found = _found(manager, asked)
     with running_engine(engine_options, screen, verbosity) as llm:
@@ -204,7 +204,7 @@ def _check_extra() -> None:
 
 @contextmanager
 def _progress(verbosity: Verbosity) -> Iterator[None]:
-    """The harness paints bars on stderr whatever one asks of it; with -q they go nowhere."""
+    """The harness and its data sets paint bars on stderr whatever one asks of them; with -q they go nowhere."""
     if not verbosity.quiet:
         yield
         return
