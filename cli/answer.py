@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from cli.escape import escape_calls
 from cli.interrupts import Interrupts
 from cli.meter import SweepMeter
 from cli.quantities import format_bytes, format_speed
@@ -87,7 +88,7 @@ def play(
                 screen.write(text, thought=run.thought)
 
     as_written = not (screen.paints or hide_thoughts)  # through a pipe: every letter, tags too
-    with Interrupts(engine.stop, acknowledge) as interrupts:
+    with Interrupts(engine.stop, acknowledge) as interrupts, escape_calls(interrupts.ask):
         try:
             with screen.status(meter.lines):
                 for burst in bursts:

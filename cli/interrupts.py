@@ -54,6 +54,11 @@ class Interrupts:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    def ask(self, _signal: int, _frame: FrameType | None) -> None:
+        """What a first Ctrl-C does, however often."""
+        self.exit_code = self.exit_code or INTERRUPTED
+        self._ask()
+
     def _press(self, _signal: int, _frame: FrameType | None) -> None:
         now_s = time.monotonic()
         self._presses = self._presses + 1 if now_s - self._last_s < AGAIN_S else 1

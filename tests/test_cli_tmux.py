@@ -184,6 +184,23 @@ def test_a_second_ctrl_c_waits_for_no_layer_and_a_third_leaves_with_130(screen: 
     chat.wait_for("code 130")
 
 
+def test_escape_stops_an_answer_and_is_an_ordinary_key_before_and_after(screen: Callable[..., Screen]) -> None:
+    chat = screen(REAL, "chat", *SLOW, "--no-save")
+    chat.wait_for("/help")
+    chat.press("x", "Escape", "BSpace")  # at the prompt it sends no signal
+    chat.type("/set seed 1")
+    chat.wait_for("seed = 1")
+    chat.type("List the days of the week.")
+    chat.wait_for("The days")
+    chat.press("Escape")
+    chat.wait_for("the partial answer is kept")
+    chat.leave()
+    chat.type("stty -a | tr ';' '\\n' | grep quit")
+    chat.wait_for("quit = ^\\")
+    chat.type("echo left with $?")
+    chat.wait_for("left with 0")
+
+
 def test_a_paste_is_one_message_and_markdown_is_drawn(screen: Callable[..., Screen], tmp_path: Path) -> None:
     chat = screen(MARKDOWN + REAL, "chat", "--no-save", "--no-history", columns=40, NO_COLOR="1")
     chat.wait_for("/help")

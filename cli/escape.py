@@ -1,0 +1,40 @@
+"""Esc while an answer is written. The terminal itself turns the key into a signal, so nobody has to read keys.
+
+Esc takes the place of Ctrl-\\ meanwhile; keys that begin with it, such as arrows, count as Esc.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from types import FrameType
+
+
+@contextmanager
+def escape_calls(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """For the length of the block Esc calls `handler`, where a terminal in front of us has such a key."""
+    if find_spec("termios") is None or not sys.stdin.isatty() or not _in_front():
+        yield
+        return
+    import termios
+
+    terminal = sys.stdin.fileno()
+    before = termios.tcgetattr(terminal)
+    changed = termios.tcgetattr(terminal)
+    changed[6][termios.VQUIT] = b"\x1b"
+    handled = signal.signal(signal.SIGQUIT, handler)
+    termios.tcsetattr(terminal, termios.TCSANOW, changed)
+    try:
+        yield
+    finally:
+        if _in_front():  # from the background this would stop us; the shell has put its own settings back
+            termios.tcsetattr(terminal, termios.TCSANOW, before)
+        signal.signal(signal.SIGQUIT, handled)
+
+
+def _in_front() -> bool:
+    return os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp()
