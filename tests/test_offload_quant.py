@@ -14,7 +14,7 @@ import offload
 from offload.errors import CorruptShard, UnsupportedArchitecture
 from offload.need import need_of
 from offload.placement import Offload
-from offload.quant import INT8_STEP, Quant, bitsandbytes, dequantise, quantise
+from offload.quant import CONFIGS, INT8_STEP, Quant, bitsandbytes, dequantise, quantise
 from offload.quantised import Quantised, fold
 from offload.shards import SINGLE, Folder, open_folder
 from tests.tiny import logits_of, tiny
@@ -156,6 +156,30 @@ def test_checkpoints_of_bitsandbytes_stream(family: str, quant: Quant, tmp_path:
     if quant == "nf4":  # LLM.int8 also rounds what is multiplied with the weights, so only 4 bit can agree
         theirs = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, device_map="cpu")
         torch.testing.assert_close(logits_of(theirs, PROMPT), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_mixture_that_bitsandbytes_quantised_expert_by_expert_streams(tmp_path: Path) -> None:
+    # As saved while every expert was a module of linears: their weights one by one, and the router too.
+    tiny("mixtral", tmp_path / "dense")
+    dense = load_file(tmp_path / "dense" / SINGLE)
+    config = json.loads((tmp_path / "dense" / "config.json").read_text())
+    (tmp_path / "bnb").mkdir()
+    (tmp_path / "bnb" / "config.json").write_text(json.dumps(config | {"quantization_config": CONFIGS["nf4"]}))
+    packed: dict[str, torch.Tensor] = {}
+    for name, tensor in dense.items():
+        linear = ".layers." in name and tensor.dim() == 2
+        packed |= quantise(tensor, name, "nf4") if linear else {name: tensor}
+    assert any(".experts.3." in name and ".quant_state." in name for name in packed)
+    assert any(name.endswith("gate.weight.quant_state.bitsandbytes__nf4") for name in packed)
+    save_file(packed, tmp_path / "bnb" / SINGLE)
+    for name, weight in fold(open_folder(tmp_path / "bnb")).quantised.items():
+        dense[name] = unpacked(weight, packed, torch.float32)
+    save_file(dense, tmp_path / "dense" / SINGLE, {"format": "pt"})
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "dense", dtype=torch.float32)
+    for tier in TIERS:
+        ours = offload.load(tmp_path / "bnb", tier)
+        assert torch.equal(logits_of(ours, PROMPT), logits_of(theirs, PROMPT)), tier
+        offload.stream_of(ours).close()
 
 
 def test_gpt_oss_streams_as_transformers_dequantises_it(tmp_path: Path) -> None:
