@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import cycle, islice
 from pathlib import Path
 from random import Random
@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
-from measure_batch import Row, run
+from measure_batch import Costs, Row, run
 from measure_budget import Charged
 from measure_trees import RULES, prompts, use
 from torch import Tensor
@@ -255,18 +255,16 @@ def shared_sweeps(sizes: tuple[int, ...]) -> Iterator[tuple[Shared, Shared]]:
     """For each number of texts: with trees of the automatic budget, and plain."""
     asked = prompts()
     Random(0).shuffle(asked)  # every size gets a mixture of both kinds
-    sampling = SamplingParams(temperature=0.8, max_tokens=48)
+    sampling = SamplingParams(temperature=0.8, max_tokens=48, ignore_eos=True)
     for size in sizes:
         chosen: list[Prompt] = list(islice(cycle(asked), size))
         with demo() as llm, charged(llm, STREAMED) as clock:
-            run(llm, chosen, SamplingParams(temperature=0.8, max_tokens=8), "auto")  # the first costs learned
-            began = clock.now_s
-            trees = run(llm, chosen, sampling, "auto")
-            between = clock.now_s
-            plain = run(llm, chosen, sampling, 0)
-            seconds = between - began, clock.now_s - between
+            costs, now = Costs(), clock.perf_counter
+            run(llm, chosen, size, replace(sampling, max_tokens=8), "auto", costs, now)  # the first costs learned
+            trees = run(llm, chosen, size, sampling, "auto", costs, now)
+            plain = run(llm, chosen, size, sampling, 0, costs, now)
         assert trees.texts == plain.texts, "trees must not change a text"
-        yield Shared(trees, seconds[0]), Shared(plain, seconds[1])
+        yield Shared(trees, trees.seconds), Shared(plain, plain.seconds)
 
 
 def chances(nodes: int) -> Floats:
