@@ -1,7 +1,7 @@
 """Texts remembered by their endings: which tokens followed this context, for every match length. Knows tokens only.
 
 Two stores answer the same question. `Recent` learns token by token and forgets the least recently written n-grams;
-`Settled` is a sorted array over a text that no longer changes (REST, He et al. 2023): 8 bytes a token, any size.
+`Settled` is a sorted array over a text that no longer changes (REST, He et al. 2023): 8 bytes a token kept, 16 in use.
 E entries   L longest match
 """
 
@@ -23,6 +23,7 @@ LONGEST = RUNGS[-1]
 GAP = 2**32 - 1  # stands between two texts; no token has this id
 WORD = 4  # bytes of a token in a settled text
 SAMPLE = 32  # occurrences looked at where a context has more
+REMEMBERED = 1 << 14  # contexts whose followers are not counted again
 
 
 class Match(NamedTuple):
@@ -122,10 +123,11 @@ class Settled:
         self._order = np.ascontiguousarray(order_E).data
         self._backwards = tokens_E[::-1].astype(">u4").tobytes()
         self._end = len(tokens_E) * WORD
-        # Where the contexts that end with each token begin: half of every search is over before it starts.
-        tokens, starts = np.unique(tokens_E[order_E.astype(np.int64) - 1], return_index=True)
-        stops = np.append(starts[1:], len(order_E))[: len(starts)].tolist()
-        self._block = dict(zip(tokens.tolist(), zip(starts.tolist(), stops, strict=True), strict=True))
+        # The last two tokens before each position as one number, sorted as they stand: most of a search is over there.
+        at_E = order_E.astype(np.int64)
+        before_E = np.where(at_E > 1, np.minimum(tokens_E[at_E - 2], GAP - 1) + 1, 0)  # 0: nothing stands there
+        self._pairs = ((tokens_E[at_E - 1].astype(np.uint64) << np.uint64(32)) | before_E.astype(np.uint64)).data
+        self._known: dict[tuple[int, int], list[tuple[int, int]]] = {}
 
     @staticmethod
     def of(texts: Iterable[Items[int]]) -> Settled:
@@ -143,17 +145,35 @@ class Settled:
 
     def matches(self, context: Context) -> Iterator[Match]:
         """Every rung at which the context was seen, longest first; common ones are counted on a sample."""
-        if not context.tokens or context.tokens[-1] not in self._block:
+        if not context.tokens or not self._order:
             return
-        block = self._block[context.tokens[-1]]
-        longest = self._longest(context.backwards, block)
-        for rung in range(len(RUNGS) - 1, -1, -1):
-            length = RUNGS[rung]
-            if length <= longest:
-                first, last = block if length == 1 else self._range(context.backwards[: length * WORD], block)
-                step = max(1, (last - first) // SAMPLE)
-                counts = Counter(self._tokens[self._order[i]] for i in range(first, last, step))
-                yield Match(rung, _ranked(counts))
+        low = context.tokens[-1] << 32
+        block = self._between(low, low + (1 << 32), 0, len(self._order))
+        if block[0] == block[1]:
+            return
+        if len(context.tokens) > 1:
+            pair = self._between(low + context.tokens[-2] + 1, low + context.tokens[-2] + 2, *block)
+            if pair[0] < pair[1]:
+                for rung in range(self._longest(context.backwards, pair), 1, -1):
+                    yield Match(rung, self._followers(*self._range(context.backwards[: RUNGS[rung] * WORD], pair)))
+                yield Match(1, self._followers(*pair))
+        yield Match(0, self._followers(*block))
+
+    def _between(self, low: int, high: int, first: int, last: int) -> tuple[int, int]:
+        """Where the pairs from `low` on and below `high` stand."""
+        first = bisect_left(self._pairs, low, first, last)
+        return first, bisect_left(self._pairs, high, first, last)
+
+    def _followers(self, first: int, last: int) -> list[tuple[int, int]]:
+        """What stands after the contexts in one range of the order, counted once while it is asked about often."""
+        found = self._known.get((first, last))
+        if found is None:
+            step = max(1, (last - first) // SAMPLE)
+            found = _ranked(Counter([self._tokens[position] for position in self._order[first:last:step]]))
+            if len(self._known) >= REMEMBERED:
+                self._known.clear()
+            self._known[first, last] = found
+        return found
 
     def _before(self, position: int, size: int) -> bytes:
         """The tokens before a position, latest first, `size` bytes of them."""
@@ -167,16 +187,15 @@ class Settled:
         first = bisect_left(self._order, ending, *block, key=key)
         return first, bisect_right(self._order, ending, first, block[1], key=key)
 
-    def _longest(self, ending: bytes, block: tuple[int, int]) -> int:
-        """Tokens of the longest ending that occurs: that of one of the two neighbours in the sorted order."""
-        at = bisect_left(self._order, ending, *block, key=lambda position: self._before(position, len(ending)))
-        return max(
-            (_shared(ending, self._before(self._order[i], len(ending))) for i in (at - 1, at) if self._has(i)),
-            default=0,
-        )
-
-    def _has(self, index: int) -> bool:
-        return 0 <= index < len(self._order)
+    def _longest(self, ending: bytes, pair: tuple[int, int]) -> int:
+        """The rung of the longest ending that occurs: that of one of the two neighbours in the sorted order."""
+        at = bisect_left(self._order, ending, *pair, key=lambda position: self._before(position, len(ending)))
+        near = [self._before(self._order[i], len(ending)) for i in (at - 1, at) if pair[0] <= i < pair[1]]
+        for rung in range(len(RUNGS) - 1, 1, -1):
+            size = RUNGS[rung] * WORD
+            if size <= len(ending) and any(one[:size] == ending[:size] for one in near):
+                return rung
+        return 1
 
 
 def sorted_positions(tokens_E: NDArray[np.uint32]) -> NDArray[np.uint32]:
@@ -201,10 +220,3 @@ def _ranked(counts: dict[int, int]) -> list[tuple[int, int]]:
     latest_first = list(reversed(counts.items()))
     latest_first.sort(key=lambda item: -item[1])
     return latest_first
-
-
-def _shared(left: bytes, right: bytes) -> int:
-    """Leading tokens in common."""
-    length = min(len(left), len(right)) // WORD
-    same = (left[i * WORD : (i + 1) * WORD] == right[i * WORD : (i + 1) * WORD] for i in range(length))
-    return next((i for i, equal in enumerate(same) if not equal), length)

@@ -97,9 +97,9 @@ class NgramDrafter:
         longest = -1
         for horizon, match in self._matches(text, context):
             longest = max(longest, match.rung)
-            for standing, (token, _) in zip(_standings(match), match.followers, strict=True):
+            for place, (token, _) in enumerate(match.followers):
                 if token not in found:
-                    found[token] = cell(horizon, match.rung, standing, match.rung < longest)
+                    found[token] = cell(horizon, match.rung, _standing(match, place), match.rung < longest)
                     if len(found) == width:
                         return found
         return found
@@ -108,7 +108,9 @@ class NgramDrafter:
         """Matches of all horizons, longest first; of equally long ones the nearer horizon first."""
         memory = self.memory
         stores = ((0, text), (1, memory.recent), (1, memory.settled), (2, memory.corpus))
-        found = [_of(horizon, store.matches(context)) for horizon, store in stores]
+        found = [_of(horizon, store.matches(context)) for horizon, store in stores if len(store)]
+        if len(found) == 1:
+            return found[0]
         return heapq.merge(*found, key=lambda one: -one[1].rung)  # lazy: shorter matches are looked up when needed
 
     def observe(self, sequence: Sequence, tree: TokenTree, choices_M: list[int], kept: Ints | None) -> None:
@@ -159,24 +161,25 @@ def _of(horizon: int, matches: Iterator[Match]) -> Iterator[tuple[int, Match]]:
         yield horizon, match
 
 
-def _standings(match: Match) -> Iterator[int]:
+def _standing(match: Match, place: int) -> int:
     """Alone and often, alone and once, ahead with half of all, just ahead, second, later."""
-    total = sum(count for _, count in match.followers)
-    for place, (_, count) in enumerate(match.followers):
-        if len(match.followers) == 1:
-            yield 0 if count > 1 else 1
-        elif place == 0:
-            yield 2 if 2 * count >= total else 3
-        else:
-            yield min(place + 3, STANDINGS - 1)
+    if place:
+        return min(place + 3, STANDINGS - 1)
+    first = match.followers[0][1]
+    if len(match.followers) == 1:
+        return 0 if first > 1 else 1
+    return 2 if 2 * first >= sum(count for _, count in match.followers) else 3
 
 
 def _noise(ask: Ask, tokens_NK: Ints) -> Floats:
     length, noise = len(ask.sequence.tokens), ask.sequence.noise
-    positions = [length if node == ROOT else length + 1 + int(ask.tree.depth_N[node]) for node in ask.nodes]
+    depth_N = np.array([-1 if node == ROOT else ask.tree.depth_N[node] for node in ask.nodes])
     ids_NK = torch.from_numpy(tokens_NK).to(noise.device)
-    rows = [noise.row(position)[ids_K] for position, ids_K in zip(positions, ids_NK, strict=True)]
-    return np.asarray(torch.stack(rows).double().cpu().numpy())
+    found_NK = torch.empty(tokens_NK.shape, device=noise.device)
+    for depth in np.unique(depth_N).tolist():
+        rows = torch.from_numpy(np.flatnonzero(depth_N == depth)).to(noise.device)
+        found_NK[rows] = noise.row(length + 1 + depth)[ids_NK[rows]]
+    return np.asarray(found_NK.double().cpu().numpy())
 
 
 def with_noise(chances_NK: Floats, noise_NK: Floats) -> Floats:
