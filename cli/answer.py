@@ -102,7 +102,7 @@ def play(
                     screen.title(f"● {answer.tokens / (time.perf_counter() - started_s):.1f} tok/s")
                     if tree:
                         screen.end_line()
-                        screen.say(draw(burst, engine.decode, screen.width, answer.sweeps))
+                        screen.say(draw(burst, engine.decode, screen.width, answer.sweeps, engine.drafter_name))
         except KeyboardInterrupt:
             answer = replace(answer, finish_reason="interrupted", abandoned_s=time.monotonic())
         finally:

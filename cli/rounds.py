@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from statistics import mean, stdev
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import psutil
 
 from cli.options import EngineOptions
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 COLUMNS = (
     "drafter", "offload", "planner", "T", "budget", "sweeps", "tok/sweep", "accepted at depth 1, 2, 4, 8", "s drafting",
-    "s waiting", "s computing", "tok/s", "vs plain", "memory", "same text",
+    "s waiting", "s computing", "tok/s", "vs plain", "calibration error", "memory", "same text",
 )  # fmt: skip
 
 
@@ -39,6 +40,7 @@ class Round:
     memory_B: int = 0
     texts: list[tuple[int, ...]] = field(default_factory=list)
     depths: Counter[int] = field(default_factory=Counter)  # accepted guesses by depth
+    bins: Any = 0.0  # what the drafter predicted and what came true (calibration.py), an array
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,8 @@ class Row:
     """One setting. Means over rounds, `_sd` their standard deviation; seconds are those of one sweep: drafting that
     somebody waited for, arithmetic waiting for weights, the rest. `accepted_by_depth[d]` is the share of sweeps that
     accepted a guess at depth d (0 = next token). `memory_B` is the most the process held, RAM and GPU. `of_bound`: for
-    laws over drawn children, what was accepted as a share of what any law could have (alpha*)."""
+    laws over drawn children, what was accepted as a share of what any law could have (alpha*). `calibration_error`: how
+    far the chance that a drafter model gave its best guess lay from the truth, with the neutral tau and the learned."""
 
     asked: str
     drafter: str
@@ -68,6 +71,7 @@ class Row:
     memory_B: int
     accepted_by_depth: tuple[float, ...]
     of_bound: float | None = None
+    calibration_error: tuple[float, float] | None = None
 
     @property
     def cells(self) -> tuple[str, ...]:
@@ -76,8 +80,15 @@ class Row:
             self.drafter, self.offload, self.planner, f"{self.temperature:g}", self.budget, str(self.sweeps),
             f"{self.tokens_per_sweep:.2f}", self._depths, f"{self.draft_s:.4f}", f"{self.stream_s:.4f}",
             f"{self.compute_s:.4f}", f"{self.tokens_per_s:.2f} ± {self.tokens_per_s_sd:.2f}", f"{self.vs_plain:.2f}×",
-            format_bytes(self.memory_B), f"{self.same_texts}/{self.texts}",
+            self._calibration, format_bytes(self.memory_B), f"{self.same_texts}/{self.texts}",
         )  # fmt: skip
+
+    @property
+    def _calibration(self) -> str:
+        if self.calibration_error is None:
+            return "–"
+        before, after = self.calibration_error
+        return f"{before:.3f} → {after:.3f}"
 
     @property
     def _depths(self) -> str:
@@ -108,7 +119,8 @@ def measure(
 
 def _answer(llm: Engine, prompts: Sequence[Prompt], budget: str, sampling: SamplingParams) -> Round:
     llm.budget = "auto" if budget == "auto" else int(budget)
-    done = Round()
+    done, learned = Round(), llm.calibration(sampling)
+    before = 0.0 if learned is None else learned.bins.copy()
     for seed, prompt in enumerate(prompts):
         if llm.memory is not None:
             llm.memory.forget_past()  # rounds repeat their prompts: remembering them would measure the repetition
@@ -123,6 +135,7 @@ def _answer(llm: Engine, prompts: Sequence[Prompt], budget: str, sampling: Sampl
         done.memory_B = max(done.memory_B, memory_B(llm.device))
         done.bytes_read += sum(burst.bytes_read for burst in bursts)
         done.depths.update(depth for burst in bursts for depth in range(burst.accepted))
+    done.bins = 0.0 if learned is None else learned.bins - before
     return done
 
 
@@ -155,7 +168,15 @@ def _row(
         bytes_per_sweep=sum(one.bytes_read for one in rounds) // sweeps,
         memory_B=max(one.memory_B for one in rounds),
         accepted_by_depth=tuple(sum(one.depths[d] for one in rounds) / sweeps for d in range(deepest + 1)),
+        calibration_error=_calibration_error(rounds),
     )
+
+
+def _calibration_error(rounds: list[Round]) -> tuple[float, float] | None:
+    from specexec.calibration import expected_error
+
+    bins = sum(one.bins for one in rounds)
+    return expected_error(bins) if np.any(bins) else None
 
 
 def memory_B(device: str) -> int:

@@ -118,7 +118,8 @@ def tree(session: Session, argument: str) -> None:
         session.screen.tell("no sweep yet; /tree on shows every one as it comes")
     else:
         burst, number = session.last.last, session.last.sweeps
-        session.screen.tell(draw(burst, session.engine.decode, session.screen.width, number))
+        engine = session.engine
+        session.screen.tell(draw(burst, engine.decode, session.screen.width, number, engine.drafter_name))
 
 
 def think(session: Session, argument: str) -> None:

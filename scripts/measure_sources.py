@@ -23,7 +23,7 @@ from specexec.conversation import Prompt
 from specexec.drafters import Drafter
 from specexec.drafters.ngram import NgramDrafter
 from specexec.drafters.sibling import SiblingDrafter
-from specexec.drafters.union import Member, Union
+from specexec.drafters.union import Union
 from specexec.engine import Engine
 from specexec.memory import Memory
 from specexec.stats import Completion
@@ -47,7 +47,7 @@ def drafter_of(source: str, llm: Engine, memory: Memory) -> Drafter:
         "ngram": NgramDrafter(memory),
     }
     wanted = [members[name] for name in source.split("+")]
-    return wanted[0] if len(wanted) == 1 else Union([Member(drafter) for drafter in wanted])
+    return wanted[0] if len(wanted) == 1 else Union(wanted)
 
 
 def ratio(ours: np.ndarray, theirs: np.ndarray) -> str:

@@ -86,9 +86,14 @@ class Calibration:
     @property
     def expected_error(self) -> tuple[float, float]:
         """Expected calibration error of the best candidate's probability: with the neutral and the learned tau."""
-        count, predicted, true = self.bins.transpose(1, 0, 2)
-        neutral, learned = np.abs(predicted - true).sum(-1) / np.maximum(count.sum(-1), 1e-9)
-        return float(neutral), float(learned)
+        return expected_error(self.bins)
+
+
+def expected_error(bins: Floats) -> tuple[float, float]:
+    """Mean distance of prediction and truth in `Calibration.bins`: before (the neutral tau) and after."""
+    count, predicted, true = bins.transpose(1, 0, 2)
+    neutral, learned = np.abs(predicted - true).sum(-1) / np.maximum(count.sum(-1), 1e-9)
+    return float(neutral), float(learned)
 
 
 def losses(scores_NC: Floats, hit_N: Ints) -> Floats:

@@ -144,7 +144,7 @@ def load(
             stream=weights.stream_of(target),
             target=lm,
             draft=draft_lm if theirs is None else None,
-            drafter=_watched(choice, join(choice, kit.makers, {}), cost),
+            drafter=_watched(choice, join(choice, kit.makers, cost), cost),
             sources=choice.name,
             reason=reason,
             planner=planner_of(planner),

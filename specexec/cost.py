@@ -70,6 +70,7 @@ class CostModel:
     draft: Line = field(default_factory=Line)
     stream_s: float = 0.0
     gain: float = 0.5  # share of the reach of asked nodes that their children won, lately
+    rate: float = 0.0  # tokens per second lately; 0 where seconds do not decide
 
     def learn_sweep(self, rows: int, seconds: float, waited_s: float) -> None:
         """A sweep over `rows` rows took `seconds`; for `waited_s` of them the arithmetic stood still for weights."""
@@ -83,6 +84,18 @@ class CostModel:
         self.draft.learn(rows, seconds)
         if asked_reach > 0:
             self.gain = 0.9 * self.gain + 0.1 * min(won_reach / asked_reach, 1.0)
+
+    def learn_rate(self, tokens: int, seconds: float) -> None:
+        """So many tokens were written in so many seconds, drafting included; none: a fixed budget counts no seconds."""
+        now = tokens / max(seconds, 1e-9)
+        self.rate = 0.8 * self.rate + 0.2 * now if self.rate and tokens else now
+
+    def floor(self, price: Line) -> float:
+        """Reach (a log-probability) below which one more node wins less than its seconds: drafter passes at `price`."""
+        if not (self.rate and price.known):
+            return -np.inf
+        slope = price.coefficients()[1]
+        return float(np.log(max(self.rate * slope / max(self.gain, 1e-3), 1e-300)))
 
     def pack(self) -> dict[str, Floats]:
         """Seconds by rows of a sweep and of a drafter pass, the wire's seconds, and what a pass wins."""

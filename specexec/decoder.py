@@ -143,6 +143,8 @@ class Decoder:
         after, swept_s, rows = self._meter(), time.perf_counter() - drafted, sum(map(len, hidden))
         if self.sweeps > 1:  # the first one warms up the machine
             self.cost.learn_sweep(rows, swept_s, after.wait_s - before.wait_s)
+            tokens = sum(len(one.tokens) for one in emitted)
+            self.cost.learn_rate(tokens if self.budget == "auto" else 0, time.perf_counter() - began)
         cost = Cost(drafted - began, swept_s, after.bytes_read - before.bytes_read, after.wait_s - before.wait_s)
         self.pace.learn(rows, sum(map(len, trees)), [len(one.tokens) for one in emitted], cost)
         steps = [_step(*of, cost) for of in zip(self.live, trees, emitted, strict=True)]

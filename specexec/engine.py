@@ -20,12 +20,14 @@ from specexec import sequence as sequences
 from specexec.afresh import Afresh
 from specexec.batch import MOST_PARALLEL, Batch
 from specexec.cache import KVCache
+from specexec.calibration import Calibration
 from specexec.chain import ChainLM
 from specexec.conversation import Conversation, Prompt
 from specexec.cost import CostModel
 from specexec.decoder import Decoder, Meter, Step
 from specexec.defaults import filled, stop_tokens
 from specexec.drafters import Drafter
+from specexec.drafters.auto import calibrated
 from specexec.encoding import Encoding
 from specexec.errors import BadSampling, ContextLengthExceeded, EmptyPrompt
 from specexec.grammar import Grammar, Grammars
@@ -132,6 +134,11 @@ class Engine:
     @property
     def drafter_name(self) -> str:
         return self._decoder.drafter.name
+
+    def calibration(self, sampling: SamplingParams) -> Calibration | None:
+        """What was learned about the scores of the drafter model at this temperature; None if no model drafts."""
+        model = calibrated(self._decoder.drafter)
+        return None if model is None else model.calibration(sampling)
 
     @property
     def pace(self) -> Pace:

@@ -38,7 +38,9 @@ class Growth:
         above_N = np.zeros(len(nodes)) if nodes == [ROOT] else self.tree.reach_N[nodes]
         return above_N[:, None] + log_probs_NK
 
-    def add(self, nodes: list[int], tokens_NK: Ints, log_probs_NK: Floats, bar: float) -> None:
+    def add(
+        self, nodes: list[int], tokens_NK: Ints, log_probs_NK: Floats, bar: float, origins_NK: Ints | None = None
+    ) -> None:
         """Append the children of the asked nodes whose reach lies above `bar`, and those likely to follow their parent.
 
         A node is asked only once: if the text comes to it, its likely children must be there, however far off it was.
@@ -48,7 +50,10 @@ class Growth:
         rows, columns = np.nonzero((reach_NK > bar) | (log_probs_NK > LIKELY))
         self.expanded_N[[node for node in nodes if node != ROOT]] = True
         self.tree = self.tree.extended(
-            tokens_NK[rows, columns], np.array(nodes, np.int64)[rows], reach_NK[rows, columns]
+            tokens_NK[rows, columns],
+            np.array(nodes, np.int64)[rows],
+            reach_NK[rows, columns],
+            None if origins_NK is None else origins_NK[rows, columns],
         )
         self.expanded_N = np.concatenate([self.expanded_N, np.zeros(len(rows), bool)])
 
@@ -75,7 +80,10 @@ class Growth:
         top = self.tree.reach_N[_spelled(self.tree, tokens)]
         new_index = np.full(len(self.tree) + 1, ROOT, np.int64)
         new_index[kept] = np.arange(len(kept))
-        tree = TokenTree(self.tree.tokens_N[kept], new_index[self.tree.parents_N[kept]], self.tree.reach_N[kept] - top)
+        old = self.tree
+        tree = TokenTree(
+            old.tokens_N[kept], new_index[old.parents_N[kept]], old.reach_N[kept] - top, origin_N=old.origin_N[kept]
+        )
         return Growth(tree, self.expanded_N[kept], started=True)
 
 

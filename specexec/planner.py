@@ -98,7 +98,7 @@ class BestFirst:
         last = -np.partition(lost_N, most - 1)[most - 1] if len(lost_N) > most else -np.inf
         bar = float(np.nextafter(last, -np.inf))  # it may be a newcomer itself: equals are let in
         for ask, guess, log_probs_NK in zip(asks, guesses, log_probs, strict=True):
-            ask.sequence.growth.add(ask.nodes, guess.tokens_NK, log_probs_NK, bar)
+            ask.sequence.growth.add(ask.nodes, guess.tokens_NK, log_probs_NK, bar, guess.origins_NK)
 
     def _depth(self, drafter: Drafter, sequence: Sequence) -> int:
         """Levels worth guessing: the last token is the target's own, and the drafter must be able to read along."""

@@ -9,14 +9,14 @@ import heapq
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Items
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from specexec.budget import Budget, Spent
 from specexec.cost import CostModel
-from specexec.drafters import Ask, Drafter
+from specexec.drafters import Ask, Drafter, Guesses
 from specexec.growth import Growth
 from specexec.planner import PLANNERS, RANKINGS, Planner
 from specexec.ranking import Ranking
@@ -54,7 +54,7 @@ class Beam:
             if not asks:
                 break
             for ask, guess in zip(asks, drafter.guess(asks, self.width), strict=True):
-                ask.sequence.growth.add(ask.nodes, guess.tokens_NK, guess.log_probs_NK, -np.inf)
+                ask.sequence.growth.add(ask.nodes, guess.tokens_NK, guess.log_probs_NK, -np.inf, guess.origins_NK)
         return [_beam_of(sequence.growth.tree, beams).top(nodes) for sequence in live]
 
     def grow_on(self, drafter: Drafter, live: Items[Sequence], nodes: int, until: Callable[[], bool]) -> None:
@@ -93,7 +93,7 @@ class Sequoia:
             if not asks:
                 break
             for ask, guess in zip(asks, drafter.guess(asks, self.width), strict=True):
-                plans[ask.sequence].fill(ask, guess.tokens_NK, guess.log_probs_NK)
+                plans[ask.sequence].fill(ask, guess)
         for sequence in live:
             self._planned[sequence] = plans[sequence]
         return [sequence.growth.tree for sequence in live]
@@ -168,8 +168,9 @@ class _Planned:
         self.front = wanted
         return Ask(sequence, tree, [self.node_at[place] for place in wanted])
 
-    def fill(self, ask: Ask, tokens_NK: Ints, log_probs_NK: Floats) -> None:
+    def fill(self, ask: Ask, guess: Guesses) -> None:
         """Put the drafter's children at their places; their worth is the shape's, not the drafter's."""
+        tokens_NK, log_probs_NK = guess.tokens_NK, guess.log_probs_NK
         rank_NK = np.argsort(np.argsort(-log_probs_NK, axis=1, kind="stable"), axis=1, kind="stable")
         worth_NK = np.full(tokens_NK.shape, -np.inf)
         front: list[int] = []
@@ -186,7 +187,7 @@ class _Planned:
                     self.tokens.append(int(tokens_NK[row, column]))
                     self.ranks.append(int(self.shape.ranks_N[child]))
                     self.parents.append(ask.nodes[row])
-        ask.sequence.growth.add(ask.nodes, tokens_NK, worth_NK, -np.inf)
+        ask.sequence.growth.add(ask.nodes, tokens_NK, worth_NK, -np.inf, guess.origins_NK)
         self.front = front
 
     def children(self, node: int) -> dict[int, int]:
@@ -225,4 +226,4 @@ def _beam_of(tree: TokenTree, beams: int) -> TokenTree:
     for level in range(int(tree.depth_N.max(initial=-1)) + 1):
         nodes = np.flatnonzero(tree.depth_N == level)
         reach_N[nodes[np.argsort(-reach_N[nodes], kind="stable")[beams:]]] = -np.inf
-    return TokenTree(tree.tokens_N, tree.parents_N, reach_N, tree.ids_N).top(int(np.isfinite(reach_N).sum()))
+    return replace(tree, reach_N=reach_N).top(int(np.isfinite(reach_N).sum()))

@@ -23,12 +23,14 @@ class TokenTree:
     tokens_N and parents_N are int64; a parent of ROOT (-1) means the node follows the last token of the text.
     reach_N is float64: the estimated log-probability that the target's own text passes through the node.
     ids_N names the nodes: trimming a tree moves them, their names stay. By default a node's name is its index.
+    origin_N says who guessed them, where several did: bit m stands for member m. For whoever looks at the tree.
     """
 
     tokens_N: Ints
     parents_N: Ints
     reach_N: Floats
     ids_N: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+    origin_N: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
 
     @staticmethod
     def empty() -> TokenTree:
@@ -46,6 +48,8 @@ class TokenTree:
         index_N = np.arange(len(self.tokens_N))
         if len(self.ids_N) != len(index_N):
             object.__setattr__(self, "ids_N", index_N)
+        if len(self.origin_N) != len(index_N):
+            object.__setattr__(self, "origin_N", np.zeros(len(index_N), np.int64))
         assert self.tokens_N.shape == self.parents_N.shape == self.reach_N.shape
         assert bool(np.all(self.parents_N < index_N)), "a parent must come before its children"
 
@@ -82,12 +86,13 @@ class TokenTree:
         """Tokens from the text down to `node`; none for ROOT."""
         return tuple(self.tokens_N[self.path(node)].tolist())
 
-    def extended(self, tokens: Ints, parents: Ints, reach: Floats) -> TokenTree:
+    def extended(self, tokens: Ints, parents: Ints, reach: Floats, origin: Ints | None = None) -> TokenTree:
         """This tree with more nodes behind the others; their parents are among those already here."""
         more = TokenTree(
             np.concatenate([self.tokens_N, tokens]),
             np.concatenate([self.parents_N, parents]),
             np.concatenate([self.reach_N, reach]),
+            origin_N=np.concatenate([self.origin_N, np.zeros_like(tokens) if origin is None else origin]),
         )
         below = np.flatnonzero(parents != ROOT)
         depth_new = np.zeros(len(parents), np.int64)
@@ -106,7 +111,10 @@ class TokenTree:
         keep = highest(self.reach_N, budget)
         new_index = np.full(len(self) + 1, ROOT, np.int64)  # the last slot answers for ROOT
         new_index[keep] = np.arange(len(keep))
-        kept = TokenTree(self.tokens_N[keep], new_index[self.parents_N[keep]], self.reach_N[keep], self.ids_N[keep])
+        kept = TokenTree(
+            self.tokens_N[keep], new_index[self.parents_N[keep]], self.reach_N[keep], self.ids_N[keep],
+            self.origin_N[keep],
+        )  # fmt: skip
         return kept._with_depth(self.depth_N[keep])
 
 

@@ -14,7 +14,7 @@ from specexec.decoder import Decoder
 from specexec.drafters import Ask, Drafter, Guesses
 from specexec.drafters.auto import ENOUGH, Auto, candidates, fastest
 from specexec.drafters.choice import Choice
-from specexec.drafters.union import Member, Union
+from specexec.drafters.union import Union
 from specexec.errors import BadDrafter
 from specexec.lm import TreeLM
 from specexec.planner import BestFirst
@@ -122,7 +122,7 @@ def test_a_model_that_takes_longer_than_it_saves_rests(
         cost.learn_sweep(rows, 0.1, 0.0)
     target, some = TreeLM(tiny("llama", tmp_path / "target")), drafters("llama", tmp_path)
     model = Slow(some["sibling"], clock, seconds)
-    auto = Auto(Union([Member(model), Member(some["confident"])]), cost)
+    auto = Auto(Union([model, some["confident"]]), cost)
     sampling = SamplingParams(temperature=0.9, seed=4, max_tokens=90)
     monkeypatch.setattr("specexec.drafters.auto.REST", 12)
     (plain,) = write(target, some["none"], [prompt(12)], sampling)

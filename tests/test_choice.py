@@ -6,6 +6,7 @@ import pytest
 
 import specexec
 from specexec import SamplingParams
+from specexec.cost import CostModel
 from specexec.drafters import Drafter
 from specexec.drafters.choice import SOURCES, Choice, join, parse
 from specexec.drafters.ngram import NgramDrafter
@@ -46,7 +47,7 @@ def test_one_source_stands_alone_and_several_are_joined() -> None:
     makers = dict.fromkeys(SOURCES, NgramDrafter)
 
     def drafter(text: str) -> Drafter:
-        return join(parse(text), {**makers}, {})
+        return join(parse(text), {**makers}, CostModel())
 
     assert isinstance(drafter("none"), NoDrafter)
     assert isinstance(drafter("ngram"), NgramDrafter)

@@ -38,6 +38,10 @@ def test_bench_always_has_the_plain_row_and_compares_texts() -> None:
     assert all(row["same_texts"] == row["texts"] == 2 for row in rows)
     guessed = next(row for row in rows if row["budget"] == "4")
     assert guessed["tokens_per_sweep"] > 1
+    before, after = guessed["calibration_error"]
+    assert 0 <= after <= 1
+    assert 0 <= before <= 1
+    assert all(row["calibration_error"] is None for row in plain)
     assert guessed["accepted_by_depth"] == sorted(guessed["accepted_by_depth"], reverse=True)
 
 

@@ -207,11 +207,12 @@ def test_a_conversation_is_saved_but_never_over_an_older_one(specexec: CommandLi
 def test_the_tree_of_every_sweep_on_request(specexec: CommandLine) -> None:
     ran = talk(specexec, "/stats off", "/tree", "/tree on", "a", "/tree off", "/tree")
     assert ran.out == "e\ncho:\n a\n"
-    last = "sweep 3 · 2 guessed · depth 1 · accepted 1 + 1\n ▸ · │ a ← target\n └ ?\n"
+    last = "sweep 3 · 2 guessed · depth 1 · accepted 1 + 1\n ▸ · 100% │ a ← target\n └ ? 100%\n"
     assert ran.err == (
         "stats off\nno sweep yet; /tree on shows every one as it comes\ntree on\n"
         "sweep 1 · 0 guessed · depth 0 · accepted 0 + 1\n │ e ← target\n"
-        "sweep 2 · 6 guessed · depth 3 · accepted 3 + 1\n ▸ c ▸ h ▸ o │ : ← target\n └ ? └ ? └ ?\n"
+        "sweep 2 · 6 guessed · depth 3 · accepted 3 + 1\n ▸ c 100% ▸ h 100% ▸ o 100% │ : ← target\n"
+        " └ ? 100% └ ? 100% └ ? 100%\n"
         f"{last}tree off\n{last}"
     )
 

@@ -122,3 +122,15 @@ def test_auto_makes_room_for_as_many_guesses_as_an_eighth_of_the_memory_holds() 
     chance_N, spent = np.full(4000, 0.9), Spent(1, 1, 0.0)
     assert AutoBudget(cost).size(chance_N, spent) == 4000
     assert (AutoBudget(cost, 256).size(chance_N, spent), AutoBudget(cost, 256).horizon(chance_N, spent)) == (256, 256)
+
+
+def test_one_more_node_must_win_back_its_seconds() -> None:
+    cost, price = CostModel(gain=0.5), Line()
+    assert cost.floor(price) == -np.inf
+    for nodes in (10, 20, 30):
+        price.learn(nodes, 1.0 + 0.005 * nodes)
+    assert cost.floor(price) == -np.inf  # nobody counts seconds
+    cost.learn_rate(20, 2.0)
+    assert np.exp(cost.floor(price)) == pytest.approx(10 * 0.005 / 0.5)
+    cost.learn_rate(0, 2.0)  # a fixed budget
+    assert cost.floor(price) == -np.inf

@@ -43,7 +43,7 @@ def opened() -> Engine:
 def sibling_of(llm: Engine) -> SiblingDrafter:
     union = llm._decoder.drafter
     assert isinstance(union, Union)
-    sibling = union.members[0].drafter
+    sibling = union.members[0]
     assert isinstance(sibling, SiblingDrafter)
     return sibling
 

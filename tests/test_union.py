@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from specexec.cost import CostModel, Line
 from specexec.decoder import Decoder
 from specexec.drafters import Ask, Drafter, Guesses
 from specexec.drafters.ngram import NgramDrafter
-from specexec.drafters.union import Member, Union
+from specexec.drafters.union import Union
 from specexec.lm import TreeLM
 from specexec.mixture import Told, Trust, merge
 from specexec.planner import BestFirst
@@ -50,6 +51,23 @@ class Script:
         self.kept.append(kept)
 
 
+class Dear(CostModel):
+    """Seconds are so dear that the member asked first is worth asking down to `least` only, the others always."""
+
+    first: Line | None = None
+    least = -np.inf
+
+    def floor(self, price: Line) -> float:
+        self.first = self.first or price
+        return self.least if price is self.first else -np.inf
+
+
+def dear(least: float) -> CostModel:
+    cost = Dear()
+    cost.least = least
+    return cost
+
+
 class Case:
     """One target and drafters to join."""
 
@@ -69,12 +87,14 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
 
 
 @pytest.mark.parametrize("overlap", [False, True])
-@pytest.mark.parametrize("floor", [-np.inf, -1.0])
+@pytest.mark.parametrize("floor", [None, -1.0])
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "sampled"])
-def test_the_text_is_that_of_plain_decoding(case: Case, sampling: SamplingParams, floor: float, overlap: bool) -> None:
+def test_the_text_is_that_of_plain_decoding(
+    case: Case, sampling: SamplingParams, floor: float | None, overlap: bool
+) -> None:
     ngram = NgramDrafter()
     for model in ("useless", "perfect"):
-        union = Union([Member(case.drafters[model], floor), Member(ngram)])
+        union = Union([case.drafters[model], ngram], None if floor is None else dear(floor))
         (sequence,) = write(case.target, union, [PROMPT], sampling, 20, overlap=overlap)
         assert sequence.answer == case.plain(sampling), model
 
@@ -82,13 +102,13 @@ def test_the_text_is_that_of_plain_decoding(case: Case, sampling: SamplingParams
 def test_company_changes_nothing(case: Case) -> None:
     prompts = [prompt(length, seed=length) for length in (3, 30)]
     alone = [write(case.target, case.drafters["none"], [tokens], SAMPLINGS[1])[0].answer for tokens in prompts]
-    union = Union([Member(case.drafters["perfect"], -2.0), Member(NgramDrafter())])
+    union = Union([case.drafters["perfect"], NgramDrafter()], dear(-2.0))
     assert [one.answer for one in write(case.target, union, prompts, SAMPLINGS[1], 20)] == alone
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "sampled"])
 def test_a_perfect_member_is_accepted_whole(case: Case, sampling: SamplingParams) -> None:
-    decoder = Decoder(case.target, Union([Member(case.drafters["confident"]), Member(NgramDrafter())]), BestFirst(), 9)
+    decoder = Decoder(case.target, Union([case.drafters["confident"], NgramDrafter()]), BestFirst(), 9)
     decoder.join(sequence_of(PROMPT, sampling))
     for _ in range(3):
         (step,) = decoder.step()
@@ -100,17 +120,20 @@ def ask(sequence: Sequence, tree: TokenTree | None = None, nodes: list[int] | No
 
 
 def test_a_token_that_two_members_name_is_one_child() -> None:
-    union = Union([Member(Script({5: 0.5, 6: 0.25})), Member(Script({6: 0.5, 7: 0.5}))])
+    union = Union([Script({5: 0.5, 6: 0.25}), Script({6: 0.5, 7: 0.5})])
     (guesses,) = union.guess(ask(sequence_of([1], SAMPLINGS[0])), 8)
     likely = np.isfinite(guesses.log_probs_NK[0])
     assert sorted(guesses.tokens_NK[0][likely].tolist()) == [5, 6, 7]
     assert guesses.tokens_NK[0, 0] == 6
+    assert guesses.origins_NK is not None
+    named_by = dict(zip(guesses.tokens_NK[0].tolist(), guesses.origins_NK[0].tolist(), strict=True))
+    assert [named_by[token] for token in (5, 6, 7)] == [0b01, 0b11, 0b10]
     assert np.exp(guesses.log_probs_NK).sum() == pytest.approx(0.875)  # believed equally: the mean of 0.75 and 1
 
 
 def test_an_expensive_member_is_spared_the_unlikely_part() -> None:
     expensive, cheap = Script({5: 0.5, 6: 0.01}), Script({7: 0.5})
-    union = Union([Member(expensive, np.log(0.1)), Member(cheap)])
+    union = Union([expensive, cheap], dear(np.log(0.1)))
     sequence = sequence_of([1], SAMPLINGS[0])
     union.guess(ask(sequence), 8)
     tree = TokenTree.of([5, 6, 5, 5], [ROOT, ROOT, 0, 1], np.log([0.5, 0.01, 0.3, 0.009]))
@@ -122,7 +145,7 @@ def test_an_expensive_member_is_spared_the_unlikely_part() -> None:
 
 def test_a_member_with_a_short_context_is_not_asked_beyond_it() -> None:
     short, long = Script({5: 0.5}, context=3), Script({5: 0.5})
-    union = Union([Member(short), Member(long)])
+    union = Union([short, long])
     assert union.context == 1000
     sequence = sequence_of([1, 2], SAMPLINGS[0])
     union.guess(ask(sequence), 8)

@@ -26,10 +26,14 @@ class Ask:
 
 @dataclass(frozen=True, eq=False)
 class Guesses:
-    """The best children of each asked node: tokens [N, K] and log P(target chooses it | parent) [N, K], -inf = none."""
+    """The best children of each asked node: tokens [N, K] and log P(target chooses it | parent) [N, K], -inf = none.
+
+    Of several drafters, bit m of `origins_NK` says whether member m named the child.
+    """
 
     tokens_NK: Ints
     log_probs_NK: Floats
+    origins_NK: Ints | None = None
 
 
 class Drafter(Protocol):

@@ -15,8 +15,9 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from specexec.calibration import Calibrated
 from specexec.cost import CostModel
-from specexec.drafters import Ask, Guesses
+from specexec.drafters import Ask, Drafter, Guesses
 from specexec.drafters.choice import Choice
 from specexec.drafters.union import Union
 from specexec.learned import Arrays
@@ -56,6 +57,13 @@ def fastest(found: Items[Choice], paired: bool, measured: Mapping[str, float]) -
     if "substitute" in found[0].sources:
         return found[0], f"{missing}; a 4-bit copy of it fits"
     return found[0], f"{missing}: guessing from what was written before"
+
+
+def calibrated(drafter: Drafter) -> Calibrated | None:
+    """The model in it that learns how far its scores may be trusted."""
+    inside: Drafter = drafter.union if isinstance(drafter, Auto) else drafter
+    members = inside.members if isinstance(inside, Union) else [inside]
+    return next((member for member in members if isinstance(member, Calibrated)), None)
 
 
 @dataclass
@@ -131,7 +139,7 @@ class Auto:
     def _rest(self) -> None:
         log.info(
             "%s alone would write %.3g tokens/s, with the drafter model %.3g: the model rests for %d sweeps.",
-            "+".join(member.drafter.name for member in self.union.members[1:]), self._cheap.rate, self._all.rate, REST,
+            "+".join(member.name for member in self.union.members[1:]), self._cheap.rate, self._all.rate, REST,
         )  # fmt: skip
         self._resting = REST
         self.union.resting = frozenset({0})

@@ -6,12 +6,12 @@ A part that is no source is the path or name of a drafter model: `./small+ngram`
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
+from specexec.cost import CostModel
 from specexec.drafters import Drafter
 from specexec.drafters.none import NoDrafter
-from specexec.drafters.union import Member, Union
+from specexec.drafters.union import Union
 from specexec.errors import BadDrafter
 
 SOURCES = ("sibling", "substitute", "skip", "ngram")  # in the order in which a union lists them
@@ -61,13 +61,9 @@ def parse(text: str) -> Choice:
     return Choice(tuple(source for source in SOURCES if source in wanted), named[0] if named else None)
 
 
-def join(choice: Choice, makers: Mapping[str, Callable[[], Drafter]], floors: Mapping[str, float]) -> Drafter:
-    """The drafter that was chosen; each source is made by its maker and asked down to its floor."""
-    members = [Member(makers[source](), floors.get(source, float("-inf"))) for source in choice.sources]
-    return _one(members)
-
-
-def _one(members: Items[Member]) -> Drafter:
+def join(choice: Choice, makers: Mapping[str, Callable[[], Drafter]], cost: CostModel) -> Drafter:
+    """The drafter that was chosen; each source is made by its maker, several share the tree by what they cost."""
+    members = [makers[source]() for source in choice.sources]
     if not members:
         return NoDrafter()
-    return members[0].drafter if len(members) == 1 else Union(members)
+    return members[0] if len(members) == 1 else Union(members, cost)

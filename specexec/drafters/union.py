@@ -1,7 +1,7 @@
 """Several drafters at once: the union of their children (SpecInfer's merged trees, Miao et al. 2024), one currency.
 
-Every node goes to every member. An expensive member may be left out of the unlikely part of the tree, which the others
-then have to themselves (Cascade Speculative Drafting, Chen et al. 2024).
+Every node goes to every member that it can pay: where seconds count, an expensive member is left out of the unlikely
+part of the tree, which the others then have to themselves (Cascade Speculative Drafting, Chen et al. 2024).
 M members or M = N + 1 rows of choices   N nodes   K children
 """
 
@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from specexec.cost import CostModel, Line
 from specexec.drafters import Ask, Drafter, Guesses
 from specexec.learned import Arrays, packed, unpack
 from specexec.mixture import Cell, Told, Trust, merge
@@ -21,14 +22,6 @@ from specexec.sequence import Sequence
 from specexec.tree import ROOT, Floats, Ints, TokenTree
 
 MOST_NODES = 256  # of one tree teach: those the text was most likely to meet
-
-
-@dataclass(frozen=True)
-class Member:
-    """One of several drafters. It is asked about nodes of at least this reach (a log-probability)."""
-
-    drafter: Drafter
-    floor: float = -np.inf
 
 
 @dataclass(frozen=True)
@@ -55,12 +48,17 @@ class _Talk:
 
 
 class Union:
-    """Answers with the children of all members. Reads texts as long as its most patient member does."""
+    """Answers with the children of all members. Reads texts as long as its most patient member does.
 
-    def __init__(self, members: Items[Member]) -> None:
+    With `cost`, a member is asked about a node only if that is likely to win back the seconds it takes.
+    """
+
+    def __init__(self, members: Items[Drafter], cost: CostModel | None = None) -> None:
         self.members = list(members)
-        self.name = "+".join(member.drafter.name for member in members)
-        self.context = max(member.drafter.context for member in members)
+        self.name = "+".join(member.name for member in members)
+        self.context = max(member.context for member in members)
+        self.prices = [Line() for _ in members]  # seconds that answering about so many nodes takes
+        self._cost = cost
         self.trust = Trust()
         self.resting: frozenset[int] = frozenset()  # members that are not asked for the time being
         self.drafted_s = np.zeros(len(self.members))  # seconds each member took to answer, for whoever resets it
@@ -76,15 +74,20 @@ class Union:
 
     def _told(self, index: int, asks: list[Ask], width: int) -> list[Told]:
         """One member's answers, all in one call."""
-        rows = [self._share(index, ask) for ask in asks]
+        price = self.prices[index]
+        floor = self._cost.floor(price) if self._cost is not None else -np.inf
+        rows = [self._share(index, ask, floor) for ask in asks]
         own = [
             replace(ask, nodes=[ask.nodes[row] for row in share])
             for ask, share in zip(asks, rows, strict=True)
             if share
         ]
         began = time.perf_counter()
-        answers = iter(self.members[index].drafter.guess(own, width) if own else [])
-        self.drafted_s[index] += time.perf_counter() - began
+        answers = iter(self.members[index].guess(own, width) if own else [])
+        took_s = time.perf_counter() - began
+        self.drafted_s[index] += took_s
+        if own and ROOT not in own[0].nodes:  # those read the text first
+            price.learn(sum(len(ask.nodes) for ask in own), took_s)
         told: list[Told] = []
         for ask, share in zip(asks, rows, strict=True):
             if share:
@@ -94,19 +97,19 @@ class Union:
                 told.append(Told.nothing(len(ask.nodes)))
         return told
 
-    def _share(self, index: int, ask: Ask) -> list[int]:
+    def _share(self, index: int, ask: Ask, floor: float) -> list[int]:
         """Rows of the nodes for one member: likely enough, not too deep for it, and below nodes that it knows."""
         member, asked = self.members[index], self._talks[ask.sequence].asked[index]
         if index in self.resting:
             return []
-        room = member.drafter.context - len(ask.sequence.tokens)
+        room = member.context - len(ask.sequence.tokens)
         tree, rows = ask.tree, []
         for row, node in enumerate(ask.nodes):
             if node == ROOT:
                 wanted = room > 0
             else:
                 known = int(tree.parents_N[node]) in asked
-                wanted = known and tree.reach_N[node] >= member.floor and tree.depth_N[node] + 1 < room
+                wanted = known and tree.reach_N[node] >= floor and tree.depth_N[node] + 1 < room
             if wanted:
                 rows.append(row)
                 asked.add(node)
@@ -124,7 +127,9 @@ class Union:
         best_NK = np.argsort(-chances_NK, axis=1, kind="stable")[:, :width]
         with np.errstate(divide="ignore"):
             log_probs_NK = np.log(np.take_along_axis(chances_NK, best_NK, axis=1))
-        return Guesses(np.maximum(np.take_along_axis(children.tokens_NK, best_NK, axis=1), 0), log_probs_NK)
+        origins_NK = ((children.chances_MNK > 0) << np.arange(len(told))[:, None, None]).sum(0)
+        tokens_NK, origins_NK = (np.take_along_axis(of, best_NK, axis=1) for of in (children.tokens_NK, origins_NK))
+        return Guesses(np.maximum(tokens_NK, 0), log_probs_NK, origins_NK)
 
     def named(self, sequence: Sequence, tree: TokenTree, written: Items[int]) -> Ints:
         """How many of the tokens written since, from the first on, each member itself had guessed in `tree`, [M]."""
@@ -142,7 +147,7 @@ class Union:
 
     def pack(self) -> dict[str, Floats]:
         """Whom to believe, and what each member knows about itself."""
-        own = [packed(member.drafter, f"{at}") for at, member in enumerate(self.members)]
+        own = [packed(member, f"{at}") for at, member in enumerate(self.members)]
         return packed(self.trust, "trust") | {key: array for arrays in own for key, array in arrays.items()}
 
     def unpack(self, arrays: Arrays) -> None:
@@ -152,7 +157,7 @@ class Union:
         if any(len(count_M) != len(self.members) for count_M in trust.counts.values()):
             raise ValueError("these are weights of other members")
         for at, member in enumerate(self.members):
-            unpack(member.drafter, f"{at}", arrays)
+            unpack(member, f"{at}", arrays)
         self.trust = trust
 
     def observe(self, sequence: Sequence, tree: TokenTree, choices_M: list[int], kept: Ints | None) -> None:
@@ -162,7 +167,7 @@ class Union:
         end = ROOT if kept is None else int(sequence.growth.tree.parents_N[kept[0]])
         for member, asked in zip(self.members, talk.asked, strict=True):
             # Who does not know the node of the new last token knows nothing below it either.
-            member.drafter.observe(sequence, tree, choices_M, kept if end in asked else None)
+            member.observe(sequence, tree, choices_M, kept if end in asked else None)
         if kept is not None:
             self._talks[sequence] = talk.moved_on(end, kept.tolist())
 
