@@ -2,7 +2,7 @@
 
 Two scores closer than rounding may change places when a token is computed among other rows. Such a choice is put to the
 target again: the whole text, processed afresh in one sweep, which gives the same bits in plain and in guessed decoding.
-What remains are tokens at the very edge of top-k, top-p or min-p.   V vocabulary   H hidden size
+So is a choice that a token at the very edge of top-k, top-p or min-p could win or lose.   V vocabulary   H hidden size
 """
 
 from __future__ import annotations
@@ -43,10 +43,21 @@ class Afresh:
     seconds: float = 0.0
     widest: float = 0.0
 
-    def settled(self, text: Items[int], scores_V: Tensor, rescore: Callable[[Tensor], Tensor]) -> Tensor:
-        """The scores that count after `text`; `rescore` makes scores of logits, `scores_V` are those of the sweep."""
+    def settled(
+        self,
+        text: Items[int],
+        scores_V: Tensor,
+        rescore: Callable[[Tensor], Tensor],
+        edge: Callable[[float], bool] = lambda unit: False,
+    ) -> Tensor:
+        """The scores that count after `text`; `rescore` makes scores of logits, `scores_V` are those of the sweep.
+
+        `edge` says whether logits that are off by so much could let a filter decide otherwise.
+        """
         self.choices += 1
-        if not self._close(scores_V):
+        best = scores_V.topk(min(2, len(scores_V))).values
+        unit = self._unit * float(best[0].abs().clamp(min=1))
+        if not (len(best) > 1 and float(best[0] - best[1]) <= unit) and not edge(unit):
             return scores_V
         began = time.perf_counter()
         (hidden_RH,) = self.target.begin([Rows(KVCache(), list(text), range(-1, len(text) - 1))]).result()
@@ -58,8 +69,7 @@ class Afresh:
         self.seconds += time.perf_counter() - began
         return new_V
 
-    def _close(self, scores_V: Tensor) -> bool:
-        """Whether rounding might have decided between the best two."""
-        best = scores_V.topk(min(2, len(scores_V))).values
-        unit = max(ULPS * torch.finfo(self.dtype).eps, ULPS_F32 * torch.finfo(torch.float32).eps)
-        return bool(len(best) > 1 and best[0] - best[1] <= unit * best[0].abs().clamp(min=1))
+    @property
+    def _unit(self) -> float:
+        """How far two scores of size 1 may lie apart by rounding alone."""
+        return max(ULPS * torch.finfo(self.dtype).eps, ULPS_F32 * torch.finfo(torch.float32).eps)

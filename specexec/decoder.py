@@ -210,8 +210,10 @@ class Decoder:
         if (afresh := self.afresh) is not None:  # under --exact, near-ties are decided over the whole text
             text = list(sequence.tokens)
 
-            def settle(node: int, scores_V: Tensor, rescore: Callable[[Tensor], Tensor]) -> Tensor:
-                return afresh.settled([*text, *tree.spelled(node)], scores_V, rescore)
+            def settle(
+                node: int, scores_V: Tensor, rescore: Callable[[Tensor], Tensor], edge: Callable[[float], bool]
+            ) -> Tensor:
+                return afresh.settled([*text, *tree.spelled(node)], scores_V, rescore, edge)
 
         at, sampling, noise = len(sequence.tokens), sequence.sampling, sequence.noise
         return Opinion(self.target.head, hidden_MH, tree, at, sampling, noise, sequence.parse, settle)

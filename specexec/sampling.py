@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from specexec.tree import TokenTree
 
 
+MOST_DECISIVE = 16  # tokens that are looked at one by one: with more of them in doubt, everything is
+
+
 class NoiseRows(Protocol):
     """Where the noise comes from (noise.py): [P, V] float32 for P positions."""
 
@@ -169,6 +172,28 @@ def restrict(logits_NV: Tensor, sampling: SamplingParams) -> Tensor:
         probs_NV = scaled_NV.softmax(-1)
         scaled_NV = scaled_NV.masked_fill(probs_NV < sampling.min_p * probs_NV.amax(-1, keepdim=True), forbidden)
     return logits_NV.masked_fill(scaled_NV == forbidden, forbidden)
+
+
+def at_an_edge(logits_V: Tensor, sampling: SamplingParams, noise: NoiseRows, position: int, unit: float) -> bool:
+    """Whether logits that are off by `unit` might let another token win: let in by a filter, or the winner kept out."""
+    heat = sampling.temperature or 0.0
+    if not sampling.filtered or not heat:
+        return False
+    free_V = with_noise(logits_V.unsqueeze(0), heat, noise, [position])[0]
+    allowed_V = restrict(logits_V.unsqueeze(0), sampling)[0].isfinite()
+    best = free_V.masked_fill(~allowed_V, float("-inf")).max()
+    decisive = ((free_V >= best - 2 * unit) & logits_V.isfinite()).nonzero()[:, 0]
+    if len(decisive) > MOST_DECISIVE:
+        return True
+    rows = range(len(decisive))
+    inside = []
+    for way in (2 * unit, -2 * unit):  # each of them raised or lowered by as much as it may stand out from the others
+        moved_NV = logits_V.repeat(len(decisive), 1)
+        moved_NV[rows, decisive] += way
+        top_p, min_p = sampling.nucleus * (1 + way / heat), (sampling.min_p or 0.0) * (1 - way / heat)
+        shifted = replace(sampling, top_p=min(max(top_p, 1e-9), 1.0), min_p=min(max(min_p, 0.0), 1.0))
+        inside.append(restrict(moved_NV, shifted)[rows, decisive].isfinite())
+    return bool((inside[0] != inside[1]).any())
 
 
 def with_noise(logits_NV: Tensor, temperature: float, noise: NoiseRows, positions: Items[int]) -> Tensor:

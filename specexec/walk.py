@@ -17,15 +17,15 @@ from torch import Tensor
 
 from specexec.errors import BrokenLogits
 from specexec.noise import Noise
-from specexec.sampling import History, SamplingParams, compared, constrained, with_noise
+from specexec.sampling import History, SamplingParams, at_an_edge, compared, constrained, penalise, with_noise
 from specexec.tree import ROOT, TokenTree
 from specexec.workspace import HEAD_ROWS
 
 if TYPE_CHECKING:
     from specexec.grammar import Parse
 
-# Of a node, its scores and how new logits become scores: the scores that count.
-Settle: TypeAlias = Callable[[int, Tensor, Callable[[Tensor], Tensor]], Tensor]
+# Of a node, its scores, how new logits become scores, and whether filters decide by less than so much: what counts.
+Settle: TypeAlias = Callable[[int, Tensor, Callable[[Tensor], Tensor], Callable[[float], bool]], Tensor]
 
 
 @dataclass(frozen=True)
@@ -122,12 +122,19 @@ class Opinion:
         scores_V = self._scores(node, self.logits(node), history)
         if self._settle is not None:
             scores_V = self._settle(
-                node, scores_V, lambda raw_V: self._scores(node, self._allowed(node, raw_V), history)
+                node,
+                scores_V,
+                lambda raw_V: self._scores(node, self._allowed(node, raw_V), history),
+                lambda unit: self._at_an_edge(node, history, unit),
             )
         return int(scores_V.argmax())
 
     def _scores(self, node: int, logits_V: Tensor, history: History) -> Tensor:
         return compared(logits_V, self._sampling, history, self._noise, self._positions[node + 1])
+
+    def _at_an_edge(self, node: int, history: History, unit: float) -> bool:
+        logits_V = penalise(self.logits(node), self._sampling, history)
+        return at_an_edge(logits_V, self._sampling, self._noise, self._positions[node + 1], unit)
 
     def _allowed(self, node: int, logits_V: Tensor) -> Tensor:
         return constrained(logits_V[None], self._sampling, self._parse, self.tree, [node])[0]

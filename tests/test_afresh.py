@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from zlib import crc32
 
@@ -16,7 +19,7 @@ from specexec.drafters import Drafter
 from specexec.drafters.none import NoDrafter
 from specexec.lm import Rows, Sweep, TreeLM
 from specexec.planner import BestFirst
-from specexec.sampling import SamplingParams
+from specexec.sampling import SamplingParams, at_an_edge
 from tests.tiny import tiny
 from tests.writing import drafters, prompt, sequence_of
 
@@ -75,6 +78,39 @@ def test_near_ties_flip_without_it_and_never_with_it(pair: tuple[TreeLM, Drafter
         for budget in (3, 12):
             assert text(target, drafter, budget, sampling, exact=True)[0] == exact
     assert flipped, "this target does not tremble enough to test anything"
+
+
+@pytest.mark.parametrize("filters", [{"top_k": 5}, {"top_p": 0.5}, {"top_k": 40, "top_p": 0.7, "min_p": 0.02}], ids=str)
+def test_no_filter_lets_a_token_in_by_rounding(pair: tuple[TreeLM, Drafter], filters: dict[str, float]) -> None:
+    target, drafter = pair
+    for seed in (1, 2):
+        sampling = SamplingParams(temperature=1.5, seed=seed, max_tokens=20, **filters)  # type: ignore[arg-type]
+        exact, bill = text(target, NoDrafter(), 0, sampling, exact=True)
+        assert 0 < bill.again < bill.choices, "edges are decided again, clear choices are not"
+        for budget in (3, 12):
+            assert text(target, drafter, budget, sampling, exact=True)[0] == exact
+
+
+def test_an_edge_is_seen_from_both_sides() -> None:
+    quiet = Quiet()
+    logits = torch.tensor([3.0, 2.0, 1.0, -5.0])
+    for filters, near in (
+        ({"top_k": 2}, torch.tensor([3.0, 1.0 + 1e-6, 1.0, -5.0])),
+        ({"top_p": float(logits.softmax(-1)[:2].sum())}, logits),
+        ({"min_p": math.exp(-2.0)}, logits),
+    ):
+        sampling = SamplingParams(temperature=1.0, **filters)  # type: ignore[arg-type]
+        assert at_an_edge(near, sampling, quiet, 0, unit=1e-5)
+        far = torch.tensor([3.0, 2.0, 0.5, -5.0])
+        assert not at_an_edge(far, sampling, quiet, 0, unit=1e-5)
+        assert not at_an_edge(near, replace(sampling, temperature=0.0), quiet, 0, unit=1e-5)
+
+
+class Quiet:
+    """Noise that lets the third token win wherever it is let in."""
+
+    def rows(self, positions: Iterable[int]) -> Tensor:
+        return torch.tensor([[0.0, 0.0, 9.0, 0.0] for _ in positions])
 
 
 def test_clear_choices_cost_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
