@@ -55,9 +55,9 @@ class Afresh:
         `edge` says whether logits that are off by so much could let a filter decide otherwise.
         """
         self.choices += 1
-        best = scores_V.topk(min(2, len(scores_V))).values
-        unit = self._unit * float(best[0].abs().clamp(min=1))
-        if not (len(best) > 1 and float(best[0] - best[1]) <= unit) and not edge(unit):
+        first, *others = scores_V.topk(min(2, len(scores_V))).values.tolist()
+        unit = self._unit * max(abs(first), 1.0)
+        if not any(first - second <= unit for second in others) and not edge(unit):
             return scores_V
         began = time.perf_counter()
         (hidden_RH,) = self.target.begin([Rows(KVCache(), list(text), range(-1, len(text) - 1))]).result()
@@ -65,7 +65,8 @@ class Afresh:
         best, new_best = int(scores_V.argmax()), int(new_V.argmax())
         self.again += 1
         self.changed += int(new_best != best)
-        self.widest = max(self.widest, float((new_V[[best, new_best]] - scores_V[[best, new_best]]).abs().max()))
+        moved = (new_V[[best, new_best]] - scores_V[[best, new_best]]).abs()
+        self.widest = max([self.widest, *moved[moved.isfinite()].tolist()])  # what a filter let in or out moved by inf
         self.seconds += time.perf_counter() - began
         return new_V
 

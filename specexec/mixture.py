@@ -122,5 +122,7 @@ class Trust:
             bins_M = np.array(cell[1:])
             # Chances that came true so far: who is bolder at this node knows more about it.
             bold_M = np.where(bins_M == ABSENT, 0.0, CENTRES[np.minimum(bins_M, ABSENT - 1)] ** 2)
+            if not bold_M.any():  # nobody was asked: whom to believe does not matter
+                bold_M = np.ones(len(bins_M))
             self.counts[cell] = FAITH * bold_M / bold_M.sum()
         return self.counts[cell]

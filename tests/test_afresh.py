@@ -99,7 +99,7 @@ def test_an_edge_is_seen_from_both_sides() -> None:
         ({"top_p": float(logits.softmax(-1)[:2].sum())}, logits),
         ({"min_p": math.exp(-2.0)}, logits),
     ):
-        sampling = SamplingParams(temperature=1.0, **filters)  # type: ignore[arg-type]
+        sampling = SamplingParams(temperature=1.0, **filters)
         assert at_an_edge(near, sampling, quiet, 0, unit=1e-5)
         far = torch.tensor([3.0, 2.0, 0.5, -5.0])
         assert not at_an_edge(far, sampling, quiet, 0, unit=1e-5)

@@ -143,6 +143,19 @@ def test_an_expensive_member_is_spared_the_unlikely_part() -> None:
     assert cheap.asked == [[ROOT], [0, 1], [2, 3]]
 
 
+def test_a_node_that_pays_for_nobody_goes_to_those_who_know_it() -> None:
+    one, other = Script({5: 0.5}), Script({7: 0.5})
+    cost = dear(np.log(0.1))
+    cost.floor = lambda price: np.log(0.1)  # type: ignore[method-assign]
+    union, sequence = Union([one, other], cost), sequence_of([1], SAMPLINGS[0])
+    union.guess(ask(sequence), 8)
+    tree = TokenTree.of([5, 7], [ROOT, ROOT], np.log([0.5, 0.01]))
+    (guesses,) = union.guess(ask(sequence, tree, [0, 1]), 8)
+    assert one.asked == other.asked == [[ROOT], [0, 1]]
+    assert np.isfinite(guesses.log_probs_NK).any(1).all()
+    assert Trust().weights((0, 6, 6)).tolist() == [0.5, 0.5]
+
+
 def test_a_member_with_a_short_context_is_not_asked_beyond_it() -> None:
     short, long = Script({5: 0.5}, context=3), Script({5: 0.5})
     union = Union([short, long])

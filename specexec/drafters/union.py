@@ -69,17 +69,15 @@ class Union:
         for ask in asks:
             if ROOT in ask.nodes:
                 self._talks[ask.sequence] = _Talk({}, [set() for _ in self.members])
-        told = [self._told(index, asks, width) for index in range(len(self.members))]
+        shares = [self._shares(ask) for ask in asks]
+        told = [self._told(at, asks, [share[at] for share in shares], width) for at in range(len(self.members))]
         return [self._merged(ask, list(members), width) for ask, *members in zip(asks, *told, strict=True)]
 
-    def _told(self, index: int, asks: list[Ask], width: int) -> list[Told]:
-        """One member's answers, all in one call."""
-        price = self.prices[index]
-        floor = self._cost.floor(price) if self._cost is not None else -np.inf
-        rows = [self._share(index, ask, floor) for ask in asks]
+    def _told(self, index: int, asks: list[Ask], shares: list[list[int]], width: int) -> list[Told]:
+        """One member's answers about its rows of every ask, all in one call."""
         own = [
             replace(ask, nodes=[ask.nodes[row] for row in share])
-            for ask, share in zip(asks, rows, strict=True)
+            for ask, share in zip(asks, shares, strict=True)
             if share
         ]
         began = time.perf_counter()
@@ -87,9 +85,9 @@ class Union:
         took_s = time.perf_counter() - began
         self.drafted_s[index] += took_s
         if own and ROOT not in own[0].nodes:  # those read the text first
-            price.learn(sum(len(ask.nodes) for ask in own), took_s)
+            self.prices[index].learn(sum(len(ask.nodes) for ask in own), took_s)
         told: list[Told] = []
-        for ask, share in zip(asks, rows, strict=True):
+        for ask, share in zip(asks, shares, strict=True):
             if share:
                 answer = next(answers)
                 told.append(Told.of(answer.tokens_NK, answer.log_probs_NK).spread(share, len(ask.nodes)))
@@ -97,23 +95,29 @@ class Union:
                 told.append(Told.nothing(len(ask.nodes)))
         return told
 
-    def _share(self, index: int, ask: Ask, floor: float) -> list[int]:
-        """Rows of the nodes for one member: likely enough, not too deep for it, and below nodes that it knows."""
-        member, asked = self.members[index], self._talks[ask.sequence].asked[index]
+    def _shares(self, ask: Ask) -> list[list[int]]:
+        """For each member the rows of the nodes it is asked about: worth its seconds, or known to nobody cheaper."""
+        floors = [-np.inf if self._cost is None else self._cost.floor(price) for price in self.prices]
+        reach = [0.0 if node == ROOT else float(ask.tree.reach_N[node]) for node in ask.nodes]
+        knows = [self._known(index, ask) for index in range(len(self.members))]
+        paid = [{row for row in rows if reach[row] >= floor} for rows, floor in zip(knows, floors, strict=True)]
+        left = set(range(len(ask.nodes))).difference(*paid)
+        shares = [[row for row in rows if row in own or row in left] for rows, own in zip(knows, paid, strict=True)]
+        for share, asked in zip(shares, self._talks[ask.sequence].asked, strict=True):
+            asked.update(ask.nodes[row] for row in share)
+        return shares
+
+    def _known(self, index: int, ask: Ask) -> list[int]:
+        """Rows of the nodes that a member can be asked about: not too deep for it, and below nodes that it knows."""
         if index in self.resting:
             return []
-        room = member.context - len(ask.sequence.tokens)
-        tree, rows = ask.tree, []
-        for row, node in enumerate(ask.nodes):
-            if node == ROOT:
-                wanted = room > 0
-            else:
-                known = int(tree.parents_N[node]) in asked
-                wanted = known and tree.reach_N[node] >= floor and tree.depth_N[node] + 1 < room
-            if wanted:
-                rows.append(row)
-                asked.add(node)
-        return rows
+        room = self.members[index].context - len(ask.sequence.tokens)
+        asked, tree = self._talks[ask.sequence].asked[index], ask.tree
+        return [
+            row
+            for row, node in enumerate(ask.nodes)
+            if (room > 0 if node == ROOT else int(tree.parents_N[node]) in asked and tree.depth_N[node] + 1 < room)
+        ]
 
     def _merged(self, ask: Ask, told: list[Told], width: int) -> Guesses:
         children = merge(told)
