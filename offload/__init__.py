@@ -3,8 +3,12 @@
 Names are looked up on first use, so that `import offload` costs nothing and a plan never pays for torch.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING
+
+# OpenMP reads it when torch is loaded. Threads that spin between two products take the core from the one that reads.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 if TYPE_CHECKING:
     from offload.carrier import carrier_for

@@ -18,9 +18,10 @@ class Arena:
     """Page-aligned memory of an exact size, seen as bytes by reads and as a flat tensor by torch."""
 
     def __init__(self, size_B: int) -> None:
-        # Anonymous maps come back zeroed, exactly as large as asked, and go back to the system when dropped.
+        # Anonymous maps come back zeroed, exactly as large as asked, and go back to the system when dropped. Most
+        # systems give no huge pages to shared ones, Python's own choice.
         try:
-            self._map = mmap.mmap(-1, max(size_B, 1))
+            self._map = mmap.mmap(-1, max(size_B, 1), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         except OSError as error:
             raise MemoryError(f"{size_B} bytes for weights") from error
         if hasattr(mmap, "MADV_HUGEPAGE"):

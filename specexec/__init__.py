@@ -10,6 +10,7 @@ Importing the package is light: torch comes with the first `load`.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from specexec.errors import SpecexecError
@@ -38,6 +39,8 @@ __all__ = [
     "SpecexecError",
     "load",
 ]
+
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as offload does, before torch is loaded
 
 _LATE = {
     "Batch": "specexec.batch",

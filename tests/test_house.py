@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +38,15 @@ def test_arrows_point_one_way(package: str) -> None:
 def test_importing_a_package_does_not_import_torch(statement: str) -> None:
     code = f"import sys; {statement}; assert not {{'torch', 'transformers'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize("package", ["specexec", "offload"])
+def test_threads_do_not_spin_while_weights_are_read_unless_the_user_wants_it(package: str) -> None:
+    code = f"import os, {package}; print(os.environ['GOMP_SPINCOUNT'])"
+    for own, seen in (({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7")):
+        environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"} | own
+        run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=ROOT)
+        assert run.stdout.strip() == seen
 
 
 def test_every_exported_name_exists() -> None:
