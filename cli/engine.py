@@ -30,6 +30,7 @@ def open_engine(options: EngineOptions, told: Callable[[int, int], None] | None 
         drafter=options.drafter,
         draft_vocab=options.draft_vocab,
         drafter_quant=options.drafter_quant,
+        head_quant=options.head_quant,
         offload=options.offload,
         budget=options.budget,
         planner=options.planner,

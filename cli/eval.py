@@ -176,9 +176,10 @@ def _loaded(manager: Any, name: str) -> list[Any]:
 
 
 def _cache_of(path: Path, llm: Engine, options: EngineOptions) -> str:
-    """The harness keys answers by question alone, so a file is for one model, number format and context only."""
+    """The harness keys answers by question alone, so a file is for one model, its number formats and context only."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    return f"{path}-{fingerprint(llm.folders['target'])}-{options.dtype}-{llm.context}"
+    head = "" if options.head_quant == "none" else f"-{options.head_quant}-head"
+    return f"{path}-{fingerprint(llm.folders['target'])}-{options.dtype}{head}-{llm.context}"
 
 
 def _table(results: dict[str, Any]) -> str:

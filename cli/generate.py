@@ -203,6 +203,7 @@ def _configuration(
         "--template": batch.template,
         "--output-format": batch.format,
         "--stop": list(sampling.stop),
+        **({"--head-quant": options.head_quant} if options.head_quant != "none" else {}),
         **({"--exact": True} if options.exact else {}),
         **({"--dedupe": True} if batch.dedupe else {}),
         **({"--on-too-long": batch.on_too_long} if batch.on_too_long != "error" else {}),

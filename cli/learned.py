@@ -106,7 +106,8 @@ def _pair(engine: Engine) -> NDArray[np.uint8]:
 
 def _place(engine: Engine, options: EngineOptions) -> NDArray[np.uint8]:
     """Equal for runs whose sweeps cost the same."""
-    return _digest(engine.device, engine.placement, options.dtype, f"{options.link_limit}", options.planner)
+    head = () if options.head_quant == "none" else (options.head_quant,)
+    return _digest(engine.device, engine.placement, options.dtype, f"{options.link_limit}", options.planner, *head)
 
 
 def _digest(*parts: str) -> NDArray[np.uint8]:

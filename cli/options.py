@@ -14,10 +14,10 @@ from cli.quantities import parse_count, parse_size_B, parse_speed_Bps
 from specexec.sampling import SamplingParams
 
 if TYPE_CHECKING:
+    from offload.formats import FourBits
     from offload.placement import Offload
 
 Result = TypeVar("Result")
-DrafterQuant: TypeAlias = Literal["none", "nf4"]
 Nodes: TypeAlias = int | Literal["auto"]
 Number = TypeVar("Number", int, float)
 
@@ -78,7 +78,8 @@ class EngineOptions:
     model: str = "demo"
     drafter: str = "auto"
     draft_vocab: int | None = None
-    drafter_quant: DrafterQuant = "none"
+    drafter_quant: FourBits = "none"
+    head_quant: FourBits = "none"
     offload: Offload = "auto"
     budget: Nodes = "auto"
     planner: str = "best"
@@ -116,6 +117,8 @@ _ENGINE = (
     click.option("-d", "--drafter", metavar="NAME", default="auto", help="Who guesses ahead; none is plain decoding."),
     click.option("--drafter-quant", type=click.Choice(["none", "nf4"]), default="none",
                  help="Bits of a drafter model's layers; nf4 leaves more of a GPU to the model."),
+    click.option("--head-quant", type=click.Choice(["none", "nf4"]), default="none",
+                 help="Bits of the model's own head; nf4 is smaller, and another model."),
     click.option("--draft-vocab", type=COUNT, show_default="all",
                  help="Frequent tokens a drafter model may name, such as 32k; those of the text always."),
     click.option("--offload", type=click.Choice(["auto", "none", "ram", "disk"]), default="auto",

@@ -8,7 +8,7 @@ from typing import Literal
 
 from offload.errors import OffloadError
 from offload.forecast import Ceilings, Forecast, forecast
-from offload.formats import FORMATS, Format, is_quantised, need_in, work_of
+from offload.formats import FORMATS, Format, FourBits, is_quantised, need_in, with_head, work_of
 from offload.placement import Free, Need, Placement
 from offload.placing import place
 from offload.shards import Folder
@@ -26,6 +26,7 @@ class Row:
 
     offload: Mode
     form: Format
+    head: FourBits
     need: Need
     placement: Placement | None
     forecast: Forecast | None
@@ -48,21 +49,23 @@ def outlook(
     beside_B: Mapping[str, int],
     every: bool,
     guesses_B: int = 0,
+    head: FourBits = "none",
 ) -> list[Row]:
     """All combinations of offload and format, the checkpoint's own format first."""
     forms: tuple[Format, ...] = ("none",) if is_quantised(folder) else FORMATS if every else ("none", "nf4")
     rows = []
     free = replace(free, disk_Bps=ceilings.disk_Bps, link_Bps=ceilings.link_Bps)
     for form in forms:
-        need = replace(need_in(folder, form, item_B, ctx, beside_B), guesses_B=guesses_B, cache_moves=True)
-        work = work_of(folder, form, item_B)
+        whole = need_in(folder, form, item_B, ctx, beside_B)
+        need = replace(with_head(folder, whole, head, item_B), guesses_B=guesses_B, cache_moves=True)
+        work = work_of(folder, form, item_B, head)
         for mode in MODES:
             try:
                 placement = place(need, free, mode)
             except OffloadError as refusal:
-                rows.append(Row(mode, form, need, None, None, refusal))
+                rows.append(Row(mode, form, head, need, None, None, refusal))
             else:
-                rows.append(Row(mode, form, need, placement, forecast(placement, work, ceilings, ROWS), None))
+                rows.append(Row(mode, form, head, need, placement, forecast(placement, work, ceilings, ROWS), None))
     return rows
 
 

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.facts import placement_facts
-from cli.options import BUDGET, COUNT, SIZE, SPEED, DrafterQuant, Nodes
+from cli.options import BUDGET, COUNT, SIZE, SPEED, Nodes
 from cli.quantities import format_bytes, parse_size_B
 from cli.verbosity import json_option, verbosity_options
 
 if TYPE_CHECKING:
     from cli.outlook import Row
     from offload.forecast import Ceilings
+    from offload.formats import FourBits
     from offload.placement import Free, Placement
     from offload.shards import Folder
     from specexec.workspace import Widths
@@ -41,13 +42,15 @@ REACHED = 0.6  # of what is sold
 @click.option(
     "--drafter-quant", type=click.Choice(["none", "nf4"]), default="none", help="Bits of the drafter's layers."
 )
+@click.option("--head-quant", type=click.Choice(["none", "nf4"]), default="none", help="Bits of the model's head.")
 @click.option("--all", "every", is_flag=True, help="Every number format, not only the likely ones.")
 @click.option("--offline", is_flag=True, help="Use only what is already on this machine.")
 @json_option()
 @verbosity_options
 def plan(
     model: str, gpu: str | None, link: float | None, disk: float | None, ram: int | None, vram: int | None,
-    ctx: int, budget: Nodes, drafter_quant: DrafterQuant, every: bool, offline: bool, as_json: bool,
+    ctx: int, budget: Nodes, drafter_quant: FourBits, head_quant: FourBits, every: bool, offline: bool,
+    as_json: bool,
 ) -> None:  # fmt: skip
     """Say what of MODEL would live where, how long a sweep takes, and the command to type.
 
@@ -67,11 +70,12 @@ def plan(
         assumed=tuple(name for name in here.ceilings.assumed if not told.get(name)),
     )
     beside_B, guesses_B = _beside_B(model, folder, here.free, ctx, budget, drafter_quant, offline)
-    rows = outlook(folder, here.free, speeds, item_B(folder), ctx, beside_B, every, guesses_B)
+    rows = outlook(folder, here.free, speeds, item_B(folder), ctx, beside_B, every, guesses_B, head_quant)
     chosen = best(rows)
     if as_json:
         asked = {"gpu": gpu, "link": link, "disk": disk, "ram": ram, "vram": vram, "ctx": ctx, "budget": budget,
-                 "drafter_quant": drafter_quant, "all": every, "offline": offline}  # fmt: skip
+                 "drafter_quant": drafter_quant, "head_quant": head_quant, "all": every,
+                 "offline": offline}  # fmt: skip
         click.echo(json.dumps({"asked": asked} | _record(model, folder, here, speeds, rows, chosen), indent=1))
         return
     for line in _page(model, folder, here, speeds, rows, chosen):
@@ -79,7 +83,7 @@ def plan(
 
 
 def _beside_B(
-    model: str, folder: Folder, free: Free, ctx: int, budget: Nodes, drafter_quant: DrafterQuant, offline: bool
+    model: str, folder: Folder, free: Free, ctx: int, budget: Nodes, drafter_quant: FourBits, offline: bool
 ) -> tuple[dict[str, int], int]:
     """What a sweep and the paired drafter take, and keys and values of guesses, by the same sums as loading."""
     from offload.formats import resident_B
@@ -191,14 +195,14 @@ def _parts(placement: Placement) -> list[str]:
 
 def commands_for(model: str, row: Row) -> list[str]:
     """What to type for this combination."""
-    name, packed = shlex.quote(model), ""
+    name, head = shlex.quote(model), "" if row.head == "none" else f" --head-quant {row.head}"
     if row.form != "none":
         packed = f"{model.rstrip('/').rpartition('/')[2]}-{row.form}"
         return [
             f"specexec pack {name} --quant {row.form} --out {shlex.quote(packed)}",
-            f"specexec chat -m ./{shlex.quote(packed)} --offload {row.offload}",
+            f"specexec chat -m ./{shlex.quote(packed)} --offload {row.offload}{head}",
         ]
-    return [f"specexec chat -m {name} --offload {row.offload}"]
+    return [f"specexec chat -m {name} --offload {row.offload}{head}"]
 
 
 def _cells(row: Row, is_best: bool) -> list[str]:

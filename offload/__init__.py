@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from offload.carrier import carrier_for
     from offload.custom import running_code
     from offload.errors import OffloadError, ReadFailed
-    from offload.formats import is_quantised, resident_B
+    from offload.formats import FourBits, is_quantised, resident_B, with_head
     from offload.hardware import free_memory
     from offload.listing import item_B
     from offload.local import check_bytes
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Design",
     "Folder",
+    "FourBits",
     "Free",
     "ModelPair",
     "ModelStream",
@@ -55,11 +56,13 @@ __all__ = [
     "running_code",
     "standing_layer",
     "stream_of",
+    "with_head",
 ]
 
 _HOMES = {
     "Design": "skeleton",
     "Folder": "shards",
+    "FourBits": "formats",
     "Free": "placement",
     "ModelPair": "names",
     "ModelStream": "model",
@@ -84,6 +87,7 @@ _HOMES = {
     "running_code": "custom",
     "standing_layer": "standing",
     "stream_of": "model",
+    "with_head": "formats",
 }
 
 

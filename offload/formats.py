@@ -8,13 +8,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal
 
+from offload.errors import UnsupportedArchitecture
 from offload.forecast import Work
-from offload.need import FLOATS, LAYER, need_of
+from offload.need import FLOATS, LAYER, few_bit_head, need_of, part_of
 from offload.placement import RING, Need
 from offload.quantised import fold
 from offload.shards import Entry, Folder
 
 Format = Literal["none", "int8", "nf4"]
+FourBits = Literal["none", "nf4"]
 # What configs call the experts of a layer, and those of them that a token is sent to.
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 CHOSEN = ("num_experts_per_tok", "experts_per_token", "moe_k")
@@ -49,7 +51,25 @@ def need_in(folder: Folder, form: Format, item_B: int, ctx: int, beside_B: Mappi
     )
 
 
-def resident_B(folder: Folder, form: Literal["none", "nf4"], item_B: int, ctx: int) -> int:
+def with_head(folder: Folder, need: Need, form: FourBits, item_B: int) -> Need:
+    """The need with the head in that format, whatever the layers are in.
+
+    Raises UnsupportedArchitecture where the head has few bits already.
+    """
+    if form == "none":
+        return need
+    if few := [name for name in fold(folder).quantised if not LAYER.search(name) and part_of(name) == "head"]:
+        raise UnsupportedArchitecture(
+            f"{folder.path} keeps its head in few bits already ('{few[0]}'): --head-quant has nothing to do.",
+            hint="leave --head-quant out, or the 16-bit version of the model.",
+        )
+    outside = [entry for entry in folder.entries.values() if not LAYER.search(entry.name) and len(entry.shape) == 2]
+    order = ("norms", "embeddings", "head")  # tied: the embeddings are the head; some go by another name
+    V, H = max(outside, key=lambda entry: (order.index(part_of(entry.name)), entry.shape[0])).shape
+    return few_bit_head(need, (V, H), item_B)
+
+
+def resident_B(folder: Folder, form: FourBits, item_B: int, ctx: int) -> int:
     """A whole model in memory; with nf4 its layers are quantised while it is loaded: 4.5 bits a weight, and a ring."""
     need = need_of(folder, item_B, ctx)
     if form == "none":
@@ -58,7 +78,7 @@ def resident_B(folder: Folder, form: Literal["none", "nf4"], item_B: int, ctx: i
     return need.resident_B - layers_B + layers_B * 9 // (16 * item_B) + RING * need.widest_B
 
 
-def work_of(folder: Folder, form: Format, item_B: int) -> Work:
+def work_of(folder: Folder, form: Format, item_B: int, head: FourBits = "none") -> Work:
     """What a sweep multiplies: every matrix but the embeddings, and the head."""
     plain = need_of(folder, item_B, 1)
     head_B = plain.head_B or plain.embeddings_B  # tied: the embeddings are the head
@@ -77,6 +97,8 @@ def work_of(folder: Folder, form: Format, item_B: int) -> Work:
     if form != "none":
         layers_B = sum(math.prod(shape) for shape in shapes.values()) * item_B
         unpacked_B = {form: layers_B}
+    if head != "none":
+        unpacked_B[head] = unpacked_B.get(head, 0) + head_B
     experts, chosen = (_first(folder, names) for names in (EXPERTS, CHOSEN))
     experts_B = sum(math.prod(shape) for name, shape in shapes.items() if ".experts." in name) * item_B
     if not experts_B or not experts or not chosen:

@@ -18,7 +18,9 @@ from offload.checkpoint import Checkpoint, lay_out
 from offload.collected import close_when_collected
 from offload.dense import DenseLayers
 from offload.files import Reading
+from offload.formats import FourBits, with_head
 from offload.hardware import free_memory, give_back_large_memory
+from offload.head import quantise_head
 from offload.layer import StreamedLayer
 from offload.need import CACHE_NUMBERS, cache_B, part_of, scratch_B
 from offload.placement import Free, Need, Offload, Placement, size
@@ -82,11 +84,13 @@ def load(
     guesses_B: int = 0,
     cache_moves: bool = False,
     beside_B: Mapping[str, int] | None = None,
+    head_quant: FourBits = "none",
     told: Callable[[int, int], None] | None = None,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
     """A transformers model that computes exactly what the checkpoint says, in the memory that it was given.
 
+    `head_quant` nf4 makes it another model: its head rounded to four bits, a copy where embeddings are tied to it.
     `beside_B` is what the caller will need beside it (drafter, trees), by what it is for, and `guesses_B` keys and
     values beyond `ctx` tokens; `ram_B` and `vram_B` replace what is measured. `cache_moves`: the caller keeps the keys
     and values of each layer where the placement's `caches` say, so that they may be told to live in RAM. `told` hears
@@ -98,15 +102,14 @@ def load(
     skeleton = build(folder, dtype, trust_remote_code)
     checkpoint = lay_out(folder, skeleton.model, skeleton.layers, skeleton.dtype)
     reading = reading_for(folder.path)
-    need = replace(
-        _need(checkpoint, skeleton, ctx, reading), guesses_B=guesses_B, cache_moves=cache_moves, beside_B=beside_B or {}
-    )
+    need = with_head(folder, _need(checkpoint, skeleton, ctx, reading), head_quant, skeleton.dtype.itemsize)
+    need = replace(need, guesses_B=guesses_B, cache_moves=cache_moves, beside_B=beside_B or {})
     placement = place(need, _with_speeds(free_memory(device, ram_B, vram_B), folder.path), offload)
     log.info("%s", placement.summary)
     with ExitStack() as undo, _memory_for(placement):
         disk = DiskStore(checkpoint, reading)
         undo.callback(disk.close)
-        _fill_rest(skeleton, checkpoint, disk, torch.device(device), placement.embeddings_in_ram)
+        _fill_rest(skeleton, checkpoint, disk, torch.device(device), placement.embeddings_in_ram, head_quant)
         stream: Stream = open_stream(checkpoint, disk, placement, torch.device(device), link_limit_Bps, told)
         undo.callback(stream.close)
         if checkpoint.dense_B:
@@ -169,7 +172,12 @@ def _need(checkpoint: Checkpoint, skeleton: Skeleton, ctx: int, reading: Reading
 
 
 def _fill_rest(
-    skeleton: Skeleton, checkpoint: Checkpoint, disk: DiskStore, device: torch.device, embeddings_in_ram: bool
+    skeleton: Skeleton,
+    checkpoint: Checkpoint,
+    disk: DiskStore,
+    device: torch.device,
+    embeddings_in_ram: bool,
+    head_quant: FourBits,
 ) -> None:
     """Embeddings, norms and head into memory for good; tied weights share theirs."""
     model = skeleton.model
@@ -180,7 +188,8 @@ def _fill_rest(
         disk.read_block(block, arena)
         stays = embeddings_in_ram and part_of(block.label) == "embeddings"
         for name, tensor in block.dense(block.views(arena.flat), Arena(block.dense_B).flat).items():
-            _assign(model, name, tensor if stays else tensor.to(device))
+            on_the_way = head_quant != "none" and part_of(block.label) == "head"  # its codes go on
+            _assign(model, name, tensor if stays or on_the_way else tensor.to(device))
             stored.add(name)
             if stays:
                 in_ram.add(model.get_submodule(name.rpartition(".")[0]))
@@ -191,6 +200,8 @@ def _fill_rest(
     missing = {name for name in model.all_tied_weights_keys if name not in stored}
     missing |= {name for name in model.all_tied_weights_keys.values() if name not in stored}
     model.tie_weights(missing_keys=missing, recompute_mapping=False)
+    if head_quant != "none":
+        quantise_head(model, device)
     model.requires_grad_(False)
     for embedding in in_ram:
         _look_up_in_ram(embedding, device)

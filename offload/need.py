@@ -6,6 +6,7 @@ H key/value heads   D width of a head
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 
 from offload.files import PAGE_B, SAFE, Reading
 from offload.placement import RING, Need
@@ -17,6 +18,9 @@ LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.")
 LOOKUP = re.compile(r"(^|\.)(embed_tokens|tok_embeddings|word_embeddings|embed_in|wte)\.weight$")
 HEAD = re.compile(r"(^|\.)(lm_head|embed_out|output)\.")
 FLOATS = {"F32", "F16", "BF16"}
+# Of a head in four bits this much is dequantised at a time, and multiplied with so many rows.
+HEAD_PIECE_B, HEAD_COMPANY = 32 << 20, 256
+NF4_BLOCK = 64
 # What `cache_B` reads of a config.
 CACHE_NUMBERS = (
     "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_size", "head_dim",
@@ -78,6 +82,25 @@ def need_of(
         beside_B=beside_B or {},
         dense_B=max(dense.values(), default=0),
     )
+
+
+def few_bit_head(need: Need, shape: tuple[int, int], item_B: int) -> Need:
+    """The same with a head of this shape in NF4, a float for each block; one that was tied becomes a second matrix."""
+    (V, H), blocks = shape, -(-math.prod(shape) // NF4_BLOCK)
+    dense_B = -(-V * H * item_B // 64) * 64
+    tied = need.head_B < dense_B
+    return replace(
+        need,
+        head_B=need.head_B - (0 if tied else dense_B) + -(-V * H // 2) + blocks * 4,
+        head_rows_B=head_rows(V, H, item_B) * (H + HEAD_COMPANY) * item_B,
+        head_passing_B=0 if tied else dense_B,
+    )
+
+
+def head_rows(V: int, H: int, item_B: int) -> int:
+    """Rows of a head in four bits that are dense at a time: whole blocks of weights, and no more than fit a piece."""
+    whole = NF4_BLOCK // math.gcd(H, NF4_BLOCK)
+    return min(V, max(1, HEAD_PIECE_B // (H * item_B * whole)) * whole)
 
 
 def scratch_B(slice_B: int, largest_B: int, reading: Reading) -> int:

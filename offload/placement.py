@@ -40,13 +40,17 @@ class Need:
     scratch_B: int = 0
     dense_B: int = 0
     """One layer dequantised; zero where weights travel as they compute."""
+    head_rows_B: int = 0
+    """Rows of a head in four bits while they are multiplied with; zero where the head computes as it is kept."""
+    head_passing_B: int = 0
+    """A head that is quantised on its way into memory, as it is read."""
     beside_B: Mapping[str, int] = field(default_factory=dict)
     """What the caller takes beside the model (drafter, trees, logits), by what it is for."""
 
     @property
     def resident_B(self) -> int:
         """All of it in memory, once it has been read."""
-        fixed_B = self.embeddings_B + self.norms_B + self.head_B + self.dense_B
+        fixed_B = self.embeddings_B + self.norms_B + self.head_B + self.head_rows_B + self.dense_B
         return sum(self.layers_B) + fixed_B + self.cache_B + self.guesses_B + sum(self.beside_B.values())
 
     @property
@@ -150,11 +154,16 @@ class Placement:
             "layer buffers": self.ring_B if "disk" in self.tiers else 0,
             "reading": need.scratch_B,
         }
+        # Layers come into memory after the rest: until then their place is free.
+        later_B = streamed["layers in RAM"] + streamed["layer buffers"]
         if not self.on_gpu:
-            return _present({"layers that stay": self.kept_B("device"), **streamed, **self._computing_B})
+            kept_B = self.kept_B("device")
+            on_the_way_B = max(0, need.head_passing_B - later_B - kept_B)
+            return _present(
+                {"layers that stay": kept_B, **streamed, **self._computing_B, "weights on their way": on_the_way_B}
+            )
         # On their way to the device, weights pass through host memory one block at a time.
-        passing_B = max(need.widest_B, need.head_B or need.embeddings_B)
-        on_the_way_B = max(0, passing_B - streamed["layers in RAM"] - streamed["layer buffers"])
+        on_the_way_B = max(0, max(need.widest_B, need.head_passing_B or need.head_B or need.embeddings_B) - later_B)
         embeddings_B = need.embeddings_B if self.embeddings_in_ram else 0
         return _present(
             {**streamed, "embeddings": embeddings_B, **self._cache_B("ram"), "weights on their way": on_the_way_B}
@@ -184,6 +193,7 @@ class Placement:
             "embeddings": 0 if self.embeddings_in_ram else need.embeddings_B,
             "norms": need.norms_B,
             "head": need.head_B,
+            "rows of the head dequantised": need.head_rows_B,
             **self._cache_B("device"),
             "a layer dequantised": need.dense_B,
             **need.beside_B,

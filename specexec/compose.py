@@ -53,7 +53,8 @@ def load(
     *,
     drafter: str = "auto",
     draft_vocab: int | None = None,
-    drafter_quant: Literal["none", "nf4"] = "none",
+    drafter_quant: weights.FourBits = "none",
+    head_quant: weights.FourBits = "none",
     offload: weights.Offload = "auto",
     budget: int | Literal["auto"] = "auto",
     planner: str = "best",
@@ -74,13 +75,14 @@ def load(
 
     model: path, alias or hub name. drafter: auto, none, sources joined by + (sibling, substitute, skip, ngram), or a
     path or name in the sibling's place. draft_vocab: the sibling names only so many frequent tokens, and those of the
-    text; None lets it name all. drafter_quant: the sibling's layers in four bits. offload: auto, none, ram or disk.
-    budget: guesses per sweep, or auto. planner: best, reference, beam, sequoia. dtype: auto (stored), bf16, f16, f32.
-    ram_B, vram_B: ceilings in bytes. link_limit_Bps throttles the weight stream. verify: compare weights
-    with their hashes first (packs, and what came from the Hub). trust_remote_code: run Python that the folders of
-    both models bring; an architecture from there is tried on a few tokens first. exact: decide near-ties by the text
-    alone (afresh.py); its bill is `Engine.afresh`. measured: tokens per second that drafters, by name, have made with
-    this target here; auto takes the best of those that fit. told: hears layers read into memory, and of how many.
+    text; None lets it name all. drafter_quant: the sibling's layers in four bits. head_quant: the target's head in four
+    bits, which makes it another model. offload: auto, none, ram or disk. budget: guesses per sweep, or auto. planner:
+    best, reference, beam, sequoia. dtype: auto (stored), bf16, f16, f32. ram_B, vram_B: ceilings in bytes.
+    link_limit_Bps throttles the weight stream. verify: compare weights with their hashes first (packs, and what came
+    from the Hub). trust_remote_code: run Python that the folders of both models bring; an architecture from there is
+    tried on a few tokens first. exact: decide near-ties by the text alone (afresh.py); its bill is `Engine.afresh`.
+    measured: tokens per second that drafters, by name, have made with this target here; auto takes the best of those
+    that fit. told: hears layers read into memory, and of how many.
     Raises offload's errors for models and memory, UnsupportedArchitecture for targets that cannot verify trees,
     TokenizerMismatch for a drafter whose text cannot be carried over, ContextLengthExceeded for a ctx beyond what the
     model was made for, RemoteCode for code that is not trusted.
@@ -103,7 +105,7 @@ def load(
     given = weights.free_memory(where, ram_B, vram_B)
     if pair.toy and budget == "auto" and link_limit_Bps is None:
         budget = TOY_BUDGET
-    asked = _Asked(offload, where, DTYPES[dtype], context, 0, branches, draft_vocab or 0, drafter_quant)
+    asked = _Asked(offload, where, DTYPES[dtype], context, 0, branches, draft_vocab or 0, drafter_quant, head_quant)
     free_B = given.ram_B if given.vram_B is None else given.vram_B
     most_nodes = nodes_of("auto", asked.widths(folder), context, free_B)
     asked = replace(asked, nodes=most_nodes if budget == "auto" else budget)
@@ -124,6 +126,7 @@ def load(
         guesses_B=asked.guesses_B(choice, pair),
         cache_moves=branches,
         beside_B=_beside_B(choice, pair, asked),
+        head_quant=head_quant,
         told=told,
         trust_remote_code=trust_remote_code,
     )
@@ -274,7 +277,8 @@ class _Asked:
     nodes: int
     branches: bool
     draft_vocab: int
-    drafter_quant: Literal["none", "nf4"]
+    drafter_quant: weights.FourBits
+    head_quant: weights.FourBits
 
     def guesses_B(self, choice: Choice, pair: weights.ModelPair) -> int:
         """Keys and values beyond those of the text."""
@@ -309,8 +313,10 @@ def _picked(
     folder = weights.open_folder(pair.target)
 
     def slowest(choice: Choice) -> str | None:
+        item_B = asked.item_B(folder)
+        plain = weights.need_of(folder, item_B, asked.context, _beside_B(choice, pair, asked))
         need = replace(
-            weights.need_of(folder, asked.item_B(folder), asked.context, _beside_B(choice, pair, asked)),
+            weights.with_head(folder, plain, asked.head_quant, item_B),
             guesses_B=asked.guesses_B(choice, pair),
             cache_moves=asked.branches,
         )

@@ -58,6 +58,7 @@ CHAT: tuple[Changes, ...] = (
     {"budget": (["--budget", "3"], "drafted"), "stop": (["--stop", "drafter"], "finish_reason")},
     {"model": (["--model", "{tiny}"], "engine.folders.target")},
     {"drafter_quant": (["--drafter-quant", "nf4"], "engine.placement.ram_parts_B.drafter")},
+    {"head_quant": (["--head-quant", "nf4"], "engine.asked.head_quant")},
     {"draft_vocab": (["--draft-vocab", "1k"], "engine.placement.ram_parts_B.drafter")},
     {"ram": (["--ram", "42.6MB"], "engine.placement.layers.disk")},
 )
@@ -76,6 +77,7 @@ PLAN: Changes = {
     "ctx": (["--ctx", "512"], "rows.0.ram_B"),
     "budget": (["--budget", "8"], "rows.0.ram_B"),
     "drafter_quant": (["--drafter-quant", "nf4"], "asked.drafter_quant"),
+    "head_quant": (["--head-quant", "nf4"], "rows.0.ram_B"),
     "every": (["--all"], "rows.3.quant"),
     "offline": (["--offline"], "asked.offline"),
 }
