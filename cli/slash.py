@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
+from textwrap import fill
 
 import click
 
@@ -59,8 +60,13 @@ def _help(session: Session, argument: str) -> None:
     usages = {f"/{command.usage}": command.says for command in commands}
     if not name:
         usages["//text"] = "send a line that begins with a slash"
-    width = max(map(len, usages))
-    session.screen.tell("\n".join(f"  {usage:<{width}}  {says}" for usage, says in usages.items()))
+    indent = max(map(len, usages)) + 4
+    width = max(session.screen.width - 1, indent + 20)
+    lines = (
+        fill(says, width, initial_indent=f"  {usage}".ljust(indent), subsequent_indent=" " * indent)
+        for usage, says in usages.items()
+    )
+    session.screen.tell("\n".join(lines))
 
 
 COMMANDS: dict[str, Slash] = {

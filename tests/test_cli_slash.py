@@ -171,3 +171,9 @@ def test_the_engine_is_closed_before_the_next_one_is_opened(
     monkeypatch.setattr(CommandLine, "_open", opened)
     talk(specexec, "/drafter none", "/drafter auto")
     assert len(engines) == 3
+
+
+def test_help_keeps_words_whole_in_a_narrow_terminal(specexec: CommandLine) -> None:
+    lines = talk(specexec, "/help").err.splitlines()
+    assert max(map(len, lines)) < 80
+    assert any(line.startswith(" " * 30) and line.strip() for line in lines), "what is too long goes on further down"
