@@ -30,7 +30,7 @@ from specexec.drafters import Ask, Guesses
 from specexec.drafters.sibling import SiblingDrafter, _Asked
 from specexec.engine import Engine
 from specexec.sequence import Sequence
-from specexec.suffix import Context, Recent
+from specexec.suffix import Recent, context_of
 from specexec.tree import ROOT, Floats, Ints, TokenTree
 
 TOP = 8  # candidates of a node that are looked at
@@ -109,9 +109,10 @@ class Featured(SiblingDrafter):
         past, length = self._past.setdefault(ask.sequence, (Recent(), [1]))
         past.extend(ask.sequence.tokens, start=length[0])
         length[0] = len(ask.sequence.tokens)
-        for row, node in enumerate(ask.nodes):
-            context = Context.of([*ask.sequence.tokens, *([] if node == ROOT else ask.tree.spelled(node))])
-            named = {token for match in past.matches(context) if match.rung for token, _ in match.followers}
+        paths = [[] if node == ROOT else ask.tree.spelled(node) for node in ask.nodes]
+        found = past.matches([context_of([*ask.sequence.tokens, *path]) for path in paths])
+        for row, matches in enumerate(found):
+            named = {token for match in matches if match.rung for token, _ in match.followers}
             x_NKF[row, :, 5] = [int(token) in named for token in asked.tokens_NC[row, :TOP]]
         return x_NKF
 

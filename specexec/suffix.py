@@ -1,29 +1,31 @@
 """Texts remembered by their endings: which tokens followed this context, for every match length. Knows tokens only.
 
 Two stores answer the same question. `Recent` learns token by token and forgets the least recently written n-grams;
-`Settled` is a sorted array over a text that no longer changes (REST, He et al. 2023): 8 bytes a token kept, 16 in use.
-E entries   L longest match
+`Settled` is a sorted array over a text that no longer changes (REST, He et al. 2023): 8 bytes a token kept, 20 in use.
+E entries   N contexts   R rungs, longest first   L longest match
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from collections.abc import Sequence as Items
-from dataclasses import dataclass
-from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 RUNGS = (1, 2, 3, 5, 8, 13)  # match lengths told apart; a match of 7 tokens counts as one of 5
 LONGEST = RUNGS[-1]
+DOWN = tuple(range(len(RUNGS)))[::-1]  # rungs, longest first
+NOTHING = -1
 GAP = 2**32 - 1  # stands between two texts; no token has this id
 WORD = 4  # bytes of a token in a settled text
+CODE, ENDING = np.dtype(">u4"), np.dtype(f"S{WORD * LONGEST}")
 SAMPLE = 32  # occurrences looked at where a context has more
 REMEMBERED = 1 << 14  # contexts whose followers are not counted again
+LAST_OF_RUNG = np.array([RUNGS[rung] - 1 for rung in DOWN])
+KEPT_RL = np.where(np.arange(LONGEST) <= LAST_OF_RUNG[:, None], GAP, 0).astype(np.uint32)
+LAST_RL = (np.arange(LONGEST) == LAST_OF_RUNG[:, None]).astype(np.uint32)
 
 
 class Match(NamedTuple):
@@ -33,37 +35,25 @@ class Match(NamedTuple):
     followers: list[tuple[int, int]]
 
 
-@dataclass(frozen=True)
-class Context:
-    """The end of a text, at most LONGEST tokens, oldest first."""
+Context: TypeAlias = tuple[int, ...]  # the end of a text: LONGEST tokens, latest first, NOTHING before its beginning
 
-    tokens: tuple[int, ...]
 
-    @staticmethod
-    def of(tokens: Items[int]) -> Context:
-        """The end of any text."""
-        return Context(tuple(tokens[-LONGEST:]))
+def context_of(text: Items[int]) -> Context:
+    """The end of any text."""
+    ending = tuple(text[: -LONGEST - 1 : -1])
+    return ending + (NOTHING,) * (LONGEST - len(ending))
 
-    def then(self, token: int) -> Context:
-        """The context one token later."""
-        return Context((*self.tokens[1 - LONGEST :], token))
 
-    @cached_property
-    def keys(self) -> list[int]:
-        """One number for each rung that the text is long enough for."""
-        return [hash(self.tokens[-length:]) for length in RUNGS if length <= len(self.tokens)]
-
-    @cached_property
-    def backwards(self) -> bytes:
-        """Latest token first, in bytes that compare as the tokens do."""
-        return np.array(self.tokens[::-1], ">u4").tobytes()
+def then(context: Context, token: int) -> Context:
+    """The context one token later."""
+    return (token, *context[:-1])
 
 
 class Store(Protocol):
     """Anything that remembers what followed."""
 
-    def matches(self, context: Context) -> Iterator[Match]:
-        """Every rung at which the context was seen, longest first."""
+    def matches(self, contexts: Items[Context]) -> list[list[Match]]:
+        """For each context every rung at which it was seen, longest first."""
         ...
 
 
@@ -82,7 +72,10 @@ class Recent:
     def add(self, context: Context, token: int, rungs: int = len(RUNGS)) -> None:
         """Remember that `token` followed, at the first `rungs` match lengths."""
         after = self._after
-        for key in context.keys[:rungs]:
+        for length in RUNGS[:rungs]:
+            if context[length - 1] == NOTHING:
+                break
+            key = hash(context[:length])
             known = after.pop(key, None)  # and back in at the end: the order of the dict is the order of writing
             if known is None:
                 after[key] = token
@@ -98,35 +91,40 @@ class Recent:
     def extend(self, text: Items[int], start: int = 1) -> None:
         """Remember every token of `text` from index `start` on, each with what stands before it."""
         start = max(start, 1)
-        context = Context.of(text[max(0, start - LONGEST) : start])
+        context = context_of(text[max(0, start - LONGEST) : start])
         for token in text[start:]:
             self.add(context, token)
-            context = context.then(token)
+            context = then(context, token)
 
-    def matches(self, context: Context) -> Iterator[Match]:
-        """Every rung at which the context was seen, longest first."""
-        for rung in range(len(context.keys) - 1, -1, -1):
-            known = self._after.get(context.keys[rung])
+    def matches(self, contexts: Items[Context]) -> list[list[Match]]:
+        """For each context every rung at which it was seen, longest first."""
+        return [self._matches(context) for context in contexts]
+
+    def _matches(self, context: Context) -> list[Match]:
+        found: list[Match] = []
+        for rung in DOWN:
+            known = self._after.get(hash(context[: RUNGS[rung]]))  # nothing was added with NOTHING in it
             if isinstance(known, int):
-                yield Match(rung, [(known, 1)])
+                found.append(Match(rung, [(known, 1)]))
             elif known is not None:
-                yield Match(rung, _ranked(known))
+                found.append(Match(rung, _ranked(known)))
+        return found
 
 
 class Settled:
     """A text, GAPs between its parts, and its positions in the order of what stands before them, read backwards."""
 
     def __init__(self, tokens_E: NDArray[np.uint32], order_E: NDArray[np.uint32]) -> None:
+        count = max(len(tokens_E) - 1, 0)
+        if len(order_E) != count:
+            order_E = sorted_positions(tokens_E)  # an older version left out where texts end
         self.tokens_E = tokens_E
-        self.order_E = order_E
-        self._tokens = np.ascontiguousarray(tokens_E).data
-        self._order = np.ascontiguousarray(order_E).data
-        self._backwards = tokens_E[::-1].astype(">u4").tobytes()
-        self._end = len(tokens_E) * WORD
-        # The last two tokens before each position as one number, sorted as they stand: most of a search is over there.
-        at_E = order_E.astype(np.int64)
-        before_E = np.where(at_E > 1, np.minimum(tokens_E[at_E - 2], GAP - 1) + 1, 0)  # 0: nothing stands there
-        self._pairs = ((tokens_E[at_E - 1].astype(np.uint64) << np.uint64(32)) | before_E.astype(np.uint64)).data
+        self._next = tokens_E[order_E].data  # what follows each ending, in their order
+        self._order = order_E.astype(np.intp) - 1  # as searchsorted wants it: of the endings, not of the positions
+        # Backwards, as big-endian codes, every ending is a piece of one array: LONGEST codes that compare as bytes do.
+        codes_E = np.zeros(len(tokens_E) + LONGEST, CODE)
+        codes_E[: len(tokens_E)] = (np.minimum(tokens_E, GAP - 1) + 1)[::-1]
+        self._endings = np.ndarray((count,), ENDING, codes_E.data, max(len(tokens_E) - 1, 0) * WORD, (-WORD,))
         self._known: dict[tuple[int, int], list[tuple[int, int]]] = {}
 
     @staticmethod
@@ -143,63 +141,51 @@ class Settled:
     def __len__(self) -> int:
         return len(self.tokens_E)
 
-    def matches(self, context: Context) -> Iterator[Match]:
-        """Every rung at which the context was seen, longest first; common ones are counted on a sample."""
-        if not context.tokens or not self._order:
-            return
-        low = context.tokens[-1] << 32
-        block = self._between(low, low + (1 << 32), 0, len(self._order))
-        if block[0] == block[1]:
-            return
-        if len(context.tokens) > 1:
-            pair = self._between(low + context.tokens[-2] + 1, low + context.tokens[-2] + 2, *block)
-            if pair[0] < pair[1]:
-                for rung in range(self._longest(context.backwards, pair), 1, -1):
-                    yield Match(rung, self._followers(*self._range(context.backwards[: RUNGS[rung] * WORD], pair)))
-                yield Match(1, self._followers(*pair))
-        yield Match(0, self._followers(*block))
+    @property
+    def order_E(self) -> NDArray[np.uint32]:
+        """Positions from 1 on, by the tokens before them."""
+        return (self._order + 1).astype(np.uint32)
 
-    def _between(self, low: int, high: int, first: int, last: int) -> tuple[int, int]:
-        """Where the pairs from `low` on and below `high` stand."""
-        first = bisect_left(self._pairs, low, first, last)
-        return first, bisect_left(self._pairs, high, first, last)
+    def matches(self, contexts: Items[Context]) -> list[list[Match]]:
+        """For each context every rung at which it was seen, longest first; common ones are counted on a sample.
+
+        All rungs of all contexts are looked up in one search.
+        """
+        found: list[list[Match]] = [[] for _ in contexts]
+        if not contexts or not len(self._order):
+            return found
+        codes_NL = (np.array(contexts) + 1).astype(np.uint32)
+        low_NRL = codes_NL[:, None] & KEPT_RL
+        ends = np.stack([low_NRL, low_NRL + LAST_RL]).astype(CODE).view(ENDING)[..., 0]
+        first_NR, last_NR = np.searchsorted(self._endings, ends, sorter=self._order)
+        rows, downs = np.nonzero((codes_NL[:, LAST_OF_RUNG] > 0) & (first_NR < last_NR))
+        ranges = zip(
+            rows.tolist(), downs.tolist(), first_NR[rows, downs].tolist(), last_NR[rows, downs].tolist(), strict=True
+        )
+        for row, down, first, last in ranges:
+            if followers := self._followers(first, last):
+                found[row].append(Match(DOWN[down], followers))
+        return found
 
     def _followers(self, first: int, last: int) -> list[tuple[int, int]]:
         """What stands after the contexts in one range of the order, counted once while it is asked about often."""
+        if last - first == 1:
+            return [] if self._next[first] == GAP else [(self._next[first], 1)]
         found = self._known.get((first, last))
         if found is None:
-            step = max(1, (last - first) // SAMPLE)
-            found = _ranked(Counter([self._tokens[position] for position in self._order[first:last:step]]))
+            counts: dict[int, int] = {}
+            for token in self._next[first : last : max(1, (last - first) // SAMPLE)]:
+                counts[token] = counts.get(token, 0) + 1
+            counts.pop(GAP, None)
+            found = _ranked(counts)
             if len(self._known) >= REMEMBERED:
                 self._known.clear()
             self._known[first, last] = found
         return found
 
-    def _before(self, position: int, size: int) -> bytes:
-        """The tokens before a position, latest first, `size` bytes of them."""
-        start = self._end - position * WORD
-        return self._backwards[start : start + size]
-
-    def _range(self, ending: bytes, block: tuple[int, int]) -> tuple[int, int]:
-        def key(position: int) -> bytes:
-            return self._before(position, len(ending))
-
-        first = bisect_left(self._order, ending, *block, key=key)
-        return first, bisect_right(self._order, ending, first, block[1], key=key)
-
-    def _longest(self, ending: bytes, pair: tuple[int, int]) -> int:
-        """The rung of the longest ending that occurs: that of one of the two neighbours in the sorted order."""
-        at = bisect_left(self._order, ending, *pair, key=lambda position: self._before(position, len(ending)))
-        near = [self._before(self._order[i], len(ending)) for i in (at - 1, at) if pair[0] <= i < pair[1]]
-        for rung in range(len(RUNGS) - 1, 1, -1):
-            size = RUNGS[rung] * WORD
-            if size <= len(ending) and any(one[:size] == ending[:size] for one in near):
-                return rung
-        return 1
-
 
 def sorted_positions(tokens_E: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    """Positions that hold a token, by the tokens before them: latest first, LONGEST deep (prefix doubling)."""
+    """All positions but the first, by the tokens before them: latest first, LONGEST deep (prefix doubling)."""
     count = len(tokens_E)
     if count < 2:
         return np.zeros(0, np.uint32)
@@ -210,9 +196,7 @@ def sorted_positions(tokens_E: NDArray[np.uint32]) -> NDArray[np.uint32]:
         earlier_E = np.concatenate([np.zeros(min(depth, count), np.int64), rank_E[:-depth]])[:count]
         rank_E = np.unique(rank_E * (count + 2) + earlier_E, return_inverse=True)[1].astype(np.int64) + 1
         depth *= 2
-    positions = np.flatnonzero(tokens_E != GAP)
-    positions = positions[positions > 0]
-    return positions[np.argsort(rank_E[positions - 1], kind="stable")].astype(np.uint32)
+    return (np.argsort(rank_E[:-1], kind="stable") + 1).astype(np.uint32)
 
 
 def _ranked(counts: dict[int, int]) -> list[tuple[int, int]]:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specexec.suffix import LONGEST, RUNGS, Context, Match, Recent, Settled, Store
+from specexec.suffix import GAP, LONGEST, RUNGS, Match, Recent, Settled, Store, context_of, then
 
 TEXT = st.lists(st.integers(0, 3), max_size=40)
 TEXTS = st.lists(TEXT, max_size=4)
@@ -34,7 +34,7 @@ def told(matches: list[Match]) -> dict[int, dict[int, int]]:
 
 
 def check(store: Store, texts: Items[Items[int]], context: Items[int]) -> None:
-    matches = list(store.matches(Context.of(context)))
+    (matches,) = store.matches([context_of(context)])
     assert [match.rung for match in matches] == sorted((match.rung for match in matches), reverse=True)
     assert told(matches) == searched(texts, context)
     for match in matches:
@@ -68,40 +68,54 @@ def test_a_text_may_arrive_in_parts(text: list[int], cut: int, context: list[int
 
 @given(TEXT, st.integers(0, 3))
 def test_a_context_grows_token_by_token(text: list[int], token: int) -> None:
-    assert Context.of(text).then(token) == Context.of([*text, token])
-    assert len(Context.of(text).tokens) <= LONGEST
+    assert then(context_of(text), token) == context_of([*text, token])
+    assert len(context_of(text)) == LONGEST
+
+
+@settings(deadline=None)
+@given(TEXTS, TEXTS)
+def test_many_contexts_at_once_are_answered_as_each_alone(texts: list[list[int]], asked: list[list[int]]) -> None:
+    contexts = [context_of(text) for text in asked]
+    for store in (Settled.of(texts), Recent()):
+        assert store.matches(contexts) == [store.matches([context])[0] for context in contexts]
 
 
 def test_the_latest_of_two_equals_comes_first() -> None:
     store = Recent()
     store.extend([1, 2, 1, 3])
-    assert next(iter(store.matches(Context.of([1])))).followers == [(3, 1), (2, 1)]
+    assert store.matches([context_of([1])])[0][0].followers == [(3, 1), (2, 1)]
 
 
 def test_memory_is_bounded_and_the_least_recent_goes_first() -> None:
     store = Recent(limit=12, followers=2)
     store.extend(list(range(100)))
     assert len(store) == 12
-    assert not list(store.matches(Context.of([5])))
-    assert list(store.matches(Context.of([98])))
+    assert not store.matches([context_of([5])])[0]
+    assert store.matches([context_of([98])])[0]
     for token in range(10):
-        store.add(Context.of([7]), token)
-    assert len(next(iter(store.matches(Context.of([7])))).followers) == 2
+        store.add(context_of([7]), token)
+    assert len(store.matches([context_of([7])])[0][0].followers) == 2
 
 
 def test_a_common_context_is_counted_on_a_sample() -> None:
     store = Settled.of([[1, 2, 1, 2, 1, 2, 1, 3] * 1000])
-    (match,) = [match for match in store.matches(Context.of([1])) if match.rung == 0]
+    (match,) = store.matches([context_of([1])])[0]
     assert match.followers[0][0] == 2
     assert sum(count for _, count in match.followers) < 200
 
 
 @pytest.mark.parametrize("texts", [[], [[]], [[7]], [[], [7], []]])
 def test_too_little_text_has_no_matches(texts: list[list[int]]) -> None:
-    assert not list(Settled.of(texts).matches(Context.of([7])))
+    assert Settled.of(texts).matches([context_of([7])]) == [[]]
 
 
 def test_arrays_are_all_there_is_to_keep() -> None:
     store = Settled.of([[1, 2, 3, 1, 2], [2, 3]])
     again = Settled(np.array(store.tokens_E), np.array(store.order_E))
-    assert list(again.matches(Context.of([1, 2]))) == list(store.matches(Context.of([1, 2])))
+    assert again.matches([context_of([1, 2])]) == store.matches([context_of([1, 2])])
+
+
+def test_an_order_of_an_older_version_is_sorted_anew() -> None:
+    store = Settled.of([[1, 2, 3, 1, 2], [2, 3]])
+    without_ends = store.order_E[store.tokens_E[store.order_E] != GAP]
+    assert (Settled(store.tokens_E, without_ends).order_E == store.order_E).all()

@@ -8,9 +8,8 @@ N nodes   K children   M = N + 1 rows: the end of the text, then the nodes
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -19,12 +18,13 @@ import torch
 from specexec.drafters import Ask, Guesses
 from specexec.memory import STANDINGS, Memory, cell
 from specexec.sequence import Sequence
-from specexec.suffix import Context, Match, Recent
+from specexec.suffix import SAMPLE, Context, Match, Recent, context_of, then
 from specexec.tree import ROOT, Floats, Ints, TokenTree
 
 WIDTH = 8  # children worth naming for one node
 MOST_NODES = 256  # of one tree: those the text was most likely to meet teach, the others cost time
 UNBOUNDED = 2**31 - 1
+LATER = [min(place + 3, STANDINGS - 1) for place in range(SAMPLE * 2)]  # standings of those after the first
 TAU = 0.5  # counted chances are not the target's own distribution: soften what the noise makes of them
 
 
@@ -49,12 +49,12 @@ class _Reading:
         """Bring the store up to the end of the text; nothing is known below it yet."""
         self.text.extend(sequence.tokens, start=self.length)
         self.length = len(sequence.tokens)
-        self.contexts = {ROOT: Context.of(sequence.tokens)}
+        self.contexts = {ROOT: context_of(sequence.tokens)}
         self.said = {}
 
 
 class NgramDrafter:
-    """Retrieval alone, or joined to a model by `+`. Costs microseconds a node and no weights."""
+    """Retrieval alone, or joined to a model by `+`. Costs no weights, and up to a tenth of a millisecond a node."""
 
     name = "ngram"
     context = UNBOUNDED
@@ -65,22 +65,33 @@ class NgramDrafter:
 
     def guess(self, asks: list[Ask], width: int) -> list[Guesses]:
         """What followed the longest ending of each node's path, then the shorter ones."""
-        return [self._answer(ask, min(width, WIDTH)) for ask in asks]
+        contexts = [self._contexts(ask) for ask in asks]
+        of_texts = [self._readings[ask.sequence].text.matches(own) for ask, own in zip(asks, contexts, strict=True)]
+        memory, every = self.memory, list(chain.from_iterable(contexts))
+        stores = ((1, memory.recent), (1, memory.settled), (2, memory.corpus))
+        horizons = [(0, list(chain.from_iterable(of_texts)))]  # all nodes of all asks, one after the other
+        horizons += [(horizon, store.matches(every)) for horizon, store in stores if len(store)]
+        found = iter([_recall(horizons, row, min(width, WIDTH)) for row in range(len(every))])
+        return [self._answer(ask, list(islice(found, len(ask.nodes))), min(width, WIDTH)) for ask in asks]
 
-    def _answer(self, ask: Ask, width: int) -> Guesses:
+    def _contexts(self, ask: Ask) -> list[Context]:
         reading = self._readings.setdefault(ask.sequence, _Reading())
         if ROOT in ask.nodes:
             reading.read_on(ask.sequence)
-        tokens_NK = np.zeros((len(ask.nodes), width), np.int64)
-        cells_NK = np.full((len(ask.nodes), width), -1)
-        for row, node in enumerate(ask.nodes):
+        known, parents_N, tokens_N = reading.contexts, ask.tree.parents_N, ask.tree.tokens_N
+        for node in ask.nodes:
             if node != ROOT:
-                parent, token = int(ask.tree.parents_N[node]), int(ask.tree.tokens_N[node])
-                reading.contexts[node] = reading.contexts[parent].then(token)
-            found = self._recall(reading.text, reading.contexts[node], width)
-            tokens_NK[row, : len(found)] = list(found)
-            cells_NK[row, : len(found)] = list(found.values())
-            reading.said[node] = _Said(tokens_NK[row], cells_NK[row])
+                known[node] = then(known[int(parents_N[node])], int(tokens_N[node]))
+        return [known[node] for node in ask.nodes]
+
+    def _answer(self, ask: Ask, found: list[dict[int, int]], width: int) -> Guesses:
+        """The cells of the evidence for each node's children as chances."""
+        tokens = [[*one, *[0] * (width - len(one))] for one in found]
+        cells = [[*one.values(), *[-1] * (width - len(one))] for one in found]
+        tokens_NK, cells_NK = (np.array(rows, np.int64).reshape(-1, width) for rows in (tokens, cells))
+        said = self._readings[ask.sequence].said
+        for row, node in enumerate(ask.nodes):
+            said[node] = _Said(tokens_NK[row], cells_NK[row])
         if (parse := ask.sequence.parse) is not None:
             allowed_NV = parse.allowed([ask.tree.spelled(node) for node in ask.nodes], int(tokens_NK.max()) + 1)
             cells_NK[~np.take_along_axis(allowed_NV.numpy(), tokens_NK, axis=1)] = -1
@@ -90,28 +101,6 @@ class NgramDrafter:
             if sampled:
                 return Guesses(tokens_NK, with_noise(chances_NK, _noise(ask, tokens_NK)))
             return Guesses(tokens_NK, np.log(chances_NK))
-
-    def _recall(self, text: Recent, context: Context, width: int) -> dict[int, int]:
-        """Up to `width` tokens, and for each the cell of the best evidence there is for it."""
-        found: dict[int, int] = {}
-        longest = -1
-        for horizon, match in self._matches(text, context):
-            longest = max(longest, match.rung)
-            for place, (token, _) in enumerate(match.followers):
-                if token not in found:
-                    found[token] = cell(horizon, match.rung, _standing(match, place), match.rung < longest)
-                    if len(found) == width:
-                        return found
-        return found
-
-    def _matches(self, text: Recent, context: Context) -> Iterator[tuple[int, Match]]:
-        """Matches of all horizons, longest first; of equally long ones the nearer horizon first."""
-        memory = self.memory
-        stores = ((0, text), (1, memory.recent), (1, memory.settled), (2, memory.corpus))
-        found = [_of(horizon, store.matches(context)) for horizon, store in stores if len(store)]
-        if len(found) == 1:
-            return found[0]
-        return heapq.merge(*found, key=lambda one: -one[1].rung)  # lazy: shorter matches are looked up when needed
 
     def observe(self, sequence: Sequence, tree: TokenTree, choices_M: list[int], kept: Ints | None) -> None:
         """Count the hits, take the choices off the path into the past, and a finished answer as a whole."""
@@ -153,22 +142,35 @@ class NgramDrafter:
             if parent in on_text and depth < len(written) and written[depth] == token:
                 on_text.add(node)
             elif (above := reading.contexts.get(int(tree.ids_N[parent]) if parent != ROOT else ROOT)) is not None:
-                self.memory.recycle(above.then(token), choices_M[1 + node])
+                self.memory.recycle(then(above, token), choices_M[1 + node])
 
 
-def _of(horizon: int, matches: Iterator[Match]) -> Iterator[tuple[int, Match]]:
-    for match in matches:
-        yield horizon, match
+def _recall(horizons: list[tuple[int, list[list[Match]]]], row: int, width: int) -> dict[int, int]:
+    """Up to `width` tokens, and for each the cell of the best evidence: longest matches first, then nearer horizons."""
+    evidence = [(horizon, match) for horizon, matches in horizons for match in matches[row]]
+    if len(horizons) > 1:
+        evidence.sort(key=_shortness)
+    found: dict[int, int] = {}
+    for horizon, (rung, followers) in evidence:
+        fallback = rung < evidence[0][1].rung
+        for place, (token, _) in enumerate(followers):
+            if token not in found:
+                found[token] = cell(horizon, rung, LATER[place] if place else _lead(followers), fallback)
+                if len(found) == width:
+                    return found
+    return found
 
 
-def _standing(match: Match, place: int) -> int:
-    """Alone and often, alone and once, ahead with half of all, just ahead, second, later."""
-    if place:
-        return min(place + 3, STANDINGS - 1)
-    first = match.followers[0][1]
-    if len(match.followers) == 1:
+def _shortness(evidence: tuple[int, Match]) -> int:
+    return -evidence[1].rung
+
+
+def _lead(followers: list[tuple[int, int]]) -> int:
+    """Standing of the first: alone and often, alone and once, ahead with half of all, just ahead."""
+    first = followers[0][1]
+    if len(followers) == 1:
         return 0 if first > 1 else 1
-    return 2 if 2 * first >= sum(count for _, count in match.followers) else 3
+    return 2 if 2 * first >= sum([count for _, count in followers]) else 3
 
 
 def _noise(ask: Ask, tokens_NK: Ints) -> Floats:
