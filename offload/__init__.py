@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from offload.errors import OffloadError, ReadFailed
     from offload.formats import FourBits, is_quantised, resident_B, with_head
     from offload.hardware import free_memory
+    from offload.lender import StreamStats
     from offload.listing import item_B
     from offload.local import check_bytes
     from offload.model import ModelStream, load, stream_of
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from offload.shards import Folder, open_folder
     from offload.skeleton import Design, design
     from offload.standing import standing_layer
-    from offload.stream import StreamStats
 
 __all__ = [
     "Design",
@@ -70,7 +70,7 @@ _HOMES = {
     "OffloadError": "errors",
     "Placement": "placement",
     "ReadFailed": "errors",
-    "StreamStats": "stream",
+    "StreamStats": "lender",
     "cache_B": "need",
     "carrier_for": "carrier",
     "check_bytes": "local",

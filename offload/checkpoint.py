@@ -6,131 +6,22 @@ read; nothing is ever newly initialised.
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
+from offload.block import DTYPES, Block, Piece, aligned
 from offload.conversion import Part, route
 from offload.errors import BadModelDir, UnsupportedArchitecture
+from offload.experts import experts_of
 from offload.packed import Packed
-from offload.quantised import Folded, Quantised, fold
-from offload.shards import SCRATCH_B, Entry, Folder
+from offload.quantised import STACKED, Folded, Quantised, fold
+from offload.routing import routing_of
+from offload.shards import Entry, Folder
 
-# Unaligned views once changed one-row float32 results by 1e-5; 64 bytes is what torch's own allocator gives.
-ALIGN_B = 64
-DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
-    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
 CONVERTIBLE = {torch.float32, torch.float16, torch.bfloat16}
-
-
-@dataclass(frozen=True)
-class Piece:
-    """One tensor of a block: where it lies in the block's buffer and which bytes on disk make it."""
-
-    name: str
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    offset: int
-    parts: tuple[Part, ...]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes in memory, in the compute dtype."""
-        return torch.Size(self.shape).numel() * self.dtype.itemsize
-
-    def view(self, flat: torch.Tensor) -> torch.Tensor:
-        """The tensor inside a block's buffer."""
-        return flat[self.offset : self.offset + self.nbytes].view(self.dtype).view(self.shape)
-
-    def target(self, part: Part, flat: torch.Tensor) -> torch.Tensor:
-        """Where the part belongs inside a block's buffer."""
-        start = self.offset // self.dtype.itemsize + part.offset
-        return self.view(flat).as_strided(part.entry.shape, part.stride, start)
-
-    def direct(self, part: Part) -> bool:
-        """Can the bytes be read straight into place?"""
-        if DTYPES[part.entry.dtype] != self.dtype:
-            return False
-        return torch.empty_strided(part.entry.shape, part.stride, device="meta").is_contiguous()
-
-
-@dataclass(frozen=True)
-class Copy:
-    """Bytes of a file that belong at `offset` of the buffer as they are."""
-
-    entry: Entry
-    offset: int
-
-
-@dataclass(frozen=True)
-class Block:
-    """What is read at once: one layer, or one tensor of the rest."""
-
-    label: str
-    pieces: tuple[Piece, ...]
-    packed: tuple[Packed, ...] = ()
-
-    @property
-    def dense_B(self) -> int:
-        """Bytes of the scratch memory that holds what is dequantised for as long as the block is in use."""
-        return sum(aligned(tensor.nbytes) for tensor in self.packed)
-
-    @property
-    def kept_B(self) -> int:
-        """Bytes of a block of the rest, which is dequantised for good."""
-        return self.dense_B or self.size_B
-
-    @property
-    def size_B(self) -> int:
-        """Bytes of the buffer that holds it."""
-        last = self.pieces[-1]
-        return last.offset + aligned(last.nbytes)
-
-    @cached_property
-    def copies(self) -> tuple[Copy, ...]:
-        """All that is read straight into place, in file order so that neighbours can be read at once."""
-        found = [
-            Copy(part.entry, piece.offset + part.offset * piece.dtype.itemsize)
-            for piece in self.pieces
-            for part in piece.parts
-            if piece.direct(part)
-        ]
-        return tuple(sorted(found, key=lambda copy: (copy.entry.file, copy.entry.offset)))
-
-    @cached_property
-    def conversions(self) -> tuple[tuple[Piece, Part], ...]:
-        """All that changes its dtype or its order on the way."""
-        return tuple((piece, part) for piece in self.pieces for part in piece.parts if not piece.direct(part))
-
-    @property
-    def read_B(self) -> int:
-        """Bytes that come from disk."""
-        return sum(part.entry.nbytes for piece in self.pieces for part in piece.parts)
-
-    @property
-    def scratch_B(self) -> int:
-        """Bytes needed beside the buffer while converting."""
-        return max((rows.nbytes for _, part in self.conversions for _, rows in part.entry.slices(SCRATCH_B)), default=0)
-
-    def views(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
-        """What travels, by name and all inside `flat`: tensors as the model wants them, and codes and scales."""
-        return {piece.name: piece.view(flat) for piece in self.pieces}
-
-    def dense(self, tensors: Mapping[str, torch.Tensor], scratch: torch.Tensor | None) -> Mapping[str, torch.Tensor]:
-        """What the model wants, by name: codes and scales among `views` dequantised into `scratch`."""
-        if not self.packed:
-            return tensors
-        assert scratch is not None
-        members = {
-            entry.name for item in self.packed for _, weight in item.sources for entry in weight.members.values()
-        }
-        ready = {name: tensor for name, tensor in tensors.items() if name not in members}
-        return ready | {item.name: item.unpack(tensors, scratch) for item in self.packed}
 
 
 @dataclass(frozen=True)
@@ -173,6 +64,7 @@ def lay_out(folder: Folder, skeleton: PreTrainedModel, layers: str, dtype: torch
     for name, found in parts.items():
         places.dtypes[name] = _compute_dtype(name, tensors[name], skeleton, dtype)
         _check_dtype([part for part in found if part.entry.name not in folded.quantised], places.dtypes[name])
+    routing = routing_of(folder.config)
     by_layer: dict[int, list[str]] = {}
     rest: list[Block] = []
     for name in parts:
@@ -180,13 +72,13 @@ def lay_out(folder: Folder, skeleton: PreTrainedModel, layers: str, dtype: torch
             by_layer.setdefault(int(name.removeprefix(f"{layers}.").split(".")[0]), []).append(name)
         else:
             rest.append(places.block(name, [name], ""))
-    blocks = tuple(places.block(f"layer {i}", names, f"{layers}.{i}.") for i, names in sorted(by_layer.items()))
-    return Checkpoint(folder.path, blocks, tuple(rest), folder.file_sizes)
-
-
-def aligned(nbytes: int) -> int:
-    """The next multiple of the alignment."""
-    return -(-nbytes // ALIGN_B) * ALIGN_B
+    blocks = []
+    for i, names in sorted(by_layer.items()):
+        found_experts = experts_of(skeleton.get_submodule(f"{layers}.{i}")) if routing else None
+        experts = f"{layers}.{i}.{found_experts[0]}." if found_experts else None
+        block = places.block(f"layer {i}", names, f"{layers}.{i}.", experts)
+        blocks.append(replace(block, routing=routing if experts else None))
+    return Checkpoint(folder.path, tuple(blocks), tuple(rest), folder.file_sizes)
 
 
 @dataclass(frozen=True)
@@ -198,21 +90,29 @@ class _Places:
     shapes: Mapping[str, tuple[int, ...]]
     dtypes: dict[str, torch.dtype]
 
-    def block(self, label: str, names: Sequence[str], prefix: str) -> Block:
-        """The named tensors one after another, those that are quantised beside them in the scratch memory."""
+    def block(self, label: str, names: Sequence[str], prefix: str, experts: str | None = None) -> Block:
+        """The named tensors one after another, those that are quantised beside them in the scratch memory.
+
+        Tensors whose names begin with `experts` have one expert along their first dimension.
+        """
         packed: list[Packed] = []
         wanted: list[tuple[str, torch.dtype, tuple[int, ...], tuple[Part, ...]]] = []
-        members: dict[str, Entry] = {}
+        members: dict[str, tuple[Entry, tuple[Part, ...]]] = {}
         offset = 0
         for name in names:
             short, parts = name.removeprefix(prefix), tuple(self.parts[name])
+            if experts and name.startswith(experts):
+                parts = tuple(cut for part in parts for cut in self._by_expert(part, self.shapes[name]))
             if not any(part.entry.name in self.folded.quantised for part in parts):
                 wanted.append((short, self.dtypes[name], self.shapes[name], parts))
                 continue
-            packed.append(Packed(short, self.dtypes[name], self.shapes[name], offset, self._sources(name)))
+            packed.append(Packed(short, self.dtypes[name], self.shapes[name], offset, self._sources(name, parts)))
             offset += aligned(packed[-1].nbytes)
-            members |= {entry.name: entry for _, held in packed[-1].sources for entry in held.members.values()}
-        wanted += [(name, DTYPES[entry.dtype], entry.shape, (_as_stored(entry),)) for name, entry in members.items()]
+            for part, weight in packed[-1].sources:
+                members |= {
+                    entry.name: (entry, _as_stored(role, entry, part, weight)) for role, entry in weight.members.items()
+                }
+        wanted += [(name, DTYPES[entry.dtype], entry.shape, parts) for name, (entry, parts) in members.items()]
         # In file order the pieces of a layer that is stored in one run are read with one call.
         wanted.sort(key=lambda item: min((part.entry.file, part.entry.offset) for part in item[3]))
         pieces: list[Piece] = []
@@ -222,19 +122,32 @@ class _Places:
             offset += aligned(pieces[-1].nbytes)
         return Block(label, tuple(pieces), tuple(packed))
 
-    def _sources(self, name: str) -> tuple[tuple[Part, Quantised], ...]:
+    def _by_expert(self, part: Part, shape: tuple[int, ...]) -> list[Part]:
+        weight = self.folded.quantised.get(part.entry.name)
+        fused = weight is not None and len(weight.shape) == 3 and not weight.is_stack
+        return [part] if fused else part.by_expert(shape)
+
+    def _sources(self, name: str, parts: Sequence[Part]) -> tuple[tuple[Part, Quantised], ...]:
         quantised = self.folded.quantised
-        plain = [part.entry.name for part in self.parts[name] if part.entry.name not in quantised]
+        plain = [part.entry.name for part in parts if part.entry.name not in quantised]
         if plain:
             raise UnsupportedArchitecture(
                 f"'{name}' is made of quantised tensors and of '{plain[0]}', which is not quantised.",
                 hint="a version of the model that quantises all of them or none.",
             )
-        return tuple((part, quantised[part.entry.name]) for part in self.parts[name])
+        found = [(part, quantised[part.entry.name]) for part in parts]
+        return tuple(
+            (part, weight.alone(part.expert) if weight.is_stack and part.expert is not None else weight)
+            for part, weight in found
+        )
 
 
-def _as_stored(entry: Entry) -> Part:
-    return Part(entry, entry.name, torch.empty(entry.shape, device="meta").stride(), 0)
+def _as_stored(role: str, entry: Entry, part: Part, weight: Quantised) -> tuple[Part, ...]:
+    """Codes or scales as they are on disk, and whose they are: of a stack each expert has its own rows."""
+    whole = Part(entry, entry.name, torch.empty(entry.shape, device="meta").stride(), 0)
+    if weight.expert is None:
+        return (replace(whole, expert=part.expert),)
+    return tuple(whole.by_expert(entry.shape)) if role in STACKED else (whole,)
 
 
 def _compute_dtype(name: str, tensor: torch.Tensor, skeleton: PreTrainedModel, dtype: torch.dtype) -> torch.dtype:

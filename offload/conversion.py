@@ -4,9 +4,10 @@ A checkpoint may store under other names, expert by expert, or fused what the mo
 on disk becomes one or more `Part`s: these bytes go to that (possibly strided) view of that parameter.
 """
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from transformers import PreTrainedModel
@@ -36,6 +37,24 @@ class Part:
     target: str
     stride: tuple[int, ...]
     offset: int
+    expert: int | None = None
+    """Whose bytes they are, where a layer has experts that are fetched one by one."""
+
+    def by_expert(self, shape: tuple[int, ...]) -> "list[Part]":
+        """Cut where one expert of a target of this shape ends and the next one begins, if that can be done."""
+        each = math.prod(shape[1:])
+        if len(self.entry.shape) == len(shape) and self.stride[0] == each:
+            return [
+                replace(self, entry=self.entry.rows(index, 1), offset=self.offset + index * each, expert=index)
+                for index in range(shape[0])
+            ]
+        first, last = self.offset // each, (self.offset + self.extent - 1) // each
+        return [replace(self, expert=first)] if first == last else [self]
+
+    @property
+    def extent(self) -> int:
+        """Elements of the target from its first to its last one."""
+        return 1 + sum((length - 1) * step for length, step in zip(self.entry.shape, self.stride, strict=True))
 
 
 def route(entries: Iterable[Entry], model: PreTrainedModel) -> dict[str, list[Part]]:

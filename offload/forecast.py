@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from offload.placement import Placement
+from offload.routing import DENSE, Routing
 from offload.speeds import Arithmetic, ASSUMED_DISK_Bps, ASSUMED_LINK_Bps, Disk, Speeds
 
 SCHEMES = ("nf4", "int8", "mxfp4")
@@ -39,32 +40,49 @@ class Work:
     unpacked_B: Mapping[str, int] = field(default_factory=dict)
     """By scheme."""
     experts_B: int = 0
-    """Those of `weights_B` that belong to experts, of which each row is sent to `chosen`."""
-    experts: int = 1
-    chosen: int = 1
+    """Those of `weights_B` that belong to experts."""
+    routing: Routing = DENSE
+    experts_share: float = 0.0
+    """Of the bytes that travel."""
+    unpacked_experts_B: Mapping[str, int] = field(default_factory=dict)
+    """Those of `unpacked_B` that belong to experts, by scheme."""
 
-    def touched(self, rows: int) -> float:
-        """Experts of a layer that a sweep over so many rows is expected to visit, if none is a favourite."""
-        return self.experts * (1 - (1 - self.chosen / self.experts) ** rows)
+    def unpacked(self, rows: int) -> dict[str, float]:
+        """Bytes that such a sweep unpacks, by scheme: of the experts only those that are visited."""
+        missed = 1 - self.visited(rows)
+        return {key: total - missed * self.unpacked_experts_B.get(key, 0) for key, total in self.unpacked_B.items()}
+
+    def visited(self, rows: int) -> float:
+        """The part of the experts that a sweep over so many rows is expected to visit."""
+        return float(self.routing.touched(rows)) / self.routing.experts
+
+    def share(self, rows: int) -> float:
+        """The part of the bytes that such a sweep brings: fewer rows visit fewer experts."""
+        return 1 - self.experts_share * (1 - float(self.routing.share(rows)))
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """Seconds of a sweep for each of the three that work at the same time."""
+    """Seconds of a sweep for each of the three that work at the same time.
+
+    While experts are fetched on demand, which takes `fetch_s` of disk or link, nothing computes.
+    """
 
     disk_s: float
     link_s: float
     compute_s: float
+    fetch_s: float = 0.0
 
     @property
     def sweep_s(self) -> float:
         """The slowest decides."""
-        return max(self.disk_s, self.link_s, self.compute_s)
+        return max(self.disk_s, self.link_s, self.compute_s + self.fetch_s)
 
     @property
     def bound(self) -> str:
         """Its name."""
-        return {self.compute_s: "compute", self.link_s: "link", self.disk_s: "disk"}[self.sweep_s]
+        seconds = {"disk": self.disk_s, "link": self.link_s, "compute": self.compute_s}
+        return max(seconds, key=seconds.__getitem__)
 
 
 def ceilings(speeds: Speeds, disk: str, device: str, dtype: str) -> Ceilings:
@@ -90,18 +108,20 @@ def ceilings(speeds: Speeds, disk: str, device: str, dtype: str) -> Ceilings:
 
 def forecast(placement: Placement, work: Work, ceilings: Ceilings, rows: int) -> Forecast:
     """A sweep over `rows` tokens in the steady state, when the first layers were read ahead."""
-    unpack_s = sum(nbytes / ceilings.unpack_Bps[scheme] for scheme, nbytes in work.unpacked_B.items())
+    unpack_s = sum(nbytes / ceilings.unpack_Bps[scheme] for scheme, nbytes in work.unpacked(rows).items())
+    weights_B = placement.link_B - placement.cache_link_B
+    fetched = work.experts_share * work.visited(rows) if work.routing.on_demand(rows) else 0.0
     return Forecast(
-        placement.disk_B / ceilings.disk_Bps,
-        placement.link_B / ceilings.link_Bps,
+        work.share(rows) * placement.disk_B / ceilings.disk_Bps,
+        (work.share(rows) * weights_B + placement.cache_link_B) / ceilings.link_Bps,
         _multiply_s(work, ceilings.arithmetic, rows) + unpack_s,
+        fetched * max(placement.disk_B / ceilings.disk_Bps, weights_B / ceilings.link_Bps),
     )
 
 
 def _multiply_s(work: Work, arithmetic: Arithmetic, rows: int) -> float:
     """All rows meet the weights they share; each expert that is visited meets its part of them."""
-    touched = work.touched(rows)
-    shared, visited = work.weights_B - work.experts_B, work.experts_B * touched / work.experts
+    routing, shared, visited = work.routing, work.weights_B - work.experts_B, work.experts_B * work.visited(rows)
     return arithmetic.seconds(shared / work.item_B, work.item_B, rows) + arithmetic.seconds(
-        visited / work.item_B, work.item_B, rows * work.chosen / touched
+        visited / work.item_B, work.item_B, rows * routing.chosen / float(routing.touched(rows))
     )

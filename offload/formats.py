@@ -13,13 +13,12 @@ from offload.forecast import Work
 from offload.need import FLOATS, LAYER, few_bit_head, need_of, part_of
 from offload.placement import RING, Need
 from offload.quantised import fold
+from offload.routing import routing_of
 from offload.shards import Entry, Folder
 
 Format = Literal["none", "int8", "nf4"]
 FourBits = Literal["none", "nf4"]
-# What configs call the experts of a layer, and those of them that a token is sent to.
-EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
-CHOSEN = ("num_experts_per_tok", "experts_per_token", "moe_k")
+EXPERTS = ".experts."
 FORMATS: tuple[Format, ...] = ("none", "int8", "nf4")
 # Of each NF4 matrix: two tables and a state; of every 64 weights one byte of scale, of every 256 scales one float.
 NF4_STATE_B, NF4_BLOCK, NF4_NESTED = 1024 + 64 + 256, 64, 256
@@ -85,12 +84,16 @@ def work_of(folder: Folder, form: Format, item_B: int, head: FourBits = "none") 
     folded = fold(folder)
     shapes = {entry.name: entry.shape for _, entry in _matrices(folder, len(plain.layers_B))}
     unpacked_B: dict[str, int] = {}
+    few_bits_B: dict[str, int] = {}  # experts among them
     codes_B = 0
     for weight in folded.quantised.values():
         match = LAYER.search(weight.name)
         if match and int(match[1]) < len(plain.layers_B):
             scheme = "nf4" if weight.scheme == "fp4" else weight.scheme  # the same code with another table
-            unpacked_B[scheme] = unpacked_B.get(scheme, 0) + math.prod(weight.shape) * item_B
+            dense_B = math.prod(weight.shape) * item_B
+            unpacked_B[scheme] = unpacked_B.get(scheme, 0) + dense_B
+            if EXPERTS in weight.name:
+                few_bits_B[scheme] = few_bits_B.get(scheme, 0) + dense_B
             codes_B += weight.nbytes
             shapes[weight.name] = weight.shape
     layers_B = sum(plain.layers_B) - codes_B + sum(unpacked_B.values())
@@ -99,11 +102,25 @@ def work_of(folder: Folder, form: Format, item_B: int, head: FourBits = "none") 
         unpacked_B = {form: layers_B}
     if head != "none":
         unpacked_B[head] = unpacked_B.get(head, 0) + head_B
-    experts, chosen = (_first(folder, names) for names in (EXPERTS, CHOSEN))
-    experts_B = sum(math.prod(shape) for name, shape in shapes.items() if ".experts." in name) * item_B
-    if not experts_B or not experts or not chosen:
+    experts_B = sum(math.prod(shape) for name, shape in shapes.items() if EXPERTS in name) * item_B
+    routing = routing_of(folder.config)
+    if not experts_B or routing is None:
         return Work(layers_B + head_B, item_B, unpacked_B)
-    return Work(layers_B + head_B, item_B, unpacked_B, experts_B, experts, min(chosen, experts))
+    if form != "none":
+        few_bits_B = {form: experts_B}
+    share = _experts_share(folder, form, item_B)
+    return Work(layers_B + head_B, item_B, unpacked_B, experts_B, routing, share, few_bits_B)
+
+
+def _experts_share(folder: Folder, form: Format, item_B: int) -> float:
+    """The experts' part of the bytes that travel."""
+    need = need_in(folder, form, item_B, 1)
+    if form == "none":
+        held_B = [entry.nbytes for entry in folder.entries.values() if EXPERTS in entry.name]
+    else:
+        matrices = _matrices(folder, len(need.layers_B))
+        held_B = [packed_size_B(entry, form) for _, entry in matrices if EXPERTS in entry.name]
+    return min(sum(held_B) / max(need.disk_B, 1), 1.0)
 
 
 def packed_size_B(entry: Entry, form: Format) -> int:
@@ -113,12 +130,6 @@ def packed_size_B(entry: Entry, form: Format) -> int:
         return count + count // entry.shape[-1] * 4
     scales = -(-count // NF4_BLOCK)
     return -(-count // 2) + scales + -(-scales // NF4_NESTED) * 4 + NF4_STATE_B
-
-
-def _first(folder: Folder, names: tuple[str, ...]) -> int:
-    """The first of these numbers that the config has; zero if it has none."""
-    found = (folder.config.get(name) for name in names)
-    return next((value for value in found if isinstance(value, int) and value > 0), 0)
 
 
 def _matrices(folder: Folder, layers: int) -> list[tuple[int, Entry]]:

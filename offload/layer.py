@@ -4,13 +4,13 @@ Knows no file, thread or token: it borrows tensors from a `Stream`, lets transfo
 R rows (tokens) of one sequence
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import nn
 
+from offload.experts import experts_of, when_chosen
+from offload.lender import Stream
 from offload.scarce import refusal
 
 Argument = torch.Tensor | tuple[torch.Tensor, ...] | object
@@ -18,16 +18,6 @@ Output = torch.Tensor | tuple[torch.Tensor | None, ...]
 
 
 LESS = "fewer guesses (--budget), a smaller --ctx, or a shorter prompt."
-
-
-class Lender(Protocol):
-    """Where a layer's tensors come from."""
-
-    def take(self, layer: int) -> Mapping[str, torch.Tensor]:
-        """The tensors of `layer` by name."""
-
-    def give(self) -> None:
-        """The layer is done with them."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +36,7 @@ class StreamedLayer(nn.Module):
     chunk_rows: int | None
     """Run the layer over so many rows at a time (one visit of the weights, bounded activations)."""
 
-    def __init__(self, layer: nn.Module, index: int, lender: Lender) -> None:
+    def __init__(self, layer: nn.Module, index: int, lender: Stream) -> None:
         super().__init__()
         # Past nn.Module's registration: the inner layer's parameters are empty, and nobody should find them.
         object.__setattr__(self, "inner", layer)
@@ -54,6 +44,8 @@ class StreamedLayer(nn.Module):
         self.index = index
         self.chunk_rows = None
         self._places = list(_places(layer))
+        found = experts_of(layer)
+        object.__setattr__(self, "_experts", found and found[1])
 
     def __getattr__(self, name: str) -> object:  # type: ignore[override]  # nn.Module promises less than we forward
         inner = self.__dict__.get("inner")
@@ -63,12 +55,15 @@ class StreamedLayer(nn.Module):
 
     def forward(self, *args: Argument, **kwargs: Argument) -> Output:
         """The layer's own forward, with its weights in place for just this long."""
-        lender: Lender = self.__dict__["_lender"]
+        lender: Stream = self.__dict__["_lender"]
         try:
-            tensors = lender.take(self.index)
+            hidden = args[0] if args else kwargs["hidden_states"]
+            assert isinstance(hidden, torch.Tensor)
+            tensors = lender.take(self.index, hidden.shape[:-1].numel())
             for place in self._places:
                 place.table[place.key] = tensors[place.name]
-            return self._run(args, kwargs)
+            with when_chosen(self.__dict__["_experts"], lender.fetch):
+                return self._run(args, kwargs)
         except (MemoryError, RuntimeError) as error:
             # The sweep ends, the model stays usable.
             if scarce := refusal(error, f"while layer {self.index} computed", LESS):

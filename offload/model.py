@@ -10,7 +10,9 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -22,6 +24,7 @@ from offload.formats import FourBits, with_head
 from offload.hardware import free_memory, give_back_large_memory
 from offload.head import quantise_head
 from offload.layer import StreamedLayer
+from offload.lender import Stream, StreamStats
 from offload.need import CACHE_NUMBERS, cache_B, part_of, scratch_B
 from offload.placement import Free, Need, Offload, Placement, size
 from offload.placing import place
@@ -30,7 +33,6 @@ from offload.shards import open_folder
 from offload.skeleton import Skeleton, build
 from offload.speeds import disk_key, load_speeds, reading_for
 from offload.store import Arena, DiskStore, largest_read_B
-from offload.stream import Stream, StreamStats
 from offload.tiers import open_stream
 
 log = logging.getLogger(__name__)
@@ -55,8 +57,12 @@ class ModelStream:
 
     @property
     def bytes_per_sweep(self) -> int:
-        """What comes over the wire in one sweep; zero for a resident model."""
+        """What comes over the wire in one sweep over many rows; zero for a resident model."""
         return self.stream.bytes_per_sweep
+
+    def share(self, rows: ArrayLike) -> NDArray[np.float64]:
+        """The part of it that a sweep over so many rows is expected to bring; less than one among experts only."""
+        return self.stream.share(rows)
 
     def stats(self) -> StreamStats:
         """What was done so far."""

@@ -21,7 +21,8 @@ import torch
 from torch import nn
 
 from offload.aligned import load_entry, write, write_failed, write_small
-from offload.checkpoint import DTYPES, Block, lay_out
+from offload.block import DTYPES, Block
+from offload.checkpoint import lay_out
 from offload.errors import DiskFull, OutputExists, UnsupportedArchitecture
 from offload.manifest import FORMAT, MANIFEST, Advance, Written, digest_of, finished, read_manifest
 from offload.placement import size

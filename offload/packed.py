@@ -1,13 +1,13 @@
 """A tensor that travels in few bits and computes dense: where it lies when dequantised. Knows no file and no stream."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
 
 from offload.conversion import Part
 from offload.quant import dequantise
-from offload.quantised import Quantised
+from offload.quantised import STACKED, Quantised
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,18 @@ class Packed:
         """Bytes in memory, in the compute dtype."""
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
-    def unpack(self, members: Mapping[str, torch.Tensor], scratch: torch.Tensor) -> torch.Tensor:
-        """The dense tensor inside `scratch`."""
+    def unpack(
+        self, members: Mapping[str, torch.Tensor], scratch: torch.Tensor, whose: Collection[int | None] | None = None
+    ) -> torch.Tensor:
+        """The dense tensor inside `scratch`; only what belongs to these experts (None: to no expert) is computed."""
         dense = scratch[self.offset : self.offset + self.nbytes].view(self.dtype).view(self.shape)
         for part, weight in self.sources:
+            if whose is not None and part.expert not in whose:
+                continue
             held = {role: members[entry.name] for role, entry in weight.members.items()}
+            if weight.expert is not None:
+                its = slice(weight.expert, weight.expert + 1)
+                held |= {role: held[role][its] for role in STACKED if role in held}
             target = dense.as_strided(part.entry.shape, part.stride, dense.storage_offset() + part.offset)
             if part.entry.shape == weight.shape:
                 dequantise(weight, held, target)

@@ -12,7 +12,7 @@ turns each into one `Quantised` with the shape of the weight that it stands for:
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, cast
 
 from offload.errors import CorruptShard, UnsupportedArchitecture
@@ -26,6 +26,8 @@ STATE = ".quant_state."
 OWNERS = ("bitsandbytes__nf4", "bitsandbytes__fp4", "specexec__nf4")
 FLOATS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 MXFP4_BLOCK = 32
+# Members of a stack that have an entry for each of its matrices; tables are common to all.
+STACKED = ("codes", "absmax", "nested_absmax", "scales")
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,25 @@ class Quantised:
     """How many were quantised one by one: the experts along the first dimension, or the whole weight at once."""
     offsets: tuple[float, ...] = ()
     """What was taken off the scales before they were quantised themselves: one for each matrix, or none."""
+    expert: int | None = None
+    """Which matrix of a stack it is, where members hold the whole stack."""
 
     @property
     def whole(self) -> Entry:
         """The dense weight as an entry that can be routed and cut into rows, a byte for each element."""
         file = self.members["codes"].file
         return Entry(self.name, file, 0, math.prod(self.shape), self.scheme, self.shape)
+
+    @property
+    def is_stack(self) -> bool:
+        """Can each matrix along the first dimension be told from its own rows of the members?"""
+        held = [self.members[role] for role in STACKED if role in self.members]
+        return len(self.shape) == 3 and all(entry.shape[:1] == self.shape[:1] for entry in held)
+
+    def alone(self, expert: int) -> "Quantised":
+        """One matrix of the stack."""
+        offsets = self.offsets[expert : expert + 1]
+        return replace(self, shape=(1, *self.shape[1:]), matrices=1, offsets=offsets, expert=expert)
 
     @property
     def nbytes(self) -> int:

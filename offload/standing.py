@@ -5,7 +5,8 @@ import copy
 from torch import nn
 from transformers import PreTrainedModel
 
-from offload.layer import Lender, StreamedLayer, _places
+from offload.layer import StreamedLayer, _places
+from offload.lender import Stream
 from offload.stream import LayerStream
 
 
@@ -16,7 +17,7 @@ def standing_layer(model: PreTrainedModel, index: int) -> nn.Module:
     """
     layers = [module for module in model.modules() if isinstance(module, StreamedLayer)]
     inner: nn.Module = layers[index].__dict__["inner"]
-    lender: Lender = layers[index].__dict__["_lender"]
+    lender: Stream = layers[index].__dict__["_lender"]
     layer = copy.deepcopy(inner)
     tensors = lender.take(index)
     try:

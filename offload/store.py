@@ -9,7 +9,8 @@ from typing import Protocol
 
 import torch
 
-from offload.checkpoint import ALIGN_B, DTYPES, Block, Checkpoint, Copy
+from offload.block import ALIGN_B, DTYPES, Block, Copy
+from offload.checkpoint import Checkpoint
 from offload.files import PAGE_B, SAFE, Files, Range, Reading
 from offload.shards import SCRATCH_B, Entry
 
@@ -33,11 +34,11 @@ class Arena:
 class Store(Protocol):
     """Where layers come from."""
 
-    def read(self, layer: int, buffer: Arena | None) -> torch.Tensor:
-        """The layer's bytes, inside `buffer` or in the store's own memory; complete or `ReadFailed`."""
+    def read(self, layer: int, buffer: Arena | None, part: Block) -> torch.Tensor:
+        """The layer inside `buffer` or in the store's own memory, its `part` filled; complete or `ReadFailed`."""
 
-    def moved_B(self, layer: int) -> int:
-        """What one read of the layer brings over the wire."""
+    def moved_B(self, layer: int, part: Block) -> int:
+        """What one read of this part of the layer, or of all of it, brings over the wire."""
 
     def close(self) -> None:
         """Let go of files and memory."""
@@ -51,21 +52,21 @@ class DiskStore:
         self._files = Files(checkpoint.file_sizes, reading, largest_read_B(checkpoint))
         self._scratch = Arena(checkpoint.scratch_B + PAGE_B)
 
-    def read(self, layer: int, buffer: Arena | None) -> torch.Tensor:
-        """The layer, converted to the compute dtype, inside a buffer of `buffer_B` bytes."""
+    def read(self, layer: int, buffer: Arena | None, part: Block) -> torch.Tensor:
+        """The layer inside a buffer of `buffer_B` bytes, its `part` filled and converted to the compute dtype."""
         assert buffer is not None
         block = self._checkpoint.layers[layer]
         start = _lead_B(block)
-        self._fill(block, buffer.bytes[start : start + block.size_B], buffer.flat[start : start + block.size_B])
+        self._fill(part, buffer.bytes[start : start + block.size_B], buffer.flat[start : start + block.size_B])
         return buffer.flat[start : start + block.size_B]
 
     def read_block(self, block: Block, buffer: Arena) -> None:
         """Fill `buffer` with any block, from its first byte on."""
         self._fill(block, buffer.bytes, buffer.flat)
 
-    def moved_B(self, layer: int) -> int:
-        """The layer's bytes on disk."""
-        return self._checkpoint.layers[layer].read_B
+    def moved_B(self, layer: int, part: Block) -> int:
+        """The part's bytes on disk."""
+        return part.read_B
 
     def close(self) -> None:
         """Close every file and let go of the memory for reading."""
@@ -92,19 +93,21 @@ class TieredStore:
     """Some layers kept in RAM, read once and copied never; the others from disk at every visit."""
 
     def __init__(self, checkpoint: Checkpoint, disk: DiskStore, kept: Mapping[int, Arena]) -> None:
-        self._layers_B = [block.size_B for block in checkpoint.layers]
+        self._layers = checkpoint.layers
         self._disk = disk
         self._kept = dict(kept)
 
-    def read(self, layer: int, buffer: Arena | None) -> torch.Tensor:
-        """The layer where it lies, or from disk into `buffer`."""
+    def read(self, layer: int, buffer: Arena | None, part: Block) -> torch.Tensor:
+        """The layer where it lies, or its part from disk into `buffer`."""
         if layer in self._kept:
             return self._kept[layer].flat
-        return self._disk.read(layer, buffer)
+        return self._disk.read(layer, buffer, part)
 
-    def moved_B(self, layer: int) -> int:
-        """The layer's bytes in memory, or on disk."""
-        return self._layers_B[layer] if layer in self._kept else self._disk.moved_B(layer)
+    def moved_B(self, layer: int, part: Block) -> int:
+        """The part's bytes in memory, or on disk."""
+        if layer not in self._kept:
+            return self._disk.moved_B(layer, part)
+        return part.size_B if part is self._layers[layer] else sum(stop - start for start, stop in part.spans)
 
     def close(self) -> None:
         """Close the files, drop the memory (views that are still in use keep their own part alive)."""

@@ -8,83 +8,27 @@ its layer and is checked before use. Knows nothing of models, tokens or sweeps' 
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field, replace
-from enum import Enum
-from typing import Protocol
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cached_property
+from typing import NoReturn
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 
-from offload.checkpoint import Block
+from offload.block import Block
 from offload.errors import OffloadError, ReadFailed
+from offload.lender import StreamStats
+from offload.ring import Slot, State
+from offload.routing import DENSE
 from offload.scarce import refusal
 from offload.store import Arena, Store
 from offload.wire import HostWire, LinkLimit, Wire
 
 # How long the compute thread sleeps before it looks whether the reader is still alive.
 HEARTBEAT_s = 0.5
-
-
-@dataclass(frozen=True)
-class StreamStats:
-    """What the stream has done so far: layers that computed and their bytes; `dropped_B` was read ahead in vain."""
-
-    layers_read: int = 0
-    bytes_read: int = 0
-    dropped_B: int = 0
-    wait_s: float = 0.0
-    read_s: float = 0.0
-
-
-class Stream(Protocol):
-    """Layers, one at a time and in any rhythm; what a wrapped layer needs."""
-
-    @property
-    def layers(self) -> int:
-        """How many layers there are."""
-
-    @property
-    def position(self) -> int | None:
-        """The layer that computes now."""
-
-    @property
-    def bytes_per_sweep(self) -> int:
-        """What comes over the wire in one sweep."""
-
-    def stats(self) -> StreamStats:
-        """What was done so far."""
-
-    def take(self, layer: int) -> Mapping[str, torch.Tensor]:
-        """The tensors of `layer`, valid until `give` or the next `take`."""
-
-    def give(self) -> None:
-        """The layer has computed; its buffer may be filled again."""
-
-    def unwaited(self) -> AbstractContextManager[None]:
-        """While this is open nobody waits for a layer: whoever takes one that is not there yet gets ReadFailed."""
-
-    def close(self) -> None:
-        """Stop; nothing can be taken afterwards."""
-
-
-class _State(Enum):
-    FREE = "free"
-    FILLING = "filling"
-    READY = "ready"
-    TAKEN = "taken"
-
-
-@dataclass
-class _Slot:
-    """One buffer of the ring and what it holds."""
-
-    number: int
-    host: Arena | None
-    # One assignment moves a slot on, so that a Ctrl-C between two lines can lose none.
-    state: _State = _State.FREE
-    layer: int | None = None
-    tensors: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 class LayerStream:
@@ -106,10 +50,11 @@ class LayerStream:
         self._resident = dict(resident or {})
         self._route = [layer for layer in range(len(blocks)) if layer not in self._resident]
         self._held: int | None = None  # the resident layer that computes
+        self._rows = 0  # of the sweep; none has been yet
         self._store = store
         self._wire: Wire = wire or HostWire()
         self._changed = threading.Condition()
-        self._slots = [_Slot(number, host) for number, host in enumerate(ring)]
+        self._slots = [Slot(number, host) for number, host in enumerate(ring)]
         self._next = 0  # place in the route of what is read next
         self._course = 0  # counts restarts: what was read for an older course is dropped
         self._failure: BaseException | None = None
@@ -129,12 +74,23 @@ class LayerStream:
     @property
     def position(self) -> int | None:
         """The layer that computes now."""
-        return next((slot.layer for slot in self._in(_State.TAKEN)), self._held)
+        return next((slot.layer for slot in self._in(State.TAKEN)), self._held)
 
     @property
     def bytes_per_sweep(self) -> int:
         """What comes over the wire in one sweep."""
-        return sum(self._store.moved_B(layer) for layer in self._route)
+        return sum(self._store.moved_B(layer, self._blocks[layer]) for layer in self._route)
+
+    def share(self, rows: ArrayLike) -> NDArray[np.float64]:
+        """The part of it that a sweep over so many rows is expected to bring: fewer rows visit fewer experts."""
+        routing = next((block.routing for block in self._blocks if block.routing), DENSE)
+        return 1 - self._experts_share * (1 - routing.share(rows))
+
+    @cached_property
+    def _experts_share(self) -> float:
+        mixed = [(layer, self._blocks[layer]) for layer in self._route if self._blocks[layer].routing]
+        shared_B = sum(self._store.moved_B(layer, block.shared) for layer, block in mixed)
+        return (sum(self._store.moved_B(*one) for one in mixed) - shared_B) / max(self.bytes_per_sweep, 1)
 
     def stays(self, layer: int) -> bool:
         """Does the layer never travel, so that its tensors are good for as long as the stream is?"""
@@ -144,28 +100,51 @@ class LayerStream:
         """What was done so far."""
         return self._stats
 
-    def take(self, layer: int) -> Mapping[str, torch.Tensor]:
-        """The tensors of `layer`, valid until `give` or the next `take`; a failed read is raised here."""
+    def take(self, layer: int, rows: int | None = None) -> Mapping[str, torch.Tensor]:
+        """The tensors of `layer`, but for so many rows' experts; valid until `give` or `take`; raises failed reads."""
         started_s = time.monotonic()
         with self._changed:
             self._release()
+            self._rows = rows or self._rows
             self._steer(layer)
             if layer in self._resident:
                 self._held = layer
                 self._count(layers_read=1)
                 return self._resident[layer]
-            while not self._in(_State.READY):
+            while not self._in(State.READY):
                 self._check_reader()
+                if self._failure is not None:
+                    self._fail(self._failure)
                 self._changed.wait(HEARTBEAT_s)
-            slot = next((slot for slot in self._in(_State.READY) if slot.layer == layer), None)
+            slot = next((slot for slot in self._in(State.READY) if slot.layer == layer), None)
             if slot is None:
                 # The tag travels with the buffer: a stale one must never compute.
-                held = [slot.layer for slot in self._in(_State.READY)]
+                held = [slot.layer for slot in self._in(State.READY)]
                 raise ReadFailed(f"buffers hold the layers {held}, layer {layer} was asked for.", "This is a bug.")
-            slot.state = _State.TAKEN
-            self._count(layers_read=1, bytes_read=self._store.moved_B(layer), wait_s=time.monotonic() - started_s)
+            slot.state = State.TAKEN
+            self._count(layers_read=1, bytes_read=slot.moved_B, wait_s=time.monotonic() - started_s)
         self._wire.receive(slot.number)
+        if rows is None:
+            self.fetch(slot.missing)
         return slot.tensors
+
+    def fetch(self, experts: Collection[int]) -> None:
+        """Bring these experts of the layer that computes, unless they are there; a failed read is raised here."""
+        started_s = time.monotonic()
+        with self._changed:
+            slot = next(iter(self._in(State.TAKEN)), None)
+            if slot is None or not slot.missing.intersection(experts):
+                return  # the layer stays, or was read with them
+            slot.wanted, slot.failure = slot.missing.intersection(experts), None
+            self._changed.notify_all()
+            before_B = slot.moved_B
+            while slot.wanted:
+                self._check_reader()
+                if slot.failure is not None:
+                    self._fail(slot.failure)
+                self._changed.wait(HEARTBEAT_s)
+            self._count(bytes_read=slot.moved_B - before_B, wait_s=time.monotonic() - started_s)
+        self._wire.receive(slot.number)
 
     def give(self) -> None:
         """The layer has computed; its buffer may be filled again."""
@@ -193,29 +172,30 @@ class LayerStream:
         self._wire.close()
         self._store.close()
 
-    def _in(self, state: _State) -> list[_Slot]:
+    def _in(self, state: State) -> list[Slot]:
         return [slot for slot in self._slots if slot.state is state]
 
     def _release(self) -> None:
         self._held = None
-        for slot in self._in(_State.TAKEN):
+        for slot in self._in(State.TAKEN):
             self._wire.release(slot.number)
-            slot.state = _State.FREE
+            slot.wanted = frozenset()
+            slot.state = State.FREE
             self._changed.notify_all()
 
     def _steer(self, layer: int) -> None:
         """Let the reader begin anew at `layer`, unless what is ready and what it reads next lead up to it."""
         if not self._route:
             return
-        ready = self._in(_State.READY)
+        ready = self._in(State.READY)
         turn = bisect_left(self._route, layer) % len(self._route)  # of `layer`, or of the next one that travels
         on_course = (self._next - turn - len(ready)) % len(self._route) == 0
         # Read-ahead that failed while nobody waited is tried again when its sweep begins; later layers just fail.
         if on_course and (self._failure is None or layer > 0):
             return
         for slot in ready:
-            self._count(dropped_B=self._store.moved_B(slot.layer or 0))
-            slot.state = _State.FREE
+            self._count(dropped_B=slot.moved_B)
+            slot.state = State.FREE
         self._restart(turn)
 
     def _restart(self, turn: int) -> None:
@@ -231,53 +211,88 @@ class LayerStream:
             raise ReadFailed("the layer was not there yet, and nobody wanted to wait.")
         if not self._thread.is_alive():
             raise ReadFailed("the reader of weights has died.", hint="load the model again.")
-        if failure := self._failure:
-            self._restart(0)
-            if isinstance(failure, OffloadError):
-                raise failure
-            hint = "close other programs, or give it less: --ram, --vram."
-            if scarce := refusal(failure, "while the next layers were read", hint):
-                raise scarce from failure
-            raise ReadFailed(f"the reader of weights failed: {failure!r}.") from failure
+
+    def _fail(self, failure: BaseException) -> NoReturn:
+        """What went wrong in the reader, raised where somebody waits for it."""
+        self._restart(0)
+        if isinstance(failure, OffloadError):
+            raise failure
+        hint = "close other programs, or give it less: --ram, --vram."
+        if scarce := refusal(failure, "while the next layers were read", hint):
+            raise scarce from failure
+        raise ReadFailed(f"the reader of weights failed: {failure!r}.") from failure
 
     def _count(self, **more: float) -> None:
         now = self._stats
         self._stats = replace(now, **{name: getattr(now, name) + value for name, value in more.items()})
 
     def _read_on(self) -> None:
-        """The reader: fill free buffers with the next layers until closed."""
-        while True:
+        """The reader: bring experts that somebody waits for, else fill free buffers with the next layers."""
+        while not self._closing.is_set():
             with self._changed:
-                while not self._closing.is_set() and (self._failure is not None or not self._in(_State.FREE)):
+                asking = next((slot for slot in self._slots if slot.wanted and slot.failure is None), None)
+                free = [] if self._failure is not None else self._in(State.FREE)
+                if asking is None and not free and not self._closing.is_set():
                     self._changed.wait()
-                if self._closing.is_set():
-                    return
-                slot, turn, course = self._in(_State.FREE)[0], self._next, self._course
-                layer = self._route[turn]
-                slot.state = _State.FILLING
-            try:
-                failure, tensors = None, self._fill(slot, layer)
-            except BaseException as error:  # handed to the compute thread, which raises it
-                failure, tensors = error, {}
-            with self._changed:
-                if course != self._course or failure:
-                    if course == self._course:
-                        self._failure = failure
-                    elif not failure:
-                        self._count(dropped_B=self._store.moved_B(layer))
-                    slot.state = _State.FREE
-                else:
-                    slot.layer, slot.tensors = layer, tensors
-                    slot.state = _State.READY
-                    self._next = (turn + 1) % len(self._route)
-                self._changed.notify_all()
+                    continue
+                wanted = frozenset() if asking is None else asking.wanted
+            if asking is not None:
+                self._read_experts(asking, wanted)
+            elif free:
+                self._read_next(free[0])
 
-    def _fill(self, slot: _Slot, layer: int) -> Mapping[str, torch.Tensor]:
-        block = self._blocks[layer]
+    def _read_next(self, slot: Slot) -> None:
+        with self._changed:
+            turn, course = self._next, self._course
+            layer = self._route[turn]
+            block = self._blocks[layer]
+            routing = block.routing or DENSE
+            sparse = self._rows > 0 and bool(routing.on_demand(self._rows))
+            slot.state = State.FILLING
+        part = block.shared if sparse else block
+        moved_B = self._store.moved_B(layer, part)
+        try:
+            failure, tensors = None, block.views(self._fill(slot, layer, part))
+        except BaseException as error:  # handed to the compute thread, which raises it
+            failure, tensors = error, {}
+        with self._changed:
+            if course != self._course or failure:
+                if course == self._course:
+                    self._failure = failure
+                elif not failure:
+                    self._count(dropped_B=moved_B)
+                slot.state = State.FREE
+            else:
+                slot.layer, slot.tensors, slot.moved_B = layer, tensors, moved_B
+                slot.missing = frozenset(range(routing.experts)) if sparse else frozenset()
+                slot.state = State.READY
+                self._next = (turn + 1) % len(self._route)
+            self._changed.notify_all()
+
+    def _read_experts(self, slot: Slot, wanted: frozenset[int]) -> None:
+        layer, failure = slot.layer, None
+        assert layer is not None
+        part = self._blocks[layer].of(wanted)
+        moved_B = self._store.moved_B(layer, part)
+        try:
+            self._fill(slot, layer, part)
+        except BaseException as error:
+            failure = error
+        with self._changed:
+            if slot.wanted is not wanted:  # nobody waits any more
+                self._count(dropped_B=moved_B)
+            elif failure:
+                slot.failure = failure
+            else:
+                slot.missing, slot.wanted = slot.missing - wanted, frozenset()
+                slot.moved_B += moved_B
+            self._changed.notify_all()
+
+    def _fill(self, slot: Slot, layer: int, part: Block) -> torch.Tensor:
         self._wire.ready_to_fill(slot.number)
         started_s = time.monotonic()
-        host = self._store.read(layer, slot.host)
-        self._limit.hold(self._store.moved_B(layer), started_s)
+        host = self._store.read(layer, slot.host, part)
+        self._limit.hold(self._store.moved_B(layer, part), started_s)
         with self._changed:
             self._count(read_s=time.monotonic() - started_s)
-        return block.views(self._wire.send(slot.number, host))
+        return self._wire.send(slot.number, host, part.spans)

@@ -17,6 +17,8 @@ from offload.store import Arena
 
 log = logging.getLogger(__name__)
 
+Spans = Sequence[tuple[int, int]]
+
 
 class Wire(Protocol):
     """How a layer gets from host memory to where it computes."""
@@ -24,8 +26,8 @@ class Wire(Protocol):
     def ready_to_fill(self, slot: int) -> None:
         """Wait (in the reader) until the host buffer of this slot has left."""
 
-    def send(self, slot: int, host: torch.Tensor) -> torch.Tensor:
-        """Start moving (in the reader) these bytes; returns them where they will be."""
+    def send(self, slot: int, host: torch.Tensor, spans: Spans) -> torch.Tensor:
+        """Start moving (in the reader) these runs of bytes; returns all of them where they will be."""
 
     def receive(self, slot: int) -> None:
         """Make the computation wait for the bytes."""
@@ -43,7 +45,7 @@ class HostWire:
     def ready_to_fill(self, slot: int) -> None:
         """Nothing leaves, nothing to wait for."""
 
-    def send(self, slot: int, host: torch.Tensor) -> torch.Tensor:
+    def send(self, slot: int, host: torch.Tensor, spans: Spans) -> torch.Tensor:
         """The bytes are there already."""
         return host
 
@@ -114,11 +116,12 @@ class CudaWire:
         """Wait until the last copy out of this host buffer has landed (an event never recorded is over)."""
         self._landed[slot].synchronize()
 
-    def send(self, slot: int, host: torch.Tensor) -> torch.Tensor:
+    def send(self, slot: int, host: torch.Tensor, spans: Spans) -> torch.Tensor:
         """Start the copy once the computation has released the device buffer."""
         with torch.cuda.stream(self._copies):
             self._copies.wait_event(self._released[slot])
-            self._ring[slot][: host.nbytes].copy_(host, non_blocking=True)
+            for start, stop in spans:
+                self._ring[slot][start:stop].copy_(host[start:stop], non_blocking=True)
             self._landed[slot].record(self._copies)
         return self._ring[slot]
 

@@ -181,14 +181,14 @@ class Timeline:
         """Write down when the stream fills a buffer, lends a layer and gets it back, and when the drafter guesses."""
         fill, take, give, guess = stream._fill, stream.take, stream.give, drafter.guess
 
-        def filled(slot, layer):  # type: ignore[no-untyped-def]  # as the stream's own
+        def filled(slot, layer, part):  # type: ignore[no-untyped-def]  # as the stream's own
             began = time.perf_counter()
-            tensors = fill(slot, layer)
+            host = fill(slot, layer, part)
             self.reads.append((began, time.perf_counter(), layer, slot.number))
-            return tensors
+            return host
 
-        def taken(layer: int) -> Mapping[str, Tensor]:
-            tensors = take(layer)
+        def taken(layer: int, rows: int | None = None) -> Mapping[str, Tensor]:
+            tensors = take(layer, rows)
             self.computes.append((time.perf_counter(), 0.0, layer))
             return tensors
 

@@ -136,7 +136,7 @@ def load(
     memory = Memory() if "ngram" in choice.sources or draft_vocab else None
     draft_lm = None if draft is None else TreeLM(draft)
     kit = _Kit(target, lm, encoding, ranking_of(planner), draft_lm, theirs, pair, memory, draft_vocab)
-    cost = CostModel()
+    cost = CostModel(share=weights.stream_of(target).share)
     return Engine(
         Parts(
             name=pair.name,

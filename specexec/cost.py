@@ -1,12 +1,14 @@
 """What a sweep and a drafter pass cost, learned while running; and how many guesses are worth their seconds.
 
 A sweep over n rows takes max(stream, a + b n): the weights have to travel whatever n is, and arithmetic grows with n.
+Among experts the stream grows too, by a law that whoever moves the weights knows.
 tokens/s = (1 + sum of reach) / (drafting + sweep), so a node is worth it while its reach beats its share of that rate.
 N nodes, best first
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -68,7 +70,8 @@ class CostModel:
 
     compute: Line = field(default_factory=Line)
     draft: Line = field(default_factory=Line)
-    stream_s: float = 0.0
+    stream_s: float = 0.0  # of all weights
+    share: Callable[[Floats | float], Floats] = np.ones_like  # of the weights, that a sweep over so many rows brings
     gain: float = 0.5  # share of the reach of asked nodes that their children won, lately
     rate: float = 0.0  # tokens per second lately; 0 where seconds do not decide
 
@@ -76,7 +79,8 @@ class CostModel:
         """A sweep over `rows` rows took `seconds`; for `waited_s` of them the arithmetic stood still for weights."""
         self.compute.learn(rows, max(seconds - waited_s, 1e-6))
         # Only a sweep that waited tells how long the wire takes; one that did not, that it takes less.
-        streamed_s = seconds if waited_s > 0.05 * seconds else min(self.stream_s, seconds)
+        whole_s = seconds / float(self.share(float(rows)))
+        streamed_s = whole_s if waited_s > 0.05 * seconds else min(self.stream_s, whole_s)
         self.stream_s = streamed_s if not self.stream_s else 0.7 * self.stream_s + 0.3 * streamed_s
 
     def learn_draft(self, rows: int, seconds: float, asked_reach: float, won_reach: float) -> None:
@@ -116,11 +120,15 @@ class CostModel:
 
     def sweep_s(self, rows: Floats | float) -> Floats:
         """Predicted seconds of a sweep."""
-        return np.maximum(self.compute.at(rows), self.stream_s)
+        return np.maximum(self.compute.at(rows), self._streamed_s(rows))
 
     def idle_s(self, rows: int) -> float:
         """Seconds of a sweep in which nobody computes."""
-        return float(self.stream_s - self.compute.at(rows)) if self.compute.known else 0.0
+        return float(self._streamed_s(rows) - self.compute.at(rows)) if self.compute.known else 0.0
+
+    def _streamed_s(self, rows: Floats | float) -> Floats:
+        """What the wire takes for as many experts as so many rows visit."""
+        return np.asarray(self.stream_s * self.share(rows))
 
     def best_size(self, reach_N: Floats, rows: int, sequences: int, drafted_s: float) -> int:
         """How many of the nodes (their chances, best first) make the most tokens per second.

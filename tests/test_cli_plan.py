@@ -23,6 +23,7 @@ from offload.pack import plan as pack_plan
 from offload.placement import Free, GiB, Need
 from offload.placing import place
 from offload.probe import READINGS, Trial, choose, probe_disk, probe_unpack, write_sample
+from offload.routing import Routing
 from offload.shards import Entry, open_folder
 from offload.speeds import Arithmetic, Disk, Speeds, disk_key, load_speeds, reading_for, save_speeds
 from tests.tiny import tiny
@@ -145,9 +146,9 @@ def test_experts_compute_for_the_rows_that_are_sent_to_them(family: str, tmp_pat
     held = {name: tensor.nbytes for name, tensor in model.named_parameters() if ".experts." in name}
     held = {name: nbytes for name, nbytes in held.items() if "bias" not in name}
     assert work.experts_B == pytest.approx(sum(held.values()), rel=0.02)
-    assert (work.experts, work.chosen) == (4, 2)
-    assert work.touched(1) == pytest.approx(2)
-    assert 3.9 < work.touched(16) < 4
+    assert work.routing == Routing(4, 2)
+    assert work.visited(1) == pytest.approx(1 / 2)
+    assert 3.9 / 4 < work.visited(16) < 1
     # A roof of arithmetic alone: an expert is not charged for rows that others get.
     flops = Arithmetic(1.0, 1e30)
     expected = 2 * 100 * (work.weights_B - work.experts_B + work.experts_B / 2) / 4

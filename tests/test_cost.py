@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from specexec.budget import FIRST_NODES, MOST_NODES, RETRY_SWEEPS, AutoBudget, FixedBudget, Spent
 from specexec.cost import CostModel, Line
+from specexec.tree import Floats
 from specexec.workspace import Widths, nodes_of
 
 
@@ -42,6 +43,20 @@ def test_a_sweep_costs_the_stream_until_arithmetic_takes_longer() -> None:
     assert float(cost.sweep_s(10.0)) == pytest.approx(1.0, rel=0.05)
     assert float(cost.sweep_s(2000.0)) == pytest.approx(4.05, rel=0.05)
     assert cost.idle_s(10) == pytest.approx(0.93, abs=0.06)
+
+
+def test_a_stream_that_grows_with_the_rows_is_learned_from_any_of_them() -> None:
+    def share(rows: Floats | float) -> Floats:
+        return np.minimum(np.asarray(rows) / 100, 1.0)
+
+    cost, generator = CostModel(share=share), np.random.default_rng(0)
+    for _ in range(30):
+        rows = int(generator.integers(1, 200))
+        stream_s, compute_s = 4.0 * float(share(rows)), 0.001 * rows
+        cost.learn_sweep(rows, max(stream_s, compute_s), max(stream_s - compute_s, 0.0))
+    assert [float(cost.sweep_s(rows)) for rows in (10.0, 50.0, 300.0)] == pytest.approx([0.4, 2.0, 4.0], rel=0.01)
+    steep = cost.best_size(chances(), rows=1, sequences=1, drafted_s=0.0)
+    assert steep < 10 < learned(4.0, 0.0, 0.001).best_size(chances(), rows=1, sequences=1, drafted_s=0.0)
 
 
 def chances(count: int = 1000) -> np.ndarray:

@@ -16,7 +16,8 @@ from transformers.core_model_loading import (
     Transpose,
 )
 
-from offload.checkpoint import Block, Checkpoint, Piece
+from offload.block import Block, Piece
+from offload.checkpoint import Checkpoint
 from offload.conversion import Job
 from offload.errors import OffloadError, UnsupportedArchitecture
 from offload.shards import read_header

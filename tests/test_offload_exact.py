@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import offload
-from offload.checkpoint import ALIGN_B
+from offload.block import ALIGN_B
 from tests.tiny import FAMILIES, LAYERS, greedy, logits_of, tiny
 
 MODES: tuple[offload.Offload, ...] = ("none", "ram", "disk")
@@ -64,7 +64,7 @@ def test_shards_and_conversions_change_nothing(family: str, tmp_path: Path) -> N
 def test_conversion_in_slices_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny("mixtral", tmp_path)
     monkeypatch.setattr("offload.store.SCRATCH_B", 1000)
-    monkeypatch.setattr("offload.checkpoint.SCRATCH_B", 1000)
+    monkeypatch.setattr("offload.block.SCRATCH_B", 1000)
     ours = offload.load(tmp_path, "disk", dtype="bf16")
     assert torch.equal(logits(ours), logits(reference(tmp_path, torch.bfloat16)))
 

@@ -13,7 +13,7 @@ import torch
 
 import offload
 from offload import model as loading
-from offload.checkpoint import Block
+from offload.block import Block
 from offload.errors import NotEnoughRam, NotEnoughVram
 from offload.pack import pack, plan
 from offload.placement import size

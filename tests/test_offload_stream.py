@@ -10,10 +10,11 @@ import pytest
 import torch
 
 import offload
-from offload.checkpoint import Block, Piece
+from offload.block import Block, Piece
 from offload.errors import NotEnoughRam, NotEnoughVram, ReadFailed
+from offload.lender import StreamStats
 from offload.store import Arena
-from offload.stream import LayerStream, StreamStats
+from offload.stream import LayerStream
 from offload.wire import LinkLimit
 from tests.tiny import LAYERS, tiny
 
@@ -28,14 +29,14 @@ class NumberStore:
         self.before = before
         self.reads: list[int] = []
 
-    def read(self, layer: int, buffer: Arena | None) -> torch.Tensor:
+    def read(self, layer: int, buffer: Arena | None, part: Block) -> torch.Tensor:
         self.reads.append(layer)
         self.before(layer)
         assert buffer is not None
         buffer.flat.fill_(layer)
         return buffer.flat
 
-    def moved_B(self, layer: int) -> int:
+    def moved_B(self, layer: int, part: Block) -> int:
         return LAYER_B
 
     def close(self) -> None:

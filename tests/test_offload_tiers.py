@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 import offload
 from offload import model as models
-from offload.checkpoint import Block
+from offload.block import Block
 from offload.errors import NotEnoughRam
 from offload.placement import Free, Need, Placement, Tier
 from offload.placing import place

@@ -75,7 +75,7 @@ def test_copies_wait_for_the_computation_and_the_computation_for_copies(monkeypa
     wire = CudaWire(torch.device("cpu"), 1, 256, [arena])
     log.clear()
     wire.ready_to_fill(0)
-    device = wire.send(0, arena.flat)
+    device = wire.send(0, arena.flat, [(0, 256)])
     wire.receive(0)
     wire.release(0)
     wire.ready_to_fill(0)

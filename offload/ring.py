@@ -1,0 +1,35 @@
+"""A buffer of the ring: which layer it holds, how much of it, and what happens to it now."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+import torch
+
+from offload.store import Arena
+
+
+class State(Enum):
+    FREE = "free"
+    FILLING = "filling"
+    READY = "ready"
+    TAKEN = "taken"
+
+
+@dataclass
+class Slot:
+    """One buffer of the ring and what it holds."""
+
+    number: int
+    host: Arena | None
+    # One assignment moves a slot on, so that a Ctrl-C between two lines can lose none.
+    state: State = State.FREE
+    layer: int | None = None
+    tensors: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    moved_B: int = 0
+    missing: frozenset[int] = frozenset()
+    """Experts that were not read ahead."""
+    wanted: frozenset[int] = frozenset()
+    """Those of them that the computation waits for."""
+    failure: BaseException | None = None
+    """Why they do not come."""

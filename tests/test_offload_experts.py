@@ -1,0 +1,252 @@
+"""Experts come when they are chosen: the same numbers bit for bit, and only the bytes of those that were."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from threading import Event
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+import offload
+from offload.block import Block
+from offload.dense import DenseLayers
+from offload.errors import OffloadError
+from offload.forecast import ceilings, forecast
+from offload.formats import work_of
+from offload.pack import pack, plan
+from offload.placement import Offload
+from offload.quant import Quant
+from offload.ring import Slot
+from offload.routing import Routing
+from offload.shards import open_folder
+from offload.speeds import Speeds
+from offload.standing import standing_layer
+from offload.store import Arena, DiskStore
+from offload.stream import LayerStream
+from tests.tiny import LAYERS, logits_of, tiny
+
+EXPERTS, CHOSEN = 16, 2
+FAMILIES = {
+    "mixtral": "num_local_experts",
+    "qwen3_moe": "num_experts",
+    "gpt_oss": "num_local_experts",
+    "deepseek_v3": "n_routed_experts",
+}
+ROWS = [1, 7, 64]
+ONE = torch.tensor([[7]])
+
+
+def of_many(family: str, path: Path) -> PreTrainedModel:
+    """A tiny mixture of more experts than a few rows visit."""
+    make: Callable[..., PreTrainedModel] = tiny
+    return make(family, path, **{FAMILIES[family]: EXPERTS})
+
+
+def texts(rows: int) -> Iterator[torch.Tensor]:
+    """A few sweeps, since the first layers of one are read before anybody knows how many rows it has."""
+    generator = torch.Generator().manual_seed(rows)
+    for _ in range(2):
+        yield torch.randint(2, 250, (1, rows), generator=generator)
+
+
+@pytest.fixture
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was not read is not a number."""
+    read = DiskStore.read
+
+    def filled(self: DiskStore, layer: int, buffer: Arena | None, part: Block) -> torch.Tensor:
+        assert buffer is not None
+        if any(piece.parts[0].expert is None for piece in part.pieces):  # the first read of a layer
+            buffer.flat.fill_(255)
+        return read(self, layer, buffer, part)
+
+    monkeypatch.setattr(DiskStore, "read", filled)
+
+
+def visited(model: nn.Module, tokens: torch.Tensor) -> list[int]:
+    """How many experts of each layer the rows are sent to, by a model that has all of them."""
+    seen: list[int] = []
+
+    def count(module: nn.Module, args: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> None:
+        seen.append(args[1].unique().numel())
+
+    experts = [module for name, module in model.named_modules() if name.endswith(".experts")]
+    handles = [module.register_forward_pre_hook(count) for module in experts]
+    with torch.no_grad():
+        model(tokens)
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.usefixtures("poisoned")
+def test_experts_on_demand_change_no_bit(family: str, tmp_path: Path) -> None:
+    of_many(family, tmp_path)
+    ways: list[tuple[Offload, torch.dtype]] = [
+        ("ram", torch.float32),
+        ("disk", torch.float32),
+        ("disk", torch.bfloat16),
+    ]
+    for tier, dtype in ways:
+        theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype)
+        ours = offload.load(tmp_path, tier, dtype=dtype)
+        for rows in ROWS:
+            for tokens in texts(rows):
+                assert torch.equal(logits_of(ours, tokens), logits_of(theirs, tokens)), (tier, dtype, rows)
+        offload.stream_of(ours).close()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("tier", ["ram", "disk"])
+def test_few_rows_bring_the_shared_part_and_the_experts_that_they_visit(
+    family: str, tier: Offload, tmp_path: Path
+) -> None:
+    theirs = of_many(family, tmp_path)
+    ours = offload.load(tmp_path, tier)
+    stream = offload.stream_of(ours)
+    layers = [dict(layer.named_parameters()) for layer in theirs.model.layers]
+    experts_B = [sum(p.nbytes for name, p in held.items() if ".experts." in name) for held in layers]
+    shared_B = stream.bytes_per_sweep - sum(experts_B)
+    routed_B = [nbytes // EXPERTS for nbytes in experts_B if nbytes]
+    for rows in ROWS:
+        *_, tokens = texts(rows)
+        logits_of(ours, tokens)  # the next one begins with layers that are read like this one's
+        before_B = stream.stats().bytes_read
+        logits_of(ours, tokens)
+        found_B = stream.stats().bytes_read - before_B
+        union = visited(theirs, tokens) if rows < 64 else [EXPERTS] * len(routed_B)
+        expected_B = shared_B + sum(count * one_B for count, one_B in zip(union, routed_B, strict=True))
+        assert found_B == pytest.approx(expected_B, abs=64 * LAYERS)  # between the pieces of whole layers lie gaps
+        assert rows < 64 or found_B == stream.bytes_per_sweep
+        assert rows > 1 or union == [CHOSEN] * len(routed_B)
+        if rows != 7:  # seven may agree with each other more often than chance would have it
+            assert found_B == pytest.approx(stream.bytes_per_sweep * float(stream.share(rows)), rel=0.01)
+    stream.close()
+
+
+@pytest.mark.parametrize("family", ["mixtral", "gpt_oss"])
+@pytest.mark.parametrize("quant", ["int8", "nf4"])
+@pytest.mark.usefixtures("poisoned")
+def test_packed_experts_are_brought_and_unpacked_one_by_one(
+    family: str, quant: Quant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_many(family, tmp_path / "dense")
+    pack(plan(open_folder(tmp_path / "dense"), quant), tmp_path / "pack")
+    with monkeypatch.context() as whole:
+        for module in ("checkpoint", "layer"):
+            whole.setattr(f"offload.{module}.experts_of", lambda layer: None)
+        reference = offload.load(tmp_path / "pack", "none")
+        expected = [[logits_of(reference, tokens) for tokens in texts(rows)] for rows in ROWS]
+    ours = offload.load(tmp_path / "pack", "disk")
+    stream = offload.stream_of(ours)
+    for rows, those in zip(ROWS, expected, strict=True):
+        for tokens, logits in zip(texts(rows), those, strict=True):
+            before_B = stream.stats().bytes_read
+            assert isinstance(stream.stream, DenseLayers)
+            stream.stream._scratch.fill_(255)
+            assert torch.equal(logits_of(ours, tokens), logits), rows
+        found_B = stream.stats().bytes_read - before_B
+        assert found_B < stream.bytes_per_sweep * (0.5 if rows == 1 else 0.9) or rows == 64
+    stream.close()
+
+
+@pytest.fixture
+def mixture(tmp_path: Path) -> Iterator[PreTrainedModel]:
+    """One that streams from disk, in the middle of sweeps of one row."""
+    of_many("qwen3_moe", tmp_path)
+    model = offload.load(tmp_path, "disk")
+    for _ in range(2):
+        logits_of(model, ONE)
+    yield model
+    offload.stream_of(model).close()
+
+
+@pytest.mark.parametrize("fault", ["EIO", "end of file", "exception"])
+def test_a_read_of_experts_that_fails_ends_the_sweep_and_the_next_one_is_right(
+    fault: str, mixture: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, real, read_experts, reading = logits_of(mixture, ONE), os.preadv, LayerStream._read_experts, Event()
+
+    def watched(self: LayerStream, slot: Slot, wanted: frozenset[int]) -> None:
+        reading.set()
+        read_experts(self, slot, wanted)
+        reading.clear()
+
+    def preadv(fd: int, views: Sequence[memoryview], offset: int) -> int:
+        if not reading.is_set():
+            return real(fd, views, offset)
+        if fault == "EIO":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        if fault == "exception":
+            raise ArithmeticError("a bug in the reader")
+        return 0
+
+    with monkeypatch.context() as faulty:
+        faulty.setattr(LayerStream, "_read_experts", watched)
+        faulty.setattr(os, "preadv", preadv)
+        with pytest.raises(OffloadError, match="ArithmeticError" if fault == "exception" else r"\(layer 0\)"):
+            logits_of(mixture, ONE)
+    for _ in range(2):
+        assert torch.equal(logits_of(mixture, ONE), expected)
+
+
+def test_an_interrupt_while_experts_are_on_their_way_loses_no_buffer(
+    mixture: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, check = logits_of(mixture, ONE), LayerStream._check_reader
+
+    def interrupted(self: LayerStream) -> None:
+        if any(slot.wanted for slot in self._slots):
+            raise KeyboardInterrupt
+        check(self)
+
+    for _ in range(5):
+        with monkeypatch.context() as faulty:
+            faulty.setattr(LayerStream, "_check_reader", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                logits_of(mixture, ONE)
+        assert torch.equal(logits_of(mixture, ONE), expected)
+
+
+def test_whoever_takes_a_layer_for_good_gets_all_experts(tmp_path: Path) -> None:
+    theirs = of_many("qwen3_moe", tmp_path)
+    model = offload.load(tmp_path, "disk")
+    for _ in range(2):
+        logits_of(model, ONE)  # layers are read without their experts now
+    held = dict(standing_layer(model, 1).named_parameters())
+    assert all(torch.equal(held[name], tensor) for name, tensor in theirs.model.layers[1].named_parameters())
+    offload.stream_of(model).close()
+
+
+@given(st.integers(2, 256), st.integers(1, 8), st.integers(1, 512))
+def test_more_rows_visit_more_experts_and_at_last_all_come_ahead(experts: int, chosen: int, rows: int) -> None:
+    routing = Routing(experts, min(chosen, experts))
+    shares = routing.share(np.arange(1, rows + 1))
+    assert np.all(np.diff(shares) >= 0)
+    assert shares[0] == pytest.approx(routing.chosen / experts) or not routing.on_demand(1)
+    assert set(shares[~routing.on_demand(np.arange(1, rows + 1))]) <= {1.0}
+
+
+def test_a_forecast_knows_that_few_rows_bring_few_experts(tmp_path: Path) -> None:
+    of_many("qwen3_moe", tmp_path)
+    folder = open_folder(tmp_path)
+    model = offload.load(tmp_path, "disk")
+    stream, work = offload.stream_of(model), work_of(folder, "none", 4)
+    slow = replace(ceilings(Speeds(), "", "cpu", "f32"), disk_Bps=1e3)
+    for rows in ROWS:
+        told = forecast(stream.placement, work, slow, rows)
+        assert told.disk_s * 1e3 == pytest.approx(stream.bytes_per_sweep * float(stream.share(rows)), rel=0.02)
+        assert told.bound == "disk"
+        assert (told.fetch_s == 0) == (rows == 64)
+    stream.close()
