@@ -1,8 +1,9 @@
 """Memory of a real answer beside the plan, and inside a limit: a fresh process loads the model, reads and writes.
 
 The peak is that of the process less what interpreter and libraries take, after the built-in model has written a few
-tokens. With `--limit` all of it, libraries and page cache included, runs in a control group of that size from its first
-instruction on; where none can be made, under RLIMIT_DATA.
+tokens. With `--parallel` texts of different lengths are written at once, and may take the plan and half of what it
+leaves of `--ram`. With `--limit` all of it, libraries and page cache included, runs in a control group of that size
+from its first instruction on; where none can be made, under RLIMIT_DATA.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import click
 
-from cli.options import COUNT, SIZE
+from cli.options import BUDGET, COUNT, SIZE, Nodes
 
 V1, V2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
 MiB = 1 << 20
@@ -30,19 +31,21 @@ MiB = 1 << 20
 @click.option("--drafter", default="none", show_default=True)
 @click.option("--offload", default="disk", show_default=True)
 @click.option("--ctx", type=COUNT, default=1024, show_default=True, help="Prompt and answer fill it.")
-@click.option("--budget", default=64, show_default=True)
+@click.option("--budget", type=BUDGET, default="64", show_default=True)
+@click.option("--parallel", default=1, show_default=True, help="Texts at once.")
+@click.option("--ram", type=SIZE, help="What the model and its texts may take.")
 @click.option("--tokens", default=8, show_default=True, help="Length of the answer.")
 @click.option("--temperature", default=1.0, show_default=True)
 @click.option("--limit", type=SIZE, help="Run inside this much memory, such as 1500MB.")
 @click.option("--json", "as_json", is_flag=True)
 @click.option("--inside", is_flag=True, hidden=True)
 def main(
-    folder: Path, drafter: str, offload: str, ctx: int, budget: int, tokens: int, temperature: float,
-    limit: int | None, as_json: bool, inside: bool,
+    folder: Path, drafter: str, offload: str, ctx: int, budget: Nodes, parallel: int, ram: int | None, tokens: int,
+    temperature: float, limit: int | None, as_json: bool, inside: bool,
 ) -> None:  # fmt: skip
     """Let the model in FOLDER answer in a fresh process and compare its memory with the plan."""
     if inside:
-        click.echo(json.dumps(_answer(folder, drafter, offload, ctx, budget, tokens, temperature)))
+        click.echo(json.dumps(_answer(folder, drafter, offload, ctx, budget, parallel, ram, tokens, temperature)))
         return
     command = [sys.executable, *sys.argv, "--inside"]
     with _limited(limit) as (enter, group):
@@ -57,8 +60,10 @@ def main(
         click.echo(json.dumps(record))
         return
     click.echo(f"weights    {record['weights_B'] / MiB:9.1f} MiB")
+    share = record["peak_B"] / record["allowed_B"]
     click.echo(f"plan       {record['plan_B'] / MiB:9.1f} MiB  {record['placement']}")
-    click.echo(f"peak       {record['peak_B'] / MiB:9.1f} MiB  {record['peak_B'] / record['plan_B']:.3f} of the plan")
+    click.echo(f"allowed    {record['allowed_B'] / MiB:9.1f} MiB  {record['together']} texts at a time")
+    click.echo(f"peak       {record['peak_B'] / MiB:9.1f} MiB  {share:.3f} of what is allowed")
     click.echo(f"libraries  {record['libraries_B'] / MiB:9.1f} MiB")
     if limit is not None:
         peak = "" if group_B is None else f", which held {group_B / MiB:.1f} MiB at most, page cache included"
@@ -68,7 +73,15 @@ def main(
 
 
 def _answer(
-    folder: Path, drafter: str, offload: str, ctx: int, budget: int, tokens: int, temperature: float
+    folder: Path,
+    drafter: str,
+    offload: str,
+    ctx: int,
+    budget: Nodes,
+    parallel: int,
+    ram: int | None,
+    tokens: int,
+    temperature: float,
 ) -> dict[str, object]:
     import torch
 
@@ -83,19 +96,29 @@ def _answer(
     gc.collect()
     libraries_B = _status_B("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
-    with specexec.load(str(folder), drafter=drafter, offload=offload, ctx=ctx, budget=budget) as llm:  # type: ignore[arg-type]  # checked by load
+    with specexec.load(str(folder), drafter=drafter, offload=offload, ctx=ctx, budget=budget, ram_B=ram) as llm:  # type: ignore[arg-type]  # checked by load
         words = llm.encode("All that has ever been written fits into memory.")
-        prompt = (words * ctx)[: ctx - tokens - 1]
-        written = llm.generate(prompt, sampling).tokens
+        longest = (words * ctx)[: ctx - tokens - 1]
+        prompts = [longest[at % 7 :][: len(longest) >> (at % 3)] for at in range(parallel)]
+        batch = llm.batch([specexec.Request(at, one, sampling) for at, one in enumerate(prompts)], parallel)
+        results, together = list[specexec.Completion | specexec.Failure](), 1
+        while not batch.done:
+            ended = batch.sweep()
+            together = max(together, batch.live + len(ended))
+            results += ended
+        written = [len(result.tokens) for result in results if isinstance(result, specexec.Completion)]
         placement = weights.stream_of(llm._model).placement
+        spare_B = 0 if ram is None or parallel == 1 else ram - placement.host_B
         return {
             "placement": placement.summary,
             "weights_B": sum(placement.need.read_B),
             "plan_B": placement.host_B,
+            "allowed_B": placement.host_B + spare_B // 2,
             "peak_B": _status_B("VmHWM") - libraries_B,
             "libraries_B": libraries_B,
             "parts_B": placement.host_parts_B,
-            "tokens": len(written),
+            "tokens": min(written) if len(written) == parallel else 0,
+            "together": together,
         }
 
 

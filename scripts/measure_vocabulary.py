@@ -22,10 +22,10 @@ from measure_trees import prompts
 
 import specexec
 from specexec import SamplingParams
-from specexec.drafters.sibling import CANDIDATES
 from specexec.drafters.trimmed import Columns
 from specexec.noise import Noise
 from specexec.sampling import with_noise
+from specexec.workspace import CANDIDATES
 
 
 @click.command()

@@ -57,11 +57,6 @@ class _Answer:
     bytes_read: float = 0.0
     began_s: float = field(default_factory=time.perf_counter)
 
-    @property
-    def most_tokens(self) -> int:
-        """The length it may still reach."""
-        return len(self.sequence.tokens) + max(self.sequence.room, 0)
-
     def add(self, burst: Burst, sharers: int) -> None:
         """One more sweep, which `sharers` texts had together."""
         self.text += burst.text
@@ -160,14 +155,19 @@ class Batch:
         """Fill the free places; requests that end before they begin give their results at once."""
         results: list[Result] = []
         newcomers: list[Sequence] = []
+        rows = 0
         while len(self._live) < self._parallel:
             answer = self._next or self._take(results)
             self._next = answer
             if answer is None or not self._fits(answer) or self._should_wait(answer.sequence, newcomers):
                 break
+            new = len(answer.sequence.tokens) - self._best_donor(answer.sequence)[0]
+            if newcomers and rows + new > self._room.rows:  # the others' prompts are enough for one sweep
+                break
             self._next = None
-            self._borrow(answer.sequence)
+            rows += new
             self._decoder.join(answer.sequence)
+            self._borrow(answer.sequence)
             self._live[answer.sequence] = answer
             newcomers.append(answer.sequence)
         self._donors = []
@@ -191,8 +191,11 @@ class Batch:
         return None
 
     def _fits(self, answer: _Answer) -> bool:
-        lengths = [one.most_tokens for one in self._live.values()]
-        fits = self._room.admits(lengths, answer.most_tokens)
+        lengths = [one.longest for one in self._live]
+        ended = [one.longest for one in self._donors if one not in self._live]
+        if not self._room.admits([*lengths, *ended], answer.sequence.longest):
+            self._donors = list(self._live)  # memory is worth more than what could be copied from them
+        fits = self._room.admits(lengths, answer.sequence.longest)
         if not fits and not self._crowded:
             self._crowded = True
             log.warning(
@@ -215,6 +218,8 @@ class Batch:
     def _borrow(self, sequence: Sequence) -> None:
         """Copy keys and values of the longest beginning that another text has already been through."""
         length, donor = self._best_donor(sequence)
+        if sequence.sampling.prompt_logprobs:  # every row is asked for, and what is copied is not computed
+            return
         if donor is not None and length >= WORTH_COPYING:
             sequence.caches.update({model: cache.prefix(length) for model, cache in donor.caches.items()})
             sequence.processed = length

@@ -9,7 +9,7 @@ from specexec.cost import CostModel
 from specexec.tree import Floats
 
 MOST_NODES = 4096  # of one sweep, all sequences together, where memory allows
-FIRST_NODES = 64  # of each sequence, while nothing is known about costs
+FIRST_NODES = 64  # of each sequence, while nothing is known about costs; none joins others unless memory holds these
 RETRY_SWEEPS = 16  # drafting that does not pay is tried again this often
 
 
@@ -64,7 +64,7 @@ class AutoBudget:
 
     def size(self, chance_N: Floats, spent: Spent) -> int:
         if not self.cost.compute.known:
-            return FIRST_NODES * spent.sequences
+            return min(FIRST_NODES * spent.sequences, self.most)
         return min(self.cost.best_size(chance_N, spent.rows, spent.sequences, spent.drafted_s), self.most)
 
     def horizon(self, chance_N: Floats, spent: Spent) -> int:

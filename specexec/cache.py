@@ -63,6 +63,11 @@ class LayerKV:
             if start < end:
                 yield from zip(ours[:, start:end], theirs[:, start:end], strict=True)
 
+    def cut(self, used: int, capacity: int) -> None:
+        """Hold memory for `capacity` rows only; the first `used` stay what they are."""
+        self.keys_HRD = self._resized(self.keys_HRD, used, capacity)
+        self.values_HRD = self._resized(self.values_HRD, used, capacity)
+
     def move(self, rows_R: Tensor, start: int) -> None:
         """Copy the given rows, in order, to `start` and on."""
         end = start + len(rows_R)
@@ -134,6 +139,14 @@ class KVCache:
         length = min(length, len(self))
         rows = {index: kv.head(length) for index, kv in self.layers.items()}
         return KVCache(rows, self.tokens[:length])
+
+    def give_back(self, rows: int = 0) -> None:
+        """Let go of memory beyond `rows` rows and those in use."""
+        used = len(self) + len(self.parents)
+        capacity = rows_held(max(rows, used))
+        for kv in self.layers.values():
+            if kv.keys_HRD.shape[1] > capacity:
+                kv.cut(used, capacity)
 
     def forget_nodes(self, after: int = 0) -> None:
         """Drop the nodes from index `after` on; all of them by default."""

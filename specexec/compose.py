@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 import offload as weights
 from specexec import attention
 from specexec.architecture import can_branch, check_tree_support, longest_text
+from specexec.budget import FIRST_NODES
 from specexec.chain import ChainLM
 from specexec.cost import CostModel
 from specexec.defaults import stop_tokens
@@ -39,7 +41,7 @@ from specexec.ranking import Ranking
 from specexec.room import Room
 from specexec.travel import Travel
 from specexec.trial import lm_of
-from specexec.workspace import Widths, drafting_B, guesses_B, nodes_of, widths_of, workspace
+from specexec.workspace import Widths, drafting_B, guesses_B, node_B, nodes_of, noise_B, widths_of, workspace
 
 log = logging.getLogger(__name__)
 
@@ -152,10 +154,9 @@ def load(
             reason=reason,
             planner=planner_of(planner),
             budget=budget,
-            most_nodes=most_nodes,
             cost=cost,
             context=context,
-            room=_room(given, target, draft, 0 if budget == "auto" else budget),
+            room=replace(_room(given, target, choice, pair, asked), most=most_nodes),
             memory=memory,
             exact=exact,
             own_code=design.own_code,
@@ -232,24 +233,30 @@ def _travel(target: PreTrainedModel, device: str) -> Travel | None:
     return Travel(layers, weights.carrier_for(torch.device(device))) if layers else None
 
 
-def _room(given: weights.Free, target: PreTrainedModel, draft: PreTrainedModel | None, nodes: int) -> Room:
-    """What is left for keys and values: the share the placement has set aside, and half of what nobody asked for."""
+def _room(given: weights.Free, target: PreTrainedModel, choice: Choice, pair: weights.ModelPair, asked: _Asked) -> Room:
+    """What is left for texts: what the placement has set aside for one, and half of what nobody asked for."""
     plan = weights.stream_of(target).placement
-    own_B, layers, travelling = plan.need.cache_B + plan.need.guesses_B, len(plan.caches), plan.caches.count("ram")
-    token_B = -(-plan.need.cache_B // plan.need.ctx)
-    drafts_B = 0 if draft is None else weights.stream_of(draft).placement.need.cache_B // plan.need.ctx
+    nodes, widths = asked.nodes if choice.sources else 0, asked.widths(weights.open_folder(pair.target))
+    drafters = _drafters(choice, pair, asked)
+    layers, travelling = len(plan.caches), plan.caches.count("ram")
 
-    def side(spare_B: int, living: int, passing: int, beside_B: int) -> tuple[int, int]:
-        """Bytes that layers may keep on one side, and what a token takes of them."""
-        held_B = own_B * (living + passing) // layers
-        return held_B + max(spare_B, 0) // 2, token_B * (living + passing) // layers + beside_B
+    def side(one: Room, living: int, spare_B: int) -> Room:
+        """A memory in which so many layers have their keys and values."""
+        one = replace(one, token_B=-(-plan.need.cache_B * living // (plan.need.ctx * layers)))
+        return replace(one, free_B=one.need_B(asked.context, nodes) + max(spare_B, 0) // 2)
 
+    bare = Room(free_B=0, token_B=0, least=min(nodes, FIRST_NODES), rows=asked.context)
+    computing = replace(
+        bare,
+        draft_B=sum(drafter.token_B for drafter in drafters),
+        node_B=node_B(widths, drafters),
+        text_B=noise_B(widths),
+    )
     if given.vram_B is None or plan.device_B is None:
-        return Room(*side(given.ram_B - plan.host_B, layers, 0, drafts_B), nodes)
-    sides = [side(given.vram_B - plan.device_B, layers - travelling, min(2, travelling), drafts_B)]
-    if travelling:
-        sides.append(side(given.ram_B - plan.host_B, travelling, 0, 0))
-    return Room(*min(sides, key=lambda held: held[0] / max(held[1], 1)), nodes)
+        return side(computing, layers, given.ram_B - plan.host_B)
+    ram = side(bare, travelling, given.ram_B - plan.host_B) if travelling else None
+    living = layers - travelling + min(2, travelling)  # two layers' worth is there at a time of those that travel
+    return side(replace(computing, beside=ram), living, given.vram_B - plan.device_B)
 
 
 def _beside_B(choice: Choice, pair: weights.ModelPair, asked: _Asked) -> dict[str, int]:
@@ -258,12 +265,22 @@ def _beside_B(choice: Choice, pair: weights.ModelPair, asked: _Asked) -> dict[st
     needed = workspace(asked.widths(target), asked.context, asked.nodes if choice.sources else 0)
     shares = {"skip": SHARE, "substitute": BITS / 16}
     drafter_B = sum(int(shares.get(source, 0) * sum(target.file_sizes.values())) for source in choice.sources)
+    for drafter in _drafters(choice, pair, asked):
+        drafter_B += drafter.token_B * asked.context + drafting_B(drafter, asked.context, asked.nodes)
     if "sibling" in choice.sources and pair.drafter is not None:
         folder = weights.open_folder(pair.drafter)
-        drafter_B += weights.resident_B(folder, asked.drafter_quant, asked.item_B(folder), asked.context)
-        drafter_B += drafting_B(asked.widths(folder), asked.context, asked.nodes)
+        drafter_B += weights.resident_B(folder, asked.drafter_quant, asked.item_B(folder), 0)
         drafter_B += 3 * asked.draft_vocab // 2 * asked.widths(folder).hidden * asked.item_B(folder)
     return {**needed, "drafter": drafter_B}
+
+
+def _drafters(choice: Choice, pair: weights.ModelPair, asked: _Asked) -> list[Widths]:
+    """Models that draft, with keys and values of their own."""
+    target = asked.widths(weights.open_folder(pair.target))
+    found = {"skip": replace(target, token_B=math.ceil(SHARE * target.token_B)), "substitute": target}
+    if pair.drafter is not None:
+        found["sibling"] = asked.widths(weights.open_folder(pair.drafter))
+    return [found[source] for source in choice.sources if source in found]
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,11 @@ Sequences join and leave between steps. Knows no file, no device, no terminal.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
+from collections.abc import Sequence as Items
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
@@ -16,7 +18,7 @@ import numpy as np
 from torch import Tensor
 
 from specexec.afresh import Afresh
-from specexec.budget import MOST_NODES, AutoBudget, FixedBudget
+from specexec.budget import MOST_NODES, AutoBudget, Budget, FixedBudget
 from specexec.cost import CostModel
 from specexec.drafters import Drafter
 from specexec.errors import SweepCancelled
@@ -24,10 +26,14 @@ from specexec.growth import Growth
 from specexec.lm import Rows, Sweep
 from specexec.logprobs import logprobs
 from specexec.planner import Planner
+from specexec.room import PLENTY, Room
 from specexec.sequence import Emitted, Sequence
 from specexec.stats import Burst, Cost, Pace
 from specexec.tree import ROOT, TokenTree
 from specexec.walk import Opinion, Settle, walk
+from specexec.workspace import drafted
+
+log = logging.getLogger(__name__)
 
 
 class Meter(Protocol):
@@ -82,7 +88,7 @@ class Decoder:
         cost: CostModel | None = None,
         afresh: Afresh | None = None,
         unwaited: Callable[[], AbstractContextManager[None]] = nullcontext,
-        most_nodes: int = MOST_NODES,
+        room: Room = PLENTY,
     ) -> None:
         self.target = target
         self.drafter = drafter
@@ -96,7 +102,9 @@ class Decoder:
         self.overlap = overlap
         self.afresh = afresh
         self._unwaited = unwaited
-        self._auto = AutoBudget(self.cost, most_nodes)
+        self._auto = AutoBudget(self.cost)
+        self.room = room
+        self._crowded = False
         self._meter = meter
         self._stopping = threading.Event()
         self._sweeping: Sweep | None = None
@@ -110,6 +118,7 @@ class Decoder:
             sequence.processed = 0
         if sequence.finish_reason is None:
             self.live.append(sequence)
+            self._share_room()
 
     def leave(self, sequence: Sequence) -> None:
         """Stop writing this sequence; its caches hold what is committed."""
@@ -126,10 +135,13 @@ class Decoder:
         """Layers that the running sweep, or the last one, has computed. Safe from any thread."""
         return self._meter().layers_read - self._layers_before
 
-    def step(self) -> list[Step]:
-        """One sweep over the live sequences; finished ones leave. After `stop` all of them end as interrupted."""
+    def step(self, kept: Items[int] = ()) -> list[Step]:
+        """One sweep over the live sequences; finished ones leave. After `stop` all of them end as interrupted.
+
+        `kept` are the lengths of texts that take memory beside them.
+        """
         began, before = time.perf_counter(), self._meter()
-        budget = self._auto if self.budget == "auto" else FixedBudget(self.budget)
+        budget = self._share_room(kept)
         try:
             trees = self.planner.grow(self.drafter, self.live, budget, self.cost)  # guess
             drafted = time.perf_counter()
@@ -150,6 +162,29 @@ class Decoder:
         steps = [_step(*of, cost) for of in zip(self.live, trees, emitted, strict=True)]
         self.live = [sequence for sequence in self.live if sequence.finish_reason is None]
         return steps
+
+    def _share_room(self, kept: Items[int] = ()) -> Budget:
+        """Let every text have as many guesses as memory holds; caches give back what is beyond that."""
+        most = self.room.most if self.budget == "auto" else self.budget * len(self.live)
+        nodes = self.room.nodes([*(one.longest for one in self.live), *kept], most)
+        for sequence in self.live:
+            sequence.most_nodes = nodes
+            if sequence.growth.asked > drafted(nodes):
+                sequence.growth = Growth()
+                for cache in sequence.caches.values():
+                    cache.forget_nodes()
+            for model, cache in sequence.caches.items():
+                cache.give_back(sequence.longest + (nodes if model is self.target else drafted(nodes)))
+        if self.budget == "auto":
+            self._auto.most = min(MOST_NODES, nodes * len(self.live))
+            return self._auto
+        if nodes < self.budget and not self._crowded:
+            self._crowded = True
+            log.warning(
+                "memory holds %d guesses for each of %d texts, not %d; alone they have more.",
+                nodes, len(self.live), self.budget,
+            )  # fmt: skip
+        return FixedBudget(min(self.budget, nodes))
 
     def _sweep(self, trees: list[TokenTree]) -> list[Tensor]:
         """Hidden states of all new rows of each sequence, the tree's last. Guesses further ahead meanwhile."""

@@ -75,8 +75,8 @@ class Weights(Protocol):
 @dataclass(frozen=True)
 class Parts:
     """What an engine is made of. `folders` says where target and drafter came from, `sources` how --drafter would name
-    who guesses, and `reason` why `auto` took them; it is empty where they were asked for. `most_nodes` is what
-    `--budget auto` has room for. `own_code`: the target is computed by code from its folder."""
+    who guesses, and `reason` why `auto` took them; it is empty where they were asked for. `own_code`: the target is
+    computed by code from its folder."""
 
     name: str
     toy: bool
@@ -91,7 +91,6 @@ class Parts:
     sources: str
     reason: str
     budget: int | Literal["auto"]
-    most_nodes: int
     cost: CostModel
     context: int
     room: Room
@@ -124,7 +123,7 @@ class Engine:
             cost=cost,
             afresh=self.afresh,
             unwaited=parts.stream.unwaited,
-            most_nodes=parts.most_nodes,
+            room=parts.room,
         )
         self._bursts: dict[Sequence, deque[Burst]] = {}
         self._stop_tokens = stop_tokens(parts.model.generation_config, parts.encoding.tokenizer.eos_token_id)
@@ -269,9 +268,12 @@ class Engine:
         self._decoder.join(sequence)
         return sequence
 
-    def sweep(self) -> list[Step]:
-        """One sweep over all texts that have joined; after an error none of them has moved."""
-        return self._decoder.step()
+    def sweep(self, kept: Items[int] = ()) -> list[Step]:
+        """One sweep over all texts that have joined; after an error none of them has moved.
+
+        `kept` are the lengths of texts whose caches the caller keeps beside them.
+        """
+        return self._decoder.step(kept)
 
     def leave(self, sequence: Sequence) -> None:
         """Stop writing a text, if it has not ended already; its caches stay good for another one."""
@@ -310,7 +312,9 @@ class Engine:
         if longest > self.context:
             raise ContextLengthExceeded(f"a text has {longest + 1:,} tokens, the context is {self.context:,}.")
         trees = isinstance(self._target, TreeLM)
-        return likelihoods(self._target, asked, lambda rows: sum(rows) <= self.context or self._room.holds(rows), trees)
+        return likelihoods(
+            self._target, asked, lambda rows: sum(rows) <= self.context or self._room.holds(rows, 0), trees
+        )
 
     def stop(self) -> None:
         """End all running streams after the current layer; what they wrote stays. Safe in a signal handler."""

@@ -23,6 +23,11 @@ class Growth:
     expanded_N: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
     started: bool = False
 
+    @property
+    def asked(self) -> int:
+        """Nodes that have been asked for children: the drafter's cache has a row for each."""
+        return int(self.expanded_N.sum())
+
     def open_nodes(self, bar: float, depth: int, most: int) -> list[int]:
         """The best nodes to ask next: reach above `bar`, children within `depth` levels, at most `most` of them."""
         if depth < 1:

@@ -23,7 +23,7 @@ from specexec.drafters import Ask, Drafter
 from specexec.ranking import Ranking
 from specexec.sequence import Sequence
 from specexec.tree import Floats, TokenTree, highest
-from specexec.workspace import AHEAD, BEAMS, LEVELS
+from specexec.workspace import AHEAD, BEAMS, LEVELS, drafted
 
 
 class Planner(Protocol):
@@ -72,7 +72,7 @@ class BestFirst:
                 cost.learn_draft(asked, time.perf_counter() - started, float(np.exp(asked_N[:asked]).sum()), won)
         spent = Spent(rows, len(live), time.perf_counter() - began)
         size = budget.size(np.exp(reach_N[:MOST_NODES]), spent)
-        return _best([sequence.growth.tree for sequence in live], size)
+        return _best([sequence.growth.tree.top(sequence.most_nodes) for sequence in live], size)
 
     def grow_on(self, drafter: Drafter, live: Items[Sequence], nodes: int, until: Callable[[], bool]) -> None:
         """The likeliest exits first: a node that was not submitted is reached exactly if the walk ends above it."""
@@ -85,7 +85,8 @@ class BestFirst:
 
     def _asks(self, drafter: Drafter, live: Items[Sequence], bar: float) -> list[Ask]:
         asks = [
-            Ask(one, one.growth.tree, one.growth.open_nodes(bar, self._depth(drafter, one), self.beams)) for one in live
+            Ask(one, one.growth.tree, one.growth.open_nodes(bar, self._depth(drafter, one), self._most(one)))
+            for one in live
         ]
         return [ask for ask in asks if ask.nodes]
 
@@ -99,6 +100,10 @@ class BestFirst:
         bar = float(np.nextafter(last, -np.inf))  # it may be a newcomer itself: equals are let in
         for ask, guess, log_probs_NK in zip(asks, guesses, log_probs, strict=True):
             ask.sequence.growth.add(ask.nodes, guess.tokens_NK, log_probs_NK, bar, guess.origins_NK)
+
+    def _most(self, sequence: Sequence) -> int:
+        """Nodes to ask about in one pass: memory has room for the drafter's rows of so many in all."""
+        return max(min(self.beams, drafted(sequence.most_nodes) - sequence.growth.asked), 0)
 
     def _depth(self, drafter: Drafter, sequence: Sequence) -> int:
         """Levels worth guessing: the last token is the target's own, and the drafter must be able to read along."""

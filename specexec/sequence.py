@@ -7,6 +7,7 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from specexec.budget import MOST_NODES
 from specexec.cache import KVCache, common_prefix
 from specexec.errors import SpecexecError
 from specexec.growth import Growth
@@ -50,6 +51,7 @@ class Sequence:
     growth: Growth = field(default_factory=Growth)
     processed: int = 0  # tokens the target has in its cache, as of the last sweep
     failure: SpecexecError | None = None  # why it cannot go on, if finish_reason is "failed"
+    most_nodes: int = MOST_NODES  # guesses that may hang below it in the next sweep
 
     def __post_init__(self) -> None:
         self.prompt_length = len(self.tokens)
@@ -66,6 +68,11 @@ class Sequence:
         """Tokens that may still be written."""
         asked = self.prompt_length + self.sampling.max_tokens
         return min(asked, self.limit) - len(self.tokens)
+
+    @property
+    def longest(self) -> int:
+        """The length it may still reach."""
+        return len(self.tokens) + max(self.room, 0)
 
     @property
     def history(self) -> History:

@@ -6,7 +6,7 @@ H hidden size   R rows of the largest sweep: a whole context and its guesses
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,12 +19,14 @@ HEAD_ROWS = 64  # rows whose logits exist at a time
 GROWTH_ROWS = 256  # keys and values grow by whole multiples: a copy so often is nothing beside a sweep
 BEAMS = 128  # nodes that a drafter is asked about at a time
 AHEAD = 2  # a tree may grow to this many times the nodes it submits: guesses about what comes after them
+CANDIDATES = 256  # children whose scores are kept of every node that was asked about: no tree has room for a 257th
 LEVELS = 64  # positions of a tree whose noise is kept
 LEAST_NODES = 256  # that `auto` makes room for, and
 FREE_FOR_GUESSES = 8  # the part of the free memory that more may take: the rest is for layers, which save more
 # Token ids, parents, positions and intervals of a row, as Python and numpy hold them.
 ROW_B = 256
 F32_B = 4
+CANDIDATE_B = 16
 
 
 def rows_held(rows: int) -> int:
@@ -75,9 +77,25 @@ def workspace(widths: Widths, ctx: int, nodes: int) -> dict[str, int]:
     return _sweep_B(widths, ctx + nodes, HEAD_ROWS)
 
 
+def drafted(nodes: int) -> int:
+    """The most nodes of one text that a drafter is asked about while a tree of `nodes` grows, and beyond it."""
+    return AHEAD * nodes + GROWTH_ROWS if nodes else 0
+
+
 def drafting_B(widths: Widths, ctx: int, nodes: int) -> int:
     """The same for a model that drafts: it keeps keys of a larger tree, and is asked about a few nodes at a time."""
-    return guesses_B(widths, ctx, AHEAD * nodes) + sum(_sweep_B(widths, ctx, BEAMS).values())
+    scores_B = drafted(nodes) * CANDIDATES * CANDIDATE_B
+    return guesses_B(widths, ctx, drafted(nodes)) + scores_B + sum(_sweep_B(widths, ctx, BEAMS).values())
+
+
+def node_B(target: Widths, drafters: Iterable[Widths]) -> int:
+    """One more guess in a sweep of many texts, beside its keys and values: at most this."""
+    return _row_B(target) + sum(_row_B(drafter) + AHEAD * CANDIDATES * CANDIDATE_B for drafter in drafters)
+
+
+def noise_B(widths: Widths) -> int:
+    """Remembered for each text; once more of one text at a time, side by side."""
+    return LEVELS * widths.vocabulary * F32_B
 
 
 def guesses_B(widths: Widths, ctx: int, nodes: int) -> int:
@@ -100,17 +118,24 @@ def nodes_of(budget: int | Literal["auto"], widths: Widths, ctx: int, free_B: in
 
 
 def _sweep_B(widths: Widths, rows: int, head_rows: int) -> dict[str, int]:
-    # All rows: what goes into a layer, the chunks that are through and their concatenation; positions; names.
-    row_B = 3 * widths.hidden * widths.item_B + 3 * widths.head * F32_B + ROW_B
-    # The last norm has all rows in float32, twice; chunks are gone by then.
-    norm_B = rows * widths.hidden * (2 * F32_B - widths.item_B)
+    norm_B = rows * _norm_B(widths)
     logits_B = head_rows * widths.vocabulary * (widths.item_B + 4 * F32_B)  # as computed, float32, noise, sum and best
     block_B = max(_attention_B(widths, rows), _mlp_B(widths, rows), norm_B, logits_B)
     return {
-        "activations": rows * row_B,
+        "activations": rows * (_row_B(widths) - _norm_B(widths)),
         "a block of attention, MLP or logits": block_B,
-        "noise": 2 * LEVELS * widths.vocabulary * F32_B,
+        "noise": 2 * noise_B(widths),
     }
+
+
+def _row_B(widths: Widths) -> int:
+    """A row on its way: what goes into a layer, chunks that are through and their concatenation; positions; names."""
+    return 3 * widths.hidden * widths.item_B + 3 * widths.head * F32_B + ROW_B + _norm_B(widths)
+
+
+def _norm_B(widths: Widths) -> int:
+    """The last norm has all rows in float32, twice; chunks are gone by then."""
+    return widths.hidden * (2 * F32_B - widths.item_B)
 
 
 def _mlp_B(widths: Widths, rows: int) -> int:

@@ -98,7 +98,7 @@ class LetterEngine:
         self.stops += 1
         self._stopping.set()
 
-    def sweep(self) -> list[Step]:
+    def sweep(self, kept: list[int]) -> list[Step]:
         if self.broken:
             raise BrokenLogits("NaN at layer 3 of /secret/path")
         self.shared.append(len(self.live))

@@ -5,18 +5,22 @@ from __future__ import annotations
 import gc
 import random
 from collections.abc import Iterator
+from collections.abc import Sequence as Items
+from dataclasses import replace
+from typing import Literal
 
 import pytest
 
 from specexec import batch as batches
 from specexec.batch import Batch
 from specexec.cache import KVCache
+from specexec.cost import CostModel
 from specexec.decoder import Decoder, Step
 from specexec.drafters.sibling import SiblingDrafter
 from specexec.errors import ContextLengthExceeded
 from specexec.lm import Rows, Sweep, TreeLM
 from specexec.planner import BestFirst
-from specexec.room import Room
+from specexec.room import PLENTY, Room
 from specexec.sampling import SamplingParams
 from specexec.sequence import Sequence
 from specexec.stats import Completion
@@ -24,17 +28,25 @@ from specexec.work import Failure, Request, Result
 from tests.tiny import VOCABULARY, tiny
 from tests.writing import prompt, sequence_of
 
-PLENTY = Room(free_B=1 << 40, token_B=1)
+TOKEN_B = 4 * 2 * 2 * 16 * 4  # 4 layers, keys and values, 2 heads of 16, float32
 
 
 class Watched(Decoder):
-    """Remembers how many texts each sweep carried."""
+    """Remembers of each sweep how many texts and new rows it carried, its guesses, and bytes of keys and values."""
 
     loads: list[int]
+    rows: list[int]
+    guesses: list[int]
+    held_B: list[int]
 
-    def step(self) -> list[Step]:
-        self.loads.append(len(self.live))
-        return super().step()
+    def step(self, kept: Items[int] = ()) -> list[Step]:
+        live = [*self.live]
+        self.loads.append(len(live))
+        self.rows.append(sum(len(one.tokens) - one.processed for one in live if not one.processed))
+        steps = super().step(kept)
+        self.guesses.append(sum(step.burst.nodes for step in steps))
+        self.held_B.append(sum(cache.size_B for one in live for cache in one.caches.values()))
+        return steps
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +54,9 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     folder = tmp_path_factory.mktemp("models")
     target = TreeLM(tiny("llama", folder / "target"))
     drafter = TreeLM(tiny("llama", folder / "drafter"))
-    yield Watched(target, SiblingDrafter(drafter, VOCABULARY), BestFirst(), 12)
+    watched = Watched(target, SiblingDrafter(drafter, VOCABULARY), BestFirst(), 12)
+    watched.loads, watched.rows, watched.guesses, watched.held_B = [], [], [], []
+    yield watched
     target.close()
     drafter.close()
 
@@ -68,7 +82,8 @@ def requests(count: int, longest: int = 24) -> list[Request]:
 
 
 def run(decoder: Watched, wanted: list[Request], parallel: int, room: Room = PLENTY) -> list[Result]:
-    decoder.loads = []
+    decoder.loads, decoder.rows, decoder.guesses, decoder.held_B = [], [], [], []
+    decoder.room = room
     return list(Batch(decoder, prepare, room, wanted, parallel))
 
 
@@ -145,6 +160,39 @@ def test_the_room_a_text_needs_is_never_below_what_it_takes(decoder: Watched) ->
             sizes[sequence] = sum(cache.size_B for cache in sequence.caches.values())
     for sequence, size_B in sizes.items():
         assert size_B <= room.need_B(sequence.prompt_length + sequence.sampling.max_tokens + 12)
+
+
+@pytest.mark.parametrize(("parallel", "budget"), [(2, 100), (16, 100), (64, "auto")])
+def test_memory_stays_within_its_room_however_many_are_asked_for(
+    decoder: Watched, parallel: int, budget: int | Literal["auto"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoder, "budget", budget)
+    monkeypatch.setattr(decoder, "cost", CostModel())
+    bare = Room(0, TOKEN_B, draft_B=TOKEN_B, least=64, rows=60)
+    room = replace(bare, free_B=3 * bare.need_B(200, 100))
+    wanted = [Request(one.index, one.prompt, replace(one.sampling, temperature=2.0)) for one in requests(6, longest=12)]
+    expected = texts(run(decoder, wanted, 3))
+    assert texts(run(decoder, wanted, parallel, room)) == expected
+    assert room.free_B // 8 < max(decoder.held_B) <= room.free_B
+    assert max(decoder.guesses) > (0 if budget == "auto" else 80)  # auto asks the clock
+    for load, guesses in zip(decoder.loads, decoder.guesses, strict=True):
+        assert guesses <= load * room.nodes([1] * load, 4096)
+    assert max(decoder.rows) <= 60, "of prompts that are read in the same sweep"
+
+
+def test_who_joins_makes_the_others_give_back_memory(decoder: Watched) -> None:
+    decoder.room = PLENTY
+    first = prepare(prompt(30), SamplingParams(max_tokens=40, temperature=2.0, seed=1))
+    decoder.join(first)
+    decoder.budget = 600
+    decoder.step()
+    assert first.cache(decoder.target).size_B > 512 * TOKEN_B
+    decoder.room = Room(4 * 256 * TOKEN_B, TOKEN_B, draft_B=TOKEN_B)  # nothing but the texts
+    decoder.join(prepare(prompt(30, 2), SamplingParams(max_tokens=40, seed=2)))
+    decoder.budget = 12
+    assert {cache.size_B for cache in first.caches.values()} == {256 * TOKEN_B}
+    for one in [*decoder.live]:
+        decoder.leave(one)
 
 
 def test_many_items_leave_nothing_behind(decoder: Watched) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from specexec.budget import FixedBudget
+from specexec.budget import AutoBudget, FixedBudget
 from specexec.cost import CostModel
 from specexec.drafters import Ask, Guesses
 from specexec.growth import Growth
@@ -14,6 +17,7 @@ from specexec.planner import BestFirst
 from specexec.sampling import SamplingParams
 from specexec.sequence import Sequence
 from specexec.tree import Ints, TokenTree
+from specexec.workspace import drafted
 from tests.writing import sequence_of
 
 
@@ -68,6 +72,28 @@ def test_no_node_that_was_left_out_has_more_reach_than_one_that_was_kept() -> No
     bar = min(tree.reach_N.min() for tree in kept if len(tree))
     for mine, all_of_mine in zip(kept, alone, strict=True):
         assert np.sum(all_of_mine.reach_N > bar + 1e-12) <= len(mine)
+
+
+@given(
+    st.lists(st.floats(0.05, 0.95), min_size=1, max_size=5),
+    st.one_of(st.integers(0, 60), st.just("auto")),
+    st.integers(0, 90),
+)
+@settings(max_examples=60, deadline=None)
+def test_no_text_is_given_more_guesses_than_memory_holds(
+    sure: list[float], budget: int | Literal["auto"], most: int
+) -> None:
+    drafter = live(*sure)
+    sequences = list(drafter.sure)
+    for sequence in sequences:
+        sequence.most_nodes = most
+    asked = AutoBudget(CostModel(), most * len(sure)) if budget == "auto" else FixedBudget(min(budget, most))
+    trees = BestFirst().grow(drafter, sequences, asked, CostModel())
+    assert max(map(len, trees)) <= most
+    each = most if budget == "auto" else min(most, budget)
+    assert sum(map(len, trees)) <= len(sure) * each
+    BestFirst().grow_on(drafter, sequences, sum(map(len, trees)), lambda: False)
+    assert all(sequence.growth.asked <= drafted(most) for sequence in sequences)
 
 
 def test_without_a_budget_nobody_guesses() -> None:

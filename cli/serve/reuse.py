@@ -54,6 +54,9 @@ class IdleCaches:
     def put(self, caches: Caches) -> None:
         """Keep what a text has computed, for another that goes on from it."""
         if caches:
+            for cache in caches.values():
+                cache.forget_nodes()
+                cache.give_back()
             self._idle.append(caches)
             self._make_room(0)
 

@@ -185,15 +185,20 @@ class Worker:
                     self._end(sequence)
                 if self.state == "stopping":
                     return False
-                while self._waiting and self._fits(self._waiting[0]):
+                rows = 0
+                while self._waiting and self._fits(self._waiting[0], rows):
+                    rows += len(self._waiting[0].prompt)
                     self._begin(self._waiting.popleft())
                 if self._live:
                     return True
                 self._changed.wait()
 
-    def _fits(self, ticket: Ticket) -> bool:
-        """Whether there is a place and memory for one more; what is merely kept for later makes room."""
-        if len(self._live) == self.parallel:
+    def _fits(self, ticket: Ticket, rows: int) -> bool:
+        """Whether there is a place and memory for one more; what is merely kept for later makes room.
+
+        The next sweep reads `rows` rows of newcomers' prompts already.
+        """
+        if len(self._live) == self.parallel or (rows and rows + len(ticket.prompt) > self.engine.room.rows):
             return False
         live = [other.longest for other in self._live.values()]
         while not self.engine.room.admits([*live, *self._idle.lengths], ticket.longest):
@@ -217,7 +222,7 @@ class Worker:
 
     def _sweep(self) -> None:
         try:
-            steps = self.engine.sweep()
+            steps = self.engine.sweep(kept=self._idle.lengths)
         except Exception as error:
             log.exception("a sweep failed")
             with self._changed:

@@ -22,10 +22,7 @@ from specexec.ranking import Ranking
 from specexec.sampling import History, NoiseRows, constrained
 from specexec.sequence import Sequence
 from specexec.tree import ROOT, Floats, Ints, TokenTree
-from specexec.workspace import BEAMS
-
-# Beyond these the target's choice counts as a miss: no tree has room for a 257th child.
-CANDIDATES = 256
+from specexec.workspace import BEAMS, CANDIDATES
 
 
 @dataclass(frozen=True)
