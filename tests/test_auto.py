@@ -67,7 +67,7 @@ def test_auto_follows_what_was_measured_and_the_memory_it_has(monkeypatch: pytes
     with specexec.load("demo", offload="none", measured={"sibling+ngram": 2.0, "ngram": 5.0}) as llm:
         assert llm.sources == "ngram"
         assert "ngram 5" in llm.reason
-    monkeypatch.setattr("specexec.compose._beside_B", beside)
+    monkeypatch.setattr("specexec.compose.sources.beside_B", beside)
     with specexec.load("demo", offload="none") as llm:
         assert llm.sources == "ngram"
         assert "does not fit" in llm.reason

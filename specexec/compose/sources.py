@@ -1,0 +1,196 @@
+"""Who guesses: picked among what fits, checked, loaded and made."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+import offload as weights
+from specexec import attention
+from specexec.chain import ChainLM
+from specexec.compose.asked import Asked, beside_B
+from specexec.compose.reading import encoding_in
+from specexec.cost import CostModel
+from specexec.defaults import stop_tokens
+from specexec.drafters import Drafter
+from specexec.drafters.auto import Auto, candidates, fastest
+from specexec.drafters.choice import Choice
+from specexec.drafters.ngram import NgramDrafter
+from specexec.drafters.sibling import SiblingDrafter
+from specexec.drafters.skip import SAMPLE, best_layers, preferred, skipping
+from specexec.drafters.substitute import quantised, substituting
+from specexec.drafters.translated import TranslatedDrafter
+from specexec.drafters.trimmed import TrimmedHead
+from specexec.drafters.union import Union
+from specexec.encoding import Encoding, check_translatable, same_vocabulary
+from specexec.errors import BadDrafter
+from specexec.lm import TreeLM
+from specexec.memory import Memory
+from specexec.partial import rebuilt
+from specexec.ranking import Ranking
+
+log = logging.getLogger(__name__)
+
+
+def picked(
+    choice: Choice,
+    pair: weights.ModelPair,
+    config: PretrainedConfig,
+    free: weights.Free,
+    asked: Asked,
+    measured: Mapping[str, float],
+) -> tuple[Choice, str]:
+    """What was asked for, as asked; or of what fits the drafter that `auto` takes, and why."""
+    if "sibling" in choice.sources and pair.drafter is None and not choice.auto:
+        raise BadDrafter(
+            f"no drafter is paired with {pair.name!r}, or it is not on this machine yet.",
+            hint="--drafter ngram, or the path or name of a smaller model of the same family.",
+        )
+    if not choice.auto:
+        return choice, ""
+    folder = weights.open_folder(pair.target)
+
+    def slowest(choice: Choice) -> str | None:
+        item_B = asked.item_B(folder)
+        plain = weights.need_of(folder, item_B, asked.context, beside_B(choice, pair, asked))
+        need = replace(
+            weights.with_head(folder, plain, asked.head_quant, item_B),
+            guesses_B=asked.guesses_B(choice, pair),
+            cache_moves=asked.branches,
+        )
+        try:
+            return weights.place(need, free, asked.offload).offload
+        except weights.OffloadError:
+            return None
+
+    experts = any(getattr(config, name, None) for name in ("num_local_experts", "num_experts", "n_routed_experts"))
+    # A CPU takes longer over a 4-bit copy than over the weights themselves: there it must have been measured first.
+    copies = asked.device != "cpu" or "substitute+ngram" in measured
+    found = candidates(pair.drafter is not None, slowest, copies and not experts and not weights.is_quantised(folder))
+    return fastest(found, pair.drafter is not None, measured)
+
+
+def check_quantising(choice: Choice, pair: weights.ModelPair) -> None:
+    if "sibling" not in choice.sources or pair.drafter is None:
+        raise BadDrafter(
+            "--drafter-quant quantises a drafter model, and none drafts here.",
+            hint=f"Leave it out, or --drafter with a model. Now: {choice.name}.",
+        )
+    if weights.is_quantised(weights.open_folder(pair.drafter)):
+        raise BadDrafter(
+            f"{pair.drafter} is quantised already; --drafter-quant has nothing to do.", hint="Leave it out."
+        )
+
+
+def check_trimming(choice: Choice, theirs: Encoding | None) -> None:
+    if "sibling" not in choice.sources:
+        raise BadDrafter(
+            "--draft-vocab trims the head of a drafter model, and none drafts here.",
+            hint=f"Leave it out, or --drafter with a model. Now: {choice.name}.",
+        )
+    if theirs is not None:
+        raise BadDrafter(
+            "--draft-vocab cannot trim a drafter with another vocabulary: its guesses are carried over as text.",
+            hint="Leave it out.",
+        )
+
+
+def other_wording(ours: Encoding, drafter: Path, trust_remote_code: bool) -> Encoding | None:
+    """The drafter's tokenizer if it is not the target's; None if ids mean the same in both."""
+    theirs = encoding_in(drafter, trust_remote_code)
+    if same_vocabulary(ours, theirs):
+        return None
+    check_translatable(theirs, drafter)
+    log.warning(
+        "drafter %s has another vocabulary: its guesses are carried over as text, and fewer will be accepted.", drafter
+    )
+    return theirs
+
+
+def draft_model(folder: Path, asked: Asked, trust_remote_code: bool) -> PreTrainedModel:
+    """A model that drafts, whole where the target computes; for four bits a layer at a time comes through RAM."""
+    whole = asked.drafter_quant == "none"
+    model = weights.load(
+        folder,
+        "none" if whole else "disk",
+        asked.device if whole else "cpu",
+        asked.dtype,
+        ctx=asked.context,
+        trust_remote_code=trust_remote_code,
+    )
+    if whole:
+        return model
+    stream, device = weights.stream_of(model), torch.device(asked.device)
+    model.set_attn_implementation(attention.NAME)  # layers taken out go on as the whole did
+    layers = {i: quantised(weights.standing_layer(model, i), device) for i in range(stream.layers)}
+    stream.close()
+    few_bits = rebuilt(model, layers)
+    nn.Module.to(few_bits, device)
+    return few_bits
+
+
+@dataclass(frozen=True)
+class Kit:
+    """Everything that some drafter is made from."""
+
+    model: PreTrainedModel
+    target: TreeLM | ChainLM
+    encoding: Encoding
+    ranking: Ranking
+    draft: TreeLM | None
+    theirs: Encoding | None
+    pair: weights.ModelPair
+    memory: Memory | None
+    draft_vocab: int | None
+
+    @property
+    def makers(self) -> dict[str, Callable[[], Drafter]]:
+        return {
+            "sibling": self._sibling,
+            "substitute": self._substitute,
+            "skip": self._skip,
+            "ngram": lambda: NgramDrafter(self.memory),
+        }
+
+    @property
+    def _vocabulary(self) -> int:
+        return len(self.encoding.tokenizer)
+
+    def _sibling(self) -> Drafter:
+        assert self.draft is not None
+        assert self.pair.drafter is not None
+        name = f"{self.pair.name} drafter" if self.pair.toy else self.pair.drafter.name
+        if self.theirs is not None:
+            return TranslatedDrafter(self.draft, self.encoding, self.theirs, name)
+        trimmed = None
+        if self.draft_vocab:
+            ends = stop_tokens(self.model.generation_config, self.encoding.tokenizer.eos_token_id)
+            trimmed = TrimmedHead(self.draft, self._vocabulary, self.draft_vocab, ends, self.memory)
+        return SiblingDrafter(self.draft, self._vocabulary, self.ranking, name, trimmed)
+
+    def _skip(self) -> SiblingDrafter:
+        resident = [tier == "device" for tier in weights.stream_of(self.model).placement.tiers]
+        kept = preferred(resident)
+        assert isinstance(self.target, TreeLM)
+        if all(resident):  # every set of layers is there already: look for a good one
+            kept = best_layers(self.target, self._layers(range(len(resident))), kept, self.encoding.encode(SAMPLE))
+        return skipping(self.model, self._layers(kept), self._vocabulary, self.ranking)
+
+    def _substitute(self) -> SiblingDrafter:
+        layers = self._layers(range(weights.stream_of(self.model).layers))
+        made = {i: quantised(layer, self.target.device) for i, layer in layers.items()}
+        return substituting(self.model, made, self._vocabulary, self.ranking)
+
+    def _layers(self, wanted: Iterable[int]) -> dict[int, nn.Module]:
+        return {i: weights.standing_layer(self.model, i) for i in wanted}
+
+
+def watched(choice: Choice, drafter: Drafter, cost: CostModel) -> Drafter:
+    """Under `auto` a model in a union may rest where it is not worth its time."""
+    return Auto(drafter, cost) if choice.auto and isinstance(drafter, Union) else drafter
