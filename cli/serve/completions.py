@@ -270,4 +270,4 @@ class _Record:
         ending = f" · {self.error}" if self.error else " · client left" if left else ""
         sweeps = max(choice.sweeps for choice in choices)
         seconds = time.monotonic() - self._began_s
-        self._log(f"{self._what} {took} {seconds:.1f} s {sweeps} sweeps{ending}{self._ignored}")
+        self._log(f"{self._what} {took} {seconds:.1f} s {sweeps} sweep{'s' * (sweeps != 1)}{ending}{self._ignored}")
