@@ -60,7 +60,7 @@ CHAT: tuple[Changes, ...] = (
     {"drafter_quant": (["--drafter-quant", "nf4"], "engine.placement.ram_parts_B.drafter")},
     {"head_quant": (["--head-quant", "nf4"], "engine.asked.head_quant")},
     {"draft_vocab": (["--draft-vocab", "1k"], "engine.placement.ram_parts_B.drafter")},
-    {"ram": (["--ram", "42.6MB"], "engine.placement.layers.disk")},
+    {"ram": (["--ram", "40MB"], "engine.placement.ram_B")},
 )
 # What only says how something is shown or kept, and where conversations come from.
 SHOWN = {
