@@ -24,11 +24,13 @@ if TYPE_CHECKING:
     from offload.need import cache_B, need_of
     from offload.placement import Free, Offload, Placement
     from offload.placing import place
+    from offload.routing import EXPERTS
     from offload.shards import Folder, open_folder
     from offload.skeleton import Design, design
     from offload.standing import standing_layer
 
 __all__ = [
+    "EXPERTS",
     "Design",
     "Folder",
     "FourBits",
@@ -60,6 +62,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "EXPERTS": "routing",
     "Design": "skeleton",
     "Folder": "shards",
     "FourBits": "formats",

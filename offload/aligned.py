@@ -16,15 +16,17 @@ import torch
 
 from offload.errors import DiskFull, ReadFailed
 from offload.files import read_exactly
-from offload.manifest import CHUNK_B, Written
+from offload.manifest import CHUNK_B, PARTIAL, Written
 from offload.shards import ITEM_B, Entry
 
 DATA_START_B = 4096
+# Unaligned views once changed one-row float32 results by 1e-5; 64 bytes is what torch's own allocator gives.
 ALIGN_B = 64
-CODES = {
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
-    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
+CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ def write(
 ) -> Written:
     """Write entries of other files as they are and tensors from memory; whole and on disk when this returns."""
     tensors = sorted((tensor for source in sources for tensor in _tensors(source)), key=lambda tensor: tensor.rank)
-    partial = path.with_name(f"{path.name}.partial")
+    partial = path.with_name(path.name + PARTIAL)
     digest = hashlib.sha256()
     with ExitStack() as cleanup:
         cleanup.callback(partial.unlink, missing_ok=True)
@@ -70,7 +72,7 @@ def write(
 
 def write_small(path: Path, content: bytes) -> None:
     """Replace a small file at once: after a crash there is the old one or the new one."""
-    partial = path.with_name(f"{path.name}.partial")
+    partial = path.with_name(path.name + PARTIAL)
     try:
         with partial.open("wb") as file:
             file.write(content)

@@ -14,6 +14,7 @@ import torch
 from offload import hub
 from offload.aligned import load_entry
 from offload.errors import DiskFull, UnsupportedArchitecture
+from offload.manifest import ORIGINALS
 from offload.pack import REST, Plan, Shard, plan
 from offload.placement import size
 from offload.quant import Quant
@@ -37,7 +38,7 @@ class Arriving:
     def begin(cls, repo: str, revision: str | None, out: Path, code: bool = False) -> "Arriving":
         """Everything but weights is fetched, next to `out`, Python if `code`; of the weights only the headers."""
         listing = hub.look_up(repo, revision, code)
-        staging = out.with_name(f"{out.name}.originals")
+        staging = out.with_name(out.name + ORIGINALS)
         for name in sorted(name for name in listing.sizes_B if not name.endswith(".safetensors")):
             hub.fetch(repo, listing.commit, name, staging)
         config = read_config(staging)

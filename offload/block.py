@@ -6,17 +6,11 @@ from functools import cached_property
 
 import torch
 
+from offload.aligned import ALIGN_B, DTYPES
 from offload.conversion import Part
 from offload.packed import Packed
 from offload.routing import Routing
 from offload.shards import SCRATCH_B, Entry
-
-# Unaligned views once changed one-row float32 results by 1e-5; 64 bytes is what torch's own allocator gives.
-ALIGN_B = 64
-DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
-    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
 
 
 @dataclass(frozen=True)

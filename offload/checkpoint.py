@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from offload.block import DTYPES, Block, Piece, aligned
+from offload.aligned import DTYPES
+from offload.block import Block, Piece, aligned
 from offload.conversion import Part, route
 from offload.errors import BadModelDir, UnsupportedArchitecture
 from offload.experts import experts_of

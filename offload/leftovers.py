@@ -3,7 +3,6 @@
 Only what is provably of the Hub's cache or of a pack of ours is named, and nothing that somebody is writing now.
 """
 
-import fcntl
 import os
 import shutil
 import time
@@ -13,13 +12,11 @@ from pathlib import Path
 from typing import Literal
 
 from offload import hub
-from offload.manifest import read_manifest
+from offload.manifest import ORIGINALS, PARTIAL, lock, read_manifest
 from offload.names import HUB_NAME, aliases
 
 # A download that still runs writes more often than this.
 QUIET_s = 600
-PARTIAL = ".partial"
-ORIGINALS = ".originals"
 
 Why = Literal["interrupted download", "old revision", "interrupted pack", "originals of a pack"]
 
@@ -95,12 +92,7 @@ def _of_pack(pack: Path) -> Iterator[Leftover]:
 
 
 def _in_use(pack: Path) -> bool:
-    """Does another process hold the lock under which packs are written?"""
-    folder = os.open(pack, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(folder)
-    return False
+    held = lock(pack)
+    if held is not None:
+        os.close(held)
+    return held is None

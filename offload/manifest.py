@@ -1,7 +1,9 @@
 """What a pack remembers of itself: each shard's size and hash. Knows no torch, so that looking at packs is cheap."""
 
+import fcntl
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +13,8 @@ from offload.shards import Json
 
 MANIFEST = "manifest.json"
 FORMAT = "specexec-pack"
+PARTIAL = ".partial"  # ends the name of a file that is being written
+ORIGINALS = ".originals"  # ends the name of the folder beside a pack that holds what it is made from
 # Enough for the disk to stream, little enough to forget.
 CHUNK_B = 16 << 20
 
@@ -23,6 +27,17 @@ class Written:
 
     size_B: int
     sha256: str
+
+
+def lock(out: Path) -> int | None:
+    """The lock under which a pack is written, as a descriptor to be closed; None while another process holds it."""
+    folder = os.open(out, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(folder)
+        return None
+    return folder
 
 
 def read_manifest(out: Path) -> dict[str, Json] | None:

@@ -5,7 +5,6 @@ manifest with its hash, so that a pack that was killed goes on where it stopped.
 docs/packs.md describes the format.
 """
 
-import fcntl
 import hashlib
 import json
 import math
@@ -20,11 +19,11 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from offload.aligned import load_entry, write, write_failed, write_small
-from offload.block import DTYPES, Block
+from offload.aligned import DTYPES, load_entry, write, write_failed, write_small
+from offload.block import Block
 from offload.checkpoint import lay_out
 from offload.errors import DiskFull, OutputExists, UnsupportedArchitecture
-from offload.manifest import FORMAT, MANIFEST, Advance, Written, digest_of, finished, read_manifest
+from offload.manifest import FORMAT, MANIFEST, PARTIAL, Advance, Written, digest_of, finished, lock, read_manifest
 from offload.placement import size
 from offload.quant import BLOCK, CONFIGS, NESTED_BLOCK, STATE_B, Quant, quantise
 from offload.quantised import fold
@@ -195,14 +194,13 @@ def _alone(out: Path) -> Iterator[None]:
     """The folder made and locked, so that two packs never write into it at once."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        folder = os.open(out, os.O_RDONLY | os.O_CLOEXEC)
+        folder = lock(out)
     except OSError as error:
         raise write_failed(out, error) from error
+    if folder is None:
+        raise OutputExists(f"another specexec is writing to {out}.", hint="wait for it, or another --out.")
     try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
-    except BlockingIOError as error:
-        raise OutputExists(f"another specexec is writing to {out}.", hint="wait for it, or another --out.") from error
     finally:
         os.close(folder)
 
@@ -220,7 +218,7 @@ def _begin(plan: Plan, out: Path) -> dict[str, Json]:
     }
     old = read_manifest(out)
     if old is None:
-        if strangers := sorted(file.name for file in out.iterdir() if file.suffix != ".partial"):
+        if strangers := sorted(file.name for file in out.iterdir() if file.suffix != PARTIAL):
             raise OutputExists(f"{out} is not empty ({strangers[0]} …).", hint="another --out, or an empty folder.")
         return new
     same = ("version", "quant", "source")

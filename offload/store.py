@@ -9,7 +9,8 @@ from typing import Protocol
 
 import torch
 
-from offload.block import ALIGN_B, DTYPES, Block, Copy
+from offload.aligned import ALIGN_B, DTYPES
+from offload.block import Block, Copy
 from offload.checkpoint import Checkpoint
 from offload.files import PAGE_B, SAFE, Files, Range, Reading
 from offload.shards import SCRATCH_B, Entry

@@ -20,6 +20,7 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
+from measure_sources import ratio
 from measure_trees import prompts
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM
@@ -60,17 +61,6 @@ def assisted(folder: Path, drafter: Path, llm: Engine) -> Run:
         return written, len(written) * stream.layers / (stream.stats().layers_read - before)
 
     return run
-
-
-def ratio(ours_P2: np.ndarray, theirs_P2: np.ndarray) -> str:
-    """(tokens / seconds) of one over that of another, both [prompts, 2], with its paired bootstrap interval."""
-    picks = np.random.default_rng(0).integers(0, len(ours_P2), (2000, len(ours_P2)))
-
-    def speed(rows: np.ndarray) -> np.ndarray:
-        return np.asarray(rows[..., 0].sum(-1) / rows[..., 1].sum(-1))
-
-    low, high = np.percentile(speed(ours_P2[picks]) / speed(theirs_P2[picks]), [2.5, 97.5])
-    return f"{speed(ours_P2) / speed(theirs_P2):.2f} ({low:.2f}–{high:.2f})"
 
 
 @click.command()

@@ -144,7 +144,7 @@ class Decoder:
         budget = self._share_room(kept)
         try:
             trees = self.planner.grow(self.drafter, self.live, budget, self.cost)  # guess
-            drafted = time.perf_counter()
+            guessed = time.perf_counter()
             hidden = self._sweep(trees)  # one pass over the weights, whatever the size of the trees
         except SweepCancelled:
             return self._interrupt()
@@ -152,12 +152,12 @@ class Decoder:
             self._accept(sequence, tree, hidden_RH)  # the target's own choices
             for sequence, tree, hidden_RH in zip(self.live, trees, hidden, strict=True)
         ]
-        after, swept_s, rows = self._meter(), time.perf_counter() - drafted, sum(map(len, hidden))
+        after, swept_s, rows = self._meter(), time.perf_counter() - guessed, sum(map(len, hidden))
         if self.sweeps > 1:  # the first one warms up the machine
             self.cost.learn_sweep(rows, swept_s, after.wait_s - before.wait_s)
             tokens = sum(len(one.tokens) for one in emitted)
             self.cost.learn_rate(tokens if self.budget == "auto" else 0, time.perf_counter() - began)
-        cost = Cost(drafted - began, swept_s, after.bytes_read - before.bytes_read, after.wait_s - before.wait_s)
+        cost = Cost(guessed - began, swept_s, after.bytes_read - before.bytes_read, after.wait_s - before.wait_s)
         self.pace.learn(rows, sum(map(len, trees)), [len(one.tokens) for one in emitted], cost)
         steps = [_step(*of, cost) for of in zip(self.live, trees, emitted, strict=True)]
         self.live = [sequence for sequence in self.live if sequence.finish_reason is None]

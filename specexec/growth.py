@@ -40,8 +40,7 @@ class Growth:
 
     def reach(self, nodes: list[int], log_probs_NK: Floats) -> Floats:
         """What children of these nodes would reach, [N, K]."""
-        above_N = np.zeros(len(nodes)) if nodes == [ROOT] else self.tree.reach_N[nodes]
-        return above_N[:, None] + log_probs_NK
+        return self.tree.reach_of(nodes)[:, None] + log_probs_NK
 
     def add(
         self, nodes: list[int], tokens_NK: Ints, log_probs_NK: Floats, bar: float, origins_NK: Ints | None = None

@@ -59,11 +59,12 @@ class BestFirst:
             spent, chance_N = Spent(rows, len(live), time.perf_counter() - began), np.exp(reach_N[:MOST_NODES])
             horizon = budget.horizon(chance_N, spent)
             asks = self._asks(drafter, live, _bar(reach_N, horizon))
-            asked_N = np.sort(_reach_of(asks))[::-1]
+            open_N = np.concatenate([ask.tree.reach_of(ask.nodes) for ask in asks] or [np.zeros(0)])
+            asked_N = np.sort(open_N)[::-1]
             asked = budget.worth_asking(np.exp(asked_N), chance_N, spent)
             if not asked:
                 break
-            asks = _likeliest(asks, asked)
+            asks = _likeliest(asks, open_N, asked)
             before, started = chance_N[:horizon].sum(), time.perf_counter()
             self._extend(drafter, asks, reach_N, AHEAD * horizon)
             reach_N = _ranked(live)
@@ -124,15 +125,10 @@ def _ranked(live: Items[Sequence]) -> Floats:
     return -np.sort(np.partition(lost_N, most)[:most] if len(lost_N) > most else lost_N)
 
 
-def _reach_of(asks: Items[Ask]) -> Floats:
-    """Of every asked node, ask by ask."""
-    return np.concatenate([np.append(ask.tree.reach_N, 0.0)[ask.nodes] for ask in asks] or [np.zeros(0)])
-
-
-def _likeliest(asks: list[Ask], total: int) -> list[Ask]:
-    """The `total` nodes of highest reach among all that are asked about."""
-    kept_N = np.zeros(sum(len(ask.nodes) for ask in asks), bool)
-    kept_N[np.argsort(-_reach_of(asks), kind="stable")[:total]] = True
+def _likeliest(asks: list[Ask], reach_N: Floats, total: int) -> list[Ask]:
+    """The `total` nodes of highest reach among all that are asked about, ask by ask."""
+    kept_N = np.zeros(len(reach_N), bool)
+    kept_N[highest(reach_N, total)] = True
     shares = np.split(kept_N, np.cumsum([len(ask.nodes) for ask in asks])[:-1])
     trimmed = [replace(ask, nodes=list(compress(ask.nodes, share))) for ask, share in zip(asks, shares, strict=True)]
     return [ask for ask in trimmed if ask.nodes]

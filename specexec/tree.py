@@ -99,6 +99,10 @@ class TokenTree:
         depth_new[below] = self.depth_N[parents[below]] + 1
         return more._with_depth(np.concatenate([self.depth_N, depth_new]))
 
+    def reach_of(self, nodes: list[int]) -> Floats:
+        """The reach of these nodes. The text itself, ROOT, is certain, and asked about alone."""
+        return np.zeros(1) if nodes == [ROOT] else self.reach_N[nodes]
+
     def _with_depth(self, depth_N: Ints) -> TokenTree:
         self.__dict__["depth_N"] = depth_N  # what depth_N would find out by itself, known already
         return self

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import offload
-from offload.block import ALIGN_B
+from offload.aligned import ALIGN_B
 from tests.tiny import FAMILIES, LAYERS, greedy, logits_of, tiny
 
 MODES: tuple[offload.Offload, ...] = ("none", "ram", "disk")

@@ -69,7 +69,7 @@ def picked(
         except weights.OffloadError:
             return None
 
-    experts = any(getattr(config, name, None) for name in ("num_local_experts", "num_experts", "n_routed_experts"))
+    experts = any(getattr(config, name, None) for name in weights.EXPERTS)
     # A CPU takes longer over a 4-bit copy than over the weights themselves: there it must have been measured first.
     copies = asked.device != "cpu" or "substitute+ngram" in measured
     found = candidates(pair.drafter is not None, slowest, copies and not experts and not weights.is_quantised(folder))
