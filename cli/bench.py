@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from cli.engine import running_engine
+from cli.facts import facts_of
 from cli.held_out import bench_prompts
 from cli.lawful import measure_laws
 from cli.options import BUDGET, EngineOptions, engine_options
@@ -23,6 +25,7 @@ from cli.screen import Screen
 from cli.verbosity import Verbosity, json_option, verbosity_options
 from specexec.sampling import SamplingParams
 
+BUDGETS = ("8", "32", "128")
 LAWS = ["walk", "multi-step", "multi-step-distinct", "greedy", "block"]
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -44,16 +47,25 @@ class Several(click.ParamType[tuple[str, ...]]):
         return items
 
 
-def _several(name: str, kind: click.ParamType[Any], default: str, says: str) -> Callable[[Command], Command]:
-    return click.option(name, type=Several(kind), default=default, metavar="A,B,…", help=f"{says} Comma list.")
+def _several(
+    name: str, kind: click.ParamType[Any], says: str, default: str = "", shown: str = ""
+) -> Callable[[Command], Command]:
+    says = f"{says} Comma list."
+    return click.option(
+        name, type=Several(kind), default=default, show_default=shown or True, metavar="A,B,…", help=says
+    )
 
 
 @click.command()
-@_several("--budgets", BUDGET, "8,32,128", "Guesses per sweep; auto is one too.")
-@_several("--temperatures", click.FloatRange(min=0), "0", "0 takes the likeliest token.")
-@_several("--drafters", click.STRING, "auto", "Who guesses.")
-@_several("--offloads", click.Choice(["auto", "none", "ram", "disk"]), "auto", "Where the weights live.")
-@_several("--planners", click.Choice(["best", "reference", "beam", "sequoia"]), "best", "How trees grow.")
+@_several("--budgets", BUDGET, "Guesses per sweep; auto is one too.", shown=",".join(BUDGETS))
+@_several("--temperatures", click.FloatRange(min=0), "0 takes the likeliest token.", default="0")
+@_several("--drafters", click.STRING, "Who guesses.", shown="that of --drafter")
+@_several(
+    "--offloads", click.Choice(["auto", "none", "ram", "disk"]), "Where the weights live.", shown="that of --offload"
+)
+@_several(
+    "--planners", click.Choice(["best", "reference", "beam", "sequoia"]), "How trees grow.", shown="that of --planner"
+)
 @click.option("--prompts", "file", type=click.Path(exists=True, path_type=Path), help="A prompt a line (.txt, .jsonl).")
 @click.option("--limit", type=click.IntRange(min=1), default=8, help="Prompts to use.")
 @click.option("-r", "--repeat", type=click.IntRange(min=1), default=3, help="Rounds; the spread is over them.")
@@ -106,11 +118,19 @@ def bench(
         check_extra()
     screen = Screen(quiet=verbosity.quiet)
     asked = bench_prompts(file)[:limit]
+    run = {"prompts": "demo" if file is None else str(file), "limit": limit, "repeat": repeat, "gen": gen}
+    budgets = _compared(budgets, "budget", engine_options.budget, BUDGETS)
+    drafters = _compared(drafters, "drafter", engine_options.drafter)
+    offloads = _compared(offloads, "offload", engine_options.offload)
+    planners = _compared(planners, "planner", engine_options.planner)
     rows: list[Row] = []
     for drafter, offload, planner in product(drafters, offloads, planners):
         where = {"offload": offload, "planner": planner}
         options = replace(engine_options, drafter=drafter, **where)  # type: ignore[arg-type]  # checked by the options
         with running_engine(options, screen, verbosity, remember=False) as llm:
+            engine = facts_of(llm, options)
+            del engine["budget"]  # each row has its own
+            facts, begun = {"run": run, "engine": engine}, len(rows)
             for temperature in temperatures:
                 sampling = SamplingParams(temperature=float(temperature), max_tokens=gen)
                 sizes = ["0", *(size for size in budgets if size != "0")]
@@ -119,6 +139,7 @@ def bench(
                 if laws and sampling.temperature:
                     plain = rows[-len(sizes)]
                     rows += measure_laws(llm, options, prompts, laws, plain, gen, screen)
+            rows[begun:] = [replace(row, facts=facts) for row in rows[begun:]]
     click.echo(FORMATS["json" if as_json else form](rows), nl=False)
     if plot is not None:
         draw([row for row in rows if not row.planner.startswith("law")], plot)
@@ -126,6 +147,17 @@ def bench(
         if row.vs_plain < 1:
             screen.say(f"{row.asked}, budget {row.budget}, T = {row.temperature:g}: slower than plain decoding.")
     return 0
+
+
+def _compared(
+    listed: tuple[str, ...], name: str, one: object, otherwise: tuple[str, ...] | None = None
+) -> tuple[str, ...]:
+    """The items of a list; without one what the option of a single value says, else what is compared by itself."""
+    source = click.get_current_context().get_parameter_source
+    if listed and source(name) == source(f"{name}s") == ParameterSource.COMMANDLINE:
+        raise click.UsageError(f"--{name} is one of --{name}s: give one of the two options.")
+    unsaid = source(name) == ParameterSource.DEFAULT
+    return listed or (otherwise if otherwise and unsaid else (str(one),))
 
 
 def _markdown(rows: list[Row]) -> str:
@@ -136,15 +168,21 @@ def _markdown(rows: list[Row]) -> str:
 
 def _csv(rows: list[Row]) -> str:
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(asdict(rows[0])))
+    flat = [{name: value for name, value in asdict(row).items() if name != "facts"} for row in rows]
+    writer = csv.DictWriter(text, list(flat[0]))
     writer.writeheader()
-    writer.writerows(asdict(row) for row in rows)
+    writer.writerows(flat)
     return text.getvalue()
+
+
+def _record(row: Row) -> dict[str, object]:
+    record = asdict(row)
+    return record | record.pop("facts")
 
 
 FORMATS = {
     "md": _markdown,
     "csv": _csv,
-    "json": lambda rows: json.dumps([asdict(row) for row in rows], indent=2) + "\n",
-    "jsonl": lambda rows: "".join(json.dumps(asdict(row)) + "\n" for row in rows),
+    "json": lambda rows: json.dumps([_record(row) for row in rows], indent=2) + "\n",
+    "jsonl": lambda rows: "".join(json.dumps(_record(row)) + "\n" for row in rows),
 }

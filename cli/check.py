@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.engine import running_engine
+from cli.facts import facts_of
 from cli.held_out import bench_prompts
 from cli.options import EngineOptions, engine_options, sampling_options
 from cli.screen import Screen
@@ -26,7 +27,7 @@ DIFFERENT = 1
 @click.command()
 @click.option("--prompts", "file", type=click.Path(exists=True, path_type=Path), help="A prompt a line (.txt, .jsonl).")
 @click.option("--limit", type=click.IntRange(min=1), default=8, help="Prompts to try.")
-@json_option("Print JSON, a line for each prompt.")
+@json_option("Print JSON, a line for each prompt, each with what came of every option.")
 @engine_options
 @sampling_options
 @verbosity_options
@@ -55,12 +56,14 @@ def check(
     sampling = replace(sampling, max_tokens=min(sampling.max_tokens, 128))
     found: list[Audit] = []
     with running_engine(engine_options, screen, verbosity, remember=False) as llm:
-        began = perf_counter()
+        began, facts = perf_counter(), {"engine": facts_of(llm, engine_options)}
         for index, prompt in enumerate(bench_prompts(file)[:limit]):
             seed = index if sampling.seed is None else sampling.seed + index
-            one = audit(llm, prompt.asked, replace(sampling, seed=seed))
+            chosen = llm.filled(replace(sampling, seed=seed))
+            one = audit(llm, prompt.asked, chosen)
             found.append(one)
-            click.echo(json.dumps({"prompt": prompt.text} | asdict(one)) if as_json else _line(prompt.text, one))
+            record = {"prompt": prompt.text} | asdict(one) | {"sampling": asdict(chosen)} | facts
+            click.echo(json.dumps(record) if as_json else _line(prompt.text, one))
         seconds, bill = perf_counter() - began, llm.afresh
     equal = sum(one.identical for one in found)
     tokens, sweeps = sum(one.tokens for one in found), sum(one.sweeps for one in found)

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +20,7 @@ from cli.batch.files import replace_file
 from cli.batch.manifest import fingerprint
 from cli.engine import running_engine
 from cli.errors import MissingExtra, OutputExists, TaskNotFound
+from cli.facts import facts_of
 from cli.options import EngineOptions, engine_options
 from cli.screen import Screen
 from cli.verbosity import Verbosity, json_option, start_logging, verbosity_options
@@ -56,7 +57,7 @@ class Asked:
 @click.option("--allow-code", is_flag=True, help="Allow tasks that run the code which the model writes.")
 @click.option("-o", "--output", type=_FILE, help="Write everything the harness reports to this file, as JSON.")
 @click.option("--samples", is_flag=True, help="With every single answer in that file.")
-@json_option("Print the results as JSON.")
+@json_option("Print the results, and what came of every option, as JSON.")
 @engine_options
 @verbosity_options
 @click.pass_obj
@@ -92,10 +93,12 @@ def evaluate(
         kept = None if cache is None else _cache_of(cache, llm, engine_options)
         with _progress(verbosity):
             results = _evaluate(manager, found, asked, llm, kept, samples)
+        results["specexec"] = {"asked": asdict(asked) | {"cache": kept}, "engine": facts_of(llm, engine_options)}
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
         replace_file(output, _as_json(results) + "\n")
-    click.echo(_as_json({name: results[name] for name in ("results", "groups") if name in results}) if as_json
+    shown = ("results", "groups", "specexec")
+    click.echo(_as_json({name: results[name] for name in shown if name in results}) if as_json
                else _table(results), nl=as_json)  # fmt: skip
     return 0
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from cli.batch.cluster import running_cluster
+from cli.batch.cluster import Cluster, running_cluster
 from cli.batch.fitting import fitted
-from cli.batch.formats import Writer
+from cli.batch.formats import Record, Writer
 from cli.batch.inputs import STDIN, read_inputs
 from cli.batch.items import Item, Json
 from cli.batch.journal import Beside, Journal, open_journal
@@ -22,9 +23,9 @@ from cli.batch.options import BatchOptions, batch_options
 from cli.batch.partial import PartialFile
 from cli.batch.run import Run
 from cli.batch.sinks import Folder, JournalSink, ScreenSink
-from cli.batch.worker import BatchEngine
 from cli.engine import open_engine, running_engine
 from cli.errors import INTERRUPTED, SOME_FAILED, TERMINATED
+from cli.facts import facts_of
 from cli.options import EngineOptions, engine_options, sampling_options
 from cli.screen import Screen
 from cli.verbosity import Verbosity, verbosity_options
@@ -33,6 +34,7 @@ from specexec.sampling import SamplingParams
 
 if TYPE_CHECKING:
     from specexec.encoding import Encoding
+    from specexec.engine import Engine
 
 
 @click.command()
@@ -81,7 +83,10 @@ def generate(
         if not plan.todo:
             return SOME_FAILED if plan.missed else 0
         with _engine(batch, engine_options, screen, verbosity) as engine:
-            sink = plan.sink(journal, batch, screen)
+            writer = plan.writer
+            if batch.as_json and journal is None:
+                writer = replace(writer, facts=_facts(engine, batch, engine_options, plan.sampling))
+            sink = plan.sink(journal, writer, batch, screen)
             run = Run(
                 engine, plan.sampling, sink, screen, batch.parallel, batch.strict,
                 partial=plan.partial, begun=plan.begun, missed=plan.missed,
@@ -125,7 +130,7 @@ def _reading(options: EngineOptions) -> tuple[Encoding, int]:
 
 def _engine(
     batch: BatchOptions, options: EngineOptions, screen: Screen, verbosity: Verbosity
-) -> AbstractContextManager[BatchEngine]:
+) -> AbstractContextManager[Engine | Cluster]:
     if batch.engine == "local":
         return running_engine(options, screen, verbosity)
     return running_cluster(partial(open_engine, options), batch.ray_address, batch.workers)
@@ -143,13 +148,15 @@ class Plan:
     begun: dict[str, tuple[int, ...]]
     missed: int
 
-    def sink(self, journal: Journal | None, batch: BatchOptions, screen: Screen) -> JournalSink | ScreenSink:
+    def sink(
+        self, journal: Journal | None, writer: Writer, batch: BatchOptions, screen: Screen
+    ) -> JournalSink | ScreenSink:
         """Where the results go."""
         if journal is None:
             as_json = batch.as_json or batch.output_format in ("jsonl", "openai-batch")
-            return ScreenSink(screen, [item.index for item in self.todo], self.writer, as_json)
+            return ScreenSink(screen, [item.index for item in self.todo], writer, as_json)
         folder = None if batch.output_dir is None else Folder.of(batch.output_dir, self.todo)
-        return JournalSink(journal, self.writer, folder)
+        return JournalSink(journal, writer, folder)
 
 
 def _plan(items: list[Item], batch: BatchOptions, options: EngineOptions, sampling: SamplingParams) -> Plan:
@@ -176,6 +183,18 @@ def _plan(items: list[Item], batch: BatchOptions, options: EngineOptions, sampli
         undo.pop_all()
     missed = sum(journal.done[item.id].failed for item in items if item.id in journal.done)
     return Plan(todo, sampling, writer, journal, partial, begun, missed)
+
+
+def _facts(
+    engine: Engine | Cluster, batch: BatchOptions, options: EngineOptions, sampling: SamplingParams
+) -> Callable[[Item], Record]:
+    """How an item was to be answered, and what came of the options."""
+    run = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(batch).items()}
+    if isinstance(engine, Cluster):
+        where: Record = {"asked": asdict(options), "workers": engine.size}
+        return lambda item: {"run": run, "sampling": asdict(item.sampling(sampling)), "engine": where}
+    here, filled = facts_of(engine, options), engine.filled
+    return lambda item: {"run": run, "sampling": asdict(filled(item.sampling(sampling))), "engine": here}
 
 
 def _seed(sampling: SamplingParams, before: Manifest | None) -> int:

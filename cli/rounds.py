@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import mean, stdev
 from time import perf_counter
@@ -49,7 +49,8 @@ class Row:
     somebody waited for, arithmetic waiting for weights, the rest. `accepted_by_depth[d]` is the share of sweeps that
     accepted a guess at depth d (0 = next token). `memory_B` is the most the process held, RAM and GPU. `of_bound`: for
     laws over drawn children, what was accepted as a share of what any law could have (alpha*). `calibration_error`: how
-    far the chance that a drafter model gave its best guess lay from the truth, with the neutral tau and the learned."""
+    far the chance that a drafter model gave its best guess lay from the truth, with the neutral tau and the learned.
+    `facts`: what came of the options, for JSON."""
 
     asked: str
     drafter: str
@@ -72,6 +73,7 @@ class Row:
     accepted_by_depth: tuple[float, ...]
     of_bound: float | None = None
     calibration_error: tuple[float, float] | None = None
+    facts: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def cells(self) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import ClassVar, Literal
 
+from offload.placement import Need, Placement
 from specexec.conversation import Kept
 from specexec.errors import ContextLengthExceeded, EmptyPrompt
 from specexec.learned import Arrays
@@ -30,6 +31,18 @@ class FakeEncoding:
     thinking: bool | None = None
 
 
+_NEED = Need((10,) * 5, (10,) * 5, embeddings_B=4, norms_B=1, head_B=0, cache_B=50, ctx=200)
+
+
+class FakeWeights:
+    """Five layers that stream from disk."""
+
+    placement = Placement(("disk",) * 5, ("device",) * 5, 3, _NEED, on_gpu=False)
+
+    def __init__(self, bytes_per_sweep: int) -> None:
+        self.bytes_per_sweep = bytes_per_sweep
+
+
 class FakeEngine:
     """Answers `hello` with `echo: hello`, `bytes_per_sweep` bytes a sweep."""
 
@@ -40,6 +53,7 @@ class FakeEngine:
     placement = "disk: 5 layers stream, 0.3 MB resident"
     device = "CPU"
     context = 200
+    dtype, afresh = "float32", None
     sources, reason = "sibling+ngram", ""
     models: ClassVar[dict[str, object]] = {}
     folders: ClassVar[dict[str, Path]] = {}
@@ -50,6 +64,7 @@ class FakeEngine:
         self.pace = Pace()
         self.closed = False
         self.encoding = FakeEncoding()
+        self.weights = FakeWeights(bytes_per_sweep)
         self.asked: list[tuple[object, SamplingParams]] = []
         self._bytes = bytes_per_sweep
         self._sweep_s = sweep_s
@@ -70,6 +85,9 @@ class FakeEngine:
 
     def decode(self, tokens: Sequence[int]) -> str:
         return "".join(chr(token) for token in tokens)
+
+    def filled(self, sampling: SamplingParams) -> SamplingParams:
+        return sampling
 
     def stop(self) -> None:
         self._stopped = not self._deaf

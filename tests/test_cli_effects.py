@@ -5,56 +5,84 @@ from __future__ import annotations
 import io
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import click
 import pytest
 
 from cli.app import main
+from cli.batch.cluster import Cluster
+from cli.bench import bench
 from cli.chat import chat
+from cli.check import check as check_command
 from cli.doctor import doctor
+from cli.eval import evaluate
+from cli.generate import generate
 from cli.pack import pack
 from cli.plan import plan
 from offload.names import demo_folder
+from tests.fake_engine import FakeEngine
 
 Json = dict[str, "Json"] | list["Json"] | str | int | float | bool | None
 Command = Callable[..., "Json"]
 
 Changes = dict[str, tuple[list[str], str]]
 
-# Runs of the command; in each, options → how they are typed, and where in the record their effect stands.
+# Options → how they are typed, and where in the record their effect stands.
+SAMPLING: Changes = {
+    "temperature": (["--temperature", "0.9"], "sampling.temperature"),
+    "top_p": (["--top-p", "0.5"], "sampling.top_p"),
+    "top_k": (["--top-k", "3"], "sampling.top_k"),
+    "min_p": (["--min-p", "0.3"], "sampling.min_p"),
+    "repetition_penalty": (["--repetition-penalty", "1.4"], "sampling.repetition_penalty"),
+    "presence_penalty": (["--presence-penalty", "1"], "sampling.presence_penalty"),
+    "frequency_penalty": (["--frequency-penalty", "1"], "sampling.frequency_penalty"),
+    "seed": (["--seed", "2"], "sampling.seed"),
+    "ignore_eos": (["--ignore-eos"], "sampling.ignore_eos"),
+    "max_tokens": (["--max-tokens", "2"], "sampling.max_tokens"),
+    "stop": (["--stop", "zzz"], "sampling.stop"),
+}
+PLACED: Changes = {
+    "drafter": (["--drafter", "none"], "engine.sources"),
+    "planner": (["--planner", "beam"], "engine.planner"),
+    "device": (["--device", "cpu"], "engine.asked.device"),
+    "dtype": (["--dtype", "f32"], "engine.dtype"),
+    "ctx": (["--ctx", "512"], "engine.context"),
+    "offload": (["--offload", "disk"], "engine.placement.offload"),
+    "vram": (["--vram", "8GiB"], "engine.asked.vram"),
+    "link_limit": (["--link-limit", "400MB/s"], "engine.link_limit_Bps"),
+    "exact": (["--exact"], "engine.exact"),
+    "offline": (["--offline"], "engine.asked.offline"),
+    "verify": (["--verify"], "engine.verified"),
+    "trust_remote_code": (["--trust-remote-code"], "engine.asked.trust_remote_code"),
+}
+# What of an engine is told by every command that loads one; the runs of CHAT look at each effect alone.
+ENGINE: tuple[Changes, ...] = (
+    {
+        **PLACED,
+        "budget": (["--budget", "3"], "engine.budget"),
+        "model": (["--model", "{tiny}"], "engine.folders.target"),
+    },
+    {
+        "drafter_quant": (["--drafter-quant", "nf4"], "engine.placement.ram_parts_B.drafter"),
+        "head_quant": (["--head-quant", "nf4"], "engine.placement.ram_parts_B.head"),
+        "draft_vocab": (["--draft-vocab", "1k"], "engine.asked.draft_vocab"),
+        "ram": (["--ram", "60MB"], "engine.asked.ram"),
+    },
+)
 CHAT: tuple[Changes, ...] = (
     {
-        "temperature": (["--temperature", "0.9"], "sampling.temperature"),
-        "top_p": (["--top-p", "0.5"], "sampling.top_p"),
-        "top_k": (["--top-k", "3"], "sampling.top_k"),
-        "min_p": (["--min-p", "0.3"], "sampling.min_p"),
-        "repetition_penalty": (["--repetition-penalty", "1.4"], "sampling.repetition_penalty"),
-        "presence_penalty": (["--presence-penalty", "1"], "sampling.presence_penalty"),
-        "frequency_penalty": (["--frequency-penalty", "1"], "sampling.frequency_penalty"),
-        "seed": (["--seed", "2"], "sampling.seed"),
-        "ignore_eos": (["--ignore-eos"], "sampling.ignore_eos"),
+        **SAMPLING,
         "max_tokens": (["--max-tokens", "2"], "completion_tokens"),
         "prompt": (["--prompt", "What is a drafter?"], "prompt"),
         "system": (["--system", "Answer in one word."], "system"),
         "think": (["--think", "on"], "think"),
         "positional_model": (["{tiny}"], "engine.folders.target"),
     },
-    {
-        "drafter": (["--drafter", "none"], "engine.sources"),
-        "planner": (["--planner", "beam"], "engine.planner"),
-        "device": (["--device", "cpu"], "engine.asked.device"),
-        "dtype": (["--dtype", "f32"], "engine.dtype"),
-        "ctx": (["--ctx", "512"], "engine.context"),
-        "offload": (["--offload", "disk"], "engine.placement.offload"),
-        "vram": (["--vram", "8GiB"], "engine.asked.vram"),
-        "link_limit": (["--link-limit", "400MB/s"], "engine.link_limit_Bps"),
-        "exact": (["--exact"], "engine.exact"),
-        "offline": (["--offline"], "engine.asked.offline"),
-        "verify": (["--verify"], "engine.verified"),
-        "trust_remote_code": (["--trust-remote-code"], "engine.asked.trust_remote_code"),
-    },
+    PLACED,
     {"budget": (["--budget", "3"], "drafted"), "stop": (["--stop", "drafter"], "finish_reason")},
     {"model": (["--model", "{tiny}"], "engine.folders.target")},
     {"drafter_quant": (["--drafter-quant", "nf4"], "engine.placement.ram_parts_B.drafter")},
@@ -62,11 +90,56 @@ CHAT: tuple[Changes, ...] = (
     {"draft_vocab": (["--draft-vocab", "1k"], "engine.placement.ram_parts_B.drafter")},
     {"ram": (["--ram", "40MB"], "engine.placement.ram_B")},
 )
-# What only says how something is shown or kept, and where conversations come from.
+GENERATE: Changes = {
+    "split": (["--split", "lines"], "0.id"),
+    "field": (["--field", "text"], "-1.prompt_sha"),
+    "template": (["--template", "{{ text }}!"], "0.prompt_sha"),
+    "system": (["--system", "Be brief."], "0.prompt_sha"),
+    "chat": (["--raw"], "0.prompt_sha"),
+    "limit": (["--limit", "1"], "-1.id"),
+    "shard": (["--shard", "2/2"], "0.id"),
+    "dedupe": (["--dedupe"], "1.duplicate_of"),
+    "on_too_long": (["--on-too-long", "skip"], "-1.id"),
+    "strict": (["--strict"], "0.run.strict"),
+    "parallel": (["--parallel", "3"], "0.run.parallel"),
+    "engine": (["--engine", "ray"], "0.engine.workers"),
+    "ray_address": (["--engine", "ray", "--ray-address", "auto"], "0.run.ray_address"),
+    "workers": (["--engine", "ray", "--workers", "3"], "0.engine.workers"),
+    "output_format": (["--output-format", "openai-batch"], "0.custom_id"),
+    "dry_run": (["--dry-run"], "0.items"),
+    "prompts": (["-p", "one more"], "0.id"),
+}
+BENCH: tuple[Changes, ...] = (
+    {
+        "budgets": (["--budgets", "4"], "1.budget"),
+        "temperatures": (["--temperatures", "0.9"], "1.temperature"),
+        "drafters": (["--drafters", "sibling"], "1.asked"),
+        "offloads": (["--offloads", "ram"], "1.offload"),
+        "planners": (["--planners", "beam"], "1.planner"),
+        "limit": (["--limit", "2"], "1.run.limit"),
+        "repeat": (["--repeat", "2"], "1.run.repeat"),
+        "gen": (["--gen", "3"], "1.run.gen"),
+        "laws": (["--laws", "walk"], "2.planner"),
+        "file": (["--prompts", "{prompts}"], "1.run.prompts"),
+    },
+    {"budget": (["--budget", "3"], "1.budget"), "drafter": (["--drafter", "ngram"], "1.drafter"),
+     "offload": (["--offload", "disk"], "1.offload"), "planner": (["--planner", "beam"], "1.planner")},
+)  # fmt: skip
+EVAL: Changes = {
+    "tasks": (["--tasks", "b"], "specexec.asked.tasks"),
+    "include": (["--include", "."], "specexec.asked.include"),
+    "num_fewshot": (["--num-fewshot", "2"], "specexec.asked.num_fewshot"),
+    "limit": (["--limit", "3"], "specexec.asked.limit"),
+    "chat": (["--chat"], "specexec.asked.chat"),
+    "seed": (["--seed", "4"], "specexec.asked.seed"),
+    "cache": (["--cache", "{tiny}-cache"], "specexec.asked.cache"),
+    "allow_code": (["--allow-code"], "specexec.asked.allow_code"),
+}
+# What only says how something is shown or kept, and where conversations and finished answers come from.
 SHOWN = {
+    "inputs", "output", "output_dir", "overwrite", "retry_failed", "form", "plot", "samples",
     "resume", "session", "no_save", "no_history", "bell", "notify_command", "as_json", "quiet", "verbose", "log_file",
-    "log_json", "color",
-    "markdown", "plain", "hide_thinking", "stats", "tree",
+    "log_json", "color", "markdown", "plain", "hide_thinking", "stats", "tree",
 }  # fmt: skip
 PLAN: Changes = {
     "gpu": (["--gpu", "4090"], "machine.device"),
@@ -104,19 +177,24 @@ def printed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr("sys.stdin", io.StringIO())
         capsys.readouterr()
         assert main([*arguments]) == 0, capsys.readouterr().err
-        found: Json = json.loads(capsys.readouterr().out)
+        out = capsys.readouterr().out
+        try:
+            found: Json = json.loads(out)
+        except json.JSONDecodeError:
+            found = [json.loads(line) for line in out.splitlines()]
         return found
 
     return run
 
 
 def at(record: Json, path: str) -> Json:
+    """What stands there; None where nothing does."""
     for key in path.split("."):
         if isinstance(record, list):
             record = record[int(key)]
         else:
             assert isinstance(record, dict)
-            record = record[key]
+            record = record.get(key)
     return record
 
 
@@ -124,17 +202,23 @@ def options_of(command: click.Command) -> set[str]:
     return {str(parameter.name) for parameter in command.params} - {"help"}
 
 
-def check(printed: Command, base: list[str], changes: Changes, folder: Path) -> None:
+def check(printed: Command, base: list[str], changes: Changes, folder: Path, within: str = "") -> None:
     before = printed(*base)
     typed = [part.replace("{tiny}", str(folder)) for arguments, _ in changes.values() for part in arguments]
     after = printed(*base, *typed)
-    assert {name for name, (_, path) in changes.items() if at(before, path) == at(after, path)} == set()
+    silent = {name for name, (_, path) in changes.items() if at(before, within + path) == at(after, within + path)}
+    assert silent == set()
 
 
 def test_every_option_is_in_the_table() -> None:
     assert options_of(chat) == {name for run in CHAT for name in run} | SHOWN & options_of(chat)
     assert options_of(plan) - SHOWN - {"model"} == PLAN.keys()
     assert options_of(pack) - SHOWN - {"model"} == PACK.keys()
+    engine = {name for run in ENGINE for name in run}
+    assert options_of(generate) == engine | SAMPLING.keys() | GENERATE.keys() | SHOWN & options_of(generate)
+    assert options_of(check_command) == engine | SAMPLING.keys() | {"file", "limit"} | SHOWN & options_of(check_command)
+    assert options_of(bench) == engine | {name for run in BENCH for name in run} | SHOWN & options_of(bench)
+    assert options_of(evaluate) == engine | EVAL.keys() | SHOWN & options_of(evaluate)
     assert options_of(doctor) - SHOWN == {"quick", "path"}  # test_doctor_gives_rows_and_keeps_what_it_measured
 
 
@@ -158,3 +242,93 @@ def test_a_pack_says_what_came_of_every_option(printed: Command, tiny_folder: Pa
     assert (at(printed(*base), "dry_run"), at(written, "dry_run")) == (True, False)
     assert isinstance(written, dict)
     assert "seconds" in written
+
+
+BASES = {
+    "generate": (["generate", "--json", "-p", "What is a tree?", "-n", "3", "--seed", "1"], ""),
+    "check": (["check", "--json", "--limit", "1", "-n", "3", "--seed", "1"], ""),
+    "bench": (["bench", "--json", "--limit", "1", "-r", "1", "-n", "2"], "1."),
+    "eval": (["eval", "--json", "--tasks", "a"], "specexec."),
+}
+
+
+@pytest.fixture
+def no_harness(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine of `eval` without the tasks, which have tests of their own."""
+    monkeypatch.setattr("cli.eval._manager", lambda asked: None)
+    monkeypatch.setattr("cli.eval._found", lambda manager, asked: [])
+    monkeypatch.setattr("cli.eval._evaluate", lambda *_: {"results": {}})
+
+
+@pytest.mark.parametrize("command", BASES)
+@pytest.mark.usefixtures("no_harness")
+def test_every_command_with_an_engine_says_what_came_of_its_options(
+    command: str, printed: Command, tiny_folder: Path
+) -> None:
+    base, within = BASES[command]
+    for changes in ENGINE:
+        told = {name: change for name, change in changes.items() if (command, name) != ("bench", "budget")}
+        check(printed, base, told, tiny_folder, within)
+
+
+@pytest.mark.parametrize("command", ["generate", "check"])
+def test_what_chooses_tokens_is_told_of_every_prompt(command: str, printed: Command, tiny_folder: Path) -> None:
+    base, within = BASES[command]
+    check(printed, base, SAMPLING, tiny_folder, within)
+
+
+@pytest.mark.parametrize("name", GENERATE)
+def test_a_batch_says_what_came_of_every_option(
+    name: str, tmp_path: Path, printed: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def no_cluster(opener: object, address: str | None, workers: int | Literal["auto"]) -> Iterator[Cluster]:
+        cluster = Cluster(FakeEngine, 2 if workers == "auto" else workers, 0.0)
+        monkeypatch.setattr(cluster, "batch", FakeEngine().batch)
+        yield cluster
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("cli.engine.open_engine", lambda options: FakeEngine())
+    monkeypatch.setattr("cli.generate.running_cluster", no_cluster)
+    Path("a.txt").write_text("one\ntwo\n")
+    Path("b.jsonl").write_text("".join(json.dumps({"prompt": p, "text": "t"}) + "\n" for p in ("x", "x", "y" * 150)))
+    text, lines = ["a.txt"], ["b.jsonl"]
+    inputs = lines if name in ("field", "limit", "shard", "dedupe", "on_too_long", "dry_run") else text
+    base = ["generate", "--json", *inputs, "--seed", "1", *(["--ctx", "60"] if name == "on_too_long" else [])]
+    base += ["--engine", "ray"] if name in ("ray_address", "workers") else []
+
+    def listed(*arguments: str) -> Json:
+        return found if isinstance(found := printed(*arguments), list) else [found]
+
+    check(listed, base, {name: GENERATE[name]}, tmp_path)
+
+
+@pytest.mark.parametrize("changes", BENCH, ids=["lists", "single"])
+def test_a_table_of_measurements_says_what_came_of_every_option(
+    changes: Changes, printed: Command, tiny_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "prompts.txt").write_text("One.\nTwo.\n")
+    mine = {n: ([w.replace("{prompts}", str(tmp_path / "prompts.txt")) for w in a], p) for n, (a, p) in changes.items()}
+    check(printed, BASES["bench"][0], mine, tiny_folder)
+
+
+def test_a_list_and_one_of_it_are_not_both_obeyed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--drafters", "none,ngram", "--drafter", "sibling"]) == 2
+    assert "--drafter is one of --drafters" in capsys.readouterr().err
+
+
+def test_an_exactness_check_says_which_prompts_it_took(printed: Command, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("One.\nTwo.\n")
+    run = ["check", "--json", "-n", "2", "--limit", "1"]
+    built_in, mine, both = (
+        printed(*run),
+        printed(*run, "--prompts", str(tmp_path / "prompts.txt")),
+        printed(*run[:-1], "2", "--prompts", str(tmp_path / "prompts.txt")),
+    )
+    assert at(built_in, "prompt") != at(mine, "prompt") == "One."
+    assert at(both, "1.prompt") == "Two."
+
+
+@pytest.mark.usefixtures("no_harness")
+def test_scores_say_what_came_of_every_option(printed: Command, tiny_folder: Path) -> None:
+    check(printed, BASES["eval"][0], EVAL, tiny_folder)

@@ -6,7 +6,7 @@ Every record of a file has the same keys, whether the item was answered or not.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -26,12 +26,13 @@ _COSTS = ("sweeps", "tokens_per_sweep", "bytes_read", "seconds")
 class Writer:
     """Turns results into records. `model` is the name and revision that every record carries.
 
-    With `dedupe` every record also says whose copy it is.
+    With `dedupe` every record also says whose copy it is, with `facts` what came of the options.
     """
 
     format: Format
     model: str
     dedupe: bool = False
+    facts: Callable[[Item], Record] = lambda _: {}
 
     def finished(self, item: Item, answer: Completion) -> Record:
         """The record of an answer."""
@@ -73,7 +74,8 @@ class Writer:
 
     def _about(self, item: Item) -> Record:
         about: Record = {"index": item.index, "prompt_sha": item.prompt_sha}
-        return {**about, "duplicate_of": item.duplicate_of} if self.dedupe else about
+        copied: Record = {"duplicate_of": item.duplicate_of} if self.dedupe else {}
+        return {**about, **copied, **self.facts(item)}
 
 
 @dataclass(frozen=True)
