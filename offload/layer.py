@@ -35,6 +35,8 @@ class StreamedLayer(nn.Module):
 
     chunk_rows: int | None
     """Run the layer over so many rows at a time (one visit of the weights, bounded activations)."""
+    own_rows: int | None
+    """So many of the rows differ, whatever repeats them to fill a tile; None if all may."""
 
     def __init__(self, layer: nn.Module, index: int, lender: Stream) -> None:
         super().__init__()
@@ -42,7 +44,7 @@ class StreamedLayer(nn.Module):
         object.__setattr__(self, "inner", layer)
         object.__setattr__(self, "_lender", lender)
         self.index = index
-        self.chunk_rows = None
+        self.chunk_rows = self.own_rows = None
         self._places = list(_places(layer))
         found = experts_of(layer)
         object.__setattr__(self, "_experts", found and found[1])
@@ -59,7 +61,7 @@ class StreamedLayer(nn.Module):
         try:
             hidden = args[0] if args else kwargs["hidden_states"]
             assert isinstance(hidden, torch.Tensor)
-            tensors = lender.take(self.index, hidden.shape[:-1].numel())
+            tensors = lender.take(self.index, self.own_rows or hidden.shape[:-1].numel())
             for place in self._places:
                 place.table[place.key] = tensors[place.name]
             with when_chosen(self.__dict__["_experts"], lender.fetch):

@@ -80,9 +80,9 @@ class TreeLM:
         self.device = next(model.get_output_embeddings().parameters()).device
         self.vocabulary: int = int(model.config.vocab_size)
         self.context: int = longest_text(model.config)
-        for layer in model.modules():  # streamed layers can take long prompts in pieces, at one visit of the weights
-            if hasattr(layer, "chunk_rows"):
-                setattr(layer, "chunk_rows", CHUNK)  # noqa: B010 - nn.Module types every attribute as a Tensor
+        self._streamed = [layer for layer in model.modules() if hasattr(layer, "chunk_rows")]
+        for layer in self._streamed:  # they can take long prompts in pieces, at one visit of the weights
+            setattr(layer, "chunk_rows", CHUNK)  # noqa: B010 - nn.Module types every attribute as a Tensor
         self._trunk: nn.Module = getattr(model, model.base_model_prefix)
         self._head = head_alone(model)
         self._experts = any(name.endswith("experts") for name, _ in model.named_modules())
@@ -112,9 +112,10 @@ class TreeLM:
         return list(hidden_RH.split([len(part.tokens) for part in parts]))
 
     def _run(self, packed: _Packed) -> Tensor:
-        missing = tiles.padded(packed.count) - packed.count
-        input_ids = nn.functional.pad(packed.tokens_R, (0, missing)).unsqueeze(0)
-        position_ids = nn.functional.pad(packed.positions_R, (0, missing)).unsqueeze(0)
+        for layer in self._streamed:
+            setattr(layer, "own_rows", packed.count)  # noqa: B010
+        input_ids = tiles.filled_up(packed.tokens_R).unsqueeze(0)
+        position_ids = tiles.filled_up(packed.positions_R).unsqueeze(0)
         with tiles.RowTiles() if self._experts else nullcontext():
             output = self._trunk(input_ids=input_ids, position_ids=position_ids, use_cache=False, sweep=packed)
         hidden_RH: Tensor = output.last_hidden_state[0, : packed.count]
@@ -187,7 +188,7 @@ class _Packed:
         self._trip = None if travel is None else Trip(travel, kinds, [_passenger(span) for span in self._spans], device)
 
     def attend(self, layer: int, query_HQD: Tensor, key_HKD: Tensor, value_HKD: Tensor, style: Style) -> Tensor:
-        """Attention of the next rows of a layer, [H, Q, D]; rows beyond the last sequence are padding."""
+        """Attention of the next rows of a layer, [H, Q, D]; rows beyond the last sequence repeat its last one."""
         if self._cancelled.is_set():
             raise SweepCancelled
         kind = self._kinds[layer]
@@ -213,6 +214,8 @@ class _Packed:
                 mixed_HQD[:, piece.here] = found_HQD
         if trip and end >= self.count:
             trip.leave(layer)
+        own = self.count - begin
+        mixed_HQD[:, own:] = mixed_HQD[:, own - 1 : own]
         return mixed_HQD
 
     def _pieces(self, begin: int, end: int) -> list[Piece]:

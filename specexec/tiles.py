@@ -23,6 +23,11 @@ def padded(rows: int) -> int:
     return -(-rows // TILE) * TILE
 
 
+def filled_up(rows_R: Tensor) -> Tensor:
+    """Whole tiles of rows. What fills the last one repeats the last row, and so visits no expert of its own."""
+    return torch.cat([rows_R, rows_R[-1:].expand(padded(len(rows_R)) - len(rows_R))])
+
+
 def tiled(linear: Callable[[Tensor], Tensor], rows_RI: Tensor) -> Tensor:
     """`linear` over [R, I] rows in tiles; returns [R, O]."""
     parts = []

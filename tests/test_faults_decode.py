@@ -4,14 +4,13 @@ Everything goes through `specexec.load` and a running decode, with guesses and w
 are put below the loop that checks reads.
 """
 
-import errno
 import gc
 import os
 import random
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,9 +26,8 @@ from offload.shards import open_folder
 from specexec.cache import KVCache
 from specexec.engine import Engine
 from specexec.errors import BrokenLogits
+from tests.faults import FAULTS, fail_reads, from_the, is_told, slow_reads
 
-Views = Sequence[memoryview]
-Preadv = Callable[[int, Views, int], int]
 PROMPT = "List the days of the week."
 SAMPLING = specexec.SamplingParams(max_tokens=24, temperature=0.8, seed=7, ignore_eos=True)
 LAYER = "model.layers.2.mlp.up_proj.weight"
@@ -85,25 +83,7 @@ def go_on(engine: Engine, written: list[int], caches: dict[object, KVCache]) -> 
     return tuple(written)
 
 
-def broken(monkeypatch: pytest.MonkeyPatch, nth: int, fault: str) -> None:
-    """The nth read from now on, and all after it, fail."""
-    real: Preadv = os.preadv
-    reads = [0]
-
-    def preadv(fd: int, views: Views, offset: int) -> int:
-        reads[0] += 1
-        if reads[0] < nth:
-            return real(fd, views, offset)
-        if fault == "EIO":
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-        if fault == "exception":
-            raise ArithmeticError("a bug in the reader")
-        return 0
-
-    monkeypatch.setattr(os, "preadv", preadv)
-
-
-@pytest.mark.parametrize("fault", ["EIO", "end of file", "exception"])
+@pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("nth", [1, 9])
 def test_a_read_that_fails_ends_the_sweep_and_the_answer_goes_on_exactly(
     fault: str, nth: int, engine: Engine, expected: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
@@ -113,11 +93,10 @@ def test_a_read_that_fails_ends_the_sweep_and_the_answer_goes_on_exactly(
     written = list(next(bursts).tokens)
     settle(engine)
     with monkeypatch.context() as faulty:
-        broken(faulty, nth, fault)
+        fail_reads(faulty, fault, from_the(nth))
         with pytest.raises(OffloadError) as failure:
             read_on(bursts, written)
-    said = str(failure.value)
-    assert "ArithmeticError" in said if fault == "exception" else "layer-0" in said and "(layer " in said, said
+    assert is_told(fault, str(failure.value))
     assert written == list(expected[: len(written)])
     assert go_on(engine, written, caches) == expected
 
@@ -125,14 +104,7 @@ def test_a_read_that_fails_ends_the_sweep_and_the_answer_goes_on_exactly(
 def test_short_and_late_reads_change_nothing(
     engine: Engine, expected: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real: Preadv = os.preadv
-    chance = random.Random(0)
-
-    def slow(fd: int, views: Views, offset: int) -> int:
-        time.sleep(chance.random() / 200)
-        return real(fd, [views[0][: chance.randint(1, views[0].nbytes)]], offset)
-
-    monkeypatch.setattr(os, "preadv", slow)
+    slow_reads(monkeypatch)
     assert engine.generate(PROMPT, SAMPLING).tokens == expected
 
 
@@ -255,16 +227,9 @@ def test_two_hundred_aborted_sweeps_give_everything_back(
         return len(os.listdir("/proc/self/fd")), threading.active_count(), tensors
 
     short = replace(SAMPLING, max_tokens=6)
-    real: Preadv = os.preadv
     chance = random.Random(0)
     faulty = [False]
-
-    def preadv(fd: int, views: Views, offset: int) -> int:
-        if faulty[0] and chance.random() < 0.3:
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return real(fd, views, offset)
-
-    monkeypatch.setattr(os, "preadv", preadv)
+    fail_reads(monkeypatch, "EIO", lambda: faulty[0] and chance.random() < 0.3)
 
     def abort(sweeps: int) -> int:
         """Every other sweep fails to read, or is stopped from another thread."""

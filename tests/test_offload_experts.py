@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
@@ -33,7 +31,15 @@ from offload.speeds import Speeds
 from offload.standing import standing_layer
 from offload.store import Arena, DiskStore
 from offload.stream import LayerStream
-from tests.tiny import LAYERS, logits_of, tiny
+from specexec.decoder import Decoder
+from specexec.drafters.none import NoDrafter
+from specexec.drafters.sibling import SiblingDrafter
+from specexec.lm import TreeLM
+from specexec.planner import BestFirst
+from specexec.sampling import SamplingParams
+from tests.faults import FAULTS, fail_reads
+from tests.tiny import LAYERS, VOCABULARY, logits_of, tiny
+from tests.writing import prompt, sequence_of
 
 EXPERTS, CHOSEN = 16, 2
 FAMILIES = {
@@ -135,6 +141,31 @@ def test_few_rows_bring_the_shared_part_and_the_experts_that_they_visit(
     stream.close()
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_answer_brings_no_more_experts_than_its_own_rows_visit(family: str, tmp_path: Path) -> None:
+    """Rows come in tiles of sixteen; those that only fill a tile are sent nowhere else."""
+    theirs = of_many(family, tmp_path)
+    model = offload.load(tmp_path, "disk")
+    stream, lm = offload.stream_of(model), TreeLM(model)
+    layers = [dict(layer.named_parameters()) for layer in theirs.model.layers]
+    experts_B = [sum(p.nbytes for name, p in held.items() if ".experts." in name) for held in layers]
+    shared_B, one_B = stream.bytes_per_sweep - sum(experts_B), sum(experts_B) / EXPERTS
+    for drafter, budget, most in ((NoDrafter(), 0, 1), (SiblingDrafter(TreeLM(theirs), VOCABULARY), 2, 3)):
+        decoder = Decoder(lm, drafter, BestFirst(), budget)
+        decoder.join(sequence_of(prompt(12), SamplingParams(max_tokens=24, temperature=0.0), limit=128))
+        found_B = []
+        while decoder.live:
+            before_B = stream.stats().bytes_read
+            decoder.step()
+            found_B.append(stream.stats().bytes_read - before_B)
+        steady_B = found_B[3:]  # until then layers come that were read while the prompt was
+        assert len(steady_B) > 1
+        assert max(steady_B) <= shared_B + most * CHOSEN * one_B + 64 * LAYERS
+        assert most > 1 or min(steady_B) >= shared_B + CHOSEN * one_B - 64 * LAYERS
+    lm.close()
+    stream.close()
+
+
 @pytest.mark.parametrize("family", ["mixtral", "gpt_oss"])
 @pytest.mark.parametrize("quant", ["int8", "nf4"])
 @pytest.mark.usefixtures("poisoned")
@@ -172,29 +203,20 @@ def mixture(tmp_path: Path) -> Iterator[PreTrainedModel]:
     offload.stream_of(model).close()
 
 
-@pytest.mark.parametrize("fault", ["EIO", "end of file", "exception"])
+@pytest.mark.parametrize("fault", FAULTS)
 def test_a_read_of_experts_that_fails_ends_the_sweep_and_the_next_one_is_right(
     fault: str, mixture: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected, real, read_experts, reading = logits_of(mixture, ONE), os.preadv, LayerStream._read_experts, Event()
+    expected, read_experts, reading = logits_of(mixture, ONE), LayerStream._read_experts, Event()
 
     def watched(self: LayerStream, slot: Slot, wanted: frozenset[int]) -> None:
         reading.set()
         read_experts(self, slot, wanted)
         reading.clear()
 
-    def preadv(fd: int, views: Sequence[memoryview], offset: int) -> int:
-        if not reading.is_set():
-            return real(fd, views, offset)
-        if fault == "EIO":
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-        if fault == "exception":
-            raise ArithmeticError("a bug in the reader")
-        return 0
-
     with monkeypatch.context() as faulty:
         faulty.setattr(LayerStream, "_read_experts", watched)
-        faulty.setattr(os, "preadv", preadv)
+        fail_reads(faulty, fault, reading.is_set)
         with pytest.raises(OffloadError, match="ArithmeticError" if fault == "exception" else r"\(layer 0\)"):
             logits_of(mixture, ONE)
     for _ in range(2):

@@ -1,0 +1,54 @@
+"""Faults of disks for tests, put below the loop that checks reads: `os.preadv` itself goes wrong."""
+
+import errno
+import os
+import random
+import time
+from collections.abc import Callable, Sequence
+from itertools import count
+
+import pytest
+
+Views = Sequence[memoryview]
+Preadv = Callable[[int, Views, int], int]
+
+FAULTS = ("EIO", "end of file", "exception")
+
+
+def fail_reads(monkeypatch: pytest.MonkeyPatch, fault: str, due: Callable[[], bool]) -> None:
+    """Every read at whose beginning `due` says so fails."""
+    real: Preadv = os.preadv
+
+    def preadv(fd: int, views: Views, offset: int) -> int:
+        if not due():
+            return real(fd, views, offset)
+        if fault == "EIO":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        if fault == "exception":
+            raise ArithmeticError("a bug in the reader")
+        return 0
+
+    monkeypatch.setattr(os, "preadv", preadv)
+
+
+def from_the(nth: int) -> Callable[[], bool]:
+    """True from the nth time on."""
+    calls = count(1)
+    return lambda: next(calls) >= nth
+
+
+def slow_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every read takes its time and brings only some of what it was asked for."""
+    real: Preadv = os.preadv
+    chance = random.Random(0)
+
+    def preadv(fd: int, views: Views, offset: int) -> int:
+        time.sleep(chance.random() / 200)
+        return real(fd, [views[0][: chance.randint(1, views[0].nbytes)]], offset)
+
+    monkeypatch.setattr(os, "preadv", preadv)
+
+
+def is_told(fault: str, said: str) -> bool:
+    """Does an error name what went wrong: the exception, or file and layer?"""
+    return "ArithmeticError" in said if fault == "exception" else ".safetensors at byte" in said and "(layer " in said
