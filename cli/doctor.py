@@ -139,11 +139,14 @@ def _measured(path: Path | None) -> Iterator[Check]:
         fix = "The GPU may sit in a slot with few lanes, or save power: check it under load." if narrow else None
         yield Check("link", "warn" if narrow else "ok", f"{format_bytes(link_Bps)}/s from pinned RAM to the GPU", fix)
     from offload.probe import probe_arithmetic, probe_unpack
+    from offload.skeleton import DTYPES
+    from specexec.widened import linears
 
     device = "cuda" if cuda else "cpu"
     for dtype in ("f32", "bf16"):
-        arithmetic[f"{device}/{dtype}"] = one = probe_arithmetic(device, dtype, 1.0)
-        slow = one.flops < arithmetic[f"{device}/f32"].flops
+        with linears(torch.device(device), DTYPES[dtype]):
+            arithmetic[f"{device}/{dtype}"] = one = probe_arithmetic(device, dtype, 1.0)
+        slow = one.flops < arithmetic[f"{device}/f32"].flops / 2
         yield Check(
             f"{device} {dtype}",
             "warn" if slow else "ok",

@@ -30,6 +30,7 @@ from offload.probe import probe_arithmetic, probe_disk, probe_unpack
 from offload.shards import Folder, open_folder
 from offload.speeds import Disk, Speeds, disk_key, load_speeds, save_speeds
 from offload.store import Arena
+from specexec.widened import linears
 
 
 @dataclass
@@ -75,7 +76,8 @@ def main(
     model = offload.load(folder, "disk", ram_B=ram, ctx=2048)
     stream = offload.stream_of(model)
     dtype = {torch.bfloat16: "bf16", torch.float16: "f16", torch.float32: "f32"}[model.dtype]
-    arithmetic = probe_arithmetic("cpu", dtype)
+    with linears(model.device, model.dtype):
+        arithmetic = probe_arithmetic("cpu", dtype)
     unpack_Bps = {f"cpu/{scheme}": Bps for scheme, Bps in probe_unpack("cpu").items()} if is_quantised(checked) else {}
     limits = ceilings(
         Speeds({disk_key(folder): disk}, None, {f"cpu/{dtype}": arithmetic}, "", unpack_Bps),
@@ -123,22 +125,28 @@ def _measure(
     with torch.no_grad():
         for warm in (model, whole):  # opens files, touches buffers
             if warm is not None:
-                warm(tokens)
+                _sweep(warm, tokens)
         for turn in range(pairs):
             _settle(stream)
             drop_cache(checked.file_sizes)
             found.disk.append(timed(lambda: read_plainly(plain, arena, checked.file_sizes, stream.bytes_per_sweep)))
             if whole is not None:
-                found.compute.append(timed(lambda: whole(tokens)))
-            model(tokens)  # the ring was full after the pause; what counts is the steady state
+                found.compute.append(timed(lambda: _sweep(whole, tokens)))
+            _sweep(model, tokens)  # the ring was full after the pause; what counts is the steady state
             before = stream.stats()
-            found.sweep.append(timed(lambda: model(tokens)))
+            found.sweep.append(timed(lambda: _sweep(model, tokens)))
             found.waited.append(stream.stats().wait_s - before.wait_s)
             for peer in peers if turn < peer_rounds else []:
                 _settle(stream)
                 found.peers.setdefault(peer.name, []).append(peer.sweep_s(tokens))
     plain.close()
     return found
+
+
+def _sweep(model: PreTrainedModel, tokens: torch.Tensor) -> None:
+    """As the engine does it; peers multiply in their own way."""
+    with linears(model.device, model.dtype):
+        model(tokens)
 
 
 def _tell(

@@ -15,6 +15,7 @@ from statistics import median
 import click
 import torch
 from timing import SPAN_B, TILE, drop_cache, knee, read_plainly, spread, timed
+from transformers import PreTrainedModel
 
 import offload
 from offload.files import Files
@@ -27,8 +28,10 @@ from offload.placement import Placement
 from offload.placing import place
 from offload.probe import probe_arithmetic, probe_disk, probe_unpack
 from offload.shards import Folder, open_folder
+from offload.skeleton import DTYPES
 from offload.speeds import Arithmetic, Disk, Speeds, disk_key, load_speeds, save_speeds
 from offload.store import Arena
+from specexec.widened import linears
 
 CTX = 2048
 PROBE_s = 0.6
@@ -53,10 +56,12 @@ class Probe:
         drop_cache(self.folder.file_sizes)
         wanted_B = int(self.disk.Bps * PROBE_s)
         read_s = timed(lambda: read_plainly(self._files, self._arena, self.folder.file_sizes, wanted_B))
+        with linears(torch.device("cpu"), DTYPES[self.dtype]):
+            arithmetic = probe_arithmetic("cpu", self.dtype, PROBE_s)
         return Speeds(
             {"here": Disk(wanted_B / read_s, self.disk.reading)},
             None,
-            {f"cpu/{self.dtype}": probe_arithmetic("cpu", self.dtype, PROBE_s)},
+            {f"cpu/{self.dtype}": arithmetic},
             "",
             {f"cpu/{scheme}": Bps for scheme, Bps in probe_unpack("cpu", PROBE_s).items()},
         )
@@ -103,12 +108,12 @@ def _packed(checked: Folder, form: Format) -> Path:
 
 
 def _compare(
-    model: torch.nn.Module, probe: Probe, placement: Placement, work: Work, rows: int, sweeps: int, turns: int
+    model: PreTrainedModel, probe: Probe, placement: Placement, work: Work, rows: int, sweeps: int, turns: int
 ) -> tuple[list[tuple[str, float]], list[float]]:
     """Bound and predicted seconds, and measured ones, turn by turn."""
     tokens = (torch.arange(rows) % 100)[None]
     probes, took = [probe.speeds()], []
-    with torch.no_grad():
+    with torch.no_grad(), linears(model.device, model.dtype):
         for _ in range(turns):
             model(tokens)  # the ring was full after the pause; what counts is the steady state
             took.append(median(timed(lambda: model(tokens)) for _ in range(sweeps)))

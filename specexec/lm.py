@@ -10,7 +10,7 @@ import copy
 import threading
 from collections.abc import Sequence as Items
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import MoeModelOutputWithPast
 
-from specexec import attention, tiles
+from specexec import attention, tiles, widened
 from specexec.architecture import LayerKind, check_tree_support, longest_text
 from specexec.attention import Style, Visibility
 from specexec.cache import KVCache
@@ -116,15 +116,28 @@ class TreeLM:
             setattr(layer, "own_rows", packed.count)  # noqa: B010
         input_ids = tiles.filled_up(packed.tokens_R).unsqueeze(0)
         position_ids = tiles.filled_up(packed.positions_R).unsqueeze(0)
-        with tiles.RowTiles() if self._experts else nullcontext():
+        with self._linears():
             output = self._trunk(input_ids=input_ids, position_ids=position_ids, use_cache=False, sweep=packed)
         hidden_RH: Tensor = output.last_hidden_state[0, : packed.count]
         return hidden_RH
 
     @torch.no_grad()
-    def head(self, hidden_RH: Tensor) -> Tensor:
-        """Logits [R, V] in float32, by the model's own head code (soft-caps and scales included)."""
-        return tiles.tiled(lambda part: self._head(inputs_embeds=part.unsqueeze(0)).logits[0].float(), hidden_RH)
+    def head(self, hidden_RH: Tensor, head: PreTrainedModel | None = None) -> Tensor:
+        """Logits [R, V] in float32, by the model's own head code (soft-caps and scales included).
+
+        `head`: what `head_alone` made of the model, with another head in it.
+        """
+        own = head or self._head
+        with self._linears():
+            return tiles.tiled(lambda part: own(inputs_embeds=part.unsqueeze(0)).logits[0].float(), hidden_RH)
+
+    def _linears(self) -> ExitStack:
+        """While this is open linears run in the way that is quick here and the same for any number of rows."""
+        with ExitStack() as ways:
+            ways.enter_context(widened.linears(self.device, self.model.dtype))
+            if self._experts:
+                ways.enter_context(tiles.RowTiles())
+            return ways.pop_all()
 
     def close(self) -> None:
         """Let the worker thread go."""

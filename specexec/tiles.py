@@ -38,7 +38,11 @@ def tiled(linear: Callable[[Tensor], Tensor], rows_RI: Tensor) -> Tensor:
 
 
 class RowTiles(TorchFunctionMode):
-    """While active, every linear runs in tiles: for models whose experts each see a few rows of their own."""
+    """While active, every linear runs in tiles: for models whose experts each see a few rows of their own.
+
+    On a CPU transformers' grouped multiplication of all experts is a loop over them, each with the rows it has: so is
+    this.
+    """
 
     def __torch_function__(
         self,
@@ -47,10 +51,29 @@ class RowTiles(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if func is not nn.functional.linear or args[0].numel() == 0:
-            return func(*args, **(kwargs or {}))
-        rows, *rest = args
-        flat = rows.reshape(-1, rows.shape[-1])
-        if len(flat) % TILE == 0 and len(flat) <= CHUNK:
-            return func(*args, **(kwargs or {}))
-        return tiled(lambda part: func(part, *rest, **(kwargs or {})), flat).reshape(*rows.shape[:-1], -1)
+        if func is nn.functional.linear:
+            return _linear(*args, **(kwargs or {}))
+        if func is torch._grouped_mm and args[0].device.type == "cpu":
+            return _grouped(args[0], args[1], (kwargs or {})["offs"])
+        return func(*args, **(kwargs or {}))
+
+
+def _linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    flat = rows.reshape(-1, rows.shape[-1])
+    if len(flat) % TILE == 0 and len(flat) <= CHUNK:
+        return nn.functional.linear(rows, weight, bias)
+    return tiled(lambda part: nn.functional.linear(part, weight, bias), flat).reshape(*rows.shape[:-1], -1)
+
+
+def _grouped(rows_RI: Tensor, weight_EIO: Tensor, ends_E: Tensor) -> Tensor:
+    """Rows up to the first end meet the first expert, and so on; [R, O].
+
+    Experts without rows are not touched, for their weights may not be there; rows after the last end give zeros.
+    """
+    found_RO = rows_RI.new_zeros(len(rows_RI), weight_EIO.shape[-1])
+    start = 0
+    for expert, end in enumerate(ends_E.tolist()):
+        if start < end:
+            found_RO[start:end] = _linear(rows_RI[start:end], weight_EIO[expert].t())
+        start = end
+    return found_RO

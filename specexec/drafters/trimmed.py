@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from specexec import tiles
 from specexec.errors import BadDrafter
 from specexec.learned import Arrays, sound
 from specexec.lm import TreeLM, head_alone
@@ -82,7 +81,7 @@ class TrimmedHead:
         self.most = min(most, vocabulary)
         self.ids_S = torch.zeros(0, dtype=torch.long, device=lm.device)
         self._vocabulary, self._always, self._memory = vocabulary, list(always), memory
-        self._rows, self._head = _Rows(whole), head_alone(lm.model)
+        self._lm, self._rows, self._head = lm, _Rows(whole), head_alone(lm.model)
         name = next(name for name, module in lm.model.named_children() if module is whole)
         self._head._modules[name] = self._rows
         self._known_V = np.zeros(vocabulary, bool)
@@ -118,10 +117,9 @@ class TrimmedHead:
         if self._chosen_V.sum() > MEMORY:
             self._chosen_V /= 2
 
-    @torch.no_grad()
     def logits(self, hidden_NH: Tensor) -> Tensor:
         """Those of `ids_S`, [N, S] float32, by the model's own head code."""
-        return tiles.tiled(lambda part: self._head(inputs_embeds=part.unsqueeze(0)).logits[0].float(), hidden_NH)
+        return self._lm.head(hidden_NH, self._head)
 
     def widened(self, logits_NS: Tensor) -> Tensor:
         """The same among those of all tokens, [N, V]: -inf for the others."""
