@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from specexec.workspace import WIDENED
+
 STEP = 128  # outputs of a thread's block: 2048 inputs make a megabyte of float32, the second cache of common CPUs
 # What a CPU must have, any of it, to be quicker without us.
 KERNELS = {torch.bfloat16: ("avx512_bf16", "amx_bf16"), torch.float16: ("avx512_fp16", "amx_fp16")}
@@ -40,7 +42,7 @@ def linear(rows: Tensor, weight_OI: Tensor, bias: Tensor | None = None) -> Tenso
     O, I = weight_OI.shape
     rows_IR = rows.reshape(-1, I).t().float().contiguous()
     products_OR = rows_IR.new_empty(O, rows_IR.shape[1])
-    step = min(STEP * torch.get_num_threads(), O)
+    step = max(1, min(STEP * torch.get_num_threads(), WIDENED // I, O))
     block_OI = rows_IR.new_empty(step, I)
     for narrow_OI, found_OR in zip(weight_OI.split(step), products_OR.split(step), strict=True):
         torch.mm(block_OI[: len(narrow_OI)].copy_(narrow_OI), rows_IR, out=found_OR)

@@ -15,6 +15,7 @@ from specexec.budget import MOST_NODES
 CHUNK = 256  # rows that run through a layer, or through one linear, at a time
 QUERY_BLOCK = 256  # query rows and
 KEY_BLOCK = 1024  # keys of one block of attention
+WIDENED = 1 << 22  # weights of 16 bits that are there in float32 at a time, at most
 HEAD_ROWS = 64  # rows whose logits exist at a time
 GROWTH_ROWS = 256  # keys and values grow by whole multiples: a copy so often is nothing beside a sweep
 BEAMS = 128  # nodes that a drafter is asked about at a time
@@ -139,8 +140,9 @@ def _norm_B(widths: Widths) -> int:
 
 
 def _mlp_B(widths: Widths, rows: int) -> int:
-    """Gate, up and their product; linears of 16 bits sum in float32."""
-    return min(rows, CHUNK) * widths.ff * (3 * widths.item_B + F32_B)
+    """Gate, up and their product; linears of 16 bits sum in float32, on some CPUs of weights in float32."""
+    widened_B = min(WIDENED, widths.ff * widths.hidden) * F32_B if widths.item_B < F32_B else 0
+    return min(rows, CHUNK) * widths.ff * (3 * widths.item_B + F32_B) + widened_B
 
 
 def _attention_B(widths: Widths, rows: int) -> int:
