@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from offload.errors import OffloadError
-from offload.forecast import Ceilings, Forecast, forecast
+from offload.forecast import Ceilings, Forecast, Moved, Work, forecast, moved
 from offload.formats import FORMATS, Format, FourBits, is_quantised, need_in, with_head, work_of
 from offload.placement import Free, Need, Placement
 from offload.placing import place
@@ -18,6 +18,7 @@ MODES: tuple[Mode, ...] = ("none", "ram", "disk")
 # What drafters of one family reach; the range is for people, `bench` measures.
 TOKENS_PER_SWEEP = (5, 10)
 ROWS = 64
+FEW = (1, 4, 16, 64)
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Row:
     form: Format
     head: FourBits
     need: Need
+    work: Work
     placement: Placement | None
     forecast: Forecast | None
     refusal: OffloadError | None
@@ -38,6 +40,14 @@ class Row:
         if self.forecast is None:
             return None
         return TOKENS_PER_SWEEP[0] / self.forecast.sweep_s, TOKENS_PER_SWEEP[1] / self.forecast.sweep_s
+
+    @property
+    def moved(self) -> list[Moved]:
+        """What sweeps of more and more rows bring, until all experts come ahead; without experts one is like any."""
+        if self.placement is None:
+            return []
+        most = self.work.routing.many
+        return [moved(self.placement, self.work, rows) for rows in (*(n for n in FEW if n < most), most)]
 
 
 def outlook(
@@ -63,9 +73,10 @@ def outlook(
             try:
                 placement = place(need, free, mode)
             except OffloadError as refusal:
-                rows.append(Row(mode, form, head, need, None, None, refusal))
+                rows.append(Row(mode, form, head, need, work, None, None, refusal))
             else:
-                rows.append(Row(mode, form, head, need, placement, forecast(placement, work, ceilings, ROWS), None))
+                told = forecast(placement, work, ceilings, ROWS)
+                rows.append(Row(mode, form, head, need, work, placement, told, None))
     return rows
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 import click
@@ -173,7 +173,7 @@ def _page(
     else:
         assert chosen.placement is not None
         lines += [f"Best here: {chosen.placement.summary}", *(f"  {line}" for line in commands_for(model, chosen))]
-        lines += [f"  {line}" for line in _parts(chosen.placement)]
+        lines += [f"  {line}" for line in (*_parts(chosen.placement), *_by_rows(chosen))]
     low, high = TOKENS_PER_SWEEP
     lines.append(f"Weights and cache are exact; tok/s assumes {low} to {high} accepted tokens per sweep.")
     if speeds.assumed:
@@ -191,6 +191,22 @@ def _parts(placement: Placement) -> list[str]:
         for side, parts_B in sides.items()
         if parts_B
     ]
+
+
+def _by_rows(row: Row) -> list[str]:
+    """What sweeps of different sizes bring, where that differs: among experts that travel."""
+    from offload.placement import size
+
+    routing, told = row.work.routing, row.moved
+    if len(told) < 2 or not told[-1].disk_B + told[-1].link_B:
+        return []
+    brought = []
+    for one in told:
+        ways = [(one.disk_B, "from disk"), (one.link_B, "over the link")]
+        amount = " and ".join(f"{size(nbytes)} {way}" for nbytes, way in ways if nbytes)
+        brought.append(f"{amount} for {one.rows} row{'s' if one.rows > 1 else ''}")
+    each = f"{routing.chosen} of {routing.experts} for each"
+    return [f"Experts come when rows are sent to them, {each}. A sweep brings {', '.join(brought)} or more."]
 
 
 def commands_for(model: str, row: Row) -> list[str]:
@@ -243,6 +259,7 @@ def _record(
                 "sweep_s": row.forecast and row.forecast.sweep_s,
                 "bound": row.forecast and row.forecast.bound,
                 "tokens_per_s": row.tokens_per_s,
+                "moved_by_rows": [asdict(one) for one in row.moved],
             }
             for row in rows
         ],

@@ -106,14 +106,31 @@ def ceilings(speeds: Speeds, disk: str, device: str, dtype: str) -> Ceilings:
     )
 
 
+@dataclass(frozen=True)
+class Moved:
+    """Bytes that a sweep over `rows` is expected to bring; keys and values of a full context cross the link too."""
+
+    rows: int
+    disk_B: int
+    link_B: int
+
+
+def moved(placement: Placement, work: Work, rows: int) -> Moved:
+    """Fewer rows visit fewer experts; without experts every sweep brings the same."""
+    weights_B = placement.link_B - placement.cache_link_B
+    share = work.share(rows)
+    return Moved(rows, round(share * placement.disk_B), round(share * weights_B) + placement.cache_link_B)
+
+
 def forecast(placement: Placement, work: Work, ceilings: Ceilings, rows: int) -> Forecast:
     """A sweep over `rows` tokens in the steady state, when the first layers were read ahead."""
     unpack_s = sum(nbytes / ceilings.unpack_Bps[scheme] for scheme, nbytes in work.unpacked(rows).items())
     weights_B = placement.link_B - placement.cache_link_B
     fetched = work.experts_share * work.visited(rows) if work.routing.on_demand(rows) else 0.0
+    now = moved(placement, work, rows)
     return Forecast(
-        work.share(rows) * placement.disk_B / ceilings.disk_Bps,
-        (work.share(rows) * weights_B + placement.cache_link_B) / ceilings.link_Bps,
+        now.disk_B / ceilings.disk_Bps,
+        now.link_B / ceilings.link_Bps,
         _multiply_s(work, ceilings.arithmetic, rows) + unpack_s,
         fetched * max(placement.disk_B / ceilings.disk_Bps, weights_B / ceilings.link_Bps),
     )

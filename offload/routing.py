@@ -31,6 +31,14 @@ class Routing:
         """Should a sweep over so many rows fetch experts once they are chosen, not all of them ahead?"""
         return np.asarray(self.touched(rows) <= WORTH * self.experts)
 
+    @property
+    def many(self) -> int:
+        """The fewest rows for which all experts come ahead."""
+        rows = 1
+        while self.on_demand(rows):
+            rows += 1
+        return rows
+
     def share(self, rows: ArrayLike) -> NDArray[np.float64]:
         """The part of the experts' bytes that such a sweep is expected to bring."""
         return np.where(self.on_demand(rows), self.touched(rows) / self.experts, 1.0)

@@ -20,7 +20,7 @@ from offload.listing import item_B, list_model
 from offload.model import load, stream_of
 from offload.pack import pack
 from offload.pack import plan as pack_plan
-from offload.placement import Free, GiB, Need
+from offload.placement import Free, GiB, Need, size
 from offload.placing import place
 from offload.probe import READINGS, Trial, choose, probe_disk, probe_unpack, write_sample
 from offload.routing import Routing
@@ -137,6 +137,29 @@ def test_what_is_unpacked_is_every_matrix_by_its_scheme(form: Format, folder: Pa
     assert found.unpacked_B == told.unpacked_B
     assert found.weights_B == pytest.approx(told.weights_B, rel=0.02)  # norms are counted where headers show them
     assert set(told.unpacked_B) == {form} - {"none"}
+
+
+def test_plan_says_what_sweeps_of_different_sizes_bring(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny("qwen3_moe", tmp_path / "m", num_experts=128, num_experts_per_tok=8)
+    run = ["plan", str(tmp_path / "m"), "--offline", "--ctx", "64", "-b", "4", "--ram", "30MB", "--disk", "1.5GB/s"]
+    assert main(run) == 0
+    shown = next(line for line in capsys.readouterr().out.splitlines() if "Experts" in line)
+    assert main([*run, "--json"]) == 0
+    row = next(
+        r for r in json.loads(capsys.readouterr().out)["rows"] if r["offload"] == "disk" and r["quant"] == "none"
+    )
+    told = {one["rows"]: one["disk_B"] for one in row["moved_by_rows"]}
+    assert [*told] == [1, 4, 16, 22]
+    assert told[22] == row["disk_B_per_sweep"]
+    model = load(tmp_path / "m", "disk", ctx=64)
+    stream = stream_of(model)
+    for count, disk_B in told.items():
+        assert disk_B == pytest.approx(row["disk_B_per_sweep"] * float(stream.share(count)), rel=0.02)
+        assert f"{size(disk_B)} from disk for {count} row" in shown
+    stream.close()
+    tiny("llama", tmp_path / "dense")
+    assert main(["plan", str(tmp_path / "dense"), "--offline", "--ram", "12MB", "--ctx", "64", "-b", "4"]) == 0
+    assert "Experts" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3"])
