@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from offload.errors import OffloadError
@@ -19,6 +19,15 @@ MODES: tuple[Mode, ...] = ("none", "ram", "disk")
 TOKENS_PER_SWEEP = (5, 10)
 ROWS = 64
 FEW = (1, 4, 16, 64)
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Memory that goes to others than the model and its text: where the computation is, in RAM, to keys of guesses."""
+
+    B: Mapping[str, int] = field(default_factory=dict)
+    ram_B: Mapping[str, int] = field(default_factory=dict)
+    guesses_B: int = 0
 
 
 @dataclass(frozen=True)
@@ -56,9 +65,8 @@ def outlook(
     ceilings: Ceilings,
     item_B: int,
     ctx: int,
-    beside_B: Mapping[str, int],
+    beside: Beside,
     every: bool,
-    guesses_B: int = 0,
     head: FourBits = "none",
 ) -> list[Row]:
     """All combinations of offload and format, the checkpoint's own format first."""
@@ -66,8 +74,13 @@ def outlook(
     rows = []
     free = replace(free, disk_Bps=ceilings.disk_Bps, link_Bps=ceilings.link_Bps)
     for form in forms:
-        whole = need_in(folder, form, item_B, ctx, beside_B)
-        need = replace(with_head(folder, whole, head, item_B), guesses_B=guesses_B, cache_moves=True)
+        whole = need_in(folder, form, item_B, ctx, beside.B)
+        need = replace(
+            with_head(folder, whole, head, item_B),
+            guesses_B=beside.guesses_B,
+            cache_moves=True,
+            beside_ram_B=beside.ram_B,
+        )
         work = work_of(folder, form, item_B, head)
         for mode in MODES:
             try:

@@ -15,7 +15,7 @@ from cli.quantities import format_bytes, parse_size_B
 from cli.verbosity import json_option, verbosity_options
 
 if TYPE_CHECKING:
-    from cli.outlook import Row
+    from cli.outlook import Beside, Row
     from offload.forecast import Ceilings
     from offload.formats import FourBits
     from offload.placement import Free, Placement
@@ -69,8 +69,8 @@ def plan(
         disk_Bps=disk or here.ceilings.disk_Bps,
         assumed=tuple(name for name in here.ceilings.assumed if not told.get(name)),
     )
-    beside_B, guesses_B = _beside_B(model, folder, here.free, ctx, budget, drafter_quant, offline)
-    rows = outlook(folder, here.free, speeds, item_B(folder), ctx, beside_B, every, guesses_B, head_quant)
+    beside = _beside(model, folder, here.free, ctx, budget, drafter_quant, offline)
+    rows = outlook(folder, here.free, speeds, item_B(folder), ctx, beside, every, head_quant)
     chosen = best(rows)
     if as_json:
         asked = {"gpu": gpu, "link": link, "disk": disk, "ram": ram, "vram": vram, "ctx": ctx, "budget": budget,
@@ -82,11 +82,12 @@ def plan(
         click.echo(line)
 
 
-def _beside_B(
+def _beside(
     model: str, folder: Folder, free: Free, ctx: int, budget: Nodes, drafter_quant: FourBits, offline: bool
-) -> tuple[dict[str, int], int]:
+) -> Beside:
     """What a sweep and the paired drafter take, and keys and values of guesses, by the same sums as loading."""
-    from offload.formats import resident_B
+    from cli.outlook import Beside
+    from offload.formats import looked_up_B, resident_B
     from offload.listing import item_B, list_drafter
     from offload.need import cache_B
     from specexec.workspace import drafting_B, guesses_B, nodes_of, widths_of, workspace
@@ -97,10 +98,15 @@ def _beside_B(
     free_B = free.ram_B if free.vram_B is None else free.vram_B
     nodes = nodes_of(budget, widths(folder), ctx, free_B)
     sibling = list_drafter(model, offline=offline)
-    drafter_B = 0
+    drafter_B = embeddings_B = 0
     if sibling is not None:
+        embeddings_B = looked_up_B(sibling, drafter_quant, item_B(sibling))
         drafter_B = resident_B(sibling, drafter_quant, item_B(sibling), ctx) + drafting_B(widths(sibling), ctx, nodes)
-    return {**workspace(widths(folder), ctx, nodes), "drafter": drafter_B}, guesses_B(widths(folder), ctx, nodes)
+    return Beside(
+        {**workspace(widths(folder), ctx, nodes), "drafter": drafter_B - embeddings_B},
+        {"embeddings of the drafter": embeddings_B},
+        guesses_B(widths(folder), ctx, nodes),
+    )
 
 
 class _Machine:

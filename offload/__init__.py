@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from offload.carrier import carrier_for
     from offload.custom import running_code
     from offload.errors import OffloadError, ReadFailed
-    from offload.formats import FourBits, is_quantised, resident_B, with_head
+    from offload.formats import FourBits, is_quantised, looked_up_B, resident_B, with_head
     from offload.hardware import free_memory
     from offload.lender import StreamStats
     from offload.listing import item_B
@@ -50,6 +50,7 @@ __all__ = [
     "is_quantised",
     "item_B",
     "load",
+    "looked_up_B",
     "need_of",
     "open_folder",
     "place",
@@ -85,6 +86,7 @@ _HOMES = {
     "need_of": "need",
     "open_folder": "shards",
     "place": "placing",
+    "looked_up_B": "formats",
     "resident_B": "formats",
     "resolve": "names",
     "running_code": "custom",

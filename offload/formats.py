@@ -77,6 +77,12 @@ def resident_B(folder: Folder, form: FourBits, item_B: int, ctx: int) -> int:
     return need.resident_B - layers_B + layers_B * 9 // (16 * item_B) + RING * need.widest_B
 
 
+def looked_up_B(folder: Folder, form: FourBits, item_B: int) -> int:
+    """The part of `resident_B` that stays in RAM beside a GPU: embeddings that are not the head too, if left whole."""
+    need = need_of(folder, item_B, 0)
+    return need.embeddings_B if form == "none" and need.head_B else 0
+
+
 def work_of(folder: Folder, form: Format, item_B: int, head: FourBits = "none") -> Work:
     """What a sweep multiplies: every matrix but the embeddings, and the head."""
     plain = need_of(folder, item_B, 1)

@@ -90,6 +90,7 @@ def load(
     guesses_B: int = 0,
     cache_moves: bool = False,
     beside_B: Mapping[str, int] | None = None,
+    beside_ram_B: Mapping[str, int] | None = None,
     head_quant: FourBits = "none",
     told: Callable[[int, int], None] | None = None,
     trust_remote_code: bool = False,
@@ -97,10 +98,11 @@ def load(
     """A transformers model that computes exactly what the checkpoint says, in the memory that it was given.
 
     `head_quant` nf4 makes it another model: its head rounded to four bits, a copy where embeddings are tied to it.
-    `beside_B` is what the caller will need beside it (drafter, trees), by what it is for, and `guesses_B` keys and
-    values beyond `ctx` tokens; `ram_B` and `vram_B` replace what is measured. `cache_moves`: the caller keeps the keys
-    and values of each layer where the placement's `caches` say, so that they may be told to live in RAM. `told` hears
-    how many of the layers that stay in memory are there, and of how many.
+    `beside_B` is what the caller will need beside it where it computes (drafter, trees), by what it is for,
+    `beside_ram_B` what it keeps in RAM wherever that is, `guesses_B` keys and values beyond `ctx` tokens. `ram_B`
+    and `vram_B` replace what is measured. `cache_moves`: the caller keeps the keys and values of each layer where the
+    placement's `caches` say, so that they may be told to live in RAM. `told` hears how many of the layers that stay in
+    memory are there, and of how many.
     `trust_remote_code` lets transformers run Python that lies in the folder.
     """
     give_back_large_memory()
@@ -109,7 +111,8 @@ def load(
     checkpoint = lay_out(folder, skeleton.model, skeleton.layers, skeleton.dtype)
     reading = reading_for(folder.path)
     need = with_head(folder, _need(checkpoint, skeleton, ctx, reading), head_quant, skeleton.dtype.itemsize)
-    need = replace(need, guesses_B=guesses_B, cache_moves=cache_moves, beside_B=beside_B or {})
+    need = replace(need, guesses_B=guesses_B, cache_moves=cache_moves)
+    need = replace(need, beside_B=beside_B or {}, beside_ram_B=beside_ram_B or {})
     placement = place(need, _with_speeds(free_memory(device, ram_B, vram_B), folder.path), offload)
     log.info("%s", placement.summary)
     with ExitStack() as undo, _memory_for(placement):

@@ -46,12 +46,15 @@ class Need:
     """A head that is quantised on its way into memory, as it is read."""
     beside_B: Mapping[str, int] = field(default_factory=dict)
     """What the caller takes beside the model (drafter, trees, logits), by what it is for."""
+    beside_ram_B: Mapping[str, int] = field(default_factory=dict)
+    """What of that lies in RAM even while a GPU computes."""
 
     @property
     def resident_B(self) -> int:
         """All of it in memory, once it has been read."""
         fixed_B = self.embeddings_B + self.norms_B + self.head_B + self.head_rows_B + self.dense_B
-        return sum(self.layers_B) + fixed_B + self.cache_B + self.guesses_B + sum(self.beside_B.values())
+        beside_B = sum(self.beside_B.values()) + sum(self.beside_ram_B.values())
+        return sum(self.layers_B) + fixed_B + self.cache_B + self.guesses_B + beside_B
 
     @property
     def layer_cache_B(self) -> int:
@@ -159,15 +162,15 @@ class Placement:
         if not self.on_gpu:
             kept_B = self.kept_B("device")
             on_the_way_B = max(0, need.head_passing_B - later_B - kept_B)
+            computing_B = {**self._computing_B, **need.beside_ram_B}
             return _present(
-                {"layers that stay": kept_B, **streamed, **self._computing_B, "weights on their way": on_the_way_B}
+                {"layers that stay": kept_B, **streamed, **computing_B, "weights on their way": on_the_way_B}
             )
         # On their way to the device, weights pass through host memory one block at a time.
         on_the_way_B = max(0, max(need.widest_B, need.head_passing_B or need.head_B or need.embeddings_B) - later_B)
         embeddings_B = need.embeddings_B if self.embeddings_in_ram else 0
-        return _present(
-            {**streamed, "embeddings": embeddings_B, **self._cache_B("ram"), "weights on their way": on_the_way_B}
-        )
+        looked_up_B = {"embeddings": embeddings_B, **need.beside_ram_B}
+        return _present({**streamed, **looked_up_B, **self._cache_B("ram"), "weights on their way": on_the_way_B})
 
     @property
     def device_parts_B(self) -> dict[str, int]:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cli.app import main
-from cli.outlook import best, outlook
+from cli.outlook import Beside, best, outlook
 from offload.files import SAFE, Reading
 from offload.forecast import ASSUMED_CPU, SCHEMES, Ceilings, Work, ceilings, forecast
 from offload.formats import FORMATS, Format, need_in, packed_size_B, work_of
@@ -89,7 +89,7 @@ def test_the_plan_places_as_loading_does(mode: str, folder: Path) -> None:
     checked = open_folder(folder)
     free = Free(4 * GiB)
     row = next(
-        row for row in outlook(checked, free, KNOWN, item_B(checked), 512, {}, False) if row.offload == mode
+        row for row in outlook(checked, free, KNOWN, item_B(checked), 512, Beside(), False) if row.offload == mode
     )  # fmt: skip
     loaded = stream_of(load(folder, mode, ctx=512, ram_B=None)).placement  # type: ignore[arg-type]  # one of the modes
     assert row.placement is not None
@@ -184,7 +184,7 @@ def test_unpacking_is_measured_for_every_scheme() -> None:
 
 
 def test_the_best_is_the_fastest_that_fits(folder: Path) -> None:
-    rows = outlook(open_folder(folder), Free(4 * GiB), KNOWN, 4, 512, {}, True)
+    rows = outlook(open_folder(folder), Free(4 * GiB), KNOWN, 4, 512, Beside(), True)
     found = best(rows)
     assert found is not None
     assert (found.offload, found.form) == ("none", "none")

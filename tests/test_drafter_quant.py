@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 import offload
 import specexec
-from offload.formats import resident_B
+from offload.formats import FourBits, resident_B
 from offload.names import demo_folder
 from offload.pack import pack, plan
+from offload.placement import Free
 from offload.shards import open_folder
 from specexec import SamplingParams
 from specexec.drafters.substitute import FourBit
 from specexec.errors import BadDrafter
+from specexec.workspace import drafting_B, widths_of
 from tests.tiny import tiny
 
 CTX = 256
@@ -56,3 +59,31 @@ def test_a_drafter_that_has_few_bits_already_is_refused(tmp_path: Path) -> None:
     pack(plan(open_folder(demo_folder("drafter")), "int8"), tmp_path / "packed")
     with pytest.raises(BadDrafter, match="is quantised already"):
         specexec.load(drafter=str(tmp_path / "packed"), drafter_quant="nf4")
+
+
+@pytest.mark.parametrize("family", ["llama", "llama_tied"])
+@pytest.mark.parametrize("quant", ["none", "nf4"])
+def test_the_embeddings_of_a_drafter_are_counted_where_they_are(
+    family: str, quant: FourBits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A CPU in the place of a GPU: a whole drafter that is not tied looks token ids up in RAM, as the target does."""
+    for module in ("offload.model.free_memory", "offload.free_memory"):
+        monkeypatch.setattr(module, lambda *_: Free(1 << 30, 1 << 30), raising=False)
+    tiny(family, tmp_path, vocab_size=4096)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(demo_folder("target") / file, tmp_path / file)
+    with specexec.load("demo", drafter=str(tmp_path), drafter_quant=quant, dtype="f32", ctx=CTX, budget=4) as llm:
+        assert llm._draft is not None
+        embeddings = llm._draft.model.get_input_embeddings()
+        placement = offload.stream_of(llm._model).placement
+        in_ram = quant == "none" and family == "llama"
+        if quant == "none":  # for four bits it is loaded on the CPU, which the stand-in cannot tell from the GPU
+            assert bool(embeddings._forward_hooks) == in_ram
+        in_ram_B = 4096 * 64 * 4 * in_ram
+        assert placement.host_parts_B.get("embeddings of the drafter", 0) == in_ram_B
+        there_B = placement.device_parts_B["drafter"]
+    held_B = sum(tensor.nbytes for tensor in llm._draft.model.parameters()) - in_ram_B
+    assert there_B >= held_B
+    folder = open_folder(tmp_path)
+    widths = widths_of(folder.config, 4, offload.cache_B(folder.config, 1, 4))
+    assert there_B + in_ram_B == resident_B(folder, quant, 4, CTX) + drafting_B(widths, CTX, 4), "and counted once"

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 import offload as weights
 from specexec.architecture import can_branch, check_tree_support, longest_text
 from specexec.budget import FIRST_NODES
-from specexec.compose.asked import Asked, beside_B, drafters_of
+from specexec.compose.asked import Asked, beside_B, beside_ram_B, drafters_of
 from specexec.compose.reading import context_for, context_of, encoding_in, encoding_of
 from specexec.compose.sources import (
     Kit,
@@ -121,6 +121,7 @@ def load(
         guesses_B=asked.guesses_B(choice, pair),
         cache_moves=branches,
         beside_B=beside_B(choice, pair, asked),
+        beside_ram_B=beside_ram_B(choice, pair, asked),
         head_quant=head_quant,
         told=told,
         trust_remote_code=trust_remote_code,

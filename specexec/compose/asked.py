@@ -53,8 +53,17 @@ def beside_B(choice: Choice, pair: weights.ModelPair, asked: Asked) -> dict[str,
     if "sibling" in choice.sources and pair.drafter is not None:
         folder = weights.open_folder(pair.drafter)
         drafter_B += weights.resident_B(folder, asked.drafter_quant, asked.item_B(folder), 0)
+        drafter_B -= weights.looked_up_B(folder, asked.drafter_quant, asked.item_B(folder))
         drafter_B += 3 * asked.draft_vocab // 2 * asked.widths(folder).hidden * asked.item_B(folder)
     return {**needed, "drafter": drafter_B}
+
+
+def beside_ram_B(choice: Choice, pair: weights.ModelPair, asked: Asked) -> dict[str, int]:
+    """What of it lies in RAM even beside a GPU: a drafter's token ids are looked up as the target's are."""
+    if "sibling" not in choice.sources or pair.drafter is None:
+        return {}
+    folder = weights.open_folder(pair.drafter)
+    return {"embeddings of the drafter": weights.looked_up_B(folder, asked.drafter_quant, asked.item_B(folder))}
 
 
 def drafters_of(choice: Choice, pair: weights.ModelPair, asked: Asked) -> list[Widths]:

@@ -14,7 +14,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 import offload as weights
 from specexec import attention
 from specexec.chain import ChainLM
-from specexec.compose.asked import Asked, beside_B
+from specexec.compose.asked import Asked, beside_B, beside_ram_B
 from specexec.compose.reading import encoding_in
 from specexec.cost import CostModel
 from specexec.defaults import stop_tokens
@@ -63,6 +63,7 @@ def picked(
             weights.with_head(folder, plain, asked.head_quant, item_B),
             guesses_B=asked.guesses_B(choice, pair),
             cache_moves=asked.branches,
+            beside_ram_B=beside_ram_B(choice, pair, asked),
         )
         try:
             return weights.place(need, free, asked.offload).offload
