@@ -98,9 +98,11 @@ def expected_error(bins: Floats) -> tuple[float, float]:
 
 def losses(scores_NC: Floats, hit_N: Ints) -> Floats:
     """-log P of the chosen candidates under every tau of the grid, [N, G]."""
-    log_probs_GNC = log_softmax(scores_NC[None] / GRID_G[:, None, None])
-    chosen_GN1 = np.take_along_axis(log_probs_GNC, hit_N[None, :, None], axis=2)
-    loss_NG: Floats = -chosen_GN1[:, :, 0].T
+    shifted_NC = scores_NC - scores_NC.max(-1, keepdims=True)
+    chosen_N = np.take_along_axis(shifted_NC, hit_N[:, None], axis=1)[:, 0]
+    loss_NG = np.empty((len(hit_N), len(GRID_G)))
+    for g, tau in enumerate(GRID_G):  # all at once would be 16 MiB of candidates, several times over
+        loss_NG[:, g] = np.log(np.exp(shifted_NC / tau).sum(-1)) - chosen_N / tau
     return np.minimum(loss_NG, 20.0)  # one freak choice must not outweigh a hundred sweeps
 
 

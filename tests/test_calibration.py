@@ -1,9 +1,11 @@
 """tau is learned from choices, quickly, and makes a drafter's confidence true."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
-from specexec.calibration import NEUTRAL_TAU, Calibration, log_softmax
+from specexec.calibration import GRID_G, NEUTRAL_TAU, Calibration, log_softmax, losses
 
 CANDIDATES = 64
 
@@ -57,3 +59,20 @@ def test_nothing_is_learned_from_nothing() -> None:
     calibration.learn(forbidden, np.array([1]), np.ones(1))
     assert calibration.tau == NEUTRAL_TAU
     assert calibration.weight == 0
+
+
+def test_learning_takes_little_beside_what_it_learns_from() -> None:
+    calibration, generator = Calibration(), np.random.default_rng(5)
+    scores_NC = -np.sort(-generator.normal(0, 3, (512, 256)), axis=1)
+    tracemalloc.start()
+    calibration.learn(scores_NC, np.zeros(512, np.int64), np.ones(512))
+    peak_B = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak_B < 3 * scores_NC.nbytes
+
+
+def test_the_loss_of_every_tau_is_that_of_its_softmax() -> None:
+    scores_NC, hit_N, _ = sweep(np.random.default_rng(6), 1.0, nodes=20)
+    for tau, loss_N in zip(GRID_G, losses(scores_NC, hit_N).T, strict=True):
+        chances_NC = np.exp(scores_NC / tau) / np.exp(scores_NC / tau).sum(1, keepdims=True)
+        assert loss_N == pytest.approx(np.minimum(-np.log(chances_NC[np.arange(20), hit_N]), 20.0))
