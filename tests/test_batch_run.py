@@ -80,9 +80,18 @@ def test_the_eta_knows_nothing_before_the_first_answer_and_narrows_with_every_on
     assert forecast.left_s(1, 10_000, 5.0) == (0.0, 0.0), "more is written than was expected"
 
 
+def test_answers_of_one_length_leave_the_speed_in_doubt() -> None:
+    forecast = Forecast(longest=512)
+    for _ in range(8):
+        forecast.learn(9)
+    low, high = forecast.left_s(36, 0, tokens_per_s=10.0) or (0.0, 0.0)
+    assert low < 0.95 * high
+    assert spelled((low, high)) == "29–36 s"
+
+
 @pytest.mark.parametrize(
     ("left", "says"),
-    [((20.2, 40.4), "20–40 s"), ((150, 330), "2–6 min"), ((4200, 6000), "1 h 10–1 h 40")],
+    [((20.2, 40.4), "20–41 s"), ((3.2, 3.3), "3–4 s"), ((150, 330), "2–6 min"), ((4200, 6000), "1 h 10–1 h 40")],
 )
 def test_an_eta_is_spelled_for_people(left: tuple[float, float], says: str) -> None:
     assert spelled(left) == says

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+LEAST_DOUBT = 0.1  # of the speed, even where all answers are of one length
+
 
 @dataclass
 class Forecast:
@@ -28,16 +30,17 @@ class Forecast:
         mean = self.total / self.count
         spread = math.sqrt(max(self.squares / self.count - mean * mean, 0.0)) if self.count > 1 else mean
         # Two standard errors: of the mean so far, and of the sum of those to come.
-        doubt = 2 * spread * math.sqrt(1 / self.count + 1 / max(items, 1))
+        doubt = max(2 * spread * math.sqrt(1 / self.count + 1 / max(items, 1)), LEAST_DOUBT * mean)
         low, high = max(mean - doubt, 0.3 * mean), min(mean + doubt, float(self.longest))
         return tuple(max(items * each - written, 0.0) / tokens_per_s for each in (low, max(high, mean)))  # type: ignore[return-value]
 
 
 def spelled(left: tuple[float, float]) -> str:
-    """1 h 10–1 h 40, 3–5 min, 20–40 s."""
+    """1 h 10–1 h 40, 3–5 min, 20–40 s: rounded outwards."""
     low, high = left
     if high < 100:
-        return f"{low:.0f}–{high:.0f} s"
+        return f"{math.floor(low)}–{math.ceil(high)} s"
+    low_min, high_min = math.floor(low / 60), math.ceil(high / 60)
     if high < 100 * 60:
-        return f"{low / 60:.0f}–{high / 60:.0f} min"
-    return "–".join(f"{int(each // 3600)} h {int(each % 3600 // 60):02d}" for each in left)
+        return f"{low_min}–{high_min} min"
+    return "–".join(f"{minutes // 60} h {minutes % 60:02d}" for minutes in (low_min, high_min))
