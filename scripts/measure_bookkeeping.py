@@ -43,6 +43,9 @@ class RandomDrafter:
         self.generator = np.random.default_rng(0)
         self.own_s = 0.0
 
+    def at_hand(self, asks: list[Ask]) -> list[Ask]:
+        return []
+
     def guess(self, asks: list[Ask], width: int) -> list[Guesses]:
         began = time.process_time()
         made = []

@@ -27,7 +27,8 @@ import specexec
 from specexec import SamplingParams
 from specexec.calibration import log_softmax
 from specexec.drafters import Ask, Guesses
-from specexec.drafters.sibling import SiblingDrafter, _Asked
+from specexec.drafters.below import Asked
+from specexec.drafters.sibling import SiblingDrafter
 from specexec.engine import Engine
 from specexec.sequence import Sequence
 from specexec.suffix import Recent, context_of
@@ -85,7 +86,7 @@ class Featured(SiblingDrafter):
 
     def _best(self, ask: Ask, hidden_NH: Tensor, width: int) -> Guesses:
         guesses = super()._best(ask, hidden_NH, width)
-        asked = self._asked[ask.sequence][-1]
+        asked = self._below[ask.sequence].asked[-1]
         x_NKF = self._features_of(ask, asked)
         self._features |= {n: (t, f) for n, t, f in zip(ask.nodes, asked.tokens_NC[:, :TOP], x_NKF, strict=True)}
         if self.fitted is not None:
@@ -96,7 +97,7 @@ class Featured(SiblingDrafter):
             )
         return guesses
 
-    def _features_of(self, ask: Ask, asked: _Asked) -> Floats:
+    def _features_of(self, ask: Ask, asked: Asked) -> Floats:
         scores_NC = np.maximum(asked.scores_NC, -1e4)
         log_probs_NC = log_softmax(scores_NC / self.calibration(ask.sequence.sampling).tau)
         x_NKF = np.zeros((len(ask.nodes), TOP, len(NAMES)))
@@ -116,7 +117,7 @@ class Featured(SiblingDrafter):
             x_NKF[row, :, 5] = [int(token) in named for token in asked.tokens_NC[row, :TOP]]
         return x_NKF
 
-    def _learn(self, sequence: Sequence, tree: TokenTree, choices_M: list[int], batches: list[_Asked]) -> None:
+    def _learn(self, sequence: Sequence, tree: TokenTree, choices_M: list[int], batches: list[Asked]) -> None:
         super()._learn(sequence, tree, choices_M, batches)
         chance = np.exp(np.minimum(tree.reach_N, 0.0)).tolist()
         for name, choice, weight in zip([ROOT, *tree.ids_N.tolist()], choices_M, [1.0, *chance], strict=True):

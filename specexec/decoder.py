@@ -31,7 +31,7 @@ from specexec.sequence import Emitted, Sequence
 from specexec.stats import Burst, Cost, Pace
 from specexec.tree import ROOT, TokenTree
 from specexec.walk import Opinion, Settle, walk
-from specexec.workspace import drafted
+from specexec.workspace import drafted, drafter_rows
 
 log = logging.getLogger(__name__)
 
@@ -174,7 +174,7 @@ class Decoder:
                 for cache in sequence.caches.values():
                     cache.forget_nodes()
             for model, cache in sequence.caches.items():
-                cache.give_back(sequence.longest + (nodes if model is self.target else drafted(nodes)))
+                cache.give_back(sequence.longest + (nodes if model is self.target else drafter_rows(nodes)))
         if self.budget == "auto":
             self._auto.most = min(MOST_NODES, nodes * len(self.live))
             return self._auto

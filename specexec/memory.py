@@ -1,4 +1,4 @@
-"""What a retrieval drafter knows beyond the conversation: the model's earlier texts and an indexed corpus. No files.
+"""What retrieval knows: the texts being written, the model's earlier ones and an indexed corpus. No files.
 
 The past is two stores: what was loaded, settled, and what this process wrote since, recent.   E entries
 """
@@ -9,11 +9,13 @@ from collections import deque
 from collections.abc import Mapping
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
 from specexec.hits import Hits
+from specexec.sequence import Sequence
 from specexec.suffix import LONGEST, RUNGS, Context, Recent, Settled
 from specexec.tree import Floats
 
@@ -21,6 +23,14 @@ HORIZONS = ("conversation", "past", "corpus")
 STANDINGS = 6
 RECYCLED_RUNGS = 3  # off the text's path a choice says something about its last few tokens only
 PAST_LIMIT = 1 << 18  # tokens of earlier texts that are kept, the latest: 2 MiB, sorted in half a second
+
+
+@dataclass
+class _Text:
+    """One text as far as it was read."""
+
+    store: Recent = field(default_factory=Recent)
+    length: int = 0
 
 
 @dataclass
@@ -33,6 +43,14 @@ class Memory:
     hits: Hits = field(default_factory=lambda: Hits(prior()))
     written: deque[Items[int]] = field(default_factory=deque)  # as much as `pack` may keep
     written_tokens: int = 0
+    texts: WeakKeyDictionary[Sequence, _Text] = field(default_factory=WeakKeyDictionary)
+
+    def text_of(self, sequence: Sequence) -> Recent:
+        """What followed what in one text, up to its present end."""
+        text = self.texts.setdefault(sequence, _Text())
+        text.store.extend(sequence.tokens, start=text.length)
+        text.length = len(sequence.tokens)
+        return text.store
 
     def recycle(self, context: Context, chosen: int) -> None:
         """The target's choice at a node that its text did not take."""

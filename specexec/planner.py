@@ -55,15 +55,21 @@ class BestFirst:
         """The most probable prefixes of all sequences together, as the drafter sees them."""
         began, rows = time.perf_counter(), sum(len(sequence.tokens) - sequence.processed for sequence in live)
         reach_N = _ranked(live)
-        for _ in range(self.depth):
+        passes = 0
+        while passes < self.depth:
             spent, chance_N = Spent(rows, len(live), time.perf_counter() - began), np.exp(reach_N[:MOST_NODES])
             horizon = budget.horizon(chance_N, spent)
             asks = self._asks(drafter, live, _bar(reach_N, horizon))
-            open_N = np.concatenate([ask.tree.reach_of(ask.nodes) for ask in asks] or [np.zeros(0)])
+            open_N, read = _reach_of(asks), drafter.at_hand(asks)
+            if read and _reach_of(read).max() == open_N.max():  # no pass; and the bar is higher when others are asked
+                self._extend(drafter, read, reach_N, AHEAD * horizon)
+                reach_N = _ranked(live)
+                continue
             asked_N = np.sort(open_N)[::-1]
             asked = budget.worth_asking(np.exp(asked_N), chance_N, spent)
             if not asked:
                 break
+            passes += 1
             asks = _likeliest(asks, open_N, asked)
             before, started = chance_N[:horizon].sum(), time.perf_counter()
             self._extend(drafter, asks, reach_N, AHEAD * horizon)
@@ -82,7 +88,7 @@ class BestFirst:
             asks = self._asks(drafter, live, _bar(reach_N, AHEAD * nodes))
             if not asks:
                 return
-            self._extend(drafter, asks, reach_N, AHEAD * nodes)
+            self._extend(drafter, drafter.at_hand(asks) or asks, reach_N, AHEAD * nodes)
 
     def _asks(self, drafter: Drafter, live: Items[Sequence], bar: float) -> list[Ask]:
         asks = [
@@ -123,6 +129,11 @@ def _ranked(live: Items[Sequence]) -> Floats:
     """The reach of the nodes of all sequences, best first, as many as a bar may ask for."""
     lost_N, most = -np.concatenate([sequence.growth.tree.reach_N for sequence in live]), AHEAD * MOST_NODES
     return -np.sort(np.partition(lost_N, most)[:most] if len(lost_N) > most else lost_N)
+
+
+def _reach_of(asks: list[Ask]) -> Floats:
+    """Of every node that is asked about, ask by ask."""
+    return np.concatenate([ask.tree.reach_of(ask.nodes) for ask in asks] or [np.zeros(0)])
 
 
 def _likeliest(asks: list[Ask], reach_N: Floats, total: int) -> list[Ask]:

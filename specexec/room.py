@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from specexec.budget import MOST_NODES
-from specexec.workspace import drafted, rows_held
+from specexec.workspace import drafter_rows, rows_held
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Room:
     def need_B(self, tokens: int, nodes: int | None = None) -> int:
         """What a text may come to take at `tokens` tokens and `nodes` guesses: a hair above the truth, never below."""
         nodes = self.least if nodes is None else nodes
-        drafts_B = self.draft_B * rows_held(tokens + drafted(nodes))
+        drafts_B = self.draft_B * rows_held(tokens + drafter_rows(nodes))
         return self.token_B * rows_held(tokens + nodes) + drafts_B + self.node_B * nodes + self.text_B
 
     def holds(self, lengths: Iterable[int], nodes: int | None = None) -> bool:

@@ -49,6 +49,13 @@ def then(context: Context, token: int) -> Context:
     return (token, *context[:-1])
 
 
+class Follower(NamedTuple):
+    """The likeliest next token, and the rung of the longest match that says so."""
+
+    rung: int
+    token: int
+
+
 class Store(Protocol):
     """Anything that remembers what followed."""
 
@@ -96,6 +103,10 @@ class Recent:
             self.add(context, token)
             context = then(context, token)
 
+    def after(self, key: int) -> int | dict[int, int] | None:
+        """What followed the n-gram of this hash: a token met once, or counts, the latest last."""
+        return self._after.get(key)
+
     def matches(self, contexts: Items[Context]) -> list[list[Match]]:
         """For each context every rung at which it was seen, longest first."""
         return [self._matches(context) for context in contexts]
@@ -109,6 +120,17 @@ class Recent:
             elif known is not None:
                 found.append(Match(rung, _ranked(known)))
         return found
+
+
+def follower(stores: Items[Recent], context: Context) -> Follower | None:
+    """What followed the longest ending that one of the stores knows, most often and latest; earlier stores first."""
+    for rung in DOWN:
+        key = hash(context[: RUNGS[rung]])
+        for store in stores:
+            known = store.after(key)
+            if known is not None:
+                return Follower(rung, known if isinstance(known, int) else _ranked(known)[0][0])
+    return None
 
 
 class Settled:

@@ -19,6 +19,7 @@ WIDENED = 1 << 22  # weights of 16 bits that are there in float32 at a time, at 
 HEAD_ROWS = 64  # rows whose logits exist at a time
 GROWTH_ROWS = 256  # keys and values grow by whole multiples: a copy so often is nothing beside a sweep
 BEAMS = 128  # nodes that a drafter is asked about at a time
+ALONG = 128  # rows of one text that a drafter has read before anybody asked about them, at a time
 AHEAD = 2  # a tree may grow to this many times the nodes it submits: guesses about what comes after them
 CANDIDATES = 64  # children whose scores are kept of every node that was asked about: a tree takes half of them at most
 LEVELS = 64  # positions of a tree whose noise is kept
@@ -83,10 +84,15 @@ def drafted(nodes: int) -> int:
     return AHEAD * nodes + GROWTH_ROWS if nodes else 0
 
 
+def drafter_rows(nodes: int) -> int:
+    """The most rows of one text's nodes in a drafter's cache: those it is asked about, and some that it may be."""
+    return drafted(nodes) + ALONG if nodes else 0
+
+
 def drafting_B(widths: Widths, ctx: int, nodes: int) -> int:
     """The same for a model that drafts: it keeps keys of a larger tree, and is asked about a few nodes at a time."""
     scores_B = drafted(nodes) * CANDIDATES * CANDIDATE_B
-    return guesses_B(widths, ctx, drafted(nodes)) + scores_B + sum(_sweep_B(widths, ctx, BEAMS).values())
+    return guesses_B(widths, ctx, drafter_rows(nodes)) + scores_B + sum(_sweep_B(widths, ctx, BEAMS).values())
 
 
 def node_B(target: Widths, drafters: Iterable[Widths]) -> int:

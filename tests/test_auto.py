@@ -103,6 +103,9 @@ class Slow:
         self._drafter, self._clock, self._seconds = drafter, clock, seconds
         self.asked = 0
 
+    def at_hand(self, asks: list[Ask]) -> list[Ask]:
+        return self._drafter.at_hand(asks)
+
     def guess(self, asks: list[Ask], width: int) -> list[Guesses]:
         self.asked += 1
         self._clock.now += self._seconds

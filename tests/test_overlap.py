@@ -58,6 +58,9 @@ class Watched:
         self.decoder: Decoder | None = None
         self.waited_for = 0
 
+    def at_hand(self, asks: list[Ask]) -> list[Ask]:
+        return self.drafter.at_hand(asks)
+
     def guess(self, asks: list[Ask], width: int) -> list[Guesses]:
         assert self.decoder is not None
         sweep = self.decoder._sweeping

@@ -29,6 +29,9 @@ class Certain:
     name: str = "certain"
     context: int = 512
 
+    def at_hand(self, asks: list[Ask]) -> list[Ask]:
+        return []
+
     def guess(self, asks: list[Ask], width: int) -> list[Guesses]:
         return [self._children(ask, width) for ask in asks]
 

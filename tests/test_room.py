@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from specexec.room import Room
-from specexec.workspace import drafted, rows_held
+from specexec.workspace import drafter_rows, rows_held
 
 LENGTHS = st.lists(st.integers(1, 3000), min_size=1, max_size=70)
 
@@ -34,7 +34,7 @@ def test_all_guesses_of_all_texts_that_are_let_in_have_room(room: Room, asking: 
     for side in (room, room.beside):
         if side is not None:
             target_B = sum(rows_held(length + nodes) for length in live) * side.token_B
-            drafts_B = sum(rows_held(length + drafted(nodes)) for length in live) * side.draft_B
+            drafts_B = sum(rows_held(length + drafter_rows(nodes)) for length in live) * side.draft_B
             others_B = len(live) * (side.node_B * nodes + side.text_B)
             assert target_B + drafts_B + others_B <= side.free_B
     if nodes < most:

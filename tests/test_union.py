@@ -40,6 +40,9 @@ class Script:
         self.kept: list[Ints | None] = []
         self._tokens, self._log_probs = list(chances), np.log(list(chances.values()))
 
+    def at_hand(self, asks: list[Ask]) -> list[Ask]:
+        return []
+
     def guess(self, asks: list[Ask], width: int) -> list[Guesses]:
         self.asked += [ask.nodes for ask in asks]
         return [

@@ -20,6 +20,7 @@ from specexec.cost import CostModel
 from specexec.defaults import stop_tokens
 from specexec.drafters import Drafter
 from specexec.drafters.auto import Auto, candidates, fastest
+from specexec.drafters.cascade import Cascade
 from specexec.drafters.choice import Choice
 from specexec.drafters.ngram import NgramDrafter
 from specexec.drafters.sibling import SiblingDrafter
@@ -163,6 +164,10 @@ class Kit:
     def _vocabulary(self) -> int:
         return len(self.encoding.tokenizer)
 
+    @property
+    def _cascade(self) -> Cascade:
+        return Cascade(self.memory)
+
     def _sibling(self) -> Drafter:
         assert self.draft is not None
         assert self.pair.drafter is not None
@@ -173,7 +178,7 @@ class Kit:
         if self.draft_vocab:
             ends = stop_tokens(self.model.generation_config, self.encoding.tokenizer.eos_token_id)
             trimmed = TrimmedHead(self.draft, self._vocabulary, self.draft_vocab, ends, self.memory)
-        return SiblingDrafter(self.draft, self._vocabulary, self.ranking, name, trimmed)
+        return SiblingDrafter(self.draft, self._vocabulary, self.ranking, name, trimmed, self._cascade)
 
     def _skip(self) -> SiblingDrafter:
         resident = [tier == "device" for tier in weights.stream_of(self.model).placement.tiers]
@@ -181,12 +186,12 @@ class Kit:
         assert isinstance(self.target, TreeLM)
         if all(resident):  # every set of layers is there already: look for a good one
             kept = best_layers(self.target, self._layers(range(len(resident))), kept, self.encoding.encode(SAMPLE))
-        return skipping(self.model, self._layers(kept), self._vocabulary, self.ranking)
+        return skipping(self.model, self._layers(kept), self._vocabulary, self.ranking, self._cascade)
 
     def _substitute(self) -> SiblingDrafter:
         layers = self._layers(range(weights.stream_of(self.model).layers))
         made = {i: quantised(layer, self.target.device) for i, layer in layers.items()}
-        return substituting(self.model, made, self._vocabulary, self.ranking)
+        return substituting(self.model, made, self._vocabulary, self.ranking, self._cascade)
 
     def _layers(self, wanted: Iterable[int]) -> dict[int, nn.Module]:
         return {i: weights.standing_layer(self.model, i) for i in wanted}

@@ -42,6 +42,10 @@ class Drafter(Protocol):
     name: str
     context: int  # the longest text it can look at, in tokens
 
+    def at_hand(self, asks: list[Ask]) -> list[Ask]:
+        """The nodes among these whose answers an earlier pass has brought already: to be asked about first."""
+        ...
+
     def guess(self, asks: list[Ask], width: int) -> list[Guesses]:
         """Up to `width` children for every asked node."""
         ...

@@ -95,6 +95,10 @@ class Auto:
     def _begin(self) -> None:
         self._all, self._cheap, self._sweeps = _Pace(), _Pace(), 0
 
+    def at_hand(self, asks: list[Ask]) -> list[Ask]:
+        """As the union has."""
+        return self.union.at_hand(asks)
+
     def guess(self, asks: list[Ask], width: int) -> list[Guesses]:
         """As the union does."""
         for ask in asks:

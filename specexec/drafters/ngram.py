@@ -18,7 +18,7 @@ import torch
 from specexec.drafters import Ask, Guesses
 from specexec.memory import STANDINGS, Memory, cell
 from specexec.sequence import Sequence
-from specexec.suffix import SAMPLE, Context, Match, Recent, context_of, then
+from specexec.suffix import SAMPLE, Context, Match, context_of, then
 from specexec.tree import ROOT, Floats, Ints, TokenTree
 
 WIDTH = 8  # children worth naming for one node
@@ -38,16 +38,14 @@ class _Said:
 
 @dataclass
 class _Reading:
-    """One text as far as it was read, and the contexts of the tree that grows below it."""
+    """The contexts of the tree that grows below one text, which had `length` tokens."""
 
-    text: Recent = field(default_factory=Recent)
     length: int = 0
     contexts: dict[int, Context] = field(default_factory=dict)
     said: dict[int, _Said] = field(default_factory=dict)
 
     def read_on(self, sequence: Sequence) -> None:
-        """Bring the store up to the end of the text; nothing is known below it yet."""
-        self.text.extend(sequence.tokens, start=self.length)
+        """From the present end of the text on; nothing is known below it yet."""
         self.length = len(sequence.tokens)
         self.contexts = {ROOT: context_of(sequence.tokens)}
         self.said = {}
@@ -63,10 +61,14 @@ class NgramDrafter:
         self.memory = memory or Memory()
         self._readings: WeakKeyDictionary[Sequence, _Reading] = WeakKeyDictionary()
 
+    def at_hand(self, asks: list[Ask]) -> list[Ask]:
+        """None: what a node costs has nothing to do with others."""
+        return []
+
     def guess(self, asks: list[Ask], width: int) -> list[Guesses]:
         """What followed the longest ending of each node's path, then the shorter ones."""
         contexts = [self._contexts(ask) for ask in asks]
-        of_texts = [self._readings[ask.sequence].text.matches(own) for ask, own in zip(asks, contexts, strict=True)]
+        of_texts = [self.memory.text_of(ask.sequence).matches(own) for ask, own in zip(asks, contexts, strict=True)]
         memory, every = self.memory, list(chain.from_iterable(contexts))
         stores = ((1, memory.recent), (1, memory.settled), (2, memory.corpus))
         horizons = [(0, list(chain.from_iterable(of_texts)))]  # all nodes of all asks, one after the other

@@ -15,6 +15,10 @@ class NoDrafter:
     name = "none"
     context = 0
 
+    def at_hand(self, asks: list[Ask]) -> list[Ask]:
+        """None: there are no answers."""
+        return []
+
     def guess(self, asks: list[Ask], width: int) -> list[Guesses]:
         """No children for anybody."""
         return [Guesses(np.zeros((len(ask.nodes), 0), np.int64), np.zeros((len(ask.nodes), 0))) for ask in asks]

@@ -1,12 +1,13 @@
-"""A smaller model of the same family guesses. Its own tree cache holds one row for every node it was asked about.
+"""A smaller model of the same family guesses. Its own tree cache holds one row for every node that it has read.
 
 N nodes   C candidates   V vocabulary
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -15,6 +16,8 @@ from torch import Tensor
 
 from specexec.calibration import Calibrated, log_softmax
 from specexec.drafters import Ask, Guesses
+from specexec.drafters.below import Along, Asked, Below
+from specexec.drafters.cascade import Cascade
 from specexec.drafters.trimmed import Columns, TrimmedHead
 from specexec.learned import Arrays
 from specexec.lm import Rows, TreeLM
@@ -23,21 +26,6 @@ from specexec.sampling import History, NoiseRows, constrained
 from specexec.sequence import Sequence
 from specexec.tree import ROOT, Floats, Ints, TokenTree
 from specexec.workspace import BEAMS, CANDIDATES
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """The candidates of one batch of nodes, kept until the target has chosen."""
-
-    nodes_N: Ints
-    tokens_NC: Ints
-    scores_NC: Floats
-
-    def renamed(self, names: dict[int, int]) -> _Asked:
-        """The candidates of the nodes that have a new name."""
-        rows = [row for row, node in enumerate(self.nodes_N.tolist()) if node in names]
-        nodes_N = np.array([names[node] for node in self.nodes_N[rows].tolist()], np.int64)
-        return _Asked(nodes_N, self.tokens_NC[rows], self.scores_NC[rows])
 
 
 @dataclass(frozen=True)
@@ -63,6 +51,7 @@ class SiblingDrafter(Calibrated):
         ranking: Ranking | None = None,
         name: str = "sibling",
         trimmed: TrimmedHead | None = None,
+        cascade: Cascade | None = None,
     ) -> None:
         super().__init__()
         self.name = name
@@ -72,38 +61,70 @@ class SiblingDrafter(Calibrated):
         # Ids beyond the target's vocabulary are padding rows of the drafter's head: never guess them.
         self._vocabulary = min(lm.vocabulary, vocabulary)
         self._trimmed = trimmed
-        self._row_of_node: WeakKeyDictionary[Sequence, dict[int, int]] = WeakKeyDictionary()
-        self._asked: WeakKeyDictionary[Sequence, list[_Asked]] = WeakKeyDictionary()
+        self.cascade = cascade or Cascade()
+        self._below: WeakKeyDictionary[Sequence, Below] = WeakKeyDictionary()
+
+    def at_hand(self, asks: list[Ask]) -> list[Ask]:
+        """The nodes that were read along."""
+        growing = [ask for ask in asks if ROOT not in ask.nodes]
+        found = [replace(ask, nodes=self._below[ask.sequence].read(ask.tree, ask.nodes)) for ask in growing]
+        return [ask for ask in found if ask.nodes]
 
     def guess(self, asks: list[Ask], width: int) -> list[Guesses]:
-        """One forward pass for all asked nodes of all sequences."""
-        hidden = self.lm.forward([self._rows(ask) for ask in asks])
+        """At most one forward pass, for all asked nodes of all sequences that were not read yet."""
+        began = time.perf_counter()
+        read = self._read(asks)
         guesses: list[Guesses] = []
         for together in _small(asks):  # logits are large: those of a few rows at a time
-            asked = hidden[len(guesses) : len(guesses) + len(together)]
-            sizes = [len(ask.nodes) for ask in together]
-            rows = [hidden_RH[-size:] for hidden_RH, size in zip(asked, sizes, strict=True)]
-            logits = self._logits(torch.cat(rows)).split(sizes)
+            hidden_NH = torch.stack([row_H for ask in together for row_H in self._below[ask.sequence].take(ask.nodes)])
+            logits = self._logits(hidden_NH).split([len(ask.nodes) for ask in together])
             guesses += [self._best(*one, width) for one in zip(together, logits, strict=True)]
+        if not any(ROOT in ask.nodes for ask in asks):  # those read the text first
+            self.cascade.learn(read, sum(len(ask.nodes) for ask in asks), time.perf_counter() - began)
         return guesses
 
+    def _read(self, asks: list[Ask]) -> int:
+        """Hidden states of the nodes that were not read yet, and of what probably follows them. Says how many rows."""
+        parts = [(ask.sequence, part) for ask in asks if (part := self._rows(ask)).tokens]
+        if not parts:
+            return 0
+        for (sequence, part), hidden_RH in zip(parts, self.lm.forward([part for _, part in parts]), strict=True):
+            self._below[sequence].hear(len(part.cache.parents) - len(part.tokens), hidden_RH)
+        return sum(len(part.tokens) for _, part in parts)
+
     def _rows(self, ask: Ask) -> Rows:
-        """Rows to process; asking about ROOT brings the text up to date first."""
-        sequence = ask.sequence
-        cache = sequence.cache(self.lm)
+        """New rows to process; asking about ROOT brings the text up to date first."""
+        sequence, cache, new = ask.sequence, ask.sequence.cache(self.lm), ask.nodes
         if ask.nodes == [ROOT]:
+            self._forget(sequence)
             cache.forget_nodes()
-            pending = sequence.pending(self.lm)
+            tokens = list(sequence.pending(self.lm))
             if self._trimmed is not None:
                 self._trimmed.meet(sequence.tokens)
-            self._row_of_node[sequence] = {ROOT: len(pending) - 1}
-            self._asked[sequence] = []
-            return Rows(cache, pending, range(-1, len(pending) - 1))
-        row_of_node = self._row_of_node[sequence]
-        first = len(cache.parents)
-        parents = [row_of_node[int(ask.tree.parents_N[node])] for node in ask.nodes]
-        row_of_node.update({node: first + i for i, node in enumerate(ask.nodes)})
-        return Rows(cache, ask.tree.tokens_N[ask.nodes].tolist(), parents)
+            parents = list(range(-1, len(tokens) - 1))
+            self._below[sequence] = Below({ROOT: len(tokens) - 1})
+        else:
+            below = self._below[sequence]
+            new, cells = below.claim(ask.tree, ask.nodes, len(cache.parents))
+            self.cascade.count(cells, True, bool(sequence.sampling.temperature))
+            tokens = ask.tree.tokens_N[new].tolist()
+            parents = [below.row_of_node[int(ask.tree.parents_N[node])] for node in new]
+        below = self._below[sequence]
+        levels = min(sequence.room - 1, self.context - len(sequence.tokens))
+        for node, chain in zip(new, self.cascade.chains(ask, new, levels, len(below.along)), strict=True):
+            row = below.row_of_node[node]
+            for token, cell in chain:
+                below.along[row, token] = Along(len(cache.parents) + len(tokens), cell)
+                tokens.append(token)
+                parents.append(row)
+                row = len(cache.parents) + len(tokens) - 1
+        return Rows(cache, tokens, parents)
+
+    def _forget(self, sequence: Sequence) -> Below:
+        """What was read below a text is of no use any more; nor are rows that nobody asked about."""
+        below = self._below.pop(sequence, Below({}))
+        self.cascade.count(below.missed(), False, bool(sequence.sampling.temperature))
+        return below
 
     def _best(self, ask: Ask, logits_NS: Tensor, width: int) -> Guesses:
         sequence, length = ask.sequence, len(ask.sequence.tokens)
@@ -117,7 +138,7 @@ class SiblingDrafter(Calibrated):
         scores_NV = self.ranking.scores(logits_NV, sequence.sampling, heard.noise, positions, histories)
         best = scores_NV.topk(min(max(width, CANDIDATES), scores_NV.shape[1]))
         tokens_NC, scores_NC = heard.tokens(best.indices).cpu().numpy(), best.values.double().cpu().numpy()
-        self._asked.setdefault(sequence, []).append(_Asked(np.array(ask.nodes), tokens_NC, scores_NC))
+        self._below[sequence].asked.append(Asked(np.array(ask.nodes), tokens_NC, scores_NC))
         if self.ranking.tau is not None:  # a fixed rule, over the whole vocabulary
             log_probs_NV = (scores_NV / self.ranking.tau).log_softmax(-1)
             log_probs_NC = log_probs_NV.gather(-1, best.indices).double().cpu().numpy()
@@ -151,8 +172,8 @@ class SiblingDrafter(Calibrated):
 
     def observe(self, sequence: Sequence, tree: TokenTree, choices_M: list[int], kept: Ints | None) -> None:
         """Commit the rows of the new text as far as they exist; keep those of the nodes below it."""
-        asked = self._asked.pop(sequence, [])
-        self._learn(sequence, tree, choices_M, asked)
+        below = self._forget(sequence)
+        self._learn(sequence, tree, choices_M, below.asked)
         if self._trimmed is not None:
             self._trimmed.count(choices_M)
         cache = sequence.cache(self.lm)
@@ -171,17 +192,17 @@ class SiblingDrafter(Calibrated):
             return
         # The whole new text has rows; that of its last token, which no cache counts as text, stays a node.
         assert len(cache) + len(path) == len(sequence.tokens), "what lies below was guessed by asking along the path"
-        old_row = self._row_of_node[sequence]
+        old_row = below.row_of_node
         rows = {new: old_row[old] for new, old in enumerate(kept.tolist()) if old in old_row} | {ROOT: path[-1]}
         keep = sorted(rows.values())
         cache.commit(path[:-1], keep)
         new_row = {row: i for i, row in enumerate(keep)}
-        self._row_of_node[sequence] = {node: new_row[row] for node, row in rows.items()}
         last = next(node for node, row in old_row.items() if row == path[-1])
         names = {old: new for new, old in enumerate(kept.tolist())} | {last: ROOT}
-        self._asked[sequence] = [batch.renamed(names) for batch in asked]  # the next sweep will answer these
+        asked = [batch.renamed(names) for batch in below.asked]  # the next sweep will answer these
+        self._below[sequence] = Below({node: new_row[row] for node, row in rows.items()}, asked)
 
-    def _learn(self, sequence: Sequence, tree: TokenTree, choices_M: list[int], batches: list[_Asked]) -> None:
+    def _learn(self, sequence: Sequence, tree: TokenTree, choices_M: list[int], batches: list[Asked]) -> None:
         """Compare what was guessed with what the target chose, at every node that both looked at."""
         choice_of: dict[int, tuple[int, float]] = {ROOT: (choices_M[0], 0.0)}
         seen = zip(tree.ids_N.tolist(), choices_M[1:], tree.reach_N.tolist(), strict=True)

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from specexec.cache import KVCache
+from specexec.drafters.cascade import Cascade
 from specexec.drafters.sibling import SiblingDrafter
 from specexec.lm import Rows, TreeLM
 from specexec.partial import rebuilt
@@ -30,11 +31,15 @@ SAMPLE = (
 
 
 def skipping(
-    model: PreTrainedModel, layers: Mapping[int, nn.Module], vocabulary: int, ranking: Ranking | None = None
+    model: PreTrainedModel,
+    layers: Mapping[int, nn.Module],
+    vocabulary: int,
+    ranking: Ranking | None = None,
+    cascade: Cascade | None = None,
 ) -> SiblingDrafter:
     """A drafter that runs just these layers of `model`, in order."""
     lm = TreeLM(rebuilt(model, layers), list(layers))
-    return SiblingDrafter(lm, vocabulary, ranking, name="skip")
+    return SiblingDrafter(lm, vocabulary, ranking, name="skip", cascade=cascade)
 
 
 def spread(count: int, kept: int) -> list[int]:

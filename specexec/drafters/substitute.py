@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from specexec.drafters.cascade import Cascade
 from specexec.drafters.sibling import SiblingDrafter
 from specexec.errors import UnsupportedArchitecture
 from specexec.lm import TreeLM
@@ -27,10 +28,14 @@ BLOCK = 64
 
 
 def substituting(
-    model: PreTrainedModel, layers: Mapping[int, nn.Module], vocabulary: int, ranking: Ranking | None = None
+    model: PreTrainedModel,
+    layers: Mapping[int, nn.Module],
+    vocabulary: int,
+    ranking: Ranking | None = None,
+    cascade: Cascade | None = None,
 ) -> SiblingDrafter:
     """A drafter over layers that went through `quantised`."""
-    return SiblingDrafter(TreeLM(rebuilt(model, layers)), vocabulary, ranking, name="substitute")
+    return SiblingDrafter(TreeLM(rebuilt(model, layers)), vocabulary, ranking, name="substitute", cascade=cascade)
 
 
 def quantised(layer: nn.Module, device: torch.device) -> nn.Module:

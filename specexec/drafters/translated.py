@@ -76,6 +76,10 @@ class TranslatedDrafter(Calibrated):
         self._begun: dict[int, Counter[int]] = defaultdict(Counter)  # by their token: tokens of ours that began with it
         self._readings: WeakKeyDictionary[Sequence, _Reading] = WeakKeyDictionary()
 
+    def at_hand(self, asks: list[Ask]) -> list[Ask]:
+        """None: it reads nothing along."""
+        return []
+
     def guess(self, asks: list[Ask], width: int) -> list[Guesses]:
         """One pass of the model for all asked nodes whose text ends between two characters."""
         wanted: list[tuple[Ask, _Reading, list[Path]]] = []

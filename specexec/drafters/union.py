@@ -64,6 +64,19 @@ class Union:
         self.drafted_s = np.zeros(len(self.members))  # seconds each member took to answer, for whoever resets it
         self._talks: WeakKeyDictionary[Sequence, _Talk] = WeakKeyDictionary()
 
+    def at_hand(self, asks: list[Ask]) -> list[Ask]:
+        """What those members that have answers at hand all have."""
+        known = [found for index, one in enumerate(self.members) if (found := one.at_hand(self._open_to(index, asks)))]
+        sets = [{(ask.sequence, node) for ask in found for node in ask.nodes} for found in known]
+        common = set.intersection(*sets) if sets else set()
+        kept = [replace(ask, nodes=[node for node in ask.nodes if (ask.sequence, node) in common]) for ask in asks]
+        return [ask for ask in kept if ask.nodes]
+
+    def _open_to(self, index: int, asks: list[Ask]) -> list[Ask]:
+        """The nodes below the texts that a member can be asked about."""
+        growing = [(ask, self._known(index, ask)) for ask in asks if ROOT not in ask.nodes]
+        return [replace(ask, nodes=[ask.nodes[row] for row in rows]) for ask, rows in growing if rows]
+
     def guess(self, asks: list[Ask], width: int) -> list[Guesses]:
         """Ask every member about its share of the nodes; merge equal tokens, keep the `width` best children."""
         for ask in asks:

@@ -1,0 +1,77 @@
+"""What a drafter model has read below one text: who asked, what it said, and what nobody has asked about yet.
+
+Rows are those of the model's tree cache.   N nodes   C candidates   R rows   H hidden size
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import Tensor
+
+from specexec.tree import ROOT, Floats, Ints, TokenTree
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The candidates of one batch of nodes, kept until the target has chosen."""
+
+    nodes_N: Ints
+    tokens_NC: Ints
+    scores_NC: Floats
+
+    def renamed(self, names: dict[int, int]) -> Asked:
+        """The candidates of the nodes that have a new name."""
+        rows = [row for row, node in enumerate(self.nodes_N.tolist()) if node in names]
+        nodes_N = np.array([names[node] for node in self.nodes_N[rows].tolist()], np.int64)
+        return Asked(nodes_N, self.tokens_NC[rows], self.scores_NC[rows])
+
+
+@dataclass(frozen=True)
+class Along:
+    """A row that was read before anybody asked about it, and the kind of evidence that it would be."""
+
+    row: int
+    cell: int
+
+
+@dataclass
+class Below:
+    """What was read below one text: a row for every node that was asked about, and for some that may be."""
+
+    row_of_node: dict[int, int]
+    asked: list[Asked] = field(default_factory=list)
+    along: dict[tuple[int, int], Along] = field(default_factory=dict)  # by the row of the parent, and the token
+    hidden: dict[int, Tensor] = field(default_factory=dict)  # by row, until its node has been answered
+
+    def place(self, tree: TokenTree, node: int) -> tuple[int, int]:
+        """The row of a node's parent, and the node's token."""
+        return self.row_of_node[int(tree.parents_N[node])], int(tree.tokens_N[node])
+
+    def read(self, tree: TokenTree, nodes: list[int]) -> list[int]:
+        """Which of these nodes have a row that nobody has asked about yet."""
+        return [node for node in nodes if self.place(tree, node) in self.along] if self.along else []
+
+    def claim(self, tree: TokenTree, nodes: list[int], first: int) -> tuple[list[int], list[int]]:
+        """Give every node its row. Those that were not read yet get rows from `first` on; the others' cells."""
+        found = {node: self.along.pop(self.place(tree, node), None) for node in nodes}
+        new = [node for node, along in found.items() if along is None]
+        self.row_of_node.update({node: first + i for i, node in enumerate(new)})
+        self.row_of_node.update({node: along.row for node, along in found.items() if along is not None})
+        return new, [along.cell for along in found.values() if along is not None]
+
+    def missed(self) -> list[int]:
+        """The cells of rows that nobody asked about although somebody did about the row above."""
+        unasked = {along.row for along in self.along.values()}
+        return [along.cell for (parent, _), along in self.along.items() if parent not in unasked]
+
+    def hear(self, first: int, hidden_RH: Tensor) -> None:
+        """Keep the hidden states of the rows from `first` on; what the text's end stands above is settled."""
+        end = max(self.row_of_node[ROOT], first)
+        kept_RH = hidden_RH[end - first :].clone() if end > first else hidden_RH  # a prompt must not be held for them
+        self.hidden.update(zip(range(end, first + len(hidden_RH)), kept_RH, strict=True))
+
+    def take(self, nodes: list[int]) -> list[Tensor]:
+        """The hidden states [H] of nodes, for the only time."""
+        return [self.hidden.pop(self.row_of_node[node]) for node in nodes]

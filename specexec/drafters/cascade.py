@@ -1,0 +1,101 @@
+"""What a drafter model will probably be asked next, for the pass that it makes anyway: the drafter itself drafted for.
+
+The vertical half of Cascade Speculative Drafting (Chen et al. 2024), for trees. Below every node that a model has to
+read hangs a chain of the words that followed the same words before. Where it was right, the next rounds of growth find
+their nodes read already and cost no pass. The best tree stays the same, only the clock can tell. Knows no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Items
+from typing import NamedTuple
+
+import numpy as np
+
+from specexec.cost import Line
+from specexec.drafters import Ask
+from specexec.hits import Hits
+from specexec.memory import Memory
+from specexec.suffix import LONGEST, NOTHING, RUNGS, Context, follower, then
+from specexec.tree import ROOT, TokenTree
+from specexec.workspace import ALONG, LEVELS
+
+REACHES = (
+    8  # classes of nodes by how likely the text comes there, a factor of e each: the children of others are not asked
+)
+PASSES = 0.25  # of a whole pass that a row saves which is asked about later: the others it was only near
+LEAST = 0.05  # chance below which no row is worth it, however cheap
+UNMEASURED = 0.3  # the same while nobody knows what rows cost
+
+
+class Link(NamedTuple):
+    """One token of a chain, and the kind of evidence for it."""
+
+    token: int
+    cell: int
+
+
+class Cascade:
+    """Chains out of this conversation and what `memory` heard lately; how often they are right is counted, by kind."""
+
+    def __init__(self, memory: Memory | None = None, longest: int = 16) -> None:
+        self.memory = memory or Memory()
+        self.longest = longest
+        self.price = Line()  # seconds of answering by a pass over so many rows
+        self.spared = Line()  # and without one, about so many nodes
+        prior = np.array([0.1, 0.2, 0.4, 0.6, 0.8, 0.9])
+        self._hits = Hits(np.repeat(prior, REACHES))
+
+    def chains(self, ask: Ask, nodes: Items[int], levels: int, along: int) -> list[list[Link]]:
+        """What probably follows each of the nodes, best first, as far as the chance of being asked pays for a row.
+
+        `levels`: the tree will not be deeper. `along`: rows that already wait for somebody to ask.
+        """
+        stores = [self.memory.text_of(ask.sequence), self.memory.recent]
+        chance_C = self._hits.chances(np.arange(len(RUNGS) * REACHES)[:, None], bool(ask.sequence.sampling.temperature))
+        chances, floor = chance_C[:, 0].tolist(), self._floor()
+        reach = dict(zip(nodes, ask.tree.reach_of(list(nodes)).tolist(), strict=True))
+        found: dict[int, list[Link]] = {}
+        room = ALONG - along
+        for node in sorted(nodes, key=lambda node: -reach[node]):
+            depth = 0 if node == ROOT else int(ask.tree.depth_N[node]) + 1
+            most = min(self.longest, room, min(levels, LEVELS) - 1 - depth)
+            kind = min(int(-reach[node]), REACHES - 1)
+            found[node] = []
+            context, chance = _context(ask.sequence.tokens, ask.tree, node), 1.0
+            while len(found[node]) < most and (next_one := follower(stores, context)) is not None:
+                cell = next_one.rung * REACHES + kind
+                chance *= chances[cell]
+                if chance < floor:
+                    break
+                found[node].append(Link(next_one.token, cell))
+                context = then(context, next_one.token)
+            room -= len(found[node])
+        return [found[node] for node in nodes]
+
+    def learn(self, rows: int, nodes: int, seconds: float) -> None:
+        """Answering about so many nodes took so long, with a pass over so many rows; none was needed for 0."""
+        (self.price if rows else self.spared).learn(rows or nodes, seconds)
+
+    def count(self, cells: Items[int], asked: bool, sampled: bool) -> None:
+        """These links were asked about in the end, or were not although the node above was."""
+        cells_N1 = np.array(cells, np.int64)[:, None]
+        self._hits.count(cells_N1, np.full(cells_N1.shape, asked), np.ones(len(cells)), sampled)
+
+    def _floor(self) -> float:
+        """The chance from which on a row is worth its seconds: asked about, it saves its like and part of a pass."""
+        if not self.price.known:
+            return UNMEASURED
+        base_s, row_s = self.price.coefficients()
+        if self.spared.known:
+            base_s = max(base_s - self.spared.coefficients()[0], 0.0)
+        return max(row_s / (row_s + PASSES * base_s + 1e-12), LEAST)
+
+
+def _context(text: Items[int], tree: TokenTree, node: int) -> Context:
+    below: list[int] = []
+    while node != ROOT and len(below) < LONGEST:
+        below.append(int(tree.tokens_N[node]))
+        node = int(tree.parents_N[node])
+    above = text[: len(below) - LONGEST - 1 : -1]
+    return (*below, *above, *[NOTHING] * (LONGEST - len(below) - len(above)))
