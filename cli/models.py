@@ -46,6 +46,7 @@ class Known:
             "format": here.format,
             "pack": here.pack,
             "loads_in_transformers": here.loads_in_transformers,
+            "head": here.head,
         }
 
 
@@ -95,7 +96,8 @@ def show_model(name: str, as_json: bool) -> None:
     if not facts["local"]:
         shown["local"] = f"no; specexec pull {name}"
     if facts.get("loads_in_transformers") is False:
-        shown["loads_in_transformers"] = "no, its experts are in a layout of specexec's own"
+        what = "its head is in four bits" if facts["head"] == "nf4" else "its experts are in a layout of specexec's own"
+        shown["loads_in_transformers"] = f"no, {what}"
     click.echo("\n".join(f"{key:<8} {value}" for key, value in shown.items() if value != ""))
 
 

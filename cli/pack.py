@@ -17,12 +17,14 @@ from cli.verbosity import Verbosity, json_option, start_logging, verbosity_optio
 from offload.manifest import MANIFEST
 
 if TYPE_CHECKING:
+    from offload.formats import FourBits
     from offload.quant import Quant
 
 
 @click.command()
 @click.argument("model")
 @click.option("--quant", type=click.Choice(["none", "int8", "nf4"]), default="nf4", help="Bits of the layers' weights.")
+@click.option("--head-quant", type=click.Choice(["none", "nf4"]), default="none", help="Bits of the head, for good.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="The folder to write.")
 @click.option("--device", metavar="cpu|cuda[:N]", default="cpu", help="Where nf4 is computed.")
 @click.option("--offline", is_flag=True, help="Never use the network.")
@@ -35,6 +37,7 @@ def pack(
     verbosity: Verbosity,
     model: str,
     quant: Quant,
+    head_quant: FourBits,
     out: Path,
     device: str,
     offline: bool,
@@ -58,10 +61,11 @@ def pack(
         from offload.shards import open_folder
 
         folder = open_folder(resolve(model, "none", offline=offline, code=trust_remote_code).target)
-        wanted = packs.plan(folder, quant, trust_remote_code)
+        wanted = packs.plan(folder, quant, trust_remote_code, head_quant)
     layers = f"{len(wanted.shards) - 1} layers"
     facts = {
-        "model": str(folder.path), "out": str(out), "quant": quant, "device": device, "offline": offline,
+        "model": str(folder.path), "out": str(out), "quant": quant, "head_quant": head_quant, "device": device,
+        "offline": offline,
         "trust_remote_code": trust_remote_code, "dry_run": dry_run, "layers": len(wanted.shards) - 1,
         "read_B": wanted.read_B, "size_B": wanted.size_B, "loads_in_transformers": wanted.loadable,
     }  # fmt: skip

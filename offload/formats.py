@@ -106,6 +106,13 @@ def work_of(folder: Folder, form: Format, item_B: int, head: FourBits = "none") 
     if form != "none":
         layers_B = sum(math.prod(shape) for shape in shapes.values()) * item_B
         unpacked_B = {form: layers_B}
+    stored = [
+        one
+        for one in folded.quantised.values()
+        if one.stays and not LAYER.search(one.name) and part_of(one.name) == "head"
+    ]
+    if stored:
+        head, head_B = "nf4", math.prod(stored[0].shape) * item_B
     if head != "none":
         unpacked_B[head] = unpacked_B.get(head, 0) + head_B
     experts_B = sum(math.prod(shape) for name, shape in shapes.items() if EXPERTS in name) * item_B

@@ -4,31 +4,38 @@ The same code whatever the number of rows that come along, so a row's logits do 
 in float32 (no second quantisation): 4.5 bits a weight.   R rows   H hidden size   V vocabulary
 """
 
+import json
 from collections.abc import Iterator
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from offload.checkpoint import Checkpoint
 from offload.errors import UnsupportedArchitecture
 from offload.need import head_rows
-from offload.quant import BLOCK, SLICE, bitsandbytes, dequantise
+from offload.quant import BLOCK, SLICE, STATE_B, bitsandbytes, dequantise
 from offload.quantised import Quantised
 
 NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
+Rounded = tuple[torch.Tensor, torch.Tensor]
+
 
 class FewBitHead(nn.Module):
-    """Stands for a linear head [V, H] whose weight was rounded to NF4; computes in the dtype of that weight."""
+    """Stands for a linear head [V, H] whose weight was rounded to NF4; computes in the dtype of that weight.
 
-    def __init__(self, linear: nn.Linear, device: torch.device) -> None:
+    `rounded`: codes and scales of one that was rounded before; without them it is rounded now.
+    """
+
+    def __init__(self, linear: nn.Linear, device: torch.device, rounded: Rounded | None = None) -> None:
         super().__init__()
         weight_VH = linear.weight.detach()
         self.out_features, self.in_features = weight_VH.shape
         self._dtype = weight_VH.dtype
-        codes, scales = _quantised(weight_VH, device)
-        self.codes = nn.Parameter(codes, requires_grad=False)
-        self.scales = nn.Parameter(scales, requires_grad=False)
+        codes, scales = rounded or _quantised(weight_VH, device)
+        self.codes = nn.Parameter(codes.view(-1).to(device), requires_grad=False)
+        self.scales = nn.Parameter(scales.to(device), requires_grad=False)
         self.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach().to(device), requires_grad=False)
 
     @property
@@ -60,8 +67,15 @@ class FewBitHead(nn.Module):
             yield rows, dense
 
 
-def quantise_head(model: PreTrainedModel, device: torch.device) -> None:
+def quantise_head(model: PreTrainedModel, device: torch.device, rounded: Rounded | None = None) -> None:
     """Put a head in four bits in the place of the model's own; embeddings that were tied to it stay as they are."""
+    path, head = linear_head(model)
+    parent, _, name = path.rpartition(".")
+    model.get_submodule(parent)._modules[name] = FewBitHead(head, device, rounded)
+
+
+def linear_head(model: PreTrainedModel) -> tuple[str, nn.Linear]:
+    """Path and module of a head that can be rounded; others are refused."""
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Linear) or head.weight.dtype not in NAMES:
         raise UnsupportedArchitecture(
@@ -69,8 +83,35 @@ def quantise_head(model: PreTrainedModel, device: torch.device) -> None:
             hint="leave --head-quant out.",
         )
     (path,) = (path for path, module in model.named_modules() if module is head)
-    parent, _, name = path.rpartition(".")
-    model.get_submodule(parent)._modules[name] = FewBitHead(head, device)
+    return path, head
+
+
+def stored_as(checkpoint: Checkpoint, model: PreTrainedModel) -> tuple[str, str]:
+    """The tensor on disk that the head is, and what it is called in a pack: embeddings that it was tied to stay."""
+    name = f"{linear_head(model)[0]}.weight"
+    blocks = {block.label: block for block in checkpoint.rest}
+    tied = name not in blocks
+    block = blocks[model.all_tied_weights_keys[name] if tied else name]
+    if block.packed:
+        raise UnsupportedArchitecture(
+            f"{checkpoint.path} keeps its head in few bits already: --head-quant has nothing to do.",
+            hint="leave --head-quant out.",
+        )
+    (part,) = block.pieces[0].parts
+    return part.entry.name, name if tied else part.entry.name
+
+
+def head_on_disk(weight_VH: torch.Tensor, name: str) -> dict[str, torch.Tensor]:
+    """What a pack holds of a head in four bits: bitsandbytes' layout without its second quantisation."""
+    codes, scales = _quantised(weight_VH, weight_VH.device)
+    state = {"quant_type": "nf4", "blocksize": BLOCK, "shape": list(weight_VH.shape)}
+    text = json.dumps(state | {"dtype": str(weight_VH.dtype).removeprefix("torch.")}).encode().ljust(STATE_B)
+    return {
+        name: codes.cpu()[:, None],
+        f"{name}.absmax": scales.cpu(),
+        f"{name}.quant_map": bitsandbytes().get_4bit_type("nf4", device="cpu"),
+        f"{name}.quant_state.bitsandbytes__nf4": torch.tensor(list(text), dtype=torch.uint8),
+    }
 
 
 def _quantised(weight_VH: torch.Tensor, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

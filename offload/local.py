@@ -8,6 +8,7 @@ from pathlib import Path
 from offload import hub
 from offload.errors import BadModelDir, CorruptShard
 from offload.manifest import digest_of, read_manifest, verify
+from offload.need import LAYER, part_of
 from offload.quantised import fold
 from offload.shards import Folder, open_folder
 
@@ -25,6 +26,7 @@ class Local:
     format: str
     pack: bool = False
     loads_in_transformers: bool = True
+    head: str = "whole"
 
 
 def describe(path: Path) -> Local:
@@ -40,6 +42,7 @@ def describe(path: Path) -> Local:
         _format(folder),
         manifest is not None,
         manifest is None or bool(manifest.get("loads_in_transformers")),
+        next((weight.scheme for weight in fold(folder).quantised.values() if _is_head(weight.name)), "whole"),
     )
 
 
@@ -97,11 +100,16 @@ def remove(path: Path) -> int:
 
 
 def _format(folder: Folder) -> str:
-    schemes = sorted({weight.scheme for weight in fold(folder).quantised.values()})
+    quantised = fold(folder).quantised.values()
+    schemes = sorted({weight.scheme for weight in quantised if not _is_head(weight.name)})
     if schemes:
         return "+".join(schemes)
     largest = max(folder.entries.values(), key=lambda entry: entry.nbytes)
     return largest.dtype.lower()
+
+
+def _is_head(name: str) -> bool:
+    return not LAYER.search(name) and part_of(name) == "head"
 
 
 def _hashed(file: Path) -> bool:

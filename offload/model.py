@@ -16,18 +16,20 @@ from numpy.typing import ArrayLike, NDArray
 from torch import nn
 from transformers import PreTrainedModel
 
+from offload.block import Block
 from offload.checkpoint import Checkpoint, lay_out
 from offload.collected import close_when_collected
 from offload.dense import DenseLayers
 from offload.files import Reading
 from offload.formats import FourBits, with_head
 from offload.hardware import free_memory, give_back_large_memory
-from offload.head import quantise_head
+from offload.head import Rounded, quantise_head
 from offload.layer import StreamedLayer
 from offload.lender import Stream, StreamStats
-from offload.need import CACHE_NUMBERS, cache_B, part_of, scratch_B
+from offload.need import CACHE_NUMBERS, cache_B, part_of, scratch_B, stored_head
 from offload.placement import Free, Need, Offload, Placement, size
 from offload.placing import place
+from offload.quantised import Quantised
 from offload.scarce import refusal
 from offload.shards import open_folder
 from offload.skeleton import Skeleton, build
@@ -167,7 +169,7 @@ def _need(checkpoint: Checkpoint, skeleton: Skeleton, ctx: int, reading: Reading
     for block in checkpoint.rest:
         rest[part_of(block.label)] += block.kept_B
     numbers = {name: getattr(skeleton.model.config, name, None) for name in CACHE_NUMBERS}
-    return Need(
+    need = Need(
         layers_B=tuple(block.size_B for block in checkpoint.layers),
         read_B=tuple(block.read_B for block in checkpoint.layers),
         embeddings_B=rest["embeddings"],
@@ -178,6 +180,14 @@ def _need(checkpoint: Checkpoint, skeleton: Skeleton, ctx: int, reading: Reading
         scratch_B=scratch_B(checkpoint.scratch_B, largest_read_B(checkpoint), reading),
         dense_B=checkpoint.dense_B,
     )
+    few = next((weight for block in checkpoint.rest if (weight := _stored_head(block))), None)
+    return need if few is None else stored_head(need, (few.shape[0], few.shape[1]), skeleton.dtype.itemsize)
+
+
+def _stored_head(block: Block) -> Quantised | None:
+    """A head that a pack keeps in four bits, and that stays so."""
+    weights = [weight for item in block.packed for _, weight in item.sources]
+    return weights[0] if part_of(block.label) == "head" and len(weights) == 1 and weights[0].stays else None
 
 
 def _fill_rest(
@@ -192,9 +202,15 @@ def _fill_rest(
     model = skeleton.model
     stored: set[str] = set()
     in_ram: set[nn.Module] = set()
+    rounded: Rounded | None = None
     for block in checkpoint.rest:
         arena = Arena(block.size_B)
         disk.read_block(block, arena)
+        if few := _stored_head(block):
+            found = block.views(arena.flat)
+            rounded = found[few.members["codes"].name], found[few.members["absmax"].name]
+            stored.add(block.label)
+            continue
         stays = embeddings_in_ram and part_of(block.label) == "embeddings"
         for name, tensor in block.dense(block.views(arena.flat), Arena(block.dense_B).flat).items():
             on_the_way = head_quant != "none" and part_of(block.label) == "head"  # its codes go on
@@ -209,8 +225,8 @@ def _fill_rest(
     missing = {name for name in model.all_tied_weights_keys if name not in stored}
     missing |= {name for name in model.all_tied_weights_keys.values() if name not in stored}
     model.tie_weights(missing_keys=missing, recompute_mapping=False)
-    if head_quant != "none":
-        quantise_head(model, device)
+    if rounded or head_quant != "none":
+        quantise_head(model, device, rounded)
     model.requires_grad_(False)
     for embedding in in_ram:
         _look_up_in_ram(embedding, device)

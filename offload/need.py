@@ -46,11 +46,13 @@ def need_of(
     count = _number(folder.config, "num_hidden_layers", 1 << 30)
     folded = fold(folder)
     dense: dict[int, int] = {}
+    few: tuple[int, ...] | None = None
     for weight in folded.quantised.values():
         match = LAYER.search(weight.name)
         dense_B = -(-math.prod(weight.shape) * item_B // 64) * 64
         if match is None:
             rest[part_of(weight.name)] += dense_B
+            few = weight.shape if part_of(weight.name) == "head" and weight.stays else few
             largest_B = max(largest_B, weight.nbytes)
         elif (layer := int(match[1])) < count:
             dense[layer] = dense.get(layer, 0) + dense_B
@@ -70,7 +72,7 @@ def need_of(
         elif int(match[1]) < count:  # what follows (multi-token prediction) stays on disk
             layers[int(match[1])] = layers.get(int(match[1]), 0) + wanted_B
             read_B[int(match[1])] = read_B.get(int(match[1]), 0) + entry.nbytes
-    return Need(
+    need = Need(
         layers_B=tuple(layers[index] for index in sorted(layers)) or (0,),
         read_B=tuple(read_B[index] for index in sorted(layers)) or (0,),
         embeddings_B=rest["embeddings"],
@@ -82,6 +84,12 @@ def need_of(
         beside_B=beside_B or {},
         dense_B=max(dense.values(), default=0),
     )
+    return need if few is None else stored_head(need, (few[0], few[1]), item_B)
+
+
+def stored_head(need: Need, shape: tuple[int, int], item_B: int) -> Need:
+    """The same with a head of this shape that lies in NF4 on disk already: nothing dense is on the way."""
+    return replace(few_bit_head(need, shape, item_B), head_passing_B=0)
 
 
 def few_bit_head(need: Need, shape: tuple[int, int], item_B: int) -> Need:

@@ -23,6 +23,8 @@ from offload.aligned import DTYPES, load_entry, write, write_failed, write_small
 from offload.block import Block
 from offload.checkpoint import lay_out
 from offload.errors import DiskFull, OutputExists, UnsupportedArchitecture
+from offload.formats import FourBits
+from offload.head import head_on_disk, stored_as
 from offload.manifest import FORMAT, MANIFEST, PARTIAL, Advance, Written, digest_of, finished, lock, read_manifest
 from offload.placement import size
 from offload.quant import BLOCK, CONFIGS, NESTED_BLOCK, STATE_B, Quant, quantise
@@ -44,6 +46,8 @@ class Shard:
     file: str
     entries: tuple[Entry, ...]
     quantised: frozenset[str] = frozenset()
+    head: tuple[str, str] | None = None
+    """Which of them becomes a head in four bits, and by what name; under another than its own it is kept as well."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,8 @@ class Plan:
     """Can plain transformers load it? Not where experts are quantised in a layout of ours."""
     code: bool = False
     """Does the Python that the folder brings travel along?"""
+    head: FourBits = "none"
+    """The format of the head."""
 
     @property
     def read_B(self) -> int:
@@ -78,7 +84,7 @@ class Originals(Protocol):
         """One tensor of them."""
 
 
-def plan(folder: Folder, quant: Quant, trust_remote_code: bool = False) -> Plan:
+def plan(folder: Folder, quant: Quant, trust_remote_code: bool = False, head: FourBits = "none") -> Plan:
     """What a pack of the folder holds; every tensor that the model needs is accounted for. Reads no weight."""
     if quant != "none" and fold(folder).quantised:
         raise UnsupportedArchitecture(
@@ -89,15 +95,18 @@ def plan(folder: Folder, quant: Quant, trust_remote_code: bool = False) -> Plan:
     skeleton = build(folder, None, trust_remote_code)
     checkpoint = lay_out(folder, skeleton.model, skeleton.layers, skeleton.dtype)
     shards: list[Shard] = []
-    loadable = True
+    before = folder.config.get("quantization_config")
+    loadable = not isinstance(before, dict) or before.get("quant_method") != "specexec"
     for index, block in enumerate(checkpoint.layers):
         linear, stacked = _quantisable(block, skeleton, index) if quant != "none" else (frozenset(), frozenset())
         loadable = loadable and not stacked
         shards.append(Shard(f"layer-{index:05d}.safetensors", _entries([block], folder), linear | stacked))
-    shards.append(Shard(REST, _entries(checkpoint.rest, folder)))
+    few = None if head == "none" else stored_as(checkpoint, skeleton.model)
+    shards.append(Shard(REST, _entries(checkpoint.rest, folder), head=few))
     names = {name for name, module in skeleton.model.named_modules() if isinstance(module, nn.Linear)}
     skipped = sorted(name for name in names if not name.startswith(f"{skeleton.layers}."))
-    return Plan(folder, quant, tuple(shards), tuple(skipped), loadable, trust_remote_code)
+    loadable = loadable and few is None
+    return Plan(folder, quant, tuple(shards), tuple(skipped), loadable, trust_remote_code, head)
 
 
 def pack(
@@ -139,7 +148,10 @@ def shard_B(shard: Shard, quant: Quant) -> int:
     total = 4096
     for entry in shard.entries:
         count = math.prod(entry.shape)
-        if entry.name not in shard.quantised:
+        if shard.head and shard.head[0] == entry.name:
+            total += -(-count // 2) + 4 * -(-count // BLOCK) + 64 + STATE_B
+            total += entry.nbytes if shard.head[1] != entry.name else 0
+        elif entry.name not in shard.quantised:
             total += entry.nbytes
         elif quant == "int8":
             total += count + 4 * (count // entry.shape[-1])
@@ -175,10 +187,14 @@ def _quantisable(block: Block, skeleton: Skeleton, index: int) -> tuple[frozense
 def _content(
     shard: Shard, entry: Entry, quant: Quant, device: str, originals: Originals | None
 ) -> Entry | Mapping[str, torch.Tensor]:
-    if originals is None and entry.name not in shard.quantised:
+    head = shard.head[1] if shard.head and shard.head[0] == entry.name else None
+    if originals is None and entry.name not in shard.quantised and head is None:
         return entry
     load = originals.load if originals else load_entry
     weight = load(entry, DTYPES[entry.dtype])
+    if head is not None:
+        few = head_on_disk(weight.to(device), head)
+        return few if head == entry.name else {entry.name: weight, **few}
     if entry.name not in shard.quantised:
         return {entry.name: weight}
     return quantise(weight.to(device), entry.name, quant)
@@ -211,6 +227,7 @@ def _begin(plan: Plan, out: Path) -> dict[str, Json]:
         "format": FORMAT,
         "version": VERSION,
         "quant": plan.quant,
+        "head_quant": plan.head,
         "loads_in_transformers": plan.loadable,
         "source": _fingerprint(plan.folder),
         "complete": False,
@@ -222,9 +239,11 @@ def _begin(plan: Plan, out: Path) -> dict[str, Json]:
             raise OutputExists(f"{out} is not empty ({strangers[0]} …).", hint="another --out, or an empty folder.")
         return new
     same = ("version", "quant", "source")
-    if [old.get(key) for key in same] != [new[key] for key in same]:
+    head = old.get("head_quant", "none")
+    if [old.get(key) for key in same] != [new[key] for key in same] or head != plan.head:
         raise OutputExists(
-            f"{out} holds a pack of another model, another revision or with --quant {old.get('quant')}.",
+            f"{out} holds a pack of another model, another revision or with --quant {old.get('quant')} "
+            f"--head-quant {head}.",
             hint="another --out, or remove that pack first.",
         )
     return old
@@ -253,11 +272,13 @@ def _finish(plan: Plan, out: Path, manifest: dict[str, Json], done: Mapping[str,
     manifest["complete"] = True
     _save(out, manifest, done)
     config = dict(plan.folder.config)
-    if plan.quant != "none":
+    if plan.head != "none":
+        config["tie_word_embeddings"] = False  # it has a copy of its own
+    if plan.quant != "none" or plan.head != "none":
         config["quantization_config"] = (
             {**CONFIGS[plan.quant], "llm_int8_skip_modules": list(plan.skipped)}
             if plan.loadable
-            else {"quant_method": "specexec", "quant": plan.quant}
+            else {"quant_method": "specexec", "quant": plan.quant, "head_quant": plan.head}
         )
     write_small(out / "config.json", _json(config))
 

@@ -61,6 +61,11 @@ class Quantised:
         held = [self.members[role] for role in STACKED if role in self.members]
         return len(self.shape) == 3 and all(entry.shape[:1] == self.shape[:1] for entry in held)
 
+    @property
+    def stays(self) -> bool:
+        """Can a head compute from its codes? Where scales are floats of their own, for blocks of 64."""
+        return self.scheme == "nf4" and len(self.shape) == 2 and not self.offsets and self.blocksize == 64
+
     def alone(self, expert: int) -> "Quantised":
         """One matrix of the stack."""
         offsets = self.offsets[expert : expert + 1]

@@ -156,6 +156,7 @@ PLAN: Changes = {
 }
 PACK: Changes = {
     "quant": (["--quant", "none"], "size_B"),
+    "head_quant": (["--head-quant", "nf4"], "head_quant"),
     "out": (["--out", "{tiny}-other"], "out"),
     "device": (["--device", "cuda"], "device"),
     "offline": (["--offline"], "offline"),

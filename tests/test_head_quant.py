@@ -19,11 +19,13 @@ import offload
 import specexec
 from cli.app import main
 from offload import need
+from offload.errors import UnsupportedArchitecture
+from offload.formats import work_of
 from offload.head import FewBitHead
 from offload.names import demo_folder
 from offload.pack import pack, plan
 from offload.placement import Free, Offload
-from offload.quant import quantise
+from offload.quant import Quant, quantise
 from offload.shards import open_folder
 from specexec import SamplingParams, tiles
 from specexec.chain import ChainLM
@@ -33,7 +35,7 @@ from specexec.drafters.sibling import SiblingDrafter
 from specexec.lm import TreeLM
 from specexec.planner import BestFirst
 from specexec.workspace import CHUNK
-from tests.tiny import VOCABULARY, redraw, tiny
+from tests.tiny import VOCABULARY, logits_of, redraw, tiny
 from tests.writing import greedy, prompt, sequence_of, write
 
 CTX = 256
@@ -218,3 +220,71 @@ def test_a_batch_is_not_continued_with_another_head(tmp_path: Path, capsys: pyte
     capsys.readouterr()
     assert main([*run, "--resume", "--head-quant", "nf4"]) != 0
     assert 'was made with --head-quant null, this run has "nf4"' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("family", ["llama", "llama_tied", "gpt_neox", "mixtral"])
+@pytest.mark.parametrize("quant", ["none", "nf4"])
+@pytest.mark.usefixtures("small_pieces")
+def test_a_pack_keeps_the_head_in_four_bits_and_gives_the_same_logits(
+    family: str, quant: Quant, tmp_path: Path
+) -> None:
+    """Bit for bit those of `--head-quant nf4` on a pack of the same layers whose head is whole."""
+    tiny(family, tmp_path / "whole")
+    folder = open_folder(tmp_path / "whole")
+    pack(plan(folder, quant), tmp_path / "plain")
+    pack(plan(folder, quant, head="nf4"), tmp_path / "few")
+    tokens = torch.tensor([prompt(12)])
+    for dtype in ("f32", "bf16") if family == "llama" else ("f32",):
+        found = [
+            offload.load(tmp_path / "plain", "disk", dtype=dtype, head_quant="nf4"),
+            offload.load(tmp_path / "few", "disk", dtype=dtype),
+        ]
+        if dtype == "f32":  # stored like this; to fewer bits it is rounded before here, and after there
+            assert torch.equal(*(logits_of(model, tokens) for model in found))
+        heads = [model.get_output_embeddings() for model in found]
+        assert all(isinstance(head, FewBitHead) for head in heads)
+        needs = [offload.stream_of(model).placement.need for model in found]
+        assert [needs[1].head_B, needs[1].head_rows_B] == [needs[0].head_B, needs[0].head_rows_B]
+        assert (needs[1].head_passing_B, needs[1].embeddings_B) == (0, needs[0].embeddings_B)
+        item_B = 4 if dtype == "f32" else 2
+        work = work_of(open_folder(tmp_path / "few"), "none", item_B)
+        asked = work_of(open_folder(tmp_path / "plain"), "none", item_B, "nf4")
+        assert (work.weights_B, work.unpacked_B) == (asked.weights_B, asked.unpacked_B)
+        told = offload.need_of(open_folder(tmp_path / "few"), item_B, 4096)
+        parts = ("head_B", "head_rows_B", "head_passing_B", "embeddings_B")
+        assert [getattr(told, part) for part in parts] == [getattr(needs[1], part) for part in parts]
+        for model in found:
+            offload.stream_of(model).close()
+    wrote = sum(file.stat().st_size for file in (tmp_path / "few").glob("*.safetensors"))
+    assert plan(folder, quant, head="nf4").size_B == pytest.approx(wrote, rel=0.1)
+
+
+def test_a_pack_with_such_a_head_says_so_and_is_verified(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "packed"
+    wrote = ["pack", "demo", "--quant", "nf4", "--head-quant", "nf4", "--out", str(out), "-q"]
+    assert main(wrote) == main(wrote) == 0, "finished ones are kept"
+    capsys.readouterr()
+    assert main(["models", "show", str(out), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["head"], shown["format"], shown["loads_in_transformers"]) == ("nf4", "nf4", False)
+    assert main(["models", "show", str(out)]) == main(["models", "verify", str(out)]) == 0
+    assert "no, its head is in four bits" in capsys.readouterr().out
+    assert main(["plan", str(out), "--gpu", "1GiB", "--json"]) == 0
+    assert "rows of the head dequantised" in json.loads(capsys.readouterr().out)["rows"][0]["vram_parts_B"]
+    assert main([*wrote[:4], "--out", str(out)]) != 0, "another pack"
+    assert "--head-quant nf4" in capsys.readouterr().err
+    sampling = SamplingParams(max_tokens=12, temperature=0.8, seed=3, ignore_eos=True)
+    with specexec.load(str(out), drafter=str(demo_folder("drafter")), verify=True, ctx=CTX, budget=8) as llm:
+        drafted = llm.generate("The import", sampling).tokens
+    with specexec.load(str(out), drafter="none", ctx=CTX, offload="disk") as llm:
+        assert llm.generate("The import", sampling).tokens == drafted
+    with pytest.raises(UnsupportedArchitecture, match="few bits already"):
+        specexec.load(str(out), drafter="none", head_quant="nf4", ctx=CTX)
+    with pytest.raises(UnsupportedArchitecture, match="few bits already"):
+        plan(open_folder(out), "none", head="nf4")
+    pack(plan(open_folder(out), "none"), tmp_path / "anew")  # as it is
+    assert main(["models", "show", str(tmp_path / "anew"), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["head"], shown["format"], shown["loads_in_transformers"]) == ("nf4", "nf4", False)
+    with specexec.load(str(tmp_path / "anew"), drafter="none", ctx=CTX) as llm:
+        assert llm.generate("The import", sampling).tokens == drafted
