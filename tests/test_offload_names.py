@@ -1,5 +1,6 @@
 """Names become folders: the demo, paths, aliases, the Hub's cache; everything else is an error with a way out."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -143,6 +144,22 @@ def test_every_alias_is_complete() -> None:
         assert names.HUB_NAME.fullmatch(alias.target), name
         assert alias.drafter is None or names.HUB_NAME.fullmatch(alias.drafter), name
         assert alias.drafter != alias.target
+
+
+# One tokenizer each, as those who made the models say; how a repository of the family may be called.
+TOKENIZERS = ("llama-3", "qwen2.5", "qwen3", "gemma-2", "mi(s|x)tral-.*v0.1", "gpt-oss")
+
+
+def test_a_drafter_speaks_with_the_tokenizer_of_its_target_and_large_targets_have_few_bits() -> None:
+    def family(repo: str) -> list[str]:
+        return [one for one in TOKENIZERS if re.search(one, repo.lower())]
+
+    for name, alias in names.aliases().items():
+        assert len(family(alias.target)) == 1, name
+        assert alias.drafter is None or family(alias.drafter) == family(alias.target), name
+        large = alias.drafter is not None
+        assert not large or re.search(r"bnb-4bit|gpt-oss", alias.target), name
+        assert not re.match(r"(meta-llama|google|mistralai)/", alias.target + (alias.drafter or "")), "gated"
 
 
 def test_codes_are_stable_and_errors_read_as_three_lines() -> None:
