@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
 from functools import partial
+from types import ModuleType
 
+import click
 import pytest
 
-from cli.batch.cluster import Cluster, ClusterBatch
+from cli.batch.cluster import running_cluster
 from cli.batch.worker import Worker
 from specexec.sampling import SamplingParams
 from specexec.stats import Completion
@@ -41,30 +42,35 @@ def test_a_worker_takes_requests_while_it_writes_others() -> None:
     assert texts(results) == {one.index: f"echo: {one.prompt}" for one in wanted}
 
 
-@pytest.fixture(scope="module")
-def ray() -> Iterator[object]:
+@pytest.fixture
+def ray(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Ray on two cores, however many there are."""
     ray = pytest.importorskip("ray", reason="the extra [ray] is not installed")
     ray.cloudpickle.register_pickle_by_value(fake_engine)
-    ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False, configure_logging=False)
-    yield ray
-    ray.shutdown()
+    monkeypatch.setattr(ray, "init", partial(ray.init, num_cpus=2))
+    assert isinstance(ray, ModuleType)
+    return ray
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.usefixtures("ray")
-def test_the_answers_of_a_killed_worker_go_on_elsewhere(ray: object) -> None:
+def test_the_answers_of_a_killed_worker_go_on_elsewhere(ray: ModuleType, capfd: pytest.CaptureFixture[str]) -> None:
     wanted = [*requests(40), Request(40, "", SamplingParams())]
-    batch = ClusterBatch(Cluster(partial(FakeEngine, sweep_s=0.05), 2, 0.0), iter(wanted), 4)
-    pids = ray.get([place.actor.pid.remote() for place in batch._places])  # type: ignore[attr-defined]
-    results: list[Result] = []
-    killed = 0
-    until_s = time.monotonic() + 200
-    while not batch.done and time.monotonic() < until_s:
-        results += batch.sweep()
-        if results and not killed:
-            os.kill(pids[0], signal.SIGKILL)
-            killed += 1
-    batch.close()
+    opener = partial(FakeEngine, sweep_s=0.05)
+    with pytest.raises(click.UsageError, match="the cluster has 2 cores"), running_cluster(opener, None, 3):
+        pass
+    with running_cluster(opener, None, 2) as cluster:
+        batch = cluster.batch(iter(wanted), 4)
+        pids = ray.get([place.actor.pid.remote() for place in batch._places])
+        results: list[Result] = []
+        killed = 0
+        until_s = time.monotonic() + 200
+        while not batch.done and time.monotonic() < until_s:
+            results += batch.sweep()
+            if results and not killed:
+                os.kill(pids[0], signal.SIGKILL)
+                killed += 1
+        batch.close()
     assert killed
     assert texts(results) == {one.index: f"echo: {one.prompt}" for one in wanted if one.prompt}
     assert [result.index for result in results if isinstance(result, Failure)] == [40]
+    assert capfd.readouterr().out == "", "stdout is for answers"

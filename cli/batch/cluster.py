@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+import click
+
 from cli.batch.refusals import ClusterLost
 from cli.batch.worker import BatchEngine, Report, Worker
 from cli.errors import MissingExtra
@@ -50,7 +52,7 @@ class Cluster:
         return ClusterBatch(self, requests, parallel)
 
     def progress(self) -> Progress:
-        return Progress(0, self._workers, self.sweeps, self.bytes_read)
+        return Progress(0, 0, self.sweeps, self.bytes_read)
 
     def stop(self) -> None:
         """End the batch after the current reports; what they say is kept. Safe in a signal handler."""
@@ -178,9 +180,13 @@ def running_cluster(
             "--engine ray needs Ray, which is not installed.", hint="pip install 'specexec[ray]'"
         ) from None
     ray.init(address=address, log_to_driver=False, include_dashboard=False, configure_logging=False)
+    # What befalls a worker Ray would print to stdout, among the answers; `_bury` says it on stderr.
+    ray._private.worker._worker_logs_enabled = False
     try:
         gpus = int(ray.cluster_resources().get("GPU", 0))
         count = (gpus or len(ray.nodes())) if workers == "auto" else workers
+        if count > (cores := int(ray.cluster_resources().get("CPU", 0))):  # some would wait for one for ever
+            raise click.UsageError(f"--workers {count}: the cluster has {cores} cores; ask for fewer.")
         yield Cluster(opener, count, 1.0 if gpus >= count else 0.0)
     finally:
         ray.shutdown()

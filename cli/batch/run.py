@@ -135,7 +135,8 @@ class Run:
 
         now = self.engine.progress()
         spent_s = time.perf_counter() - self._started_s
-        facts = f"layer {now.layer}/{now.layers} · {self._speed(spent_s)}{self._wire(now.bytes_read, spent_s)}"
+        layer = f"layer {now.layer}/{now.layers} · " if now.layers else ""  # a cluster is at many at a time
+        facts = f"{layer}{self._speed(spent_s)}{self._wire(now.bytes_read, spent_s)}"
         rate = self._new_tokens / max(spent_s, 1e-9)
         left = self._forecast.left_s(self._to_write, self.growing, rate)
         facts += f" · ETA {spelled(left)}" if left and self.total > self._ended else ""
