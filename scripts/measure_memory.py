@@ -1,8 +1,9 @@
 """Memory of a real answer beside the plan, and inside a limit: a fresh process loads the model, reads and writes.
 
 The peak is that of the process less what interpreter and libraries take, after the built-in model has written a few
-tokens. With `--parallel` texts of different lengths are written at once, and may take the plan and half of what it
-leaves of `--ram`. With `--limit` all of it, libraries and page cache included, runs in a control group of that size
+tokens. With `--parallel` texts of different lengths are written at once: `allowed` is the plan and half of what it
+leaves of `--ram`, `counted` the plan with what these texts and their guesses were admitted for in place of the one
+text of full length. With `--limit` all of it, libraries and page cache included, runs in a control group of that size
 from its first instruction on; where none can be made, under RLIMIT_DATA.
 """
 
@@ -32,7 +33,7 @@ MiB = 1 << 20
 @click.option("--offload", default="disk", show_default=True)
 @click.option("--ctx", type=COUNT, default=1024, show_default=True, help="Prompt and answer fill it.")
 @click.option("--budget", type=BUDGET, default="64", show_default=True)
-@click.option("--parallel", default=1, show_default=True, help="Texts at once.")
+@click.option("--parallel", type=BUDGET, default="1", show_default=True, help="Texts at once; auto: of 64, what fits.")
 @click.option("--ram", type=SIZE, help="What the model and its texts may take.")
 @click.option("--tokens", default=8, show_default=True, help="Length of the answer.")
 @click.option("--temperature", default=1.0, show_default=True)
@@ -40,7 +41,7 @@ MiB = 1 << 20
 @click.option("--json", "as_json", is_flag=True)
 @click.option("--inside", is_flag=True, hidden=True)
 def main(
-    folder: Path, drafter: str, offload: str, ctx: int, budget: Nodes, parallel: int, ram: int | None, tokens: int,
+    folder: Path, drafter: str, offload: str, ctx: int, budget: Nodes, parallel: Nodes, ram: int | None, tokens: int,
     temperature: float, limit: int | None, as_json: bool, inside: bool,
 ) -> None:  # fmt: skip
     """Let the model in FOLDER answer in a fresh process and compare its memory with the plan."""
@@ -60,10 +61,11 @@ def main(
         click.echo(json.dumps(record))
         return
     click.echo(f"weights    {record['weights_B'] / MiB:9.1f} MiB")
-    share = record["peak_B"] / record["allowed_B"]
+    of_allowed, of_counted = (record["peak_B"] / record[name] for name in ("allowed_B", "counted_B"))
     click.echo(f"plan       {record['plan_B'] / MiB:9.1f} MiB  {record['placement']}")
     click.echo(f"allowed    {record['allowed_B'] / MiB:9.1f} MiB  {record['together']} texts at a time")
-    click.echo(f"peak       {record['peak_B'] / MiB:9.1f} MiB  {share:.3f} of what is allowed")
+    click.echo(f"counted    {record['counted_B'] / MiB:9.1f} MiB  for those texts")
+    click.echo(f"peak       {record['peak_B'] / MiB:9.1f} MiB  {of_allowed:.3f} of allowed, {of_counted:.3f} counted")
     click.echo(f"libraries  {record['libraries_B'] / MiB:9.1f} MiB")
     if limit is not None:
         peak = "" if group_B is None else f", which held {group_B / MiB:.1f} MiB at most, page cache included"
@@ -78,7 +80,7 @@ def _answer(
     offload: str,
     ctx: int,
     budget: Nodes,
-    parallel: int,
+    parallel: Nodes,
     ram: int | None,
     tokens: int,
     temperature: float,
@@ -87,6 +89,8 @@ def _answer(
 
     import offload as weights
     import specexec
+    from specexec.batch import MOST_PARALLEL
+    from specexec.decoder import Step
 
     torch.set_num_threads(1)
     sampling = specexec.SamplingParams(max_tokens=tokens, temperature=temperature, seed=1, ignore_eos=True)
@@ -97,9 +101,21 @@ def _answer(
     libraries_B = _status_B("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     with specexec.load(str(folder), drafter=drafter, offload=offload, ctx=ctx, budget=budget, ram_B=ram) as llm:  # type: ignore[arg-type]  # checked by load
+        room, step, texts_B = llm._room, llm._decoder.step, 0
+
+        def watched() -> list[Step]:
+            nonlocal texts_B
+            steps = step()
+            live = [one.sequence for one in steps]
+            texts_B = max(texts_B, sum(room.need_B(one.longest, one.most_nodes) for one in live))
+            return steps
+
+        setattr(llm._decoder, "step", watched)  # noqa: B010
         words = llm.encode("All that has ever been written fits into memory.")
         longest = (words * ctx)[: ctx - tokens - 1]
-        prompts = [longest[at % 7 :][: len(longest) >> (at % 3)] for at in range(parallel)]
+        texts = MOST_PARALLEL if parallel == "auto" else parallel
+        # Together they fill the context, so that all of them can begin in one sweep.
+        prompts = [longest[at % 7 :][: len(longest) * (4 - at % 4) // (4 * texts)] for at in range(texts)]
         batch = llm.batch([specexec.Request(at, one, sampling) for at, one in enumerate(prompts)], parallel)
         results, together = list[specexec.Completion | specexec.Failure](), 1
         while not batch.done:
@@ -108,16 +124,18 @@ def _answer(
             results += ended
         written = [len(result.tokens) for result in results if isinstance(result, specexec.Completion)]
         placement = weights.stream_of(llm._model).placement
-        spare_B = 0 if ram is None or parallel == 1 else ram - placement.host_B
+        spare_B = 0 if ram is None or texts == 1 else ram - placement.host_B
+        one_B = room.need_B(llm.context, room.most if budget == "auto" else budget)
         return {
             "placement": placement.summary,
             "weights_B": sum(placement.need.read_B),
             "plan_B": placement.host_B,
             "allowed_B": placement.host_B + spare_B // 2,
+            "counted_B": placement.host_B + max(texts_B - one_B, 0),
             "peak_B": _status_B("VmHWM") - libraries_B,
             "libraries_B": libraries_B,
             "parts_B": placement.host_parts_B,
-            "tokens": min(written) if len(written) == parallel else 0,
+            "tokens": min(written) if len(written) == texts else 0,
             "together": together,
         }
 

@@ -99,6 +99,35 @@ def test_an_answer_takes_what_the_plan_says_inside_a_limit(tmp_path: Path) -> No
     assert 0.85 * found["plan_B"] < found["peak_B"] < 1.1 * found["plan_B"]
 
 
+@pytest.fixture(scope="module")
+def flat(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small layers of wide rows: what a sweep takes is more than the weights."""
+    folder = tmp_path_factory.mktemp("flat") / "m"
+    shape = ["--hidden", "768", "--layers", "5", "--heads", "12", "--kv-heads", "3", "--head-dim", "64", "--ff", "512"]
+    script = Path(__file__).parent.parent / "scripts" / "inflate.py"
+    subprocess.run([sys.executable, str(script), str(folder), *shape], check=True, capture_output=True)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("texts", "asked"),
+    [
+        (1, ["--budget", "512"]),
+        (16, ["--budget", "64", "--ram", "120MB"]),  # not all of them fit at a time
+    ],
+)
+def test_texts_and_their_guesses_take_no_more_than_was_counted_for_them(
+    texts: int, asked: list[str], flat: Path
+) -> None:
+    drafter = Path(offload.__file__).parent / "demo" / "drafter"
+    given = ["--drafter", str(drafter), "--parallel", str(texts), "--ctx", "256", "--tokens", "3", *asked]
+    found = measured(flat, *given)
+    assert found["tokens"] == 3
+    assert (found["together"] > 3) == (texts > 1)
+    assert found["counted_B"] <= found["allowed_B"]
+    assert 0.5 * found["counted_B"] < found["peak_B"] < found["counted_B"]
+
+
 @pytest.mark.parametrize("failure", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: x")])
 def test_refused_memory_ends_the_sweep_with_a_way_out(
     failure: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
