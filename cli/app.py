@@ -18,6 +18,7 @@ import click
 from cli.errors import INTERNAL, INTERRUPTED, PIPE_CLOSED, TERMINATED, described, exit_code, explain
 from cli.settings import defaults_for
 from cli.verbosity import Verbosity, start_logging, verbosity_options
+from offload.system import check_system
 
 log = logging.getLogger(__name__)
 
@@ -105,6 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verbosity = Verbosity()
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
+        check_system()
         code = commands.main(
             arguments, prog_name="specexec", standalone_mode=False, auto_envvar_prefix="SPECEXEC", obj=verbosity
         )

@@ -37,6 +37,7 @@ EXIT_CODES = {
     "not_enough_vram": 5,
     "disk_full": 5,
     "no_gpu": 6,
+    "unsupported_system": 6,
     "context_length_exceeded": BAD_INPUT,
     "empty_prompt": BAD_INPUT,
     "bad_jsonl": BAD_INPUT,

@@ -98,7 +98,8 @@ def show_model(name: str, as_json: bool) -> None:
     if facts.get("loads_in_transformers") is False:
         what = "its head is in four bits" if facts["head"] == "nf4" else "its experts are in a layout of specexec's own"
         shown["loads_in_transformers"] = f"no, {what}"
-    click.echo("\n".join(f"{key:<8} {value}" for key, value in shown.items() if value != ""))
+    width = max(map(len, shown))
+    click.echo("\n".join(f"{key:<{width}} {value}" for key, value in shown.items() if value != ""))
 
 
 @models.command("path")

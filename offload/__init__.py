@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from offload.shards import Folder, open_folder
     from offload.skeleton import Design, design
     from offload.standing import standing_layer
+    from offload.system import check_system
 
 __all__ = [
     "EXPERTS",
@@ -45,6 +46,7 @@ __all__ = [
     "cache_B",
     "carrier_for",
     "check_bytes",
+    "check_system",
     "design",
     "free_memory",
     "is_quantised",
@@ -80,6 +82,7 @@ _HOMES = {
     "check_bytes": "local",
     "design": "skeleton",
     "free_memory": "hardware",
+    "check_system": "system",
     "is_quantised": "formats",
     "item_B": "listing",
     "load": "model",

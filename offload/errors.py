@@ -85,6 +85,12 @@ class NotEnoughVram(OffloadError):
     code = "not_enough_vram"
 
 
+class UnsupportedSystem(OffloadError):
+    """This operating system is none that weights are streamed on."""
+
+    code = "unsupported_system"
+
+
 class NoGpu(OffloadError):
     """A GPU was asked for and there is none that PyTorch can use."""
 

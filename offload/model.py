@@ -35,6 +35,7 @@ from offload.shards import open_folder
 from offload.skeleton import Skeleton, build
 from offload.speeds import disk_key, load_speeds, reading_for
 from offload.store import Arena, DiskStore, largest_read_B
+from offload.system import check_system
 from offload.tiers import open_stream
 
 log = logging.getLogger(__name__)
@@ -107,6 +108,7 @@ def load(
     memory are there, and of how many.
     `trust_remote_code` lets transformers run Python that lies in the folder.
     """
+    check_system()
     give_back_large_memory()
     folder = open_folder(Path(path))
     skeleton = build(folder, dtype, trust_remote_code)

@@ -140,7 +140,11 @@ def test_help_shows_every_command_and_its_options(command: CommandLine) -> None:
 def test_models_lists_the_demo_and_shows_it(command: CommandLine) -> None:
     assert command("models").out.splitlines()[1].split()[:3] == ["demo", "built", "in"]
     assert command("models", "list").out == command("models").out
-    assert command("models", "show", "demo").out.startswith("name     demo\n")
+    shown = command("models", "show", "demo").out.splitlines()
+    assert shown[0].split() == ["name", "demo"]
+    assert {line[21] for line in shown} == {" "}, (
+        "the longest name is loads_in_transformers: values begin below each other"
+    )
     ran = command("models", "show", "dmo")
     assert ran.code == 3
     assert ran.err.startswith("Error: no model named 'dmo'.\n")

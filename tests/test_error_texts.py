@@ -15,6 +15,9 @@ import torch
 from filelock import FileLock
 
 import cli.engine
+import offload
+import specexec
+from offload.errors import UnsupportedSystem
 from offload.names import demo_folder
 from offload.placement import Free, GiB
 from offload.placing import place
@@ -124,6 +127,19 @@ def test_corrupt_shard(real: CommandLine, model: Path) -> None:
     assert f"{shard.name} is damaged" in ran.err
     assert f"file has {shard.stat().st_size}." in ran.err
     assert "\n  Try: " in ran.err
+
+
+def test_unsupported_system(real: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.platform", "darwin")
+    monkeypatch.setattr("platform.system", lambda: "Darwin")
+    for ran in (asked(real), real("plan", "demo"), real("--help")):
+        assert ran.code == 6
+        assert ran.err.startswith("Error: specexec runs on Linux and on WSL2; this is Darwin.")
+        assert "\n  Try: on Windows: wsl --install" in ran.err
+    with pytest.raises(UnsupportedSystem):
+        specexec.load("demo")
+    with pytest.raises(UnsupportedSystem):
+        offload.load(demo_folder("target"))
 
 
 def test_no_gpu(real: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,6 +82,7 @@ def load(
     TokenizerMismatch for a drafter whose text cannot be carried over, ContextLengthExceeded for a ctx beyond what the
     model was made for, RemoteCode for code that is not trusted.
     """
+    weights.check_system()
     choice = parse(drafter)
     pair = weights.resolve(model, choice.pairing, offline=offline, code=trust_remote_code)
     folder = weights.open_folder(pair.target)  # whatever is wrong with the files is said before anything is built
