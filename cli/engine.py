@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
-from cli.learned import learning, measured
+from cli.learned import learning, measured, searching
 from cli.options import EngineOptions
 from cli.quantities import format_count
 from cli.recall import recalling
@@ -21,32 +21,43 @@ TOY = (
 )
 
 
-def open_engine(options: EngineOptions, told: Callable[[int, int], None] | None = None) -> Engine:
-    """Load what the options ask for; `told` hears how far that is. Tests put a fake engine here."""
-    import specexec
+def open_engine(
+    options: EngineOptions,
+    told: Callable[[int, int], None] | None = None,
+    tried: Callable[[int, int], None] = lambda looked, most: None,
+) -> Engine:
+    """Load what the options ask for; `told` hears how far that is, `tried` how far a search for sublayers is.
 
-    return specexec.load(
-        options.model,
-        drafter=options.drafter,
-        draft_vocab=options.draft_vocab,
-        drafter_quant=options.drafter_quant,
-        head_quant=options.head_quant,
-        offload=options.offload,
-        budget=options.budget,
-        planner=options.planner,
-        device=options.device,
-        dtype=options.dtype,
-        ctx=options.ctx,
-        ram_B=options.ram,
-        vram_B=options.vram,
-        link_limit_Bps=options.link_limit,
-        exact=options.exact,
-        offline=options.offline,
-        verify=options.verify,
-        trust_remote_code=options.trust_remote_code,
-        measured=measured(options) if options.drafter == "auto" else None,
-        told=told,
-    )
+    Tests put a fake engine here.
+    """
+    import specexec
+    from specexec.drafters.skip import Searches
+
+    searches = Searches(told=tried)
+    with searching(options, searches) if "skip" in options.drafter.split("+") else nullcontext():
+        return specexec.load(
+            options.model,
+            drafter=options.drafter,
+            draft_vocab=options.draft_vocab,
+            drafter_quant=options.drafter_quant,
+            head_quant=options.head_quant,
+            offload=options.offload,
+            budget=options.budget,
+            planner=options.planner,
+            device=options.device,
+            dtype=options.dtype,
+            ctx=options.ctx,
+            ram_B=options.ram,
+            vram_B=options.vram,
+            link_limit_Bps=options.link_limit,
+            exact=options.exact,
+            offline=options.offline,
+            verify=options.verify,
+            trust_remote_code=options.trust_remote_code,
+            measured=measured(options) if options.drafter == "auto" else None,
+            told=told,
+            searches=searches,
+        )
 
 
 @contextmanager
@@ -58,8 +69,14 @@ def running_engine(
     Measurements do not `remember`: they neither begin with what earlier runs knew nor leave anything behind.
     """
     start_logging(verbosity, screen.tell)
-    with screen.status(lambda: f"starting {options.model}…"):
-        engine = open_engine(options)
+    search = ""
+
+    def tried(looked: int, most: int) -> None:
+        nonlocal search
+        search = f" {looked} of at most {most} sets of sublayers tried; done once"
+
+    with screen.status(lambda: f"starting {options.model}…{search}"):
+        engine = open_engine(options, tried=tried)
     with ExitStack() as stack:
         stack.enter_context(engine)
         if remember:

@@ -24,6 +24,7 @@ from cli.recall import load, save
 from offload.places import folder_of
 
 if TYPE_CHECKING:
+    from specexec.drafters.skip import Searches
     from specexec.engine import Engine
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 VERSION = 1
 ENOUGH = 16  # sweeps that say something about a speed
 MOST_DRAFTERS = 16
+MOST_SEARCHES = 64  # placements of one model
 MOST = 1e12  # tokens, or seconds
 
 
@@ -50,6 +52,20 @@ def measured(options: EngineOptions) -> dict[str, float]:
     arrays = load(speeds_path(options), set()) or {}
     whole = {name: row.tolist() for name, row in arrays.items() if row.shape == (2,)}
     return {name: row[0] / row[1] for name, row in whole.items() if 0 < row[0] < MOST and 0 < row[1] < MOST}
+
+
+@contextmanager
+def searching(options: EngineOptions, searches: Searches) -> Iterator[None]:
+    """For the length of the block `searches` knows what earlier ones found with this model; what is new is kept."""
+    path = _file(f"searches-{options.model}", _digest(options.model))
+    known = load(path, set()) or {}
+    searches.found.update(known)
+    yield
+    if searches.found.keys() > known.keys():
+        try:
+            save(path, dict([*searches.found.items()][-MOST_SEARCHES:]))
+        except OSError as problem:
+            log.warning("what the search found could not be kept: %s", problem)
 
 
 @contextmanager

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from offload.routing import EXPERTS
     from offload.shards import Folder, open_folder
     from offload.skeleton import Design, design
-    from offload.standing import standing_layer
+    from offload.standing import skeleton_layer, standing_layer, stands
     from offload.system import check_system
 
 __all__ = [
@@ -59,7 +59,9 @@ __all__ = [
     "resident_B",
     "resolve",
     "running_code",
+    "skeleton_layer",
     "standing_layer",
+    "stands",
     "stream_of",
     "with_head",
 ]
@@ -93,7 +95,9 @@ _HOMES = {
     "resident_B": "formats",
     "resolve": "names",
     "running_code": "custom",
+    "skeleton_layer": "standing",
     "standing_layer": "standing",
+    "stands": "standing",
     "stream_of": "model",
     "with_head": "formats",
 }

@@ -66,11 +66,13 @@ class Sweep:
 class TreeLM:
     """A transformers causal LM with a tree cache. Compared and hashed by identity: caches are kept per LM.
 
-    `layers` are the numbers its layers know themselves by, where they are not 0, 1, 2, … (partial.py). `travel` says
-    whose keys and values live in RAM.
+    `layers` are the numbers its layers know themselves by, where they are not 0, 1, 2, … (partial.py); None is a layer
+    that does not attend (sublayers.py). `travel` says whose keys and values live in RAM.
     """
 
-    def __init__(self, model: PreTrainedModel, layers: Items[int] | None = None, travel: Travel | None = None) -> None:
+    def __init__(
+        self, model: PreTrainedModel, layers: Items[int | None] | None = None, travel: Travel | None = None
+    ) -> None:
         self.kinds = check_tree_support(type(model), model.config)
         self._layers = range(len(self.kinds)) if layers is None else layers
         self._travel = travel
@@ -98,7 +100,8 @@ class TreeLM:
         """Hidden states [R, H] of each part's rows. A transaction: on any error all caches forget the new nodes."""
         held = [len(part.cache.parents) for part in parts]
         try:
-            kinds = dict(zip(self._layers, self.kinds, strict=True))
+            numbered = zip(self._layers, self.kinds, strict=True)
+            kinds = {number: kind for number, kind in numbered if number is not None}
             packed = _Packed(parts, kinds, self.device, cancelled or threading.Event(), self._travel)
             try:
                 hidden_RH = self._run(packed)

@@ -43,6 +43,6 @@ class CommandLine:
         """Let loading fail."""
         self.patch.setattr(self, "_open", lambda options: raising())
 
-    def _open(self, options: EngineOptions) -> FakeEngine:
+    def _open(self, options: EngineOptions, **_: object) -> FakeEngine:
         self.options = options
         return self.engine

@@ -25,7 +25,7 @@ import sys
 sys.path.insert(0, {root!r})
 from tests.fake_engine import FakeEngine
 import cli.engine
-cli.engine.open_engine = lambda options: FakeEngine(sweep_s={sweep_s}, deaf={deaf})
+cli.engine.open_engine = lambda options, **_: FakeEngine(sweep_s={sweep_s}, deaf={deaf})
 from cli.app import main
 sys.exit(main({arguments!r}))
 """
@@ -94,7 +94,7 @@ def test_a_log_file_holds_errors_and_the_traceback_of_a_bug(tmp_path: Path, cras
     log = tmp_path / "specexec.log"
     broken = "raise ZeroDivisionError('by zero')" if crash else "raise FileNotFoundError(28, 'full', 'x')"
     script = (
-        f"import sys, cli.engine\ndef broken(options): {broken}\ncli.engine.open_engine = broken\n"
+        f"import sys, cli.engine\ndef broken(options, **_): {broken}\ncli.engine.open_engine = broken\n"
         "from cli.app import main; sys.exit(main(sys.argv[1:]))"
     )
     for _ in range(2):

@@ -12,7 +12,10 @@ from pathlib import Path
 import pexpect
 
 REAL = "import sys; from cli.app import main; sys.exit(main())"
-FAKE = "import cli.engine; from tests.fake_engine import FakeEngine; cli.engine.open_engine = lambda _: FakeEngine();"
+FAKE = (
+    "import cli.engine; from tests.fake_engine import FakeEngine; "
+    "cli.engine.open_engine = lambda *_, **__: FakeEngine();"
+)
 # 4 MB a sweep at this speed: two seconds for each, slow enough to be interrupted in the middle.
 # Two guesses at most: a larger tree would hold the whole answer, and there would be no second sweep to interrupt.
 SLOW = ["--offload", "disk", "--link-limit", "2MB/s", "--budget", "2"]

@@ -30,7 +30,7 @@ class Engine(FakeEngine):
         for burst in super().stream([{"role": "user", "content": TEXT}], sampling):
             time.sleep(0.05)
             yield burst
-cli.engine.open_engine = lambda _: Engine(sweep_s=0.02)
+cli.engine.open_engine = lambda _, **__: Engine(sweep_s=0.02)
 """
 SLOW = ("--offload", "disk", "--link-limit", "3MB/s", "--budget", "2", "--no-history")
 WAIT_S = 90.0

@@ -222,7 +222,7 @@ def test_a_task_that_does_not_exist_is_said_before_loading(
             super().__init__(include_path=include_path, include_defaults=False)
 
     monkeypatch.setattr(harness, "TaskManager", Small)
-    monkeypatch.setattr("cli.engine.open_engine", lambda options: pytest.fail("nothing should be loaded"))
+    monkeypatch.setattr("cli.engine.open_engine", lambda options, **_: pytest.fail("nothing should be loaded"))
     include = ["--include", str(Path(tasks["sums"]).parent)]
     for names, says in [("missing.yaml", "there is no task file missing.yaml"), ("summs", "Try: sums.")]:
         assert main(["eval", "--tasks", names, *include]) == 3

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import nn
 from transformers import PreTrainedModel
 
 import offload
 from specexec.decoder import Decoder
 from specexec.drafters import Drafter
-from specexec.drafters.skip import agreement, choices, preferred, searched, skipping, spread
+from specexec.drafters.skip import skipping, spread
 from specexec.drafters.substitute import FourBit, quantised, substituting
 from specexec.errors import UnsupportedArchitecture
 from specexec.lm import TreeLM
@@ -24,6 +23,7 @@ from specexec.partial import layer_list_path
 from specexec.planner import BestFirst
 from specexec.ranking import Ranking
 from specexec.sampling import SamplingParams
+from specexec.sublayers import Kept
 from tests.tiny import LAYERS, VOCABULARY, tiny
 from tests.writing import drafters, prompt, sequence_of, write
 
@@ -47,6 +47,13 @@ def four_bit(model: PreTrainedModel) -> dict[int, nn.Module]:
     return {i: quantised(copy.deepcopy(layer), torch.device("cpu")) for i, layer in enumerate(layers_of(model))}
 
 
+def whole(layers: Iterable[int]) -> Kept:
+    """Both sublayers of these."""
+    kept_LS = np.zeros((LAYERS, 2), bool)
+    kept_LS[list(layers)] = True
+    return kept_LS
+
+
 class Case:
     """A target whose weights four bits can say exactly, so that its substitute is perfect."""
 
@@ -64,7 +71,7 @@ class Case:
         if name == "substitute":
             return substituting(self.target.model, self.quantised, VOCABULARY, ranking)
         kept = range(LAYERS) if name == "all" else spread(LAYERS, 2)
-        return skipping(self.target.model, {i: self.layers[i] for i in kept}, VOCABULARY, ranking)
+        return skipping(self.target.model, self.layers.__getitem__, whole(kept), VOCABULARY, ranking)
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +108,7 @@ def test_every_family_can_skip_and_be_substituted(family: str, tmp_path: Path) -
     target = TreeLM(model)
     (plain,) = write(target, drafters("llama", tmp_path)["none"], [PROMPT], SAMPLINGS[0])
     for drafter in (
-        skipping(model, {i: plain_layers[i] for i in (0, 1, 3)}, VOCABULARY),
+        skipping(model, plain_layers.__getitem__, whole((0, 1, 3)), VOCABULARY),
         substituting(model, small, VOCABULARY),
     ):
         (sequence,) = write(target, drafter, [PROMPT], SAMPLINGS[0], 8)
@@ -134,41 +141,6 @@ def test_four_bits_are_close_and_take_little_room(width: int) -> None:
 def test_fused_experts_are_refused_by_name(family: str, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedArchitecture, match="experts"):
         four_bit(tiny(family, tmp_path / "target"))
-
-
-@given(st.lists(st.booleans(), min_size=1, max_size=40))
-def test_resident_layers_are_preferred(resident: list[bool]) -> None:
-    kept = preferred(resident)
-    assert kept == sorted(set(kept))
-    assert len(kept) == max(1, round(len(resident) / 2))
-    at_home = sum(resident)
-    assert sum(resident[layer] for layer in kept) == min(at_home, len(kept))
-
-
-def test_the_spread_is_even_and_keeps_both_ends() -> None:
-    assert spread(9, 5) == [0, 2, 4, 6, 8]
-    assert spread(5, 5) == [0, 1, 2, 3, 4]
-    assert spread(5, 1) == [0]
-
-
-def test_the_search_finds_the_best_neighbourhood() -> None:
-    wanted = {0, 3, 4}
-    found = searched([0, 2, 5], 6, lambda kept: len(wanted & set(kept)), tries=100)
-    assert set(found) == wanted
-    looked_at: list[list[int]] = []
-
-    def note(kept: list[int]) -> float:
-        looked_at.append(kept)
-        return 0.0
-
-    searched([0, 2, 5], 6, note, tries=5)
-    assert len(looked_at) == 5
-
-
-def test_the_whole_model_agrees_with_itself(case: Case) -> None:
-    whole = choices(case.target, PROMPT)
-    full = skipping(case.target.model, case.layers, VOCABULARY).lm
-    assert agreement(whole, full, PROMPT) == 1.0
 
 
 @pytest.mark.parametrize("tier", ["none", "ram", "disk"])

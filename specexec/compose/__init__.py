@@ -26,6 +26,7 @@ from specexec.compose.sources import (
 )
 from specexec.cost import CostModel
 from specexec.drafters.choice import Choice, join, parse
+from specexec.drafters.skip import Searches
 from specexec.engine import Engine, Parts
 from specexec.lm import TreeLM
 from specexec.memory import Memory
@@ -65,6 +66,7 @@ def load(
     trust_remote_code: bool = False,
     measured: Mapping[str, float] | None = None,
     told: Callable[[int, int], None] | None = None,
+    searches: Searches | None = None,
 ) -> Engine:
     """Find, place and load a target and its drafter.
 
@@ -77,7 +79,8 @@ def load(
     from the Hub). trust_remote_code: run Python that the folders of both models bring; an architecture from there is
     tried on a few tokens first. exact: decide near-ties by the text alone (afresh.py); its bill is `Engine.afresh`.
     measured: tokens per second that drafters, by name, have made with this target here; auto takes the best of those
-    that fit. told: hears layers read into memory, and of how many.
+    that fit. told: hears layers read into memory, and of how many. searches: what earlier loads found out by trying;
+    what this one has to find out (skip: which sublayers) is added.
     Raises offload's errors for models and memory, UnsupportedArchitecture for targets that cannot verify trees,
     TokenizerMismatch for a drafter whose text cannot be carried over, ContextLengthExceeded for a ctx beyond what the
     model was made for, RemoteCode for code that is not trusted.
@@ -132,7 +135,8 @@ def load(
     lm = lm_of(target, trees=bool(choice.sources), tried=design.own_code, travel=_travel(target, where))
     memory = Memory() if "ngram" in choice.sources or draft_vocab else None
     draft_lm = None if draft is None else TreeLM(draft)
-    kit = Kit(target, lm, encoding, ranking_of(planner), draft_lm, theirs, pair, memory, draft_vocab)
+    searches = searches or Searches()
+    kit = Kit(target, lm, encoding, ranking_of(planner), draft_lm, theirs, pair, memory, draft_vocab, searches, context)
     cost = CostModel(share=weights.stream_of(target).share)
     return Engine(
         Parts(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -69,7 +68,7 @@ def beside_ram_B(choice: Choice, pair: weights.ModelPair, asked: Asked) -> dict[
 def drafters_of(choice: Choice, pair: weights.ModelPair, asked: Asked) -> list[Widths]:
     """Models that draft, with keys and values of their own."""
     target = asked.widths(weights.open_folder(pair.target))
-    found = {"skip": replace(target, token_B=math.ceil(SHARE * target.token_B)), "substitute": target}
+    found = {"skip": target, "substitute": target}
     if pair.drafter is not None:
         found["sibling"] = asked.widths(weights.open_folder(pair.drafter))
     return [found[source] for source in choice.sources if source in found]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
@@ -24,7 +26,7 @@ from specexec.drafters.cascade import Cascade
 from specexec.drafters.choice import Choice
 from specexec.drafters.ngram import NgramDrafter
 from specexec.drafters.sibling import SiblingDrafter
-from specexec.drafters.skip import SAMPLE, best_layers, preferred, skipping
+from specexec.drafters.skip import QUESTIONS, SHARE, Searches, Terms, best_sublayers, skipping
 from specexec.drafters.substitute import quantised, substituting
 from specexec.drafters.translated import TranslatedDrafter
 from specexec.drafters.trimmed import TrimmedHead
@@ -35,6 +37,7 @@ from specexec.lm import TreeLM
 from specexec.memory import Memory
 from specexec.partial import rebuilt
 from specexec.ranking import Ranking
+from specexec.sublayers import names_of, sizes_of
 
 log = logging.getLogger(__name__)
 
@@ -137,6 +140,12 @@ def draft_model(folder: Path, asked: Asked, trust_remote_code: bool) -> PreTrain
     return few_bits
 
 
+def questions(encoding: Encoding) -> list[list[int]]:
+    """What a model is asked so that it writes something typical of it: through its chat template if it has one."""
+    chat = encoding.template is not None
+    return [encoding.encode([{"role": "user", "content": one}] if chat else one) for one in QUESTIONS]
+
+
 @dataclass(frozen=True)
 class Kit:
     """Everything that some drafter is made from."""
@@ -150,6 +159,8 @@ class Kit:
     pair: weights.ModelPair
     memory: Memory | None
     draft_vocab: int | None
+    searches: Searches
+    context: int
 
     @property
     def makers(self) -> dict[str, Callable[[], Drafter]]:
@@ -181,12 +192,23 @@ class Kit:
         return SiblingDrafter(self.draft, self._vocabulary, self.ranking, name, trimmed, self._cascade)
 
     def _skip(self) -> SiblingDrafter:
-        resident = [tier == "device" for tier in weights.stream_of(self.model).placement.tiers]
-        kept = preferred(resident)
         assert isinstance(self.target, TreeLM)
-        if all(resident):  # every set of layers is there already: look for a good one
-            kept = best_layers(self.target, self._layers(range(len(resident))), kept, self.encoding.encode(SAMPLE))
-        return skipping(self.model, self._layers(kept), self._vocabulary, self.ranking, self._cascade)
+        layers = [weights.skeleton_layer(self.model, i) for i in range(weights.stream_of(self.model).layers)]
+        size_LS = sizes_of(layers)
+        stands_L = np.array([weights.stands(self.model, i) for i in range(len(layers))])
+        files_B = sum(weights.open_folder(self.pair.target).file_sizes.values())
+        terms = Terms(
+            copy_LS=np.where(stands_L[:, None], 0, size_LS),
+            size_LS=size_LS,
+            head_B=sum(weight.nbytes for weight in self.model.get_output_embeddings().parameters()),
+            most_B=int(SHARE * files_B),
+            whole=any(names_of(layer) is None for layer in layers),
+            rows=self.context,
+        )
+        name = f"{self.model.config.to_json_string()} {files_B}"
+        kept_LS = best_sublayers(self.target, terms, questions(self.encoding), self.searches, name)
+        layer_of = partial(weights.standing_layer, self.model)
+        return skipping(self.model, layer_of, kept_LS, self._vocabulary, self.ranking, self._cascade)
 
     def _substitute(self) -> SiblingDrafter:
         layers = self._layers(range(weights.stream_of(self.model).layers))

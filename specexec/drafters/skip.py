@@ -1,45 +1,121 @@
-"""The target drafts for itself with some of its layers (Draft & Verify, Zhang et al. 2024). Knows no file.
+"""The target drafts for itself with some of its sublayers (Draft & Verify, Zhang et al. 2024). Knows no file.
 
-The layers that stay are chosen by where they live and, where trying costs nothing, by search: the set whose choices
-agree most often with the whole model's on a sample text. Own keys and values: the target's cache is never touched.
-L layers
+Which attentions and MLPs stay is searched: the set that should write the most tokens per second, as far as the target's
+own answers to a few questions tell. What stays in memory anyway costs nothing to keep; copies of what streams must fit
+into the room given. The drafter has keys and values of its own: the target's cache is never touched.
+L layers   S = 2 sublayers: attention, MLP   U units that stay or go   R rows of a text   K ranks
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from collections.abc import Sequence as Items
+from dataclasses import dataclass, field
+from hashlib import blake2b
 
-from torch import nn
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from specexec.cache import KVCache
 from specexec.drafters.cascade import Cascade
 from specexec.drafters.sibling import SiblingDrafter
 from specexec.lm import Rows, TreeLM
-from specexec.partial import rebuilt
+from specexec.partial import layer_list_path
+from specexec.planners import static_tree
 from specexec.ranking import Ranking
+from specexec.sublayers import Kept, masked, partial_lm
+from specexec.tree import Floats
 
-SHARE = 0.5  # of the layers stay: about what the paper's search keeps of a 70B
-TRIES = 24  # sets that a search looks at
-SAMPLE_ROWS = 96
-SAMPLE = (
-    "The following example shows how to read a file line by line. If the file does not exist, an error is raised and "
-    "the program stops. Most people write a test first: it says what is wanted, and it fails until the work is done. "
-    "In the morning the harbour was quiet; three boats had left before dawn, and nobody knew when they would return."
+SHARE = 0.5  # of the target's weights may be copied: about what the paper's search keeps of a 70B
+TRIES = 128  # sets that a search looks at, where they are cheap
+TOGETHER = 16  # of them in one sweep over the target
+PARENTS = 2  # the best so far, from which new ones are made
+FLIPS = 3  # sublayers at most that a new one changes
+# Multiplications that a search may take: minutes of a small CPU, seconds of a GPU.
+WORK = {"cpu": 1e14}
+MORE_WORK = 2e15
+WIRE = 20.0  # how much slower weights travel than they are read where they are
+NODES = 64  # of the trees that a set is judged by,
+RANKS = 32  # children of a node among them, and
+LEVELS = (1, 2, 3, 4, 6, 8, 12, 16, 24)  # their depths
+# What the target answers to these is the text on which sets are tried: no other predicts so well what they will guess.
+QUESTIONS = (
+    "Write a short story about a harbour.",
+    "How do I test a program?",
+    "Explain how to read a file in Python.",
+    "What happened in the year 1969?",
 )
+ANSWER = 24  # tokens of each
+
+
+@dataclass
+class Searches:
+    """What searches found, by what was searched; `told` hears sets that were looked at, and of how many at most."""
+
+    found: MutableMapping[str, NDArray[np.generic]] = field(default_factory=dict)
+    told: Callable[[int, int], None] = lambda looked, most: None
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What sublayers cost. copy_LS: bytes that keeping one takes, zero where it is in memory anyway; most_B of them."""
+
+    copy_LS: NDArray[np.int64]
+    size_LS: NDArray[np.int64]
+    head_B: int
+    most_B: int
+    whole: bool  # layers stay or go as one
+    rows: int  # that one sweep of the search may have
+
+    def copied_B(self, kept_LS: Kept) -> int:
+        return int(self.copy_LS[kept_LS].sum())
+
+    def fits(self, kept_LS: Kept) -> bool:
+        return self.copied_B(kept_LS) <= self.most_B
+
+    def speed(self, kept_LS: Kept, chance_K: Floats) -> float:
+        """Tokens that a set should write in the time of one pass over the whole target where it is in memory.
+
+        A sweep and as many drafter passes as make it best, over trees of the likeliest ranks (Sequoia); for a chain
+        it is theorem 3.8 of Leviathan et al. 2023.
+        """
+        all_B = self.size_LS.sum() + self.head_B
+        sweep = 1 + WIRE * self.size_LS[self.copy_LS > 0].sum() / all_B
+        draft = (self.size_LS[kept_LS].sum() + self.head_B) / all_B
+        tokens = [1 + static_tree(chance_K, NODES, depth).chances_N.sum() for depth in LEVELS]
+        return max(float(made / (sweep + depth * draft)) for made, depth in zip(tokens, LEVELS, strict=True))
+
+    def starts(self) -> list[Kept]:
+        """Layers spread evenly, those in memory first, and the same with the attentions of all layers."""
+        count = len(self.size_LS)
+        resident = [not any(copied_S) for copied_S in self.copy_LS.tolist()]
+        found = []
+        for share in (0.5, 0.25, 0.75, 0.125, 0.375, 0.625, 0.875, 1.0):
+            kept_LS = np.zeros((count, 2), bool)
+            kept_LS[preferred(resident, share)] = True
+            more_LS = kept_LS.copy()
+            more_LS[:, 0] |= not self.whole
+            found += [kept_LS, more_LS]
+        return [kept_LS for kept_LS in (*found, self.copy_LS == 0, np.zeros((count, 2), bool)) if self.fits(kept_LS)]
+
+    def units(self) -> NDArray[np.int64]:
+        """Which sublayers (flat numbers, [U, n]) stay or go together."""
+        return np.arange(self.size_LS.size).reshape(-1, 2 if self.whole else 1)
 
 
 def skipping(
     model: PreTrainedModel,
-    layers: Mapping[int, nn.Module],
+    layer_of: Callable[[int], nn.Module],
+    kept_LS: Kept,
     vocabulary: int,
     ranking: Ranking | None = None,
     cascade: Cascade | None = None,
 ) -> SiblingDrafter:
-    """A drafter that runs just these layers of `model`, in order."""
-    lm = TreeLM(rebuilt(model, layers), list(layers))
-    return SiblingDrafter(lm, vocabulary, ranking, name="skip", cascade=cascade)
+    """A drafter that runs just these sublayers of `model`, in layers of its own that `layer_of` gives."""
+    return SiblingDrafter(partial_lm(model, layer_of, kept_LS), vocabulary, ranking, name="skip", cascade=cascade)
 
 
 def spread(count: int, kept: int) -> list[int]:
@@ -60,50 +136,116 @@ def preferred(resident: Items[bool], share: float = SHARE) -> list[int]:
     return sorted({*at_home, *[layer for layer in fill if layer not in at_home][: kept - len(at_home)]})
 
 
-def searched(start: Items[int], count: int, agreement: Callable[[list[int]], float], tries: int = TRIES) -> list[int]:
-    """The best set met by swapping one layer at a time, from `start`; at most `tries` sets are looked at, each once."""
-    best, best_score = list(start), agreement(list(start))
-    seen, improving = {tuple(start)}, True
-    while improving:
-        improving = False
-        for swap in _swaps(best, count):
-            if tuple(swap) in seen:
-                continue
-            if len(seen) == tries:
-                return best
-            seen.add(tuple(swap))
-            if (score := agreement(swap)) > best_score:
-                best, best_score, improving = swap, score, True
-                break
-    return best
+def best_sublayers(target: TreeLM, terms: Terms, prompts: Items[list[int]], searches: Searches, name: str) -> Kept:
+    """The set to draft with: found before under this `name` and the same terms, else searched for and kept."""
+    key = _key(name, terms, prompts)
+    known = searches.found.get(key)
+    if known is not None and known.shape == terms.size_LS.shape and terms.fits(known.astype(bool)):
+        return known.astype(bool)
+    texts = own_words(target, prompts)
+    rows = sum(map(len, texts))
+    judge = Judge(target, texts, terms)
+    numbers = sum(parameter.numel() for parameter in target.model.parameters()) + terms.size_LS.sum() / 2
+    tries = int(np.clip(WORK.get(target.device.type, MORE_WORK) / (numbers * rows), 1, TRIES))
+    best_LS = searched(terms, judge.speeds, tries, min(TOGETHER, max(1, terms.rows // rows)), searches.told)
+    searches.found[key] = best_LS.astype(np.uint8)
+    return best_LS
 
 
-def _swaps(kept: list[int], count: int) -> list[list[int]]:
-    """Every set that differs in one layer; near swaps first."""
-    others = [layer for layer in range(count) if layer not in kept]
-    pairs = sorted(((out, new) for out in kept for new in others), key=lambda pair: abs(pair[0] - pair[1]))
-    return [sorted({*kept, new} - {out}) for out, new in pairs]
+def own_words(target: TreeLM, prompts: Items[list[int]]) -> list[list[int]]:
+    """The prompts and what the target itself writes below them, greedily."""
+    texts, caches = [list(prompt) for prompt in prompts], [KVCache() for _ in prompts]
+    for _ in range(ANSWER):
+        fresh = [text[len(cache) :] for text, cache in zip(texts, caches, strict=True)]
+        parts = [Rows(cache, new, range(-1, len(new) - 1)) for cache, new in zip(caches, fresh, strict=True)]
+        for text, part, hidden_RH in zip(texts, parts, target.forward(parts), strict=True):
+            part.cache.commit(range(len(part.tokens)))
+            text.append(int(target.head(hidden_RH[-1:]).argmax()))
+    return texts
 
 
-def best_layers(whole: TreeLM, layers: Mapping[int, nn.Module], start: list[int], text: Items[int]) -> list[int]:
-    """The layers to keep, as many as `start` has, found by trying on a sample text."""
-    expected = choices(whole, text)
+class Judge:
+    """Tries sets on texts of the target, many in one sweep over it."""
 
-    def score(kept: list[int]) -> float:
-        partial = rebuilt(whole.model, {layer: layers[layer] for layer in kept})
-        return agreement(expected, TreeLM(partial, kept), text)
+    def __init__(self, target: TreeLM, texts: Items[list[int]], terms: Terms) -> None:
+        self._target, self._texts, self._terms = target, texts, terms
+        whole_LS = np.ones(terms.size_LS.shape, bool)
+        self._chosen_R = next(choices(target, texts, [whole_LS])).argmax(-1)
 
-    return searched(start, len(layers), score)
+    def chances(self, sets: Items[Kept]) -> Iterator[Floats]:
+        """How often a set's candidates of each rank are the target's choice, [K]; one set after the other."""
+        return (ranks(logits_RV, self._chosen_R) for logits_RV in choices(self._target, self._texts, sets))
+
+    def speeds(self, sets: Items[Kept]) -> list[float]:
+        """How fast each would write."""
+        return [self._terms.speed(kept, chance_K) for kept, chance_K in zip(sets, self.chances(sets), strict=True)]
 
 
-def agreement(whole: list[int], lm: TreeLM, text: Items[int]) -> float:
-    """How often `lm` makes the choices `whole` along a text."""
-    ours = choices(lm, text)
-    return sum(a == b for a, b in zip(ours, whole, strict=True)) / len(whole)
+def searched(
+    terms: Terms,
+    speeds: Callable[[Items[Kept]], list[float]],
+    tries: int,
+    together: int = TOGETHER,
+    told: Callable[[int, int], None] = lambda looked, most: None,
+) -> Kept:
+    """The fastest of at most `tries` sets that fit, of equals the one with fewest copies; the same one every time.
+
+    Layers that are spread evenly are tried first, then children of the best.
+    """
+    rng, units = np.random.default_rng(0), terms.units()
+    seen: dict[bytes, Kept] = {}
+    merit: dict[bytes, tuple[float, int]] = {}
+    waiting = terms.starts()
+    while waiting and len(seen) < tries:
+        fresh = list({one.tobytes(): one for one in waiting if one.tobytes() not in seen}.values())
+        sets = fresh[: min(together, tries - len(seen))]
+        for kept_LS, speed in zip(sets, speeds(sets) if sets else [], strict=True):
+            seen[kept_LS.tobytes()] = kept_LS
+            merit[kept_LS.tobytes()] = (speed, -terms.copied_B(kept_LS))
+        told(len(seen), tries)
+        best = sorted(merit, key=merit.__getitem__, reverse=True)[:PARENTS]
+        waiting = fresh[len(sets) :] or _children([seen[one] for one in best], units, terms, seen, rng)
+    return seen[best[0]]
 
 
-def choices(lm: TreeLM, text: Items[int]) -> list[int]:
-    """The likeliest next token after each token of a text."""
-    text = text[:SAMPLE_ROWS]
-    (hidden_RH,) = lm.forward([Rows(KVCache(), text, range(-1, len(text) - 1))])
-    return [int(token) for token in lm.head(hidden_RH).argmax(-1)]
+def _children(
+    parents: list[Kept],
+    units: NDArray[np.int64],
+    terms: Terms,
+    seen: Mapping[bytes, Kept],
+    rng: np.random.Generator,
+) -> list[Kept]:
+    """New sets that fit, each like a parent but for a few units; none if they are hard to find."""
+    found: dict[bytes, Kept] = {}
+    for _ in range(50 * TOGETHER):
+        child_LS = parents[int(rng.integers(len(parents)))].copy()
+        flipped = rng.choice(len(units), min(int(rng.integers(1, FLIPS + 1)), len(units)), replace=False)
+        child_LS.reshape(-1)[units[flipped]] ^= True
+        if terms.fits(child_LS) and child_LS.tobytes() not in seen:
+            found[child_LS.tobytes()] = child_LS
+        if len(found) == TOGETHER:
+            break
+    return list(found.values())
+
+
+def choices(target: TreeLM, texts: Items[list[int]], sets: Items[Kept]) -> Iterator[Tensor]:
+    """The logits [R, V] that each set gives behind every token of all texts, set by set; one sweep for all."""
+    layers = target.model.get_submodule(".".join(layer_list_path(target.model)))
+    assert isinstance(layers, nn.ModuleList)
+    kept_NLS = torch.from_numpy(np.stack(sets)).to(target.device)
+    with masked(layers, kept_NLS.repeat_interleave(sum(map(len, texts)), 0)):
+        hidden = target.forward([Rows(KVCache(), text, range(-1, len(text) - 1)) for _ in sets for text in texts])
+    count = len(texts)
+    return (target.head(torch.cat(hidden[first : first + count])) for first in range(0, len(hidden), count))
+
+
+def ranks(logits_RV: Tensor, chosen_R: Tensor) -> Floats:
+    """How often what the target chose was the best, the second best, … of these candidates; falling, [K]."""
+    rank_R = (logits_RV > logits_RV.gather(1, chosen_R.unsqueeze(1))).sum(1).cpu().numpy()
+    count_K = np.bincount(rank_R[rank_R < RANKS], minlength=RANKS) + 0.5 / RANKS  # none is impossible
+    return np.asarray(np.sort(count_K)[::-1] / (len(rank_R) + 0.5))
+
+
+def _key(name: str, terms: Terms, prompts: Items[list[int]]) -> str:
+    told = (name, terms.copy_LS.tolist(), terms.size_LS.tolist(), terms.most_B, terms.rows, prompts, TRIES, ANSWER)
+    return blake2b(repr(told).encode(), digest_size=8).hexdigest()
