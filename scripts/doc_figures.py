@@ -88,7 +88,7 @@ def noise() -> Figure:
 
 def reliability() -> Figure:
     """How sure three drafters are of their best guess, and how often they are right, with tau neutral and learned."""
-    drafters = {"the target itself": str(TARGET), "its small sibling": "sibling", "half of its layers": "skip"}
+    drafters = {"the target itself": str(TARGET), "its small sibling": "sibling", "some of its sublayers": "skip"}
     figure, panels = _card(3.1, *drafters, share=True)
     for panel, drafter in zip(panels, drafters.values(), strict=True):
         found = calibrated(drafter)

@@ -41,7 +41,7 @@ class CommandLine:
 
     def fail_with(self, raising: Callable[[], None]) -> None:
         """Let loading fail."""
-        self.patch.setattr(self, "_open", lambda options: raising())
+        self.patch.setattr(self, "_open", lambda options, **_: raising())
 
     def _open(self, options: EngineOptions, **_: object) -> FakeEngine:
         self.options = options

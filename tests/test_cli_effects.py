@@ -289,7 +289,7 @@ def test_a_batch_says_what_came_of_every_option(
         yield cluster
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("cli.engine.open_engine", lambda options: FakeEngine())
+    monkeypatch.setattr("cli.engine.open_engine", lambda options, **_: FakeEngine())
     monkeypatch.setattr("cli.generate.running_cluster", no_cluster)
     Path("a.txt").write_text("one\ntwo\n")
     Path("b.jsonl").write_text("".join(json.dumps({"prompt": p, "text": "t"}) + "\n" for p in ("x", "x", "y" * 150)))

@@ -20,9 +20,12 @@ import offload
 import specexec
 from cli.learned import searching
 from cli.options import EngineOptions
+from specexec.budget import AutoBudget
 from specexec.cache import KVCache
-from specexec.drafters import Drafter
+from specexec.cost import CostModel
+from specexec.drafters import Ask, Drafter, Guesses
 from specexec.drafters.none import NoDrafter
+from specexec.drafters.sibling import SiblingDrafter
 from specexec.drafters.skip import (
     ANSWER,
     LEVELS,
@@ -39,10 +42,11 @@ from specexec.drafters.skip import (
 )
 from specexec.lm import Rows, TreeLM
 from specexec.partial import layer_list_path
+from specexec.planner import BestFirst
 from specexec.sampling import SamplingParams
 from specexec.sublayers import Kept, names_of, partial_lm, sizes_of
 from tests.tiny import FAMILIES, LAYERS, VOCABULARY, tiny
-from tests.writing import prompt, write
+from tests.writing import prompt, sequence_of, write
 
 TEXT = prompt(24)
 ASKED = [prompt(6), prompt(9, seed=1)]
@@ -273,3 +277,39 @@ def test_the_command_keeps_what_it_found(
     assert answers[0] == answers[1]
     with specexec.load("demo", drafter="none", offload=tier) as llm:
         assert llm.generate("The following", SamplingParams(temperature=0.0, max_tokens=6)).tokens == answers[0]
+
+
+def test_drafting_goes_on_for_as_long_as_the_measured_acceptance_pays(case: Case) -> None:
+    """What Draft & Verify's adaptive threshold is for, by calibration: the better the set, the deeper it drafts."""
+    before, after = [], []
+    for left_out in ((), (3, 1), (0, 1)):  # nothing; an MLP that is missed a little; one without which it knows nothing
+        kept_LS = np.ones((LAYERS, 2), bool)
+        if left_out:
+            kept_LS[left_out] = False
+        drafter = skipping(case.target.model, case.standing, kept_LS, VOCABULARY)
+        before.append(passes_of(drafter))
+        for seed in range(3):
+            write(case.target, drafter, [prompt(9, seed=seed)], replace(GREEDY, max_tokens=24), 8)
+        after.append(passes_of(drafter))
+    assert before[0] == before[1] == before[2]
+    assert after[0] > after[1] > after[2]
+    assert after[2] <= before[2]
+
+
+def passes_of(drafter: SiblingDrafter) -> int:
+    """Drafter passes for one tree where a pass costs a fiftieth of a sweep."""
+    cost, made = CostModel(), 0
+    for rows in (1, 64):
+        cost.compute.learn(rows, 1000 + rows)
+        cost.draft.learn(rows, 20 + rows)
+    guess = drafter.guess
+
+    def counted(asks: list[Ask], width: int) -> list[Guesses]:
+        nonlocal made
+        made += 1
+        return guess(asks, width)
+
+    drafter.guess = counted  # type: ignore[method-assign]
+    BestFirst().grow(drafter, [sequence_of(TEXT, GREEDY)], AutoBudget(cost), cost)
+    drafter.guess = guess  # type: ignore[method-assign]
+    return made
