@@ -61,10 +61,14 @@ class Rounds:
     "--airllm", metavar="PYTHON", type=click.Path(exists=True, path_type=Path),
     help="Measure AirLLM too, in the Python where it is installed (dense models).",
 )  # fmt: skip
+@click.option(
+    "--original", type=click.Path(exists=True, path_type=Path),
+    help="What peers are given, where FOLDER is a pack of it: they rewrite it in ways of their own.",
+)  # fmt: skip
 @click.option("--peer-rounds", default=3, show_default=True, help="Rounds in which peers take their turn.")
 def main(
     folder: Path, rows: tuple[int, ...], pairs: int, ram: int | None, threads: int, resident: bool, accelerate: bool,
-    airllm: Path | None, peer_rounds: int,
+    airllm: Path | None, original: Path | None, peer_rounds: int,
 ) -> None:  # fmt: skip
     """Measure sweeps of the model in FOLDER."""
     torch.set_num_threads(threads)
@@ -93,9 +97,10 @@ def main(
         cleanup.callback(stream.close)
         peers: list[Peer] = []
         if accelerate:
-            peers.append(Accelerate(folder, model, Path(cleanup.enter_context(TemporaryDirectory()))))
+            peers.append(Accelerate(original or folder, model, Path(cleanup.enter_context(TemporaryDirectory()))))
         if airllm:
-            peers.append(AirLLM(airllm, folder, Path(cleanup.enter_context(TemporaryDirectory(dir=folder.parent)))))
+            scrap = Path(cleanup.enter_context(TemporaryDirectory(dir=folder.parent)))
+            peers.append(AirLLM(airllm, original or folder, scrap))
         for peer in peers:
             cleanup.callback(peer.close)
         wide = knee(stream.placement, work_of(checked, "none", model.dtype.itemsize), limits)

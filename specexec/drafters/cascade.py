@@ -20,9 +20,7 @@ from specexec.suffix import LONGEST, NOTHING, RUNGS, Context, follower, then
 from specexec.tree import ROOT, TokenTree
 from specexec.workspace import ALONG, LEVELS
 
-REACHES = (
-    8  # classes of nodes by how likely the text comes there, a factor of e each: the children of others are not asked
-)
+REACHES = 8  # classes of nodes by how likely the text comes there, a factor of e each
 PASSES = 0.25  # of a whole pass that a row saves which is asked about later: the others it was only near
 LEAST = 0.05  # chance below which no row is worth it, however cheap
 UNMEASURED = 0.3  # the same while nobody knows what rows cost
