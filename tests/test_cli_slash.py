@@ -39,7 +39,7 @@ def test_a_conversation_goes_on_with_another_model_and_another_drafter(
 ) -> None:
     asked: list[EngineOptions] = []
 
-    def opened(_: CommandLine, options: EngineOptions) -> FakeEngine:
+    def opened(_: CommandLine, options: EngineOptions, **_rest: object) -> FakeEngine:
         asked.append(options)
         return FakeEngine()
 
@@ -66,7 +66,7 @@ def test_a_model_that_is_not_here_is_refused_and_nothing_is_downloaded(specexec:
 def test_a_model_that_does_not_load_leaves_the_conversation_with_the_old_one(
     specexec: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def choosy(_: CommandLine, options: EngineOptions) -> FakeEngine:
+    def choosy(_: CommandLine, options: EngineOptions, **_rest: object) -> FakeEngine:
         if options.drafter == "none":
             raise NotEnoughRam("it needs 9 GiB, 1 GiB is free.")
         return FakeEngine()
@@ -163,7 +163,7 @@ def test_the_engine_is_closed_before_the_next_one_is_opened(
 ) -> None:
     engines: list[FakeEngine] = []
 
-    def opened(_: CommandLine, options: EngineOptions) -> FakeEngine:
+    def opened(_: CommandLine, options: EngineOptions, **_rest: object) -> FakeEngine:
         assert all(engine.closed for engine in engines)
         engines.append(FakeEngine())
         return engines[-1]
