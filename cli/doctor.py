@@ -68,7 +68,6 @@ def _looked_at() -> Iterator[Check]:
         "system",
         "ok",
         f"{platform.system()} {platform.release()}{' (WSL)' if wsl else ''}, Python {platform.python_version()}",
-        None,
     )
     ram = free_ram()
     few = ram.free_B < 4 * GiB

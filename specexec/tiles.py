@@ -53,7 +53,7 @@ class RowTiles(TorchFunctionMode):
     ) -> Any:
         if func is nn.functional.linear:
             return _linear(*args, **(kwargs or {}))
-        if func is torch._grouped_mm and args[0].device.type == "cpu":
+        if func is getattr(torch, "_grouped_mm", None) and args[0].device.type == "cpu":
             return _grouped(args[0], args[1], (kwargs or {})["offs"])
         return func(*args, **(kwargs or {}))
 

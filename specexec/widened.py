@@ -30,8 +30,10 @@ def linears(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[
 
 
 def pays(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether linears are quicker widened: on x86 without instructions for the dtype."""
+    """Whether linears are quicker widened: on x86 without instructions for the dtype, as far as this torch can tell."""
     if device.type != "cpu" or dtype not in KERNELS or platform.machine() not in ("x86_64", "AMD64"):
+        return False
+    if not hasattr(torch.cpu, "get_capabilities"):
         return False
     has = torch.cpu.get_capabilities()
     return not any(has.get(name) for name in KERNELS[dtype])

@@ -130,3 +130,14 @@ def test_it_is_for_cpus_without_the_instructions_only(monkeypatch: pytest.Monkey
     assert isinstance(linears(cpu, torch.float16), Widened)
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
     assert not isinstance(linears(cpu, torch.float16), Widened)
+
+
+def test_an_older_torch_that_does_not_know_its_cpu_computes_in_its_own_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    monkeypatch.delattr(torch, "_grouped_mm")
+    assert not isinstance(linears(torch.device("cpu"), torch.bfloat16), Widened)
+    rows_RI, weight_OI, bias_O = operands(3, torch.float32)
+    with RowTiles():
+        found_RO = nn.functional.linear(rows_RI, weight_OI, bias_O).relu()
+    torch.testing.assert_close(found_RO, nn.functional.linear(rows_RI, weight_OI, bias_O).relu())
