@@ -15,6 +15,7 @@ from offload import hub, names
 from offload.errors import ModelNotFound
 
 if TYPE_CHECKING:
+    from offload.formats import FourBits
     from offload.quant import Quant
 
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     "-d", "--drafter", metavar="NAME", default="auto", help="auto: the one paired with the model; none; or a name."
 )
 @click.option("--pack", "quant", type=click.Choice(["none", "int8", "nf4"]), help="Pack while downloading, into --out.")
+@click.option("--head-quant", type=click.Choice(["none", "nf4"]), default="none", help="Bits of the pack's head.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="The folder of the pack.")
 @click.option("--trust-remote-code", is_flag=True, help="Bring Python files as well; with --pack, run them.")
 @click.option("--dry-run", is_flag=True, help="Say what would be downloaded; download nothing.")
@@ -37,6 +39,7 @@ def pull(
     revision: str | None,
     drafter: str,
     quant: Quant | None,
+    head_quant: FourBits,
     out: Path | None,
     trust_remote_code: bool,
     dry_run: bool,
@@ -51,6 +54,8 @@ def pull(
     """
     if (quant is None) != (out is None):
         raise click.UsageError("--pack and --out go together: how, and where to.")
+    if quant is None and head_quant != "none":
+        raise click.UsageError("--head-quant is for packs: add --pack and --out.")
     screen = Screen(quiet=verbosity.quiet)
     start_logging(verbosity)
     target = _on_the_hub(name, revision)
@@ -59,7 +64,7 @@ def pull(
     wanted += [_on_the_hub(other, None)] if other and other != names.DEMO else []
     try:
         if quant is not None and out is not None:
-            _pack(target, quant, out, screen, verbosity, dry_run=dry_run, code=trust_remote_code)
+            _pack(target, quant, head_quant, out, screen, verbosity, dry_run=dry_run, code=trust_remote_code)
         for repo, commit in wanted:
             _pull(repo, commit, screen, dry_run=dry_run, offline=offline, code=trust_remote_code)
     except KeyboardInterrupt:
@@ -100,6 +105,7 @@ def _pull(repo: str, revision: str | None, screen: Screen, *, dry_run: bool, off
 def _pack(
     target: tuple[str, str | None],
     quant: Quant,
+    head: FourBits,
     out: Path,
     screen: Screen,
     verbosity: Verbosity,
@@ -112,7 +118,7 @@ def _pack(
         from offload.pack import pack
 
         originals = arriving.Arriving.begin(*target, out, code)
-        wanted = originals.plan(quant, out, code)
+        wanted = originals.plan(quant, out, code, head)
     what = f"{format_bytes(originals.total_B)} of {target[0]} into {format_bytes(wanted.size_B)}"
     if dry_run:
         click.echo(f"would download and pack {what}, to {out}")

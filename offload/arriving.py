@@ -14,6 +14,7 @@ import torch
 from offload import hub
 from offload.aligned import load_entry
 from offload.errors import DiskFull, UnsupportedArchitecture
+from offload.formats import FourBits
 from offload.manifest import ORIGINALS
 from offload.pack import REST, Plan, Shard, plan
 from offload.placement import size
@@ -64,9 +65,9 @@ class Arriving:
         """Bytes of all weight files."""
         return sum(self.folder.file_sizes.values())
 
-    def plan(self, quant: Quant, out: Path, trust_remote_code: bool = False) -> Plan:
+    def plan(self, quant: Quant, out: Path, trust_remote_code: bool = False, head: FourBits = "none") -> Plan:
         """The pack in the order in which files arrive; the rest in one shard for each file that holds some of it."""
-        found = plan(self.folder, quant, trust_remote_code)
+        found = plan(self.folder, quant, trust_remote_code, head)
         shards: list[Shard] = []
         for shard in found.shards:
             ordered = tuple(sorted(shard.entries, key=lambda entry: entry.file))
@@ -75,7 +76,8 @@ class Arriving:
                 continue
             for number, file in enumerate(dict.fromkeys(entry.file for entry in ordered)):
                 held = tuple(entry for entry in ordered if entry.file == file)
-                shards.append(Shard(f"rest-{number:05d}.safetensors", held))
+                few = shard.head if shard.head and shard.head[0] in {entry.name for entry in held} else None
+                shards.append(Shard(f"rest-{number:05d}.safetensors", held, head=few))
         shards.sort(key=lambda shard: (shard.entries[-1].file, shard.entries[0].file))
         ready = replace(found, shards=tuple(shards))
         written_B = sum(file.stat().st_size for file in out.glob("*")) if out.is_dir() else 0

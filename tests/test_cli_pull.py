@@ -13,6 +13,8 @@ import pytest
 import torch
 
 import offload
+from offload.formats import FourBits
+from offload.local import describe
 from offload.manifest import verify
 from offload.pack import pack, plan
 from offload.shards import open_folder
@@ -136,9 +138,14 @@ import atexit; atexit.register(lambda: print("most originals:", max(most), file=
 """
 
 
-def test_a_pack_is_made_while_the_originals_arrive(specexec: Pull, hub: FakeHub, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("family", "head"), [("llama", "none"), ("llama", "nf4"), ("llama_tied", "nf4")])
+def test_a_pack_is_made_while_the_originals_arrive(
+    family: str, head: FourBits, specexec: Pull, hub: FakeHub, tmp_path: Path
+) -> None:
+    tiny(family, tmp_path / family, max_shard_size="100KB")
+    hub.repos["org/big"] = tmp_path / family
     out = tmp_path / "pack"
-    arguments = ["pull", "org/big", "--drafter", "none", "--pack", "nf4", "--out", str(out)]
+    arguments = ["pull", "org/big", "--drafter", "none", "--pack", "nf4", "--head-quant", head, "--out", str(out)]
     first = f"import cli.app; assert cli.app.main({[*arguments, '--dry-run']}) == 0"  # spares the imports of a process
     ran = specexec(*arguments, code=first + COUNTING)
     assert re.fullmatch(rf"would download and pack .*\n{out}\n", ran.out), ran
@@ -148,13 +155,21 @@ def test_a_pack_is_made_while_the_originals_arrive(specexec: Pull, hub: FakeHub,
     assert not (tmp_path / "pack.originals").exists()
     fetched = [name for _, name in hub.sent if name.endswith(".safetensors")]
     assert len(set(fetched)) > 4
-    pack(plan(open_folder(tmp_path / "big"), "nf4"), tmp_path / "local")
-    assert stored_tensors(out).keys() == stored_tensors(tmp_path / "local").keys()
+    pack(plan(open_folder(tmp_path / family), "nf4", head=head), tmp_path / "local")
     local = stored_tensors(tmp_path / "local")
+    assert ("lm_head.weight.absmax" in local) == (head == "nf4")
+    assert stored_tensors(out).keys() == local.keys()
     assert all(torch.equal(tensor, local[name]) for name, tensor in stored_tensors(out).items())
+    assert describe(out).head == describe(tmp_path / "local").head
     streamed = offload.load(out, "disk")
     assert torch.equal(logits_of(streamed, PROMPT), logits_of(offload.load(tmp_path / "local", "none"), PROMPT))
     offload.stream_of(streamed).close()
+
+
+def test_bits_of_the_head_are_for_packs_only(specexec: Pull) -> None:
+    ran = specexec("pull", "org/big", "--head-quant", "nf4")
+    assert ran.code == 2
+    assert "--head-quant is for packs" in ran.err
 
 
 def test_a_pack_that_stopped_does_not_fetch_finished_layers_again(specexec: Pull, hub: FakeHub, tmp_path: Path) -> None:
