@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
+from cli.conditions import conditions
 from cli.quantities import format_bytes
 from cli.verbosity import json_option, verbosity_options
 
@@ -47,7 +48,7 @@ def doctor(quick: bool, path: Path | None, as_json: bool) -> int:
     What was measured is kept: `specexec plan` predicts with it, and the disk is read the way that was fastest.
     """
     checks: list[Check] = []
-    for check in (*_looked_at(), *([] if quick else _measured(path))):
+    for check in (*_looked_at(), *(_kept() if quick else _measured(path))):
         checks.append(check)
         if not as_json:
             click.echo(f"{MARKS[check.status]} {check.name:<12} {check.found}")
@@ -103,6 +104,22 @@ def _looked_at() -> Iterator[Check]:
         yield Check("4 bits", "warn", "bitsandbytes is missing", "pip install bitsandbytes, to stream 4-bit weights.")
 
 
+def _kept() -> Iterator[Check]:
+    """What an earlier run measured, and whether it still holds."""
+    from offload.hardware import gpus
+    from offload.speeds import load_speeds
+
+    speeds, device = load_speeds(), "cuda" if gpus() else "cpu"
+    changed = speeds.changed(device, conditions(device))
+    if not speeds.measured:
+        yield Check("speeds", "warn", "not measured yet", "specexec doctor, without --quick.")
+    elif changed:
+        fix = "specexec doctor, without --quick, measures again; until then `plan` assumes."
+        yield Check("speeds", "warn", f"arithmetic was measured with {'; '.join(changed)}", fix)
+    else:
+        yield Check("speeds", "ok", f"measured {speeds.measured}")
+
+
 def _measured(path: Path | None) -> Iterator[Check]:
 
     from offload.errors import OffloadError
@@ -154,7 +171,8 @@ def _measured(path: Path | None) -> Iterator[Check]:
     each = ", ".join(f"{key.partition('/')[2]} {format_bytes(Bps)}/s" for key, Bps in unpacked_Bps.items())
     yield Check(f"{device} unpacks", "ok", f"{each} of 16-bit weights")
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    file = save_speeds(Speeds(disks, link_Bps, arithmetic, now, {**before.unpack_Bps, **unpacked_Bps}))
+    made_with = {**before.conditions, device: conditions(device)}
+    file = save_speeds(Speeds(disks, link_Bps, arithmetic, now, {**before.unpack_Bps, **unpacked_Bps}, made_with))
     yield Check("kept", "ok", f"{file}")
 
 

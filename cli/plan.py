@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import shlex
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 import click
 
+from cli.conditions import conditions
 from cli.facts import placement_facts
 from cli.options import BUDGET, COUNT, SIZE, SPEED, Nodes
 from cli.quantities import format_bytes, parse_size_B
@@ -109,13 +110,14 @@ def _beside(
     )
 
 
+@dataclass(frozen=True)
 class _Machine:
-    """What computes, what is free and how fast it is."""
+    """What computes, what is free and how fast it is; `changed` is why speeds that were measured are not used."""
 
-    def __init__(self, words: str, free: Free, ceilings: Ceilings) -> None:
-        self.words = words
-        self.free = free
-        self.ceilings = ceilings
+    words: str
+    free: Free
+    ceilings: Ceilings
+    changed: tuple[str, ...]
 
 
 def _machine(folder: Folder, gpu: str | None, ram: int | None, vram: int | None, item_B: int) -> _Machine:
@@ -136,10 +138,14 @@ def _machine(folder: Folder, gpu: str | None, ram: int | None, vram: int | None,
     if memory_B is not None:
         free = replace(free, vram_B=memory_B, vram_margin_B=0 if vram else margin_B(memory_B))
     device = "cpu" if memory_B is None else "cuda"
-    limits = ceilings(load_speeds(), disk_key(folder.path), device, NAMES[item_B])
+    measured = load_speeds()
+    changed = measured.changed(device, conditions(device))
+    if changed:
+        measured = measured.without(device)
+    limits = ceilings(measured, disk_key(folder.path), device, NAMES[item_B])
     if flops:
-        limits = replace(limits, arithmetic=replace(limits.arithmetic, flops=flops))
-    return _Machine(name, free, limits)
+        limits = replace(limits, arithmetic=replace(limits.arithmetic, flops=flops, curve=()))
+    return _Machine(name, free, limits, changed)
 
 
 def _size(text: str) -> int:
@@ -182,6 +188,8 @@ def _page(
         lines += [f"  {line}" for line in (*_parts(chosen.placement), *_by_rows(chosen))]
     low, high = TOKENS_PER_SWEEP
     lines.append(f"Weights and cache are exact; tok/s assumes {low} to {high} accepted tokens per sweep.")
+    if here.changed:
+        lines.append(f"Measured arithmetic is not used; it was measured with {'; '.join(here.changed)}.")
     if speeds.assumed:
         lines.append(f"Assumed, not measured: {', '.join(speeds.assumed)}. `specexec doctor` measures them.")
     return lines
@@ -253,7 +261,12 @@ def _record(
         "model": model,
         "weights_B": sum(entry.nbytes for entry in folder.entries.values()),
         "machine": {"device": here.words, "ram_B": here.free.ram_B, "vram_B": here.free.vram_B},
-        "speeds": {"disk_Bps": speeds.disk_Bps, "link_Bps": speeds.link_Bps, "assumed": list(speeds.assumed)},
+        "speeds": {
+            "disk_Bps": speeds.disk_Bps,
+            "link_Bps": speeds.link_Bps,
+            "assumed": list(speeds.assumed),
+            "changed": list(here.changed),
+        },
         "best": None if chosen is None else commands_for(model, chosen),
         "rows": [
             (placement_facts(row.placement) if row.placement else {})

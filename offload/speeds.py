@@ -3,11 +3,13 @@
 Every number is an upper bound that was measured here, or is missing. Nothing here changes what a model computes.
 """
 
+from __future__ import annotations
+
 import json
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -57,7 +59,8 @@ class Arithmetic:
 class Speeds:
     """What was measured: disks by device number, the link to the GPU, arithmetic by `device/dtype`.
 
-    `unpack_Bps`: 16-bit weights that come out of few bits in a second, by `device/scheme`.
+    `unpack_Bps`: 16-bit weights that come out of few bits in a second, by `device/scheme`. `conditions`, by device:
+    what arithmetic and unpacking were measured with, such as torch and its version.
     """
 
     disks: Mapping[str, Disk] = field(default_factory=dict)
@@ -65,6 +68,21 @@ class Speeds:
     arithmetic: Mapping[str, Arithmetic] = field(default_factory=dict)
     measured: str = ""
     unpack_Bps: Mapping[str, float] = field(default_factory=dict)
+    conditions: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+    def changed(self, device: str, now: Mapping[str, str]) -> tuple[str, ...]:
+        """Which conditions are others now than when arithmetic on this device was measured; none if it never was."""
+        if not any(key.startswith(f"{device}/") for key in (*self.arithmetic, *self.unpack_Bps)):
+            return ()
+        then = self.conditions.get(device, {})
+        others = {name: value for name, value in now.items() if then.get(name) != value}
+        return tuple(f"{name} {then.get(name, 'unknown')}, now {value}" for name, value in others.items())
+
+    def without(self, device: str) -> Speeds:
+        """The same before arithmetic on this device was measured."""
+        arithmetic = {key: one for key, one in self.arithmetic.items() if not key.startswith(f"{device}/")}
+        unpack_Bps = {key: Bps for key, Bps in self.unpack_Bps.items() if not key.startswith(f"{device}/")}
+        return replace(self, arithmetic=arithmetic, unpack_Bps=unpack_Bps)
 
 
 def speeds_file() -> Path:
@@ -93,6 +111,10 @@ def load_speeds(file: Path | None = None) -> Speeds:
             },
             str(found["measured"]),
             {key: float(value) for key, value in found.get("unpack_Bps", {}).items()},
+            {
+                device: {name: str(value) for name, value in one.items()}
+                for device, one in found.get("conditions", {}).items()
+            },
         )
     except FileNotFoundError:
         return Speeds()

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cli.app import main
+from cli.conditions import conditions
 from cli.outlook import Beside, best, outlook
 from offload.files import SAFE, Reading
 from offload.forecast import ASSUMED_CPU, SCHEMES, Ceilings, Work, ceilings, forecast
@@ -34,6 +35,7 @@ MEASURED = Speeds(
     {"cpu/bf16": Arithmetic(1e11, 1e10)},
     "2026-01-01",
     {"cpu/nf4": 5e8, "cpu/int8": 1e9, "cpu/mxfp4": 4e8},
+    {"cpu": {"torch": "2.13.0"}},
 )
 KNOWN = Ceilings(1e9, 10e9, Arithmetic(1e12, 1e10), dict.fromkeys(SCHEMES, 2e9))
 
@@ -68,7 +70,9 @@ def test_plan_as_json_has_the_numbers(folder: Path, capsys: pytest.CaptureFixtur
     assert main(["plan", str(folder), "--gpu", "12GiB", "--link", "10GB/s", "--disk", "1GB/s", "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert record["machine"]["vram_B"] == 12 * GiB
-    assert record["speeds"] == {"disk_Bps": 1e9, "link_Bps": 1e10, "assumed": ["compute", "unpacking"]}
+    assert record["speeds"] == {
+        "disk_Bps": 1e9, "link_Bps": 1e10, "assumed": ["compute", "unpacking"], "changed": [],
+    }  # fmt: skip
     assert {(row["offload"], row["quant"]) for row in record["rows"]} == {
         (mode, form) for mode in ("none", "ram", "disk") for form in ("none", "nf4")
     }
@@ -200,6 +204,48 @@ def test_what_was_measured_is_used_and_the_rest_labelled() -> None:
     assert ceilings(Speeds(), "8:1", "cpu", "f32").arithmetic == ASSUMED_CPU
 
 
+@pytest.mark.parametrize("name", ["specexec", "torch", "processor", "threads", "everything"])
+def test_arithmetic_that_was_measured_under_other_conditions_is_not_used_silently(
+    name: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = ["plan", str(folder), "--gpu", "none", "--json"]
+    slow = Arithmetic(1e6, 1e6)
+    now = conditions("cpu")
+
+    def planned(then: dict[str, str]) -> tuple[float, list[str], list[str]]:
+        speeds = Speeds({}, None, {"cpu/f32": slow}, "2026-01-01", dict.fromkeys(map("cpu/{}".format, SCHEMES), 1e9))
+        save_speeds(replace(speeds, conditions={"cpu": then} if then else {}))
+        assert main(run) == 0
+        record = json.loads(capsys.readouterr().out)
+        return record["rows"][0]["sweep_s"], record["speeds"]["assumed"], record["speeds"]["changed"]
+
+    used_s, assumed, changed = planned(now)
+    assert (assumed, changed) == (["disk"], [])
+    assumed_s, assumed, changed = planned({} if name == "everything" else now | {name: "another"})
+    assert assumed == ["disk", "compute", "unpacking"]
+    assert used_s > 100 * assumed_s
+    then = "unknown" if name == "everything" else "another"
+    assert changed == [f"{one} {then}, now {now[one]}" for one in now if name in (one, "everything")]
+    assert main(run[:-1]) == 0
+    out = capsys.readouterr().out
+    assert f"Measured arithmetic is not used; it was measured with {'; '.join(changed)}." in out
+    assert "Assumed, not measured: disk, compute, unpacking. `specexec doctor` measures them." in out
+    assert main(["doctor", "--quick"]) == 0
+    assert f"! speeds       arithmetic was measured with {changed[0]}" in capsys.readouterr().out
+
+
+def test_another_gpu_is_not_as_fast_as_the_one_that_was_measured(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    curve = ((16, 1e-3), (512, 1e-2))
+    save_speeds(Speeds({}, 1e9, {"cuda/f32": Arithmetic(1e6, 1e6, curve)}, "now", {}, {"cuda": conditions("cuda")}))
+    found = []
+    for gpu in ("12GiB", "4090"):
+        assert main(["plan", str(folder), "--gpu", gpu, "--json"]) == 0
+        found.append(json.loads(capsys.readouterr().out)["rows"][0]["sweep_s"])
+    assert found[0] > 3 * found[1]
+
+
 def test_speeds_survive_the_file_and_damage_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = save_speeds(MEASURED, tmp_path / "a" / "speeds.json")
     assert load_speeds(file) == MEASURED
@@ -245,7 +291,9 @@ def test_doctor_gives_rows_and_keeps_what_it_measured(
     assert min(load_speeds().unpack_Bps[f"cpu/{scheme}"] for scheme in SCHEMES) > 1e6
     assert not list(tmp_path.glob(".specexec-probe*"))
     assert main(["doctor", "--quick"]) == 0
-    assert "✓ packages" in capsys.readouterr().out
+    quick = capsys.readouterr().out
+    assert "✓ packages" in quick
+    assert "✓ speeds" in quick
 
 
 def test_headers_of_the_demo_are_listed_without_a_network() -> None:
