@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from cli.escape import escape_calls
@@ -14,6 +14,7 @@ from cli.quantities import format_bytes, format_speed
 from cli.screen import Screen
 from cli.thoughts import Run, Thoughts
 from cli.treeview import draw
+from specexec.stats import Overlap
 
 if TYPE_CHECKING:
     from specexec.engine import Engine
@@ -28,7 +29,7 @@ class Answer:
     sweeps: int = 0
     drafted: int = 0
     kept: tuple[int, ...] = ()  # guesses that became text, sweep by sweep
-    draft_s: float = 0.0
+    overlap: Overlap = field(default_factory=Overlap)
     sweep_s: float = 0.0
     bytes_read: int = 0
     seconds: float = 0.0
@@ -51,7 +52,7 @@ class Answer:
             sweeps=self.sweeps + bool(burst.tokens),
             drafted=self.drafted + burst.nodes,
             kept=(*self.kept, burst.accepted) if burst.tokens else self.kept,
-            draft_s=self.draft_s + burst.draft_s,
+            overlap=self.overlap + burst.overlap,
             sweep_s=self.sweep_s + burst.sweep_s,
             bytes_read=self.bytes_read + burst.bytes_read,
             seed=burst.seed,
@@ -133,9 +134,9 @@ def stats_line(answer: Answer, *, sampled: bool, link_limit_Bps: float | None) -
 
 def long_stats(answer: Answer, placement: str) -> list[str]:
     """Where the time of an answer went, and how deep its guesses held."""
-    each = max(answer.sweeps, 1)
-    other_s = max(0.0, answer.seconds - answer.sweep_s - answer.draft_s)
-    parts = [("sweep", answer.sweep_s), ("drafting", answer.draft_s), ("other", other_s)]
+    each, ahead = max(answer.sweeps, 1), answer.overlap
+    other_s = max(0.0, answer.seconds - answer.sweep_s - ahead.draft_s)
+    parts = [("sweep", answer.sweep_s), ("drafting", ahead.draft_s), ("other", other_s)]
     held = [sum(kept > depth for kept in answer.kept) / each for depth in range(max(answer.kept, default=0))]
     lines = [
         f"  per sweep  {answer.seconds / each:.3f} s = " + " + ".join(f"{name} {s / each:.3f}" for name, s in parts),
@@ -144,6 +145,11 @@ def long_stats(answer: Answer, placement: str) -> list[str]:
     ]
     if held:
         lines.insert(2, "  by depth   " + " ".join(f"{share:.2f}".removeprefix("0") for share in held[:16]))
+    if ahead.hit_rate is not None:
+        lines.append(
+            f"  ahead      in {ahead.hits} of {ahead.hits + ahead.misses} sweeps the text went where the drafter "
+            f"had gone on meanwhile: that hid about {ahead.hidden:.0%} of the drafting"
+        )
     if answer.bytes_read:
         speed = format_speed(answer.bytes_read / max(answer.sweep_s, 1e-9))
         lines.append(f"  link       {format_bytes(answer.bytes_read / each)} per sweep at {speed}")

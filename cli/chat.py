@@ -22,6 +22,7 @@ from cli.session import Session
 from cli.slash_settings import THINK
 from cli.verbosity import Verbosity, json_option, verbosity_options
 from specexec.sampling import SamplingParams
+from specexec.stats import Overlap
 
 if TYPE_CHECKING:
     from specexec.conversation import Conversation
@@ -132,6 +133,7 @@ def _record_of(
         "bytes_read": sum(burst.bytes_read for burst in bursts),
         "draft_s": sum(burst.draft_s for burst in bursts),
         "sweep_s": sum(burst.sweep_s for burst in bursts),
+        "overlap": asdict(sum((burst.overlap for burst in bursts), Overlap())),
         "sampling": asdict(replace(engine.filled(sampling), seed=bursts[-1].seed)),
         "engine": facts_of(engine, options),
     }

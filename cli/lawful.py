@@ -65,5 +65,7 @@ def _row(llm: Engine, options: EngineOptions, law: str, tallies: list[Tally], pl
         memory_B=memory_B(llm.device),
         accepted_by_depth=tuple(sum(one.depths[d] for one in tallies) / sweeps for d in range(deepest + 1)),
         calibration_error=None,
+        hit_rate=None,
+        hidden=0.0,
         of_bound=sum(one.taken for one in tallies) / most if most else None,
     )

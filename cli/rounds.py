@@ -16,6 +16,7 @@ from cli.options import EngineOptions
 from cli.quantities import format_bytes
 from cli.screen import Screen
 from specexec.sampling import SamplingParams
+from specexec.stats import Overlap
 
 if TYPE_CHECKING:
     from specexec.conversation import Prompt
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 COLUMNS = (
     "drafter", "offload", "planner", "T", "budget", "sweeps", "tok/sweep", "accepted at depth 1, 2, 4, 8", "s drafting",
-    "s waiting", "s computing", "tok/s", "vs plain", "calibration error", "memory", "same text",
+    "hidden by overlap", "s waiting", "s computing", "tok/s", "vs plain", "calibration error", "memory", "same text",
 )  # fmt: skip
 
 
@@ -33,7 +34,7 @@ class Round:
 
     tokens: int = 0
     sweeps: int = 0
-    draft_s: float = 0.0
+    overlap: Overlap = field(default_factory=Overlap)
     stream_s: float = 0.0
     seconds: float = 0.0
     bytes_read: int = 0
@@ -50,6 +51,8 @@ class Row:
     accepted a guess at depth d (0 = next token). `memory_B` is the most the process held, RAM and GPU. `of_bound`: for
     laws over drawn children, what was accepted as a share of what any law could have (alpha*). `calibration_error`: how
     far the chance that a drafter model gave its best guess lay from the truth, with the neutral tau and the learned.
+    `hit_rate`: share of the sweeps with drafting meanwhile after which the text went where that had gone; None without
+    any. `hidden`: about the share of the drafting that nobody had to wait for (stats.py, Overlap).
     `facts`: what came of the options, for JSON."""
 
     asked: str
@@ -73,6 +76,8 @@ class Row:
     accepted_by_depth: tuple[float, ...]
     of_bound: float | None = None
     calibration_error: tuple[float, float] | None = None
+    hit_rate: float | None = None
+    hidden: float = 0.0
     facts: Mapping[str, object] = field(default_factory=dict)
 
     @property
@@ -80,7 +85,7 @@ class Row:
         """For COLUMNS."""
         return (
             self.drafter, self.offload, self.planner, f"{self.temperature:g}", self.budget, str(self.sweeps),
-            f"{self.tokens_per_sweep:.2f}", self._depths, f"{self.draft_s:.4f}", f"{self.stream_s:.4f}",
+            f"{self.tokens_per_sweep:.2f}", self._depths, f"{self.draft_s:.4f}", self._hidden, f"{self.stream_s:.4f}",
             f"{self.compute_s:.4f}", f"{self.tokens_per_s:.2f} ± {self.tokens_per_s_sd:.2f}", f"{self.vs_plain:.2f}×",
             self._calibration, format_bytes(self.memory_B), f"{self.same_texts}/{self.texts}",
         )  # fmt: skip
@@ -91,6 +96,10 @@ class Row:
             return "–"
         before, after = self.calibration_error
         return f"{before:.3f} → {after:.3f}"
+
+    @property
+    def _hidden(self) -> str:
+        return "–" if self.hit_rate is None else f"{self.hidden:.0%}, {self.hit_rate:.0%} hits"
 
     @property
     def _depths(self) -> str:
@@ -132,7 +141,7 @@ def _answer(llm: Engine, prompts: Sequence[Prompt], budget: str, sampling: Sampl
         done.texts.append(tuple(token for burst in bursts for token in burst.tokens))
         done.tokens += len(done.texts[-1])
         done.sweeps += len(bursts)
-        done.draft_s += sum(burst.draft_s for burst in bursts)
+        done.overlap = sum((burst.overlap for burst in bursts), done.overlap)
         done.stream_s += sum(burst.cost.wait_s for burst in bursts)
         done.memory_B = max(done.memory_B, memory_B(llm.device))
         done.bytes_read += sum(burst.bytes_read for burst in bursts)
@@ -149,7 +158,8 @@ def _row(
     both = zip(rounds, plain, strict=True)
     pairs = [pair for ours, theirs in both for pair in zip(ours.texts, theirs.texts, strict=True)]
     deepest = max((depth for one in rounds for depth in one.depths), default=-1)
-    draft_s, stream_s = sum(one.draft_s for one in rounds), sum(one.stream_s for one in rounds)
+    overlap = sum((one.overlap for one in rounds), Overlap())
+    draft_s, stream_s = overlap.draft_s, sum(one.stream_s for one in rounds)
     return Row(
         asked=options.drafter,
         drafter="none" if budget == "0" else llm.drafter_name,
@@ -171,6 +181,8 @@ def _row(
         memory_B=max(one.memory_B for one in rounds),
         accepted_by_depth=tuple(sum(one.depths[d] for one in rounds) / sweeps for d in range(deepest + 1)),
         calibration_error=_calibration_error(rounds),
+        hit_rate=overlap.hit_rate,
+        hidden=overlap.hidden,
     )
 
 

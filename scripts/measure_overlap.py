@@ -2,16 +2,14 @@
 
 The built-in pair (or another) over a link so slow that a sweep waits for it. Every prompt is answered twice in a row,
 without and with overlap. A hit: the text went where the tree had grown on meanwhile, so the next one starts from there.
-Prints seconds of drafting before a sweep (median), the hit rate, and what overlap saves on hits and in all; first
-sweeps, which read the prompt, are left out. Texts must be equal.
+Prints seconds of drafting before a sweep (median), the hit rate, what overlap saves on hits and in all, and what a run
+with overlap alone estimates of the latter (`Overlap.hidden`); first sweeps, which read the prompt, are left out. Texts
+must be equal.
 
     python scripts/measure_overlap.py --link-limit 20e6 --temperature 0,0.8
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence as Items
-from dataclasses import dataclass, field
 
 import click
 import numpy as np
@@ -20,23 +18,7 @@ from tqdm import tqdm
 
 import specexec
 from specexec import SamplingParams
-from specexec.budget import Budget
-from specexec.cost import CostModel
-from specexec.drafters import Drafter
-from specexec.planner import BestFirst
-from specexec.sequence import Sequence
-from specexec.tree import TokenTree
-
-
-@dataclass(frozen=True)
-class Watched(BestFirst):
-    """Writes down for every tree whether there was something to start from."""
-
-    hits: list[bool] = field(default_factory=list)
-
-    def grow(self, drafter: Drafter, live: Items[Sequence], budget: Budget, cost: CostModel) -> list[TokenTree]:
-        self.hits.append(live[0].growth.started)
-        return super().grow(drafter, live, budget, cost)
+from specexec.stats import Overlap
 
 
 def middle(seconds: np.ndarray) -> str:
@@ -60,29 +42,31 @@ def main(model: str, drafter: str, link_limit: float, budget: int, temperature: 
     ) as llm:
         click.echo(f"{len(asked)} prompts, {tokens} tokens each, budget {budget}, {link_limit:g} B/s\n")
         click.echo("| T | drafter | s of a sweep | s of drafting, serial | on hits | on misses | hits | saved on hits "
-                   "| saved in all | same texts |")  # fmt: skip
-        click.echo("|---|---|---|---|---|---|---|---|---|---|")
+                   "| saved in all | as it told | same texts |")  # fmt: skip
+        click.echo("|---|---|---|---|---|---|---|---|---|---|---|")
         for warmth in (float(part) for part in temperature.split(",")):
             drafted: dict[bool, list[float]] = {False: [], True: []}
             texts: dict[bool, list[list[int]]] = {False: [], True: []}
             hits: list[bool] = []
+            told = Overlap()
             swept: list[float] = []
             for number, prompt in enumerate(tqdm(asked, leave=False, disable=None)):
                 for ahead in (False, True):
-                    watched = Watched()
-                    llm._decoder.planner, llm._decoder.overlap = watched, ahead
+                    llm._decoder.overlap = ahead
                     sampling = SamplingParams(temperature=warmth, seed=100 + number, max_tokens=tokens)
                     bursts = list(llm.stream(prompt, sampling))
                     texts[ahead].append([token for burst in bursts for token in burst.tokens])
                     drafted[ahead] += [burst.cost.draft_s for burst in bursts[1:]]
                     swept += [burst.cost.sweep_s for burst in bursts[1:]]
-                    hits += watched.hits[1 : len(bursts)] if ahead else []
+                    if ahead:
+                        hits += [bool(burst.hit) for burst in bursts[:-1]]
+                        told = sum((burst.overlap for burst in bursts[1:]), told)
             serial, overlapped, hit = np.array(drafted[False]), np.array(drafted[True]), np.array(hits)
             on_hits, on_misses = overlapped[hit], overlapped[~hit]
             cells = (
                 f"{warmth:g}", drafter, middle(np.array(swept)), middle(serial), middle(on_hits), middle(on_misses),
                 f"{hit.mean():.0%}", f"{1 - np.median(on_hits) / np.median(serial):.0%}" if hit.any() else "–",
-                f"{1 - overlapped.sum() / serial.sum():.0%}",
+                f"{1 - overlapped.sum() / serial.sum():.0%}", f"{told.hidden:.0%}",
                 f"{sum(a == b for a, b in zip(*texts.values(), strict=True))} of {len(asked)}",
             )  # fmt: skip
             click.echo(f"| {' | '.join(cells)} |")

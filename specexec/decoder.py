@@ -18,6 +18,7 @@ import numpy as np
 from torch import Tensor
 
 from specexec.afresh import Afresh
+from specexec.ahead import Ahead
 from specexec.budget import MOST_NODES, AutoBudget, Budget, FixedBudget
 from specexec.cost import CostModel
 from specexec.drafters import Drafter
@@ -28,7 +29,7 @@ from specexec.logprobs import logprobs
 from specexec.planner import Planner
 from specexec.room import PLENTY, Room
 from specexec.sequence import Emitted, Sequence
-from specexec.stats import Burst, Cost, Pace
+from specexec.stats import Burst, Cost, Overlap, Pace
 from specexec.tree import ROOT, TokenTree
 from specexec.walk import Opinion, Settle, walk
 from specexec.workspace import drafted, drafter_rows
@@ -99,7 +100,9 @@ class Decoder:
         self._layers_before = 0
         self.cost = cost or CostModel()
         self.pace = Pace()
+        self.overlapped = Overlap()
         self.overlap = overlap
+        self._ahead = Ahead([])
         self.afresh = afresh
         self._unwaited = unwaited
         self._auto = AutoBudget(self.cost)
@@ -153,13 +156,15 @@ class Decoder:
             for sequence, tree, hidden_RH in zip(self.live, trees, hidden, strict=True)
         ]
         after, swept_s, rows = self._meter(), time.perf_counter() - guessed, sum(map(len, hidden))
+        read_B, waited_s = after.bytes_read - before.bytes_read, after.wait_s - before.wait_s
         if self.sweeps > 1:  # the first one warms up the machine
-            self.cost.learn_sweep(rows, swept_s, after.wait_s - before.wait_s)
+            self.cost.learn_sweep(rows, swept_s, waited_s)
             tokens = sum(len(one.tokens) for one in emitted)
             self.cost.learn_rate(tokens if self.budget == "auto" else 0, time.perf_counter() - began)
-        cost = Cost(guessed - began, swept_s, after.bytes_read - before.bytes_read, after.wait_s - before.wait_s)
+        cost = Cost(guessed - began, swept_s, read_B, waited_s, self._ahead.seconds, self._ahead.used_s)
         self.pace.learn(rows, sum(map(len, trees)), [len(one.tokens) for one in emitted], cost)
         steps = [_step(*of, cost) for of in zip(self.live, trees, emitted, strict=True)]
+        self.overlapped += Overlap.of(cost, [step.burst.hit for step in steps])
         self.live = [sequence for sequence in self.live if sequence.finish_reason is None]
         return steps
 
@@ -193,14 +198,15 @@ class Decoder:
         rows = [self._rows(sequence, tree) for sequence, tree in zip(self.live, trees, strict=True)]
         self.sweeps += 1
         self._layers_before = self._meter().layers_read
-        self._sweeping = None
+        self._sweeping, self._ahead = None, Ahead(self.live)
         try:
             self._sweeping = self.target.begin(rows)  # the weights start to move
             if self._stopping.is_set():  # it came while the sweep was being started
                 self._sweeping.cancel()
             if self._worth_drafting_ahead(sum(len(part.tokens) for part in rows)):
-                nodes = sum(map(len, trees))
+                nodes, began = sum(map(len, trees)), time.perf_counter()
                 self.planner.grow_on(self.drafter, self.live, nodes, until=self._sweeping.done)  # nobody waits
+                self._ahead.seconds = time.perf_counter() - began
             return self._sweeping.result()
         except BaseException:  # an interrupt reaches only this thread: the other one must not write on
             if self._sweeping is not None:
@@ -235,6 +241,7 @@ class Decoder:
         cache.commit([*range(pending), *(pending + node for node in path)])
         sequence.processed = len(cache)
         kept = sequence.growth.below(emitted.tokens)
+        self._ahead.settle(sequence, kept)
         self.drafter.observe(sequence, tree, opinion.choices_M, kept)
         sequence.growth = Growth() if kept is None else sequence.growth.moved_on(emitted.tokens, kept)
         sequence.noise.forget_before(len(sequence.tokens))
@@ -270,8 +277,9 @@ class Decoder:
 
 
 def _step(sequence: Sequence, tree: TokenTree, emitted: Emitted, cost: Cost) -> Step:
+    hit = sequence.growth.started if cost.ahead_s and sequence.finish_reason is None else None
     burst = Burst(
         emitted.tokens, emitted.text, sequence.finish_reason, tree, emitted.path, sequence.noise.seed, cost,
-        emitted.logprobs, emitted.prompt_logprobs,
+        emitted.logprobs, emitted.prompt_logprobs, hit,
     )  # fmt: skip
     return Step(sequence, burst)

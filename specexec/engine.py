@@ -40,7 +40,7 @@ from specexec.room import Room
 from specexec.sampling import History, SamplingParams, compared, constrained, derived_seed
 from specexec.scoring import likelihoods
 from specexec.sequence import Sequence
-from specexec.stats import Burst, Completion, Pace, Progress
+from specexec.stats import Burst, Completion, Overlap, Pace, Progress
 from specexec.tree import ROOT, Floats, TokenTree
 from specexec.walk import Acceptance
 from specexec.work import Continuation, Failure, Likelihood, Request, Result
@@ -143,6 +143,11 @@ class Engine:
     def pace(self) -> Pace:
         """How fast texts were written so far."""
         return self._decoder.pace
+
+    @property
+    def overlap(self) -> Overlap:
+        """What drafting while weights streamed came to so far."""
+        return self._decoder.overlapped
 
     @property
     def device(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -13,12 +14,57 @@ FinishReason = Literal["stop", "length", "interrupted", "failed"]
 
 @dataclass(frozen=True)
 class Cost:
-    """What one step took, for all its sequences together. `wait_s` of the sweep's seconds it waited for weights."""
+    """What one step took, for all its sequences together. `wait_s` of the sweep's seconds it waited for weights.
+
+    For `ahead_s` of them the drafter guessed on, and `used_s` of these went into what the next trees start from.
+    """
 
     draft_s: float = 0.0
     sweep_s: float = 0.0
     bytes_read: int = 0
     wait_s: float = 0.0
+    ahead_s: float = 0.0
+    used_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Drafting while weights stream, summed up. A hit: the text went where the drafter had gone on meanwhile."""
+
+    hits: int = 0
+    misses: int = 0
+    draft_s: float = 0.0  # that somebody waited for
+    ahead_s: float = 0.0  # while weights streamed
+    used_s: float = 0.0  # of these, for nodes that the next trees started from
+
+    @staticmethod
+    def of(cost: Cost, hits: Iterable[bool | None]) -> Overlap:
+        """One step; `hits` of its texts are `Burst.hit`."""
+        told = [hit for hit in hits if hit is not None]
+        return Overlap(told.count(True), told.count(False), cost.draft_s, cost.ahead_s, cost.used_s)
+
+    def __add__(self, other: Overlap) -> Overlap:
+        return Overlap(
+            self.hits + other.hits,
+            self.misses + other.misses,
+            self.draft_s + other.draft_s,
+            self.ahead_s + other.ahead_s,
+            self.used_s + other.used_s,
+        )
+
+    @property
+    def hit_rate(self) -> float | None:
+        """None where nothing was guessed ahead."""
+        told = self.hits + self.misses
+        return self.hits / told if told else None
+
+    @property
+    def hidden(self) -> float:
+        """The share of the drafting that nobody waited for: what was used, over that and what was waited for.
+
+        An estimate: not every node that lives on would have been asked about otherwise.
+        """
+        return self.used_s / (self.used_s + self.draft_s) if self.used_s else 0.0
 
 
 @dataclass
@@ -68,6 +114,7 @@ class Logprob:
 class Burst:
     """What one sweep gave one sequence, and what the sweep cost.
 
+    `hit`: whether the next tree starts from what was guessed meanwhile; None if nothing was, or if the text has ended.
     `logprobs` has one entry per token if they were asked for; `prompt_logprobs`, in the first burst, one for every
     token of the prompt but the first.
     """
@@ -81,6 +128,12 @@ class Burst:
     cost: Cost
     logprobs: tuple[Logprob, ...] = ()
     prompt_logprobs: tuple[Logprob, ...] = ()
+    hit: bool | None = None
+
+    @property
+    def overlap(self) -> Overlap:
+        """What was drafted meanwhile, and whether it was of use; of a sweep that served this text alone."""
+        return Overlap.of(self.cost, [self.hit])
 
     @property
     def draft_s(self) -> float:

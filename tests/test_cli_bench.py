@@ -18,6 +18,7 @@ from cli.errors import MissingExtra
 from specexec import audit as audit_module
 from specexec import load, rivals
 from specexec.audit import audit, first_difference
+from specexec.decoder import Decoder
 from specexec.sampling import SamplingParams
 
 FAST = ["--limit", "2", "-q", "--dtype", "f32", "--offload", "none"]
@@ -43,6 +44,13 @@ def test_bench_always_has_the_plain_row_and_compares_texts() -> None:
     assert 0 <= before <= 1
     assert all(row["calibration_error"] is None for row in plain)
     assert guessed["accepted_by_depth"] == sorted(guessed["accepted_by_depth"], reverse=True)
+
+
+def test_bench_tells_what_overlap_hid(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Decoder, "_worth_drafting_ahead", lambda *_: True)  # however fast this machine is
+    ran = run("bench", "--budgets", "4", "-r", "1", "-n", "12", "--drafter", "sibling", "-o", "json")
+    plain, guessed = json.loads(ran.stdout)
+    assert (plain["hidden"], 0 <= guessed["hit_rate"] <= 1, 0 <= guessed["hidden"] < 1) == (0, True, True)
 
 
 @pytest.mark.parametrize("form", ["md", "csv", "jsonl"])

@@ -9,11 +9,12 @@ from dataclasses import replace
 
 import pytest
 
-from cli.answer import Answer
+from cli.answer import Answer, long_stats
 from cli.screen import Screen
 from cli.session import Session
 from cli.slash import obey
 from specexec.sampling import SamplingParams
+from specexec.stats import Overlap
 from tests.command_line import CommandLine
 from tests.fake_engine import FakeEngine
 
@@ -89,3 +90,13 @@ def test_nothing_is_signalled_where_no_terminal_listens(capsys: pytest.CaptureFi
 def test_versions_as_json(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     told = json.loads(CommandLine(capsys, monkeypatch, FakeEngine())("version", "--json").out)
     assert {"specexec", "Python", "torch"} <= set(told)
+
+
+def test_long_stats_tell_what_overlap_hid() -> None:
+    plain = Answer(tokens=9, sweeps=3, drafted=6, kept=(2, 2, 2), seconds=3.0)
+    assert not any("meanwhile" in line for line in long_stats(plain, "disk"))
+    ahead = replace(plain, overlap=Overlap(hits=2, misses=1, draft_s=0.3, ahead_s=0.4, used_s=0.1))
+    assert (
+        "  ahead      in 2 of 3 sweeps the text went where the drafter had gone on meanwhile: "
+        "that hid about 25% of the drafting"
+    ) in long_stats(ahead, "disk")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Items
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from specexec.planner import BestFirst
 from specexec.ranking import Ranking
 from specexec.sampling import SamplingParams
 from specexec.sequence import Sequence
+from specexec.stats import Burst
 from specexec.tree import ROOT, Floats, Ints, TokenTree
 from tests.tiny import VOCABULARY, tiny
 from tests.writing import prompt, sequence_of
@@ -95,6 +97,12 @@ class Run:
             count += 1
         return count
 
+    def bursts(self) -> Iterator[tuple[Burst, bool]]:
+        """What each sweep gave, and whether the next one finds a tree to start from."""
+        while self.decoder.live:
+            (step,) = self.decoder.step()
+            yield step.burst, self.sequence.growth.started
+
 
 def test_on_hits_nobody_waits_for_the_drafter(tmp_path: Path) -> None:
     serial, overlapped = Run(tmp_path / "a", 0, overlap=False), Run(tmp_path / "b", 0, overlap=True)
@@ -104,6 +112,32 @@ def test_on_hits_nobody_waits_for_the_drafter(tmp_path: Path) -> None:
     # Guesses made ahead are judged like all others, when their sweep has come.
     learned = [run.drafter.drafter.calibrations["hot"].weight for run in (serial, overlapped)]
     assert learned[1] > 0.5 * learned[0] > 0
+
+
+def test_hits_and_hidden_drafting_are_told(tmp_path: Path) -> None:
+    knowing = Run(tmp_path / "a", draft_seed=0, overlap=True)
+    *going_on, (end, _) = knowing.bursts()
+    assert [burst.hit for burst, _ in going_on] == [found for _, found in going_on]
+    assert end.hit is None, "nothing follows"
+    told = knowing.decoder.overlapped
+    assert told.hits >= 3
+    assert told.hits + told.misses == len(going_on)
+    assert 0 < told.used_s <= told.ahead_s
+    assert told.hidden == told.used_s / (told.used_s + told.draft_s)
+
+
+def test_what_a_miss_drafted_ahead_counts_as_lost(tmp_path: Path) -> None:
+    run = Run(tmp_path, draft_seed=5, overlap=True)
+    missed = [burst.cost for burst, found in islice(run.bursts(), 8) if not found]
+    assert len(missed) >= 3
+    assert all(cost.ahead_s > 0 == cost.used_s for cost in missed)
+
+
+def test_without_overlap_nothing_is_told(tmp_path: Path) -> None:
+    run = Run(tmp_path, draft_seed=0, overlap=False)
+    assert {burst.hit for burst, _ in islice(run.bursts(), 8)} == {None}
+    assert run.decoder.overlapped.hit_rate is None
+    assert run.decoder.overlapped.hidden == 0 == run.decoder.overlapped.ahead_s
 
 
 def test_a_miss_leaves_no_residue(tmp_path: Path) -> None:
