@@ -16,7 +16,7 @@ from types import FrameType
 import click
 
 from cli.errors import INTERNAL, INTERRUPTED, PIPE_CLOSED, TERMINATED, described, exit_code, explain
-from cli.settings import defaults_for
+from cli.settings import NO_SETTINGS, check_environment, defaults_for
 from cli.verbosity import Verbosity, start_logging, verbosity_options
 from offload.system import check_system
 
@@ -76,7 +76,8 @@ class LazyGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """The command, with the settings files as its defaults."""
         name, command, rest = super().resolve_command(ctx, args)
-        if name and command and not isinstance(command, click.Group):
+        if name and command and name not in NO_SETTINGS:
+            check_environment(click.Context(command, ctx, name))
             ctx.default_map = {name: defaults_for(name, command)}
         return name, command, rest
 

@@ -18,7 +18,7 @@ from cli.engine import running_engine
 from cli.facts import facts_of
 from cli.held_out import bench_prompts
 from cli.lawful import measure_laws
-from cli.options import BUDGET, EngineOptions, engine_options
+from cli.options import BUDGET, EngineOptions, RealNumber, WholeNumber, engine_options
 from cli.plot import check_extra, draw
 from cli.rounds import COLUMNS, Row, measure
 from cli.screen import Screen
@@ -58,7 +58,7 @@ def _several(
 
 @click.command()
 @_several("--budgets", BUDGET, "Guesses per sweep; auto is one too.", shown=",".join(BUDGETS))
-@_several("--temperatures", click.FloatRange(min=0), "0 takes the likeliest token.", default="0")
+@_several("--temperatures", RealNumber(min=0), "0 takes the likeliest token.", default="0")
 @_several("--drafters", click.STRING, "Who guesses.", shown="that of --drafter")
 @_several(
     "--offloads", click.Choice(["auto", "none", "ram", "disk"]), "Where the weights live.", shown="that of --offload"
@@ -67,9 +67,9 @@ def _several(
     "--planners", click.Choice(["best", "reference", "beam", "sequoia"]), "How trees grow.", shown="that of --planner"
 )
 @click.option("--prompts", "file", type=click.Path(exists=True, path_type=Path), help="A prompt a line (.txt, .jsonl).")
-@click.option("--limit", type=click.IntRange(min=1), default=8, help="Prompts to use.")
-@click.option("-r", "--repeat", type=click.IntRange(min=1), default=3, help="Rounds; the spread is over them.")
-@click.option("-n", "--gen", type=click.IntRange(min=1), default=64, help="New tokens for each prompt.")
+@click.option("--limit", type=WholeNumber(min=1), default=8, help="Prompts to use.")
+@click.option("-r", "--repeat", type=WholeNumber(min=1), default=3, help="Rounds; the spread is over them.")
+@click.option("-n", "--gen", type=WholeNumber(min=1), default=64, help="New tokens for each prompt.")
 @click.option(
     "-o", "--output", "form", type=click.Choice(["md", "csv", "json", "jsonl"]), default="md", help="On stdout."
 )

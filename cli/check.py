@@ -13,7 +13,7 @@ import click
 from cli.engine import running_engine
 from cli.facts import facts_of
 from cli.held_out import bench_prompts
-from cli.options import EngineOptions, engine_options, sampling_options
+from cli.options import EngineOptions, WholeNumber, engine_options, sampling_options
 from cli.screen import Screen
 from cli.verbosity import Verbosity, json_option, verbosity_options
 from specexec.sampling import SamplingParams
@@ -26,7 +26,7 @@ DIFFERENT = 1
 
 @click.command()
 @click.option("--prompts", "file", type=click.Path(exists=True, path_type=Path), help="A prompt a line (.txt, .jsonl).")
-@click.option("--limit", type=click.IntRange(min=1), default=8, help="Prompts to try.")
+@click.option("--limit", type=WholeNumber(min=1), default=8, help="Prompts to try.")
 @json_option("Print JSON, a line for each prompt, each with what came of every option.")
 @engine_options
 @sampling_options

@@ -13,10 +13,8 @@ import click
 
 from cli.archive import replacing
 from cli.errors import BadConfig
-from cli.settings import LOCAL, Value, check_key, files, options_of, read, user_file
+from cli.settings import LOCAL, Value, check_key, check_value, files, known, read, user_file
 from cli.verbosity import json_option, verbosity_options
-
-NO_SETTINGS = {"config", "completion", "version", "models", "sessions", "alias"}
 
 
 @click.group()
@@ -44,11 +42,11 @@ def path(as_json: bool) -> None:
 @verbosity_options
 def show(as_json: bool) -> None:
     """Print every setting and the file it comes from."""
-    known = _known()
+    options = known()
     settings = {}
     for file in files():
         for setting in read(file):
-            check_key(setting.key, known, str(file))
+            check_key(setting.key, options, str(file))
             settings[setting.key] = setting
     if as_json:
         table = {key: {"value": one.value, "origin": str(one.origin)} for key, one in settings.items()}
@@ -67,7 +65,7 @@ def show(as_json: bool) -> None:
 def get(key: str, as_json: bool) -> int:
     """Print the value of KEY; exit code 1 if it is not set."""
     key = key.replace("-", "_")
-    check_key(key, _known(), "config get")
+    check_key(key, known(), "config get")
     values = [setting.value for file in files() for setting in read(file) if setting.key == key]
     if not values:
         return 1
@@ -83,7 +81,7 @@ def get(key: str, as_json: bool) -> int:
 def set_value(key: str, value: str) -> None:
     """Set KEY, such as model or chat.temperature, in your settings file. Comments in it stay."""
     key = key.replace("-", "_")
-    check_key(key, _known(), "config set")
+    check_key(key, known(), "config set")
     parsed = _parsed(key, value)
     table, dot, name = key.rpartition(".")
     file = user_file()
@@ -106,7 +104,7 @@ def edit() -> None:
             fresh.write(b'# model = "llama-70b"\n# [chat]\n# temperature = 0.7\n')
     click.edit(filename=str(file), editor=os.environ.get("VISUAL") or os.environ.get("EDITOR"))
     for setting in read(file):
-        check_key(setting.key, _known(), str(file))
+        check_key(setting.key, known(), str(file))
 
 
 @contextmanager
@@ -125,27 +123,12 @@ def changed(file: Path) -> Iterator[MutableMapping[str, Any]]:
         unfinished.write(tomlkit.dumps(document).encode())
 
 
-def _commands() -> dict[str, click.Command]:
-    context = click.get_current_context().find_root()
-    group = context.command
-    assert isinstance(group, click.Group)
-    found = {name: group.get_command(context, name) for name in group.list_commands(context)}
-    return {name: command for name, command in found.items() if command and name not in NO_SETTINGS}
-
-
-def _known() -> dict[str, dict[str, str]]:
-    return {name: options_of(command) for name, command in _commands().items()}
-
-
 def _parsed(key: str, text: str) -> Value:
     """The text as the option understands it: what click would refuse is refused now, not at the next run."""
     table, _, name = key.rpartition(".")
-    commands = [command for command_name, command in _commands().items() if table in ("", command_name)]
-    option = next(one for command in commands for one in command.params if one.name == options_of(command).get(name))
-    try:
-        value = option.type.convert(text, option, None)
-    except click.BadParameter as problem:
-        raise BadConfig(f"{key}: {problem.message}") from None
+    options = known()
+    option = next(options[one][name] for one in ([table] if table else options) if name in options[one])
+    value = check_value(option, [text] if option.multiple else text, key)
     if option.multiple:
         return [text]
     return value if isinstance(value, bool | int | float) and not isinstance(option.type, click.Path) else text

@@ -21,7 +21,7 @@ from cli.batch.manifest import fingerprint
 from cli.engine import running_engine
 from cli.errors import MissingExtra, OutputExists, TaskNotFound
 from cli.facts import facts_of
-from cli.options import EngineOptions, engine_options
+from cli.options import EngineOptions, WholeNumber, engine_options
 from cli.screen import Screen
 from cli.verbosity import Verbosity, json_option, start_logging, verbosity_options
 
@@ -49,10 +49,10 @@ class Asked:
 @click.command("eval", short_help="Score the model on tasks of lm-evaluation-harness.")
 @click.option("--tasks", required=True, metavar="A,B,…", help="Names, patterns such as mmlu_*, or .yaml files.")
 @click.option("--include", type=_FOLDER, help="A folder with more task files.")
-@click.option("--num-fewshot", type=click.IntRange(min=0), show_default="the task's own", help="Worked examples.")
-@click.option("--limit", type=click.IntRange(min=1), help="Only the first N documents of each task.")
+@click.option("--num-fewshot", type=WholeNumber(min=0), show_default="the task's own", help="Worked examples.")
+@click.option("--limit", type=WholeNumber(min=1), help="Only the first N documents of each task.")
 @click.option("--chat/--raw", default=False, help="Apply the chat template, or put the text as it is.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, help="For tasks that sample.")
+@click.option("--seed", type=WholeNumber(min=0), default=0, help="For tasks that sample.")
 @click.option("--cache", type=_FILE, help="Keep answers here; the same command again goes on after a stop.")
 @click.option("--allow-code", is_flag=True, help="Allow tasks that run the code which the model writes.")
 @click.option("-o", "--output", type=_FILE, help="Write everything the harness reports to this file, as JSON.")

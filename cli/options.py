@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from offload.placement import Offload
 
 Result = TypeVar("Result")
-Nodes: TypeAlias = int | Literal["auto"]
+IntOrAuto: TypeAlias = int | Literal["auto"]
 Number = TypeVar("Number", int, float)
 
 
@@ -36,15 +36,33 @@ class Quantity(click.ParamType[Number]):
             self.fail(f"{problem}.", param, ctx)
 
 
-class Budget(click.ParamType[Nodes]):
-    """`auto` or how many guessed tokens one sweep checks."""
+class WholeNumber(click.IntRange):
+    """click's own, which would call itself an "integer range" to whoever mistypes one."""
+
+    name = "whole number"
+
+
+class RealNumber(click.FloatRange):
+    """The same for numbers with a fraction."""
+
+    name = "number"
+
+
+class AutoOr(click.ParamType[IntOrAuto]):
+    """`auto` or a whole number."""
 
     name = "auto|N"
 
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Nodes:
+    def __init__(self, minimum: int) -> None:
+        self._number = WholeNumber(min=minimum)
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> IntOrAuto:
         if value == "auto":
             return "auto"
-        return NATURAL(value, param, ctx)
+        try:
+            return self._number(value, param, ctx)
+        except click.BadParameter as problem:
+            self.fail(f"{problem.message.removesuffix('.')}, nor auto.", param, ctx)
 
 
 class TextOrFile(click.ParamType[str]):
@@ -63,11 +81,12 @@ class TextOrFile(click.ParamType[str]):
             self.fail(f"{text[1:]} cannot be read: {reason}.", param, ctx)
 
 
-NATURAL = click.IntRange(min=0)
+NATURAL = WholeNumber(min=0)
 SIZE = Quantity("size", parse_size_B)
 SPEED = Quantity("speed", parse_speed_Bps)
 COUNT = Quantity("n", parse_count)
-BUDGET = Budget()
+BUDGET = AutoOr(0)
+PARALLEL = AutoOr(1)
 TEXT_OR_FILE = TextOrFile()
 
 
@@ -81,7 +100,7 @@ class EngineOptions:
     drafter_quant: FourBits = "none"
     head_quant: FourBits = "none"
     offload: Offload = "auto"
-    budget: Nodes = "auto"
+    budget: IntOrAuto = "auto"
     planner: str = "best"
     device: str = "auto"
     dtype: str = "auto"
@@ -141,15 +160,15 @@ _ENGINE = (
 
 # The types are used twice: here, and by /set inside a session.
 SAMPLING_TYPES: dict[str, click.ParamType[int] | click.ParamType[float]] = {
-    "max_tokens": click.IntRange(min=1),
-    "temperature": click.FloatRange(min=0),
-    "top_p": click.FloatRange(min=0, max=1, min_open=True),
-    "top_k": click.IntRange(min=0),
-    "min_p": click.FloatRange(min=0, max=1),
-    "repetition_penalty": click.FloatRange(min=0, min_open=True),
-    "presence_penalty": click.FloatRange(min=-2, max=2),
-    "frequency_penalty": click.FloatRange(min=-2, max=2),
-    "seed": click.IntRange(min=0),
+    "max_tokens": WholeNumber(min=1),
+    "temperature": RealNumber(min=0),
+    "top_p": RealNumber(min=0, max=1, min_open=True),
+    "top_k": WholeNumber(min=0),
+    "min_p": RealNumber(min=0, max=1),
+    "repetition_penalty": RealNumber(min=0, min_open=True),
+    "presence_penalty": RealNumber(min=-2, max=2),
+    "frequency_penalty": RealNumber(min=-2, max=2),
+    "seed": WholeNumber(min=0),
 }
 
 

@@ -11,7 +11,7 @@ import click
 
 from cli.conditions import conditions
 from cli.facts import placement_facts
-from cli.options import BUDGET, COUNT, SIZE, SPEED, Nodes
+from cli.options import BUDGET, COUNT, SIZE, SPEED, IntOrAuto
 from cli.quantities import format_bytes, parse_size_B
 from cli.verbosity import json_option, verbosity_options
 
@@ -50,7 +50,7 @@ REACHED = 0.6  # of what is sold
 @verbosity_options
 def plan(
     model: str, gpu: str | None, link: float | None, disk: float | None, ram: int | None, vram: int | None,
-    ctx: int, budget: Nodes, drafter_quant: FourBits, head_quant: FourBits, every: bool, offline: bool,
+    ctx: int, budget: IntOrAuto, drafter_quant: FourBits, head_quant: FourBits, every: bool, offline: bool,
     as_json: bool,
 ) -> None:  # fmt: skip
     """Say what of MODEL would live where, how long a sweep takes, and the command to type.
@@ -84,7 +84,7 @@ def plan(
 
 
 def _beside(
-    model: str, folder: Folder, free: Free, ctx: int, budget: Nodes, drafter_quant: FourBits, offline: bool
+    model: str, folder: Folder, free: Free, ctx: int, budget: IntOrAuto, drafter_quant: FourBits, offline: bool
 ) -> Beside:
     """What a sweep and the paired drafter take, and keys and values of guesses, by the same sums as loading."""
     from cli.outlook import Beside

@@ -9,6 +9,8 @@ A key at the top holds for every command that has the option, one in a table for
 
 from __future__ import annotations
 
+import json
+import os
 import tomllib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -23,6 +25,7 @@ from offload import names
 
 LOCAL = "specexec.toml"
 ALIASES = "alias"  # short names of models, which offload reads
+NO_SETTINGS = {"config", "completion", "version", "models", "sessions", "alias"}
 # Not settings: what to do now, rather than how.
 UNFIT = {"help", "positional_model", "resume", "session", "prompt", "prompts", "output", "as_json"}
 
@@ -51,10 +54,10 @@ def files() -> list[Path]:
     return [path for path in (user_file(), Path(LOCAL)) if path.is_file()]
 
 
-def options_of(command: click.Command) -> dict[str, str]:
-    """Keys that a settings file may hold for a command, as its options are typed, and the parameters they stand for."""
-    options = [one for one in command.params if isinstance(one, click.Option) and one.name and one.name not in UNFIT]
-    return {max(one.opts, key=len).lstrip("-").replace("-", "_"): one.name for one in options if one.name}
+def options_of(command: click.Command) -> dict[str, click.Option]:
+    """Keys that a settings file may hold for a command, as its options are typed, and the options they stand for."""
+    options = [one for one in command.params if isinstance(one, click.Option) and one.name not in UNFIT]
+    return {max(one.opts, key=len).lstrip("-").replace("-", "_"): one for one in options}
 
 
 def read(path: Path) -> list[Setting]:
@@ -82,31 +85,79 @@ def read(path: Path) -> list[Setting]:
     return settings
 
 
-def check_key(key: str, known: Mapping[str, Collection[str]], where: str) -> None:
+def check_key(key: str, options: Mapping[str, Collection[str]], where: str) -> None:
     """Raises BadConfig for a key that no command would ever read."""
     command, dot, name = key.rpartition(".")
-    if dot and command not in known:
-        near = get_close_matches(command, known, n=1)
+    if dot and command not in options:
+        near = get_close_matches(command, options, n=1)
         raise BadConfig(f"{where}: there is no command {command!r}.", hint=f"[{near[0]}]" if near else None)
-    names = known[command] if dot else set().union(*known.values())
-    if name not in names:
-        near = get_close_matches(name, names, n=1)
+    keys = options[command] if dot else set().union(*options.values())
+    if name not in keys:
+        near = get_close_matches(name, keys, n=1)
         raise BadConfig(
             f"{where}: {key} is no option{f' of {command}' if dot else ''}.", hint=near[0] if near else None
         )
 
 
+def known() -> dict[str, dict[str, click.Option]]:
+    """The keys of every command that settings are for, by command. Needs the context of a running command line."""
+    context = click.get_current_context().find_root()
+    group = context.command
+    assert isinstance(group, click.Group)
+    found = {name: group.get_command(context, name) for name in group.list_commands(context) if name not in NO_SETTINGS}
+    return {name: options_of(command) for name, command in found.items() if command}
+
+
 def defaults_for(name: str, command: click.Command) -> dict[str, Value]:
-    """What the files say about one command, the nearer file and the command's own table winning."""
-    known, chosen = options_of(command), dict[str, Value]()
+    """What the files say about one command, the nearer file and the command's own table winning.
+
+    Raises BadConfig for what no command would read, and for values that the command's options would not take.
+    """
+    options, chosen = options_of(command), dict[str, Value]()
     for own in (False, True):
         for path in files():
             for setting in read(path):
-                table, dot, option = setting.key.rpartition(".")
-                if bool(dot) != own or (dot and table != name):
+                table, dot, key = setting.key.rpartition(".")
+                if bool(dot) != own:
                     continue
-                if dot:
-                    check_key(setting.key, {name: known}, str(path))
-                if option in known:
-                    chosen[known[option]] = setting.value
+                if table not in ("", name) or (key not in options and not dot):
+                    check_key(setting.key, known(), str(path))
+                    continue
+                check_key(setting.key, {name: options}, str(path))
+                check_value(options[key], setting.value, f"{path}: {setting.key}")
+                chosen[options[key].name] = setting.value
     return chosen
+
+
+def check_environment(context: click.Context) -> None:
+    """Refuse variables in the name of the context's command that it would not read, and values that it would not take.
+
+    Click itself would complain of an option that nobody has typed.
+    """
+    options = {one.name.upper(): one for one in context.command.params if isinstance(one, click.Option)}
+    prefix = f"{context.auto_envvar_prefix}_"
+    for variable in sorted(os.environ):
+        name = variable.removeprefix(prefix)
+        if name == variable:
+            continue
+        if name not in options:
+            near = get_close_matches(name, options, n=1)
+            raise BadConfig(
+                f"{variable} in the environment is no option of {context.info_name}.",
+                hint=prefix + near[0] if near else None,
+            )
+        value = options[name].value_from_envvar(context)
+        if value is not None:
+            check_value(options[name], value, f"{variable} in the environment")
+
+
+def check_value(option: click.Option, value: object, where: str) -> object:
+    """The value as the option takes it. Raises BadConfig if it does not; `where` says who wants it to."""
+    if isinstance(value, list | tuple) != option.multiple:
+        raise BadConfig(f"{where} {'is a list of texts' if option.multiple else 'is one value, not a list'}.")
+    if isinstance(value, bool) and not option.is_flag:
+        raise BadConfig(f"{where} is a value, not {json.dumps(value)}.")
+    try:
+        return option.type_cast_value(click.Context(click.Command(None)), value)
+    except click.BadParameter as problem:
+        raise BadConfig(f"{where}: {problem.message}") from None

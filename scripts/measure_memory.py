@@ -21,7 +21,7 @@ from pathlib import Path
 
 import click
 
-from cli.options import BUDGET, COUNT, SIZE, Nodes
+from cli.options import BUDGET, COUNT, SIZE, IntOrAuto
 
 V1, V2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
 MiB = 1 << 20
@@ -41,7 +41,7 @@ MiB = 1 << 20
 @click.option("--json", "as_json", is_flag=True)
 @click.option("--inside", is_flag=True, hidden=True)
 def main(
-    folder: Path, drafter: str, offload: str, ctx: int, budget: Nodes, parallel: Nodes, ram: int | None, tokens: int,
+    folder: Path, drafter: str, offload: str, ctx: int, budget: IntOrAuto, parallel: IntOrAuto, ram: int | None, tokens: int,
     temperature: float, limit: int | None, as_json: bool, inside: bool,
 ) -> None:  # fmt: skip
     """Let the model in FOLDER answer in a fresh process and compare its memory with the plan."""
@@ -79,8 +79,8 @@ def _answer(
     drafter: str,
     offload: str,
     ctx: int,
-    budget: Nodes,
-    parallel: Nodes,
+    budget: IntOrAuto,
+    parallel: IntOrAuto,
     ram: int | None,
     tokens: int,
     temperature: float,

@@ -100,7 +100,8 @@ def test_comments_in_a_settings_file_stay(specexec: CommandLine) -> None:
     [
         (("modle", "x"), "modle is no option.\n  Try: model\n"),
         (("chta.seed", "1"), "there is no command 'chta'.\n  Try: [chat]\n"),
-        (("chat.temperature", "hot"), "chat.temperature: 'hot' is not a valid float range.\n"),
+        (("chat.temperature", "hot"), "chat.temperature: 'hot' is not a valid number.\n"),
+        (("chat.budget", "lots"), "chat.budget: 'lots' is not a valid whole number, nor auto.\n"),
     ],
 )
 def test_a_setting_that_nobody_would_read_is_refused(
@@ -117,12 +118,46 @@ def test_a_setting_that_nobody_would_read_is_refused(
         ("model = ", "is not TOML"),
         ("[chat]\ntemprature = 1\n", "chat.temprature is no option of chat.\n  Try: temperature\n"),
         ("[chat.inner]\nx = 1\n", "chat.inner must be a text, a number"),
+        ("budgett = 8\n", "budgett is no option.\n  Try: budget\n"),
+        ("[chatt]\nbudget = 8\n", "there is no command 'chatt'.\n  Try: [chat]\n"),
+        ("[serve]\nprot = 8\n", "serve.prot is no option of serve.\n  Try: port\n"),
+        ("budget = 'lots'\n", "specexec.toml: budget: 'lots' is not a valid whole number, nor auto.\n"),
+        ("temperature = [1, 2]\n", "specexec.toml: temperature is one value, not a list.\n"),
+        ("[chat]\nstop = 'x'\n", "specexec.toml: chat.stop is a list of texts.\n"),
+        ("seed = true\n", "specexec.toml: seed is a value, not true.\n"),
+        ("[chat]\nbell = 'perhaps'\n", "specexec.toml: chat.bell: 'perhaps' is not a valid boolean"),
     ],
 )
 def test_a_settings_file_that_cannot_be_meant_is_refused(specexec: CommandLine, text: str, says: str) -> None:
     Path("specexec.toml").write_text(text)
     ran = specexec("chat", "-p", "x")
     assert (ran.code, says in ran.err) == (2, True)
+
+
+def test_settings_of_other_commands_stand_in_nobodys_way(specexec: CommandLine) -> None:
+    Path("specexec.toml").write_text("port = 8001\n[generate]\nlimit = 3\n")
+    assert specexec("chat", "-p", "x").code == 0
+    Path("specexec.toml").write_text("port = \n")
+    assert specexec("version").code == 0
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "says"),
+    [
+        ("SPECEXEC_CHAT_BUDGT", "8", "is no option of chat.\n  Try: SPECEXEC_CHAT_BUDGET\n"),
+        ("SPECEXEC_CHAT_BUDGET", "lots", ": 'lots' is not a valid whole number, nor auto.\n"),
+        ("SPECEXEC_CHAT_BELL", "perhaps", ": 'perhaps' is not a valid boolean"),
+    ],
+)
+def test_a_variable_that_cannot_be_meant_is_named(
+    specexec: CommandLine, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, says: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    ran = specexec("chat", "-p", "x")
+    assert ran.code == 2
+    assert ran.err.startswith(f"Error: {variable} in the environment")
+    assert says in ran.err
+    assert specexec("generate", "-p", "x").code == 0
 
 
 def test_short_names_of_ones_own_stand_in_the_settings(specexec: CommandLine) -> None:

@@ -11,8 +11,7 @@ import pytest
 
 from cli.app import commands, main
 from cli.bench import Several
-from cli.config import NO_SETTINGS
-from cli.settings import UNFIT, defaults_for, user_file
+from cli.settings import NO_SETTINGS, UNFIT, defaults_for, user_file
 from cli.verbosity import Verbosity
 
 # What does something, and whose answer is what it did; everything else reports, and can do so in JSON.

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal, TypeAlias, TypeVar
+from typing import Literal, TypeVar
 
 import click
 
@@ -15,23 +15,10 @@ from cli.batch.fitting import TooLong
 from cli.batch.formats import Format
 from cli.batch.inputs import Shard, Split
 from cli.batch.lines import Form
-from cli.options import TEXT_OR_FILE
+from cli.options import PARALLEL, TEXT_OR_FILE, IntOrAuto, WholeNumber
 from cli.verbosity import json_option
 
 Result = TypeVar("Result")
-Parallel: TypeAlias = int | Literal["auto"]
-
-
-_POSITIVE = click.IntRange(min=1)
-
-
-class ParallelType(click.ParamType[Parallel]):
-    """`auto` or how many answers share a sweep at most."""
-
-    name = "auto|N"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Parallel:
-        return "auto" if value == "auto" else _POSITIVE(value, param, ctx)
 
 
 class ShardType(click.ParamType[Shard]):
@@ -70,10 +57,10 @@ class BatchOptions:
     shard: Shard
     dedupe: bool
     on_too_long: TooLong
-    parallel: Parallel
+    parallel: IntOrAuto
     engine: Literal["local", "ray"]
     ray_address: str | None
-    workers: Parallel
+    workers: IntOrAuto
 
     @property
     def form(self) -> Form:
@@ -130,17 +117,17 @@ _OPTIONS = (
                  help="Put the text into this, a jinja template: 'Summarise: {{ text }}'. Fields of a line work too."),
     click.option("-s", "--system", type=TEXT_OR_FILE, help="System message of every prompt that has none."),
     click.option("--chat/--raw", default=True, help="Apply the chat template, or continue the prompt as it is."),
-    click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N items."),
+    click.option("--limit", type=WholeNumber(min=1), metavar="N", help="Only the first N items."),
     click.option("--shard", type=ShardType(), default="1/1", help="Only every N-th item, from the K-th on."),
     click.option("--dedupe", is_flag=True, help="Answer prompts that are the same in every respect only once."),
     click.option("--on-too-long", type=click.Choice(["error", "left", "skip"]), default="error",
                  help="Prompts that the context cannot hold: an error each, cut from the left, or left out."),
-    click.option("--parallel", type=ParallelType(), default="auto", help="Answers that share a sweep, at most."),
+    click.option("--parallel", type=PARALLEL, default="auto", help="Answers that share a sweep, at most."),
     click.option("--engine", type=click.Choice(["local", "ray"]), default="local",
                  help="Here, or over a Ray cluster: one engine for each GPU or machine."),
     click.option("--ray-address", metavar="ADDRESS", show_default="a cluster of this machine",
                  help="The cluster to join, such as auto or ray://host:10001."),
-    click.option("--workers", type=ParallelType(), default="auto", help="Engines of the cluster."),
+    click.option("--workers", type=PARALLEL, default="auto", help="Engines of the cluster."),
 )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ import click
 
 from cli.engine import introduction, open_engine, remembering
 from cli.errors import INTERRUPTED, MissingExtra, PortTaken
-from cli.options import EngineOptions, engine_options, model_argument
+from cli.options import EngineOptions, RealNumber, WholeNumber, engine_options, model_argument
 from cli.screen import Screen
 from cli.verbosity import Verbosity, start_logging, verbosity_options
 
@@ -29,22 +29,22 @@ SHUTDOWN_S = 10
 @click.command()
 @model_argument
 @click.option("--host", default="127.0.0.1", help="Address to listen on.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8000, help="Port to listen on; 0 takes a free one.")
+@click.option("--port", type=WholeNumber(0, 65535), default=8000, help="Port to listen on; 0 takes a free one.")
 @click.option("--uds", type=click.Path(path_type=Path), help="Listen on this Unix socket, yours alone, instead.")
 @click.option("--api-key", metavar="KEY", envvar="SPECEXEC_API_KEY", help="Ask clients for this key.")
 @click.option("--cors-origin", multiple=True, metavar="URL", help="A web page that may use the server; repeatable.")
 @click.option("--served-name", multiple=True, metavar="NAME", help="A name for clients; repeatable.  [its own]")
-@click.option("--parallel", type=click.IntRange(1), default=4, metavar="N", help="Texts that share one sweep.")
-@click.option("--max-queue", type=click.IntRange(0), default=64, metavar="N", help="Texts that may wait; more get 503.")
+@click.option("--parallel", type=WholeNumber(1), default=4, metavar="N", help="Texts that share one sweep.")
+@click.option("--max-queue", type=WholeNumber(0), default=64, metavar="N", help="Texts that may wait; more get 503.")
 @click.option(
     "--request-timeout",
-    type=click.FloatRange(0.1),
+    type=RealNumber(0.1),
     metavar="SECONDS",
     help="End requests that take longer.",
 )
 @click.option(
     "--sse-keepalive",
-    type=click.FloatRange(0.1),
+    type=RealNumber(0.1),
     default=5.0,
     metavar="SECONDS",
     help="Sign of life in a silent stream.",
