@@ -41,8 +41,8 @@ MiB = 1 << 20
 @click.option("--json", "as_json", is_flag=True)
 @click.option("--inside", is_flag=True, hidden=True)
 def main(
-    folder: Path, drafter: str, offload: str, ctx: int, budget: IntOrAuto, parallel: IntOrAuto, ram: int | None, tokens: int,
-    temperature: float, limit: int | None, as_json: bool, inside: bool,
+    folder: Path, drafter: str, offload: str, ctx: int, budget: IntOrAuto, parallel: IntOrAuto, ram: int | None,
+    tokens: int, temperature: float, limit: int | None, as_json: bool, inside: bool,
 ) -> None:  # fmt: skip
     """Let the model in FOLDER answer in a fresh process and compare its memory with the plan."""
     if inside:

@@ -38,7 +38,7 @@ def main(items: int, max_tokens: int, parallel: int, drafter: str, allowed: int)
             answers = list(llm.generate_many(prompts, sampling, parallel=parallel))
             assert all(isinstance(answer, Completion) for answer in answers)
             gc.collect()
-            tensors = sum(isinstance(one, torch.Tensor) for one in gc.get_objects())
+            tensors = sum(issubclass(type(one), torch.Tensor) for one in gc.get_objects())
             held.append((process.num_fds(), threading.active_count(), tensors, process.memory_info().rss >> 20))
             click.echo(f"| {(part + 1) * len(prompts)} | " + " | ".join(map(str, held[-1])) + " |")
     (files, threads, tensors, rss), last = held[4], held[-1]
