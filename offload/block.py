@@ -8,6 +8,7 @@ import torch
 
 from offload.aligned import ALIGN_B, DTYPES
 from offload.conversion import Part
+from offload.files import LARGE_B, PAGE_B
 from offload.packed import Packed
 from offload.routing import Routing
 from offload.shards import SCRATCH_B, Entry
@@ -42,8 +43,22 @@ class Piece:
         start = self.offset + part.offset * self.dtype.itemsize
         return start, start + part.extent * self.dtype.itemsize
 
+    def placed(self, anywhere: bool) -> "Piece":
+        """The same not before where it is: where its address and its bytes on disk agree modulo a page, if it can be.
+
+        Direct reads then need no copy. A piece that is small does not leave a hole for that. With `anywhere`, matrices
+        of items of one or two bytes, which CPUs read from any address alike, need not be aligned.
+        """
+        part, item_B = self.parts[0], self.dtype.itemsize
+        align_B = item_B if anywhere and item_B <= 2 and len(self.shape) <= 2 else ALIGN_B
+        residue = (part.entry.offset - part.offset * item_B) % PAGE_B
+        hole_B = (residue - self.offset) % PAGE_B
+        if self.direct(part) and residue % align_B == 0 and (hole_B == 0 or self.nbytes >= LARGE_B):
+            return replace(self, offset=self.offset + hole_B)
+        return replace(self, offset=aligned(self.offset))
+
     def direct(self, part: Part) -> bool:
-        """Can the bytes be read straight into place?"""
+        """Can the bytes be read as they are?"""
         if DTYPES[part.entry.dtype] != self.dtype:
             return False
         return torch.empty_strided(part.entry.shape, part.stride, device="meta").is_contiguous()

@@ -55,8 +55,13 @@ class Checkpoint:
         return max(block.scratch_B for block in (*self.layers, *self.rest))
 
 
-def lay_out(folder: Folder, skeleton: PreTrainedModel, layers: str, dtype: torch.dtype) -> Checkpoint:
-    """Lay the folder out for `skeleton`, whose decoder layers are the children of the module named `layers`."""
+def lay_out(
+    folder: Folder, skeleton: PreTrainedModel, layers: str, dtype: torch.dtype, *, in_place: bool = False
+) -> Checkpoint:
+    """Lay the folder out for `skeleton`, whose decoder layers are the children of the module named `layers`.
+
+    `in_place`: matrices of layers may begin at any multiple of their items, where it saves reads a copy (CPUs only).
+    """
     tensors = skeleton.state_dict()
     folded = fold(folder)
     parts = route([*folded.dense.values(), *(weight.whole for weight in folded.quantised.values())], skeleton)
@@ -77,7 +82,7 @@ def lay_out(folder: Folder, skeleton: PreTrainedModel, layers: str, dtype: torch
     for i, names in sorted(by_layer.items()):
         found_experts = experts_of(skeleton.get_submodule(f"{layers}.{i}")) if routing else None
         experts = f"{layers}.{i}.{found_experts[0]}." if found_experts else None
-        block = places.block(f"layer {i}", names, f"{layers}.{i}.", experts)
+        block = places.block(f"layer {i}", names, f"{layers}.{i}.", experts, in_place=in_place)
         blocks.append(replace(block, routing=routing if experts else None))
     return Checkpoint(folder.path, tuple(blocks), tuple(rest), folder.file_sizes)
 
@@ -91,7 +96,9 @@ class _Places:
     shapes: Mapping[str, tuple[int, ...]]
     dtypes: dict[str, torch.dtype]
 
-    def block(self, label: str, names: Sequence[str], prefix: str, experts: str | None = None) -> Block:
+    def block(
+        self, label: str, names: Sequence[str], prefix: str, experts: str | None = None, *, in_place: bool = False
+    ) -> Block:
         """The named tensors one after another, those that are quantised beside them in the scratch memory.
 
         Tensors whose names begin with `experts` have one expert along their first dimension.
@@ -119,8 +126,8 @@ class _Places:
         pieces: list[Piece] = []
         offset = 0
         for name, dtype, shape, parts in wanted:
-            pieces.append(Piece(name, dtype, shape, offset, parts))
-            offset += aligned(pieces[-1].nbytes)
+            pieces.append(Piece(name, dtype, shape, offset, parts).placed(in_place))
+            offset = pieces[-1].offset + pieces[-1].nbytes
         return Block(label, tuple(pieces), tuple(packed))
 
     def _by_expert(self, part: Part, shape: tuple[int, ...]) -> list[Part]:

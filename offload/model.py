@@ -112,7 +112,8 @@ def load(
     give_back_large_memory()
     folder = open_folder(Path(path))
     skeleton = build(folder, dtype, trust_remote_code)
-    checkpoint = lay_out(folder, skeleton.model, skeleton.layers, skeleton.dtype)
+    on_cpu = torch.device(device).type == "cpu"
+    checkpoint = lay_out(folder, skeleton.model, skeleton.layers, skeleton.dtype, in_place=on_cpu)
     reading = reading_for(folder.path)
     need = with_head(folder, _need(checkpoint, skeleton, ctx, reading), head_quant, skeleton.dtype.itemsize)
     need = replace(need, guesses_B=guesses_B, cache_moves=cache_moves)

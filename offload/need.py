@@ -5,11 +5,12 @@ H key/value heads   D width of a head
 
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 
-from offload.files import PAGE_B, SAFE, Reading
-from offload.placement import RING, Need
+from offload.files import LARGE_B, PAGE_B, SAFE, Reading
+from offload.placement import Need
 from offload.quantised import fold
 from offload.shards import ITEM_B, SCRATCH_B, Folder, Json
 
@@ -46,6 +47,7 @@ def need_of(
     count = _number(folder.config, "num_hidden_layers", 1 << 30)
     folded = fold(folder)
     dense: dict[int, int] = {}
+    tensors: Counter[int] = Counter()
     few: tuple[int, ...] | None = None
     for weight in folded.quantised.values():
         match = LAYER.search(weight.name)
@@ -58,6 +60,7 @@ def need_of(
             dense[layer] = dense.get(layer, 0) + dense_B
             layers[layer] = layers.get(layer, 0) + sum(-(-m.nbytes // 64) * 64 for m in weight.members.values())
             read_B[layer] = read_B.get(layer, 0) + weight.nbytes
+            tensors[layer] += len(weight.members)
     for entry in folded.dense.values():
         converts = entry.dtype in FLOATS and ITEM_B[entry.dtype] != item_B
         wanted_B = math.prod(entry.shape) * (item_B if entry.dtype in FLOATS else ITEM_B[entry.dtype])
@@ -72,6 +75,10 @@ def need_of(
         elif int(match[1]) < count:  # what follows (multi-token prediction) stays on disk
             layers[int(match[1])] = layers.get(int(match[1]), 0) + wanted_B
             read_B[int(match[1])] = read_B.get(int(match[1]), 0) + entry.nbytes
+            tensors[int(match[1])] += 1
+    for layer, nbytes in layers.items():
+        # Large tensors may leave a hole before them, so that they are read straight into place.
+        layers[layer] = nbytes + min(tensors[layer], nbytes // LARGE_B) * PAGE_B
     need = Need(
         layers_B=tuple(layers[index] for index in sorted(layers)) or (0,),
         read_B=tuple(read_B[index] for index in sorted(layers)) or (0,),
@@ -112,8 +119,8 @@ def head_rows(V: int, H: int, item_B: int) -> int:
 
 
 def scratch_B(slice_B: int, largest_B: int, reading: Reading) -> int:
-    """What reading takes beside the layers: slices that are converted, bounce buffers, and the ends of buffers."""
-    return slice_B + reading.buffers_B(largest_B) + (RING + 1) * PAGE_B
+    """What reading takes beside the layers: slices that are converted, and bounce buffers."""
+    return slice_B + PAGE_B + reading.buffers_B(largest_B)
 
 
 def cache_B(config: Mapping[str, Json], ctx: int, item_B: int) -> int:

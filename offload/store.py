@@ -12,7 +12,7 @@ import torch
 from offload.aligned import ALIGN_B, DTYPES
 from offload.block import Block, Copy
 from offload.checkpoint import Checkpoint
-from offload.files import PAGE_B, SAFE, Files, Range, Reading
+from offload.files import LARGE_B, PAGE_B, SAFE, Files, Range, Reading
 from offload.shards import SCRATCH_B, Entry
 
 
@@ -54,16 +54,17 @@ class DiskStore:
         self._scratch = Arena(checkpoint.scratch_B + PAGE_B)
 
     def read(self, layer: int, buffer: Arena | None, part: Block) -> torch.Tensor:
-        """The layer inside a buffer of `buffer_B` bytes, its `part` filled and converted to the compute dtype."""
+        """The layer inside a buffer of its size or more, its `part` filled and converted to the compute dtype."""
         assert buffer is not None
-        block = self._checkpoint.layers[layer]
-        start = _lead_B(block)
-        self._fill(part, buffer.bytes[start : start + block.size_B], buffer.flat[start : start + block.size_B])
-        return buffer.flat[start : start + block.size_B]
+        self.read_block(part, buffer)
+        return buffer.flat[: self._checkpoint.layers[layer].size_B]
 
     def read_block(self, block: Block, buffer: Arena) -> None:
-        """Fill `buffer` with any block, from its first byte on."""
-        self._fill(block, buffer.bytes, buffer.flat)
+        """Fill `buffer` with any block."""
+        if ranges := _ranges(block.copies, buffer.bytes):
+            self._files.read(ranges, block.label)
+        for piece, part in block.conversions:
+            self._convert(block, part.entry, piece.target(part, buffer.flat))
 
     def moved_B(self, layer: int, part: Block) -> int:
         """The part's bytes on disk."""
@@ -73,12 +74,6 @@ class DiskStore:
         """Close every file and let go of the memory for reading."""
         self._files.close()
         self._scratch = Arena(0)
-
-    def _fill(self, block: Block, memory: memoryview, flat: torch.Tensor) -> None:
-        if ranges := _ranges(block.copies, memory):
-            self._files.read(ranges, block.label)
-        for piece, part in block.conversions:
-            self._convert(block, part.entry, piece.target(part, flat))
 
     def _convert(self, block: Block, entry: Entry, target: torch.Tensor) -> None:
         """Read through the scratch memory, a slice of rows at a time."""
@@ -116,38 +111,25 @@ class TieredStore:
         self._kept = {}
 
 
-def buffer_B(blocks: Sequence[Block]) -> int:
-    """Bytes of a buffer that any of the blocks can be read into without copying."""
-    return max(block.size_B for block in blocks) + PAGE_B
-
-
 def largest_read_B(checkpoint: Checkpoint) -> int:
     """The longest range that is ever read at once."""
     blocks = (*checkpoint.layers, *checkpoint.rest)
     return max(block.read_B for block in blocks)
 
 
-def _lead_B(block: Block) -> int:
-    """Where the block should begin in its buffer for direct reads to go straight into place."""
-    if not block.copies or block.conversions:
-        return 0
-    # A file whose tensors are not aligned is copied into order; then any start will do.
-    lead = (block.copies[0].entry.offset - block.copies[0].offset) % PAGE_B
-    return lead if lead % ALIGN_B == 0 else 0
-
-
 def _ranges(copies: Sequence[Copy], memory: memoryview) -> list[Range]:
-    """Copies that follow each other in one file become one range, and one view where they do so in memory too."""
+    """Copies that follow each other in one file become one range where they do so in memory, or are small."""
     spans: list[tuple[Copy, list[list[int]]]] = []  # first copy, [start, end] in memory of each view
-    end = None
+    end, small = None, False
     for copy in copies:
         start, stop = copy.offset, copy.offset + copy.entry.nbytes
-        if end != (copy.entry.file, copy.entry.offset):
-            spans.append((copy, [[start, stop]]))
-        elif spans[-1][1][-1][1] == start:
+        follows, was_small, small = end == (copy.entry.file, copy.entry.offset), small, copy.entry.nbytes < LARGE_B
+        if follows and spans[-1][1][-1][1] == start:
             spans[-1][1][-1][1] = stop
-        else:
+        elif follows and small and was_small:
             spans[-1][1].append([start, stop])
+        else:
+            spans.append((copy, [[start, stop]]))
         end = (copy.entry.file, copy.entry.offset + copy.entry.nbytes)
     return [
         Range(first.entry.file, first.entry.offset, tuple(memory[start:stop] for start, stop in places))

@@ -7,7 +7,7 @@ import torch
 
 from offload.checkpoint import Checkpoint
 from offload.placement import Placement, Tier
-from offload.store import Arena, DiskStore, TieredStore, buffer_B
+from offload.store import Arena, DiskStore, TieredStore
 from offload.stream import LayerStream
 from offload.wire import CudaWire, HostWire, Wire
 
@@ -43,7 +43,7 @@ def open_stream(
     resident = {layer: blocks[layer].views(filled(layer).flat.to(device)) for layer in layers["device"]}
     kept = {layer: filled(layer) for layer in layers["ram"]}
     # Layers in RAM need no buffer here, but as many turns as there would be, so that the rhythm is the same.
-    staging_B = buffer_B([blocks[layer] for layer in layers["disk"]]) if layers["disk"] else 0
+    staging_B = max((blocks[layer].size_B for layer in layers["disk"]), default=0)
     ring = [Arena(staging_B) if staging_B else None for _ in range(placement.ring or min(2, len(layers["ram"])))]
     if not layers["disk"]:
         disk.close()

@@ -271,5 +271,5 @@ def test_need_from_headers_agrees_with_the_loaded_model(family: str, dtype: str,
     assert early.disk_B == exact.disk_B
     assert early.cache_B == exact.cache_B
     for mine, theirs in zip(early.layers_B, exact.layers_B, strict=True):
-        assert theirs <= mine <= theirs * 1.01 + 64
+        assert theirs <= mine <= theirs * 1.02 + 64
     assert (early.embeddings_B, early.head_B) == (exact.embeddings_B, exact.head_B)

@@ -96,7 +96,8 @@ def test_an_answer_takes_what_the_plan_says_inside_a_limit(tmp_path: Path) -> No
     subprocess.run([sys.executable, str(script), str(tmp_path / "m"), *shape], check=True, capture_output=True)
     found = measured(tmp_path / "m", "--ctx", "128", "--budget", "32", "--tokens", "4", "--limit", "900MB")
     assert found["tokens"] == 4
-    assert 0.85 * found["plan_B"] < found["peak_B"] < 1.1 * found["plan_B"]
+    # What is read into place leaves the counted bounce buffers untouched.
+    assert 0.8 * found["plan_B"] < found["peak_B"] < 1.1 * found["plan_B"]
 
 
 @pytest.fixture(scope="module")

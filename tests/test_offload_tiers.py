@@ -70,13 +70,13 @@ def test_a_budget_decides_how_many_layers_stay(folder: Path) -> None:
 
 def test_what_stays_is_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
-    fill = DiskStore._fill
+    read_block = DiskStore.read_block
 
-    def counted(store: DiskStore, block: Block, memory: memoryview, flat: torch.Tensor) -> None:
+    def counted(store: DiskStore, block: Block, buffer: Arena) -> None:
         read.append(block.label)
-        fill(store, block, memory, flat)
+        read_block(store, block, buffer)
 
-    monkeypatch.setattr(DiskStore, "_fill", counted)
+    monkeypatch.setattr(DiskStore, "read_block", counted)
     tiers: list[Tier] = ["device", "disk", "ram", "disk", "disk", "device", "disk", "ram"]
     model = load_as(folder, tiers, monkeypatch)
     for _ in range(4):
