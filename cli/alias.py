@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 
 import click
 
@@ -49,10 +50,21 @@ def set_alias(name: str, target: str, drafter: str | None) -> None:
     """Let NAME stand for TARGET: a folder, org/repo or org/repo@revision."""
     if name == names.DEMO or "/" in name or name.startswith((".", "~")):
         raise click.BadParameter(f"{name!r} already means something: the demo, a folder or a repository.")
+    target, drafter = _lasting(target), _lasting(drafter) if drafter else None
     row = {"target": target} | ({"drafter": drafter} if drafter else {})
     with changed(names.user_file()) as document:
         document.setdefault(ALIASES, {})[name] = row
     click.echo(f"{name} = {target}{f' with {drafter}' if drafter else ''}  # {names.user_file()}", err=True)
+
+
+def _lasting(name: str) -> str:
+    """What means the same from any folder: an absolute path, or org/repo."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return str(path.absolute())
+    if names.HUB_NAME.fullmatch(name) and not name.startswith("."):
+        return name
+    raise click.BadParameter(f"{name!r} is neither a folder here nor org/repo.")
 
 
 @alias.command("rm")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import traceback
 from pathlib import Path
 
@@ -52,6 +53,7 @@ EXIT_CODES = {
     "device_lost": 6,
     "port_taken": 9,
     "missing_extra": USAGE,
+    "file_refused": 3,
     "session_not_found": 3,
     "task_not_found": 3,
     "bad_session": 4,
@@ -60,6 +62,7 @@ EXIT_CODES = {
 }
 
 REFUSALS = (OffloadError, SpecexecError)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class BadJsonl(SpecexecError):
@@ -137,8 +140,10 @@ def code_of(error: BaseException) -> str:
     """The stable name of an error, also of those that are not ours."""
     if isinstance(error, REFUSALS):
         return error.code
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
         return "disk_full"
+    if isinstance(error, OSError) and error.filename is not None:
+        return "file_refused"
     if refused := _refused_memory(error):
         return refused[0]
     # torch.AcceleratorError, by its name: torch is not imported here.
@@ -170,8 +175,10 @@ def explain(error: BaseException, log_file: Path | None = None) -> str:
         if error.hint:
             lines.append(f"  {error.hint if error.hint.startswith('Try') else f'Try: {error.hint}'}")
         return "\n".join(lines)
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
         return f"Error: no space left on the device ({error.filename or 'standard output'})."
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"Error: {os.fsdecode(error.filename)}: {error.strerror}."
     if refused := _refused_memory(error):
         said = str(error).strip().partition("\n")[0] or type(error).__name__
         hint = "Try: fewer guesses (--budget), a smaller --ctx, or a shorter prompt."

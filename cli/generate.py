@@ -28,7 +28,7 @@ from cli.errors import INTERRUPTED, SOME_FAILED, TERMINATED
 from cli.facts import facts_of
 from cli.options import EngineOptions, engine_options, sampling_options
 from cli.screen import Screen
-from cli.verbosity import Verbosity, verbosity_options
+from cli.verbosity import Verbosity, start_logging, verbosity_options
 from offload.names import resolve
 from specexec.sampling import SamplingParams
 
@@ -68,8 +68,11 @@ def generate(
         prompts, inputs, batch.form, split=batch.split, limit=batch.limit, shard=batch.shard, dedupe=batch.dedupe
     )
     screen = Screen(quiet=verbosity.quiet)
+    start_logging(verbosity, screen.tell)
     if found.skipped:
         screen.say(f"{found.skipped} files of other kinds were left out")
+    if not found.items:
+        screen.say("no prompts were found")
     items = _fitted(found.items, batch, engine_options, sampling, screen)
     if batch.dry_run:
         return _dry_run(items, batch, engine_options, sampling, screen)

@@ -109,15 +109,20 @@ class _Loudness:
 
 
 class _Teller(logging.Handler):
-    """Says notes on stderr, or through whoever owns the screen."""
+    """Says notes on stderr, or through whoever owns the screen; each once."""
 
     def __init__(self, tell: Callable[[str], None] | None) -> None:
         super().__init__()
+        self.setFormatter(logging.Formatter("%(message)s"))  # or basicConfig puts names of modules before it
+        self._said: set[str] = set()
         self._tell = tell or (lambda line: print(line, file=sys.stderr, flush=True))
 
     def emit(self, record: logging.LogRecord) -> None:
         kind = "Note" if record.levelno == logging.WARNING else record.levelname.capitalize()
-        self._tell(f"{kind}: {self.format(record)}")
+        note = f"{kind}: {self.format(record)}"
+        if note not in self._said:
+            self._said.add(note)
+            self._tell(note)
 
 
 def _file_handler(path: Path, *, as_json: bool) -> logging.Handler:

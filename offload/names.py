@@ -115,6 +115,11 @@ def _locate(name: str, offline: bool, code: bool = False) -> Path:
     if known and known.target.startswith((".", "/", "~")):
         return _locate(known.target, offline, code)
     hub = hub_name(name)
+    if hub is None and known:
+        raise ModelNotFound(
+            f"'{name}' is short for '{known.target}', which is neither a path nor org/name.",
+            hint=f"specexec alias set {name} FOLDER, or org/name.",
+        )
     if hub is None:
         near = difflib.get_close_matches(name, [DEMO, *aliases()], n=3, cutoff=0.5)
         raise ModelNotFound(

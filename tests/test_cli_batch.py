@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -97,6 +99,38 @@ def test_what_cannot_change_a_text_may_change(specexec: CommandLine) -> None:
     specexec(*RUN, "--limit", "2")
     ran = specexec(*RUN, "--resume", "--budget", "7", "--drafter", "none", "--parallel", "4", "--offload", "ram")
     assert (ran.code, len(records())) == (0, 5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["--template", "{{ text"], 2, "line 1 of the template: unexpected end of template, expected"),
+        (["--template", "x\n{{ a b }}"], 2, "line 2 of the template: expected token 'end of print statement', got 'b'."),
+        (["-o", "/dev/null"], 9, "Error: /dev/null is not a file that results could be added to.\n"),
+    ],
+)
+def test_what_no_item_could_do_is_refused_before_loading(
+    specexec: CommandLine, arguments: list[str], code: int, says: str
+) -> None:
+    ran = specexec("generate", "in.txt", *arguments)
+    assert (ran.code, says in ran.err, specexec.options) == (code, True, None)
+
+
+def test_an_input_without_prompts_is_told(specexec: CommandLine) -> None:
+    Path("empty").mkdir()
+    ran = specexec("generate", "empty", "-o", "out.jsonl")
+    assert (ran.code, ran.out, ran.err) == (0, "", "no prompts were found\n")
+
+
+def test_reading_long_prompts_brings_no_alarm_of_other_libraries(tmp_path: Path) -> None:
+    """The tokenizer warns of errors that an answer would end in; here it is only counting."""
+    (tmp_path / "long.txt").write_text("word " * 5000)
+    script = "import sys; from cli.app import main; sys.exit(main(sys.argv[1:]))"
+    ran = subprocess.run(
+        [sys.executable, "-c", script, "generate", str(tmp_path / "long.txt"), "--on-too-long", "skip"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert (ran.returncode, ran.stderr) == (0, "prompts longer than the context: 1 left out\n")
 
 
 def test_a_finished_run_is_not_begun_again(specexec: CommandLine) -> None:

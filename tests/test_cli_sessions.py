@@ -160,6 +160,16 @@ def test_a_variable_that_cannot_be_meant_is_named(
     assert specexec("generate", "-p", "x").code == 0
 
 
+def test_a_folder_keeps_its_short_name_wherever_one_is(
+    specexec: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`packs/mine` looks like a name of the Hub, and would be one in any other folder."""
+    (tmp_path / "packs" / "mine").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert specexec("alias", "set", "mine", "packs/mine").code == 0
+    assert json.loads(specexec("alias", "list", "--json").out)["mine"]["target"] == str(tmp_path / "packs" / "mine")
+
+
 def test_short_names_of_ones_own_stand_in_the_settings(specexec: CommandLine) -> None:
     user_file().parent.mkdir(parents=True)
     user_file().write_text("# mine\nmodel = 'big'\n")
@@ -177,6 +187,9 @@ def test_short_names_of_ones_own_stand_in_the_settings(specexec: CommandLine) ->
     assert specexec("alias", "rm", "big").err == "removed big\n"
     assert specexec("alias", "rm", "big").code == 3
     assert specexec("alias", "set", "demo", "org/big").code == 2
+    for nothing in ("demo", "./nowhere", "big", "a/b/c"):
+        ran = specexec("alias", "set", "mine", nothing)
+        assert (ran.code, f"{nothing!r} is neither a folder here nor org/repo." in ran.err) == (2, True)
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -84,6 +84,14 @@ def test_misspelt_names_get_suggestions() -> None:
     assert caught.value.hint.startswith("llama-70b")
 
 
+def test_a_short_name_for_nothing_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPECEXEC_HOME", str(tmp_path))
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "config.toml").write_text('[alias.mine]\ntarget = "demo"\n')
+    with pytest.raises(ModelNotFound, match=r"^'mine' is short for 'demo', which is neither a path nor org/name"):
+        names.resolve("mine")
+
+
 def test_an_alias_takes_its_drafter_only_if_it_is_here(tmp_path: Path, hub_with: Callable[..., Hub]) -> None:
     big, small = snapshot(tmp_path / "big"), snapshot(tmp_path / "small")
     hub_with({BIG: big})

@@ -96,6 +96,8 @@ def open_journal(
     `retry_failed` forgets its error records first. Nothing is changed before everything has been checked.
     """
     beside = Beside(path)
+    if path.exists() and not path.is_file():
+        raise OutputExists(f"{path} is not a file that results could be added to.", hint="another -o.")
     lock = _locked(path, beside)
     try:
         size_B = path.stat().st_size if path.exists() else 0

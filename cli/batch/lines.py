@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from jinja2 import StrictUndefined, TemplateError
+from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError
 from jinja2.sandbox import SandboxedEnvironment
 
 from cli.batch.items import Item, Json, Prompt, is_text, wishes_of
@@ -20,6 +20,7 @@ from specexec.errors import EmptyPrompt, SpecexecError
 
 FIELDS = ("prompt", "messages", "text")
 # Parts of an OpenAI request that would change the answer in a way we do not offer; silence would be a lie.
+_TEMPLATES = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
 UNSUPPORTED = ("tools", "functions", "response_format", "logit_bias", "best_of", "suffix", "top_logprobs")
 
 
@@ -55,11 +56,23 @@ class Form:
         return [{"role": "system", "content": self.system}, *messages]
 
     def _filled(self, fields: Mapping[str, Json], place: str) -> str:
-        environment = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
         try:
-            return environment.from_string(self.template or "").render(fields)
+            return _TEMPLATES.from_string(self.template or "").render(fields)
         except TemplateError as problem:
-            raise BadJsonl(f"{place}: the template cannot be filled: {problem.message}.") from problem
+            raise BadJsonl(f"{place}: the template cannot be filled: {_said(problem)}.") from problem
+
+
+def template_problem(text: str) -> str | None:
+    """What is wrong with a template, whatever it will be filled with."""
+    try:
+        _TEMPLATES.parse(text)
+    except TemplateSyntaxError as problem:
+        return f"line {problem.lineno} of the template: {_said(problem)}."
+    return None
+
+
+def _said(problem: TemplateError) -> str:
+    return (problem.message or type(problem).__name__).removesuffix(".")
 
 
 def item_of_line(line: bytes, place: str, form: Form) -> Item:
@@ -93,7 +106,8 @@ def _record(line: bytes, place: str) -> dict[str, Json]:
     except (RecursionError, ValueError) as problem:  # nested without end, or a number of thousands of digits
         raise BadJsonl(f"{place}: not JSON that can be read ({type(problem).__name__}).") from None
     if not isinstance(record, dict):
-        raise BadJsonl(f"{place}: a line must be an object, this is a {type(record).__name__}.")
+        kind = "null" if record is None else f"a {type(record).__name__}"
+        raise BadJsonl(f"{place}: a line must be an object, this is {kind}.")
     return record
 
 

@@ -14,8 +14,8 @@ import click
 from cli.batch.fitting import TooLong
 from cli.batch.formats import Format
 from cli.batch.inputs import Shard, Split
-from cli.batch.lines import Form
-from cli.options import PARALLEL, TEXT_OR_FILE, IntOrAuto, WholeNumber
+from cli.batch.lines import Form, template_problem
+from cli.options import PARALLEL, TEXT_OR_FILE, IntOrAuto, TextOrFile, WholeNumber
 from cli.verbosity import json_option
 
 Result = TypeVar("Result")
@@ -33,6 +33,16 @@ class ShardType(click.ParamType[Shard]):
         if match is None or not 1 <= int(match[1]) <= int(match[2]):
             self.fail(f"{value} is not a part; write 1/4 … 4/4.", param, ctx)
         return Shard(int(match[1]), int(match[2]))
+
+
+class Template(TextOrFile):
+    """A text that can be filled in."""
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        text = super().convert(value, param, ctx)
+        if problem := template_problem(text):
+            self.fail(problem, param, ctx)
+        return text
 
 
 @dataclass(frozen=True)
@@ -113,7 +123,7 @@ _OPTIONS = (
                  help="One prompt per text file, per line, or per block between blank lines."),
     click.option("--field", metavar="NAME", show_default="prompt, messages or text",
                  help="Which field holds the prompt."),
-    click.option("--template", type=TEXT_OR_FILE,
+    click.option("--template", type=Template(),
                  help="Put the text into this, a jinja template: 'Summarise: {{ text }}'. Fields of a line work too."),
     click.option("-s", "--system", type=TEXT_OR_FILE, help="System message of every prompt that has none."),
     click.option("--chat/--raw", default=True, help="Apply the chat template, or continue the prompt as it is."),
