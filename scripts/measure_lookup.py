@@ -1,7 +1,7 @@
 """What asking the suffix store costs: CPU milliseconds for a tree, by tokens remembered.
 
 The store holds random text of Zipfian words with phrases that come again; a tree of --nodes nodes is grown below a
-context from it, by the ngram drafter alone and the planner as it ships. Prints the drafter's own time for each tree.
+context from it, by the ngram drafter alone and the planner that it gets. Prints the drafter's own time for each tree.
 
     python scripts/measure_lookup.py --tokens 100000,1000000 --nodes 64,512
 """
@@ -20,7 +20,7 @@ from specexec.drafters import Ask, Guesses
 from specexec.drafters.ngram import NgramDrafter
 from specexec.memory import Memory
 from specexec.noise import Noise
-from specexec.planner import BestFirst
+from specexec.planners import planner_of
 from specexec.sampling import SamplingParams
 from specexec.sequence import start
 from specexec.suffix import Settled
@@ -58,7 +58,7 @@ def one_tree(memory: Memory, prompt: list[int], nodes: int, temperature: float) 
     drafter = Timed(memory)
     drafter.guess([Ask(sequence, sequence.growth.tree, [-1])], 8)  # reading the prompt is not part of a sweep
     drafter.spent_s, drafter.asked = 0.0, 0
-    (tree,) = BestFirst().grow(drafter, [sequence], FixedBudget(nodes), CostModel())
+    (tree,) = planner_of("best", ["ngram"]).grow(drafter, [sequence], FixedBudget(nodes), CostModel())
     return 1000 * drafter.spent_s, drafter.asked, len(tree)
 
 

@@ -47,9 +47,12 @@ class Memory:
 
     def text_of(self, sequence: Sequence) -> Recent:
         """What followed what in one text, up to its present end."""
-        text = self.texts.setdefault(sequence, _Text())
-        text.store.extend(sequence.tokens, start=text.length)
-        text.length = len(sequence.tokens)
+        text = self.texts.get(sequence)
+        if text is None:
+            text = self.texts[sequence] = _Text()
+        if text.length < len(sequence.tokens):
+            text.store.extend(sequence.tokens, start=text.length)
+            text.length = len(sequence.tokens)
         return text.store
 
     def recycle(self, context: Context, chosen: int) -> None:
@@ -88,9 +91,10 @@ class Memory:
             self.hits.hit_RC = arrays["hit"].astype(np.float64)
 
 
-def cell(horizon: int, rung: int, standing: int, fallback: bool) -> int:
-    """One kind of evidence: where it was found, how long the match, its place there, and if a longer match exists."""
-    return ((horizon * len(RUNGS) + rung) * STANDINGS + standing) * 2 + fallback
+def cells_of(horizon: int, rung: int, fallback: bool) -> range:
+    """Kinds of evidence by standing: where it was found, how long the match, and if a longer match exists."""
+    first = (horizon * len(RUNGS) + rung) * STANDINGS * 2 + fallback
+    return range(first, first + 2 * STANDINGS, 2)
 
 
 def prior() -> Floats:

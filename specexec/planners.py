@@ -18,7 +18,7 @@ from specexec.budget import Budget, Spent
 from specexec.cost import CostModel
 from specexec.drafters import Ask, Drafter, Guesses
 from specexec.growth import Growth
-from specexec.planner import PLANNERS, RANKINGS, Planner
+from specexec.planner import LOOKING_UP, PLANNERS, RANKINGS, Planner
 from specexec.ranking import Ranking
 from specexec.sequence import Sequence
 from specexec.tree import ROOT, Floats, Ints, TokenTree
@@ -26,8 +26,10 @@ from specexec.tree import ROOT, Floats, Ints, TokenTree
 NAMES = (*PLANNERS, "beam", "sequoia")
 
 
-def planner_of(name: str) -> Planner:
-    """A planner that has learned nothing yet."""
+def planner_of(name: str, sources: Items[str] = ()) -> Planner:
+    """A planner that has learned nothing yet, for drafters made of these sources."""
+    if name == "best" and list(sources) == ["ngram"]:
+        return LOOKING_UP
     return {"beam": Beam, "sequoia": Sequoia}[name]() if name not in PLANNERS else PLANNERS[name]
 
 

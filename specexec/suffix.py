@@ -1,12 +1,13 @@
 """Texts remembered by their endings: which tokens followed this context, for every match length. Knows tokens only.
 
 Two stores answer the same question. `Recent` learns token by token and forgets the least recently written n-grams;
-`Settled` is a sorted array over a text that no longer changes (REST, He et al. 2023): 8 bytes a token kept, 20 in use.
-E entries   N contexts   R rungs, longest first   L longest match
+`Settled` is a sorted array over a text that no longer changes (REST, He et al. 2023): 8 bytes a token kept, 16 in use.
+E entries
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable
 from collections.abc import Sequence as Items
 from typing import NamedTuple, Protocol, TypeAlias
@@ -19,13 +20,11 @@ LONGEST = RUNGS[-1]
 DOWN = tuple(range(len(RUNGS)))[::-1]  # rungs, longest first
 NOTHING = -1
 GAP = 2**32 - 1  # stands between two texts; no token has this id
-WORD = 4  # bytes of a token in a settled text
-CODE, ENDING = np.dtype(">u4"), np.dtype(f"S{WORD * LONGEST}")
 SAMPLE = 32  # occurrences looked at where a context has more
 REMEMBERED = 1 << 14  # contexts whose followers are not counted again
-LAST_OF_RUNG = np.array([RUNGS[rung] - 1 for rung in DOWN])
-KEPT_RL = np.where(np.arange(LONGEST) <= LAST_OF_RUNG[:, None], GAP, 0).astype(np.uint32)
-LAST_RL = (np.arange(LONGEST) == LAST_OF_RUNG[:, None]).astype(np.uint32)
+
+
+Range: TypeAlias = tuple[int, int]  # from, to
 
 
 class Match(NamedTuple):
@@ -79,9 +78,9 @@ class Recent:
     def add(self, context: Context, token: int, rungs: int = len(RUNGS)) -> None:
         """Remember that `token` followed, at the first `rungs` match lengths."""
         after = self._after
-        for length in RUNGS[:rungs]:
+        for length in RUNGS[:rungs][::-1]:  # so that a shorter one is never forgotten before a longer one
             if context[length - 1] == NOTHING:
-                break
+                continue
             key = hash(context[:length])
             known = after.pop(key, None)  # and back in at the end: the order of the dict is the order of writing
             if known is None:
@@ -113,13 +112,12 @@ class Recent:
 
     def _matches(self, context: Context) -> list[Match]:
         found: list[Match] = []
-        for rung in DOWN:
-            known = self._after.get(hash(context[: RUNGS[rung]]))  # nothing was added with NOTHING in it
-            if isinstance(known, int):
-                found.append(Match(rung, [(known, 1)]))
-            elif known is not None:
-                found.append(Match(rung, _ranked(known)))
-        return found
+        for rung, length in enumerate(RUNGS):
+            known = self._after.get(hash(context[:length]))  # nothing was added with NOTHING in it
+            if known is None:  # then no longer one is known
+                break
+            found.append(Match(rung, [(known, 1)] if isinstance(known, int) else _ranked(known)))
+        return found[::-1]
 
 
 def follower(stores: Items[Recent], context: Context) -> Follower | None:
@@ -134,20 +132,27 @@ def follower(stores: Items[Recent], context: Context) -> Follower | None:
 
 
 class Settled:
-    """A text, GAPs between its parts, and its positions in the order of what stands before them, read backwards."""
+    """A text, GAPs between its parts, and its positions in the order of what stands before them, read backwards.
+
+    Every ending is a range of that order, and the range of an ending with one more token behind it follows from its own
+    by counting (backward search, Ferragina and Manzini 2000): a node of a tree is looked up from what its parent found.
+    """
 
     def __init__(self, tokens_E: NDArray[np.uint32], order_E: NDArray[np.uint32]) -> None:
         count = max(len(tokens_E) - 1, 0)
         if len(order_E) != count:
             order_E = sorted_positions(tokens_E)  # an older version left out where texts end
-        self.tokens_E = tokens_E
-        self._next = tokens_E[order_E].data  # what follows each ending, in their order
-        self._order = order_E.astype(np.intp) - 1  # as searchsorted wants it: of the endings, not of the positions
-        # Backwards, as big-endian codes, every ending is a piece of one array: LONGEST codes that compare as bytes do.
-        codes_E = np.zeros(len(tokens_E) + LONGEST, CODE)
-        codes_E[: len(tokens_E)] = (np.minimum(tokens_E, GAP - 1) + 1)[::-1]
-        self._endings = np.ndarray((count,), ENDING, codes_E.data, max(len(tokens_E) - 1, 0) * WORD, (-WORD,))
+        self.tokens_E, self.order_E = tokens_E, order_E
+        next_E = tokens_E[order_E]
+        self._next = next_E.data  # what follows each ending, in their order
+        self._places = np.argsort(next_E, kind="stable").astype(np.uint32).data  # where each token follows, ascending
+        self._first = int(tokens_E[0]) if count else GAP  # follows nothing
+        known_E = next_E[next_E != GAP].astype(np.int64)
+        size = 0 if self._first == GAP else self._first + 2
+        self._begin = np.cumsum(np.bincount(known_E + 1, minlength=size)).data  # of each token's places
         self._known: dict[tuple[int, int], list[tuple[int, int]]] = {}
+        self._ranges: dict[Context, list[Range]] = {}
+        self._found: dict[tuple[int, int, int], list[Match]] = {}  # by the longest ending: its own endings are the rest
 
     @staticmethod
     def of(texts: Iterable[Items[int]]) -> Settled:
@@ -157,37 +162,58 @@ class Settled:
 
     @staticmethod
     def joined(tokens_E: NDArray[np.uint32]) -> Settled:
-        """The same for texts that stand in one array, GAPs between them."""
+        """The same for texts that stand in one array, a GAP behind each."""
         return Settled(tokens_E, sorted_positions(tokens_E))
 
     def __len__(self) -> int:
         return len(self.tokens_E)
 
-    @property
-    def order_E(self) -> NDArray[np.uint32]:
-        """Positions from 1 on, by the tokens before them."""
-        return (self._order + 1).astype(np.uint32)
-
     def matches(self, contexts: Items[Context]) -> list[list[Match]]:
-        """For each context every rung at which it was seen, longest first; common ones are counted on a sample.
+        """For each context every rung at which it was seen, longest first; common ones are counted on a sample."""
+        return [self._matches(context) for context in contexts]
 
-        All rungs of all contexts are looked up in one search.
-        """
-        found: list[list[Match]] = [[] for _ in contexts]
-        if not contexts or not len(self._order):
-            return found
-        codes_NL = (np.array(contexts) + 1).astype(np.uint32)
-        low_NRL = codes_NL[:, None] & KEPT_RL
-        ends = np.stack([low_NRL, low_NRL + LAST_RL]).astype(CODE).view(ENDING)[..., 0]
-        first_NR, last_NR = np.searchsorted(self._endings, ends, sorter=self._order)
-        rows, downs = np.nonzero((codes_NL[:, LAST_OF_RUNG] > 0) & (first_NR < last_NR))
-        ranges = zip(
-            rows.tolist(), downs.tolist(), first_NR[rows, downs].tolist(), last_NR[rows, downs].tolist(), strict=True
-        )
-        for row, down, first, last in ranges:
-            if followers := self._followers(first, last):
-                found[row].append(Match(DOWN[down], followers))
+    def _matches(self, context: Context) -> list[Match]:
+        ranges = self._ranges_of(context)
+        longest = (len(ranges), *ranges[-1])
+        found = self._found.get(longest)
+        if found is None:
+            told = [(rung, self._followers(*ranges[RUNGS[rung]])) for rung in DOWN if RUNGS[rung] < len(ranges)]
+            found = [Match(rung, followers) for rung, followers in told if followers]
+            if len(self._found) >= REMEMBERED:
+                self._found.clear()
+            self._found[longest] = found
         return found
+
+    def _ranges_of(self, context: Context) -> list[Range]:
+        """Where its last 0, 1, 2, … tokens stand in the order, for as many as were ever seen."""
+        known = self._ranges.get(context[1:])
+        if known is None:
+            known = [(0, len(self._next))]
+            for token in reversed(context[1:]):
+                known = self._then(known, token)
+        ranges = self._then(known, context[0])
+        if len(self._ranges) >= REMEMBERED:
+            self._ranges.clear()
+        self._ranges[context[:-1]] = ranges[:LONGEST]
+        return ranges
+
+    def _then(self, ranges: list[Range], token: int) -> list[Range]:
+        """The same one token later."""
+        if not 0 <= token < len(self._begin) - 1:
+            return ranges[:1]
+        low, high = self._begin[token], self._begin[token + 1]
+        # The first token of all follows nothing, but is an ending too, and the least of those that end alike.
+        longer = [ranges[0], (low + (self._first < token), high + (self._first <= token))]
+        later = int(self._first <= token)
+        for first, last in ranges[1:]:
+            if last - first == 1 and self._next[first] != token:
+                break
+            low = bisect_left(self._places, first, low, high)
+            high = bisect_left(self._places, last, low, high)
+            if low == high:
+                break
+            longer.append((low + later, high + later))
+        return longer
 
     def _followers(self, first: int, last: int) -> list[tuple[int, int]]:
         """What stands after the contexts in one range of the order, counted once while it is asked about often."""

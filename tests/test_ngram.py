@@ -10,12 +10,13 @@ from specexec import memory as memories
 from specexec.budget import FixedBudget
 from specexec.cost import CostModel
 from specexec.decoder import Decoder, Step
-from specexec.drafters import Ask
+from specexec.drafters import Ask, Guesses
 from specexec.drafters.ngram import NgramDrafter, with_noise
 from specexec.hits import Hits
 from specexec.lm import TreeLM
-from specexec.memory import HORIZONS, STANDINGS, Memory, cell, prior
+from specexec.memory import HORIZONS, Memory, cells_of, prior
 from specexec.planner import BestFirst
+from specexec.planners import planner_of
 from specexec.sampling import SamplingParams
 from specexec.sequence import Sequence
 from specexec.suffix import RUNGS, Settled
@@ -96,6 +97,28 @@ def test_a_text_that_repeats_itself_comes_in_long_bursts() -> None:
     assert len(path) >= 20
 
 
+def test_fewer_look_ups_lose_next_to_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most nodes of a large batch are asked about in vain."""
+    asked: list[int] = []
+    guess = NgramDrafter.guess
+
+    def counting(self: NgramDrafter, asks: list[Ask], width: int) -> list[Guesses]:
+        asked[-1] += sum(len(ask.nodes) for ask in asks)
+        return guess(self, asks, width)
+
+    monkeypatch.setattr(NgramDrafter, "guess", counting)
+    corpus = [(at * at // 7 + at // 3) % 23 for at in range(3000)]
+    chances: list[float] = []
+    for planner in (BestFirst(), planner_of("best", ["ngram"])):
+        asked.append(0)
+        drafter = NgramDrafter(Memory(corpus=Settled.of([corpus])))
+        (tree,) = planner.grow(drafter, [sequence_of(corpus[40:60], SAMPLINGS[0])], FixedBudget(256), CostModel())
+        chances.append(float(np.exp(tree.reach_N).sum()))
+    assert asked[1] < 0.75 * asked[0]
+    assert chances[1] > 0.99 * chances[0]
+    assert planner_of("best", ["sibling", "ngram"]) == BestFirst()
+
+
 def test_choices_off_the_path_are_remembered(case: Case) -> None:
     drafter = NgramDrafter()
     sequence = sequence_of([1, 2, 3], SAMPLINGS[0])
@@ -136,11 +159,11 @@ def test_the_past_outlives_the_process(case: Case) -> None:
 
 def test_every_kind_of_evidence_has_its_own_cell() -> None:
     cells = [
-        cell(horizon, rung, standing, fallback)
+        cell
         for horizon in range(len(HORIZONS))
         for rung in range(len(RUNGS))
-        for standing in range(STANDINGS)
         for fallback in (False, True)
+        for cell in cells_of(horizon, rung, fallback)
     ]
     assert sorted(cells) == list(range(len(prior())))
 

@@ -97,6 +97,32 @@ def test_memory_is_bounded_and_the_least_recent_goes_first() -> None:
     assert len(store.matches([context_of([7])])[0][0].followers) == 2
 
 
+@settings(deadline=None)
+@given(st.lists(st.tuples(TEXT, st.integers(0, 3), st.integers(1, len(RUNGS))), max_size=30), st.integers(1, 40))
+def test_a_shorter_ending_is_never_forgotten_before_a_longer_one(
+    written: list[tuple[list[int], int, int]], limit: int
+) -> None:
+    """A look-up stops at the first ending that is not known."""
+    store = Recent(limit)
+    for text, token, rungs in written:
+        context = context_of(text)
+        store.add(context, token, rungs)
+        known = [store.after(hash(context[:length])) is not None for length in RUNGS if length <= len(text)]
+        assert known == sorted(known, reverse=True)
+
+
+@settings(deadline=None)
+@given(TEXTS, TEXT)
+def test_a_path_is_looked_up_token_by_token(texts: list[list[int]], path: list[int]) -> None:
+    """What a node finds from what its parent found is what it finds alone."""
+    store, context = Settled.of(texts), context_of([])
+    for token in path:
+        context = then(context, token)
+        found = store.matches([context])
+    if path:
+        assert found == Settled.of(texts).matches([context])
+
+
 def test_a_common_context_is_counted_on_a_sample() -> None:
     store = Settled.of([[1, 2, 1, 2, 1, 2, 1, 3] * 1000])
     (match,) = store.matches([context_of([1])])[0]

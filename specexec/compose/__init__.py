@@ -151,7 +151,7 @@ def load(
             drafter=watched(choice, join(choice, kit.makers, cost), cost),
             sources=choice.name,
             reason=reason,
-            planner=planner_of(planner),
+            planner=planner_of(planner, choice.sources),
             budget=budget,
             cost=cost,
             context=context,

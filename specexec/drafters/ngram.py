@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import chain, islice
+from operator import itemgetter
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 
 from specexec.drafters import Ask, Guesses
-from specexec.memory import STANDINGS, Memory, cell
+from specexec.memory import STANDINGS, Memory, cells_of
 from specexec.sequence import Sequence
 from specexec.suffix import SAMPLE, Context, Match, context_of, then
 from specexec.tree import ROOT, Floats, Ints, TokenTree
@@ -25,6 +26,7 @@ WIDTH = 8  # children worth naming for one node
 MOST_NODES = 256  # of one tree: those the text was most likely to meet teach, the others cost time
 UNBOUNDED = 2**31 - 1
 LATER = [min(place + 3, STANDINGS - 1) for place in range(SAMPLE * 2)]  # standings of those after the first
+RUNG = itemgetter(0)
 TAU = 0.5  # counted chances are not the target's own distribution: soften what the noise makes of them
 
 
@@ -77,7 +79,9 @@ class NgramDrafter:
         return [self._answer(ask, list(islice(found, len(ask.nodes))), min(width, WIDTH)) for ask in asks]
 
     def _contexts(self, ask: Ask) -> list[Context]:
-        reading = self._readings.setdefault(ask.sequence, _Reading())
+        reading = self._readings.get(ask.sequence)
+        if reading is None:
+            reading = self._readings[ask.sequence] = _Reading()
         if ROOT in ask.nodes:
             reading.read_on(ask.sequence)
         known, parents_N, tokens_N = reading.contexts, ask.tree.parents_N, ask.tree.tokens_N
@@ -149,22 +153,19 @@ class NgramDrafter:
 
 def _recall(horizons: list[tuple[int, list[list[Match]]]], row: int, width: int) -> dict[int, int]:
     """Up to `width` tokens, and for each the cell of the best evidence: longest matches first, then nearer horizons."""
-    evidence = [(horizon, match) for horizon, matches in horizons for match in matches[row]]
-    if len(horizons) > 1:
-        evidence.sort(key=_shortness)
-    found: dict[int, int] = {}
-    for horizon, (rung, followers) in evidence:
-        fallback = rung < evidence[0][1].rung
+    evidence = [(match.rung, horizon, match.followers) for horizon, matches in horizons for match in matches[row]]
+    if not evidence:
+        return {}
+    evidence.sort(key=RUNG, reverse=True)  # stable
+    longest, found = evidence[0][0], dict[int, int]()
+    for rung, horizon, followers in evidence:
+        cells = cells_of(horizon, rung, fallback=rung < longest)
         for place, (token, _) in enumerate(followers):
             if token not in found:
-                found[token] = cell(horizon, rung, LATER[place] if place else _lead(followers), fallback)
+                found[token] = cells[LATER[place] if place else _lead(followers)]
                 if len(found) == width:
                     return found
     return found
-
-
-def _shortness(evidence: tuple[int, Match]) -> int:
-    return -evidence[1].rung
 
 
 def _lead(followers: list[tuple[int, int]]) -> int:
