@@ -14,10 +14,13 @@ from transformers import PreTrainedModel
 from offload.checkpoint import Checkpoint
 from offload.errors import UnsupportedArchitecture
 from offload.need import head_rows
-from offload.quant import BLOCK, SLICE, STATE_B, bitsandbytes, dequantise
+from offload.quant import BLOCK, STATE_B, bitsandbytes, dequantise
 from offload.quantised import Quantised
 
 NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+
+# Weights that are rounded at a time.
+ROUNDED = 1 << 20
 
 Rounded = tuple[torch.Tensor, torch.Tensor]
 
@@ -119,7 +122,7 @@ def _quantised(weight_VH: torch.Tensor, device: torch.device) -> tuple[torch.Ten
     count = weight_VH.numel()
     codes = torch.empty(-(-count // 2), dtype=torch.uint8, device=device)
     scales = torch.empty(-(-count // BLOCK), device=device)
-    pieces = (weight_VH.reshape(-1).split(SLICE), codes.split(SLICE // 2), scales.split(SLICE // BLOCK))
+    pieces = (weight_VH.reshape(-1).split(ROUNDED), codes.split(ROUNDED // 2), scales.split(ROUNDED // BLOCK))
     for weight, few, absmax in zip(*pieces, strict=True):
         done, state = bitsandbytes().quantize_4bit(
             weight.to(device), blocksize=BLOCK, compress_statistics=False, quant_type="nf4"

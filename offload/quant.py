@@ -24,8 +24,9 @@ NESTED_BLOCK = 256
 # bitsandbytes' own factor, so that its modules and ours agree bit for bit.
 INT8_STEP = 7.874015718698502e-3
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-# Dequantised values pass through a piece of memory that stays in the cache on their way to a CPU's weights.
-SLICE = 1 << 20
+# Dequantised values pass through a piece of memory on their way to a CPU's weights: small enough for its second cache,
+# and for malloc to hand it out again instead of asking the system for new pages every time.
+SLICE_B = 512 << 10
 # A state is JSON padded to this length, so that sizes are known beforehand and what follows stays aligned.
 STATE_B = 256
 # What config.json says about weights in the layouts of bitsandbytes.
@@ -150,7 +151,8 @@ def _fill_4bit(
         )
         return
     flat = matrix.view(-1) if matrix.is_contiguous() else matrix.new_empty(matrix.numel())
-    for start, length in _block_runs(matrix.numel(), weight.blocksize, matrix.is_cuda):
+    step = matrix.numel() if matrix.is_cuda else SLICE_B // stored.itemsize
+    for start, length in _block_runs(matrix.numel(), weight.blocksize, step):
         state = functional.QuantState(
             absmax=scales[start // weight.blocksize : -(-(start + length) // weight.blocksize)],
             # As rows of one block: bitsandbytes 0.50 reads wrong scales on the CPU where rows are no whole blocks.
@@ -165,10 +167,9 @@ def _fill_4bit(
         matrix.copy_(flat.view(matrix.shape))
 
 
-def _block_runs(count: int, block: int, at_once: bool) -> Iterator[tuple[int, int]]:
+def _block_runs(count: int, block: int, most: int) -> Iterator[tuple[int, int]]:
     """Start and length of runs of whole blocks, and last of what is less than a block."""
-    whole = count - count % block
-    step = max(whole, 1) if at_once else SLICE
+    whole, step = count - count % block, max(most - most % block, block)
     for start in range(0, whole, step):
         yield start, min(step, whole - start)
     if whole < count:
@@ -178,23 +179,30 @@ def _block_runs(count: int, block: int, at_once: bool) -> Iterator[tuple[int, in
 def _dequantise_int8(codes: torch.Tensor, scales: torch.Tensor, target: torch.Tensor) -> None:
     stack = zip(codes, scales, target, strict=True) if codes.dim() == 3 else [(codes, scales, target)]
     for codes_OI, scales_O, target_OI in stack:
-        for rows in _row_slices(codes_OI):
+        for rows in _slices(codes_OI, codes_OI.shape[1] * 4):
             dense = codes_OI[rows].float()
             target_OI[rows].copy_(dense.mul_(scales_O[rows, None]).mul_(INT8_STEP))
 
 
 def _dequantise_mxfp4(codes: torch.Tensor, scales: torch.Tensor, target: torch.Tensor) -> None:
-    values = torch.tensor(MXFP4_VALUES, dtype=target.dtype, device=target.device)
-    # Every byte is two values, the low half first.
-    pairs = torch.stack([values.repeat(16), values.repeat_interleave(16)], dim=1)
+    """Codes [E, O, G groups, B bytes] of two values each, the low half first, into a target [E, I, O]."""
+    wide = torch.float32 if target.dtype == torch.float16 else target.dtype  # which holds every power of two
+    values = torch.tensor(MXFP4_VALUES, dtype=wide, device=target.device)
+    powers = torch.ldexp(torch.ones(256), torch.arange(256) - 127).to(target.device, wide)
     for codes_OGB, scales_OG, target_IO in zip(codes, scales, target, strict=True):
-        for rows in _row_slices(codes_OGB.flatten(1)):
-            dense = pairs[codes_OGB[rows].int()].flatten(2)
-            torch.ldexp(dense, scales_OG[rows, :, None].int() - 127, out=dense)
-            target_IO[:, rows].copy_(dense.flatten(1).T)
+        O, G, B = codes_OGB.shape
+        # Turned round while it is small: then all that follows runs along memory.
+        codes_GBO = codes_OGB.view(O, G * B).t().contiguous().view(G, B, O)
+        powers_GO = powers.index_select(0, scales_OG.t().reshape(-1).int()).view(G, 1, O)
+        target_GBO2 = target_IO.view(G, B, 2, O).transpose(2, 3)
+        for groups in _slices(codes_GBO, B * O * 4):
+            for half, chosen in enumerate((codes_GBO[groups] & 15, codes_GBO[groups] >> 4)):
+                dense = values.index_select(0, chosen.view(-1).int()).view(chosen.shape)
+                target_GBO2[groups, ..., half].copy_(dense.mul_(powers_GO[groups]))
 
 
-def _row_slices(matrix: torch.Tensor) -> Iterator[slice]:
-    step = max(1, SLICE // matrix.shape[1]) if not matrix.is_cuda else matrix.shape[0]
-    for start in range(0, matrix.shape[0], step):
+def _slices(codes: torch.Tensor, each_B: int) -> Iterator[slice]:
+    """Slices of the first dimension, of which one index takes `each_B` bytes on its way."""
+    step = max(1, SLICE_B // each_B) if not codes.is_cuda else codes.shape[0]
+    for start in range(0, codes.shape[0], step):
         yield slice(start, start + step)
