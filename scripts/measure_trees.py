@@ -46,11 +46,17 @@ def use(llm: Engine, planner: str, ranking: Ranking) -> None:
     llm._decoder.planner = PLANNERS[planner]
 
 
-def interval(tokens: np.ndarray, sweeps: np.ndarray) -> str:
-    """tokens / sweeps with a 95 % bootstrap interval over prompts."""
-    picks = np.random.default_rng(0).integers(0, len(tokens), (2000, len(tokens)))
-    low, high = np.percentile(tokens[picks].sum(1) / sweeps[picks].sum(1), [2.5, 97.5])
-    return f"{tokens.sum() / sweeps.sum():.2f} ({low:.2f}–{high:.2f})"
+def interval(counts_2P: np.ndarray, against_2P: np.ndarray | None = None) -> str:
+    """Tokens / sweeps, if need be over those of another rule, with a 95 % bootstrap interval over prompts."""
+
+    def found(picks: np.ndarray) -> np.ndarray:
+        tokens, sweeps = counts_2P[:, picks].sum(-1)
+        per_sweep = tokens / sweeps
+        return per_sweep if against_2P is None else per_sweep / np.divide(*against_2P[:, picks].sum(-1))
+
+    prompts = counts_2P.shape[1]
+    low, high = np.percentile(found(np.random.default_rng(0).integers(0, prompts, (2000, prompts))), [2.5, 97.5])
+    return f"{found(np.arange(prompts)):.2f} ({low:.2f}–{high:.2f})"
 
 
 @click.command()
@@ -59,17 +65,18 @@ def interval(tokens: np.ndarray, sweeps: np.ndarray) -> str:
 @click.option("--budget", default="8,32,128,512", show_default=True, help="Comma list.")
 @click.option("--temperature", default="0,0.7,1.0", show_default=True, help="Comma list.")
 @click.option("--tokens", default=64, show_default=True, help="New tokens for each prompt.")
+@click.option("--every", default=1, show_default=True, help="Take only each n-th prompt.")
 @click.option("--dtype", default="f32", show_default=True)
 @click.option(
     "--rule", "rules", type=click.Choice(list(RULES)), multiple=True, help="Only these; at T = 0 noise is none."
 )
 def main(
-    model: str, drafter: str, budget: str, temperature: str, tokens: int, dtype: str, rules: tuple[str, ...]
+    model: str, drafter: str, budget: str, temperature: str, tokens: int, every: int, dtype: str, rules: tuple[str, ...]
 ) -> None:
     """Measure how many tokens one sweep confirms, for each rule, budget and temperature."""
     budgets = [int(part) for part in budget.split(",")]
     temperatures = [float(part) for part in temperature.split(",")]
-    asked = prompts()
+    asked = prompts()[::every]
     click.echo(f"{len(asked)} prompts, {tokens} tokens each, {model} with drafter {drafter}, {dtype}\n")
     click.echo("| rule | T | " + " | ".join(f"budget {nodes}" for nodes in budgets) + " | texts equal to plain |")
     click.echo("|---|---|" + "---|" * (len(budgets) + 1))
@@ -78,10 +85,11 @@ def main(
             sampling = [SamplingParams(temperature=warmth, seed=100 + i, max_tokens=tokens) for i in range(len(asked))]
             llm.budget = 0
             plain = [llm.generate(*pair).tokens for pair in zip(asked, sampling, strict=True)]
+            measured: dict[str, list[np.ndarray]] = {}
             for rule in rules or RULES:
                 planner, ranking = RULES[rule]
                 use(llm, planner, ranking)
-                cells, equal = [], 0
+                counts, equal = measured.setdefault(rule, []), 0
                 for nodes in budgets:
                     llm.budget = nodes
                     pairs = tqdm(
@@ -89,9 +97,12 @@ def main(
                     )
                     answers = [llm.generate(*pair) for pair in pairs]
                     equal += sum(answer.tokens == text for answer, text in zip(answers, plain, strict=True))
-                    cells.append(interval(*np.array([[len(one.tokens), one.sweeps] for one in answers]).T))
-                row = " | ".join(cells)
+                    counts.append(np.array([[len(one.tokens), one.sweeps] for one in answers]).T)
+                row = " | ".join(map(interval, counts))
                 click.echo(f"| {rule} | {warmth:g} | {row} | {equal} of {len(budgets) * len(asked)} |")
+            if {"shared noise", "reference rule"} <= measured.keys():
+                row = " | ".join(map(interval, measured["shared noise"], measured["reference rule"]))
+                click.echo(f"| shared noise / reference | {warmth:g} | {row} | |")
 
 
 if __name__ == "__main__":
