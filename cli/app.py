@@ -105,6 +105,9 @@ def commands() -> None: ...
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; the exit code is as documented, and no error leaves as a bare traceback."""
     verbosity = Verbosity()
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started us: nobody writes, nobody reads
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115 - for good
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
         check_system()

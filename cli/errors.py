@@ -71,12 +71,6 @@ class BadJsonl(SpecexecError):
     code = "bad_jsonl"
 
 
-class BadText(SpecexecError):
-    """Some input is not text."""
-
-    code = "bad_text"
-
-
 class OutputExists(SpecexecError):
     """The output file holds results that nobody asked us to replace."""
 

@@ -6,8 +6,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from cli.errors import BadText
 from offload.names import demo_folder
+from specexec.errors import BadText
 
 Messages = list[dict[str, str]]
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import click
 
-from cli.errors import BadText
 from cli.options import EngineOptions, trust_option
 from cli.quantities import format_count
 from cli.verbosity import Verbosity, start_logging, verbosity_options
+from specexec.errors import BadText
 
 
 @click.command()

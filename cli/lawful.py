@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from cli.errors import BadText
 from cli.options import EngineOptions
 from cli.rounds import Row, memory_B
 from cli.screen import Screen
+from specexec.errors import BadText
 
 if TYPE_CHECKING:
     from specexec.conversation import Prompt

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -81,6 +82,17 @@ class TextOrFile(click.ParamType[str]):
             self.fail(f"{text[1:]} cannot be read: {reason}.", param, ctx)
 
 
+class Device(click.ParamType[str]):
+    """Where to compute."""
+
+    name = "auto|cpu|cuda[:N]"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", str(value)):
+            self.fail(f"{value!r} is none of auto, cpu, cuda and cuda:N.", param, ctx)
+        return str(value)
+
+
 NATURAL = WholeNumber(min=0)
 SIZE = Quantity("size", parse_size_B)
 SPEED = Quantity("speed", parse_speed_Bps)
@@ -145,7 +157,7 @@ _ENGINE = (
     click.option("-b", "--budget", type=BUDGET, default="auto", help="Guessed tokens checked per sweep."),
     click.option("--planner", type=click.Choice(["best", "reference", "beam", "sequoia"]), default="best",
                  help="How the tree of guesses grows."),
-    click.option("--device", metavar="auto|cpu|cuda[:N]", default="auto", help="Where the model computes."),
+    click.option("--device", type=Device(), metavar=Device.name, default="auto", help="Where the model computes."),
     click.option("--dtype", type=click.Choice(["auto", "bf16", "f16", "f32"]), default="auto",
                  help="Number format of the weights."),
     click.option("--ctx", type=COUNT, show_default=_OWN, help="Context length in tokens, such as 8k."),

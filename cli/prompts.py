@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from cli.errors import BadText
-from specexec.errors import EmptyPrompt
+from specexec.errors import BadText, EmptyPrompt
 
 
 def with_stdin(prompt: str) -> str:

@@ -69,7 +69,7 @@ def free_vram_B(device: str) -> int:
 
 def free_memory(device: str, ram_B: int | None = None, vram_B: int | None = None) -> Free:
     """What may be used on this machine; budgets given by the user win over what is measured, and leave no margin."""
-    ram = free_ram() if ram_B is None else Ram(ram_B, f"--ram {ram_B / GiB:.1f}GiB")
+    ram = free_ram() if ram_B is None else Ram(ram_B, f"--ram {size(ram_B)}")
     free = Free(
         ram.free_B,
         ram_limit=ram.limit,
@@ -78,8 +78,10 @@ def free_memory(device: str, ram_B: int | None = None, vram_B: int | None = None
     )
     if device == "cpu":
         return free
-    measured_B = free_vram_B(device) if vram_B is None else vram_B
-    return replace(free, vram_B=measured_B, vram_margin_B=0 if vram_B is not None else margin_B(measured_B))
+    measured_B = free_vram_B(device)  # asked even where a budget is given: there may be no such device
+    if vram_B is not None:
+        return replace(free, vram_B=vram_B, vram_margin_B=0)
+    return replace(free, vram_B=measured_B, vram_margin_B=margin_B(measured_B))
 
 
 def margin_B(free_B: int) -> int:

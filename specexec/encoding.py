@@ -10,7 +10,7 @@ from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from specexec.conversation import Prompt
-from specexec.errors import BadMessages, TokenizerMismatch
+from specexec.errors import BadMessages, BadText, TokenizerMismatch
 from specexec.patience import at_most
 from specexec.transcript import Message
 from specexec.wishes import Wishes
@@ -36,9 +36,12 @@ class Encoding:
         )
 
     def encode(self, prompt: Prompt) -> list[int]:
-        """Token ids of raw text, of messages through the model's chat template, or the ids themselves."""
+        """Token ids of raw text, of messages through the model's chat template, or the ids themselves.
+
+        Raises BadText, BadMessages.
+        """
         if isinstance(prompt, str):
-            return list(self.tokenizer(prompt)["input_ids"])
+            return self._cut(prompt, special=True)
         messages = [item for item in prompt if isinstance(item, dict)]
         if not messages:
             return [item for item in prompt if isinstance(item, int)]
@@ -81,7 +84,14 @@ class Encoding:
 
     def encode_rest(self, text: str) -> list[int]:
         """Token ids of text that a template has made: it holds its own special tokens, none are added."""
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return self._cut(text, special=False)
+
+    def _cut(self, text: str, special: bool) -> list[int]:
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # bytes of a command line or \ud800 in JSON; a tokenizer fails in its own words
+            raise BadText("the prompt is not text: it holds half a character or bytes that are not UTF-8.") from None
+        return list(self.tokenizer(text, add_special_tokens=special)["input_ids"])
 
     def spell(self, token: int) -> str:
         """One token as text, special ones too."""

@@ -23,6 +23,12 @@ class EmptyPrompt(SpecexecError):
     code = "empty_prompt"
 
 
+class BadText(SpecexecError):
+    """Some input is not text."""
+
+    code = "bad_text"
+
+
 class BadMessages(SpecexecError):
     """The model's chat template does not take these messages."""
 

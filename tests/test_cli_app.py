@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import stat
 import subprocess
@@ -162,6 +163,7 @@ def test_wrong_usage_names_what_was_probably_meant(command: CommandLine) -> None
     assert ran.code == 2
     assert "--offload" in ran.err
     assert command("chat", "-t", "1000").code == 2
+    assert command("chat", "--device", "tpu").err.endswith("'tpu' is none of auto, cpu, cuda and cuda:N.\n")
 
 
 def test_help_shows_every_command_and_its_options(command: CommandLine) -> None:
@@ -214,6 +216,14 @@ def test_a_closed_pipe_ends_quietly() -> None:
         ["bash", "-c", script, "bash", *faked("-q", "generate", *many)], capture_output=True, text=True
     )
     assert (ran.returncode, ran.stdout, ran.stderr) == (141, "e", "")
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&- <&-"])
+def test_streams_that_are_closed_harm_nobody(closed: str) -> None:
+    command = shlex.join(faked("chat", "-p", "x"))
+    ran = subprocess.run(["bash", "-c", f"{command} {closed}"], capture_output=True, text=True)
+    assert ran.returncode == 0
+    assert "rror" not in ran.stdout + ran.stderr
 
 
 def wait_for(process: subprocess.Popen[str], text: str) -> str:

@@ -15,8 +15,9 @@ import specexec
 from offload.errors import OffloadError
 from offload.names import demo_folder
 from specexec import Completion, Failure, SamplingParams
+from specexec.conversation import Prompt
 from specexec.engine import Engine
-from specexec.errors import ContextLengthExceeded, EmptyPrompt, UnsupportedArchitecture
+from specexec.errors import BadText, ContextLengthExceeded, EmptyPrompt, UnsupportedArchitecture
 
 ROOT = Path(__file__).parent.parent
 QUESTION = "How does specexec work?"
@@ -141,6 +142,15 @@ def test_one_seed_for_many_prompts_is_one_seed_each(llm: Engine) -> None:
 def test_a_prompt_that_is_refused_comes_back_as_a_failure(llm: Engine) -> None:
     results = list(llm.generate_many(["", ASK], SHORT))
     assert sorted((one.index, isinstance(one, Failure)) for one in results) == [(0, True), (1, False)]
+
+
+@pytest.mark.parametrize("prompt", ["half \ud83d", "bytes \udcff", [{"role": "user", "content": "\ud83d"}]])
+def test_what_is_not_text_is_refused_as_such(llm: Engine, prompt: Prompt) -> None:
+    with pytest.raises(BadText, match="the prompt is not text"):
+        llm.generate(prompt)
+    (answer,) = llm.generate_many([prompt])
+    assert isinstance(answer, Failure)
+    assert answer.code == "bad_text"
 
 
 def test_a_fresh_seed_is_drawn_and_told(llm: Engine) -> None:

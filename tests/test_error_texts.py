@@ -144,10 +144,11 @@ def test_unsupported_system(real: CommandLine, monkeypatch: pytest.MonkeyPatch) 
 
 def test_no_gpu(real: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    ran = asked(real, "--device", "cuda")
-    assert ran.code == 6
-    assert ran.err.startswith("Error: --device cuda was asked for, but ")
-    assert "\n  Try: " in ran.err
+    for more in ([], ["--vram", "4GiB"]):
+        ran = asked(real, "--device", "cuda", *more)
+        assert ran.code == 6
+        assert ran.err.startswith("Error: --device cuda was asked for, but ")
+        assert "\n  Try: " in ran.err
 
 
 def test_unsupported_arch(real: CommandLine, model: Path) -> None:

@@ -291,7 +291,7 @@ def test_budget_of_the_user_decides(tmp_path: Path) -> None:
     assert offload.stream_of(offload.load(tmp_path, ctx=64, ram_B=resident_B)).placement.offload == "none"
     tight = offload.stream_of(offload.load(tmp_path, ctx=64, ram_B=resident_B - 1)).placement
     assert set(tight.tiers) == {"disk"}, "of four layers three buffers hold nearly all"
-    with pytest.raises(NotEnoughRam, match=r"--offload disk needs .* of RAM, 1\.0 KiB are free \(limit: --ram"):
+    with pytest.raises(NotEnoughRam, match=r"--offload disk needs .* of RAM, 1\.0 KiB are free \(limit: --ram 1\."):
         offload.load(tmp_path, ctx=64, ram_B=1024)
 
 

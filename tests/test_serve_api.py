@@ -181,7 +181,8 @@ def test_an_unknown_model_is_answered_with_the_known_ones(server: Served) -> Non
 
 @pytest.mark.parametrize(
     ("body", "status"),
-    [(b"", 400), (b"{", 400), (b"[]", 400), (b'"x"', 400), (b'{"messages": NaN}', 400), (b"\xff\xfe", 400),
+    [(b"", 400), (b"{", 400), (b"[]", 400), (b'"x"', 400), (b'{"messages": NaN}', 400), (b'{"model": "\\ud83d"}', 400),
+     (b"\xff\xfe", 400),
      (b"[" * 100_000, 400), (b'{"messages": "' + b"x" * (8 * 1024 * 1024) + b'"}', 413)],
 )  # fmt: skip
 def test_a_malformed_body_is_the_clients_fault(server: Served, body: bytes, status: int) -> None:

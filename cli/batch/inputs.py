@@ -12,8 +12,7 @@ from typing import Literal
 from cli.batch.items import Item
 from cli.batch.lines import Form, item_of_line
 from cli.batch.refusals import DuplicateId
-from cli.errors import BadText
-from specexec.errors import SpecexecError
+from specexec.errors import BadText, SpecexecError
 
 STDIN = "-"
 LINES = ".jsonl"

@@ -15,8 +15,8 @@ from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError
 from jinja2.sandbox import SandboxedEnvironment
 
 from cli.batch.items import Item, Json, Prompt, is_text, wishes_of
-from cli.errors import BadJsonl, BadText
-from specexec.errors import EmptyPrompt, SpecexecError
+from cli.errors import BadJsonl
+from specexec.errors import BadText, EmptyPrompt, SpecexecError
 
 FIELDS = ("prompt", "messages", "text")
 # Parts of an OpenAI request that would change the answer in a way we do not offer; silence would be a lie.

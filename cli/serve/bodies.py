@@ -29,6 +29,10 @@ async def read_json(request: Request) -> dict[str, object]:
         raise bad_request(f"the body is not JSON: {problem}.", code="invalid_json") from None
     if not isinstance(body, dict):
         raise bad_request("the body must be a JSON object.", code="invalid_json")
+    try:
+        json.dumps(body, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise bad_request("the body spells half a character (a lone surrogate).", code="invalid_json") from None
     return body
 
 
