@@ -17,7 +17,7 @@ from click.core import ParameterSource
 from cli.engine import running_engine
 from cli.facts import facts_of
 from cli.held_out import bench_prompts
-from cli.lawful import measure_laws
+from cli.lawful import measure_laws, two_models
 from cli.options import BUDGET, EngineOptions, RealNumber, WholeNumber, engine_options
 from cli.plot import check_extra, draw
 from cli.rounds import COLUMNS, Row, measure
@@ -116,6 +116,8 @@ def bench(
     """
     if plot is not None:
         check_extra()
+    if laws and not any(map(float, temperatures)):
+        raise click.UsageError("--laws compares how tokens are drawn: list a temperature above 0 in --temperatures.")
     screen = Screen(quiet=verbosity.quiet)
     asked = bench_prompts(file)[:limit]
     run = {"prompts": "demo" if file is None else str(file), "limit": limit, "repeat": repeat, "gen": gen}
@@ -131,6 +133,8 @@ def bench(
             engine = facts_of(llm, options)
             del engine["budget"]  # each row has its own
             facts, begun = {"run": run, "engine": engine}, len(rows)
+            if laws:
+                two_models(llm)  # refused before anything is measured
             for temperature in temperatures:
                 sampling = SamplingParams(temperature=float(temperature), max_tokens=gen)
                 sizes = ["0", *(size for size in budgets if size != "0")]

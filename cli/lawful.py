@@ -14,6 +14,7 @@ from specexec.errors import BadText
 if TYPE_CHECKING:
     from specexec.conversation import Prompt
     from specexec.engine import Engine
+    from specexec.lm import TreeLM
     from specexec.rivals import Tally
 
 
@@ -27,12 +28,9 @@ def measure_laws(
     screen: Screen,
 ) -> list[Row]:
     """A row for each law, at the temperature of the plain row; texts are none that anybody asked for."""
-    from specexec.lm import TreeLM
     from specexec.rivals import Rival
 
-    target, draft = llm.models["target"], llm.models.get("drafter")
-    if not isinstance(target, TreeLM) or not isinstance(draft, TreeLM):
-        raise BadText("--laws compares laws on a model that drafts.", hint="--drafters sibling, or a path.")
+    target, draft = two_models(llm)
     rows = []
     for law in laws:
         screen.say(f"law {law}, T = {plain.temperature:g}")
@@ -41,6 +39,16 @@ def measure_laws(
             rival.write(llm.encode(prompt), tokens)
         rows.append(_row(llm, options, law, [rival.tally for rival in rivals], plain))
     return rows
+
+
+def two_models(llm: Engine) -> tuple[TreeLM, TreeLM]:
+    """Target and drafter, which the laws compare. Raises BadText where no model drafts."""
+    from specexec.lm import TreeLM
+
+    target, draft = llm.models["target"], llm.models.get("drafter")
+    if not isinstance(target, TreeLM) or not isinstance(draft, TreeLM):
+        raise BadText("--laws compares laws on a model that drafts.", hint="--drafters sibling, or a path.")
+    return target, draft
 
 
 def _row(llm: Engine, options: EngineOptions, law: str, tallies: list[Tally], plain: Row) -> Row:

@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 
 from cli.app import commands
 from cli.bench import LAWS
-from cli.errors import MissingExtra
+from cli.errors import BadText, MissingExtra
 from specexec import audit as audit_module
 from specexec import load, rivals
 from specexec.audit import audit, first_difference
@@ -73,6 +73,17 @@ def test_bench_compares_laws_on_demand() -> None:
     assert all(row["temperature"] == 1.0 and row["tokens_per_sweep"] >= 1 for row in laws)
     assert 0 < laws[1]["of_bound"] <= 1.5
     assert list(rivals.NAMES) == LAWS
+
+
+def test_laws_that_nobody_could_compare_are_refused_before_anything_is_measured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("cli.bench.measure", None)
+    ran = run("bench", "--laws", "walk")
+    assert ran.exit_code == 2
+    assert "a temperature above 0" in ran.output
+    with pytest.raises(BadText, match="a model that drafts"):
+        run("bench", "--laws", "walk", "--temperatures", "1", "--drafters", "ngram")
 
 
 def test_bench_draws_what_it_measured(tmp_path: Path) -> None:
