@@ -2,40 +2,28 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Items
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from itertools import count
-from pathlib import Path
 from types import TracebackType
-from typing import Literal, Protocol, Self
+from typing import Literal, Self
 
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from specexec import sequence as sequences
 from specexec.afresh import Afresh
 from specexec.batch import MOST_PARALLEL, Batch
 from specexec.cache import KVCache
 from specexec.calibration import Calibration
-from specexec.chain import ChainLM
 from specexec.conversation import Conversation, Prompt
-from specexec.cost import CostModel
-from specexec.decoder import Decoder, Meter, Step
-from specexec.defaults import filled, stop_tokens
-from specexec.drafters import Drafter
+from specexec.decoder import Decoder, Step
 from specexec.drafters.auto import calibrated
-from specexec.encoding import Encoding
-from specexec.errors import BadSampling, ContextLengthExceeded, EmptyPrompt
-from specexec.grammar import Grammar, Grammars
+from specexec.errors import ContextLengthExceeded
+from specexec.intake import Intake
 from specexec.learned import Arrays, packed, unpack
 from specexec.lm import Rows, TreeLM
-from specexec.memory import Memory
-from specexec.noise import Noise
-from specexec.planner import Planner
+from specexec.parts import Parts, Weights
+from specexec.readers import Readers
 from specexec.room import Room
 from specexec.sampling import History, SamplingParams, compared, constrained, derived_seed
 from specexec.scoring import likelihoods
@@ -46,59 +34,6 @@ from specexec.walk import Acceptance
 from specexec.work import Continuation, Failure, Likelihood, Request, Result
 
 
-class Placed(Protocol):
-    """Where weights live (offload's Placement)."""
-
-    @property
-    def summary(self) -> str: ...
-
-
-class Weights(Protocol):
-    """The target's weights on the move (offload's ModelStream)."""
-
-    @property
-    def placement(self) -> Placed: ...
-
-    @property
-    def layers(self) -> int: ...
-
-    @property
-    def bytes_per_sweep(self) -> int: ...
-
-    def stats(self) -> Meter: ...
-
-    def unwaited(self) -> AbstractContextManager[None]: ...
-
-    def close(self) -> None: ...
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What an engine is made of. `folders` says where target and drafter came from, `sources` how --drafter would name
-    who guesses, and `reason` why `auto` took them; it is empty where they were asked for. `own_code`: the target is
-    computed by code from its folder."""
-
-    name: str
-    toy: bool
-    folders: Mapping[str, Path]
-    encoding: Encoding
-    model: PreTrainedModel
-    stream: Weights
-    target: TreeLM | ChainLM
-    draft: TreeLM | None
-    drafter: Drafter
-    planner: Planner
-    sources: str
-    reason: str
-    budget: int | Literal["auto"]
-    cost: CostModel
-    context: int
-    room: Room
-    memory: Memory | None
-    exact: bool
-    own_code: bool
-
-
 class Engine:
     """A target, its drafter and the loop, ready to write. A context manager; `close` frees memory and threads."""
 
@@ -107,6 +42,8 @@ class Engine:
         self.encoding = parts.encoding
         self.tokenizer = parts.encoding.tokenizer
         self.encode, self.decode = parts.encoding.encode, parts.encoding.decode
+        self._intake = Intake(parts.encoding, parts.target, parts.model.generation_config, parts.context)
+        self.filled, self.grammar = self._intake.filled, self._intake.grammar
         self.context, self.memory = parts.context, parts.memory
         self._room = parts.room
         self._model, self._stream = parts.model, parts.stream
@@ -125,8 +62,7 @@ class Engine:
             unwaited=parts.stream.unwaited,
             room=parts.room,
         )
-        self._bursts: dict[Sequence, deque[Burst]] = {}
-        self._stop_tokens = stop_tokens(parts.model.generation_config, parts.encoding.tokenizer.eos_token_id)
+        self._readers = Readers(self._decoder)
 
     # What it is
 
@@ -207,10 +143,10 @@ class Engine:
         `caches` carries keys and values from one call to the next; what both texts share is not processed again.
         `written` is the beginning of the answer, from an earlier call: bursts go on from there.
         """
-        sequence = self._sequence(prompt, sampling or SamplingParams(), caches)
+        sequence = self._intake.sequence(prompt, sampling or SamplingParams(), caches)
         if written:
             sequence.accept(Acceptance((), tuple(written)))
-        return self._bursts_of(sequence)
+        return self._readers.read(sequence)
 
     def generate(self, prompt: Prompt, sampling: SamplingParams | None = None) -> Completion:
         """The whole answer at once."""
@@ -243,18 +179,7 @@ class Engine:
     def batch(self, requests: Iterable[Request], parallel: int | Literal["auto"] = "auto") -> Batch:
         """The same for callers that look on, sweep by sweep, and may continue what an earlier run began."""
         most = MOST_PARALLEL if parallel == "auto" else parallel
-        return Batch(self._decoder, self._sequence, self._room, requests, most)
-
-    def grammar(self, text: str) -> Grammar:
-        """Read what `grammar.json_schema` or `grammar.regex` made, or Lark, for SamplingParams.grammar.
-
-        Safe from any thread. Raises BadGrammar.
-        """
-        return self._grammars.grammar(text)
-
-    @cached_property
-    def _grammars(self) -> Grammars:
-        return Grammars(self.tokenizer, self._target.vocabulary, self._stop_tokens)
+        return Batch(self._decoder, self._intake.sequence, self._room, requests, most)
 
     def conversation(self, system: str | None = None) -> Conversation:
         """A dialogue that keeps its keys and values from turn to turn."""
@@ -269,7 +194,7 @@ class Engine:
         caches: dict[object, KVCache] | None = None,
     ) -> Sequence:
         """Begin a text; every `sweep` from the next one on writes at it, until its finish_reason is set."""
-        sequence = self._sequence(prompt, sampling or SamplingParams(), caches)
+        sequence = self._intake.sequence(prompt, sampling or SamplingParams(), caches)
         self._decoder.join(sequence)
         return sequence
 
@@ -287,7 +212,7 @@ class Engine:
 
     def scores(self, prompt: Prompt, answer: Items[int], sampling: SamplingParams) -> Tensor:
         """What the choice after `prompt` + `answer` compares, processed afresh: logits + T · G, [V] float32."""
-        sequence = self._sequence([*self.encode(prompt), *answer], sampling)
+        sequence = self._intake.sequence([*self.encode(prompt), *answer], sampling)
         (hidden_RH,) = self._target.forward([Rows(KVCache(), sequence.tokens, range(-1, len(sequence.tokens) - 1))])
         if sequence.parse is not None:
             sequence.parse.advance(answer)
@@ -337,43 +262,3 @@ class Engine:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
-
-    # How
-
-    def _sequence(
-        self, prompt: Prompt, sampling: SamplingParams, caches: dict[object, KVCache] | None = None
-    ) -> Sequence:
-        tokens = self.encode(prompt)
-        if not tokens:
-            raise EmptyPrompt("the prompt is empty.")
-        if len(tokens) >= self.context:
-            raise ContextLengthExceeded(
-                f"the prompt has {len(tokens):,} tokens, the context is {self.context:,}.",
-                hint=f"--ctx {len(tokens) + sampling.max_tokens} if the model allows it, or a shorter prompt.",
-            )
-        beyond = [token for token, _ in sampling.logit_bias if not 0 <= token < self._target.vocabulary]
-        if beyond:
-            raise BadSampling(f"logit_bias names token {beyond[0]}; this model has 0 to {self._target.vocabulary - 1}.")
-        filled = self.filled(sampling)
-        noise = Noise(filled.seed or 0, self._target.vocabulary, self._target.device)
-        return sequences.start(tokens, filled, noise, self.decode, self._stop_tokens, self.context, caches)
-
-    def filled(self, sampling: SamplingParams | None) -> SamplingParams:
-        """With the model's own wishes where nothing was asked for."""
-        return filled(sampling or SamplingParams(), self._model.generation_config)
-
-    def _bursts_of(self, sequence: Sequence) -> Iterator[Burst]:
-        self._bursts[sequence] = deque()
-        self._decoder.join(sequence)
-        try:
-            while sequence.finish_reason is None or self._bursts[sequence]:
-                while not self._bursts[sequence]:
-                    for step in self._decoder.step():
-                        self._bursts[step.sequence].append(step.burst)
-                yield self._bursts[sequence].popleft()
-            if sequence.failure is not None:
-                raise sequence.failure
-        finally:
-            del self._bursts[sequence]
-            if sequence in self._decoder.live:  # the reader left early, or the sweep failed
-                self._decoder.leave(sequence)

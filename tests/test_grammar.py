@@ -194,7 +194,7 @@ def test_a_grammar_that_fails_on_the_way_ends_its_own_text_only(engines: dict[st
     engine = engines[drafter]
     engine.budget = 8
     tight = LLParserLimits(step_lexer_fuel=1_000, step_max_items=5)
-    matcher = LLMatcher(engine._grammars._tokenizer, json_schema(PERSON), log_level=0, limits=tight)
+    matcher = LLMatcher(engine._intake._grammars._tokenizer, json_schema(PERSON), log_level=0, limits=tight)
     assert not matcher.is_error()
     doomed = SamplingParams(temperature=0.0, max_tokens=60, grammar=Grammar(matcher))
     free = SamplingParams(temperature=0.0, max_tokens=20)

@@ -27,9 +27,10 @@ from specexec.compose.sources import (
 from specexec.cost import CostModel
 from specexec.drafters.choice import Choice, join, parse
 from specexec.drafters.skip import Searches
-from specexec.engine import Engine, Parts
+from specexec.engine import Engine
 from specexec.lm import TreeLM
 from specexec.memory import Memory
+from specexec.parts import Parts
 from specexec.planners import planner_of, ranking_of
 from specexec.room import Room
 from specexec.travel import Travel

@@ -1,0 +1,74 @@
+"""What an engine is made of. Names and shapes only: compose fills them in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+from transformers import PreTrainedModel
+
+from specexec.chain import ChainLM
+from specexec.cost import CostModel
+from specexec.decoder import Meter
+from specexec.drafters import Drafter
+from specexec.encoding import Encoding
+from specexec.lm import TreeLM
+from specexec.memory import Memory
+from specexec.planner import Planner
+from specexec.room import Room
+
+
+class Placed(Protocol):
+    """Where weights live (offload's Placement)."""
+
+    @property
+    def summary(self) -> str: ...
+
+
+class Weights(Protocol):
+    """The target's weights on the move (offload's ModelStream)."""
+
+    @property
+    def placement(self) -> Placed: ...
+
+    @property
+    def layers(self) -> int: ...
+
+    @property
+    def bytes_per_sweep(self) -> int: ...
+
+    def stats(self) -> Meter: ...
+
+    def unwaited(self) -> AbstractContextManager[None]: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What an engine is made of. `folders` says where target and drafter came from, `sources` how --drafter would name
+    who guesses, and `reason` why `auto` took them; it is empty where they were asked for. `own_code`: the target is
+    computed by code from its folder."""
+
+    name: str
+    toy: bool
+    folders: Mapping[str, Path]
+    encoding: Encoding
+    model: PreTrainedModel
+    stream: Weights
+    target: TreeLM | ChainLM
+    draft: TreeLM | None
+    drafter: Drafter
+    planner: Planner
+    sources: str
+    reason: str
+    budget: int | Literal["auto"]
+    cost: CostModel
+    context: int
+    room: Room
+    memory: Memory | None
+    exact: bool
+    own_code: bool
