@@ -123,7 +123,7 @@ def _kept() -> Iterator[Check]:
 def _measured(path: Path | None) -> Iterator[Check]:
 
     from offload.errors import OffloadError
-    from offload.speeds import Speeds, disk_key, load_speeds, save_speeds
+    from offload.speeds import ALONE, Speeds, disk_key, load_speeds, save_speeds
 
     before = load_speeds()
     disks, arithmetic, link_Bps = dict(before.disks), dict(before.arithmetic), before.link_Bps
@@ -133,11 +133,12 @@ def _measured(path: Path | None) -> Iterator[Check]:
         disks[disk_key(where)] = found
         way = found.reading
         how = f"{way.block_B >> 20} MiB × {way.threads}, {'direct' if way.direct else 'buffered'}"
-        slow = found.Bps < 1e9
+        slow, left = found.Bps < 1e9, found.company
+        beside = f"; at once with arithmetic {left.disk:.0%} of that, and {left.compute:.0%} of the arithmetic"
         yield Check(
             "disk",
             "warn" if slow else "ok",
-            f"{format_bytes(found.Bps)}/s ({how}) at {where}",
+            f"{format_bytes(found.Bps)}/s ({how}) at {where}{beside if left != ALONE else ''}",
             "A sweep of a 70B model in 4 bits reads 38 GB: an NVMe disk gives 3 to 7 GB/s." if slow else None,
         )
     except (OffloadError, OSError) as error:
@@ -178,16 +179,30 @@ def _measured(path: Path | None) -> Iterator[Check]:
 
 def _probe_disk(where: Path) -> Disk:
     """The largest weight file there, or a file of noise that is removed again."""
-    from offload.probe import probe_disk, write_sample
+    from offload.probe import write_sample
 
     large = max(_weights(where), key=lambda file: file.stat().st_size, default=None)
     if large is not None and large.stat().st_size >= LARGE_B:
-        return probe_disk(large)
+        return _probed(large)
     sample = write_sample(where if where.is_dir() else where.parent)
     try:
-        return probe_disk(sample)
+        return _probed(sample)
     finally:
         sample.unlink()
+
+
+def _probed(file: Path) -> Disk:
+    """The disk by itself and, where a CPU computes, beside it."""
+    import torch
+
+    from offload.probe import probe_company, probe_disk
+    from specexec.widened import linears
+
+    found = probe_disk(file)
+    if torch.cuda.is_available():
+        return found
+    with linears(torch.device("cpu"), torch.bfloat16):
+        return probe_company(file, found, "bf16")
 
 
 def _weights(where: Path) -> list[Path]:

@@ -1,6 +1,7 @@
 """What a sweep will take, from where the layers live and how fast this machine is. Arithmetic only, no torch.
 
-Disk, link and arithmetic work at the same time, so a sweep takes as long as the slowest of them.
+Disk, link and arithmetic work at the same time, so a sweep takes as long as the slowest of them. Where a CPU does all
+of it, each is slower while another works.
 """
 
 from collections.abc import Mapping
@@ -8,7 +9,7 @@ from dataclasses import dataclass, field
 
 from offload.placement import Placement
 from offload.routing import DENSE, Routing
-from offload.speeds import Arithmetic, ASSUMED_DISK_Bps, ASSUMED_LINK_Bps, Disk, Speeds
+from offload.speeds import ALONE, Arithmetic, ASSUMED_DISK_Bps, ASSUMED_LINK_Bps, Company, Disk, Speeds
 
 SCHEMES = ("nf4", "int8", "mxfp4")
 # Assumed where nothing was measured: a small CPU, a small GPU. They are labelled as such.
@@ -29,6 +30,7 @@ class Ceilings:
     unpack_Bps: Mapping[str, float]
     """By scheme."""
     assumed: tuple[str, ...] = ()
+    company: Company = ALONE
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Forecast:
-    """Seconds of a sweep for each of the three that work at the same time.
+    """Seconds of a sweep for each of the three that work at the same time, with what they take from each other.
 
     While experts are fetched on demand, which takes `fetch_s` of disk or link, nothing computes.
     """
@@ -103,6 +105,7 @@ def ceilings(speeds: Speeds, disk: str, device: str, dtype: str) -> Ceilings:
         arithmetic or (ASSUMED_GPU if on_gpu else ASSUMED_CPU),
         {scheme: Bps or (UNPACK_GPU_Bps if on_gpu else UNPACK_CPU_Bps) for scheme, Bps in unpack_Bps.items()},
         tuple(name for name, is_missing in missing if is_missing),
+        measured_disk.company if measured_disk and not on_gpu else ALONE,
     )
 
 
@@ -128,10 +131,13 @@ def forecast(placement: Placement, work: Work, ceilings: Ceilings, rows: int) ->
     weights_B = placement.link_B - placement.cache_link_B
     fetched = work.experts_share * work.visited(rows) if work.routing.on_demand(rows) else 0.0
     now = moved(placement, work, rows)
+    disk_s, compute_s = now.disk_B / ceilings.disk_Bps, _multiply_s(work, ceilings.arithmetic, rows) + unpack_s
+    left = ceilings.company
     return Forecast(
-        now.disk_B / ceilings.disk_Bps,
+        # What lasts longer goes on alone; for as long as it had company, a part of its work was left for later.
+        disk_s + (1 - left.disk) * compute_s / left.compute if disk_s else 0.0,
         now.link_B / ceilings.link_Bps,
-        _multiply_s(work, ceilings.arithmetic, rows) + unpack_s,
+        compute_s + (1 - left.compute) * disk_s / left.disk,
         fetched * max(placement.disk_B / ceilings.disk_Bps, weights_B / ceilings.link_Bps),
     )
 

@@ -9,7 +9,8 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from itertools import cycle
@@ -18,7 +19,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from offload.files import PAGE_B, Files, Range, Reading
-from offload.speeds import Arithmetic, Disk
+from offload.speeds import Arithmetic, Company, Disk
 from offload.store import Arena
 
 if TYPE_CHECKING:
@@ -74,35 +75,61 @@ def write_sample(folder: Path) -> Path:
     return file
 
 
+def probe_company(file: Path, disk: Disk, dtype: str, seconds: float = 2.0) -> Disk:
+    """The same disk, and what it and a CPU's arithmetic leave each other where both work at once."""
+    once = _Layers("cpu", dtype).over(PROBED_ROWS[0])
+    with ThreadPoolExecutor(1) as pool:
+        alone_s, alone_Bps = _typical_s(once, seconds / 4), _read_Bps(file, disk.reading, seconds / 4)
+        reading = pool.submit(_read_Bps, file, disk.reading, seconds / 2)
+        beside_s = _typical_s(once, seconds / 2)
+        beside_Bps = reading.result()
+    return replace(disk, company=Company(min(1.0, alone_s / beside_s), min(1.0, beside_Bps / alone_Bps)))
+
+
 def probe_arithmetic(device: str, dtype: str, seconds: float = 2.0) -> Arithmetic:
     """A decoder layer as of a 1B over few, some and many rows: linears, and norms and attention beside them."""
-    import torch
-    from transformers import LlamaConfig
-    from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
+    layers = _Layers(device, dtype)
+    curve = tuple(
+        (rows, _typical_s(layers.over(rows), seconds / len(PROBED_ROWS)) / layers.weights) for rows in PROBED_ROWS
+    )
+    (_, few_s), *_, (many, many_s) = curve
+    return Arithmetic(2 * many / many_s, layers.item_B / few_s, curve)
 
-    kind = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}[dtype]
-    config = LlamaConfig(hidden_size=2048, intermediate_size=8192, num_attention_heads=32, num_key_value_heads=8)
-    config._attn_implementation = "sdpa"
-    # More than a cache holds: each multiplication has to fetch its weights.
-    layers = [LlamaDecoderLayer(config, 0).to(device, kind) for _ in range(1 if device == "cpu" else 4)]
-    rotary = LlamaRotaryEmbedding(config).to(device)
-    weights = sum(tensor.numel() for layer in layers for tensor in layer.parameters())
 
-    def seconds_for(rows: int) -> float:
-        hidden = torch.randn(1, rows, config.hidden_size, device=device).to(kind)
-        places = rotary(hidden, torch.arange(rows, device=device)[None])
+class _Layers:
+    """Decoder layers to measure with."""
+
+    def __init__(self, device: str, dtype: str) -> None:
+        import torch
+        from transformers import LlamaConfig
+        from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
+
+        self._device, self._kind = device, {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}[dtype]
+        self._config = LlamaConfig(
+            hidden_size=2048, intermediate_size=8192, num_attention_heads=32, num_key_value_heads=8
+        )
+        self._config._attn_implementation = "sdpa"
+        # More than a cache holds: each multiplication has to fetch its weights.
+        count = 1 if device == "cpu" else 4
+        self._layers = [LlamaDecoderLayer(self._config, 0).to(device, self._kind) for _ in range(count)]
+        self._rotary = LlamaRotaryEmbedding(self._config).to(device)
+        self.weights = sum(tensor.numel() for layer in self._layers for tensor in layer.parameters())
+        self.item_B = self._kind.itemsize
+
+    def over(self, rows: int) -> Callable[[], None]:
+        """One sweep of so many rows over them."""
+        import torch
+
+        hidden = torch.randn(1, rows, self._config.hidden_size, device=self._device).to(self._kind)
+        places = self._rotary(hidden, torch.arange(rows, device=self._device)[None])
 
         def once() -> None:
-            for layer in layers:
-                layer(hidden, position_embeddings=places)
-            _finish(device)
+            with torch.inference_mode():
+                for layer in self._layers:
+                    layer(hidden, position_embeddings=places)
+            _finish(self._device)
 
-        return _typical_s(once, seconds / len(PROBED_ROWS))
-
-    with torch.inference_mode():
-        curve = tuple((rows, seconds_for(rows) / weights) for rows in PROBED_ROWS)
-    (_, few_s), *_, (many, many_s) = curve
-    return Arithmetic(2 * many / many_s, kind.itemsize / few_s, curve)
+        return once
 
 
 def probe_unpack(device: str, seconds: float = 1.0) -> dict[str, float]:

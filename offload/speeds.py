@@ -24,11 +24,23 @@ ASSUMED_LINK_Bps = 24e9
 
 
 @dataclass(frozen=True)
+class Company:
+    """What is left of the speed of each where a CPU computes while it reads: both want its cores and its memory."""
+
+    compute: float = 1.0
+    disk: float = 1.0
+
+
+ALONE = Company()
+
+
+@dataclass(frozen=True)
 class Disk:
     """The fastest way found to read large files from a disk, and its speed."""
 
     Bps: float
     reading: Reading
+    company: Company = ALONE
 
 
 @dataclass(frozen=True)
@@ -97,7 +109,11 @@ def load_speeds(file: Path | None = None) -> Speeds:
         found = json.loads(path.read_text(encoding="utf-8"))
         return Speeds(
             {
-                key: Disk(float(row["Bps"]), Reading(**{name: row["reading"][name] for name in asdict(SAFE)}))
+                key: Disk(
+                    float(row["Bps"]),
+                    Reading(**{name: row["reading"][name] for name in asdict(SAFE)}),
+                    Company(**{name: float(left) for name, left in row.get("company", {}).items()}),
+                )
                 for key, row in found["disks"].items()
             },
             found["link_Bps"],

@@ -26,7 +26,7 @@ from offload.files import Files
 from offload.forecast import Ceilings, ceilings, forecast
 from offload.formats import is_quantised, work_of
 from offload.placement import size
-from offload.probe import probe_arithmetic, probe_disk, probe_unpack
+from offload.probe import probe_arithmetic, probe_company, probe_disk, probe_unpack
 from offload.shards import Folder, open_folder
 from offload.speeds import Disk, Speeds, disk_key, load_speeds, save_speeds
 from offload.store import Arena
@@ -75,13 +75,15 @@ def main(
     checked = open_folder(folder)
     if (accelerate or airllm) and is_quantised(checked):
         raise click.UsageError("the peers take dense checkpoints; leave out --accelerate and --airllm")
-    disk = probe_disk(max(checked.file_sizes, key=lambda file: checked.file_sizes[file]))
+    largest = max(checked.file_sizes, key=lambda file: checked.file_sizes[file])
+    disk = probe_disk(largest)
     save_speeds(replace(load_speeds(), disks={**load_speeds().disks, disk_key(folder): disk}))
     model = offload.load(folder, "disk", ram_B=ram, ctx=2048)
     stream = offload.stream_of(model)
     dtype = {torch.bfloat16: "bf16", torch.float16: "f16", torch.float32: "f32"}[model.dtype]
     with linears(model.device, model.dtype):
         arithmetic = probe_arithmetic("cpu", dtype)
+        disk = probe_company(largest, disk, dtype)
     unpack_Bps = {f"cpu/{scheme}": Bps for scheme, Bps in probe_unpack("cpu").items()} if is_quantised(checked) else {}
     limits = ceilings(
         Speeds({disk_key(folder): disk}, None, {f"cpu/{dtype}": arithmetic}, "", unpack_Bps),
@@ -90,7 +92,7 @@ def main(
         dtype,
     )
     click.echo(stream.placement.summary)
-    click.echo(f"probe      {disk.Bps / 1e9:.2f} GB/s with {disk.reading}")
+    click.echo(f"probe      {disk.Bps / 1e9:.2f} GB/s with {disk.reading}; left beside each other: {disk.company}")
     click.echo(f"arithmetic {arithmetic.flops / 1e9:.0f} GFLOP/s, {arithmetic.weights_Bps / 1e9:.1f} GB/s of weights")
     whole = offload.load(folder, "none", ctx=2048) if resident else None
     with ExitStack() as cleanup:

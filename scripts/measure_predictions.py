@@ -26,7 +26,7 @@ from offload.listing import NAMES, item_B
 from offload.pack import pack, plan
 from offload.placement import Placement
 from offload.placing import place
-from offload.probe import probe_arithmetic, probe_disk, probe_unpack
+from offload.probe import probe_arithmetic, probe_company, probe_disk, probe_unpack
 from offload.shards import Folder, open_folder
 from offload.skeleton import DTYPES
 from offload.speeds import Arithmetic, Disk, Speeds, disk_key, load_speeds, save_speeds
@@ -59,7 +59,7 @@ class Probe:
         with linears(torch.device("cpu"), DTYPES[self.dtype]):
             arithmetic = probe_arithmetic("cpu", self.dtype, PROBE_s)
         return Speeds(
-            {"here": Disk(wanted_B / read_s, self.disk.reading)},
+            {"here": replace(self.disk, Bps=wanted_B / read_s)},
             None,
             {f"cpu/{self.dtype}": arithmetic},
             "",
@@ -79,9 +79,12 @@ def main(folder: Path, rows: tuple[int, ...], sweeps: int, turns: int, threads: 
     torch.set_num_threads(threads)
     checked = open_folder(folder)
     packs = {form: _packed(checked, form) for form in FORMATS}
-    disk = probe_disk(max(checked.file_sizes, key=lambda file: checked.file_sizes[file]))
+    largest, dtype = max(checked.file_sizes, key=lambda file: checked.file_sizes[file]), NAMES[item_B(checked)]
+    disk = probe_disk(largest)
+    with linears(torch.device("cpu"), DTYPES[dtype]):
+        disk = probe_company(largest, disk, dtype)
     save_speeds(replace(load_speeds(), disks={**load_speeds().disks, disk_key(folder): disk}))
-    probe = Probe(checked, disk, NAMES[item_B(checked)])
+    probe = Probe(checked, disk, dtype)
     if not as_json:
         click.echo("format  tier  rows  bound    predicted s  measured s           measured / predicted")
     for form in FORMATS:
@@ -136,7 +139,7 @@ def _between(before: Speeds, after: Speeds) -> Speeds:
         other = after.arithmetic[key]
         curve = tuple((rows, (s + t) / 2) for (rows, s), (_, t) in zip(one.curve, other.curve, strict=True))
         arithmetic[key] = Arithmetic(mean(one.flops, other.flops), mean(one.weights_Bps, other.weights_Bps), curve)
-    disks = {key: Disk(mean(one.Bps, after.disks[key].Bps), one.reading) for key, one in before.disks.items()}
+    disks = {key: replace(one, Bps=mean(one.Bps, after.disks[key].Bps)) for key, one in before.disks.items()}
     unpack_Bps = {key: mean(Bps, after.unpack_Bps[key]) for key, Bps in before.unpack_Bps.items()}
     return Speeds(disks, None, arithmetic, "", unpack_Bps)
 

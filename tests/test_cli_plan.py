@@ -23,10 +23,10 @@ from offload.pack import pack
 from offload.pack import plan as pack_plan
 from offload.placement import Free, GiB, Need, size
 from offload.placing import place
-from offload.probe import READINGS, Trial, choose, probe_disk, probe_unpack, write_sample
+from offload.probe import READINGS, Trial, choose, probe_company, probe_disk, probe_unpack, write_sample
 from offload.routing import Routing
 from offload.shards import Entry, open_folder
-from offload.speeds import Arithmetic, Disk, Speeds, disk_key, load_speeds, reading_for, save_speeds
+from offload.speeds import ALONE, Arithmetic, Company, Disk, Speeds, disk_key, load_speeds, reading_for, save_speeds
 from tests.tiny import tiny
 
 MEASURED = Speeds(
@@ -257,6 +257,20 @@ def test_speeds_survive_the_file_and_damage_is_said(tmp_path: Path, caplog: pyte
     assert caplog.text.count("run `specexec doctor` to measure again") == 3
 
 
+@given(st.floats(0.3, 10), st.floats(0.3, 10), st.floats(0.5, 1), st.floats(0.5, 1))
+def test_a_cpu_that_reads_and_computes_at_once_is_slower_at_both(
+    disk_s: float, compute_s: float, compute: float, disk: float
+) -> None:
+    placement = place(Need((GiB,), (GiB,), 0, 0, 0, 0, 1), Free(4 * GiB), "disk")
+    flops = Arithmetic(1e30, GiB / compute_s)
+    limits = replace(KNOWN, disk_Bps=GiB / disk_s, arithmetic=flops, company=Company(compute, disk))
+    # Both begin; when one is done the other goes on at full speed.
+    together_s = min(disk_s / disk, compute_s / compute)
+    rest_s = max(disk_s - together_s * disk, compute_s - together_s * compute)
+    told = forecast(placement, Work(GiB, 2), limits, 16)
+    assert told.sweep_s == pytest.approx(together_s + rest_s)
+
+
 def test_the_measured_way_of_reading_is_the_one_that_is_used(tmp_path: Path) -> None:
     assert reading_for(tmp_path / "not" / "yet") == SAFE
     best_way = Reading(1 << 20, 4, False)
@@ -275,6 +289,19 @@ def test_a_disk_is_probed_with_a_sample(tmp_path: Path, monkeypatch: pytest.Monk
     found = probe_disk(write_sample(tmp_path), seconds=0.01)
     assert found.Bps > 1e6
     assert found.reading in READINGS
+
+
+def test_disk_and_arithmetic_leave_each_other_what_was_measured(tmp_path: Path) -> None:
+    file = tmp_path / "sample"
+    file.write_bytes(bytes(8 << 20))
+    alone = Disk(1e9, Reading(1 << 20, 1, True))
+    found = probe_company(file, alone, "f32", seconds=0.05)
+    assert 0 < found.company.compute <= 1
+    assert 0 < found.company.disk <= 1
+    assert replace(found, company=ALONE) == alone
+    kept = tmp_path / "speeds.json"
+    save_speeds(Speeds({"8:1": found}), kept)
+    assert load_speeds(kept).disks["8:1"] == found
 
 
 def test_doctor_gives_rows_and_keeps_what_it_measured(
