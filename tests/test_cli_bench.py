@@ -14,11 +14,12 @@ from click.testing import CliRunner, Result
 
 from cli.app import commands
 from cli.bench import LAWS
-from cli.errors import BadText, MissingExtra
+from cli.errors import MissingExtra
 from specexec import audit as audit_module
 from specexec import load, rivals
 from specexec.audit import audit, first_difference
 from specexec.decoder import Decoder
+from specexec.errors import BadText
 from specexec.sampling import SamplingParams
 
 FAST = ["--limit", "2", "-q", "--dtype", "f32", "--offload", "none"]
