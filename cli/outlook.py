@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 from offload.errors import OffloadError
 from offload.forecast import Ceilings, Forecast, Moved, Work, forecast, moved
 from offload.formats import FORMATS, Format, FourBits, is_quantised, need_in, with_head, work_of
-from offload.placement import Free, Need, Placement
+from offload.placement import Free, Need, Offload, Placement
 from offload.placing import place
 from offload.shards import Folder
 
-Mode = Literal["none", "ram", "disk"]
-MODES: tuple[Mode, ...] = ("none", "ram", "disk")
+MODES: tuple[Offload, ...] = ("none", "ram", "disk", "auto")
 # What drafters of one family reach; the range is for people, `bench` measures.
 TOKENS_PER_SWEEP = (5, 10)
 ROWS = 64
@@ -34,7 +32,7 @@ class Beside:
 class Row:
     """One combination: where it would live and how long a sweep takes, or the refusal."""
 
-    offload: Mode
+    offload: Offload
     form: Format
     head: FourBits
     need: Need

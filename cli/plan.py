@@ -12,7 +12,7 @@ import click
 from cli.conditions import conditions
 from cli.facts import placement_facts
 from cli.options import BUDGET, COUNT, SIZE, SPEED, IntOrAuto
-from cli.quantities import format_bytes, parse_size_B
+from cli.quantities import exact_size, format_bytes, parse_size_B
 from cli.verbosity import json_option, verbosity_options
 
 if TYPE_CHECKING:
@@ -73,13 +73,14 @@ def plan(
     beside = _beside(model, folder, here.free, ctx, budget, drafter_quant, offline)
     rows = outlook(folder, here.free, speeds, item_B(folder), ctx, beside, every, head_quant)
     chosen = best(rows)
+    typed = [] if chosen is None else commands_for(model, chosen, ram, vram)
     if as_json:
         asked = {"gpu": gpu, "link": link, "disk": disk, "ram": ram, "vram": vram, "ctx": ctx, "budget": budget,
                  "drafter_quant": drafter_quant, "head_quant": head_quant, "all": every,
                  "offline": offline}  # fmt: skip
-        click.echo(json.dumps({"asked": asked} | _record(model, folder, here, speeds, rows, chosen), indent=1))
+        click.echo(json.dumps({"asked": asked} | _record(model, folder, here, speeds, rows, typed), indent=1))
         return
-    for line in _page(model, folder, here, speeds, rows, chosen):
+    for line in _page(model, folder, here, speeds, rows, chosen, typed):
         click.echo(line)
 
 
@@ -156,7 +157,7 @@ def _size(text: str) -> int:
 
 
 def _page(
-    model: str, folder: Folder, here: _Machine, speeds: Ceilings, rows: list[Row], chosen: Row | None
+    model: str, folder: Folder, here: _Machine, speeds: Ceilings, rows: list[Row], chosen: Row | None, typed: list[str]
 ) -> list[str]:
     from cli.outlook import TOKENS_PER_SWEEP
     from offload.placement import size
@@ -184,7 +185,7 @@ def _page(
         lines.append(f"Nothing fits: {refusal}" if refusal else "Nothing fits.")
     else:
         assert chosen.placement is not None
-        lines += [f"Best here: {chosen.placement.summary}", *(f"  {line}" for line in commands_for(model, chosen))]
+        lines += [f"Best here: {chosen.placement.summary}", *(f"  {line}" for line in typed)]
         lines += [f"  {line}" for line in (*_parts(chosen.placement), *_by_rows(chosen))]
     low, high = TOKENS_PER_SWEEP
     lines.append(f"Weights and cache are exact; tok/s assumes {low} to {high} accepted tokens per sweep.")
@@ -223,16 +224,17 @@ def _by_rows(row: Row) -> list[str]:
     return [f"Experts come when rows are sent to them, {each}. A sweep brings {', '.join(brought)} or more."]
 
 
-def commands_for(model: str, row: Row) -> list[str]:
-    """What to type for this combination."""
-    name, head = shlex.quote(model), "" if row.head == "none" else f" --head-quant {row.head}"
+def commands_for(model: str, row: Row, ram: int | None, vram: int | None) -> list[str]:
+    """What to type for this combination, within the same budgets."""
+    budgets = "".join(f" --{name} {exact_size(B)}" for name, B in (("ram", ram), ("vram", vram)) if B is not None)
+    name, more = shlex.quote(model), budgets + ("" if row.head == "none" else f" --head-quant {row.head}")
     if row.form != "none":
         packed = f"{model.rstrip('/').rpartition('/')[2]}-{row.form}"
         return [
             f"specexec pack {name} --quant {row.form} --out {shlex.quote(packed)}",
-            f"specexec chat -m ./{shlex.quote(packed)} --offload {row.offload}{head}",
+            f"specexec chat -m ./{shlex.quote(packed)} --offload {row.offload}{more}",
         ]
-    return [f"specexec chat -m {name} --offload {row.offload}{head}"]
+    return [f"specexec chat -m {name} --offload {row.offload}{more}"]
 
 
 def _cells(row: Row, is_best: bool) -> list[str]:
@@ -255,7 +257,7 @@ def _digits(value: float) -> str:
 
 
 def _record(
-    model: str, folder: Folder, here: _Machine, speeds: Ceilings, rows: list[Row], chosen: Row | None
+    model: str, folder: Folder, here: _Machine, speeds: Ceilings, rows: list[Row], typed: list[str]
 ) -> dict[str, object]:
     return {
         "model": model,
@@ -267,7 +269,7 @@ def _record(
             "assumed": list(speeds.assumed),
             "changed": list(here.changed),
         },
-        "best": None if chosen is None else commands_for(model, chosen),
+        "best": typed or None,
         "rows": [
             (placement_facts(row.placement) if row.placement else {})
             | {

@@ -50,6 +50,14 @@ def parse_count(text: str) -> int:
     return int(count)
 
 
+def exact_size(size_B: int) -> str:
+    """What `parse_size_B` turns back into the same bytes: 24GiB, 1500MB."""
+    units = [*((f"{key}iB", scale) for key, scale in _BINARY.items()), *((f"{key}B", _DECIMAL[key]) for key in "KMG")]
+    fitting = [(size_B // scale, unit) for unit, scale in units if size_B and size_B % scale == 0]
+    number, unit = min(fitting, default=(size_B, ""))
+    return f"{number}{unit}"
+
+
 def format_bytes(size_B: float) -> str:
     """Three digits and a decimal unit, as link speeds are sold: 6.1 MB, 36.9 GB."""
     for unit in ("B", "kB", "MB", "GB"):

@@ -17,6 +17,7 @@ from cli.outlook import Beside, best, outlook
 from offload.files import SAFE, Reading
 from offload.forecast import ASSUMED_CPU, SCHEMES, Ceilings, Work, ceilings, forecast
 from offload.formats import FORMATS, Format, need_in, packed_size_B, work_of
+from offload.hardware import Ram
 from offload.listing import item_B, list_model
 from offload.model import load, stream_of
 from offload.pack import pack
@@ -61,7 +62,7 @@ def test_plan_shows_every_combination_and_the_command(folder: Path, capsys: pyte
     assert main(["plan", str(folder), "--all"]) == 0
     out = capsys.readouterr().out
     rows = [line for line in out.splitlines() if any(f" {form} " in line for form in FORMATS) and "GiB" not in line[:9]]
-    assert len(rows) >= 9
+    assert len(rows) >= 12
     assert f"specexec chat -m {folder} --offload none" in out
     assert "Assumed, not measured: disk, compute, unpacking. `specexec doctor` measures them." in out
 
@@ -74,8 +75,44 @@ def test_plan_as_json_has_the_numbers(folder: Path, capsys: pytest.CaptureFixtur
         "disk_Bps": 1e9, "link_Bps": 1e10, "assumed": ["compute", "unpacking"], "changed": [],
     }  # fmt: skip
     assert {(row["offload"], row["quant"]) for row in record["rows"]} == {
-        (mode, form) for mode in ("none", "ram", "disk") for form in ("none", "nf4")
+        (mode, form) for mode in ("none", "ram", "disk", "auto") for form in ("none", "nf4")
     }
+
+
+def test_the_mix_of_tiers_is_listed_and_recommended_where_it_is_faster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "deep"
+    tiny("llama", folder, num_hidden_layers=12)
+    checked = open_folder(folder)
+    need = need_in(checked, "none", 4, 64)
+    rows = outlook(checked, Free(10 * GiB), KNOWN, 4, 64, Beside(), False)
+    disk = next(row for row in rows if (row.offload, row.form) == ("disk", "none"))
+    assert disk.placement is not None
+    free = Free(disk.placement.host_B + max(need.layers_B) * 5 // 2)  # room for some layers, not for all
+    found = {row.offload: row for row in outlook(checked, free, KNOWN, 4, 64, Beside(), False) if row.form == "none"}
+    assert [mode for mode, row in found.items() if row.placement is None] == ["none", "ram"]
+    mixed, streamed = found["auto"].placement, found["disk"].placement
+    assert mixed is not None
+    assert streamed is not None
+    assert (mixed.count("device"), streamed.count("device")) == (2, 0)
+    assert mixed.disk_B < streamed.disk_B
+    chosen = best([*found.values()])
+    assert chosen is found["auto"]
+    monkeypatch.setattr("offload.hardware.free_ram", lambda: Ram(free.ram_B, ""))
+    monkeypatch.setattr("offload.hardware.margin_B", lambda _: 0)
+    model = load(folder, "auto", ctx=64)
+    assert stream_of(model).placement.tiers == mixed.tiers
+    stream_of(model).close()
+
+
+@pytest.mark.parametrize("ram", ["3GiB", "1500MB", "2000000001"])
+def test_the_command_to_type_has_the_budgets_that_were_planned_with(
+    ram: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = ["plan", str(folder), "--ram", ram, "--vram", "2GiB", "--gpu", "4090", "--json"]
+    assert main(run) == 0
+    assert json.loads(capsys.readouterr().out)["best"][-1].endswith(f" --ram {ram} --vram 2GiB")
 
 
 def test_what_does_not_fit_says_so_and_the_best_fits(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -88,7 +125,7 @@ def test_a_wrong_gpu_is_a_usage_error(folder: Path, capsys: pytest.CaptureFixtur
     assert "'voodoo' is no size and none of 3060" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("mode", ["none", "ram", "disk"])
+@pytest.mark.parametrize("mode", ["none", "ram", "disk", "auto"])
 def test_the_plan_places_as_loading_does(mode: str, folder: Path) -> None:
     checked = open_folder(folder)
     free = Free(4 * GiB)
