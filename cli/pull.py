@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
@@ -64,7 +64,10 @@ def pull(
     wanted += [_on_the_hub(other, None)] if other and other != names.DEMO else []
     try:
         if quant is not None and out is not None:
-            _pack(target, quant, head_quant, out, screen, verbosity, dry_run=dry_run, code=trust_remote_code)
+            _pack(
+                target, quant, head_quant, out, screen, verbosity,
+                dry_run=dry_run, offline=offline, code=trust_remote_code,
+            )  # fmt: skip
         for repo, commit in wanted:
             _pull(repo, commit, screen, dry_run=dry_run, offline=offline, code=trust_remote_code)
     except KeyboardInterrupt:
@@ -91,7 +94,7 @@ def _pull(repo: str, revision: str | None, screen: Screen, *, dry_run: bool, off
         click.echo(str(here))
         return
     if offline:
-        names.resolve(repo if revision is None else f"{repo}@{revision}", "none", offline=True, code=code)
+        _refuse(repo, revision, code)
     missing = hub.look_up(repo, revision, code)
     what = f"{len(missing.missing)} files of {repo}, {format_bytes(missing.missing_B)}"
     if dry_run:
@@ -100,6 +103,12 @@ def _pull(repo: str, revision: str | None, screen: Screen, *, dry_run: bool, off
     missing.refuse_full_disk(hub.cache_folder())
     screen.say(f"downloading {what}")
     click.echo(str(hub.download(repo, revision, code)))
+
+
+def _refuse(repo: str, revision: str | None, code: bool) -> NoReturn:
+    """Say what is missing of a model that is not all here."""
+    names.resolve(repo if revision is None else f"{repo}@{revision}", "none", offline=True, code=code)
+    raise AssertionError(f"{repo} was missing a moment ago")
 
 
 def _pack(
@@ -111,23 +120,34 @@ def _pack(
     verbosity: Verbosity,
     *,
     dry_run: bool,
+    offline: bool,
     code: bool,
 ) -> None:
+    here = hub.cached(*target)
+    if here and hub.missing_files(here, code):
+        here = None
+    if offline and not here:
+        _refuse(*target, code)
     with screen.status(lambda: f"reading the headers of {target[0]}…"):
         from offload import arriving  # torch and transformers: seconds that --help need not pay
-        from offload.pack import pack
+        from offload.pack import pack, plan
+        from offload.shards import open_folder
 
-        originals = arriving.Arriving.begin(*target, out, code)
-        wanted = originals.plan(quant, out, code, head)
-    what = f"{format_bytes(originals.total_B)} of {target[0]} into {format_bytes(wanted.size_B)}"
+        if here:
+            originals, wanted = None, plan(open_folder(here), quant, code, head)
+        else:
+            originals = arriving.Arriving.begin(*target, out, code)
+            wanted = originals.plan(quant, out, code, head)
+    what = f"{format_bytes(sum(wanted.folder.file_sizes.values()))} of {target[0]} into {format_bytes(wanted.size_B)}"
     if dry_run:
-        click.echo(f"would download and pack {what}, to {out}")
+        click.echo(f"would {'pack' if here else 'download and pack'} {what}, to {out}")
         return
     from tqdm import tqdm
 
     hidden = True if verbosity.quiet else None  # None: shown on a terminal only
     with tqdm(total=wanted.read_B, unit="B", unit_scale=True, desc="pull", disable=hidden, leave=False) as bar:
         pack(wanted, out, advance=watched(bar, screen), originals=originals)
-    originals.forget()
+    if originals:
+        originals.forget()
     screen.say(f"packed {what}")
     click.echo(str(out))

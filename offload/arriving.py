@@ -60,11 +60,6 @@ class Arriving:
             file.unlink()
         return cls(repo, listing.commit, staging, Folder(staging, config, entries, sizes))
 
-    @property
-    def total_B(self) -> int:
-        """Bytes of all weight files."""
-        return sum(self.folder.file_sizes.values())
-
     def plan(self, quant: Quant, out: Path, trust_remote_code: bool = False, head: FourBits = "none") -> Plan:
         """The pack in the order in which files arrive; the rest in one shard for each file that holds some of it."""
         found = plan(self.folder, quant, trust_remote_code, head)

@@ -166,6 +166,24 @@ def test_a_pack_is_made_while_the_originals_arrive(
     offload.stream_of(streamed).close()
 
 
+def test_a_pack_is_made_from_originals_that_are_here_already(specexec: Pull, hub: FakeHub, tmp_path: Path) -> None:
+    out = tmp_path / "pack"
+    arguments = ["pull", "org/big", "--drafter", "none", "--pack", "int8", "--out", str(out)]
+    refused = specexec(*arguments, "--offline")
+    assert (refused.code, refused.out) == (3, "")
+    assert "--offline" in refused.err
+    assert not hub.sent
+    assert not out.exists()
+    assert specexec("pull", "org/big", "--drafter", "none").code == 0
+    hub.sent.clear()
+    ran = specexec(*arguments, "--offline")
+    assert (ran.code, ran.out) == (0, f"{out}\n"), ran.err
+    assert not hub.sent
+    assert verify(out) == []
+    pack(plan(open_folder(tmp_path / "big"), "int8"), tmp_path / "local")
+    assert stored_tensors(out).keys() == stored_tensors(tmp_path / "local").keys()
+
+
 def test_bits_of_the_head_are_for_packs_only(specexec: Pull) -> None:
     ran = specexec("pull", "org/big", "--head-quant", "nf4")
     assert ran.code == 2
