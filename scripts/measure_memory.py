@@ -2,9 +2,10 @@
 
 The peak is that of the process less what interpreter and libraries take, after the built-in model has written a few
 tokens. With `--parallel` texts of different lengths are written at once: `allowed` is the plan and half of what it
-leaves of `--ram`, `counted` the plan with what these texts and their guesses were admitted for in place of the one
-text of full length. With `--limit` all of it, libraries and page cache included, runs in a control group of that size
-from its first instruction on; where none can be made, under RLIMIT_DATA.
+leaves of `--ram`, or of what is free, `counted` the plan with what these texts and their guesses were admitted for in
+place of the one text of full length. Layers stream with `--offload disk` where no `--ram` makes room for them. With
+`--limit` all of it, libraries and page cache included, runs in a control group of that size from its first
+instruction on; where none can be made, under RLIMIT_DATA.
 """
 
 from __future__ import annotations
@@ -124,13 +125,12 @@ def _answer(
             results += ended
         written = [len(result.tokens) for result in results if isinstance(result, specexec.Completion)]
         placement = weights.stream_of(llm._model).placement
-        spare_B = 0 if ram is None or texts == 1 else ram - placement.host_B
-        one_B = room.need_B(llm.context, room.most if budget == "auto" else budget)
+        one_B = room.need_B(llm.context, 0 if drafter == "none" else room.most if budget == "auto" else budget)
         return {
             "placement": placement.summary,
             "weights_B": sum(placement.need.read_B),
             "plan_B": placement.host_B,
-            "allowed_B": placement.host_B + spare_B // 2,
+            "allowed_B": placement.host_B + (0 if texts == 1 else room.free_B - one_B),
             "counted_B": placement.host_B + max(texts_B - one_B, 0),
             "peak_B": _status_B("VmHWM") - libraries_B,
             "libraries_B": libraries_B,
