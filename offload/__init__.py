@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from offload.carrier import carrier_for
     from offload.custom import running_code
     from offload.errors import OffloadError, ReadFailed
-    from offload.formats import FourBits, is_quantised, looked_up_B, resident_B, with_head
+    from offload.formats import FourBits, four_bit_copy_B, is_quantised, looked_up_B, resident_B, with_head
     from offload.hardware import free_memory
     from offload.lender import StreamStats
     from offload.listing import item_B
@@ -48,6 +48,7 @@ __all__ = [
     "check_bytes",
     "check_system",
     "design",
+    "four_bit_copy_B",
     "free_memory",
     "is_quantised",
     "item_B",
@@ -83,6 +84,7 @@ _HOMES = {
     "carrier_for": "carrier",
     "check_bytes": "local",
     "design": "skeleton",
+    "four_bit_copy_B": "formats",
     "free_memory": "hardware",
     "check_system": "system",
     "is_quantised": "formats",

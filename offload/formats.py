@@ -77,6 +77,21 @@ def resident_B(folder: Folder, form: FourBits, item_B: int, ctx: int) -> int:
     return need.resident_B - layers_B + layers_B * 9 // (16 * item_B) + RING * need.widest_B
 
 
+def four_bit_copy_B(folder: Folder, item_B: int) -> tuple[int, int]:
+    """All layers once more, their matrices at 4.5 bits a weight however they are stored; and the widest one, dense."""
+    folded, layers = fold(folder), len(need_of(folder, item_B, 1).layers_B)
+    whole_B, copy_B = [0] * layers, 0
+    shapes = [(one.name, one.shape) for one in folded.dense.values()]
+    shapes += [(one.name, one.shape) for one in folded.quantised.values()]
+    for name, shape in shapes:
+        match = LAYER.search(name)
+        if match and int(match[1]) < layers:
+            weights = math.prod(shape)
+            whole_B[int(match[1])] += weights * item_B
+            copy_B += weights * 9 // 16 if len(shape) > 1 else weights * item_B
+    return copy_B, max(whole_B)
+
+
 def looked_up_B(folder: Folder, form: FourBits, item_B: int) -> int:
     """The part of `resident_B` that stays in RAM beside a GPU: embeddings that are not the head too, if left whole."""
     need = need_of(folder, item_B, 0)

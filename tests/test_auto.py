@@ -8,7 +8,9 @@ import pytest
 
 import specexec
 from cli.engine import losing
-from offload import ModelPair, resolve
+from offload import ModelPair, open_folder, resolve
+from offload.pack import pack, plan
+from offload.quant import Quant
 from specexec.cost import CostModel
 from specexec.decoder import Decoder
 from specexec.drafters import Ask, Drafter, Guesses
@@ -83,6 +85,14 @@ def test_an_explicit_choice_is_never_replaced(monkeypatch: pytest.MonkeyPatch, t
     with specexec.load("lonely", offload="none") as llm:
         assert llm.sources == "ngram"
         assert "no drafter is paired" in llm.reason
+
+
+@pytest.mark.parametrize(("quant", "taken"), [("int8", "substitute+ngram"), ("nf4", "ngram")])
+def test_a_copy_in_four_bits_is_for_what_streams_in_more(quant: Quant, taken: str, tmp_path: Path) -> None:
+    pack(plan(open_folder(resolve("demo", "none").target), quant), tmp_path / "pack")
+    measured = {"substitute+ngram": 9.0, "ngram": 1.0}
+    with specexec.load(str(tmp_path / "pack"), offload="disk", budget=4, measured=measured) as llm:
+        assert llm.sources == taken
 
 
 class Clock:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,15 @@ from torch import nn
 from transformers import PreTrainedModel
 
 import offload
+import specexec
+from offload import model as models
+from offload.pack import pack, plan
+from offload.placement import Tier
+from offload.placing import place
+from offload.quant import Quant
 from specexec.decoder import Decoder
 from specexec.drafters import Drafter
+from specexec.drafters.sibling import SiblingDrafter
 from specexec.drafters.skip import skipping, spread
 from specexec.drafters.substitute import FourBit, quantised, substituting
 from specexec.errors import UnsupportedArchitecture
@@ -155,3 +163,42 @@ def test_a_standing_layer_computes_what_the_streamed_one_does(tier: offload.Offl
                 assert torch.equal(layer.get_parameter(name), parameter)
     finally:
         offload.stream_of(model).close()
+
+
+def test_layers_that_stay_are_shared_and_only_streamed_ones_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    tiers: tuple[Tier, ...] = ("device", "disk", "device", "disk", "disk")
+    monkeypatch.setattr(models, "place", lambda *asked: replace(place(*asked), tiers=tiers, ring=3))
+    with specexec.load("demo", drafter="substitute", offload="disk", dtype="f32", budget=8) as llm:
+        assert [offload.stands(llm._model, i) for i in range(5)] == [tier == "device" for tier in tiers]
+        drafter = llm._decoder.drafter
+        assert isinstance(drafter, SiblingDrafter)
+        copied = [
+            sum(isinstance(module, FourBit) for module in layer.modules()) for layer in layers_of(drafter.lm.model)
+        ]
+        assert copied == [0, 7, 0, 7, 7]
+        for shared in (0, 2):
+            ours, theirs = (
+                {tensor.data_ptr() for tensor in layer.parameters()}
+                for layer in (layers_of(drafter.lm.model)[shared], offload.standing_layer(llm._model, shared))
+            )
+            assert ours == theirs
+        asked = ("How does specexec work?", SamplingParams(temperature=0.0, max_tokens=16))
+        guessed = llm.generate(*asked)
+        llm.budget = 0
+        assert llm.generate(*asked).tokens == guessed.tokens
+
+
+@pytest.mark.parametrize("form", ["none", "int8", "nf4"])
+def test_a_copy_takes_the_memory_that_was_counted_whatever_the_target_is_stored_in(form: Quant, tmp_path: Path) -> None:
+    tiny("llama", tmp_path / "model", hidden_size=128, intermediate_size=256)
+    folder = tmp_path / "model"
+    if form != "none":
+        pack(plan(offload.open_folder(folder), form), tmp_path / "pack")
+        folder = tmp_path / "pack"
+    counted_B, _ = offload.four_bit_copy_B(offload.open_folder(folder), 4)
+    model = offload.load(folder, "disk", dtype="f32")
+    made = [quantised(offload.standing_layer(model, i), torch.device("cpu")) for i in range(LAYERS)]
+    modules = [module for layer in made for module in layer.modules()]
+    packed_B = sum(one._packed.nbytes + one._state.absmax.nbytes for one in modules if isinstance(one, FourBit))
+    assert counted_B == packed_B + sum(tensor.nbytes for layer in made for tensor in layer.parameters())
+    offload.stream_of(model).close()

@@ -9,7 +9,6 @@ import torch
 import offload as weights
 from specexec.drafters.choice import Choice
 from specexec.drafters.skip import SHARE
-from specexec.drafters.substitute import BITS
 from specexec.workspace import Widths, drafting_B, guesses_B, widths_of, workspace
 
 
@@ -45,8 +44,9 @@ def beside_B(choice: Choice, pair: weights.ModelPair, asked: Asked) -> dict[str,
     """Memory beside the target and its text. Skipping in a resident one is free, but it is not placed yet."""
     target = weights.open_folder(pair.target)
     needed = workspace(asked.widths(target), asked.context, asked.nodes if choice.sources else 0)
-    shares = {"skip": SHARE, "substitute": BITS / 16}
-    drafter_B = sum(int(shares.get(source, 0) * sum(target.file_sizes.values())) for source in choice.sources)
+    drafter_B = int(SHARE * sum(target.file_sizes.values())) if "skip" in choice.sources else 0
+    if "substitute" in choice.sources:
+        drafter_B += sum(weights.four_bit_copy_B(target, asked.item_B(target)))  # quantised layer by layer
     for drafter in drafters_of(choice, pair, asked):
         drafter_B += drafter.token_B * asked.context + drafting_B(drafter, asked.context, asked.nodes)
     if "sibling" in choice.sources and pair.drafter is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -59,9 +59,10 @@ def picked(
     if not choice.auto:
         return choice, ""
     folder = weights.open_folder(pair.target)
+    item_B = asked.item_B(folder)
+    plain_B = weights.need_of(folder, item_B, asked.context).read_B
 
     def slowest(choice: Choice) -> str | None:
-        item_B = asked.item_B(folder)
         plain = weights.need_of(folder, item_B, asked.context, beside_B(choice, pair, asked))
         need = replace(
             weights.with_head(folder, plain, asked.head_quant, item_B),
@@ -77,7 +78,9 @@ def picked(
     experts = any(getattr(config, name, None) for name in weights.EXPERTS)
     # A CPU takes longer over a 4-bit copy than over the weights themselves: there it must have been measured first.
     copies = asked.device != "cpu" or "substitute+ngram" in measured
-    found = candidates(pair.drafter is not None, slowest, copies and not experts and not weights.is_quantised(folder))
+    # What streams in few bits already gains nothing by a copy in four.
+    few_bits = 4 * weights.four_bit_copy_B(folder, item_B)[0] > 3 * sum(plain_B)
+    found = candidates(pair.drafter is not None, slowest, copies and not experts and not few_bits)
     return fastest(found, pair.drafter is not None, measured)
 
 
@@ -211,12 +214,15 @@ class Kit:
         return skipping(self.model, layer_of, kept_LS, self._vocabulary, self.ranking, self._cascade)
 
     def _substitute(self) -> SiblingDrafter:
-        layers = self._layers(range(weights.stream_of(self.model).layers))
-        made = {i: quantised(layer, self.target.device) for i, layer in layers.items()}
-        return substituting(self.model, made, self._vocabulary, self.ranking, self._cascade)
+        stands_L = [weights.stands(self.model, i) for i in range(weights.stream_of(self.model).layers)]
+        shared_L = stands_L if not all(stands_L) else [False] * len(stands_L)  # nothing streams: copies read less
 
-    def _layers(self, wanted: Iterable[int]) -> dict[int, nn.Module]:
-        return {i: weights.standing_layer(self.model, i) for i in wanted}
+        def layer(i: int) -> nn.Module:
+            one = weights.standing_layer(self.model, i)  # dense until it has been quantised: one at a time
+            return one if shared_L[i] else quantised(one, self.target.device)
+
+        made = {i: layer(i) for i in range(len(stands_L))}
+        return substituting(self.model, made, self._vocabulary, self.ranking, self._cascade)
 
 
 def watched(choice: Choice, drafter: Drafter, cost: CostModel) -> Drafter:

@@ -23,7 +23,6 @@ from specexec.lm import TreeLM
 from specexec.partial import rebuilt
 from specexec.ranking import Ranking
 
-BITS = 4.5  # a weight, block scales included
 BLOCK = 64
 
 
