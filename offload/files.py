@@ -26,8 +26,7 @@ log = logging.getLogger(__name__)
 
 # Direct I/O wants offsets, lengths and addresses at multiples of the disk's block: 512 or 4096 bytes.
 PAGE_B = 4096
-# A copy of less than this is not worth avoiding.
-LARGE_B = 256 << 10
+LARGE_B = 256 << 10  # a copy of less is not worth avoiding
 REFUSALS = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
