@@ -159,7 +159,7 @@ def _from_hub(repo: str, revision: str | None, offline: bool, code: bool) -> Pat
     lacking = missing_files(found, code) if found else []
     more = f" (and {len(lacking) - 1} more)" if len(lacking) > 1 else ""
     raise OfflineMissing(
-        f"{repo} is not in the local cache ({cache_folder()}) and --offline is set.",
+        f"{repo} is not in the local cache ({cache_folder()}), and nothing is downloaded now.",
         f"Missing: {lacking[0]}{more}." if lacking else None,
-        "the same command without --offline.",
+        f"specexec pull {repo}{f'@{revision}' if revision else ''}, or the same command without --offline.",
     )
