@@ -21,7 +21,7 @@ DOWN = tuple(range(len(RUNGS)))[::-1]  # rungs, longest first
 NOTHING = -1
 GAP = 2**32 - 1  # stands between two texts; no token has this id
 SAMPLE = 32  # occurrences looked at where a context has more
-REMEMBERED = 1 << 14  # contexts whose followers are not counted again
+REMEMBERED = 1 << 12  # contexts that are not looked up again: some kB each at most
 
 
 Range: TypeAlias = tuple[int, int]  # from, to
