@@ -6,10 +6,12 @@ import errno
 import json
 import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from cli.batch.files import replace_file
 from cli.batch.formats import Writer
 from cli.batch.items import Item
 from cli.batch.journal import Beside, Journal, open_journal
@@ -145,6 +147,38 @@ def test_failed_items_are_forgotten_when_they_shall_be_tried_again(path: Path) -
         assert set(journal.done) == {"a"}
         put(journal, "bad")
     assert ids(path) == ["a", "bad"]
+
+
+def test_a_record_is_on_the_disk_before_the_next_is_begun(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a power cut takes is what no fsync has seen."""
+    safe: list[str] = []
+    fsync = os.fsync
+
+    def seen(descriptor: int) -> None:
+        fsync(descriptor)
+        safe[:] = ids(path)
+
+    with open_journal(path, CONFIGURATION) as journal:
+        monkeypatch.setattr(os, "fsync", seen)
+        for name in "abc":
+            put(journal, name)
+            assert safe[-1] == name
+
+
+def test_a_small_file_is_the_old_one_or_the_new_one(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replace_file(path, "old")
+    states: list[tuple[str, str]] = []
+    for name in ("fsync", "replace"):
+        real = getattr(os, name)
+
+        def seen(*arguments: object, name: str = name, real: Callable[..., None] = real) -> None:
+            states.append((name, path.read_text()))
+            real(*arguments)
+
+        monkeypatch.setattr(os, name, seen)
+    replace_file(path, "new")
+    assert states[:2] == [("fsync", "old"), ("replace", "old")], "whole on the disk before it takes the place"
+    assert (path.read_text(), os.listdir(path.parent)) == ("new", [path.name])
 
 
 def test_a_full_disk_leaves_whole_lines_only(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
