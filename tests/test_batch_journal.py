@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from cli.archive import replacing
 from cli.batch.files import replace_file
 from cli.batch.formats import Writer
 from cli.batch.items import Item
@@ -165,18 +166,27 @@ def test_a_record_is_on_the_disk_before_the_next_is_begun(path: Path, monkeypatc
             assert safe[-1] == name
 
 
-def test_a_small_file_is_the_old_one_or_the_new_one(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    replace_file(path, "old")
+def keep(path: Path, text: str) -> None:
+    """As conversations and settings are written."""
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
+@pytest.mark.parametrize("write", [replace_file, keep])
+def test_a_small_file_is_the_old_one_or_the_new_one(
+    write: Callable[[Path, str], None], path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(path, "old")
     states: list[tuple[str, str]] = []
-    for name in ("fsync", "replace"):
-        real = getattr(os, name)
+    for place, name in ((os, "fsync"), (os, "replace"), (Path, "replace")):
+        real = getattr(place, name)
 
         def seen(*arguments: object, name: str = name, real: Callable[..., None] = real) -> None:
             states.append((name, path.read_text()))
             real(*arguments)
 
-        monkeypatch.setattr(os, name, seen)
-    replace_file(path, "new")
+        monkeypatch.setattr(place, name, seen)
+    write(path, "new")
     assert states[:2] == [("fsync", "old"), ("replace", "old")], "whole on the disk before it takes the place"
     assert (path.read_text(), os.listdir(path.parent)) == ("new", [path.name])
 
