@@ -6,20 +6,19 @@ The first line says what the file is, every other one is a message. Readable by 
 from __future__ import annotations
 
 import json
-import os
 import re
 import secrets
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import BinaryIO
 
 from cli.errors import BadSession, SessionNotFound
 from offload.places import folder_of
+from offload.replacing import replacing
 
 FORMAT = 1
+PRIVATE = 0o600
 _ID = re.compile(r"[\w-]{1,80}")
 
 
@@ -62,7 +61,7 @@ class Archive:
         head = {key: value for key, value in asdict(record).items() if key != "messages"}
         lines = [{"specexec_session": FORMAT, **head}, *record.messages]
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        with replacing(self._path(record.id)) as file:
+        with replacing(self._path(record.id), PRIVATE) as file:
             file.write(text.encode())
 
     def load(self, id: str) -> Record:
@@ -121,30 +120,3 @@ def _read(path: Path) -> Record:
         return replace(record, messages=checked)
     except (ValueError, KeyError, TypeError, AttributeError) as problem:
         raise BadSession(f"{path} is not a conversation of ours: {problem}.") from problem
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes the place of `path` when the block ends well, after its bytes have reached the disk."""
-    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        descriptor = os.open(unfinished, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-        _sync_folder(path.parent)
-    finally:
-        with suppress(FileNotFoundError):
-            unfinished.unlink()
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":
-        return  # directories cannot be opened there
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -7,7 +7,6 @@ or not at all; a file that cannot be read costs speed only, and says so.
 from __future__ import annotations
 
 import logging
-import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from offload.places import folder_of
+from offload.replacing import replacing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -67,15 +67,8 @@ def save(path: Path, arrays: Arrays) -> None:
     from safetensors.numpy import save as serialise
 
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    unfinished = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        with open(os.open(unfinished, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "wb") as file:
-            file.write(serialise({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with replacing(path, 0o600) as file:
+        file.write(serialise({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
 
 
 def forget(tokenizer: PreTrainedTokenizerBase) -> list[Path]:

@@ -12,8 +12,9 @@ import struct
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cli.archive import replacing
+from cli.archive import PRIVATE
 from cli.errors import BadSnapshot
+from offload.replacing import replacing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,7 +67,7 @@ def write_snapshot(path: Path, kept: Kept, weights: dict[str, str]) -> int:
     size = sum(tensor.nbytes for tensor in tensors.values())
     if shutil.disk_usage(path.parent).free < size + SPARE_BYTES:
         return 0
-    with replacing(path) as file:
+    with replacing(path, PRIVATE) as file:
         file.write(save(tensors, {"specexec_snapshot": FORMAT, "conversation": json.dumps(head)}))
     return size
 

@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import torch
 from offload.errors import DiskFull, ReadFailed
 from offload.files import read_exactly
 from offload.manifest import CHUNK_B, PARTIAL, Written
+from offload.replacing import replacing
 from offload.shards import ITEM_B, Entry
 
 DATA_START_B = 4096
@@ -53,33 +53,24 @@ def write(
     tensors = sorted((tensor for source in sources for tensor in _tensors(source)), key=lambda tensor: tensor.rank)
     partial = path.with_name(path.name + PARTIAL)
     digest = hashlib.sha256()
-    with ExitStack() as cleanup:
-        cleanup.callback(partial.unlink, missing_ok=True)
-        try:
-            with partial.open("wb", buffering=0) as file:
-                for chunk in _chunks(tensors):
-                    _write_all(file.fileno(), chunk)
-                    digest.update(chunk)
-                    advance(chunk.nbytes)
-                size_B = file.tell()
-                os.fsync(file.fileno())
-            partial.replace(path)
-            _sync_folder(path.parent)
-        except OSError as error:
-            raise write_failed(path, error) from error
+    size_B = 0
+    try:
+        with replacing(path, beside=partial) as file:
+            for chunk in _chunks(tensors):
+                _write_all(file.fileno(), chunk)
+                digest.update(chunk)
+                size_B += chunk.nbytes
+                advance(chunk.nbytes)
+    except OSError as error:
+        raise write_failed(path, error) from error
     return Written(size_B, digest.hexdigest())
 
 
 def write_small(path: Path, content: bytes) -> None:
     """Replace a small file at once: after a crash there is the old one or the new one."""
-    partial = path.with_name(path.name + PARTIAL)
     try:
-        with partial.open("wb") as file:
+        with replacing(path, beside=path.with_name(path.name + PARTIAL)) as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        _sync_folder(path.parent)
     except OSError as error:
         raise write_failed(path, error) from error
 
@@ -140,14 +131,6 @@ def _read(entry: Entry, view: memoryview, start: int) -> None:
 def _write_all(fd: int, chunk: memoryview) -> None:
     while chunk:
         chunk = chunk[os.write(fd, chunk) :]
-
-
-def _sync_folder(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _header(tensors: Sequence[_Tensor]) -> bytes:

@@ -35,6 +35,8 @@ READINGS = tuple(
 )
 # Rows of a sweep: the fewest that are ever computed, a tree, a prompt.
 PROBED_ROWS = (16, 128, 512)
+# How often disk and arithmetic are measured alone and together.
+TURNS = 7
 # Plain reads go through the page cache and push out what others keep there: they have to be worth it.
 WORTH = 1.15
 
@@ -75,15 +77,20 @@ def write_sample(folder: Path) -> Path:
     return file
 
 
-def probe_company(file: Path, disk: Disk, dtype: str, seconds: float = 2.0) -> Disk:
-    """The same disk, and what it and a CPU's arithmetic leave each other where both work at once."""
-    once = _Layers("cpu", dtype).over(PROBED_ROWS[0])
+def probe_company(file: Path, disk: Disk, dtype: str, seconds: float = 3.0) -> Disk:
+    """The same disk, and what it and a CPU's arithmetic leave each other where both work at once.
+
+    Alone and together take turns, for machines that have neighbours: what counts is the median of the ratios.
+    """
+    once, turn_s = _Layers("cpu", dtype).over(PROBED_ROWS[0]), seconds / (3 * TURNS)
+    compute, read = [], []
     with ThreadPoolExecutor(1) as pool:
-        alone_s, alone_Bps = _typical_s(once, seconds / 4), _read_Bps(file, disk.reading, seconds / 4)
-        reading = pool.submit(_read_Bps, file, disk.reading, seconds / 2)
-        beside_s = _typical_s(once, seconds / 2)
-        beside_Bps = reading.result()
-    return replace(disk, company=Company(min(1.0, alone_s / beside_s), min(1.0, beside_Bps / alone_Bps)))
+        for _ in range(TURNS):
+            alone_s, alone_Bps = _typical_s(once, turn_s), _read_Bps(file, disk.reading, turn_s)
+            reading = pool.submit(_read_Bps, file, disk.reading, turn_s)
+            compute.append(alone_s / _typical_s(once, turn_s))
+            read.append(reading.result() / alone_Bps)
+    return replace(disk, company=Company(min(1.0, median(compute)), min(1.0, median(read))))
 
 
 def probe_arithmetic(device: str, dtype: str, seconds: float = 2.0) -> Arithmetic:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from offload.files import SAFE, Reading
 from offload.places import folder_of
+from offload.replacing import replacing
 
 log = logging.getLogger(__name__)
 
@@ -143,9 +144,8 @@ def save_speeds(speeds: Speeds, file: Path | None = None) -> Path:
     """Keep what was measured; a reader sees the old file or the new one."""
     path = file or speeds_file()
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(asdict(speeds), indent=1), encoding="utf-8")
-    partial.replace(path)
+    with replacing(path) as kept:
+        kept.write(json.dumps(asdict(speeds), indent=1).encode())
     return path
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from cli.archive import replacing
 from cli.batch.files import replace_file
 from cli.batch.formats import Writer
 from cli.batch.items import Item
@@ -20,6 +19,7 @@ from cli.batch.manifest import Manifest
 from cli.batch.partial import PartialFile
 from cli.batch.refusals import DamagedOutput, Locked, ManifestMismatch
 from cli.errors import DiskFull, OutputExists
+from offload.replacing import replacing
 from specexec.errors import EmptyPrompt
 from specexec.stats import Completion
 

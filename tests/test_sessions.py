@@ -11,12 +11,13 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import specexec
-from cli.archive import Archive, replacing
+from cli.archive import Archive
 from cli.errors import BadSession, SessionNotFound
 from cli.keeping import Keeper
 from cli.screen import Screen
 from cli.snapshot import fingerprint
 from offload.names import HERE
+from offload.replacing import replacing
 from specexec.cache import KVCache
 from specexec.conversation import Conversation
 from specexec.engine import Engine

@@ -14,12 +14,13 @@ from typing import Self
 
 from filelock import FileLock, Timeout
 
-from cli.batch.files import on_disk, replace_file, sync_folder
+from cli.batch.files import on_disk, replace_file
 from cli.batch.formats import Done, Record, done_of, line_of
 from cli.batch.items import Item
 from cli.batch.manifest import Manifest, check_same, read_manifest
 from cli.batch.refusals import DamagedOutput, Locked, ManifestMismatch
 from cli.errors import OutputExists
+from offload.replacing import sync_folder
 
 
 @dataclass(frozen=True)
