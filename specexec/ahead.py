@@ -17,8 +17,8 @@ class Ahead:
         self._asked, self._living = 0, 0
 
     def settle(self, sequence: Sequence, kept: Ints | None) -> None:
-        """The sweep is over; of this text's nodes only `kept` (from `Growth.below`) live on."""
-        before_N, asked_N = self._before[sequence], sequence.growth.expanded_N.copy()
+        """The sweep is over; of this text's nodes only `kept` (from `Growth.below`) live on. It is held no longer."""
+        before_N, asked_N = self._before.pop(sequence), sequence.growth.expanded_N.copy()
         asked_N[: len(before_N)] &= ~before_N
         self._asked += int(asked_N.sum())
         self._living += 0 if kept is None else int(asked_N[kept].sum())

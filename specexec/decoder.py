@@ -209,6 +209,7 @@ class Decoder:
                 self._ahead.seconds = time.perf_counter() - began
             return self._sweeping.result()
         except BaseException:  # an interrupt reaches only this thread: the other one must not write on
+            self._ahead = Ahead([])
             if self._sweeping is not None:
                 self._sweeping.cancel()
                 with self._unwaited():  # a layer on its way may take seconds

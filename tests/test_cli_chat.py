@@ -166,9 +166,9 @@ def test_settings_change_while_talking(specexec: CommandLine) -> None:
     assert ran.err == (
         "temperature = 0.5\ntop_k = 4\nstop = ('END',)\nseed = 3\n"
         "budget 256 (was 64)\nbudget auto (was 256)\nstats off\n"
-        "'hot' is not a valid float range.\n"
+        "'hot' is not a valid number.\n"
         "/set knows no 'tempreature'; did you mean temperature?\n"
-        "-1 is not in the range x>=0.\n"
+        "-1 is not in the range x>=0, nor auto.\n"
     )
 
 

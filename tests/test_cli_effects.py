@@ -151,7 +151,7 @@ PLAN: Changes = {
     "budget": (["--budget", "8"], "rows.0.ram_B"),
     "drafter_quant": (["--drafter-quant", "nf4"], "asked.drafter_quant"),
     "head_quant": (["--head-quant", "nf4"], "rows.0.ram_B"),
-    "every": (["--all"], "rows.3.quant"),
+    "every": (["--all"], "rows.4.quant"),
     "offline": (["--offline"], "asked.offline"),
 }
 PACK: Changes = {
