@@ -53,6 +53,13 @@ def give_back_large_memory() -> None:
         mallopt(M_MMAP_THRESHOLD, LARGE_B)
 
 
+def give_back_holes() -> None:
+    """Let what lies unused between tensors go back to the system too; takes up to a tenth of a second."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 def free_vram_B(device: str) -> int:
     """What CUDA reports as free on the device."""
     import torch

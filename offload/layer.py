@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from offload.experts import experts_of, when_chosen
+from offload.hardware import give_back_holes
 from offload.lender import Stream
 from offload.scarce import refusal
 
@@ -17,6 +18,8 @@ Argument = torch.Tensor | tuple[torch.Tensor, ...] | object
 Output = torch.Tensor | tuple[torch.Tensor | None, ...]
 
 
+# A sweep over so many rows takes seconds on a CPU, and leaves small pieces all over the memory.
+MANY = 1024
 LESS = "fewer guesses (--budget), a smaller --ctx, or a shorter prompt."
 
 
@@ -61,7 +64,10 @@ class StreamedLayer(nn.Module):
         try:
             hidden = args[0] if args else kwargs["hidden_states"]
             assert isinstance(hidden, torch.Tensor)
-            tensors = lender.take(self.index, self.own_rows or hidden.shape[:-1].numel())
+            rows = hidden.shape[:-1].numel()
+            if self.index == 0 and rows >= MANY and hidden.device.type == "cpu":
+                give_back_holes()
+            tensors = lender.take(self.index, self.own_rows or rows)
             for place in self._places:
                 place.table[place.key] = tensors[place.name]
             with when_chosen(self.__dict__["_experts"], lender.fetch):

@@ -245,3 +245,15 @@ def test_two_hundred_aborted_sweeps_leave_nothing_behind(tmp_path: Path) -> None
         stream.take(aborted % 4)
     assert torch.equal(logits_of(model, PROMPT), expected)
     assert held() == before
+
+
+def test_a_sweep_over_many_rows_gives_holes_in_memory_back_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny("llama", tmp_path, max_position_embeddings=2048)
+    model, given = offload.load(tmp_path, "disk"), list[int]()
+    monkeypatch.setattr("offload.layer.give_back_holes", lambda: given.append(1))
+    logits_of(model, PROMPT)
+    assert given == [], "not worth a small sweep's time"
+    logits_of(model, torch.full((1, 1024), 3))
+    assert given == [1], "once a sweep"
