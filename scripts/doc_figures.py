@@ -16,6 +16,7 @@ from typing import get_args
 import click
 import matplotlib
 import numpy as np
+from bootstrap import rate
 from figure_runs import (
     STREAMED,
     Timeline,
@@ -36,7 +37,7 @@ from matplotlib.typing import RcKeyType
 from cli.treeview import readable
 from offload.aligned import DATA_START_B
 from offload.quant import Quant
-from specexec import Completion, SamplingParams
+from specexec import SamplingParams
 from specexec.calibration import NEUTRAL_TAU
 from specexec.tree import ROOT, Floats, TokenTree
 
@@ -75,7 +76,7 @@ def noise() -> Figure:
     figure, (left, right) = _card(2.8, "the first guess is the target's choice", "tokens per sweep, 32 guesses")
     for name, colour in (("shared noise", BLUE), ("no shared noise", ORANGE)):
         left.plot(across, [100 * one.agreed[name] for one in warmths], marker="o", color=colour, label=name)
-        rates = np.array([_rate(one.answers[name]) for one in warmths])
+        rates = np.array([rate(np.array([[len(a.tokens), a.sweeps] for a in one.answers[name]])) for one in warmths])
         right.plot(across, rates[:, 0], marker="o", color=colour, label=name)
         right.fill_between(across, rates[:, 1], rates[:, 2], color=colour, alpha=0.15)
     right.axhline(1.0, linestyle=":", color=INK, label="plain decoding")
@@ -242,14 +243,6 @@ def _card(high: float, *titles: str, share: bool = False) -> tuple[Figure, list[
     for panel, title in zip(panels, titles, strict=True):
         panel.set_title(title)
     return figure, panels
-
-
-def _rate(answers: list[Completion]) -> tuple[float, float, float]:
-    """Tokens per sweep of all answers, and its 95 % interval from a bootstrap over prompts."""
-    tokens, sweeps = np.array([[len(one.tokens), one.sweeps] for one in answers]).T
-    picks = np.random.default_rng(0).integers(0, len(answers), (2000, len(answers)))
-    low, high = np.percentile(tokens[picks].sum(1) / sweeps[picks].sum(1), [2.5, 97.5])
-    return float(tokens.sum() / sweeps.sum()), float(low), float(high)
 
 
 def _rows(guessed: TokenTree) -> dict[int, float]:

@@ -22,6 +22,7 @@ from typing import Literal
 
 import click
 import numpy as np
+from bootstrap import rate, ratio
 from tqdm import tqdm
 
 import offload.placement as weights
@@ -100,11 +101,9 @@ def answer(
     return Ran(tokens, len(bursts), sum(burst.draft_s for burst in bursts), now() - began)
 
 
-def rate(runs: list[Ran], picks: np.ndarray | None = None) -> np.ndarray:
-    """Tokens per second of all answers together, or of each resampling of them."""
-    tokens, seconds = np.array([run.tokens for run in runs]), np.array([run.seconds for run in runs])
-    picks = np.arange(len(runs))[None] if picks is None else picks
-    return np.asarray(tokens[picks].sum(1) / seconds[picks].sum(1))
+def took(runs: list[Ran]) -> np.ndarray:
+    """Tokens and seconds of each answer."""
+    return np.array([[run.tokens, run.seconds] for run in runs])
 
 
 @click.command()
@@ -151,16 +150,11 @@ def main(
     for one in budgets:
         sweeps = sum(run.sweeps for run in runs[one])
         click.echo(
-            f"| {one} | {rate(runs[one])[0]:.2f} | {sum(run.tokens for run in runs[one]) / sweeps:.2f} "
+            f"| {one} | {rate(took(runs[one]))[0]:.2f} | {sum(run.tokens for run in runs[one]) / sweeps:.2f} "
             f"| {sum(run.draft_s for run in runs[one]) / sweeps:.4f} |"
         )
-    best = max(budgets[:-1], key=lambda one: rate(runs[one])[0])
-    picks = np.random.default_rng(0).integers(0, len(rows), (2000, len(rows)))
-    ratios = rate(runs["auto"], picks) / rate(runs[best], picks)
-    low, high = np.percentile(ratios, [2.5, 97.5])
-    click.echo(
-        f"\nauto / best fixed ({best}): {rate(runs['auto'])[0] / rate(runs[best])[0]:.3f} ({low:.3f}–{high:.3f})"
-    )
+    best = max(budgets[:-1], key=lambda one: rate(took(runs[one]))[0])
+    click.echo(f"\nauto / best fixed ({best}): {ratio(took(runs['auto']), took(runs[best]))}")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 
 import click
 import numpy as np
-from measure_sources import copy_heavy, ratio
+from bootstrap import ratio
+from measure_sources import copy_heavy
 from measure_trees import prompts
 from tqdm import tqdm
 

@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 
 import click
 import numpy as np
-from measure_sources import ratio
+from bootstrap import ratio
 from measure_trees import prompts
 from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]  # it brings no types
 from torch import Tensor

@@ -21,9 +21,9 @@ from weakref import WeakKeyDictionary
 
 import click
 import numpy as np
+from bootstrap import interval, ratio
 from measure_budget import Charged
-from measure_sources import ratio
-from measure_trees import interval, prompts
+from measure_trees import prompts
 from tqdm import tqdm
 
 import offload
@@ -111,7 +111,7 @@ def sets(model: str, share: str, temperature: str, tokens: int, budget: int, lim
                     equal = sum(one.tokens == text for one, text in zip(answers, plain, strict=True))
                     taken = size_LS[best_LS].sum() / size_LS.sum()
                     click.echo(
-                        f"| {warmth:g} | {part:g} | {name} | `{spelled(best_LS)}` | {taken:.2f} | {interval(*rows.T)} "
+                        f"| {warmth:g} | {part:g} | {name} | `{spelled(best_LS)}` | {taken:.2f} | {interval(rows)} "
                         f"| {ratio(rows, base)} | {equal} of {len(rows)} |"
                     )
         _searching(llm, size_LS, every, chance)

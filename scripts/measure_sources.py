@@ -14,6 +14,7 @@ from collections.abc import Sequence as Items
 
 import click
 import numpy as np
+from bootstrap import ratio
 from measure_trees import prompts
 from tqdm import tqdm
 
@@ -48,17 +49,6 @@ def drafter_of(source: str, llm: Engine, memory: Memory) -> Drafter:
     }
     wanted = [members[name] for name in source.split("+")]
     return wanted[0] if len(wanted) == 1 else Union(wanted)
-
-
-def ratio(ours: np.ndarray, theirs: np.ndarray) -> str:
-    """(tokens / sweeps) of one source over that of another, both [prompts, 2], with its paired bootstrap interval."""
-    picks = np.random.default_rng(0).integers(0, len(ours), (2000, len(ours)))
-
-    def speed(rows: np.ndarray) -> np.ndarray:
-        return np.asarray(rows[..., 0].sum(-1) / rows[..., 1].sum(-1))
-
-    low, high = np.percentile(speed(ours[picks]) / speed(theirs[picks]), [2.5, 97.5])
-    return f"{speed(ours) / speed(theirs):.3f} ({low:.3f}–{high:.3f})"
 
 
 def measure(

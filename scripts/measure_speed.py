@@ -20,7 +20,7 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
-from measure_sources import ratio
+from bootstrap import ratio
 from measure_trees import prompts
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM

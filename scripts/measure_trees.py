@@ -15,6 +15,7 @@ from pathlib import Path
 
 import click
 import numpy as np
+from bootstrap import interval, ratio
 from tqdm import tqdm
 
 import specexec
@@ -44,19 +45,6 @@ def use(llm: Engine, planner: str, ranking: Ranking) -> None:
     assert isinstance(drafter, SiblingDrafter)
     drafter.ranking = ranking
     llm._decoder.planner = PLANNERS[planner]
-
-
-def interval(counts_2P: np.ndarray, against_2P: np.ndarray | None = None) -> str:
-    """Tokens / sweeps, if need be over those of another rule, with a 95 % bootstrap interval over prompts."""
-
-    def found(picks: np.ndarray) -> np.ndarray:
-        tokens, sweeps = counts_2P[:, picks].sum(-1)
-        per_sweep = tokens / sweeps
-        return per_sweep if against_2P is None else per_sweep / np.divide(*against_2P[:, picks].sum(-1))
-
-    prompts = counts_2P.shape[1]
-    low, high = np.percentile(found(np.random.default_rng(0).integers(0, prompts, (2000, prompts))), [2.5, 97.5])
-    return f"{found(np.arange(prompts)):.2f} ({low:.2f}–{high:.2f})"
 
 
 @click.command()
@@ -97,11 +85,11 @@ def main(
                     )
                     answers = [llm.generate(*pair) for pair in pairs]
                     equal += sum(answer.tokens == text for answer, text in zip(answers, plain, strict=True))
-                    counts.append(np.array([[len(one.tokens), one.sweeps] for one in answers]).T)
+                    counts.append(np.array([[len(one.tokens), one.sweeps] for one in answers]))
                 row = " | ".join(map(interval, counts))
                 click.echo(f"| {rule} | {warmth:g} | {row} | {equal} of {len(budgets) * len(asked)} |")
             if {"shared noise", "reference rule"} <= measured.keys():
-                row = " | ".join(map(interval, measured["shared noise"], measured["reference rule"]))
+                row = " | ".join(map(ratio, measured["shared noise"], measured["reference rule"]))
                 click.echo(f"| shared noise / reference | {warmth:g} | {row} | |")
 
 

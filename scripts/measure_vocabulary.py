@@ -17,7 +17,7 @@ from collections.abc import Callable
 import click
 import numpy as np
 import torch
-from measure_sources import ratio
+from bootstrap import ratio
 from measure_trees import prompts
 
 import specexec
