@@ -15,10 +15,9 @@ from pathlib import Path
 
 from cli.errors import BadSession, SessionNotFound
 from offload.places import folder_of
-from offload.replacing import replacing
+from offload.replacing import PRIVATE, replacing
 
 FORMAT = 1
-PRIVATE = 0o600
 _ID = re.compile(r"[\w-]{1,80}")
 
 

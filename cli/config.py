@@ -14,7 +14,7 @@ import click
 from cli.errors import BadConfig
 from cli.settings import LOCAL, Value, check_key, check_value, files, known, read, user_file
 from cli.verbosity import json_option, verbosity_options
-from offload.replacing import replacing
+from offload.replacing import PRIVATE, replacing
 
 
 @click.group()
@@ -100,7 +100,7 @@ def edit() -> None:
     file = user_file()
     file.parent.mkdir(parents=True, exist_ok=True)
     if not file.exists():
-        with replacing(file, 0o600) as fresh:
+        with replacing(file, PRIVATE) as fresh:
             fresh.write(b'# model = "llama-70b"\n# [chat]\n# temperature = 0.7\n')
     click.edit(filename=str(file), editor=os.environ.get("VISUAL") or os.environ.get("EDITOR"))
     for setting in read(file):
@@ -119,7 +119,7 @@ def changed(file: Path) -> Iterator[MutableMapping[str, Any]]:
         raise BadConfig(f"{file} is not TOML: {problem}.", hint="specexec config edit") from None
     yield document
     file.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(file, 0o600) as unfinished:
+    with replacing(file, PRIVATE) as unfinished:
         unfinished.write(tomlkit.dumps(document).encode())
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from offload.places import folder_of
-from offload.replacing import replacing
+from offload.replacing import PRIVATE, replacing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -67,7 +67,7 @@ def save(path: Path, arrays: Arrays) -> None:
     from safetensors.numpy import save as serialise
 
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with replacing(path, 0o600) as file:
+    with replacing(path, PRIVATE) as file:
         file.write(serialise({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
 
 

@@ -12,9 +12,8 @@ import struct
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cli.archive import PRIVATE
 from cli.errors import BadSnapshot
-from offload.replacing import replacing
+from offload.replacing import PRIVATE, replacing
 
 if TYPE_CHECKING:
     from torch import Tensor

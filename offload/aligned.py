@@ -8,8 +8,10 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 
@@ -51,26 +53,28 @@ def write(
 ) -> Written:
     """Write entries of other files as they are and tensors from memory; whole and on disk when this returns."""
     tensors = sorted((tensor for source in sources for tensor in _tensors(source)), key=lambda tensor: tensor.rank)
-    partial = path.with_name(path.name + PARTIAL)
-    digest = hashlib.sha256()
-    size_B = 0
-    try:
-        with replacing(path, beside=partial) as file:
-            for chunk in _chunks(tensors):
-                _write_all(file.fileno(), chunk)
-                digest.update(chunk)
-                size_B += chunk.nbytes
-                advance(chunk.nbytes)
-    except OSError as error:
-        raise write_failed(path, error) from error
+    digest, size_B = hashlib.sha256(), 0
+    with _replacing(path) as file:
+        for chunk in _chunks(tensors):
+            file.write(chunk)
+            digest.update(chunk)
+            size_B += chunk.nbytes
+            advance(chunk.nbytes)
     return Written(size_B, digest.hexdigest())
 
 
 def write_small(path: Path, content: bytes) -> None:
     """Replace a small file at once: after a crash there is the old one or the new one."""
+    with _replacing(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
+    """As `replacing`, by a name that is known for unfinished; what the disk refuses is said in our words."""
     try:
         with replacing(path, beside=path.with_name(path.name + PARTIAL)) as file:
-            file.write(content)
+            yield file
     except OSError as error:
         raise write_failed(path, error) from error
 
@@ -126,11 +130,6 @@ def _read(entry: Entry, view: memoryview, start: int) -> None:
         raise ReadFailed(f"could not read {entry.file.name} ('{entry.name}'): {error.strerror}.") from error
     if not whole:
         raise ReadFailed(f"could not read {entry.file.name} ('{entry.name}'): the file ends too early.")
-
-
-def _write_all(fd: int, chunk: memoryview) -> None:
-    while chunk:
-        chunk = chunk[os.write(fd, chunk) :]
 
 
 def _header(tensors: Sequence[_Tensor]) -> bytes:

@@ -107,11 +107,12 @@ class _Layers:
     """Decoder layers to measure with."""
 
     def __init__(self, device: str, dtype: str) -> None:
-        import torch
         from transformers import LlamaConfig
         from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
 
-        self._device, self._kind = device, {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}[dtype]
+        from offload.skeleton import DTYPES
+
+        self._device, self._kind = device, DTYPES[dtype]
         self._config = LlamaConfig(
             hidden_size=2048, intermediate_size=8192, num_attention_heads=32, num_key_value_heads=8
         )

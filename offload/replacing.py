@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+PRIVATE = 0o600  # for its owner alone
+
 
 @contextmanager
 def replacing(path: Path, mode: int = 0o666, beside: Path | None = None) -> Iterator[BinaryIO]:

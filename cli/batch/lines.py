@@ -18,9 +18,9 @@ from cli.batch.items import Item, Json, Prompt, is_text, wishes_of
 from cli.errors import BadJsonl
 from specexec.errors import BadText, EmptyPrompt, SpecexecError
 
+_TEMPLATES = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
 FIELDS = ("prompt", "messages", "text")
 # Parts of an OpenAI request that would change the answer in a way we do not offer; silence would be a lie.
-_TEMPLATES = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
 UNSUPPORTED = ("tools", "functions", "response_format", "logit_bias", "best_of", "suffix", "top_logprobs")
 
 

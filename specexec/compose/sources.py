@@ -60,7 +60,6 @@ def picked(
         return choice, ""
     folder = weights.open_folder(pair.target)
     item_B = asked.item_B(folder)
-    plain_B = weights.need_of(folder, item_B, asked.context).read_B
 
     def slowest(choice: Choice) -> str | None:
         plain = weights.need_of(folder, item_B, asked.context, beside_B(choice, pair, asked))
@@ -77,10 +76,11 @@ def picked(
 
     experts = any(getattr(config, name, None) for name in weights.EXPERTS)
     # A CPU takes longer over a 4-bit copy than over the weights themselves: there it must have been measured first.
-    copies = asked.device != "cpu" or "substitute+ngram" in measured
-    # What streams in few bits already gains nothing by a copy in four.
-    few_bits = 4 * weights.four_bit_copy_B(folder, item_B)[0] > 3 * sum(plain_B)
-    found = candidates(pair.drafter is not None, slowest, copies and not experts and not few_bits)
+    copies = not experts and (asked.device != "cpu" or "substitute+ngram" in measured)
+    if copies:  # and what streams in few bits already gains nothing by one
+        streamed_B = sum(weights.need_of(folder, item_B, asked.context).read_B)
+        copies = 4 * weights.four_bit_copy_B(folder, item_B)[0] <= 3 * streamed_B
+    found = candidates(pair.drafter is not None, slowest, copies)
     return fastest(found, pair.drafter is not None, measured)
 
 
