@@ -135,9 +135,7 @@ def by_temperature(temperatures: tuple[float, ...]) -> Iterator[Warmth]:
             pairs = list(zip(asked, sampling, strict=True))
             found = Warmth(temperature, {}, {})
             for name, weight in (("shared noise", temperature), ("no shared noise", 0.0)):
-                use(llm, *RULES[name])
-                assert isinstance(llm._decoder.drafter, SiblingDrafter)
-                llm._decoder.drafter.calibrations.clear()  # each rule learns its own tau
+                use(llm, RULES[name])
                 found.answers[name] = [llm.generate(*pair) for pair in pairs]
                 texts = [judge(llm, *pair, one.tokens) for pair, one in zip(pairs, found.answers[name], strict=True)]
                 hits = [(text.draft_PV + weight * text.noise_PV).argmax(1) == text.tokens_P for text in texts]

@@ -10,25 +10,15 @@ all prompts together and the ratio to the sibling alone, with a 95 % interval fr
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Items
-
 import click
 import numpy as np
 from bootstrap import ratio
-from measure_trees import prompts
-from tqdm import tqdm
+from measure_trees import Rule, answers_of, prompts
 
 import specexec
 from specexec import SamplingParams
 from specexec.conversation import Prompt
-from specexec.drafters import Drafter
-from specexec.drafters.ngram import NgramDrafter
-from specexec.drafters.sibling import SiblingDrafter
-from specexec.drafters.union import Union
 from specexec.engine import Engine
-from specexec.memory import Memory
-from specexec.stats import Completion
-from specexec.suffix import Recent
 
 SOURCES = ("sibling", "ngram", "sibling+ngram")
 
@@ -38,31 +28,6 @@ def copy_heavy(llm: Engine, prompt: Prompt, tokens: int) -> list[int]:
     asked = llm.encode(prompt)
     answer = llm.generate(prompt, SamplingParams(temperature=0.0, max_tokens=tokens)).tokens
     return [*asked, *answer, *asked]
-
-
-def drafter_of(source: str, llm: Engine, memory: Memory) -> Drafter:
-    """A drafter that has learned nothing yet, over the engine's loaded models."""
-    assert llm._draft is not None
-    members: dict[str, Drafter] = {
-        "sibling": SiblingDrafter(llm._draft, len(llm.tokenizer)),
-        "ngram": NgramDrafter(memory),
-    }
-    wanted = [members[name] for name in source.split("+")]
-    return wanted[0] if len(wanted) == 1 else Union(wanted)
-
-
-def measure(
-    llm: Engine, source: str, asked: Items[Prompt], samplings: Items[SamplingParams], session: bool
-) -> list[Completion]:
-    """What the engine wrote for every prompt with one source."""
-    memory = Memory()
-    llm._decoder.drafter = drafter_of(source, llm, memory)
-    answers: list[Completion] = []
-    for prompt, sampling in tqdm(list(zip(asked, samplings, strict=True)), desc=source, leave=False, disable=None):
-        answers.append(llm.generate(prompt, sampling))
-        if not session:
-            memory.recent = Recent()
-    return answers
 
 
 @click.command()
@@ -87,11 +52,11 @@ def main(model: str, drafter: str, budget: int, temperature: str, tokens: int, d
             ]
             for name, asked in (("ordinary", ordinary), ("copy-heavy", copying)):
                 llm.budget = 0
-                plain = measure(llm, "sibling", asked, samplings, session)
+                plain = [llm.generate(*pair) for pair in zip(asked, samplings, strict=True)]
                 llm.budget = budget
                 base: np.ndarray | None = None
                 for source in SOURCES:
-                    answers = measure(llm, source, asked, samplings, session)
+                    answers = answers_of(llm, Rule(source=source), asked, samplings, source, session)
                     rows = np.array([[len(one.tokens), one.sweeps] for one in answers])
                     base = rows if base is None else base
                     equal = sum(one.tokens == text.tokens for one, text in zip(answers, plain, strict=True))

@@ -1,8 +1,9 @@
-"""Tokens per sweep of the demo pair: budgets x temperatures x shared noise on, off, and the reference rule.
+"""Tokens per sweep of the demo pair: budgets x temperatures x shared noise on, off, the reference rule, with look-ups.
 
 Every prompt of prompts.jsonl, 64 new tokens each, first sweep included; the text of every row must equal that of plain
-decoding with the same seed, or the script says so. Prints a markdown table: tokens / sweeps of all prompts together,
-and its 95 % interval from a bootstrap over prompts.
+decoding with the same seed, or the script says so. Every cell starts with nothing learned; what was written is looked
+up within a prompt only. Prints a markdown table: tokens / sweeps of all prompts together, and its 95 % interval from a
+bootstrap over prompts; then the ratio to the reference rule.
 
     python scripts/measure_trees.py --budget 8,32,128,512 --temperature 0,0.7,1.0
 """
@@ -10,7 +11,8 @@ and its 95 % interval from a bootstrap over prompts.
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from collections.abc import Sequence as Items
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
@@ -20,16 +22,36 @@ from tqdm import tqdm
 
 import specexec
 from specexec import SamplingParams
+from specexec.conversation import Prompt
+from specexec.drafters import Drafter
+from specexec.drafters.ngram import NgramDrafter
 from specexec.drafters.sibling import SiblingDrafter
+from specexec.drafters.union import Union
 from specexec.engine import Engine
+from specexec.memory import Memory
 from specexec.planner import PLANNERS, RANKINGS
 from specexec.ranking import Ranking
+from specexec.stats import Completion
+from specexec.suffix import Recent
 
 PROMPTS = Path(__file__).with_name("prompts.jsonl")
+REFERENCE = "reference rule"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How a tree is chosen, and from what."""
+
+    planner: str = "best"
+    ranking: Ranking = RANKINGS["best"]
+    source: str = "sibling"
+
+
 RULES = {
-    "shared noise": ("best", RANKINGS["best"]),
-    "no shared noise": ("best", replace(RANKINGS["best"], shared_noise=False)),
-    "reference rule": ("reference", RANKINGS["reference"]),
+    "shared noise": Rule(),
+    "no shared noise": Rule(ranking=replace(RANKINGS["best"], shared_noise=False)),
+    REFERENCE: Rule("reference", RANKINGS["reference"]),
+    "shared noise, look-ups": Rule(source="sibling+ngram"),
 }
 
 
@@ -39,12 +61,30 @@ def prompts() -> list[str | list[dict[str, str]]]:
     return [[{"role": "user", "content": row["prompt"]}] if row["chat"] else row["prompt"] for row in rows]
 
 
-def use(llm: Engine, planner: str, ranking: Ranking) -> None:
-    """Switch planner and ranking of a running engine: a comparison of rules on the same loaded models."""
-    drafter = llm._decoder.drafter
-    assert isinstance(drafter, SiblingDrafter)
-    drafter.ranking = ranking
-    llm._decoder.planner = PLANNERS[planner]
+def use(llm: Engine, rule: Rule) -> Memory:
+    """From now on the engine guesses so, over its loaded models, with nothing learned yet. Gives what it looks up."""
+    assert llm._draft is not None
+    memory = Memory()
+    members: dict[str, Drafter] = {
+        "sibling": SiblingDrafter(llm._draft, len(llm.tokenizer), rule.ranking),
+        "ngram": NgramDrafter(memory),
+    }
+    wanted = [members[name] for name in rule.source.split("+")]
+    llm._decoder.drafter = wanted[0] if len(wanted) == 1 else Union(wanted)
+    llm._decoder.planner = PLANNERS[rule.planner]
+    return memory
+
+
+def answers_of(
+    llm: Engine, rule: Rule, asked: Items[Prompt], samplings: Items[SamplingParams], what: str, session: bool = False
+) -> list[Completion]:
+    """What the engine writes for every prompt, with nothing left to look up from those before unless in one session."""
+    memory, answers = use(llm, rule), []
+    for pair in tqdm(list(zip(asked, samplings, strict=True)), desc=what, leave=False, disable=None):
+        answers.append(llm.generate(*pair))
+        if not session:
+            memory.recent = Recent()
+    return answers
 
 
 @click.command()
@@ -74,23 +114,20 @@ def main(
             llm.budget = 0
             plain = [llm.generate(*pair).tokens for pair in zip(asked, sampling, strict=True)]
             measured: dict[str, list[np.ndarray]] = {}
-            for rule in rules or RULES:
-                planner, ranking = RULES[rule]
-                use(llm, planner, ranking)
-                counts, equal = measured.setdefault(rule, []), 0
+            for name in rules or RULES:
+                counts, equal = measured.setdefault(name, []), 0
                 for nodes in budgets:
                     llm.budget = nodes
-                    pairs = tqdm(
-                        list(zip(asked, sampling, strict=True)), desc=f"{rule} T={warmth} B={nodes}", leave=False
-                    )
-                    answers = [llm.generate(*pair) for pair in pairs]
+                    answers = answers_of(llm, RULES[name], asked, sampling, f"{name} T={warmth} B={nodes}")
                     equal += sum(answer.tokens == text for answer, text in zip(answers, plain, strict=True))
                     counts.append(np.array([[len(one.tokens), one.sweeps] for one in answers]))
                 row = " | ".join(map(interval, counts))
-                click.echo(f"| {rule} | {warmth:g} | {row} | {equal} of {len(budgets) * len(asked)} |")
-            if {"shared noise", "reference rule"} <= measured.keys():
-                row = " | ".join(map(ratio, measured["shared noise"], measured["reference rule"]))
-                click.echo(f"| shared noise / reference | {warmth:g} | {row} | |")
+                click.echo(f"| {name} | {warmth:g} | {row} | {equal} of {len(budgets) * len(asked)} |")
+            reference = measured.pop(REFERENCE, None)
+            if reference is not None:
+                for name, counts in measured.items():
+                    row = " | ".join(map(ratio, counts, reference))
+                    click.echo(f"| {name} / reference | {warmth:g} | {row} | |")
 
 
 if __name__ == "__main__":
