@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -10,13 +14,50 @@ import click
 from cli.errors import INTERRUPTED
 from cli.quantities import format_bytes
 from cli.screen import Screen, watched
-from cli.verbosity import Verbosity, start_logging, verbosity_options
+from cli.verbosity import Verbosity, json_option, start_logging, verbosity_options
 from offload import hub, names
 from offload.errors import ModelNotFound
 
 if TYPE_CHECKING:
     from offload.formats import FourBits
     from offload.quant import Quant
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """The options as they were given."""
+
+    name: str
+    revision: str | None
+    drafter: str
+    pack: Quant | None
+    head_quant: FourBits
+    out: Path | None
+    trust_remote_code: bool
+    dry_run: bool
+    offline: bool
+
+
+@dataclass(frozen=True)
+class _Pulled:
+    """What became of one repository, or would: `line` says it to people, the rest to programs.
+
+    `files`, of `fetch_B` bytes, were not here; `folder` is None while there is none.
+    """
+
+    line: str
+    role: str
+    repo: str
+    commit: str
+    folder: Path | None
+    files: list[str]
+    fetch_B: int
+    pack: Mapping[str, object] | None = None
+
+    @property
+    def facts(self) -> dict[str, object]:
+        """All but the line."""
+        return {name: value for name, value in asdict(self).items() if name != "line"}
 
 
 @click.command()
@@ -31,6 +72,7 @@ if TYPE_CHECKING:
 @click.option("--trust-remote-code", is_flag=True, help="Bring Python files as well; with --pack, run them.")
 @click.option("--dry-run", is_flag=True, help="Say what would be downloaded; download nothing.")
 @click.option("--offline", is_flag=True, help="Only say whether everything is here.")
+@json_option()
 @verbosity_options
 @click.pass_obj
 def pull(
@@ -44,6 +86,7 @@ def pull(
     trust_remote_code: bool,
     dry_run: bool,
     offline: bool,
+    as_json: bool,
 ) -> int:
     """Download NAME (an alias or org/model) and its drafter; prints the folders. What is here is not fetched again.
 
@@ -56,24 +99,33 @@ def pull(
         raise click.UsageError("--pack and --out go together: how, and where to.")
     if quant is None and head_quant != "none":
         raise click.UsageError("--head-quant is for packs: add --pack and --out.")
-    screen = Screen(quiet=verbosity.quiet)
+    asked = _Asked(name, revision, drafter, quant, head_quant, out, trust_remote_code, dry_run, offline)
     start_logging(verbosity)
-    target = _on_the_hub(name, revision)
-    other = names.drafter_of(name) if drafter == "auto" else None if drafter == "none" else drafter
-    wanted = [target] if quant is None else []
-    wanted += [_on_the_hub(other, None)] if other and other != names.DEMO else []
+    screen, began_s = Screen(quiet=verbosity.quiet), time.perf_counter()
+    pulled: list[_Pulled] = []
     try:
-        if quant is not None and out is not None:
-            _pack(
-                target, quant, head_quant, out, screen, verbosity,
-                dry_run=dry_run, offline=offline, code=trust_remote_code,
-            )  # fmt: skip
-        for repo, commit in wanted:
-            _pull(repo, commit, screen, dry_run=dry_run, offline=offline, code=trust_remote_code)
+        for one in _all_of(asked, screen):
+            pulled.append(one)
+            if not as_json:
+                click.echo(one.line)
     except KeyboardInterrupt:
         screen.tell("stopped; the same command fetches the rest.")
         return INTERRUPTED
+    if as_json:
+        told = {"asked": asdict(asked), "cache": hub.cache_folder(), "models": [one.facts for one in pulled]}
+        told["seconds"] = round(time.perf_counter() - began_s, 3)
+        click.echo(json.dumps(told, ensure_ascii=False, default=str))
     return 0
+
+
+def _all_of(asked: _Asked, screen: Screen) -> Iterator[_Pulled]:
+    """The model, then its drafter."""
+    target = _on_the_hub(asked.name, asked.revision)
+    other = names.drafter_of(asked.name) if asked.drafter == "auto" else asked.drafter
+    drafter = None if other in (None, "none", names.DEMO) else _on_the_hub(other, None)
+    yield (_pull if asked.pack is None else _pack)("target", *target, asked, screen)
+    if drafter:
+        yield _pull("drafter", *drafter, asked, screen)
 
 
 def _on_the_hub(name: str, revision: str | None) -> tuple[str, str | None]:
@@ -87,67 +139,64 @@ def _on_the_hub(name: str, revision: str | None) -> tuple[str, str | None]:
     return found[0], revision or found[1]
 
 
-def _pull(repo: str, revision: str | None, screen: Screen, *, dry_run: bool, offline: bool, code: bool) -> None:
+def _pull(role: str, repo: str, revision: str | None, asked: _Asked, screen: Screen) -> _Pulled:
     here = hub.cached(repo, revision)
-    if here and not hub.missing_files(here, code):
+    if here and not hub.missing_files(here, asked.trust_remote_code):
         screen.say(f"{repo} is here already")
-        click.echo(str(here))
-        return
-    if offline:
-        _refuse(repo, revision, code)
-    missing = hub.look_up(repo, revision, code)
-    what = f"{len(missing.missing)} files of {repo}, {format_bytes(missing.missing_B)}"
-    if dry_run:
-        click.echo(f"would download {what}, to {hub.cache_folder()}")
-        return
+        return _Pulled(str(here), role, repo, here.name, here, [], 0)
+    if asked.offline:
+        _refuse(repo, revision, asked)
+    missing = hub.look_up(repo, revision, asked.trust_remote_code)
+    files, fetch_B = sorted(missing.missing), missing.missing_B
+    what = f"{len(files)} files of {repo}, {format_bytes(fetch_B)}"
+    if asked.dry_run:
+        line = f"would download {what}, to {hub.cache_folder()}"
+        return _Pulled(line, role, repo, missing.commit, None, files, fetch_B)
     missing.refuse_full_disk(hub.cache_folder())
     screen.say(f"downloading {what}")
-    click.echo(str(hub.download(repo, revision, code)))
+    folder = hub.download(repo, revision, asked.trust_remote_code)
+    return _Pulled(str(folder), role, repo, missing.commit, folder, files, fetch_B)
 
 
-def _refuse(repo: str, revision: str | None, code: bool) -> NoReturn:
+def _refuse(repo: str, revision: str | None, asked: _Asked) -> NoReturn:
     """Say what is missing of a model that is not all here."""
-    names.resolve(repo if revision is None else f"{repo}@{revision}", "none", offline=True, code=code)
+    name = repo if revision is None else f"{repo}@{revision}"
+    names.resolve(name, "none", offline=True, code=asked.trust_remote_code)
     raise AssertionError(f"{repo} was missing a moment ago")
 
 
-def _pack(
-    target: tuple[str, str | None],
-    quant: Quant,
-    head: FourBits,
-    out: Path,
-    screen: Screen,
-    verbosity: Verbosity,
-    *,
-    dry_run: bool,
-    offline: bool,
-    code: bool,
-) -> None:
-    here = hub.cached(*target)
+def _pack(role: str, repo: str, revision: str | None, asked: _Asked, screen: Screen) -> _Pulled:
+    assert asked.pack is not None
+    assert asked.out is not None
+    out, code = asked.out, asked.trust_remote_code
+    here = hub.cached(repo, revision)
     if here and hub.missing_files(here, code):
         here = None
-    if offline and not here:
-        _refuse(*target, code)
-    with screen.status(lambda: f"reading the headers of {target[0]}…"):
+    if asked.offline and not here:
+        _refuse(repo, revision, asked)
+    with screen.status(lambda: f"reading the headers of {repo}…"):
         from offload import arriving  # torch and transformers: seconds that --help need not pay
         from offload.pack import pack, plan
         from offload.shards import open_folder
 
         if here:
-            originals, wanted = None, plan(open_folder(here), quant, code, head)
+            originals, commit = None, here.name
+            wanted = plan(open_folder(here), asked.pack, code, asked.head_quant)
         else:
-            originals = arriving.Arriving.begin(*target, out, code)
-            wanted = originals.plan(quant, out, code, head)
-    what = f"{format_bytes(sum(wanted.folder.file_sizes.values()))} of {target[0]} into {format_bytes(wanted.size_B)}"
-    if dry_run:
-        click.echo(f"would {'pack' if here else 'download and pack'} {what}, to {out}")
-        return
+            originals = arriving.Arriving.begin(repo, revision, out, code)
+            wanted, commit = originals.plan(asked.pack, out, code, asked.head_quant), originals.commit
+    files, files_B = sorted(file.name for file in wanted.folder.file_sizes), sum(wanted.folder.file_sizes.values())
+    what = f"{format_bytes(files_B)} of {repo} into {format_bytes(wanted.size_B)}"
+    facts = {"size_B": wanted.size_B, "loads_in_transformers": wanted.loadable}
+    came = _Pulled(str(out), role, repo, commit, out, [] if here else files, 0 if here else files_B, facts)
+    if asked.dry_run:
+        return replace(came, line=f"would {'pack' if here else 'download and pack'} {what}, to {out}", folder=None)
     from tqdm import tqdm
 
-    hidden = True if verbosity.quiet else None  # None: shown on a terminal only
+    hidden = True if screen.quiet else None  # None: shown on a terminal only
     with tqdm(total=wanted.read_B, unit="B", unit_scale=True, desc="pull", disable=hidden, leave=False) as bar:
         pack(wanted, out, advance=watched(bar, screen), originals=originals)
     if originals:
         originals.forget()
     screen.say(f"packed {what}")
-    click.echo(str(out))
+    return came

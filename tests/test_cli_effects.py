@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +25,9 @@ from cli.eval import evaluate
 from cli.generate import generate
 from cli.pack import pack
 from cli.plan import plan
+from cli.pull import pull
+from cli.serve.command import serve
+from cli.serve.worker import Worker
 from offload.names import demo_folder
 from tests.fake_engine import FakeEngine
 
@@ -164,6 +169,19 @@ PACK: Changes = {
     "dry_run": ([], "dry_run"),
 }
 
+SERVE: Changes = {
+    "host": (["--host", "127.0.0.2"], "base_url"),
+    "api_key": (["--api-key", "secret"], "api_key"),
+    "cors_origin": (["--cors-origin", "https://chat.example"], "cors_origins"),
+    "served_name": (["--served-name", "mine"], "models"),
+    "parallel": (["--parallel", "2"], "parallel"),
+    "max_queue": (["--max-queue", "3"], "max_queue"),
+    "request_timeout": (["--request-timeout", "30"], "request_timeout_s"),
+    "sse_keepalive": (["--sse-keepalive", "2"], "sse_keepalive_s"),
+    "sse_keepalive_mode": (["--sse-keepalive-mode", "empty-delta"], "sse_keepalive_mode"),
+    "positional_model": (["{tiny}"], "engine.folders.target"),
+}
+
 
 @pytest.fixture(scope="module")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -220,6 +238,10 @@ def test_every_option_is_in_the_table() -> None:
     assert options_of(check_command) == engine | SAMPLING.keys() | {"file", "limit"} | SHOWN & options_of(check_command)
     assert options_of(bench) == engine | {name for run in BENCH for name in run} | SHOWN & options_of(bench)
     assert options_of(evaluate) == engine | EVAL.keys() | SHOWN & options_of(evaluate)
+    assert options_of(serve) == engine | SERVE.keys() | {"port", "uds"} | SHOWN & options_of(serve)
+    # Of these test_cli_pull.py tells what came.
+    told = {"name", "revision", "drafter", "quant", "head_quant", "out", "trust_remote_code", "dry_run", "offline"}
+    assert options_of(pull) - SHOWN == told
     assert options_of(doctor) - SHOWN == {"quick", "path"}  # test_doctor_gives_rows_and_keeps_what_it_measured
 
 
@@ -250,6 +272,7 @@ BASES = {
     "check": (["check", "--json", "--limit", "1", "-n", "3", "--seed", "1"], ""),
     "bench": (["bench", "--json", "--limit", "1", "-r", "1", "-n", "2"], "1."),
     "eval": (["eval", "--json", "--tasks", "a"], "specexec."),
+    "serve": (["serve", "--json", "--port", "0"], ""),
 }
 
 
@@ -261,8 +284,24 @@ def no_harness(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cli.eval._evaluate", lambda *_: {"results": {}})
 
 
+@pytest.fixture
+def served_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers leave when they are ready."""
+
+    class Once:
+        def __init__(self, app: object, worker: Worker, shutdown_s: int) -> None:
+            self._worker = worker
+
+        def run(self, sockets: object) -> None:
+            self._worker.start()
+            while self._worker.state == "loading":
+                time.sleep(0.01)
+
+    monkeypatch.setattr("cli.serve.running.Running", Once)
+
+
 @pytest.mark.parametrize("command", BASES)
-@pytest.mark.usefixtures("no_harness")
+@pytest.mark.usefixtures("no_harness", "served_once")
 def test_every_command_with_an_engine_says_what_came_of_its_options(
     command: str, printed: Command, tiny_folder: Path
 ) -> None:
@@ -333,3 +372,16 @@ def test_an_exactness_check_says_which_prompts_it_took(printed: Command, tmp_pat
 @pytest.mark.usefixtures("no_harness")
 def test_scores_say_what_came_of_every_option(printed: Command, tiny_folder: Path) -> None:
     check(printed, BASES["eval"][0], EVAL, tiny_folder)
+
+
+@pytest.mark.usefixtures("served_once")
+def test_a_server_says_what_came_of_every_option(printed: Command, tiny_folder: Path, tmp_path: Path) -> None:
+    base = BASES["serve"][0]
+    check(printed, base, SERVE, tiny_folder)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    told = printed(*base[:-1], str(port))
+    assert (at(told, "base_url"), at(told, "socket")) == (f"http://127.0.0.1:{port}/v1", None)
+    told = printed(*base, "--uds", str(tmp_path / "s"), "--api-key", "secret")
+    assert (at(told, "base_url"), at(told, "socket")) == ("http://localhost/v1", str(tmp_path / "s"))
+    assert "secret" not in json.dumps(told)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -73,6 +75,36 @@ def test_an_alias_of_ones_own_brings_the_model_and_its_drafter(specexec: Pull, h
     assert (again.code, again.out) == (0, ran.out)
     assert again.err == "org/big is here already\norg/small is here already\n"
     assert not hub.sent
+
+
+def told_by(specexec: Pull, *runs: list[str]) -> list[Any]:
+    """What each of these runs says in JSON, all in one process."""
+    ran = specexec(*runs[-1], code=f"from cli.app import main\nfor run in {list(runs[:-1])}: assert main(run) == 0")
+    assert ran.code == 0, ran.err
+    return [json.loads(line) for line in ran.out.splitlines()]
+
+
+def test_a_pull_says_what_came_of_every_option(specexec: Pull, tmp_path: Path) -> None:
+    (tmp_path / "big" / "modeling_own.py").write_text("'never run'")
+    base = ["pull", "mine", "--json"]
+    mores = [[], ["--drafter", "none"], ["--trust-remote-code"], ["--revision", COMMIT]]
+    runs = [*([*base, "--dry-run", *more] for more in mores), base, [*base, "--offline"]]
+    dry, alone, trusting, fixed, pulled, offline = told_by(specexec, *runs)
+    big, small = dry["models"]
+    assert [(one["role"], one["repo"], one["commit"], one["folder"]) for one in (big, small)] == [
+        ("target", "org/big", COMMIT, None), ("drafter", "org/small", COMMIT, None),
+    ]  # fmt: skip
+    assert big["fetch_B"] == sum((tmp_path / "big" / name).stat().st_size for name in big["files"])
+    assert [one["repo"] for one in alone["models"]] == ["org/big"]
+    assert set(trusting["models"][0]["files"]) - set(big["files"]) == {"modeling_own.py"}
+    assert fixed["asked"] == dry["asked"] | {"revision": COMMIT}
+    for said, brought, found in zip(dry["models"], pulled["models"], offline["models"], strict=True):
+        folder = Path(brought["folder"])
+        assert brought == said | {"folder": brought["folder"]}, "a dry run says what comes"
+        assert {file.name for file in folder.iterdir()} == set(said["files"])
+        assert Path(pulled["cache"]) in folder.parents
+        assert found == brought | {"files": [], "fetch_B": 0}
+    assert offline["asked"] == pulled["asked"] | {"offline": True}
 
 
 def test_only_what_is_missing_is_fetched(specexec: Pull, hub: FakeHub) -> None:
@@ -182,6 +214,19 @@ def test_a_pack_is_made_from_originals_that_are_here_already(specexec: Pull, hub
     assert verify(out) == []
     pack(plan(open_folder(tmp_path / "big"), "int8"), tmp_path / "local")
     assert stored_tensors(out).keys() == stored_tensors(tmp_path / "local").keys()
+
+
+def test_a_pull_into_a_pack_says_what_came_of_every_option(specexec: Pull, tmp_path: Path) -> None:
+    base = ["pull", "org/big", "--json", "--drafter", "none"]
+    ways = [["--pack", "int8"], ["--pack", "nf4"], ["--pack", "nf4", "--head-quant", "nf4"]]
+    runs = [[*base, *way, "--out", str(tmp_path / f"pack{at}")] for at, way in enumerate(ways)]
+    told = told_by(specexec, *([*run, "--dry-run"] for run in runs), runs[-1])
+    int8, nf4, head, packed = (one["models"][0] for one in told)
+    assert int8["pack"]["size_B"] > nf4["pack"]["size_B"] > head["pack"]["size_B"]
+    assert [one["pack"]["loads_in_transformers"] for one in (int8, nf4, head)] == [True, True, False]
+    assert head["files"] == sorted(file.name for file in (tmp_path / "big").glob("*.safetensors"))
+    assert packed == head | {"folder": str(tmp_path / "pack2")}
+    assert (tmp_path / "pack2" / "config.json").is_file()
 
 
 def test_bits_of_the_head_are_for_packs_only(specexec: Pull) -> None:

@@ -16,7 +16,7 @@ from cli.verbosity import Verbosity
 
 # What does something, and whose answer is what it did; everything else reports, and can do so in JSON.
 DOING = {
-    "repl", "serve", "pull", "index", "completion",
+    "repl", "index", "completion",
     "alias", "alias set", "alias rm", "config", "config set", "config edit",
     "sessions", "sessions export", "sessions rm",
 }  # fmt: skip

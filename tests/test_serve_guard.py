@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
 import stat
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -128,20 +128,19 @@ def test_the_command_serves_until_it_is_told_to_stop(number: int, code: int, tmp
     log = (tmp_path / "log").open("w+")
     program = "import sys; from cli.app import main; sys.exit(main(sys.argv[1:]))"
     process = subprocess.Popen(
-        [sys.executable, "-c", program, "serve", "--port", "0", "--budget", "4"],
-        stderr=log, env={**os.environ, "SPECEXEC_API_KEY": KEY},
+        [sys.executable, "-c", program, "serve", "--port", "0", "--budget", "4", "--json"],
+        stdout=subprocess.PIPE, stderr=log, env={**os.environ, "SPECEXEC_API_KEY": KEY},
     )  # fmt: skip
     try:
-        deadline_s = time.monotonic() + 90
-        while "ready: " not in (said := (tmp_path / "log").read_text()):
-            assert process.poll() is None, said
-            assert time.monotonic() < deadline_s, said
-            time.sleep(0.1)
-        url = said.partition("ready: ")[2].split("/v1")[0]
+        assert process.stdout is not None
+        line, said = process.stdout.readline(), (tmp_path / "log").read_text()
+        assert line, said
+        url = json.loads(line)["base_url"]
+        assert f"ready: {url} · " in said
         assert KEY not in said
         body = {"prompt": "List", "max_tokens": 3}
         with httpx.Client(trust_env=False, timeout=120) as client:
-            answer = client.post(f"{url}/v1/completions", json=body, headers={"Authorization": f"Bearer {KEY}"})
+            answer = client.post(f"{url}/completions", json=body, headers={"Authorization": f"Bearer {KEY}"})
         assert answer.json()["usage"]["completion_tokens"] == 3
         process.send_signal(number)
         assert process.wait(20) == code
@@ -152,6 +151,7 @@ def test_the_command_serves_until_it_is_told_to_stop(number: int, code: int, tmp
         )
     finally:
         process.kill()
+        process.communicate()
         log.close()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import sys
@@ -15,9 +16,10 @@ import click
 
 from cli.engine import introduction, open_engine, remembering
 from cli.errors import INTERRUPTED, MissingExtra, PortTaken
+from cli.facts import facts_of
 from cli.options import EngineOptions, RealNumber, WholeNumber, engine_options, model_argument
 from cli.screen import Screen
-from cli.verbosity import Verbosity, start_logging, verbosity_options
+from cli.verbosity import Verbosity, json_option, start_logging, verbosity_options
 
 if TYPE_CHECKING:
     from specexec.engine import Engine
@@ -56,6 +58,7 @@ SHUTDOWN_S = 10
     help="For clients that do not count comments as life.",
 )
 @engine_options
+@json_option("Print one line of JSON when the server is ready.")
 @verbosity_options
 @click.pass_obj
 def serve(
@@ -72,6 +75,7 @@ def serve(
     sse_keepalive: float,
     sse_keepalive_mode: Literal["comment", "empty-delta"],
     engine_options: EngineOptions,
+    as_json: bool,
 ) -> int:
     """Answer OpenAI's API for MODEL, by default the built-in demo; a chat page is at /.
 
@@ -95,21 +99,29 @@ def serve(
     with closing(_listen(host, port) if uds is None else _listen_on(uds)) as listening:
         url = _url(listening)
 
-        def opening() -> Engine:
-            engine = open_engine(engine_options, worker.told)
+        def ready(engine: Engine) -> None:
             for line in introduction(engine):
                 screen.say(line)
             key = "set" if api_key else "none, only this machine"
             where = f"chat page {url}/" if uds is None else f"curl --unix-socket {uds} http://localhost/v1/models"
             screen.say(f"ready: {url}/v1 · model {', '.join(names)} · key {key} · {where}")
-            return engine
+            if as_json:
+                told = {
+                    "base_url": f"{'http://localhost' if uds else url}/v1", "socket": uds,
+                    "models": names, "api_key": bool(api_key), "cors_origins": cors_origin,
+                    "parallel": parallel, "max_queue": max_queue, "request_timeout_s": request_timeout,
+                    "sse_keepalive_s": sse_keepalive, "sse_keepalive_mode": sse_keepalive_mode,
+                    "engine": facts_of(engine, engine_options),
+                }  # fmt: skip
+                click.echo(json.dumps(told, ensure_ascii=False, default=str))
 
         worker = Worker(
-            opening,
+            lambda: open_engine(engine_options, worker.told),
             parallel=parallel,
             max_queue=max_queue,
             remembering=lambda engine: remembering(engine, engine_options),
         )
+        worker.on_ready = ready
         manner = Manner(names, sse_keepalive, sse_keepalive_mode, _Log(screen), request_timeout)
         app = application(worker, manner, Policy.of("localhost" if uds else host, api_key, cors_origin))
         screen.say(f"loading {engine_options.model}… (listening on {url})")

@@ -74,6 +74,7 @@ class Worker:
     ) -> None:
         self.state: State = "loading"
         self.failure: BaseException | None = None
+        self.on_ready: Callable[[Engine], None] = lambda engine: None
         self.on_failure: Callable[[], None] = lambda: None
         self.totals = Totals()
         self.parallel = parallel
@@ -164,14 +165,16 @@ class Worker:
     def _work(self) -> None:
         try:
             self._engine = self._open_engine()
+            with self._changed:
+                ready = self.state == "loading"
+                self.state = "ok" if ready else self.state
+            if ready:
+                self.on_ready(self._engine)
         except BaseException as error:
             self.failure = error
             self.state = "failed"
             self.on_failure()
             return
-        with self._changed:
-            if self.state == "loading":
-                self.state = "ok"
         with self._engine, self._remembering(self._engine):
             while self._admit():
                 self._sweep()
