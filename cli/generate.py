@@ -70,7 +70,7 @@ def generate(
     screen = Screen(quiet=verbosity.quiet)
     start_logging(verbosity, screen.tell)
     if found.skipped:
-        screen.say(f"{found.skipped} files of other kinds were left out")
+        screen.say(f"files of other kinds left out: {found.skipped}")
     if not found.items:
         screen.say("no prompts were found")
     items = _fitted(found.items, batch, engine_options, sampling, screen)
@@ -246,6 +246,6 @@ def _dry_run(
 
     target = _target(options)
     parallel = MOST_PARALLEL if batch.parallel == "auto" else batch.parallel
-    lengths, lines = dry_run(items, target, *_reading(options), sampling, parallel, options.link_limit)
-    show(lengths, lines, screen, as_json=batch.as_json)
+    lengths, estimate = dry_run(items, target, *_reading(options), sampling, parallel, options.link_limit)
+    show(lengths, estimate, screen, as_json=batch.as_json)
     return SOME_FAILED if lengths.bad or lengths.too_long else 0

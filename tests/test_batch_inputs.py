@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -54,6 +57,41 @@ def test_a_folder_gives_its_files_in_order_and_tells_what_it_left() -> None:
     assert found.skipped == 1
 
 
+def test_a_file_that_cannot_be_read_is_that_files_error_and_the_others_are_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read_bytes = Path.read_bytes
+
+    def refusing(file: Path) -> bytes:
+        if file.name == "b.jsonl":
+            raise PermissionError(errno.EACCES, "Permission denied", str(file))
+        return read_bytes(file)
+
+    monkeypatch.setattr(Path, "read_bytes", refusing)
+    Path("in").mkdir()
+    for name in ("in/a.txt", "in/b.jsonl", "in/d.txt"):
+        Path(name).write_text("x")
+    Path("in/c.txt").symlink_to("gone")
+    items = read("in")
+    assert [item.id for item in items] == ["in/a.txt", "in/b.jsonl", "in/c.txt", "in/d.txt"]
+    assert problems(items) == [None, "file_refused", "file_refused", None]
+    assert "in/b.jsonl cannot be read: Permission denied." in str(items[1].problem)
+
+
+def test_what_comes_through_a_pipe_is_lines_if_it_looks_like_them() -> None:
+    Path("in").mkdir()
+    os.mkfifo("in/pipe.txt")
+    assert read_inputs([], ["in"], RAW).skipped == 1, "nobody may ever write into it"
+    for content, ids in (
+        ('{"prompt": "x"}\n{"prompt": "y"}\n', ["in/pipe.txt:1", "in/pipe.txt:2"]),
+        ("x\ny\n", ["in/pipe.txt"]),
+    ):
+        writer = threading.Thread(target=Path("in/pipe.txt").write_text, args=(content,))
+        writer.start()
+        assert [item.id for item in read("in/pipe.txt")] == ids
+        writer.join()
+
+
 def test_shards_share_the_items_out_and_limit_comes_first() -> None:
     Path("in.txt").write_text("".join(f"{number}\n" for number in range(10)))
     parts = [read("in.txt", split="lines", limit=7, shard=Shard(part, 3)) for part in (1, 2, 3)]
@@ -68,6 +106,11 @@ def test_lines_of_openais_batch_api_are_known_by_their_shape() -> None:
     assert (item.id, item.prompt, item.problem) == ("r-1", body["messages"], None)
     wanted = SamplingParams(max_tokens=9, top_p=0.5, seed=derived_seed(4, "r-1"))
     assert item.sampling(SamplingParams(max_tokens=50, seed=4)) == wanted
+    parts = [{"type": "text", "text": "h"}, {"type": "text", "text": "i"}]
+    line["body"] = {**body, "messages": [{"role": "user", "content": parts}]}
+    assert item_of_line(json.dumps(line).encode(), "f:1", Form()).prompt == item.prompt
+    line["body"] = {**body, "messages": [{"role": "user", "content": [*parts, {"type": "image_url", "image_url": {}}]}]}
+    assert problems([item_of_line(json.dumps(line).encode(), "f:1", Form())]) == ["bad_jsonl"]
     raw = {"custom_id": "r-2", "url": "/v1/completions", "body": {"prompt": "Once"}}
     assert item_of_line(json.dumps(raw).encode(), "f:2", Form()).prompt == "Once"
 

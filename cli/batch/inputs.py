@@ -11,7 +11,7 @@ from typing import Literal
 
 from cli.batch.items import Item
 from cli.batch.lines import Form, item_of_line
-from cli.batch.refusals import DuplicateId
+from cli.batch.refusals import DuplicateId, UnreadableFile
 from specexec.errors import BadText, SpecexecError
 
 STDIN = "-"
@@ -54,7 +54,7 @@ def read_inputs(
     With `dedupe` an item that asks the same as an earlier one says so, whichever shard the earlier one is in.
     """
     files = [Path(path) for path in paths]
-    left = [file for folder in files if folder.is_dir() for file in _files(folder) if file.suffix not in KNOWN]
+    left = [file for folder in files if folder.is_dir() for file in _files(folder) if not _wanted(file)]
     found = _unique(_all(prompts, paths, form, split))
     numbered = [replace(item, index=index) for index, item in enumerate(found)][:limit]
     numbered = list(_deduped(numbered)) if dedupe else numbered
@@ -66,19 +66,23 @@ def _all(prompts: Sequence[str], paths: Sequence[str], form: Form, split: Split)
         yield _item(f"prompt:{number}", prompt, form)
     for path in paths:
         if path == STDIN:
-            yield from _from_bytes("stdin", _stdin(), form, split, Path("stdin"))
+            yield from _from_bytes("stdin", _stdin(), form, split, piped=True)
         elif Path(path).is_dir():
-            for file in _files(Path(path)):
-                if file.suffix in KNOWN:
-                    yield from _from_bytes(str(file), file.read_bytes(), form, split, file)
+            for file in filter(_wanted, _files(Path(path))):
+                yield from _from_file(str(file), file, form, split)
         else:
-            yield from _from_bytes(path, Path(path).read_bytes(), form, split, Path(path))
+            yield from _from_file(path, Path(path), form, split)
 
 
 def _files(folder: Path) -> list[Path]:
     """Everything in a folder and below that is not hidden, in the order of names."""
-    found = (file for file in folder.rglob("*") if file.is_file())
+    found = (file for file in folder.rglob("*") if not file.is_dir())
     return sorted(file for file in found if not any(part.startswith(".") for part in file.relative_to(folder).parts))
+
+
+def _wanted(file: Path) -> bool:
+    """Whether a file of a folder is an input; a link that leads nowhere is one, and its item says so."""
+    return file.suffix in KNOWN and (file.is_file() or not file.exists())
 
 
 def _stdin() -> bytes:
@@ -86,9 +90,19 @@ def _stdin() -> bytes:
     return sys.stdin.read().encode("utf-8", "surrogateescape") if buffer is None else buffer.read()
 
 
-def _from_bytes(name: str, content: bytes, form: Form, split: Split, file: Path) -> Iterator[Item]:
+def _from_file(name: str, file: Path, form: Form, split: Split) -> Iterator[Item]:
+    try:
+        piped, content = file.is_fifo(), file.read_bytes()
+    except OSError as problem:
+        yield Item(name, problem=UnreadableFile(f"{name} cannot be read: {problem.strerror}."))
+        return
+    yield from _from_bytes(name, content, form, split, piped=piped)
+
+
+def _from_bytes(name: str, content: bytes, form: Form, split: Split, *, piped: bool) -> Iterator[Item]:
+    """What comes through a pipe has no name to tell JSON lines by, so its first letter does."""
     content = content.removeprefix(BOM)
-    if file.suffix == LINES or (name == "stdin" and split == "file" and content.lstrip()[:1] == b"{"):
+    if Path(name).suffix == LINES or (piped and split == "file" and content.lstrip()[:1] == b"{"):
         for number, line in enumerate(content.split(b"\n"), start=1):
             if line.strip():
                 yield item_of_line(line, f"{name}:{number}", form)

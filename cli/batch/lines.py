@@ -147,8 +147,18 @@ def _messages(value: Json) -> list[dict[str, str]] | None:
     for message in value:
         if not isinstance(message, dict):
             return None
-        role, content = message.get("role"), message.get("content")
-        if not (isinstance(role, str) and isinstance(content, str) and is_text(role) and is_text(content)):
+        role, content = message.get("role"), _content(message.get("content"))
+        if not (isinstance(role, str) and content is not None and is_text(role) and is_text(content)):
             return None
-        messages.append({key: text for key, text in message.items() if isinstance(text, str) and is_text(text)})
+        others = {key: text for key, text in message.items() if isinstance(text, str) and is_text(text)}
+        messages.append({**others, "content": content})
     return messages
+
+
+def _content(value: Json) -> str | None:
+    """What a message says, whole or in OpenAI's parts of text; None if it is anything else, such as a picture."""
+    if isinstance(value, str) or not isinstance(value, list):
+        return value if isinstance(value, str) else None
+    texts = [part.get("text") for part in value if isinstance(part, dict) and part.get("type") == "text"]
+    said = [text for text in texts if isinstance(text, str)]
+    return "".join(said) if len(said) == len(value) else None

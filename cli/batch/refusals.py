@@ -11,6 +11,12 @@ class DuplicateId(SpecexecError):
     code = "duplicate_id"
 
 
+class UnreadableFile(SpecexecError):
+    """A file of the input that the system will not let us read."""
+
+    code = "file_refused"
+
+
 class ManifestMismatch(SpecexecError):
     """The output was made with another configuration."""
 
