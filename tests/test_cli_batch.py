@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 
 from offload.errors import ReadFailed
+from offload.files import SAFE
+from offload.names import demo_folder
+from offload.speeds import Disk, Speeds, disk_key, save_speeds
 from specexec.sampling import SamplingParams, derived_seed
 from specexec.stats import Burst
 from tests.command_line import CommandLine
@@ -148,6 +151,9 @@ def test_failed_items_stay_failed_until_they_are_tried_again(specexec: CommandLi
     assert records()["in.txt:2"]["error"]
     ran = specexec(*RUN, "--resume")
     assert ran.code == 8, "the run is finished, but not all of it is answered"
+    Path("in.txt").write_text("one\n" + "y" * 250 + "\ntwo")
+    ran = specexec(*RUN, "--resume")
+    assert (ran.code, "Try: --retry-failed, since all of them had failed." in ran.err) == (9, True)
     specexec.engine.context = 300
     ran = specexec(*RUN, "--retry-failed")
     assert ran.code == 0
@@ -211,6 +217,27 @@ def test_a_dry_run_loads_and_writes_nothing(specexec: CommandLine) -> None:
     assert not Path("out.jsonl").exists()
     report = json.loads(specexec(*RUN, "--dry-run", "--json").out)
     assert (report["items"], report["too_long"]) == (3, ["in.txt:2"])
+    assert report["answer_tokens"] == 2 * 512
+    low, high = report["seconds"]
+    assert 0 < low < high
+
+
+def test_the_estimate_of_a_dry_run_follows_the_wire_and_the_answers(specexec: CommandLine) -> None:
+    def seconds(*more: str) -> list[float]:
+        report = json.loads(specexec("generate", "in.jsonl", "--dry-run", "--json", *more).out)
+        return [float(one) for one in report["seconds"]]
+
+    Path("in.jsonl").write_text('{"prompt": "x"}\n{"prompt": "y", "max_tokens": 4}\n')
+    assert seconds("-n", "4", "--link-limit", "4MB/s") == [
+        pytest.approx(2 * one) for one in seconds("-n", "4", "--link-limit", "8MB/s")
+    ]
+    assert seconds("-n", "12", "--link-limit", "4MB/s") == [
+        pytest.approx(2 * one) for one in seconds("-n", "4", "--link-limit", "4MB/s")
+    ]
+    assumed = specexec("generate", "in.jsonl", "--dry-run").out
+    save_speeds(Speeds(disks={disk_key(demo_folder("target")): Disk(1.5e9, SAFE)}))
+    measured = specexec("generate", "in.jsonl", "--dry-run").out
+    assert ("at 3.0 GB/s, assumed" in assumed, "at 1.5 GB/s, measured" in measured) == (True, True)
 
 
 def test_one_bad_line_in_a_hundred_costs_ten_records_of_a_thousand(specexec: CommandLine) -> None:

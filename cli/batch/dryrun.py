@@ -4,34 +4,37 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cli.batch.eta import spelled
 from cli.batch.items import Item
-from cli.quantities import format_bytes, format_count
+from cli.quantities import format_bytes, format_count, format_speed
 from cli.screen import Screen
+from offload.speeds import ASSUMED_DISK_Bps, disk_key, load_speeds
 from specexec.errors import SpecexecError
 from specexec.sampling import SamplingParams
 
 if TYPE_CHECKING:
     from specexec.encoding import Encoding
 
-ASSUMED_BPS = 3e9  # of an SSD nobody has measured
 TOKENS_PER_SWEEP = (2.0, 8.0)  # of one answer
 BINS = (64, 256, 1024, 4096, 16384, 65536)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Lengths:
-    """Tokens of every good prompt, and which ones do not fit."""
+    """Tokens of every good prompt, which ones do not fit, and the most that `writes` answers may have in all."""
 
-    tokens: list[int]
-    too_long: list[tuple[str, int]]
-    bad: list[tuple[str, str]]
+    context: int
+    tokens: list[int] = field(default_factory=list)
+    too_long: list[tuple[str, int]] = field(default_factory=list)
+    bad: list[tuple[str, str]] = field(default_factory=list)
     copies: int = 0
+    writes: int = 0
+    most: int = 0
 
     def histogram(self) -> list[tuple[str, int]]:
         """How many prompts have how many tokens."""
@@ -39,6 +42,24 @@ class Lengths:
         counts = [sum(low < n <= high for n in self.tokens) for low, high in pairwise(bounds)]
         names = [f"≤ {format_count(high)}" for high in BINS] + [f"> {format_count(BINS[-1])}"]
         return [(name, count) for name, count in zip(names, counts, strict=True) if count]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The time if weights stream and the wire is what limits; `wire` says how its speed is known."""
+
+    sweep_B: int
+    wire_Bps: float
+    wire: str
+    together: int
+    most: int
+
+    @property
+    def seconds(self) -> tuple[float, float]:
+        """With many tokens a sweep, and with few."""
+        few, many = (self.most / (self.together * each) for each in TOKENS_PER_SWEEP)
+        sweep_s = self.sweep_B / self.wire_Bps
+        return many * sweep_s, few * sweep_s
 
 
 def dry_run(
@@ -49,9 +70,9 @@ def dry_run(
     sampling: SamplingParams,
     parallel: int,
     link_Bps: float | None,
-) -> tuple[Lengths, list[str]]:
-    """Lengths of all prompts and the lines that describe the run."""
-    lengths = Lengths([], [], [], sum(item.duplicate_of is not None for item in items))
+) -> tuple[Lengths, Estimate | None]:
+    """Lengths of all prompts, and how long their answers would take if there are any."""
+    lengths = Lengths(context)
     for item in items:
         try:
             if item.problem is not None:
@@ -63,54 +84,61 @@ def dry_run(
         lengths.tokens.append(count)
         if count >= context:
             lengths.too_long.append((item.id, count))
-    return lengths, _described(lengths, context, _speed(lengths, target, sampling, parallel, link_Bps))
+        elif item.duplicate_of is not None:
+            lengths.copies += 1
+        else:
+            lengths.writes += 1
+            lengths.most += min(item.sampling(sampling).max_tokens, context - count)
+    if not lengths.writes:
+        return lengths, None
+    sweep_B = sum(file.stat().st_size for file in target.glob("*.safetensors"))
+    return lengths, Estimate(sweep_B, *_wire(target, link_Bps), min(parallel, lengths.writes), lengths.most)
 
 
-def show(lengths: Lengths, lines: list[str], screen: Screen, *, as_json: bool) -> None:
+def show(lengths: Lengths, estimate: Estimate | None, screen: Screen, *, as_json: bool) -> None:
     """On standard output: lines for people, or one JSON object."""
-    if as_json:
-        report = {
-            "items": len(lengths.tokens) + len(lengths.bad),
-            "prompt_tokens": sum(lengths.tokens),
-            "histogram": dict(lengths.histogram()),
-            "too_long": [name for name, _ in lengths.too_long],
-            "bad": [name for name, _ in lengths.bad],
-            "copies": lengths.copies,
-        }
-        lines = [json.dumps(report, ensure_ascii=False)]
-    for line in lines:
+    report = {
+        "items": len(lengths.tokens) + len(lengths.bad),
+        "prompt_tokens": sum(lengths.tokens),
+        "histogram": dict(lengths.histogram()),
+        "too_long": [name for name, _ in lengths.too_long],
+        "bad": [name for name, _ in lengths.bad],
+        "copies": lengths.copies,
+        "answer_tokens": lengths.most,
+        "seconds": estimate and estimate.seconds,
+    }
+    for line in [json.dumps(report, ensure_ascii=False)] if as_json else _described(lengths, estimate):
         screen.write(line + "\n")
 
 
-def _described(lengths: Lengths, context: int, speed: list[str]) -> list[str]:
+def _described(lengths: Lengths, estimate: Estimate | None) -> list[str]:
     tokens = sorted(lengths.tokens)
     copies = f", {lengths.copies} copies of others" if lengths.copies else ""
     counts = f"{len(lengths.bad)} bad, {len(lengths.too_long)} too long{copies}"
-    lines = [f"{len(tokens) + len(lengths.bad)} items, {counts}"]
+    count = len(tokens) + len(lengths.bad)
+    lines = [f"{count} item{'s' if count != 1 else ''}, {counts}"]
     if tokens:
         middle = tokens[len(tokens) // 2]
         lines.append(f"prompt tokens: {format_count(sum(tokens))} in all, median {middle}, longest {tokens[-1]}")
         most = max(count for _, count in lengths.histogram())
         lines += [f"  {name:>9} {count:>6} {'█' * round(30 * count / most)}" for name, count in lengths.histogram()]
-    lines += [f"  {name}: {format_count(count)} tokens, the context is {context}" for name, count in lengths.too_long]
+    too_long = f"tokens, the context is {format_count(lengths.context)}"
+    lines += [f"  {name}: {format_count(count)} {too_long}" for name, count in lengths.too_long]
     lines += [f"  {what}" if name in what else f"  {name}: {what}" for name, what in lengths.bad]
-    return lines + speed
-
-
-def _speed(
-    lengths: Lengths, target: Path, sampling: SamplingParams, parallel: int, link_Bps: float | None
-) -> list[str]:
-    """The time if weights stream and the wire is what limits; an assumption says that it is one."""
-    count = len(lengths.tokens) - len(lengths.too_long) - lengths.copies
-    if count <= 0:
-        return []
-    sweep_B = sum(file.stat().st_size for file in target.glob("*.safetensors"))
-    sweep_s = sweep_B / (link_Bps or ASSUMED_BPS)
-    most = count * sampling.max_tokens
-    sweeps = [most / (min(parallel, count) * each) for each in reversed(TOKENS_PER_SWEEP)]
-    wire = "--link-limit" if link_Bps else f"{format_bytes(ASSUMED_BPS)}/s, assumed"
+    if estimate is None:
+        return lines
     return [
-        f"answers: at most {format_count(most)} tokens",
-        f"if every layer streams ({format_bytes(sweep_B)} a sweep at {wire}) and every answer is of full length, "
-        f"{min(parallel, count)} at a time: {spelled((sweeps[0] * sweep_s, sweeps[1] * sweep_s))}",
+        *lines,
+        f"answers: at most {format_count(estimate.most)} tokens",
+        f"if every layer streams ({format_bytes(estimate.sweep_B)} a sweep at {estimate.wire}) and every answer is of "
+        f"full length, {estimate.together} at a time: {spelled(estimate.seconds)}",
     ]
+
+
+def _wire(target: Path, link_Bps: float | None) -> tuple[float, str]:
+    if link_Bps:
+        return link_Bps, "--link-limit"
+    disk = load_speeds().disks.get(disk_key(target))
+    if disk is None:
+        return ASSUMED_DISK_Bps, f"{format_speed(ASSUMED_DISK_Bps)}, assumed"
+    return disk.Bps, f"{format_speed(disk.Bps)}, measured"
