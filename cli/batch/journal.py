@@ -68,11 +68,12 @@ class Journal:
             item.id for item in items if item.id in self.done and self.done[item.id].prompt_sha != item.prompt_sha
         ]
         if changed:
+            mended = all(self.done[name].failed for name in changed)
             raise ManifestMismatch(
-                f"{self.path} holds answers to other prompts: {len(changed)} items have changed since, "
-                f"the first is {changed[0]!r}.",
-                hint="the old input, another -o, or --overwrite.",
-            )
+                f"{self.path} holds answers to other prompts; changed since: {len(changed)}, first {changed[0]!r}.",
+                hint="--retry-failed, since all of them had failed." if mended
+                else "the old input, another -o, or --overwrite.",
+            )  # fmt: skip
 
     def put(self, record: Record) -> None:
         """Append one line and wait until the disk has it; a line that does not fit is taken back."""
