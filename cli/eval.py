@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -77,8 +78,8 @@ def evaluate(
     """
     if samples and output is None:
         raise click.UsageError("--samples go into a file: name it with -o.")
-    if output is not None and output.exists():
-        raise OutputExists(f"{output} already exists.", hint="another -o.")
+    if output is not None:
+        _check_place(output)
     _check_extra()
     start_logging(verbosity)
     if not sys.stderr.isatty():
@@ -95,7 +96,6 @@ def evaluate(
             results = _evaluate(manager, found, asked, llm, kept, samples)
         results["specexec"] = {"asked": asdict(asked) | {"cache": kept}, "engine": facts_of(llm, engine_options)}
     if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
         replace_file(output, _as_json(results) + "\n")
     shown = ("results", "groups", "specexec")
     click.echo(_as_json({name: results[name] for name in shown if name in results}) if as_json
@@ -196,6 +196,15 @@ def _as_json(results: dict[str, Any]) -> str:
     from lm_eval.utils import handle_non_serializable
 
     return json.dumps(results, indent=1, default=handle_non_serializable, ensure_ascii=False)
+
+
+def _check_place(output: Path) -> None:
+    """Refuse a place where results could not be written when they are there."""
+    if output.exists():
+        raise OutputExists(f"{output} already exists.", hint="another -o.")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(output.parent, os.W_OK):
+        raise PermissionError(errno.EACCES, "nothing can be written there", str(output))
 
 
 def _check_extra() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -241,3 +242,13 @@ def test_results_are_never_overwritten(tmp_path: Path, capsys: pytest.CaptureFix
     (tmp_path / "old.json").write_text("{}")
     assert main(["eval", "--tasks", "arc_easy", "-o", str(tmp_path / "old.json")]) == 9
     assert main(["eval", "--tasks", "arc_easy", "--samples"]) == 2
+
+
+def test_a_place_that_takes_no_results_is_said_before_loading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = ["eval", "--tasks", "arc_easy", "-o", str(tmp_path / "new" / "scores.json")]
+    monkeypatch.setattr("cli.eval._manager", lambda asked: pytest.fail("no task should be looked for"))
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert main(run) == 3
+    assert "scores.json: nothing can be written there" in capsys.readouterr().err
