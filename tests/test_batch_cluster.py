@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import sys
+import threading
 import time
 from functools import partial
+from pathlib import Path
 from types import ModuleType
 
 import click
 import pytest
 
+from cli.app import main
 from cli.batch.cluster import running_cluster
 from cli.batch.worker import Worker
+from cli.options import EngineOptions
 from specexec.sampling import SamplingParams
 from specexec.stats import Completion
 from specexec.work import Failure, Request, Result
@@ -42,11 +48,17 @@ def test_a_worker_takes_requests_while_it_writes_others() -> None:
     assert texts(results) == {one.index: f"echo: {one.prompt}" for one in wanted}
 
 
+def opened(_options: EngineOptions) -> FakeEngine:
+    """What a worker gets for an engine."""
+    return FakeEngine(sweep_s=0.05)
+
+
 @pytest.fixture
 def ray(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """Ray on two cores, however many there are."""
     ray = pytest.importorskip("ray", reason="the extra [ray] is not installed")
-    ray.cloudpickle.register_pickle_by_value(fake_engine)
+    for module in (fake_engine, sys.modules[__name__]):
+        ray.cloudpickle.register_pickle_by_value(module)
     monkeypatch.setattr(ray, "init", partial(ray.init, num_cpus=2))
     assert isinstance(ray, ModuleType)
     return ray
@@ -74,3 +86,34 @@ def test_the_answers_of_a_killed_worker_go_on_elsewhere(ray: ModuleType, capfd: 
     assert texts(results) == {one.index: f"echo: {one.prompt}" for one in wanted if one.prompt}
     assert [result.index for result in results if isinstance(result, Failure)] == [40]
     assert capfd.readouterr().out == "", "stdout is for answers"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_cluster_writes_the_file_of_one_engine_and_one_engine_can_go_on_with_it(
+    ray: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, output, undisturbed = (tmp_path / name for name in ("in.txt", "out.jsonl", "whole.jsonl"))
+    source.write_text("".join(f"question {number} {'and more ' * (number % 5)}\n" for number in range(40)))
+    run = ["generate", str(source), "--split", "lines", "--seed", "1"]
+    monkeypatch.setattr("cli.engine.open_engine", lambda options, **_: FakeEngine())
+    assert main([*run, "-o", str(undisturbed)]) == 0
+
+    def interrupt() -> None:
+        while not output.exists() or not output.stat().st_size:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    sender = threading.Thread(target=interrupt, daemon=True)
+    sender.start()
+    monkeypatch.setattr("cli.generate.open_engine", opened)
+    assert main([*run, "-o", str(output), "--engine", "ray", "--workers", "2"]) == 130
+    sender.join()
+    assert 0 < len(essence(output)) < 40
+    assert json.loads(Path(f"{output}.partial.json").read_text())["items"], "what the workers have begun is kept"
+    assert main([*run, "-o", str(output), "--resume"]) == 0
+    assert essence(output) == essence(undisturbed)
+
+
+def essence(path: Path) -> list[tuple[object, ...]]:
+    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return sorted((one["id"], one["seed"], one["text"], one["finish_reason"], one["token_ids"]) for one in records)
