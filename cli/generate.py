@@ -141,8 +141,9 @@ def _engine(
 
 @dataclass(frozen=True)
 class Plan:
-    """What is left to do, and where it goes; decided before any weights are loaded."""
+    """All items, those left to do, and where results go; decided before any weights are loaded."""
 
+    items: list[Item]
     todo: list[Item]
     sampling: SamplingParams
     writer: Writer
@@ -158,7 +159,8 @@ class Plan:
         if journal is None:
             as_json = batch.as_json or batch.output_format in ("jsonl", "openai-batch")
             return ScreenSink(screen, [item.index for item in self.todo], writer, as_json)
-        folder = None if batch.output_dir is None else Folder.of(batch.output_dir, self.todo)
+        ids = [*journal.done, *(item.id for item in self.items)]
+        folder = None if batch.output_dir is None else Folder.of(batch.output_dir, ids)
         return JournalSink(journal, writer, folder)
 
 
@@ -171,7 +173,7 @@ def _plan(items: list[Item], batch: BatchOptions, options: EngineOptions, sampli
     revision = fingerprint(_target(options))
     writer = Writer(batch.format, f"{options.model}@{revision}", batch.dedupe)
     if output is None:
-        return Plan(items, sampling, writer, nullcontext(None), None, {}, 0)
+        return Plan(items, items, sampling, writer, nullcontext(None), None, {}, 0)
     output.parent.mkdir(parents=True, exist_ok=True)
     manifest = Manifest.now(_configuration(batch, options, sampling, revision))
     resume, overwrite, retry = batch.resume or batch.retry_failed, batch.overwrite, batch.retry_failed
@@ -185,7 +187,7 @@ def _plan(items: list[Item], batch: BatchOptions, options: EngineOptions, sampli
         begun = partial.load({item.id: item for item in todo})
         undo.pop_all()
     missed = sum(journal.done[item.id].failed for item in items if item.id in journal.done)
-    return Plan(todo, sampling, writer, journal, partial, begun, missed)
+    return Plan(items, todo, sampling, writer, journal, partial, begun, missed)
 
 
 def _facts(

@@ -219,7 +219,7 @@ def test_any_bytes_give_one_item_a_line_and_one_record_an_item(
 @given(some.lists(some.text(min_size=1, max_size=20), unique=True, max_size=6))
 def test_text_files_never_collide_and_never_leave_their_folder(names: list[str]) -> None:
     root = Path("/results")
-    files = Folder.of(root, [Item(name) for name in names]).names
+    files = Folder.of(root, names).names
     assert len({file.casefold() for file in files.values()}) == len(set(names))
     for file in files.values():
         assert root in (root / file).parents

@@ -195,6 +195,18 @@ def test_one_file_for_each_input(specexec: CommandLine) -> None:
     assert specexec("generate", "texts", "--output-dir", "answers").code == 9
 
 
+def test_files_of_a_resumed_run_are_called_as_in_one_run_and_replace_none(specexec: CommandLine) -> None:
+    def texts(folder: str) -> dict[str, str]:
+        return {file.name: file.read_text() for file in Path(folder).glob("*.txt")}
+
+    lines = [json.dumps({"id": name, "prompt": name}) + "\n" for name in "?!"]  # no file is called so
+    for folder in ("whole", "parts"):
+        for part in ("".join(lines),) if folder == "whole" else ("\n" + lines[1], "".join(lines)):
+            Path("in.jsonl").write_text(part)
+            assert specexec("generate", "in.jsonl", "--output-dir", folder, "--resume").code == 0
+    assert sorted(texts("whole").values()) == sorted(texts("parts").values()) == ["echo: !\n", "echo: ?\n"]
+
+
 def test_shards_together_are_the_whole(specexec: CommandLine) -> None:
     specexec(*RUN, "--seed", "3")
     whole = essence()

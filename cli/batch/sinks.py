@@ -59,9 +59,11 @@ class Folder:
     names: dict[str, str] = field(default_factory=dict)
 
     @staticmethod
-    def of(path: Path, items: Iterable[Item]) -> Folder:
-        """The folder of a run, every name decided before the first file is written."""
-        ids = [item.id for item in items]
+    def of(path: Path, ids: Iterable[str]) -> Folder:
+        """The folder of a run, every name decided before the first file is written.
+
+        `ids` are those of all items, also of earlier runs: a name that was one's own must not become another's.
+        """
         wanted = {name: _file_name(name) for name in ids}
         crowd = Counter(file.casefold() for file in wanted.values())  # some disks do not tell A from a
         return Folder(
