@@ -46,11 +46,11 @@ class Piece:
     def placed(self, anywhere: bool) -> "Piece":
         """The same not before where it is: where its address and its bytes on disk agree modulo a page, if it can be.
 
-        Direct reads then need no copy. A piece that is small does not leave a hole for that. With `anywhere`, matrices
-        of items of one or two bytes, which CPUs read from any address alike, need not be aligned.
+        Direct reads then need no copy. A piece that is small does not leave a hole for that. With `anywhere` it may
+        begin at any multiple of its items: CPUs compute the same from there.
         """
         part, item_B = self.parts[0], self.dtype.itemsize
-        align_B = item_B if anywhere and item_B <= 2 and len(self.shape) <= 2 else ALIGN_B
+        align_B = item_B if anywhere else ALIGN_B
         residue = (part.entry.offset - part.offset * item_B) % PAGE_B
         hole_B = (residue - self.offset) % PAGE_B
         if self.direct(part) and residue % align_B == 0 and (hole_B == 0 or self.nbytes >= LARGE_B):
@@ -96,10 +96,10 @@ class Block:
 
     @cached_property
     def spans(self) -> list[tuple[int, int]]:
-        """Start and end of the runs of bytes that it fills of its buffer."""
+        """Start and end of the runs of bytes that it fills of its buffer; holes that pieces leave are part of a run."""
         found: list[tuple[int, int]] = []
         for start, stop in sorted(piece.span(part) for piece in self.pieces for part in piece.parts):
-            if found and start <= aligned(found[-1][1]):
+            if found and start < found[-1][1] + PAGE_B:
                 found[-1] = found[-1][0], max(stop, found[-1][1])
             else:
                 found.append((start, stop))

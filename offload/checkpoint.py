@@ -60,7 +60,7 @@ def lay_out(
 ) -> Checkpoint:
     """Lay the folder out for `skeleton`, whose decoder layers are the children of the module named `layers`.
 
-    `in_place`: matrices of layers may begin at any multiple of their items, where it saves reads a copy (CPUs only).
+    `in_place`: tensors of layers may begin at any multiple of their items, where it saves reads a copy (CPUs only).
     """
     tensors = skeleton.state_dict()
     folded = fold(folder)

@@ -16,6 +16,8 @@ from torch.overrides import TorchFunctionMode
 from specexec.workspace import CHUNK
 
 TILE = 16
+# torch's own multiplication of all experts, and the one that transformers takes where torch's cannot be used.
+GROUPED = ("_grouped_mm", "grouped_mm_fallback")
 
 
 def padded(rows: int) -> int:
@@ -40,8 +42,7 @@ def tiled(linear: Callable[[Tensor], Tensor], rows_RI: Tensor) -> Tensor:
 class RowTiles(TorchFunctionMode):
     """While active, every linear runs in tiles: for models whose experts each see a few rows of their own.
 
-    On a CPU transformers' grouped multiplication of all experts is a loop over them, each with the rows it has: so is
-    this.
+    On a CPU the grouped multiplication of all experts is a loop over them, each with the rows it has: so is this.
     """
 
     def __torch_function__(
@@ -53,7 +54,7 @@ class RowTiles(TorchFunctionMode):
     ) -> Any:
         if func is nn.functional.linear:
             return _linear(*args, **(kwargs or {}))
-        if func is getattr(torch, "_grouped_mm", None) and args[0].device.type == "cpu":
+        if getattr(func, "__name__", None) in GROUPED and args[0].device.type == "cpu":
             return _grouped(args[0], args[1], (kwargs or {})["offs"])
         return func(*args, **(kwargs or {}))
 

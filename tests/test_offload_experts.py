@@ -19,6 +19,7 @@ import offload
 from offload.block import Block
 from offload.dense import DenseLayers
 from offload.errors import OffloadError
+from offload.files import PAGE_B
 from offload.forecast import ceilings, forecast
 from offload.formats import work_of
 from offload.pack import pack, plan
@@ -133,11 +134,13 @@ def test_few_rows_bring_the_shared_part_and_the_experts_that_they_visit(
         found_B = stream.stats().bytes_read - before_B
         union = visited(theirs, tokens) if rows < 64 else [EXPERTS] * len(routed_B)
         expected_B = shared_B + sum(count * one_B for count, one_B in zip(union, routed_B, strict=True))
-        assert found_B == pytest.approx(expected_B, abs=64 * LAYERS)  # between the pieces of whole layers lie gaps
+        # Before the large pieces of whole layers lie holes: two of them are experts.
+        assert found_B == pytest.approx(expected_B, abs=2 * PAGE_B * LAYERS)
+        assert min(routed_B) > 2 * PAGE_B * LAYERS
         assert rows < 64 or found_B == stream.bytes_per_sweep
         assert rows > 1 or union == [CHOSEN] * len(routed_B)
         if rows != 7:  # seven may agree with each other more often than chance would have it
-            assert found_B == pytest.approx(stream.bytes_per_sweep * float(stream.share(rows)), rel=0.01)
+            assert found_B == pytest.approx(stream.bytes_per_sweep * float(stream.share(rows)), rel=0.02)
     stream.close()
 
 

@@ -9,22 +9,27 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from transformers import LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
 import offload
 from offload.block import Piece
+from offload.checkpoint import lay_out
 from offload.conversion import Part
 from offload.files import LARGE_B, PAGE_B
-from offload.shards import Entry
+from offload.shards import Entry, open_folder
+from offload.skeleton import build
 from tests.tiny import logits_of, tiny
 
 PROMPT = torch.arange(2, 32)[None]
 
 
-def original(folder: Path, residue: int) -> None:
-    """A bf16 checkpoint with matrices worth reading into place, whose data begins at this place in a page."""
-    model = tiny("llama", folder, hidden_size=512, intermediate_size=1024, num_attention_heads=8, head_dim=64)
-    model.bfloat16().save_pretrained(folder)
+def original(
+    folder: Path, residue: int, family: str = "llama", dtype: torch.dtype = torch.bfloat16, shard: str = "5GB"
+) -> None:
+    """A checkpoint with matrices worth reading into place, whose data begins at this place in a page."""
+    model = tiny(family, folder, hidden_size=512, intermediate_size=512, num_attention_heads=8, head_dim=64)
+    (folder / "model.safetensors").unlink()
+    torch.nn.Module.to(model, dtype).save_pretrained(folder, max_shard_size=shard)
     for file in folder.glob("*.safetensors"):
         content = file.read_bytes()
         header_B = int.from_bytes(content[:8], "little")
@@ -47,21 +52,30 @@ def copied_B(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize(("residue", "in_place"), [(0, True), (8, True), (1234, True), (1235, False)])
+@pytest.mark.parametrize(
+    ("residue", "family", "dtype", "in_place"),
+    [
+        *((residue, "llama", torch.bfloat16, residue % 2 == 0) for residue in (0, 8, 1234, 1235)),
+        *((residue, "llama", torch.float32, residue % 4 == 0) for residue in (8, 1234)),
+        (8, "mixtral", torch.bfloat16, True),  # stored expert by expert
+        (8, "mixtral", torch.float32, True),
+        (8, "gpt_oss", torch.bfloat16, True),  # stored as stacks
+    ],
+)
 def test_an_original_is_read_into_place_wherever_its_tensors_begin(
-    residue: int, in_place: bool, tmp_path: Path, copied_B: list[int]
+    residue: int, family: str, dtype: torch.dtype, in_place: bool, tmp_path: Path, copied_B: list[int]
 ) -> None:
-    original(tmp_path, residue)
-    model = offload.load(tmp_path, "disk", dtype="bf16")
+    original(tmp_path, residue, family, dtype)
+    model = offload.load(tmp_path, "disk", dtype=dtype)
     logits = logits_of(model, PROMPT)
     stream = offload.stream_of(model)
     stream.close()
     copied_B.clear()
-    again = offload.load(tmp_path, "none", dtype="bf16")
+    again = offload.load(tmp_path, "none", dtype=dtype)
     layers_B = stream.bytes_per_sweep
     assert (sum(copied_B) < layers_B / 2) == in_place, "embeddings and head are copied once"
     assert torch.equal(logits, logits_of(again, PROMPT)), "wherever the layers live"
-    expected = LlamaForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    expected = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype)
     assert torch.equal(logits, logits_of(expected, PROMPT)), "transformers itself, from aligned memory"
 
 
@@ -77,6 +91,17 @@ def test_a_streamed_original_copies_no_more_than_the_ends_of_its_reads(tmp_path:
     assert sum(copied_B) < 0.02 * 3 * stream.bytes_per_sweep
 
 
+def test_a_layer_crosses_the_link_in_one_copy_even_with_holes(tmp_path: Path) -> None:
+    original(tmp_path, 64, shard="1500KB")
+    folder = open_folder(tmp_path)
+    skeleton = build(folder, None)
+    holes = 0
+    for block in lay_out(folder, skeleton.model, skeleton.layers, skeleton.dtype).layers:
+        assert block.spans == [(block.pieces[0].offset, block.pieces[-1].offset + block.pieces[-1].nbytes)]
+        holes += block.size_B - sum(piece.nbytes for piece in block.pieces)
+    assert holes > PAGE_B
+
+
 @given(st.data())
 def test_pieces_lie_apart_and_agree_with_the_file_modulo_a_page_where_they_can(data: st.DataObject) -> None:
     offset, before = data.draw(st.integers(0, 1 << 40)), data.draw(st.integers(0, 1 << 20))
@@ -89,9 +114,23 @@ def test_pieces_lie_apart_and_agree_with_the_file_modulo_a_page_where_they_can(d
     assert before <= placed.offset < before + PAGE_B
     assert placed.offset % dtype.itemsize == 0
     agrees = (placed.offset - offset) % PAGE_B == 0
-    align_B = dtype.itemsize if anywhere and dtype.itemsize <= 2 else 64
+    align_B = dtype.itemsize if anywhere else 64
     assert placed.offset % align_B == 0
     if offset % align_B == 0 and piece.nbytes >= LARGE_B:
         assert agrees
     if not agrees:
         assert placed.offset - before < 64, "no hole for nothing"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_cpu_computes_the_same_from_any_address(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(512, 1024).to(dtype)
+    memory = torch.empty(weight.nbytes + 128, dtype=torch.uint8)
+    begin = -memory.data_ptr() % 64
+    for rows in (16, 64, 256):
+        hidden = torch.randn(rows, 1024).to(dtype)
+        expected = torch.nn.functional.linear(hidden, weight)
+        for residue in range(0, 64, dtype.itemsize):
+            moved = memory[begin + residue :][: weight.nbytes].view(dtype).view(weight.shape).copy_(weight)
+            assert torch.equal(torch.nn.functional.linear(hidden, moved), expected), (rows, residue)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers.integrations import moe
 
 from specexec import widened
 from specexec.cache import KVCache
@@ -73,18 +74,28 @@ def test_a_row_does_not_depend_on_its_company(dtype: torch.dtype) -> None:
             assert torch.equal(nn.functional.linear(rows_RI[rows], weight_OI, bias_O), all_RO[rows]), rows
 
 
+@pytest.mark.parametrize("kernel", [True, False], ids=["torch's", "transformers'"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_experts_meet_their_rows_and_nobody_touches_the_others(dtype: torch.dtype) -> None:
+def test_experts_meet_their_rows_and_nobody_touches_the_others(
+    dtype: torch.dtype, kernel: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Not every torch has a kernel of its own, or one for weights at any address.
+    monkeypatch.setattr(moe, "_can_use_grouped_mm", lambda *_: kernel)
     torch.manual_seed(0)
     rows_RI, weight_EOI = torch.randn(20, 640).to(dtype), torch.randn(5, 512, 640).to(dtype)
     ends_E = torch.tensor([7, 7, 8, 20, 20], dtype=torch.int32)
-    true_RO = nn.functional.grouped_mm(rows_RI, weight_EOI.transpose(-2, -1), offs=ends_E)
+    true_RO = moe._grouped_mm(rows_RI, weight_EOI.transpose(-2, -1), offs=ends_E)
     weight_EOI[[1, 4]] = float("nan")
     with Widened(), RowTiles():
-        found_RO = nn.functional.grouped_mm(rows_RI, weight_EOI.transpose(-2, -1), offs=ends_E)
-        few_RO = nn.functional.grouped_mm(rows_RI[:8], weight_EOI.transpose(-2, -1), offs=ends_E.clamp(max=8))
+        found_RO = moe._grouped_mm(rows_RI, weight_EOI.transpose(-2, -1), offs=ends_E)
+        few_RO = moe._grouped_mm(rows_RI[:8], weight_EOI.transpose(-2, -1), offs=ends_E.clamp(max=8))
     torch.testing.assert_close(found_RO, true_RO, rtol=1e-2, atol=1e-1)
     assert torch.equal(few_RO, found_RO[:8])
+    with RowTiles():
+        weight_EIO, one_E = weight_EOI.transpose(-2, -1), ends_E.clamp(max=1)
+        together_RO = moe._grouped_mm(rows_RI, weight_EIO, offs=ends_E)
+        for row in range(7):
+            assert torch.equal(moe._grouped_mm(rows_RI[row : row + 1], weight_EIO, offs=one_E)[0], together_RO[row])
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "opt", "mixtral", "gpt_oss"])
