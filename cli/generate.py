@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -63,14 +63,14 @@ def generate(
     """
     if not prompts and not inputs:
         raise click.UsageError("Nothing to answer. Name an input, - for standard input, or use -p.")
-    _check_apart(inputs, batch.journal)
+    _check_apart(inputs, batch)
     found = read_inputs(
         prompts, inputs, batch.form, split=batch.split, limit=batch.limit, shard=batch.shard, dedupe=batch.dedupe
     )
     screen = Screen(quiet=verbosity.quiet)
     start_logging(verbosity, screen.tell)
     if found.skipped:
-        screen.say(f"files of other kinds left out: {found.skipped}")
+        screen.say(f"files left out, of other kinds or written by a run: {found.skipped}")
     if not found.items:
         screen.say("no prompts were found")
     items = _fitted(found.items, batch, engine_options, sampling, screen)
@@ -81,7 +81,8 @@ def generate(
         raise bad
     plan = _plan(items, batch, engine_options, sampling)
     with plan.journal as journal:
-        if journal is not None and (earlier := len(items) - len(plan.todo)):
+        earlier = len(items) - len(plan.todo)
+        if journal is not None and (earlier or plan.begun):
             screen.say(f"{journal.path}: {earlier} finished, {len(plan.begun)} in part, {len(plan.todo)} to do")
         if not plan.todo:
             return SOME_FAILED if plan.missed else 0
@@ -93,7 +94,7 @@ def generate(
             run = Run(
                 engine, plan.sampling, sink, screen, batch.parallel, batch.strict,
                 partial=plan.partial, begun=plan.begun, missed=plan.missed,
-                earlier=len(items) - len(plan.todo) - plan.missed,
+                earlier=earlier - plan.missed,
             )  # fmt: skip
             code = run.answer(plan.todo)
             if isinstance(sink, ScreenSink):
@@ -141,16 +142,16 @@ def _engine(
 
 @dataclass(frozen=True)
 class Plan:
-    """All items, those left to do, and where results go; decided before any weights are loaded."""
+    """What is left to do, and where it goes; decided before any weights are loaded."""
 
-    items: list[Item]
     todo: list[Item]
     sampling: SamplingParams
     writer: Writer
     journal: AbstractContextManager[Journal | None]
-    partial: PartialFile | None
-    begun: dict[str, tuple[int, ...]]
-    missed: int
+    folder: Folder | None = None
+    partial: PartialFile | None = None
+    begun: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    missed: int = 0
 
     def sink(
         self, journal: Journal | None, writer: Writer, batch: BatchOptions, screen: Screen
@@ -159,9 +160,7 @@ class Plan:
         if journal is None:
             as_json = batch.as_json or batch.output_format in ("jsonl", "openai-batch")
             return ScreenSink(screen, [item.index for item in self.todo], writer, as_json)
-        ids = [*journal.done, *(item.id for item in self.items)]
-        folder = None if batch.output_dir is None else Folder.of(batch.output_dir, ids)
-        return JournalSink(journal, writer, folder)
+        return JournalSink(journal, writer, self.folder)
 
 
 def _plan(items: list[Item], batch: BatchOptions, options: EngineOptions, sampling: SamplingParams) -> Plan:
@@ -173,21 +172,26 @@ def _plan(items: list[Item], batch: BatchOptions, options: EngineOptions, sampli
     revision = fingerprint(_target(options))
     writer = Writer(batch.format, f"{options.model}@{revision}", batch.dedupe)
     if output is None:
-        return Plan(items, items, sampling, writer, nullcontext(None), None, {}, 0)
+        return Plan(items, sampling, writer, nullcontext(None))
     output.parent.mkdir(parents=True, exist_ok=True)
     manifest = Manifest.now(_configuration(batch, options, sampling, revision))
     resume, overwrite, retry = batch.resume or batch.retry_failed, batch.overwrite, batch.retry_failed
+    folder, ids = None, [item.id for item in items]
+    if batch.output_dir is not None and not (resume or overwrite or output.exists()):
+        Folder.of(batch.output_dir, ids).check_new()
     with ExitStack() as undo:
         journal = undo.enter_context(
             open_journal(output, manifest, resume=resume, overwrite=overwrite, retry_failed=retry)
         )
         journal.check_prompts(items)
+        if batch.output_dir is not None:
+            folder = Folder.of(batch.output_dir, [*journal.done, *ids])
         todo = [item for item in items if item.id not in journal.done]
         partial = PartialFile(Beside(output).partial, manifest.sha)
         begun = partial.load({item.id: item for item in todo})
         undo.pop_all()
     missed = sum(journal.done[item.id].failed for item in items if item.id in journal.done)
-    return Plan(items, todo, sampling, writer, journal, partial, begun, missed)
+    return Plan(todo, sampling, writer, journal, folder, partial, begun, missed)
 
 
 def _facts(
@@ -235,9 +239,14 @@ def _configuration(
     }
 
 
-def _check_apart(inputs: tuple[str, ...], output: Path | None) -> None:
-    if output is not None and any(path != STDIN and Path(path).resolve() == output.resolve() for path in inputs):
-        raise click.UsageError(f"{output} is also an input.")
+def _check_apart(inputs: tuple[str, ...], batch: BatchOptions) -> None:
+    """Refuse to write where an input could be replaced by its answer."""
+    for path in (Path(path) for path in inputs if path != STDIN):
+        if batch.output is not None and path.resolve() == batch.output.resolve():
+            raise click.UsageError(f"{path} is also an input.")
+        folder = batch.output_dir
+        if folder is not None and path.resolve().is_relative_to(folder.resolve()):
+            raise click.UsageError(f"The input {path} lies in --output-dir {folder}; name a folder of its own.")
 
 
 def _dry_run(

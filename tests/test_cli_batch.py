@@ -77,6 +77,16 @@ def test_a_resumed_run_does_what_is_left_and_goes_on_in_mid_answer(
     assert not Path("out.jsonl.partial.json").exists()
 
 
+def test_a_resumed_run_says_what_was_begun_though_nothing_was_finished(
+    specexec: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_at(specexec, monkeypatch, "a rather", burst=6)
+    assert specexec(*RUN).code == 4
+    Path("out.jsonl").write_bytes(Path("out.jsonl").read_bytes()[:-9])  # as a power cut would leave its only line
+    ran = specexec(*RUN, "--resume")
+    assert (ran.code, "out.jsonl: 0 finished, 2 in part, 5 to do\n" in ran.err) == (0, True)
+
+
 def test_a_resumed_run_takes_the_seed_of_the_first(specexec: CommandLine) -> None:
     specexec(*RUN, "--limit", "2")
     specexec(*RUN, "--resume")
@@ -193,6 +203,40 @@ def test_one_file_for_each_input(specexec: CommandLine) -> None:
     assert Path("answers/texts/deep/b.md").read_text() == "echo: from texts/deep/b.md\n"
     assert set(records("answers/records.jsonl")) == {"texts/a.txt", "texts/deep/b.md"}
     assert specexec("generate", "texts", "--output-dir", "answers").code == 9
+
+
+@pytest.mark.parametrize("where", [("-o", "notes/out.jsonl"), ("--output-dir", "notes/answers")])
+def test_results_among_their_prompts_are_not_asked_when_the_run_is_resumed(
+    specexec: CommandLine, where: tuple[str, str]
+) -> None:
+    Path("notes").mkdir()
+    Path("notes/a.txt").write_text("one")
+    Path("notes/b.txt").write_text("two")
+    assert specexec("generate", "notes", *where, "--limit", "1").code == 0
+    assert specexec("generate", "notes", *where, "--resume").code == 0
+    assert set(records(where[1] if where[0] == "-o" else "notes/answers/records.jsonl")) == {
+        "notes/a.txt",
+        "notes/b.txt",
+    }
+    specexec.engine.asked.clear()
+    assert specexec("generate", "notes", "-q").code == 0
+    assert len(specexec.engine.asked) == 2
+
+
+def test_texts_replace_no_input_and_nothing_that_was_there(specexec: CommandLine) -> None:
+    Path("notes").mkdir()
+    Path("notes/a.txt").write_text("mine")
+    for inputs, folder in (("notes/a.txt", "."), ("notes", "."), ("notes", "notes"), (".", ".")):
+        ran = specexec("generate", inputs, "--output-dir", folder)
+        assert (ran.code, "name a folder of its own" in ran.err) == (2, True)
+    Path("texts/notes").mkdir(parents=True)
+    Path("texts/notes/a.txt").write_text("kept")
+    ran = specexec("generate", "notes", "--output-dir", "texts")
+    assert (ran.code, "texts/notes/a.txt already exists" in ran.err) == (9, True)
+    assert (Path("notes/a.txt").read_text(), Path("texts/notes/a.txt").read_text()) == ("mine", "kept")
+    assert not Path("texts/records.jsonl").exists()
+    assert specexec("generate", "notes", "--output-dir", "texts", "--overwrite").code == 0
+    assert Path("texts/notes/a.txt").read_text() == "echo: mine\n"
 
 
 def test_files_of_a_resumed_run_are_called_as_in_one_run_and_replace_none(specexec: CommandLine) -> None:

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Literal
 
 from cli.batch.items import Item
+from cli.batch.journal import RECORDS, Beside
 from cli.batch.lines import Form, item_of_line
 from cli.batch.refusals import DuplicateId, UnreadableFile
 from specexec.errors import BadText, SpecexecError
 
 STDIN = "-"
 LINES = ".jsonl"
-# What is taken from a folder; anything else there (pictures, backups) is counted and left.
+# What is taken from a folder; anything else there (pictures, backups, results) is counted and left.
 KNOWN = (".jsonl", ".md", ".markdown", ".txt")
 BOM = b"\xef\xbb\xbf"
 
@@ -54,7 +55,7 @@ def read_inputs(
     With `dedupe` an item that asks the same as an earlier one says so, whichever shard the earlier one is in.
     """
     files = [Path(path) for path in paths]
-    left = [file for folder in files if folder.is_dir() for file in _files(folder) if not _wanted(file)]
+    left = [file for folder in files if folder.is_dir() for file in _files(folder) if not _wanted(file, folder)]
     found = _unique(_all(prompts, paths, form, split))
     numbered = [replace(item, index=index) for index, item in enumerate(found)][:limit]
     numbered = list(_deduped(numbered)) if dedupe else numbered
@@ -68,8 +69,9 @@ def _all(prompts: Sequence[str], paths: Sequence[str], form: Form, split: Split)
         if path == STDIN:
             yield from _from_bytes("stdin", _stdin(), form, split, piped=True)
         elif Path(path).is_dir():
-            for file in filter(_wanted, _files(Path(path))):
-                yield from _from_file(str(file), file, form, split)
+            for file in _files(Path(path)):
+                if _wanted(file, Path(path)):
+                    yield from _from_file(str(file), file, form, split)
         else:
             yield from _from_file(path, Path(path), form, split)
 
@@ -80,9 +82,15 @@ def _files(folder: Path) -> list[Path]:
     return sorted(file for file in found if not any(part.startswith(".") for part in file.relative_to(folder).parts))
 
 
-def _wanted(file: Path) -> bool:
+def _wanted(file: Path, folder: Path) -> bool:
     """Whether a file of a folder is an input; a link that leads nowhere is one, and its item says so."""
-    return file.suffix in KNOWN and (file.is_file() or not file.exists())
+    return file.suffix in KNOWN and (file.is_file() or not file.exists()) and not _is_result(file, folder)
+
+
+def _is_result(file: Path, folder: Path) -> bool:
+    """Whether a run has written it: results that lie among their prompts must not be asked when it is resumed."""
+    below = [parent / RECORDS for parent in file.parents if folder in parent.parents]
+    return any(Beside(records).manifest.exists() for records in (file, *below))
 
 
 def _stdin() -> bytes:

@@ -22,6 +22,8 @@ from cli.batch.refusals import DamagedOutput, Locked, ManifestMismatch
 from cli.errors import OutputExists
 from offload.replacing import sync_folder
 
+RECORDS = "records.jsonl"  # of a run that writes each text into a file of its own
+
 
 @dataclass(frozen=True)
 class Beside:

@@ -14,6 +14,7 @@ import click
 from cli.batch.fitting import TooLong
 from cli.batch.formats import Format
 from cli.batch.inputs import Shard, Split
+from cli.batch.journal import RECORDS
 from cli.batch.lines import Form, template_problem
 from cli.options import PARALLEL, TEXT_OR_FILE, IntOrAuto, TextOrFile, WholeNumber
 from cli.verbosity import json_option
@@ -80,7 +81,7 @@ class BatchOptions:
     @property
     def journal(self) -> Path | None:
         """The file of records, if there is one."""
-        return self.output_dir / "records.jsonl" if self.output_dir is not None else self.output
+        return self.output_dir / RECORDS if self.output_dir is not None else self.output
 
     @property
     def format(self) -> Format:

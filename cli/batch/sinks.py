@@ -14,6 +14,7 @@ from cli.batch.files import on_disk, replace_file
 from cli.batch.formats import Writer, line_of
 from cli.batch.items import Item
 from cli.batch.journal import Journal
+from cli.errors import OutputExists
 from cli.screen import Screen
 
 if TYPE_CHECKING:
@@ -69,6 +70,12 @@ class Folder:
         return Folder(
             path, {name: _marked(file, name) if crowd[file.casefold()] > 1 else file for name, file in wanted.items()}
         )
+
+    def check_new(self) -> None:
+        """Refuse to replace what somebody else has put there."""
+        taken = next((file for name in self.names.values() if (file := self.path / name).exists()), None)
+        if taken is not None:
+            raise OutputExists(f"{taken} already exists.", hint="another --output-dir, or --overwrite.")
 
     def put(self, item: Item, text: str) -> None:
         file = self.path / self.names[item.id]
