@@ -73,7 +73,8 @@ def test_the_answers_of_a_killed_worker_go_on_elsewhere(ray: ModuleType, capfd: 
     with running_cluster(opener, None, 2) as cluster:
         batch = cluster.batch(iter(wanted), 4)
         pids = ray.get([place.actor.pid.remote() for place in batch._places])
-        results: list[Result] = []
+        results: list[Result] = batch.sweep()
+        assert min(len(place.requests) for place in batch._places) > 41 // 4, "all have about as much to do"
         killed = 0
         until_s = time.monotonic() + 200
         while not batch.done and time.monotonic() < until_s:

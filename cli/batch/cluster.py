@@ -34,6 +34,7 @@ class _Place:
     actor: Any
     call: Any = None
     requests: dict[int, Request] = field(default_factory=dict)
+    fresh: list[Request] = field(default_factory=list)
     deaths: int = 0
 
 
@@ -97,9 +98,7 @@ class ClusterBatch:
         """Give out what there is room for, and wait for the next report."""
         import ray
 
-        for place in self._places:
-            if place.call is None:
-                self._give(place)
+        self._deal([place for place in self._places if place.call is None])
         calls = [place.call for place in self._places if place.call is not None]
         if not calls or self._cluster.stopped:
             self.done = True
@@ -116,14 +115,16 @@ class ClusterBatch:
             ray.kill(place.actor)
         self._places.clear()
 
-    def _give(self, place: _Place) -> None:
-        """Fill a worker up and let it work, if it has anything to do."""
-        fresh: list[Request] = []
-        while len(place.requests) + len(fresh) < ASSIGNED and (request := self._next()) is not None:
-            fresh.append(request)
-        place.requests.update({request.index: request for request in fresh})
-        if place.requests:
-            place.call = place.actor.work.remote(fresh)
+    def _deal(self, free: list[_Place]) -> None:
+        """Give requests out in turns, so that few are shared by all, and let those work who have anything to do."""
+        for _ in range(ASSIGNED):
+            for place in free:
+                if len(place.requests) < ASSIGNED and (request := self._next()) is not None:
+                    place.requests[request.index] = request
+                    place.fresh.append(request)
+        for place in free:
+            if place.requests:
+                place.call, place.fresh = place.actor.work.remote(place.fresh), []
 
     def _next(self) -> Request | None:
         return self._again.popleft() if self._again else next(self._requests, None)
@@ -152,7 +153,8 @@ class ClusterBatch:
         """Its requests go to others, with what they have already; a new worker takes its place."""
         place.deaths += 1
         self._again.extend(place.requests.values())
-        log.warning("a worker has died; its %d answers go on elsewhere: %s", len(place.requests), death)
+        said = str(death).strip().splitlines()
+        log.warning("a worker has died; its %d answers go on elsewhere: %s", len(place.requests), said[0])
         place.requests.clear()
         if place.deaths < MOST_DEATHS:
             place.actor = self._cluster.start_worker(self._parallel)
@@ -160,7 +162,7 @@ class ClusterBatch:
         self._places.remove(place)
         if not self._places:
             raise ClusterLost(
-                f"every worker has died {MOST_DEATHS} times; the last one said: {str(death).strip().splitlines()[-1]}",
+                f"every worker has died {MOST_DEATHS} times; the last one said: {said[-1]}",
                 hint="look at the workers' machines, then the same command with --resume.",
             )
 
