@@ -111,9 +111,9 @@ class Featured(SiblingDrafter):
         past.extend(ask.sequence.tokens, start=length[0])
         length[0] = len(ask.sequence.tokens)
         paths = [[] if node == ROOT else ask.tree.spelled(node) for node in ask.nodes]
-        found = past.matches([context_of([*ask.sequence.tokens, *path]) for path in paths])
-        for row, matches in enumerate(found):
-            named = {token for match in matches if match.rung for token, _ in match.followers}
+        for row, path in enumerate(paths):
+            found = past.matches(context_of([*ask.sequence.tokens, *path]))
+            named = {token for match in found if match.rung for token, _ in match.followers}
             x_NKF[row, :, 5] = [int(token) in named for token in asked.tokens_NC[row, :TOP]]
         return x_NKF
 

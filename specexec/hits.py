@@ -37,4 +37,4 @@ class Hits:
         chance_C = self.hit_RC[int(sampled)] / self.seen_RC[int(sampled)]
         chances_NK: Floats = np.where(cells_NK < 0, 0.0, chance_C[cells_NK])
         total_N1 = chances_NK.sum(-1, keepdims=True)
-        return chances_NK * np.minimum(1.0, FULL / np.maximum(total_N1, 1e-9))
+        return chances_NK * (FULL / np.maximum(total_N1, FULL))

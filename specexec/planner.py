@@ -141,6 +141,8 @@ def _reach_of(asks: list[Ask]) -> Floats:
 
 def _likeliest(asks: list[Ask], reach_N: Floats, total: int) -> list[Ask]:
     """The `total` nodes of highest reach among all that are asked about, ask by ask."""
+    if total >= len(reach_N):
+        return asks
     kept_N = np.zeros(len(reach_N), bool)
     kept_N[highest(reach_N, total)] = True
     shares = np.split(kept_N, np.cumsum([len(ask.nodes) for ask in asks])[:-1])

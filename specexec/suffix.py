@@ -10,6 +10,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable
 from collections.abc import Sequence as Items
+from operator import itemgetter
 from typing import NamedTuple, Protocol, TypeAlias
 
 import numpy as np
@@ -21,14 +22,19 @@ DOWN = tuple(range(len(RUNGS)))[::-1]  # rungs, longest first
 NOTHING = -1
 GAP = 2**32 - 1  # stands between two texts; no token has this id
 SAMPLE = 32  # occurrences looked at where a context has more
+TIMES = itemgetter(1)
 REMEMBERED = 1 << 12  # contexts that are not looked up again: some kB each at most
 
 
 Range: TypeAlias = tuple[int, int]  # from, to
+NOWHERE: Range = (-1, -1)
 
 
 class Match(NamedTuple):
-    """What followed the last RUNGS[rung] tokens of a context: (token, times seen), most often and latest first."""
+    """What followed the last RUNGS[rung] tokens of a context: (token, times seen), most often and latest first.
+
+    Shorter endings that say the same are left out.
+    """
 
     rung: int
     followers: list[tuple[int, int]]
@@ -58,8 +64,8 @@ class Follower(NamedTuple):
 class Store(Protocol):
     """Anything that remembers what followed."""
 
-    def matches(self, contexts: Items[Context]) -> list[list[Match]]:
-        """For each context every rung at which it was seen, longest first."""
+    def matches(self, context: Context) -> list[Match]:
+        """Every rung at which the context was seen, longest first."""
         ...
 
 
@@ -106,18 +112,16 @@ class Recent:
         """What followed the n-gram of this hash: a token met once, or counts, the latest last."""
         return self._after.get(key)
 
-    def matches(self, contexts: Items[Context]) -> list[list[Match]]:
-        """For each context every rung at which it was seen, longest first."""
-        return [self._matches(context) for context in contexts]
-
-    def _matches(self, context: Context) -> list[Match]:
-        found: list[Match] = []
-        for rung, length in enumerate(RUNGS):
-            known = self._after.get(hash(context[:length]))  # nothing was added with NOTHING in it
-            if known is None:  # then no longer one is known
-                break
-            found.append(Match(rung, [(known, 1)] if isinstance(known, int) else _ranked(known)))
-        return found[::-1]
+    def matches(self, context: Context) -> list[Match]:
+        """Every rung at which the context was seen, longest first."""
+        known = [self._after.get(hash(context[:length])) for length in RUNGS]  # nothing was added with NOTHING in it
+        found, said = list[Match](), None
+        for rung in DOWN:
+            here = known[rung]
+            if here is not None and here != said:
+                found.append(Match(rung, [(here, 1)] if isinstance(here, int) else _ranked(here)))
+            said = here
+        return found
 
 
 def follower(stores: Items[Recent], context: Context) -> Follower | None:
@@ -152,7 +156,6 @@ class Settled:
         self._begin = np.cumsum(np.bincount(known_E + 1, minlength=size)).data  # of each token's places
         self._known: dict[tuple[int, int], list[tuple[int, int]]] = {}
         self._ranges: dict[Context, list[Range]] = {}
-        self._found: dict[tuple[int, int, int], list[Match]] = {}  # by the longest ending: its own endings are the rest
 
     @staticmethod
     def of(texts: Iterable[Items[int]]) -> Settled:
@@ -168,20 +171,14 @@ class Settled:
     def __len__(self) -> int:
         return len(self.tokens_E)
 
-    def matches(self, contexts: Items[Context]) -> list[list[Match]]:
-        """For each context every rung at which it was seen, longest first; common ones are counted on a sample."""
-        return [self._matches(context) for context in contexts]
-
-    def _matches(self, context: Context) -> list[Match]:
-        ranges = self._ranges_of(context)
-        longest = (len(ranges), *ranges[-1])
-        found = self._found.get(longest)
-        if found is None:
-            told = [(rung, self._followers(*ranges[RUNGS[rung]])) for rung in DOWN if RUNGS[rung] < len(ranges)]
-            found = [Match(rung, followers) for rung, followers in told if followers]
-            if len(self._found) >= REMEMBERED:
-                self._found.clear()
-            self._found[longest] = found
+    def matches(self, context: Context) -> list[Match]:
+        """Every rung at which the context was seen, longest first; what followed common ones is counted on a sample."""
+        ranges, said, found = self._ranges_of(context), NOWHERE, list[Match]()
+        for rung in DOWN:
+            if RUNGS[rung] < len(ranges) and ranges[RUNGS[rung]] != said:
+                said = ranges[RUNGS[rung]]
+                if followers := self._followers(*said):
+                    found.append(Match(rung, followers))
         return found
 
     def _ranges_of(self, context: Context) -> list[Range]:
@@ -204,15 +201,18 @@ class Settled:
         low, high = self._begin[token], self._begin[token + 1]
         # The first token of all follows nothing, but is an ending too, and the least of those that end alike.
         longer = [ranges[0], (low + (self._first < token), high + (self._first <= token))]
-        later = int(self._first <= token)
-        for first, last in ranges[1:]:
-            if last - first == 1 and self._next[first] != token:
-                break
-            low = bisect_left(self._places, first, low, high)
-            high = bisect_left(self._places, last, low, high)
-            if low == high:
-                break
-            longer.append((low + later, high + later))
+        later, said = int(self._first <= token), NOWHERE
+        for within in ranges[1:]:
+            if within != said:  # else nothing else ends so, and one token more does not change that
+                said = first, last = within
+                if last - first == 1 and self._next[first] != token:
+                    break
+                low = bisect_left(self._places, first, low, high)
+                high = bisect_left(self._places, last, low, high)
+                if low == high:
+                    break
+                found = low + later, high + later
+            longer.append(found)
         return longer
 
     def _followers(self, first: int, last: int) -> list[tuple[int, int]]:
@@ -250,5 +250,5 @@ def sorted_positions(tokens_E: NDArray[np.uint32]) -> NDArray[np.uint32]:
 def _ranked(counts: dict[int, int]) -> list[tuple[int, int]]:
     """Most often first; among equals the latest."""
     latest_first = list(reversed(counts.items()))
-    latest_first.sort(key=lambda item: -item[1])
+    latest_first.sort(key=TIMES, reverse=True)  # stable
     return latest_first

@@ -209,7 +209,7 @@ def test_the_follower_is_the_first_of_the_longest_match(texts: list[list[int]], 
         store.extend(text)
     context = context_of(ending)
     assert len(context) == LONGEST
-    matches = [match for store in stores for match in store.matches([context])[0][:1]]
+    matches = [match for store in stores for match in store.matches(context)[:1]]
     best = max(matches, key=lambda match: match.rung, default=None)  # the first of equals
     found = follower(stores, context)
     assert (found is None) == (best is None)

@@ -9,7 +9,6 @@ N nodes   K children   M = N + 1 rows: the end of the text, then the nodes
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from itertools import chain, islice
 from operator import itemgetter
 from weakref import WeakKeyDictionary
 
@@ -19,7 +18,7 @@ import torch
 from specexec.drafters import Ask, Guesses
 from specexec.memory import STANDINGS, Memory, cells_of
 from specexec.sequence import Sequence
-from specexec.suffix import SAMPLE, Context, Match, context_of, then
+from specexec.suffix import SAMPLE, Context, Store, context_of, then
 from specexec.tree import ROOT, Floats, Ints, TokenTree
 
 WIDTH = 8  # children worth naming for one node
@@ -69,14 +68,14 @@ class NgramDrafter:
 
     def guess(self, asks: list[Ask], width: int) -> list[Guesses]:
         """What followed the longest ending of each node's path, then the shorter ones."""
-        contexts = [self._contexts(ask) for ask in asks]
-        of_texts = [self.memory.text_of(ask.sequence).matches(own) for ask, own in zip(asks, contexts, strict=True)]
-        memory, every = self.memory, list(chain.from_iterable(contexts))
-        stores = ((1, memory.recent), (1, memory.settled), (2, memory.corpus))
-        horizons = [(0, list(chain.from_iterable(of_texts)))]  # all nodes of all asks, one after the other
-        horizons += [(horizon, store.matches(every)) for horizon, store in stores if len(store)]
-        found = iter([_recall(horizons, row, min(width, WIDTH)) for row in range(len(every))])
-        return [self._answer(ask, list(islice(found, len(ask.nodes))), min(width, WIDTH)) for ask in asks]
+        return [self._answer(ask, self._found(ask, min(width, WIDTH)), min(width, WIDTH)) for ask in asks]
+
+    def _found(self, ask: Ask, width: int) -> list[dict[int, int]]:
+        memory = self.memory
+        stores: list[tuple[int, Store]] = [(0, memory.text_of(ask.sequence))]
+        stores += [(1, store) for store in (memory.recent, memory.settled) if len(store)]
+        stores += [(2, memory.corpus)] if len(memory.corpus) else []
+        return [_recall(stores, context, width) for context in self._contexts(ask)]
 
     def _contexts(self, ask: Ask) -> list[Context]:
         reading = self._readings.get(ask.sequence)
@@ -151,15 +150,13 @@ class NgramDrafter:
                 self.memory.recycle(then(above, token), choices_M[1 + node])
 
 
-def _recall(horizons: list[tuple[int, list[list[Match]]]], row: int, width: int) -> dict[int, int]:
+def _recall(stores: list[tuple[int, Store]], context: Context, width: int) -> dict[int, int]:
     """Up to `width` tokens, and for each the cell of the best evidence: longest matches first, then nearer horizons."""
-    evidence = [(match.rung, horizon, match.followers) for horizon, matches in horizons for match in matches[row]]
-    if not evidence:
-        return {}
+    evidence = [(match.rung, horizon, match.followers) for horizon, store in stores for match in store.matches(context)]
     evidence.sort(key=RUNG, reverse=True)  # stable
-    longest, found = evidence[0][0], dict[int, int]()
+    found = dict[int, int]()
     for rung, horizon, followers in evidence:
-        cells = cells_of(horizon, rung, fallback=rung < longest)
+        cells = cells_of(horizon, rung, fallback=rung < evidence[0][0])
         for place, (token, _) in enumerate(followers):
             if token not in found:
                 found[token] = cells[LATER[place] if place else _lead(followers)]
