@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from specexec.budget import Budget, Spent
+from specexec.budget import FIRST_NODES, Budget, Spent
 from specexec.cost import CostModel
 from specexec.drafters import Ask, Drafter, Guesses
 from specexec.growth import Growth
@@ -38,16 +38,20 @@ def ranking_of(name: str) -> Ranking:
     return RANKINGS.get(name, Ranking())
 
 
-@dataclass(frozen=True)
+@dataclass
 class Beam:
-    """Level by level, the same number of nodes on each: as deep as `depth` and as wide as the budget then allows."""
+    """Level by level, the same number of nodes on each: as deep as `depth` and as wide as the budget then allows.
+
+    How many an automatic budget takes follows from the chances that were seen in the last trees.
+    """
 
     depth: int = 16
     width: int = 32
+    chances_N: Floats = field(default_factory=lambda: np.ones(FIRST_NODES))
 
     def grow(self, drafter: Drafter, live: Items[Sequence], budget: Budget, cost: CostModel) -> list[TokenTree]:
         """Expand the best nodes of the lowest level only."""
-        nodes = _share(live, budget, np.ones(0))
+        nodes = _share(live, budget, self.chances_N)
         beams = -(-nodes // self.depth)
         for sequence in live:
             sequence.growth = Growth()
@@ -57,7 +61,11 @@ class Beam:
                 break
             for ask, guess in zip(asks, drafter.guess(asks, self.width), strict=True):
                 ask.sequence.growth.add(ask.nodes, guess.tokens_NK, guess.log_probs_NK, -np.inf, guess.origins_NK)
-        return [_beam_of(sequence.growth.tree, beams).top(nodes) for sequence in live]
+        grown = [sequence.growth.tree for sequence in live]
+        if nodes:
+            chances_N = np.exp(np.minimum(np.concatenate([tree.reach_N for tree in grown]), 0.0))
+            self.chances_N = np.sort(chances_N)[:: -len(live)]
+        return [_beam_of(tree, beams).top(nodes) for tree in grown]
 
     def grow_on(self, drafter: Drafter, live: Items[Sequence], nodes: int, until: Callable[[], bool]) -> None:
         """Nothing ahead."""

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specexec.budget import FixedBudget
+from specexec.budget import AutoBudget, FixedBudget
 from specexec.cost import CostModel
 from specexec.decoder import Decoder
 from specexec.drafters import Drafter
+from specexec.drafters.ngram import NgramDrafter
 from specexec.lm import TreeLM
 from specexec.planners import NAMES, Beam, Sequoia, planner_of, ranking_of, static_tree
 from specexec.sampling import SamplingParams
@@ -70,6 +71,18 @@ def test_a_beam_is_as_wide_on_every_level(case: Case) -> None:
     sequence = sequence_of(PROMPT, SAMPLINGS[0])
     (tree,) = Beam(depth=5).grow(case.drafters["useless"], [sequence], FixedBudget(20), CostModel())
     assert np.bincount(tree.depth_N).tolist() == [4] * 5
+
+
+@pytest.mark.parametrize("name", ["beam", "sequoia"])
+def test_an_automatic_budget_keeps_guessing_where_it_pays(name: str) -> None:
+    """A stream of a second, arithmetic for nothing: the more guesses the better, also once that has been measured."""
+    cost, drafter = CostModel(), NgramDrafter()
+    for rows in (1, 65, 65):
+        cost.learn_sweep(rows, 1.0, 0.99)
+    planner, sequence = planner_of(name), sequence_of([1, 2, 3, 4, 5, 6, 7, 8] * 4, SAMPLINGS[0])
+    for _ in range(3):
+        (tree,) = planner.grow(drafter, [sequence], AutoBudget(cost), cost)
+        assert len(tree) >= 8
 
 
 def test_sequoia_learns_which_ranks_are_taken(case: Case) -> None:
