@@ -12,9 +12,10 @@ import offload
 import specexec
 from offload.hardware import gpus
 
-# Who multiplies, who unpacks, and how both are measured.
+# Who multiplies, who unpacks, on which threads, and how both are measured.
 ARITHMETIC = (
     Path(specexec.__file__).parent / "widened.py",
+    Path(offload.__file__).parent / "crew.py",
     Path(offload.__file__).parent / "quant.py",
     Path(offload.__file__).parent / "probe.py",
 )

@@ -153,13 +153,14 @@ def _measured(path: Path | None) -> Iterator[Check]:
         narrow = link_Bps < 8e9
         fix = "The GPU may sit in a slot with few lanes, or save power: check it under load." if narrow else None
         yield Check("link", "warn" if narrow else "ok", f"{format_bytes(link_Bps)}/s from pinned RAM to the GPU", fix)
+    from offload.crew import share
     from offload.probe import probe_arithmetic, probe_unpack
     from offload.skeleton import DTYPES
     from specexec.widened import linears
 
     device = "cuda" if cuda else "cpu"
     for dtype in ("f32", "bf16"):
-        with linears(torch.device(device), DTYPES[dtype]):
+        with linears(torch.device(device), DTYPES[dtype], share):
             arithmetic[f"{device}/{dtype}"] = one = probe_arithmetic(device, dtype, 1.0)
         slow = one.flops < arithmetic[f"{device}/f32"].flops / 2
         yield Check(
@@ -195,13 +196,14 @@ def _probed(file: Path) -> Disk:
     """The disk by itself and, where a CPU computes, beside it."""
     import torch
 
+    from offload.crew import share
     from offload.probe import probe_company, probe_disk
     from specexec.widened import linears
 
     found = probe_disk(file)
     if torch.cuda.is_available():
         return found
-    with linears(torch.device("cpu"), torch.bfloat16):
+    with linears(torch.device("cpu"), torch.bfloat16, share):
         return probe_company(file, found, "bf16")
 
 

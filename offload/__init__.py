@@ -12,6 +12,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 if TYPE_CHECKING:
     from offload.carrier import carrier_for
+    from offload.crew import share
     from offload.custom import running_code
     from offload.errors import OffloadError, ReadFailed
     from offload.formats import FourBits, four_bit_copy_B, is_quantised, looked_up_B, resident_B, with_head
@@ -60,6 +61,7 @@ __all__ = [
     "resident_B",
     "resolve",
     "running_code",
+    "share",
     "skeleton_layer",
     "standing_layer",
     "stands",
@@ -97,6 +99,7 @@ _HOMES = {
     "resident_B": "formats",
     "resolve": "names",
     "running_code": "custom",
+    "share": "crew",
     "skeleton_layer": "standing",
     "standing_layer": "standing",
     "stands": "standing",

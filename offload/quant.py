@@ -6,13 +6,14 @@ here looks at how many tokens a sweep has.   E experts   O outputs   I inputs
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from types import ModuleType
 from typing import Literal
 
 import torch
 
+from offload.crew import Piece, share
 from offload.errors import MissingLibrary
 from offload.quantised import Quantised
 from offload.shards import Json
@@ -152,7 +153,9 @@ def _fill_4bit(
         return
     flat = matrix.view(-1) if matrix.is_contiguous() else matrix.new_empty(matrix.numel())
     step = matrix.numel() if matrix.is_cuda else SLICE_B // stored.itemsize
-    for start, length in _block_runs(matrix.numel(), weight.blocksize, step):
+
+    def fill(run: tuple[int, int]) -> None:
+        start, length = run
         state = functional.QuantState(
             absmax=scales[start // weight.blocksize : -(-(start + length) // weight.blocksize)],
             # As rows of one block: bitsandbytes 0.50 reads wrong scales on the CPU where rows are no whole blocks.
@@ -163,6 +166,8 @@ def _fill_4bit(
         )
         dense = functional.dequantize_4bit(codes[start // 2 : -(-(start + length) // 2)], state)
         flat[start : start + length].copy_(dense.view(-1))
+
+    _each(fill, _block_runs(matrix.numel(), weight.blocksize, step), matrix)
     if not matrix.is_contiguous():
         matrix.copy_(flat.view(matrix.shape))
 
@@ -177,11 +182,15 @@ def _block_runs(count: int, block: int, most: int) -> Iterator[tuple[int, int]]:
 
 
 def _dequantise_int8(codes: torch.Tensor, scales: torch.Tensor, target: torch.Tensor) -> None:
-    stack = zip(codes, scales, target, strict=True) if codes.dim() == 3 else [(codes, scales, target)]
-    for codes_OI, scales_O, target_OI in stack:
-        for rows in _slices(codes_OI, codes_OI.shape[1] * 4):
-            dense = codes_OI[rows].float()
-            target_OI[rows].copy_(dense.mul_(scales_O[rows, None]).mul_(INT8_STEP))
+    def fill(rows_E: tuple[int, slice]) -> None:
+        expert, rows = rows_E
+        dense = codes_EOI[expert, rows].float()
+        target_EOI[expert, rows].copy_(dense.mul_(scales_EO[expert, rows, None]).mul_(INT8_STEP))
+
+    O, I = codes.shape[-2:]
+    codes_EOI, scales_EO, target_EOI = codes.view(-1, O, I), scales.view(-1, O), target.view(-1, O, I)
+    slices = list(_slices(codes_EOI[0], I * 4))
+    _each(fill, ((expert, rows) for expert in range(len(codes_EOI)) for rows in slices), target)
 
 
 def _dequantise_mxfp4(codes: torch.Tensor, scales: torch.Tensor, target: torch.Tensor) -> None:
@@ -189,16 +198,28 @@ def _dequantise_mxfp4(codes: torch.Tensor, scales: torch.Tensor, target: torch.T
     wide = torch.float32 if target.dtype == torch.float16 else target.dtype  # which holds every power of two
     values = torch.tensor(MXFP4_VALUES, dtype=wide, device=target.device)
     powers = torch.ldexp(torch.ones(256), torch.arange(256) - 127).to(target.device, wide)
-    for codes_OGB, scales_OG, target_IO in zip(codes, scales, target, strict=True):
-        O, G, B = codes_OGB.shape
+    E, O, G, B = codes.shape
+
+    def fill(expert: int) -> None:
         # Turned round while it is small: then all that follows runs along memory.
-        codes_GBO = codes_OGB.view(O, G * B).t().contiguous().view(G, B, O)
-        powers_GO = powers.index_select(0, scales_OG.t().reshape(-1).int()).view(G, 1, O)
-        target_GBO2 = target_IO.view(G, B, 2, O).transpose(2, 3)
+        codes_GBO = codes[expert].view(O, G * B).t().contiguous().view(G, B, O)
+        powers_GO = powers.index_select(0, scales[expert].t().reshape(-1).int()).view(G, 1, O)
+        target_GBO2 = target[expert].view(G, B, 2, O).transpose(2, 3)
         for groups in _slices(codes_GBO, B * O * 4):
             for half, chosen in enumerate((codes_GBO[groups] & 15, codes_GBO[groups] >> 4)):
                 dense = values.index_select(0, chosen.view(-1).int()).view(chosen.shape)
                 target_GBO2[groups, ..., half].copy_(dense.mul_(powers_GO[groups]))
+
+    _each(fill, range(E), target)
+
+
+def _each(fill: Callable[[Piece], object], pieces: Iterable[Piece], target: torch.Tensor) -> None:
+    """Fill every piece of the target; several at a time on a CPU, in the order of its stream on a GPU."""
+    if not target.is_cuda:
+        share(fill, pieces)
+        return
+    for piece in pieces:
+        fill(piece)
 
 
 def _slices(codes: torch.Tensor, each_B: int) -> Iterator[slice]:

@@ -81,7 +81,7 @@ def main(
     model = offload.load(folder, "disk", ram_B=ram, ctx=2048)
     stream = offload.stream_of(model)
     dtype = {torch.bfloat16: "bf16", torch.float16: "f16", torch.float32: "f32"}[model.dtype]
-    with linears(model.device, model.dtype):
+    with linears(model.device, model.dtype, offload.share):
         arithmetic = probe_arithmetic("cpu", dtype)
         disk = probe_company(largest, disk, dtype)
     unpack_Bps = {f"cpu/{scheme}": Bps for scheme, Bps in probe_unpack("cpu").items()} if is_quantised(checked) else {}
@@ -152,7 +152,7 @@ def _measure(
 
 def _sweep(model: PreTrainedModel, tokens: torch.Tensor) -> None:
     """As the engine does it; peers multiply in their own way."""
-    with linears(model.device, model.dtype):
+    with linears(model.device, model.dtype, offload.share):
         model(tokens)
 
 

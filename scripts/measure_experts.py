@@ -123,7 +123,7 @@ def _until(part: float) -> Iterator[None]:
 
 
 def _sweep(model: PreTrainedModel, tokens: torch.Tensor, times: int = 1) -> None:
-    with linears(model.device, model.dtype):
+    with linears(model.device, model.dtype, offload.share):
         for _ in range(times):
             model(tokens)
 

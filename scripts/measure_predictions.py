@@ -56,7 +56,7 @@ class Probe:
         drop_cache(self.folder.file_sizes)
         wanted_B = int(self.disk.Bps * PROBE_s)
         read_s = timed(lambda: read_plainly(self._files, self._arena, self.folder.file_sizes, wanted_B))
-        with linears(torch.device("cpu"), DTYPES[self.dtype]):
+        with linears(torch.device("cpu"), DTYPES[self.dtype], offload.share):
             arithmetic = probe_arithmetic("cpu", self.dtype, PROBE_s)
         return Speeds(
             {"here": replace(self.disk, Bps=wanted_B / read_s)},
@@ -81,7 +81,7 @@ def main(folder: Path, rows: tuple[int, ...], sweeps: int, turns: int, threads: 
     packs = {form: _packed(checked, form) for form in FORMATS}
     largest, dtype = max(checked.file_sizes, key=lambda file: checked.file_sizes[file]), NAMES[item_B(checked)]
     disk = probe_disk(largest)
-    with linears(torch.device("cpu"), DTYPES[dtype]):
+    with linears(torch.device("cpu"), DTYPES[dtype], offload.share):
         disk = probe_company(largest, disk, dtype)
     save_speeds(replace(load_speeds(), disks={**load_speeds().disks, disk_key(folder): disk}))
     probe = Probe(checked, disk, dtype)
@@ -116,7 +116,7 @@ def _compare(
     """Bound and predicted seconds, and measured ones, turn by turn."""
     tokens = (torch.arange(rows) % 100)[None]
     probes, took = [probe.speeds()], []
-    with torch.no_grad(), linears(model.device, model.dtype):
+    with torch.no_grad(), linears(model.device, model.dtype, offload.share):
         for _ in range(turns):
             model(tokens)  # the ring was full after the pause; what counts is the steady state
             took.append(median(timed(lambda: model(tokens)) for _ in range(sweeps)))

@@ -67,15 +67,21 @@ class TreeLM:
     """A transformers causal LM with a tree cache. Compared and hashed by identity: caches are kept per LM.
 
     `layers` are the numbers its layers know themselves by, where they are not 0, 1, 2, … (partial.py); None is a layer
-    that does not attend (sublayers.py). `travel` says whose keys and values live in RAM.
+    that does not attend (sublayers.py). `travel` says whose keys and values live in RAM, `share` how a CPU's threads
+    divide a product.
     """
 
     def __init__(
-        self, model: PreTrainedModel, layers: Items[int | None] | None = None, travel: Travel | None = None
+        self,
+        model: PreTrainedModel,
+        layers: Items[int | None] | None = None,
+        travel: Travel | None = None,
+        share: widened.Share = widened.in_turn,
     ) -> None:
         self.kinds = check_tree_support(type(model), model.config)
         self._layers = range(len(self.kinds)) if layers is None else layers
         self._travel = travel
+        self.share = share
         self.model = model
         self.model.set_attn_implementation(attention.NAME)
         # The head is where the computation is; token ids may be looked up elsewhere.
@@ -89,6 +95,10 @@ class TreeLM:
         self._head = head_alone(model)
         self._experts = any(name.endswith("experts") for name, _ in model.named_modules())
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sweep")
+
+    def alike(self, model: PreTrainedModel, layers: Items[int | None] | None = None) -> TreeLM:
+        """Another LM that computes as this one does: over some of its layers, or over copies of them."""
+        return TreeLM(model, layers, share=self.share)
 
     def begin(self, parts: list[Rows]) -> Sweep:
         """Start a sweep over the new rows of several sequences; the caller is free to do something else meanwhile."""
@@ -137,7 +147,7 @@ class TreeLM:
     def _linears(self) -> ExitStack:
         """While this is open linears run in the way that is quick here and the same for any number of rows."""
         with ExitStack() as ways:
-            ways.enter_context(widened.linears(self.device, self.model.dtype))
+            ways.enter_context(widened.linears(self.device, self.model.dtype, self.share))
             if self._experts:
                 ways.enter_context(tiles.RowTiles())
             return ways.pop_all()

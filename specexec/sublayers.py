@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from specexec.lm import TreeLM
 from specexec.partial import rebuilt
@@ -65,11 +64,11 @@ class Nothing(nn.Module):
         return (zeros, None) if self._paired else zeros
 
 
-def partial_lm(model: PreTrainedModel, layer_of: Callable[[int], nn.Module], kept_LS: Kept) -> TreeLM:
-    """A causal LM of just these sublayers of `model`. `layer_of` gives layers of its own; one is whole at a time."""
-    hidden, numbers = int(model.config.hidden_size), np.flatnonzero(kept_LS.any(1)).tolist()
+def partial_lm(lm: TreeLM, layer_of: Callable[[int], nn.Module], kept_LS: Kept) -> TreeLM:
+    """A causal LM of just these sublayers of `lm`. `layer_of` gives layers of its own; one is whole at a time."""
+    hidden, numbers = int(lm.model.config.hidden_size), np.flatnonzero(kept_LS.any(1)).tolist()
     parts = {number: without(layer_of(number), kept_LS[number], hidden) for number in numbers}
-    return TreeLM(rebuilt(model, parts), [number if kept_LS[number, ATTENTION] else None for number in numbers])
+    return lm.alike(rebuilt(lm.model, parts), [number if kept_LS[number, ATTENTION] else None for number in numbers])
 
 
 def sizes_of(layers: Items[nn.Module]) -> NDArray[np.int64]:

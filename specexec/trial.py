@@ -20,6 +20,7 @@ from specexec.chain import ChainLM
 from specexec.errors import SpecexecError, UnsupportedArchitecture
 from specexec.lm import Rows, TreeLM
 from specexec.travel import Travel
+from specexec.widened import Share, in_turn
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,9 @@ TOLERANCE = {torch.float32: 1e-3}
 COARSE = 0.1
 
 
-def lm_of(model: PreTrainedModel, *, trees: bool, tried: bool, travel: Travel | None = None) -> TreeLM | ChainLM:
+def lm_of(
+    model: PreTrainedModel, *, trees: bool, tried: bool, travel: Travel | None = None, share: Share = in_turn
+) -> TreeLM | ChainLM:
     """A TreeLM where the architecture allows it, else a ChainLM; `load` has refused drafters where it does not.
 
     With `tried`, what the class says of itself is not believed. Raises UnsupportedArchitecture, also for code that
@@ -39,7 +42,7 @@ def lm_of(model: PreTrainedModel, *, trees: bool, tried: bool, travel: Travel | 
     """
     trial, own_attention = Trial(model) if tried else None, model.config._attn_implementation
     try:
-        tree_lm = TreeLM(model, travel=travel)
+        tree_lm = TreeLM(model, travel=travel, share=share)
         return trial.tree(tree_lm) if trial else tree_lm
     except UnsupportedArchitecture as problem:
         if trees and trial:

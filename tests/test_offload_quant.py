@@ -36,9 +36,16 @@ def stored(folder: Path, tensors: dict[str, torch.Tensor]) -> Folder:
 
 
 def unpacked(weight: Quantised, tensors: dict[str, torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
-    target = torch.empty(weight.shape, dtype=dtype)
-    dequantise(weight, {role: tensors[entry.name] for role, entry in weight.members.items()}, target)
-    return target
+    """What one thread makes of it, and three the same."""
+    members = {role: tensors[entry.name] for role, entry in weight.members.items()}
+    alone, shared = torch.empty(2, *weight.shape, dtype=dtype).unbind()
+    dequantise(weight, members, alone)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    dequantise(weight, members, shared)
+    torch.set_num_threads(before)
+    assert torch.equal(alone, shared)
+    return alone
 
 
 def plain_nf4(tensors: dict[str, torch.Tensor], offset: float, shape: tuple[int, int]) -> torch.Tensor:

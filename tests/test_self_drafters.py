@@ -77,9 +77,9 @@ class Case:
 
     def drafter(self, name: str, ranking: Ranking | None = None) -> Drafter:
         if name == "substitute":
-            return substituting(self.target.model, self.quantised, VOCABULARY, ranking)
+            return substituting(self.target, self.quantised, VOCABULARY, ranking)
         kept = range(LAYERS) if name == "all" else spread(LAYERS, 2)
-        return skipping(self.target.model, self.layers.__getitem__, whole(kept), VOCABULARY, ranking)
+        return skipping(self.target, self.layers.__getitem__, whole(kept), VOCABULARY, ranking)
 
 
 @pytest.fixture(scope="module")
@@ -116,8 +116,8 @@ def test_every_family_can_skip_and_be_substituted(family: str, tmp_path: Path) -
     target = TreeLM(model)
     (plain,) = write(target, drafters("llama", tmp_path)["none"], [PROMPT], SAMPLINGS[0])
     for drafter in (
-        skipping(model, plain_layers.__getitem__, whole((0, 1, 3)), VOCABULARY),
-        substituting(model, small, VOCABULARY),
+        skipping(target, plain_layers.__getitem__, whole((0, 1, 3)), VOCABULARY),
+        substituting(target, small, VOCABULARY),
     ):
         (sequence,) = write(target, drafter, [PROMPT], SAMPLINGS[0], 8)
         assert sequence.answer == plain.answer

@@ -101,7 +101,7 @@ def test_whatever_is_skipped_text_and_cache_are_those_of_plain_decoding(
     case: Case, kept_LS: Kept, sampling: SamplingParams
 ) -> None:
     plain, plain_cache = case.plain[sampling.temperature]
-    drafter = skipping(case.target.model, case.standing, kept_LS, VOCABULARY)
+    drafter = skipping(case.target, case.standing, kept_LS, VOCABULARY)
     text, cache = case.written(drafter, sampling)
     assert text == plain
     rows = min(len(cache), len(plain_cache))
@@ -123,7 +123,7 @@ def test_a_masked_row_computes_what_a_model_without_the_sublayers_does(family: s
     sets.append(np.ones((LAYERS, 2), bool))
     tried = list(choices(target, [TEXT], sets))
     for kept_LS, found_RV in zip(sets, tried, strict=True):
-        lm = partial_lm(model, lambda number: copy.deepcopy(layers[number]), kept_LS)
+        lm = partial_lm(target, lambda number: copy.deepcopy(layers[number]), kept_LS)
         (hidden_RH,) = lm.forward([Rows(KVCache(), TEXT, range(-1, len(TEXT) - 1))])
         assert torch.allclose(found_RV, lm.head(hidden_RH), atol=1e-3), kept_LS.T
     target.close()
@@ -286,7 +286,7 @@ def test_drafting_goes_on_for_as_long_as_the_measured_acceptance_pays(case: Case
         kept_LS = np.ones((LAYERS, 2), bool)
         if left_out:
             kept_LS[left_out] = False
-        drafter = skipping(case.target.model, case.standing, kept_LS, VOCABULARY)
+        drafter = skipping(case.target, case.standing, kept_LS, VOCABULARY)
         before.append(passes_of(drafter))
         for seed in range(3):
             write(case.target, drafter, [prompt(9, seed=seed)], replace(GREEDY, max_tokens=24), 8)

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 from transformers.integrations import moe
 
+import offload
 from specexec import widened
 from specexec.cache import KVCache
 from specexec.lm import Rows, TreeLM
 from specexec.tiles import RowTiles
-from specexec.widened import Widened, linears
+from specexec.widened import Share, Widened, in_turn, linears
 from tests.tiny import tiny
 
 NARROW = [torch.bfloat16, torch.float16]
@@ -23,11 +24,13 @@ def blocks_are_small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(widened, "STEP", 24)
 
 
-@pytest.fixture(params=[1, 2])
-def threads(request: pytest.FixtureRequest) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield
+@pytest.fixture(params=[(1, in_turn), (2, in_turn), (2, offload.share)], ids=["one", "two", "crew"])
+def how(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Share]:
+    """One thread, torch's own two, and a crew of two; every product in blocks."""
+    monkeypatch.setattr(widened, "SMALL", 0)
+    before, (threads, share) = torch.get_num_threads(), request.param
+    torch.set_num_threads(threads)
+    yield share
     torch.set_num_threads(before)
 
 
@@ -38,12 +41,11 @@ def operands(rows: int, dtype: torch.dtype, outputs: int = 200, inputs: int = 13
 
 @pytest.mark.parametrize("dtype", NARROW)
 @pytest.mark.parametrize("rows", [1, 16, 100])
-@pytest.mark.usefixtures("threads")
-def test_a_product_is_the_true_one_rounded_once(rows: int, dtype: torch.dtype) -> None:
+def test_a_product_is_the_true_one_rounded_once(rows: int, dtype: torch.dtype, how: Share) -> None:
     rows_RI, weight_OI, bias_O = operands(rows, dtype)
     true_RO = nn.functional.linear(rows_RI.double(), weight_OI.double(), bias_O.double())
     step = torch.finfo(dtype).eps  # rounding moves a number by at most half of it
-    with Widened():
+    with Widened(how):
         found_RO = nn.functional.linear(rows_RI, weight_OI, bias_O)
     assert found_RO.dtype == dtype
     assert found_RO.is_contiguous()
@@ -65,10 +67,9 @@ def test_rows_and_weights_may_have_any_shape_and_strides() -> None:
 
 
 @pytest.mark.parametrize("dtype", NARROW)
-@pytest.mark.usefixtures("threads")
-def test_a_row_does_not_depend_on_its_company(dtype: torch.dtype) -> None:
+def test_a_row_does_not_depend_on_its_company(dtype: torch.dtype, how: Share) -> None:
     rows_RI, weight_OI, bias_O = operands(256, dtype, 512, 640)
-    with Widened(), RowTiles():
+    with Widened(how), RowTiles():
         all_RO = nn.functional.linear(rows_RI, weight_OI, bias_O)
         for rows in (slice(0, 1), slice(3, 20), slice(100, 164), slice(7, 250)):
             assert torch.equal(nn.functional.linear(rows_RI[rows], weight_OI, bias_O), all_RO[rows]), rows
@@ -106,9 +107,9 @@ def test_a_tree_of_a_16_bit_model_is_the_true_one_and_the_same_alone(
     called: list[torch.dtype] = []
     real = widened.linear
 
-    def watched(rows: Tensor, weight_OI: Tensor, bias: Tensor | None = None) -> Tensor:
+    def watched(rows: Tensor, weight_OI: Tensor, bias: Tensor | None = None, **how: Share) -> Tensor:
         called.append(weight_OI.dtype)
-        return real(rows, weight_OI, bias)
+        return real(rows, weight_OI, bias, **how)
 
     monkeypatch.setattr(widened, "linear", watched)
     model = tiny(family, tmp_path_factory.mktemp(family))

@@ -133,9 +133,11 @@ def load(
     )
     sibling = pair.drafter if "sibling" in choice.sources else None
     draft = None if sibling is None else draft_model(sibling, asked, trust_remote_code)
-    lm = lm_of(target, trees=bool(choice.sources), tried=design.own_code, travel=_travel(target, where))
+    lm = lm_of(
+        target, trees=bool(choice.sources), tried=design.own_code, travel=_travel(target, where), share=weights.share
+    )
     memory = Memory() if "ngram" in choice.sources or draft_vocab else None
-    draft_lm = None if draft is None else TreeLM(draft)
+    draft_lm = None if draft is None else TreeLM(draft, share=weights.share)
     searches = searches or Searches()
     kit = Kit(target, lm, encoding, ranking_of(planner), draft_lm, theirs, pair, memory, draft_vocab, searches, context)
     cost = CostModel(share=weights.stream_of(target).share)

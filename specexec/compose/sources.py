@@ -211,9 +211,10 @@ class Kit:
         name = f"{self.model.config.to_json_string()} {files_B}"
         kept_LS = best_sublayers(self.target, terms, questions(self.encoding), self.searches, name)
         layer_of = partial(weights.standing_layer, self.model)
-        return skipping(self.model, layer_of, kept_LS, self._vocabulary, self.ranking, self._cascade)
+        return skipping(self.target, layer_of, kept_LS, self._vocabulary, self.ranking, self._cascade)
 
     def _substitute(self) -> SiblingDrafter:
+        assert isinstance(self.target, TreeLM)
         stands_L = [weights.stands(self.model, i) for i in range(weights.stream_of(self.model).layers)]
         shared_L = stands_L if not all(stands_L) else [False] * len(stands_L)  # nothing streams: copies read less
 
@@ -222,7 +223,7 @@ class Kit:
             return one if shared_L[i] else quantised(one, self.target.device)
 
         made = {i: layer(i) for i in range(len(stands_L))}
-        return substituting(self.model, made, self._vocabulary, self.ranking, self._cascade)
+        return substituting(self.target, made, self._vocabulary, self.ranking, self._cascade)
 
 
 def watched(choice: Choice, drafter: Drafter, cost: CostModel) -> Drafter:

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from specexec.cache import KVCache
 from specexec.drafters.cascade import Cascade
@@ -107,15 +106,15 @@ class Terms:
 
 
 def skipping(
-    model: PreTrainedModel,
+    target: TreeLM,
     layer_of: Callable[[int], nn.Module],
     kept_LS: Kept,
     vocabulary: int,
     ranking: Ranking | None = None,
     cascade: Cascade | None = None,
 ) -> SiblingDrafter:
-    """A drafter that runs just these sublayers of `model`, in layers of its own that `layer_of` gives."""
-    return SiblingDrafter(partial_lm(model, layer_of, kept_LS), vocabulary, ranking, name="skip", cascade=cascade)
+    """A drafter that runs just these sublayers of the target, in layers of its own that `layer_of` gives."""
+    return SiblingDrafter(partial_lm(target, layer_of, kept_LS), vocabulary, ranking, name="skip", cascade=cascade)
 
 
 def spread(count: int, kept: int) -> list[int]:

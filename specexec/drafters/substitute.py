@@ -14,7 +14,6 @@ from types import ModuleType
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from specexec.drafters.cascade import Cascade
 from specexec.drafters.sibling import SiblingDrafter
@@ -27,14 +26,15 @@ BLOCK = 64
 
 
 def substituting(
-    model: PreTrainedModel,
+    target: TreeLM,
     layers: Mapping[int, nn.Module],
     vocabulary: int,
     ranking: Ranking | None = None,
     cascade: Cascade | None = None,
 ) -> SiblingDrafter:
-    """A drafter over layers that went through `quantised`."""
-    return SiblingDrafter(TreeLM(rebuilt(model, layers)), vocabulary, ranking, name="substitute", cascade=cascade)
+    """A drafter over layers of the target that went through `quantised`."""
+    lm = target.alike(rebuilt(target.model, layers))
+    return SiblingDrafter(lm, vocabulary, ranking, name="substitute", cascade=cascade)
 
 
 def quantised(layer: nn.Module, device: torch.device) -> nn.Module:
