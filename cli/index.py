@@ -7,9 +7,11 @@ from pathlib import Path
 import click
 
 from cli.options import EngineOptions, trust_option
-from cli.quantities import format_count
+from cli.quantities import format_bytes, format_count
 from cli.verbosity import Verbosity, start_logging, verbosity_options
 from specexec.errors import BadText
+
+MOST_B = 16_000_000  # some 4 million tokens: 80 MB beside the model, and 3 GB while one such file is read and sorted
 
 
 @click.command()
@@ -25,10 +27,16 @@ def index(
 ) -> None:
     """Read text FILES that answers may quote; --drafter ngram and sibling+ngram then guess from them.
 
-    Replaces the index that was there. Models with the same tokenizer share it. The text of no answer changes.
+    At most 16 MB of text. Replaces the index that was there. Models with the same tokenizer share it. The text of no answer changes.
     """
     if not files and not forget:
         raise click.UsageError("Nothing to index: name some text files, or --forget.")
+    if (size := sum(file.stat().st_size for file in files)) > MOST_B:
+        raise BadText(
+            f"{len(files)} files hold {format_bytes(size)} of text; an index takes {format_bytes(MOST_B)} at most.",
+            why="it lies in memory beside the model.",
+            hint="only the files that answers are likely to quote.",
+        )
     start_logging(ctx.ensure_object(Verbosity))
     from cli.recall import corpus_path, save
     from cli.recall import forget as delete
@@ -39,7 +47,7 @@ def index(
     if forget:
         click.echo(f"forgot {len(delete(encoding.tokenizer))} files", err=True)
     if files:
-        corpus = Settled.of([encoding.encode(_read(file)) for file in files])
+        corpus = Settled.of(encoding.encode(_read(file)) for file in files)
         path = corpus_path(encoding.tokenizer)
         save(path, {"tokens": corpus.tokens_E, "order": corpus.order_E})
         tokens = format_count(len(corpus) - len(files))

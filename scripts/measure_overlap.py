@@ -61,7 +61,7 @@ def main(model: str, drafter: str, link_limit: float, budget: int, temperature: 
                     if ahead:
                         hits += [bool(burst.hit) for burst in bursts[:-1]]
                         told = sum((burst.overlap for burst in bursts[1:]), told)
-            serial, overlapped, hit = np.array(drafted[False]), np.array(drafted[True]), np.array(hits)
+            serial, overlapped, hit = np.array(drafted[False]), np.array(drafted[True]), np.array(hits, bool)
             on_hits, on_misses = overlapped[hit], overlapped[~hit]
             cells = (
                 f"{warmth:g}", drafter, middle(np.array(swept)), middle(serial), middle(on_hits), middle(on_misses),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import specexec
+from cli import index as cli_index
 from cli import recall
 from cli.app import main
 from cli.recall import corpus_path, past_path, recalling, save
@@ -57,6 +58,18 @@ def test_index_refuses_what_is_no_text(tmp_path: Path, capsys: pytest.CaptureFix
     assert main(["index", str(tmp_path / "image.png")]) == 7
     assert "is not UTF-8 text (byte 0)" in capsys.readouterr().err
     assert main(["index"]) == 2
+
+
+def test_an_index_is_bounded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli_index, "MOST_B", 30)
+    (tmp_path / "one.txt").write_text("sixteen letters!")
+    (tmp_path / "two.txt").write_text("and fifteen too")
+    assert main(["index", str(tmp_path / "one.txt"), str(tmp_path / "two.txt")]) == 7
+    assert "31 B of text" in capsys.readouterr().err
+    assert not corpus_path(TOKENIZER).exists()
+    assert main(["index", str(tmp_path / "one.txt")]) == 0
 
 
 def test_a_damaged_file_costs_a_note_and_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
