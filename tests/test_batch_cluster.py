@@ -64,6 +64,20 @@ def ray(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return ray
 
 
+def test_a_cluster_that_is_not_there_is_said(
+    ray: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def missing(**_: object) -> None:
+        raise ConnectionError("Could not find any running Ray instance. Please specify the one to connect to.")
+
+    monkeypatch.setattr(ray, "init", missing)
+    output = str(tmp_path / "out.jsonl")
+    assert main(["generate", "-p", "hi", "-o", output, "--engine", "ray", "--ray-address", "auto"]) == 6
+    assert (
+        "reached at auto: Could not find any running Ray instance.\n  Try: ray start --head" in capfd.readouterr().err
+    )
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_the_answers_of_a_killed_worker_go_on_elsewhere(ray: ModuleType, capfd: pytest.CaptureFixture[str]) -> None:
     wanted = [*requests(40), Request(40, "", SamplingParams())]

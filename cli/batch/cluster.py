@@ -181,7 +181,14 @@ def running_cluster(
         raise MissingExtra(
             "--engine ray needs Ray, which is not installed.", hint="pip install 'specexec[ray]'"
         ) from None
-    ray.init(address=address, log_to_driver=False, include_dashboard=False, configure_logging=False)
+    try:
+        ray.init(address=address, log_to_driver=False, include_dashboard=False, configure_logging=False)
+    except (ConnectionError, RuntimeError, ValueError) as problem:
+        where = "started here" if address is None else f"reached at {address}"
+        raise ClusterLost(
+            f"no Ray cluster could be {where}: {str(problem).strip().partition('. ')[0].rstrip('.')}.",
+            hint="ray start --head, or leave out --ray-address.",
+        ) from problem
     # What befalls a worker Ray would print to stdout, among the answers; `_bury` says it on stderr.
     ray._private.worker._worker_logs_enabled = False
     try:

@@ -36,6 +36,6 @@ class DamagedOutput(SpecexecError):
 
 
 class ClusterLost(SpecexecError):
-    """No worker of the cluster stays alive."""
+    """There is no cluster, or no worker of it stays alive."""
 
     code = "cluster_lost"
