@@ -84,6 +84,8 @@ def evaluate(
     start_logging(verbosity)
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_MININTERVAL", "30")  # read when the harness imports tqdm
+    if engine_options.offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # read when the harness imports what finds its data sets
     names = tuple(name.strip() for name in tasks.split(",") if name.strip())
     asked = Asked(names, include, num_fewshot, limit, chat, seed, allow_code)
     screen = Screen(quiet=verbosity.quiet)

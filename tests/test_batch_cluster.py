@@ -73,9 +73,8 @@ def test_a_cluster_that_is_not_there_is_said(
     monkeypatch.setattr(ray, "init", missing)
     output = str(tmp_path / "out.jsonl")
     assert main(["generate", "-p", "hi", "-o", output, "--engine", "ray", "--ray-address", "auto"]) == 6
-    assert (
-        "reached at auto: Could not find any running Ray instance.\n  Try: ray start --head" in capfd.readouterr().err
-    )
+    said = capfd.readouterr().err
+    assert "reached at auto: Could not find any running Ray instance.\n  Try: ray start --head" in said
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -228,6 +230,17 @@ def test_a_task_that_does_not_exist_is_said_before_loading(
     for names, says in [("missing.yaml", "there is no task file missing.yaml"), ("summs", "Try: sums.")]:
         assert main(["eval", "--tasks", names, *include]) == 3
         assert says in capsys.readouterr().err
+
+
+def test_offline_no_data_is_looked_for_on_the_hub(tmp_path: Path) -> None:
+    task = tmp_path / "far.yaml"
+    task.write_text(
+        TASKS["sums"].partition("dataset_kwargs")[0].replace("json", "somebody/sums") + "test_split: test\n"
+    )
+    asked = [sys.executable, "-c", "import cli.app; raise SystemExit(cli.app.main())", "eval", "--tasks", str(task)]
+    refused = {**os.environ, "https_proxy": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0"}
+    ran = subprocess.run([*asked, "--offline"], capture_output=True, text=True, env=refused)
+    assert (ran.returncode, "cannot be loaded" in ran.stderr, "Retrying" in ran.stderr) == (3, True, False), ran.stderr
 
 
 def test_without_the_extra_the_command_says_what_to_install(
