@@ -1,7 +1,9 @@
 """How much memory this machine would give us right now. Torch is asked only about a GPU."""
 
 import ctypes
+import resource
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,6 +19,8 @@ CGROUP = Path("/sys/fs/cgroup")
 # Files of cgroup v2 and v1: limit, use, and the name of the reclaimable page cache in memory.stat.
 V2 = ("memory.max", "memory.current", "inactive_file")
 V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+# What a shell's `ulimit` may have limited of a process, and the row of /proc/self/status that counts against it.
+ULIMITS = {"-d": (resource.RLIMIT_DATA, "VmData:"), "-v": (resource.RLIMIT_AS, "VmSize:")}
 
 
 @dataclass(frozen=True)
@@ -28,8 +32,12 @@ class Ram:
 
 
 def free_ram(root: Path = CGROUP, own: Path = Path("/proc/self/cgroup")) -> Ram:
-    """The least of what the system has available and what our control groups still allow."""
-    best = Ram(psutil.virtual_memory().available, "")
+    """The least of what the system has available and what our control groups and the shell's limits still allow."""
+    system = Ram(psutil.virtual_memory().available, "")
+    return min([system, *_in_containers(root, own), *_in_ulimits()], key=lambda ram: ram.free_B)
+
+
+def _in_containers(root: Path, own: Path) -> Iterator[Ram]:
     for folder, names in _groups(root, own):
         limit_B, used_B = _number(folder / names[0]), _number(folder / names[1])
         # Unlimited groups of v1 hold a number close to 2^63.
@@ -37,9 +45,15 @@ def free_ram(root: Path = CGROUP, own: Path = Path("/proc/self/cgroup")) -> Ram:
             continue
         # Pages of files that were read once are given back before anything is killed.
         free_B = max(0, limit_B - used_B + _stat(folder / "memory.stat", names[2]))
-        if free_B < best.free_B:
-            best = Ram(free_B, f"container {size(limit_B)}")
-    return best
+        yield Ram(free_B, f"container {size(limit_B)}")
+
+
+def _in_ulimits() -> Iterator[Ram]:
+    for option, (limit, row) in ULIMITS.items():
+        limit_B, _ = resource.getrlimit(limit)
+        if limit_B != resource.RLIM_INFINITY:
+            used_B = _stat(Path("/proc/self/status"), row) << 10
+            yield Ram(max(0, limit_B - used_B), f"ulimit {option} {size(limit_B)}")
 
 
 def give_back_large_memory() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -77,6 +78,45 @@ def test_sweeps_stay_inside_a_container_that_holds_a_third_of_the_model(
     assert read_B > 2.9 * (weights_B - 2 * MiB)
     peak_B = int((group / "memory.max_usage_in_bytes").read_text())
     assert peak_B <= limit_B, size(peak_B)
+
+
+ULIMITED = """
+import resource, sys, torch, offload
+from offload.errors import NotEnoughRam
+from offload.hardware import free_ram
+torch.set_num_threads(1)
+folder, small, spare_B = *sys.argv[1:3], int(sys.argv[3])
+tokens = torch.arange(9)[None]
+with torch.no_grad():
+    offload.load(small, "disk", ctx=64)(tokens)
+    rows = dict(line.split(":", 1) for line in open("/proc/self/status"))
+    limit_B = (int(rows["VmData"].split()[0]) << 10) + spare_B
+    resource.setrlimit(resource.RLIMIT_DATA, (limit_B, limit_B))
+    print(free_ram().free_B)
+    try:
+        offload.load(folder, "none", ctx=64)
+    except NotEnoughRam as refused:
+        print(refused)
+    model = offload.load(folder, "auto", ctx=64)
+    model(tokens)
+print(offload.stream_of(model).placement.offload)
+"""
+
+
+def test_a_limit_of_the_shell_is_a_limit_where_there_is_no_container(tmp_path: Path) -> None:
+    tiny("llama", tmp_path / "m", hidden_size=512, intermediate_size=1536, num_hidden_layers=24, head_dim=128)
+    tiny("llama", tmp_path / "small")
+    weights_B = (tmp_path / "m" / "model.safetensors").stat().st_size
+    spare_B = weights_B // 2
+    ran = subprocess.run(
+        [sys.executable, "-c", ULIMITED, str(tmp_path / "m"), str(tmp_path / "small"), str(spare_B)],
+        capture_output=True, text=True, cwd=Path(__file__).parent.parent,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    free_B, refusal, placed = ran.stdout.splitlines()[0], ran.stdout.splitlines()[1], ran.stdout.splitlines()[-1]
+    assert int(free_B) == pytest.approx(spare_B, rel=0.1)
+    assert re.fullmatch(r"--offload none needs .* of RAM, .* are free \(limit: ulimit -d .*\)\.", refusal)
+    assert placed == "disk"
 
 
 def measured(folder: Path, *options: str) -> dict[str, float]:
