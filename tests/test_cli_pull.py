@@ -107,6 +107,14 @@ def test_a_pull_says_what_came_of_every_option(specexec: Pull, tmp_path: Path) -
     assert offline["asked"] == pulled["asked"] | {"offline": True}
 
 
+def test_a_plan_fetches_headers_and_no_weights(specexec: Pull, hub: FakeHub) -> None:
+    ran = specexec("plan", "mine", "--json")
+    assert ran.code == 0, ran.err
+    assert all(row["ram_B"] > 0 for row in json.loads(ran.out)["rows"])
+    assert {name for _, name in hub.sent} <= {"config.json", "model.safetensors.index.json"}
+    assert {repo for repo, _ in hub.sent} == {"org/big", "org/small"}
+
+
 def test_only_what_is_missing_is_fetched(specexec: Pull, hub: FakeHub) -> None:
     big = Path(specexec("pull", "org/big", "--drafter", "none").out.strip())
     lost = sorted(big.glob("*.safetensors"))[1]
