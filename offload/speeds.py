@@ -92,10 +92,13 @@ class Speeds:
         return tuple(f"{name} {then.get(name, 'unknown')}, now {value}" for name, value in others.items())
 
     def without(self, device: str) -> Speeds:
-        """The same before arithmetic on this device was measured."""
+        """The same before arithmetic on this device was measured, and with it the link to it or its company."""
         arithmetic = {key: one for key, one in self.arithmetic.items() if not key.startswith(f"{device}/")}
         unpack_Bps = {key: Bps for key, Bps in self.unpack_Bps.items() if not key.startswith(f"{device}/")}
-        return replace(self, arithmetic=arithmetic, unpack_Bps=unpack_Bps)
+        if device != "cpu":
+            return replace(self, arithmetic=arithmetic, unpack_Bps=unpack_Bps, link_Bps=None)
+        disks = {key: replace(disk, company=ALONE) for key, disk in self.disks.items()}
+        return replace(self, arithmetic=arithmetic, unpack_Bps=unpack_Bps, disks=disks)
 
 
 def speeds_file() -> Path:
@@ -149,12 +152,25 @@ def save_speeds(speeds: Speeds, file: Path | None = None) -> Path:
     return path
 
 
-def disk_key(path: Path) -> str:
-    """The disk that a path is on, by its device number; a path that does not exist yet is on its parent's."""
+def disk_key(path: Path, blocks: Path = Path("/sys/dev/block")) -> str:
+    """The disk that a path is on: its device number and, for numbers are given anew, its model and size where known.
+
+    A path that does not exist yet is on its parent's.
+    """
     while not path.exists():
         path = path.parent
     device = path.stat().st_dev
-    return f"{os.major(device)}:{os.minor(device)}"
+    number = f"{os.major(device)}:{os.minor(device)}"
+    block = (blocks / number).resolve()  # of a disk, or of a partition inside of one
+    told = [_text(folder / "device" / "model") for folder in (block, block.parent)] + [_text(block / "size")]
+    return " ".join([number, *filter(None, told)])
+
+
+def _text(file: Path) -> str:
+    try:
+        return " ".join(file.read_text(encoding="utf-8").split())
+    except (OSError, UnicodeDecodeError):
+        return ""
 
 
 def reading_for(path: Path) -> Reading:
