@@ -27,7 +27,8 @@ def index(
 ) -> None:
     """Read text FILES that answers may quote; --drafter ngram and sibling+ngram then guess from them.
 
-    At most 16 MB of text. Replaces the index that was there. Models with the same tokenizer share it. The text of no answer changes.
+    At most 16 MB of text. Replaces the index that was there. Models with the same tokenizer share it. The text of no
+    answer changes.
     """
     if not files and not forget:
         raise click.UsageError("Nothing to index: name some text files, or --forget.")
