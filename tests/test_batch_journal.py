@@ -126,7 +126,7 @@ def test_a_changed_prompt_under_an_old_id_is_refused(path: Path) -> None:
         put(journal, "a", "b")
     with open_journal(path, CONFIGURATION, resume=True) as journal:
         journal.check_prompts([item("a"), item("new")])
-        with pytest.raises(ManifestMismatch, match="the first is 'b'"):
+        with pytest.raises(ManifestMismatch, match="changed since: 1, first 'b'"):
             journal.check_prompts([item("a"), item("b", "what else?")])
 
 
