@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from offload.errors import CorruptShard
-from offload.shards import Json
+from offload.shards import MANIFEST, Json
 
-MANIFEST = "manifest.json"
 FORMAT = "specexec-pack"
 PARTIAL = ".partial"  # ends the name of a file that is being written
 ORIGINALS = ".originals"  # ends the name of the folder beside a pack that holds what it is made from

@@ -25,11 +25,11 @@ from offload.checkpoint import lay_out
 from offload.errors import DiskFull, OutputExists, UnsupportedArchitecture
 from offload.formats import FourBits
 from offload.head import head_on_disk, stored_as
-from offload.manifest import FORMAT, MANIFEST, PARTIAL, Advance, Written, digest_of, finished, lock, read_manifest
+from offload.manifest import FORMAT, PARTIAL, Advance, Written, digest_of, finished, lock, read_manifest
 from offload.placement import size
 from offload.quant import BLOCK, CONFIGS, NESTED_BLOCK, STATE_B, Quant, quantise
 from offload.quantised import fold
-from offload.shards import INDEX, Entry, Folder, Json, read_header
+from offload.shards import INDEX, MANIFEST, Entry, Folder, Json, read_header
 from offload.skeleton import Skeleton, build
 
 VERSION = 1

@@ -18,6 +18,7 @@ Json: TypeAlias = "dict[str, Json] | list[Json] | str | int | float | bool | Non
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+MANIFEST = "manifest.json"  # of a pack
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 # The safetensors library refuses larger headers too; a 70B header is about 100 KB.
 MAX_HEADER_B = 100_000_000
@@ -108,6 +109,10 @@ def read_config(path: Path) -> dict[str, Json]:
         raise BadModelDir(f"{path} is not a folder.", hint="give the folder that holds config.json.")
     file = path / "config.json"
     if not file.is_file():
+        if (path / MANIFEST).is_file():
+            raise BadModelDir(
+                f"{path} is a pack that is not finished.", hint="the specexec pack or pull that began it."
+            )
         found = _count_suffixes(path)
         raise BadModelDir(
             f"{path} is not a model folder: config.json is missing{found}.",

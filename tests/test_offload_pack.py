@@ -17,13 +17,13 @@ from transformers import AutoModelForCausalLM
 
 import offload
 from offload.aligned import write
-from offload.errors import DiskFull, OutputExists, UnsupportedArchitecture
-from offload.manifest import MANIFEST, read_manifest, verify
+from offload.errors import BadModelDir, DiskFull, OutputExists, UnsupportedArchitecture
+from offload.manifest import read_manifest, verify
 from offload.pack import pack, plan
 from offload.placement import Offload
 from offload.quant import Quant
 from offload.quantised import fold
-from offload.shards import INDEX, open_folder, read_header
+from offload.shards import INDEX, MANIFEST, open_folder, read_header
 from specexec.lm import TreeLM
 from specexec.sampling import SamplingParams
 from tests.test_offload_quant import PROMPT, unpacked
@@ -184,6 +184,8 @@ def test_a_killed_pack_is_no_model_and_can_be_finished(tmp_path: Path) -> None:
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert not (path / "config.json").exists()
+    with pytest.raises(BadModelDir, match="is a pack that is not finished"):
+        open_folder(path)
     packed(tmp_path / "original", path, "int8")
     assert content_of(path) == content_of(packed(tmp_path / "original", tmp_path / "whole", "int8"))
 
