@@ -1,7 +1,6 @@
 """How much memory this machine would give us right now. Torch is asked only about a GPU."""
 
 import ctypes
-import resource
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -11,6 +10,7 @@ import psutil
 
 from offload.errors import NoGpu
 from offload.placement import Free, GiB, size
+from offload.system import ulimits
 
 # glibc's name for the size from which memory comes straight from the system, and goes straight back.
 M_MMAP_THRESHOLD = -3
@@ -19,8 +19,8 @@ CGROUP = Path("/sys/fs/cgroup")
 # Files of cgroup v2 and v1: limit, use, and the name of the reclaimable page cache in memory.stat.
 V2 = ("memory.max", "memory.current", "inactive_file")
 V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-# What a shell's `ulimit` may have limited of a process, and the row of /proc/self/status that counts against it.
-ULIMITS = {"-d": (resource.RLIMIT_DATA, "VmData:"), "-v": (resource.RLIMIT_AS, "VmSize:")}
+# What counts against a shell's `ulimit`, as /proc/self/status calls it.
+COUNTED = {"-d": "VmData:", "-v": "VmSize:"}
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,9 @@ def _in_containers(root: Path, own: Path) -> Iterator[Ram]:
 
 
 def _in_ulimits() -> Iterator[Ram]:
-    for option, (limit, row) in ULIMITS.items():
-        limit_B, _ = resource.getrlimit(limit)
-        if limit_B != resource.RLIM_INFINITY:
-            used_B = _stat(Path("/proc/self/status"), row) << 10
-            yield Ram(max(0, limit_B - used_B), f"ulimit {option} {size(limit_B)}")
+    for option, limit_B in ulimits().items():
+        used_B = _stat(Path("/proc/self/status"), COUNTED[option]) << 10
+        yield Ram(max(0, limit_B - used_B), f"ulimit {option} {size(limit_B)}")
 
 
 def give_back_large_memory() -> None:

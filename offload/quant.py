@@ -182,8 +182,8 @@ def _block_runs(count: int, block: int, most: int) -> Iterator[tuple[int, int]]:
 
 
 def _dequantise_int8(codes: torch.Tensor, scales: torch.Tensor, target: torch.Tensor) -> None:
-    def fill(rows_E: tuple[int, slice]) -> None:
-        expert, rows = rows_E
+    def fill(piece: tuple[int, slice]) -> None:
+        expert, rows = piece
         dense = codes_EOI[expert, rows].float()
         target_EOI[expert, rows].copy_(dense.mul_(scales_EO[expert, rows, None]).mul_(INT8_STEP))
 

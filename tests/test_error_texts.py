@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -140,6 +142,16 @@ def test_unsupported_system(real: CommandLine, monkeypatch: pytest.MonkeyPatch) 
         specexec.load("demo")
     with pytest.raises(UnsupportedSystem):
         offload.load(demo_folder("target"))
+
+
+@pytest.mark.parametrize(("option", "allowed"), [("-d", "300000"), ("-v", "900000")])
+def test_a_limit_under_which_nothing_can_be_imported(option: str, allowed: str) -> None:
+    python = "import sys; from cli.app import main; sys.exit(main(['plan', 'demo']))"
+    command = f'ulimit {option} {allowed}; {sys.executable} -c "{python}"'
+    ran = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+    assert ran.returncode == 5, ran.stderr
+    assert ran.stderr.startswith("Error: the shell allows a process ")
+    assert f"\n  Try: ulimit {option} unlimited" in ran.stderr
 
 
 def test_no_gpu(real: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
