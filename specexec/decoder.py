@@ -203,10 +203,8 @@ class Decoder:
             self._sweeping = self.target.begin(rows)  # the weights start to move
             if self._stopping.is_set():  # it came while the sweep was being started
                 self._sweeping.cancel()
-            if self._worth_drafting_ahead(sum(len(part.tokens) for part in rows)):
-                nodes, began = sum(map(len, trees)), time.perf_counter()
-                self.planner.grow_on(self.drafter, self.live, nodes, until=self._sweeping.done)  # nobody waits
-                self._ahead.seconds = time.perf_counter() - began
+            if free_s := self._free_s(sum(len(part.tokens) for part in rows)):
+                self._guess_on(self._sweeping, sum(map(len, trees)), free_s)  # nobody waits
             return self._sweeping.result()
         except BaseException:  # an interrupt reaches only this thread: the other one must not write on
             self._ahead = Ahead([])
@@ -216,11 +214,24 @@ class Decoder:
                     self._sweeping.wait()
             raise
 
-    def _worth_drafting_ahead(self, rows: int) -> bool:
-        """Whether the sweep leaves the arithmetic idle for at least one drafter pass; or what the caller wants."""
+    def _guess_on(self, sweep: Sweep, nodes: int, free_s: float) -> None:
+        began = time.perf_counter()
+        self.planner.grow_on(
+            self.drafter, self.live, nodes, until=lambda: sweep.done() or time.perf_counter() - began > free_s
+        )
+        self._ahead.seconds = time.perf_counter() - began
+
+    def _free_s(self, rows: int) -> float:
+        """Seconds in which the sweep leaves the arithmetic idle, if a drafter pass fits; or what the caller wants.
+
+        Who guesses for longer takes the processor from the sweep.
+        """
         if self.overlap is not None:
-            return self.overlap
-        return self.cost.draft.known and self.cost.idle_s(rows) > float(self.cost.draft.at(1.0))
+            return np.inf if self.overlap else 0.0
+        if not self.cost.draft.known:
+            return 0.0
+        idle_s = self.cost.idle_s(rows)
+        return idle_s if idle_s > float(self.cost.draft.at(1.0)) else 0.0
 
     def _rows(self, sequence: Sequence, tree: TokenTree) -> Rows:
         """What the target has not seen of the text, as a chain, and the tree hanging below it."""

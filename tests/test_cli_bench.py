@@ -48,7 +48,7 @@ def test_bench_always_has_the_plain_row_and_compares_texts() -> None:
 
 
 def test_bench_tells_what_overlap_hid(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Decoder, "_worth_drafting_ahead", lambda *_: True)  # however fast this machine is
+    monkeypatch.setattr(Decoder, "_free_s", lambda *_: 60.0)  # however fast this machine is
     ran = run("bench", "--budgets", "4", "-r", "1", "-n", "12", "--drafter", "sibling", "-o", "json")
     plain, guessed = json.loads(ran.stdout)
     assert (plain["hidden"], 0 <= guessed["hit_rate"] <= 1, 0 <= guessed["hidden"] < 1) == (0, True, True)

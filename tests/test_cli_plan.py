@@ -344,6 +344,12 @@ def test_direct_reads_win_unless_plain_ones_are_worth_the_page_cache() -> None:
     assert choose([Trial(plain, 1.2e9), Trial(direct, 1e9)]).reading == plain
 
 
+def test_several_threads_read_unless_one_is_clearly_faster() -> None:
+    one, several = Reading(4 << 20, 1, True), Reading(4 << 20, 4, True)
+    assert choose([Trial(one, 1.1e9), Trial(several, 1e9)]).reading == several
+    assert choose([Trial(one, 1.2e9), Trial(several, 1e9)]).reading == one
+
+
 def test_a_disk_is_probed_with_a_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("offload.probe.SAMPLE_B", 32 << 20)
     found = probe_disk(write_sample(tmp_path), seconds=0.01)

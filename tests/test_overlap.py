@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Items
 from itertools import islice
@@ -76,11 +77,11 @@ class Watched:
 class Run:
     """A target, and a drafter that knows it well or not at all."""
 
-    def __init__(self, folder: Path, draft_seed: int, overlap: bool) -> None:
+    def __init__(self, folder: Path, draft_seed: int, overlap: bool, planner: Patient | None = None) -> None:
         model = tiny("llama", folder / "target")
         layers = model.model.layers
         assert isinstance(layers, nn.ModuleList)
-        planner = Patient()
+        planner = planner or Patient()
         if overlap:
             layers[0].register_forward_pre_hook(lambda *_: planner.wait())
         draft = TreeLM(tiny("llama", folder / "draft", seed=draft_seed))
@@ -112,6 +113,28 @@ def test_on_hits_nobody_waits_for_the_drafter(tmp_path: Path) -> None:
     # Guesses made ahead are judged like all others, when their sweep has come.
     learned = [run.drafter.drafter.calibrations["hot"].weight for run in (serial, overlapped)]
     assert learned[1] > 0.5 * learned[0] > 0
+
+
+class Endless(Patient):
+    """Guesses on for as long as it may; the sweep takes longer still."""
+
+    def grow_on(self, drafter: Drafter, live: Items[Sequence], nodes: int, until: Callable[[], bool]) -> None:
+        while not until():
+            time.sleep(0.001)
+        self.ahead.set()
+
+
+@pytest.mark.parametrize("idle_s", [0.08, 0.001, -1.0])
+def test_guessing_ahead_takes_no_more_than_the_idle_seconds_of_a_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, idle_s: float
+) -> None:
+    run = Run(tmp_path, draft_seed=0, overlap=idle_s == 0.08, planner=Endless())
+    run.decoder.overlap = None  # where it pays
+    monkeypatch.setattr(CostModel, "idle_s", lambda *_: idle_s)
+    for _ in range(8):
+        run.decoder.cost.learn_draft(1, 0.01, 0.5, 0.5)
+    ahead_s = [burst.cost.ahead_s for burst, _ in islice(run.bursts(), 4)]
+    assert all(spent_s > 0.08 for spent_s in ahead_s) if idle_s == 0.08 else not any(ahead_s)
 
 
 def test_hits_and_hidden_drafting_are_told(tmp_path: Path) -> None:
