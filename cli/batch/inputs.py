@@ -54,29 +54,40 @@ def read_inputs(
 
     With `dedupe` an item that asks the same as an earlier one says so, whichever shard the earlier one is in.
     """
-    files = [Path(path) for path in paths]
-    left = [file for folder in files if folder.is_dir() for file in _files(folder) if not _wanted(file, folder)]
-    found = _unique(_all(prompts, paths, form, split))
+    files, left = _files(paths)
+    found = _unique(_all(prompts, files, form, split))
     numbered = [replace(item, index=index) for index, item in enumerate(found)][:limit]
     numbered = list(_deduped(numbered)) if dedupe else numbered
-    return Inputs(numbered[shard.part - 1 :: shard.of], len(left))
+    return Inputs(numbered[shard.part - 1 :: shard.of], left)
 
 
-def _all(prompts: Sequence[str], paths: Sequence[str], form: Form, split: Split) -> Iterator[Item]:
+def _all(prompts: Sequence[str], files: Sequence[str], form: Form, split: Split) -> Iterator[Item]:
     for number, prompt in enumerate(prompts, start=1):
         yield _item(f"prompt:{number}", prompt, form)
-    for path in paths:
-        if path == STDIN:
+    for name in files:
+        if name == STDIN:
             yield from _from_bytes("stdin", _stdin(), form, split, piped=True)
-        elif Path(path).is_dir():
-            for file in _files(Path(path)):
-                if _wanted(file, Path(path)):
-                    yield from _from_file(str(file), file, form, split)
         else:
-            yield from _from_file(path, Path(path), form, split)
+            yield from _from_file(name, form, split)
 
 
-def _files(folder: Path) -> list[Path]:
+def _files(paths: Sequence[str]) -> tuple[list[str], int]:
+    """The paths, inputs of a folder in its place; and how many other files were left there."""
+    names: list[str] = []
+    left = 0
+    for path in paths:
+        folder = Path(path)
+        if path == STDIN or not folder.is_dir():
+            names.append(path)
+            continue
+        found = _below(folder)
+        wanted = [str(file) for file in found if _wanted(file, folder)]
+        names += wanted
+        left += len(found) - len(wanted)
+    return names, left
+
+
+def _below(folder: Path) -> list[Path]:
     """Everything in a folder and below that is not hidden, in the order of names."""
     found = (file for file in folder.rglob("*") if not file.is_dir())
     return sorted(file for file in found if not any(part.startswith(".") for part in file.relative_to(folder).parts))
@@ -98,7 +109,8 @@ def _stdin() -> bytes:
     return sys.stdin.read().encode("utf-8", "surrogateescape") if buffer is None else buffer.read()
 
 
-def _from_file(name: str, file: Path, form: Form, split: Split) -> Iterator[Item]:
+def _from_file(name: str, form: Form, split: Split) -> Iterator[Item]:
+    file = Path(name)
     try:
         piped, content = file.is_fifo(), file.read_bytes()
     except OSError as problem:
