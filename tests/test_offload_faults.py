@@ -104,15 +104,18 @@ def test_every_single_failed_read_is_an_error_or_exact(folder: Path, monkeypatch
 
     monkeypatch.setattr(os, "preadv", sometimes)
     failures: list[str] = []
-    for nth in range(1, 40):
+    for nth in range(1, 20):
+        stop_reading_ahead(model)  # the ring is full: the next read is one that the next sweep cannot do without
         countdown[0] = nth
-        try:
-            assert torch.equal(logits(model), expected)
-        except offload.ReadFailed as error:
-            failures.append(error.what)
+        for _ in range(3):
+            try:
+                assert torch.equal(logits(model), expected)
+            except offload.ReadFailed as error:
+                failures.append(error.what)
     assert len(failures) > 4
     assert all("layer" in failure and ".safetensors" in failure for failure in failures)
     monkeypatch.setattr(os, "preadv", real)
+    stop_reading_ahead(model)  # a read that is failing just now is the next sweep's error
     assert torch.equal(logits(model), expected)
 
 
