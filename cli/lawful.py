@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from cli.options import EngineOptions
 from cli.rounds import Row, memory_B
 from cli.screen import Screen
+from offload.names import called
 from specexec.errors import BadText
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def _row(llm: Engine, options: EngineOptions, law: str, tallies: list[Tally], pl
     most, deepest = sum(one.most for one in tallies), max(depth for one in tallies for depth in [-1, *one.depths])
     return replace(
         plain,
-        drafter=llm.drafter_name,
+        drafter=called(llm.folders["drafter"]),  # alone, whatever is joined to it
         planner=f"law: {law}",
         budget=f"{sum(one.nodes for one in tallies) / sweeps:.0f}",
         sweeps=sweeps,

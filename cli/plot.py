@@ -42,7 +42,9 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         plain = next(row for row in of_setting if row.budget == "0")
         speed.axhline(plain.tokens_per_s, linestyle=":", color=line.lines[0].get_color(), label=f"{name}, plain")
         for row in guessed:
-            depth.plot(row.accepted_by_depth, label=f"{name}, budget {row.budget}")
+            depth.plot(
+                range(1, len(row.accepted_by_depth) + 1), row.accepted_by_depth, label=f"{name}, budget {row.budget}"
+            )
     sweeps.axhline(1.0, linestyle=":", color="grey", label="plain")
     _seconds(seconds, rows)
     _dress(sweeps, "tokens per sweep", "budget")

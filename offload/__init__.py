@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from offload.listing import item_B
     from offload.local import check_bytes
     from offload.model import ModelStream, load, stream_of
-    from offload.names import ModelPair, resolve
+    from offload.names import ModelPair, called, resolve
     from offload.need import cache_B, need_of
     from offload.placement import Free, Offload, Placement
     from offload.placing import place
@@ -45,6 +45,7 @@ __all__ = [
     "ReadFailed",
     "StreamStats",
     "cache_B",
+    "called",
     "carrier_for",
     "check_bytes",
     "check_system",
@@ -83,6 +84,7 @@ _HOMES = {
     "ReadFailed": "errors",
     "StreamStats": "lender",
     "cache_B": "need",
+    "called": "names",
     "carrier_for": "carrier",
     "check_bytes": "local",
     "design": "skeleton",

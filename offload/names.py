@@ -130,6 +130,13 @@ def _locate(name: str, offline: bool, code: bool = False) -> Path:
     return _from_hub(*hub, offline, code)
 
 
+def called(folder: Path) -> str:
+    """What people call a model's folder: its repository, if it lies in the Hub's cache, where folders are numbers."""
+    if folder.parent.name == "snapshots":
+        return folder.parent.parent.name.removeprefix("models--").replace("--", "/", 1)
+    return f"{DEMO} {folder.name}" if folder.parent == HERE / "demo" else folder.name
+
+
 def drafter_of(name: str) -> str | None:
     """The name of the drafter paired with a model, on this machine or not."""
     rows = aliases().items()

@@ -32,7 +32,6 @@ from specexec.drafters.union import Union
 from specexec.engine import Engine
 from specexec.lm import TreeLM
 from specexec.memory import Memory
-from specexec.suffix import Recent
 from specexec.tree import TokenTree
 
 SOURCES = ("sibling", "sibling+ngram")
@@ -85,7 +84,7 @@ class Run:
         self.rows.append((len(tokens), len(bursts), count.passes, count.rows, drafted_s))
         self.tokens.append(tokens)
         self.trees.append([burst.tree for burst in bursts])
-        self.memory.recent = Recent()
+        self.memory.forget_past()
 
 
 def run(llm: Engine, source: str, longest: int) -> Run:

@@ -1,7 +1,7 @@
 """Draft time that somebody waits for, with and without guessing ahead while the weights stream.
 
 The built-in pair (or another) over a link so slow that a sweep waits for it. Every prompt is answered twice in a row,
-without and with overlap. A hit: the text went where the tree had grown on meanwhile, so the next one starts from there.
+without and with overlap. A hit: the text went where a next tree had grown meanwhile.
 Prints seconds of drafting before a sweep (median), the hit rate, what overlap saves on hits and in all, and what a run
 with overlap alone estimates of the latter (`Overlap.hidden`); first sweeps, which read the prompt, are left out. Texts
 must be equal.
@@ -17,6 +17,7 @@ from measure_trees import prompts
 from tqdm import tqdm
 
 import specexec
+from cli.options import BUDGET, IntOrAuto
 from specexec import SamplingParams
 from specexec.stats import Overlap
 
@@ -30,16 +31,19 @@ def middle(seconds: np.ndarray) -> str:
 @click.option("--model", default="demo", show_default=True)
 @click.option("--drafter", default="sibling", show_default=True)
 @click.option("--link-limit", default=20e6, show_default=True, help="Bytes per second.")
-@click.option("--budget", default=64, show_default=True)
+@click.option("--budget", type=BUDGET, default="64", show_default=True, help="Nodes, or auto.")
 @click.option("--temperature", default="0,0.8", show_default=True, help="Comma list.")
 @click.option("--tokens", default=32, show_default=True)
 @click.option("--count", default=44, show_default=True, help="Prompts.")
-def main(model: str, drafter: str, link_limit: float, budget: int, temperature: str, tokens: int, count: int) -> None:
+def main(
+    model: str, drafter: str, link_limit: float, budget: IntOrAuto, temperature: str, tokens: int, count: int
+) -> None:
     """Measure what overlap hides."""
     asked = prompts()[:: max(44 // count, 1)][:count]
     with specexec.load(
-        model, drafter=drafter, offload="ram", link_limit_Bps=link_limit, budget=budget, dtype="f32"
-    ) as llm:
+        model, drafter=drafter, offload="ram", link_limit_Bps=link_limit, dtype="f32",
+        budget=budget,
+    ) as llm:  # fmt: skip
         click.echo(f"{len(asked)} prompts, {tokens} tokens each, budget {budget}, {link_limit:g} B/s\n")
         click.echo("| T | drafter | s of a sweep | s of drafting, serial | on hits | on misses | hits | saved on hits "
                    "| saved in all | as it told | same texts |")  # fmt: skip

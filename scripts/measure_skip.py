@@ -159,7 +159,9 @@ class Threshold:
     def grow(self, drafter: Drafter, live: Items[Sequence], budget: Budget, cost: CostModel) -> list[TokenTree]:
         return [self._chain(drafter, sequence) for sequence in live]
 
-    def grow_on(self, drafter: Drafter, live: Items[Sequence], nodes: int, until: Callable[[], bool]) -> None:
+    def grow_on(
+        self, drafter: Drafter, live: Items[Sequence], trees: Items[TokenTree], until: Callable[[], bool]
+    ) -> None:
         """Nothing ahead."""
 
     def _chain(self, drafter: Drafter, sequence: Sequence) -> TokenTree:

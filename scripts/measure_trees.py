@@ -32,7 +32,6 @@ from specexec.memory import Memory
 from specexec.planner import PLANNERS, RANKINGS
 from specexec.ranking import Ranking
 from specexec.stats import Completion
-from specexec.suffix import Recent
 
 PROMPTS = Path(__file__).with_name("prompts.jsonl")
 REFERENCE = "reference rule"
@@ -83,7 +82,7 @@ def answers_of(
     for pair in tqdm(list(zip(asked, samplings, strict=True)), desc=what, leave=False, disable=None):
         answers.append(llm.generate(*pair))
         if not session:
-            memory.recent = Recent()
+            memory.forget_past()
     return answers
 
 

@@ -16,12 +16,17 @@ class Ahead:
         self._before = {one: one.growth.expanded_N.copy() for one in live}
         self._asked, self._living = 0, 0
 
-    def settle(self, sequence: Sequence, kept: Ints | None) -> None:
-        """The sweep is over; of this text's nodes only `kept` (from `Growth.below`) live on. It is held no longer."""
+    def settle(self, sequence: Sequence, kept: Ints | None) -> bool:
+        """The sweep is over; of this text's nodes only `kept` (from `Growth.below`) live on. It is held no longer.
+
+        Says whether any of them was asked about meanwhile.
+        """
         before_N, asked_N = self._before.pop(sequence), sequence.growth.expanded_N.copy()
         asked_N[: len(before_N)] &= ~before_N
         self._asked += int(asked_N.sum())
-        self._living += 0 if kept is None else int(asked_N[kept].sum())
+        living = 0 if kept is None else int(asked_N[kept].sum())
+        self._living += living
+        return living > 0
 
     @property
     def used_s(self) -> float:

@@ -116,7 +116,7 @@ REGIMES = ("greedy", "cool", "warm", "hot")
 
 
 def regime(temperature: float) -> str:
-    """Temperatures that share a tau. Whether one would do for all is measured by scripts/measure_trees.py."""
+    """Temperatures that share a tau. Whether one would do for all was not measured."""
     return "greedy" if temperature == 0 else "cool" if temperature < 0.5 else "warm" if temperature < 0.9 else "hot"
 
 

@@ -204,7 +204,7 @@ class Decoder:
             if self._stopping.is_set():  # it came while the sweep was being started
                 self._sweeping.cancel()
             if free_s := self._free_s(sum(len(part.tokens) for part in rows)):
-                self._guess_on(self._sweeping, sum(map(len, trees)), free_s)  # nobody waits
+                self._guess_on(self._sweeping, trees, free_s)  # nobody waits
             return self._sweeping.result()
         except BaseException:  # an interrupt reaches only this thread: the other one must not write on
             self._ahead = Ahead([])
@@ -214,24 +214,25 @@ class Decoder:
                     self._sweeping.wait()
             raise
 
-    def _guess_on(self, sweep: Sweep, nodes: int, free_s: float) -> None:
+    def _guess_on(self, sweep: Sweep, trees: list[TokenTree], free_s: float) -> None:
         began = time.perf_counter()
         self.planner.grow_on(
-            self.drafter, self.live, nodes, until=lambda: sweep.done() or time.perf_counter() - began > free_s
+            self.drafter, self.live, trees, until=lambda: sweep.done() or time.perf_counter() - began > free_s
         )
         self._ahead.seconds = time.perf_counter() - began
 
     def _free_s(self, rows: int) -> float:
-        """Seconds in which the sweep leaves the arithmetic idle, if a drafter pass fits; or what the caller wants.
+        """Seconds in which the sweep leaves the arithmetic idle, if that is most of it and lets in a drafter pass.
 
-        Who guesses for longer takes the processor from the sweep.
+        Or what the caller wants. A CPU that waits a little now and then is busy reading: who guesses then, or for
+        longer, takes it from the sweep.
         """
         if self.overlap is not None:
             return np.inf if self.overlap else 0.0
-        if not self.cost.draft.known:
+        cost = self.cost
+        if not (cost.draft.known and (idle_s := cost.idle_s(rows)) > 0):
             return 0.0
-        idle_s = self.cost.idle_s(rows)
-        return idle_s if idle_s > float(self.cost.draft.at(1.0)) else 0.0
+        return idle_s if idle_s > max(cost.draft.at(1.0), cost.sweep_s(rows) / 2) else 0.0
 
     def _rows(self, sequence: Sequence, tree: TokenTree) -> Rows:
         """What the target has not seen of the text, as a chain, and the tree hanging below it."""
@@ -253,9 +254,9 @@ class Decoder:
         cache.commit([*range(pending), *(pending + node for node in path)])
         sequence.processed = len(cache)
         kept = sequence.growth.below(emitted.tokens)
-        self._ahead.settle(sequence, kept)
+        hit = self._ahead.settle(sequence, kept)
         self.drafter.observe(sequence, tree, opinion.choices_M, kept)
-        sequence.growth = Growth() if kept is None else sequence.growth.moved_on(emitted.tokens, kept)
+        sequence.growth = Growth() if kept is None else sequence.growth.moved_on(emitted.tokens, kept, hit)
         sequence.noise.forget_before(len(sequence.tokens))
         return emitted
 
@@ -289,7 +290,7 @@ class Decoder:
 
 
 def _step(sequence: Sequence, tree: TokenTree, emitted: Emitted, cost: Cost) -> Step:
-    hit = sequence.growth.started if cost.ahead_s and sequence.finish_reason is None else None
+    hit = sequence.growth.ahead if cost.ahead_s and sequence.finish_reason is None else None
     burst = Burst(
         emitted.tokens, emitted.text, sequence.finish_reason, tree, emitted.path, sequence.noise.seed, cost,
         emitted.logprobs, emitted.prompt_logprobs, hit,

@@ -17,11 +17,15 @@ LIKELY = np.log(0.02)
 
 @dataclass(eq=False)
 class Growth:
-    """A growing tree and which of its nodes have been asked for children. `started`: the text itself has."""
+    """A growing tree and which of its nodes have been asked for children. `started`: the text itself has.
+
+    `ahead`: some of the nodes were asked about while a sweep streamed, before the text came here.
+    """
 
     tree: TokenTree = field(default_factory=TokenTree.empty)
     expanded_N: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
     started: bool = False
+    ahead: bool = False
 
     @property
     def asked(self) -> int:
@@ -43,9 +47,16 @@ class Growth:
         return self.tree.reach_of(nodes)[:, None] + log_probs_NK
 
     def add(
-        self, nodes: list[int], tokens_NK: Ints, log_probs_NK: Floats, bar: float, origins_NK: Ints | None = None
+        self,
+        nodes: list[int],
+        tokens_NK: Ints,
+        log_probs_NK: Floats,
+        bar: float | Floats,
+        origins_NK: Ints | None = None,
     ) -> None:
         """Append the children of the asked nodes whose reach lies above `bar`, and those likely to follow their parent.
+
+        One bar for all, or one for each node's children, [N, 1].
 
         A node is asked only once: if the text comes to it, its likely children must be there, however far off it was.
         """
@@ -71,15 +82,11 @@ class Growth:
             node = child
         if node == ROOT or not self.expanded_N[node]:
             return None
-        below_N = np.zeros(len(self.tree) + 1, bool)  # the last slot answers for ROOT
-        below_N[node] = True
-        for level in range(int(self.tree.depth_N[node]) + 1, int(self.tree.depth_N.max()) + 1):
-            here = np.flatnonzero(self.tree.depth_N == level)
-            below_N[here] = below_N[self.tree.parents_N[here]]
+        below_N = self.tree.below(node)
         below_N[node] = False
         return np.flatnonzero(below_N) if below_N.any() else None
 
-    def moved_on(self, tokens: tuple[int, ...], kept: Ints) -> Growth:
+    def moved_on(self, tokens: tuple[int, ...], kept: Ints, ahead: bool) -> Growth:
         """The same guesses as seen from the end of `tokens`: `kept` (from `below`) become nodes 0, 1, 2, …"""
         top = self.tree.reach_N[_spelled(self.tree, tokens)]
         new_index = np.full(len(self.tree) + 1, ROOT, np.int64)
@@ -88,7 +95,7 @@ class Growth:
         tree = TokenTree(
             old.tokens_N[kept], new_index[old.parents_N[kept]], old.reach_N[kept] - top, origin_N=old.origin_N[kept]
         )
-        return Growth(tree, self.expanded_N[kept], started=True)
+        return Growth(tree, self.expanded_N[kept], started=True, ahead=ahead)
 
 
 def _spelled(tree: TokenTree, tokens: tuple[int, ...]) -> int:

@@ -20,6 +20,7 @@ import numpy as np
 from specexec.budget import MOST_NODES, Budget, Spent
 from specexec.cost import CostModel
 from specexec.drafters import Ask, Drafter
+from specexec.exits import Exits
 from specexec.ranking import Ranking
 from specexec.sequence import Sequence
 from specexec.tree import Floats, TokenTree, highest
@@ -33,8 +34,10 @@ class Planner(Protocol):
         """A tree for every sequence: the best nodes of them all, as many as the budget says."""
         ...
 
-    def grow_on(self, drafter: Drafter, live: Items[Sequence], nodes: int, until: Callable[[], bool]) -> None:
-        """Guess beyond the `nodes` submitted ones for as long as nobody waits."""
+    def grow_on(
+        self, drafter: Drafter, live: Items[Sequence], trees: Items[TokenTree], until: Callable[[], bool]
+    ) -> None:
+        """Guess beyond the submitted `trees` for as long as nobody waits."""
         ...
 
 
@@ -81,14 +84,24 @@ class BestFirst:
         size = budget.size(np.exp(reach_N[:MOST_NODES]), spent)
         return _best([sequence.growth.tree.top(sequence.most_nodes) for sequence in live], size)
 
-    def grow_on(self, drafter: Drafter, live: Items[Sequence], nodes: int, until: Callable[[], bool]) -> None:
-        """The likeliest exits first: a node that was not submitted is reached exactly if the walk ends above it."""
+    def grow_on(
+        self, drafter: Drafter, live: Items[Sequence], trees: Items[TokenTree], until: Callable[[], bool]
+    ) -> None:
+        """Whole next trees, the likeliest exits first, for as long as there is room."""
+        ways_out = {one: Exits(one, tree) for one, tree in zip(live, trees, strict=True)}
         while not until():
-            reach_N = _ranked(live)
-            asks = self._asks(drafter, live, _bar(reach_N, AHEAD * nodes))
+            asks = [
+                Ask(one, one.growth.tree, nodes, waited=False)
+                for one, exits in ways_out.items()
+                if (nodes := exits.open_nodes(self._depth(drafter, one), self.beams, self._room(one)))
+            ]
             if not asks:
                 return
-            self._extend(drafter, drafter.at_hand(asks) or asks, reach_N, AHEAD * nodes)
+            asks = drafter.at_hand(asks) or _likeliest(asks, _reach_of(asks), self.beams)
+            for ask, guess in zip(asks, drafter.guess(asks, self.width), strict=True):
+                log_probs_NK = guess.log_probs_NK + np.log(self.level_decay)
+                bar_N1 = ways_out[ask.sequence].bars(ask.nodes, log_probs_NK)
+                ask.sequence.growth.add(ask.nodes, guess.tokens_NK, log_probs_NK, bar_N1, guess.origins_NK)
 
     def _asks(self, drafter: Drafter, live: Items[Sequence], bar: float) -> list[Ask]:
         asks = [
@@ -110,7 +123,10 @@ class BestFirst:
 
     def _most(self, sequence: Sequence) -> int:
         """Nodes to ask about in one pass: memory has room for the drafter's rows of so many in all."""
-        return max(min(self.beams, drafted(sequence.most_nodes) - sequence.growth.asked), 0)
+        return min(self.beams, self._room(sequence))
+
+    def _room(self, sequence: Sequence) -> int:
+        return max(drafted(sequence.most_nodes) - sequence.growth.asked, 0)
 
     def _depth(self, drafter: Drafter, sequence: Sequence) -> int:
         """Levels worth guessing: the last token is the target's own, and the drafter must be able to read along."""

@@ -67,7 +67,9 @@ class Beam:
             self.chances_N = np.sort(chances_N)[:: -len(live)]
         return [_beam_of(tree, beams).top(nodes) for tree in grown]
 
-    def grow_on(self, drafter: Drafter, live: Items[Sequence], nodes: int, until: Callable[[], bool]) -> None:
+    def grow_on(
+        self, drafter: Drafter, live: Items[Sequence], trees: Items[TokenTree], until: Callable[[], bool]
+    ) -> None:
         """Nothing ahead."""
 
 
@@ -108,7 +110,9 @@ class Sequoia:
             self._planned[sequence] = plans[sequence]
         return [sequence.growth.tree for sequence in live]
 
-    def grow_on(self, drafter: Drafter, live: Items[Sequence], nodes: int, until: Callable[[], bool]) -> None:
+    def grow_on(
+        self, drafter: Drafter, live: Items[Sequence], trees: Items[TokenTree], until: Callable[[], bool]
+    ) -> None:
         """Nothing ahead."""
 
     def _learn(self, sequence: Sequence) -> None:

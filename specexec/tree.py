@@ -82,6 +82,15 @@ class TokenTree:
             node = int(self.parents_N[node])
         return nodes[::-1]
 
+    def below(self, node: int) -> NDArray[np.bool_]:
+        """Which nodes are `node` or lie below it, [N]."""
+        below_N = np.zeros(len(self) + 1, bool)  # the last slot answers for ROOT
+        below_N[node] = True
+        for level in range(int(self.depth_N[node]) + 1, int(self.depth_N.max()) + 1):
+            here = np.flatnonzero(self.depth_N == level)
+            below_N[here] = below_N[self.parents_N[here]]
+        return below_N[:-1]
+
     def spelled(self, node: int) -> tuple[int, ...]:
         """Tokens from the text down to `node`; none for ROOT."""
         return tuple(self.tokens_N[self.path(node)].tolist())

@@ -20,7 +20,8 @@ HEAD_ROWS = 64  # rows whose logits exist at a time
 GROWTH_ROWS = 256  # keys and values grow by whole multiples: a copy so often is nothing beside a sweep
 BEAMS = 128  # nodes that a drafter is asked about at a time
 ALONG = 128  # rows of one text that a drafter has read before anybody asked about them, at a time
-AHEAD = 2  # a tree may grow to this many times the nodes it submits: guesses about what comes after them
+AHEAD = 2  # a tree may grow to this many times the nodes it submits
+EXIT_ROWS = 512  # more nodes to ask a drafter about: whole next trees, guessed while a sweep streams
 CANDIDATES = 64  # children whose scores are kept of every node that was asked about: a tree takes half of them at most
 LEVELS = 64  # positions of a tree whose noise is kept
 LEAST_NODES = 256  # that `auto` makes room for, and
@@ -81,7 +82,7 @@ def workspace(widths: Widths, ctx: int, nodes: int) -> dict[str, int]:
 
 def drafted(nodes: int) -> int:
     """The most nodes of one text that a drafter is asked about while a tree of `nodes` grows, and beyond it."""
-    return AHEAD * nodes + GROWTH_ROWS if nodes else 0
+    return AHEAD * nodes + EXIT_ROWS if nodes else 0
 
 
 def drafter_rows(nodes: int) -> int:

@@ -24,6 +24,7 @@ from specexec.errors import BadDrafter
         ("sibling+ngram", Choice(("sibling", "ngram")), "auto"),
         ("ngram+sibling", Choice(("sibling", "ngram")), "auto"),
         ("./small", Choice(("sibling",), "./small"), "./small"),
+        ("./ngram", Choice(("sibling",), "./ngram"), "./ngram"),
         ("org/small+ngram", Choice(("sibling", "ngram"), "org/small"), "org/small"),
         ("substitute+ngram", Choice(("substitute", "ngram")), "none"),
     ],
@@ -41,6 +42,15 @@ def test_auto_looks_for_a_sibling() -> None:
 def test_what_cannot_be_joined_is_refused(text: str) -> None:
     with pytest.raises(BadDrafter):
         parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"), [("ngrm", "ngram"), ("siblings+ngram", "sibling"), ("sibling+subsitute", "substitute")]
+)
+def test_a_misspelt_source_is_not_taken_for_a_model(text: str, meant: str) -> None:
+    with pytest.raises(BadDrafter, match="is none of sibling") as refused:
+        parse(text)
+    assert str(refused.value.hint).startswith(meant)
 
 
 def test_one_source_stands_alone_and_several_are_joined() -> None:

@@ -73,6 +73,7 @@ def test_bench_compares_laws_on_demand() -> None:
     assert [row["planner"] for row in laws] == ["law: walk", "law: multi-step", "law: block"]
     assert all(row["temperature"] == 1.0 and row["tokens_per_sweep"] >= 1 for row in laws)
     assert 0 < laws[1]["of_bound"] <= 1.5
+    assert {row["drafter"] for row in laws} == {"demo drafter"}, "what is joined to it takes no part"
     assert list(rivals.NAMES) == LAWS
 
 

@@ -71,6 +71,12 @@ def test_a_folder_is_its_own_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert offload.resolve("small").target == Path("small")
 
 
+def test_folders_are_called_what_people_know_them_by(tmp_path: Path) -> None:
+    assert offload.called(tmp_path / "small") == "small"
+    assert offload.called(names.demo_folder("drafter")) == "demo drafter"
+    assert offload.called(tmp_path / "models--org--small-1b" / "snapshots" / "0f3a9c") == "org/small-1b"
+
+
 def test_a_path_that_is_not_there_is_named() -> None:
     with pytest.raises(ModelNotFound, match=r"there is no folder \./nowhere"):
         offload.resolve("./nowhere")

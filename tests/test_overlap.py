@@ -47,8 +47,10 @@ class Patient:
         self.ahead.clear()
         return self.planner.grow(drafter, live, budget, cost)
 
-    def grow_on(self, drafter: Drafter, live: Items[Sequence], nodes: int, until: Callable[[], bool]) -> None:
-        self.planner.grow_on(drafter, live, nodes, until)
+    def grow_on(
+        self, drafter: Drafter, live: Items[Sequence], trees: Items[TokenTree], until: Callable[[], bool]
+    ) -> None:
+        self.planner.grow_on(drafter, live, trees, until)
         self.ahead.set()
 
 
@@ -118,23 +120,29 @@ def test_on_hits_nobody_waits_for_the_drafter(tmp_path: Path) -> None:
 class Endless(Patient):
     """Guesses on for as long as it may; the sweep takes longer still."""
 
-    def grow_on(self, drafter: Drafter, live: Items[Sequence], nodes: int, until: Callable[[], bool]) -> None:
+    def grow_on(
+        self, drafter: Drafter, live: Items[Sequence], trees: Items[TokenTree], until: Callable[[], bool]
+    ) -> None:
         while not until():
             time.sleep(0.001)
         self.ahead.set()
 
 
-@pytest.mark.parametrize("idle_s", [0.08, 0.001, -1.0])
-def test_guessing_ahead_takes_no_more_than_the_idle_seconds_of_a_sweep(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, idle_s: float
+@pytest.mark.parametrize(
+    ("idle_s", "sweep_s", "guesses"),
+    [(0.08, 0.1, True), (0.08, 0.2, False), (0.001, 0.0015, False), (-1.0, 0.1, False)],
+)
+def test_guessing_ahead_takes_no_more_than_the_idle_seconds_of_a_sweep_that_is_mostly_idle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, idle_s: float, sweep_s: float, guesses: bool
 ) -> None:
-    run = Run(tmp_path, draft_seed=0, overlap=idle_s == 0.08, planner=Endless())
+    run = Run(tmp_path, draft_seed=0, overlap=guesses, planner=Endless())
     run.decoder.overlap = None  # where it pays
     monkeypatch.setattr(CostModel, "idle_s", lambda *_: idle_s)
+    monkeypatch.setattr(CostModel, "sweep_s", lambda *_: np.asarray(sweep_s))
     for _ in range(8):
         run.decoder.cost.learn_draft(1, 0.01, 0.5, 0.5)
     ahead_s = [burst.cost.ahead_s for burst, _ in islice(run.bursts(), 4)]
-    assert all(spent_s > 0.08 for spent_s in ahead_s) if idle_s == 0.08 else not any(ahead_s)
+    assert all(spent_s > 0.08 for spent_s in ahead_s) if guesses else not any(ahead_s)
 
 
 def test_hits_and_hidden_drafting_are_told(tmp_path: Path) -> None:
@@ -212,7 +220,7 @@ def test_a_growth_seen_from_further_on_is_the_same_tree() -> None:
     assert growth.below((4, 9)) is None  # never guessed
     kept = growth.below((4,))
     assert kept is not None
-    moved = growth.moved_on((4,), kept)
+    moved = growth.moved_on((4,), kept, True)
     assert moved.tree.tokens == [7, 8, 1, 2, 3, 3]
     assert moved.tree.parents == [ROOT, ROOT, 0, 0, 1, 1]
     assert moved.tree.reach_N == pytest.approx([-0.2, -2.0, -0.6, -1.2, -2.5, -2.9])

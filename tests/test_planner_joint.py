@@ -95,7 +95,7 @@ def test_no_text_is_given_more_guesses_than_memory_holds(
     assert max(map(len, trees)) <= most
     each = most if budget == "auto" else min(most, budget)
     assert sum(map(len, trees)) <= len(sure) * each
-    BestFirst().grow_on(drafter, sequences, sum(map(len, trees)), lambda: False)
+    BestFirst().grow_on(drafter, sequences, trees, lambda: False)
     assert all(sequence.growth.asked <= drafted(most) for sequence in sequences)
 
 

@@ -123,3 +123,9 @@ def test_the_demo_writes_the_same_with_a_quarter_of_the_words() -> None:
 def test_without_a_drafter_model_it_is_refused(name: str) -> None:
     with pytest.raises(BadDrafter, match="trims the head"):
         specexec.load(drafter=name, draft_vocab=1024)
+
+
+def test_a_head_from_which_nothing_is_left_out_is_refused() -> None:
+    with pytest.raises(BadDrafter, match="999999 leaves nothing out") as refused:
+        specexec.load(drafter="sibling", draft_vocab=999_999)
+    assert "--draft-vocab" in str(refused.value.hint)

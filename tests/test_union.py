@@ -146,6 +146,15 @@ def test_an_expensive_member_is_spared_the_unlikely_part() -> None:
     assert cheap.asked == [[ROOT], [0, 1], [2, 3]]
 
 
+def test_while_nobody_waits_none_is_spared() -> None:
+    expensive, cheap = Script({5: 0.5, 6: 0.01}), Script({7: 0.5})
+    union, sequence = Union([expensive, cheap], dear(np.log(0.1))), sequence_of([1], SAMPLINGS[0])
+    union.guess(ask(sequence), 8)
+    tree = TokenTree.of([5, 6], [ROOT, ROOT], np.log([0.5, 0.01]))
+    union.guess([Ask(sequence, tree, [0, 1], waited=False)], 8)
+    assert expensive.asked == cheap.asked == [[ROOT], [0, 1]]
+
+
 def test_a_node_that_pays_for_nobody_goes_to_those_who_know_it() -> None:
     one, other = Script({5: 0.5}), Script({7: 0.5})
     cost = dear(np.log(0.1))

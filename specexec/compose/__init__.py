@@ -111,7 +111,7 @@ def load(
     asked = replace(asked, nodes=most_nodes if budget == "auto" else budget)
     choice, reason = picked(choice, pair, config, given, asked, measured or {})
     if draft_vocab:
-        check_trimming(choice, theirs)
+        check_trimming(choice, theirs, draft_vocab, len(encoding.tokenizer))
     if drafter_quant != "none":
         check_quantising(choice, pair)
     target = weights.load(

@@ -96,7 +96,7 @@ def check_quantising(choice: Choice, pair: weights.ModelPair) -> None:
         )
 
 
-def check_trimming(choice: Choice, theirs: Encoding | None) -> None:
+def check_trimming(choice: Choice, theirs: Encoding | None, left: int, vocabulary: int) -> None:
     if "sibling" not in choice.sources:
         raise BadDrafter(
             "--draft-vocab trims the head of a drafter model, and none drafts here.",
@@ -106,6 +106,11 @@ def check_trimming(choice: Choice, theirs: Encoding | None) -> None:
         raise BadDrafter(
             "--draft-vocab cannot trim a drafter with another vocabulary: its guesses are carried over as text.",
             hint="Leave it out.",
+        )
+    if left >= vocabulary:
+        raise BadDrafter(
+            f"--draft-vocab {left} leaves nothing out: there are {vocabulary} tokens.",
+            hint=f"Leave it out, or a quarter of them: --draft-vocab {vocabulary // 4}.",
         )
 
 
@@ -185,7 +190,7 @@ class Kit:
     def _sibling(self) -> Drafter:
         assert self.draft is not None
         assert self.pair.drafter is not None
-        name = f"{self.pair.name} drafter" if self.pair.toy else self.pair.drafter.name
+        name = weights.called(self.pair.drafter)
         if self.theirs is not None:
             return TranslatedDrafter(self.draft, self.encoding, self.theirs, name)
         trimmed = None

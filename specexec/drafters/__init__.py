@@ -16,12 +16,14 @@ from specexec.tree import Floats, Ints, TokenTree
 class Ask:
     """Nodes of one growing tree that want children; ROOT (-1) asks for the first tokens after the text.
 
-    A node is asked about once, and never before its parent was.
+    A node is asked about once, and never before its parent was. `waited`: somebody waits for the answer, so it must be
+    worth its seconds.
     """
 
     sequence: Sequence
     tree: TokenTree
     nodes: list[int]
+    waited: bool = True
 
 
 @dataclass(frozen=True, eq=False)

@@ -52,14 +52,18 @@ class Cascade:
         stores = [self.memory.text_of(ask.sequence), self.memory.recent]
         chance_C = self._hits.chances(np.arange(len(RUNGS) * REACHES)[:, None], bool(ask.sequence.sampling.temperature))
         chances, floor = chance_C[:, 0].tolist(), self._floor()
+        pays_K = chance_C.reshape(len(RUNGS), REACHES).max(0) >= floor
         reach = dict(zip(nodes, ask.tree.reach_of(list(nodes)).tolist(), strict=True))
-        found: dict[int, list[Link]] = {}
+        found: dict[int, list[Link]] = {node: [] for node in nodes}
         room = ALONG - along
         for node in sorted(nodes, key=lambda node: -reach[node]):
+            kind = min(int(-reach[node]), REACHES - 1)
+            if room <= 0:
+                break
+            if not pays_K[kind]:
+                continue
             depth = 0 if node == ROOT else int(ask.tree.depth_N[node]) + 1
             most = min(self.longest, room, min(levels, LEVELS) - 1 - depth)
-            kind = min(int(-reach[node]), REACHES - 1)
-            found[node] = []
             context, chance = _context(ask.sequence.tokens, ask.tree, node), 1.0
             while len(found[node]) < most and (next_one := follower(stores, context)) is not None:
                 cell = next_one.rung * REACHES + kind

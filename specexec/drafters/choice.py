@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 from specexec.cost import CostModel
 from specexec.drafters import Drafter
@@ -52,6 +53,11 @@ def parse(text: str) -> Choice:
     named = [part for part in parts if part not in SOURCES]
     if {"none", "auto", ""} & set(parts):
         raise BadDrafter(f"--drafter {text!r} cannot be joined.", hint=f"none, auto, or any of {'+'.join(SOURCES)}.")
+    for part in named:
+        if "/" not in part and (near := get_close_matches(part, SOURCES, n=1, cutoff=0.8)):
+            raise BadDrafter(
+                f"--drafter {part!r} is none of {', '.join(SOURCES)}.", hint=f"{near[0]}, or ./{part} for a folder."
+            )
     if len(named) > 1 or (named and "sibling" in parts):
         raise BadDrafter(
             f"--drafter {text!r} names {len(named) + ('sibling' in parts)} drafter models; one can draft at a time.",

@@ -110,7 +110,8 @@ class Union:
 
     def _shares(self, ask: Ask) -> list[list[int]]:
         """For each member the rows of the nodes it is asked about: worth its seconds, or known to nobody cheaper."""
-        floors = [-np.inf if self._cost is None else self._cost.floor(price) for price in self.prices]
+        cost = self._cost if ask.waited else None
+        floors = [-np.inf if cost is None else cost.floor(price) for price in self.prices]
         reach = [0.0 if node == ROOT else float(ask.tree.reach_N[node]) for node in ask.nodes]
         knows = [self._known(index, ask) for index in range(len(self.members))]
         paid = [{row for row in rows if reach[row] >= floor} for rows, floor in zip(knows, floors, strict=True)]
