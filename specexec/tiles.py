@@ -1,7 +1,8 @@
 """Linears in fixed row tiles, so that a row's result does not depend on how many rows came along.
 
 Matrix kernels pick another order of summation for few rows (1 and 8 rows differ from 16 and more in float32 and bf16
-on CPU; from 400 rows on some split differently again), so rows come in multiples of 16 and at most 256 at a time.
+on CPU; from 400 rows on some split differently again; the bits of a single float32 row may depend on where its weights
+begin in memory), so rows come in multiples of 16 and at most 256 at a time.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from offload.shards import INDEX, MANIFEST, open_folder, read_header
 from specexec.lm import TreeLM
 from specexec.sampling import SamplingParams
 from tests.test_offload_quant import PROMPT, unpacked
-from tests.tiny import LAYERS, greedy, logits_of, tiny
+from tests.tiny import LAYERS, greedy, in_float32, logits_of, tiny
 from tests.writing import drafters, prompt
 from tests.writing import write as write_text
 
@@ -88,7 +88,7 @@ def test_what_is_quantised_are_the_linear_weights_of_the_layers(quant: Quant, tm
 def test_transformers_loads_an_nf4_pack(tmp_path: Path) -> None:
     tiny("llama", tmp_path / "original", intermediate_size=128)
     path = packed(tmp_path / "original", tmp_path / "pack", "nf4")
-    theirs = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, device_map="cpu")
+    theirs = in_float32(AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, device_map="cpu"))
     assert type(theirs.model.layers[0].self_attn.q_proj).__name__ == "Linear4bit"
     ours = offload.load(path, "disk")
     torch.testing.assert_close(logits_of(theirs, PROMPT), logits_of(ours, PROMPT), rtol=1e-4, atol=1e-4)

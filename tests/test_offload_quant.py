@@ -17,7 +17,7 @@ from offload.placement import Offload
 from offload.quant import CONFIGS, INT8_STEP, Quant, bitsandbytes, dequantise, quantise
 from offload.quantised import Quantised, fold
 from offload.shards import SINGLE, Folder, open_folder
-from tests.tiny import logits_of, tiny
+from tests.tiny import in_float32, logits_of, tiny
 
 TIERS: tuple[Offload, ...] = ("none", "ram", "disk")
 PROMPT = torch.arange(2, 32)[None]
@@ -162,7 +162,7 @@ def test_checkpoints_of_bitsandbytes_stream(family: str, quant: Quant, tmp_path:
         assert torch.equal(logits_of(ours, PROMPT), expected), tier
         offload.stream_of(ours).close()
     if quant == "nf4":  # LLM.int8 also rounds what is multiplied with the weights, so only 4 bit can agree
-        theirs = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, device_map="cpu")
+        theirs = in_float32(AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, device_map="cpu"))
         torch.testing.assert_close(logits_of(theirs, PROMPT), expected, rtol=1e-4, atol=1e-4)
 
 

@@ -1,4 +1,4 @@
-"""Tiny random checkpoints of every architecture we promise to run. Knows nothing of offload or specexec.
+"""Tiny random checkpoints of every architecture we promise to run. Knows nothing of offload.
 
 `tiny("llama", path)` saves a float32 folder as a real model is saved and returns the transformers model that it holds.
 """
@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 import transformers
 from transformers import PreTrainedConfig, PreTrainedModel
+
+from specexec.tiles import RowTiles
 
 Option = int | float | bool | str | None | list[str] | list[int] | dict[str, "Option"]
 
@@ -165,9 +167,18 @@ def redraw(model: PreTrainedModel, seed: int) -> None:
 
 @torch.no_grad()
 def logits_of(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
-    """One plain forward."""
-    found: torch.Tensor = model(tokens).logits
+    """One plain forward, in tiles of rows: some CPUs' bits of a single row depend on where its weights begin."""
+    with RowTiles():
+        found: torch.Tensor = model(tokens).logits
     return found
+
+
+def in_float32(model: PreTrainedModel) -> PreTrainedModel:
+    """bitsandbytes multiplies in bfloat16 where a CPU can, float32 too; this model does not."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 - typed as a Tensor
+    return model
 
 
 @torch.no_grad()
