@@ -1,63 +1,93 @@
 """What trees cost beside the models: growth, attention bookkeeping, walk and cache commit, in milliseconds per sweep.
 
-A drafter of random numbers stands for the real one and its time is taken out, so only our own work is left. CPU time:
-a busy machine does not count. Prints the median over repeats for each size; the aim is 50 ms (5 % of a one-second
-sweep) at 4096 nodes.
+The drafter model is one that computes nothing, with scores and top-k found beforehand: only our own work is left, that
+of the drafter's file included. CPU time: a busy machine does not count. Prints the median over repeats for
+each size; the aim is 50 ms (5 % of a one-second sweep) at 4096 nodes.
 
     python scripts/measure_bookkeeping.py --nodes 64,512,4096
+    python scripts/measure_bookkeeping.py --members 2   # a union: two such models
 """
 
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass, field
 from statistics import median
+from typing import Any, cast
 
 import click
 import numpy as np
 import torch
+from torch import Tensor, return_types
 
 from specexec.budget import FixedBudget
 from specexec.cache import KVCache
 from specexec.cost import CostModel
-from specexec.drafters import Ask, Guesses
-from specexec.lm import Rows, _span
+from specexec.drafters.sibling import SiblingDrafter
+from specexec.drafters.union import Union
+from specexec.lm import Rows, TreeLM, _span
 from specexec.noise import Noise
 from specexec.planner import BestFirst
+from specexec.ranking import Ranking
 from specexec.sampling import History, SamplingParams
-from specexec.sequence import Sequence, start
-from specexec.tree import Ints, TokenTree
+from specexec.sequence import start
 from specexec.walk import Opinion, walk
+from specexec.workspace import CANDIDATES
 
 VOCABULARY = 32_000
+DRAFTED = 512  # tokens that the drafters know
+ROWS = 16_384  # that they may be asked about
 LAYERS, HEADS, SIZE = 16, 8, 64
 PREFIX = 2000
 
 
-class RandomDrafter:
-    """Likely-looking children out of thin air; remembers how long that took."""
+class NoModel:
+    """Stands for a drafter's TreeLM: the hidden state of a row is its number."""
 
-    name = "random"
-    context = 2**31
+    vocabulary, context = DRAFTED, 2**31
 
-    def __init__(self) -> None:
-        self.generator = np.random.default_rng(0)
-        self.own_s = 0.0
+    def forward(self, parts: list[Rows]) -> list[Tensor]:
+        heard = []
+        for part in parts:
+            before = len(part.cache.parents)
+            part.cache.node_tokens += part.tokens
+            part.cache.parents += part.parents
+            heard.append(torch.arange(before, len(part.cache.parents), dtype=torch.float64)[:, None])
+        return heard
 
-    def at_hand(self, asks: list[Ask]) -> list[Ask]:
-        return []
+    def head(self, hidden_N1: Tensor) -> Tensor:
+        return hidden_N1
 
-    def guess(self, asks: list[Ask], width: int) -> list[Guesses]:
-        began = time.process_time()
-        made = []
-        for ask in asks:
-            scores = -np.sort(-self.generator.normal(0, 2.5, (len(ask.nodes), width)), axis=1)
-            log_probs = scores - np.log(np.exp(scores).sum(1, keepdims=True))
-            tokens = self.generator.integers(0, VOCABULARY, scores.shape)
-            made.append(Guesses(tokens, log_probs))
-        self.own_s += time.process_time() - began
-        return made
 
-    def observe(self, sequence: Sequence, tree: TokenTree, choices_M: list[int], kept: Ints | None) -> None: ...
+class Table:
+    """The best candidates of every row, found beforehand."""
+
+    def __init__(self, seed: int) -> None:
+        drawn = 2.5 * torch.randn(ROWS, DRAFTED, generator=torch.Generator().manual_seed(seed))
+        self.best = drawn.topk(CANDIDATES)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of some rows of a table."""
+
+    table: Table
+    rows_N: Tensor
+    shape: tuple[int, ...]
+
+    def topk(self, count: int) -> return_types.topk:
+        values_NC, indices_NC = self.table.best
+        return return_types.topk((values_NC[self.rows_N, :count], indices_NC[self.rows_N, :count]))
+
+
+@dataclass(frozen=True)
+class Ranked(Ranking):
+    """Looks scores up."""
+
+    table: Table = field(kw_only=True)
+
+    def scores(self, rows_N1: Tensor, *_: object) -> Any:
+        return Scores(self.table, rows_N1[:, 0].long(), (len(rows_N1), DRAFTED))
 
 
 def cache_of(tokens: list[int]) -> KVCache:
@@ -71,17 +101,22 @@ def cache_of(tokens: list[int]) -> KVCache:
     return cache
 
 
-def one_sweep(nodes: int) -> dict[str, float]:
+def one_sweep(nodes: int, tables: list[Table]) -> dict[str, float]:
     """Milliseconds of each part."""
     sampling = SamplingParams(temperature=0.0, max_tokens=1000)
     tokens = [5] * (PREFIX + 1)
     sequence = start(tokens, sampling, Noise(0, VOCABULARY), str, frozenset(), 10**6)
     sequence.processed = PREFIX
-    drafter, times = RandomDrafter(), {}
+    models, times = [NoModel() for _ in tables], {}
+    made = [SiblingDrafter(cast(TreeLM, one), DRAFTED, Ranked(table=table)) for one, table in zip(models, tables, strict=True)]
+    drafter = made[0] if len(made) == 1 else Union(made)
+    for model, one in zip(models, made, strict=True):  # the text but for its last tokens has been read
+        sequence.cache(model).tokens = tokens[:-2]
+        one.cascade.memory.text_of(sequence)
 
     began = time.process_time()
     (tree,) = BestFirst().grow(drafter, [sequence], FixedBudget(nodes), CostModel())
-    times["growth"] = time.process_time() - began - drafter.own_s
+    times["growth"] = time.process_time() - began
     assert len(tree) == nodes
 
     cache = cache_of(tokens[:-1])
@@ -110,20 +145,29 @@ def one_sweep(nodes: int) -> dict[str, float]:
 
     began = time.process_time()
     cache.commit([0, *(node + 1 for node in path)])
-    sequence.growth.below(acceptance.tokens)
+    sequence.tokens += acceptance.tokens
+    kept = sequence.growth.below(acceptance.tokens)
     times["commit"] = time.process_time() - began
+
+    began = time.process_time()
+    drafter.observe(sequence, tree, opinion.choices_M, kept)
+    times["drafter learns"] = time.process_time() - began
     return {name: 1000 * seconds for name, seconds in times.items()}
 
 
 @click.command()
 @click.option("--nodes", default="64,512,4096", show_default=True, help="Comma list.")
 @click.option("--repeat", default=7, show_default=True)
-def main(nodes: str, repeat: int) -> None:
+@click.option("--members", default=1, show_default=True, help="Drafter models; several make a union.")
+def main(nodes: str, repeat: int, members: int) -> None:
     """Measure our own work per sweep."""
-    click.echo("| nodes | growth | who sees whom | walk | commit | all, CPU ms (min–max) |\n|---|---|---|---|---|---|")
+    torch.set_num_threads(1)  # others would only spin
+    tables = [Table(seed) for seed in range(members)]
+    click.echo("| nodes | growth | who sees whom | walk | commit | drafter learns | all, CPU ms (min–max) |")
+    click.echo("|---|---|---|---|---|---|---|")
     for count in (int(part) for part in nodes.split(",")):
-        one_sweep(count)
-        runs = [one_sweep(count) for _ in range(repeat)]
+        one_sweep(count, tables)
+        runs = [one_sweep(count, tables) for _ in range(repeat)]
         parts = " | ".join(f"{median(run[name] for run in runs):.1f}" for name in runs[0])
         totals = sorted(sum(run.values()) for run in runs)
         click.echo(f"| {count} | {parts} | {median(totals):.1f} ({totals[0]:.1f}–{totals[-1]:.1f}) |")

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -133,6 +134,17 @@ class KVCache:
         new_index = {node: i for i, node in enumerate(keep)}
         self.node_tokens = [self.node_tokens[node] for node in keep]
         self.parents = [new_index.get(self.parents[node], -1) for node in keep]
+
+    def path(self, tokens: Items[int]) -> list[int]:
+        """The nodes that spell the beginning of `tokens` below the committed text, as far as there are any."""
+        tokens_N, parents_N = np.array(self.node_tokens), np.array(self.parents)
+        path: list[int] = []
+        for token in tokens:
+            found = np.flatnonzero((parents_N == (path[-1] if path else -1)) & (tokens_N == token))
+            if not len(found):
+                break
+            path.append(int(found[0]))
+        return path
 
     def prefix(self, length: int) -> KVCache:
         """A copy of the first `length` tokens with their rows, as the beginning of another text."""

@@ -40,12 +40,12 @@ class Line:
 
     def coefficients(self) -> tuple[float, float]:
         """(base, slope). With samples of one size only, half of the time is taken to grow with the rows."""
-        weight, n, t, nn, nt = self.sums
+        weight, n, t, nn, nt = self.sums.tolist()
         mean_n, mean_t = n / weight, t / weight
         spread = nn / weight - mean_n**2
         slope = (nt / weight - mean_n * mean_t) / spread if spread > 1e-3 * mean_n**2 else mean_t / (2 * mean_n)
-        slope = float(np.clip(slope, 0.0, mean_t / mean_n))
-        return float(mean_t - slope * mean_n), slope
+        slope = min(max(slope, 0.0), mean_t / mean_n)
+        return mean_t - slope * mean_n, slope
 
     def pack(self) -> Floats:
         """Its sums and the largest sample, [6]."""

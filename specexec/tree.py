@@ -58,11 +58,11 @@ class TokenTree:
 
     @property
     def tokens(self) -> list[int]:
-        return [int(token) for token in self.tokens_N]
+        return self.tokens_N.tolist()
 
     @property
     def parents(self) -> list[int]:
-        return [int(parent) for parent in self.parents_N]
+        return self.parents_N.tolist()
 
     @cached_property
     def depth_N(self) -> Ints:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from specexec.tree import ROOT, Floats, Ints, TokenTree
@@ -43,23 +44,24 @@ class Below:
     row_of_node: dict[int, int]
     asked: list[Asked] = field(default_factory=list)
     along: dict[tuple[int, int], Along] = field(default_factory=dict)  # by the row of the parent, and the token
-    hidden: dict[int, Tensor] = field(default_factory=dict)  # by row, until its node has been answered
+    heard: dict[int, int] = field(default_factory=dict)  # where in hidden_RH a row stands, until its node is answered
+    hidden_RH: Tensor | None = None
 
-    def place(self, tree: TokenTree, node: int) -> tuple[int, int]:
-        """The row of a node's parent, and the node's token."""
-        return self.row_of_node[int(tree.parents_N[node])], int(tree.tokens_N[node])
-
-    def read(self, tree: TokenTree, nodes: list[int]) -> list[int]:
-        """Which of these nodes have a row that nobody has asked about yet."""
-        return [node for node in nodes if self.place(tree, node) in self.along] if self.along else []
+    def read(self, tree: TokenTree, nodes: list[int]) -> dict[int, tuple[int, int]]:
+        """Those of the nodes that have a row which nobody has asked about yet; its parent's row, and its token."""
+        if not self.along:
+            return {}
+        above = (self.row_of_node[parent] for parent in tree.parents_N[nodes].tolist())
+        places = zip(above, tree.tokens_N[nodes].tolist(), strict=True)
+        return {node: place for node, place in zip(nodes, places, strict=True) if place in self.along}
 
     def claim(self, tree: TokenTree, nodes: list[int], first: int) -> tuple[list[int], list[int]]:
         """Give every node its row. Those that were not read yet get rows from `first` on; the others' cells."""
-        found = {node: self.along.pop(self.place(tree, node), None) for node in nodes}
-        new = [node for node, along in found.items() if along is None]
-        self.row_of_node.update({node: first + i for i, node in enumerate(new)})
-        self.row_of_node.update({node: along.row for node, along in found.items() if along is not None})
-        return new, [along.cell for along in found.values() if along is not None]
+        found = {node: self.along.pop(place) for node, place in self.read(tree, nodes).items()}
+        new = [node for node in nodes if node not in found]
+        self.row_of_node.update(zip(new, range(first, first + len(new)), strict=True))
+        self.row_of_node.update({node: along.row for node, along in found.items()})
+        return new, [along.cell for along in found.values()]
 
     def missed(self) -> list[int]:
         """The cells of rows that nobody asked about although somebody did about the row above."""
@@ -70,8 +72,12 @@ class Below:
         """Keep the hidden states of the rows from `first` on; what the text's end stands above is settled."""
         end = max(self.row_of_node[ROOT], first)
         kept_RH = hidden_RH[end - first :].clone() if end > first else hidden_RH  # a prompt must not be held for them
-        self.hidden.update(zip(range(end, first + len(hidden_RH)), kept_RH, strict=True))
+        before = [] if self.hidden_RH is None else [self.hidden_RH[list(self.heard.values())]]
+        rows = [*self.heard, *range(end, first + len(hidden_RH))]
+        self.heard = {row: place for place, row in enumerate(rows)}
+        self.hidden_RH = torch.cat([*before, kept_RH])
 
-    def take(self, nodes: list[int]) -> list[Tensor]:
-        """The hidden states [H] of nodes, for the only time."""
-        return [self.hidden.pop(self.row_of_node[node]) for node in nodes]
+    def take(self, nodes: list[int]) -> Tensor:
+        """The hidden states [N, H] of nodes, for the only time."""
+        assert self.hidden_RH is not None
+        return self.hidden_RH[[self.heard.pop(self.row_of_node[node]) for node in nodes]]

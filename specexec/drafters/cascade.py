@@ -22,6 +22,7 @@ from specexec.workspace import ALONG, LEVELS
 
 REACHES = 8  # classes of nodes by how likely the text comes there, a factor of e each
 PASSES = 0.25  # of a whole pass that a row saves which is asked about later: the others it was only near
+TRIED = 16  # nodes of a pass below which a chain is looked for, the likeliest: for others it is nearly always in vain
 LEAST = 0.05  # chance below which no row is worth it, however cheap
 UNMEASURED = 0.3  # the same while nobody knows what rows cost
 
@@ -53,11 +54,12 @@ class Cascade:
         chance_C = self._hits.chances(np.arange(len(RUNGS) * REACHES)[:, None], bool(ask.sequence.sampling.temperature))
         chances, floor = chance_C[:, 0].tolist(), self._floor()
         pays_K = chance_C.reshape(len(RUNGS), REACHES).max(0) >= floor
-        reach = dict(zip(nodes, ask.tree.reach_of(list(nodes)).tolist(), strict=True))
         found: dict[int, list[Link]] = {node: [] for node in nodes}
+        lost_N = -ask.tree.reach_of(list(nodes))
+        kind_N = np.minimum(lost_N.astype(np.int64), REACHES - 1)
         room = ALONG - along
-        for node in sorted(nodes, key=lambda node: -reach[node]):
-            kind = min(int(-reach[node]), REACHES - 1)
+        for row in np.argsort(lost_N, kind="stable")[:TRIED].tolist():
+            node, kind = nodes[row], int(kind_N[row])
             if room <= 0:
                 break
             if not pays_K[kind]:
@@ -81,6 +83,8 @@ class Cascade:
 
     def count(self, cells: Items[int], asked: bool, sampled: bool) -> None:
         """These links were asked about in the end, or were not although the node above was."""
+        if not cells:
+            return
         cells_N1 = np.array(cells, np.int64)[:, None]
         self._hits.count(cells_N1, np.full(cells_N1.shape, asked), np.ones(len(cells)), sampled)
 

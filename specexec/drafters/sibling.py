@@ -67,7 +67,7 @@ class SiblingDrafter(Calibrated):
     def at_hand(self, asks: list[Ask]) -> list[Ask]:
         """The nodes that were read along."""
         growing = [ask for ask in asks if ROOT not in ask.nodes]
-        found = [replace(ask, nodes=self._below[ask.sequence].read(ask.tree, ask.nodes)) for ask in growing]
+        found = [replace(ask, nodes=[*self._below[ask.sequence].read(ask.tree, ask.nodes)]) for ask in growing]
         return [ask for ask in found if ask.nodes]
 
     def guess(self, asks: list[Ask], width: int) -> list[Guesses]:
@@ -76,7 +76,7 @@ class SiblingDrafter(Calibrated):
         read = self._read(asks)
         guesses: list[Guesses] = []
         for together in _small(asks):  # logits are large: those of a few rows at a time
-            hidden_NH = torch.stack([row_H for ask in together for row_H in self._below[ask.sequence].take(ask.nodes)])
+            hidden_NH = torch.cat([self._below[ask.sequence].take(ask.nodes) for ask in together])
             logits = self._logits(hidden_NH).split([len(ask.nodes) for ask in together])
             guesses += [self._best(*one, width) for one in zip(together, logits, strict=True)]
         if not any(ROOT in ask.nodes for ask in asks):  # those read the text first
@@ -108,7 +108,7 @@ class SiblingDrafter(Calibrated):
             new, cells = below.claim(ask.tree, ask.nodes, len(cache.parents))
             self.cascade.count(cells, True, bool(sequence.sampling.temperature))
             tokens = ask.tree.tokens_N[new].tolist()
-            parents = [below.row_of_node[int(ask.tree.parents_N[node])] for node in new]
+            parents = [below.row_of_node[parent] for parent in ask.tree.parents_N[new].tolist()]
         below = self._below[sequence]
         levels = min(sequence.room - 1, self.context - len(sequence.tokens))
         for node, chain in zip(new, self.cascade.chains(ask, new, levels, len(below.along)), strict=True):
@@ -177,16 +177,7 @@ class SiblingDrafter(Calibrated):
         if self._trimmed is not None:
             self._trimmed.count(choices_M)
         cache = sequence.cache(self.lm)
-        row_of_child = {
-            (parent, token): row
-            for row, (parent, token) in enumerate(zip(cache.parents, cache.node_tokens, strict=True))
-        }
-        path: list[int] = []
-        for token in sequence.tokens[len(cache) :]:
-            row = row_of_child.get((path[-1] if path else ROOT, token))
-            if row is None:
-                break
-            path.append(row)
+        path = cache.path(sequence.tokens[len(cache) :])
         if kept is None:
             cache.commit(path)
             return
@@ -204,21 +195,19 @@ class SiblingDrafter(Calibrated):
 
     def _learn(self, sequence: Sequence, tree: TokenTree, choices_M: list[int], batches: list[Asked]) -> None:
         """Compare what was guessed with what the target chose, at every node that both looked at."""
-        choice_of: dict[int, tuple[int, float]] = {ROOT: (choices_M[0], 0.0)}
-        seen = zip(tree.ids_N.tolist(), choices_M[1:], tree.reach_N.tolist(), strict=True)
-        choice_of.update({node: (choice, reach) for node, choice, reach in seen})
-        answered = [
-            (asked.tokens_NC[row], asked.scores_NC[row], *choice_of[node])
-            for asked in batches
-            for row, node in enumerate(asked.nodes_N.tolist())
-            if node in choice_of
-        ]
-        if not answered:
+        if not batches:
             return
-        tokens_NC, scores_NC, choice_N, reach_N = map(np.array, zip(*answered, strict=True))
-        match_NC = tokens_NC == choice_N[:, None]
+        asked_N = np.concatenate([asked.nodes_N for asked in batches])
+        place_N = np.full(max(asked_N.max(), tree.ids_N.max(initial=ROOT)) + 2, -1)  # among the choices; ROOT's is last
+        place_N[[ROOT, *tree.ids_N]] = np.arange(len(choices_M))
+        seen_N = place_N[asked_N] >= 0
+        if not seen_N.any():
+            return
+        of_N = place_N[asked_N[seen_N]]
+        match_NC = np.concatenate([asked.tokens_NC for asked in batches])[seen_N] == np.array(choices_M)[of_N, None]
         hit_N = np.where(match_NC.any(1), match_NC.argmax(1), -1)
-        self.calibration(sequence.sampling).learn(scores_NC, hit_N, np.exp(reach_N))
+        scores_NC = np.concatenate([asked.scores_NC for asked in batches])[seen_N]
+        self.calibration(sequence.sampling).learn(scores_NC, hit_N, np.exp(np.append(0.0, tree.reach_N)[of_N]))
 
 
 def _small(asks: list[Ask]) -> Iterator[list[Ask]]:
