@@ -140,10 +140,9 @@ def _machine(folder: Folder, gpu: str | None, ram: int | None, vram: int | None,
         free = replace(free, vram_B=memory_B, vram_margin_B=0 if vram else margin_B(memory_B))
     device = "cpu" if memory_B is None else "cuda"
     measured = load_speeds()
-    changed = measured.changed(device, conditions(device))
-    if changed:
-        measured = measured.without(device)
-    limits = ceilings(measured, disk_key(folder.path), device, NAMES[item_B])
+    now = conditions(device)
+    changed = measured.changed(device, now)
+    limits = ceilings(measured.believed(device, now), disk_key(folder.path), device, NAMES[item_B])
     if flops:
         limits = replace(limits, arithmetic=replace(limits.arithmetic, flops=flops, curve=()))
     return _Machine(name, free, limits, changed)

@@ -26,6 +26,7 @@ from offload.hardware import free_memory, give_back_large_memory
 from offload.head import Rounded, quantise_head
 from offload.layer import StreamedLayer
 from offload.lender import Stream, StreamStats
+from offload.machine import machine
 from offload.need import CACHE_NUMBERS, cache_B, part_of, scratch_B, stored_head
 from offload.placement import Free, Need, Offload, Placement, size
 from offload.placing import place
@@ -160,8 +161,13 @@ def stream_of(model: PreTrainedModel) -> ModelStream:
 
 
 def _with_speeds(free: Free, folder: Path) -> Free:
-    """What `doctor` measured decides what is worth moving; else what is assumed."""
+    """What `doctor` measured on this machine decides what is worth moving; else what is assumed."""
     speeds = load_speeds()
+    if free.vram_B is not None and speeds.link_Bps:
+        now = machine("cuda")
+        if changed := speeds.changed("cuda", now):
+            log.info("the speed of the link is assumed: it was measured with %s", "; ".join(changed))
+        speeds = speeds.believed("cuda", now)
     disk = speeds.disks.get(disk_key(folder))
     return replace(free, disk_Bps=disk.Bps if disk else free.disk_Bps, link_Bps=speeds.link_Bps or free.link_Bps)
 

@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 # Assumed where nothing was measured: a PCIe 4 SSD and link. They are labelled as such.
 ASSUMED_DISK_Bps = 3.0e9
 ASSUMED_LINK_Bps = 24e9
+# The conditions that decide how fast a link is, by their names in `offload.machine`.
+LINKED = {"processor", "GPU"}
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class Speeds:
     """What was measured: disks by device number, the link to the GPU, arithmetic by `device/dtype`.
 
     `unpack_Bps`: 16-bit weights that come out of few bits in a second, by `device/scheme`. `conditions`, by device:
-    what arithmetic and unpacking were measured with, such as torch and its version.
+    what arithmetic, unpacking and the link were measured with, such as torch and its version.
     """
 
     disks: Mapping[str, Disk] = field(default_factory=dict)
@@ -84,21 +86,31 @@ class Speeds:
     conditions: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def changed(self, device: str, now: Mapping[str, str]) -> tuple[str, ...]:
-        """Which conditions are others now than when arithmetic on this device was measured; none if it never was."""
-        if not any(key.startswith(f"{device}/") for key in (*self.arithmetic, *self.unpack_Bps)):
-            return ()
+        """Which conditions are others now than when this device was measured, in words; none if it never was."""
         then = self.conditions.get(device, {})
-        others = {name: value for name, value in now.items() if then.get(name) != value}
-        return tuple(f"{name} {then.get(name, 'unknown')}, now {value}" for name, value in others.items())
+        return tuple(f"{name} {then.get(name, 'unknown')}, now {now[name]}" for name in self._others(device, now))
 
-    def without(self, device: str) -> Speeds:
-        """The same before arithmetic on this device was measured, and with it the link to it or its company."""
+    def believed(self, device: str, now: Mapping[str, str]) -> Speeds:
+        """The same but for what other conditions than `now` decided: arithmetic, and what it left of the disk.
+
+        The link to a GPU counts as measured as long as the machine is the same.
+        """
+        others = self._others(device, now)
+        if not others:
+            return self
         arithmetic = {key: one for key, one in self.arithmetic.items() if not key.startswith(f"{device}/")}
         unpack_Bps = {key: Bps for key, Bps in self.unpack_Bps.items() if not key.startswith(f"{device}/")}
-        if device != "cpu":
-            return replace(self, arithmetic=arithmetic, unpack_Bps=unpack_Bps, link_Bps=None)
-        disks = {key: replace(disk, company=ALONE) for key, disk in self.disks.items()}
-        return replace(self, arithmetic=arithmetic, unpack_Bps=unpack_Bps, disks=disks)
+        kept = replace(self, arithmetic=arithmetic, unpack_Bps=unpack_Bps)
+        if device == "cpu":
+            return replace(kept, disks={key: replace(disk, company=ALONE) for key, disk in self.disks.items()})
+        return replace(kept, link_Bps=None) if LINKED.intersection(others) else kept
+
+    def _others(self, device: str, now: Mapping[str, str]) -> list[str]:
+        measured = {key.partition("/")[0] for key in (*self.arithmetic, *self.unpack_Bps)}
+        if self.link_Bps:
+            measured.add("cuda")
+        then = self.conditions.get(device, {})
+        return [name for name, value in now.items() if device in measured and then.get(name) != value]
 
 
 def speeds_file() -> Path:

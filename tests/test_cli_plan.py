@@ -299,13 +299,6 @@ def test_another_disk_is_not_as_fast_as_the_one_that_had_its_number(tmp_path: Pa
     assert keys == {f"{number} Fast 9000 500", f"{number} Slow 1 500", f"{number} Slow 1 700"}
 
 
-def test_what_was_measured_beside_old_arithmetic_goes_with_it() -> None:
-    disk = Disk(2e9, SAFE, Company(0.5, 0.5))
-    speeds = Speeds({"8:1": disk}, 1e10)
-    assert speeds.without("cpu") == Speeds({"8:1": replace(disk, company=ALONE)}, 1e10)
-    assert speeds.without("cuda") == Speeds({"8:1": disk}, None)
-
-
 def test_speeds_survive_the_file_and_damage_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = save_speeds(MEASURED, tmp_path / "a" / "speeds.json")
     assert load_speeds(file) == MEASURED

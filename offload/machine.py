@@ -1,0 +1,28 @@
+"""Which machine this is: its processor and GPUs by name. Starts neither torch nor CUDA."""
+
+import platform
+from pathlib import Path
+
+from offload.hardware import gpus
+
+# A folder for each GPU, by its place on the bus; not on WSL, where only a program of the driver tells their names.
+DRIVER = Path("/proc/driver/nvidia/gpus")
+
+
+def machine(device: str, driver: Path = DRIVER) -> dict[str, str]:
+    """By name, for `cpu` or `cuda`: what was measured on another machine says nothing about this one."""
+    processor = {"processor": _field(Path("/proc/cpuinfo"), "model name") or platform.machine()}
+    if device == "cpu":
+        return processor
+    told = [_field(file, "Model") for file in sorted(driver.glob("*/information"))] or [gpu.name for gpu in gpus()]
+    return processor | {"GPU": ", ".join(dict.fromkeys(told)) or "none"}
+
+
+def _field(file: Path, name: str) -> str:
+    """What stands after the first `name:` in a file of the kernel; nothing where it cannot be read."""
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return ""
+    cells = (line.partition(":") for line in lines)
+    return next((value.strip() for key, _, value in cells if key.strip() == name), "")
