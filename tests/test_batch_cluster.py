@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -75,6 +76,29 @@ def test_a_cluster_that_is_not_there_is_said(
     assert main(["generate", "-p", "hi", "-o", output, "--engine", "ray", "--ray-address", "auto"]) == 6
     said = capfd.readouterr().err
     assert "reached at auto: Could not find any running Ray instance.\n  Try: ray start --head" in said
+
+
+@pytest.mark.parametrize("form", ["{}:{}", "ray://{}:{}"])
+def test_ray_is_not_sent_to_an_address_where_nobody_listens(
+    form: str, ray: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[object] = []
+
+    def init(address: str, **_: object) -> None:
+        asked.append(address)
+        raise ConnectionError("That is no Ray.")
+
+    monkeypatch.setattr(ray, "init", init)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = form.format(*server.getsockname())
+        run = ["generate", "-p", "hi", "-o", str(tmp_path / "out"), "--engine", "ray", "--ray-address", address]
+        assert main(run) == 6
+    assert asked == [address]
+    assert main([*run, "--overwrite"]) == 6
+    assert asked == [address], "Ray would wait for minutes"
+    said = capfd.readouterr().err
+    assert f"reached at {address}: That is no Ray.\n  Try: ray start --head" in said
+    assert f"reached at {address}: Connection refused.\n  Try: ray start --head" in said
 
 
 @pytest.mark.filterwarnings("ignore")

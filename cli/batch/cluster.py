@@ -7,11 +7,13 @@ from there; the texts do not depend on who writes them.
 from __future__ import annotations
 
 import logging
+import socket
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import click
 
@@ -24,6 +26,7 @@ from specexec.work import Partial, Request, Result
 log = logging.getLogger(__name__)
 
 ASSIGNED = 32  # requests that a worker holds at most, so that the last ones are spread over all
+KNOCK_S = 5.0  # for an address to answer
 MOST_DEATHS = 3  # of one worker, before its place is given up
 
 
@@ -182,6 +185,7 @@ def running_cluster(
             "--engine ray needs Ray, which is not installed.", hint="pip install 'specexec[ray]'"
         ) from None
     try:
+        _knock(address)
         ray.init(address=address, log_to_driver=False, include_dashboard=False, configure_logging=False)
     except (ConnectionError, RuntimeError, ValueError) as problem:
         where = "started here" if address is None else f"reached at {address}"
@@ -199,3 +203,14 @@ def running_cluster(
         yield Cluster(opener, count, 1.0 if gpus >= count else 0.0)
     finally:
         ray.shutdown()
+
+
+def _knock(address: str | None) -> None:
+    """Raises ConnectionError where nobody listens at `host:port` or `ray://host:port`; Ray itself asks for minutes."""
+    told = urlsplit(address if address and "://" in address else f"//{address or ''}")
+    if told.scheme not in ("", "ray") or told.hostname is None or told.port is None:
+        return  # auto, local: Ray finds or starts one
+    try:
+        socket.create_connection((told.hostname, told.port), KNOCK_S).close()
+    except OSError as problem:
+        raise ConnectionError(problem.strerror or f"no answer in {KNOCK_S:g} seconds") from problem
