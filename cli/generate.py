@@ -173,7 +173,6 @@ def _plan(items: list[Item], batch: BatchOptions, options: EngineOptions, sampli
     writer = Writer(batch.format, f"{options.model}@{revision}", batch.dedupe)
     if output is None:
         return Plan(items, sampling, writer, nullcontext(None))
-    output.parent.mkdir(parents=True, exist_ok=True)
     manifest = Manifest.now(_configuration(batch, options, sampling, revision))
     resume, overwrite, retry = batch.resume or batch.retry_failed, batch.overwrite, batch.retry_failed
     folder, ids = None, [item.id for item in items]

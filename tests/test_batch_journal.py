@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from cli.batch.files import replace_file
 from cli.batch.formats import Writer
@@ -17,7 +18,7 @@ from cli.batch.items import Item
 from cli.batch.journal import Beside, Journal, open_journal
 from cli.batch.manifest import Manifest
 from cli.batch.partial import PartialFile
-from cli.batch.refusals import DamagedOutput, Locked, ManifestMismatch
+from cli.batch.refusals import DamagedOutput, Locked, ManifestMismatch, OutputRefused
 from cli.errors import DiskFull, OutputExists
 from offload.replacing import replacing
 from specexec.errors import EmptyPrompt
@@ -244,3 +245,17 @@ def test_a_damaged_side_file_costs_only_what_was_in_it(path: Path, caplog: pytes
     Beside(path).partial.write_text('{"manifest": ')
     assert PartialFile(Beside(path).partial, CONFIGURATION.sha).load({"a": item("a")}) == {}
     assert "start again" in caplog.text
+
+
+def test_a_disk_that_may_not_be_written_is_told_by_the_output(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(lock: FileLock) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", lock.lock_file)
+
+    monkeypatch.setattr(FileLock, "acquire", refused)
+    with pytest.raises(OutputRefused) as told:
+        open_journal(path, CONFIGURATION)
+    assert told.value.what == f"{path} cannot be written: Read-only file system."
+    assert "-o" in str(told.value.hint)
+    path.write_text("in the way")
+    with pytest.raises(OutputRefused, match=r"in/a/folder.jsonl cannot be written: Not a directory\."):
+        open_journal(path / "in" / "a" / "folder.jsonl", CONFIGURATION)

@@ -18,8 +18,8 @@ from cli.batch.files import on_disk, replace_file
 from cli.batch.formats import Done, Record, done_of, line_of
 from cli.batch.items import Item
 from cli.batch.manifest import Manifest, check_same, read_manifest
-from cli.batch.refusals import DamagedOutput, Locked, ManifestMismatch
-from cli.errors import OutputExists
+from cli.batch.refusals import DamagedOutput, Locked, ManifestMismatch, OutputRefused
+from cli.errors import DISK_FULL, OutputExists
 from offload.replacing import sync_folder
 
 RECORDS = "records.jsonl"  # of a run that writes each text into a file of its own
@@ -97,7 +97,8 @@ def open_journal(
 ) -> Journal:
     """Take hold of a result file: a new one, or with `resume` the one of an earlier run of the same configuration.
 
-    `retry_failed` forgets its error records first. Nothing is changed before everything has been checked.
+    `retry_failed` forgets its error records first. Its folder is made if need be, and nothing else is changed before
+    everything has been checked.
     """
     beside = Beside(path)
     if path.exists() and not path.is_file():
@@ -135,11 +136,18 @@ def open_journal(
 def _locked(path: Path, beside: Beside) -> FileLock:
     lock = FileLock(beside.lock, timeout=0)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout:
         writer = read_manifest(beside.manifest)
         who = f" (pid {writer.pid}, started {writer.started})" if writer else ""
         raise Locked(f"another specexec{who} is writing {path}.", hint="another -o, or wait for it.") from None
+    except OSError as problem:
+        if problem.errno in DISK_FULL:
+            raise
+        raise OutputRefused(
+            f"{path} cannot be written: {problem.strerror}.", hint="another -o or --output-dir, where you may write."
+        ) from problem
     return lock
 
 

@@ -17,6 +17,12 @@ class UnreadableFile(SpecexecError):
     code = "file_refused"
 
 
+class OutputRefused(SpecexecError):
+    """A place where the system will not let us write the output."""
+
+    code = "file_refused"
+
+
 class ManifestMismatch(SpecexecError):
     """The output was made with another configuration."""
 
