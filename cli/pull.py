@@ -42,7 +42,8 @@ class _Asked:
 class _Pulled:
     """What became of one repository, or would: `line` says it to people, the rest to programs.
 
-    `files`, of `fetch_B` bytes, were not here; `folder` is None while there is none.
+    `files`, of `fetch_B` bytes, were not here; `folder` is None while there is none. Of a pack these are the originals
+    that this run fetched, or a dry run would for a pack of which nothing is there.
     """
 
     line: str
@@ -187,7 +188,7 @@ def _pack(role: str, repo: str, revision: str | None, asked: _Asked, screen: Scr
             wanted, commit = originals.plan(asked.pack, out, code, asked.head_quant), originals.commit
     files, files_B = sorted(file.name for file in wanted.folder.file_sizes), sum(wanted.folder.file_sizes.values())
     what = f"{format_bytes(files_B)} of {repo} into {format_bytes(wanted.size_B)}"
-    facts = {"size_B": wanted.size_B, "loads_in_transformers": wanted.loadable}
+    facts = {"size_B": wanted.size_B, "loads_in_transformers": wanted.loadable, "originals": files}
     came = _Pulled(str(out), role, repo, commit, out, [] if here else files, 0 if here else files_B, facts)
     if asked.dry_run:
         return replace(came, line=f"would {'pack' if here else 'download and pack'} {what}, to {out}", folder=None)
@@ -196,7 +197,8 @@ def _pack(role: str, repo: str, revision: str | None, asked: _Asked, screen: Scr
     hidden = True if screen.quiet else None  # None: shown on a terminal only
     with tqdm(total=wanted.read_B, unit="B", unit_scale=True, desc="pull", disable=hidden, leave=False) as bar:
         pack(wanted, out, advance=watched(bar, screen), originals=originals)
-    if originals:
-        originals.forget()
     screen.say(f"packed {what}")
-    return came
+    if originals is None:
+        return came
+    originals.forget()
+    return replace(came, files=sorted({*originals.fetched}), fetch_B=originals.fetched_B)

@@ -34,6 +34,13 @@ class Arriving:
     folder: Folder
     headers: dict[str, dict[str, Entry]] = field(default_factory=dict)
     """Of the files that are here, the oldest first."""
+    fetched: list[str] = field(default_factory=list)
+    """Every file of weights that was downloaded, as often as it was."""
+
+    @property
+    def fetched_B(self) -> int:
+        """Their bytes."""
+        return sum(self.folder.file_sizes[self.staging / name] for name in self.fetched)
 
     @classmethod
     def begin(cls, repo: str, revision: str | None, out: Path, code: bool = False) -> "Arriving":
@@ -94,6 +101,7 @@ class Arriving:
                 (self.staging / oldest).unlink()
                 del self.headers[oldest]
             hub.fetch(self.repo, self.commit, name, self.staging)
+            self.fetched.append(name)
             self.headers[name] = read_header(entry.file)[1]
         return load_entry(self.headers[name][entry.name], dtype)
 

@@ -232,7 +232,8 @@ def test_a_pull_into_a_pack_says_what_came_of_every_option(specexec: Pull, tmp_p
     int8, nf4, head, packed = (one["models"][0] for one in told)
     assert int8["pack"]["size_B"] > nf4["pack"]["size_B"] > head["pack"]["size_B"]
     assert [one["pack"]["loads_in_transformers"] for one in (int8, nf4, head)] == [True, True, False]
-    assert head["files"] == sorted(file.name for file in (tmp_path / "big").glob("*.safetensors"))
+    originals = sorted(file.name for file in (tmp_path / "big").glob("*.safetensors"))
+    assert head["files"] == head["pack"]["originals"] == originals
     assert packed == head | {"folder": str(tmp_path / "pack2")}
     assert (tmp_path / "pack2" / "config.json").is_file()
 
@@ -262,7 +263,10 @@ offload.pack.write = write
     assert not (out / "config.json").exists()
     first = [name for _, name in hub.sent if name.endswith(".safetensors")]
     hub.sent.clear()
-    assert specexec(*arguments).code == 0
+    [told] = json.loads(specexec(*arguments, "--json").out)["models"]
     assert verify(out) == []
     second = [name for _, name in hub.sent if name.endswith(".safetensors")]
     assert not set(first[:-2]) & set(second), (first, second)
+    originals = {file.name: file.stat().st_size for file in (tmp_path / "big").glob("*.safetensors")}
+    assert told["pack"]["originals"] == sorted(originals), "those that are not among the files came earlier"
+    assert (told["files"], told["fetch_B"]) == (sorted(second), sum(map(originals.__getitem__, second)))
