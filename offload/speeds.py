@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 
+import psutil
+
 from offload.files import SAFE, Reading
 from offload.places import folder_of
 from offload.replacing import replacing
@@ -72,7 +74,7 @@ class Arithmetic:
 
 @dataclass(frozen=True)
 class Speeds:
-    """What was measured: disks by device number, the link to the GPU, arithmetic by `device/dtype`.
+    """What was measured: disks by `disk_key`, the link to the GPU, arithmetic by `device/dtype`.
 
     `unpack_Bps`: 16-bit weights that come out of few bits in a second, by `device/scheme`. `conditions`, by device:
     what arithmetic, unpacking and the link were measured with, such as torch and its version.
@@ -167,15 +169,32 @@ def save_speeds(speeds: Speeds, file: Path | None = None) -> Path:
 def disk_key(path: Path, blocks: Path = Path("/sys/dev/block")) -> str:
     """The disk that a path is on: its device number and, for numbers are given anew, its model and size where known.
 
+    Where the kernel knows no disk of that number (overlays, networks, memory), what is mounted there by name and kind.
     A path that does not exist yet is on its parent's.
     """
     while not path.exists():
         path = path.parent
     device = path.stat().st_dev
-    number = f"{os.major(device)}:{os.minor(device)}"
+    if not (blocks / _number(device)).exists() and (mount := _mounted_at(path.resolve())):
+        source, kind = mount
+        if not Path(source).is_block_device():
+            return f"{source} {kind}".strip()
+        device = Path(source).stat().st_rdev  # btrfs has numbers of its own for its parts
+    number = _number(device)
     block = (blocks / number).resolve()  # of a disk, or of a partition inside of one
     told = [_text(folder / "device" / "model") for folder in (block, block.parent)] + [_text(block / "size")]
     return " ".join([number, *filter(None, told)])
+
+
+def _number(device: int) -> str:
+    return f"{os.major(device)}:{os.minor(device)}"
+
+
+def _mounted_at(path: Path) -> tuple[str, str] | None:
+    """What is mounted where an absolute path is, and its kind, such as `server:/models` and `nfs4`."""
+    mounts = [one for one in psutil.disk_partitions(all=True) if path.is_relative_to(one.mountpoint)]
+    nearest = max(reversed(mounts), key=lambda one: len(one.mountpoint), default=None)  # the last hides those before
+    return None if nearest is None else (nearest.device, nearest.fstype)
 
 
 def _text(file: Path) -> str:

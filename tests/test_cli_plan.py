@@ -1,7 +1,6 @@
 """plan tells what fits and how fast from headers alone; doctor looks, measures and keeps."""
 
 import json
-import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -282,21 +281,6 @@ def test_another_gpu_is_not_as_fast_as_the_one_that_was_measured(
         assert main(["plan", str(folder), "--gpu", gpu, "--json"]) == 0
         found.append(json.loads(capsys.readouterr().out)["rows"][0]["sweep_s"])
     assert found[0] > 3 * found[1]
-
-
-def test_another_disk_is_not_as_fast_as_the_one_that_had_its_number(tmp_path: Path) -> None:
-    number = disk_key(tmp_path, tmp_path / "none")
-    assert re.fullmatch(r"\d+:\d+", number)
-    disk, partition = tmp_path / "sda", tmp_path / "sda" / "sda1"
-    (disk / "device").mkdir(parents=True)
-    partition.mkdir()
-    (tmp_path / number).symlink_to(partition)
-    keys = set()
-    for model, sectors in (("Fast  9000", 500), ("Slow 1", 500), ("Slow 1", 700)):
-        (disk / "device" / "model").write_text(f"{model} \n")
-        (partition / "size").write_text(f"{sectors}\n")
-        keys.add(disk_key(tmp_path, tmp_path))
-    assert keys == {f"{number} Fast 9000 500", f"{number} Slow 1 500", f"{number} Slow 1 700"}
 
 
 def test_speeds_survive_the_file_and_damage_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

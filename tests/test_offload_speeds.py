@@ -1,8 +1,11 @@
 """What was measured is believed on the machine where it was measured, and there alone."""
 
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,7 +14,7 @@ from offload.files import SAFE
 from offload.machine import machine
 from offload.placement import Free, Need, Placement
 from offload.placing import place
-from offload.speeds import ALONE, Arithmetic, ASSUMED_LINK_Bps, Company, Disk, Speeds, save_speeds
+from offload.speeds import ALONE, Arithmetic, ASSUMED_LINK_Bps, Company, Disk, Speeds, disk_key, save_speeds
 from tests.tiny import tiny
 
 HERE = {"processor": "Fast 9000", "GPU": "H1"}
@@ -70,3 +73,60 @@ def test_the_driver_tells_which_gpu_there_is_before_a_program_is_started(
     assert machine("cpu", tmp_path).keys() == {"processor"}
     monkeypatch.setattr("offload.machine.gpus", list)
     assert machine("cuda", tmp_path / "none")["GPU"] == "none"
+
+
+def test_another_disk_is_not_as_fast_as_the_one_that_had_its_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("psutil.disk_partitions", lambda **_: [])
+    number = disk_key(tmp_path, tmp_path / "none")
+    assert re.fullmatch(r"\d+:\d+", number)
+    disk, partition = tmp_path / "sda", tmp_path / "sda" / "sda1"
+    (disk / "device").mkdir(parents=True)
+    partition.mkdir()
+    (tmp_path / number).symlink_to(partition)
+    keys = set()
+    for model, sectors in (("Fast  9000", 500), ("Slow 1", 500), ("Slow 1", 700)):
+        (disk / "device" / "model").write_text(f"{model} \n")
+        (partition / "size").write_text(f"{sectors}\n")
+        keys.add(disk_key(tmp_path, tmp_path))
+    assert keys == {f"{number} Fast 9000 500", f"{number} Slow 1 500", f"{number} Slow 1 700"}
+
+
+def mounted(source: str, at: Path, kind: str) -> SimpleNamespace:
+    return SimpleNamespace(device=source, mountpoint=str(at), fstype=kind)
+
+
+def test_a_disk_without_a_name_in_sys_is_known_by_what_is_mounted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models, none = tmp_path / "models", tmp_path / "none"
+    (models / "llama").mkdir(parents=True)
+    (tmp_path / "modelship").mkdir()
+    (tmp_path / "link").symlink_to(models)
+    mounts = [
+        mounted("overlay", Path("/"), "overlay"),
+        mounted("systemd-1", models, "autofs"),
+        mounted("server:/models", models, "nfs4"),
+        mounted("", tmp_path / "modelship", "tmpfs"),
+    ]
+    monkeypatch.setattr("psutil.disk_partitions", lambda **_: mounts)
+    assert disk_key(tmp_path, none) == "overlay overlay"
+    assert (
+        disk_key(models / "llama" / "not" / "yet", none) == disk_key(tmp_path / "link", none) == "server:/models nfs4"
+    )
+    assert disk_key(tmp_path / "modelship", none) == "tmpfs"
+
+
+def test_a_part_of_a_file_system_is_on_the_disk_that_is_mounted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = next((file for file in Path("/dev").iterdir() if file.is_block_device()), None)
+    if disk is None:
+        pytest.skip("no disk has a file here")
+    monkeypatch.setattr("psutil.disk_partitions", lambda **_: [mounted(str(disk), tmp_path, "btrfs")])
+    number = f"{os.major(disk.stat().st_rdev)}:{os.minor(disk.stat().st_rdev)}"
+    assert disk_key(tmp_path, tmp_path / "none") == number
+    (tmp_path / number / "device").mkdir(parents=True)
+    (tmp_path / number / "device" / "model").write_text("Fast 9000\n")
+    assert disk_key(tmp_path, tmp_path) == f"{number} Fast 9000"
