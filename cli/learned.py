@@ -1,14 +1,16 @@
 """What decoding taught about a target and its drafter, kept from run to run under the XDG state directory.
 
 One file of at most a few hundred KB for each pair, and a small one for each target with the speeds of its drafters; for
-their owner alone, written whole or not at all. A file that cannot be read, or belongs to another version or pair, costs
-the first sweeps some of their speed, and says so.
+their owner alone, written whole or not at all. Seconds stand beside the machine and the placement where they were
+measured, and count there alone: the folder may travel, or be shared. A file that cannot be read, or belongs to another
+version or pair, costs the first sweeps some of their speed, and says so.
 """
 
 from __future__ import annotations
 
 import logging
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,8 +21,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from cli.conditions import conditions
 from cli.options import EngineOptions
-from cli.recall import load, save
+from cli.recall import Arrays, load, save
 from offload.places import folder_of
 
 if TYPE_CHECKING:
@@ -29,9 +32,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
+PLACES = "places/"
 ENOUGH = 16  # sweeps that say something about a speed
 MOST_DRAFTERS = 16
+MOST_PLACES = 16  # of one pair; machines that share the folder count, too
 MOST_SEARCHES = 64  # placements of one model
 MOST = 1e12  # tokens, or seconds
 
@@ -48,9 +53,10 @@ def speeds_path(options: EngineOptions) -> Path:
 
 
 def measured(options: EngineOptions) -> dict[str, float]:
-    """Tokens per second that drafters, by name, made with this target under these options."""
-    arrays = load(speeds_path(options), set()) or {}
-    whole = {name: row.tolist() for name, row in arrays.items() if row.shape == (2,)}
+    """Tokens per second that drafters, by name, made with this target under these options on this machine."""
+    arrays, here = load(speeds_path(options), set()) or {}, f"{_here()}/"
+    rows = {name.removeprefix(here): row for name, row in arrays.items() if name.startswith(here)}
+    whole = {name: row.tolist() for name, row in rows.items() if row.shape == (2,)}
     return {name: row[0] / row[1] for name, row in whole.items() if 0 < row[0] < MOST and 0 < row[1] < MOST}
 
 
@@ -84,30 +90,44 @@ def learning(engine: Engine, options: EngineOptions) -> Iterator[None]:
 
 
 def _keep(engine: Engine, path: Path, options: EngineOptions) -> None:
-    marks = {"version": np.array([VERSION]), "pair": _pair(engine), "place": _place(engine, options)}
-    save(path, engine.pack() | marks)
+    own, here = _place(engine, options), f"{_here()}/"
+    learned = {own + name if name.startswith("cost/") else name: array for name, array in engine.pack().items()}
+    marks = {"version": np.array([VERSION]), "pair": _pair(engine), f"{own}kept": np.array([time.time()])}
+    save(path, {**_elsewhere(engine, path, own), **learned, **marks})
     if engine.pace.sweeps >= ENOUGH:
-        known = load(speeds_path(options), set()) or {}
+        known, name = load(speeds_path(options), set()) or {}, here + engine.sources
         now = np.array([engine.pace.tokens, engine.pace.seconds])
-        before = known.get(engine.sources, np.zeros(2))
+        before = known.get(name, np.zeros(2))
         row = now + 0.5 * before.astype(np.float64) if before.shape == (2,) else now
-        others = {name: array for name, array in known.items() if name != engine.sources}
-        save(speeds_path(options), dict([*others.items(), (engine.sources, row)][-MOST_DRAFTERS:]))
+        others = sorted(known, key=lambda other: other.startswith(here))  # those of other machines go first
+        others = [other for other in others if other != name][1 - MOST_DRAFTERS :]
+        save(speeds_path(options), {name: row} | {other: known[other] for other in others})
 
 
 def _take_up(engine: Engine, path: Path, options: EngineOptions) -> None:
-    arrays = load(path, {"version", "pair", "place"})
-    if arrays is None:
-        return
-    if arrays["version"].tolist() != [VERSION] or arrays["pair"].tolist() != _pair(engine).tolist():
-        log.warning("%s was written by another version or for another pair of models, and is left out.", path)
-        return
-    if arrays["place"].tolist() != _place(engine, options).tolist():  # seconds belong to a placement, trust does not
-        arrays = {name: array for name, array in arrays.items() if not name.startswith("cost/")}
+    own = _place(engine, options)
     try:
-        engine.unpack(arrays)
+        engine.unpack({name.removeprefix(own): array for name, array in _known(engine, path).items()})
     except ValueError as problem:
         log.warning("%s is damaged and is left out: %s.", path, problem)
+
+
+def _known(engine: Engine, path: Path) -> Arrays:
+    """What a file holds of this pair; nothing, with a word, where it cannot be used."""
+    arrays = load(path, {"version", "pair"}) or {}
+    if arrays and (arrays["version"].tolist() != [VERSION] or arrays["pair"].tolist() != _pair(engine).tolist()):
+        log.warning("%s was written by another version or for another pair of models, and is left out.", path)
+        return {}
+    return arrays
+
+
+def _elsewhere(engine: Engine, path: Path, own: str) -> Arrays:
+    """The costs that are known of other places: those that were kept last."""
+    others = {name: array for name, array in _known(engine, path).items() if name.startswith(PLACES)}
+    kept_s = {name.removesuffix("kept"): float(array.sum()) for name, array in others.items() if name.endswith("/kept")}
+    kept_s.pop(own, None)
+    latest = tuple(sorted(kept_s, key=kept_s.__getitem__)[1 - MOST_PLACES :])
+    return {name: array for name, array in others.items() if name.startswith(latest)}
 
 
 def _file(name: str, digest: NDArray[np.uint8]) -> Path:
@@ -120,10 +140,17 @@ def _pair(engine: Engine) -> NDArray[np.uint8]:
     return _digest(engine.name, engine.drafter_name, *(f"{role} {path}" for role, path in engine.folders.items()))
 
 
-def _place(engine: Engine, options: EngineOptions) -> NDArray[np.uint8]:
-    """Equal for runs whose sweeps cost the same."""
+def _place(engine: Engine, options: EngineOptions) -> str:
+    """What stands before the costs of runs whose sweeps cost the same."""
     head = () if options.head_quant == "none" else (options.head_quant,)
-    return _digest(engine.device, engine.placement, options.dtype, f"{options.link_limit}", options.planner, *head)
+    placed = (engine.device, engine.placement, options.dtype, f"{options.link_limit}", options.planner, *head)
+    return f"{PLACES}{_digest(_here(), *placed).tobytes().hex()}/"
+
+
+def _here() -> str:
+    """Equal where nothing is known that would make arithmetic faster or slower."""
+    told = conditions("cpu") | conditions("cuda")
+    return _digest(*(f"{name} {value}" for name, value in sorted(told.items()))).tobytes().hex()
 
 
 def _digest(*parts: str) -> NDArray[np.uint8]:

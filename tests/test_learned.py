@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import specexec
-from cli.learned import ENOUGH, learned_path, learning, measured, speeds_path
+from cli.conditions import conditions
+from cli.learned import ENOUGH, MOST_DRAFTERS, MOST_PLACES, learned_path, learning, measured, speeds_path
 from cli.options import EngineOptions
 from cli.recall import load, save
 from specexec import SamplingParams
@@ -71,7 +72,52 @@ def test_seconds_are_forgotten_where_the_weights_lie_elsewhere_and_trust_is_not(
         assert not llm._decoder.cost.compute.known
 
 
-def test_speeds_are_kept_by_drafter_for_the_same_placement(shared: Engine) -> None:
+def test_seconds_of_another_machine_are_left_out_and_left_there(
+    shared: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(shared)
+
+    def elsewhere(device: str) -> dict[str, str]:
+        return {"processor": "another"}
+
+    for machine, known in ((elsewhere, False), (elsewhere, True), (conditions, True)):
+        monkeypatch.setattr("cli.learned.conditions", machine)
+        with opened() as llm, learning(llm, EngineOptions()):
+            assert sibling_of(llm).calibration(SAMPLING).weight, "trust is the same everywhere"
+            assert llm._decoder.cost.compute.known == known
+            llm.generate(PROMPT, SAMPLING)
+
+
+def test_costs_are_kept_of_the_last_placements(shared: Engine) -> None:
+    limits = [1e9 * (1 + one) for one in range(MOST_PLACES + 2)]
+    for limit in limits:
+        with learning(shared, EngineOptions(link_limit=limit)):
+            shared.generate(PROMPT, replace(SAMPLING, max_tokens=2))
+    for limit, known in ((limits[1], False), (limits[2], True), (limits[-1], True)):
+        with opened() as llm, learning(llm, EngineOptions(link_limit=limit)):
+            assert llm._decoder.cost.compute.known == known
+    assert sum(name.endswith("/cost/compute") for name in load(learned_path(shared), set()) or {}) == MOST_PLACES
+
+
+def test_speeds_of_other_machines_make_room_for_those_of_this_one(shared: Engine) -> None:
+    options = EngineOptions()
+
+    def learn() -> None:
+        shared._decoder.pace = Pace()
+        with learning(shared, options):
+            shared.generate(PROMPT, SAMPLING)
+            shared.pace.sweeps = ENOUGH
+
+    learn()
+    ((name, row),) = (load(speeds_path(options), set()) or {}).items()
+    others = {f"{where}{number}/ngram": row for where in ("0", "z") for number in range(MOST_DRAFTERS)}
+    save(speeds_path(options), {**others, f"{name.partition('/')[0]}/ngram": row})
+    learn()
+    assert measured(options).keys() == {"ngram", "sibling+ngram"}
+    assert len(load(speeds_path(options), set()) or {}) == MOST_DRAFTERS
+
+
+def test_speeds_are_kept_by_drafter_for_the_same_placement(shared: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     options = EngineOptions(drafter="sibling+ngram", offload="none")
     shared._decoder.pace = Pace()
     with learning(shared, options):
@@ -80,8 +126,13 @@ def test_speeds_are_kept_by_drafter_for_the_same_placement(shared: Engine) -> No
         made = shared.pace.tokens_per_s
     assert measured(replace(options, drafter="auto")) == {"sibling+ngram": pytest.approx(made)}
     assert measured(replace(options, link_limit=1e6)) == {}
-    save(speeds_path(options), {"ngram": np.array([np.nan, 1.0]), "sibling": np.array([3.0])})
-    assert measured(options) == {}
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr("cli.learned.conditions", lambda device: {"processor": "another"})
+        assert measured(options) == {}
+    (row,) = load(speeds_path(options), set()) or {}
+    for damage in (np.array([np.nan, 1.0]), np.array([3.0])):
+        save(speeds_path(options), {row: damage})
+        assert measured(options) == {}
 
 
 def test_a_run_without_a_sweep_leaves_no_file(shared: Engine) -> None:
@@ -97,6 +148,7 @@ def test_a_file_that_cannot_be_ours_costs_a_word_and_no_token(
     text, path = run(shared)
     arrays = dict(load(path, set()) or {})
     row = next(name for name in arrays if name.startswith("drafter/0/"))
+    cost = next(name for name in arrays if name.endswith("/cost/compute"))
     match damage:
         case "torn":
             path.write_bytes(path.read_bytes()[:-40])
@@ -109,7 +161,7 @@ def test_a_file_that_cannot_be_ours_costs_a_word_and_no_token(
         case "nan":
             save(path, arrays | {row: np.full(len(GRID_G) + 2, np.nan)})
         case "negative":
-            save(path, arrays | {"cost/compute": -np.ones(6)})
+            save(path, arrays | {cost: -np.ones(6)})
         case "shape":
             save(path, arrays | {"drafter/trust/counts": np.ones((3, 7)), "drafter/trust/cells": np.ones((3, 8))})
     with caplog.at_level(logging.WARNING):
