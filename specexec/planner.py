@@ -65,8 +65,7 @@ class BestFirst:
             asks = self._asks(drafter, live, _bar(reach_N, horizon))
             open_N, read = _reach_of(asks), drafter.at_hand(asks)
             if read and _reach_of(read).max() == open_N.max():  # no pass; and the bar is higher when others are asked
-                self._extend(drafter, read, reach_N, AHEAD * horizon)
-                reach_N = _ranked(live)
+                reach_N = self._extend(drafter, read, reach_N, AHEAD * horizon)
                 continue
             asked_N = np.sort(open_N)[::-1]
             asked = budget.worth_asking(np.exp(asked_N), chance_N, spent)
@@ -75,8 +74,7 @@ class BestFirst:
             passes += 1
             asks = _likeliest(asks, open_N, asked)
             before, started = chance_N[:horizon].sum(), time.perf_counter()
-            self._extend(drafter, asks, reach_N, AHEAD * horizon)
-            reach_N = _ranked(live)
+            reach_N = self._extend(drafter, asks, reach_N, AHEAD * horizon)
             won = np.exp(reach_N[:MOST_NODES])[:horizon].sum() - before
             if all(ask.sequence.processed for ask in asks):  # a first pass reads the whole prompt: not what passes cost
                 cost.learn_draft(asked, time.perf_counter() - started, float(np.exp(asked_N[:asked]).sum()), won)
@@ -110,16 +108,23 @@ class BestFirst:
         ]
         return [ask for ask in asks if ask.nodes]
 
-    def _extend(self, drafter: Drafter, asks: list[Ask], reach_N: Floats, most: int) -> None:
-        """Add the children that are among the best `most` nodes, those known so far (their reach_N) included."""
+    def _extend(self, drafter: Drafter, asks: list[Ask], reach_N: Floats, most: int) -> Floats:
+        """Add the children that are among the best `most` nodes, those known so far included.
+
+        `reach_N` is the reach of those, best first; returns the same with the newcomers.
+        """
         guesses = drafter.guess(asks, self.width)
         log_probs = [guess.log_probs_NK + np.log(self.level_decay) for guess in guesses]
         new = [ask.sequence.growth.reach(ask.nodes, own).ravel() for ask, own in zip(asks, log_probs, strict=True)]
-        lost_N = -np.concatenate([reach_N[:most], *new])
-        last = -np.partition(lost_N, most - 1)[most - 1] if len(lost_N) > most else -np.inf
-        bar = float(np.nextafter(last, -np.inf))  # it may be a newcomer itself: equals are let in
+        new_N, known_N = np.concatenate(new), reach_N[:most]
+        best_N = _merged(known_N, new_N[new_N > _bar(known_N, most)])
+        bar = float(np.nextafter(_bar(best_N, most), -np.inf))  # it may be a newcomer itself: equals are let in
+        came = []
         for ask, guess, log_probs_NK in zip(asks, guesses, log_probs, strict=True):
-            ask.sequence.growth.add(ask.nodes, guess.tokens_NK, log_probs_NK, bar, guess.origins_NK)
+            growth, before = ask.sequence.growth, len(ask.sequence.growth.tree)
+            growth.add(ask.nodes, guess.tokens_NK, log_probs_NK, bar, guess.origins_NK)
+            came.append(growth.tree.reach_N[before:])
+        return _merged(reach_N, np.concatenate(came))[: AHEAD * MOST_NODES]
 
     def _most(self, sequence: Sequence) -> int:
         """Nodes to ask about in one pass: memory has room for the drafter's rows of so many in all."""
@@ -148,6 +153,12 @@ def _ranked(live: Items[Sequence]) -> Floats:
     """The reach of the nodes of all sequences, best first, as many as a bar may ask for."""
     lost_N, most = -np.concatenate([sequence.growth.tree.reach_N for sequence in live]), AHEAD * MOST_NODES
     return -np.sort(np.partition(lost_N, most)[:most] if len(lost_N) > most else lost_N)
+
+
+def _merged(best_N: Floats, more_N: Floats) -> Floats:
+    """What is best first already and more, best first."""
+    lost_N = np.concatenate([-best_N, np.sort(-more_N)])
+    return -np.sort(lost_N, kind="stable")  # which finds both runs and only merges them
 
 
 def _reach_of(asks: list[Ask]) -> Floats:

@@ -153,7 +153,7 @@ def test_a_wrong_chain_leaves_nothing_in_the_cache(models: Models) -> None:
         kept = sequence.cache(models.draft)
         below = drafter._below.get(sequence)
         assert len(kept.parents) == (0 if below is None else len(below.row_of_node))
-        assert below is None or not (below.along or below.hidden)
+        assert below is None or not (below.along or below.heard)
         missed += drafter.cascade._hits.seen_RC.sum() > drafter.cascade._hits.hit_RC.sum()
     fresh = KVCache()
     models.draft.forward([Rows(fresh, kept.tokens, range(-1, len(kept) - 1))])

@@ -10,9 +10,11 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
+from itertools import compress
 from weakref import WeakKeyDictionary
 
 import numpy as np
+from numpy.typing import NDArray
 
 from specexec.cost import CostModel, Line
 from specexec.drafters import Ask, Drafter, Guesses
@@ -26,25 +28,38 @@ MOST_NODES = 256  # of one tree teach: those the text was most likely to meet
 
 @dataclass(frozen=True)
 class _Said:
-    """What all members said about one node, and how they were weighed."""
+    """What all members said about some nodes, and how they were weighed."""
 
-    tokens_K: Ints
-    chances_MK: Floats
-    cell: Cell
+    tokens_NK: Ints
+    chances_MNK: Floats
+    cells: list[Cell]
 
 
-@dataclass
 class _Talk:
-    """About one growing tree: what was said, and for each member the nodes it was asked about."""
+    """About one growing tree: what was said of each node, and which member was asked about it."""
 
-    said: dict[int, _Said]
-    asked: list[set[int]]
+    def __init__(self, members: int) -> None:
+        self.said: dict[int, tuple[_Said, int]] = {}  # by node: a batch, and the node's row there
+        self._asked_MN = np.zeros((members, 1), bool)  # ROOT, and the nodes from 0 on
 
-    def moved_on(self, end: int, kept: Items[int]) -> _Talk:
-        """The same below `end`, the node of the text's new last token; `kept` are called 0, 1, 2, … from now on."""
-        name = {old: new for new, old in enumerate(kept)} | {end: ROOT}
-        said = {name[old]: one for old, one in self.said.items() if old in name}
-        return _Talk(said, [{name[old] for old in asked if old in name} for asked in self.asked])
+    def asked(self, member: int, nodes_N: Ints) -> NDArray[np.bool_]:
+        """Which of these nodes it was asked about."""
+        return np.asarray(self._asked_MN[member, nodes_N + 1])
+
+    def ask(self, nodes_N: Ints, share_MN: NDArray[np.bool_]) -> None:
+        """Every member is asked about its share of these nodes."""
+        missing = int(nodes_N.max()) + 2 - self._asked_MN.shape[1]
+        if missing > 0:
+            self._asked_MN = np.pad(self._asked_MN, ((0, 0), (0, missing)))
+        self._asked_MN[:, nodes_N + 1] |= share_MN
+
+    def moved_on(self, end: int, kept_N: Ints) -> _Talk:
+        """The same below `end`, the node of the text's new last token; `kept_N` are called 0, 1, 2, … from now on."""
+        talk, nodes = _Talk(len(self._asked_MN)), [end, *kept_N.tolist()]
+        talk.said = {new - 1: self.said[old] for new, old in enumerate(nodes) if old in self.said}
+        missing = max(nodes) + 2 - self._asked_MN.shape[1]
+        talk._asked_MN = np.pad(self._asked_MN, ((0, 0), (0, max(missing, 0))))[:, np.array(nodes) + 1]
+        return talk
 
 
 class Union:
@@ -75,15 +90,18 @@ class Union:
     def _open_to(self, index: int, asks: list[Ask]) -> list[Ask]:
         """The nodes below the texts that a member can be asked about."""
         growing = [(ask, self._known(index, ask)) for ask in asks if ROOT not in ask.nodes]
-        return [replace(ask, nodes=[ask.nodes[row] for row in rows]) for ask, rows in growing if rows]
+        return [replace(ask, nodes=[*compress(ask.nodes, known_N)]) for ask, known_N in growing if known_N.any()]
 
     def guess(self, asks: list[Ask], width: int) -> list[Guesses]:
         """Ask every member about its share of the nodes; merge equal tokens, keep the `width` best children."""
         for ask in asks:
             if ROOT in ask.nodes:
-                self._talks[ask.sequence] = _Talk({}, [set() for _ in self.members])
+                self._talks[ask.sequence] = _Talk(len(self.members))
         shares = [self._shares(ask) for ask in asks]
-        told = [self._told(at, asks, [share[at] for share in shares], width) for at in range(len(self.members))]
+        told = [
+            self._told(at, asks, [np.flatnonzero(share_MN[at]).tolist() for share_MN in shares], width)
+            for at in range(len(self.members))
+        ]
         return [self._merged(ask, list(members), width) for ask, *members in zip(asks, *told, strict=True)]
 
     def _told(self, index: int, asks: list[Ask], shares: list[list[int]], width: int) -> list[Told]:
@@ -108,40 +126,35 @@ class Union:
                 told.append(Told.nothing(len(ask.nodes)))
         return told
 
-    def _shares(self, ask: Ask) -> list[list[int]]:
-        """For each member the rows of the nodes it is asked about: worth its seconds, or known to nobody cheaper."""
+    def _shares(self, ask: Ask) -> NDArray[np.bool_]:
+        """Whom to ask about which nodes, [M, N]: those worth its seconds, and those known to nobody cheaper."""
         cost = self._cost if ask.waited else None
-        floors = [-np.inf if cost is None else cost.floor(price) for price in self.prices]
-        reach = [0.0 if node == ROOT else float(ask.tree.reach_N[node]) for node in ask.nodes]
-        knows = [self._known(index, ask) for index in range(len(self.members))]
-        paid = [{row for row in rows if reach[row] >= floor} for rows, floor in zip(knows, floors, strict=True)]
-        left = set(range(len(ask.nodes))).difference(*paid)
-        shares = [[row for row in rows if row in own or row in left] for rows, own in zip(knows, paid, strict=True)]
-        for share, asked in zip(shares, self._talks[ask.sequence].asked, strict=True):
-            asked.update(ask.nodes[row] for row in share)
-        return shares
+        floor_M = np.array([-np.inf if cost is None else cost.floor(price) for price in self.prices])
+        known_MN = np.stack([self._known(index, ask) for index in range(len(self.members))])
+        paid_MN = known_MN & (ask.tree.reach_of(ask.nodes) >= floor_M[:, None])
+        share_MN = known_MN & (paid_MN | ~paid_MN.any(0))
+        self._talks[ask.sequence].ask(np.array(ask.nodes), share_MN)
+        return share_MN
 
-    def _known(self, index: int, ask: Ask) -> list[int]:
-        """Rows of the nodes that a member can be asked about: not too deep for it, and below nodes that it knows."""
+    def _known(self, index: int, ask: Ask) -> NDArray[np.bool_]:
+        """The nodes that a member can be asked about, [N]: not too deep for it, and below nodes that it knows."""
         if index in self.resting:
-            return []
+            return np.zeros(len(ask.nodes), bool)
         room = self.members[index].context - len(ask.sequence.tokens)
-        asked, tree = self._talks[ask.sequence].asked[index], ask.tree
-        return [
-            row
-            for row, node in enumerate(ask.nodes)
-            if (room > 0 if node == ROOT else int(tree.parents_N[node]) in asked and tree.depth_N[node] + 1 < room)
-        ]
+        if ask.nodes == [ROOT]:
+            return np.array([room > 0])
+        asked_N = self._talks[ask.sequence].asked(index, ask.tree.parents_N[ask.nodes])
+        return asked_N & (ask.tree.depth_N[ask.nodes] + 1 < room)
 
     def _merged(self, ask: Ask, told: list[Told], width: int) -> Guesses:
         children = merge(told)
         sampled = int(bool(ask.sequence.sampling.temperature))
         cells: list[Cell] = [(sampled, *bins) for bins in np.stack([one.bins_N for one in told], axis=1).tolist()]
-        weights_NM = np.stack([self.trust.weights(cell) for cell in cells])
+        weight_of = {cell: self.trust.weights(cell) for cell in set(cells)}
+        weights_NM = np.stack([weight_of[cell] for cell in cells])
         chances_NK = np.einsum("mnk,nm->nk", children.chances_MNK, weights_NM)
-        said = self._talks[ask.sequence].said
-        for row, node in enumerate(ask.nodes):
-            said[node] = _Said(children.tokens_NK[row], children.chances_MNK[:, row], cells[row])
+        said = _Said(children.tokens_NK, children.chances_MNK, cells)
+        self._talks[ask.sequence].said.update((node, (said, row)) for row, node in enumerate(ask.nodes))
         best_NK = np.argsort(-chances_NK, axis=1, kind="stable")[:, :width]
         with np.errstate(divide="ignore"):
             log_probs_NK = np.log(np.take_along_axis(chances_NK, best_NK, axis=1))
@@ -155,10 +168,11 @@ class Union:
         count_M, alive_M = np.zeros(len(self.members), np.int64), np.ones(len(self.members), bool)
         for token in written:
             child = tree.child(node, token)
-            said = talk.said.get(ROOT if node == ROOT else int(tree.ids_N[node])) if talk else None
-            if child is None or said is None:
+            told = talk.said.get(ROOT if node == ROOT else int(tree.ids_N[node])) if talk else None
+            if child is None or told is None:
                 break
-            alive_M &= (said.chances_MK * (said.tokens_K == token)).any(1)
+            said, row = told
+            alive_M &= (said.chances_MNK[:, row] * (said.tokens_NK[row] == token)).any(1)
             count_M += alive_M
             node = child
         return count_M
@@ -180,22 +194,23 @@ class Union:
 
     def observe(self, sequence: Sequence, tree: TokenTree, choices_M: list[int], kept: Ints | None) -> None:
         """Learn whom to believe, then let every member learn and move on with the text."""
-        talk = self._talks.setdefault(sequence, _Talk({}, [set() for _ in self.members]))
+        talk = self._talks.setdefault(sequence, _Talk(len(self.members)))
         self._learn(talk, tree, choices_M)
         end = ROOT if kept is None else int(sequence.growth.tree.parents_N[kept[0]])
-        for member, asked in zip(self.members, talk.asked, strict=True):
+        for index, member in enumerate(self.members):
             # Who does not know the node of the new last token knows nothing below it either.
-            member.observe(sequence, tree, choices_M, kept if end in asked else None)
+            member.observe(sequence, tree, choices_M, kept if talk.asked(index, np.array([end]))[0] else None)
         if kept is not None:
-            self._talks[sequence] = talk.moved_on(end, kept.tolist())
+            self._talks[sequence] = talk.moved_on(end, kept)
 
     def _learn(self, talk: _Talk, tree: TokenTree, choices_M: list[int]) -> None:
         likely = np.argsort(-tree.reach_N, kind="stable")[:MOST_NODES].tolist()
         for node in [ROOT, *likely]:
-            said = talk.said.get(ROOT if node == ROOT else int(tree.ids_N[node]))
-            if said is None:
+            told = talk.said.get(ROOT if node == ROOT else int(tree.ids_N[node]))
+            if told is None:
                 continue
-            likelihood_M = (said.chances_MK * (said.tokens_K == choices_M[1 + node])).sum(1)
+            said, row = told
+            likelihood_M = (said.chances_MNK[:, row] * (said.tokens_NK[row] == choices_M[1 + node])).sum(1)
             if likelihood_M.any():  # a choice nobody named teaches nothing about whom to believe
                 chance = 1.0 if node == ROOT else float(np.exp(min(tree.reach_N[node], 0.0)))
-                self.trust.learn(said.cell, likelihood_M, chance)
+                self.trust.learn(said.cells[row], likelihood_M, chance)
