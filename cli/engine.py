@@ -16,6 +16,7 @@ from cli.verbosity import Verbosity, start_logging
 if TYPE_CHECKING:
     from specexec.engine import Engine
 
+ENOUGH = 8  # tokens that plain decoding would have written, before anything is said of it
 TOY = (
     "{name}: a toy built in to show the engine, not for answers. A real model: specexec chat -m llama-70b --offload ram"
 )
@@ -97,18 +98,21 @@ def remembering(engine: Engine, options: EngineOptions) -> Iterator[None]:
 
 def losing(engine: Engine) -> str | None:
     """A word if guessing did not pay for itself."""
-    plain = engine.pace.plain_tokens_per_s
-    if engine.toy or plain is None or engine.sources == "none" or engine.budget == 0:
+    pace, plain = engine.pace, engine.pace.plain_tokens_per_s
+    if engine.toy or engine.sources == "none" or engine.budget == 0:
         return None
-    if engine.pace.tokens_per_s < 0.98 * plain:
+    if plain is not None and pace.tokens_per_s < 0.98 * plain:
         return (
-            f"guessing made {engine.pace.tokens_per_s:.3g} tokens/s, plain decoding about {plain:.3g} here: "
+            f"guessing made {pace.tokens_per_s:.3g} tokens/s, plain decoding about {plain:.3g} here: "
             "--drafter none is faster."
         )
-    if 2 * engine.pace.plain_sweeps > engine.pace.sweeps:
+    if plain is None and pace.at_least >= ENOUGH and pace.written < 0.98 * pace.at_least:
         return (
-            f"{engine.pace.plain_sweeps} of {engine.pace.sweeps} sweeps carried no guesses: they would not have paid."
+            "guessing took longer than it saved, plain decoding is at least "
+            f"{pace.at_least / pace.written:.2g} times as fast here: --drafter none is faster."
         )
+    if plain is not None and 2 * pace.plain_sweeps > pace.sweeps:
+        return f"{pace.plain_sweeps} of {pace.sweeps} sweeps carried no guesses: they would not have paid."
     return None
 
 

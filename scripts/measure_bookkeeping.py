@@ -108,7 +108,10 @@ def one_sweep(nodes: int, tables: list[Table]) -> dict[str, float]:
     sequence = start(tokens, sampling, Noise(0, VOCABULARY), str, frozenset(), 10**6)
     sequence.processed = PREFIX
     models, times = [NoModel() for _ in tables], {}
-    made = [SiblingDrafter(cast(TreeLM, one), DRAFTED, Ranked(table=table)) for one, table in zip(models, tables, strict=True)]
+    made = [
+        SiblingDrafter(cast(TreeLM, one), DRAFTED, Ranked(table=table))
+        for one, table in zip(models, tables, strict=True)
+    ]
     drafter = made[0] if len(made) == 1 else Union(made)
     for model, one in zip(models, made, strict=True):  # the text but for its last tokens has been read
         sequence.cache(model).tokens = tokens[:-2]

@@ -69,17 +69,27 @@ class Overlap:
 
 @dataclass
 class Pace:
-    """How fast single texts were written; sweeps that carried guesses, and those that carried none."""
+    """How fast single texts were written; sweeps that carried guesses, and those that carried none.
+
+    Of any number of texts: the tokens `written`, and how many plain decoding would have made `at_least` meanwhile.
+    """
 
     tokens: int = 0
     sweeps: int = 0
     seconds: float = 0.0
     plain_sweeps: int = 0
     plain_s: float = 0.0
+    written: int = 0
+    at_least: float = 0.0
 
     def learn(self, rows: int, nodes: int, tokens: list[int], cost: Cost) -> None:
-        """A step over `rows` rows, `nodes` of them guesses. With company or a prompt to read it tells nothing."""
-        if len(tokens) != 1 or rows != nodes + 1:
+        """A step over `rows` rows, `nodes` of them guesses. With a prompt to read it tells nothing."""
+        if rows != nodes + len(tokens):
+            return
+        self.written += sum(tokens)
+        # Without its guesses the sweep would have taken no longer, and nobody would have drafted.
+        self.at_least += len(tokens) * (1 + cost.draft_s / max(cost.sweep_s, 1e-9))
+        if len(tokens) != 1:
             return
         self.tokens += tokens[0]
         self.sweeps += 1

@@ -156,6 +156,19 @@ def test_a_model_that_takes_longer_than_it_saves_rests(
         assert not all(resting[ENOUGH + 14 :])
 
 
+@pytest.mark.parametrize("texts", [1, 4])
+def test_it_says_when_guessing_surely_lost_though_no_sweep_was_plain(texts: int) -> None:
+    # A sweep without guesses is no longer than one with them, so plain decoding would have made a token in 0.2 s.
+    engine = FakeEngine()
+    engine.toy = False
+    for _ in range(12):
+        engine.pace.learn(texts * 513, texts * 512, [1] * texts, Cost(draft_s=0.3, sweep_s=0.2))
+    assert "at least 2.5 times as fast" in str(losing(engine))  # type: ignore[arg-type]  # a fake
+    for _ in range(12):
+        engine.pace.learn(texts * 513, texts * 512, [5] * texts, Cost(draft_s=0.3, sweep_s=0.2))
+    assert losing(engine) is None  # type: ignore[arg-type]  # a fake
+
+
 def test_it_says_when_guessing_lost() -> None:
     engine = FakeEngine()
     engine.toy = False
