@@ -105,9 +105,12 @@ def _keep(engine: Engine, path: Path, options: EngineOptions) -> None:
 
 
 def _take_up(engine: Engine, path: Path, options: EngineOptions) -> None:
+    arrays = _known(engine, path)
+    if not arrays:
+        return
     own = _place(engine, options)
     try:
-        engine.unpack({name.removeprefix(own): array for name, array in _known(engine, path).items()})
+        engine.unpack({name.removeprefix(own): array for name, array in arrays.items()})
     except ValueError as problem:
         log.warning("%s is damaged and is left out: %s.", path, problem)
 
