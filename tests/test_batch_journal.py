@@ -257,5 +257,5 @@ def test_a_disk_that_may_not_be_written_is_told_by_the_output(path: Path, monkey
     assert told.value.what == f"{path} cannot be written: Read-only file system."
     assert "-o" in str(told.value.hint)
     path.write_text("in the way")
-    with pytest.raises(OutputRefused, match=r"in/a/folder.jsonl cannot be written: Not a directory\."):
+    with pytest.raises(OutputRefused, match=r"folder.jsonl cannot be written: .*out.jsonl/in/a: Not a directory\."):
         open_journal(path / "in" / "a" / "folder.jsonl", CONFIGURATION)

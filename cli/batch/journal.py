@@ -145,8 +145,11 @@ def _locked(path: Path, beside: Beside) -> FileLock:
     except OSError as problem:
         if problem.errno in DISK_FULL:
             raise
+        # Nobody has asked for the lock; a folder that cannot be made is told.
+        where = "" if problem.filename in (None, str(beside.lock)) else f"{problem.filename}: "
         raise OutputRefused(
-            f"{path} cannot be written: {problem.strerror}.", hint="another -o or --output-dir, where you may write."
+            f"{path} cannot be written: {where}{problem.strerror}.",
+            hint="another -o or --output-dir, where you may write.",
         ) from problem
     return lock
 
