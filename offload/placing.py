@@ -122,12 +122,13 @@ def _refusal(placement: Placement, free: Free) -> OffloadError | None:
         )
     if placement.host_B > free.ram_B:
         limit = f" (limit: {free.ram_limit})" if free.ram_limit else ""
+        drafter = "--drafter ngram, " if placement.host_parts_B.get("drafter") else ""
         return NotEnoughRam(
             f"--offload {tier} needs {size(placement.host_B)} of RAM, {size(free.ram_B)} are free{limit}.",
             _breakdown(placement.host_parts_B),
             "--offload disk, or close other programs."
             if tier != "disk"
-            else "a smaller --ctx or --budget, or a smaller model.",
+            else f"a smaller --ctx or --budget, {drafter}or a smaller model.",
         )
     return None
 

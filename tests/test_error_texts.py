@@ -86,6 +86,13 @@ def test_not_enough_ram(real: CommandLine) -> None:
     assert "\n  Try: " in ran.err
 
 
+@pytest.mark.parametrize(("drafter", "left_out"), [("sibling", True), ("none", False)])
+def test_a_drafter_model_that_takes_the_ram_may_be_left_out(real: CommandLine, drafter: str, left_out: bool) -> None:
+    ran = asked(real, "--device", "cpu", "--offload", "disk", "--ram", "1MiB", "--drafter", drafter)
+    assert ran.code == 5
+    assert ("--drafter ngram" in ran.err) == left_out
+
+
 def test_not_enough_vram(faked: CommandLine) -> None:
     def refuse() -> None:
         place(BIG, Free(64 * GiB, 3 * GiB), "disk")
