@@ -76,8 +76,9 @@ class Interrupts:
         self._stop()
         self._acknowledge()
         if self._insisting is None:
-            self._insisting = threading.Thread(target=self._insist, name="stop", daemon=True)
-            self._insisting.start()
+            insisting = threading.Thread(target=self._insist, name="stop", daemon=True)
+            insisting.start()
+            self._insisting = insisting  # only now: a second press may come in between, and what never ran has no end
 
     def _insist(self) -> None:
         while not self._over.wait(INSIST_S):

@@ -50,6 +50,15 @@ def test_a_press_before_the_engine_has_begun_is_not_forgotten() -> None:
     assert not any(thread.name == "stop" for thread in threading.enumerate())
 
 
+def test_a_second_press_while_the_first_still_starts_its_thread_ends_cleanly(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(_: threading.Thread) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(KeyboardInterrupt), Interrupts(lambda: None, lambda: None):
+        signal.raise_signal(signal.SIGINT)
+
+
 def test_handlers_are_given_back() -> None:
     before = signal.getsignal(signal.SIGINT)
     with Interrupts(lambda: None, lambda: None):
