@@ -97,7 +97,8 @@ def read_snapshot(path: Path, kept: Kept, weights: dict[str, str]) -> None:
                         raise BadSnapshot("it was made with another model.")
                     continue
                 caches[role] = KVCache(tokens=list(tokens))
-                for layer in sorted({int(name.split(".")[1]) for name in head["digests"] if name.startswith(role)}):
+                named = [name.split(".") for name in head["digests"]]
+                for layer in sorted({int(layer) for whose, layer, _ in named if whose == role}):
                     keys, values = (_checked(file.get_tensor(name), name, head) for name in _names(role, layer))
                     if any(tensor.shape[1] != len(tokens) for tensor in (keys, values)):
                         raise BadSnapshot(f"{role} layer {layer} does not have a row for each token.")
