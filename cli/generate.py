@@ -121,7 +121,7 @@ def _fitted(
 
 
 def _target(options: EngineOptions) -> Path:
-    return resolve(options.model, "none", offline=options.offline, code=options.trust_remote_code).target
+    return resolve(options.model, offline=options.offline, code=options.trust_remote_code).target
 
 
 def _reading(options: EngineOptions) -> tuple[Encoding, int]:

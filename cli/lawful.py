@@ -43,9 +43,13 @@ def measure_laws(
 
 
 def two_models(llm: Engine) -> tuple[TreeLM, TreeLM]:
-    """Target and drafter, which the laws compare. Raises BadText where no model drafts."""
+    """Target and drafter, which the laws compare. Raises BadText unless one model drafts, by the target's token ids."""
     from specexec.lm import TreeLM
 
+    if (several := len(llm.folders) - 1) > 1:
+        raise BadText(
+            f"--laws compares laws on one model that drafts, here {several} do.", hint="--drafters with one of them."
+        )
     target, draft = llm.models["target"], llm.models.get("drafter")
     if not isinstance(target, TreeLM) or not isinstance(draft, TreeLM):
         raise BadText("--laws compares laws on a model that drafts.", hint="--drafters sibling, or a path.")

@@ -108,7 +108,7 @@ def show_model(name: str, as_json: bool) -> None:
 @verbosity_options
 def show_path(name: str, as_json: bool) -> None:
     """Print the folder of a model that is on this machine."""
-    path = names.resolve(name, "none", offline=True).target
+    path = names.resolve(name, offline=True).target
     click.echo(json.dumps({"name": name, "path": str(path)}) if as_json else path)
 
 
@@ -118,7 +118,7 @@ def show_path(name: str, as_json: bool) -> None:
 @verbosity_options
 def verify_model(name: str, as_json: bool) -> int:
     """Read every weight of a model and compare it with its hash (packs, and what was pulled from the Hub)."""
-    path = names.resolve(name, "none", offline=True).target
+    path = names.resolve(name, offline=True).target
     damaged = local.damaged_files(path)
     by_hash = local.hashed(path)
     if as_json:
@@ -138,7 +138,7 @@ def verify_model(name: str, as_json: bool) -> int:
 @verbosity_options
 def remove_models(chosen: tuple[str, ...], yes: bool, as_json: bool) -> None:
     """Delete models that were pulled, and packs. Folders of your own are left alone."""
-    paths = {name: names.resolve(name, "none", offline=True).target for name in chosen}
+    paths = {name: names.resolve(name, offline=True).target for name in chosen}
     if not yes:
         if not sys.stdin.isatty():
             raise click.UsageError("Nobody can be asked here; say --yes to delete.")
@@ -192,7 +192,7 @@ def _demo() -> Known:
 def _here(name: str) -> Path | None:
     """The folder behind a name, if all of it is on this machine."""
     try:
-        path = names.resolve(name, "none", offline=True).target
+        path = names.resolve(name, offline=True).target
     except OffloadError:
         return None
     return None if hub.missing_files(path) else path

@@ -145,7 +145,8 @@ trust_option = click.option(
 _ENGINE = (
     click.option("-m", "--model", metavar="MODEL", show_default="demo", shell_complete=_names,
                  help="A name, a folder, or org/repo."),
-    click.option("-d", "--drafter", metavar="NAME", default="auto", help="Who guesses ahead; none is plain decoding."),
+    click.option("-d", "--drafter", metavar="NAME", default="auto",
+                 help="Who guesses ahead, several joined by +; none is plain decoding."),
     click.option("--drafter-quant", type=click.Choice(["none", "nf4"]), default="none",
                  help="Bits of a drafter model's layers; nf4 leaves more of a GPU to the model."),
     click.option("--head-quant", type=click.Choice(["none", "nf4"]), default="none",

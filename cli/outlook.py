@@ -5,12 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from cli.options import IntOrAuto
 from offload.errors import OffloadError
 from offload.forecast import Ceilings, Forecast, Moved, Work, forecast, moved
-from offload.formats import FORMATS, Format, FourBits, is_quantised, need_in, with_head, work_of
+from offload.formats import (
+    FORMATS,
+    Format,
+    FourBits,
+    is_quantised,
+    looked_up_B,
+    need_in,
+    resident_B,
+    with_head,
+    work_of,
+)
+from offload.listing import item_B
+from offload.need import cache_B
 from offload.placement import Free, Need, Offload, Placement
 from offload.placing import place
 from offload.shards import Folder
+from specexec.workspace import Widths, drafting_B, guesses_B, nodes_of, widths_of, workspace
 
 MODES: tuple[Offload, ...] = ("none", "ram", "disk", "auto")
 # What drafters of one family reach; the range is for people, `bench` measures.
@@ -26,6 +40,28 @@ class Beside:
     B: Mapping[str, int] = field(default_factory=dict)
     ram_B: Mapping[str, int] = field(default_factory=dict)
     guesses_B: int = 0
+
+
+def beside_of(
+    folder: Folder, drafters: list[Folder], free: Free, ctx: int, budget: IntOrAuto, drafter_quant: FourBits
+) -> Beside:
+    """What a sweep and the drafters take, and keys and values of guesses, by the same sums as loading."""
+
+    def widths(of: Folder) -> Widths:
+        return widths_of(of.config, item_B(of), cache_B(of.config, 1, item_B(of)))
+
+    free_B = free.ram_B if free.vram_B is None else free.vram_B
+    nodes = nodes_of(budget, widths(folder), ctx, free_B)
+    drafter_B = embeddings_B = 0
+    for one in drafters:
+        bits: FourBits = "none" if is_quantised(one) else drafter_quant
+        embeddings_B += looked_up_B(one, bits, item_B(one))
+        drafter_B += resident_B(one, bits, item_B(one), ctx) + drafting_B(widths(one), ctx, nodes)
+    return Beside(
+        {**workspace(widths(folder), ctx, nodes), "drafter": drafter_B - embeddings_B},
+        {"embeddings of the drafter": embeddings_B},
+        guesses_B(widths(folder), ctx, nodes),
+    )
 
 
 @dataclass(frozen=True)

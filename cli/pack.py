@@ -60,7 +60,7 @@ def pack(
         from offload.names import resolve
         from offload.shards import open_folder
 
-        folder = open_folder(resolve(model, "none", offline=offline, code=trust_remote_code).target)
+        folder = open_folder(resolve(model, offline=offline, code=trust_remote_code).target)
         wanted = packs.plan(folder, quant, trust_remote_code, head_quant)
     layers = f"{len(wanted.shards) - 1} layers"
     facts = {

@@ -14,14 +14,16 @@ from cli.facts import placement_facts
 from cli.options import BUDGET, COUNT, SIZE, SPEED, IntOrAuto
 from cli.quantities import exact_size, format_bytes, parse_size_B
 from cli.verbosity import json_option, verbosity_options
+from offload.names import known
+from specexec.choice import check_models, parse
 
 if TYPE_CHECKING:
-    from cli.outlook import Beside, Row
+    from cli.outlook import Row
     from offload.forecast import Ceilings
     from offload.formats import FourBits
     from offload.placement import Free, Placement
     from offload.shards import Folder
-    from specexec.workspace import Widths
+    from specexec.choice import Choice
 
 # Name → GPU memory in GiB and tensor operations per second in bf16, as sold.
 GPUS = {
@@ -41,6 +43,9 @@ REACHED = 0.6  # of what is sold
 @click.option("--ctx", type=COUNT, default=8192, help="Context length in tokens, such as 8k.")
 @click.option("-b", "--budget", type=BUDGET, default="auto", help="Guesses per sweep to make room for.")
 @click.option(
+    "-d", "--drafter", metavar="NAME", default="auto", help="Drafters to make room for; auto: the paired one."
+)
+@click.option(
     "--drafter-quant", type=click.Choice(["none", "nf4"]), default="none", help="Bits of the drafter's layers."
 )
 @click.option("--head-quant", type=click.Choice(["none", "nf4"]), default="none", help="Bits of the model's head.")
@@ -50,17 +55,18 @@ REACHED = 0.6  # of what is sold
 @verbosity_options
 def plan(
     model: str, gpu: str | None, link: float | None, disk: float | None, ram: int | None, vram: int | None,
-    ctx: int, budget: IntOrAuto, drafter_quant: FourBits, head_quant: FourBits, every: bool, offline: bool,
-    as_json: bool,
+    ctx: int, budget: IntOrAuto, drafter: str, drafter_quant: FourBits, head_quant: FourBits, every: bool,
+    offline: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Say what of MODEL would live where, how long a sweep takes, and the command to type.
 
     Only config.json and the headers of the weights are read, on the Hub too. Speeds are those that `specexec doctor`
     measured here; where it has not run they are assumed, and labelled so.
     """
-    from cli.outlook import best, outlook
-    from offload.listing import item_B, list_model
+    from cli.outlook import beside_of, best, outlook
+    from offload.listing import item_B, list_drafters, list_model
 
+    guests = _counted(drafter)
     folder = list_model(model, offline=offline)
     here = _machine(folder, gpu, ram, vram, item_B(folder))
     told = {"link": link, "disk": disk}
@@ -70,13 +76,15 @@ def plan(
         disk_Bps=disk or here.ceilings.disk_Bps,
         assumed=tuple(name for name in here.ceilings.assumed if not told.get(name)),
     )
-    beside = _beside(model, folder, here.free, ctx, budget, drafter_quant, offline)
+    drafters = list_drafters(model, guests.models, offline=offline)
+    check_models(guests, [one.path for one in drafters], model)
+    beside = beside_of(folder, drafters, here.free, ctx, budget, drafter_quant)
     rows = outlook(folder, here.free, speeds, item_B(folder), ctx, beside, every, head_quant)
     chosen = best(rows)
-    typed = [] if chosen is None else commands_for(model, chosen, ram, vram)
+    typed = [] if chosen is None else commands_for(model, chosen, ram, vram, drafter)
     if as_json:
         asked = {"gpu": gpu, "link": link, "disk": disk, "ram": ram, "vram": vram, "ctx": ctx, "budget": budget,
-                 "drafter_quant": drafter_quant, "head_quant": head_quant, "all": every,
+                 "drafter": drafter, "drafter_quant": drafter_quant, "head_quant": head_quant, "all": every,
                  "offline": offline}  # fmt: skip
         click.echo(json.dumps({"asked": asked} | _record(model, folder, here, speeds, rows, typed), indent=1))
         return
@@ -84,31 +92,15 @@ def plan(
         click.echo(line)
 
 
-def _beside(
-    model: str, folder: Folder, free: Free, ctx: int, budget: IntOrAuto, drafter_quant: FourBits, offline: bool
-) -> Beside:
-    """What a sweep and the paired drafter take, and keys and values of guesses, by the same sums as loading."""
-    from cli.outlook import Beside
-    from offload.formats import looked_up_B, resident_B
-    from offload.listing import item_B, list_drafter
-    from offload.need import cache_B
-    from specexec.workspace import drafting_B, guesses_B, nodes_of, widths_of, workspace
-
-    def widths(of: Folder) -> Widths:
-        return widths_of(of.config, item_B(of), cache_B(of.config, 1, item_B(of)))
-
-    free_B = free.ram_B if free.vram_B is None else free.vram_B
-    nodes = nodes_of(budget, widths(folder), ctx, free_B)
-    sibling = list_drafter(model, offline=offline)
-    drafter_B = embeddings_B = 0
-    if sibling is not None:
-        embeddings_B = looked_up_B(sibling, drafter_quant, item_B(sibling))
-        drafter_B = resident_B(sibling, drafter_quant, item_B(sibling), ctx) + drafting_B(widths(sibling), ctx, nodes)
-    return Beside(
-        {**workspace(widths(folder), ctx, nodes), "drafter": drafter_B - embeddings_B},
-        {"embeddings of the drafter": embeddings_B},
-        guesses_B(widths(folder), ctx, nodes),
-    )
+def _counted(drafter: str) -> Choice:
+    """Who drafts, as it is typed; only models are counted here."""
+    choice = parse(drafter, known)
+    if {"skip", "substitute"} & {*choice.sources}:
+        raise click.BadParameter(
+            "what skip and substitute copy of the model is settled when it is loaded. Name models, ngram, none, auto.",
+            param_hint="--drafter",
+        )
+    return choice
 
 
 @dataclass(frozen=True)
@@ -223,10 +215,11 @@ def _by_rows(row: Row) -> list[str]:
     return [f"Experts come when rows are sent to them, {each}. A sweep brings {', '.join(brought)} or more."]
 
 
-def commands_for(model: str, row: Row, ram: int | None, vram: int | None) -> list[str]:
+def commands_for(model: str, row: Row, ram: int | None, vram: int | None, drafter: str) -> list[str]:
     """What to type for this combination, within the same budgets."""
     budgets = "".join(f" --{name} {exact_size(B)}" for name, B in (("ram", ram), ("vram", vram)) if B is not None)
     name, more = shlex.quote(model), budgets + ("" if row.head == "none" else f" --head-quant {row.head}")
+    more += "" if drafter == "auto" else f" --drafter {shlex.quote(drafter)}"
     if row.form != "none":
         packed = f"{model.rstrip('/').rpartition('/')[2]}-{row.form}"
         return [

@@ -17,6 +17,7 @@ from cli.screen import Screen, watched
 from cli.verbosity import Verbosity, json_option, start_logging, verbosity_options
 from offload import hub, names
 from offload.errors import ModelNotFound
+from specexec.choice import check_models, parse
 
 if TYPE_CHECKING:
     from offload.formats import FourBits
@@ -65,7 +66,11 @@ class _Pulled:
 @click.argument("name")
 @click.option("--revision", metavar="REV", help="A branch, tag or commit instead of the newest.")
 @click.option(
-    "-d", "--drafter", metavar="NAME", default="auto", help="auto: the one paired with the model; none; or a name."
+    "-d",
+    "--drafter",
+    metavar="NAME",
+    default="auto",
+    help="auto: the one paired with the model; none; names joined by +.",
 )
 @click.option("--pack", "quant", type=click.Choice(["none", "int8", "nf4"]), help="Pack while downloading, into --out.")
 @click.option("--head-quant", type=click.Choice(["none", "nf4"]), default="none", help="Bits of the pack's head.")
@@ -89,7 +94,7 @@ def pull(
     offline: bool,
     as_json: bool,
 ) -> int:
-    """Download NAME (an alias or org/model) and its drafter; prints the folders. What is here is not fetched again.
+    """Download NAME (an alias or org/model) and its drafters; prints the folders. What is here is not fetched again.
 
     \b
       specexec pull llama-70b --dry-run
@@ -120,13 +125,20 @@ def pull(
 
 
 def _all_of(asked: _Asked, screen: Screen) -> Iterator[_Pulled]:
-    """The model, then its drafter."""
+    """The model, then its drafters."""
     target = _on_the_hub(asked.name, asked.revision)
-    other = names.drafter_of(asked.name) if asked.drafter == "auto" else asked.drafter
-    drafter = None if other in (None, "none", names.DEMO) else _on_the_hub(other, None)
+    choice = parse(asked.drafter, names.known)
+    wanted = [names.drafter_of(asked.name) if model == names.PAIRED else model for model in choice.models]
+    found = [name for name in wanted if name]
+    check_models(choice, [Path(name) for name in found], asked.name)
+    drafters = [_on_the_hub(name, None) for name in found if not _is_built_in_or_folder(name)]
     yield (_pull if asked.pack is None else _pack)("target", *target, asked, screen)
-    if drafter:
+    for drafter in drafters:
         yield _pull("drafter", *drafter, asked, screen)
+
+
+def _is_built_in_or_folder(name: str) -> bool:
+    return name == names.DEMO or Path(name).expanduser().is_dir()
 
 
 def _on_the_hub(name: str, revision: str | None) -> tuple[str, str | None]:
@@ -162,7 +174,7 @@ def _pull(role: str, repo: str, revision: str | None, asked: _Asked, screen: Scr
 def _refuse(repo: str, revision: str | None, asked: _Asked) -> NoReturn:
     """Say what is missing of a model that is not all here."""
     name = repo if revision is None else f"{repo}@{revision}"
-    names.resolve(name, "none", offline=True, code=asked.trust_remote_code)
+    names.resolve(name, offline=True, code=asked.trust_remote_code)
     raise AssertionError(f"{repo} was missing a moment ago")
 
 

@@ -16,6 +16,7 @@ from cli.session import Session
 from cli.thoughts import thoughts_in
 from cli.treeview import draw
 from offload import names
+from specexec.choice import check_models, parse
 from specexec.sampling import SamplingParams
 
 VIEWS = ("model", "sampling", "plan", "template", "prompt")
@@ -74,7 +75,7 @@ def model(session: Session, argument: str) -> None:
     if not argument:
         session.screen.tell(f"{session.options.model}; known names: {', '.join(model_names())}")
         return
-    names.resolve(argument, "none", offline=True)  # nothing is downloaded in the middle of a conversation
+    names.resolve(argument, offline=True)  # nothing is downloaded in the middle of a conversation
     # Trust was given to the model that was named with it.
     session.switch = replace(session.options, model=argument, drafter="auto", trust_remote_code=False)
 
@@ -87,6 +88,9 @@ def drafter(session: Session, argument: str) -> None:
     if not argument:
         session.screen.tell(f"drafter {session.engine.drafter_name}")
         return
+    choice = parse(argument, names.known)
+    pair = names.resolve(session.options.model, choice.models, offline=True)  # as for /model
+    check_models(choice, pair.drafters, pair.name)
     session.switch = replace(session.options, drafter=argument)
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from specexec.tree import TokenTree
 
 SHOWN_SIBLINGS = 2
-_MARKS = "¹²³⁴"  # of the drafters, in the order of their names
+_MARKS = "¹²³⁴⁵⁶⁷⁸⁹"  # of the drafters, in the order of their names
 _LONGEST = 16  # cells; a longer token is cut
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from offload.listing import item_B
     from offload.local import check_bytes
     from offload.model import ModelStream, load, stream_of
-    from offload.names import ModelPair, called, resolve
+    from offload.names import ModelPair, called, known, resolve
     from offload.need import cache_B, need_of
     from offload.placement import Free, Offload, Placement
     from offload.placing import place
@@ -54,6 +54,7 @@ __all__ = [
     "free_memory",
     "is_quantised",
     "item_B",
+    "known",
     "load",
     "looked_up_B",
     "need_of",
@@ -93,6 +94,7 @@ _HOMES = {
     "check_system": "system",
     "is_quantised": "formats",
     "item_B": "listing",
+    "known": "names",
     "load": "model",
     "need_of": "need",
     "open_folder": "shards",

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from offload.errors import BadModelDir, ModelNotFound, OfflineMissing
 from offload.hub import explained
-from offload.names import DEMO, HUB_NAME, aliases, resolve
+from offload.names import DEMO, HUB_NAME, PAIRED, aliases, demo_folder, resolve
 from offload.shards import Entry, Folder, open_folder
 
 FLOAT_B = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -16,7 +16,7 @@ NAMES = {4: "f32", 2: "bf16"}
 def list_model(name: str, *, offline: bool = False) -> Folder:
     """The headers of a model that `resolve` would find; for one that is not here, what the Hub says of it."""
     try:
-        return open_folder(resolve(name, "none", offline=True).target)
+        return open_folder(resolve(name, offline=True).target)
     except OfflineMissing:
         if offline:
             raise
@@ -26,15 +26,24 @@ def list_model(name: str, *, offline: bool = False) -> Folder:
     return _from_hub(hub["repo"], hub["revision"])
 
 
-def list_drafter(name: str, *, offline: bool = False) -> Folder | None:
-    """The headers of the sibling that drafts for a model; None where there is no pair, or it cannot be seen."""
+def list_drafters(name: str, drafters: tuple[str, ...], *, offline: bool = False) -> list[Folder]:
+    """The headers of those who draft for a model, as `resolve` takes them; a paired one not to be seen is left out."""
+    named = [_list_paired(name, offline) if one == PAIRED else _list_named(one, offline) for one in drafters]
+    return [folder for folder in named if folder]
+
+
+def _list_named(name: str, offline: bool) -> Folder:
+    return open_folder(demo_folder("drafter")) if name == DEMO else list_model(name, offline=offline)
+
+
+def _list_paired(name: str, offline: bool) -> Folder | None:
     pair = aliases().get(name)
     if name != DEMO and (pair is None or pair.drafter is None):
         return None
     try:
-        here = resolve(name, "auto", offline=True).drafter if name == DEMO or offline else None
-        if here is not None:
-            return open_folder(here)
+        here = resolve(name, (PAIRED,), offline=True).drafters if name == DEMO or offline else ()
+        if here:
+            return open_folder(here[0])
         return None if pair is None or pair.drafter is None else list_model(pair.drafter, offline=offline)
     except (OfflineMissing, ModelNotFound):
         return None  # a model without a drafter is planned all the same

@@ -15,6 +15,7 @@ from offload.places import folder_of
 
 HERE = Path(__file__).parent
 DEMO = "demo"
+PAIRED = "sibling"  # the drafter that a model is paired with, whatever it is called
 HUB_NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 
 
@@ -28,11 +29,11 @@ class Alias:
 
 @dataclass(frozen=True)
 class ModelPair:
-    """A model's folder, its drafter's folder if there is one, and the name it was asked by."""
+    """A model's folder, those of the drafters it was asked with, and the name it was asked by."""
 
     name: str
     target: Path
-    drafter: Path | None
+    drafters: tuple[Path, ...] = ()
     toy: bool = False
 
 
@@ -76,19 +77,19 @@ def hub_name(name: str) -> tuple[str, str | None] | None:
     return (hub["repo"], hub["revision"]) if hub else None
 
 
-def resolve(name: str, drafter: str = "auto", *, offline: bool = False, code: bool = False) -> ModelPair:
+def known(name: str) -> bool:
+    """Whether a folder or a short name is called so."""
+    return name in (DEMO, *aliases()) or Path(name).expanduser().exists()
+
+
+def resolve(name: str, drafters: tuple[str, ...] = (), *, offline: bool = False, code: bool = False) -> ModelPair:
     """The folders behind a name; downloads what is missing unless `offline`, Python files only if `code`.
 
-    `drafter` is "none", "auto" (the paired sibling if it is here already, never a download), or a name of its own.
+    `drafters` have names of their own, or are PAIRED: that one is left out unless it is here already, never downloaded.
     """
     target = _locate(name, offline, code)
-    if drafter == "none":
-        small = None
-    elif drafter == "auto":
-        small = _sibling(name)
-    else:
-        small = demo_folder("drafter") if drafter == DEMO else _locate(drafter, offline, code)
-    return ModelPair(name, target, small, toy=name == DEMO)
+    found = [_sibling(name) if one == PAIRED else _drafter(one, offline, code) for one in drafters]
+    return ModelPair(name, target, tuple(path for path in found if path), toy=name == DEMO)
 
 
 def demo_folder(role: str) -> Path:
@@ -101,6 +102,10 @@ def demo_folder(role: str) -> Path:
             "install the package again, or run scripts/build_demo.py in a checkout.",
         )
     return path
+
+
+def _drafter(name: str, offline: bool, code: bool) -> Path:
+    return demo_folder("drafter") if name == DEMO else _locate(name, offline, code)
 
 
 def _locate(name: str, offline: bool, code: bool = False) -> Path:

@@ -65,8 +65,7 @@ def judge(llm: Engine, prompt: Prompt, sampling: SamplingParams, answer: tuple[i
     read = llm.encode(prompt)
     text = [*read, *answer]
     assert isinstance(llm._target, TreeLM)
-    assert llm._draft is not None
-    target_PV, draft_PV = (_log_probs(lm, text)[len(read) - 1 : -1] for lm in (llm._target, llm._draft))
+    target_PV, draft_PV = (_log_probs(lm, text)[len(read) - 1 : -1] for lm in (llm._target, llm._drafts["drafter"]))
     noise = Noise(sampling.seed or 0, target_PV.shape[1])
     return Judged(torch.tensor(answer), target_PV, draft_PV, noise.rows(range(len(read), len(text))))
 

@@ -75,9 +75,8 @@ class Run:
 
     def answer(self, llm: Engine, prompt: Prompt, sampling: SamplingParams) -> None:
         """Write the answer to one more prompt, and forget it."""
-        assert llm._draft is not None
         llm._decoder.drafter = self.drafter
-        with counted(llm._draft) as count:
+        with counted(llm._drafts["drafter"]) as count:
             bursts = list(llm.stream(prompt, sampling))
         tokens = [token for burst in bursts for token in burst.tokens]
         drafted_s = sum(burst.cost.draft_s for burst in bursts)
@@ -89,9 +88,8 @@ class Run:
 
 def run(llm: Engine, source: str, longest: int) -> Run:
     """A drafter that has learned nothing yet."""
-    assert llm._draft is not None
     memory = Memory()
-    model = SiblingDrafter(llm._draft, len(llm.tokenizer), cascade=Cascade(memory, longest))
+    model = SiblingDrafter(llm._drafts["drafter"], len(llm.tokenizer), cascade=Cascade(memory, longest))
     return Run(Union([model, NgramDrafter(memory)]) if "ngram" in source else model, memory)
 
 

@@ -78,8 +78,7 @@ class Featured(SiblingDrafter):
     """A sibling that writes down features of what it says, and says what `fitted` makes of them if there is one."""
 
     def __init__(self, llm: Engine, log: Log, fitted: Fitted | None = None) -> None:
-        assert llm._draft is not None
-        super().__init__(llm._draft, len(llm.tokenizer))
+        super().__init__(llm._drafts["drafter"], len(llm.tokenizer))
         self.log, self.fitted = log, fitted
         self._features: dict[int, tuple[Ints, Floats]] = {}  # of the nodes of the running sweep
         self._past: WeakKeyDictionary[Sequence, tuple[Recent, list[int]]] = WeakKeyDictionary()

@@ -62,10 +62,9 @@ def prompts() -> list[str | list[dict[str, str]]]:
 
 def use(llm: Engine, rule: Rule) -> Memory:
     """From now on the engine guesses so, over its loaded models, with nothing learned yet. Gives what it looks up."""
-    assert llm._draft is not None
     memory = Memory()
     members: dict[str, Drafter] = {
-        "sibling": SiblingDrafter(llm._draft, len(llm.tokenizer), rule.ranking),
+        "sibling": SiblingDrafter(llm._drafts["drafter"], len(llm.tokenizer), rule.ranking),
         "ngram": NgramDrafter(memory),
     }
     wanted = [members[name] for name in rule.source.split("+")]

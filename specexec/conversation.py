@@ -43,7 +43,7 @@ class Kept:
     messages: list[Message]
     system: str | None
     turns: list[Turn]  # the last one, which holds all the tokens of those before it
-    caches: dict[str, KVCache]  # by the model's role: target, drafter
+    caches: dict[str, KVCache]  # by the model's role: target, drafter, drafter-2, …
 
 
 class Conversation:

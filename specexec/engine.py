@@ -47,7 +47,7 @@ class Engine:
         self.context, self.memory = parts.context, parts.memory
         self._room = parts.room
         self._model, self._stream = parts.model, parts.stream
-        self._target, self._draft = parts.target, parts.draft
+        self._target, self._drafts = parts.target, parts.drafts
         self.sources, self.reason, self.own_code = parts.sources, parts.reason, parts.own_code
         meter, cost = parts.stream.stats, parts.cost
         self.afresh = Afresh(parts.target, parts.model.dtype) if parts.exact else None
@@ -71,7 +71,7 @@ class Engine:
         return self._decoder.drafter.name
 
     def calibration(self, sampling: SamplingParams) -> Calibration | None:
-        """What was learned about the scores of the drafter model at this temperature; None if no model drafts."""
+        """What was learned about the scores of the first drafter model at this temperature; None if no model drafts."""
         model = calibrated(self._decoder.drafter)
         return None if model is None else model.calibration(sampling)
 
@@ -116,8 +116,7 @@ class Engine:
     @property
     def models(self) -> dict[str, object]:
         """Whose keys and values a dialogue keeps, by role."""
-        models: dict[str, object] = {"target": self._target}
-        return models if self._draft is None else {**models, "drafter": self._draft}
+        return {"target": self._target, **self._drafts}
 
     @property
     def room(self) -> Room:
@@ -253,8 +252,8 @@ class Engine:
     def close(self) -> None:
         """Stop threads and let go of the weights."""
         self._target.close()
-        if self._draft is not None:
-            self._draft.close()
+        for draft in self._drafts.values():
+            draft.close()
         self._stream.close()
 
     def __enter__(self) -> Self:

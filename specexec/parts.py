@@ -49,9 +49,10 @@ class Weights(Protocol):
 
 @dataclass(frozen=True)
 class Parts:
-    """What an engine is made of. `folders` says where target and drafter came from, `sources` how --drafter would name
-    who guesses, and `reason` why `auto` took them; it is empty where they were asked for. `own_code`: the target is
-    computed by code from its folder."""
+    """What an engine is made of. `folders` says where target and drafters came from, by role; `drafts` are those of the
+    drafters that speak the target's token ids. `sources` is how --drafter would name who guesses, and `reason` why
+    `auto` took them; it is empty where they were asked for. `own_code`: the target is computed by code from its folder.
+    """
 
     name: str
     toy: bool
@@ -60,7 +61,7 @@ class Parts:
     model: PreTrainedModel
     stream: Weights
     target: TreeLM | ChainLM
-    draft: TreeLM | None
+    drafts: Mapping[str, TreeLM]
     drafter: Drafter
     planner: Planner
     sources: str

@@ -11,11 +11,11 @@ from cli.engine import losing
 from offload import ModelPair, open_folder, resolve
 from offload.pack import pack, plan
 from offload.quant import Quant
+from specexec.choice import Choice
 from specexec.cost import CostModel
 from specexec.decoder import Decoder
 from specexec.drafters import Ask, Drafter, Guesses
 from specexec.drafters.auto import ENOUGH, Auto, candidates, fastest
-from specexec.drafters.choice import Choice
 from specexec.drafters.union import Union
 from specexec.errors import BadDrafter
 from specexec.lm import TreeLM
@@ -78,7 +78,7 @@ def test_auto_follows_what_was_measured_and_the_memory_it_has(monkeypatch: pytes
 def test_an_explicit_choice_is_never_replaced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with specexec.load("demo", drafter="sibling", offload="none", measured={"sibling": 1.0, "ngram": 5.0}) as llm:
         assert (llm.sources, llm.reason) == ("sibling", "")
-    alone = ModelPair("lonely", resolve("demo", "none").target, None)
+    alone = ModelPair("lonely", resolve("demo").target)
     monkeypatch.setattr("offload.resolve", lambda *_, **__: alone, raising=False)
     with pytest.raises(BadDrafter, match="no drafter is paired with 'lonely'"):
         specexec.load("lonely", drafter="sibling")
@@ -89,7 +89,7 @@ def test_an_explicit_choice_is_never_replaced(monkeypatch: pytest.MonkeyPatch, t
 
 @pytest.mark.parametrize(("quant", "taken"), [("int8", "substitute+ngram"), ("nf4", "ngram")])
 def test_a_copy_in_four_bits_is_for_what_streams_in_more(quant: Quant, taken: str, tmp_path: Path) -> None:
-    pack(plan(open_folder(resolve("demo", "none").target), quant), tmp_path / "pack")
+    pack(plan(open_folder(resolve("demo").target), quant), tmp_path / "pack")
     measured = {"substitute+ngram": 9.0, "ngram": 1.0}
     with specexec.load(str(tmp_path / "pack"), offload="disk", budget=4, measured=measured) as llm:
         assert llm.sources == taken

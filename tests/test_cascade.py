@@ -219,14 +219,14 @@ def test_the_follower_is_the_first_of_the_longest_match(texts: list[list[int]], 
 
 def test_copying_takes_fewer_passes_with_the_built_in_pair() -> None:
     with specexec.load("demo", drafter="sibling", offload="none", dtype="f32", budget=32) as llm:
-        assert llm._draft is not None
         sampling = SamplingParams(temperature=0.0, max_tokens=32)
         asked = llm.encode("Write down the names of the months, one on each line.")
         again = [*asked, *llm.generate(asked, sampling).tokens, *asked]
         taken, texts = [], []
         for longest in (0, 16):
-            llm._decoder.drafter = SiblingDrafter(llm._draft, len(llm.tokenizer), cascade=Cascade(longest=longest))
-            with passes(llm._draft) as rows:
+            draft = llm._drafts["drafter"]
+            llm._decoder.drafter = SiblingDrafter(draft, len(llm.tokenizer), cascade=Cascade(longest=longest))
+            with passes(draft) as rows:
                 texts.append(llm.generate(again, sampling).tokens)
             taken.append(len(rows))
         assert texts[0] == texts[1]

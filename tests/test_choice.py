@@ -5,43 +5,63 @@ import logging
 import pytest
 
 import specexec
+from offload import names
 from specexec import SamplingParams
+from specexec.choice import SOURCES, Choice, parse
+from specexec.compose.sources import join
 from specexec.cost import CostModel
 from specexec.drafters import Drafter
-from specexec.drafters.choice import SOURCES, Choice, join, parse
 from specexec.drafters.ngram import NgramDrafter
 from specexec.drafters.none import NoDrafter
 from specexec.drafters.union import Union
 from specexec.errors import BadDrafter
 
 
+def nothing(name: str) -> bool:
+    """A machine without folders and short names."""
+    return False
+
+
 @pytest.mark.parametrize(
-    ("text", "choice", "pairing"),
+    ("text", "sources", "models"),
     [
-        ("none", Choice(()), "none"),
-        ("sibling", Choice(("sibling",)), "auto"),
-        ("ngram", Choice(("ngram",)), "none"),
-        ("sibling+ngram", Choice(("sibling", "ngram")), "auto"),
-        ("ngram+sibling", Choice(("sibling", "ngram")), "auto"),
-        ("./small", Choice(("sibling",), "./small"), "./small"),
-        ("./ngram", Choice(("sibling",), "./ngram"), "./ngram"),
-        ("org/small+ngram", Choice(("sibling", "ngram"), "org/small"), "org/small"),
-        ("substitute+ngram", Choice(("substitute", "ngram")), "none"),
+        ("none", (), ()),
+        ("sibling", ("sibling",), ("sibling",)),
+        ("ngram", ("ngram",), ()),
+        ("sibling+ngram", ("sibling", "ngram"), ("sibling",)),
+        ("ngram+sibling", ("sibling", "ngram"), ("sibling",)),
+        ("./small", ("./small",), ("./small",)),
+        ("./ngram", ("./ngram",), ("./ngram",)),
+        ("org/small+ngram", ("org/small", "ngram"), ("org/small",)),
+        ("substitute+ngram", ("substitute", "ngram"), ()),
+        ("sibling+./small", ("sibling", "./small"), ("sibling", "./small")),
+        ("./small+sibling", ("./small", "sibling"), ("./small", "sibling")),
+        ("ngram+b/y+skip+a/x", ("b/y", "a/x", "skip", "ngram"), ("b/y", "a/x")),
     ],
 )
-def test_names_are_read_as_people_mean_them(text: str, choice: Choice, pairing: str) -> None:
-    assert parse(text) == choice
-    assert parse(text).pairing == pairing
+def test_names_are_read_as_people_mean_them(text: str, sources: tuple[str, ...], models: tuple[str, ...]) -> None:
+    choice = parse(text, nothing)
+    assert choice == Choice(sources)
+    assert choice.models == models
+    assert parse(choice.name, nothing) == choice, "what was read is typed so"
 
 
 def test_auto_looks_for_a_sibling() -> None:
-    assert parse("auto").pairing == "auto"
+    assert parse("auto", nothing).models == (names.PAIRED,)
 
 
-@pytest.mark.parametrize("text", ["none+ngram", "auto+ngram", "a/b+c/d", "sibling+./small", "ngram+", ""])
+@pytest.mark.parametrize("text", ["none+ngram", "auto+ngram", "none+./small", "auto+./small", "ngram+", ""])
 def test_what_cannot_be_joined_is_refused(text: str) -> None:
-    with pytest.raises(BadDrafter):
-        parse(text)
+    with pytest.raises(BadDrafter, match="cannot be joined"):
+        parse(text, nothing)
+
+
+@pytest.mark.parametrize(
+    ("text", "twice"), [("./a+ngram+./a", "./a"), ("sibling+sibling", "sibling"), ("ngram+ngram", "ngram")]
+)
+def test_a_name_that_is_there_twice_is_refused(text: str, twice: str) -> None:
+    with pytest.raises(BadDrafter, match=f"names {twice} twice"):
+        parse(text, nothing)
 
 
 @pytest.mark.parametrize(
@@ -49,15 +69,19 @@ def test_what_cannot_be_joined_is_refused(text: str) -> None:
 )
 def test_a_misspelt_source_is_not_taken_for_a_model(text: str, meant: str) -> None:
     with pytest.raises(BadDrafter, match="is none of sibling") as refused:
-        parse(text)
+        parse(text, nothing)
     assert str(refused.value.hint).startswith(meant)
+
+
+def test_a_model_may_be_called_nearly_like_a_source() -> None:
+    assert parse("ngrams+ngram", {"ngrams"}.__contains__) == Choice(("ngrams", "ngram"))
 
 
 def test_one_source_stands_alone_and_several_are_joined() -> None:
     makers = dict.fromkeys(SOURCES, NgramDrafter)
 
     def drafter(text: str) -> Drafter:
-        return join(parse(text), {**makers}, CostModel())
+        return join(parse(text, nothing), {**makers}, CostModel())
 
     assert isinstance(drafter("none"), NoDrafter)
     assert isinstance(drafter("ngram"), NgramDrafter)

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from click.testing import CliRunner, Result
 from cli.app import commands
 from cli.bench import LAWS
 from cli.errors import MissingExtra
+from offload.names import demo_folder
 from specexec import audit as audit_module
 from specexec import load, rivals
 from specexec.audit import audit, first_difference
@@ -78,7 +80,7 @@ def test_bench_compares_laws_on_demand() -> None:
 
 
 def test_laws_that_nobody_could_compare_are_refused_before_anything_is_measured(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("cli.bench.measure", None)
     ran = run("bench", "--laws", "walk")
@@ -86,6 +88,9 @@ def test_laws_that_nobody_could_compare_are_refused_before_anything_is_measured(
     assert "a temperature above 0" in ran.output
     with pytest.raises(BadText, match="a model that drafts"):
         run("bench", "--laws", "walk", "--temperatures", "1", "--drafters", "ngram")
+    shutil.copytree(demo_folder("drafter"), tmp_path / "other")
+    with pytest.raises(BadText, match="one model that drafts, here 2 do"):
+        run("bench", "--laws", "walk", "--temperatures", "1", "--drafters", f"sibling+{tmp_path / 'other'}")
 
 
 def test_bench_draws_what_it_measured(tmp_path: Path) -> None:

@@ -154,6 +154,7 @@ PLAN: Changes = {
     "vram": (["--vram", "3GiB"], "machine.vram_B"),
     "ctx": (["--ctx", "512"], "rows.0.ram_B"),
     "budget": (["--budget", "8"], "rows.0.ram_B"),
+    "drafter": (["--drafter", "demo"], "rows.0.ram_B"),
     "drafter_quant": (["--drafter-quant", "nf4"], "asked.drafter_quant"),
     "head_quant": (["--head-quant", "nf4"], "rows.0.ram_B"),
     "every": (["--all"], "rows.4.quant"),

@@ -26,7 +26,7 @@ def test_a_packed_demo_writes_the_same_text_whoever_drafts_and_wherever_it_lives
     assert "originals are kept" in ran.err
     assert verify(tmp_path / "pack") == []
     assert "quantization_config" in (tmp_path / "pack" / "config.json").read_text()
-    small = str(offload.resolve("demo").drafter)
+    small = str(offload.resolve("demo", ("sibling",)).drafters[0])
     texts = set()
     for tier, drafter, budget in (("none", "none", 0), ("ram", small, 4), ("disk", small, 32), ("disk", "ngram", 16)):
         with specexec.load(str(tmp_path / "pack"), drafter=drafter, offload=tier, budget=budget) as engine:  # type: ignore[arg-type]

@@ -1,8 +1,10 @@
 """plan tells what fits and how fast from headers alone; doctor looks, measures and keeps."""
 
 import json
+import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import specexec
 from cli.app import main
 from cli.conditions import conditions
 from cli.outlook import Beside, best, outlook
@@ -20,6 +23,7 @@ from offload.formats import FORMATS, Format, need_in, packed_size_B, work_of
 from offload.hardware import Ram
 from offload.listing import item_B, list_model
 from offload.model import load, stream_of
+from offload.names import demo_folder
 from offload.pack import pack
 from offload.pack import plan as pack_plan
 from offload.placement import Free, GiB, Need, size
@@ -113,6 +117,54 @@ def test_the_command_to_type_has_the_budgets_that_were_planned_with(
     run = ["plan", str(folder), "--ram", ram, "--vram", "2GiB", "--gpu", "4090", "--json"]
     assert main(run) == 0
     assert json.loads(capsys.readouterr().out)["best"][-1].endswith(f" --ram {ram} --vram 2GiB")
+
+
+def drafting_B(parts_B: Mapping[str, int]) -> list[int]:
+    """What is set aside for drafters."""
+    return [parts_B.get(name, 0) for name in ("drafter", "embeddings of the drafter")]
+
+
+def planned_beside(folder: Path, capsys: pytest.CaptureFixture[str], drafter: str) -> tuple[list[int], str]:
+    """What is set aside for drafters, and the command to type."""
+    run = ["plan", str(folder), "--gpu", "none", "--ctx", "64", "--budget", "4", "--drafter", drafter, "--json"]
+    assert main(run) == 0
+    record = json.loads(capsys.readouterr().out)
+    return drafting_B(record["rows"][0]["ram_parts_B"]), record["best"][-1]
+
+
+def test_all_drafters_that_are_named_are_counted_as_loading_counts_them(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    tiny("llama", other, num_hidden_layers=2)
+    for model in (folder, other):
+        for file in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(demo_folder("target") / file, model / file)
+    found = [planned_beside(folder, capsys, drafter) for drafter in ("none", "demo", f"{other}", f"{other}+demo+ngram")]
+    none, one, two, both = (parts_B for parts_B, _ in found)
+    assert none == [0, 0]
+    assert both == [a + b for a, b in zip(one, two, strict=True)]
+    assert found[-1][1].endswith(f" --drafter {other}+demo+ngram")
+    with specexec.load(str(folder), drafter=f"{other}+demo+ngram", offload="none", ctx=64, budget=4) as llm:
+        assert drafting_B(stream_of(llm._model).placement.host_parts_B) == both
+
+
+@pytest.mark.parametrize(
+    ("drafter", "code", "says"),
+    [
+        ("sibling", 2, "no drafter is paired with"),
+        ("ngrm", 2, "is none of sibling"),
+        ("demo+{demo}", 2, "names one model twice"),
+        ("skip+ngram", 2, "is settled when it is loaded"),
+        ("./nowhere", 3, "there is no folder ./nowhere"),
+    ],
+)
+def test_a_drafter_that_cannot_be_counted_is_refused(
+    drafter: str, code: int, says: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drafter = drafter.format(demo=demo_folder("drafter"))
+    assert main(["plan", str(folder), "--drafter", drafter]) == code
+    assert says in capsys.readouterr().err
 
 
 def test_what_does_not_fit_says_so_and_the_best_fits(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -77,6 +77,20 @@ def test_an_alias_of_ones_own_brings_the_model_and_its_drafter(specexec: Pull, h
     assert not hub.sent
 
 
+def test_every_drafter_that_is_named_is_brought(specexec: Pull, tmp_path: Path) -> None:
+    small = str(tmp_path / "small")  # a folder is here already
+    runs = [["pull", "mine", "--dry-run", "--json", "--drafter", drafter] for drafter in (
+        "sibling+org/small@main+ngram", f"org/small+demo+{small}", "skip+ngram",
+    )]  # fmt: skip
+    told = told_by(specexec, *runs)
+    assert [[one["repo"] for one in run["models"]] for run in told] == [
+        ["org/big", "org/small", "org/small"], ["org/big", "org/small"], ["org/big"],
+    ]  # fmt: skip
+    refused = specexec("pull", "org/alone", "--drafter", "sibling")
+    assert refused.code != 0
+    assert refused.err.startswith("Error: no drafter is paired with 'org/alone'")
+
+
 def told_by(specexec: Pull, *runs: list[str]) -> list[Any]:
     """What each of these runs says in JSON, all in one process."""
     ran = specexec(*runs[-1], code=f"from cli.app import main\nfor run in {list(runs[:-1])}: assert main(run) == 0")

@@ -63,6 +63,20 @@ def test_a_model_that_is_not_here_is_refused_and_nothing_is_downloaded(specexec:
     assert "is not in the local cache" in ran.err
 
 
+def test_a_drafter_that_cannot_be_is_refused_and_the_engine_stays(specexec: CommandLine) -> None:
+    wrong = {
+        "sibling+sibling": "names sibling twice",
+        "sibling+demo": "names one model twice",
+        "sibling+org/small": "is not in the local cache",
+        "sibling+./nowhere": "there is no folder ./nowhere",
+        "ngrm": "is none of sibling",
+    }
+    ran = talk(specexec, *(f"/drafter {drafter}" for drafter in wrong), "one")
+    assert ran.out == "echo: one\n"
+    assert all(said in ran.err for said in wrong.values())
+    assert BANNER not in ran.err, "nothing was loaded again"
+
+
 def test_a_model_that_does_not_load_leaves_the_conversation_with_the_old_one(
     specexec: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,9 +29,9 @@ def test_the_text_is_the_same_and_the_layers_are_small() -> None:
         plain = llm.generate("What is a tree?", sampling)
     with specexec.load(drafter="sibling", drafter_quant="nf4", budget=16, dtype="f32", ctx=CTX) as llm:
         small = llm.generate("What is a tree?", sampling)
-        assert llm._draft is not None
-        held = [module for module in llm._draft.model.modules() if isinstance(module, FourBit)]
-        rest = {id(tensor): tensor.nbytes for tensor in (*llm._draft.model.parameters(), *llm._draft.model.buffers())}
+        draft = llm._drafts["drafter"].model
+        held = [module for module in draft.modules() if isinstance(module, FourBit)]
+        rest = {id(tensor): tensor.nbytes for tensor in (*draft.parameters(), *draft.buffers())}
         beside_B = offload.stream_of(llm._model).placement.need.beside_B["drafter"]
     assert small.tokens == plain.tokens
     assert small.accepted > 0
@@ -73,8 +73,8 @@ def test_the_embeddings_of_a_drafter_are_counted_where_they_are(
     for file in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(demo_folder("target") / file, tmp_path / file)
     with specexec.load("demo", drafter=str(tmp_path), drafter_quant=quant, dtype="f32", ctx=CTX, budget=4) as llm:
-        assert llm._draft is not None
-        embeddings = llm._draft.model.get_input_embeddings()
+        draft = llm._drafts["drafter"].model
+        embeddings = draft.get_input_embeddings()
         placement = offload.stream_of(llm._model).placement
         in_ram = quant == "none" and family == "llama"
         if quant == "none":  # for four bits it is loaded on the CPU, which the stand-in cannot tell from the GPU
@@ -82,7 +82,7 @@ def test_the_embeddings_of_a_drafter_are_counted_where_they_are(
         in_ram_B = 4096 * 64 * 4 * in_ram
         assert placement.host_parts_B.get("embeddings of the drafter", 0) == in_ram_B
         there_B = placement.device_parts_B["drafter"]
-    held_B = sum(tensor.nbytes for tensor in llm._draft.model.parameters()) - in_ram_B
+    held_B = sum(tensor.nbytes for tensor in draft.parameters()) - in_ram_B
     assert there_B >= held_B
     folder = open_folder(tmp_path)
     widths = widths_of(folder.config, 4, offload.cache_B(folder.config, 1, 4))

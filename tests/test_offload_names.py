@@ -13,6 +13,7 @@ import offload
 from offload import names
 from offload.errors import GatedRepo, ModelNotFound, OfflineMissing, OffloadError
 
+PAIRED = (names.PAIRED,)
 BIG, SMALL = "unsloth/Llama-3.3-70B-Instruct-bnb-4bit", "unsloth/Llama-3.2-1B-Instruct"
 
 
@@ -56,17 +57,17 @@ def hub_with(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Hub]:
 
 
 def test_demo_is_the_built_in_pair() -> None:
-    pair = offload.resolve("demo", offline=True)
+    pair = offload.resolve("demo", PAIRED, offline=True)
     assert pair.toy
-    assert (pair.target.name, pair.drafter and pair.drafter.name) == ("target", "drafter")
-    assert offload.resolve("demo", "none").drafter is None
+    assert (pair.target, pair.drafters) == (names.demo_folder("target"), (names.demo_folder("drafter"),))
+    assert offload.resolve("demo").drafters == ()
 
 
 def test_a_folder_is_its_own_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = snapshot(tmp_path / "small")
-    pair = offload.resolve(str(tmp_path), str(small))
-    assert (pair.target, pair.drafter, pair.toy) == (tmp_path, small, False)
-    assert offload.resolve(str(tmp_path)).drafter is None
+    pair = offload.resolve(str(tmp_path), (str(small),))
+    assert (pair.target, pair.drafters, pair.toy) == (tmp_path, (small,), False)
+    assert offload.resolve(str(tmp_path), PAIRED).drafters == ()
     monkeypatch.chdir(tmp_path)
     assert offload.resolve("small").target == Path("small")
 
@@ -101,18 +102,36 @@ def test_a_short_name_for_nothing_says_so(tmp_path: Path, monkeypatch: pytest.Mo
 def test_an_alias_takes_its_drafter_only_if_it_is_here(tmp_path: Path, hub_with: Callable[..., Hub]) -> None:
     big, small = snapshot(tmp_path / "big"), snapshot(tmp_path / "small")
     hub_with({BIG: big})
-    assert offload.resolve("llama-70b") == offload.ModelPair("llama-70b", big, None)
+    assert offload.resolve("llama-70b", PAIRED) == offload.ModelPair("llama-70b", big)
     hub_with({BIG: big, SMALL: small})
-    assert offload.resolve("llama-70b").drafter == small
-    assert offload.resolve(BIG).drafter == small
-    assert offload.resolve("llama-70b", "none").drafter is None
+    assert offload.resolve("llama-70b", PAIRED).drafters == (small,)
+    assert offload.resolve(BIG, PAIRED).drafters == (small,)
+    assert offload.resolve("llama-70b").drafters == ()
     (small / "model.safetensors").unlink()
-    assert offload.resolve("llama-70b").drafter is None
+    assert offload.resolve("llama-70b", PAIRED).drafters == ()
+
+
+def test_several_drafters_come_in_the_order_they_are_named(tmp_path: Path, hub_with: Callable[..., Hub]) -> None:
+    big, small, other = (snapshot(tmp_path / name) for name in ("big", "small", "other"))
+    hub_with({BIG: big, SMALL: small, "org/other": other})
+    assert offload.resolve("llama-70b", ("org/other", "sibling", "demo")).drafters == (
+        other, small, names.demo_folder("drafter"),
+    )  # fmt: skip
+    with pytest.raises(OfflineMissing, match="org/missing"):
+        offload.resolve("llama-70b", ("sibling", "org/missing"), offline=True)
+
+
+def test_a_name_is_known_if_a_folder_or_an_alias_is_called_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert names.known("llama-70b")
+    assert not names.known("ngrams")
+    (tmp_path / "ngrams").mkdir()
+    assert names.known("ngrams")
 
 
 def test_a_revision_is_passed_on(tmp_path: Path, hub_with: Callable[..., Hub]) -> None:
     stand_in = hub_with({"org/name": snapshot(tmp_path / "big")})
-    offload.resolve("org/name@6f6073b", "none")
+    offload.resolve("org/name@6f6073b")
     assert stand_in.asked == [("org/name", "6f6073b")]
 
 
@@ -150,7 +169,7 @@ def test_troubles_of_the_hub_have_names(
 ) -> None:
     hub_with({}, error)
     with pytest.raises(kind, match=words):
-        offload.resolve("org/name@abc", "none")
+        offload.resolve("org/name@abc")
 
 
 def test_every_alias_is_complete() -> None:

@@ -13,22 +13,22 @@ from transformers import PreTrainedModel
 import offload as weights
 from specexec.architecture import can_branch, check_tree_support, longest_text
 from specexec.budget import FIRST_NODES
+from specexec.choice import Choice, check_models, parse
 from specexec.compose.asked import Asked, beside_B, beside_ram_B, drafters_of
 from specexec.compose.reading import context_for, context_of, encoding_in, encoding_of
 from specexec.compose.sources import (
     Kit,
     check_quantising,
     check_trimming,
-    draft_model,
+    drafts_of,
+    join,
     other_wording,
     picked,
     watched,
 )
 from specexec.cost import CostModel
-from specexec.drafters.choice import Choice, join, parse
 from specexec.drafters.skip import Searches
 from specexec.engine import Engine
-from specexec.lm import TreeLM
 from specexec.memory import Memory
 from specexec.parts import Parts
 from specexec.planners import planner_of, ranking_of
@@ -69,26 +69,27 @@ def load(
     told: Callable[[int, int], None] | None = None,
     searches: Searches | None = None,
 ) -> Engine:
-    """Find, place and load a target and its drafter.
+    """Find, place and load a target and its drafters.
 
-    model: path, alias or hub name. drafter: auto, none, sources joined by + (sibling, substitute, skip, ngram), or a
-    path or name in the sibling's place. draft_vocab: the sibling names only so many frequent tokens, and those of the
-    text; None lets it name all. drafter_quant: the sibling's layers in four bits. head_quant: the target's head in four
-    bits, which makes it another model. offload: auto, none, ram or disk. budget: guesses per sweep, or auto. planner:
-    best, reference, beam, sequoia. dtype: auto (stored), bf16, f16, f32. ram_B, vram_B: ceilings in bytes.
-    link_limit_Bps throttles the weight stream. verify: compare weights with their hashes first (packs, and what came
-    from the Hub). trust_remote_code: run Python that the folders of both models bring; an architecture from there is
-    tried on a few tokens first. exact: decide near-ties by the text alone (afresh.py); its bill is `Engine.afresh`.
-    measured: tokens per second that drafters, by name, have made with this target here; auto takes the best of those
-    that fit. told: hears layers read into memory, and of how many. searches: what earlier loads found out by trying;
-    what this one has to find out (skip: which sublayers) is added.
+    model: path, alias or hub name. drafter: auto, none, or sources joined by +: sibling (the paired model), paths and
+    names of other models, substitute, skip, ngram. draft_vocab: models that share the target's vocabulary name only so
+    many frequent tokens, and those of the text; None lets them name all. drafter_quant: the layers of drafter models in
+    four bits. head_quant: the target's head in four bits, which makes it another model. offload: auto, none, ram or
+    disk. budget: guesses per sweep, or auto. planner: best, reference, beam, sequoia. dtype: auto (stored), bf16, f16,
+    f32. ram_B, vram_B: ceilings in bytes. link_limit_Bps throttles the weight stream. verify: compare weights with
+    their hashes first (packs, and what came from the Hub). trust_remote_code: run Python that the folders of all models
+    bring; an architecture from there is tried on a few tokens first. exact: decide near-ties by the text alone
+    (afresh.py); its bill is `Engine.afresh`. measured: tokens per second that drafters, by name, have made with this
+    target here; auto takes the best of those that fit. told: hears layers read into memory, and of how many. searches:
+    what earlier loads found out by trying; what this one has to find out (skip: which sublayers) is added.
     Raises offload's errors for models and memory, UnsupportedArchitecture for targets that cannot verify trees,
     TokenizerMismatch for a drafter whose text cannot be carried over, ContextLengthExceeded for a ctx beyond what the
     model was made for, RemoteCode for code that is not trusted.
     """
     weights.check_system()
-    choice = parse(drafter)
-    pair = weights.resolve(model, choice.pairing, offline=offline, code=trust_remote_code)
+    choice = parse(drafter, weights.known)
+    pair = weights.resolve(model, choice.models, offline=offline, code=trust_remote_code)
+    check_models(choice, pair.drafters, pair.name)
     folder = weights.open_folder(pair.target)  # whatever is wrong with the files is said before anything is built
     if verify:
         _verify(pair)
@@ -100,7 +101,7 @@ def load(
     branches = not design.own_code and can_branch(design.model_class, config)
     context = context_for(ctx, longest_text(config))
     encoding = encoding_in(pair.target, trust_remote_code)
-    theirs = None if pair.drafter is None else other_wording(encoding, pair.drafter, trust_remote_code)
+    wordings = [other_wording(encoding, path, trust_remote_code) for path in pair.drafters]
     where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     given = weights.free_memory(where, ram_B, vram_B)
     if pair.toy and budget == "auto" and link_limit_Bps is None:
@@ -111,7 +112,7 @@ def load(
     asked = replace(asked, nodes=most_nodes if budget == "auto" else budget)
     choice, reason = picked(choice, pair, config, given, asked, measured or {})
     if draft_vocab:
-        check_trimming(choice, theirs, draft_vocab, len(encoding.tokenizer))
+        check_trimming(choice, wordings, draft_vocab, len(encoding.tokenizer))
     if drafter_quant != "none":
         check_quantising(choice, pair)
     target = weights.load(
@@ -131,26 +132,24 @@ def load(
         told=told,
         trust_remote_code=trust_remote_code,
     )
-    sibling = pair.drafter if "sibling" in choice.sources else None
-    draft = None if sibling is None else draft_model(sibling, asked, trust_remote_code)
+    drafts = drafts_of(choice, pair, wordings, asked, trust_remote_code)
     lm = lm_of(
         target, trees=bool(choice.sources), tried=design.own_code, travel=_travel(target, where), share=weights.share
     )
     memory = Memory() if "ngram" in choice.sources or draft_vocab else None
-    draft_lm = None if draft is None else TreeLM(draft, share=weights.share)
     searches = searches or Searches()
-    kit = Kit(target, lm, encoding, ranking_of(planner), draft_lm, theirs, pair, memory, draft_vocab, searches, context)
+    kit = Kit(target, lm, encoding, ranking_of(planner), drafts, pair, memory, draft_vocab, searches, context)
     cost = CostModel(share=weights.stream_of(target).share)
     return Engine(
         Parts(
             name=pair.name,
             toy=pair.toy,
-            folders={"target": pair.target} | ({} if sibling is None else {"drafter": sibling}),
+            folders={"target": pair.target} | {one.role: one.folder for one in drafts.values()},
             encoding=encoding,
             model=target,
             stream=weights.stream_of(target),
             target=lm,
-            draft=draft_lm if theirs is None else None,
+            drafts={one.role: one.lm for one in drafts.values() if one.theirs is None},
             drafter=watched(choice, join(choice, kit.makers, cost), cost),
             sources=choice.name,
             reason=reason,
@@ -167,8 +166,8 @@ def load(
 
 
 def _verify(pair: weights.ModelPair) -> None:
-    for folder in (pair.target, pair.drafter):
-        if folder is not None and not weights.check_bytes(folder):
+    for folder in (pair.target, *pair.drafters):
+        if not weights.check_bytes(folder):
             log.warning("%s has no hashes to compare with: only sizes and headers were checked", folder)
 
 

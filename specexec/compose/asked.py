@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 import offload as weights
-from specexec.drafters.choice import Choice
+from specexec.choice import Choice
 from specexec.drafters.skip import SHARE
 from specexec.workspace import Widths, drafting_B, guesses_B, widths_of, workspace
 
@@ -39,6 +39,10 @@ class Asked:
         item_B = self.item_B(folder)
         return widths_of(folder.config, item_B, weights.cache_B(folder.config, 1, item_B))
 
+    def bits(self, folder: weights.Folder) -> weights.FourBits:
+        """What the layers of a drafter model become: one that is quantised already stays as it is."""
+        return "none" if weights.is_quantised(folder) else self.drafter_quant
+
 
 def beside_B(choice: Choice, pair: weights.ModelPair, asked: Asked) -> dict[str, int]:
     """Memory beside the target and its text. Skipping in a resident one is free, but it is not placed yet."""
@@ -49,26 +53,29 @@ def beside_B(choice: Choice, pair: weights.ModelPair, asked: Asked) -> dict[str,
         drafter_B += sum(weights.four_bit_copy_B(target, asked.item_B(target)))  # quantised layer by layer
     for drafter in drafters_of(choice, pair, asked):
         drafter_B += drafter.token_B * asked.context + drafting_B(drafter, asked.context, asked.nodes)
-    if "sibling" in choice.sources and pair.drafter is not None:
-        folder = weights.open_folder(pair.drafter)
-        drafter_B += weights.resident_B(folder, asked.drafter_quant, asked.item_B(folder), 0)
-        drafter_B -= weights.looked_up_B(folder, asked.drafter_quant, asked.item_B(folder))
+    for folder in _models(choice, pair):
+        drafter_B += weights.resident_B(folder, asked.bits(folder), asked.item_B(folder), 0)
+        drafter_B -= weights.looked_up_B(folder, asked.bits(folder), asked.item_B(folder))
         drafter_B += 3 * asked.draft_vocab // 2 * asked.widths(folder).hidden * asked.item_B(folder)
     return {**needed, "drafter": drafter_B}
 
 
 def beside_ram_B(choice: Choice, pair: weights.ModelPair, asked: Asked) -> dict[str, int]:
     """What of it lies in RAM even beside a GPU: a drafter's token ids are looked up as the target's are."""
-    if "sibling" not in choice.sources or pair.drafter is None:
+    if not choice.models:
         return {}
-    folder = weights.open_folder(pair.drafter)
-    return {"embeddings of the drafter": weights.looked_up_B(folder, asked.drafter_quant, asked.item_B(folder))}
+    embeddings_B = [
+        weights.looked_up_B(folder, asked.bits(folder), asked.item_B(folder)) for folder in _models(choice, pair)
+    ]
+    return {"embeddings of the drafter": sum(embeddings_B)}
 
 
 def drafters_of(choice: Choice, pair: weights.ModelPair, asked: Asked) -> list[Widths]:
     """Models that draft, with keys and values of their own."""
     target = asked.widths(weights.open_folder(pair.target))
-    found = {"skip": target, "substitute": target}
-    if pair.drafter is not None:
-        found["sibling"] = asked.widths(weights.open_folder(pair.drafter))
-    return [found[source] for source in choice.sources if source in found]
+    copies = [target for source in choice.sources if source in ("skip", "substitute")]
+    return [*map(asked.widths, _models(choice, pair)), *copies]
+
+
+def _models(choice: Choice, pair: weights.ModelPair) -> list[weights.Folder]:
+    return [weights.open_folder(path) for path in pair.drafters] if choice.models else []

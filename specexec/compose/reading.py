@@ -14,7 +14,7 @@ DEFAULT_CONTEXT = 8192
 
 def encoding_of(model: str, *, offline: bool = False, trust_remote_code: bool = False) -> Encoding:
     """The tokenizer of a model that need not be loaded."""
-    folder = weights.resolve(model, "none", offline=offline, code=trust_remote_code).target
+    folder = weights.resolve(model, offline=offline, code=trust_remote_code).target
     return encoding_in(folder, trust_remote_code)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 import offload as weights
 from specexec import attention
 from specexec.chain import ChainLM
+from specexec.choice import Choice
 from specexec.compose.asked import Asked, beside_B, beside_ram_B
 from specexec.compose.reading import encoding_in
 from specexec.cost import CostModel
@@ -23,8 +25,8 @@ from specexec.defaults import stop_tokens
 from specexec.drafters import Drafter
 from specexec.drafters.auto import Auto, candidates, fastest
 from specexec.drafters.cascade import Cascade
-from specexec.drafters.choice import Choice
 from specexec.drafters.ngram import NgramDrafter
+from specexec.drafters.none import NoDrafter
 from specexec.drafters.sibling import SiblingDrafter
 from specexec.drafters.skip import QUESTIONS, SHARE, Searches, Terms, best_sublayers, skipping
 from specexec.drafters.substitute import quantised, substituting
@@ -51,11 +53,6 @@ def picked(
     measured: Mapping[str, float],
 ) -> tuple[Choice, str]:
     """What was asked for, as asked; or of what fits the drafter that `auto` takes, and why."""
-    if "sibling" in choice.sources and pair.drafter is None and not choice.auto:
-        raise BadDrafter(
-            f"no drafter is paired with {pair.name!r}, or it is not on this machine yet.",
-            hint="--drafter ngram, or the path or name of a smaller model of the same family.",
-        )
     if not choice.auto:
         return choice, ""
     folder = weights.open_folder(pair.target)
@@ -80,29 +77,31 @@ def picked(
     if copies:  # and what streams in few bits already gains nothing by one
         streamed_B = sum(weights.need_of(folder, item_B, asked.context).read_B)
         copies = 4 * weights.four_bit_copy_B(folder, item_B)[0] <= 3 * streamed_B
-    found = candidates(pair.drafter is not None, slowest, copies)
-    return fastest(found, pair.drafter is not None, measured)
+    paired = bool(pair.drafters)
+    return fastest(candidates(paired, slowest, copies), paired, measured)
 
 
 def check_quantising(choice: Choice, pair: weights.ModelPair) -> None:
-    if "sibling" not in choice.sources or pair.drafter is None:
+    if not choice.models:
         raise BadDrafter(
             "--drafter-quant quantises a drafter model, and none drafts here.",
             hint=f"Leave it out, or --drafter with a model. Now: {choice.name}.",
         )
-    if weights.is_quantised(weights.open_folder(pair.drafter)):
+    if all(weights.is_quantised(weights.open_folder(path)) for path in pair.drafters):
+        are = "are" if len(pair.drafters) > 1 else "is"
         raise BadDrafter(
-            f"{pair.drafter} is quantised already; --drafter-quant has nothing to do.", hint="Leave it out."
+            f"{' and '.join(map(str, pair.drafters))} {are} quantised already; --drafter-quant has nothing to do.",
+            hint="Leave it out.",
         )
 
 
-def check_trimming(choice: Choice, theirs: Encoding | None, left: int, vocabulary: int) -> None:
-    if "sibling" not in choice.sources:
+def check_trimming(choice: Choice, wordings: Items[Encoding | None], left: int, vocabulary: int) -> None:
+    if not choice.models:
         raise BadDrafter(
             "--draft-vocab trims the head of a drafter model, and none drafts here.",
             hint=f"Leave it out, or --drafter with a model. Now: {choice.name}.",
         )
-    if theirs is not None:
+    if None not in wordings:
         raise BadDrafter(
             "--draft-vocab cannot trim a drafter with another vocabulary: its guesses are carried over as text.",
             hint="Leave it out.",
@@ -128,7 +127,7 @@ def other_wording(ours: Encoding, drafter: Path, trust_remote_code: bool) -> Enc
 
 def draft_model(folder: Path, asked: Asked, trust_remote_code: bool) -> PreTrainedModel:
     """A model that drafts, whole where the target computes; for four bits a layer at a time comes through RAM."""
-    whole = asked.drafter_quant == "none"
+    whole = asked.bits(weights.open_folder(folder)) == "none"
     model = weights.load(
         folder,
         "none" if whole else "disk",
@@ -155,6 +154,30 @@ def questions(encoding: Encoding) -> list[list[int]]:
 
 
 @dataclass(frozen=True)
+class Draft:
+    """A model that drafts: what the engine and what people call it, and its tokenizer if that is not the target's."""
+
+    role: str
+    name: str
+    folder: Path
+    lm: TreeLM
+    theirs: Encoding | None
+
+
+def drafts_of(
+    choice: Choice, pair: weights.ModelPair, wordings: Items[Encoding | None], asked: Asked, trust_remote_code: bool
+) -> dict[str, Draft]:
+    """The models that draft, loaded, by their names in `choice`."""
+    called = [weights.called(path) for path in pair.drafters]
+    found: dict[str, Draft] = {}
+    for model, path, name, theirs in zip(choice.models, pair.drafters, called, wordings, strict=False):
+        role = f"drafter-{len(found) + 1}" if found else "drafter"
+        lm = TreeLM(draft_model(path, asked, trust_remote_code), share=weights.share)
+        found[model] = Draft(role, name if called.count(name) == 1 else str(path), path, lm, theirs)
+    return found
+
+
+@dataclass(frozen=True)
 class Kit:
     """Everything that some drafter is made from."""
 
@@ -162,8 +185,7 @@ class Kit:
     target: TreeLM | ChainLM
     encoding: Encoding
     ranking: Ranking
-    draft: TreeLM | None
-    theirs: Encoding | None
+    drafts: Mapping[str, Draft]
     pair: weights.ModelPair
     memory: Memory | None
     draft_vocab: int | None
@@ -173,7 +195,7 @@ class Kit:
     @property
     def makers(self) -> dict[str, Callable[[], Drafter]]:
         return {
-            "sibling": self._sibling,
+            **{model: partial(self._sibling, draft) for model, draft in self.drafts.items()},
             "substitute": self._substitute,
             "skip": self._skip,
             "ngram": lambda: NgramDrafter(self.memory),
@@ -187,17 +209,14 @@ class Kit:
     def _cascade(self) -> Cascade:
         return Cascade(self.memory)
 
-    def _sibling(self) -> Drafter:
-        assert self.draft is not None
-        assert self.pair.drafter is not None
-        name = weights.called(self.pair.drafter)
-        if self.theirs is not None:
-            return TranslatedDrafter(self.draft, self.encoding, self.theirs, name)
+    def _sibling(self, draft: Draft) -> Drafter:
+        if draft.theirs is not None:
+            return TranslatedDrafter(draft.lm, self.encoding, draft.theirs, draft.name)
         trimmed = None
         if self.draft_vocab:
             ends = stop_tokens(self.model.generation_config, self.encoding.tokenizer.eos_token_id)
-            trimmed = TrimmedHead(self.draft, self._vocabulary, self.draft_vocab, ends, self.memory)
-        return SiblingDrafter(self.draft, self._vocabulary, self.ranking, name, trimmed, self._cascade)
+            trimmed = TrimmedHead(draft.lm, self._vocabulary, self.draft_vocab, ends, self.memory)
+        return SiblingDrafter(draft.lm, self._vocabulary, self.ranking, draft.name, trimmed, self._cascade)
 
     def _skip(self) -> SiblingDrafter:
         assert isinstance(self.target, TreeLM)
@@ -229,6 +248,14 @@ class Kit:
 
         made = {i: layer(i) for i in range(len(stands_L))}
         return substituting(self.target, made, self._vocabulary, self.ranking, self._cascade)
+
+
+def join(choice: Choice, makers: Mapping[str, Callable[[], Drafter]], cost: CostModel) -> Drafter:
+    """The drafter that was chosen; each source is made by its maker, several share the tree by what they cost."""
+    members = [makers[source]() for source in choice.sources]
+    if not members:
+        return NoDrafter()
+    return members[0] if len(members) == 1 else Union(members, cost)
 
 
 def watched(choice: Choice, drafter: Drafter, cost: CostModel) -> Drafter:

@@ -16,9 +16,9 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from specexec.calibration import Calibrated
+from specexec.choice import Choice
 from specexec.cost import CostModel
 from specexec.drafters import Ask, Drafter, Guesses
-from specexec.drafters.choice import Choice
 from specexec.drafters.union import Union
 from specexec.learned import Arrays
 from specexec.sequence import Sequence
@@ -51,7 +51,7 @@ def fastest(found: Items[Choice], paired: bool, measured: Mapping[str, float]) -
     if len(known) > 1 and found[0] in known:
         best = max(known, key=lambda choice: measured[choice.name])
         return best, "tokens/s here: " + ", ".join(f"{choice.name} {measured[choice.name]:.3g}" for choice in known)
-    if "sibling" in found[0].sources:
+    if found[0].models:
         return found[0], "the paired model and what was written before"
     missing = "its drafter does not fit beside it" if paired else "no drafter is paired with it, or not here yet"
     if "substitute" in found[0].sources:
@@ -60,7 +60,7 @@ def fastest(found: Items[Choice], paired: bool, measured: Mapping[str, float]) -
 
 
 def calibrated(drafter: Drafter) -> Calibrated | None:
-    """The model in it that learns how far its scores may be trusted."""
+    """The first model in it that learns how far its scores may be trusted."""
     inside: Drafter = drafter.union if isinstance(drafter, Auto) else drafter
     members = inside.members if isinstance(inside, Union) else [inside]
     return next((member for member in members if isinstance(member, Calibrated)), None)
