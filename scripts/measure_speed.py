@@ -48,9 +48,9 @@ def ours(llm: Engine, budget: int | str, ahead: bool | None) -> Run:
     return run
 
 
-def assisted(folder: Path, drafter: Path, llm: Engine) -> Run:
+def assisted(folder: Path, drafter: Path, llm: Engine, link_limit: float | None) -> Run:
     """transformers' assisted generation over our stream of the same checkpoint."""
-    target = offload.load(folder, "disk", ctx=2048)
+    target = offload.load(folder, "disk", ctx=2048, link_limit_Bps=link_limit)
     assistant = AutoModelForCausalLM.from_pretrained(drafter, dtype=target.dtype)
     stream = offload.stream_of(target)
 
@@ -73,7 +73,7 @@ def assisted(folder: Path, drafter: Path, llm: Engine) -> Run:
 @click.option("--every", default=1, show_default=True, help="Every so many-th prompt of the list.")
 @click.option("--budget", default="auto", show_default=True)
 @click.option("--threads", default=2, show_default=True, help="Threads of the arithmetic.")
-@click.option("--link-limit", type=float, help="Bytes per second at most, for our own rows only.")
+@click.option("--link-limit", type=float, help="Bytes per second at most.")
 def main(
     folder: Path,
     drafter: str,
@@ -92,9 +92,8 @@ def main(
             "plain": ours(llm, 0, False),
             "ours": ours(llm, budget, None),
             "ours, never ahead": ours(llm, budget, False),
+            "assisted generation": assisted(folder, Path(drafter.split("+")[0]), llm, link_limit),
         }
-        if link_limit is None:
-            ways["assisted generation"] = assisted(folder, Path(drafter.split("+")[0]), llm)
         found: dict[str, list[tuple[int, float, float]]] = {name: [] for name in ways}
         differ = 0
         for run in ways.values():
