@@ -7,11 +7,14 @@ from offload.hardware import gpus
 
 # A folder for each GPU, by its place on the bus; not on WSL, where only a program of the driver tells their names.
 DRIVER = Path("/proc/driver/nvidia/gpus")
+PROCESSORS = Path("/proc/cpuinfo")
+KIND = ("model name", "cpu family", "model")  # rented machines call different processors by one name
 
 
-def machine(device: str, driver: Path = DRIVER) -> dict[str, str]:
+def machine(device: str, driver: Path = DRIVER, processors: Path = PROCESSORS) -> dict[str, str]:
     """By name, for `cpu` or `cuda`: what was measured on another machine says nothing about this one."""
-    processor = {"processor": _field(Path("/proc/cpuinfo"), "model name") or platform.machine()}
+    kind = " ".join(told for name in KIND if (told := _field(processors, name)))
+    processor = {"processor": kind or platform.machine()}
     if device == "cpu":
         return processor
     told = [_field(file, "Model") for file in sorted(driver.glob("*/information"))] or [gpu.name for gpu in gpus()]

@@ -130,3 +130,14 @@ def test_a_part_of_a_file_system_is_on_the_disk_that_is_mounted(
     (tmp_path / number / "device").mkdir(parents=True)
     (tmp_path / number / "device" / "model").write_text("Fast 9000\n")
     assert disk_key(tmp_path, tmp_path) == f"{number} Fast 9000"
+
+
+def test_two_processors_of_one_name_are_two(tmp_path: Path) -> None:
+    kinds = []
+    for model in (1, 17):
+        told = tmp_path / f"{model}"
+        told.write_text(
+            f"processor\t: 0\ncpu family\t: 25\nmodel\t\t: {model}\nmodel name\t: AMD EPYC\n\nprocessor\t: 1\n"
+        )
+        kinds.append(machine("cpu", tmp_path, told)["processor"])
+    assert kinds == ["AMD EPYC 25 1", "AMD EPYC 25 17"]
