@@ -13,7 +13,7 @@ KIND = ("model name", "cpu family", "model")  # rented machines call different p
 
 def machine(device: str, driver: Path = DRIVER, processors: Path = PROCESSORS) -> dict[str, str]:
     """By name, for `cpu` or `cuda`: what was measured on another machine says nothing about this one."""
-    kind = " ".join(told for name in KIND if (told := _field(processors, name)))
+    kind = " ".join(filter(None, (_field(processors, name) for name in KIND)))
     processor = {"processor": kind or platform.machine()}
     if device == "cpu":
         return processor
