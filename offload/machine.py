@@ -1,6 +1,7 @@
 """Which machine this is: its processor and GPUs by name. Starts neither torch nor CUDA."""
 
 import platform
+from functools import cache
 from pathlib import Path
 
 from offload.hardware import gpus
@@ -11,6 +12,7 @@ PROCESSORS = Path("/proc/cpuinfo")
 KIND = ("model name", "cpu family", "model")  # rented machines call different processors by one name
 
 
+@cache  # a program of the driver may take half a second, and is asked at the beginning and at the end of a run
 def machine(device: str, driver: Path = DRIVER, processors: Path = PROCESSORS) -> dict[str, str]:
     """By name, for `cpu` or `cuda`: what was measured on another machine says nothing about this one."""
     kind = " ".join(filter(None, (_field(processors, name) for name in KIND)))
