@@ -199,7 +199,7 @@ class SiblingDrafter(Calibrated):
             return
         asked_N = np.concatenate([asked.nodes_N for asked in batches])
         place_N = np.full(max(asked_N.max(), tree.ids_N.max(initial=ROOT)) + 2, -1)  # among the choices; ROOT's is last
-        place_N[[ROOT, *tree.ids_N]] = np.arange(len(choices_M))
+        place_N[np.append(ROOT, tree.ids_N)] = np.arange(len(choices_M))
         seen_N = place_N[asked_N] >= 0
         if not seen_N.any():
             return
