@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-VERSION = 2
+VERSION = 3
 PLACES = "places/"
 ENOUGH = 16  # sweeps that say something about a speed
 MOST_DRAFTERS = 16

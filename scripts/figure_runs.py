@@ -275,8 +275,9 @@ def chances(nodes: int) -> Floats:
 def cost_model(costs: tuple[float, ...]) -> CostModel:
     """What the engine would have learned on a machine with these costs."""
     stream_s, sweep_s, row_s, pass_s, node_s = costs
-    model = CostModel(stream_s=stream_s)
+    model = CostModel()
     for rows in (1, 4096):
+        model.stream.learn(rows, stream_s)
         model.compute.learn(rows, sweep_s + row_s * rows)
         model.draft.learn(rows, pass_s + node_s * rows)
     return model

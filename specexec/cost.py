@@ -1,7 +1,8 @@
 """What a sweep and a drafter pass cost, learned while running; and how many guesses are worth their seconds.
 
-A sweep over n rows takes max(stream, a + b n): the weights have to travel whatever n is, and arithmetic grows with n.
-Among experts the stream grows too, by a law that whoever moves the weights knows.
+A sweep over n rows takes max(s + t n, a + b n): the weights have to travel whatever n is, and arithmetic grows with n.
+t is small: what is computed while nothing travels, as behind the last layer. Among experts the stream grows too, by a
+law that whoever moves the weights knows.
 tokens/s = (1 + sum of reach) / (drafting + sweep), so a node is worth it while its reach beats its share of that rate.
 N nodes, best first
 """
@@ -19,12 +20,17 @@ from specexec.tree import Floats
 
 FADE = 0.95  # of a sample's weight with every newer one
 REMEMBERED = 2.0  # samples that an earlier run is worth: the machine may be busier or freer today
+ALIKE = 1e-3  # of the squared mean: where rows vary by less, their seconds say little about the slope
 
 
 @dataclass
 class Line:
-    """Seconds = base + slope * rows, by discounted least squares; neither may be negative."""
+    """Seconds = base + slope * rows, by discounted least squares; neither may be negative.
 
+    With samples of one size only, the share `growing` of the time is taken to grow with the rows.
+    """
+
+    growing: float = 0.5
     sums: Floats = field(default_factory=lambda: np.zeros(5))  # weight, n, t, n², n t
     most: int = 0  # rows of the largest sample: further out the line is a guess
 
@@ -39,11 +45,11 @@ class Line:
         return bool(self.sums[0] > 0)
 
     def coefficients(self) -> tuple[float, float]:
-        """(base, slope). With samples of one size only, half of the time is taken to grow with the rows."""
+        """(base, slope)."""
         weight, n, t, nn, nt = self.sums.tolist()
         mean_n, mean_t = n / weight, t / weight
-        spread = nn / weight - mean_n**2
-        slope = (nt / weight - mean_n * mean_t) / spread if spread > 1e-3 * mean_n**2 else mean_t / (2 * mean_n)
+        spread, doubt = max(nn / weight - mean_n**2, 0.0), ALIKE * mean_n**2
+        slope = (nt / weight - mean_n * mean_t + doubt * self.growing * mean_t / mean_n) / (spread + doubt)
         slope = min(max(slope, 0.0), mean_t / mean_n)
         return mean_t - slope * mean_n, slope
 
@@ -52,12 +58,12 @@ class Line:
         return np.append(self.sums * min(1.0, REMEMBERED / max(float(self.sums[0]), 1e-9)), self.most)
 
     @staticmethod
-    def unpacked(row: NDArray[np.generic]) -> Line:
+    def unpacked(row: NDArray[np.generic], growing: float = 0.5) -> Line:
         """What `pack` gave. Raises ValueError for sums that no samples have."""
         *sums, most = sound(row, (6,), "a line of costs").tolist()
         if any(sums) and not (sums[0] >= 1 and sums[1] >= 1 and sums[2] > 0 and most >= 1):
             raise ValueError("a line of costs was learned from nothing")
-        return Line(np.array(sums), int(most))
+        return Line(growing, np.array(sums), int(most))
 
     def at(self, rows: Floats | float) -> Floats:
         base, slope = self.coefficients()
@@ -70,18 +76,23 @@ class CostModel:
 
     compute: Line = field(default_factory=Line)
     draft: Line = field(default_factory=Line)
-    stream_s: float = 0.0  # of all weights
+    stream: Line = field(default_factory=lambda: Line(growing=0.0))  # of a sweep that brings all weights and waits
     share: Callable[[Floats | float], Floats] = np.ones_like  # of the weights, that a sweep over so many rows brings
     gain: float = 0.5  # share of the reach of asked nodes that their children won, lately
     rate: float = 0.0  # tokens per second lately; 0 where seconds do not decide
 
-    def learn_sweep(self, rows: int, seconds: float, waited_s: float) -> None:
-        """A sweep over `rows` rows took `seconds`; for `waited_s` of them the arithmetic stood still for weights."""
+    def learn_sweep(self, rows: int, seconds: float, waited_s: float, prompt: bool = False) -> None:
+        """A sweep over `rows` rows took `seconds`; for `waited_s` of them the arithmetic stood still for weights.
+
+        Where it read a `prompt`, it says nothing about how guesses lengthen a sweep that waits.
+        """
         self.compute.learn(rows, max(seconds - waited_s, 1e-6))
-        # Only a sweep that waited tells how long the wire takes; one that did not, that it takes less.
         whole_s = seconds / float(self.share(float(rows)))
-        streamed_s = whole_s if waited_s > 0.05 * seconds else min(self.stream_s, whole_s)
-        self.stream_s = streamed_s if not self.stream_s else 0.7 * self.stream_s + 0.3 * streamed_s
+        # Only a sweep that waited tells how long the wire takes; one that did not, that it takes less.
+        if waited_s <= 0.05 * seconds:
+            whole_s = min(float(self.stream.at(rows)), whole_s) if self.stream.known else 0.0
+        if whole_s and not prompt:
+            self.stream.learn(rows, whole_s)
 
     def learn_draft(self, rows: int, seconds: float, asked_reach: float, won_reach: float) -> None:
         """A drafter pass over `rows` nodes; their children won `won_reach` for the best tree."""
@@ -105,18 +116,19 @@ class CostModel:
         """Seconds by rows of a sweep and of a drafter pass, the wire's seconds, and what a pass wins."""
         if not self.compute.known:
             return {}
-        rest = np.array([self.stream_s, self.gain])
-        return {"compute": self.compute.pack(), "draft": self.draft.pack(), "rest": rest}
+        lines = {"compute": self.compute, "draft": self.draft, "stream": self.stream}
+        return {name: line.pack() for name, line in lines.items()} | {"gain": np.array([self.gain])}
 
     def unpack(self, arrays: Arrays) -> None:
         """What an earlier run on this machine, placed alike, measured. Raises ValueError for what it cannot have."""
         nothing = np.zeros(0)
-        stream_s, gain = sound(arrays.get("rest", nothing), (2,), "costs").tolist()
+        (gain,) = sound(arrays.get("gain", nothing), (1,), "costs").tolist()
         compute = Line.unpacked(arrays.get("compute", nothing))
+        stream = Line.unpacked(arrays.get("stream", nothing), self.stream.growing)
         if gain > 1 or not compute.known:
             raise ValueError("nobody measured such costs")
         self.draft = Line.unpacked(arrays.get("draft", nothing))
-        self.compute, self.stream_s, self.gain = compute, stream_s, gain
+        self.compute, self.stream, self.gain = compute, stream, gain
 
     def sweep_s(self, rows: Floats | float) -> Floats:
         """Predicted seconds of a sweep."""
@@ -127,8 +139,8 @@ class CostModel:
         return float(self._streamed_s(rows) - self.compute.at(rows)) if self.compute.known else 0.0
 
     def _streamed_s(self, rows: Floats | float) -> Floats:
-        """What the wire takes for as many experts as so many rows visit."""
-        return np.asarray(self.stream_s * self.share(rows))
+        """A sweep that waits, for as many experts as so many rows visit."""
+        return np.asarray(self.stream.at(rows) * self.share(rows)) if self.stream.known else np.zeros_like(rows)
 
     def best_size(self, reach_N: Floats, rows: int, sequences: int, drafted_s: float) -> int:
         """How many of the nodes (their chances, best first) make the most tokens per second.

@@ -155,14 +155,15 @@ class Decoder:
             self._accept(sequence, tree, hidden_RH)  # the target's own choices
             for sequence, tree, hidden_RH in zip(self.live, trees, hidden, strict=True)
         ]
-        after, swept_s, rows = self._meter(), time.perf_counter() - guessed, sum(map(len, hidden))
+        after, swept_s = self._meter(), time.perf_counter() - guessed
+        rows, nodes = sum(map(len, hidden)), sum(map(len, trees))
         read_B, waited_s = after.bytes_read - before.bytes_read, after.wait_s - before.wait_s
         if self.sweeps > 1:  # the first one warms up the machine
-            self.cost.learn_sweep(rows, swept_s, waited_s)
+            self.cost.learn_sweep(rows, swept_s, waited_s, prompt=rows > nodes + len(trees))
             tokens = sum(len(one.tokens) for one in emitted)
             self.cost.learn_rate(tokens if self.budget == "auto" else 0, time.perf_counter() - began)
         cost = Cost(guessed - began, swept_s, read_B, waited_s, self._ahead.seconds, self._ahead.used_s)
-        self.pace.learn(rows, sum(map(len, trees)), [len(one.tokens) for one in emitted], cost)
+        self.pace.learn(rows, nodes, [len(one.tokens) for one in emitted], cost)
         steps = [_step(*of, cost) for of in zip(self.live, trees, emitted, strict=True)]
         self.overlapped += Overlap.of(cost, [step.burst.hit for step in steps])
         self.live = [sequence for sequence in self.live if sequence.finish_reason is None]
