@@ -124,11 +124,16 @@ class Recent:
         return found
 
 
-def follower(stores: Items[Recent], context: Context) -> Follower | None:
-    """What followed the longest ending that one of the stores knows, most often and latest; earlier stores first."""
-    for rung in DOWN:
+def follower(stores: Items[Recent], context: Context, least: int = 0) -> Follower | None:
+    """What followed the longest ending that one of the stores knows, most often and latest; earlier stores first.
+
+    None where no match of rung `least` or above is known. Who knows a longer ending knows the shorter ones of it too.
+    """
+    shortest = hash(context[: RUNGS[least]])
+    knowing = [store for store in stores if store.after(shortest) is not None]
+    for rung in DOWN[: len(DOWN) - least] if knowing else ():
         key = hash(context[: RUNGS[rung]])
-        for store in stores:
+        for store in knowing:
             known = store.after(key)
             if known is not None:
                 return Follower(rung, known if isinstance(known, int) else _ranked(known)[0][0])

@@ -16,6 +16,7 @@ from specexec.cache import KVCache
 from specexec.cost import CostModel
 from specexec.decoder import Decoder
 from specexec.drafters import Ask
+from specexec.drafters.below import NOTHING
 from specexec.drafters.cascade import Cascade
 from specexec.drafters.ngram import NgramDrafter
 from specexec.drafters.none import NoDrafter
@@ -26,7 +27,7 @@ from specexec.memory import Memory
 from specexec.planner import BestFirst
 from specexec.ranking import Ranking
 from specexec.sampling import SamplingParams
-from specexec.suffix import LONGEST, Recent, context_of, follower
+from specexec.suffix import LONGEST, RUNGS, Recent, context_of, follower
 from specexec.tree import ROOT, TokenTree
 from specexec.workspace import ALONG, drafter_rows
 from tests.tiny import VOCABULARY, tiny
@@ -152,8 +153,8 @@ def test_a_wrong_chain_leaves_nothing_in_the_cache(models: Models) -> None:
         decoder.step()
         kept = sequence.cache(models.draft)
         below = drafter._below.get(sequence)
-        assert len(kept.parents) == (0 if below is None else len(below.row_of_node))
-        assert below is None or not (below.along or below.heard)
+        assert len(kept.parents) == (0 if below is None else int((below.rows_N != NOTHING).sum()))
+        assert below is None or not (below.along or below.waiting_R.any())
         missed += drafter.cascade._hits.seen_RC.sum() > drafter.cascade._hits.hit_RC.sum()
     fresh = KVCache()
     models.draft.forward([Rows(fresh, kept.tokens, range(-1, len(kept) - 1))])
@@ -186,10 +187,10 @@ def test_dear_rows_are_read_for_good_evidence_only() -> None:
         cascade = Cascade()
         for rows in (1, 50):
             cascade.price.learn(rows, base_s + row_s * rows)
-        (links,) = cascade.chains(ask, [ROOT], 40, 0)
+        links = cascade.chains(ask, [ROOT], 40, 0).get(ROOT, [])
         if wrong:
             cascade.count([link.cell for link in links] * wrong, False, False)
-            (links,) = cascade.chains(ask, [ROOT], 40, 0)
+            links = cascade.chains(ask, [ROOT], 40, 0).get(ROOT, [])
         assert [link.token for link in links] == text[20 : 20 + len(links)]
         return len(links)
 
@@ -215,6 +216,8 @@ def test_the_follower_is_the_first_of_the_longest_match(texts: list[list[int]], 
     assert (found is None) == (best is None)
     if found is not None and best is not None:
         assert (found.rung, found.token) == (best.rung, best.followers[0][0])
+    for least in range(len(RUNGS)):
+        assert follower(stores, context, least) == (found if found is not None and found.rung >= least else None)
 
 
 def test_copying_takes_fewer_passes_with_the_built_in_pair() -> None:

@@ -45,16 +45,17 @@ class Cascade:
         prior = np.array([0.1, 0.2, 0.4, 0.6, 0.8, 0.9])
         self._hits = Hits(np.repeat(prior, REACHES))
 
-    def chains(self, ask: Ask, nodes: Items[int], levels: int, along: int) -> list[list[Link]]:
-        """What probably follows each of the nodes, best first, as far as the chance of being asked pays for a row.
+    def chains(self, ask: Ask, nodes: Items[int], levels: int, along: int) -> dict[int, list[Link]]:
+        """What probably follows which of the nodes, as far as the chance of being asked pays for a row.
 
         `levels`: the tree will not be deeper. `along`: rows that already wait for somebody to ask.
         """
         stores = [self.memory.text_of(ask.sequence), self.memory.recent]
         chance_C = self._hits.chances(np.arange(len(RUNGS) * REACHES)[:, None], bool(ask.sequence.sampling.temperature))
         chances, floor = chance_C[:, 0].tolist(), self._floor()
-        pays_K = chance_C.reshape(len(RUNGS), REACHES).max(0) >= floor
-        found: dict[int, list[Link]] = {node: [] for node in nodes}
+        pays_RK = chance_C.reshape(len(RUNGS), REACHES) >= floor
+        least = np.where(pays_RK.max(0), pays_RK.argmax(0), len(RUNGS)).tolist()  # the rung from which evidence pays
+        found: dict[int, list[Link]] = {}
         lost_N = -ask.tree.reach_of(list(nodes))
         kind_N = np.minimum(lost_N.astype(np.int64), REACHES - 1)
         room = ALONG - along
@@ -62,20 +63,22 @@ class Cascade:
             node, kind = nodes[row], int(kind_N[row])
             if room <= 0:
                 break
-            if not pays_K[kind]:
+            if least[kind] == len(RUNGS):
                 continue
             depth = 0 if node == ROOT else int(ask.tree.depth_N[node]) + 1
             most = min(self.longest, room, min(levels, LEVELS) - 1 - depth)
-            context, chance = _context(ask.sequence.tokens, ask.tree, node), 1.0
-            while len(found[node]) < most and (next_one := follower(stores, context)) is not None:
+            context, chance, chain = _context(ask.sequence.tokens, ask.tree, node), 1.0, list[Link]()
+            while len(chain) < most and (next_one := follower(stores, context, least[kind])) is not None:
                 cell = next_one.rung * REACHES + kind
                 chance *= chances[cell]
                 if chance < floor:
                     break
-                found[node].append(Link(next_one.token, cell))
+                chain.append(Link(next_one.token, cell))
                 context = then(context, next_one.token)
-            room -= len(found[node])
-        return [found[node] for node in nodes]
+            if chain:
+                found[node] = chain
+                room -= len(chain)
+        return found
 
     def learn(self, rows: int, nodes: int, seconds: float) -> None:
         """Answering about so many nodes took so long, with a pass over so many rows; none was needed for 0."""

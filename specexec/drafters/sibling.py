@@ -102,17 +102,17 @@ class SiblingDrafter(Calibrated):
             if self._trimmed is not None:
                 self._trimmed.meet(sequence.tokens)
             parents = list(range(-1, len(tokens) - 1))
-            self._below[sequence] = Below({ROOT: len(tokens) - 1})
+            self._below[sequence] = Below.text(len(tokens) - 1)
         else:
             below = self._below[sequence]
             new, cells = below.claim(ask.tree, ask.nodes, len(cache.parents))
             self.cascade.count(cells, True, bool(sequence.sampling.temperature))
             tokens = ask.tree.tokens_N[new].tolist()
-            parents = [below.row_of_node[parent] for parent in ask.tree.parents_N[new].tolist()]
+            parents = below.rows(ask.tree.parents_N[new]).tolist()
         below = self._below[sequence]
         levels = min(sequence.room - 1, self.context - len(sequence.tokens))
-        for node, chain in zip(new, self.cascade.chains(ask, new, levels, len(below.along)), strict=True):
-            row = below.row_of_node[node]
+        chains = self.cascade.chains(ask, new, levels, len(below.along))
+        for row, chain in zip(below.rows([*chains]).tolist(), chains.values(), strict=True):
             for token, cell in chain:
                 below.along[row, token] = Along(len(cache.parents) + len(tokens), cell)
                 tokens.append(token)
@@ -122,7 +122,7 @@ class SiblingDrafter(Calibrated):
 
     def _forget(self, sequence: Sequence) -> Below:
         """What was read below a text is of no use any more; nor are rows that nobody asked about."""
-        below = self._below.pop(sequence, Below({}))
+        below = self._below.pop(sequence, Below.text(ROOT))
         self.cascade.count(below.missed(), False, bool(sequence.sampling.temperature))
         return below
 
@@ -183,15 +183,8 @@ class SiblingDrafter(Calibrated):
             return
         # The whole new text has rows; that of its last token, which no cache counts as text, stays a node.
         assert len(cache) + len(path) == len(sequence.tokens), "what lies below was guessed by asking along the path"
-        old_row = below.row_of_node
-        rows = {new: old_row[old] for new, old in enumerate(kept.tolist()) if old in old_row} | {ROOT: path[-1]}
-        keep = sorted(rows.values())
+        keep, self._below[sequence] = below.moved_on(path[-1], kept)  # the next sweep will answer what was asked there
         cache.commit(path[:-1], keep)
-        new_row = {row: i for i, row in enumerate(keep)}
-        last = next(node for node, row in old_row.items() if row == path[-1])
-        names = {old: new for new, old in enumerate(kept.tolist())} | {last: ROOT}
-        asked = [batch.renamed(names) for batch in below.asked]  # the next sweep will answer these
-        self._below[sequence] = Below({node: new_row[row] for node, row in rows.items()}, asked)
 
     def _learn(self, sequence: Sequence, tree: TokenTree, choices_M: list[int], batches: list[Asked]) -> None:
         """Compare what was guessed with what the target chose, at every node that both looked at."""
