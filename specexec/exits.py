@@ -23,6 +23,7 @@ class Exits:
 
     def __init__(self, sequence: Sequence, submitted: TokenTree) -> None:
         self._growth = sequence.growth
+        self._growth.unfold()
         self._nodes = max(len(submitted), 1)  # of a next tree, and
         self._asked = max(self._growth.asked, 1)  # how many nodes are asked about for it
         self._growing: list[int] = []
@@ -34,7 +35,9 @@ class Exits:
 
         There is `room` for so many more; a tree for which there is none is not begun.
         """
-        growth, tree = self._growth, self._growth.tree
+        growth = self._growth
+        growth.unfold()
+        tree = growth.tree
         if not growth.started:
             return []
         askable_N = ~growth.expanded_N & (tree.depth_N < depth - 1)

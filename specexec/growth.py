@@ -6,6 +6,7 @@ N nodes   K children of one node
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,17 +16,28 @@ from specexec.tree import ROOT, Floats, Ints, TokenTree, highest
 LIKELY = np.log(0.02)
 
 
+class _Children(NamedTuple):
+    """Some nodes that may yet be appended."""
+
+    tokens_N: Ints
+    parents_N: Ints
+    reach_N: Floats
+    origin_N: Ints
+
+
 @dataclass(eq=False)
 class Growth:
     """A growing tree and which of its nodes have been asked for children. `started`: the text itself has.
 
     `ahead`: some of the nodes were asked about while a sweep streamed, before the text came here.
+    `aside`: children that only matter if the text comes to their parent, several times as many as there are others.
     """
 
     tree: TokenTree = field(default_factory=TokenTree.empty)
     expanded_N: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
     started: bool = False
     ahead: bool = False
+    aside: list[_Children] = field(default_factory=list)
 
     @property
     def asked(self) -> int:
@@ -54,7 +66,7 @@ class Growth:
         bar: float | Floats,
         origins_NK: Ints | None = None,
     ) -> None:
-        """Append the children of the asked nodes whose reach lies above `bar`, and those likely to follow their parent.
+        """Append the children of the asked nodes whose reach lies above `bar`; put aside others that likely follow.
 
         One bar for all, or one for each node's children, [N, 1].
 
@@ -62,15 +74,28 @@ class Growth:
         """
         self.started = True
         reach_NK = self.reach(nodes, log_probs_NK)
-        rows, columns = np.nonzero((reach_NK > bar) | (log_probs_NK > LIKELY))
         self.expanded_N[[node for node in nodes if node != ROOT]] = True
-        self.tree = self.tree.extended(
-            tokens_NK[rows, columns],
-            np.array(nodes, np.int64)[rows],
-            reach_NK[rows, columns],
-            None if origins_NK is None else origins_NK[rows, columns],
-        )
-        self.expanded_N = np.concatenate([self.expanded_N, np.zeros(len(rows), bool)])
+        if origins_NK is None:
+            origins_NK = np.zeros_like(tokens_NK)
+
+        def children(chosen_NK: NDArray[np.bool_]) -> _Children:
+            rows, columns = np.nonzero(chosen_NK)
+            at = rows, columns
+            return _Children(tokens_NK[at], np.array(nodes, np.int64)[rows], reach_NK[at], origins_NK[at])
+
+        above_NK = reach_NK > bar
+        self.aside.append(children((log_probs_NK > LIKELY) & ~above_NK))
+        self._append(children(above_NK))
+
+    def unfold(self) -> None:
+        """Append what was put aside."""
+        aside, self.aside = self.aside, []
+        if aside:
+            self._append(_Children(*map(np.concatenate, zip(*aside, strict=True))))
+
+    def _append(self, new: _Children) -> None:
+        self.tree = self.tree.extended(*new)
+        self.expanded_N = np.concatenate([self.expanded_N, np.zeros(len(new.tokens_N), bool)])
 
     def below(self, tokens: tuple[int, ...]) -> Ints | None:
         """Names of all nodes below the path that spells `tokens`; None if that path was not guessed and asked about."""
@@ -82,6 +107,7 @@ class Growth:
             node = child
         if node == ROOT or not self.expanded_N[node]:
             return None
+        self.unfold()
         below_N = self.tree.below(node)
         below_N[node] = False
         return np.flatnonzero(below_N) if below_N.any() else None

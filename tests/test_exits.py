@@ -120,6 +120,7 @@ def test_below_a_submitted_node_that_nobody_was_asked_about_only_likely_children
     assert exits.open_nodes(depth=64, most=64, room=64) == [0]
     assert exits.bars([0], np.array([[-0.2, -9.0]])).tolist() == [[np.inf]]
     sequence.growth.add([0], *table([[6, 7]], [[-0.2, -9.0]]), bar=np.array([[np.inf]]))
+    sequence.growth.unfold()
     assert sequence.growth.tree.tokens == [4, 6]
     assert exits.open_nodes(depth=64, most=64, room=64) == [1], "a way out like any other"
 

@@ -227,5 +227,17 @@ def test_a_growth_seen_from_further_on_is_the_same_tree() -> None:
     assert moved.expanded_N.tolist() == [True, True, False, False, False, False]
 
 
+def test_likely_children_without_a_chance_are_there_once_the_text_comes_to_their_parent() -> None:
+    growth = Growth()
+    growth.add([ROOT], *table([[4, 5]], [[-0.1, -6.0]]), bar=-10.0)
+    growth.add([0, 1], *table([[7, 8], [9, 6]], [[-0.2, -5.0], [-1.0, -7.0]]), bar=-5.5)
+    assert growth.tree.tokens == [4, 5, 7, 8]
+    kept = growth.below((5,))
+    assert kept is not None
+    moved = growth.moved_on((5,), kept, False)
+    assert (moved.tree.tokens, moved.tree.parents) == ([9], [ROOT])
+    assert moved.tree.reach_N == pytest.approx([-1.0])
+
+
 def table(tokens: list[list[int]], log_probs: list[list[float]]) -> tuple[Ints, Floats]:
     return np.array(tokens, np.int64), np.array(log_probs)
