@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from collections.abc import Sequence as Items
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
-from itertools import cycle
+from itertools import accumulate, pairwise
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
@@ -35,7 +36,8 @@ READINGS = tuple(
 )
 # Rows of a sweep: the fewest that are ever computed, a tree, a prompt.
 PROBED_ROWS = (16, 128, 512)
-PROBED_WEIGHT = (8192, 2048)  # most weights of a 1B are in such; larger models have larger ones
+# The linears of a layer of a 1B: each costs a little, whatever its size.
+PROBED_WEIGHTS = ((2048, 2048), (512, 2048), (512, 2048), (2048, 2048), (8192, 2048), (8192, 2048), (2048, 8192))
 PROBED_EXPERTS = 4
 # How often disk and arithmetic are measured alone and together.
 TURNS = 7
@@ -151,47 +153,82 @@ class _Layers:
 def probe_unpack(device: str, seconds: float = 1.0) -> dict[str, float]:
     """Bytes of 16-bit weights a second that come out of few bits by scheme, by the code that every layer goes through.
 
-    NF4 only where bitsandbytes is installed.
+    What unpacking adds to the products with a layer's weights: these take longer too when the weights were written just
+    before. NF4 only where bitsandbytes is installed.
     """
     import torch
 
-    from offload.quant import quantise
-    from offload.quantised import MXFP4_BLOCK, Quantised, Scheme
-    from offload.shards import Entry
+    places_B = list(accumulate((2 * O * I for O, I in PROBED_WEIGHTS), initial=0))
+    scratch = torch.zeros(places_B[-1], dtype=torch.uint8, device=device)
+    dense = [
+        scratch[start:stop].view(torch.bfloat16).view(shape)
+        for shape, (start, stop) in zip(PROBED_WEIGHTS, pairwise(places_B), strict=True)
+    ]
+    rows = {I: torch.randn(PROBED_ROWS[0], I, dtype=torch.bfloat16, device=device) for _, I in PROBED_WEIGHTS}
 
-    (O, I), name = PROBED_WEIGHT, "probe.weight"
-    dense = torch.randn(O, I).to(torch.bfloat16)
-    held: dict[Scheme, dict[str, torch.Tensor]] = {}
-    offset = 0.0
-    if find_spec("bitsandbytes") is not None:
-        made = quantise(dense, name, "nf4")
-        offset = float(json.loads(bytes(made[f"{name}.quant_state.bitsandbytes__nf4"].tolist()))["nested_offset"])
-        roles = {"codes": name} | {role: f"{name}.{role}" for role in ("absmax", "nested_absmax", "nested_quant_map")}
-        held["nf4"] = {role: made[key] for role, key in roles.items()}
-    codes, scales = quantise(dense, name, "int8").values()
-    held["int8"] = {"codes": codes, "scales": scales}
-    blocks = torch.randint(
-        256, (PROBED_EXPERTS, O // PROBED_EXPERTS, I // MXFP4_BLOCK, MXFP4_BLOCK // 2), dtype=torch.uint8
-    )
-    held["mxfp4"] = {"codes": blocks, "scales": torch.full(blocks.shape[:-1], 127, dtype=torch.uint8)}
-    # A layer's weights leave the cache: so do these.
-    targets = torch.ones(4, O, I, dtype=torch.bfloat16, device=device)
+    def multiply() -> None:
+        for weight in dense:
+            torch.nn.functional.linear(rows[weight.shape[1]], weight)
+        _finish(device)
+
     speeds: dict[str, float] = {}
-    for scheme, parts in held.items():
-        entries = {role: Entry(role, Path(), 0, 0, "U8", ()) for role in parts}
-        weight = Quantised(name, scheme, (O, I), entries, "BF16", offsets=(offset,) if scheme == "nf4" else ())
-        members = {role: tensor.to(device) for role, tensor in parts.items()}
-        turns = cycle(target.view(PROBED_EXPERTS, I, -1) if scheme == "mxfp4" else target for target in targets)
-        once = partial(_unpack, weight, members, turns, device)
-        speeds[scheme] = targets[0].nbytes / _typical_s(once, seconds / len(held))
+    schemes = _few_bits(device)
+    for scheme, parts in schemes.items():
+        alone_s = _typical_s(multiply, seconds / len(schemes) / 4)
+        added_s = _typical_s(partial(_unpack, parts, dense, multiply), seconds / len(schemes)) - alone_s
+        speeds[scheme] = scratch.nbytes / max(added_s, alone_s / 100)
     return speeds
 
 
-def _unpack(weight: Quantised, members: Mapping[str, torch.Tensor], turns: Iterator[torch.Tensor], device: str) -> None:
+def _few_bits(device: str) -> dict[str, list[tuple[Quantised, dict[str, torch.Tensor]]]]:
+    """The weights of a layer in every scheme: parts of one large one."""
+    import torch
+
+    from offload.quant import BLOCK, NESTED_BLOCK, quantise
+    from offload.quantised import MXFP4_BLOCK, Quantised, Scheme
+    from offload.shards import Entry
+
+    name, most = "probe.weight", max(PROBED_WEIGHTS)
+    noise = torch.randn(most).to(torch.bfloat16)
+    codes, scales = (tensor.to(device) for tensor in quantise(noise, name, "int8").values())
+    nf4, offset = dict[str, torch.Tensor](), 0.0
+    if find_spec("bitsandbytes") is not None:
+        made = quantise(noise, name, "nf4")
+        offset = float(json.loads(bytes(made[f"{name}.quant_state.bitsandbytes__nf4"].tolist()))["nested_offset"])
+        roles = {"codes": name} | {role: f"{name}.{role}" for role in ("absmax", "nested_absmax", "nested_quant_map")}
+        nf4 = {role: made[key].to(device) for role, key in roles.items()}
+    blocks = torch.randint(256, (noise.numel() // MXFP4_BLOCK, MXFP4_BLOCK // 2), dtype=torch.uint8, device=device)
+    powers = torch.full(blocks.shape[:1], 127, dtype=torch.uint8, device=device)
+
+    def weight(scheme: Scheme, shape: tuple[int, int]) -> tuple[Quantised, dict[str, torch.Tensor]]:
+        (O, I), count = shape, shape[0] * shape[1]
+        match scheme:
+            case "int8":
+                held = {"codes": codes.view(-1)[:count].view(shape), "scales": scales[:O]}
+            case "mxfp4":
+                groups = PROBED_EXPERTS, O // PROBED_EXPERTS, I // MXFP4_BLOCK
+                held = {"codes": blocks[: count // MXFP4_BLOCK].view(*groups, -1)}
+                held["scales"] = powers[: count // MXFP4_BLOCK].view(groups)
+            case _:
+                sizes = {"codes": count // 2, "absmax": count // BLOCK, "nested_absmax": count // BLOCK // NESTED_BLOCK}
+                held = {role: tensor[: sizes.get(role)] for role, tensor in nf4.items()}
+        entries = {role: Entry(role, Path(), 0, 0, "U8", ()) for role in held}
+        return Quantised(name, scheme, shape, entries, "BF16", offsets=(offset,) if scheme == "nf4" else ()), held
+
+    present: tuple[Scheme, ...] = ("nf4", "int8", "mxfp4") if nf4 else ("int8", "mxfp4")
+    return {scheme: [weight(scheme, shape) for shape in PROBED_WEIGHTS] for scheme in present}
+
+
+def _unpack(
+    parts: Items[tuple[Quantised, Mapping[str, torch.Tensor]]], dense: Items[torch.Tensor], multiply: Callable[[], None]
+) -> None:
     from offload.quant import dequantise
 
-    dequantise(weight, members, next(turns))
-    _finish(device)
+    for (weight, members), target in zip(parts, dense, strict=True):
+        O, I = weight.shape
+        stacked = weight.scheme == "mxfp4"
+        dequantise(weight, members, target.view(PROBED_EXPERTS, I, O // PROBED_EXPERTS) if stacked else target)
+    multiply()
 
 
 def probe_link(device: str, seconds: float = 2.0) -> float:
