@@ -2,10 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from collections.abc import Sequence as Items
+from dataclasses import dataclass
 
 from specexec.sequence import Sequence
 from specexec.tree import Ints
+
+FADE = 0.9  # of what was known with every text and sweep
+LEAST = 0.01  # of a sweep: who guesses ahead for less takes more from it than it gives
+RETRY_SWEEPS = 16  # after so many without guessing ahead it is tried again
+
+
+@dataclass
+class Luck:
+    """How often texts went where the drafter had gone on meanwhile, and the seconds of drafting that saves."""
+
+    chance: float = 0.25
+    draft_s: float = 0.0
+    declined: int = 0
+
+    def learn(self, hits: Iterable[bool | None], draft_s: float) -> None:
+        """One step: whether each text was met (None: nobody had gone on), and the drafting that somebody waited for."""
+        self.draft_s = FADE * self.draft_s + (1 - FADE) * draft_s if self.draft_s else draft_s
+        for hit in hits:
+            if hit is not None:
+                self.chance = FADE * self.chance + (1 - FADE) * hit
+
+    def pays(self, sweep_s: float) -> bool:
+        """Is guessing ahead during such a sweep worth it? Where it was not, it is tried again now and then."""
+        if self.chance * self.draft_s >= LEAST * sweep_s:
+            return True
+        self.declined += 1
+        return self.declined % RETRY_SWEEPS == 0
 
 
 class Ahead:

@@ -18,7 +18,7 @@ import numpy as np
 from torch import Tensor
 
 from specexec.afresh import Afresh
-from specexec.ahead import Ahead
+from specexec.ahead import Ahead, Luck
 from specexec.budget import MOST_NODES, AutoBudget, Budget, FixedBudget
 from specexec.cost import CostModel
 from specexec.drafters import Drafter
@@ -103,6 +103,7 @@ class Decoder:
         self.overlapped = Overlap()
         self.overlap = overlap
         self._ahead = Ahead([])
+        self._luck = Luck()
         self.afresh = afresh
         self._unwaited = unwaited
         self._auto = AutoBudget(self.cost)
@@ -165,7 +166,9 @@ class Decoder:
         cost = Cost(guessed - began, swept_s, read_B, waited_s, self._ahead.seconds, self._ahead.used_s)
         self.pace.learn(rows, nodes, [len(one.tokens) for one in emitted], cost)
         steps = [_step(*of, cost) for of in zip(self.live, trees, emitted, strict=True)]
-        self.overlapped += Overlap.of(cost, [step.burst.hit for step in steps])
+        hits = [step.burst.hit for step in steps]
+        self.overlapped += Overlap.of(cost, hits)
+        self._luck.learn(hits, cost.draft_s)
         self.live = [sequence for sequence in self.live if sequence.finish_reason is None]
         return steps
 
@@ -223,7 +226,7 @@ class Decoder:
         self._ahead.seconds = time.perf_counter() - began
 
     def _free_s(self, rows: int) -> float:
-        """Seconds in which the sweep leaves the arithmetic idle, if that is most of it and lets in a drafter pass.
+        """Seconds in which the sweep leaves the arithmetic idle, where that is most of it, and if guessing pays.
 
         Or what the caller wants. A CPU that waits a little now and then is busy reading: who guesses then, or for
         longer, takes it from the sweep.
@@ -233,7 +236,8 @@ class Decoder:
         cost = self.cost
         if not (cost.draft.known and (idle_s := cost.idle_s(rows)) > 0):
             return 0.0
-        return idle_s if idle_s > max(cost.draft.at(1.0), cost.sweep_s(rows) / 2) else 0.0
+        sweep_s = float(cost.sweep_s(rows))
+        return idle_s if idle_s > max(float(cost.draft.at(1.0)), sweep_s / 2) and self._luck.pays(sweep_s) else 0.0
 
     def _rows(self, sequence: Sequence, tree: TokenTree) -> Rows:
         """What the target has not seen of the text, as a chain, and the tree hanging below it."""

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from specexec.ahead import RETRY_SWEEPS, Luck
 from specexec.budget import Budget
 from specexec.cost import CostModel
 from specexec.decoder import Decoder
@@ -137,6 +138,7 @@ def test_guessing_ahead_takes_no_more_than_the_idle_seconds_of_a_sweep_that_is_m
 ) -> None:
     run = Run(tmp_path, draft_seed=0, overlap=guesses, planner=Endless())
     run.decoder.overlap = None  # where it pays
+    monkeypatch.setattr(Luck, "pays", lambda *_: True)
     monkeypatch.setattr(CostModel, "idle_s", lambda *_: idle_s)
     monkeypatch.setattr(CostModel, "sweep_s", lambda *_: np.asarray(sweep_s))
     for _ in range(8):
@@ -209,6 +211,20 @@ def test_kept_rows_are_those_of_a_fresh_run(tmp_path: Path) -> None:
             ours = cache.layers[layer].keys_HRD[:, rows]
             torch.testing.assert_close(ours, kv.keys_HRD[:, : len(text)], atol=1e-4, rtol=0)
     assert hits >= 3
+
+
+def test_who_never_goes_where_the_text_goes_stays_at_home_but_for_a_try_now_and_then() -> None:
+    luck = Luck()
+    luck.learn([], draft_s=0.1)
+    assert luck.pays(sweep_s=1.0)
+    for _ in range(20):
+        luck.learn([False], draft_s=0.1)
+    tried = [luck.pays(sweep_s=1.0) for _ in range(3 * RETRY_SWEEPS)]
+    assert sum(tried) == 3
+    for _ in range(3):
+        luck.learn([True, None], draft_s=0.1)
+    assert luck.pays(sweep_s=1.0)
+    assert not luck.pays(sweep_s=20.0), "what it saves is nothing beside such a sweep"
 
 
 def test_a_growth_seen_from_further_on_is_the_same_tree() -> None:
