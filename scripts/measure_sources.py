@@ -1,7 +1,8 @@
 """Tokens per sweep by source of guesses: sibling, ngram, sibling+ngram, on ordinary prompts and on copy-heavy ones.
 
 Ordinary: every prompt of prompts.jsonl. Copy-heavy: the same, asked a second time below the target's own first answer,
-as in editing, quoting and answering from a document. Every source starts with nothing learned, and forgets what it
+as in editing, quoting and answering from a document; and those among them whose plain text really copies: half of it
+or more lies in runs of eight tokens that stood before. Every source starts with nothing learned, and forgets what it
 wrote between prompts unless --session; texts must equal plain decoding with the same seed. Prints tokens / sweeps of
 all prompts together and the ratio to the sibling alone, with a 95 % interval from a bootstrap over the same prompts.
 
@@ -9,6 +10,8 @@ all prompts together and the ratio to the sibling alone, with a 95 % interval fr
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence as Items
 
 import click
 import numpy as np
@@ -21,6 +24,7 @@ from specexec.conversation import Prompt
 from specexec.engine import Engine
 
 SOURCES = ("sibling", "ngram", "sibling+ngram")
+RUN, HALF = 8, 0.5
 
 
 def copy_heavy(llm: Engine, prompt: Prompt, tokens: int) -> list[int]:
@@ -28,6 +32,18 @@ def copy_heavy(llm: Engine, prompt: Prompt, tokens: int) -> list[int]:
     asked = llm.encode(prompt)
     answer = llm.generate(prompt, SamplingParams(temperature=0.0, max_tokens=tokens)).tokens
     return [*asked, *answer, *asked]
+
+
+def copied(asked: list[int], answer: Items[int]) -> float:
+    """The share of the answer that lies in runs of RUN tokens which stand somewhere before them."""
+    text, inside = [*asked, *answer], np.zeros(len(answer), bool)
+    seen: set[tuple[int, ...]] = set()
+    for end in range(RUN, len(text) + 1):
+        run = tuple(text[end - RUN : end])
+        if run in seen and end > len(asked):
+            inside[max(end - RUN - len(asked), 0) : end - len(asked)] = True
+        seen.add(run)
+    return float(inside.mean()) if len(answer) else 0.0
 
 
 @click.command()
@@ -54,15 +70,23 @@ def main(model: str, drafter: str, budget: int, temperature: str, tokens: int, d
                 llm.budget = 0
                 plain = [llm.generate(*pair) for pair in zip(asked, samplings, strict=True)]
                 llm.budget = budget
+                shares = np.array(
+                    [copied(llm.encode(one), text.tokens) for one, text in zip(asked, plain, strict=True)]
+                )
+                click.echo(f"| {name} | {warmth:g} | copied: {shares.mean():.0%} of the text | | | |")
+                groups = {name: shares >= 0, f"{name}, {(shares >= HALF).sum()} that copy": shares >= HALF}
                 base: np.ndarray | None = None
                 for source in SOURCES:
                     answers = answers_of(llm, Rule(source=source), asked, samplings, source, session)
                     rows = np.array([[len(one.tokens), one.sweeps] for one in answers])
                     base = rows if base is None else base
-                    equal = sum(one.tokens == text.tokens for one, text in zip(answers, plain, strict=True))
-                    speed = rows[:, 0].sum() / rows[:, 1].sum()
-                    cells = (name, f"{warmth:g}", source, f"{speed:.2f}", ratio(rows, base), f"{equal} of {len(rows)}")
-                    click.echo(f"| {' | '.join(cells)} |")
+                    equal = np.array([one.tokens == text.tokens for one, text in zip(answers, plain, strict=True)])
+                    for group, of in groups.items():
+                        if of.sum() > 1:
+                            speed = f"{rows[of, 0].sum() / rows[of, 1].sum():.2f}"
+                            same = f"{equal[of].sum()} of {of.sum()}"
+                            cells = (group, f"{warmth:g}", source, speed, ratio(rows[of], base[of]), same)
+                            click.echo(f"| {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":

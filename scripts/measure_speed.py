@@ -1,7 +1,7 @@
 """Tokens per second from a disk, end to end: plain decoding, ours, ours without drafting ahead, assisted generation.
 
-Every prompt of prompts.jsonl goes through each of them, in an order that rotates, so that the weather on the machine
-falls on all alike; greedy, first sweep and prompt included, nothing left out but one prompt to warm up. The rival is
+Every prompt of prompts.jsonl goes through each of them, in an order that rotates and turns round, so that the weather on
+the machine and what was learned from the prompt just before fall on all alike; greedy, first sweep and prompt included, nothing left out but one prompt to warm up. The rival is
 transformers' `generate(assistant_model=…)` with its own schedule of guesses, over the same streamed layers, so that
 only the way of guessing differs. A plain sweep gives one token whatever the prompt: `--plain-tokens` of them say what
 all would. Speeds are tokens / seconds of all prompts together; ratios have a 95 % interval from a bootstrap over
@@ -100,7 +100,7 @@ def main(
             run("A prompt that warms up the machine", 8)
         for index, prompt in enumerate(tqdm(asked)):
             texts: dict[str, list[int]] = {}
-            for name in np.roll(list(ways), index):
+            for name in np.roll(list(ways)[:: 1 if index % 2 else -1], index):
                 run, began_s = ways[name], time.perf_counter()
                 texts[name], per_sweep = run(prompt, plain_tokens if name == "plain" else tokens)
                 found[name].append((len(texts[name]), time.perf_counter() - began_s, per_sweep))
