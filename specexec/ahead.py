@@ -10,7 +10,7 @@ from specexec.sequence import Sequence
 from specexec.tree import Ints
 
 FADE = 0.9  # of what was known with every text and sweep
-LEAST = 0.01  # of a sweep: who guesses ahead for less takes more from it than it gives
+LEAST = 0.01  # of a sweep: for less it is not worth keeping a processor busy
 RETRY_SWEEPS = 16  # after so many without guessing ahead it is tried again
 
 
