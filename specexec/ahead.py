@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
+from specexec.budget import RETRY_SWEEPS
 from specexec.sequence import Sequence
 from specexec.tree import Ints
 
 FADE = 0.9  # of what was known with every text and sweep
 LEAST = 0.01  # of a sweep: for less it is not worth keeping a processor busy
-RETRY_SWEEPS = 16  # after so many without guessing ahead it is tried again
 
 
 @dataclass

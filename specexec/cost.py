@@ -48,7 +48,8 @@ class Line:
         """(base, slope)."""
         weight, n, t, nn, nt = self.sums.tolist()
         mean_n, mean_t = n / weight, t / weight
-        spread, doubt = max(nn / weight - mean_n**2, 0.0), ALIKE * mean_n**2
+        spread = max(nn / weight - mean_n**2, 0.0)
+        doubt = max(ALIKE * mean_n**2 - spread, 0.0)
         slope = (nt / weight - mean_n * mean_t + doubt * self.growing * mean_t / mean_n) / (spread + doubt)
         slope = min(max(slope, 0.0), mean_t / mean_n)
         return mean_t - slope * mean_n, slope

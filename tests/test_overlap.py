@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import nn
 
-from specexec.ahead import RETRY_SWEEPS, Luck
-from specexec.budget import Budget
+from specexec.ahead import Luck
+from specexec.budget import RETRY_SWEEPS, Budget
 from specexec.cost import CostModel
 from specexec.decoder import Decoder
 from specexec.drafters import Ask, Drafter, Guesses
