@@ -27,6 +27,9 @@ log = logging.getLogger(__name__)
 # Direct I/O wants offsets, lengths and addresses at multiples of the disk's block: 512 or 4096 bytes.
 PAGE_B = 4096
 LARGE_B = 256 << 10  # a copy of less is not worth avoiding
+# What cannot be read into place passes through a buffer of this size: disks are as fast with larger ones, which the
+# memory would have to hold beside the layers.
+BOUNCE_B = 2 << 20
 REFUSALS = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
@@ -38,9 +41,20 @@ class Reading:
     threads: int = 2
     direct: bool = True
 
-    def buffers_B(self, largest_B: int) -> int:
-        """Bytes of the bounce buffers when no range is longer than `largest_B`."""
-        return self.threads * min(self.block_B, _up(largest_B) + 2 * PAGE_B)
+    @property
+    def pages_B(self) -> int:
+        """The block in whole pages."""
+        return max(self.block_B // PAGE_B, 1) * PAGE_B
+
+    @property
+    def bounce_B(self) -> int:
+        """Bytes of a bounce buffer, of which every thread has one."""
+        return min(self.pages_B, BOUNCE_B)
+
+    @property
+    def buffers_B(self) -> int:
+        """Bytes of the bounce buffers."""
+        return self.threads * self.bounce_B
 
 
 SAFE = Reading()
@@ -89,10 +103,9 @@ class _Replaced(Exception):
 class Files:
     """Files of known sizes, opened when first read; after a failure opened afresh, so that a repaired one is seen."""
 
-    def __init__(self, sizes_B: Mapping[Path, int], reading: Reading, largest_B: int) -> None:
+    def __init__(self, sizes_B: Mapping[Path, int], reading: Reading) -> None:
         self._sizes_B = sizes_B
         self._reading = reading
-        self._bounce_B = min(max(reading.block_B // PAGE_B, 1) * PAGE_B, _up(largest_B) + 2 * PAGE_B)
         self._open: dict[Path, _Open] = {}
         self._stamps = {file: _stamp(file.stat()) for file in sizes_B if file.exists()}
         self._refused = False
@@ -101,7 +114,7 @@ class Files:
         self._bounces: SimpleQueue[memoryview] = SimpleQueue()
         for _ in range(reading.threads):
             # Untouched pages of a map cost nothing, so buffers that are never needed are free.
-            self._bounces.put(memoryview(mmap.mmap(-1, self._bounce_B)))
+            self._bounces.put(memoryview(mmap.mmap(-1, reading.bounce_B)))
         self._pool = ThreadPoolExecutor(reading.threads, "disk") if reading.threads > 1 else None
 
     def read(self, ranges: Sequence[Range], label: str) -> None:
@@ -160,7 +173,7 @@ class Files:
         with self._explained(whole, label):
             file = self._opened(whole.file)
         direct = file.direct_fd is not None and not self._refused
-        return list((_direct_chunks if direct else _plain_chunks)(whole, self._bounce_B, file))
+        return list((_direct_chunks if direct else _plain_chunks)(whole, self._reading, file))
 
     def _read_chunk(self, chunk: _Chunk) -> None:
         length_B = chunk.end - chunk.start
@@ -244,9 +257,9 @@ def read_exactly(fd: int, view: memoryview, offset: int) -> bool:
     return True
 
 
-def _plain_chunks(whole: Range, block_B: int, file: _Open) -> Iterator[_Chunk]:
-    """Every view in pieces of at most `block_B` bytes."""
-    at = whole.offset
+def _plain_chunks(whole: Range, reading: Reading, file: _Open) -> Iterator[_Chunk]:
+    """Every view in pieces of at most a block."""
+    at, block_B = whole.offset, reading.pages_B
     for view in whole.views:
         for start in range(0, view.nbytes, block_B):
             piece = view[start : start + block_B]
@@ -254,10 +267,11 @@ def _plain_chunks(whole: Range, block_B: int, file: _Open) -> Iterator[_Chunk]:
         at += view.nbytes
 
 
-def _direct_chunks(whole: Range, block_B: int, file: _Open) -> Iterator[_Chunk]:
-    """The range in pieces of at most `block_B` bytes that begin and end at pages."""
+def _direct_chunks(whole: Range, reading: Reading, file: _Open) -> Iterator[_Chunk]:
+    """The range in pieces of at most a block, or a bounce buffer, that begin and end at pages."""
 
     def chunks(start: int, end: int, in_place: bool) -> Iterator[_Chunk]:
+        block_B = reading.pages_B if in_place else reading.bounce_B
         for at in range(start, end, block_B):
             stop = min(at + block_B, end)
             place = whole.views[0][at - whole.offset : stop - whole.offset] if in_place else None

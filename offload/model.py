@@ -35,7 +35,7 @@ from offload.scarce import refusal
 from offload.shards import open_folder
 from offload.skeleton import Skeleton, build
 from offload.speeds import disk_key, load_speeds, reading_for
-from offload.store import Arena, DiskStore, largest_read_B
+from offload.store import Arena, DiskStore
 from offload.system import check_system
 from offload.tiers import open_stream
 
@@ -186,7 +186,7 @@ def _need(checkpoint: Checkpoint, skeleton: Skeleton, ctx: int, reading: Reading
         head_B=rest["head"],
         cache_B=cache_B(numbers, ctx, skeleton.dtype.itemsize),
         ctx=ctx,
-        scratch_B=scratch_B(checkpoint.scratch_B, largest_read_B(checkpoint), reading),
+        scratch_B=scratch_B(checkpoint.scratch_B, reading),
         dense_B=checkpoint.dense_B,
     )
     few = next((weight for block in checkpoint.rest if (weight := _stored_head(block))), None)

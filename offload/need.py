@@ -42,7 +42,7 @@ def need_of(
     """The need of a checked folder when computing in floats of `item_B` bytes; a hair above the truth, never below."""
     layers: dict[int, int] = {}
     read_B: dict[int, int] = {}
-    slice_B = largest_B = 0
+    slice_B = 0
     rest = {"head": 0, "embeddings": 0, "norms": 0}
     count = _number(folder.config, "num_hidden_layers", 1 << 30)
     folded = fold(folder)
@@ -55,7 +55,6 @@ def need_of(
         if match is None:
             rest[part_of(weight.name)] += dense_B
             few = weight.shape if part_of(weight.name) == "head" and weight.stays else few
-            largest_B = max(largest_B, weight.nbytes)
         elif (layer := int(match[1])) < count:
             dense[layer] = dense.get(layer, 0) + dense_B
             layers[layer] = layers.get(layer, 0) + sum(-(-m.nbytes // 64) * 64 for m in weight.members.values())
@@ -71,7 +70,6 @@ def need_of(
         match = LAYER.search(entry.name)
         if match is None:
             rest[part_of(entry.name)] += wanted_B
-            largest_B = max(largest_B, entry.nbytes)
         elif int(match[1]) < count:  # what follows (multi-token prediction) stays on disk
             layers[int(match[1])] = layers.get(int(match[1]), 0) + wanted_B
             read_B[int(match[1])] = read_B.get(int(match[1]), 0) + entry.nbytes
@@ -87,7 +85,7 @@ def need_of(
         head_B=rest["head"],
         cache_B=cache_B(folder.config, ctx, item_B),
         ctx=ctx,
-        scratch_B=scratch_B(slice_B, max(largest_B, *read_B.values(), 0), reading),
+        scratch_B=scratch_B(slice_B, reading),
         beside_B=beside_B or {},
         dense_B=max(dense.values(), default=0),
     )
@@ -118,9 +116,9 @@ def head_rows(V: int, H: int, item_B: int) -> int:
     return min(V, max(1, HEAD_PIECE_B // (H * item_B * whole)) * whole)
 
 
-def scratch_B(slice_B: int, largest_B: int, reading: Reading) -> int:
+def scratch_B(slice_B: int, reading: Reading) -> int:
     """What reading takes beside the layers: slices that are converted, and bounce buffers."""
-    return slice_B + PAGE_B + reading.buffers_B(largest_B)
+    return slice_B + PAGE_B + reading.buffers_B
 
 
 def cache_B(config: Mapping[str, Json], ctx: int, item_B: int) -> int:

@@ -249,7 +249,7 @@ def _read_Bps(file: Path, reading: Reading, seconds: float) -> float:
     size_B = file.stat().st_size
     span_B = min(SPAN_B, size_B // PAGE_B * PAGE_B)
     arena = Arena(span_B)
-    files = Files({file: size_B}, reading, span_B)
+    files = Files({file: size_B}, reading)
     offset = read_B = 0
     # Opening, threads and the first touch of memory happen once per model, not once per sweep.
     files.read([Range(file, 0, (arena.bytes,))], "probe")

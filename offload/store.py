@@ -50,7 +50,7 @@ class DiskStore:
 
     def __init__(self, checkpoint: Checkpoint, reading: Reading = SAFE) -> None:
         self._checkpoint = checkpoint
-        self._files = Files(checkpoint.file_sizes, reading, largest_read_B(checkpoint))
+        self._files = Files(checkpoint.file_sizes, reading)
         self._scratch = Arena(checkpoint.scratch_B + PAGE_B)
 
     def read(self, layer: int, buffer: Arena | None, part: Block) -> torch.Tensor:
@@ -109,12 +109,6 @@ class TieredStore:
         """Close the files, drop the memory (views that are still in use keep their own part alive)."""
         self._disk.close()
         self._kept = {}
-
-
-def largest_read_B(checkpoint: Checkpoint) -> int:
-    """The longest range that is ever read at once."""
-    blocks = (*checkpoint.layers, *checkpoint.rest)
-    return max(block.read_B for block in blocks)
 
 
 def _ranges(copies: Sequence[Copy], memory: memoryview) -> list[Range]:

@@ -126,7 +126,7 @@ def _measure(
 ) -> Rounds:
     tokens = (torch.arange(rows) % 100)[None]
     stream, found = offload.stream_of(model), Rounds()
-    plain = Files(checked.file_sizes, disk.reading, SPAN_B)
+    plain = Files(checked.file_sizes, disk.reading)
     arena = Arena(SPAN_B)
     arena.flat.fill_(1)  # the first touch of memory is not the disk's
     with torch.no_grad():

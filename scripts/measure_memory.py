@@ -90,9 +90,11 @@ def _answer(
 
     import offload as weights
     import specexec
+    from offload.quant import bitsandbytes
     from specexec.batch import MOST_PARALLEL
     from specexec.decoder import Step
 
+    bitsandbytes()  # a library like the others, which a model in four bits would import later
     torch.set_num_threads(1)
     sampling = specexec.SamplingParams(max_tokens=tokens, temperature=temperature, seed=1, ignore_eos=True)
     with specexec.load("demo", ctx=256, budget=16) as warm:

@@ -47,7 +47,7 @@ class Probe:
     dtype: str
 
     def __post_init__(self) -> None:
-        self._files = Files(self.folder.file_sizes, self.disk.reading, SPAN_B)
+        self._files = Files(self.folder.file_sizes, self.disk.reading)
         self._arena = Arena(SPAN_B)
         self._arena.flat.fill_(1)
 

@@ -157,7 +157,7 @@ def test_another_file_of_the_same_size_is_never_mixed_in(folder: Path) -> None:
 def test_a_file_replaced_before_its_first_read_is_refused(folder: Path) -> None:
     file = last_file_of_layer(folder, LAYERS - 1)
     sizes = {file: file.stat().st_size}
-    files = Files(sizes, SAFE, 4096)
+    files = Files(sizes, SAFE)
     content = file.read_bytes()
     file.unlink()
     file.write_bytes(content)

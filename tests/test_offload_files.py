@@ -43,7 +43,7 @@ def test_every_range_arrives_whole_whatever_its_alignment(file: Path, reading: R
     ends = [0, *cuts, nbytes]
     # The views lie apart by one byte each: order is kept, neighbours are not.
     views = [arena.bytes[start + a + i : start + b + i] for i, (a, b) in enumerate(pairwise(ends))]
-    files = Files({file: SIZE_B}, reading, SIZE_B)
+    files = Files({file: SIZE_B}, reading)
     files.read([Range(file, offset, tuple(views))], "layer 0")
     assert b"".join(bytes(view) for view in views) == CONTENT[offset : offset + nbytes]
     assert not any(arena.bytes[start + nbytes + len(views) :]), "nothing is written behind the views"
@@ -77,7 +77,7 @@ def test_a_file_system_that_refuses_is_read_plainly_and_said_once(
     call: str, file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     refusing(monkeypatch, [call])
-    files = Files({file: SIZE_B}, Reading(PAGE_B, 2), SIZE_B)
+    files = Files({file: SIZE_B}, Reading(PAGE_B, 2))
     for _ in range(3):
         arena = Arena(SIZE_B)
         files.read([Range(file, 0, (arena.bytes,))], "layer 0")
@@ -113,7 +113,7 @@ def test_the_page_cache_is_left_alone(direct: bool, file: Path, tmp_path: Path) 
         os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     if cached_pages(own):
         pytest.skip("this file system keeps its files in memory")
-    files = Files({own: SIZE_B}, Reading(1 << 16, 2, direct), SIZE_B)
+    files = Files({own: SIZE_B}, Reading(1 << 16, 2, direct))
     arena = Arena(SIZE_B)
     files.read([Range(own, 0, (arena.bytes,))], "layer 0")
     files.close()
@@ -125,7 +125,7 @@ def test_input_output_errors_are_not_taken_for_a_refusal(file: Path, monkeypatch
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(os, "preadv", broken)
-    files = Files({file: SIZE_B}, Reading(PAGE_B, 3), SIZE_B)
+    files = Files({file: SIZE_B}, Reading(PAGE_B, 3))
     with pytest.raises(ReadFailed, match=r"could not read weights at byte 5 \(layer 7\).*errno 5"):
         files.read([Range(file, 5, (Arena(200_000).bytes,))], "layer 7")
     assert not files._open, "opened afresh next time"
@@ -136,7 +136,7 @@ def test_no_thread_and_no_file_is_left_behind(file: Path) -> None:
     gc.collect()  # what earlier tests left to be collected must not end during this one
     before = len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
     for _ in range(30):
-        files = Files({file: SIZE_B}, Reading(PAGE_B, 3), SIZE_B)
+        files = Files({file: SIZE_B}, Reading(PAGE_B, 3))
         files.read([Range(file, 0, (Arena(SIZE_B).bytes,))], "layer 0")
         files.close()
     after = len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
@@ -147,7 +147,7 @@ def test_no_thread_and_no_file_is_left_behind(file: Path) -> None:
 def test_a_read_after_the_end_is_an_error_and_never_waits(tmp_path: Path) -> None:
     file = tmp_path / "f"
     file.write_bytes(bytes(range(256)) * 64)
-    files = Files({file: 16384}, Reading(threads=1), 16384)
+    files = Files({file: 16384}, Reading(threads=1))
     view = memoryview(bytearray(100))
     files.read([Range(file, 7, (view,))], "layer 3")
     files.close()

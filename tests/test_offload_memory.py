@@ -137,7 +137,7 @@ def test_an_answer_takes_what_the_plan_says_inside_a_limit(tmp_path: Path) -> No
     found = measured(tmp_path / "m", "--ctx", "128", "--budget", "32", "--tokens", "4", "--limit", "900MB")
     assert found["tokens"] == 4
     # What is read into place leaves the counted bounce buffers untouched.
-    assert 0.8 * found["plan_B"] < found["peak_B"] < 1.1 * found["plan_B"]
+    assert 0.85 * found["plan_B"] < found["peak_B"] < 1.1 * found["plan_B"]
 
 
 @pytest.fixture(scope="module")
