@@ -1,12 +1,13 @@
 """Tokens per second from a disk, end to end: plain decoding, ours, ours without drafting ahead, assisted generation.
 
 Every prompt of prompts.jsonl goes through each of them, in an order that rotates and turns round, so that the weather
-on the machine and what was learned from the prompt just before fall on all alike; greedy, first sweep and prompt
-included, nothing left out but one prompt to warm up. The rival is transformers' `generate(assistant_model=…)` with its
-own schedule of guesses, over the same streamed layers, so that only the way of guessing differs. A plain sweep gives
-one token whatever the prompt: `--plain-tokens` of them say what all would. Speeds are tokens / seconds of all prompts
-together; ratios have a 95 % interval from a bootstrap over prompts. Look-ups (`--drafter FOLDER+ngram`) find what
-stands in the prompt and its own answer, nothing else.
+on the machine falls on all alike. Each has an engine of its own and knows only what it has learned itself, as if nobody
+had tried another way in between. Greedy, first sweep and prompt included, nothing left out but one prompt to warm up.
+The rival is transformers' `generate(assistant_model=…)` with its own schedule of guesses, over the same streamed
+layers, so that only the way of guessing differs. A plain sweep gives one token whatever the prompt: `--plain-tokens` of
+them say what all would. Speeds are tokens / seconds of all prompts together; ratios have a 95 % interval from a
+bootstrap over prompts. Look-ups (`--drafter FOLDER+ngram`) find what stands in the prompt and its own answer, nothing
+else.
 
     python scripts/inflate.py --shape 1b --out build/1b
     python scripts/measure_speed.py build/1b --drafter offload/demo/drafter
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import click
@@ -28,6 +30,7 @@ from transformers import AutoModelForCausalLM
 
 import offload
 import specexec
+from cli.options import BUDGET, IntOrAuto
 from specexec import SamplingParams
 from specexec.conversation import Prompt
 from specexec.engine import Engine
@@ -35,12 +38,11 @@ from specexec.engine import Engine
 Run = Callable[[Prompt, int], tuple[list[int], float]]  # a prompt and how many tokens → the tokens, and tokens a sweep
 
 
-def ours(llm: Engine, budget: int | str, ahead: bool | None) -> Run:
-    """This engine with a budget; drafting ahead during sweeps, or not, or where it pays."""
+def ours(llm: Engine, ahead: bool | None) -> Run:
+    """This engine; drafting ahead during sweeps, or not, or where it pays."""
+    llm._decoder.overlap = ahead
 
     def run(prompt: Prompt, tokens: int) -> tuple[list[int], float]:
-        llm.budget = "auto" if budget == "auto" else int(budget)
-        llm._decoder.overlap = ahead
         if llm.memory is not None:
             llm.memory.forget_past()  # not what another way, or prompt, has written
         answer = llm.generate(prompt, SamplingParams(temperature=0.0, max_tokens=tokens))
@@ -49,14 +51,14 @@ def ours(llm: Engine, budget: int | str, ahead: bool | None) -> Run:
     return run
 
 
-def assisted(folder: Path, drafter: Path, llm: Engine, link_limit: float | None) -> Run:
+def assisted(folder: Path, drafter: Path, encode: Callable[[Prompt], list[int]], link_limit: float | None) -> Run:
     """transformers' assisted generation over our stream of the same checkpoint."""
     target = offload.load(folder, "disk", ctx=2048, link_limit_Bps=link_limit)
     assistant = AutoModelForCausalLM.from_pretrained(drafter, dtype=target.dtype)
     stream = offload.stream_of(target)
 
     def run(prompt: Prompt, tokens: int) -> tuple[list[int], float]:
-        ids = torch.tensor([llm.encode(prompt)])
+        ids = torch.tensor([encode(prompt)])
         before = stream.stats().layers_read
         written = target.generate(  # type: ignore[operator]  # transformers does not type its mixins
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False, assistant_model=assistant
@@ -72,7 +74,7 @@ def assisted(folder: Path, drafter: Path, llm: Engine, link_limit: float | None)
 @click.option("--tokens", default=32, show_default=True, help="New tokens for each prompt.")
 @click.option("--plain-tokens", default=4, show_default=True, help="Of these, so many by plain decoding.")
 @click.option("--every", default=1, show_default=True, help="Every so many-th prompt of the list.")
-@click.option("--budget", default="auto", show_default=True)
+@click.option("--budget", type=BUDGET, default="auto", show_default=True)
 @click.option("--threads", default=2, show_default=True, help="Threads of the arithmetic.")
 @click.option("--link-limit", type=float, help="Bytes per second at most.")
 def main(
@@ -81,19 +83,27 @@ def main(
     tokens: int,
     plain_tokens: int,
     every: int,
-    budget: str,
+    budget: IntOrAuto,
     threads: int,
     link_limit: float | None,
 ) -> None:
     """Measure the model in FOLDER."""
     torch.set_num_threads(threads)
     asked = prompts()[::every]
-    with specexec.load(str(folder), drafter=drafter, offload="disk", ctx=2048, link_limit_Bps=link_limit) as llm:
+    with ExitStack() as engines:
+
+        def loaded(drafter: str) -> Engine:
+            llm = specexec.load(
+                str(folder), drafter=drafter, budget=budget, offload="disk", ctx=2048, link_limit_Bps=link_limit
+            )
+            return engines.enter_context(llm)
+
+        bare, first, second = loaded("none"), loaded(drafter), loaded(drafter)
         ways = {
-            "plain": ours(llm, 0, False),
-            "ours": ours(llm, budget, None),
-            "ours, never ahead": ours(llm, budget, False),
-            "assisted generation": assisted(folder, Path(drafter.split("+")[0]), llm, link_limit),
+            "plain": ours(bare, False),
+            "ours": ours(first, None),
+            "ours, never ahead": ours(second, False),
+            "assisted generation": assisted(folder, Path(drafter.split("+")[0]), first.encode, link_limit),
         }
         found: dict[str, list[tuple[int, float, float]]] = {name: [] for name in ways}
         differ = 0
@@ -102,13 +112,13 @@ def main(
         for index, prompt in enumerate(tqdm(asked)):
             texts: dict[str, list[int]] = {}
             for name in np.roll(list(ways)[:: 1 if index % 2 else -1], index):
-                run, began_s = ways[name], time.perf_counter()
-                texts[name], per_sweep = run(prompt, plain_tokens if name == "plain" else tokens)
+                way, began_s = ways[name], time.perf_counter()
+                texts[name], per_sweep = way(prompt, plain_tokens if name == "plain" else tokens)
                 found[name].append((len(texts[name]), time.perf_counter() - began_s, per_sweep))
             differ += (
                 texts["plain"] != texts["ours"][: len(texts["plain"])] or texts["ours"] != texts["ours, never ahead"]
             )
-        click.echo(f"{len(asked)} prompts, {tokens} tokens each, {folder.name}, {llm.placement}\n")
+        click.echo(f"{len(asked)} prompts, {tokens} tokens each, {folder.name}, {first.placement}\n")
     click.echo("| way | tokens/s | against plain | against never ahead | tokens/sweep |")
     click.echo("|---|---|---|---|---|")
     rows = {name: np.array(each) for name, each in found.items()}

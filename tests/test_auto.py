@@ -169,6 +169,20 @@ def test_it_says_when_guessing_surely_lost_though_no_sweep_was_plain(texts: int)
     assert losing(engine) is None  # type: ignore[arg-type]  # a fake
 
 
+def test_it_says_when_guesses_made_sweeps_longer_than_a_prompt_did() -> None:
+    # A sweep over one row is no longer than one over 20: a token in 0.1 s, where guessing took 0.5 s for three.
+    engine = FakeEngine()
+    engine.toy = False
+    for _ in range(8):
+        engine.pace.learn(20, 0, [1], Cost(sweep_s=0.1))
+        engine.pace.learn(1000, 0, [1], Cost(sweep_s=0.01))  # of a longer prompt, whatever it says
+        engine.pace.learn(513, 512, [3], Cost(sweep_s=0.5))
+    assert "at least 1.7 times as fast" in str(losing(engine))  # type: ignore[arg-type]  # a fake
+    for _ in range(8):
+        engine.pace.learn(513, 512, [9], Cost(sweep_s=0.5))
+    assert losing(engine) is None  # type: ignore[arg-type]  # a fake
+
+
 def test_it_says_when_guessing_lost() -> None:
     engine = FakeEngine()
     engine.toy = False

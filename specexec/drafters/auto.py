@@ -50,7 +50,9 @@ def fastest(found: Items[Choice], paired: bool, measured: Mapping[str, float]) -
     known = [choice for choice in found if choice.name in measured]
     if len(known) > 1 and found[0] in known:
         best = max(known, key=lambda choice: measured[choice.name])
-        return best, "tokens/s here: " + ", ".join(f"{choice.name} {measured[choice.name]:.3g}" for choice in known)
+        speeds = ", ".join(f"{choice.name} {measured[choice.name]:.3g}" for choice in known)
+        others = " and ".join(choice.name for choice in found if choice not in known)
+        return best, f"tokens/s here: {speeds}" + (f"; not measured: {others}" if others else "")
     if found[0].models:
         return found[0], "the paired model and what was written before"
     missing = "its drafter does not fit beside it" if paired else "no drafter is paired with it, or not here yet"
