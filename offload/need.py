@@ -9,10 +9,11 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 
-from offload.files import LARGE_B, PAGE_B, SAFE, Reading
+from offload.files import LARGE_B, PAGE_B, Reading
 from offload.placement import Need
 from offload.quantised import fold
 from offload.shards import ITEM_B, SCRATCH_B, Folder, Json
+from offload.speeds import reading_for
 
 LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.")
 # The matrix in which token ids are looked up; positions and projections beside it are computed with.
@@ -36,9 +37,7 @@ def part_of(name: str) -> str:
     return "embeddings" if LOOKUP.search(name) else "norms"
 
 
-def need_of(
-    folder: Folder, item_B: int, ctx: int, beside_B: Mapping[str, int] | None = None, reading: Reading = SAFE
-) -> Need:
+def need_of(folder: Folder, item_B: int, ctx: int, beside_B: Mapping[str, int] | None = None) -> Need:
     """The need of a checked folder when computing in floats of `item_B` bytes; a hair above the truth, never below."""
     layers: dict[int, int] = {}
     read_B: dict[int, int] = {}
@@ -85,7 +84,7 @@ def need_of(
         head_B=rest["head"],
         cache_B=cache_B(folder.config, ctx, item_B),
         ctx=ctx,
-        scratch_B=scratch_B(slice_B, reading),
+        scratch_B=scratch_B(slice_B, reading_for(folder.path)),
         beside_B=beside_B or {},
         dense_B=max(dense.values(), default=0),
     )

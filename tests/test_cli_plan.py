@@ -24,6 +24,7 @@ from offload.hardware import Ram
 from offload.listing import item_B, list_model
 from offload.model import load, stream_of
 from offload.names import demo_folder
+from offload.need import need_of
 from offload.pack import pack
 from offload.pack import plan as pack_plan
 from offload.placement import Free, GiB, Need, size
@@ -362,9 +363,12 @@ def test_a_cpu_that_reads_and_computes_at_once_is_slower_at_both(
 
 def test_the_measured_way_of_reading_is_the_one_that_is_used(tmp_path: Path) -> None:
     assert reading_for(tmp_path / "not" / "yet") == SAFE
-    best_way = Reading(1 << 20, 4, False)
+    best_way = Reading(1 << 20, 3, False)
     save_speeds(Speeds({disk_key(tmp_path): Disk(1e9, best_way)}))
     assert reading_for(tmp_path) == best_way
+    tiny("llama", tmp_path / "m")
+    loaded = stream_of(load(tmp_path / "m", "disk", ctx=64)).placement.need
+    assert need_of(open_folder(tmp_path / "m"), 4, 64).scratch_B == loaded.scratch_B, "a plan counts its buffers too"
 
 
 def test_direct_reads_win_unless_plain_ones_are_worth_the_page_cache() -> None:
