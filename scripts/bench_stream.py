@@ -1,14 +1,17 @@
 """A sweep of a disk-streamed model beside its two floors, its prediction and, if asked, how others run it from disk.
 
 Floors and sweeps take turns in one run: a plain read of the same bytes in the best way that was found, the same sweep
-with all layers resident (head and dequantisation included), and the streamed sweep. What counts is the ratio within
-each round, sweep / max(disk floor, compute floor), its median and its range; quote ratios, not seconds. Direct reads
-leave the page cache alone; the model's pages are dropped before each round, and a peer's before each of its sweeps.
+with all layers resident (head and dequantisation included), both at once, and the streamed sweep. What counts is the
+ratio within each round, sweep / max(disk floor, compute floor), its median and its range; quote ratios, not seconds.
+Where disk and arithmetic slow each other down, both at once, with nothing between them, take longer than either. Direct
+reads leave the page cache alone; the model's pages are dropped before each round, and a peer's before each of its
+sweeps.
 """
 
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -39,6 +42,7 @@ class Rounds:
 
     disk: list[float] = field(default_factory=list)
     compute: list[float] = field(default_factory=list)
+    both: list[float] = field(default_factory=list)
     sweep: list[float] = field(default_factory=list)
     waited: list[float] = field(default_factory=list)
     peers: dict[str, list[float]] = field(default_factory=dict)
@@ -129,16 +133,26 @@ def _measure(
     plain = Files(checked.file_sizes, disk.reading)
     arena = Arena(SPAN_B)
     arena.flat.fill_(1)  # the first touch of memory is not the disk's
-    with torch.no_grad():
+
+    def read() -> None:
+        read_plainly(plain, arena, checked.file_sizes, stream.bytes_per_sweep)
+
+    def both(whole: PreTrainedModel) -> None:
+        reading = beside.submit(read)
+        _sweep(whole, tokens)
+        reading.result()
+
+    with torch.no_grad(), ThreadPoolExecutor(1) as beside:
         for warm in (model, whole):  # opens files, touches buffers
             if warm is not None:
                 _sweep(warm, tokens)
         for turn in range(pairs):
             _settle(stream)
             drop_cache(checked.file_sizes)
-            found.disk.append(timed(lambda: read_plainly(plain, arena, checked.file_sizes, stream.bytes_per_sweep)))
+            found.disk.append(timed(read))
             if whole is not None:
                 found.compute.append(timed(lambda: _sweep(whole, tokens)))
+                found.both.append(timed(lambda: both(whole)))
             _sweep(model, tokens)  # the ring was full after the pause; what counts is the steady state
             before = stream.stats()
             found.sweep.append(timed(lambda: _sweep(model, tokens)))
@@ -164,8 +178,11 @@ def _tell(
     click.echo(f"  disk floor          {spread(found.disk)} s for {size(stream.bytes_per_sweep)}")
     if found.compute:
         click.echo(f"  compute floor       {spread(found.compute)} s with every layer resident")
+        click.echo(f"  both at once        {spread(found.both)} s")
     click.echo(f"  sweep               {spread(found.sweep)} s, of which {spread(found.waited)} s waited for weights")
     click.echo(f"  sweep / floor       {ratios(found.sweep, found.floor)}")
+    if found.both:
+        click.echo(f"  sweep / both        {ratios(found.sweep, found.both)}")
     click.echo(
         f"  sweep / prediction  {spread([sweep_s / predicted.sweep_s for sweep_s in found.sweep])}"
         f" ({predicted.bound}: {predicted.sweep_s:.2f} s)"
