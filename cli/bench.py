@@ -149,7 +149,8 @@ def bench(
         draw([row for row in rows if not row.planner.startswith("law")], plot)
     for row in rows:
         if row.vs_plain < 1:
-            screen.say(f"{row.asked}, budget {row.budget}, T = {row.temperature:g}: slower than plain decoding.")
+            which = f"{row.asked}, {row.planner}, budget {row.budget}, T = {row.temperature:g}"
+            screen.say(f"{which}: slower than plain decoding.")
     return 0
 
 

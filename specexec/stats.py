@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -73,7 +72,6 @@ class Pace:
     """How fast single texts were written; sweeps that carried guesses, and those that carried none.
 
     Of any number of texts: the tokens `written`, and how many plain decoding would have made `at_least` meanwhile.
-    `prompts` are the rows and seconds of sweeps that read one, the latest.
     """
 
     tokens: int = 0
@@ -83,19 +81,14 @@ class Pace:
     plain_s: float = 0.0
     written: int = 0
     at_least: float = 0.0
-    prompts: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=16))
 
     def learn(self, rows: int, nodes: int, tokens: list[int], cost: Cost) -> None:
-        """A step over `rows` rows, `nodes` of them guesses. One with a prompt tells how long fewer rows take."""
+        """A step over `rows` rows, `nodes` of them guesses. With a prompt to read it tells nothing."""
         if rows != nodes + len(tokens):
-            self.prompts.append((rows, cost.sweep_s))
             return
         self.written += sum(tokens)
-        # Without its guesses the sweep would have taken no longer, nor longer than one over a prompt of fewer rows, and
-        # nobody would have drafted.
-        fewer = [seconds for short, seconds in self.prompts if len(tokens) <= short < rows]
-        plain_s = min(cost.sweep_s, sum(fewer) / len(fewer)) if fewer else cost.sweep_s
-        self.at_least += len(tokens) * (cost.draft_s + cost.sweep_s) / max(plain_s, 1e-9)
+        # Without its guesses the sweep would have taken no longer, and nobody would have drafted.
+        self.at_least += len(tokens) * (1 + cost.draft_s / max(cost.sweep_s, 1e-9))
         if len(tokens) != 1:
             return
         self.tokens += tokens[0]
