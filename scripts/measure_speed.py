@@ -1,7 +1,7 @@
 """Tokens per second from a disk, end to end: plain decoding, ours, ours without drafting ahead, assisted generation.
 
-Every prompt of prompts.jsonl goes through each of them, in an order that rotates and turns round, so that the weather
-on the machine falls on all alike. Each has an engine of its own and knows only what it has learned itself, as if nobody
+Every prompt of prompts.jsonl goes through each of them, in an order that rotates, so that the weather on the
+machine falls on all alike. Each has an engine of its own and knows only what it has learned itself, as if nobody
 had tried another way in between. Greedy, first sweep and prompt included, nothing left out but one prompt to warm up.
 The rival is transformers' `generate(assistant_model=…)` with its own schedule of guesses, over the same streamed
 layers, so that only the way of guessing differs. A plain sweep gives one token whatever the prompt: `--plain-tokens` of
@@ -44,7 +44,7 @@ def ours(llm: Engine, ahead: bool | None) -> Run:
 
     def run(prompt: Prompt, tokens: int) -> tuple[list[int], float]:
         if llm.memory is not None:
-            llm.memory.forget_past()  # not what another way, or prompt, has written
+            llm.memory.forget_past()  # not what other prompts brought
         answer = llm.generate(prompt, SamplingParams(temperature=0.0, max_tokens=tokens))
         return list(answer.tokens), answer.tokens_per_sweep
 
@@ -111,7 +111,7 @@ def main(
             run("A prompt that warms up the machine", 8)
         for index, prompt in enumerate(tqdm(asked)):
             texts: dict[str, list[int]] = {}
-            for name in np.roll(list(ways)[:: 1 if index % 2 else -1], index):
+            for name in np.roll(list(ways), index):
                 way, began_s = ways[name], time.perf_counter()
                 texts[name], per_sweep = way(prompt, plain_tokens if name == "plain" else tokens)
                 found[name].append((len(texts[name]), time.perf_counter() - began_s, per_sweep))
