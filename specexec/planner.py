@@ -24,7 +24,7 @@ from specexec.exits import Exits
 from specexec.ranking import Ranking
 from specexec.sequence import Sequence
 from specexec.tree import Floats, TokenTree, highest
-from specexec.workspace import AHEAD, BEAMS, LEVELS, drafted
+from specexec.workspace import AHEAD, BEAMS, LEVELS, beams, drafted
 
 
 class Planner(Protocol):
@@ -45,12 +45,12 @@ class Planner(Protocol):
 class BestFirst:
     """Expand the most probable nodes first, all sequences in one drafter pass, at most `depth` passes.
 
-    `width` children are considered for each node, `beams` nodes expanded for each sequence and pass. `level_decay`
-    multiplies reach once a level.
+    `width` children are considered for each node, `beams` nodes expanded for each sequence and pass: by default more
+    for larger trees. `level_decay` multiplies reach once a level.
     """
 
     width: int = 32
-    beams: int = BEAMS
+    beams: int | None = None
     depth: int = LEVELS
     level_decay: float = 1.0
 
@@ -62,7 +62,7 @@ class BestFirst:
         while passes < self.depth:
             spent, chance_N = Spent(rows, len(live), time.perf_counter() - began), np.exp(reach_N[:MOST_NODES])
             horizon = budget.horizon(chance_N, spent)
-            asks = self._asks(drafter, live, _bar(reach_N, horizon))
+            asks = self._asks(drafter, live, _bar(reach_N, horizon), self.beams or beams(horizon // len(live)))
             open_N, read = _reach_of(asks), drafter.at_hand(asks)
             if read and _reach_of(read).max() == open_N.max():  # no pass; and the bar is higher when others are asked
                 reach_N = self._extend(drafter, read, reach_N, AHEAD * horizon)
@@ -86,24 +86,24 @@ class BestFirst:
         self, drafter: Drafter, live: Items[Sequence], trees: Items[TokenTree], until: Callable[[], bool]
     ) -> None:
         """Whole next trees, the likeliest exits first, for as long as there is room."""
-        ways_out = {one: Exits(one, tree) for one, tree in zip(live, trees, strict=True)}
+        ways_out, most = {one: Exits(one, tree) for one, tree in zip(live, trees, strict=True)}, self.beams or BEAMS
         while not until():
             asks = [
                 Ask(one, one.growth.tree, nodes, waited=False)
                 for one, exits in ways_out.items()
-                if (nodes := exits.open_nodes(self._depth(drafter, one), self.beams, self._room(one)))
+                if (nodes := exits.open_nodes(self._depth(drafter, one), most, self._room(one)))
             ]
             if not asks:
                 return
-            asks = drafter.at_hand(asks) or _likeliest(asks, _reach_of(asks), self.beams)
+            asks = drafter.at_hand(asks) or _likeliest(asks, _reach_of(asks), most)
             for ask, guess in zip(asks, drafter.guess(asks, self.width), strict=True):
                 log_probs_NK = guess.log_probs_NK + np.log(self.level_decay)
                 bar_N1 = ways_out[ask.sequence].bars(ask.nodes, log_probs_NK)
                 ask.sequence.growth.add(ask.nodes, guess.tokens_NK, log_probs_NK, bar_N1, guess.origins_NK)
 
-    def _asks(self, drafter: Drafter, live: Items[Sequence], bar: float) -> list[Ask]:
+    def _asks(self, drafter: Drafter, live: Items[Sequence], bar: float, most: int) -> list[Ask]:
         asks = [
-            Ask(one, one.growth.tree, one.growth.open_nodes(bar, self._depth(drafter, one), self._most(one)))
+            Ask(one, one.growth.tree, one.growth.open_nodes(bar, self._depth(drafter, one), min(most, self._room(one))))
             for one in live
         ]
         return [ask for ask in asks if ask.nodes]
@@ -126,11 +126,8 @@ class BestFirst:
             came.append(growth.tree.reach_N[before:])
         return _merged(reach_N, np.concatenate(came))[: AHEAD * MOST_NODES]
 
-    def _most(self, sequence: Sequence) -> int:
-        """Nodes to ask about in one pass: memory has room for the drafter's rows of so many in all."""
-        return min(self.beams, self._room(sequence))
-
     def _room(self, sequence: Sequence) -> int:
+        """Nodes that may still be asked about: memory has room for the drafter's rows of so many in all."""
         return max(drafted(sequence.most_nodes) - sequence.growth.asked, 0)
 
     def _depth(self, drafter: Drafter, sequence: Sequence) -> int:

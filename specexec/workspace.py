@@ -18,7 +18,8 @@ KEY_BLOCK = 1024  # keys of one block of attention
 WIDENED = 1 << 22  # weights of 16 bits that are there in float32 at a time, at most
 HEAD_ROWS = 64  # rows whose logits exist at a time
 GROWTH_ROWS = 256  # keys and values grow by whole multiples: a copy so often is nothing beside a sweep
-BEAMS = 128  # nodes that a drafter is asked about at a time
+BEAMS = 128  # nodes that a drafter is asked about at a time, and rows that go through its head
+PASSES = 16  # about as many let a large tree grow: more nodes are asked about at a time
 ALONG = 128  # rows of one text that a drafter has read before anybody asked about them, at a time
 AHEAD = 2  # a tree may grow to this many times the nodes it submits
 EXIT_ROWS = 512  # more nodes to ask a drafter about: whole next trees, guessed while a sweep streams
@@ -80,6 +81,11 @@ def workspace(widths: Widths, ctx: int, nodes: int) -> dict[str, int]:
     return _sweep_B(widths, ctx + nodes, HEAD_ROWS)
 
 
+def beams(nodes: int) -> int:
+    """Nodes that a drafter is asked about at a time while a tree of `nodes` grows."""
+    return max(BEAMS, nodes // PASSES)
+
+
 def drafted(nodes: int) -> int:
     """The most nodes of one text that a drafter is asked about while a tree of `nodes` grows, and beyond it."""
     return AHEAD * nodes + EXIT_ROWS if nodes else 0
@@ -93,7 +99,8 @@ def drafter_rows(nodes: int) -> int:
 def drafting_B(widths: Widths, ctx: int, nodes: int) -> int:
     """The same for a model that drafts: it keeps keys of a larger tree, and is asked about a few nodes at a time."""
     scores_B = drafted(nodes) * CANDIDATES * CANDIDATE_B
-    return guesses_B(widths, ctx, drafter_rows(nodes)) + scores_B + sum(_sweep_B(widths, ctx, BEAMS).values())
+    sweep_B = sum(_sweep_B(widths, max(ctx, beams(nodes)), BEAMS).values())
+    return guesses_B(widths, ctx, drafter_rows(nodes)) + scores_B + sweep_B
 
 
 def node_B(target: Widths, drafters: Iterable[Widths]) -> int:

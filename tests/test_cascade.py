@@ -29,7 +29,7 @@ from specexec.ranking import Ranking
 from specexec.sampling import SamplingParams
 from specexec.suffix import LONGEST, RUNGS, Recent, context_of, follower
 from specexec.tree import ROOT, TokenTree
-from specexec.workspace import ALONG, drafter_rows
+from specexec.workspace import ALONG, BEAMS, drafter_rows
 from tests.tiny import VOCABULARY, tiny
 from tests.writing import prompt, sequence_of, write
 
@@ -128,6 +128,29 @@ def test_right_chains_save_most_passes_and_wrong_ones_cost_none(models: Models) 
     plain = taken(0, Memory())
     assert taken(16, memory_of(models.text)) < plain / 2
     assert taken(16, memory_of([*PROMPT, *prompt(40, seed=8)])) <= plain
+
+
+def test_a_large_tree_grows_in_fewer_passes_and_is_the_same(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what memory has room for goes through the head at a time, however many nodes were read together."""
+    trees, took, headed, head = [], [], list[int](), models.draft.head
+
+    def counted(hidden_RH: torch.Tensor) -> torch.Tensor:
+        headed.append(len(hidden_RH))
+        return head(hidden_RH)
+
+    monkeypatch.setattr(models.draft, "head", counted)
+    for planner in (BestFirst(beams=BEAMS), BestFirst()):
+        drafter, sequence = models.drafter(0, Memory(), Ranking(tau=1.0)), sequence_of(PROMPT, GREEDY)
+        sequence.most_nodes = 4096
+        with passes(models.draft) as rows:
+            (tree,) = planner.grow(drafter, [sequence], FixedBudget(4096), CostModel())
+        trees.append(spelled(tree))
+        took.append(len(rows))
+    assert len(trees[0]) == 4096
+    assert trees[0].keys() == trees[1].keys()
+    assert all(trees[1][path] == pytest.approx(reach, abs=2e-5) for path, reach in trees[0].items())
+    assert took[1] < 0.7 * took[0]
+    assert max(headed) == BEAMS
 
 
 @pytest.mark.parametrize("overlap", [False, True])

@@ -64,16 +64,15 @@ class Below:
     def rows(self, nodes: Items[int] | Ints) -> Ints:
         """Where these nodes stand, NOTHING for those that were not read."""
         slots_N = np.asarray(nodes, np.int64) + 1
-        rows_N = np.full(len(slots_N), NOTHING)
-        known_N = slots_N < len(self.rows_N)
-        rows_N[known_N] = self.rows_N[slots_N[known_N]]
-        return rows_N
+        return np.where(slots_N < len(self.rows_N), self.rows_N.take(slots_N, mode="clip"), NOTHING)
 
     def read(self, tree: TokenTree, nodes: list[int]) -> dict[int, tuple[int, int]]:
         """Those of the nodes that have a row which nobody has asked about yet; its parent's row, and its token."""
         if not self.along:
             return {}
-        places = zip(self.rows(tree.parents_N[nodes]).tolist(), tree.tokens_N[nodes].tolist(), strict=True)
+        places = [*zip(self.rows(tree.parents_N[nodes]).tolist(), tree.tokens_N[nodes].tolist(), strict=True)]
+        if self.along.keys().isdisjoint(places):  # nearly always
+            return {}
         return {node: place for node, place in zip(nodes, places, strict=True) if place in self.along}
 
     def claim(self, tree: TokenTree, nodes: list[int], first: int) -> tuple[list[int], list[int]]:

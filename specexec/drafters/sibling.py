@@ -74,14 +74,15 @@ class SiblingDrafter(Calibrated):
         """At most one forward pass, for all asked nodes of all sequences that were not read yet."""
         began = time.perf_counter()
         read = self._read(asks)
-        guesses: list[Guesses] = []
+        said: list[Guesses] = []
         for together in _small(asks):  # logits are large: those of a few rows at a time
             hidden_NH = torch.cat([self._below[ask.sequence].take(ask.nodes) for ask in together])
             logits = self._logits(hidden_NH).split([len(ask.nodes) for ask in together])
-            guesses += [self._best(*one, width) for one in zip(together, logits, strict=True)]
+            said += [self._best(*one, width) for one in zip(together, logits, strict=True)]
         if not any(ROOT in ask.nodes for ask in asks):  # those read the text first
             self.cascade.learn(read, sum(len(ask.nodes) for ask in asks), time.perf_counter() - began)
-        return guesses
+        pieces = iter(said)
+        return [_joined([next(pieces) for _ in _spans(ask)]) for ask in asks]
 
     def _read(self, asks: list[Ask]) -> int:
         """Hidden states of the nodes that were not read yet, and of what probably follows them. Says how many rows."""
@@ -128,7 +129,7 @@ class SiblingDrafter(Calibrated):
 
     def _best(self, ask: Ask, logits_NS: Tensor, width: int) -> Guesses:
         sequence, length = ask.sequence, len(ask.sequence.tokens)
-        positions = [length if node == ROOT else length + 1 + int(ask.tree.depth_N[node]) for node in ask.nodes]
+        positions = [length] if ask.nodes == [ROOT] else (length + 1 + ask.tree.depth_N[ask.nodes]).tolist()
         histories: list[History] = []
         if sequence.sampling.penalised:
             above = sequence.history
@@ -204,12 +205,22 @@ class SiblingDrafter(Calibrated):
 
 
 def _small(asks: list[Ask]) -> Iterator[list[Ask]]:
-    """The same in groups of at most BEAMS nodes, or of a single ask."""
+    """The same in groups of at most BEAMS nodes; a larger ask is cut into pieces."""
     group: list[Ask] = []
-    for ask in asks:
-        if group and sum(len(one.nodes) for one in group) + len(ask.nodes) > BEAMS:
+    for piece in (replace(ask, nodes=ask.nodes[span]) for ask in asks for span in _spans(ask)):
+        if group and sum(len(one.nodes) for one in group) + len(piece.nodes) > BEAMS:
             yield group
             group = []
-        group.append(ask)
+        group.append(piece)
     if group:
         yield group
+
+
+def _spans(ask: Ask) -> list[slice]:
+    return [slice(first, first + BEAMS) for first in range(0, len(ask.nodes), BEAMS)]
+
+
+def _joined(pieces: list[Guesses]) -> Guesses:
+    return Guesses(
+        np.concatenate([one.tokens_NK for one in pieces]), np.concatenate([one.log_probs_NK for one in pieces])
+    )
