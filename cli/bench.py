@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from itertools import product
@@ -18,12 +19,15 @@ from cli.engine import running_engine
 from cli.facts import facts_of
 from cli.held_out import bench_prompts
 from cli.lawful import measure_laws, two_models
+from cli.learned import keep_speed
 from cli.options import BUDGET, EngineOptions, RealNumber, WholeNumber, engine_options
 from cli.plot import check_extra, draw
 from cli.rounds import COLUMNS, Row, measure
 from cli.screen import Screen
 from cli.verbosity import Verbosity, json_option, verbosity_options
 from specexec.sampling import SamplingParams
+
+log = logging.getLogger(__name__)
 
 BUDGETS = ("8", "32", "128")
 LAWS = ["walk", "multi-step", "multi-step-distinct", "greedy", "block"]
@@ -106,11 +110,13 @@ def bench(
 
     Plain decoding (budget 0) is always measured in the same run, and every text is compared with it. Quote the ratios:
     absolute speeds belong to this machine on this day. The toy's speeds mean nothing; its tokens per sweep do. Nothing
-    is remembered from earlier runs or from prompt to prompt, nor kept. --laws adds rows that write by other rules of
-    verification, over trees of one fixed shape: their texts depend on the tree, so nothing else uses them.
+    is remembered from earlier runs or from prompt to prompt, nor kept, but for the speed of each drafter under
+    --budgets auto: from then on --drafter auto knows it. --laws adds rows that write by other rules of verification,
+    over trees of one fixed shape: their texts depend on the tree, so nothing else uses them.
 
     \b
       specexec bench --budgets 8,32,128 --temperatures 0,0.8
+      specexec bench -m llama-8b --budgets auto --drafters sibling+ngram,substitute+ngram,ngram
       specexec bench --temperatures 1 --laws walk,multi-step,greedy,block
       specexec bench -m ./my-model -d ./my-drafter --offloads ram,disk -o json > bench.json
     """
@@ -144,6 +150,7 @@ def bench(
                     plain = rows[-len(sizes)]
                     rows += measure_laws(llm, options, prompts, laws, plain, gen, screen)
             rows[begun:] = [replace(row, facts=facts) for row in rows[begun:]]
+            _keep_speed(options, llm.sources, rows[begun:])
     click.echo(FORMATS["json" if as_json else form](rows), nl=False)
     if plot is not None:
         draw([row for row in rows if not row.planner.startswith("law")], plot)
@@ -152,6 +159,17 @@ def bench(
             which = f"{row.asked}, {row.planner}, budget {row.budget}, T = {row.temperature:g}"
             screen.say(f"{which}: slower than plain decoding.")
     return 0
+
+
+def _keep_speed(options: EngineOptions, sources: str, rows: list[Row]) -> None:
+    """What `--drafter auto` would have made of these sources, so that it can choose by it."""
+    for row in rows:
+        if (row.budget, row.planner) == ("auto", "best"):
+            tokens = row.sweeps * row.tokens_per_sweep
+            try:
+                keep_speed(options, sources, row.sweeps, tokens, tokens / row.tokens_per_s)
+            except OSError as problem:
+                log.warning("the speed of %s could not be kept: %s", sources, problem)
 
 
 def _compared(

@@ -90,18 +90,24 @@ def learning(engine: Engine, options: EngineOptions) -> Iterator[None]:
 
 
 def _keep(engine: Engine, path: Path, options: EngineOptions) -> None:
-    own, here = _place(engine, options), f"{_here()}/"
+    own = _place(engine, options)
     learned = {own + name if name.startswith("cost/") else name: array for name, array in engine.pack().items()}
     marks = {"version": np.array([VERSION]), "pair": _pair(engine), f"{own}kept": np.array([time.time()])}
     save(path, {**_elsewhere(engine, path, own), **learned, **marks})
-    if engine.pace.sweeps >= ENOUGH:
-        known, name = load(speeds_path(options), set()) or {}, here + engine.sources
-        now = np.array([engine.pace.tokens, engine.pace.seconds])
-        before = known.get(name, np.zeros(2))
-        row = now + 0.5 * before.astype(np.float64) if before.shape == (2,) else now
-        others = sorted(known, key=lambda other: other.startswith(here))  # those of other machines go first
-        others = [other for other in others if other != name][1 - MOST_DRAFTERS :]
-        save(speeds_path(options), {name: row} | {other: known[other] for other in others})
+    keep_speed(options, engine.sources, engine.pace.sweeps, engine.pace.tokens, engine.pace.seconds)
+
+
+def keep_speed(options: EngineOptions, sources: str, sweeps: int, tokens: float, seconds: float) -> None:
+    """For `measured`: what these sources wrote with this target. Raises OSError; too few sweeps say nothing."""
+    if sweeps < ENOUGH:
+        return
+    path, here = speeds_path(options), f"{_here()}/"
+    known, name, now = load(path, set()) or {}, here + sources, np.array([tokens, seconds])
+    before = known.get(name, np.zeros(2))
+    row = now + 0.5 * before.astype(np.float64) if before.shape == (2,) else now
+    others = sorted(known, key=lambda other: other.startswith(here))  # those of other machines go first
+    others = [other for other in others if other != name][1 - MOST_DRAFTERS :]
+    save(path, {name: row} | {other: known[other] for other in others})
 
 
 def _take_up(engine: Engine, path: Path, options: EngineOptions) -> None:

@@ -49,6 +49,26 @@ def test_bench_always_has_the_plain_row_and_compares_texts() -> None:
     assert guessed["accepted_by_depth"] == sorted(guessed["accepted_by_depth"], reverse=True)
 
 
+def test_auto_chooses_by_what_bench_measured() -> None:
+    placed = ["--dtype", "f32", "--offload", "none"]
+
+    def bench(*more: str) -> dict[str, float]:
+        shown = run("bench", "-r", "2", "-n", "60", "-o", "json", *more)
+        return {row["drafter"]: row["tokens_per_s"] for row in json.loads(shown.stdout) if row["budget"] == "auto"}
+
+    def taken() -> str:
+        told = CliRunner().invoke(commands, ["generate", "-p", "hello", "-n", "2", *placed]).stderr
+        return told[told.index("(auto: ") :]
+
+    bench("--budgets", "8", "--drafters", "sibling+ngram,ngram")
+    assert taken().startswith("(auto: the paired model")  # another budget says nothing about it
+    speeds = bench("--budgets", "auto", "--drafters", "sibling+ngram,ngram")
+    assert len(speeds) == 2
+    told = taken()
+    assert "(auto: tokens/s here: " in told
+    assert all(f"{speed:.3g}" in told for speed in speeds.values())
+
+
 def test_bench_tells_what_overlap_hid(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Decoder, "_free_s", lambda *_: 60.0)  # however fast this machine is
     ran = run("bench", "--budgets", "4", "-r", "1", "-n", "12", "--drafter", "sibling", "-o", "json")
