@@ -110,9 +110,9 @@ def bench(
 
     Plain decoding (budget 0) is always measured in the same run, and every text is compared with it. Quote the ratios:
     absolute speeds belong to this machine on this day. The toy's speeds mean nothing; its tokens per sweep do. Nothing
-    is remembered from earlier runs or from prompt to prompt, nor kept, but for the speed of each drafter under
-    --budgets auto: from then on --drafter auto knows it. --laws adds rows that write by other rules of verification,
-    over trees of one fixed shape: their texts depend on the tree, so nothing else uses them.
+    is remembered from earlier runs or from prompt to prompt, nor kept, but for the speeds of plain decoding and of each
+    drafter under --budgets auto: from then on --drafter auto knows them. --laws adds rows that write by other rules of
+    verification, over trees of one fixed shape: their texts depend on the tree, so nothing else uses them.
 
     \b
       specexec bench --budgets 8,32,128 --temperatures 0,0.8
@@ -162,14 +162,15 @@ def bench(
 
 
 def _keep_speed(options: EngineOptions, sources: str, rows: list[Row]) -> None:
-    """What `--drafter auto` would have made of these sources, so that it can choose by it."""
+    """What `--drafter auto` would have made of these sources, to choose by; and plain decoding, to warn by."""
     for row in rows:
-        if (row.budget, row.planner) == ("auto", "best"):
+        if row.planner == "best" and row.budget in ("0", "auto"):
             tokens = row.sweeps * row.tokens_per_sweep
+            named = "none" if row.budget == "0" else sources
             try:
-                keep_speed(options, sources, row.sweeps, tokens, tokens / row.tokens_per_s)
+                keep_speed(options, named, row.sweeps, tokens, tokens / row.tokens_per_s)
             except OSError as problem:
-                log.warning("the speed of %s could not be kept: %s", sources, problem)
+                log.warning("the speed of %s could not be kept: %s", named, problem)
 
 
 def _compared(

@@ -16,7 +16,8 @@ from cli.verbosity import Verbosity, start_logging
 if TYPE_CHECKING:
     from specexec.engine import Engine
 
-ENOUGH = 8  # tokens that plain decoding would have written, before anything is said of it
+ENOUGH = 8  # sweeps, or tokens that plain decoding would have written, before anything is said of it
+ANOTHER_DAY = 0.9  # below this share of an earlier speed something is said: machines have better and worse days
 TOY = (
     "{name}: a toy built in to show the engine, not for answers. A real model: specexec chat -m llama-70b --offload ram"
 )
@@ -85,7 +86,7 @@ def running_engine(
         for line in introduction(engine):
             screen.say(line)
         yield engine
-        if remember and (loss := losing(engine)) is not None:
+        if remember and (loss := losing(engine, measured(options).get("none"))) is not None:
             screen.say(loss)
 
 
@@ -96,8 +97,8 @@ def remembering(engine: Engine, options: EngineOptions) -> Iterator[None]:
         yield
 
 
-def losing(engine: Engine) -> str | None:
-    """A word if guessing did not pay for itself."""
+def losing(engine: Engine, plain_before: float | None = None) -> str | None:
+    """A word if guessing did not pay for itself. `plain_before`: tokens/s of plain decoding in earlier runs here."""
     pace, plain = engine.pace, engine.pace.plain_tokens_per_s
     if engine.toy or engine.sources == "none" or engine.budget == 0:
         return None
@@ -110,6 +111,11 @@ def losing(engine: Engine) -> str | None:
         return (
             "guessing took longer than it saved, plain decoding is at least "
             f"{pace.at_least / pace.written:.2g} times as fast here: --drafter none is faster."
+        )
+    if plain is None and plain_before and pace.sweeps >= ENOUGH and pace.tokens_per_s < ANOTHER_DAY * plain_before:
+        return (
+            f"guessing made {pace.tokens_per_s:.3g} tokens/s, plain decoding made {plain_before:.3g} "
+            "in earlier runs here: --drafter none may be faster."
         )
     if plain is not None and 2 * pace.plain_sweeps > pace.sweeps:
         return f"{pace.plain_sweeps} of {pace.sweeps} sweeps carried no guesses: they would not have paid."

@@ -170,6 +170,23 @@ def test_it_says_when_guessing_surely_lost_though_no_sweep_was_plain(texts: int)
     assert losing(engine) is None  # type: ignore[arg-type]  # a fake
 
 
+def test_it_says_when_guessing_lost_against_an_earlier_run() -> None:
+    """Every sweep carried guesses, and took longer for them: only a plain run can tell."""
+    engine = FakeEngine()
+    engine.toy = False
+    for _ in range(12):
+        engine.pace.learn(513, 512, [3], Cost(draft_s=0.1, sweep_s=0.9))
+    assert losing(engine) is None  # type: ignore[arg-type]  # a fake
+    told = str(losing(engine, plain_before=4.0))  # type: ignore[arg-type]  # a fake
+    assert "made 3 tokens/s" in told
+    assert "made 4 in earlier runs" in told
+    assert losing(engine, plain_before=3.2) is None  # type: ignore[arg-type]  # a fake
+    engine.pace = Pace()
+    for _ in range(12):  # several texts at a time are not compared with one
+        engine.pace.learn(4 * 513, 4 * 512, [3] * 4, Cost(draft_s=0.1, sweep_s=0.9))
+    assert losing(engine, plain_before=4.0) is None  # type: ignore[arg-type]  # a fake
+
+
 def test_it_says_when_guessing_lost() -> None:
     engine = FakeEngine()
     engine.toy = False

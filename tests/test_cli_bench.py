@@ -16,6 +16,8 @@ from click.testing import CliRunner, Result
 from cli.app import commands
 from cli.bench import LAWS
 from cli.errors import MissingExtra
+from cli.learned import measured
+from cli.options import EngineOptions
 from offload.names import demo_folder
 from specexec import audit as audit_module
 from specexec import load, rivals
@@ -67,6 +69,7 @@ def test_auto_chooses_by_what_bench_measured() -> None:
     told = taken()
     assert "(auto: tokens/s here: " in told
     assert all(f"{speed:.3g}" in told for speed in speeds.values())
+    assert measured(EngineOptions(dtype="f32", offload="none")).keys() == {"none", "ngram", "sibling+ngram"}
 
 
 def test_bench_tells_what_overlap_hid(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,7 +139,8 @@ def test_bench_does_not_measure_that_its_rounds_repeat(tmp_path: Path) -> None:
     asked = ("bench", "--budgets", "32", "-n", "24", "--drafters", "ngram", "--prompts", str(file), "-o", "json")
     once, more = (json.loads(run(*asked, "-r", str(rounds)).stdout)[1] for rounds in (1, 3))
     assert more["tokens_per_sweep"] <= 1.5 * once["tokens_per_sweep"]
-    assert not list(Path(os.environ["XDG_STATE_HOME"]).rglob("*.safetensors"))
+    kept = [path.name for path in Path(os.environ["XDG_STATE_HOME"]).rglob("*.safetensors")]
+    assert all(name.startswith("speeds-") for name in kept), "nothing that a drafter or a budget would begin with"
 
 
 def test_a_wrong_item_of_a_list_is_a_wrong_option() -> None:
