@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from cli import learned
 from cli.app import commands
 from cli.bench import LAWS
 from cli.errors import MissingExtra
-from cli.learned import measured
 from cli.options import EngineOptions
 from offload.names import demo_folder
 from specexec import audit as audit_module
@@ -51,7 +51,8 @@ def test_bench_always_has_the_plain_row_and_compares_texts() -> None:
     assert guessed["accepted_by_depth"] == sorted(guessed["accepted_by_depth"], reverse=True)
 
 
-def test_auto_chooses_by_what_bench_measured() -> None:
+def test_auto_chooses_by_what_bench_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learned, "ENOUGH", 1)  # how many sweeps these texts take depends on the clock
     placed = ["--dtype", "f32", "--offload", "none"]
 
     def bench(*more: str) -> dict[str, float]:
@@ -69,7 +70,7 @@ def test_auto_chooses_by_what_bench_measured() -> None:
     told = taken()
     assert "(auto: tokens/s here: " in told
     assert all(f"{speed:.3g}" in told for speed in speeds.values())
-    assert measured(EngineOptions(dtype="f32", offload="none")).keys() == {"none", "ngram", "sibling+ngram"}
+    assert learned.measured(EngineOptions(dtype="f32", offload="none")).keys() == {"none", "ngram", "sibling+ngram"}
 
 
 def test_bench_tells_what_overlap_hid(monkeypatch: pytest.MonkeyPatch) -> None:
