@@ -86,7 +86,8 @@ class BestFirst:
         self, drafter: Drafter, live: Items[Sequence], trees: Items[TokenTree], until: Callable[[], bool]
     ) -> None:
         """Whole next trees, the likeliest exits first, for as long as there is room."""
-        ways_out, most = {one: Exits(one, tree) for one, tree in zip(live, trees, strict=True)}, self.beams or BEAMS
+        ways_out = {one: Exits(one, tree) for one, tree in zip(live, trees, strict=True)}
+        most = self.beams or BEAMS
         while not until():
             asks = [
                 Ask(one, one.growth.tree, nodes, waited=False)

@@ -56,7 +56,7 @@ def test_auto_chooses_by_what_bench_measured(monkeypatch: pytest.MonkeyPatch) ->
     placed = ["--dtype", "f32", "--offload", "none"]
 
     def bench(*more: str) -> dict[str, float]:
-        shown = run("bench", "-r", "2", "-n", "60", "-o", "json", *more)
+        shown = run("bench", "-r", "1", "-n", "12", "-o", "json", *more)
         return {row["drafter"]: row["tokens_per_s"] for row in json.loads(shown.stdout) if row["budget"] == "auto"}
 
     def taken() -> str:
