@@ -27,8 +27,10 @@ def open_engine(
     options: EngineOptions,
     told: Callable[[int, int], None] | None = None,
     tried: Callable[[int, int], None] = lambda looked, most: None,
+    rounded: Callable[[int, int], None] = lambda done, layers: None,
 ) -> Engine:
-    """Load what the options ask for; `told` hears how far that is, `tried` how far a search for sublayers is.
+    """Load what the options ask for; `told` hears how far that is, `tried` how far a search for sublayers is, and
+    `rounded` how far the quantising of layers that draft.
 
     Tests put a fake engine here.
     """
@@ -59,6 +61,7 @@ def open_engine(
             measured=measured(options) if options.drafter == "auto" else None,
             told=told,
             searches=searches,
+            rounded=rounded,
         )
 
 
@@ -71,14 +74,18 @@ def running_engine(
     Measurements do not `remember`: they neither begin with what earlier runs knew nor leave anything behind.
     """
     start_logging(verbosity, screen.tell)
-    search = ""
+    so_far = ""
 
     def tried(looked: int, most: int) -> None:
-        nonlocal search
-        search = f" {looked} of at most {most} sets of sublayers tried; done once"
+        nonlocal so_far
+        so_far = f" {looked} of at most {most} sets of sublayers tried; done once"
 
-    with screen.status(lambda: f"starting {options.model}…{search}"):
-        engine = open_engine(options, tried=tried)
+    def rounded(done: int, layers: int) -> None:
+        nonlocal so_far
+        so_far = f" {done} of {layers} layers quantised to draft"
+
+    with screen.status(lambda: f"starting {options.model}…{so_far}"):
+        engine = open_engine(options, tried=tried, rounded=rounded)
     with ExitStack() as stack:
         stack.enter_context(engine)
         if remember:

@@ -15,7 +15,7 @@ from cli.quantities import parse_count, parse_size_B, parse_speed_Bps
 from specexec.sampling import SamplingParams
 
 if TYPE_CHECKING:
-    from offload.formats import FourBits
+    from offload.formats import FewBits, FourBits
     from offload.placement import Offload
 
 Result = TypeVar("Result")
@@ -100,6 +100,7 @@ COUNT = Quantity("n", parse_count)
 BUDGET = AutoOr(0)
 PARALLEL = AutoOr(1)
 TEXT_OR_FILE = TextOrFile()
+DRAFT_BITS = click.Choice(["none", "nf4", "hqq4", "hqq3", "hqq2"])
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ class EngineOptions:
     model: str = "demo"
     drafter: str = "auto"
     draft_vocab: int | None = None
-    drafter_quant: FourBits = "none"
+    drafter_quant: FewBits = "none"
     head_quant: FourBits = "none"
     offload: Offload = "auto"
     budget: IntOrAuto = "auto"
@@ -147,8 +148,8 @@ _ENGINE = (
                  help="A name, a folder, or org/repo."),
     click.option("-d", "--drafter", metavar="NAME", default="auto",
                  help="Who guesses ahead, several joined by +; none is plain decoding."),
-    click.option("--drafter-quant", type=click.Choice(["none", "nf4"]), default="none",
-                 help="Bits of a drafter model's layers; nf4 leaves more of a GPU to the model."),
+    click.option("--drafter-quant", type=DRAFT_BITS, default="none",
+                 help="Bits of layers that draft: fewer leave more of a GPU to the model."),
     click.option("--head-quant", type=click.Choice(["none", "nf4"]), default="none",
                  help="Bits of the model's own head; nf4 is smaller, and another model."),
     click.option("--draft-vocab", type=COUNT, show_default="all",

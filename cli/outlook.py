@@ -10,6 +10,7 @@ from offload.errors import OffloadError
 from offload.forecast import Ceilings, Forecast, Moved, Work, forecast, moved
 from offload.formats import (
     FORMATS,
+    FewBits,
     Format,
     FourBits,
     is_quantised,
@@ -43,7 +44,7 @@ class Beside:
 
 
 def beside_of(
-    folder: Folder, drafters: list[Folder], free: Free, ctx: int, budget: IntOrAuto, drafter_quant: FourBits
+    folder: Folder, drafters: list[Folder], free: Free, ctx: int, budget: IntOrAuto, drafter_quant: FewBits
 ) -> Beside:
     """What a sweep and the drafters take, and keys and values of guesses, by the same sums as loading."""
 
@@ -54,7 +55,7 @@ def beside_of(
     nodes = nodes_of(budget, widths(folder), ctx, free_B)
     drafter_B = embeddings_B = 0
     for one in drafters:
-        bits: FourBits = "none" if is_quantised(one) else drafter_quant
+        bits: FewBits = "none" if is_quantised(one) else drafter_quant
         embeddings_B += looked_up_B(one, bits, item_B(one))
         drafter_B += resident_B(one, bits, item_B(one), ctx) + drafting_B(widths(one), ctx, nodes)
     return Beside(

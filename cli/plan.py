@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ import click
 
 from cli.conditions import conditions
 from cli.facts import placement_facts
-from cli.options import BUDGET, COUNT, SIZE, SPEED, IntOrAuto
+from cli.options import BUDGET, COUNT, DRAFT_BITS, SIZE, SPEED, IntOrAuto
 from cli.quantities import exact_size, format_bytes, parse_size_B
 from cli.verbosity import json_option, verbosity_options
 from offload.names import known
@@ -20,7 +21,7 @@ from specexec.choice import check_models, parse
 if TYPE_CHECKING:
     from cli.outlook import Row
     from offload.forecast import Ceilings
-    from offload.formats import FourBits
+    from offload.formats import FewBits, FourBits
     from offload.placement import Free, Placement
     from offload.shards import Folder
     from specexec.choice import Choice
@@ -30,6 +31,8 @@ GPUS = {
     "3060": (12, 25.5e12), "3090": (24, 71.2e12), "4060": (8, 30e12), "4070": (12, 58e12), "4080": (16, 97e12),
     "4090": (24, 165e12), "5090": (32, 209.5e12),
 }  # fmt: skip
+# What `chat` does unasked, too.
+USUAL: dict[str, int | str] = {"ctx": 8192, "budget": "auto", "drafter": "auto", "drafter-quant": "none"}
 REACHED = 0.6  # of what is sold
 
 
@@ -40,14 +43,12 @@ REACHED = 0.6  # of what is sold
 @click.option("--disk", type=SPEED, help="As if the disk had this speed.")
 @click.option("--ram", type=SIZE, help="As if this much RAM were free.")
 @click.option("--vram", type=SIZE, help="As if this much GPU memory were free.")
-@click.option("--ctx", type=COUNT, default=8192, help="Context length in tokens, such as 8k.")
-@click.option("-b", "--budget", type=BUDGET, default="auto", help="Guesses per sweep to make room for.")
+@click.option("--ctx", type=COUNT, default=USUAL["ctx"], help="Context length in tokens, such as 8k.")
+@click.option("-b", "--budget", type=BUDGET, default=USUAL["budget"], help="Guesses per sweep to make room for.")
 @click.option(
-    "-d", "--drafter", metavar="NAME", default="auto", help="Drafters to make room for; auto: the paired one."
+    "-d", "--drafter", metavar="NAME", default=USUAL["drafter"], help="Drafters to make room for; auto: the paired one."
 )
-@click.option(
-    "--drafter-quant", type=click.Choice(["none", "nf4"]), default="none", help="Bits of the drafter's layers."
-)
+@click.option("--drafter-quant", type=DRAFT_BITS, default=USUAL["drafter-quant"], help="Bits of the drafter's layers.")
 @click.option("--head-quant", type=click.Choice(["none", "nf4"]), default="none", help="Bits of the model's head.")
 @click.option("--all", "every", is_flag=True, help="Every number format, not only the likely ones.")
 @click.option("--offline", is_flag=True, help="Use only what is already on this machine.")
@@ -55,7 +56,7 @@ REACHED = 0.6  # of what is sold
 @verbosity_options
 def plan(
     model: str, gpu: str | None, link: float | None, disk: float | None, ram: int | None, vram: int | None,
-    ctx: int, budget: IntOrAuto, drafter: str, drafter_quant: FourBits, head_quant: FourBits, every: bool,
+    ctx: int, budget: IntOrAuto, drafter: str, drafter_quant: FewBits, head_quant: FourBits, every: bool,
     offline: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Say what of MODEL would live where, how long a sweep takes, and the command to type.
@@ -81,7 +82,8 @@ def plan(
     beside = beside_of(folder, drafters, here.free, ctx, budget, drafter_quant)
     rows = outlook(folder, here.free, speeds, item_B(folder), ctx, beside, every, head_quant)
     chosen = best(rows)
-    typed = [] if chosen is None else commands_for(model, chosen, ram, vram, drafter)
+    kept = {"ctx": ctx, "budget": budget, "drafter": drafter, "drafter-quant": drafter_quant}
+    typed = [] if chosen is None else commands_for(model, chosen, ram, vram, kept)
     if as_json:
         asked = {"gpu": gpu, "link": link, "disk": disk, "ram": ram, "vram": vram, "ctx": ctx, "budget": budget,
                  "drafter": drafter, "drafter_quant": drafter_quant, "head_quant": head_quant, "all": every,
@@ -215,11 +217,11 @@ def _by_rows(row: Row) -> list[str]:
     return [f"Experts come when rows are sent to them, {each}. A sweep brings {', '.join(brought)} or more."]
 
 
-def commands_for(model: str, row: Row, ram: int | None, vram: int | None, drafter: str) -> list[str]:
-    """What to type for this combination, within the same budgets."""
+def commands_for(model: str, row: Row, ram: int | None, vram: int | None, kept: Mapping[str, int | str]) -> list[str]:
+    """What to type for this combination, within the same budgets and with what else was asked for."""
     budgets = "".join(f" --{name} {exact_size(B)}" for name, B in (("ram", ram), ("vram", vram)) if B is not None)
     name, more = shlex.quote(model), budgets + ("" if row.head == "none" else f" --head-quant {row.head}")
-    more += "" if drafter == "auto" else f" --drafter {shlex.quote(drafter)}"
+    more += "".join(f" --{name} {shlex.quote(str(value))}" for name, value in kept.items() if value != USUAL[name])
     if row.form != "none":
         packed = f"{model.rstrip('/').rpartition('/')[2]}-{row.form}"
         return [

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from offload.crew import share
     from offload.custom import running_code
     from offload.errors import OffloadError, ReadFailed
-    from offload.formats import FourBits, four_bit_copy_B, is_quantised, looked_up_B, resident_B, with_head
+    from offload.formats import FewBits, FourBits, copy_B, is_quantised, looked_up_B, resident_B, with_head
     from offload.hardware import free_memory
     from offload.lender import StreamStats
     from offload.listing import item_B
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = [
     "EXPERTS",
     "Design",
+    "FewBits",
     "Folder",
     "FourBits",
     "Free",
@@ -49,8 +50,8 @@ __all__ = [
     "carrier_for",
     "check_bytes",
     "check_system",
+    "copy_B",
     "design",
-    "four_bit_copy_B",
     "free_memory",
     "is_quantised",
     "item_B",
@@ -75,6 +76,7 @@ _HOMES = {
     "EXPERTS": "routing",
     "Design": "skeleton",
     "Folder": "shards",
+    "FewBits": "formats",
     "FourBits": "formats",
     "Free": "placement",
     "ModelPair": "names",
@@ -89,7 +91,7 @@ _HOMES = {
     "carrier_for": "carrier",
     "check_bytes": "local",
     "design": "skeleton",
-    "four_bit_copy_B": "formats",
+    "copy_B": "formats",
     "free_memory": "hardware",
     "check_system": "system",
     "is_quantised": "formats",

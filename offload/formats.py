@@ -18,6 +18,8 @@ from offload.shards import Entry, Folder
 
 Format = Literal["none", "int8", "nf4"]
 FourBits = Literal["none", "nf4"]
+FewBits = Literal["none", "nf4", "hqq4", "hqq3", "hqq2"]
+BITS = {"nf4": 4.5, "hqq4": 4.5, "hqq3": 3.7, "hqq2": 2.5}  # of a weight that drafts, scales included
 EXPERTS = ".experts."
 FORMATS: tuple[Format, ...] = ("none", "int8", "nf4")
 # Of each NF4 matrix: two tables and a state; of every 64 weights one byte of scale, of every 256 scales one float.
@@ -68,19 +70,19 @@ def with_head(folder: Folder, need: Need, form: FourBits, item_B: int) -> Need:
     return few_bit_head(need, (V, H), item_B)
 
 
-def resident_B(folder: Folder, form: FourBits, item_B: int, ctx: int) -> int:
-    """A whole model in memory; with nf4 its layers are quantised while it is loaded: 4.5 bits a weight, and a ring."""
+def resident_B(folder: Folder, form: FewBits, item_B: int, ctx: int) -> int:
+    """A whole model in memory; in few bits its layers are quantised while it is loaded: those, and a ring."""
     need = need_of(folder, item_B, ctx)
     if form == "none":
         return need.resident_B
     layers_B = sum(need.layers_B)
-    return need.resident_B - layers_B + layers_B * 9 // (16 * item_B) + RING * need.widest_B
+    return need.resident_B - layers_B + int(layers_B * BITS[form] / (8 * item_B)) + RING * need.widest_B
 
 
-def four_bit_copy_B(folder: Folder, item_B: int) -> tuple[int, int]:
-    """All layers once more, their matrices at 4.5 bits a weight however they are stored; and the widest one, dense."""
+def copy_B(folder: Folder, form: FewBits, item_B: int) -> tuple[int, int]:
+    """All layers once more, their matrices in few bits however they are stored; and the widest one, dense."""
     folded, layers = fold(folder), len(need_of(folder, item_B, 1).layers_B)
-    whole_B, copy_B = [0] * layers, 0
+    whole_B, small_B = [0] * layers, 0
     shapes = [(one.name, one.shape) for one in folded.dense.values()]
     shapes += [(one.name, one.shape) for one in folded.quantised.values()]
     for name, shape in shapes:
@@ -88,11 +90,11 @@ def four_bit_copy_B(folder: Folder, item_B: int) -> tuple[int, int]:
         if match and int(match[1]) < layers:
             weights = math.prod(shape)
             whole_B[int(match[1])] += weights * item_B
-            copy_B += weights * 9 // 16 if len(shape) > 1 else weights * item_B
-    return copy_B, max(whole_B)
+            small_B += int(weights * BITS[form] / 8) if len(shape) > 1 else weights * item_B
+    return small_B, max(whole_B)
 
 
-def looked_up_B(folder: Folder, form: FourBits, item_B: int) -> int:
+def looked_up_B(folder: Folder, form: FewBits, item_B: int) -> int:
     """The part of `resident_B` that stays in RAM beside a GPU: embeddings that are not the head too, if left whole."""
     need = need_of(folder, item_B, 0)
     return need.embeddings_B if form == "none" and need.head_B else 0

@@ -116,7 +116,7 @@ def _refusal(placement: Placement, free: Free) -> OffloadError | None:
         return NotEnoughVram(
             f"--offload {tier} needs {size(placement.device_B)} of GPU memory, {size(free.vram_B)} are free.",
             _breakdown(placement.device_parts_B),
-            "a smaller --ctx or --budget, --drafter-quant nf4 or --drafter ngram, or --device cpu."
+            "a smaller --ctx or --budget, fewer bits by --drafter-quant, --drafter ngram, or --device cpu."
             if tier != "none"
             else "--offload ram, or --offload disk.",
         )

@@ -120,6 +120,14 @@ def test_the_command_to_type_has_the_budgets_that_were_planned_with(
     assert json.loads(capsys.readouterr().out)["best"][-1].endswith(f" --ram {ram} --vram 2GiB")
 
 
+def test_the_command_to_type_has_what_else_was_planned_with(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["--ctx", "512", "--budget", "8", "--drafter", "demo", "--drafter-quant", "hqq3"]
+    assert main(["plan", str(folder), *asked, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["best"][-1].endswith(" ".join(asked))
+    assert main(["plan", str(folder), "--json"]) == 0
+    assert "--ctx" not in json.loads(capsys.readouterr().out)["best"][-1], "what chat does by itself is not typed"
+
+
 def drafting_B(parts_B: Mapping[str, int]) -> list[int]:
     """What is set aside for drafters."""
     return [parts_B.get(name, 0) for name in ("drafter", "embeddings of the drafter")]

@@ -1,26 +1,35 @@
-"""A drafter in four bits takes what is planned and changes no token; where it would do nothing it is refused."""
+"""A drafter in few bits takes what is planned and changes no token; where it would do nothing it is refused."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import offload
 import specexec
-from offload.formats import FourBits, resident_B
+from offload.formats import FewBits, resident_B
 from offload.names import demo_folder
 from offload.pack import pack, plan
 from offload.placement import Free
 from offload.shards import open_folder
 from specexec import SamplingParams
-from specexec.drafters.substitute import FourBit
+from specexec.drafters.few_bits import FourBit
+from specexec.engine import Engine
 from specexec.errors import BadDrafter
 from specexec.workspace import drafting_B, widths_of
 from tests.tiny import tiny
 
 CTX = 256
+
+
+def copying(form: FewBits, rounded: Callable[[int, int], None] = lambda done, layers: None) -> Engine:
+    """The demo, drafting for itself from the disk."""
+    return specexec.load(
+        drafter="substitute", drafter_quant=form, offload="disk", dtype="f32", ctx=CTX, budget=16, rounded=rounded
+    )
 
 
 def test_the_text_is_the_same_and_the_layers_are_small() -> None:
@@ -46,7 +55,39 @@ def test_the_layers_of_a_large_drafter_take_a_third(tmp_path: Path) -> None:
     tiny("llama", tmp_path, num_hidden_layers=24)
     folder = open_folder(tmp_path)
     layers_B = sum(offload.need_of(folder, 2, CTX).layers_B)
-    assert resident_B(folder, "none", 2, CTX) - resident_B(folder, "nf4", 2, CTX) > 0.55 * layers_B
+    whole_B, four_B, three_B, two_B = (resident_B(folder, form, 2, CTX) for form in ("none", "nf4", "hqq3", "hqq2"))
+    assert whole_B - four_B > 0.55 * layers_B
+    assert four_B - three_B == pytest.approx(0.8 / 16 * layers_B, abs=2)
+    assert three_B - two_B == pytest.approx(1.2 / 16 * layers_B, abs=2)
+
+
+def test_the_targets_own_copy_takes_the_form_that_was_asked_for() -> None:
+    sampling = SamplingParams(temperature=0.8, seed=4, max_tokens=16)
+    with specexec.load(drafter="none", dtype="f32", ctx=CTX) as llm:
+        plain = llm.generate("What is a tree?", sampling)
+    beside_B: dict[FewBits, int] = {}
+    asked: dict[FewBits, str] = {"none": "substitute", "hqq3": "substitute-hqq3"}
+    for form, name in asked.items():
+        with copying(form) as llm:
+            answer = llm.generate("What is a tree?", sampling)
+            assert (answer.tokens, llm.drafter_name) == (plain.tokens, name)
+            assert answer.accepted > 0
+            beside_B[form] = offload.stream_of(llm._model).placement.need.beside_B["drafter"]
+    assert beside_B["hqq3"] < beside_B["none"]
+
+
+def test_how_many_layers_are_quantised_is_told_while_it_is_done() -> None:
+    done: list[tuple[int, int]] = []
+    with copying("hqq2", rounded=lambda *so_far: done.append(so_far)) as llm:
+        layers = offload.stream_of(llm._model).layers
+    assert done == [(layer + 1, layers) for layer in range(layers)]
+
+
+def test_hqqs_forms_ask_for_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("specexec.compose.sources.find_spec", lambda name: None)
+    with pytest.raises(BadDrafter, match="needs hqq, which is not installed") as problem, copying("hqq3"):
+        pass
+    assert "pip install 'specexec[hqq]'" in str(problem.value.hint)
 
 
 @pytest.mark.parametrize("name", ["none", "ngram"])
@@ -64,7 +105,7 @@ def test_a_drafter_that_has_few_bits_already_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", ["llama", "llama_tied"])
 @pytest.mark.parametrize("quant", ["none", "nf4"])
 def test_the_embeddings_of_a_drafter_are_counted_where_they_are(
-    family: str, quant: FourBits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    family: str, quant: FewBits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A CPU in the place of a GPU: a whole drafter that is not tied looks token ids up in RAM, as the target does."""
     for module in ("offload.model.free_memory", "offload.free_memory"):

@@ -1,4 +1,4 @@
-"""The target as its own drafter: fewer layers, or all of them in four bits. Exact, and as good as its parts allow."""
+"""The target as its own drafter: fewer layers, or all of them in few bits. Exact, and as good as its parts allow."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from transformers import PreTrainedModel
 
 import offload
 import specexec
+import specexec.drafters.few_bits as few_bits_of
 from offload import model as models
 from offload.pack import pack, plan
 from offload.placement import Tier
@@ -22,9 +24,10 @@ from offload.placing import place
 from offload.quant import Quant
 from specexec.decoder import Decoder
 from specexec.drafters import Drafter
+from specexec.drafters.few_bits import Form, FourBit, Grouped, quantised
 from specexec.drafters.sibling import SiblingDrafter
 from specexec.drafters.skip import skipping, spread
-from specexec.drafters.substitute import FourBit, quantised, substituting
+from specexec.drafters.substitute import substituting
 from specexec.errors import UnsupportedArchitecture
 from specexec.lm import TreeLM
 from specexec.partial import layer_list_path
@@ -42,6 +45,7 @@ SAMPLINGS = [
     SamplingParams(temperature=0.0, max_tokens=LENGTH),
     SamplingParams(temperature=0.9, top_p=0.9, seed=1, max_tokens=LENGTH),
 ]
+FORMS: tuple[Form, ...] = get_args(Form)
 FAMILIES = ["llama", "llama_tied", "gemma3_text", "opt", "gpt_neox", "qwen3"]
 
 
@@ -51,8 +55,8 @@ def layers_of(model: PreTrainedModel) -> nn.ModuleList:
     return found
 
 
-def four_bit(model: PreTrainedModel) -> dict[int, nn.Module]:
-    return {i: quantised(copy.deepcopy(layer), torch.device("cpu")) for i, layer in enumerate(layers_of(model))}
+def few_bits(model: PreTrainedModel, form: Form = "nf4") -> dict[int, nn.Module]:
+    return {i: quantised(copy.deepcopy(layer), torch.device("cpu"), form) for i, layer in enumerate(layers_of(model))}
 
 
 def whole(layers: Iterable[int]) -> Kept:
@@ -71,13 +75,13 @@ class Case:
             if isinstance(module, nn.Linear):
                 module.weight.data = FourBit(module, torch.device("cpu")).weight.clone()
         self.layers = dict(enumerate(copy.deepcopy(layers_of(model))))
-        self.quantised = four_bit(model)
+        self.quantised: dict[str, dict[int, nn.Module]] = {form: few_bits(model, form) for form in FORMS}
         self.target = TreeLM(model)
         self.none = drafters("llama", folder)["none"]
 
     def drafter(self, name: str, ranking: Ranking | None = None) -> Drafter:
-        if name == "substitute":
-            return substituting(self.target, self.quantised, VOCABULARY, ranking)
+        if name in FORMS:
+            return substituting(self.target, self.quantised[name], VOCABULARY, ranking)
         kept = range(LAYERS) if name == "all" else spread(LAYERS, 2)
         return skipping(self.target, self.layers.__getitem__, whole(kept), VOCABULARY, ranking)
 
@@ -91,7 +95,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
 
 @pytest.mark.parametrize("overlap", [False, True])
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "sampled"])
-@pytest.mark.parametrize("name", ["skip", "substitute"])
+@pytest.mark.parametrize("name", ["skip", *FORMS])
 def test_the_text_is_that_of_plain_decoding(case: Case, name: str, sampling: SamplingParams, overlap: bool) -> None:
     (plain,) = write(case.target, case.none, [PROMPT], sampling)
     (sequence,) = write(case.target, case.drafter(name), [PROMPT], sampling, 16, overlap=overlap)
@@ -99,7 +103,7 @@ def test_the_text_is_that_of_plain_decoding(case: Case, name: str, sampling: Sam
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "sampled"])
-@pytest.mark.parametrize("name", ["all", "substitute"])
+@pytest.mark.parametrize("name", ["all", "nf4"])
 def test_a_perfect_copy_is_accepted_whole(case: Case, name: str, sampling: SamplingParams) -> None:
     decoder = Decoder(case.target, case.drafter(name, SURE), BestFirst(), 7)
     decoder.join(sequence_of(PROMPT, sampling))
@@ -112,7 +116,7 @@ def test_a_perfect_copy_is_accepted_whole(case: Case, name: str, sampling: Sampl
 def test_every_family_can_skip_and_be_substituted(family: str, tmp_path: Path) -> None:
     model = tiny(family, tmp_path / "target")
     plain_layers = dict(enumerate(copy.deepcopy(layers_of(model))))
-    small = four_bit(model)
+    small = few_bits(model)
     target = TreeLM(model)
     (plain,) = write(target, drafters("llama", tmp_path)["none"], [PROMPT], SAMPLINGS[0])
     for drafter in (
@@ -145,10 +149,30 @@ def test_four_bits_are_close_and_take_little_room(width: int) -> None:
     assert (halved(rows.bfloat16()).float() - small(rows)).norm() / small(rows).norm() < 0.05
 
 
+@pytest.mark.parametrize("width", [256, 96])
+@pytest.mark.parametrize(("bits", "apart", "codes_B"), [(4, 0.1, 1 / 2), (3, 0.2, 4 / 10), (2, 0.45, 1 / 4)])
+def test_the_fewer_the_bits_the_smaller_and_the_further_away(
+    width: int, bits: int, apart: float, codes_B: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(few_bits_of.PART, "cpu", 50 * width)  # three parts, the last one short
+    linear = nn.Linear(width, 128, bias=True).to(torch.bfloat16).float()  # the same codes in both number formats
+    small = Grouped(linear, torch.device("cpu"), bits)
+    rows = torch.randn(16, width)
+    error = (small(rows) - linear(rows)).norm() / linear(rows).norm()
+    assert apart / 3 < error < apart
+    groups = 128 * -(-width // 64)
+    whole_B = groups * 64 * codes_B
+    assert whole_B <= sum(codes.nbytes for codes, _ in small._parts) <= 1.1 * whole_B
+    assert sum(meta[name].nbytes for _, meta in small._parts for name in ("scale", "zero")) == 4 * groups
+    halved = Grouped(linear.to(torch.bfloat16), torch.device("cpu"), bits)
+    assert halved(rows.bfloat16()).dtype == torch.bfloat16
+    assert (halved(rows.bfloat16()).float() - small(rows)).norm() / small(rows).norm() < 0.05
+
+
 @pytest.mark.parametrize("family", ["mixtral", "gpt_oss"])
 def test_fused_experts_are_refused_by_name(family: str, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedArchitecture, match="experts"):
-        four_bit(tiny(family, tmp_path / "target"))
+        few_bits(tiny(family, tmp_path / "target"))
 
 
 @pytest.mark.parametrize("tier", ["none", "ram", "disk"])
@@ -188,17 +212,26 @@ def test_layers_that_stay_are_shared_and_only_streamed_ones_copied(monkeypatch: 
         assert llm.generate(*asked).tokens == guessed.tokens
 
 
-@pytest.mark.parametrize("form", ["none", "int8", "nf4"])
-def test_a_copy_takes_the_memory_that_was_counted_whatever_the_target_is_stored_in(form: Quant, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("form", "few"),
+    [("none", "nf4"), ("int8", "nf4"), ("nf4", "nf4"), ("none", "hqq4"), ("none", "hqq3"), ("none", "hqq2")],
+)
+def test_a_copy_takes_the_memory_that_was_counted_whatever_the_target_is_stored_in(
+    form: Quant, few: Form, tmp_path: Path
+) -> None:
     tiny("llama", tmp_path / "model", hidden_size=128, intermediate_size=256)
     folder = tmp_path / "model"
     if form != "none":
         pack(plan(offload.open_folder(folder), form), tmp_path / "pack")
         folder = tmp_path / "pack"
-    counted_B, _ = offload.four_bit_copy_B(offload.open_folder(folder), 4)
+    counted_B, _ = offload.copy_B(offload.open_folder(folder), few, 4)
     model = offload.load(folder, "disk", dtype="f32")
-    made = [quantised(offload.standing_layer(model, i), torch.device("cpu")) for i in range(LAYERS)]
+    made = [quantised(offload.standing_layer(model, i), torch.device("cpu"), few) for i in range(LAYERS)]
     modules = [module for layer in made for module in layer.modules()]
     packed_B = sum(one._packed.nbytes + one._state.absmax.nbytes for one in modules if isinstance(one, FourBit))
-    assert counted_B == packed_B + sum(tensor.nbytes for layer in made for tensor in layer.parameters())
+    for codes, meta in [part for one in modules if isinstance(one, Grouped) for part in one._parts]:
+        packed_B += codes.nbytes + meta["scale"].nbytes + meta["zero"].nbytes
+    packed_B += sum(tensor.nbytes for layer in made for tensor in layer.parameters())
+    # Three bits go ten to a word: of small matrices many words are not full.
+    assert counted_B <= packed_B <= counted_B * (1.03 if few == "hqq3" else 1)
     offload.stream_of(model).close()

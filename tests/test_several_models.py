@@ -19,8 +19,8 @@ from offload.names import demo_folder
 from offload.pack import pack, plan
 from offload.shards import open_folder
 from specexec import SamplingParams
+from specexec.drafters.few_bits import FourBit
 from specexec.drafters.sibling import SiblingDrafter
-from specexec.drafters.substitute import FourBit
 from specexec.drafters.translated import TranslatedDrafter
 from specexec.drafters.union import Union
 from specexec.engine import Engine

@@ -50,7 +50,7 @@ def load(
     *,
     drafter: str = "auto",
     draft_vocab: int | None = None,
-    drafter_quant: weights.FourBits = "none",
+    drafter_quant: weights.FewBits = "none",
     head_quant: weights.FourBits = "none",
     offload: weights.Offload = "auto",
     budget: int | Literal["auto"] = "auto",
@@ -68,20 +68,23 @@ def load(
     measured: Mapping[str, float] | None = None,
     told: Callable[[int, int], None] | None = None,
     searches: Searches | None = None,
+    rounded: Callable[[int, int], None] = lambda done, layers: None,
 ) -> Engine:
     """Find, place and load a target and its drafters.
 
     model: path, alias or hub name. drafter: auto, none, or sources joined by +: sibling (the paired model), paths and
     names of other models, substitute, skip, ngram. draft_vocab: models that share the target's vocabulary name only so
-    many frequent tokens, and those of the text; None lets them name all. drafter_quant: the layers of drafter models in
-    four bits. head_quant: the target's head in four bits, which makes it another model. offload: auto, none, ram or
-    disk. budget: guesses per sweep, or auto. planner: best, reference, beam, sequoia. dtype: auto (stored), bf16, f16,
-    f32. ram_B, vram_B: ceilings in bytes. link_limit_Bps throttles the weight stream. verify: compare weights with
-    their hashes first (packs, and what came from the Hub). trust_remote_code: run Python that the folders of all models
-    bring; an architecture from there is tried on a few tokens first. exact: decide near-ties by the text alone
-    (afresh.py); its bill is `Engine.afresh`. measured: tokens per second that drafters, by name, have made with this
-    target here; auto takes the best of those that fit. told: hears layers read into memory, and of how many. searches:
-    what earlier loads found out by trying; what this one has to find out (skip: which sublayers) is added.
+    many frequent tokens, and those of the text; None lets them name all. drafter_quant: the layers of drafter models,
+    and what substitute copies of the target's, in few bits (hqq's need `specexec[hqq]`). head_quant: the target's head
+    in four bits, which makes it another model. offload: auto, none, ram or disk. budget: guesses per sweep, or auto.
+    planner: best, reference, beam, sequoia. dtype: auto (stored), bf16, f16, f32. ram_B, vram_B: ceilings in bytes.
+    link_limit_Bps throttles the weight stream. verify: compare weights with their hashes first (packs, and what came
+    from the Hub). trust_remote_code: run Python that the folders of all models bring; an architecture from there is
+    tried on a few tokens first. exact: decide near-ties by the text alone (afresh.py); its bill is `Engine.afresh`.
+    measured: tokens per second that drafters, by name, have made with this target here; auto takes the best of those
+    that fit. told: hears layers read into memory, and of how many. searches: what earlier loads found out by trying;
+    what this one has to find out (skip: which sublayers) is added. rounded: hears layers quantised to draft, and of how
+    many.
     Raises offload's errors for models and memory, UnsupportedArchitecture for targets that cannot verify trees,
     TokenizerMismatch for a drafter whose text cannot be carried over, ContextLengthExceeded for a ctx beyond what the
     model was made for, RemoteCode for code that is not trusted.
@@ -114,7 +117,7 @@ def load(
     if draft_vocab:
         check_trimming(choice, wordings, draft_vocab, len(encoding.tokenizer))
     if drafter_quant != "none":
-        check_quantising(choice, pair)
+        check_quantising(choice, pair, drafter_quant)
     target = weights.load(
         pair.target,
         offload,
@@ -132,13 +135,26 @@ def load(
         told=told,
         trust_remote_code=trust_remote_code,
     )
-    drafts = drafts_of(choice, pair, wordings, asked, trust_remote_code)
+    drafts = drafts_of(choice, pair, wordings, asked, trust_remote_code, rounded)
     lm = lm_of(
         target, trees=bool(choice.sources), tried=design.own_code, travel=_travel(target, where), share=weights.share
     )
     memory = Memory() if "ngram" in choice.sources or draft_vocab else None
     searches = searches or Searches()
-    kit = Kit(target, lm, encoding, ranking_of(planner), drafts, pair, memory, draft_vocab, searches, context)
+    kit = Kit(
+        target,
+        lm,
+        encoding,
+        ranking_of(planner),
+        drafts,
+        pair,
+        memory,
+        draft_vocab,
+        searches,
+        rounded,
+        asked.copy,
+        context,
+    )
     cost = CostModel(share=weights.stream_of(target).share)
     return Engine(
         Parts(

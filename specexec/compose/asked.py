@@ -8,6 +8,7 @@ import torch
 
 import offload as weights
 from specexec.choice import Choice
+from specexec.drafters.few_bits import Form
 from specexec.drafters.skip import SHARE
 from specexec.workspace import Widths, drafting_B, guesses_B, widths_of, workspace
 
@@ -23,7 +24,7 @@ class Asked:
     nodes: int
     branches: bool
     draft_vocab: int
-    drafter_quant: weights.FourBits
+    drafter_quant: weights.FewBits
     head_quant: weights.FourBits
 
     def guesses_B(self, choice: Choice, pair: weights.ModelPair) -> int:
@@ -39,9 +40,14 @@ class Asked:
         item_B = self.item_B(folder)
         return widths_of(folder.config, item_B, weights.cache_B(folder.config, 1, item_B))
 
-    def bits(self, folder: weights.Folder) -> weights.FourBits:
+    def bits(self, folder: weights.Folder) -> weights.FewBits:
         """What the layers of a drafter model become: one that is quantised already stays as it is."""
         return "none" if weights.is_quantised(folder) else self.drafter_quant
+
+    @property
+    def copy(self) -> Form:
+        """What `substitute` makes of the target's layers."""
+        return "nf4" if self.drafter_quant == "none" else self.drafter_quant
 
 
 def beside_B(choice: Choice, pair: weights.ModelPair, asked: Asked) -> dict[str, int]:
@@ -50,7 +56,7 @@ def beside_B(choice: Choice, pair: weights.ModelPair, asked: Asked) -> dict[str,
     needed = workspace(asked.widths(target), asked.context, asked.nodes if choice.sources else 0)
     drafter_B = int(SHARE * sum(target.file_sizes.values())) if "skip" in choice.sources else 0
     if "substitute" in choice.sources:
-        drafter_B += sum(weights.four_bit_copy_B(target, asked.item_B(target)))  # quantised layer by layer
+        drafter_B += sum(weights.copy_B(target, asked.copy, asked.item_B(target)))  # quantised layer by layer
     for drafter in drafters_of(choice, pair, asked):
         drafter_B += drafter.token_B * asked.context + drafting_B(drafter, asked.context, asked.nodes)
     for folder in _models(choice, pair):

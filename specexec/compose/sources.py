@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -25,11 +27,12 @@ from specexec.defaults import stop_tokens
 from specexec.drafters import Drafter
 from specexec.drafters.auto import Auto, candidates, fastest
 from specexec.drafters.cascade import Cascade
+from specexec.drafters.few_bits import Form, quantised
 from specexec.drafters.ngram import NgramDrafter
 from specexec.drafters.none import NoDrafter
 from specexec.drafters.sibling import SiblingDrafter
 from specexec.drafters.skip import QUESTIONS, SHARE, Searches, Terms, best_sublayers, skipping
-from specexec.drafters.substitute import quantised, substituting
+from specexec.drafters.substitute import substituting
 from specexec.drafters.translated import TranslatedDrafter
 from specexec.drafters.trimmed import TrimmedHead
 from specexec.drafters.union import Union
@@ -42,6 +45,8 @@ from specexec.ranking import Ranking
 from specexec.sublayers import names_of, sizes_of
 
 log = logging.getLogger(__name__)
+
+Told = Callable[[int, int], None]  # how many are done, and of how many
 
 
 def picked(
@@ -76,16 +81,23 @@ def picked(
     copies = not experts and (asked.device != "cpu" or "substitute+ngram" in measured)
     if copies:  # and what streams in few bits already gains nothing by one
         streamed_B = sum(weights.need_of(folder, item_B, asked.context).read_B)
-        copies = 4 * weights.four_bit_copy_B(folder, item_B)[0] <= 3 * streamed_B
+        copies = 4 * weights.copy_B(folder, asked.copy, item_B)[0] <= 3 * streamed_B
     paired = bool(pair.drafters)
     return fastest(candidates(paired, slowest, copies), paired, measured)
 
 
-def check_quantising(choice: Choice, pair: weights.ModelPair) -> None:
+def check_quantising(choice: Choice, pair: weights.ModelPair, form: weights.FewBits) -> None:
+    if form.startswith("hqq") and find_spec("hqq") is None:
+        raise BadDrafter(
+            f"--drafter-quant {form} needs hqq, which is not installed.",
+            hint=f"{Path(sys.executable).name} -m pip install 'specexec[hqq]', or --drafter-quant nf4.",
+        )
+    if "substitute" in choice.sources:
+        return
     if not choice.models:
         raise BadDrafter(
             "--drafter-quant quantises a drafter model, and none drafts here.",
-            hint=f"Leave it out, or --drafter with a model. Now: {choice.name}.",
+            hint=f"Leave it out, or --drafter with a model or substitute. Now: {choice.name}.",
         )
     if all(weights.is_quantised(weights.open_folder(path)) for path in pair.drafters):
         are = "are" if len(pair.drafters) > 1 else "is"
@@ -125,9 +137,22 @@ def other_wording(ours: Encoding, drafter: Path, trust_remote_code: bool) -> Enc
     return theirs
 
 
-def draft_model(folder: Path, asked: Asked, trust_remote_code: bool) -> PreTrainedModel:
-    """A model that drafts, whole where the target computes; for four bits a layer at a time comes through RAM."""
-    whole = asked.bits(weights.open_folder(folder)) == "none"
+def in_few_bits(
+    model: PreTrainedModel, shared_L: Items[bool], device: torch.device, form: Form, rounded: Told
+) -> dict[int, nn.Module]:
+    """The layers of a model to draft with: those that are not shared quantised, one at a time."""
+    made: dict[int, nn.Module] = {}
+    for i, shared in enumerate(shared_L):
+        one = weights.standing_layer(model, i)  # dense until it has been quantised
+        made[i] = one if shared else quantised(one, device, form)
+        rounded(i + 1, len(shared_L))
+    return made
+
+
+def draft_model(folder: Path, asked: Asked, trust_remote_code: bool, rounded: Told) -> PreTrainedModel:
+    """A model that drafts, whole where the target computes; for few bits a layer at a time comes through RAM."""
+    form = asked.bits(weights.open_folder(folder))
+    whole = form == "none"
     model = weights.load(
         folder,
         "none" if whole else "disk",
@@ -136,11 +161,11 @@ def draft_model(folder: Path, asked: Asked, trust_remote_code: bool) -> PreTrain
         ctx=asked.context,
         trust_remote_code=trust_remote_code,
     )
-    if whole:
+    if form == "none":
         return model
     stream, device = weights.stream_of(model), torch.device(asked.device)
     model.set_attn_implementation(attention.NAME)  # layers taken out go on as the whole did
-    layers = {i: quantised(weights.standing_layer(model, i), device) for i in range(stream.layers)}
+    layers = in_few_bits(model, [False] * stream.layers, device, form, rounded)
     stream.close()
     few_bits = rebuilt(model, layers)
     nn.Module.to(few_bits, device)
@@ -165,14 +190,19 @@ class Draft:
 
 
 def drafts_of(
-    choice: Choice, pair: weights.ModelPair, wordings: Items[Encoding | None], asked: Asked, trust_remote_code: bool
+    choice: Choice,
+    pair: weights.ModelPair,
+    wordings: Items[Encoding | None],
+    asked: Asked,
+    trust_remote_code: bool,
+    rounded: Told,
 ) -> dict[str, Draft]:
     """The models that draft, loaded, by their names in `choice`."""
     called = [weights.called(path) for path in pair.drafters]
     found: dict[str, Draft] = {}
     for model, path, name, theirs in zip(choice.models, pair.drafters, called, wordings, strict=False):
         role = f"drafter-{len(found) + 1}" if found else "drafter"
-        lm = TreeLM(draft_model(path, asked, trust_remote_code), share=weights.share)
+        lm = TreeLM(draft_model(path, asked, trust_remote_code, rounded), share=weights.share)
         found[model] = Draft(role, name if called.count(name) == 1 else str(path), path, lm, theirs)
     return found
 
@@ -190,6 +220,8 @@ class Kit:
     memory: Memory | None
     draft_vocab: int | None
     searches: Searches
+    rounded: Told
+    copy: Form
     context: int
 
     @property
@@ -241,13 +273,9 @@ class Kit:
         assert isinstance(self.target, TreeLM)
         stands_L = [weights.stands(self.model, i) for i in range(weights.stream_of(self.model).layers)]
         shared_L = stands_L if not all(stands_L) else [False] * len(stands_L)  # nothing streams: copies read less
-
-        def layer(i: int) -> nn.Module:
-            one = weights.standing_layer(self.model, i)  # dense until it has been quantised: one at a time
-            return one if shared_L[i] else quantised(one, self.target.device)
-
-        made = {i: layer(i) for i in range(len(stands_L))}
-        return substituting(self.target, made, self._vocabulary, self.ranking, self._cascade)
+        made = in_few_bits(self.model, shared_L, self.target.device, self.copy, self.rounded)
+        name = "substitute" if self.copy == "nf4" else f"substitute-{self.copy}"
+        return substituting(self.target, made, self._vocabulary, self.ranking, self._cascade, name)
 
 
 def join(choice: Choice, makers: Mapping[str, Callable[[], Drafter]], cost: CostModel) -> Drafter:
