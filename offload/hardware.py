@@ -1,6 +1,5 @@
 """How much memory this machine would give us right now. Torch is asked only about a GPU."""
 
-import ctypes
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -12,9 +11,6 @@ from offload.errors import NoGpu
 from offload.placement import Free, GiB, size
 from offload.system import ulimits
 
-# glibc's name for the size from which memory comes straight from the system, and goes straight back.
-M_MMAP_THRESHOLD = -3
-LARGE_B = 1 << 20
 CGROUP = Path("/sys/fs/cgroup")
 # Files of cgroup v2 and v1: limit, use, and the name of the reclaimable page cache in memory.stat.
 V2 = ("memory.max", "memory.current", "inactive_file")
@@ -52,24 +48,6 @@ def _in_ulimits() -> Iterator[Ram]:
     for option, limit_B in ulimits().items():
         used_B = _stat(Path("/proc/self/status"), COUNTED[option]) << 10
         yield Ram(max(0, limit_B - used_B), f"ulimit {option} {size(limit_B)}")
-
-
-def give_back_large_memory() -> None:
-    """Let freed tensors go back to the system at once, for the whole process; does nothing where malloc is another.
-
-    By itself glibc keeps ever larger pieces for later, and differently sized ones leave holes: up to half as much again
-    as a sweep needs.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, LARGE_B)
-
-
-def give_back_holes() -> None:
-    """Let what lies unused between tensors go back to the system too; takes up to a tenth of a second."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 def free_vram_B(device: str) -> int:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from offload.experts import experts_of, when_chosen
-from offload.hardware import give_back_holes
+from offload.heap import suit
 from offload.lender import Stream
 from offload.scarce import refusal
 
@@ -18,8 +18,6 @@ Argument = torch.Tensor | tuple[torch.Tensor, ...] | object
 Output = torch.Tensor | tuple[torch.Tensor | None, ...]
 
 
-# A sweep over so many rows takes seconds on a CPU, and leaves small pieces all over the memory.
-MANY = 1024
 LESS = "fewer guesses (--budget), a smaller --ctx, or a shorter prompt."
 
 
@@ -65,8 +63,8 @@ class StreamedLayer(nn.Module):
             hidden = args[0] if args else kwargs["hidden_states"]
             assert isinstance(hidden, torch.Tensor)
             rows = hidden.shape[:-1].numel()
-            if self.index == 0 and rows >= MANY and hidden.device.type == "cpu":
-                give_back_holes()
+            if self.index == 0 and hidden.device.type == "cpu":
+                suit(rows)
             tensors = lender.take(self.index, self.own_rows or rows)
             for place in self._places:
                 place.table[place.key] = tensors[place.name]

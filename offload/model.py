@@ -22,8 +22,9 @@ from offload.collected import close_when_collected
 from offload.dense import DenseLayers
 from offload.files import Reading
 from offload.formats import FourBits, with_head
-from offload.hardware import free_memory, give_back_large_memory
+from offload.hardware import free_memory
 from offload.head import Rounded, quantise_head
+from offload.heap import give_back
 from offload.layer import StreamedLayer
 from offload.lender import Stream, StreamStats
 from offload.machine import machine
@@ -110,7 +111,7 @@ def load(
     `trust_remote_code` lets transformers run Python that lies in the folder.
     """
     check_system()
-    give_back_large_memory()
+    give_back()
     folder = open_folder(Path(path))
     skeleton = build(folder, dtype, trust_remote_code)
     on_cpu = torch.device(device).type == "cpu"

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
 import threading
@@ -287,13 +288,28 @@ def test_two_hundred_aborted_sweeps_leave_nothing_behind(tmp_path: Path) -> None
     assert held() == before
 
 
-def test_a_sweep_over_many_rows_gives_holes_in_memory_back_first(
+@pytest.mark.parametrize(("rows", "asked_anew"), [(256, False), (1024, True)])
+def test_a_sweep_over_few_rows_finds_the_memory_that_earlier_ones_freed(
+    rows: int, asked_anew: bool, tmp_path: Path
+) -> None:
+    """Many give it back instead: what they would keep is more than was counted."""
+    tiny("llama", tmp_path, max_position_embeddings=2048, intermediate_size=2048)
+    model, tokens = offload.load(tmp_path, "disk"), torch.full((1, rows), 3)
+    logits_of(model, tokens)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    logits_of(model, tokens)
+    pages = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    of_one_product = rows * 2048 * 4 // resource.getpagesize()
+    assert (pages > 4 * of_one_product) is asked_anew, pages
+
+
+def test_holes_in_memory_are_given_back_once_before_a_sweep_over_many_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tiny("llama", tmp_path, max_position_embeddings=2048)
     model, given = offload.load(tmp_path, "disk"), list[int]()
-    monkeypatch.setattr("offload.layer.give_back_holes", lambda: given.append(1))
+    monkeypatch.setattr("offload.heap._trim", given.append)
     logits_of(model, PROMPT)
-    assert given == [], "not worth a small sweep's time"
+    assert given == []
     logits_of(model, torch.full((1, 1024), 3))
-    assert given == [1], "once a sweep"
+    assert given == [0]
