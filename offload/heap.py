@@ -2,8 +2,8 @@
 nothing is done.
 
 By itself glibc keeps ever larger pieces for later, and differently sized ones leave holes: up to half as much again as
-a sweep needs. What goes back to the system at once has to be asked for anew, page by page, by the next layer. A sweep
-over few rows has the room, as the plan counts the largest one; its time is a tenth less.
+a sweep needs. What goes back to the system at once has to be asked for anew, page by page, by the next layer. Sweeps
+over few rows have the room, as the plan counts the largest one, and take up to a quarter less time (docs/streaming.md).
 """
 
 import ctypes

@@ -183,8 +183,8 @@ def test_plan_counts_it_and_names_it_in_the_command(tmp_path: Path, capsys: pyte
     assert whole_B == (1 << 16) * 64 * 4
     assert few_B == (1 << 16) * 64 * 9 // 16
     assert "rows of the head dequantised" in small["rows"][0]["vram_parts_B"]
-    assert small["best"][-1].endswith(" --head-quant nf4")
-    assert not plain["best"][-1].endswith("nf4")
+    assert small["best"][-1].endswith(" --head-quant nf4 --ctx 512")
+    assert "nf4" not in plain["best"][-1]
 
 
 def test_a_head_that_has_few_bits_already_is_refused(
