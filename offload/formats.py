@@ -19,7 +19,8 @@ from offload.shards import Entry, Folder
 Format = Literal["none", "int8", "nf4"]
 FourBits = Literal["none", "nf4"]
 FewBits = Literal["none", "nf4", "hqq4", "hqq3", "hqq2"]
-BITS = {"nf4": 4.5, "hqq4": 4.5, "hqq3": 3.7, "hqq2": 2.5}  # of a weight that drafts, scales included
+# Of a weight that drafts, scales included.
+BITS: Mapping[FewBits, float] = {"nf4": 4.5, "hqq4": 4.5, "hqq3": 3.7, "hqq2": 2.5}
 EXPERTS = ".experts."
 FORMATS: tuple[Format, ...] = ("none", "int8", "nf4")
 # Of each NF4 matrix: two tables and a state; of every 64 weights one byte of scale, of every 256 scales one float.

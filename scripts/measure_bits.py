@@ -16,8 +16,6 @@ import specexec
 from offload.formats import BITS, FewBits
 from specexec import SamplingParams
 
-FORMS: tuple[FewBits, ...] = ("nf4", "hqq4", "hqq3", "hqq2")
-
 
 @click.command()
 @click.option("--model", default="demo", show_default=True)
@@ -31,7 +29,7 @@ def main(model: str, budget: int, tokens: int, temperature: str, every: int) -> 
     click.echo("| copy | bits a weight | T | tokens/sweep | against NF4 |\n|---|---|---|---|---|")
     for heat in map(float, temperature.split(",")):
         found: dict[FewBits, np.ndarray] = {}
-        for form in FORMS:
+        for form, bits in BITS.items():
             with specexec.load(
                 model, drafter="substitute", drafter_quant=form, budget=budget, offload="disk", dtype="bf16"
             ) as llm:
@@ -41,7 +39,7 @@ def main(model: str, budget: int, tokens: int, temperature: str, every: int) -> 
                 ]
             rows = found[form] = np.array([(len(answer.tokens), answer.sweeps) for answer in answers], float)
             speed = rows[:, 0].sum() / rows[:, 1].sum()
-            click.echo(f"| {form} | {BITS[form]} | {heat:g} | {speed:.2f} | {ratio(rows, found['nf4'])} |")
+            click.echo(f"| {form} | {bits} | {heat:g} | {speed:.2f} | {ratio(rows, found['nf4'])} |")
 
 
 if __name__ == "__main__":

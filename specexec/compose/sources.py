@@ -152,17 +152,10 @@ def in_few_bits(
 def draft_model(folder: Path, asked: Asked, trust_remote_code: bool, rounded: Told) -> PreTrainedModel:
     """A model that drafts, whole where the target computes; for few bits a layer at a time comes through RAM."""
     form = asked.bits(weights.open_folder(folder))
-    whole = form == "none"
-    model = weights.load(
-        folder,
-        "none" if whole else "disk",
-        asked.device if whole else "cpu",
-        asked.dtype,
-        ctx=asked.context,
-        trust_remote_code=trust_remote_code,
-    )
+    opened = partial(weights.load, folder, dtype=asked.dtype, ctx=asked.context, trust_remote_code=trust_remote_code)
     if form == "none":
-        return model
+        return opened("none", asked.device)
+    model = opened("disk", "cpu")
     stream, device = weights.stream_of(model), torch.device(asked.device)
     model.set_attn_implementation(attention.NAME)  # layers taken out go on as the whole did
     layers = in_few_bits(model, [False] * stream.layers, device, form, rounded)
