@@ -89,6 +89,7 @@ def running_engine(
     with ExitStack() as stack:
         stack.enter_context(engine)
         if remember:
+            engine.sample_plain()
             stack.enter_context(remembering(engine, options))
         for line in introduction(engine):
             screen.say(line)
@@ -106,26 +107,29 @@ def remembering(engine: Engine, options: EngineOptions) -> Iterator[None]:
 
 def losing(engine: Engine, plain_before: float | None = None) -> str | None:
     """A word if guessing did not pay for itself. `plain_before`: tokens/s of plain decoding in earlier runs here."""
-    pace, plain = engine.pace, engine.pace.plain_tokens_per_s
+    pace, would = engine.pace, engine.pace.plain_tokens
     if engine.toy or engine.sources == "none" or engine.budget == 0:
         return None
-    if plain is not None and pace.tokens_per_s < 0.98 * plain:
+    instead = "" if engine.budget == "auto" else "--budget auto guesses as much as pays, "
+    written, sure = pace.together.tokens, 0.98 if pace.plain.sweeps >= 4 else ANOTHER_DAY
+    if would is not None and would >= ENOUGH and written < sure * would:
         return (
-            f"guessing made {pace.tokens_per_s:.3g} tokens/s, plain decoding about {plain:.3g} here: "
-            "--drafter none is faster."
+            f"guessing made {pace.together.tokens_per_s:.3g} tokens/s, plain decoding about "
+            f"{would / pace.together.seconds:.3g} here: {instead}--drafter none is faster."
         )
-    if plain is None and pace.at_least >= ENOUGH and pace.written < 0.98 * pace.at_least:
+    if would is None and pace.at_least >= ENOUGH and written < 0.98 * pace.at_least:
         return (
             "guessing took longer than it saved, plain decoding is at least "
-            f"{pace.at_least / pace.written:.2g} times as fast here: --drafter none is faster."
+            f"{pace.at_least / written:.2g} times as fast here: --drafter none is faster."
         )
-    if plain is None and plain_before and pace.sweeps >= ENOUGH and pace.tokens_per_s < ANOTHER_DAY * plain_before:
+    made = pace.alone.tokens_per_s
+    if would is None and plain_before and pace.alone.sweeps >= ENOUGH and made < ANOTHER_DAY * plain_before:
         return (
-            f"guessing made {pace.tokens_per_s:.3g} tokens/s, plain decoding made {plain_before:.3g} "
+            f"guessing made {made:.3g} tokens/s, plain decoding made {plain_before:.3g} "
             "in earlier runs here: --drafter none may be faster."
         )
-    if plain is not None and 2 * pace.plain_sweeps > pace.sweeps:
-        return f"{pace.plain_sweeps} of {pace.sweeps} sweeps carried no guesses: they would not have paid."
+    if pace.plain.sweeps >= 4 and 2 * pace.plain.sweeps > pace.together.sweeps:
+        return f"{pace.plain.sweeps} of {pace.together.sweeps} sweeps carried no guesses: they would not have paid."
     return None
 
 

@@ -94,7 +94,8 @@ def _keep(engine: Engine, path: Path, options: EngineOptions) -> None:
     learned = {own + name if name.startswith("cost/") else name: array for name, array in engine.pack().items()}
     marks = {"version": np.array([VERSION]), "pair": _pair(engine), f"{own}kept": np.array([time.time()])}
     save(path, {**_elsewhere(engine, path, own), **learned, **marks})
-    keep_speed(options, engine.sources, engine.pace.sweeps, engine.pace.tokens, engine.pace.seconds)
+    alone = engine.pace.alone
+    keep_speed(options, engine.sources, alone.sweeps, alone.tokens, alone.seconds)
 
 
 def keep_speed(options: EngineOptions, sources: str, sweeps: int, tokens: float, seconds: float) -> None:

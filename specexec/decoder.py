@@ -100,6 +100,7 @@ class Decoder:
         self._layers_before = 0
         self.cost = cost or CostModel()
         self.pace = Pace()
+        self.samples_plain = False
         self.overlapped = Overlap()
         self.overlap = overlap
         self._ahead = Ahead([])
@@ -164,7 +165,8 @@ class Decoder:
             tokens = sum(len(one.tokens) for one in emitted)
             self.cost.learn_rate(tokens if self.budget == "auto" else 0, time.perf_counter() - began)
         cost = Cost(guessed - began, swept_s, read_B, waited_s, self._ahead.seconds, self._ahead.used_s)
-        self.pace.learn(rows, nodes, [len(one.tokens) for one in emitted], cost)
+        share = float(self.cost.share(float(len(trees))) / self.cost.share(float(rows)))
+        self.pace.learn(rows, nodes, [len(one.tokens) for one in emitted], cost, share)
         steps = [_step(*of, cost) for of in zip(self.live, trees, emitted, strict=True)]
         hits = [step.burst.hit for step in steps]
         self.overlapped += Overlap.of(cost, hits)
@@ -184,6 +186,8 @@ class Decoder:
                     cache.forget_nodes()
             for model, cache in sequence.caches.items():
                 cache.give_back(sequence.longest + (nodes if model is self.target else drafter_rows(nodes)))
+        if self.samples_plain and self.pace.in_doubt and not any(map(self._reads, self.live)):
+            return FixedBudget(0)
         if self.budget == "auto":
             self._auto.most = min(MOST_NODES, nodes * len(self.live))
             return self._auto
@@ -194,6 +198,10 @@ class Decoder:
                 nodes, len(self.live), self.budget,
             )  # fmt: skip
         return FixedBudget(min(self.budget, nodes))
+
+    def _reads(self, sequence: Sequence) -> bool:
+        """Whether its next sweep reads a prompt, or what else the target has not seen."""
+        return len(sequence.pending(self.target)) > 1
 
     def _sweep(self, trees: list[TokenTree]) -> list[Tensor]:
         """Hidden states of all new rows of each sequence, the tree's last. Guesses further ahead meanwhile."""

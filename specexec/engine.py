@@ -80,6 +80,13 @@ class Engine:
         """How fast texts were written so far."""
         return self._decoder.pace
 
+    def sample_plain(self) -> None:
+        """From now on some sweeps carry no guesses, where `pace` cannot tell otherwise whether guessing pays.
+
+        They are few (after 1, 4, 16, 64, … others), write their token, and change no text.
+        """
+        self._decoder.samples_plain = True
+
     @property
     def overlap(self) -> Overlap:
         """What drafting while weights streamed came to so far."""

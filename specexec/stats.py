@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -68,44 +68,67 @@ class Overlap:
 
 
 @dataclass
-class Pace:
-    """How fast single texts were written; sweeps that carried guesses, and those that carried none.
-
-    Of any number of texts: the tokens `written`, and how many plain decoding would have made `at_least` meanwhile.
-    """
+class Speed:
+    """Tokens that were written, in so many sweeps and seconds, drafting included."""
 
     tokens: int = 0
     sweeps: int = 0
     seconds: float = 0.0
-    plain_sweeps: int = 0
-    plain_s: float = 0.0
-    written: int = 0
-    at_least: float = 0.0
 
-    def learn(self, rows: int, nodes: int, tokens: list[int], cost: Cost) -> None:
-        """A step over `rows` rows, `nodes` of them guesses. With a prompt to read it tells nothing."""
-        if rows != nodes + len(tokens):
-            return
-        self.written += sum(tokens)
-        # Without its guesses the sweep would have taken no longer, and nobody would have drafted.
-        self.at_least += len(tokens) * (1 + cost.draft_s / max(cost.sweep_s, 1e-9))
-        if len(tokens) != 1:
-            return
-        self.tokens += tokens[0]
+    def add(self, tokens: int, seconds: float) -> None:
+        """One sweep."""
+        self.tokens += tokens
         self.sweeps += 1
-        self.seconds += cost.draft_s + cost.sweep_s
-        if not nodes:
-            self.plain_sweeps += 1
-            self.plain_s += cost.sweep_s
+        self.seconds += seconds
 
     @property
     def tokens_per_s(self) -> float:
         return self.tokens / self.seconds if self.seconds else 0.0
 
+
+@dataclass
+class Pace:
+    """How fast texts were written, `alone` and any number `together`, and how fast plain decoding would have been.
+
+    Sweeps that read a prompt do not count. `plain` are those that carried no guesses. The others bound what plain
+    decoding would have written meanwhile: `at_least` and `at_most` so many tokens.
+    """
+
+    alone: Speed = field(default_factory=Speed)
+    together: Speed = field(default_factory=Speed)
+    plain: Speed = field(default_factory=Speed)
+    text_s: float = 0.0  # each second once for every text that was being written
+    at_least: float = 0.0
+    at_most: float = 0.0
+
+    def learn(self, rows: int, nodes: int, tokens: list[int], cost: Cost, share: float = 1.0) -> None:
+        """A step over `rows` rows, `nodes` of them guesses. Plain decoding needs a `share` of what it waited for.
+
+        Without its guesses the sweep would have taken no longer, nobody would have drafted, and the weights that the
+        arithmetic waited for would have had to come all the same.
+        """
+        texts, seconds = len(tokens), cost.draft_s + cost.sweep_s
+        if rows != nodes + texts:
+            return
+        self.together.add(sum(tokens), seconds)
+        if texts == 1:
+            self.alone.add(sum(tokens), seconds)
+        if not nodes:
+            self.plain.add(texts, cost.sweep_s)
+        self.text_s += texts * seconds
+        self.at_least += texts * seconds / max(cost.sweep_s, 1e-9)
+        self.at_most += texts * seconds / max(share * cost.wait_s, 1e-9)
+
     @property
-    def plain_tokens_per_s(self) -> float | None:
-        """What plain decoding makes: its sweeps give one token each. None until a few were seen."""
-        return self.plain_sweeps / self.plain_s if self.plain_sweeps >= 4 and self.plain_s else None
+    def plain_tokens(self) -> float | None:
+        """What plain decoding would have written meanwhile, by the sweeps that carried no guesses. None without any."""
+        return self.text_s * self.plain.sweeps / self.plain.seconds if self.plain.seconds else None
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether one more sweep without guesses is worth its time: after 1, 4, 16, 64, … while bounds tell nothing."""
+        due = self.together.sweeps.bit_length() > 2 * self.plain.sweeps
+        return due and self.at_least <= self.together.tokens < self.at_most
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,9 @@ class FakeEngine:
     def close(self) -> None:
         self.closed = True
 
+    def sample_plain(self) -> None:
+        """It is never asked how fast plain decoding is."""
+
     def encode(self, prompt: str) -> list[int]:
         return [ord(letter) for letter in prompt]
 

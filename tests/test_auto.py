@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -20,6 +22,7 @@ from specexec.drafters.union import Union
 from specexec.errors import BadDrafter
 from specexec.lm import TreeLM
 from specexec.planner import BestFirst
+from specexec.planners import NAMES, planner_of
 from specexec.sampling import SamplingParams
 from specexec.sequence import Sequence
 from specexec.stats import Cost, Pace
@@ -199,3 +202,60 @@ def test_it_says_when_guessing_lost() -> None:
         engine.pace.learn(9, 8, [5], Cost(draft_s=0.1, sweep_s=0.1))
         engine.pace.learn(1, 0, [1], Cost(sweep_s=0.1))
     assert losing(engine) is None  # type: ignore[arg-type]  # a fake
+
+
+def test_it_says_when_too_many_guesses_lengthened_the_sweeps_of_several_texts() -> None:
+    """Nothing bounds what three sweeps would have taken without their guesses; a fourth one shows it."""
+    engine = FakeEngine()
+    engine.toy, engine.budget = False, 2048
+    for tokens in ([7, 8], [9, 6], [8, 8]):
+        engine.pace.learn(2 + 4096, 4096, tokens, Cost(draft_s=0.2, sweep_s=1.0))
+    assert losing(engine) is None  # type: ignore[arg-type]  # a fake
+    assert engine.pace.in_doubt
+    engine.pace.learn(2, 0, [1, 1], Cost(sweep_s=0.03))
+    told = str(losing(engine))  # type: ignore[arg-type]  # a fake
+    assert "made 13.2 tokens/s, plain decoding about 66.7" in told
+    assert "--budget auto guesses as much as pays" in told
+
+
+@pytest.mark.parametrize(
+    ("tokens", "cost", "share", "doubt"),
+    [
+        (3, Cost(draft_s=0.1, sweep_s=1.0), 1.0, True),  # no wait: all of it may have been the guesses' arithmetic
+        (3, Cost(draft_s=0.1, sweep_s=1.0, wait_s=0.5), 1.0, False),  # 0.5 s a token at best: 2.2 in 1.1 s
+        (2, Cost(draft_s=0.1, sweep_s=1.0, wait_s=0.5), 1.0, True),
+        (3, Cost(draft_s=0.1, sweep_s=1.0, wait_s=0.5), 0.25, True),  # one token visits a quarter of the experts
+        (1, Cost(draft_s=0.1, sweep_s=1.0), 1.0, False),  # a token in 1.1 s, where plain decoding takes at most 1
+    ],
+)
+def test_a_plain_sweep_is_made_only_where_bounds_leave_a_doubt(
+    tokens: int, cost: Cost, share: float, doubt: bool
+) -> None:
+    pace = Pace()
+    for _ in range(3):
+        pace.learn(65, 64, [tokens], cost, share)
+    assert pace.in_doubt == doubt
+
+
+@pytest.mark.parametrize("budget", [32, "auto"])
+@pytest.mark.parametrize("planner", NAMES)
+def test_few_sweeps_are_plain_and_change_no_text(budget: int | Literal["auto"], planner: str, tmp_path: Path) -> None:
+    target, some = TreeLM(tiny("llama", tmp_path / "target")), drafters("llama", tmp_path)
+    sampling = SamplingParams(temperature=0.9, seed=4, max_tokens=60)
+    texts = [prompt(12), prompt(7, seed=3)]
+    plain = write(target, some["none"], texts, sampling)
+    decoder = Decoder(target, some["useless"], planner_of(planner), budget, overlap=False)
+    decoder.samples_plain = True
+    sequences = [sequence_of(tokens, sampling) for tokens in texts]
+    carried: list[list[int]] = []
+    for sequence in sequences:
+        decoder.join(sequence)
+    while decoder.live:
+        decoder.pace.at_least, decoder.pace.at_most = 0.0, math.inf  # seconds of a busy machine decide nothing here
+        carried.append([step.burst.nodes for step in decoder.step()])
+    assert [sequence.answer for sequence in sequences] == [sequence.answer for sequence in plain]
+    bare = [sum(nodes) == 0 for nodes in carried]
+    assert bare[:3] == [False, False, True], "the first sweep that reads no prompt guesses, the next does not"
+    if budget == 32:
+        whole = [at for at, nodes in enumerate(bare) if nodes and len(carried[at]) == 2]
+        assert whole[:3] == [2, 5, 17], "after 1, 4, 16 others"

@@ -106,7 +106,7 @@ def test_speeds_of_other_machines_make_room_for_those_of_this_one(shared: Engine
         shared._decoder.pace = Pace()
         with learning(shared, options):
             shared.generate(PROMPT, SAMPLING)
-            shared.pace.sweeps = ENOUGH
+            shared.pace.alone.sweeps = ENOUGH
 
     learn()
     ((name, row),) = (load(speeds_path(options), set()) or {}).items()
@@ -122,8 +122,8 @@ def test_speeds_are_kept_by_drafter_for_the_same_placement(shared: Engine, monke
     shared._decoder.pace = Pace()
     with learning(shared, options):
         shared.generate(PROMPT, replace(SAMPLING, max_tokens=24))
-        shared.pace.sweeps = ENOUGH
-        made = shared.pace.tokens_per_s
+        shared.pace.alone.sweeps = ENOUGH
+        made = shared.pace.alone.tokens_per_s
     assert measured(replace(options, drafter="auto")) == {"sibling+ngram": pytest.approx(made)}
     assert measured(replace(options, link_limit=1e6)) == {}
     with monkeypatch.context() as elsewhere:
