@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from specexec.engine import Engine
 
 ENOUGH = 8  # sweeps, or tokens that plain decoding would have written, before anything is said of it
-ANOTHER_DAY = 0.9  # below this share of an earlier speed something is said: machines have better and worse days
+ANOTHER_DAY = 0.9  # below this share of a speed of other days, or of few sweeps, something is said: machines vary
 TOY = (
     "{name}: a toy built in to show the engine, not for answers. A real model: specexec chat -m llama-70b --offload ram"
 )
@@ -89,7 +89,8 @@ def running_engine(
     with ExitStack() as stack:
         stack.enter_context(engine)
         if remember:
-            engine.sample_plain()
+            if _must_pay(engine):
+                engine.sample_plain()
             stack.enter_context(remembering(engine, options))
         for line in introduction(engine):
             screen.say(line)
@@ -108,7 +109,7 @@ def remembering(engine: Engine, options: EngineOptions) -> Iterator[None]:
 def losing(engine: Engine, plain_before: float | None = None) -> str | None:
     """A word if guessing did not pay for itself. `plain_before`: tokens/s of plain decoding in earlier runs here."""
     pace, would = engine.pace, engine.pace.plain_tokens
-    if engine.toy or engine.sources == "none" or engine.budget == 0:
+    if not _must_pay(engine):
         return None
     instead = "" if engine.budget == "auto" else "--budget auto guesses as much as pays, "
     written, sure = pace.together.tokens, 0.98 if pace.plain.sweeps >= 4 else ANOTHER_DAY
@@ -131,6 +132,11 @@ def losing(engine: Engine, plain_before: float | None = None) -> str | None:
     if pace.plain.sweeps >= 4 and 2 * pace.plain.sweeps > pace.together.sweeps:
         return f"{pace.plain.sweeps} of {pace.together.sweeps} sweeps carried no guesses: they would not have paid."
     return None
+
+
+def _must_pay(engine: Engine) -> bool:
+    """A toy shows how guessing works, and need not be faster for it."""
+    return not (engine.toy or engine.sources == "none" or engine.budget == 0)
 
 
 def introduction(engine: Engine) -> list[str]:

@@ -63,6 +63,7 @@ class FakeEngine:
         self.memory = None
         self.pace = Pace()
         self.closed = False
+        self.samples_plain = False
         self.encoding = FakeEncoding()
         self.weights = FakeWeights(bytes_per_sweep)
         self.asked: list[tuple[object, SamplingParams]] = []
@@ -81,7 +82,7 @@ class FakeEngine:
         self.closed = True
 
     def sample_plain(self) -> None:
-        """It is never asked how fast plain decoding is."""
+        self.samples_plain = True
 
     def encode(self, prompt: str) -> list[int]:
         return [ord(letter) for letter in prompt]

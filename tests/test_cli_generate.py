@@ -174,3 +174,20 @@ def test_an_error_of_the_engine_stops_the_run_and_keeps_what_is_done(
     ran = specexec("generate", "-p", "one", "-p", "two", "-p", "three", "-o", "out.jsonl", "--parallel", "1")
     assert ran.code == 4
     assert [record["text"] for record in records("out.jsonl")] == ["echo: one"]
+
+
+@pytest.mark.parametrize(
+    ("toy", "budget", "command", "sampled"),
+    [
+        (False, 64, ("generate", "-p", "hello"), True),
+        (False, 64, ("check", "-n", "4"), False),
+        (False, 0, ("generate", "-p", "hello"), False),
+        (True, 64, ("generate", "-p", "hello"), False),
+    ],
+)
+def test_only_where_a_loss_would_be_told_sweeps_are_plain(
+    toy: bool, budget: int, command: tuple[str, ...], sampled: bool, specexec: CommandLine
+) -> None:
+    specexec.engine.toy, specexec.engine.budget = toy, budget
+    specexec(*command)
+    assert specexec.engine.samples_plain == sampled
