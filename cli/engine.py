@@ -115,7 +115,7 @@ def losing(engine: Engine, plain_before: float | None = None) -> str | None:
     written, sure = pace.together.tokens, 0.98 if pace.plain.sweeps >= 4 else ANOTHER_DAY
     if would is not None and would >= ENOUGH and written < sure * would:
         return (
-            f"guessing made {pace.together.tokens_per_s:.3g} tokens/s, plain decoding about "
+            f"once the prompt was read, guessing made {pace.together.tokens_per_s:.3g} tokens/s, plain decoding about "
             f"{would / pace.together.seconds:.3g} here: {instead}--drafter none is faster."
         )
     if would is None and pace.at_least >= ENOUGH and written < 0.98 * pace.at_least:
