@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from specexec.engine import Engine
 
 ENOUGH = 8  # sweeps, or tokens that plain decoding would have written, before anything is said of it
-ANOTHER_DAY = 0.9  # below this share of a speed of other days, or of few sweeps, something is said: machines vary
+UNSURE = 0.9  # below this share of a speed of another day, or of few sweeps, something is said: machines vary
 TOY = (
     "{name}: a toy built in to show the engine, not for answers. A real model: specexec chat -m llama-70b --offload ram"
 )
@@ -112,19 +112,19 @@ def losing(engine: Engine, plain_before: float | None = None) -> str | None:
     if not _must_pay(engine):
         return None
     instead = "" if engine.budget == "auto" else "--budget auto guesses as much as pays, "
-    written, sure = pace.together.tokens, 0.98 if pace.plain.sweeps >= 4 else ANOTHER_DAY
+    written, sure = pace.together.tokens, 0.98 if pace.plain.sweeps >= 4 else UNSURE
     if would is not None and would >= ENOUGH and written < sure * would:
         return (
             f"once the prompt was read, guessing made {pace.together.tokens_per_s:.3g} tokens/s, plain decoding about "
             f"{would / pace.together.seconds:.3g} here: {instead}--drafter none is faster."
         )
-    if would is None and pace.at_least >= ENOUGH and written < 0.98 * pace.at_least:
+    if pace.at_least >= ENOUGH and written < 0.98 * pace.at_least:
         return (
             "guessing took longer than it saved, plain decoding is at least "
             f"{pace.at_least / written:.2g} times as fast here: --drafter none is faster."
         )
     made = pace.alone.tokens_per_s
-    if would is None and plain_before and pace.alone.sweeps >= ENOUGH and made < ANOTHER_DAY * plain_before:
+    if would is None and plain_before and pace.alone.sweeps >= ENOUGH and made < UNSURE * plain_before:
         return (
             f"guessing made {made:.3g} tokens/s, plain decoding made {plain_before:.3g} "
             "in earlier runs here: --drafter none may be faster."
@@ -135,7 +135,7 @@ def losing(engine: Engine, plain_before: float | None = None) -> str | None:
 
 
 def _must_pay(engine: Engine) -> bool:
-    """A toy shows how guessing works, and need not be faster for it."""
+    """Whether guesses are made to save time; a toy shows how they work."""
     return not (engine.toy or engine.sources == "none" or engine.budget == 0)
 
 

@@ -173,6 +173,15 @@ def test_it_says_when_guessing_surely_lost_though_no_sweep_was_plain(texts: int)
     assert losing(engine) is None  # type: ignore[arg-type]  # a fake
 
 
+def test_a_sure_loss_is_told_though_a_single_plain_sweep_leaves_it_open() -> None:
+    engine = FakeEngine()
+    engine.toy = False
+    engine.pace.learn(1, 0, [1], Cost(sweep_s=1.0))
+    for _ in range(12):
+        engine.pace.learn(513, 512, [1], Cost(draft_s=0.05, sweep_s=1.0))
+    assert "at least 1" in str(losing(engine))  # type: ignore[arg-type]  # a fake
+
+
 def test_it_says_when_guessing_lost_against_an_earlier_run() -> None:
     """Every sweep carried guesses, and took longer for them: only a plain run can tell."""
     engine = FakeEngine()
