@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
-from threading import Lock
+from threading import RLock
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,6 +79,11 @@ class _Open:
     fd: int
     direct_fd: int | None
 
+    def close(self) -> None:
+        os.close(self.fd)
+        if self.direct_fd is not None:
+            os.close(self.direct_fd)
+
 
 @dataclass(frozen=True)
 class _Chunk:
@@ -101,7 +106,10 @@ class _Replaced(Exception):
 
 
 class Files:
-    """Files of known sizes, opened when first read; after a failure opened afresh, so that a repaired one is seen."""
+    """Files of known sizes, opened when first read; after a failure opened afresh, so that a repaired one is seen.
+
+    Several threads may read at once; their blocks are read in the order in which they were asked for.
+    """
 
     def __init__(self, sizes_B: Mapping[Path, int], reading: Reading) -> None:
         self._sizes_B = sizes_B
@@ -110,37 +118,52 @@ class Files:
         self._stamps = {file: _stamp(file.stat()) for file in sizes_B if file.exists()}
         self._refused = False
         self._closed = False
-        self._said = Lock()  # several threads find out at once
+        self._lock = RLock()  # of what is open, who reads, and whether direct reads were refused
+        self._reads = 0
+        self._gone: list[_Open] = []  # closed when nobody reads: another file might get their numbers
         self._bounces: SimpleQueue[memoryview] = SimpleQueue()
         for _ in range(reading.threads):
             # Untouched pages of a map cost nothing, so buffers that are never needed are free.
             self._bounces.put(memoryview(mmap.mmap(-1, reading.bounce_B)))
-        self._pool = ThreadPoolExecutor(reading.threads, "disk") if reading.threads > 1 else None
+        self._pool = ThreadPoolExecutor(reading.threads, "disk")
 
     def read(self, ranges: Sequence[Range], label: str) -> None:
         """Fill the views of all ranges, several reads in flight; `label` says in errors what they are."""
         if self._closed:
             raise ReadFailed(f"{label} was asked for after its files were closed.", hint="load the model again.")
-        chunks = [chunk for whole in ranges for chunk in self._chunks_of(whole, label)]
-        if self._pool is None or len(chunks) == 1:
-            for chunk in chunks:
+        with self._in_use():
+            chunks = [chunk for whole in ranges for chunk in self._chunks_of(whole, label)]
+            if len(chunks) == 1:
+                with self._explained(chunks[0].whole, label):
+                    self._read_chunk(chunks[0])
+                return
+            futures = [self._pool.submit(self._read_chunk, chunk) for chunk in chunks]
+            wait(futures)  # all have ended before a file is closed or a buffer used again
+            for chunk, future in zip(chunks, futures, strict=True):
                 with self._explained(chunk.whole, label):
-                    self._read_chunk(chunk)
-            return
-        futures = [self._pool.submit(self._read_chunk, chunk) for chunk in chunks]
-        wait(futures)  # all have ended before a file is closed or a buffer used again
-        for chunk, future in zip(chunks, futures, strict=True):
-            with self._explained(chunk.whole, label):
-                future.result()
+                    future.result()
 
     def close(self) -> None:
         """Close every file and end the threads."""
-        if self._pool is not None:
-            self._pool.shutdown()
-        while self._open:
-            self._forget(next(iter(self._open)))
+        self._pool.shutdown()
+        with self._in_use():
+            while self._open:
+                self._forget(next(iter(self._open)))
         self._closed = True
         self._bounces = SimpleQueue()  # given back; who waited for one now would wait for ever
+
+    @contextmanager
+    def _in_use(self) -> Iterator[None]:
+        """While somebody reads no file is closed."""
+        with self._lock:
+            self._reads += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._reads -= 1
+                while self._gone and not self._reads:
+                    self._gone.pop().close()
 
     @contextmanager
     def _explained(self, whole: Range, label: str) -> Iterator[None]:
@@ -170,7 +193,7 @@ class Files:
             ) from error
 
     def _chunks_of(self, whole: Range, label: str) -> list[_Chunk]:
-        with self._explained(whole, label):
+        with self._explained(whole, label), self._lock:
             file = self._opened(whole.file)
         direct = file.direct_fd is not None and not self._refused
         return list((_direct_chunks if direct else _plain_chunks)(whole, self._reading, file))
@@ -232,19 +255,17 @@ class Files:
             return None
 
     def _refuse(self) -> None:
-        with self._said:
+        with self._lock:
             if not self._refused:
                 log.warning("the file system refuses direct reads: weights are read through the page cache")
             self._refused = True
 
     def _forget(self, file: Path, *, stamp: bool = True) -> None:
-        if stamp:
-            self._stamps.pop(file, None)
-        if file in self._open:
-            gone = self._open.pop(file)
-            for fd in (gone.fd, gone.direct_fd):
-                if fd is not None:
-                    os.close(fd)
+        with self._lock:
+            if stamp:
+                self._stamps.pop(file, None)
+            if file in self._open:
+                self._gone.append(self._open.pop(file))
 
 
 def read_exactly(fd: int, view: memoryview, offset: int) -> bool:

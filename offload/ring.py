@@ -10,8 +10,7 @@ from offload.store import Arena
 
 
 class State(Enum):
-    FREE = "free"
-    FILLING = "filling"
+    EMPTY = "empty"
     READY = "ready"
     TAKEN = "taken"
 
@@ -23,8 +22,11 @@ class Slot:
     number: int
     host: Arena | None
     # One assignment moves a slot on, so that a Ctrl-C between two lines can lose none.
-    state: State = State.FREE
+    state: State = State.EMPTY
+    reading: bool = False
+    """A reader writes into it: whatever its state, nobody else may."""
     layer: int | None = None
+    """What it holds or will hold; None while it is empty, or filled with what nobody wants any more."""
     tensors: Mapping[str, torch.Tensor] = field(default_factory=dict)
     moved_B: int = 0
     missing: frozenset[int] = frozenset()
@@ -32,4 +34,9 @@ class Slot:
     wanted: frozenset[int] = frozenset()
     """Those of them that the computation waits for."""
     failure: BaseException | None = None
-    """Why they do not come."""
+    """Why the layer, or the experts that were wanted last, did not come."""
+
+    @property
+    def ahead(self) -> bool:
+        """Does it hold a layer that nobody has taken, or will it?"""
+        return self.state is State.READY or (self.state is State.EMPTY and self.layer is not None)

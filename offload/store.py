@@ -1,10 +1,11 @@
 """Bytes of layers from disk or RAM, behind one `read`. Every read is complete and checked, or it is an error.
 
-Knows nothing of rings, threads or devices.
+Several threads may read at once. Knows nothing of rings or devices.
 """
 
 import mmap
 from collections.abc import Mapping, Sequence
+from threading import Lock
 from typing import Protocol
 
 import torch
@@ -52,6 +53,7 @@ class DiskStore:
         self._checkpoint = checkpoint
         self._files = Files(checkpoint.file_sizes, reading)
         self._scratch = Arena(checkpoint.scratch_B + PAGE_B)
+        self._converting = Lock()  # one scratch memory for all readers
 
     def read(self, layer: int, buffer: Arena | None, part: Block) -> torch.Tensor:
         """The layer inside a buffer of its size or more, its `part` filled and converted to the compute dtype."""
@@ -63,8 +65,9 @@ class DiskStore:
         """Fill `buffer` with any block."""
         if ranges := _ranges(block.copies, buffer.bytes):
             self._files.read(ranges, block.label)
-        for piece, part in block.conversions:
-            self._convert(block, part.entry, piece.target(part, buffer.flat))
+        with self._converting:
+            for piece, part in block.conversions:
+                self._convert(block, part.entry, piece.target(part, buffer.flat))
 
     def moved_B(self, layer: int, part: Block) -> int:
         """The part's bytes on disk."""

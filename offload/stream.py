@@ -1,4 +1,4 @@
-"""The ring that keeps the wire busy: while one layer computes, a background thread reads the next ones.
+"""The ring that keeps the wire busy: while one layer computes, background threads read the next ones.
 
 Layers that travel are read in order, round and round, so that the first of the next sweep load while nobody waits for
 them; layers that stay are handed out where they lie, and the ring reads on meanwhile. Each buffer carries the number of
@@ -27,8 +27,10 @@ from offload.scarce import refusal
 from offload.store import Arena, Store
 from offload.wire import HostWire, LinkLimit, Wire
 
-# How long the compute thread sleeps before it looks whether the reader is still alive.
+# How long the compute thread sleeps before it looks whether the readers are still alive.
 HEARTBEAT_s = 0.5
+# While the last blocks of one layer arrive the next one is asked for, or the disk would pause between them.
+READERS = 2
 
 
 class LayerStream:
@@ -56,15 +58,14 @@ class LayerStream:
         self._changed = threading.Condition()
         self._slots = [Slot(number, host) for number, host in enumerate(ring)]
         self._next = 0  # place in the route of what is read next
-        self._course = 0  # counts restarts: what was read for an older course is dropped
-        self._failure: BaseException | None = None
         self._closing = threading.Event()
         self._hurried = False
         self._limit = LinkLimit(limit_Bps, sleep=self._closing.wait)
         self._stats = StreamStats()
-        self._thread = threading.Thread(target=self._read_on, name="weights", daemon=True)
-        if self._route:
-            self._thread.start()
+        readers = min(READERS, len(ring)) if self._route else 0
+        self._readers = [threading.Thread(target=self._read_on, name="weights", daemon=True) for _ in range(readers)]
+        for reader in self._readers:
+            reader.start()
 
     @property
     def layers(self) -> int:
@@ -111,16 +112,12 @@ class LayerStream:
                 self._held = layer
                 self._count(layers_read=1)
                 return self._resident[layer]
-            while not self._in(State.READY):
-                self._check_reader()
-                if self._failure is not None:
-                    self._fail(self._failure)
+            while (slot := next((slot for slot in self._in(State.READY) if slot.layer == layer), None)) is None:
+                self._check_readers()
+                self._check_course(layer)
                 self._changed.wait(HEARTBEAT_s)
-            slot = next((slot for slot in self._in(State.READY) if slot.layer == layer), None)
-            if slot is None:
-                # The tag travels with the buffer: a stale one must never compute.
-                held = [slot.layer for slot in self._in(State.READY)]
-                raise ReadFailed(f"buffers hold the layers {held}, layer {layer} was asked for.", "This is a bug.")
+            if slot.failure is not None:
+                self._fail(slot.failure)
             slot.state = State.TAKEN
             self._count(layers_read=1, bytes_read=slot.moved_B, wait_s=time.monotonic() - started_s)
         self._wire.receive(slot.number)
@@ -139,7 +136,7 @@ class LayerStream:
             self._changed.notify_all()
             before_B = slot.moved_B
             while slot.wanted:
-                self._check_reader()
+                self._check_readers()
                 if slot.failure is not None:
                     self._fail(slot.failure)
                 self._changed.wait(HEARTBEAT_s)
@@ -163,12 +160,13 @@ class LayerStream:
             self._hurried = False
 
     def close(self) -> None:
-        """Stop the reader and let go of the files; waits for the read in progress."""
+        """Stop the readers and let go of the files; waits for the reads in progress."""
         with self._changed:
             self._closing.set()
             self._changed.notify_all()
-        if self._thread.is_alive() and self._thread is not threading.current_thread():
-            self._thread.join()
+        for reader in self._readers:
+            if reader is not threading.current_thread():
+                reader.join()
         self._wire.close()
         self._store.close()
 
@@ -179,41 +177,46 @@ class LayerStream:
         self._held = None
         for slot in self._in(State.TAKEN):
             self._wire.release(slot.number)
-            slot.wanted = frozenset()
-            slot.state = State.FREE
+            slot.wanted, slot.layer = frozenset(), None
+            slot.state = State.EMPTY
             self._changed.notify_all()
 
     def _steer(self, layer: int) -> None:
-        """Let the reader begin anew at `layer`, unless what is ready and what it reads next lead up to it."""
+        """Let the readers begin anew at `layer`, unless what is ready and what they read lead up to it."""
         if not self._route:
             return
-        ready = self._in(State.READY)
+        ahead = [slot for slot in self._slots if slot.ahead]
         turn = bisect_left(self._route, layer) % len(self._route)  # of `layer`, or of the next one that travels
-        on_course = (self._next - turn - len(ready)) % len(self._route) == 0
+        on_course = (self._next - turn - len(ahead)) % len(self._route) == 0
         # Read-ahead that failed while nobody waited is tried again when its sweep begins; later layers just fail.
-        if on_course and (self._failure is None or layer > 0):
-            return
-        for slot in ready:
-            self._count(dropped_B=slot.moved_B)
-            slot.state = State.FREE
-        self._restart(turn)
+        if not on_course or (layer == 0 and any(slot.failure for slot in ahead)):
+            self._restart(turn)
 
     def _restart(self, turn: int) -> None:
+        for slot in self._in(State.READY):
+            self._count(dropped_B=slot.moved_B)
+            slot.state = State.EMPTY
+        for slot in self._in(State.EMPTY):
+            slot.layer = None
         self._next = turn
-        self._course += 1
-        self._failure = None
         self._changed.notify_all()
 
-    def _check_reader(self) -> None:
+    def _check_readers(self) -> None:
         if self._closing.is_set():
             raise ReadFailed("the stream of layers was closed.", hint="load the model again.")
         if self._hurried:
             raise ReadFailed("the layer was not there yet, and nobody wanted to wait.")
-        if not self._thread.is_alive():
+        if not all(reader.is_alive() for reader in self._readers):
             raise ReadFailed("the reader of weights has died.", hint="load the model again.")
 
+    def _check_course(self, layer: int) -> None:
+        """The tag travels with the buffer: a stale one must never compute, nor be waited for."""
+        held = [slot.layer for slot in self._slots if slot.ahead]
+        if layer not in held and layer != self._route[self._next]:
+            raise ReadFailed(f"buffers hold the layers {held}, layer {layer} was asked for.", "This is a bug.")
+
     def _fail(self, failure: BaseException) -> NoReturn:
-        """What went wrong in the reader, raised where somebody waits for it."""
+        """What went wrong in a reader, raised where somebody waits for it."""
         self._restart(0)
         if isinstance(failure, OffloadError):
             raise failure
@@ -227,58 +230,55 @@ class LayerStream:
         self._stats = replace(now, **{name: getattr(now, name) + value for name, value in more.items()})
 
     def _read_on(self) -> None:
-        """The reader: bring experts that somebody waits for, else fill free buffers with the next layers."""
+        """A reader: bring experts that somebody waits for, else fill an empty buffer with the next layer."""
         while not self._closing.is_set():
             with self._changed:
-                asking = next((slot for slot in self._slots if slot.wanted and slot.failure is None), None)
-                free = [] if self._failure is not None else self._in(State.FREE)
-                if asking is None and not free and not self._closing.is_set():
-                    self._changed.wait()
+                idle = [slot for slot in self._slots if not slot.reading]
+                asking = next((slot for slot in idle if slot.wanted and slot.failure is None), None)
+                slot = asking or next((slot for slot in idle if slot.state is State.EMPTY), None)
+                if slot is None:
+                    if not self._closing.is_set():
+                        self._changed.wait()
                     continue
-                wanted = frozenset() if asking is None else asking.wanted
-            if asking is not None:
-                self._read_experts(asking, wanted)
-            elif free:
-                self._read_next(free[0])
-
-    def _read_next(self, slot: Slot) -> None:
-        with self._changed:
-            turn, course = self._next, self._course
-            layer = self._route[turn]
-            block = self._blocks[layer]
-            routing = block.routing or DENSE
-            sparse = self._rows > 0 and bool(routing.on_demand(self._rows))
-            slot.state = State.FILLING
-        part = block.shared if sparse else block
-        moved_B = self._store.moved_B(layer, part)
-        try:
-            failure, tensors = None, block.views(self._fill(slot, layer, part))
-        except BaseException as error:  # handed to the compute thread, which raises it
-            failure, tensors = error, {}
-        with self._changed:
-            if course != self._course or failure:
-                if course == self._course:
-                    self._failure = failure
-                elif not failure:
-                    self._count(dropped_B=moved_B)
-                slot.state = State.FREE
+                if not asking:
+                    slot.layer, slot.failure = self._route[self._next], None
+                    self._next = (self._next + 1) % len(self._route)
+                slot.reading, layer, wanted = True, slot.layer, slot.wanted
+            assert layer is not None
+            if wanted:
+                self._read_experts(slot, layer, wanted)
             else:
-                slot.layer, slot.tensors, slot.moved_B = layer, tensors, moved_B
+                self._read_layer(slot, layer)
+
+    def _read_layer(self, slot: Slot, layer: int) -> None:
+        block = self._blocks[layer]
+        routing = block.routing or DENSE
+        sparse = self._rows > 0 and bool(routing.on_demand(self._rows))
+        part = block.shared if sparse else block
+        failure, tensors, moved_B = None, dict[str, torch.Tensor](), self._store.moved_B(layer, part)
+        try:
+            tensors = block.views(self._fill(slot, layer, part))
+        except BaseException as error:  # handed to the compute thread, which raises it
+            failure, moved_B = error, 0
+        with self._changed:
+            slot.reading = False
+            if slot.layer is None:  # nobody wants it any more
+                self._count(dropped_B=moved_B)
+            else:
+                slot.tensors, slot.failure, slot.moved_B = tensors, failure, moved_B
                 slot.missing = frozenset(range(routing.experts)) if sparse else frozenset()
                 slot.state = State.READY
-                self._next = (turn + 1) % len(self._route)
             self._changed.notify_all()
 
-    def _read_experts(self, slot: Slot, wanted: frozenset[int]) -> None:
-        layer, failure = slot.layer, None
-        assert layer is not None
-        part = self._blocks[layer].of(wanted)
+    def _read_experts(self, slot: Slot, layer: int, wanted: frozenset[int]) -> None:
+        part, failure = self._blocks[layer].of(wanted), None
         moved_B = self._store.moved_B(layer, part)
         try:
             self._fill(slot, layer, part)
         except BaseException as error:
             failure = error
         with self._changed:
+            slot.reading = False
             if slot.wanted is not wanted:  # nobody waits any more
                 self._count(dropped_B=moved_B)
             elif failure:

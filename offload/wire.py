@@ -7,6 +7,7 @@ waits until the computation has released the buffer, the computation waits until
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
+from threading import Lock
 from typing import Protocol
 
 import torch
@@ -24,10 +25,10 @@ class Wire(Protocol):
     """How a layer gets from host memory to where it computes."""
 
     def ready_to_fill(self, slot: int) -> None:
-        """Wait (in the reader) until the host buffer of this slot has left."""
+        """Wait (in a reader) until the host buffer of this slot has left."""
 
     def send(self, slot: int, host: torch.Tensor, spans: Spans) -> torch.Tensor:
-        """Start moving (in the reader) these runs of bytes; returns all of them where they will be."""
+        """Start moving (in a reader) these runs of bytes; returns all of them where they will be."""
 
     def receive(self, slot: int) -> None:
         """Make the computation wait for the bytes."""
@@ -72,13 +73,15 @@ class LinkLimit:
         self._clock = clock
         self._sleep = sleep
         self._free_at = 0.0
+        self._lock = Lock()  # readers share the wire
 
     def hold(self, nbytes: int, started_s: float) -> None:
         """Sleep until the wire, free since the last layer, could have carried `nbytes` that left at `started_s`."""
         if self._limit_Bps is None:
             return
-        self._free_at = max(self._free_at, started_s) + nbytes / self._limit_Bps
-        if (rest_s := self._free_at - self._clock()) > 0:
+        with self._lock:
+            due_s = self._free_at = max(self._free_at, started_s) + nbytes / self._limit_Bps
+        if (rest_s := due_s - self._clock()) > 0:
             self._sleep(rest_s)
 
 
@@ -100,7 +103,7 @@ class CudaWire:
             try:
                 self._pin(arena)
             except NotEnoughRam as refusal:
-                # Copies from the rest are slower, and right: the reader waits for them instead of the copy stream.
+                # Copies from the rest are slower, and right: their reader waits for them instead of the copy stream.
                 log.warning("only %d of %d layers in RAM are pinned: %s", number, len(kept), refusal.what)
                 break
         try:

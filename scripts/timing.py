@@ -35,15 +35,16 @@ def ratios(above: list[float], below: list[float]) -> str:
 
 
 def read_plainly(files: Files, arena: Arena, sizes_B: Mapping[Path, int], wanted_B: int) -> None:
-    """So many bytes of the model's files into `arena` (SPAN_B bytes), over and over, with nothing else to do."""
-    read_B = 0
-    while read_B < wanted_B:
+    """So many bytes of the model's files into `arena` (SPAN_B bytes), over and over, without a pause between them."""
+    ranges: list[Range] = []
+    left_B = wanted_B
+    while left_B:
         for file, size_B in sizes_B.items():
             for offset in range(0, size_B, SPAN_B):
-                length_B = min(SPAN_B, size_B - offset, wanted_B - read_B)
-                if length_B:
-                    files.read([Range(file, offset, (arena.bytes[:length_B],))], "floor")
-                    read_B += length_B
+                if length_B := min(SPAN_B, size_B - offset, left_B):
+                    ranges.append(Range(file, offset, (arena.bytes[:length_B],)))
+                    left_B -= length_B
+    files.read(ranges, "floor")
 
 
 def drop_cache(files: Iterable[Path]) -> None:

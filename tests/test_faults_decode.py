@@ -138,7 +138,7 @@ def test_a_dead_reader_is_noticed(engine: Engine) -> None:
     gone.join()
     silent = threading.Event()
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(stream, "_thread", gone)
+        patched.setattr(stream, "_readers", [gone])
         patched.setattr(stream, "_fill", lambda *_: silent.wait(60) and {})
         with pytest.raises(offload.ReadFailed, match="the reader of weights has died"):
             list(bursts)

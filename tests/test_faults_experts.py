@@ -73,9 +73,9 @@ def fetching(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """Set for as long as experts are being read."""
     now, read_experts = threading.Event(), LayerStream._read_experts
 
-    def watched(self: LayerStream, slot: Slot, wanted: frozenset[int]) -> None:
+    def watched(self: LayerStream, slot: Slot, layer: int, wanted: frozenset[int]) -> None:
         now.set()
-        read_experts(self, slot, wanted)
+        read_experts(self, slot, layer, wanted)
         now.clear()
 
     with monkeypatch.context() as patched:
@@ -153,9 +153,9 @@ def test_a_file_that_is_cut_short_while_its_experts_are_read_is_named(
         if when == "before the read":
             reads = LayerStream._read_experts
 
-            def shortened(self: LayerStream, slot: Slot, wanted: frozenset[int]) -> None:
+            def shortened(self: LayerStream, slot: Slot, layer: int, wanted: frozenset[int]) -> None:
                 shorten()
-                reads(self, slot, wanted)
+                reads(self, slot, layer, wanted)
 
             faulty.setattr(LayerStream, "_read_experts", shortened)
         else:
@@ -179,19 +179,20 @@ def test_a_reader_that_dies_while_experts_are_awaited_is_noticed(
     caches: dict[object, KVCache] = {}
     bursts, written = begun(engine, caches)
     stream = reader_of(engine)
-    gone, silent, alive = threading.Thread(target=lambda: None), threading.Event(), stream._thread
+    gone, silent, alive = threading.Thread(target=lambda: None), threading.Event(), stream._readers
     gone.start()
     gone.join()
 
-    def dying(self: LayerStream, slot: Slot, wanted: frozenset[int]) -> None:
-        self._thread = gone
+    def dying(self: LayerStream, slot: Slot, layer: int, wanted: frozenset[int]) -> None:
+        self._readers = [*alive, gone]
         silent.wait(60)
+        slot.reading = False
 
     with monkeypatch.context() as patched:
         patched.setattr(LayerStream, "_read_experts", dying)
         with pytest.raises(offload.ReadFailed, match="the reader of weights has died"):
             read_on(bursts, written)
         assert not silent.is_set(), "noticed, not waited for"
-    stream._thread = alive
+    stream._readers = alive
     silent.set()
     check_goes_on(engine, written, caches, expected)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from threading import Event
+from threading import Event, Timer
 
 import numpy as np
 import pytest
@@ -212,9 +212,9 @@ def test_a_read_of_experts_that_fails_ends_the_sweep_and_the_next_one_is_right(
 ) -> None:
     expected, read_experts, reading = logits_of(mixture, ONE), LayerStream._read_experts, Event()
 
-    def watched(self: LayerStream, slot: Slot, wanted: frozenset[int]) -> None:
+    def watched(self: LayerStream, slot: Slot, layer: int, wanted: frozenset[int]) -> None:
         reading.set()
-        read_experts(self, slot, wanted)
+        read_experts(self, slot, layer, wanted)
         reading.clear()
 
     with monkeypatch.context() as faulty:
@@ -229,7 +229,7 @@ def test_a_read_of_experts_that_fails_ends_the_sweep_and_the_next_one_is_right(
 def test_an_interrupt_while_experts_are_on_their_way_loses_no_buffer(
     mixture: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected, check = logits_of(mixture, ONE), LayerStream._check_reader
+    expected, check = logits_of(mixture, ONE), LayerStream._check_readers
 
     def interrupted(self: LayerStream) -> None:
         if any(slot.wanted for slot in self._slots):
@@ -238,7 +238,7 @@ def test_an_interrupt_while_experts_are_on_their_way_loses_no_buffer(
 
     for _ in range(5):
         with monkeypatch.context() as faulty:
-            faulty.setattr(LayerStream, "_check_reader", interrupted)
+            faulty.setattr(LayerStream, "_check_readers", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 logits_of(mixture, ONE)
         assert torch.equal(logits_of(mixture, ONE), expected)
@@ -275,3 +275,41 @@ def test_a_forecast_knows_that_few_rows_bring_few_experts(tmp_path: Path) -> Non
         assert told.bound == "disk"
         assert (told.fetch_s == 0) == (rows == 64)
     stream.close()
+
+
+def test_a_buffer_whose_experts_still_arrive_is_not_filled_by_anybody_else(
+    mixture: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, read_experts, check = logits_of(mixture, ONE), LayerStream._read_experts, LayerStream._check_readers
+    fill, begun, go_on, filling = LayerStream._fill, Event(), Event(), set[int]()
+
+    def slowly(self: LayerStream, slot: Slot, layer: int, wanted: frozenset[int]) -> None:
+        filling.add(slot.number)
+        begun.set()
+        go_on.wait(5)
+        filling.remove(slot.number)
+        read_experts(self, slot, layer, wanted)
+
+    def alone(self: LayerStream, slot: Slot, layer: int, part: Block) -> torch.Tensor:
+        assert slot.number not in filling
+        filling.add(slot.number)
+        try:
+            return fill(self, slot, layer, part)
+        finally:
+            filling.remove(slot.number)
+
+    def interrupted(self: LayerStream) -> None:
+        if begun.is_set():
+            raise KeyboardInterrupt
+        check(self)
+
+    monkeypatch.setattr(LayerStream, "_fill", alone)
+    with monkeypatch.context() as faulty:
+        faulty.setattr(LayerStream, "_read_experts", slowly)
+        faulty.setattr(LayerStream, "_check_readers", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            logits_of(mixture, ONE)
+    late = Timer(0.1, go_on.set)  # while the next sweep wants the buffer
+    late.start()
+    assert torch.equal(logits_of(mixture, ONE), expected)
+    late.join()

@@ -7,6 +7,7 @@ import random
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from threading import Event, Thread
 from unittest.mock import patch
 
 import pytest
@@ -131,6 +132,37 @@ def test_input_output_errors_are_not_taken_for_a_refusal(file: Path, monkeypatch
     with pytest.raises(ReadFailed, match=r"could not read weights at byte 5 \(layer 7\).*errno 5"):
         files.read([Range(file, 5, (Arena(200_000).bytes,))], "layer 7")
     assert not files._open, "opened afresh next time"
+    files.close()
+
+
+def test_a_failure_takes_no_file_from_a_read_in_progress(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that was closed might give its number to another one, whose bytes would pass for weights."""
+    real, begun, failed = os.preadv, Event(), Event()
+
+    def preadv(fd: int, views: Sequence[memoryview], offset: int) -> int:
+        if offset == 0:
+            begun.set()
+            assert failed.wait(5)
+        elif offset == 2 * PAGE_B:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(fd, views, offset)
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    files, arena = Files({file: SIZE_B}, Reading(PAGE_B, 2)), Arena(PAGE_B)
+    slow = Thread(target=lambda: files.read([Range(file, 0, (arena.bytes,))], "layer 0"))
+    slow.start()
+    assert begun.wait(5)
+    with pytest.raises(ReadFailed, match="errno 5"):
+        files.read([Range(file, 2 * PAGE_B, (Arena(PAGE_B).bytes,))], "layer 1")
+    taken = [os.open(os.devnull, os.O_RDONLY) for _ in range(3)]  # which ends at once: the read would find nothing
+    failed.set()
+    slow.join(5)
+    assert bytes(arena.bytes) == CONTENT[:PAGE_B]
+    before = len(os.listdir("/proc/self/fd"))
+    files.read([Range(file, 3 * PAGE_B, (arena.bytes,))], "layer 2")
+    assert len(os.listdir("/proc/self/fd")) <= before + 2, "what was put aside is closed by now"
+    for fd in taken:
+        os.close(fd)
     files.close()
 
 
