@@ -181,6 +181,8 @@ class Timeline:
         def filled(slot, layer, part):  # type: ignore[no-untyped-def]  # as the stream's own
             began = time.perf_counter()
             host = fill(slot, layer, part)
+            if self.reads:  # it was asked for while the one before arrived, and the link carries one at a time
+                began = max(began, self.reads[-1][1])
             self.reads.append((began, time.perf_counter(), layer, slot.number))
             return host
 
