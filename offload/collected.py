@@ -1,6 +1,6 @@
 """What the garbage collector finds is closed by a thread of its own.
 
-A finalizer runs wherever memory happens to be asked for: on any thread, the reader's own among them, inside any lock.
+A finalizer runs wherever memory happens to be asked for: on any thread, a reader's own among them, inside any lock.
 Closing waits for a read in progress; a finalizer that waits can wait for itself.
 """
 

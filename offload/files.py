@@ -108,7 +108,7 @@ class _Replaced(Exception):
 class Files:
     """Files of known sizes, opened when first read; after a failure opened afresh, so that a repaired one is seen.
 
-    Several threads may read at once; their blocks are read in the order in which they were asked for.
+    Several threads may read at once: what is longer than a block is read in the order in which it was asked for.
     """
 
     def __init__(self, sizes_B: Mapping[Path, int], reading: Reading) -> None:
