@@ -143,8 +143,8 @@ def test_what_is_read_for_an_abandoned_sweep_is_never_computed_with(streams: Cal
     finisher.start()
     assert sweep(stream) == list(range(COUNT))
     finisher.join()
-    stats = stream.stats()
-    assert (stats.dropped_B, stats.bytes_read) == (2 * LAYER_B, (2 + COUNT) * LAYER_B)
+    settle(lambda: stream.stats().dropped_B == 2 * LAYER_B)
+    assert stream.stats().bytes_read == (2 + COUNT) * LAYER_B
 
 
 def test_bytes_read_are_sweeps_times_bytes_per_sweep(streams: Callable[[NumberStore], LayerStream]) -> None:
@@ -311,12 +311,12 @@ def test_link_limit_holds_each_layer_back() -> None:
 
 
 def test_readers_share_the_link_that_is_limited() -> None:
-    stream = LayerStream(BLOCKS, NumberStore(), [Arena(LAYER_B) for _ in range(3)], limit_Bps=50 * LAYER_B)
     started_s = time.monotonic()
+    stream = LayerStream(BLOCKS, NumberStore(), [Arena(LAYER_B) for _ in range(3)], limit_Bps=50 * LAYER_B)
     for _ in range(2):
         sweep(stream)
     stream.close()
-    assert time.monotonic() - started_s >= 2 * COUNT / 50, "two readers are no second link"
+    assert time.monotonic() - started_s >= 0.99 * 2 * COUNT / 50, "two readers are no second link"
 
 
 def test_statistics_are_a_snapshot() -> None:
