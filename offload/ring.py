@@ -35,8 +35,3 @@ class Slot:
     """Those of them that the computation waits for."""
     failure: BaseException | None = None
     """Why the layer, or the experts that were wanted last, did not come."""
-
-    @property
-    def ahead(self) -> bool:
-        """Does it hold a layer that nobody has taken, or will it?"""
-        return self.state is State.READY or (self.state is State.EMPTY and self.layer is not None)

@@ -150,7 +150,7 @@ class LayerStream:
 
     @contextmanager
     def unwaited(self) -> Iterator[None]:
-        """Let go of whoever waits for a layer; what the reader is reading stays good for the next sweep."""
+        """Let go of whoever waits for a layer; what is being read stays good for the next sweep."""
         with self._changed:
             self._hurried = True
             self._changed.notify_all()
@@ -173,6 +173,10 @@ class LayerStream:
     def _in(self, state: State) -> list[Slot]:
         return [slot for slot in self._slots if slot.state is state]
 
+    def _ahead(self) -> list[Slot]:
+        """Buffers that hold, or will hold, a layer that nobody has taken yet."""
+        return self._in(State.READY) + [slot for slot in self._in(State.EMPTY) if slot.layer is not None]
+
     def _release(self) -> None:
         self._held = None
         for slot in self._in(State.TAKEN):
@@ -185,7 +189,7 @@ class LayerStream:
         """Let the readers begin anew at `layer`, unless what is ready and what they read lead up to it."""
         if not self._route:
             return
-        ahead = [slot for slot in self._slots if slot.ahead]
+        ahead = self._ahead()
         turn = bisect_left(self._route, layer) % len(self._route)  # of `layer`, or of the next one that travels
         on_course = (self._next - turn - len(ahead)) % len(self._route) == 0
         # Read-ahead that failed while nobody waited is tried again when its sweep begins; later layers just fail.
@@ -211,7 +215,7 @@ class LayerStream:
 
     def _check_course(self, layer: int) -> None:
         """The tag travels with the buffer: a stale one must never compute, nor be waited for."""
-        held = [slot.layer for slot in self._slots if slot.ahead]
+        held = [slot.layer for slot in self._ahead()]
         if layer not in held and layer != self._route[self._next]:
             raise ReadFailed(f"buffers hold the layers {held}, layer {layer} was asked for.", "This is a bug.")
 
