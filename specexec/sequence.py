@@ -14,7 +14,7 @@ from specexec.growth import Growth
 from specexec.noise import Noise
 from specexec.sampling import History, SamplingParams
 from specexec.stats import FinishReason, Logprob
-from specexec.text import TextStream
+from specexec.text.detokenizer import TextStream
 from specexec.walk import Acceptance
 
 if TYPE_CHECKING:

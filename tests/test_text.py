@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specexec.text import TextStream
+from specexec.text.detokenizer import TextStream
 
 
 def decode_bytes(tokens: list[int]) -> str:

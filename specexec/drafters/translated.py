@@ -23,7 +23,7 @@ from specexec.drafters import Ask, Guesses
 from specexec.lm import Rows, TreeLM
 from specexec.sampling import SamplingParams
 from specexec.sequence import Sequence
-from specexec.text import INCOMPLETE
+from specexec.text.detokenizer import INCOMPLETE
 from specexec.tree import ROOT, Floats, Ints, TokenTree
 
 CANDIDATES = 48
