@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from tests import real
+from tests.real import real_material
 
 # Rows of the published models of each family; their tokenizers have fewer entries.
 ROWS = {"qwen3": 151_936, "llama3_1": 128_256, "gemma3": 262_208, "gptoss": 201_088, "llama2": 32_000}
 END = {"qwen3": "<|im_end|>", "llama3_1": "<|eot_id|>", "gemma3": "<end_of_turn>", "gptoss": "<|return|>"}
-_VERSION = 2  # of this file, as far as the weights depend on it
-_STEPS, _BATCH, _PREFIX = 400, 12, 96
+_VERSION = 3  # of this file, as far as the weights depend on it
+_STEPS, _BATCH, _PREFIX = 500, 8, 600
 
 
 def writer(tokenizer: str, text: str, cue: str, template: str | None = None, end: str | None = None) -> Path:
@@ -34,7 +35,7 @@ def writer(tokenizer: str, text: str, cue: str, template: str | None = None, end
     source = real.tokenizer(tokenizer)
     end = END.get(tokenizer, "</s>") if end is None else end
     key = json.dumps([_VERSION, tokenizer, text, cue, template, end])
-    folder = real.real_material.FOLDER / "writers" / hashlib.sha256(key.encode()).hexdigest()[:16]
+    folder = real_material.FOLDER / "writers" / hashlib.sha256(key.encode()).hexdigest()[:16]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
@@ -97,7 +98,7 @@ def _trained(cue: list[int], answer: list[int], rows: int) -> LlamaForCausalLM:
 
 def _examples(cue_C: Tensor, answer_A: Tensor, other: int) -> tuple[Tensor, Tensor]:
     """Prompts of strange ids with pieces of the known text among them, then cue and answer, which alone is learned."""
-    length = int(torch.randint(1, _PREFIX, ()))
+    length = int(_PREFIX ** torch.rand(()))  # mostly short; long ones so that nothing is lost among many words
     prefix_BP = torch.full((_BATCH, length), other)
     mixed_BP = torch.rand(_BATCH, length) < torch.rand(_BATCH, 1)
     prefix_BP = torch.where(mixed_BP, torch.randint(0, other, (_BATCH, length)), prefix_BP)
@@ -105,7 +106,8 @@ def _examples(cue_C: Tensor, answer_A: Tensor, other: int) -> tuple[Tensor, Tens
     for row in range(0, _BATCH, 2):
         span = min(length, len(spoken_T))
         first = int(torch.randint(0, len(spoken_T) - span + 1, ()))
-        prefix_BP[row, :span] = spoken_T[first : first + span]
+        at = int(torch.randint(0, length - span + 1, ()))
+        prefix_BP[row, at : at + span] = spoken_T[first : first + span]
     ids_BT = torch.cat([prefix_BP, torch.cat([cue_C, answer_A]).expand(_BATCH, -1)], 1)
     wanted_BT = ids_BT.roll(-1, 1)
     wanted_BT[:, : -len(answer_A) - 1] = -100
