@@ -56,7 +56,7 @@ class Policy:
             raise ApiError(401, "invalid_api_key", "a key is needed: Authorization: Bearer KEY, or x-api-key: KEY.")
 
     def cors(self, headers: Headers) -> dict[str, str]:
-        """What a browser must read before it lets a page of another origin see the answer; nothing for other clients."""
+        """What a browser must read before a page of another origin may see the answer; nothing for other clients."""
         origin = headers.get("origin")
         if origin is None or not self._listed(origin):
             return {}
