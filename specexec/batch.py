@@ -20,8 +20,9 @@ from specexec.room import Room
 from specexec.sampling import SamplingParams
 from specexec.sequence import Sequence
 from specexec.stats import Burst, Completion
+from specexec.text.messages import Prompt
 from specexec.walk import Acceptance
-from specexec.work import Failure, Partial, Prompt, Request, Result
+from specexec.work import Failure, Partial, Request, Result
 
 log = logging.getLogger(__name__)
 

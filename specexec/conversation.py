@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 from specexec.cache import KVCache
 from specexec.sampling import SamplingParams
 from specexec.stats import Burst
 from specexec.transcript import Message, Tokens, Turn, begin
-
-Prompt: TypeAlias = str | Items[int] | Items[Message]  # raw text, token ids, or messages for the chat template
-
 
 CUE = 8  # tokens; templates end with a role and at most the beginning of a thought
 

@@ -11,8 +11,7 @@ from typing import TypeAlias
 from specexec.errors import SpecexecError
 from specexec.sampling import SamplingParams
 from specexec.stats import Completion
-
-Prompt: TypeAlias = str | Items[int] | Items[dict[str, str]]  # raw text, token ids, or messages for the chat template
+from specexec.text.messages import Prompt
 
 
 @dataclass(frozen=True)
