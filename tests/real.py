@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 sys.path.append(str(Path(__file__).parent.parent / "scripts"))
-import real_material
+import real_material as real_material  # for tests.writer
 
 TOKENIZERS = real_material.TOKENIZERS
 

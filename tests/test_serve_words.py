@@ -13,7 +13,7 @@ import openai
 import pytest
 
 import specexec
-from cli.serve.tools import HERMES, LLAMA, Reader, Tool, Tools
+from cli.openai.tools import HERMES, LLAMA, Reader, Tool, Tools
 from specexec.engine import Engine
 from specexec.sampling import SamplingParams
 from specexec.work import Continuation

@@ -16,11 +16,12 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from cli.serve.asked import Message, read_chat
+from cli.openai.errors import ApiError, api_error, bad_request
+from cli.openai.parse import Message, read_chat
 from cli.serve.bodies import read_json
 from cli.serve.completions import Completions, Manner, ready
-from cli.serve.failures import ApiError, api_error, bad_request
 from cli.serve.guard import Guard, Policy
+from cli.serve.refusals import response_of
 from cli.serve.totals import exposition
 from cli.serve.worker import Worker
 
@@ -172,7 +173,7 @@ def _kind(endpoint: Endpoint) -> Endpoint:
             told = api_error(error)
             if told.status == 500:
                 log.exception("%s %s failed", request.method, request.url.path)
-            return told.response
+            return response_of(told)
 
     return answer
 
@@ -180,4 +181,4 @@ def _kind(endpoint: Endpoint) -> Endpoint:
 async def _unknown(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
-    return ApiError(error.status_code, code, f"{request.method} {request.url.path}: {error.detail}.").response
+    return response_of(ApiError(error.status_code, code, f"{request.method} {request.url.path}: {error.detail}."))

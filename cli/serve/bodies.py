@@ -7,7 +7,7 @@ import json
 
 from starlette.requests import Request
 
-from cli.serve.failures import ApiError, bad_request
+from cli.openai.errors import ApiError, bad_request
 
 MOST_BYTES = 8 * 1024 * 1024
 MOST_SECONDS = 30.0

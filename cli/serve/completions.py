@@ -19,12 +19,12 @@ from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from cli.serve.asked import Asked, Message, Prompt, read_chat, read_completion
+from cli.openai.errors import ApiError, api_error, bad_request
+from cli.openai.logprobs import Json, Teller
+from cli.openai.parse import Asked, Message, Prompt, read_chat, read_completion
+from cli.openai.responses import NOTHING, Choice, Reply, picture, place
+from cli.openai.tools import Reader, Way, way_of
 from cli.serve.bodies import read_json
-from cli.serve.failures import ApiError, api_error, bad_request
-from cli.serve.likely import Json, Teller
-from cli.serve.replies import NOTHING, Choice, Reply, picture, place
-from cli.serve.tools import Reader, Way, way_of
 from cli.serve.worker import Ticket, Worker
 from cli.serve.writing import Writing
 from specexec.errors import BadGrammar, ContextLengthExceeded, EmptyPrompt

@@ -10,7 +10,8 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cli.serve.failures import ApiError
+from cli.openai.errors import ApiError
+from cli.serve.refusals import response_of
 
 OPEN_PATHS = ("/health", "/")  # a monitor needs no key, and a page that asks for one must be seen first
 _NAMES = {"localhost", "127.0.0.1", "::1"}
@@ -81,7 +82,7 @@ class Guard:
         try:
             self._policy.check(headers, scope["path"], scope["method"])
         except ApiError as refusal:
-            await refusal.response(scope, receive, send)
+            await response_of(refusal)(scope, receive, send)
             return
         allowed = _cors(origin) if origin is not None and self._policy.origins else {}
         if scope["method"] == "OPTIONS" and origin is not None:

@@ -7,8 +7,8 @@ import time
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING
 
-from cli.serve.failures import ApiError, api_error
-from cli.serve.replies import Choice, News
+from cli.openai.errors import ApiError, api_error
+from cli.openai.responses import Choice, News
 from cli.serve.worker import Full, Stopping, Ticket, Worker
 
 if TYPE_CHECKING:

@@ -9,9 +9,17 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from pydantic import ValidationError
 
-from cli.serve.failures import ApiError, bad_request
-from cli.serve.shapes import MOST_CHOICES, ChatMessage, ChatRequest, CompletionRequest, EarlierCall, Request, ToolChoice
-from cli.serve.tools import Tools
+from cli.openai.errors import ApiError, bad_request
+from cli.openai.schema import (
+    MOST_CHOICES,
+    ChatMessage,
+    ChatRequest,
+    CompletionRequest,
+    EarlierCall,
+    Request,
+    ToolChoice,
+)
+from cli.openai.tools import Tools
 from specexec.errors import BadSampling
 from specexec.sampling import SamplingParams, derived_seed
 from specexec.wishes import RESERVED, EndsIn, Wishes

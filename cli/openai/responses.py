@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from cli.serve.likely import Json, Teller, Told, for_chat, for_completion
-from cli.serve.tools import Call, Reader
+from cli.openai.logprobs import Json, Teller, Told, for_chat, for_completion
+from cli.openai.tools import Call, Reader
 
 if TYPE_CHECKING:
     from specexec.stats import Burst, Progress

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from cli.serve.failures import ApiError
+from cli.openai.errors import ApiError
 from specexec.text.detokenizer import begun
 
 _NO_ARGUMENTS: dict[str, object] = {"type": "object", "properties": {}, "additionalProperties": False}

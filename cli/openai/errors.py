@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from starlette.responses import JSONResponse
-
 from cli.errors import REFUSALS
-
-RETRY = "Retry-After"
 
 
 class ApiError(Exception):
@@ -29,13 +25,6 @@ class ApiError(Exception):
         if self.status == 401:
             kind = "authentication_error"
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
-
-    @property
-    def response(self) -> JSONResponse:
-        headers = {} if self.retry_s is None else {RETRY: str(self.retry_s)}
-        if self.status == 401:
-            headers["WWW-Authenticate"] = "Bearer"
-        return JSONResponse(self.body, self.status, headers)
 
 
 def bad_request(message: str, param: str | None = None, code: str = "invalid_value") -> ApiError:

@@ -1,4 +1,4 @@
-"""What a request body may hold, field by field. Fields that are not here are noticed by asked.py."""
+"""What a request body may hold, field by field. Fields that are not here are noticed by parse.py."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from cli.serve.tools import Tool
+from cli.openai.tools import Tool
 
 MOST_CHOICES = 16
 MOST_LOGPROBS = 20

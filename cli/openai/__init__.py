@@ -1,0 +1,1 @@
+"""OpenAI's API in words: requests read and checked, answers shaped. Knows no server; batch files use it too."""
