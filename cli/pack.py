@@ -14,7 +14,7 @@ from cli.options import trust_option
 from cli.quantities import format_bytes
 from cli.screen import Screen, watched
 from cli.verbosity import Verbosity, json_option, start_logging, verbosity_options
-from offload.shards import MANIFEST
+from offload.contents import MANIFEST
 
 if TYPE_CHECKING:
     from offload.formats import FourBits
