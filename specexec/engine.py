@@ -185,7 +185,7 @@ class Engine:
     def batch(self, requests: Iterable[Request], parallel: int | Literal["auto"] = "auto") -> Batch:
         """The same for callers that look on, sweep by sweep, and may continue what an earlier run began."""
         most = MOST_PARALLEL if parallel == "auto" else parallel
-        return Batch(self._decoder, self._intake.sequence, self._room, requests, most)
+        return Batch(self._decoder, self._intake.requested, self._room, requests, most)
 
     def conversation(self, system: str | None = None) -> Conversation:
         """A dialogue that keeps its keys and values from turn to turn."""

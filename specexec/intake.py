@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 
 from transformers import GenerationConfig
@@ -18,6 +19,8 @@ from specexec.lm import TreeLM
 from specexec.noise import Noise
 from specexec.sampling import SamplingParams
 from specexec.sequence import Sequence
+from specexec.wishes import Wishes
+from specexec.work import Request
 
 
 class Intake:
@@ -30,14 +33,25 @@ class Intake:
         self._encoding, self._target, self._wish = encoding, target, wish
         self._stop_tokens = stop_tokens(wish, encoding.tokenizer.eos_token_id)
 
+    def requested(self, request: Request) -> Sequence:
+        """The text of a request, without what is already written of it."""
+        sampling = request.sampling
+        if request.grammar is not None:
+            sampling = replace(sampling, grammar=self.grammar(request.grammar))
+        return self.sequence(request.prompt, sampling, wishes=request.wishes)
+
     def sequence(
-        self, prompt: Prompt, sampling: SamplingParams, caches: dict[object, KVCache] | None = None
+        self,
+        prompt: Prompt,
+        sampling: SamplingParams,
+        caches: dict[object, KVCache] | None = None,
+        wishes: Wishes | None = None,
     ) -> Sequence:
-        """A text that nothing has been written of; `caches` as of `Engine.stream`.
+        """A text that nothing has been written of; `caches` as of `Engine.stream`, `wishes` for the chat template.
 
         Raises EmptyPrompt, ContextLengthExceeded, BadSampling.
         """
-        tokens = self._encoding.encode(prompt)
+        tokens = self._encoding.encode(prompt, wishes)
         if not tokens:
             raise EmptyPrompt("the prompt is empty.")
         if len(tokens) >= self.context:
