@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 from specexec.cache import common_prefix
 from specexec.decoder import Step
@@ -31,7 +32,10 @@ WORTH_COPYING = 16
 WORTH_WAITING = 256
 
 
-Prepare: TypeAlias = Callable[[Prompt, SamplingParams], Sequence]
+class Prepare(Protocol):
+    """Begins a text (intake.py), or refuses it."""
+
+    def __call__(self, prompt: Prompt, sampling: SamplingParams, /, *, written: Items[int]) -> Sequence: ...
 
 
 class Sweeper(Protocol):
@@ -178,7 +182,7 @@ class Batch:
         """The next request that has something to write."""
         for request in self._requests:
             try:
-                sequence = self._prepare(request.prompt, request.sampling)
+                sequence = self._prepare(request.prompt, request.sampling, written=request.written)
             except SpecexecError as error:
                 results.append(Failure(request.index, error))
                 continue

@@ -61,7 +61,7 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     drafter.close()
 
 
-def prepare(tokens: object, sampling: SamplingParams) -> Sequence:
+def prepare(tokens: object, sampling: SamplingParams, *, written: Items[int] = ()) -> Sequence:
     assert isinstance(tokens, list)
     if len(tokens) > 300:
         raise ContextLengthExceeded(f"the prompt has {len(tokens)} tokens, the context is 300.")
