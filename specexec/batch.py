@@ -9,20 +9,18 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator
-from collections.abc import Sequence as Items
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from specexec.cache import common_prefix
 from specexec.decoder import Step
 from specexec.errors import SpecexecError
 from specexec.room import Room
-from specexec.sampling import SamplingParams
 from specexec.sequence import Sequence
-from specexec.stats import Burst, Completion
+from specexec.stats import Burst, Completion, Logprob
 from specexec.walk import Acceptance
-from specexec.work import Failure, Partial, Prompt, Request, Result
+from specexec.work import Failure, Partial, Request, Result
 
 log = logging.getLogger(__name__)
 
@@ -32,10 +30,7 @@ WORTH_COPYING = 16
 WORTH_WAITING = 256
 
 
-class Prepare(Protocol):
-    """Begins a text (intake.py), or refuses it."""
-
-    def __call__(self, prompt: Prompt, sampling: SamplingParams, /, *, written: Items[int]) -> Sequence: ...
+Prepare: TypeAlias = Callable[[Request], Sequence]
 
 
 class Sweeper(Protocol):
@@ -59,6 +54,8 @@ class _Answer:
     nodes: int = 0
     accepted: int = 0
     bytes_read: float = 0.0
+    logprobs: list[Logprob] = field(default_factory=list)
+    prompt_logprobs: tuple[Logprob, ...] = ()
     began_s: float = field(default_factory=time.perf_counter)
 
     def add(self, burst: Burst, sharers: int) -> None:
@@ -68,6 +65,8 @@ class _Answer:
         self.nodes += burst.nodes
         self.accepted += burst.accepted
         self.bytes_read += burst.bytes_read / sharers
+        self.logprobs += burst.logprobs
+        self.prompt_logprobs += burst.prompt_logprobs
 
     def result(self) -> Result:
         if self.sequence.failure is not None:
@@ -88,6 +87,8 @@ class _Answer:
             accepted=self.accepted,
             bytes_read=round(self.bytes_read),
             seconds=time.perf_counter() - self.began_s,
+            logprobs=tuple(self.logprobs),
+            prompt_logprobs=self.prompt_logprobs,
         )
 
 
@@ -182,7 +183,7 @@ class Batch:
         """The next request that has something to write."""
         for request in self._requests:
             try:
-                sequence = self._prepare(request.prompt, request.sampling, written=request.written)
+                sequence = self._prepare(request)
             except SpecexecError as error:
                 results.append(Failure(request.index, error))
                 continue

@@ -149,7 +149,7 @@ class Engine:
         `caches` carries keys and values from one call to the next; what both texts share is not processed again.
         `written` is the beginning of the answer, from an earlier call: bursts go on from there.
         """
-        sequence = self._intake.sequence(prompt, sampling or SamplingParams(), caches, written)
+        sequence = self._intake.sequence(prompt, sampling or SamplingParams(), caches, written=written)
         if written:
             sequence.accept(Acceptance((), tuple(written)))
         return self._readers.read(sequence)
@@ -185,7 +185,7 @@ class Engine:
     def batch(self, requests: Iterable[Request], parallel: int | Literal["auto"] = "auto") -> Batch:
         """The same for callers that look on, sweep by sweep, and may continue what an earlier run began."""
         most = MOST_PARALLEL if parallel == "auto" else parallel
-        return Batch(self._decoder, self._intake.sequence, self._room, requests, most)
+        return Batch(self._decoder, self._intake.requested, self._room, requests, most)
 
     def conversation(self, system: str | None = None) -> Conversation:
         """A dialogue that keeps its keys and values from turn to turn."""

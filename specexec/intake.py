@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from collections.abc import Sequence as Items
+from dataclasses import replace
 from functools import cached_property
 
 from transformers import GenerationConfig
@@ -20,6 +21,8 @@ from specexec.lm import TreeLM
 from specexec.noise import Noise
 from specexec.sampling import SamplingParams
 from specexec.sequence import Sequence
+from specexec.wishes import Wishes
+from specexec.work import Request
 
 
 def check_ids(tokens: Iterable[int], rows: int, where: str) -> None:
@@ -42,18 +45,28 @@ class Intake:
         self._encoding, self._target, self._wish = encoding, target, wish
         self._stop_tokens = stop_tokens(wish, encoding.tokenizer.eos_token_id)
 
+    def requested(self, request: Request) -> Sequence:
+        """The text of a request, without what is already written of it."""
+        sampling = request.sampling
+        if request.grammar is not None:
+            sampling = replace(sampling, grammar=self.grammar(request.grammar))
+        return self.sequence(request.prompt, sampling, wishes=request.wishes, written=request.written)
+
     def sequence(
         self,
         prompt: Prompt,
         sampling: SamplingParams,
         caches: dict[object, KVCache] | None = None,
+        wishes: Wishes | None = None,
         written: Items[int] = (),
     ) -> Sequence:
-        """A text that nothing has been written of; `caches` as of `Engine.stream`. `written` is checked, not taken.
+        """A text that nothing has been written of; `caches` as of `Engine.stream`, `wishes` for the chat template.
+
+        `written` is the beginning of its answer: checked, not taken.
 
         Raises EmptyPrompt, UnknownToken, ContextLengthExceeded, BadSampling.
         """
-        tokens = self._encoding.encode(prompt)
+        tokens = self._encoding.encode(prompt, wishes)
         if not tokens:
             raise EmptyPrompt("the prompt is empty.")
         self._check_made(tokens)
