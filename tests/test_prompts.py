@@ -13,7 +13,7 @@ from specexec.text.messages import read_messages
 from specexec.wishes import Wishes
 from tests import real
 
-WEATHER = {
+WEATHER: dict[str, object] = {
     "type": "function",
     "function": {
         "parameters": {  # keys in an order of the client's own
@@ -111,7 +111,8 @@ def test_an_object_and_its_json_text_are_the_same_arguments() -> None:
             ours(template, [HELLO, call(arguments, content=""), RESULT], wishes)
             for arguments in (ARGUMENTS, json.dumps(ARGUMENTS, ensure_ascii=False))
         }
-        nothing = {ours(template, [HELLO, call(arguments), RESULT], wishes) for arguments in ({}, "", None)}
+        empty: list[object] = [{}, "", None]
+        nothing = {ours(template, [HELLO, call(arguments), RESULT], wishes) for arguments in empty}
         return len(prompts) == 1 and len(nothing) == 1
 
     each(compare)
@@ -182,5 +183,5 @@ def test_what_cannot_be_read_is_refused_by_place(message: object, problem: str) 
 
 
 def test_half_a_character_is_refused_wherever_it_is() -> None:
-    with pytest.raises(BadText, match="messages.0.tool_calls"):
+    with pytest.raises(BadText, match=r"messages\.0\.tool_calls"):
         read_messages([call({"city": "\ud800"})])
