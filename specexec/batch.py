@@ -84,6 +84,7 @@ class _Answer:
             accepted=self.accepted,
             bytes_read=round(self.bytes_read),
             seconds=time.perf_counter() - self.began_s,
+            limit=self.sequence.ended_by,
         )
 
 

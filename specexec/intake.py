@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from functools import cached_property
 
-from transformers import GenerationConfig
-
 from specexec import sequence as sequences
 from specexec.cache import KVCache
 from specexec.chain import ChainLM
 from specexec.conversation import Prompt
-from specexec.defaults import filled, stop_tokens
+from specexec.defaults import Defaults
 from specexec.encoding import Encoding
 from specexec.errors import BadSampling, ContextLengthExceeded, EmptyPrompt
 from specexec.grammar import Grammar, Grammars
@@ -23,12 +21,9 @@ from specexec.sequence import Sequence
 class Intake:
     """Begins texts for one target, of at most `context` tokens."""
 
-    def __init__(
-        self, encoding: Encoding, target: TreeLM | ChainLM, wish: GenerationConfig | None, context: int
-    ) -> None:
+    def __init__(self, encoding: Encoding, target: TreeLM | ChainLM, defaults: Defaults, context: int) -> None:
         self.context = context
-        self._encoding, self._target, self._wish = encoding, target, wish
-        self._stop_tokens = stop_tokens(wish, encoding.tokenizer.eos_token_id)
+        self._encoding, self._target, self._defaults = encoding, target, defaults
 
     def sequence(
         self, prompt: Prompt, sampling: SamplingParams, caches: dict[object, KVCache] | None = None
@@ -50,11 +45,13 @@ class Intake:
             raise BadSampling(f"logit_bias names token {beyond[0]}; this model has 0 to {self._target.vocabulary - 1}.")
         asked = self.filled(sampling)
         noise = Noise(asked.seed or 0, self._target.vocabulary, self._target.device)
-        return sequences.start(tokens, asked, noise, self._encoding.decode, self._stop_tokens, self.context, caches)
+        return sequences.start(
+            tokens, asked, noise, self._encoding.decode, self._defaults.stop_tokens, self.context, caches
+        )
 
     def filled(self, sampling: SamplingParams | None) -> SamplingParams:
         """With the model's own wishes where nothing was asked for."""
-        return filled(sampling or SamplingParams(), self._wish)
+        return self._defaults.filled(sampling or SamplingParams())
 
     def grammar(self, text: str) -> Grammar:
         """Read what `grammar.json_schema` or `grammar.regex` made, or Lark, for SamplingParams.grammar.
@@ -65,4 +62,4 @@ class Intake:
 
     @cached_property
     def _grammars(self) -> Grammars:
-        return Grammars(self._encoding.tokenizer, self._target.vocabulary, self._stop_tokens)
+        return Grammars(self._encoding.tokenizer, self._target.vocabulary, self._defaults.stop_tokens)

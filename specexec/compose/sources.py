@@ -23,7 +23,6 @@ from specexec.choice import Choice
 from specexec.compose.asked import Asked, beside_B, beside_ram_B
 from specexec.compose.reading import encoding_in
 from specexec.cost import CostModel
-from specexec.defaults import stop_tokens
 from specexec.drafters import Drafter
 from specexec.drafters.auto import Auto, candidates, fastest
 from specexec.drafters.cascade import Cascade
@@ -216,6 +215,7 @@ class Kit:
     rounded: Told
     copy: Form
     context: int
+    stop_tokens: frozenset[int]
 
     @property
     def makers(self) -> dict[str, Callable[[], Drafter]]:
@@ -239,8 +239,7 @@ class Kit:
             return TranslatedDrafter(draft.lm, self.encoding, draft.theirs, draft.name)
         trimmed = None
         if self.draft_vocab:
-            ends = stop_tokens(self.model.generation_config, self.encoding.tokenizer.eos_token_id)
-            trimmed = TrimmedHead(draft.lm, self._vocabulary, self.draft_vocab, ends, self.memory)
+            trimmed = TrimmedHead(draft.lm, self._vocabulary, self.draft_vocab, self.stop_tokens, self.memory)
         return SiblingDrafter(draft.lm, self._vocabulary, self.ranking, draft.name, trimmed, self._cascade)
 
     def _skip(self) -> SiblingDrafter:
