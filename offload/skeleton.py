@@ -1,5 +1,6 @@
 """A transformers causal LM without weights, and where its decoder layers are. Refuses by name what cannot stream."""
 
+import os
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from offload.custom import references, refuse_elsewhere, refused, running_code
+from offload.documents import read_json
 from offload.errors import BadModelDir, UnsupportedArchitecture
 from offload.quantised import refuse_unknown
 from offload.shards import Folder
@@ -87,8 +89,9 @@ def build(folder: Folder, dtype: str | torch.dtype | None, trust_remote_code: bo
 
 def _generation_config(folder: Folder) -> GenerationConfig:
     """As `from_pretrained` finds it: old checkpoints say in config.json how to generate."""
-    own = (folder.path / "generation_config.json").is_file()
+    own = os.path.lexists(folder.path / "generation_config.json")
     name = "generation_config.json" if own else "config.json"
+    read_json(folder.path / name)
     with _sense(folder.path / name):
         return GenerationConfig.from_pretrained(
             folder.path, config_file_name=name, local_files_only=True, _from_model_config=not own

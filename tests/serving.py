@@ -163,6 +163,7 @@ def serving(
     max_queue: int = 64,
     key: str | None = None,
     origins: tuple[str, ...] = (),
+    hosts: tuple[str, ...] = (),
     keepalive_s: float = 5.0,
     keepalive: Keepalive = "comment",
     wait: bool = True,
@@ -175,7 +176,7 @@ def serving(
     log: list[str] = []
     manner = Manner(names, keepalive_s, keepalive, log.append, timeout_s)
     listening = listening or socket.create_server(("127.0.0.1", 0), backlog=256)
-    running = Running(application(worker, manner, Policy.of("127.0.0.1", key, origins)), worker, 5)
+    running = Running(application(worker, manner, Policy.of("127.0.0.1", key, origins, hosts)), worker, 5)
     thread = threading.Thread(target=running.run, args=([listening],), name="server")
     thread.start()
     address = listening.getsockname()

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, LlamaForCausalL
 
 import specexec
 from offload.names import demo_folder
-from specexec import Failure, SamplingParams
+from specexec import Completion, Failure, SamplingParams
 from specexec.defaults import defaults_of
 from specexec.filters import restrict
 from specexec.processors import Processors, Text, processed
@@ -123,12 +123,15 @@ class Demo:
         ways = [("none", 0), ("sibling+ngram", 24), ("sibling", 3)]
         self.engines = [specexec.load("demo", drafter=who, budget=nodes, dtype="f32") for who, nodes in ways]
         self.prompt = self.engines[0].encode(PROMPT)
+        self.chat = self.engines[0].encode([{"role": "user", "content": "List the colours of the rainbow."}])
 
-    def generated(self, wishes: dict[str, object]) -> list[int]:
+    def generated(self, wishes: dict[str, object], chat: bool = False) -> list[int]:
         """The answer of `generate`, greedy."""
-        prompt = torch.tensor([self.prompt])
-        (tokens,) = self.model.generate(prompt, do_sample=False, **{"max_new_tokens": LENGTH} | wishes).tolist()
-        return list(tokens[len(self.prompt) :])
+        prompt = self.chat if chat else self.prompt
+        config = GenerationConfig.from_dict({"max_new_tokens": LENGTH, "do_sample": False, **wishes})
+        tokens = self.model.generate(torch.tensor([prompt]), generation_config=config)
+        assert isinstance(tokens, Tensor)
+        return list(tokens[0, len(prompt) :].tolist())
 
 
 @pytest.fixture(scope="module")
@@ -148,10 +151,10 @@ def asked(wishes: dict[str, object], **more: object) -> SamplingParams:
 
 @pytest.mark.parametrize("wishes", GREEDY, ids=lambda wishes: "+".join(wishes))
 def test_greedy_text_is_that_of_generate_whoever_drafts(demo: Demo, wishes: dict[str, object]) -> None:
-    expected = demo.generated(wishes)
-    assert expected != demo.generated({}), "the wish changes the text"
+    expected = [demo.generated(wishes, chat) for chat in (False, True)]
+    assert expected != [demo.generated({}, chat) for chat in (False, True)], "the wish changes the text"
     for engine in demo.engines:
-        assert list(engine.generate(demo.prompt, asked(wishes)).tokens) == expected
+        assert [list(engine.generate(p, asked(wishes)).tokens) for p in (demo.prompt, demo.chat)] == expected
 
 
 def test_words_are_avoided_or_favoured_as_by_generate(demo: Demo) -> None:
@@ -178,7 +181,7 @@ def test_sampled_text_is_the_same_whoever_drafts_alone_and_together(demo: Demo, 
     expected = [plain.generate(demo.prompt, sampling).tokens for sampling in samplings]
     for engine in drafting:
         together = engine.generate_many([demo.prompt] * len(samplings), samplings)
-        assert [one.tokens for one in sorted(together, key=attrgetter("index"))] == expected
+        assert {one.index: one.tokens for one in together if isinstance(one, Completion)} == dict(enumerate(expected))
     begun, rest = expected[0][:7], drafting[0].stream(demo.prompt, samplings[0], written=expected[0][:7])
     assert (*begun, *(token for burst in rest for token in burst.tokens)) == expected[0]
 
@@ -192,17 +195,18 @@ def with_wishes(folder: Path, **wishes: object) -> Path:
 
 
 def test_the_file_is_followed_and_the_user_goes_before_it(demo: Demo, tmp_path: Path) -> None:
-    wishes: dict[str, object] = {"repetition_penalty": 1.3, "min_new_tokens": 35, "stop_strings": "the week"}
-    with specexec.load(str(with_wishes(tmp_path / "model", **wishes)), drafter="ngram", dtype="f32") as engine:
+    wishes: dict[str, object] = {"no_repeat_ngram_size": 2, "min_new_tokens": 35}
+    expected = demo.generated(wishes, chat=True)
+    text = demo.engines[0].decode(expected)
+    folder = with_wishes(tmp_path / "model", stop_strings=text[30:36], **wishes)
+    with specexec.load(str(folder), drafter="ngram", dtype="f32") as engine:
         bare = SamplingParams(max_tokens=LENGTH)
-        followed = engine.generate(demo.prompt, bare)
-        del wishes["stop_strings"]
-        expected = demo.generated(wishes)
+        followed = engine.generate(demo.chat, bare)
         assert list(followed.tokens) == expected[: len(followed.tokens)]
-        assert (followed.finish_reason, "the week" in followed.text) == ("stop", False)
-        assert list(engine.generate(demo.prompt, replace(bare, stop=())).tokens) == expected
-        mine = replace(bare, stop=(), repetition_penalty=1.0, min_tokens=0)
-        assert list(engine.generate(demo.prompt, mine).tokens) == demo.generated({})
+        assert (followed.text, followed.finish_reason) == (text[: text.index(text[30:36])], "stop")
+        assert list(engine.generate(demo.chat, replace(bare, stop=())).tokens) == expected
+        mine = replace(bare, stop=(), no_repeat_ngram_size=0, min_tokens=0)
+        assert list(engine.generate(demo.chat, mine).tokens) == demo.generated({}, chat=True)
 
 
 def test_what_generate_did_before_there_was_such_a_file_is_read_from_the_config(demo: Demo, tmp_path: Path) -> None:
@@ -229,13 +233,13 @@ def test_a_text_after_which_nothing_is_allowed_fails_by_name_and_alone(demo: Dem
     rows = demo.model.config.vocab_size
     nothing = asked({"suppress_tokens": list(range(rows))})
     for engine in demo.engines:
-        results = sorted(
+        failed, done = sorted(
             engine.generate_many([demo.prompt, demo.prompt], [nothing, asked({})]), key=attrgetter("index")
         )
-        assert isinstance(results[0], Failure)
-        assert results[0].code == "bad_sampling"
-        assert "no token may come next" in str(results[0].error)
-        assert list(results[1].tokens) == demo.generated({})
+        assert isinstance(failed, Failure)
+        assert isinstance(done, Completion)
+        assert (failed.code, "no token may come next" in str(failed.error)) == ("bad_sampling", True)
+        assert list(done.tokens) == demo.generated({})
 
 
 def test_tokens_of_the_users_own_end_a_text(demo: Demo) -> None:

@@ -88,7 +88,7 @@ def test_completions_default_to_sixteen_tokens_and_chats_to_the_context(server: 
 
 def test_the_first_choice_has_the_seed_asked_for_and_the_others_derived_ones(server: Served) -> None:
     seeds = [choice["seed"] for choice in server.ask("ab", n=3, seed=7).json()["choices"]]
-    assert seeds == [7, derived_seed(7, "choice", 1), derived_seed(7, "choice", 2)]
+    assert seeds == [7, derived_seed(7, "choice", 1) % 2**53, derived_seed(7, "choice", 2) % 2**53]
 
 
 def test_sampling_reaches_the_engine(server: Served) -> None:
@@ -183,6 +183,8 @@ def test_an_unknown_model_is_answered_with_the_known_ones(server: Served) -> Non
     ("body", "status"),
     [(b"", 400), (b"{", 400), (b"[]", 400), (b'"x"', 400), (b'{"messages": NaN}', 400), (b'{"model": "\\ud83d"}', 400),
      (b"\xff\xfe", 400),
+     (b'{"temperature": 1e999}', 400), (b'{"seed": ' + b"9" * 5000 + b"}", 400),
+     (b'{"tools": ' + b'{"a": ' * 500 + b"1" + b"}" * 501, 400), (b'{"prompt": "\xff"}', 400), (b"{}{}", 400),
      (b"[" * 100_000, 400), (b'{"messages": "' + b"x" * (8 * 1024 * 1024) + b'"}', 413)],
 )  # fmt: skip
 def test_a_malformed_body_is_the_clients_fault(server: Served, body: bytes, status: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
@@ -11,6 +12,7 @@ from pydantic import ValidationError
 
 from cli.openai.errors import ApiError, bad_request
 from cli.openai.schema import (
+    FILL,
     MOST_CHOICES,
     ChatMessage,
     ChatRequest,
@@ -28,11 +30,14 @@ if TYPE_CHECKING:
     from specexec.grammar import Grammar
 
 MOST_STOPS = 16
+SEEDS = 2**53  # of choices: JavaScript reads a JSON number exactly below it
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's own default for /v1/completions; a chat may fill the context
 
 R = TypeVar("R", bound="Request")
 Message: TypeAlias = dict[str, object]
 Prompt: TypeAlias = str | list[int] | list[Message]
+
+_UNSET = -1  # what clients of llama.cpp and vLLM send for "any seed" and "every token"
 
 # What each parameter may say without asking for something that we do not have.
 _UNSUPPORTED: dict[str, tuple[object, ...]] = {
@@ -83,9 +88,9 @@ class Asked:
     def sampling_of(
         self, choice: int, max_tokens: int, fresh_seed: int, grammar: Grammar | None = None
     ) -> SamplingParams:
-        """The first choice has the seed that was asked for; every other one a seed derived from it."""
+        """The first choice has the seed that was asked for; every other one a seed derived from it, below 2**53."""
         seed = fresh_seed if self.sampling.seed is None else self.sampling.seed
-        own = seed if choice == 0 else derived_seed(seed, "choice", choice)
+        own = seed if choice == 0 else derived_seed(seed, "choice", choice) % SEEDS
         return replace(self.sampling, seed=own, max_tokens=max_tokens, grammar=grammar)
 
 
@@ -93,10 +98,11 @@ def read_chat(body: object, served: Items[str]) -> Asked:
     """A chat completion. Raises ApiError."""
     request = _checked(ChatRequest, body, served)
     messages = [_message(message, index) for index, message in enumerate(request.messages)]
+    longest = request.max_completion_tokens or request.max_tokens
     logprobs = (request.top_logprobs or 0) if request.logprobs else None
     if request.top_logprobs and not request.logprobs:
         raise bad_request("top_logprobs needs logprobs: true.", "top_logprobs")
-    asked = _asked(request, [messages], request.max_completion_tokens or request.max_tokens, logprobs, chat=True)
+    asked = _asked(request, [messages], longest, logprobs, chat=True)
     tools = _tools(request)
     if tools and asked.schema:
         raise bad_request("an answer cannot both follow response_format and call tools.", "response_format")
@@ -223,7 +229,7 @@ def _asked(
         model=request.model,
         prompts=prompts,
         sampling=_sampling(request, stop, logprobs, echo),
-        max_tokens=max_tokens,
+        max_tokens=None if max_tokens == FILL else max_tokens,
         n=n,
         stream=bool(request.stream),
         include_usage=bool(options and options.include_usage),
@@ -235,20 +241,20 @@ def _asked(
 
 
 def _sampling(request: Request, stop: tuple[str, ...], logprobs: int | None, echo: bool) -> SamplingParams:
-    try:
-        biases = tuple((int(token), bias) for token, bias in (request.logit_bias or {}).items())
-    except ValueError:
-        raise bad_request("logit_bias must have token ids for keys.", "logit_bias") from None
+    asked = request.logit_bias or {}
+    if not all(re.fullmatch("[0-9]{1,18}", token) for token in asked):
+        raise bad_request("logit_bias must have token ids for keys.", "logit_bias")
+    biases = tuple((int(token), bias) for token, bias in asked.items())
     try:
         return SamplingParams(
             temperature=request.temperature,
-            top_k=request.top_k,
+            top_k=0 if request.top_k == _UNSET else request.top_k,
             top_p=request.top_p,
             min_p=request.min_p,
             repetition_penalty=1.0 if request.repetition_penalty is None else request.repetition_penalty,
             presence_penalty=request.presence_penalty or 0.0,
             frequency_penalty=request.frequency_penalty or 0.0,
-            seed=request.seed,
+            seed=None if request.seed == _UNSET else request.seed,
             stop=stop,
             ignore_eos=bool(request.ignore_eos),
             logit_bias=biases,

@@ -4,12 +4,28 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 
 from cli.openai.tools import Tool
 
 MOST_CHOICES = 16
 MOST_LOGPROBS = 20
+FILL = -1  # a length: as much as the context holds
+
+
+def _integral(value: object) -> object:
+    """JSON knows one kind of number, and some clients write 100.0 for 100."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _positive_or_fill(value: int) -> int:
+    if value < 1 and value != FILL:
+        raise ValueError("must be 1 or more, or -1 to fill the context")
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(_integral)]
+Length = Annotated[Whole, AfterValidator(_positive_or_fill)]
 
 
 class StreamOptions(BaseModel):
@@ -92,18 +108,20 @@ class Request(BaseModel):
 
     model_config = ConfigDict(extra="allow", strict=True)
     model: str | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Length | None = Field(validation_alias=AliasChoices("max_tokens", "n_predict"), default=None)
     temperature: float | None = None
     top_p: float | None = None
-    top_k: int | None = None
+    top_k: Whole | None = None
     min_p: float | None = None
-    repetition_penalty: float | None = None
+    repetition_penalty: float | None = Field(
+        validation_alias=AliasChoices("repetition_penalty", "repeat_penalty"), default=None
+    )
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
-    seed: int | None = None
+    seed: Annotated[Whole, Field(ge=-(2**63), lt=2**64)] | None = None
     stop: str | list[str] | None = None
     ignore_eos: bool | None = None
-    n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
+    n: Annotated[Whole, Field(ge=1, le=MOST_CHOICES)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     logit_bias: dict[str, float] | None = None
@@ -115,9 +133,9 @@ class ChatRequest(Request):
     """The body of /v1/chat/completions."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Length | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
+    top_logprobs: Annotated[Whole, Field(ge=0, le=MOST_LOGPROBS)] | None = None
     tools: list[Tool] | None = None
     tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
     parallel_tool_calls: bool | None = None
@@ -131,4 +149,4 @@ class CompletionRequest(Request):
 
     prompt: str | list[int] | list[str] | list[list[int]]
     echo: bool = False
-    logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
+    logprobs: Annotated[Whole, Field(ge=0, le=MOST_LOGPROBS)] | None = None

@@ -20,6 +20,7 @@ from cli.facts import facts_of
 from cli.options import EngineOptions, RealNumber, WholeNumber, engine_options, model_argument
 from cli.screen import Screen
 from cli.verbosity import Verbosity, json_option, start_logging, verbosity_options
+from cli.visible import echo
 
 if TYPE_CHECKING:
     from specexec.engine import Engine
@@ -35,6 +36,7 @@ SHUTDOWN_S = 10
 @click.option("--uds", type=click.Path(path_type=Path), help="Listen on this Unix socket, yours alone, instead.")
 @click.option("--api-key", metavar="KEY", envvar="SPECEXEC_API_KEY", help="Ask clients for this key.")
 @click.option("--cors-origin", multiple=True, metavar="URL", help="A web page that may use the server; repeatable.")
+@click.option("--allowed-host", multiple=True, metavar="NAME", help="Another name this machine goes by; repeatable.")
 @click.option("--served-name", multiple=True, metavar="NAME", help="A name for clients; repeatable.  [its own]")
 @click.option("--parallel", type=WholeNumber(1), default=4, metavar="N", help="Texts that share one sweep.")
 @click.option("--max-queue", type=WholeNumber(0), default=64, metavar="N", help="Texts that may wait; more get 503.")
@@ -68,6 +70,7 @@ def serve(
     uds: Path | None,
     api_key: str | None,
     cors_origin: tuple[str, ...],
+    allowed_host: tuple[str, ...],
     served_name: tuple[str, ...],
     parallel: int,
     max_queue: int,
@@ -113,7 +116,7 @@ def serve(
                     "sse_keepalive_s": sse_keepalive, "sse_keepalive_mode": sse_keepalive_mode,
                     "engine": facts_of(engine, engine_options),
                 }  # fmt: skip
-                click.echo(json.dumps(told, ensure_ascii=False, default=str))
+                echo(json.dumps(told, ensure_ascii=False, default=str))
 
         worker = Worker(
             lambda: open_engine(engine_options, worker.told),
@@ -123,7 +126,8 @@ def serve(
         )
         worker.on_ready = ready
         manner = Manner(names, sse_keepalive, sse_keepalive_mode, _Log(screen), request_timeout)
-        app = application(worker, manner, Policy.of("localhost" if uds else host, api_key, cors_origin))
+        policy = Policy.of("localhost" if uds else host, api_key, cors_origin, allowed_host)
+        app = application(worker, manner, policy)
         screen.say(f"loading {engine_options.model}… (listening on {url})")
         try:
             Running(app, worker, SHUTDOWN_S).run(sockets=[listening])

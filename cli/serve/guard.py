@@ -13,8 +13,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from cli.openai.errors import ApiError
 from cli.serve.refusals import response_of
 
+NOTES = "x-specexec-notes"  # what of a request was left out, and why
 OPEN_PATHS = ("/health", "/")  # a monitor needs no key, and a page that asks for one must be seen first
-_NAMES = {"localhost", "127.0.0.1", "::1"}
+# The last three are what containers call their host: `.internal` belongs to nobody, so no foreign page can have them.
+_NAMES = {"localhost", "127.0.0.1", "::1"} | {
+    f"{name}.internal" for name in ("host.docker", "gateway.docker", "host.containers")
+}
 
 
 def is_loopback(host: str) -> bool:
@@ -34,35 +38,59 @@ class Policy:
     origins: frozenset[str]
 
     @staticmethod
-    def of(bound_to: str, key: str | None, origins: tuple[str, ...]) -> Policy:
-        """On a loopback address only local names are served, so that no foreign page can reach us by DNS tricks."""
-        hosts = frozenset(_NAMES | {bound_to.strip("[]")}) if is_loopback(bound_to) else None
+    def of(bound_to: str, key: str | None, origins: tuple[str, ...], names: tuple[str, ...] = ()) -> Policy:
+        """On a loopback address only local names and `names` are served, so that no page reaches us by DNS tricks."""
+        known = frozenset(_name(name) for name in (*_NAMES, bound_to, *names))
+        hosts = known if is_loopback(bound_to) else None
         return Policy(key, hosts, frozenset(origins))
 
     def check(self, headers: Headers, path: str, method: str) -> None:
         """Raises ApiError for a request that must not be answered."""
         host = headers.get("host", "")
         if self.hosts is not None and _name(host) not in self.hosts:
-            raise ApiError(403, "host_not_allowed", "this server answers to local names only.")
+            raise ApiError(403, "host_not_allowed", "this server answers to local names only; see --allowed-host.")
         origin = headers.get("origin")
         if origin is not None and not self._known(origin, host):
             raise ApiError(403, "origin_not_allowed", "this page may not use the server; see --cors-origin.")
         if self.key is not None and path not in OPEN_PATHS and method != "OPTIONS" and not self._opens(headers):
-            raise ApiError(401, "invalid_api_key", "a key is needed: Authorization: Bearer KEY.")
+            raise ApiError(401, "invalid_api_key", "a key is needed: Authorization: Bearer KEY, or x-api-key: KEY.")
+
+    def cors(self, headers: Headers) -> dict[str, str]:
+        """What a browser must read before a page of another origin may see the answer; nothing for other clients."""
+        origin = headers.get("origin")
+        if origin is None or not self._listed(origin):
+            return {}
+        asked = headers.get("access-control-request-headers", "authorization, content-type")
+        private = {"access-control-allow-private-network": "true"}
+        return {
+            "access-control-allow-origin": origin,
+            "access-control-allow-headers": asked,  # clients send many of their own, such as x-stainless-os
+            "access-control-allow-methods": "GET, POST",
+            "access-control-expose-headers": f"{NOTES}, retry-after",
+            "access-control-max-age": "600",
+            "vary": "Origin, Access-Control-Request-Headers",
+            **(private if "access-control-request-private-network" in headers else {}),
+        }
+
+    def _listed(self, origin: str) -> bool:
+        return "*" in self.origins or origin in self.origins
 
     def _known(self, origin: str, host: str) -> bool:
-        return "*" in self.origins or origin in self.origins or origin in (f"http://{host}", f"https://{host}")
+        return self._listed(origin) or origin in (f"http://{host}", f"https://{host}")
 
     def _opens(self, headers: Headers) -> bool:
-        scheme, _, given = headers.get("authorization", "").partition(" ")
+        scheme, _, bearer = headers.get("authorization", "").partition(" ")
+        given = [headers.get("x-api-key", ""), bearer if scheme.lower() == "bearer" else ""]
         expected = (self.key or "").encode()
-        return scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), expected)
+        return any(hmac.compare_digest(key.strip().encode(), expected) for key in given)
 
 
 def _name(host: str) -> str:
     """The name in a Host header, without the port."""
     if host.startswith("["):
         return host[1:].partition("]")[0].lower()
+    if host.count(":") > 1:
+        return host.lower()  # an address of version 6 as one binds to it
     return host.partition(":")[0].lower()
 
 
@@ -78,30 +106,20 @@ class Guard:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        origin = headers.get("origin")
-        try:
-            self._policy.check(headers, scope["path"], scope["method"])
-        except ApiError as refusal:
-            await response_of(refusal)(scope, receive, send)
-            return
-        allowed = _cors(origin) if origin is not None and self._policy.origins else {}
-        if scope["method"] == "OPTIONS" and origin is not None:
-            await Response(status_code=204, headers=allowed)(scope, receive, send)
-            return
+        cors = self._policy.cors(headers)
 
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 raw = message["headers"]
-                message["headers"] = [*raw, *((name.encode(), value.encode()) for name, value in allowed.items())]
+                message["headers"] = [*raw, *((name.encode(), value.encode("latin-1")) for name, value in cors.items())]
             await send(message)
 
+        try:
+            self._policy.check(headers, scope["path"], scope["method"])
+        except ApiError as refusal:
+            await response_of(refusal)(scope, receive, with_headers)
+            return
+        if scope["method"] == "OPTIONS" and "origin" in headers:
+            await Response(status_code=204)(scope, receive, with_headers)
+            return
         await self._app(scope, receive, with_headers)
-
-
-def _cors(origin: str) -> dict[str, str]:
-    return {
-        "access-control-allow-origin": origin,
-        "access-control-allow-headers": "authorization, content-type",
-        "access-control-allow-methods": "GET, POST",
-        "vary": "Origin",
-    }
