@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GenerationConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 import specexec
 from offload.names import demo_folder
@@ -37,12 +38,12 @@ WISHES: dict[str, st.SearchStrategy[object]] = {
         st.tuples(st.lists(st.integers(0, 12), min_size=1, max_size=3), st.floats(-8, 8)).map(list),
         min_size=1,
         max_size=5,
-        unique_by=lambda pair: tuple(pair[0]),
+        unique_by=lambda pair: str(pair[0]),
     ),
     "min_length": st.integers(1, 14),
     "min_new_tokens": st.integers(1, 8),
     "forced_bos_token_id": st.integers(0, 12),
-    "forced_eos_token_id": st.sampled_from([2, [2, 7]]),
+    "forced_eos_token_id": st.sampled_from([2, [7]]),
     "exponential_decay_length_penalty": st.tuples(st.integers(0, 4), st.floats(0.5, 1.6)).map(list),
     "suppress_tokens": st.lists(st.integers(8, VOCABULARY + 9), min_size=1, max_size=40),
     "begin_suppress_tokens": st.lists(st.integers(0, 12), min_size=1, max_size=4),
@@ -59,8 +60,8 @@ WISHES: dict[str, st.SearchStrategy[object]] = {
 
 
 @pytest.fixture(scope="module")
-def model() -> LlamaForCausalLM:
-    return LlamaForCausalLM(tiny_config("llama"))
+def model() -> PreTrainedModel:
+    return AutoModelForCausalLM.from_config(tiny_config("llama", num_hidden_layers=1))
 
 
 def theirs(model: PreTrainedModel, wishes: dict[str, object], prompt: list[int], longest: int) -> Callable[..., Tensor]:
@@ -69,15 +70,13 @@ def theirs(model: PreTrainedModel, wishes: dict[str, object], prompt: list[int],
     config._eos_token_tensor = torch.tensor(ENDS)
     if config.min_new_tokens is not None:
         config.min_length = config.min_new_tokens + len(prompt)  # as _prepare_generated_length does
-    made: Callable[..., Tensor] = model._get_logits_processor(
-        config, input_ids_seq_length=len(prompt), encoder_input_ids=torch.tensor([prompt]), device="cpu"
-    )
-    return made
+    make = cast("Callable[..., Callable[..., Tensor]]", model._get_logits_processor)
+    return make(config, input_ids_seq_length=len(prompt), encoder_input_ids=torch.tensor([prompt]), device="cpu")
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.data())
-def test_allowed_tokens_and_their_scores_are_those_of_generate(model: LlamaForCausalLM, data: st.DataObject) -> None:
+def test_allowed_tokens_and_their_scores_are_those_of_generate(model: PreTrainedModel, data: st.DataObject) -> None:
     chosen = data.draw(st.sets(st.sampled_from(sorted(WISHES)), max_size=6))
     wishes = {name: data.draw(WISHES[name]) for name in sorted(chosen)} | {"do_sample": True}
     prompt = data.draw(st.lists(st.integers(0, 12), min_size=1, max_size=9))
@@ -105,14 +104,14 @@ GREEDY: list[dict[str, object]] = [
     {"repetition_penalty": 1.3},
     {"no_repeat_ngram_size": 2},
     {"encoder_no_repeat_ngram_size": 2, "encoder_repetition_penalty": 1.2},
-    {"min_new_tokens": 35},
+    {"min_new_tokens": 23},
     {"exponential_decay_length_penalty": [3, 1.2]},
     {"forced_eos_token_id": 3, "max_new_tokens": 9},
     {"begin_suppress_tokens": list(range(20, 400)), "suppress_tokens": list(range(400, 2000))},
-    {"repetition_penalty": 1.1, "no_repeat_ngram_size": 3, "min_length": 50, "suppress_tokens": [17, 300, 301]},
+    {"repetition_penalty": 1.1, "no_repeat_ngram_size": 3, "min_length": 30, "suppress_tokens": [17, 300, 301]},
 ]
 PROMPT = "List the days of the week. What does specexec do? What does specexec"
-LENGTH = 40
+LENGTH = 24
 
 
 class Demo:
@@ -120,7 +119,7 @@ class Demo:
 
     def __init__(self) -> None:
         self.model = AutoModelForCausalLM.from_pretrained(demo_folder("target"), dtype=torch.float32)
-        ways = [("none", 0), ("sibling+ngram", 24), ("sibling", 3)]
+        ways = [("none", 0), ("sibling+ngram", 16)]
         self.engines = [specexec.load("demo", drafter=who, budget=nodes, dtype="f32") for who, nodes in ways]
         self.prompt = self.engines[0].encode(PROMPT)
         self.chat = self.engines[0].encode([{"role": "user", "content": "List the colours of the rainbow."}])
@@ -129,9 +128,8 @@ class Demo:
         """The answer of `generate`, greedy."""
         prompt = self.chat if chat else self.prompt
         config = GenerationConfig.from_dict({"max_new_tokens": LENGTH, "do_sample": False, **wishes})
-        tokens = self.model.generate(torch.tensor([prompt]), generation_config=config)
-        assert isinstance(tokens, Tensor)
-        return list(tokens[0, len(prompt) :].tolist())
+        tokens = self.model.generate(torch.tensor([prompt]), generation_config=config)  # type: ignore[misc]
+        return list(cast(Tensor, tokens)[0, len(prompt) :].tolist())
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +193,7 @@ def with_wishes(folder: Path, **wishes: object) -> Path:
 
 
 def test_the_file_is_followed_and_the_user_goes_before_it(demo: Demo, tmp_path: Path) -> None:
-    wishes: dict[str, object] = {"no_repeat_ngram_size": 2, "min_new_tokens": 35}
+    wishes: dict[str, object] = {"no_repeat_ngram_size": 2, "min_new_tokens": 23}
     expected = demo.generated(wishes, chat=True)
     text = demo.engines[0].decode(expected)
     folder = with_wishes(tmp_path / "model", stop_strings=text[30:36], **wishes)
