@@ -46,13 +46,17 @@ def constrained(
 
 
 def with_noise(logits_NV: Tensor, temperature: float, noise: NoiseRows, positions: Items[int]) -> Tensor:
-    """Scores whose argmax is the choice: row n gets T * G of positions[n]. At T = 0 no noise is ever drawn."""
+    """Scores whose argmax is the choice: row n gets T * G of positions[n]. At T = 0 no noise is ever drawn.
+
+    The noise has the target's ids; a drafter's logits may end before.
+    """
     if not temperature:
         return logits_NV
     distinct = sorted(set(positions))
     slot = {position: i for i, position in enumerate(distinct)}
     # Added in place: one matrix less of the size of the logits.
-    return (temperature * noise.rows(distinct))[[slot[position] for position in positions]].add_(logits_NV)
+    noise_PV = temperature * noise.rows(distinct)[:, : logits_NV.shape[-1]]
+    return noise_PV[[slot[position] for position in positions]].add_(logits_NV)
 
 
 def compared(logits_V: Tensor, sampling: SamplingParams, history: History, noise: NoiseRows, position: int) -> Tensor:
