@@ -19,21 +19,14 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from specexec.errors import BadGrammar
+from specexec.text.formats.schema import laid_out as laid_out
 
 Bits: TypeAlias = NDArray[np.uint8]
-
-# On one line, as Python's json.dumps writes it: a small model that may put blank space anywhere fills the page with it.
-_LAYOUT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
 def json_schema(schema: Mapping[str, object], lenient: bool = False) -> str:
     """The grammar of JSON that a schema describes; `lenient` passes over keywords that llguidance cannot enforce."""
     return LLMatcher.grammar_from_json_schema(laid_out(schema, lenient))
-
-
-def laid_out(schema: Mapping[str, object], lenient: bool) -> dict[str, object]:
-    """A schema that says how its JSON is laid out, for use inside a Lark grammar (`%json`)."""
-    return {**schema, "x-guidance": {**_LAYOUT, "lenient": lenient}}
 
 
 def regex(pattern: str) -> str:

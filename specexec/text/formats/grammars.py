@@ -1,0 +1,97 @@
+"""What an answer must look like: its thought as it likes, then calls, text, or JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from collections.abc import Sequence as Items
+
+from specexec.errors import BadGrammar
+from specexec.text.formats.marks import Marks
+from specexec.text.formats.rules import ANY, Bound, Rules, tools_of
+from specexec.text.formats.schema import usable
+from specexec.text.formats.table import CallForm
+
+
+def answer_in_json(
+    marks: Marks, thinks: tuple[str, str], schema: Mapping[str, object], thought_open: bool, lenient: bool = False
+) -> Bound:
+    """JSON that a schema describes."""
+    rules = Rules(marks)
+    found = usable(schema, lenient)
+    body = rules.add("json", rules.json(found.schema, lenient))
+    rules.add("start", f"{_thought(rules, thinks, thought_open)} {body}")
+    return Bound(rules.text, tuple(found.notes))
+
+
+def answer_with_calls(
+    marks: Marks,
+    thinks: tuple[str, str],
+    form: CallForm,
+    offered: Items[Mapping[str, object]],
+    choice: str,
+    parallel: bool,
+    thought_open: bool,
+) -> Bound:
+    """Calls in the family's own spelling, which must or may come, and text where they only may."""
+    tools, notes = tools_of(offered, choice)
+    if not tools:
+        raise BadGrammar("there is no tool that could be called.", "; ".join(notes) or None)
+    rules = Rules(marks)
+    rest = form.shape.rules(rules, tools, parallel)
+    thought = _thought(rules, thinks, thought_open)
+    if choice == "auto":
+        body = _maybe(rules, form, rest, parallel, thinks)
+    else:
+        body = f"{rules.literal(_mark(form))} {_after_mark(rules, form, rest, parallel)}"
+    rules.add("start", f"{thought} {body}")
+    return Bound(rules.text, tuple(notes))
+
+
+def _mark(form: CallForm) -> str:
+    """What shows that calls come."""
+    return form.around[0] or form.shape.begin
+
+
+def _after_mark(rules: Rules, form: CallForm, rest: str, parallel: bool) -> str:
+    """One call or several, from behind their first mark."""
+    (first, after), (lead, between, trail) = form.around, form.blank
+    opened = rules.literal(lead + form.shape.begin) if first else ""
+    more = f"({rules.literal(between + form.shape.begin)} {rest})*" if parallel and form.repeats else ""
+    closed = rules.literal(trail + after) if after else ""
+    return rules.add("section", f"{opened} {rest} {more} {closed}")
+
+
+def _maybe(rules: Rules, form: CallForm, rest: str, parallel: bool, thinks: tuple[str, str]) -> str:
+    """Text, and then calls if the model likes."""
+    mark = _mark(form)
+    if not mark:
+        rules.add("TEXT", r"/([^{\[](.|\n)*)?/")
+        return rules.add("answer", f"{rest} | TEXT")
+    section = _after_mark(rules, form, rest, parallel)
+    rules.add("TEXT", f"{ANY}{_unlike(rules, thinks)}")
+    if rules.is_token(mark):
+        return rules.add("answer", f"TEXT ({rules.literal(mark)} {section})?")
+    called = rules.add("called[lazy]", f"TEXT {rules.literal(mark)}")
+    return rules.add("answer", f"{called} {section} | TEXT")
+
+
+def _unlike(rules: Rules, thinks: tuple[str, str]) -> str:
+    """Text that is no thought, where a thought's mark is text too."""
+    think = thinks[0].rstrip()
+    return "" if not think or rules.is_token(think) else f" & ~({rules.literal(think)} {ANY})"
+
+
+def _thought(rules: Rules, thinks: tuple[str, str], opened: bool) -> str:
+    """The rest of a thought that the prompt opened, or one that the model may open."""
+    think, answer = thinks
+    if not answer:
+        return ""
+    rules.add("THOUGHT", ANY)
+    rules.add("BLANK", r"/\n{0,2}/")
+    if rules.is_token(answer):
+        rest = f"THOUGHT {rules.literal(answer)} BLANK"
+    else:
+        rest = f"{rules.add('ended[lazy]', f'THOUGHT {rules.literal(answer)}')} BLANK"
+    if opened:
+        return rest
+    return f"({rules.literal(think.rstrip())} {rest})?"

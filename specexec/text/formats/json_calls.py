@@ -1,0 +1,102 @@
+"""Calls written as JSON: one object with a name and arguments, several one after another, or a list of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence as Items
+from dataclasses import dataclass
+
+from specexec.text.formats.pieces import Call, Json, Malformed, Unfinished, call_of
+from specexec.text.formats.rules import Rules, Tool
+
+
+@dataclass(frozen=True)
+class JsonCalls:
+    """`begin` a JSON object or list `end`. An empty `begin` is a whole answer that is a call, an empty `end` its end.
+
+    `before` and `after` are what the template writes between the marks and the JSON. `keyed`: {name: arguments}.
+    """
+
+    begin: str
+    end: str = ""
+    name: str = "name"
+    arguments: str = "arguments"
+    id: str | None = None
+    listed: bool = False
+    keyed: bool = False
+    before: str = ""
+    after: str = ""
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        return self.begin, self.end, self.before, self.after
+
+    def starts(self, text: str) -> bool:
+        """Whether a whole answer that begins so may be a call; only for forms without a mark."""
+        return text.startswith("[" if self.listed else "{")
+
+    def calls(self, text: str) -> list[Call]:
+        """The calls between the marks. Raises Malformed, Unfinished."""
+        found: list[Call] = []
+        rest = _without(text.lstrip(), self.before.strip())
+        while rest and rest != self.after.strip():
+            value, rest = json_at_start(rest)
+            found += [self._call(item) for item in (value if isinstance(value, list) else [value])]
+            rest = rest.lstrip(" \t\r\n,;")
+        if not found:
+            raise Malformed
+        return found
+
+    def rules(self, rules: Rules, tools: Items[Tool], parallel: bool) -> str:
+        """Rules for one call, or for one list of calls, from behind its first mark."""
+        one = rules.add("call", " | ".join(self._rule(rules, at, tool) for at, tool in enumerate(tools)))
+        many = _list_of(one, parallel) if self.listed else one
+        return rules.add("calls", f"{rules.literal(self.before)} {many} {rules.literal(self.after + self.end)}")
+
+    def _rule(self, rules: Rules, at: int, tool: Tool) -> str:
+        arguments = rules.add(f"arguments_{at}", rules.json(tool.schema, tool.lenient))
+        name = json.dumps(tool.name, ensure_ascii=False)
+        if self.keyed:
+            head, tail = f"{{{name}: ", "}"
+        else:
+            head, tail = f'{{"{self.name}": {name}, "{self.arguments}": ', "}"
+        return rules.add(f"call_{at}", f"{rules.literal(head)} {arguments} {rules.literal(tail)}")
+
+    def _call(self, item: Json) -> Call:
+        if not isinstance(item, dict):
+            raise Malformed
+        said: tuple[Json, Json] = (item.get(self.name), item.get(self.arguments))
+        name, arguments = next(iter(item.items()), said) if self.keyed and len(item) == 1 else said
+        if not isinstance(name, str) or not isinstance(arguments, dict):
+            raise Malformed
+        own_id = None if self.id is None else item.get(self.id)
+        return call_of(name, arguments, own_id if isinstance(own_id, str) and own_id else None)
+
+
+def _list_of(one: str, parallel: bool) -> str:
+    more = f'(", " {one})*' if parallel else ""
+    return f'"[" {one} {more} "]"'
+
+
+def _without(text: str, start: str) -> str:
+    return text.removeprefix(start).lstrip() if start else text
+
+
+def json_at_start(text: str) -> tuple[Json, str]:
+    """A JSON value at the start of text, and the rest. Raises Malformed, or Unfinished where text ends within it."""
+    try:
+        value, end = _DECODER.raw_decode(text)
+    except json.JSONDecodeError as problem:
+        if problem.msg.startswith("Unterminated string") or problem.pos >= len(text):
+            raise Unfinished from None
+        raise Malformed from None
+    except (ValueError, RecursionError):
+        raise Malformed from None
+    return value, text[end:]
+
+
+def _refuse(constant: str) -> Json:
+    raise ValueError(f"{constant} is not JSON")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse)

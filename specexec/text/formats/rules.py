@@ -1,0 +1,77 @@
+"""Grammars in llguidance's Lark: marks that are tokens as those tokens, everything else as text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from specexec.text.formats.marks import Marks
+from specexec.text.formats.schema import laid_out, usable
+
+ANY = r"/(.|\n)*/"
+_NO_ARGUMENTS: dict[str, object] = {"type": "object", "properties": {}, "additionalProperties": False}
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A grammar, and one sentence for everything of what was asked that it leaves out."""
+
+    text: str
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A function that may be called. `schema` describes its arguments as far as a grammar can hold to it."""
+
+    name: str
+    schema: Mapping[str, object]
+    lenient: bool = True
+
+
+@dataclass
+class Rules:
+    """The rules of one grammar as they are written down."""
+
+    marks: Marks
+    lines: list[str] = field(default_factory=list)
+
+    def add(self, name: str, body: str) -> str:
+        """A rule, or a terminal if its name is in capitals; gives the name back."""
+        self.lines.append(f"{name}: {body}")
+        return name.partition("[")[0]
+
+    def literal(self, text: str) -> str:
+        """Exactly this text, its marks as tokens."""
+        parts = self.marks.parts(text)
+        return " ".join(f"<[{part}]>" if isinstance(part, int) else json.dumps(part) for part in parts) or '""'
+
+    def json(self, schema: Mapping[str, object], lenient: bool) -> str:
+        return f"%json {json.dumps(laid_out(schema, lenient))}"
+
+    def is_token(self, mark: str) -> bool:
+        """Whether text cannot run into this mark: it begins with a token of its own."""
+        return isinstance(self.marks.parts(mark)[0], int)
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.lines)
+
+
+def tools_of(offered: Iterable[Mapping[str, object]], choice: str) -> tuple[list[Tool], list[str]]:
+    """The tools that may be called, and what is left out of them."""
+    tools: list[Tool] = []
+    notes: list[str] = []
+    for at, entry in enumerate(offered):
+        function = entry.get("function")
+        name = function.get("name") if isinstance(function, Mapping) else None
+        if not isinstance(function, Mapping) or not isinstance(name, str) or not name:
+            notes.append(f"tools[{at}] of type {entry.get('type')!r} is left out: only functions can be called.")
+        elif choice in ("auto", "required", name):
+            parameters = function.get("parameters")
+            lenient = not function.get("strict")
+            found = usable(parameters if isinstance(parameters, Mapping) else _NO_ARGUMENTS, lenient)
+            notes += [f"tool {name}: {note}" for note in found.notes]
+            tools.append(Tool(name, found.schema or {"type": "object"}, lenient))
+    return tools, notes

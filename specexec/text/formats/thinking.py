@@ -1,0 +1,66 @@
+"""What a chat template can be told about thinking: found by rendering a prompt with and without."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from specexec.text.formats.probe import Probe
+
+Level: TypeAlias = Literal["off", "on", "low", "medium", "high"]
+LEVELS: tuple[Level, ...] = ("off", "on", "low", "medium", "high")
+
+# Variables that templates read, and their values by level; the first ones that change the prompt are the switch.
+_SWITCHES: tuple[tuple[str, dict[Level, object]], ...] = (
+    ("enable_thinking", {"off": False, "on": True}),
+    ("thinking", {"off": False, "on": True}),
+    ("thinking_mode", {"off": "chat", "on": "thinking"}),
+    ("thinking_mode", {"off": "disabled", "on": "enabled"}),
+    ("reasoning", {"off": False, "on": True}),
+    ("reasoning_effort", {"off": "no_think", "low": "low", "high": "high"}),
+    ("reasoning_effort", {"off": "none", "low": "low", "medium": "medium", "high": "high"}),
+    ("reasoning_effort", {"low": "low", "medium": "medium", "high": "high"}),
+    ("thinking_budget", {"off": 0, "low": 512, "medium": 2048, "high": 8192}),
+)
+
+
+@dataclass(frozen=True)
+class Thinking:
+    """`variables` for the template, and one sentence on what they do to a prompt."""
+
+    variables: Mapping[str, object]
+    effect: str
+
+
+def thinking(probe: Probe, level: Level) -> Thinking:
+    """What to tell the template so that its model thinks as much as asked, as far as it can be told."""
+    found = {name: values for name, values in reversed(_SWITCHES) if _changes(probe, name, values)}
+    told = {name: value for name, values in found.items() if (value := _value(values, level)) is not None}
+    if not told:
+        kinds = (
+            f"only for {', '.join(sorted({one for values in found.values() for one in values}))}" if found else "not"
+        )
+        return Thinking({}, f"this model's chat template can {kinds} be told how much to think.")
+    shown = ", ".join(f"{name}={value}" for name, value in told.items())
+    levels = {one: probe.cue(_told(found, one)) for one in LEVELS}
+    alike = [one for one in LEVELS if one != level and levels[one] == levels[level]]
+    same = f"; {' and '.join(alike)} would be the same" if alike else ""
+    return Thinking(told, f"the chat template is told {shown}{same}.")
+
+
+def _told(found: Mapping[str, Mapping[Level, object]], level: Level) -> dict[str, object]:
+    return {name: value for name, values in found.items() if (value := _value(values, level)) is not None}
+
+
+def _value(values: Mapping[Level, object], level: Level) -> object | None:
+    """The value for a level; `on` stands for low, medium and high where only that is known, and they for it."""
+    if level in values or level == "off":
+        return values.get(level)
+    return values.get("on", values.get("medium", values.get("high")))
+
+
+def _changes(probe: Probe, name: str, values: Mapping[Level, object]) -> bool:
+    """Whether every one of these values is taken, and they differ."""
+    cues = [probe.cue({name: value}) for value in values.values()]
+    return None not in cues and len(set(cues)) > 1

@@ -1,0 +1,109 @@
+"""One answer, told apart into content, reasoning and calls, whatever the chunking: on real tokenizers and templates."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from specexec.encoding import Encoding
+from specexec.grammar import Grammars
+from specexec.text.formats import Format, Piece, format_of
+from tests import real
+
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "get_weather",
+            "description": "Weather",
+            "parameters": {
+                "type": "object",
+                "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
+                "required": ["city"],
+                "additionalProperties": False,
+            },
+        },
+    }
+]
+QWEN3 = (
+    "<think>\nShould I <tool_call> now?\n</think>\n\nLet me look.\n"
+    '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Zürich", "days": 2}}\n</tool_call>\n'
+    '<tool_call>\n{"name": "get_weather", "arguments": {"city": "a </tool_call> b"}}\n</tool_call>'
+)
+
+
+@cache
+def encoding(tokenizer: str, template: str | None = None) -> Encoding:
+    found = AutoTokenizer.from_pretrained(real.tokenizer(tokenizer))
+    if template is not None:
+        found.chat_template = real.templates()[template]
+    return Encoding(found)
+
+
+def read(form: Format, ids: list[int], sizes: list[int] = [], prompt: str = "") -> Piece:  # noqa: B006
+    """The whole answer, read in chunks of these sizes and then the rest at once."""
+    assert isinstance(form.encoding, Encoding)
+    reader = form.reader(form.encoding.encode_rest(prompt))
+    piece = Piece()
+    for size in sizes:
+        piece += reader.read(ids[:size], last=False)
+        ids = ids[size:]
+    return piece + reader.read(ids, last=True)
+
+
+def said(piece: Piece) -> tuple[str, str, list[tuple[str, object]]]:
+    return piece.content, piece.reasoning, [(call.name, json.loads(call.arguments)) for call in piece.calls]
+
+
+def test_thought_text_and_calls_are_told_apart() -> None:
+    words = encoding("qwen3", "llama_cpp/Qwen-Qwen3-0.6B")
+    assert said(read(format_of(words), words.encode_rest(QWEN3))) == (
+        "Let me look.",
+        "Should I <tool_call> now?",
+        [("get_weather", {"city": "Zürich", "days": 2}), ("get_weather", {"city": "a </tool_call> b"})],
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(sizes=st.lists(st.integers(0, 9), max_size=60), cut=st.integers(0, 75))
+def test_any_chunking_gives_the_same_pieces(sizes: list[int], cut: int) -> None:
+    words = encoding("qwen3", "llama_cpp/Qwen-Qwen3-0.6B")
+    ids = words.encode_rest(QWEN3)[:cut]
+    assert said(read(format_of(words), ids, sizes)) == said(read(format_of(words), ids))
+
+
+def test_a_call_cut_short_is_text_and_nothing_of_it_is_lost() -> None:
+    words = encoding("qwen3", "llama_cpp/Qwen-Qwen3-0.6B")
+    text = 'Well. <tool_call>\n{"name": "get_weather", "argum'
+    assert read(format_of(words), words.encode_rest(text)) == Piece(content=text)
+
+
+def test_a_mark_spelled_out_is_text_where_the_tokenizer_has_a_token() -> None:
+    words = encoding("qwen3", "llama_cpp/Qwen-Qwen3-0.6B")
+    ids = [id for part in ("<tool", "_call>", "{}", "</tool", "_call>") for id in words.encode_rest(part)]
+    assert read(format_of(words), ids) == Piece(content="<tool_call>{}</tool_call>")
+
+
+def test_a_thought_that_the_prompt_opened_goes_on() -> None:
+    words = encoding("qwen3", "llama_cpp/Qwen-Qwen3-0.6B")
+    ids = words.encode_rest("Hm.\n</think>\n\nYes.")
+    assert read(format_of(words), ids, prompt="<|im_start|>assistant\n<think>\n") == Piece("Yes.", "Hm.")
+
+
+@pytest.mark.parametrize("choice", ["auto", "required", "get_weather"])
+def test_a_grammar_takes_the_calls_of_its_own_form(choice: str) -> None:
+    words = encoding("qwen3", "llama_cpp/Qwen-Qwen3-0.6B")
+    bound = format_of(words).grammar(TOOLS, choice)
+    grammar = Grammars(words.tokenizer, 151_936, [words.tokenizer.eos_token_id]).grammar(bound.text)
+    answers = [QWEN3, QWEN3.partition("</think>\n\n")[2]] if choice == "auto" else [QWEN3.replace("Let me look.\n", "")]
+    for answer in [*answers, answers[0].replace("Should I <tool_call> now", "Hm")]:
+        parse = grammar.start()
+        ids = words.encode_rest(answer.replace("a </tool_call> b", "Basel").replace("I <tool_call> now", "I"))
+        parse.advance(ids)
+        assert parse.failure is None
+        assert parse.allowed([()], 151_936)[0, words.tokenizer.eos_token_id]
