@@ -13,6 +13,7 @@ import click
 
 from cli.quantities import parse_count, parse_size_B, parse_speed_Bps
 from specexec.sampling import SamplingParams
+from specexec.workspace import MOST_NODES
 
 if TYPE_CHECKING:
     from offload.formats import FewBits, FourBits
@@ -34,7 +35,7 @@ class Quantity(click.ParamType[Number]):
         try:
             return self._parse(str(value))
         except ValueError as problem:
-            self.fail(f"{problem}.", param, ctx)
+            self.fail(f"{problem}".removesuffix(".") + ("" if str(problem).endswith("?") else "."), param, ctx)
 
 
 class WholeNumber(click.IntRange):
@@ -54,8 +55,8 @@ class AutoOr(click.ParamType[IntOrAuto]):
 
     name = "auto|N"
 
-    def __init__(self, minimum: int) -> None:
-        self._number = WholeNumber(min=minimum)
+    def __init__(self, minimum: int, most: int | None = None) -> None:
+        self._number = WholeNumber(min=minimum, max=most)
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> IntOrAuto:
         if value == "auto":
@@ -97,7 +98,7 @@ NATURAL = WholeNumber(min=0)
 SIZE = Quantity("size", parse_size_B)
 SPEED = Quantity("speed", parse_speed_Bps)
 COUNT = Quantity("n", parse_count)
-BUDGET = AutoOr(0)
+BUDGET = AutoOr(0, MOST_NODES)
 PARALLEL = AutoOr(1)
 TEXT_OR_FILE = TextOrFile()
 DRAFT_BITS = click.Choice(["none", "nf4", "hqq4", "hqq3", "hqq2"])
@@ -157,7 +158,7 @@ _ENGINE = (
     click.option("--offload", type=click.Choice(["auto", "none", "ram", "disk"]), default="auto",
                  help="Where the weights live between sweeps."),
     click.option("-b", "--budget", type=BUDGET, default="auto",
-                 help="Guessed tokens checked per sweep; for the demo auto is 32."),
+                 help=f"Guessed tokens checked per sweep, at most {MOST_NODES}; for the demo auto is 32."),
     click.option("--planner", type=click.Choice(["best", "reference", "beam", "sequoia"]), default="best",
                  help="How the tree of guesses grows."),
     click.option("--device", type=Device(), metavar=Device.name, default="auto", help="Where the model computes."),

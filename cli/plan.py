@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cli.cards import Card, card
 from cli.conditions import conditions
 from cli.facts import placement_facts
 from cli.options import BUDGET, COUNT, DRAFT_BITS, SIZE, SPEED, IntOrAuto
-from cli.quantities import exact_size, format_bytes, parse_size_B
+from cli.quantities import exact_size, format_bytes
 from cli.verbosity import json_option, verbosity_options
 from offload.names import known
 from specexec.choice import check_models, parse
@@ -26,11 +27,6 @@ if TYPE_CHECKING:
     from offload.shards import Folder
     from specexec.choice import Choice
 
-# Name → GPU memory in GiB and tensor operations per second in bf16, as sold.
-GPUS = {
-    "3060": (12, 25.5e12), "3090": (24, 71.2e12), "4060": (8, 30e12), "4070": (12, 58e12), "4080": (16, 97e12),
-    "4090": (24, 165e12), "5090": (32, 209.5e12),
-}  # fmt: skip
 # What `chat` does unasked, too.
 USUAL: dict[str, int | str] = {"ctx": 8192, "budget": "auto", "drafter": "auto", "drafter-quant": "none"}
 REACHED = 0.6  # of what is sold
@@ -125,13 +121,13 @@ def _machine(folder: Folder, gpu: str | None, ram: int | None, vram: int | None,
     found = gpus() if gpu is None else []
     name, memory_B, flops = "CPU", vram, None
     if gpu and gpu.lower() not in ("none", "cpu"):
-        known = next((key for key in GPUS if key in gpu), None)
-        name, memory_B = (f"RTX {known}" if known else "a GPU"), vram or (GPUS[known][0] << 30 if known else _size(gpu))
-        flops = GPUS[known][1] * REACHED if known else None
+        named = _card(gpu)
+        name, memory_B = named.name, named.memory_B if vram is None else vram
+        flops = named.flops and named.flops * REACHED
     elif found:
-        name, memory_B = found[0].name, vram or found[0].free_B
+        name, memory_B = found[0].name, found[0].free_B if vram is None else vram
     if memory_B is not None:
-        free = replace(free, vram_B=memory_B, vram_margin_B=0 if vram else margin_B(memory_B))
+        free = replace(free, vram_B=memory_B, vram_margin_B=margin_B(memory_B) if vram is None else 0)
     device = "cpu" if memory_B is None else "cuda"
     measured = load_speeds()
     now = conditions(device)
@@ -142,11 +138,11 @@ def _machine(folder: Folder, gpu: str | None, ram: int | None, vram: int | None,
     return _Machine(name, free, limits, changed)
 
 
-def _size(text: str) -> int:
+def _card(text: str) -> Card:
     try:
-        return parse_size_B(text)
+        return card(text)
     except ValueError as error:
-        raise click.BadParameter(f"{text!r} is no size and none of {', '.join(GPUS)}.", param_hint="--gpu") from error
+        raise click.BadParameter(str(error), param_hint="--gpu") from error
 
 
 def _page(

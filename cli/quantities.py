@@ -1,4 +1,7 @@
-"""Sizes, speeds and counts as people write them: 10GiB, 4MB/s, 8k. Pure text in, numbers out, and back."""
+"""Sizes, speeds and counts as people write them: 10GiB, 4MB/s, 8k. Pure text in, numbers out, and back.
+
+A number without a unit counts bytes, so one that is small for that is refused: whoever writes 24 means 24GiB.
+"""
 
 from __future__ import annotations
 
@@ -6,23 +9,30 @@ import re
 
 _DECIMAL = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}
 _BINARY = {"K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
+LEAST_BARE = 1 << 20  # bytes: nobody writes fewer without a unit and means them
+MOST = 1 << 63
 _NUMBER = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*([a-zA-Z/]*)\s*")
 
 
 def parse_size_B(text: str) -> int:
-    """`10GiB`, `512MB`, `1.5G` (a bare letter counts in 1024s) or plain bytes, as bytes."""
+    """`10GiB`, `512MB`, `1.5G` (a bare letter counts in 1024s) or a million bytes and more without a unit, as bytes."""
     number, unit = _split(text, "a size such as 10GiB or 512MB")
     prefix = unit[:1].upper()
     if unit.lower().endswith("ib") and len(unit) == 3 and prefix in _BINARY:
         scale = _BINARY[prefix]
-    elif unit.lower() in ("", "b"):
+    elif unit.lower() == "b":
+        scale = 1
+    elif not unit:
+        _refuse_bare(text, number, "GiB")
         scale = 1
     elif unit[1:].lower() == "b" and prefix in _DECIMAL:
         scale = _DECIMAL[prefix]
     elif len(unit) == 1 and prefix in _BINARY:
         scale = _BINARY[prefix]
     else:
-        raise ValueError(f"{text!r} is not a size; write 10GiB, 512MB or a number of bytes")
+        raise ValueError(f"{text!r} is not a size; write 10GiB or 512MB")
+    if number * scale >= MOST:
+        raise ValueError(f"{text!r} is more than any machine has")
     return int(number * scale)
 
 
@@ -31,6 +41,8 @@ def parse_speed_Bps(text: str) -> float:
     size = text.strip().removesuffix("/s").removesuffix("/S")
     if "bit" in size.lower():
         raise ValueError(f"{text!r} counts bits; write bytes, such as 4MB/s")
+    if (match := _NUMBER.fullmatch(size)) and not match[2]:
+        _refuse_bare(size, float(match[1]), "GB/s")
     try:
         speed_Bps = float(parse_size_B(size))
     except ValueError:
@@ -45,16 +57,16 @@ def parse_count(text: str) -> int:
     number, unit = _split(text, "a count such as 4096 or 8k")
     scales = {"": 1, "k": 1024, "m": 1024**2}
     count = number * scales.get(unit.lower(), 0)
-    if unit.lower() not in scales or count < 1 or count != int(count):
+    if unit.lower() not in scales or not 1 <= count < MOST or count != int(count):
         raise ValueError(f"{text!r} is not a count; write 4096 or 8k")
     return int(count)
 
 
 def exact_size(size_B: int) -> str:
-    """What `parse_size_B` turns back into the same bytes: 24GiB, 1500MB."""
+    """What `parse_size_B` turns back into the same bytes: 24GiB, 1500MB, 2000000001."""
     units = [*((f"{key}iB", scale) for key, scale in _BINARY.items()), *((f"{key}B", _DECIMAL[key]) for key in "KMG")]
     fitting = [(size_B // scale, unit) for unit, scale in units if size_B and size_B % scale == 0]
-    number, unit = min(fitting, default=(size_B, ""))
+    number, unit = min(fitting, default=(size_B, "B" if size_B < LEAST_BARE else ""))
     return f"{number}{unit}"
 
 
@@ -82,6 +94,11 @@ def _split(text: str, wanted: str) -> tuple[float, str]:
     if match is None:
         raise ValueError(f"{text!r} is not {wanted}")
     return float(match[1]), match[2]
+
+
+def _refuse_bare(text: str, number: float, unit: str) -> None:
+    if number < LEAST_BARE:
+        raise ValueError(f"{text!r} has no unit; did you mean {text.strip()}{unit}?")
 
 
 def _three_digits(value: float) -> str:

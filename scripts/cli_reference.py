@@ -15,6 +15,9 @@ Made by `python scripts/cli_reference.py` from the commands themselves; a test k
 A flag overrules an environment variable (`SPECEXEC_CHAT_BUDGET=128` is `specexec chat --budget 128`), that overrules
 `./specexec.toml`, that your own settings file (`specexec config path`), and that the default.
 
+Sizes have a unit: `24GiB`, `24G` (the same) or `25GB` (billions); speeds are `4MB/s` or `25GB/s`. A number without one
+counts bytes and is refused below a million, because whoever writes `--ram 24` means `24GiB`.
+
 | exit code | meaning | | exit code | meaning |
 |---:|---|---|---:|---|
 | 0 | done | | 6 | a device is missing |

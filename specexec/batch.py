@@ -17,11 +17,10 @@ from specexec.cache import common_prefix
 from specexec.decoder import Step
 from specexec.errors import SpecexecError
 from specexec.room import Room
-from specexec.sampling import SamplingParams
 from specexec.sequence import Sequence
-from specexec.stats import Burst, Completion
+from specexec.stats import Burst, Completion, Logprob
 from specexec.walk import Acceptance
-from specexec.work import Failure, Partial, Prompt, Request, Result
+from specexec.work import Failure, Partial, Request, Result
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +30,7 @@ WORTH_COPYING = 16
 WORTH_WAITING = 256
 
 
-Prepare: TypeAlias = Callable[[Prompt, SamplingParams], Sequence]
+Prepare: TypeAlias = Callable[[Request], Sequence]
 
 
 class Sweeper(Protocol):
@@ -55,6 +54,8 @@ class _Answer:
     nodes: int = 0
     accepted: int = 0
     bytes_read: float = 0.0
+    logprobs: list[Logprob] = field(default_factory=list)
+    prompt_logprobs: tuple[Logprob, ...] = ()
     began_s: float = field(default_factory=time.perf_counter)
 
     def add(self, burst: Burst, sharers: int) -> None:
@@ -64,6 +65,8 @@ class _Answer:
         self.nodes += burst.nodes
         self.accepted += burst.accepted
         self.bytes_read += burst.bytes_read / sharers
+        self.logprobs += burst.logprobs
+        self.prompt_logprobs += burst.prompt_logprobs
 
     def result(self) -> Result:
         if self.sequence.failure is not None:
@@ -84,6 +87,8 @@ class _Answer:
             accepted=self.accepted,
             bytes_read=round(self.bytes_read),
             seconds=time.perf_counter() - self.began_s,
+            logprobs=tuple(self.logprobs),
+            prompt_logprobs=self.prompt_logprobs,
         )
 
 
@@ -178,7 +183,7 @@ class Batch:
         """The next request that has something to write."""
         for request in self._requests:
             try:
-                sequence = self._prepare(request.prompt, request.sampling)
+                sequence = self._prepare(request)
             except SpecexecError as error:
                 results.append(Failure(request.index, error))
                 continue

@@ -7,8 +7,8 @@ from typing import Protocol
 
 from specexec.cost import CostModel
 from specexec.tree import Floats
+from specexec.workspace import MOST_NODES
 
-MOST_NODES = 4096  # of one sweep, all sequences together, where memory allows
 FIRST_NODES = 64  # of each sequence, while nothing is known about costs; none joins others unless memory holds these
 RETRY_SWEEPS = 16  # drafting that does not pay is tried again this often
 

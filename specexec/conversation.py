@@ -12,7 +12,8 @@ from specexec.sampling import SamplingParams
 from specexec.stats import Burst
 from specexec.transcript import Message, Tokens, Turn, begin
 
-Prompt: TypeAlias = str | Items[int] | Items[Message]  # raw text, token ids, or messages for the chat template
+# Raw text, token ids, or messages for the chat template.
+Prompt: TypeAlias = str | Items[int] | Items[Message] | Items[dict[str, object]]
 
 
 CUE = 8  # tokens; templates end with a role and at most the beginning of a thought

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from specexec.afresh import Afresh
 from specexec.ahead import Ahead, Luck
-from specexec.budget import MOST_NODES, AutoBudget, Budget, FixedBudget
+from specexec.budget import AutoBudget, Budget, FixedBudget
 from specexec.cost import CostModel
 from specexec.drafters import Drafter
 from specexec.errors import SweepCancelled
@@ -32,7 +32,7 @@ from specexec.sequence import Emitted, Sequence
 from specexec.stats import Burst, Cost, Overlap, Pace
 from specexec.tree import ROOT, TokenTree
 from specexec.walk import Opinion, Settle, walk
-from specexec.workspace import drafted, drafter_rows
+from specexec.workspace import MOST_NODES, drafted, drafter_rows
 
 log = logging.getLogger(__name__)
 

@@ -35,17 +35,17 @@ class Encoding:
             AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=trust_remote_code)
         )
 
-    def encode(self, prompt: Prompt) -> list[int]:
+    def encode(self, prompt: Prompt, wishes: Wishes | None = None) -> list[int]:
         """Token ids of raw text, of messages through the model's chat template, or the ids themselves.
 
         Raises BadText, BadMessages.
         """
         if isinstance(prompt, str):
             return self._cut(prompt, special=True)
-        messages = [item for item in prompt if isinstance(item, dict)]
+        messages: list[dict[str, object]] = [{**item} for item in prompt if isinstance(item, dict)]
         if not messages:
             return [item for item in prompt if isinstance(item, int)]
-        return self.encode_rest(self.render(messages))
+        return self.encode_rest(self.render(messages, wishes))
 
     def render(self, messages: Items[Message] | Items[dict[str, object]], wishes: Wishes | None = None) -> str:
         """The text that messages become before it is cut into tokens. Raises BadMessages."""

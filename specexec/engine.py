@@ -19,7 +19,7 @@ from specexec.conversation import Conversation, Prompt
 from specexec.decoder import Decoder, Step
 from specexec.drafters.auto import calibrated
 from specexec.errors import ContextLengthExceeded
-from specexec.intake import Intake
+from specexec.intake import Intake, check_ids
 from specexec.learned import Arrays, packed, unpack
 from specexec.lm import Rows, TreeLM
 from specexec.parts import Parts, Weights
@@ -154,7 +154,7 @@ class Engine:
         `caches` carries keys and values from one call to the next; what both texts share is not processed again.
         `written` is the beginning of the answer, from an earlier call: bursts go on from there.
         """
-        sequence = self._intake.sequence(prompt, sampling or SamplingParams(), caches)
+        sequence = self._intake.sequence(prompt, sampling or SamplingParams(), caches, written=written)
         if written:
             sequence.accept(Acceptance((), tuple(written)))
         return self._readers.read(sequence)
@@ -190,7 +190,7 @@ class Engine:
     def batch(self, requests: Iterable[Request], parallel: int | Literal["auto"] = "auto") -> Batch:
         """The same for callers that look on, sweep by sweep, and may continue what an earlier run began."""
         most = MOST_PARALLEL if parallel == "auto" else parallel
-        return Batch(self._decoder, self._intake.sequence, self._room, requests, most)
+        return Batch(self._decoder, self._intake.requested, self._room, requests, most)
 
     def conversation(self, system: str | None = None) -> Conversation:
         """A dialogue that keeps its keys and values from turn to turn."""
@@ -247,8 +247,11 @@ class Engine:
     def likelihoods(self, asked: Items[Continuation]) -> Iterator[tuple[int, Likelihood]]:
         """How likely the target itself finds each continuation, with its index, as sweeps end; no drafter takes part.
 
-        A sweep carries as many texts as memory holds, and computes what begins alike once.
+        A sweep carries as many texts as memory holds, and computes what begins alike once. Raises UnknownToken and
+        ContextLengthExceeded before the first one.
         """
+        for number, one in enumerate(asked):
+            check_ids([*one.context, *one.tokens], self._target.vocabulary, f"text {number}")
         longest = max((len(one.read) for one in asked), default=0)
         if longest > self.context:
             raise ContextLengthExceeded(f"a text has {longest + 1:,} tokens, the context is {self.context:,}.")

@@ -17,14 +17,14 @@ from typing import Protocol
 
 import numpy as np
 
-from specexec.budget import MOST_NODES, Budget, Spent
+from specexec.budget import Budget, Spent
 from specexec.cost import CostModel
 from specexec.drafters import Ask, Drafter
 from specexec.exits import Exits
 from specexec.ranking import Ranking
 from specexec.sequence import Sequence
 from specexec.tree import Floats, TokenTree, highest
-from specexec.workspace import AHEAD, BEAMS, LEVELS, beams, drafted
+from specexec.workspace import AHEAD, BEAMS, LEVELS, MOST_NODES, beams, drafted
 
 
 class Planner(Protocol):

@@ -7,8 +7,7 @@ from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from specexec.budget import MOST_NODES
-from specexec.workspace import drafter_rows, rows_held
+from specexec.workspace import MOST_NODES, drafter_rows, rows_held
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from specexec.budget import MOST_NODES
 from specexec.cache import KVCache, common_prefix
 from specexec.errors import SpecexecError
 from specexec.growth import Growth
@@ -16,6 +15,7 @@ from specexec.sampling import History, SamplingParams
 from specexec.stats import FinishReason, Logprob
 from specexec.text.detokenizer import TextStream
 from specexec.walk import Acceptance
+from specexec.workspace import MOST_NODES
 
 if TYPE_CHECKING:
     from specexec.grammar import Parse

@@ -193,7 +193,10 @@ class Burst:
 
 @dataclass(frozen=True)
 class Completion:
-    """One finished answer. `index` is its place among the prompts of the call."""
+    """One finished answer. `index` is its place among the prompts of the call.
+
+    `logprobs` and `prompt_logprobs` are those of `Burst`; of tokens that an earlier run has written there are none.
+    """
 
     index: int
     text: str
@@ -206,6 +209,8 @@ class Completion:
     accepted: int
     bytes_read: int
     seconds: float
+    logprobs: tuple[Logprob, ...] = ()
+    prompt_logprobs: tuple[Logprob, ...] = ()
 
     @property
     def tokens_per_sweep(self) -> float:

@@ -11,18 +11,26 @@ from typing import TypeAlias
 from specexec.errors import SpecexecError
 from specexec.sampling import SamplingParams
 from specexec.stats import Completion
+from specexec.wishes import Wishes
 
-Prompt: TypeAlias = str | Items[int] | Items[dict[str, str]]  # raw text, token ids, or messages for the chat template
+# Raw text, token ids, or messages for the chat template.
+Prompt: TypeAlias = str | Items[int] | Items[dict[str, str]] | Items[dict[str, object]]
 
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt of a run. `written` are tokens of its answer that an earlier run has already paid for."""
+    """One prompt of a run. `written` are tokens of its answer that an earlier run has already paid for.
+
+    `wishes` are for the chat template of messages. `grammar` is a grammar's text (see Engine.grammar), which unlike a
+    grammar can be sent to another process.
+    """
 
     index: int
     prompt: Prompt
     sampling: SamplingParams
     written: tuple[int, ...] = ()
+    wishes: Wishes | None = None
+    grammar: str | None = None
 
 
 @dataclass(frozen=True)

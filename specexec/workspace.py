@@ -10,8 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from specexec.budget import MOST_NODES
-
+MOST_NODES = 4096  # of one sweep, all sequences together, where memory allows
 CHUNK = 256  # rows that run through a layer, or through one linear, at a time
 QUERY_BLOCK = 256  # query rows and
 KEY_BLOCK = 1024  # keys of one block of attention

@@ -161,7 +161,9 @@ class FakeEngine:
         if isinstance(prompt, str):
             return prompt
         last = prompt[-1] if prompt else ""
-        return last["content"] if isinstance(last, dict) else self.decode([t for t in prompt if isinstance(t, int)])
+        return (
+            str(last["content"]) if isinstance(last, dict) else self.decode([t for t in prompt if isinstance(t, int)])
+        )
 
     def _burst(
         self, text: str, ahead: str, reason: Literal["stop", "length", "interrupted"] | None, sampling: SamplingParams

@@ -61,7 +61,8 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     drafter.close()
 
 
-def prepare(tokens: object, sampling: SamplingParams) -> Sequence:
+def prepare(request: Request) -> Sequence:
+    tokens, sampling = request.prompt, request.sampling
     assert isinstance(tokens, list)
     if len(tokens) > 300:
         raise ContextLengthExceeded(f"the prompt has {len(tokens)} tokens, the context is 300.")
@@ -182,13 +183,13 @@ def test_memory_stays_within_its_room_however_many_are_asked_for(
 
 def test_who_joins_makes_the_others_give_back_memory(decoder: Watched) -> None:
     decoder.room = PLENTY
-    first = prepare(prompt(30), SamplingParams(max_tokens=40, temperature=2.0, seed=1))
+    first = prepare(Request(0, prompt(30), SamplingParams(max_tokens=40, temperature=2.0, seed=1)))
     decoder.join(first)
     decoder.budget = 600
     decoder.step()
     assert first.cache(decoder.target).size_B > 512 * TOKEN_B
     decoder.room = Room(4 * 256 * TOKEN_B, TOKEN_B, draft_B=TOKEN_B)  # nothing but the texts
-    decoder.join(prepare(prompt(30, 2), SamplingParams(max_tokens=40, seed=2)))
+    decoder.join(prepare(Request(1, prompt(30, 2), SamplingParams(max_tokens=40, seed=2))))
     decoder.budget = 12
     assert {cache.size_B for cache in first.caches.values()} == {256 * TOKEN_B}
     for one in [*decoder.live]:

@@ -481,3 +481,41 @@ def test_a_hub_out_of_reach_is_said_with_a_way_out(
     said = capsys.readouterr().err
     assert "some/model is not in the local cache" in said
     assert "no route to host" in said
+
+
+@pytest.mark.parametrize(
+    ("gpu", "name", "memory_GiB"),
+    [
+        ("RTX 4060 Ti 16GB", "RTX 4060 Ti 16GB", 16),
+        ("4060ti", "RTX 4060 Ti 8GB", 8),
+        ("5080", "RTX 5080", 16),
+        ("NVIDIA GeForce RTX 4070 Ti SUPER", "RTX 4070 Ti Super", 16),
+        ("a100-80gb", "A100 80GB", 80),
+        ("4090 48GB", "RTX 4090 48GB", 48),
+        ("24GiB", "a GPU", 24),
+    ],
+)
+def test_a_gpu_is_the_one_that_was_named(
+    gpu: str, name: str, memory_GiB: int, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", str(folder), "--gpu", gpu, "--json"]) == 0
+    machine = json.loads(capsys.readouterr().out)["machine"]
+    assert (machine["device"], machine["vram_B"]) == (name, memory_GiB * GiB)
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        (["--gpu", "5085"], "'5085' is no size and none of 5080"),
+        (["--gpu", "24"], "did you mean 24GiB?"),
+        (["--gpu", "RTX 4090 Laptop"], "none of 3060"),
+        (["--ram", "24"], "'24' has no unit; did you mean 24GiB?"),
+        (["--disk", "3"], "'3' has no unit; did you mean 3GB/s?"),
+        (["--budget", "9999999"], "9999999 is not in the range 0<=x<=4096"),
+    ],
+)
+def test_a_quantity_that_means_something_else_is_refused(
+    asked: list[str], says: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", str(folder), *asked]) == 2
+    assert says in capsys.readouterr().err

@@ -1,13 +1,30 @@
 """Sizes, speeds and counts: what people type becomes the number they mean, or a sentence."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from cli.quantities import format_bytes, format_count, format_speed, parse_count, parse_size_B, parse_speed_Bps
+from cli.quantities import (
+    exact_size,
+    format_bytes,
+    format_count,
+    format_speed,
+    parse_count,
+    parse_size_B,
+    parse_speed_Bps,
+)
 
 
 @pytest.mark.parametrize(
     ("text", "size_B"),
-    [("10GiB", 10 * 2**30), ("512MB", 512_000_000), ("1.5G", 3 * 2**29), ("8 gib", 2**33), ("100", 100), ("7B", 7)],
+    [
+        ("10GiB", 10 * 2**30),
+        ("512MB", 512_000_000),
+        ("1.5G", 3 * 2**29),
+        ("8 gib", 2**33),
+        ("2000000001", 2000000001),
+        ("7B", 7),
+    ],
 )
 def test_sizes_mean_what_they_say(text: str, size_B: int) -> None:
     assert parse_size_B(text) == size_B
@@ -21,6 +38,26 @@ def test_speeds_are_bytes_per_second(text: str, speed: float) -> None:
 @pytest.mark.parametrize(("text", "count"), [("8k", 8192), ("32K", 32768), ("1.5k", 1536), ("100", 100)])
 def test_counts_know_k(text: str, count: int) -> None:
     assert parse_count(text) == count
+
+
+@pytest.mark.parametrize("text", ["24", "0", "1.5", "5080", "999999"])
+def test_a_number_too_small_to_count_bytes_asks_for_its_unit(text: str) -> None:
+    with pytest.raises(ValueError, match=f"has no unit; did you mean {text}GiB"):
+        parse_size_B(text)
+    with pytest.raises(ValueError, match=f"has no unit; did you mean {text}GB/s"):
+        parse_speed_Bps(text)
+
+
+@given(st.integers(0, 1 << 50))
+def test_exact_sizes_are_read_back_as_the_same_bytes(size_B: int) -> None:
+    assert parse_size_B(exact_size(size_B)) == size_B
+
+
+@pytest.mark.parametrize("text", ["9" * 400, "9" * 40 + "GiB", "9" * 400 + "k"])
+def test_numbers_beyond_all_machines_are_refused(text: str) -> None:
+    for parse in (parse_size_B, parse_speed_Bps, parse_count):
+        with pytest.raises(ValueError, match=r"is more than any|is not a"):
+            parse(text)
 
 
 @pytest.mark.parametrize("text", ["", "ten", "10 apples", "-1GB", "10QB", "1e9", "5GBs"])

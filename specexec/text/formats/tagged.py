@@ -37,7 +37,7 @@ class Tags:
 
 
 class Tagged:
-    """Scans one answer. Thoughts come before what is said or after a call; those with a mark of `anywhere` everywhere."""
+    """Scans one answer. Thoughts come before what is said or after a call; marks in `anywhere` count everywhere."""
 
     def __init__(self, tags: Tags, anywhere: Items[str], thinking: bool) -> None:
         self._tags = tags
