@@ -112,6 +112,7 @@ def serve(
                 told = {
                     "base_url": f"{'http://localhost' if uds else url}/v1", "socket": uds,
                     "models": names, "api_key": bool(api_key), "cors_origins": cors_origin,
+                    "allowed_hosts": allowed_host,
                     "parallel": parallel, "max_queue": max_queue, "request_timeout_s": request_timeout,
                     "sse_keepalive_s": sse_keepalive, "sse_keepalive_mode": sse_keepalive_mode,
                     "engine": facts_of(engine, engine_options),
