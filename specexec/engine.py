@@ -109,6 +109,11 @@ class Engine:
         return str(self._model.dtype).removeprefix("torch.")
 
     @property
+    def vocabulary(self) -> int:
+        """Ids that the target has a row for; its tokenizer may know fewer, or more."""
+        return self._target.vocabulary
+
+    @property
     def weights(self) -> Weights:
         """The target's weights on the move."""
         return self._stream
