@@ -67,9 +67,9 @@ def test_content_thought_and_calls_come_apart(answer: Any) -> None:
 
 def test_a_stream_says_the_same_in_the_shape_that_clients_add_up(qwen: Served) -> None:
     with qwen.openai() as client:
-        chunks = list(client.chat.completions.create(
-            model="letters", messages=QUESTION, tools=TOOLS, temperature=0, max_tokens=80, stream=True  # type: ignore[call-overload]
-        ))  # fmt: skip
+        create: Any = client.chat.completions.create
+        asked = {"model": "letters", "messages": QUESTION, "tools": TOOLS, "temperature": 0, "max_tokens": 80}
+        chunks = list(create(**asked, stream=True))
     deltas = [chunk.choices[0].delta for chunk in chunks]
     assert "".join(delta.content or "" for delta in deltas) == "Let me look."
     assert "".join((delta.model_extra or {}).get("reasoning_content", "") for delta in deltas) == THOUGHT
@@ -133,9 +133,9 @@ def test_tools_reach_the_template_as_they_were_sent(qwen: Served) -> None:
         "type": "function",
     }
     encoding = qwen.worker.engine.encoding
-    truth = encoding.tokenizer.apply_chat_template(QUESTION, tools=[odd], add_generation_prompt=True)["input_ids"]
+    truth: Any = encoding.tokenizer.apply_chat_template(QUESTION, tools=[odd], add_generation_prompt=True)
     told = ask(qwen, tools=[odd], max_tokens=1).json()
-    assert told["usage"]["prompt_tokens"] == len(truth)
+    assert told["usage"]["prompt_tokens"] == len(truth["input_ids"])
 
 
 def test_a_bad_keyword_or_tool_costs_only_itself_and_is_said(qwen: Served) -> None:
