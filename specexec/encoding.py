@@ -149,13 +149,6 @@ class Encoding:
         return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
 
 
-def same_vocabulary(target: Encoding, draft: Encoding) -> bool:
-    """The same id is the same string in both; one may have more ids at the end (padded vocabularies)."""
-    ours, theirs = target.tokenizer.get_vocab(), draft.tokenizer.get_vocab()
-    string_of = {token: text for text, token in theirs.items()}
-    return all(string_of.get(token, text) == text for text, token in ours.items())
-
-
 def check_translatable(draft: Encoding, drafter: Path) -> None:
     """Raises TokenizerMismatch for a drafter whose tokenizer does not give back the text it is given."""
     text = draft.raw(draft.encode_rest(ROUND_TRIP))
