@@ -11,6 +11,7 @@ import click
 from cli.config import changed
 from cli.settings import ALIASES
 from cli.verbosity import json_option, verbosity_options
+from cli.visible import echo
 from offload import names
 from offload.errors import ModelNotFound
 
@@ -33,12 +34,12 @@ def list_aliases(as_json: bool) -> None:
     """List all short names; your own win over those of the package."""
     known = names.aliases()
     if as_json:
-        click.echo(json.dumps({name: asdict(pair) for name, pair in known.items()}))
+        echo(json.dumps({name: asdict(pair) for name, pair in known.items()}))
         return
     own = names.user_aliases()
     for name, pair in known.items():
         drafter = f" with {pair.drafter}" if pair.drafter else ""
-        click.echo(f"{name} = {pair.target}{drafter}{f'  # {names.user_file()}' if name in own else ''}")
+        echo(f"{name} = {pair.target}{drafter}{f'  # {names.user_file()}' if name in own else ''}")
 
 
 @alias.command("set")
@@ -54,7 +55,7 @@ def set_alias(name: str, target: str, drafter: str | None) -> None:
     row = {"target": target} | ({"drafter": drafter} if drafter else {})
     with changed(names.user_file()) as document:
         document.setdefault(ALIASES, {})[name] = row
-    click.echo(f"{name} = {target}{f' with {drafter}' if drafter else ''}  # {names.user_file()}", err=True)
+    echo(f"{name} = {target}{f' with {drafter}' if drafter else ''}  # {names.user_file()}", err=True)
 
 
 def _lasting(name: str) -> str:
@@ -76,4 +77,4 @@ def remove_alias(name: str) -> None:
         raise ModelNotFound(f"{name!r} is no short name of yours.", hint="specexec alias list")
     with changed(names.user_file()) as document:
         del document[ALIASES][name]
-    click.echo(f"removed {name}", err=True)
+    echo(f"removed {name}", err=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import logging
 import os
@@ -18,6 +19,7 @@ import click
 from cli.errors import INTERNAL, INTERRUPTED, PIPE_CLOSED, TERMINATED, described, exit_code, explain
 from cli.settings import NO_SETTINGS, check_environment, defaults_for
 from cli.verbosity import Verbosity, start_logging, verbosity_options
+from cli.visible import echo
 from offload.system import check_system
 
 log = logging.getLogger(__name__)
@@ -108,6 +110,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by whoever started us: nobody writes, nobody reads
             setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115 - for good
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name of a file need not be text; stderr does so by itself
+        sys.stdout.reconfigure(errors="backslashreplace")
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
         check_system()
@@ -117,23 +121,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return code if isinstance(code, int) else 0
     except click.ClickException as refusal:
         if verbosity.json:
-            print(json.dumps({"error": {"code": "usage", "message": refusal.format_message(), "hint": None}}))
+            echo(json.dumps({"error": {"code": "usage", "message": refusal.format_message(), "hint": None}}))
         else:
-            refusal.show()
+            said = io.StringIO()
+            refusal.show(said)
+            echo(said.getvalue(), err=True, nl=False)
         return refusal.exit_code
     except (click.Abort, KeyboardInterrupt):
-        print("\nInterrupted.", file=sys.stderr)
+        echo("\nInterrupted.", err=True)
         return INTERRUPTED
     except Exception as error:
         if verbosity.log_file is not None:
             start_logging(verbosity, tell=lambda _: None)
             log.error("%s", explain(error), exc_info=exit_code(error) == INTERNAL)
         if verbosity.traceback:
-            traceback.print_exc()
+            echo(traceback.format_exc(), err=True, nl=False)
         if verbosity.json:
-            print(json.dumps({"error": described(error)}, ensure_ascii=False))
+            echo(json.dumps({"error": described(error)}, ensure_ascii=False))
         else:
-            print(explain(error, verbosity.log_file), file=sys.stderr)
+            echo(explain(error, verbosity.log_file), err=True)
         return exit_code(error)
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -1,17 +1,22 @@
 """Conversations on disk: one JSON-lines file each, under the XDG data directory, written whole or not at all.
 
-The first line says what the file is, every other one is a message. Readable by their owner alone.
+The first line says what the file is, every other one is a message. Lines end at \\n and nowhere else. Readable by their
+owner alone.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import re
 import secrets
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import TypeAlias
 
 from cli.errors import BadSession, SessionNotFound
 from offload.places import folder_of
@@ -19,6 +24,18 @@ from offload.replacing import PRIVATE, replacing
 
 FORMAT = 1
 _ID = re.compile(r"[\w-]{1,80}")
+
+
+Message: TypeAlias = dict[str, str]
+Stamp: TypeAlias = tuple[int, int, int]  # of a file: another one has another
+
+
+@dataclass(frozen=True)
+class TakenBack:
+    """Messages that were said after the first `after` and then taken back or replaced: the model reads them no more."""
+
+    after: int
+    messages: tuple[Message, ...]
 
 
 @dataclass(frozen=True)
@@ -29,7 +46,14 @@ class Record:
     model: str
     system: str | None = None
     created: int = field(default_factory=lambda: int(time.time()))
-    messages: tuple[dict[str, str], ...] = ()
+    messages: tuple[Message, ...] = ()
+    taken_back: tuple[TakenBack, ...] = ()
+    seen: Stamp | None = field(default=None, compare=False)  # the file that this is all of; None: it has none yet
+
+    @property
+    def told(self) -> dict[str, object]:
+        """What is kept, for programs."""
+        return {name: value for name, value in asdict(self).items() if name != "seen"}
 
     @property
     def title(self) -> str:
@@ -53,15 +77,28 @@ class Archive:
 
     def new(self, model: str) -> Record:
         """A conversation with an id of its own; nothing is written yet."""
-        return Record(f"{time.strftime('%m%d-%H%M%S')}-{secrets.token_hex(2)}", model)
+        return Record(_new_id(), model)
 
-    def save(self, record: Record) -> None:
-        """Replace what is kept of a conversation, atomically."""
-        head = {key: value for key, value in asdict(record).items() if key != "messages"}
+    def save(self, record: Record) -> Record:
+        """Replace what is kept of a conversation, atomically; the record as it is kept now.
+
+        Where somebody else has gone on with it since it was read, theirs stays and ours gets an id of its own.
+        """
+        head = {"id": record.id, "model": record.model, "system": record.system, "created": record.created}
         lines = [{"specexec_session": FORMAT, **head}, *record.messages]
+        lines += [{"taken_back": one.messages, "after": one.after} for one in record.taken_back]
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        with replacing(self._path(record.id), PRIVATE) as file:
-            file.write(text.encode())
+        with self._alone():
+            if _stamp_of(self._path(record.id)) not in (None, record.seen):
+                record = replace(record, id=_new_id())
+            path = self._path(record.id)
+            with replacing(path, PRIVATE) as file:
+                file.write(text.encode(errors="backslashreplace"))  # half a character becomes its JSON escape
+            return replace(record, seen=_stamp_of(path))
+
+    def is_latest(self, record: Record) -> bool:
+        """Whether the file holds what this record does, as far as anybody knows."""
+        return record.seen == _stamp_of(self._path(record.id))
 
     def load(self, id: str) -> Record:
         """One conversation, by its id or by the beginning of it."""
@@ -91,7 +128,7 @@ class Archive:
     def remove(self, id: str) -> None:
         """Delete a conversation and its snapshot."""
         self._path(id).unlink()
-        self.snapshot_path(id).unlink(missing_ok=True)
+        self.forget_snapshot(id)
 
     def saved_s(self, id: str) -> float:
         """When it was saved, in seconds since the epoch."""
@@ -101,6 +138,22 @@ class Archive:
         """Where the keys and values of a conversation are kept, if they are."""
         return self._path(id).with_suffix(".safetensors")
 
+    def forget_snapshot(self, id: str) -> None:
+        """Remove the snapshot of a conversation, if it has one."""
+        path = self.snapshot_path(id)
+        if not path.is_dir():  # a folder of that name is somebody's, and no snapshot
+            path.unlink(missing_ok=True)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """For the length of the block no other specexec saves a conversation here."""
+        folder = os.open(self.folder, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(folder)
+
     def _path(self, id: str) -> Path:
         assert _ID.fullmatch(id), "ids are made by us or were found as file names"
         return self.folder / f"{id}.jsonl"
@@ -109,13 +162,43 @@ class Archive:
         return [path for path in self.folder.glob("*.jsonl") if _ID.fullmatch(path.stem)]
 
 
+def _new_id() -> str:
+    return f"{time.strftime('%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+
+
+def _stamp_of(path: Path) -> Stamp | None:
+    try:
+        return _stamp(path.stat())
+    except FileNotFoundError:
+        return None
+
+
+def _stamp(found: os.stat_result) -> Stamp:
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
 def _read(path: Path) -> Record:
     try:
-        head, *messages = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+        with path.open("rb") as file:
+            seen, text = _stamp(os.fstat(file.fileno())), file.read().decode()
+        head, *lines = (json.loads(line) for line in text.split("\n") if line)
         if head.pop("specexec_session") != FORMAT:
             raise ValueError("made by another version of specexec")
-        record = Record(**{**head, "id": path.stem})
-        checked = tuple({"role": str(message["role"]), "content": str(message["content"])} for message in messages)
-        return replace(record, messages=checked)
+        messages = tuple(_message(line) for line in lines if "taken_back" not in line)
+        taken_back = tuple(
+            TakenBack(int(line["after"]), tuple(_message(one) for one in line["taken_back"]))
+            for line in lines
+            if "taken_back" in line
+        )
+        known = {"model": str(head["model"]), "system": head.get("system"), "created": int(head["created"])}
+        return Record(path.stem, **known, messages=messages, taken_back=taken_back, seen=seen)
+    except OSError as problem:
+        raise BadSession(f"{path} cannot be read: {problem.strerror}.") from problem
+    except RecursionError:
+        raise BadSession(f"{path} is not a conversation of ours: it is nested too deeply.") from None
     except (ValueError, KeyError, TypeError, AttributeError) as problem:
         raise BadSession(f"{path} is not a conversation of ours: {problem}.") from problem
+
+
+def _message(found: dict[str, object]) -> Message:
+    return {"role": str(found["role"]), "content": str(found["content"])}

@@ -25,6 +25,7 @@ from cli.plot import check_extra, draw
 from cli.rounds import COLUMNS, Row, measure
 from cli.screen import Screen
 from cli.verbosity import Verbosity, json_option, verbosity_options
+from cli.visible import echo
 from specexec.sampling import SamplingParams
 
 log = logging.getLogger(__name__)
@@ -151,7 +152,7 @@ def bench(
                     rows += measure_laws(llm, options, prompts, laws, plain, gen, screen)
             rows[begun:] = [replace(row, facts=facts) for row in rows[begun:]]
             _keep_speed(options, llm.sources, rows[begun:])
-    click.echo(FORMATS["json" if as_json else form](rows), nl=False)
+    echo(FORMATS["json" if as_json else form](rows), nl=False)
     if plot is not None:
         draw([row for row in rows if not row.planner.startswith("law")], plot)
     for row in rows:

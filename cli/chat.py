@@ -21,6 +21,7 @@ from cli.screen import Screen
 from cli.session import Session
 from cli.slash_settings import THINK
 from cli.verbosity import Verbosity, json_option, verbosity_options
+from cli.visible import echo
 from specexec.sampling import SamplingParams
 from specexec.stats import Overlap
 
@@ -108,7 +109,7 @@ def chat(
         if as_json:
             bursts = list(talk.conversation.send(message, sampling))
             asked = {"prompt": message, "system": system, "think": think}
-            click.echo(json.dumps(asked | _record_of(bursts, engine, engine_options, sampling), ensure_ascii=False))
+            echo(json.dumps(asked | _record_of(bursts, engine, engine_options, sampling), ensure_ascii=False))
             return 0
         try:
             answer = talk.play(talk.conversation.send(message, sampling))

@@ -16,6 +16,7 @@ from cli.held_out import bench_prompts
 from cli.options import EngineOptions, WholeNumber, engine_options, sampling_options
 from cli.screen import Screen
 from cli.verbosity import Verbosity, json_option, verbosity_options
+from cli.visible import echo
 from specexec.sampling import SamplingParams
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def check(
             one = audit(llm, prompt.asked, chosen)
             found.append(one)
             record = {"prompt": prompt.text} | asdict(one) | {"sampling": asdict(chosen)} | facts
-            click.echo(json.dumps(record) if as_json else _line(prompt.text, one))
+            echo(json.dumps(record) if as_json else _line(prompt.text, one))
         seconds, bill = perf_counter() - began, llm.afresh
     equal = sum(one.identical for one in found)
     tokens, sweeps = sum(one.tokens for one in found), sum(one.sweeps for one in found)

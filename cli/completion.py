@@ -8,6 +8,7 @@ import click
 from click.shell_completion import get_completion_class
 
 from cli.verbosity import verbosity_options
+from cli.visible import echo
 
 HOW = {
     "bash": "specexec completion bash > ~/.local/share/bash-completion/completions/specexec",
@@ -24,4 +25,4 @@ def completion(shell: Literal["bash", "zsh", "fish"]) -> None:
     root = click.get_current_context().find_root().command
     kind = get_completion_class(shell)
     assert kind is not None
-    click.echo(kind(root, {}, "specexec", "_SPECEXEC_COMPLETE").source())
+    echo(kind(root, {}, "specexec", "_SPECEXEC_COMPLETE").source())

@@ -14,6 +14,7 @@ import click
 from cli.errors import BadConfig
 from cli.settings import LOCAL, Value, check_key, check_value, files, known, read, user_file
 from cli.verbosity import json_option, verbosity_options
+from cli.visible import echo
 from offload.replacing import PRIVATE, replacing
 
 
@@ -34,7 +35,7 @@ def config() -> None:
 @verbosity_options
 def path(as_json: bool) -> None:
     """Print where your settings file is, or would be."""
-    click.echo(json.dumps({"path": str(user_file())}) if as_json else user_file())
+    echo(json.dumps({"path": str(user_file())}) if as_json else user_file())
 
 
 @config.command("show")
@@ -50,12 +51,12 @@ def show(as_json: bool) -> None:
             settings[setting.key] = setting
     if as_json:
         table = {key: {"value": one.value, "origin": str(one.origin)} for key, one in settings.items()}
-        click.echo(json.dumps(table, ensure_ascii=False))
+        echo(json.dumps(table, ensure_ascii=False))
         return
     for key, one in settings.items():
-        click.echo(f"{key} = {json.dumps(one.value, ensure_ascii=False)}  # {one.origin}")
+        echo(f"{key} = {json.dumps(one.value, ensure_ascii=False)}  # {one.origin}")
     if not settings:
-        click.echo(f"nothing is set; {user_file()} and ./{LOCAL} are read", err=True)
+        echo(f"nothing is set; {user_file()} and ./{LOCAL} are read", err=True)
 
 
 @config.command("get")
@@ -70,7 +71,7 @@ def get(key: str, as_json: bool) -> int:
     if not values:
         return 1
     as_it_is = isinstance(values[-1], str) and not as_json
-    click.echo(values[-1] if as_it_is else json.dumps(values[-1], ensure_ascii=False))
+    echo(values[-1] if as_it_is else json.dumps(values[-1], ensure_ascii=False))
     return 0
 
 
@@ -90,7 +91,7 @@ def set_value(key: str, value: str) -> None:
             document.setdefault(table, {})[name] = parsed
         else:
             document[name] = parsed
-    click.echo(f"{key} = {json.dumps(parsed, ensure_ascii=False)}  # {file}", err=True)
+    echo(f"{key} = {json.dumps(parsed, ensure_ascii=False)}  # {file}", err=True)
 
 
 @config.command("edit")

@@ -17,6 +17,7 @@ import click
 from cli.conditions import conditions
 from cli.quantities import format_bytes
 from cli.verbosity import json_option, verbosity_options
+from cli.visible import echo
 
 if TYPE_CHECKING:
     from offload.speeds import Disk
@@ -51,11 +52,11 @@ def doctor(quick: bool, path: Path | None, as_json: bool) -> int:
     for check in (*_looked_at(), *(_kept() if quick else _measured(path))):
         checks.append(check)
         if not as_json:
-            click.echo(f"{MARKS[check.status]} {check.name:<12} {check.found}")
+            echo(f"{MARKS[check.status]} {check.name:<12} {check.found}")
             if check.fix:
-                click.echo(f"  {'':<12} {check.fix}")
+                echo(f"  {'':<12} {check.fix}")
     if as_json:
-        click.echo(json.dumps({"checks": [asdict(check) for check in checks]}, indent=1))
+        echo(json.dumps({"checks": [asdict(check) for check in checks]}, indent=1))
     return BROKEN if any(check.status == "fail" for check in checks) else 0
 
 

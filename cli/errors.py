@@ -43,6 +43,7 @@ EXIT_CODES = {
     "empty_prompt": BAD_INPUT,
     "bad_jsonl": BAD_INPUT,
     "bad_text": BAD_INPUT,
+    "unknown_token": BAD_INPUT,
     "bad_messages": BAD_INPUT,
     "duplicate_id": BAD_INPUT,
     "output_exists": 9,

@@ -25,6 +25,7 @@ from cli.facts import facts_of
 from cli.options import EngineOptions, WholeNumber, engine_options
 from cli.screen import Screen
 from cli.verbosity import Verbosity, json_option, start_logging, verbosity_options
+from cli.visible import echo
 
 if TYPE_CHECKING:
     from specexec.engine import Engine
@@ -100,7 +101,7 @@ def evaluate(
     if output is not None:
         replace_file(output, _as_json(results) + "\n")
     shown = ("results", "groups", "specexec")
-    click.echo(_as_json({name: results[name] for name in shown if name in results}) if as_json
+    echo(_as_json({name: results[name] for name in shown if name in results}) if as_json
                else _table(results), nl=as_json)  # fmt: skip
     return 0
 

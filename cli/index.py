@@ -9,6 +9,7 @@ import click
 from cli.options import EngineOptions, trust_option
 from cli.quantities import format_bytes, format_count
 from cli.verbosity import Verbosity, start_logging, verbosity_options
+from cli.visible import echo
 from specexec.errors import BadText
 
 MOST_B = 16_000_000  # some 4 million tokens: 80 MB beside the model, and 3 GB while one such file is read and sorted
@@ -46,13 +47,13 @@ def index(
 
     encoding = encoding_of(model, offline=offline, trust_remote_code=trust_remote_code)
     if forget:
-        click.echo(f"forgot {len(delete(encoding.tokenizer))} files", err=True)
+        echo(f"forgot {len(delete(encoding.tokenizer))} files", err=True)
     if files:
         corpus = Settled.of(encoding.encode(_read(file)) for file in files)
         path = corpus_path(encoding.tokenizer)
         save(path, {"tokens": corpus.tokens_E, "order": corpus.order_E})
         tokens = format_count(len(corpus) - len(files))
-        click.echo(f"indexed {len(files)} files, {tokens} tokens, for {model}: {path}", err=True)
+        echo(f"indexed {len(files)} files, {tokens} tokens, for {model}: {path}", err=True)
 
 
 def _read(file: Path) -> str:

@@ -1,12 +1,17 @@
-"""Saves a conversation after every turn, and its keys and values when it is left; takes both up again."""
+"""Saves a conversation after every turn, and its keys and values when it is left; takes both up again.
+
+Nothing that was saved is overwritten: what is taken back or answered again stays in the file, and what somebody else
+went on with stays theirs.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Items
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cli.archive import Archive, Record
+from cli.archive import Archive, Message, Record, TakenBack
 from cli.errors import BadSnapshot
 from cli.quantities import format_bytes, format_count
 from cli.screen import Screen
@@ -37,45 +42,62 @@ class Keeper:
     def conversation(self) -> Conversation:
         return self._conversation
 
+    @property
+    def id(self) -> str:
+        return self._record.id
+
     def successor(self, record: Record) -> Keeper:
         """Takes up another conversation with the same engine."""
         other = Keeper(self._archive, record, self._engine, self._engine.conversation(), self._screen)
         other.resume()
         return other
 
-    @property
-    def id(self) -> str:
-        return self._record.id
+    def anew(self) -> Keeper:
+        """Begins another conversation with the same engine and system prompt."""
+        begun = self._engine.conversation(self._conversation.system)
+        return Keeper(self._archive, self._archive.new(self._record.model), self._engine, begun, self._screen)
 
     def save(self) -> None:
         """Put what was said on the disk, if anything was said since the last time."""
         messages = tuple(dict(message) for message in self._conversation.messages)
         now = (self._conversation.system, messages)
-        if now != self._saved and (messages or self._record.messages):
-            self._record = replace(self._record, system=self._conversation.system, messages=messages)
-            self._archive.save(self._record)
-            self._saved = now
+        if now == self._saved or not (messages or self._record.messages):
+            return
+        before, self._saved = self._record, now
+        lost = _lost(before, *now)
+        changed = replace(before, system=now[0], messages=messages, taken_back=(*before.taken_back, *lost))
+        self._record = self._archive.save(changed)
+        if self.id != before.id:
+            self._screen.tell(f"Note: {before.id} was gone on with elsewhere; this conversation is kept as {self.id}.")
 
     def leave(self, *, for_now: bool = False) -> None:
         """Save with everything that makes going on cheap and, unless it is `for_now`, say how to go on."""
         self.save()
         if not self._record.messages:
             return
-        from cli.snapshot import write_snapshot
-
-        path = self._archive.snapshot_path(self.id)
-        size = write_snapshot(path, self._conversation.keep(), self._weights())
-        if not size:
-            path.unlink(missing_ok=True)
+        size = self._snapshot() if self._archive.is_latest(self._record) else 0
         if for_now:
             return
         kept = f", {format_bytes(size)} of keys and values with it" if size else ""
         self._screen.say(f"saved as {self.id}{kept}. Go on with: specexec chat -c")
 
+    def _snapshot(self) -> int:
+        from cli.snapshot import write_snapshot
+
+        try:
+            size = write_snapshot(self._archive.snapshot_path(self.id), self._conversation.keep(), self._weights())
+        except OSError as problem:
+            self._screen.tell(f"Note: keys and values are not kept ({problem.strerror}): going on reads all again.")
+            return 0
+        if not size:
+            self._archive.forget_snapshot(self.id)
+        return size
+
     def resume(self) -> None:
         """Go on where the record ends, and say how much of it need not be read again."""
         from cli.snapshot import read_snapshot
 
+        self._record, unanswered = _answered(self._record)
         conversation, record = self._conversation, self._record
         kept = conversation.keep()
         kept.messages, kept.system = [dict(message) for message in record.messages], record.system
@@ -92,6 +114,8 @@ class Keeper:
                 self._screen.tell(f"Note: the snapshot of this conversation is not used: {refusal.what}")
         conversation.take_up(kept)
         self._screen.say(f"{self.id}: {len(record.messages)} messages; {how}")
+        if unanswered:
+            self._screen.tell(f"Note: {unanswered} of its questions got no answer; the model does not read them.")
 
     def _weights(self) -> dict[str, str]:
         from cli.snapshot import fingerprint
@@ -103,3 +127,32 @@ def stored_name(model: str) -> str:
     """A model's name that means the same from any folder."""
     path = Path(model).expanduser()
     return str(path.resolve()) if path.is_dir() else model
+
+
+def _lost(before: Record, system: str | None, messages: Items[Message]) -> list[TakenBack]:
+    """What a record held and its conversation holds no more."""
+    same = 0
+    while same < min(len(before.messages), len(messages)) and before.messages[same] == messages[same]:
+        same += 1
+    rest, lost = before.messages[same:], []
+    if before.messages and before.system and before.system != system:
+        lost.append(TakenBack(0, ({"role": "system", "content": before.system},)))
+    if rest and not (len(rest) == 1 and same < len(messages) and _grown(rest[0], messages[same])):
+        lost.append(TakenBack(same, rest))
+    return lost
+
+
+def _grown(before: Message, now: Message) -> bool:
+    return before["role"] == now["role"] and now["content"].startswith(before["content"])
+
+
+def _answered(record: Record) -> tuple[Record, int]:
+    """The record with those questions set aside whose answer was stopped before its first word, and how many."""
+    messages, taken_back = list[Message](), [*record.taken_back]
+    for message in record.messages:
+        if message["role"] == "assistant" and not message["content"] and messages and messages[-1]["role"] == "user":
+            taken_back.append(TakenBack(len(messages) - 1, (messages.pop(), message)))
+        else:
+            messages.append(message)
+    found = len(taken_back) - len(record.taken_back)
+    return replace(record, messages=tuple(messages), taken_back=tuple(taken_back)), found

@@ -1,27 +1,34 @@
 """An answer's Markdown as lines of a terminal. A block is finished when the next one has begun; then it never changes.
 
 Parsing is markdown-it's and drawing is Rich's; here is only what may leave the screen and when. Nothing that was
-written is left out: HTML, images and link definitions appear as text, line ends stay line ends.
+written is left out: HTML, images and link definitions appear as text, line ends stay line ends, backslashes and LaTeX
+as they were written.
 """
 
 from __future__ import annotations
 
 import io
+import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
 from markdown_it import MarkdownIt
+from markdown_it.rules_inline import StateInline
 from markdown_it.token import Token
 from pygments.token import Comment, Keyword, Number, String
 from pygments.token import Token as AnyToken
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
-from rich.markdown import CodeBlock, Heading, Markdown, MarkdownElement
+from rich.markdown import CodeBlock, Heading, Markdown, MarkdownElement, TableElement
 from rich.segment import Segment
 from rich.style import Style
 from rich.syntax import ANSISyntaxTheme, Syntax
+from rich.table import Table
 from rich.text import Text
 from rich.theme import Theme
+
+from cli.wrap import wrapped
 
 # Readable on dark and on light terminals: their own sixteen colours, and no background.
 _THEME = Theme(
@@ -42,6 +49,9 @@ _CODE_THEME = ANSISyntaxTheme(
         (*Comment,): Style(dim=True),
     }
 )
+
+
+_FORMULA = re.compile(r"\\\(.+?\\\)|\\\[.+?\\\]|\$\$.+?\$\$", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -80,7 +90,7 @@ class MarkdownProse:
             lines += self._finish(block, source, width)
         if finished:
             begin = blocks[-1].end if ended else blocks[-1].begin
-            self._source = "".join(source.splitlines(keepends=True)[begin:])
+            self._source = "\n".join(_lines(source)[begin:])
         if blocks[-1].kind == "fence" and not ended:
             lines += self._code_so_far(width)
         return lines
@@ -117,10 +127,14 @@ class MarkdownProse:
         return lines
 
     def _drawn(self, block: Block, source: str, width: int) -> list[str]:
-        written = source.splitlines()[block.begin : block.end]
+        written = _lines(source)[block.begin : block.end]
         if block.kind == "fence":
             return self._render(_Code(written, block.info, self._code_lines, closed=_closed(block, source)), width)
-        return self._render(_Faithful("\n".join(written)), width)
+        lines = self._render(_Faithful("\n".join(written)), width)
+        if block.kind == "table_open" and not _letters("\n".join(written)) <= _letters("\n".join(lines)):
+            # Cells without a heading, or more columns than the terminal has room for.
+            return [line for text in written for line in wrapped(text, width)]
+        return lines
 
     def _render(self, what: RenderableType, width: int) -> list[str]:
         console = Console(
@@ -154,6 +168,17 @@ class _PlainHeading(Heading):
     LEVEL_ALIGN: ClassVar = dict.fromkeys(Heading.LEVEL_ALIGN, "left")
 
 
+class _WholeTable(TableElement):
+    """A table whose long cells are folded, not cut."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for table in super().__rich_console__(console, options):
+            assert isinstance(table, Table)
+            for column in table.columns:
+                column.overflow = "fold"
+            yield table
+
+
 class _InnerCode(CodeBlock):
     """Code inside a list or a quote."""
 
@@ -165,7 +190,8 @@ class _Faithful(Markdown):
     """Rich's Markdown without losses."""
 
     elements: ClassVar[dict[str, type[MarkdownElement]]] = {
-        **Markdown.elements, "heading_open": _PlainHeading, "fence": _InnerCode, "code_block": _InnerCode
+        **Markdown.elements, "heading_open": _PlainHeading, "table_open": _WholeTable, "fence": _InnerCode,
+        "code_block": _InnerCode,
     }  # fmt: skip
 
     def __init__(self, source: str) -> None:
@@ -174,6 +200,13 @@ class _Faithful(Markdown):
         for token in _inner(self.parsed):
             if token.type == "softbreak":
                 token.type = "hardbreak"
+            elif token.type == "text_special":  # an escape or an entity: LaTeX looks the same
+                token.type, token.content = "text", token.markup
+
+
+def _lines(source: str) -> list[str]:
+    """Lines as the parser counts them: other separators of Unicode are characters like any."""
+    return source.split("\n")
 
 
 def _blocks(source: str) -> list[Block]:
@@ -187,7 +220,24 @@ def _blocks(source: str) -> list[Block]:
 
 def _parse(source: str) -> list[Token]:
     parser = MarkdownIt("commonmark", {"html": False}).enable(["strikethrough", "table"])
-    return parser.disable(["reference", "image", "html_block", "html_inline"]).parse(source)
+    parser.disable(["reference", "image", "html_block", "html_inline", "text_join"])
+    parser.inline.ruler.before("escape", "formula", _formula)
+    return parser.parse(source)
+
+
+def _formula(state: StateInline, silent: bool) -> bool:
+    """A rule of the parser: what stands between LaTeX's brackets is no Markdown."""
+    found = _FORMULA.match(state.src, state.pos, state.posMax)
+    if found is None:
+        return False
+    if not silent:
+        state.push("text", "", 0).content = found[0]
+    state.pos = found.end()
+    return True
+
+
+def _letters(text: str) -> Counter[str]:
+    return Counter(character for character in text if character.isalnum())
 
 
 def _inner(tokens: list[Token]) -> Iterator[Token]:
@@ -198,7 +248,7 @@ def _inner(tokens: list[Token]) -> Iterator[Token]:
 
 def _closed(block: Block, source: str) -> bool:
     """Whether a fence has its other end."""
-    lines = source.splitlines()[block.begin : block.end]
+    lines = _lines(source)[block.begin : block.end]
     mark = lines[0].lstrip()[:3]
     return len(lines) > 1 and lines[-1].strip().startswith(mark) and not lines[-1].strip(f" {mark[0]}")
 

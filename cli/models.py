@@ -13,6 +13,7 @@ import click
 from cli.errors import EXIT_CODES
 from cli.quantities import format_bytes
 from cli.verbosity import json_option, verbosity_options
+from cli.visible import echo
 from offload import hub, leftovers, local, names
 from offload.errors import ModelNotFound, OffloadError
 
@@ -87,7 +88,7 @@ def show_model(name: str, as_json: bool) -> None:
     """Show what one name or folder stands for."""
     facts = _find(name).facts
     if as_json:
-        click.echo(json.dumps(facts, ensure_ascii=False))
+        echo(json.dumps(facts, ensure_ascii=False))
         return
     words = {True: "yes", False: "no"}
     shown = {key: words[value] if isinstance(value, bool) else value for key, value in facts.items()}
@@ -99,7 +100,7 @@ def show_model(name: str, as_json: bool) -> None:
         what = "its head is in four bits" if facts["head"] == "nf4" else "its experts are in a layout of specexec's own"
         shown["loads_in_transformers"] = f"no, {what}"
     width = max(map(len, shown))
-    click.echo("\n".join(f"{key:<{width}} {value}" for key, value in shown.items() if value != ""))
+    echo("\n".join(f"{key:<{width}} {value}" for key, value in shown.items() if value != ""))
 
 
 @models.command("path")
@@ -109,7 +110,7 @@ def show_model(name: str, as_json: bool) -> None:
 def show_path(name: str, as_json: bool) -> None:
     """Print the folder of a model that is on this machine."""
     path = names.resolve(name, offline=True).target
-    click.echo(json.dumps({"name": name, "path": str(path)}) if as_json else path)
+    echo(json.dumps({"name": name, "path": str(path)}) if as_json else path)
 
 
 @models.command("verify")
@@ -122,12 +123,12 @@ def verify_model(name: str, as_json: bool) -> int:
     damaged = local.damaged_files(path)
     by_hash = local.hashed(path)
     if as_json:
-        click.echo(json.dumps({"name": name, "path": str(path), "by_hash": by_hash, "damaged": damaged}))
+        echo(json.dumps({"name": name, "path": str(path), "by_hash": by_hash, "damaged": damaged}))
         return EXIT_CODES["corrupt_shard"] if damaged else 0
     if damaged:
         raise local.damaged_error(path, damaged)
     checked = "every hash is right" if by_hash else "sizes and headers are right; there are no hashes to compare"
-    click.echo(f"{name}: {checked}")
+    echo(f"{name}: {checked}")
     return 0
 
 
@@ -143,14 +144,14 @@ def remove_models(chosen: tuple[str, ...], yes: bool, as_json: bool) -> None:
         if not sys.stdin.isatty():
             raise click.UsageError("Nobody can be asked here; say --yes to delete.")
         for name, path in paths.items():
-            click.echo(f"{name}: {format_bytes(local.describe(path).size_B)} in {path}", err=True)
+            echo(f"{name}: {format_bytes(local.describe(path).size_B)} in {path}", err=True)
         click.confirm("Delete?", abort=True, err=True)
     freed = {name: local.remove(path) for name, path in paths.items()}
     if as_json:
-        click.echo(json.dumps({"freed_B": freed}))
+        echo(json.dumps({"freed_B": freed}))
         return
     for name, freed_B in freed.items():
-        click.echo(f"{name}: {format_bytes(freed_B)} set free", err=True)
+        echo(f"{name}: {format_bytes(freed_B)} set free", err=True)
 
 
 @models.command("prune")
@@ -170,7 +171,7 @@ def prune_models(folders: tuple[Path, ...], yes: bool, dry_run: bool, as_json: b
     found = leftovers.find_leftovers(folders)
     if not as_json:
         for one in found:
-            click.echo(f"{format_bytes(one.size_B):>10}  {one.why:<20}  {one.path}")
+            echo(f"{format_bytes(one.size_B):>10}  {one.why:<20}  {one.path}")
     if found and not dry_run and not yes:
         if not sys.stdin.isatty():
             raise click.UsageError("Nobody can be asked here; say --yes to delete, or --dry-run.")
@@ -178,9 +179,9 @@ def prune_models(folders: tuple[Path, ...], yes: bool, dry_run: bool, as_json: b
     freed_B = 0 if dry_run else leftovers.clear(found)
     if as_json:
         rows = [{"path": str(one.path), "size_B": one.size_B, "why": one.why} for one in found]
-        click.echo(json.dumps({"found": rows, "dry_run": dry_run, "freed_B": freed_B}, ensure_ascii=False))
+        echo(json.dumps({"found": rows, "dry_run": dry_run, "freed_B": freed_B}, ensure_ascii=False))
     elif not dry_run:
-        click.echo(f"{format_bytes(freed_B)} set free" if found else "nothing to delete", err=True)
+        echo(f"{format_bytes(freed_B)} set free" if found else "nothing to delete", err=True)
 
 
 def _demo() -> Known:
@@ -220,7 +221,7 @@ def _find(name: str) -> Known:
 def _print_list(as_json: bool) -> None:
     listed = [model.facts for model in known_models()]
     if as_json:
-        click.echo(json.dumps(listed, ensure_ascii=False))
+        echo(json.dumps(listed, ensure_ascii=False))
         return
     rows = [("NAME", "TARGET", "SIZE", "FORMAT", "DRAFTER")]
     for facts in listed:
@@ -230,4 +231,4 @@ def _print_list(as_json: bool) -> None:
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -14,7 +14,8 @@ from cli.options import trust_option
 from cli.quantities import format_bytes
 from cli.screen import Screen, watched
 from cli.verbosity import Verbosity, json_option, start_logging, verbosity_options
-from offload.shards import MANIFEST
+from cli.visible import echo
+from offload.contents import MANIFEST
 
 if TYPE_CHECKING:
     from offload.formats import FourBits
@@ -70,10 +71,10 @@ def pack(
         "read_B": wanted.read_B, "size_B": wanted.size_B, "loads_in_transformers": wanted.loadable,
     }  # fmt: skip
     if dry_run and as_json:
-        click.echo(json.dumps(facts, ensure_ascii=False))
+        echo(json.dumps(facts, ensure_ascii=False))
         return 0
     if dry_run:
-        click.echo(f"would write {layers}, {format_bytes(wanted.size_B)}, to {out}")
+        echo(f"would write {layers}, {format_bytes(wanted.size_B)}, to {out}")
         return 0
     from tqdm import tqdm
 
@@ -87,7 +88,7 @@ def pack(
         return INTERRUPTED
     spent_s = time.perf_counter() - began_s
     if as_json:
-        click.echo(json.dumps(facts | {"seconds": round(spent_s, 3)}, ensure_ascii=False))
+        echo(json.dumps(facts | {"seconds": round(spent_s, 3)}, ensure_ascii=False))
     screen.say(f"wrote {layers}, {format_bytes(wanted.size_B)}, in {spent_s:.0f} s; sha256 in {out / MANIFEST}")
     screen.say(f"originals are kept. Try: specexec chat -m {out}")
     return 0

@@ -16,6 +16,7 @@ from cli.facts import placement_facts
 from cli.options import BUDGET, COUNT, DRAFT_BITS, SIZE, SPEED, IntOrAuto
 from cli.quantities import exact_size, format_bytes
 from cli.verbosity import json_option, verbosity_options
+from cli.visible import echo
 from offload.names import known
 from specexec.choice import check_models, parse
 
@@ -84,10 +85,10 @@ def plan(
         asked = {"gpu": gpu, "link": link, "disk": disk, "ram": ram, "vram": vram, "ctx": ctx, "budget": budget,
                  "drafter": drafter, "drafter_quant": drafter_quant, "head_quant": head_quant, "all": every,
                  "offline": offline}  # fmt: skip
-        click.echo(json.dumps({"asked": asked} | _record(model, folder, here, speeds, rows, typed), indent=1))
+        echo(json.dumps({"asked": asked} | _record(model, folder, here, speeds, rows, typed), indent=1))
         return
     for line in _page(model, folder, here, speeds, rows, chosen, typed):
-        click.echo(line)
+        echo(line)
 
 
 def _counted(drafter: str) -> Choice:

@@ -15,6 +15,7 @@ from cli.errors import INTERRUPTED
 from cli.quantities import format_bytes
 from cli.screen import Screen, watched
 from cli.verbosity import Verbosity, json_option, start_logging, verbosity_options
+from cli.visible import echo
 from offload import hub, names
 from offload.errors import ModelNotFound
 from specexec.choice import check_models, parse
@@ -113,14 +114,14 @@ def pull(
         for one in _all_of(asked, screen):
             pulled.append(one)
             if not as_json:
-                click.echo(one.line)
+                echo(one.line)
     except KeyboardInterrupt:
         screen.tell("stopped; the same command fetches the rest.")
         return INTERRUPTED
     if as_json:
         told = {"asked": asdict(asked), "cache": hub.cache_folder(), "models": [one.facts for one in pulled]}
         told["seconds"] = round(time.perf_counter() - began_s, 3)
-        click.echo(json.dumps(told, ensure_ascii=False, default=str))
+        echo(json.dumps(told, ensure_ascii=False, default=str))
     return 0
 
 

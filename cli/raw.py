@@ -20,19 +20,24 @@ class RawConversation:
     engine: Engine
     system: str | None = None
     messages: list[dict[str, str]] = field(default_factory=list)
+    unanswered: str | None = None
     _retries: int = 0
 
     def send(self, text: str, sampling: SamplingParams) -> Iterator[Burst]:
         """Continue `text`; what was written is kept, also when it is interrupted."""
         completion = {"role": "completion", "content": ""}
+        self.unanswered = text
         for burst in self.engine.stream(text, sampling):
-            if not completion["content"]:
+            if burst.tokens and self.unanswered is not None:
                 self.messages += [{"role": "prompt", "content": text}, completion]
+                self.unanswered = None
             completion["content"] += burst.text
             yield burst
 
     def retry(self, sampling: SamplingParams) -> Iterator[Burst]:
         """Continue the last prompt again, with a derived seed."""
+        if self.unanswered is not None:
+            return self.send(self.unanswered, sampling)
         text = self.messages[-2]["content"]
         self.undo()
         self._retries += 1
@@ -59,6 +64,9 @@ class RawConversation:
 
     def undo(self) -> bool:
         """Forget the last prompt and its completion."""
+        if self.unanswered is not None:
+            self.unanswered = None
+            return True
         undone = bool(self.messages)
         del self.messages[-2:]
         return undone
@@ -66,6 +74,7 @@ class RawConversation:
     def clear(self) -> None:
         """Forget all of them."""
         self.messages.clear()
+        self.unanswered = None
 
     @property
     def tokens_used(self) -> int:

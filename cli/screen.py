@@ -18,6 +18,7 @@ from typing import Protocol
 from cli.foreground import foreground
 from cli.prose import Dimmed, PlainProse, Prose
 from cli.region import Region
+from cli.visible import visible
 from cli.wrap import fold, wrapped
 
 TICK_S = 0.125
@@ -26,8 +27,6 @@ TICK_S = 0.125
 _BARS = {"WT_SESSION": None, "ConEmuANSI": "ON", "TERM_PROGRAM": "ghostty"}
 
 _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
-# A model may write any character; on a terminal its control codes are shown, not obeyed.
-_VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
 
 
 class Bar(Protocol):
@@ -62,7 +61,7 @@ class Screen:
         self._has_bar = any(os.environ.get(name) and value in (None, os.environ[name]) for name, value in _BARS.items())
         self.markdown = True
         self._every_s = 10.0 if plain else None  # where lines cannot be live, how often a sentence tells how far we are
-        self._folds = sys.stderr.isatty()
+        self._watched = sys.stderr.isatty()  # whether something would obey the control codes of a remark
         self._obeyed = sys.stdout.isatty()  # whether something would obey the control codes of an answer
         self.paints = sys.stdout.isatty() and capable  # whether what is not finished may still change
         self._region = Region(sys.stdout if self.paints else sys.stderr)
@@ -85,7 +84,7 @@ class Screen:
             self.end_line()
             self._thinking = thought
         if self._obeyed:
-            text = text.translate(_VISIBLE)
+            text = visible(text)
         if not self.paints:
             self._line_open = not text.endswith("\n")
             self._print(text)
@@ -108,11 +107,17 @@ class Screen:
     def say(self, line: str) -> None:
         """Print a remark that -q silences."""
         if not self.quiet:
-            line = fold(line, self.width) if self._folds else line
-            self.tell(f"{_DIM}{line}{_PLAIN}" if self.colour else line)
+            line = fold(self._seen(line), self.width) if self._watched else line
+            self._remark(f"{_DIM}{line}{_PLAIN}" if self.colour else line)
 
     def tell(self, line: str) -> None:
         """Print something the user must see."""
+        self._remark(self._seen(line))
+
+    def _seen(self, line: str) -> str:
+        return visible(line) if self._watched else line
+
+    def _remark(self, line: str) -> None:
         with self._lock:
             self._region.erase()
             print(line, file=sys.stderr, flush=True)
@@ -159,7 +164,7 @@ class Screen:
                 if self.live:
                     self._repaint()
                 else:
-                    self.say("; ".join(line.strip() for line in lines().splitlines()))
+                    self.say("; ".join(line.strip() for line in lines().split("\n")))
 
         self._status = lines if self.live else None
         self._repaint()
@@ -207,6 +212,6 @@ class Screen:
             lines = self._prose.tail(width) if self._prose is not None else []
             if self._status is not None:
                 dim, plain = (_DIM, _PLAIN) if self.colour else ("", "")
-                lines += [f"{dim}{wrapped(line, width)[0]}{plain}" for line in self._status().splitlines()]
+                lines += [f"{dim}{wrapped(line, width)[0]}{plain}" for line in visible(self._status()).split("\n")]
             if lines or self._prose is not None:
                 self._region.paint(lines)

@@ -53,6 +53,18 @@ class Session:
         self.attached.clear()
         self._answer(self.conversation.send(message, self.sampling))
 
+    def begin_anew(self) -> str | None:
+        """Leave this conversation and begin another; the id under which this one is kept, if it is."""
+        self.attached.clear()
+        self.last = None
+        if self.keeper is None:
+            self.conversation.clear()
+            return None
+        self.keeper.leave(for_now=True)
+        left, self.keeper = self.keeper.record, self.keeper.anew()
+        self.conversation = self.keeper.conversation
+        return left.id if left.messages else None
+
     def proceed(self) -> None:
         """Go on with an answer that was cut short."""
         if not self.conversation.can_proceed:
@@ -89,20 +101,25 @@ class Session:
         if seed is None:
             self._answer(self.conversation.retry(self.sampling))
         elif (asked := self.last_question) is not None:
-            self.conversation.undo()
-            self._answer(self.conversation.send(asked, replace(self.sampling, seed=seed)))
+            self._instead(asked, replace(self.sampling, seed=seed))
 
     @property
     def last_question(self) -> str | None:
-        """What was asked last."""
+        """What was asked last, answered or not."""
+        if self.conversation.unanswered is not None:
+            return self.conversation.unanswered
         asked = [message["content"] for message in self.conversation.messages if message["role"] in ("user", "prompt")]
         return asked[-1] if asked else None
 
     def ask_again(self, text: str) -> None:
         """Put another question in the place of the last one."""
+        self._instead(text, self.sampling)
+
+    def _instead(self, text: str, sampling: SamplingParams) -> None:
         before = [*self.conversation.messages]
         self.conversation.undo()
-        if not self._answer(self.conversation.send(text, self.sampling)):
+        self._answer(self.conversation.send(text, sampling))
+        if self.conversation.unanswered is not None:  # nothing came in the place of what there was
             self.conversation.messages = before
 
     def play(self, bursts: Iterator[Burst], so_far: str = "") -> Answer:
@@ -116,24 +133,25 @@ class Session:
             tree=self.display.tree, hide_thoughts=self.display.hide_thinking,
         )  # fmt: skip
 
-    def _answer(self, bursts: Iterator[Burst], so_far: str = "") -> bool:
-        """Play an answer and sum it up; False if the engine refused the question."""
+    def _answer(self, bursts: Iterator[Burst], so_far: str = "") -> None:
+        """Play an answer and sum it up."""
         self.screen.title("●")
         try:
-            answer = self.play(bursts)
+            answer = self.play(bursts, so_far)
         except REFUSALS as refusal:
             # The conversation outlives a message that cannot be answered.
             self.screen.end_line()
             self.screen.tell(explain(refusal))
-            return False
+            return
         finally:
             self.screen.title("✓")
         self.last = answer
         if answer.seconds > BELL_S:
             self._call()
         self.report(answer)
+        if self.conversation.unanswered is not None:
+            self.screen.say("  the question is taken back; /retry asks it again")
         self.leaving = answer.exit_code == TERMINATED
-        return True
 
     def _call(self) -> None:
         """Tell somebody who may be looking elsewhere that the answer is there."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict
 
 import click
 
 from cli.archive import Archive, Record, sessions_folder
 from cli.errors import BadSession
 from cli.verbosity import json_option, verbosity_options
+from cli.visible import echo
 
 JSON = json_option()
 SHOWN = 48  # characters of a title
@@ -36,14 +36,14 @@ def list_sessions(as_json: bool) -> None:
     kept = list(archive.everything())
     records = [record for record in kept if isinstance(record, Record)]
     if as_json:
-        click.echo(json.dumps([_facts(archive, record) for record in records], ensure_ascii=False))
+        echo(json.dumps([_facts(archive, record) for record in records], ensure_ascii=False))
     elif records:
-        click.echo("\n".join(table(archive, records)))
+        echo("\n".join(table(archive, records)))
     for problem in kept:
         if isinstance(problem, BadSession):
-            click.echo(f"Note: {problem.what}", err=True)
+            echo(f"Note: {problem.what}", err=True)
     if not kept and not as_json:
-        click.echo("no conversations yet; specexec chat begins one", err=True)
+        echo("no conversations yet; specexec chat begins one", err=True)
 
 
 @sessions.command("show")
@@ -54,9 +54,11 @@ def show(id: str, as_json: bool) -> None:
     """Print one conversation. The beginning of its ID is enough."""
     record = Archive(sessions_folder()).load(id)
     if as_json:
-        click.echo(json.dumps(asdict(record), ensure_ascii=False))
+        echo(json.dumps(record.told, ensure_ascii=False))
     else:
-        click.echo(_markdown(record), nl=False)
+        echo(_markdown(record), nl=False)
+        if record.taken_back:
+            echo(f"Note: {len(record.taken_back)} times something was taken back or replaced; --json has it.", err=True)
 
 
 @sessions.command("export")
@@ -69,11 +71,11 @@ def export(id: str, form: str) -> None:
     """Write one conversation to standard output."""
     record = Archive(sessions_folder()).load(id)
     if form == "md":
-        click.echo(_markdown(record), nl=False)
+        echo(_markdown(record), nl=False)
         return
     system = [{"role": "system", "content": record.system}] if record.system else []
     for message in [*system, *record.messages]:
-        click.echo(json.dumps(message, ensure_ascii=False))
+        echo(json.dumps(message, ensure_ascii=False))
 
 
 @sessions.command("rm")
@@ -84,7 +86,7 @@ def remove(ids: tuple[str, ...]) -> None:
     archive = Archive(sessions_folder())
     for record in [archive.load(id) for id in ids]:  # all of them must exist before one is removed
         archive.remove(record.id)
-        click.echo(f"removed {record.id}", err=True)
+        echo(f"removed {record.id}", err=True)
 
 
 def table(archive: Archive, records: list[Record]) -> list[str]:

@@ -71,9 +71,10 @@ def _help(session: Session, argument: str) -> None:
 
 COMMANDS: dict[str, Slash] = {
     "help": Slash("help [COMMAND]", "this list", _help, lambda: COMMANDS),
-    "exit": Slash("exit", "leave; /bye and Ctrl-D too", talk.leave),
+    "exit": Slash("exit", "leave; /quit, /bye and Ctrl-D too", talk.leave),
+    "quit": Slash("quit", "leave", talk.leave),
     "bye": Slash("bye", "leave", talk.leave),
-    "clear": Slash("clear", "start afresh, the system prompt stays", talk.clear),
+    "clear": Slash("clear", "begin another conversation; this one is kept, the system prompt stays", talk.clear),
     "undo": Slash("undo", "forget the last message and its answer", talk.undo),
     "retry": Slash("retry [SEED]", "answer the last message again", talk.retry),
     "continue": Slash("continue", "go on with an answer that was cut short", talk.proceed),

@@ -25,9 +25,8 @@ def leave(session: Session, _: str) -> None:
 
 
 def clear(session: Session, _: str) -> None:
-    session.conversation.clear()
-    session.attached.clear()
-    session.screen.tell("a new conversation")
+    left = session.begin_anew()
+    session.screen.tell(f"{left} is kept; a new conversation" if left else "a new conversation")
 
 
 def undo(session: Session, _: str) -> None:
@@ -35,7 +34,7 @@ def undo(session: Session, _: str) -> None:
 
 
 def retry(session: Session, argument: str) -> None:
-    if not session.conversation.messages:
+    if session.last_question is None:
         session.screen.tell("nothing to retry")
         return
     session.retry(NATURAL(argument) if argument else None)

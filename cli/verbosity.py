@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,6 +12,8 @@ from pathlib import Path
 from typing import TypeVar
 
 import click
+
+from cli.visible import echo
 
 Command = TypeVar("Command", bound=Callable[..., object])
 
@@ -115,7 +116,7 @@ class _Teller(logging.Handler):
         super().__init__()
         self.setFormatter(logging.Formatter("%(message)s"))  # or basicConfig puts names of modules before it
         self._said: set[str] = set()
-        self._tell = tell or (lambda line: print(line, file=sys.stderr, flush=True))
+        self._tell = tell or (lambda line: echo(line, err=True))
 
     def emit(self, record: logging.LogRecord) -> None:
         kind = "Note" if record.levelno == logging.WARNING else record.levelname.capitalize()

@@ -10,6 +10,7 @@ from importlib.metadata import version as installed_version
 import click
 
 from cli.verbosity import Verbosity, json_option, verbosity_options
+from cli.visible import echo
 
 PARTS = ("torch", "transformers", "safetensors", "accelerate", "bitsandbytes", "numpy")
 
@@ -25,9 +26,9 @@ def version(verbosity: Verbosity, as_json: bool) -> None:
         versions |= {"Python": f"{platform.python_version()} on {platform.system()} {platform.machine()}"}
         versions |= {part: _installed(part) for part in PARTS}
     if as_json:
-        click.echo(json.dumps(versions))
+        echo(json.dumps(versions))
     else:
-        click.echo("\n".join(f"{part} {which}" for part, which in versions.items()))
+        echo("\n".join(f"{part} {which}" for part, which in versions.items()))
 
 
 def _installed(package: str) -> str:

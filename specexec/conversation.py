@@ -5,16 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 from specexec.cache import KVCache
 from specexec.sampling import SamplingParams
 from specexec.stats import Burst
 from specexec.transcript import Message, Tokens, Turn, begin
-
-# Raw text, token ids, or messages for the chat template.
-Prompt: TypeAlias = str | Items[int] | Items[Message] | Items[dict[str, object]]
-
 
 CUE = 8  # tokens; templates end with a role and at most the beginning of a thought
 
@@ -53,18 +49,21 @@ class Conversation:
     def __init__(self, writer: Writer, system: str | None = None) -> None:
         self.system = system
         self.messages: list[Message] = []
+        self.unanswered: str | None = None  # a question whose answer did not begin; no message of the dialogue
         self._writer = writer
         self._caches: dict[object, KVCache] = {}
         self._turns: list[Turn] = []
         self._retries = 0
 
     def send(self, text: str, sampling: SamplingParams | None = None) -> Iterator[Burst]:
-        """Ask, and stream the answer. If the engine refuses the question, the dialogue is as it was."""
+        """Ask, and stream the answer. If no token comes, the dialogue stays as it was, the question `unanswered`."""
         self._retries = 0
         return self._answer([*self.messages, {"role": "user", "content": text}], sampling)
 
     def retry(self, sampling: SamplingParams | None = None) -> Iterator[Burst]:
         """Another answer to the last question: a derived seed, unless the text does not depend on it."""
+        if self.unanswered is not None:
+            return self.send(self.unanswered, sampling)
         asked = next((i for i in reversed(range(len(self.messages))) if self.messages[i]["role"] == "user"), None)
         if asked is None:
             return iter(())
@@ -79,7 +78,10 @@ class Conversation:
         turn, sampling = self._turns[-1], sampling or SamplingParams()
         seed = turn.seed if sampling.seed is None else sampling.seed
         longer = replace(sampling, seed=seed, max_tokens=len(turn.written) + sampling.max_tokens)
-        yield from self._write(self._writer.stream(turn.prompt, longer, self._caches, tuple(turn.written)))
+        turn.ended = None
+        for burst in self._writer.stream(turn.prompt, longer, self._caches, tuple(turn.written)):
+            self._add(burst)
+            yield burst
 
     @property
     def can_proceed(self) -> bool:
@@ -90,6 +92,9 @@ class Conversation:
 
     def undo(self) -> bool:
         """Take back the last question and its answer; False if there is none."""
+        if self.unanswered is not None:
+            self.unanswered = None
+            return True
         asked = [i for i, message in enumerate(self.messages) if message["role"] == "user"]
         if asked:
             del self.messages[asked[-1] :]
@@ -97,7 +102,7 @@ class Conversation:
 
     def clear(self) -> None:
         """Start anew; the system prompt stays."""
-        self.messages.clear()
+        self.messages, self.unanswered = [], None
 
     @property
     def tokens_used(self) -> int:
@@ -132,18 +137,23 @@ class Conversation:
         return ([{"role": "system", "content": self.system}] if self.system else []) + messages
 
     def _answer(self, messages: list[Message], sampling: SamplingParams | None) -> Iterator[Burst]:
+        if messages != self.messages[: len(messages)]:
+            self.unanswered = messages[-1]["content"]
         turn = begin(self._writer.encoding, self._turns, self._with_system(messages))
-        bursts = self._writer.stream(turn.prompt, sampling, self._caches, ())
-        said = len(turn.asked)
-        self._turns = [*(earlier for earlier in self._turns if len(earlier.asked) < said), turn]
-        self.messages = [*messages, {"role": "assistant", "content": ""}]
-        yield from self._write(bursts)
-
-    def _write(self, bursts: Iterator[Burst]) -> Iterator[Burst]:
-        turn, answer = self._turns[-1], self.messages[-1]
-        turn.ended = None
-        for burst in bursts:
-            answer["content"] += burst.text
-            turn.written += burst.tokens
-            turn.ended, turn.seed = burst.finish_reason, burst.seed
+        for burst in self._writer.stream(turn.prompt, sampling, self._caches, ()):
+            if burst.tokens and not turn.written:  # an answer that was stopped before it began is none
+                self._begin(turn, messages)
+            if turn.written or burst.tokens:
+                self._add(burst)
             yield burst
+
+    def _begin(self, turn: Turn, messages: list[Message]) -> None:
+        self._turns = [*(earlier for earlier in self._turns if len(earlier.asked) < len(turn.asked)), turn]
+        self.messages = [*messages, {"role": "assistant", "content": ""}]
+        self.unanswered = None
+
+    def _add(self, burst: Burst) -> None:
+        turn = self._turns[-1]
+        self.messages[-1]["content"] += burst.text
+        turn.written += burst.tokens
+        turn.ended, turn.seed = burst.finish_reason, burst.seed

@@ -15,11 +15,11 @@ from specexec.afresh import Afresh
 from specexec.batch import MOST_PARALLEL, Batch
 from specexec.cache import KVCache
 from specexec.calibration import Calibration
-from specexec.conversation import Conversation, Prompt
+from specexec.conversation import Conversation
 from specexec.decoder import Decoder, Step
 from specexec.drafters.auto import calibrated
 from specexec.errors import ContextLengthExceeded
-from specexec.intake import Intake
+from specexec.intake import Intake, check_ids
 from specexec.learned import Arrays, packed, unpack
 from specexec.lm import Rows, TreeLM
 from specexec.parts import Parts, Weights
@@ -29,6 +29,7 @@ from specexec.sampling import History, SamplingParams, compared, constrained, de
 from specexec.scoring import likelihoods
 from specexec.sequence import Sequence
 from specexec.stats import Burst, Completion, Overlap, Pace, Progress
+from specexec.text.messages import Prompt
 from specexec.tree import ROOT, Floats, TokenTree
 from specexec.walk import Acceptance
 from specexec.work import Continuation, Failure, Likelihood, Request, Result
@@ -149,7 +150,7 @@ class Engine:
         `caches` carries keys and values from one call to the next; what both texts share is not processed again.
         `written` is the beginning of the answer, from an earlier call: bursts go on from there.
         """
-        sequence = self._intake.sequence(prompt, sampling or SamplingParams(), caches)
+        sequence = self._intake.sequence(prompt, sampling or SamplingParams(), caches, written=written)
         if written:
             sequence.accept(Acceptance((), tuple(written)))
         return self._readers.read(sequence)
@@ -242,8 +243,11 @@ class Engine:
     def likelihoods(self, asked: Items[Continuation]) -> Iterator[tuple[int, Likelihood]]:
         """How likely the target itself finds each continuation, with its index, as sweeps end; no drafter takes part.
 
-        A sweep carries as many texts as memory holds, and computes what begins alike once.
+        A sweep carries as many texts as memory holds, and computes what begins alike once. Raises UnknownToken and
+        ContextLengthExceeded before the first one.
         """
+        for number, one in enumerate(asked):
+            check_ids([*one.context, *one.tokens], self._target.vocabulary, f"text {number}")
         longest = max((len(one.read) for one in asked), default=0)
         if longest > self.context:
             raise ContextLengthExceeded(f"a text has {longest + 1:,} tokens, the context is {self.context:,}.")

@@ -41,6 +41,12 @@ class ContextLengthExceeded(SpecexecError):
     code = "context_length_exceeded"
 
 
+class UnknownToken(SpecexecError):
+    """A token id that the model has no row for: its embedding ends before."""
+
+    code = "unknown_token"
+
+
 class TokenizerMismatch(SpecexecError):
     """Drafter and target give different meanings to the same token id."""
 

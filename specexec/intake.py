@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from collections.abc import Sequence as Items
 from dataclasses import replace
 from functools import cached_property
 
@@ -10,17 +12,27 @@ from transformers import GenerationConfig
 from specexec import sequence as sequences
 from specexec.cache import KVCache
 from specexec.chain import ChainLM
-from specexec.conversation import Prompt
 from specexec.defaults import filled, stop_tokens
 from specexec.encoding import Encoding
-from specexec.errors import BadSampling, ContextLengthExceeded, EmptyPrompt
+from specexec.errors import BadSampling, ContextLengthExceeded, EmptyPrompt, UnknownToken
 from specexec.grammar import Grammar, Grammars
 from specexec.lm import TreeLM
 from specexec.noise import Noise
 from specexec.sampling import SamplingParams
 from specexec.sequence import Sequence
+from specexec.text.messages import Prompt
 from specexec.wishes import Wishes
 from specexec.work import Request
+
+
+def check_ids(tokens: Iterable[int], rows: int, where: str) -> None:
+    """Raises UnknownToken for an id that an embedding of so many rows does not have."""
+    beyond = next((token for token in tokens if not 0 <= token < rows), None)
+    if beyond is not None:
+        raise UnknownToken(
+            f"{where} holds token {beyond}; this model has 0 to {rows - 1}.",
+            hint="ids of this model's own tokenizer (encode, or /tokenize of the server), or text.",
+        )
 
 
 class Intake:
@@ -38,7 +50,7 @@ class Intake:
         sampling = request.sampling
         if request.grammar is not None:
             sampling = replace(sampling, grammar=self.grammar(request.grammar))
-        return self.sequence(request.prompt, sampling, wishes=request.wishes)
+        return self.sequence(request.prompt, sampling, wishes=request.wishes, written=request.written)
 
     def sequence(
         self,
@@ -46,14 +58,19 @@ class Intake:
         sampling: SamplingParams,
         caches: dict[object, KVCache] | None = None,
         wishes: Wishes | None = None,
+        written: Items[int] = (),
     ) -> Sequence:
         """A text that nothing has been written of; `caches` as of `Engine.stream`, `wishes` for the chat template.
 
-        Raises EmptyPrompt, ContextLengthExceeded, BadSampling.
+        `written` is the beginning of its answer: checked, not taken.
+
+        Raises EmptyPrompt, UnknownToken, ContextLengthExceeded, BadSampling.
         """
         tokens = self._encoding.encode(prompt, wishes)
         if not tokens:
             raise EmptyPrompt("the prompt is empty.")
+        self._check_made(tokens)
+        check_ids(written, self._target.vocabulary, "the beginning of the answer")
         if len(tokens) >= self.context:
             raise ContextLengthExceeded(
                 f"the prompt has {len(tokens):,} tokens, the context is {self.context:,}.",
@@ -65,6 +82,15 @@ class Intake:
         asked = self.filled(sampling)
         noise = Noise(asked.seed or 0, self._target.vocabulary, self._target.device)
         return sequences.start(tokens, asked, noise, self._encoding.decode, self._stop_tokens, self.context, caches)
+
+    def _check_made(self, tokens: Items[int]) -> None:
+        try:
+            check_ids(tokens, self._target.vocabulary, "the prompt")
+        except UnknownToken as problem:
+            size = len(self._encoding.tokenizer)
+            if size > self._target.vocabulary:
+                problem.why = f"its tokenizer has {size:,} entries, more than the model has rows."
+            raise
 
     def filled(self, sampling: SamplingParams | None) -> SamplingParams:
         """With the model's own wishes where nothing was asked for."""

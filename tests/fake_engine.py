@@ -18,8 +18,9 @@ from specexec.errors import ContextLengthExceeded, EmptyPrompt
 from specexec.learned import Arrays
 from specexec.sampling import SamplingParams
 from specexec.stats import Burst, Completion, Cost, Pace, Progress
+from specexec.text.messages import Prompt
 from specexec.tree import Floats, TokenTree
-from specexec.work import Failure, Partial, Prompt, Request
+from specexec.work import Failure, Partial, Request
 
 SIZES = (1, 4, 2)  # tokens per sweep, over and over
 
@@ -241,6 +242,7 @@ class FakeConversation:
     def __init__(self, engine: FakeEngine, system: str | None) -> None:
         self.system = system
         self.messages: list[dict[str, str]] = []
+        self.unanswered: str | None = None
         self._engine = engine
 
     @property
@@ -248,22 +250,25 @@ class FakeConversation:
         return sum(len(message["content"]) for message in self.messages)
 
     def send(self, text: str, sampling: SamplingParams) -> Iterator[Burst]:
-        self.messages += [{"role": "user", "content": text}, {"role": "assistant", "content": ""}]
-        try:
-            for burst in self._engine.stream([{"role": "user", "content": text}], sampling):
+        self.unanswered = text
+        for burst in self._engine.stream([{"role": "user", "content": text}], sampling):
+            if burst.tokens and self.unanswered is not None:
+                self.messages += [{"role": "user", "content": text}, {"role": "assistant", "content": ""}]
+                self.unanswered = None
+            if self.unanswered is None:
                 self.messages[-1]["content"] += burst.text
-                yield burst
-        except (EmptyPrompt, ContextLengthExceeded):
-            del self.messages[-2:]
-            raise
+            yield burst
 
     def undo(self) -> bool:
+        if self.unanswered is not None:
+            self.unanswered = None
+            return True
         undone = bool(self.messages)
         del self.messages[-2:]
         return undone
 
     def retry(self, sampling: SamplingParams) -> Iterator[Burst]:
-        text = self.messages[-2]["content"]
+        text = self.unanswered or self.messages[-2]["content"]
         self.undo()
         return self.send(text, sampling)
 

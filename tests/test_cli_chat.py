@@ -168,7 +168,7 @@ def test_settings_change_while_talking(specexec: CommandLine) -> None:
         "budget 256 (was 64)\nbudget auto (was 256)\nstats off\n"
         "'hot' is not a valid number.\n"
         "/set knows no 'tempreature'; did you mean temperature?\n"
-        "-1 is not in the range x>=0, nor auto.\n"
+        "-1 is not in the range 0<=x<=4096, nor auto.\n"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections import Counter
 
 import pytest
 from rich.cells import cell_len
@@ -116,3 +117,45 @@ def test_colours_change_no_letter_and_no_colour_means_no_codes() -> None:
     assert any("\x1b[" in line for line in coloured)
     assert [re.sub(r"\x1b\[[\d;]*m", "", line) for line in coloured] == told(ANSWER, [5] * 300)
     assert not any("\x1b" in line for line in told(ANSWER, []))
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c"])
+def test_other_separators_than_line_ends_lose_and_double_nothing(separator: str) -> None:
+    answer = f"a{separator}b\n\n```\nc{separator}d\n```\n\n- e{separator}f\n\nlast\n"
+    for sizes in ([], [1] * 60):
+        letters = [letter for line in told(answer, sizes) for letter in line if letter.isalpha()]
+        assert "".join(letters) == "abcdeflast"
+
+
+TABLE = """\
+| name | what it says | where |
+|---|---|---|
+| pneumonoultramicroscopicsilicovolcanoconiosis | a long cell that must be folded somewhere and not cut | https://example.org/a/very/long/path/that/does/not/fit?query=everything&more=1 |
+| 日本語の長い長い長いセルの中身はここに全部書いてあります | 中文内容也必须完整显示在终端上不能被截断 | ftp://x.example/資料/一覧 |
+"""  # noqa: E501 - a table row is one line
+
+
+@pytest.mark.parametrize("width", [24, 40, 79, 200])
+@pytest.mark.parametrize("colour", [False, True])
+def test_every_character_of_a_table_is_shown_at_any_width(width: int, colour: bool) -> None:
+    lines = [re.sub(r"\x1b\[[\d;]*m", "", line) for line in told(TABLE, [9] * 50, width=width, colour=colour)]
+    assert "…" not in "".join(lines)
+    shown = Counter("".join(lines))
+    for letter, count in Counter(re.sub(r"[\s|-]", "", TABLE)).items():
+        assert shown[letter] >= count, letter
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        r"\( a * b * c \) and $$x *y* z$$",
+        r"\[ E = mc^2 \]",
+        r"so \(a_1 + b_1\) and \{x\} hold",
+        r"$\frac{a}{b}\\c$",
+        r"C:\\temp \# \* \_",
+        r"50\% of \$5",
+        "&amp; and &lt;b&gt;",
+    ],
+)
+def test_backslashes_and_entities_are_shown_as_written(written: str) -> None:
+    assert " ".join(told(written, [3] * 20)) == written

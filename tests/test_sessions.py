@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,10 +26,13 @@ from specexec.engine import Engine
 from specexec.errors import ContextLengthExceeded
 from specexec.lm import Rows, Sweep
 from specexec.sampling import SamplingParams
+from specexec.stats import Burst, Cost
+from specexec.tree import TokenTree
 from tests.tiny import tiny
 
 WARM = SamplingParams(temperature=1, seed=5, max_tokens=24)
 LONG = "word " * 1500
+STOPPED = Burst((), "", "interrupted", TokenTree.empty(), (), 5, Cost())
 
 
 @pytest.fixture(scope="module")
@@ -251,3 +256,123 @@ def test_an_empty_cache_keeps_no_snapshot(tmp_path: Path) -> None:
         kept.leave()
     assert list(tmp_path.iterdir()) == []
     assert not KVCache().layers
+
+
+SEPARATORS = "one\u2028two\u2029three\x85four\x0bfive\x0csix\x1cseven\reight\r\nnine"
+
+
+def test_a_conversation_of_any_line_separators_can_be_read_again(tmp_path: Path) -> None:
+    archive = Archive(tmp_path)
+    said = ({"role": "user", "content": SEPARATORS}, {"role": "assistant", "content": SEPARATORS})
+    kept = archive.save(replace(archive.new("demo"), system=SEPARATORS, messages=said))
+    assert archive.load(kept.id) == kept
+
+
+def test_two_who_go_on_with_one_conversation_lose_nothing(
+    llm: Engine, left: Keeper, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    archive, talks = Archive(tmp_path), [llm.conversation(), llm.conversation()]
+    both = [keeper(archive, llm, talk, left.id) for talk in talks]
+    for one in both:
+        one.resume()
+    for turn in range(2):
+        for number, (one, talk) in enumerate(zip(both, talks, strict=True)):
+            say(talk, f"turn {turn} of {number}")
+            one.save()
+    for one, talk in zip(both, talks, strict=True):
+        one.leave()
+        assert [*archive.load(one.id).messages] == talk.messages
+    assert both[0].id == left.id != both[1].id
+    said = f"Note: {left.id} was gone on with elsewhere; this conversation is kept as {both[1].id}.\n"
+    assert capsys.readouterr().err.count(said) == 1
+
+
+def test_one_that_was_gone_on_with_elsewhere_keeps_its_own_snapshot(llm: Engine, left: Keeper, tmp_path: Path) -> None:
+    archive, talk = Archive(tmp_path), llm.conversation()
+    idle = keeper(archive, llm, llm.conversation(), left.id)
+    idle.resume()
+    busy = keeper(archive, llm, talk, left.id)
+    busy.resume()
+    say(talk, "And now?")
+    busy.leave()
+    before = archive.snapshot_path(left.id).read_bytes()
+    idle.leave()
+    assert archive.snapshot_path(left.id).read_bytes() == before
+
+
+def test_what_was_taken_back_or_replaced_stays_in_the_file(llm: Engine, tmp_path: Path) -> None:
+    archive, talk = Archive(tmp_path), llm.conversation("Be brief.")
+    kept = keeper(archive, llm, talk)
+    said = []
+    for change in (lambda: say(talk, "one"), lambda: list(talk.retry(WARM)), talk.undo, lambda: say(talk, "two")):
+        change()
+        kept.save()
+        said.append([*talk.messages])
+    talk.system = "Be long."
+    kept.save()
+    (first, again, _, _), record = said, archive.load(kept.id)
+    assert [*record.messages] == talk.messages
+    assert [(one.after, [*one.messages]) for one in record.taken_back] == [
+        (1, first[1:]), (0, again), (0, [{"role": "system", "content": "Be brief."}]),
+    ]  # fmt: skip
+
+
+def test_a_stop_before_the_first_token_leaves_no_empty_answer(llm: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    talk, unbroken = llm.conversation(), llm.conversation()
+    say(talk, "First.")
+    before = [*talk.messages]
+    stopped = talk.send("Stopped.", WARM)
+    monkeypatch.setattr(llm, "stream", lambda *_: iter([STOPPED]))
+    assert [burst.finish_reason for burst in stopped] == ["interrupted"]
+    monkeypatch.undo()
+    assert (talk.messages, talk.unanswered) == (before, "Stopped.")
+    say(unbroken, "First.")
+    assert "".join(burst.text for burst in talk.retry(WARM)) == say(unbroken, "Stopped.")
+    assert talk.messages == unbroken.messages
+    assert talk.unanswered is None
+
+
+def test_an_error_before_the_first_token_does_the_same(llm: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> Iterator[Burst]:
+        raise KeyboardInterrupt
+        yield STOPPED
+
+    talk = llm.conversation()
+    monkeypatch.setattr(llm, "stream", fails)
+    with pytest.raises(KeyboardInterrupt):
+        say(talk, "Stopped.")
+    assert (talk.messages, talk.unanswered) == ([], "Stopped.")
+    assert talk.undo()
+    assert talk.unanswered is None
+
+
+def test_an_empty_answer_in_an_old_file_is_not_read_by_the_model(
+    llm: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def message(role: str, content: str) -> dict[str, str]:
+        return {"role": role, "content": content}
+
+    archive, talk = Archive(tmp_path), llm.conversation()
+    said = [message("user", "a"), message("assistant", ""), message("user", "b"), message("assistant", "B")]
+    old = archive.save(replace(archive.new("random"), messages=tuple(said)))
+    kept = keeper(archive, llm, talk, old.id)
+    kept.resume()
+    assert talk.messages == said[2:]
+    assert "Note: 1 of its questions got no answer; the model does not read them.\n" in capsys.readouterr().err
+    say(talk, "c")
+    kept.save()
+    assert [[*one.messages] for one in archive.load(old.id).taken_back] == [said[:2]]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"\xff\n", b"[" * 100_000, b'{"specexec_session": 1, "model": "m", "created": 1}\n' + b'{"a":' * 100_000, b"null",
+     b'{"specexec_session": 1, "model": "m", "created": 1}\n3\n'],
+)  # fmt: skip
+def test_a_damaged_file_is_named_and_ends_no_listing(tmp_path: Path, text: bytes) -> None:
+    archive = Archive(tmp_path)
+    (tmp_path / "bad.jsonl").write_bytes(text)
+    (tmp_path / "folder.jsonl").mkdir()
+    with pytest.raises(BadSession, match=re.escape(str(tmp_path / "bad.jsonl"))):
+        archive.load("bad")
+    assert [type(one) for one in archive.everything()] == [BadSession, BadSession]

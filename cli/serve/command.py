@@ -20,6 +20,7 @@ from cli.facts import facts_of
 from cli.options import EngineOptions, RealNumber, WholeNumber, engine_options, model_argument
 from cli.screen import Screen
 from cli.verbosity import Verbosity, json_option, start_logging, verbosity_options
+from cli.visible import echo
 
 if TYPE_CHECKING:
     from specexec.engine import Engine
@@ -115,7 +116,7 @@ def serve(
                     "sse_keepalive_s": sse_keepalive, "sse_keepalive_mode": sse_keepalive_mode,
                     "engine": facts_of(engine, engine_options),
                 }  # fmt: skip
-                click.echo(json.dumps(told, ensure_ascii=False, default=str))
+                echo(json.dumps(told, ensure_ascii=False, default=str))
 
         worker = Worker(
             lambda: open_engine(engine_options, worker.told),
