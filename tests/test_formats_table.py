@@ -87,6 +87,7 @@ READ = {
     "vllm/tool_chat_template_mistral3": "mistral",
     "vllm/tool_chat_template_mistral_parallel": "mistral",
     "vllm/tool_chat_template_muse_glimmer": "muse",
+    "vllm/tool_chat_template_phi4_mini": "phi-4-mini",
     "vllm/tool_chat_template_qwen3coder": "qwen3-coder",
     "vllm/tool_chat_template_toolace": "pythonic",
     "vllm/tool_chat_template_xlam_llama": "json-list",
@@ -107,7 +108,7 @@ REFUSED = {
     "llama_cpp/ibm-granite-granite-3.3-2B-Instruct": "leaves tool calls out",
     "llama_cpp/llama-cpp-deepseek-r1": "refuses",
     "llama_cpp/llama-cpp-rwkv-world": "leaves tool calls out",
-    "llama_cpp/meetkai-functionary-medium-v3.2": "refuses",
+    "llama_cpp/meetkai-functionary-medium-v3.2": "unknown way",
     "llama_cpp/microsoft-Phi-3.5-mini-instruct": "leaves tool calls out",
     "vllm/bge-reranker-v2-gemma": "refuses",
     "vllm/dse_qwen2_vl": "leaves tool calls out",
@@ -127,7 +128,6 @@ REFUSED = {
     "vllm/template_teleflm": "leaves tool calls out",
     "vllm/tool_chat_template_gemma3_pythonic": "unknown way",
     "vllm/tool_chat_template_glm4": "leaves tool calls out",
-    "vllm/tool_chat_template_phi4_mini": "unknown way",
     "vllm/vlm2vec_phi3v": "refuses",
     "vllm/vlm2vec_qwen2vl": "refuses",
     "vllm/zerank2": "refuses",
@@ -140,6 +140,7 @@ NOT_ALIKE = {
     "llama_cpp/openai-gpt-oss-120b": "writes the text of a turn with calls as a thought",
     "vllm/tool_chat_template_hunyuan_a13b": "writes a role before text, of which the prompt says nothing",
     "vllm/tool_chat_template_llama4_json": "no mark between text and call: only a whole answer is a call",
+    "vllm/tool_chat_template_phi4_mini": "leaves the calls out of a turn with text",
     "vllm/tool_chat_template_llama4_pythonic": "no mark between text and call: only a whole answer is a call",
 }
 ASKED: Asked = (

@@ -271,6 +271,7 @@ CALLS = (
     ),
     CallForm("functionary-3.1", NamedCalls("<function=", "{name}>{arguments}", "</function>")),
     CallForm("llama-3", JsonCalls("", arguments="parameters")),
+    CallForm("phi-4-mini", JsonCalls("", between=",")),
     CallForm("json-list", JsonCalls("", listed=True)),
     CallForm("pythonic", PythonCalls("")),
 )
