@@ -22,12 +22,14 @@ from specexec.compose.sources import (
     check_trimming,
     drafts_of,
     join,
-    other_wording,
     picked,
+    vocabulary_of,
     watched,
 )
 from specexec.cost import CostModel
+from specexec.defaults import Defaults, defaults_of
 from specexec.drafters.skip import Searches
+from specexec.encoding import Encoding
 from specexec.engine import Engine
 from specexec.memory import Memory
 from specexec.parts import Parts
@@ -106,7 +108,7 @@ def load(
     branches = not design.own_code and can_branch(design.model_class, config)
     context = context_for(ctx, longest_text(config))
     encoding = encoding_in(pair.target, trust_remote_code)
-    wordings = [other_wording(encoding, path, trust_remote_code) for path in pair.drafters]
+    vocabularies = [vocabulary_of(path, encoding, trust_remote_code) for path in pair.drafters]
     where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     given = weights.free_memory(where, ram_B, vram_B)
     if pair.toy and budget == "auto" and link_limit_Bps is None:
@@ -117,7 +119,7 @@ def load(
     asked = replace(asked, nodes=most_nodes if budget == "auto" else budget)
     choice, reason = picked(choice, pair, config, given, asked, measured or {})
     if draft_vocab:
-        check_trimming(choice, wordings, draft_vocab, len(encoding.tokenizer))
+        check_trimming(choice, vocabularies, draft_vocab, len(encoding.tokenizer))
     if drafter_quant != "none":
         check_quantising(choice, pair, drafter_quant)
     target = weights.load(
@@ -137,7 +139,8 @@ def load(
         told=told,
         trust_remote_code=trust_remote_code,
     )
-    drafts = drafts_of(choice, pair, wordings, asked, trust_remote_code, rounded)
+    defaults = _defaults(target, encoding)
+    drafts = drafts_of(choice, pair, vocabularies, asked, trust_remote_code, rounded)
     lm = lm_of(
         target, trees=bool(choice.sources), tried=design.own_code, travel=_travel(target, where), share=weights.share
     )
@@ -156,6 +159,7 @@ def load(
         rounded,
         asked.copy,
         context,
+        defaults.stop_tokens,
     )
     cost = CostModel(share=weights.stream_of(target).share)
     return Engine(
@@ -164,10 +168,11 @@ def load(
             toy=pair.toy,
             folders={"target": pair.target} | {one.role: one.folder for one in drafts.values()},
             encoding=encoding,
+            defaults=defaults,
             model=target,
             stream=weights.stream_of(target),
             target=lm,
-            drafts={one.role: one.lm for one in drafts.values() if one.theirs is None},
+            drafts={one.role: one.lm for one in drafts.values() if one.vocabulary.theirs is None},
             drafter=watched(choice, join(choice, kit.makers, cost), cost),
             sources=choice.name,
             reason=reason,
@@ -187,6 +192,16 @@ def _verify(pair: weights.ModelPair) -> None:
     for folder in (pair.target, *pair.drafters):
         if not weights.check_bytes(folder):
             log.warning("%s has no hashes to compare with: only sizes and headers were checked", folder)
+
+
+def _defaults(target: PreTrainedModel, encoding: Encoding) -> Defaults:
+    """What the model's generation_config.json wishes; what of it is not heeded is said here, once."""
+    wish = target.generation_config
+    from_config = None if wish is not None and wish.eos_token_id is not None else target.config.eos_token_id
+    found = defaults_of(wish, from_config, encoding.tokenizer.eos_token_id)
+    for line in found.unheeded:
+        log.warning("%s", line)
+    return found
 
 
 def _travel(target: PreTrainedModel, device: str) -> Travel | None:
