@@ -149,6 +149,7 @@ def compared(kept: Kept, name: str, write: Callable[[], Iterator[tuple[str, list
 @click.option("--keep", type=click.Path(path_type=Path, dir_okay=False), help="Go on from this file, and keep it.")
 def main(
     prompts: int,
+    first: int,
     tokens: int,
     only: tuple[str, ...],
     sampling: tuple[str, ...],
