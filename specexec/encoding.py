@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from specexec.errors import BadMessages, BadText, TokenizerMismatch
+from specexec.errors import BadMessages, BadText
 from specexec.patience import at_most
 from specexec.text.messages import (
     PROBE_TOOLS,
@@ -27,8 +27,6 @@ from specexec.wishes import EndsIn, Wishes
 
 TEMPLATE_S = 5.0  # of a processor's time; templates of real models take milliseconds
 MOST_CHARACTERS = 16 * 1024 * 1024
-
-ROUND_TRIP = "One Word, two  spaces;\n\tx = 'é' + \"→\"  # 42"
 
 
 class Encoding:
@@ -147,14 +145,3 @@ class Encoding:
     def decode(self, tokens: Items[int]) -> str:
         """Text of tokens, without special ones."""
         return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
-
-
-def check_translatable(draft: Encoding, drafter: Path) -> None:
-    """Raises TokenizerMismatch for a drafter whose tokenizer does not give back the text it is given."""
-    text = draft.raw(draft.encode_rest(ROUND_TRIP))
-    if text != ROUND_TRIP:
-        raise TokenizerMismatch(
-            f"drafter {drafter} does not share the model's vocabulary, and its tokenizer changes text "
-            f"({ROUND_TRIP!r} comes back as {text!r}).",
-            hint="--drafter none, --drafter auto, or a drafter of the same family.",
-        )
