@@ -5,16 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 from specexec.cache import KVCache
 from specexec.sampling import SamplingParams
 from specexec.stats import Burst
 from specexec.transcript import Message, Tokens, Turn, begin
-
-# Raw text, token ids, or messages for the chat template.
-Prompt: TypeAlias = str | Items[int] | Items[Message] | Items[dict[str, object]]
-
 
 CUE = 8  # tokens; templates end with a role and at most the beginning of a thought
 

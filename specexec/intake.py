@@ -12,7 +12,6 @@ from transformers import GenerationConfig
 from specexec import sequence as sequences
 from specexec.cache import KVCache
 from specexec.chain import ChainLM
-from specexec.conversation import Prompt
 from specexec.defaults import filled, stop_tokens
 from specexec.encoding import Encoding
 from specexec.errors import BadSampling, ContextLengthExceeded, EmptyPrompt, UnknownToken
@@ -21,6 +20,7 @@ from specexec.lm import TreeLM
 from specexec.noise import Noise
 from specexec.sampling import SamplingParams
 from specexec.sequence import Sequence
+from specexec.text.messages import Prompt
 from specexec.wishes import Wishes
 from specexec.work import Request
 
@@ -81,7 +81,8 @@ class Intake:
             raise BadSampling(f"logit_bias names token {beyond[0]}; this model has 0 to {self._target.vocabulary - 1}.")
         asked = self.filled(sampling)
         noise = Noise(asked.seed or 0, self._target.vocabulary, self._target.device)
-        return sequences.start(tokens, asked, noise, self._encoding.decode, self._stop_tokens, self.context, caches)
+        text = self._encoding.stream(tokens, asked.stop)
+        return sequences.start(tokens, asked, noise, text, self._stop_tokens, self.context, caches)
 
     def _check_made(self, tokens: Items[int]) -> None:
         try:

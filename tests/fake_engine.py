@@ -18,8 +18,9 @@ from specexec.errors import ContextLengthExceeded, EmptyPrompt
 from specexec.learned import Arrays
 from specexec.sampling import SamplingParams
 from specexec.stats import Burst, Completion, Cost, Pace, Progress
+from specexec.text.messages import Prompt
 from specexec.tree import Floats, TokenTree
-from specexec.work import Failure, Partial, Prompt, Request
+from specexec.work import Failure, Partial, Request
 
 SIZES = (1, 4, 2)  # tokens per sweep, over and over
 
