@@ -83,7 +83,10 @@ class Plan:
 class Originals(Protocol):
     """Originals that do not all lie in the folder that was planned with."""
 
-    commit: str
+    @property
+    def commit(self) -> str:
+        """Which revision they are of."""
+        ...
 
     def load(self, entry: Entry, dtype: torch.dtype) -> torch.Tensor:
         """One tensor of them."""
