@@ -19,11 +19,11 @@ from cli.openai.schema import (
     CompletionRequest,
     EarlierCall,
     Request,
-    ToolChoice,
 )
-from cli.openai.tools import Tools
+from cli.openai.tools import Tools, read_tools
 from specexec.errors import BadSampling
 from specexec.sampling import SamplingParams, derived_seed
+from specexec.text.formats.thinking import Level
 from specexec.wishes import RESERVED, EndsIn, Wishes
 
 if TYPE_CHECKING:
@@ -39,8 +39,20 @@ Prompt: TypeAlias = str | list[int] | list[Message]
 
 _UNSET = -1  # what clients of llama.cpp and vLLM send for "any seed" and "every token"
 
+_LEVELS: dict[str, Level] = {
+    "none": "off",
+    "off": "off",
+    "on": "on",
+    "minimal": "low",
+    "low": "low",
+    "medium": "medium",
+    "high": "high",
+    "xhigh": "high",
+    "max": "high",
+}
+
 # What each parameter may say without asking for something that we do not have.
-_UNSUPPORTED: dict[str, tuple[object, ...]] = {
+UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "functions": (None, []),
     "function_call": (None, "none", "auto"),
     "modalities": (None, ["text"]),
@@ -49,6 +61,9 @@ _UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "suffix": (None, ""),
     "guided_json": (None,),
     "guided_regex": (None,),
+    "guided_choice": (None,),
+    "guided_grammar": (None,),
+    "structured_outputs": (None,),
     "grammar": (None, ""),
 }
 # Accepted because clients send them as a matter of course; none of them changes a text.
@@ -67,7 +82,8 @@ class Asked:
     """A request in our own words.
 
     `max_tokens` None fills the context; `watch` adds trees and sweeps to the stream; `schema` is that of the whole
-    answer; `wishes` are for the chat template.
+    answer; `wishes` are for the chat template, `thinking` too once its form is known. `chosen` are the fields that were
+    set, `ignored` those that nobody knows. `notes` has one sentence for everything that is left out.
     """
 
     chat: bool
@@ -81,17 +97,24 @@ class Asked:
     echo: bool
     watch: bool
     ignored: tuple[str, ...]
+    chosen: frozenset[str]
     schema: dict[str, object] | None = None
     tools: Tools | None = None
     wishes: Wishes | None = None
+    thinking: Level | None = None
+    notes: tuple[str, ...] = ()
 
     def sampling_of(
         self, choice: int, max_tokens: int, fresh_seed: int, grammar: Grammar | None = None
     ) -> SamplingParams:
         """The first choice has the seed that was asked for; every other one a seed derived from it, below 2**53."""
         seed = fresh_seed if self.sampling.seed is None else self.sampling.seed
-        own = seed if choice == 0 else derived_seed(seed, "choice", choice) % SEEDS
-        return replace(self.sampling, seed=own, max_tokens=max_tokens, grammar=grammar)
+        return replace(self.sampling, seed=seed_of(choice, seed), max_tokens=max_tokens, grammar=grammar)
+
+
+def seed_of(choice: int, seed: int) -> int:
+    """The seed of a further choice, below 2**53; the first one has that of the request."""
+    return seed if choice == 0 else derived_seed(seed, "choice", choice) % SEEDS
 
 
 def read_chat(body: object, served: Items[str]) -> Asked:
@@ -103,12 +126,15 @@ def read_chat(body: object, served: Items[str]) -> Asked:
     if request.top_logprobs and not request.logprobs:
         raise bad_request("top_logprobs needs logprobs: true.", "top_logprobs")
     asked = _asked(request, [messages], longest, logprobs, chat=True)
-    tools = _tools(request)
+    offer = read_tools(request)
+    tools = offer.tools
     if tools and asked.schema:
         raise bad_request("an answer cannot both follow response_format and call tools.", "response_format")
     if tools and request.ignore_eos:
         raise bad_request("tools say where an answer ends, ignore_eos that it does not.", "ignore_eos")
-    return replace(asked, tools=tools, wishes=_wishes(request, tools))
+    thinking = _LEVELS.get(request.reasoning_effort or "")
+    notes = (*asked.notes, *offer.notes)
+    return replace(asked, tools=tools, wishes=_wishes(request, tools), thinking=thinking, notes=notes)
 
 
 def read_completion(body: object, served: Items[str]) -> Asked:
@@ -119,21 +145,6 @@ def read_completion(body: object, served: Items[str]) -> Asked:
     return _asked(request, prompts, longest, request.logprobs, chat=False, echo=request.echo)
 
 
-def _tools(request: ChatRequest) -> Tools | None:
-    choice = request.tool_choice or "auto"
-    named = choice.function.name if isinstance(choice, ToolChoice) else choice
-    offered = {tool.function.name: tool for tool in request.tools or []}
-    if len(offered) != len(request.tools or []):
-        raise bad_request("two tools have the same name.", "tools")
-    if named not in ("none", "auto", "required", *offered) or (named == "required" and not offered):
-        raise bad_request(
-            f"tool_choice asks for {named!r}; tools offers: {', '.join(offered) or 'nothing'}.", "tool_choice"
-        )
-    if not offered or named == "none":
-        return None
-    return Tools(tuple(offered.values()), named, request.parallel_tool_calls is not False)
-
-
 def _wishes(request: ChatRequest, tools: Tools | None) -> Wishes:
     variables = request.chat_template_kwargs or {}
     if taken := sorted(RESERVED & set(variables)):
@@ -142,7 +153,7 @@ def _wishes(request: ChatRequest, tools: Tools | None) -> Wishes:
         raise bad_request("continue_final_message needs an assistant's message at the end.", "continue_final_message")
     after: EndsIn = "answer" if request.add_generation_prompt else "nothing"
     return Wishes(
-        tools=tuple(tool.model_dump(exclude_none=True) for tool in tools.offered) if tools else (),
+        tools=tools.offered if tools else (),
         variables=variables,
         ends_in="message" if request.continue_final_message else after,
     )
@@ -164,10 +175,10 @@ def _checked(kind: type[R], body: object, served: Items[str]) -> R:
         first = problems.errors(include_url=False, include_input=False)[0]
         at = ".".join(str(step) for step in first["loc"]) or None
         raise bad_request(f"{at or 'the body'}: {first['msg'][0].lower()}{first['msg'][1:]}.", at) from None
-    for name, harmless in _UNSUPPORTED.items():
+    for name, harmless in UNSUPPORTED.items():
         value = (request.model_extra or {}).get(name)
         if not any(value == allowed and type(value) is type(allowed) for allowed in harmless):
-            raise bad_request(f"{name} is not supported by this server yet.", name, "unsupported_parameter")
+            raise bad_request(f"{name} is not supported.", name, "unsupported_parameter")
     if request.model is not None and request.model not in served:
         known = ", ".join(served)
         raise ApiError(404, "model_not_found", f"no model {request.model!r} here; known: {known}.", param="model")
@@ -222,7 +233,7 @@ def _asked(
     schema = request.response_format.schema_to_follow if request.response_format else None
     if schema and request.ignore_eos:
         raise bad_request("response_format says where an answer ends, ignore_eos that it does not.", "ignore_eos")
-    extra = set(request.model_extra or {}) - set(_UNSUPPORTED) - _HARMLESS
+    extra = set(request.model_extra or {}) - set(UNSUPPORTED) - _HARMLESS
     options = request.stream_options
     return Asked(
         chat=chat,
@@ -236,7 +247,9 @@ def _asked(
         echo=echo,
         watch=request.watch,
         ignored=tuple(sorted(extra)),
+        chosen=frozenset(name for name in request.model_fields_set if getattr(request, name) is not None),
         schema=schema,
+        notes=(f"ignored {', '.join(sorted(extra))!r}",) if extra else (),
     )
 
 
@@ -251,11 +264,11 @@ def _sampling(request: Request, stop: tuple[str, ...], logprobs: int | None, ech
             top_k=0 if request.top_k == _UNSET else request.top_k,
             top_p=request.top_p,
             min_p=request.min_p,
-            repetition_penalty=1.0 if request.repetition_penalty is None else request.repetition_penalty,
+            repetition_penalty=request.repetition_penalty,
             presence_penalty=request.presence_penalty or 0.0,
             frequency_penalty=request.frequency_penalty or 0.0,
             seed=None if request.seed == _UNSET else request.seed,
-            stop=stop,
+            stop=None if request.stop is None else stop,
             ignore_eos=bool(request.ignore_eos),
             logit_bias=biases,
             logprobs=logprobs,
