@@ -72,3 +72,21 @@ def test_thoughts_and_calls_of_openais_lines_have_openais_shape(model: str, tmp_
     assert message.tool_calls[0].id
     assert body["choices"][0]["message"]["reasoning_content"] == THOUGHT
     assert body["choices"][0]["finish_reason"] == "tool_calls"
+
+
+def test_a_run_and_a_line_say_how_much_to_think(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines: list[dict[str, Any]] = [
+        {"id": "runs", "messages": ASKED},
+        {"id": "own", "messages": ASKED, "reasoning_effort": "high"},
+        {"id": "told", "messages": ASKED, "chat_template_kwargs": {"enable_thinking": True}},
+    ]
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run = ["generate", str(source), "-m", model, "-d", "none", "--dtype", "f32", "-t", "0", "-n", "2"]
+    assert main([*run, "-o", str(output), "--think", "off"]) == 0
+    assert "think off: the chat template is told enable_thinking=False" in capsys.readouterr().err
+    found = {record["id"]: record for record in map(json.loads, output.read_text().splitlines())}
+    tokens = {name: record["usage"]["prompt_tokens"] for name, record in found.items()}
+    assert tokens["own"] == tokens["told"]
+    assert tokens["runs"] == tokens["own"] + 4, "an empty thought: <think>, blank lines, </think>, blank lines"
+    assert main([*run, "-o", str(output), "--think", "on", "--resume"]) == 9
