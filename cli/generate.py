@@ -94,8 +94,9 @@ def generate(
             if batch.as_json and journal is None:
                 writer = replace(writer, facts=_facts(engine, batch, engine_options, plan.sampling))
             sink = plan.sink(journal, writer, batch, screen)
+            preparation = _preparation(engine, batch, engine_options, screen)
             run = Run(
-                engine, _preparation(engine, batch, engine_options, screen), plan.sampling, sink, screen, batch.parallel, batch.strict,
+                engine, preparation, plan.sampling, sink, screen, batch.parallel, batch.strict,
                 partial=plan.partial, begun=plan.begun, missed=plan.missed,
                 earlier=earlier - plan.missed,
             )  # fmt: skip
