@@ -1,199 +1,240 @@
-"""Is the text the same in every mode? A real small model in float32, thousands of tokens for each group of modes.
+"""Whether a real model's text is the same in every mode, token by token: SmolLM2-135M-Instruct in float32.
 
-The truth is plain decoding, one text at a time; at T = 0 that is itself compared with transformers' own `generate`.
-Every other mode writes the same prompts with the same seeds: its tokens are compared one by one up to the first
-difference of a text. What is done is kept (--keep), so that an interrupted run goes on where it was.
+    python scripts/compare_real.py --minutes 60
+    python scripts/compare_real.py --minutes 60 --state run.jsonl     # goes on where that run ended
 
-    python scripts/compare_real.py --keep /tmp/compared.json
-    python scripts/compare_real.py --prompts 4 --tokens 16 --only drafters
+What each prompt and kind of sampling gives alone, without drafter, resident, is compared with what every drafter,
+placement, budget and company gives; greedy text also with transformers' own `generate`. A round takes three prompts
+through all modes, so a run that ends early has seen all of them. The table says, for each value of each mode, how many
+tokens were compared and how many texts differed, and where they first did.
 """
 
 from __future__ import annotations
 
 import json
-import logging
+import random
+import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
 import click
-import real_material
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from real_material import model
+from transformers import AutoModelForCausalLM
 
 import specexec
-from offload import Offload
 from offload.names import demo_folder
-from specexec.sampling import SamplingParams
+from specexec import Completion, SamplingParams
+from specexec.drafters import skip
+from specexec.engine import Engine
 
-PROMPTS = Path(__file__).with_name("prompts.jsonl")
-
-SAMPLINGS = {
-    "greedy": SamplingParams(temperature=0.0),
-    "T 0.7, top-p": SamplingParams(temperature=0.7, top_p=0.9),
-    "T 1.2, top-k": SamplingParams(temperature=1.2, top_k=50),
-    "T 1.0, min-p": SamplingParams(temperature=1.0, min_p=0.05),
-    "T 0.7, repetition": SamplingParams(temperature=0.7, repetition_penalty=1.2),
-    "T 1.2, presence": SamplingParams(temperature=1.2, top_p=0.8, presence_penalty=0.7, frequency_penalty=0.4),
+PROMPTS = Path(__file__).parent / "prompts.jsonl"
+SAMPLINGS: dict[str, dict[str, float | int]] = {
+    "greedy": {"temperature": 0.0},
+    "T 0.7": {"temperature": 0.7},
+    "T 1.2": {"temperature": 1.2},
+    "top-p": {"temperature": 0.9, "top_p": 0.9},
+    "top-k": {"temperature": 1.0, "top_k": 30},
+    "min-p": {"temperature": 1.2, "min_p": 0.05},
+    "penalties": {
+        "temperature": 0.7, "repetition_penalty": 1.2, "presence_penalty": 0.4, "frequency_penalty": 0.3
+    },
+}  # fmt: skip
+DRAFTERS = {
+    "none": "none",
+    "ngram": "ngram",
+    "substitute": "substitute",
+    "skip": "skip",
+    "translated": str(demo_folder("drafter")),
 }
+PLACEMENTS: tuple[Literal["none", "ram", "disk"], ...] = ("none", "ram", "disk")
+BUDGETS: tuple[int | Literal["auto"], ...] = (0, 8, "auto")
+COMPANY = ("alone", "three together")
+TOGETHER = 3
+Text = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Mode:
-    """One way to write: how the engine is loaded, and how many texts share each sweep."""
+class Cell:
+    """One way to write the texts of one round."""
 
-    drafter: str = "none"
-    budget: int | Literal["auto"] = 8
-    offload: Offload = "none"
-    parallel: int = 8
+    number: int  # of the round
+    drafter: str
+    placement: str
+    budget: int | str
+    company: str
 
-    def __str__(self) -> str:
-        return f"{self.drafter}, budget {self.budget}, {self.offload}, {self.parallel} at once"
-
-
-TRUTH = Mode(parallel=1)
-GROUPS: dict[str, list[Mode]] = {
-    "company": [Mode(parallel=3), Mode(parallel=16), Mode("ngram", parallel=1)],
-    "drafters": [Mode(kind) for kind in ("ngram", "substitute", "skip", "demo", "ngram+skip")],
-    "budgets": [Mode("ngram", budget) for budget in (0, 64, "auto")],
-    "placements": [Mode("ngram", 8, "ram"), Mode("ngram", 8, "disk"), Mode(offload="disk")],
-}
+    @property
+    def values(self) -> dict[str, str]:
+        return {
+            "drafter": self.drafter,
+            "placement": self.placement,
+            "budget": str(self.budget),
+            "company": self.company,
+        }
 
 
 @dataclass
-class Tally:
-    """What was compared in one mode."""
+class Count:
+    """What was compared under one value of one mode."""
 
-    texts: int = 0
     tokens: int = 0
-    differing: list[str] = field(default_factory=list)
-    seconds: float = 0.0
-
-    def add(self, name: str, truth: list[int], written: list[int]) -> None:
-        same = next((at for at, (a, b) in enumerate(zip(truth, written, strict=False)) if a != b), None)
-        if same is None and len(truth) != len(written):
-            same = min(len(truth), len(written))
-        self.texts += 1
-        self.tokens += len(truth) if same is None else same + 1
-        if same is not None:
-            self.differing.append(f"{name} at token {same}")
+    texts: int = 0
+    different: int = 0
 
 
-class Kept:
-    """Texts and tallies, written to a file after every step."""
+@dataclass
+class State:
+    """What was written and compared so far, kept line by line in a file if there is one."""
 
-    def __init__(self, file: Path | None) -> None:
-        self._file = file
-        known: dict[str, Any] = json.loads(file.read_text()) if file is not None and file.exists() else {}
-        self.truth: dict[str, list[int]] = known.get("truth", {})
-        self.tallies = {name: Tally(**tally) for name, tally in known.get("tallies", {}).items()}
+    file: Path | None
+    plain: dict[tuple[int, str, int], Text] = field(default_factory=dict)  # by round, sampling and place in the round
+    done: set[str] = field(default_factory=set)
+    counts: dict[tuple[str, str], Count] = field(default_factory=dict)
+    differences: list[str] = field(default_factory=list)
 
-    def save(self) -> None:
-        if self._file is not None:
-            tallies = {name: asdict(tally) for name, tally in self.tallies.items()}
-            self._file.write_text(json.dumps({"truth": self.truth, "tallies": tallies}))
+    @staticmethod
+    def of(file: Path | None) -> State:
+        state = State(file)
+        for line in file.read_text(encoding="utf-8").splitlines() if file and file.exists() else []:
+            state.take(json.loads(line))
+        return state
 
+    def take(self, record: dict[str, Any]) -> None:
+        """One line of the file: plain texts, or the outcome of a cell."""
+        if "plain" in record:
+            for number, sampling, place, tokens in record["plain"]:
+                self.plain[number, sampling, place] = tuple(tokens)
+            return
+        self.done.add(str(record["cell"]))
+        self.differences += record["differences"]
+        for mode, value, tokens, texts, different in record["counts"]:
+            count = self.counts.setdefault((mode, value), Count())
+            count.tokens, count.texts = count.tokens + tokens, count.texts + texts
+            count.different += different
 
-def written_by(
-    mode: Mode, folder: Path, prompts: list[list[int]], tokens: int, names: list[str]
-) -> Iterator[tuple[str, list[int]]]:
-    """Every text of these samplings in one mode, by sampling and prompt."""
-    drafter = str(demo_folder("target")) if mode.drafter == "demo" else mode.drafter
-    with specexec.load(
-        str(folder), drafter=drafter, budget=mode.budget, offload=mode.offload, dtype="f32", ctx=2048
-    ) as engine:
-        for name in names:
-            sampling = SAMPLINGS[name]
-            each = [
-                SamplingParams(**{**asdict(sampling), "seed": seed, "max_tokens": tokens})
-                for seed in range(len(prompts))
-            ]
-            for result in engine.generate_many(prompts, each, mode.parallel):
-                if not isinstance(result, specexec.Completion):
-                    raise result.error
-                yield f"{name} / {result.index}", list(result.tokens)
+    def add(self, record: dict[str, Any]) -> None:
+        """The same for something new."""
+        self.take(record)
+        if self.file is not None:
+            with self.file.open("a", encoding="utf-8") as lines:
+                lines.write(json.dumps(record) + "\n")
 
-
-def by_transformers(folder: Path, prompts: list[list[int]], tokens: int) -> Iterator[tuple[str, list[int]]]:
-    """Greedy texts by transformers' own generate."""
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    for index, prompt in enumerate(prompts):
-        ids = torch.tensor([prompt])
-        made = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False)
-        yield f"greedy / {index}", made[0, len(prompt) :].tolist()
-
-
-def compared(kept: Kept, name: str, write: Callable[[], Iterator[tuple[str, list[int]]]]) -> Tally:
-    if name not in kept.tallies:
-        tally, began_s = Tally(), time.monotonic()
-        for text, tokens in write():
-            tally.add(text, kept.truth[text], tokens)
-            tally.seconds = time.monotonic() - began_s
-            click.echo(f"\r{name}: {tally.texts} texts, {tally.tokens} tokens", nl=False, err=True)
-        click.echo(err=True)
-        kept.tallies[name] = tally
-        kept.save()
-    return kept.tallies[name]
+    def compare(self, name: str, values: dict[str, str], texts: dict[tuple[int, str, int], Text]) -> None:
+        """Count a cell's texts under all its modes."""
+        counts: dict[tuple[str, str], Count] = {}
+        differences = []
+        for key, text in texts.items():
+            plain = self.plain[key]
+            first = next((at for at, (a, b) in enumerate(zip(plain, text, strict=False)) if a != b), None)
+            if first is None and len(plain) != len(text):
+                first = min(len(plain), len(text))
+            if first is not None:
+                differences.append(f"{name}, {key[1]}, prompt {key[0] * TOGETHER + key[2]}: token {first}")
+            for mode, value in {**values, "sampling": key[1]}.items():
+                count = counts.setdefault((mode, value), Count())
+                count.tokens, count.texts = count.tokens + len(plain), count.texts + 1
+                count.different += first is not None
+        rows = [[*key, one.tokens, one.texts, one.different] for key, one in counts.items()]
+        self.add({"cell": name, "differences": differences, "counts": rows})
 
 
-@click.command(help=__doc__.partition("\n")[0] if __doc__ else None)
-@click.option("--prompts", default=44, show_default=True, help="How many prompts.")
-@click.option("--first", default=0, show_default=True, help="The prompt to begin with.")
-@click.option("--tokens", default=48, show_default=True, help="How many tokens a text may have.")
-@click.option("--only", type=click.Choice([*GROUPS, "transformers"]), multiple=True, help="These groups of modes.")
-@click.option("--sampling", type=click.Choice([*SAMPLINGS]), multiple=True, help="These ways of sampling.")
-@click.option("--minutes", type=float, help="Begin no further mode after so long.")
-@click.option("--keep", type=click.Path(path_type=Path, dir_okay=False), help="Go on from this file, and keep it.")
-def main(
-    prompts: int,
-    first: int,
-    tokens: int,
-    only: tuple[str, ...],
-    sampling: tuple[str, ...],
-    minutes: float | None,
-    keep: Path | None,
-) -> None:
-    logging.getLogger("specexec").setLevel(logging.ERROR)
-    folder, names = real_material.model(), list(sampling or SAMPLINGS)
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-    asked = [json.loads(line)["prompt"] for line in PROMPTS.read_text().splitlines()][first : first + prompts]
-    ids = [
-        tokenizer.apply_chat_template([{"role": "user", "content": one}], add_generation_prompt=True, return_dict=False)
-        for one in asked
-    ]
-    kept, began_s = Kept(keep), time.monotonic()
-    missing = [name for name in names if f"{name} / {len(ids) - 1}" not in kept.truth]
-    for text, written in written_by(TRUTH, folder, ids, tokens, missing) if missing else ():
-        kept.truth[text] = written
-        click.echo(f"\rplain decoding: {len(kept.truth)} texts", nl=False, err=True)
-        kept.save()
+def prompts(llm: Engine, number: int) -> list[list[int]]:
+    """The prompts of one round, as token ids behind the chat template."""
+    asked = [json.loads(line)["prompt"] for line in PROMPTS.read_text(encoding="utf-8").splitlines()]
+    chosen = [asked[(number * TOGETHER + place) % len(asked)] for place in range(TOGETHER)]
+    return [llm.encode([{"role": "user", "content": one}]) for one in chosen]
+
+
+def write(llm: Engine, number: int, tokens: int, company: str) -> dict[tuple[int, str, int], Text]:
+    """All texts of a round, each with a seed of its own."""
+    found: dict[tuple[int, str, int], Text] = {}
+    for name, values in SAMPLINGS.items():
+        each = [
+            SamplingParams(**values, max_tokens=tokens, seed=100 * number + place)  # type: ignore[arg-type]
+            for place in range(TOGETHER)
+        ]
+        for one in llm.generate_many(prompts(llm, number), each, parallel=1 if company == "alone" else TOGETHER):
+            assert isinstance(one, Completion), one
+            found[number, name, one.index] = one.tokens
+    return found
+
+
+def greedily(llm: Engine, number: int, tokens: int) -> dict[tuple[int, str, int], Text]:
+    """What transformers' own generate writes at T = 0, one prompt at a time."""
+    truth = AutoModelForCausalLM.from_pretrained(model(), dtype=torch.float32)
+    generate: Callable[..., torch.Tensor] = getattr(truth, "generate")  # noqa: B009 - its own annotations refuse it
+    found: dict[tuple[int, str, int], Text] = {}
+    for place, ids in enumerate(prompts(llm, number)):
+        with torch.no_grad():
+            whole = generate(torch.tensor([ids]), max_new_tokens=tokens, do_sample=False)
+        found[number, "greedy", place] = tuple(whole[0, len(ids) :].tolist())
+    return found
+
+
+def cells(number: int) -> Iterator[tuple[str, Literal["none", "ram", "disk"], list[Cell]]]:
+    """What one load of the model can write, loads in random order."""
+    loads = [*product(DRAFTERS, PLACEMENTS)]
+    random.Random(number).shuffle(loads)
+    for drafter, placement in loads:
+        yield drafter, placement, [Cell(number, drafter, placement, *one) for one in product(BUDGETS, COMPANY)]
+
+
+def compare_round(state: State, number: int, tokens: int, ends_s: float) -> bool:
+    """Everything of one round that is not done yet; False if time is up."""
+    folder = str(model())
+    if (number, "greedy", 0) not in state.plain:
+        with specexec.load(folder, drafter="none", offload="none", dtype="f32", budget=0) as llm:
+            texts = write(llm, number, tokens, "alone")
+            state.add({"plain": [[*key, text] for key, text in texts.items()]})
+            state.compare(f"{number} generate", {"truth": "transformers generate"}, greedily(llm, number, tokens))
+    searches = skip.Searches()
+    for drafter, placement, wanted in cells(number):
+        left = [cell for cell in wanted if str(cell) not in state.done]
+        if not left:
+            continue
+        with specexec.load(
+            folder, drafter=DRAFTERS[drafter], offload=placement, dtype="f32", budget="auto", searches=searches
+        ) as llm:
+            for cell in left:
+                if time.monotonic() > ends_s:
+                    return False
+                llm.budget = cell.budget if cell.budget == "auto" else int(cell.budget)  # type: ignore[assignment]
+                state.compare(str(cell), cell.values, write(llm, number, tokens, cell.company))
+                compared = sum(count.tokens for (mode, _), count in state.counts.items() if mode == "sampling")
+                say = f"round {number}: {drafter}, {placement}, budget {cell.budget}, {cell.company}"
+                click.echo(
+                    f"\r\x1b[K{say}; {compared:,} tokens compared, {len(state.differences)} texts differ",
+                    err=True,
+                    nl=False,
+                )
+    return True
+
+
+@click.command()
+@click.option("--minutes", default=60.0, help="Stop after so long, at the end of a mode.")
+@click.option("--tokens", default=24, help="Of every text.")
+@click.option("--rounds", default=1000, help="Of three prompts each.")
+@click.option("--state", "file", type=click.Path(path_type=Path), help="Keep what was compared here and go on from it.")
+def main(minutes: float, tokens: int, rounds: int, file: Path | None) -> None:
+    """Compare a real model's texts across all modes."""
+    skip.TRIES = 4  # sets that skip looks at: texts must not depend on it, and a search takes minutes
+    ends_s = time.monotonic() + 60 * minutes
+    state = State.of(file)
+    for number in range(rounds):
+        if time.monotonic() > ends_s or not compare_round(state, number, tokens, ends_s):
+            break
     click.echo(err=True)
-    wanted = only or ("transformers", *GROUPS)
-    if "transformers" in wanted and "greedy" in names:
-        compared(kept, "transformers' generate", lambda: by_transformers(folder, ids, tokens))
-    for group in (group for group in GROUPS if group in wanted):
-        for mode in GROUPS[group]:
-            if minutes is None or time.monotonic() - began_s < 60 * minutes:
-                compared(kept, f"{group}: {mode}", lambda mode=mode: written_by(mode, folder, ids, tokens, names))  # type: ignore[misc]
-    report(kept)
-
-
-def report(kept: Kept) -> None:
-    sums: Counter[str] = Counter()
-    different: Counter[str] = Counter()
-    click.echo("| mode | texts | tokens compared | texts that differ | seconds |\n|---|---|---|---|---|")
-    for name, tally in kept.tallies.items():
-        click.echo(f"| {name} | {tally.texts} | {tally.tokens} | {len(tally.differing)} | {tally.seconds:.0f} |")
-        sums[name.partition(":")[0]] += tally.tokens
-        different[name.partition(":")[0]] += len(tally.differing)
-    for group, total in sums.items():
-        click.echo(f"{group}: {total} tokens, {different[group]} texts differ")
-    for name, tally in kept.tallies.items():
-        for place in tally.differing:
-            click.echo(f"{name}: {place}")
+    click.echo("| mode | value | texts | tokens compared | texts that differ |\n|---|---|---|---|---|")
+    for (mode, value), count in sorted(state.counts.items()):
+        click.echo(f"| {mode} | {value} | {count.texts:,} | {count.tokens:,} | {count.different} |")
+    for difference in state.differences:
+        click.echo(difference)
+    sys.exit(1 if state.differences else 0)
 
 
 if __name__ == "__main__":
