@@ -11,9 +11,7 @@ from jinja2.sandbox import SandboxedEnvironment
 from cli.batch.items import Json, Message, Prompt, is_text
 from cli.errors import BadJsonl
 from specexec.errors import BadText, EmptyPrompt
-from specexec.patience import at_most
 
-TEMPLATE_S = 5.0  # of a processor's time for one line
 _TEMPLATES = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
 
 
@@ -52,13 +50,9 @@ class Form:
 
     def _filled(self, fields: Mapping[str, Json], place: str) -> str:
         try:
-            with at_most(TEMPLATE_S):
-                return _TEMPLATES.from_string(self.template or "").render(fields)
-        except TimeoutError:
-            problem = f"it did not end within {TEMPLATE_S:g} s"
-        except Exception as error:  # a template is the user's own code, and may fail in any way that Python knows
-            problem = _said(error)
-        raise BadJsonl(f"{place}: the template cannot be filled: {problem}.")
+            return _TEMPLATES.from_string(self.template or "").render(fields)
+        except Exception as problem:  # a template is the user's own code, and may fail in any way that Python knows
+            raise BadJsonl(f"{place}: the template cannot be filled: {_said(problem)}.") from problem
 
 
 def template_problem(text: str) -> str | None:
