@@ -240,7 +240,7 @@ def _configuration(
         "--system": batch.system,
         "--template": batch.template,
         "--output-format": batch.format,
-        "--stop": list(sampling.stop),
+        "--stop": list(sampling.stop or ()),
         **({"--head-quant": options.head_quant} if options.head_quant != "none" else {}),
         **({"--exact": True} if options.exact else {}),
         **({"--dedupe": True} if batch.dedupe else {}),
