@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cli.openai.errors import bad_request
-from cli.openai.schema import Request
+from cli.openai.schema import Request, StructuredOutputs
 
 
 @dataclass(frozen=True)
@@ -22,20 +22,19 @@ class Shape:
 
 def read_shape(request: Request) -> Shape | None:
     """What the answer must look like; None for plain text. Raises ApiError."""
-    given = request.response_format
-    outputs = request.structured_outputs
+    given, outputs = request.response_format, request.structured_outputs or StructuredOutputs()
     wanted = [
-        ("response_format", given and given.schema_to_follow, None),
-        ("guided_json", _schema(request.guided_json, "guided_json"), None),
-        ("json_schema", request.json_schema, None),
-        ("guided_regex", None, request.guided_regex),
-        ("guided_choice", None, _one_of(request.guided_choice)),
-        ("structured_outputs", outputs and _schema(outputs.json_, "structured_outputs"), None),
-        ("structured_outputs", {"type": "object"} if outputs and outputs.json_object else None, None),
-        ("structured_outputs", None, outputs and outputs.regex),
-        ("structured_outputs", None, _one_of(outputs and outputs.choice)),
+        Shape("response_format", given.schema_to_follow if given else None),
+        Shape("guided_json", _schema(request.guided_json, "guided_json")),
+        Shape("json_schema", request.json_schema),
+        Shape("guided_regex", regex=request.guided_regex),
+        Shape("guided_choice", regex=_one_of(request.guided_choice)),
+        Shape("structured_outputs", _schema(outputs.json_, "structured_outputs")),
+        Shape("structured_outputs", {"type": "object"} if outputs.json_object else None),
+        Shape("structured_outputs", regex=outputs.regex),
+        Shape("structured_outputs", regex=_one_of(outputs.choice)),
     ]
-    shapes = [Shape(name, schema, regex) for name, schema, regex in wanted if schema is not None or regex is not None]
+    shapes = [shape for shape in wanted if shape.schema is not None or shape.regex is not None]
     if len(shapes) > 1:
         raise bad_request(
             f"{shapes[0].field} and {shapes[1].field} both say what an answer looks like.", shapes[1].field
