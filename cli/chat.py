@@ -20,6 +20,7 @@ from cli.prompts import with_stdin
 from cli.screen import Screen
 from cli.session import Session
 from cli.slash_settings import THINK
+from cli.template import template_options
 from cli.verbosity import Verbosity, json_option, verbosity_options
 from cli.visible import echo
 from specexec.sampling import SamplingParams
@@ -51,6 +52,7 @@ TOY_QUESTIONS = "It answers: How does specexec work? · What is a drafter? · Wh
 @click.option("--bell", is_flag=True, help="Ring when an answer took longer than 10 s.")
 @click.option("--notify-command", metavar="COMMAND", help="Run this when an answer took longer than 10 s.")
 @display_options
+@template_options
 @engine_options
 @sampling_options
 @json_option("Print the answer to -p, and what came of every option, as JSON.")
