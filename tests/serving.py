@@ -23,6 +23,7 @@ from specexec.errors import BrokenLogits
 from specexec.room import Room
 from specexec.sampling import SamplingParams
 from specexec.stats import Burst, Cost, FinishReason, Progress
+from specexec.text.control import Rendered
 from specexec.tree import TokenTree
 
 PER_SWEEP = 3
@@ -86,7 +87,11 @@ class LetterEngine:
     def encode(self, text: str) -> list[int]:
         return [ord(letter) for letter in text]
 
-    encode_rest = encode
+    def encode_rest(self, text: str | Rendered) -> list[int]:
+        return self.encode(text if isinstance(text, str) else text.text)
+
+    def rendered(self, messages: list[dict[str, str]], wishes: object) -> Rendered:
+        return Rendered(self.render(messages, wishes))
 
     def render(self, messages: list[dict[str, str]], wishes: object) -> str:
         return messages[-1]["content"]
@@ -99,6 +104,9 @@ class LetterEngine:
 
     def spell(self, token: int) -> str:
         return chr(token)
+
+    def filled(self, sampling: SamplingParams) -> SamplingParams:
+        return sampling
 
     def progress(self) -> Progress:
         return Progress(1, 4, len(self.shared), 0)

@@ -161,7 +161,8 @@ def read_completion(body: object, served: Items[str]) -> Asked:
     request = _checked(CompletionRequest, body, served)
     prompts = _prompts(request.prompt)
     longest = request.max_tokens or DEFAULT_COMPLETION_TOKENS
-    return _asked(request, prompts, longest, request.logprobs, chat=False, echo=request.echo)
+    asked = _asked(request, prompts, longest, request.logprobs, chat=False, echo=request.echo)
+    return replace(asked, wishes=Wishes(control_tokens=request.allow_control_tokens))
 
 
 def _wishes(request: ChatRequest, tools: Tools | None) -> Wishes:
@@ -177,6 +178,7 @@ def _wishes(request: ChatRequest, tools: Tools | None) -> Wishes:
         tools=tools.offered if tools else (),
         variables=variables,
         ends_in="message" if request.continue_final_message else after,
+        control_tokens=request.allow_control_tokens,
     )
 
 
@@ -279,6 +281,10 @@ def _sampling(request: Request, stop: tuple[str, ...], logprobs: int | None, ech
             seed=None if request.seed == _UNSET else request.seed,
             stop=None if request.stop is None else stop,
             ignore_eos=bool(request.ignore_eos),
+            min_tokens=request.min_tokens,
+            stop_token_ids=tuple(request.stop_token_ids or ()),
+            typical_p=request.typical_p,
+            no_repeat_ngram_size=request.no_repeat_ngram_size,
             logit_bias=biases,
             logprobs=logprobs,
             prompt_logprobs=echo and logprobs is not None,
