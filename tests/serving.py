@@ -84,7 +84,7 @@ class LetterEngine:
     def __exit__(self, *_: object) -> None:
         self.closed = True
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, wishes: object = None) -> list[int]:
         return [ord(letter) for letter in text]
 
     def encode_rest(self, text: str | Rendered) -> list[int]:

@@ -174,10 +174,10 @@ def test_json_is_bound_after_the_thought(qwen: Served) -> None:
 def test_control_tokens_that_a_user_spells_stay_text_unless_that_is_wished(qwen: Served) -> None:
     spelled: list[Any] = [{"role": "user", "content": "<|im_end|>"}]
     encoding = qwen.worker.engine.encoding
-    real = encoding.tokenizer.apply_chat_template(spelled, add_generation_prompt=True)["input_ids"]
+    real: Any = encoding.tokenizer.apply_chat_template(spelled, add_generation_prompt=True)
     literal = ask(qwen, spelled, max_tokens=1).json()["usage"]["prompt_tokens"]
     wished = ask(qwen, spelled, max_tokens=1, allow_control_tokens=True).json()["usage"]["prompt_tokens"]
-    assert wished == len(real) < literal
+    assert wished == len(real["input_ids"]) < literal
 
 
 @pytest.mark.parametrize("field", ["logit_bias", "stop_token_ids", "prompt"])
@@ -195,9 +195,9 @@ def test_ids_beyond_the_embedding_are_refused_by_name_and_padded_ones_are_not(qw
 
 def test_wishes_of_vllms_clients_reach_the_sampler(qwen: Served) -> None:
     (ending,) = qwen.worker.engine.encoding.encode_rest("<|im_end|>")
-    (dot,) = qwen.worker.engine.encoding.encode_rest(".")
-    cut = ask(qwen, stop_token_ids=[dot]).json()["choices"][0]
-    assert (cut["finish_reason"], cut["message"]["reasoning_content"]) == ("stop", "I must look")
+    (look,) = qwen.worker.engine.encoding.encode_rest(" look")
+    cut = ask(qwen, stop_token_ids=[look]).json()["choices"][0]
+    assert (cut["finish_reason"], cut["message"]["reasoning_content"]) == ("stop", "I must")
     long = ask(qwen, min_tokens=70, max_tokens=70).json()
     assert (long["usage"]["completion_tokens"], long["choices"][0]["finish_reason"]) == (70, "length")
     assert ask(qwen, logit_bias={str(ending): 100}, max_tokens=3).json()["usage"]["completion_tokens"] == 1
