@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from collections.abc import Sequence as Items
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,6 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from specexec.conversation import Prompt
 from specexec.errors import BadMessages, BadText, TokenizerMismatch
 from specexec.patience import at_most
-from specexec.transcript import Message
 from specexec.wishes import Wishes
 
 TEMPLATE_S = 5.0  # of a processor's time; templates of real models take milliseconds
@@ -22,11 +22,11 @@ ROUND_TRIP = "One Word, two  spaces;\n\tx = 'é' + \"→\"  # 42"
 
 
 class Encoding:
-    """One model's tokenizer. `thinking` asks for thoughts before an answer or for none, where the template can."""
+    """One model's tokenizer. `thinking` is what its template is told about thoughts (see `Format.thinking`)."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
-        self.thinking: bool | None = None
+        self.thinking: Mapping[str, object] = {}
 
     @staticmethod
     def of(folder: Path, trust_remote_code: bool = False) -> Encoding:
@@ -47,11 +47,10 @@ class Encoding:
             return [item for item in prompt if isinstance(item, int)]
         return self.encode_rest(self.render(messages, wishes))
 
-    def render(self, messages: Items[Message] | Items[dict[str, object]], wishes: Wishes | None = None) -> str:
+    def render(self, messages: Items[dict[str, str]] | Items[dict[str, object]], wishes: Wishes | None = None) -> str:
         """The text that messages become before it is cut into tokens. Raises BadMessages."""
         wishes = wishes or Wishes()
-        variables: dict[str, Any] = {} if self.thinking is None else {"enable_thinking": self.thinking}
-        variables |= wishes.variables
+        variables: dict[str, Any] = {**self.thinking, **wishes.variables}
         try:
             with at_most(TEMPLATE_S):
                 text = self.tokenizer.apply_chat_template(
