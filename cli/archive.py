@@ -21,7 +21,8 @@ from typing import TypeAlias
 from cli.errors import BadSession, SessionNotFound
 from offload.places import folder_of
 from offload.replacing import PRIVATE, replacing
-from specexec.transcript import Message, Turn, belonging, common
+from specexec.text.messages import Message
+from specexec.transcript import Turn, belonging, common
 
 FORMAT = 1
 _ID = re.compile(r"[\w-]{1,80}")

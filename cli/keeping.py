@@ -15,7 +15,8 @@ from cli.archive import Archive, Record, TakenBack
 from cli.errors import BadSnapshot
 from cli.quantities import format_bytes, format_count
 from cli.screen import Screen
-from specexec.transcript import Message, belonging
+from specexec.text.messages import Message
+from specexec.transcript import belonging
 
 if TYPE_CHECKING:
     from specexec.conversation import Conversation

@@ -13,10 +13,10 @@ from offload.names import called
 from specexec.errors import BadText
 
 if TYPE_CHECKING:
-    from specexec.conversation import Prompt
     from specexec.engine import Engine
     from specexec.lm import TreeLM
     from specexec.rivals import Tally
+    from specexec.text.messages import Prompt
 
 
 def measure_laws(

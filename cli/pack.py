@@ -15,7 +15,7 @@ from cli.quantities import format_bytes
 from cli.screen import Screen, watched
 from cli.verbosity import Verbosity, json_option, start_logging, verbosity_options
 from cli.visible import echo
-from offload.shards import MANIFEST
+from offload.contents import MANIFEST
 
 if TYPE_CHECKING:
     from offload.formats import FourBits

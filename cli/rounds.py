@@ -19,8 +19,8 @@ from specexec.sampling import SamplingParams
 from specexec.stats import Overlap
 
 if TYPE_CHECKING:
-    from specexec.conversation import Prompt
     from specexec.engine import Engine
+    from specexec.text.messages import Prompt
 
 COLUMNS = (
     "drafter", "offload", "planner", "T", "budget", "sweeps", "tok/sweep", "accepted at depth 1, 2, 4, 8", "s drafting",

@@ -11,7 +11,7 @@ from cli.archive import Archive, Record, sessions_folder
 from cli.errors import BadSession
 from cli.verbosity import json_option, verbosity_options
 from cli.visible import echo
-from specexec.transcript import Message
+from specexec.text.messages import Message
 
 JSON = json_option()
 SHOWN = 48  # characters of a title

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from offload.carrier import carrier_for
     from offload.crew import share
     from offload.custom import running_code
-    from offload.errors import OffloadError, ReadFailed
+    from offload.documents import AGAIN, check_documents
+    from offload.errors import BadModelDir, OffloadError, ReadFailed
     from offload.formats import FewBits, FourBits, copy_B, is_quantised, looked_up_B, resident_B, with_head
     from offload.hardware import free_memory
     from offload.lender import StreamStats
@@ -32,7 +33,9 @@ if TYPE_CHECKING:
     from offload.system import check_system
 
 __all__ = [
+    "AGAIN",
     "EXPERTS",
+    "BadModelDir",
     "Design",
     "FewBits",
     "Folder",
@@ -49,6 +52,7 @@ __all__ = [
     "called",
     "carrier_for",
     "check_bytes",
+    "check_documents",
     "check_system",
     "copy_B",
     "design",
@@ -73,6 +77,9 @@ __all__ = [
 ]
 
 _HOMES = {
+    "AGAIN": "documents",
+    "BadModelDir": "errors",
+    "check_documents": "documents",
     "EXPERTS": "routing",
     "Design": "skeleton",
     "Folder": "shards",

@@ -13,13 +13,14 @@ import torch
 
 from offload import hub
 from offload.aligned import load_entry
+from offload.contents import find_weights, instead
 from offload.errors import DiskFull, UnsupportedArchitecture
 from offload.formats import FourBits
 from offload.manifest import ORIGINALS
 from offload.pack import REST, Plan, Shard, plan
 from offload.placement import size
 from offload.quant import Quant
-from offload.shards import INDEX, ITEM_B, SINGLE, Entry, Folder, read_config, read_header, read_index
+from offload.shards import Entry, Folder, item_B, read_config, read_header, read_index, settled
 
 HELD = 2
 
@@ -49,18 +50,21 @@ class Arriving:
         staging = out.with_name(out.name + ORIGINALS)
         for name in sorted(name for name in listing.sizes_B if not name.endswith(".safetensors")):
             hub.fetch(repo, listing.commit, name, staging)
-        config = read_config(staging)
-        if config.get("quantization_config"):
-            raise UnsupportedArchitecture(
-                f"{repo} is quantised already.", hint="specexec pull without --pack, and specexec pack --quant none."
-            )
-        files = sorted(set(read_index(staging).values())) if (staging / INDEX).is_file() else [SINGLE]
+        weights = find_weights(listing.sizes_B)
+        if weights is None:
+            raise instead(repo, listing.sizes_B, {})
+        files = sorted({*read_index(staging / weights.index).values()}) if weights.index else list(weights.files)
         entries: dict[str, Entry] = {}
         for name in files:
             # Where they lie is known when the file is here; the order of names stands for it until then.
             for tensor, (dtype, shape) in hub.remote_header(repo, listing.commit, name).items():
-                nbytes = math.prod(shape) * ITEM_B[dtype]
+                nbytes = math.prod(shape) * item_B(dtype, tensor)
                 entries[tensor] = Entry(tensor, staging / name, 0, nbytes, dtype, shape)
+        config, _ = settled(read_config(staging), entries)
+        if config.get("quantization_config"):
+            raise UnsupportedArchitecture(
+                f"{repo} is quantised already.", hint="specexec pull without --pack, and specexec pack --quant none."
+            )
         sizes = {staging / name: listing.sizes_B[name] for name in files}
         # What an earlier run was about to use is fetched again rather than trusted.
         for file in staging.glob("*.safetensors"):

@@ -4,6 +4,7 @@ A checkpoint may store under other names, expert by expert, or fused what the mo
 on disk becomes one or more `Part`s: these bytes go to that (possibly strided) view of that parameter.
 """
 
+import logging
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,8 +26,12 @@ from transformers.core_model_loading import (
 from offload.errors import BadModelDir, UnsupportedArchitecture
 from offload.shards import Entry
 
+log = logging.getLogger(__name__)
+
 # Buffers that old checkpoints carry and no module reads; the model class adds its own list.
 IGNORABLE = (r"rotary_emb\.inv_freq$", r"(^|\.)position_ids$", r"\.attn\.(masked_)?bias$")
+# Scales for keys and values in 8 bits. Ours stay whole, so that nothing needs them.
+CACHE_SCALES = re.compile(r"\.(k|v|q|kv|prob)_(scale|zero_point)$")
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,10 @@ def route(entries: Iterable[Entry], model: PreTrainedModel) -> dict[str, list[Pa
         for part in job.parts(shapes):
             parts.setdefault(part.target, []).append(part)
     ignorable = re.compile("|".join([*IGNORABLE, *(model._keys_to_ignore_on_load_unexpected or ())]))
-    _refuse_leftovers([name for name in leftovers if not ignorable.search(name)], model)
+    scales = [name for name in leftovers if CACHE_SCALES.search(name)]
+    _refuse_leftovers([name for name in leftovers if not ignorable.search(name) and name not in scales], model)
+    if scales:
+        log.warning("%d scales of an 8-bit cache are left out (%s …): ours stays whole", len(scales), scales[0])
     for target, found in parts.items():
         if sum(_elements(part.entry) for part in found) != shapes[target].numel():
             raise _misfit(found[0].entry, target, shapes[target])

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from offload.documents import read_json
 from offload.errors import OffloadError, RemoteCode, UnsupportedArchitecture
-from offload.shards import read_json_object
 
 SAYING_SO = ("config.json", "tokenizer_config.json")
 
@@ -17,7 +17,7 @@ def references(path: Path) -> dict[str, list[str]]:
     """For each auto class of transformers the classes that the folder defines for it, as module.Class."""
     found: dict[str, list[str]] = {}
     for name in SAYING_SO:
-        told = read_json_object(path / name).get("auto_map") if (path / name).is_file() else None
+        told = read_json(path / name).get("auto_map") if (path / name).is_file() else None
         for kind, given in told.items() if isinstance(told, dict) else []:
             classes = given if isinstance(given, list) else [given]  # tokenizers come as slow and fast
             found[kind] = [one for one in classes if isinstance(one, str)]

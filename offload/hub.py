@@ -4,7 +4,6 @@ Everything lands in the standard cache that all Hugging Face tools share. The Hu
 """
 
 import errno
-import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,10 +12,11 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
+from offload.contents import INDEX, NUMBERED, SINGLE, find_weights
 from offload.custom import code_files
-from offload.errors import DiskFull, GatedRepo, ModelNotFound, OfflineMissing
+from offload.errors import BadModelDir, CorruptShard, DiskFull, GatedRepo, ModelNotFound, OfflineMissing
 from offload.placement import size
-from offload.shards import INDEX, SINGLE
+from offload.shards import read_index
 
 # Weights as safetensors, configs and tokenizers of the top folder; never pickle, and code only where it is trusted.
 WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt"]
@@ -100,12 +100,16 @@ def fetch(repo: str, commit: str, name: str, folder: Path) -> Path:
         return Path(hf_hub_download(repo, name, revision=commit, local_dir=folder))
 
 
-def remote_header(repo: str, commit: str, name: str) -> dict[str, tuple[str, tuple[int, ...]]]:
+def remote_header(repo: str, revision: str | None, name: str) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Dtype and shape of every tensor of a safetensors file that has not been downloaded."""
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import SafetensorsParsingError
 
-    with explained(repo, commit):
-        found = HfApi().parse_safetensors_file_metadata(repo, name, revision=commit)
+    try:
+        with explained(repo, revision):
+            found = HfApi().parse_safetensors_file_metadata(repo, name, revision=revision)
+    except SafetensorsParsingError as error:
+        raise CorruptShard(f"{name} of {repo} is damaged on the Hub: {error}") from error
     return {tensor: (str(entry.dtype), tuple(entry.shape)) for tensor, entry in found.tensors.items()}
 
 
@@ -163,15 +167,20 @@ def missing_files(path: Path, code: bool = False) -> list[str]:
     wanted = ["config.json"]
     if code and (path / "config.json").is_file():
         wanted += code_files(path)
-    if (path / INDEX).is_file():
-        try:
-            wanted += sorted({str(file) for file in json.loads((path / INDEX).read_text())["weight_map"].values()})
-        except (ValueError, KeyError, AttributeError):
-            wanted.append(INDEX)  # unreadable: as good as missing, a download repairs it
-            return [file for file in wanted if file == INDEX or not (path / file).is_file()]
+    names = [file.name for file in path.iterdir() if file.is_file()] if path.is_dir() else []
+    weights = find_weights(names)
+    if weights is None:
+        numbered = any(NUMBERED.fullmatch(name) for name in names)
+        wanted.append(INDEX if numbered else SINGLE)
+    elif weights.index is None:
+        wanted += weights.files
     else:
-        wanted.append(SINGLE)
-    return [file for file in wanted if not (path / file).is_file()]
+        try:
+            wanted += sorted({*read_index(path / weights.index).values()})
+        except BadModelDir:
+            wanted.append(weights.index)  # unreadable: as good as missing, a download repairs it
+            names.remove(weights.index)
+    return [file for file in wanted if file not in names]
 
 
 def _wanted(code: bool) -> list[str]:

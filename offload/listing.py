@@ -1,15 +1,20 @@
 """A model's config and headers without its weights: from its folder, or from the Hub before any download. No torch."""
 
-import json
+import math
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from offload.errors import BadModelDir, ModelNotFound, OfflineMissing
-from offload.hub import explained
+from offload.contents import ADAPTER, MODELOPT, find_weights, instead
+from offload.documents import CONFIG, read_json
+from offload.errors import ModelNotFound, OfflineMissing
+from offload.hub import explained, remote_header
 from offload.names import DEMO, HUB_NAME, PAIRED, aliases, demo_folder, resolve
-from offload.shards import Entry, Folder, open_folder
+from offload.shards import Entry, Folder, open_folder, read_index, settled, with_modelopt
+from offload.shards import item_B as bytes_of
 
 FLOAT_B = {"float32": 4, "float16": 2, "bfloat16": 2}
 PATIENCE_s = 10
+AT_ONCE = 8  # headers on their way
 NAMES = {4: "f32", 2: "bf16"}
 
 
@@ -58,20 +63,29 @@ def item_B(folder: Folder) -> int:
 
 
 def _from_hub(repo: str, revision: str | None) -> Folder:
-    from huggingface_hub import HfApi, get_safetensors_metadata, hf_hub_download
-    from huggingface_hub.errors import NotASafetensorsRepoError
+    from huggingface_hub import HfApi, hf_hub_download
 
-    try:
-        with explained(repo, revision):
-            HfApi().model_info(repo, revision=revision, timeout=PATIENCE_s)  # says at once why the rest would fail
-            config = Path(hf_hub_download(repo, "config.json", revision=revision)).read_text(encoding="utf-8")
-            found = get_safetensors_metadata(repo, revision=revision)
-    except NotASafetensorsRepoError as error:
-        raise BadModelDir(f"{repo} has no safetensors weights.") from error
-    entries = {
-        name: Entry(name, Path(file), tensor.data_offsets[0], tensor.data_offsets[1] - tensor.data_offsets[0],
-                    tensor.dtype, tuple(tensor.shape))
-        for file, held in found.files_metadata.items()
-        for name, tensor in held.tensors.items()
-    }  # fmt: skip
-    return Folder(Path(repo), json.loads(config), entries, {Path(file): 0 for file in found.files_metadata})
+    with explained(repo, revision):
+        told = HfApi().model_info(repo, revision=revision, timeout=PATIENCE_s)  # says at once why the rest would fail
+        names = [sibling.rfilename for sibling in told.siblings or () if "/" not in sibling.rfilename]
+        weights = find_weights(names)
+        wanted = [name for name in (CONFIG, MODELOPT, ADAPTER, weights and weights.index) if name in names]
+        here = {name: Path(hf_hub_download(repo, name, revision=revision)) for name in wanted if name}
+    if weights is None or CONFIG not in here:
+        raise instead(repo, names, {name: read_json(file) for name, file in here.items() if name == ADAPTER})
+    config = read_json(here[CONFIG])
+    if MODELOPT in here:
+        config = with_modelopt(config, read_json(here[MODELOPT]))
+    placed = read_index(here[weights.index]) if weights.index else None
+    files = sorted({*placed.values()}) if placed else weights.files
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        headers = pool.map(lambda file: remote_header(repo, revision, file), files)
+        entries = {
+            name: Entry(name, Path(file), 0, math.prod(shape) * bytes_of(dtype, name), dtype, shape)
+            for file, header in zip(files, headers, strict=True)
+            for name, (dtype, shape) in header.items()
+            if placed is None or placed.get(name) == file
+        }
+    config, plain = settled(config, entries)
+    notes = tuple(note for note in (weights.note, plain) if note)
+    return Folder(Path(repo), config, entries, {Path(file): 0 for file in files}, notes)

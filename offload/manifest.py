@@ -2,14 +2,13 @@
 
 import fcntl
 import hashlib
-import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from offload.errors import CorruptShard
-from offload.shards import MANIFEST, Json
+from offload.contents import MANIFEST
+from offload.documents import Json, read_json
 
 FORMAT = "specexec-pack"
 PARTIAL = ".partial"  # ends the name of a file that is being written
@@ -41,15 +40,10 @@ def lock(out: Path) -> int | None:
 
 def read_manifest(out: Path) -> dict[str, Json] | None:
     """The manifest of a pack; None where there is no pack."""
-    if not (out / MANIFEST).is_file():
+    if not os.path.lexists(out / MANIFEST):
         return None
-    try:
-        manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CorruptShard(f"{out / MANIFEST} cannot be read: {error}.") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        return None
-    return manifest
+    manifest = read_json(out / MANIFEST)
+    return manifest if manifest.get("format") == FORMAT else None
 
 
 def finished(manifest: Mapping[str, Json]) -> dict[str, Written]:
@@ -57,9 +51,9 @@ def finished(manifest: Mapping[str, Json]) -> dict[str, Written]:
     shards = manifest.get("shards")
     rows = shards.items() if isinstance(shards, dict) else ()
     return {
-        name: Written(int(str(row["size"])), str(row["sha256"]))
+        name: Written(size_B, str(row["sha256"]))
         for name, row in rows
-        if isinstance(row, dict) and {"size", "sha256"} <= row.keys()
+        if isinstance(row, dict) and isinstance(size_B := row.get("size"), int) and "sha256" in row
     }
 
 

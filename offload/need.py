@@ -9,10 +9,11 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 
+from offload.documents import Json
 from offload.files import LARGE_B, PAGE_B, Reading
 from offload.placement import Need
 from offload.quantised import fold
-from offload.shards import ITEM_B, SCRATCH_B, Folder, Json
+from offload.shards import ITEM_B, SCRATCH_B, Folder
 from offload.speeds import reading_for
 
 LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.")

@@ -22,6 +22,8 @@ from torch import nn
 from offload.aligned import DTYPES, load_entry, write, write_failed, write_small
 from offload.block import Block
 from offload.checkpoint import lay_out
+from offload.contents import INDEX, MANIFEST
+from offload.documents import Json
 from offload.errors import DiskFull, OutputExists, UnsupportedArchitecture
 from offload.formats import FourBits
 from offload.head import head_on_disk, stored_as
@@ -29,7 +31,7 @@ from offload.manifest import FORMAT, PARTIAL, Advance, Written, digest_of, finis
 from offload.placement import size
 from offload.quant import BLOCK, CONFIGS, NESTED_BLOCK, STATE_B, Quant, quantise
 from offload.quantised import fold
-from offload.shards import INDEX, MANIFEST, Entry, Folder, Json, read_header
+from offload.shards import Entry, Folder, read_header
 from offload.skeleton import Skeleton, build
 
 VERSION = 1

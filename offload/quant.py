@@ -14,9 +14,9 @@ from typing import Literal
 import torch
 
 from offload.crew import Piece, share
+from offload.documents import Json
 from offload.errors import MissingLibrary
 from offload.quantised import Quantised
-from offload.shards import Json
 
 Quant = Literal["none", "int8", "nf4"]
 

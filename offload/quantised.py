@@ -21,6 +21,7 @@ from offload.shards import ITEM_B, Entry, Folder, read_small
 Scheme = Literal["nf4", "fp4", "int8", "mxfp4"]
 
 # What config.json may name; the tensors themselves say the rest.
+UNNAMED = "a method that its config.json does not name"
 METHODS = ("bitsandbytes", "mxfp4", "specexec")
 STATE = ".quant_state."
 OWNERS = ("bitsandbytes__nf4", "bitsandbytes__fp4", "specexec__nf4")
@@ -99,7 +100,7 @@ def refuse_unknown(folder: Folder) -> None:
     config = folder.config.get("quantization_config")
     if not config:
         return
-    method = config.get("quant_method", "unknown") if isinstance(config, dict) else "unknown"
+    method = config.get("quant_method", UNNAMED) if isinstance(config, dict) else UNNAMED
     if method not in METHODS:
         raise UnsupportedArchitecture(
             f"{folder.path} is quantised with {method}, which cannot be streamed.",

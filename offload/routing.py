@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from offload.shards import Json
+from offload.documents import Json
 
 # What configs call the experts of a layer, and those of them that a token is sent to.
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")

@@ -6,25 +6,25 @@ Everything comes from config.json, the index and the safetensors headers; nothin
 import json
 import math
 import os
+import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeAlias, TypeGuard, cast
+from typing import TypeGuard, cast
 
-from offload.errors import BadModelDir, CorruptShard
+from offload.contents import ADAPTER, MANIFEST, MODELOPT, find_weights, gguf, instead
+from offload.documents import AGAIN, CONFIG, Json, read_json
+from offload.errors import BadModelDir, CorruptShard, ReadFailed, UnsupportedArchitecture
 
-Json: TypeAlias = "dict[str, Json] | list[Json] | str | int | float | bool | None"
-
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
-MANIFEST = "manifest.json"  # of a pack
-PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 # The safetensors library refuses larger headers too; a 70B header is about 100 KB.
 MAX_HEADER_B = 100_000_000
 MAX_SMALL_B = 1 << 20
+LFS = b"version "
 # Tensors that change their dtype are read so much at a time: large enough for the disk, small enough to forget.
 SCRATCH_B = 16 << 20
+PLAIN = ("F64", "F32", "F16", "BF16")
+SCALES = re.compile(r"(scales?|scale_inv|zeros|zero_point|SCB|absmax|qweight|g_idx|weight_packed)$")
 ITEM_B = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1,
     "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "C64": 8,
@@ -65,6 +65,8 @@ class Folder:
     config: dict[str, Json]
     entries: dict[str, Entry]
     file_sizes: dict[Path, int]
+    notes: tuple[str, ...] = ()
+    """What is unusual about it and was settled, in words."""
 
     @property
     def model_type(self) -> str:
@@ -74,14 +76,12 @@ class Folder:
 
 def open_folder(path: Path) -> Folder:
     """Check a model folder down to every header; no weight is read."""
-    config = read_config(path)
-    if (path / INDEX).is_file():
-        wanted = read_index(path)
-        files = sorted(set(wanted.values()))
-    elif (path / SINGLE).is_file():
-        wanted, files = None, [SINGLE]
-    else:
-        raise _no_weights(path)
+    config, names = read_config(path), _names_in(path)
+    weights = find_weights(names)
+    if weights is None:
+        raise _no_model(path, names)
+    wanted = read_index(path / weights.index) if weights.index else None
+    files = sorted(set(wanted.values())) if wanted else weights.files
     entries: dict[str, Entry] = {}
     sizes: dict[Path, int] = {}
     for name in files:
@@ -95,75 +95,83 @@ def open_folder(path: Path) -> Folder:
         for tensor in (key for key, value in wanted.items() if value == name):
             if tensor not in held:
                 raise CorruptShard(
-                    f"{name} lacks the tensor '{tensor}' that {INDEX} places there.",
+                    f"{name} lacks the tensor '{tensor}' that {weights.index} places there.",
                     "Index and shards come from different downloads, or one of them was edited.",
                     "download the model again.",
                 )
             entries[tensor] = held[tensor]
-    return Folder(path, config, entries, sizes)
+    notes = [weights.note] if weights.note else []
+    if ADAPTER in names:
+        notes.append(f"the adapter beside the weights ({ADAPTER}) is not applied")
+    config, plain = settled(config, entries)
+    return Folder(path, config, entries, sizes, (*notes, *([plain] if plain else [])))
 
 
 def read_config(path: Path) -> dict[str, Json]:
-    """The folder's config.json; says what is there instead if it is no model folder."""
+    """The folder's config.json, with what ModelOpt keeps beside it; says what is there instead of a model."""
+    if path.suffix == ".gguf" and path.is_file():
+        raise gguf(str(path))
     if not path.is_dir():
-        raise BadModelDir(f"{path} is not a folder.", hint="give the folder that holds config.json.")
-    file = path / "config.json"
-    if not file.is_file():
-        if (path / MANIFEST).is_file():
+        raise BadModelDir(f"{path} is not a folder.", hint="the folder that holds config.json.")
+    names = _names_in(path)
+    if CONFIG not in names:
+        if MANIFEST in names:
             raise BadModelDir(
                 f"{path} is a pack that is not finished.", hint="the specexec pack or pull that began it."
             )
-        found = _count_suffixes(path)
-        raise BadModelDir(
-            f"{path} is not a model folder: config.json is missing{found}.",
-            "specexec reads safetensors checkpoints with config.json and tokenizer.json. GGUF is not supported.",
-        )
-    return read_json_object(file)
+        raise _no_model(path, names)
+    config = read_json(path / CONFIG)
+    return with_modelopt(config, read_json(path / MODELOPT)) if MODELOPT in names else config
 
 
-def read_json_object(file: Path) -> dict[str, Json]:
-    """The JSON object in a file. Raises BadModelDir."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise BadModelDir(f"{file} cannot be read as JSON: {error}.") from error
-    if not isinstance(content, dict):
-        raise BadModelDir(f"{file} is not a JSON object.")
-    return cast("dict[str, Json]", content)
+def with_modelopt(config: dict[str, Json], told: dict[str, Json]) -> dict[str, Json]:
+    """A config that names the method of ModelOpt, whose checkpoints may say so in a file of their own only."""
+    quantization = told.get("quantization")
+    algorithm = quantization.get("quant_algo") if isinstance(quantization, dict) else None
+    if config.get("quantization_config") or not algorithm:
+        return config
+    return {**config, "quantization_config": {"quant_method": f"modelopt ({algorithm})"}}
 
 
-def _count_suffixes(path: Path) -> str:
-    counts: dict[str, int] = {}
-    for file in path.iterdir():
-        if file.suffix in (".gguf", ".safetensors", *PICKLES):
-            counts[file.suffix] = counts.get(file.suffix, 0) + 1
-    return f" (found {', '.join(f'{n} {suffix}' for suffix, n in sorted(counts.items()))} files)" if counts else ""
+def settled(config: dict[str, Json], entries: Mapping[str, Entry]) -> tuple[dict[str, Json], str | None]:
+    """The config with a quantisation that it means and names, and what had to be settled, in words.
+
+    bitsandbytes may be meant by its switches alone; settings without a method over plain weights mean nothing.
+    """
+    asked = config.get("quantization_config")
+    if isinstance(config.get("quantization"), dict) and not asked:
+        return {**config, "quantization_config": {"quant_method": "MLX"}}, None
+    if not isinstance(asked, dict) or not asked or "quant_method" in asked:
+        return config, None
+    if asked.get("load_in_4bit") or asked.get("load_in_8bit"):
+        return {**config, "quantization_config": {**asked, "quant_method": "bitsandbytes"}}, None
+    if any(entry.dtype not in PLAIN or SCALES.search(entry.name) for entry in entries.values()):
+        return config, None
+    plain = {name: value for name, value in config.items() if name != "quantization_config"}
+    return plain, "config.json has a quantization_config that names no method; the weights are plain, so it is left out"
 
 
-def _no_weights(path: Path) -> BadModelDir:
-    pickles = sorted(file.name for file in path.iterdir() if file.suffix in PICKLES)
-    if pickles:
-        return BadModelDir(
-            f"{path} holds its weights as pickle ({pickles[0]}), which can run code when loaded.",
-            "specexec reads safetensors only.",
-            "a safetensors version of the model, or convert it with transformers' save_pretrained.",
-        )
-    return BadModelDir(
-        f"{path} is not a model folder: neither {SINGLE} nor {INDEX} is there{_count_suffixes(path)}.",
-        "specexec reads safetensors checkpoints with config.json and tokenizer.json. GGUF is not supported.",
-    )
+def _names_in(path: Path) -> list[str]:
+    return sorted(file.name for file in path.iterdir() if file.suffix in (".json", ".safetensors") or not file.is_dir())
 
 
-def read_index(path: Path) -> dict[str, str]:
+def _no_model(path: Path, names: list[str]) -> BadModelDir:
+    documents = {ADAPTER: read_json(path / ADAPTER)} if ADAPTER in names else {}
+    inside = next((one.parent for one in sorted(path.glob(f"*/{CONFIG}"))), None)
+    inside = inside or next((one.parent for one in sorted(path.glob(f"snapshots/*/{CONFIG}"))), None)
+    return instead(str(path), names, documents, None if inside is None else str(inside))
+
+
+def read_index(file: Path) -> dict[str, str]:
     """Which file of the folder holds which tensor, by plain file names only."""
-    weight_map = read_json_object(path / INDEX).get("weight_map")
+    weight_map = read_json(file).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise BadModelDir(f"{path / INDEX} has no weight_map.", hint="download the model again.")
+        raise BadModelDir(f"{file} has no weight_map.", hint=AGAIN)
     for tensor, name in weight_map.items():
         plain = isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\\0")
         if not plain or not str(name).endswith(".safetensors"):
             raise BadModelDir(
-                f"{path / INDEX} places '{tensor}' in {name!r}, which is not a plain safetensors file name.",
+                f"{file} places '{tensor}' in {name!r}, which is not a plain safetensors file name.",
                 "An index may only point to files of its own folder.",
             )
     return cast("dict[str, str]", weight_map)
@@ -190,17 +198,21 @@ def read_header(file: Path) -> tuple[int, dict[str, Entry]]:
     try:
         fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
-        raise BadModelDir(f"{file} cannot be opened: {error.strerror}.") from error
+        raise BadModelDir(f"{file} cannot be opened: {error.strerror}.", hint=AGAIN) from error
     try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             raise CorruptShard(f"{file.name} is not a regular file.")
         size_B = status.st_size
         start = _pread_all(fd, 8, 0)
+        if start == LFS:
+            raise BadModelDir(f"{file} is a pointer of Git LFS, not the weights.", hint="git lfs pull, in that folder.")
         header_B = int.from_bytes(start, "little")
         if len(start) < 8 or not 2 <= header_B <= min(MAX_HEADER_B, size_B - 8):
             raise _damaged(file, f"its header claims {header_B} bytes, the file has {size_B}")
         header = _pread_all(fd, header_B, 8)
+    except OSError as error:
+        raise _unreadable(file, error) from error
     finally:
         os.close(fd)
     if len(header) < header_B:
@@ -208,15 +220,35 @@ def read_header(file: Path) -> tuple[int, dict[str, Entry]]:
     return size_B, _parse_header(file, header, size_B)
 
 
+def item_B(dtype: str, tensor: str) -> int:
+    """Bytes of an item. Raises UnsupportedArchitecture for one that is no whole byte, or unknown."""
+    if dtype not in ITEM_B:
+        raise UnsupportedArchitecture(
+            f"'{tensor}' is stored as {dtype}, which cannot be streamed.", None, "the 16-bit version of the model."
+        )
+    return ITEM_B[dtype]
+
+
 def read_small(entry: Entry) -> bytes:
     """The bytes of a tensor that is part of a description, such as a quantisation state."""
     if entry.nbytes > MAX_SMALL_B:
         raise _damaged(entry.file, f"'{entry.name}' has {entry.nbytes} bytes, which is no description")
-    fd = os.open(entry.file, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        return _pread_all(fd, entry.nbytes, entry.offset)
-    finally:
-        os.close(fd)
+        fd = os.open(entry.file, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return _pread_all(fd, entry.nbytes, entry.offset)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise _unreadable(entry.file, error) from error
+
+
+def _unreadable(file: Path, error: OSError) -> ReadFailed:
+    return ReadFailed(
+        f"could not read {file}: {error.strerror} (errno {error.errno}).",
+        "The disk, the file system or the network behind it failed.",
+        "again; if it stays so, specexec pull into a cache on another disk (HF_HOME).",
+    )
 
 
 def _pread_all(fd: int, length: int, offset: int) -> bytes:

@@ -1,5 +1,6 @@
 """A transformers causal LM without weights, and where its decoder layers are. Refuses by name what cannot stream."""
 
+import os
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from offload.custom import references, refuse_elsewhere, refused, running_code
+from offload.documents import read_json
 from offload.errors import BadModelDir, UnsupportedArchitecture
 from offload.quantised import refuse_unknown
 from offload.shards import Folder
@@ -74,7 +76,8 @@ def build(folder: Folder, dtype: str | torch.dtype | None, trust_remote_code: bo
     ):
         model = AutoModelForCausalLM.from_config(config, dtype=wanted, trust_remote_code=trust_remote_code)
     assert isinstance(model, PreTrainedModel)
-    if (folder.path / "generation_config.json").is_file() and model.can_generate():
+    if os.path.lexists(folder.path / "generation_config.json") and model.can_generate():
+        read_json(folder.path / "generation_config.json")
         with _sense(folder.path / "generation_config.json"):
             model.generation_config = GenerationConfig.from_pretrained(folder.path, local_files_only=True)
     model.eval()

@@ -30,7 +30,6 @@ from offload.stream import LayerStream
 from specexec import Completion, SamplingParams, decoder, planner
 from specexec.cache import KVCache
 from specexec.calibration import Calibration
-from specexec.conversation import Prompt
 from specexec.cost import CostModel
 from specexec.drafters import Ask, Drafter, Guesses
 from specexec.drafters.sibling import SiblingDrafter
@@ -38,6 +37,7 @@ from specexec.engine import Engine
 from specexec.lm import Rows, TreeLM
 from specexec.noise import Noise
 from specexec.stats import Burst
+from specexec.text.messages import Prompt
 from specexec.tree import Floats
 
 DEMO = Path(__file__).parents[1] / "offload" / "demo"

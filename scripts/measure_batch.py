@@ -33,7 +33,7 @@ from specexec.decoder import Step
 from specexec.engine import Engine
 from specexec.sampling import SamplingParams, derived_seed
 from specexec.stats import Completion
-from specexec.work import Prompt
+from specexec.text.messages import Prompt
 
 PROMPTS = Path(__file__).parent / "prompts.jsonl"
 

@@ -23,7 +23,6 @@ from tqdm import tqdm
 
 import specexec
 from specexec import SamplingParams
-from specexec.conversation import Prompt
 from specexec.drafters import Drafter
 from specexec.drafters.cascade import Cascade
 from specexec.drafters.ngram import NgramDrafter
@@ -32,6 +31,7 @@ from specexec.drafters.union import Union
 from specexec.engine import Engine
 from specexec.lm import TreeLM
 from specexec.memory import Memory
+from specexec.text.messages import Prompt
 from specexec.tree import TokenTree
 
 SOURCES = ("sibling", "sibling+ngram")

@@ -20,8 +20,8 @@ from measure_trees import Rule, answers_of, prompts
 
 import specexec
 from specexec import SamplingParams
-from specexec.conversation import Prompt
 from specexec.engine import Engine
+from specexec.text.messages import Prompt
 
 SOURCES = ("sibling", "ngram", "sibling+ngram")
 RUN, HALF = 8, 0.5

@@ -32,8 +32,8 @@ import offload
 import specexec
 from cli.options import BUDGET, IntOrAuto
 from specexec import SamplingParams
-from specexec.conversation import Prompt
 from specexec.engine import Engine
+from specexec.text.messages import Prompt
 
 Run = Callable[[Prompt, int], tuple[list[int], float]]  # a prompt and how many tokens → the tokens, and tokens a sweep
 

@@ -22,7 +22,6 @@ from tqdm import tqdm
 
 import specexec
 from specexec import SamplingParams
-from specexec.conversation import Prompt
 from specexec.drafters import Drafter
 from specexec.drafters.ngram import NgramDrafter
 from specexec.drafters.sibling import SiblingDrafter
@@ -32,6 +31,7 @@ from specexec.memory import Memory
 from specexec.planner import PLANNERS, RANKINGS
 from specexec.ranking import Ranking
 from specexec.stats import Completion
+from specexec.text.messages import Prompt
 
 PROMPTS = Path(__file__).with_name("prompts.jsonl")
 REFERENCE = "reference rule"

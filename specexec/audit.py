@@ -6,9 +6,9 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
 
 from specexec.cache import common_prefix
-from specexec.conversation import Prompt
 from specexec.engine import Engine
 from specexec.sampling import SamplingParams
+from specexec.text.messages import Prompt
 
 
 @dataclass(frozen=True)

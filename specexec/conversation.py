@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 from specexec.cache import KVCache
 from specexec.reply import Reply
 from specexec.sampling import SamplingParams
 from specexec.stats import Burst
 from specexec.text.formats.find import Templates, format_of
-from specexec.transcript import Message, Tokens, Turn, begin, belonging, same_text
-
-# Raw text, token ids, or messages for the chat template.
-Prompt: TypeAlias = str | Items[int] | Items[dict[str, str]] | Items[dict[str, object]]
+from specexec.text.messages import Message
+from specexec.transcript import Tokens, Turn, begin, belonging, same_text
 
 
 class Words(Tokens, Templates, Protocol):

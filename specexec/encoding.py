@@ -4,16 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from collections.abc import Sequence as Items
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from specexec.conversation import Prompt
 from specexec.errors import BadMessages, BadText, TokenizerMismatch
 from specexec.patience import at_most
-from specexec.wishes import Wishes
+from specexec.text.messages import (
+    PROBE_TOOLS,
+    Message,
+    Prompt,
+    Traits,
+    as_read,
+    needs_traits,
+    read_messages,
+    traits_of,
+)
+from specexec.wishes import EndsIn, Wishes
 
 TEMPLATE_S = 5.0  # of a processor's time; templates of real models take milliseconds
 MOST_CHARACTERS = 16 * 1024 * 1024
@@ -22,11 +32,16 @@ ROUND_TRIP = "One Word, two  spaces;\n\tx = 'é' + \"→\"  # 42"
 
 
 class Encoding:
-    """One model's tokenizer. `thinking` is what its template is told about thoughts (see `Format.thinking`)."""
+    """One model's tokenizer. `thinking` is what its template is told about thoughts (see `Format.thinking`).
+
+    `variables` are told to the template with every prompt; a prompt's own wishes go before them.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
         self.thinking: Mapping[str, object] = {}
+        self.variables: dict[str, object] = {}
+        self._traits: dict[str, Traits] = {}
 
     @staticmethod
     def of(folder: Path, trust_remote_code: bool = False) -> Encoding:
@@ -42,34 +57,55 @@ class Encoding:
         """
         if isinstance(prompt, str):
             return self._cut(prompt, special=True)
-        messages: list[dict[str, object]] = [{**item} for item in prompt if isinstance(item, dict)]
+        messages = [item for item in prompt if not isinstance(item, int)]
         if not messages:
             return [item for item in prompt if isinstance(item, int)]
         return self.encode_rest(self.render(messages, wishes))
 
-    def render(self, messages: Items[dict[str, str]] | Items[dict[str, object]], wishes: Wishes | None = None) -> str:
-        """The text that messages become before it is cut into tokens. Raises BadMessages."""
+    def render(self, messages: Items[Mapping[str, object]], wishes: Wishes | None = None) -> str:
+        """The text that messages become before it is cut into tokens. Raises BadText, BadMessages."""
         wishes = wishes or Wishes()
-        variables: dict[str, Any] = {**self.thinking, **wishes.variables}
+        read = read_messages(messages)
+        traits = self._traits_for(wishes) if needs_traits(read) else Traits()
+        variables = {**self.thinking, **self.variables, **wishes.variables}
+        text = self._rendered(as_read(read, traits), wishes.tools, variables, wishes.ends_in)
+        if len(text) > MOST_CHARACTERS:
+            raise BadMessages(
+                f"the model's chat template made {len(text):,} characters; {MOST_CHARACTERS:,} are allowed."
+            )
+        return text
+
+    def _traits_for(self, wishes: Wishes) -> Traits:
+        template = self.template_for(wishes)
+        if template not in self._traits:
+            self._traits[template] = traits_of(partial(self._shown, wishes))
+        return self._traits[template]
+
+    def _shown(self, wishes: Wishes, messages: list[Message], tools: bool) -> str | None:
+        try:
+            return self._rendered(messages, wishes.tools or PROBE_TOOLS if tools else wishes.tools, {}, "answer")
+        except BadMessages:
+            return None
+
+    def _rendered(
+        self, messages: list[Message], tools: Items[Message], variables: Mapping[str, Any], ends_in: EndsIn
+    ) -> str:
         try:
             with at_most(TEMPLATE_S):
-                text = self.tokenizer.apply_chat_template(
-                    list(messages),  # type: ignore[arg-type]  # templates read more than strings
-                    tools=list(wishes.tools) or None,
-                    add_generation_prompt=wishes.ends_in == "answer",
-                    continue_final_message=wishes.ends_in == "message",
-                    tokenize=False,
-                    **variables,
+                return str(
+                    self.tokenizer.apply_chat_template(
+                        messages,  # type: ignore[arg-type]  # templates read more than strings
+                        tools=list(tools) or None,
+                        add_generation_prompt=ends_in == "answer",
+                        continue_final_message=ends_in == "message",
+                        tokenize=False,
+                        **variables,
+                    )
                 )
         except TimeoutError as problem:
             raise BadMessages(f"the model's chat template did not end within {TEMPLATE_S:g} s.") from problem
         except (TemplateError, ValueError, TypeError) as problem:
             raise BadMessages(f"the model's chat template refuses these messages: {problem}") from problem
-        if len(text) > MOST_CHARACTERS:
-            raise BadMessages(
-                f"the model's chat template made {len(text):,} characters; {MOST_CHARACTERS:,} are allowed."
-            )
-        return str(text)
 
     def template_for(self, wishes: Wishes) -> str:
         """The source of the template that would be used; a model may have one for tools and one without."""

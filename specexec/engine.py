@@ -15,7 +15,7 @@ from specexec.afresh import Afresh
 from specexec.batch import MOST_PARALLEL, Batch
 from specexec.cache import KVCache
 from specexec.calibration import Calibration
-from specexec.conversation import Conversation, Prompt
+from specexec.conversation import Conversation
 from specexec.decoder import Decoder, Step
 from specexec.drafters.auto import calibrated
 from specexec.errors import ContextLengthExceeded
@@ -29,6 +29,7 @@ from specexec.sampling import History, SamplingParams, compared, constrained, de
 from specexec.scoring import likelihoods
 from specexec.sequence import Sequence
 from specexec.stats import Burst, Completion, Overlap, Pace, Progress
+from specexec.text.messages import Prompt
 from specexec.tree import ROOT, Floats, TokenTree
 from specexec.walk import Acceptance
 from specexec.work import Continuation, Failure, Likelihood, Request, Result

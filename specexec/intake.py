@@ -12,7 +12,6 @@ from transformers import GenerationConfig
 from specexec import sequence as sequences
 from specexec.cache import KVCache
 from specexec.chain import ChainLM
-from specexec.conversation import Prompt
 from specexec.defaults import filled, stop_tokens
 from specexec.encoding import Encoding
 from specexec.errors import BadSampling, ContextLengthExceeded, EmptyPrompt, UnknownToken
@@ -21,6 +20,7 @@ from specexec.lm import TreeLM
 from specexec.noise import Noise
 from specexec.sampling import SamplingParams
 from specexec.sequence import Sequence
+from specexec.text.messages import Prompt
 from specexec.wishes import Wishes
 from specexec.work import Request
 

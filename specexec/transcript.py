@@ -9,11 +9,10 @@ from bisect import bisect_left
 from collections.abc import Iterable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 from specexec.stats import FinishReason
-
-Message: TypeAlias = dict[str, object]
+from specexec.text.messages import Message
 
 
 class Tokens(Protocol):

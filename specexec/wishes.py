@@ -11,7 +11,6 @@ RESERVED = {
     "conversation",
     "messages",
     "tools",
-    "documents",
     "chat_template",
     "add_generation_prompt",
     "continue_final_message",

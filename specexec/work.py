@@ -11,10 +11,8 @@ from typing import TypeAlias
 from specexec.errors import SpecexecError
 from specexec.sampling import SamplingParams
 from specexec.stats import Completion
+from specexec.text.messages import Prompt
 from specexec.wishes import Wishes
-
-# Raw text, token ids, or messages for the chat template.
-Prompt: TypeAlias = str | Items[int] | Items[dict[str, str]] | Items[dict[str, object]]
 
 
 @dataclass(frozen=True)

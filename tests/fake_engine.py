@@ -20,9 +20,10 @@ from specexec.reply import Reply
 from specexec.sampling import SamplingParams
 from specexec.stats import Burst, Completion, Cost, Pace, Progress
 from specexec.text.formats import Format
+from specexec.text.messages import Prompt
 from specexec.tree import Floats, TokenTree
 from specexec.wishes import Wishes
-from specexec.work import Failure, Partial, Prompt, Request
+from specexec.work import Failure, Partial, Request
 
 SIZES = (1, 4, 2)  # tokens per sweep, over and over
 

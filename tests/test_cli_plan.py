@@ -438,9 +438,10 @@ def test_headers_of_the_demo_are_listed_without_a_network() -> None:
 def hub(monkeypatch: pytest.MonkeyPatch, folder: Path, failure: Exception | None = None) -> None:
     """A Hub that knows one repository, by its headers."""
     import huggingface_hub
-    from huggingface_hub.utils._safetensors import SafetensorsFileMetadata, SafetensorsRepoMetadata, TensorInfo
+    from huggingface_hub import ModelInfo
+    from huggingface_hub.utils._safetensors import SafetensorsFileMetadata, TensorInfo
 
-    def metadata(repo: str, revision: str | None = None) -> SafetensorsRepoMetadata:
+    def metadata(_: object, repo: str, name: str, revision: str | None = None) -> SafetensorsFileMetadata:
         if failure:
             raise failure
         tensors = {
@@ -451,11 +452,11 @@ def hub(monkeypatch: pytest.MonkeyPatch, folder: Path, failure: Exception | None
             )
             for name, entry in open_folder(folder).entries.items()
         }
-        file = SafetensorsFileMetadata({}, tensors)
-        return SafetensorsRepoMetadata(None, False, dict.fromkeys(tensors, "m"), {"m.safetensors": file})
+        return SafetensorsFileMetadata({}, tensors)
 
-    monkeypatch.setattr(huggingface_hub, "get_safetensors_metadata", metadata)
-    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: None)
+    told = ModelInfo(id="some/model", siblings=[{"rfilename": file.name} for file in folder.iterdir()])
+    monkeypatch.setattr(huggingface_hub.HfApi, "parse_safetensors_file_metadata", metadata)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: told)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda repo, name, revision=None: folder / name)
 
 

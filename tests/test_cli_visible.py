@@ -12,7 +12,7 @@ import pytest
 from cli.archive import Archive, sessions_folder
 from cli.screen import Screen
 from cli.visible import visible
-from specexec.transcript import Message
+from specexec.text.messages import Message
 from tests.command_line import CommandLine
 from tests.fake_engine import FakeEngine
 

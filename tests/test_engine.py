@@ -15,9 +15,9 @@ import specexec
 from offload.errors import OffloadError
 from offload.names import demo_folder
 from specexec import Completion, Failure, SamplingParams
-from specexec.conversation import Prompt
 from specexec.engine import Engine
 from specexec.errors import BadText, ContextLengthExceeded, EmptyPrompt, UnsupportedArchitecture
+from specexec.text.messages import Prompt
 
 ROOT = Path(__file__).parent.parent
 QUESTION = "How does specexec work?"

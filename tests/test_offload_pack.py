@@ -17,13 +17,14 @@ from transformers import AutoModelForCausalLM
 
 import offload
 from offload.aligned import write
+from offload.contents import INDEX, MANIFEST
 from offload.errors import BadModelDir, DiskFull, OutputExists, UnsupportedArchitecture
 from offload.manifest import read_manifest, verify
 from offload.pack import pack, plan
 from offload.placement import Offload
 from offload.quant import Quant
 from offload.quantised import fold
-from offload.shards import INDEX, MANIFEST, open_folder, read_header
+from offload.shards import open_folder, read_header
 from specexec.lm import TreeLM
 from specexec.sampling import SamplingParams
 from tests.test_offload_quant import PROMPT, unpacked

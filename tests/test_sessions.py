@@ -29,7 +29,7 @@ from specexec.errors import ContextLengthExceeded
 from specexec.lm import Rows, Sweep
 from specexec.sampling import SamplingParams
 from specexec.stats import Burst, Cost
-from specexec.transcript import Message
+from specexec.text.messages import Message
 from specexec.tree import TokenTree
 from tests.tiny import tiny
 

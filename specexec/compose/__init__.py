@@ -94,6 +94,8 @@ def load(
     pair = weights.resolve(model, choice.models, offline=offline, code=trust_remote_code)
     check_models(choice, pair.drafters, pair.name)
     folder = weights.open_folder(pair.target)  # whatever is wrong with the files is said before anything is built
+    for note in folder.notes:
+        log.warning("%s: %s", folder.path, note)
     if verify:
         _verify(pair)
     design = weights.design(folder, trust_remote_code)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from jinja2 import TemplateError
+from transformers.utils.chat_template_utils import _compile_jinja_template
+
 import offload as weights
 from specexec.architecture import longest_text
 from specexec.encoding import Encoding
@@ -19,9 +22,33 @@ def encoding_of(model: str, *, offline: bool = False, trust_remote_code: bool = 
 
 
 def encoding_in(folder: Path, trust_remote_code: bool = False) -> Encoding:
-    """The tokenizer of a model folder. Raises RemoteCode where it needs code that is not trusted."""
-    with weights.running_code(folder, trust_remote_code):
-        return Encoding.of(folder, trust_remote_code)
+    """The tokenizer of a model folder. Raises BadModelDir, or RemoteCode where it needs code that is not trusted."""
+    weights.check_documents(folder)
+    try:
+        with weights.running_code(folder, trust_remote_code):
+            encoding = Encoding.of(folder, trust_remote_code)
+        for template in templates_of(encoding):
+            _compile_jinja_template(template)
+    except weights.OffloadError:
+        raise
+    except TemplateError as problem:
+        raise weights.BadModelDir(
+            f"the chat template of {folder} is damaged: {problem}.", None, weights.AGAIN
+        ) from problem
+    except Exception as problem:  # tokenizers and their libraries raise whatever they meet
+        first = (str(problem).strip() or repr(problem)).splitlines()[0]
+        raise weights.BadModelDir(
+            f"the tokenizer of {folder} cannot be used.", f"{type(problem).__name__}: {first}", weights.AGAIN
+        ) from problem
+    if not encoding.encode_rest("abc"):  # transformers makes an empty tokenizer of settings alone
+        raise weights.BadModelDir(f"{folder} holds no vocabulary of a tokenizer, only settings.", None, weights.AGAIN)
+    return encoding
+
+
+def templates_of(encoding: Encoding) -> list[str]:
+    """Its chat templates; a model may have several, by name."""
+    found = encoding.tokenizer.chat_template
+    return [str(one) for one in found.values()] if isinstance(found, dict) else [found] if found else []
 
 
 def context_of(folder: Path, ctx: int | None, trust_remote_code: bool = False) -> int:

@@ -1,0 +1,63 @@
+"""The documents of a checkpoint: JSON and text that say what its weights mean. Read whole, or refused by name.
+
+Whoever hands a folder to another library checks its documents first: those fail in words of their own, or not at all.
+"""
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import TypeAlias, cast
+
+from offload.errors import BadModelDir
+
+Json: TypeAlias = "dict[str, Json] | list[Json] | str | int | float | bool | None"
+
+CONFIG = "config.json"
+TOKENIZER = "tokenizer.json"
+OBJECTS = (
+    CONFIG, "generation_config.json", TOKENIZER, "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json", "chat_template.json", "hf_quant_config.json", "manifest.json",
+)  # fmt: skip
+TEXTS = ("chat_template.jinja", "merges.txt", "vocab.txt")
+AGAIN = "specexec pull, which fetches damaged files anew; in a folder of your own, copy the file there again."
+
+
+def read_json(file: Path) -> dict[str, Json]:
+    """The JSON object in a file. Raises BadModelDir."""
+    try:
+        content = json.loads(read_text(file))
+    except (ValueError, RecursionError) as error:
+        why = "it is nested too deep" if isinstance(error, RecursionError) else f"{error}"
+        raise BadModelDir(f"{file} cannot be read as JSON: {why}.", _emptiness(file), AGAIN) from error
+    if not isinstance(content, dict):
+        raise BadModelDir(f"{file} is not a JSON object.", hint=AGAIN)
+    return cast("dict[str, Json]", content)
+
+
+def read_text(file: Path) -> str:
+    """The text in a file. Raises BadModelDir."""
+    try:
+        fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would let us wait for ever
+        with os.fdopen(fd, "rb") as opened:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise BadModelDir(f"{file} is not a regular file.", hint=AGAIN)
+            return opened.read().decode()
+    except UnicodeDecodeError as error:
+        raise BadModelDir(f"{file} is not UTF-8 text: {error}.", hint=AGAIN) from error
+    except OSError as error:
+        raise BadModelDir(f"{file} cannot be read: {error.strerror}.", hint=AGAIN) from error
+
+
+def check_documents(path: Path) -> None:
+    """Raise BadModelDir for a document of the folder that is damaged; those that are absent are nobody's concern."""
+    for name in OBJECTS:
+        if os.path.lexists(path / name):
+            read_json(path / name)
+    for name in TEXTS:
+        if os.path.lexists(path / name) and not read_text(path / name) and name.endswith(".jinja"):
+            raise BadModelDir(f"{path / name} is empty.", hint=AGAIN)
+
+
+def _emptiness(file: Path) -> str | None:
+    return "The file is empty." if file.stat().st_size == 0 else None

@@ -1,0 +1,142 @@
+"""Documents of a checkpoint damaged in every way: a refusal that names the file, at every door, never a bug."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import offload
+from offload.documents import OBJECTS
+from offload.names import demo_folder
+from specexec.compose import encoding_in
+from tests.command_line import CommandLine
+from tests.fake_engine import FakeEngine
+from tests.tiny import tiny
+
+DOCUMENTS = (
+    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    "chat_template.jinja", "manifest.json",
+)  # fmt: skip
+
+
+def into_a_folder(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
+def into_a_pipe(file: Path) -> None:
+    file.unlink()
+    os.mkfifo(file)
+
+
+def into_a_dead_link(file: Path) -> None:
+    file.unlink()
+    file.symlink_to("nowhere")
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "cut": lambda file: os.truncate(file, file.stat().st_size // 2),
+    "empty": lambda file: os.truncate(file, 0),
+    "not UTF-8": lambda file: file.write_bytes(b'{"a": "\xe9\xff"}'),
+    "nested deep": lambda file: file.write_text('{"a": ' + "[" * 100_000 + "]" * 100_000 + "}"),
+    "a list": lambda file: file.write_text("[1, 2]"),
+    "a folder": into_a_folder,
+    "a pipe": into_a_pipe,
+    "a dead link": into_a_dead_link,
+}
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> CommandLine:
+    """Commands with the real engine."""
+    from cli.engine import open_engine
+
+    monkeypatch.chdir(tmp_path)
+    made = CommandLine(capsys, monkeypatch, FakeEngine())
+    monkeypatch.setattr(made, "_open", open_engine)
+    return made
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A copy of the demo that may be damaged, with the documents that other models have."""
+    folder = Path(shutil.copytree(demo_folder("target"), tmp_path / "model"))
+    for name in ("special_tokens_map.json", "manifest.json"):
+        (folder / name).write_text('{"pad_token": "x"}')
+    return folder
+
+
+def doors(model: Path) -> dict[str, list[str]]:
+    """Every command that a model is given to."""
+    return {
+        "chat": ["chat", "-p", "Hi", "-n", "1", "-m", str(model)],
+        "generate": ["generate", "prompts.txt", "-n", "1", "-m", str(model)],
+        "plan": ["plan", str(model), "--gpu", "none"],
+        "pack": ["pack", str(model), "--quant", "none", "--out", "packed"],
+        "models show": ["models", "show", str(model)],
+    }
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_a_damaged_document_is_named_with_a_way_out(name: str, damage: str, model: Path, command: CommandLine) -> None:
+    if name.endswith(".jinja") and damage in ("nested deep", "a list"):
+        pytest.skip("these are templates, if odd ones")
+    DAMAGES[damage](model / name)
+    with pytest.raises(offload.OffloadError) as refused:
+        encoding_in(model)
+    assert refused.value.code == "bad_model_dir"
+    assert str(model / name) in refused.value.what or name.endswith(".jinja")
+    assert refused.value.hint is not None
+    if damage in ("cut", "a folder"):
+        ran = command(*doors(model)["chat"])
+        assert ran.code == 4
+        assert ran.err.startswith(f"Error: {refused.value.what}")
+
+
+@pytest.mark.parametrize("fields", ["tokens", [1], None, {"x": 1}])
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_tokenizer_that_makes_no_sense_is_refused(name: str, fields: object, model: Path) -> None:
+    (model / name).write_text(json.dumps(dict.fromkeys(json.loads((model / name).read_text()), fields)))
+    with pytest.raises(offload.BadModelDir, match=r"tokenizer of .* cannot be used"):
+        encoding_in(model)
+
+
+@pytest.mark.parametrize("settings", [{}, {"tokenizer_class": "LlamaTokenizer"}, {"tokenizer_class": "Qwen2Tokenizer"}])
+def test_settings_without_a_vocabulary_are_no_tokenizer(settings: dict[str, str], model: Path) -> None:
+    """transformers makes an empty tokenizer of them, which cuts every text into nothing."""
+    (model / "tokenizer.json").unlink()
+    (model / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(offload.BadModelDir, match="tokenizer"):
+        encoding_in(model)
+
+
+def test_documents_that_are_absent_are_no_damage(tmp_path: Path) -> None:
+    tiny("llama", tmp_path)
+    offload.check_documents(tmp_path)
+    assert not {*OBJECTS} <= {file.name for file in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize("at", [0, 8])
+@pytest.mark.parametrize("door", ["chat", "plan", "pack", "models show"])
+def test_a_disk_that_fails_while_headers_are_read_is_said(
+    door: str, at: int, model: Path, command: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.pread
+
+    def pread(fd: int, length: int, offset: int) -> bytes:
+        if offset == at:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(fd, length, offset)
+
+    monkeypatch.setattr(os, "pread", pread)
+    ran = command(*doors(model)[door])
+    assert ran.code == 4
+    assert f"Error: could not read {model / 'model.safetensors'}: Input/output error (errno 5)." in ran.err
+    assert "\n  Try: " in ran.err

@@ -1,0 +1,177 @@
+"""Folders that are no safetensors checkpoint, or an unusual one: loaded, or refused by what they are."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import offload
+from offload.contents import INDEX, SINGLE
+from tests.tiny import logits_of, tiny
+
+PROMPT = torch.arange(2, 10)[None]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model in one file and the same one in three."""
+    path = tmp_path_factory.mktemp("made")
+    tiny("llama", path / "single")
+    tiny("llama", path / "sharded", max_shard_size="200KB")
+    return path
+
+
+@pytest.fixture
+def folder(made: Path, tmp_path: Path) -> Callable[[str], Path]:
+    def copied(kind: str) -> Path:
+        folder = tmp_path / kind
+        folder.mkdir()
+        for file in (made / kind).iterdir():
+            (folder / file.name).write_bytes(file.read_bytes())
+        return folder
+
+    return copied
+
+
+def refusal(folder: Path) -> offload.OffloadError:
+    with pytest.raises(offload.OffloadError) as caught:
+        offload.load(folder, "none")
+    assert caught.value.hint, "there is a way out"
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [
+        (["adapter_config.json", "adapter_model.safetensors"], "holds an adapter (LoRA)"),
+        (["params.json", "consolidated.safetensors", "tekken.json"], "Mistral's or Meta's own format"),
+        (["params.json", "consolidated.00.pth", "tokenizer.model"], "Mistral's or Meta's own format"),
+        (["config.json", "params.json", "consolidated.safetensors"], "Mistral's or Meta's own format"),
+        (["config.json", "pytorch_model.bin"], "as pickle (pytorch_model.bin)"),
+        (["config.json", "model-00001-of-00002.safetensors"], f"is incomplete: {INDEX} is missing"),
+        (["config.json", "model.fp16.safetensors", "model.bf16.safetensors"], "as the variants bf16, fp16"),
+        (["model_index.json", "config.json"], "is a diffusers pipeline"),
+        (["config.json", "model.onnx"], "an ONNX export (model.onnx)"),
+        (["config.json", "tf_model.h5"], "TensorFlow weights"),
+        (["config.json", "flax_model.msgpack"], "Flax weights"),
+        (["config.json", "llama.safetensors"], f"neither {SINGLE} nor {INDEX} is there (found 1 .safetensors files)"),
+        (["tokenizer.json", "tokenizer_config.json"], "config.json is missing"),
+        (["config.json", "tokenizer.json"], "neither"),
+        ([], "it is empty"),
+    ],
+)
+def test_a_folder_of_another_kind_is_refused_by_what_it_is(files: list[str], says: str, tmp_path: Path) -> None:
+    for name in files:
+        (tmp_path / name).write_text('{"base_model_name_or_path": "org/base"}')
+    error = refusal(tmp_path)
+    assert error.code == "bad_model_dir"
+    assert says in error.what
+    if "adapter_config.json" in files:
+        assert "org/base" in str(error.why)
+        assert "merge_and_unload" in str(error.hint)
+    if files and files[0] == "tokenizer.json":
+        assert "a tokenizer and no weights" in str(error.why)
+
+
+def test_a_gguf_file_is_refused_with_the_way_to_safetensors(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    for path in (tmp_path / "model.gguf", tmp_path):
+        error = refusal(path)
+        assert "GGUF is not supported" in str(error.why)
+        assert "dequantize=True" in str(error.hint)
+
+
+def test_the_folder_around_a_model_names_the_model(folder: Callable[[str], Path]) -> None:
+    single = folder("single")
+    assert f"{single}, which is one." == refusal(single.parent).hint
+
+
+def test_a_pointer_of_git_lfs_is_named(folder: Callable[[str], Path]) -> None:
+    single = folder("single")
+    (single / SINGLE).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 100\n")
+    error = refusal(single)
+    assert "pointer of Git LFS" in error.what
+    assert "git lfs pull" in str(error.hint)
+
+
+def test_the_only_variant_is_loaded(folder: Callable[[str], Path], made: Path) -> None:
+    expected = logits_of(offload.load(made / "single", "none"), PROMPT)
+    single = folder("single")
+    (single / SINGLE).rename(single / "model.fp16.safetensors")
+    assert torch.equal(logits_of(offload.load(single, "none"), PROMPT), expected)
+    assert "variant 'fp16'" in str(offload.open_folder(single).notes)
+    sharded = folder("sharded")
+    index = json.loads((sharded / INDEX).read_text())
+    for name in {*index["weight_map"].values()}:
+        (sharded / name).rename(sharded / name.replace("model-", "model.fp16-"))
+    index["weight_map"] = {key: name.replace("model-", "model.fp16-") for key, name in index["weight_map"].items()}
+    (sharded / "model.safetensors.index.fp16.json").write_text(json.dumps(index))
+    (sharded / INDEX).unlink()
+    assert torch.equal(logits_of(offload.load(sharded, "none"), PROMPT), expected)
+
+
+def test_all_shards_without_their_index_are_loaded(folder: Callable[[str], Path], made: Path) -> None:
+    sharded = folder("sharded")
+    (sharded / INDEX).unlink()
+    expected = logits_of(offload.load(made / "single", "none"), PROMPT)
+    assert torch.equal(logits_of(offload.load(sharded, "none"), PROMPT), expected)
+    assert INDEX in str(offload.open_folder(sharded).notes)
+    sorted(sharded.glob("*.safetensors"))[0].unlink()
+    assert "is incomplete" in refusal(sharded).what
+
+
+def test_quantisation_settings_without_a_method_over_plain_weights_mean_nothing(
+    folder: Callable[[str], Path], made: Path
+) -> None:
+    single = folder("single")
+    change(single / "config.json", quantization_config={"bits": 4, "modules_to_not_convert": []})
+    expected = logits_of(offload.load(made / "single", "none"), PROMPT)
+    assert torch.equal(logits_of(offload.load(single, "none"), PROMPT), expected)
+    assert "names no method" in str(offload.open_folder(single).notes)
+    assert not offload.is_quantised(offload.open_folder(single))
+    tensors = load_file(single / SINGLE)
+    tensors["model.layers.0.mlp.up_proj.weight_scale"] = torch.ones(1)
+    save_file(tensors, single / SINGLE)
+    assert "a method that its config.json does not name" in refusal(single).what
+
+
+def test_what_modelopt_and_mlx_quantised_is_refused_by_name(folder: Callable[[str], Path]) -> None:
+    single = folder("single")
+    told = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "NVFP4"}}
+    (single / "hf_quant_config.json").write_text(json.dumps(told))
+    assert "is quantised with modelopt (NVFP4)" in refusal(single).what
+    (single / "hf_quant_config.json").write_text(json.dumps({"quantization": {"quant_algo": None}}))
+    offload.load(single, "none")
+    change(single / "config.json", quantization={"group_size": 64, "bits": 4})
+    assert "is quantised with MLX" in refusal(single).what
+
+
+@pytest.mark.parametrize("name", ["k_scale", "attn.v_scale", "k_proj.k_scale", "kv_scale"])
+def test_scales_of_an_8_bit_cache_are_left_out_and_said(
+    name: str, folder: Callable[[str], Path], made: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    single = folder("single")
+    tensors = load_file(single / SINGLE)
+    tensors[f"model.layers.0.self_attn.{name}"] = torch.ones(1)
+    save_file(tensors, single / SINGLE)
+    expected = logits_of(offload.load(made / "single", "none"), PROMPT)
+    with caplog.at_level(logging.WARNING):
+        assert torch.equal(logits_of(offload.load(single, "none"), PROMPT), expected)
+    assert "1 scales of an 8-bit cache are left out" in caplog.text
+
+
+def test_an_adapter_beside_whole_weights_is_not_applied_and_said(folder: Callable[[str], Path]) -> None:
+    single = folder("single")
+    (single / "adapter_config.json").write_text("{}")
+    offload.load(single, "none")
+    assert "is not applied" in str(offload.open_folder(single).notes)
+
+
+def change(file: Path, **settings: object) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text()), **settings}))
