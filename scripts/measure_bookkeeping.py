@@ -33,6 +33,7 @@ from specexec.planner import BestFirst
 from specexec.ranking import Ranking
 from specexec.sampling import History, SamplingParams
 from specexec.sequence import start
+from specexec.text.detokenizer import TextStream
 from specexec.walk import Opinion, walk
 from specexec.workspace import CANDIDATES
 
@@ -125,7 +126,7 @@ def one_sweep(nodes: int, tables: list[Table]) -> dict[str, float]:
     """Milliseconds of each part."""
     sampling = SamplingParams(temperature=0.0, max_tokens=1000)
     tokens = [5] * (PREFIX + 1)
-    sequence = start(tokens, sampling, Noise(0, VOCABULARY), str, frozenset(), 10**6)
+    sequence = start(tokens, sampling, Noise(0, VOCABULARY), TextStream(str), frozenset(), 10**6)
     sequence.processed = PREFIX
     models, times = [NoModel() for _ in tables], {}
     made = [

@@ -24,6 +24,7 @@ from specexec.planners import planner_of
 from specexec.sampling import SamplingParams
 from specexec.sequence import start
 from specexec.suffix import Settled
+from specexec.text.detokenizer import TextStream
 
 VOCABULARY = 32_000
 
@@ -54,7 +55,7 @@ def text(tokens: int, generator: np.random.Generator) -> list[int]:
 def one_tree(memory: Memory, prompt: list[int], nodes: int, temperature: float) -> tuple[float, int, int]:
     """CPU milliseconds of the drafter, nodes it was asked about, nodes of the tree."""
     sampling = SamplingParams(temperature=temperature, max_tokens=1000, seed=0)
-    sequence = start(prompt, sampling, Noise(0, VOCABULARY), str, frozenset(), 10**6)
+    sequence = start(prompt, sampling, Noise(0, VOCABULARY), TextStream(str), frozenset(), 10**6)
     drafter = Timed(memory)
     drafter.guess([Ask(sequence, sequence.growth.tree, [-1])], 8)  # reading the prompt is not part of a sweep
     drafter.spent_s, drafter.asked = 0.0, 0

@@ -51,6 +51,7 @@ class Calibration:
         """Take the choices of one sweep: `hit_N` is the column of the target's choice, -1 = not a candidate."""
         # A choice that filters forbade the drafter to name says nothing about its scores.
         named_N = (hit_N < 0) | np.isfinite(scores_NC[np.arange(len(hit_N)), hit_N])
+        named_N &= np.isfinite(scores_NC).any(1)  # where every candidate was forbidden, none was named
         likely = np.argsort(-weight_N * named_N, kind="stable")[:MOST_NODES]
         likely = likely[named_N[likely]]
         scores_NC, hit_N, weight_N = scores_NC[likely], hit_N[likely], weight_N[likely]
@@ -107,9 +108,11 @@ def losses(scores_NC: Floats, hit_N: Ints) -> Floats:
 
 
 def log_softmax(scores: Floats) -> Floats:
-    """Over the last axis; rows hold at least one finite score."""
-    shifted = scores - scores.max(-1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))
+    """Over the last axis; a row without a finite score stays -inf."""
+    best = scores.max(-1, keepdims=True)
+    shifted = scores - np.where(np.isfinite(best), best, 0.0)
+    total = np.exp(shifted).sum(-1, keepdims=True)
+    return np.asarray(shifted - np.log(np.where(total > 0, total, 1.0)))
 
 
 REGIMES = ("greedy", "cool", "warm", "hot")

@@ -22,6 +22,7 @@ from specexec.ahead import Ahead, Luck
 from specexec.budget import AutoBudget, Budget, FixedBudget
 from specexec.cost import CostModel
 from specexec.drafters import Drafter
+from specexec.drafters.guarded import Guarded
 from specexec.errors import SweepCancelled
 from specexec.growth import Growth
 from specexec.lm import Rows, Sweep
@@ -92,7 +93,7 @@ class Decoder:
         room: Room = PLENTY,
     ) -> None:
         self.target = target
-        self.drafter = drafter
+        self.guarded = Guarded(drafter)
         self.planner = planner
         self.budget = budget
         self.live: list[Sequence] = []
@@ -113,6 +114,15 @@ class Decoder:
         self._meter = meter
         self._stopping = threading.Event()
         self._sweeping: Sweep | None = None
+
+    @property
+    def drafter(self) -> Drafter:
+        """Who guesses."""
+        return self.guarded.inside
+
+    @drafter.setter
+    def drafter(self, drafter: Drafter) -> None:
+        self.guarded = Guarded(drafter)
 
     def join(self, sequence: Sequence) -> None:
         """From the next step on, write this sequence too; one that has nothing to write is left alone."""
@@ -148,7 +158,7 @@ class Decoder:
         began, before = time.perf_counter(), self._meter()
         budget = self._share_room(kept)
         try:
-            trees = self.planner.grow(self.drafter, self.live, budget, self.cost)  # guess
+            trees = self.planner.grow(self.guarded, self.live, budget, self.cost)  # guess
             guessed = time.perf_counter()
             hidden = self._sweep(trees)  # one pass over the weights, whatever the size of the trees
         except SweepCancelled:
@@ -229,7 +239,7 @@ class Decoder:
     def _guess_on(self, sweep: Sweep, trees: list[TokenTree], free_s: float) -> None:
         began = time.perf_counter()
         self.planner.grow_on(
-            self.drafter, self.live, trees, until=lambda: sweep.done() or time.perf_counter() - began > free_s
+            self.guarded, self.live, trees, until=lambda: sweep.done() or time.perf_counter() - began > free_s
         )
         self._ahead.seconds = time.perf_counter() - began
 
@@ -268,7 +278,7 @@ class Decoder:
         sequence.processed = len(cache)
         kept = sequence.growth.below(emitted.tokens)
         hit = self._ahead.settle(sequence, kept)
-        self.drafter.observe(sequence, tree, opinion.choices_M, kept)
+        self.guarded.observe(sequence, tree, opinion.choices_M, kept)
         sequence.growth = Growth() if kept is None else sequence.growth.moved_on(emitted.tokens, kept, hit)
         sequence.noise.forget_before(len(sequence.tokens))
         return emitted

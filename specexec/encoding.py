@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Mapping
 from collections.abc import Sequence as Items
-from functools import partial
+from dataclasses import replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from specexec.errors import BadMessages, BadText, TokenizerMismatch
-from specexec.patience import at_most
+from specexec.text import templates
+from specexec.text.control import ControlTokens, Rendered
+from specexec.text.detokenizer import TextStream
 from specexec.text.messages import (
     PROBE_TOOLS,
     Message,
@@ -23,32 +27,41 @@ from specexec.text.messages import (
     read_messages,
     traits_of,
 )
-from specexec.wishes import EndsIn, Wishes
+from specexec.wishes import Wishes
 
-TEMPLATE_S = 5.0  # of a processor's time; templates of real models take milliseconds
-MOST_CHARACTERS = 16 * 1024 * 1024
+log = logging.getLogger(__name__)
 
 ROUND_TRIP = "One Word, two  spaces;\n\tx = 'é' + \"→\"  # 42"
+_BYTES = [f"<0x{byte:02X}>" for byte in range(256)]  # SentencePiece's names of single bytes
 
 
 class Encoding:
-    """One model's tokenizer. `thinking` is what its template is told about thoughts (see `Format.thinking`).
+    """One model's tokenizer and chat template; safe to use from several threads.
 
-    `variables` are told to the template with every prompt; a prompt's own wishes go before them.
+    `variables` are told to the template with every prompt, before them `thinking` (see `Format.thinking`); a prompt's
+    own wishes go before both. `control_tokens`: those that are spelled in raw text and messages become tokens; else
+    they stay text. `adds_bos`: raw text begins with the BOS token, whatever the tokenizer itself does.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, adds_bos: bool = False) -> None:
         self.tokenizer = tokenizer
         self.thinking: Mapping[str, object] = {}
         self.variables: dict[str, object] = {}
+        self.control_tokens = False
+        self._adds_bos = adds_bos
+        self._told = False
         self._traits: dict[str, Traits] = {}
 
     @staticmethod
     def of(folder: Path, trust_remote_code: bool = False) -> Encoding:
         """The tokenizer of a model folder; with trust, as code in that folder defines it."""
-        return Encoding(
-            AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=trust_remote_code
         )
+        config = folder / "tokenizer_config.json"
+        # transformers 5.23 forgets it for tokenizer.json files that do not say the same, such as DeepSeek-V3's.
+        told = json.loads(config.read_text(encoding="utf-8")) if config.exists() else {}
+        return Encoding(tokenizer, adds_bos=told.get("add_bos_token") is True)
 
     def encode(self, prompt: Prompt, wishes: Wishes | None = None) -> list[int]:
         """Token ids of raw text, of messages through the model's chat template, or the ids themselves.
@@ -56,59 +69,151 @@ class Encoding:
         Raises BadText, BadMessages.
         """
         if isinstance(prompt, str):
-            return self._cut(prompt, special=True)
+            return self._raw(prompt, wishes or Wishes())
         messages = [item for item in prompt if not isinstance(item, int)]
         if not messages:
             return [item for item in prompt if isinstance(item, int)]
-        return self.encode_rest(self.render(messages, wishes))
+        return self.encode_rest(self.rendered(messages, wishes))
 
     def render(self, messages: Items[Mapping[str, object]], wishes: Wishes | None = None) -> str:
         """The text that messages become before it is cut into tokens. Raises BadText, BadMessages."""
+        return self.rendered(messages, wishes).text
+
+    def rendered(self, messages: Items[Mapping[str, object]], wishes: Wishes | None = None) -> Rendered:
+        """The same, for `encode_rest`: it still knows which control tokens the template wrote."""
+        if not messages:
+            raise BadMessages("there is no message.")
         wishes = wishes or Wishes()
         read = read_messages(messages)
-        traits = self._traits_for(wishes) if needs_traits(read) else Traits()
-        variables = {**self.thinking, **self.variables, **wishes.variables}
-        text = self._rendered(as_read(read, traits), wishes.tools, variables, wishes.ends_in)
-        if len(text) > MOST_CHARACTERS:
-            raise BadMessages(
-                f"the model's chat template made {len(text):,} characters; {MOST_CHARACTERS:,} are allowed."
-            )
-        return text
+        read = as_read(read, self._traits_for(wishes) if needs_traits(read) else Traits())
+        wishes = replace(wishes, variables={**self.thinking, **self.variables, **wishes.variables})
+        told: list[object] = [read, wishes.tools, wishes.variables]
+        if self._takes_control(wishes) or not self._control.spelled_in(told):
+            return Rendered(self._templated(read, wishes))
+        marks = self._control.marks_for(told)
+        tools: Any = self._control.mark(wishes.tools, marks)
+        variables: Any = self._control.mark(wishes.variables, marks)
+        marked = replace(wishes, tools=tuple(tools), variables=variables)
+        return Rendered(self._templated(self._marked(read, marks), marked), marks)
+
+    def encode_rest(self, text: str | Rendered) -> list[int]:
+        """Token ids of text that a template has made: it holds its own special tokens, none are added."""
+        if isinstance(text, Rendered) and text.marks:
+            return self._control.encode(text)
+        return self._cut(text.text if isinstance(text, Rendered) else text)
+
+    def stream(self, before: Items[int], stop: Items[str] = ()) -> TextStream:
+        """The growing text of tokens that follow `before`, such as a prompt: with the blank between both, if any."""
+        return TextStream(self.decode, stop, self._single_bytes, self._lead(before))
+
+    def answer(self, before: Items[int], tokens: Items[int]) -> str:
+        """Text of tokens that follow `before`, without special ones: what `stream` gives in all."""
+        lead = self._lead(before)
+        return self.decode([*lead, *tokens])[len(self.decode(lead)) :]
+
+    def _marked(self, messages: list[Message], marks: Mapping[str, str]) -> list[Message]:
+        """In what an assistant said, words for thoughts and calls stay what they are: its template reads them."""
+        marked: list[Message] = []
+        for message in messages:
+            own = message["role"] == "assistant"
+            content = self._control.mark(message["content"], marks, special_only=own)
+            others = self._control.mark({**message, "content": ""}, marks)
+            assert isinstance(others, dict)
+            marked.append({**others, "content": content})
+        return marked
+
+    def _takes_control(self, wishes: Wishes) -> bool:
+        return self.control_tokens if wishes.control_tokens is None else wishes.control_tokens
+
+    @cached_property
+    def _control(self) -> ControlTokens:
+        template = self.tokenizer.chat_template or ""
+        return ControlTokens(self.tokenizer, template if isinstance(template, str) else "".join(template.values()))
+
+    def _raw(self, text: str, wishes: Wishes) -> list[int]:
+        if self._takes_control(wishes) or not self._control.spelled_in(text):
+            tokens = self._cut(text, special=True)
+        else:
+            _check(text)
+            self._tell_once()
+            marks = self._control.marks_for(text)
+            marked = Rendered(str(self._control.mark(text, marks)), marks)
+            before, after = self._around
+            tokens = [*before, *self._control.encode(marked), *after]
+        bos = self.tokenizer.bos_token_id
+        if self._adds_bos and bos is not None and tokens[:1] != [bos]:
+            return [bos, *tokens]
+        return tokens[1:] if bos is not None and tokens[:2] == [bos, bos] else tokens
+
+    def _tell_once(self) -> None:
+        if not self._told:
+            log.warning("a prompt spells control tokens; they are read as text (--allow-control-tokens: as tokens)")
+        self._told = True
+
+    @cached_property
+    def _around(self) -> tuple[list[int], list[int]]:
+        """What the tokenizer adds before and after raw text."""
+        bare, whole = self._cut("x"), self._cut("x", special=True)
+        at = next(at for at in range(len(whole)) if whole[at : at + len(bare)] == bare)
+        return whole[:at], whole[at + len(bare) :]
+
+    @cached_property
+    def _single_bytes(self) -> frozenset[int]:
+        vocabulary = self.tokenizer.get_vocab()
+        return frozenset(vocabulary[name] for name in _BYTES if name in vocabulary)
+
+    @cached_property
+    def _added(self) -> frozenset[int]:
+        return frozenset(self.tokenizer.added_tokens_decoder)
+
+    def _lead(self, before: Items[int]) -> list[int]:
+        """A token that makes the decoder see that a text goes on; none where the text may count as beginning."""
+        if not before:
+            return []
+        last, plain = before[-1], self._cut("x")
+        if last in self._added and self._cut(f"{self.spell(last)}x")[-len(plain) :] == plain:
+            return []  # after such a token, tokenizers of the kind put a blank themselves
+        return plain[-1:]
 
     def _traits_for(self, wishes: Wishes) -> Traits:
-        template = self.template_for(wishes)
+        template = self._template(wishes)
         if template not in self._traits:
             self._traits[template] = traits_of(partial(self._shown, wishes))
         return self._traits[template]
 
     def _shown(self, wishes: Wishes, messages: list[Message], tools: bool) -> str | None:
+        offered = wishes.tools or PROBE_TOOLS if tools else wishes.tools
         try:
-            return self._rendered(messages, wishes.tools or PROBE_TOOLS if tools else wishes.tools, {}, "answer")
+            return self._templated(messages, Wishes(tools=tuple(offered)))
         except BadMessages:
             return None
 
-    def _rendered(
-        self, messages: list[Message], tools: Items[Message], variables: Mapping[str, Any], ends_in: EndsIn
-    ) -> str:
+    def _templated(self, messages: Items[Message], wishes: Wishes) -> str:
+        told: dict[str, Any] = {
+            "tools": list(wishes.tools) or None,
+            "add_generation_prompt": wishes.ends_in == "answer",
+            "continue_final_message": wishes.ends_in == "message",
+            **wishes.variables,
+        }
+        kind = type(self.tokenizer)
+        if kind.apply_chat_template is not PreTrainedTokenizerBase.apply_chat_template:  # a model's own code
+            try:
+                return str(self.tokenizer.apply_chat_template(list(messages), tokenize=False, **told))  # type: ignore[arg-type]  # templates read more than strings
+            except Exception as problem:
+                raise BadMessages(f"the model's chat template refuses these messages: {problem}") from problem
+        return templates.render(self._template(wishes), messages, {**self.tokenizer.special_tokens_map, **told})
+
+    def _template(self, wishes: Wishes) -> str:
         try:
-            with at_most(TEMPLATE_S):
-                return str(
-                    self.tokenizer.apply_chat_template(
-                        messages,  # type: ignore[arg-type]  # templates read more than strings
-                        tools=list(tools) or None,
-                        add_generation_prompt=ends_in == "answer",
-                        continue_final_message=ends_in == "message",
-                        tokenize=False,
-                        **variables,
-                    )
-                )
-        except TimeoutError as problem:
-            raise BadMessages(f"the model's chat template did not end within {TEMPLATE_S:g} s.") from problem
-        except (TemplateError, ValueError, TypeError) as problem:
-            raise BadMessages(f"the model's chat template refuses these messages: {problem}") from problem
+            return self.template_for(wishes)
+        except ValueError as problem:
+            raise BadMessages(f"this model's tokenizer has no chat template for messages: {problem}") from problem
 
     def template_for(self, wishes: Wishes) -> str:
-        """The source of the template that would be used; a model may have one for tools and one without."""
+        """The source of the template that would be used; a model may have one for tools and one without.
+
+        Raises ValueError if it has none.
+        """
         return str(self.tokenizer.get_chat_template(tools=list(wishes.tools) or None))
 
     @property
@@ -117,15 +222,8 @@ class Encoding:
         template = self.tokenizer.chat_template
         return None if template is None else str(template)
 
-    def encode_rest(self, text: str) -> list[int]:
-        """Token ids of text that a template has made: it holds its own special tokens, none are added."""
-        return self._cut(text, special=False)
-
-    def _cut(self, text: str, special: bool) -> list[int]:
-        try:
-            text.encode()
-        except UnicodeEncodeError:  # bytes of a command line or \ud800 in JSON; a tokenizer fails in its own words
-            raise BadText("the prompt is not text: it holds half a character or bytes that are not UTF-8.") from None
+    def _cut(self, text: str, special: bool = False) -> list[int]:
+        _check(text)
         return list(self.tokenizer(text, add_special_tokens=special)["input_ids"])
 
     def spell(self, token: int) -> str:
@@ -148,11 +246,11 @@ class Encoding:
         return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
 
 
-def same_vocabulary(target: Encoding, draft: Encoding) -> bool:
-    """The same id is the same string in both; one may have more ids at the end (padded vocabularies)."""
-    ours, theirs = target.tokenizer.get_vocab(), draft.tokenizer.get_vocab()
-    string_of = {token: text for text, token in theirs.items()}
-    return all(string_of.get(token, text) == text for text, token in ours.items())
+def _check(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # bytes of a command line or \ud800 in JSON; a tokenizer fails in its own words
+        raise BadText("the prompt is not text: it holds half a character or bytes that are not UTF-8.") from None
 
 
 def check_translatable(draft: Encoding, drafter: Path) -> None:

@@ -17,7 +17,7 @@ from specexec.cache import KVCache
 from specexec.calibration import Calibration
 from specexec.conversation import Conversation
 from specexec.decoder import Decoder, Step
-from specexec.drafters.auto import calibrated
+from specexec.drafters.auto import calibrated, failures
 from specexec.errors import ContextLengthExceeded
 from specexec.intake import Intake, check_ids
 from specexec.learned import Arrays, packed, unpack
@@ -71,6 +71,11 @@ class Engine:
     def drafter_name(self) -> str:
         return self._decoder.drafter.name
 
+    @property
+    def drafter_failures(self) -> dict[str, str]:
+        """Why drafters failed last, by name: where they did, texts took more sweeps. Usually empty."""
+        return failures(self._decoder.guarded)
+
     def calibration(self, sampling: SamplingParams) -> Calibration | None:
         """What was learned about the scores of the first drafter model at this temperature; None if no model drafts."""
         model = calibrated(self._decoder.drafter)
@@ -101,6 +106,11 @@ class Engine:
     def dtype(self) -> str:
         """The number format that the target computes in."""
         return str(self._model.dtype).removeprefix("torch.")
+
+    @property
+    def vocabulary(self) -> int:
+        """Ids that the target has a row for; its tokenizer may know fewer, or more."""
+        return self._target.vocabulary
 
     @property
     def weights(self) -> Weights:

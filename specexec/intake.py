@@ -81,7 +81,8 @@ class Intake:
             raise BadSampling(f"logit_bias names token {beyond[0]}; this model has 0 to {self._target.vocabulary - 1}.")
         asked = self.filled(sampling)
         noise = Noise(asked.seed or 0, self._target.vocabulary, self._target.device)
-        return sequences.start(tokens, asked, noise, self._encoding.decode, self._stop_tokens, self.context, caches)
+        text = self._encoding.stream(tokens, asked.stop)
+        return sequences.start(tokens, asked, noise, text, self._stop_tokens, self.context, caches)
 
     def _check_made(self, tokens: Items[int]) -> None:
         try:

@@ -68,7 +68,7 @@ class TreeLM:
 
     `layers` are the numbers its layers know themselves by, where they are not 0, 1, 2, … (partial.py); None is a layer
     that does not attend (sublayers.py). `travel` says whose keys and values live in RAM, `share` how a CPU's threads
-    divide a product.
+    divide a product. `lenient` is for drafters with fewer rows than their target: ids beyond are read as the last row.
     """
 
     def __init__(
@@ -77,7 +77,9 @@ class TreeLM:
         layers: Items[int | None] | None = None,
         travel: Travel | None = None,
         share: widened.Share = widened.in_turn,
+        lenient: bool = False,
     ) -> None:
+        self._lenient = lenient
         self.kinds = check_tree_support(type(model), model.config)
         self._layers = range(len(self.kinds)) if layers is None else layers
         self._travel = travel
@@ -97,8 +99,8 @@ class TreeLM:
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sweep")
 
     def alike(self, model: PreTrainedModel, layers: Items[int | None] | None = None) -> TreeLM:
-        """Another LM that computes as this one does: over some of its layers, or over copies of them."""
-        return TreeLM(model, layers, share=self.share)
+        """A drafter that computes as this one does: over some of its layers, or over copies of them."""
+        return TreeLM(model, layers, share=self.share, lenient=True)
 
     def begin(self, parts: list[Rows]) -> Sweep:
         """Start a sweep over the new rows of several sequences; the caller is free to do something else meanwhile."""
@@ -127,7 +129,8 @@ class TreeLM:
     def _run(self, packed: _Packed) -> Tensor:
         for layer in self._streamed:
             setattr(layer, "own_rows", packed.count)  # noqa: B010
-        input_ids = tiles.filled_up(packed.tokens_R).unsqueeze(0)
+        tokens_R = packed.tokens_R.clamp(max=self.vocabulary - 1) if self._lenient else packed.tokens_R
+        input_ids = tiles.filled_up(tokens_R).unsqueeze(0)
         position_ids = tiles.filled_up(packed.positions_R).unsqueeze(0)
         with self._linears():
             output = self._trunk(input_ids=input_ids, position_ids=position_ids, use_cache=False, sweep=packed)

@@ -138,18 +138,21 @@ def constrained(
 
 
 def penalise(logits_V: Tensor, sampling: SamplingParams, history: History) -> Tensor:
-    """Repetition penalty over prompt and answer (Keskar et al. 2019), presence and frequency over the answer."""
+    """Repetition penalty over prompt and answer (Keskar et al. 2019), presence and frequency over the answer.
+
+    A drafter's logits may end before ids that were written.
+    """
     if not sampling.penalised:
         return logits_V
     logits_V = logits_V.clone()
     if history.seen and sampling.repetition_penalty != 1:
-        seen = list(history.seen)
+        seen = [token for token in history.seen if token < logits_V.shape[-1]]
         known = logits_V[seen]
         penalty = sampling.repetition_penalty
         logits_V[seen] = known.where(known < 0, known / penalty).where(known >= 0, known * penalty)
     if history.written:
-        tokens = list(history.written)
-        counts = logits_V.new_tensor(list(history.written.values()))
+        written = {token: times for token, times in history.written.items() if token < logits_V.shape[-1]}
+        tokens, counts = list(written), logits_V.new_tensor(list(written.values()))
         logits_V[tokens] -= sampling.presence_penalty + sampling.frequency_penalty * counts
     return logits_V
 
@@ -197,13 +200,17 @@ def at_an_edge(logits_V: Tensor, sampling: SamplingParams, noise: NoiseRows, pos
 
 
 def with_noise(logits_NV: Tensor, temperature: float, noise: NoiseRows, positions: Items[int]) -> Tensor:
-    """Scores whose argmax is the choice: row n gets T * G of positions[n]. At T = 0 no noise is ever drawn."""
+    """Scores whose argmax is the choice: row n gets T * G of positions[n]. At T = 0 no noise is ever drawn.
+
+    The noise has the target's ids; a drafter's logits may end before.
+    """
     if not temperature:
         return logits_NV
     distinct = sorted(set(positions))
     slot = {position: i for i, position in enumerate(distinct)}
     # Added in place: one matrix less of the size of the logits.
-    return (temperature * noise.rows(distinct))[[slot[position] for position in positions]].add_(logits_NV)
+    noise_PV = temperature * noise.rows(distinct)[:, : logits_NV.shape[-1]]
+    return noise_PV[[slot[position] for position in positions]].add_(logits_NV)
 
 
 def compared(logits_V: Tensor, sampling: SamplingParams, history: History, noise: NoiseRows, position: int) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -126,12 +125,11 @@ def start(
     tokens: Items[int],
     sampling: SamplingParams,
     noise: Noise,
-    decode: Callable[[list[int]], str],
+    text: TextStream,
     stop_tokens: frozenset[int],
     limit: int,
     caches: dict[object, KVCache] | None = None,
 ) -> Sequence:
     """A new request; `caches` of an earlier one are reused as far as the texts agree."""
     ends = frozenset[int]() if sampling.ignore_eos else stop_tokens
-    text = TextStream(decode, sampling.stop)
     return Sequence(list(tokens), sampling, noise, text, ends, limit, {} if caches is None else caches)

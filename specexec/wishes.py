@@ -32,6 +32,9 @@ EndsIn = Literal["answer", "message", "nothing"]
 class Wishes:
     """`tools` are function definitions in OpenAI's shape, `variables` what this template alone understands.
 
+    `control_tokens` says whether those that are spelled in messages or raw text become tokens; None leaves it to the
+    encoding.
+
     The text ends where an answer begins ("answer"), in the middle of the last message ("message"), or after it
     ("nothing").
     """
@@ -39,3 +42,4 @@ class Wishes:
     tools: tuple[dict[str, object], ...] = ()
     variables: Mapping[str, object] = field(default_factory=dict)
     ends_in: EndsIn = "answer"
+    control_tokens: bool | None = None

@@ -3,9 +3,12 @@
 import os
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
+
+from specexec.encoding import Encoding
 
 sys.path.append(str(Path(__file__).parent.parent / "scripts"))
 import real_material as real_material  # for tests.writer
@@ -21,6 +24,12 @@ def model() -> Path:
 def tokenizer(name: str) -> Path:
     """The folder of one of TOKENIZERS."""
     return _or_skip(lambda: real_material.tokenizer(name))
+
+
+@cache
+def encoding(name: str) -> Encoding:
+    """One of TOKENIZERS, loaded once for all tests."""
+    return Encoding.of(tokenizer(name))
 
 
 def templates() -> dict[str, str]:

@@ -40,6 +40,21 @@ class Letters:
     failure: None = None
 
 
+class Letterbox:
+    """The vocabulary of letters: every character is a token, none is special."""
+
+    all_special_ids: tuple[int, ...] = ()
+
+    def get_added_vocab(self) -> dict[str, int]:
+        return {}
+
+    def get_vocab(self) -> dict[str, int]:
+        return {"a": 97}
+
+    def __len__(self) -> int:
+        return 0x10000
+
+
 class LetterEngine:
     """Letters are tokens, a prompt ends itself by its own length, and a sweep lasts `sweep_s` unless it is stopped.
 
@@ -51,7 +66,8 @@ class LetterEngine:
 
     def __init__(self, sweep_s: float = 0.0) -> None:
         self.sweep_s = sweep_s
-        self.tokenizer = range(0x10000)
+        self.tokenizer = Letterbox()
+        self.vocabulary = 0x10000
         self.encoding = self
         self.room = Room(free_B=10**9, token_B=1)
         self.live: list[Letters] = []
@@ -80,6 +96,9 @@ class LetterEngine:
 
     def decode(self, tokens: Sequence[int]) -> str:
         return "".join(chr(token) for token in tokens)
+
+    def spell(self, token: int) -> str:
+        return chr(token)
 
     def progress(self) -> Progress:
         return Progress(1, 4, len(self.shared), 0)

@@ -173,6 +173,7 @@ PACK: Changes = {
 SERVE: Changes = {
     "host": (["--host", "127.0.0.2"], "base_url"),
     "api_key": (["--api-key", "secret"], "api_key"),
+    "allowed_host": (["--allowed-host", "gpu.lan"], "allowed_hosts"),
     "cors_origin": (["--cors-origin", "https://chat.example"], "cors_origins"),
     "served_name": (["--served-name", "mine"], "models"),
     "parallel": (["--parallel", "2"], "parallel"),

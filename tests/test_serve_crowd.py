@@ -263,3 +263,22 @@ def test_a_model_may_have_several_names() -> None:
         assert served.ask("hi", model="abc").json()["model"] == "abc"
         assert served.ask("hi").json()["model"] == "letters"
         assert served.ask("hi", model="other").status_code == 404
+
+
+def test_a_request_that_takes_long_to_prepare_holds_up_no_other() -> None:
+    inside, go_on = threading.Event(), threading.Event()
+
+    class Slow(LetterEngine):
+        def encode_rest(self, text: str) -> list[int]:
+            if text == "slow":
+                inside.set()
+                assert go_on.wait(60)
+            return self.encode(text)
+
+    with serving(Slow) as server, ThreadPoolExecutor() as pool:
+        slow = pool.submit(server.ask, "slow")
+        assert inside.wait(60)
+        assert server.ask("short").json()["choices"][0]["message"]["content"] == "short"
+        assert not slow.done()
+        go_on.set()
+        assert slow.result().json()["choices"][0]["message"]["content"] == "slow"

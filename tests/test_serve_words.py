@@ -13,7 +13,6 @@ import openai
 import pytest
 
 import specexec
-from cli.openai.tools import HERMES, LLAMA, Reader, Tool, Tools
 from specexec.engine import Engine
 from specexec.sampling import SamplingParams
 from specexec.work import Continuation
@@ -34,8 +33,11 @@ CLOCK: Any = {"type": "function", "function": {"name": "clock"}}
 HERMES_TEMPLATE = """\
 {%- if tools %}{{- '<|system|>To call: <tool_call> {"name": ..., "arguments": ...} </tool_call>. There are: ' }}
 {%- for tool in tools %}{{- tool | tojson }}{%- endfor %}{{- '<|end|>' }}{%- endif %}
-{%- for message in messages %}{{- '<|user|>' + message.role + ':' + message.content }}
-{%- for call in message.tool_calls or [] %}{{- call.function.name + call.function.arguments | tojson }}{%- endfor %}
+{%- for message in messages %}
+{%- if message.role == 'assistant' %}{{- '<|assistant|>' }}{%- else %}{{- '<|user|>' + message.role + ':' }}{%- endif %}
+{{- message.content }}
+{%- for call in message.tool_calls or [] %}{{- '<tool_call>\n{"name": "' + call.function.name + '", "arguments": ' }}
+{{- call.function.arguments | tojson + '}\n</tool_call>' }}{%- endfor %}
 {{- '<|end|>' }}{%- endfor %}
 {%- if mood is defined %}{{- mood }}{%- endif %}{%- if add_generation_prompt %}{{- '<|assistant|>' }}{%- endif %}"""
 
@@ -221,51 +223,7 @@ def test_template_variables_reach_the_template(caller: Served) -> None:
 
 def test_a_model_without_tools_says_so(server: Served) -> None:
     refused = server.ask("x", tools=[WEATHER]).json()["error"]
-    assert (refused["param"], "knows no tools" in refused["message"]) == ("tools", True)
-
-
-@pytest.mark.parametrize("way", [HERMES, LLAMA], ids=["hermes", "llama"])
-@pytest.mark.parametrize("choice", ["auto", "required", "weather"])
-def test_what_a_grammar_of_tools_lets_through_is_read_back_as_calls(engine: Engine, way: Any, choice: str) -> None:
-    tools = Tools((Tool.model_validate(WEATHER), Tool.model_validate(CLOCK)), choice, parallel=True)
-    grammar = engine.grammar(tools.grammar(way))
-    called = way.sign + way.begin + "weather" + way.between + '{"city": "Lima", "days": 3}' + way.end
-    texts = {called: ["weather"]}
-    if choice == "auto":
-        texts["Just words, with <tool and { in them."] = []
-        if way.sign:
-            texts[f"First words.\n{called}\n{called} and more"] = ["weather", "weather"]
-    for text, names in texts.items():
-        tokens = engine.encoding.encode_rest(text)
-        assert [str(t) for t in follows(grammar, tokens)] == [str(t) for t in tokens], text
-        for size in (1, 3, 1000):
-            reader = Reader(way)
-            parts = [text[at : at + size] for at in range(0, len(text), size)]
-            reads = [reader.read(part, last=False) for part in parts] + [reader.read("", last=True)]
-            assert [call.name for read in reads for call in read.calls] == names
-            assert [json.loads(call.arguments)["days"] for read in reads for call in read.calls] == [3] * len(names)
-            assert bool("".join(read.text for read in reads)) == (text != called)
-    wrong = way.sign + way.begin + "weather" + way.between + '{"city": "Rome"'
-    assert follows(grammar, engine.encoding.encode_rest(wrong)) != engine.encoding.encode_rest(wrong)
-
-
-def follows(grammar: Any, tokens: list[int]) -> list[int]:
-    """The tokens as far as the grammar lets them come."""
-    parse, taken = grammar.start(), list[int]()
-    for token in tokens:
-        if not parse.allowed([tuple(taken)], token + 1)[0, token]:
-            break
-        taken.append(token)
-    return taken
-
-
-def test_what_only_looks_like_a_call_is_text() -> None:
-    for text in ("<tool_call>nonsense</tool_call> after", "<tool_call> cut short", "a <tool", '{"name": 5}', "<"):
-        for way in (HERMES, LLAMA):
-            reader = Reader(way)
-            reads = [reader.read(letter, last=False) for letter in text] + [reader.read("", last=True)]
-            assert "".join(read.text for read in reads) == text
-            assert not any(read.calls for read in reads)
+    assert (refused["param"], "chat template leaves tool calls out" in refused["message"]) == ("tools", True)
 
 
 def test_a_refused_request_raises_in_the_client(server: Served) -> None:

@@ -19,6 +19,7 @@ from specexec.planner import REFERENCE_RANKING, BestFirst, Planner
 from specexec.ranking import Ranking
 from specexec.sampling import SamplingParams
 from specexec.sequence import Sequence, start
+from specexec.text.detokenizer import TextStream
 from tests.tiny import VOCABULARY, tiny
 from tests.tiny import greedy as tiny_greedy
 
@@ -59,7 +60,8 @@ def drafters(family: str, folder: Path) -> dict[str, Drafter]:
 def sequence_of(
     tokens: Items[int], sampling: SamplingParams, limit: int = 512, vocabulary: int = VOCABULARY
 ) -> Sequence:
-    return start(tokens, sampling, Noise(sampling.seed or 0, vocabulary), spell, frozenset(), limit)
+    text = TextStream(spell, sampling.stop)
+    return start(tokens, sampling, Noise(sampling.seed or 0, vocabulary), text, frozenset(), limit)
 
 
 def write(

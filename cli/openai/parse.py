@@ -19,11 +19,11 @@ from cli.openai.schema import (
     CompletionRequest,
     EarlierCall,
     Request,
-    ToolChoice,
 )
-from cli.openai.tools import Tools
+from cli.openai.tools import Tools, read_tools
 from specexec.errors import BadSampling
 from specexec.sampling import SamplingParams, derived_seed
+from specexec.text.formats.thinking import Level
 from specexec.wishes import RESERVED, EndsIn, Wishes
 
 if TYPE_CHECKING:
@@ -38,6 +38,18 @@ Message: TypeAlias = dict[str, object]
 Prompt: TypeAlias = str | list[int] | list[Message]
 
 _UNSET = -1  # what clients of llama.cpp and vLLM send for "any seed" and "every token"
+
+_LEVELS: dict[str, Level] = {
+    "none": "off",
+    "off": "off",
+    "on": "on",
+    "minimal": "low",
+    "low": "low",
+    "medium": "medium",
+    "high": "high",
+    "xhigh": "high",
+    "max": "high",
+}
 
 # What each parameter may say without asking for something that we do not have.
 _UNSUPPORTED: dict[str, tuple[object, ...]] = {
@@ -67,7 +79,8 @@ class Asked:
     """A request in our own words.
 
     `max_tokens` None fills the context; `watch` adds trees and sweeps to the stream; `schema` is that of the whole
-    answer; `wishes` are for the chat template.
+    answer; `wishes` are for the chat template, `thinking` too once its form is known. `notes` has one sentence for
+    everything that is left out.
     """
 
     chat: bool
@@ -80,10 +93,11 @@ class Asked:
     include_usage: bool
     echo: bool
     watch: bool
-    ignored: tuple[str, ...]
     schema: dict[str, object] | None = None
     tools: Tools | None = None
     wishes: Wishes | None = None
+    thinking: Level | None = None
+    notes: tuple[str, ...] = ()
 
     def sampling_of(
         self, choice: int, max_tokens: int, fresh_seed: int, grammar: Grammar | None = None
@@ -103,12 +117,15 @@ def read_chat(body: object, served: Items[str]) -> Asked:
     if request.top_logprobs and not request.logprobs:
         raise bad_request("top_logprobs needs logprobs: true.", "top_logprobs")
     asked = _asked(request, [messages], longest, logprobs, chat=True)
-    tools = _tools(request)
+    offer = read_tools(request)
+    tools = offer.tools
     if tools and asked.schema:
         raise bad_request("an answer cannot both follow response_format and call tools.", "response_format")
     if tools and request.ignore_eos:
         raise bad_request("tools say where an answer ends, ignore_eos that it does not.", "ignore_eos")
-    return replace(asked, tools=tools, wishes=_wishes(request, tools))
+    thinking = _LEVELS.get(request.reasoning_effort or "")
+    notes = (*asked.notes, *offer.notes)
+    return replace(asked, tools=tools, wishes=_wishes(request, tools), thinking=thinking, notes=notes)
 
 
 def read_completion(body: object, served: Items[str]) -> Asked:
@@ -119,21 +136,6 @@ def read_completion(body: object, served: Items[str]) -> Asked:
     return _asked(request, prompts, longest, request.logprobs, chat=False, echo=request.echo)
 
 
-def _tools(request: ChatRequest) -> Tools | None:
-    choice = request.tool_choice or "auto"
-    named = choice.function.name if isinstance(choice, ToolChoice) else choice
-    offered = {tool.function.name: tool for tool in request.tools or []}
-    if len(offered) != len(request.tools or []):
-        raise bad_request("two tools have the same name.", "tools")
-    if named not in ("none", "auto", "required", *offered) or (named == "required" and not offered):
-        raise bad_request(
-            f"tool_choice asks for {named!r}; tools offers: {', '.join(offered) or 'nothing'}.", "tool_choice"
-        )
-    if not offered or named == "none":
-        return None
-    return Tools(tuple(offered.values()), named, request.parallel_tool_calls is not False)
-
-
 def _wishes(request: ChatRequest, tools: Tools | None) -> Wishes:
     variables = request.chat_template_kwargs or {}
     if taken := sorted(RESERVED & set(variables)):
@@ -142,7 +144,7 @@ def _wishes(request: ChatRequest, tools: Tools | None) -> Wishes:
         raise bad_request("continue_final_message needs an assistant's message at the end.", "continue_final_message")
     after: EndsIn = "answer" if request.add_generation_prompt else "nothing"
     return Wishes(
-        tools=tuple(tool.model_dump(exclude_none=True) for tool in tools.offered) if tools else (),
+        tools=tools.offered if tools else (),
         variables=variables,
         ends_in="message" if request.continue_final_message else after,
     )
@@ -235,8 +237,8 @@ def _asked(
         include_usage=bool(options and options.include_usage),
         echo=echo,
         watch=request.watch,
-        ignored=tuple(sorted(extra)),
         schema=schema,
+        notes=(f"ignored {', '.join(sorted(extra))!r}",) if extra else (),
     )
 
 

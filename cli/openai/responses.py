@@ -10,7 +10,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from cli.openai.logprobs import Json, Teller, Told, for_chat, for_completion
-from cli.openai.tools import Call, Reader
+from specexec.text.formats import Call, Piece, Reader
 
 if TYPE_CHECKING:
     from specexec.stats import Burst, Progress
@@ -20,27 +20,28 @@ if TYPE_CHECKING:
 class News:
     """What one burst added to a choice; `first` calls and `offset` characters of tokens were there before."""
 
-    text: str
-    calls: tuple[Call, ...]
-    told: list[Told]
-    first: int
-    offset: int
+    piece: Piece = field(default_factory=Piece)
+    told: list[Told] = field(default_factory=list)
+    first: int = 0
+    offset: int = 0
 
     def __bool__(self) -> bool:
-        return bool(self.text or self.calls or self.told)
+        return bool(self.piece != Piece() or self.told)
 
 
 @dataclass
 class Choice:
-    """One text as it grows, and what it took. `teller` is there if log-probabilities were asked for."""
+    """One text as it grows, and what it took.
+
+    `reader` tells thoughts and calls apart, if that is wanted; `teller` is there if log-probabilities were asked for.
+    """
 
     index: int
     echo: str = ""
-    reader: Reader = field(default_factory=lambda: Reader(None))
+    reader: Reader | None = None
     teller: Teller | None = None
     told: list[Told] = field(default_factory=list)
-    calls: list[Call] = field(default_factory=list)
-    text: str = ""
+    piece: Piece = field(default_factory=Piece)
     tokens: int = 0
     finish_reason: str | None = None
     seed: int = 0
@@ -50,19 +51,22 @@ class Choice:
     began_s: float = field(default_factory=time.monotonic)
     first_s: float | None = None
     last_s: float = 0.0
+    _offset: int = 0
 
     def add(self, burst: Burst) -> News:
         """Take one more burst, and say what is new in it."""
         self.last_s = time.monotonic()
         self.first_s = self.last_s if self.first_s is None else self.first_s
         told = [] if self.teller is None else self.teller.tell((*burst.prompt_logprobs, *burst.logprobs))
-        read = self.reader.read(burst.text, last=burst.finish_reason is not None)
-        news = News(read.text, read.calls, told, len(self.calls), sum(len(one.text) for one in self.told))
-        self.text += news.text
-        self.calls += news.calls
-        self.told += news.told
+        last = burst.finish_reason is not None
+        piece = Piece(burst.text) if self.reader is None else self.reader.read(burst.tokens, last)
+        news = News(piece, told, len(self.piece.calls), self._offset)
+        self.piece += piece
+        self._offset += sum(len(one.text) for one in told)
+        self.told += told
         self.tokens += len(burst.tokens)
-        self.finish_reason = "tool_calls" if burst.finish_reason == "stop" and self.calls else burst.finish_reason
+        called = burst.finish_reason == "stop" and self.piece.calls
+        self.finish_reason = "tool_calls" if called else burst.finish_reason
         self.seed = burst.seed
         self.drafted += burst.nodes
         self.accepted += burst.accepted
@@ -103,10 +107,13 @@ class Reply:
 
     def more(self, choice: Choice, news: News) -> Json:
         """What is new in one choice."""
-        delta: Json = {"content": news.text} if news.text or not news.calls else {}
-        if news.calls:
-            delta["tool_calls"] = [{"index": news.first + at, **_called(call)} for at, call in enumerate(news.calls)]
-        words: Json = {"delta": delta} if self.chat else {"text": news.text}
+        piece = news.piece
+        delta = _reasoned(piece.reasoning)
+        if piece.content or not (piece.reasoning or piece.calls):
+            delta["content"] = piece.content
+        if piece.calls:
+            delta["tool_calls"] = [{"index": news.first + at, **_called(call)} for at, call in enumerate(piece.calls)]
+        words: Json = {"delta": delta} if self.chat else {"text": piece.content}
         likely = self._likely(choice, news.told, news.offset)
         return self._chunk({"index": choice.index, **words, "finish_reason": None, "logprobs": likely})
 
@@ -164,10 +171,11 @@ class Reply:
 
     def _words(self, choice: Choice) -> Json:
         if not self.chat:
-            return {"text": choice.echo + choice.text}
-        message: Json = {"role": "assistant", "content": choice.text, "refusal": None}
-        if choice.calls:
-            message |= {"content": choice.text or None, "tool_calls": [_called(call) for call in choice.calls]}
+            return {"text": choice.echo + choice.piece.content}
+        piece = choice.piece
+        message: Json = {"role": "assistant", "content": piece.content, "refusal": None, **_reasoned(piece.reasoning)}
+        if piece.calls:
+            message |= {"content": piece.content or None, "tool_calls": [_called(call) for call in piece.calls]}
         return {"message": message}
 
     def _likely(self, choice: Choice, told: list[Told], offset: int) -> Json | None:
@@ -189,7 +197,12 @@ class Reply:
 
 
 _OPEN: Json = {"finish_reason": None, "logprobs": None}
-NOTHING = News("", (), [], 0, 0)
+NOTHING = News()
+
+
+def _reasoned(text: str) -> Json:
+    """A thought under both names that clients look for."""
+    return {"reasoning_content": text, "reasoning": text} if text else {}
 
 
 def _called(call: Call) -> Json:

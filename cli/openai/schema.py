@@ -6,8 +6,6 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 
-from cli.openai.tools import Tool
-
 MOST_CHOICES = 16
 MOST_LOGPROBS = 20
 FILL = -1  # a length: as much as the context holds
@@ -103,6 +101,9 @@ class ToolChoice(BaseModel):
     function: ChosenFunction
 
 
+Effort = Literal["none", "off", "on", "minimal", "low", "medium", "high", "xhigh", "max"]
+
+
 class Request(BaseModel):
     """What chat and plain completion share."""
 
@@ -136,9 +137,10 @@ class ChatRequest(Request):
     max_completion_tokens: Length | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[Whole, Field(ge=0, le=MOST_LOGPROBS)] | None = None
-    tools: list[Tool] | None = None
+    tools: list[dict[str, object]] | None = None
     tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
     parallel_tool_calls: bool | None = None
+    reasoning_effort: Effort | None = None
     chat_template_kwargs: dict[str, object] | None = None
     add_generation_prompt: bool = True
     continue_final_message: bool = False

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp
 
 from cli.openai.errors import ApiError, api_error, bad_request
 from cli.openai.parse import Message, read_chat
+from cli.openai.prepare import encode
 from cli.serve.bodies import read_json
 from cli.serve.completions import Completions, Manner, ready
 from cli.serve.guard import Guard, Policy
@@ -49,7 +50,7 @@ def application(worker: Worker, manner: Manner, policy: Policy) -> ASGIApp:
             route
             for prefix in ("", "/v1")
             for route in (
-                Route(f"{prefix}/tokenize", _kind(house.tokenizer(completions)), methods=["POST"]),
+                Route(f"{prefix}/tokenize", _kind(house.tokenize), methods=["POST"]),
                 Route(f"{prefix}/detokenize", _kind(house.detokenize), methods=["POST"]),
                 Route(f"{prefix}/tokenizer_info", _kind(house.tokenizer_info)),
             )
@@ -96,21 +97,16 @@ class _House:
             raise ApiError(404, "model_not_found", f"no model {name!r} here; known: {known}.", param="model")
         return JSONResponse(self._card(name))
 
-    def tokenizer(self, completions: Completions) -> Endpoint:
-        async def tokenize(request: Request) -> Response:
-            ready(self._worker)
-            body = await read_json(request)
-            given = [body[name] for name in ("content", "prompt", "messages") if name in body]
-            special = body.get("add_special_tokens", True)
-            if len(given) != 1 or not isinstance(given[0], str | list) or not isinstance(special, bool):
-                raise bad_request(
-                    "give one of content, prompt or messages, and add_special_tokens if you like.", "content"
-                )
-            prompt = given[0] if isinstance(given[0], str) else _messages(given[0])
-            tokens = await anyio.to_thread.run_sync(partial(completions.encode, prompt, special=special))
-            return JSONResponse({"tokens": tokens, "count": len(tokens), "max_model_len": self._worker.engine.context})
-
-        return tokenize
+    async def tokenize(self, request: Request) -> Response:
+        ready(self._worker)
+        engine, body = self._worker.engine, await read_json(request)
+        given = [body[name] for name in ("content", "prompt", "messages") if name in body]
+        special = body.get("add_special_tokens", True)
+        if len(given) != 1 or not isinstance(given[0], str | list) or not isinstance(special, bool):
+            raise bad_request("give one of content, prompt or messages, and add_special_tokens if you like.", "content")
+        prompt = given[0] if isinstance(given[0], str) else _messages(given[0])
+        tokens = await anyio.to_thread.run_sync(partial(encode, engine, prompt, special=special))
+        return JSONResponse({"tokens": tokens, "count": len(tokens), "max_model_len": engine.context})
 
     async def detokenize(self, request: Request) -> Response:
         ready(self._worker)
@@ -120,7 +116,7 @@ class _House:
         ids = [token for token in given if type(token) is int and 0 <= token < vocabulary]
         if len(ids) != len(given):
             raise bad_request(f"tokens must be a list of ids from 0 to {vocabulary - 1}.", "tokens")
-        text = self._worker.engine.decode(ids)
+        text = await anyio.to_thread.run_sync(self._worker.engine.decode, ids)
         return JSONResponse({"content": text, "prompt": text})
 
     async def tokenizer_info(self, _: Request) -> Response:

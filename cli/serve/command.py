@@ -7,7 +7,7 @@ import os
 import socket
 import sys
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -112,6 +112,7 @@ def serve(
                 told = {
                     "base_url": f"{'http://localhost' if uds else url}/v1", "socket": uds,
                     "models": names, "api_key": bool(api_key), "cors_origins": cors_origin,
+                    "allowed_hosts": allowed_host,
                     "parallel": parallel, "max_queue": max_queue, "request_timeout_s": request_timeout,
                     "sse_keepalive_s": sse_keepalive, "sse_keepalive_mode": sse_keepalive_mode,
                     "engine": facts_of(engine, engine_options),
@@ -119,7 +120,7 @@ def serve(
                 echo(json.dumps(told, ensure_ascii=False, default=str))
 
         worker = Worker(
-            lambda: open_engine(engine_options, worker.told),
+            lambda: _warm(open_engine(engine_options, worker.told)),
             parallel=parallel,
             max_queue=max_queue,
             remembering=lambda engine: remembering(engine, engine_options),
@@ -141,6 +142,18 @@ def serve(
     if worker.failure is not None:
         raise worker.failure
     return 0
+
+
+def _warm(engine: Engine) -> Engine:
+    """What the first request with tools would have to make, and all others would wait for: seconds of one processor."""
+    from specexec.errors import BadGrammar
+    from specexec.grammar import json_schema
+    from specexec.text.formats import format_of
+
+    format_of(engine.encoding)
+    with suppress(BadGrammar):  # a tokenizer that no grammar can be made for: said to those who ask for one
+        engine.grammar(json_schema({}))
+    return engine
 
 
 def short_name(model: str) -> str:

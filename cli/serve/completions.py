@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import anyio
 from sse_starlette import EventSourceResponse, ServerSentEvent
@@ -19,24 +18,21 @@ from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from cli.openai.errors import ApiError, api_error, bad_request
+from cli.openai.errors import ApiError
 from cli.openai.logprobs import Json, Teller
-from cli.openai.parse import Asked, Message, Prompt, read_chat, read_completion
+from cli.openai.parse import Asked, read_chat, read_completion
+from cli.openai.prepare import Prepared, prepare
 from cli.openai.responses import NOTHING, Choice, Reply, picture, place
-from cli.openai.tools import Reader, Way, way_of
 from cli.serve.bodies import read_json
+from cli.serve.refusals import notes_header
 from cli.serve.worker import Ticket, Worker
 from cli.serve.writing import Writing
-from specexec.errors import BadGrammar, ContextLengthExceeded, EmptyPrompt
-from specexec.wishes import Wishes
-
-if TYPE_CHECKING:
-    from specexec.grammar import Grammar
 
 WATCH_S = 0.2
 SLOWEST_READER_S = 300.0  # a client that takes nothing for so long has gone without saying so
 FAREWELL_S = 5.0  # for the last event of a stream when the server stops
 
+Read = Callable[[object, Items[str]], Asked]
 Keepalive = Literal["comment", "empty-delta"]
 
 
@@ -56,21 +52,12 @@ class Manner:
         return self.models[0]
 
 
-@dataclass(frozen=True)
-class _Bounds:
-    """What an answer must look like, and how calls are found in it."""
-
-    grammar: Grammar | None = None
-    way: Way | None = None
-
-
 class Completions:
     """Both endpoints; they differ in how a request is read and in the shape of the reply."""
 
     def __init__(self, worker: Worker, manner: Manner) -> None:
         self._worker = worker
         self._manner = manner
-        self._encoding = threading.Lock()  # tokenizers promise nothing about several threads
 
     async def chat(self, request: Request) -> Response:
         return await self._answer(request, read_chat)
@@ -78,36 +65,14 @@ class Completions:
     async def complete(self, request: Request) -> Response:
         return await self._answer(request, read_completion)
 
-    def encode(self, prompt: Prompt, wishes: Wishes | None = None, special: bool = True) -> list[int]:
-        """Token ids, from any thread; `special` adds those that a raw text begins or ends with.
-
-        Raises ApiError for ids and BadMessages for templates that do not work.
-        """
-        encoding = self._worker.engine.encoding
-        with self._encoding:
-            if isinstance(prompt, str):
-                return encoding.encode(prompt) if special else encoding.encode_rest(prompt)
-            messages: list[Message] = [item for item in prompt if isinstance(item, dict)]
-            if messages:
-                return encoding.encode_rest(encoding.render(messages, wishes))
-        tokens = [item for item in prompt if isinstance(item, int)]
-        self._check_tokens(tokens, None)
-        return tokens
-
-    def _check_tokens(self, tokens: list[int], param: str | None) -> None:
-        most = len(self._worker.engine.tokenizer)
-        wrong = [token for token in tokens if not 0 <= token < most]
-        if wrong:
-            raise ApiError(400, "invalid_token", f"token {wrong[0]} is not in 0 to {most - 1}.", param=param)
-
-    async def _answer(self, request: Request, read: Callable[[object, Items[str]], Asked]) -> Response:
+    async def _answer(self, request: Request, read: Read) -> Response:
         ready(self._worker)
-        asked = read(await read_json(request), self._manner.models)
-        prompts = [await anyio.to_thread.run_sync(self._fitting, prompt, asked) for prompt in asked.prompts]
-        bounds = await anyio.to_thread.run_sync(self._bounds, asked)
-        writing = self._writing(asked, prompts, bounds)
-        reply = Reply(asked.chat, asked.model or self._manner.model, sum(len(prompt) for prompt in prompts))
-        record = _Record(request, asked, reply, writing, self._manner.log)
+        body = await read_json(request)
+        asked, prepared = await anyio.to_thread.run_sync(self._prepared, read, body)
+        writing = self._writing(asked, prepared)
+        reply = Reply(asked.chat, asked.model or self._manner.model, sum(len(text.tokens) for text in prepared.texts))
+        record = _Record(request, asked, prepared.notes, reply, writing, self._manner.log)
+        headers = notes_header(prepared.notes)
         writing.submit()
         if asked.stream:
             return EventSourceResponse(
@@ -118,56 +83,26 @@ class Completions:
                 send_timeout=SLOWEST_READER_S,
                 shutdown_event=anyio.Event(),
                 shutdown_grace_period=FAREWELL_S,
-                headers={"X-Accel-Buffering": "no"},
+                headers={"X-Accel-Buffering": "no", **headers},
                 background=BackgroundTask(record.close),  # also when the client left before the first event
             )
-        return await _whole(request, writing, reply, record)
+        return await _whole(request, writing, reply, record, headers)
 
-    def _fitting(self, prompt: Prompt, asked: Asked) -> list[int]:
-        """The prompt's tokens, which leave room for the answer."""
-        self._check_tokens([token for token, _ in asked.sampling.logit_bias], "logit_bias")
-        tokens = self.encode(prompt, asked.wishes)
-        context = self._worker.engine.context
-        if not tokens:
-            raise api_error(EmptyPrompt("the prompt is empty."))
-        needed = len(tokens) + (asked.max_tokens or 1)
-        if needed > context:
-            raise api_error(
-                ContextLengthExceeded(
-                    f"this model's maximum context length is {context} tokens, but {needed} were requested: "
-                    f"{len(tokens)} in the prompt and {asked.max_tokens or 1} for the answer."
-                )
-            )
-        return tokens
+    def _prepared(self, read: Read, body: object) -> tuple[Asked, Prepared]:
+        asked = read(body, self._manner.models)
+        return asked, prepare(self._worker.engine, asked)
 
-    def _bounds(self, asked: Asked) -> _Bounds:
-        """What every answer must look like. Raises ApiError for what no grammar can be made of."""
-        from specexec.grammar import json_schema  # with torch, which is there once the engine is
-
-        engine = self._worker.engine
-        try:
-            with self._encoding:
-                if asked.tools is not None:
-                    way = way_of(engine.encoding.template_for(asked.wishes or Wishes()))
-                    return _Bounds(engine.grammar(asked.tools.grammar(way)), way)
-                if asked.schema is not None:
-                    return _Bounds(engine.grammar(json_schema(asked.schema)))
-        except BadGrammar as problem:
-            raise bad_request(problem.what, "tools" if asked.tools else "response_format", problem.code) from None
-        return _Bounds()
-
-    def _writing(self, asked: Asked, prompts: list[list[int]], bounds: _Bounds) -> Writing:
+    def _writing(self, asked: Asked, prepared: Prepared) -> Writing:
         engine, writing = self._worker.engine, Writing(self._worker, self._manner.timeout_s)
         fresh_seed = secrets.randbits(32)
-        for prompt, tokens in zip(asked.prompts, prompts, strict=True):
-            room = asked.max_tokens or engine.context - len(tokens)
-            echo = "" if not asked.echo else prompt if isinstance(prompt, str) else engine.decode(tokens)
+        for text in prepared.texts:
+            room = asked.max_tokens or engine.context - len(text.tokens)
             for number in range(asked.n):
-                sampling = asked.sampling_of(number, room, fresh_seed, bounds.grammar)
+                sampling = asked.sampling_of(number, room, fresh_seed, text.grammar)
                 told = asked.sampling.logprobs is not None
-                teller = Teller(engine.encoding.piece, tokens, asked.echo) if told else None
-                choice = Choice(len(writing.choices), echo, Reader(bounds.way), teller)
-                writing.add(choice, partial(Ticket, tokens, sampling))
+                teller = Teller(engine.encoding.piece, text.tokens, asked.echo) if told else None
+                choice = Choice(len(writing.choices), text.echo, text.reader(asked.sampling.stop), teller)
+                writing.add(choice, partial(Ticket, text.tokens, sampling))
         return writing
 
     async def _events(
@@ -219,7 +154,9 @@ def ready(worker: Worker) -> None:
         raise ApiError(503, "model_unavailable", "there is no model to answer with.", retry_s=60)
 
 
-async def _whole(request: Request, writing: Writing, reply: Reply, record: _Record) -> Response:
+async def _whole(
+    request: Request, writing: Writing, reply: Reply, record: _Record, headers: dict[str, str]
+) -> Response:
     finishing = asyncio.ensure_future(writing.finish())
     leaving = asyncio.ensure_future(_departure(request))
     try:
@@ -227,7 +164,7 @@ async def _whole(request: Request, writing: Writing, reply: Reply, record: _Reco
         if not finishing.done():
             return Response(status_code=499)  # nobody reads it
         finishing.result()
-        return JSONResponse(reply.whole(writing.choices))
+        return JSONResponse(reply.whole(writing.choices), headers=headers)
     except ApiError as error:
         record.error = error.code
         raise
@@ -251,11 +188,17 @@ class _Record:
     """One line of the access log, written when a request ends, however it ends; closing it lets the engine go."""
 
     def __init__(
-        self, request: Request, asked: Asked, reply: Reply, writing: Writing, log: Callable[[str], None]
+        self,
+        request: Request,
+        asked: Asked,
+        notes: tuple[str, ...],
+        reply: Reply,
+        writing: Writing,
+        log: Callable[[str], None],
     ) -> None:
         self.error: str | None = None
         self._what = f"{request.method} {request.url.path}{' stream' if asked.stream else ''}"
-        self._ignored = f" · ignored {', '.join(asked.ignored)!r}" if asked.ignored else ""
+        self._notes = "".join(f" · {note}" for note in notes)
         self._reply, self._writing, self._log = reply, writing, log
         self._began_s = time.monotonic()
         self._open = True
@@ -270,4 +213,4 @@ class _Record:
         ending = f" · {self.error}" if self.error else " · client left" if left else ""
         sweeps = max(choice.sweeps for choice in choices)
         seconds = time.monotonic() - self._began_s
-        self._log(f"{self._what} {took} {seconds:.1f} s {sweeps} sweep{'s' * (sweeps != 1)}{ending}{self._ignored}")
+        self._log(f"{self._what} {took} {seconds:.1f} s {sweeps} sweep{'s' * (sweeps != 1)}{ending}{self._notes}")

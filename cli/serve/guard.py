@@ -11,9 +11,8 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cli.openai.errors import ApiError
-from cli.serve.refusals import response_of
+from cli.serve.refusals import NOTES, response_of
 
-NOTES = "x-specexec-notes"  # what of a request was left out, and why
 OPEN_PATHS = ("/health", "/")  # a monitor needs no key, and a page that asks for one must be seen first
 # The last three are what containers call their host: `.internal` belongs to nobody, so no foreign page can have them.
 _NAMES = {"localhost", "127.0.0.1", "::1"} | {

@@ -1,10 +1,13 @@
-"""A refusal as an HTTP response."""
+"""A refusal as an HTTP response, and what was left out of a request as a header."""
 
 from __future__ import annotations
 
 from starlette.responses import JSONResponse
 
 from cli.openai.errors import ApiError
+
+NOTES = "X-Specexec-Notes"
+_MOST_LETTERS = 2000  # of a header; proxies allow some 4,000 to 8,000 for all of them
 
 
 def response_of(refusal: ApiError) -> JSONResponse:
@@ -13,3 +16,11 @@ def response_of(refusal: ApiError) -> JSONResponse:
     if refusal.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse(refusal.body, refusal.status, headers)
+
+
+def notes_header(notes: tuple[str, ...]) -> dict[str, str]:
+    """The sentences on what was left out, in letters that a header may hold."""
+    if not notes:
+        return {}
+    told = "; ".join(notes).encode("ascii", "backslashreplace").decode()
+    return {NOTES: "".join(letter if letter.isprintable() else " " for letter in told)[:_MOST_LETTERS].strip()}

@@ -22,8 +22,8 @@ from specexec.compose.sources import (
     check_trimming,
     drafts_of,
     join,
-    other_wording,
     picked,
+    vocabulary_of,
     watched,
 )
 from specexec.cost import CostModel
@@ -106,7 +106,7 @@ def load(
     branches = not design.own_code and can_branch(design.model_class, config)
     context = context_for(ctx, longest_text(config))
     encoding = encoding_in(pair.target, trust_remote_code)
-    wordings = [other_wording(encoding, path, trust_remote_code) for path in pair.drafters]
+    vocabularies = [vocabulary_of(path, encoding, trust_remote_code) for path in pair.drafters]
     where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     given = weights.free_memory(where, ram_B, vram_B)
     if pair.toy and budget == "auto" and link_limit_Bps is None:
@@ -117,7 +117,7 @@ def load(
     asked = replace(asked, nodes=most_nodes if budget == "auto" else budget)
     choice, reason = picked(choice, pair, config, given, asked, measured or {})
     if draft_vocab:
-        check_trimming(choice, wordings, draft_vocab, len(encoding.tokenizer))
+        check_trimming(choice, vocabularies, draft_vocab, len(encoding.tokenizer))
     if drafter_quant != "none":
         check_quantising(choice, pair, drafter_quant)
     target = weights.load(
@@ -137,7 +137,7 @@ def load(
         told=told,
         trust_remote_code=trust_remote_code,
     )
-    drafts = drafts_of(choice, pair, wordings, asked, trust_remote_code, rounded)
+    drafts = drafts_of(choice, pair, vocabularies, asked, trust_remote_code, rounded)
     lm = lm_of(
         target, trees=bool(choice.sources), tried=design.own_code, travel=_travel(target, where), share=weights.share
     )
@@ -167,7 +167,7 @@ def load(
             model=target,
             stream=weights.stream_of(target),
             target=lm,
-            drafts={one.role: one.lm for one in drafts.values() if one.theirs is None},
+            drafts={one.role: one.lm for one in drafts.values() if one.vocabulary.theirs is None},
             drafter=watched(choice, join(choice, kit.makers, cost), cost),
             sources=choice.name,
             reason=reason,

@@ -36,13 +36,14 @@ from specexec.drafters.substitute import substituting
 from specexec.drafters.translated import TranslatedDrafter
 from specexec.drafters.trimmed import TrimmedHead
 from specexec.drafters.union import Union
-from specexec.encoding import Encoding, check_translatable, same_vocabulary
+from specexec.encoding import Encoding, check_translatable
 from specexec.errors import BadDrafter
 from specexec.lm import TreeLM
 from specexec.memory import Memory
 from specexec.partial import rebuilt
 from specexec.ranking import Ranking
 from specexec.sublayers import names_of, sizes_of
+from specexec.text.vocabularies import Nameable, differing_ids, nameable
 
 log = logging.getLogger(__name__)
 
@@ -107,13 +108,13 @@ def check_quantising(choice: Choice, pair: weights.ModelPair, form: weights.FewB
         )
 
 
-def check_trimming(choice: Choice, wordings: Items[Encoding | None], left: int, vocabulary: int) -> None:
+def check_trimming(choice: Choice, vocabularies: Items[DraftVocabulary], left: int, vocabulary: int) -> None:
     if not choice.models:
         raise BadDrafter(
             "--draft-vocab trims the head of a drafter model, and none drafts here.",
             hint=f"Leave it out, or --drafter with a model. Now: {choice.name}.",
         )
-    if None not in wordings:
+    if all(one.theirs is not None for one in vocabularies):
         raise BadDrafter(
             "--draft-vocab cannot trim a drafter with another vocabulary: its guesses are carried over as text.",
             hint="Leave it out.",
@@ -125,16 +126,25 @@ def check_trimming(choice: Choice, wordings: Items[Encoding | None], left: int, 
         )
 
 
-def other_wording(ours: Encoding, drafter: Path, trust_remote_code: bool) -> Encoding | None:
-    """The drafter's tokenizer if it is not the target's; None if ids mean the same in both."""
+@dataclass(frozen=True)
+class DraftVocabulary:
+    """What a drafter's ids mean: the same as the target's, but for `differing`, or what its own tokenizer says."""
+
+    differing: frozenset[int] = frozenset()
+    theirs: Encoding | None = None
+
+
+def vocabulary_of(drafter: Path, ours: Encoding, trust_remote_code: bool) -> DraftVocabulary:
+    """Raises TokenizerMismatch for a drafter whose text cannot be carried over."""
     theirs = encoding_in(drafter, trust_remote_code)
-    if same_vocabulary(ours, theirs):
-        return None
+    differing = differing_ids(ours.tokenizer, theirs.tokenizer)
+    if differing is not None:
+        return DraftVocabulary(differing)
     check_translatable(theirs, drafter)
     log.warning(
         "drafter %s has another vocabulary: its guesses are carried over as text, and fewer will be accepted.", drafter
     )
-    return theirs
+    return DraftVocabulary(theirs=theirs)
 
 
 def in_few_bits(
@@ -173,19 +183,19 @@ def questions(encoding: Encoding) -> list[list[int]]:
 
 @dataclass(frozen=True)
 class Draft:
-    """A model that drafts: what the engine and what people call it, and its tokenizer if that is not the target's."""
+    """A model that drafts: what the engine and what people call it, and what its ids mean."""
 
     role: str
     name: str
     folder: Path
     lm: TreeLM
-    theirs: Encoding | None
+    vocabulary: DraftVocabulary
 
 
 def drafts_of(
     choice: Choice,
     pair: weights.ModelPair,
-    wordings: Items[Encoding | None],
+    vocabularies: Items[DraftVocabulary],
     asked: Asked,
     trust_remote_code: bool,
     rounded: Told,
@@ -193,10 +203,10 @@ def drafts_of(
     """The models that draft, loaded, by their names in `choice`."""
     called = [weights.called(path) for path in pair.drafters]
     found: dict[str, Draft] = {}
-    for model, path, name, theirs in zip(choice.models, pair.drafters, called, wordings, strict=False):
+    for model, path, name, vocabulary in zip(choice.models, pair.drafters, called, vocabularies, strict=False):
         role = f"drafter-{len(found) + 1}" if found else "drafter"
-        lm = TreeLM(draft_model(path, asked, trust_remote_code, rounded), share=weights.share)
-        found[model] = Draft(role, name if called.count(name) == 1 else str(path), path, lm, theirs)
+        lm = TreeLM(draft_model(path, asked, trust_remote_code, rounded), share=weights.share, lenient=True)
+        found[model] = Draft(role, name if called.count(name) == 1 else str(path), path, lm, vocabulary)
     return found
 
 
@@ -223,25 +233,29 @@ class Kit:
             **{model: partial(self._sibling, draft) for model, draft in self.drafts.items()},
             "substitute": self._substitute,
             "skip": self._skip,
-            "ngram": lambda: NgramDrafter(self.memory),
+            "ngram": lambda: NgramDrafter(self.memory, self._own.rows),
         }
 
     @property
-    def _vocabulary(self) -> int:
-        return len(self.encoding.tokenizer)
+    def _own(self) -> Nameable:
+        """What the target itself may name as a drafter."""
+        return nameable(self.encoding.tokenizer, [self.target.vocabulary])
 
     @property
     def _cascade(self) -> Cascade:
         return Cascade(self.memory)
 
     def _sibling(self, draft: Draft) -> Drafter:
-        if draft.theirs is not None:
-            return TranslatedDrafter(draft.lm, self.encoding, draft.theirs, draft.name)
+        if (theirs := draft.vocabulary.theirs) is not None:
+            return TranslatedDrafter(draft.lm, self.encoding, theirs, draft.name)
         trimmed = None
+        ids = nameable(
+            self.encoding.tokenizer, [self.target.vocabulary, draft.lm.vocabulary], draft.vocabulary.differing
+        )
         if self.draft_vocab:
             ends = stop_tokens(self.model.generation_config, self.encoding.tokenizer.eos_token_id)
-            trimmed = TrimmedHead(draft.lm, self._vocabulary, self.draft_vocab, ends, self.memory)
-        return SiblingDrafter(draft.lm, self._vocabulary, self.ranking, draft.name, trimmed, self._cascade)
+            trimmed = TrimmedHead(draft.lm, ids.rows, self.draft_vocab, ends, self.memory, ids.never)
+        return SiblingDrafter(draft.lm, ids.rows, self.ranking, draft.name, trimmed, self._cascade, ids.never)
 
     def _skip(self) -> SiblingDrafter:
         assert isinstance(self.target, TreeLM)
@@ -260,7 +274,8 @@ class Kit:
         name = f"{self.model.config.to_json_string()} {files_B}"
         kept_LS = best_sublayers(self.target, terms, questions(self.encoding), self.searches, name)
         layer_of = partial(weights.standing_layer, self.model)
-        return skipping(self.target, layer_of, kept_LS, self._vocabulary, self.ranking, self._cascade)
+        ids = self._own
+        return skipping(self.target, layer_of, kept_LS, ids.rows, self.ranking, self._cascade, ids.never)
 
     def _substitute(self) -> SiblingDrafter:
         assert isinstance(self.target, TreeLM)
@@ -268,7 +283,8 @@ class Kit:
         shared_L = stands_L if not all(stands_L) else [False] * len(stands_L)  # nothing streams: copies read less
         made = in_few_bits(self.model, shared_L, self.target.device, self.copy, self.rounded)
         name = "substitute" if self.copy == "nf4" else f"substitute-{self.copy}"
-        return substituting(self.target, made, self._vocabulary, self.ranking, self._cascade, name)
+        ids = self._own
+        return substituting(self.target, made, ids.rows, self.ranking, self._cascade, name, ids.never)
 
 
 def join(choice: Choice, makers: Mapping[str, Callable[[], Drafter]], cost: CostModel) -> Drafter:

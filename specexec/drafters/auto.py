@@ -19,6 +19,7 @@ from specexec.calibration import Calibrated
 from specexec.choice import Choice
 from specexec.cost import CostModel
 from specexec.drafters import Ask, Drafter, Guesses
+from specexec.drafters.guarded import Guarded
 from specexec.drafters.union import Union
 from specexec.learned import Arrays
 from specexec.sequence import Sequence
@@ -66,6 +67,13 @@ def calibrated(drafter: Drafter) -> Calibrated | None:
     inside: Drafter = drafter.union if isinstance(drafter, Auto) else drafter
     members = inside.members if isinstance(inside, Union) else [inside]
     return next((member for member in members if isinstance(member, Calibrated)), None)
+
+
+def failures(guarded: Guarded) -> dict[str, str]:
+    """Why drafters failed last, by name; what a union asks counts for itself."""
+    inside = guarded.inside.union if isinstance(guarded.inside, Auto) else guarded.inside
+    guards = [guarded, *(inside.guarded if isinstance(inside, Union) else [])]
+    return {one.name: one.failure for one in guards if one.failure is not None}
 
 
 @dataclass

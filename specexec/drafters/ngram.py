@@ -58,7 +58,9 @@ class NgramDrafter:
     name = "ngram"
     context = UNBOUNDED
 
-    def __init__(self, memory: Memory | None = None) -> None:
+    def __init__(self, memory: Memory | None = None, vocabulary: int = UNBOUNDED) -> None:
+        """It names ids below `vocabulary`."""
+        self._vocabulary = vocabulary
         self.memory = memory or Memory()
         self._readings: WeakKeyDictionary[Sequence, _Reading] = WeakKeyDictionary()
 
@@ -94,6 +96,8 @@ class NgramDrafter:
         tokens = [[*one, *[0] * (width - len(one))] for one in found]
         cells = [[*one.values(), *[-1] * (width - len(one))] for one in found]
         tokens_NK, cells_NK = (np.array(rows, np.int64).reshape(-1, width) for rows in (tokens, cells))
+        strange_NK = tokens_NK >= min(self._vocabulary, ask.sequence.noise.vocabulary)
+        tokens_NK[strange_NK], cells_NK[strange_NK] = 0, -1
         said = self._readings[ask.sequence].said
         for row, node in enumerate(ask.nodes):
             said[node] = _Said(tokens_NK[row], cells_NK[row])

@@ -6,7 +6,7 @@ N nodes   C candidates   V vocabulary
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from weakref import WeakKeyDictionary
 
@@ -42,7 +42,7 @@ class _Heard:
 
 
 class SiblingDrafter(Calibrated):
-    """Guesses by any causal LM that shares the target's vocabulary of `vocabulary` ids."""
+    """Guesses by any causal LM that shares the target's vocabulary of `vocabulary` ids; it names none of `never`."""
 
     def __init__(
         self,
@@ -52,6 +52,7 @@ class SiblingDrafter(Calibrated):
         name: str = "sibling",
         trimmed: TrimmedHead | None = None,
         cascade: Cascade | None = None,
+        never: Iterable[int] = (),
     ) -> None:
         super().__init__()
         self.name = name
@@ -60,6 +61,7 @@ class SiblingDrafter(Calibrated):
         self.lm = lm
         # Ids beyond the target's vocabulary are padding rows of the drafter's head: never guess them.
         self._vocabulary = min(lm.vocabulary, vocabulary)
+        self._never = torch.tensor(sorted(token for token in never if token < self._vocabulary), device=lm.device)
         self._trimmed = trimmed
         self.cascade = cascade or Cascade()
         self._below: WeakKeyDictionary[Sequence, Below] = WeakKeyDictionary()
@@ -150,7 +152,8 @@ class SiblingDrafter(Calibrated):
 
     def _logits(self, hidden_NH: Tensor) -> Tensor:
         if self._trimmed is None:
-            return self.lm.head(hidden_NH)[:, : self._vocabulary]
+            logits_NV = self.lm.head(hidden_NH)[:, : self._vocabulary]
+            return logits_NV.index_fill_(1, self._never, float("-inf")) if len(self._never) else logits_NV
         return self._trimmed.logits(hidden_NH)
 
     def _heard(self, sequence: Sequence, logits_NS: Tensor) -> _Heard:

@@ -8,7 +8,7 @@ L layers   S = 2 sublayers: attention, MLP   U units that stay or go   R rows of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -112,9 +112,11 @@ def skipping(
     vocabulary: int,
     ranking: Ranking | None = None,
     cascade: Cascade | None = None,
+    never: Iterable[int] = (),
 ) -> SiblingDrafter:
     """A drafter that runs just these sublayers of the target, in layers of its own that `layer_of` gives."""
-    return SiblingDrafter(partial_lm(target, layer_of, kept_LS), vocabulary, ranking, name="skip", cascade=cascade)
+    lm = partial_lm(target, layer_of, kept_LS)
+    return SiblingDrafter(lm, vocabulary, ranking, name="skip", cascade=cascade, never=never)
 
 
 def spread(count: int, kept: int) -> list[int]:

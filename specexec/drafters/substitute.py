@@ -6,7 +6,7 @@ and values are its own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from torch import nn
 
@@ -24,7 +24,8 @@ def substituting(
     ranking: Ranking | None = None,
     cascade: Cascade | None = None,
     name: str = "substitute",
+    never: Iterable[int] = (),
 ) -> SiblingDrafter:
     """A drafter over layers of the target that went through `few_bits.quantised`."""
     lm = target.alike(rebuilt(target.model, layers))
-    return SiblingDrafter(lm, vocabulary, ranking, name=name, cascade=cascade)
+    return SiblingDrafter(lm, vocabulary, ranking, name=name, cascade=cascade, never=never)

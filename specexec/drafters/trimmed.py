@@ -66,19 +66,29 @@ class Columns:
 class TrimmedHead:
     """The `most` tokens that target and corpus use most, those `always` wanted, and those of the texts at hand.
 
+    None of `never` is among them.
+
     Where nothing has been counted yet, low ids go first: tokenizers give them to what is frequent. Raises BadDrafter
     for a head that is no plain linear.
     """
 
     def __init__(
-        self, lm: TreeLM, vocabulary: int, most: int, always: Iterable[int] = (), memory: Memory | None = None
+        self,
+        lm: TreeLM,
+        vocabulary: int,
+        most: int,
+        always: Iterable[int] = (),
+        memory: Memory | None = None,
+        never: Iterable[int] = (),
     ) -> None:
         whole = lm.model.get_output_embeddings()
         if not isinstance(whole, nn.Linear):
             raise BadDrafter(
                 f"--draft-vocab cannot cut the head of this drafter ({type(whole).__name__}).", hint="Leave it out."
             )
-        self.most = min(most, vocabulary)
+        vocabulary = min(vocabulary, lm.vocabulary)
+        self._never = np.array(sorted(token for token in never if token < vocabulary), np.int64)
+        self.most = min(most, vocabulary - len(self._never))
         self.ids_S = torch.zeros(0, dtype=torch.long, device=lm.device)
         self._vocabulary, self._always, self._memory = vocabulary, list(always), memory
         self._lm, self._rows, self._head = lm, _Rows(whole), head_alone(lm.model)
@@ -92,7 +102,7 @@ class TrimmedHead:
     def meet(self, text: Items[int]) -> None:
         """Let these tokens in. All are chosen anew when as many as half have been let in, or twice as much is known."""
         tokens = np.unique(np.array([*text, *self._always], np.int64))
-        tokens = tokens[tokens < self._vocabulary]
+        tokens = np.setdiff1d(tokens[tokens < self._vocabulary], self._never)
         new = tokens[~self._known_V[tokens]]
         learned = self._chosen_V.sum() > 2 * self._counted + ENOUGH
         if not (len(new) or learned) and len(self.ids_S):
@@ -100,7 +110,9 @@ class TrimmedHead:
         known = self.ids_S.cpu().numpy()
         if not len(known) or learned or len(known) + len(new) > self._room:
             self._counted = float(self._chosen_V.sum())
-            known = highest(self._frequency_V(), self.most)
+            frequency_V = self._frequency_V()
+            frequency_V[self._never] = -1.0
+            known = highest(frequency_V, self.most)
             new = np.setdiff1d(tokens, known)
             self._room = len(known) + len(new) + self.most // 2
             self._known_V[:] = False

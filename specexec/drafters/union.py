@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from specexec.cost import CostModel, Line
 from specexec.drafters import Ask, Drafter, Guesses
+from specexec.drafters.guarded import Guarded
 from specexec.learned import Arrays, packed, unpack
 from specexec.mixture import Cell, Told, Trust, merge
 from specexec.sequence import Sequence
@@ -70,6 +71,7 @@ class Union:
 
     def __init__(self, members: Items[Drafter], cost: CostModel | None = None) -> None:
         self.members = list(members)
+        self.guarded = [Guarded(member) for member in members]  # whoever fails leaves the tree to the others
         self.name = "+".join(member.name for member in members)
         self.context = max(member.context for member in members)
         self.prices = [Line() for _ in members]  # seconds that answering about so many nodes takes
@@ -81,7 +83,7 @@ class Union:
 
     def at_hand(self, asks: list[Ask]) -> list[Ask]:
         """What those members that have answers at hand all have."""
-        known = [found for index, one in enumerate(self.members) if (found := one.at_hand(self._open_to(index, asks)))]
+        known = [found for index, one in enumerate(self.guarded) if (found := one.at_hand(self._open_to(index, asks)))]
         sets = [{(ask.sequence, node) for ask in found for node in ask.nodes} for found in known]
         common = set.intersection(*sets) if sets else set()
         kept = [replace(ask, nodes=[node for node in ask.nodes if (ask.sequence, node) in common]) for ask in asks]
@@ -112,7 +114,7 @@ class Union:
             if share
         ]
         began = time.perf_counter()
-        answers = iter(self.members[index].guess(own, width) if own else [])
+        answers = iter(self.guarded[index].guess(own, width) if own else [])
         took_s = time.perf_counter() - began
         self.drafted_s[index] += took_s
         if own and ROOT not in own[0].nodes:  # those read the text first
@@ -197,7 +199,7 @@ class Union:
         talk = self._talks.setdefault(sequence, _Talk(len(self.members)))
         self._learn(talk, tree, choices_M)
         end = ROOT if kept is None else int(sequence.growth.tree.parents_N[kept[0]])
-        for index, member in enumerate(self.members):
+        for index, member in enumerate(self.guarded):
             # Who does not know the node of the new last token knows nothing below it either.
             member.observe(sequence, tree, choices_M, kept if talk.asked(index, np.array([end]))[0] else None)
         if kept is not None:

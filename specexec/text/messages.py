@@ -184,7 +184,7 @@ def _check_text(value: object, at: str) -> None:
         try:
             value.encode()
         except UnicodeEncodeError:
-            raise BadText(f"{at}: half a character (a lone surrogate) is not text.") from None
+            raise BadText(f"the prompt is not text: {at} holds half a character.") from None
     elif isinstance(value, Mapping):
         for name, item in value.items():
             _check_text(name, at)

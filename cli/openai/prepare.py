@@ -1,0 +1,172 @@
+"""A checked request becomes what the engine needs: prompt tokens, a grammar, a reader of the answer.
+
+All long work on a request is here (templates, tokens, grammars). It may run in any thread, several at once, and holds
+no lock: one request never waits for the preparation of another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from collections.abc import Sequence as Items
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from cli.openai.errors import ApiError, api_error, bad_request
+from cli.openai.parse import Asked, Message, Prompt
+from specexec.errors import BadGrammar, ContextLengthExceeded, EmptyPrompt
+from specexec.text.formats import Format, Reader, format_of
+from specexec.wishes import Wishes
+
+if TYPE_CHECKING:
+    from specexec.encoding import Encoding
+    from specexec.engine import Engine
+    from specexec.grammar import Grammar
+    from specexec.text.formats.rules import Bound
+
+
+@dataclass(frozen=True)
+class Text:
+    """One prompt. `echo` is its text if that was asked for; `form` tells thoughts and calls of its answers apart."""
+
+    tokens: list[int]
+    echo: str = ""
+    grammar: Grammar | None = None
+    form: Format | None = None
+
+    def reader(self, stop: Items[str]) -> Reader | None:
+        """Follows one answer; None where answers are plain text."""
+        return None if self.form is None else self.form.reader(self.tokens, stop=stop)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The texts of a request, and one sentence for each thing in it that was left out."""
+
+    texts: list[Text]
+    notes: tuple[str, ...] = ()
+
+
+def prepare(engine: Engine, asked: Asked) -> Prepared:
+    """Everything that comes before the first sweep. Raises ApiError, BadMessages, BadText."""
+    check_tokens(engine, [token for token, _ in asked.sampling.logit_bias], "logit_bias")
+    if asked.chat:
+        return _chat(engine, asked)
+    texts = [_raw(engine, asked, prompt) for prompt in asked.prompts]
+    if asked.schema is not None:
+        from specexec.grammar import json_schema  # with torch, which is there once the engine is
+
+        grammar = _read(engine, json_schema(asked.schema), "response_format")
+        texts = [replace(text, grammar=grammar) for text in texts]
+    return Prepared(texts, asked.notes)
+
+
+def encode(
+    engine: Engine, prompt: Prompt, wishes: Wishes | None = None, special: bool = True, most: int | None = None
+) -> list[int]:
+    """Token ids; `special` adds those that a raw text begins or ends with.
+
+    Text that must come to more than `most` tokens is refused before they are made. Raises ApiError, BadMessages,
+    BadText.
+    """
+    encoding = engine.encoding
+    if isinstance(prompt, str):
+        _check_length(encoding, prompt, most)
+        return encoding.encode(prompt) if special else encoding.encode_rest(prompt)
+    messages: list[Message] = [item for item in prompt if isinstance(item, dict)]
+    if messages:
+        text = encoding.render(messages, wishes)
+        _check_length(encoding, text, most)
+        return encoding.encode_rest(text)
+    tokens = [item for item in prompt if isinstance(item, int)]
+    check_tokens(engine, tokens, "prompt")
+    return tokens
+
+
+def check_tokens(engine: Engine, tokens: Items[int], param: str) -> None:
+    """Raises ApiError for an id that the model has no row for."""
+    most = engine.vocabulary
+    wrong = next((token for token in tokens if not 0 <= token < most), None)
+    if wrong is not None:
+        raise ApiError(400, "invalid_token", f"token {wrong} is not in 0 to {most - 1}.", param=param)
+
+
+def _chat(engine: Engine, asked: Asked) -> Prepared:
+    wishes, notes = asked.wishes or Wishes(), list(asked.notes)
+    form = format_of(engine.encoding, wishes)
+    if asked.tools is not None and not form.calls:
+        raise ApiError(400, "unsupported_parameter", f"tools cannot be called: {form.refusal}.", param="tools")
+    if asked.thinking is not None:
+        thinking = form.thinking(asked.thinking)
+        if not thinking.variables:
+            notes.append(f"reasoning_effort has no effect: {thinking.effect}")
+        wishes = replace(wishes, variables={**thinking.variables, **wishes.variables})
+        form = format_of(engine.encoding, wishes)
+    (prompt,) = asked.prompts
+    text = Text(_fitting(engine, asked, prompt, wishes), form=form)
+    bound = _bound(form, text, asked)
+    if bound is None:
+        return Prepared([text], tuple(notes))
+    grammar = _read(engine, bound.text, "tools" if asked.tools else "response_format")
+    return Prepared([replace(text, grammar=grammar)], (*notes, *bound.notes))
+
+
+def _bound(form: Format, text: Text, asked: Asked) -> Bound | None:
+    """What an answer must look like, from the end of its thought on."""
+    opened = form.reader(text.tokens).thinking
+    tools = asked.tools
+    if tools is not None:
+        return form.grammar(tools.offered, tools.choice, tools.parallel, thought_open=opened)
+    if asked.schema is None:
+        return None
+    bound = form.grammar((), "auto", schema=asked.schema, thought_open=opened)
+    if bound.notes:  # half a schema for the whole answer is not what was asked for
+        raise bad_request(f"the schema cannot be followed: {' '.join(bound.notes)}", "response_format", BadGrammar.code)
+    return bound
+
+
+def _raw(engine: Engine, asked: Asked, prompt: Prompt) -> Text:
+    tokens = _fitting(engine, asked, prompt, None)
+    echo = "" if not asked.echo else prompt if isinstance(prompt, str) else engine.decode(tokens)
+    return Text(tokens, echo)
+
+
+def _fitting(engine: Engine, asked: Asked, prompt: Prompt, wishes: Wishes | None) -> list[int]:
+    """The prompt's tokens, which leave room for the answer."""
+    tokens = encode(engine, prompt, wishes, most=engine.context)
+    if not tokens:
+        raise api_error(EmptyPrompt("the prompt is empty."))
+    needed = len(tokens) + (asked.max_tokens or 1)
+    if needed > engine.context:
+        raise api_error(
+            ContextLengthExceeded(
+                f"this model's maximum context length is {engine.context} tokens, but {needed} were requested: "
+                f"{len(tokens)} in the prompt and {asked.max_tokens or 1} for the answer."
+            )
+        )
+    return tokens
+
+
+def _check_length(encoding: Encoding, text: str, most: int | None) -> None:
+    least = len(text) // _longest_token(encoding)
+    if most is not None and least > most:
+        raise api_error(
+            ContextLengthExceeded(
+                f"this model's maximum context length is {most} tokens; the prompt has {len(text):,} characters, "
+                f"which are at least {least}."
+            )
+        )
+
+
+@lru_cache(maxsize=4)
+def _longest_token(encoding: Encoding) -> int:
+    """Characters that one token stands for at most."""
+    vocabulary: Mapping[str, int] = encoding.tokenizer.get_vocab()
+    return max(map(len, vocabulary), default=1)
+
+
+def _read(engine: Engine, grammar: str, param: str) -> Grammar:
+    try:
+        return engine.grammar(grammar)
+    except BadGrammar as problem:
+        raise bad_request(problem.what, param, problem.code) from None

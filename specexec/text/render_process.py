@@ -1,0 +1,64 @@
+"""A process that renders chat templates for `templates.py` and does nothing else: it may be ended at any moment.
+
+Run by path, so that nothing of specexec is imported here; of transformers, only the module that renders.
+Requests and replies are lines of JSON.
+"""
+
+import importlib.util
+import json
+import resource
+import signal
+import sys
+import types
+from typing import Any
+
+PAGE_B = resource.getpagesize()
+
+
+def main() -> None:
+    sys.path[:] = json.loads(sys.argv[1])
+    render = renderer()
+    memory_B = int(sys.argv[2])
+    with open("/proc/self/statm") as file:
+        taken_B = int(file.read().split()[0]) * PAGE_B
+    resource.setrlimit(resource.RLIMIT_AS, (taken_B + memory_B, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    for line in sys.stdin.buffer:
+        sys.stdout.buffer.write(json.dumps(reply(render, json.loads(line))).encode() + b"\n")
+        sys.stdout.buffer.flush()
+
+
+def renderer() -> Any:
+    """transformers' own function, without the rest of that package, which takes a second to import."""
+    for name in ("torch", "PIL"):
+        sys.modules[name] = None  # type: ignore[assignment]  # as if it were not installed
+    spec = importlib.util.find_spec("transformers")
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    (folder,) = spec.submodule_search_locations
+    for name, path in (("transformers", folder), ("transformers.utils", f"{folder}/utils")):
+        package = types.ModuleType(name)
+        package.__path__ = [path]
+        sys.modules[name] = package
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    return render_jinja_template
+
+
+def reply(render: Any, request: dict[str, Any]) -> dict[str, object]:
+    """The text, or why there is none. The system ends this process when its time is over, also inside one call."""
+    signal.setitimer(signal.ITIMER_PROF, request["seconds"])
+    try:
+        (text,), _ = render([request["messages"]], **request["others"])
+        if len(text) > request["characters"]:
+            return {"characters": len(text)}
+        return {"text": text}
+    except MemoryError:
+        return {"memory": True}
+    except Exception as problem:  # whatever a template can raise
+        return {"refusal": str(problem) or type(problem).__name__}
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+
+
+if __name__ == "__main__":
+    main()
