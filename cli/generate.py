@@ -20,7 +20,8 @@ from cli.batch.items import Item, Json
 from cli.batch.journal import Beside, Journal, open_journal
 from cli.batch.manifest import Manifest, fingerprint, read_manifest
 from cli.batch.options import BatchOptions, batch_options
-from cli.batch.partial import PartialFile
+from cli.batch.partial import Begun, PartialFile
+from cli.batch.preparation import Preparation
 from cli.batch.run import Run
 from cli.batch.sinks import Folder, JournalSink, ScreenSink
 from cli.engine import open_engine, running_engine
@@ -73,13 +74,15 @@ def generate(
         screen.say(f"files left out, of other kinds or written by a run: {found.skipped}")
     if not found.items:
         screen.say("no prompts were found")
+    if answered := sum(item.answered for item in found.items):
+        screen.say(f"lines that bring an answer to their last question, which is left out: {answered}")
     items = _fitted(found.items, batch, engine_options, sampling, screen)
     if batch.dry_run:
         return _dry_run(items, batch, engine_options, sampling, screen)
     bad = next((item.problem for item in items if item.problem), None)
     if batch.strict and bad is not None:
         raise bad
-    plan = _plan(items, batch, engine_options, sampling)
+    plan = _plan(items, batch, engine_options, sampling, screen)
     with plan.journal as journal:
         earlier = len(items) - len(plan.todo)
         if journal is not None and (earlier or plan.begun):
@@ -92,7 +95,7 @@ def generate(
                 writer = replace(writer, facts=_facts(engine, batch, engine_options, plan.sampling))
             sink = plan.sink(journal, writer, batch, screen)
             run = Run(
-                engine, plan.sampling, sink, screen, batch.parallel, batch.strict,
+                engine, _preparation(engine, engine_options), plan.sampling, sink, screen, batch.parallel, batch.strict,
                 partial=plan.partial, begun=plan.begun, missed=plan.missed,
                 earlier=earlier - plan.missed,
             )  # fmt: skip
@@ -132,6 +135,10 @@ def _reading(options: EngineOptions) -> tuple[Encoding, int]:
     return encoding_in(target, trust), context_of(target, options.ctx, trust)
 
 
+def _preparation(engine: Engine | Cluster, options: EngineOptions) -> Preparation:
+    return Preparation(_reading(options)[0] if isinstance(engine, Cluster) else engine.encoding)
+
+
 def _engine(
     batch: BatchOptions, options: EngineOptions, screen: Screen, verbosity: Verbosity
 ) -> AbstractContextManager[Engine | Cluster]:
@@ -150,7 +157,7 @@ class Plan:
     journal: AbstractContextManager[Journal | None]
     folder: Folder | None = None
     partial: PartialFile | None = None
-    begun: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    begun: Mapping[str, Begun] = field(default_factory=dict)
     missed: int = 0
 
     def sink(
@@ -163,7 +170,9 @@ class Plan:
         return JournalSink(journal, writer, self.folder)
 
 
-def _plan(items: list[Item], batch: BatchOptions, options: EngineOptions, sampling: SamplingParams) -> Plan:
+def _plan(
+    items: list[Item], batch: BatchOptions, options: EngineOptions, sampling: SamplingParams, screen: Screen
+) -> Plan:
     output = batch.journal
     before = (
         None if output is None or not (batch.resume or batch.retry_failed) else read_manifest(Beside(output).manifest)
@@ -185,6 +194,8 @@ def _plan(items: list[Item], batch: BatchOptions, options: EngineOptions, sampli
         journal.check_prompts(items)
         if batch.output_dir is not None:
             folder = Folder.of(batch.output_dir, [*journal.done, *ids])
+            if folder.renamed:
+                screen.say(f"ids that no file can be called by: {folder.renamed}; each record has the name as 'file'")
         todo = [item for item in items if item.id not in journal.done]
         partial = PartialFile(Beside(output).partial, manifest.sha)
         begun = partial.load({item.id: item for item in todo})
@@ -229,7 +240,7 @@ def _configuration(
         "--system": batch.system,
         "--template": batch.template,
         "--output-format": batch.format,
-        "--stop": list(sampling.stop),
+        "--stop": list(sampling.stop or ()),
         **({"--head-quant": options.head_quant} if options.head_quant != "none" else {}),
         **({"--exact": True} if options.exact else {}),
         **({"--dedupe": True} if batch.dedupe else {}),

@@ -44,7 +44,11 @@ def _value(key: str, value: str) -> object:
         return (value,) if value else ()
     if key == "ignore_eos":
         return click.BOOL.convert(value, None, None)
-    if key in ("temperature", "top_p", "top_k", "min_p", "seed") and value in ("", "none", "auto"):
+    if key in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed") and value in (
+        "",
+        "none",
+        "auto",
+    ):
         return None  # back to the model's own wish, or to chance
     return SAMPLING_TYPES[key].convert(value, None, None)
 

@@ -89,6 +89,7 @@ class _Answer:
             seconds=time.perf_counter() - self.began_s,
             logprobs=tuple(self.logprobs),
             prompt_logprobs=self.prompt_logprobs,
+            limit=self.sequence.ended_by,
         )
 
 

@@ -25,7 +25,8 @@ from specexec.lm import Rows, TreeLM
 from specexec.parts import Parts, Weights
 from specexec.readers import Readers
 from specexec.room import Room
-from specexec.sampling import History, SamplingParams, compared, constrained, derived_seed
+from specexec.sampling import SamplingParams, derived_seed
+from specexec.scores import compared, constrained
 from specexec.scoring import likelihoods
 from specexec.sequence import Sequence
 from specexec.stats import Burst, Completion, Overlap, Pace, Progress
@@ -43,7 +44,7 @@ class Engine:
         self.encoding = parts.encoding
         self.tokenizer = parts.encoding.tokenizer
         self.encode, self.decode = parts.encoding.encode, parts.encoding.decode
-        self._intake = Intake(parts.encoding, parts.target, parts.model.generation_config, parts.context)
+        self._intake = Intake(parts.encoding, parts.target, parts.defaults, parts.context)
         self.filled, self.grammar = self._intake.filled, self._intake.grammar
         self.context, self.memory = parts.context, parts.memory
         self._room = parts.room
@@ -229,14 +230,14 @@ class Engine:
 
     def scores(self, prompt: Prompt, answer: Items[int], sampling: SamplingParams) -> Tensor:
         """What the choice after `prompt` + `answer` compares, processed afresh: logits + T · G, [V] float32."""
-        sequence = self._intake.sequence([*self.encode(prompt), *answer], sampling)
+        sequence = self._intake.sequence(prompt, sampling)
+        sequence.tokens += answer
         (hidden_RH,) = self._target.forward([Rows(KVCache(), sequence.tokens, range(-1, len(sequence.tokens) - 1))])
         if sequence.parse is not None:
             sequence.parse.advance(answer)
         logits_NV = self._target.head(hidden_RH[-1:])
         (logits_V,) = constrained(logits_NV, sequence.sampling, sequence.parse, TokenTree.empty(), [ROOT])
-        history = History.of(self.encode(prompt), answer)
-        return compared(logits_V, sequence.sampling, history, sequence.noise, len(sequence.tokens))
+        return compared(logits_V, sequence.sampling, sequence.history, sequence.noise, len(sequence.tokens))
 
     def pack(self) -> dict[str, Floats]:
         """What decoding taught so far: how far to trust whom ("drafter/…"), what sweeps and passes cost ("cost/…")."""

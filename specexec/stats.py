@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from specexec.tree import TokenTree
 
 FinishReason = Literal["stop", "length", "interrupted", "failed"]
+Limit = Literal["max_tokens", "context"]  # what ended a text whose finish_reason is "length"
 
 
 @dataclass(frozen=True)
@@ -164,6 +165,7 @@ class Burst:
     logprobs: tuple[Logprob, ...] = ()
     prompt_logprobs: tuple[Logprob, ...] = ()
     hit: bool | None = None
+    limit: Limit | None = None
     piece: Piece = field(default_factory=Piece)
 
     @property
@@ -214,6 +216,7 @@ class Completion:
     seconds: float
     logprobs: tuple[Logprob, ...] = ()
     prompt_logprobs: tuple[Logprob, ...] = ()
+    limit: Limit | None = None
 
     @property
     def tokens_per_sweep(self) -> float:

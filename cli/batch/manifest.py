@@ -16,6 +16,7 @@ from pathlib import Path
 from cli.batch.files import replace_file
 from cli.batch.items import Json
 from cli.batch.refusals import ManifestMismatch
+from cli.openai.nesting import deeper
 
 VERSION = 1
 
@@ -48,8 +49,10 @@ def read_manifest(path: Path) -> Manifest | None:
     """The manifest of an earlier run, if there is one that can be read."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
+        if deeper(found):
+            return None
         return Manifest(dict(found["configuration"]), int(found["pid"]), str(found["started"]), int(found["version"]))
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
 
 

@@ -12,10 +12,10 @@ from typing import Literal, TypeVar
 import click
 
 from cli.batch.fitting import TooLong
+from cli.batch.form import Form, template_problem
 from cli.batch.formats import Format
 from cli.batch.inputs import Shard, Split
 from cli.batch.journal import RECORDS
-from cli.batch.lines import Form, template_problem
 from cli.options import PARALLEL, TEXT_OR_FILE, IntOrAuto, TextOrFile, WholeNumber
 from cli.verbosity import json_option
 

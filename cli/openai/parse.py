@@ -52,7 +52,7 @@ _LEVELS: dict[str, Level] = {
 }
 
 # What each parameter may say without asking for something that we do not have.
-_UNSUPPORTED: dict[str, tuple[object, ...]] = {
+UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "functions": (None, []),
     "function_call": (None, "none", "auto"),
     "modalities": (None, ["text"]),
@@ -61,6 +61,9 @@ _UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "suffix": (None, ""),
     "guided_json": (None,),
     "guided_regex": (None,),
+    "guided_choice": (None,),
+    "guided_grammar": (None,),
+    "structured_outputs": (None,),
     "grammar": (None, ""),
 }
 # Accepted because clients send them as a matter of course; none of them changes a text.
@@ -79,8 +82,8 @@ class Asked:
     """A request in our own words.
 
     `max_tokens` None fills the context; `watch` adds trees and sweeps to the stream; `schema` is that of the whole
-    answer; `wishes` are for the chat template, `thinking` too once its form is known. `notes` has one sentence for
-    everything that is left out.
+    answer; `wishes` are for the chat template, `thinking` too once its form is known. `chosen` are the fields that were
+    set, `ignored` those that nobody knows. `notes` has one sentence for everything that is left out.
     """
 
     chat: bool
@@ -93,6 +96,8 @@ class Asked:
     include_usage: bool
     echo: bool
     watch: bool
+    ignored: tuple[str, ...]
+    chosen: frozenset[str]
     schema: dict[str, object] | None = None
     tools: Tools | None = None
     wishes: Wishes | None = None
@@ -104,8 +109,12 @@ class Asked:
     ) -> SamplingParams:
         """The first choice has the seed that was asked for; every other one a seed derived from it, below 2**53."""
         seed = fresh_seed if self.sampling.seed is None else self.sampling.seed
-        own = seed if choice == 0 else derived_seed(seed, "choice", choice) % SEEDS
-        return replace(self.sampling, seed=own, max_tokens=max_tokens, grammar=grammar)
+        return replace(self.sampling, seed=seed_of(choice, seed), max_tokens=max_tokens, grammar=grammar)
+
+
+def seed_of(choice: int, seed: int) -> int:
+    """The seed of a further choice, below 2**53; the first one has that of the request."""
+    return seed if choice == 0 else derived_seed(seed, "choice", choice) % SEEDS
 
 
 def read_chat(body: object, served: Items[str]) -> Asked:
@@ -166,10 +175,10 @@ def _checked(kind: type[R], body: object, served: Items[str]) -> R:
         first = problems.errors(include_url=False, include_input=False)[0]
         at = ".".join(str(step) for step in first["loc"]) or None
         raise bad_request(f"{at or 'the body'}: {first['msg'][0].lower()}{first['msg'][1:]}.", at) from None
-    for name, harmless in _UNSUPPORTED.items():
+    for name, harmless in UNSUPPORTED.items():
         value = (request.model_extra or {}).get(name)
         if not any(value == allowed and type(value) is type(allowed) for allowed in harmless):
-            raise bad_request(f"{name} is not supported by this server yet.", name, "unsupported_parameter")
+            raise bad_request(f"{name} is not supported.", name, "unsupported_parameter")
     if request.model is not None and request.model not in served:
         known = ", ".join(served)
         raise ApiError(404, "model_not_found", f"no model {request.model!r} here; known: {known}.", param="model")
@@ -224,7 +233,7 @@ def _asked(
     schema = request.response_format.schema_to_follow if request.response_format else None
     if schema and request.ignore_eos:
         raise bad_request("response_format says where an answer ends, ignore_eos that it does not.", "ignore_eos")
-    extra = set(request.model_extra or {}) - set(_UNSUPPORTED) - _HARMLESS
+    extra = set(request.model_extra or {}) - set(UNSUPPORTED) - _HARMLESS
     options = request.stream_options
     return Asked(
         chat=chat,
@@ -237,6 +246,8 @@ def _asked(
         include_usage=bool(options and options.include_usage),
         echo=echo,
         watch=request.watch,
+        ignored=tuple(sorted(extra)),
+        chosen=frozenset(name for name in request.model_fields_set if getattr(request, name) is not None),
         schema=schema,
         notes=(f"ignored {', '.join(sorted(extra))!r}",) if extra else (),
     )
@@ -253,11 +264,11 @@ def _sampling(request: Request, stop: tuple[str, ...], logprobs: int | None, ech
             top_k=0 if request.top_k == _UNSET else request.top_k,
             top_p=request.top_p,
             min_p=request.min_p,
-            repetition_penalty=1.0 if request.repetition_penalty is None else request.repetition_penalty,
+            repetition_penalty=request.repetition_penalty,
             presence_penalty=request.presence_penalty or 0.0,
             frequency_penalty=request.frequency_penalty or 0.0,
             seed=None if request.seed == _UNSET else request.seed,
-            stop=stop,
+            stop=None if request.stop is None else stop,
             ignore_eos=bool(request.ignore_eos),
             logit_bias=biases,
             logprobs=logprobs,

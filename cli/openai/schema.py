@@ -107,7 +107,7 @@ Effort = Literal["none", "off", "on", "minimal", "low", "medium", "high", "xhigh
 class Request(BaseModel):
     """What chat and plain completion share."""
 
-    model_config = ConfigDict(extra="allow", strict=True)
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
     model: str | None = None
     max_tokens: Length | None = Field(validation_alias=AliasChoices("max_tokens", "n_predict"), default=None)
     temperature: float | None = None

@@ -27,7 +27,9 @@ from specexec.compose.sources import (
     watched,
 )
 from specexec.cost import CostModel
+from specexec.defaults import Defaults, defaults_of
 from specexec.drafters.skip import Searches
+from specexec.encoding import Encoding
 from specexec.engine import Engine
 from specexec.memory import Memory
 from specexec.parts import Parts
@@ -137,6 +139,7 @@ def load(
         told=told,
         trust_remote_code=trust_remote_code,
     )
+    defaults = _defaults(target, encoding)
     drafts = drafts_of(choice, pair, vocabularies, asked, trust_remote_code, rounded)
     lm = lm_of(
         target, trees=bool(choice.sources), tried=design.own_code, travel=_travel(target, where), share=weights.share
@@ -156,6 +159,7 @@ def load(
         rounded,
         asked.copy,
         context,
+        defaults.stop_tokens,
     )
     cost = CostModel(share=weights.stream_of(target).share)
     return Engine(
@@ -164,6 +168,7 @@ def load(
             toy=pair.toy,
             folders={"target": pair.target} | {one.role: one.folder for one in drafts.values()},
             encoding=encoding,
+            defaults=defaults,
             model=target,
             stream=weights.stream_of(target),
             target=lm,
@@ -187,6 +192,16 @@ def _verify(pair: weights.ModelPair) -> None:
     for folder in (pair.target, *pair.drafters):
         if not weights.check_bytes(folder):
             log.warning("%s has no hashes to compare with: only sizes and headers were checked", folder)
+
+
+def _defaults(target: PreTrainedModel, encoding: Encoding) -> Defaults:
+    """What the model's generation_config.json wishes; what of it is not heeded is said here, once."""
+    wish = target.generation_config
+    from_config = None if wish is not None and wish.eos_token_id is not None else target.config.eos_token_id
+    found = defaults_of(wish, from_config, encoding.tokenizer.eos_token_id)
+    for line in found.unheeded:
+        log.warning("%s", line)
+    return found
 
 
 def _travel(target: PreTrainedModel, device: str) -> Travel | None:

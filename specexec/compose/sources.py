@@ -23,7 +23,6 @@ from specexec.choice import Choice
 from specexec.compose.asked import Asked, beside_B, beside_ram_B
 from specexec.compose.reading import encoding_in
 from specexec.cost import CostModel
-from specexec.defaults import stop_tokens
 from specexec.drafters import Drafter
 from specexec.drafters.auto import Auto, candidates, fastest
 from specexec.drafters.cascade import Cascade
@@ -226,6 +225,7 @@ class Kit:
     rounded: Told
     copy: Form
     context: int
+    stop_tokens: frozenset[int]
 
     @property
     def makers(self) -> dict[str, Callable[[], Drafter]]:
@@ -253,8 +253,7 @@ class Kit:
             self.encoding.tokenizer, [self.target.vocabulary, draft.lm.vocabulary], draft.vocabulary.differing
         )
         if self.draft_vocab:
-            ends = stop_tokens(self.model.generation_config, self.encoding.tokenizer.eos_token_id)
-            trimmed = TrimmedHead(draft.lm, ids.rows, self.draft_vocab, ends, self.memory, ids.never)
+            trimmed = TrimmedHead(draft.lm, ids.rows, self.draft_vocab, self.stop_tokens, self.memory, ids.never)
         return SiblingDrafter(draft.lm, ids.rows, self.ranking, draft.name, trimmed, self._cascade, ids.never)
 
     def _skip(self) -> SiblingDrafter:

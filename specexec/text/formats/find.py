@@ -10,9 +10,10 @@ from functools import lru_cache
 from typing import Protocol
 
 from specexec.text.formats.format import Format, Words
+from specexec.text.formats.kinds import kinds_of
 from specexec.text.formats.pieces import Call
-from specexec.text.formats.probe import ANSWER, ARGUMENTS, QUESTION, THOUGHT, Probe, Renders, Shown
-from specexec.text.formats.table import CALLS, THOUGHTS
+from specexec.text.formats.probe import ANSWER, ARGUMENTS, QUESTION, THOUGHT, Probe, Renders, tools
+from specexec.text.formats.table import CALLS, CHANNELS, THOUGHTS, CallForm
 from specexec.wishes import Wishes
 
 
@@ -26,7 +27,8 @@ class Templates(Words, Renders, Hashable, Protocol):
 
 def format_of(encoding: Templates, wishes: Wishes = Wishes()) -> Format:  # noqa: B008  (frozen)
     """How the model behind this chat template writes thoughts and calls."""
-    return _found(encoding, _source(encoding, wishes), _Variables(wishes))
+    found = _found(encoding, _source(encoding, wishes), _Variables(wishes))
+    return replace(found, kinds=kinds_of(wishes.tools))
 
 
 class _Variables:
@@ -48,16 +50,21 @@ def _found(encoding: Templates, source: str | None, variables: _Variables) -> Fo
     if source is None:
         return Format(encoding, None, refusal="the model has no chat template, so it cannot be told of tools")
     probe = Probe(encoding, variables.wishes)
-    plain = Format(encoding, probe, _thinks(encoding, source, probe))
+    plain = Format(encoding, probe, kinds=kinds_of(tools()), thinks=_thinks(encoding, source, probe))
     one = probe.answer(calls=1)
     if one is None:
         return replace(plain, refusal="the model's chat template refuses a conversation with a tool call")
     if ARGUMENTS[0][0] not in one.answer:
         return replace(plain, refusal="the model's chat template leaves tool calls out")
-    for form in CALLS:
+    for channels in CHANNELS:
+        found = replace(plain, form=channels, thinks=("", ""))
+        if channels.channels.message in one.answer and _reads(found, encoding, probe, 1):
+            return replace(found, parallel=_reads(found, encoding, probe, len(ARGUMENTS)))
+    alike = [form for form in CALLS if form.shape.begin in one.answer]
+    for form in sorted(alike, key=lambda form: (not form.shape.begin, not _spelled_so(form, one.answer))):
         found = replace(plain, form=form)
-        if form.shape.begin in one.answer and _reads(found, encoding, one, 1):
-            return replace(found, parallel=_parallel(found, encoding, probe))
+        if _reads(found, encoding, probe, 1):
+            return replace(found, parallel=_reads(found, encoding, probe, len(ARGUMENTS)))
     return replace(plain, refusal=f"the model's chat template writes calls in an unknown way ({_short(one.answer)})")
 
 
@@ -76,23 +83,26 @@ def _thinks(encoding: Templates, source: str, probe: Probe) -> tuple[str, str]:
     added = encoding.tokenizer.get_added_vocab()
     for place in (written, source):
         for think, answer in THOUGHTS:
-            if think in place and (answer in place or answer in source):
-                return think, answer
-            if answer in place:
+            if (think in place or answer in place) and all(mark in written + source for mark in (think, answer)):
                 return think, answer
     return next(((think, answer) for think, answer in THOUGHTS if think in added and answer in added), ("", ""))
 
 
-def _parallel(form: Format, encoding: Templates, probe: Probe) -> bool:
-    several = probe.answer(calls=len(ARGUMENTS))
-    return several is not None and _reads(form, encoding, several, len(ARGUMENTS))
+def _spelled_so(form: CallForm, answer: str) -> bool:
+    """Whether the template writes this form down to its blank space."""
+    return all(text in answer for text in form.shape.literals)
 
 
-def _reads(form: Format, encoding: Templates, shown: Shown, calls: int) -> bool:
+def _reads(form: Format, encoding: Templates, probe: Probe, calls: int) -> bool:
     """Whether this form reads back the probe's calls, and nothing besides."""
-    reader = form.reader(encoding.encode_rest(shown.prompt))
-    piece = reader.read(encoding.encode_rest(shown.answer), last=True)
-    return _values(piece.calls) == [*ARGUMENTS[:calls]] and not piece.content.strip()
+    shown = probe.answer(calls=calls)
+    if shown is None:
+        return False
+    ids = encoding.encode_rest(shown.answer)
+    ends = {encoding.tokenizer.eos_token_id, *form.control_tokens.intersection(encoding.encode_rest(probe.ending()))}
+    size = next((at for at, token in enumerate(ids) if token in ends), len(ids))
+    piece = form.reader(encoding.encode_rest(shown.prompt)).read(ids[:size], last=True)
+    return _values(piece.calls) == [*ARGUMENTS[:calls]] and piece.content.strip() in probe.ending()
 
 
 def _values(calls: Items[Call]) -> list[tuple[str, object]]:

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from collections.abc import Sequence as Items
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Protocol, TypeVar
 
-from specexec.text.formats.grammars import answer_in_json, answer_with_calls
+from specexec.text.formats.channels import ChannelScanner
+from specexec.text.formats.events import Scanner
+from specexec.text.formats.grammars import answer_in_channels, answer_in_json, answer_with_calls
+from specexec.text.formats.kinds import Kinds
 from specexec.text.formats.marks import Marks, Vocabulary
 from specexec.text.formats.pieces import Call
 from specexec.text.formats.probe import Probe
 from specexec.text.formats.reader import Reader
 from specexec.text.formats.rules import Bound
-from specexec.text.formats.table import CallForm
-from specexec.text.formats.tagged import Shape, Tagged, Tags
+from specexec.text.formats.table import CallForm, ChannelForm
+from specexec.text.formats.tagged import Tagged, Tags
 from specexec.text.formats.thinking import Level, Thinking, thinking
 
-_TAIL = 32  # tokens at the end of a prompt in which a template may open a thought
+_TAIL = 8192  # tokens of an answer that a prompt may hold already
 
-T = TypeVar("T", bound=object)
+T = TypeVar("T")
 
 
 class Words(Protocol):
@@ -35,14 +38,18 @@ class Words(Protocol):
 
 @dataclass(frozen=True)
 class Format:
-    """`thinks` are the marks that open and close a thought. `refusal` says why calls cannot be read, if they cannot."""
+    """`thinks` are the marks that open and close a thought. `refusal` says why calls cannot be read, if they cannot.
+
+    `kinds` are the types of the parameters of the tools that are offered.
+    """
 
     encoding: Words
     probe: Probe | None
     thinks: tuple[str, str] = ("", "")
-    form: CallForm | None = None
+    form: CallForm | ChannelForm | None = None
     refusal: str | None = None
     parallel: bool = True
+    kinds: Kinds = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -52,7 +59,7 @@ class Format:
 
     @property
     def thoughts(self) -> bool:
-        return bool(self.thinks[1])
+        return bool(self.thinks[1]) or isinstance(self.form, ChannelForm)
 
     @property
     def calls(self) -> bool:
@@ -61,10 +68,7 @@ class Format:
     def reader(self, prompt: Items[int], written: Items[int] = (), stop: Items[str] = ()) -> Reader:
         """Follows an answer to `prompt`, of which `written` is there already."""
         marks = self._marks()
-        tags = self._tags(marks)
-        tail = "".join(marks.char_of_token.get(token) or self.encoding.spell(token) for token in prompt[-_TAIL:])
-        thinking = bool(tags.think) and tail.rfind(tags.think) > tail.rfind(tags.answer)
-        reader = Reader(self.encoding.decode, marks, Tagged(tags, marks.special, thinking), stop)
+        reader = Reader(self.encoding.decode, marks, self._scanner(marks, self._turn(marks, prompt)), stop)
         reader.read(written, last=False)
         return reader
 
@@ -99,31 +103,65 @@ class Format:
         With a schema and no tools, a JSON answer. Raises BadGrammar where there is no tool to call.
         """
         marks = self._marks()
+        if isinstance(self.form, ChannelForm):
+            return answer_in_channels(marks, self.form.channels, tools, choice, schema, thought_open)
         if not tools:
             return answer_in_json(marks, self.thinks, schema or {}, thought_open)
         assert self.form is not None, "a form whose calls are refused has no grammar"
         return answer_with_calls(marks, self.thinks, self.form, tools, choice, parallel and self.parallel, thought_open)
 
+    @property
+    def control_tokens(self) -> set[int]:
+        """The tokenizer's special tokens that are no marks of this form."""
+        return set(self.encoding.tokenizer.all_special_ids) - self._marks().char_of_token.keys()
+
+    def _turn(self, marks: Marks, prompt: Items[int]) -> str:
+        """The end of a prompt in which an answer may have begun: back to the last control token that is no mark."""
+        special = self.control_tokens
+        parts: list[str] = []
+        for token in reversed(prompt[-_TAIL:]):
+            if token in special:
+                break
+            parts.append(marks.char_of_token.get(token) or self.encoding.spell(token))
+        return "".join(reversed(parts))
+
+    def _scanner(self, marks: Marks, turn: str) -> Scanner:
+        if isinstance(self.form, ChannelForm):
+            scanner = ChannelScanner(replace(packed(self.form.channels, marks), kinds=self.kinds))
+            start = turn.rfind(marks.pack(self.form.channels.start))
+            for _ in scanner.scan(turn[start:] if start >= 0 else "", last=False):
+                pass
+            return scanner
+        tags = self._tags(marks)
+        thinking = bool(tags.think) and turn.rfind(tags.think) > turn.rfind(tags.answer)
+        return Tagged(tags, marks.special, thinking)
+
     def _marks(self) -> Marks:
-        form = self.form
-        shape = () if form is None else tuple(_texts(form.shape))
-        around = () if form is None else (*form.around, *form.silent)
-        return Marks.of(self.encoding.tokenizer, (*self.thinks, *around, *shape))
+        return Marks.of(self.encoding.tokenizer, (*self.thinks, *_texts(self.form)))
 
     def _tags(self, marks: Marks) -> Tags:
         think, answer = map(marks.pack, self.thinks)
-        if self.form is None:
+        if not isinstance(self.form, CallForm):
             return Tags(think.rstrip(), answer)
-        first, after = map(marks.pack, self.form.around)
-        silent = tuple(map(marks.pack, self.form.silent))
-        return Tags(think.rstrip(), answer, packed(self.form.shape, marks), (first, after), silent)
+        form = packed(self.form, marks)
+        return Tags(think.rstrip(), answer, form.shape, form.around, form.silent, self.kinds)
 
 
-def _texts(shape: Shape) -> list[str]:
-    return [value for field in fields(shape) if isinstance(value := getattr(shape, field.name), str)]  # type: ignore[arg-type]
+def _texts(form: object) -> list[str]:
+    """Every text in a form."""
+    if isinstance(form, str):
+        return [form]
+    if isinstance(form, tuple):
+        return [text for part in form for text in _texts(part)]
+    return [text for one in fields(form) for text in _texts(getattr(form, one.name))] if is_dataclass(form) else []
 
 
-def packed(shape: Shape, marks: Marks) -> Shape:
-    """The same shape with characters for the marks that are tokens."""
-    texts = {field.name: getattr(shape, field.name) for field in fields(shape)}  # type: ignore[arg-type]
-    return replace(shape, **{name: marks.pack(text) for name, text in texts.items() if isinstance(text, str)})  # type: ignore[type-var]
+def packed(form: T, marks: Marks) -> T:
+    """The same form with characters for the marks that are tokens."""
+    if isinstance(form, str):
+        return marks.pack(form)  # type: ignore[return-value]  # T is str
+    if isinstance(form, tuple):
+        return tuple(packed(part, marks) for part in form)  # type: ignore[return-value]  # T is a tuple
+    if is_dataclass(form) and not isinstance(form, type):
+        return replace(form, **{one.name: packed(getattr(form, one.name), marks) for one in fields(form)})
+    return form

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence as Items
 
 from specexec.errors import BadGrammar
+from specexec.text.formats.channels import Channels, channel_rules
 from specexec.text.formats.marks import Marks
 from specexec.text.formats.rules import ANY, Bound, Rules, tools_of
 from specexec.text.formats.schema import usable
@@ -45,6 +46,25 @@ def answer_with_calls(
         body = f"{rules.literal(_mark(form))} {_after_mark(rules, form, rest, parallel)}"
     rules.add("start", f"{thought} {body}")
     return Bound(rules.text, tuple(notes))
+
+
+def answer_in_channels(
+    marks: Marks,
+    channels: Channels,
+    offered: Items[Mapping[str, object]],
+    choice: str,
+    schema: Mapping[str, object] | None,
+    thought_open: bool,
+) -> Bound:
+    """The same where an answer is made of messages."""
+    tools, notes = tools_of(offered, choice)
+    if schema is None and not tools:
+        raise BadGrammar("there is no tool that could be called.", "; ".join(notes) or None)
+    found = usable(schema or {})
+    rules = Rules(marks)
+    said = channel_rules(rules, channels, tools, choice, found.schema if schema is not None else None, thought_open)
+    rules.add("start", said)
+    return Bound(rules.text, (*notes, *found.notes))
 
 
 def _mark(form: CallForm) -> str:

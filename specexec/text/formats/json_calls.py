@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
+from specexec.text.formats.kinds import Kinds
 from specexec.text.formats.pieces import Call, Json, Malformed, Unfinished, call_of
 from specexec.text.formats.rules import Rules, Tool
 
@@ -14,7 +15,8 @@ from specexec.text.formats.rules import Rules, Tool
 class JsonCalls:
     """`begin` a JSON object or list `end`. An empty `begin` is a whole answer that is a call, an empty `end` its end.
 
-    `before` and `after` are what the template writes between the marks and the JSON. `keyed`: {name: arguments}.
+    `before` and `after` are what the template writes between the marks and the JSON, `between` what it writes between
+    objects that follow each other; `keyed` is {name: arguments}.
     """
 
     begin: str
@@ -25,17 +27,19 @@ class JsonCalls:
     listed: bool = False
     keyed: bool = False
     before: str = ""
+    between: str = ""
     after: str = ""
 
     @property
-    def marks(self) -> tuple[str, ...]:
-        return self.begin, self.end, self.before, self.after
+    def several(self) -> bool:
+        return self.listed or bool(self.between)
 
-    def starts(self, text: str) -> bool:
-        """Whether a whole answer that begins so may be a call; only for forms without a mark."""
-        return text.startswith("[" if self.listed else "{")
+    @property
+    def literals(self) -> Items[str]:
+        key = [] if self.keyed else [f'"{self.name}": ', f'"{self.arguments}": ']
+        return [self.begin + self.before + ("[" if self.listed else ""), self.after + self.end, *key]
 
-    def calls(self, text: str) -> list[Call]:
+    def calls(self, text: str, kinds: Kinds) -> list[Call]:
         """The calls between the marks. Raises Malformed, Unfinished."""
         found: list[Call] = []
         rest = _without(text.lstrip(), self.before.strip())
@@ -51,6 +55,8 @@ class JsonCalls:
         """Rules for one call, or for one list of calls, from behind its first mark."""
         one = rules.add("call", " | ".join(self._rule(rules, at, tool) for at, tool in enumerate(tools)))
         many = _list_of(one, parallel) if self.listed else one
+        if self.between and parallel:
+            many = f"{one} ({rules.literal(self.between)} {one})*"
         return rules.add("calls", f"{rules.literal(self.before)} {many} {rules.literal(self.after + self.end)}")
 
     def _rule(self, rules: Rules, at: int, tool: Tool) -> str:

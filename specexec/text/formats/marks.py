@@ -21,6 +21,9 @@ class Vocabulary(Protocol):
     @property
     def all_special_ids(self) -> list[int]: ...
 
+    @property
+    def eos_token_id(self) -> int | None: ...
+
 
 class Marks:
     """The control tokens that one form uses, by their text."""

@@ -7,10 +7,10 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
 from specexec.text.formats.json_calls import json_at_start
+from specexec.text.formats.kinds import Kinds
 from specexec.text.formats.pieces import Call, Malformed, Unfinished, call_of
 from specexec.text.formats.rules import Rules, Tool
-
-_HOLES = re.compile(r"\{(name|id|index|arguments)\}")
+from specexec.text.formats.xml_calls import HOLES, blank, literals_of
 
 
 @dataclass(frozen=True)
@@ -21,13 +21,13 @@ class NamedCalls:
     body: str
     end: str = ""
     own_id: str = "{id}"
-    listed: bool = False
+    several: bool = False
 
     @property
-    def marks(self) -> tuple[str, ...]:
-        return self.begin, self.body, self.end
+    def literals(self) -> Items[str]:
+        return literals_of(self.begin + self.body + self.end)
 
-    def calls(self, text: str) -> list[Call]:
+    def calls(self, text: str, kinds: Kinds) -> list[Call]:
         """The call between the marks. Raises Malformed, Unfinished."""
         head, _, tail = self.body.partition("{arguments}")
         found = re.match(_pattern(head), text)
@@ -39,7 +39,7 @@ class NamedCalls:
         if rest.strip() != tail.strip():
             raise Unfinished if tail.strip().startswith(rest.strip()) else Malformed
         said = found.groupdict()
-        own_id = self.own_id.format(**said) if set(_HOLES.findall(self.own_id)) <= set(said) else None
+        own_id = self.own_id.format(**said) if set(HOLES.findall(self.own_id)) <= set(said) else None
         return [call_of(said["name"], arguments, own_id)]
 
     def rules(self, rules: Rules, tools: Items[Tool], parallel: bool) -> str:
@@ -53,19 +53,13 @@ class NamedCalls:
             "index": "/[0-9]+/",
             "arguments": rules.add(f"arguments_{at}", rules.json(tool.schema, tool.lenient)),
         }
-        parts = _HOLES.split(self.body + self.end)
+        parts = HOLES.split(self.body + self.end)
         written = [said[part] if place % 2 else rules.literal(part) for place, part in enumerate(parts) if part]
         return rules.add(f"call_{at}", " ".join(written))
 
 
 def _pattern(head: str) -> str:
     """The text before the arguments as a regular expression that is lenient about blank space."""
-    texts = _HOLES.split(head)
-    parts = [f"(?P<{text}>[^\\s{{]+?)" if at % 2 else _blank(text) for at, text in enumerate(texts)]
+    texts = HOLES.split(head)
+    parts = [f"(?P<{text}>[^\\s{{]+?)" if at % 2 else blank(text) for at, text in enumerate(texts)]
     return r"\s*" + "".join(parts)
-
-
-def _blank(text: str) -> str:
-    words = [re.escape(word) for word in text.split()]
-    edges = (r"\s*" if text[:1].isspace() else "", r"\s*" if text[-1:].isspace() and words else "")
-    return edges[0] + r"\s+".join(words) + edges[1]

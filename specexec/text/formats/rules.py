@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 
 from specexec.text.formats.marks import Marks
@@ -29,6 +30,21 @@ class Tool:
     schema: Mapping[str, object]
     lenient: bool = True
 
+    @property
+    def properties(self) -> Mapping[str, object]:
+        found = self.schema.get("properties")
+        return found if isinstance(found, Mapping) else {}
+
+    @property
+    def required(self) -> Items[str]:
+        found = self.schema.get("required")
+        return found if isinstance(found, list) else []
+
+    def inner(self, schema: object) -> Mapping[str, object]:
+        """The schema of one argument, with the definitions that it may refer to."""
+        known = {key: self.schema[key] for key in ("$defs", "definitions") if key in self.schema}
+        return {**known, **schema} if isinstance(schema, Mapping) else {}
+
 
 @dataclass
 class Rules:
@@ -49,6 +65,12 @@ class Rules:
 
     def json(self, schema: Mapping[str, object], lenient: bool) -> str:
         return f"%json {json.dumps(laid_out(schema, lenient))}"
+
+    def anything(self) -> str:
+        """Any text without control tokens."""
+        if f"ANYTHING: {ANY}" not in self.lines:
+            self.add("ANYTHING", ANY)
+        return "ANYTHING"
 
     def is_token(self, mark: str) -> bool:
         """Whether text cannot run into this mark: it begins with a token of its own."""
@@ -75,3 +97,12 @@ def tools_of(offered: Iterable[Mapping[str, object]], choice: str) -> tuple[list
             notes += [f"tool {name}: {note}" for note in found.notes]
             tools.append(Tool(name, found.schema or {"type": "object"}, lenient))
     return tools, notes
+
+
+def options(must: Items[str], may: Items[str], comma: str) -> str:
+    """Things one after another with commas between them, of which some may be missing."""
+    between = json.dumps(comma)
+    if must:
+        return " ".join([f" {between} ".join(must), *(f"({between} {one})?" for one in may)])
+    chains = [" ".join([one, *(f"({between} {later})?" for later in may[at + 1 :])]) for at, one in enumerate(may)]
+    return f"({' | '.join(chains)})?" if chains else ""

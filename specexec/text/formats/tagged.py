@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from collections.abc import Sequence as Items
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from specexec.text.detokenizer import begun
 from specexec.text.formats.events import Between, Event, Said, Turned
+from specexec.text.formats.kinds import Kinds
 from specexec.text.formats.pieces import Call, Malformed, Unfinished
 
 
@@ -19,7 +20,12 @@ class Shape(Protocol):
     def begin(self) -> str: ...
     @property
     def end(self) -> str: ...
-    def calls(self, text: str) -> list[Call]: ...
+    @property
+    def literals(self) -> Items[str]:
+        """Text that a template writes in every call, down to its blank space."""
+        ...
+
+    def calls(self, text: str, kinds: Kinds) -> list[Call]: ...
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,7 @@ class Tags:
     shape: Shape | None = None
     around: tuple[str, str] = ("", "")
     silent: tuple[str, ...] = ()
+    kinds: Kinds = field(default_factory=dict)
 
 
 class Tagged:
@@ -107,7 +114,7 @@ class Tagged:
         ending = shape.end or shape.begin
         while (at := self._text.find(ending, searched)) >= 0:
             try:
-                shape.calls(self._text[start:at])
+                shape.calls(self._text[start:at], self._tags.kinds)
             except Unfinished:  # the mark stands in an argument
                 searched = at + len(ending)
             except Malformed:
@@ -125,7 +132,7 @@ class Tagged:
         assert self._tags.shape is not None
         taken = self._take(length)
         try:
-            yield from self._tags.shape.calls(inside)
+            yield from self._tags.shape.calls(inside, self._tags.kinds)
             self._begun = False
         except (Unfinished, Malformed):
             yield from self._say(taken)

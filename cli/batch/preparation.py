@@ -1,0 +1,133 @@
+"""From an item to requests for the engine, and from finished texts to its answer. Needs the tokenizer, no weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from cli.batch.answers import Answer
+from cli.batch.items import Item, Text
+from cli.batch.refusals import BadRequest
+from cli.openai.errors import ApiError, bad_request
+from cli.openai.logprobs import Teller
+from cli.openai.responses import Choice
+from specexec.sampling import SamplingParams
+from specexec.stats import Burst, Completion, Cost
+from specexec.tree import TokenTree
+from specexec.wishes import Wishes
+from specexec.work import Request
+
+if TYPE_CHECKING:
+    from specexec.encoding import Encoding
+    from specexec.text.formats import Format
+    from specexec.text.formats.thinking import Level
+
+
+@dataclass(frozen=True)
+class Told:
+    """What the chat template is told for an item, how its model then writes, and what of it had no effect."""
+
+    wishes: Wishes
+    form: Format
+    notes: tuple[str, ...] = ()
+
+
+@dataclass
+class Preparation:
+    """`variables` and `thinking` are the run's own, for every chat template; what an item says itself comes on top."""
+
+    encoding: Encoding
+    variables: Mapping[str, object] = field(default_factory=dict)
+    thinking: Level | None = None
+    _left_out: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def requests(self, item: Item, run: SamplingParams) -> list[Request]:
+        """One for each text. Raises what is wrong with the item."""
+        return [self._request(item, text) for text in item.texts(run)]
+
+    def answer(self, item: Item, run: SamplingParams, completions: Mapping[int, Completion]) -> Answer:
+        """The texts of an item, read; `completions` are those that there are, by their place among them."""
+        told = self._told(item) if item.chat and self.encoding.template is not None else None
+        texts = item.texts(run)
+        choices = tuple(self._choice(at, item, told, texts[at], one) for at, one in completions.items())
+        notes = (*(told.notes if told else ()), *self._left_out.pop(item.id, ()))
+        return Answer(tuple(completions.values()), choices, notes)
+
+    def _request(self, item: Item, text: Text) -> Request:
+        request = Request(0, text.prompt, text.sampling, wishes=item.template(self.variables))
+        asked = item.asked
+        bounded = asked is not None and bool(asked.schema or asked.tools)
+        if item.chat and (bounded or self._level(item)):
+            told = self._told(item)
+            return replace(request, wishes=told.wishes, grammar=self._grammar(item, text, told) if bounded else None)
+        if asked is not None and asked.schema is not None:
+            from specexec.grammar import json_schema
+
+            return replace(request, grammar=json_schema(asked.schema))
+        return request
+
+    def _level(self, item: Item) -> Level | None:
+        return (item.asked.thinking if item.asked is not None else None) or self.thinking
+
+    def _told(self, item: Item) -> Told:
+        from specexec.text.formats import format_of
+
+        wishes, level = item.template(self.variables) or Wishes(), self._level(item)
+        form, notes = format_of(self.encoding, wishes), item.asked.notes if item.asked is not None else ()
+        if level is None:
+            return Told(wishes, form, notes)
+        thinking = form.thinking(level)
+        if not thinking.variables:
+            notes = (*notes, f"thinking {level!r} has no effect: {thinking.effect}")
+        wishes = replace(wishes, variables={**thinking.variables, **wishes.variables})
+        return Told(wishes, format_of(self.encoding, wishes), notes)
+
+    def _grammar(self, item: Item, text: Text, told: Told) -> str:
+        """What the answer must look like, from the end of its thought on."""
+        assert item.asked is not None
+        tools, schema = item.asked.tools, item.asked.schema
+        if tools is not None and not told.form.calls:
+            refusal = f"tools cannot be called: {told.form.refusal}."
+            raise BadRequest(item.id, ApiError(400, "unsupported_parameter", refusal, param="tools"))
+        opened = told.form.reader(self.encoding.encode(text.prompt, told.wishes)).thinking
+        if tools is None:
+            bound = told.form.grammar((), "auto", schema=schema, thought_open=opened)
+            if bound.notes:  # half a schema for the whole answer is not what was asked for
+                refusal = f"the schema cannot be followed: {' '.join(bound.notes)}"
+                raise BadRequest(item.id, bad_request(refusal, "response_format"))
+            return bound.text
+        bound = told.form.grammar(tools.offered, tools.choice, tools.parallel, thought_open=opened)
+        self._left_out[item.id] = bound.notes
+        return bound.text
+
+    def _choice(self, index: int, item: Item, told: Told | None, text: Text, completion: Completion) -> Choice:
+        echo = item.asked is not None and item.asked.echo
+        marked = told is not None and (told.form.thoughts or told.form.calls)
+        reader = teller = None
+        tokens: list[int] = []
+        if marked or echo or text.sampling.logprobs is not None:
+            tokens = self.encoding.encode(text.prompt, told.wishes if told else None)
+        if told is not None and marked:
+            reader = told.form.reader(tokens, stop=text.sampling.stop or ())
+        if text.sampling.logprobs is not None:
+            teller = Teller(self.encoding.piece, tokens, echo)
+        said = ""
+        if echo:
+            said = text.prompt if isinstance(text.prompt, str) else self.encoding.decode(tokens)
+        choice = Choice(index, said, reader, teller)
+        choice.add(
+            Burst(
+                completion.tokens,
+                completion.text,
+                completion.finish_reason,
+                TokenTree.empty(),
+                (),
+                completion.seed,
+                Cost(),
+                completion.logprobs,
+                completion.prompt_logprobs,
+            )
+        )
+        choice.drafted, choice.accepted, choice.sweeps = completion.nodes, completion.accepted, completion.sweeps
+        return choice
