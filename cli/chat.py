@@ -19,6 +19,7 @@ from cli.options import TEXT_OR_FILE, EngineOptions, engine_options, model_argum
 from cli.prompts import with_stdin
 from cli.screen import Screen
 from cli.session import Session
+from cli.template import template_options
 from cli.thoughts import Think, ask_to_think, think_option
 from cli.verbosity import Verbosity, json_option, verbosity_options
 from cli.visible import echo
@@ -47,6 +48,7 @@ TOY_QUESTIONS = "It answers: How does specexec work? · What is a drafter? · Wh
 @click.option("--bell", is_flag=True, help="Ring when an answer took longer than 10 s.")
 @click.option("--notify-command", metavar="COMMAND", help="Run this when an answer took longer than 10 s.")
 @display_options
+@template_options
 @engine_options
 @sampling_options
 @json_option("Print the answer to -p, and what came of every option, as JSON.")

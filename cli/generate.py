@@ -29,6 +29,7 @@ from cli.errors import INTERRUPTED, SOME_FAILED, TERMINATED
 from cli.facts import facts_of
 from cli.options import EngineOptions, engine_options, sampling_options
 from cli.screen import Screen
+from cli.template import tell, template_options
 from cli.verbosity import Verbosity, start_logging, verbosity_options
 from offload.names import resolve
 from specexec.sampling import SamplingParams
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 @click.argument("inputs", nargs=-1, metavar="[INPUT]...", type=click.Path(exists=True, allow_dash=True))
 @click.option("-p", "--prompt", "prompts", multiple=True, help="A prompt; may be repeated.")
 @batch_options
+@template_options
 @engine_options
 @sampling_options
 @verbosity_options
@@ -132,7 +134,9 @@ def _reading(options: EngineOptions) -> tuple[Encoding, int]:
     from specexec.compose import context_of, encoding_in
 
     target, trust = _target(options), options.trust_remote_code
-    return encoding_in(target, trust), context_of(target, options.ctx, trust)
+    encoding = encoding_in(target, trust)
+    tell(encoding, options.template_vars, options.allow_control_tokens)
+    return encoding, context_of(target, options.ctx, trust)
 
 
 def _preparation(engine: Engine | Cluster, options: EngineOptions) -> Preparation:
@@ -242,6 +246,8 @@ def _configuration(
         "--output-format": batch.format,
         "--stop": list(sampling.stop or ()),
         **({"--head-quant": options.head_quant} if options.head_quant != "none" else {}),
+        **({"--template-var": dict(options.template_vars)} if options.template_vars else {}),
+        **({"--allow-control-tokens": True} if options.allow_control_tokens else {}),
         **({"--exact": True} if options.exact else {}),
         **({"--dedupe": True} if batch.dedupe else {}),
         **({"--on-too-long": batch.on_too_long} if batch.on_too_long != "error" else {}),

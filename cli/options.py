@@ -126,6 +126,8 @@ class EngineOptions:
     offline: bool = False
     verify: bool = False
     trust_remote_code: bool = False
+    template_vars: tuple[tuple[str, object], ...] = ()
+    allow_control_tokens: bool = False
 
 
 _DEFAULTS = EngineOptions()
@@ -218,7 +220,7 @@ def engine_options(command: Callable[..., Result]) -> Callable[..., Result]:
 
     @functools.wraps(command)
     def collected(**arguments: object) -> Result:
-        chosen = {field.name: arguments.pop(field.name) for field in fields(EngineOptions)}
+        chosen = {field.name: arguments.pop(field.name, field.default) for field in fields(EngineOptions)}
         chosen["model"] = _one_model(chosen["model"], arguments.pop("positional_model", None))
         return command(engine_options=EngineOptions(**chosen), **arguments)  # type: ignore[arg-type]  # click has checked them
 
