@@ -13,7 +13,7 @@ from cli.meter import SweepMeter
 from cli.quantities import format_bytes, format_speed
 from cli.screen import Screen
 from cli.treeview import draw
-from specexec.stats import Overlap
+from specexec.stats import Limit, Overlap
 
 if TYPE_CHECKING:
     from specexec.engine import Engine
@@ -35,6 +35,7 @@ class Answer:
     seconds: float = 0.0
     seed: int | None = None
     finish_reason: str | None = None
+    limit: Limit | None = None
     exit_code: int = 0
     abandoned_s: float | None = None  # when a second Ctrl-C cut a layer short, by the monotonic clock
     last: Burst | None = None
@@ -57,6 +58,7 @@ class Answer:
             bytes_read=self.bytes_read + burst.bytes_read,
             seed=burst.seed,
             finish_reason=burst.finish_reason,
+            limit=burst.limit,
             last=burst if burst.tokens else self.last,
         )
 
@@ -152,8 +154,10 @@ def long_stats(answer: Answer, placement: str) -> list[str]:
     return lines
 
 
-def ending(answer: Answer, max_tokens: int) -> str | None:
+def ending(answer: Answer, max_tokens: int, context: int) -> str | None:
     """What to know about an answer that did not end by itself."""
+    if answer.limit == "context":
+        return f"  stopped: the context of {context} tokens is full; a longer --ctx, /undo or /clear makes room"
     if answer.finish_reason == "length":
         return f"  stopped at --max-tokens {max_tokens}; /continue to go on"
     if answer.finish_reason == "interrupted" and not answer.tokens:

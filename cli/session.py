@@ -180,7 +180,7 @@ class Session:
 
     def report(self, answer: Answer) -> None:
         """Say how the answer ended and, unless switched off, what it cost."""
-        if note := ending(answer, self.sampling.max_tokens):
+        if note := ending(answer, self.sampling.max_tokens, self.engine.context):
             self.screen.say(note)
         if self.display.stats and answer.tokens:
             sampled = self.sampling.temperature != 0

@@ -8,11 +8,11 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import struct
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cli.errors import BadSnapshot
+from offload.identity import samples, stamps
 from offload.replacing import PRIVATE, replacing
 
 if TYPE_CHECKING:
@@ -21,23 +21,16 @@ if TYPE_CHECKING:
     from specexec.conversation import Kept
 
 FORMAT = "2"
-# Spread over a shard, these tell two fine-tunes of one model apart without reading all of it.
-SPOTS, SPOT_BYTES = 64, 4096
 SPARE_BYTES = 1 << 30
 
 
 def fingerprint(folder: Path) -> str:
-    """A name for the exact weights in a folder: config, every shard's header, and samples of its tensors."""
+    """A name for the exact weights in a folder: config, and of every shard its samples, inode, size and times."""
     seen = hashlib.sha256((folder / "config.json").read_bytes())
-    for shard in sorted(folder.glob("*.safetensors")):
-        size = shard.stat().st_size
-        seen.update(f"{shard.name}:{size}".encode())
-        with shard.open("rb") as file:
-            header = file.read(8)
-            seen.update(file.read(struct.unpack("<Q", header)[0]))
-            for spot in range(SPOTS):
-                file.seek(max(0, size - SPOT_BYTES) * spot // (SPOTS - 1))
-                seen.update(file.read(SPOT_BYTES))
+    shards = sorted(folder.glob("*.safetensors"))
+    seen.update(json.dumps(stamps(shards)).encode())
+    for shard in shards:
+        seen.update(samples(shard))
     return seen.hexdigest()
 
 

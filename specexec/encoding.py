@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from specexec.errors import BadMessages, BadText, TokenizerMismatch
+from specexec.errors import BadMessages, BadText
 from specexec.text import templates
 from specexec.text.control import ControlTokens, Rendered
 from specexec.text.detokenizer import TextStream
@@ -31,7 +31,6 @@ from specexec.wishes import Wishes
 
 log = logging.getLogger(__name__)
 
-ROUND_TRIP = "One Word, two  spaces;\n\tx = 'é' + \"→\"  # 42"
 _BYTES = [f"<0x{byte:02X}>" for byte in range(256)]  # SentencePiece's names of single bytes
 
 
@@ -251,14 +250,3 @@ def _check(text: str) -> None:
         text.encode()
     except UnicodeEncodeError:  # bytes of a command line or \ud800 in JSON; a tokenizer fails in its own words
         raise BadText("the prompt is not text: it holds half a character or bytes that are not UTF-8.") from None
-
-
-def check_translatable(draft: Encoding, drafter: Path) -> None:
-    """Raises TokenizerMismatch for a drafter whose tokenizer does not give back the text it is given."""
-    text = draft.raw(draft.encode_rest(ROUND_TRIP))
-    if text != ROUND_TRIP:
-        raise TokenizerMismatch(
-            f"drafter {drafter} does not share the model's vocabulary, and its tokenizer changes text "
-            f"({ROUND_TRIP!r} comes back as {text!r}).",
-            hint="--drafter none, --drafter auto, or a drafter of the same family.",
-        )

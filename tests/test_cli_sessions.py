@@ -225,9 +225,7 @@ def test_a_settings_file_that_cannot_be_read_is_named(specexec: CommandLine, con
         path.unlink()
 
 
-def test_typed_lines_that_are_not_utf_8_are_refused_and_what_came_before_is_kept(
-    specexec: CommandLine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_piped_lines_that_are_not_utf_8_are_refused(specexec: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "tests.command_line.io.StringIO", lambda _: io.TextIOWrapper(io.BytesIO(b"hi\n\xff\n"), "utf-8")
     )

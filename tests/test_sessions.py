@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -166,6 +167,23 @@ def test_a_snapshot_of_another_model_is_refused(
     tiny("llama", other, seed=1, vocab_size=4096, max_position_embeddings=32768, num_hidden_layers=2, eos_token_id=3)
     assert fingerprint(other) != fingerprint(folder)
     monkeypatch.setattr(llm, "folders", {"target": other})
+    assert refused(llm, left, tmp_path, capsys) == "it was made with another model."
+
+
+def test_a_snapshot_is_refused_after_one_weight_was_written_to_in_place(
+    llm: Engine, left: Keeper, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    same = Path(shutil.copytree(folder, tmp_path / "same"))
+    monkeypatch.setattr(llm, "folders", {"target": same})
+    left._snapshot()
+    before, (file,) = fingerprint(same), same.glob("*.safetensors")
+    status, content = file.stat(), bytearray(file.read_bytes())
+    content[status.st_size // 2] ^= 1
+    with file.open("r+b") as opened:
+        opened.write(content)
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert fingerprint(same) != before
     assert refused(llm, left, tmp_path, capsys) == "it was made with another model."
 
 
