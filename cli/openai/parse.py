@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence as Items
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from pydantic import ValidationError
@@ -65,6 +65,12 @@ UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "guided_grammar": (None,),
     "structured_outputs": (None,),
     "grammar": (None, ""),
+}
+# Names of SamplingParams, by which a request may use everything that the sampler knows.
+SAMPLER = {one.name for one in fields(SamplingParams)} - {
+    *("grammar", "prompt_logprobs"),
+    *ChatRequest.model_fields,
+    *CompletionRequest.model_fields,
 }
 # Accepted because clients send them as a matter of course; none of them changes a text.
 _HARMLESS = {
@@ -235,7 +241,8 @@ def _asked(
     schema = request.response_format.schema_to_follow if request.response_format else None
     if schema and request.ignore_eos:
         raise bad_request("response_format says where an answer ends, ignore_eos that it does not.", "ignore_eos")
-    extra = set(request.model_extra or {}) - set(UNSUPPORTED) - _HARMLESS
+    extra = set(request.model_extra or {}) - set(UNSUPPORTED) - _HARMLESS - SAMPLER
+    chosen = {name for name in request.model_fields_set if getattr(request, name) is not None}
     options = request.stream_options
     return Asked(
         chat=chat,
@@ -249,10 +256,14 @@ def _asked(
         echo=echo,
         watch=request.watch,
         ignored=tuple(sorted(extra)),
-        chosen=frozenset(name for name in request.model_fields_set if getattr(request, name) is not None),
+        chosen=frozenset(chosen | set(_sampler_fields(request))),
         schema=schema,
         notes=(f"ignored {', '.join(sorted(extra))!r}",) if extra else (),
     )
+
+
+def _sampler_fields(request: Request) -> dict[str, object]:
+    return {name: value for name, value in (request.model_extra or {}).items() if name in SAMPLER and value is not None}
 
 
 def _sampling(request: Request, stop: tuple[str, ...], logprobs: int | None, echo: bool) -> SamplingParams:
@@ -275,6 +286,7 @@ def _sampling(request: Request, stop: tuple[str, ...], logprobs: int | None, ech
             logit_bias=biases,
             logprobs=logprobs,
             prompt_logprobs=echo and logprobs is not None,
+            **_sampler_fields(request),  # type: ignore[arg-type]  # it looks at them itself
         )
     except BadSampling as problem:
         raise bad_request(problem.what, problem.what.split()[0]) from None
