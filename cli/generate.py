@@ -96,8 +96,9 @@ def generate(
             if batch.as_json and journal is None:
                 writer = replace(writer, facts=_facts(engine, batch, engine_options, plan.sampling))
             sink = plan.sink(journal, writer, batch, screen)
+            preparation = _preparation(engine, batch, engine_options, screen)
             run = Run(
-                engine, _preparation(engine, engine_options), plan.sampling, sink, screen, batch.parallel, batch.strict,
+                engine, preparation, plan.sampling, sink, screen, batch.parallel, batch.strict,
                 partial=plan.partial, begun=plan.begun, missed=plan.missed,
                 earlier=earlier - plan.missed,
             )  # fmt: skip
@@ -139,8 +140,14 @@ def _reading(options: EngineOptions) -> tuple[Encoding, int]:
     return encoding, context_of(target, options.ctx, trust)
 
 
-def _preparation(engine: Engine | Cluster, options: EngineOptions) -> Preparation:
-    return Preparation(_reading(options)[0] if isinstance(engine, Cluster) else engine.encoding)
+def _preparation(engine: Engine | Cluster, batch: BatchOptions, options: EngineOptions, screen: Screen) -> Preparation:
+    encoding = _reading(options)[0] if isinstance(engine, Cluster) else engine.encoding
+    if batch.think == "auto":
+        return Preparation(encoding)
+    from specexec.text.formats import format_of
+
+    screen.say(f"think {batch.think}: {format_of(encoding).thinking(batch.think).effect}")
+    return Preparation(encoding, batch.think)
 
 
 def _engine(
@@ -250,6 +257,7 @@ def _configuration(
         **({"--allow-control-tokens": True} if options.allow_control_tokens else {}),
         **({"--exact": True} if options.exact else {}),
         **({"--dedupe": True} if batch.dedupe else {}),
+        **({"--think": batch.think} if batch.think != "auto" else {}),
         **({"--on-too-long": batch.on_too_long} if batch.on_too_long != "error" else {}),
         **chosen,
     }

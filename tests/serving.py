@@ -24,6 +24,7 @@ from specexec.room import Room
 from specexec.sampling import SamplingParams
 from specexec.stats import Burst, Cost, FinishReason, Progress
 from specexec.text.control import Rendered
+from specexec.text.detokenizer import TextStream
 from specexec.tree import TokenTree
 
 PER_SWEEP = 3
@@ -88,13 +89,16 @@ class LetterEngine:
         return [ord(letter) for letter in text]
 
     def encode_rest(self, text: str | Rendered) -> list[int]:
-        return self.encode(text if isinstance(text, str) else text.text)
+        return self.encode(text.text if isinstance(text, Rendered) else text)
 
     def rendered(self, messages: list[dict[str, str]], wishes: object) -> Rendered:
-        return Rendered(self.render(messages, wishes))
+        return Rendered(messages[-1]["content"])
 
     def render(self, messages: list[dict[str, str]], wishes: object) -> str:
-        return messages[-1]["content"]
+        return self.rendered(messages, wishes).text
+
+    def stream(self, before: Sequence[int]) -> TextStream:
+        return TextStream(self.decode)
 
     def template_for(self, wishes: object) -> str:
         return "{{ messages }}"

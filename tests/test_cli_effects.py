@@ -111,6 +111,7 @@ GENERATE: Changes = {
     "dedupe": (["--dedupe"], "1.duplicate_of"),
     "on_too_long": (["--on-too-long", "skip"], "-1.id"),
     "strict": (["--strict"], "0.run.strict"),
+    "think": (["--think", "on"], "0.run.think"),
     "parallel": (["--parallel", "3"], "0.run.parallel"),
     "engine": (["--engine", "ray"], "0.engine.workers"),
     "ray_address": (["--engine", "ray", "--ray-address", "auto"], "0.run.ray_address"),

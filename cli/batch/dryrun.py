@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from cli.batch.eta import spelled
@@ -71,7 +70,6 @@ def dry_run(
     sampling: SamplingParams,
     parallel: int,
     link_Bps: float | None,
-    variables: Mapping[str, object] = MappingProxyType({}),
 ) -> tuple[Lengths, Estimate | None]:
     """Lengths of all prompts, and how long their answers would take if there are any."""
     lengths = Lengths(context)
@@ -79,7 +77,7 @@ def dry_run(
         try:
             if item.problem is not None:
                 raise item.problem
-            counts = [len(encoding.encode(prompt, item.template(variables))) for prompt in item.prompts]
+            counts = [len(encoding.encode(prompt, item.template)) for prompt in item.prompts]
         except SpecexecError as problem:
             lengths.bad.append((item.id, problem.what))
             continue

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 from cli.batch.items import Item, Prompt
@@ -33,16 +32,15 @@ def fitted(
     context: int,
     run: SamplingParams,
     how: TooLong,
-    variables: Mapping[str, object] = MappingProxyType({}),
 ) -> Fitted:
-    """The items with prompts shorter than the context; `variables` are the run's, for the chat template.
+    """The items with prompts shorter than the context.
 
     `left` cuts what is too long so far that the whole answer has room; what cannot be cut stays an error of its own.
     """
     kept: list[Item] = []
     cut = skipped = 0
     for item in items:
-        shelf = _Shelf(encoding, item.template(variables))
+        shelf = _Shelf(encoding, item.template)
         if item.problem is not None or all(shelf.length(prompt) < context for prompt in item.prompts):
             kept.append(item)
         elif how == "skip":

@@ -90,12 +90,10 @@ class Item:
         """How many texts it asks for."""
         return 1 if self.asked is None else self.asked.n * len(self.asked.prompts)
 
-    def template(self, variables: Mapping[str, object]) -> Wishes | None:
-        """What the chat template is told: the run's variables, and on top the item's own."""
-        own = self.asked.wishes if self.asked is not None else None
-        if own is None:
-            return Wishes(variables=variables) if self.chat and variables else None
-        return replace(own, variables={**variables, **own.variables})
+    @property
+    def template(self) -> Wishes | None:
+        """What it wants the chat template to be told."""
+        return None if self.asked is None else self.asked.wishes
 
     @property
     def _more(self) -> dict[str, object]:

@@ -35,10 +35,9 @@ class Told:
 
 @dataclass
 class Preparation:
-    """`variables` and `thinking` are the run's own, for every chat template; what an item says itself comes on top."""
+    """`thinking` is for every item that does not say itself how much to think."""
 
     encoding: Encoding
-    variables: Mapping[str, object] = field(default_factory=dict)
     thinking: Level | None = None
     _left_out: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
@@ -55,7 +54,7 @@ class Preparation:
         return Answer(tuple(completions.values()), choices, notes)
 
     def _request(self, item: Item, text: Text) -> Request:
-        request = Request(0, text.prompt, text.sampling, wishes=item.template(self.variables))
+        request = Request(0, text.prompt, text.sampling, wishes=item.template)
         asked = item.asked
         bounded = asked is not None and bool(asked.shape or asked.tools)
         if item.chat and (bounded or self._level(item)):
@@ -73,7 +72,7 @@ class Preparation:
     def _told(self, item: Item) -> Told:
         from specexec.text.formats import format_of
 
-        wishes, level = item.template(self.variables) or Wishes(), self._level(item)
+        wishes, level = item.template or Wishes(), self._level(item)
         form, notes = format_of(self.encoding, wishes), item.asked.notes if item.asked is not None else ()
         if level is None:
             return Told(wishes, form, notes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence as Items
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from pydantic import ValidationError
@@ -70,6 +70,12 @@ UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "chat_template": (None, ""),
     "prompt_embeds": (None,),
     "logits_processors": (None, []),
+}
+# Names of SamplingParams, by which a request may use everything that the sampler knows.
+SAMPLER = {one.name for one in fields(SamplingParams)} - {
+    *("grammar", "prompt_logprobs"),
+    *ChatRequest.model_fields,
+    *CompletionRequest.model_fields,
 }
 # Accepted because clients send them as a matter of course; none of them changes a text.
 _HARMLESS = {
@@ -244,7 +250,8 @@ def _asked(
     shape = read_shape(request)
     if shape and request.ignore_eos:
         raise bad_request(f"{shape.field} says where an answer ends, ignore_eos that it does not.", "ignore_eos")
-    extra = set(request.model_extra or {}) - set(UNSUPPORTED) - _HARMLESS
+    extra = set(request.model_extra or {}) - set(UNSUPPORTED) - _HARMLESS - SAMPLER
+    chosen = {name for name in request.model_fields_set if getattr(request, name) is not None}
     options = request.stream_options
     return Asked(
         chat=chat,
@@ -258,10 +265,14 @@ def _asked(
         echo=echo,
         watch=request.watch,
         ignored=tuple(sorted(extra)),
-        chosen=frozenset(name for name in request.model_fields_set if getattr(request, name) is not None),
+        chosen=frozenset(chosen | set(_sampler_fields(request))),
         shape=shape,
         notes=(f"ignored {', '.join(sorted(extra))!r}",) if extra else (),
     )
+
+
+def _sampler_fields(request: Request) -> dict[str, object]:
+    return {name: value for name, value in (request.model_extra or {}).items() if name in SAMPLER and value is not None}
 
 
 def _sampling(request: Request, stop: tuple[str, ...], logprobs: int | None, echo: bool) -> SamplingParams:
@@ -281,13 +292,10 @@ def _sampling(request: Request, stop: tuple[str, ...], logprobs: int | None, ech
             seed=None if request.seed == _UNSET else request.seed,
             stop=None if request.stop is None else stop,
             ignore_eos=bool(request.ignore_eos),
-            min_tokens=request.min_tokens,
-            stop_token_ids=tuple(request.stop_token_ids or ()),
-            typical_p=request.typical_p,
-            no_repeat_ngram_size=request.no_repeat_ngram_size,
             logit_bias=biases,
             logprobs=logprobs,
             prompt_logprobs=echo and logprobs is not None,
+            **_sampler_fields(request),  # type: ignore[arg-type]  # it looks at them itself
         )
     except BadSampling as problem:
         raise bad_request(problem.what, problem.what.split()[0]) from None

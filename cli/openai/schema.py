@@ -97,11 +97,6 @@ class Request(BaseModel):
     )
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
-    typical_p: float | None = None
-    no_repeat_ngram_size: Whole | None = None
-    min_tokens: Whole | None = None
-    stop_token_ids: list[Whole] | None = None
-    allow_control_tokens: bool | None = None
     seed: Annotated[Whole, Field(ge=-(2**63), lt=2**64)] | None = None
     stop: str | list[str] | None = None
     ignore_eos: bool | None = None
@@ -115,6 +110,7 @@ class Request(BaseModel):
     guided_regex: str | None = None
     guided_choice: Annotated[list[str], Field(min_length=1)] | None = None
     json_schema: dict[str, object] | None = None
+    allow_control_tokens: bool | None = None
     watch: bool = False
 
 
