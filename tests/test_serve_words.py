@@ -233,7 +233,7 @@ def test_a_refused_request_raises_in_the_client(server: Served) -> None:
 
 
 def test_a_template_that_never_ends_is_stopped(tmp_path: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("specexec.encoding.TEMPLATE_S", 0.2)
+    monkeypatch.setattr("specexec.text.templates.SECONDS", 0.2)
     shutil.copytree(engine.folders["target"], tmp_path / "model")
     endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
     (tmp_path / "model" / "chat_template.jinja").write_text(endless)

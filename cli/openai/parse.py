@@ -148,7 +148,8 @@ def read_completion(body: object, served: Items[str]) -> Asked:
     request = _checked(CompletionRequest, body, served)
     prompts = _prompts(request.prompt)
     longest = request.max_tokens or DEFAULT_COMPLETION_TOKENS
-    return _asked(request, prompts, longest, request.logprobs, chat=False, echo=request.echo)
+    asked = _asked(request, prompts, longest, request.logprobs, chat=False, echo=request.echo)
+    return replace(asked, wishes=Wishes(control_tokens=request.allow_control_tokens))
 
 
 def _wishes(request: ChatRequest, tools: Tools | None) -> Wishes:
@@ -162,6 +163,7 @@ def _wishes(request: ChatRequest, tools: Tools | None) -> Wishes:
         tools=tools.offered if tools else (),
         variables=variables,
         ends_in="message" if request.continue_final_message else after,
+        control_tokens=request.allow_control_tokens,
     )
 
 

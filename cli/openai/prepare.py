@@ -72,12 +72,12 @@ def encode(
     encoding = engine.encoding
     if isinstance(prompt, str):
         _check_length(encoding, prompt, most)
-        return encoding.encode(prompt) if special else encoding.encode_rest(prompt)
+        return encoding.encode(prompt, wishes) if special else encoding.encode_rest(prompt)
     messages: list[Message] = [item for item in prompt if isinstance(item, dict)]
     if messages:
-        text = encoding.render(messages, wishes)
-        _check_length(encoding, text, most)
-        return encoding.encode_rest(text)
+        rendered = encoding.rendered(messages, wishes)
+        _check_length(encoding, rendered.text, most)
+        return encoding.encode_rest(rendered)
     tokens = [item for item in prompt if isinstance(item, int)]
     check_tokens(engine, tokens, "prompt")
     return tokens
@@ -126,7 +126,7 @@ def _bound(form: Format, text: Text, asked: Asked) -> Bound | None:
 
 
 def _raw(engine: Engine, asked: Asked, prompt: Prompt) -> Text:
-    tokens = _fitting(engine, asked, prompt, None)
+    tokens = _fitting(engine, asked, prompt, asked.wishes)
     echo = "" if not asked.echo else prompt if isinstance(prompt, str) else engine.decode(tokens)
     return Text(tokens, echo)
 

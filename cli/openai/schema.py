@@ -127,6 +127,7 @@ class Request(BaseModel):
     stream_options: StreamOptions | None = None
     logit_bias: dict[str, float] | None = None
     response_format: ResponseFormat | None = None
+    allow_control_tokens: bool | None = None
     watch: bool = False
 
 

@@ -15,6 +15,7 @@ from specexec.architecture import can_branch, check_tree_support, longest_text
 from specexec.budget import FIRST_NODES
 from specexec.choice import Choice, check_models, parse
 from specexec.compose.asked import Asked, beside_B, beside_ram_B, drafters_of
+from specexec.compose.options import DTYPES, check_options
 from specexec.compose.reading import context_for, context_of, encoding_in, encoding_of
 from specexec.compose.sources import (
     Kit,
@@ -44,7 +45,6 @@ __all__ = ["context_of", "encoding_in", "encoding_of", "load"]
 log = logging.getLogger(__name__)
 
 TOY_BUDGET = 32  # a pass of the toy is all overhead, so no guess would ever pay: it shows the engine instead
-DTYPES = {"auto": None, "bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
 
 
 def load(
@@ -89,8 +89,9 @@ def load(
     many.
     Raises offload's errors for models and memory, UnsupportedArchitecture for targets that cannot verify trees,
     TokenizerMismatch for a drafter whose text cannot be carried over, ContextLengthExceeded for a ctx beyond what the
-    model was made for, RemoteCode for code that is not trusted.
+    model was made for, RemoteCode for code that is not trusted, BadOption for values that a keyword cannot have.
     """
+    check_options(locals())
     weights.check_system()
     choice = parse(drafter, weights.known)
     pair = weights.resolve(model, choice.models, offline=offline, code=trust_remote_code)
@@ -172,7 +173,7 @@ def load(
             model=target,
             stream=weights.stream_of(target),
             target=lm,
-            drafts={one.role: one.lm for one in drafts.values() if one.vocabulary.theirs is None},
+            drafts={one.role: one.lm for one in drafts.values() if one.vocabulary.wordings is None},
             drafter=watched(choice, join(choice, kit.makers, cost), cost),
             sources=choice.name,
             reason=reason,
