@@ -55,7 +55,7 @@ class Item:
     @property
     def chat(self) -> bool:
         """Whether it asks for a message; else for the continuation of a text."""
-        return isinstance(self.prompt, list) and isinstance(self.prompt[0], dict)
+        return isinstance(self.prompt, list) and any(isinstance(one, dict) for one in self.prompt)
 
     def sampling(self, run: SamplingParams) -> SamplingParams:
         """How to answer: the run's choice, a seed of the item's own, and on top what the item wishes.
