@@ -173,7 +173,7 @@ def load(
             model=target,
             stream=weights.stream_of(target),
             target=lm,
-            drafts={one.role: one.lm for one in drafts.values() if one.vocabulary.theirs is None},
+            drafts={one.role: one.lm for one in drafts.values() if one.vocabulary.wordings is None},
             drafter=watched(choice, join(choice, kit.makers, cost), cost),
             sources=choice.name,
             reason=reason,

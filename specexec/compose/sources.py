@@ -35,7 +35,7 @@ from specexec.drafters.substitute import substituting
 from specexec.drafters.translated import TranslatedDrafter
 from specexec.drafters.trimmed import TrimmedHead
 from specexec.drafters.union import Union
-from specexec.encoding import Encoding, check_translatable
+from specexec.encoding import Encoding
 from specexec.errors import BadDrafter
 from specexec.lm import TreeLM
 from specexec.memory import Memory
@@ -43,6 +43,7 @@ from specexec.partial import rebuilt
 from specexec.ranking import Ranking
 from specexec.sublayers import names_of, sizes_of
 from specexec.text.vocabularies import Nameable, differing_ids, nameable
+from specexec.text.wording import Wording, wording_of
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +114,7 @@ def check_trimming(choice: Choice, vocabularies: Items[DraftVocabulary], left: i
             "--draft-vocab trims the head of a drafter model, and none drafts here.",
             hint=f"Leave it out, or --drafter with a model. Now: {choice.name}.",
         )
-    if all(one.theirs is not None for one in vocabularies):
+    if all(one.wordings is not None for one in vocabularies):
         raise BadDrafter(
             "--draft-vocab cannot trim a drafter with another vocabulary: its guesses are carried over as text.",
             hint="Leave it out.",
@@ -130,7 +131,7 @@ class DraftVocabulary:
     """What a drafter's ids mean: the same as the target's, but for `differing`, or what its own tokenizer says."""
 
     differing: frozenset[int] = frozenset()
-    theirs: Encoding | None = None
+    wordings: tuple[Wording, Wording] | None = None  # the target's and the drafter's own
 
 
 def vocabulary_of(drafter: Path, ours: Encoding, trust_remote_code: bool) -> DraftVocabulary:
@@ -139,11 +140,11 @@ def vocabulary_of(drafter: Path, ours: Encoding, trust_remote_code: bool) -> Dra
     differing = differing_ids(ours.tokenizer, theirs.tokenizer)
     if differing is not None:
         return DraftVocabulary(differing)
-    check_translatable(theirs, drafter)
+    wordings = wording_of(ours.tokenizer, "the model"), wording_of(theirs.tokenizer, f"drafter {drafter}")
     log.warning(
         "drafter %s has another vocabulary: its guesses are carried over as text, and fewer will be accepted.", drafter
     )
-    return DraftVocabulary(theirs=theirs)
+    return DraftVocabulary(wordings=wordings)
 
 
 def in_few_bits(
@@ -246,8 +247,8 @@ class Kit:
         return Cascade(self.memory)
 
     def _sibling(self, draft: Draft) -> Drafter:
-        if (theirs := draft.vocabulary.theirs) is not None:
-            return TranslatedDrafter(draft.lm, self.encoding, theirs, draft.name)
+        if draft.vocabulary.wordings is not None:
+            return TranslatedDrafter(draft.lm, *draft.vocabulary.wordings, draft.name)
         trimmed = None
         ids = nameable(
             self.encoding.tokenizer, [self.target.vocabulary, draft.lm.vocabulary], draft.vocabulary.differing
