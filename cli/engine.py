@@ -11,6 +11,7 @@ from cli.options import EngineOptions
 from cli.quantities import format_count
 from cli.recall import recalling
 from cli.screen import Screen
+from cli.template import tell
 from cli.verbosity import Verbosity, start_logging
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def open_engine(
 
     searches = Searches(told=tried)
     with searching(options, searches) if "skip" in options.drafter.split("+") else nullcontext():
-        return specexec.load(
+        engine = specexec.load(
             options.model,
             drafter=options.drafter,
             draft_vocab=options.draft_vocab,
@@ -63,6 +64,8 @@ def open_engine(
             searches=searches,
             rounded=rounded,
         )
+    tell(engine.encoding, options.template_vars, options.allow_control_tokens)
+    return engine
 
 
 @contextmanager

@@ -22,6 +22,7 @@ EXIT_CODES = {
     "internal": INTERNAL,
     "broken_logits": 4,
     "bad_sampling": USAGE,
+    "bad_option": USAGE,
     "bad_grammar": USAGE,
     "bad_drafter": USAGE,
     "wrong_offer": USAGE,

@@ -20,7 +20,8 @@ from cli.batch.items import Item, Json
 from cli.batch.journal import Beside, Journal, open_journal
 from cli.batch.manifest import Manifest, fingerprint, read_manifest
 from cli.batch.options import BatchOptions, batch_options
-from cli.batch.partial import PartialFile
+from cli.batch.partial import Begun, PartialFile
+from cli.batch.preparation import Preparation
 from cli.batch.run import Run
 from cli.batch.sinks import Folder, JournalSink, ScreenSink
 from cli.engine import open_engine, running_engine
@@ -28,6 +29,7 @@ from cli.errors import INTERRUPTED, SOME_FAILED, TERMINATED
 from cli.facts import facts_of
 from cli.options import EngineOptions, engine_options, sampling_options
 from cli.screen import Screen
+from cli.template import tell, template_options
 from cli.verbosity import Verbosity, start_logging, verbosity_options
 from offload.names import resolve
 from specexec.sampling import SamplingParams
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 @click.argument("inputs", nargs=-1, metavar="[INPUT]...", type=click.Path(exists=True, allow_dash=True))
 @click.option("-p", "--prompt", "prompts", multiple=True, help="A prompt; may be repeated.")
 @batch_options
+@template_options
 @engine_options
 @sampling_options
 @verbosity_options
@@ -73,13 +76,15 @@ def generate(
         screen.say(f"files left out, of other kinds or written by a run: {found.skipped}")
     if not found.items:
         screen.say("no prompts were found")
+    if answered := sum(item.answered for item in found.items):
+        screen.say(f"lines that bring an answer to their last question, which is left out: {answered}")
     items = _fitted(found.items, batch, engine_options, sampling, screen)
     if batch.dry_run:
         return _dry_run(items, batch, engine_options, sampling, screen)
     bad = next((item.problem for item in items if item.problem), None)
     if batch.strict and bad is not None:
         raise bad
-    plan = _plan(items, batch, engine_options, sampling)
+    plan = _plan(items, batch, engine_options, sampling, screen)
     with plan.journal as journal:
         earlier = len(items) - len(plan.todo)
         if journal is not None and (earlier or plan.begun):
@@ -91,8 +96,9 @@ def generate(
             if batch.as_json and journal is None:
                 writer = replace(writer, facts=_facts(engine, batch, engine_options, plan.sampling))
             sink = plan.sink(journal, writer, batch, screen)
+            preparation = _preparation(engine, batch, engine_options, screen)
             run = Run(
-                engine, plan.sampling, sink, screen, batch.parallel, batch.strict,
+                engine, preparation, plan.sampling, sink, screen, batch.parallel, batch.strict,
                 partial=plan.partial, begun=plan.begun, missed=plan.missed,
                 earlier=earlier - plan.missed,
             )  # fmt: skip
@@ -129,7 +135,19 @@ def _reading(options: EngineOptions) -> tuple[Encoding, int]:
     from specexec.compose import context_of, encoding_in
 
     target, trust = _target(options), options.trust_remote_code
-    return encoding_in(target, trust), context_of(target, options.ctx, trust)
+    encoding = encoding_in(target, trust)
+    tell(encoding, options.template_vars, options.allow_control_tokens)
+    return encoding, context_of(target, options.ctx, trust)
+
+
+def _preparation(engine: Engine | Cluster, batch: BatchOptions, options: EngineOptions, screen: Screen) -> Preparation:
+    encoding = _reading(options)[0] if isinstance(engine, Cluster) else engine.encoding
+    if batch.think == "auto":
+        return Preparation(encoding)
+    from specexec.text.formats import format_of
+
+    screen.say(f"think {batch.think}: {format_of(encoding).thinking(batch.think).effect}")
+    return Preparation(encoding, batch.think)
 
 
 def _engine(
@@ -150,7 +168,7 @@ class Plan:
     journal: AbstractContextManager[Journal | None]
     folder: Folder | None = None
     partial: PartialFile | None = None
-    begun: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    begun: Mapping[str, Begun] = field(default_factory=dict)
     missed: int = 0
 
     def sink(
@@ -163,7 +181,9 @@ class Plan:
         return JournalSink(journal, writer, self.folder)
 
 
-def _plan(items: list[Item], batch: BatchOptions, options: EngineOptions, sampling: SamplingParams) -> Plan:
+def _plan(
+    items: list[Item], batch: BatchOptions, options: EngineOptions, sampling: SamplingParams, screen: Screen
+) -> Plan:
     output = batch.journal
     before = (
         None if output is None or not (batch.resume or batch.retry_failed) else read_manifest(Beside(output).manifest)
@@ -185,6 +205,8 @@ def _plan(items: list[Item], batch: BatchOptions, options: EngineOptions, sampli
         journal.check_prompts(items)
         if batch.output_dir is not None:
             folder = Folder.of(batch.output_dir, [*journal.done, *ids])
+            if folder.renamed:
+                screen.say(f"ids that no file can be called by: {folder.renamed}; each record has the name as 'file'")
         todo = [item for item in items if item.id not in journal.done]
         partial = PartialFile(Beside(output).partial, manifest.sha)
         begun = partial.load({item.id: item for item in todo})
@@ -229,10 +251,13 @@ def _configuration(
         "--system": batch.system,
         "--template": batch.template,
         "--output-format": batch.format,
-        "--stop": list(sampling.stop),
+        "--stop": list(sampling.stop or ()),
         **({"--head-quant": options.head_quant} if options.head_quant != "none" else {}),
+        **({"--template-var": dict(options.template_vars)} if options.template_vars else {}),
+        **({"--allow-control-tokens": True} if options.allow_control_tokens else {}),
         **({"--exact": True} if options.exact else {}),
         **({"--dedupe": True} if batch.dedupe else {}),
+        **({"--think": batch.think} if batch.think != "auto" else {}),
         **({"--on-too-long": batch.on_too_long} if batch.on_too_long != "error" else {}),
         **chosen,
     }

@@ -126,6 +126,8 @@ class EngineOptions:
     offline: bool = False
     verify: bool = False
     trust_remote_code: bool = False
+    template_vars: tuple[tuple[str, object], ...] = ()
+    allow_control_tokens: bool = False
 
 
 _DEFAULTS = EngineOptions()
@@ -204,7 +206,7 @@ _SAMPLING = (
     _sampling("top_p", "Keep the likeliest tokens that sum to this.", unset=_OWN),
     _sampling("top_k", "Keep this many of the likeliest tokens; 0 keeps all.", unset=_OWN),
     _sampling("min_p", "Drop tokens below this share of the likeliest.", unset=_OWN),
-    _sampling("repetition_penalty", "Above 1 discourages tokens already in the text."),
+    _sampling("repetition_penalty", "Above 1 discourages tokens already in the text.", unset=_OWN),
     _sampling("presence_penalty", "Above 0 discourages tokens already written."),
     _sampling("frequency_penalty", "The same, growing with every use."),
     click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text; may be repeated."),
@@ -218,7 +220,7 @@ def engine_options(command: Callable[..., Result]) -> Callable[..., Result]:
 
     @functools.wraps(command)
     def collected(**arguments: object) -> Result:
-        chosen = {field.name: arguments.pop(field.name) for field in fields(EngineOptions)}
+        chosen = {field.name: arguments.pop(field.name, field.default) for field in fields(EngineOptions)}
         chosen["model"] = _one_model(chosen["model"], arguments.pop("positional_model", None))
         return command(engine_options=EngineOptions(**chosen), **arguments)  # type: ignore[arg-type]  # click has checked them
 
@@ -232,6 +234,7 @@ def sampling_options(command: Callable[..., Result]) -> Callable[..., Result]:
     def collected(**arguments: object) -> Result:
         options = [field.name for field in fields(SamplingParams) if field.name in arguments]
         chosen = {name: arguments.pop(name) for name in options}
+        chosen["stop"] = chosen["stop"] or None  # the model may have its own
         return command(sampling=SamplingParams(**chosen), **arguments)  # type: ignore[arg-type]  # click has checked them
 
     return _decorate(collected, _SAMPLING)

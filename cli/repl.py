@@ -13,6 +13,7 @@ from cli.options import EngineOptions, engine_options, model_argument, sampling_
 from cli.raw import RawConversation
 from cli.screen import Screen
 from cli.session import Session
+from cli.template import control_option
 from cli.verbosity import Verbosity, verbosity_options
 from specexec.sampling import SamplingParams
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 @model_argument
 @click.option("--no-history", is_flag=True, help="Do not remember what is typed.")
 @display_options
+@control_option
 @engine_options
 @sampling_options
 @verbosity_options

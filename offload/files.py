@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offload.errors import ReadFailed
+from offload.identity import Stamp, names_stamp
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +116,8 @@ class Files:
         self._sizes_B = sizes_B
         self._reading = reading
         self._open: dict[Path, _Open] = {}
-        self._stamps = {file: _stamp(file.stat()) for file in sizes_B if file.exists()}
+        self._stamps = {file: Stamp.of(file.stat()) for file in sizes_B if file.exists()}
+        self._names = {file: names_stamp(file) for file in self._stamps}
         self._refused = False
         self._closed = False
         self._lock = RLock()  # of what is open, who reads, and whether direct reads were refused
@@ -241,8 +243,12 @@ class Files:
             self._stamps.pop(file, None)  # the repaired file may be another one
             raise _Replaced(f"the file has {status.st_size} bytes, it had {self._sizes_B[file]} when loaded")
         # An open file that is renamed or removed stays what it was.
-        if self._stamps.setdefault(file, _stamp(status)) != _stamp(status):
-            raise _Replaced("another file has taken its name, or it was written to")
+        then, now = self._stamps.setdefault(file, Stamp.of(status)), Stamp.of(status)
+        if then != now:
+            names = names_stamp(file)
+            if not then.is_same(now, renamed=names != self._names.get(file)):
+                raise _Replaced("another file has taken its name, or it was written to")
+            self._stamps[file], self._names[file] = now, names
         return found
 
     def _open_direct(self, file: Path) -> int | None:
@@ -316,11 +322,6 @@ def _scatter(bounce: memoryview, chunk: _Chunk) -> None:
             # numpy copies without the interpreter's lock, so that another chunk can arrive meanwhile.
             np.copyto(_array(view)[start - at : end - at], source[start - chunk.start : end - chunk.start])
         at += view.nbytes
-
-
-def _stamp(status: os.stat_result) -> tuple[int, int, int]:
-    """Changes with the file behind a name and with every write to it."""
-    return status.st_dev, status.st_ino, status.st_mtime_ns
 
 
 def _array(view: memoryview) -> NDArray[np.uint8]:

@@ -88,4 +88,4 @@ def _from_hub(repo: str, revision: str | None) -> Folder:
         }
     config, plain = settled(config, entries)
     notes = tuple(note for note in (weights.note, plain) if note)
-    return Folder(Path(repo), config, entries, {Path(file): 0 for file in files}, notes)
+    return Folder(Path(repo), config, entries, {Path(file): 0 for file in files}, notes, here=False)

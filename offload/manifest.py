@@ -2,6 +2,7 @@
 
 import fcntl
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from pathlib import Path
 
 from offload.contents import MANIFEST
 from offload.documents import Json, read_json
+
+log = logging.getLogger(__name__)
 
 FORMAT = "specexec-pack"
 PARTIAL = ".partial"  # ends the name of a file that is being written
@@ -55,6 +58,16 @@ def finished(manifest: Mapping[str, Json]) -> dict[str, Written]:
         for name, row in rows
         if isinstance(row, dict) and isinstance(size_B := row.get("size"), int) and "sha256" in row
     }
+
+
+def still_true(manifest: dict[str, Json], originals: dict[str, Json]) -> dict[str, Written]:
+    """The shards that were written from these very originals, by whatever tells them from others; it is kept there."""
+    then, done = manifest.get("originals", originals), finished(manifest)
+    manifest["originals"] = originals
+    if then == originals or not done:
+        return done
+    log.warning("the originals were written to since this pack was begun: all of it is written anew")
+    return {}
 
 
 def verify(out: Path, advance: Advance = lambda nbytes: None) -> list[str]:

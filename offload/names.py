@@ -56,7 +56,7 @@ def own_aliases(file: Path) -> dict[str, Alias]:
     """The [alias.NAME] tables of one file. Raises BadModelDir for those that name no target."""
     try:
         table = tomllib.loads(file.read_text(encoding="utf-8")).get("alias", {})
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise BadModelDir(f"{file} cannot be read: {error}.", hint="correct it, or remove it.") from error
     if not isinstance(table, dict):
         raise BadModelDir(f"{file}: alias must be a table.", hint='[alias.NAME] and, below it, target = "org/model".')

@@ -22,12 +22,13 @@ from torch import nn
 from offload.aligned import DTYPES, load_entry, write, write_failed, write_small
 from offload.block import Block
 from offload.checkpoint import lay_out
-from offload.contents import INDEX, MANIFEST
-from offload.documents import Json
-from offload.errors import DiskFull, OutputExists, UnsupportedArchitecture
+from offload.contents import ADAPTER, INDEX, MANIFEST
+from offload.documents import CONFIG, Json
+from offload.errors import DiskFull, OutputExists, ReadFailed, UnsupportedArchitecture
 from offload.formats import FourBits
 from offload.head import head_on_disk, stored_as
-from offload.manifest import FORMAT, PARTIAL, Advance, Written, digest_of, finished, lock, read_manifest
+from offload.identity import stamps
+from offload.manifest import FORMAT, PARTIAL, Advance, Written, digest_of, lock, read_manifest, still_true
 from offload.placement import size
 from offload.quant import BLOCK, CONFIGS, NESTED_BLOCK, STATE_B, Quant, quantise
 from offload.quantised import fold
@@ -82,6 +83,11 @@ class Plan:
 class Originals(Protocol):
     """Originals that do not all lie in the folder that was planned with."""
 
+    @property
+    def commit(self) -> str:
+        """Which revision they are of."""
+        ...
+
     def load(self, entry: Entry, dtype: torch.dtype) -> torch.Tensor:
         """One tensor of them."""
 
@@ -125,7 +131,7 @@ def pack(
     _refuse_overlap(plan, out)
     with _alone(out):
         manifest = _begin(plan, out)
-        done = finished(manifest)
+        done = still_true(manifest, _originals(plan, originals))
         missing_B = sum(shard_B(shard, plan.quant) for shard in plan.shards if shard.file not in done)
         free_B = shutil.disk_usage(out).free
         if missing_B > free_B:
@@ -140,6 +146,7 @@ def pack(
                 done[shard.file] = write(
                     file, [_content(shard, entry, plan.quant, device, originals) for entry in shard.entries]
                 )
+                _refuse_change(plan, manifest, originals)
                 _save(out, manifest, done)
             advance(sum(entry.nbytes for entry in shard.entries))
         _finish(plan, out, manifest, done)
@@ -223,6 +230,22 @@ def _alone(out: Path) -> Iterator[None]:
         os.close(folder)
 
 
+def _refuse_change(plan: Plan, manifest: Mapping[str, Json], originals: Originals | None) -> None:
+    if manifest["originals"] != _originals(plan, originals):
+        raise ReadFailed(
+            f"the weights in {plan.folder.path} were written to while they were packed.",
+            "Old and new weights must not mix.",
+            "the same command again, which begins anew.",
+        )
+
+
+def _originals(plan: Plan, originals: Originals | None) -> dict[str, Json]:
+    """Which files a pack is made from, to the byte: a commit, or what the system says of each."""
+    if originals is not None:
+        return {"commit": originals.commit}
+    return {name: [*told] for name, told in stamps([*plan.folder.file_sizes]).items()}
+
+
 def _begin(plan: Plan, out: Path) -> dict[str, Json]:
     """A new manifest, or the one of the same pack that was begun here."""
     new: dict[str, Json] = {
@@ -286,7 +309,7 @@ def _finish(plan: Plan, out: Path, manifest: dict[str, Json], done: Mapping[str,
 
 
 def _travels(file: Path, code: bool) -> bool:
-    own = file.name in (INDEX, MANIFEST, "config.json") or file.name.startswith(".")
+    own = file.name in (MANIFEST, ADAPTER, CONFIG) or file.name.startswith((".", "model.safetensors.index."))
     suffixes = (*COPIED, ".py") if code else COPIED
     return file.is_file() and not own and (file.suffix in suffixes or file.name.startswith(("LICENSE", "NOTICE")))
 

@@ -90,7 +90,10 @@ def fold(folder: Folder) -> Folded:
     """Take the tensors of each quantised weight together; what does not add up is refused by name."""
     refuse_unknown(folder)
     entries = folder.entries
-    found = {weight.name: weight for weight in (*_four_bits(entries), *_int8(entries), *_mxfp4(entries))}
+    columns = folder.config.get("hidden_size")
+    width = None if folder.here else columns if isinstance(columns, int) and columns > 0 else 1
+    weights = (*_four_bits(entries, width), *_int8(entries, folder.here), *_mxfp4(entries))
+    found = {weight.name: weight for weight in weights}
     used = {entry.name for weight in found.values() for entry in weight.members.values()}
     return Folded({name: entry for name, entry in entries.items() if name not in used}, found)
 
@@ -109,7 +112,8 @@ def refuse_unknown(folder: Folder) -> None:
         )
 
 
-def _four_bits(entries: Mapping[str, Entry]) -> Iterator[Quantised]:
+def _four_bits(entries: Mapping[str, Entry], width: int | None) -> Iterator[Quantised]:
+    """`width`: of matrices whose states cannot be read, because their files are elsewhere."""
     for name, entry in entries.items():
         base, found, owner = name.partition(STATE)
         if not found or owner not in OWNERS:
@@ -119,7 +123,8 @@ def _four_bits(entries: Mapping[str, Entry]) -> Iterator[Quantised]:
             if f"{base}.{role}" in entries:
                 members[role] = entries[f"{base}.{role}"]
         _member(entries, f"{base}.absmax", base)
-        yield _from_state(base, owner, members, _state(entry))
+        state = _state(entry) if width is None else _usual_state(owner, members, width)
+        yield _from_state(base, owner, members, state)
 
 
 def _state(entry: Entry) -> dict[str, object]:
@@ -130,6 +135,19 @@ def _state(entry: Entry) -> dict[str, object]:
     if not isinstance(state, dict):
         raise _damaged(entry.name, "its state is not a JSON object")
     return cast("dict[str, object]", state)
+
+
+def _usual_state(owner: str, members: Mapping[str, Entry], width: int) -> dict[str, object]:
+    """What a state says of a matrix with so many codes, as bitsandbytes writes it; its rows are guessed."""
+    codes, nested = members["codes"], "nested_absmax" in members
+    stack = list(codes.shape[:1]) if owner.startswith("specexec") else []
+    each = 2 * codes.nbytes // math.prod(stack)
+    columns = width if each % width == 0 else 1
+    offsets = [0.0] * math.prod(stack) if nested else []
+    return {
+        "shape": [*stack, each // columns, columns], "blocksize": 64, "nested_blocksize": 256, "dtype": "bfloat16",
+        "quant_type": owner.partition("__")[2], "nested_offset": offsets,
+    }  # fmt: skip
 
 
 def _from_state(base: str, owner: str, members: Mapping[str, Entry], state: Mapping[str, object]) -> Quantised:
@@ -171,7 +189,7 @@ def _from_state(base: str, owner: str, members: Mapping[str, Entry], state: Mapp
     return weight
 
 
-def _int8(entries: Mapping[str, Entry]) -> Iterator[Quantised]:
+def _int8(entries: Mapping[str, Entry], here: bool) -> Iterator[Quantised]:
     for name, scales in entries.items():
         prefix, dot, role = name.rpartition(".")
         if not dot or role != "SCB":
@@ -181,7 +199,7 @@ def _int8(entries: Mapping[str, Entry]) -> Iterator[Quantised]:
         members = {"codes": codes, "scales": scales}
         if f"{prefix}.weight_format" in entries:
             members["other"] = entries[f"{prefix}.weight_format"]
-            if entries[f"{prefix}.weight_format"].nbytes == 1 and read_small(members["other"]) != b"\0":
+            if here and members["other"].nbytes == 1 and read_small(members["other"]) != b"\0":
                 raise UnsupportedArchitecture(
                     f"'{base}' is stored in a tiled order of some GPU, which cannot be streamed.",
                     hint="a version of the model that was saved with a recent bitsandbytes.",

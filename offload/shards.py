@@ -67,6 +67,8 @@ class Folder:
     file_sizes: dict[Path, int]
     notes: tuple[str, ...] = ()
     """What is unusual about it and was settled, in words."""
+    here: bool = True
+    """Whether its files are on this machine; of others only the headers are known."""
 
     @property
     def model_type(self) -> str:

@@ -76,10 +76,8 @@ def build(folder: Folder, dtype: str | torch.dtype | None, trust_remote_code: bo
     ):
         model = AutoModelForCausalLM.from_config(config, dtype=wanted, trust_remote_code=trust_remote_code)
     assert isinstance(model, PreTrainedModel)
-    if os.path.lexists(folder.path / "generation_config.json") and model.can_generate():
-        read_json(folder.path / "generation_config.json")
-        with _sense(folder.path / "generation_config.json"):
-            model.generation_config = GenerationConfig.from_pretrained(folder.path, local_files_only=True)
+    if model.can_generate():
+        model.generation_config = _generation_config(folder)
     model.eval()
     model.requires_grad_(False)
     # transformers finds the layers whose outputs it records by their class; later it would only see our wrapper.
@@ -87,6 +85,17 @@ def build(folder: Folder, dtype: str | torch.dtype | None, trust_remote_code: bo
         if isinstance(module, PreTrainedModel):
             maybe_install_capturing_hooks(module)
     return Skeleton(model, _find_layers(model, folder), wanted)
+
+
+def _generation_config(folder: Folder) -> GenerationConfig:
+    """As `from_pretrained` finds it: old checkpoints say in config.json how to generate."""
+    own = os.path.lexists(folder.path / "generation_config.json")
+    name = "generation_config.json" if own else "config.json"
+    read_json(folder.path / name)
+    with _sense(folder.path / name):
+        return GenerationConfig.from_pretrained(
+            folder.path, config_file_name=name, local_files_only=True, _from_model_config=not own
+        )
 
 
 def design(folder: Folder, trust_remote_code: bool = False) -> Design:

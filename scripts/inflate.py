@@ -150,6 +150,7 @@ class Made:
     """Weights for a pack that are made when their turn comes, and never lie anywhere in 16 bits."""
 
     planned: dict[str, Planned]
+    commit: str = "made"
 
     def load(self, entry: Entry, dtype: torch.dtype) -> torch.Tensor:
         """One tensor."""

@@ -30,8 +30,9 @@ from specexec.drafters.union import Union
 from specexec.lm import Rows, TreeLM, _span
 from specexec.noise import Noise
 from specexec.planner import BestFirst
+from specexec.processors import Processors, Text
 from specexec.ranking import Ranking
-from specexec.sampling import History, SamplingParams
+from specexec.sampling import SamplingParams
 from specexec.sequence import start
 from specexec.text.detokenizer import TextStream
 from specexec.walk import Opinion, walk
@@ -163,7 +164,7 @@ def one_sweep(nodes: int, tables: list[Table]) -> dict[str, float]:
     opinion = Opinion(head, hidden, tree, PREFIX + 1, sampling, Noise(0, VOCABULARY))
     opinion.choices_M = [int(row[0]) for row in hidden.tolist()]  # the head's own time is the model's
     began = time.process_time()
-    acceptance = walk(opinion, History.of(tokens, []))
+    acceptance = walk(opinion, Processors(sampling, Text(tuple(tokens), VOCABULARY)).history([]))
     times["walk"] = time.process_time() - began
     assert list(acceptance.path) == path
 

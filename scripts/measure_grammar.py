@@ -21,7 +21,8 @@ from tokenizers import ByteLevelBPETokenizer
 from transformers import PreTrainedTokenizerFast
 
 from specexec.grammar import Grammars, json_schema
-from specexec.sampling import SamplingParams, constrained
+from specexec.sampling import SamplingParams
+from specexec.scores import constrained
 from specexec.tree import ROOT, TokenTree
 
 END = "<|end|>"

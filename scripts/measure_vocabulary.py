@@ -24,7 +24,7 @@ import specexec
 from specexec import SamplingParams
 from specexec.drafters.trimmed import Columns
 from specexec.noise import Noise
-from specexec.sampling import with_noise
+from specexec.scores import with_noise
 from specexec.workspace import CANDIDATES
 
 

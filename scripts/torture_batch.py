@@ -38,6 +38,13 @@ class Letters:
     def __init__(self, sweep_s: float) -> None:
         self.sweep_s = sweep_s
 
+    @property
+    def encoding(self) -> Letters:
+        """Its own; it has no chat template by which thoughts could be told apart."""
+        return self
+
+    template = None
+
     def progress(self) -> Progress:
         return Progress(0, 1, 0, 0)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
@@ -24,6 +25,7 @@ from specexec.work import Failure, Partial, Request, Result
 
 log = logging.getLogger(__name__)
 
+UNSHARED = nullcontext()  # nobody else uses the decoder
 MOST_PARALLEL = 64  # beyond this even small trees reach the arithmetic's limit on every machine we know
 # A copy is cheaper than computing even a short prefix again, but waiting a sweep for one must save real work.
 WORTH_COPYING = 16
@@ -89,6 +91,7 @@ class _Answer:
             seconds=time.perf_counter() - self.began_s,
             logprobs=tuple(self.logprobs),
             prompt_logprobs=self.prompt_logprobs,
+            limit=self.sequence.ended_by,
         )
 
 
@@ -96,11 +99,17 @@ class Batch:
     """Answers every request; at most `parallel` at a time, and no more than `room` holds. Results come as they finish.
 
     A text depends on its own prompt and seed alone, never on its neighbours. Requests are taken when there is a place
-    for them, so they may come from an endless iterator. While a batch lasts, it alone drives the decoder.
+    for them, so they may come from an endless iterator. `lock` keeps other threads' sweeps off the caches of its texts.
     """
 
     def __init__(
-        self, decoder: Sweeper, prepare: Prepare, room: Room, requests: Iterable[Request], parallel: int = MOST_PARALLEL
+        self,
+        decoder: Sweeper,
+        prepare: Prepare,
+        room: Room,
+        requests: Iterable[Request],
+        parallel: int = MOST_PARALLEL,
+        lock: AbstractContextManager[object] = UNSHARED,
     ) -> None:
         assert parallel > 0
         self.done = False
@@ -114,6 +123,7 @@ class Batch:
         self._live: dict[Sequence, _Answer] = {}
         self._donors: list[Sequence] = []
         self._crowded = False
+        self._lock = lock
 
     def __iter__(self) -> Iterator[Result]:
         try:
@@ -139,13 +149,13 @@ class Batch:
         """
         results = self._admit()
         steps = self._decoder.step() if self._live else []
-        self.sweeps += bool(steps)
         self._donors = list(self._live)
+        self.sweeps += bool(steps)
         for step in steps:
             self._live[step.sequence].add(step.burst, len(steps))
-            if step.sequence.finish_reason is not None:
+            if step.burst.finish_reason is not None:
                 results.append(self._live.pop(step.sequence).result())
-                self.done |= step.sequence.finish_reason == "interrupted"
+                self.done |= step.burst.finish_reason == "interrupted"
         return results
 
     def close(self) -> None:
@@ -216,18 +226,20 @@ class Batch:
 
     def _best_donor(self, sequence: Sequence) -> tuple[int, Sequence | None]:
         donors = [*self._donors, *(one for one in self._live if one not in self._donors)]
-        shares = [(min(_shared(sequence, donor), _cached(donor)), at) for at, donor in enumerate(donors)]
+        with self._lock:
+            shares = [(min(_shared(sequence, donor), _cached(donor)), at) for at, donor in enumerate(donors)]
         length, at = max(shares, default=(0, -1))
         return length, donors[at] if length else None
 
     def _borrow(self, sequence: Sequence) -> None:
         """Copy keys and values of the longest beginning that another text has already been through."""
-        length, donor = self._best_donor(sequence)
         if sequence.sampling.prompt_logprobs:  # every row is asked for, and what is copied is not computed
             return
-        if donor is not None and length >= WORTH_COPYING:
-            sequence.caches.update({model: cache.prefix(length) for model, cache in donor.caches.items()})
-            sequence.processed = length
+        with self._lock:
+            length, donor = self._best_donor(sequence)
+            if donor is not None and length >= WORTH_COPYING and not sequence.caches:
+                sequence.caches.update({model: cache.prefix(length) for model, cache in donor.caches.items()})
+                sequence.processed = length
 
 
 def _shared(left: Sequence, right: Sequence) -> int:

@@ -3,33 +3,71 @@
 from __future__ import annotations
 
 import secrets
-from dataclasses import replace
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
 
 from transformers import GenerationConfig
 
+from specexec.errors import BadSampling
 from specexec.sampling import SamplingParams
 
+# Fields of SamplingParams that are the caller's alone; how long an answer may become is one of them.
+_CALLERS = {
+    "presence_penalty", "frequency_penalty", "max_tokens", "seed", "ignore_eos", "logit_bias", "grammar", "logprobs",
+    "prompt_logprobs", "stop_token_ids",
+}  # fmt: skip
+_THEIR_NAMES = {"min_tokens": "min_new_tokens", "stop": "stop_strings"}
+_OFF = SamplingParams(temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0, stop=())
 
-def filled(sampling: SamplingParams, wish: GenerationConfig | None) -> SamplingParams:
-    """Every None replaced by what the model wants, or by chance."""
-    greedy = not getattr(wish, "do_sample", False)
-    wanted = {
-        "temperature": 0.0 if greedy else _or(getattr(wish, "temperature", None), 1.0),
-        "top_k": 0 if greedy else _or(getattr(wish, "top_k", None), 0),
-        "top_p": 1.0 if greedy else _or(getattr(wish, "top_p", None), 1.0),
-        "min_p": 0.0 if greedy else _or(getattr(wish, "min_p", None), 0.0),
-        "seed": secrets.randbits(32),
-    }
-    missing = {name: value for name, value in wanted.items() if getattr(sampling, name) is None}
-    return replace(sampling, **missing)  # type: ignore[arg-type]  # each value has the type of its field
-
-
-def stop_tokens(wish: GenerationConfig | None, of_tokenizer: object) -> frozenset[int]:
-    """Ids that end a text: one or several of the model's, and the tokenizer's own."""
-    ids = getattr(wish, "eos_token_id", None)
-    from_model = [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
-    return frozenset(from_model + ([of_tokenizer] if isinstance(of_tokenizer, int) else []))
+# What `generate` would heed and we do not, and the values with which it changes nothing.
+_UNHEEDED: dict[str, tuple[object, ...]] = {
+    "num_beams": (1,), "num_beam_groups": (1,), "diversity_penalty": (0.0,), "penalty_alpha": (0.0,), "dola_layers": (),
+    "constraints": (), "force_words_ids": (), "guidance_scale": (1.0,), "watermarking_config": (),
+    "token_healing": (False,), "remove_invalid_values": (False,), "max_time": (), "use_mtp": (False,),
+    "prompt_lookup_num_tokens": (), "assistant_early_exit": (), "assistant_ensemble_weight": (), "speculation_type": (),
+}  # fmt: skip
 
 
-def _or(value: object, default: object) -> object:
-    return default if value is None else value
+@dataclass(frozen=True)
+class Defaults:
+    """What a model wishes: how to choose, what ends a text; and what of its wishes is not heeded, a line for each."""
+
+    sampling: SamplingParams
+    stop_tokens: frozenset[int]
+    unheeded: tuple[str, ...] = ()
+
+    def filled(self, sampling: SamplingParams) -> SamplingParams:
+        """Every None replaced by what the model wants, or by chance."""
+        wanted = {one.name: getattr(self.sampling, one.name) for one in fields(SamplingParams)}
+        wanted["seed"] = secrets.randbits(32)
+        return replace(sampling, **{name: value for name, value in wanted.items() if getattr(sampling, name) is None})
+
+
+def defaults_of(config: GenerationConfig | None, *others: object) -> Defaults:
+    """Read a generation_config.json; `others` are further ids that end a text, such as the tokenizer's own."""
+    config = config or GenerationConfig()
+    sampling, unheeded = _OFF, []
+    for name in [one.name for one in fields(SamplingParams) if one.name not in _CALLERS]:
+        value = getattr(config, _THEIR_NAMES.get(name, name), None)
+        if value is None or (name == "temperature" and not config.do_sample):
+            continue
+        try:
+            sampling = replace(sampling, **{name: value})
+        except BadSampling as problem:
+            unheeded.append(f"generation_config.json: {problem.what} It is left out.")
+    if config.do_sample and config.temperature is None:
+        sampling = replace(sampling, temperature=1.0)
+    named = [
+        f"{name}={value}"
+        for name, neutral in _UNHEEDED.items()
+        if (value := getattr(config, name, None)) is not None and value not in neutral
+    ]
+    if named:
+        unheeded.append(f"generation_config.json: {', '.join(named)} is not followed; answers are written without it.")
+    return Defaults(sampling, stop_tokens(config.eos_token_id, *others), tuple(unheeded))
+
+
+def stop_tokens(*named: object) -> frozenset[int]:
+    """Ids that end a text; each of `named` is one, several or none."""
+    every = [token for ids in named for token in (ids if isinstance(ids, Iterable) else [ids])]
+    return frozenset(token for token in every if isinstance(token, int) and token >= 0)

@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from specexec.errors import BadMessages, BadText, TokenizerMismatch
+from specexec.errors import BadMessages, BadText
 from specexec.text import templates
 from specexec.text.control import ControlTokens, Rendered
 from specexec.text.detokenizer import TextStream
@@ -31,22 +31,20 @@ from specexec.wishes import Wishes
 
 log = logging.getLogger(__name__)
 
-ROUND_TRIP = "One Word, two  spaces;\n\tx = 'é' + \"→\"  # 42"
 _BYTES = [f"<0x{byte:02X}>" for byte in range(256)]  # SentencePiece's names of single bytes
 
 
 class Encoding:
     """One model's tokenizer and chat template; safe to use from several threads.
 
-    `thinking` asks for thoughts before an answer or for none, where the template can. `variables` are told to the
-    template with every prompt; a prompt's own wishes go before them. `control_tokens`: those that are spelled in raw
-    text and messages become tokens; else they stay text. `adds_bos`: raw text begins with the BOS token, whatever the
-    tokenizer itself does.
+    `variables` are told to the template with every prompt, before them `thinking` (see `Format.thinking`); a prompt's
+    own wishes go before both. `control_tokens`: those that are spelled in raw text and messages become tokens; else
+    they stay text. `adds_bos`: raw text begins with the BOS token, whatever the tokenizer itself does.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, adds_bos: bool = False) -> None:
         self.tokenizer = tokenizer
-        self.thinking: bool | None = None
+        self.thinking: Mapping[str, object] = {}
         self.variables: dict[str, object] = {}
         self.control_tokens = False
         self._adds_bos = adds_bos
@@ -87,8 +85,7 @@ class Encoding:
         wishes = wishes or Wishes()
         read = read_messages(messages)
         read = as_read(read, self._traits_for(wishes) if needs_traits(read) else Traits())
-        thinking: dict[str, object] = {} if self.thinking is None else {"enable_thinking": self.thinking}
-        wishes = replace(wishes, variables={**thinking, **self.variables, **wishes.variables})
+        wishes = replace(wishes, variables={**self.thinking, **self.variables, **wishes.variables})
         told: list[object] = [read, wishes.tools, wishes.variables]
         if self._takes_control(wishes) or not self._control.spelled_in(told):
             return Rendered(self._templated(read, wishes))
@@ -253,14 +250,3 @@ def _check(text: str) -> None:
         text.encode()
     except UnicodeEncodeError:  # bytes of a command line or \ud800 in JSON; a tokenizer fails in its own words
         raise BadText("the prompt is not text: it holds half a character or bytes that are not UTF-8.") from None
-
-
-def check_translatable(draft: Encoding, drafter: Path) -> None:
-    """Raises TokenizerMismatch for a drafter whose tokenizer does not give back the text it is given."""
-    text = draft.raw(draft.encode_rest(ROUND_TRIP))
-    if text != ROUND_TRIP:
-        raise TokenizerMismatch(
-            f"drafter {drafter} does not share the model's vocabulary, and its tokenizer changes text "
-            f"({ROUND_TRIP!r} comes back as {text!r}).",
-            hint="--drafter none, --drafter auto, or a drafter of the same family.",
-        )

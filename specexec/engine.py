@@ -13,19 +13,21 @@ from torch import Tensor
 
 from specexec.afresh import Afresh
 from specexec.batch import MOST_PARALLEL, Batch
+from specexec.budget import check_budget
 from specexec.cache import KVCache
 from specexec.calibration import Calibration
 from specexec.conversation import Conversation
 from specexec.decoder import Decoder, Step
 from specexec.drafters.auto import calibrated, failures
-from specexec.errors import ContextLengthExceeded
+from specexec.errors import BadOption, ContextLengthExceeded
 from specexec.intake import Intake, check_ids
 from specexec.learned import Arrays, packed, unpack
 from specexec.lm import Rows, TreeLM
 from specexec.parts import Parts, Weights
 from specexec.readers import Readers
 from specexec.room import Room
-from specexec.sampling import History, SamplingParams, compared, constrained, derived_seed
+from specexec.sampling import SamplingParams, derived_seed
+from specexec.scores import compared, constrained
 from specexec.scoring import likelihoods
 from specexec.sequence import Sequence
 from specexec.stats import Burst, Completion, Overlap, Pace, Progress
@@ -36,14 +38,20 @@ from specexec.work import Continuation, Failure, Likelihood, Request, Result
 
 
 class Engine:
-    """A target, its drafter and the loop, ready to write. A context manager; `close` frees memory and threads."""
+    """A target, its drafter and the loop, ready to write. A context manager; `close` frees memory and threads.
+
+    Any number of threads may call `generate`, `generate_many`, `stream`, `likelihoods` and the rest at once, also while
+    streams are open: sweeps run one at a time, each writes at all open texts, and no text changes by company. A stream
+    that pauses or is dropped holds up nobody, but is written on until it ends or is closed. One conversation, and one
+    `caches`, serves one thread at a time. After `close` every call raises EngineClosed.
+    """
 
     def __init__(self, parts: Parts) -> None:
         self.name, self.toy, self.folders = parts.name, parts.toy, parts.folders
         self.encoding = parts.encoding
         self.tokenizer = parts.encoding.tokenizer
         self.encode, self.decode = parts.encoding.encode, parts.encoding.decode
-        self._intake = Intake(parts.encoding, parts.target, parts.model.generation_config, parts.context)
+        self._intake = Intake(parts.encoding, parts.target, parts.defaults, parts.context)
         self.filled, self.grammar = self._intake.filled, self._intake.grammar
         self.context, self.memory = parts.context, parts.memory
         self._room = parts.room
@@ -64,6 +72,7 @@ class Engine:
             room=parts.room,
         )
         self._readers = Readers(self._decoder)
+        self._driven = self._readers.caller()
 
     # What it is
 
@@ -129,6 +138,7 @@ class Engine:
 
     @budget.setter
     def budget(self, nodes: int | Literal["auto"]) -> None:
+        check_budget(nodes)
         self._decoder.budget = nodes
 
     @property
@@ -196,7 +206,10 @@ class Engine:
     def batch(self, requests: Iterable[Request], parallel: int | Literal["auto"] = "auto") -> Batch:
         """The same for callers that look on, sweep by sweep, and may continue what an earlier run began."""
         most = MOST_PARALLEL if parallel == "auto" else parallel
-        return Batch(self._decoder, self._intake.requested, self._room, requests, most)
+        if not isinstance(most, int) or isinstance(most, bool) or most < 1:
+            raise BadOption(f"parallel is {parallel!r}; allowed: 'auto' or 1 and more.")
+        caller, lock = self._readers.caller(), self._readers.lock
+        return Batch(caller, self._intake.requested, self._room, requests, most, lock)
 
     def conversation(self, system: str | None = None) -> Conversation:
         """A dialogue that keeps its keys and values from turn to turn."""
@@ -212,7 +225,7 @@ class Engine:
     ) -> Sequence:
         """Begin a text; every `sweep` from the next one on writes at it, until its finish_reason is set."""
         sequence = self._intake.sequence(prompt, sampling or SamplingParams(), caches)
-        self._decoder.join(sequence)
+        self._driven.join(sequence)
         return sequence
 
     def sweep(self, kept: Items[int] = ()) -> list[Step]:
@@ -220,23 +233,23 @@ class Engine:
 
         `kept` are the lengths of texts whose caches the caller keeps beside them.
         """
-        return self._decoder.step(kept)
+        return self._driven.step(kept)
 
     def leave(self, sequence: Sequence) -> None:
         """Stop writing a text, if it has not ended already; its caches stay good for another one."""
-        if sequence in self._decoder.live:
-            self._decoder.leave(sequence)
+        self._driven.leave(sequence)
 
     def scores(self, prompt: Prompt, answer: Items[int], sampling: SamplingParams) -> Tensor:
         """What the choice after `prompt` + `answer` compares, processed afresh: logits + T · G, [V] float32."""
-        sequence = self._intake.sequence([*self.encode(prompt), *answer], sampling)
-        (hidden_RH,) = self._target.forward([Rows(KVCache(), sequence.tokens, range(-1, len(sequence.tokens) - 1))])
+        sequence = self._intake.sequence(prompt, sampling)
+        sequence.tokens += answer
+        with self._readers.lock:
+            (hidden_RH,) = self._target.forward([Rows(KVCache(), sequence.tokens, range(-1, len(sequence.tokens) - 1))])
         if sequence.parse is not None:
             sequence.parse.advance(answer)
         logits_NV = self._target.head(hidden_RH[-1:])
         (logits_V,) = constrained(logits_NV, sequence.sampling, sequence.parse, TokenTree.empty(), [ROOT])
-        history = History.of(self.encode(prompt), answer)
-        return compared(logits_V, sequence.sampling, history, sequence.noise, len(sequence.tokens))
+        return compared(logits_V, sequence.sampling, sequence.history, sequence.noise, len(sequence.tokens))
 
     def pack(self) -> dict[str, Floats]:
         """What decoding taught so far: how far to trust whom ("drafter/…"), what sweeps and passes cost ("cost/…")."""
@@ -262,9 +275,10 @@ class Engine:
         if longest > self.context:
             raise ContextLengthExceeded(f"a text has {longest + 1:,} tokens, the context is {self.context:,}.")
         trees = isinstance(self._target, TreeLM)
-        return likelihoods(
+        found = likelihoods(
             self._target, asked, lambda rows: sum(rows) <= self.context or self._room.holds(rows, 0), trees
         )
+        return self._readers.one_by_one(found)
 
     def stop(self) -> None:
         """End all running streams after the current layer; what they wrote stays. Safe in a signal handler."""
@@ -272,6 +286,8 @@ class Engine:
 
     def close(self) -> None:
         """Stop threads and let go of the weights."""
+        with self._readers.lock:
+            self._readers.closed = True
         self._target.close()
         for draft in self._drafts.values():
             draft.close()

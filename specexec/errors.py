@@ -65,6 +65,18 @@ class UnsupportedArchitecture(SpecexecError):
     code = "unsupported_arch"
 
 
+class BadOption(SpecexecError):
+    """A keyword of the Python API has a value that it cannot have."""
+
+    code = "bad_option"
+
+
+class EngineClosed(SpecexecError):
+    """An engine was asked for text after `close`."""
+
+    code = "engine_closed"
+
+
 class BadSampling(SpecexecError):
     """A sampling parameter is out of its range."""
 

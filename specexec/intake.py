@@ -7,12 +7,10 @@ from collections.abc import Sequence as Items
 from dataclasses import replace
 from functools import cached_property
 
-from transformers import GenerationConfig
-
 from specexec import sequence as sequences
 from specexec.cache import KVCache
 from specexec.chain import ChainLM
-from specexec.defaults import filled, stop_tokens
+from specexec.defaults import Defaults
 from specexec.encoding import Encoding
 from specexec.errors import BadSampling, ContextLengthExceeded, EmptyPrompt, UnknownToken
 from specexec.grammar import Grammar, Grammars
@@ -38,12 +36,9 @@ def check_ids(tokens: Iterable[int], rows: int, where: str) -> None:
 class Intake:
     """Begins texts for one target, of at most `context` tokens."""
 
-    def __init__(
-        self, encoding: Encoding, target: TreeLM | ChainLM, wish: GenerationConfig | None, context: int
-    ) -> None:
+    def __init__(self, encoding: Encoding, target: TreeLM | ChainLM, defaults: Defaults, context: int) -> None:
         self.context = context
-        self._encoding, self._target, self._wish = encoding, target, wish
-        self._stop_tokens = stop_tokens(wish, encoding.tokenizer.eos_token_id)
+        self._encoding, self._target, self._defaults = encoding, target, defaults
 
     def requested(self, request: Request) -> Sequence:
         """The text of a request, without what is already written of it."""
@@ -81,8 +76,8 @@ class Intake:
             raise BadSampling(f"logit_bias names token {beyond[0]}; this model has 0 to {self._target.vocabulary - 1}.")
         asked = self.filled(sampling)
         noise = Noise(asked.seed or 0, self._target.vocabulary, self._target.device)
-        text = self._encoding.stream(tokens, asked.stop)
-        return sequences.start(tokens, asked, noise, text, self._stop_tokens, self.context, caches)
+        text = self._encoding.stream(tokens, asked.stop or ())
+        return sequences.start(tokens, asked, noise, text, self._defaults.stop_tokens, self.context, caches)
 
     def _check_made(self, tokens: Items[int]) -> None:
         try:
@@ -95,7 +90,7 @@ class Intake:
 
     def filled(self, sampling: SamplingParams | None) -> SamplingParams:
         """With the model's own wishes where nothing was asked for."""
-        return filled(sampling or SamplingParams(), self._wish)
+        return self._defaults.filled(sampling or SamplingParams())
 
     def grammar(self, text: str) -> Grammar:
         """Read what `grammar.json_schema` or `grammar.regex` made, or Lark, for SamplingParams.grammar.
@@ -106,4 +101,4 @@ class Intake:
 
     @cached_property
     def _grammars(self) -> Grammars:
-        return Grammars(self._encoding.tokenizer, self._target.vocabulary, self._stop_tokens)
+        return Grammars(self._encoding.tokenizer, self._target.vocabulary, self._defaults.stop_tokens)

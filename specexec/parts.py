@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from specexec.chain import ChainLM
 from specexec.cost import CostModel
 from specexec.decoder import Meter
+from specexec.defaults import Defaults
 from specexec.drafters import Drafter
 from specexec.encoding import Encoding
 from specexec.lm import TreeLM
@@ -58,6 +59,7 @@ class Parts:
     toy: bool
     folders: Mapping[str, Path]
     encoding: Encoding
+    defaults: Defaults
     model: PreTrainedModel
     stream: Weights
     target: TreeLM | ChainLM

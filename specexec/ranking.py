@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from specexec.sampling import History, NoiseRows, SamplingParams, penalise, restrict, with_noise
+from specexec.filters import restrict
+from specexec.processors import History, processed
+from specexec.sampling import SamplingParams
+from specexec.scores import NoiseRows, with_noise
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,6 @@ class Ranking:
         scores_NV = logits_NV.float()
         if not self.shared_noise:
             return scores_NV
-        if sampling.penalised:
-            rows = zip(scores_NV, histories, strict=True)
-            scores_NV = torch.stack([penalise(row_V, sampling, history) for row_V, history in rows])
-        return with_noise(restrict(scores_NV, sampling), sampling.temperature or 0.0, noise, positions)
+        allowed_NV = restrict(processed(scores_NV, histories), sampling)
+        dead_N1 = (allowed_NV == float("-inf")).all(-1, keepdim=True)  # the text ends there, whatever is guessed
+        return with_noise(allowed_NV.where(~dead_N1, scores_NV), sampling.temperature or 0.0, noise, positions)

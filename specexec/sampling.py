@@ -1,46 +1,34 @@
-"""What a user may ask of the sampler, and how logits become a choice. Importing it does not import torch.
+"""What a user may ask of the sampler. Importing it does not import torch; scores.py does what it says.
 
-A bias, a grammar, penalties and filters follow the order of transformers' own `generate`; they decide which tokens are
-allowed. The choice is then argmax(logits + T * G) over the allowed ones (design: one noise, two models). T = 0 needs no
-special case.
-N rows   V vocabulary
+Fields that None leaves to the model are named as in transformers' GenerationConfig, where they are explained; an empty
+tuple, and the values named below, switch them off.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
-from collections.abc import Sequence as Items
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Protocol
+from math import inf
+from numbers import Integral, Real
+from typing import TYPE_CHECKING
 
 from specexec.errors import BadSampling
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from specexec.grammar import Grammar, Parse
-    from specexec.tree import TokenTree
-
-
-MOST_DECISIVE = 16  # tokens that are looked at one by one: with more of them in doubt, everything is
-
-
-class NoiseRows(Protocol):
-    """Where the noise comes from (noise.py): [P, V] float32 for P positions."""
-
-    def rows(self, positions: Iterable[int]) -> Tensor: ...
+    from specexec.grammar import Grammar
 
 
 @dataclass(frozen=True)
 class SamplingParams:
     """How to choose and when to stop.
 
-    None leaves a value to the model (its generation_config.json), and the seed to chance. Off are temperature 0,
-    top_k 0, top_p 1, min_p 0, repetition_penalty 1 and the other penalties 0.
+    None leaves a value to the model (its generation_config.json), and the seed to chance. Off are top_p and typical_p
+    1, the penalties named repetition 1, and any other number 0.
 
     `logit_bias` holds (token, what to add to its logit). `grammar` (Engine.grammar) is what the answer must look like.
+    `stop_token_ids` end an answer beside the model's own ends, also under `ignore_eos`. `min_tokens` is transformers'
+    min_new_tokens, and goes before `min_length`, which counts the prompt.
     `logprobs` asks for the log-probability of every token, and of so many alternatives; `prompt_logprobs` for those of
     the prompt too, which is then read afresh.
     """
@@ -49,42 +37,77 @@ class SamplingParams:
     top_k: int | None = None
     top_p: float | None = None
     min_p: float | None = None
-    repetition_penalty: float = 1.0
+    repetition_penalty: float | None = None
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     max_tokens: int = 512
     seed: int | None = None
-    stop: tuple[str, ...] = ()
+    stop: tuple[str, ...] | None = None
     ignore_eos: bool = False
     logit_bias: tuple[tuple[int, float], ...] = ()
     grammar: Grammar | None = None
     logprobs: int | None = None
     prompt_logprobs: bool = False
+    min_tokens: int | None = None
+    min_length: int | None = None
+    stop_token_ids: tuple[int, ...] = ()
+    top_h: float | None = None
+    typical_p: float | None = None
+    epsilon_cutoff: float | None = None
+    eta_cutoff: float | None = None
+    encoder_repetition_penalty: float | None = None
+    no_repeat_ngram_size: int | None = None
+    encoder_no_repeat_ngram_size: int | None = None
+    bad_words_ids: tuple[tuple[int, ...], ...] | None = None
+    sequence_bias: tuple[tuple[tuple[int, ...], float], ...] | None = None
+    suppress_tokens: tuple[int, ...] | None = None
+    begin_suppress_tokens: tuple[int, ...] | None = None
+    forced_bos_token_id: int | None = None
+    forced_eos_token_id: tuple[int, ...] | None = None
+    exponential_decay_length_penalty: tuple[int, float] | None = None
 
     def __post_init__(self) -> None:
-        _require(self.temperature is None or 0 <= self.temperature < 100, "temperature", self.temperature, "0 to 100")
-        _require((self.top_k or 0) >= 0, "top_k", self.top_k, "0 (off) or more")
-        _require(self.top_p is None or 0 < self.top_p <= 1, "top_p", self.top_p, "above 0, up to 1 (off)")
-        _require(0 <= (self.min_p or 0) <= 1, "min_p", self.min_p, "0 (off) to 1")
-        _require(self.repetition_penalty > 0, "repetition_penalty", self.repetition_penalty, "above 0; 1 is off")
-        _require(-2 <= self.presence_penalty <= 2, "presence_penalty", self.presence_penalty, "-2 to 2")
-        _require(-2 <= self.frequency_penalty <= 2, "frequency_penalty", self.frequency_penalty, "-2 to 2")
-        _require(self.max_tokens >= 0, "max_tokens", self.max_tokens, "0 or more")
-        _require(all(self.stop), "stop", self.stop, "non-empty texts")
-        biases = [bias for _, bias in self.logit_bias]
-        _require(all(-100 <= bias <= 100 for bias in biases), "logit_bias", biases, "-100 to 100")
-        _require((self.logprobs or 0) >= 0, "logprobs", self.logprobs, "0 or more")
+        for name, (in_range, allowed) in _NUMBERS.items():
+            value = getattr(self, name)
+            _require(value is None or in_range(value), name, value, allowed)
+        for name in ("ignore_eos", "prompt_logprobs"):
+            _require(isinstance(getattr(self, name), bool), name, getattr(self, name), "True or False")
+        for name, (settled, allowed) in _LISTS.items():
+            if (value := getattr(self, name)) is not None:
+                _require((found := settled(value)) is not None, name, value, allowed)
+                object.__setattr__(self, name, found)
         _require(not (self.grammar and self.ignore_eos), "ignore_eos", True, "False: a grammar says where a text ends")
 
     @property
     def penalised(self) -> bool:
-        """Whether a choice depends on more of its own path than the model sees."""
-        return bool(self.repetition_penalty != 1 or self.presence_penalty or self.frequency_penalty)
+        """Whether logits change by what has been written, or by how much: processors.py has something to do."""
+        return bool(
+            self.repetition_penalty not in (None, 1)
+            or self.encoder_repetition_penalty not in (None, 1)
+            or self.presence_penalty
+            or self.frequency_penalty
+            or self.no_repeat_ngram_size
+            or self.encoder_no_repeat_ngram_size
+            or self.bad_words_ids
+            or self.sequence_bias
+            or self.suppress_tokens
+            or self.begin_suppress_tokens
+            or self.forced_bos_token_id is not None
+            or self.forced_eos_token_id
+            or self.exponential_decay_length_penalty
+            or self.min_tokens
+            or self.min_length
+        )
 
     @property
     def filtered(self) -> bool:
-        """Whether some tokens are forbidden whatever the noise says."""
-        return bool(self.top_k or self.nucleus < 1 or self.min_p)
+        """Whether some tokens are forbidden whatever the noise says: filters.py has something to do."""
+        return bool(self.top_k or self.nucleus < 1 or self.min_p or self.rarely_filtered)
+
+    @property
+    def rarely_filtered(self) -> bool:
+        """Whether filters do so that few people use."""
+        return bool(self.top_h or self.typical_p not in (None, 1) or self.epsilon_cutoff or self.eta_cutoff)
 
     @property
     def nucleus(self) -> float:
@@ -103,117 +126,107 @@ def derived_seed(seed: int, *names: str | int) -> int:
 
 def _require(holds: bool, name: str, value: object, allowed: str) -> None:
     if not holds:
-        raise BadSampling(f"{name} is {value!r}; allowed: {allowed}.")
+        shown = repr(value)
+        raise BadSampling(f"{name} is {shown if len(shown) < 80 else shown[:76] + ' ...'}; allowed: {allowed}.")
 
 
-@dataclass(frozen=True)
-class History:
-    """What stands before a choice, as far as penalties care: the whole text, and how often each token was written."""
+def _real(low: float, high: float = inf, above: bool = False) -> Callable[[object], bool]:
+    """Whether a value is a number from `low` (or above it) to `high`."""
 
-    seen: frozenset[int]
-    written: Counter[int]
+    def holds(value: object) -> bool:
+        number = isinstance(value, Real) and not isinstance(value, bool)
+        return number and low <= float(value) <= high and not (above and value == low)  # type: ignore[arg-type]
 
-    @staticmethod
-    def of(prompt: Items[int], answer: Items[int]) -> History:
-        """The history of the token that follows `prompt` + `answer`."""
-        return History(frozenset(prompt) | frozenset(answer), Counter(answer))
-
-    def after(self, tokens: Items[int]) -> History:
-        """The history once `tokens` have been written too."""
-        return History(self.seen | frozenset(tokens), self.written + Counter(tokens))
+    return holds
 
 
-def constrained(
-    logits_NV: Tensor, sampling: SamplingParams, parse: Parse | None, tree: TokenTree, nodes: Items[int]
-) -> Tensor:
-    """Logits after `nodes` (ROOT = after the text) with the bias added, and -inf where the grammar forbids a token."""
-    biases = {token: bias for token, bias in sampling.logit_bias if token < logits_NV.shape[-1]}
-    if biases:
-        logits_NV = logits_NV.clone()
-        logits_NV[:, list(biases)] += logits_NV.new_tensor(list(biases.values()))
-    if parse is not None:
-        allowed_NV = parse.allowed([tree.spelled(node) for node in nodes], logits_NV.shape[-1])
-        logits_NV = logits_NV.where(allowed_NV.to(logits_NV.device), float("-inf"))
-    return logits_NV
+def _whole(low: float = -inf) -> Callable[[object], bool]:
+    return lambda value: isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= low
 
 
-def penalise(logits_V: Tensor, sampling: SamplingParams, history: History) -> Tensor:
-    """Repetition penalty over prompt and answer (Keskar et al. 2019), presence and frequency over the answer.
+def _each(settle: Callable[[object], object]) -> Callable[[object], tuple[object, ...] | None]:
+    """Makes a list (or the pairs of a mapping) a tuple of settled items; None where that cannot be."""
 
-    A drafter's logits may end before ids that were written.
-    """
-    if not sampling.penalised:
-        return logits_V
-    logits_V = logits_V.clone()
-    if history.seen and sampling.repetition_penalty != 1:
-        seen = [token for token in history.seen if token < logits_V.shape[-1]]
-        known = logits_V[seen]
-        penalty = sampling.repetition_penalty
-        logits_V[seen] = known.where(known < 0, known / penalty).where(known >= 0, known * penalty)
-    if history.written:
-        written = {token: times for token, times in history.written.items() if token < logits_V.shape[-1]}
-        tokens, counts = list(written), logits_V.new_tensor(list(written.values()))
-        logits_V[tokens] -= sampling.presence_penalty + sampling.frequency_penalty * counts
-    return logits_V
+    def settled(value: object) -> tuple[object, ...] | None:
+        if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+            return None
+        items = tuple(map(settle, value.items() if isinstance(value, Mapping) else value))
+        return None if None in items else items
+
+    return settled
 
 
-def restrict(logits_NV: Tensor, sampling: SamplingParams) -> Tensor:
-    """Logits with -inf at every token that top-k, top-p or min-p forbids; at least one token stays in each row."""
-    if not sampling.filtered or not sampling.temperature:
-        return logits_NV  # the most likely token is never forbidden, so T = 0 has nothing to filter
-    scaled_NV = logits_NV / sampling.temperature
-    forbidden = float("-inf")
-    if sampling.top_k:
-        kth_N1 = scaled_NV.topk(min(sampling.top_k, scaled_NV.shape[-1])).values[..., -1:]
-        scaled_NV = scaled_NV.masked_fill(scaled_NV < kth_N1, forbidden)
-    if sampling.nucleus < 1:
-        ordered = scaled_NV.sort(dim=-1, stable=True)
-        tail_NV = ordered.values.softmax(-1).cumsum(-1) <= 1 - sampling.nucleus
-        tail_NV[..., -1] = False
-        scaled_NV = scaled_NV.masked_fill(tail_NV.scatter(-1, ordered.indices, tail_NV), forbidden)
-    if sampling.min_p:
-        probs_NV = scaled_NV.softmax(-1)
-        scaled_NV = scaled_NV.masked_fill(probs_NV < sampling.min_p * probs_NV.amax(-1, keepdim=True), forbidden)
-    return logits_NV.masked_fill(scaled_NV == forbidden, forbidden)
+def _token(value: object) -> object:
+    return value if _whole(0)(value) else None
 
 
-def at_an_edge(logits_V: Tensor, sampling: SamplingParams, noise: NoiseRows, position: int, unit: float) -> bool:
-    """Whether logits that are off by `unit` might let another token win: let in by a filter, or the winner kept out."""
-    heat = sampling.temperature or 0.0
-    if not sampling.filtered or not heat:
-        return False
-    free_V = with_noise(logits_V.unsqueeze(0), heat, noise, [position])[0]
-    allowed_V = restrict(logits_V.unsqueeze(0), sampling)[0].isfinite()
-    best = free_V.masked_fill(~allowed_V, float("-inf")).max()
-    decisive = ((free_V >= best - 2 * unit) & logits_V.isfinite()).nonzero()[:, 0]
-    if len(decisive) > MOST_DECISIVE:
-        return True
-    rows = range(len(decisive))
-    inside = []
-    for way in (2 * unit, -2 * unit):  # each of them raised or lowered by as much as it may stand out from the others
-        moved_NV = logits_V.repeat(len(decisive), 1)
-        moved_NV[rows, decisive] += way
-        top_p, min_p = sampling.nucleus * (1 + way / heat), (sampling.min_p or 0.0) * (1 - way / heat)
-        shifted = replace(sampling, top_p=min(max(top_p, 1e-9), 1.0), min_p=min(max(min_p, 0.0), 1.0))
-        inside.append(restrict(moved_NV, shifted)[rows, decisive].isfinite())
-    return bool((inside[0] != inside[1]).any())
+def _number_of_token(value: object) -> object:
+    return value if _whole()(value) else None  # the model says which there are
 
 
-def with_noise(logits_NV: Tensor, temperature: float, noise: NoiseRows, positions: Items[int]) -> Tensor:
-    """Scores whose argmax is the choice: row n gets T * G of positions[n]. At T = 0 no noise is ever drawn.
-
-    The noise has the target's ids; a drafter's logits may end before.
-    """
-    if not temperature:
-        return logits_NV
-    distinct = sorted(set(positions))
-    slot = {position: i for i, position in enumerate(distinct)}
-    # Added in place: one matrix less of the size of the logits.
-    noise_PV = temperature * noise.rows(distinct)[:, : logits_NV.shape[-1]]
-    return noise_PV[[slot[position] for position in positions]].add_(logits_NV)
+def _phrase(value: object) -> object:
+    """At least one token id."""
+    return _each(_token)(value) or None
 
 
-def compared(logits_V: Tensor, sampling: SamplingParams, history: History, noise: NoiseRows, position: int) -> Tensor:
-    """What the choice of the token at `position` compares, [V]: constrained logits, penalised, restricted, + T * G."""
-    allowed_NV = restrict(penalise(logits_V, sampling, history).unsqueeze(0), sampling)
-    return with_noise(allowed_NV, sampling.temperature or 0.0, noise, [position])[0]
+def _pair(of: Callable[[object], object], low: float, high: float) -> Callable[[object], object]:
+    """Something and a number."""
+
+    def settled(value: object) -> object:
+        both = tuple(value) if isinstance(value, Iterable) else ()
+        if len(both) != 2 or of(both[0]) is None or not _real(low, high)(both[1]):
+            return None
+        return of(both[0]), both[1]
+
+    return settled
+
+
+def _texts(value: object) -> tuple[object, ...] | None:
+    texts = [value] if isinstance(value, str) else value
+    return _each(lambda text: text if isinstance(text, str) and text else None)(texts)
+
+
+def _tokens(value: object) -> tuple[object, ...] | None:
+    return _each(_token)([value] if _whole(0)(value) else value)
+
+
+_POSITIVE = (_real(0, above=True), "above 0; 1 is off")
+_SHARE = (_real(0, 1), "0 (off) to 1")
+_COUNT = (_whole(0), "0 (off) or more")
+_SIGNED = (_real(-2, 2), "-2 to 2")
+# The fields that hold a number, whether it will do, and what would.
+_NUMBERS: dict[str, tuple[Callable[[object], bool], str]] = {
+    "temperature": (lambda value: _real(0)(value) and value < 100, "0 to 100"),  # type: ignore[operator]
+    "top_k": _COUNT,
+    "top_p": (_real(0, 1, above=True), "above 0, up to 1 (off)"),
+    "min_p": _SHARE,
+    "repetition_penalty": _POSITIVE,
+    "presence_penalty": _SIGNED,
+    "frequency_penalty": _SIGNED,
+    "max_tokens": (_whole(0), "0 or more"),
+    "seed": (_whole(), "a whole number"),
+    "logprobs": (_whole(0), "0 or more"),
+    "min_tokens": _COUNT,
+    "min_length": _COUNT,
+    "top_h": _SHARE,
+    "typical_p": (_real(0, 1, above=True), "above 0, up to 1 (off)"),
+    "epsilon_cutoff": _SHARE,
+    "eta_cutoff": _SHARE,
+    "encoder_repetition_penalty": _POSITIVE,
+    "no_repeat_ngram_size": _COUNT,
+    "encoder_no_repeat_ngram_size": _COUNT,
+    "forced_bos_token_id": (_whole(0), "a token id"),
+}
+# The fields that hold several things, what makes tuples of them, and what they may be.
+_TOKENS = (_tokens, "token ids")
+_LISTS: dict[str, tuple[Callable[[object], object], str]] = {
+    "stop": (_texts, "non-empty texts"),
+    "logit_bias": (_each(_pair(_number_of_token, -100, 100)), "pairs of a token id and -100 to 100"),
+    "stop_token_ids": _TOKENS,
+    "suppress_tokens": _TOKENS,
+    "begin_suppress_tokens": _TOKENS,
+    "forced_eos_token_id": _TOKENS,
+    "bad_words_ids": (_each(_phrase), "lists of token ids, none of them empty"),
+    "sequence_bias": (_each(_pair(_phrase, -inf, inf)), "pairs of a list of token ids and a number"),
+    "exponential_decay_length_penalty": (_pair(_token, 0, inf), "a number of tokens and a factor"),
+}

@@ -10,8 +10,9 @@ from specexec.cache import KVCache, common_prefix
 from specexec.errors import SpecexecError
 from specexec.growth import Growth
 from specexec.noise import Noise
-from specexec.sampling import History, SamplingParams
-from specexec.stats import FinishReason, Logprob
+from specexec.processors import History, Processors, Text
+from specexec.sampling import SamplingParams
+from specexec.stats import FinishReason, Limit, Logprob
 from specexec.text.detokenizer import TextStream
 from specexec.walk import Acceptance
 from specexec.workspace import MOST_NODES
@@ -54,6 +55,9 @@ class Sequence:
 
     def __post_init__(self) -> None:
         self.prompt_length = len(self.tokens)
+        prompt = tuple(self.tokens)
+        text = Text(prompt, self.noise.vocabulary, self.stop_tokens, self.longest, str(self.noise.device))
+        self.processors = Processors(self.sampling, text)
         self.parse: Parse | None = None if self.sampling.grammar is None else self.sampling.grammar.start()
         if not self.sampling.max_tokens:
             self.finish_reason = "length"
@@ -65,8 +69,18 @@ class Sequence:
     @property
     def room(self) -> int:
         """Tokens that may still be written."""
-        asked = self.prompt_length + self.sampling.max_tokens
-        return min(asked, self.limit) - len(self.tokens)
+        return min(self._asked, self.limit) - len(self.tokens)
+
+    @property
+    def _asked(self) -> int:
+        return self.prompt_length + self.sampling.max_tokens
+
+    @property
+    def ended_by(self) -> Limit | None:
+        """Which limit ended it, if one did."""
+        if self.finish_reason != "length":
+            return None
+        return "context" if self.limit < self._asked else "max_tokens"
 
     @property
     def longest(self) -> int:
@@ -75,10 +89,8 @@ class Sequence:
 
     @property
     def history(self) -> History:
-        """What penalties count, as of now; nothing where there are none, for it grows with the text."""
-        if not self.sampling.penalised:
-            return History.of([], [])
-        return History.of(self.tokens[: self.prompt_length], self.answer)
+        """What processors look at, as of now."""
+        return self.processors.history(self.answer)
 
     def cache(self, lm: object) -> KVCache:
         """This sequence's cache for one model, cut back to what both texts share."""
@@ -105,6 +117,9 @@ class Sequence:
                 self.finish_reason = "length"
             if self.finish_reason:
                 break
+        else:
+            if acceptance.failure is not None:
+                self.finish_reason, self.failure = "failed", acceptance.failure
         taken = tuple(self.tokens[start:])
         if self.parse is not None:
             self.parse.advance(taken)
@@ -131,5 +146,5 @@ def start(
     caches: dict[object, KVCache] | None = None,
 ) -> Sequence:
     """A new request; `caches` of an earlier one are reused as far as the texts agree."""
-    ends = frozenset[int]() if sampling.ignore_eos else stop_tokens
+    ends = (frozenset[int]() if sampling.ignore_eos else stop_tokens) | frozenset(sampling.stop_token_ids)
     return Sequence(list(tokens), sampling, noise, text, ends, limit, {} if caches is None else caches)

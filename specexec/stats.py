@@ -6,10 +6,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from specexec.text.formats.pieces import Piece
+
 if TYPE_CHECKING:
     from specexec.tree import TokenTree
 
 FinishReason = Literal["stop", "length", "interrupted", "failed"]
+Limit = Literal["max_tokens", "context"]  # what ended a text whose finish_reason is "length"
 
 
 @dataclass(frozen=True)
@@ -149,7 +152,7 @@ class Burst:
 
     `hit`: whether the next tree starts from what was guessed meanwhile; None if nothing was, or if the text has ended.
     `logprobs` has one entry per token if they were asked for; `prompt_logprobs`, in the first burst, one for every
-    token of the prompt but the first.
+    token of the prompt but the first. `piece` is its text told apart into content, thoughts and calls, in a dialogue.
     """
 
     tokens: tuple[int, ...]
@@ -162,6 +165,8 @@ class Burst:
     logprobs: tuple[Logprob, ...] = ()
     prompt_logprobs: tuple[Logprob, ...] = ()
     hit: bool | None = None
+    limit: Limit | None = None
+    piece: Piece = field(default_factory=Piece)
 
     @property
     def overlap(self) -> Overlap:
@@ -211,6 +216,7 @@ class Completion:
     seconds: float
     logprobs: tuple[Logprob, ...] = ()
     prompt_logprobs: tuple[Logprob, ...] = ()
+    limit: Limit | None = None
 
     @property
     def tokens_per_sweep(self) -> float:

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 from torch import Tensor
 
-from specexec.errors import BrokenLogits
+from specexec.errors import BadSampling, BrokenLogits, SpecexecError
 from specexec.noise import Noise
-from specexec.sampling import History, SamplingParams, at_an_edge, compared, constrained, penalise, with_noise
+from specexec.processors import History, processed
+from specexec.sampling import SamplingParams
+from specexec.scores import at_an_edge, compared, constrained, with_noise
 from specexec.tree import ROOT, TokenTree
 from specexec.workspace import HEAD_ROWS
 
@@ -30,10 +32,14 @@ Settle: TypeAlias = Callable[[int, Tensor, Callable[[Tensor], Tensor], Callable[
 
 @dataclass(frozen=True)
 class Acceptance:
-    """One walk: the accepted nodes from the text down, and their tokens plus the target's last, unguessed choice."""
+    """One walk: the accepted nodes from the text down, and their tokens plus the target's last, unguessed choice.
+
+    `failure` says why there is no choice after the last token, if that is where the walk ended.
+    """
 
     path: tuple[int, ...]
     tokens: tuple[int, ...]
+    failure: SpecexecError | None = None
 
 
 def check_finite(best: Tensor) -> None:
@@ -115,7 +121,7 @@ class Opinion:
         return self._logits_V[node]
 
     def choice(self, node: int, history: History) -> int:
-        """The target's own next token after `node`."""
+        """The target's own next token after `node`. Raises BadSampling where none is allowed."""
         as_it_is = not (self._sampling.penalised or (self._sampling.filtered and self._temperature))
         if as_it_is and self._settle is None:
             return self.choices_M[node + 1]
@@ -127,13 +133,19 @@ class Opinion:
                 lambda raw_V: self._scores(node, self._allowed(node, raw_V), history),
                 lambda unit: self._at_an_edge(node, history, unit),
             )
-        return int(scores_V.argmax())
+        best = int(scores_V.argmax())
+        if scores_V[best] == float("-inf"):
+            raise BadSampling(
+                "no token may come next: what was asked for or generation_config.json forbids all of them.",
+                hint="fewer of a grammar, suppressed tokens, bad words, min_tokens and no_repeat_ngram_size together.",
+            )
+        return best
 
     def _scores(self, node: int, logits_V: Tensor, history: History) -> Tensor:
         return compared(logits_V, self._sampling, history, self._noise, self._positions[node + 1])
 
     def _at_an_edge(self, node: int, history: History, unit: float) -> bool:
-        logits_V = penalise(self.logits(node), self._sampling, history)
+        (logits_V,) = processed(self.logits(node)[None], [history])
         return at_an_edge(logits_V, self._sampling, self._noise, self._positions[node + 1], unit)
 
     def _allowed(self, node: int, logits_V: Tensor) -> Tensor:
@@ -146,7 +158,10 @@ def walk(opinion: Opinion, history: History) -> Acceptance:
     tokens: list[int] = []
     node: int | None = ROOT
     while node is not None:
-        token = opinion.choice(node, history)
+        try:
+            token = opinion.choice(node, history)
+        except BadSampling as failure:
+            return Acceptance(tuple(path), tuple(tokens), failure)
         tokens.append(token)
         if opinion.penalised:
             history = history.after([token])

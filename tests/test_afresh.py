@@ -19,7 +19,8 @@ from specexec.drafters import Drafter
 from specexec.drafters.none import NoDrafter
 from specexec.lm import Rows, Sweep, TreeLM
 from specexec.planner import BestFirst
-from specexec.sampling import SamplingParams, at_an_edge
+from specexec.sampling import SamplingParams
+from specexec.scores import at_an_edge
 from tests.tiny import tiny
 from tests.writing import drafters, prompt, sequence_of
 

@@ -25,7 +25,7 @@ def length(prompt: Prompt) -> int:
     return len(ENCODING.encode(prompt))
 
 
-def says(role: str, content: str) -> dict[str, str]:
+def says(role: str, content: str) -> dict[str, object]:
     return {"role": role, "content": content}
 
 
@@ -49,17 +49,18 @@ def test_the_oldest_of_a_dialogue_goes_first_and_instructions_stay() -> None:
     said = [says("system", "Be brief."), says("user", LONG), says("assistant", "Yes."), says("user", "And now?")]
     shorter = cut(said)
     assert isinstance(shorter, list)
+    shorter = [one for one in shorter if isinstance(one, dict)]
     assert length(shorter) <= CONTEXT - ANSWER
     assert [one["role"] for one in shorter] == [one["role"] for one in said]
     assert shorter[0] == said[0]
     assert shorter[2:] == said[2:]
-    assert LONG.endswith(shorter[1]["content"])
+    assert LONG.endswith(str(shorter[1]["content"]))
 
 
 @pytest.mark.parametrize(
     "said", [[says("system", LONG), says("user", "hi")], [says("user", "short"), says("user", LONG), says("user", "")]]
 )
-def test_what_cannot_be_cut_stays_an_error(said: list[dict[str, str]]) -> None:
+def test_what_cannot_be_cut_stays_an_error(said: list[dict[str, object]]) -> None:
     assert cut(said) == said
 
 

@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
+from cli.batch.form import Form
 from cli.batch.formats import Writer, done_of, line_of
 from cli.batch.inputs import Shard, Split, read_inputs
 from cli.batch.items import Item
-from cli.batch.lines import Form, item_of_line
+from cli.batch.lines import item_of_line
 from cli.batch.sinks import Folder
 from specexec.errors import EmptyPrompt
 from specexec.sampling import SamplingParams, derived_seed
@@ -115,7 +116,9 @@ def test_lines_of_openais_batch_api_are_known_by_their_shape() -> None:
     assert item_of_line(json.dumps(raw).encode(), "f:2", Form()).prompt == "Once"
 
 
-@pytest.mark.parametrize("key", ["tools", "response_format", "n", "logprobs", "stream"])
+@pytest.mark.parametrize(
+    "key", ["tools", "response_format", "audio", "logprobs", "stream", "guided_json", "of_tomorrow"]
+)
 def test_what_cannot_be_honoured_is_refused_not_ignored(key: str) -> None:
     line = {"custom_id": "r", "body": {"messages": [{"role": "user", "content": "hi"}], key: 2}}
     item = item_of_line(json.dumps(line).encode(), "f:1", Form())

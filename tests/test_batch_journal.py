@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from cli.batch.answers import Answer
 from cli.batch.files import replace_file
 from cli.batch.formats import Writer
 from cli.batch.items import Item
@@ -20,9 +21,11 @@ from cli.batch.manifest import Manifest
 from cli.batch.partial import PartialFile
 from cli.batch.refusals import DamagedOutput, Locked, ManifestMismatch, OutputRefused
 from cli.errors import DiskFull, OutputExists
+from cli.openai.responses import Choice
 from offload.replacing import replacing
 from specexec.errors import EmptyPrompt
 from specexec.stats import Completion
+from specexec.text.formats import Piece
 
 CONFIGURATION = Manifest.now({"--temperature": 0.7, "--seed": 7})
 WRITER = Writer("jsonl", "demo@1")
@@ -39,7 +42,8 @@ def answer(text: str) -> Completion:
 
 def put(journal: Journal, *names: str) -> None:
     for name in names:
-        journal.put(WRITER.finished(item(name), answer(f"answer {name}")))
+        said = answer(f"answer {name}")
+        journal.put(WRITER.finished(item(name), Answer((said,), (Choice(0, piece=Piece(said.text)),))))
 
 
 def ids(path: Path) -> list[str]:
@@ -234,8 +238,10 @@ def test_a_real_disk_that_is_full_is_survived(tmp_path: Path) -> None:
 def test_unfinished_answers_are_kept_for_the_same_prompt_and_configuration_only(path: Path) -> None:
     items = {name: item(name) for name in "abc"}
     partial = PartialFile(Beside(path).partial, CONFIGURATION.sha)
-    partial.save({"a": (items["a"].prompt_sha, (1, 2)), "b": ("another prompt", (3,)), "z": ("gone", (4,))})
-    assert partial.load(items) == {"a": (1, 2)}
+    sha = items["a"].prompt_sha
+    others = {"b": ("another prompt", ((3,),)), "c": (sha, ((5,), ())), "z": ("gone", ((4,),))}
+    partial.save({"a": (sha, ((1, 2),)), **others})
+    assert partial.load(items) == {"a": ((1, 2),)}
     assert PartialFile(Beside(path).partial, "another configuration").load(items) == {}
     partial.save({})
     assert not Beside(path).partial.exists()

@@ -184,12 +184,14 @@ def test_openais_batch_lines_in_and_out_can_be_resumed(specexec: CommandLine) ->
     ran = specexec(*arguments, "--resume")
     assert ran.code == 8
     assert "out.jsonl: 2 finished, 0 in part, 2 to do\n" in ran.err
-    found = records()
+    found = {record["custom_id"]: record for record in records().values()}
     body = found["r2"]["response"]["body"]  # type: ignore[index]
-    assert body["choices"][0]["message"] == {"role": "assistant", "content": "echo: ques"}
+    assert body["choices"][0]["message"] == {"role": "assistant", "content": "echo: ques", "refusal": None}
     assert body["choices"][0]["finish_reason"] == "length"
+    details = body["usage"].pop("completion_tokens_details")
+    assert sum(details.values()) == 10, "the guesses of FakeEngine, right and wrong"
     assert body["usage"] == {"prompt_tokens": 10, "completion_tokens": 10, "total_tokens": 20}
-    assert {record["custom_id"] for record in found.values()} == {"r1", "r2", "r3", "in.jsonl:4"}
+    assert set(found) == {"r1", "r2", "r3", "in.jsonl:4"}
     assert found["in.jsonl:4"]["response"] is None
     assert found["in.jsonl:4"]["error"]["code"] == "bad_jsonl"  # type: ignore[index]
 

@@ -64,6 +64,10 @@ PLACED: Changes = {
     "verify": (["--verify"], "engine.verified"),
     "trust_remote_code": (["--trust-remote-code"], "engine.asked.trust_remote_code"),
 }
+TOLD: Changes = {
+    "template_vars": (["--template-var", "name=3"], "engine.asked.template_vars"),
+    "allow_control_tokens": (["--allow-control-tokens"], "engine.asked.allow_control_tokens"),
+}
 # What of an engine is told by every command that loads one; the runs of CHAT look at each effect alone.
 ENGINE: tuple[Changes, ...] = (
     {
@@ -81,6 +85,7 @@ ENGINE: tuple[Changes, ...] = (
 CHAT: tuple[Changes, ...] = (
     {
         **SAMPLING,
+        **TOLD,
         "max_tokens": (["--max-tokens", "2"], "completion_tokens"),
         "prompt": (["--prompt", "What is a drafter?"], "prompt"),
         "system": (["--system", "Answer in one word."], "system"),
@@ -106,10 +111,12 @@ GENERATE: Changes = {
     "dedupe": (["--dedupe"], "1.duplicate_of"),
     "on_too_long": (["--on-too-long", "skip"], "-1.id"),
     "strict": (["--strict"], "0.run.strict"),
+    "think": (["--think", "on"], "0.run.think"),
     "parallel": (["--parallel", "3"], "0.run.parallel"),
     "engine": (["--engine", "ray"], "0.engine.workers"),
     "ray_address": (["--engine", "ray", "--ray-address", "auto"], "0.run.ray_address"),
     "workers": (["--engine", "ray", "--workers", "3"], "0.engine.workers"),
+    **{name: (typed, f"0.{place}") for name, (typed, place) in TOLD.items()},
     "output_format": (["--output-format", "openai-batch"], "0.custom_id"),
     "dry_run": (["--dry-run"], "0.items"),
     "prompts": (["-p", "one more"], "0.id"),
@@ -171,6 +178,7 @@ PACK: Changes = {
 }
 
 SERVE: Changes = {
+    **TOLD,
     "host": (["--host", "127.0.0.2"], "base_url"),
     "api_key": (["--api-key", "secret"], "api_key"),
     "allowed_host": (["--allowed-host", "gpu.lan"], "allowed_hosts"),

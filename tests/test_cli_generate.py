@@ -45,6 +45,8 @@ def test_a_record_holds_the_answer_and_its_cost(specexec: CommandLine) -> None:
             "index": 0,
             "prompt_sha": written[0]["prompt_sha"],
             "text": "echo: héllo",
+            "reasoning": None,
+            "tool_calls": None,
             "finish_reason": "stop",
             "usage": {"prompt_tokens": 5, "completion_tokens": 11},
             "seed": derived_seed(7, "prompt:1"),

@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM, SequenceBiasLogitsProcessor
 import specexec
 from specexec.engine import Engine
 from specexec.errors import BadSampling
-from specexec.sampling import SamplingParams, constrained
+from specexec.sampling import SamplingParams
+from specexec.scores import constrained
 from specexec.stats import Burst
 from specexec.tree import ROOT, TokenTree
 from tests.tiny import VOCABULARY

@@ -157,6 +157,41 @@ def test_another_file_of_the_same_size_is_never_mixed_in(folder: Path) -> None:
     offload.stream_of(model).close()
 
 
+def rewritten(file: Path, change: Callable[[bytearray], object]) -> None:
+    """Written to in place, the time of the last write set back."""
+    before, content = file.stat(), bytearray(file.read_bytes())
+    change(content)
+    with file.open("r+b") as same:
+        same.write(content)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (file.stat().st_mtime_ns, file.stat().st_size) == (before.st_mtime_ns, before.st_size)
+
+
+def test_a_file_written_to_in_place_is_noticed_though_its_time_was_set_back(folder: Path) -> None:
+    model = offload.load(folder, "disk")
+    expected = logits(model)
+    stop_reading_ahead(model)
+    file = last_file_of_layer(folder, LAYERS - 1)
+    os.link(file, file.with_suffix(".other name"))
+    file.chmod(0o600)
+    assert torch.equal(logits(model), expected), "names and permissions are no content"
+    stop_reading_ahead(model)
+    rewritten(file, lambda content: content.__setitem__(-1, content[-1] ^ 1))
+    for _ in range(2):
+        with pytest.raises(offload.ReadFailed, match=rf"{file.name} at byte \d+ \(layer {LAYERS - 1}\).* written to"):
+            logits(model)
+    offload.stream_of(model).close()
+
+
+def test_a_file_renamed_while_it_is_read_is_the_same_file(folder: Path) -> None:
+    model = offload.load(folder, "disk")
+    expected = logits(model)
+    stop_reading_ahead(model)
+    for file in folder.glob("*.safetensors"):
+        file.rename(file.with_suffix(".away"))
+    assert torch.equal(logits(model), expected)
+
+
 def test_a_file_replaced_before_its_first_read_is_refused(folder: Path) -> None:
     file = last_file_of_layer(folder, LAYERS - 1)
     sizes = {file: file.stat().st_size}

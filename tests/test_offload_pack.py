@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 import offload
 from offload.aligned import write
 from offload.contents import INDEX, MANIFEST
-from offload.errors import BadModelDir, DiskFull, OutputExists, UnsupportedArchitecture
+from offload.errors import BadModelDir, DiskFull, OutputExists, ReadFailed, UnsupportedArchitecture
 from offload.manifest import read_manifest, verify
 from offload.pack import pack, plan
 from offload.placement import Offload
@@ -273,3 +273,32 @@ def test_trees_over_a_quantised_mixture_write_what_plain_decoding_writes(quant: 
         texts.add(tuple(sequence.tokens))
         offload.stream_of(model).close()
     assert len(texts) == 1
+
+
+def test_a_pack_is_never_made_of_old_and_new_originals(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tiny("llama", tmp_path / "old", seed=0, max_shard_size="100KB")
+    tiny("llama", tmp_path / "new", seed=1, max_shard_size="100KB")
+    folder, out = tmp_path / "old", tmp_path / "pack"
+
+    def replace_in_place() -> None:
+        for file in (tmp_path / "new").glob("*.safetensors"):
+            before = (folder / file.name).stat()
+            with (folder / file.name).open("r+b") as same:
+                same.write(file.read_bytes())
+            os.utime(folder / file.name, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+    finished = []
+
+    def advance(nbytes: int) -> None:
+        finished.append(nbytes)
+        if len(finished) == 2:
+            replace_in_place()
+
+    with pytest.raises(ReadFailed, match="were written to while they were packed"):
+        pack(plan(open_folder(folder), "none"), out, advance=advance)
+    pack(plan(open_folder(folder), "none"), out)
+    assert "all of it is written anew" in caplog.text
+    expected = logits_of(offload.load(tmp_path / "new", "none"), PROMPT)
+    assert torch.equal(logits_of(offload.load(out, "none"), PROMPT), expected)

@@ -14,11 +14,18 @@ from transformers import (
 )
 
 from specexec.errors import BadSampling
+from specexec.filters import restrict
 from specexec.noise import Noise
-from specexec.sampling import History, SamplingParams, penalise, restrict, with_noise
+from specexec.processors import History, Processors, Text, processed
+from specexec.sampling import SamplingParams
+from specexec.scores import with_noise
 
 LOGITS = torch.randn(40, 300, generator=torch.Generator().manual_seed(0)) * 3
 PROMPT, ANSWER = [3, 5, 5, 250], [7, 7, 9, 3]
+
+
+def history_of(sampling: SamplingParams, answer: list[int]) -> History:
+    return Processors(sampling, Text(tuple(PROMPT), LOGITS.shape[-1])).history(answer)
 
 
 @pytest.mark.parametrize("temperature", [0.6, 1.0, 1.7])
@@ -36,7 +43,7 @@ def test_allowed_tokens_are_those_of_transformers(temperature: float, top_k: int
 def test_repetition_penalty_is_that_of_transformers() -> None:
     ids = torch.tensor([PROMPT + ANSWER])
     expected = RepetitionPenaltyLogitsProcessor(1.3)(ids, LOGITS[:1].clone())[0]
-    ours = penalise(LOGITS[0], SamplingParams(repetition_penalty=1.3), History.of(PROMPT, ANSWER))
+    (ours,) = processed(LOGITS[:1], [history_of(SamplingParams(repetition_penalty=1.3), ANSWER)])
     assert torch.equal(ours, expected)
 
 
@@ -45,11 +52,12 @@ def test_presence_and_frequency_count_the_answer_only() -> None:
     expected = LOGITS[0].clone()
     for token, count in Counter(ANSWER).items():
         expected[token] -= 0.5 + 0.25 * count
-    assert torch.equal(penalise(LOGITS[0], sampling, History.of(PROMPT, ANSWER)), expected)
+    assert torch.equal(processed(LOGITS[:1], [history_of(sampling, ANSWER)])[0], expected)
 
 
 def test_a_history_grows_along_a_path() -> None:
-    assert History.of(PROMPT, ANSWER[:2]).after(ANSWER[2:]) == History.of(PROMPT, ANSWER)
+    sampling = SamplingParams(presence_penalty=0.5)
+    assert history_of(sampling, ANSWER[:2]).after(ANSWER[2:]) == history_of(sampling, ANSWER)
 
 
 def test_zero_temperature_is_the_same_rule_without_noise() -> None:

@@ -16,8 +16,11 @@ import specexec
 from offload.names import demo_folder
 from specexec import SamplingParams
 from specexec.compose import encoding_of
-from specexec.drafters.translated import TranslatedDrafter, Wording, _Reading
+from specexec.drafters.translated import TranslatedDrafter, _Reading
+from specexec.drafters.translated import Wording as Worded
 from specexec.lm import TreeLM
+from specexec.text.wording import Wording
+from tests import real
 from tests.tiny import tiny
 from tests.writing import sequence_of
 
@@ -87,23 +90,27 @@ class Letters:
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._known: list[str] = []
+        self._known: list[bytes] = []
 
-    def encode_rest(self, text: str) -> list[int]:
+    begin: tuple[int, ...] = ()
+    end: int | None = None
+    lead = b""
+
+    def cut(self, text: bytes) -> list[int]:
         pieces = [text[at : at + self._size] for at in range(0, len(text), self._size)]
         self._known += [piece for piece in dict.fromkeys(pieces) if piece not in self._known]
         return [self._known.index(piece) for piece in pieces]
 
-    def raw(self, tokens: Items[int]) -> str:
-        return "".join(self._known[token] for token in tokens)
+    def spelled(self, tokens: Items[int]) -> bytes:
+        return b"".join(self._known[token] for token in tokens)
 
 
 def test_a_longer_piece_of_theirs_promises_our_later_tokens(tmp_path: Path) -> None:
     """Theirs is "ab"; ours are "a" and "b": after "a" the promise of "b" stands, with the share that led there."""
-    ours: Wording = Letters(1)
-    theirs: Wording = Letters(2)
-    a, b, c = ours.encode_rest("abc")
-    ab, ac = theirs.encode_rest("abac")
+    ours: Worded = Letters(1)
+    theirs: Worded = Letters(2)
+    a, b, c = ours.cut(b"abc")
+    ab, ac = theirs.cut(b"abac")
     drafter = TranslatedDrafter(TreeLM(tiny("llama", tmp_path)), ours, theirs, "pairs")
     reading = _Reading(best={(9,): ([ab, ac], [0.6, 0.3])})
     assert dict(drafter._chances(reading, (), (9,))) == {a: pytest.approx(0.9)}
@@ -111,10 +118,10 @@ def test_a_longer_piece_of_theirs_promises_our_later_tokens(tmp_path: Path) -> N
 
 
 def test_a_piece_that_begins_our_tokens_stands_for_those_seen(tmp_path: Path) -> None:
-    ours: Wording = Letters(2)
-    theirs: Wording = Letters(1)
-    (ab, ac) = ours.encode_rest("abac")
-    (a,) = theirs.encode_rest("a")
+    ours: Worded = Letters(2)
+    theirs: Worded = Letters(1)
+    (ab, ac) = ours.cut(b"abac")
+    (a,) = theirs.cut(b"a")
     drafter = TranslatedDrafter(TreeLM(tiny("llama", tmp_path)), ours, theirs, "letters")
     sequence = sequence_of([ab], SAMPLINGS[0])
     drafter._readings[sequence] = _Reading(length=1, best={(9,): ([a], [0.8])})
@@ -125,6 +132,27 @@ def test_a_piece_that_begins_our_tokens_stands_for_those_seen(tmp_path: Path) ->
 
 
 def test_text_goes_there_and_back() -> None:
-    encoding = encoding_of("demo")
-    text = "<|user|>One  two\n\tthree é →"
-    assert encoding.raw(encoding.encode_rest(text)) == text
+    wording = Wording(encoding_of("demo").tokenizer)
+    text = "<|user|>One  two\n\tthree é →".encode()
+    assert wording.spelled(wording.cut(text)) == text
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [("qwen3", "llama2"), ("llama2", "qwen3")])
+def test_real_tokenizers_of_either_kind_beside_each_other(tmp_path: Path, ours: str, theirs: str) -> None:
+    """Random models as sure as can be, so that chances are too small for a number."""
+    rows = {"qwen3": 151_936, "llama2": 32_000}
+    for name, tokenizer in (("target", ours), ("drafter", theirs)):
+        model = tiny(
+            "llama", tmp_path / name, vocab_size=rows[tokenizer], hidden_size=32, head_dim=8, num_hidden_layers=1
+        )
+        if name == "drafter":
+            model.get_output_embeddings().weight.data *= 100
+            model.save_pretrained(tmp_path / name)
+        for file in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(real.tokenizer(tokenizer) / file, tmp_path / name / file)
+    texts = []
+    for drafter in ("none", str(tmp_path / "drafter")):
+        with specexec.load(str(tmp_path / "target"), drafter=drafter, offload="none", dtype="f32", budget=8) as llm:
+            asked = SamplingParams(temperature=0.9, seed=1, max_tokens=6, repetition_penalty=1.2)
+            texts.append(llm.generate("  Two blanks, 你好 🌱", asked).tokens)
+    assert texts[0] == texts[1]

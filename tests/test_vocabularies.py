@@ -79,5 +79,5 @@ def test_a_renamed_word_is_another_vocabulary_and_a_renamed_mark_is_not(tmp_path
     """An added token that is special in neither is a word like any other."""
     plain = changed(tmp_path / "plain", content="</think>", special=False)
     last = plain.convert_tokens_to_ids("</think>")
-    assert differing_ids(plain, changed(tmp_path / "word", content="other", special=False)) is None
+    assert differing_ids(plain, changed(tmp_path / "word", content="</thoughts>", special=False)) is None
     assert differing_ids(plain, changed(tmp_path / "mark", content="<|other|>", special=True)) == frozenset({last})

@@ -20,7 +20,8 @@ from specexec.drafters.sibling import SiblingDrafter
 from specexec.errors import BrokenLogits
 from specexec.lm import TreeLM
 from specexec.noise import Noise, gumbel, philox_row
-from specexec.sampling import History, SamplingParams
+from specexec.processors import History, Processors, Text
+from specexec.sampling import SamplingParams
 from specexec.tree import ROOT, TokenTree
 from specexec.walk import Opinion, walk
 from tests.tiny import tiny
@@ -43,6 +44,10 @@ def opinion_of(tree: TokenTree, sampling: SamplingParams, noise: Noise) -> Opini
     return Opinion(lambda rows: rows, hidden, tree, START, sampling, noise)
 
 
+def history_of(sampling: SamplingParams, answer: list[int]) -> History:
+    return Processors(sampling, Text((1, 2), WORDS)).history(answer)
+
+
 def plain(length: int, sampling: SamplingParams, noise: Noise) -> list[int]:
     """One token at a time, no tree."""
     text: list[int] = []
@@ -50,7 +55,7 @@ def plain(length: int, sampling: SamplingParams, noise: Noise) -> list[int]:
         model = Opinion(
             lambda rows: rows, table(tuple(text))[None], TokenTree.empty(), START + len(text), sampling, noise
         )
-        text.append(model.choice(ROOT, History.of([1, 2], text)))
+        text.append(model.choice(ROOT, history_of(sampling, text)))
     return text
 
 
@@ -77,7 +82,7 @@ def trees(draw: st.DrawFn) -> TokenTree:
     ),
 )
 def test_any_tree_gives_the_text_of_plain_decoding(tree: TokenTree, seed: int, sampling: SamplingParams) -> None:
-    acceptance = walk(opinion_of(tree, sampling, Noise(seed, WORDS)), History.of([1, 2], []))
+    acceptance = walk(opinion_of(tree, sampling, Noise(seed, WORDS)), history_of(sampling, []))
     assert list(acceptance.tokens) == plain(len(acceptance.tokens), sampling, Noise(seed, WORDS))
     assert [tree.tokens[node] for node in acceptance.path] == list(acceptance.tokens[:-1])
     assert acceptance.path == tuple(tree.path(acceptance.path[-1]) if acceptance.path else ())

@@ -60,7 +60,7 @@ def drafters(family: str, folder: Path) -> dict[str, Drafter]:
 def sequence_of(
     tokens: Items[int], sampling: SamplingParams, limit: int = 512, vocabulary: int = VOCABULARY
 ) -> Sequence:
-    text = TextStream(spell, sampling.stop)
+    text = TextStream(spell, sampling.stop or ())
     return start(tokens, sampling, Noise(sampling.seed or 0, vocabulary), text, frozenset(), limit)
 
 

@@ -147,7 +147,9 @@ class ClusterBatch:
         self._cluster.sweeps += report.sweeps
         self._cluster.bytes_read += report.bytes_read
         for partial in report.partial:
-            place.requests[partial.index] = replace(place.requests[partial.index], written=partial.tokens)
+            request = place.requests[partial.index]
+            if request.sampling.logprobs is None:  # of what is not computed again none could be told
+                place.requests[partial.index] = replace(request, written=partial.tokens)
         for result in report.results:
             del place.requests[result.index]
         return report.results

@@ -77,18 +77,20 @@ def dry_run(
         try:
             if item.problem is not None:
                 raise item.problem
-            count = len(encoding.encode(item.prompt))
+            counts = [len(encoding.encode(prompt, item.template)) for prompt in item.prompts]
         except SpecexecError as problem:
             lengths.bad.append((item.id, problem.what))
             continue
-        lengths.tokens.append(count)
+        count = max(counts)
+        lengths.tokens.append(sum(counts))
         if count >= context:
             lengths.too_long.append((item.id, count))
         elif item.duplicate_of is not None:
             lengths.copies += 1
         else:
-            lengths.writes += 1
-            lengths.most += min(item.sampling(sampling).max_tokens, context - count)
+            lengths.writes += item.count
+            longest = item.sampling(sampling).max_tokens
+            lengths.most += sum(min(longest, context - one) for one in counts) * (item.count // len(counts))
     if not lengths.writes:
         return lengths, None
     sweep_B = sum(file.stat().st_size for file in target.glob("*.safetensors"))

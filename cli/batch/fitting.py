@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from cli.batch.items import Item, Prompt
 from specexec.errors import SpecexecError
 from specexec.sampling import SamplingParams
+from specexec.wishes import Wishes
 
 if TYPE_CHECKING:
     from specexec.encoding import Encoding
@@ -25,7 +26,13 @@ class Fitted:
     skipped: int
 
 
-def fitted(items: Iterable[Item], encoding: Encoding, context: int, run: SamplingParams, how: TooLong) -> Fitted:
+def fitted(
+    items: Iterable[Item],
+    encoding: Encoding,
+    context: int,
+    run: SamplingParams,
+    how: TooLong,
+) -> Fitted:
     """The items with prompts shorter than the context.
 
     `left` cuts what is too long so far that the whole answer has room; what cannot be cut stays an error of its own.
@@ -33,37 +40,49 @@ def fitted(items: Iterable[Item], encoding: Encoding, context: int, run: Samplin
     kept: list[Item] = []
     cut = skipped = 0
     for item in items:
-        if item.problem is not None or _length(item.prompt, encoding) < context:
+        shelf = _Shelf(encoding, item.template)
+        if item.problem is not None or all(shelf.length(prompt) < context for prompt in item.prompts):
             kept.append(item)
         elif how == "skip":
             skipped += 1
         else:
             room = max(context - item.sampling(run).max_tokens, 1)
-            shorter = _cut(item.prompt, room, encoding)
-            cut += shorter != item.prompt
-            kept.append(replace(item, prompt=shorter))
+            fits = tuple(
+                prompt if shelf.length(prompt) < context else shelf.cut(prompt, room) for prompt in item.prompts
+            )
+            cut += fits != item.prompts
+            kept.append(item.with_prompts(fits))
     return Fitted(kept, cut, skipped)
 
 
-def _length(prompt: Prompt, encoding: Encoding) -> int:
-    try:
-        return len(encoding.encode(prompt))
-    except SpecexecError:  # the template refuses it: the engine will say so in that item's record
-        return 0
+@dataclass(frozen=True)
+class _Shelf:
+    """Measures and cuts the prompts of one item."""
 
+    encoding: Encoding
+    wishes: Wishes | None
 
-def _cut(prompt: Prompt, room: int, encoding: Encoding) -> Prompt:
-    """At most `room` tokens: the oldest text goes first, instructions stay; the same prompt if that is not enough."""
-    if isinstance(prompt, str):
-        shorter: Prompt = _shortened(prompt, _length(prompt, encoding) - room, encoding)
-        return shorter if shorter and _length(shorter, encoding) <= room else prompt
-    messages = [dict(message) for message in prompt]
-    for message in messages:
-        while message["role"] != "system" and message["content"] and (over := _length(messages, encoding) - room) > 0:
-            message["content"] = _shortened(message["content"], over, encoding)
-    return messages if messages[-1]["content"] and _length(messages, encoding) <= room else prompt
+    def length(self, prompt: Prompt) -> int:
+        try:
+            return len(self.encoding.encode(prompt, self.wishes))
+        except SpecexecError:  # the template refuses it: the engine will say so in that item's record
+            return 0
 
+    def cut(self, prompt: Prompt, room: int) -> Prompt:
+        """At most `room` tokens: the oldest text goes first, instructions stay; the same if that is not enough."""
+        if isinstance(prompt, str):
+            shorter = self._shortened(prompt, self.length(prompt) - room)
+            return shorter if shorter and self.length(shorter) <= room else prompt
+        messages = [dict(item) for item in prompt if isinstance(item, dict)]
+        if not messages:
+            return prompt[-room:]
+        for message in messages:
+            while message["role"] != "system" and (over := self.length(messages) - room) > 0:
+                if not (text := message["content"]) or not isinstance(text, str):
+                    break
+                message["content"] = self._shortened(text, over)
+        return messages if messages[-1]["content"] and self.length(messages) <= room else prompt
 
-def _shortened(text: str, tokens: int, encoding: Encoding) -> str:
-    """Without the first so many tokens of its own."""
-    return encoding.decode(encoding.encode_rest(text)[tokens:])
+    def _shortened(self, text: str, tokens: int) -> str:
+        """Without the first so many tokens of its own."""
+        return self.encoding.decode(self.encoding.encode_rest(text)[tokens:])

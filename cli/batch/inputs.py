@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from cli.batch.form import Form
 from cli.batch.items import Item
 from cli.batch.journal import RECORDS, Beside
-from cli.batch.lines import Form, item_of_line
+from cli.batch.lines import item_of_line
 from cli.batch.refusals import DuplicateId, UnreadableFile
 from specexec.errors import BadText, SpecexecError
 

@@ -16,6 +16,8 @@ from pathlib import Path
 from cli.batch.files import replace_file
 from cli.batch.items import Json
 from cli.batch.refusals import ManifestMismatch
+from cli.openai.nesting import deeper
+from offload.identity import samples
 
 VERSION = 1
 
@@ -48,8 +50,10 @@ def read_manifest(path: Path) -> Manifest | None:
     """The manifest of an earlier run, if there is one that can be read."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
+        if deeper(found):
+            return None
         return Manifest(dict(found["configuration"]), int(found["pid"]), str(found["started"]), int(found["version"]))
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
 
 
@@ -73,15 +77,13 @@ def check_same(output: Path, then: Manifest | None, now: Manifest) -> None:
 
 
 def fingerprint(folder: Path) -> str:
-    """Names a checkpoint by what its text depends on: configs, tokenizer, and the headers and sizes of its weights."""
+    """Names a checkpoint by what its text depends on: configs, tokenizer, sizes, headers and samples of weights."""
     digest = hashlib.sha256()
     for file in sorted(folder.iterdir()):
         if file.suffix in (".json", ".jinja", ".model", ".txt"):
             digest.update(f"{file.name}\n".encode() + file.read_bytes())
         elif file.suffix == ".safetensors":
-            with file.open("rb") as weights:
-                length = int.from_bytes(weights.read(8), "little")
-                digest.update(f"{file.name} {file.stat().st_size}\n".encode() + weights.read(min(length, 1 << 26)))
+            digest.update(f"{file.name} {file.stat().st_size}\n".encode() + samples(file))
     return digest.hexdigest()[:12]
 
 

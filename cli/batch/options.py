@@ -12,10 +12,10 @@ from typing import Literal, TypeVar
 import click
 
 from cli.batch.fitting import TooLong
+from cli.batch.form import Form, template_problem
 from cli.batch.formats import Format
 from cli.batch.inputs import Shard, Split
 from cli.batch.journal import RECORDS
-from cli.batch.lines import Form, template_problem
 from cli.options import PARALLEL, TEXT_OR_FILE, IntOrAuto, TextOrFile, WholeNumber
 from cli.verbosity import json_option
 
@@ -68,6 +68,7 @@ class BatchOptions:
     shard: Shard
     dedupe: bool
     on_too_long: TooLong
+    think: Literal["auto", "off", "on", "low", "medium", "high"]
     parallel: IntOrAuto
     engine: Literal["local", "ray"]
     ray_address: str | None
@@ -133,6 +134,8 @@ _OPTIONS = (
     click.option("--dedupe", is_flag=True, help="Answer prompts that are the same in every respect only once."),
     click.option("--on-too-long", type=click.Choice(["error", "left", "skip"]), default="error",
                  help="Prompts that the context cannot hold: an error each, cut from the left, or left out."),
+    click.option("--think", type=click.Choice(["auto", "off", "on", "low", "medium", "high"]), default="auto",
+                 help="How much to think before an answer, as far as the chat template can be told; auto: not told."),
     click.option("--parallel", type=PARALLEL, default="auto", help="Answers that share a sweep, at most."),
     click.option("--engine", type=click.Choice(["local", "ray"]), default="local",
                  help="Here, or over a Ray cluster: one engine for each GPU or machine."),

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
+from cli.errors import BadJsonl
+from cli.openai.errors import ApiError
 from specexec.errors import SpecexecError
+
+
+class BadRequest(BadJsonl):
+    """A line asks for something that the API refuses; `refusal` says it in the API's own shape."""
+
+    def __init__(self, place: str, refusal: ApiError) -> None:
+        about = refusal.param if refusal.param and refusal.param not in refusal.message else None
+        super().__init__(": ".join(filter(None, [place, about, refusal.message])))
+        self.refusal = refusal
 
 
 class DuplicateId(SpecexecError):

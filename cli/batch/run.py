@@ -7,9 +7,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
+from cli.batch.answers import Answer
 from cli.batch.eta import Forecast, spelled
 from cli.batch.items import Item
-from cli.batch.partial import PartialFile
+from cli.batch.partial import Begun, PartialFile
+from cli.batch.preparation import Preparation
 from cli.batch.sinks import Sink
 from cli.errors import INTERRUPTED, SOME_FAILED
 from cli.interrupts import Interrupts
@@ -17,6 +19,7 @@ from cli.quantities import format_speed
 from cli.screen import Screen
 from specexec.errors import SpecexecError
 from specexec.sampling import SamplingParams
+from specexec.stats import Completion
 from specexec.work import Failure, Request, Result
 
 if TYPE_CHECKING:
@@ -30,39 +33,41 @@ class Run:
     """What is to be done, and what has come of it so far. `earlier` were answered, `missed` failed before this run."""
 
     engine: BatchEngine
+    preparation: Preparation
     sampling: SamplingParams
     sink: Sink
     screen: Screen
     parallel: int | Literal["auto"] = "auto"
     strict: bool = False
     partial: PartialFile | None = None
-    begun: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    begun: Mapping[str, Begun] = field(default_factory=dict)
     earlier: int = 0
     missed: int = 0
 
     def __post_init__(self) -> None:
         self.total = self.earlier + self.missed
         self.done = self.failed = self.tokens = self.sweeps = self.growing = 0
-        self.unfinished: dict[str, tuple[str, tuple[int, ...]]] = {}
-        self._items: dict[int, Item] = {}
-        self._to_write = 0
-        self._copies: dict[int, list[Item]] = {}  # of the items that are answered: who gets the same answer
+        self.unfinished: dict[str, tuple[str, Begun]] = {}
+        self._texts: list[tuple[Item, int]] = []  # by the index of a request: whose text it is, and which of them
+        self._open: dict[str, dict[int, Completion]] = {}  # of items that are being answered: the texts that ended
+        self._to_write = 0  # texts
+        self._copies: dict[str, list[Item]] = {}  # of the items that are answered: who gets the same answer
         self._forecast = Forecast(self.sampling.max_tokens)
-        self._carried = sum(map(len, self.begun.values()))
+        self._carried = sum(len(text) for texts in self.begun.values() for text in texts)
         self._started_s = time.perf_counter()
         self._read_B = self.engine.progress().bytes_read
 
     def answer(self, items: list[Item]) -> int:
         """Answer all items and return the exit code. Ctrl-C ends after the current layer and loses nothing."""
         self.total += len(items)
-        self._items = {item.index: item for item in items}
         self._copies = _copies(items)
-        self._to_write = len(self._copies)
+        leaders = [item for item in items if item.id in self._copies]
+        self._to_write = sum(item.count for item in leaders)
         self.unfinished = {item.id: (item.prompt_sha, self.begun[item.id]) for item in items if item.id in self.begun}
         for item in items:
             if item.problem is not None:
                 self._fail(item, item.problem)
-        batch = self.engine.batch(self._requests(), self.parallel)
+        batch = self.engine.batch(self._requests(leaders), self.parallel)
         with Interrupts(self.engine.stop, lambda: self.screen.tell("stopping…")) as interrupts:
             try:
                 with self.screen.status(self.progress, plain_every_s=REPORT_EVERY_S):
@@ -75,14 +80,30 @@ class Run:
                 self.screen.progress(None)
                 self._remember(batch)
                 batch.close()
+                self._show_unfinished(leaders)
                 if self.partial is not None:
                     self.partial.save(self.unfinished)
         return interrupts.exit_code or (SOME_FAILED if self.failed + self.missed else 0)
 
-    def _requests(self) -> Iterator[Request]:
-        for index in self._copies:
-            item = self._items[index]
-            yield Request(index, item.prompt, item.sampling(self.sampling), self.begun.get(item.id, ()))
+    def _requests(self, items: list[Item]) -> Iterator[Request]:
+        """Every text of every item, made when there is a place for it."""
+        for item in items:
+            try:
+                requests = self.preparation.requests(item, self.sampling)
+            except SpecexecError as error:
+                self._give_up(item, error)
+                continue
+            self._open[item.id] = {}
+            for number, request in enumerate(requests):
+                if item.id not in self._open:
+                    break  # another text of it has failed
+                self._texts.append((item, number))
+                yield replace(request, index=len(self._texts) - 1, written=self._written(item, number))
+
+    def _written(self, item: Item, number: int) -> tuple[int, ...]:
+        """What an earlier run has written. Of tokens that are not computed again no probabilities could be told."""
+        texts = self.begun.get(item.id)
+        return () if texts is None or item.sampling(self.sampling).logprobs is not None else texts[number]
 
     def _sweep(self, batch: Sweeps) -> None:
         for result in batch.sweep():
@@ -95,31 +116,57 @@ class Run:
 
     def _remember(self, batch: Sweeps) -> None:
         for partial in batch.partial:
-            item = self._items[partial.index]
-            if partial.tokens:
-                self.unfinished[item.id] = (item.prompt_sha, partial.tokens)
+            self._keep(*self._texts[partial.index], partial.tokens)
+
+    def _keep(self, item: Item, number: int, tokens: tuple[int, ...]) -> None:
+        """Note how far one text of an unfinished item is."""
+        if tokens and item.id in self._open:
+            _, texts = self.unfinished.get(item.id, ("", ((),) * item.count))
+            self.unfinished[item.id] = (item.prompt_sha, (*texts[:number], tokens, *texts[number + 1 :]))
 
     def _take(self, result: Result) -> None:
-        item = self._items[result.index]
-        if isinstance(result, Failure):
-            self._to_write -= 1
-            for one in [item, *self._copies[item.index]]:
-                self._fail(one, result.error)
+        item, number = self._texts[result.index]
+        texts = self._open.get(item.id)
+        if texts is None:
             return
-        if result.finish_reason == "interrupted":
-            if result.tokens:
-                self.unfinished[item.id] = (item.prompt_sha, result.tokens)
-                if not self.sink.keeps_partial:
-                    self.sink.finished(item, result)
-        else:
-            self.sink.finished(item, result)
-            for copy in self._copies[item.index]:
-                self.sink.finished(copy, replace(result, sweeps=0, bytes_read=0, seconds=0.0))
-            self.unfinished.pop(item.id, None)
-            self._to_write -= 1
-            self.done += 1 + len(self._copies[item.index])
-            self._forecast.learn(len(result.tokens))
+        if isinstance(result, Failure):
+            self._give_up(item, result.error)
+            return
+        texts[number] = result
         self.tokens += len(result.tokens)
+        self._keep(item, number, result.tokens)
+        if result.finish_reason == "interrupted":
+            return
+        self._to_write -= 1
+        self._forecast.learn(len(result.tokens))
+        if len(texts) == item.count and all(one.finish_reason != "interrupted" for one in texts.values()):
+            self._finish(item)
+
+    def _finish(self, item: Item) -> None:
+        answer = self._answer(item)
+        self.sink.finished(item, answer)
+        for copy in self._copies[item.id]:
+            self.sink.finished(copy, answer.free())
+        self.unfinished.pop(item.id, None)
+        self.done += 1 + len(self._copies[item.id])
+
+    def _answer(self, item: Item) -> Answer:
+        """What there is of it."""
+        texts = self._open.pop(item.id)
+        return self.preparation.answer(item, self.sampling, {number: texts[number] for number in sorted(texts)})
+
+    def _show_unfinished(self, items: list[Item]) -> None:
+        """What was written of an answer that will not go on is all there will be of it."""
+        if not self.sink.keeps_partial:
+            for item in items:
+                if any(one.tokens for one in self._open.get(item.id, {}).values()):
+                    self.sink.finished(item, self._answer(item))
+
+    def _give_up(self, item: Item, error: SpecexecError) -> None:
+        """An item that cannot be answered; whoever asked the same gets the same refusal."""
+        self._to_write -= item.count - len(self._open.pop(item.id, {}))
+        for one in [item, *self._copies[item.id]]:
+            self._fail(one, error)
 
     def _fail(self, item: Item, error: SpecexecError) -> None:
         if self.strict:
@@ -171,12 +218,12 @@ class Run:
         return f" · {format_speed(moved_B / spent_s)}" if moved_B > 0 else ""
 
 
-def _copies(items: list[Item]) -> dict[int, list[Item]]:
-    """By the index of each item that has to be answered, the others that its answer serves."""
-    leaders: dict[str, int] = {}
-    copies: dict[int, list[Item]] = {}
+def _copies(items: list[Item]) -> dict[str, list[Item]]:
+    """By the id of each item that has to be answered, the others that its answer serves."""
+    leaders: dict[str, str] = {}
+    copies: dict[str, list[Item]] = {}
     for item in items:
         if item.problem is None:
-            leader = leaders.setdefault(item.duplicate_of or item.id, item.index)
-            copies.setdefault(leader, []).extend([item] if leader != item.index else [])
+            leader = leaders.setdefault(item.duplicate_of or item.id, item.id)
+            copies.setdefault(leader, []).extend([item] if leader != item.id else [])
     return copies

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Protocol
 
 from cli.batch.files import on_disk, replace_file
@@ -18,10 +19,11 @@ from cli.errors import OutputExists
 from cli.screen import Screen
 
 if TYPE_CHECKING:
-    from specexec.stats import Completion
+    from cli.batch.answers import Answer
 
 TEXTS = (".txt", ".md", ".markdown")
-LONGEST_NAME = 120
+LONGEST_NAME_B = 200  # disks take 255 bytes; a mark, a suffix and a hidden name for the unfinished file come on top
+LONGEST_PATH_B = 1000
 
 
 class Sink(Protocol):
@@ -29,27 +31,29 @@ class Sink(Protocol):
 
     keeps_partial: bool
 
-    def finished(self, item: Item, answer: Completion) -> None: ...
+    def finished(self, item: Item, answer: Answer) -> None: ...
 
     def failed(self, item: Item, error: Exception) -> None: ...
 
 
 @dataclass
 class JournalSink:
-    """Records, as items finish; with `folder` each text in a file of its own first."""
+    """Records, as items finish; with `folder` each text in a file of its own first, which the record names."""
 
     journal: Journal
     writer: Writer
     folder: Folder | None = None
     keeps_partial: bool = True
 
-    def finished(self, item: Item, answer: Completion) -> None:
+    def finished(self, item: Item, answer: Answer) -> None:
+        record = self.writer.finished(item, answer)
         if self.folder is not None:
-            self.folder.put(item, answer.text)
-        self.journal.put(self.writer.finished(item, answer))
+            record["file"] = self.folder.put(item, answer.text)
+        self.journal.put(record)
 
     def failed(self, item: Item, error: Exception) -> None:
-        self.journal.put(self.writer.failed(item, error))
+        record = self.writer.failed(item, error)
+        self.journal.put(record if self.folder is None else {**record, "file": None})
 
 
 @dataclass
@@ -65,11 +69,15 @@ class Folder:
 
         `ids` are those of all items, also of earlier runs: a name that was one's own must not become another's.
         """
-        wanted = {name: _file_name(name) for name in ids}
-        crowd = Counter(file.casefold() for file in wanted.values())  # some disks do not tell A from a
-        return Folder(
-            path, {name: _marked(file, name) if crowd[file.casefold()] > 1 else file for name, file in wanted.items()}
-        )
+        names = {name: _file_name(name) for name in ids}
+        while crowded := _crowded(names):
+            names |= {name: _marked(names[name], name) for name in crowded}
+        return Folder(path, names)
+
+    @property
+    def renamed(self) -> int:
+        """How many texts lie in files that are not called as their ids."""
+        return sum(file not in (name, f"{name}.txt") for name, file in self.names.items())
 
     def check_new(self) -> None:
         """Refuse to replace what somebody else has put there."""
@@ -77,24 +85,46 @@ class Folder:
         if taken is not None:
             raise OutputExists(f"{taken} already exists.", hint="another --output-dir, or --overwrite.")
 
-    def put(self, item: Item, text: str) -> None:
+    def put(self, item: Item, text: str) -> str:
+        """Write an item's text; returns the name of its file."""
         file = self.path / self.names[item.id]
         with on_disk(file, repr(item.id)):
             file.parent.mkdir(parents=True, exist_ok=True)
             replace_file(file, text + "\n")
+        return self.names[item.id]
+
+
+def _crowded(names: Mapping[str, str]) -> list[str]:
+    """Whose files would be one file on some disk, or stand where another one needs a folder."""
+    alike = {name: _as_disks_see(file) for name, file in names.items()}
+    crowd = Counter(alike.values())
+    folders = {str(folder) for file in alike.values() for folder in PurePosixPath(file).parents}
+    return [name for name, file in alike.items() if crowd[file] > 1 or file in folders]
+
+
+def _as_disks_see(file: str) -> str:
+    """Some do not tell A from a, or an accent from its letter's own."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", file).casefold())
 
 
 def _file_name(name: str) -> str:
     parts = [part for part in re.split(r"[/\\]+", name) if part not in ("", ".", "..")]
-    safe = "/".join(re.sub(r"[^\w.\- ]", "-", part)[-LONGEST_NAME:].lstrip(".") for part in parts) or "item"
-    file = safe if Path(safe).suffix in TEXTS else f"{safe}.txt"
-    return file if safe == name else _marked(file, name) if safe.count("/") != len(parts) - 1 else file
+    kept = [_ending(re.sub(r"[^\w.\- ]", "-", part), LONGEST_NAME_B).lstrip(".") for part in parts]
+    safe = "/".join(kept) if all(kept) else "item"
+    if len(safe.encode()) > LONGEST_PATH_B:
+        safe = kept[-1]
+    return safe if Path(safe).suffix in TEXTS else f"{safe or 'item'}.txt"
+
+
+def _ending(text: str, most_B: int) -> str:
+    """The last so many bytes, whole characters only."""
+    return text.encode()[-most_B:].decode(errors="ignore")
 
 
 def _marked(file: str, name: str) -> str:
     """The same name with a few letters that no other id has."""
     path = Path(file)
-    return str(path.with_name(f"{path.stem}-{hashlib.sha256(name.encode()).hexdigest()[:8]}{path.suffix}"))
+    return str(path.with_name(f"{path.stem}-{hashlib.sha256(name.encode()).hexdigest()[:12]}{path.suffix}"))
 
 
 @dataclass
@@ -109,9 +139,9 @@ class ScreenSink:
     _waiting: dict[int, Callable[[], None]] = field(default_factory=dict)
     _next: int = 0
 
-    def finished(self, item: Item, answer: Completion) -> None:
+    def finished(self, item: Item, answer: Answer) -> None:
         record = self.writer.finished(item, answer)
-        self._put(item, lambda: self._show(line_of(record).decode() if self.as_json else answer.text))
+        self._put(item, lambda: self._show(line_of(record).decode() if self.as_json else answer.shown))
 
     def failed(self, item: Item, error: Exception) -> None:
         record = self.writer.failed(item, error)

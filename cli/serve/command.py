@@ -19,6 +19,7 @@ from cli.errors import INTERRUPTED, MissingExtra, PortTaken
 from cli.facts import facts_of
 from cli.options import EngineOptions, RealNumber, WholeNumber, engine_options, model_argument
 from cli.screen import Screen
+from cli.template import template_options
 from cli.verbosity import Verbosity, json_option, start_logging, verbosity_options
 from cli.visible import echo
 
@@ -59,6 +60,7 @@ SHUTDOWN_S = 10
     default="comment",
     help="For clients that do not count comments as life.",
 )
+@template_options
 @engine_options
 @json_option("Print one line of JSON when the server is ready.")
 @verbosity_options

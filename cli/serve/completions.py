@@ -101,7 +101,13 @@ class Completions:
                 sampling = asked.sampling_of(number, room, fresh_seed, text.grammar)
                 told = asked.sampling.logprobs is not None
                 teller = Teller(engine.encoding.piece, text.tokens, asked.echo) if told else None
-                choice = Choice(len(writing.choices), text.echo, text.reader(asked.sampling.stop), teller)
+                choice = Choice(
+                    len(writing.choices),
+                    text.echo,
+                    text.reader(engine.filled(sampling).stop or ()),
+                    teller,
+                    sampling.stop_token_ids,
+                )
                 writing.add(choice, partial(Ticket, text.tokens, sampling))
         return writing
 

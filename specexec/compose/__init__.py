@@ -15,6 +15,7 @@ from specexec.architecture import can_branch, check_tree_support, longest_text
 from specexec.budget import FIRST_NODES
 from specexec.choice import Choice, check_models, parse
 from specexec.compose.asked import Asked, beside_B, beside_ram_B, drafters_of
+from specexec.compose.options import DTYPES, check_options
 from specexec.compose.reading import context_for, context_of, encoding_in, encoding_of
 from specexec.compose.sources import (
     Kit,
@@ -27,7 +28,9 @@ from specexec.compose.sources import (
     watched,
 )
 from specexec.cost import CostModel
+from specexec.defaults import Defaults, defaults_of
 from specexec.drafters.skip import Searches
+from specexec.encoding import Encoding
 from specexec.engine import Engine
 from specexec.memory import Memory
 from specexec.parts import Parts
@@ -42,7 +45,6 @@ __all__ = ["context_of", "encoding_in", "encoding_of", "load"]
 log = logging.getLogger(__name__)
 
 TOY_BUDGET = 32  # a pass of the toy is all overhead, so no guess would ever pay: it shows the engine instead
-DTYPES = {"auto": None, "bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
 
 
 def load(
@@ -87,8 +89,9 @@ def load(
     many.
     Raises offload's errors for models and memory, UnsupportedArchitecture for targets that cannot verify trees,
     TokenizerMismatch for a drafter whose text cannot be carried over, ContextLengthExceeded for a ctx beyond what the
-    model was made for, RemoteCode for code that is not trusted.
+    model was made for, RemoteCode for code that is not trusted, BadOption for values that a keyword cannot have.
     """
+    check_options(locals())
     weights.check_system()
     choice = parse(drafter, weights.known)
     pair = weights.resolve(model, choice.models, offline=offline, code=trust_remote_code)
@@ -137,6 +140,7 @@ def load(
         told=told,
         trust_remote_code=trust_remote_code,
     )
+    defaults = _defaults(target, encoding)
     drafts = drafts_of(choice, pair, vocabularies, asked, trust_remote_code, rounded)
     lm = lm_of(
         target, trees=bool(choice.sources), tried=design.own_code, travel=_travel(target, where), share=weights.share
@@ -156,6 +160,7 @@ def load(
         rounded,
         asked.copy,
         context,
+        defaults.stop_tokens,
     )
     cost = CostModel(share=weights.stream_of(target).share)
     return Engine(
@@ -164,10 +169,11 @@ def load(
             toy=pair.toy,
             folders={"target": pair.target} | {one.role: one.folder for one in drafts.values()},
             encoding=encoding,
+            defaults=defaults,
             model=target,
             stream=weights.stream_of(target),
             target=lm,
-            drafts={one.role: one.lm for one in drafts.values() if one.vocabulary.theirs is None},
+            drafts={one.role: one.lm for one in drafts.values() if one.vocabulary.wordings is None},
             drafter=watched(choice, join(choice, kit.makers, cost), cost),
             sources=choice.name,
             reason=reason,
@@ -187,6 +193,16 @@ def _verify(pair: weights.ModelPair) -> None:
     for folder in (pair.target, *pair.drafters):
         if not weights.check_bytes(folder):
             log.warning("%s has no hashes to compare with: only sizes and headers were checked", folder)
+
+
+def _defaults(target: PreTrainedModel, encoding: Encoding) -> Defaults:
+    """What the model's generation_config.json wishes; what of it is not heeded is said here, once."""
+    wish = target.generation_config
+    from_config = None if wish is not None and wish.eos_token_id is not None else target.config.eos_token_id
+    found = defaults_of(wish, from_config, encoding.tokenizer.eos_token_id)
+    for line in found.unheeded:
+        log.warning("%s", line)
+    return found
 
 
 def _travel(target: PreTrainedModel, device: str) -> Travel | None:

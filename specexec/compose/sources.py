@@ -23,7 +23,6 @@ from specexec.choice import Choice
 from specexec.compose.asked import Asked, beside_B, beside_ram_B
 from specexec.compose.reading import encoding_in
 from specexec.cost import CostModel
-from specexec.defaults import stop_tokens
 from specexec.drafters import Drafter
 from specexec.drafters.auto import Auto, candidates, fastest
 from specexec.drafters.cascade import Cascade
@@ -36,7 +35,7 @@ from specexec.drafters.substitute import substituting
 from specexec.drafters.translated import TranslatedDrafter
 from specexec.drafters.trimmed import TrimmedHead
 from specexec.drafters.union import Union
-from specexec.encoding import Encoding, check_translatable
+from specexec.encoding import Encoding
 from specexec.errors import BadDrafter
 from specexec.lm import TreeLM
 from specexec.memory import Memory
@@ -44,6 +43,7 @@ from specexec.partial import rebuilt
 from specexec.ranking import Ranking
 from specexec.sublayers import names_of, sizes_of
 from specexec.text.vocabularies import Nameable, differing_ids, nameable
+from specexec.text.wording import Wording, wording_of
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ def check_trimming(choice: Choice, vocabularies: Items[DraftVocabulary], left: i
             "--draft-vocab trims the head of a drafter model, and none drafts here.",
             hint=f"Leave it out, or --drafter with a model. Now: {choice.name}.",
         )
-    if all(one.theirs is not None for one in vocabularies):
+    if all(one.wordings is not None for one in vocabularies):
         raise BadDrafter(
             "--draft-vocab cannot trim a drafter with another vocabulary: its guesses are carried over as text.",
             hint="Leave it out.",
@@ -131,7 +131,7 @@ class DraftVocabulary:
     """What a drafter's ids mean: the same as the target's, but for `differing`, or what its own tokenizer says."""
 
     differing: frozenset[int] = frozenset()
-    theirs: Encoding | None = None
+    wordings: tuple[Wording, Wording] | None = None  # the target's and the drafter's own
 
 
 def vocabulary_of(drafter: Path, ours: Encoding, trust_remote_code: bool) -> DraftVocabulary:
@@ -140,11 +140,11 @@ def vocabulary_of(drafter: Path, ours: Encoding, trust_remote_code: bool) -> Dra
     differing = differing_ids(ours.tokenizer, theirs.tokenizer)
     if differing is not None:
         return DraftVocabulary(differing)
-    check_translatable(theirs, drafter)
+    wordings = wording_of(ours.tokenizer, "the model"), wording_of(theirs.tokenizer, f"drafter {drafter}")
     log.warning(
         "drafter %s has another vocabulary: its guesses are carried over as text, and fewer will be accepted.", drafter
     )
-    return DraftVocabulary(theirs=theirs)
+    return DraftVocabulary(wordings=wordings)
 
 
 def in_few_bits(
@@ -226,6 +226,7 @@ class Kit:
     rounded: Told
     copy: Form
     context: int
+    stop_tokens: frozenset[int]
 
     @property
     def makers(self) -> dict[str, Callable[[], Drafter]]:
@@ -246,15 +247,14 @@ class Kit:
         return Cascade(self.memory)
 
     def _sibling(self, draft: Draft) -> Drafter:
-        if (theirs := draft.vocabulary.theirs) is not None:
-            return TranslatedDrafter(draft.lm, self.encoding, theirs, draft.name)
+        if draft.vocabulary.wordings is not None:
+            return TranslatedDrafter(draft.lm, *draft.vocabulary.wordings, draft.name)
         trimmed = None
         ids = nameable(
             self.encoding.tokenizer, [self.target.vocabulary, draft.lm.vocabulary], draft.vocabulary.differing
         )
         if self.draft_vocab:
-            ends = stop_tokens(self.model.generation_config, self.encoding.tokenizer.eos_token_id)
-            trimmed = TrimmedHead(draft.lm, ids.rows, self.draft_vocab, ends, self.memory, ids.never)
+            trimmed = TrimmedHead(draft.lm, ids.rows, self.draft_vocab, self.stop_tokens, self.memory, ids.never)
         return SiblingDrafter(draft.lm, ids.rows, self.ranking, draft.name, trimmed, self._cascade, ids.never)
 
     def _skip(self) -> SiblingDrafter:

@@ -21,8 +21,9 @@ from specexec.drafters.cascade import Cascade
 from specexec.drafters.trimmed import Columns, TrimmedHead
 from specexec.learned import Arrays
 from specexec.lm import Rows, TreeLM
+from specexec.processors import History
 from specexec.ranking import Ranking
-from specexec.sampling import History, NoiseRows, constrained
+from specexec.scores import NoiseRows, constrained
 from specexec.sequence import Sequence
 from specexec.tree import ROOT, Floats, Ints, TokenTree
 from specexec.workspace import BEAMS, CANDIDATES

@@ -1,8 +1,8 @@
 """A drafter model with another tokenizer: what it says is carried over as text (OmniDraft, Ramakrishnan et al. 2025).
 
-Each guess of theirs is a piece of text; our tokenizer cuts it. A piece that makes several of our tokens promises the
-later ones; one that only begins a token of ours stands for tokens that began so before (the n-gram cache). Verification
-never asks how a guess was found, so the text stays exact whatever goes wrong here.
+Each guess of theirs is a piece of text, as bytes; our tokenizer cuts it. A piece that makes several of our tokens
+promises the later ones; one that only begins a token of ours stands for tokens that began so before (the n-gram cache).
+Verification never asks how a guess was found, so the text stays exact whatever goes wrong here.
 N nodes   C candidates   V vocabulary
 """
 
@@ -23,7 +23,6 @@ from specexec.drafters import Ask, Guesses
 from specexec.lm import Rows, TreeLM
 from specexec.sampling import SamplingParams
 from specexec.sequence import Sequence
-from specexec.text.detokenizer import INCOMPLETE
 from specexec.tree import ROOT, Floats, Ints, TokenTree
 
 CANDIDATES = 48
@@ -35,9 +34,13 @@ Path = tuple[int, ...]
 class Wording(Protocol):
     """What this needs of a tokenizer."""
 
-    def encode_rest(self, text: str) -> list[int]: ...
+    begin: tuple[int, ...]
+    end: int | None
+    lead: bytes
 
-    def raw(self, tokens: Items[int]) -> str: ...
+    def cut(self, text: bytes) -> list[int]: ...
+
+    def spelled(self, tokens: Items[int]) -> bytes: ...
 
 
 @dataclass
@@ -57,7 +60,8 @@ class _Reading:
 
     cache: KVCache = field(default_factory=KVCache)
     length: int = 0  # tokens of ours that were read
-    tail: str = ""  # text after what the cache has committed
+    tail: bytes = b""  # text after what the cache has committed
+    room: int = 0  # rows that may follow that in the model's context
     paths: dict[int, Path] = field(default_factory=dict)  # by node: our tokens after the tail
     rows: dict[Path, int] = field(default_factory=dict)  # by their tokens after the cache's text
     best: dict[Path, tuple[list[int], list[float]]] = field(default_factory=dict)
@@ -73,6 +77,8 @@ class TranslatedDrafter(Calibrated):
         self.name, self.context = name, lm.context
         self.lm, self._ours, self._theirs = lm, ours, theirs
         self._pieces: dict[int, Path] = {}
+        if ours.end is not None and theirs.end is not None:
+            self._pieces[theirs.end] = (ours.end,)
         self._begun: dict[int, Counter[int]] = defaultdict(Counter)  # by their token: tokens of ours that began with it
         self._readings: WeakKeyDictionary[Sequence, _Reading] = WeakKeyDictionary()
 
@@ -81,7 +87,7 @@ class TranslatedDrafter(Calibrated):
         return []
 
     def guess(self, asks: list[Ask], width: int) -> list[Guesses]:
-        """One pass of the model for all asked nodes whose text ends between two characters."""
+        """One pass of the model for all asked nodes."""
         wanted: list[tuple[Ask, _Reading, list[Path]]] = []
         parts: list[Rows] = []
         fresh: list[tuple[_Reading, list[Path]]] = []
@@ -92,7 +98,7 @@ class TranslatedDrafter(Calibrated):
             theirs = [self._path(reading, ask, node) for node in ask.nodes]
             wanted.append((ask, reading, theirs))
             rows, new = self._rows(reading, theirs)
-            if new and len(reading.cache) + len(reading.cache.parents) + len(new) < self.context:
+            if new:
                 parts.append(rows)
                 fresh.append((reading, new))
         for (reading, new), hidden_RH in zip(fresh, self.lm.forward(parts) if parts else [], strict=True):
@@ -103,33 +109,51 @@ class TranslatedDrafter(Calibrated):
 
     def _read(self, reading: _Reading, sequence: Sequence) -> None:
         """Bring their cache up to the end of the text, but for the tokens that may still change."""
-        text = self._ours.raw(sequence.tokens).rstrip(INCOMPLETE)
-        tokens = self._theirs.encode_rest(text)
-        settled = tokens[: max(len(tokens) - BACK, 0)]
-        reading.tail = text[len(self._theirs.raw(settled)) :]
+        tokens = self._in_theirs(sequence.tokens)
+        settled = tokens[: max(len(tokens) - BACK, len(self._theirs.begin))]
+        reading.tail = self._theirs.spelled(tokens[len(settled) :])
         cache = reading.cache
         cache.rewind(common_prefix(cache.tokens, settled))
-        if (pending := settled[len(cache) :]) and len(settled) < self.context:
+        reading.room = self.context - 1 - len(settled)
+        if (pending := settled[len(cache) :]) and reading.room > 0:
             self.lm.forward([Rows(cache, pending, range(-1, len(pending) - 1))])
             cache.commit(range(len(pending)))
         reading.length = len(sequence.tokens)
         reading.paths, reading.rows, reading.best = {ROOT: ()}, {}, {}
         reading.promises, reading.said = {}, {}
 
+    def _in_theirs(self, tokens: Items[int]) -> list[int]:
+        """A text of ours as they would write it: with their own beginning, and their own end where it has one."""
+        own, found = self._ours.begin, list(self._theirs.begin)
+        parts: list[list[int]] = [[]]
+        for token in tokens[len(own) if tuple(tokens[: len(own)]) == own else 0 :]:
+            if token == self._ours.end and self._theirs.end is not None:
+                parts.append([])
+            else:
+                parts[-1].append(token)
+        for number, part in enumerate(parts):
+            text = self._ours.spelled(part)
+            if not number:
+                text = self._theirs.lead + text.removeprefix(self._ours.lead)
+            found += [self._theirs.end] if number and self._theirs.end is not None else []
+            found += self._theirs.cut(text)
+        return found
+
     def _path(self, reading: _Reading, ask: Ask, node: int) -> Path:
-        """The node's text after the settled one, in their tokens; empty if it ends within a character."""
+        """The node's text after the settled one, in their tokens."""
         if node != ROOT:
             parent, token = int(ask.tree.parents_N[node]), int(ask.tree.tokens_N[node])
             reading.paths[node] = (*reading.paths[parent], token)
-        below = self._ours.raw(reading.paths[node])
-        return () if below.endswith(INCOMPLETE) else tuple(self._theirs.encode_rest(reading.tail + below))
+        return tuple(self._theirs.cut(reading.tail + self._ours.spelled(reading.paths[node])))
 
     def _rows(self, reading: _Reading, paths: Items[Path]) -> tuple[Rows, list[Path]]:
-        """The rows that the model has not seen yet: nodes share what they have in common."""
+        """The rows that the model has not seen yet, as far as there is room: nodes share what they have in common."""
         new: list[Path] = []
         parents: list[int] = []
         first = len(reading.cache.parents)
         for path in paths:
+            if first + len(new) + len(path) > reading.room:
+                continue
             for end in range(1, len(path) + 1):
                 if path[:end] not in reading.rows:
                     parents.append(reading.rows[path[: end - 1]] if end > 1 else -1)
@@ -181,16 +205,15 @@ class TranslatedDrafter(Calibrated):
             chances[piece[0]] += chance
             below[piece[0]][piece[1:]] += chance
         for token, rests in below.items():
-            if longer := {rest: mass / chances[token] for rest, mass in rests.items() if rest}:
+            # A chance may be too small for a number: it promises nothing, and nothing is divided by it.
+            if longer := {rest: mass / chances[token] for rest, mass in rests.items() if rest and mass > 0}:
                 reading.promises[(*ours, token)] = _Promise(longer)
         return chances
 
     def _piece(self, their: int) -> Path:
-        """One token of theirs in ours; empty if it is no whole text."""
+        """One token of theirs in ours; empty for an id that is no text."""
         if their not in self._pieces:
-            text = self._theirs.raw([their])
-            whole = text and INCOMPLETE not in text
-            self._pieces[their] = tuple(self._ours.encode_rest(text)) if whole else ()
+            self._pieces[their] = tuple(self._ours.cut(self._theirs.spelled([their])))
         return self._pieces[their]
 
     def observe(self, sequence: Sequence, tree: TokenTree, choices_M: list[int], kept: Ints | None) -> None:
@@ -200,8 +223,7 @@ class TranslatedDrafter(Calibrated):
             return
         self._learn(reading, sequence.sampling, tree, choices_M)
         for token in sequence.tokens[reading.length :]:
-            text = self._ours.raw([token])
-            cut = self._theirs.encode_rest(text) if text and INCOMPLETE not in text else []
+            cut = self._theirs.cut(self._ours.spelled([token]))
             if len(cut) > 1:
                 self._begun[cut[0]][token] += 1
         reading.length = len(sequence.tokens)

@@ -20,7 +20,7 @@ from specexec.errors import BadDrafter
 from specexec.learned import Arrays, sound
 from specexec.lm import TreeLM, head_alone
 from specexec.memory import Memory
-from specexec.sampling import NoiseRows
+from specexec.scores import NoiseRows
 from specexec.tree import Floats, Ints, highest
 
 ENOUGH = 100.0  # choices of the target that are worth choosing anew for

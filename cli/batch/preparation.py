@@ -1,0 +1,127 @@
+"""From an item to requests for the engine, and from finished texts to its answer. Needs the tokenizer, no weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from cli.batch.answers import Answer
+from cli.batch.items import Item, Text
+from cli.batch.refusals import BadRequest
+from cli.openai.errors import ApiError
+from cli.openai.logprobs import Teller
+from cli.openai.responses import Choice
+from specexec.sampling import SamplingParams
+from specexec.stats import Burst, Completion, Cost
+from specexec.tree import TokenTree
+from specexec.wishes import Wishes
+from specexec.work import Request
+
+if TYPE_CHECKING:
+    from specexec.encoding import Encoding
+    from specexec.text.formats import Format
+    from specexec.text.formats.thinking import Level
+
+
+@dataclass(frozen=True)
+class Told:
+    """What the chat template is told for an item, how its model then writes, and what of it had no effect."""
+
+    wishes: Wishes
+    form: Format
+    notes: tuple[str, ...] = ()
+
+
+@dataclass
+class Preparation:
+    """`thinking` is for every item that does not say itself how much to think."""
+
+    encoding: Encoding
+    thinking: Level | None = None
+    _left_out: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def requests(self, item: Item, run: SamplingParams) -> list[Request]:
+        """One for each text. Raises what is wrong with the item."""
+        return [self._request(item, text) for text in item.texts(run)]
+
+    def answer(self, item: Item, run: SamplingParams, completions: Mapping[int, Completion]) -> Answer:
+        """The texts of an item, read; `completions` are those that there are, by their place among them."""
+        told = self._told(item) if item.chat and self.encoding.template is not None else None
+        texts = item.texts(run)
+        choices = tuple(self._choice(at, item, told, texts[at], one) for at, one in completions.items())
+        notes = (*(told.notes if told else ()), *self._left_out.pop(item.id, ()))
+        return Answer(tuple(completions.values()), choices, notes)
+
+    def _request(self, item: Item, text: Text) -> Request:
+        request = Request(0, text.prompt, text.sampling, wishes=item.template)
+        asked = item.asked
+        bounded = asked is not None and bool(asked.shape or asked.tools)
+        if item.chat and (bounded or self._level(item)):
+            told = self._told(item)
+            return replace(request, wishes=told.wishes, grammar=self._grammar(item, text, told) if bounded else None)
+        if asked is not None and asked.shape is not None:
+            from cli.openai.prepare import grammar_of
+
+            return replace(request, grammar=grammar_of(asked.shape))
+        return request
+
+    def _level(self, item: Item) -> Level | None:
+        return (item.asked.thinking if item.asked is not None else None) or self.thinking
+
+    def _told(self, item: Item) -> Told:
+        from specexec.text.formats import format_of
+
+        wishes, level = item.template or Wishes(), self._level(item)
+        form, notes = format_of(self.encoding, wishes), item.asked.notes if item.asked is not None else ()
+        if level is None:
+            return Told(wishes, form, notes)
+        thinking = form.thinking(level)
+        if not thinking.variables:
+            notes = (*notes, f"thinking {level!r} has no effect: {thinking.effect}")
+        wishes = replace(wishes, variables={**thinking.variables, **wishes.variables})
+        return Told(wishes, format_of(self.encoding, wishes), notes)
+
+    def _grammar(self, item: Item, text: Text, told: Told) -> str:
+        """What the answer must look like, from the end of its thought on."""
+        from cli.openai.prepare import bound_of
+
+        assert item.asked is not None
+        try:
+            bound = bound_of(told.form, self.encoding.encode(text.prompt, told.wishes), item.asked)
+        except ApiError as refusal:
+            raise BadRequest(item.id, refusal) from None
+        assert bound is not None, "asked for only where something is bound"
+        self._left_out[item.id] = bound.notes
+        return bound.text
+
+    def _choice(self, index: int, item: Item, told: Told | None, text: Text, completion: Completion) -> Choice:
+        echo = item.asked is not None and item.asked.echo
+        marked = told is not None and (told.form.thoughts or told.form.calls)
+        reader = teller = None
+        tokens: list[int] = []
+        if marked or echo or text.sampling.logprobs is not None:
+            tokens = self.encoding.encode(text.prompt, told.wishes if told else None)
+        if told is not None and marked:
+            reader = told.form.reader(tokens, stop=text.sampling.stop or ())
+        if text.sampling.logprobs is not None:
+            teller = Teller(self.encoding.piece, tokens, echo)
+        said = ""
+        if echo:
+            said = text.prompt if isinstance(text.prompt, str) else self.encoding.decode(tokens)
+        choice = Choice(index, said, reader, teller)
+        choice.add(
+            Burst(
+                completion.tokens,
+                completion.text,
+                completion.finish_reason,
+                TokenTree.empty(),
+                (),
+                completion.seed,
+                Cost(),
+                completion.logprobs,
+                completion.prompt_logprobs,
+            )
+        )
+        choice.drafted, choice.accepted, choice.sweeps = completion.nodes, completion.accepted, completion.sweeps
+        return choice
