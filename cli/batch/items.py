@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 from specexec.errors import SpecexecError
@@ -105,7 +105,7 @@ class Item:
             "prompts": asked.prompts[1:],
             "n": asked.n if asked.n > 1 else None,
             "echo": asked.echo,
-            "schema": asked.schema,
+            "shape": asked.shape and asdict(asked.shape),
             "tools": template.tools,
             "choice": [tools.choice, tools.parallel] if tools else None,
             "variables": dict(template.variables),
