@@ -109,6 +109,9 @@ class LetterEngine:
     def spell(self, token: int) -> str:
         return chr(token)
 
+    def filled(self, sampling: SamplingParams) -> SamplingParams:
+        return sampling
+
     def progress(self) -> Progress:
         return Progress(1, 4, len(self.shared), 0)
 
