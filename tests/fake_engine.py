@@ -33,6 +33,7 @@ class FakeTokenizer:
     """Letters, none of them special."""
 
     all_special_ids: ClassVar[list[int]] = []
+    eos_token_id: int | None = None
 
     def get_added_vocab(self) -> dict[str, int]:
         return {}

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -86,7 +87,8 @@ def test_the_next_prompt_is_what_the_template_makes_of_the_messages(llm: Engine,
     for one in (talk, again):
         said(one, "Why?")
         turn = one.keep().turns[-1]
-        shown = llm.tokenizer.apply_chat_template(turn.asked, tokenize=False, add_generation_prompt=True)
+        asked: Any = turn.asked
+        shown = llm.tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
         assert llm.encoding.raw(turn.prompt) == shown
     assert talk.keep().turns[-1].prompt == again.keep().turns[-1].prompt
 
