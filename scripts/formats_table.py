@@ -26,7 +26,7 @@ def row(template: str) -> str:
 
 
 def _thoughts(form: Format) -> str:
-    marks = " … ".join(mark.strip() for mark in form.thinks if mark)
+    marks = " … ".join(mark.strip() for mark in form.thinks if mark).replace("|", r"\|")
     return f"`{marks}`" if marks else "channel" if form.thoughts else "–"
 
 

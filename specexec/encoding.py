@@ -57,6 +57,7 @@ class Encoding:
         tokenizer = AutoTokenizer.from_pretrained(
             str(folder), local_files_only=True, trust_remote_code=trust_remote_code
         )
+        tokenizer("")  # sets what the first call sets, before there are threads
         config = folder / "tokenizer_config.json"
         # transformers 5.23 forgets it for tokenizer.json files that do not say the same, such as DeepSeek-V3's.
         told = json.loads(config.read_text(encoding="utf-8")) if config.exists() else {}
