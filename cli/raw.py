@@ -30,7 +30,8 @@ class RawConversation:
         from specexec.text.formats import format_of
 
         self.unanswered = text
-        reply = Reply(format_of(self.engine.encoding), self.engine.encode(text), (), self.engine.filled(sampling).stop)
+        stop = self.engine.filled(sampling).stop or ()
+        reply = Reply(format_of(self.engine.encoding), self.engine.encode(text), (), stop)
         for burst in self.engine.stream(text, sampling):
             if burst.tokens and self.unanswered is not None:
                 self.messages += [{"role": "prompt", "content": text}, {}]

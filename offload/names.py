@@ -92,6 +92,15 @@ def resolve(name: str, drafters: tuple[str, ...] = (), *, offline: bool = False,
     return ModelPair(name, target, tuple(path for path in found if path), toy=name == DEMO)
 
 
+def is_here(name: str) -> bool:
+    """Whether all of a model is on this machine; only one of the Hub can be elsewhere."""
+    try:
+        resolve(name, offline=True)
+    except OfflineMissing:
+        return False
+    return True
+
+
 def demo_folder(role: str) -> Path:
     """The folder of the built-in pair's `target` or `drafter`."""
     path = HERE / "demo" / role

@@ -172,7 +172,7 @@ class Conversation:
             yield burst  # an answer that was stopped before it began is none
 
     def _reading(self, turn: Turn, sampling: SamplingParams | None) -> Reply:
-        stop = self._writer.filled(sampling).stop
+        stop = self._writer.filled(sampling).stop or ()
         return Reply(format_of(self._writer.encoding), turn.prompt, turn.written, stop)
 
     def _added(self, answer: Reply, turn: Turn, bursts: Iterator[Burst]) -> Iterator[Burst]:

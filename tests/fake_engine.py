@@ -19,6 +19,7 @@ from specexec.learned import Arrays
 from specexec.reply import Reply
 from specexec.sampling import SamplingParams
 from specexec.stats import Burst, Completion, Cost, Pace, Progress
+from specexec.text.detokenizer import TextStream
 from specexec.text.formats import Format
 from specexec.text.messages import Prompt
 from specexec.tree import Floats, TokenTree
@@ -48,6 +49,9 @@ class FakeEncoding:
 
     def decode(self, tokens: Sequence[int]) -> str:
         return "".join(chr(token) for token in tokens)
+
+    def stream(self, before: Sequence[int]) -> TextStream:
+        return TextStream(self.decode)
 
     def spell(self, token: int) -> str:
         return chr(token)
