@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -12,13 +12,13 @@ from cli.interrupts import Interrupts
 from cli.meter import SweepMeter
 from cli.quantities import format_bytes, format_speed
 from cli.screen import Screen
-from cli.thoughts import Run, Thoughts
 from cli.treeview import draw
 from specexec.stats import Limit, Overlap
 
 if TYPE_CHECKING:
     from specexec.engine import Engine
     from specexec.stats import Burst
+    from specexec.text.formats import Piece
 
 
 @dataclass(frozen=True)
@@ -64,14 +64,11 @@ class Answer:
 
 
 def play(
-    engine: Engine, bursts: Iterator[Burst], screen: Screen, meter: SweepMeter, begin: Callable[[], Thoughts], *,
+    engine: Engine, bursts: Iterator[Burst], screen: Screen, meter: SweepMeter, *,
     tree: bool = False, hide_thoughts: bool = False,
 ) -> Answer:  # fmt: skip
-    """Print an answer as it comes. Ctrl-C stops it and keeps what there is; SIGTERM too (see Answer.exit_code).
-
-    `begin` gives what tells thoughts from the answer, once the engine has taken the question.
-    """
-    answer, thoughts, thought = Answer(), Thoughts(), False
+    """Print an answer as it comes. Ctrl-C stops it and keeps what there is; SIGTERM too (see Answer.exit_code)."""
+    answer, thinking = Answer(), False
     started_s = time.perf_counter()
 
     def acknowledge() -> None:
@@ -79,29 +76,29 @@ def play(
         if not screen.live:
             screen.tell("stopping…")
 
-    def show(runs: Iterable[Run]) -> None:
-        nonlocal thought
-        for run in runs:
-            text = run.text.lstrip("\n") if thought and not run.thought else run.text
-            if thought and not run.thought and text:
-                screen.end_line()
-                screen.say(f"  thought for {_many(answer.tokens, 'token')}, {time.perf_counter() - started_s:.1f} s")
-            thought = run.thought or (thought and not text)
-            if not (run.thought and hide_thoughts):
-                screen.write(text, thought=run.thought)
+    def show(piece: Piece) -> None:
+        nonlocal thinking
+        if piece.reasoning:
+            thinking = True
+            if not hide_thoughts:
+                screen.write(piece.reasoning, thought=True)
+        if thinking and (piece.content or piece.calls):
+            thinking = False
+            screen.end_line()
+            screen.say(f"  thought for {_many(answer.tokens, 'token')}, {time.perf_counter() - started_s:.1f} s")
+        screen.write(piece.content)
+        for call in piece.calls:
+            screen.write_line(f"→ {call.name}({call.arguments})")
 
-    as_written = not (screen.paints or hide_thoughts)  # through a pipe: every letter, tags too
     with Interrupts(engine.stop, acknowledge) as interrupts, escape_calls(interrupts.ask):
         try:
             with screen.status(meter.lines):
                 for burst in bursts:
                     interrupts.check()
-                    if not answer.tokens:  # the engine has taken the question
-                        thoughts = begin()
                     answer = answer.after(burst)
-                    show([Run(burst.text, False)] if as_written else thoughts.feed(burst.text))
+                    show(burst.piece)
                     meter.next_sweep(burst)
-                    meter.thinking = thoughts.thinking and hide_thoughts
+                    meter.thinking = thinking and hide_thoughts
                     screen.title(f"● {answer.tokens / (time.perf_counter() - started_s):.1f} tok/s")
                     if tree:
                         screen.end_line()
@@ -109,7 +106,6 @@ def play(
         except KeyboardInterrupt:
             answer = replace(answer, finish_reason="interrupted", abandoned_s=time.monotonic())
         finally:
-            show(thoughts.end())
             screen.end_line()
     return replace(answer, seconds=time.perf_counter() - started_s, exit_code=interrupts.exit_code)
 

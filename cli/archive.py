@@ -21,12 +21,13 @@ from typing import TypeAlias
 from cli.errors import BadSession, SessionNotFound
 from offload.places import folder_of
 from offload.replacing import PRIVATE, replacing
+from specexec.text.messages import Message
+from specexec.transcript import Turn, belonging, common
 
 FORMAT = 1
 _ID = re.compile(r"[\w-]{1,80}")
 
 
-Message: TypeAlias = dict[str, str]
 Stamp: TypeAlias = tuple[int, int, int]  # of a file: another one has another
 
 
@@ -47,19 +48,26 @@ class Record:
     system: str | None = None
     created: int = field(default_factory=lambda: int(time.time()))
     messages: tuple[Message, ...] = ()
+    turns: tuple[Turn, ...] = ()  # the ids behind the answers
     taken_back: tuple[TakenBack, ...] = ()
     seen: Stamp | None = field(default=None, compare=False)  # the file that this is all of; None: it has none yet
 
     @property
     def told(self) -> dict[str, object]:
         """What is kept, for programs."""
-        return {name: value for name, value in asdict(self).items() if name != "seen"}
+        return {name: value for name, value in asdict(self).items() if name not in ("seen", "turns")}
+
+    @property
+    def dialogue(self) -> list[Message]:
+        """All messages, the system prompt first."""
+        first: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
+        return [*first, *self.messages]
 
     @property
     def title(self) -> str:
         """The first thing that was asked, on one line."""
         asked = next((message["content"] for message in self.messages if message["role"] == "user"), "(empty)")
-        return " ".join(asked.split())
+        return " ".join(str(asked).split())
 
 
 def sessions_folder() -> Path:
@@ -85,7 +93,7 @@ class Archive:
         Where somebody else has gone on with it since it was read, theirs stays and ours gets an id of its own.
         """
         head = {"id": record.id, "model": record.model, "system": record.system, "created": record.created}
-        lines = [{"specexec_session": FORMAT, **head}, *record.messages]
+        lines = [{"specexec_session": FORMAT, **head}, *_with_tokens(record)]
         lines += [{"taken_back": one.messages, "after": one.after} for one in record.taken_back]
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         with self._alone():
@@ -184,14 +192,18 @@ def _read(path: Path) -> Record:
         head, *lines = (json.loads(line) for line in text.split("\n") if line)
         if head.pop("specexec_session") != FORMAT:
             raise ValueError("made by another version of specexec")
-        messages = tuple(_message(line) for line in lines if "taken_back" not in line)
+        said = [line for line in lines if "taken_back" not in line]
         taken_back = tuple(
             TakenBack(int(line["after"]), tuple(_message(one) for one in line["taken_back"]))
             for line in lines
             if "taken_back" in line
         )
-        known = {"model": str(head["model"]), "system": head.get("system"), "created": int(head["created"])}
-        return Record(path.stem, **known, messages=messages, taken_back=taken_back, seen=seen)
+        system = None if head.get("system") is None else str(head["system"])
+        record = Record(
+            path.stem, str(head["model"]), system, int(head["created"]), tuple(map(_message, said)),
+            taken_back=taken_back, seen=seen,
+        )  # fmt: skip
+        return replace(record, turns=tuple(_turns(record, said)))
     except OSError as problem:
         raise BadSession(f"{path} cannot be read: {problem.strerror}.") from problem
     except RecursionError:
@@ -201,4 +213,53 @@ def _read(path: Path) -> Record:
 
 
 def _message(found: dict[str, object]) -> Message:
-    return {"role": str(found["role"]), "content": str(found["content"])}
+    """A message in OpenAI's shape. Raises ValueError and the like for what is none."""
+    content = found["content"]
+    message: Message = {"role": str(found["role"]), "content": None if content is None else str(content)}
+    if "reasoning_content" in found:
+        message["reasoning_content"] = str(found["reasoning_content"])
+    if "tool_calls" in found:
+        message["tool_calls"] = [_call(call) for call in list(found["tool_calls"])]  # type: ignore[call-overload]
+    return message
+
+
+def _call(found: dict[str, dict[str, object]]) -> dict[str, object]:
+    function = found["function"]
+    named = {"name": str(function["name"]), "arguments": str(function["arguments"])}
+    return {"id": str(found["id"]), "type": "function", "function": named}
+
+
+def _with_tokens(record: Record) -> Iterator[dict[str, object]]:
+    """The messages, beside each answer its ids: those of its prompt that are new since the one before, and its own."""
+    behind = {len(turn.asked) - bool(record.system): turn for turn in belonging(record.turns, record.dialogue)}
+    known: list[int] = []
+    for place, message in enumerate(record.messages):
+        if place not in behind:
+            yield message
+            continue
+        turn = behind[place]
+        kept = common(known, turn.prompt)
+        ids = {"kept": kept, "read": turn.prompt[kept:], "written": turn.written}
+        yield {**message, "tokens": {**ids, "ended": turn.ended, "seed": turn.seed}}
+        known = turn.tokens
+
+
+def _turns(record: Record, lines: list[dict[str, dict[str, object]]]) -> Iterator[Turn]:
+    before, known = len(record.dialogue) - len(record.messages), list[int]()
+    for place, line in enumerate(lines):
+        if "tokens" not in line:
+            continue
+        told = line["tokens"]
+        prompt = known[: int(str(told["kept"]))] + _ids(told["read"])
+        ended, seed = told["ended"], told["seed"]
+        turn = Turn(record.dialogue[: before + place], prompt, _ids(told["written"]))
+        turn.ended = ended if ended in ("stop", "length", "interrupted") else None
+        turn.seed = None if seed is None else int(str(seed))
+        yield turn
+        known = turn.tokens
+
+
+def _ids(found: object) -> list[int]:
+    if not isinstance(found, list) or not all(type(token) is int and 0 <= token < 1 << 31 for token in found):
+        raise ValueError("its tokens are not ids")
+    return found

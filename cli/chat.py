@@ -19,12 +19,13 @@ from cli.options import TEXT_OR_FILE, EngineOptions, engine_options, model_argum
 from cli.prompts import with_stdin
 from cli.screen import Screen
 from cli.session import Session
-from cli.slash_settings import THINK
 from cli.template import template_options
+from cli.thoughts import Think, ask_to_think, think_option
 from cli.verbosity import Verbosity, json_option, verbosity_options
 from cli.visible import echo
 from specexec.sampling import SamplingParams
 from specexec.stats import Overlap
+from specexec.text.formats.pieces import Piece
 
 if TYPE_CHECKING:
     from specexec.conversation import Conversation
@@ -43,12 +44,7 @@ TOY_QUESTIONS = "It answers: How does specexec work? · What is a drafter? · Wh
 @click.option("--session", metavar="ID", help="Go on with this one; see specexec sessions list.")
 @click.option("--no-save", is_flag=True, help="Do not keep this conversation.")
 @click.option("--no-history", is_flag=True, help="Do not remember what is typed.")
-@click.option(
-    "--think",
-    type=click.Choice(["auto", "on", "off"]),
-    default="auto",
-    help="Ask for thoughts before an answer, or for none.",
-)
+@think_option
 @click.option("--bell", is_flag=True, help="Ring when an answer took longer than 10 s.")
 @click.option("--notify-command", metavar="COMMAND", help="Run this when an answer took longer than 10 s.")
 @display_options
@@ -66,7 +62,7 @@ def chat(
     session: str | None,
     no_save: bool,
     no_history: bool,
-    think: str,
+    think: Think,
     bell: bool,
     notify_command: str | None,
     display: Display,
@@ -91,10 +87,10 @@ def chat(
     kept = not no_save and (message is None or record is not None)  # a single question is nobody's conversation
 
     def begin(engine: Engine, options: EngineOptions, before: Session | None) -> Session:
-        engine.encoding.thinking = before.engine.encoding.thinking if before else THINK[think]
+        ask_to_think(engine, before.think if before else think, screen.say)
         conversation = engine.conversation(system)
         if before is None:
-            talk = Session(engine, conversation, screen, sampling, options, display, bell, notify_command)
+            talk = Session(engine, conversation, screen, sampling, options, display, bell, notify_command, think)
         else:
             talk = before.moved(engine, conversation, options)
         if kept:
@@ -126,8 +122,11 @@ def _record_of(
 ) -> dict[str, object]:
     """An answer and everything that led to it."""
     tokens = sum(len(burst.tokens) for burst in bursts)
+    whole = sum((burst.piece for burst in bursts), Piece())
     return {
-        "text": "".join(burst.text for burst in bursts),
+        "text": whole.content,
+        "reasoning": whole.reasoning,
+        "calls": [asdict(call) for call in whole.calls],
         "finish_reason": bursts[-1].finish_reason,
         "completion_tokens": tokens,
         "sweeps": len(bursts),

@@ -11,10 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cli.archive import Archive, Message, Record, TakenBack
+from cli.archive import Archive, Record, TakenBack
 from cli.errors import BadSnapshot
 from cli.quantities import format_bytes, format_count
 from cli.screen import Screen
+from specexec.text.messages import Message
+from specexec.transcript import belonging
 
 if TYPE_CHECKING:
     from specexec.conversation import Conversation
@@ -59,13 +61,14 @@ class Keeper:
 
     def save(self) -> None:
         """Put what was said on the disk, if anything was said since the last time."""
-        messages = tuple(dict(message) for message in self._conversation.messages)
-        now = (self._conversation.system, messages)
+        kept = self._conversation.keep()
+        messages = tuple(dict(message) for message in kept.messages)
+        now = (kept.system, messages, [(len(turn.written), turn.ended) for turn in kept.turns])
         if now == self._saved or not (messages or self._record.messages):
             return
         before, self._saved = self._record, now
-        lost = _lost(before, *now)
-        changed = replace(before, system=now[0], messages=messages, taken_back=(*before.taken_back, *lost))
+        taken_back = (*before.taken_back, *_lost(before, kept.system, messages))
+        changed = replace(before, system=kept.system, messages=messages, turns=tuple(kept.turns), taken_back=taken_back)
         self._record = self._archive.save(changed)
         if self.id != before.id:
             self._screen.tell(f"Note: {before.id} was gone on with elsewhere; this conversation is kept as {self.id}.")
@@ -103,13 +106,13 @@ class Keeper:
         kept.messages, kept.system = [dict(message) for message in record.messages], record.system
         if conversation.system is not None:
             kept.system = conversation.system  # asked for anew on the command line
-        self._saved = (kept.system, record.messages)
+        kept.turns = belonging(record.turns, kept.dialogue)
+        self._saved = (kept.system, record.messages, [(len(turn.written), turn.ended) for turn in kept.turns])
         path = self._archive.snapshot_path(self.id)
         how = "it is read again with the next message"
         if path.exists():
             try:
-                read_snapshot(path, kept, self._weights())
-                how = f"{format_count(len(kept.caches['target']))} tokens need not be read again"
+                how = f"{format_count(read_snapshot(path, kept, self._weights()))} tokens need not be read again"
             except BadSnapshot as refusal:
                 self._screen.tell(f"Note: the snapshot of this conversation is not used: {refusal.what}")
         conversation.take_up(kept)
@@ -143,14 +146,23 @@ def _lost(before: Record, system: str | None, messages: Items[Message]) -> list[
 
 
 def _grown(before: Message, now: Message) -> bool:
-    return before["role"] == now["role"] and now["content"].startswith(before["content"])
+    parts = ("content", "reasoning_content")
+    grown = all(str(now.get(part) or "").startswith(str(before.get(part) or "")) for part in parts)
+    return before["role"] == now["role"] and grown and len(_calls(before)) <= len(_calls(now))
+
+
+def _calls(message: Message) -> list[object]:
+    calls = message.get("tool_calls")
+    return calls if isinstance(calls, list) else []
 
 
 def _answered(record: Record) -> tuple[Record, int]:
     """The record with those questions set aside whose answer was stopped before its first word, and how many."""
     messages, taken_back = list[Message](), [*record.taken_back]
-    for message in record.messages:
-        if message["role"] == "assistant" and not message["content"] and messages and messages[-1]["role"] == "user":
+    written = {len(turn.asked) - bool(record.system) for turn in record.turns if turn.written}
+    for place, message in enumerate(record.messages):
+        empty = message == {"role": "assistant", "content": ""} and place not in written
+        if empty and messages and messages[-1]["role"] == "user":
             taken_back.append(TakenBack(len(messages) - 1, (messages.pop(), message)))
         else:
             messages.append(message)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from cli.screen import Screen
 from offload.places import folder_of
+from specexec.errors import BadText
 
 if TYPE_CHECKING:
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
@@ -84,7 +85,10 @@ class PlainLines:
         while not text or unfinished(text):
             if self._prompted:
                 print("  " if text else PROMPT, end="", file=sys.stderr, flush=True)
-            line = sys.stdin.readline()
+            try:
+                line = sys.stdin.readline()
+            except UnicodeDecodeError:
+                raise BadText("standard input is not UTF-8 text.") from None
             if not line:
                 break
             text += line

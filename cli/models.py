@@ -10,12 +10,15 @@ from pathlib import Path
 
 import click
 
-from cli.errors import EXIT_CODES
+from cli.errors import EXIT_CODES, REFUSALS
+from cli.gate import check, only_plainly
 from cli.quantities import format_bytes
 from cli.verbosity import json_option, verbosity_options
 from cli.visible import echo
 from offload import hub, leftovers, local, names
+from offload.documents import check_documents
 from offload.errors import ModelNotFound, OffloadError
+from offload.shards import Folder, open_folder
 
 _JSON = json_option()
 
@@ -37,7 +40,11 @@ class Known:
         facts |= {"note": self.note} if self.note else {}
         if self.path is None:
             return facts | {"local": False}
-        here = local.describe(self.path)
+        try:
+            check_documents(self.path)
+            here = local.describe(self.path)
+        except OffloadError as damage:
+            return facts | {"local": True, "path": str(self.path), "damaged": damage.what}
         return facts | {
             "local": True,
             "path": str(here.path),
@@ -48,6 +55,7 @@ class Known:
             "pack": here.pack,
             "loads_in_transformers": here.loads_in_transformers,
             "head": here.head,
+            "notes": "; ".join(here.notes),
         }
 
 
@@ -86,7 +94,12 @@ def list_models(as_json: bool) -> None:
 @verbosity_options
 def show_model(name: str, as_json: bool) -> None:
     """Show what one name or folder stands for."""
-    facts = _find(name).facts
+    known = _find(name)
+    facts = known.facts
+    if known.path is not None:
+        folder = open_folder(known.path)  # raises what is wrong with it
+        check_documents(known.path)
+        facts["runs"] = _runs(folder)
     if as_json:
         echo(json.dumps(facts, ensure_ascii=False))
         return
@@ -101,6 +114,16 @@ def show_model(name: str, as_json: bool) -> None:
         shown["loads_in_transformers"] = f"no, {what}"
     width = max(map(len, shown))
     echo("\n".join(f"{key:<{width}} {value}" for key, value in shown.items() if value != ""))
+
+
+def _runs(folder: Folder) -> str:
+    """What `chat` would say of it: yes, or the reason why not."""
+    try:
+        check(folder, trees=False)
+    except REFUSALS as refusal:
+        return f"no: {refusal.what}"
+    why = only_plainly(folder)
+    return "yes" if why is None else f"without guesses only: {why}"
 
 
 @models.command("path")
@@ -225,10 +248,9 @@ def _print_list(as_json: bool) -> None:
         return
     rows = [("NAME", "TARGET", "SIZE", "FORMAT", "DRAFTER")]
     for facts in listed:
-        size = format_bytes(int(str(facts["size_B"]))) if facts["local"] else "-"
-        rows.append(
-            (str(facts["name"]), str(facts["target"]), size, str(facts.get("format", "-")), str(facts["drafter"]))
-        )
+        size = format_bytes(int(str(facts["size_B"]))) if "size_B" in facts else "-"
+        form = "damaged" if "damaged" in facts else str(facts.get("format", "-"))
+        rows.append((str(facts["name"]), str(facts["target"]), size, form, str(facts["drafter"])))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

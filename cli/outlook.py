@@ -28,8 +28,8 @@ from offload.shards import Folder
 from specexec.workspace import Widths, drafting_B, guesses_B, nodes_of, widths_of, workspace
 
 MODES: tuple[Offload, ...] = ("none", "ram", "disk", "auto")
-# What drafters of one family reach; the range is for people, `bench` measures.
-TOKENS_PER_SWEEP = (5, 10)
+# What drafters reach, for people; `bench` measures. Models of one family; texts that repeat themselves; nobody.
+OF_MODELS, OF_REPEATS, ALONE = (5, 10), (1, 3), (1, 1)
 ROWS = 64
 FEW = (1, 4, 16, 64)
 
@@ -41,6 +41,12 @@ class Beside:
     B: Mapping[str, int] = field(default_factory=dict)
     ram_B: Mapping[str, int] = field(default_factory=dict)
     guesses_B: int = 0
+
+
+def tokens_per_sweep(models: int, repeats: bool, budget: IntOrAuto) -> tuple[int, int]:
+    """From few to many, with so many models that draft and with or without guesses from texts that repeat."""
+    low, high = OF_MODELS if models else OF_REPEATS if repeats else ALONE
+    return (low, high) if budget == "auto" else (min(low, budget + 1), min(high, budget + 1))
 
 
 def beside_of(
@@ -77,13 +83,15 @@ class Row:
     placement: Placement | None
     forecast: Forecast | None
     refusal: OffloadError | None
+    tokens: tuple[int, int] = OF_MODELS
+    """Per sweep, from few to many."""
 
     @property
     def tokens_per_s(self) -> tuple[float, float] | None:
         """Slow and fast end of what to expect."""
         if self.forecast is None:
             return None
-        return TOKENS_PER_SWEEP[0] / self.forecast.sweep_s, TOKENS_PER_SWEEP[1] / self.forecast.sweep_s
+        return self.tokens[0] / self.forecast.sweep_s, self.tokens[1] / self.forecast.sweep_s
 
     @property
     def moved(self) -> list[Moved]:
@@ -103,8 +111,10 @@ def outlook(
     beside: Beside,
     every: bool,
     head: FourBits = "none",
+    tokens: tuple[int, int] = OF_MODELS,
 ) -> list[Row]:
     """All combinations of offload and format, the checkpoint's own format first."""
+    rows_each = ROWS if tokens != ALONE else 1
     forms: tuple[Format, ...] = ("none",) if is_quantised(folder) else FORMATS if every else ("none", "nf4")
     rows = []
     free = replace(free, disk_Bps=ceilings.disk_Bps, link_Bps=ceilings.link_Bps)
@@ -121,10 +131,10 @@ def outlook(
             try:
                 placement = place(need, free, mode)
             except OffloadError as refusal:
-                rows.append(Row(mode, form, head, need, work, None, None, refusal))
+                rows.append(Row(mode, form, head, need, work, None, None, refusal, tokens))
             else:
-                told = forecast(placement, work, ceilings, ROWS)
-                rows.append(Row(mode, form, head, need, work, placement, told, None))
+                told = forecast(placement, work, ceilings, rows_each)
+                rows.append(Row(mode, form, head, need, work, placement, told, None, tokens))
     return rows
 
 

@@ -16,6 +16,7 @@ from cli.screen import Screen, watched
 from cli.verbosity import Verbosity, json_option, start_logging, verbosity_options
 from cli.visible import echo
 from offload.contents import MANIFEST
+from offload.documents import check_documents
 
 if TYPE_CHECKING:
     from offload.formats import FourBits
@@ -57,11 +58,14 @@ def pack(
     screen = Screen(quiet=verbosity.quiet)
     start_logging(verbosity)
     with screen.status(lambda: f"reading {model}…"):
+        from cli.gate import check_name
         from offload import pack as packs  # torch and transformers: seconds that --help need not pay
         from offload.names import resolve
         from offload.shards import open_folder
 
+        check_name(model, offline=offline, trust_remote_code=trust_remote_code)
         folder = open_folder(resolve(model, offline=offline, code=trust_remote_code).target)
+        check_documents(folder.path)
         wanted = packs.plan(folder, quant, trust_remote_code, head_quant)
     layers = f"{len(wanted.shards) - 1} layers"
     facts = {

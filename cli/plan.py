@@ -13,11 +13,12 @@ import click
 from cli.cards import Card, card
 from cli.conditions import conditions
 from cli.facts import placement_facts
-from cli.options import BUDGET, COUNT, DRAFT_BITS, SIZE, SPEED, IntOrAuto
+from cli.options import BUDGET, COUNT, DRAFT_BITS, SIZE, SPEED, IntOrAuto, trust_option
 from cli.quantities import exact_size, format_bytes
 from cli.verbosity import json_option, verbosity_options
 from cli.visible import echo
 from offload.names import known
+from specexec.architecture import context_for
 from specexec.choice import check_models, parse
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from specexec.choice import Choice
 
 # What `chat` does unasked, too.
-USUAL: dict[str, int | str] = {"ctx": 8192, "budget": "auto", "drafter": "auto", "drafter-quant": "none"}
+USUAL: dict[str, int | str | None] = {"ctx": None, "budget": "auto", "drafter": "auto", "drafter-quant": "none"}
 REACHED = 0.6  # of what is sold
 
 
@@ -40,7 +41,9 @@ REACHED = 0.6  # of what is sold
 @click.option("--disk", type=SPEED, help="As if the disk had this speed.")
 @click.option("--ram", type=SIZE, help="As if this much RAM were free.")
 @click.option("--vram", type=SIZE, help="As if this much GPU memory were free.")
-@click.option("--ctx", type=COUNT, default=USUAL["ctx"], help="Context length in tokens, such as 8k.")
+@click.option(
+    "--ctx", type=COUNT, show_default="the model's own, at most 8k", help="Context length in tokens, such as 8k."
+)
 @click.option("-b", "--budget", type=BUDGET, default=USUAL["budget"], help="Guesses per sweep to make room for.")
 @click.option(
     "-d", "--drafter", metavar="NAME", default=USUAL["drafter"], help="Drafters to make room for; auto: the paired one."
@@ -49,23 +52,26 @@ REACHED = 0.6  # of what is sold
 @click.option("--head-quant", type=click.Choice(["none", "nf4"]), default="none", help="Bits of the model's head.")
 @click.option("--all", "every", is_flag=True, help="Every number format, not only the likely ones.")
 @click.option("--offline", is_flag=True, help="Use only what is already on this machine.")
+@trust_option
 @json_option()
 @verbosity_options
 def plan(
     model: str, gpu: str | None, link: float | None, disk: float | None, ram: int | None, vram: int | None,
-    ctx: int, budget: IntOrAuto, drafter: str, drafter_quant: FewBits, head_quant: FourBits, every: bool,
-    offline: bool, as_json: bool,
+    ctx: int | None, budget: IntOrAuto, drafter: str, drafter_quant: FewBits, head_quant: FourBits, every: bool,
+    offline: bool, trust_remote_code: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Say what of MODEL would live where, how long a sweep takes, and the command to type.
 
     Only config.json and the headers of the weights are read, on the Hub too. Speeds are those that `specexec doctor`
     measured here; where it has not run they are assumed, and labelled so.
     """
-    from cli.outlook import beside_of, best, outlook
+    from cli.gate import check
+    from cli.outlook import beside_of, best, outlook, tokens_per_sweep
     from offload.listing import item_B, list_drafters, list_model
 
     guests = _counted(drafter)
     folder = list_model(model, offline=offline)
+    check(folder, trees=bool(guests.sources), ctx=ctx, trust_remote_code=trust_remote_code)
     here = _machine(folder, gpu, ram, vram, item_B(folder))
     told = {"link": link, "disk": disk}
     speeds = replace(
@@ -76,15 +82,20 @@ def plan(
     )
     drafters = list_drafters(model, guests.models, offline=offline)
     check_models(guests, [one.path for one in drafters], model)
-    beside = beside_of(folder, drafters, here.free, ctx, budget, drafter_quant)
-    rows = outlook(folder, here.free, speeds, item_B(folder), ctx, beside, every, head_quant)
+    for one in drafters:
+        check(one, trees=True, trust_remote_code=trust_remote_code)
+    longest = folder.config.get("max_position_embeddings")
+    context = context_for(ctx, longest if isinstance(longest, int) else 2**31 - 1)
+    beside = beside_of(folder, drafters, here.free, context, budget, drafter_quant)
+    tokens = tokens_per_sweep(len(drafters), "ngram" in guests.sources, budget)
+    rows = outlook(folder, here.free, speeds, item_B(folder), context, beside, every, head_quant, tokens)
     chosen = best(rows)
     kept = {"ctx": ctx, "budget": budget, "drafter": drafter, "drafter-quant": drafter_quant}
-    typed = [] if chosen is None else commands_for(model, chosen, ram, vram, kept)
+    typed = [] if chosen is None else commands_for(model, chosen, ram, vram, kept, trust_remote_code)
     if as_json:
         asked = {"gpu": gpu, "link": link, "disk": disk, "ram": ram, "vram": vram, "ctx": ctx, "budget": budget,
                  "drafter": drafter, "drafter_quant": drafter_quant, "head_quant": head_quant, "all": every,
-                 "offline": offline}  # fmt: skip
+                 "offline": offline, "trust_remote_code": trust_remote_code}  # fmt: skip
         echo(json.dumps({"asked": asked} | _record(model, folder, here, speeds, rows, typed), indent=1))
         return
     for line in _page(model, folder, here, speeds, rows, chosen, typed):
@@ -149,7 +160,6 @@ def _card(text: str) -> Card:
 def _page(
     model: str, folder: Folder, here: _Machine, speeds: Ceilings, rows: list[Row], chosen: Row | None, typed: list[str]
 ) -> list[str]:
-    from cli.outlook import TOKENS_PER_SWEEP
     from offload.placement import size
 
     weights_B = sum(entry.nbytes for entry in folder.entries.values())
@@ -177,8 +187,10 @@ def _page(
         assert chosen.placement is not None
         lines += [f"Best here: {chosen.placement.summary}", *(f"  {line}" for line in typed)]
         lines += [f"  {line}" for line in (*_parts(chosen.placement), *_by_rows(chosen))]
-    low, high = TOKENS_PER_SWEEP
-    lines.append(f"Weights and cache are exact; tok/s assumes {low} to {high} accepted tokens per sweep.")
+    lines += [f"Note: {note}." for note in folder.notes]
+    low, high = rows[0].tokens
+    assumed = f"{low} to {high} accepted tokens per sweep" if high > low else f"{low} token per sweep: nothing guesses"
+    lines.append(f"Weights and cache are exact; tok/s assumes {assumed}.")
     if here.changed:
         lines.append(f"Measured arithmetic is not used; it was measured with {'; '.join(here.changed)}.")
     if speeds.assumed:
@@ -214,11 +226,14 @@ def _by_rows(row: Row) -> list[str]:
     return [f"Experts come when rows are sent to them, {each}. A sweep brings {', '.join(brought)} or more."]
 
 
-def commands_for(model: str, row: Row, ram: int | None, vram: int | None, kept: Mapping[str, int | str]) -> list[str]:
+def commands_for(
+    model: str, row: Row, ram: int | None, vram: int | None, kept: Mapping[str, int | str | None], code: bool = False
+) -> list[str]:
     """What to type for this combination, within the same budgets and with what else was asked for."""
     budgets = "".join(f" --{name} {exact_size(B)}" for name, B in (("ram", ram), ("vram", vram)) if B is not None)
     name, more = shlex.quote(model), budgets + ("" if row.head == "none" else f" --head-quant {row.head}")
     more += "".join(f" --{name} {shlex.quote(str(value))}" for name, value in kept.items() if value != USUAL[name])
+    more += " --trust-remote-code" if code else ""
     if row.form != "none":
         packed = f"{model.rstrip('/').rpartition('/')[2]}-{row.form}"
         return [
@@ -253,6 +268,8 @@ def _record(
     return {
         "model": model,
         "weights_B": sum(entry.nbytes for entry in folder.entries.values()),
+        "notes": list(folder.notes),
+        "tokens_per_sweep": rows[0].tokens,
         "machine": {"device": here.words, "ram_B": here.free.ram_B, "vram_B": here.free.vram_B},
         "speeds": {
             "disk_Bps": speeds.disk_Bps,

@@ -155,12 +155,20 @@ def _on_the_hub(name: str, revision: str | None) -> tuple[str, str | None]:
 
 def _pull(role: str, repo: str, revision: str | None, asked: _Asked, screen: Screen) -> _Pulled:
     here = hub.cached(repo, revision)
-    if here and not hub.missing_files(here, asked.trust_remote_code):
+    if here and not asked.offline:
+        for name in hub.drop_damaged(here):
+            screen.tell(f"{repo}: {name} is damaged and is fetched anew")
+    whole = here is not None and not hub.missing_files(here, asked.trust_remote_code)
+    if here and whole and (asked.offline or hub.has_tokenizer(here)):
         screen.say(f"{repo} is here already")
         return _Pulled(str(here), role, repo, here.name, here, [], 0)
     if asked.offline:
         _refuse(repo, revision, asked)
     missing = hub.look_up(repo, revision, asked.trust_remote_code)
+    if here and whole and not missing.missing:
+        screen.say(f"{repo} is here already")
+        return _Pulled(str(here), role, repo, here.name, here, [], 0)
+    _admit(repo, revision, asked, screen)
     files, fetch_B = sorted(missing.missing), missing.missing_B
     what = f"{len(files)} files of {repo}, {format_bytes(fetch_B)}"
     if asked.dry_run:
@@ -170,6 +178,18 @@ def _pull(role: str, repo: str, revision: str | None, asked: _Asked, screen: Scr
     screen.say(f"downloading {what}")
     folder = hub.download(repo, revision, asked.trust_remote_code)
     return _Pulled(str(folder), role, repo, missing.commit, folder, files, fetch_B)
+
+
+def _admit(repo: str, revision: str | None, asked: _Asked, screen: Screen) -> None:
+    """Refuse before the download what no command could load, and say what runs without guesses only."""
+    from cli.gate import check, only_plainly
+    from offload.listing import list_hub
+
+    listed = list_hub(repo, revision)
+    check(listed, trees=False, trust_remote_code=asked.trust_remote_code)
+    for note in (*listed.notes, only_plainly(listed, asked.trust_remote_code)):
+        if note:
+            screen.tell(f"Note: {repo}: {note}")
 
 
 def _refuse(repo: str, revision: str | None, asked: _Asked) -> NoReturn:

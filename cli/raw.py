@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from specexec.sampling import SamplingParams
@@ -19,26 +19,34 @@ class RawConversation:
 
     engine: Engine
     system: str | None = None
-    messages: list[dict[str, str]] = field(default_factory=list)
+    messages: list[dict[str, object]] = field(default_factory=list)
     unanswered: str | None = None
+    rendered: str = ""  # the last prompt and its completion, as written
     _retries: int = 0
 
     def send(self, text: str, sampling: SamplingParams) -> Iterator[Burst]:
         """Continue `text`; what was written is kept, also when it is interrupted."""
-        completion = {"role": "completion", "content": ""}
+        from specexec.reply import Reply
+        from specexec.text.formats import format_of
+
         self.unanswered = text
+        stop = self.engine.filled(sampling).stop or ()
+        reply = Reply(format_of(self.engine.encoding), self.engine.encode(text), (), stop)
         for burst in self.engine.stream(text, sampling):
             if burst.tokens and self.unanswered is not None:
-                self.messages += [{"role": "prompt", "content": text}, completion]
-                self.unanswered = None
-            completion["content"] += burst.text
-            yield burst
+                self.messages += [{"role": "prompt", "content": text}, {}]
+                self.unanswered, self.rendered = None, text
+            piece = reply.add(burst.tokens, last=burst.finish_reason is not None)
+            if self.unanswered is None:
+                self.rendered += burst.text
+                self.messages[-1] = {**reply.message, "role": "completion"}
+            yield replace(burst, piece=piece)
 
     def retry(self, sampling: SamplingParams) -> Iterator[Burst]:
         """Continue the last prompt again, with a derived seed."""
         if self.unanswered is not None:
             return self.send(self.unanswered, sampling)
-        text = self.messages[-2]["content"]
+        text = str(self.messages[-2]["content"])
         self.undo()
         self._retries += 1
         return self.send(text, sampling.derived("retry", self._retries))
@@ -52,16 +60,6 @@ class RawConversation:
         """Nothing."""
         return iter(())
 
-    @property
-    def rendered(self) -> str:
-        """The last prompt and its completion."""
-        return "".join(message["content"] for message in self.messages[-2:])
-
-    @property
-    def cue(self) -> str:
-        """Plain text has no template that could open a thought."""
-        return ""
-
     def undo(self) -> bool:
         """Forget the last prompt and its completion."""
         if self.unanswered is not None:
@@ -69,12 +67,13 @@ class RawConversation:
             return True
         undone = bool(self.messages)
         del self.messages[-2:]
+        self.rendered = ""
         return undone
 
     def clear(self) -> None:
         """Forget all of them."""
         self.messages.clear()
-        self.unanswered = None
+        self.unanswered, self.rendered = None, ""
 
     @property
     def tokens_used(self) -> int:

@@ -77,8 +77,8 @@ class Screen:
         return shutil.get_terminal_size().columns
 
     def write(self, text: str, *, thought: bool = False) -> None:
-        """Print part of an answer, or of the thoughts before it, at once."""
-        if not text:
+        """Print part of an answer, or of the thoughts before it, at once; through a pipe goes the answer alone."""
+        if not text or (thought and self.quiet and not self._obeyed):
             return
         if thought != self._thinking:
             self.end_line()
@@ -93,6 +93,14 @@ class Screen:
             self._prose = self._prose or self._new_prose()
             self._print_lines(self._prose.feed(text, self.width - 1))
             self._repaint()
+
+    def write_line(self, line: str) -> None:
+        """Print a line of an answer that is no Markdown."""
+        self.end_line()
+        markdown, self.markdown = self.markdown, False
+        self.write(line)
+        self.end_line()
+        self.markdown = markdown
 
     def end_line(self) -> None:
         """End the answer's last line unless it has ended."""
@@ -201,10 +209,11 @@ class Screen:
             self._print("".join(f"{line}\n" for line in lines))
 
     def _print(self, text: str) -> None:
+        stream = sys.stderr if self._thinking and not self._obeyed else sys.stdout
         with self._lock:
             self._region.erase()
-            sys.stdout.write(text)
-            sys.stdout.flush()
+            stream.write(visible(text) if stream is sys.stderr and self._watched else text)
+            stream.flush()
 
     def _repaint(self) -> None:
         with self._lock:

@@ -14,7 +14,7 @@ from cli.errors import REFUSALS, TERMINATED, explain
 from cli.meter import SweepMeter
 from cli.options import EngineOptions
 from cli.screen import Screen
-from cli.thoughts import Thoughts
+from cli.thoughts import Think
 from specexec.sampling import SamplingParams
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ class Session:
     display: Display = field(default_factory=Display)
     bell: bool = False
     notify_command: str | None = None
+    think: Think = "auto"
     keeper: Keeper | None = None
     attached: list[str] = field(default_factory=list)
     last: Answer | None = None
@@ -70,8 +71,7 @@ class Session:
         if not self.conversation.can_proceed:
             self.screen.tell("nothing to go on with: the last answer ended by itself")
         else:
-            so_far = self.conversation.messages[-1]["content"]
-            self._answer(self.conversation.proceed(self.sampling), so_far)
+            self._answer(self.conversation.proceed(self.sampling))
 
     def keep(self) -> None:
         """Put what was said on the disk, if this conversation is kept."""
@@ -108,8 +108,14 @@ class Session:
         """What was asked last, answered or not."""
         if self.conversation.unanswered is not None:
             return self.conversation.unanswered
-        asked = [message["content"] for message in self.conversation.messages if message["role"] in ("user", "prompt")]
-        return asked[-1] if asked else None
+        asked = [message for message in self.conversation.messages if message["role"] in ("user", "prompt")]
+        return str(asked[-1]["content"]) if asked else None
+
+    @property
+    def last_answer(self) -> dict[str, object]:
+        """The message that was written last."""
+        answers = [one for one in self.conversation.messages if one["role"] in ("assistant", "completion")]
+        return answers[-1] if answers else {}
 
     def ask_again(self, text: str) -> None:
         """Put another question in the place of the last one."""
@@ -122,22 +128,22 @@ class Session:
         if self.conversation.unanswered is not None:  # nothing came in the place of what there was
             self.conversation.messages = before
 
-    def play(self, bursts: Iterator[Burst], so_far: str = "") -> Answer:
-        """Print an answer as it comes, going on after `so_far`."""
+    def play(self, bursts: Iterator[Burst]) -> Answer:
+        """Print an answer as it comes."""
         self.screen.markdown = (
             self.display.markdown and not self.display.tree
         )  # a block is not to be torn apart by pictures
         meter = SweepMeter(self.engine, lambda: self.conversation.tokens_used)
         return play(
-            self.engine, self._kept(bursts), self.screen, meter, lambda: Thoughts(self.conversation.cue, so_far),
+            self.engine, self._kept(bursts), self.screen, meter,
             tree=self.display.tree, hide_thoughts=self.display.hide_thinking,
         )  # fmt: skip
 
-    def _answer(self, bursts: Iterator[Burst], so_far: str = "") -> None:
+    def _answer(self, bursts: Iterator[Burst]) -> None:
         """Play an answer and sum it up."""
         self.screen.title("●")
         try:
-            answer = self.play(bursts, so_far)
+            answer = self.play(bursts)
         except REFUSALS as refusal:
             # The conversation outlives a message that cannot be answered.
             self.screen.end_line()

@@ -11,6 +11,7 @@ from cli.archive import Archive, Record, sessions_folder
 from cli.errors import BadSession
 from cli.verbosity import json_option, verbosity_options
 from cli.visible import echo
+from specexec.text.messages import Message
 
 JSON = json_option()
 SHOWN = 48  # characters of a title
@@ -73,8 +74,7 @@ def export(id: str, form: str) -> None:
     if form == "md":
         echo(_markdown(record), nl=False)
         return
-    system = [{"role": "system", "content": record.system}] if record.system else []
-    for message in [*system, *record.messages]:
+    for message in record.dialogue:
         echo(json.dumps(message, ensure_ascii=False))
 
 
@@ -117,6 +117,14 @@ def _facts(archive: Archive, record: Record) -> dict[str, object]:
 
 
 def _markdown(record: Record) -> str:
-    system = [{"role": "system", "content": record.system}] if record.system else []
-    parts = [f"## {message['role']}\n\n{message['content']}\n" for message in [*system, *record.messages]]
+    parts = [f"## {message['role']}\n\n{_body(message)}\n" for message in record.dialogue]
     return "\n".join([f"# {record.title}\n", f"{record.model}, {record.id}\n", *parts])
+
+
+def _body(message: Message) -> str:
+    """Thoughts as a quotation, the text itself, and calls as code."""
+    thoughts, calls = message.get("reasoning_content"), message.get("tool_calls")
+    quoted = "\n".join(f"> {line}".rstrip() for line in str(thoughts or "").split("\n")) if thoughts else ""
+    functions = [call["function"] for call in calls] if isinstance(calls, list) else []
+    called = [f"`→ {function['name']}({function['arguments']})`" for function in functions]
+    return "\n\n".join(part for part in (quoted, str(message["content"] or ""), *called) if part)

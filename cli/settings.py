@@ -64,6 +64,8 @@ def read(path: Path) -> list[Setting]:
     """All settings of one file, with dotted keys."""
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise BadConfig(f"{path} is nested too deeply.", hint="specexec config edit") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
         raise BadConfig(f"{path} is not TOML: {problem}.", hint="specexec config edit") from None
     settings = []

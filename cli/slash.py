@@ -13,6 +13,7 @@ from cli import slash_settings as settings
 from cli import slash_talk as talk
 from cli.errors import REFUSALS, explain
 from cli.session import Session
+from cli.thoughts import LEVELS
 
 ON_OFF = ("on", "off")
 
@@ -108,8 +109,8 @@ COMMANDS: dict[str, Slash] = {
     ),
     "tree": Slash("tree [on|off]", "the last sweep's guesses, or those of every sweep", settings.tree, lambda: ON_OFF),
     "think": Slash(
-        "think [on|off|auto|hide|show]", "ask for thoughts, or hide them; alone: the last ones", settings.think,
-        lambda: (*ON_OFF, "auto", "hide", "show"),
+        "think [on|off|auto|hide|show]", "how much to think, low to high too, or hide it; alone: the last thoughts",
+        settings.think, lambda: (*LEVELS, "hide", "show"),
     ),
     "markdown": Slash("markdown [on|off]", "draw Markdown, or show it as written", settings.markdown, lambda: ON_OFF),
     "tokens": Slash("tokens", "how much of the context is used", settings.tokens),

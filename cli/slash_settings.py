@@ -13,7 +13,7 @@ from cli.engine import introduction
 from cli.options import BUDGET, SAMPLING_TYPES
 from cli.quantities import format_count
 from cli.session import Session
-from cli.thoughts import thoughts_in
+from cli.thoughts import LEVELS, ask_to_think
 from cli.treeview import draw
 from offload import names
 from specexec.choice import check_models, parse
@@ -21,7 +21,6 @@ from specexec.sampling import SamplingParams
 
 VIEWS = ("model", "sampling", "plan", "template", "prompt")
 DRAFTERS = ("auto", "none", "ngram", "substitute", "skip")
-THINK = {"on": True, "off": False, "auto": None}
 SETTINGS = [field.name for field in fields(SamplingParams) if field.name in (*SAMPLING_TYPES, "stop", "ignore_eos")]
 
 
@@ -131,18 +130,19 @@ def tree(session: Session, argument: str) -> None:
 
 
 def think(session: Session, argument: str) -> None:
-    if argument in THINK:
-        session.engine.encoding.thinking = THINK[argument]
-        session.screen.tell(f"think {argument}, if the model's template knows the difference")
+    if argument in LEVELS:
+        session.think = argument
+        ask_to_think(session.engine, session.think, session.screen.tell)
+        if argument == "auto":
+            session.screen.tell("think auto: the chat template is told nothing")
     elif argument in ("hide", "show"):
         session.display.hide_thinking = argument == "hide"
         session.screen.tell(f"thoughts are {'counted only' if session.display.hide_thinking else 'shown'}")
     elif argument:
-        raise click.BadParameter("/think on, off or auto asks for thoughts; hide or show is about the screen")
+        raise click.BadParameter(f"/think {', '.join(LEVELS)}: how much; /think hide or show is about the screen")
     else:
-        answers = [m["content"] for m in session.conversation.messages if m["role"] == "assistant"]
-        thoughts = thoughts_in(answers[-1], session.conversation.cue) if answers else ""
-        session.screen.tell(thoughts or "no thoughts before the last answer")
+        thoughts = session.last_answer.get("reasoning_content")
+        session.screen.tell(str(thoughts or "no thoughts before the last answer"))
 
 
 def markdown(session: Session, argument: str) -> None:

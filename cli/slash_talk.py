@@ -14,7 +14,6 @@ from cli.options import NATURAL
 from cli.quantities import format_count
 from cli.session import Session
 from cli.sessions import table
-from cli.thoughts import answer_in
 
 FENCED = re.compile(r"^```[^\n]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
 SHOWN_SESSIONS = 10
@@ -77,9 +76,8 @@ def read(session: Session, argument: str) -> None:
 def copy(session: Session, argument: str) -> None:
     if argument not in ("", "code"):
         raise click.BadParameter("/copy takes the last answer, /copy code its last block of code")
-    answers = [message["content"] for message in session.conversation.messages if message["role"] != "user"]
-    answers = [answer_in(answer, session.conversation.cue) for answer in answers[-1:]]
-    found = FENCED.findall(answers[0])[-1:] if argument and answers else answers
+    answer = str(session.last_answer.get("content") or "")
+    found = FENCED.findall(answer)[-1:] if argument else [answer] * bool(answer)
     if not found:
         session.screen.tell(f"no {argument or 'answer'} to copy")
     elif session.screen.copy(found[0]):
@@ -95,7 +93,8 @@ def save(session: Session, argument: str) -> None:
         return
     path = _path(argument, "/save FILE")
     system = session.conversation.system
-    messages = ([{"role": "system", "content": system}] if system else []) + session.conversation.messages
+    first: list[dict[str, object]] = [{"role": "system", "content": system}] if system else []
+    messages = [*first, *session.conversation.messages]
     with path.open("x", encoding="utf-8") as file:  # an older conversation is never replaced
         file.writelines(json.dumps(message, ensure_ascii=False) + "\n" for message in messages)
     session.screen.tell(f"{path}: {len(messages)} messages")

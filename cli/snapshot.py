@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from specexec.conversation import Kept
 
-FORMAT = "1"
+FORMAT = "2"
 SPARE_BYTES = 1 << 30
 
 
@@ -43,15 +43,9 @@ def write_snapshot(path: Path, kept: Kept, weights: dict[str, str]) -> int:
         for layer, kv in cache.layers.items():
             tensors[f"{role}.{layer}.keys"] = kv.keys_HRD[:, : len(cache)].contiguous().cpu()
             tensors[f"{role}.{layer}.values"] = kv.values_HRD[:, : len(cache)].contiguous().cpu()
-    if not tensors or not kept.turns:
+    if not tensors:
         return 0
-    turn = kept.turns[-1]
     head = {
-        "asked": turn.asked,
-        "prompt": turn.prompt,
-        "written": turn.written,
-        "ended": turn.ended,
-        "seed": turn.seed,
         "cached": {role: cache.tokens for role, cache in kept.caches.items()},
         "weights": {role: weights[role] for role in kept.caches},
         "digests": {name: _digest(tensor) for name, tensor in tensors.items()},
@@ -60,27 +54,30 @@ def write_snapshot(path: Path, kept: Kept, weights: dict[str, str]) -> int:
     if shutil.disk_usage(path.parent).free < size + SPARE_BYTES:
         return 0
     with replacing(path, PRIVATE) as file:
-        file.write(save(tensors, {"specexec_snapshot": FORMAT, "conversation": json.dumps(head)}))
+        text = json.dumps(head)
+        file.write(save(tensors, {"specexec_snapshot": FORMAT, "head": text, "digest": _digest_of(text.encode())}))
     return size
 
 
-def read_snapshot(path: Path, kept: Kept, weights: dict[str, str]) -> None:
-    """Put what was kept into `kept`, in RAM: the next sweep takes it where it belongs.
+def read_snapshot(path: Path, kept: Kept, weights: dict[str, str]) -> int:
+    """Put caches that were kept into `kept`, in RAM: the next sweep takes them as far as their tokens are its own.
 
-    Raises BadSnapshot, leaving `kept` as it was, for anything that does not fit.
+    Gives the tokens of the dialogue that need not be read again. Raises BadSnapshot, leaving `kept` as it was, for
+    anything that does not fit.
     """
     from safetensors import SafetensorError, safe_open
 
     from specexec.cache import KVCache, LayerKV
-    from specexec.transcript import Turn
+    from specexec.transcript import common
 
     try:
         with safe_open(path, framework="pt") as file:
             marks = file.metadata() or {}
             if marks.get("specexec_snapshot") != FORMAT:
                 raise BadSnapshot("it was made by another version of specexec.")
-            head = json.loads(marks["conversation"])
-            turn = Turn(head["asked"], head["prompt"], head["written"], head["ended"], head["seed"])
+            if _digest_of(marks["head"].encode()) != marks["digest"]:
+                raise BadSnapshot("its header is damaged.")
+            head = json.loads(marks["head"])
             caches: dict[str, KVCache] = {}
             for role, tokens in head["cached"].items():
                 if role not in weights:
@@ -96,12 +93,14 @@ def read_snapshot(path: Path, kept: Kept, weights: dict[str, str]) -> None:
                     if any(tensor.shape[1] != len(tokens) for tensor in (keys, values)):
                         raise BadSnapshot(f"{role} layer {layer} does not have a row for each token.")
                     caches[role].layers[layer] = LayerKV(keys, values)
-    except (SafetensorError, KeyError, ValueError, TypeError, AttributeError, IndexError) as problem:
+            target = caches["target"].tokens
+    except (SafetensorError, OSError, LookupError, ValueError, TypeError, AttributeError, RecursionError) as problem:
         raise BadSnapshot(f"it is damaged ({type(problem).__name__}).") from problem
-    said = [*turn.asked, kept.messages[-1]] if kept.messages else []
-    if said != ([{"role": "system", "content": kept.system}] if kept.system else []) + kept.messages:
-        raise BadSnapshot("it belongs to an earlier state of the conversation.")
-    kept.turns, kept.caches = [turn], caches
+    known = max((common(target, turn.tokens) for turn in kept.turns), default=0)
+    if not known:
+        raise BadSnapshot("it belongs to another state of the conversation.")
+    kept.caches = caches
+    return known
 
 
 def _names(role: str, layer: int) -> tuple[str, str]:
@@ -117,4 +116,8 @@ def _checked(tensor: Tensor, name: str, head: dict[str, dict[str, str]]) -> Tens
 def _digest(tensor: Tensor) -> str:
     import torch
 
-    return hashlib.blake2b(tensor.contiguous().view(torch.uint8).numpy().tobytes(), digest_size=16).hexdigest()
+    return _digest_of(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+
+
+def _digest_of(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()

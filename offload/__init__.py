@@ -19,13 +19,14 @@ if TYPE_CHECKING:
     from offload.formats import FewBits, FourBits, copy_B, is_quantised, looked_up_B, resident_B, with_head
     from offload.hardware import free_memory
     from offload.lender import StreamStats
-    from offload.listing import item_B
+    from offload.listing import item_B, list_model
     from offload.local import check_bytes
     from offload.model import ModelStream, load, stream_of
-    from offload.names import ModelPair, called, known, resolve
+    from offload.names import ModelPair, called, is_here, known, resolve
     from offload.need import cache_B, need_of
     from offload.placement import Free, Offload, Placement
     from offload.placing import place
+    from offload.quantised import refuse_unknown
     from offload.routing import EXPERTS
     from offload.shards import Folder, open_folder
     from offload.skeleton import Design, design
@@ -57,14 +58,17 @@ __all__ = [
     "copy_B",
     "design",
     "free_memory",
+    "is_here",
     "is_quantised",
     "item_B",
     "known",
+    "list_model",
     "load",
     "looked_up_B",
     "need_of",
     "open_folder",
     "place",
+    "refuse_unknown",
     "resident_B",
     "resolve",
     "running_code",
@@ -101,7 +105,10 @@ _HOMES = {
     "copy_B": "formats",
     "free_memory": "hardware",
     "check_system": "system",
+    "is_here": "names",
     "is_quantised": "formats",
+    "list_model": "listing",
+    "refuse_unknown": "quantised",
     "item_B": "listing",
     "known": "names",
     "load": "model",

@@ -3,11 +3,11 @@
 Only code that lies in the model's own folder is ever run, never what the folder points at elsewhere. Knows no torch.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from offload.documents import read_json
+from offload.documents import Json, read_json
 from offload.errors import OffloadError, RemoteCode, UnsupportedArchitecture
 
 SAYING_SO = ("config.json", "tokenizer_config.json")
@@ -17,10 +17,17 @@ def references(path: Path) -> dict[str, list[str]]:
     """For each auto class of transformers the classes that the folder defines for it, as module.Class."""
     found: dict[str, list[str]] = {}
     for name in SAYING_SO:
-        told = read_json(path / name).get("auto_map") if (path / name).is_file() else None
-        for kind, given in told.items() if isinstance(told, dict) else []:
-            classes = given if isinstance(given, list) else [given]  # tokenizers come as slow and fast
-            found[kind] = [one for one in classes if isinstance(one, str)]
+        if (path / name).is_file():
+            found |= classes_in(read_json(path / name))
+    return found
+
+
+def classes_in(settings: Mapping[str, Json]) -> dict[str, list[str]]:
+    """The same of one file."""
+    told, found = settings.get("auto_map"), {}
+    for kind, given in told.items() if isinstance(told, dict) else []:
+        classes = given if isinstance(given, list) else [given]  # tokenizers come as slow and fast
+        found[kind] = [one for one in classes if isinstance(one, str)]
     return found
 
 

@@ -25,13 +25,19 @@ AGAIN = "specexec pull, which fetches damaged files anew; in a folder of your ow
 
 def read_json(file: Path) -> dict[str, Json]:
     """The JSON object in a file. Raises BadModelDir."""
+    return json_object(read_text(file), str(file))
+
+
+def json_object(text: str | bytes, name: str) -> dict[str, Json]:
+    """The JSON object that the text of a file is. Raises BadModelDir with the file's `name`."""
     try:
-        content = json.loads(read_text(file))
+        content = json.loads(text)
     except (ValueError, RecursionError) as error:
         why = "it is nested too deep" if isinstance(error, RecursionError) else f"{error}"
-        raise BadModelDir(f"{file} cannot be read as JSON: {why}.", _emptiness(file), AGAIN) from error
+        why = why if text.strip() else "it is empty"
+        raise BadModelDir(f"{name} cannot be read as JSON: {why}.", None, AGAIN) from error
     if not isinstance(content, dict):
-        raise BadModelDir(f"{file} is not a JSON object.", hint=AGAIN)
+        raise BadModelDir(f"{name} is not a JSON object.", hint=AGAIN)
     return cast("dict[str, Json]", content)
 
 
@@ -57,7 +63,3 @@ def check_documents(path: Path) -> None:
     for name in TEXTS:
         if os.path.lexists(path / name) and not read_text(path / name) and name.endswith(".jinja"):
             raise BadModelDir(f"{path / name} is empty.", hint=AGAIN)
-
-
-def _emptiness(file: Path) -> str | None:
-    return "The file is empty." if file.stat().st_size == 0 else None

@@ -14,14 +14,18 @@ from pathlib import Path
 
 from offload.contents import INDEX, NUMBERED, SINGLE, find_weights
 from offload.custom import code_files
+from offload.documents import OBJECTS, Json, json_object, read_json
 from offload.errors import BadModelDir, CorruptShard, DiskFull, GatedRepo, ModelNotFound, OfflineMissing
 from offload.placement import size
-from offload.shards import read_index
+from offload.shards import read_header, read_index
 
 # Weights as safetensors, configs and tokenizers of the top folder; never pickle, and code only where it is trusted.
 WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt"]
 CODE = ["*.py"]
 UNWANTED = ["*/*", "consolidated*"]
+VOCABULARIES = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken", "tekken.json")
+PATIENCE_s = 10
+MOST_JSON_B = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,20 @@ def fetch(repo: str, commit: str, name: str, folder: Path) -> Path:
 
     with explained(repo, commit):
         return Path(hf_hub_download(repo, name, revision=commit, local_dir=folder))
+
+
+def remote_json(repo: str, revision: str | None, name: str) -> dict[str, Json]:
+    """A JSON file of a repository; nothing of it stays here."""
+    from huggingface_hub import HfApi, hf_hub_url
+    from huggingface_hub.utils._headers import build_hf_headers
+    from huggingface_hub.utils._http import get_session, hf_raise_for_status
+
+    with explained(repo, revision):
+        url = hf_hub_url(repo, name, revision=revision, endpoint=HfApi().endpoint)
+        headers = {**build_hf_headers(), "range": f"bytes=0-{MOST_JSON_B}"}
+        answer = get_session().get(url, headers=headers, timeout=PATIENCE_s, follow_redirects=True)
+        hf_raise_for_status(answer)
+    return json_object(answer.content, f"{name} of {repo}")
 
 
 def remote_header(repo: str, revision: str | None, name: str) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -181,6 +199,27 @@ def missing_files(path: Path, code: bool = False) -> list[str]:
             wanted.append(weights.index)  # unreadable: as good as missing, a download repairs it
             names.remove(weights.index)
     return [file for file in wanted if file not in names]
+
+
+def has_tokenizer(path: Path) -> bool:
+    """Whether a folder holds a vocabulary; one whose download stopped early may not."""
+    return any(list(path.glob(pattern)) for pattern in VOCABULARIES)
+
+
+def drop_damaged(path: Path) -> list[str]:
+    """Delete, blob and all, the files of a snapshot that cannot be what was published; their names."""
+    dropped = []
+    for file in sorted(path.iterdir()):
+        try:
+            if file.suffix == ".safetensors":
+                read_header(file)
+            elif file.name in OBJECTS:
+                read_json(file)
+        except (BadModelDir, CorruptShard):
+            file.resolve().unlink(missing_ok=True)
+            file.unlink(missing_ok=True)
+            dropped.append(file.name)
+    return dropped
 
 
 def _wanted(code: bool) -> list[str]:

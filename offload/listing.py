@@ -5,15 +5,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from offload.contents import ADAPTER, MODELOPT, find_weights, instead
-from offload.documents import CONFIG, read_json
+from offload.documents import CONFIG
 from offload.errors import ModelNotFound, OfflineMissing
-from offload.hub import explained, remote_header
+from offload.hub import PATIENCE_s, explained, remote_header, remote_json
 from offload.names import DEMO, HUB_NAME, PAIRED, aliases, demo_folder, resolve
-from offload.shards import Entry, Folder, open_folder, read_index, settled, with_modelopt
+from offload.shards import Entry, Folder, open_folder, settled, weight_map_in, with_modelopt
 from offload.shards import item_B as bytes_of
 
 FLOAT_B = {"float32": 4, "float16": 2, "bfloat16": 2}
-PATIENCE_s = 10
 AT_ONCE = 8  # headers on their way
 NAMES = {4: "f32", 2: "bf16"}
 
@@ -28,7 +27,7 @@ def list_model(name: str, *, offline: bool = False) -> Folder:
     known = aliases().get(name)
     hub = HUB_NAME.fullmatch(known.target if known else name)
     assert hub is not None, "only names of the Hub can be missing for being offline"
-    return _from_hub(hub["repo"], hub["revision"])
+    return list_hub(hub["repo"], hub["revision"])
 
 
 def list_drafters(name: str, drafters: tuple[str, ...], *, offline: bool = False) -> list[Folder]:
@@ -62,21 +61,22 @@ def item_B(folder: Folder) -> int:
     return 4 if {entry.dtype for entry in folder.entries.values()} == {"F32"} else 2
 
 
-def _from_hub(repo: str, revision: str | None) -> Folder:
-    from huggingface_hub import HfApi, hf_hub_download
+def list_hub(repo: str, revision: str | None) -> Folder:
+    """What the Hub says of a repository, whatever is here; nothing of it stays here."""
+    from huggingface_hub import HfApi
 
     with explained(repo, revision):
         told = HfApi().model_info(repo, revision=revision, timeout=PATIENCE_s)  # says at once why the rest would fail
-        names = [sibling.rfilename for sibling in told.siblings or () if "/" not in sibling.rfilename]
-        weights = find_weights(names)
-        wanted = [name for name in (CONFIG, MODELOPT, ADAPTER, weights and weights.index) if name in names]
-        here = {name: Path(hf_hub_download(repo, name, revision=revision)) for name in wanted if name}
-    if weights is None or CONFIG not in here:
-        raise instead(repo, names, {name: read_json(file) for name, file in here.items() if name == ADAPTER})
-    config = read_json(here[CONFIG])
-    if MODELOPT in here:
-        config = with_modelopt(config, read_json(here[MODELOPT]))
-    placed = read_index(here[weights.index]) if weights.index else None
+    names = [sibling.rfilename for sibling in told.siblings or () if "/" not in sibling.rfilename]
+    weights = find_weights(names)
+    if weights is None or CONFIG not in names:
+        documents = {ADAPTER: remote_json(repo, revision, ADAPTER)} if ADAPTER in names else {}
+        raise instead(repo, names, documents)
+    config = remote_json(repo, revision, CONFIG)
+    if MODELOPT in names:
+        config = with_modelopt(config, remote_json(repo, revision, MODELOPT))
+    index = weights.index
+    placed = weight_map_in(remote_json(repo, revision, index), f"{index} of {repo}") if index else None
     files = sorted({*placed.values()}) if placed else weights.files
     with ThreadPoolExecutor(AT_ONCE) as pool:
         headers = pool.map(lambda file: remote_header(repo, revision, file), files)

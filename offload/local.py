@@ -27,6 +27,7 @@ class Local:
     pack: bool = False
     loads_in_transformers: bool = True
     head: str = "whole"
+    notes: tuple[str, ...] = ()
 
 
 def describe(path: Path) -> Local:
@@ -43,6 +44,7 @@ def describe(path: Path) -> Local:
         manifest is not None,
         manifest is None or bool(manifest.get("loads_in_transformers")),
         next((weight.scheme for weight in fold(folder).quantised.values() if _is_head(weight.name)), "whole"),
+        folder.notes,
     )
 
 

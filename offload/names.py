@@ -56,7 +56,7 @@ def own_aliases(file: Path) -> dict[str, Alias]:
     """The [alias.NAME] tables of one file. Raises BadModelDir for those that name no target."""
     try:
         table = tomllib.loads(file.read_text(encoding="utf-8")).get("alias", {})
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise BadModelDir(f"{file} cannot be read: {error}.", hint="correct it, or remove it.") from error
     if not isinstance(table, dict):
         raise BadModelDir(f"{file}: alias must be a table.", hint='[alias.NAME] and, below it, target = "org/model".')
@@ -90,6 +90,15 @@ def resolve(name: str, drafters: tuple[str, ...] = (), *, offline: bool = False,
     target = _locate(name, offline, code)
     found = [_sibling(name) if one == PAIRED else _drafter(one, offline, code) for one in drafters]
     return ModelPair(name, target, tuple(path for path in found if path), toy=name == DEMO)
+
+
+def is_here(name: str) -> bool:
+    """Whether all of a model is on this machine; only one of the Hub can be elsewhere."""
+    try:
+        resolve(name, offline=True)
+    except OfflineMissing:
+        return False
+    return True
 
 
 def demo_folder(role: str) -> Path:

@@ -166,7 +166,12 @@ def _no_model(path: Path, names: list[str]) -> BadModelDir:
 
 def read_index(file: Path) -> dict[str, str]:
     """Which file of the folder holds which tensor, by plain file names only."""
-    weight_map = read_json(file).get("weight_map")
+    return weight_map_in(read_json(file), str(file))
+
+
+def weight_map_in(index: Mapping[str, Json], file: str) -> dict[str, str]:
+    """The same of an index that was read."""
+    weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise BadModelDir(f"{file} has no weight_map.", hint=AGAIN)
     for tensor, name in weight_map.items():

@@ -23,7 +23,7 @@ from transformers import (
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
-from offload.custom import references, refuse_elsewhere, refused, running_code
+from offload.custom import classes_in, references, refuse_elsewhere, refused, running_code
 from offload.documents import read_json
 from offload.errors import BadModelDir, UnsupportedArchitecture
 from offload.quantised import refuse_unknown
@@ -103,7 +103,7 @@ def design(folder: Folder, trust_remote_code: bool = False) -> Design:
 
     Raises RemoteCode where there is no other way than the folder's code and no trust.
     """
-    theirs = references(folder.path)
+    theirs = references(folder.path) if folder.here else classes_in(folder.config)
     if trust_remote_code:
         refuse_elsewhere(folder.path)
     elif "AutoConfig" in theirs and folder.model_type not in CONFIG_MAPPING:
@@ -111,8 +111,10 @@ def design(folder: Folder, trust_remote_code: bool = False) -> Design:
     if "AutoConfig" not in theirs and folder.model_type not in CONFIG_MAPPING:
         raise _unsupported(folder, f"This version of transformers does not know the model type '{folder.model_type}'.")
     with running_code(folder.path, trust_remote_code), _sense(folder.path / "config.json"):
-        config: PreTrainedConfig = AutoConfig.from_pretrained(
-            folder.path, local_files_only=True, trust_remote_code=trust_remote_code
+        config: PreTrainedConfig = (
+            AutoConfig.from_pretrained(folder.path, local_files_only=True, trust_remote_code=trust_remote_code)
+            if folder.here
+            else CONFIG_MAPPING[folder.model_type].from_dict({**folder.config})
         )
     # Layers see ordinary dense weights, so the model is built as if it had never been quantised.
     vars(config).pop("quantization_config", None)

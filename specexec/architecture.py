@@ -6,11 +6,24 @@ fork, ALiBi counts slots, and two RoPE kinds choose their frequencies by the lon
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from transformers import PretrainedConfig, PreTrainedModel
+from specexec.errors import ContextLengthExceeded, UnsupportedArchitecture
 
-from specexec.errors import UnsupportedArchitecture
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+DEFAULT_CONTEXT = 8192
+# Decoders of transformers' own that are known to verify trees, whatever their sizes; of others transformers is asked.
+USUAL = frozenset(
+    ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "olmo2", "mixtral", "qwen3_moe", "gpt_oss",
+     "deepseek_v3", "phi3")
+)  # fmt: skip
+USUAL_ROPE = (None, "default", "linear", "llama3", "yarn", "su")
+USUAL_LAYERS = frozenset(("full_attention", "sliding_attention"))
+SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
 
 
 @dataclass(frozen=True)
@@ -60,6 +73,30 @@ def check_tree_support(model_class: type[PreTrainedModel], config: PretrainedCon
     if getattr(config, "attn_temperature_tuning", False):
         raise _unsupported(config, "its attention temperature counts slots, not positions")
     return layer_kinds(config)
+
+
+def is_usual(config: Mapping[str, object]) -> bool:
+    """Whether config.json alone shows a model that can run, trees and all. Knows no torch; False: ask transformers."""
+    ropes = [config.get(name) for name in ("rope_scaling", "rope_parameters")]
+    told = [rope for rope in ropes if isinstance(rope, Mapping)]
+    told += [inner for rope in told for inner in rope.values() if isinstance(inner, Mapping)]
+    kinds = [rope.get("rope_type", rope.get("type")) for rope in told]
+    layers = config.get("layer_types")
+    sizes = [config.get(name) for name in SIZES]
+    return (
+        config.get("model_type") in USUAL
+        and "auto_map" not in config
+        and all(kind in USUAL_ROPE for kind in kinds)
+        and (layers is None or (isinstance(layers, list) and all(one in USUAL_LAYERS for one in layers)))
+        and all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in sizes)
+    )
+
+
+def context_for(asked: int | None, longest: int) -> int:
+    """The context that a model gets; ContextLengthExceeded beyond what it was made for."""
+    if asked is not None and asked > longest:
+        raise ContextLengthExceeded(f"--ctx {asked:,} is more than the {longest:,} tokens the model was made for.")
+    return asked or min(DEFAULT_CONTEXT, longest)
 
 
 def longest_text(config: PretrainedConfig) -> int:

@@ -8,21 +8,28 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from specexec.cache import KVCache
+from specexec.reply import Reply
 from specexec.sampling import SamplingParams
 from specexec.stats import Burst
-from specexec.transcript import Message, Tokens, Turn, begin
+from specexec.text.formats.find import Templates, format_of
+from specexec.text.messages import Message
+from specexec.transcript import Tokens, Turn, begin, belonging, same_text
 
-CUE = 8  # tokens; templates end with a role and at most the beginning of a thought
+
+class Words(Tokens, Templates, Protocol):
+    """What a dialogue needs of an encoding."""
 
 
 class Writer(Protocol):
     """What a dialogue needs of an engine."""
 
     @property
-    def encoding(self) -> Tokens: ...
+    def encoding(self) -> Words: ...
 
     @property
     def models(self) -> dict[str, object]: ...
+
+    def filled(self, sampling: SamplingParams | None) -> SamplingParams: ...
 
     def stream(
         self,
@@ -39,12 +46,26 @@ class Kept:
 
     messages: list[Message]
     system: str | None
-    turns: list[Turn]  # the last one, which holds all the tokens of those before it
+    turns: list[Turn]
     caches: dict[str, KVCache]  # by the model's role: target, drafter, drafter-2, …
+
+    @property
+    def dialogue(self) -> list[Message]:
+        return dialogue(self.system, self.messages)
+
+
+def dialogue(system: str | None, messages: Items[Message]) -> list[Message]:
+    """All that a chat template is given."""
+    first: list[Message] = [{"role": "system", "content": system}] if system else []
+    return [*first, *messages]
 
 
 class Conversation:
-    """Turns of one dialogue. An answer that was interrupted stays, as far as it came."""
+    """Turns of one dialogue. An answer that was interrupted stays, as far as it came.
+
+    Messages have OpenAI's shape: an answer's thoughts are its `reasoning_content`, its calls `tool_calls`. Whether the
+    model reads them again is its template's business.
+    """
 
     def __init__(self, writer: Writer, system: str | None = None) -> None:
         self.system = system
@@ -78,17 +99,19 @@ class Conversation:
         turn, sampling = self._turns[-1], sampling or SamplingParams()
         seed = turn.seed if sampling.seed is None else sampling.seed
         longer = replace(sampling, seed=seed, max_tokens=len(turn.written) + sampling.max_tokens)
+        answer = self._reading(turn, sampling)
         turn.ended = None
-        for burst in self._writer.stream(turn.prompt, longer, self._caches, tuple(turn.written)):
-            self._add(burst)
-            yield burst
+        bursts = self._writer.stream(turn.prompt, longer, self._caches, tuple(turn.written))
+        yield from self._added(answer, turn, bursts)
 
     @property
     def can_proceed(self) -> bool:
         """Whether the last answer is one that was cut short, and the last thing that was said."""
-        last = bool(self.messages) and self.messages[-1]["role"] == "assistant" and bool(self._turns)
-        cut = last and self._turns[-1].ended != "stop"
-        return cut and self._with_system(self.messages[:-1]) == self._turns[-1].asked
+        if not self._turns or self._turns[-1].ended == "stop":
+            return False
+        turn = self._turns[-1]
+        last = len(turn.asked) + 1 == len(self._dialogue) and belonging([turn], self._dialogue) == [turn]
+        return last and same_text(self._writer.encoding, turn)
 
     def undo(self) -> bool:
         """Take back the last question and its answer; False if there is none."""
@@ -107,53 +130,66 @@ class Conversation:
     @property
     def tokens_used(self) -> int:
         """Context taken by the dialogue so far."""
-        return len(self._writer.encoding.encode(self._with_system(self.messages))) if self.messages else 0
+        return len(self._writer.encoding.encode(self._dialogue)) if self.messages else 0
 
     @property
     def rendered(self) -> str:
         """The dialogue as the model would read it next."""
-        return self._writer.encoding.render(self._with_system(self.messages))
-
-    @property
-    def cue(self) -> str:
-        """What the last answer went on from: the end of its prompt as the template made it, special tokens too."""
-        last = self._turns[-1].prompt[-CUE:] if self._turns else []
-        return "".join(self._writer.encoding.spell(token) for token in last)
+        return self._writer.encoding.render(self._dialogue)
 
     def keep(self) -> Kept:
-        """The dialogue as it stands; a copy as far as messages go, the caches themselves."""
+        """The dialogue as it stands; a copy as far as messages and ids go, the caches themselves."""
         roles = {id(lm): role for role, lm in self._writer.models.items()}
         caches = {roles[id(lm)]: cache for lm, cache in self._caches.items() if id(lm) in roles}
-        return Kept([*self.messages], self.system, self._turns[-1:], caches)
+        turns = [replace(turn, written=[*turn.written]) for turn in belonging(self._turns, self._dialogue)]
+        return Kept([*self.messages], self.system, turns, caches)
 
     def take_up(self, kept: Kept) -> None:
         """Go on where another conversation was kept."""
         self.messages, self.system = [*kept.messages], kept.system
-        self._turns = [*kept.turns]
+        self._turns = belonging(kept.turns, kept.dialogue)
         models = self._writer.models
         self._caches = {models[role]: cache for role, cache in kept.caches.items() if role in models}
 
-    def _with_system(self, messages: list[Message]) -> list[Message]:
-        return ([{"role": "system", "content": self.system}] if self.system else []) + messages
+    @property
+    def _dialogue(self) -> list[Message]:
+        return dialogue(self.system, self.messages)
 
     def _answer(self, messages: list[Message], sampling: SamplingParams | None) -> Iterator[Burst]:
         if messages != self.messages[: len(messages)]:
-            self.unanswered = messages[-1]["content"]
-        turn = begin(self._writer.encoding, self._turns, self._with_system(messages))
-        for burst in self._writer.stream(turn.prompt, sampling, self._caches, ()):
-            if burst.tokens and not turn.written:  # an answer that was stopped before it began is none
-                self._begin(turn, messages)
-            if turn.written or burst.tokens:
-                self._add(burst)
-            yield burst
+            self.unanswered = str(messages[-1]["content"])
+        turn = begin(self._writer.encoding, self._turns, dialogue(self.system, messages))
+        answer = self._reading(turn, sampling)
+        bursts = self._writer.stream(turn.prompt, sampling, self._caches, ())
+        for burst in bursts:
+            if burst.tokens:
+                said = len(turn.asked)
+                self._turns = [*(earlier for earlier in self._turns if len(earlier.asked) < said), turn]
+                self.messages = [*messages, {"role": "assistant", "content": ""}]
+                self.unanswered = None
+                yield from self._added(answer, turn, _again(burst, bursts))
+                return
+            yield burst  # an answer that was stopped before it began is none
 
-    def _begin(self, turn: Turn, messages: list[Message]) -> None:
-        self._turns = [*(earlier for earlier in self._turns if len(earlier.asked) < len(turn.asked)), turn]
-        self.messages = [*messages, {"role": "assistant", "content": ""}]
-        self.unanswered = None
+    def _reading(self, turn: Turn, sampling: SamplingParams | None) -> Reply:
+        stop = self._writer.filled(sampling).stop or ()
+        return Reply(format_of(self._writer.encoding), turn.prompt, turn.written, stop)
 
-    def _add(self, burst: Burst) -> None:
-        turn = self._turns[-1]
-        self.messages[-1]["content"] += burst.text
-        turn.written += burst.tokens
-        turn.ended, turn.seed = burst.finish_reason, burst.seed
+    def _added(self, answer: Reply, turn: Turn, bursts: Iterator[Burst]) -> Iterator[Burst]:
+        """The same bursts with their pieces; the last message grows with them."""
+        try:
+            for burst in bursts:
+                piece = answer.add(burst.tokens, last=burst.finish_reason is not None)
+                self.messages[-1] = answer.message
+                turn.written += burst.tokens
+                turn.ended, turn.seed = burst.finish_reason, burst.seed
+                yield replace(burst, piece=piece)
+        finally:
+            if turn.ended is None:  # abandoned: what was held back counts
+                answer.add((), last=True)
+                self.messages[-1] = answer.message
+
+
+def _again(first: Burst, rest: Iterator[Burst]) -> Iterator[Burst]:
+    yield first
+    yield from rest

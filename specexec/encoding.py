@@ -37,15 +37,14 @@ _BYTES = [f"<0x{byte:02X}>" for byte in range(256)]  # SentencePiece's names of 
 class Encoding:
     """One model's tokenizer and chat template; safe to use from several threads.
 
-    `thinking` asks for thoughts before an answer or for none, where the template can. `variables` are told to the
-    template with every prompt; a prompt's own wishes go before them. `control_tokens`: those that are spelled in raw
-    text and messages become tokens; else they stay text. `adds_bos`: raw text begins with the BOS token, whatever the
-    tokenizer itself does.
+    `variables` are told to the template with every prompt, before them `thinking` (see `Format.thinking`); a prompt's
+    own wishes go before both. `control_tokens`: those that are spelled in raw text and messages become tokens; else
+    they stay text. `adds_bos`: raw text begins with the BOS token, whatever the tokenizer itself does.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, adds_bos: bool = False) -> None:
         self.tokenizer = tokenizer
-        self.thinking: bool | None = None
+        self.thinking: Mapping[str, object] = {}
         self.variables: dict[str, object] = {}
         self.control_tokens = False
         self._adds_bos = adds_bos
@@ -58,6 +57,7 @@ class Encoding:
         tokenizer = AutoTokenizer.from_pretrained(
             str(folder), local_files_only=True, trust_remote_code=trust_remote_code
         )
+        tokenizer("")  # sets what the first call sets, before there are threads
         config = folder / "tokenizer_config.json"
         # transformers 5.23 forgets it for tokenizer.json files that do not say the same, such as DeepSeek-V3's.
         told = json.loads(config.read_text(encoding="utf-8")) if config.exists() else {}
@@ -86,8 +86,7 @@ class Encoding:
         wishes = wishes or Wishes()
         read = read_messages(messages)
         read = as_read(read, self._traits_for(wishes) if needs_traits(read) else Traits())
-        thinking: dict[str, object] = {} if self.thinking is None else {"enable_thinking": self.thinking}
-        wishes = replace(wishes, variables={**thinking, **self.variables, **wishes.variables})
+        wishes = replace(wishes, variables={**self.thinking, **self.variables, **wishes.variables})
         told: list[object] = [read, wishes.tools, wishes.variables]
         if self._takes_control(wishes) or not self._control.spelled_in(told):
             return Rendered(self._templated(read, wishes))

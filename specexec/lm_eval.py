@@ -25,7 +25,6 @@ from tqdm import tqdm
 from specexec.engine import Engine
 from specexec.errors import BadMessages, BadSampling, ContextLengthExceeded, SweepCancelled
 from specexec.sampling import SamplingParams, derived_seed
-from specexec.transcript import Message
 from specexec.work import Continuation, Failure, Likelihood, Request
 
 # What a task may say about sampling, and how we call it; the rest of `do_sample`, `until` and lengths is the harness's.
@@ -75,7 +74,7 @@ class SpecExecLM(TemplateLM):
             add_special_tokens = not string.startswith(self.engine.encoding.spell(self.prefix_token_id))
         return list(self.tokenizer(string, add_special_tokens=add_special_tokens)["input_ids"])
 
-    def apply_chat_template(self, chat_history: list[Message], add_generation_prompt: bool = True) -> str:
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """Messages as the text the model was trained on."""
         try:
             text = self.tokenizer.apply_chat_template(

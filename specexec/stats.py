@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from specexec.text.formats.pieces import Piece
+
 if TYPE_CHECKING:
     from specexec.tree import TokenTree
 
@@ -150,7 +152,7 @@ class Burst:
 
     `hit`: whether the next tree starts from what was guessed meanwhile; None if nothing was, or if the text has ended.
     `logprobs` has one entry per token if they were asked for; `prompt_logprobs`, in the first burst, one for every
-    token of the prompt but the first.
+    token of the prompt but the first. `piece` is its text told apart into content, thoughts and calls, in a dialogue.
     """
 
     tokens: tuple[int, ...]
@@ -164,6 +166,7 @@ class Burst:
     prompt_logprobs: tuple[Logprob, ...] = ()
     hit: bool | None = None
     limit: Limit | None = None
+    piece: Piece = field(default_factory=Piece)
 
     @property
     def overlap(self) -> Overlap:

@@ -5,13 +5,14 @@ Tokenising an answer's text again may split it differently, and every key and va
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Iterable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 from specexec.stats import FinishReason
-
-Message: TypeAlias = dict[str, str]
+from specexec.text.messages import Message
 
 
 class Tokens(Protocol):
@@ -19,13 +20,7 @@ class Tokens(Protocol):
 
     def encode(self, prompt: list[Message]) -> list[int]: ...
 
-    def decode(self, tokens: Items[int]) -> str: ...
-
-    def render(self, messages: list[Message]) -> str: ...
-
-    def encode_rest(self, text: str) -> list[int]: ...
-
-    def spell(self, token: int) -> str: ...
+    def raw(self, tokens: Items[int]) -> str: ...
 
 
 @dataclass
@@ -38,31 +33,46 @@ class Turn:
     ended: FinishReason | None = None
     seed: int | None = None
 
+    @property
+    def tokens(self) -> list[int]:
+        return [*self.prompt, *self.written]
+
 
 def begin(encoding: Tokens, turns: list[Turn], asked: list[Message]) -> Turn:
-    """A new turn, whose prompt is an earlier one's tokens and more wherever the template allows it."""
+    """A new turn, whose prompt is an earlier one's tokens and more wherever the template writes their very text."""
+    fresh = encoding.encode(asked)
     for turn in reversed(turns):
-        if turn.asked == asked:
-            return Turn(asked, turn.prompt)
-        if (grown := _grown(encoding, turn, asked)) is not None:
-            return Turn(asked, grown)
-    return Turn(asked, encoding.encode(asked))
+        if (rest := _after(encoding, turn.tokens, fresh)) is not None:
+            return Turn(asked, [*turn.tokens, *rest])
+    return Turn(asked, fresh)
 
 
-def _grown(encoding: Tokens, turn: Turn, asked: list[Message]) -> list[int] | None:
-    known = len(turn.asked)
-    if not turn.written or asked[:known] != turn.asked or len(asked) <= known or asked[known]["role"] != "assistant":
-        return None
-    answer = asked[known]["content"]
-    if encoding.decode(turn.written) != answer:  # cut at a stop text
-        return None
-    before, now = encoding.render(turn.asked) + answer, encoding.render(asked)
-    if not now.startswith(before):  # such as templates that leave out earlier thoughts
-        return None
-    rest = now[len(before) :]
-    if turn.ended == "stop":  # the model itself wrote the end of its turn
-        ending = encoding.spell(turn.written[-1])
-        if not rest.startswith(ending):
-            return None
-        rest = rest[len(ending) :]
-    return [*turn.prompt, *turn.written, *encoding.encode_rest(rest)]
+def same_text(encoding: Tokens, turn: Turn) -> bool:
+    """Whether the prompt of a turn still is what its messages become: the model may be another one now."""
+    return _after(encoding, turn.prompt, encoding.encode(turn.asked)) == []
+
+
+def belonging(turns: Iterable[Turn], dialogue: list[Message]) -> list[Turn]:
+    """The turns whose question and answer are part of a dialogue."""
+    places = ((turn, len(turn.asked)) for turn in turns)
+    answered = (
+        (turn, place) for turn, place in places if place < len(dialogue) and dialogue[place]["role"] == "assistant"
+    )
+    return [turn for turn, place in answered if turn.asked == dialogue[:place]]
+
+
+def common(one: Items[int], other: Items[int]) -> int:
+    """How many ids two lists begin with alike."""
+    differing = (at for at, (left, right) in enumerate(zip(one, other, strict=False)) if left != right)
+    return next(differing, min(len(one), len(other)))
+
+
+def _after(encoding: Tokens, known: list[int], fresh: list[int]) -> list[int] | None:
+    """What follows the text of `known` in `fresh`, however that text was split; None where it does not begin so."""
+    same = common(known, fresh)
+    if same == len(known):
+        return fresh[same:]
+    start = max(same - 1, 0)  # a decoder may drop a blank at the very beginning: that of a token both have
+    text = encoding.raw(known[start:])
+    end = bisect_left(range(len(fresh) + 1), len(text), lo=same, key=lambda at: len(encoding.raw(fresh[start:at])))
+    return fresh[end:] if encoding.raw(fresh[start:end]) == text else None

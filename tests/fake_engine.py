@@ -6,7 +6,7 @@ Has the surface of specexec.engine, so that the commands can be tried in millise
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -16,20 +16,55 @@ from offload.placement import Need, Placement
 from specexec.conversation import Kept
 from specexec.errors import ContextLengthExceeded, EmptyPrompt
 from specexec.learned import Arrays
+from specexec.reply import Reply
 from specexec.sampling import SamplingParams
 from specexec.stats import Burst, Completion, Cost, Pace, Progress
+from specexec.text.detokenizer import TextStream
+from specexec.text.formats import Format
 from specexec.text.messages import Prompt
 from specexec.tree import Floats, TokenTree
+from specexec.wishes import Wishes
 from specexec.work import Failure, Partial, Request
 
 SIZES = (1, 4, 2)  # tokens per sweep, over and over
+
+
+class FakeTokenizer:
+    """Letters, none of them special."""
+
+    all_special_ids: ClassVar[list[int]] = []
+    eos_token_id: int | None = None
+
+    def get_added_vocab(self) -> dict[str, int]:
+        return {}
 
 
 class FakeEncoding:
     """Knows no template."""
 
     template = None
-    thinking: bool | None = None
+    tokenizer = FakeTokenizer()
+
+    def __init__(self) -> None:
+        self.thinking: Mapping[str, object] = {}
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return "".join(chr(token) for token in tokens)
+
+    def stream(self, before: Sequence[int]) -> TextStream:
+        return TextStream(self.decode)
+
+    def spell(self, token: int) -> str:
+        return chr(token)
+
+    def encode_rest(self, text: str) -> list[int]:
+        return [ord(letter) for letter in text]
+
+    def render(self, messages: Sequence[dict[str, object]], wishes: Wishes | None = None) -> str:
+        raise ValueError("no template")
+
+    def template_for(self, wishes: Wishes) -> str:
+        raise ValueError("no template")
 
 
 _NEED = Need((10,) * 5, (10,) * 5, embeddings_B=4, norms_B=1, head_B=0, cache_B=50, ctx=200)
@@ -234,30 +269,34 @@ class FakeBatch:
 
 
 class FakeConversation:
-    """Turns are kept, partial answers too."""
+    """Turns are kept, partial answers too. `thinks` are the marks of a thought, `cue` is the end of every prompt."""
 
+    thinks = ("", "")
     cue = ""
     rendered = ""
 
     def __init__(self, engine: FakeEngine, system: str | None) -> None:
         self.system = system
-        self.messages: list[dict[str, str]] = []
+        self.messages: list[dict[str, object]] = []
         self.unanswered: str | None = None
         self._engine = engine
 
     @property
     def tokens_used(self) -> int:
-        return sum(len(message["content"]) for message in self.messages)
+        return sum(len(str(message["content"])) for message in self.messages)
 
     def send(self, text: str, sampling: SamplingParams) -> Iterator[Burst]:
         self.unanswered = text
+        form = Format(self._engine.encoding, None, self.thinks)
+        reply = Reply(form, self._engine.encode(self.cue))
         for burst in self._engine.stream([{"role": "user", "content": text}], sampling):
+            piece = reply.add(burst.tokens, last=burst.finish_reason is not None)
             if burst.tokens and self.unanswered is not None:
-                self.messages += [{"role": "user", "content": text}, {"role": "assistant", "content": ""}]
+                self.messages += [{"role": "user", "content": text}, {}]
                 self.unanswered = None
             if self.unanswered is None:
-                self.messages[-1]["content"] += burst.text
-            yield burst
+                self.messages[-1] = reply.message
+            yield replace(burst, piece=piece)
 
     def undo(self) -> bool:
         if self.unanswered is not None:
@@ -268,7 +307,7 @@ class FakeConversation:
         return undone
 
     def retry(self, sampling: SamplingParams) -> Iterator[Burst]:
-        text = self.unanswered or self.messages[-2]["content"]
+        text = self.unanswered or str(self.messages[-2]["content"])
         self.undo()
         return self.send(text, sampling)
 

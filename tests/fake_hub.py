@@ -17,11 +17,12 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @dataclass
 class FakeHub:
-    """Repositories by name; `sent` tells which files went out whole, in order."""
+    """Repositories by name; `sent` tells which files went out whole, in order, `asked` of which any part did."""
 
     repos: dict[str, Path] = field(default_factory=dict)
     gated: set[str] = field(default_factory=set)
     sent: list[tuple[str, str]] = field(default_factory=list)
+    asked: list[tuple[str, str]] = field(default_factory=list)
     url: str = ""
 
     @contextmanager
@@ -81,6 +82,7 @@ class _Handler(BaseHTTPRequestHandler):
             if not file.is_file():
                 self.fail(404, "EntryNotFound")
                 return
+            self.hub.asked.append((repo, name))
             if body and "Range" not in self.headers:
                 self.hub.sent.append((repo, name))
             headers = {"ETag": f'"{_oid(file)}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}

@@ -23,6 +23,8 @@ from specexec.errors import BrokenLogits
 from specexec.room import Room
 from specexec.sampling import SamplingParams
 from specexec.stats import Burst, Cost, FinishReason, Progress
+from specexec.text.control import Rendered
+from specexec.text.detokenizer import TextStream
 from specexec.tree import TokenTree
 
 PER_SWEEP = 3
@@ -83,13 +85,20 @@ class LetterEngine:
     def __exit__(self, *_: object) -> None:
         self.closed = True
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, wishes: object = None) -> list[int]:
         return [ord(letter) for letter in text]
 
-    encode_rest = encode
+    def encode_rest(self, text: str | Rendered) -> list[int]:
+        return self.encode(text.text if isinstance(text, Rendered) else text)
+
+    def rendered(self, messages: list[dict[str, str]], wishes: object) -> Rendered:
+        return Rendered(messages[-1]["content"])
 
     def render(self, messages: list[dict[str, str]], wishes: object) -> str:
-        return messages[-1]["content"]
+        return self.rendered(messages, wishes).text
+
+    def stream(self, before: Sequence[int]) -> TextStream:
+        return TextStream(self.decode)
 
     def template_for(self, wishes: object) -> str:
         return "{{ messages }}"
@@ -99,6 +108,9 @@ class LetterEngine:
 
     def spell(self, token: int) -> str:
         return chr(token)
+
+    def filled(self, sampling: SamplingParams) -> SamplingParams:
+        return sampling
 
     def progress(self) -> Progress:
         return Progress(1, 4, len(self.shared), 0)

@@ -20,6 +20,7 @@ from cli.batch.lines import item_of_line
 from cli.batch.sinks import Folder
 from specexec.errors import EmptyPrompt
 from specexec.sampling import SamplingParams, derived_seed
+from specexec.text.messages import read_messages
 
 
 @pytest.fixture(autouse=True)
@@ -109,7 +110,8 @@ def test_lines_of_openais_batch_api_are_known_by_their_shape() -> None:
     assert item.sampling(SamplingParams(max_tokens=50, seed=4)) == wanted
     parts = [{"type": "text", "text": "h"}, {"type": "text", "text": "i"}]
     line["body"] = {**body, "messages": [{"role": "user", "content": parts}]}
-    assert item_of_line(json.dumps(line).encode(), "f:1", Form()).prompt == item.prompt
+    whole = item_of_line(json.dumps(line).encode(), "f:1", Form()).prompt
+    assert read_messages([one for one in whole if isinstance(one, dict)]) == item.prompt
     line["body"] = {**body, "messages": [{"role": "user", "content": [*parts, {"type": "image_url", "image_url": {}}]}]}
     assert problems([item_of_line(json.dumps(line).encode(), "f:1", Form())]) == ["bad_jsonl"]
     raw = {"custom_id": "r-2", "url": "/v1/completions", "body": {"prompt": "Once"}}

@@ -40,10 +40,14 @@ LINES: list[dict[str, Any]] = [
     {"custom_id": 7, "url": CHAT, "body": ASKED},
     {"custom_id": "7", "url": CHAT, "body": ASKED},
     {"custom_id": "bad_id", "url": PLAIN, "body": {"prompt": [5, 10**6], "max_tokens": 2}},
+    {"custom_id": "nothing", "url": PLAIN, "body": {"prompt": []}},
+    {"custom_id": "nothing2", "url": PLAIN, "body": {"prompt": [[]], "echo": True, "logprobs": 1}},
+    {"custom_id": "below", "url": PLAIN, "body": {"prompt": [5, -1]}},
     {"custom_id": "history", "url": CHAT, "body": {**ASKED, "messages": [*ASKED["messages"], CALLED,
         {"role": "tool", "tool_call_id": "c", "content": "ok"}]}},
 ]  # fmt: skip
 FAILED = {"image": "messages", "embedding": "url", "stream": "stream", "a#2": "", "7#2": "", "bad_id": "1000000",
+          "nothing": "empty", "nothing2": "empty", "below": "-1",
           "tools": "tools", "history": "not tool"}  # fmt: skip
 
 

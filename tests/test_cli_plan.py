@@ -17,6 +17,7 @@ import specexec
 from cli.app import main
 from cli.conditions import conditions
 from cli.outlook import Beside, best, outlook
+from offload.documents import read_json
 from offload.files import SAFE, Reading
 from offload.forecast import ASSUMED_CPU, SCHEMES, Ceilings, Work, ceilings, forecast
 from offload.formats import FORMATS, Format, need_in, packed_size_B, work_of
@@ -457,7 +458,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, folder: Path, failure: Exception | None
     told = ModelInfo(id="some/model", siblings=[{"rfilename": file.name} for file in folder.iterdir()])
     monkeypatch.setattr(huggingface_hub.HfApi, "parse_safetensors_file_metadata", metadata)
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: told)
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda repo, name, revision=None: folder / name)
+    monkeypatch.setattr("offload.listing.remote_json", lambda repo, revision, name: read_json(folder / name))
 
 
 def test_a_model_on_the_hub_is_planned_like_the_same_one_here(

@@ -126,7 +126,7 @@ def test_a_plan_fetches_headers_and_no_weights(specexec: Pull, hub: FakeHub) -> 
     assert ran.code == 0, ran.err
     assert all(row["ram_B"] > 0 for row in json.loads(ran.out)["rows"])
     assert {name for _, name in hub.sent} <= {"config.json", "model.safetensors.index.json"}
-    assert {repo for repo, _ in hub.sent} == {"org/big", "org/small"}
+    assert {repo for repo, _ in hub.asked} == {"org/big", "org/small"}
 
 
 def test_only_what_is_missing_is_fetched(specexec: Pull, hub: FakeHub) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -212,3 +213,30 @@ def test_shells_complete_commands_and_model_names(
 
     assert "plain,sessions" in completed("specexec se", 1)
     assert "plain,demo" in completed("specexec chat -m d", 3)
+
+
+@pytest.mark.parametrize("content", [b"model = '\xff'\n", b"model = " + b"[" * 100_000])
+def test_a_settings_file_that_cannot_be_read_is_named(specexec: CommandLine, content: bytes) -> None:
+    for path in (Path("specexec.toml"), user_file()):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        ran = specexec("chat", "-p", "x")
+        assert (ran.code, str(path) in ran.err) == (2, True), ran.err
+        path.unlink()
+
+
+def test_piped_lines_that_are_not_utf_8_are_refused(specexec: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "tests.command_line.io.StringIO", lambda _: io.TextIOWrapper(io.BytesIO(b"hi\n\xff\n"), "utf-8")
+    )
+    ran = specexec("chat")
+    assert (ran.code, "Error: standard input is not UTF-8 text.\n" in ran.err) == (7, True)
+
+
+def test_clear_begins_another_conversation_and_keeps_the_first(specexec: CommandLine) -> None:
+    ran = specexec("chat", "-s", "Be kind.", stdin="one\n/clear\ntwo\n/quit\nnever sent\n")
+    listed = json.loads(specexec("sessions", "list", "--json").out)
+    assert sorted(one["title"] for one in listed) == ["one", "two"]
+    (first,) = (one["id"] for one in listed if one["title"] == "one")
+    assert f"{first} is kept; a new conversation\n" in ran.err
+    assert json.loads(specexec("sessions", "show", first, "--json").out)["system"] == "Be kind."

@@ -120,7 +120,10 @@ def test_what_a_model_writes_is_never_obeyed_by_the_terminal(tmp_path: Path) -> 
     assert "␛[31mred" in (child.before or "")
 
 
-THINKING = "import tests.fake_engine as fake; fake.FakeConversation.cue = '<|assistant|><think>\\n';"
+THINKING = (
+    "import tests.fake_engine as fake; fake.FakeConversation.cue = '<|assistant|><think>\\n'; "
+    "fake.FakeConversation.thinks = ('<think>', '</think>');"
+)
 
 
 def test_thoughts_are_dim_and_can_be_hidden(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 from cli.archive import Archive, sessions_folder
 from cli.screen import Screen
 from cli.visible import visible
+from specexec.text.messages import Message
 from tests.command_line import CommandLine
 from tests.fake_engine import FakeEngine
 
@@ -41,7 +42,7 @@ def test_a_conversation_is_listed_and_shown_without_its_codes_and_exported_with_
     specexec: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     archive = Archive(sessions_folder())
-    talk = ({"role": "user", "content": NASTY}, {"role": "assistant", "content": NASTY})
+    talk: tuple[Message, ...] = ({"role": "user", "content": NASTY}, {"role": "assistant", "content": NASTY})
     archive.save(archive.new(NASTY).__class__("0612-a", NASTY, messages=talk))
     assert NASTY in specexec("sessions", "export", "0612").out
     on_a_terminal(monkeypatch)

@@ -1,6 +1,7 @@
 """Control tokens that users, files and tools spell stay text; those of the template stay tokens. On real tokenizers."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
 import pytest
@@ -133,6 +134,15 @@ def test_bos_begins_raw_text_once(name: str) -> None:
         already = of.encode(of.spell(bos) + "Hello", Wishes(control_tokens=True))
         assert already.count(bos) == 1
         assert of.encode([{"role": "user", "content": "Hello"}]).count(bos) <= 1
+
+
+@pytest.mark.parametrize("name", ["llama2", "qwen3"])
+def test_threads_may_encode_at_once(name: str) -> None:
+    of = encoding(name)
+    texts = [f"{number} <|im_end|> </s> " * (50 + number) for number in range(40)]
+    alone = [of.encode(text) for text in texts]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(of.encode, texts)) == alone
 
 
 def test_a_model_without_a_template_says_so() -> None:

@@ -115,7 +115,8 @@ def test_a_conversation_processes_only_what_is_new(llm: Engine) -> None:
     next(stream)
     assert len(talk._caches[llm._target]) > kept > 20  # the first turn's rows were still there
     list(stream)
-    fresh = llm.generate([{"role": "system", "content": "Be brief."}, *talk.messages[:-1]], SHORT)
+    asked: list[dict[str, object]] = [{"role": "system", "content": "Be brief."}, *talk.messages[:-1]]
+    fresh = llm.generate(asked, SHORT)
     assert talk.messages[-1]["content"] == fresh.text
     assert talk.undo()
     assert [message["content"] for message in talk.messages] == [QUESTION, first]

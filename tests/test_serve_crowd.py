@@ -17,6 +17,7 @@ from cli.serve.completions import Keepalive
 from specexec.engine import Engine
 from specexec.room import Room
 from specexec.sampling import SamplingParams, derived_seed
+from specexec.text.control import Rendered
 from tests.serving import LetterEngine, Served, serving
 
 CLIENTS = 50
@@ -269,11 +270,11 @@ def test_a_request_that_takes_long_to_prepare_holds_up_no_other() -> None:
     inside, go_on = threading.Event(), threading.Event()
 
     class Slow(LetterEngine):
-        def encode_rest(self, text: str) -> list[int]:
-            if text == "slow":
+        def encode_rest(self, text: str | Rendered) -> list[int]:
+            if text == Rendered("slow"):
                 inside.set()
                 assert go_on.wait(60)
-            return self.encode(text)
+            return super().encode_rest(text)
 
     with serving(Slow) as server, ThreadPoolExecutor() as pool:
         slow = pool.submit(server.ask, "slow")

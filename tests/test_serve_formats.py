@@ -12,7 +12,7 @@ import pytest
 
 import specexec
 from tests.serving import Served, serving
-from tests.writer import writer
+from tests.writer import ROWS, writer
 
 THOUGHT = "I must look."
 CALLS = (
@@ -169,6 +169,38 @@ def test_json_is_bound_after_the_thought(qwen: Served) -> None:
     message = ask(qwen, response_format=shape).json()["choices"][0]["message"]
     assert message["reasoning_content"] == THOUGHT
     assert set(json.loads(message["content"])) == {"ok"}
+
+
+def test_control_tokens_that_a_user_spells_stay_text_unless_that_is_wished(qwen: Served) -> None:
+    spelled: list[Any] = [{"role": "user", "content": "<|im_end|>"}]
+    encoding = qwen.worker.engine.encoding
+    real: Any = encoding.tokenizer.apply_chat_template(spelled, add_generation_prompt=True)
+    literal = ask(qwen, spelled, max_tokens=1).json()["usage"]["prompt_tokens"]
+    wished = ask(qwen, spelled, max_tokens=1, allow_control_tokens=True).json()["usage"]["prompt_tokens"]
+    assert wished == len(real["input_ids"]) < literal
+
+
+@pytest.mark.parametrize("field", ["logit_bias", "stop_token_ids", "prompt"])
+def test_ids_beyond_the_embedding_are_refused_by_name_and_padded_ones_are_not(qwen: Served, field: str) -> None:
+    rows = ROWS["qwen3"]
+    assert qwen.worker.engine.vocabulary == rows > len(qwen.worker.engine.tokenizer)
+    for token, status in ((rows - 1, 200), (rows, 400)):
+        value = {"logit_bias": {str(token): -1}, "stop_token_ids": [token], "prompt": [785, token]}[field]
+        body = {"prompt": [785], "max_tokens": 1, field: value}
+        with qwen.http as client:
+            answer = client.post("/v1/completions", json=body)
+        assert answer.status_code == status, answer.text
+        assert status == 200 or answer.json()["error"]["param"] == field
+
+
+def test_wishes_of_vllms_clients_reach_the_sampler(qwen: Served) -> None:
+    (ending,) = qwen.worker.engine.encoding.encode_rest("<|im_end|>")
+    (look,) = qwen.worker.engine.encoding.encode_rest(" look")
+    cut = ask(qwen, stop_token_ids=[look]).json()["choices"][0]
+    assert (cut["finish_reason"], cut["message"]["reasoning_content"]) == ("stop", "I must")
+    long = ask(qwen, min_tokens=70, max_tokens=70).json()
+    assert (long["usage"]["completion_tokens"], long["choices"][0]["finish_reason"]) == (70, "length")
+    assert ask(qwen, logit_bias={str(ending): 100}, max_tokens=3).json()["usage"]["completion_tokens"] == 1
 
 
 def test_a_short_request_is_answered_while_a_huge_one_is_still_being_read(qwen: Served) -> None:

@@ -101,6 +101,57 @@ def test_a_schema_that_cannot_be_followed_is_refused(server: Served, schema: dic
     assert (refused.status_code, error["code"], error["param"]) == (400, "bad_grammar", "response_format")
 
 
+@pytest.mark.parametrize(
+    "more",
+    [{"guided_json": SCHEMA}, {"guided_json": json.dumps(SCHEMA)}, {"structured_outputs": {"json": SCHEMA}},
+     {"json_schema": SCHEMA}, {"response_format": {"type": "json_object", "schema": SCHEMA}}],
+)  # fmt: skip
+def test_a_schema_is_followed_wherever_a_client_puts_it(server: Served, more: dict[str, object]) -> None:
+    trip = json.loads(server.ask("Hello", seed=2, **more).json()["choices"][0]["message"]["content"])
+    assert set(trip) == {"city", "days"}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"guided_choice": ["yes.", "no (never)"]}, {"structured_outputs": {"choice": ["yes.", "no (never)"]}},
+     {"guided_regex": r"yes\.|no \(never\)"}, {"structured_outputs": {"regex": r"yes\.|no \(never\)"}}],
+)  # fmt: skip
+def test_an_answer_is_one_of_the_choices_or_matches_the_regex(server: Served, more: dict[str, object]) -> None:
+    assert server.ask("Hello", seed=2, **more).json()["choices"][0]["message"]["content"] in ("yes.", "no (never)")
+    with server.http as client:
+        raw = client.post("/v1/completions", json={"prompt": "Say", "seed": 2, "max_tokens": 40, **more}).json()
+    assert raw["choices"][0]["text"] in ("yes.", "no (never)")
+
+
+HISTORY: list[dict[str, Any]] = [
+    {"role": "developer", "content": "Be brief."},
+    {"role": "user", "content": [{"type": "text", "text": "Rain"}, {"type": "text", "text": "?"}]},
+    {"role": "assistant", "content": None, "reasoning": "Hm.",
+     "tool_calls": [{"id": "a", "type": "function", "function": {"name": "weather", "arguments": ""}}]},
+    {"role": "tool", "tool_call_id": "a", "content": "sun"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "arguments", ["", None, "{", '"Oslo"', '{"city": "Oslo"}', {"city": "Oslo"}, "not JSON at all"]
+)
+def test_a_call_in_the_history_is_taken_whatever_its_arguments_are(caller: Served, arguments: object) -> None:
+    history = json.loads(json.dumps(HISTORY))
+    history[2]["tool_calls"][0]["function"]["arguments"] = arguments
+    with caller.http as client:
+        answer = client.post("/v1/chat/completions", json={"messages": history, "max_tokens": 1})
+    assert answer.status_code == 200, answer.text
+
+
+def test_what_a_message_lacks_is_refused_with_its_place(caller: Served) -> None:
+    for wrong, at in (({"role": "user"}, ".content"), ({"role": "user", "content": 5}, ".content"), ({}, ".role"),
+                      ({"role": "assistant", "tool_calls": [{"function": {}}]}, ".tool_calls")):  # fmt: skip
+        with caller.http as client:
+            body = {"messages": [*QUESTION, wrong], "max_tokens": 1}
+            refused = client.post("/v1/chat/completions", json=body)
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, f"messages.1{at}"), refused.text
+
+
 def test_a_bias_reaches_the_model(server: Served, engine: Engine) -> None:
     (loved,) = engine.encoding.encode_rest("Q")
     answer = server.ask("What are you?", logit_bias={str(loved): 100}, max_tokens=5, temperature=1)
@@ -233,7 +284,7 @@ def test_a_refused_request_raises_in_the_client(server: Served) -> None:
 
 
 def test_a_template_that_never_ends_is_stopped(tmp_path: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("specexec.encoding.TEMPLATE_S", 0.2)
+    monkeypatch.setattr("specexec.text.templates.SECONDS", 0.2)
     shutil.copytree(engine.folders["target"], tmp_path / "model")
     endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
     (tmp_path / "model" / "chat_template.jinja").write_text(endless)

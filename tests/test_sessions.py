@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from hashlib import blake2b
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,7 @@ from specexec.errors import ContextLengthExceeded
 from specexec.lm import Rows, Sweep
 from specexec.sampling import SamplingParams
 from specexec.stats import Burst, Cost
+from specexec.text.messages import Message
 from specexec.tree import TokenTree
 from tests.tiny import tiny
 
@@ -184,15 +187,125 @@ def test_a_snapshot_is_refused_after_one_weight_was_written_to_in_place(
     assert refused(llm, left, tmp_path, capsys) == "it was made with another model."
 
 
-def test_a_snapshot_that_missed_the_last_turn_is_refused(
+def rewritten(path: Path, change: Callable[[dict[str, str]], object]) -> None:
+    """The snapshot with other words in its header."""
+    arrays = load_file(path)
+    with safe_open(path, "np") as file:
+        marks = dict(file.metadata())
+    change(marks)
+    save_file(arrays, path, marks)
+
+
+def signed(head: str) -> dict[str, str]:
+    return {"head": head, "digest": blake2b(head.encode(), digest_size=16).hexdigest()}
+
+
+def test_a_snapshot_with_one_changed_id_or_a_strange_header_is_refused(
     llm: Engine, left: Keeper, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = Archive(tmp_path).snapshot_path(left.id)
-    arrays = load_file(path)
-    with safe_open(path, "np") as file:
-        marks = file.metadata()
-    save_file(arrays, path, {**marks, "conversation": marks["conversation"].replace("Be brief.", "Be long.")})
-    assert refused(llm, left, tmp_path, capsys) == "it belongs to an earlier state of the conversation."
+    whole = path.read_bytes()
+
+    def said(change: Callable[[dict[str, str]], object]) -> str:
+        path.write_bytes(whole)
+        rewritten(path, change)
+        return refused(llm, left, tmp_path, capsys)
+
+    def another_id(marks: dict[str, str]) -> None:
+        head = json.loads(marks["head"])
+        head["cached"]["target"][7] += 1
+        marks["head"] = json.dumps(head)
+
+    assert said(another_id) == "its header is damaged."
+    assert said(lambda marks: marks.update(specexec_snapshot="1")) == "it was made by another version of specexec."
+    for head in ("null", "{}", "[]", '{"cached": null}', '{"cached": {"target": null}, "weights": {}}', "[" * 100_000):
+        assert said(lambda marks, head=head: marks.update(signed(head))).startswith("it is damaged (")  # type: ignore[misc]
+    path.unlink()
+    path.mkdir()
+    assert refused(llm, left, tmp_path, capsys).startswith("it is damaged (")
+
+
+def test_a_folder_in_the_place_of_a_snapshot_is_left_alone_and_said(
+    llm: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    archive, talk = Archive(tmp_path), llm.conversation()
+    kept = keeper(archive, llm, talk)
+    (archive.snapshot_path(kept.id) / "inside").mkdir(parents=True)
+    say(talk, "Short.")
+    kept.leave()
+    assert "Note: keys and values are not kept (Is a directory): going on reads all again.\n" in capsys.readouterr().err
+    archive.remove(kept.id)
+    assert [path.name for path in tmp_path.rglob("*")] == [archive.snapshot_path(kept.id).name, "inside"]
+
+
+def test_a_snapshot_that_missed_the_last_turn_is_used_as_far_as_it_goes(
+    llm: Engine, left: Keeper, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive, talk = Archive(tmp_path), llm.conversation()
+    path = archive.snapshot_path(left.id)
+    before = path.read_bytes()
+    kept = keeper(archive, llm, talk, left.id)
+    kept.resume()
+    say(talk, LONG)
+    kept.leave()
+    path.write_bytes(before)
+    again = llm.conversation()
+    keeper(archive, llm, again, left.id).resume()
+    read = rows_of(llm, monkeypatch)
+    assert say(again, "And now?") == say(talk, "And now?")
+    assert 1500 < read[0] < 1600
+
+
+def test_a_snapshot_of_another_conversation_is_refused(
+    llm: Engine, left: Keeper, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = Archive(tmp_path).snapshot_path(left.id)
+
+    def another(marks: dict[str, str]) -> None:
+        head = json.loads(marks["head"])
+        head["cached"]["target"][0] += 1
+        marks.update(signed(json.dumps(head)))
+
+    rewritten(path, another)
+    assert refused(llm, left, tmp_path, capsys) == "it belongs to another state of the conversation."
+
+
+@pytest.mark.parametrize("snapshot", ["whole", "damaged", "deleted"])
+def test_the_next_answer_is_the_same_whatever_became_of_the_snapshot(
+    llm: Engine, left: Keeper, tmp_path: Path, snapshot: str
+) -> None:
+    """The ids of a conversation are in its file: this model's answers are split as no tokenizer would split them."""
+    resumed, unbroken = llm.conversation(), llm.conversation("Be brief.")
+    path = Archive(tmp_path).snapshot_path(left.id)
+    if snapshot == "damaged":
+        path.write_bytes(path.read_bytes()[:-7] + b"changed")
+    elif snapshot == "deleted":
+        path.unlink()
+    keeper(Archive(tmp_path), llm, resumed, left.id).resume()
+    say(unbroken, LONG)
+    say(unbroken, LONG)
+    assert resumed.keep().turns == unbroken.keep().turns
+    assert say(resumed, "And now?") == say(unbroken, "And now?")
+    assert resumed.undo()
+    assert resumed.undo()
+    assert unbroken.undo()
+    assert unbroken.undo()
+    assert say(resumed, "Else?") == say(unbroken, "Else?")
+    assert resumed.keep().turns == unbroken.keep().turns
+
+
+def test_an_answer_goes_on_in_another_run(llm: Engine, tmp_path: Path) -> None:
+    archive, whole, cut = Archive(tmp_path), llm.conversation(), llm.conversation()
+    some, more = (SamplingParams(temperature=1, seed=5, max_tokens=size, ignore_eos=True) for size in (10, 20))
+    say(whole, "Say something.", replace(some, max_tokens=30))
+    kept = keeper(archive, llm, cut)
+    say(cut, "Say something.", some)
+    kept.save()
+    again = llm.conversation()
+    keeper(archive, llm, again, kept.id).resume()
+    assert again.can_proceed
+    list(again.proceed(replace(more, seed=None)))
+    assert again.messages == whole.messages
 
 
 def test_an_answer_that_was_cut_goes_on_as_if_it_had_not_been(llm: Engine) -> None:
@@ -281,7 +394,7 @@ SEPARATORS = "one\u2028two\u2029three\x85four\x0bfive\x0csix\x1cseven\reight\r\n
 
 def test_a_conversation_of_any_line_separators_can_be_read_again(tmp_path: Path) -> None:
     archive = Archive(tmp_path)
-    said = ({"role": "user", "content": SEPARATORS}, {"role": "assistant", "content": SEPARATORS})
+    said: tuple[Message, ...] = ({"role": "user", "content": SEPARATORS}, {"role": "assistant", "content": SEPARATORS})
     kept = archive.save(replace(archive.new("demo"), system=SEPARATORS, messages=said))
     assert archive.load(kept.id) == kept
 
@@ -367,7 +480,7 @@ def test_an_error_before_the_first_token_does_the_same(llm: Engine, monkeypatch:
 def test_an_empty_answer_in_an_old_file_is_not_read_by_the_model(
     llm: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def message(role: str, content: str) -> dict[str, str]:
+    def message(role: str, content: str) -> Message:
         return {"role": role, "content": content}
 
     archive, talk = Archive(tmp_path), llm.conversation()

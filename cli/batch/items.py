@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 from specexec.errors import SpecexecError
@@ -55,7 +55,7 @@ class Item:
     @property
     def chat(self) -> bool:
         """Whether it asks for a message; else for the continuation of a text."""
-        return isinstance(self.prompt, list) and isinstance(self.prompt[0], dict)
+        return isinstance(self.prompt, list) and any(isinstance(one, dict) for one in self.prompt)
 
     def sampling(self, run: SamplingParams) -> SamplingParams:
         """How to answer: the run's choice, a seed of the item's own, and on top what the item wishes.
@@ -105,7 +105,7 @@ class Item:
             "prompts": asked.prompts[1:],
             "n": asked.n if asked.n > 1 else None,
             "echo": asked.echo,
-            "schema": asked.schema,
+            "shape": asked.shape and asdict(asked.shape),
             "tools": template.tools,
             "choice": [tools.choice, tools.parallel] if tools else None,
             "variables": dict(template.variables),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from cli.batch.answers import Answer
 from cli.batch.items import Item, Text
 from cli.batch.refusals import BadRequest
-from cli.openai.errors import ApiError, bad_request
+from cli.openai.errors import ApiError
 from cli.openai.logprobs import Teller
 from cli.openai.responses import Choice
 from specexec.sampling import SamplingParams
@@ -56,14 +56,14 @@ class Preparation:
     def _request(self, item: Item, text: Text) -> Request:
         request = Request(0, text.prompt, text.sampling, wishes=item.template)
         asked = item.asked
-        bounded = asked is not None and bool(asked.schema or asked.tools)
+        bounded = asked is not None and bool(asked.shape or asked.tools)
         if item.chat and (bounded or self._level(item)):
             told = self._told(item)
             return replace(request, wishes=told.wishes, grammar=self._grammar(item, text, told) if bounded else None)
-        if asked is not None and asked.schema is not None:
-            from specexec.grammar import json_schema
+        if asked is not None and asked.shape is not None:
+            from cli.openai.prepare import grammar_of
 
-            return replace(request, grammar=json_schema(asked.schema))
+            return replace(request, grammar=grammar_of(asked.shape))
         return request
 
     def _level(self, item: Item) -> Level | None:
@@ -84,19 +84,14 @@ class Preparation:
 
     def _grammar(self, item: Item, text: Text, told: Told) -> str:
         """What the answer must look like, from the end of its thought on."""
+        from cli.openai.prepare import bound_of
+
         assert item.asked is not None
-        tools, schema = item.asked.tools, item.asked.schema
-        if tools is not None and not told.form.calls:
-            refusal = f"tools cannot be called: {told.form.refusal}."
-            raise BadRequest(item.id, ApiError(400, "unsupported_parameter", refusal, param="tools"))
-        opened = told.form.reader(self.encoding.encode(text.prompt, told.wishes)).thinking
-        if tools is None:
-            bound = told.form.grammar((), "auto", schema=schema, thought_open=opened)
-            if bound.notes:  # half a schema for the whole answer is not what was asked for
-                refusal = f"the schema cannot be followed: {' '.join(bound.notes)}"
-                raise BadRequest(item.id, bad_request(refusal, "response_format"))
-            return bound.text
-        bound = told.form.grammar(tools.offered, tools.choice, tools.parallel, thought_open=opened)
+        try:
+            bound = bound_of(told.form, self.encoding.encode(text.prompt, told.wishes), item.asked)
+        except ApiError as refusal:
+            raise BadRequest(item.id, refusal) from None
+        assert bound is not None, "asked for only where something is bound"
         self._left_out[item.id] = bound.notes
         return bound.text
 

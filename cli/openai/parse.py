@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, fields, replace
@@ -14,12 +13,11 @@ from cli.openai.errors import ApiError, bad_request
 from cli.openai.schema import (
     FILL,
     MOST_CHOICES,
-    ChatMessage,
     ChatRequest,
     CompletionRequest,
-    EarlierCall,
     Request,
 )
+from cli.openai.shape import Shape, read_shape
 from cli.openai.tools import Tools, read_tools
 from specexec.errors import BadSampling
 from specexec.sampling import SamplingParams, derived_seed
@@ -37,6 +35,7 @@ R = TypeVar("R", bound="Request")
 Message: TypeAlias = dict[str, object]
 Prompt: TypeAlias = str | list[int] | list[Message]
 
+_ROLES = ("system", "developer", "user", "assistant", "tool")
 _UNSET = -1  # what clients of llama.cpp and vLLM send for "any seed" and "every token"
 
 _LEVELS: dict[str, Level] = {
@@ -59,12 +58,18 @@ UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "audio": (None,),
     "best_of": (None, 1),
     "suffix": (None, ""),
-    "guided_json": (None,),
-    "guided_regex": (None,),
-    "guided_choice": (None,),
     "guided_grammar": (None,),
-    "structured_outputs": (None,),
     "grammar": (None, ""),
+    "prompt_logprobs": (None, False),
+    "use_beam_search": (None, False),
+    "truncate_prompt_tokens": (None, -1),
+    "skip_special_tokens": (None, True),
+    "include_stop_str_in_output": (None, False),
+    "bad_words": (None, []),
+    "allowed_token_ids": (None, []),
+    "chat_template": (None, ""),
+    "prompt_embeds": (None,),
+    "logits_processors": (None, []),
 }
 # Names of SamplingParams, by which a request may use everything that the sampler knows.
 SAMPLER = {one.name for one in fields(SamplingParams)} - {
@@ -80,6 +85,19 @@ _HARMLESS = {
     "service_tier",
     "safety_identifier",
     "prompt_cache_key",
+    "prompt_cache_retention",
+    "verbosity",
+    "parallel_tool_calls",
+    "cache_prompt",
+    "cache_salt",
+    "id_slot",
+    "priority",
+    "request_id",
+    "return_progress",
+    "timings_per_token",
+    "include_reasoning",
+    "reasoning_format",
+    "spaces_between_special_tokens",
 }
 
 
@@ -87,7 +105,7 @@ _HARMLESS = {
 class Asked:
     """A request in our own words.
 
-    `max_tokens` None fills the context; `watch` adds trees and sweeps to the stream; `schema` is that of the whole
+    `max_tokens` None fills the context; `watch` adds trees and sweeps to the stream; `shape` is that of the whole
     answer; `wishes` are for the chat template, `thinking` too once its form is known. `chosen` are the fields that were
     set, `ignored` those that nobody knows. `notes` has one sentence for everything that is left out.
     """
@@ -104,7 +122,7 @@ class Asked:
     watch: bool
     ignored: tuple[str, ...]
     chosen: frozenset[str]
-    schema: dict[str, object] | None = None
+    shape: Shape | None = None
     tools: Tools | None = None
     wishes: Wishes | None = None
     thinking: Level | None = None
@@ -134,8 +152,9 @@ def read_chat(body: object, served: Items[str]) -> Asked:
     asked = _asked(request, [messages], longest, logprobs, chat=True)
     offer = read_tools(request)
     tools = offer.tools
-    if tools and asked.schema:
-        raise bad_request("an answer cannot both follow response_format and call tools.", "response_format")
+    if tools and asked.shape:
+        field = asked.shape.field
+        raise bad_request(f"an answer cannot both follow {field} and call tools.", field)
     if tools and request.ignore_eos:
         raise bad_request("tools say where an answer ends, ignore_eos that it does not.", "ignore_eos")
     thinking = _LEVELS.get(request.reasoning_effort or "")
@@ -148,20 +167,24 @@ def read_completion(body: object, served: Items[str]) -> Asked:
     request = _checked(CompletionRequest, body, served)
     prompts = _prompts(request.prompt)
     longest = request.max_tokens or DEFAULT_COMPLETION_TOKENS
-    return _asked(request, prompts, longest, request.logprobs, chat=False, echo=request.echo)
+    asked = _asked(request, prompts, longest, request.logprobs, chat=False, echo=request.echo)
+    return replace(asked, wishes=Wishes(control_tokens=request.allow_control_tokens))
 
 
 def _wishes(request: ChatRequest, tools: Tools | None) -> Wishes:
-    variables = request.chat_template_kwargs or {}
+    variables = dict(request.chat_template_kwargs or {})
+    if request.documents:
+        variables.setdefault("documents", request.documents)
     if taken := sorted(RESERVED & set(variables)):
         raise bad_request(f"chat_template_kwargs may not set {taken[0]!r}.", "chat_template_kwargs")
-    if request.continue_final_message and request.messages[-1].role != "assistant":
+    if request.continue_final_message and request.messages[-1].get("role") != "assistant":
         raise bad_request("continue_final_message needs an assistant's message at the end.", "continue_final_message")
     after: EndsIn = "answer" if request.add_generation_prompt else "nothing"
     return Wishes(
         tools=tools.offered if tools else (),
         variables=variables,
         ends_in="message" if request.continue_final_message else after,
+        control_tokens=request.allow_control_tokens,
     )
 
 
@@ -191,34 +214,22 @@ def _checked(kind: type[R], body: object, served: Items[str]) -> R:
     return request
 
 
-def _message(message: ChatMessage, index: int) -> Message:
-    if (message.model_extra or {}).get("function_call"):
-        at = f"messages.{index}.function_call"
-        raise bad_request("function_call is older than tools and not supported.", at, "unsupported_parameter")
-    role = "system" if message.role == "developer" else message.role  # OpenAI's newer name for the same thing
-    said: Message = {"role": role, "content": _content(message, f"messages.{index}.content")}
-    if message.tool_calls:
-        said["tool_calls"] = [_call(call, f"messages.{index}.tool_calls") for call in message.tool_calls]
-    about = {"tool_call_id": message.tool_call_id, "name": message.name}
-    return {**said, **{key: value for key, value in about.items() if value is not None}}
-
-
-def _content(message: ChatMessage, at: str) -> str:
-    if not isinstance(message.content, list):
-        return message.content or ""
-    for part in message.content:
-        if part.type != "text":
-            raise bad_request(f"this model reads text, not {part.type!r}.", at, "unsupported_content")
-    return "".join(part.text for part in message.content)
-
-
-def _call(call: EarlierCall, at: str) -> Message:
-    """A call as chat templates read it: arguments as an object, not as text."""
-    try:
-        arguments = json.loads(call.function.arguments)
-    except ValueError:
-        raise bad_request("the arguments of a call must be JSON.", at) from None
-    return {"id": call.id, "type": "function", "function": {"name": call.function.name, "arguments": arguments}}
+def _message(message: Message, index: int) -> Message:
+    """A message as the client sent it, for Encoding to read; what is refused here is refused by its own code."""
+    at = f"messages.{index}"
+    if message.get("role") not in _ROLES:
+        raise bad_request(f"{at}.role: {', '.join(_ROLES)} are known.", f"{at}.role")
+    if message.get("function_call"):
+        what = "function_call is older than tools and not supported."
+        raise bad_request(what, f"{at}.function_call", "unsupported_parameter")
+    content = message.get("content")
+    for part in content if isinstance(content, list) else ():
+        kind = part.get("type", "text") if isinstance(part, dict) else "text"
+        if kind != "text":
+            raise bad_request(f"this model reads text, not {kind!r}.", f"{at}.content", "unsupported_content")
+    if message.get("reasoning") and not message.get("reasoning_content"):
+        return {**message, "reasoning_content": message["reasoning"]}
+    return message
 
 
 def _asked(
@@ -236,9 +247,9 @@ def _asked(
     stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
     if len(stop) > MOST_STOPS:
         raise bad_request(f"{len(stop)} stop texts were given, {MOST_STOPS} are allowed.", "stop")
-    schema = request.response_format.schema_to_follow if request.response_format else None
-    if schema and request.ignore_eos:
-        raise bad_request("response_format says where an answer ends, ignore_eos that it does not.", "ignore_eos")
+    shape = read_shape(request)
+    if shape and request.ignore_eos:
+        raise bad_request(f"{shape.field} says where an answer ends, ignore_eos that it does not.", "ignore_eos")
     extra = set(request.model_extra or {}) - set(UNSUPPORTED) - _HARMLESS - SAMPLER
     chosen = {name for name in request.model_fields_set if getattr(request, name) is not None}
     options = request.stream_options
@@ -255,7 +266,7 @@ def _asked(
         watch=request.watch,
         ignored=tuple(sorted(extra)),
         chosen=frozenset(chosen | set(_sampler_fields(request))),
-        schema=schema,
+        shape=shape,
         notes=(f"ignored {', '.join(sorted(extra))!r}",) if extra else (),
     )
 

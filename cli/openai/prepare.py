@@ -6,6 +6,7 @@ no lock: one request never waits for the preparation of another.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
@@ -14,15 +15,16 @@ from typing import TYPE_CHECKING
 
 from cli.openai.errors import ApiError, api_error, bad_request
 from cli.openai.parse import Asked, Message, Prompt
-from specexec.errors import BadGrammar, ContextLengthExceeded, EmptyPrompt
+from cli.openai.shape import Shape
+from specexec.errors import BadGrammar, BadMessages, BadText, ContextLengthExceeded, EmptyPrompt
 from specexec.text.formats import Format, Reader, format_of
+from specexec.text.formats.rules import Bound
 from specexec.wishes import Wishes
 
 if TYPE_CHECKING:
     from specexec.encoding import Encoding
     from specexec.engine import Engine
     from specexec.grammar import Grammar
-    from specexec.text.formats.rules import Bound
 
 
 @dataclass(frozen=True)
@@ -50,13 +52,12 @@ class Prepared:
 def prepare(engine: Engine, asked: Asked) -> Prepared:
     """Everything that comes before the first sweep. Raises ApiError, BadMessages, BadText."""
     check_tokens(engine, [token for token, _ in asked.sampling.logit_bias], "logit_bias")
+    check_tokens(engine, asked.sampling.stop_token_ids, "stop_token_ids")
     if asked.chat:
         return _chat(engine, asked)
     texts = [_raw(engine, asked, prompt) for prompt in asked.prompts]
-    if asked.schema is not None:
-        from specexec.grammar import json_schema  # with torch, which is there once the engine is
-
-        grammar = _read(engine, json_schema(asked.schema), "response_format")
+    if asked.shape is not None:
+        grammar = _read(engine, grammar_of(asked.shape), asked.shape.field)
         texts = [replace(text, grammar=grammar) for text in texts]
     return Prepared(texts, asked.notes)
 
@@ -72,12 +73,12 @@ def encode(
     encoding = engine.encoding
     if isinstance(prompt, str):
         _check_length(encoding, prompt, most)
-        return encoding.encode(prompt) if special else encoding.encode_rest(prompt)
+        return encoding.encode(prompt, wishes) if special else encoding.encode_rest(prompt)
     messages: list[Message] = [item for item in prompt if isinstance(item, dict)]
     if messages:
-        text = encoding.render(messages, wishes)
-        _check_length(encoding, text, most)
-        return encoding.encode_rest(text)
+        rendered = encoding.rendered(messages, wishes)
+        _check_length(encoding, rendered.text, most)
+        return encoding.encode_rest(rendered)
     tokens = [item for item in prompt if isinstance(item, int)]
     check_tokens(engine, tokens, "prompt")
     return tokens
@@ -94,8 +95,6 @@ def check_tokens(engine: Engine, tokens: Items[int], param: str) -> None:
 def _chat(engine: Engine, asked: Asked) -> Prepared:
     wishes, notes = asked.wishes or Wishes(), list(asked.notes)
     form = format_of(engine.encoding, wishes)
-    if asked.tools is not None and not form.calls:
-        raise ApiError(400, "unsupported_parameter", f"tools cannot be called: {form.refusal}.", param="tools")
     if asked.thinking is not None:
         thinking = form.thinking(asked.thinking)
         if not thinking.variables:
@@ -104,36 +103,54 @@ def _chat(engine: Engine, asked: Asked) -> Prepared:
         form = format_of(engine.encoding, wishes)
     (prompt,) = asked.prompts
     text = Text(_fitting(engine, asked, prompt, wishes), form=form)
-    bound = _bound(form, text, asked)
+    bound = bound_of(form, text.tokens, asked)
     if bound is None:
         return Prepared([text], tuple(notes))
-    grammar = _read(engine, bound.text, "tools" if asked.tools else "response_format")
+    grammar = _read(engine, bound.text, asked.shape.field if asked.shape else "tools")
     return Prepared([replace(text, grammar=grammar)], (*notes, *bound.notes))
 
 
-def _bound(form: Format, text: Text, asked: Asked) -> Bound | None:
-    """What an answer must look like, from the end of its thought on."""
-    opened = form.reader(text.tokens).thinking
+def bound_of(form: Format, prompt: Items[int], asked: Asked) -> Bound | None:
+    """What an answer must look like, from the end of its thought on; None if it is free. Raises ApiError."""
+    opened = form.reader(prompt).thinking
     tools = asked.tools
     if tools is not None:
+        if not form.calls:
+            raise ApiError(400, "unsupported_parameter", f"tools cannot be called: {form.refusal}.", param="tools")
         return form.grammar(tools.offered, tools.choice, tools.parallel, thought_open=opened)
-    if asked.schema is None:
+    shape = asked.shape
+    if shape is None:
         return None
-    bound = form.grammar((), "auto", schema=asked.schema, thought_open=opened)
+    if shape.schema is None:
+        if opened:
+            raise bad_request(f"{shape.field} cannot begin inside a thought; reasoning_effort: none.", shape.field)
+        return Bound(grammar_of(shape))
+    bound = form.grammar((), "auto", schema=shape.schema, thought_open=opened)
     if bound.notes:  # half a schema for the whole answer is not what was asked for
-        raise bad_request(f"the schema cannot be followed: {' '.join(bound.notes)}", "response_format", BadGrammar.code)
+        raise bad_request(f"the schema cannot be followed: {' '.join(bound.notes)}", shape.field, BadGrammar.code)
     return bound
 
 
+def grammar_of(shape: Shape) -> str:
+    """The grammar of a whole text."""
+    from specexec.grammar import json_schema, regex  # with torch, which is there once the engine is
+
+    return json_schema(shape.schema) if shape.schema is not None else regex(shape.regex or "")
+
+
 def _raw(engine: Engine, asked: Asked, prompt: Prompt) -> Text:
-    tokens = _fitting(engine, asked, prompt, None)
+    tokens = _fitting(engine, asked, prompt, asked.wishes)
     echo = "" if not asked.echo else prompt if isinstance(prompt, str) else engine.decode(tokens)
     return Text(tokens, echo)
 
 
 def _fitting(engine: Engine, asked: Asked, prompt: Prompt, wishes: Wishes | None) -> list[int]:
     """The prompt's tokens, which leave room for the answer."""
-    tokens = encode(engine, prompt, wishes, most=engine.context)
+    try:
+        tokens = encode(engine, prompt, wishes, most=engine.context)
+    except (BadMessages, BadText) as problem:
+        place = re.match(r"messages\.\d+[.\w]*", problem.what)
+        raise bad_request(problem.what, place and place[0], problem.code) from None
     if not tokens:
         raise api_error(EmptyPrompt("the prompt is empty."))
     needed = len(tokens) + (asked.max_tokens or 1)

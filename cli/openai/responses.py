@@ -34,12 +34,14 @@ class Choice:
     """One text as it grows, and what it took.
 
     `reader` tells thoughts and calls apart, if that is wanted; `teller` is there if log-probabilities were asked for.
+    `silent` are tokens that end a text and are not shown.
     """
 
     index: int
     echo: str = ""
     reader: Reader | None = None
     teller: Teller | None = None
+    silent: tuple[int, ...] = ()
     told: list[Told] = field(default_factory=list)
     piece: Piece = field(default_factory=Piece)
     tokens: int = 0
@@ -59,7 +61,9 @@ class Choice:
         self.first_s = self.last_s if self.first_s is None else self.first_s
         told = [] if self.teller is None else self.teller.tell((*burst.prompt_logprobs, *burst.logprobs))
         last = burst.finish_reason is not None
-        piece = Piece(burst.text) if self.reader is None else self.reader.read(burst.tokens, last)
+        ended = last and burst.tokens[-1:] != () and burst.tokens[-1] in self.silent
+        shown = burst.tokens[:-1] if ended else burst.tokens
+        piece = Piece(burst.text) if self.reader is None else self.reader.read(shown, last)
         news = News(piece, told, len(self.piece.calls), self._offset)
         self.piece += piece
         self._offset += sum(len(one.text) for one in told)

@@ -32,39 +32,6 @@ class StreamOptions(BaseModel):
     include_usage: bool = False
 
 
-class Part(BaseModel):
-    """One piece of a message's content."""
-
-    type: str
-    text: str = ""
-
-
-class Called(BaseModel):
-    """The function of a call that an earlier answer made."""
-
-    name: str
-    arguments: str = "{}"
-
-
-class EarlierCall(BaseModel):
-    """A call in an earlier answer."""
-
-    id: str | None = None
-    type: Literal["function"] = "function"
-    function: Called
-
-
-class ChatMessage(BaseModel):
-    """One turn. Pictures are refused by name, not dropped."""
-
-    model_config = ConfigDict(extra="allow", strict=True)
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[Part] | None = None
-    tool_calls: list[EarlierCall] | None = None
-    tool_call_id: str | None = None
-    name: str | None = None
-
-
 class Schema(BaseModel):
     """What `response_format` holds under json_schema."""
 
@@ -79,13 +46,24 @@ class ResponseFormat(BaseModel):
     model_config = ConfigDict(strict=True)
     type: Literal["text", "json_object", "json_schema"]
     json_schema: Schema | None = None
+    schema_: dict[str, object] | None = Field(alias="schema", default=None)  # where llama.cpp's clients put it
 
     @property
     def schema_to_follow(self) -> dict[str, object] | None:
         """The JSON schema of the whole answer; None for plain text."""
         if self.type == "json_schema":
-            return (self.json_schema and self.json_schema.schema_) or {"type": "object"}
-        return {"type": "object"} if self.type == "json_object" else None
+            return (self.json_schema and self.json_schema.schema_) or self.schema_ or {"type": "object"}
+        return (self.schema_ or {"type": "object"}) if self.type == "json_object" else None
+
+
+class StructuredOutputs(BaseModel):
+    """vLLM's word for what an answer must look like: one of these."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    json_: dict[str, object] | str | None = Field(alias="json", default=None)
+    regex: str | None = None
+    choice: Annotated[list[str], Field(min_length=1)] | None = None
+    json_object: bool | None = None
 
 
 class ChosenFunction(BaseModel):
@@ -127,13 +105,19 @@ class Request(BaseModel):
     stream_options: StreamOptions | None = None
     logit_bias: dict[str, float] | None = None
     response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: dict[str, object] | str | None = None
+    guided_regex: str | None = None
+    guided_choice: Annotated[list[str], Field(min_length=1)] | None = None
+    json_schema: dict[str, object] | None = None
+    allow_control_tokens: bool | None = None
     watch: bool = False
 
 
 class ChatRequest(Request):
     """The body of /v1/chat/completions."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    messages: Annotated[list[dict[str, object]], Field(min_length=1)]
     max_completion_tokens: Length | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[Whole, Field(ge=0, le=MOST_LOGPROBS)] | None = None
@@ -142,6 +126,7 @@ class ChatRequest(Request):
     parallel_tool_calls: bool | None = None
     reasoning_effort: Effort | None = None
     chat_template_kwargs: dict[str, object] | None = None
+    documents: list[dict[str, object]] | None = None
     add_generation_prompt: bool = True
     continue_final_message: bool = False
 

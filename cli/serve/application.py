@@ -168,7 +168,7 @@ def _kind(endpoint: Endpoint) -> Endpoint:
         except Exception as error:
             told = api_error(error)
             if told.status == 500:
-                log.exception("%s %s failed", request.method, request.url.path)
+                log.exception("%s %r failed", request.method, request.url.path)
             return response_of(told)
 
     return answer

@@ -102,7 +102,11 @@ class Completions:
                 told = asked.sampling.logprobs is not None
                 teller = Teller(engine.encoding.piece, text.tokens, asked.echo) if told else None
                 choice = Choice(
-                    len(writing.choices), text.echo, text.reader(engine.filled(sampling).stop or ()), teller
+                    len(writing.choices),
+                    text.echo,
+                    text.reader(engine.filled(sampling).stop or ()),
+                    teller,
+                    sampling.stop_token_ids,
                 )
                 writing.add(choice, partial(Ticket, text.tokens, sampling))
         return writing

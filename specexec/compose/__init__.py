@@ -11,12 +11,13 @@ import torch
 from transformers import PreTrainedModel
 
 import offload as weights
-from specexec.architecture import can_branch, check_tree_support, longest_text
+from specexec.architecture import can_branch, context_for, longest_text
 from specexec.budget import FIRST_NODES
-from specexec.choice import Choice, check_models, parse
+from specexec.choice import PAIRED, Choice, check_models, parse
 from specexec.compose.asked import Asked, beside_B, beside_ram_B, drafters_of
+from specexec.compose.gate import admit
 from specexec.compose.options import DTYPES, check_options
-from specexec.compose.reading import context_for, context_of, encoding_in, encoding_of
+from specexec.compose.reading import context_of, encoding_in, encoding_of
 from specexec.compose.sources import (
     Kit,
     check_quantising,
@@ -94,6 +95,8 @@ def load(
     check_options(locals())
     weights.check_system()
     choice = parse(drafter, weights.known)
+    if not offline and not trust_remote_code:
+        _admit_before_download(model, choice, ctx)
     pair = weights.resolve(model, choice.models, offline=offline, code=trust_remote_code)
     check_models(choice, pair.drafters, pair.name)
     folder = weights.open_folder(pair.target)  # whatever is wrong with the files is said before anything is built
@@ -101,10 +104,9 @@ def load(
         log.warning("%s: %s", folder.path, note)
     if verify:
         _verify(pair)
-    design = weights.design(folder, trust_remote_code)
+    # Without a drafter there is no tree, and any decoder streams.
+    design = admit(folder, trees=bool(choice.sources), ctx=ctx, trust_remote_code=trust_remote_code)
     config = design.config
-    if choice.sources:  # without a drafter there is no tree, and any decoder streams
-        check_tree_support(design.model_class, config)
     # Foreign code may turn out to keep its keys and values itself.
     branches = not design.own_code and can_branch(design.model_class, config)
     context = context_for(ctx, longest_text(config))
@@ -187,6 +189,15 @@ def load(
             own_code=design.own_code,
         )
     )
+
+
+def _admit_before_download(model: str, choice: Choice, ctx: int | None) -> None:
+    """Whoever cannot run is refused before hundreds of gigabytes have come."""
+    if not weights.is_here(model):
+        admit(weights.list_model(model), trees=bool(choice.sources), ctx=ctx)
+    for name in choice.models:
+        if name != PAIRED and not weights.is_here(name):  # the paired one is never downloaded
+            admit(weights.list_model(name), trees=True)
 
 
 def _verify(pair: weights.ModelPair) -> None:

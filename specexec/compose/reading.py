@@ -8,11 +8,8 @@ from jinja2 import TemplateError
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
 import offload as weights
-from specexec.architecture import longest_text
+from specexec.architecture import DEFAULT_CONTEXT, longest_text
 from specexec.encoding import Encoding
-from specexec.errors import ContextLengthExceeded
-
-DEFAULT_CONTEXT = 8192
 
 
 def encoding_of(model: str, *, offline: bool = False, trust_remote_code: bool = False) -> Encoding:
@@ -55,9 +52,3 @@ def context_of(folder: Path, ctx: int | None, trust_remote_code: bool = False) -
     """Tokens that prompt and answer may have together, as `load` decides it, at most what the model was made for."""
     config = weights.design(weights.open_folder(folder), trust_remote_code).config
     return min(ctx or DEFAULT_CONTEXT, longest_text(config))
-
-
-def context_for(asked: int | None, longest: int) -> int:
-    if asked is not None and asked > longest:
-        raise ContextLengthExceeded(f"--ctx {asked:,} is more than the {longest:,} tokens the model was made for.")
-    return asked or min(DEFAULT_CONTEXT, longest)

@@ -17,6 +17,7 @@ from specexec.errors import BadMessages
 from specexec.text.messages import Message
 
 SECONDS = 5.0  # of a processor's time; templates of real models take milliseconds
+AGAIN = 0.1  # of that, for a template that has not ended once: many questions about it shall not take minutes
 LONGEST_S = 60.0  # on the clock, for a machine that has no processor to spare
 MEMORY_B = 512 * 1024 * 1024
 MOST_CHARACTERS = 16 * 1024 * 1024
@@ -31,13 +32,13 @@ def render(template: str, messages: Items[Message], others: Mapping[str, object]
         request = {
             "messages": messages,
             "others": {**others, "chat_template": template},
-            "seconds": SECONDS,
+            "seconds": SECONDS * (AGAIN if template in _process().endless else 1),
             "characters": MOST_CHARACTERS,
         }
         line = json.dumps(request).encode()
     except (TypeError, ValueError, RecursionError) as problem:
         raise BadMessages(f"what the chat template is told is not JSON: {problem}") from problem
-    reply = _process().ask(line)
+    reply = _process().ask(line, template)
     if "text" in reply:
         return str(reply["text"])
     if "refusal" in reply:
@@ -55,9 +56,10 @@ class _Process:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._running: subprocess.Popen[bytes] | None = None
+        self.endless: set[str] = set()
         atexit.register(self.close)
 
-    def ask(self, line: bytes) -> dict[str, object]:
+    def ask(self, line: bytes, template: str) -> dict[str, object]:
         """Raises BadMessages if it does not live to answer."""
         with self._lock:
             running = self._running = self._running or _start()
@@ -81,6 +83,7 @@ class _Process:
                 return reply
             if said:
                 raise BadMessages(f"chat templates cannot be rendered: {said.decode(errors='replace').strip()[-300:]}")
+            self.endless.add(template)
             raise BadMessages(f"the model's chat template did not end within {SECONDS:g} s.")
 
     def close(self) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Protocol, TypeVar
 
+from specexec.text.detokenizer import TextStream
 from specexec.text.formats.channels import ChannelScanner
 from specexec.text.formats.events import Scanner
 from specexec.text.formats.grammars import answer_in_channels, answer_in_json, answer_with_calls
@@ -32,6 +33,8 @@ class Words(Protocol):
     def tokenizer(self) -> Vocabulary: ...
 
     def decode(self, tokens: Items[int]) -> str: ...
+
+    def stream(self, before: Items[int]) -> TextStream: ...
 
     def spell(self, token: int) -> str: ...
 
@@ -68,7 +71,7 @@ class Format:
     def reader(self, prompt: Items[int], written: Items[int] = (), stop: Items[str] = ()) -> Reader:
         """Follows an answer to `prompt`, of which `written` is there already."""
         marks = self._marks()
-        reader = Reader(self.encoding.decode, marks, self._scanner(marks, self._turn(marks, prompt)), stop)
+        reader = Reader(self.encoding.stream, prompt, marks, self._scanner(marks, self._turn(marks, prompt)), stop)
         reader.read(written, last=False)
         return reader
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from specexec.text.formats.kinds import Kinds, types_of, value_of
 from specexec.text.formats.pieces import Call, Json, Malformed, Unfinished, call_of
-from specexec.text.formats.rules import Rules, Tool, options
+from specexec.text.formats.rules import TRUTH, Rules, Tool, options
 
 _HEAD = re.compile(r"\s*call:(?P<name>[^\s{]+)\s*\{")
 _KEY = re.compile(r"\s*(?P<key>[^\s:{}\[\],]+)\s*:")
@@ -50,11 +50,7 @@ class GemmaCalls:
     def rules(self, rules: Rules, tools: Items[Tool], parallel: bool) -> str:
         """Rules for a call from behind its first mark."""
         quote = rules.literal(self.quote)
-        if rules.is_token(self.quote):
-            rules.add("string", f"{quote} {rules.anything()} {quote}")
-        else:
-            closed = rules.add("closed[lazy]", f"{rules.anything()} {quote}")
-            rules.add("string", f"{quote} {closed}")
+        rules.add("string", f"{quote} {rules.until(self.quote)}")
         rules.add("number", r"/-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?/")
         rules.add("pair", r'/[^\s:{}\[\],]+/ ":" value')
         rules.add("mapping", '"{" (pair ("," pair)*)? "}"')
@@ -65,7 +61,7 @@ class GemmaCalls:
     def _rule(self, rules: Rules, at: int, tool: Tool) -> str:
         must: list[str] = []
         may: list[str] = []
-        for key, schema in sorted(tool.properties.items()):  # as the templates write them
+        for key, schema in tool.properties.items() if self.quotes_all else sorted(tool.properties.items()):
             value = self._value_rule(rules, schema, tool)
             (must if key in tool.required else may).append(f"{rules.literal(key + ':')} {value}")
         head = rules.literal(f"call:{tool.name}{{")
@@ -82,7 +78,7 @@ class GemmaCalls:
             return "string" if self.quotes_all else "value"
         if types == {"string"}:
             return "string"
-        bare = rules.json(tool.inner(schema), tool.lenient)
+        bare = f"({TRUTH})" if types == {"boolean"} else rules.json(tool.inner(schema), tool.lenient)
         return f"{quote} {bare} {quote}" if self.quotes_all else f"({bare})" if "string" not in types else "value"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from collections.abc import Sequence as Items
 
@@ -43,7 +44,9 @@ def answer_with_calls(
     if choice == "auto":
         body = _maybe(rules, form, rest, parallel, thinks)
     else:
-        body = f"{rules.literal(_mark(form))} {_after_mark(rules, form, rest, parallel)}"
+        space = rules.add("SPACE", r"/\n{0,2}/")
+        lead = f"({_silent(rules, form)} {space})* " if form.silent else ""
+        body = f"{space} {lead}{rules.literal(_mark(form))} {_after_mark(rules, form, rest, parallel)}"
     rules.add("start", f"{thought} {body}")
     return Bound(rules.text, tuple(notes))
 
@@ -88,30 +91,31 @@ def _maybe(rules: Rules, form: CallForm, rest: str, parallel: bool, thinks: tupl
         rules.add("TEXT", r"/([^{\[](.|\n)*)?/")
         return rules.add("answer", f"{rest} | TEXT")
     section = _after_mark(rules, form, rest, parallel)
-    rules.add("TEXT", f"{ANY}{_unlike(rules, thinks)}")
-    if rules.is_token(mark):
-        return rules.add("answer", f"TEXT ({rules.literal(mark)} {section})?")
-    called = rules.add("called[lazy]", f"TEXT {rules.literal(mark)}")
-    return rules.add("answer", f"{called} {section} | TEXT")
+    text = f"{ANY}{_unlike(rules, thinks)}"
+    plain = rules.add("TEXT", text)
+    silent = f"({plain} {_silent(rules, form)})* " if form.silent else ""
+    return rules.add("answer", f"{silent}({rules.until(mark, text)} {section} | {plain})")
+
+
+def _silent(rules: Rules, form: CallForm) -> str:
+    """Any one of the marks that say nothing."""
+    return f"({' | '.join(rules.literal(mark) for mark in form.silent)})"
 
 
 def _unlike(rules: Rules, thinks: tuple[str, str]) -> str:
     """Text that is no thought, where a thought's mark is text too."""
     think = thinks[0].rstrip()
-    return "" if not think or rules.is_token(think) else f" & ~({rules.literal(think)} {ANY})"
+    spelled = think and not any(isinstance(part, int) for part in rules.marks.parts(think))
+    return f" & ~({json.dumps(think)} {ANY})" if spelled else ""
 
 
 def _thought(rules: Rules, thinks: tuple[str, str], opened: bool) -> str:
-    """The rest of a thought that the prompt opened, or one that the model may open."""
+    """The rest of a thought that the prompt opened, or one that the model may open, or decline."""
     think, answer = thinks
     if not answer:
         return ""
-    rules.add("THOUGHT", ANY)
-    rules.add("BLANK", r"/\n{0,2}/")
-    if rules.is_token(answer):
-        rest = f"THOUGHT {rules.literal(answer)} BLANK"
-    else:
-        rest = f"{rules.add('ended[lazy]', f'THOUGHT {rules.literal(answer)}')} BLANK"
+    blank = rules.add("BLANK", r"/\n{0,2}/")
+    thought = rules.until(answer)
     if opened:
-        return rest
-    return f"({rules.literal(think.rstrip())} {rest})?"
+        return f"{thought} {blank}"
+    return f"({blank} ({rules.literal(think.rstrip())} {thought} | {rules.literal(answer)}) {blank})?"

@@ -16,7 +16,8 @@ class JsonCalls:
     """`begin` a JSON object or list `end`. An empty `begin` is a whole answer that is a call, an empty `end` its end.
 
     `before` and `after` are what the template writes between the marks and the JSON, `between` what it writes between
-    objects that follow each other; `keyed` is {name: arguments}.
+    objects that follow each other, `brackets` those of a list with what separates its items; `keyed` is
+    {name: arguments}, `id_first` a family that begins a call with its number.
     """
 
     begin: str
@@ -26,6 +27,8 @@ class JsonCalls:
     id: str | None = None
     listed: bool = False
     keyed: bool = False
+    id_first: bool = False
+    brackets: tuple[str, str, str] = ("[", ", ", "]")
     before: str = ""
     between: str = ""
     after: str = ""
@@ -37,7 +40,11 @@ class JsonCalls:
     @property
     def literals(self) -> Items[str]:
         key = [] if self.keyed else [f'"{self.name}": ', f'"{self.arguments}": ']
-        return [self.begin + self.before + ("[" if self.listed else ""), self.after + self.end, *key]
+        return [
+            self.begin + self.before + (self.brackets[0] + "{" if self.listed else "{"),
+            self.after + self.end,
+            *key,
+        ]
 
     def calls(self, text: str, kinds: Kinds) -> list[Call]:
         """The calls between the marks. Raises Malformed, Unfinished."""
@@ -54,10 +61,14 @@ class JsonCalls:
     def rules(self, rules: Rules, tools: Items[Tool], parallel: bool) -> str:
         """Rules for one call, or for one list of calls, from behind its first mark."""
         one = rules.add("call", " | ".join(self._rule(rules, at, tool) for at, tool in enumerate(tools)))
-        many = _list_of(one, parallel) if self.listed else one
+        many = self._list_of(rules, one, parallel) if self.listed else one
         if self.between and parallel:
             many = f"{one} ({rules.literal(self.between)} {one})*"
         return rules.add("calls", f"{rules.literal(self.before)} {many} {rules.literal(self.after + self.end)}")
+
+    def _list_of(self, rules: Rules, one: str, parallel: bool) -> str:
+        opening, comma, closing = map(rules.literal, self.brackets)
+        return f"{opening} {one} {f'({comma} {one})*' if parallel else ''} {closing}"
 
     def _rule(self, rules: Rules, at: int, tool: Tool) -> str:
         arguments = rules.add(f"arguments_{at}", rules.json(tool.schema, tool.lenient))
@@ -66,7 +77,14 @@ class JsonCalls:
             head, tail = f"{{{name}: ", "}"
         else:
             head, tail = f'{{"{self.name}": {name}, "{self.arguments}": ', "}"
-        return rules.add(f"call_{at}", f"{rules.literal(head)} {arguments} {rules.literal(tail)}")
+        opening, closing = rules.literal(f'{{"{self.id}": "'), rules.literal('", ')
+        number = f"{opening} /[0-9]+/ {closing}" if self.id_first else ""
+        head = head[1:] if self.id_first else head
+        after = ""
+        if self.id is not None and not self.id_first:
+            own, closing = rules.literal(f', "{self.id}": "'), rules.literal('"')
+            after = f"({own} /[a-zA-Z0-9_-]+/ {closing})?"
+        return rules.add(f"call_{at}", f"{number} {rules.literal(head)} {arguments} {after} {rules.literal(tail)}")
 
     def _call(self, item: Json) -> Call:
         if not isinstance(item, dict):
@@ -77,11 +95,6 @@ class JsonCalls:
             raise Malformed
         own_id = None if self.id is None else item.get(self.id)
         return call_of(name, arguments, own_id if isinstance(own_id, str) and own_id else None)
-
-
-def _list_of(one: str, parallel: bool) -> str:
-    more = f'(", " {one})*' if parallel else ""
-    return f'"[" {one} {more} "]"'
 
 
 def _without(text: str, start: str) -> str:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from specexec.text.formats.kinds import Kinds, types_of, value_of
 from specexec.text.formats.pieces import Call, Json, Malformed, Unfinished, call_of
-from specexec.text.formats.rules import Rules, Tool, options
+from specexec.text.formats.rules import TRUTH, Rules, Tool, options
 
 _HEAD = re.compile(r"\s*(?P<name>[\w.-]+)\(")
 _NEXT_CALL = re.compile(r"(?<=\)),\s*(?=[\w.-]+\()")
@@ -70,7 +70,7 @@ def _value_rule(rules: Rules, name: str, schema: object, tool: Tool) -> str:
     if free and types_of(schema) == {"string"}:
         return rules.add(name, r"""/'([^'\\\n]|\\[^\n])*'/ | /"([^"\\\n]|\\[^\n])*"/""")
     if free and types_of(schema) == {"boolean"}:
-        return rules.add(name, '"True" | "False" | "true" | "false"')
+        return rules.add(name, TRUTH)
     return rules.add(name, rules.json(tool.inner(schema), tool.lenient))
 
 

@@ -15,12 +15,17 @@ class Reader:
     """Follows one answer. `stopped` says that a stop string has come; nothing of the answer is given out after it."""
 
     def __init__(
-        self, decode: Callable[[list[int]], str], marks: Marks, scanner: Scanner, stop: Items[str] = ()
+        self,
+        stream: Callable[[Items[int]], TextStream],
+        prompt: Items[int],
+        marks: Marks,
+        scanner: Scanner,
+        stop: Items[str] = (),
     ) -> None:
-        self._decode = decode
+        self._stream = stream
         self._marks = marks
         self._scanner = scanner
-        self._text = TextStream(decode)
+        self._text = stream(prompt)
         self._sides = {False: _Side(marks, stop), True: _Side(marks, stop, after_mark=True)}
 
     @property
@@ -53,7 +58,7 @@ class Reader:
         for token in tokens:
             if char := self._marks.char_of_token.get(token):
                 text += self._text.take(last=True) + char
-                self._text = TextStream(self._decode)
+                self._text = self._stream([token])
             else:
                 self._text.add(token)
         yield from self._scanner.scan(text + self._text.take(last), last)

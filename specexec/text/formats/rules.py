@@ -11,6 +11,7 @@ from specexec.text.formats.marks import Marks
 from specexec.text.formats.schema import laid_out, usable
 
 ANY = r"/(.|\n)*/"
+TRUTH = '"true" | "false" | "True" | "False"'  # as JSON has it, and as templates write it
 _NO_ARGUMENTS: dict[str, object] = {"type": "object", "properties": {}, "additionalProperties": False}
 
 
@@ -54,9 +55,13 @@ class Rules:
     lines: list[str] = field(default_factory=list)
 
     def add(self, name: str, body: str) -> str:
-        """A rule, or a terminal if its name is in capitals; gives the name back."""
-        self.lines.append(f"{name}: {body}")
-        return name.partition("[")[0]
+        """A rule, or a terminal if its name is in capitals; gives the name that it got, which is its own."""
+        bare, lazy, rest = name.partition("[")
+        taken = {line.partition(":")[0].partition("[")[0] for line in self.lines}
+        while bare in taken:
+            bare += "X" if bare.isupper() else "x"
+        self.lines.append(f"{bare}{lazy}{rest}: {body}")
+        return bare
 
     def literal(self, text: str) -> str:
         """Exactly this text, its marks as tokens."""
@@ -72,9 +77,16 @@ class Rules:
             self.add("ANYTHING", ANY)
         return "ANYTHING"
 
-    def is_token(self, mark: str) -> bool:
-        """Whether text cannot run into this mark: it begins with a token of its own."""
-        return isinstance(self.marks.parts(mark)[0], int)
+    def until(self, mark: str, text: str = ANY) -> str:
+        """Text and the mark that ends it: a token ends it by itself, a mark that is spelled where it first comes."""
+        parts = self.marks.parts(mark)
+        first = next((at for at, part in enumerate(parts) if isinstance(part, int)), None)
+        if first is None:
+            return self.add("until[lazy]", f"{self.add('TEXT', text)} {json.dumps(mark)}")
+        before = json.dumps("".join(str(part) for part in parts[:first]))
+        ended = self.add("TEXT", f"{text} {before}" if first else text)
+        rest = [f"<[{part}]>" if isinstance(part, int) else json.dumps(part) for part in parts[first:]]
+        return " ".join([ended, *rest])
 
     @property
     def text(self) -> str:

@@ -138,7 +138,7 @@ CALLS = (
     CallForm("nemotron-2", JsonCalls("<TOOLCALL>", "</TOOLCALL>", listed=True)),
     CallForm("internlm-2", JsonCalls("<|action_start|><|plugin|>", "<|action_end|>", before="\n")),
     CallForm("gigachat-3.1", JsonCalls("<|function_call|>")),
-    CallForm("granite-20b", JsonCalls("<function_call>", before=" ")),
+    CallForm("granite-20b", JsonCalls("<function_call>", before=" "), blank=("", "\n", "")),
     CallForm("granite-3", JsonCalls("<|tool_call|>", listed=True)),
     CallForm("apertus", JsonCalls("<|tools_prefix|>", "<|tools_suffix|>", listed=True, keyed=True)),
     CallForm(
@@ -150,6 +150,8 @@ CALLS = (
             arguments="parameters",
             id="tool_call_id",
             listed=True,
+            id_first=True,
+            brackets=("[\n    ", ",\n    ", "\n]"),
         ),
         silent=("<|START_RESPONSE|>", "<|END_RESPONSE|>", "<|START_TEXT|>", "<|END_TEXT|>"),
     ),
@@ -271,7 +273,7 @@ CALLS = (
     ),
     CallForm("functionary-3.1", NamedCalls("<function=", "{name}>{arguments}", "</function>")),
     CallForm("llama-3", JsonCalls("", arguments="parameters")),
-    CallForm("phi-4-mini", JsonCalls("", between=",")),
     CallForm("json-list", JsonCalls("", listed=True)),
+    CallForm("phi-4-mini", JsonCalls("", between=",")),
     CallForm("pythonic", PythonCalls("")),
 )

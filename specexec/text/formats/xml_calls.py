@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from specexec.text.formats.kinds import Kinds, types_of, value_of
 from specexec.text.formats.pieces import Call, Json, Malformed, Unfinished, call_of
-from specexec.text.formats.rules import Rules, Tool
+from specexec.text.formats.rules import TRUTH, Rules, Tool
 
 HOLES = re.compile(r"\{(name|id|index|arguments|key|kind|value)\}")
 _NAME = r"[^\s<>\"\ud800-\udfff]+"
@@ -99,12 +99,12 @@ class XmlCalls:
         choices = schema.get("enum") if isinstance(schema, Mapping) else None
         if isinstance(choices, list) and all(isinstance(one, str) for one in choices):
             body = f"({' | '.join(rules.literal(one) for one in choices)}) {rules.literal(after)}"
+        elif types == {"boolean"}:
+            body = f"({TRUTH}) {rules.literal(after)}"
         elif not bare:
             body = f"{rules.json(tool.inner(schema), tool.lenient)} {rules.literal(after)}"
-        elif rules.is_token(after):
-            body = f"{rules.anything()} {rules.literal(after)}"
         else:
-            body = rules.add(f"{name}_text[lazy]", f"{rules.anything()} {rules.literal(after)}")
+            body = rules.until(after)
         return rules.add(name, f"{head} {body}")
 
     @staticmethod

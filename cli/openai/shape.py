@@ -1,0 +1,58 @@
+"""What a whole answer must look like: the one wish among the fields of OpenAI's, vLLM's and llama.cpp's clients."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from cli.openai.errors import bad_request
+from cli.openai.schema import Request, StructuredOutputs
+
+
+@dataclass(frozen=True)
+class Shape:
+    """JSON that a schema describes, or text that a regex matches from end to end. `field` is where it was asked for."""
+
+    field: str
+    schema: Mapping[str, object] | None = None
+    regex: str | None = None
+
+
+def read_shape(request: Request) -> Shape | None:
+    """What the answer must look like; None for plain text. Raises ApiError."""
+    given, outputs = request.response_format, request.structured_outputs or StructuredOutputs()
+    wanted = [
+        Shape("response_format", given.schema_to_follow if given else None),
+        Shape("guided_json", _schema(request.guided_json, "guided_json")),
+        Shape("json_schema", request.json_schema),
+        Shape("guided_regex", regex=request.guided_regex),
+        Shape("guided_choice", regex=_one_of(request.guided_choice)),
+        Shape("structured_outputs", _schema(outputs.json_, "structured_outputs")),
+        Shape("structured_outputs", {"type": "object"} if outputs.json_object else None),
+        Shape("structured_outputs", regex=outputs.regex),
+        Shape("structured_outputs", regex=_one_of(outputs.choice)),
+    ]
+    shapes = [shape for shape in wanted if shape.schema is not None or shape.regex is not None]
+    if len(shapes) > 1:
+        raise bad_request(
+            f"{shapes[0].field} and {shapes[1].field} both say what an answer looks like.", shapes[1].field
+        )
+    return shapes[0] if shapes else None
+
+
+def _schema(given: Mapping[str, object] | str | None, field: str) -> Mapping[str, object] | None:
+    if not isinstance(given, str):
+        return given
+    try:
+        schema = json.loads(given)
+    except (ValueError, RecursionError):
+        schema = None
+    if not isinstance(schema, dict):
+        raise bad_request(f"{field} must be a JSON schema.", field)
+    return schema
+
+
+def _one_of(choices: list[str] | None) -> str | None:
+    return None if choices is None else "|".join(re.escape(choice) for choice in choices)

@@ -1,0 +1,60 @@
+"""Write the tables of docs/formats.md: what is read of each real chat template's thoughts and calls.
+
+python scripts/formats_table.py          # write them
+python scripts/formats_table.py --check  # fail if they are not what this would write
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from specexec.text.formats import Format, format_of
+from tests import real
+from tests.families import family
+
+PAGE = Path(__file__).parent.parent / "docs" / "formats.md"
+BEGIN, END = "<!-- table: scripts/formats_table.py -->\n", "<!-- end -->\n"
+
+
+def row(template: str) -> str:
+    """One line of the table."""
+    form = format_of(family(template))
+    return f"| {template} | {_thoughts(form)} | {_calls(form)} | {_switch(form)} |\n"
+
+
+def _thoughts(form: Format) -> str:
+    marks = " … ".join(mark.strip() for mark in form.thinks if mark).replace("|", r"\|")
+    return f"`{marks}`" if marks else "channel" if form.thoughts else "–"
+
+
+def _calls(form: Format) -> str:
+    if form.refusal is None:
+        return f"{form.name}{'' if form.parallel else ', one at a time'}"
+    return "refused: " + form.refusal.removeprefix("the model's chat template ").partition(" (")[0]
+
+
+def _switch(form: Format) -> str:
+    told = {f"`{name}`" for level in ("off", "on", "high") for name in form.thinking(level).variables}
+    return ", ".join(sorted(told)) or "–"
+
+
+def table() -> str:
+    """All rows with their heading."""
+    head = "| template | thoughts | calls | variables of `--think` |\n|---|---|---|---|\n"
+    return head + "".join(row(template) for template in real.templates())
+
+
+def main(arguments: list[str]) -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    before, _, rest = page.partition(BEGIN)
+    written = f"{before}{BEGIN}{table()}{END}{rest.partition(END)[2]}"
+    if "--check" in arguments:
+        sys.exit(0 if written == page else "docs/formats.md is out of date: python scripts/formats_table.py")
+    PAGE.write_text(written, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,125 @@
+"""Dialogues with models that think and call, on real tokenizers and templates: told apart, gone on with, read again."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import specexec
+from cli.app import main
+from cli.archive import Archive
+from cli.keeping import Keeper
+from cli.screen import Screen
+from cli.thoughts import ask_to_think
+from specexec.conversation import Conversation
+from specexec.engine import Engine
+from specexec.sampling import SamplingParams
+from specexec.text.formats import Piece, format_of
+from tests import real
+from tests.writer import writer
+
+CUE = "<|im_start|>assistant\n"
+GREEDY = SamplingParams(temperature=0, max_tokens=200)
+CALL = '<tool_call>\n{"name": "look", "arguments": {"at": "Zürich"}}\n</tool_call>'
+QWEN3 = f"<think>\nHm, 日本?\nYes.\n</think>\n\nLet me look.\n{CALL}"
+MESSAGE = {"role": "assistant", "content": "Let me look.", "reasoning_content": "Hm, 日本?\nYes."}
+
+
+def folder(text: str, template: str, cue: str) -> Path:
+    return writer("qwen3", text, cue, real.templates()[f"llama_cpp/{template}"])
+
+
+@pytest.fixture(scope="module")
+def llm() -> Iterator[Engine]:
+    with specexec.load(str(folder(QWEN3, "Qwen-Qwen3-0.6B", CUE)), drafter="ngram", ctx=2048) as engine:
+        yield engine
+
+
+def said(talk: Conversation, text: str, sampling: SamplingParams = GREEDY) -> Piece:
+    return sum((burst.piece for burst in talk.send(text, sampling)), Piece())
+
+
+def without_ids(messages: list[dict[str, object]]) -> list[object]:
+    """Messages as JSON; the ids of calls are drawn anew whenever an answer is read."""
+    told = json.loads(json.dumps(messages))
+    for message in told:
+        for call in message.get("tool_calls", []):
+            del call["id"]
+    return list(told)
+
+
+def test_thoughts_text_and_calls_are_told_apart(llm: Engine) -> None:
+    talk = llm.conversation()
+    piece = said(talk, "Where?")
+    assert (piece.content, piece.reasoning) == (MESSAGE["content"], MESSAGE["reasoning_content"])
+    assert [(call.name, json.loads(call.arguments)) for call in piece.calls] == [("look", {"at": "Zürich"})]
+    assert {**talk.messages[-1], "tool_calls": None} == {**MESSAGE, "tool_calls": None}
+
+
+def test_an_answer_cut_anywhere_goes_on_to_the_same_message(llm: Engine) -> None:
+    whole = llm.conversation()
+    piece = said(whole, "Where?")
+    tokens = len(whole.keep().turns[-1].written)
+    for size in range(1, tokens, 2):
+        cut = llm.conversation()
+        first = said(cut, "Where?", replace(GREEDY, max_tokens=size))
+        assert cut.can_proceed
+        rest = sum((burst.piece for burst in cut.proceed(GREEDY)), Piece())
+        assert without_ids(cut.messages) == without_ids(whole.messages)
+        assert (first + rest).reasoning == piece.reasoning
+        assert (first + rest).content.startswith(piece.content[: len((first + rest).content)])
+
+
+def test_the_next_prompt_is_what_the_template_makes_of_the_messages(llm: Engine, tmp_path: Path) -> None:
+    talk, again = llm.conversation("Be brief."), llm.conversation()
+    archive = Archive(tmp_path)
+    keeper = Keeper(archive, archive.new("qwen3"), llm, talk, Screen())
+    said(talk, "Where?")
+    said(talk, "And then?", replace(GREEDY, max_tokens=7))
+    keeper.save()
+    Keeper(archive, archive.load(keeper.id), llm, again, Screen()).resume()
+    for one in (talk, again):
+        said(one, "Why?")
+        turn = one.keep().turns[-1]
+        asked: Any = turn.asked
+        shown = llm.tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+        assert llm.encoding.raw(turn.prompt) == shown
+    assert talk.keep().turns[-1].prompt == again.keep().turns[-1].prompt
+
+
+def test_a_pipe_gets_the_answer_and_its_calls_and_stderr_the_thoughts(
+    llm: Engine, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    path = str(llm.folders["target"])
+    ask = ["chat", "-m", path, "-d", "none", "-p", "Where?", "-t", "0", "--no-stats", "--ctx", "2k"]
+    assert main(ask) == 0
+    out, err = capsys.readouterr()
+    assert out == 'Let me look.\n→ look({"at": "Zürich"})\n'
+    assert "Hm, 日本?\nYes.\n  thought for " in err
+    assert main([*ask, "-q"]) == 0
+    assert tuple(capsys.readouterr()) == (out, "")
+    assert main([*ask, "--hide-thinking"]) == 0
+    assert "Hm" not in capsys.readouterr().err
+    assert main([*ask, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["text"], told["reasoning"]) == (MESSAGE["content"], MESSAGE["reasoning_content"])
+    assert [(call["name"], call["arguments"]) for call in told["calls"]] == [("look", '{"at": "Zürich"}')]
+
+
+def test_levels_of_thinking_tell_the_template_or_say_that_they_do_not(
+    llm: Engine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told: list[str] = []
+    ask_to_think(llm, "off", told.append)
+    assert llm.encoding.render([{"role": "user", "content": "x"}]).endswith("<think>\n\n</think>\n\n")
+    ask_to_think(llm, "auto", told.append)
+    assert not llm.encoding.thinking
+    assert told == [f"think off: {format_of(llm.encoding).thinking('off').effect}"]
+    assert "enable_thinking=False" in told[0]
