@@ -55,6 +55,7 @@ def test_plan_refuses_what_loading_refuses_in_the_same_words(kind: str, tmp_path
     change(tmp_path, KINDS[kind])
     with pytest.raises((OffloadError, SpecexecError)) as refused:
         library.load(str(tmp_path), offline=True)
+    assert isinstance(refused.value, OffloadError | SpecexecError)
     ran = command("plan", str(tmp_path), "--offline")
     assert ran.code != 0
     assert ran.err.startswith(f"Error: {refused.value.what}\n")
