@@ -17,7 +17,7 @@ from specexec.choice import PAIRED, Choice, check_models, parse
 from specexec.compose.asked import Asked, beside_B, beside_ram_B, drafters_of
 from specexec.compose.gate import admit
 from specexec.compose.options import DTYPES, check_options
-from specexec.compose.reading import context_of, encoding_in, encoding_of
+from specexec.compose.reading import context_of, encoding_in, encoding_of, stops_of
 from specexec.compose.sources import (
     Kit,
     check_quantising,
@@ -41,7 +41,7 @@ from specexec.travel import Travel
 from specexec.trial import lm_of
 from specexec.workspace import node_B, nodes_of, noise_B
 
-__all__ = ["context_of", "encoding_in", "encoding_of", "load"]
+__all__ = ["context_of", "encoding_in", "encoding_of", "load", "stops_of"]
 
 log = logging.getLogger(__name__)
 
