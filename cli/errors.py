@@ -20,6 +20,7 @@ TERMINATED = 143
 
 EXIT_CODES = {
     "internal": INTERNAL,
+    "engine_closed": INTERNAL,
     "broken_logits": 4,
     "bad_sampling": USAGE,
     "bad_option": USAGE,

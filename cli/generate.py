@@ -141,13 +141,16 @@ def _reading(options: EngineOptions) -> tuple[Encoding, int]:
 
 
 def _preparation(engine: Engine | Cluster, batch: BatchOptions, options: EngineOptions, screen: Screen) -> Preparation:
+    from specexec.compose import stops_of
+
     encoding = _reading(options)[0] if isinstance(engine, Cluster) else engine.encoding
+    stop = stops_of(_target(options))
     if batch.think == "auto":
-        return Preparation(encoding)
+        return Preparation(encoding, stop=stop)
     from specexec.text.formats import format_of
 
     screen.say(f"think {batch.think}: {format_of(encoding).thinking(batch.think).effect}")
-    return Preparation(encoding, batch.think)
+    return Preparation(encoding, batch.think, stop)
 
 
 def _engine(

@@ -43,8 +43,11 @@ class Defaults:
         return replace(sampling, **{name: value for name, value in wanted.items() if getattr(sampling, name) is None})
 
 
-def defaults_of(config: GenerationConfig | None, *others: object) -> Defaults:
-    """Read a generation_config.json; `others` are further ids that end a text, such as the tokenizer's own."""
+def defaults_of(config: GenerationConfig | None, *others: object, rows: int | None = None) -> Defaults:
+    """Read a generation_config.json; `others` are further ids that end a text, such as the tokenizer's own.
+
+    Of its ids, those that an embedding of so many rows does not have are left out.
+    """
     config = config or GenerationConfig()
     sampling, unheeded = _OFF, []
     for name in [one.name for one in fields(SamplingParams) if one.name not in _CALLERS]:
@@ -55,6 +58,9 @@ def defaults_of(config: GenerationConfig | None, *others: object) -> Defaults:
             sampling = replace(sampling, **{name: value})
         except BadSampling as problem:
             unheeded.append(f"generation_config.json: {problem.what} It is left out.")
+    if rows is not None:
+        sampling, left_out = _within(sampling, rows)
+        unheeded += left_out
     if config.do_sample and config.temperature is None:
         sampling = replace(sampling, temperature=1.0)
     named = [
@@ -65,6 +71,34 @@ def defaults_of(config: GenerationConfig | None, *others: object) -> Defaults:
     if named:
         unheeded.append(f"generation_config.json: {', '.join(named)} is not followed; answers are written without it.")
     return Defaults(sampling, stop_tokens(config.eos_token_id, *others), tuple(unheeded))
+
+
+def _within(sampling: SamplingParams, rows: int) -> tuple[SamplingParams, list[str]]:
+    """Without the ids that the model does not have and the phrases that hold one; and what was left out, said once."""
+    beyond = {
+        name: tokens[0]
+        for name, ids in sampling.token_ids.items()
+        if (tokens := [token for token in ids if token >= rows])
+    }
+    if not beyond:
+        return sampling, []
+    kept = {name: _known(getattr(sampling, name), rows) for name in beyond}
+    named = ", ".join(f"{name} names token {token}" for name, token in beyond.items())
+    why = f"this model has 0 to {rows - 1}. What it does not have is left out."
+    return replace(sampling, **kept), [f"generation_config.json: {named}; {why}"]  # type: ignore[arg-type]
+
+
+def _known(value: object, rows: int) -> object:
+    """An id or None; or of ids, phrases, or phrases with a number, those that the model has."""
+    if isinstance(value, Iterable):
+        return tuple(item for item in value if max(_phrase(item)) < rows)
+    return value if isinstance(value, int) and value < rows else None
+
+
+def _phrase(item: object) -> tuple[int, ...]:
+    if not isinstance(item, tuple):
+        return (item,)  # type: ignore[return-value]  # one id
+    return item[0] if isinstance(item[0], tuple) else item
 
 
 def stop_tokens(*named: object) -> frozenset[int]:

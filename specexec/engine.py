@@ -241,7 +241,7 @@ class Engine:
 
     def scores(self, prompt: Prompt, answer: Items[int], sampling: SamplingParams) -> Tensor:
         """What the choice after `prompt` + `answer` compares, processed afresh: logits + T · G, [V] float32."""
-        sequence = self._intake.sequence(prompt, sampling)
+        sequence = self._intake.sequence(prompt, sampling, written=answer)
         sequence.tokens += answer
         with self._readers.lock:
             (hidden_RH,) = self._target.forward([Rows(KVCache(), sequence.tokens, range(-1, len(sequence.tokens) - 1))])

@@ -33,6 +33,14 @@ def check_ids(tokens: Iterable[int], rows: int, where: str) -> None:
         )
 
 
+def check_sampling(sampling: SamplingParams, rows: int) -> None:
+    """Raises BadSampling for a field that names an id which an embedding of so many rows does not have."""
+    for name, tokens in sampling.token_ids.items():
+        beyond = next((token for token in tokens if not 0 <= token < rows), None)
+        if beyond is not None:
+            raise BadSampling(f"{name} names token {beyond}; this model has 0 to {rows - 1}.")
+
+
 class Intake:
     """Begins texts for one target, of at most `context` tokens."""
 
@@ -71,9 +79,7 @@ class Intake:
                 f"the prompt has {len(tokens):,} tokens, the context is {self.context:,}.",
                 hint=f"--ctx {len(tokens) + sampling.max_tokens} if the model allows it, or a shorter prompt.",
             )
-        beyond = [token for token, _ in sampling.logit_bias if not 0 <= token < self._target.vocabulary]
-        if beyond:
-            raise BadSampling(f"logit_bias names token {beyond[0]}; this model has 0 to {self._target.vocabulary - 1}.")
+        check_sampling(sampling, self._target.vocabulary)
         asked = self.filled(sampling)
         noise = Noise(asked.seed or 0, self._target.vocabulary, self._target.device)
         text = self._encoding.stream(tokens, asked.stop or ())

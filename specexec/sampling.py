@@ -113,6 +113,21 @@ class SamplingParams:
     def nucleus(self) -> float:
         return 1.0 if self.top_p is None else self.top_p
 
+    @property
+    def token_ids(self) -> dict[str, tuple[int, ...]]:
+        """The ids in every field that names tokens of the model."""
+        one, phrases = self.forced_bos_token_id, [phrase for phrase, _ in self.sequence_bias or ()]
+        return {
+            "logit_bias": tuple(token for token, _ in self.logit_bias),
+            "stop_token_ids": self.stop_token_ids,
+            "suppress_tokens": self.suppress_tokens or (),
+            "begin_suppress_tokens": self.begin_suppress_tokens or (),
+            "forced_bos_token_id": () if one is None else (one,),
+            "forced_eos_token_id": self.forced_eos_token_id or (),
+            "bad_words_ids": tuple(token for phrase in self.bad_words_ids or () for token in phrase),
+            "sequence_bias": tuple(token for phrase in phrases for token in phrase),
+        }
+
     def derived(self, *names: str | int) -> SamplingParams:
         """The same with a seed derived from its own; without one, the same."""
         return self if self.seed is None else replace(self, seed=derived_seed(self.seed, *names))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,24 @@ def test_thoughts_and_calls_of_openais_lines_have_openais_shape(model: str, tmp_
     assert message.tool_calls[0].id
     assert body["choices"][0]["message"]["reasoning_content"] == THOUGHT
     assert body["choices"][0]["finish_reason"] == "tool_calls"
+
+
+def test_nothing_is_shown_after_a_stop_text_of_the_models_own(model: str, tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    shutil.copytree(model, own)
+    wishes = json.loads((own / "generation_config.json").read_text())
+    (own / "generation_config.json").write_text(json.dumps({**wishes, "stop_strings": ["me lo"]}))
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    lines: list[dict[str, Any]] = [
+        {"id": "silent", "messages": ASKED},
+        {"id": "own", "messages": ASKED, "stop": ["ok"]},
+    ]
+    source.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run = ["-q", "generate", str(source), "-m", str(own), "-d", "none", "--dtype", "f32", "-t", "0", "-n", "80"]
+    assert main([*run, "-o", str(output)]) == 0
+    found = {record["id"]: record for record in map(json.loads, output.read_text().splitlines())}
+    assert (found["silent"]["text"], found["silent"]["reasoning"]) == ("Let ", THOUGHT)
+    assert found["own"]["reasoning"] == "I must lo"
 
 
 def test_a_run_and_a_line_say_how_much_to_think(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

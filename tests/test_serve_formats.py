@@ -180,12 +180,13 @@ def test_control_tokens_that_a_user_spells_stay_text_unless_that_is_wished(qwen:
     assert wished == len(real["input_ids"]) < literal
 
 
-@pytest.mark.parametrize("field", ["logit_bias", "stop_token_ids", "prompt"])
+@pytest.mark.parametrize("field", ["logit_bias", "stop_token_ids", "suppress_tokens", "bad_words_ids", "prompt"])
 def test_ids_beyond_the_embedding_are_refused_by_name_and_padded_ones_are_not(qwen: Served, field: str) -> None:
     rows = ROWS["qwen3"]
     assert qwen.worker.engine.vocabulary == rows > len(qwen.worker.engine.tokenizer)
     for token, status in ((rows - 1, 200), (rows, 400)):
-        value = {"logit_bias": {str(token): -1}, "stop_token_ids": [token], "prompt": [785, token]}[field]
+        ids: dict[str, Any] = {"logit_bias": {str(token): -1}, "bad_words_ids": [[token]], "prompt": [785, token]}
+        value = ids.get(field, [token])
         body = {"prompt": [785], "max_tokens": 1, field: value}
         with qwen.http as client:
             answer = client.post("/v1/completions", json=body)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
+from transformers import GenerationConfig
 
 import specexec
 from offload.names import demo_folder
 from specexec import Completion, Failure, SamplingParams
+from specexec.defaults import defaults_of
 from specexec.engine import Engine
 from specexec.errors import BadSampling, UnknownToken
 from specexec.work import Continuation, Request
@@ -67,6 +70,41 @@ def test_text_whose_tokenizer_makes_such_ids_is_refused_too(llm: Engine, beyond:
 def test_a_biased_id_beyond_the_embedding_is_refused(llm: Engine) -> None:
     with pytest.raises(BadSampling, match=f"logit_bias names token {ROWS}; this model has 0 to {ROWS - 1}"):
         llm.generate([5, 6], SamplingParams(max_tokens=4, logit_bias=((ROWS, 1.0),)))
+
+
+BEYOND: dict[str, object] = {
+    "stop_token_ids": (5, ROWS),
+    "suppress_tokens": (5, ROWS),
+    "begin_suppress_tokens": (ROWS,),
+    "forced_bos_token_id": ROWS + 1,
+    "forced_eos_token_id": (ROWS + 2,),
+    "bad_words_ids": ((5,), (6, ROWS)),
+    "sequence_bias": (((5, ROWS), 1.0),),
+}
+BEYOND_WISHED = {name: value for name, value in BEYOND.items() if name != "stop_token_ids"}
+BEYOND_WISHED["sequence_bias"] = [[[5, ROWS], 1.0]]  # as JSON has it
+
+
+@pytest.mark.parametrize("field", BEYOND)
+def test_an_id_beyond_the_embedding_is_refused_in_every_field(llm: Engine, field: str) -> None:
+    wrong = replace(SHORT, **{field: BEYOND[field]})  # type: ignore[arg-type]
+    with pytest.raises(BadSampling, match=f"{field} names token {ROWS // 10}[012]; this model has 0 to {ROWS - 1}"):
+        llm.generate([5, 6], wrong)
+    bad, good = llm.batch([Request(0, [5], wrong), Request(1, [5, 6], SHORT)])
+    assert isinstance(bad, Failure)
+    assert bad.code == "bad_sampling"
+    assert isinstance(good, Completion)
+    assert good.tokens == llm.generate([5, 6], SHORT).tokens
+
+
+def test_ids_of_a_models_own_wishes_that_it_does_not_have_are_left_out_with_one_warning() -> None:
+    found = defaults_of(GenerationConfig.from_dict(BEYOND_WISHED), rows=ROWS)
+    (line,) = found.unheeded
+    assert all(name in line for name in BEYOND_WISHED)
+    wished = found.sampling
+    assert (wished.suppress_tokens, wished.begin_suppress_tokens) == ((5,), ())
+    assert (wished.forced_bos_token_id, wished.forced_eos_token_id) == (None, ())
+    assert (wished.bad_words_ids, wished.sequence_bias) == (((5,),), ())
 
 
 def test_one_bad_prompt_ends_no_other(llm: Engine, beyond: str) -> None:

@@ -35,10 +35,11 @@ class Told:
 
 @dataclass
 class Preparation:
-    """`thinking` is for every item that does not say itself how much to think."""
+    """`thinking` is for every item that does not say itself how much to think, `stop` for those that name no stops."""
 
     encoding: Encoding
     thinking: Level | None = None
+    stop: tuple[str, ...] = ()
     _left_out: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def requests(self, item: Item, run: SamplingParams) -> list[Request]:
@@ -103,7 +104,8 @@ class Preparation:
         if marked or echo or text.sampling.logprobs is not None:
             tokens = self.encoding.encode(text.prompt, told.wishes if told else None)
         if told is not None and marked:
-            reader = told.form.reader(tokens, stop=text.sampling.stop or ())
+            stop = self.stop if text.sampling.stop is None else text.sampling.stop
+            reader = told.form.reader(tokens, stop=stop)
         if text.sampling.logprobs is not None:
             teller = Teller(self.encoding.piece, tokens, echo)
         said = ""

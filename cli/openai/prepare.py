@@ -51,8 +51,8 @@ class Prepared:
 
 def prepare(engine: Engine, asked: Asked) -> Prepared:
     """Everything that comes before the first sweep. Raises ApiError, BadMessages, BadText."""
-    check_tokens(engine, [token for token, _ in asked.sampling.logit_bias], "logit_bias")
-    check_tokens(engine, asked.sampling.stop_token_ids, "stop_token_ids")
+    for name, tokens in asked.sampling.token_ids.items():
+        check_tokens(engine, tokens, name)
     if asked.chat:
         return _chat(engine, asked)
     texts = [_raw(engine, asked, prompt) for prompt in asked.prompts]

@@ -17,7 +17,7 @@ from specexec.choice import PAIRED, Choice, check_models, parse
 from specexec.compose.asked import Asked, beside_B, beside_ram_B, drafters_of
 from specexec.compose.gate import admit
 from specexec.compose.options import DTYPES, check_options
-from specexec.compose.reading import context_of, encoding_in, encoding_of
+from specexec.compose.reading import context_of, encoding_in, encoding_of, stops_of
 from specexec.compose.sources import (
     Kit,
     check_quantising,
@@ -41,7 +41,7 @@ from specexec.travel import Travel
 from specexec.trial import lm_of
 from specexec.workspace import node_B, nodes_of, noise_B
 
-__all__ = ["context_of", "encoding_in", "encoding_of", "load"]
+__all__ = ["context_of", "encoding_in", "encoding_of", "load", "stops_of"]
 
 log = logging.getLogger(__name__)
 
@@ -210,7 +210,7 @@ def _defaults(target: PreTrainedModel, encoding: Encoding) -> Defaults:
     """What the model's generation_config.json wishes; what of it is not heeded is said here, once."""
     wish = target.generation_config
     from_config = None if wish is not None and wish.eos_token_id is not None else target.config.eos_token_id
-    found = defaults_of(wish, from_config, encoding.tokenizer.eos_token_id)
+    found = defaults_of(wish, from_config, encoding.tokenizer.eos_token_id, rows=int(target.config.vocab_size))
     for line in found.unheeded:
         log.warning("%s", line)
     return found

@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from jinja2 import TemplateError
+from transformers import GenerationConfig
+from transformers.utils import GENERATION_CONFIG_NAME
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
 import offload as weights
 from specexec.architecture import DEFAULT_CONTEXT, longest_text
+from specexec.defaults import defaults_of
 from specexec.encoding import Encoding
 
 
@@ -46,6 +49,13 @@ def templates_of(encoding: Encoding) -> list[str]:
     """Its chat templates; a model may have several, by name."""
     found = encoding.tokenizer.chat_template
     return [str(one) for one in found.values()] if isinstance(found, dict) else [found] if found else []
+
+
+def stops_of(folder: Path) -> tuple[str, ...]:
+    """The texts that end an answer where nobody names others: the model's own, from its generation_config.json."""
+    if not (folder / GENERATION_CONFIG_NAME).exists():
+        return ()
+    return defaults_of(GenerationConfig.from_pretrained(folder)).sampling.stop or ()
 
 
 def context_of(folder: Path, ctx: int | None, trust_remote_code: bool = False) -> int:
