@@ -2,7 +2,7 @@
 # transformers 5.23.0 cuts text otherwise than 4.57.6 with the same tokenizer.json and tokenizer_config.json.
 #
 # DeepSeek-V3: tokenizer_config.json says add_bos_token true. 4.57.6 puts <｜begin▁of▁sentence｜> before raw text,
-# 5.23.0 does not. A SentencePiece tokenizer of the Llama 2 kind (legacy true, as published): " hi" is the two pieces
+# 5.23.0 does not. A SentencePiece tokenizer with legacy true (this package's "llama2"): " hi" is the two pieces
 # "▁" "▁hi" in 4.57.6, as its tokenizer.json has it, and one piece in 5.23.0, the very ids of "hi": the leading blank is lost.
 # Nothing is said in either version. One would guess that tokenizer.json alone decides.
 #

@@ -164,8 +164,10 @@ class Encoding:
 
     @cached_property
     def _single_bytes(self) -> frozenset[int]:
-        vocabulary = self.tokenizer.get_vocab()
-        return frozenset(vocabulary[name] for name in _BYTES if name in vocabulary)
+        ids = [self.tokenizer.convert_tokens_to_ids(name) for name in _BYTES]  # a whole vocabulary takes 100 ms to list
+        known = [token for token in ids if isinstance(token, int)]
+        names = self.tokenizer.convert_ids_to_tokens(known)
+        return frozenset(token for token, name in zip(known, names, strict=True) if name in _BYTES)
 
     @cached_property
     def _added(self) -> frozenset[int]:

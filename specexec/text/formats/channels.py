@@ -68,8 +68,17 @@ class ChannelScanner:
             self._header, self._text, self._fresh = header, rest, True
             if self.thinking:
                 yield Turned()
+        elif last and not found and self._may_be_header(self._text):
+            self._text = ""  # a header that was cut short says nothing
         elif found or last or not self._may_be_header(self._text):
             self._header, self._fresh = "", False
+            yield from self._take_as_text(self._channels.start)
+
+    def _take_as_text(self, mark: str) -> Iterator[Event]:
+        """A mark at the front that begins no header after all."""
+        if mark and self._text.startswith(mark):
+            self._text = self._text.removeprefix(mark)
+            yield from self._say(mark, False)
 
     def _may_be_header(self, text: str) -> bool:
         channels = self._channels
