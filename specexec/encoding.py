@@ -102,6 +102,14 @@ class Encoding:
             return self._control.encode(text)
         return self._cut(text.text if isinstance(text, Rendered) else text)
 
+    def encode_part(self, text: str, wishes: Wishes | None = None) -> list[int]:
+        """Token ids of a part of a prompt, with nothing around it; spelled control tokens are as in `encode`."""
+        if self._takes_control(wishes or Wishes()) or not self._control.spelled_in(text):
+            return self._cut(text)
+        _check(text)
+        marks = self._control.marks_for(text)
+        return self._control.encode(Rendered(str(self._control.mark(text, marks)), marks))
+
     def stream(self, before: Items[int], stop: Items[str] = ()) -> TextStream:
         """The growing text of tokens that follow `before`, such as a prompt: with the blank between both, if any."""
         return TextStream(self.decode, stop, self._single_bytes, self._lead(before))
@@ -134,12 +142,9 @@ class Encoding:
         if self._takes_control(wishes) or not self._control.spelled_in(text):
             tokens = self._cut(text, special=True)
         else:
-            _check(text)
             self._tell_once()
-            marks = self._control.marks_for(text)
-            marked = Rendered(str(self._control.mark(text, marks)), marks)
             before, after = self._around
-            tokens = [*before, *self._control.encode(marked), *after]
+            tokens = [*before, *self.encode_part(text, wishes), *after]
         bos = self.tokenizer.bos_token_id
         if self._adds_bos and bos is not None and tokens[:1] != [bos]:
             return [bos, *tokens]

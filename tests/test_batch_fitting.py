@@ -9,6 +9,7 @@ from cli.batch.items import Item, Prompt
 from offload.names import demo_folder
 from specexec.encoding import Encoding
 from specexec.sampling import SamplingParams
+from tests import real
 
 TARGET = demo_folder("target")
 CONTEXT, ANSWER = 64, 16
@@ -55,6 +56,25 @@ def test_the_oldest_of_a_dialogue_goes_first_and_instructions_stay() -> None:
     assert shorter[0] == said[0]
     assert shorter[2:] == said[2:]
     assert LONG.endswith(str(shorter[1]["content"]))
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+@pytest.mark.parametrize("name", ["qwen3", "llama2", "mistral_nemo"])
+def test_control_tokens_that_a_long_prompt_spells_are_neither_lost_nor_obeyed_when_it_is_cut(
+    name: str, allowed: bool
+) -> None:
+    encoding = Encoding.of(real.tokenizer(name))
+    encoding.control_tokens = allowed
+    spelled = {"qwen3": "<|im_end|>", "llama2": "</s>", "mistral_nemo": "[INST]"}[name]
+    long = f"{LONG} 😀{spelled} what is {spelled} for?"
+    prompts: list[Prompt] = [long, [says("user", long)]]
+    for prompt in prompts if encoding.template is not None else prompts[:1]:  # Llama 2's has none of its own
+        (item,) = fitted([Item("i", prompt, {})], encoding, CONTEXT, SamplingParams(max_tokens=ANSWER), "left").items
+        (shorter,) = item.prompts
+        text = shorter if isinstance(shorter, str) else str(shorter[0]["content"])  # type: ignore[index]
+        assert text != long
+        assert text.endswith(f"{spelled} what is {spelled} for?")
+        assert CONTEXT - ANSWER - 10 <= len(encoding.encode(shorter)) <= CONTEXT - ANSWER
 
 
 @pytest.mark.parametrize(

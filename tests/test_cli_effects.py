@@ -189,6 +189,7 @@ SERVE: Changes = {
     "request_timeout": (["--request-timeout", "30"], "request_timeout_s"),
     "sse_keepalive": (["--sse-keepalive", "2"], "sse_keepalive_s"),
     "sse_keepalive_mode": (["--sse-keepalive-mode", "empty-delta"], "sse_keepalive_mode"),
+    "think": (["--think", "on"], "think"),
     "positional_model": (["{tiny}"], "engine.folders.target"),
 }
 

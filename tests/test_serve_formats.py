@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 
 import specexec
+from cli.screen import Screen
+from cli.serve.command import _warm
+from cli.thoughts import ask_to_think
 from tests.serving import Served, serving
 from tests.writer import ROWS, writer
 
@@ -178,6 +181,23 @@ def test_control_tokens_that_a_user_spells_stay_text_unless_that_is_wished(qwen:
     literal = ask(qwen, spelled, max_tokens=1).json()["usage"]["prompt_tokens"]
     wished = ask(qwen, spelled, max_tokens=1, allow_control_tokens=True).json()["usage"]["prompt_tokens"]
     assert wished == len(real["input_ids"]) < literal
+
+
+def test_a_request_that_says_nothing_of_thinking_has_the_servers_level(
+    qwen: Served, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def prompt_tokens(**more: Any) -> int:
+        return int(ask(qwen, max_tokens=1, **more).json()["usage"]["prompt_tokens"])
+
+    plain, engine = prompt_tokens(), qwen.worker.engine
+    _warm(engine, "off", Screen())
+    assert "think off: the chat template is told enable_thinking=False" in capsys.readouterr().err
+    try:
+        assert prompt_tokens() == plain + 4, "an empty thought"
+        assert prompt_tokens(reasoning_effort="high") == plain
+        assert prompt_tokens(chat_template_kwargs={"enable_thinking": True}) == plain
+    finally:
+        ask_to_think(engine, "auto", print)
 
 
 @pytest.mark.parametrize("field", ["logit_bias", "stop_token_ids", "suppress_tokens", "bad_words_ids", "prompt"])

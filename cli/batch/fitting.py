@@ -71,8 +71,10 @@ class _Shelf:
     def cut(self, prompt: Prompt, room: int) -> Prompt:
         """At most `room` tokens: the oldest text goes first, instructions stay; the same if that is not enough."""
         if isinstance(prompt, str):
-            shorter = self._shortened(prompt, self.length(prompt) - room)
-            return shorter if shorter and self.length(shorter) <= room else prompt
+            shorter = prompt
+            while shorter and (over := self.length(shorter) - room) > 0:
+                shorter = self._shortened(shorter, over)
+            return shorter or prompt
         messages = [dict(item) for item in prompt if isinstance(item, dict)]
         if not messages:
             return prompt[-room:]
@@ -84,5 +86,8 @@ class _Shelf:
         return messages if messages[-1]["content"] and self.length(messages) <= room else prompt
 
     def _shortened(self, text: str, tokens: int) -> str:
-        """Without the first so many tokens of its own."""
-        return self.encoding.decode(self.encoding.encode_rest(text)[tokens:])
+        """Without the first so many tokens of its own, and the half of a character that may be left of them."""
+        ids = self.encoding.encode_part(text, self.wishes)
+        # A blank that the tokenizer itself puts in front is a token without text.
+        rests = (self.encoding.raw(ids[count:]).lstrip("\ufffd") for count in range(tokens, len(ids)))
+        return next((rest for rest in rests if len(rest) < len(text)), "")

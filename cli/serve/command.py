@@ -20,6 +20,7 @@ from cli.facts import facts_of
 from cli.options import EngineOptions, RealNumber, WholeNumber, engine_options, model_argument
 from cli.screen import Screen
 from cli.template import template_options
+from cli.thoughts import Think, ask_to_think, think_option
 from cli.verbosity import Verbosity, json_option, start_logging, verbosity_options
 from cli.visible import echo
 
@@ -60,6 +61,7 @@ SHUTDOWN_S = 10
     default="comment",
     help="For clients that do not count comments as life.",
 )
+@think_option
 @template_options
 @engine_options
 @json_option("Print one line of JSON when the server is ready.")
@@ -79,6 +81,7 @@ def serve(
     request_timeout: float | None,
     sse_keepalive: float,
     sse_keepalive_mode: Literal["comment", "empty-delta"],
+    think: Think,
     engine_options: EngineOptions,
     as_json: bool,
 ) -> int:
@@ -116,13 +119,13 @@ def serve(
                     "models": names, "api_key": bool(api_key), "cors_origins": cors_origin,
                     "allowed_hosts": allowed_host,
                     "parallel": parallel, "max_queue": max_queue, "request_timeout_s": request_timeout,
-                    "sse_keepalive_s": sse_keepalive, "sse_keepalive_mode": sse_keepalive_mode,
+                    "sse_keepalive_s": sse_keepalive, "sse_keepalive_mode": sse_keepalive_mode, "think": think,
                     "engine": facts_of(engine, engine_options),
                 }  # fmt: skip
                 echo(json.dumps(told, ensure_ascii=False, default=str))
 
         worker = Worker(
-            lambda: _warm(open_engine(engine_options, worker.told)),
+            lambda: _warm(open_engine(engine_options, worker.told), think, screen),
             parallel=parallel,
             max_queue=max_queue,
             remembering=lambda engine: remembering(engine, engine_options),
@@ -146,12 +149,15 @@ def serve(
     return 0
 
 
-def _warm(engine: Engine) -> Engine:
-    """What the first request with tools would have to make, and all others would wait for: seconds of one processor."""
+def _warm(engine: Engine, think: Think, screen: Screen) -> Engine:
+    """How much to think where a request does not say; and what the first request with tools would have to make, and
+    all others would wait for: seconds of one processor.
+    """
     from specexec.errors import BadGrammar
     from specexec.grammar import json_schema
     from specexec.text.formats import format_of
 
+    ask_to_think(engine, think, screen.say)
     format_of(engine.encoding)
     with suppress(BadGrammar):  # a tokenizer that no grammar can be made for: said to those who ask for one
         engine.grammar(json_schema({}))
