@@ -23,6 +23,7 @@ from specexec.text.messages import (
     Prompt,
     Traits,
     as_read,
+    completed,
     needs_traits,
     read_messages,
     traits_of,
@@ -196,6 +197,15 @@ class Encoding:
             return None
 
     def _templated(self, messages: Items[Message], wishes: Wishes) -> str:
+        try:
+            return self._rendered(messages, wishes)
+        except BadMessages:
+            complete = tuple(completed(tool) for tool in wishes.tools)
+            if complete == wishes.tools:
+                raise
+            return self._rendered(messages, replace(wishes, tools=complete))
+
+    def _rendered(self, messages: Items[Message], wishes: Wishes) -> str:
         told: dict[str, Any] = {
             "tools": list(wishes.tools) or None,
             "add_generation_prompt": wishes.ends_in == "answer",

@@ -185,3 +185,16 @@ def test_what_cannot_be_read_is_refused_by_place(message: object, problem: str) 
 def test_half_a_character_is_refused_wherever_it_is() -> None:
     with pytest.raises(BadText, match=r"messages\.0\.tool_calls"):
         read_messages([call({"city": "\ud800"})])
+
+
+def test_a_tool_that_is_but_a_name_is_offered_by_every_template_that_takes_an_empty_one() -> None:
+    nothing = {"description": "", "parameters": {"type": "object", "properties": {}}}
+    whole: Any = {"type": "function", "function": {"name": "now", **nothing}}
+    bare: Any = {"type": "function", "function": {"name": "now"}}
+
+    def compare(template: str) -> bool:
+        shown = ours(template, [HELLO], Wishes(tools=(bare,)))
+        exact = theirs(template, [HELLO], tools=[bare])
+        return shown == (exact if exact is not None else theirs(template, [HELLO], tools=[whole]))
+
+    each(compare)

@@ -55,6 +55,15 @@ class Traits:
     strict_ids: bool = False
 
 
+def completed(tool: Message) -> Message:
+    """A tool with what OpenAI's shape lets out, empty and last: some templates fail where it is missing."""
+    function = tool.get("function")
+    if not isinstance(function, dict):
+        return tool
+    empty: Message = {"description": "", "parameters": {"type": "object", "properties": {}}}
+    return {**tool, "function": {**function, **{key: empty[key] for key in empty if key not in function}}}
+
+
 def read_messages(messages: Items[object]) -> list[Message]:
     """Messages in OpenAI's shape, checked: content is text, every call has a name, what is null is left out.
 
