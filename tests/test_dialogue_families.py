@@ -28,6 +28,10 @@ CUE = "<|im_start|>assistant\n"
 GREEDY = SamplingParams(temperature=0, max_tokens=200)
 CALL = '<tool_call>\n{"name": "look", "arguments": {"at": "Zürich"}}\n</tool_call>'
 QWEN3 = f"<think>\nHm, 日本?\nYes.\n</think>\n\nLet me look.\n{CALL}"
+HARMONY = (
+    "<|channel|>analysis<|message|>User says hello.<|end|>"
+    "<|start|>assistant<|channel|>final<|message|>Hello! How can I help?"
+)
 MESSAGE = {"role": "assistant", "content": "Let me look.", "reasoning_content": "Hm, 日本?\nYes."}
 
 
@@ -123,3 +127,36 @@ def test_levels_of_thinking_tell_the_template_or_say_that_they_do_not(
     assert not llm.encoding.thinking
     assert told == [f"think off: {format_of(llm.encoding).thinking('off').effect}"]
     assert "enable_thinking=False" in told[0]
+
+
+@pytest.fixture(scope="module")
+def harmony() -> Iterator[Engine]:
+    template = real.templates()["llama_cpp/openai-gpt-oss-120b"]
+    folder = writer("gptoss", HARMONY, "<|start|>assistant", template)
+    with specexec.load(str(folder), drafter="ngram", ctx=2048) as engine:
+        yield engine
+
+
+def test_a_harmony_answer_is_told_apart_and_cut_anywhere_goes_on_to_the_same_message(harmony: Engine) -> None:
+    whole = harmony.conversation()
+    piece = said(whole, "Hi")
+    assert (piece.reasoning, piece.content) == ("User says hello.", "Hello! How can I help?")
+    assert not whole.can_proceed
+    for size in range(1, len(whole.keep().turns[-1].written), 2):
+        cut = harmony.conversation()
+        said(cut, "Hi", replace(GREEDY, max_tokens=size))
+        assert cut.can_proceed
+        for _ in cut.proceed(GREEDY):
+            pass
+        assert cut.messages == whole.messages
+
+
+@pytest.mark.parametrize("size", [200, 3, 7, 13])  # whole; cut in a header, in the thought and in the answer
+def test_the_next_prompt_of_harmony_is_what_its_template_makes_of_the_messages(harmony: Engine, size: int) -> None:
+    talk = harmony.conversation("Be brief.")
+    for text in ("Hi", "Again", "Why?"):
+        said(talk, text, replace(GREEDY, max_tokens=size))
+        turn = talk.keep().turns[-1]
+        asked: Any = turn.asked
+        shown = harmony.tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+        assert harmony.encoding.raw(turn.prompt) == shown
