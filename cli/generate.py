@@ -279,11 +279,12 @@ def _check_apart(inputs: tuple[str, ...], batch: BatchOptions) -> None:
 def _dry_run(
     items: list[Item], batch: BatchOptions, options: EngineOptions, sampling: SamplingParams, screen: Screen
 ) -> int:
-    from cli.batch.dryrun import dry_run, show
+    from cli.batch.dryrun import dry_run, expected_tokens, show
     from specexec.batch import MOST_PARALLEL
 
     target = _target(options)
     parallel = MOST_PARALLEL if batch.parallel == "auto" else batch.parallel
-    lengths, estimate = dry_run(items, target, *_reading(options), sampling, parallel, options.link_limit)
+    each = expected_tokens(options)
+    lengths, estimate = dry_run(items, target, *_reading(options), sampling, parallel, options.link_limit, each)
     show(lengths, estimate, screen, as_json=batch.as_json)
     return SOME_FAILED if lengths.bad or lengths.too_long else 0

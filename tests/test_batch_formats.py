@@ -75,6 +75,18 @@ def test_thoughts_and_calls_of_openais_lines_have_openais_shape(model: str, tmp_
     assert body["choices"][0]["finish_reason"] == "tool_calls"
 
 
+def test_thoughts_that_a_plain_run_leaves_out_are_said_once(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    run = ["generate", "-m", model, "-d", "none", "--dtype", "f32", "-t", "0", "-n", "80"]
+    asked = ["-p", "Rain in Zürich?", "-p", "And in Bern?"]
+    assert main([*run, *asked]) == 0
+    told = capsys.readouterr()
+    assert told.err.count("thoughts are left out here; --json or -o FILE keeps them") == 1
+    assert THOUGHT not in told.out
+    for more in (["-q", *run, *asked], [*run, *asked, "--json"]):
+        assert main(more) == 0
+        assert "left out" not in capsys.readouterr().err
+
+
 def test_nothing_is_shown_after_a_stop_text_of_the_models_own(model: str, tmp_path: Path) -> None:
     own = tmp_path / "own"
     shutil.copytree(model, own)

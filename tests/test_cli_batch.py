@@ -280,6 +280,31 @@ def test_a_dry_run_loads_and_writes_nothing(specexec: CommandLine) -> None:
     assert 0 < low < high
 
 
+@pytest.mark.parametrize(
+    ("asked", "tokens"),
+    [
+        (["-d", "none"], [1, 1]),
+        (["-d", "ngram"], [1, 3]),
+        ([], [5, 10]),
+        (["-b", "4"], [5, 5]),
+        (["-d", "skip"], [5, 10]),
+    ],
+)
+def test_a_dry_run_promises_no_more_tokens_a_sweep_than_plan(
+    specexec: CommandLine, asked: list[str], tokens: list[int]
+) -> None:
+    dry = [*RUN, "--dry-run", *asked]
+    report = json.loads(specexec(*dry, "--json").out)
+    assert report["tokens_per_sweep"] == tokens
+    low, high = tokens
+    assert report["seconds"][1] == pytest.approx(report["seconds"][0] * high / low)
+    words = f"{low} to {high} tokens" if high > low else f"{low} token{'s' * (low > 1)}"
+    assert f"at a time, {words} a sweep each" in specexec(*dry).out
+    if "skip" not in asked:
+        planned = json.loads(specexec("plan", "demo", "--gpu", "none", "--json", *asked).out)
+        assert planned["tokens_per_sweep"] == tokens
+
+
 def test_the_estimate_of_a_dry_run_follows_the_wire_and_the_answers(specexec: CommandLine) -> None:
     def seconds(*more: str) -> list[float]:
         report = json.loads(specexec("generate", "in.jsonl", "--dry-run", "--json", *more).out)

@@ -11,16 +11,20 @@ from typing import TYPE_CHECKING
 
 from cli.batch.eta import spelled
 from cli.batch.items import Item
+from cli.options import EngineOptions
+from cli.outlook import tokens_per_sweep
 from cli.quantities import format_bytes, format_count, format_speed
 from cli.screen import Screen
+from offload.listing import list_drafters
+from offload.names import known
 from offload.speeds import ASSUMED_DISK_Bps, disk_key, load_speeds
+from specexec.choice import parse
 from specexec.errors import SpecexecError
 from specexec.sampling import SamplingParams
 
 if TYPE_CHECKING:
     from specexec.encoding import Encoding
 
-TOKENS_PER_SWEEP = (2.0, 8.0)  # of one answer
 BINS = (64, 256, 1024, 4096, 16384, 65536)
 
 
@@ -46,20 +50,32 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Estimate:
-    """The time if weights stream and the wire is what limits; `wire` says how its speed is known."""
+    """The time if weights stream and the wire is what limits; `wire` says how its speed is known.
+
+    `each` are the tokens of one answer a sweep, from few to many.
+    """
 
     sweep_B: int
     wire_Bps: float
     wire: str
     together: int
     most: int
+    each: tuple[int, int]
 
     @property
     def seconds(self) -> tuple[float, float]:
         """With many tokens a sweep, and with few."""
-        few, many = (self.most / (self.together * each) for each in TOKENS_PER_SWEEP)
+        few, many = (self.most / (self.together * each) for each in self.each)
         sweep_s = self.sweep_B / self.wire_Bps
         return many * sweep_s, few * sweep_s
+
+
+def expected_tokens(options: EngineOptions) -> tuple[int, int]:
+    """Tokens of one answer a sweep, from few to many, that `plan` expects of the same drafters."""
+    guests = parse(options.drafter, known)
+    drafters = list_drafters(options.model, guests.models, offline=options.offline)
+    own = {"skip", "substitute"} & {*guests.sources}  # models made of the target itself
+    return tokens_per_sweep(len(drafters) + len(own), "ngram" in guests.sources, options.budget)
 
 
 def dry_run(
@@ -70,6 +86,7 @@ def dry_run(
     sampling: SamplingParams,
     parallel: int,
     link_Bps: float | None,
+    each: tuple[int, int],
 ) -> tuple[Lengths, Estimate | None]:
     """Lengths of all prompts, and how long their answers would take if there are any."""
     lengths = Lengths(context)
@@ -94,7 +111,7 @@ def dry_run(
     if not lengths.writes:
         return lengths, None
     sweep_B = sum(file.stat().st_size for file in target.glob("*.safetensors"))
-    return lengths, Estimate(sweep_B, *_wire(target, link_Bps), min(parallel, lengths.writes), lengths.most)
+    return lengths, Estimate(sweep_B, *_wire(target, link_Bps), min(parallel, lengths.writes), lengths.most, each)
 
 
 def show(lengths: Lengths, estimate: Estimate | None, screen: Screen, *, as_json: bool) -> None:
@@ -107,6 +124,7 @@ def show(lengths: Lengths, estimate: Estimate | None, screen: Screen, *, as_json
         "bad": [name for name, _ in lengths.bad],
         "copies": lengths.copies,
         "answer_tokens": lengths.most,
+        "tokens_per_sweep": estimate and estimate.each,
         "seconds": estimate and estimate.seconds,
     }
     for line in [json.dumps(report, ensure_ascii=False)] if as_json else _described(lengths, estimate):
@@ -129,11 +147,13 @@ def _described(lengths: Lengths, estimate: Estimate | None) -> list[str]:
     lines += [f"  {what}" if name in what else f"  {name}: {what}" for name, what in lengths.bad]
     if estimate is None:
         return lines
+    low, high = estimate.each
+    accepted = f"{low} to {high} tokens" if high > low else f"{low} token{'s' * (low > 1)}"
     return [
         *lines,
         f"answers: at most {format_count(estimate.most)} tokens",
         f"if every layer streams ({format_bytes(estimate.sweep_B)} a sweep at {estimate.wire}) and every answer is of "
-        f"full length, {estimate.together} at a time: {spelled(estimate.seconds)}",
+        f"full length, {estimate.together} at a time, {accepted} a sweep each: {spelled(estimate.seconds)}",
     ]
 
 

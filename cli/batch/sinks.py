@@ -136,11 +136,13 @@ class ScreenSink:
     writer: Writer
     as_json: bool
     keeps_partial: bool = False
+    _thoughts_told: bool = False
     _waiting: dict[int, Callable[[], None]] = field(default_factory=dict)
     _next: int = 0
 
     def finished(self, item: Item, answer: Answer) -> None:
         record = self.writer.finished(item, answer)
+        self._tell_of_thoughts(answer)
         self._put(item, lambda: self._show(line_of(record).decode() if self.as_json else answer.shown))
 
     def failed(self, item: Item, error: Exception) -> None:
@@ -151,6 +153,11 @@ class ScreenSink:
         """Show what has been waiting for something that will not come."""
         for index in sorted(self._waiting):
             self._waiting.pop(index)()
+
+    def _tell_of_thoughts(self, answer: Answer) -> None:
+        if not (self.as_json or self._thoughts_told) and any(choice.piece.reasoning for choice in answer.choices):
+            self.screen.say("thoughts are left out here; --json or -o FILE keeps them")
+            self._thoughts_told = True
 
     def _put(self, item: Item, show: Callable[[], None]) -> None:
         self._waiting[item.index] = show

@@ -49,7 +49,7 @@ def _check_device(name: str) -> None:
         device = torch.device("meta")
     if device.type != "cuda":
         raise BadOption(f"device is {name!r}; allowed: auto, cpu, cuda, cuda:0, cuda:1, …")
-    if (device.index or 0) >= torch.cuda.device_count():
+    if device.index is not None and device.index >= torch.cuda.device_count():
         raise BadOption(
             f"device is {name!r}, but torch sees {torch.cuda.device_count()} GPUs here.", hint="device='cpu'."
         )
