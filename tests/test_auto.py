@@ -85,8 +85,8 @@ def test_an_explicit_choice_is_never_replaced(monkeypatch: pytest.MonkeyPatch, t
     alone = ModelPair("lonely", resolve("demo").target)
     monkeypatch.setattr("offload.resolve", lambda *_, **__: alone, raising=False)
     with pytest.raises(BadDrafter, match="no drafter is paired with 'lonely'"):
-        specexec.load("lonely", drafter="sibling")
-    with specexec.load("lonely", offload="none") as llm:
+        specexec.load("lonely", drafter="sibling", offline=True)
+    with specexec.load("lonely", offload="none", offline=True) as llm:
         assert llm.sources == "ngram"
         assert "no drafter is paired" in llm.reason
 

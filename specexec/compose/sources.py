@@ -140,7 +140,11 @@ def vocabulary_of(drafter: Path, ours: Encoding, trust_remote_code: bool) -> Dra
     differing = differing_ids(ours.tokenizer, theirs.tokenizer)
     if differing is not None:
         return DraftVocabulary(differing)
-    wordings = wording_of(ours.tokenizer, "the model"), wording_of(theirs.tokenizer, f"drafter {drafter}")
+    other = f"drafter {drafter} does not share the model's vocabulary, and"
+    wordings = (
+        wording_of(ours.tokenizer, f"{other} the model's tokenizer"),
+        wording_of(theirs.tokenizer, f"{other} its tokenizer"),
+    )
     log.warning(
         "drafter %s has another vocabulary: its guesses are carried over as text, and fewer will be accepted.", drafter
     )

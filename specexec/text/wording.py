@@ -27,7 +27,7 @@ class Wording:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Raises ValueError for a tokenizer whose tokens cannot be told as bytes."""
         if not isinstance(tokenizer, PreTrainedTokenizerFast):
-            raise ValueError(f"it is no fast tokenizer but {type(tokenizer).__name__}")
+            raise ValueError(f"is no fast tokenizer but {type(tokenizer).__name__}")
         self._entries = len(tokenizer)
         self._tokenizer: LLTokenizer = from_tokenizer(tokenizer, slices=[])  # those are for grammars
         self.end: int | None = tokenizer.eos_token_id
@@ -49,18 +49,17 @@ def check_carried(wording: Wording) -> None:
     for text in (SAMPLE, f" {SAMPLE}", f"  {SAMPLE}"):
         found = wording.spelled(wording.cut(text.encode())).decode("utf-8", "replace")
         if found != text:
-            raise ValueError(f"it changes text ({text!r} comes back as {found!r})")
+            raise ValueError(f"changes text ({text!r} comes back as {found!r})")
 
 
-def wording_of(tokenizer: PreTrainedTokenizerBase, whose: str) -> Wording:
-    """Raises TokenizerMismatch where text cannot be carried over; `whose` names the model in it."""
+def wording_of(tokenizer: PreTrainedTokenizerBase, refused: str) -> Wording:
+    """Raises TokenizerMismatch where text cannot be carried over; `refused` begins its sentence."""
     try:
         wording = Wording(tokenizer)
         check_carried(wording)
     except ValueError as problem:
         raise TokenizerMismatch(
-            "the drafter does not share the model's vocabulary, and guesses cannot be carried over as text.",
-            why=f"Of the tokenizer of {whose}: {problem}.",
+            f"{refused} {problem}.",
             hint="--drafter none, --drafter auto, or a drafter of the same family.",
         ) from problem
     return wording
