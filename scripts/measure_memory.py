@@ -106,9 +106,9 @@ def _answer(
     with specexec.load(str(folder), drafter=drafter, offload=offload, ctx=ctx, budget=budget, ram_B=ram) as llm:  # type: ignore[arg-type]  # checked by load
         room, step, texts_B = llm._room, llm._decoder.step, 0
 
-        def watched() -> list[Step]:
+        def watched(*begun: Any) -> list[Step]:
             nonlocal texts_B
-            steps = step()
+            steps = step(*begun)
             live = [one.sequence for one in steps]
             texts_B = max(texts_B, sum(room.need_B(one.longest, one.most_nodes) for one in live))
             return steps
