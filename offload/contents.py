@@ -116,7 +116,7 @@ def instead(
     if TOKENIZER in names or "tokenizer.model" in names:
         return BadModelDir(no_model, f"It holds a tokenizer and no weights. {READS}", FETCH)
     if not names:
-        return BadModelDir(f"{where} is not a model folder: it is empty.", None, FETCH)
+        return BadModelDir(f"{where} is not a model folder: it is empty, {lacks}.", None, FETCH)
     return BadModelDir(no_model, READS, FETCH)
 
 

@@ -29,13 +29,13 @@ def own_home(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathF
         monkeypatch.delenv(name)
 
 
+LOG_LEVELS = {logger: logger.level for logger in map(logging.getLogger, (None, "specexec", "offload", "cli"))}
+
+
 @pytest.fixture(autouse=True)
-def own_log_levels() -> Iterator[None]:
-    """A command run inside the test process sets the level of our logs; the next test starts with its own."""
-    loggers = [logging.getLogger(name) for name in (None, "specexec", "offload", "cli")]
-    levels = [logger.level for logger in loggers]
-    yield
-    for logger, level in zip(loggers, levels, strict=True):
+def own_log_levels() -> None:
+    """A command run inside the test process, or in a fixture of a whole module, sets the level of our logs."""
+    for logger, level in LOG_LEVELS.items():
         logger.setLevel(level)
 
 

@@ -166,6 +166,7 @@ PLAN: Changes = {
     "head_quant": (["--head-quant", "nf4"], "rows.0.ram_B"),
     "every": (["--all"], "rows.4.quant"),
     "offline": (["--offline"], "asked.offline"),
+    "trust_remote_code": (["--trust-remote-code"], "asked.trust_remote_code"),
 }
 PACK: Changes = {
     "quant": (["--quant", "none"], "size_B"),

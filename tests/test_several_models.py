@@ -199,7 +199,7 @@ def test_a_dialogue_keeps_the_keys_and_values_of_all(useless: Path, tmp_path: Pa
         assert {*kept.caches} == {"target", "drafter", "drafter-2"}
         write_snapshot(tmp_path / "snapshot", kept, marks)
         fresh = llm.conversation().keep()
-        fresh.messages = kept.messages
+        fresh.messages, fresh.turns = kept.messages, kept.turns
         read_snapshot(tmp_path / "snapshot", fresh, marks)
     assert {role: len(cache.layers) for role, cache in fresh.caches.items()} == {
         role: len(cache.layers) for role, cache in kept.caches.items()
