@@ -16,7 +16,7 @@ import os
 import resource
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -106,9 +106,9 @@ def _answer(
     with specexec.load(str(folder), drafter=drafter, offload=offload, ctx=ctx, budget=budget, ram_B=ram) as llm:  # type: ignore[arg-type]  # checked by load
         room, step, texts_B = llm._room, llm._decoder.step, 0
 
-        def watched(*begun: Any) -> list[Step]:
+        def watched(kept: Sequence[int] = ()) -> list[Step]:
             nonlocal texts_B
-            steps = step(*begun)
+            steps = step(kept)
             live = [one.sequence for one in steps]
             texts_B = max(texts_B, sum(room.need_B(one.longest, one.most_nodes) for one in live))
             return steps
