@@ -16,33 +16,33 @@ from types import FrameType
 
 import click
 
-from cli.errors import INTERNAL, INTERRUPTED, PIPE_CLOSED, TERMINATED, described, exit_code, explain
-from cli.settings import NO_SETTINGS, check_environment, defaults_for
-from cli.verbosity import Verbosity, start_logging, verbosity_options
-from cli.visible import echo
-from offload.system import check_system
+from cli.shared.control_codes import echo
+from cli.shared.errors import INTERNAL, INTERRUPTED, PIPE_CLOSED, TERMINATED, described, exit_code, explain
+from cli.shared.settings import NO_SETTINGS, check_environment, defaults_for
+from cli.shared.verbosity import Verbosity, start_logging, verbosity_options
+from offload.machine.system import check_system
 
 log = logging.getLogger(__name__)
 
 COMMANDS = {
-    "chat": "cli.chat:chat",
-    "generate": "cli.generate:generate",
-    "repl": "cli.repl:repl",
+    "chat": "cli.chat.command:chat",
+    "generate": "cli.batch.command:generate",
+    "repl": "cli.chat.repl:repl",
     "serve": "cli.serve.command:serve",
-    "plan": "cli.plan:plan",
-    "doctor": "cli.doctor:doctor",
-    "bench": "cli.bench:bench",
-    "check": "cli.check:check",
-    "eval": "cli.eval:evaluate",
-    "models": "cli.models:models",
-    "pull": "cli.pull:pull",
-    "pack": "cli.pack:pack",
-    "index": "cli.index:index",
-    "alias": "cli.alias:alias",
-    "sessions": "cli.sessions:sessions",
-    "config": "cli.config:config",
-    "completion": "cli.completion:completion",
-    "version": "cli.version:version",
+    "plan": "cli.models.plan:plan",
+    "doctor": "cli.models.doctor:doctor",
+    "bench": "cli.bench.command:bench",
+    "check": "cli.bench.check:check",
+    "eval": "cli.bench.eval:evaluate",
+    "models": "cli.models.command:models",
+    "pull": "cli.models.pull:pull",
+    "pack": "cli.models.pack:pack",
+    "index": "cli.models.index:index",
+    "alias": "cli.models.alias:alias",
+    "sessions": "cli.chat.sessions:sessions",
+    "config": "cli.about.config:config",
+    "completion": "cli.about.completion:completion",
+    "version": "cli.about.version:version",
 }
 
 _HELP = """Run large language models on a small machine, with exactly the text they would write by themselves.

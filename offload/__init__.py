@@ -11,27 +11,35 @@ from typing import TYPE_CHECKING
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 if TYPE_CHECKING:
-    from offload.carrier import carrier_for
-    from offload.crew import share
-    from offload.custom import running_code
-    from offload.documents import AGAIN, check_documents
+    from offload.checkpoint.documents import AGAIN, check_documents
+    from offload.checkpoint.headers import Folder, open_folder
+    from offload.checkpoint.quantized.stored import refuse_unknown
+    from offload.checkpoint.remote_code import running_code
+    from offload.checkpoint.routing import EXPERTS
+    from offload.checkpoint.skeleton import Design, design
     from offload.errors import BadModelDir, OffloadError, ReadFailed
-    from offload.formats import FewBits, FourBits, copy_B, is_quantised, looked_up_B, resident_B, with_head
-    from offload.hardware import free_memory
-    from offload.lender import StreamStats
-    from offload.listing import item_B, list_model
-    from offload.local import check_bytes
-    from offload.model import ModelStream, load, stream_of
-    from offload.names import ModelPair, called, is_here, known, resolve
-    from offload.need import cache_B, need_of
-    from offload.placement import Free, Offload, Placement
-    from offload.placing import place
-    from offload.quantised import refuse_unknown
-    from offload.routing import EXPERTS
-    from offload.shards import Folder, open_folder
-    from offload.skeleton import Design, design
-    from offload.standing import skeleton_layer, standing_layer, stands
-    from offload.system import check_system
+    from offload.hub.headers_only import item_B, list_model
+    from offload.hub.local_models import check_bytes
+    from offload.hub.names import ModelPair, called, is_here, known, resolve
+    from offload.machine.host_rows import carrier_for
+    from offload.machine.memory import Free, free_memory
+    from offload.machine.system import check_system
+    from offload.machine.thread_pool import share
+    from offload.model.load import ModelStream, load, stream_of
+    from offload.model.resident_layer import skeleton_layer, standing_layer, stands
+    from offload.placement.placement import Offload, Placement
+    from offload.placement.quantized_sizes import (
+        FewBits,
+        FourBits,
+        copy_B,
+        is_quantised,
+        looked_up_B,
+        resident_B,
+        with_head,
+    )
+    from offload.placement.requirements import cache_B, need_of
+    from offload.placement.solver import place
+    from offload.stream.protocol import StreamStats
 
 __all__ = [
     "AGAIN",
@@ -81,50 +89,50 @@ __all__ = [
 ]
 
 _HOMES = {
-    "AGAIN": "documents",
+    "AGAIN": "checkpoint.documents",
     "BadModelDir": "errors",
-    "check_documents": "documents",
-    "EXPERTS": "routing",
-    "Design": "skeleton",
-    "Folder": "shards",
-    "FewBits": "formats",
-    "FourBits": "formats",
-    "Free": "placement",
-    "ModelPair": "names",
-    "ModelStream": "model",
-    "Offload": "placement",
+    "check_documents": "checkpoint.documents",
+    "EXPERTS": "checkpoint.routing",
+    "Design": "checkpoint.skeleton",
+    "Folder": "checkpoint.headers",
+    "FewBits": "placement.quantized_sizes",
+    "FourBits": "placement.quantized_sizes",
+    "Free": "machine.memory",
+    "ModelPair": "hub.names",
+    "ModelStream": "model.load",
+    "Offload": "placement.placement",
     "OffloadError": "errors",
-    "Placement": "placement",
+    "Placement": "placement.placement",
     "ReadFailed": "errors",
-    "StreamStats": "lender",
-    "cache_B": "need",
-    "called": "names",
-    "carrier_for": "carrier",
-    "check_bytes": "local",
-    "design": "skeleton",
-    "copy_B": "formats",
-    "free_memory": "hardware",
-    "check_system": "system",
-    "is_here": "names",
-    "is_quantised": "formats",
-    "list_model": "listing",
-    "refuse_unknown": "quantised",
-    "item_B": "listing",
-    "known": "names",
-    "load": "model",
-    "need_of": "need",
-    "open_folder": "shards",
-    "place": "placing",
-    "looked_up_B": "formats",
-    "resident_B": "formats",
-    "resolve": "names",
-    "running_code": "custom",
-    "share": "crew",
-    "skeleton_layer": "standing",
-    "standing_layer": "standing",
-    "stands": "standing",
-    "stream_of": "model",
-    "with_head": "formats",
+    "StreamStats": "stream.protocol",
+    "cache_B": "placement.requirements",
+    "called": "hub.names",
+    "carrier_for": "machine.host_rows",
+    "check_bytes": "hub.local_models",
+    "design": "checkpoint.skeleton",
+    "copy_B": "placement.quantized_sizes",
+    "free_memory": "machine.memory",
+    "check_system": "machine.system",
+    "is_here": "hub.names",
+    "is_quantised": "placement.quantized_sizes",
+    "list_model": "hub.headers_only",
+    "refuse_unknown": "checkpoint.quantized.stored",
+    "item_B": "hub.headers_only",
+    "known": "hub.names",
+    "load": "model.load",
+    "need_of": "placement.requirements",
+    "open_folder": "checkpoint.headers",
+    "place": "placement.solver",
+    "looked_up_B": "placement.quantized_sizes",
+    "resident_B": "placement.quantized_sizes",
+    "resolve": "hub.names",
+    "running_code": "checkpoint.remote_code",
+    "share": "machine.thread_pool",
+    "skeleton_layer": "model.resident_layer",
+    "standing_layer": "model.resident_layer",
+    "stands": "model.resident_layer",
+    "stream_of": "model.load",
+    "with_head": "placement.quantized_sizes",
 }
 
 

@@ -24,16 +24,16 @@ from timing import SPAN_B, TILE, drop_cache, knee, ratios, read_plainly, spread,
 from transformers import PreTrainedModel
 
 import offload
-from cli.options import SIZE
-from offload.files import Files
-from offload.forecast import Ceilings, ceilings, forecast
-from offload.formats import is_quantised, work_of
-from offload.placement import size
-from offload.probe import probe_arithmetic, probe_company, probe_disk, probe_unpack
-from offload.shards import Folder, open_folder
-from offload.speeds import Disk, Speeds, disk_key, load_speeds, save_speeds
-from offload.store import Arena
-from specexec.widened import linears
+from cli.shared.options import SIZE
+from offload.checkpoint.headers import Folder, open_folder
+from offload.machine.files import Files
+from offload.machine.speeds import Disk, Speeds, disk_key, load_speeds, save_speeds
+from offload.measure import probe_arithmetic, probe_company, probe_disk, probe_unpack
+from offload.placement.forecast import Ceilings, ceilings, forecast
+from offload.placement.quantized_sizes import is_quantised, work_of
+from offload.stream.store import Arena
+from offload.units import size
+from specexec.model.float32_linears import linears
 
 
 @dataclass

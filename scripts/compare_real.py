@@ -27,10 +27,10 @@ from real_material import model
 from transformers import AutoModelForCausalLM
 
 import specexec
-from offload.names import demo_folder
+from offload.hub.names import demo_folder
 from specexec import Completion, SamplingParams
 from specexec.drafters import skip
-from specexec.engine import Engine
+from specexec.engine.engine import Engine
 
 PROMPTS = Path(__file__).parent / "prompts.jsonl"
 SAMPLINGS: dict[str, dict[str, float | int]] = {

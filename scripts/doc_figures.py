@@ -34,12 +34,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.typing import RcKeyType
 
-from cli.treeview import readable
-from offload.aligned import DATA_START_B
-from offload.quant import Quant
+from cli.terminal.treeview import readable
+from offload.checkpoint.quantized.quantize import Quant
+from offload.packs.writer import DATA_START_B
 from specexec import SamplingParams
-from specexec.calibration import NEUTRAL_TAU
-from specexec.tree import ROOT, Floats, TokenTree
+from specexec.drafters.calibration import NEUTRAL_TAU
+from specexec.tree.tree import ROOT, Floats, TokenTree
 
 FOLDER = Path(__file__).parents[1] / "docs" / "figures"
 TARGET = FOLDER.parents[1] / "offload" / "demo" / "target"

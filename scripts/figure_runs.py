@@ -23,22 +23,24 @@ from torch import Tensor
 
 import offload as weights
 import specexec
-from offload.pack import pack, plan
-from offload.quant import Quant
-from offload.shards import Entry, open_folder, read_header
-from offload.stream import LayerStream
-from specexec import Completion, SamplingParams, decoder, planner
-from specexec.cache import KVCache
-from specexec.calibration import Calibration
-from specexec.cost import CostModel
-from specexec.drafters import Ask, Drafter, Guesses
+from offload.checkpoint.headers import Entry, open_folder, read_header
+from offload.checkpoint.quantized.quantize import Quant
+from offload.packs.pack import pack, plan
+from offload.stream.stream import LayerStream
+from specexec import Completion, SamplingParams
+from specexec.drafters.calibration import Calibration
+from specexec.drafters.cost import CostModel
+from specexec.drafters.protocol import Ask, Drafter, Guesses
 from specexec.drafters.sibling import SiblingDrafter
-from specexec.engine import Engine
-from specexec.lm import Rows, TreeLM
-from specexec.noise import Noise
+from specexec.engine import decoder
+from specexec.engine.engine import Engine
+from specexec.model.cache import KVCache
+from specexec.model.tree_lm import Rows, TreeLM
+from specexec.planning import best_first as planner
+from specexec.sampling.noise import Noise
 from specexec.stats import Burst
 from specexec.text.messages import Prompt
-from specexec.tree import Floats
+from specexec.tree.tree import Floats
 
 DEMO = Path(__file__).parents[1] / "offload" / "demo"
 # Seconds: streaming; a sweep and each of its rows; a drafter pass and each of its nodes (measure_budget.py).

@@ -19,10 +19,10 @@ from inflation import Inflation, Planned, Shape, Source, misfits
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from offload.checkpoint.headers import Entry, Folder, read_config
+from offload.checkpoint.quantized.quantize import Quant
 from offload.errors import OffloadError
-from offload.pack import pack, plan
-from offload.quant import Quant
-from offload.shards import Entry, Folder, read_config
+from offload.packs.pack import pack, plan
 
 DEMO = Path(__file__).parent.parent / "offload" / "demo" / "target"
 UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9, "B": 1}

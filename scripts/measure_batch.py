@@ -28,10 +28,10 @@ import click
 from measure_budget import Charged
 
 import specexec
-from cli.options import SPEED
-from specexec.decoder import Step
-from specexec.engine import Engine
-from specexec.sampling import SamplingParams, derived_seed
+from cli.shared.options import SPEED
+from specexec.engine.decoder import Step
+from specexec.engine.engine import Engine
+from specexec.sampling.params import SamplingParams, derived_seed
 from specexec.stats import Completion
 from specexec.text.messages import Prompt
 

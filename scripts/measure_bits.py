@@ -13,7 +13,7 @@ from bootstrap import ratio
 from measure_trees import prompts
 
 import specexec
-from offload.formats import BITS, FewBits
+from offload.placement.quantized_sizes import BITS, FewBits
 from specexec import SamplingParams
 
 

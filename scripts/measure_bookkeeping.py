@@ -22,21 +22,21 @@ import numpy as np
 import torch
 from torch import Tensor, return_types
 
-from specexec.budget import FixedBudget
-from specexec.cache import KVCache
-from specexec.cost import CostModel
+from specexec.drafters.cost import CostModel
+from specexec.drafters.ranking import Ranking
 from specexec.drafters.sibling import SiblingDrafter
 from specexec.drafters.union import Union
-from specexec.lm import Rows, TreeLM, _span
-from specexec.noise import Noise
-from specexec.planner import BestFirst
-from specexec.processors import Processors, Text
-from specexec.ranking import Ranking
-from specexec.sampling import SamplingParams
-from specexec.sequence import start
+from specexec.model.cache import KVCache
+from specexec.model.tree_lm import Rows, TreeLM, _span
+from specexec.planning.best_first import BestFirst
+from specexec.planning.budget import FixedBudget
+from specexec.sampling.noise import Noise
+from specexec.sampling.params import SamplingParams
+from specexec.sampling.processors import Processors, Text
+from specexec.sampling.verify import Opinion, walk
+from specexec.sizes import CANDIDATES
 from specexec.text.detokenizer import TextStream
-from specexec.walk import Opinion, walk
-from specexec.workspace import CANDIDATES
+from specexec.text.sequence import start
 
 VOCABULARY = 32_000
 DRAFTED = 512  # tokens that the drafters know

@@ -25,14 +25,16 @@ import numpy as np
 from bootstrap import rate, ratio
 from tqdm import tqdm
 
-import offload.placement as weights
+import offload.placement.placement as weights
 import specexec
-from cli.quantities import parse_speed_Bps
-from specexec import SamplingParams, decoder, planner
-from specexec.decoder import StillMeter
-from specexec.drafters import Ask, Guesses
-from specexec.engine import Engine
-from specexec.lm import Rows, Sweep
+from cli.shared.quantities import parse_speed_Bps
+from specexec import SamplingParams
+from specexec.drafters.protocol import Ask, Guesses
+from specexec.engine import decoder
+from specexec.engine.decoder import StillMeter
+from specexec.engine.engine import Engine
+from specexec.model.tree_lm import Rows, Sweep
+from specexec.planning import best_first as planner
 
 PROMPTS = Path(__file__).with_name("prompts.jsonl")
 Budget = int | Literal["auto"]

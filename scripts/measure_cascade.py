@@ -23,16 +23,16 @@ from tqdm import tqdm
 
 import specexec
 from specexec import SamplingParams
-from specexec.drafters import Drafter
 from specexec.drafters.cascade import Cascade
 from specexec.drafters.ngram import NgramDrafter
+from specexec.drafters.protocol import Drafter
+from specexec.drafters.retrieval.memory import Memory
 from specexec.drafters.sibling import SiblingDrafter
 from specexec.drafters.union import Union
-from specexec.engine import Engine
-from specexec.lm import TreeLM
-from specexec.memory import Memory
+from specexec.engine.engine import Engine
+from specexec.model.tree_lm import TreeLM
 from specexec.text.messages import Prompt
-from specexec.tree import TokenTree
+from specexec.tree.tree import TokenTree
 
 SOURCES = ("sibling", "sibling+ngram")
 WAYS = {"without": 0, "with": 16}
@@ -51,7 +51,7 @@ def counted(lm: TreeLM) -> Iterator[Count]:
     """Count while the model reads."""
     count, forward = Count(), lm.forward
 
-    def read(parts: list[specexec.lm.Rows], cancelled: object = None) -> object:
+    def read(parts: list[specexec.model.tree_lm.Rows], cancelled: object = None) -> object:
         count.passes += 1
         count.rows += sum(len(part.tokens) for part in parts)
         return forward(parts)

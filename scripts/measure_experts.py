@@ -2,7 +2,8 @@
 
 The same rows through the same model, streamed from disk, the two ways by turns: how long the one takes over the other,
 and the bytes that it brings, beside the part of the experts that so many rows are expected to visit. The margin in
-`offload/routing.py` is best where the ratio passes 1. Without FOLDER a random mixture is made and removed again.
+`offload/checkpoint/routing.py` is best where the ratio passes 1. Without FOLDER a
+ random mixture is made and removed again.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from timing import drop_cache, ratios, spread, timed
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 import offload
-from offload import routing
-from offload.pack import pack, plan
-from offload.quant import Quant
-from offload.shards import open_folder
-from specexec.widened import linears
+from offload.checkpoint import routing
+from offload.checkpoint.headers import open_folder
+from offload.checkpoint.quantized.quantize import Quant
+from offload.packs.pack import pack, plan
+from specexec.model.float32_linears import linears
 
 SWEEPS = 3  # in a row, for one value: what was read ahead of the first is read ahead of the next ones too
 ALWAYS, NEVER = 1.0, 0.0  # the part of the experts up to which they are fetched on demand

@@ -25,14 +25,14 @@ from torch import Tensor
 
 import specexec
 from specexec import SamplingParams
-from specexec.calibration import log_softmax
-from specexec.drafters import Ask, Guesses
-from specexec.drafters.below import Asked
+from specexec.drafters.calibration import log_softmax
+from specexec.drafters.protocol import Ask, Guesses
+from specexec.drafters.read_rows import Asked
+from specexec.drafters.retrieval.suffix_index import Recent, context_of
 from specexec.drafters.sibling import SiblingDrafter
-from specexec.engine import Engine
-from specexec.sequence import Sequence
-from specexec.suffix import Recent, context_of
-from specexec.tree import ROOT, Floats, Ints, TokenTree
+from specexec.engine.engine import Engine
+from specexec.text.sequence import Sequence
+from specexec.tree.tree import ROOT, Floats, Ints, TokenTree
 
 TOP = 8  # candidates of a node that are looked at
 NAMES = ("logit p at tau", "rank", "depth", "entropy", "lead", "agreement")

@@ -20,10 +20,10 @@ import torch
 from tokenizers import ByteLevelBPETokenizer
 from transformers import PreTrainedTokenizerFast
 
-from specexec.grammar import Grammars, json_schema
-from specexec.sampling import SamplingParams
-from specexec.scores import constrained
-from specexec.tree import ROOT, TokenTree
+from specexec.sampling.grammar import Grammars, json_schema
+from specexec.sampling.params import SamplingParams
+from specexec.sampling.scores import constrained
+from specexec.tree.tree import ROOT, TokenTree
 
 END = "<|end|>"
 SCHEMA: dict[str, object] = {

@@ -14,17 +14,17 @@ from statistics import median
 import click
 import numpy as np
 
-from specexec.budget import FixedBudget
-from specexec.cost import CostModel
-from specexec.drafters import Ask, Guesses
+from specexec.drafters.cost import CostModel
 from specexec.drafters.ngram import NgramDrafter
-from specexec.memory import Memory
-from specexec.noise import Noise
-from specexec.planners import planner_of
-from specexec.sampling import SamplingParams
-from specexec.sequence import start
-from specexec.suffix import Settled
+from specexec.drafters.protocol import Ask, Guesses
+from specexec.drafters.retrieval.memory import Memory
+from specexec.drafters.retrieval.suffix_index import Settled
+from specexec.planning.baselines import planner_of
+from specexec.planning.budget import FixedBudget
+from specexec.sampling.noise import Noise
+from specexec.sampling.params import SamplingParams
 from specexec.text.detokenizer import TextStream
+from specexec.text.sequence import start
 
 VOCABULARY = 32_000
 

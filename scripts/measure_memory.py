@@ -22,7 +22,7 @@ from pathlib import Path
 
 import click
 
-from cli.options import BUDGET, COUNT, SIZE, IntOrAuto
+from cli.shared.options import BUDGET, COUNT, SIZE, IntOrAuto
 
 V1, V2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
 MiB = 1 << 20
@@ -90,9 +90,9 @@ def _answer(
 
     import offload as weights
     import specexec
-    from offload.quant import bitsandbytes
-    from specexec.batch import MOST_PARALLEL
-    from specexec.decoder import Step
+    from offload.checkpoint.quantized.quantize import bitsandbytes
+    from specexec.engine.batch import MOST_PARALLEL
+    from specexec.engine.decoder import Step
 
     bitsandbytes()  # a library like the others, which a model in four bits would import later
     torch.set_num_threads(1)

@@ -17,7 +17,7 @@ from measure_trees import prompts
 from tqdm import tqdm
 
 import specexec
-from cli.options import BUDGET, IntOrAuto
+from cli.shared.options import BUDGET, IntOrAuto
 from specexec import SamplingParams
 from specexec.stats import Overlap
 

@@ -18,20 +18,20 @@ from timing import SPAN_B, TILE, drop_cache, knee, read_plainly, spread, timed
 from transformers import PreTrainedModel
 
 import offload
-from offload.files import Files
-from offload.forecast import Ceilings, Work, ceilings, forecast
-from offload.formats import FORMATS, Format, need_in, work_of
-from offload.hardware import free_memory
-from offload.listing import NAMES, item_B
-from offload.pack import pack, plan
-from offload.placement import Placement
-from offload.placing import place
-from offload.probe import probe_arithmetic, probe_company, probe_disk, probe_unpack
-from offload.shards import Folder, open_folder
-from offload.skeleton import DTYPES
-from offload.speeds import Arithmetic, Disk, Speeds, disk_key, load_speeds, save_speeds
-from offload.store import Arena
-from specexec.widened import linears
+from offload.checkpoint.headers import Folder, open_folder
+from offload.checkpoint.skeleton import DTYPES
+from offload.hub.headers_only import NAMES, item_B
+from offload.machine.files import Files
+from offload.machine.memory import free_memory
+from offload.machine.speeds import Arithmetic, Disk, Speeds, disk_key, load_speeds, save_speeds
+from offload.measure import probe_arithmetic, probe_company, probe_disk, probe_unpack
+from offload.packs.pack import pack, plan
+from offload.placement.forecast import Ceilings, Work, ceilings, forecast
+from offload.placement.placement import Placement
+from offload.placement.quantized_sizes import FORMATS, Format, need_in, work_of
+from offload.placement.solver import place
+from offload.stream.store import Arena
+from specexec.model.float32_linears import linears
 
 CTX = 2048
 PROBE_s = 0.6

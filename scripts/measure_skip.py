@@ -29,20 +29,20 @@ from tqdm import tqdm
 import offload
 import specexec
 from specexec import SamplingParams
-from specexec.budget import Budget
-from specexec.compose.sources import questions
-from specexec.cost import CostModel
-from specexec.drafters import Ask, Drafter
+from specexec.compose.drafter_factory import questions
+from specexec.drafters.cost import CostModel
+from specexec.drafters.protocol import Ask, Drafter
+from specexec.drafters.ranking import Ranking
 from specexec.drafters.sibling import SiblingDrafter
 from specexec.drafters.skip import TOGETHER, Judge, Terms, own_words, searched, skipping
-from specexec.engine import Engine
-from specexec.growth import Growth
-from specexec.lm import TreeLM
-from specexec.planner import BestFirst, Planner
-from specexec.ranking import Ranking
-from specexec.sequence import Sequence
-from specexec.sublayers import Kept, sizes_of
-from specexec.tree import ROOT, Floats, TokenTree
+from specexec.engine.engine import Engine
+from specexec.model.sublayers import Kept, sizes_of
+from specexec.model.tree_lm import TreeLM
+from specexec.planning.best_first import BestFirst, Planner
+from specexec.planning.budget import Budget
+from specexec.text.sequence import Sequence
+from specexec.tree.growing import Growth
+from specexec.tree.tree import ROOT, Floats, TokenTree
 
 SEEDS = 20
 

@@ -20,7 +20,7 @@ from measure_trees import Rule, answers_of, prompts
 
 import specexec
 from specexec import SamplingParams
-from specexec.engine import Engine
+from specexec.engine.engine import Engine
 from specexec.text.messages import Prompt
 
 SOURCES = ("sibling", "ngram", "sibling+ngram")

@@ -30,9 +30,9 @@ from transformers import AutoModelForCausalLM
 
 import offload
 import specexec
-from cli.options import BUDGET, IntOrAuto
+from cli.shared.options import BUDGET, IntOrAuto
 from specexec import SamplingParams
-from specexec.engine import Engine
+from specexec.engine.engine import Engine
 from specexec.text.messages import Prompt
 
 Run = Callable[[Prompt, int], tuple[list[int], float]]  # a prompt and how many tokens → the tokens, and tokens a sweep

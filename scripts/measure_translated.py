@@ -14,7 +14,7 @@ import click
 from real_material import model
 
 import specexec
-from offload.names import demo_folder
+from offload.hub.names import demo_folder
 from specexec import SamplingParams
 
 PROMPTS = Path(__file__).parent / "prompts.jsonl"

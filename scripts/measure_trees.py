@@ -22,14 +22,14 @@ from tqdm import tqdm
 
 import specexec
 from specexec import SamplingParams
-from specexec.drafters import Drafter
 from specexec.drafters.ngram import NgramDrafter
+from specexec.drafters.protocol import Drafter
+from specexec.drafters.ranking import Ranking
+from specexec.drafters.retrieval.memory import Memory
 from specexec.drafters.sibling import SiblingDrafter
 from specexec.drafters.union import Union
-from specexec.engine import Engine
-from specexec.memory import Memory
-from specexec.planner import PLANNERS, RANKINGS
-from specexec.ranking import Ranking
+from specexec.engine.engine import Engine
+from specexec.planning.best_first import PLANNERS, RANKINGS
 from specexec.stats import Completion
 from specexec.text.messages import Prompt
 

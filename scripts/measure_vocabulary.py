@@ -22,10 +22,10 @@ from measure_trees import prompts
 
 import specexec
 from specexec import SamplingParams
-from specexec.drafters.trimmed import Columns
-from specexec.noise import Noise
-from specexec.scores import with_noise
-from specexec.workspace import CANDIDATES
+from specexec.drafters.trimmed_head import Columns
+from specexec.sampling.noise import Noise
+from specexec.sampling.scores import with_noise
+from specexec.sizes import CANDIDATES
 
 
 @click.command()

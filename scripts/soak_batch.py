@@ -14,7 +14,7 @@ import psutil
 import torch
 
 import specexec
-from specexec.sampling import SamplingParams
+from specexec.sampling.params import SamplingParams
 from specexec.stats import Completion
 
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from statistics import median
 
-from offload.files import Files, Range
-from offload.forecast import Ceilings, Work, forecast
-from offload.placement import Placement
-from offload.store import Arena
+from offload.machine.files import Files, Range
+from offload.placement.forecast import Ceilings, Work, forecast
+from offload.placement.placement import Placement
+from offload.stream.store import Arena
 
 SPAN_B = 128 << 20
 TILE = 16  # the engine never runs fewer rows

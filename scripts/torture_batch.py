@@ -23,11 +23,11 @@ from typing import Literal
 
 import click
 
-import cli.batch.partial
-import cli.generate
+import cli.batch.command
+import cli.batch.output.partial
 from cli.app import main as command_line
+from specexec.engine.request_types import Partial, Request
 from specexec.stats import Completion, Progress
-from specexec.work import Partial, Request
 
 CUT_MOST = 4000  # bytes: several records
 
@@ -143,9 +143,9 @@ def write_items(path: Path, count: int, longest: int, chance: random.Random) -> 
 def main(kills: int, items: int, longest: int, engine: str, seed: int) -> None:
     """Torture the results of `specexec generate`; the exit code is 1 if anything was lost, doubled or changed."""
     chance = random.Random(seed)
-    cli.batch.partial.EVERY_S = 0.005
+    cli.batch.output.partial.EVERY_S = 0.005
     if engine == "letters":
-        setattr(cli.generate, "running_engine", lambda *_: nullcontext(Letters(0.001)))  # noqa: B010 - not its export
+        setattr(cli.batch.command, "running_engine", lambda *_: nullcontext(Letters(0.001)))  # noqa: B010 - not its export
     killed = torn = files = partials = wrong = 0
     with tempfile.TemporaryDirectory() as folder:
         source, expected, output = (Path(folder) / name for name in ("in.jsonl", "expected.jsonl", "out.jsonl"))

@@ -13,16 +13,16 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from specexec.engine.request_types import Continuation, Failure, Likelihood, Request
 from specexec.errors import SpecexecError
-from specexec.sampling import SamplingParams
+from specexec.sampling.params import SamplingParams
 from specexec.stats import Burst, Completion, Progress
-from specexec.work import Continuation, Failure, Likelihood, Request
 
 if TYPE_CHECKING:
-    from specexec.batch import Batch
-    from specexec.compose import load
-    from specexec.conversation import Conversation
-    from specexec.engine import Engine
+    from specexec.compose.load import load
+    from specexec.engine.batch import Batch
+    from specexec.engine.engine import Engine
+    from specexec.text.conversation import Conversation
 
 __all__ = [
     "Batch",
@@ -43,10 +43,10 @@ __all__ = [
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as offload does, before torch is loaded
 
 _LATE = {
-    "Batch": "specexec.batch",
-    "Conversation": "specexec.conversation",
-    "Engine": "specexec.engine",
-    "load": "specexec.compose",
+    "Batch": "specexec.engine.batch",
+    "Conversation": "specexec.text.conversation",
+    "Engine": "specexec.engine.engine",
+    "load": "specexec.compose.load",
 }
 
 

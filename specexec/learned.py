@@ -11,7 +11,7 @@ from typing import Protocol, TypeAlias, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from specexec.tree import Floats
+from specexec.tree.tree import Floats
 
 Arrays: TypeAlias = Mapping[str, NDArray[np.generic]]
 

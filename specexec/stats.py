@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from specexec.text.formats.pieces import Piece
+from specexec.pieces import Piece
 
 if TYPE_CHECKING:
-    from specexec.tree import TokenTree
+    from specexec.tree.tree import TokenTree
 
 FinishReason = Literal["stop", "length", "interrupted", "failed"]
 Limit = Literal["max_tokens", "context"]  # what ended a text whose finish_reason is "length"

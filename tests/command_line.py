@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 
 from cli.app import main
-from cli.options import EngineOptions
+from cli.shared.options import EngineOptions
 from tests.fake_engine import FakeEngine
 
 
@@ -33,7 +33,7 @@ class CommandLine:
 
     def __call__(self, *arguments: str, stdin: str = "") -> Ran:
         self.patch.setattr("sys.stdin", io.StringIO(stdin))
-        self.patch.setattr("cli.engine.open_engine", self._open)
+        self.patch.setattr("cli.engine.open.open_engine", self._open)
         self.capture.readouterr()
         code = main(list(arguments))
         out, err = self.capture.readouterr()

@@ -1,6 +1,6 @@
 """An engine without a model: letters are tokens, answers are echoes, and every right guess has a wrong one beside it.
 
-Has the surface of specexec.engine, so that the commands can be tried in milliseconds.
+Has the surface of specexec.engine.engine, so that the commands can be tried in milliseconds.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import ClassVar, Literal
 
-from offload.placement import Need, Placement
-from specexec.conversation import Kept
+from offload.placement.placement import Need, Placement
+from specexec.engine.request_types import Failure, Partial, Request
 from specexec.errors import ContextLengthExceeded, EmptyPrompt
 from specexec.learned import Arrays
-from specexec.reply import Reply
-from specexec.sampling import SamplingParams
+from specexec.sampling.params import SamplingParams
 from specexec.stats import Burst, Completion, Cost, Pace, Progress
+from specexec.text.conversation import Kept
 from specexec.text.detokenizer import TextStream
 from specexec.text.formats import Format
 from specexec.text.messages import Prompt
-from specexec.tree import Floats, TokenTree
-from specexec.wishes import Wishes
-from specexec.work import Failure, Partial, Request
+from specexec.text.reply import Reply
+from specexec.text.template_options import Wishes
+from specexec.tree.tree import Floats, TokenTree
 
 SIZES = (1, 4, 2)  # tokens per sweep, over and over
 

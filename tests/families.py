@@ -12,7 +12,7 @@ from functools import cache
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from specexec.encoding import Encoding
+from specexec.text.tokenizer import Encoding
 from tests import real
 
 OWN = {

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
-from offload.names import demo_folder
+from offload.hub.names import demo_folder
 from tests.tiny import BASE, redraw
 
 CONFIG = """

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from specexec.encoding import Encoding
+from specexec.text.tokenizer import Encoding
 
 sys.path.append(str(Path(__file__).parent.parent / "scripts"))
 import real_material as real_material  # for tests.writer

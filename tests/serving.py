@@ -18,14 +18,14 @@ from cli.serve.completions import Keepalive, Manner
 from cli.serve.guard import Policy
 from cli.serve.running import Running
 from cli.serve.worker import Worker
-from specexec.decoder import Step
+from specexec.engine.decoder import Step
 from specexec.errors import BrokenLogits
-from specexec.room import Room
-from specexec.sampling import SamplingParams
+from specexec.planning.memory_room import Room
+from specexec.sampling.params import SamplingParams
 from specexec.stats import Burst, Cost, FinishReason, Progress
-from specexec.text.control import Rendered
+from specexec.text.control_tokens import Rendered
 from specexec.text.detokenizer import TextStream
-from specexec.tree import TokenTree
+from specexec.tree.tree import TokenTree
 
 PER_SWEEP = 3
 

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from cli.app import main
-from specexec.afresh import Afresh
-from specexec.decoder import Decoder
-from specexec.drafters import Drafter
 from specexec.drafters.none import NoDrafter
-from specexec.lm import Rows, Sweep, TreeLM
-from specexec.planner import BestFirst
-from specexec.sampling import SamplingParams
-from specexec.scores import at_an_edge
+from specexec.drafters.protocol import Drafter
+from specexec.engine.decoder import Decoder
+from specexec.model.exact_ties import Afresh
+from specexec.model.tree_lm import Rows, Sweep, TreeLM
+from specexec.planning.best_first import BestFirst
+from specexec.sampling.params import SamplingParams
+from specexec.sampling.scores import at_an_edge
 from tests.tiny import tiny
 from tests.writing import drafters, prompt, sequence_of
 

@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 import specexec
-from cli.answer import Answer, ending
+from cli.terminal.answer import Answer, ending
 from specexec import Completion, Continuation, Failure, SamplingParams, SpecexecError
-from specexec.engine import Engine
+from specexec.engine.engine import Engine
 
 PROMPTS = ["List the days of the week.", "What is a drafter?", "Count to 10.", "The import statement"]
 SAMPLING = SamplingParams(temperature=0.9, seed=3, max_tokens=16)

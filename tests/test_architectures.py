@@ -17,14 +17,14 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import offload
-from specexec import lm as lm_module
-from specexec.architecture import LayerKind
-from specexec.cache import KVCache
 from specexec.drafters.sibling import SiblingDrafter
 from specexec.errors import UnsupportedArchitecture
-from specexec.lm import Rows, TreeLM
-from specexec.sampling import SamplingParams
-from specexec.tree import Ints
+from specexec.model import tree_lm as lm_module
+from specexec.model.architecture import LayerKind
+from specexec.model.cache import KVCache
+from specexec.model.tree_lm import Rows, TreeLM
+from specexec.sampling.params import SamplingParams
+from specexec.tree.tree import Ints
 from tests.tiny import FAMILIES, VOCABULARY, WINDOW, tiny
 from tests.writing import greedy, prompt, write
 

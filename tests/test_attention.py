@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from specexec import attention
-from specexec.attention import Style, Visibility, attend
-from specexec.tree import ROOT, depths, intervals
+from specexec.model import attention
+from specexec.model.attention import Style, Visibility, attend
+from specexec.tree.tree import ROOT, depths, intervals
 
 COMMITTED, NODES, HEADS, KEY_HEADS, SIZE, VALUE_SIZE = 37, 23, 4, 2, 8, 6
 GENERATOR = np.random.default_rng(0)

@@ -9,24 +9,24 @@ from typing import Literal
 import pytest
 
 import specexec
-from cli.engine import losing
+from cli.engine.open import losing
 from offload import ModelPair, open_folder, resolve
-from offload.pack import pack, plan
-from offload.quant import Quant
-from specexec.choice import Choice
-from specexec.cost import CostModel
-from specexec.decoder import Decoder
-from specexec.drafters import Ask, Drafter, Guesses
+from offload.checkpoint.quantized.quantize import Quant
+from offload.packs.pack import pack, plan
 from specexec.drafters.auto import ENOUGH, Auto, candidates, fastest
+from specexec.drafters.cost import CostModel
+from specexec.drafters.protocol import Ask, Drafter, Guesses
+from specexec.drafters.registry import Choice
 from specexec.drafters.union import Union
+from specexec.engine.decoder import Decoder
 from specexec.errors import BadDrafter
-from specexec.lm import TreeLM
-from specexec.planner import BestFirst
-from specexec.planners import NAMES, planner_of
-from specexec.sampling import SamplingParams
-from specexec.sequence import Sequence
+from specexec.model.tree_lm import TreeLM
+from specexec.planning.baselines import NAMES, planner_of
+from specexec.planning.best_first import BestFirst
+from specexec.sampling.params import SamplingParams
 from specexec.stats import Cost, Pace
-from specexec.tree import Ints, TokenTree
+from specexec.text.sequence import Sequence
+from specexec.tree.tree import Ints, TokenTree
 from tests.fake_engine import FakeEngine
 from tests.tiny import tiny
 from tests.writing import drafters, prompt, sequence_of, write
@@ -73,7 +73,7 @@ def test_auto_follows_what_was_measured_and_the_memory_it_has(monkeypatch: pytes
     with specexec.load("demo", offload="none", measured={"sibling+ngram": 2.0, "ngram": 5.0}) as llm:
         assert llm.sources == "ngram"
         assert "ngram 5" in llm.reason
-    monkeypatch.setattr("specexec.compose.sources.beside_B", beside)
+    monkeypatch.setattr("specexec.compose.drafter_factory.beside_B", beside)
     with specexec.load("demo", offload="none") as llm:
         assert llm.sources == "ngram"
         assert "does not fit" in llm.reason

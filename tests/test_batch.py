@@ -11,20 +11,20 @@ from typing import Literal
 
 import pytest
 
-from specexec import batch as batches
-from specexec.batch import Batch
-from specexec.cache import KVCache
-from specexec.cost import CostModel
-from specexec.decoder import Decoder, Step
+from specexec.drafters.cost import CostModel
 from specexec.drafters.sibling import SiblingDrafter
+from specexec.engine import batch as batches
+from specexec.engine.batch import Batch
+from specexec.engine.decoder import Decoder, Step
+from specexec.engine.request_types import Failure, Request, Result
 from specexec.errors import ContextLengthExceeded
-from specexec.lm import Rows, Sweep, TreeLM
-from specexec.planner import BestFirst
-from specexec.room import PLENTY, Room
-from specexec.sampling import SamplingParams
-from specexec.sequence import Sequence
+from specexec.model.cache import KVCache
+from specexec.model.tree_lm import Rows, Sweep, TreeLM
+from specexec.planning.best_first import BestFirst
+from specexec.planning.memory_room import PLENTY, Room
+from specexec.sampling.params import SamplingParams
 from specexec.stats import Completion
-from specexec.work import Failure, Request, Result
+from specexec.text.sequence import Sequence
 from tests.tiny import VOCABULARY, tiny
 from tests.writing import prompt, sequence_of
 

@@ -19,10 +19,10 @@ import pytest
 from cli.app import main
 from cli.batch.cluster import running_cluster
 from cli.batch.worker import Worker
-from cli.options import EngineOptions
-from specexec.sampling import SamplingParams
+from cli.shared.options import EngineOptions
+from specexec.engine.request_types import Failure, Request, Result
+from specexec.sampling.params import SamplingParams
 from specexec.stats import Completion
-from specexec.work import Failure, Request, Result
 from tests import fake_engine
 from tests.fake_engine import FakeEngine
 
@@ -133,7 +133,7 @@ def test_a_cluster_writes_the_file_of_one_engine_and_one_engine_can_go_on_with_i
     source, output, undisturbed = (tmp_path / name for name in ("in.txt", "out.jsonl", "whole.jsonl"))
     source.write_text("".join(f"question {number} {'and more ' * (number % 5)}\n" for number in range(40)))
     run = ["generate", str(source), "--split", "lines", "--seed", "1"]
-    monkeypatch.setattr("cli.engine.open_engine", lambda options, **_: FakeEngine())
+    monkeypatch.setattr("cli.engine.open.open_engine", lambda options, **_: FakeEngine())
     assert main([*run, "-o", str(undisturbed)]) == 0
 
     def interrupt() -> None:
@@ -143,7 +143,7 @@ def test_a_cluster_writes_the_file_of_one_engine_and_one_engine_can_go_on_with_i
 
     sender = threading.Thread(target=interrupt, daemon=True)
     sender.start()
-    monkeypatch.setattr("cli.generate.open_engine", opened)
+    monkeypatch.setattr("cli.batch.command.open_engine", opened)
     assert main([*run, "-o", str(output), "--engine", "ray", "--workers", "2"]) == 130
     sender.join()
     assert 0 < len(essence(output)) < 40

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from cli.batch.fitting import fitted
-from cli.batch.items import Item, Prompt
-from offload.names import demo_folder
-from specexec.encoding import Encoding
-from specexec.sampling import SamplingParams
+from cli.batch.input.fitting import fitted
+from cli.batch.input.items import Item, Prompt
+from offload.hub.names import demo_folder
+from specexec.sampling.params import SamplingParams
+from specexec.text.tokenizer import Encoding
 from tests import real
 
 TARGET = demo_folder("target")
@@ -86,7 +86,7 @@ def test_what_cannot_be_cut_stays_an_error(said: list[dict[str, object]]) -> Non
 
 def test_the_context_is_the_one_that_load_takes() -> None:
     import specexec
-    from specexec.compose import context_of
+    from specexec.compose.load import context_of
 
     for ctx in (None, 96):
         with specexec.load("demo", ctx=ctx) as llm:

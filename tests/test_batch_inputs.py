@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from cli.batch.form import Form
-from cli.batch.formats import Writer, done_of, line_of
-from cli.batch.inputs import Shard, Split, read_inputs
-from cli.batch.items import Item
-from cli.batch.lines import item_of_line
-from cli.batch.sinks import Folder
+from cli.batch.input.form import Form
+from cli.batch.input.inputs import Shard, Split, read_inputs
+from cli.batch.input.items import Item
+from cli.batch.input.lines import item_of_line
+from cli.batch.output.formats import Writer, done_of, line_of
+from cli.batch.output.sinks import Folder
 from specexec.errors import EmptyPrompt
-from specexec.sampling import SamplingParams, derived_seed
+from specexec.sampling.params import SamplingParams, derived_seed
 from specexec.text.messages import read_messages
 
 

@@ -12,17 +12,17 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from cli.batch.answers import Answer
-from cli.batch.files import replace_file
-from cli.batch.formats import Writer
-from cli.batch.items import Item
-from cli.batch.journal import Beside, Journal, open_journal
-from cli.batch.manifest import Manifest
-from cli.batch.partial import PartialFile
+from cli.batch.input.items import Item
+from cli.batch.output.answers import Answer
+from cli.batch.output.files import replace_file
+from cli.batch.output.formats import Writer
+from cli.batch.output.journal import Beside, Journal, open_journal
+from cli.batch.output.manifest import Manifest
+from cli.batch.output.partial import PartialFile
 from cli.batch.refusals import DamagedOutput, Locked, ManifestMismatch, OutputRefused
-from cli.errors import DiskFull, OutputExists
 from cli.openai.responses import Choice
-from offload.replacing import replacing
+from cli.shared.errors import DiskFull, OutputExists
+from offload.machine.atomic_write import replacing
 from specexec.errors import EmptyPrompt
 from specexec.stats import Completion
 from specexec.text.formats import Piece

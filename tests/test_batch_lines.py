@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from cli.batch.form import Form
-from cli.batch.inputs import read_inputs
-from cli.batch.items import Item
-from cli.batch.lines import item_of_line
-from specexec.sampling import SamplingParams
+from cli.batch.input.form import Form
+from cli.batch.input.inputs import read_inputs
+from cli.batch.input.items import Item
+from cli.batch.input.lines import item_of_line
+from specexec.sampling.params import SamplingParams
 from tests.command_line import CommandLine
 from tests.fake_engine import FakeEngine
 

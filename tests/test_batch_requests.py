@@ -8,12 +8,12 @@ from collections.abc import Iterator
 import pytest
 
 import specexec
-from specexec.engine import Engine
-from specexec.grammar import regex
-from specexec.sampling import SamplingParams
+from specexec.engine.engine import Engine
+from specexec.engine.request_types import Failure, Request
+from specexec.sampling.grammar import regex
+from specexec.sampling.params import SamplingParams
 from specexec.stats import Completion
-from specexec.wishes import Wishes
-from specexec.work import Failure, Request
+from specexec.text.template_options import Wishes
 
 SAMPLING = SamplingParams(max_tokens=12, temperature=0.8, seed=3)
 ASKED: list[dict[str, object]] = [{"role": "user", "content": "Name a colour."}]

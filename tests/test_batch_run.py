@@ -18,7 +18,7 @@ import torch
 import specexec
 from cli.app import main
 from cli.batch.eta import Forecast, spelled
-from specexec.sampling import SamplingParams
+from specexec.sampling.params import SamplingParams
 
 
 def essence(path: Path) -> list[tuple[object, ...]]:

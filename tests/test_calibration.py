@@ -5,7 +5,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from specexec.calibration import GRID_G, NEUTRAL_TAU, Calibration, log_softmax, losses
+from specexec.drafters.calibration import GRID_G, NEUTRAL_TAU, Calibration, log_softmax, losses
 
 CANDIDATES = 64
 

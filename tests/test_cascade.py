@@ -11,25 +11,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import specexec
-from specexec.budget import FixedBudget
-from specexec.cache import KVCache
-from specexec.cost import CostModel
-from specexec.decoder import Decoder
-from specexec.drafters import Ask
-from specexec.drafters.below import NOTHING
 from specexec.drafters.cascade import Cascade
+from specexec.drafters.cost import CostModel
 from specexec.drafters.ngram import NgramDrafter
 from specexec.drafters.none import NoDrafter
+from specexec.drafters.protocol import Ask
+from specexec.drafters.ranking import Ranking
+from specexec.drafters.read_rows import NOTHING
+from specexec.drafters.retrieval.memory import Memory
+from specexec.drafters.retrieval.suffix_index import LONGEST, RUNGS, Recent, context_of, follower
 from specexec.drafters.sibling import SiblingDrafter
 from specexec.drafters.union import Union
-from specexec.lm import Rows, TreeLM
-from specexec.memory import Memory
-from specexec.planner import BestFirst
-from specexec.ranking import Ranking
-from specexec.sampling import SamplingParams
-from specexec.suffix import LONGEST, RUNGS, Recent, context_of, follower
-from specexec.tree import ROOT, TokenTree
-from specexec.workspace import ALONG, BEAMS, drafter_rows
+from specexec.engine.decoder import Decoder
+from specexec.model.cache import KVCache
+from specexec.model.tree_lm import Rows, TreeLM
+from specexec.planning.best_first import BestFirst
+from specexec.planning.budget import FixedBudget
+from specexec.sampling.params import SamplingParams
+from specexec.sizes import ALONG, BEAMS, drafter_rows
+from specexec.tree.tree import ROOT, TokenTree
 from tests.tiny import VOCABULARY, tiny
 from tests.writing import prompt, sequence_of, write
 

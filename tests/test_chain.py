@@ -20,13 +20,13 @@ from transformers import (
 )
 
 import offload
-from specexec.architecture import check_tree_support
-from specexec.chain import ChainLM
-from specexec.decoder import Decoder
 from specexec.drafters.none import NoDrafter
+from specexec.engine.decoder import Decoder
 from specexec.errors import UnsupportedArchitecture
-from specexec.planner import BestFirst
-from specexec.sampling import SamplingParams
+from specexec.model.architecture import check_tree_support
+from specexec.model.chain_lm import ChainLM
+from specexec.planning.best_first import BestFirst
+from specexec.sampling.params import SamplingParams
 from tests.tiny import VOCABULARY, redraw
 from tests.writing import greedy, prompt, sequence_of
 

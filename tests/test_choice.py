@@ -5,14 +5,14 @@ import logging
 import pytest
 
 import specexec
-from offload import names
+from offload.hub import names
 from specexec import SamplingParams
-from specexec.choice import SOURCES, Choice, parse
-from specexec.compose.sources import join
-from specexec.cost import CostModel
-from specexec.drafters import Drafter
+from specexec.compose.drafter_factory import join
+from specexec.drafters.cost import CostModel
 from specexec.drafters.ngram import NgramDrafter
 from specexec.drafters.none import NoDrafter
+from specexec.drafters.protocol import Drafter
+from specexec.drafters.registry import SOURCES, Choice, parse
 from specexec.drafters.union import Union
 from specexec.errors import BadDrafter
 

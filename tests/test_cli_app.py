@@ -16,7 +16,7 @@ import pytest
 
 import offload.errors
 import specexec.errors
-from cli.errors import EXIT_CODES, explain
+from cli.shared.errors import EXIT_CODES, explain
 from tests.command_line import CommandLine
 from tests.fake_engine import FakeEngine
 
@@ -25,10 +25,10 @@ FAKED = """
 import sys
 sys.path.insert(0, {root!r})
 from tests.fake_engine import FakeEngine
-import cli.engine
-import cli.interrupts
-cli.engine.open_engine = lambda options, **_: FakeEngine(sweep_s={sweep_s}, deaf={deaf})
-cli.interrupts.AGAIN_S = 3600  # a busy machine may take long over everything
+import cli.engine.open
+import cli.terminal.interrupts
+cli.engine.open.open_engine = lambda options, **_: FakeEngine(sweep_s={sweep_s}, deaf={deaf})
+cli.terminal.interrupts.AGAIN_S = 3600  # a busy machine may take long over everything
 from cli.app import main
 sys.exit(main({arguments!r}))
 """
@@ -97,7 +97,7 @@ def test_a_log_file_holds_errors_and_the_traceback_of_a_bug(tmp_path: Path, cras
     log = tmp_path / "specexec.log"
     broken = "raise ZeroDivisionError('by zero')" if crash else "raise FileNotFoundError(28, 'full', 'x')"
     script = (
-        f"import sys, cli.engine\ndef broken(options, **_): {broken}\ncli.engine.open_engine = broken\n"
+        f"import sys, cli.engine.open\ndef broken(options, **_): {broken}\ncli.engine.open_engine = broken\n"
         "from cli.app import main; sys.exit(main(sys.argv[1:]))"
     )
     for _ in range(2):
@@ -148,7 +148,7 @@ def test_a_place_that_cannot_be_written_is_named_and_no_bug(
 
 def test_notes_say_what_they_have_to_say_once(capsys: pytest.CaptureFixture[str]) -> None:
     script = (
-        "import logging; from cli.verbosity import Verbosity, start_logging; start_logging(Verbosity());"
+        "import logging; from cli.shared.verbosity import Verbosity, start_logging; start_logging(Verbosity());"
         "note = logging.getLogger('specexec.words').warning; note('beware'); note('beware'); note('of %s', 'dogs')"
     )
     ran = subprocess.run([*PYTHON, script], capture_output=True, text=True)

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from offload.errors import ReadFailed
-from offload.files import SAFE
-from offload.names import demo_folder
-from offload.speeds import Disk, Speeds, disk_key, save_speeds
-from specexec.sampling import SamplingParams, derived_seed
+from offload.hub.names import demo_folder
+from offload.machine.files import SAFE
+from offload.machine.speeds import Disk, Speeds, disk_key, save_speeds
+from specexec.sampling.params import SamplingParams, derived_seed
 from specexec.stats import Burst
 from tests.command_line import CommandLine
 from tests.fake_engine import FakeEngine

@@ -13,18 +13,19 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from cli import learned
 from cli.app import commands
-from cli.bench import LAWS
-from cli.errors import MissingExtra
-from cli.options import EngineOptions
-from offload.names import demo_folder
-from specexec import audit as audit_module
-from specexec import load, rivals
-from specexec.audit import audit, first_difference
-from specexec.decoder import Decoder
+from cli.bench.command import LAWS
+from cli.engine import learned_store as learned
+from cli.shared.errors import MissingExtra
+from cli.shared.options import EngineOptions
+from offload.hub.names import demo_folder
+from specexec import load
+from specexec.engine.decoder import Decoder
 from specexec.errors import BadText
-from specexec.sampling import SamplingParams
+from specexec.evaluation import audit as audit_module
+from specexec.evaluation import rule_runner as rivals
+from specexec.evaluation.audit import audit, first_difference
+from specexec.sampling.params import SamplingParams
 
 FAST = ["--limit", "2", "-q", "--dtype", "f32", "--offload", "none"]
 
@@ -106,7 +107,7 @@ def test_bench_compares_laws_on_demand() -> None:
 def test_laws_that_nobody_could_compare_are_refused_before_anything_is_measured(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("cli.bench.measure", None)
+    monkeypatch.setattr("cli.bench.command.measure", None)
     ran = run("bench", "--laws", "walk")
     assert ran.exit_code == 2
     assert "a temperature above 0" in ran.output
@@ -128,7 +129,7 @@ def test_bench_draws_what_it_measured(tmp_path: Path) -> None:
 
 
 def test_a_plot_without_matplotlib_is_refused_before_anything_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cli.plot.find_spec", lambda _: None)
+    monkeypatch.setattr("cli.bench.plot.find_spec", lambda _: None)
     with pytest.raises(MissingExtra, match="matplotlib"):
         run("bench", "--plot", "nowhere.png")
 

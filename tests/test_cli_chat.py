@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.chat import TOY_QUESTIONS
+from cli.chat.command import TOY_QUESTIONS
 from tests.command_line import CommandLine, Ran
 from tests.fake_engine import FakeEngine
 

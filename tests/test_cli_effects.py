@@ -17,18 +17,18 @@ import pytest
 
 from cli.app import main
 from cli.batch.cluster import Cluster
-from cli.bench import bench
-from cli.chat import chat
-from cli.check import check as check_command
-from cli.doctor import doctor
-from cli.eval import evaluate
-from cli.generate import generate
-from cli.pack import pack
-from cli.plan import plan
-from cli.pull import pull
+from cli.batch.command import generate
+from cli.bench.check import check as check_command
+from cli.bench.command import bench
+from cli.bench.eval import evaluate
+from cli.chat.command import chat
+from cli.models.doctor import doctor
+from cli.models.pack import pack
+from cli.models.plan import plan
+from cli.models.pull import pull
 from cli.serve.command import serve
 from cli.serve.worker import Worker
-from offload.names import demo_folder
+from offload.hub.names import demo_folder
 from tests.fake_engine import FakeEngine
 
 Json = dict[str, "Json"] | list["Json"] | str | int | float | bool | None
@@ -291,9 +291,9 @@ BASES = {
 @pytest.fixture
 def no_harness(monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine of `eval` without the tasks, which have tests of their own."""
-    monkeypatch.setattr("cli.eval._manager", lambda asked: None)
-    monkeypatch.setattr("cli.eval._found", lambda manager, asked: [])
-    monkeypatch.setattr("cli.eval._evaluate", lambda *_: {"results": {}})
+    monkeypatch.setattr("cli.bench.eval._manager", lambda asked: None)
+    monkeypatch.setattr("cli.bench.eval._found", lambda manager, asked: [])
+    monkeypatch.setattr("cli.bench.eval._evaluate", lambda *_: {"results": {}})
 
 
 @pytest.fixture
@@ -340,8 +340,8 @@ def test_a_batch_says_what_came_of_every_option(
         yield cluster
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("cli.engine.open_engine", lambda options, **_: FakeEngine())
-    monkeypatch.setattr("cli.generate.running_cluster", no_cluster)
+    monkeypatch.setattr("cli.engine.open.open_engine", lambda options, **_: FakeEngine())
+    monkeypatch.setattr("cli.batch.command.running_cluster", no_cluster)
     Path("a.txt").write_text("one\ntwo\n")
     Path("b.jsonl").write_text("".join(json.dumps({"prompt": p, "text": "t"}) + "\n" for p in ("x", "x", "y" * 150)))
     text, lines = ["a.txt"], ["b.jsonl"]

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from cli.batch.manifest import fingerprint
-from offload.names import demo_folder
+from cli.batch.output.manifest import fingerprint
+from offload.hub.names import demo_folder
 from specexec.errors import SpecexecError
-from specexec.sampling import SamplingParams, derived_seed
+from specexec.sampling.params import SamplingParams, derived_seed
 from specexec.stats import Burst
 from tests.command_line import CommandLine
 from tests.fake_engine import FakeEngine

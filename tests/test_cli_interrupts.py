@@ -9,7 +9,7 @@ import weakref
 
 import pytest
 
-from cli.interrupts import Interrupts
+from cli.terminal.interrupts import Interrupts
 
 
 class Thing:

@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 from rich.cells import cell_len
 
-from cli.markdown import MarkdownProse
+from cli.terminal.markdown import MarkdownProse
 
 ANSWER = """\
 # A title with *stress*

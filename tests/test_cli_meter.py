@@ -6,9 +6,9 @@ import re
 
 import pytest
 
-from cli.meter import SweepMeter, bar, sparkline
+from cli.terminal.meter import SweepMeter, bar, sparkline
 from specexec.stats import Burst, Cost, Progress
-from specexec.tree import TokenTree
+from specexec.tree.tree import TokenTree
 from tests.fake_engine import FakeEngine
 
 
@@ -18,7 +18,7 @@ def burst(tokens: int) -> Burst:
 
 def test_bursts_are_summed_up_as_they_come(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr("cli.meter.time.monotonic", lambda: now)
+    monkeypatch.setattr("cli.terminal.meter.time.monotonic", lambda: now)
     meter = SweepMeter(FakeEngine(), lambda: 31)  # type: ignore[arg-type]  # a stand-in
     for tokens in (1, 17, 1, 9):
         now += 2.0
@@ -28,7 +28,7 @@ def test_bursts_are_summed_up_as_they_come(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_the_first_sweep_reads_the_prompt_and_every_sweep_tells_its_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     now, engine = 0.0, FakeEngine()
-    monkeypatch.setattr("cli.meter.time.monotonic", lambda: now)
+    monkeypatch.setattr("cli.terminal.meter.time.monotonic", lambda: now)
     meter = SweepMeter(engine)  # type: ignore[arg-type]  # a stand-in
     places = iter([(0, 1, 0), (20, 1, 2_000_000), (40, 2, 4_000_000)])
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from offload.leftovers import QUIET_s
-from offload.pack import pack, plan
-from offload.shards import open_folder
+from offload.checkpoint.headers import open_folder
+from offload.hub.cleanup import QUIET_s
+from offload.packs.pack import pack, plan
 from tests.command_line import CommandLine
 from tests.fake_engine import FakeEngine
 from tests.fake_hub import FakeHub

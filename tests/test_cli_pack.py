@@ -6,7 +6,7 @@ import pytest
 
 import offload
 import specexec
-from offload.manifest import verify
+from offload.checkpoint.manifest import verify
 from specexec import SamplingParams
 from tests.command_line import CommandLine
 from tests.fake_engine import FakeEngine

@@ -15,25 +15,36 @@ from hypothesis import strategies as st
 
 import specexec
 from cli.app import main
-from cli.conditions import conditions
-from cli.outlook import Beside, best, outlook
-from offload.documents import read_json
-from offload.files import SAFE, Reading
-from offload.forecast import ASSUMED_CPU, SCHEMES, Ceilings, Work, ceilings, forecast
-from offload.formats import FORMATS, Format, need_in, packed_size_B, work_of
-from offload.hardware import Ram
-from offload.listing import item_B, list_model
-from offload.model import load, stream_of
-from offload.names import demo_folder
-from offload.need import need_of
-from offload.pack import pack
-from offload.pack import plan as pack_plan
-from offload.placement import Free, GiB, Need, size
-from offload.placing import place
-from offload.probe import READINGS, Trial, choose, probe_company, probe_disk, probe_unpack, write_sample
-from offload.routing import Routing
-from offload.shards import Entry, open_folder
-from offload.speeds import ALONE, Arithmetic, Company, Disk, Speeds, disk_key, load_speeds, reading_for, save_speeds
+from cli.models.outlook import Beside, best, outlook
+from cli.shared.conditions import conditions
+from offload.checkpoint.documents import read_json
+from offload.checkpoint.headers import Entry, open_folder
+from offload.checkpoint.routing import Routing
+from offload.hub.headers_only import item_B, list_model
+from offload.hub.names import demo_folder
+from offload.machine.files import SAFE, Reading
+from offload.machine.memory import Free, Ram
+from offload.machine.speeds import (
+    ALONE,
+    Arithmetic,
+    Company,
+    Disk,
+    Speeds,
+    disk_key,
+    load_speeds,
+    reading_for,
+    save_speeds,
+)
+from offload.measure import READINGS, Trial, choose, probe_company, probe_disk, probe_unpack, write_sample
+from offload.model.load import load, stream_of
+from offload.packs.pack import pack
+from offload.packs.pack import plan as pack_plan
+from offload.placement.forecast import ASSUMED_CPU, SCHEMES, Ceilings, Work, ceilings, forecast
+from offload.placement.placement import Need
+from offload.placement.quantized_sizes import FORMATS, Format, need_in, packed_size_B, work_of
+from offload.placement.requirements import need_of
+from offload.placement.solver import place
+from offload.units import GiB, size
 from tests.tiny import tiny
 
 MEASURED = Speeds(
@@ -105,8 +116,8 @@ def test_the_mix_of_tiers_is_listed_and_recommended_where_it_is_faster(
     assert mixed.disk_B < streamed.disk_B
     chosen = best([*found.values()])
     assert chosen is found["auto"]
-    monkeypatch.setattr("offload.hardware.free_ram", lambda: Ram(free.ram_B, ""))
-    monkeypatch.setattr("offload.hardware.margin_B", lambda _: 0)
+    monkeypatch.setattr("offload.machine.memory.free_ram", lambda: Ram(free.ram_B, ""))
+    monkeypatch.setattr("offload.machine.memory.margin_B", lambda _: 0)
     model = load(folder, "auto", ctx=64)
     assert stream_of(model).placement.tiers == mixed.tiers
     stream_of(model).close()
@@ -393,7 +404,7 @@ def test_several_threads_read_unless_one_is_clearly_faster() -> None:
 
 
 def test_a_disk_is_probed_with_a_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("offload.probe.SAMPLE_B", 32 << 20)
+    monkeypatch.setattr("offload.measure.SAMPLE_B", 32 << 20)
     found = probe_disk(write_sample(tmp_path), seconds=0.01)
     assert found.Bps > 1e6
     assert found.reading in READINGS
@@ -415,9 +426,9 @@ def test_disk_and_arithmetic_leave_each_other_what_was_measured(tmp_path: Path) 
 def test_doctor_gives_rows_and_keeps_what_it_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("offload.probe.SAMPLE_B", 16 << 20)
-    monkeypatch.setattr("offload.probe.probe_arithmetic", lambda *_: Arithmetic(1e11, 1e10))
-    monkeypatch.setattr("offload.probe.probe_unpack", lambda device: probe_unpack(device, 0.01))
+    monkeypatch.setattr("offload.measure.SAMPLE_B", 16 << 20)
+    monkeypatch.setattr("offload.measure.probe_arithmetic", lambda *_: Arithmetic(1e11, 1e10))
+    monkeypatch.setattr("offload.measure.probe_unpack", lambda device: probe_unpack(device, 0.01))
     assert main(["doctor", "--path", str(tmp_path), "--json"]) == 0
     checks = {check["name"]: check for check in json.loads(capsys.readouterr().out)["checks"]}
     assert {"system", "RAM", "GPU", "disk space", "packages", "disk", "kept"} <= set(checks)
@@ -458,7 +469,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, folder: Path, failure: Exception | None
     told = ModelInfo(id="some/model", siblings=[{"rfilename": file.name} for file in folder.iterdir()])
     monkeypatch.setattr(huggingface_hub.HfApi, "parse_safetensors_file_metadata", metadata)
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: told)
-    monkeypatch.setattr("offload.listing.remote_json", lambda repo, revision, name: read_json(folder / name))
+    monkeypatch.setattr("offload.hub.headers_only.remote_json", lambda repo, revision, name: read_json(folder / name))
 
 
 def test_a_model_on_the_hub_is_planned_like_the_same_one_here(

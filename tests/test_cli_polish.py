@@ -9,11 +9,11 @@ from dataclasses import replace
 
 import pytest
 
-from cli.answer import Answer, long_stats
-from cli.screen import Screen
-from cli.session import Session
-from cli.slash import obey
-from specexec.sampling import SamplingParams
+from cli.chat.session import Session
+from cli.chat.slash import obey
+from cli.terminal.answer import Answer, long_stats
+from cli.terminal.screen import Screen
+from specexec.sampling.params import SamplingParams
 from specexec.stats import Overlap
 from tests.command_line import CommandLine
 from tests.fake_engine import FakeEngine
@@ -72,7 +72,9 @@ def test_the_bell_rings_for_long_answers_only(
 ) -> None:
     session.bell = True
     for seconds, rings in ((2.0, False), (12.0, True)):
-        monkeypatch.setattr("cli.session.play", lambda *_, seconds=seconds, **__: replace(Answer(), seconds=seconds))
+        monkeypatch.setattr(
+            "cli.chat.session.play", lambda *_, seconds=seconds, **__: replace(Answer(), seconds=seconds)
+        )
         capsys.readouterr()
         session.send("hello")
         without_titles = re.sub(r"\x1b]0;.*?\x07", "", capsys.readouterr().err)

@@ -15,11 +15,11 @@ import pytest
 import torch
 
 import offload
-from offload.formats import FourBits
-from offload.local import describe
-from offload.manifest import verify
-from offload.pack import pack, plan
-from offload.shards import open_folder
+from offload.checkpoint.headers import open_folder
+from offload.checkpoint.manifest import verify
+from offload.hub.local_models import describe
+from offload.packs.pack import pack, plan
+from offload.placement.quantized_sizes import FourBits
 from tests.command_line import Ran
 from tests.fake_hub import COMMIT, FakeHub
 from tests.test_offload_pack import stored_tensors
@@ -262,14 +262,14 @@ def test_a_pack_that_stopped_does_not_fetch_finished_layers_again(specexec: Pull
     out = tmp_path / "pack"
     arguments = ["pull", "org/big", "--drafter", "none", "--pack", "int8", "--out", str(out)]
     stop = """
-import offload.pack
-real, calls = offload.pack.write, []
+import offload.packs.pack
+real, calls = offload.packs.pack.write, []
 def write(*arguments):
     calls.append(1)
     if len(calls) > 3:
         raise KeyboardInterrupt
     return real(*arguments)
-offload.pack.write = write
+offload.packs.pack.write = write
 """
     ran = specexec(*arguments, code=stop)
     assert ran.code == 130

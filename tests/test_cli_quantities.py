@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cli.quantities import (
+from cli.shared.quantities import (
     exact_size,
     format_bytes,
     format_count,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cli.app import main
-from cli.settings import user_file
+from cli.shared.settings import user_file
 from tests.command_line import CommandLine
 from tests.fake_engine import FakeEngine
 

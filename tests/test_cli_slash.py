@@ -9,9 +9,9 @@ import pytest
 from prompt_toolkit.completion import CompleteEvent
 from prompt_toolkit.document import Document
 
-from cli.completer import SlashCompleter
-from cli.options import EngineOptions
-from cli.slash import COMMANDS
+from cli.chat.slash import COMMANDS
+from cli.shared.options import EngineOptions
+from cli.terminal.completer import SlashCompleter
 from offload.errors import NotEnoughRam
 from tests.command_line import CommandLine, Ran
 from tests.fake_engine import FakeEngine

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from cli.app import main
-from cli.archive import sessions_folder
-from cli.learned import speeds_path
-from cli.lines import history_path
-from cli.options import EngineOptions
-from cli.screen import Screen, watched
-from offload import names
-from offload.places import folder_of
+from cli.chat.archive import sessions_folder
+from cli.engine.learned_store import speeds_path
+from cli.shared.options import EngineOptions
+from cli.terminal.lines import history_path
+from cli.terminal.screen import Screen, watched
+from offload.hub import names
+from offload.machine.folders import folder_of
 from tests.command_line import CommandLine
 from tests.fake_engine import FakeEngine
 

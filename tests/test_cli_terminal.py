@@ -13,8 +13,8 @@ import pexpect
 
 REAL = "import sys; from cli.app import main; sys.exit(main())"
 FAKE = (
-    "import cli.engine; from tests.fake_engine import FakeEngine; "
-    "cli.engine.open_engine = lambda *_, **__: FakeEngine();"
+    "import cli.engine.open; from tests.fake_engine import FakeEngine; "
+    "cli.engine.open.open_engine = lambda *_, **__: FakeEngine();"
 )
 # 4 MB a sweep at this speed: two seconds for each, slow enough to be interrupted in the middle.
 # Two guesses at most: a larger tree would hold the whole answer, and there would be no second sweep to interrupt.

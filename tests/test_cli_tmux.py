@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 REAL = "import sys; from cli.app import main; sys.exit(main())"
 # An answer in Markdown, a word at a time, that the demo could not write.
 MARKDOWN = """
-import time, cli.engine
+import time, cli.engine.open
 from tests.fake_engine import FakeEngine
 TEXT = "x\\n\\n# Steps\\n\\n1. **First**\\n2. second, broken on so narrow a screen\\n\\n```py\\nx = 1\\n```\\nDone."
 class Engine(FakeEngine):
@@ -30,7 +30,7 @@ class Engine(FakeEngine):
         for burst in super().stream([{"role": "user", "content": TEXT}], sampling):
             time.sleep(0.05)
             yield burst
-cli.engine.open_engine = lambda _, **__: Engine(sweep_s=0.02)
+cli.engine.open.open_engine = lambda _, **__: Engine(sweep_s=0.02)
 """
 SLOW = ("--offload", "disk", "--link-limit", "3MB/s", "--budget", "2", "--no-history")
 WAIT_S = 90.0

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from rich.cells import cell_len
 
-from cli.treeview import draw, readable
+from cli.terminal.treeview import draw, readable
 from specexec.stats import Burst, Cost
-from specexec.tree import ROOT, TokenTree
+from specexec.tree.tree import ROOT, TokenTree
 
 WORDS = [" waves", " is", " light", " are", " scattered", " far", " more", " much", "er", "\n", ""]
 

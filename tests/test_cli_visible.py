@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from cli.archive import Archive, sessions_folder
-from cli.screen import Screen
-from cli.visible import visible
+from cli.chat.archive import Archive, sessions_folder
+from cli.shared.control_codes import visible
+from cli.terminal.screen import Screen
 from specexec.text.messages import Message
 from tests.command_line import CommandLine
 from tests.fake_engine import FakeEngine

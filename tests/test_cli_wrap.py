@@ -7,8 +7,8 @@ import textwrap
 import pytest
 from rich.cells import cell_len
 
-from cli.prose import PlainProse
-from cli.wrap import fold, wrapped
+from cli.terminal.prose import PlainProse
+from cli.terminal.wrap import fold, wrapped
 
 TEXT = "A small drafter guesses a tree of likely continuations. Überraschung! 木の葉 and more of it\n\nend"
 

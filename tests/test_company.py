@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from specexec.attention import Style, Visibility, attend
-from specexec.cache import LayerKV
-from specexec.company import Piece, companies
-from specexec.tree import ROOT, depths, intervals
-from specexec.workspace import KEY_BLOCK, QUERY_BLOCK
+from specexec.model.attention import Style, Visibility, attend
+from specexec.model.cache import LayerKV
+from specexec.model.joint_attention import Piece, companies
+from specexec.sizes import KEY_BLOCK, QUERY_BLOCK
+from specexec.tree.tree import ROOT, depths, intervals
 
 HEADS, KEY_HEADS, SIZE, VALUE_SIZE = 4, 2, 8, 6
 STYLES = {

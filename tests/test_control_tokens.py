@@ -6,9 +6,9 @@ from functools import cache
 
 import pytest
 
-from specexec.encoding import Encoding
 from specexec.errors import BadMessages
-from specexec.wishes import Wishes
+from specexec.text.template_options import Wishes
+from specexec.text.tokenizer import Encoding
 from tests import real
 
 # A tokenizer, a template of its family, and what somebody might spell of it.

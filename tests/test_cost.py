@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specexec.budget import FIRST_NODES, RETRY_SWEEPS, AutoBudget, FixedBudget, Spent
-from specexec.cost import CostModel, Line
-from specexec.tree import Floats
-from specexec.workspace import MOST_NODES, Widths, nodes_of
+from specexec.drafters.cost import CostModel, Line
+from specexec.planning.budget import FIRST_NODES, RETRY_SWEEPS, AutoBudget, FixedBudget, Spent
+from specexec.sizes import MOST_NODES, Widths, nodes_of
+from specexec.tree.tree import Floats
 
 
 def learned(stream_s: float, base_s: float, slope_s: float, draft_s: float = 0.01) -> CostModel:

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from offload.crew import share
+from offload.machine.thread_pool import share
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ import torch
 
 import offload
 import specexec
-from offload.placement import Offload
+from offload.placement.placement import Offload
 from specexec import SamplingParams
 from tests.tiny import tiny
 

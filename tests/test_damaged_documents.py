@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 import offload
-from offload.documents import OBJECTS
-from offload.names import demo_folder
-from specexec.compose import encoding_in
+from offload.checkpoint.documents import OBJECTS
+from offload.hub.names import demo_folder
+from specexec.compose.load import encoding_in
 from tests.command_line import CommandLine
 from tests.fake_engine import FakeEngine
 from tests.tiny import tiny
@@ -55,7 +55,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> CommandLine:
     """Commands with the real engine."""
-    from cli.engine import open_engine
+    from cli.engine.open import open_engine
 
     monkeypatch.chdir(tmp_path)
     made = CommandLine(capsys, monkeypatch, FakeEngine())

@@ -13,13 +13,13 @@ import pytest
 
 import specexec
 from cli.app import main
-from cli.archive import Archive
-from cli.keeping import Keeper
-from cli.screen import Screen
-from cli.thoughts import ask_to_think
-from specexec.conversation import Conversation
-from specexec.engine import Engine
-from specexec.sampling import SamplingParams
+from cli.chat.archive import Archive
+from cli.chat.saving import Keeper
+from cli.shared.thinking import ask_to_think
+from cli.terminal.screen import Screen
+from specexec.engine.engine import Engine
+from specexec.sampling.params import SamplingParams
+from specexec.text.conversation import Conversation
 from specexec.text.formats import Piece, format_of
 from tests import real
 from tests.writer import writer

@@ -11,9 +11,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from offload.names import demo_folder
-from offload.pack import pack, plan
-from offload.shards import open_folder
+from offload.checkpoint.headers import open_folder
+from offload.hub.names import demo_folder
+from offload.packs.pack import pack, plan
 
 ROOT = Path(__file__).parents[1]
 FIGURES = sorted((ROOT / "docs" / "figures").glob("*.svg"))

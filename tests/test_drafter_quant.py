@@ -10,16 +10,16 @@ import pytest
 
 import offload
 import specexec
-from offload.formats import FewBits, resident_B
-from offload.names import demo_folder
-from offload.pack import pack, plan
-from offload.placement import Free
-from offload.shards import open_folder
+from offload.checkpoint.headers import open_folder
+from offload.hub.names import demo_folder
+from offload.machine.memory import Free
+from offload.packs.pack import pack, plan
+from offload.placement.quantized_sizes import FewBits, resident_B
 from specexec import SamplingParams
 from specexec.drafters.few_bits import FourBit
-from specexec.engine import Engine
+from specexec.engine.engine import Engine
 from specexec.errors import BadDrafter
-from specexec.workspace import drafting_B, widths_of
+from specexec.sizes import drafting_B, widths_of
 from tests.tiny import tiny
 
 CTX = 256
@@ -84,7 +84,7 @@ def test_how_many_layers_are_quantised_is_told_while_it_is_done() -> None:
 
 
 def test_hqqs_forms_ask_for_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("specexec.compose.sources.find_spec", lambda name: None)
+    monkeypatch.setattr("specexec.compose.drafter_factory.find_spec", lambda name: None)
     with pytest.raises(BadDrafter, match="needs hqq, which is not installed") as problem, copying("hqq3"):
         pass
     assert "pip install 'specexec[hqq]'" in str(problem.value.hint)
@@ -108,7 +108,7 @@ def test_the_embeddings_of_a_drafter_are_counted_where_they_are(
     family: str, quant: FewBits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A CPU in the place of a GPU: a whole drafter that is not tied looks token ids up in RAM, as the target does."""
-    for module in ("offload.model.free_memory", "offload.free_memory"):
+    for module in ("offload.model.load.free_memory", "offload.free_memory"):
         monkeypatch.setattr(module, lambda *_: Free(1 << 30, 1 << 30), raising=False)
     tiny(family, tmp_path, vocab_size=4096)
     for file in ("tokenizer.json", "tokenizer_config.json"):

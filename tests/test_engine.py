@@ -13,9 +13,9 @@ import pytest
 import offload
 import specexec
 from offload.errors import OffloadError
-from offload.names import demo_folder
+from offload.hub.names import demo_folder
 from specexec import Completion, Failure, SamplingParams
-from specexec.engine import Engine
+from specexec.engine.engine import Engine
 from specexec.errors import BadText, ContextLengthExceeded, EmptyPrompt, UnsupportedArchitecture
 from specexec.text.messages import Prompt
 

@@ -16,18 +16,19 @@ import pytest
 import torch
 from filelock import FileLock
 
-import cli.engine
+import cli.engine.open
 import offload
 import specexec
 from offload.errors import UnsupportedSystem
-from offload.names import demo_folder
-from offload.placement import Free, GiB
-from offload.placing import place
+from offload.hub.names import demo_folder
+from offload.machine.memory import Free
+from offload.placement.solver import place
+from offload.units import GiB
 from tests.command_line import CommandLine, Ran
 from tests.fake_engine import FakeEngine
 from tests.test_offload_placement import BIG
 
-open_engine = cli.engine.open_engine
+open_engine = cli.engine.open.open_engine
 
 
 @pytest.fixture

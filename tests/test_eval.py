@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import specexec
 from cli.app import main
-from offload.names import demo_folder
-from specexec.engine import Engine
+from offload.hub.names import demo_folder
+from specexec.engine.engine import Engine
 from specexec.errors import BadSampling, ContextLengthExceeded
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the harness and what it imports warn about each other
@@ -94,7 +94,7 @@ def hflm() -> Any:
 
 
 def ours(llm: Engine) -> Any:
-    from specexec.lm_eval import SpecExecLM
+    from specexec.evaluation.lm_eval import SpecExecLM
 
     return SpecExecLM(llm)
 
@@ -138,7 +138,7 @@ def test_answers_are_those_of_the_harnesss_own_model(llm: Engine, hflm: Any) -> 
 
 
 def test_sampled_answers_are_a_function_of_the_seed(llm: Engine) -> None:
-    from specexec.lm_eval import SpecExecLM
+    from specexec.evaluation.lm_eval import SpecExecLM
 
     requests = asked(*[("Once", {"do_sample": True, "temperature": 1.5, "max_gen_toks": 8})] * 3)
     first, again, other = (SpecExecLM(llm, seed).generate_until(requests, disable_tqdm=True) for seed in (1, 1, 2))
@@ -225,7 +225,7 @@ def test_a_task_that_does_not_exist_is_said_before_loading(
             super().__init__(include_path=include_path, include_defaults=False)
 
     monkeypatch.setattr(harness, "TaskManager", Small)
-    monkeypatch.setattr("cli.engine.open_engine", lambda options, **_: pytest.fail("nothing should be loaded"))
+    monkeypatch.setattr("cli.engine.open.open_engine", lambda options, **_: pytest.fail("nothing should be loaded"))
     include = ["--include", str(Path(tasks["sums"]).parent)]
     for names, says in [("missing.yaml", "there is no task file missing.yaml"), ("summs", "Try: sums.")]:
         assert main(["eval", "--tasks", names, *include]) == 3
@@ -246,7 +246,7 @@ def test_offline_no_data_is_looked_for_on_the_hub(tmp_path: Path) -> None:
 def test_without_the_extra_the_command_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("cli.eval.find_spec", lambda name: None)
+    monkeypatch.setattr("cli.bench.eval.find_spec", lambda name: None)
     assert main(["eval", "--tasks", "arc_easy"]) == 2
     assert "pip install 'specexec[eval]'" in capsys.readouterr().err
 
@@ -261,7 +261,7 @@ def test_a_place_that_takes_no_results_is_said_before_loading(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = ["eval", "--tasks", "arc_easy", "-o", str(tmp_path / "new" / "scores.json")]
-    monkeypatch.setattr("cli.eval._manager", lambda asked: pytest.fail("no task should be looked for"))
+    monkeypatch.setattr("cli.bench.eval._manager", lambda asked: pytest.fail("no task should be looked for"))
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     assert main(run) == 3
     assert "scores.json: nothing can be written there" in capsys.readouterr().err

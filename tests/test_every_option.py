@@ -10,9 +10,9 @@ import click
 import pytest
 
 from cli.app import commands, main
-from cli.bench import Several
-from cli.settings import NO_SETTINGS, UNFIT, defaults_for, user_file
-from cli.verbosity import Verbosity
+from cli.bench.command import Several
+from cli.shared.settings import NO_SETTINGS, UNFIT, defaults_for, user_file
+from cli.shared.verbosity import Verbosity
 
 # What does something, and whose answer is what it did; everything else reports, and can do so in JSON.
 DOING = {

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 import offload
-from offload.placement import Offload
-from specexec.decoder import Decoder
-from specexec.drafters import Drafter
-from specexec.lm import TreeLM
-from specexec.planner import REFERENCE, BestFirst
-from specexec.sampling import SamplingParams
+from offload.placement.placement import Offload
+from specexec.drafters.protocol import Drafter
+from specexec.engine.decoder import Decoder
+from specexec.model.tree_lm import TreeLM
+from specexec.planning.best_first import REFERENCE, BestFirst
+from specexec.sampling.params import SamplingParams
 from tests.tiny import tiny
 from tests.writing import drafters, greedy, prompt, sequence_of, write
 

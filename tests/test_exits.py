@@ -7,16 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specexec.budget import FixedBudget
-from specexec.cost import CostModel
-from specexec.drafters import Ask, Guesses
-from specexec.exits import Exits
-from specexec.growth import Growth
-from specexec.planner import BestFirst
-from specexec.sampling import SamplingParams
-from specexec.sequence import Sequence
-from specexec.tree import ROOT, Floats, Ints, TokenTree
-from specexec.workspace import drafted
+from specexec.drafters.cost import CostModel
+from specexec.drafters.protocol import Ask, Guesses
+from specexec.planning.best_first import BestFirst
+from specexec.planning.budget import FixedBudget
+from specexec.planning.likely_exits import Exits
+from specexec.sampling.params import SamplingParams
+from specexec.sizes import drafted
+from specexec.text.sequence import Sequence
+from specexec.tree.growing import Growth
+from specexec.tree.tree import ROOT, Floats, Ints, TokenTree
 from tests.writing import sequence_of
 
 WIDTH = 6

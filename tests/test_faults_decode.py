@@ -19,13 +19,13 @@ import torch
 
 import offload
 import specexec
+from offload.checkpoint.headers import open_folder
 from offload.errors import CorruptShard, NotEnoughRam, OffloadError
-from offload.names import demo_folder
-from offload.pack import pack, plan
-from offload.shards import open_folder
-from specexec.cache import KVCache
-from specexec.engine import Engine
+from offload.hub.names import demo_folder
+from offload.packs.pack import pack, plan
+from specexec.engine.engine import Engine
 from specexec.errors import BrokenLogits
+from specexec.model.cache import KVCache
 from tests.faults import FAULTS, fail_reads, from_the, is_told, slow_reads
 
 PROMPT = "List the days of the week."

@@ -15,15 +15,15 @@ import pytest
 
 import offload
 import specexec
-from offload.dense import DenseLayers
+from offload.checkpoint.headers import open_folder
 from offload.errors import OffloadError
-from offload.names import demo_folder
-from offload.pack import pack, plan
-from offload.ring import Slot
-from offload.shards import open_folder
-from offload.stream import LayerStream
-from specexec.cache import KVCache
-from specexec.engine import Engine
+from offload.hub.names import demo_folder
+from offload.packs.pack import pack, plan
+from offload.stream.dequantized import DenseLayers
+from offload.stream.slot import Slot
+from offload.stream.stream import LayerStream
+from specexec.engine.engine import Engine
+from specexec.model.cache import KVCache
 from tests.faults import FAULTS, Views, fail_reads, from_the, is_told, slow_reads
 from tests.tiny import tiny
 

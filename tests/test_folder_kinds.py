@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import offload
-from offload.contents import INDEX, SINGLE
+from offload.checkpoint.contents import INDEX, SINGLE
 from tests.tiny import logits_of, tiny
 
 PROMPT = torch.arange(2, 10)[None]

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from specexec.encoding import Encoding
-from specexec.grammar import Grammars
+from specexec.sampling.grammar import Grammars
 from specexec.text.formats import Format, Piece, format_of
+from specexec.text.tokenizer import Encoding
 from tests import real
 
 TOOLS = [

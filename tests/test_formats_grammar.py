@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from specexec.encoding import Encoding
-from specexec.grammar import Grammars, Parse
+from specexec.sampling.grammar import Grammars, Parse
 from specexec.text.formats import Format, format_of
 from specexec.text.formats.probe import Asked, Probe, tools
-from specexec.wishes import Wishes
+from specexec.text.template_options import Wishes
+from specexec.text.tokenizer import Encoding
 from tests.families import family
 from tests.test_formats_table import NOT_ALIKE, READ
 

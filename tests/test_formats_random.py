@@ -2,10 +2,10 @@
 
 import random
 
-from specexec.reply import Reply
 from specexec.text.formats import Format, Piece, format_of
 from specexec.text.formats.probe import Probe, tools
-from specexec.wishes import Wishes
+from specexec.text.reply import Reply
+from specexec.text.template_options import Wishes
 from tests.families import family
 from tests.test_formats_table import ASKED, READ
 

@@ -8,7 +8,7 @@ import pytest
 
 from specexec.text.formats import Format, Piece, format_of
 from specexec.text.formats.probe import Asked, Probe, tools
-from specexec.wishes import Wishes
+from specexec.text.template_options import Wishes
 from tests import real
 from tests.families import family
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 import specexec as library
+from offload.checkpoint.headers import open_folder
 from offload.errors import OffloadError
-from offload.shards import open_folder
-from specexec.architecture import USUAL, is_usual
 from specexec.compose.gate import admit
 from specexec.errors import SpecexecError
+from specexec.model.architecture import USUAL, is_usual
 from tests.command_line import CommandLine
 from tests.fake_engine import FakeEngine
 from tests.fake_hub import FakeHub

@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 import specexec
 from specexec import SamplingParams
-from specexec.defaults import defaults_of
-from specexec.engine import Engine
+from specexec.engine.engine import Engine
+from specexec.sampling.model_defaults import defaults_of
 from tests import real
 
 LENGTH = 16

@@ -13,12 +13,12 @@ from llguidance import LLMatcher, LLParserLimits
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 import specexec
-from specexec.engine import Engine
+from specexec.engine.engine import Engine
+from specexec.engine.request_types import Failure
 from specexec.errors import BadGrammar, BadSampling
-from specexec.grammar import Grammar, json_schema, regex
-from specexec.sampling import SamplingParams
+from specexec.sampling.grammar import Grammar, json_schema, regex
+from specexec.sampling.params import SamplingParams
 from specexec.stats import Completion
-from specexec.work import Failure
 
 QUESTION = [{"role": "user", "content": "What are you?"}]
 WORDS = [f"{size} {colour} {thing}" for size, colour, thing in product(

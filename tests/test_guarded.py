@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 import torch
 
-from specexec.decoder import Decoder
-from specexec.drafters import Ask, Drafter, Guesses
 from specexec.drafters.auto import failures
 from specexec.drafters.ngram import NgramDrafter
+from specexec.drafters.protocol import Ask, Drafter, Guesses
 from specexec.drafters.sibling import SiblingDrafter
 from specexec.drafters.union import Union
-from specexec.lm import TreeLM
-from specexec.planner import BestFirst
-from specexec.planners import Beam, Sequoia
-from specexec.sampling import SamplingParams
-from specexec.sequence import Sequence
-from specexec.tree import Ints, TokenTree
+from specexec.engine.decoder import Decoder
+from specexec.model.tree_lm import TreeLM
+from specexec.planning.baselines import Beam, Sequoia
+from specexec.planning.best_first import BestFirst
+from specexec.sampling.params import SamplingParams
+from specexec.text.sequence import Sequence
+from specexec.tree.tree import Ints, TokenTree
 from tests.tiny import VOCABULARY, tiny
 from tests.writing import prompt, sequence_of, write
 

@@ -18,23 +18,25 @@ from transformers import BloomConfig, BloomForCausalLM, PreTrainedModel
 import offload
 import specexec
 from cli.app import main
-from offload import need
+from offload.checkpoint.headers import open_folder
+from offload.checkpoint.quantized.quantize import Quant, quantise
 from offload.errors import UnsupportedArchitecture
-from offload.formats import work_of
-from offload.head import FewBitHead
-from offload.names import demo_folder
-from offload.pack import pack, plan
-from offload.placement import Free, Offload
-from offload.quant import Quant, quantise
-from offload.shards import open_folder
-from specexec import SamplingParams, tiles
-from specexec.chain import ChainLM
-from specexec.decoder import Decoder
+from offload.hub.names import demo_folder
+from offload.machine.memory import Free
+from offload.model.quantized_head import FewBitHead
+from offload.packs.pack import pack, plan
+from offload.placement import requirements as need
+from offload.placement.placement import Offload
+from offload.placement.quantized_sizes import work_of
+from specexec import SamplingParams
 from specexec.drafters.none import NoDrafter
 from specexec.drafters.sibling import SiblingDrafter
-from specexec.lm import TreeLM
-from specexec.planner import BestFirst
-from specexec.workspace import CHUNK
+from specexec.engine.decoder import Decoder
+from specexec.model import row_tiles as tiles
+from specexec.model.chain_lm import ChainLM
+from specexec.model.tree_lm import TreeLM
+from specexec.planning.best_first import BestFirst
+from specexec.sizes import CHUNK
 from tests.tiny import VOCABULARY, logits_of, redraw, tiny
 from tests.writing import greedy, prompt, sequence_of, write
 
@@ -42,7 +44,7 @@ CTX = 256
 
 
 def rounded(weight_VH: torch.Tensor) -> torch.Tensor:
-    """What bitsandbytes itself makes of a weight in NF4; as one row, see the remark in offload/quant.py."""
+    """What bitsandbytes itself makes of a weight in NF4; as one row, see checkpoint/quantized/quantize.py."""
     return bnb.dequantize_4bit(*bnb.quantize_4bit(weight_VH.reshape(1, -1), quant_type="nf4")).view(weight_VH.shape)
 
 
@@ -144,7 +146,7 @@ def test_headers_alone_tell_what_the_head_takes(
     family: str, dtype: str, on_gpu: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if on_gpu:  # a CPU in the place of one
-        monkeypatch.setattr("offload.model.free_memory", lambda *_: Free(1 << 30, 1 << 30))
+        monkeypatch.setattr("offload.model.load.free_memory", lambda *_: Free(1 << 30, 1 << 30))
     tiny(family, tmp_path)
     model = offload.load(tmp_path, "none", dtype=dtype, head_quant="nf4")
     head, placement = model.get_output_embeddings(), offload.stream_of(model).placement

@@ -14,8 +14,8 @@ from click.testing import CliRunner, Result
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from offload.pack import pack, plan
-from offload.shards import open_folder
+from offload.checkpoint.headers import open_folder
+from offload.packs.pack import pack, plan
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "offload" / "demo" / "target"

@@ -13,12 +13,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import optimize, stats
 
-from specexec import laws
-from specexec.cache import KVCache
-from specexec.laws import LAWS, Coins, Found, Law, Offer, WrongOffer, block, bound, drawn, residual
-from specexec.lm import Rows, TreeLM
-from specexec.rivals import NAMES, Rival
-from specexec.tree import Floats
+from specexec.evaluation import verification_rules as laws
+from specexec.evaluation.rule_runner import NAMES, Rival
+from specexec.evaluation.verification_rules import (
+    LAWS,
+    Coins,
+    Found,
+    Law,
+    Offer,
+    WrongOffer,
+    block,
+    bound,
+    drawn,
+    residual,
+)
+from specexec.model.cache import KVCache
+from specexec.model.tree_lm import Rows, TreeLM
+from specexec.tree.tree import Floats
 from tests.tiny import tiny
 from tests.writing import prompt
 

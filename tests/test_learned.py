@@ -13,17 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import specexec
-from cli.conditions import conditions
-from cli.learned import ENOUGH, MOST_DRAFTERS, MOST_PLACES, learned_path, learning, measured, speeds_path
-from cli.options import EngineOptions
-from cli.recall import load, save
+from cli.engine.learned_store import ENOUGH, MOST_DRAFTERS, MOST_PLACES, learned_path, learning, measured, speeds_path
+from cli.engine.ngram_store import load, save
+from cli.shared.conditions import conditions
+from cli.shared.options import EngineOptions
 from specexec import SamplingParams
-from specexec.calibration import GRID_G, REMEMBERED_WEIGHT, Calibration
-from specexec.cost import CostModel
+from specexec.drafters.calibration import GRID_G, REMEMBERED_WEIGHT, Calibration
+from specexec.drafters.cost import CostModel
+from specexec.drafters.mixture import MOST_CELLS, Trust
 from specexec.drafters.sibling import SiblingDrafter
 from specexec.drafters.union import Union
-from specexec.engine import Engine
-from specexec.mixture import MOST_CELLS, Trust
+from specexec.engine.engine import Engine
 from specexec.stats import Pace
 
 SAMPLING = SamplingParams(temperature=0.8, seed=3, max_tokens=24)
@@ -81,7 +81,7 @@ def test_seconds_of_another_machine_are_left_out_and_left_there(
         return {"processor": "another"}
 
     for machine, known in ((elsewhere, False), (elsewhere, True), (conditions, True)):
-        monkeypatch.setattr("cli.learned.conditions", machine)
+        monkeypatch.setattr("cli.engine.learned_store.conditions", machine)
         with opened() as llm, learning(llm, EngineOptions()):
             assert sibling_of(llm).calibration(SAMPLING).weight, "trust is the same everywhere"
             assert llm._decoder.cost.compute.known == known
@@ -127,7 +127,7 @@ def test_speeds_are_kept_by_drafter_for_the_same_placement(shared: Engine, monke
     assert measured(replace(options, drafter="auto")) == {"sibling+ngram": pytest.approx(made)}
     assert measured(replace(options, link_limit=1e6)) == {}
     with monkeypatch.context() as elsewhere:
-        elsewhere.setattr("cli.learned.conditions", lambda device: {"processor": "another"})
+        elsewhere.setattr("cli.engine.learned_store.conditions", lambda device: {"processor": "another"})
         assert measured(options) == {}
     (row,) = load(speeds_path(options), set()) or {}
     for damage in (np.array([np.nan, 1.0]), np.array([3.0])):

@@ -10,12 +10,12 @@ import torch
 from transformers import AutoModelForCausalLM, SequenceBiasLogitsProcessor
 
 import specexec
-from specexec.engine import Engine
+from specexec.engine.engine import Engine
 from specexec.errors import BadSampling
-from specexec.sampling import SamplingParams
-from specexec.scores import constrained
+from specexec.sampling.params import SamplingParams
+from specexec.sampling.scores import constrained
 from specexec.stats import Burst
-from specexec.tree import ROOT, TokenTree
+from specexec.tree.tree import ROOT, TokenTree
 from tests.tiny import VOCABULARY
 
 PROMPT = "List the days of the week. What does"

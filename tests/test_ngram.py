@@ -6,21 +6,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from specexec import memory as memories
-from specexec.budget import FixedBudget
-from specexec.cost import CostModel
-from specexec.decoder import Decoder, Step
-from specexec.drafters import Ask, Guesses
+from specexec.drafters.cost import CostModel
 from specexec.drafters.ngram import NgramDrafter, with_noise
-from specexec.hits import Hits
-from specexec.lm import TreeLM
-from specexec.memory import HORIZONS, Memory, cells_of, prior
-from specexec.planner import BestFirst
-from specexec.planners import planner_of
-from specexec.sampling import SamplingParams
-from specexec.sequence import Sequence
-from specexec.suffix import RUNGS, Settled
-from specexec.tree import ROOT, TokenTree
+from specexec.drafters.protocol import Ask, Guesses
+from specexec.drafters.retrieval import memory as memories
+from specexec.drafters.retrieval.hit_rates import Hits
+from specexec.drafters.retrieval.memory import HORIZONS, Memory, cells_of, prior
+from specexec.drafters.retrieval.suffix_index import RUNGS, Settled
+from specexec.engine.decoder import Decoder, Step
+from specexec.model.tree_lm import TreeLM
+from specexec.planning.baselines import planner_of
+from specexec.planning.best_first import BestFirst
+from specexec.planning.budget import FixedBudget
+from specexec.sampling.params import SamplingParams
+from specexec.text.sequence import Sequence
+from specexec.tree.tree import ROOT, TokenTree
 from tests.tiny import tiny
 from tests.writing import drafters, greedy, prompt, sequence_of, write
 

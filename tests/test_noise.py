@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from scipy import stats
 
-from specexec.noise import Noise, gumbel, philox_lanes, philox_row
-from specexec.sampling import derived_seed
+from specexec.sampling.noise import Noise, gumbel, philox_lanes, philox_row
+from specexec.sampling.params import derived_seed
 
 
 def test_bits_are_those_of_philox_4x64_10() -> None:

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import offload
-from offload.contents import INDEX, SINGLE
+from offload.checkpoint.contents import INDEX, SINGLE
+from offload.checkpoint.headers import open_folder, read_header
 from offload.errors import BadModelDir, CorruptShard, OffloadError, UnsupportedArchitecture
-from offload.need import need_of
-from offload.shards import open_folder, read_header
+from offload.placement.requirements import need_of
 from tests.tiny import FAMILIES, tiny
 
 

@@ -16,12 +16,12 @@ from transformers.core_model_loading import (
     Transpose,
 )
 
-from offload.block import Block, Piece
-from offload.checkpoint import Checkpoint
-from offload.conversion import Job
+from offload.checkpoint.block import Block, Piece
+from offload.checkpoint.headers import read_header
+from offload.checkpoint.layout import Checkpoint
+from offload.checkpoint.mapping import Job
 from offload.errors import OffloadError, UnsupportedArchitecture
-from offload.shards import read_header
-from offload.store import Arena, DiskStore
+from offload.stream.store import Arena, DiskStore
 
 Chain = tuple[Sequence[ConversionOps], dict[str, list[tuple[int, ...]]], dict[str, tuple[int, ...]]]
 EXPERTS = 3

@@ -10,10 +10,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import offload
-from offload.aligned import ALIGN_B
-from offload.checkpoint import lay_out
-from offload.shards import open_folder
-from offload.skeleton import build
+from offload.checkpoint.headers import open_folder
+from offload.checkpoint.layout import lay_out
+from offload.checkpoint.skeleton import build
+from offload.checkpoint.tensors import ALIGN_B
 from tests.tiny import FAMILIES, LAYERS, greedy, logits_of, tiny
 
 MODES: tuple[offload.Offload, ...] = ("none", "ram", "disk")
@@ -66,8 +66,8 @@ def test_shards_and_conversions_change_nothing(family: str, tmp_path: Path) -> N
 
 def test_conversion_in_slices_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny("mixtral", tmp_path)
-    monkeypatch.setattr("offload.store.SCRATCH_B", 1000)
-    monkeypatch.setattr("offload.block.SCRATCH_B", 1000)
+    monkeypatch.setattr("offload.stream.store.SCRATCH_B", 1000)
+    monkeypatch.setattr("offload.checkpoint.block.SCRATCH_B", 1000)
     ours = offload.load(tmp_path, "disk", dtype="bf16")
     assert torch.equal(logits(ours), logits(reference(tmp_path, torch.bfloat16)))
 

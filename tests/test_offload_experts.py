@@ -16,28 +16,28 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import offload
-from offload.block import Block
-from offload.dense import DenseLayers
+from offload.checkpoint.block import Block
+from offload.checkpoint.headers import open_folder
+from offload.checkpoint.quantized.quantize import Quant
+from offload.checkpoint.routing import Routing
 from offload.errors import OffloadError
-from offload.files import PAGE_B
-from offload.forecast import ceilings, forecast
-from offload.formats import work_of
-from offload.pack import pack, plan
-from offload.placement import Offload
-from offload.quant import Quant
-from offload.ring import Slot
-from offload.routing import Routing
-from offload.shards import open_folder
-from offload.speeds import Speeds
-from offload.standing import standing_layer
-from offload.store import Arena, DiskStore
-from offload.stream import LayerStream
-from specexec.decoder import Decoder
+from offload.machine.files import PAGE_B
+from offload.machine.speeds import Speeds
+from offload.model.resident_layer import standing_layer
+from offload.packs.pack import pack, plan
+from offload.placement.forecast import ceilings, forecast
+from offload.placement.placement import Offload
+from offload.placement.quantized_sizes import work_of
+from offload.stream.dequantized import DenseLayers
+from offload.stream.slot import Slot
+from offload.stream.store import Arena, DiskStore
+from offload.stream.stream import LayerStream
 from specexec.drafters.none import NoDrafter
 from specexec.drafters.sibling import SiblingDrafter
-from specexec.lm import TreeLM
-from specexec.planner import BestFirst
-from specexec.sampling import SamplingParams
+from specexec.engine.decoder import Decoder
+from specexec.model.tree_lm import TreeLM
+from specexec.planning.best_first import BestFirst
+from specexec.sampling.params import SamplingParams
 from tests.faults import FAULTS, fail_reads
 from tests.tiny import LAYERS, VOCABULARY, logits_of, tiny
 from tests.writing import prompt, sequence_of

@@ -14,8 +14,8 @@ import torch
 from transformers import PreTrainedModel
 
 import offload
-from offload.files import SAFE, Files, Range
-from offload.shards import open_folder
+from offload.checkpoint.headers import open_folder
+from offload.machine.files import SAFE, Files, Range
 from tests.tiny import LAYERS, greedy, logits_of, tiny
 
 Views = Sequence[memoryview]

@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from offload.errors import ReadFailed
-from offload.files import BOUNCE_B, PAGE_B, Files, Range, Reading
-from offload.store import Arena
+from offload.machine.files import BOUNCE_B, PAGE_B, Files, Range, Reading
+from offload.stream.store import Arena
 
 SIZE_B = 300_001
 CONTENT = random.Random(0).randbytes(SIZE_B)
@@ -45,7 +45,9 @@ def test_every_range_arrives_whole_whatever_its_alignment(file: Path, reading: R
     ends = [0, *cuts, nbytes]
     # The views lie apart by one byte each: order is kept, neighbours are not.
     views = [arena.bytes[start + a + i : start + b + i] for i, (a, b) in enumerate(pairwise(ends))]
-    with patch("offload.files.BOUNCE_B", data.draw(st.sampled_from([PAGE_B, BOUNCE_B]))):  # less than a block, or more
+    with patch(
+        "offload.machine.files.BOUNCE_B", data.draw(st.sampled_from([PAGE_B, BOUNCE_B]))
+    ):  # less than a block, or more
         files = Files({file: SIZE_B}, reading)
         files.read([Range(file, offset, tuple(views))], "layer 0")
     assert b"".join(bytes(view) for view in views) == CONTENT[offset : offset + nbytes]

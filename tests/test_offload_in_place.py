@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM
 
 import offload
-from offload.block import Piece
-from offload.checkpoint import lay_out
-from offload.conversion import Part
-from offload.files import LARGE_B, PAGE_B
-from offload.shards import Entry, open_folder
-from offload.skeleton import build
+from offload.checkpoint.block import Piece
+from offload.checkpoint.headers import Entry, open_folder
+from offload.checkpoint.layout import lay_out
+from offload.checkpoint.mapping import Part
+from offload.checkpoint.skeleton import build
+from offload.machine.files import LARGE_B, PAGE_B
 from tests.tiny import logits_of, tiny
 
 PROMPT = torch.arange(2, 32)[None]

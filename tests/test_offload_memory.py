@@ -14,14 +14,14 @@ import pytest
 import torch
 
 import offload
-from offload import model as loading
-from offload.block import Block
+from offload.checkpoint.block import Block
+from offload.checkpoint.headers import open_folder
 from offload.errors import NotEnoughRam, NotEnoughVram
-from offload.pack import pack, plan
-from offload.placement import size
-from offload.shards import open_folder
-from offload.store import Arena
-from offload.wire import CudaWire
+from offload.model import load as loading
+from offload.packs.pack import pack, plan
+from offload.stream.store import Arena
+from offload.stream.transfer import CudaWire
+from offload.units import size
 from tests.test_offload_wire import stand_in
 from tests.tiny import logits_of, tiny
 
@@ -308,7 +308,7 @@ def test_holes_in_memory_are_given_back_once_before_a_sweep_over_many_rows(
 ) -> None:
     tiny("llama", tmp_path, max_position_embeddings=2048)
     model, given = offload.load(tmp_path, "disk"), list[int]()
-    monkeypatch.setattr("offload.heap._trim", given.append)
+    monkeypatch.setattr("offload.machine.heap._trim", given.append)
     logits_of(model, PROMPT)
     assert given == []
     logits_of(model, torch.full((1, 1024), 3))

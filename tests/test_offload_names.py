@@ -10,8 +10,8 @@ import pytest
 from huggingface_hub import errors as hub
 
 import offload
-from offload import names
 from offload.errors import GatedRepo, ModelNotFound, OfflineMissing, OffloadError
+from offload.hub import names
 
 PAIRED = (names.PAIRED,)
 BIG, SMALL = "unsloth/Llama-3.3-70B-Instruct-bnb-4bit", "unsloth/Llama-3.2-1B-Instruct"
@@ -207,7 +207,8 @@ def test_codes_are_stable_and_errors_read_as_three_lines() -> None:
 
 def test_names_needs_and_placements_cost_no_torch() -> None:
     code = """
-import sys, offload, offload.hardware, offload.names, offload.need, offload.placement, offload.shards
+import sys, offload, offload.machine.memory, offload.hub.names, offload.placement.requirements
+import offload.placement.placement, offload.checkpoint.headers
 offload.resolve("demo", offline=True), offload.Placement, offload.ReadFailed
 sys.exit(", ".join({"torch", "transformers", "huggingface_hub"} & set(sys.modules)) or 0)
 """

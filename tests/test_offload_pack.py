@@ -16,17 +16,17 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import offload
-from offload.aligned import write
-from offload.contents import INDEX, MANIFEST
+from offload.checkpoint.contents import INDEX, MANIFEST
+from offload.checkpoint.headers import open_folder, read_header
+from offload.checkpoint.manifest import read_manifest, verify
+from offload.checkpoint.quantized.quantize import Quant
+from offload.checkpoint.quantized.stored import fold
 from offload.errors import BadModelDir, DiskFull, OutputExists, ReadFailed, UnsupportedArchitecture
-from offload.manifest import read_manifest, verify
-from offload.pack import pack, plan
-from offload.placement import Offload
-from offload.quant import Quant
-from offload.quantised import fold
-from offload.shards import open_folder, read_header
-from specexec.lm import TreeLM
-from specexec.sampling import SamplingParams
+from offload.packs.pack import pack, plan
+from offload.packs.writer import write
+from offload.placement.placement import Offload
+from specexec.model.tree_lm import TreeLM
+from specexec.sampling.params import SamplingParams
 from tests.test_offload_quant import PROMPT, unpacked
 from tests.tiny import LAYERS, greedy, in_float32, logits_of, tiny
 from tests.writing import drafters, prompt
@@ -173,8 +173,8 @@ def content_of(path: Path) -> dict[str, bytes]:
 def test_a_killed_pack_is_no_model_and_can_be_finished(tmp_path: Path) -> None:
     tiny("llama", tmp_path / "original", num_hidden_layers=40)
     script = (
-        "import sys; from pathlib import Path; from offload.pack import pack, plan;"
-        "from offload.shards import open_folder;"
+        "import sys; from pathlib import Path; from offload.packs.pack import pack, plan;"
+        "from offload.checkpoint.headers import open_folder;"
         "pack(plan(open_folder(Path(sys.argv[1])), 'int8'), Path(sys.argv[2]))"
     )
     path = tmp_path / "pack"

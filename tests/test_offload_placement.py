@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 
 import offload
 from offload.errors import NoGpu, NotEnoughRam, NotEnoughVram, OffloadError
-from offload.forecast import ASSUMED_GPU, Ceilings, Work, forecast
-from offload.hardware import free_memory, free_ram
-from offload.placement import RING, Free, GiB, Need, Offload, Placement, size
-from offload.placing import place, spread
-from offload.store import Arena
+from offload.machine.memory import Free, free_memory, free_ram
+from offload.placement.forecast import ASSUMED_GPU, Ceilings, Work, forecast
+from offload.placement.placement import RING, Need, Offload, Placement
+from offload.placement.solver import place, spread
+from offload.stream.store import Arena
+from offload.units import GiB, size
 from tests.tiny import tiny
 
 MiB = 1 << 20

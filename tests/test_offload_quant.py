@@ -11,13 +11,13 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedMod
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 import offload
-from offload.contents import SINGLE
+from offload.checkpoint.contents import SINGLE
+from offload.checkpoint.headers import Folder, open_folder
+from offload.checkpoint.quantized.quantize import CONFIGS, INT8_STEP, Quant, bitsandbytes, dequantise, quantise
+from offload.checkpoint.quantized.stored import Quantised, fold
 from offload.errors import CorruptShard, UnsupportedArchitecture
-from offload.need import need_of
-from offload.placement import Offload
-from offload.quant import CONFIGS, INT8_STEP, Quant, bitsandbytes, dequantise, quantise
-from offload.quantised import Quantised, fold
-from offload.shards import Folder, open_folder
+from offload.placement.placement import Offload
+from offload.placement.requirements import need_of
 from tests.tiny import in_float32, logits_of, tiny
 
 TIERS: tuple[Offload, ...] = ("none", "ram", "disk")

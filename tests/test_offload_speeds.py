@@ -10,11 +10,12 @@ from types import SimpleNamespace
 import pytest
 
 import offload
-from offload.files import SAFE
-from offload.machine import machine
-from offload.placement import Free, Need, Placement
-from offload.placing import place
-from offload.speeds import ALONE, Arithmetic, ASSUMED_LINK_Bps, Company, Disk, Speeds, disk_key, save_speeds
+from offload.machine.files import SAFE
+from offload.machine.identity import machine
+from offload.machine.memory import Free
+from offload.machine.speeds import ALONE, Arithmetic, ASSUMED_LINK_Bps, Company, Disk, Speeds, disk_key, save_speeds
+from offload.placement.placement import Need, Placement
+from offload.placement.solver import place
 from tests.tiny import tiny
 
 HERE = {"processor": "Fast 9000", "GPU": "H1"}
@@ -41,9 +42,11 @@ def test_loading_believes_a_link_on_the_machine_where_it_was_measured(
         used.append(free.link_Bps)
         return place(need, free, mode)
 
-    monkeypatch.setattr("offload.model.free_memory", lambda *_: Free(1 << 30, 1 << 30))  # a CPU in the place of a GPU
-    monkeypatch.setattr("offload.model.place", placed)
-    monkeypatch.setattr("offload.model.machine", lambda device: HERE)
+    monkeypatch.setattr(
+        "offload.model.load.free_memory", lambda *_: Free(1 << 30, 1 << 30)
+    )  # a CPU in the place of a GPU
+    monkeypatch.setattr("offload.model.load.place", placed)
+    monkeypatch.setattr("offload.model.load.machine", lambda device: HERE)
     save_speeds(Speeds({}, 1e9, conditions={"cuda": {"torch": "1", **then}}))
     tiny("llama", tmp_path)
     offload.load(tmp_path)
@@ -65,13 +68,13 @@ def test_what_was_measured_under_other_conditions_goes_with_what_depends_on_it()
 def test_the_driver_tells_which_gpu_there_is_before_a_program_is_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("offload.machine.gpus", lambda: pytest.fail("a program was started"))
+    monkeypatch.setattr("offload.machine.identity.gpus", lambda: pytest.fail("a program was started"))
     for bus, name in (("0000:0b:00.0", "NVIDIA H2"), ("0000:0a:00.0", "NVIDIA H1")):
         (tmp_path / bus).mkdir()
         (tmp_path / bus / "information").write_text(f"Model: \t\t {name}\nIRQ:   \t\t 42\n")
     assert machine("cuda", tmp_path)["GPU"] == "NVIDIA H1, NVIDIA H2"
     assert machine("cpu", tmp_path).keys() == {"processor"}
-    monkeypatch.setattr("offload.machine.gpus", list)
+    monkeypatch.setattr("offload.machine.identity.gpus", list)
     assert machine("cuda", tmp_path / "none")["GPU"] == "none"
 
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 import offload
-from offload.block import Block, Piece
+from offload.checkpoint.block import Block, Piece
 from offload.errors import NotEnoughRam, NotEnoughVram, ReadFailed
-from offload.lender import StreamStats
-from offload.store import Arena
-from offload.stream import LayerStream
-from offload.wire import LinkLimit
+from offload.stream.protocol import StreamStats
+from offload.stream.store import Arena
+from offload.stream.stream import LayerStream
+from offload.stream.transfer import LinkLimit
 from tests.tiny import LAYERS, tiny
 
 LAYER_B = 256

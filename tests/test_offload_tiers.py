@@ -9,12 +9,13 @@ import torch
 from transformers import PreTrainedModel
 
 import offload
-from offload import model as models
-from offload.block import Block
+from offload.checkpoint.block import Block
 from offload.errors import NotEnoughRam
-from offload.placement import Free, Need, Placement, Tier
-from offload.placing import place
-from offload.store import Arena, DiskStore
+from offload.machine.memory import Free
+from offload.model import load as models
+from offload.placement.placement import Need, Placement, Tier
+from offload.placement.solver import place
+from offload.stream.store import Arena, DiskStore
 from tests.tiny import greedy, logits_of, tiny
 
 PROMPT = torch.arange(2, 32)[None]

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from offload.errors import NotEnoughRam
-from offload.store import Arena
-from offload.wire import CudaWire
+from offload.stream.store import Arena
+from offload.stream.transfer import CudaWire
 
 Log = list[tuple[object, ...]]
 

@@ -14,20 +14,20 @@ import pytest
 import torch
 from torch import nn
 
-from specexec.ahead import Luck
-from specexec.budget import RETRY_SWEEPS, Budget
-from specexec.cost import CostModel
-from specexec.decoder import Decoder
-from specexec.drafters import Ask, Drafter, Guesses
+from specexec.drafters.cost import CostModel
+from specexec.drafters.protocol import Ask, Drafter, Guesses
+from specexec.drafters.ranking import Ranking
 from specexec.drafters.sibling import SiblingDrafter
-from specexec.growth import Growth
-from specexec.lm import Rows, TreeLM
-from specexec.planner import BestFirst
-from specexec.ranking import Ranking
-from specexec.sampling import SamplingParams
-from specexec.sequence import Sequence
+from specexec.engine.decoder import Decoder
+from specexec.model.tree_lm import Rows, TreeLM
+from specexec.planning.best_first import BestFirst
+from specexec.planning.budget import RETRY_SWEEPS, Budget
+from specexec.planning.overlap import Luck
+from specexec.sampling.params import SamplingParams
 from specexec.stats import Burst
-from specexec.tree import ROOT, Floats, Ints, TokenTree
+from specexec.text.sequence import Sequence
+from specexec.tree.growing import Growth
+from specexec.tree.tree import ROOT, Floats, Ints, TokenTree
 from tests.tiny import VOCABULARY, tiny
 from tests.writing import prompt, sequence_of
 

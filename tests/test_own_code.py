@@ -12,11 +12,12 @@ from transformers import AutoModelForCausalLM
 import offload
 import specexec
 from cli.app import main
-from offload.custom import code_files
+from offload.checkpoint.remote_code import code_files
 from offload.errors import RemoteCode
 from offload.errors import UnsupportedArchitecture as Unusable
+from specexec.compose.load import encoding_in, encoding_of
 from specexec.errors import UnsupportedArchitecture
-from specexec.sampling import SamplingParams
+from specexec.sampling.params import SamplingParams
 from tests.own_code import change, own_code
 from tests.tiny import greedy
 
@@ -32,7 +33,7 @@ def folder(tmp_path: Path) -> Path:
 def written_by_transformers(folder: Path) -> list[int]:
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32)
     model.generation_config.eos_token_id = None
-    tokens = specexec.compose.encoding_in(folder, True).encode(PROMPT)
+    tokens = encoding_in(folder, True).encode(PROMPT)
     found: list[int] = greedy(model, torch.tensor([tokens]), GREEDY.max_tokens)[0, len(tokens) :].tolist()
     return found
 
@@ -110,10 +111,10 @@ def test_a_tokenizer_of_its_own_needs_the_flag_too(folder: Path, tmp_path: Path)
     owned = {"AutoTokenizer": [None, "tokenization_own.OwnTokenizer"]}
     change(folder / "tokenizer_config.json", tokenizer_class="OwnTokenizer", auto_map=owned)
     with pytest.raises(RemoteCode, match=r"tokenization_own\.py"):
-        specexec.compose.encoding_of(str(folder))
+        encoding_of(str(folder))
     assert not witness.exists()
-    tokens = specexec.compose.encoding_of("demo").encode(PROMPT)
-    assert specexec.compose.encoding_of(str(folder), trust_remote_code=True).encode(PROMPT) == tokens
+    tokens = encoding_of("demo").encode(PROMPT)
+    assert encoding_of(str(folder), trust_remote_code=True).encode(PROMPT) == tokens
     assert witness.exists()
 
 

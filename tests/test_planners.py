@@ -9,14 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specexec.budget import AutoBudget, FixedBudget
-from specexec.cost import CostModel
-from specexec.decoder import Decoder
-from specexec.drafters import Drafter
+from specexec.drafters.cost import CostModel
 from specexec.drafters.ngram import NgramDrafter
-from specexec.lm import TreeLM
-from specexec.planners import NAMES, Beam, Sequoia, planner_of, ranking_of, static_tree
-from specexec.sampling import SamplingParams
+from specexec.drafters.protocol import Drafter
+from specexec.engine.decoder import Decoder
+from specexec.model.tree_lm import TreeLM
+from specexec.planning.baselines import NAMES, Beam, Sequoia, planner_of, ranking_of
+from specexec.planning.budget import AutoBudget, FixedBudget
+from specexec.sampling.params import SamplingParams
+from specexec.tree.static_shape import static_tree
 from tests.tiny import tiny
 from tests.writing import drafters, prompt, sequence_of, write
 

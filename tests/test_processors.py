@@ -18,11 +18,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 import specexec
-from offload.names import demo_folder
+from offload.hub.names import demo_folder
 from specexec import Completion, Failure, SamplingParams
-from specexec.defaults import defaults_of
-from specexec.filters import restrict
-from specexec.processors import Processors, Text, processed
+from specexec.sampling.filters import restrict
+from specexec.sampling.model_defaults import defaults_of
+from specexec.sampling.processors import Processors, Text, processed
 from tests.tiny import VOCABULARY, tiny_config
 
 ENDS = [2, 5]

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from specexec.encoding import Encoding
 from specexec.errors import BadMessages, BadText
 from specexec.text.messages import read_messages
-from specexec.wishes import Wishes
+from specexec.text.template_options import Wishes
+from specexec.text.tokenizer import Encoding
 from tests import real
 
 WEATHER: dict[str, object] = {

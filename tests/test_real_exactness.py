@@ -14,10 +14,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import specexec
-from offload.names import demo_folder
-from offload.placement import Offload
+from offload.hub.names import demo_folder
+from offload.placement.placement import Offload
 from specexec import Completion, SamplingParams
-from specexec.engine import Engine
+from specexec.engine.engine import Engine
 from tests import real
 
 ASKED = [

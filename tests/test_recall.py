@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 import specexec
-from cli import index as cli_index
-from cli import recall
 from cli.app import main
-from cli.recall import corpus_path, past_path, recalling, save
+from cli.engine import ngram_store as recall
+from cli.engine.ngram_store import corpus_path, past_path, recalling, save
+from cli.models import index as cli_index
 from specexec import SamplingParams
-from specexec.compose import encoding_of
+from specexec.compose.load import encoding_of
 
 SAMPLING = SamplingParams(temperature=0.0, max_tokens=24)
 TOKENIZER = encoding_of("demo").tokenizer

@@ -5,8 +5,8 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specexec.room import Room
-from specexec.workspace import drafter_rows, rows_held
+from specexec.planning.memory_room import Room
+from specexec.sizes import drafter_rows, rows_held
 
 LENGTHS = st.lists(st.integers(1, 3000), min_size=1, max_size=70)
 

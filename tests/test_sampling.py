@@ -14,11 +14,11 @@ from transformers import (
 )
 
 from specexec.errors import BadSampling
-from specexec.filters import restrict
-from specexec.noise import Noise
-from specexec.processors import History, Processors, Text, processed
-from specexec.sampling import SamplingParams
-from specexec.scores import with_noise
+from specexec.sampling.filters import restrict
+from specexec.sampling.noise import Noise
+from specexec.sampling.params import SamplingParams
+from specexec.sampling.processors import History, Processors, Text, processed
+from specexec.sampling.scores import with_noise
 
 LOGITS = torch.randn(40, 300, generator=torch.Generator().manual_seed(0)) * 3
 PROMPT, ANSWER = [3, 5, 5, 250], [7, 7, 9, 3]

@@ -10,12 +10,12 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from specexec import scoring
-from specexec.chain import ChainLM
+from specexec.engine import likelihoods as scoring
+from specexec.engine.likelihoods import likelihoods
+from specexec.engine.request_types import Continuation, Likelihood
 from specexec.errors import BrokenLogits
-from specexec.lm import Rows, TreeLM
-from specexec.scoring import likelihoods
-from specexec.work import Continuation, Likelihood
+from specexec.model.chain_lm import ChainLM
+from specexec.model.tree_lm import Rows, TreeLM
 from tests.tiny import logits_of, tiny
 from tests.writing import prompt
 

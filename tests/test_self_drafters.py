@@ -17,24 +17,24 @@ from transformers import PreTrainedModel
 import offload
 import specexec
 import specexec.drafters.few_bits as few_bits_of
-from offload import model as models
-from offload.pack import pack, plan
-from offload.placement import Tier
-from offload.placing import place
-from offload.quant import Quant
-from specexec.decoder import Decoder
-from specexec.drafters import Drafter
+from offload.checkpoint.quantized.quantize import Quant
+from offload.model import load as models
+from offload.packs.pack import pack, plan
+from offload.placement.placement import Tier
+from offload.placement.solver import place
 from specexec.drafters.few_bits import Form, FourBit, Grouped, quantised
+from specexec.drafters.protocol import Drafter
+from specexec.drafters.ranking import Ranking
 from specexec.drafters.sibling import SiblingDrafter
 from specexec.drafters.skip import skipping, spread
 from specexec.drafters.substitute import substituting
+from specexec.engine.decoder import Decoder
 from specexec.errors import UnsupportedArchitecture
-from specexec.lm import TreeLM
-from specexec.partial import layer_list_path
-from specexec.planner import BestFirst
-from specexec.ranking import Ranking
-from specexec.sampling import SamplingParams
-from specexec.sublayers import Kept
+from specexec.model.sublayers import Kept
+from specexec.model.submodel import layer_list_path
+from specexec.model.tree_lm import TreeLM
+from specexec.planning.best_first import BestFirst
+from specexec.sampling.params import SamplingParams
 from tests.tiny import LAYERS, VOCABULARY, tiny
 from tests.writing import drafters, prompt, sequence_of, write
 

@@ -10,7 +10,7 @@ import httpx
 import openai
 import pytest
 
-from specexec.sampling import derived_seed
+from specexec.sampling.params import derived_seed
 from tests.serving import LetterEngine, Served, serving
 
 F = {"type": "function", "function": {"name": "f"}}

@@ -14,10 +14,10 @@ import pytest
 
 import specexec
 from cli.serve.completions import Keepalive
-from specexec.engine import Engine
-from specexec.room import Room
-from specexec.sampling import SamplingParams, derived_seed
-from specexec.text.control import Rendered
+from specexec.engine.engine import Engine
+from specexec.planning.memory_room import Room
+from specexec.sampling.params import SamplingParams, derived_seed
+from specexec.text.control_tokens import Rendered
 from tests.serving import LetterEngine, Served, serving
 
 CLIENTS = 50

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 import specexec
-from cli.screen import Screen
 from cli.serve.command import _warm
-from cli.thoughts import ask_to_think
+from cli.shared.thinking import ask_to_think
+from cli.terminal.screen import Screen
 from tests.serving import Served, serving
 from tests.writer import ROWS, writer
 

@@ -16,9 +16,9 @@ import httpx
 import openai
 import pytest
 
-from cli.errors import PortTaken
 from cli.serve.command import _listen_on, short_name
 from cli.serve.guard import Policy, is_loopback
+from cli.shared.errors import PortTaken
 from tests.command_line import CommandLine
 from tests.fake_engine import FakeEngine
 from tests.serving import LetterEngine, Served, serving

@@ -14,7 +14,7 @@ from selenium.webdriver.support.expected_conditions import alert_is_present
 from selenium.webdriver.support.wait import WebDriverWait
 
 import specexec
-from specexec.sampling import SamplingParams
+from specexec.sampling.params import SamplingParams
 from tests.serving import LetterEngine, serving
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")

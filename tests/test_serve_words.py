@@ -13,9 +13,9 @@ import openai
 import pytest
 
 import specexec
-from specexec.engine import Engine
-from specexec.sampling import SamplingParams
-from specexec.work import Continuation
+from specexec.engine.engine import Engine
+from specexec.engine.request_types import Continuation
+from specexec.sampling.params import SamplingParams
 from tests.serving import Served, serving
 
 QUESTION: list[Any] = [{"role": "user", "content": "What are you?"}]

@@ -16,22 +16,22 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import specexec
-from cli.archive import Archive
-from cli.errors import BadSession, SessionNotFound
-from cli.keeping import Keeper
-from cli.screen import Screen
-from cli.snapshot import fingerprint
-from offload.names import HERE
-from offload.replacing import replacing
-from specexec.cache import KVCache
-from specexec.conversation import Conversation
-from specexec.engine import Engine
+from cli.chat.archive import Archive
+from cli.chat.saving import Keeper
+from cli.chat.snapshot import fingerprint
+from cli.shared.errors import BadSession, SessionNotFound
+from cli.terminal.screen import Screen
+from offload.hub.names import HERE
+from offload.machine.atomic_write import replacing
+from specexec.engine.engine import Engine
 from specexec.errors import ContextLengthExceeded
-from specexec.lm import Rows, Sweep
-from specexec.sampling import SamplingParams
+from specexec.model.cache import KVCache
+from specexec.model.tree_lm import Rows, Sweep
+from specexec.sampling.params import SamplingParams
 from specexec.stats import Burst, Cost
+from specexec.text.conversation import Conversation
 from specexec.text.messages import Message
-from specexec.tree import TokenTree
+from specexec.tree.tree import TokenTree
 from tests.tiny import tiny
 
 WARM = SamplingParams(temperature=1, seed=5, max_tokens=24)

@@ -12,18 +12,18 @@ from safetensors.torch import load_file, save_file
 
 import offload
 import specexec
-from cli.learned import learned_path
-from cli.snapshot import fingerprint, read_snapshot, write_snapshot
+from cli.chat.snapshot import fingerprint, read_snapshot, write_snapshot
+from cli.engine.learned_store import learned_path
+from offload.checkpoint.headers import open_folder
 from offload.errors import OffloadError
-from offload.names import demo_folder
-from offload.pack import pack, plan
-from offload.shards import open_folder
+from offload.hub.names import demo_folder
+from offload.packs.pack import pack, plan
 from specexec import SamplingParams
 from specexec.drafters.few_bits import FourBit
 from specexec.drafters.sibling import SiblingDrafter
 from specexec.drafters.translated import TranslatedDrafter
 from specexec.drafters.union import Union
-from specexec.engine import Engine
+from specexec.engine.engine import Engine
 from specexec.errors import BadDrafter
 from tests.test_translated import permuted
 from tests.tiny import tiny

@@ -18,13 +18,11 @@ from torch import nn
 
 import offload
 import specexec
-from cli.learned import searching
-from cli.options import EngineOptions
-from specexec.budget import AutoBudget
-from specexec.cache import KVCache
-from specexec.cost import CostModel
-from specexec.drafters import Ask, Drafter, Guesses
+from cli.engine.learned_store import searching
+from cli.shared.options import EngineOptions
+from specexec.drafters.cost import CostModel
 from specexec.drafters.none import NoDrafter
+from specexec.drafters.protocol import Ask, Drafter, Guesses
 from specexec.drafters.sibling import SiblingDrafter
 from specexec.drafters.skip import (
     ANSWER,
@@ -40,11 +38,13 @@ from specexec.drafters.skip import (
     skipping,
     spread,
 )
-from specexec.lm import Rows, TreeLM
-from specexec.partial import layer_list_path
-from specexec.planner import BestFirst
-from specexec.sampling import SamplingParams
-from specexec.sublayers import Kept, names_of, partial_lm, sizes_of
+from specexec.model.cache import KVCache
+from specexec.model.sublayers import Kept, names_of, partial_lm, sizes_of
+from specexec.model.submodel import layer_list_path
+from specexec.model.tree_lm import Rows, TreeLM
+from specexec.planning.best_first import BestFirst
+from specexec.planning.budget import AutoBudget
+from specexec.sampling.params import SamplingParams
 from tests.tiny import FAMILIES, LAYERS, VOCABULARY, tiny
 from tests.writing import prompt, sequence_of, write
 

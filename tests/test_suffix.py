@@ -8,7 +8,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specexec.suffix import GAP, LONGEST, RUNGS, Match, Recent, Settled, Store, context_of, then
+from specexec.drafters.retrieval.suffix_index import (
+    GAP,
+    LONGEST,
+    RUNGS,
+    Match,
+    Recent,
+    Settled,
+    Store,
+    context_of,
+    then,
+)
 
 TEXT = st.lists(st.integers(0, 3), max_size=40)
 TEXTS = st.lists(TEXT, max_size=4)

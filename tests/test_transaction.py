@@ -14,14 +14,14 @@ import torch
 from torch import nn
 
 import offload
-from specexec.cache import KVCache
-from specexec.decoder import Decoder
 from specexec.drafters.sibling import SiblingDrafter
+from specexec.engine.decoder import Decoder
 from specexec.errors import SweepCancelled
-from specexec.lm import Rows, TreeLM
-from specexec.planner import BestFirst
-from specexec.sampling import SamplingParams
-from specexec.sequence import Sequence
+from specexec.model.cache import KVCache
+from specexec.model.tree_lm import Rows, TreeLM
+from specexec.planning.best_first import BestFirst
+from specexec.sampling.params import SamplingParams
+from specexec.text.sequence import Sequence
 from tests.tiny import LAYERS, VOCABULARY, tiny
 from tests.writing import prompt, sequence_of, write
 

@@ -13,13 +13,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import specexec
-from offload.names import demo_folder
+from offload.hub.names import demo_folder
 from specexec import SamplingParams
-from specexec.compose import encoding_of
+from specexec.compose.load import encoding_of
 from specexec.drafters.translated import TranslatedDrafter, _Reading
 from specexec.drafters.translated import Wording as Worded
-from specexec.lm import TreeLM
-from specexec.text.wording import Wording
+from specexec.model.tree_lm import TreeLM
+from specexec.text.token_bytes import Wording
 from tests import real
 from tests.tiny import tiny
 from tests.writing import sequence_of

@@ -12,17 +12,20 @@ import torch
 
 import offload
 import specexec
-from offload import carrier, hardware, model
-from offload.carrier import CudaCarrier, HostCarrier, carrier_for
-from offload.placement import Free, GiB
+from offload.machine import host_rows as carrier
+from offload.machine import memory as hardware
+from offload.machine.host_rows import CudaCarrier, HostCarrier, carrier_for
+from offload.machine.memory import Free
+from offload.model import load as model
+from offload.units import GiB
 from specexec import SamplingParams
-from specexec.cache import KVCache
+from specexec.drafters.ranking import Ranking
 from specexec.drafters.sibling import SiblingDrafter
 from specexec.errors import SweepCancelled
-from specexec.lm import Rows, TreeLM
-from specexec.ranking import Ranking
-from specexec.sequence import Sequence
-from specexec.travel import Pairs, Travel
+from specexec.model.cache import KVCache
+from specexec.model.cache_in_ram import Pairs, Travel
+from specexec.model.tree_lm import Rows, TreeLM
+from specexec.text.sequence import Sequence
 from tests.tiny import LAYERS, VOCABULARY, logits_of, tiny
 from tests.writing import prompt, write
 
@@ -262,4 +265,4 @@ def test_ram_that_cannot_be_pinned_is_used_and_said_once(
         for _ in range(2):
             carrying.memory(torch.zeros(1), (4,)).fill_(1)
     assert caplog.text.count("could not pin 16 B of RAM for keys and values: their copies are slower.") == 1
-    assert carrier.log.name == "offload.carrier"
+    assert carrier.log.name == "offload.machine.host_rows"

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specexec.tree import ROOT, TokenTree, depths, highest, intervals
+from specexec.tree.tree import ROOT, TokenTree, depths, highest, intervals
 
 
 @st.composite

@@ -8,17 +8,17 @@ import torch
 
 import specexec
 from specexec import SamplingParams
-from specexec.decoder import Decoder
 from specexec.drafters.none import NoDrafter
+from specexec.drafters.ranking import Ranking
+from specexec.drafters.retrieval.memory import Memory
+from specexec.drafters.retrieval.suffix_index import Settled
 from specexec.drafters.sibling import SiblingDrafter
-from specexec.drafters.trimmed import Columns, TrimmedHead
+from specexec.drafters.trimmed_head import Columns, TrimmedHead
+from specexec.engine.decoder import Decoder
 from specexec.errors import BadDrafter
-from specexec.lm import TreeLM
-from specexec.memory import Memory
-from specexec.noise import Noise
-from specexec.planner import BestFirst
-from specexec.ranking import Ranking
-from specexec.suffix import Settled
+from specexec.model.tree_lm import TreeLM
+from specexec.planning.best_first import BestFirst
+from specexec.sampling.noise import Noise
 from tests.tiny import VOCABULARY, tiny
 from tests.writing import prompt, sequence_of, write
 

@@ -8,17 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specexec.cost import CostModel, Line
-from specexec.decoder import Decoder
-from specexec.drafters import Ask, Drafter, Guesses
+from specexec.drafters.cost import CostModel, Line
+from specexec.drafters.mixture import Told, Trust, merge
 from specexec.drafters.ngram import NgramDrafter
+from specexec.drafters.protocol import Ask, Drafter, Guesses
 from specexec.drafters.union import Union
-from specexec.lm import TreeLM
-from specexec.mixture import Told, Trust, merge
-from specexec.planner import BestFirst
-from specexec.sampling import SamplingParams
-from specexec.sequence import Sequence
-from specexec.tree import ROOT, Ints, TokenTree
+from specexec.engine.decoder import Decoder
+from specexec.model.tree_lm import TreeLM
+from specexec.planning.best_first import BestFirst
+from specexec.sampling.params import SamplingParams
+from specexec.text.sequence import Sequence
+from specexec.tree.tree import ROOT, Ints, TokenTree
 from tests.tiny import tiny
 from tests.writing import drafters, prompt, sequence_of, write
 

@@ -10,12 +10,12 @@ import pytest
 from transformers import GenerationConfig
 
 import specexec
-from offload.names import demo_folder
+from offload.hub.names import demo_folder
 from specexec import Completion, Failure, SamplingParams
-from specexec.defaults import defaults_of
-from specexec.engine import Engine
+from specexec.engine.engine import Engine
+from specexec.engine.request_types import Continuation, Request
 from specexec.errors import BadSampling, UnknownToken
-from specexec.work import Continuation, Request
+from specexec.sampling.model_defaults import defaults_of
 from tests.tiny import tiny
 
 ROWS = 3000  # fewer than the demo's tokenizer has entries

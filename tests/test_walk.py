@@ -18,12 +18,12 @@ from torch import Tensor
 
 from specexec.drafters.sibling import SiblingDrafter
 from specexec.errors import BrokenLogits
-from specexec.lm import TreeLM
-from specexec.noise import Noise, gumbel, philox_row
-from specexec.processors import History, Processors, Text
-from specexec.sampling import SamplingParams
-from specexec.tree import ROOT, TokenTree
-from specexec.walk import Opinion, walk
+from specexec.model.tree_lm import TreeLM
+from specexec.sampling.noise import Noise, gumbel, philox_row
+from specexec.sampling.params import SamplingParams
+from specexec.sampling.processors import History, Processors, Text
+from specexec.sampling.verify import Opinion, walk
+from specexec.tree.tree import ROOT, TokenTree
 from tests.tiny import tiny
 from tests.writing import prompt, write
 

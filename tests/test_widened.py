@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from transformers.integrations import moe
 
 import offload
-from specexec import widened
-from specexec.cache import KVCache
-from specexec.lm import Rows, TreeLM
-from specexec.tiles import RowTiles
-from specexec.widened import Share, Widened, in_turn, linears
+from specexec.model import float32_linears as widened
+from specexec.model.cache import KVCache
+from specexec.model.float32_linears import Share, Widened, in_turn, linears
+from specexec.model.row_tiles import RowTiles
+from specexec.model.tree_lm import Rows, TreeLM
 from tests.tiny import tiny
 
 NARROW = [torch.bfloat16, torch.float16]

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 import specexec
-from offload.names import demo_folder
+from offload.hub.names import demo_folder
 from specexec import Completion, SamplingParams
-from specexec.engine import Engine
-from specexec.grammar import regex
+from specexec.engine.engine import Engine
+from specexec.sampling.grammar import regex
 from specexec.stats import Burst
 from specexec.text.vocabularies import Nameable, nameable
 from tests import real

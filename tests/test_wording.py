@@ -10,11 +10,11 @@ import pytest
 from tokenizers.normalizers import Lowercase
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from offload.names import demo_folder
+from offload.hub.names import demo_folder
 from specexec.drafters.translated import TranslatedDrafter
 from specexec.errors import TokenizerMismatch
-from specexec.lm import TreeLM
-from specexec.text.wording import Wording, wording_of
+from specexec.model.tree_lm import TreeLM
+from specexec.text.token_bytes import Wording, wording_of
 from tests import real
 from tests.tiny import tiny
 

@@ -9,17 +9,17 @@ from typing import Literal
 import torch
 from transformers import PreTrainedModel
 
-from specexec.decoder import Decoder
-from specexec.drafters import Drafter
 from specexec.drafters.none import NoDrafter
+from specexec.drafters.protocol import Drafter
+from specexec.drafters.ranking import Ranking
 from specexec.drafters.sibling import SiblingDrafter
-from specexec.lm import TreeLM
-from specexec.noise import Noise
-from specexec.planner import REFERENCE_RANKING, BestFirst, Planner
-from specexec.ranking import Ranking
-from specexec.sampling import SamplingParams
-from specexec.sequence import Sequence, start
+from specexec.engine.decoder import Decoder
+from specexec.model.tree_lm import TreeLM
+from specexec.planning.best_first import REFERENCE_RANKING, BestFirst, Planner
+from specexec.sampling.noise import Noise
+from specexec.sampling.params import SamplingParams
 from specexec.text.detokenizer import TextStream
+from specexec.text.sequence import Sequence, start
 from tests.tiny import VOCABULARY, tiny
 from tests.tiny import greedy as tiny_greedy
 

@@ -19,9 +19,9 @@ import click
 
 from cli.batch.refusals import ClusterLost
 from cli.batch.worker import BatchEngine, Report, Worker
-from cli.errors import MissingExtra
+from cli.shared.errors import MissingExtra
+from specexec.engine.request_types import Partial, Request, Result
 from specexec.stats import Progress
-from specexec.work import Partial, Request, Result
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ class Cluster:
 
 
 class ClusterBatch:
-    """The same promises as one engine's batch (specexec/batch.py); a `sweep` is a round of reports."""
+    """The same promises as one engine's batch (specexec/engine/batch.py); a `sweep` is a round of reports."""
 
     def __init__(self, cluster: Cluster, requests: Iterator[Request], parallel: int | Literal["auto"]) -> None:
         self.done = False

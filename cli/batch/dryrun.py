@@ -10,20 +10,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cli.batch.eta import spelled
-from cli.batch.items import Item
-from cli.options import EngineOptions
-from cli.outlook import tokens_per_sweep
-from cli.quantities import format_bytes, format_count, format_speed
-from cli.screen import Screen
-from offload.listing import list_drafters
-from offload.names import known
-from offload.speeds import ASSUMED_DISK_Bps, disk_key, load_speeds
-from specexec.choice import parse
+from cli.batch.input.items import Item
+from cli.models.outlook import tokens_per_sweep
+from cli.shared.options import EngineOptions
+from cli.shared.quantities import format_bytes, format_count, format_speed
+from cli.terminal.screen import Screen
+from offload.hub.headers_only import list_drafters
+from offload.hub.names import known
+from offload.machine.speeds import ASSUMED_DISK_Bps, disk_key, load_speeds
+from specexec.drafters.registry import parse
 from specexec.errors import SpecexecError
-from specexec.sampling import SamplingParams
+from specexec.sampling.params import SamplingParams
 
 if TYPE_CHECKING:
-    from specexec.encoding import Encoding
+    from specexec.text.tokenizer import Encoding
 
 BINS = (64, 256, 1024, 4096, 16384, 65536)
 

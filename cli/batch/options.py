@@ -11,13 +11,13 @@ from typing import Literal, TypeVar
 
 import click
 
-from cli.batch.fitting import TooLong
-from cli.batch.form import Form, template_problem
-from cli.batch.formats import Format
-from cli.batch.inputs import Shard, Split
-from cli.batch.journal import RECORDS
-from cli.options import PARALLEL, TEXT_OR_FILE, IntOrAuto, TextOrFile, WholeNumber
-from cli.verbosity import json_option
+from cli.batch.input.fitting import TooLong
+from cli.batch.input.form import Form, template_problem
+from cli.batch.input.inputs import Shard, Split
+from cli.batch.output.formats import Format
+from cli.batch.output.journal import RECORDS
+from cli.shared.options import PARALLEL, TEXT_OR_FILE, IntOrAuto, TextOrFile, WholeNumber
+from cli.shared.verbosity import json_option
 
 Result = TypeVar("Result")
 

@@ -6,22 +6,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from cli.batch.answers import Answer
-from cli.batch.items import Item, Text
+from cli.batch.input.items import Item, Text
+from cli.batch.output.answers import Answer
 from cli.batch.refusals import BadRequest
 from cli.openai.errors import ApiError
 from cli.openai.logprobs import Teller
 from cli.openai.responses import Choice
-from specexec.sampling import SamplingParams
+from specexec.engine.request_types import Request
+from specexec.sampling.params import SamplingParams
 from specexec.stats import Burst, Completion, Cost
-from specexec.tree import TokenTree
-from specexec.wishes import Wishes
-from specexec.work import Request
+from specexec.text.template_options import Wishes
+from specexec.tree.tree import TokenTree
 
 if TYPE_CHECKING:
-    from specexec.encoding import Encoding
     from specexec.text.formats import Format
     from specexec.text.formats.thinking import Level
+    from specexec.text.tokenizer import Encoding
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from cli.errors import BadJsonl
 from cli.openai.errors import ApiError
+from cli.shared.errors import BadJsonl
 from specexec.errors import SpecexecError
 
 

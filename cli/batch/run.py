@@ -7,20 +7,20 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
-from cli.batch.answers import Answer
 from cli.batch.eta import Forecast, spelled
-from cli.batch.items import Item
-from cli.batch.partial import Begun, PartialFile
+from cli.batch.input.items import Item
+from cli.batch.output.answers import Answer
+from cli.batch.output.partial import Begun, PartialFile
+from cli.batch.output.sinks import Sink
 from cli.batch.preparation import Preparation
-from cli.batch.sinks import Sink
-from cli.errors import INTERRUPTED, SOME_FAILED
-from cli.interrupts import Interrupts
-from cli.quantities import format_speed
-from cli.screen import Screen
+from cli.shared.errors import INTERRUPTED, SOME_FAILED
+from cli.shared.quantities import format_speed
+from cli.terminal.interrupts import Interrupts
+from cli.terminal.screen import Screen
+from specexec.engine.request_types import Failure, Request, Result
 from specexec.errors import SpecexecError
-from specexec.sampling import SamplingParams
+from specexec.sampling.params import SamplingParams
 from specexec.stats import Completion
-from specexec.work import Failure, Request, Result
 
 if TYPE_CHECKING:
     from cli.batch.worker import BatchEngine, Sweeps

@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from specexec.engine.request_types import Partial, Request, Result
 from specexec.stats import Progress
-from specexec.work import Partial, Request, Result
 
 REPORT_EVERY_S = 1.0
 
 
 class Sweeps(Protocol):
-    """What is needed of a batch (specexec/batch.py)."""
+    """What is needed of a batch (specexec/engine/batch.py)."""
 
     @property
     def done(self) -> bool: ...

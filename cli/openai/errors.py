@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cli.errors import REFUSALS
+from cli.shared.errors import REFUSALS
 
 
 class ApiError(Exception):

@@ -20,12 +20,12 @@ from cli.openai.schema import (
 from cli.openai.shape import Shape, read_shape
 from cli.openai.tools import Tools, read_tools
 from specexec.errors import BadSampling
-from specexec.sampling import SamplingParams, derived_seed
+from specexec.sampling.params import SamplingParams, derived_seed
 from specexec.text.formats.thinking import Level
-from specexec.wishes import RESERVED, EndsIn, Wishes
+from specexec.text.template_options import RESERVED, EndsIn, Wishes
 
 if TYPE_CHECKING:
-    from specexec.grammar import Grammar
+    from specexec.sampling.grammar import Grammar
 
 MOST_STOPS = 16
 SEEDS = 2**53  # of choices: JavaScript reads a JSON number exactly below it

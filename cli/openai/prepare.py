@@ -19,12 +19,12 @@ from cli.openai.shape import Shape
 from specexec.errors import BadGrammar, BadMessages, BadText, ContextLengthExceeded, EmptyPrompt
 from specexec.text.formats import Format, Reader, format_of
 from specexec.text.formats.rules import Bound
-from specexec.wishes import Wishes
+from specexec.text.template_options import Wishes
 
 if TYPE_CHECKING:
-    from specexec.encoding import Encoding
-    from specexec.engine import Engine
-    from specexec.grammar import Grammar
+    from specexec.engine.engine import Engine
+    from specexec.sampling.grammar import Grammar
+    from specexec.text.tokenizer import Encoding
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def bound_of(form: Format, prompt: Items[int], asked: Asked) -> Bound | None:
 
 def grammar_of(shape: Shape) -> str:
     """The grammar of a whole text."""
-    from specexec.grammar import json_schema, regex  # with torch, which is there once the engine is
+    from specexec.sampling.grammar import json_schema, regex  # with torch, which is there once the engine is
 
     return json_schema(shape.schema) if shape.schema is not None else regex(shape.regex or "")
 

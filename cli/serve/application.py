@@ -22,8 +22,8 @@ from cli.openai.prepare import encode
 from cli.serve.bodies import read_json
 from cli.serve.completions import Completions, Manner, ready
 from cli.serve.guard import Guard, Policy
+from cli.serve.metrics import exposition
 from cli.serve.refusals import response_of
-from cli.serve.totals import exposition
 from cli.serve.worker import Worker
 
 log = logging.getLogger(__name__)

@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from cli.engine import introduction, open_engine, remembering
-from cli.errors import INTERRUPTED, MissingExtra, PortTaken
-from cli.facts import facts_of
-from cli.options import EngineOptions, RealNumber, WholeNumber, engine_options, model_argument
-from cli.screen import Screen
-from cli.template import template_options
-from cli.thoughts import Think, ask_to_think, think_option
-from cli.verbosity import Verbosity, json_option, start_logging, verbosity_options
-from cli.visible import echo
+from cli.engine.facts import facts_of
+from cli.engine.open import introduction, open_engine, remembering
+from cli.shared.control_codes import echo
+from cli.shared.errors import INTERRUPTED, MissingExtra, PortTaken
+from cli.shared.options import EngineOptions, RealNumber, WholeNumber, engine_options, model_argument
+from cli.shared.template_options import template_options
+from cli.shared.thinking import Think, ask_to_think, think_option
+from cli.shared.verbosity import Verbosity, json_option, start_logging, verbosity_options
+from cli.terminal.screen import Screen
 
 if TYPE_CHECKING:
-    from specexec.engine import Engine
+    from specexec.engine.engine import Engine
 
 NEEDED = ("starlette", "uvicorn", "sse_starlette", "pydantic")
 SHUTDOWN_S = 10
@@ -154,7 +154,7 @@ def _warm(engine: Engine, think: Think, screen: Screen) -> Engine:
     all others would wait for: seconds of one processor.
     """
     from specexec.errors import BadGrammar
-    from specexec.grammar import json_schema
+    from specexec.sampling.grammar import json_schema
     from specexec.text.formats import format_of
 
     ask_to_think(engine, think, screen.say)

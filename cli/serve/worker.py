@@ -14,14 +14,14 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from cli.serve.reuse import IdleCaches
-from cli.serve.totals import Totals
-from specexec.sampling import SamplingParams
+from cli.serve.cache_pool import IdleCaches
+from cli.serve.metrics import Totals
+from specexec.sampling.params import SamplingParams
 
 if TYPE_CHECKING:
-    from specexec.engine import Engine
-    from specexec.sequence import Sequence
+    from specexec.engine.engine import Engine
     from specexec.stats import Burst
+    from specexec.text.sequence import Sequence
 
 log = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import offload as weights
-from specexec.architecture import check_tree_support, context_for, longest_text
+from specexec.model.architecture import check_tree_support, context_for, longest_text
 
 
 def admit(

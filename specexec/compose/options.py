@@ -9,8 +9,8 @@ from typing import get_args
 import torch
 
 import offload as weights
-from specexec.budget import check_budget
 from specexec.errors import BadOption
+from specexec.planning.budget import check_budget
 
 DTYPES = {"auto": None, "bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
 NAMES: dict[str, Iterable[str]] = {

@@ -15,15 +15,15 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from specexec.calibration import Calibrated
-from specexec.choice import Choice
-from specexec.cost import CostModel
-from specexec.drafters import Ask, Drafter, Guesses
+from specexec.drafters.calibration import Calibrated
+from specexec.drafters.cost import CostModel
 from specexec.drafters.guarded import Guarded
+from specexec.drafters.protocol import Ask, Drafter, Guesses
+from specexec.drafters.registry import Choice
 from specexec.drafters.union import Union
 from specexec.learned import Arrays
-from specexec.sequence import Sequence
-from specexec.tree import Floats, Ints, TokenTree
+from specexec.text.sequence import Sequence
+from specexec.tree.tree import Floats, Ints, TokenTree
 
 log = logging.getLogger(__name__)
 

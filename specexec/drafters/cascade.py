@@ -12,13 +12,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from specexec.cost import Line
-from specexec.drafters import Ask
-from specexec.hits import Hits
-from specexec.memory import Memory
-from specexec.suffix import LONGEST, NOTHING, RUNGS, Context, follower, then
-from specexec.tree import ROOT, TokenTree
-from specexec.workspace import ALONG, LEVELS
+from specexec.drafters.cost import Line
+from specexec.drafters.protocol import Ask
+from specexec.drafters.retrieval.hit_rates import Hits
+from specexec.drafters.retrieval.memory import Memory
+from specexec.drafters.retrieval.suffix_index import LONGEST, NOTHING, RUNGS, Context, follower, then
+from specexec.sizes import ALONG, LEVELS
+from specexec.tree.tree import ROOT, TokenTree
 
 REACHES = 8  # classes of nodes by how likely the text comes there, a factor of e each
 PASSES = 0.25  # of a whole pass that a row saves which is asked about later: the others it was only near

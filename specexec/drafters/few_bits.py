@@ -22,7 +22,7 @@ Form = Literal["nf4", "hqq4", "hqq3", "hqq2"]
 Part = tuple[Tensor, dict[str, Any]]  # codes, and what hqq must know of them
 BLOCK = 64
 # Weights that are dense at a time. On a CPU less than 1 MiB of float32: more would come from the system and go back to
-# it with every operation while models are loaded (offload.heap). A GPU takes longer to start an operation.
+# it with every operation while models are loaded (offload.machine.heap). A GPU takes longer to start an operation.
 PART = {"cpu": 3 << 16, "cuda": 1 << 24}
 
 

@@ -16,10 +16,10 @@ from weakref import WeakSet
 import numpy as np
 import torch
 
-from specexec.drafters import Ask, Drafter, Guesses
+from specexec.drafters.protocol import Ask, Drafter, Guesses
 from specexec.errors import SweepCancelled
-from specexec.sequence import Sequence
-from specexec.tree import Ints, TokenTree
+from specexec.text.sequence import Sequence
+from specexec.tree.tree import Ints, TokenTree
 
 log = logging.getLogger(__name__)
 

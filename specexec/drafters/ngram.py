@@ -15,11 +15,11 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 
-from specexec.drafters import Ask, Guesses
-from specexec.memory import STANDINGS, Memory, cells_of
-from specexec.sequence import Sequence
-from specexec.suffix import SAMPLE, Context, Store, context_of, then
-from specexec.tree import ROOT, Floats, Ints, TokenTree
+from specexec.drafters.protocol import Ask, Guesses
+from specexec.drafters.retrieval.memory import STANDINGS, Memory, cells_of
+from specexec.drafters.retrieval.suffix_index import SAMPLE, Context, Store, context_of, then
+from specexec.text.sequence import Sequence
+from specexec.tree.tree import ROOT, Floats, Ints, TokenTree
 
 WIDTH = 8  # children worth naming for one node
 MOST_NODES = 256  # of one tree: those the text was most likely to meet teach, the others cost time

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from specexec.drafters import Ask, Guesses
-from specexec.sequence import Sequence
-from specexec.tree import Ints, TokenTree
+from specexec.drafters.protocol import Ask, Guesses
+from specexec.text.sequence import Sequence
+from specexec.tree.tree import Ints, TokenTree
 
 
 class NoDrafter:

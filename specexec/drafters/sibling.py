@@ -14,19 +14,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from specexec.calibration import Calibrated, log_softmax
-from specexec.drafters import Ask, Guesses
-from specexec.drafters.below import Along, Asked, Below
+from specexec.drafters.calibration import Calibrated, log_softmax
 from specexec.drafters.cascade import Cascade
-from specexec.drafters.trimmed import Columns, TrimmedHead
+from specexec.drafters.protocol import Ask, Guesses
+from specexec.drafters.ranking import Ranking
+from specexec.drafters.read_rows import Along, Asked, Below
+from specexec.drafters.trimmed_head import Columns, TrimmedHead
 from specexec.learned import Arrays
-from specexec.lm import Rows, TreeLM
-from specexec.processors import History
-from specexec.ranking import Ranking
-from specexec.scores import NoiseRows, constrained
-from specexec.sequence import Sequence
-from specexec.tree import ROOT, Floats, Ints, TokenTree
-from specexec.workspace import BEAMS, CANDIDATES
+from specexec.model.tree_lm import Rows, TreeLM
+from specexec.sampling.processors import History
+from specexec.sampling.scores import NoiseRows, constrained
+from specexec.sizes import BEAMS, CANDIDATES
+from specexec.text.sequence import Sequence
+from specexec.tree.tree import ROOT, Floats, Ints, TokenTree
 
 
 @dataclass(frozen=True)

@@ -18,15 +18,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from specexec.cache import KVCache
 from specexec.drafters.cascade import Cascade
+from specexec.drafters.ranking import Ranking
 from specexec.drafters.sibling import SiblingDrafter
-from specexec.lm import Rows, TreeLM
-from specexec.partial import layer_list_path
-from specexec.planners import static_tree
-from specexec.ranking import Ranking
-from specexec.sublayers import Kept, masked, partial_lm
-from specexec.tree import Floats
+from specexec.model.cache import KVCache
+from specexec.model.sublayers import Kept, masked, partial_lm
+from specexec.model.submodel import layer_list_path
+from specexec.model.tree_lm import Rows, TreeLM
+from specexec.tree.static_shape import static_tree
+from specexec.tree.tree import Floats
 
 SHARE = 0.5  # of the target's weights may be copied: about what the paper's search keeps of a 70B
 TRIES = 128  # sets that a search looks at, where they are cheap

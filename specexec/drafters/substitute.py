@@ -11,10 +11,10 @@ from collections.abc import Iterable, Mapping
 from torch import nn
 
 from specexec.drafters.cascade import Cascade
+from specexec.drafters.ranking import Ranking
 from specexec.drafters.sibling import SiblingDrafter
-from specexec.lm import TreeLM
-from specexec.partial import rebuilt
-from specexec.ranking import Ranking
+from specexec.model.submodel import rebuilt
+from specexec.model.tree_lm import TreeLM
 
 
 def substituting(

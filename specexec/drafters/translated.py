@@ -17,13 +17,13 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 
-from specexec.cache import KVCache, common_prefix
-from specexec.calibration import Calibrated, log_softmax
-from specexec.drafters import Ask, Guesses
-from specexec.lm import Rows, TreeLM
-from specexec.sampling import SamplingParams
-from specexec.sequence import Sequence
-from specexec.tree import ROOT, Floats, Ints, TokenTree
+from specexec.drafters.calibration import Calibrated, log_softmax
+from specexec.drafters.protocol import Ask, Guesses
+from specexec.model.cache import KVCache, common_prefix
+from specexec.model.tree_lm import Rows, TreeLM
+from specexec.sampling.params import SamplingParams
+from specexec.text.sequence import Sequence
+from specexec.tree.tree import ROOT, Floats, Ints, TokenTree
 
 CANDIDATES = 48
 BACK = 3  # tokens of theirs at the end of the text that what follows may cut otherwise

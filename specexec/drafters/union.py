@@ -16,13 +16,13 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from specexec.cost import CostModel, Line
-from specexec.drafters import Ask, Drafter, Guesses
+from specexec.drafters.cost import CostModel, Line
 from specexec.drafters.guarded import Guarded
+from specexec.drafters.mixture import Cell, Told, Trust, merge
+from specexec.drafters.protocol import Ask, Drafter, Guesses
 from specexec.learned import Arrays, packed, unpack
-from specexec.mixture import Cell, Told, Trust, merge
-from specexec.sequence import Sequence
-from specexec.tree import ROOT, Floats, Ints, TokenTree
+from specexec.text.sequence import Sequence
+from specexec.tree.tree import ROOT, Floats, Ints, TokenTree
 
 MOST_NODES = 256  # of one tree teach: those the text was most likely to meet
 

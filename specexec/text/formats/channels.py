@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 
+from specexec.pieces import Call, Malformed, Unfinished, call_of
 from specexec.text.detokenizer import begun
 from specexec.text.formats.events import Event, Said, Turned
 from specexec.text.formats.json_calls import json_at_start
 from specexec.text.formats.kinds import Kinds
-from specexec.text.formats.pieces import Call, Malformed, Unfinished, call_of
 from specexec.text.formats.rules import Rules, Tool
 from specexec.text.formats.xml_calls import XmlCalls
 

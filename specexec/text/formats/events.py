@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
-from specexec.text.formats.pieces import Call
+from specexec.pieces import Call
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Protocol
 
+from specexec.pieces import Call
 from specexec.text.formats.format import Format, Words
 from specexec.text.formats.kinds import kinds_of
-from specexec.text.formats.pieces import Call
 from specexec.text.formats.probe import ANSWER, ARGUMENTS, QUESTION, THOUGHT, Probe, Renders, tools
 from specexec.text.formats.table import CALLS, CHANNELS, THOUGHTS, CallForm
-from specexec.wishes import Wishes
+from specexec.text.template_options import Wishes
 
 
 class Templates(Words, Renders, Hashable, Protocol):

@@ -7,13 +7,13 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Protocol, TypeVar
 
+from specexec.pieces import Call
 from specexec.text.detokenizer import TextStream
 from specexec.text.formats.channels import ChannelScanner
 from specexec.text.formats.events import Scanner
 from specexec.text.formats.grammars import answer_in_channels, answer_in_json, answer_with_calls
 from specexec.text.formats.kinds import Kinds
 from specexec.text.formats.marks import Marks, Vocabulary
-from specexec.text.formats.pieces import Call
 from specexec.text.formats.probe import Probe
 from specexec.text.formats.reader import Reader
 from specexec.text.formats.rules import Bound

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
+from specexec.pieces import Call, Json, Malformed, Unfinished, call_of
 from specexec.text.formats.kinds import Kinds, types_of, value_of
-from specexec.text.formats.pieces import Call, Json, Malformed, Unfinished, call_of
 from specexec.text.formats.rules import TRUTH, Rules, Tool, options
 
 _HEAD = re.compile(r"\s*call:(?P<name>[^\s{]+)\s*\{")

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from collections.abc import Sequence as Items
 
 from specexec.errors import BadGrammar
+from specexec.sampling.json_schema import usable
 from specexec.text.formats.channels import Channels, channel_rules
 from specexec.text.formats.marks import Marks
 from specexec.text.formats.rules import ANY, Bound, Rules, tools_of
-from specexec.text.formats.schema import usable
 from specexec.text.formats.table import CallForm
 
 

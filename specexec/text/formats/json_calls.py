@@ -6,8 +6,8 @@ import json
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
+from specexec.pieces import Call, Json, Malformed, Unfinished, call_of
 from specexec.text.formats.kinds import Kinds
-from specexec.text.formats.pieces import Call, Json, Malformed, Unfinished, call_of
 from specexec.text.formats.rules import Rules, Tool
 
 

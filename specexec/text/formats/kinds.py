@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import TypeAlias
 
-from specexec.text.formats.pieces import Json
+from specexec.pieces import Json
 
 Kinds: TypeAlias = Mapping[str, Mapping[str, frozenset[str]]]  # tool → parameter → types its schema names
 

@@ -6,9 +6,9 @@ import re
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
+from specexec.pieces import Call, Malformed, Unfinished, call_of
 from specexec.text.formats.json_calls import json_at_start
 from specexec.text.formats.kinds import Kinds
-from specexec.text.formats.pieces import Call, Malformed, Unfinished, call_of
 from specexec.text.formats.rules import Rules, Tool
 from specexec.text.formats.xml_calls import HOLES, blank, literals_of
 

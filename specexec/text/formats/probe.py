@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeAlias
 
 from specexec.errors import SpecexecError
-from specexec.text.formats.pieces import Json
-from specexec.wishes import EndsIn, Wishes
+from specexec.pieces import Json
+from specexec.text.template_options import EndsIn, Wishes
 
 QUESTION, ANSWER, THOUGHT = "Qprobe1", "Aprobe2", "Tprobe3"
 Asked: TypeAlias = tuple[tuple[str, dict[str, Json]], ...]  # names of tools and arguments to call them with

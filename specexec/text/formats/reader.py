@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Items
 
+from specexec.pieces import Call, Piece
 from specexec.text.detokenizer import TextStream, begun
 from specexec.text.formats.events import Between, Event, Said, Scanner, Turned
 from specexec.text.formats.marks import Marks
-from specexec.text.formats.pieces import Call, Piece
 
 
 class Reader:

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 
+from specexec.sampling.json_schema import laid_out, usable
 from specexec.text.formats.marks import Marks
-from specexec.text.formats.schema import laid_out, usable
 
 ANY = r"/(.|\n)*/"
 TRUTH = '"true" | "false" | "True" | "False"'  # as JSON has it, and as templates write it

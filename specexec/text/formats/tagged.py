@@ -7,10 +7,10 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from specexec.pieces import Call, Malformed, Unfinished
 from specexec.text.detokenizer import begun
 from specexec.text.formats.events import Between, Event, Said, Turned
 from specexec.text.formats.kinds import Kinds
-from specexec.text.formats.pieces import Call, Malformed, Unfinished
 
 
 class Shape(Protocol):

@@ -1,0 +1,1 @@
+"""Files, lines and standard input become items."""

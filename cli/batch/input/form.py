@@ -1,0 +1,79 @@
+"""How a text becomes a prompt: a template around it, a system message before it, the chat template or none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from jinja2 import StrictUndefined, TemplateSyntaxError
+from jinja2.sandbox import SandboxedEnvironment
+
+from cli.batch.input.items import Json, Message, Prompt, is_text
+from cli.shared.errors import BadJsonl
+from specexec.errors import BadText, EmptyPrompt
+
+_TEMPLATES = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
+
+
+@dataclass(frozen=True)
+class Form:
+    """The field that holds the text, a template around it, a system message before it."""
+
+    field: str | None = None
+    template: str | None = None
+    system: str | None = None
+    chat: bool = True
+
+    def prompt(self, value: Json, place: str, fields: Mapping[str, Json] | None = None) -> Prompt:
+        """The prompt made of one value; raises what is wrong with it. Messages and token ids are not looked into."""
+        if self.template is not None:
+            value = self._filled({**(fields or {}), "text": value}, place)
+        elif messages := _objects(value):
+            if not self.chat:
+                raise BadJsonl(f"{place}: messages need the chat template.", hint="leave out --raw.")
+            return self.with_system(messages)
+        elif ids := _ids(value):
+            return ids
+        if not isinstance(value, str):
+            raise BadJsonl(f"{place}: neither text nor messages with role and content.")
+        if not is_text(value):
+            raise BadText(f"{place}: half a character (a lone surrogate) is not text.")
+        if not value.strip():
+            raise EmptyPrompt(f"{place}: the prompt is empty.")
+        return self.with_system([{"role": "user", "content": value}]) if self.chat else value
+
+    def with_system(self, messages: list[Message]) -> list[Message]:
+        """With the run's system message before messages that have none."""
+        if not self.system or messages[0].get("role") in ("system", "developer"):
+            return messages
+        return [{"role": "system", "content": self.system}, *messages]
+
+    def _filled(self, fields: Mapping[str, Json], place: str) -> str:
+        try:
+            return _TEMPLATES.from_string(self.template or "").render(fields)
+        except Exception as problem:  # a template is the user's own code, and may fail in any way that Python knows
+            raise BadJsonl(f"{place}: the template cannot be filled: {_said(problem)}.") from problem
+
+
+def template_problem(text: str) -> str | None:
+    """What is wrong with a template, whatever it will be filled with."""
+    try:
+        _TEMPLATES.parse(text)
+    except TemplateSyntaxError as problem:
+        return f"line {problem.lineno} of the template: {_said(problem)}."
+    return None
+
+
+def _said(problem: Exception) -> str:
+    return (str(problem).partition("\n")[0] or type(problem).__name__).removesuffix(".")
+
+
+def _objects(value: Json) -> list[Message]:
+    """`value`, if it is a list of objects, as messages are."""
+    messages: list[Message] = [{**item} for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+    return messages if isinstance(value, list) and len(messages) == len(value) else []
+
+
+def _ids(value: Json) -> list[int]:
+    ids = [item for item in value if type(item) is int] if isinstance(value, list) else []
+    return ids if isinstance(value, list) and len(ids) == len(value) else []

@@ -1,0 +1,1 @@
+"""Answers become lines and files that survive a crash."""

@@ -1,0 +1,29 @@
+"""Small files that are either the old one or the new one, never a part; and words for what a disk refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cli.shared.errors import DiskFull
+from offload.machine.atomic_write import replacing
+
+
+@contextmanager
+def on_disk(path: Path, what: str) -> Iterator[None]:
+    """A failure to write inside the block becomes a refusal that says so and how to go on."""
+    try:
+        yield
+    except OSError as problem:
+        raise DiskFull(
+            f"{path}: {problem.strerror} while writing {what}.",
+            why="Everything before it is complete and saved.",
+            hint="make room, then the same command with --resume.",
+        ) from problem
+
+
+def replace_file(path: Path, content: str) -> None:
+    """Put `content` at `path`, at once and for good: readers and crashes see the old file or the new one."""
+    with replacing(path) as file:
+        file.write(content.encode())

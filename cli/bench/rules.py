@@ -1,0 +1,84 @@
+"""Rows of `specexec bench --laws`: the same prompts written by other laws of verification."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from cli.bench.rounds import Row, memory_B
+from cli.shared.options import EngineOptions
+from cli.terminal.screen import Screen
+from offload.hub.names import called
+from specexec.errors import BadText
+
+if TYPE_CHECKING:
+    from specexec.engine.engine import Engine
+    from specexec.evaluation.rule_runner import Tally
+    from specexec.model.tree_lm import TreeLM
+    from specexec.text.messages import Prompt
+
+
+def measure_laws(
+    llm: Engine,
+    options: EngineOptions,
+    prompts: Sequence[Prompt],
+    laws: Sequence[str],
+    plain: Row,
+    tokens: int,
+    screen: Screen,
+) -> list[Row]:
+    """A row for each law, at the temperature of the plain row; texts are none that anybody asked for."""
+    from specexec.evaluation.rule_runner import Rival
+
+    target, draft = two_models(llm)
+    rows = []
+    for law in laws:
+        screen.say(f"law {law}, T = {plain.temperature:g}")
+        rivals = [Rival(target, draft, law, plain.temperature, seed) for seed in range(len(prompts))]
+        for rival, prompt in zip(rivals, prompts, strict=True):
+            rival.write(llm.encode(prompt), tokens)
+        rows.append(_row(llm, options, law, [rival.tally for rival in rivals], plain))
+    return rows
+
+
+def two_models(llm: Engine) -> tuple[TreeLM, TreeLM]:
+    """Target and drafter, which the laws compare. Raises BadText unless one model drafts, by the target's token ids."""
+    from specexec.model.tree_lm import TreeLM
+
+    if (several := len(llm.folders) - 1) > 1:
+        raise BadText(
+            f"--laws compares laws on one model that drafts, here {several} do.", hint="--drafters with one of them."
+        )
+    target, draft = llm.models["target"], llm.models.get("drafter")
+    if not isinstance(target, TreeLM) or not isinstance(draft, TreeLM):
+        raise BadText("--laws compares laws on a model that drafts.", hint="--drafters sibling, or a path.")
+    return target, draft
+
+
+def _row(llm: Engine, options: EngineOptions, law: str, tallies: list[Tally], plain: Row) -> Row:
+    tokens, sweeps = sum(one.tokens for one in tallies), sum(one.sweeps for one in tallies)
+    seconds, draft_s = sum(one.seconds for one in tallies), sum(one.draft_s for one in tallies)
+    most, deepest = sum(one.most for one in tallies), max(depth for one in tallies for depth in [-1, *one.depths])
+    return replace(
+        plain,
+        drafter=called(llm.folders["drafter"]),  # alone, whatever is joined to it
+        planner=f"law: {law}",
+        budget=f"{sum(one.nodes for one in tallies) / sweeps:.0f}",
+        sweeps=sweeps,
+        tokens_per_sweep=tokens / sweeps,
+        draft_s=draft_s / sweeps,
+        stream_s=0.0,
+        compute_s=(seconds - draft_s) / sweeps,
+        tokens_per_s=tokens / seconds,
+        tokens_per_s_sd=0.0,
+        vs_plain=tokens / seconds / plain.tokens_per_s,
+        same_texts=0,
+        texts=0,
+        memory_B=memory_B(llm.device),
+        accepted_by_depth=tuple(sum(one.depths[d] for one in tallies) / sweeps for d in range(deepest + 1)),
+        calibration_error=None,
+        hit_rate=None,
+        hidden=0.0,
+        of_bound=sum(one.taken for one in tallies) / most if most else None,
+    )

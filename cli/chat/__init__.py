@@ -1,0 +1,1 @@
+"""Conversations: the loop, its slash commands, and where they are kept."""

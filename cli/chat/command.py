@@ -1,0 +1,168 @@
+"""`specexec chat`: talk to a model, or ask it one thing."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING
+
+import click
+from click.core import ParameterSource
+
+from cli.chat.archive import Archive, Record, sessions_folder
+from cli.chat.loop import converse
+from cli.chat.saving import Keeper, stored_name
+from cli.chat.session import Session
+from cli.engine.facts import facts_of
+from cli.engine.open import running_engine
+from cli.engine.prompts import with_stdin
+from cli.shared.control_codes import echo
+from cli.shared.options import TEXT_OR_FILE, EngineOptions, engine_options, model_argument, sampling_options
+from cli.shared.template_options import template_options
+from cli.shared.thinking import Think, ask_to_think, think_option
+from cli.shared.verbosity import Verbosity, json_option, verbosity_options
+from cli.terminal.display import Display, display_options
+from cli.terminal.screen import Screen
+from specexec.pieces import Piece
+from specexec.sampling.params import SamplingParams
+from specexec.stats import Overlap
+
+if TYPE_CHECKING:
+    from specexec.engine.engine import Engine
+    from specexec.stats import Burst
+    from specexec.text.conversation import Conversation
+
+# Questions that the demo answers well; a test checks them against its golden answers.
+TOY_QUESTIONS = "It answers: How does specexec work? · What is a drafter? · What is offloading?"
+
+
+@click.command()
+@model_argument
+@click.option("-p", "--prompt", help="Ask this, print the answer and exit; piped input goes in front.")
+@click.option("-s", "--system", type=TEXT_OR_FILE, help="System prompt, or @FILE.")
+@click.option("-c", "--continue", "resume", is_flag=True, help="Go on with the latest conversation.")
+@click.option("--session", metavar="ID", help="Go on with this one; see specexec sessions list.")
+@click.option("--no-save", is_flag=True, help="Do not keep this conversation.")
+@click.option("--no-history", is_flag=True, help="Do not remember what is typed.")
+@think_option
+@click.option("--bell", is_flag=True, help="Ring when an answer took longer than 10 s.")
+@click.option("--notify-command", metavar="COMMAND", help="Run this when an answer took longer than 10 s.")
+@display_options
+@template_options
+@engine_options
+@sampling_options
+@json_option("Print the answer to -p, and what came of every option, as JSON.")
+@verbosity_options
+@click.pass_obj
+def chat(
+    verbosity: Verbosity,
+    prompt: str | None,
+    system: str | None,
+    resume: bool,
+    session: str | None,
+    no_save: bool,
+    no_history: bool,
+    think: Think,
+    bell: bool,
+    notify_command: str | None,
+    display: Display,
+    engine_options: EngineOptions,
+    sampling: SamplingParams,
+    as_json: bool,
+) -> int:
+    """Talk to MODEL, by default the built-in demo.
+
+    \b
+      specexec chat -p "How does specexec work?"
+      cat notes.txt | specexec chat -m llama-70b -p "Summarise this."
+      specexec chat -c                                  go on where you left off
+    """
+    if as_json and prompt is None:
+        raise click.UsageError("--json is for one question: ask it with --prompt.")
+    message = None if prompt is None else with_stdin(prompt)
+    screen = Screen(quiet=verbosity.quiet, plain=display.plain)
+    record = _record(resume, session)
+    if record is not None and not _model_was_named():
+        engine_options = replace(engine_options, model=record.model)
+    kept = not no_save and (message is None or record is not None)  # a single question is nobody's conversation
+
+    def begin(engine: Engine, options: EngineOptions, before: Session | None) -> Session:
+        ask_to_think(engine, before.think if before else think, screen.say)
+        conversation = engine.conversation(system)
+        if before is None:
+            talk = Session(engine, conversation, screen, sampling, options, display, bell, notify_command, think)
+        else:
+            talk = before.moved(engine, conversation, options)
+        if kept:
+            earlier = before.keeper.record if before and before.keeper else record
+            talk.keeper = _keeper(engine, conversation, options.model, earlier, screen)
+        if before is None and message is None and engine.toy:
+            screen.say(TOY_QUESTIONS)
+        return talk
+
+    if message is None:
+        return converse(engine_options, screen, verbosity, history=not no_history, begin=begin)
+    with running_engine(engine_options, screen, verbosity) as engine:
+        talk = begin(engine, engine_options, None)
+        if as_json:
+            bursts = list(talk.conversation.send(message, sampling))
+            asked = {"prompt": message, "system": system, "think": think}
+            echo(json.dumps(asked | _record_of(bursts, engine, engine_options, sampling), ensure_ascii=False))
+            return 0
+        try:
+            answer = talk.play(talk.conversation.send(message, sampling))
+            talk.report(answer)
+            return answer.exit_code
+        finally:
+            talk.leave()
+
+
+def _record_of(
+    bursts: list[Burst], engine: Engine, options: EngineOptions, sampling: SamplingParams
+) -> dict[str, object]:
+    """An answer and everything that led to it."""
+    tokens = sum(len(burst.tokens) for burst in bursts)
+    whole = sum((burst.piece for burst in bursts), Piece())
+    return {
+        "text": whole.content,
+        "reasoning": whole.reasoning,
+        "calls": [asdict(call) for call in whole.calls],
+        "finish_reason": bursts[-1].finish_reason,
+        "completion_tokens": tokens,
+        "sweeps": len(bursts),
+        "drafted": sum(burst.nodes for burst in bursts),
+        "accepted": sum(burst.accepted for burst in bursts),
+        "bytes_read": sum(burst.bytes_read for burst in bursts),
+        "draft_s": sum(burst.draft_s for burst in bursts),
+        "sweep_s": sum(burst.sweep_s for burst in bursts),
+        "overlap": asdict(sum((burst.overlap for burst in bursts), Overlap())),
+        "sampling": asdict(replace(engine.filled(sampling), seed=bursts[-1].seed)),
+        "engine": facts_of(engine, options),
+    }
+
+
+def _record(resume: bool, session: str | None) -> Record | None:
+    """The conversation to go on with."""
+    if resume and session:
+        raise click.UsageError("--continue is the latest conversation, --session another one: give one of them.")
+    archive = Archive(sessions_folder()) if resume or session else None
+    if archive is None:
+        return None
+    return archive.load(session) if session else archive.latest()
+
+
+def _model_was_named() -> bool:
+    """Whether this command line says which model; a conversation keeps its own otherwise."""
+    context = click.get_current_context()
+    typed = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
+    return any(context.get_parameter_source(name) in typed for name in ("model", "positional_model"))
+
+
+def _keeper(engine: Engine, conversation: Conversation, model: str, record: Record | None, screen: Screen) -> Keeper:
+    """Keeps this conversation from now on, and takes up what `record` holds."""
+    archive, model = Archive(sessions_folder()), stored_name(model)
+    kept = archive.new(model) if record is None else replace(record, model=model)
+    keeper = Keeper(archive, kept, engine, conversation, screen)
+    if kept.messages:
+        keeper.resume()
+    return keeper

@@ -1,0 +1,170 @@
+"""Saves a conversation after every turn, and its keys and values when it is left; takes both up again.
+
+Nothing that was saved is overwritten: what is taken back or answered again stays in the file, and what somebody else
+went on with stays theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Items
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cli.chat.archive import Archive, Record, TakenBack
+from cli.shared.errors import BadSnapshot
+from cli.shared.quantities import format_bytes, format_count
+from cli.terminal.screen import Screen
+from specexec.text.messages import Message
+from specexec.text.transcript import belonging
+
+if TYPE_CHECKING:
+    from specexec.engine.engine import Engine
+    from specexec.text.conversation import Conversation
+
+
+class Keeper:
+    """One per conversation that is kept."""
+
+    def __init__(
+        self, archive: Archive, record: Record, engine: Engine, conversation: Conversation, screen: Screen
+    ) -> None:
+        self._archive = archive
+        self._record = record
+        self._engine = engine
+        self._conversation = conversation
+        self._screen = screen
+        self._saved: tuple[object, ...] = (None, ())
+
+    @property
+    def record(self) -> Record:
+        return self._record
+
+    @property
+    def conversation(self) -> Conversation:
+        return self._conversation
+
+    @property
+    def id(self) -> str:
+        return self._record.id
+
+    def successor(self, record: Record) -> Keeper:
+        """Takes up another conversation with the same engine."""
+        other = Keeper(self._archive, record, self._engine, self._engine.conversation(), self._screen)
+        other.resume()
+        return other
+
+    def anew(self) -> Keeper:
+        """Begins another conversation with the same engine and system prompt."""
+        begun = self._engine.conversation(self._conversation.system)
+        return Keeper(self._archive, self._archive.new(self._record.model), self._engine, begun, self._screen)
+
+    def save(self) -> None:
+        """Put what was said on the disk, if anything was said since the last time."""
+        kept = self._conversation.keep()
+        messages = tuple(dict(message) for message in kept.messages)
+        now = (kept.system, messages, [(len(turn.written), turn.ended) for turn in kept.turns])
+        if now == self._saved or not (messages or self._record.messages):
+            return
+        before, self._saved = self._record, now
+        taken_back = (*before.taken_back, *_lost(before, kept.system, messages))
+        changed = replace(before, system=kept.system, messages=messages, turns=tuple(kept.turns), taken_back=taken_back)
+        self._record = self._archive.save(changed)
+        if self.id != before.id:
+            self._screen.tell(f"Note: {before.id} was gone on with elsewhere; this conversation is kept as {self.id}.")
+
+    def leave(self, *, for_now: bool = False) -> None:
+        """Save with everything that makes going on cheap and, unless it is `for_now`, say how to go on."""
+        self.save()
+        if not self._record.messages:
+            return
+        size = self._snapshot() if self._archive.is_latest(self._record) else 0
+        if for_now:
+            return
+        kept = f", {format_bytes(size)} of keys and values with it" if size else ""
+        self._screen.say(f"saved as {self.id}{kept}. Go on with: specexec chat -c")
+
+    def _snapshot(self) -> int:
+        from cli.chat.snapshot import write_snapshot
+
+        try:
+            size = write_snapshot(self._archive.snapshot_path(self.id), self._conversation.keep(), self._weights())
+        except OSError as problem:
+            self._screen.tell(f"Note: keys and values are not kept ({problem.strerror}): going on reads all again.")
+            return 0
+        if not size:
+            self._archive.forget_snapshot(self.id)
+        return size
+
+    def resume(self) -> None:
+        """Go on where the record ends, and say how much of it need not be read again."""
+        from cli.chat.snapshot import read_snapshot
+
+        self._record, unanswered = _answered(self._record)
+        conversation, record = self._conversation, self._record
+        kept = conversation.keep()
+        kept.messages, kept.system = [dict(message) for message in record.messages], record.system
+        if conversation.system is not None:
+            kept.system = conversation.system  # asked for anew on the command line
+        kept.turns = belonging(record.turns, kept.dialogue)
+        self._saved = (kept.system, record.messages, [(len(turn.written), turn.ended) for turn in kept.turns])
+        path = self._archive.snapshot_path(self.id)
+        how = "it is read again with the next message"
+        if path.exists():
+            try:
+                how = f"{format_count(read_snapshot(path, kept, self._weights()))} tokens need not be read again"
+            except BadSnapshot as refusal:
+                self._screen.tell(f"Note: the snapshot of this conversation is not used: {refusal.what}")
+        conversation.take_up(kept)
+        self._screen.say(f"{self.id}: {len(record.messages)} messages; {how}")
+        if unanswered:
+            self._screen.tell(f"Note: {unanswered} of its questions got no answer; the model does not read them.")
+
+    def _weights(self) -> dict[str, str]:
+        from cli.chat.snapshot import fingerprint
+
+        return {role: fingerprint(folder) for role, folder in self._engine.folders.items()}
+
+
+def stored_name(model: str) -> str:
+    """A model's name that means the same from any folder."""
+    path = Path(model).expanduser()
+    return str(path.resolve()) if path.is_dir() else model
+
+
+def _lost(before: Record, system: str | None, messages: Items[Message]) -> list[TakenBack]:
+    """What a record held and its conversation holds no more."""
+    same = 0
+    while same < min(len(before.messages), len(messages)) and before.messages[same] == messages[same]:
+        same += 1
+    rest, lost = before.messages[same:], []
+    if before.messages and before.system and before.system != system:
+        lost.append(TakenBack(0, ({"role": "system", "content": before.system},)))
+    if rest and not (len(rest) == 1 and same < len(messages) and _grown(rest[0], messages[same])):
+        lost.append(TakenBack(same, rest))
+    return lost
+
+
+def _grown(before: Message, now: Message) -> bool:
+    parts = ("content", "reasoning_content")
+    grown = all(str(now.get(part) or "").startswith(str(before.get(part) or "")) for part in parts)
+    return before["role"] == now["role"] and grown and len(_calls(before)) <= len(_calls(now))
+
+
+def _calls(message: Message) -> list[object]:
+    calls = message.get("tool_calls")
+    return calls if isinstance(calls, list) else []
+
+
+def _answered(record: Record) -> tuple[Record, int]:
+    """The record with those questions set aside whose answer was stopped before its first word, and how many."""
+    messages, taken_back = list[Message](), [*record.taken_back]
+    written = {len(turn.asked) - bool(record.system) for turn in record.turns if turn.written}
+    for place, message in enumerate(record.messages):
+        empty = message == {"role": "assistant", "content": ""} and place not in written
+        if empty and messages and messages[-1]["role"] == "user":
+            taken_back.append(TakenBack(len(messages) - 1, (messages.pop(), message)))
+        else:
+            messages.append(message)
+    found = len(taken_back) - len(record.taken_back)
+    return replace(record, messages=tuple(messages), taken_back=tuple(taken_back)), found

@@ -1,0 +1,187 @@
+"""A conversation in progress: the engine, what was said, and the settings that slash commands change."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from cli.shared.errors import REFUSALS, TERMINATED, explain
+from cli.shared.options import EngineOptions
+from cli.shared.thinking import Think
+from cli.terminal.answer import Answer, ending, play, stats_line
+from cli.terminal.display import Display
+from cli.terminal.meter import SweepMeter
+from cli.terminal.screen import Screen
+from specexec.sampling.params import SamplingParams
+
+if TYPE_CHECKING:
+    from cli.chat.archive import Record
+    from cli.chat.raw import RawConversation
+    from cli.chat.saving import Keeper
+    from specexec.engine.engine import Engine
+    from specexec.stats import Burst
+    from specexec.text.conversation import Conversation
+
+BELL_S = 10.0  # a shorter answer was waited for
+NOTIFY_S = 5.0
+
+
+@dataclass
+class Session:
+    """One per interactive run; chat and repl differ only in their `conversation`."""
+
+    engine: Engine
+    conversation: Conversation | RawConversation
+    screen: Screen
+    sampling: SamplingParams
+    options: EngineOptions = field(default_factory=EngineOptions)
+    display: Display = field(default_factory=Display)
+    bell: bool = False
+    notify_command: str | None = None
+    think: Think = "auto"
+    keeper: Keeper | None = None
+    attached: list[str] = field(default_factory=list)
+    last: Answer | None = None
+    leaving: bool = False
+    switch: EngineOptions | None = None  # what to load and go on with
+
+    def send(self, text: str) -> None:
+        """Answer a message, with the files that were read for it in front."""
+        message = "\n\n".join([*self.attached, text])
+        self.attached.clear()
+        self._answer(self.conversation.send(message, self.sampling))
+
+    def begin_anew(self) -> str | None:
+        """Leave this conversation and begin another; the id under which this one is kept, if it is."""
+        self.attached.clear()
+        self.last = None
+        if self.keeper is None:
+            self.conversation.clear()
+            return None
+        self.keeper.leave(for_now=True)
+        left, self.keeper = self.keeper.record, self.keeper.anew()
+        self.conversation = self.keeper.conversation
+        return left.id if left.messages else None
+
+    def proceed(self) -> None:
+        """Go on with an answer that was cut short."""
+        if not self.conversation.can_proceed:
+            self.screen.tell("nothing to go on with: the last answer ended by itself")
+        else:
+            self._answer(self.conversation.proceed(self.sampling))
+
+    def keep(self) -> None:
+        """Put what was said on the disk, if this conversation is kept."""
+        if self.keeper is not None:
+            self.keeper.save()
+
+    def take_up(self, record: Record) -> None:
+        """Leave this conversation and go on with one that was kept."""
+        assert self.keeper is not None
+        self.keeper.leave(for_now=True)
+        self.keeper = self.keeper.successor(record)
+        self.conversation = self.keeper.conversation
+        self.last = None
+
+    def moved(self, engine: Engine, conversation: Conversation | RawConversation, options: EngineOptions) -> Session:
+        """The same conversation and settings with another engine."""
+        conversation.system, conversation.messages = self.conversation.system, [*self.conversation.messages]
+        return replace(self, engine=engine, conversation=conversation, options=options, switch=None)
+
+    def leave(self) -> None:
+        """Keep everything that makes going on cheap."""
+        if self.keeper is not None:
+            self.keeper.leave(for_now=self.switch is not None)
+
+    def retry(self, seed: int | None) -> None:
+        """Answer the last message again, with exactly `seed` or one that the engine derives."""
+        if seed is None:
+            self._answer(self.conversation.retry(self.sampling))
+        elif (asked := self.last_question) is not None:
+            self._instead(asked, replace(self.sampling, seed=seed))
+
+    @property
+    def last_question(self) -> str | None:
+        """What was asked last, answered or not."""
+        if self.conversation.unanswered is not None:
+            return self.conversation.unanswered
+        asked = [message for message in self.conversation.messages if message["role"] in ("user", "prompt")]
+        return str(asked[-1]["content"]) if asked else None
+
+    @property
+    def last_answer(self) -> dict[str, object]:
+        """The message that was written last."""
+        answers = [one for one in self.conversation.messages if one["role"] in ("assistant", "completion")]
+        return answers[-1] if answers else {}
+
+    def ask_again(self, text: str) -> None:
+        """Put another question in the place of the last one."""
+        self._instead(text, self.sampling)
+
+    def _instead(self, text: str, sampling: SamplingParams) -> None:
+        before = [*self.conversation.messages]
+        self.conversation.undo()
+        self._answer(self.conversation.send(text, sampling))
+        if self.conversation.unanswered is not None:  # nothing came in the place of what there was
+            self.conversation.messages = before
+
+    def play(self, bursts: Iterator[Burst]) -> Answer:
+        """Print an answer as it comes."""
+        self.screen.markdown = (
+            self.display.markdown and not self.display.tree
+        )  # a block is not to be torn apart by pictures
+        meter = SweepMeter(self.engine, lambda: self.conversation.tokens_used)
+        return play(
+            self.engine, self._kept(bursts), self.screen, meter,
+            tree=self.display.tree, hide_thoughts=self.display.hide_thinking,
+        )  # fmt: skip
+
+    def _answer(self, bursts: Iterator[Burst]) -> None:
+        """Play an answer and sum it up."""
+        self.screen.title("●")
+        try:
+            answer = self.play(bursts)
+        except REFUSALS as refusal:
+            # The conversation outlives a message that cannot be answered.
+            self.screen.end_line()
+            self.screen.tell(explain(refusal))
+            return
+        finally:
+            self.screen.title("✓")
+        self.last = answer
+        if answer.seconds > BELL_S:
+            self._call()
+        self.report(answer)
+        if self.conversation.unanswered is not None:
+            self.screen.say("  the question is taken back; /retry asks it again")
+        self.leaving = answer.exit_code == TERMINATED
+
+    def _call(self) -> None:
+        """Tell somebody who may be looking elsewhere that the answer is there."""
+        if self.bell:
+            self.screen.ring()
+        if self.notify_command:
+            try:
+                subprocess.run(self.notify_command, shell=True, check=True, capture_output=True, timeout=NOTIFY_S)
+            except subprocess.SubprocessError as problem:
+                self.screen.tell(f"Note: --notify-command: {problem}")
+
+    def _kept(self, bursts: Iterator[Burst]) -> Iterator[Burst]:
+        """The same bursts; what they wrote is on the disk a second later, whatever happens to us."""
+        saved_s = 0.0
+        for burst in bursts:
+            yield burst
+            if time.monotonic() - saved_s > 1:
+                self.keep()
+                saved_s = time.monotonic()
+
+    def report(self, answer: Answer) -> None:
+        """Say how the answer ended and, unless switched off, what it cost."""
+        if note := ending(answer, self.sampling.max_tokens, self.engine.context):
+            self.screen.say(note)
+        if self.display.stats and answer.tokens:
+            sampled = self.sampling.temperature != 0
+            self.screen.say(stats_line(answer, sampled=sampled, link_limit_Bps=self.options.link_limit))

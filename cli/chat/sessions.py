@@ -1,0 +1,130 @@
+"""`specexec sessions`: the conversations that chat has kept. Reads and removes files; loads nothing."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import click
+
+from cli.chat.archive import Archive, Record, sessions_folder
+from cli.shared.control_codes import echo
+from cli.shared.errors import BadSession
+from cli.shared.verbosity import json_option, verbosity_options
+from specexec.text.messages import Message
+
+JSON = json_option()
+SHOWN = 48  # characters of a title
+
+
+@click.group()
+@verbosity_options
+def sessions() -> None:
+    """List, show, export or remove the conversations that chat has kept.
+
+    \b
+      specexec sessions list
+      specexec chat --session 0612
+    """
+
+
+@sessions.command("list")
+@JSON
+@verbosity_options
+def list_sessions(as_json: bool) -> None:
+    """List conversations, the latest first."""
+    archive = Archive(sessions_folder())
+    kept = list(archive.everything())
+    records = [record for record in kept if isinstance(record, Record)]
+    if as_json:
+        echo(json.dumps([_facts(archive, record) for record in records], ensure_ascii=False))
+    elif records:
+        echo("\n".join(table(archive, records)))
+    for problem in kept:
+        if isinstance(problem, BadSession):
+            echo(f"Note: {problem.what}", err=True)
+    if not kept and not as_json:
+        echo("no conversations yet; specexec chat begins one", err=True)
+
+
+@sessions.command("show")
+@click.argument("id")
+@JSON
+@verbosity_options
+def show(id: str, as_json: bool) -> None:
+    """Print one conversation. The beginning of its ID is enough."""
+    record = Archive(sessions_folder()).load(id)
+    if as_json:
+        echo(json.dumps(record.told, ensure_ascii=False))
+    else:
+        echo(_markdown(record), nl=False)
+        if record.taken_back:
+            echo(f"Note: {len(record.taken_back)} times something was taken back or replaced; --json has it.", err=True)
+
+
+@sessions.command("export")
+@click.argument("id")
+@click.option(
+    "--format", "form", type=click.Choice(["md", "jsonl"]), default="md", help="Markdown, or one message a line."
+)
+@verbosity_options
+def export(id: str, form: str) -> None:
+    """Write one conversation to standard output."""
+    record = Archive(sessions_folder()).load(id)
+    if form == "md":
+        echo(_markdown(record), nl=False)
+        return
+    for message in record.dialogue:
+        echo(json.dumps(message, ensure_ascii=False))
+
+
+@sessions.command("rm")
+@click.argument("ids", nargs=-1, required=True)
+@verbosity_options
+def remove(ids: tuple[str, ...]) -> None:
+    """Remove conversations and their snapshots."""
+    archive = Archive(sessions_folder())
+    for record in [archive.load(id) for id in ids]:  # all of them must exist before one is removed
+        archive.remove(record.id)
+        echo(f"removed {record.id}", err=True)
+
+
+def table(archive: Archive, records: list[Record]) -> list[str]:
+    """Conversations as lines for people, below a heading."""
+    rows = [("ID", "SAVED", "MODEL", "MESSAGES", "BEGINS")]
+    rows += [tuple(str(value) for value in _row(archive, record)) for record in records]  # type: ignore[misc]
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _row(archive: Archive, record: Record) -> tuple[object, ...]:
+    saved = time.strftime("%Y-%m-%d %H:%M", time.localtime(archive.saved_s(record.id)))
+    title = record.title if len(record.title) <= SHOWN else record.title[: SHOWN - 1] + "…"
+    return record.id, saved, record.model, len(record.messages), title
+
+
+def _facts(archive: Archive, record: Record) -> dict[str, object]:
+    snapshot = archive.snapshot_path(record.id)
+    return {
+        "id": record.id,
+        "model": record.model,
+        "created": record.created,
+        "saved": int(archive.saved_s(record.id)),
+        "messages": len(record.messages),
+        "title": record.title,
+        "snapshot_bytes": snapshot.stat().st_size if snapshot.exists() else 0,
+    }
+
+
+def _markdown(record: Record) -> str:
+    parts = [f"## {message['role']}\n\n{_body(message)}\n" for message in record.dialogue]
+    return "\n".join([f"# {record.title}\n", f"{record.model}, {record.id}\n", *parts])
+
+
+def _body(message: Message) -> str:
+    """Thoughts as a quotation, the text itself, and calls as code."""
+    thoughts, calls = message.get("reasoning_content"), message.get("tool_calls")
+    quoted = "\n".join(f"> {line}".rstrip() for line in str(thoughts or "").split("\n")) if thoughts else ""
+    functions = [call["function"] for call in calls] if isinstance(calls, list) else []
+    called = [f"`→ {function['name']}({function['arguments']})`" for function in functions]
+    return "\n\n".join(part for part in (quoted, str(message["content"] or ""), *called) if part)

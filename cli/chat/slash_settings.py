@@ -1,0 +1,160 @@
+"""Slash commands about how answers are made and shown: sampling, budget, models, and what appears on the screen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import fields, replace
+from difflib import get_close_matches
+
+import click
+
+from cli.chat.session import Session
+from cli.engine.open import introduction
+from cli.shared.options import BUDGET, SAMPLING_TYPES
+from cli.shared.quantities import format_count
+from cli.shared.thinking import LEVELS, ask_to_think
+from cli.terminal.answer import long_stats
+from cli.terminal.treeview import draw
+from offload.hub import names
+from specexec.drafters.registry import check_models, parse
+from specexec.sampling.params import SamplingParams
+
+VIEWS = ("model", "sampling", "plan", "template", "prompt")
+DRAFTERS = ("auto", "none", "ngram", "substitute", "skip")
+SETTINGS = [field.name for field in fields(SamplingParams) if field.name in (*SAMPLING_TYPES, "stop", "ignore_eos")]
+
+
+def keys() -> Iterable[str]:
+    return [f"{key} " for key in SETTINGS]
+
+
+def set_value(session: Session, argument: str) -> None:
+    key, _, value = argument.partition(" ")
+    key, value = key.replace("-", "_"), value.strip()
+    if key not in SETTINGS:
+        near = get_close_matches(key, SETTINGS, n=1, cutoff=0.5)
+        meant = f"did you mean {near[0]}?" if near else "/show lists all."
+        raise click.BadParameter(f"/set knows no {key!r}; {meant}")
+    session.sampling = replace(session.sampling, **{key: _value(key, value)})  # type: ignore[arg-type]  # _value checks
+    session.screen.tell(f"{key} = {getattr(session.sampling, key)}")
+
+
+def _value(key: str, value: str) -> object:
+    if key == "stop":
+        return (value,) if value else ()
+    if key == "ignore_eos":
+        return click.BOOL.convert(value, None, None)
+    if key in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed") and value in (
+        "",
+        "none",
+        "auto",
+    ):
+        return None  # back to the model's own wish, or to chance
+    return SAMPLING_TYPES[key].convert(value, None, None)
+
+
+def show(session: Session, argument: str) -> None:
+    if argument and argument not in VIEWS:
+        near = get_close_matches(argument, VIEWS, n=1)
+        meant = f"; did you mean {near[0]}?" if near else ""
+        raise click.BadParameter(f"/show knows {', '.join(VIEWS)}{meant}")
+    sampling = [f"  {key:<19} {getattr(session.sampling, key)}" for key in SETTINGS]
+    lines = {
+        "": lambda: [*introduction(session.engine), f"  {'system':<19} {_system(session)}", *sampling],
+        "model": lambda: introduction(session.engine),
+        "sampling": lambda: sampling,
+        "plan": lambda: [session.engine.placement, *map(str, session.engine.folders.values())],
+        "template": lambda: [session.engine.encoding.template or "this model has no chat template"],
+        "prompt": lambda: [session.conversation.rendered],
+    }[argument]
+    session.screen.tell("\n".join(lines()))
+
+
+def _system(session: Session) -> str:
+    return session.conversation.system or "(none)"
+
+
+def model(session: Session, argument: str) -> None:
+    if not argument:
+        session.screen.tell(f"{session.options.model}; known names: {', '.join(model_names())}")
+        return
+    names.resolve(argument, offline=True)  # nothing is downloaded in the middle of a conversation
+    # Trust was given to the model that was named with it.
+    session.switch = replace(session.options, model=argument, drafter="auto", trust_remote_code=False)
+
+
+def model_names() -> Iterable[str]:
+    return [names.DEMO, *names.aliases()]
+
+
+def drafter(session: Session, argument: str) -> None:
+    if not argument:
+        session.screen.tell(f"drafter {session.engine.drafter_name}")
+        return
+    choice = parse(argument, names.known)
+    pair = names.resolve(session.options.model, choice.models, offline=True)  # as for /model
+    check_models(choice, pair.drafters, pair.name)
+    session.switch = replace(session.options, drafter=argument)
+
+
+def budget(session: Session, argument: str) -> None:
+    before = session.engine.budget
+    if argument:
+        session.engine.budget = BUDGET(argument)
+        session.screen.tell(f"budget {session.engine.budget} (was {before})")
+    else:
+        session.screen.tell(f"budget {before}")
+
+
+def stats(session: Session, argument: str) -> None:
+    if argument == "long":
+        if session.last is None or not session.last.tokens:
+            session.screen.tell("no answer yet")
+        else:
+            session.screen.tell("\n".join(long_stats(session.last, session.engine.placement)))
+        return
+    session.display.stats = _on_or_off(argument, not session.display.stats)
+    session.screen.tell(f"stats {'on' if session.display.stats else 'off'}")
+
+
+def tree(session: Session, argument: str) -> None:
+    if argument:
+        session.display.tree = _on_or_off(argument, session.display.tree)
+        session.screen.tell(f"tree {'on' if session.display.tree else 'off'}")
+    elif session.last is None or session.last.last is None:
+        session.screen.tell("no sweep yet; /tree on shows every one as it comes")
+    else:
+        burst, number = session.last.last, session.last.sweeps
+        engine = session.engine
+        session.screen.tell(draw(burst, engine.decode, session.screen.width, number, engine.drafter_name))
+
+
+def think(session: Session, argument: str) -> None:
+    if argument in LEVELS:
+        session.think = argument
+        ask_to_think(session.engine, session.think, session.screen.tell)
+        if argument == "auto":
+            session.screen.tell("think auto: the chat template is told nothing")
+    elif argument in ("hide", "show"):
+        session.display.hide_thinking = argument == "hide"
+        session.screen.tell(f"thoughts are {'counted only' if session.display.hide_thinking else 'shown'}")
+    elif argument:
+        raise click.BadParameter(f"/think {', '.join(LEVELS)}: how much; /think hide or show is about the screen")
+    else:
+        thoughts = session.last_answer.get("reasoning_content")
+        session.screen.tell(str(thoughts or "no thoughts before the last answer"))
+
+
+def markdown(session: Session, argument: str) -> None:
+    session.display.markdown = _on_or_off(argument, not session.display.markdown)
+    session.screen.tell(f"markdown {'on' if session.display.markdown else 'off'}")
+
+
+def tokens(session: Session, _: str) -> None:
+    used, context = session.conversation.tokens_used, session.engine.context
+    left = format_count(max(0, context - used))
+    session.screen.tell(f"context {format_count(used)} of {format_count(context)} tokens, {left} left")
+
+
+def _on_or_off(argument: str, otherwise: bool) -> bool:
+    return bool(click.BOOL.convert(argument, None, None)) if argument else otherwise

@@ -1,0 +1,130 @@
+"""Slash commands about what is said: take it back, say it again, keep it, take it elsewhere."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import click
+
+from cli.chat.archive import Archive, Record, sessions_folder
+from cli.chat.session import Session
+from cli.chat.sessions import table
+from cli.shared.options import NATURAL
+from cli.shared.quantities import format_count
+
+FENCED = re.compile(r"^```[^\n]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
+SHOWN_SESSIONS = 10
+
+
+def leave(session: Session, _: str) -> None:
+    session.leaving = True
+
+
+def clear(session: Session, _: str) -> None:
+    left = session.begin_anew()
+    session.screen.tell(f"{left} is kept; a new conversation" if left else "a new conversation")
+
+
+def undo(session: Session, _: str) -> None:
+    session.screen.tell("the last exchange is gone" if session.conversation.undo() else "nothing to undo")
+
+
+def retry(session: Session, argument: str) -> None:
+    if session.last_question is None:
+        session.screen.tell("nothing to retry")
+        return
+    session.retry(NATURAL(argument) if argument else None)
+
+
+def proceed(session: Session, _: str) -> None:
+    session.proceed()
+
+
+def edit(session: Session, _: str) -> None:
+    written = click.edit("", extension=".md")
+    if not (written or "").strip():
+        session.screen.tell("empty: nothing was sent to the model")
+    else:
+        session.send(str(written).removesuffix("\n"))
+
+
+def edit_last(session: Session, _: str) -> None:
+    asked = session.last_question
+    if asked is None:
+        session.screen.tell("nothing to edit")
+        return
+    edited = click.edit(asked, extension=".md")
+    if edited is None or edited.strip() in ("", asked.strip()):
+        session.screen.tell("unchanged: nothing was sent to the model")
+    else:
+        session.ask_again(edited.removesuffix("\n"))
+
+
+def read(session: Session, argument: str) -> None:
+    path = _path(argument, "/read FILE")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise click.BadParameter(f"{path} is not UTF-8 text") from None
+    session.attached.append(text)
+    session.screen.tell(f"{path}: {format_count(len(text))} characters go before your next message")
+
+
+def copy(session: Session, argument: str) -> None:
+    if argument not in ("", "code"):
+        raise click.BadParameter("/copy takes the last answer, /copy code its last block of code")
+    answer = str(session.last_answer.get("content") or "")
+    found = FENCED.findall(answer)[-1:] if argument else [answer] * bool(answer)
+    if not found:
+        session.screen.tell(f"no {argument or 'answer'} to copy")
+    elif session.screen.copy(found[0]):
+        session.screen.tell(f"{format_count(len(found[0]))} characters are on the clipboard, if the terminal allows it")
+    else:
+        session.screen.tell("there is no terminal that could copy; /save FILE writes to a file")
+
+
+def save(session: Session, argument: str) -> None:
+    if not argument and session.keeper is not None:
+        session.keep()
+        session.screen.tell(f"every turn is kept as {session.keeper.id}; /save FILE writes a copy")
+        return
+    path = _path(argument, "/save FILE")
+    system = session.conversation.system
+    first: list[dict[str, object]] = [{"role": "system", "content": system}] if system else []
+    messages = [*first, *session.conversation.messages]
+    with path.open("x", encoding="utf-8") as file:  # an older conversation is never replaced
+        file.writelines(json.dumps(message, ensure_ascii=False) + "\n" for message in messages)
+    session.screen.tell(f"{path}: {len(messages)} messages")
+
+
+def load(session: Session, argument: str) -> None:
+    if not argument:
+        raise click.BadParameter("which conversation? /sessions lists them")
+    if session.keeper is None:
+        raise click.BadParameter("this conversation is not kept, and would be lost; /save FILE, then specexec chat")
+    session.take_up(Archive(sessions_folder()).load(argument))
+
+
+def sessions(session: Session, _: str) -> None:
+    archive = Archive(sessions_folder())
+    records = [record for record in archive.everything() if isinstance(record, Record)][:SHOWN_SESSIONS]
+    session.screen.tell("\n".join(table(archive, records)) if records else "no conversations yet")
+
+
+def kept_ids() -> Iterable[str]:
+    return [record.id for record in Archive(sessions_folder()).everything() if isinstance(record, Record)]
+
+
+def system(session: Session, argument: str) -> None:
+    if argument:
+        session.conversation.system = None if argument == "off" else argument
+    session.screen.tell(f"system: {session.conversation.system or '(none)'}")
+
+
+def _path(argument: str, usage: str) -> Path:
+    if not argument:
+        raise click.BadParameter(f"which file? {usage}")
+    return Path(argument).expanduser()

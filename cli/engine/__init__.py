@@ -1,0 +1,1 @@
+"""From options to a running engine, and what is kept of it from run to run."""

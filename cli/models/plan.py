@@ -1,0 +1,296 @@
+"""`specexec plan`: what would fit here and how fast, before anything is loaded or downloaded. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
+
+import click
+
+from cli.engine.facts import placement_facts
+from cli.models.gpu_cards import Card, card
+from cli.shared.conditions import conditions
+from cli.shared.control_codes import echo
+from cli.shared.options import BUDGET, COUNT, DRAFT_BITS, SIZE, SPEED, IntOrAuto, trust_option
+from cli.shared.quantities import exact_size, format_bytes
+from cli.shared.verbosity import json_option, verbosity_options
+from offload.hub.names import known
+from specexec.drafters.registry import check_models, parse
+from specexec.model.architecture import context_for
+
+if TYPE_CHECKING:
+    from cli.models.outlook import Row
+    from offload.checkpoint.headers import Folder
+    from offload.machine.memory import Free
+    from offload.placement.forecast import Ceilings
+    from offload.placement.placement import Placement
+    from offload.placement.quantized_sizes import FewBits, FourBits
+    from specexec.drafters.registry import Choice
+
+# What `chat` does unasked, too.
+USUAL: dict[str, int | str | None] = {"ctx": None, "budget": "auto", "drafter": "auto", "drafter-quant": "none"}
+REACHED = 0.6  # of what is sold
+
+
+@click.command(short_help="Say what fits and how fast it will be, before loading.")
+@click.argument("model", default="demo")
+@click.option("--gpu", metavar="NAME|SIZE", help="As if this GPU were here, such as 4090 or 12GiB; none is the CPU.")
+@click.option("--link", type=SPEED, help="As if the link to the GPU had this speed, such as 12GB/s.")
+@click.option("--disk", type=SPEED, help="As if the disk had this speed.")
+@click.option("--ram", type=SIZE, help="As if this much RAM were free.")
+@click.option("--vram", type=SIZE, help="As if this much GPU memory were free.")
+@click.option(
+    "--ctx", type=COUNT, show_default="the model's own, at most 8k", help="Context length in tokens, such as 8k."
+)
+@click.option("-b", "--budget", type=BUDGET, default=USUAL["budget"], help="Guesses per sweep to make room for.")
+@click.option(
+    "-d", "--drafter", metavar="NAME", default=USUAL["drafter"], help="Drafters to make room for; auto: the paired one."
+)
+@click.option("--drafter-quant", type=DRAFT_BITS, default=USUAL["drafter-quant"], help="Bits of the drafter's layers.")
+@click.option("--head-quant", type=click.Choice(["none", "nf4"]), default="none", help="Bits of the model's head.")
+@click.option("--all", "every", is_flag=True, help="Every number format, not only the likely ones.")
+@click.option("--offline", is_flag=True, help="Use only what is already on this machine.")
+@trust_option
+@json_option()
+@verbosity_options
+def plan(
+    model: str, gpu: str | None, link: float | None, disk: float | None, ram: int | None, vram: int | None,
+    ctx: int | None, budget: IntOrAuto, drafter: str, drafter_quant: FewBits, head_quant: FourBits, every: bool,
+    offline: bool, trust_remote_code: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Say what of MODEL would live where, how long a sweep takes, and the command to type.
+
+    Only config.json and the headers of the weights are read, on the Hub too. Speeds are those that `specexec doctor`
+    measured here; where it has not run they are assumed, and labelled so.
+    """
+    from cli.models.gate import check
+    from cli.models.outlook import beside_of, best, outlook, tokens_per_sweep
+    from offload.hub.headers_only import item_B, list_drafters, list_model
+
+    guests = _counted(drafter)
+    folder = list_model(model, offline=offline)
+    check(folder, trees=bool(guests.sources), ctx=ctx, trust_remote_code=trust_remote_code)
+    here = _machine(folder, gpu, ram, vram, item_B(folder))
+    told = {"link": link, "disk": disk}
+    speeds = replace(
+        here.ceilings,
+        link_Bps=link or here.ceilings.link_Bps,
+        disk_Bps=disk or here.ceilings.disk_Bps,
+        assumed=tuple(name for name in here.ceilings.assumed if not told.get(name)),
+    )
+    drafters = list_drafters(model, guests.models, offline=offline)
+    check_models(guests, [one.path for one in drafters], model)
+    for one in drafters:
+        check(one, trees=True, trust_remote_code=trust_remote_code)
+    longest = folder.config.get("max_position_embeddings")
+    context = context_for(ctx, longest if isinstance(longest, int) else 2**31 - 1)
+    beside = beside_of(folder, drafters, here.free, context, budget, drafter_quant)
+    tokens = tokens_per_sweep(len(drafters), "ngram" in guests.sources, budget)
+    rows = outlook(folder, here.free, speeds, item_B(folder), context, beside, every, head_quant, tokens)
+    chosen = best(rows)
+    kept = {"ctx": ctx, "budget": budget, "drafter": drafter, "drafter-quant": drafter_quant}
+    typed = [] if chosen is None else commands_for(model, chosen, ram, vram, kept, trust_remote_code)
+    if as_json:
+        asked = {"gpu": gpu, "link": link, "disk": disk, "ram": ram, "vram": vram, "ctx": ctx, "budget": budget,
+                 "drafter": drafter, "drafter_quant": drafter_quant, "head_quant": head_quant, "all": every,
+                 "offline": offline, "trust_remote_code": trust_remote_code}  # fmt: skip
+        echo(json.dumps({"asked": asked} | _record(model, folder, here, speeds, rows, typed), indent=1))
+        return
+    for line in _page(model, folder, here, speeds, rows, chosen, typed):
+        echo(line)
+
+
+def _counted(drafter: str) -> Choice:
+    """Who drafts, as it is typed; only models are counted here."""
+    choice = parse(drafter, known)
+    if {"skip", "substitute"} & {*choice.sources}:
+        raise click.BadParameter(
+            "what skip and substitute copy of the model is settled when it is loaded. Name models, ngram, none, auto.",
+            param_hint="--drafter",
+        )
+    return choice
+
+
+@dataclass(frozen=True)
+class _Machine:
+    """What computes, what is free and how fast it is; `changed` is why speeds that were measured are not used."""
+
+    words: str
+    free: Free
+    ceilings: Ceilings
+    changed: tuple[str, ...]
+
+
+def _machine(folder: Folder, gpu: str | None, ram: int | None, vram: int | None, item_B: int) -> _Machine:
+    from offload.hub.headers_only import NAMES
+    from offload.machine.memory import free_memory, gpus, margin_B
+    from offload.machine.speeds import disk_key, load_speeds
+    from offload.placement.forecast import ceilings
+
+    free = free_memory("cpu", ram)
+    found = gpus() if gpu is None else []
+    name, memory_B, flops = "CPU", vram, None
+    if gpu and gpu.lower() not in ("none", "cpu"):
+        named = _card(gpu)
+        name, memory_B = named.name, named.memory_B if vram is None else vram
+        flops = named.flops and named.flops * REACHED
+    elif found:
+        name, memory_B = found[0].name, found[0].free_B if vram is None else vram
+    if memory_B is not None:
+        free = replace(free, vram_B=memory_B, vram_margin_B=margin_B(memory_B) if vram is None else 0)
+    device = "cpu" if memory_B is None else "cuda"
+    measured = load_speeds()
+    now = conditions(device)
+    changed = measured.changed(device, now)
+    limits = ceilings(measured.believed(device, now), disk_key(folder.path), device, NAMES[item_B])
+    if flops:
+        limits = replace(limits, arithmetic=replace(limits.arithmetic, flops=flops, curve=()))
+    return _Machine(name, free, limits, changed)
+
+
+def _card(text: str) -> Card:
+    try:
+        return card(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--gpu") from error
+
+
+def _page(
+    model: str, folder: Folder, here: _Machine, speeds: Ceilings, rows: list[Row], chosen: Row | None, typed: list[str]
+) -> list[str]:
+    from offload.units import size
+
+    weights_B = sum(entry.nbytes for entry in folder.entries.values())
+    layers = len(rows[0].need.layers_B)
+    vram = f"{size(here.free.vram_B)} of GPU memory · " if here.free.vram_B is not None else ""
+    link = f" · link {format_bytes(speeds.link_Bps)}/s" if here.free.vram_B is not None else ""
+    lines = [
+        f"{folder.path if model != 'demo' else 'demo'}: {layers} layers, {size(weights_B)} of weights",
+        f"here: {here.words} · {vram}{size(here.free.ram_B)} of RAM · disk {format_bytes(speeds.disk_Bps)}/s{link}",
+        "",
+    ]
+    heads = ["", "offload", "quant", "GPU", "RAM", "disk", "s/sweep", "bound", "tok/s"]
+    table = [heads, *(_cells(row, row is chosen) for row in rows)]
+    if here.free.vram_B is None:
+        table = [[*cells[:3], *cells[4:]] for cells in table]
+    widths = [max(len(cells[column]) for cells in table) for column in range(len(table[0]))]
+    lines += [
+        "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip() for cells in table
+    ]
+    lines.append("")
+    if chosen is None:
+        refusal = rows[-1].refusal
+        lines.append(f"Nothing fits: {refusal}" if refusal else "Nothing fits.")
+    else:
+        assert chosen.placement is not None
+        lines += [f"Best here: {chosen.placement.summary}", *(f"  {line}" for line in typed)]
+        lines += [f"  {line}" for line in (*_parts(chosen.placement), *_by_rows(chosen))]
+    lines += [f"Note: {note}." for note in folder.notes]
+    low, high = rows[0].tokens
+    assumed = f"{low} to {high} accepted tokens per sweep" if high > low else f"{low} token per sweep: nothing guesses"
+    lines.append(f"Weights and cache are exact; tok/s assumes {assumed}.")
+    if here.changed:
+        lines.append(f"Measured arithmetic is not used; it was measured with {'; '.join(here.changed)}.")
+    if speeds.assumed:
+        lines.append(f"Assumed, not measured: {', '.join(speeds.assumed)}. `specexec doctor` measures them.")
+    return lines
+
+
+def _parts(placement: Placement) -> list[str]:
+    """Everything that takes memory, the largest first; interpreter and libraries come on top."""
+    from offload.units import size
+
+    sides = {"GPU memory": placement.device_parts_B, "RAM": placement.host_parts_B}
+    return [
+        f"{side}: " + " · ".join(f"{name} {size(parts_B[name])}" for name in sorted(parts_B, key=lambda n: -parts_B[n]))
+        for side, parts_B in sides.items()
+        if parts_B
+    ]
+
+
+def _by_rows(row: Row) -> list[str]:
+    """What sweeps of different sizes bring, where that differs: among experts that travel."""
+    from offload.units import size
+
+    routing, told = row.work.routing, row.moved
+    if len(told) < 2 or not told[-1].disk_B + told[-1].link_B:
+        return []
+    brought = []
+    for one in told:
+        ways = [(one.disk_B, "from disk"), (one.link_B, "over the link")]
+        amount = " and ".join(f"{size(nbytes)} {way}" for nbytes, way in ways if nbytes)
+        brought.append(f"{amount} for {one.rows} row{'s' if one.rows > 1 else ''}")
+    each = f"{routing.chosen} of {routing.experts} for each"
+    return [f"Experts come when rows are sent to them, {each}. A sweep brings {', '.join(brought)} or more."]
+
+
+def commands_for(
+    model: str, row: Row, ram: int | None, vram: int | None, kept: Mapping[str, int | str | None], code: bool = False
+) -> list[str]:
+    """What to type for this combination, within the same budgets and with what else was asked for."""
+    budgets = "".join(f" --{name} {exact_size(B)}" for name, B in (("ram", ram), ("vram", vram)) if B is not None)
+    name, more = shlex.quote(model), budgets + ("" if row.head == "none" else f" --head-quant {row.head}")
+    more += "".join(f" --{name} {shlex.quote(str(value))}" for name, value in kept.items() if value != USUAL[name])
+    more += " --trust-remote-code" if code else ""
+    if row.form != "none":
+        packed = f"{model.rstrip('/').rpartition('/')[2]}-{row.form}"
+        return [
+            f"specexec pack {name} --quant {row.form} --out {shlex.quote(packed)}",
+            f"specexec chat -m ./{shlex.quote(packed)} --offload {row.offload}{more}",
+        ]
+    return [f"specexec chat -m {name} --offload {row.offload}{more}"]
+
+
+def _cells(row: Row, is_best: bool) -> list[str]:
+    from offload.units import size
+
+    mark = "▸" if is_best else ""
+    if row.placement is None or row.forecast is None or row.tokens_per_s is None:
+        assert row.refusal is not None
+        short = "not enough " + ("GPU memory" if row.refusal.code == "not_enough_vram" else "RAM")
+        return [mark, row.offload, row.form, "—", "—", "—", "—", short, "—"]
+    placed, low, high = row.placement, *row.tokens_per_s
+    return [
+        mark, row.offload, row.form, size(placed.device_B or 0), size(placed.host_B), size(placed.disk_B),
+        _digits(row.forecast.sweep_s), row.forecast.bound, f"{_digits(low)}–{_digits(high)}",
+    ]  # fmt: skip
+
+
+def _digits(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.2g}" if value < 10 else f"{value:.3g}"
+
+
+def _record(
+    model: str, folder: Folder, here: _Machine, speeds: Ceilings, rows: list[Row], typed: list[str]
+) -> dict[str, object]:
+    return {
+        "model": model,
+        "weights_B": sum(entry.nbytes for entry in folder.entries.values()),
+        "notes": list(folder.notes),
+        "tokens_per_sweep": rows[0].tokens,
+        "machine": {"device": here.words, "ram_B": here.free.ram_B, "vram_B": here.free.vram_B},
+        "speeds": {
+            "disk_Bps": speeds.disk_Bps,
+            "link_Bps": speeds.link_Bps,
+            "assumed": list(speeds.assumed),
+            "changed": list(here.changed),
+        },
+        "best": typed or None,
+        "rows": [
+            (placement_facts(row.placement) if row.placement else {})
+            | {
+                "offload": row.offload,
+                "quant": row.form,
+                "fits": row.placement is not None,
+                "refusal": None if row.refusal is None else row.refusal.what,
+                "sweep_s": row.forecast and row.forecast.sweep_s,
+                "bound": row.forecast and row.forecast.bound,
+                "tokens_per_s": row.tokens_per_s,
+                "moved_by_rows": [asdict(one) for one in row.moved],
+            }
+            for row in rows
+        ],
+    }

@@ -1,0 +1,1 @@
+"""What every command needs: options, settings, errors and quantities as people write them."""

@@ -1,0 +1,259 @@
+"""The options every command shares, by the same names everywhere: what to load, and how to choose tokens."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
+
+import click
+
+from cli.shared.quantities import parse_count, parse_size_B, parse_speed_Bps
+from specexec.sampling.params import SamplingParams
+from specexec.sizes import MOST_NODES
+
+if TYPE_CHECKING:
+    from offload.placement.placement import Offload
+    from offload.placement.quantized_sizes import FewBits, FourBits
+
+Result = TypeVar("Result")
+IntOrAuto: TypeAlias = int | Literal["auto"]
+Number = TypeVar("Number", int, float)
+
+
+class Quantity(click.ParamType[Number]):
+    """A number written with a unit."""
+
+    def __init__(self, name: str, parse: Callable[[str], Number]) -> None:
+        self.name = name
+        self._parse: Callable[[str], Number] = parse
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Number:
+        try:
+            return self._parse(str(value))
+        except ValueError as problem:
+            self.fail(f"{problem}".removesuffix(".") + ("" if str(problem).endswith("?") else "."), param, ctx)
+
+
+class WholeNumber(click.IntRange):
+    """click's own, which would call itself an "integer range" to whoever mistypes one."""
+
+    name = "whole number"
+
+
+class RealNumber(click.FloatRange):
+    """The same for numbers with a fraction."""
+
+    name = "number"
+
+
+class AutoOr(click.ParamType[IntOrAuto]):
+    """`auto` or a whole number."""
+
+    name = "auto|N"
+
+    def __init__(self, minimum: int, most: int | None = None) -> None:
+        self._number = WholeNumber(min=minimum, max=most)
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> IntOrAuto:
+        if value == "auto":
+            return "auto"
+        try:
+            return self._number(value, param, ctx)
+        except click.BadParameter as problem:
+            self.fail(f"{problem.message.removesuffix('.')}, nor auto.", param, ctx)
+
+
+class TextOrFile(click.ParamType[str]):
+    """Text as typed, or the contents of a file named as @FILE."""
+
+    name = "text|@file"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        text = str(value)
+        if not text.startswith("@"):
+            return text
+        try:
+            return Path(text[1:]).expanduser().read_text(encoding="utf-8").removesuffix("\n")
+        except (OSError, UnicodeDecodeError) as problem:
+            reason = problem.strerror if isinstance(problem, OSError) else "not UTF-8 text"
+            self.fail(f"{text[1:]} cannot be read: {reason}.", param, ctx)
+
+
+class Device(click.ParamType[str]):
+    """Where to compute."""
+
+    name = "auto|cpu|cuda[:N]"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", str(value)):
+            self.fail(f"{value!r} is none of auto, cpu, cuda and cuda:N.", param, ctx)
+        return str(value)
+
+
+NATURAL = WholeNumber(min=0)
+SIZE = Quantity("size", parse_size_B)
+SPEED = Quantity("speed", parse_speed_Bps)
+COUNT = Quantity("n", parse_count)
+BUDGET = AutoOr(0, MOST_NODES)
+PARALLEL = AutoOr(1)
+TEXT_OR_FILE = TextOrFile()
+DRAFT_BITS = click.Choice(["none", "nf4", "hqq4", "hqq3", "hqq2"])
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """Everything `specexec.load` needs, as asked for on the command line."""
+
+    model: str = "demo"
+    drafter: str = "auto"
+    draft_vocab: int | None = None
+    drafter_quant: FewBits = "none"
+    head_quant: FourBits = "none"
+    offload: Offload = "auto"
+    budget: IntOrAuto = "auto"
+    planner: str = "best"
+    device: str = "auto"
+    dtype: str = "auto"
+    ctx: int | None = None
+    ram: int | None = None
+    vram: int | None = None
+    link_limit: float | None = None
+    exact: bool = False
+    offline: bool = False
+    verify: bool = False
+    trust_remote_code: bool = False
+    template_vars: tuple[tuple[str, object], ...] = ()
+    allow_control_tokens: bool = False
+
+
+_DEFAULTS = EngineOptions()
+
+
+def _names(_context: click.Context, _parameter: click.Parameter, begun: str) -> list[str]:
+    """Short names of models, for the shell's completion."""
+    from offload.hub.names import DEMO, aliases
+
+    return [name for name in (DEMO, *aliases()) if name.startswith(begun)]
+
+
+_OWN = "the model's own"
+
+trust_option = click.option(
+    "--trust-remote-code", is_flag=True, help="Run Python that the model brings along. It can do all that you can."
+)
+
+_ENGINE = (
+    click.option("-m", "--model", metavar="MODEL", show_default="demo", shell_complete=_names,
+                 help="A name, a folder, or org/repo."),
+    click.option("-d", "--drafter", metavar="NAME", default="auto",
+                 help="Who guesses ahead, several joined by +; none is plain decoding."),
+    click.option("--drafter-quant", type=DRAFT_BITS, default="none",
+                 help="Bits of layers that draft: fewer leave more of a GPU to the model."),
+    click.option("--head-quant", type=click.Choice(["none", "nf4"]), default="none",
+                 help="Bits of the model's own head; nf4 is smaller, and another model."),
+    click.option("--draft-vocab", type=COUNT, show_default="all",
+                 help="Frequent tokens a drafter model may name, such as 32k; those of the text always."),
+    click.option("--offload", type=click.Choice(["auto", "none", "ram", "disk"]), default="auto",
+                 help="Where the weights live between sweeps."),
+    click.option("-b", "--budget", type=BUDGET, default="auto",
+                 help=f"Guessed tokens checked per sweep, at most {MOST_NODES}; for the demo auto is 32."),
+    click.option("--planner", type=click.Choice(["best", "reference", "beam", "sequoia"]), default="best",
+                 help="How the tree of guesses grows."),
+    click.option("--device", type=Device(), metavar=Device.name, default="auto", help="Where the model computes."),
+    click.option("--dtype", type=click.Choice(["auto", "bf16", "f16", "f32"]), default="auto",
+                 help="Number format of the weights."),
+    click.option("--ctx", type=COUNT, show_default=_OWN, help="Context length in tokens, such as 8k."),
+    click.option("--ram", type=SIZE, help="Never take more RAM than this, such as 24GiB."),
+    click.option("--vram", type=SIZE, help="Never take more GPU memory than this, such as 10GiB."),
+    click.option("--link-limit", type=SPEED, help="Slow the weight stream down, such as 4MB/s."),
+    click.option("--exact", is_flag=True, help="Decide near-ties by the text alone, at the price of a sweep each."),
+    click.option("--offline", is_flag=True, help="Use only what is already on this machine."),
+    click.option("--verify", is_flag=True, help="Compare weights with their hashes before loading."),
+    trust_option,
+)  # fmt: skip
+
+# The types are used twice: here, and by /set inside a session.
+SAMPLING_TYPES: dict[str, click.ParamType[int] | click.ParamType[float]] = {
+    "max_tokens": WholeNumber(min=1),
+    "temperature": RealNumber(min=0),
+    "top_p": RealNumber(min=0, max=1, min_open=True),
+    "top_k": WholeNumber(min=0),
+    "min_p": RealNumber(min=0, max=1),
+    "repetition_penalty": RealNumber(min=0, min_open=True),
+    "presence_penalty": RealNumber(min=-2, max=2),
+    "frequency_penalty": RealNumber(min=-2, max=2),
+    "seed": WholeNumber(min=0),
+}
+
+
+def _sampling(
+    name: str, says: str, short: str | None = None, unset: str | None = None
+) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
+    names = [f"--{name.replace('_', '-')}", *([short] if short else [])]
+    default = getattr(SamplingParams(), name)
+    kind = SAMPLING_TYPES[name]
+    metavar = "N" if isinstance(kind, click.IntRange) else "X"
+    return click.option(*names, type=kind, metavar=metavar, default=default, show_default=unset or True, help=says)
+
+
+_SAMPLING = (
+    _sampling("max_tokens", "Longest answer, in tokens.", "-n"),
+    _sampling("temperature", "0 takes the likeliest token.", "-t", unset=_OWN),
+    _sampling("top_p", "Keep the likeliest tokens that sum to this.", unset=_OWN),
+    _sampling("top_k", "Keep this many of the likeliest tokens; 0 keeps all.", unset=_OWN),
+    _sampling("min_p", "Drop tokens below this share of the likeliest.", unset=_OWN),
+    _sampling("repetition_penalty", "Above 1 discourages tokens already in the text.", unset=_OWN),
+    _sampling("presence_penalty", "Above 0 discourages tokens already written."),
+    _sampling("frequency_penalty", "The same, growing with every use."),
+    click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text; may be repeated."),
+    _sampling("seed", "Same seed, same text.", unset="a fresh one, printed"),
+    click.option("--ignore-eos", is_flag=True, help="Write on past the model's own end."),
+)
+
+
+def engine_options(command: Callable[..., Result]) -> Callable[..., Result]:
+    """Add what decides about loading; the command receives one `engine_options: EngineOptions`."""
+
+    @functools.wraps(command)
+    def collected(**arguments: object) -> Result:
+        chosen = {field.name: arguments.pop(field.name, field.default) for field in fields(EngineOptions)}
+        chosen["model"] = _one_model(chosen["model"], arguments.pop("positional_model", None))
+        return command(engine_options=EngineOptions(**chosen), **arguments)  # type: ignore[arg-type]  # click has checked them
+
+    return _decorate(collected, _ENGINE)
+
+
+def sampling_options(command: Callable[..., Result]) -> Callable[..., Result]:
+    """Add how tokens are chosen; the command receives one `sampling: SamplingParams`."""
+
+    @functools.wraps(command)
+    def collected(**arguments: object) -> Result:
+        options = [field.name for field in fields(SamplingParams) if field.name in arguments]
+        chosen = {name: arguments.pop(name) for name in options}
+        chosen["stop"] = chosen["stop"] or None  # the model may have its own
+        return command(sampling=SamplingParams(**chosen), **arguments)  # type: ignore[arg-type]  # click has checked them
+
+    return _decorate(collected, _SAMPLING)
+
+
+def model_argument(command: Callable[..., Result]) -> Callable[..., Result]:
+    """`specexec chat llama-70b` says the same as `specexec chat -m llama-70b`."""
+    return click.argument("positional_model", metavar="[MODEL]", required=False)(command)
+
+
+def _one_model(option: object, argument: object) -> object:
+    if option and argument and option != argument:
+        raise click.UsageError(f"Two models were named: {argument!r} and {option!r}.")
+    return argument or option or _DEFAULTS.model
+
+
+def _decorate(
+    command: Callable[..., Result], options: tuple[Callable[[Callable[..., Result]], Callable[..., Result]], ...]
+) -> Callable[..., Result]:
+    for option in reversed(options):
+        command = option(command)
+    return command

@@ -1,0 +1,38 @@
+"""How much a model shall think before it answers: a level as people say it, and what its chat template is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from specexec.engine.engine import Engine
+
+Think: TypeAlias = Literal["auto", "off", "on", "low", "medium", "high"]
+LEVELS: tuple[Think, ...] = ("auto", "off", "on", "low", "medium", "high")
+
+Command = TypeVar("Command", bound=Callable[..., object])
+
+
+def think_option(command: Command) -> Command:
+    """Add --think; the command receives `think`."""
+    return click.option(
+        "--think",
+        type=click.Choice(LEVELS),
+        default="auto",
+        help="How much to think before an answer, as far as the model's chat template can be told; auto: not told.",
+    )(command)
+
+
+def ask_to_think(engine: Engine, level: Think, tell: Callable[[str], None]) -> None:
+    """Tell the chat template from now on; `tell` hears what that does, or that it does nothing."""
+    engine.encoding.thinking = {}
+    if level != "auto":
+        from specexec.text.formats import format_of
+
+        told = format_of(engine.encoding).thinking(level)
+        engine.encoding.thinking = told.variables
+        does = "" if told.variables else "has no effect; "
+        tell(f"think {level}: {does}{told.effect}")

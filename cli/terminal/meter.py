@@ -1,0 +1,112 @@
+"""An answer in the making as two lines of text: the sweep that is running, and what all of them came to so far.
+
+Reads counters, changes nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from cli.shared.quantities import format_count, format_speed
+
+if TYPE_CHECKING:
+    from specexec.engine.engine import Engine
+    from specexec.stats import Burst, Progress
+
+_WINDOW_S = 1.0
+BAR = 16
+SHOWN_SWEEPS = 24
+_EIGHTHS = "▁▂▃▄▅▆▇█"
+TALLEST = 8  # tokens of a full column, unless a sweep gave more
+
+
+class SweepMeter:
+    """Follows the engine from a timer thread; the speed of the link is that of the last second.
+
+    `used` counts the tokens of the context; it is asked once, after the first sweep.
+    """
+
+    def __init__(self, engine: Engine, used: Callable[[], int] | None = None) -> None:
+        self.stopping = False
+        self.thinking = False  # whether what is written now is hidden
+        self._engine = engine
+        self._used = used
+        self._context_tokens: int | None = None
+        self._each: list[int] = []  # tokens of every sweep
+        self._began_s = time.monotonic()
+        self._sweep, self._sweep_began_s = engine.progress().sweeps, self._began_s
+        self._read: deque[tuple[float, int]] = deque()
+
+    def next_sweep(self, burst: Burst) -> None:
+        """A burst has arrived: the next sweep is under way."""
+        if self._context_tokens is not None:
+            self._context_tokens += len(burst.tokens)
+        elif self._used is not None:
+            self._context_tokens = self._used()
+        self._each.append(len(burst.tokens))
+
+    def lines(self) -> str:
+        """How far the sweep is, now; from the second sweep on also how it has gone."""
+        now = self._engine.progress()
+        return "\n".join([self._this_sweep(now), *([self._so_far()] if self._each else [])])
+
+    def _this_sweep(self, now: Progress) -> str:
+        place = f"layer {now.layer}/{now.layers}"
+        if self.stopping:
+            return f"  stopping… ({place})"
+        facts = [f"sweep {len(self._each) + 1} {bar(now.layer, now.layers)} {place}"]
+        if self.thinking:
+            facts.insert(0, f"thinking… {format_count(sum(self._each))} tokens")
+        elif not self._each:
+            facts.insert(0, "reading the prompt")
+        if speed_Bps := self._speed_Bps(now.bytes_read):
+            facts.append(format_speed(speed_Bps))
+        if (left_s := self._left_s(now)) is not None:
+            facts.append(f"{left_s:.1f} s left")
+        return "  " + " · ".join(facts)
+
+    def _so_far(self) -> str:
+        tokens, seconds = sum(self._each), time.monotonic() - self._began_s
+        facts = [
+            f"{sparkline(self._each)} {tokens / len(self._each):.1f} tok/sweep",
+            f"{tokens / seconds:.1f} tok/s",
+            f"{format_count(tokens)} tokens",
+            f"{seconds:.1f} s",
+        ]
+        if self._context_tokens is not None:
+            facts.append(f"context {format_count(self._context_tokens)}/{format_count(self._engine.context)}")
+        return "  " + " · ".join(facts)
+
+    def _left_s(self, now: Progress) -> float | None:
+        """Layers are of one size: what is left takes as long as what is done, layer for layer."""
+        at_s = time.monotonic()
+        if now.sweeps != self._sweep:
+            self._sweep, self._sweep_began_s = now.sweeps, at_s
+        if not 0 < now.layer < now.layers:
+            return None
+        return (at_s - self._sweep_began_s) * (now.layers - now.layer) / now.layer
+
+    def _speed_Bps(self, bytes_read: int) -> float:
+        now_s = time.monotonic()
+        if self._read and bytes_read < self._read[-1][1]:  # another answer counts from zero
+            self._read.clear()
+        self._read.append((now_s, bytes_read))
+        while now_s - self._read[0][0] > _WINDOW_S:
+            self._read.popleft()
+        (first_s, first), (last_s, last) = self._read[0], self._read[-1]
+        return (last - first) / (last_s - first_s) if last_s > first_s else 0.0
+
+
+def bar(done: int, all: int) -> str:
+    """████████░░░░░░░░"""
+    full = BAR * done // all if all else 0
+    return "█" * full + "░" * (BAR - full)
+
+
+def sparkline(each: list[int]) -> str:
+    """A column for each of the last numbers, all on one scale."""
+    tallest = max(TALLEST, *each)
+    return "".join(_EIGHTHS[min(7, 8 * number // (tallest + 1))] for number in each[-SHOWN_SWEEPS:])

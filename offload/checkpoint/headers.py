@@ -1,0 +1,313 @@
+"""Which bytes of which file hold each tensor of a checkpoint folder. Knows no torch and believes no file.
+
+Everything comes from config.json, the index and the safetensors headers; nothing is read that was not checked first.
+"""
+
+import json
+import math
+import os
+import re
+import stat
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeGuard, cast
+
+from offload.checkpoint.contents import ADAPTER, MANIFEST, MODELOPT, find_weights, gguf, instead
+from offload.checkpoint.documents import AGAIN, CONFIG, Json, read_json
+from offload.errors import BadModelDir, CorruptShard, ReadFailed, UnsupportedArchitecture
+
+# The safetensors library refuses larger headers too; a 70B header is about 100 KB.
+MAX_HEADER_B = 100_000_000
+MAX_SMALL_B = 1 << 20
+LFS = b"version "
+# Tensors that change their dtype are read so much at a time: large enough for the disk, small enough to forget.
+SCRATCH_B = 16 << 20
+PLAIN = ("F64", "F32", "F16", "BF16")
+SCALES = re.compile(r"(scales?|scale_inv|zeros|zero_point|SCB|absmax|qweight|g_idx|weight_packed)$")
+ITEM_B = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1,
+    "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "C64": 8,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor on disk: `nbytes` bytes of `file` from `offset`, row-major."""
+
+    name: str
+    file: Path
+    offset: int
+    nbytes: int
+    dtype: str
+    shape: tuple[int, ...]
+
+    def rows(self, start: int, length: int) -> "Entry":
+        """The part of the tensor that holds `length` rows of its first dimension."""
+        row_B = self.nbytes // self.shape[0]
+        return replace(self, offset=self.offset + start * row_B, nbytes=length * row_B, shape=(length, *self.shape[1:]))
+
+    def slices(self, most_B: int) -> "Iterator[tuple[int, Entry]]":
+        """First row and rows of pieces of at most `most_B` bytes, or of one row where that is larger."""
+        if self.nbytes <= most_B or not self.shape:
+            yield 0, self
+            return
+        rows = max(1, most_B // (self.nbytes // self.shape[0]))
+        for start in range(0, self.shape[0], rows):
+            yield start, self.rows(start, min(rows, self.shape[0] - start))
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A checked model folder: its config and where every tensor lies."""
+
+    path: Path
+    config: dict[str, Json]
+    entries: dict[str, Entry]
+    file_sizes: dict[Path, int]
+    notes: tuple[str, ...] = ()
+    """What is unusual about it and was settled, in words."""
+    here: bool = True
+    """Whether its files are on this machine; of others only the headers are known."""
+
+    @property
+    def model_type(self) -> str:
+        """The architecture's name in config.json."""
+        return str(self.config.get("model_type", "unknown"))
+
+
+def open_folder(path: Path) -> Folder:
+    """Check a model folder down to every header; no weight is read."""
+    config, names = read_config(path), _names_in(path)
+    weights = find_weights(names)
+    if weights is None:
+        raise _no_model(path, names)
+    wanted = read_index(path / weights.index) if weights.index else None
+    files = sorted(set(wanted.values())) if wanted else weights.files
+    entries: dict[str, Entry] = {}
+    sizes: dict[Path, int] = {}
+    for name in files:
+        file = _inside(path, name)
+        size_B, held = read_header(file)
+        sizes[file] = size_B
+        if wanted is None:
+            entries.update(held)
+            continue
+        # The index decides: a tensor that a shard holds but the index does not name is not part of the model.
+        for tensor in (key for key, value in wanted.items() if value == name):
+            if tensor not in held:
+                raise CorruptShard(
+                    f"{name} lacks the tensor '{tensor}' that {weights.index} places there.",
+                    "Index and shards come from different downloads, or one of them was edited.",
+                    "download the model again.",
+                )
+            entries[tensor] = held[tensor]
+    notes = [weights.note] if weights.note else []
+    if ADAPTER in names:
+        notes.append(f"the adapter beside the weights ({ADAPTER}) is not applied")
+    config, plain = settled(config, entries)
+    return Folder(path, config, entries, sizes, (*notes, *([plain] if plain else [])))
+
+
+def read_config(path: Path) -> dict[str, Json]:
+    """The folder's config.json, with what ModelOpt keeps beside it; says what is there instead of a model."""
+    if path.suffix == ".gguf" and path.is_file():
+        raise gguf(str(path))
+    if not path.is_dir():
+        raise BadModelDir(f"{path} is not a folder.", hint="the folder that holds config.json.")
+    names = _names_in(path)
+    if CONFIG not in names:
+        if MANIFEST in names:
+            raise BadModelDir(
+                f"{path} is a pack that is not finished.", hint="the specexec pack or pull that began it."
+            )
+        raise _no_model(path, names)
+    config = read_json(path / CONFIG)
+    return with_modelopt(config, read_json(path / MODELOPT)) if MODELOPT in names else config
+
+
+def with_modelopt(config: dict[str, Json], told: dict[str, Json]) -> dict[str, Json]:
+    """A config that names the method of ModelOpt, whose checkpoints may say so in a file of their own only."""
+    quantization = told.get("quantization")
+    algorithm = quantization.get("quant_algo") if isinstance(quantization, dict) else None
+    if config.get("quantization_config") or not algorithm:
+        return config
+    return {**config, "quantization_config": {"quant_method": f"modelopt ({algorithm})"}}
+
+
+def settled(config: dict[str, Json], entries: Mapping[str, Entry]) -> tuple[dict[str, Json], str | None]:
+    """The config with a quantisation that it means and names, and what had to be settled, in words.
+
+    bitsandbytes may be meant by its switches alone; settings without a method over plain weights mean nothing.
+    """
+    asked = config.get("quantization_config")
+    if isinstance(config.get("quantization"), dict) and not asked:
+        return {**config, "quantization_config": {"quant_method": "MLX"}}, None
+    if not isinstance(asked, dict) or not asked or "quant_method" in asked:
+        return config, None
+    if asked.get("load_in_4bit") or asked.get("load_in_8bit"):
+        return {**config, "quantization_config": {**asked, "quant_method": "bitsandbytes"}}, None
+    if any(entry.dtype not in PLAIN or SCALES.search(entry.name) for entry in entries.values()):
+        return config, None
+    plain = {name: value for name, value in config.items() if name != "quantization_config"}
+    return plain, "config.json has a quantization_config that names no method; the weights are plain, so it is left out"
+
+
+def _names_in(path: Path) -> list[str]:
+    return sorted(file.name for file in path.iterdir() if file.suffix in (".json", ".safetensors") or not file.is_dir())
+
+
+def _no_model(path: Path, names: list[str]) -> BadModelDir:
+    documents = {ADAPTER: read_json(path / ADAPTER)} if ADAPTER in names else {}
+    inside = next((one.parent for one in sorted(path.glob(f"*/{CONFIG}"))), None)
+    inside = inside or next((one.parent for one in sorted(path.glob(f"snapshots/*/{CONFIG}"))), None)
+    return instead(str(path), names, documents, None if inside is None else str(inside))
+
+
+def read_index(file: Path) -> dict[str, str]:
+    """Which file of the folder holds which tensor, by plain file names only."""
+    return weight_map_in(read_json(file), str(file))
+
+
+def weight_map_in(index: Mapping[str, Json], file: str) -> dict[str, str]:
+    """The same of an index that was read."""
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise BadModelDir(f"{file} has no weight_map.", hint=AGAIN)
+    for tensor, name in weight_map.items():
+        plain = isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\\0")
+        if not plain or not str(name).endswith(".safetensors"):
+            raise BadModelDir(
+                f"{file} places '{tensor}' in {name!r}, which is not a plain safetensors file name.",
+                "An index may only point to files of its own folder.",
+            )
+    return cast("dict[str, str]", weight_map)
+
+
+def _inside(path: Path, name: str) -> Path:
+    """The file `name` of the folder, unless it leads elsewhere; the Hub's own blob store is part of the folder."""
+    file = path / name
+    if not file.exists():
+        raise BadModelDir(
+            f"{path} is incomplete: {name} is missing.",
+            "The download probably stopped.",
+            "download the model again (only what is missing is fetched).",
+        )
+    real, home = file.resolve(), path.resolve()
+    blobs = home.parent.parent / "blobs"
+    if real.parent != home and not (home.parent.name == "snapshots" and real.parent == blobs):
+        raise BadModelDir(f"{file} is a link that leaves the model folder (to {real}).")
+    return file
+
+
+def read_header(file: Path) -> tuple[int, dict[str, Entry]]:
+    """Size of a safetensors file and its tensors; whatever the header says is checked against the file."""
+    try:
+        fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise BadModelDir(f"{file} cannot be opened: {error.strerror}.", hint=AGAIN) from error
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise CorruptShard(f"{file.name} is not a regular file.")
+        size_B = status.st_size
+        start = _pread_all(fd, 8, 0)
+        if start == LFS:
+            raise BadModelDir(f"{file} is a pointer of Git LFS, not the weights.", hint="git lfs pull, in that folder.")
+        header_B = int.from_bytes(start, "little")
+        if len(start) < 8 or not 2 <= header_B <= min(MAX_HEADER_B, size_B - 8):
+            raise _damaged(file, f"its header claims {header_B} bytes, the file has {size_B}")
+        header = _pread_all(fd, header_B, 8)
+    except OSError as error:
+        raise _unreadable(file, error) from error
+    finally:
+        os.close(fd)
+    if len(header) < header_B:
+        raise _damaged(file, f"its header ends after {len(header)} of {header_B} bytes")
+    return size_B, _parse_header(file, header, size_B)
+
+
+def item_B(dtype: str, tensor: str) -> int:
+    """Bytes of an item. Raises UnsupportedArchitecture for one that is no whole byte, or unknown."""
+    if dtype not in ITEM_B:
+        raise UnsupportedArchitecture(
+            f"'{tensor}' is stored as {dtype}, which cannot be streamed.", None, "the 16-bit version of the model."
+        )
+    return ITEM_B[dtype]
+
+
+def read_small(entry: Entry) -> bytes:
+    """The bytes of a tensor that is part of a description, such as a quantisation state."""
+    if entry.nbytes > MAX_SMALL_B:
+        raise _damaged(entry.file, f"'{entry.name}' has {entry.nbytes} bytes, which is no description")
+    try:
+        fd = os.open(entry.file, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return _pread_all(fd, entry.nbytes, entry.offset)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise _unreadable(entry.file, error) from error
+
+
+def _unreadable(file: Path, error: OSError) -> ReadFailed:
+    return ReadFailed(
+        f"could not read {file}: {error.strerror} (errno {error.errno}).",
+        "The disk, the file system or the network behind it failed.",
+        "again; if it stays so, specexec pull into a cache on another disk (HF_HOME).",
+    )
+
+
+def _pread_all(fd: int, length: int, offset: int) -> bytes:
+    parts = []
+    while length > 0 and (part := os.pread(fd, length, offset)):
+        parts.append(part)
+        offset += len(part)
+        length -= len(part)
+    return b"".join(parts)
+
+
+def _parse_header(file: Path, header: bytes, size_B: int) -> dict[str, Entry]:
+    try:
+        content = json.loads(header)
+    except (ValueError, RecursionError) as error:
+        raise _damaged(file, f"its header is not JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise _damaged(file, "its header is not a JSON object")
+    base = 8 + len(header)
+    content.pop("__metadata__", None)
+    entries = {name: _entry(file, base, name, fields) for name, fields in content.items()}
+    end = base
+    for entry in sorted(entries.values(), key=lambda entry: (entry.offset, entry.nbytes)):
+        if entry.offset != end:
+            raise _damaged(file, f"'{entry.name}' starts at byte {entry.offset}, expected {end} (a hole or an overlap)")
+        end += entry.nbytes
+    if end != size_B:
+        raise CorruptShard(
+            f"{file.name} is damaged: header says {end} bytes, file has {size_B}.",
+            "The download probably stopped." if end > size_B else "Something was appended to it.",
+            "download the model again (only what is missing is fetched).",
+        )
+    return entries
+
+
+def _entry(file: Path, base: int, name: str, fields: object) -> Entry:
+    if not isinstance(fields, dict):
+        raise _damaged(file, f"the header entry of '{name}' is not an object")
+    dtype, shape, offsets = fields.get("dtype"), fields.get("shape"), fields.get("data_offsets")
+    if not isinstance(dtype, str) or dtype not in ITEM_B:
+        raise _damaged(file, f"'{name}' has the unknown dtype {dtype!r}")
+    if not _naturals(shape) or not _naturals(offsets) or len(offsets) != 2:
+        raise _damaged(file, f"'{name}' has the shape {shape!r} at {offsets!r}")
+    nbytes = offsets[1] - offsets[0]
+    if nbytes != math.prod(shape) * ITEM_B[dtype]:
+        raise _damaged(file, f"'{name}' is {dtype} {shape} but has {nbytes} bytes")
+    return Entry(name, file, base + offsets[0], nbytes, dtype, tuple(shape))
+
+
+def _naturals(value: object) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and all(type(item) is int and 0 <= item < 1 << 62 for item in value)
+
+
+def _damaged(file: Path, why: str) -> CorruptShard:
+    return CorruptShard(f"{file.name} is damaged: {why}.", hint="download the model again.")

@@ -1,0 +1,194 @@
+"""A checkpoint laid out for streaming: which bytes make layer i, and which the rest (embeddings, norms, head).
+
+Every tensor the module needs is accounted for, with its shape and a dtype that can be converted, before anything is
+read; nothing is ever newly initialised.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from offload.checkpoint.block import Block, Piece, aligned
+from offload.checkpoint.experts import experts_of
+from offload.checkpoint.headers import Entry, Folder
+from offload.checkpoint.mapping import Part, route
+from offload.checkpoint.quantized.packed import Packed
+from offload.checkpoint.quantized.stored import STACKED, Folded, Quantised, fold
+from offload.checkpoint.routing import routing_of
+from offload.checkpoint.tensors import DTYPES
+from offload.errors import BadModelDir, UnsupportedArchitecture
+
+CONVERTIBLE = {torch.float32, torch.float16, torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Every tensor the module needs and where its bytes are: layers to stream, the rest to keep."""
+
+    path: Path
+    layers: tuple[Block, ...]
+    rest: tuple[Block, ...]
+    file_sizes: Mapping[Path, int]
+
+    @property
+    def bytes_per_sweep(self) -> int:
+        """What one sweep over the layers reads."""
+        return sum(block.read_B for block in self.layers)
+
+    @property
+    def layer_B(self) -> int:
+        """Bytes of the buffer that can hold any layer."""
+        return max(block.size_B for block in self.layers)
+
+    @property
+    def dense_B(self) -> int:
+        """Bytes of the scratch memory that holds any layer dequantised."""
+        return max(block.dense_B for block in self.layers)
+
+    @property
+    def scratch_B(self) -> int:
+        """Bytes needed beside the buffers while converting."""
+        return max(block.scratch_B for block in (*self.layers, *self.rest))
+
+
+def lay_out(
+    folder: Folder, skeleton: PreTrainedModel, layers: str, dtype: torch.dtype, *, in_place: bool = False
+) -> Checkpoint:
+    """Lay the folder out for `skeleton`, whose decoder layers are the children of the module named `layers`.
+
+    `in_place`: tensors of layers may begin at any multiple of their items, where it saves reads a copy (CPUs only).
+    """
+    tensors = skeleton.state_dict()
+    folded = fold(folder)
+    parts = route([*folded.dense.values(), *(weight.whole for weight in folded.quantised.values())], skeleton)
+    _refuse_missing(tensors.keys() - parts.keys(), skeleton, folder.path)
+    places = _Places(folded, parts, {name: tuple(tensors[name].shape) for name in parts}, {})
+    for name, found in parts.items():
+        places.dtypes[name] = _compute_dtype(name, tensors[name], skeleton, dtype)
+        _check_dtype([part for part in found if part.entry.name not in folded.quantised], places.dtypes[name])
+    routing = routing_of(folder.config)
+    by_layer: dict[int, list[str]] = {}
+    rest: list[Block] = []
+    for name in parts:
+        if name.startswith(f"{layers}."):
+            by_layer.setdefault(int(name.removeprefix(f"{layers}.").split(".")[0]), []).append(name)
+        else:
+            rest.append(places.block(name, [name], ""))
+    blocks = []
+    for i, names in sorted(by_layer.items()):
+        found_experts = experts_of(skeleton.get_submodule(f"{layers}.{i}")) if routing else None
+        experts = f"{layers}.{i}.{found_experts[0]}." if found_experts else None
+        block = places.block(f"layer {i}", names, f"{layers}.{i}.", experts, in_place=in_place)
+        blocks.append(replace(block, routing=routing if experts else None))
+    return Checkpoint(folder.path, tuple(blocks), tuple(rest), folder.file_sizes)
+
+
+@dataclass(frozen=True)
+class _Places:
+    """What the module wants and where it comes from, by the module's names."""
+
+    folded: Folded
+    parts: Mapping[str, list[Part]]
+    shapes: Mapping[str, tuple[int, ...]]
+    dtypes: dict[str, torch.dtype]
+
+    def block(
+        self, label: str, names: Sequence[str], prefix: str, experts: str | None = None, *, in_place: bool = False
+    ) -> Block:
+        """The named tensors one after another, those that are quantised beside them in the scratch memory.
+
+        Tensors whose names begin with `experts` have one expert along their first dimension.
+        """
+        packed: list[Packed] = []
+        wanted: list[tuple[str, torch.dtype, tuple[int, ...], tuple[Part, ...]]] = []
+        members: dict[str, tuple[Entry, tuple[Part, ...]]] = {}
+        offset = 0
+        for name in names:
+            short, parts = name.removeprefix(prefix), tuple(self.parts[name])
+            if experts and name.startswith(experts):
+                parts = tuple(cut for part in parts for cut in self._by_expert(part, self.shapes[name]))
+            if not any(part.entry.name in self.folded.quantised for part in parts):
+                wanted.append((short, self.dtypes[name], self.shapes[name], parts))
+                continue
+            packed.append(Packed(short, self.dtypes[name], self.shapes[name], offset, self._sources(name, parts)))
+            offset += aligned(packed[-1].nbytes)
+            for part, weight in packed[-1].sources:
+                members |= {
+                    entry.name: (entry, _as_stored(role, entry, part, weight)) for role, entry in weight.members.items()
+                }
+        wanted += [(name, DTYPES[entry.dtype], entry.shape, parts) for name, (entry, parts) in members.items()]
+        # In file order the pieces of a layer that is stored in one run are read with one call.
+        wanted.sort(key=lambda item: min((part.entry.file, part.entry.offset) for part in item[3]))
+        pieces: list[Piece] = []
+        offset = 0
+        for name, dtype, shape, parts in wanted:
+            pieces.append(Piece(name, dtype, shape, offset, parts).placed(in_place))
+            offset = pieces[-1].offset + pieces[-1].nbytes
+        return Block(label, tuple(pieces), tuple(packed))
+
+    def _by_expert(self, part: Part, shape: tuple[int, ...]) -> list[Part]:
+        weight = self.folded.quantised.get(part.entry.name)
+        fused = weight is not None and len(weight.shape) == 3 and not weight.is_stack
+        return [part] if fused else part.by_expert(shape)
+
+    def _sources(self, name: str, parts: Sequence[Part]) -> tuple[tuple[Part, Quantised], ...]:
+        quantised = self.folded.quantised
+        plain = [part.entry.name for part in parts if part.entry.name not in quantised]
+        if plain:
+            raise UnsupportedArchitecture(
+                f"'{name}' is made of quantised tensors and of '{plain[0]}', which is not quantised.",
+                hint="a version of the model that quantises all of them or none.",
+            )
+        found = [(part, quantised[part.entry.name]) for part in parts]
+        return tuple(
+            (part, weight.alone(part.expert) if weight.is_stack and part.expert is not None else weight)
+            for part, weight in found
+        )
+
+
+def _as_stored(role: str, entry: Entry, part: Part, weight: Quantised) -> tuple[Part, ...]:
+    """Codes or scales as they are on disk, and whose they are: of a stack each expert has its own rows."""
+    whole = Part(entry, entry.name, torch.empty(entry.shape, device="meta").stride(), 0)
+    if weight.expert is None:
+        return (replace(whole, expert=part.expert),)
+    return tuple(whole.by_expert(entry.shape)) if role in STACKED else (whole,)
+
+
+def _compute_dtype(name: str, tensor: torch.Tensor, skeleton: PreTrainedModel, dtype: torch.dtype) -> torch.dtype:
+    """What transformers would load it as: modules that must stay in float32 do."""
+    for pattern, kept in skeleton._get_dtype_plan(dtype).items():
+        if re.search(pattern.replace("*", ".*"), name):
+            return kept
+    return tensor.dtype
+
+
+def _check_dtype(parts: Sequence[Part], wanted: torch.dtype) -> None:
+    for entry in (part.entry for part in parts):
+        found = DTYPES.get(entry.dtype)
+        if found != wanted and not {found, wanted} <= CONVERTIBLE:
+            raise UnsupportedArchitecture(
+                f"'{entry.name}' is stored as {entry.dtype} and needed as {str(wanted).removeprefix('torch.')}.",
+                "It is quantised in a way that cannot be streamed.",
+                "the 16-bit version of the model.",
+            )
+
+
+def _refuse_missing(names: set[str], skeleton: PreTrainedModel, path: Path) -> None:
+    """Refuse what is neither stored nor tied to something stored."""
+    tied = skeleton.all_tied_weights_keys
+    groups: dict[str, set[str]] = {}
+    for target, source in tied.items():
+        groups.setdefault(source, {source}).add(target)
+    excused = {name for group in groups.values() if not group <= names for name in group}
+    missing = sorted(names - excused)
+    if missing:
+        raise BadModelDir(
+            f"{path} lacks {len(missing)} tensors that {type(skeleton).__name__} needs: "
+            f"{', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}.",
+            "The checkpoint is incomplete, or config.json describes another model.",
+            "download the model again.",
+        )

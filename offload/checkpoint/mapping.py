@@ -1,0 +1,229 @@
+"""From names on disk to places in the module, by transformers' own conversion table. Reads no weight.
+
+A checkpoint may store under other names, expert by expert, or fused what the module keeps as one tensor. Every tensor
+on disk becomes one or more `Part`s: these bytes go to that (possibly strided) view of that parameter.
+"""
+
+import logging
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    Concatenate,
+    ConversionOps,
+    MergeModulelist,
+    Transpose,
+    WeightConverter,
+    WeightRenaming,
+    rename_source_key,
+)
+
+from offload.checkpoint.headers import Entry
+from offload.errors import BadModelDir, UnsupportedArchitecture
+
+log = logging.getLogger(__name__)
+
+# Buffers that old checkpoints carry and no module reads; the model class adds its own list.
+IGNORABLE = (r"rotary_emb\.inv_freq$", r"(^|\.)position_ids$", r"\.attn\.(masked_)?bias$")
+# Scales for keys and values in 8 bits. Ours stay whole, so that nothing needs them.
+CACHE_SCALES = re.compile(r"\.(k|v|q|kv|prob)_(scale|zero_point)$")
+
+
+@dataclass(frozen=True)
+class Part:
+    """The bytes of `entry` belong into `target`, at element `offset` with these strides."""
+
+    entry: Entry
+    target: str
+    stride: tuple[int, ...]
+    offset: int
+    expert: int | None = None
+    """Whose bytes they are, where a layer has experts that are fetched one by one."""
+
+    def by_expert(self, shape: tuple[int, ...]) -> "list[Part]":
+        """Cut where one expert of a target of this shape ends and the next one begins, if that can be done."""
+        each = math.prod(shape[1:])
+        if len(self.entry.shape) == len(shape) and self.stride[0] == each:
+            return [
+                replace(self, entry=self.entry.rows(index, 1), offset=self.offset + index * each, expert=index)
+                for index in range(shape[0])
+            ]
+        first, last = self.offset // each, (self.offset + self.extent - 1) // each
+        return [replace(self, expert=first)] if first == last else [self]
+
+    @property
+    def extent(self) -> int:
+        """Elements of the target from its first to its last one."""
+        return 1 + sum((length - 1) * step for length, step in zip(self.entry.shape, self.stride, strict=True))
+
+
+def route(entries: Iterable[Entry], model: PreTrainedModel) -> dict[str, list[Part]]:
+    """For every tensor of the module its parts on disk; what fits nowhere or not exactly is refused."""
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    parts: dict[str, list[Part]] = {}
+    leftovers: list[str] = []
+    for job in _jobs(entries, model, shapes):
+        if any(target not in shapes for target in job.targets):
+            leftovers.extend(entry.name for entry in job.entries)
+            continue
+        for part in job.parts(shapes):
+            parts.setdefault(part.target, []).append(part)
+    ignorable = re.compile("|".join([*IGNORABLE, *(model._keys_to_ignore_on_load_unexpected or ())]))
+    scales = [name for name in leftovers if CACHE_SCALES.search(name)]
+    _refuse_leftovers([name for name in leftovers if not ignorable.search(name) and name not in scales], model)
+    if scales:
+        log.warning("%d scales of an 8-bit cache are left out (%s …): ours stays whole", len(scales), scales[0])
+    for target, found in parts.items():
+        if sum(_elements(part.entry) for part in found) != shapes[target].numel():
+            raise _misfit(found[0].entry, target, shapes[target])
+    return parts
+
+
+def _refuse_leftovers(names: Sequence[str], model: PreTrainedModel) -> None:
+    if names:
+        raise BadModelDir(
+            f"the checkpoint holds {len(names)} tensors that {type(model).__name__} has no place for: "
+            f"{', '.join(sorted(names)[:3])}{' …' if len(names) > 3 else ''}.",
+            "config.json does not describe these weights (number of layers or architecture).",
+            "download config.json and the weights from the same revision.",
+        )
+
+
+@dataclass
+class Job:
+    """One conversion: the tensors that go in (in natural order, by source pattern) and the names that come out."""
+
+    operations: Sequence[ConversionOps]
+    sources: dict[str, list[Entry]]
+    targets: list[str]
+
+    @property
+    def entries(self) -> list[Entry]:
+        return [entry for group in self.sources.values() for entry in group]
+
+    def parts(self, shapes: Mapping[str, torch.Size]) -> Iterator[Part]:
+        """Where every byte of the sources goes; the chains below are all that decoder-only models use."""
+        first = self.entries[0]
+        views = [torch.empty(shapes[target], device="meta") for target in self.targets]
+        match list(self.operations):
+            case []:
+                yield _part(first, self.targets[0], views[0])
+            case [Transpose() as op]:
+                same = op.check_dims and first.shape == tuple(views[0].shape)
+                yield _part(first, self.targets[0], views[0] if same else views[0].transpose(op.dim0, op.dim1))
+            case [op] if _splits_rows(op) and len(self.entries) == 1:
+                yield from self._split(first, views)
+            case [Concatenate() as op]:
+                yield from self._concatenate(views[0], op.dim)
+            case [MergeModulelist() as op] if len(self.sources) == 1:
+                yield from self._stack(self.entries, views[0], op.dim)
+            case [MergeModulelist() as stack, Concatenate() as join] if stack.dim == 0 and join.dim >= 1:
+                start = 0
+                for group in self.sources.values():
+                    length = group[0].shape[join.dim - 1] if len(group[0].shape) >= join.dim else 0
+                    view = _narrow(views[0], join.dim, start, length, group[0], self.targets[0])
+                    yield from self._stack(group, view, stack.dim)
+                    start += length
+            case unknown:
+                raise UnsupportedArchitecture(
+                    f"'{first.name}' needs the conversion {unknown}, which streaming cannot do yet.",
+                    hint="save the model once with transformers' save_pretrained in its module layout.",
+                )
+
+    def _split(self, entry: Entry, views: list[torch.Tensor]) -> Iterator[Part]:
+        if not entry.shape or sum(view.shape[0] for view in views) != entry.shape[0]:
+            raise _misfit(entry, self.targets[0], views[0].shape)
+        start = 0
+        for target, view in zip(self.targets, views, strict=True):
+            yield _part(entry.rows(start, view.shape[0]), target, view)
+            start += view.shape[0]
+
+    def _concatenate(self, view: torch.Tensor, dim: int) -> Iterator[Part]:
+        start = 0
+        for entry in self.entries:
+            length = entry.shape[dim] if len(entry.shape) > dim else 0
+            yield _part(entry, self.targets[0], _narrow(view, dim, start, length, entry, self.targets[0]))
+            start += length
+
+    def _stack(self, group: list[Entry], view: torch.Tensor, dim: int) -> Iterator[Part]:
+        # A missing expert would shift all later ones: the numbers in the names must be 0, 1, 2 …
+        numbers = [_numbers(entry.name) for entry in group]
+        counting = any({row[column] for row in numbers} == set(range(len(group))) for column in range(len(numbers[0])))
+        if len(group) != view.shape[dim] or not counting:
+            raise BadModelDir(
+                f"'{self.targets[0]}' is made of {view.shape[dim]} experts, the checkpoint holds {len(group)} "
+                f"('{group[0].name}' …).",
+                "Some experts are missing, or config.json belongs to another model.",
+                "download the model again.",
+            )
+        for index, entry in enumerate(group):
+            yield _part(entry, self.targets[0], view.select(dim, index))
+
+
+def _jobs(entries: Iterable[Entry], model: PreTrainedModel, shapes: Mapping[str, torch.Size]) -> Iterator[Job]:
+    transforms = get_model_conversion_mapping(model)
+    renamings = [step for step in transforms if isinstance(step, WeightRenaming)]
+    converters = [step for step in transforms if isinstance(step, WeightConverter)]
+    by_pattern = {pattern: step for step in converters for pattern in step.source_patterns}
+    prefix, known = model.base_model_prefix, dict(shapes)
+    collected: dict[str, Job] = {}
+    for entry in sorted(entries, key=lambda entry: _natural(entry.name)):
+        target, pattern = rename_source_key(entry.name, renamings, converters, prefix, known)
+        if target not in shapes and entry.name in shapes:
+            target, pattern = entry.name, None
+        if pattern is None:
+            job = Job([], {"": []}, [target])
+        else:
+            step = by_pattern[pattern]
+            targets = [target.replace(step.target_patterns[0], name) for name in step.target_patterns]
+            job = Job(step.operations, {name: [] for name in step.source_patterns}, targets)
+        group = collected.setdefault(target, job).sources.get(pattern or "")
+        if group is None or (group and pattern is None):
+            raise BadModelDir(f"'{entry.name}' and '{collected[target].entries[0].name}' are both '{target}'.")
+        group.append(entry)
+    for job in collected.values():
+        # Patterns are alternatives as well as ingredients: those that matched nothing are not part of this job.
+        job.sources = {pattern: group for pattern, group in job.sources.items() if group}
+        yield job
+
+
+def _splits_rows(op: ConversionOps) -> bool:
+    # By name: `Split` is younger than the oldest transformers we run with.
+    return type(op).__name__ in ("Chunk", "Split") and getattr(op, "dim", None) == 0
+
+
+def _part(entry: Entry, target: str, view: torch.Tensor) -> Part:
+    if tuple(view.shape) != entry.shape:
+        raise _misfit(entry, target, view.shape)
+    return Part(entry, target, view.stride(), int(view.storage_offset()))
+
+
+def _narrow(view: torch.Tensor, dim: int, start: int, length: int, entry: Entry, target: str) -> torch.Tensor:
+    if dim >= view.dim() or start + length > view.shape[dim]:
+        raise _misfit(entry, target, view.shape)
+    return view.narrow(dim, start, length)
+
+
+def _misfit(entry: Entry, target: str, shape: torch.Size) -> BadModelDir:
+    return BadModelDir(
+        f"'{entry.name}' has the shape {list(entry.shape)}, which does not fit '{target}' {list(shape)}.",
+        "config.json does not describe these weights.",
+        "download config.json and the weights from the same revision.",
+    )
+
+
+def _elements(entry: Entry) -> int:
+    return torch.Size(entry.shape).numel()
+
+
+def _numbers(name: str) -> list[int]:
+    return [int(part) for part in name.split(".") if part.isdigit()]
+
+
+def _natural(name: str) -> list[tuple[int, int, str]]:
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in name.split(".")]

@@ -1,0 +1,49 @@
+"""A tensor that travels in few bits and computes dense: where it lies when dequantised. Knows no file and no stream."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from offload.checkpoint.mapping import Part
+from offload.checkpoint.quantized.quantize import dequantise
+from offload.checkpoint.quantized.stored import STACKED, Quantised
+
+
+@dataclass(frozen=True)
+class Packed:
+    """One tensor of a block that travels in few bits: where it lies when dequantised, and what it is made of."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    offset: int
+    sources: tuple[tuple[Part, Quantised], ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory, in the compute dtype."""
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+    def unpack(
+        self, members: Mapping[str, torch.Tensor], scratch: torch.Tensor, whose: Collection[int | None] | None = None
+    ) -> torch.Tensor:
+        """The dense tensor inside `scratch`; only what belongs to these experts (None: to no expert) is computed."""
+        dense = scratch[self.offset : self.offset + self.nbytes].view(self.dtype).view(self.shape)
+        for part, weight in self.sources:
+            if whose is not None and part.expert not in whose:
+                continue
+            held = {role: members[entry.name] for role, entry in weight.members.items()}
+            if weight.expert is not None:
+                its = slice(weight.expert, weight.expert + 1)
+                held |= {role: held[role][its] for role in STACKED if role in held}
+            target = dense.as_strided(part.entry.shape, part.stride, dense.storage_offset() + part.offset)
+            if part.entry.shape == weight.shape:
+                dequantise(weight, held, target)
+                continue
+            # Some rows of what is fused on disk: `whole` counts a byte for each element.
+            whole = dense.new_empty(weight.shape)
+            dequantise(weight, held, whole)
+            start = part.entry.offset // (whole.numel() // weight.shape[0])
+            target.copy_(whole[start : start + part.entry.shape[0]])
+        return dense

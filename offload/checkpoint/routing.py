@@ -1,0 +1,59 @@
+"""How many of a layer's experts a sweep visits, and when it pays to fetch those alone. Numbers, no torch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from offload.checkpoint.documents import Json
+
+# What configs call the experts of a layer, and those of them that a token is sent to.
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
+CHOSEN = ("num_experts_per_tok", "experts_per_token", "moe_k")
+# Whoever fetches on demand waits meanwhile: less than a quarter saved is not worth it.
+WORTH = 0.75
+
+
+@dataclass(frozen=True)
+class Routing:
+    """Each row is sent to `chosen` of the `experts` of a layer."""
+
+    experts: int
+    chosen: int
+
+    def touched(self, rows: ArrayLike) -> NDArray[np.float64]:
+        """Experts that so many rows are expected to visit, if none is a favourite."""
+        missed = (1 - self.chosen / self.experts) ** np.asarray(rows, dtype=np.float64)
+        return np.asarray(self.experts * (1 - missed))
+
+    def on_demand(self, rows: ArrayLike) -> NDArray[np.bool_]:
+        """Should a sweep over so many rows fetch experts once they are chosen, not all of them ahead?"""
+        return np.asarray(self.touched(rows) <= WORTH * self.experts)
+
+    @property
+    def many(self) -> int:
+        """The fewest rows for which all experts come ahead."""
+        rows = 1
+        while self.on_demand(rows):
+            rows += 1
+        return rows
+
+    def share(self, rows: ArrayLike) -> NDArray[np.float64]:
+        """The part of the experts' bytes that such a sweep is expected to bring."""
+        return np.where(self.on_demand(rows), self.touched(rows) / self.experts, 1.0)
+
+
+DENSE = Routing(1, 1)
+
+
+def routing_of(config: Mapping[str, Json]) -> Routing | None:
+    """What config.json says about experts; None for a model without."""
+    experts, chosen = (_first(config, names) for names in (EXPERTS, CHOSEN))
+    return Routing(experts, min(chosen, experts)) if experts and chosen else None
+
+
+def _first(config: Mapping[str, Json], names: tuple[str, ...]) -> int:
+    """The first of these numbers that the config has; zero if it has none."""
+    found = (config.get(name) for name in names)
+    return next((value for value in found if isinstance(value, int) and value > 0), 0)

@@ -1,0 +1,185 @@
+"""A transformers causal LM without weights, and where its decoder layers are. Refuses by name what cannot stream."""
+
+import os
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import init_empty_weights
+from huggingface_hub.errors import StrictDataclassError
+from torch import nn
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
+from transformers.utils.output_capturing import maybe_install_capturing_hooks
+
+from offload.checkpoint.documents import read_json
+from offload.checkpoint.headers import Folder
+from offload.checkpoint.quantized.stored import refuse_unknown
+from offload.checkpoint.remote_code import classes_in, references, refuse_elsewhere, refused, running_code
+from offload.errors import BadModelDir, UnsupportedArchitecture
+
+SUPPORTED = "Supported: Llama, Mistral, Qwen 2/3, Gemma 2/3, Phi-3, OLMo 2, GPT-NeoX, OPT, Mixtral, gpt-oss, DeepSeek …"
+DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+DTYPES |= {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+STORED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """A model whose parameters are on the meta device; `layers` names its list of decoder layers."""
+
+    model: PreTrainedModel
+    layers: str
+    dtype: torch.dtype
+
+    @property
+    def layer_list(self) -> nn.ModuleList:
+        """The decoder layers."""
+        found = self.model.get_submodule(self.layers)
+        assert isinstance(found, nn.ModuleList)
+        return found
+
+
+@dataclass(frozen=True)
+class Design:
+    """What transformers makes of config.json: the settings and the class that would be built. No weights yet."""
+
+    config: PreTrainedConfig
+    model_class: type[PreTrainedModel]
+
+    @property
+    def own_code(self) -> bool:
+        """Whether the class comes from the checkpoint's folder."""
+        return not self.model_class.__module__.startswith("transformers.")
+
+
+def build(folder: Folder, dtype: str | torch.dtype | None, trust_remote_code: bool = False) -> Skeleton:
+    """The folder's model as transformers would build it, in `dtype` (default: as config.json or the weights say)."""
+    refuse_unknown(folder)
+    config = design(folder, trust_remote_code).config
+    wanted = _dtype(dtype, config, folder)
+    with (
+        init_empty_weights(include_buffers=False),
+        running_code(folder.path, trust_remote_code),
+        _sense(folder.path / "config.json"),
+    ):
+        model = AutoModelForCausalLM.from_config(config, dtype=wanted, trust_remote_code=trust_remote_code)
+    assert isinstance(model, PreTrainedModel)
+    if model.can_generate():
+        model.generation_config = _generation_config(folder)
+    model.eval()
+    model.requires_grad_(False)
+    # transformers finds the layers whose outputs it records by their class; later it would only see our wrapper.
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            maybe_install_capturing_hooks(module)
+    return Skeleton(model, _find_layers(model, folder), wanted)
+
+
+def _generation_config(folder: Folder) -> GenerationConfig:
+    """As `from_pretrained` finds it: old checkpoints say in config.json how to generate."""
+    own = os.path.lexists(folder.path / "generation_config.json")
+    name = "generation_config.json" if own else "config.json"
+    read_json(folder.path / name)
+    with _sense(folder.path / name):
+        return GenerationConfig.from_pretrained(
+            folder.path, config_file_name=name, local_files_only=True, _from_model_config=not own
+        )
+
+
+def design(folder: Folder, trust_remote_code: bool = False) -> Design:
+    """How transformers would build the folder's model: by its own code, or with trust by code in the folder.
+
+    Raises RemoteCode where there is no other way than the folder's code and no trust.
+    """
+    theirs = references(folder.path) if folder.here else classes_in(folder.config)
+    if trust_remote_code:
+        refuse_elsewhere(folder.path)
+    elif "AutoConfig" in theirs and folder.model_type not in CONFIG_MAPPING:
+        raise refused(folder.path)
+    if "AutoConfig" not in theirs and folder.model_type not in CONFIG_MAPPING:
+        raise _unsupported(folder, f"This version of transformers does not know the model type '{folder.model_type}'.")
+    with running_code(folder.path, trust_remote_code), _sense(folder.path / "config.json"):
+        config: PreTrainedConfig = (
+            AutoConfig.from_pretrained(folder.path, local_files_only=True, trust_remote_code=trust_remote_code)
+            if folder.here
+            else CONFIG_MAPPING[folder.model_type].from_dict({**folder.config})
+        )
+    # Layers see ordinary dense weights, so the model is built as if it had never been quantised.
+    vars(config).pop("quantization_config", None)
+    if config.get_text_config() is not config:
+        raise _unsupported(folder, "Models with images or sound cannot be streamed yet.")
+    if getattr(config, "is_encoder_decoder", False):
+        raise _unsupported(folder, "It is not a decoder-only language model.")
+    return Design(config, _model_class(folder, config, theirs.get("AutoModelForCausalLM"), trust_remote_code))
+
+
+def _model_class(
+    folder: Folder, config: PreTrainedConfig, theirs: list[str] | None, trust_remote_code: bool
+) -> type[PreTrainedModel]:
+    if theirs and trust_remote_code:
+        with running_code(folder.path, trust_remote_code):
+            found: object = get_class_from_dynamic_module(theirs[0], str(folder.path), local_files_only=True)
+    elif type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        found = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    elif theirs:
+        raise refused(folder.path)
+    else:
+        raise _unsupported(folder, "It is not a decoder-only language model.")
+    if not isinstance(found, type) or not issubclass(found, PreTrainedModel):
+        raise _unsupported(folder, "Its class is no transformers model.")
+    return found
+
+
+@contextmanager
+def _sense(file: Path) -> Iterator[None]:
+    """What transformers raises on settings that make no sense, as an error about their file."""
+    nonsense = (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RuntimeError, StrictDataclassError)
+    try:
+        yield
+    except nonsense as error:
+        first = (str(error).strip() or repr(error)).splitlines()[0]
+        raise BadModelDir(f"{file} does not describe a usable model.", first) from error
+
+
+def _dtype(asked: str | torch.dtype | None, config: PreTrainedConfig, folder: Folder) -> torch.dtype:
+    if isinstance(asked, torch.dtype):
+        return asked
+    if asked not in (None, "auto"):
+        return DTYPES[asked]
+    if isinstance(config.dtype, torch.dtype):
+        return config.dtype
+    stored = [entry for entry in folder.entries.values() if entry.dtype in STORED]
+    largest = max(stored, key=lambda entry: entry.nbytes, default=None)
+    return STORED[largest.dtype] if largest else torch.float32
+
+
+def _find_layers(model: PreTrainedModel, folder: Folder) -> str:
+    """The shallowest list with one module per hidden layer (experts are lists too, but deeper)."""
+    waiting: deque[tuple[str, nn.Module]] = deque([("", model)])
+    while waiting:
+        path, module = waiting.popleft()
+        if isinstance(module, nn.ModuleList) and len(module) == getattr(model.config, "num_hidden_layers", -1):
+            return path
+        waiting.extend((f"{path}.{name}" if path else name, child) for name, child in module.named_children())
+    raise _unsupported(folder, "No list of decoder layers was found in it.")
+
+
+def _unsupported(folder: Folder, why: str) -> UnsupportedArchitecture:
+    return UnsupportedArchitecture(f"architecture {_architecture(folder)} is not supported.", f"{why} {SUPPORTED}")
+
+
+def _architecture(folder: Folder) -> str:
+    names = folder.config.get("architectures")
+    return f"'{names[0]}'" if isinstance(names, list) and names else f"'{folder.model_type}'"

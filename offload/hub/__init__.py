@@ -1,0 +1,1 @@
+"""Where models come from: names, the Hub, the cache of this machine."""

@@ -1,0 +1,1 @@
+"""A transformers model whose layers arrive when they are needed."""

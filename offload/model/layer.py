@@ -1,0 +1,140 @@
+"""One decoder layer whose weights are there only while it computes. The one seam between weights and modelling code.
+
+Knows no file, thread or token: it borrows tensors from a `Stream`, lets transformers' own layer run, gives them back.
+R rows (tokens) of one sequence
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from offload.checkpoint.experts import experts_of, when_chosen
+from offload.machine.heap import suit
+from offload.machine.out_of_memory import refusal
+from offload.stream.protocol import Stream
+
+Argument = torch.Tensor | tuple[torch.Tensor, ...] | object
+Output = torch.Tensor | tuple[torch.Tensor | None, ...]
+
+
+LESS = "fewer guesses (--budget), a smaller --ctx, or a shorter prompt."
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where one tensor of the layer belongs: a module's own table of parameters or buffers."""
+
+    table: dict[str, torch.Tensor | None]
+    key: str
+    name: str
+    placeholder: torch.Tensor
+
+
+class StreamedLayer(nn.Module):
+    """Stands for transformers' layer in the model's list and computes exactly what it would compute."""
+
+    chunk_rows: int | None
+    """Run the layer over so many rows at a time (one visit of the weights, bounded activations)."""
+    own_rows: int | None
+    """So many of the rows differ, whatever repeats them to fill a tile; None if all may."""
+
+    def __init__(self, layer: nn.Module, index: int, lender: Stream) -> None:
+        super().__init__()
+        # Past nn.Module's registration: the inner layer's parameters are empty, and nobody should find them.
+        object.__setattr__(self, "inner", layer)
+        object.__setattr__(self, "_lender", lender)
+        self.index = index
+        self.chunk_rows = self.own_rows = None
+        self._places = list(_places(layer))
+        found = experts_of(layer)
+        object.__setattr__(self, "_experts", found and found[1])
+
+    def __getattr__(self, name: str) -> object:  # type: ignore[override]  # nn.Module promises less than we forward
+        inner = self.__dict__.get("inner")
+        if inner is None:
+            raise AttributeError(name)
+        return getattr(inner, name)
+
+    def forward(self, *args: Argument, **kwargs: Argument) -> Output:
+        """The layer's own forward, with its weights in place for just this long."""
+        lender: Stream = self.__dict__["_lender"]
+        try:
+            hidden = args[0] if args else kwargs["hidden_states"]
+            assert isinstance(hidden, torch.Tensor)
+            rows = hidden.shape[:-1].numel()
+            if self.index == 0 and hidden.device.type == "cpu":
+                suit(rows)
+            tensors = lender.take(self.index, self.own_rows or rows)
+            for place in self._places:
+                place.table[place.key] = tensors[place.name]
+            with when_chosen(self.__dict__["_experts"], lender.fetch):
+                return self._run(args, kwargs)
+        except (MemoryError, RuntimeError) as error:
+            # The sweep ends, the model stays usable.
+            if scarce := refusal(error, f"while layer {self.index} computed", LESS):
+                raise scarce from error
+            raise
+        finally:
+            # Back to the placeholder: whoever calls the layer without its weights gets an error, not old numbers.
+            for place in self._places:
+                place.table[place.key] = place.placeholder
+            lender.give()
+
+    def _run(self, args: tuple[Argument, ...], kwargs: dict[str, Argument]) -> Output:
+        inner: nn.Module = self.__dict__["inner"]
+        hidden = args[0] if args else kwargs["hidden_states"]
+        assert isinstance(hidden, torch.Tensor)
+        rows = hidden.shape[1] if hidden.dim() == 3 else 0
+        whole = self.chunk_rows is None or rows <= self.chunk_rows or hidden.shape[0] != 1
+        if whole or kwargs.get("attention_mask") is not None:
+            output: Output = inner(*args, **kwargs)
+            return output
+        assert self.chunk_rows is not None
+        chunks: list[Output] = []
+        for start in range(0, rows, self.chunk_rows):
+            rows_here = slice(start, start + self.chunk_rows)
+            chunks.append(
+                inner(
+                    *(_slice(value, rows, rows_here) for value in args),
+                    **{name: _slice(value, rows, rows_here) for name, value in kwargs.items()},
+                )
+            )
+        return _join(chunks)
+
+
+def _places(layer: nn.Module) -> list[_Place]:
+    """Every parameter and every buffer that is part of the checkpoint."""
+    places: list[_Place] = []
+    for path, module in layer.named_modules():
+        prefix = f"{path}." if path else ""
+        for key, tensor in module._parameters.items():
+            if tensor is not None:
+                places.append(_Place(module._parameters, key, prefix + key, tensor))
+        for key, buffer in module._buffers.items():
+            if buffer is not None and key not in module._non_persistent_buffers_set:
+                places.append(_Place(module._buffers, key, prefix + key, buffer.to("meta")))
+    return places
+
+
+def _slice(value: Argument, rows: int, wanted: slice) -> Argument:
+    """The wanted rows of whatever has one entry per row; anything else as it is."""
+    if isinstance(value, torch.Tensor):
+        return value[:, wanted] if value.dim() >= 2 and value.shape[1] == rows else value
+    if isinstance(value, tuple) and any(isinstance(item, torch.Tensor) for item in value):
+        return tuple(_slice(item, rows, wanted) for item in value)
+    return value
+
+
+def _join(chunks: list[Output]) -> Output:
+    first = chunks[0]
+    if isinstance(first, torch.Tensor):
+        return torch.cat([chunk for chunk in chunks if isinstance(chunk, torch.Tensor)], dim=1)
+    columns = zip(*(chunk for chunk in chunks if isinstance(chunk, tuple)), strict=True)
+    # What is not a row of the sequence (attention maps, router logits) has no meaning across chunks.
+    return tuple(_join_column(column) for column in columns)
+
+
+def _join_column(column: tuple[torch.Tensor | None, ...]) -> torch.Tensor | None:
+    tensors = [tensor for tensor in column if tensor is not None]
+    return torch.cat(tensors, dim=1) if tensors else None

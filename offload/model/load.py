@@ -1,0 +1,266 @@
+"""A transformers causal LM whose decoder layers stream. The modelling code stays transformers' own.
+
+`load` builds a skeleton without weights, decides where the layers live, puts the rest into memory and wraps every
+element of the layer list. Knows no tree, token or sampler.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import nn
+from transformers import PreTrainedModel
+
+from offload.checkpoint.block import Block
+from offload.checkpoint.headers import open_folder
+from offload.checkpoint.layout import Checkpoint, lay_out
+from offload.checkpoint.quantized.stored import Quantised
+from offload.checkpoint.roles import part_of
+from offload.checkpoint.skeleton import Skeleton, build
+from offload.machine.files import Reading
+from offload.machine.finalizers import close_when_collected
+from offload.machine.heap import give_back
+from offload.machine.identity import machine
+from offload.machine.memory import Free, free_memory
+from offload.machine.out_of_memory import refusal
+from offload.machine.speeds import disk_key, load_speeds, reading_for
+from offload.machine.system import check_system
+from offload.model.layer import StreamedLayer
+from offload.model.quantized_head import Rounded, quantise_head
+from offload.placement.placement import Need, Offload, Placement
+from offload.placement.quantized_sizes import FourBits, with_head
+from offload.placement.requirements import CACHE_NUMBERS, cache_B, scratch_B, stored_head
+from offload.placement.solver import place
+from offload.stream.dequantized import DenseLayers
+from offload.stream.open import open_stream
+from offload.stream.protocol import Stream, StreamStats
+from offload.stream.store import Arena, DiskStore
+from offload.units import size
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ModelStream:
+    """A model's layers on the move: where they live, what they did, which one computes."""
+
+    placement: Placement
+    stream: Stream
+
+    @property
+    def layers(self) -> int:
+        """How many layers there are."""
+        return self.stream.layers
+
+    @property
+    def position(self) -> int | None:
+        """The layer that computes now."""
+        return self.stream.position
+
+    @property
+    def bytes_per_sweep(self) -> int:
+        """What comes over the wire in one sweep over many rows; zero for a resident model."""
+        return self.stream.bytes_per_sweep
+
+    def share(self, rows: ArrayLike) -> NDArray[np.float64]:
+        """The part of it that a sweep over so many rows is expected to bring; less than one among experts only."""
+        return self.stream.share(rows)
+
+    def stats(self) -> StreamStats:
+        """What was done so far."""
+        return self.stream.stats()
+
+    def unwaited(self) -> AbstractContextManager[None]:
+        """While this is open a sweep does not wait for weights: it fails at once, and the next one begins afresh."""
+        return self.stream.unwaited()
+
+    def close(self) -> None:
+        """Stop reading and close the files; the model cannot compute afterwards unless it is resident."""
+        self.stream.close()
+
+
+def load(
+    path: str | Path,
+    offload: Offload = "auto",
+    device: str = "cpu",
+    dtype: str | torch.dtype | None = None,
+    *,
+    ram_B: int | None = None,
+    vram_B: int | None = None,
+    link_limit_Bps: float | None = None,
+    ctx: int = 4096,
+    guesses_B: int = 0,
+    cache_moves: bool = False,
+    beside_B: Mapping[str, int] | None = None,
+    beside_ram_B: Mapping[str, int] | None = None,
+    head_quant: FourBits = "none",
+    told: Callable[[int, int], None] | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """A transformers model that computes exactly what the checkpoint says, in the memory that it was given.
+
+    `head_quant` nf4 makes it another model: its head rounded to four bits, a copy where embeddings are tied to it.
+    `beside_B` is what the caller will need beside it where it computes (drafter, trees), by what it is for,
+    `beside_ram_B` what it keeps in RAM wherever that is, `guesses_B` keys and values beyond `ctx` tokens. `ram_B`
+    and `vram_B` replace what is measured. `cache_moves`: the caller keeps the keys and values of each layer where the
+    placement's `caches` say, so that they may be told to live in RAM. `told` hears how many of the layers that stay in
+    memory are there, and of how many.
+    `trust_remote_code` lets transformers run Python that lies in the folder.
+    """
+    check_system()
+    give_back()
+    folder = open_folder(Path(path))
+    skeleton = build(folder, dtype, trust_remote_code)
+    on_cpu = torch.device(device).type == "cpu"
+    checkpoint = lay_out(folder, skeleton.model, skeleton.layers, skeleton.dtype, in_place=on_cpu)
+    reading = reading_for(folder.path)
+    need = with_head(folder, _need(checkpoint, skeleton, ctx, reading), head_quant, skeleton.dtype.itemsize)
+    need = replace(need, guesses_B=guesses_B, cache_moves=cache_moves)
+    need = replace(need, beside_B=beside_B or {}, beside_ram_B=beside_ram_B or {})
+    placement = place(need, _with_speeds(free_memory(device, ram_B, vram_B), folder.path), offload)
+    log.info("%s", placement.summary)
+    with ExitStack() as undo, _memory_for(placement):
+        disk = DiskStore(checkpoint, reading)
+        undo.callback(disk.close)
+        _fill_rest(skeleton, checkpoint, disk, torch.device(device), placement.embeddings_in_ram, head_quant)
+        stream: Stream = open_stream(checkpoint, disk, placement, torch.device(device), link_limit_Bps, told)
+        undo.callback(stream.close)
+        if checkpoint.dense_B:
+            stream = DenseLayers(stream, checkpoint, torch.device(device))
+        undo.pop_all()
+    layers = skeleton.layer_list
+    for index, layer in enumerate(layers):
+        layers[index] = StreamedLayer(layer, index, stream)
+    model = skeleton.model
+    model._weight_stream = ModelStream(placement, stream)  # type: ignore[assignment]  # a plain attribute, no module
+    close_when_collected(model, stream.close)
+    return model
+
+
+@contextmanager
+def _memory_for(placement: Placement) -> Iterator[None]:
+    """Memory that is refused although it was free when the plan was made, as an error that names the plan."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        gpu = "" if placement.device_B is None else f" and {size(placement.device_B)} of GPU memory"
+        plan = f"while loading; the plan was {size(placement.host_B)} of RAM{gpu}"
+        # Another program took it meanwhile, or a limit (ulimit, container) allows less than is free.
+        if scarce := refusal(error, plan, "--ram or --vram with a smaller budget, or --offload disk."):
+            raise scarce from error
+        raise
+
+
+def stream_of(model: PreTrainedModel) -> ModelStream:
+    """The stream behind a model that `load` returned."""
+    found = getattr(model, "_weight_stream", None)
+    assert isinstance(found, ModelStream), "this model was not loaded by offload.load"
+    return found
+
+
+def _with_speeds(free: Free, folder: Path) -> Free:
+    """What `doctor` measured on this machine decides what is worth moving; else what is assumed."""
+    speeds = load_speeds()
+    if free.vram_B is not None and speeds.link_Bps:
+        now = machine("cuda")
+        if changed := speeds.changed("cuda", now):
+            log.info("the speed of the link is assumed: it was measured with %s", "; ".join(changed))
+        speeds = speeds.believed("cuda", now)
+    disk = speeds.disks.get(disk_key(folder))
+    return replace(free, disk_Bps=disk.Bps if disk else free.disk_Bps, link_Bps=speeds.link_Bps or free.link_Bps)
+
+
+def _need(checkpoint: Checkpoint, skeleton: Skeleton, ctx: int, reading: Reading) -> Need:
+    """The exact need of a checkpoint that has been laid out."""
+    rest = {"head": 0, "embeddings": 0, "norms": 0}
+    for block in checkpoint.rest:
+        rest[part_of(block.label)] += block.kept_B
+    numbers = {name: getattr(skeleton.model.config, name, None) for name in CACHE_NUMBERS}
+    need = Need(
+        layers_B=tuple(block.size_B for block in checkpoint.layers),
+        read_B=tuple(block.read_B for block in checkpoint.layers),
+        embeddings_B=rest["embeddings"],
+        norms_B=rest["norms"],
+        head_B=rest["head"],
+        cache_B=cache_B(numbers, ctx, skeleton.dtype.itemsize),
+        ctx=ctx,
+        scratch_B=scratch_B(checkpoint.scratch_B, reading),
+        dense_B=checkpoint.dense_B,
+    )
+    few = next((weight for block in checkpoint.rest if (weight := _stored_head(block))), None)
+    return need if few is None else stored_head(need, (few.shape[0], few.shape[1]), skeleton.dtype.itemsize)
+
+
+def _stored_head(block: Block) -> Quantised | None:
+    """A head that a pack keeps in four bits, and that stays so."""
+    weights = [weight for item in block.packed for _, weight in item.sources]
+    return weights[0] if part_of(block.label) == "head" and len(weights) == 1 and weights[0].stays else None
+
+
+def _fill_rest(
+    skeleton: Skeleton,
+    checkpoint: Checkpoint,
+    disk: DiskStore,
+    device: torch.device,
+    embeddings_in_ram: bool,
+    head_quant: FourBits,
+) -> None:
+    """Embeddings, norms and head into memory for good; tied weights share theirs."""
+    model = skeleton.model
+    stored: set[str] = set()
+    in_ram: set[nn.Module] = set()
+    rounded: Rounded | None = None
+    for block in checkpoint.rest:
+        arena = Arena(block.size_B)
+        disk.read_block(block, arena)
+        if few := _stored_head(block):
+            found = block.views(arena.flat)
+            rounded = found[few.members["codes"].name], found[few.members["absmax"].name]
+            stored.add(block.label)
+            continue
+        stays = embeddings_in_ram and part_of(block.label) == "embeddings"
+        for name, tensor in block.dense(block.views(arena.flat), Arena(block.dense_B).flat).items():
+            on_the_way = head_quant != "none" and part_of(block.label) == "head"  # its codes go on
+            _assign(model, name, tensor if stays or on_the_way else tensor.to(device))
+            stored.add(name)
+            if stays:
+                in_ram.add(model.get_submodule(name.rpartition(".")[0]))
+    # Where both of a pair are stored each is what it says, as it was counted: the head never follows into RAM.
+    for target, source in [*model.all_tied_weights_keys.items()]:
+        if {target, source} <= stored:
+            del model.all_tied_weights_keys[target]
+    missing = {name for name in model.all_tied_weights_keys if name not in stored}
+    missing |= {name for name in model.all_tied_weights_keys.values() if name not in stored}
+    model.tie_weights(missing_keys=missing, recompute_mapping=False)
+    if rounded or head_quant != "none":
+        quantise_head(model, device, rounded)
+    model.requires_grad_(False)
+    for embedding in in_ram:
+        _look_up_in_ram(embedding, device)
+    for path, module in model.named_modules():
+        for key, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[key] = buffer if module in in_ram else buffer.to(device)
+        inside = f"{path}.".startswith(f"{skeleton.layers}.")
+        bare = [key for key, tensor in module._parameters.items() if tensor is not None and tensor.is_meta]
+        assert inside or not bare, f"{path} has no weights for {bare}"
+
+
+def _look_up_in_ram(embedding: nn.Module, device: torch.device) -> None:
+    """Token ids come to the matrix, and only their rows go to the device."""
+    embedding.register_forward_pre_hook(lambda _, asked: tuple(ids.cpu() for ids in asked))
+    embedding.register_forward_hook(lambda _, __, rows: rows.to(device))
+
+
+def _assign(model: nn.Module, name: str, tensor: torch.Tensor) -> None:
+    path, _, key = name.rpartition(".")
+    module = model.get_submodule(path)
+    if key in module._parameters:
+        module._parameters[key] = nn.Parameter(tensor, requires_grad=False)
+    else:
+        module._buffers[key] = tensor

@@ -1,0 +1,1 @@
+"""Checkpoints laid out for streaming, written once."""

@@ -1,0 +1,1 @@
+"""Which layers live where, and what that costs in memory and time. Arithmetic on headers, no torch."""

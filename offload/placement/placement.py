@@ -1,0 +1,228 @@
+"""What lives where and what that takes, in numbers alone. Knows no torch, no file and no machine.
+
+A resident model is a placement with every layer on the device; on the CPU the device is RAM. Beside a GPU, token ids
+are looked up in RAM unless the embeddings are the head too, and keys and values of any layer may live in RAM: they
+travel with their layer.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from offload.units import size
+
+Offload = Literal["auto", "none", "ram", "disk"]
+Tier = Literal["device", "ram", "disk"]
+
+# Two buffers overlap reading with computing; a third absorbs layers that take unequally long.
+RING = 3
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes a model takes: its layers in memory (compute dtype) and on disk, and everything beside them."""
+
+    layers_B: tuple[int, ...]
+    read_B: tuple[int, ...]
+    embeddings_B: int
+    """The matrix in which token ids are looked up."""
+    norms_B: int
+    """Norms, and whatever else is neither a layer nor one of the two large matrices."""
+    head_B: int
+    """Zero where the embeddings are the head too."""
+    cache_B: int
+    ctx: int
+    guesses_B: int = 0
+    """Keys and values beyond those of the text."""
+    cache_moves: bool = False
+    """Can keys and values live in RAM and travel with their layer?"""
+    scratch_B: int = 0
+    dense_B: int = 0
+    """One layer dequantised; zero where weights travel as they compute."""
+    head_rows_B: int = 0
+    """Rows of a head in four bits while they are multiplied with; zero where the head computes as it is kept."""
+    head_passing_B: int = 0
+    """A head that is quantised on its way into memory, as it is read."""
+    beside_B: Mapping[str, int] = field(default_factory=dict)
+    """What the caller takes beside the model (drafter, trees, logits), by what it is for."""
+    beside_ram_B: Mapping[str, int] = field(default_factory=dict)
+    """What of that lies in RAM even while a GPU computes."""
+
+    @property
+    def resident_B(self) -> int:
+        """All of it in memory, once it has been read."""
+        fixed_B = self.embeddings_B + self.norms_B + self.head_B + self.head_rows_B + self.dense_B
+        beside_B = sum(self.beside_B.values()) + sum(self.beside_ram_B.values())
+        return sum(self.layers_B) + fixed_B + self.cache_B + self.guesses_B + beside_B
+
+    @property
+    def layer_cache_B(self) -> int:
+        """Keys and values of one layer, those of a full context and its guesses."""
+        return -(-(self.cache_B + self.guesses_B) // len(self.layers_B))
+
+    @property
+    def disk_B(self) -> int:
+        """What reading every layer from disk reads."""
+        return sum(self.read_B)
+
+    @property
+    def widest_B(self) -> int:
+        """The largest layer, so the size of a buffer."""
+        return max(self.layers_B)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where each layer lives, and how much memory that takes on the host and on the device that computes."""
+
+    tiers: tuple[Tier, ...]
+    caches: tuple[Tier, ...]
+    """Where keys and values of each layer live: on the device, or in RAM."""
+    ring: int
+    need: Need
+    on_gpu: bool
+
+    @property
+    def offload(self) -> Literal["none", "ram", "disk"]:
+        """The slowest tier a layer lives in, by its option's name."""
+        return "disk" if "disk" in self.tiers else "ram" if "ram" in self.tiers else "none"
+
+    @property
+    def ring_B(self) -> int:
+        """Bytes of all buffers of the ring, on each side that has one."""
+        return self.ring * self.need.widest_B
+
+    @property
+    def disk_B(self) -> int:
+        """Bytes that one sweep reads from disk."""
+        return sum(self._of("disk", self.need.read_B))
+
+    @property
+    def stream_B(self) -> int:
+        """Bytes that come over the wire in one sweep, from disk or from RAM."""
+        return self.disk_B + sum(self._of("ram", self.need.layers_B))
+
+    @property
+    def link_B(self) -> int:
+        """Bytes that one sweep carries from RAM to the device."""
+        if not self.on_gpu:
+            return 0
+        return sum(self._of("disk", self.need.layers_B)) + self.kept_B("ram") + self.cache_link_B
+
+    @property
+    def cache_link_B(self) -> int:
+        """What keys and values are of it, once the context is full."""
+        return self.caches.count("ram") * self.need.layer_cache_B
+
+    @property
+    def embeddings_in_ram(self) -> bool:
+        """Are token ids looked up in RAM while a GPU computes?"""
+        return self.on_gpu and self.need.head_B > 0
+
+    @property
+    def host_B(self) -> int:
+        """Bytes of RAM that it takes."""
+        return sum(self.host_parts_B.values())
+
+    @property
+    def device_B(self) -> int | None:
+        """Bytes of GPU memory that it takes; None where the CPU computes."""
+        return sum(self.device_parts_B.values()) if self.on_gpu else None
+
+    @property
+    def host_parts_B(self) -> dict[str, int]:
+        """RAM by what it is for."""
+        need = self.need
+        streamed = {
+            "layers in RAM": self.kept_B("ram"),
+            "layer buffers": self.ring_B if "disk" in self.tiers else 0,
+            "reading": need.scratch_B,
+        }
+        # Layers come into memory after the rest: until then their place is free.
+        later_B = streamed["layers in RAM"] + streamed["layer buffers"]
+        if not self.on_gpu:
+            kept_B = self.kept_B("device")
+            on_the_way_B = max(0, need.head_passing_B - later_B - kept_B)
+            computing_B = {**self._computing_B, **need.beside_ram_B}
+            return _present(
+                {"layers that stay": kept_B, **streamed, **computing_B, "weights on their way": on_the_way_B}
+            )
+        # On their way to the device, weights pass through host memory one block at a time.
+        on_the_way_B = max(0, max(need.widest_B, need.head_passing_B or need.head_B or need.embeddings_B) - later_B)
+        embeddings_B = need.embeddings_B if self.embeddings_in_ram else 0
+        looked_up_B = {"embeddings": embeddings_B, **need.beside_ram_B}
+        return _present({**streamed, **looked_up_B, **self._cache_B("ram"), "weights on their way": on_the_way_B})
+
+    @property
+    def device_parts_B(self) -> dict[str, int]:
+        """GPU memory by what it is for; nothing where the CPU computes."""
+        if not self.on_gpu:
+            return {}
+        # Two layers' worth: one attends while the next arrives.
+        arriving_B = min(2, self.caches.count("ram")) * self.need.layer_cache_B
+        return _present(
+            {
+                "layers that stay": self.kept_B("device"),
+                "layer buffers": self.ring_B,
+                "KV on its way": arriving_B,
+                **self._computing_B,
+            }
+        )
+
+    @property
+    def _computing_B(self) -> dict[str, int]:
+        """What lies where the computation is."""
+        need = self.need
+        return {
+            "embeddings": 0 if self.embeddings_in_ram else need.embeddings_B,
+            "norms": need.norms_B,
+            "head": need.head_B,
+            "rows of the head dequantised": need.head_rows_B,
+            **self._cache_B("device"),
+            "a layer dequantised": need.dense_B,
+            **need.beside_B,
+        }
+
+    def _cache_B(self, tier: Tier) -> dict[str, int]:
+        """Keys and values of the layers that keep them there; rounded up for RAM, the rest is the device's."""
+        need, layers = self.need, len(self.caches)
+
+        def share_B(whole_B: int) -> int:
+            in_ram_B = -(-whole_B * self.caches.count("ram") // layers)
+            return in_ram_B if tier == "ram" else whole_B - in_ram_B
+
+        return {f"KV cache at --ctx {need.ctx}": share_B(need.cache_B), "KV of guesses": share_B(need.guesses_B)}
+
+    def kept_B(self, tier: Tier) -> int:
+        """Bytes of the layers that live in this tier, as they lie in memory."""
+        return sum(self._of(tier, self.need.layers_B))
+
+    def count(self, tier: Tier) -> int:
+        """How many layers live there."""
+        return self.tiers.count(tier)
+
+    @property
+    def summary(self) -> str:
+        """One line for people: what streams from where, and what stays."""
+        memory = "GPU memory" if self.on_gpu else "RAM"
+        travelling = self.caches.count("ram")
+        some = "" if travelling == len(self.caches) else f" of {travelling} layers"
+        caches = f"; KV{some} in RAM, up to {size(self.cache_link_B)} per sweep" if travelling else ""
+        if self.offload == "none":
+            return f"none: all {len(self.tiers)} layers stay in {memory}, {size(self.kept_B('device'))}{caches}"
+        groups = [
+            (self.count("disk"), "stream from SSD", f"{size(self.disk_B)} per sweep"),
+            (self.count("ram"), "stream from RAM", f"{size(self.kept_B('ram'))} per sweep"),
+            (self.count("device"), f"stay in {memory}", size(self.kept_B("device"))),
+        ]
+        parts = [f"{count} {verb}, {amount}" for count, verb, amount in groups if count]
+        parts[0] = parts[0].replace(" ", " layers ", 1)
+        ring = f", ring {self.ring} × {size(self.need.widest_B)}" if self.ring else ""
+        return f"{self.offload}: {'; '.join(parts)}{ring}{caches}"
+
+    def _of(self, tier: Tier, sizes_B: Sequence[int]) -> list[int]:
+        return [size_B for size_B, found in zip(sizes_B, self.tiers, strict=True) if found == tier]
+
+
+def _present(parts_B: Mapping[str, int]) -> dict[str, int]:
+    return {name: nbytes for name, nbytes in parts_B.items() if nbytes}

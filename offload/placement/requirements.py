@@ -1,0 +1,129 @@
+"""What a model needs, from config.json and the headers alone. Knows no torch, so that a plan costs milliseconds.
+
+H key/value heads   D width of a head
+"""
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+
+from offload.checkpoint.documents import Json
+from offload.checkpoint.headers import ITEM_B, SCRATCH_B, Folder
+from offload.checkpoint.quantized.stored import fold
+from offload.checkpoint.roles import LAYER, part_of
+from offload.machine.files import LARGE_B, PAGE_B, Reading
+from offload.machine.speeds import reading_for
+from offload.placement.placement import Need
+
+FLOATS = {"F32", "F16", "BF16"}
+# Of a head in four bits this much is dequantised at a time, and multiplied with so many rows.
+HEAD_PIECE_B, HEAD_COMPANY = 32 << 20, 256
+NF4_BLOCK = 64
+# What `cache_B` reads of a config.
+CACHE_NUMBERS = (
+    "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_size", "head_dim",
+    "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim",
+)  # fmt: skip
+
+
+def need_of(folder: Folder, item_B: int, ctx: int, beside_B: Mapping[str, int] | None = None) -> Need:
+    """The need of a checked folder when computing in floats of `item_B` bytes; a hair above the truth, never below."""
+    layers: dict[int, int] = {}
+    read_B: dict[int, int] = {}
+    slice_B = 0
+    rest = {"head": 0, "embeddings": 0, "norms": 0}
+    count = _number(folder.config, "num_hidden_layers", 1 << 30)
+    folded = fold(folder)
+    dense: dict[int, int] = {}
+    tensors: Counter[int] = Counter()
+    few: tuple[int, ...] | None = None
+    for weight in folded.quantised.values():
+        match = LAYER.search(weight.name)
+        dense_B = -(-math.prod(weight.shape) * item_B // 64) * 64
+        if match is None:
+            rest[part_of(weight.name)] += dense_B
+            few = weight.shape if part_of(weight.name) == "head" and weight.stays else few
+        elif (layer := int(match[1])) < count:
+            dense[layer] = dense.get(layer, 0) + dense_B
+            layers[layer] = layers.get(layer, 0) + sum(-(-m.nbytes // 64) * 64 for m in weight.members.values())
+            read_B[layer] = read_B.get(layer, 0) + weight.nbytes
+            tensors[layer] += len(weight.members)
+    for entry in folded.dense.values():
+        converts = entry.dtype in FLOATS and ITEM_B[entry.dtype] != item_B
+        wanted_B = math.prod(entry.shape) * (item_B if entry.dtype in FLOATS else ITEM_B[entry.dtype])
+        # Padded for alignment; tensors that end up fused are padded once, so this may count a little too much.
+        wanted_B = -(-wanted_B // 64) * 64
+        if converts:
+            slice_B = max(slice_B, *(rows.nbytes for _, rows in entry.slices(SCRATCH_B)))
+        match = LAYER.search(entry.name)
+        if match is None:
+            rest[part_of(entry.name)] += wanted_B
+        elif int(match[1]) < count:  # what follows (multi-token prediction) stays on disk
+            layers[int(match[1])] = layers.get(int(match[1]), 0) + wanted_B
+            read_B[int(match[1])] = read_B.get(int(match[1]), 0) + entry.nbytes
+            tensors[int(match[1])] += 1
+    for layer, nbytes in layers.items():
+        # Large tensors may leave a hole before them, so that they are read straight into place.
+        layers[layer] = nbytes + min(tensors[layer], nbytes // LARGE_B) * PAGE_B
+    need = Need(
+        layers_B=tuple(layers[index] for index in sorted(layers)) or (0,),
+        read_B=tuple(read_B[index] for index in sorted(layers)) or (0,),
+        embeddings_B=rest["embeddings"],
+        norms_B=rest["norms"],
+        head_B=rest["head"],
+        cache_B=cache_B(folder.config, ctx, item_B),
+        ctx=ctx,
+        scratch_B=scratch_B(slice_B, reading_for(folder.path)),
+        beside_B=beside_B or {},
+        dense_B=max(dense.values(), default=0),
+    )
+    return need if few is None else stored_head(need, (few[0], few[1]), item_B)
+
+
+def stored_head(need: Need, shape: tuple[int, int], item_B: int) -> Need:
+    """The same with a head of this shape that lies in NF4 on disk already: nothing dense is on the way."""
+    return replace(few_bit_head(need, shape, item_B), head_passing_B=0)
+
+
+def few_bit_head(need: Need, shape: tuple[int, int], item_B: int) -> Need:
+    """The same with a head of this shape in NF4, a float for each block; one that was tied becomes a second matrix."""
+    (V, H), blocks = shape, -(-math.prod(shape) // NF4_BLOCK)
+    dense_B = -(-V * H * item_B // 64) * 64
+    tied = need.head_B < dense_B
+    return replace(
+        need,
+        head_B=need.head_B - (0 if tied else dense_B) + -(-V * H // 2) + blocks * 4,
+        head_rows_B=head_rows(V, H, item_B) * (H + HEAD_COMPANY) * item_B,
+        head_passing_B=0 if tied else dense_B,
+    )
+
+
+def head_rows(V: int, H: int, item_B: int) -> int:
+    """Rows of a head in four bits that are dense at a time: whole blocks of weights, and no more than fit a piece."""
+    whole = NF4_BLOCK // math.gcd(H, NF4_BLOCK)
+    return min(V, max(1, HEAD_PIECE_B // (H * item_B * whole)) * whole)
+
+
+def scratch_B(slice_B: int, reading: Reading) -> int:
+    """What reading takes beside the layers: slices that are converted, and bounce buffers."""
+    return slice_B + PAGE_B + reading.buffers_B
+
+
+def cache_B(config: Mapping[str, Json], ctx: int, item_B: int) -> int:
+    """Bytes of keys and values for `ctx` tokens in all layers, kept whole even where a window would do."""
+    heads = _number(config, "num_attention_heads", 1)
+    H = _number(config, "num_key_value_heads", heads)
+    D = _number(config, "head_dim", _number(config, "hidden_size", 0) // max(heads, 1))
+    width = 2 * H * D
+    if _number(config, "kv_lora_rank", 0):
+        # Latent attention is cached expanded: transformers keeps full keys and values for every head.
+        parts = ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+        width = heads * sum(_number(config, name, 0) for name in parts)
+    return _number(config, "num_hidden_layers", 0) * width * ctx * item_B
+
+
+def _number(config: Mapping[str, Json], name: str, default: int) -> int:
+    """A number of the config; `default` where it is absent or null."""
+    value = config.get(name)
+    return value if isinstance(value, int) and not isinstance(value, bool) else default

@@ -1,0 +1,61 @@
+"""From a placement to a running stream: which layers are loaded now, which are kept, which are read every time."""
+
+import logging
+from collections.abc import Callable
+
+import torch
+
+from offload.checkpoint.layout import Checkpoint
+from offload.placement.placement import Placement, Tier
+from offload.stream.store import Arena, DiskStore, TieredStore
+from offload.stream.stream import LayerStream
+from offload.stream.transfer import CudaWire, HostWire, Wire
+
+log = logging.getLogger(__name__)
+
+
+def open_stream(
+    checkpoint: Checkpoint,
+    disk: DiskStore,
+    placement: Placement,
+    device: torch.device,
+    limit_Bps: float | None,
+    told: Callable[[int, int], None] | None = None,
+) -> LayerStream:
+    """One stream over all tiers; what stays in memory is read here, once, and `told`: layers read, layers to read.
+
+    The stream closes the disk.
+    """
+    blocks = checkpoint.layers
+    layers = _layers(placement)
+    staying = [*layers["device"], *layers["ram"]]
+
+    def filled(layer: int) -> Arena:
+        arena = Arena(blocks[layer].size_B)
+        disk.read_block(blocks[layer], arena)
+        if told is not None:
+            told(staying.index(layer) + 1, len(staying))
+        return arena
+
+    if limit_Bps is not None and len(layers["device"]) == len(blocks):
+        log.warning("the link limit has no effect: every layer stays in memory (--offload none)")
+    # On the CPU a layer stays where it was read; to a device it goes through memory that is given back at once.
+    resident = {layer: blocks[layer].views(filled(layer).flat.to(device)) for layer in layers["device"]}
+    kept = {layer: filled(layer) for layer in layers["ram"]}
+    # Layers in RAM need no buffer here, but as many turns as there would be, so that the rhythm is the same.
+    staging_B = max((blocks[layer].size_B for layer in layers["disk"]), default=0)
+    ring = [Arena(staging_B) if staging_B else None for _ in range(placement.ring or min(2, len(layers["ram"])))]
+    if not layers["disk"]:
+        disk.close()
+    wire: Wire = HostWire()
+    if device.type == "cuda" and ring:
+        slot_B = max(blocks[layer].size_B for layer in (*layers["ram"], *layers["disk"]))
+        wire = CudaWire(device, len(ring), slot_B, [arena for arena in ring if arena], list(kept.values()))
+    return LayerStream(blocks, TieredStore(checkpoint, disk, kept), ring, wire, limit_Bps, resident)
+
+
+def _layers(placement: Placement) -> dict[Tier, list[int]]:
+    found: dict[Tier, list[int]] = {"device": [], "ram": [], "disk": []}
+    for layer, tier in enumerate(placement.tiers):
+        found[tier].append(layer)
+    return found

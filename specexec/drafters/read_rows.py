@@ -1,0 +1,118 @@
+"""What a drafter model has read below one text: who asked, what it said, and what nobody has asked about yet.
+
+Rows are those of the model's tree cache.   N nodes   C candidates   R rows   H hidden size
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Items
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from specexec.tree.tree import ROOT, Floats, Ints, TokenTree
+
+NOTHING = -1  # the row of a node that was not read
+GONE = -2  # the new name of a node that the text has left behind
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The candidates of one batch of nodes, kept until the target has chosen."""
+
+    nodes_N: Ints
+    tokens_NC: Ints
+    scores_NC: Floats
+
+    def renamed(self, names_N: Ints) -> Asked:
+        """The candidates of the nodes that have a new name, node n's at n + 1."""
+        new_N = names_N[self.nodes_N + 1]
+        rows = np.flatnonzero(new_N != GONE)
+        return Asked(new_N[rows], self.tokens_NC[rows], self.scores_NC[rows])
+
+
+@dataclass(frozen=True)
+class Along:
+    """A row that was read before anybody asked about it, and the kind of evidence that it would be."""
+
+    row: int
+    cell: int
+
+
+@dataclass
+class Below:
+    """What was read below one text: a row for every node that was asked about, and for some that may be.
+
+    The row of node n stands at n + 1 of `rows_N`, ROOT's first.
+    """
+
+    rows_N: Ints
+    asked: list[Asked] = field(default_factory=list)
+    along: dict[tuple[int, int], Along] = field(default_factory=dict)  # by the row of the parent, and the token
+    heard_R: Ints = field(default_factory=lambda: np.zeros(0, np.int64))  # the rows of hidden_RH, ascending, and
+    waiting_R: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))  # which were not answered yet
+    hidden_RH: Tensor | None = None
+
+    @staticmethod
+    def text(row: int) -> Below:
+        """Nothing below a text whose end stands in this row."""
+        return Below(np.array([row]))
+
+    def rows(self, nodes: Items[int] | Ints) -> Ints:
+        """Where these nodes stand, NOTHING for those that were not read."""
+        slots_N = np.asarray(nodes, np.int64) + 1
+        return np.where(slots_N < len(self.rows_N), self.rows_N.take(slots_N, mode="clip"), NOTHING)
+
+    def read(self, tree: TokenTree, nodes: list[int]) -> dict[int, tuple[int, int]]:
+        """Those of the nodes that have a row which nobody has asked about yet; its parent's row, and its token."""
+        if not self.along:
+            return {}
+        places = [*zip(self.rows(tree.parents_N[nodes]).tolist(), tree.tokens_N[nodes].tolist(), strict=True)]
+        if self.along.keys().isdisjoint(places):  # nearly always
+            return {}
+        return {node: place for node, place in zip(nodes, places, strict=True) if place in self.along}
+
+    def claim(self, tree: TokenTree, nodes: list[int], first: int) -> tuple[list[int], list[int]]:
+        """Give every node its row. Those that were not read yet get rows from `first` on; the others' cells."""
+        found = {node: self.along.pop(place) for node, place in self.read(tree, nodes).items()}
+        new = [node for node in nodes if node not in found] if found else nodes
+        if (missing := max(nodes) + 2 - len(self.rows_N)) > 0:
+            self.rows_N = np.append(self.rows_N, np.full(missing + len(self.rows_N), NOTHING))
+        self.rows_N[np.array(new, np.int64) + 1] = np.arange(first, first + len(new))
+        self.rows_N[np.array([*found], np.int64) + 1] = [along.row for along in found.values()]
+        return new, [along.cell for along in found.values()]
+
+    def missed(self) -> list[int]:
+        """The cells of rows that nobody asked about although somebody did about the row above."""
+        unasked = {along.row for along in self.along.values()}
+        return [along.cell for (parent, _), along in self.along.items() if parent not in unasked]
+
+    def hear(self, first: int, hidden_RH: Tensor) -> None:
+        """Keep the hidden states of the rows from `first` on; what the text's end stands above is settled."""
+        end = max(int(self.rows_N[0]), first)
+        kept_RH = hidden_RH[end - first :].clone() if end > first else hidden_RH  # a prompt must not be held for them
+        before = [] if self.hidden_RH is None else [self.hidden_RH[np.flatnonzero(self.waiting_R)]]
+        self.heard_R = np.append(self.heard_R[self.waiting_R], np.arange(end, first + len(hidden_RH)))
+        self.waiting_R = np.ones(len(self.heard_R), bool)
+        self.hidden_RH = torch.cat([*before, kept_RH])
+
+    def take(self, nodes: list[int]) -> Tensor:
+        """The hidden states [N, H] of nodes, for the only time."""
+        places_N = np.searchsorted(self.heard_R, self.rows(nodes))
+        assert self.hidden_RH is not None
+        assert self.waiting_R[places_N].all(), "a node is answered once"
+        self.waiting_R[places_N] = False
+        return self.hidden_RH[places_N]
+
+    def moved_on(self, end: int, kept_N: Ints) -> tuple[list[int], Below]:
+        """Below the text that ends in row `end`, with `kept_N` called 0, 1, 2, …: rows to keep, then counted from 0."""
+        rows_N = np.append(end, self.rows(kept_N))
+        keep_R = np.sort(rows_N[rows_N != NOTHING])
+        last = int(np.flatnonzero(self.rows_N == end)[0]) - 1
+        names_N = np.full(max(len(self.rows_N), int(kept_N.max()) + 2), GONE)
+        names_N[np.append(last, kept_N) + 1] = np.arange(ROOT, len(kept_N))
+        new_N = np.where(rows_N == NOTHING, NOTHING, np.searchsorted(keep_R, rows_N))
+        return keep_R.tolist(), Below(new_N, [batch.renamed(names_N) for batch in self.asked])

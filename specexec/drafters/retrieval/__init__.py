@@ -1,0 +1,1 @@
+"""What has been written before, remembered by its endings."""

@@ -1,0 +1,300 @@
+"""A target, its drafter and the loop as one thing to talk to. Knows no file and no device: compose makes it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from collections.abc import Sequence as Items
+from dataclasses import replace
+from itertools import count
+from types import TracebackType
+from typing import Literal, Self
+
+from torch import Tensor
+
+from specexec.drafters.auto import calibrated, failures
+from specexec.drafters.calibration import Calibration
+from specexec.engine.batch import MOST_PARALLEL, Batch
+from specexec.engine.decoder import Decoder, Step
+from specexec.engine.likelihoods import likelihoods
+from specexec.engine.parts import Parts, Weights
+from specexec.engine.request_types import Continuation, Failure, Likelihood, Request, Result
+from specexec.engine.requests import Intake, check_ids
+from specexec.engine.shared_stream import Readers
+from specexec.errors import BadOption, ContextLengthExceeded
+from specexec.learned import Arrays, packed, unpack
+from specexec.model.cache import KVCache
+from specexec.model.exact_ties import Afresh
+from specexec.model.tree_lm import Rows, TreeLM
+from specexec.planning.budget import check_budget
+from specexec.planning.memory_room import Room
+from specexec.sampling.params import SamplingParams, derived_seed
+from specexec.sampling.scores import compared, constrained
+from specexec.sampling.verify import Acceptance
+from specexec.stats import Burst, Completion, Overlap, Pace, Progress
+from specexec.text.conversation import Conversation
+from specexec.text.messages import Prompt
+from specexec.text.sequence import Sequence
+from specexec.tree.tree import ROOT, Floats, TokenTree
+
+
+class Engine:
+    """A target, its drafter and the loop, ready to write. A context manager; `close` frees memory and threads.
+
+    Any number of threads may call `generate`, `generate_many`, `stream`, `likelihoods` and the rest at once, also while
+    streams are open: sweeps run one at a time, each writes at all open texts, and no text changes by company. A stream
+    that pauses or is dropped holds up nobody, but is written on until it ends or is closed. One conversation, and one
+    `caches`, serves one thread at a time. After `close` every call raises EngineClosed.
+    """
+
+    def __init__(self, parts: Parts) -> None:
+        self.name, self.toy, self.folders = parts.name, parts.toy, parts.folders
+        self.encoding = parts.encoding
+        self.tokenizer = parts.encoding.tokenizer
+        self.encode, self.decode = parts.encoding.encode, parts.encoding.decode
+        self._intake = Intake(parts.encoding, parts.target, parts.defaults, parts.context)
+        self.filled, self.grammar = self._intake.filled, self._intake.grammar
+        self.context, self.memory = parts.context, parts.memory
+        self._room = parts.room
+        self._model, self._stream = parts.model, parts.stream
+        self._target, self._drafts = parts.target, parts.drafts
+        self.sources, self.reason, self.own_code = parts.sources, parts.reason, parts.own_code
+        meter, cost = parts.stream.stats, parts.cost
+        self.afresh = Afresh(parts.target, parts.model.dtype) if parts.exact else None
+        self._decoder = Decoder(
+            parts.target,
+            parts.drafter,
+            parts.planner,
+            parts.budget,
+            meter,
+            cost=cost,
+            afresh=self.afresh,
+            unwaited=parts.stream.unwaited,
+            room=parts.room,
+        )
+        self._readers = Readers(self._decoder)
+        self._driven = self._readers.caller()
+
+    # What it is
+
+    @property
+    def drafter_name(self) -> str:
+        return self._decoder.drafter.name
+
+    @property
+    def drafter_failures(self) -> dict[str, str]:
+        """Why drafters failed last, by name: where they did, texts took more sweeps. Usually empty."""
+        return failures(self._decoder.guarded)
+
+    def calibration(self, sampling: SamplingParams) -> Calibration | None:
+        """What was learned about the scores of the first drafter model at this temperature; None if no model drafts."""
+        model = calibrated(self._decoder.drafter)
+        return None if model is None else model.calibration(sampling)
+
+    @property
+    def pace(self) -> Pace:
+        """How fast texts were written so far."""
+        return self._decoder.pace
+
+    def sample_plain(self) -> None:
+        """From now on some sweeps carry no guesses, where `pace` cannot tell otherwise whether guessing pays.
+
+        They are few (after 1, 4, 16, 64, … others), write their token, and change no text.
+        """
+        self._decoder.samples_plain = True
+
+    @property
+    def overlap(self) -> Overlap:
+        """What drafting while weights streamed came to so far."""
+        return self._decoder.overlapped
+
+    @property
+    def device(self) -> str:
+        return str(self._target.device)
+
+    @property
+    def dtype(self) -> str:
+        """The number format that the target computes in."""
+        return str(self._model.dtype).removeprefix("torch.")
+
+    @property
+    def vocabulary(self) -> int:
+        """Ids that the target has a row for; its tokenizer may know fewer, or more."""
+        return self._target.vocabulary
+
+    @property
+    def weights(self) -> Weights:
+        """The target's weights on the move."""
+        return self._stream
+
+    @property
+    def placement(self) -> str:
+        """One line: where the weights live and what a sweep moves."""
+        return self._stream.placement.summary
+
+    @property
+    def budget(self) -> int | Literal["auto"]:
+        """Guesses checked per sweep and sequence; 0 is plain decoding, auto as many as pay for themselves."""
+        return self._decoder.budget
+
+    @budget.setter
+    def budget(self, nodes: int | Literal["auto"]) -> None:
+        check_budget(nodes)
+        self._decoder.budget = nodes
+
+    @property
+    def models(self) -> dict[str, object]:
+        """Whose keys and values a dialogue keeps, by role."""
+        return {"target": self._target, **self._drafts}
+
+    @property
+    def room(self) -> Room:
+        """How many texts may be held side by side."""
+        return self._room
+
+    def progress(self) -> Progress:
+        """Where the running sweep is. Cheap, and safe from any thread."""
+        done = min(self._decoder.layers_done, self._stream.layers)
+        return Progress(done, self._stream.layers, self._decoder.sweeps, self._stream.stats().bytes_read)
+
+    # What it does
+
+    def stream(
+        self,
+        prompt: Prompt,
+        sampling: SamplingParams | None = None,
+        caches: dict[object, KVCache] | None = None,
+        written: Items[int] = (),
+    ) -> Iterator[Burst]:
+        """Write an answer, one Burst for each sweep. Streams of one engine may be interleaved: they share sweeps.
+
+        `caches` carries keys and values from one call to the next; what both texts share is not processed again.
+        `written` is the beginning of the answer, from an earlier call: bursts go on from there.
+        """
+        sequence = self._intake.sequence(prompt, sampling or SamplingParams(), caches, written=written)
+        if written:
+            sequence.accept(Acceptance((), tuple(written)))
+        return self._readers.read(sequence)
+
+    def generate(self, prompt: Prompt, sampling: SamplingParams | None = None) -> Completion:
+        """The whole answer at once."""
+        result = next(self.generate_many([prompt], [sampling or SamplingParams()]))
+        if isinstance(result, Failure):
+            raise result.error
+        return result
+
+    def generate_many(
+        self,
+        prompts: Iterable[Prompt],
+        sampling: SamplingParams | Items[SamplingParams] | None = None,
+        parallel: int | Literal["auto"] = "auto",
+    ) -> Iterator[Result]:
+        """One Completion or Failure for each prompt, as they finish; `index` says whose.
+
+        One SamplingParams for all derives a seed for each item. `parallel` texts share every sweep; auto is as many as
+        memory holds. None of this changes a text.
+        """
+        if isinstance(sampling, Items):
+            each: Iterable[SamplingParams] = sampling
+        else:
+            shared = self.filled(sampling)
+            each = (replace(shared, seed=derived_seed(shared.seed or 0, index)) for index in count())
+        requests = (
+            Request(index, *item) for index, item in enumerate(zip(prompts, each, strict=isinstance(sampling, Items)))
+        )
+        return iter(self.batch(requests, parallel))
+
+    def batch(self, requests: Iterable[Request], parallel: int | Literal["auto"] = "auto") -> Batch:
+        """The same for callers that look on, sweep by sweep, and may continue what an earlier run began."""
+        most = MOST_PARALLEL if parallel == "auto" else parallel
+        if not isinstance(most, int) or isinstance(most, bool) or most < 1:
+            raise BadOption(f"parallel is {parallel!r}; allowed: 'auto' or 1 and more.")
+        caller, lock = self._readers.caller(), self._readers.lock
+        return Batch(caller, self._intake.requested, self._room, requests, most, lock)
+
+    def conversation(self, system: str | None = None) -> Conversation:
+        """A dialogue that keeps its keys and values from turn to turn."""
+        return Conversation(self, system)
+
+    # For callers that drive the sweeps themselves, such as a server: texts join and leave between two sweeps
+
+    def join(
+        self,
+        prompt: Prompt,
+        sampling: SamplingParams | None = None,
+        caches: dict[object, KVCache] | None = None,
+    ) -> Sequence:
+        """Begin a text; every `sweep` from the next one on writes at it, until its finish_reason is set."""
+        sequence = self._intake.sequence(prompt, sampling or SamplingParams(), caches)
+        self._driven.join(sequence)
+        return sequence
+
+    def sweep(self, kept: Items[int] = ()) -> list[Step]:
+        """One sweep over all texts that have joined; after an error none of them has moved.
+
+        `kept` are the lengths of texts whose caches the caller keeps beside them.
+        """
+        return self._driven.step(kept)
+
+    def leave(self, sequence: Sequence) -> None:
+        """Stop writing a text, if it has not ended already; its caches stay good for another one."""
+        self._driven.leave(sequence)
+
+    def scores(self, prompt: Prompt, answer: Items[int], sampling: SamplingParams) -> Tensor:
+        """What the choice after `prompt` + `answer` compares, processed afresh: logits + T · G, [V] float32."""
+        sequence = self._intake.sequence(prompt, sampling, written=answer)
+        sequence.tokens += answer
+        with self._readers.lock:
+            (hidden_RH,) = self._target.forward([Rows(KVCache(), sequence.tokens, range(-1, len(sequence.tokens) - 1))])
+        if sequence.parse is not None:
+            sequence.parse.advance(answer)
+        logits_NV = self._target.head(hidden_RH[-1:])
+        (logits_V,) = constrained(logits_NV, sequence.sampling, sequence.parse, TokenTree.empty(), [ROOT])
+        return compared(logits_V, sequence.sampling, sequence.history, sequence.noise, len(sequence.tokens))
+
+    def pack(self) -> dict[str, Floats]:
+        """What decoding taught so far: how far to trust whom ("drafter/…"), what sweeps and passes cost ("cost/…")."""
+        return packed(self._decoder.drafter, "drafter") | packed(self._decoder.cost, "cost")
+
+    def unpack(self, arrays: Arrays) -> None:
+        """Begin where an earlier engine of the same pair ended; texts stay what they are, only guesses get better.
+
+        Raises ValueError for numbers that this engine cannot have learned.
+        """
+        unpack(self._decoder.drafter, "drafter", arrays)
+        unpack(self._decoder.cost, "cost", arrays)
+
+    def likelihoods(self, asked: Items[Continuation]) -> Iterator[tuple[int, Likelihood]]:
+        """How likely the target itself finds each continuation, with its index, as sweeps end; no drafter takes part.
+
+        A sweep carries as many texts as memory holds, and computes what begins alike once. Raises UnknownToken and
+        ContextLengthExceeded before the first one.
+        """
+        for number, one in enumerate(asked):
+            check_ids([*one.context, *one.tokens], self._target.vocabulary, f"text {number}")
+        longest = max((len(one.read) for one in asked), default=0)
+        if longest > self.context:
+            raise ContextLengthExceeded(f"a text has {longest + 1:,} tokens, the context is {self.context:,}.")
+        trees = isinstance(self._target, TreeLM)
+        found = likelihoods(
+            self._target, asked, lambda rows: sum(rows) <= self.context or self._room.holds(rows, 0), trees
+        )
+        return self._readers.one_by_one(found)
+
+    def stop(self) -> None:
+        """End all running streams after the current layer; what they wrote stays. Safe in a signal handler."""
+        self._decoder.stop()
+
+    def close(self) -> None:
+        """Stop threads and let go of the weights."""
+        with self._readers.lock:
+            self._readers.closed = True
+        self._target.close()
+        for draft in self._drafts.values():
+            draft.close()
+        self._stream.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()

@@ -1,0 +1,184 @@
+"""Attention over packed rows: every row sees the committed text of its own sequence and its own ancestors.
+
+Registered once with transformers under the name `specexec`, it serves every architecture that goes through
+`AttentionInterface`; window, soft-cap, sinks and scale arrive as arguments. No Q x K mask is ever stored: who sees whom
+follows from depth-first intervals and positions, block by block, merged by log-sum-exp (Milakov and Gimelshein 2018;
+FlashAttention, Dao et al. 2022). Sums run in float32, so that the order of blocks hardly shows in reduced precision.
+B texts   H query heads   G = H / heads of keys   Q query rows   K key rows   D head size
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from specexec.sizes import KEY_BLOCK, QUERY_BLOCK
+
+NAME = "specexec"
+
+
+@dataclass(frozen=True)
+class Style:
+    """What a layer asks of its attention beyond queries, keys and values."""
+
+    scale: float
+    window: int | None = None  # a row sees the `window` last positions, its own included
+    chunk: int | None = None  # a row sees only its own chunk of positions
+    softcap: float | None = None
+    sinks_H: Tensor | None = None
+
+    @property
+    def local(self) -> bool:
+        return self.window is not None or self.chunk is not None
+
+
+@dataclass(frozen=True)
+class Visibility:
+    """Positions and depth-first intervals of key rows; the last rows of the keys are the queries themselves.
+
+    The first `committed` keys are the text: key i has position i and everybody sees it. The others are nodes.
+    position_R, enter_R, leave_R: int64 over the nodes only, on the device of the keys.
+    """
+
+    committed: int
+    position_R: Tensor
+    enter_R: Tensor
+    leave_R: Tensor
+
+    def positions(self, first: int, last: int) -> Tensor:
+        """Positions of the keys first … last - 1."""
+        text = torch.arange(min(first, self.committed), min(last, self.committed), device=self.position_R.device)
+        nodes = self.position_R[max(first - self.committed, 0) : max(last - self.committed, 0)]
+        return torch.cat([text, nodes])
+
+    def hidden(self, queries: slice, first: int, last: int, style: Style) -> Tensor | None:
+        """True where a query (a slice of the nodes) must not see the keys first … last - 1; None if it sees all."""
+        position_Q1 = self.position_R[queries].unsqueeze(1)
+        hidden_QK: Tensor | None = None
+        if last > self.committed:
+            enter_Q1 = self.enter_R[queries].unsqueeze(1)
+            nodes = slice(max(first - self.committed, 0), last - self.committed)
+            stranger_QK = (enter_Q1 < self.enter_R[nodes]) | (enter_Q1 >= self.leave_R[nodes])
+            text = max(self.committed - first, 0)
+            hidden_QK = nn.functional.pad(stranger_QK, (text, 0))
+        if style.local:
+            position_K = self.positions(first, last)
+            if style.window is not None:
+                far_QK = position_Q1 - position_K >= style.window
+            else:
+                assert style.chunk is not None
+                far_QK = position_Q1 // style.chunk != position_K // style.chunk
+            hidden_QK = far_QK if hidden_QK is None else hidden_QK | far_QK
+        return hidden_QK
+
+    def first_visible(self, queries: slice, style: Style) -> int:
+        """No query of the slice sees a committed key before this one."""
+        lowest = int(self.position_R[queries].min())
+        if style.window is not None:
+            return min(max(lowest - style.window + 1, 0), self.committed)
+        if style.chunk is not None:
+            return min(lowest // style.chunk * style.chunk, self.committed)
+        return 0
+
+
+def attend(
+    query_HQD: Tensor, key_HKD: Tensor, value_HKD: Tensor, sees: Visibility, rows: slice, style: Style
+) -> Tensor:
+    """Attention of the nodes `rows` over committed text and nodes, [H, Q, D of values] in the dtype of the query.
+
+    Keys hold the committed rows and then the nodes, at least up to `rows.stop`.
+    """
+    blocks = []
+    for start in range(rows.start, rows.stop, QUERY_BLOCK):
+        queries = slice(start, min(start + QUERY_BLOCK, rows.stop))
+        end = sees.committed + queries.stop  # nodes are ordered: nobody's ancestors come later
+        block = query_HQD[None, :, start - rows.start : queries.stop - rows.start]
+        keys, values = key_HKD[None, :, :end], value_HKD[None, :, :end]
+        hidden = partial(sees.hidden, queries, style=style)
+        blocks.append(attend_block(block, keys, values, sees.first_visible(queries, style), hidden, style)[0])
+    return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1)
+
+
+def attend_block(
+    query_BHQD: Tensor,
+    key_BHKD: Tensor,
+    value_BHKD: Tensor,
+    start: int,
+    hidden: Callable[[int, int], Tensor | None],
+    style: Style,
+) -> Tensor:
+    """[B, H, Q, D of values]. `hidden` says who must not see the keys from one to another, [Q, K] or [B, Q, K]."""
+    texts, heads, queries, _ = query_BHQD.shape
+    key_heads, end = key_BHKD.shape[1:3]
+    groups = heads // key_heads
+    # Heads that share keys lie side by side in one product: no copy of the keys for grouped queries.
+    shared = (texts, key_heads, groups, queries)
+    stacked = (texts * key_heads, groups * queries)
+    query = (query_BHQD.float() * style.scale).reshape(*stacked, -1)
+    if style.sinks_H is None:
+        highest = query.new_full((*shared, 1), torch.finfo(torch.float32).min)
+        total = torch.zeros_like(highest)
+    else:  # a sink is a key with a logit and no value: it is there before the first block
+        highest = style.sinks_H.float().reshape(1, key_heads, groups, 1, 1).expand(*shared, 1)
+        total = torch.ones_like(highest)
+    mixed = query.new_zeros((*shared, value_BHKD.shape[-1]))
+    # One piece of memory for the scores of every block, of one size however many keys there are: blocks that each ask
+    # for a little more than the last leave holes that nothing fills.
+    memory = query.new_empty(texts * heads * queries * (KEY_BLOCK if texts == 1 else end))
+    for first in range(start, end, KEY_BLOCK):
+        last = min(first + KEY_BLOCK, end)
+        block = memory[: texts * heads * queries * (last - first)].view(*stacked, last - first)
+        torch.bmm(query, key_BHKD[:, :, first:last].float().flatten(0, 1).transpose(1, 2), out=block)
+        scores = block.view(*shared, last - first)
+        # In place: a block of scores is the largest thing that attention holds, and it holds one.
+        if style.softcap is not None:
+            scores.div_(style.softcap).tanh_().mul_(style.softcap)
+        masked = hidden(first, last)
+        if masked is not None:
+            scores.masked_fill_(masked[..., None, None, :, :], -torch.inf)
+        new_highest = torch.maximum(highest, scores.amax(-1, keepdim=True))
+        weights = scores.sub_(new_highest).exp_()
+        fade = torch.exp(highest - new_highest)
+        values = weights.reshape(*stacked, -1) @ value_BHKD[:, :, first:last].float().flatten(0, 1)
+        mixed = mixed * fade + values.reshape(mixed.shape)
+        total = total * fade + weights.sum(-1, keepdim=True)
+        highest = new_highest
+    return (mixed / total).reshape(texts, heads, queries, -1).to(query_BHQD.dtype)
+
+
+class PackedRows(Protocol):
+    """What the registered function needs of a sweep: somewhere to keep keys, and who sees whom."""
+
+    def attend(self, layer: int, query_HQD: Tensor, key_HKD: Tensor, value_HKD: Tensor, style: Style) -> Tensor: ...
+
+
+def _packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    *,
+    sweep: PackedRows,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **_: object,
+) -> tuple[Tensor, None]:
+    """transformers' attention interface: [1, H, Q, D] in, [1, Q, H, D] out. `sweep` rides through as a keyword."""
+    assert attention_mask is None, "rows know who sees whom; a mask on top would be ignored"
+    style = Style(scale=scaling, window=sliding_window, softcap=softcap, sinks_H=s_aux)
+    layer = module.layer_idx
+    assert isinstance(layer, int)
+    return sweep.attend(layer, query[0], key[0], value[0], style).transpose(0, 1).unsqueeze(0), None
+
+
+AttentionInterface.register(NAME, _packed_attention)

@@ -1,0 +1,178 @@
+"""Keys and values of one sequence, layer by layer: committed text first, then the nodes of the running sweep.
+
+Rows count only once committed; whatever happens in a sweep, forgetting its nodes restores the committed state.
+H key heads   R rows   D head size
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Items
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from specexec.sizes import rows_held
+
+Memory = Callable[[Tensor, tuple[int, ...]], Tensor]
+
+
+def beside(rows_HRD: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Memory of the dtype of other rows, where those are."""
+    return rows_HRD.new_empty(shape)
+
+
+@dataclass
+class LayerKV:
+    """Rows of one layer, [H, capacity, D] each; only the first rows are in use. They grow in `memory`."""
+
+    keys_HRD: Tensor
+    values_HRD: Tensor
+    memory: Memory = beside
+
+    @staticmethod
+    def empty(key_HRD: Tensor, value_HRD: Tensor) -> LayerKV:
+        """No rows yet, shaped like the ones given."""
+        return LayerKV(key_HRD[:, :0], value_HRD[:, :0])
+
+    def write(self, start: int, key_HRD: Tensor, value_HRD: Tensor, total: int) -> None:
+        """Put rows at `start`; when they do not fit, grow once for the `total` rows that this sweep will write."""
+        end = start + key_HRD.shape[1]
+        self.keys_HRD, self.values_HRD = self.keys_HRD.to(key_HRD.device), self.values_HRD.to(value_HRD.device)
+        if end > self.keys_HRD.shape[1]:
+            capacity = rows_held(max(end, total))
+            self.keys_HRD = self._resized(self.keys_HRD, start, capacity)
+            self.values_HRD = self._resized(self.values_HRD, start, capacity)
+        self.keys_HRD[:, start:end] = key_HRD
+        self.values_HRD[:, start:end] = value_HRD
+
+    def head(self, count: int) -> LayerKV:
+        """A copy of the first `count` rows, with room to grow."""
+        return self._copied(self.memory, count, rows_held(count))
+
+    def kept_in(self, memory: Memory, used: int, total: int) -> LayerKV:
+        """These rows in `memory` with room for `total`: itself if it is so already, else a copy of those in use."""
+        if self.memory == memory and self.keys_HRD.shape[1] >= total:
+            return self
+        return self._copied(memory, used, rows_held(total))
+
+    def runs(self, other: LayerKV, start: int, end: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """What to copy from where to bring over the rows `start` … `end` - 1 of another, each pair one run of bytes."""
+        for ours, theirs in ((self.keys_HRD, other.keys_HRD), (self.values_HRD, other.values_HRD)):
+            if start < end:
+                yield from zip(ours[:, start:end], theirs[:, start:end], strict=True)
+
+    def cut(self, used: int, capacity: int) -> None:
+        """Hold memory for `capacity` rows only; the first `used` stay what they are."""
+        self.keys_HRD = self._resized(self.keys_HRD, used, capacity)
+        self.values_HRD = self._resized(self.values_HRD, used, capacity)
+
+    def move(self, rows_R: Tensor, start: int) -> None:
+        """Copy the given rows, in order, to `start` and on."""
+        end = start + len(rows_R)
+        self.keys_HRD[:, start:end] = self.keys_HRD.index_select(1, rows_R)
+        self.values_HRD[:, start:end] = self.values_HRD.index_select(1, rows_R)
+
+    def _copied(self, memory: Memory, used: int, capacity: int) -> LayerKV:
+        copy = LayerKV(self.keys_HRD, self.values_HRD, memory)
+        copy.keys_HRD = copy._resized(self.keys_HRD, used, capacity)
+        copy.values_HRD = copy._resized(self.values_HRD, used, capacity)
+        return copy
+
+    def _resized(self, rows_HRD: Tensor, used: int, capacity: int) -> Tensor:
+        heads, _, size = rows_HRD.shape
+        grown_HRD = self.memory(rows_HRD, (heads, capacity, size))
+        grown_HRD[:, :used] = rows_HRD[:, :used]
+        return grown_HRD
+
+
+@dataclass(eq=False)
+class KVCache:
+    """The tree cache of one sequence.
+
+    `tokens` are the committed ones: row i of every layer belongs to token i at position i.
+    `parents` are those of the nodes after them (-1 = follows the committed text), in row order.
+    """
+
+    layers: dict[int, LayerKV] = field(default_factory=dict)
+    tokens: list[int] = field(default_factory=list)
+    node_tokens: list[int] = field(default_factory=list)
+    parents: list[int] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def size_B(self) -> int:
+        """Bytes held, unused capacity included."""
+        return sum(kv.keys_HRD.nbytes + kv.values_HRD.nbytes for kv in self.layers.values())
+
+    def write(self, layer: int, node: int, key_HRD: Tensor, value_HRD: Tensor) -> LayerKV:
+        """Store the rows of the nodes from `node` on in one layer."""
+        if layer not in self.layers:
+            self.layers[layer] = LayerKV.empty(key_HRD, value_HRD)
+        self.layers[layer].write(len(self) + node, key_HRD, value_HRD, len(self) + len(self.parents))
+        return self.layers[layer]
+
+    def commit(self, path: Items[int], keep: Items[int] = ()) -> None:
+        """Make the nodes of `path` (root to leaf, each the child of the one before) part of the text.
+
+        The nodes of `keep` (ascending) stay nodes, numbered from 0 in their order; all others are forgotten.
+        """
+        expected = -1
+        for node in path:
+            assert self.parents[node] == expected, "a committed path must be connected"
+            expected = node
+        rows = [*path, *keep]
+        if rows != list(range(len(rows))):
+            for kv in self.layers.values():
+                rows_R = torch.tensor(rows, dtype=torch.long, device=kv.keys_HRD.device) + len(self)
+                kv.move(rows_R, start=len(self))
+        self.tokens += [self.node_tokens[node] for node in path]
+        new_index = {node: i for i, node in enumerate(keep)}
+        self.node_tokens = [self.node_tokens[node] for node in keep]
+        self.parents = [new_index.get(self.parents[node], -1) for node in keep]
+
+    def path(self, tokens: Items[int]) -> list[int]:
+        """The nodes that spell the beginning of `tokens` below the committed text, as far as there are any."""
+        tokens_N, parents_N = np.array(self.node_tokens), np.array(self.parents)
+        path: list[int] = []
+        for token in tokens:
+            found = np.flatnonzero((parents_N == (path[-1] if path else -1)) & (tokens_N == token))
+            if not len(found):
+                break
+            path.append(int(found[0]))
+        return path
+
+    def prefix(self, length: int) -> KVCache:
+        """A copy of the first `length` tokens with their rows, as the beginning of another text."""
+        length = min(length, len(self))
+        rows = {index: kv.head(length) for index, kv in self.layers.items()}
+        return KVCache(rows, self.tokens[:length])
+
+    def give_back(self, rows: int = 0) -> None:
+        """Let go of memory beyond `rows` rows and those in use."""
+        used = len(self) + len(self.parents)
+        capacity = rows_held(max(rows, used))
+        for kv in self.layers.values():
+            if kv.keys_HRD.shape[1] > capacity:
+                kv.cut(used, capacity)
+
+    def forget_nodes(self, after: int = 0) -> None:
+        """Drop the nodes from index `after` on; all of them by default."""
+        del self.node_tokens[after:], self.parents[after:]
+
+    def rewind(self, length: int) -> None:
+        """Forget everything after the first `length` tokens."""
+        self.forget_nodes()
+        del self.tokens[length:]
+
+
+def common_prefix(left: Items[int], right: Items[int]) -> int:
+    """How many leading tokens two texts share."""
+    length = min(len(left), len(right))
+    if left[:length] == right[:length]:  # nearly always, several times a sweep, and at the speed of C
+        return length
+    return next((i for i in range(length) if left[i] != right[i]), length)

@@ -1,0 +1,81 @@
+"""Linears in fixed row tiles, so that a row's result does not depend on how many rows came along.
+
+Matrix kernels pick another order of summation for few rows (1 and 8 rows differ from 16 and more in float32 and bf16
+on CPU; from 400 rows on some split differently again; the bits of a single float32 row may depend on where its weights
+begin in memory), so rows come in multiples of 16 and at most 256 at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from specexec.sizes import CHUNK
+
+TILE = 16
+# torch's own multiplication of all experts, and the one that transformers takes where torch's cannot be used.
+GROUPED = ("_grouped_mm", "grouped_mm_fallback")
+
+
+def padded(rows: int) -> int:
+    """The next multiple of a tile."""
+    return -(-rows // TILE) * TILE
+
+
+def filled_up(rows_R: Tensor) -> Tensor:
+    """Whole tiles of rows. What fills the last one repeats the last row, and so visits no expert of its own."""
+    return torch.cat([rows_R, rows_R[-1:].expand(padded(len(rows_R)) - len(rows_R))])
+
+
+def tiled(linear: Callable[[Tensor], Tensor], rows_RI: Tensor) -> Tensor:
+    """`linear` over [R, I] rows in tiles; returns [R, O]."""
+    parts = []
+    for chunk in rows_RI.split(CHUNK):
+        missing = padded(len(chunk)) - len(chunk)
+        parts.append(linear(nn.functional.pad(chunk, (0, 0, 0, missing)))[: len(chunk)])
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+class RowTiles(TorchFunctionMode):
+    """While active, every linear runs in tiles: for models whose experts each see a few rows of their own.
+
+    On a CPU the grouped multiplication of all experts is a loop over them, each with the rows it has: so is this.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if func is nn.functional.linear:
+            return _linear(*args, **(kwargs or {}))
+        if getattr(func, "__name__", None) in GROUPED and args[0].device.type == "cpu":
+            return _grouped(args[0], args[1], (kwargs or {})["offs"])
+        return func(*args, **(kwargs or {}))
+
+
+def _linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    flat = rows.reshape(-1, rows.shape[-1])
+    if len(flat) % TILE == 0 and len(flat) <= CHUNK:
+        return nn.functional.linear(rows, weight, bias)
+    return tiled(lambda part: nn.functional.linear(part, weight, bias), flat).reshape(*rows.shape[:-1], -1)
+
+
+def _grouped(rows_RI: Tensor, weight_EIO: Tensor, ends_E: Tensor) -> Tensor:
+    """Rows up to the first end meet the first expert, and so on; [R, O].
+
+    Experts without rows are not touched, for their weights may not be there; rows after the last end give zeros.
+    """
+    found_RO = rows_RI.new_zeros(len(rows_RI), weight_EIO.shape[-1])
+    start = 0
+    for expert, end in enumerate(ends_E.tolist()):
+        if start < end:
+            found_RO[start:end] = _linear(rows_RI[start:end], weight_EIO[expert].t())
+        start = end
+    return found_RO

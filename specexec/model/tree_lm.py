@@ -1,0 +1,293 @@
+"""A causal LM that takes trees: one sweep = one packed row of nodes over all live sequences, hidden states out.
+
+Works on any transformers model, streamed or resident, through its own modelling code. Knows no file and no drafter.
+R packed rows   H hidden size   V vocabulary
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Sequence as Items
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import MoeModelOutputWithPast
+
+from specexec.errors import SweepCancelled, UnsupportedArchitecture
+from specexec.model import attention
+from specexec.model import float32_linears as widened
+from specexec.model import row_tiles as tiles
+from specexec.model.architecture import LayerKind, check_tree_support, longest_text
+from specexec.model.attention import Style, Visibility
+from specexec.model.cache import KVCache
+from specexec.model.cache_in_ram import Passenger, Travel, Trip
+from specexec.model.joint_attention import Company, Piece, companies
+from specexec.sizes import CHUNK
+from specexec.tree.tree import depths, intervals
+
+
+@dataclass(frozen=True)
+class Rows:
+    """New nodes for one sequence. Parents count the nodes its cache already holds; -1 follows the committed text."""
+
+    cache: KVCache
+    tokens: Items[int]
+    parents: Items[int]
+
+
+class Sweep:
+    """One pass over the weights, running in the background."""
+
+    def __init__(self, future: Future[list[Tensor]], cancelled: threading.Event) -> None:
+        self._future = future
+        self._cancelled = cancelled
+
+    def done(self) -> bool:
+        """Whether `result` would return at once."""
+        return self._future.done()
+
+    def cancel(self) -> None:
+        """Stop after the current layer; `result` then raises SweepCancelled."""
+        self._cancelled.set()
+
+    def result(self) -> list[Tensor]:
+        """Final hidden states of each sequence's new nodes, [R, H] each. Waits; errors of the sweep surface here."""
+        return self._future.result()
+
+    def wait(self) -> None:
+        """Until the sweep no longer touches anything, however it ended."""
+        wait([self._future])
+
+
+class TreeLM:
+    """A transformers causal LM with a tree cache. Compared and hashed by identity: caches are kept per LM.
+
+    `layers` are the numbers its layers know themselves by, where they are not 0, 1, 2, … (partial.py); None is a layer
+    that does not attend (sublayers.py). `travel` says whose keys and values live in RAM, `share` how a CPU's threads
+    divide a product. `lenient` is for drafters with fewer rows than their target: ids beyond are read as the last row.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        layers: Items[int | None] | None = None,
+        travel: Travel | None = None,
+        share: widened.Share = widened.in_turn,
+        lenient: bool = False,
+    ) -> None:
+        self._lenient = lenient
+        self.kinds = check_tree_support(type(model), model.config)
+        self._layers = range(len(self.kinds)) if layers is None else layers
+        self._travel = travel
+        self.share = share
+        self.model = model
+        self.model.set_attn_implementation(attention.NAME)
+        # The head is where the computation is; token ids may be looked up elsewhere.
+        self.device = next(model.get_output_embeddings().parameters()).device
+        self.vocabulary: int = int(model.config.vocab_size)
+        self.context: int = longest_text(model.config)
+        self._streamed = [layer for layer in model.modules() if hasattr(layer, "chunk_rows")]
+        for layer in self._streamed:  # they can take long prompts in pieces, at one visit of the weights
+            setattr(layer, "chunk_rows", CHUNK)  # noqa: B010 - nn.Module types every attribute as a Tensor
+        self._trunk: nn.Module = getattr(model, model.base_model_prefix)
+        self._head = head_alone(model)
+        self._experts = any(name.endswith("experts") for name, _ in model.named_modules())
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sweep")
+
+    def alike(self, model: PreTrainedModel, layers: Items[int | None] | None = None) -> TreeLM:
+        """A drafter that computes as this one does: over some of its layers, or over copies of them."""
+        return TreeLM(model, layers, share=self.share, lenient=True)
+
+    def begin(self, parts: list[Rows]) -> Sweep:
+        """Start a sweep over the new rows of several sequences; the caller is free to do something else meanwhile."""
+        cancelled = threading.Event()
+        return Sweep(self._worker.submit(self.forward, parts, cancelled), cancelled)
+
+    @torch.no_grad()
+    def forward(self, parts: list[Rows], cancelled: threading.Event | None = None) -> list[Tensor]:
+        """Hidden states [R, H] of each part's rows. A transaction: on any error all caches forget the new nodes."""
+        held = [len(part.cache.parents) for part in parts]
+        try:
+            numbered = zip(self._layers, self.kinds, strict=True)
+            kinds = {number: kind for number, kind in numbered if number is not None}
+            packed = _Packed(parts, kinds, self.device, cancelled or threading.Event(), self._travel)
+            try:
+                hidden_RH = self._run(packed)
+                packed.check_complete()
+            finally:
+                packed.end()
+        except BaseException:
+            for part, nodes in zip(parts, held, strict=True):
+                part.cache.forget_nodes(after=nodes)
+            raise
+        return list(hidden_RH.split([len(part.tokens) for part in parts]))
+
+    def _run(self, packed: _Packed) -> Tensor:
+        for layer in self._streamed:
+            setattr(layer, "own_rows", packed.count)  # noqa: B010
+        tokens_R = packed.tokens_R.clamp(max=self.vocabulary - 1) if self._lenient else packed.tokens_R
+        input_ids = tiles.filled_up(tokens_R).unsqueeze(0)
+        position_ids = tiles.filled_up(packed.positions_R).unsqueeze(0)
+        with self._linears():
+            output = self._trunk(input_ids=input_ids, position_ids=position_ids, use_cache=False, sweep=packed)
+        hidden_RH: Tensor = output.last_hidden_state[0, : packed.count]
+        return hidden_RH
+
+    @torch.no_grad()
+    def head(self, hidden_RH: Tensor, head: PreTrainedModel | None = None) -> Tensor:
+        """Logits [R, V] in float32, by the model's own head code (soft-caps and scales included).
+
+        `head`: what `head_alone` made of the model, with another head in it.
+        """
+        own = head or self._head
+        with self._linears():
+            return tiles.tiled(lambda part: own(inputs_embeds=part.unsqueeze(0)).logits[0].float(), hidden_RH)
+
+    def _linears(self) -> ExitStack:
+        """While this is open linears run in the way that is quick here and the same for any number of rows."""
+        with ExitStack() as ways:
+            ways.enter_context(widened.linears(self.device, self.model.dtype, self.share))
+            if self._experts:
+                ways.enter_context(tiles.RowTiles())
+            return ways.pop_all()
+
+    def close(self) -> None:
+        """Let the worker thread go."""
+        self._worker.shutdown(wait=False, cancel_futures=True)
+
+
+class _Given(nn.Module):
+    """Stands where the layers were: the hidden states are already there."""
+
+    def forward(self, *_: object, inputs_embeds: Tensor, **__: object) -> MoeModelOutputWithPast:
+        return MoeModelOutputWithPast(last_hidden_state=inputs_embeds)
+
+    @property
+    def decoder(self) -> nn.Module:
+        return self  # OPT asks its trunk for the decoder
+
+
+def head_alone(model: PreTrainedModel) -> PreTrainedModel:
+    """The same model, parameters shared, whose trunk hands through what it is given."""
+    head = copy.copy(model)
+    head._modules = dict(model._modules)
+    head._modules[model.base_model_prefix] = _Given()
+    return head
+
+
+@dataclass(frozen=True)
+class _Span:
+    """The rows of one sequence within the packed axis."""
+
+    cache: KVCache
+    start: int
+    stop: int
+    first_node: int  # of the cache, for row `start`
+    sees: Visibility
+
+
+class _Packed:
+    """The layout of one forward: which rows belong to whom. Handed through the model to the attention function."""
+
+    def __init__(
+        self,
+        parts: list[Rows],
+        kinds: dict[int, LayerKind],
+        device: torch.device,
+        cancelled: threading.Event,
+        travel: Travel | None,
+    ):
+        self._kinds = kinds
+        self._cancelled = cancelled
+        self._attended: dict[int, int] = {}
+        self._companies: dict[tuple[int, int, LayerKind], list[Company]] = {}
+        self._spans: list[_Span] = []
+        start = 0
+        for part in parts:
+            self._spans.append(_span(part, start, device))
+            start += len(part.tokens)
+        self.count = start
+        tokens = [token for part in parts for token in part.tokens]
+        self.tokens_R = torch.tensor(tokens, dtype=torch.long, device=device)
+        self.positions_R = torch.cat([span.sees.position_R[span.first_node :] for span in self._spans])
+        self._trip = None if travel is None else Trip(travel, kinds, [_passenger(span) for span in self._spans], device)
+
+    def attend(self, layer: int, query_HQD: Tensor, key_HKD: Tensor, value_HKD: Tensor, style: Style) -> Tensor:
+        """Attention of the next rows of a layer, [H, Q, D]; rows beyond the last sequence repeat its last one."""
+        if self._cancelled.is_set():
+            raise SweepCancelled
+        kind = self._kinds[layer]
+        if style.window not in (None, kind.window):
+            raise UnsupportedArchitecture(
+                f"layer {layer} attends through a window of {style.window}, its config says {kind.window}."
+            )
+        style = replace(style, window=kind.window, chunk=kind.chunk)
+        begin = self._attended.get(layer, 0)
+        end = begin + query_HQD.shape[1]
+        self._attended[layer] = end
+        if (begin, end, kind) not in self._companies:  # the same in all layers of a kind
+            self._companies[begin, end, kind] = companies(self._pieces(begin, end), style)
+        mixed_HQD = query_HQD.new_zeros((*query_HQD.shape[:2], value_HKD.shape[-1]))
+        trip = self._trip if self._trip and self._trip.carries(layer) else None
+        for company in self._companies[begin, end, kind]:
+            kvs = []
+            for piece in company.pieces:
+                node, new = piece.rows.start, (key_HKD[:, piece.here], value_HKD[:, piece.here])
+                cache = self._spans[piece.text].cache
+                kvs.append(trip.write(layer, piece.text, node, *new) if trip else cache.write(layer, node, *new))
+            for piece, found_HQD in zip(company.pieces, company.attend(query_HQD, kvs, style), strict=True):
+                mixed_HQD[:, piece.here] = found_HQD
+        if trip and end >= self.count:
+            trip.leave(layer)
+        own = self.count - begin
+        mixed_HQD[:, own:] = mixed_HQD[:, own - 1 : own]
+        return mixed_HQD
+
+    def _pieces(self, begin: int, end: int) -> list[Piece]:
+        """What every sequence has among the packed rows from `begin` to `end`."""
+        pieces = []
+        for number, span in enumerate(self._spans):
+            first, last = max(begin, span.start), min(end, span.stop)
+            if first < last:
+                node = span.first_node + first - span.start
+                rows = slice(node, node + last - first)
+                pieces.append(Piece(number, slice(first - begin, last - begin), rows, span.sees))
+        return pieces
+
+    def end(self) -> None:
+        """Nothing of this sweep moves any more, however it ended."""
+        if self._trip:
+            self._trip.end()
+
+    def check_complete(self) -> None:
+        """Every layer must have asked for the attention of every row, or the result is not to be trusted."""
+        missed = [layer for layer in self._kinds if self._attended.get(layer, 0) < self.count]
+        if missed:
+            raise UnsupportedArchitecture(f"layer {missed[0]} does not use the registered attention function.")
+
+
+def _passenger(span: _Span) -> Passenger:
+    text = len(span.cache)
+    return Passenger(span.cache, text + span.first_node, text + len(span.cache.parents))
+
+
+def _span(part: Rows, start: int, device: torch.device) -> _Span:
+    cache = part.cache
+    first_node = len(cache.parents)
+    cache.node_tokens.extend(part.tokens)
+    cache.parents.extend(part.parents)
+    parents_N = np.array(cache.parents, np.int64)
+    times = intervals(parents_N)
+    sees = Visibility(
+        committed=len(cache),
+        position_R=torch.from_numpy(depths(parents_N) + len(cache)).to(device),
+        enter_R=torch.from_numpy(times.enter_N).to(device),
+        leave_R=torch.from_numpy(times.leave_N).to(device),
+    )
+    return _Span(cache, start, start + len(part.tokens), first_node, sees)

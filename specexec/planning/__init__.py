@@ -1,0 +1,1 @@
+"""Which guesses are worth a place in the tree, and how many of them."""

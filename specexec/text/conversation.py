@@ -1,0 +1,195 @@
+"""A dialogue: messages, and the keys and values behind them, kept from turn to turn. Knows no terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from collections.abc import Sequence as Items
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from specexec.model.cache import KVCache
+from specexec.sampling.params import SamplingParams
+from specexec.stats import Burst
+from specexec.text.formats.find import Templates, format_of
+from specexec.text.messages import Message
+from specexec.text.reply import Reply
+from specexec.text.transcript import Tokens, Turn, begin, belonging, same_text
+
+
+class Words(Tokens, Templates, Protocol):
+    """What a dialogue needs of an encoding."""
+
+
+class Writer(Protocol):
+    """What a dialogue needs of an engine."""
+
+    @property
+    def encoding(self) -> Words: ...
+
+    @property
+    def models(self) -> dict[str, object]: ...
+
+    def filled(self, sampling: SamplingParams | None) -> SamplingParams: ...
+
+    def stream(
+        self,
+        prompt: list[int],
+        sampling: SamplingParams | None,
+        caches: dict[object, KVCache] | None,
+        written: Items[int],
+    ) -> Iterator[Burst]: ...
+
+
+@dataclass
+class Kept:
+    """A dialogue at rest: enough to go on with it, in this process or in another, and read nothing twice."""
+
+    messages: list[Message]
+    system: str | None
+    turns: list[Turn]
+    caches: dict[str, KVCache]  # by the model's role: target, drafter, drafter-2, …
+
+    @property
+    def dialogue(self) -> list[Message]:
+        return dialogue(self.system, self.messages)
+
+
+def dialogue(system: str | None, messages: Items[Message]) -> list[Message]:
+    """All that a chat template is given."""
+    first: list[Message] = [{"role": "system", "content": system}] if system else []
+    return [*first, *messages]
+
+
+class Conversation:
+    """Turns of one dialogue. An answer that was interrupted stays, as far as it came.
+
+    Messages have OpenAI's shape: an answer's thoughts are its `reasoning_content`, its calls `tool_calls`. Whether the
+    model reads them again is its template's business.
+    """
+
+    def __init__(self, writer: Writer, system: str | None = None) -> None:
+        self.system = system
+        self.messages: list[Message] = []
+        self.unanswered: str | None = None  # a question whose answer did not begin; no message of the dialogue
+        self._writer = writer
+        self._caches: dict[object, KVCache] = {}
+        self._turns: list[Turn] = []
+        self._retries = 0
+
+    def send(self, text: str, sampling: SamplingParams | None = None) -> Iterator[Burst]:
+        """Ask, and stream the answer. If no token comes, the dialogue stays as it was, the question `unanswered`."""
+        self._retries = 0
+        return self._answer([*self.messages, {"role": "user", "content": text}], sampling)
+
+    def retry(self, sampling: SamplingParams | None = None) -> Iterator[Burst]:
+        """Another answer to the last question: a derived seed, unless the text does not depend on it."""
+        if self.unanswered is not None:
+            return self.send(self.unanswered, sampling)
+        asked = next((i for i in reversed(range(len(self.messages))) if self.messages[i]["role"] == "user"), None)
+        if asked is None:
+            return iter(())
+        self._retries += 1
+        again = (sampling or SamplingParams()).derived("retry", self._retries)
+        return self._answer(self.messages[: asked + 1], again)
+
+    def proceed(self, sampling: SamplingParams | None = None) -> Iterator[Burst]:
+        """Go on with an answer that was cut short, as if it had not been; nothing if it ended by itself."""
+        if not self.can_proceed:
+            return
+        turn, sampling = self._turns[-1], sampling or SamplingParams()
+        seed = turn.seed if sampling.seed is None else sampling.seed
+        longer = replace(sampling, seed=seed, max_tokens=len(turn.written) + sampling.max_tokens)
+        answer = self._reading(turn, sampling)
+        turn.ended = None
+        bursts = self._writer.stream(turn.prompt, longer, self._caches, tuple(turn.written))
+        yield from self._added(answer, turn, bursts)
+
+    @property
+    def can_proceed(self) -> bool:
+        """Whether the last answer is one that was cut short, and the last thing that was said."""
+        if not self._turns or self._turns[-1].ended == "stop":
+            return False
+        turn = self._turns[-1]
+        last = len(turn.asked) + 1 == len(self._dialogue) and belonging([turn], self._dialogue) == [turn]
+        return last and same_text(self._writer.encoding, turn)
+
+    def undo(self) -> bool:
+        """Take back the last question and its answer; False if there is none."""
+        if self.unanswered is not None:
+            self.unanswered = None
+            return True
+        asked = [i for i, message in enumerate(self.messages) if message["role"] == "user"]
+        if asked:
+            del self.messages[asked[-1] :]
+        return bool(asked)
+
+    def clear(self) -> None:
+        """Start anew; the system prompt stays."""
+        self.messages, self.unanswered = [], None
+
+    @property
+    def tokens_used(self) -> int:
+        """Context taken by the dialogue so far."""
+        return len(self._writer.encoding.encode(self._dialogue)) if self.messages else 0
+
+    @property
+    def rendered(self) -> str:
+        """The dialogue as the model would read it next."""
+        return self._writer.encoding.render(self._dialogue)
+
+    def keep(self) -> Kept:
+        """The dialogue as it stands; a copy as far as messages and ids go, the caches themselves."""
+        roles = {id(lm): role for role, lm in self._writer.models.items()}
+        caches = {roles[id(lm)]: cache for lm, cache in self._caches.items() if id(lm) in roles}
+        turns = [replace(turn, written=[*turn.written]) for turn in belonging(self._turns, self._dialogue)]
+        return Kept([*self.messages], self.system, turns, caches)
+
+    def take_up(self, kept: Kept) -> None:
+        """Go on where another conversation was kept."""
+        self.messages, self.system = [*kept.messages], kept.system
+        self._turns = belonging(kept.turns, kept.dialogue)
+        models = self._writer.models
+        self._caches = {models[role]: cache for role, cache in kept.caches.items() if role in models}
+
+    @property
+    def _dialogue(self) -> list[Message]:
+        return dialogue(self.system, self.messages)
+
+    def _answer(self, messages: list[Message], sampling: SamplingParams | None) -> Iterator[Burst]:
+        if messages != self.messages[: len(messages)]:
+            self.unanswered = str(messages[-1]["content"])
+        turn = begin(self._writer.encoding, self._turns, dialogue(self.system, messages))
+        answer = self._reading(turn, sampling)
+        bursts = self._writer.stream(turn.prompt, sampling, self._caches, ())
+        for burst in bursts:
+            if burst.tokens:
+                said = len(turn.asked)
+                self._turns = [*(earlier for earlier in self._turns if len(earlier.asked) < said), turn]
+                self.messages = [*messages, {"role": "assistant", "content": ""}]
+                self.unanswered = None
+                yield from self._added(answer, turn, _again(burst, bursts))
+                return
+            yield burst  # an answer that was stopped before it began is none
+
+    def _reading(self, turn: Turn, sampling: SamplingParams | None) -> Reply:
+        stop = self._writer.filled(sampling).stop or ()
+        return Reply(format_of(self._writer.encoding), turn.prompt, turn.written, stop)
+
+    def _added(self, answer: Reply, turn: Turn, bursts: Iterator[Burst]) -> Iterator[Burst]:
+        """The same bursts with their pieces; the last message grows with them."""
+        try:
+            for burst in bursts:
+                piece = answer.add(burst.tokens, last=burst.finish_reason is not None)
+                self.messages[-1] = answer.message
+                turn.written += burst.tokens
+                turn.ended, turn.seed = burst.finish_reason, burst.seed
+                yield replace(burst, piece=piece)
+        finally:
+            if turn.ended is None:  # abandoned: what was held back counts
+                answer.add((), last=True)
+                self.messages[-1] = answer.message
+
+
+def _again(first: Burst, rest: Iterator[Burst]) -> Iterator[Burst]:
+    yield first
+    yield from rest
