@@ -1,1 +1,1 @@
-"""Whether the text is the target's own, and other verification rules to compare with. Nothing that writes text for users imports it."""
+"""Whether the text is the target's own, and other verification rules to compare with. Only `cli/bench` uses it."""
