@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jinja2 import TemplateError
 from transformers import GenerationConfig
 from transformers.utils import GENERATION_CONFIG_NAME
-from transformers.utils.chat_template_utils import _compile_jinja_template
 
 import offload as weights
 from specexec.architecture import DEFAULT_CONTEXT, longest_text
 from specexec.defaults import defaults_of
 from specexec.encoding import Encoding
+from specexec.text.templates import TemplateFailed, check
 
 
 def encoding_of(model: str, *, offline: bool = False, trust_remote_code: bool = False) -> Encoding:
@@ -28,12 +27,12 @@ def encoding_in(folder: Path, trust_remote_code: bool = False) -> Encoding:
         with weights.running_code(folder, trust_remote_code):
             encoding = Encoding.of(folder, trust_remote_code)
         for template in templates_of(encoding):
-            _compile_jinja_template(template)
+            check(template)
     except weights.OffloadError:
         raise
-    except TemplateError as problem:
+    except TemplateFailed as problem:
         raise weights.BadModelDir(
-            f"the chat template of {folder} is damaged: {problem}.", None, weights.AGAIN
+            f"the chat template of {folder} is damaged: {problem.reason or f'it {problem}'}.", None, weights.AGAIN
         ) from problem
     except Exception as problem:  # tokenizers and their libraries raise whatever they meet
         first = (str(problem).strip() or repr(problem)).splitlines()[0]
