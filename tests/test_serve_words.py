@@ -260,6 +260,38 @@ def test_a_tool_that_must_be_called_is_called(caller: Served) -> None:
         assert after.choices[0].message.tool_calls is None
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_with_a_schema_and_tools_an_answer_is_a_call_or_follows_the_schema(caller: Served, stream: bool) -> None:
+    shape = {"type": "json_schema", "json_schema": {"name": "trip", "schema": SCHEMA, "strict": True}}
+    more: dict[str, Any] = {"tools": [CLOCK], "response_format": shape, "parallel_tool_calls": False}
+    kinds = set()
+    for seed in range(8):
+        with caller.openai() as client:
+            create: Any = client.chat.completions.create
+            asked = {"model": "letters", "messages": QUESTION, "temperature": 2, "seed": seed, "max_tokens": 60, **more}
+            if stream:
+                with client.chat.completions.stream(**asked) as events:
+                    choice: Any = events.get_final_completion().choices[0]
+            else:
+                choice = create(**asked).choices[0]
+        kinds.add(choice.finish_reason)
+        if choice.finish_reason == "stop":
+            assert json.loads(choice.message.content)["city"] in ("Oslo", "Lima")
+        else:
+            assert [call.function.name for call in choice.message.tool_calls] == ["clock"]
+    assert "stop" in kinds
+    must = caller.ask("x", **{**more, "tool_choice": "required", "seed": 1}).json()["choices"][0]
+    assert must["finish_reason"] == "tool_calls"
+
+
+def test_a_schema_that_cannot_be_followed_is_refused_beside_tools_too(caller: Served) -> None:
+    shape = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "array", "uniqueItems": True}}}
+    refused = caller.ask("x", tools=[CLOCK], response_format=shape)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "response_format")
+    refused = caller.ask("x", tools=[CLOCK], guided_regex="a|b")
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "guided_regex")
+
+
 def test_tools_that_may_be_called_leave_room_for_text(caller: Served) -> None:
     free = caller.ask("What are you?", seed=1, max_tokens=12).json()["choices"][0]["message"]
     offered = caller.ask("What are you?", seed=1, max_tokens=12, tools=[WEATHER]).json()["choices"][0]["message"]

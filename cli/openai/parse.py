@@ -152,9 +152,9 @@ def read_chat(body: object, served: Items[str]) -> Asked:
     asked = _asked(request, [messages], longest, logprobs, chat=True)
     offer = read_tools(request)
     tools = offer.tools
-    if tools and asked.shape:
+    if tools and asked.shape and asked.shape.schema is None:
         field = asked.shape.field
-        raise bad_request(f"an answer cannot both follow {field} and call tools.", field)
+        raise bad_request(f"an answer cannot both follow {field} and call tools; a JSON schema can be.", field)
     if tools and request.ignore_eos:
         raise bad_request("tools say where an answer ends, ignore_eos that it does not.", "ignore_eos")
     thinking = _LEVELS.get(request.reasoning_effort or "")

@@ -113,14 +113,18 @@ def _chat(engine: Engine, asked: Asked) -> Prepared:
 def bound_of(form: Format, prompt: Items[int], asked: Asked) -> Bound | None:
     """What an answer must look like, from the end of its thought on; None if it is free. Raises ApiError."""
     opened = form.reader(prompt).thinking
-    tools = asked.tools
-    if tools is not None:
-        if not form.calls:
-            raise ApiError(400, "unsupported_parameter", f"tools cannot be called: {form.refusal}.", param="tools")
-        return form.grammar(tools.offered, tools.choice, tools.parallel, thought_open=opened)
-    shape = asked.shape
-    if shape is None:
-        return None
+    shape, tools = asked.shape, asked.tools
+    shaped = None if shape is None else _shaped(form, shape, opened)
+    if tools is None:
+        return shaped
+    if not form.calls:
+        raise ApiError(400, "unsupported_parameter", f"tools cannot be called: {form.refusal}.", param="tools")
+    schema = None if shape is None else shape.schema
+    return form.grammar(tools.offered, tools.choice, tools.parallel, schema, opened)
+
+
+def _shaped(form: Format, shape: Shape, opened: bool) -> Bound:
+    """What a whole answer must look like. Raises ApiError."""
     if shape.schema is None:
         if opened:
             raise bad_request(f"{shape.field} cannot begin inside a thought; reasoning_effort: none.", shape.field)

@@ -51,8 +51,8 @@ def chat_renderer() -> Render:
             _compile_jinja_template(request["template"])
             return ""
         told = {**request["variables"], "chat_template": request["template"]}
-        (text,), _ = render_jinja_template([request["messages"]], **told)
-        return text
+        texts, _ = render_jinja_template([request["messages"]], **told)
+        return texts[0]
 
     return render
 

@@ -147,7 +147,7 @@ class ChannelScanner:
 def channel_rules(
     rules: Rules, channels: Channels, tools: Items[Tool], choice: str, schema: Mapping[str, object] | None, opened: bool
 ) -> str:
-    """An answer as messages: thoughts, then calls, or text where calls only may come, or JSON for a schema."""
+    """An answer as messages: thoughts, then calls, or where calls only may come: text, or JSON for a schema."""
     again = rules.literal(f"{channels.ends[0]}{channels.start}assistant")
     head = rules.literal(channels.channel or " to=")
     body = f"{rules.literal(channels.message)} {rules.anything()}"
@@ -155,12 +155,11 @@ def channel_rules(
     thought = rules.add("thought", f"{head} {rules.literal(kind)} {body} {again}")
     first = f"{rules.anything()} {again}" if opened else ""
     final = f"{head} {rules.literal(channels.answer)} {rules.literal(channels.message)}"
-    if schema is not None:
-        said = rules.add("said", f"{final} {rules.json(schema, True)}")
-    else:
-        calls = [_call_rule(rules, channels, at, tool) for at, tool in enumerate(tools)]
-        said = rules.add("said", " | ".join([*calls, *([f"{final} {rules.anything()}"] if choice == "auto" else [])]))
-    return f"{first} {thought}* {said}"
+    said = [_call_rule(rules, channels, at, tool) for at, tool in enumerate(tools)]
+    if choice == "auto":
+        told = rules.anything() if schema is None else rules.add("json", rules.json(schema, True))
+        said.append(f"{final} {told}")
+    return f"{first} {thought}* {rules.add('said', ' | '.join(said))}"
 
 
 def _call_rule(rules: Rules, channels: Channels, at: int, tool: Tool) -> str:
