@@ -59,11 +59,9 @@ def refused(template: str) -> None:
 def test_reading_a_template_is_limited_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its constants are computed before it is rendered."""
     monkeypatch.setattr(templates, "SECONDS", 0.5)
-    templates.check("{% for message in messages %}{% break %}{% endfor %}")
-    with pytest.raises(templates.TemplateFailed, match="did not end within"):
-        templates.check("{{ (10 ** (10 ** 9)) % 7 }}")
-    with pytest.raises(templates.TemplateFailed, match="unknown tag 'nowhere'"):
-        templates.check("{% nowhere %}")
+    assert templates.damage("{% for message in messages %}{% break %}{% endfor %}") is None
+    assert templates.damage("{{ (10 ** (10 ** 9)) % 7 }}") == "it did not end within 0.5 s"
+    assert "unknown tag 'nowhere'" in (templates.damage("{% nowhere %}") or "")
 
 
 def test_a_text_of_ones_own_is_filled_within_the_same_limits(monkeypatch: pytest.MonkeyPatch) -> None:

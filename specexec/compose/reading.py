@@ -11,7 +11,7 @@ import offload as weights
 from specexec.architecture import DEFAULT_CONTEXT, longest_text
 from specexec.defaults import defaults_of
 from specexec.encoding import Encoding
-from specexec.text.templates import TemplateFailed, check
+from specexec.text.templates import damage
 
 
 def encoding_of(model: str, *, offline: bool = False, trust_remote_code: bool = False) -> Encoding:
@@ -27,13 +27,10 @@ def encoding_in(folder: Path, trust_remote_code: bool = False) -> Encoding:
         with weights.running_code(folder, trust_remote_code):
             encoding = Encoding.of(folder, trust_remote_code)
         for template in templates_of(encoding):
-            check(template)
+            if why := damage(template):
+                raise weights.BadModelDir(f"the chat template of {folder} is damaged: {why}.", None, weights.AGAIN)
     except weights.OffloadError:
         raise
-    except TemplateFailed as problem:
-        raise weights.BadModelDir(
-            f"the chat template of {folder} is damaged: {problem.reason or f'it {problem}'}.", None, weights.AGAIN
-        ) from problem
     except Exception as problem:  # tokenizers and their libraries raise whatever they meet
         first = (str(problem).strip() or repr(problem)).splitlines()[0]
         raise weights.BadModelDir(

@@ -51,8 +51,7 @@ def chat_renderer() -> Render:
             _compile_jinja_template(request["template"])
             return ""
         told = {**request["variables"], "chat_template": request["template"]}
-        texts, _ = render_jinja_template([request["messages"]], **told)
-        return texts[0]
+        return str(render_jinja_template([request["messages"]], **told)[0][0])
 
     return render
 

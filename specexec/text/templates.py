@@ -45,9 +45,13 @@ def render(template: str, messages: Items[Message], others: Mapping[str, object]
         raise BadMessages(f"the model's chat template {what}") from problem
 
 
-def check(template: str) -> None:
-    """Read a chat template without rendering it, for reading computes its constants. Raises TemplateFailed."""
-    _rendered("chat", template, {}, None)
+def damage(template: str) -> str | None:
+    """Why a chat template cannot even be read, if so; reading computes its constants, so it has the same limits."""
+    try:
+        _rendered("chat", template, {}, None)
+    except TemplateFailed as problem:
+        return problem.reason or f"it {problem}".removesuffix(".")
+    return None
 
 
 def fill(template: str, fields: Mapping[str, object]) -> str:
