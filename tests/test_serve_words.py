@@ -221,6 +221,31 @@ def test_a_remote_tokenizer_finds_all_it_asks_for(server: Served, engine: Engine
         assert client.post("/tokenize", json={"prompt": "x", "add_special_tokens": 1}).status_code == 400
 
 
+@pytest.mark.parametrize("special", [{}, {"add_special_tokens": False}, {"add_special": False}])
+@pytest.mark.parametrize("name", ["parse_special", "allow_control_tokens"])
+def test_spelled_control_tokens_are_text_to_tokenize_unless_asked_for(
+    server: Served, engine: Engine, special: dict[str, bool], name: str
+) -> None:
+    (end,) = engine.encoding.encode_rest("<|end|>")
+    with server.http as client:
+        told = [
+            client.post("/tokenize", json={"prompt": "a<|end|>b", **special, **more}).json()["tokens"]
+            for more in ({}, {name: False}, {name: True})
+        ]
+        assert [end in tokens for tokens in told] == [False, False, True]
+        assert client.post("/detokenize", json={"tokens": told[0]}).json()["content"].endswith("a<|end|>b")
+        wrong = {"prompt": "x", "parse_special": True, "allow_control_tokens": True}
+        assert client.post("/tokenize", json=wrong).status_code == 400
+        assert client.post("/tokenize", json={"prompt": "x", name: "yes"}).status_code == 400
+
+
+def test_a_drafter_that_failed_is_told_by_card_and_metrics(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Engine, "drafter_failures", {"sibling": "ValueError: no"})
+    with server.http as client:
+        assert client.get("/v1/models").json()["data"][0]["meta"]["drafter_failures"] == {"sibling": "ValueError: no"}
+        assert "specexec_drafters_failed 1\n" in client.get("/metrics").text
+
+
 def test_an_answer_can_be_begun_for_the_model(server: Served, engine: Engine) -> None:
     begun = {"role": "assistant", "content": "I am the small"}
     with server.http as client:

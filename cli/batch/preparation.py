@@ -123,6 +123,7 @@ class Preparation:
                 Cost(),
                 completion.logprobs,
                 completion.prompt_logprobs,
+                limit=completion.limit,
             )
         )
         choice.drafted, choice.accepted, choice.sweeps = completion.nodes, completion.accepted, completion.sweeps

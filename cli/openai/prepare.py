@@ -73,7 +73,7 @@ def encode(
     encoding = engine.encoding
     if isinstance(prompt, str):
         _check_length(encoding, prompt, most)
-        return encoding.encode(prompt, wishes) if special else encoding.encode_rest(prompt)
+        return encoding.encode(prompt, wishes) if special else encoding.encode_part(prompt, wishes)
     messages: list[Message] = [item for item in prompt if isinstance(item, dict)]
     if messages:
         rendered = encoding.rendered(messages, wishes)
