@@ -155,10 +155,10 @@ def _pair(engine: Engine) -> NDArray[np.uint8]:
 
 
 def _identity_of(model: str) -> str:
-    """The same of a model by name; of one that is not here nothing is known."""
+    """The same of a model by name; of one that is not here, or cannot be loaded either, nothing is known."""
     try:
         return _identity(resolve(model, offline=True).target)
-    except OffloadError:
+    except (OffloadError, OSError):
         return ""
 
 

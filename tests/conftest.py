@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # programs that tests start, too: they share the machine
@@ -11,6 +12,9 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import pytest
 import torch
+
+from tests.fake_hub import FakeHub
+from tests.tiny import tiny
 
 torch.set_num_threads(1)
 
@@ -27,6 +31,15 @@ def own_home(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathF
     for name in ("SPECEXEC_HOME", "NO_COLOR", "FORCE_COLOR"):
         monkeypatch.setenv(name, "")  # remembered, so that what a command says is forgotten with its test
         monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[FakeHub]:
+    """A Hub with a tiny model and one of a single layer."""
+    tiny("llama", tmp_path / "big")
+    tiny("llama", tmp_path / "small", num_hidden_layers=1)
+    with FakeHub({"org/big": tmp_path / "big", "org/small": tmp_path / "small"}).open() as hub:
+        yield hub
 
 
 LOG_LEVELS = {logger: logger.level for logger in map(logging.getLogger, (None, "specexec", "offload", "cli"))}

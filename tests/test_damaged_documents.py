@@ -137,8 +137,8 @@ def test_weights_that_hold_nothing_of_the_model_are_refused(
     content: bytes, said: str, model: Path, command: CommandLine
 ) -> None:
     (model / "model.safetensors").write_bytes(content)
-    for door, asked in doors(model).items():
-        ran = command(*asked)
+    for door in ("chat", "plan", "pack", "models show"):
+        ran = command(*doors(model)[door])
         told = ran.out if door == "models show" and not said else ran.err
         assert "internal" not in ran.err.lower()
         assert said in told
