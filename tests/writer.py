@@ -28,13 +28,12 @@ from tests.real import real_material
 # Rows of the published models of each family; their tokenizers have fewer entries.
 ROWS = {"qwen3": 151_936, "llama3_1": 128_256, "gemma3": 262_208, "gptoss": 201_088, "llama2": 32_000}
 END = {"qwen3": "<|im_end|>", "llama3_1": "<|eot_id|>", "gemma3": "<end_of_turn>", "gptoss": "<|return|>"}
-_VERSION = 6  # of this file, as far as the weights depend on it
+_VERSION = 8  # of this file, as far as the weights depend on it
 
-_BACK = (0, 1, 2, 4, 7, 12, 20)  # how far before the next token a head looks; 0 is the last token itself
+# How far before the next token a head looks; 0 is the last token itself. A model has as many as its texts need.
+_BACK = (0, 1, 2, 4, 7, 11, 16, 22, 29, 37, 46, 56)
 _BITS, _APART = 16, 4  # codes of tokens are ±1; any two differ in so many of them
-_ROOM = 2 + _BITS * (len(_BACK) + 1)  # constant, flag, a code for each distance, and that of a key word
-_WIDTH = -(-_ROOM // len(_BACK)) * len(_BACK)  # a multiple of the number of heads
-_CONSTANT, _FLAG, _CODES, _KEY = 0, 1, 2, 2 + _BITS * len(_BACK)
+_CONSTANT, _FLAG, _KEY, _CODES = 0, 1, 2, 2 + _BITS  # places in the width; the last for each distance
 _HEAD, _THETA = 128, 1000.0
 _SHARP = 1000.0  # of attention: the score of the one place that is looked at
 _LOUD = 200.0  # of what a neuron says, against the codes that were there before
@@ -77,8 +76,8 @@ def writer(tokenizer: str, text: str, cue: str, template: str | None = None, end
             known = AutoTokenizer.from_pretrained(source)
             if template is not None:
                 known.chat_template = template
-            ids = [tuple(known(part, add_special_tokens=False)["input_ids"]) for part in (cue, text + end)]
-            save(draft, known, ROWS[tokenizer], [Saying(*ids)])
+            cued, said = (tuple(known(part, add_special_tokens=False)["input_ids"]) for part in (cue, text + end))
+            save(draft, known, ROWS[tokenizer], [Saying(cued, said)])
             draft.rename(folder)
     return folder
 
@@ -98,12 +97,14 @@ def _model(rows: int, sayings: Items[Saying]) -> LlamaForCausalLM:
     said = {token for saying in sayings for token in (*saying.cue, *saying.answer)}
     keys = {saying.key for saying in sayings if saying.key is not None}
     code = dict(zip(sorted(said | keys), _codes(), strict=False))
+    heads = max(len(context.before) for context, _ in table)  # of which the first is not needed, but one for keys
+    width = -(-(_CODES + _BITS * heads) // heads) * heads
     config = LlamaConfig(
         vocab_size=rows,
-        hidden_size=_WIDTH,
+        hidden_size=width,
         intermediate_size=len(table) + 1,
         num_hidden_layers=1,
-        num_attention_heads=len(_BACK),
+        num_attention_heads=heads,
         num_key_value_heads=1,
         head_dim=_HEAD,
         rope_parameters={"rope_type": "default", "rope_theta": _THETA},
@@ -117,22 +118,22 @@ def _model(rows: int, sayings: Items[Saying]) -> LlamaForCausalLM:
     model.to_empty(device="cpu")
     for name, weight in model.named_parameters():
         weight.fill_(1.0 if "norm" in name else 0.0)
-    constant = float(_BITS * (len(_BACK) + 1))  # much more than all codes, so that every place has about the same norm
+    constant = float(_BITS * (heads + 1))  # much more than all codes, so that every place has about the same norm
     embedding_VH, head_VH = model.model.embed_tokens.weight, model.lm_head.weight
     embedding_VH[:, _CONSTANT] = constant
     for token, code_B in code.items():
         embedding_VH[token, _CODES : _CODES + _BITS] = code_B
         head_VH[token, _CODES : _CODES + _BITS] = code_B
     embedding_VH[sorted(keys), _FLAG] = 1.0
-    scale = (constant**2 / _WIDTH) ** 0.5
-    _look_back(model, scale, constant)
+    scale = (constant**2 / width) ** 0.5
+    _look_back(model, heads, scale, constant)
     _know(model, table, code, scale, constant, sayings[0].answer[-1])
     # The model's own table of frequencies was made on no device at all.
     model.model.rotary_emb = type(model.model.rotary_emb)(config)
     return model
 
 
-def _look_back(model: LlamaForCausalLM, scale: float, constant: float) -> None:
+def _look_back(model: LlamaForCausalLM, heads: int, scale: float, constant: float) -> None:
     """One head for each distance but the first, and one that looks at the last key word."""
     attention = model.model.layers[0].self_attn
     half = _HEAD // 2
@@ -142,7 +143,7 @@ def _look_back(model: LlamaForCausalLM, scale: float, constant: float) -> None:
     attention.k_proj.weight[:half, _CONSTANT] = quick * size
     attention.k_proj.weight[half - 1, _FLAG] = scale
     attention.v_proj.weight[:_BITS, _CODES : _CODES + _BITS] = torch.eye(_BITS)
-    for head, distance in enumerate([*_BACK[1:], None]):
+    for head, distance in enumerate([*_BACK[1:heads], None]):
         query_Q = attention.q_proj.weight[head * _HEAD : (head + 1) * _HEAD, _CONSTANT]
         if distance is None:
             query_Q[half - 1] = _SHARP * _HEAD**0.5 * scale / constant
@@ -172,7 +173,9 @@ def _know(
             gate_H[_KEY : _KEY + _BITS] = sure * code[context.key]
         matches = len(context.before) + (context.key is not None)
         gate_H[_CONSTANT] = sure * (_APART - _BITS * matches) / constant
-        mlp.down_proj.weight[_CODES : _CODES + _BITS, neuron] = code[following] * _LOUD * 2 ** len(context.before) / 40.0
+        mlp.down_proj.weight[_CODES : _CODES + _BITS, neuron] = (
+            code[following] * _LOUD * 2 ** len(context.before) / 40.0
+        )
     mlp.gate_proj.weight[-1, _CONSTANT] = sure * _APART / constant
     mlp.down_proj.weight[_CODES : _CODES + _BITS, -1] = code[end] * 4 / 40.0
     mlp.up_proj.weight[:, _CONSTANT] = scale / constant
@@ -197,7 +200,7 @@ def _telling(before: _Before, others: list[_Before]) -> int:
         others = [other for other in others if other[length - 1 : length] == before[length - 1 : length]]
         if not others:
             return length
-    assert all(len(other) > len(before) for other in others), "two places in a text cannot be told apart"
+    assert all(len(other) > len(before) for other in others), f"{before} in a text is followed by more than one token"
     return len(before)
 
 
