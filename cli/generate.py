@@ -32,6 +32,7 @@ from cli.screen import Screen
 from cli.template import tell, template_options
 from cli.verbosity import Verbosity, start_logging, verbosity_options
 from offload.names import resolve
+from offload.shards import read_config
 from specexec.sampling import SamplingParams
 
 if TYPE_CHECKING:
@@ -127,7 +128,10 @@ def _fitted(
 
 
 def _target(options: EngineOptions) -> Path:
-    return resolve(options.model, offline=options.offline, code=options.trust_remote_code).target
+    """The model's folder. Raises, before anything is written, for what is there instead of one."""
+    target = resolve(options.model, offline=options.offline, code=options.trust_remote_code).target
+    read_config(target)
+    return target
 
 
 def _reading(options: EngineOptions) -> tuple[Encoding, int]:
