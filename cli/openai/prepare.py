@@ -94,13 +94,13 @@ def check_tokens(engine: Engine, tokens: Items[int], param: str) -> None:
 
 def _chat(engine: Engine, asked: Asked) -> Prepared:
     wishes, notes = asked.wishes or Wishes(), list(asked.notes)
-    form = format_of(engine.encoding, wishes)
+    form = form_of(engine.encoding, wishes, asked)
     if asked.thinking is not None:
         thinking = form.thinking(asked.thinking)
         if not thinking.variables:
             notes.append(f"reasoning_effort has no effect: {thinking.effect}")
         wishes = replace(wishes, variables={**thinking.variables, **wishes.variables})
-        form = format_of(engine.encoding, wishes)
+        form = form_of(engine.encoding, wishes, asked)
     (prompt,) = asked.prompts
     text = Text(_fitting(engine, asked, prompt, wishes), form=form)
     bound = bound_of(form, text.tokens, asked)
@@ -108,6 +108,12 @@ def _chat(engine: Engine, asked: Asked) -> Prepared:
         return Prepared([text], tuple(notes))
     grammar = _read(engine, bound.text, asked.shape.field if asked.shape else "tools")
     return Prepared([replace(text, grammar=grammar)], (*notes, *bound.notes))
+
+
+def form_of(encoding: Encoding, wishes: Wishes, asked: Asked) -> Format:
+    """How answers to this request are read."""
+    form = format_of(encoding, wishes)
+    return form.without_calls if asked.calls_forbidden else form
 
 
 def bound_of(form: Format, prompt: Items[int], asked: Asked) -> Bound | None:

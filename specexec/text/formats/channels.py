@@ -23,7 +23,7 @@ class Channels:
     """The marks of a family: `start` header `message` body and one of `ends`.
 
     A header that holds `thought` makes the body one; a recipient with this `prefix` makes it a call, JSON or in a
-    `shape` of its own, unless it is one of `nobody`. `answer` is where the answer itself goes.
+    `shape` of its own, unless it is one of `nobody` or `calls` are forbidden. `answer` is where the answer itself goes.
     """
 
     start: str
@@ -37,6 +37,7 @@ class Channels:
     constrain: str = ""
     shape: XmlCalls | None = None
     kinds: Kinds = field(default_factory=dict)
+    calls: bool = True
 
 
 class ChannelScanner:
@@ -112,7 +113,7 @@ class ChannelScanner:
 
     def _called(self, header: str) -> str | None:
         found = _RECIPIENT.search(header)
-        name = found[1] if found else ""
+        name = found[1] if found and self._channels.calls else ""
         if not name or name in self._channels.nobody or not name.startswith(self._channels.prefix):
             return None
         return name.removeprefix(self._channels.prefix)

@@ -116,6 +116,13 @@ class Format:
         return answer_with_calls(marks, self.thinks, self.form, tools, choice, several, thought_open, schema)
 
     @property
+    def without_calls(self) -> Format:
+        """The same for somebody who forbade calls: what looks like one is text."""
+        if isinstance(self.form, ChannelForm):
+            return replace(self, form=replace(self.form, channels=replace(self.form.channels, calls=False)))
+        return replace(self, form=None)
+
+    @property
     def control_tokens(self) -> set[int]:
         """The tokenizer's special tokens that are no marks of this form."""
         return set(self.encoding.tokenizer.all_special_ids) - self._marks().char_of_token.keys()
