@@ -7,10 +7,12 @@ the marks are added.
 from __future__ import annotations
 
 import copy
+import json
 import re
 from functools import cache
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from specexec.text.tokenizer import Encoding
 from tests import real
@@ -29,15 +31,22 @@ _TURN = re.compile(
 _MARK = re.compile(r"<\|?[^\s<>|'\"{}=]{2,40}\|?>|\[/?[A-Z_]{3,20}\]|\[e~\[|\]~b\]|\]<\]minimax\[>\[")
 # Marks that decoders show, as Qwen 3, GLM 4.5 and DeepSeek V3 have theirs; all others are special tokens.
 _SHOWN = re.compile(r"</?think>|</?tool_call>|</?tool_response>|</?arg_\w+>|<｜tool.*｜>")
+_SMALL = 8192
 _MORE = ["<｜hy_eos:opensource｜>", '<|"|>', "<think:opensource>", "</think:opensource>"]
 
 
-def family(template: str, spelled: bool = False, own: bool = True) -> Encoding:
-    """The Encoding of a template of tests/real.py; `spelled` leaves marks other than those of turns as text.
+def family(template: str, spelled: bool = False) -> Encoding:
+    """The Encoding of a template of tests/real.py; `spelled` leaves marks other than those of turns as text."""
+    return _encoding(_own(OWN[template]) if template in OWN and not spelled else _marked(spelled), template)
 
-    Without `own` all share one tokenizer, in which the marks of all are tokens.
-    """
-    found = copy.copy(_own(OWN[template]) if template in OWN and own and not spelled else _marked(spelled))
+
+def small_family(template: str) -> Encoding:
+    """The same with a tokenizer that all templates share: the first 8,192 tokens of Qwen 3's, and the marks of all."""
+    return _encoding(_small(), template)
+
+
+def _encoding(tokenizer: PreTrainedTokenizerBase, template: str) -> Encoding:
+    found = copy.copy(tokenizer)
     found.chat_template = real.templates()[template]
     return Encoding(found)
 
@@ -49,7 +58,22 @@ def _own(name: str) -> PreTrainedTokenizerBase:
 
 @cache
 def _marked(spelled: bool) -> PreTrainedTokenizerBase:
-    tokenizer = AutoTokenizer.from_pretrained(real.tokenizer("qwen3"))
+    return _with_marks(AutoTokenizer.from_pretrained(real.tokenizer("qwen3")), spelled)
+
+
+@cache
+def _small() -> PreTrainedTokenizerBase:
+    told = json.loads((real.tokenizer("qwen3") / "tokenizer.json").read_text(encoding="utf-8"))
+    model = told["model"]
+    model["vocab"] = {text: token for text, token in model["vocab"].items() if token < _SMALL}
+    pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])
+    model["merges"] = [pair for pair in pairs if {*pair, "".join(pair)} <= model["vocab"].keys()]
+    told["added_tokens"] = [{**one, "id": _SMALL + at} for at, one in enumerate(told["added_tokens"])]
+    made = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(told)), eos_token="<|im_end|>")
+    return _with_marks(made, spelled=False)
+
+
+def _with_marks(tokenizer: PreTrainedTokenizerBase, spelled: bool) -> PreTrainedTokenizerBase:
     marks = dict.fromkeys([*_MORE, *(mark for text in real.templates().values() for mark in _MARK.findall(text))])
     known = [mark for mark in marks if not spelled or (_TURN.search(mark) and "role_sep" not in mark)]
     tokenizer.add_special_tokens({"additional_special_tokens": [one for one in known if not _SHOWN.fullmatch(one)]})

@@ -12,8 +12,11 @@ from transformers import AutoTokenizer
 
 from specexec.sampling.grammar import Grammars
 from specexec.text.formats import Format, Piece, format_of
+from specexec.text.formats.thinking import Level
+from specexec.text.template_options import Wishes
 from specexec.text.tokenizer import Encoding
 from tests import real
+from tests.families import small_family
 
 TOOLS = [
     {
@@ -107,3 +110,61 @@ def test_a_grammar_takes_the_calls_of_its_own_form(choice: str) -> None:
         parse.advance(ids)
         assert parse.failure is None
         assert parse.allowed([()], 151_936)[0, words.tokenizer.eos_token_id]
+
+
+@pytest.mark.parametrize(
+    ("stop", "content", "reasoning", "calls"),
+    [
+        ("me lo", "Let ", "Should I <tool_call> now?", 0),
+        ("now", "", "Should I <tool_call> ", 0),
+        ("Zürich", "Let me look.", "Should I <tool_call> now?", 2),  # only in a call
+        ("look.!", "Let me look.", "Should I <tool_call> now?", 2),  # begins and does not end
+    ],
+)
+@pytest.mark.parametrize("size", [1, 3, 500])
+def test_nothing_is_given_out_after_a_stop_text(stop: str, content: str, reasoning: str, calls: int, size: int) -> None:
+    encoding = small_family("llama_cpp/Qwen-Qwen3-0.6B")
+    ids = encoding.encode_rest(QWEN3)
+    reader = format_of(encoding).reader(encoding.encode([{"role": "user", "content": "Rain?"}]), stop=(stop,))
+    piece = sum((reader.read(ids[at : at + size], at + size >= len(ids)) for at in range(0, len(ids), size)), Piece())
+    assert (piece.content, piece.reasoning, len(piece.calls)) == (content, reasoning, calls)
+    assert reader.stopped == (calls == 0)
+
+
+@pytest.mark.parametrize(
+    ("template", "level", "variables"),
+    [
+        ("llama_cpp/ByteDance-Seed-OSS", "low", {"thinking_budget": 512}),
+        ("llama_cpp/ByteDance-Seed-OSS", "on", {"thinking_budget": 2048}),
+        ("llama_cpp/tencent-Hy3", "off", {"reasoning_effort": "no_think"}),
+        ("llama_cpp/tencent-Hy3", "medium", {"reasoning_effort": "high"}),
+        ("llama_cpp/openai-gpt-oss-120b", "high", {"reasoning_effort": "high"}),
+        ("llama_cpp/deepseek-ai-DeepSeek-V3.1", "on", {"enable_thinking": True, "thinking": True}),
+        ("llama_cpp/Qwen-Qwen3-0.6B", "off", {"enable_thinking": False}),
+    ],
+)
+def test_a_level_of_thinking_is_told_to_the_template(template: str, level: Level, variables: dict[str, object]) -> None:
+    encoding = small_family(template)
+    found = format_of(encoding).thinking(level)
+    assert found.variables == variables
+    assert all(f"{name}={value}" in found.effect for name, value in variables.items())
+    told, other = (
+        encoding.render([{"role": "user", "content": "Rain?"}], Wishes(variables=known))
+        for known in (variables, format_of(encoding).thinking("low" if level in ("off", "high") else "off").variables)
+    )
+    assert (told != other) or not variables
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("vllm/tool_chat_template_hermes", "can not be told how much to think."),
+        (None, "the model has no chat template that could be told how much to think."),
+    ],
+)
+def test_a_level_that_has_no_effect_is_named(template: str | None, reason: str) -> None:
+    encoding = small_family(template or "llama_cpp/Qwen-Qwen3-0.6B")
+    if template is None:
+        encoding.tokenizer.chat_template = None
+    found = format_of(encoding).thinking("off")
+    assert (dict(found.variables), found.effect.endswith(reason)) == ({}, True)
