@@ -61,7 +61,7 @@ def running_engine(
         so_far = f" {done} of {of} layers quantised to draft"
 
     with screen.status(lambda: f"starting {options.model}…{so_far}"):
-        engine = open_engine(options, LoadProgress(quantised=quantised, searched=searched), planner)
+        engine = open_engine(options, progress=LoadProgress(quantised=quantised, searched=searched), planner=planner)
     with ExitStack() as stack:
         stack.enter_context(engine)
         if remember:

@@ -70,11 +70,12 @@ def outlook(
         work = work_of(folder, form, request.item_B(folder), head)
         for mode in MODES:
             one = replace(request, form=form, options=replace(request.options, offload=mode))
-            rows.append(_row(one, choice, free, ceilings, work))
+            rows.append(row_of(one, choice, free, ceilings, work))
     return rows
 
 
-def _row(request: LoadRequest, choice: DrafterChoice, free: Free, ceilings: Ceilings, work: Work) -> OutlookRow:
+def row_of(request: LoadRequest, choice: DrafterChoice, free: Free, ceilings: Ceilings, work: Work) -> OutlookRow:
+    """One combination, with the drafters that `load` would take for it."""
     chosen, _ = picked(request, choice, free, {})
     models = len(request.drafters if chosen.models else ()) + len(chosen.copies)
     tokens = tokens_per_sweep(models, "ngram" in chosen.sources, request.budget)

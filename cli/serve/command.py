@@ -126,7 +126,9 @@ def serve(
                 echo(json.dumps(told, ensure_ascii=False, default=str))
 
         worker = Worker(
-            lambda: _warm(open_engine(engine_options, LoadProgress(read=worker.layers_are_read)), think, screen),
+            lambda: _warm(
+                open_engine(engine_options, progress=LoadProgress(read=worker.layers_are_read)), think, screen
+            ),
             parallel=parallel,
             max_queue=max_queue,
             remembering=lambda engine: remembering(engine, engine_options),
