@@ -1,4 +1,4 @@
-"""Settings files: TOML, the user's own and one of the folder we are in. Knows which keys exist, and says no to others.
+"""Settings files: TOML, the user's own and one of the current folder. Knows which keys exist and refuses others.
 
 A key at the top holds for every command that has the option, one in a table for that command alone:
 
@@ -66,7 +66,7 @@ def options_of(command: click.Command) -> dict[str, click.Option]:
 def read(path: Path) -> list[Setting]:
     """All settings of one file, with dotted keys."""
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except RecursionError:
         raise BadConfig(f"{path} is nested too deeply.", hint="specexec config edit") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:

@@ -6,11 +6,7 @@ from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Items
 from functools import partial
 
-from offload.checkpoint.routing import EXPERTS
-from offload.errors import OffloadError
-from offload.machine.memory import Free
-from offload.placement.quantized_sizes import copy_B, need_in
-from offload.placement.solver import place
+from offload import EXPERTS, Free, OffloadError, copy_B, need_in, place
 from specexec.compose.memory_plan import LoadRequest, need_with
 from specexec.drafters.registry import PAIRED, DrafterChoice
 

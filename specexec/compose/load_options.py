@@ -16,8 +16,7 @@ from specexec.errors import BadOption
 from specexec.sizes import check_budget
 
 if TYPE_CHECKING:
-    from offload.placement.placement import Offload
-    from offload.placement.quantized_sizes import FewBits, FourBits
+    from offload import FewBits, FourBits, Offload
 
 # Fields that have few values.
 ALLOWED: dict[str, tuple[str, ...]] = {

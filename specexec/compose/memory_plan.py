@@ -8,13 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from offload.checkpoint.headers import Folder
-from offload.hub.headers_only import item_B as stored_item_B
-from offload.machine.memory import Free
-from offload.placement.placement import Need, Placement
-from offload.placement.quantized_sizes import (
+from offload import (
     FewBits,
+    Folder,
     Format,
+    Free,
+    Need,
+    Placement,
+    cache_B,
     copy_B,
     is_quantised,
     looked_up_B,
@@ -22,7 +23,7 @@ from offload.placement.quantized_sizes import (
     resident_B,
     with_head,
 )
-from offload.placement.requirements import cache_B
+from offload import item_B as stored_item_B
 from specexec.compose.load_options import LoadOptions
 from specexec.drafters.registry import DrafterChoice
 from specexec.planning.budget import FIRST_NODES
