@@ -70,7 +70,7 @@ def test_options_are_made_without_torch() -> None:
 
 def test_keywords_win_over_options() -> None:
     with specexec.load("demo", LoadOptions(drafter="none", ctx=64, dtype="f32"), ctx=32, offload="none") as llm:
-        assert (llm.context, llm.sources, llm.dtype) == (32, "none", "f32")
+        assert (llm.context, llm.sources, llm.dtype) == (32, "none", "float32")
 
 
 @pytest.mark.parametrize("line", ['planner = "beam"', '[chat]\nplanner = "beam"'])
