@@ -17,7 +17,8 @@ import specexec
 from cli.models.outlook import row_of
 from offload import Free, OffloadError, need_of, open_folder, place, with_head
 from offload.hub.names import demo_folder, user_file
-from offload.placement.forecast import Arithmetic, Ceilings
+from offload.machine.speeds import Arithmetic
+from offload.placement.forecast import Ceilings
 from offload.placement.placement import Need, Placement
 from offload.placement.quantized_sizes import work_of
 from offload.units import GiB
@@ -97,7 +98,7 @@ def setting(chance: Random, models: dict[str, Path]) -> tuple[str, LoadOptions, 
     options = LoadOptions(
         drafter=drafter,
         draft_vocab=chance.choice([None, 1000, 4000]) if drafts else None,
-        drafter_quant=chance.choice(["none", "nf4", "hqq4"]) if drafts else "none",  # type: ignore[arg-type]  # two
+        drafter_quant=chance.choice(["none", "nf4", "hqq4"]) if drafts else "none",
         head_quant=chance.choice(ALLOWED["head_quant"]),  # type: ignore[arg-type]  # of the few that it may be
         offload=chance.choice(ALLOWED["offload"]),  # type: ignore[arg-type]
         budget=chance.choice(["auto", 0, 1, 32, 500, 4096]),
@@ -105,8 +106,10 @@ def setting(chance: Random, models: dict[str, Path]) -> tuple[str, LoadOptions, 
         dtype=chance.choice(ALLOWED["dtype"]),
         ctx=chance.choice([None, 1, 512, 4096, 131072]),
     )
-    vram_B = int(chance.uniform(2, 96) * GiB) if on_gpu else None
-    return model, options, Free(int(chance.uniform(4, 256) * GiB), vram_B, chance.choice([0, GiB]))
+    ram_B, vram_B = (int(chance.uniform(least, 256) * GiB) for least in (4, 2))
+    margin_B = chance.choice([0, GiB])
+    free = Free(ram_B, vram_B // 3 if on_gpu else None, ram_margin_B=margin_B, vram_margin_B=margin_B)
+    return model, options, free
 
 
 def promised(model: str, options: LoadOptions, free: Free) -> tuple[Need, Placement | OffloadError]:
