@@ -1,1 +1,1 @@
-"""Words, files and screens: the commands people type."""
+"""The command line: commands, files, screens, the server. Reaches models through engines alone."""

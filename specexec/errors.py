@@ -1,4 +1,4 @@
-"""What a user can change, said in three lines: what happened, why, what to try. Knows no screen and no exit code."""
+"""What a user can change, in three lines: what happened, why, what to try. Knows no screen and no exit code."""
 
 from __future__ import annotations
 

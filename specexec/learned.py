@@ -1,4 +1,4 @@
-"""What decoding taught, as named arrays that may outlive the process: finite numbers of known shapes. Knows no file.
+"""What decoding learns, as named arrays that can be saved: finite numbers of known shapes. Knows no file.
 
 Who learns gives its own arrays by `pack` and takes them up by `unpack`; whoever holds it puts a name before theirs.
 """

@@ -1,4 +1,4 @@
-"""What an answer is made of: calls of tools, and the pieces in which it comes. Plain values."""
+"""Parts of an answer as plain values: tool calls, and the pieces in which content arrives."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a sweep takes beside weights and keys of the text, from config.json alone. Knows no torch: `plan` asks first.
+"""The memory of a sweep beside weights and keys of the text, from config.json alone. Knows no torch; `plan` uses it.
 
 The sizes below bound what exists at a time; whoever computes takes them from here, so that the sums stay true.
 H hidden size   R rows of the largest sweep: a whole context and its guesses

@@ -1,4 +1,4 @@
-"""What a sweep emitted and what it cost, and what a whole answer came to. Plain values, no torch."""
+"""What a sweep emitted and cost, and the totals of an answer. Plain values, no torch."""
 
 from __future__ import annotations
 

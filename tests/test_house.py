@@ -1,17 +1,70 @@
-"""The house: arrows point one way, imports stay light, and everything exported is there."""
+"""The house: imports between packages and folders point one way and stay light; everything exported exists."""
 
 from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
+from collections import defaultdict
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
 ALLOWED = {"cli": {"cli", "specexec", "offload"}, "specexec": {"specexec"}, "offload": {"offload"}}
+MOST_MODULES = 20  # in one folder, beside its __init__.py
+
+# What each folder may import. `.name` is a folder or module of the same package, a package's own name what it exports.
+# An inner folder counts with the one around it. A new arrow belongs here only if the folder's docstring allows it.
+ARROWS = """
+offload.errors:
+offload.units:
+offload.machine:      .errors .units
+offload.checkpoint:   .errors .units .machine
+offload.hub:          .errors .units .machine .checkpoint
+offload.placement:    .errors .units .machine .checkpoint
+offload.stream:       .errors .units .machine .checkpoint .placement
+offload.model:        .errors .units .machine .checkpoint .placement .stream
+offload.packs:        .errors .units .machine .checkpoint .placement .hub .model
+offload.measure:      .machine .checkpoint .stream
+specexec.errors:
+specexec.sizes:
+specexec.pieces:
+specexec.tree:
+specexec.learned:     .tree
+specexec.stats:       .pieces .tree
+specexec.sampling:    .errors .sizes .stats .tree
+specexec.model:       .errors .sizes .tree
+specexec.text:        .errors .sizes .pieces .stats .tree .sampling .model
+specexec.drafters:    .errors .sizes .learned .tree .sampling .model .text
+specexec.planning:    .errors .sizes .tree .text .drafters
+specexec.engine:      .errors .sizes .learned .stats .tree .sampling .model .text .drafters .planning
+specexec.evaluation:  .errors .tree .sampling .model .text .engine
+specexec.compose:     .errors .sizes .sampling .model .text .drafters .planning .engine offload
+cli.shared:           specexec specexec.errors specexec.sizes specexec.sampling specexec.text specexec.engine
+                      offload offload.errors offload.machine offload.hub offload.placement
+cli.terminal:         .shared specexec.errors specexec.stats specexec.tree specexec.text specexec.engine offload.machine
+cli.openai:           .shared specexec.errors specexec.stats specexec.sampling specexec.text specexec.engine
+cli.engine:           .shared .terminal specexec specexec.errors specexec.drafters specexec.engine
+                      offload.machine offload.placement
+cli.about:            .shared offload.machine
+cli.chat:             .shared .terminal .engine specexec.pieces specexec.stats specexec.sampling specexec.model
+                      specexec.text specexec.drafters specexec.engine offload.machine offload.hub
+cli.serve:            .shared .terminal .engine .openai specexec.errors specexec.stats specexec.sampling specexec.model
+                      specexec.text specexec.engine
+cli.models:           .shared .terminal .engine .about specexec.errors specexec.sizes specexec.model specexec.drafters
+                      specexec.compose offload.errors offload.units offload.machine offload.checkpoint offload.hub
+                      offload.placement offload.packs offload.measure
+cli.batch:            .shared .terminal .engine .openai .models specexec.errors specexec.stats specexec.tree
+                      specexec.sampling specexec.text specexec.drafters specexec.engine specexec.compose
+                      offload.machine offload.hub
+cli.bench:            .shared .terminal .engine .batch specexec.errors specexec.stats specexec.sampling specexec.model
+                      specexec.text specexec.drafters specexec.engine specexec.evaluation offload.hub
+cli.app:              .shared offload.machine
+"""
 
 
 def imported(file: Path) -> set[str]:
@@ -30,6 +83,73 @@ def test_arrows_point_one_way(package: str) -> None:
     for file in (ROOT / package).rglob("*.py"):
         allowed = ALLOWED[package] | ({"offload"} if file.parent == ROOT / "specexec" / "compose" else set())
         assert imported(file) & {"cli", "specexec", "offload", "tests", "scripts"} <= allowed, file
+
+
+def folders() -> list[Path]:
+    """Every folder of the three packages that holds modules."""
+    return sorted({file.parent for package in ALLOWED for file in (ROOT / package).rglob("*.py")})
+
+
+def import_graph() -> dict[str, set[str]]:
+    """Which second-level folders import which, also inside functions and for types alone."""
+    modules = {
+        ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file
+        for folder in folders()
+        for file in folder.glob("*.py")
+    }
+    graph: dict[str, set[str]] = defaultdict(set)
+    for module, file in modules.items():
+        if module in ALLOWED:
+            continue  # a package's own names, for the world outside
+        names: set[str] = set()
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+            if isinstance(node, ast.ImportFrom) and node.module:
+                inner = {f"{node.module}.{alias.name}" for alias in node.names}
+                names |= (inner & modules.keys()) | ({node.module} if inner - modules.keys() else set())
+        graph[second_level(module)] |= {second_level(name) for name in names & modules.keys()} - {second_level(module)}
+    return dict(graph)
+
+
+def second_level(module: str) -> str:
+    """`specexec.drafters` of `specexec.drafters.retrieval.memory`."""
+    return ".".join(module.split(".")[:2])
+
+
+def allowed_arrows() -> dict[str, set[str]]:
+    """The table above, names in full."""
+    table: dict[str, set[str]] = {}
+    for name, rest in re.findall(r"^(\S+):((?:[^\n]|\n )*)$", ARROWS, re.MULTILINE):
+        package = name.partition(".")[0]
+        table[name] = {f"{package}{one}" if one.startswith(".") else one for one in rest.split()}
+    return table
+
+
+def test_no_folder_imports_itself_by_way_of_another() -> None:
+    TopologicalSorter(import_graph()).prepare()  # raises CycleError, which names the cycle
+
+
+def test_folders_import_what_the_table_allows() -> None:
+    allowed, graph = allowed_arrows(), import_graph()
+    assert allowed.keys() == graph.keys()
+    assert {folder: found - allowed[folder] for folder, found in graph.items() if found - allowed[folder]} == {}
+
+
+def test_the_table_of_arrows_has_no_cycle_either() -> None:
+    TopologicalSorter(allowed_arrows()).prepare()
+
+
+def test_no_folder_holds_more_modules_than_a_reader_keeps_in_mind() -> None:
+    sizes = {str(folder.relative_to(ROOT)): len(list(folder.glob("*.py"))) - 1 for folder in folders()}
+    assert {folder: size for folder, size in sizes.items() if size > MOST_MODULES} == {}
+
+
+def test_every_folder_and_module_says_what_it_is() -> None:
+    for folder in folders():
+        assert (folder / "__init__.py").exists(), folder
+        for file in folder.glob("*.py"):
+            assert ast.get_docstring(ast.parse(file.read_text())), file
 
 
 @pytest.mark.parametrize(

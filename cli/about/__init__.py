@@ -1,1 +1,1 @@
-"""Commands about the program itself."""
+"""Commands about the program itself: settings, completion, version. They load no model."""

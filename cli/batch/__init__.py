@@ -1,1 +1,1 @@
-"""Batch work: many prompts in, one record each out, and nothing finished ever lost."""
+"""Batch work: many prompts in, one record each out, nothing finished ever lost. Knows requests, no tensor."""

@@ -1,4 +1,4 @@
-"""How long a run will still take, as a range: answers differ in length, and few have ended when one asks."""
+"""How long a run will still take, as a range: answers differ in length, and few have ended early in a run."""
 
 from __future__ import annotations
 

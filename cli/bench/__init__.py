@@ -1,1 +1,1 @@
-"""Commands that measure and compare: bench, check, eval."""
+"""Commands that measure and compare: bench, check, eval. Nothing else imports them."""

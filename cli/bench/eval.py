@@ -1,4 +1,4 @@
-"""`specexec eval`: tasks of lm-evaluation-harness, answered by an engine; the harness finds, words and scores them."""
+"""`specexec eval`: tasks of lm-evaluation-harness, answered by an engine; the harness words and scores them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prompts to measure with: a file of one's own, or those the demo can answer."""
+"""Prompts to measure with: a user's own file, or those the demo can answer."""
 
 from __future__ import annotations
 

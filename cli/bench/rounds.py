@@ -1,4 +1,4 @@
-"""The measuring behind `specexec bench`: rounds of the same prompts, settings taking turns to share the weather."""
+"""The measuring behind `specexec bench`: rounds of the same prompts, settings in turn so that all meet any slowdown."""
 
 from __future__ import annotations
 

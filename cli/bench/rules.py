@@ -1,4 +1,4 @@
-"""Rows of `specexec bench --laws`: the same prompts written by other laws of verification."""
+"""Rows of `specexec bench --laws`: the same prompts written with other verification rules."""
 
 from __future__ import annotations
 

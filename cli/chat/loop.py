@@ -1,4 +1,4 @@
-"""The loop of every interactive command: read a line, obey it or answer it, load another model when asked to."""
+"""The loop of every interactive command: read a line, run or answer it, load another model on request."""
 
 from __future__ import annotations
 

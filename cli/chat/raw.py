@@ -1,4 +1,4 @@
-"""Plain completion in the shape of a conversation, so that chat and repl share everything else."""
+"""Plain completion with the interface of a conversation, so that chat and repl share everything else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`specexec repl`: raw completion, line by line, with the guesses laid open by /tree."""
+"""`specexec repl`: raw completion, line by line; /tree shows the guesses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Saves a conversation after every turn, and its keys and values when it is left; takes both up again.
+"""Saves a conversation after every turn, and its keys and values at the end; restores both.
 
 Nothing that was saved is overwritten: what is taken back or answered again stays in the file, and what somebody else
 went on with stays theirs.

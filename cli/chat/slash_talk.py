@@ -1,4 +1,4 @@
-"""Slash commands about what is said: take it back, say it again, keep it, take it elsewhere."""
+"""Slash commands about what was said: /undo, /retry, /edit, /read, /copy, /save, /load and others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keys and values of a conversation on disk, so that going on with it reads nothing twice. One safetensors file.
+"""Keys and values of a conversation on disk, so that continuing it reads nothing twice. One safetensors file.
 
 The header names the weights they were computed with; a file of other weights, or a damaged one, is refused whole.
 """

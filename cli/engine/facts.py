@@ -1,4 +1,4 @@
-"""What came of the options: how an engine that runs was placed and put together, as plain values for JSON."""
+"""How a running engine was placed and put together, as plain values for JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What decoding taught about a target and its drafter, kept from run to run under the XDG state directory.
+"""What decoding learned about a target and its drafter, kept from run to run under the XDG state directory.
 
 One file of at most a few hundred KB for each pair, and a small one for each target with the speeds of its drafters; for
 their owner alone, written whole or not at all. Seconds stand beside the machine and the placement where they were

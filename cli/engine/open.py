@@ -1,4 +1,4 @@
-"""The one door to the engine: options in, a running Engine out, with the wait and the introduction around it."""
+"""The one way to an engine: options in, a running Engine out, with progress while it loads and a summary."""
 
 from __future__ import annotations
 

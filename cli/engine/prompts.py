@@ -1,4 +1,4 @@
-"""A prompt from the command line, with whatever was piped in before it."""
+"""A prompt from the command line, with piped input before it."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Commands about models and machines: what is here, what would fit, bringing and packing it."""
+"""Commands about models and machines: what is here, what would fit, downloads, packs. They generate no text."""

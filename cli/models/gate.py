@@ -1,4 +1,4 @@
-"""The gate of every command that is given a model: what `chat` would refuse is refused by all, in the same words.
+"""Whether a model can run, checked by every command that is given one: the same refusals in the same words.
 
 For usual models config.json is enough; about others transformers itself is asked, which takes seconds.
 """

@@ -1,4 +1,4 @@
-"""GPUs by the names people call them: how much memory they have and how fast they compute, as sold."""
+"""GPUs by their common names: how much memory they have and how fast they compute, by their data sheets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`specexec pull`: bring models and their drafters to this machine, into the cache that all tools share."""
+"""`specexec pull`: download models and their drafters into the cache that all Hugging Face tools share."""
 
 from __future__ import annotations
 

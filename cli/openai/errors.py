@@ -1,4 +1,4 @@
-"""Refusals as OpenAI's clients understand them: a status, and {"error": {message, type, param, code}}."""
+"""Refusals as OpenAI's clients read them: a status, and {"error": {message, type, param, code}}."""
 
 from __future__ import annotations
 

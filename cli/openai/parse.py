@@ -1,4 +1,4 @@
-"""What a request body says: checked, and turned into the engine's own words. Nothing is ignored in silence."""
+"""What a request body says: checked, and turned into the engine's own types. Nothing is ignored silently."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The JSON that goes out, in OpenAI's shapes, with draft statistics under the names that llama.cpp gave them."""
+"""The JSON that goes out, in OpenAI's shapes, with draft statistics under llama.cpp's names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a request body may hold, field by field. Fields that are not here are noticed by parse.py."""
+"""What a request body may hold, field by field. Unknown fields are noticed by parse.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a whole answer must look like: the one wish among the fields of OpenAI's, vLLM's and llama.cpp's clients."""
+"""The shape of a whole answer (schema, grammar, JSON), from the fields of OpenAI's, vLLM's and llama.cpp's clients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The routes. Everything a client may get wrong ends here as an error in OpenAI's shape."""
+"""The routes. Every mistake of a client becomes an error in OpenAI's shape here."""
 
 from __future__ import annotations
 

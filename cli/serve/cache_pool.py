@@ -1,4 +1,4 @@
-"""Keys and values of texts that have ended, kept for the next text that begins alike. Owned by the engine's thread."""
+"""Keys and values of finished texts, kept for the next text with the same beginning. Owned by the engine's thread."""
 
 from __future__ import annotations
 

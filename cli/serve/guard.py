@@ -1,4 +1,4 @@
-"""Who may talk to the server: Host, Origin and key are checked before anything is read. Plain ASGI, no model."""
+"""Access to the server: Host, Origin and key are checked before a body is read. Plain ASGI, no model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A refusal as an HTTP response, and what was left out of a request as a header."""
+"""A refusal as an HTTP response, and ignored fields of a request as a header."""
 
 from __future__ import annotations
 

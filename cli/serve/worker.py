@@ -1,4 +1,4 @@
-"""The one thread that owns the engine. Texts wait in a line, join between two sweeps and leave as soon as they may.
+"""The one thread that owns the engine. Texts queue, join between two sweeps and leave when they are finished.
 
 Knows nothing of HTTP: a Ticket says what to write and whom to tell.
 """

@@ -1,1 +1,1 @@
-"""What every command needs: options, settings, errors and quantities as people write them."""
+"""What every command needs: options, settings, errors, quantities. Knows no command and no engine that runs."""

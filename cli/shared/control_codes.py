@@ -1,4 +1,4 @@
-"""The door to the terminal: control codes in words of others (models, files, the Hub) are shown there, never obeyed.
+"""Control codes in text of others (models, files, the Hub): shown on the terminal, never executed by it.
 
 Everything that a command prints goes through `echo`; a Screen does the same for what it draws. A pipe gets the words as
 they are.

@@ -1,4 +1,4 @@
-"""Refusals of the command line's own, and the one table from error codes to exit codes. Imports nothing heavy."""
+"""The command line's own refusals, and the one table from error codes to exit codes. Imports nothing heavy."""
 
 from __future__ import annotations
 

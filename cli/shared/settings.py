@@ -1,4 +1,4 @@
-"""Settings files: TOML, the user's own and one of the folder we are in. Knows which keys exist, and says no to others.
+"""Settings files: TOML, the user's own and one of the current folder. Knows which keys exist and refuses others.
 
 A key at the top holds for every command that has the option, one in a table for that command alone:
 

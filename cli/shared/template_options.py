@@ -1,4 +1,4 @@
-"""What a chat template is told besides the messages, and what becomes of control tokens that somebody spells."""
+"""Variables for a chat template, and what happens to control tokens that are spelled out in a prompt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much a model shall think before it answers: a level as people say it, and what its chat template is told."""
+"""How much a model thinks before it answers: a level on the command line, and the template variables it becomes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much the user wants to hear, and where: -q, -v, --log-file and --json, before or after the command's name."""
+"""How much is logged, and where: -q, -v, --log-file and --json, before or after the command's name."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Text on a screen: what is printed, painted over and read. Knows no engine's insides."""
+"""Text on a screen: what is printed, repainted and read. Sees an engine only as bursts of text and their cost."""

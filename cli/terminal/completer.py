@@ -1,4 +1,4 @@
-"""Completion of a line that begins with a slash: the command, then whatever it says may follow."""
+"""Completion of a line that begins with a slash: the command, then its possible values."""
 
 from __future__ import annotations
 

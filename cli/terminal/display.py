@@ -1,4 +1,4 @@
-"""What of an answer is shown, and how: the options of every command that talks, changed later by slash commands."""
+"""What of an answer is shown, and how: options of every command with a dialogue, changed later by slash commands."""
 
 from __future__ import annotations
 

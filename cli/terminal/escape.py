@@ -1,6 +1,6 @@
-"""Esc while an answer is written. The terminal itself turns the key into a signal, so nobody has to read keys.
+"""Esc while an answer is written. The terminal itself turns the key into a signal, so no thread has to read keys.
 
-Esc takes the place of Ctrl-\\ meanwhile. Keys that begin with it, such as arrows, bring more at once: they are dropped.
+Esc takes the place of Ctrl-\ meanwhile. Keys that begin with it, such as arrows, bring more at once: they are dropped.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The terminal while the engine works: keys do not show, the cursor hides, and Ctrl-Z leaves everything in order."""
+"""The terminal while the engine works: keys are not echoed, the cursor is hidden, Ctrl-Z restores both."""
 
 from __future__ import annotations
 

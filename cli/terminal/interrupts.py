@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM while the engine works: stop kindly first, then firmly."""
+"""Ctrl-C and SIGTERM while the engine works: the first stops after a sweep, later ones at once."""
 
 from __future__ import annotations
 

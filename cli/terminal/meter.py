@@ -1,4 +1,4 @@
-"""An answer in the making as two lines of text: the sweep that is running, and what all of them came to so far.
+"""Progress of an answer as two lines of text: the running sweep, and the totals so far.
 
 Reads counters, changes nothing.
 """

@@ -1,4 +1,4 @@
-"""Lines at the end of a terminal that are painted over and over and leave no trace. Knows no text's meaning.
+"""Lines at the end of a terminal that are repainted in place and erased at the end. Knows nothing of their meaning.
 
 The cursor rests where the region begins, always at the left edge: whatever a resize makes of the lines below it,
 erasing from the cursor to the end of the screen removes all of them and nothing else.

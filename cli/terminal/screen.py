@@ -1,4 +1,4 @@
-"""Where words go: the answer to stdout, everything else to stderr, and live lines below them that leave no trace.
+"""Where output goes: the answer to stdout, everything else to stderr, live lines below both, erased when done.
 
 Knows terminals, not models. Finished lines of an answer are printed once and never again; its last line, and with
 Markdown its last block, is part of the live region until it is finished.

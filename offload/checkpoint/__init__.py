@@ -1,1 +1,1 @@
-"""What a model folder holds: documents, headers, layers as ranges of bytes. Reads no more than it is asked for."""
+"""What a model folder holds: documents, headers, layers as byte ranges. Knows no device and no placement."""

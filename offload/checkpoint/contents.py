@@ -1,4 +1,4 @@
-"""What a model folder holds, told by the names of its files: its weights, or what it is instead and the way out.
+"""What a model folder holds, by its file names: its weights, or what it is instead and what to do.
 
 The names may be those of a folder here or of a repository on the Hub. Reads no weight.
 """

@@ -1,4 +1,4 @@
-"""What a pack remembers of itself: each shard's size and hash. Knows no torch, so that looking at packs is cheap."""
+"""The manifest of a pack: each shard's size and hash. Knows no torch, so that looking at packs is cheap."""
 
 import fcntl
 import hashlib

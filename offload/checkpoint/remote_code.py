@@ -1,4 +1,4 @@
-"""Python that a checkpoint brings along for transformers to run. Nothing of it runs unless the user has said so.
+"""Python that a checkpoint brings along for transformers to run. None of it runs without the user's permission.
 
 Only code that lies in the model's own folder is ever run, never what the folder points at elsewhere. Knows no torch.
 """

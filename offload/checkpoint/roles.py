@@ -1,4 +1,4 @@
-"""Which part of a model a tensor belongs to, told by its name: a layer, the head, the embeddings or the rest."""
+"""Which part of a model a tensor belongs to, by its name: a layer, the head, the embeddings or the rest."""
 
 import re
 

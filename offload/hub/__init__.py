@@ -1,1 +1,1 @@
-"""Where models come from: names, the Hub, the cache of this machine."""
+"""Where models come from: names, the Hub, the local cache. Reads headers and documents, loads no weights."""

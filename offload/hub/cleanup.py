@@ -1,4 +1,4 @@
-"""What interrupted downloads and packs leave behind, and revisions that nothing points to any more. Knows no torch.
+"""Leftovers of interrupted downloads and packs, and revisions that nothing refers to. Knows no torch.
 
 Only what is provably of the Hub's cache or of a pack of ours is named, and nothing that somebody is writing now.
 """

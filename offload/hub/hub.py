@@ -1,4 +1,4 @@
-"""The Hub and its local cache: what is here, what a download would bring, and its troubles in words.
+"""The Hub and its local cache: what is here, what a download would bring, and its failures as messages.
 
 Everything lands in the standard cache that all Hugging Face tools share. The Hub library is imported when asked for.
 """

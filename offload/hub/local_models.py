@@ -1,4 +1,4 @@
-"""What a model folder here is, whether it is whole, and how to be rid of it. Reads headers; knows no torch."""
+"""What a model folder here is, whether it is complete, and how to remove it. Reads headers; knows no torch."""
 
 import re
 import shutil

@@ -1,4 +1,4 @@
-"""From what a person types to folders on this machine: the built-in pair, a path, an alias, a Hub name.
+"""From a typed name to folders on this machine: the built-in pair, a path, an alias, a Hub name.
 
 Knows no torch and no transformers; the Hub library is imported only when a Hub name is asked for.
 """

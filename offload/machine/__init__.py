@@ -1,1 +1,1 @@
-"""The machine under us: memory, disks, threads, and what the operating system lets us do. Knows no model."""
+"""The machine: memory, disks, threads, and what the operating system allows. Knows no model and no checkpoint."""

@@ -1,4 +1,4 @@
-"""Files that are the old one or the new one, never a part, whatever happens while they are written."""
+"""Files that are replaced whole or not at all, whatever happens while they are written."""
 
 import os
 import secrets

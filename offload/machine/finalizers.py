@@ -1,4 +1,4 @@
-"""What the garbage collector finds is closed by a thread of its own.
+"""Closing what the garbage collector finds, in a thread of its own.
 
 A finalizer runs wherever memory happens to be asked for: on any thread, a reader's own among them, inside any lock.
 Closing waits for a read in progress; a finalizer that waits can wait for itself.

@@ -1,4 +1,4 @@
-"""Where files of ours live: the folders of the XDG standard, or all of them below SPECEXEC_HOME. Creates nothing."""
+"""Where our files are kept: the folders of the XDG standard, or all of them below SPECEXEC_HOME. Creates nothing."""
 
 import os
 from pathlib import Path

@@ -1,5 +1,4 @@
-"""What malloc does with the memory of freed tensors: told to glibc, for the whole process. Where malloc is another
-nothing is done.
+"""What glibc's malloc does with freed memory, set for the whole process; with another malloc nothing is done.
 
 By itself glibc keeps ever larger pieces for later, and differently sized ones leave holes: up to half as much again as
 a sweep needs. What goes back to the system at once has to be asked for anew, page by page, by the next layer. Sweeps

@@ -1,4 +1,4 @@
-"""How much memory this machine would give us right now. Torch is asked only about a GPU."""
+"""How much memory this machine can give right now. Torch is asked only about a GPU."""
 
 import subprocess
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Memory that was refused while something ran, as an error that says when and what to change. Knows no model."""
+"""Memory refused while something ran, as an error that says when and what to change. Knows no model."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Threads of our own for arithmetic on a CPU: who is free takes the next piece.
+"""A pool of threads for arithmetic on a CPU: an idle thread takes the next piece.
 
 OpenMP wakes all its threads for every operation and waits for the slowest of them. That takes about as long as a piece
 of weights that fits a cache, and when a reader or another program has a core, everybody waits for it. Here a thread

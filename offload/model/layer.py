@@ -1,4 +1,4 @@
-"""One decoder layer whose weights are there only while it computes. The one seam between weights and modelling code.
+"""One decoder layer whose weights are present only while it computes. The one seam between weights and modelling code.
 
 Knows no file, thread or token: it borrows tensors from a `Stream`, lets transformers' own layer run, gives them back.
 R rows (tokens) of one sequence

@@ -1,4 +1,4 @@
-"""Single layers of a loaded model with weights that stay: for whoever computes with some layers while others stream."""
+"""Single layers of a loaded model with weights that stay in memory while the others stream."""
 
 import copy
 

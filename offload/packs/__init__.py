@@ -1,1 +1,1 @@
-"""Checkpoints laid out for streaming, written once."""
+"""Checkpoints laid out for streaming, written once. Knows files and tensors, computes nothing but quantisation."""

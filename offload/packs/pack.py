@@ -1,4 +1,4 @@
-"""Packs: a checkpoint written anew for streaming, one aligned shard per layer, quantised on the way if asked.
+"""Packs: a checkpoint rewritten for streaming, one aligned shard per layer, quantised on the way if asked.
 
 `plan` decides with headers alone what goes where; `pack` writes shard after shard. Each finished shard is in the
 manifest with its hash, so that a pack that was killed goes on where it stopped. The originals are only read.

@@ -1,4 +1,4 @@
-"""Originals that are packed while they arrive: at most two of their files are on the disk at a time.
+"""Packing during the download: at most two of the original files are on disk at a time.
 
 The plan is made from the headers, which the Hub sends without the weights. Then every file is fetched when its first
 tensor is needed and deleted when another file needs the room. Nothing goes into the Hub's cache.

@@ -1,4 +1,4 @@
-"""What a sweep will take, from where the layers live and how fast this machine is. Arithmetic only, no torch.
+"""How long a sweep will take, from where the layers live and how fast this machine is. Arithmetic only, no torch.
 
 Disk, link and arithmetic work at the same time, so a sweep takes as long as the slowest of them. Where a CPU does all
 of it, each is slower while another works.

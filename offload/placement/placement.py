@@ -1,4 +1,4 @@
-"""What lives where and what that takes, in numbers alone. Knows no torch, no file and no machine.
+"""What lives where and how much memory that takes, in numbers alone. Knows no torch, no file and no machine.
 
 A resident model is a placement with every layer on the device; on the CPU the device is RAM. Beside a GPU, token ids
 are looked up in RAM unless the embeddings are the head too, and keys and values of any layer may live in RAM: they

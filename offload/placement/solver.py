@@ -1,4 +1,4 @@
-"""The fastest mix of tiers that fits, or a refusal with both numbers and a way out. Numbers alone: no torch, no file.
+"""The fastest mix of tiers that fits, or a refusal with both numbers and what to change. Knows no torch, no file.
 
 What `--offload` allows:   none   every layer on the device
                            ram    nothing is read from disk after loading; what fits stays on the device

@@ -1,4 +1,4 @@
-"""Layers that travel in few bits, handed out dense: the stream in front of the stream. Knows no file and no thread.
+"""Layers that are stored in few bits, handed out dense: wraps another stream. Knows no file and no thread.
 
 Resident or on the way, a quantised layer is dequantised when its turn comes, always by the same code, into one piece
 of memory on the device where it computes. So all placements compute with the same weights.

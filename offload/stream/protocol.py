@@ -1,4 +1,4 @@
-"""What wrapped layers borrow their tensors from, and what it tells of its work."""
+"""Where wrapped layers borrow their tensors from, and the statistics of its work."""
 
 from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager

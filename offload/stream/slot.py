@@ -1,4 +1,4 @@
-"""A buffer of the ring: which layer it holds, how much of it, and what happens to it now."""
+"""A buffer of the ring: which layer it holds, how much of it has arrived, and its state."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

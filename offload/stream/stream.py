@@ -1,4 +1,4 @@
-"""The ring that keeps the wire busy: while one layer computes, background threads read the next ones.
+"""Prefetching: a ring of buffers that background threads fill with the next layers while one computes.
 
 Layers that travel are read in order, round and round, so that the first of the next sweep load while nobody waits for
 them; layers that stay are handed out where they lie, and the ring reads on meanwhile. Each buffer carries the number of

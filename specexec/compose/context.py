@@ -1,4 +1,4 @@
-"""What is known of a model that need not be loaded: its tokenizer, and how long its texts may be."""
+"""What is known of a model before it is loaded: its tokenizer, and how long its texts may be."""
 
 from __future__ import annotations
 

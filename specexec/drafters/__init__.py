@@ -1,1 +1,1 @@
-"""Where guesses come from: one file for each drafter, its line in the registry, and what they share."""
+"""Where guesses come from: one file per drafter, and what they share. Knows neither planner nor loop."""

@@ -1,4 +1,4 @@
-"""`--drafter auto`: which of the drafters that fit, and whether its model is worth its time. Decided by measurement.
+"""`--drafter auto`: which of the drafters that fit is used, and whether a model is worth its time, by measurement.
 
 Before loading, by what earlier runs measured on this machine. While writing, by counterfactual: in every sweep that the
 model drafted for, the union knows how far the cheap members alone would have come, and how long the model took ("Not a

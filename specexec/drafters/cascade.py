@@ -1,4 +1,4 @@
-"""What a drafter model will probably be asked next, for the pass that it makes anyway: the drafter itself drafted for.
+"""Guesses for the drafter model itself: the nodes it will probably be asked about, read in a pass it makes anyway.
 
 The vertical half of Cascade Speculative Drafting (Chen et al. 2024), for trees. Below every node that a model has to
 read hangs a chain of the words that followed the same words before. Where it was right, the next rounds of growth find

@@ -1,4 +1,4 @@
-"""What a sweep and a drafter pass cost, learned while running; and how many guesses are worth their seconds.
+"""The time of a sweep and of a drafter pass, learned while running; and how many guesses are worth their seconds.
 
 A sweep over n rows takes max(s + t n, a + b n): the weights have to travel whatever n is, and arithmetic grows with n.
 t is small: what is computed while nothing travels, as behind the last layer. Among experts the stream grows too, by a

@@ -1,4 +1,4 @@
-"""Layers that draft in two to four bits a weight, quantised where they are to compute. Knows no file.
+"""Layers that draft in two to four bits a weight, quantised on the device where they compute. Knows no file.
 
 nf4: blocks of 64 with a float32 scale (QLoRA, Dettmers et al. 2023) by bitsandbytes, 4.5 bits a weight.
 hqq4, hqq3, hqq2: groups of 64 with a scale and a zero in 16 bits (HQQ, Badri and Shaji 2023) by hqq: 4.5, 3.7 (ten

@@ -1,4 +1,4 @@
-"""The one place where a drafter's errors end: it costs its guesses, never an answer.
+"""The one place where a drafter's errors end: an error costs its guesses, never an answer.
 
 A drafter that raised is left alone for the texts it was busy with, because nobody knows what it remembers of them; it
 is asked again about later ones. The first failure is said, with its reason. Interrupts pass, and so does refused

@@ -1,4 +1,4 @@
-"""Several opinions about the same children, in one currency: sum_m w_m P_m(child). Knows no drafter and no model.
+"""Several drafters' probabilities of the same children, mixed: sum_m w_m P_m(child). Knows no drafter and no model.
 
 How far to believe whom is learned, by how sure each member is: an online mixture of experts, one EM step a choice.
 M members   N nodes   K children

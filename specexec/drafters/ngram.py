@@ -1,4 +1,4 @@
-"""Guesses out of what has been written before: this conversation, this model's earlier texts, an indexed corpus.
+"""Guesses from earlier text: this conversation, this model's earlier answers, an indexed corpus.
 
 One suffix store with three horizons (Hierarchy Drafting, Cho et al. 2025), longest match first; every sweep feeds it,
 with the target's choices at nodes the text did not take too (Token Recycling, Luo et al. 2024). How much a match is

@@ -1,4 +1,4 @@
-"""What a drafter model has read below one text: who asked, what it said, and what nobody has asked about yet.
+"""Rows that a drafter model has computed below one text: by node, with its logits, requested or read ahead.
 
 Rows are those of the model's tree cache.   N nodes   C candidates   R rows   H hidden size
 """

@@ -1,4 +1,4 @@
-"""A drafter model with another tokenizer: what it says is carried over as text (OmniDraft, Ramakrishnan et al. 2025).
+"""A drafter model with another tokenizer: its guesses are translated as text (OmniDraft, Ramakrishnan et al. 2025).
 
 Each guess of theirs is a piece of text, as bytes; our tokenizer cuts it. A piece that makes several of our tokens
 promises the later ones; one that only begins a token of ours stands for tokens that began so before (the n-gram cache).

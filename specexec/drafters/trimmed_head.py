@@ -1,4 +1,4 @@
-"""A drafter's head cut down to the tokens that are met: fewer rows to multiply, to add noise to and to sort.
+"""A drafter's head cut down to frequent tokens: fewer rows to multiply, to add noise to and to sort.
 
 FR-Spec (Zhao et al. 2025) keeps the most frequent tokens of a corpus, VocabTrim (Goel et al. 2025) those that the
 target writes. Here both count, and the tokens of the texts being written are always in. What is left out cannot be

@@ -1,4 +1,4 @@
-"""Several drafters at once: the union of their children (SpecInfer's merged trees, Miao et al. 2024), one currency.
+"""Several drafters at once: the union of their children (SpecInfer's merged trees, Miao et al. 2024), in one score.
 
 Every node goes to every member that it can pay: where seconds count, an expensive member is left out of the unlikely
 part of the tree, which the others then have to themselves (Cascade Speculative Drafting, Chen et al. 2024).

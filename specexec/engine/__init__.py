@@ -1,1 +1,1 @@
-"""The loop, the texts that are in it, and the engine that callers talk to."""
+"""The loop, the texts being written, and the engine that callers use. Knows no file, no placement and no screen."""

@@ -1,4 +1,4 @@
-"""Many prompts through one decoder: who is written now, who comes next, what came of each.
+"""Many prompts through one decoder: which are running, which wait, and the results.
 
 A sweep over the weights costs the same for one text as for thirty, so a text that ends is replaced in the next sweep,
 and a newcomer's prompt rides along with the trees of the others. Texts that begin alike share keys and values.

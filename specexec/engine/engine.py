@@ -1,4 +1,4 @@
-"""A target, its drafter and the loop as one thing to talk to. Knows no file and no device: compose makes it."""
+"""A target, its drafter and the loop as one object. Knows no file and no device: compose makes it."""
 
 from __future__ import annotations
 

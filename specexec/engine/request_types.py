@@ -1,4 +1,4 @@
-"""What is asked of a batch, and what comes of it. Plain values, no torch."""
+"""Requests of a batch and their results. Plain values, no torch."""
 
 from __future__ import annotations
 

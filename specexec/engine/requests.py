@@ -1,4 +1,4 @@
-"""A prompt becomes a text to write: its tokens, what the model wishes where nobody did, its noise; or a refusal."""
+"""A prompt becomes a text to write: its tokens, defaults of the model where the user set none, noise; or a refusal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One decoder for several callers and threads: each hears what became of its own texts, whoever ran the sweep.
+"""One decoder for several callers and threads: each receives the results of its own texts, whichever ran the sweep.
 
 Sweeps run one at a time, under a lock that nobody holds between them: a caller that pauses or goes away stops no other.
 """

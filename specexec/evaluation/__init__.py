@@ -1,1 +1,1 @@
-"""Whether the text is the target's own, and other ways to verify that it is compared with."""
+"""Whether the text is the target's own, and other verification rules to compare with. Only `cli/bench` uses it."""

@@ -1,4 +1,4 @@
-"""Was the text really the target's own? Compares drafting with plain decoding, and weighs the first difference."""
+"""Was the text really the target's own? Compares drafting with plain decoding, and examines the first difference."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text written by another law of verification, to be measured and thrown away: it depends on the tree that was guessed.
+"""Text written with another verification rule, to be measured and discarded: it depends on the tree that was guessed.
 
 Trees have a fixed shape, so many children for each node of a level: no law but the walk allows a better one.
 V vocabulary

@@ -1,1 +1,1 @@
-"""A causal language model that takes trees: attention, caches, and linears whose rows do not depend on one another."""
+"""A causal language model that takes trees: attention, caches, batch-invariant linears. Knows no drafter."""

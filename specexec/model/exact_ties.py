@@ -1,4 +1,4 @@
-"""`--exact`: near-ties are decided by the text alone, whatever sweep they came up in.
+"""`--exact`: near-ties are decided by recomputing the text alone, whichever sweep they appeared in.
 
 Two scores closer than rounding may change places when a token is computed among other rows. Such a choice is put to the
 target again: the whole text in one sweep of its own, which gives the same bits in plain and in guessed decoding. So is

@@ -1,4 +1,4 @@
-"""Attention of several short texts as one: what a call costs would else count for each of them, layer by layer.
+"""Attention of several short texts in one call, because the cost of a call would else be paid for each of them.
 
 B pieces   H query heads   Q query rows   K key rows   D head size
 """

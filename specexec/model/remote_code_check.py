@@ -1,4 +1,4 @@
-"""Does modelling code that a checkpoint brought keep its word? Tried on a handful of tokens before a text is written.
+"""Does modelling code from a checkpoint compute what trees need? Tried on a handful of tokens before a text is written.
 
 Our tests compare transformers' own architectures with plain decoding; foreign code is compared here, with itself: the
 same tokens as straight texts, without cache, tree or mask of ours. Costs two or three sweeps.

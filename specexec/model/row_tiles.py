@@ -1,4 +1,4 @@
-"""Linears in fixed row tiles, so that a row's result does not depend on how many rows came along.
+"""Linears in fixed row tiles, so that a row's result does not depend on how many rows are computed with it.
 
 Matrix kernels pick another order of summation for few rows (1 and 8 rows differ from 16 and more in float32 and bf16
 on CPU; from 400 rows on some split differently again; the bits of a single float32 row may depend on where its weights

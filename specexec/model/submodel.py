@@ -1,4 +1,4 @@
-"""A model made of another one's parts: embeddings, norms and head shared, its list of layers replaced. No files.
+"""A model made of parts of another: embeddings, norms and head shared, its list of layers replaced. No files.
 
 L layers of the whole model
 """

@@ -1,4 +1,4 @@
-"""Other ways to shape a tree, by name, to compare the best-first one with. They guess nothing ahead of the sweep.
+"""Other ways to shape a tree, by name, to compare with best-first growth. They guess nothing ahead of the sweep.
 
 N nodes   K children
 """

@@ -1,4 +1,4 @@
-"""Where the text will probably leave a submitted tree, and whole next trees that grow there while the sweep streams.
+"""Where the text will probably leave a submitted tree, and next trees that grow there while the sweep streams.
 
 A walk ends at some node with a choice that was not submitted below it. A few guesses below each such exit would save
 little: the next tree would need nearly as many passes. So the likeliest exits get all of their next trees, a few at a

@@ -1,4 +1,4 @@
-"""What the drafter was asked about while one sweep streamed, and how much of it the next trees start from."""
+"""Drafting while a sweep streams: what was computed meanwhile, and how much of it the next trees start from."""
 
 from __future__ import annotations
 

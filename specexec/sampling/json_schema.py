@@ -1,4 +1,4 @@
-"""JSON schemas as grammars take them: laid out on one line, and without what cannot be enforced, which is said."""
+"""JSON schemas in the form grammars take: on one line, and without what cannot be enforced, which is reported."""
 
 from __future__ import annotations
 

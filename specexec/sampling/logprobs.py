@@ -1,4 +1,4 @@
-"""How likely the model itself finds what was written.   N rows   H hidden size   V vocabulary   K likeliest"""
+"""Log-probabilities of written tokens under the model itself.   N rows   H hidden size   V vocabulary   K likeliest"""
 
 from __future__ import annotations
 

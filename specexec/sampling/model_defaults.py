@@ -1,4 +1,4 @@
-"""What a model wishes where the user has said nothing: its generation_config.json. Knows no model itself."""
+"""A model's sampling defaults, used where the user set none: its generation_config.json. Knows no model itself."""
 
 from __future__ import annotations
 

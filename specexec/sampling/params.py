@@ -1,4 +1,4 @@
-"""What a user may ask of the sampler. Importing it does not import torch; scores.py does what it says.
+"""Sampling parameters of a request. Importing it does not import torch; scores.py applies them.
 
 Fields that None leaves to the model are named as in transformers' GenerationConfig, where they are explained; an empty
 tuple, and the values named below, switch them off.

@@ -1,4 +1,4 @@
-"""Logits after what has been written: transformers' own processors in the order of its `generate`, OpenAI's penalties.
+"""Logits changed by earlier tokens: transformers' own processors in the order of its `generate`, OpenAI's penalties.
 
 Each choice has a history of its own, so every node of a tree is judged by its own path. Filters and noise come after.
 N choices   L tokens of a history   V vocabulary

@@ -1,4 +1,4 @@
-"""The target's opinion of a tree, and the walk along the nodes it agrees with. Knows no drafter.
+"""The target's choices along a tree, and the walk along the nodes it agrees with. Knows no drafter.
 
 The walk asks the target for its own choice at the end of the text, follows it into the tree while a child carries it,
 and stops at the first choice nobody guessed: that token is emitted too. Any tree gives the same text (SpecExec, 2024).

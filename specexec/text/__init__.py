@@ -1,1 +1,1 @@
-"""Between text and tokens: what a prompt becomes, what an answer says, and how model families write it."""
+"""Between text and tokens: what a prompt becomes, what an answer says. Knows tokenizers and templates, no weights."""

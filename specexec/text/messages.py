@@ -1,4 +1,4 @@
-"""Messages as people and clients send them, and as one chat template reads them. Knows no tokens.
+"""Messages as clients send them, and as one chat template reads them. Knows no tokens.
 
 Clients send OpenAI's shape: content in parts or null, the arguments of a call as a string of JSON, `developer` for
 instructions. Most templates were written for other shapes. What one template reads is found by showing it a small

@@ -1,4 +1,4 @@
-"""One answer as it is read: its pieces, told apart as its family writes them, and the message they add up to."""
+"""One answer as it is read: its pieces, separated as its family writes them, and the message they add up to."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a chat template is told besides the messages. Plain values, no torch."""
+"""Variables of a chat template besides the messages. Plain values, no torch."""
 
 from __future__ import annotations
 

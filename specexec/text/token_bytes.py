@@ -1,4 +1,4 @@
-"""The bytes of one tokenizer's tokens, and the tokens of any bytes: what text between two tokenizers goes through.
+"""The bytes of one tokenizer's tokens, and the tokens of any bytes: how text passes between two tokenizers.
 
 Bytes have no beginning, so a blank that decoders drop or encoders add there is neither lost nor doubled, and a
 character may lie across tokens. llguidance knows how byte-level and SentencePiece vocabularies spell bytes.

@@ -1,1 +1,1 @@
-"""The tree of guessed tokens, while it grows and when it is submitted. Knows no model."""
+"""The tree of guessed tokens, while it grows and when it is submitted. Knows no model and no device."""

@@ -1,1 +1,1 @@
-"""Files, lines and standard input become items."""
+"""Files, lines and standard input become items. Knows no engine and no output."""

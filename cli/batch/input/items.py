@@ -1,4 +1,4 @@
-"""One line of a run: what it is called, what it asks, how it wants to be answered. Knows no file."""
+"""One item of a run: its id, its prompt, its options. Knows no file."""
 
 from __future__ import annotations
 

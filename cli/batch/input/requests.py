@@ -1,4 +1,4 @@
-"""A request body of a line, read as the server reads it; what it asks and cannot be had is refused by name."""
+"""A request body of a line, read as the server reads it; fields that cannot be honoured are refused by name."""
 
 from __future__ import annotations
 

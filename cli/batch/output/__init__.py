@@ -1,1 +1,1 @@
-"""Answers become lines and files that survive a crash."""
+"""Answers become lines and files that survive a crash. Knows no engine and no input file."""

@@ -1,4 +1,4 @@
-"""What the texts of one item came to, read as the server reads them: content, thoughts and calls apart."""
+"""The texts of one item, read as the server reads them: content, thoughts and calls apart."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small files that are either the old one or the new one, never a part; and words for what a disk refuses."""
+"""Small files that are replaced whole, never in part; and messages for what a disk refuses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers and failures as lines: our own records, or those of OpenAI's batch API. And what of them says `finished`.
+"""Answers and failures as lines: our own records, or those of OpenAI's batch API, and which of them are finished.
 
 Every record of a run has the same keys, whether the item was answered or not; only what an item alone has asked for
 (`choices`, `logprobs`) or has to be told (`notes`) is its own.

@@ -1,4 +1,4 @@
-"""The file of results: one line an item, on the disk before the next one, whole lines only, one writer only.
+"""The file of results: one line per item, on disk before the next one, whole lines only, one writer only.
 
 A crash can tear the last line; opening the file again takes the torn part off, and the item is simply not done yet.
 """

@@ -1,4 +1,4 @@
-"""How far the unfinished answers have come, in a side file: after a crash they go on in the middle.
+"""How far the unfinished answers have come, in a side file: after a crash they go on where they were.
 
 Tokens decide everything that follows, so token ids are all that has to be kept; keys and values are computed again.
 """

@@ -1,4 +1,4 @@
-"""Where results go: into a journal, into one text file each, or to standard output in the order of the input."""
+"""Where results go: a journal, one text file each, or standard output in the order of the input."""
 
 from __future__ import annotations
 

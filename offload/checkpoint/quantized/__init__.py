@@ -1,1 +1,1 @@
-"""Weights in few bits: how stored tensors fold into one weight, and how they are made and unfolded."""
+"""Quantised weights: how stored tensors form one weight, how they are made and dequantised. Knows no layer."""

@@ -1,4 +1,4 @@
-"""A tensor that travels in few bits and computes dense: where it lies when dequantised. Knows no file and no stream."""
+"""A tensor stored in few bits and computed dense: where it lies when dequantised. Knows no file and no stream."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass

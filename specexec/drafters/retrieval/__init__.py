@@ -1,1 +1,1 @@
-"""What has been written before, remembered by its endings."""
+"""Earlier texts, found by their endings: what the ngram drafter guesses from. Knows token ids, no model, no file."""

@@ -1,4 +1,4 @@
-"""How often each kind of evidence was right, counted while decoding. Knows no token.
+"""How often each kind of match was right, counted while decoding. Knows no token.
 
 C kinds of evidence (cells)   N nodes   K children
 """

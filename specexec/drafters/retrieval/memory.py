@@ -1,4 +1,4 @@
-"""What retrieval knows: the texts being written, the model's earlier ones and an indexed corpus. No files.
+"""What retrieval searches: the texts being written, the model's earlier ones and an indexed corpus. No files.
 
 The past is two stores: what was loaded, settled, and what this process wrote since, recent.   E entries
 """

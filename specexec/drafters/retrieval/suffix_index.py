@@ -1,4 +1,4 @@
-"""Texts remembered by their endings: which tokens followed this context, for every match length. Knows tokens only.
+"""Texts indexed by their suffixes: which tokens followed this context, for every match length. Knows tokens only.
 
 Two stores answer the same question. `Recent` learns token by token and forgets the least recently written n-grams;
 `Settled` is a sorted array over a text that no longer changes (REST, He et al. 2023): 8 bytes a token kept, 16 in use.

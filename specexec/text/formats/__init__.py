@@ -1,4 +1,4 @@
-"""How model families write thoughts and tool calls, and how an answer is read back."""
+"""How model families write thoughts and tool calls, and how an answer is read back. Knows no weights and no server."""
 
 from specexec.pieces import Call, Piece
 from specexec.text.formats.find import format_of

@@ -1,4 +1,4 @@
-"""Which form a model's chat template writes: the first that reads back what the template was made to write."""
+"""Which format a model's chat template writes: the first that reads back what the template was made to write."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an answer must look like: its thought as it likes, then calls, text, or JSON."""
+"""The grammar of an answer: a free thought, then calls, text, or JSON."""
 
 from __future__ import annotations
 

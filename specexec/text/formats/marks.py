@@ -1,4 +1,4 @@
-"""Control tokens inside text: each stands as one character that decoded text never holds (half of a surrogate pair).
+"""Control tokens inside text: each becomes one character that decoded text never holds (half of a surrogate pair).
 
 So a mark that is a token is told from the same characters spelled out, and forms work on plain strings.
 """

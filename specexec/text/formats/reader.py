@@ -1,4 +1,4 @@
-"""One answer as it comes, told apart into content, reasoning and calls. Tokens in, pieces out, in any chunking."""
+"""An answer as it arrives, split into content, reasoning and calls. Tokens in, pieces out, in any chunking."""
 
 from __future__ import annotations
 

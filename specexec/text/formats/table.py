@@ -1,4 +1,4 @@
-"""The forms that are known by name, in the order in which they are tried; a template decides which one is its own."""
+"""The known formats, in the order in which they are tried; a template decides which one is its own."""
 
 from __future__ import annotations
 

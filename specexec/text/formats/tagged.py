@@ -1,4 +1,4 @@
-"""Answers in which thoughts and calls stand between marks: `<think>…</think>`, text, `<tool_call>…</tool_call>`."""
+"""Answers with thoughts and calls between marks: `<think>…</think>`, text, `<tool_call>…</tool_call>`."""
 
 from __future__ import annotations
 

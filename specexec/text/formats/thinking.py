@@ -1,4 +1,4 @@
-"""What a chat template can be told about thinking: found by rendering a prompt with and without."""
+"""Which variables of a chat template control thinking: found by rendering a prompt with and without."""
 
 from __future__ import annotations
 
