@@ -97,7 +97,7 @@ def attend(
     blocks = []
     for start in range(rows.start, rows.stop, QUERY_BLOCK):
         queries = slice(start, min(start + QUERY_BLOCK, rows.stop))
-        end = sees.committed + queries.stop  # nodes are ordered: nobody's ancestors come later
+        end = sees.committed + queries.stop  # nodes are ordered: no ancestor comes later
         block = query_HQD[None, :, start - rows.start : queries.stop - rows.start]
         keys, values = key_HKD[None, :, :end], value_HKD[None, :, :end]
         hidden = partial(sees.hidden, queries, style=style)
