@@ -84,7 +84,7 @@ def test_sweeps_stay_inside_a_container_that_holds_a_third_of_the_model(
 ULIMITED = """
 import resource, sys, torch, offload
 from offload.errors import NotEnoughRam
-from offload.hardware import free_ram
+from offload.machine.memory import free_ram
 torch.set_num_threads(1)
 folder, small, spare_B = *sys.argv[1:3], int(sys.argv[3])
 tokens = torch.arange(9)[None]
