@@ -41,7 +41,7 @@ class ModelStream:
         return self.stream.stats()
 
     def unwaited(self) -> AbstractContextManager[None]:
-        """While this is open a sweep does not wait for weights: it fails at once, and the next one begins afresh."""
+        """While this is open a sweep does not wait for weights but fails at once; the next one begins anew."""
         return self.stream.unwaited()
 
     def close(self) -> None:
