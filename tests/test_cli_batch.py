@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from cli.shared.errors import EXIT_CODES
 from offload.errors import ReadFailed
 from offload.hub.names import demo_folder
 from offload.machine.files import SAFE
@@ -127,6 +129,22 @@ def test_what_no_item_could_do_is_refused_before_loading(
 ) -> None:
     ran = specexec("generate", "in.txt", *arguments)
     assert (ran.code, says in ran.err, specexec.options) == (code, True, None)
+
+
+def test_what_is_no_model_folder_is_named_before_anything_is_written(specexec: CommandLine) -> None:
+    Path("model.gguf").write_bytes(b"GGUF")
+    for more in (("-o", "out.jsonl"), ("--dry-run",), ("--on-too-long", "skip")):
+        ran = specexec("generate", "in.txt", "-m", "model.gguf", *more)
+        assert ran.code == EXIT_CODES["bad_model_dir"]
+        assert "GGUF is not supported" in ran.err
+    assert not Path("out.jsonl").exists()
+
+
+def test_a_folder_beside_the_weights_is_no_file_of_the_model(specexec: CommandLine, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(demo_folder("drafter"), model)
+    (model / "notes.txt").mkdir()
+    assert specexec("generate", "in.txt", "-m", str(model), "-o", "out.jsonl").code == 0
 
 
 def test_an_input_without_prompts_is_told(specexec: CommandLine) -> None:

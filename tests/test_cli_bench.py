@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 
 from cli.app import commands
 from cli.bench.command import LAWS
+from cli.bench.prompts import bench_prompts
 from cli.engine import learned_store as learned
 from cli.shared.errors import MissingExtra
 from cli.shared.options import EngineOptions
@@ -186,3 +187,9 @@ def test_where_texts_part() -> None:
     assert first_difference([1, 2], [1, 3]) == 1
     assert first_difference([1, 2], [1, 2, 3]) == 2
     assert audit_module.Audit(3, 1, None, None).identical
+
+
+def test_a_line_of_prompts_ends_at_a_line_feed_and_nowhere_else(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('\ufeff{"prompt": "one\u2028two\x85"}\r\n\n{"prompt": "three"}\n', newline="")
+    assert [row.text for row in bench_prompts(file)] == ["one\u2028two\x85", "three"]

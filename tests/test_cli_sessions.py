@@ -96,6 +96,18 @@ def test_comments_in_a_settings_file_stay(specexec: CommandLine) -> None:
     assert user_file().read_text() == "# mine\nmodel = 'a'  # why\n\n[chat]\nmax_tokens = 9\n"
 
 
+def test_a_byte_order_mark_that_an_editor_wrote_is_no_part_of_a_file(specexec: CommandLine) -> None:
+    user_file().parent.mkdir(parents=True)
+    user_file().write_text('\ufeffmodel = "mine"\n[alias.mine]\ntarget = "org/big"\n')
+    assert specexec("alias", "list", "--json").out.count("org/big") == 1
+    specexec("config", "set", "chat.temperature", "0.5")
+    assert specexec("config", "get", "model").out == "mine\n"
+    Path("system.txt").write_text("\ufeffBe kind.")
+    specexec("chat", "-s", "@system.txt", stdin="hello\n")
+    id = json.loads(specexec("sessions", "list", "--json").out)[0]["id"]
+    assert "## system\n\nBe kind.\n" in specexec("sessions", "export", id).out
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

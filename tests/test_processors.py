@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from operator import attrgetter
 from pathlib import Path
 from typing import cast
@@ -21,7 +21,7 @@ import specexec
 from offload.hub.names import demo_folder
 from specexec import Completion, Failure, SamplingParams
 from specexec.sampling.filters import restrict
-from specexec.sampling.model_defaults import defaults_of
+from specexec.sampling.model_defaults import _CALLERS, _THEIR_NAMES, _UNHEEDED, defaults_of
 from specexec.sampling.processors import Processors, Text, processed
 from tests.tiny import VOCABULARY, tiny_config
 
@@ -57,6 +57,19 @@ WISHES: dict[str, st.SearchStrategy[object]] = {
     "eta_cutoff": st.floats(1e-3, 0.1),
     "renormalize_logits": st.just(True),
 }
+
+
+# Fields that choose no token of a single text: how long it may become is the caller's; how `generate` computes and what
+# it returns; and what only beams and assistants read, which are named themselves.
+WITHOUT_MEANING = {
+    "max_length", "max_new_tokens", "pad_token_id", "bos_token_id", "decoder_start_token_id", "renormalize_logits",
+    "use_cache", "cache_implementation", "cache_config", "max_cache_len", "prefill_chunk_size", "compile_config",
+    "disable_compile", "continuous_batching_config", "low_memory", "output_attentions", "output_hidden_states",
+    "output_logits", "output_scores", "return_dict_in_generate", "num_return_sequences", "early_stopping",
+    "length_penalty", "is_assistant", "num_assistant_tokens", "num_assistant_tokens_schedule", "_from_model_config",
+    "max_matching_ngram_size", "assistant_confidence_threshold", "assistant_lookbehind", "target_lookbehind",
+    "transformers_version",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -225,6 +238,13 @@ def test_what_cannot_be_followed_is_said_in_one_line(tmp_path: Path, caplog: pyt
     assert len(told) == 2
     assert "top_k is -1" in told[0]
     assert "num_beams=4, penalty_alpha=0.6, prompt_lookup_num_tokens=3 is not followed" in told[1]
+
+
+def test_no_field_of_the_file_is_passed_over() -> None:
+    followed = {_THEIR_NAMES.get(one.name, one.name) for one in fields(SamplingParams)} - _CALLERS
+    known = set(GenerationConfig().to_dict())
+    assert known - followed - set(_UNHEEDED) - {"eos_token_id", "do_sample"} == WITHOUT_MEANING
+    assert set(_UNHEEDED) <= known
 
 
 def test_a_text_after_which_nothing_is_allowed_fails_by_name_and_alone(demo: Demo) -> None:

@@ -26,6 +26,7 @@ def config() -> None:
     \b
       specexec config set model llama-70b
       specexec config set chat.temperature 0.7
+
     A flag overrules an environment variable, that overrules ./specexec.toml, and that your own file.
     """
 
@@ -115,7 +116,7 @@ def changed(file: Path) -> Iterator[MutableMapping[str, Any]]:
     from tomlkit.exceptions import ParseError
 
     try:
-        document = tomlkit.parse(file.read_text(encoding="utf-8") if file.exists() else "")
+        document = tomlkit.parse(file.read_text(encoding="utf-8-sig") if file.exists() else "")
     except ParseError as problem:
         raise BadConfig(f"{file} is not TOML: {problem}.", hint="specexec config edit") from None
     yield document

@@ -31,6 +31,7 @@ from cli.shared.options import EngineOptions, engine_options, sampling_options
 from cli.shared.template_options import tell, template_options
 from cli.shared.verbosity import Verbosity, start_logging, verbosity_options
 from cli.terminal.screen import Screen
+from offload.checkpoint.headers import read_config
 from offload.hub.names import resolve
 from specexec.sampling.params import SamplingParams
 
@@ -127,7 +128,10 @@ def _fitted(
 
 
 def _target(options: EngineOptions) -> Path:
-    return resolve(options.model, offline=options.offline, code=options.trust_remote_code).target
+    """The model's folder. Raises, before anything is written, for what is there instead of one."""
+    target = resolve(options.model, offline=options.offline, code=options.trust_remote_code).target
+    read_config(target)
+    return target
 
 
 def _reading(options: EngineOptions) -> tuple[Encoding, int]:

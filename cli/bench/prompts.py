@@ -25,7 +25,7 @@ def bench_prompts(file: Path | None) -> list[Measured]:
     if file is None:
         golden = json.loads((demo_folder("target").parent / "golden.json").read_text(encoding="utf-8"))
         return [_chat(row["prompt"]) for row in golden]
-    lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = [line for line in file.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
     if not lines:
         raise BadText(f"{file} holds no prompts.")
     return [_row(line, file) if file.suffix == ".jsonl" else _chat(line) for line in lines]

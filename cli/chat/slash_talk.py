@@ -66,7 +66,7 @@ def edit_last(session: Session, _: str) -> None:
 def read(session: Session, argument: str) -> None:
     path = _path(argument, "/read FILE")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise click.BadParameter(f"{path} is not UTF-8 text") from None
     session.attached.append(text)

@@ -58,6 +58,6 @@ def index(
 
 def _read(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as problem:
         raise BadText(f"{file} is not UTF-8 text (byte {problem.start:,}).", hint="text files only.") from problem

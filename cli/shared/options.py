@@ -77,7 +77,7 @@ class TextOrFile(click.ParamType[str]):
         if not text.startswith("@"):
             return text
         try:
-            return Path(text[1:]).expanduser().read_text(encoding="utf-8").removesuffix("\n")
+            return Path(text[1:]).expanduser().read_text(encoding="utf-8-sig").removesuffix("\n")
         except (OSError, UnicodeDecodeError) as problem:
             reason = problem.strerror if isinstance(problem, OSError) else "not UTF-8 text"
             self.fail(f"{text[1:]} cannot be read: {reason}.", param, ctx)

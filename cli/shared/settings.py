@@ -63,7 +63,7 @@ def options_of(command: click.Command) -> dict[str, click.Option]:
 def read(path: Path) -> list[Setting]:
     """All settings of one file, with dotted keys."""
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except RecursionError:
         raise BadConfig(f"{path} is nested too deeply.", hint="specexec config edit") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:

@@ -55,7 +55,7 @@ def user_aliases() -> dict[str, Alias]:
 def own_aliases(file: Path) -> dict[str, Alias]:
     """The [alias.NAME] tables of one file. Raises BadModelDir for those that name no target."""
     try:
-        table = tomllib.loads(file.read_text(encoding="utf-8")).get("alias", {})
+        table = tomllib.loads(file.read_text(encoding="utf-8-sig")).get("alias", {})
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise BadModelDir(f"{file} cannot be read: {error}.", hint="correct it, or remove it.") from error
     if not isinstance(table, dict):

@@ -79,7 +79,7 @@ def check_same(output: Path, then: Manifest | None, now: Manifest) -> None:
 def fingerprint(folder: Path) -> str:
     """Names a checkpoint by what its text depends on: configs, tokenizer, sizes, headers and samples of weights."""
     digest = hashlib.sha256()
-    for file in sorted(folder.iterdir()):
+    for file in sorted(file for file in folder.iterdir() if file.is_file()):
         if file.suffix in (".json", ".jinja", ".model", ".txt"):
             digest.update(f"{file.name}\n".encode() + file.read_bytes())
         elif file.suffix == ".safetensors":
