@@ -87,6 +87,7 @@ class FakeEngine:
     toy = True
     own_code = False
     drafter_name = "demo drafter"
+    drafter_failures: ClassVar[dict[str, str]] = {}
     placement = "disk: 5 layers stream, 0.3 MB resident"
     device = "CPU"
     context = 200

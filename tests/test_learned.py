@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from cli.engine.learned_store import ENOUGH, MOST_DRAFTERS, MOST_PLACES, learned
 from cli.engine.ngram_store import load, save
 from cli.shared.conditions import conditions
 from cli.shared.options import EngineOptions
+from offload.hub.names import demo_folder
 from specexec import SamplingParams
 from specexec.drafters.calibration import GRID_G, REMEMBERED_WEIGHT, Calibration
 from specexec.drafters.cost import CostModel
@@ -219,3 +221,18 @@ def test_no_numbers_make_a_cost_model_that_fails(sums: list[float], gain: float)
         return
     assert cost.best_size(np.full(20, 0.3), 1, 1, 0.01) >= 0
     assert cost.worth_asking(np.full(3, 0.2), np.full(20, 0.3), 1, 1, 0.01) in range(4)
+
+
+def test_a_model_replaced_in_place_inherits_nothing(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(demo_folder("target"), tmp_path / "model"))
+    options = EngineOptions(model=str(folder))
+    with specexec.load(str(folder), drafter="ngram", offload="none", dtype="f32", budget=8) as llm:
+        before = learned_path(llm), speeds_path(options)
+        assert before == (learned_path(llm), speeds_path(options))
+        weights = folder / "model.safetensors"
+        changed = bytearray(weights.read_bytes())
+        changed[-4096:] = bytes(4096)
+        weights.unlink()
+        weights.write_bytes(changed)
+        after = learned_path(llm), speeds_path(options)
+    assert not {*before} & {*after}

@@ -113,7 +113,7 @@ def test_sampling_reaches_the_engine(server: Served) -> None:
         ({"top_logprobs": 2}, "top_logprobs", "invalid_value"),
         ({"response_format": {"type": "yaml"}}, "response_format.type", "invalid_value"),
         ({"response_format": {"type": "json_object"}, "ignore_eos": True}, "ignore_eos", "invalid_value"),
-        ({"response_format": {"type": "json_object"}, "tools": [F]}, "response_format", "invalid_value"),
+        ({"guided_regex": "a+", "tools": [F]}, "guided_regex", "invalid_value"),
         ({"tools": [F]}, "tools", "unsupported_parameter"),
         ({"tools": [F, F]}, "tools", "invalid_value"),
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools.0.function.name", "invalid_value"),

@@ -24,6 +24,7 @@ def facts_of(engine: Engine, options: EngineOptions) -> dict[str, object]:
         "drafter": engine.drafter_name,
         "sources": engine.sources,
         "reason": engine.reason,
+        "drafter_failures": engine.drafter_failures,
         "planner": options.planner,
         "budget": engine.budget,
         "exact": engine.exact_ties is not None,
