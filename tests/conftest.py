@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # programs that tests start, too: they share the machine
@@ -11,6 +12,9 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import pytest
 import torch
+
+from tests.fake_hub import FakeHub
+from tests.tiny import tiny
 
 torch.set_num_threads(1)
 
@@ -29,6 +33,15 @@ def own_home(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathF
         monkeypatch.delenv(name)
 
 
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[FakeHub]:
+    """A Hub with a tiny model and one of a single layer."""
+    tiny("llama", tmp_path / "big")
+    tiny("llama", tmp_path / "small", num_hidden_layers=1)
+    with FakeHub({"org/big": tmp_path / "big", "org/small": tmp_path / "small"}).open() as hub:
+        yield hub
+
+
 LOG_LEVELS = {logger: logger.level for logger in map(logging.getLogger, (None, "specexec", "offload", "cli"))}
 
 
@@ -45,7 +58,7 @@ def no_drafter_fails(request: pytest.FixtureRequest) -> Iterator[None]:
     said: list[str] = []
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
-    logger = logging.getLogger("specexec.drafters.guarded")
+    logger = logging.getLogger("specexec.drafters.protocol.guarded")
     logger.addHandler(handler)
     yield
     logger.removeHandler(handler)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import httpx
 from openai import OpenAI
@@ -65,6 +65,7 @@ class LetterEngine:
 
     name, toy, drafter_name, placement, device, context, budget = "letters", True, "none", "nowhere", "cpu", 1000, 0
     own_code = False
+    drafter_failures: ClassVar[dict[str, str]] = {}
 
     def __init__(self, sweep_s: float = 0.0) -> None:
         self.sweep_s = sweep_s
@@ -87,6 +88,8 @@ class LetterEngine:
 
     def encode(self, text: str, wishes: object = None) -> list[int]:
         return [ord(letter) for letter in text]
+
+    encode_part = encode
 
     def encode_rest(self, text: str | Rendered) -> list[int]:
         return self.encode(text.text if isinstance(text, Rendered) else text)

@@ -58,6 +58,7 @@ def test_thoughts_and_calls_are_fields_of_a_record(model: str, tmp_path: Path) -
     assert forced["reasoning"] == THOUGHT
     cut = found["cut"]
     assert (cut["text"], cut["finish_reason"], cut["tool_calls"]) == ("", "length", None)
+    assert (cut["limit"], found["ours"]["limit"]) == ("max_tokens", None)
     assert THOUGHT.startswith(cut["reasoning"])
     assert found["raw"]["error"] is None
     assert "1000000" in found["beyond"]["error"]["message"]

@@ -48,6 +48,7 @@ def test_a_record_holds_the_answer_and_its_cost(specexec: CommandLine) -> None:
             "reasoning": None,
             "tool_calls": None,
             "finish_reason": "stop",
+            "limit": None,
             "usage": {"prompt_tokens": 5, "completion_tokens": 11},
             "seed": derived_seed(7, "prompt:1"),
             "sweeps": 5,
@@ -192,4 +193,4 @@ def test_only_where_a_loss_would_be_told_sweeps_are_plain(
 ) -> None:
     specexec.engine.toy, specexec.engine.budget = toy, budget
     specexec(*command)
-    assert specexec.engine.samples_plain == sampled
+    assert specexec.engine.accounting.samples_plain == sampled

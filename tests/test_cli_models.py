@@ -6,7 +6,6 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,6 @@ from offload.hub.cleanup import QUIET_s
 from offload.packs.pack import pack, plan
 from tests.command_line import CommandLine
 from tests.fake_engine import FakeEngine
-from tests.fake_hub import FakeHub
 from tests.test_cli_pull import Pull, specexec  # noqa: F401  # a fixture
 from tests.tiny import tiny
 
@@ -24,14 +22,6 @@ from tests.tiny import tiny
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> CommandLine:
     return CommandLine(capsys, monkeypatch, FakeEngine())
-
-
-@pytest.fixture
-def hub(tmp_path: Path) -> Iterator[FakeHub]:
-    tiny("llama", tmp_path / "big")
-    tiny("llama", tmp_path / "small", num_hidden_layers=1)
-    with FakeHub({"org/big": tmp_path / "big", "org/small": tmp_path / "small"}).open() as hub:
-        yield hub
 
 
 @pytest.fixture

@@ -123,6 +123,45 @@ def test_documents_that_are_absent_are_no_damage(tmp_path: Path) -> None:
     assert not {*OBJECTS} <= {file.name for file in tmp_path.iterdir()}
 
 
+NOTHING = b"\x02\0\0\0\0\0\0\0{}"
+FOREIGN = b'{"x.y":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+DAMAGED_TEMPLATES = ("{% if %}", "{{ (10 ** (10 ** 9)) % 7 }}")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(b"", "model.safetensors is damaged: it is empty"), (NOTHING, "holds no tensors"),
+     (len(FOREIGN).to_bytes(8, "little") + FOREIGN + b"1234", "")],
+)  # fmt: skip
+def test_weights_that_hold_nothing_of_the_model_are_refused(
+    content: bytes, said: str, model: Path, command: CommandLine
+) -> None:
+    (model / "model.safetensors").write_bytes(content)
+    for door in ("chat", "plan", "pack", "models show"):
+        ran = command(*doors(model)[door])
+        told = ran.out if door == "models show" and not said else ran.err
+        assert "internal" not in ran.err.lower()
+        assert (said or ("x.y" if door in ("chat", "pack") else "no tensor is part of a layer")) in told
+    assert command("models").code == 0
+
+
+@pytest.mark.parametrize("template", DAMAGED_TEMPLATES)
+@pytest.mark.parametrize("file", ["chat_template.jinja", "tokenizer_config.json"])
+def test_a_template_that_cannot_be_read_is_refused_at_every_door(
+    template: str, file: str, model: Path, command: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("specexec.text.templates.SECONDS", 0.5)
+    if file.endswith(".json"):
+        (model / "chat_template.jinja").unlink()
+        told = json.loads((model / file).read_text()) | {"chat_template": template}
+        (model / file).write_text(json.dumps(told))
+    else:
+        (model / file).write_text(template)
+    for door in ("chat", "plan", "models show"):
+        ran = command(*doors(model)[door])
+        assert f"the chat template of {model} is damaged: " in ran.err + ran.out
+
+
 @pytest.mark.parametrize("at", [0, 8])
 @pytest.mark.parametrize("door", ["chat", "plan", "pack", "models show"])
 def test_a_disk_that_fails_while_headers_are_read_is_said(

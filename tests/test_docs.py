@@ -47,6 +47,32 @@ def test_the_map_of_the_house_names_every_folder_and_module_and_no_other() -> No
     assert linked == {file for file in files if file.name != "__init__.py"}
 
 
+@pytest.mark.parametrize("page", sorted((ROOT / "docs" / "howto").glob("*.md")), ids=lambda page: page.name)
+def test_a_how_to_fits_on_a_screen(page: Path) -> None:
+    text = re.sub(r"^```python\n.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    assert len(text.splitlines()) <= 60
+
+
+def test_measured_pages_are_listed() -> None:
+    folder = ROOT / "docs" / "measured"
+    listed = re.findall(r"\]\(([\w-]+\.md)\)", (folder / "README.md").read_text(encoding="utf-8"))
+    assert sorted([*listed, "README.md"]) == sorted(page.name for page in folder.glob("*.md"))
+
+
+def anchors(page: Path) -> set[str]:
+    """What links into a page may name: its headings as GitHub spells them."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_to_headings_name_one_that_exists(page: Path) -> None:
+    for target, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", page.read_text(encoding="utf-8")):
+        other = page.parent / target if target else page
+        assert anchor in anchors(other), f"{target}#{anchor}"
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_and_options_on_a_page_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8").replace("\\\n", " ")

@@ -86,3 +86,39 @@ def test_a_grammar_takes_what_the_template_of_its_form_writes(choice: str) -> No
         if len(piece.calls) != count or not ended:
             wrong[form] = answer.encoding.raw(answer.ids[:taken]), answer.encoding.raw(answer.ids[taken:])
     assert not wrong, "\n".join(map(str, wrong.items()))
+
+
+TRIP = {
+    "type": "object",
+    "properties": {"city": {"enum": ["Oslo"]}},
+    "required": ["city"],
+    "additionalProperties": False,
+}
+
+
+def test_with_a_schema_an_answer_is_calls_or_json_of_it() -> None:
+    """Where calls may come and text may have but one shape; other text is never begun, calls are as without."""
+    wrong = {}
+    for form, template in ONE_EACH.items():
+        if form in OTHER_LAYOUT:
+            continue
+        found = {}
+        for said, shown in (
+            ("call", {"calls": 1}),
+            ("json", {"content": '{"city": "Oslo"}'}),
+            ("text", {"content": "Hi."}),
+        ):
+            answer = written(template, **shown)
+            thinking = answer.form.reader(answer.prompt).thinking
+            bound = answer.form.grammar(tools(ASKED), "auto", schema=TRIP, thought_open=thinking)
+            followed = grammars(answer.encoding).grammar(bound.text).start()
+            ids = answer.encoding.encode_rest(answer.encoding.raw(answer.ids).rstrip(" "))
+            ids.append(answer.encoding.tokenizer.eos_token_id)
+            for taken, token in enumerate(ids):
+                if not bool(followed.allowed([()], ROWS)[0, token]):
+                    found[said] = answer.encoding.raw(ids[taken:])
+                    break
+                followed.advance([token])
+        if set(found) != {"text"}:
+            wrong[form] = found
+    assert not wrong, "\n".join(map(str, wrong.items()))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ import pytest
 import specexec as library
 from offload.checkpoint.headers import open_folder
 from offload.errors import OffloadError
+from offload.packs.pack import pack, plan
 from specexec.compose.gate import admit
 from specexec.errors import SpecexecError
 from specexec.model.architecture import USUAL, is_usual
@@ -35,13 +35,6 @@ KINDS: dict[str, dict[str, object]] = {
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> CommandLine:
     return CommandLine(capsys, monkeypatch, FakeEngine())
-
-
-@pytest.fixture
-def hub(tmp_path: Path) -> Iterator[FakeHub]:
-    tiny("llama", tmp_path / "big")
-    with FakeHub({"org/big": tmp_path / "big"}).open() as hub:
-        yield hub
 
 
 def change(folder: Path, settings: dict[str, object]) -> None:
@@ -111,15 +104,32 @@ def test_usual_models_pass_transformers_own_gate(tmp_path: Path) -> None:
 
 def test_a_model_that_cannot_run_is_refused_before_its_download(specexec: Pull, hub: FakeHub) -> None:  # noqa: F811
     change(hub.repos["org/big"], KINDS["a wrapper"])
-    for arguments in (
-        ["pull", "org/big"],
-        ["pack", "org/big", "--out", "p"],
-        ["plan", "org/big"],
-        ["chat", "-m", "org/big", "-p", "x"],
-    ):
-        ran = specexec(*arguments)
-        assert ran.code == 4, ran.err
-        assert "Error: architecture 'Gemma3ForConditionalGeneration' is not supported." in ran.err
+    first = [["pull", "org/big"], ["pack", "org/big", "--out", "p"], ["plan", "org/big"]]
+    code = f"from cli.app import main; codes = [main(one) for one in {first}]; assert codes == [4, 4, 4], codes"
+    ran = specexec("chat", "-m", "org/big", "-p", "x", code=code)  # one process: transformers takes seconds to import
+    assert ran.code == 4, ran.err
+    assert ran.err.count("Error: architecture 'Gemma3ForConditionalGeneration' is not supported.") == 4
+    assert not [name for _, name in hub.sent if name.endswith(".safetensors")]
+
+
+def test_plan_counts_a_model_in_four_bits_that_is_not_here_as_if_it_were(
+    specexec: Pull,  # noqa: F811
+    hub: FakeHub,
+    command: CommandLine,
+    tmp_path: Path,
+) -> None:
+    tiny("llama", tmp_path / "original", hidden_size=64, intermediate_size=128)
+    pack(plan(open_folder(tmp_path / "original"), "nf4"), tmp_path / "packed")
+    (tmp_path / "packed" / "manifest.json").unlink()  # as bitsandbytes writes it
+    hub.repos["org/four"] = tmp_path / "packed"
+    machine = ["--gpu", "8GiB", "--ram", "16GiB", "--vram", "8GiB", "--json", "--all"]
+    far = json.loads(specexec("plan", "org/four", *machine).out)
+    near = json.loads(command("plan", str(tmp_path / "packed"), *machine).out)
+    assert far["weights_B"] == near["weights_B"]
+    for one, other in zip(far["rows"], near["rows"], strict=True):
+        assert {key: value for key, value in one.items() if key.endswith("_B")} == {
+            key: value for key, value in other.items() if key.endswith("_B")
+        }
     assert not [name for _, name in hub.sent if name.endswith(".safetensors")]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from cli.engine.learned_store import ENOUGH, MOST_DRAFTERS, MOST_PLACES, learned
 from cli.engine.ngram_store import load, save
 from cli.shared.conditions import conditions
 from cli.shared.options import EngineOptions
+from offload.hub.names import demo_folder
 from specexec import SamplingParams
 from specexec.drafters.calibration import GRID_G, REMEMBERED_WEIGHT, Calibration
 from specexec.drafters.cost import CostModel
@@ -61,7 +63,7 @@ def test_the_next_run_begins_where_the_last_one_ended(shared: Engine) -> None:
     with opened() as llm, learning(llm, EngineOptions()):
         calibration = sibling_of(llm).calibration(SAMPLING)
         assert 0 < calibration.weight <= REMEMBERED_WEIGHT
-        assert llm._decoder.cost.compute.known
+        assert llm.accounting.cost.compute.known
         assert llm.generate(PROMPT, SAMPLING).tokens == first
 
 
@@ -69,7 +71,7 @@ def test_seconds_are_forgotten_where_the_weights_lie_elsewhere_and_trust_is_not(
     run(shared)
     with opened() as llm, learning(llm, EngineOptions().but(link_limit_Bps=1e6)):
         assert sibling_of(llm).calibration(SAMPLING).weight
-        assert not llm._decoder.cost.compute.known
+        assert not llm.accounting.cost.compute.known
 
 
 def test_seconds_of_another_machine_are_left_out_and_left_there(
@@ -84,7 +86,7 @@ def test_seconds_of_another_machine_are_left_out_and_left_there(
         monkeypatch.setattr("cli.engine.learned_store.conditions", machine)
         with opened() as llm, learning(llm, EngineOptions()):
             assert sibling_of(llm).calibration(SAMPLING).weight, "trust is the same everywhere"
-            assert llm._decoder.cost.compute.known == known
+            assert llm.accounting.cost.compute.known == known
             llm.generate(PROMPT, SAMPLING)
 
 
@@ -95,7 +97,7 @@ def test_costs_are_kept_of_the_last_placements(shared: Engine) -> None:
             shared.generate(PROMPT, replace(SAMPLING, max_tokens=2))
     for limit, known in ((limits[1], False), (limits[2], True), (limits[-1], True)):
         with opened() as llm, learning(llm, EngineOptions().but(link_limit_Bps=limit)):
-            assert llm._decoder.cost.compute.known == known
+            assert llm.accounting.cost.compute.known == known
     assert sum(name.endswith("/cost/compute") for name in load(learned_path(shared), set()) or {}) == MOST_PLACES
 
 
@@ -103,10 +105,10 @@ def test_speeds_of_other_machines_make_room_for_those_of_this_one(shared: Engine
     options = EngineOptions()
 
     def learn() -> None:
-        shared._decoder.pace = Pace()
+        shared.accounting.pace = Pace()
         with learning(shared, options):
             shared.generate(PROMPT, SAMPLING)
-            shared.pace.alone.sweeps = ENOUGH
+            shared.accounting.pace.alone.sweeps = ENOUGH
 
     learn()
     ((name, row),) = (load(speeds_path(options), set()) or {}).items()
@@ -119,11 +121,11 @@ def test_speeds_of_other_machines_make_room_for_those_of_this_one(shared: Engine
 
 def test_speeds_are_kept_by_drafter_for_the_same_placement(shared: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     options = EngineOptions().but(drafter="sibling+ngram", offload="none")
-    shared._decoder.pace = Pace()
+    shared.accounting.pace = Pace()
     with learning(shared, options):
         shared.generate(PROMPT, replace(SAMPLING, max_tokens=24))
-        shared.pace.alone.sweeps = ENOUGH
-        made = shared.pace.alone.tokens_per_s
+        shared.accounting.pace.alone.sweeps = ENOUGH
+        made = shared.accounting.pace.alone.tokens_per_s
     assert measured(options.but(drafter="auto")) == {"sibling+ngram": pytest.approx(made)}
     assert measured(options.but(link_limit_Bps=1e6)) == {}
     with monkeypatch.context() as elsewhere:
@@ -219,3 +221,18 @@ def test_no_numbers_make_a_cost_model_that_fails(sums: list[float], gain: float)
         return
     assert cost.best_size(np.full(20, 0.3), 1, 1, 0.01) >= 0
     assert cost.worth_asking(np.full(3, 0.2), np.full(20, 0.3), 1, 1, 0.01) in range(4)
+
+
+def test_a_model_replaced_in_place_inherits_nothing(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(demo_folder("target"), tmp_path / "model"))
+    options = EngineOptions(model=str(folder))
+    with specexec.load(str(folder), drafter="ngram", offload="none", dtype="f32", budget=8) as llm:
+        before = learned_path(llm), speeds_path(options)
+        assert before == (learned_path(llm), speeds_path(options))
+        weights = folder / "model.safetensors"
+        changed = bytearray(weights.read_bytes())
+        changed[-4096:] = bytes(4096)
+        weights.unlink()
+        weights.write_bytes(changed)
+        after = learned_path(llm), speeds_path(options)
+    assert not {*before} & {*after}

@@ -152,7 +152,7 @@ def test_the_past_outlives_the_process(case: Case) -> None:
     drafter = NgramDrafter()
     write(case.target, drafter, [PROMPT], SAMPLINGS[0])
     memory = Memory()
-    memory.unpack(drafter.memory.pack())
+    memory.unpack(drafter.memory.pack(), 2**31)
     assert len(steps(case.target, NgramDrafter(memory), SAMPLINGS[0], budget=9)) == LENGTH // 10
     assert len(memory.pack(limit=30)["tokens"]) == 30
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 import specexec
 from cli.app import main
@@ -15,6 +17,7 @@ from cli.engine.ngram_store import corpus_path, past_path, recalling, save
 from cli.models import index as cli_index
 from specexec import SamplingParams
 from specexec.compose.load import encoding_of
+from specexec.engine.engine import Engine
 
 SAMPLING = SamplingParams(temperature=0.0, max_tokens=24)
 TOKENIZER = encoding_of("demo").tokenizer
@@ -87,6 +90,65 @@ def test_a_file_of_something_else_is_left_out(caplog: pytest.LogCaptureFixture) 
     with caplog.at_level(logging.WARNING):
         sweeps()
     assert "holds something else" in caplog.text
+
+
+TEXT = {"tokens": np.array([5, 6, 2**32 - 1], np.uint32), "order": np.array([0, 1], np.uint32)}
+COUNTS = {"seen": np.zeros(3), "hit": np.zeros(3)}
+BF16 = b'{"tokens":{"dtype":"BF16","shape":[1],"data_offsets":[0,2]}}'
+DEEP = b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", len(BF16).to_bytes(8, "little") + BF16 + b"12", len(DEEP).to_bytes(8, "little") + DEEP,
+     {**TEXT, "tokens": np.zeros((2, 2))}, {**TEXT, "tokens": np.array([2**32 - 2, 5, 6], np.uint32)},
+     {**TEXT, "tokens": np.array([-1, 5, 6])}, {**TEXT, "tokens": np.array([1.5, 5.0, 6.0])},
+     {**TEXT, "order": np.array([0, 7], np.uint32)}, {**TEXT, "tokens": np.array([1j, 2, 3], np.complex64)}],
+)  # fmt: skip
+@pytest.mark.parametrize("which", [past_path, corpus_path])
+def test_whatever_is_in_the_file_is_said_once_and_changes_no_text(
+    which: Callable[..., Path], content: bytes | dict[str, NDArray[np.generic]], caplog: pytest.LogCaptureFixture,
+    llm: Engine,
+) -> None:  # fmt: skip
+    path = which(TOKENIZER, "demo") if which is past_path else which(TOKENIZER)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        save(path, {**content, **COUNTS})
+    assert llm.memory is not None
+    llm.memory.forget_past()
+    with caplog.at_level(logging.WARNING), recalling(llm):
+        text = llm.generate(PAST, SAMPLING).text
+    assert [str(path) in message for message in caplog.messages] == [True]
+    llm.memory.forget_past()
+    assert llm.generate(PAST, SAMPLING).text == text
+
+
+def test_a_folder_in_a_files_place_is_said_and_left(caplog: pytest.LogCaptureFixture, llm: Engine) -> None:
+    path = past_path(TOKENIZER, "demo")
+    path.mkdir(parents=True)
+    with caplog.at_level(logging.WARNING), recalling(llm):
+        llm.generate(PAST, SAMPLING)
+    assert len(caplog.messages) == 1
+    assert str(path) in caplog.text
+    assert recall.forget(TOKENIZER) == []
+
+
+def test_a_file_in_the_folders_place_is_said(caplog: pytest.LogCaptureFixture, llm: Engine) -> None:
+    path = past_path(TOKENIZER, "demo")
+    path.parent.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.write_text("no folder")
+    with caplog.at_level(logging.WARNING), recalling(llm):
+        llm.generate(PAST, SAMPLING)
+    assert len(caplog.messages) == 1
+    assert str(path.parent) in caplog.text
+
+
+@pytest.fixture(scope="module")
+def llm() -> Iterator[Engine]:
+    with specexec.load("demo", drafter="ngram", offload="none", dtype="f32", budget=32) as loaded:
+        yield loaded
 
 
 def test_a_crash_while_saving_keeps_the_old_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def test_sampling_reaches_the_engine(server: Served) -> None:
         ({"top_logprobs": 2}, "top_logprobs", "invalid_value"),
         ({"response_format": {"type": "yaml"}}, "response_format.type", "invalid_value"),
         ({"response_format": {"type": "json_object"}, "ignore_eos": True}, "ignore_eos", "invalid_value"),
-        ({"response_format": {"type": "json_object"}, "tools": [F]}, "response_format", "invalid_value"),
+        ({"guided_regex": "a+", "tools": [F]}, "guided_regex", "invalid_value"),
         ({"tools": [F]}, "tools", "unsupported_parameter"),
         ({"tools": [F, F]}, "tools", "invalid_value"),
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools.0.function.name", "invalid_value"),
@@ -197,6 +197,13 @@ def test_a_malformed_body_is_the_clients_fault(server: Served, body: bytes, stat
         response = client.post("/v1/chat/completions", content=body, headers={"content-type": "application/json"})
     assert response.status_code == status
     assert response.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_a_seed_that_is_too_large_is_refused_with_its_true_bound(server: Served) -> None:
+    refused = server.ask("ab", seed=2**64)
+    assert refused.status_code == 400
+    assert "18446744073709551615" in refused.json()["error"]["message"]
+    assert server.ask("ab", seed=2**64 - 1).status_code == 200
 
 
 def test_a_form_cannot_be_mistaken_for_a_request(server: Served) -> None:

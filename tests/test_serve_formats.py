@@ -103,6 +103,13 @@ def test_tools_that_must_not_be_called_are_not_offered(qwen: Served) -> None:
     assert forbidden["usage"]["prompt_tokens"] == without["usage"]["prompt_tokens"]
 
 
+def test_a_call_that_was_forbidden_is_text(qwen: Served) -> None:
+    choice = ask(qwen, tools=TOOLS, tool_choice="none").json()["choices"][0]
+    assert (choice["finish_reason"], "tool_calls" in choice["message"]) == ("stop", False)
+    assert choice["message"]["content"] == f"Let me look.\n{CALLS}"
+    assert choice["message"]["reasoning_content"] == THOUGHT
+
+
 def test_a_call_cut_by_max_tokens_is_no_call_and_nothing_of_it_is_lost(qwen: Served) -> None:
     encoding = qwen.worker.engine.encoding
     most = len(encoding.encode_rest(QWEN3[: QWEN3.index('", "arguments')]))

@@ -221,6 +221,31 @@ def test_a_remote_tokenizer_finds_all_it_asks_for(server: Served, engine: Engine
         assert client.post("/tokenize", json={"prompt": "x", "add_special_tokens": 1}).status_code == 400
 
 
+@pytest.mark.parametrize("special", [{}, {"add_special_tokens": False}, {"add_special": False}])
+@pytest.mark.parametrize("name", ["parse_special", "allow_control_tokens"])
+def test_spelled_control_tokens_are_text_to_tokenize_unless_asked_for(
+    server: Served, engine: Engine, special: dict[str, bool], name: str
+) -> None:
+    (end,) = engine.encoding.encode_rest("<|end|>")
+    with server.http as client:
+        told = [
+            client.post("/tokenize", json={"prompt": "a<|end|>b", **special, **more}).json()["tokens"]
+            for more in ({}, {name: False}, {name: True})
+        ]
+        assert [end in tokens for tokens in told] == [False, False, True]
+        assert client.post("/detokenize", json={"tokens": told[0]}).json()["content"].endswith("a<|end|>b")
+        wrong = {"prompt": "x", "parse_special": True, "allow_control_tokens": True}
+        assert client.post("/tokenize", json=wrong).status_code == 400
+        assert client.post("/tokenize", json={"prompt": "x", name: "yes"}).status_code == 400
+
+
+def test_a_drafter_that_failed_is_told_by_card_and_metrics(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Engine, "drafter_failures", {"sibling": "ValueError: no"})
+    with server.http as client:
+        assert client.get("/v1/models").json()["data"][0]["meta"]["drafter_failures"] == {"sibling": "ValueError: no"}
+        assert "specexec_drafters_failed 1\n" in client.get("/metrics").text
+
+
 def test_an_answer_can_be_begun_for_the_model(server: Served, engine: Engine) -> None:
     begun = {"role": "assistant", "content": "I am the small"}
     with server.http as client:
@@ -258,6 +283,38 @@ def test_a_tool_that_must_be_called_is_called(caller: Served) -> None:
         more = {**asked, "messages": [*QUESTION, done.choices[0].message, result], "tool_choice": "none"}
         after = ask(**more, max_tokens=4)
         assert after.choices[0].message.tool_calls is None
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_with_a_schema_and_tools_an_answer_is_a_call_or_follows_the_schema(caller: Served, stream: bool) -> None:
+    shape = {"type": "json_schema", "json_schema": {"name": "trip", "schema": SCHEMA, "strict": True}}
+    more: dict[str, Any] = {"tools": [CLOCK], "response_format": shape, "parallel_tool_calls": False}
+    kinds = set()
+    for seed in range(8):
+        with caller.openai() as client:
+            create: Any = client.chat.completions.create
+            asked = {"model": "letters", "messages": QUESTION, "temperature": 2, "seed": seed, "max_tokens": 60, **more}
+            if stream:
+                with client.chat.completions.stream(**asked) as events:
+                    choice: Any = events.get_final_completion().choices[0]
+            else:
+                choice = create(**asked).choices[0]
+        kinds.add(choice.finish_reason)
+        if choice.finish_reason == "stop":
+            assert json.loads(choice.message.content)["city"] in ("Oslo", "Lima")
+        else:
+            assert [call.function.name for call in choice.message.tool_calls] == ["clock"]
+    assert "stop" in kinds
+    must = caller.ask("x", **{**more, "tool_choice": "required", "seed": 1}).json()["choices"][0]
+    assert must["finish_reason"] == "tool_calls"
+
+
+def test_a_schema_that_cannot_be_followed_is_refused_beside_tools_too(caller: Served) -> None:
+    shape = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "array", "uniqueItems": True}}}
+    refused = caller.ask("x", tools=[CLOCK], response_format=shape)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "response_format")
+    refused = caller.ask("x", tools=[CLOCK], guided_regex="a|b")
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "guided_regex")
 
 
 def test_tools_that_may_be_called_leave_room_for_text(caller: Served) -> None:

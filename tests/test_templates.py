@@ -34,6 +34,51 @@ def test_a_template_that_goes_wrong_is_refused(template: str, problem: str, monk
     assert templates.render("{{ messages[0].content }}", HELLO, {}) == HELLO[0]["content"]
 
 
+def test_a_template_that_does_not_end_holds_up_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(templates, "SECONDS", 20.0)
+    templates.render("{{ messages[0].content }}", HELLO, {})
+    stuck = {threading.Thread(target=refused, args=(f"{{{{ {n} * 10 ** (10 ** 9) }}}}",)) for n in range(2)}
+    for thread in stuck:
+        thread.start()
+    began_s = time.monotonic()
+    while len(templates._processes().running) < 3:
+        assert templates.render("{{ messages[0].content }}", HELLO, {}) == HELLO[0]["content"]
+        assert time.monotonic() - began_s < 10
+    assert templates.render("{{ messages[0].content }}", HELLO, {}) == HELLO[0]["content"]
+    assert all(thread.is_alive() for thread in stuck)
+    templates._processes().close()
+    for thread in stuck:
+        thread.join()
+
+
+def refused(template: str) -> None:
+    with pytest.raises(BadMessages, match="did not end"):
+        templates.render(template, HELLO, {})
+
+
+def test_reading_a_template_is_limited_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its constants are computed before it is rendered."""
+    monkeypatch.setattr(templates, "SECONDS", 0.5)
+    assert templates.damage("{% for message in messages %}{% break %}{% endfor %}") is None
+    assert templates.damage("{{ (11 ** (10 ** 9)) % 7 }}") == "it did not end within 0.5 s"
+    assert "unknown tag 'nowhere'" in (templates.damage("{% nowhere %}") or "")
+
+
+def test_a_text_of_ones_own_is_filled_within_the_same_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(templates, "SECONDS", 0.5)
+    assert templates.fill("{{ text }} for {{ price + 1 }}\n", {"text": "1 < 2 é\u2028", "price": 2}) == (
+        "1 < 2 é\u2028 for 3\n"
+    )
+    for template, problem in (
+        ("{{ text * (10 ** 9) }}", "did not end within|MiB of memory"),
+        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "did not end within"),
+        ("{{ nothing }}", "'nothing' is undefined"),
+        ("{{ text.__class__ }}", "unsafe"),
+    ):
+        with pytest.raises(templates.TemplateFailed, match=problem):
+            templates.fill(template, {"text": "x" * 100})
+
+
 def test_what_is_no_json_is_refused_by_name() -> None:
     with pytest.raises(BadMessages, match="not JSON"):
         templates.render("", HELLO, {"when": object()})
@@ -64,7 +109,7 @@ def test_rendering_is_quick_and_safe_from_threads() -> None:
 def test_the_process_ends_with_the_program_and_imports_no_torch() -> None:
     program = (
         "from specexec.text import templates\n"
-        "print(templates.render('ok', [{'role': 'user'}], {}), templates._process()._running.pid)\n"
+        "print(templates.render('ok', [{'role': 'user'}], {}), *(one.pid for one in templates._processes().running))\n"
         "import sys; assert 'torch' not in sys.modules and 'transformers' not in sys.modules\n"
     )
     done = run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)

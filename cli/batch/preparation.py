@@ -71,17 +71,22 @@ class Preparation:
         return (item.asked.thinking if item.asked is not None else None) or self.thinking
 
     def _told(self, item: Item) -> Told:
+        from cli.openai.prepare import form_of
         from specexec.text.formats import format_of
 
-        wishes, level = item.template or Wishes(), self._level(item)
-        form, notes = format_of(self.encoding, wishes), item.asked.notes if item.asked is not None else ()
+        wishes, level, asked = item.template or Wishes(), self._level(item), item.asked
+
+        def found(wishes: Wishes) -> Format:
+            return format_of(self.encoding, wishes) if asked is None else form_of(self.encoding, wishes, asked)
+
+        form, notes = found(wishes), asked.notes if asked is not None else ()
         if level is None:
             return Told(wishes, form, notes)
         thinking = form.thinking(level)
         if not thinking.variables:
             notes = (*notes, f"thinking {level!r} has no effect: {thinking.effect}")
         wishes = replace(wishes, variables={**thinking.variables, **wishes.variables})
-        return Told(wishes, format_of(self.encoding, wishes), notes)
+        return Told(wishes, found(wishes), notes)
 
     def _grammar(self, item: Item, text: Text, told: Told) -> str:
         """What the answer must look like, from the end of its thought on."""
@@ -123,6 +128,7 @@ class Preparation:
                 Cost(),
                 completion.logprobs,
                 completion.prompt_logprobs,
+                limit=completion.limit,
             )
         )
         choice.drafted, choice.accepted, choice.sweeps = completion.nodes, completion.accepted, completion.sweeps

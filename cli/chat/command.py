@@ -128,6 +128,7 @@ def _record_of(
         "reasoning": whole.reasoning,
         "calls": [asdict(call) for call in whole.calls],
         "finish_reason": bursts[-1].finish_reason,
+        "limit": bursts[-1].limit,
         "completion_tokens": tokens,
         "sweeps": len(bursts),
         "drafted": sum(burst.nodes for burst in bursts),

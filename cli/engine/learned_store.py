@@ -23,6 +23,9 @@ from numpy.typing import NDArray
 from cli.engine.ngram_store import Arrays, load, save
 from cli.shared.conditions import conditions
 from cli.shared.options import EngineOptions
+from offload.errors import OffloadError
+from offload.hub.names import resolve
+from offload.machine.file_identity import samples
 from offload.machine.folders import folder_of
 
 if TYPE_CHECKING:
@@ -47,7 +50,7 @@ def learned_path(engine: Engine) -> Path:
 def speeds_path(options: EngineOptions) -> Path:
     """Where the speeds of a target's drafters are kept: those of runs with the same placement options."""
     same = options.but(drafter="auto", budget="auto", offline=False)
-    return _file(f"speeds-{options.model}", _digest(repr(same)))
+    return _file(f"speeds-{options.model}", _digest(repr(same), _identity_of(options.model)))
 
 
 def measured(options: EngineOptions) -> dict[str, float]:
@@ -61,7 +64,7 @@ def measured(options: EngineOptions) -> dict[str, float]:
 @contextmanager
 def searching(options: EngineOptions, found: MutableMapping[str, NDArray[np.generic]]) -> Iterator[None]:
     """For the length of the block `found` holds what earlier searches found with this model; what is new is kept."""
-    path = _file(f"searches-{options.model}", _digest(options.model))
+    path = _file(f"searches-{options.model}", _digest(options.model, _identity_of(options.model)))
     known = load(path, set()) or {}
     found.update(known)
     yield
@@ -92,7 +95,7 @@ def _keep(engine: Engine, path: Path, options: EngineOptions) -> None:
     learned = {own + name if name.startswith("cost/") else name: array for name, array in engine.pack().items()}
     marks = {"version": np.array([VERSION]), "pair": _pair(engine), f"{own}kept": np.array([time.time()])}
     save(path, {**_elsewhere(engine, path, own), **learned, **marks})
-    alone = engine.pace.alone
+    alone = engine.accounting.pace.alone
     keep_speed(options, engine.sources, alone.sweeps, alone.tokens, alone.seconds)
 
 
@@ -145,7 +148,28 @@ def _file(name: str, digest: NDArray[np.uint8]) -> Path:
 
 def _pair(engine: Engine) -> NDArray[np.uint8]:
     """Equal for the same two models and the same sources of guesses."""
-    return _digest(engine.name, engine.drafter_name, *(f"{role} {path}" for role, path in engine.folders.items()))
+    folders = (f"{role} {path} {_identity(path)}" for role, path in engine.folders.items())
+    return _digest(engine.name, engine.drafter_name, *folders)
+
+
+def _identity_of(model: str) -> str:
+    """The same of a model by name; of one that is not here, or cannot be loaded either, nothing is known."""
+    try:
+        return _identity(resolve(model, offline=True).target)
+    except (OffloadError, OSError):
+        return ""
+
+
+def _identity(folder: Path) -> str:
+    """Another one for another model in the same place: config, sizes of the shards, and samples of the first."""
+    digest = blake2b(digest_size=8)
+    shards = sorted(folder.glob("*.safetensors"))
+    for file in (folder / "config.json", *shards):
+        digest.update(f"{file.name} {file.stat().st_size}\n".encode())
+    digest.update((folder / "config.json").read_bytes())
+    for shard in shards[:1]:
+        digest.update(samples(shard))
+    return digest.hexdigest()
 
 
 def _place(engine: Engine, options: EngineOptions) -> str:

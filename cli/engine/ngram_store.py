@@ -51,7 +51,7 @@ def recalling(engine: Engine) -> Iterator[None]:
         yield
         return
     past = past_path(engine.tokenizer, engine.name)
-    _recall(memory, past, corpus_path(engine.tokenizer))
+    _recall(memory, past, corpus_path(engine.tokenizer), engine.vocabulary)
     try:
         yield
     finally:
@@ -73,33 +73,40 @@ def save(path: Path, arrays: Arrays) -> None:
 
 def forget(tokenizer: PreTrainedTokenizerBase) -> list[Path]:
     """Delete all that is remembered in this tokenizer's ids; the files that were there."""
-    files = sorted(_folder().glob(f"*-{_fingerprint(tokenizer)}*.safetensors"))
+    files = [file for file in sorted(_folder().glob(f"*-{_fingerprint(tokenizer)}*.safetensors")) if not file.is_dir()]
     for file in files:
         file.unlink()
     return files
 
 
-def _recall(memory: Memory, past: Path, corpus: Path) -> None:
+def _recall(memory: Memory, past: Path, corpus: Path, vocabulary: int) -> None:
     from specexec.drafters.retrieval.suffix_index import Settled
 
-    if (arrays := load(past, {"tokens", "order", "seen", "hit"})) is not None:
-        memory.unpack(arrays)
-    if (arrays := load(corpus, {"tokens", "order"})) is not None:
-        memory.corpus = Settled(arrays["tokens"].astype(np.uint32), arrays["order"].astype(np.uint32))
+    for path in (past, corpus):
+        names = {"tokens", "order"} | ({"seen", "hit"} if path == past else set())
+        if (arrays := load(path, names)) is None:
+            continue
+        try:
+            if path == past:
+                memory.unpack(arrays, vocabulary)
+            else:
+                memory.corpus = Settled.kept(arrays["tokens"], arrays["order"], vocabulary)
+        except ValueError as problem:
+            log.warning("%s is damaged and is left out: %s.", path, problem)
 
 
 def load(path: Path, names: set[str]) -> Arrays | None:
     """The arrays of a file that holds at least these; None, with a word if it is there and cannot be used."""
     from safetensors.numpy import load_file
 
-    if not path.is_file():
-        return None
     try:
+        if not path.is_file():
+            return None
         arrays = load_file(path)
-    except (OSError, SafetensorError) as problem:
+    except (OSError, SafetensorError, AttributeError, TypeError) as problem:  # the last two: types numpy does not have
         log.warning("%s cannot be read and is left out: %s", path, problem)
         return None
-    if names <= set(arrays):
+    if names <= set(arrays) and all(array.dtype.kind in "fiu" for array in arrays.values()):
         return arrays
     log.warning("%s holds something else and is left out.", path)
     return None

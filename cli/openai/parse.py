@@ -107,7 +107,8 @@ class Asked:
 
     `max_tokens` None fills the context; `watch` adds trees and sweeps to the stream; `shape` is that of the whole
     answer; `wishes` are for the chat template, `thinking` too once its form is known. `chosen` are the fields that were
-    set, `ignored` those that nobody knows. `notes` has one sentence for everything that is left out.
+    set, `ignored` those that nobody knows. `notes` has one sentence for everything that is left out. With
+    `calls_forbidden` what a model writes as a call is text.
     """
 
     chat: bool
@@ -127,6 +128,7 @@ class Asked:
     wishes: Wishes | None = None
     thinking: Level | None = None
     notes: tuple[str, ...] = ()
+    calls_forbidden: bool = False
 
     def sampling_of(
         self, choice: int, max_tokens: int, fresh_seed: int, grammar: Grammar | None = None
@@ -152,14 +154,21 @@ def read_chat(body: object, served: Items[str]) -> Asked:
     asked = _asked(request, [messages], longest, logprobs, chat=True)
     offer = read_tools(request)
     tools = offer.tools
-    if tools and asked.shape:
+    if tools and asked.shape and asked.shape.schema is None:
         field = asked.shape.field
-        raise bad_request(f"an answer cannot both follow {field} and call tools.", field)
+        raise bad_request(f"an answer cannot both follow {field} and call tools; a JSON schema can be.", field)
     if tools and request.ignore_eos:
         raise bad_request("tools say where an answer ends, ignore_eos that it does not.", "ignore_eos")
     thinking = _LEVELS.get(request.reasoning_effort or "")
     notes = (*asked.notes, *offer.notes)
-    return replace(asked, tools=tools, wishes=_wishes(request, tools), thinking=thinking, notes=notes)
+    return replace(
+        asked,
+        tools=tools,
+        wishes=_wishes(request, tools),
+        thinking=thinking,
+        notes=notes,
+        calls_forbidden=request.tool_choice == "none",
+    )
 
 
 def read_completion(body: object, served: Items[str]) -> Asked:

@@ -73,7 +73,7 @@ def encode(
     encoding = engine.encoding
     if isinstance(prompt, str):
         _check_length(encoding, prompt, most)
-        return encoding.encode(prompt, wishes) if special else encoding.encode_rest(prompt)
+        return encoding.encode(prompt, wishes) if special else encoding.encode_part(prompt, wishes)
     messages: list[Message] = [item for item in prompt if isinstance(item, dict)]
     if messages:
         rendered = encoding.rendered(messages, wishes)
@@ -94,13 +94,13 @@ def check_tokens(engine: Engine, tokens: Items[int], param: str) -> None:
 
 def _chat(engine: Engine, asked: Asked) -> Prepared:
     wishes, notes = asked.wishes or Wishes(), list(asked.notes)
-    form = format_of(engine.encoding, wishes)
+    form = form_of(engine.encoding, wishes, asked)
     if asked.thinking is not None:
         thinking = form.thinking(asked.thinking)
         if not thinking.variables:
             notes.append(f"reasoning_effort has no effect: {thinking.effect}")
         wishes = replace(wishes, variables={**thinking.variables, **wishes.variables})
-        form = format_of(engine.encoding, wishes)
+        form = form_of(engine.encoding, wishes, asked)
     (prompt,) = asked.prompts
     text = Text(_fitting(engine, asked, prompt, wishes), form=form)
     bound = bound_of(form, text.tokens, asked)
@@ -110,17 +110,27 @@ def _chat(engine: Engine, asked: Asked) -> Prepared:
     return Prepared([replace(text, grammar=grammar)], (*notes, *bound.notes))
 
 
+def form_of(encoding: Encoding, wishes: Wishes, asked: Asked) -> Format:
+    """How answers to this request are read."""
+    form = format_of(encoding, wishes)
+    return form.without_calls if asked.calls_forbidden else form
+
+
 def bound_of(form: Format, prompt: Items[int], asked: Asked) -> Bound | None:
     """What an answer must look like, from the end of its thought on; None if it is free. Raises ApiError."""
     opened = form.reader(prompt).thinking
-    tools = asked.tools
-    if tools is not None:
-        if not form.calls:
-            raise ApiError(400, "unsupported_parameter", f"tools cannot be called: {form.refusal}.", param="tools")
-        return form.grammar(tools.offered, tools.choice, tools.parallel, thought_open=opened)
-    shape = asked.shape
-    if shape is None:
-        return None
+    shape, tools = asked.shape, asked.tools
+    shaped = None if shape is None else _shaped(form, shape, opened)
+    if tools is None:
+        return shaped
+    if not form.calls:
+        raise ApiError(400, "unsupported_parameter", f"tools cannot be called: {form.refusal}.", param="tools")
+    schema = None if shape is None else shape.schema
+    return form.grammar(tools.offered, tools.choice, tools.parallel, schema, opened)
+
+
+def _shaped(form: Format, shape: Shape, opened: bool) -> Bound:
+    """What a whole answer must look like. Raises ApiError."""
     if shape.schema is None:
         if opened:
             raise bad_request(f"{shape.field} cannot begin inside a thought; reasoning_effort: none.", shape.field)

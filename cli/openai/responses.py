@@ -34,7 +34,7 @@ class Choice:
     """One text as it grows, and what it took.
 
     `reader` tells thoughts and calls apart, if that is wanted; `teller` is there if log-probabilities were asked for.
-    `silent` are tokens that end a text and are not shown.
+    `silent` are tokens that end a text and are not shown; `limit` is what ended it for its length.
     """
 
     index: int
@@ -46,6 +46,7 @@ class Choice:
     piece: Piece = field(default_factory=Piece)
     tokens: int = 0
     finish_reason: str | None = None
+    limit: str | None = None
     seed: int = 0
     drafted: int = 0
     accepted: int = 0
@@ -71,6 +72,7 @@ class Choice:
         self.tokens += len(burst.tokens)
         called = burst.finish_reason == "stop" and self.piece.calls
         self.finish_reason = "tool_calls" if called else burst.finish_reason
+        self.limit = burst.limit
         self.seed = burst.seed
         self.drafted += burst.nodes
         self.accepted += burst.accepted

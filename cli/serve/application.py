@@ -25,6 +25,7 @@ from cli.serve.guard import Guard, Policy
 from cli.serve.metrics import exposition
 from cli.serve.refusals import response_of
 from cli.serve.worker import Worker
+from specexec.text.template_options import Wishes
 
 log = logging.getLogger(__name__)
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -84,7 +85,9 @@ class _House:
 
     async def metrics(self, _: Request) -> Response:
         worker = self._worker
-        text = exposition(worker.totals, running=worker.running, waiting=worker.waiting, ready=worker.state == "ok")
+        ready = worker.state == "ok"
+        failed = len(worker.engine.drafter_failures) if ready else 0
+        text = exposition(worker.totals, worker.running, worker.waiting, ready=ready, failed=failed)
         return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
 
     async def models(self, _: Request) -> Response:
@@ -101,11 +104,12 @@ class _House:
         ready(self._worker)
         engine, body = self._worker.engine, await read_json(request)
         given = [body[name] for name in ("content", "prompt", "messages") if name in body]
-        special = body.get("add_special_tokens", True)
-        if len(given) != 1 or not isinstance(given[0], str | list) or not isinstance(special, bool):
-            raise bad_request("give one of content, prompt or messages, and add_special_tokens if you like.", "content")
-        prompt = given[0] if isinstance(given[0], str) else _messages(given[0])
-        tokens = await anyio.to_thread.run_sync(partial(encode, engine, prompt, special=special))
+        special = _switch(body, "add_special_tokens", "add_special")
+        control = _switch(body, "allow_control_tokens", "parse_special")
+        if len(given) != 1 or not isinstance(given[0], str | list):
+            raise bad_request("give one of content, prompt or messages.", "content")
+        prompt, wishes = given[0] if isinstance(given[0], str) else _messages(given[0]), Wishes(control_tokens=control)
+        tokens = await anyio.to_thread.run_sync(partial(encode, engine, prompt, wishes, special=special is not False))
         return JSONResponse({"tokens": tokens, "count": len(tokens), "max_model_len": engine.context})
 
     async def detokenize(self, request: Request) -> Response:
@@ -146,11 +150,21 @@ class _House:
             card["meta"] = {
                 "context": engine.context,
                 "drafter": engine.drafter_name,
+                "drafter_failures": engine.drafter_failures,
                 "placement": engine.placement,
                 "budget": engine.budget,
                 "toy": engine.toy,
             }
         return card
+
+
+def _switch(body: dict[str, object], *names: str) -> bool | None:
+    """A switch under one of its names; None where it is not given."""
+    found = {name: body[name] for name in names if body.get(name) is not None}
+    for name, value in found.items():
+        if not isinstance(value, bool) or len(found) > 1:
+            raise bad_request(f"{' and '.join(found)}: one of them, true or false.", name)
+    return next((value is True for value in found.values()), None)
 
 
 def _messages(given: list[object]) -> list[Message]:

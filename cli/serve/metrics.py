@@ -43,12 +43,18 @@ _SAYS = {
     "requests_running": "Texts that share the running sweep.",
     "requests_waiting": "Texts in the queue.",
     "ready": "1 once the model is loaded.",
+    "drafters_failed": "Drafters that failed: texts take more sweeps. The model's card says why.",
 }
 
 
-def exposition(totals: Totals, *, running: int, waiting: int, ready: bool) -> str:
-    """Prometheus text, format 0.0.4."""
-    gauges = {"requests_running": running, "requests_waiting": waiting, "ready": int(ready)}
+def exposition(totals: Totals, running: int, waiting: int, *, ready: bool, failed: int) -> str:
+    """Prometheus text, format 0.0.4; `failed` drafters."""
+    gauges = {
+        "requests_running": running,
+        "requests_waiting": waiting,
+        "ready": int(ready),
+        "drafters_failed": failed,
+    }
     lines = []
     for name, value in [*((field.name, getattr(totals, field.name)) for field in fields(totals)), *gauges.items()]:
         kind = "gauge" if name in gauges else "counter"

@@ -19,7 +19,8 @@ OBJECTS = (
     CONFIG, "generation_config.json", TOKENIZER, "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json", "chat_template.json", "hf_quant_config.json", "manifest.json",
 )  # fmt: skip
-TEXTS = ("chat_template.jinja", "merges.txt", "vocab.txt")
+TEMPLATE = "chat_template.jinja"
+TEXTS = (TEMPLATE, "merges.txt", "vocab.txt")
 AGAIN = "specexec pull, which fetches damaged files anew; in a folder of your own, copy the file there again."
 
 
@@ -53,6 +54,17 @@ def read_text(file: Path) -> str:
         raise BadModelDir(f"{file} is not UTF-8 text: {error}.", hint=AGAIN) from error
     except OSError as error:
         raise BadModelDir(f"{file} cannot be read: {error.strerror}.", hint=AGAIN) from error
+
+
+def templates_in(path: Path) -> list[str]:
+    """The chat templates of a folder, from wherever they are written. Raises BadModelDir."""
+    named = sorted((path / "additional_chat_templates").glob("*.jinja"))
+    found: list[Json] = [read_text(file) for file in (path / TEMPLATE, *named) if os.path.lexists(file)]
+    for name in ("tokenizer_config.json", "chat_template.json"):
+        told = read_json(path / name).get("chat_template") if os.path.lexists(path / name) else None
+        several = [one.get("template") for one in told if isinstance(one, dict)] if isinstance(told, list) else [told]
+        found += several
+    return [one for one in found if isinstance(one, str)]
 
 
 def check_documents(path: Path) -> None:

@@ -102,6 +102,8 @@ def open_folder(path: Path) -> Folder:
                     "download the model again.",
                 )
             entries[tensor] = held[tensor]
+    if not entries:
+        raise no_tensors(str(path / files[0]))
     notes = [weights.note] if weights.note else []
     if ADAPTER in names:
         notes.append(f"the adapter beside the weights ({ADAPTER}) is not applied")
@@ -151,6 +153,11 @@ def settled(config: dict[str, Json], entries: Mapping[str, Entry]) -> tuple[dict
         return config, None
     plain = {name: value for name, value in config.items() if name != "quantization_config"}
     return plain, "config.json has a quantization_config that names no method; the weights are plain, so it is left out"
+
+
+def no_tensors(file: str) -> BadModelDir:
+    """What to say of weights that hold nothing."""
+    return BadModelDir(f"{file} holds no tensors.", "It was saved without its weights.", "download the model again.")
 
 
 def _names_in(path: Path) -> list[str]:
@@ -215,6 +222,8 @@ def read_header(file: Path) -> tuple[int, dict[str, Entry]]:
         if start == LFS:
             raise BadModelDir(f"{file} is a pointer of Git LFS, not the weights.", hint="git lfs pull, in that folder.")
         header_B = int.from_bytes(start, "little")
+        if size_B == 0:
+            raise _damaged(file, "it is empty")
         if len(start) < 8 or not 2 <= header_B <= min(MAX_HEADER_B, size_B - 8):
             raise _damaged(file, f"its header claims {header_B} bytes, the file has {size_B}")
         header = _pread_all(fd, header_B, 8)

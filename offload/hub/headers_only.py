@@ -6,7 +6,7 @@ from pathlib import Path
 
 from offload.checkpoint.contents import ADAPTER, MODELOPT, find_weights, instead
 from offload.checkpoint.documents import CONFIG
-from offload.checkpoint.headers import Entry, Folder, open_folder, settled, weight_map_in, with_modelopt
+from offload.checkpoint.headers import Entry, Folder, no_tensors, open_folder, settled, weight_map_in, with_modelopt
 from offload.checkpoint.headers import item_B as bytes_of
 from offload.errors import ModelNotFound, OfflineMissing
 from offload.hub.hub import PATIENCE_s, explained, remote_header, remote_json
@@ -86,6 +86,8 @@ def list_hub(repo: str, revision: str | None) -> Folder:
             for name, (dtype, shape) in header.items()
             if placed is None or placed.get(name) == file
         }
+    if not entries:
+        raise no_tensors(f"{files[0]} of {repo}")
     config, plain = settled(config, entries)
     notes = tuple(note for note in (weights.note, plain) if note)
     return Folder(Path(repo), config, entries, {Path(file): 0 for file in files}, notes, here=False)

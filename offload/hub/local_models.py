@@ -106,8 +106,7 @@ def _format(folder: Folder) -> str:
     schemes = sorted({weight.scheme for weight in quantised if not _is_head(weight.name)})
     if schemes:
         return "+".join(schemes)
-    largest = max(folder.entries.values(), key=lambda entry: entry.nbytes)
-    return largest.dtype.lower()
+    return max(folder.entries.values(), key=lambda entry: entry.nbytes).dtype.lower()
 
 
 def _is_head(name: str) -> bool:

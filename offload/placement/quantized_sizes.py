@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Literal
 
 from offload.checkpoint.headers import Entry, Folder
+from offload.checkpoint.quantized.formats import STORED_FORMATS
 from offload.checkpoint.quantized.stored import fold
 from offload.checkpoint.roles import LAYER, part_of
 from offload.checkpoint.routing import routing_of
@@ -114,7 +115,7 @@ def work_of(folder: Folder, form: Format, item_B: int, head: FourBits = "none") 
     for weight in folded.quantised.values():
         match = LAYER.search(weight.name)
         if match and int(match[1]) < len(plain.layers_B):
-            scheme = "nf4" if weight.scheme == "fp4" else weight.scheme  # the same code with another table
+            scheme = STORED_FORMATS[weight.scheme].speed
             dense_B = math.prod(weight.shape) * item_B
             unpacked_B[scheme] = unpacked_B.get(scheme, 0) + dense_B
             if EXPERTS in weight.name:

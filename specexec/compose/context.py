@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jinja2 import TemplateError
 from transformers import GenerationConfig
 from transformers.utils import GENERATION_CONFIG_NAME
-from transformers.utils.chat_template_utils import _compile_jinja_template
 
 import offload as weights
 from specexec.model.architecture import DEFAULT_CONTEXT, longest_text
 from specexec.sampling.model_defaults import defaults_of
+from specexec.text.templates import damage
 from specexec.text.tokenizer import Encoding
 
 
@@ -28,13 +27,10 @@ def encoding_in(folder: Path, trust_remote_code: bool = False) -> Encoding:
         with weights.running_code(folder, trust_remote_code):
             encoding = Encoding.of(folder, trust_remote_code)
         for template in templates_of(encoding):
-            _compile_jinja_template(template)
+            if why := damage(template):
+                raise weights.BadModelDir(f"the chat template of {folder} is damaged: {why}.", None, weights.AGAIN)
     except weights.OffloadError:
         raise
-    except TemplateError as problem:
-        raise weights.BadModelDir(
-            f"the chat template of {folder} is damaged: {problem}.", None, weights.AGAIN
-        ) from problem
     except Exception as problem:  # tokenizers and their libraries raise whatever they meet
         first = (str(problem).strip() or repr(problem)).splitlines()[0]
         raise weights.BadModelDir(

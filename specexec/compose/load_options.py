@@ -58,7 +58,7 @@ class LoadOptions:
     link_limit_Bps: float | None = None
     """Slow the weight stream down to these bytes per second."""
     exact: bool = False
-    """Decide near-ties by the text alone (specexec/model/exact_ties.py); `Engine.afresh` counts what that took."""
+    """Decide near-ties by the text alone (specexec/model/exact_ties.py); `Engine.exact_ties` counts what that took."""
     offline: bool = False
     """Use only what is on this machine already."""
     verify: bool = False

@@ -1,4 +1,4 @@
-"""A process that renders chat templates for `templates.py` and does nothing else: it may be ended at any moment.
+"""A process that renders templates for `templates.py` and does nothing else: it may be ended at any moment.
 
 Run by path, so that nothing of specexec is imported here; of transformers, only the module that renders.
 Requests and replies are lines of JSON.
@@ -10,24 +10,29 @@ import resource
 import signal
 import sys
 import types
+from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 PAGE_B = resource.getpagesize()
+Render = Callable[[dict[str, Any]], str]
 
 
 def main() -> None:
     sys.path[:] = json.loads(sys.argv[1])
-    render = renderer()
+    renders = {"chat": chat_renderer(), "plain": plain_renderer()}
     memory_B = int(sys.argv[2])
     with open("/proc/self/statm") as file:
         taken_B = int(file.read().split()[0]) * PAGE_B
     resource.setrlimit(resource.RLIMIT_AS, (taken_B + memory_B, resource.getrlimit(resource.RLIMIT_AS)[1]))
     for line in sys.stdin.buffer:
-        sys.stdout.buffer.write(json.dumps(reply(render, json.loads(line))).encode() + b"\n")
+        request = json.loads(line)
+        answer = reply(renders[request["kind"]], request)
+        sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n")
         sys.stdout.buffer.flush()
 
 
-def renderer() -> Any:
+def chat_renderer() -> Render:
     """transformers' own function, without the rest of that package, which takes a second to import."""
     for name in ("torch", "PIL"):
         sys.modules[name] = None  # type: ignore[assignment]  # as if it were not installed
@@ -39,16 +44,32 @@ def renderer() -> Any:
         package = types.ModuleType(name)
         package.__path__ = [path]
         sys.modules[name] = package
-    from transformers.utils.chat_template_utils import render_jinja_template
+    from transformers.utils.chat_template_utils import _compile_jinja_template, render_jinja_template
 
-    return render_jinja_template
+    def render(request: dict[str, Any]) -> str:
+        if request["messages"] is None:
+            _compile_jinja_template(request["template"])
+            return ""
+        told = {**request["variables"], "chat_template": request["template"]}
+        return str(render_jinja_template([request["messages"]], **told)[0][0])
+
+    return render
 
 
-def reply(render: Any, request: dict[str, Any]) -> dict[str, object]:
+def plain_renderer() -> Render:
+    """What fills a text of the user's own; a variable that is not there is an error."""
+    from jinja2 import StrictUndefined
+    from jinja2.sandbox import SandboxedEnvironment
+
+    compiled = lru_cache(SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True).from_string)
+    return lambda request: compiled(request["template"]).render(request["variables"])
+
+
+def reply(render: Render, request: dict[str, Any]) -> dict[str, object]:
     """The text, or why there is none. The system ends this process when its time is over, also inside one call."""
     signal.setitimer(signal.ITIMER_PROF, request["seconds"])
     try:
-        (text,), _ = render([request["messages"]], **request["others"])
+        text = render(request)
         if len(text) > request["characters"]:
             return {"characters": len(text)}
         return {"text": text}

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from jinja2 import StrictUndefined, TemplateSyntaxError
+from jinja2 import TemplateSyntaxError
 from jinja2.sandbox import SandboxedEnvironment
 
 from cli.batch.input.items import Json, Message, Prompt, is_text
 from cli.shared.errors import BadJsonl
 from specexec.errors import BadText, EmptyPrompt
-
-_TEMPLATES = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
+from specexec.text.templates import TemplateFailed, fill
 
 
 @dataclass(frozen=True)
@@ -50,22 +49,25 @@ class Form:
 
     def _filled(self, fields: Mapping[str, Json], place: str) -> str:
         try:
-            return _TEMPLATES.from_string(self.template or "").render(fields)
-        except Exception as problem:  # a template is the user's own code, and may fail in any way that Python knows
-            raise BadJsonl(f"{place}: the template cannot be filled: {_said(problem)}.") from problem
+            return fill(self.template or "", fields)
+        except TemplateFailed as problem:
+            what = f"cannot be filled: {_said(problem.reason)}." if problem.reason else problem
+            raise BadJsonl(f"{place}: the template {what}") from problem
 
 
 def template_problem(text: str) -> str | None:
     """What is wrong with a template, whatever it will be filled with."""
     try:
-        _TEMPLATES.parse(text)
+        SandboxedEnvironment().parse(text)
     except TemplateSyntaxError as problem:
-        return f"line {problem.lineno} of the template: {_said(problem)}."
+        return f"line {problem.lineno} of the template: {_said(str(problem))}."
+    except RecursionError:
+        return "the template is nested too deeply."
     return None
 
 
-def _said(problem: Exception) -> str:
-    return (str(problem).partition("\n")[0] or type(problem).__name__).removesuffix(".")
+def _said(reason: str) -> str:
+    return reason.partition("\n")[0].removesuffix(".")
 
 
 def _objects(value: Json) -> list[Message]:

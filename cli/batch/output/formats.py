@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Record: TypeAlias = dict[str, object]
 Format = Literal["jsonl", "openai-batch", "text"]
 
-_TEXT = ("text", "reasoning", "tool_calls", "finish_reason")
+_TEXT = ("text", "reasoning", "tool_calls", "finish_reason", "limit")
 _OWN = ("seed", "sweeps", "tokens_per_sweep", "bytes_read", "seconds", "token_ids")
 
 
@@ -106,6 +106,7 @@ def _told(choice: Choice) -> Record:
         "reasoning": piece.reasoning or None,
         "tool_calls": calls or None,
         "finish_reason": choice.finish_reason,
+        "limit": choice.limit,
         **likely,
     }
 

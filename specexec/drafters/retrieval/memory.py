@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from specexec.drafters.retrieval.hit_rates import Hits
 from specexec.drafters.retrieval.suffix_index import LONGEST, RUNGS, Context, Recent, Settled
+from specexec.learned import sound
 from specexec.text.sequence import Sequence
 from specexec.tree.tree import Floats
 
@@ -83,12 +84,16 @@ class Memory:
             "hit": self.hits.hit_RC.astype(np.float32),
         }
 
-    def unpack(self, arrays: Mapping[str, NDArray[np.generic]]) -> None:
-        """Take up what an earlier run packed. Counts of another shape (an older version's) are left."""
-        self.settled = Settled(arrays["tokens"].astype(np.uint32), arrays["order"].astype(np.uint32))
-        if arrays["seen"].shape == arrays["hit"].shape == self.hits.seen_RC.shape:
-            self.hits.seen_RC = arrays["seen"].astype(np.float64)
-            self.hits.hit_RC = arrays["hit"].astype(np.float64)
+    def unpack(self, arrays: Mapping[str, NDArray[np.generic]], vocabulary: int) -> None:
+        """Take up what an earlier run packed. Counts of another shape (an older version's) are left.
+
+        Raises ValueError for what no run packs.
+        """
+        settled, shape = Settled.kept(arrays["tokens"], arrays["order"], vocabulary), self.hits.seen_RC.shape
+        if arrays["seen"].shape == arrays["hit"].shape == shape:
+            seen_RC, hit_RC = (sound(arrays[name], shape, name) for name in ("seen", "hit"))
+            self.hits.seen_RC, self.hits.hit_RC = seen_RC, hit_RC
+        self.settled = settled
 
 
 def cells_of(horizon: int, rung: int, fallback: bool) -> range:

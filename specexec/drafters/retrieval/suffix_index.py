@@ -163,6 +163,19 @@ class Settled:
         self._ranges: dict[Context, list[Range]] = {}
 
     @staticmethod
+    def kept(tokens_E: NDArray[np.generic], order_E: NDArray[np.generic], vocabulary: int) -> Settled:
+        """Of arrays from a file. Raises ValueError for those that hold no text in ids below `vocabulary`."""
+        for array in (tokens_E, order_E):
+            if array.ndim != 1 or array.dtype.kind not in "iu" or (array.size and int(array.min()) < 0):
+                raise ValueError(f"it holds {array.dtype} of shape {array.shape} where tokens or places are expected")
+        ids = tokens_E[tokens_E != GAP]
+        if ids.size and int(ids.max()) >= vocabulary:
+            raise ValueError(f"it names token {int(ids.max())}, the model has {vocabulary}")
+        if order_E.size and int(order_E.max()) >= len(tokens_E):
+            raise ValueError(f"it names place {int(order_E.max())} of {len(tokens_E)}")
+        return Settled(tokens_E.astype(np.uint32), order_E.astype(np.uint32))
+
+    @staticmethod
     def of(texts: Iterable[Items[int]]) -> Settled:
         """Sort the positions of all texts by their contexts."""
         parts = [np.array([*text, GAP], np.uint32) for text in texts]

@@ -23,7 +23,7 @@ class Channels:
     """The marks of a family: `start` header `message` body and one of `ends`.
 
     A header that holds `thought` makes the body one; a recipient with this `prefix` makes it a call, JSON or in a
-    `shape` of its own, unless it is one of `nobody`. `answer` is where the answer itself goes.
+    `shape` of its own, unless it is one of `nobody` or `calls` are forbidden. `answer` is where the answer itself goes.
     """
 
     start: str
@@ -37,6 +37,7 @@ class Channels:
     constrain: str = ""
     shape: XmlCalls | None = None
     kinds: Kinds = field(default_factory=dict)
+    calls: bool = True
 
 
 class ChannelScanner:
@@ -112,7 +113,7 @@ class ChannelScanner:
 
     def _called(self, header: str) -> str | None:
         found = _RECIPIENT.search(header)
-        name = found[1] if found else ""
+        name = found[1] if found and self._channels.calls else ""
         if not name or name in self._channels.nobody or not name.startswith(self._channels.prefix):
             return None
         return name.removeprefix(self._channels.prefix)
@@ -147,7 +148,7 @@ class ChannelScanner:
 def channel_rules(
     rules: Rules, channels: Channels, tools: Items[Tool], choice: str, schema: Mapping[str, object] | None, opened: bool
 ) -> str:
-    """An answer as messages: thoughts, then calls, or text where calls only may come, or JSON for a schema."""
+    """An answer as messages: thoughts, then calls, or where calls only may come: text, or JSON for a schema."""
     again = rules.literal(f"{channels.ends[0]}{channels.start}assistant")
     head = rules.literal(channels.channel or " to=")
     body = f"{rules.literal(channels.message)} {rules.anything()}"
@@ -155,12 +156,11 @@ def channel_rules(
     thought = rules.add("thought", f"{head} {rules.literal(kind)} {body} {again}")
     first = f"{rules.anything()} {again}" if opened else ""
     final = f"{head} {rules.literal(channels.answer)} {rules.literal(channels.message)}"
-    if schema is not None:
-        said = rules.add("said", f"{final} {rules.json(schema, True)}")
-    else:
-        calls = [_call_rule(rules, channels, at, tool) for at, tool in enumerate(tools)]
-        said = rules.add("said", " | ".join([*calls, *([f"{final} {rules.anything()}"] if choice == "auto" else [])]))
-    return f"{first} {thought}* {said}"
+    said = [_call_rule(rules, channels, at, tool) for at, tool in enumerate(tools)]
+    if choice == "auto":
+        told = rules.anything() if schema is None else rules.add("json", rules.json(schema, True))
+        said.append(f"{final} {told}")
+    return f"{first} {thought}* {rules.add('said', ' | '.join(said))}"
 
 
 def _call_rule(rules: Rules, channels: Channels, at: int, tool: Tool) -> str:

@@ -103,7 +103,8 @@ class Format:
     ) -> Bound:
         """What an answer must look like, after its thought: `choice` is auto, required or a tool's name.
 
-        With a schema and no tools, a JSON answer. Raises BadGrammar where there is no tool to call.
+        With a schema, text is JSON, and without tools there is nothing but that. Raises BadGrammar where there is no
+        tool to call.
         """
         marks = self._marks()
         if isinstance(self.form, ChannelForm):
@@ -111,7 +112,15 @@ class Format:
         if not tools:
             return answer_in_json(marks, self.thinks, schema or {}, thought_open)
         assert self.form is not None, "a form whose calls are refused has no grammar"
-        return answer_with_calls(marks, self.thinks, self.form, tools, choice, parallel and self.parallel, thought_open)
+        several = parallel and self.parallel
+        return answer_with_calls(marks, self.thinks, self.form, tools, choice, several, thought_open, schema)
+
+    @property
+    def without_calls(self) -> Format:
+        """The same for somebody who forbade calls: what looks like one is text."""
+        if isinstance(self.form, ChannelForm):
+            return replace(self, form=replace(self.form, channels=replace(self.form.channels, calls=False)))
+        return replace(self, form=None)
 
     @property
     def control_tokens(self) -> set[int]:

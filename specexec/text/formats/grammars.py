@@ -33,20 +33,26 @@ def answer_with_calls(
     choice: str,
     parallel: bool,
     thought_open: bool,
+    schema: Mapping[str, object] | None = None,
 ) -> Bound:
-    """Calls in the family's own spelling, which must or may come, and text where they only may."""
+    """Calls in the family's own spelling, which must or may come; where they may, else text, or JSON of a schema."""
     tools, notes = tools_of(offered, choice)
     if not tools:
         raise BadGrammar("there is no tool that could be called.", "; ".join(notes) or None)
     rules = Rules(marks)
     rest = form.shape.rules(rules, tools, parallel)
     thought = _thought(rules, thinks, thought_open)
-    if choice == "auto":
+    if choice == "auto" and schema is None:
         body = _maybe(rules, form, rest, parallel, thinks)
     else:
         space = rules.add("SPACE", r"/\n{0,2}/")
-        lead = f"({_silent(rules, form)} {space})* " if form.silent else ""
-        body = f"{space} {lead}{rules.literal(_mark(form))} {_after_mark(rules, form, rest, parallel)}"
+        silent = f"({_silent(rules, form)} {space})*" if form.silent else ""
+        body = f"{rules.literal(_mark(form))} {_after_mark(rules, form, rest, parallel)}"
+        if choice == "auto" and schema is not None:
+            found = usable(schema, False)
+            notes += found.notes
+            body = f"({body} | {rules.add('json', rules.json(found.schema, False))} {silent})"
+        body = f"{space} {silent} {body}"
     rules.add("start", f"{thought} {body}")
     return Bound(rules.text, tuple(notes))
 

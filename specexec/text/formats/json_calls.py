@@ -73,18 +73,17 @@ class JsonCalls:
     def _rule(self, rules: Rules, at: int, tool: Tool) -> str:
         arguments = rules.add(f"arguments_{at}", rules.json(tool.schema, tool.lenient))
         name = json.dumps(tool.name, ensure_ascii=False)
-        if self.keyed:
-            head, tail = f"{{{name}: ", "}"
-        else:
-            head, tail = f'{{"{self.name}": {name}, "{self.arguments}": ', "}"
+        keys = [name] if self.keyed else [f'"{self.name}"', ": ", name, ", ", f'"{self.arguments}"']
+        parts = [*([] if self.id_first else ["{"]), *keys, ": "]
+        # Without a mark, other JSON may begin alike: cut as llguidance cuts JSON itself, or it would decide too early.
+        head = " ".join(map(rules.literal, parts if not self.begin else ["".join(parts)]))
         opening, closing = rules.literal(f'{{"{self.id}": "'), rules.literal('", ')
         number = f"{opening} /[0-9]+/ {closing}" if self.id_first else ""
-        head = head[1:] if self.id_first else head
         after = ""
         if self.id is not None and not self.id_first:
             own, closing = rules.literal(f', "{self.id}": "'), rules.literal('"')
             after = f"({own} /[a-zA-Z0-9_-]+/ {closing})?"
-        return rules.add(f"call_{at}", f"{number} {rules.literal(head)} {arguments} {after} {rules.literal(tail)}")
+        return rules.add(f"call_{at}", f"{number} {head} {arguments} {after} {rules.literal('}')}")
 
     def _call(self, item: Json) -> Call:
         if not isinstance(item, dict):
