@@ -50,13 +50,14 @@ cli.shared:           specexec specexec.errors specexec.sizes specexec.sampling 
 cli.terminal:         .shared specexec.errors specexec.stats specexec.tree specexec.text specexec.engine offload.machine
 cli.openai:           .shared specexec.errors specexec.stats specexec.sampling specexec.text specexec.engine
 cli.engine:           .shared .terminal specexec specexec.errors specexec.drafters specexec.engine specexec.compose
-                      offload.machine offload.placement
+                      offload.errors offload.machine offload.hub offload.placement
 cli.about:            .shared offload.machine
 cli.chat:             .shared .terminal .engine specexec.pieces specexec.stats specexec.sampling specexec.model
                       specexec.text specexec.drafters specexec.engine offload.machine offload.hub
 cli.serve:            .shared .terminal .engine .openai specexec.errors specexec.stats specexec.sampling specexec.model
                       specexec.text specexec.engine specexec.compose
-cli.models:           .shared .terminal .engine .about specexec.errors specexec.sizes specexec.model specexec.drafters
+cli.models:           .shared .terminal .engine .about specexec.errors specexec.sizes specexec.model specexec.text
+                      specexec.drafters
                       specexec.compose offload.errors offload.units offload.machine offload.checkpoint offload.hub
                       offload.placement offload.packs offload.measure
 cli.batch:            .shared .terminal .engine .openai .models specexec.errors specexec.stats specexec.tree
