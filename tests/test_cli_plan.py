@@ -28,7 +28,7 @@ from offload.machine.memory import Free, Ram
 from offload.machine.speeds import (
     ALONE,
     Arithmetic,
-    Company,
+    Contention,
     Disk,
     Speeds,
     disk_key,
@@ -404,7 +404,7 @@ def test_a_cpu_that_reads_and_computes_at_once_is_slower_at_both(
 ) -> None:
     placement = place(Need((GiB,), (GiB,), 0, 0, 0, 0, 1), Free(4 * GiB), "disk")
     flops = Arithmetic(1e30, GiB / compute_s)
-    limits = replace(KNOWN, disk_Bps=GiB / disk_s, arithmetic=flops, company=Company(compute, disk))
+    limits = replace(KNOWN, disk_Bps=GiB / disk_s, arithmetic=flops, company=Contention(compute, disk))
     # Both begin; when one is done the other goes on at full speed.
     together_s = min(disk_s / disk, compute_s / compute)
     rest_s = max(disk_s - together_s * disk, compute_s - together_s * compute)

@@ -6,7 +6,7 @@ import torch
 
 from specexec.model.attention import Style, Visibility, attend
 from specexec.model.cache import LayerKV
-from specexec.model.joint_attention import Piece, joined
+from specexec.model.joint_attention import TextRows, joined
 from specexec.sizes import KEY_BLOCK, QUERY_BLOCK
 from specexec.tree.tree import ROOT, depths, intervals
 
@@ -31,10 +31,10 @@ TEXTS = [
 ]
 
 
-def pieces() -> list[tuple[Piece, LayerKV]]:
+def pieces() -> list[tuple[TextRows, LayerKV]]:
     """Trees of random shape, their rows side by side in one sweep."""
     generator, start = np.random.default_rng(0), 0
-    made: list[tuple[Piece, LayerKV]] = []
+    made: list[tuple[TextRows, LayerKV]] = []
     for committed, old, new in TEXTS:
         parents_N = np.array(
             [int(generator.integers(max(ROOT, node - 5), node)) for node in range(old + new)], np.int64
@@ -46,7 +46,7 @@ def pieces() -> list[tuple[Piece, LayerKV]]:
         kv = LayerKV(torch.randn(KEY_HEADS, room, SIZE), torch.randn(KEY_HEADS, room, VALUE_SIZE))
         kv.keys_HRD[:, committed + old + new :] = torch.nan
         kv.values_HRD[:, committed + old + new :] = torch.nan
-        made.append((Piece(len(made), slice(start, start + new), slice(old, old + new), sees), kv))
+        made.append((TextRows(len(made), slice(start, start + new), slice(old, old + new), sees), kv))
         start += new
     return made
 

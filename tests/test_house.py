@@ -178,3 +178,12 @@ def test_every_exported_name_exists() -> None:
     for package in (specexec, offload):
         for name in package.__all__:
             assert getattr(package, name) is not None
+
+
+def test_no_public_class_name_means_two_things() -> None:
+    homes: dict[str, list[str]] = defaultdict(list)
+    for file in (file for folder in folders() for file in folder.glob("*.py")):
+        for node in ast.parse(file.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                homes[node.name].append(str(file.relative_to(ROOT)))
+    assert {name: files for name, files in homes.items() if len(files) > 1} == {}

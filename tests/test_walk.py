@@ -21,7 +21,7 @@ from specexec.errors import BrokenLogits
 from specexec.model.tree_lm import TreeLM
 from specexec.sampling.noise import Noise, gumbel, philox_row
 from specexec.sampling.params import SamplingParams
-from specexec.sampling.processors import History, Processors, Text
+from specexec.sampling.processors import History, JudgedText, Processors
 from specexec.sampling.verify import Opinion, walk
 from specexec.tree.tree import ROOT, TokenTree
 from tests.tiny import tiny
@@ -45,7 +45,7 @@ def opinion_of(tree: TokenTree, sampling: SamplingParams, noise: Noise) -> Opini
 
 
 def history_of(sampling: SamplingParams, answer: list[int]) -> History:
-    return Processors(sampling, Text((1, 2), WORDS)).history(answer)
+    return Processors(sampling, JudgedText((1, 2), WORDS)).history(answer)
 
 
 def plain(length: int, sampling: SamplingParams, noise: Noise) -> list[int]:

@@ -89,7 +89,7 @@ class ToolChoice(BaseModel):
 Effort = Literal["none", "off", "on", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
-class Request(BaseModel):
+class RequestBody(BaseModel):
     """What chat and plain completion share."""
 
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
@@ -121,7 +121,7 @@ class Request(BaseModel):
     watch: bool = False
 
 
-class ChatRequest(Request):
+class ChatRequest(RequestBody):
     """The body of /v1/chat/completions."""
 
     messages: Annotated[list[dict[str, object]], Field(min_length=1)]
@@ -138,7 +138,7 @@ class ChatRequest(Request):
     continue_final_message: bool = False
 
 
-class CompletionRequest(Request):
+class CompletionRequest(RequestBody):
     """The body of /v1/completions."""
 
     prompt: str | list[int] | list[str] | list[list[int]]

@@ -13,7 +13,7 @@ from offload.checkpoint.quantized.formats import STORED_FORMATS
 from offload.checkpoint.quantized.stored import fold
 from offload.checkpoint.roles import LAYER, part_of
 from offload.checkpoint.routing import routing_of
-from offload.errors import UnsupportedArchitecture
+from offload.errors import UnsupportedModel
 from offload.placement.forecast import Work
 from offload.placement.placement import RING, Need
 from offload.placement.requirements import FLOATS, few_bit_head, need_of
@@ -58,12 +58,12 @@ def need_in(folder: Folder, form: Format, item_B: int, ctx: int, beside_B: Mappi
 def with_head(folder: Folder, need: Need, form: FourBits, item_B: int) -> Need:
     """The need with the head in that format, whatever the layers are in.
 
-    Raises UnsupportedArchitecture where the head has few bits already.
+    Raises UnsupportedModel where the head has few bits already.
     """
     if form == "none":
         return need
     if few := [name for name in fold(folder).quantised if not LAYER.search(name) and part_of(name) == "head"]:
-        raise UnsupportedArchitecture(
+        raise UnsupportedModel(
             f"{folder.path} keeps its head in few bits already ('{few[0]}'): --head-quant has nothing to do.",
             hint="leave --head-quant out, or the 16-bit version of the model.",
         )

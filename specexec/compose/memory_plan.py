@@ -145,7 +145,7 @@ def memory_plan(request: LoadRequest, choice: DrafterChoice) -> MemoryPlan:
 def need_with(request: LoadRequest, choice: DrafterChoice) -> Need:
     """The need of the target with these drafters.
 
-    Raises UnsupportedArchitecture where its head is to get four bits and has few already.
+    Raises UnsupportedModel where its head is to get four bits and has few already.
     """
     beside = memory_plan(request, choice)
     item_B = request.item_B(request.target)

@@ -17,7 +17,7 @@ from specexec.sizes import KEY_BLOCK, QUERY_BLOCK
 
 
 @dataclass(frozen=True)
-class Piece:
+class TextRows:
     """Some rows of text number `text`: the nodes `rows` of its cache, at `here` among the rows of a part of a sweep."""
 
     text: int
@@ -37,7 +37,7 @@ class Piece:
 class JointAttention:
     """Pieces of about one size, padded to the longest. Which row sees which is found once for all layers of a kind."""
 
-    def __init__(self, pieces: Items[Piece], style: Style) -> None:
+    def __init__(self, pieces: Items[TextRows], style: Style) -> None:
         self.pieces = pieces
         self._queries, self._keys = (max(size) for size in zip(*((p.queries, p.keys) for p in pieces), strict=True))
         if len(pieces) == 1:
@@ -78,9 +78,9 @@ class JointAttention:
         return padded_BHKD
 
 
-def joined(pieces: Items[Piece], style: Style) -> list[JointAttention]:
+def joined(pieces: Items[TextRows], style: Style) -> list[JointAttention]:
     """Pieces of like size together, no group larger than a block of attention; a large piece stays alone."""
-    alike: dict[tuple[int, int], list[list[Piece]]] = {}
+    alike: dict[tuple[int, int], list[list[TextRows]]] = {}
     for piece in pieces:
         groups = alike.setdefault((piece.queries.bit_length(), piece.keys.bit_length()), [[]])
         together = [*groups[-1], piece]

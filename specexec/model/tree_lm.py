@@ -27,7 +27,7 @@ from specexec.model.architecture import LayerKind, check_tree_support, longest_t
 from specexec.model.attention import Style, Visibility
 from specexec.model.cache import KVCache
 from specexec.model.cache_in_ram import Passenger, Travel, Trip
-from specexec.model.joint_attention import JointAttention, Piece, joined
+from specexec.model.joint_attention import JointAttention, TextRows, joined
 from specexec.model.module_types import TakesChunks
 from specexec.sizes import CHUNK
 from specexec.tree.tree import depths, intervals
@@ -250,7 +250,7 @@ class _Packed:
         mixed_HQD[:, own:] = mixed_HQD[:, own - 1 : own]
         return mixed_HQD
 
-    def _pieces(self, begin: int, end: int) -> list[Piece]:
+    def _pieces(self, begin: int, end: int) -> list[TextRows]:
         """What every sequence has among the packed rows from `begin` to `end`."""
         pieces = []
         for number, span in enumerate(self._spans):
@@ -258,7 +258,7 @@ class _Packed:
             if first < last:
                 node = span.first_node + first - span.start
                 rows = slice(node, node + last - first)
-                pieces.append(Piece(number, slice(first - begin, last - begin), rows, span.sees))
+                pieces.append(TextRows(number, slice(first - begin, last - begin), rows, span.sees))
         return pieces
 
     def end(self) -> None:

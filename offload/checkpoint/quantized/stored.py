@@ -18,7 +18,7 @@ from typing import TypeAlias, cast
 
 from offload.checkpoint.headers import ITEM_B, Entry, Folder, read_small
 from offload.checkpoint.quantized.formats import METHODS, STORED_FORMATS
-from offload.errors import CorruptShard, UnsupportedArchitecture
+from offload.errors import CorruptShard, UnsupportedModel
 
 Scheme: TypeAlias = str  # a key of STORED_FORMATS
 
@@ -102,7 +102,7 @@ def refuse_unknown(folder: Folder) -> None:
         return
     method = config.get("quant_method", UNNAMED) if isinstance(config, dict) else UNNAMED
     if method not in METHODS:
-        raise UnsupportedArchitecture(
+        raise UnsupportedModel(
             f"{folder.path} is quantised with {method}, which cannot be streamed.",
             "Streamed are bitsandbytes 4 and 8 bit, MXFP4 and specexec's own packs.",
             "the 16-bit version of the model, or a bitsandbytes one (…-bnb-4bit).",
@@ -201,7 +201,7 @@ def find_int8(folder: Folder) -> Iterator[Quantised]:
         if f"{prefix}.weight_format" in entries:
             members["other"] = entries[f"{prefix}.weight_format"]
             if folder.here and members["other"].nbytes == 1 and read_small(members["other"]) != b"\0":
-                raise UnsupportedArchitecture(
+                raise UnsupportedModel(
                     f"'{base}' is stored in a tiled order of some GPU, which cannot be streamed.",
                     hint="a version of the model that was saved with a recent bitsandbytes.",
                 )
