@@ -35,7 +35,9 @@ from specexec.engine.parts import Parts
 from specexec.errors import BadOption
 from specexec.model.architecture import can_branch, context_for, longest_text
 from specexec.model.cache_in_ram import Travel
+from specexec.model.chain_lm import ChainLM
 from specexec.model.remote_code_check import lm_of
+from specexec.model.tree_lm import TreeLM
 from specexec.planning.baselines import NAMES, planner_of, ranking_of
 from specexec.sampling.model_defaults import Defaults, defaults_of
 from specexec.text.tokenizer import Encoding
@@ -94,21 +96,8 @@ def assemble(
         share=weights.share,
     )
     memory = Memory() if "ngram" in choice.sources or options.draft_vocab else None
-    kit = DrafterKit(
-        model=target,
-        files_B=sum(request.target.file_sizes.values()),
-        target=lm,
-        encoding=encoding,
-        context=request.context,
-        stop_tokens=defaults.stop_tokens,
-        ranking=ranking_of(planner),
-        memory=memory,
-        draft_vocab=options.draft_vocab,
-        form=request.copy,
-        searches=earlier.searches,
-        on_quantised=progress.quantised,
-        on_searched=progress.searched,
-    )
+    kit = _kit(request, target, lm, encoding, memory, progress, earlier)
+    kit = replace(kit, ranking=ranking_of(planner), stop_tokens=defaults.stop_tokens)
     cost = CostModel(share=stream.share)
     return Engine(
         Parts(
@@ -223,6 +212,31 @@ def _target(request: LoadRequest, choice: DrafterChoice, device: str, progress: 
         head_quant=options.head_quant,
         told=progress.read,
         trust_remote_code=options.trust_remote_code,
+    )
+
+
+def _kit(
+    request: LoadRequest,
+    target: PreTrainedModel,
+    lm: TreeLM | ChainLM,
+    encoding: Encoding,
+    memory: Memory | None,
+    progress: LoadProgress,
+    earlier: EarlierRuns,
+) -> DrafterKit:
+    """What the makers of drafters are given."""
+    return DrafterKit(
+        model=target,
+        files_B=sum(request.target.file_sizes.values()),
+        target=lm,
+        encoding=encoding,
+        context=request.context,
+        memory=memory,
+        draft_vocab=request.options.draft_vocab,
+        form=request.copy,
+        searches=earlier.searches,
+        on_quantised=progress.quantised,
+        on_searched=progress.searched,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -52,8 +52,6 @@ class DrafterKit:
     encoding: Encoding
     context: int
     """Tokens that prompt and answer may have together."""
-    stop_tokens: frozenset[int]
-    ranking: Ranking
     memory: Memory | None
     """What has been written before, where a drafter looks it up."""
     draft_vocab: int | None
@@ -64,6 +62,9 @@ class DrafterKit:
     """What earlier searches found; new ones are added."""
     on_quantised: Callable[[int, int], None]
     on_searched: Callable[[int, int], None]
+    stop_tokens: frozenset[int] = frozenset()
+    ranking: Ranking = field(default_factory=Ranking)
+    """How a drafter model ranks the children of a node."""
     draft: Draft | None = None
     """The model that a maker of kind `model` is to draft with."""
 
