@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from offload.machine.memory import Free, free_memory
     from offload.machine.system import check_system
     from offload.machine.thread_pool import share
-    from offload.model.load import ModelStream, load, stream_of
+    from offload.model.load import load, stream_of
+    from offload.model.model_stream import ModelStream
     from offload.model.resident_layer import skeleton_layer, standing_layer, stands
     from offload.placement.placement import Offload, Placement
     from offload.placement.quantized_sizes import (
@@ -99,7 +100,7 @@ _HOMES = {
     "FourBits": "placement.quantized_sizes",
     "Free": "machine.memory",
     "ModelPair": "hub.names",
-    "ModelStream": "model.load",
+    "ModelStream": "model.model_stream",
     "Offload": "placement.placement",
     "OffloadError": "errors",
     "Placement": "placement.placement",

@@ -76,7 +76,7 @@ def test_auto_chooses_by_what_bench_measured(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_bench_tells_what_overlap_hid(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Decoder, "_free_s", lambda *_: 60.0)  # however fast this machine is
+    monkeypatch.setattr(Decoder, "_ahead_s", lambda *_: 60.0)  # however fast this machine is
     ran = run("bench", "--budgets", "4", "-r", "1", "-n", "12", "--drafter", "sibling", "-o", "json")
     plain, guessed = json.loads(ran.stdout)
     assert (plain["hidden"], 0 <= guessed["hit_rate"] <= 1, 0 <= guessed["hidden"] < 1) == (0, True, True)

@@ -39,7 +39,7 @@ from offload.measure import READINGS, Trial, choose, probe_company, probe_disk, 
 from offload.model.load import load, stream_of
 from offload.packs.pack import pack
 from offload.packs.pack import plan as pack_plan
-from offload.placement.forecast import ASSUMED_CPU, SCHEMES, Ceilings, Work, ceilings, forecast
+from offload.placement.forecast import ASSUMED_CPU, SCHEMES, Ceilings, Forecast, Work, ceilings, forecast
 from offload.placement.placement import Need
 from offload.placement.quantized_sizes import FORMATS, Format, need_in, packed_size_B, work_of
 from offload.placement.requirements import need_of
@@ -303,6 +303,17 @@ def test_the_best_is_the_fastest_that_fits(folder: Path) -> None:
     assert found is not None
     assert (found.offload, found.form) == ("none", "none")
     assert best([row for row in rows if row.forecast is None]) is None
+
+
+@pytest.mark.parametrize(("stored_s", "form"), [(1.2, "none"), (1.4, "nf4")])
+def test_the_stored_format_is_best_unless_fewer_bits_are_much_faster(stored_s: float, form: str, folder: Path) -> None:
+    """Fewer bits are another model: what they save must be worth it."""
+    rows = outlook(open_folder(folder), Free(4 * GiB), KNOWN, 4, 512, Beside(), False)
+    seconds = {"none": stored_s, "nf4": 1.0}
+    timed = [replace(row, forecast=Forecast(seconds[row.form], 0.0, 0.0)) for row in rows]
+    found = best(timed)
+    assert found is not None
+    assert found.form == form
 
 
 def test_what_was_measured_is_used_and_the_rest_labelled() -> None:

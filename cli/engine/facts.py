@@ -27,7 +27,7 @@ def facts_of(engine: Engine, options: EngineOptions) -> dict[str, object]:
         "drafter_failures": engine.drafter_failures,
         "planner": options.planner,
         "budget": engine.budget,
-        "exact": engine.afresh is not None,
+        "exact": engine.exact_ties is not None,
         "verified": options.verify,
         "link_limit_Bps": options.link_limit,
         "placement": placement_facts(cast("Placement", engine.weights.placement)),

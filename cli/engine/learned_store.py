@@ -97,7 +97,7 @@ def _keep(engine: Engine, path: Path, options: EngineOptions) -> None:
     learned = {own + name if name.startswith("cost/") else name: array for name, array in engine.pack().items()}
     marks = {"version": np.array([VERSION]), "pair": _pair(engine), f"{own}kept": np.array([time.time()])}
     save(path, {**_elsewhere(engine, path, own), **learned, **marks})
-    alone = engine.pace.alone
+    alone = engine.accounting.pace.alone
     keep_speed(options, engine.sources, alone.sweeps, alone.tokens, alone.seconds)
 
 

@@ -93,7 +93,7 @@ def running_engine(
         stack.enter_context(engine)
         if remember:
             if _must_pay(engine):
-                engine.sample_plain()
+                engine.accounting.sample_plain()
             stack.enter_context(remembering(engine, options))
         for line in introduction(engine):
             screen.say(line)
@@ -111,7 +111,7 @@ def remembering(engine: Engine, options: EngineOptions) -> Iterator[None]:
 
 def losing(engine: Engine, plain_before: float | None = None) -> str | None:
     """A word if guessing did not pay for itself. `plain_before`: tokens/s of plain decoding in earlier runs here."""
-    pace, would = engine.pace, engine.pace.plain_tokens
+    pace, would = engine.accounting.pace, engine.accounting.pace.plain_tokens
     if not _must_pay(engine):
         return None
     instead = "" if engine.budget == "auto" else "--budget auto guesses as much as pays, "

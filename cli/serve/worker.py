@@ -211,8 +211,8 @@ class Worker:
         return True
 
     def _begin(self, ticket: Ticket) -> None:
-        afresh = ticket.sampling.prompt_logprobs  # what is cached is not computed, so nothing could be said of it
-        caches = self._idle.take([] if afresh else ticket.prompt, live=len(self._live))
+        computed = ticket.sampling.prompt_logprobs  # what is cached is not computed, so nothing could be said of it
+        caches = self._idle.take([] if computed else ticket.prompt, live=len(self._live))
         ticket.reused = caches.shared
         try:
             sequence = self.engine.join(ticket.prompt, ticket.sampling, caches.by_model)

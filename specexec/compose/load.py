@@ -83,7 +83,7 @@ def load(
     planner: best, reference, beam, sequoia. dtype: auto (stored), bf16, f16, f32. ram_B, vram_B: ceilings in bytes.
     link_limit_Bps throttles the weight stream. verify: compare weights with their hashes first (packs, and what came
     from the Hub). trust_remote_code: run Python that the folders of all models bring; an architecture from there is
-    tried on a few tokens first. exact: decide near-ties by the text alone (afresh.py); its bill is `Engine.afresh`.
+    tried on a few tokens first. exact: decide near-ties by the text alone ; their bill is `Engine.exact_ties`.
     measured: tokens per second that drafters, by name, have made with this target here; auto takes the best of those
     that fit. told: hears layers read into memory, and of how many. searches: what earlier loads found out by trying;
     what this one has to find out (skip: which sublayers) is added. rounded: hears layers quantised to draft, and of how
