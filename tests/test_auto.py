@@ -13,10 +13,13 @@ from cli.engine.open import losing
 from offload import ModelPair, open_folder, resolve
 from offload.checkpoint.quantized.quantize import Quant
 from offload.packs.pack import pack, plan
-from specexec.drafters.auto import ENOUGH, Auto, candidates, fastest
+from specexec.compose.auto_choice import candidates, fastest
+from specexec.compose.earlier_runs import EarlierRuns
+from specexec.compose.memory_plan import MemoryPlan
+from specexec.drafters.auto import ENOUGH, Auto
 from specexec.drafters.cost import CostModel
 from specexec.drafters.protocol import Ask, Drafter, Guesses
-from specexec.drafters.registry import Choice
+from specexec.drafters.registry import DrafterChoice
 from specexec.drafters.union import Union
 from specexec.engine.decoder import Decoder
 from specexec.errors import BadDrafter
@@ -31,7 +34,7 @@ from tests.fake_engine import FakeEngine
 from tests.tiny import tiny
 from tests.writing import drafters, prompt, sequence_of, write
 
-SIBLING, COPY, ALONE = (Choice((*first, "ngram"), auto=True) for first in (("sibling",), ("substitute",), ()))
+SIBLING, COPY, ALONE = (DrafterChoice((*first, "ngram"), auto=True) for first in (("sibling",), ("substitute",), ()))
 
 
 def test_what_does_not_fit_is_no_candidate() -> None:
@@ -59,7 +62,7 @@ def test_what_does_not_fit_is_no_candidate() -> None:
     ],
 )
 def test_the_fastest_is_taken_once_it_is_known(
-    found: list[Choice], measured: dict[str, float], best: Choice, why: str
+    found: list[DrafterChoice], measured: dict[str, float], best: DrafterChoice, why: str
 ) -> None:
     choice, reason = fastest(found, paired=True, measured=measured)
     assert choice == best
@@ -67,20 +70,22 @@ def test_the_fastest_is_taken_once_it_is_known(
 
 
 def test_auto_follows_what_was_measured_and_the_memory_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    def beside(choice: Choice, *_: object) -> dict[str, int]:
-        return {"KV of guesses": 0, "drafter": 10**15 * ("sibling" in choice.sources)}
+    def beside(_: object, choice: DrafterChoice) -> MemoryPlan:
+        return MemoryPlan({"drafter": 10**15 * ("sibling" in choice.sources)}, {}, 0)
 
-    with specexec.load("demo", offload="none", measured={"sibling+ngram": 2.0, "ngram": 5.0}) as llm:
+    with specexec.load("demo", offload="none", earlier=EarlierRuns({"sibling+ngram": 2.0, "ngram": 5.0})) as llm:
         assert llm.sources == "ngram"
         assert "ngram 5" in llm.reason
-    monkeypatch.setattr("specexec.compose.drafter_factory.beside_B", beside)
+    monkeypatch.setattr("specexec.compose.memory_plan.memory_plan", beside)
     with specexec.load("demo", offload="none") as llm:
         assert llm.sources == "ngram"
         assert "does not fit" in llm.reason
 
 
 def test_an_explicit_choice_is_never_replaced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with specexec.load("demo", drafter="sibling", offload="none", measured={"sibling": 1.0, "ngram": 5.0}) as llm:
+    with specexec.load(
+        "demo", drafter="sibling", offload="none", earlier=EarlierRuns({"sibling": 1.0, "ngram": 5.0})
+    ) as llm:
         assert (llm.sources, llm.reason) == ("sibling", "")
     alone = ModelPair("lonely", resolve("demo").target)
     monkeypatch.setattr("offload.resolve", lambda *_, **__: alone, raising=False)
@@ -94,8 +99,8 @@ def test_an_explicit_choice_is_never_replaced(monkeypatch: pytest.MonkeyPatch, t
 @pytest.mark.parametrize(("quant", "taken"), [("int8", "substitute+ngram"), ("nf4", "ngram")])
 def test_a_copy_in_four_bits_is_for_what_streams_in_more(quant: Quant, taken: str, tmp_path: Path) -> None:
     pack(plan(open_folder(resolve("demo").target), quant), tmp_path / "pack")
-    measured = {"substitute+ngram": 9.0, "ngram": 1.0}
-    with specexec.load(str(tmp_path / "pack"), offload="disk", budget=4, measured=measured) as llm:
+    earlier = EarlierRuns({"substitute+ngram": 9.0, "ngram": 1.0})
+    with specexec.load(str(tmp_path / "pack"), offload="disk", budget=4, earlier=earlier) as llm:
         assert llm.sources == taken
 
 

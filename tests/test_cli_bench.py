@@ -72,7 +72,12 @@ def test_auto_chooses_by_what_bench_measured(monkeypatch: pytest.MonkeyPatch) ->
     told = taken()
     assert "(auto: tokens/s here: " in told
     assert all(f"{speed:.3g}" in told for speed in speeds.values())
-    assert learned.measured(EngineOptions(dtype="f32", offload="none")).keys() == {"none", "ngram", "sibling+ngram"}
+    options = EngineOptions().but(dtype="f32", offload="none")
+    assert learned.measured(options).keys() == {
+        "none",
+        "ngram",
+        "sibling+ngram",
+    }
 
 
 def test_bench_tells_what_overlap_hid(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,7 +47,7 @@ def test_a_conversation_goes_on_with_another_model_and_another_drafter(
     (tmp_path / "other").mkdir()
     ran = talk(specexec, "one", "/model ./other", "two", "/drafter none", "three")
     assert (ran.code, ran.out) == (0, "echo: one\necho: two\necho: three\n")
-    assert [(options.model, options.drafter) for options in asked] == [
+    assert [(options.model, options.load.drafter) for options in asked] == [
         ("demo", "auto"), ("./other", "auto"), ("./other", "none"),
     ]  # fmt: skip
     (one,) = kept(specexec)
@@ -87,7 +87,7 @@ def test_a_model_that_does_not_load_leaves_the_conversation_with_the_old_one(
     specexec: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def choosy(_: CommandLine, options: EngineOptions, **_rest: object) -> FakeEngine:
-        if options.drafter == "none":
+        if options.load.drafter == "none":
             raise NotEnoughRam("it needs 9 GiB, 1 GiB is free.")
         return FakeEngine()
 

@@ -57,7 +57,8 @@ cli.chat:             .shared .terminal .engine specexec.pieces specexec.stats s
 cli.serve:            .shared .terminal .engine .openai specexec.errors specexec.stats specexec.sampling specexec.model
                       specexec.text specexec.engine specexec.compose
 cli.models:           .shared .terminal .engine .about specexec.errors specexec.sizes specexec.model specexec.text
-                      specexec.drafters specexec.compose offload.errors offload.units offload.machine offload.checkpoint offload.hub
+                      specexec.drafters
+                      specexec.compose offload.errors offload.units offload.machine offload.checkpoint offload.hub
                       offload.placement offload.packs offload.measure
 cli.batch:            .shared .terminal .engine .openai .models specexec.errors specexec.stats specexec.tree
                       specexec.sampling specexec.text specexec.drafters specexec.engine specexec.compose

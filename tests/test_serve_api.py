@@ -250,7 +250,7 @@ def test_health_tells_loading_from_ready_and_nothing_is_answered_before() -> Non
     with serving(slow, wait=False) as server, server.http as client:
         loading = client.get("/health")
         assert (loading.status_code, loading.json()["status"]) == (503, "loading")
-        server.worker.told(2, 5)
+        server.worker.layers_are_read(2, 5)
         progress = client.get("/health").json()
         assert (progress["layers_read"], progress["layers_to_read"]) == (2, 5)
         refused = server.ask("x")

@@ -129,7 +129,7 @@ def _fitted(
 
 def _target(options: EngineOptions) -> Path:
     """The model's folder. Raises, before anything is written, for what is there instead of one."""
-    target = resolve(options.model, offline=options.offline, code=options.trust_remote_code).target
+    target = resolve(options.model, offline=options.load.offline, code=options.load.trust_remote_code).target
     read_config(target)
     return target
 
@@ -138,10 +138,10 @@ def _reading(options: EngineOptions) -> tuple[Encoding, int]:
     """The model's tokenizer, and the tokens that prompt and answer may have together."""
     from specexec.compose.load import context_of, encoding_in
 
-    target, trust = _target(options), options.trust_remote_code
+    target, trust = _target(options), options.load.trust_remote_code
     encoding = encoding_in(target, trust)
     tell(encoding, options.template_vars, options.allow_control_tokens)
-    return encoding, context_of(target, options.ctx, trust)
+    return encoding, context_of(target, options.load.ctx, trust)
 
 
 def _preparation(engine: Engine | Cluster, batch: BatchOptions, options: EngineOptions, screen: Screen) -> Preparation:
@@ -228,7 +228,7 @@ def _facts(
     """How an item was to be answered, and what came of the options."""
     run = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(batch).items()}
     if isinstance(engine, Cluster):
-        where: Record = {"asked": asdict(options), "workers": engine.size}
+        where: Record = {"asked": options.asked, "workers": engine.size}
         return lambda item: {"run": run, "sampling": asdict(item.sampling(sampling)), "engine": where}
     here, filled = facts_of(engine, options), engine.filled
     return lambda item: {"run": run, "sampling": asdict(filled(item.sampling(sampling))), "engine": here}
@@ -252,17 +252,17 @@ def _configuration(
     return {
         "--model": options.model,
         "model revision": revision,
-        "--dtype": options.dtype,
-        "--ctx": options.ctx,
+        "--dtype": options.load.dtype,
+        "--ctx": options.load.ctx,
         "--raw": not batch.chat,
         "--system": batch.system,
         "--template": batch.template,
         "--output-format": batch.format,
         "--stop": list(sampling.stop or ()),
-        **({"--head-quant": options.head_quant} if options.head_quant != "none" else {}),
+        **({"--head-quant": options.load.head_quant} if options.load.head_quant != "none" else {}),
         **({"--template-var": dict(options.template_vars)} if options.template_vars else {}),
         **({"--allow-control-tokens": True} if options.allow_control_tokens else {}),
-        **({"--exact": True} if options.exact else {}),
+        **({"--exact": True} if options.load.exact else {}),
         **({"--dedupe": True} if batch.dedupe else {}),
         **({"--think": batch.think} if batch.think != "auto" else {}),
         **({"--on-too-long": batch.on_too_long} if batch.on_too_long != "error" else {}),
@@ -288,7 +288,7 @@ def _dry_run(
 
     target = _target(options)
     parallel = MOST_PARALLEL if batch.parallel == "auto" else batch.parallel
-    each = expected_tokens(options)
-    lengths, estimate = dry_run(items, target, *_reading(options), sampling, parallel, options.link_limit, each)
+    link_Bps, each = options.load.link_limit_Bps, expected_tokens(options)
+    lengths, estimate = dry_run(items, target, *_reading(options), sampling, parallel, link_Bps, each)
     show(lengths, estimate, screen, as_json=batch.as_json)
     return SOME_FAILED if lengths.bad or lengths.too_long else 0

@@ -85,7 +85,7 @@ def evaluate(
     start_logging(verbosity)
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_MININTERVAL", "30")  # read when the harness imports tqdm
-    if engine_options.offline:
+    if engine_options.load.offline:
         os.environ["HF_HUB_OFFLINE"] = "1"  # read when the harness imports what finds its data sets
     names = tuple(name.strip() for name in tasks.split(",") if name.strip())
     asked = Asked(names, include, num_fewshot, limit, chat, seed, allow_code)
@@ -184,8 +184,8 @@ def _loaded(manager: Any, name: str) -> list[Any]:
 def _cache_of(path: Path, llm: Engine, options: EngineOptions) -> str:
     """The harness keys answers by question alone, so a file is for one model, its number formats and context only."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    head = "" if options.head_quant == "none" else f"-{options.head_quant}-head"
-    return f"{path}-{fingerprint(llm.folders['target'])}-{options.dtype}{head}-{llm.context}"
+    head = "" if options.load.head_quant == "none" else f"-{options.load.head_quant}-head"
+    return f"{path}-{fingerprint(llm.folders['target'])}-{options.load.dtype}{head}-{llm.context}"
 
 
 def _table(results: dict[str, Any]) -> str:

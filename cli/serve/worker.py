@@ -111,7 +111,7 @@ class Worker:
         """Begin loading."""
         self._thread.start()
 
-    def told(self, layers: int, of: int) -> None:
+    def layers_are_read(self, layers: int, of: int) -> None:
         """How far loading has come."""
         self.layers_read, self.layers_to_read = layers, of
 

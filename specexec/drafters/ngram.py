@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from operator import itemgetter
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -20,6 +21,9 @@ from specexec.drafters.retrieval.memory import STANDINGS, Memory, cells_of
 from specexec.drafters.retrieval.suffix_index import SAMPLE, Context, Store, context_of, then
 from specexec.text.sequence import Sequence
 from specexec.tree.tree import ROOT, Floats, Ints, TokenTree
+
+if TYPE_CHECKING:
+    from specexec.drafters.kit import DrafterKit
 
 WIDTH = 8  # children worth naming for one node
 MOST_NODES = 256  # of one tree: those the text was most likely to meet teach, the others cost time
@@ -50,6 +54,11 @@ class _Reading:
         self.length = len(sequence.tokens)
         self.contexts = {ROOT: context_of(sequence.tokens)}
         self.said = {}
+
+
+def make(kit: DrafterKit) -> NgramDrafter:
+    """The drafter of an engine: it reads what the engine remembers, and names what the target may write."""
+    return NgramDrafter(kit.memory, kit.names.rows)
 
 
 class NgramDrafter:

@@ -26,11 +26,11 @@ from specexec.learned import Arrays, packed, unpack
 from specexec.model.cache import KVCache
 from specexec.model.exact_ties import ExactTies
 from specexec.model.tree_lm import Rows, TreeLM
-from specexec.planning.budget import check_budget
 from specexec.planning.memory_room import Room
 from specexec.sampling.params import SamplingParams, derived_seed
 from specexec.sampling.scores import compared, constrained
 from specexec.sampling.verify import Acceptance
+from specexec.sizes import check_budget
 from specexec.stats import Burst, Completion, Progress
 from specexec.text.conversation import Conversation
 from specexec.text.messages import Prompt
