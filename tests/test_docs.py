@@ -13,7 +13,8 @@ import pytest
 from cli.app import commands
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+SOURCES = ("cli", "specexec", "offload", "tests", "scripts", "findings")
 
 
 def test_the_command_reference_is_what_the_commands_say() -> None:
@@ -57,6 +58,15 @@ def test_measured_pages_are_listed() -> None:
     folder = ROOT / "docs" / "measured"
     listed = re.findall(r"\]\(([\w-]+\.md)\)", (folder / "README.md").read_text(encoding="utf-8"))
     assert sorted([*listed, "README.md"]) == sorted(page.name for page in folder.glob("*.md"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_modules_that_a_page_names_exist(page: Path) -> None:
+    without_new = re.sub(r"`[^`]+`:\n\n```python", "```python", page.read_text(encoding="utf-8"))
+    text = re.sub(r"^```.*?^```$", "", without_new, flags=re.DOTALL | re.MULTILINE)
+    files = [str(file.relative_to(ROOT)) for folder in SOURCES for file in (ROOT / folder).rglob("*.py")]
+    for name in re.findall(r"`([\w./]+\.py)`", text):
+        assert any(file == name or file.endswith(f"/{name}") for file in files), name
 
 
 def anchors(page: Path) -> set[str]:

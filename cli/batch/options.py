@@ -135,7 +135,7 @@ _OPTIONS = (
     click.option("--on-too-long", type=click.Choice(["error", "left", "skip"]), default="error",
                  help="Prompts that the context cannot hold: an error each, cut from the left, or left out."),
     click.option("--think", type=click.Choice(["auto", "off", "on", "low", "medium", "high"]), default="auto",
-                 help="How much to think before an answer, as far as the chat template can be told; auto: not told."),
+                 help="How much to think before an answer, if the chat template can vary it; auto: its default."),
     click.option("--parallel", type=PARALLEL, default="auto", help="Answers that share a sweep, at most."),
     click.option("--engine", type=click.Choice(["local", "ray"]), default="local",
                  help="Here, or over a Ray cluster: one engine for each GPU or machine."),
