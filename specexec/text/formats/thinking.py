@@ -38,10 +38,9 @@ def thinking(probe: Probe, level: Level) -> Thinking:
     found = {name: values for name, values in reversed(_SWITCHES) if _changes(probe, name, values)}
     told = {name: value for name, values in found.items() if (value := _value(values, level)) is not None}
     if not told:
-        kinds = (
-            f"only for {', '.join(sorted({one for values in found.values() for one in values}))}" if found else "not"
-        )
-        return Thinking({}, f"this model's chat template can {kinds} be told how much to think.")
+        known = [one for one in LEVELS if any(_value(values, one) is not None for values in found.values())]
+        what = f"knows only {', '.join(known)}" if known else "cannot be told how much to think"
+        return Thinking({}, f"this model's chat template {what}.")
     shown = ", ".join(f"{name}={value}" for name, value in told.items())
     levels = {one: probe.cue(_told(found, one)) for one in LEVELS}
     alike = [one for one in LEVELS if one != level and levels[one] == levels[level]]
