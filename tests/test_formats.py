@@ -107,6 +107,13 @@ def test_a_forbidden_call_is_text_in_full(family: str) -> None:
     assert piece.content.endswith(call)
 
 
+def test_a_level_of_thinking_without_effect_is_said_plainly() -> None:
+    none = format_of(encoding("llama3_1", "llama_cpp/meta-llama-Llama-3.1-8B-Instruct")).thinking("low")
+    assert (none.variables, none.effect) == ({}, "this model's chat template cannot be told how much to think.")
+    always = format_of(encoding("gptoss", "llama_cpp/openai-gpt-oss-120b")).thinking("off")
+    assert (always.variables, always.effect) == ({}, "this model's chat template knows only on, low, medium, high.")
+
+
 def test_a_mark_spelled_out_is_text_where_the_tokenizer_has_a_token() -> None:
     words = encoding("qwen3", "llama_cpp/Qwen-Qwen3-0.6B")
     ids = [id for part in ("<tool", "_call>", "{}", "</tool", "_call>") for id in words.encode_rest(part)]

@@ -14,8 +14,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from cli.openai.errors import ApiError, api_error, bad_request
-from cli.openai.parse import Asked, Message, Prompt
-from cli.openai.shape import Shape
+from cli.openai.parse import HttpRequest, Message, Prompt
+from cli.openai.shape import AnswerShape
 from specexec.errors import BadGrammar, BadMessages, BadText, ContextLengthExceeded, EmptyPrompt
 from specexec.text.formats import Format, Reader, format_of
 from specexec.text.formats.rules import Bound, Whole
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Text:
+class PromptText:
     """One prompt. `echo` is its text if that was asked for; `form` tells thoughts and calls of its answers apart."""
 
     tokens: list[int]
@@ -45,11 +45,11 @@ class Text:
 class Prepared:
     """The texts of a request, and one sentence for each thing in it that was left out."""
 
-    texts: list[Text]
+    texts: list[PromptText]
     notes: tuple[str, ...] = ()
 
 
-def prepare(engine: Engine, asked: Asked) -> Prepared:
+def prepare(engine: Engine, asked: HttpRequest) -> Prepared:
     """Everything that comes before the first sweep. Raises ApiError, BadMessages, BadText."""
     for name, tokens in asked.sampling.token_ids.items():
         check_tokens(engine, tokens, name)
@@ -92,7 +92,7 @@ def check_tokens(engine: Engine, tokens: Items[int], param: str) -> None:
         raise ApiError(400, "invalid_token", f"token {wrong} is not in 0 to {most - 1}.", param=param)
 
 
-def _chat(engine: Engine, asked: Asked) -> Prepared:
+def _chat(engine: Engine, asked: HttpRequest) -> Prepared:
     wishes, notes = asked.wishes or Wishes(), list(asked.notes)
     form = form_of(engine.encoding, wishes, asked)
     if asked.thinking is not None:
@@ -102,7 +102,7 @@ def _chat(engine: Engine, asked: Asked) -> Prepared:
         wishes = replace(wishes, variables={**thinking.variables, **wishes.variables})
         form = form_of(engine.encoding, wishes, asked)
     (prompt,) = asked.prompts
-    text = Text(_fitting(engine, asked, prompt, wishes), form=form)
+    text = PromptText(_fitting(engine, asked, prompt, wishes), form=form)
     bound = bound_of(form, text.tokens, asked)
     if bound is None:
         return Prepared([text], tuple(notes))
@@ -110,13 +110,13 @@ def _chat(engine: Engine, asked: Asked) -> Prepared:
     return Prepared([replace(text, grammar=grammar)], (*notes, *bound.notes))
 
 
-def form_of(encoding: Encoding, wishes: Wishes, asked: Asked) -> Format:
+def form_of(encoding: Encoding, wishes: Wishes, asked: HttpRequest) -> Format:
     """How answers to this request are read."""
     form = format_of(encoding, wishes)
     return form.without_calls if asked.calls_forbidden else form
 
 
-def bound_of(form: Format, prompt: Items[int], asked: Asked) -> Bound | None:
+def bound_of(form: Format, prompt: Items[int], asked: HttpRequest) -> Bound | None:
     """What an answer must look like, from the end of its thought on; None if it is free. Raises ApiError."""
     opened = form.reader(prompt).thinking
     shape, tools = asked.shape, asked.tools
@@ -137,20 +137,20 @@ def _shaped(form: Format, whole: Whole, field: str, opened: bool) -> Bound:
     return bound
 
 
-def grammar_of(shape: Shape) -> str:
+def grammar_of(shape: AnswerShape) -> str:
     """The grammar of a whole text."""
     from specexec.sampling.grammar import json_schema, regex  # with torch, which is there once the engine is
 
     return json_schema(shape.schema) if shape.schema is not None else regex(shape.regex or "")
 
 
-def _raw(engine: Engine, asked: Asked, prompt: Prompt) -> Text:
+def _raw(engine: Engine, asked: HttpRequest, prompt: Prompt) -> PromptText:
     tokens = _fitting(engine, asked, prompt, asked.wishes)
     echo = "" if not asked.echo else prompt if isinstance(prompt, str) else engine.decode(tokens)
-    return Text(tokens, echo)
+    return PromptText(tokens, echo)
 
 
-def _fitting(engine: Engine, asked: Asked, prompt: Prompt, wishes: Wishes | None) -> list[int]:
+def _fitting(engine: Engine, asked: HttpRequest, prompt: Prompt, wishes: Wishes | None) -> list[int]:
     """The prompt's tokens, which leave room for the answer."""
     try:
         tokens = encode(engine, prompt, wishes, most=engine.context)

@@ -26,7 +26,7 @@ _TAIL = 8192  # tokens of an answer that a prompt may hold already
 T = TypeVar("T")
 
 
-class Words(Protocol):
+class FormatEncoding(Protocol):
     """What is needed of an Encoding: tokens into text."""
 
     @property
@@ -46,7 +46,7 @@ class Format:
     `kinds` are the types of the parameters of the tools that are offered.
     """
 
-    encoding: Words
+    encoding: FormatEncoding
     probe: Probe | None
     thinks: tuple[str, str] = ("", "")
     form: CallForm | ChannelForm | None = None

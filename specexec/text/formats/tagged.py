@@ -13,7 +13,7 @@ from specexec.text.formats.events import Between, Event, Said, Turned
 from specexec.text.formats.kinds import Kinds
 
 
-class Shape(Protocol):
+class CallShape(Protocol):
     """How one call, or one list of calls, is written."""
 
     @property
@@ -41,7 +41,7 @@ class Tags:
 
     think: str = ""
     answer: str = ""
-    shape: Shape | None = None
+    shape: CallShape | None = None
     around: tuple[str, str] = ("", "")
     silent: tuple[str, ...] = ()
     kinds: Kinds = field(default_factory=dict)
@@ -113,7 +113,7 @@ class Tagged:
             self._text = self._text.removeprefix(mark)
             yield Between(mark)
 
-    def _marked_call(self, shape: Shape, last: bool) -> Iterator[Event]:
+    def _marked_call(self, shape: CallShape, last: bool) -> Iterator[Event]:
         start = searched = len(shape.begin)
         ending = shape.end or shape.begin
         while (at := self._text.find(ending, searched)) >= 0:
