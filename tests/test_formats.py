@@ -112,6 +112,8 @@ def test_a_level_of_thinking_without_effect_is_said_plainly() -> None:
     assert (none.variables, none.effect) == ({}, "this model's chat template cannot be told how much to think.")
     always = format_of(encoding("gptoss", "llama_cpp/openai-gpt-oss-120b")).thinking("off")
     assert (always.variables, always.effect) == ({}, "this model's chat template knows only on, low, medium, high.")
+    same = format_of(encoding("qwen3", "llama_cpp/upstage-Solar-Open-100B")).thinking("off")
+    assert same == always
 
 
 def test_a_mark_spelled_out_is_text_where_the_tokenizer_has_a_token() -> None:
