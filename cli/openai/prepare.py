@@ -18,7 +18,7 @@ from cli.openai.parse import HttpRequest, Message, Prompt
 from cli.openai.shape import AnswerShape
 from specexec.errors import BadGrammar, BadMessages, BadText, ContextLengthExceeded, EmptyPrompt
 from specexec.text.formats import Format, Reader, format_of
-from specexec.text.formats.rules import Bound
+from specexec.text.formats.rules import Bound, Whole
 from specexec.text.template_options import Wishes
 
 if TYPE_CHECKING:
@@ -120,24 +120,20 @@ def bound_of(form: Format, prompt: Items[int], asked: HttpRequest) -> Bound | No
     """What an answer must look like, from the end of its thought on; None if it is free. Raises ApiError."""
     opened = form.reader(prompt).thinking
     shape, tools = asked.shape, asked.tools
-    shaped = None if shape is None else _shaped(form, shape, opened)
+    whole = None if shape is None else Whole(shape.schema, shape.regex)
+    shaped = None if shape is None or whole is None else _shaped(form, whole, shape.field, opened)
     if tools is None:
         return shaped
     if not form.calls:
         raise ApiError(400, "unsupported_parameter", f"tools cannot be called: {form.refusal}.", param="tools")
-    schema = None if shape is None else shape.schema
-    return form.grammar(tools.offered, tools.choice, tools.parallel, schema, opened)
+    return form.grammar(tools.offered, tools.choice, tools.parallel, whole, opened)
 
 
-def _shaped(form: Format, shape: AnswerShape, opened: bool) -> Bound:
+def _shaped(form: Format, whole: Whole, field: str, opened: bool) -> Bound:
     """What a whole answer must look like. Raises ApiError."""
-    if shape.schema is None:
-        if opened:
-            raise bad_request(f"{shape.field} cannot begin inside a thought; reasoning_effort: none.", shape.field)
-        return Bound(grammar_of(shape))
-    bound = form.grammar((), "auto", schema=shape.schema, thought_open=opened)
+    bound = form.grammar((), "auto", whole=whole, thought_open=opened)
     if bound.notes:  # half a schema for the whole answer is not what was asked for
-        raise bad_request(f"the schema cannot be followed: {' '.join(bound.notes)}", shape.field, BadGrammar.code)
+        raise bad_request(f"the schema cannot be followed: {' '.join(bound.notes)}", field, BadGrammar.code)
     return bound
 
 

@@ -27,6 +27,10 @@ class CallShape(Protocol):
 
     def calls(self, text: str, kinds: Kinds) -> list[Call]: ...
 
+    def closes(self, text: str) -> bool:
+        """Whether a call that can be read is known to be whole before its `end` comes."""
+        ...
+
 
 @dataclass(frozen=True)
 class Tags:
@@ -123,10 +127,12 @@ class Tagged:
                 break
         if at >= 0:
             yield from self._read_as_call(at + len(shape.end), self._text[start:at])
-        elif last and shape.end:
-            yield from self._say(self._take(len(self._text)))
         elif last:
-            yield from self._read_as_call(len(self._text), self._text[start:])
+            inside = self._text[start : len(self._text) - begun(self._text, (ending,))]
+            if not shape.end or shape.closes(inside):
+                yield from self._read_as_call(len(self._text), inside)
+            else:
+                yield from self._say(self._take(len(self._text)))
 
     def _read_as_call(self, length: int, inside: str) -> Iterator[Event]:
         assert self._tags.shape is not None
