@@ -25,15 +25,18 @@ if TYPE_CHECKING:
     from offload.machine.memory import Free, free_memory
     from offload.machine.system import check_system
     from offload.machine.thread_pool import share
-    from offload.model.load import ModelStream, load, stream_of
+    from offload.model.load import load, stream_of
+    from offload.model.model_stream import ModelStream
     from offload.model.resident_layer import skeleton_layer, standing_layer, stands
-    from offload.placement.placement import Offload, Placement
+    from offload.placement.placement import Need, Offload, Placement
     from offload.placement.quantized_sizes import (
         FewBits,
+        Format,
         FourBits,
         copy_B,
         is_quantised,
         looked_up_B,
+        need_in,
         resident_B,
         with_head,
     )
@@ -48,10 +51,12 @@ __all__ = [
     "Design",
     "FewBits",
     "Folder",
+    "Format",
     "FourBits",
     "Free",
     "ModelPair",
     "ModelStream",
+    "Need",
     "Offload",
     "OffloadError",
     "Placement",
@@ -73,6 +78,7 @@ __all__ = [
     "list_model",
     "load",
     "looked_up_B",
+    "need_in",
     "need_of",
     "open_folder",
     "place",
@@ -96,10 +102,12 @@ _HOMES = {
     "Design": "checkpoint.skeleton",
     "Folder": "checkpoint.headers",
     "FewBits": "placement.quantized_sizes",
+    "Format": "placement.quantized_sizes",
     "FourBits": "placement.quantized_sizes",
     "Free": "machine.memory",
     "ModelPair": "hub.names",
-    "ModelStream": "model.load",
+    "ModelStream": "model.model_stream",
+    "Need": "placement.placement",
     "Offload": "placement.placement",
     "OffloadError": "errors",
     "Placement": "placement.placement",
@@ -120,6 +128,7 @@ _HOMES = {
     "item_B": "hub.headers_only",
     "known": "hub.names",
     "load": "model.load",
+    "need_in": "placement.quantized_sizes",
     "need_of": "placement.requirements",
     "open_folder": "checkpoint.headers",
     "place": "placement.solver",

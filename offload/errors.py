@@ -61,7 +61,7 @@ class CorruptShard(OffloadError):
     code = "corrupt_shard"
 
 
-class UnsupportedArchitecture(OffloadError):
+class UnsupportedModel(OffloadError):
     """The model is sound, but of a kind that cannot be streamed here."""
 
     code = "unsupported_arch"

@@ -20,7 +20,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from offload.machine.files import PAGE_B, Files, Range, Reading
-from offload.machine.speeds import Arithmetic, Company, Disk
+from offload.machine.speeds import Arithmetic, Contention, Disk
 from offload.stream.store import Arena
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def probe_company(file: Path, disk: Disk, dtype: str, seconds: float = 3.0) -> D
             reading = pool.submit(_read_Bps, file, disk.reading, turn_s)
             compute.append(alone_s / _typical_s(once, turn_s))
             read.append(reading.result() / alone_Bps)
-    return replace(disk, company=Company(min(1.0, median(compute)), min(1.0, median(read))))
+    return replace(disk, company=Contention(min(1.0, median(compute)), min(1.0, median(read))))
 
 
 def probe_arithmetic(device: str, dtype: str, seconds: float = 2.0) -> Arithmetic:

@@ -16,7 +16,7 @@ A flag overrules an environment variable (`SPECEXEC_CHAT_BUDGET=128` is `specexe
 `./specexec.toml`, that your own settings file (`specexec config path`), and that the default.
 
 Sizes have a unit: `24GiB`, `24G` (the same) or `25GB` (billions); speeds are `4MB/s` or `25GB/s`. A number without one
-counts bytes and is refused below a million, because whoever writes `--ram 24` means `24GiB`.
+counts bytes and is refused below a million, because `--ram 24` is most likely meant as `24GiB`.
 
 | exit code | meaning | | exit code | meaning |
 |---:|---|---|---:|---|
@@ -25,7 +25,7 @@ counts bytes and is refused below a million, because whoever writes `--ram 24` m
 | 2 | wrong usage | | 8 | a batch finished, some of its items failed |
 | 3 | a model, file or conversation is not there | | 9 | the output exists, or the port is taken |
 | 4 | a model is damaged or unsupported | | 130, 143 | Ctrl-C, SIGTERM; what was done is kept |
-| 5 | not enough memory or disk | | 141 | whoever read our output has gone |
+| 5 | not enough memory or disk | | 141 | the reader of our output has gone |
 """
 
 

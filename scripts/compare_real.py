@@ -29,6 +29,7 @@ from transformers import AutoModelForCausalLM
 import specexec
 from offload.hub.names import demo_folder
 from specexec import Completion, SamplingParams
+from specexec.compose.earlier_runs import EarlierRuns
 from specexec.drafters import skip
 from specexec.engine.engine import Engine
 
@@ -192,13 +193,13 @@ def compare_round(state: State, number: int, tokens: int, ends_s: float) -> bool
             texts = write(llm, number, tokens, "alone")
             state.add({"plain": [[*key, text] for key, text in texts.items()]})
             state.compare(f"{number} generate", {"truth": "transformers generate"}, greedily(llm, number, tokens))
-    searches = skip.Searches()
+    earlier = EarlierRuns()
     for drafter, placement, wanted in cells(number):
         left = [cell for cell in wanted if str(cell) not in state.done]
         if not left:
             continue
         with specexec.load(
-            folder, drafter=DRAFTERS[drafter], offload=placement, dtype="f32", budget="auto", searches=searches
+            folder, drafter=DRAFTERS[drafter], offload=placement, dtype="f32", budget="auto", earlier=earlier
         ) as llm:
             for cell in left:
                 if time.monotonic() > ends_s:

@@ -19,9 +19,8 @@ PAGE = Path(__file__).parent.parent / "docs" / "formats.md"
 BEGIN, END = "<!-- table: scripts/formats_table.py -->\n", "<!-- end -->\n"
 
 
-def row(template: str) -> str:
+def row(template: str, form: Format) -> str:
     """One line of the table."""
-    form = format_of(family(template))
     return f"| {template} | {_thoughts(form)} | {_calls(form)} | {_switch(form)} |\n"
 
 
@@ -44,7 +43,7 @@ def _switch(form: Format) -> str:
 def table() -> str:
     """All rows with their heading."""
     head = "| template | thoughts | calls | variables of `--think` |\n|---|---|---|---|\n"
-    return head + "".join(row(template) for template in real.templates())
+    return head + "".join(row(template, format_of(family(template))) for template in real.templates())
 
 
 def main(arguments: list[str]) -> None:

@@ -32,7 +32,7 @@ from specexec.planning.best_first import BestFirst
 from specexec.planning.budget import FixedBudget
 from specexec.sampling.noise import Noise
 from specexec.sampling.params import SamplingParams
-from specexec.sampling.processors import Processors, Text
+from specexec.sampling.processors import JudgedText, Processors
 from specexec.sampling.verify import Opinion, walk
 from specexec.sizes import CANDIDATES
 from specexec.text.detokenizer import TextStream
@@ -164,7 +164,7 @@ def one_sweep(nodes: int, tables: list[Table]) -> dict[str, float]:
     opinion = Opinion(head, hidden, tree, PREFIX + 1, sampling, Noise(0, VOCABULARY))
     opinion.choices_M = [int(row[0]) for row in hidden.tolist()]  # the head's own time is the model's
     began = time.process_time()
-    acceptance = walk(opinion, Processors(sampling, Text(tuple(tokens), VOCABULARY)).history([]))
+    acceptance = walk(opinion, Processors(sampling, JudgedText(tuple(tokens), VOCABULARY)).history([]))
     times["walk"] = time.process_time() - began
     assert list(acceptance.path) == path
 

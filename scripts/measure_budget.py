@@ -30,9 +30,8 @@ import specexec
 from cli.shared.quantities import parse_speed_Bps
 from specexec import SamplingParams
 from specexec.drafters.protocol import Ask, Guesses
-from specexec.engine import decoder
-from specexec.engine.decoder import StillMeter
 from specexec.engine.engine import Engine
+from specexec.engine.step_accounting import StillMeter
 from specexec.model.tree_lm import Rows, Sweep
 from specexec.planning import best_first as planner
 
@@ -67,8 +66,8 @@ class Charged:
 
     def take_over(self, llm: Engine) -> None:
         """From now on everything that the engine does takes the time it is charged, one thing after the other."""
-        for module in (decoder, planner):
-            setattr(module, "time", self)  # noqa: B010 - a stand-in for a module
+        setattr(planner, "time", self)  # noqa: B010 - a stand-in for a module
+        llm.accounting.clock = self.perf_counter
         within = llm._decoder
         target, drafter = within.target, within.drafter
         begin: Callable[[list[Rows]], Sweep] = target.begin
@@ -86,7 +85,7 @@ class Charged:
 
         setattr(target, "begin", charged_begin)  # noqa: B010
         setattr(drafter, "guess", charged_guess)  # noqa: B010
-        within._meter = lambda: StillMeter(wait_s=self.waited_s)
+        llm.accounting._meter = lambda: StillMeter(wait_s=self.waited_s)
         within.overlap = False
 
 

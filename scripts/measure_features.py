@@ -27,7 +27,7 @@ import specexec
 from specexec import SamplingParams
 from specexec.drafters.calibration import log_softmax
 from specexec.drafters.protocol import Ask, Guesses
-from specexec.drafters.read_rows import Asked
+from specexec.drafters.read_rows import AskedBatch
 from specexec.drafters.retrieval.suffix_index import Recent, context_of
 from specexec.drafters.sibling import SiblingDrafter
 from specexec.engine.engine import Engine
@@ -96,7 +96,7 @@ class Featured(SiblingDrafter):
             )
         return guesses
 
-    def _features_of(self, ask: Ask, asked: Asked) -> Floats:
+    def _features_of(self, ask: Ask, asked: AskedBatch) -> Floats:
         scores_NC = np.maximum(asked.scores_NC, -1e4)
         log_probs_NC = log_softmax(scores_NC / self.calibration(ask.sequence.sampling).tau)
         x_NKF = np.zeros((len(ask.nodes), TOP, len(NAMES)))
@@ -116,7 +116,7 @@ class Featured(SiblingDrafter):
             x_NKF[row, :, 5] = [int(token) in named for token in asked.tokens_NC[row, :TOP]]
         return x_NKF
 
-    def _learn(self, sequence: Sequence, tree: TokenTree, choices_M: list[int], batches: list[Asked]) -> None:
+    def _learn(self, sequence: Sequence, tree: TokenTree, choices_M: list[int], batches: list[AskedBatch]) -> None:
         super()._learn(sequence, tree, choices_M, batches)
         chance = np.exp(np.minimum(tree.reach_N, 0.0)).tolist()
         for name, choice, weight in zip([ROOT, *tree.ids_N.tolist()], choices_M, [1.0, *chance], strict=True):

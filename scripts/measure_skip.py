@@ -29,7 +29,7 @@ from tqdm import tqdm
 import offload
 import specexec
 from specexec import SamplingParams
-from specexec.compose.drafter_factory import questions
+from specexec.compose.drafter_makers import questions
 from specexec.drafters.cost import CostModel
 from specexec.drafters.protocol import Ask, Drafter
 from specexec.drafters.ranking import Ranking

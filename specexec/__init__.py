@@ -13,6 +13,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from specexec.compose.load_options import LoadOptions
+from specexec.compose.progress import LoadProgress
 from specexec.engine.request_types import Continuation, Failure, Likelihood, Request
 from specexec.errors import SpecexecError
 from specexec.sampling.params import SamplingParams
@@ -33,6 +35,8 @@ __all__ = [
     "Engine",
     "Failure",
     "Likelihood",
+    "LoadOptions",
+    "LoadProgress",
     "Progress",
     "Request",
     "SamplingParams",

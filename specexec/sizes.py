@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from specexec.errors import BadOption
+
 MOST_NODES = 4096  # of one sweep, all sequences together, where memory allows
 CHUNK = 256  # rows that run through a layer, or through one linear, at a time
 QUERY_BLOCK = 256  # query rows and
@@ -25,11 +27,19 @@ EXIT_ROWS = 512  # more nodes to ask a drafter about: whole next trees, guessed 
 CANDIDATES = 64  # children whose scores are kept of every node that was asked about: a tree takes half of them at most
 LEVELS = 64  # positions of a tree whose noise is kept
 LEAST_NODES = 256  # that `auto` makes room for, and
+SKIP_SHARE = 0.5  # of the target's weights may be copied to draft with some of its sublayers
 FREE_FOR_GUESSES = 8  # the part of the free memory that more may take: the rest is for layers, which save more
 # Token ids, parents, positions and intervals of a row, as Python and numpy hold them.
 ROW_B = 256
 F32_B = 4
 CANDIDATE_B = 16
+
+
+def check_budget(nodes: object) -> None:
+    """Refuse what is no number of guesses. Raises BadOption."""
+    whole = isinstance(nodes, int) and not isinstance(nodes, bool)
+    if nodes != "auto" and not (whole and 0 <= nodes <= MOST_NODES):  # type: ignore[operator]  # whole, so a number
+        raise BadOption(f"budget is {nodes!r}; allowed: 'auto' or 0 to {MOST_NODES}.")
 
 
 def rows_held(rows: int) -> int:

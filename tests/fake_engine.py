@@ -14,10 +14,11 @@ from typing import ClassVar, Literal
 
 from offload.placement.placement import Need, Placement
 from specexec.engine.request_types import Failure, Partial, Request
+from specexec.engine.step_accounting import StepAccounting
 from specexec.errors import ContextLengthExceeded, EmptyPrompt
 from specexec.learned import Arrays
 from specexec.sampling.params import SamplingParams
-from specexec.stats import Burst, Completion, Cost, Pace, Progress
+from specexec.stats import Burst, Completion, Cost, Progress
 from specexec.text.conversation import Kept
 from specexec.text.detokenizer import TextStream
 from specexec.text.formats import Format
@@ -90,7 +91,7 @@ class FakeEngine:
     placement = "disk: 5 layers stream, 0.3 MB resident"
     device = "CPU"
     context = 200
-    dtype, afresh = "float32", None
+    dtype, exact_ties = "float32", None
     sources, reason = "sibling+ngram", ""
     models: ClassVar[dict[str, object]] = {}
     folders: ClassVar[dict[str, Path]] = {}
@@ -98,9 +99,8 @@ class FakeEngine:
     def __init__(self, *, bytes_per_sweep: int = 0, sweep_s: float = 0.0, deaf: bool = False) -> None:
         self.budget: int | str = 64
         self.memory = None
-        self.pace = Pace()
+        self.accounting = StepAccounting()
         self.closed = False
-        self.samples_plain = False
         self.encoding = FakeEncoding()
         self.weights = FakeWeights(bytes_per_sweep)
         self.asked: list[tuple[object, SamplingParams]] = []
@@ -117,9 +117,6 @@ class FakeEngine:
 
     def close(self) -> None:
         self.closed = True
-
-    def sample_plain(self) -> None:
-        self.samples_plain = True
 
     def encode(self, prompt: str) -> list[int]:
         return [ord(letter) for letter in prompt]

@@ -16,7 +16,7 @@ from cli.app import main
 from specexec.drafters.none import NoDrafter
 from specexec.drafters.protocol import Drafter
 from specexec.engine.decoder import Decoder
-from specexec.model.exact_ties import Afresh
+from specexec.model.exact_ties import ExactTies
 from specexec.model.tree_lm import Rows, Sweep, TreeLM
 from specexec.planning.best_first import BestFirst
 from specexec.sampling.params import SamplingParams
@@ -54,16 +54,16 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[TreeLM, Drafter]:
 
 def text(
     target: TreeLM, drafter: Drafter, budget: int, sampling: SamplingParams, exact: bool
-) -> tuple[list[int], Afresh]:
+) -> tuple[list[int], ExactTies]:
     trembling = Trembling(target)
-    afresh = Afresh(trembling, torch.float32)
+    ties = ExactTies(trembling, torch.float32)
     planner = BestFirst(width=8)
-    decoder = Decoder(trembling, drafter, planner, budget, overlap=False, afresh=afresh if exact else None)
+    decoder = Decoder(trembling, drafter, planner, budget, overlap=False, exact_ties=ties if exact else None)
     sequence = sequence_of(prompt(12), sampling)
     decoder.join(sequence)
     while decoder.live:
         decoder.step()
-    return sequence.answer, afresh
+    return sequence.answer, ties
 
 
 def test_near_ties_flip_without_it_and_never_with_it(pair: tuple[TreeLM, Drafter]) -> None:

@@ -11,6 +11,10 @@ import pytest
 import specexec
 from cli.terminal.answer import Answer, ending
 from specexec import Completion, Continuation, Failure, SamplingParams, SpecexecError
+from specexec.compose.earlier_runs import EarlierRuns
+from specexec.compose.load import assemble
+from specexec.compose.load_options import LoadOptions
+from specexec.compose.progress import LoadProgress
 from specexec.engine.engine import Engine
 
 PROMPTS = ["List the days of the week.", "What is a drafter?", "Count to 10.", "The import statement"]
@@ -87,7 +91,7 @@ def test_a_prompt_that_fails_ends_no_other(llm: Engine, expected: list[tuple[int
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"budget": -1}, {"budget": "many"}, {"budget": 2.5}, {"budget": True}, {"planner": "worst"}, {"dtype": "f64"},
+        {"budget": -1}, {"budget": "many"}, {"budget": 2.5}, {"budget": True}, {"dtype": "f64"},
         {"dtype": None}, {"offload": "x"}, {"ctx": 0}, {"ctx": -5}, {"ctx": "8k"}, {"drafter": 3}, {"drafter": None},
         {"device": "tpu"}, {"device": "cuda:99"}, {"ram_B": 0}, {"vram_B": "8GB"}, {"draft_vocab": 0},
         {"drafter_quant": "int8"}, {"head_quant": "int8"}, {"link_limit_Bps": 0}, {"exact": "yes"}, {"model": None},
@@ -98,6 +102,14 @@ def test_load_refuses_by_name_what_a_keyword_cannot_be(wrong: dict[str, object])
     with pytest.raises(SpecexecError, match=next(iter(wrong))) as refusal:
         specexec.load(**{"model": "demo", **wrong})  # type: ignore[arg-type]  # that is the point
     assert refusal.value.code == "bad_option"
+
+
+def test_a_planner_is_refused_by_name_and_a_keyword_that_is_none_of_loads_too() -> None:
+    with pytest.raises(SpecexecError, match="planner") as refusal:
+        assemble("demo", LoadOptions(), LoadProgress(), EarlierRuns(), planner="worst")
+    assert refusal.value.code == "bad_option"
+    with pytest.raises(TypeError, match="buget"):
+        specexec.load("demo", buget=4)
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,13 @@ from cli.engine.open import losing
 from offload import ModelPair, open_folder, resolve
 from offload.checkpoint.quantized.quantize import Quant
 from offload.packs.pack import pack, plan
-from specexec.drafters.auto import ENOUGH, Auto, candidates, fastest
+from specexec.compose.auto_choice import candidates, fastest
+from specexec.compose.earlier_runs import EarlierRuns
+from specexec.compose.memory_plan import MemoryPlan
+from specexec.drafters.auto import ENOUGH, Auto
 from specexec.drafters.cost import CostModel
 from specexec.drafters.protocol import Ask, Drafter, Guesses
-from specexec.drafters.registry import Choice
+from specexec.drafters.registry import DrafterChoice
 from specexec.drafters.union import Union
 from specexec.engine.decoder import Decoder
 from specexec.errors import BadDrafter
@@ -31,7 +34,7 @@ from tests.fake_engine import FakeEngine
 from tests.tiny import tiny
 from tests.writing import drafters, prompt, sequence_of, write
 
-SIBLING, COPY, ALONE = (Choice((*first, "ngram"), auto=True) for first in (("sibling",), ("substitute",), ()))
+SIBLING, COPY, ALONE = (DrafterChoice((*first, "ngram"), auto=True) for first in (("sibling",), ("substitute",), ()))
 
 
 def test_what_does_not_fit_is_no_candidate() -> None:
@@ -59,7 +62,7 @@ def test_what_does_not_fit_is_no_candidate() -> None:
     ],
 )
 def test_the_fastest_is_taken_once_it_is_known(
-    found: list[Choice], measured: dict[str, float], best: Choice, why: str
+    found: list[DrafterChoice], measured: dict[str, float], best: DrafterChoice, why: str
 ) -> None:
     choice, reason = fastest(found, paired=True, measured=measured)
     assert choice == best
@@ -67,20 +70,22 @@ def test_the_fastest_is_taken_once_it_is_known(
 
 
 def test_auto_follows_what_was_measured_and_the_memory_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    def beside(choice: Choice, *_: object) -> dict[str, int]:
-        return {"KV of guesses": 0, "drafter": 10**15 * ("sibling" in choice.sources)}
+    def beside(_: object, choice: DrafterChoice) -> MemoryPlan:
+        return MemoryPlan({"drafter": 10**15 * ("sibling" in choice.sources)}, {}, 0)
 
-    with specexec.load("demo", offload="none", measured={"sibling+ngram": 2.0, "ngram": 5.0}) as llm:
+    with specexec.load("demo", offload="none", earlier=EarlierRuns({"sibling+ngram": 2.0, "ngram": 5.0})) as llm:
         assert llm.sources == "ngram"
         assert "ngram 5" in llm.reason
-    monkeypatch.setattr("specexec.compose.drafter_factory.beside_B", beside)
+    monkeypatch.setattr("specexec.compose.memory_plan.memory_plan", beside)
     with specexec.load("demo", offload="none") as llm:
         assert llm.sources == "ngram"
         assert "does not fit" in llm.reason
 
 
 def test_an_explicit_choice_is_never_replaced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with specexec.load("demo", drafter="sibling", offload="none", measured={"sibling": 1.0, "ngram": 5.0}) as llm:
+    with specexec.load(
+        "demo", drafter="sibling", offload="none", earlier=EarlierRuns({"sibling": 1.0, "ngram": 5.0})
+    ) as llm:
         assert (llm.sources, llm.reason) == ("sibling", "")
     alone = ModelPair("lonely", resolve("demo").target)
     monkeypatch.setattr("offload.resolve", lambda *_, **__: alone, raising=False)
@@ -94,8 +99,8 @@ def test_an_explicit_choice_is_never_replaced(monkeypatch: pytest.MonkeyPatch, t
 @pytest.mark.parametrize(("quant", "taken"), [("int8", "substitute+ngram"), ("nf4", "ngram")])
 def test_a_copy_in_four_bits_is_for_what_streams_in_more(quant: Quant, taken: str, tmp_path: Path) -> None:
     pack(plan(open_folder(resolve("demo").target), quant), tmp_path / "pack")
-    measured = {"substitute+ngram": 9.0, "ngram": 1.0}
-    with specexec.load(str(tmp_path / "pack"), offload="disk", budget=4, measured=measured) as llm:
+    earlier = EarlierRuns({"substitute+ngram": 9.0, "ngram": 1.0})
+    with specexec.load(str(tmp_path / "pack"), offload="disk", budget=4, earlier=earlier) as llm:
         assert llm.sources == taken
 
 
@@ -166,19 +171,19 @@ def test_it_says_when_guessing_surely_lost_though_no_sweep_was_plain(texts: int)
     engine = FakeEngine()
     engine.toy = False
     for _ in range(12):
-        engine.pace.learn(texts * 513, texts * 512, [1] * texts, Cost(draft_s=0.3, sweep_s=0.2))
+        engine.accounting.pace.learn(texts * 513, texts * 512, [1] * texts, Cost(draft_s=0.3, sweep_s=0.2))
     assert "at least 2.5 times as fast" in str(losing(engine))  # type: ignore[arg-type]  # a fake
     for _ in range(12):
-        engine.pace.learn(texts * 513, texts * 512, [5] * texts, Cost(draft_s=0.3, sweep_s=0.2))
+        engine.accounting.pace.learn(texts * 513, texts * 512, [5] * texts, Cost(draft_s=0.3, sweep_s=0.2))
     assert losing(engine) is None  # type: ignore[arg-type]  # a fake
 
 
 def test_a_sure_loss_is_told_though_a_single_plain_sweep_leaves_it_open() -> None:
     engine = FakeEngine()
     engine.toy = False
-    engine.pace.learn(1, 0, [1], Cost(sweep_s=1.0))
+    engine.accounting.pace.learn(1, 0, [1], Cost(sweep_s=1.0))
     for _ in range(12):
-        engine.pace.learn(513, 512, [1], Cost(draft_s=0.05, sweep_s=1.0))
+        engine.accounting.pace.learn(513, 512, [1], Cost(draft_s=0.05, sweep_s=1.0))
     assert "at least 1" in str(losing(engine))  # type: ignore[arg-type]  # a fake
 
 
@@ -187,15 +192,15 @@ def test_it_says_when_guessing_lost_against_an_earlier_run() -> None:
     engine = FakeEngine()
     engine.toy = False
     for _ in range(12):
-        engine.pace.learn(513, 512, [3], Cost(draft_s=0.1, sweep_s=0.9))
+        engine.accounting.pace.learn(513, 512, [3], Cost(draft_s=0.1, sweep_s=0.9))
     assert losing(engine) is None  # type: ignore[arg-type]  # a fake
     told = str(losing(engine, plain_before=4.0))  # type: ignore[arg-type]  # a fake
     assert "made 3 tokens/s" in told
     assert "made 4 in earlier runs" in told
     assert losing(engine, plain_before=3.2) is None  # type: ignore[arg-type]  # a fake
-    engine.pace = Pace()
+    engine.accounting.pace = Pace()
     for _ in range(12):  # several texts at a time are not compared with one
-        engine.pace.learn(4 * 513, 4 * 512, [3] * 4, Cost(draft_s=0.1, sweep_s=0.9))
+        engine.accounting.pace.learn(4 * 513, 4 * 512, [3] * 4, Cost(draft_s=0.1, sweep_s=0.9))
     assert losing(engine, plain_before=4.0) is None  # type: ignore[arg-type]  # a fake
 
 
@@ -203,13 +208,13 @@ def test_it_says_when_guessing_lost() -> None:
     engine = FakeEngine()
     engine.toy = False
     for _ in range(6):
-        engine.pace.learn(1, 0, [1], Cost(sweep_s=0.1))
-        engine.pace.learn(9, 8, [1], Cost(draft_s=0.1, sweep_s=0.2))
+        engine.accounting.pace.learn(1, 0, [1], Cost(sweep_s=0.1))
+        engine.accounting.pace.learn(9, 8, [1], Cost(draft_s=0.1, sweep_s=0.2))
     assert "--drafter none is faster" in str(losing(engine))  # type: ignore[arg-type]  # a fake
-    engine.pace = Pace()
+    engine.accounting.pace = Pace()
     for _ in range(6):
-        engine.pace.learn(9, 8, [5], Cost(draft_s=0.1, sweep_s=0.1))
-        engine.pace.learn(1, 0, [1], Cost(sweep_s=0.1))
+        engine.accounting.pace.learn(9, 8, [5], Cost(draft_s=0.1, sweep_s=0.1))
+        engine.accounting.pace.learn(1, 0, [1], Cost(sweep_s=0.1))
     assert losing(engine) is None  # type: ignore[arg-type]  # a fake
 
 
@@ -218,10 +223,10 @@ def test_it_says_when_too_many_guesses_lengthened_the_sweeps_of_several_texts() 
     engine = FakeEngine()
     engine.toy, engine.budget = False, 2048
     for tokens in ([7, 8], [9, 6], [8, 8]):
-        engine.pace.learn(2 + 4096, 4096, tokens, Cost(draft_s=0.2, sweep_s=1.0))
+        engine.accounting.pace.learn(2 + 4096, 4096, tokens, Cost(draft_s=0.2, sweep_s=1.0))
     assert losing(engine) is None  # type: ignore[arg-type]  # a fake
-    assert engine.pace.in_doubt
-    engine.pace.learn(2, 0, [1, 1], Cost(sweep_s=0.03))
+    assert engine.accounting.pace.in_doubt
+    engine.accounting.pace.learn(2, 0, [1, 1], Cost(sweep_s=0.03))
     told = str(losing(engine))  # type: ignore[arg-type]  # a fake
     assert "made 13.2 tokens/s, plain decoding about 66.7" in told
     assert "--budget auto guesses as much as pays" in told
@@ -254,13 +259,14 @@ def test_few_sweeps_are_plain_and_change_no_text(budget: int | Literal["auto"], 
     texts = [prompt(12), prompt(7, seed=3)]
     plain = write(target, some["none"], texts, sampling)
     decoder = Decoder(target, some["useless"], planner_of(planner), budget, overlap=False)
-    decoder.samples_plain = True
+    decoder.accounting.sample_plain()
     sequences = [sequence_of(tokens, sampling) for tokens in texts]
     carried: list[list[int]] = []
     for sequence in sequences:
         decoder.join(sequence)
     while decoder.live:
-        decoder.pace.at_least, decoder.pace.at_most = 0.0, math.inf  # seconds of a busy machine decide nothing here
+        pace = decoder.accounting.pace
+        pace.at_least, pace.at_most = 0.0, math.inf  # seconds of a busy machine decide nothing here
         carried.append([step.burst.nodes for step in decoder.step()])
     assert [sequence.answer for sequence in sequences] == [sequence.answer for sequence in plain]
     bare = [sum(nodes) == 0 for nodes in carried]

@@ -84,7 +84,7 @@ def requests(count: int, longest: int = 24) -> list[Request]:
 
 def run(decoder: Watched, wanted: list[Request], parallel: int, room: Room = PLENTY) -> list[Result]:
     decoder.loads, decoder.rows, decoder.guesses, decoder.held_B = [], [], [], []
-    decoder.room = room
+    decoder.limit.room = room
     return list(Batch(decoder, prepare, room, wanted, parallel))
 
 
@@ -167,8 +167,8 @@ def test_the_room_a_text_needs_is_never_below_what_it_takes(decoder: Watched) ->
 def test_memory_stays_within_its_room_however_many_are_asked_for(
     decoder: Watched, parallel: int, budget: int | Literal["auto"], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decoder, "budget", budget)
-    monkeypatch.setattr(decoder, "cost", CostModel())
+    monkeypatch.setattr(decoder.limit, "budget", budget)
+    monkeypatch.setattr(decoder.accounting, "cost", CostModel())
     bare = Room(0, TOKEN_B, draft_B=TOKEN_B, least=64, rows=60)
     room = replace(bare, free_B=3 * bare.need_B(200, 100))
     wanted = [Request(one.index, one.prompt, replace(one.sampling, temperature=2.0)) for one in requests(6, longest=12)]
@@ -182,15 +182,15 @@ def test_memory_stays_within_its_room_however_many_are_asked_for(
 
 
 def test_who_joins_makes_the_others_give_back_memory(decoder: Watched) -> None:
-    decoder.room = PLENTY
+    decoder.limit.room = PLENTY
     first = prepare(Request(0, prompt(30), SamplingParams(max_tokens=40, temperature=2.0, seed=1)))
     decoder.join(first)
-    decoder.budget = 600
+    decoder.limit.budget = 600
     decoder.step()
     assert first.cache(decoder.target).size_B > 512 * TOKEN_B
-    decoder.room = Room(4 * 256 * TOKEN_B, TOKEN_B, draft_B=TOKEN_B)  # nothing but the texts
+    decoder.limit.room = Room(4 * 256 * TOKEN_B, TOKEN_B, draft_B=TOKEN_B)  # nothing but the texts
     decoder.join(prepare(Request(1, prompt(30, 2), SamplingParams(max_tokens=40, seed=2))))
-    decoder.budget = 12
+    decoder.limit.budget = 12
     assert {cache.size_B for cache in first.caches.values()} == {256 * TOKEN_B}
     for one in [*decoder.live]:
         decoder.leave(one)

@@ -18,7 +18,7 @@ import pytest
 
 from cli.app import main
 from cli.batch.cluster import running_cluster
-from cli.batch.worker import Worker
+from cli.batch.worker import ClusterWorker
 from cli.shared.options import EngineOptions
 from specexec.engine.request_types import Failure, Request, Result
 from specexec.sampling.params import SamplingParams
@@ -40,7 +40,7 @@ def texts(results: list[Result]) -> dict[int, str]:
 
 
 def test_a_worker_takes_requests_while_it_writes_others() -> None:
-    worker = Worker(partial(FakeEngine, sweep_s=0.001), 3)
+    worker = ClusterWorker(partial(FakeEngine, sweep_s=0.001), 3)
     wanted, results = requests(9), []
     for start in range(0, 9, 3):
         results += worker.work(wanted[start : start + 3]).results

@@ -23,6 +23,7 @@ LINES: list[dict[str, Any]] = [
     {"id": "ours", "messages": ASKED, "tools": TOOLS},
     {"id": "text", "prompt": "Rain in Zürich?"},
     {"id": "forced", "messages": ASKED, "tools": TOOLS, "tool_choice": "required"},
+    {"id": "forbidden", "messages": ASKED, "tools": TOOLS, "tool_choice": "none"},
     {"id": "cut", "messages": ASKED, "max_tokens": 4},
     {"id": "raw", "prompt": [1, 2, 3], "max_tokens": 2},
     {"id": "beyond", "prompt": [10**6]},
@@ -56,6 +57,9 @@ def test_thoughts_and_calls_are_fields_of_a_record(model: str, tmp_path: Path) -
     forced = found["forced"]
     assert forced["tool_calls"][0]["name"] == "get_weather"
     assert forced["reasoning"] == THOUGHT
+    forbidden = found["forbidden"]
+    assert (forbidden["text"], forbidden["reasoning"]) == (f"Let me look.\n{CALL}", THOUGHT)
+    assert (forbidden["finish_reason"], forbidden["tool_calls"]) == ("stop", None)
     cut = found["cut"]
     assert (cut["text"], cut["finish_reason"], cut["tool_calls"]) == ("", "length", None)
     assert (cut["limit"], found["ours"]["limit"]) == ("max_tokens", None)

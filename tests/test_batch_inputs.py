@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from cli.batch.input.form import Form
-from cli.batch.input.inputs import Shard, Split, read_inputs
+from cli.batch.input.inputs import InputShard, Split, read_inputs
 from cli.batch.input.items import Item
 from cli.batch.input.lines import item_of_line
-from cli.batch.output.formats import Writer, done_of, line_of
-from cli.batch.output.sinks import Folder
+from cli.batch.output.formats import RecordWriter, done_of, line_of
+from cli.batch.output.sinks import AnswerFolder
 from specexec.errors import EmptyPrompt
 from specexec.sampling.params import SamplingParams, derived_seed
 from specexec.text.messages import read_messages
@@ -96,7 +96,7 @@ def test_what_comes_through_a_pipe_is_lines_if_it_looks_like_them() -> None:
 
 def test_shards_share_the_items_out_and_limit_comes_first() -> None:
     Path("in.txt").write_text("".join(f"{number}\n" for number in range(10)))
-    parts = [read("in.txt", split="lines", limit=7, shard=Shard(part, 3)) for part in (1, 2, 3)]
+    parts = [read("in.txt", split="lines", limit=7, shard=InputShard(part, 3)) for part in (1, 2, 3)]
     assert [[item.prompt for item in part] for part in parts] == [["0", "3", "6"], ["1", "4"], ["2", "5"]]
     assert [item.index for item in parts[1]] == [1, 4]
 
@@ -174,7 +174,7 @@ def test_items_that_ask_the_same_name_the_first_one_also_across_shards() -> None
     found = read("in.jsonl", dedupe=True)
     assert [item.duplicate_of for item in found] == [None, "i0", None, "i0", "i2", None, None]
     assert found[0].sampling(SamplingParams(seed=1)) == found[3].sampling(SamplingParams(seed=1))
-    shard = read("in.jsonl", dedupe=True, shard=Shard(2, 2))
+    shard = read("in.jsonl", dedupe=True, shard=InputShard(2, 2))
     assert [item.duplicate_of for item in shard] == ["i0", "i0", None]
     assert {item.duplicate_of for item in read("in.jsonl")} == {None}
 
@@ -215,7 +215,7 @@ def test_any_bytes_give_one_item_a_line_and_one_record_an_item(
     for item in items:
         if item.problem is None:
             item.sampling(SamplingParams())
-        record = Writer("jsonl", "m").failed(item, item.problem or EmptyPrompt("x"))
+        record = RecordWriter("jsonl", "m").failed(item, item.problem or EmptyPrompt("x"))
         done = done_of(line_of(record))
         assert done is not None
         assert (done.id, done.prompt_sha) == (item.id, item.prompt_sha)
@@ -224,7 +224,7 @@ def test_any_bytes_give_one_item_a_line_and_one_record_an_item(
 @given(some.lists(some.text(min_size=1, max_size=20), unique=True, max_size=6))
 def test_text_files_never_collide_and_never_leave_their_folder(names: list[str]) -> None:
     root = Path("/results")
-    files = Folder.of(root, names).names
+    files = AnswerFolder.of(root, names).names
     assert len({file.casefold() for file in files.values()}) == len(set(names))
     for file in files.values():
         assert root in (root / file).parents

@@ -13,22 +13,22 @@ import pytest
 from filelock import FileLock
 
 from cli.batch.input.items import Item
-from cli.batch.output.answers import Answer
+from cli.batch.output.answers import ItemAnswer
 from cli.batch.output.files import replace_file
-from cli.batch.output.formats import Writer
+from cli.batch.output.formats import RecordWriter
 from cli.batch.output.journal import Beside, Journal, open_journal
 from cli.batch.output.manifest import Manifest
 from cli.batch.output.partial import PartialFile
 from cli.batch.refusals import DamagedOutput, Locked, ManifestMismatch, OutputRefused
 from cli.openai.responses import Choice
-from cli.shared.errors import DiskFull, OutputExists
+from cli.shared.errors import OutputDiskFull, OutputFileExists
 from offload.machine.atomic_write import replacing
 from specexec.errors import EmptyPrompt
 from specexec.stats import Completion
 from specexec.text.formats import Piece
 
 CONFIGURATION = Manifest.now({"--temperature": 0.7, "--seed": 7})
-WRITER = Writer("jsonl", "demo@1")
+WRITER = RecordWriter("jsonl", "demo@1")
 
 
 def item(name: str, prompt: str = "what?") -> Item:
@@ -43,7 +43,7 @@ def answer(text: str) -> Completion:
 def put(journal: Journal, *names: str) -> None:
     for name in names:
         said = answer(f"answer {name}")
-        journal.put(WRITER.finished(item(name), Answer((said,), (Choice(0, piece=Piece(said.text)),))))
+        journal.put(WRITER.finished(item(name), ItemAnswer((said,), (Choice(0, piece=Piece(said.text)),))))
 
 
 def ids(path: Path) -> list[str]:
@@ -99,7 +99,7 @@ def test_lines_of_somebody_else_are_not_deleted(path: Path) -> None:
 def test_an_existing_file_is_neither_replaced_nor_continued_unasked(path: Path) -> None:
     with open_journal(path, CONFIGURATION) as journal:
         put(journal, "a")
-    with pytest.raises(OutputExists, match="already exists"):
+    with pytest.raises(OutputFileExists, match="already exists"):
         open_journal(path, CONFIGURATION)
     with open_journal(path, CONFIGURATION, overwrite=True) as journal:
         put(journal, "b")
@@ -208,7 +208,7 @@ def test_a_full_disk_leaves_whole_lines_only(path: Path, monkeypatch: pytest.Mon
             return write(descriptor, line[:left])
 
         monkeypatch.setattr(os, "write", short)
-        with pytest.raises(DiskFull, match="No space left on device while writing 'two'"):
+        with pytest.raises(OutputDiskFull, match="No space left on device while writing 'two'"):
             put(journal, "two")
     assert ids(path) == ["one"]
 
@@ -222,7 +222,7 @@ def test_a_real_disk_that_is_full_is_survived(tmp_path: Path) -> None:
     try:
         path = small / "out.jsonl"
         names = [f"item {number}" for number in range(1000)]
-        with open_journal(path, CONFIGURATION) as journal, pytest.raises(DiskFull, match="No space left"):
+        with open_journal(path, CONFIGURATION) as journal, pytest.raises(OutputDiskFull, match="No space left"):
             put(journal, *names)
         written = ids(path)
         assert written == names[: len(written)]

@@ -17,7 +17,7 @@ import torch
 
 import specexec
 from cli.app import main
-from cli.batch.eta import Forecast, spelled
+from cli.batch.eta import TimeLeft, spelled
 from specexec.sampling.params import SamplingParams
 
 
@@ -56,7 +56,7 @@ def test_a_signal_ends_a_run_with_everything_saved(
 def test_the_eta_is_a_range_that_holds_nine_times_in_ten() -> None:
     chance, within = random.Random(7), 0
     for _ in range(200):
-        forecast = Forecast(longest=512)
+        forecast = TimeLeft(longest=512)
         lengths = [min(int(chance.expovariate(1 / 120)) + 1, 512) for _ in range(60)]
         for length in lengths[:20]:
             forecast.learn(length)
@@ -69,7 +69,7 @@ def test_the_eta_is_a_range_that_holds_nine_times_in_ten() -> None:
 
 
 def test_the_eta_knows_nothing_before_the_first_answer_and_narrows_with_every_one() -> None:
-    forecast = Forecast(longest=512)
+    forecast = TimeLeft(longest=512)
     assert forecast.left_s(10, 0, 5.0) is None
     widths = []
     for length in [100, 140] * 8:
@@ -81,7 +81,7 @@ def test_the_eta_knows_nothing_before_the_first_answer_and_narrows_with_every_on
 
 
 def test_answers_of_one_length_leave_the_speed_in_doubt() -> None:
-    forecast = Forecast(longest=512)
+    forecast = TimeLeft(longest=512)
     for _ in range(8):
         forecast.learn(9)
     low, high = forecast.left_s(36, 0, tokens_per_s=10.0) or (0.0, 0.0)

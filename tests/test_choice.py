@@ -12,7 +12,7 @@ from specexec.drafters.cost import CostModel
 from specexec.drafters.ngram import NgramDrafter
 from specexec.drafters.none import NoDrafter
 from specexec.drafters.protocol import Drafter
-from specexec.drafters.registry import SOURCES, Choice, parse
+from specexec.drafters.registry import REGISTRY, DrafterChoice, parse
 from specexec.drafters.union import Union
 from specexec.errors import BadDrafter
 
@@ -41,7 +41,7 @@ def nothing(name: str) -> bool:
 )
 def test_names_are_read_as_people_mean_them(text: str, sources: tuple[str, ...], models: tuple[str, ...]) -> None:
     choice = parse(text, nothing)
-    assert choice == Choice(sources)
+    assert choice == DrafterChoice(sources)
     assert choice.models == models
     assert parse(choice.name, nothing) == choice, "what was read is typed so"
 
@@ -74,11 +74,11 @@ def test_a_misspelt_source_is_not_taken_for_a_model(text: str, meant: str) -> No
 
 
 def test_a_model_may_be_called_nearly_like_a_source() -> None:
-    assert parse("ngrams+ngram", {"ngrams"}.__contains__) == Choice(("ngrams", "ngram"))
+    assert parse("ngrams+ngram", {"ngrams"}.__contains__) == DrafterChoice(("ngrams", "ngram"))
 
 
 def test_one_source_stands_alone_and_several_are_joined() -> None:
-    makers = dict.fromkeys(SOURCES, NgramDrafter)
+    makers = dict.fromkeys(REGISTRY, NgramDrafter)
 
     def drafter(text: str) -> Drafter:
         return join(parse(text, nothing), {**makers}, CostModel())

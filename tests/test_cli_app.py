@@ -97,7 +97,7 @@ def test_a_log_file_holds_errors_and_the_traceback_of_a_bug(tmp_path: Path, cras
     log = tmp_path / "specexec.log"
     broken = "raise ZeroDivisionError('by zero')" if crash else "raise FileNotFoundError(28, 'full', 'x')"
     script = (
-        f"import sys, cli.engine.open\ndef broken(options, **_): {broken}\ncli.engine.open_engine = broken\n"
+        f"import sys, cli.engine.open\ndef broken(options, **_): {broken}\ncli.engine.open.open_engine = broken\n"
         "from cli.app import main; sys.exit(main(sys.argv[1:]))"
     )
     for _ in range(2):

@@ -72,11 +72,16 @@ def test_auto_chooses_by_what_bench_measured(monkeypatch: pytest.MonkeyPatch) ->
     told = taken()
     assert "(auto: tokens/s here: " in told
     assert all(f"{speed:.3g}" in told for speed in speeds.values())
-    assert learned.measured(EngineOptions(dtype="f32", offload="none")).keys() == {"none", "ngram", "sibling+ngram"}
+    options = EngineOptions().but(dtype="f32", offload="none")
+    assert learned.measured(options).keys() == {
+        "none",
+        "ngram",
+        "sibling+ngram",
+    }
 
 
 def test_bench_tells_what_overlap_hid(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Decoder, "_free_s", lambda *_: 60.0)  # however fast this machine is
+    monkeypatch.setattr(Decoder, "_ahead_s", lambda *_: 60.0)  # however fast this machine is
     ran = run("bench", "--budgets", "4", "-r", "1", "-n", "12", "--drafter", "sibling", "-o", "json")
     plain, guessed = json.loads(ran.stdout)
     assert (plain["hidden"], 0 <= guessed["hit_rate"] <= 1, 0 <= guessed["hidden"] < 1) == (0, True, True)

@@ -86,14 +86,14 @@ def test_an_answer_cut_by_max_tokens_says_so(specexec: CommandLine) -> None:
 
 
 def test_engine_options_reach_the_engine(specexec: CommandLine) -> None:
-    specexec("chat", "mine", "-d", "none", "--offload", "disk", "-b", "7", "--planner", "reference", "--ctx",
-             "8k", "--ram", "10GiB", "--vram", "1GB", "--link-limit", "4MB/s", "--dtype", "f32", "--offline",
+    specexec("chat", "mine", "-d", "none", "--offload", "disk", "-b", "7", "--ctx", "8k",
+              "--ram", "10GiB", "--vram", "1GB", "--link-limit", "4MB/s", "--dtype", "f32", "--offline",
              "--exact", "--verify", "--trust-remote-code", "--draft-vocab", "2k", "--drafter-quant",
              "nf4", "--head-quant", "nf4", "-p", "x")  # fmt: skip
     assert specexec.options is not None
-    options = vars(specexec.options)
+    options = specexec.options.asked
     assert options == {
-        "model": "mine", "drafter": "none", "offload": "disk", "budget": 7, "planner": "reference", "device": "auto",
+        "model": "mine", "drafter": "none", "offload": "disk", "budget": 7, "device": "auto",
         "dtype": "f32", "ctx": 8192, "ram": 10 * 2**30, "vram": 10**9, "link_limit": 4e6, "offline": True,
         "exact": True, "verify": True, "trust_remote_code": True,
         "draft_vocab": 2048, "drafter_quant": "nf4", "head_quant": "nf4",
@@ -113,7 +113,7 @@ def test_an_environment_variable_stands_in_for_an_option(
     monkeypatch.setenv("SPECEXEC_CHAT_BUDGET", "9")
     specexec("chat", "-p", "x")
     assert specexec.options is not None
-    assert specexec.options.budget == 9
+    assert specexec.options.load.budget == 9
 
 
 def test_the_system_prompt_may_come_from_a_file(specexec: CommandLine, tmp_path: Path) -> None:

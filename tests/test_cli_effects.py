@@ -52,7 +52,6 @@ SAMPLING: Changes = {
 }
 PLACED: Changes = {
     "drafter": (["--drafter", "none"], "engine.sources"),
-    "planner": (["--planner", "beam"], "engine.planner"),
     "device": (["--device", "cpu"], "engine.asked.device"),
     "dtype": (["--dtype", "f32"], "engine.dtype"),
     "ctx": (["--ctx", "512"], "engine.context"),

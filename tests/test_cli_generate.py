@@ -193,4 +193,4 @@ def test_only_where_a_loss_would_be_told_sweeps_are_plain(
 ) -> None:
     specexec.engine.toy, specexec.engine.budget = toy, budget
     specexec(*command)
-    assert specexec.engine.samples_plain == sampled
+    assert specexec.engine.accounting.samples_plain == sampled

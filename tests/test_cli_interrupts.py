@@ -9,6 +9,7 @@ import weakref
 
 import pytest
 
+from cli.shared.errors import INTERRUPTED
 from cli.terminal.interrupts import Interrupts
 
 
@@ -57,6 +58,17 @@ def test_a_second_press_while_the_first_still_starts_its_thread_ends_cleanly(mon
     monkeypatch.setattr(threading.Thread, "start", start)
     with pytest.raises(KeyboardInterrupt), Interrupts(lambda: None, lambda: None):
         signal.raise_signal(signal.SIGINT)
+
+
+def test_the_third_press_leaves_the_program() -> None:
+    with Interrupts(lambda: None, lambda: None):
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        with pytest.raises((SystemExit, KeyboardInterrupt)) as left:
+            signal.raise_signal(signal.SIGINT)
+    assert isinstance(left.value, SystemExit), "not a second abandoned sweep"
+    assert left.value.code == INTERRUPTED
 
 
 def test_handlers_are_given_back() -> None:

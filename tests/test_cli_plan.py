@@ -12,10 +12,11 @@ import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import PreTrainedModel
 
 import specexec
 from cli.app import main
-from cli.models.outlook import Beside, best, outlook
+from cli.models.outlook import OutlookRow, best, outlook
 from cli.shared.conditions import conditions
 from offload.checkpoint.documents import read_json
 from offload.checkpoint.headers import Entry, open_folder
@@ -27,7 +28,7 @@ from offload.machine.memory import Free, Ram
 from offload.machine.speeds import (
     ALONE,
     Arithmetic,
-    Company,
+    Contention,
     Disk,
     Speeds,
     disk_key,
@@ -39,12 +40,15 @@ from offload.measure import READINGS, Trial, choose, probe_company, probe_disk, 
 from offload.model.load import load, stream_of
 from offload.packs.pack import pack
 from offload.packs.pack import plan as pack_plan
-from offload.placement.forecast import ASSUMED_CPU, SCHEMES, Ceilings, Work, ceilings, forecast
+from offload.placement.forecast import ASSUMED_CPU, SCHEMES, Ceilings, Forecast, Work, ceilings, forecast
 from offload.placement.placement import Need
 from offload.placement.quantized_sizes import FORMATS, Format, need_in, packed_size_B, work_of
 from offload.placement.requirements import need_of
 from offload.placement.solver import place
 from offload.units import GiB, size
+from specexec.compose.load_options import LoadOptions
+from specexec.compose.memory_plan import LoadRequest, memory_plan
+from specexec.drafters.registry import DrafterChoice
 from tests.tiny import tiny
 
 MEASURED = Speeds(
@@ -56,6 +60,26 @@ MEASURED = Speeds(
     {"cpu": {"torch": "2.13.0"}},
 )
 KNOWN = Ceilings(1e9, 10e9, Arithmetic(1e12, 1e10), dict.fromkeys(SCHEMES, 2e9))
+
+
+PLAIN = DrafterChoice(())
+
+
+def asked(folder: Path, free: Free, ctx: int) -> LoadRequest:
+    """The folder alone, without drafters and guesses."""
+    return LoadRequest.of(open_folder(folder), (), LoadOptions(budget=0), ctx, free)
+
+
+def looked_at(folder: Path, free: Free, ctx: int, every: bool = False) -> list[OutlookRow]:
+    return outlook(asked(folder, free, ctx), PLAIN, free, KNOWN, every)
+
+
+def load_as_planned(folder: Path, mode: str, ctx: int) -> PreTrainedModel:
+    beside = memory_plan(asked(folder, Free(4 * GiB), ctx), PLAIN)
+    return load(
+        folder, mode, ctx=ctx, guesses_B=beside.guesses_B, beside_B=beside.beside_B,  # type: ignore[arg-type]  # a mode
+        cache_moves=True,
+    )  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -103,11 +127,11 @@ def test_the_mix_of_tiers_is_listed_and_recommended_where_it_is_faster(
     tiny("llama", folder, num_hidden_layers=12)
     checked = open_folder(folder)
     need = need_in(checked, "none", 4, 64)
-    rows = outlook(checked, Free(10 * GiB), KNOWN, 4, 64, Beside(), False)
+    rows = looked_at(folder, Free(10 * GiB), 64)
     disk = next(row for row in rows if (row.offload, row.form) == ("disk", "none"))
     assert disk.placement is not None
     free = Free(disk.placement.host_B + max(need.layers_B) * 5 // 2)  # room for some layers, not for all
-    found = {row.offload: row for row in outlook(checked, free, KNOWN, 4, 64, Beside(), False) if row.form == "none"}
+    found = {row.offload: row for row in looked_at(folder, free, 64) if row.form == "none"}
     assert [mode for mode, row in found.items() if row.placement is None] == ["none", "ram"]
     mixed, streamed = found["auto"].placement, found["disk"].placement
     assert mixed is not None
@@ -118,7 +142,7 @@ def test_the_mix_of_tiers_is_listed_and_recommended_where_it_is_faster(
     assert chosen is found["auto"]
     monkeypatch.setattr("offload.machine.memory.free_ram", lambda: Ram(free.ram_B, ""))
     monkeypatch.setattr("offload.machine.memory.margin_B", lambda _: 0)
-    model = load(folder, "auto", ctx=64)
+    model = load_as_planned(folder, "auto", 64)
     assert stream_of(model).placement.tiers == mixed.tiers
     stream_of(model).close()
 
@@ -200,12 +224,8 @@ def test_a_wrong_gpu_is_a_usage_error(folder: Path, capsys: pytest.CaptureFixtur
 
 @pytest.mark.parametrize("mode", ["none", "ram", "disk", "auto"])
 def test_the_plan_places_as_loading_does(mode: str, folder: Path) -> None:
-    checked = open_folder(folder)
-    free = Free(4 * GiB)
-    row = next(
-        row for row in outlook(checked, free, KNOWN, item_B(checked), 512, Beside(), False) if row.offload == mode
-    )  # fmt: skip
-    loaded = stream_of(load(folder, mode, ctx=512, ram_B=None)).placement  # type: ignore[arg-type]  # one of the modes
+    row = next(row for row in looked_at(folder, Free(4 * GiB), 512) if row.offload == mode)
+    loaded = stream_of(load_as_planned(folder, mode, 512)).placement
     assert row.placement is not None
     assert row.placement.tiers == loaded.tiers
     assert row.placement.stream_B == loaded.stream_B
@@ -298,11 +318,22 @@ def test_unpacking_is_measured_for_every_scheme() -> None:
 
 
 def test_the_best_is_the_fastest_that_fits(folder: Path) -> None:
-    rows = outlook(open_folder(folder), Free(4 * GiB), KNOWN, 4, 512, Beside(), True)
+    rows = looked_at(folder, Free(4 * GiB), 512, every=True)
     found = best(rows)
     assert found is not None
     assert (found.offload, found.form) == ("none", "none")
     assert best([row for row in rows if row.forecast is None]) is None
+
+
+@pytest.mark.parametrize(("stored_s", "form"), [(1.2, "none"), (1.4, "nf4")])
+def test_the_stored_format_is_best_unless_fewer_bits_are_much_faster(stored_s: float, form: str, folder: Path) -> None:
+    """Fewer bits are another model: what they save must be worth it."""
+    rows = looked_at(folder, Free(4 * GiB), 512)
+    seconds = {"none": stored_s, "nf4": 1.0}
+    timed = [replace(row, forecast=Forecast(seconds[row.form], 0.0, 0.0)) for row in rows]
+    found = best(timed)
+    assert found is not None
+    assert found.form == form
 
 
 def test_what_was_measured_is_used_and_the_rest_labelled() -> None:
@@ -373,7 +404,7 @@ def test_a_cpu_that_reads_and_computes_at_once_is_slower_at_both(
 ) -> None:
     placement = place(Need((GiB,), (GiB,), 0, 0, 0, 0, 1), Free(4 * GiB), "disk")
     flops = Arithmetic(1e30, GiB / compute_s)
-    limits = replace(KNOWN, disk_Bps=GiB / disk_s, arithmetic=flops, company=Company(compute, disk))
+    limits = replace(KNOWN, disk_Bps=GiB / disk_s, arithmetic=flops, company=Contention(compute, disk))
     # Both begin; when one is done the other goes on at full speed.
     together_s = min(disk_s / disk, compute_s / compute)
     rest_s = max(disk_s - together_s * disk, compute_s - together_s * compute)

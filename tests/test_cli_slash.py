@@ -47,12 +47,18 @@ def test_a_conversation_goes_on_with_another_model_and_another_drafter(
     (tmp_path / "other").mkdir()
     ran = talk(specexec, "one", "/model ./other", "two", "/drafter none", "three")
     assert (ran.code, ran.out) == (0, "echo: one\necho: two\necho: three\n")
-    assert [(options.model, options.drafter) for options in asked] == [
+    assert [(options.model, options.load.drafter) for options in asked] == [
         ("demo", "auto"), ("./other", "auto"), ("./other", "none"),
     ]  # fmt: skip
     (one,) = kept(specexec)
     assert (one["messages"], one["model"]) == (6, str(tmp_path / "other"))
     assert "2 messages; it is read again with the next message\n" in ran.err
+
+
+def test_a_file_that_is_there_is_never_replaced_and_the_way_out_is_said(specexec: CommandLine, tmp_path: Path) -> None:
+    ran = talk(specexec, "one", "/save copy.jsonl", "two", "/save copy.jsonl")
+    assert "copy.jsonl is there already and is not replaced; choose another name" in ran.err
+    assert len((tmp_path / "copy.jsonl").read_text().splitlines()) == 2
 
 
 def test_a_model_that_is_not_here_is_refused_and_nothing_is_downloaded(specexec: CommandLine) -> None:
@@ -81,7 +87,7 @@ def test_a_model_that_does_not_load_leaves_the_conversation_with_the_old_one(
     specexec: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def choosy(_: CommandLine, options: EngineOptions, **_rest: object) -> FakeEngine:
-        if options.drafter == "none":
+        if options.load.drafter == "none":
             raise NotEnoughRam("it needs 9 GiB, 1 GiB is free.")
         return FakeEngine()
 

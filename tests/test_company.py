@@ -6,7 +6,7 @@ import torch
 
 from specexec.model.attention import Style, Visibility, attend
 from specexec.model.cache import LayerKV
-from specexec.model.joint_attention import Piece, companies
+from specexec.model.joint_attention import TextRows, joined
 from specexec.sizes import KEY_BLOCK, QUERY_BLOCK
 from specexec.tree.tree import ROOT, depths, intervals
 
@@ -31,10 +31,10 @@ TEXTS = [
 ]
 
 
-def pieces() -> list[tuple[Piece, LayerKV]]:
+def pieces() -> list[tuple[TextRows, LayerKV]]:
     """Trees of random shape, their rows side by side in one sweep."""
     generator, start = np.random.default_rng(0), 0
-    made: list[tuple[Piece, LayerKV]] = []
+    made: list[tuple[TextRows, LayerKV]] = []
     for committed, old, new in TEXTS:
         parents_N = np.array(
             [int(generator.integers(max(ROOT, node - 5), node)) for node in range(old + new)], np.int64
@@ -46,7 +46,7 @@ def pieces() -> list[tuple[Piece, LayerKV]]:
         kv = LayerKV(torch.randn(KEY_HEADS, room, SIZE), torch.randn(KEY_HEADS, room, VALUE_SIZE))
         kv.keys_HRD[:, committed + old + new :] = torch.nan
         kv.values_HRD[:, committed + old + new :] = torch.nan
-        made.append((Piece(len(made), slice(start, start + new), slice(old, old + new), sees), kv))
+        made.append((TextRows(len(made), slice(start, start + new), slice(old, old + new), sees), kv))
         start += new
     return made
 
@@ -60,10 +60,10 @@ def test_a_text_finds_the_same_in_company_as_alone(name: str) -> None:
     query_HQD = torch.randn(HEADS, sum(new for _, _, new in TEXTS), SIZE)
     kv_of = {piece.text: kv for piece, kv in made}
     found: dict[int, torch.Tensor] = {}
-    for company in companies([piece for piece, _ in made], style):
-        kvs = [kv_of[piece.text] for piece in company.pieces]
-        texts = [piece.text for piece in company.pieces]
-        found.update(zip(texts, company.attend(query_HQD, kvs, style), strict=True))
+    for group in joined([piece for piece, _ in made], style):
+        kvs = [kv_of[piece.text] for piece in group.pieces]
+        texts = [piece.text for piece in group.pieces]
+        found.update(zip(texts, group.attend(query_HQD, kvs, style), strict=True))
     assert found.keys() == kv_of.keys()
     for piece, kv in made:
         alone = attend(query_HQD[:, piece.here], kv.keys_HRD, kv.values_HRD, piece.sees, piece.rows, style)
@@ -71,12 +71,12 @@ def test_a_text_finds_the_same_in_company_as_alone(name: str) -> None:
 
 
 def test_texts_of_like_size_go_together_and_no_company_outgrows_a_block() -> None:
-    everyone = companies([piece for piece, _ in pieces()], STYLES["full"])
-    sizes = [len(company.pieces) for company in everyone]
+    everyone = joined([piece for piece, _ in pieces()], STYLES["full"])
+    sizes = [len(group.pieces) for group in everyone]
     assert max(sizes) == 3  # the three short texts with a few nodes each
     many = [piece for _ in range(20) for piece, _ in pieces()]
-    for company in companies(many, STYLES["full"]):
-        count = len(company.pieces)
+    for group in joined(many, STYLES["full"]):
+        count = len(group.pieces)
         if count > 1:
-            assert count * max(piece.keys for piece in company.pieces) <= KEY_BLOCK
-            assert count * max(piece.queries for piece in company.pieces) <= QUERY_BLOCK
+            assert count * max(piece.keys for piece in group.pieces) <= KEY_BLOCK
+            assert count * max(piece.queries for piece in group.pieces) <= QUERY_BLOCK

@@ -13,7 +13,8 @@ import pytest
 from cli.app import commands
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+SOURCES = ("cli", "specexec", "offload", "tests", "scripts", "findings")
 
 
 def test_the_command_reference_is_what_the_commands_say() -> None:
@@ -45,6 +46,41 @@ def test_the_map_of_the_house_names_every_folder_and_module_and_no_other() -> No
     assert sorted(rows) == sorted(folders) == sorted(re.findall(r"^## (\S+)$", map_page, re.MULTILINE))
     linked = {Path(name) for name in re.findall(r"\]\(\.\./([\w/.]+\.py)\)", map_page)}
     assert linked == {file for file in files if file.name != "__init__.py"}
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs" / "howto").glob("*.md")), ids=lambda page: page.name)
+def test_a_how_to_fits_on_a_screen(page: Path) -> None:
+    text = re.sub(r"^```python\n.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    assert len(text.splitlines()) <= 60
+
+
+def test_measured_pages_are_listed() -> None:
+    folder = ROOT / "docs" / "measured"
+    listed = re.findall(r"\]\(([\w-]+\.md)\)", (folder / "README.md").read_text(encoding="utf-8"))
+    assert sorted([*listed, "README.md"]) == sorted(page.name for page in folder.glob("*.md"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_modules_that_a_page_names_exist(page: Path) -> None:
+    without_new = re.sub(r"`[^`]+`:\n\n```python", "```python", page.read_text(encoding="utf-8"))
+    text = re.sub(r"^```.*?^```$", "", without_new, flags=re.DOTALL | re.MULTILINE)
+    files = [str(file.relative_to(ROOT)) for folder in SOURCES for file in (ROOT / folder).rglob("*.py")]
+    for name in re.findall(r"`([\w./]+\.py)`", text):
+        assert any(file == name or file.endswith(f"/{name}") for file in files), name
+
+
+def anchors(page: Path) -> set[str]:
+    """What links into a page may name: its headings as GitHub spells them."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_to_headings_name_one_that_exists(page: Path) -> None:
+    for target, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", page.read_text(encoding="utf-8")):
+        other = page.parent / target if target else page
+        assert anchor in anchors(other), f"{target}#{anchor}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

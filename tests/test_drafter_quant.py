@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from offload.hub.names import demo_folder
 from offload.machine.memory import Free
 from offload.packs.pack import pack, plan
 from offload.placement.quantized_sizes import FewBits, resident_B
-from specexec import SamplingParams
+from specexec import LoadProgress, SamplingParams
 from specexec.drafters.few_bits import FourBit
 from specexec.engine.engine import Engine
 from specexec.errors import BadDrafter
@@ -25,10 +24,10 @@ from tests.tiny import tiny
 CTX = 256
 
 
-def copying(form: FewBits, rounded: Callable[[int, int], None] = lambda done, layers: None) -> Engine:
+def copying(form: FewBits, progress: LoadProgress | None = None) -> Engine:
     """The demo, drafting for itself from the disk."""
     return specexec.load(
-        drafter="substitute", drafter_quant=form, offload="disk", dtype="f32", ctx=CTX, budget=16, rounded=rounded
+        drafter="substitute", drafter_quant=form, offload="disk", dtype="f32", ctx=CTX, budget=16, progress=progress
     )
 
 
@@ -78,7 +77,7 @@ def test_the_targets_own_copy_takes_the_form_that_was_asked_for() -> None:
 
 def test_how_many_layers_are_quantised_is_told_while_it_is_done() -> None:
     done: list[tuple[int, int]] = []
-    with copying("hqq2", rounded=lambda *so_far: done.append(so_far)) as llm:
+    with copying("hqq2", progress=LoadProgress(quantised=lambda *so_far: done.append(so_far))) as llm:
         layers = offload.stream_of(llm._model).layers
     assert done == [(layer + 1, layers) for layer in range(layers)]
 

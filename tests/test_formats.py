@@ -86,6 +86,39 @@ def test_a_call_cut_short_is_text_and_nothing_of_it_is_lost() -> None:
     assert read(format_of(words), words.encode_rest(text)) == Piece(content=text)
 
 
+def test_a_whole_call_that_was_cut_before_its_end_mark_is_a_call() -> None:
+    words = encoding("qwen3", "llama_cpp/Qwen-Qwen3-0.6B")
+    call = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Bern"}}'
+    piece = read(format_of(words), words.encode_rest(f"Well. {call}\n"))
+    assert said(piece) == ("Well.", "", [("get_weather", {"city": "Bern"})])
+    assert read(format_of(words), words.encode_rest(call[:-1])) == Piece(content=call[:-1])
+
+
+@pytest.mark.parametrize("family", ["hermes", "harmony"])
+def test_a_forbidden_call_is_text_in_full(family: str) -> None:
+    if family == "hermes":
+        words = encoding("qwen3", "llama_cpp/Qwen-Qwen3-0.6B")
+        call = '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>'
+    else:
+        words = encoding("gptoss", "llama_cpp/openai-gpt-oss-120b")
+        call = '<|channel|>commentary to=functions.f <|constrain|>json<|message|>{"city": "Bern"}'
+    ids, prompt = words.encode_rest(call), words.encode([{"role": "user", "content": "hi"}])
+    form = format_of(words)
+    assert [one.name for one in form.reader(prompt).read(ids, last=True).calls] == ["f"]
+    piece = form.without_calls.reader(prompt).read(ids, last=True)
+    assert (piece.calls, piece.reasoning) == ((), "")
+    assert piece.content.endswith(call)
+
+
+def test_a_level_of_thinking_without_effect_is_said_plainly() -> None:
+    none = format_of(encoding("llama3_1", "llama_cpp/meta-llama-Llama-3.1-8B-Instruct")).thinking("low")
+    assert (none.variables, none.effect) == ({}, "this model's chat template cannot be told how much to think.")
+    always = format_of(encoding("gptoss", "llama_cpp/openai-gpt-oss-120b")).thinking("off")
+    assert (always.variables, always.effect) == ({}, "this model's chat template knows only on, low, medium, high.")
+    same = format_of(encoding("qwen3", "llama_cpp/upstage-Solar-Open-100B")).thinking("off")
+    assert same == always
+
+
 def test_a_mark_spelled_out_is_text_where_the_tokenizer_has_a_token() -> None:
     words = encoding("qwen3", "llama_cpp/Qwen-Qwen3-0.6B")
     ids = [id for part in ("<tool", "_call>", "{}", "</tool", "_call>") for id in words.encode_rest(part)]

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from specexec.sampling.grammar import Grammars, Parse
 from specexec.text.formats import Format, format_of
 from specexec.text.formats.probe import Asked, Probe, tools
+from specexec.text.formats.rules import Whole
 from specexec.text.template_options import Wishes
 from specexec.text.tokenizer import Encoding
 from tests.families import family
@@ -74,7 +75,7 @@ def test_a_grammar_takes_what_the_template_of_its_form_writes(choice: str) -> No
     for form, template in ONE_EACH.items():
         if form in OTHER_LAYOUT:
             continue
-        count = 1 if form.endswith(" once") or form == "muse" else len(ASKED)
+        count = 1 if form.endswith(" once") else len(ASKED)
         answer = written(template, calls=count)
         followed = parse(answer, choice)
         taken = 0
@@ -110,7 +111,7 @@ def test_with_a_schema_an_answer_is_calls_or_json_of_it() -> None:
         ):
             answer = written(template, **shown)
             thinking = answer.form.reader(answer.prompt).thinking
-            bound = answer.form.grammar(tools(ASKED), "auto", schema=TRIP, thought_open=thinking)
+            bound = answer.form.grammar(tools(ASKED), "auto", whole=Whole(TRIP), thought_open=thinking)
             followed = grammars(answer.encoding).grammar(bound.text).start()
             ids = answer.encoding.encode_rest(answer.encoding.raw(answer.ids).rstrip(" "))
             ids.append(answer.encoding.tokenizer.eos_token_id)
@@ -122,3 +123,58 @@ def test_with_a_schema_an_answer_is_calls_or_json_of_it() -> None:
         if set(found) != {"text"}:
             wrong[form] = found
     assert not wrong, "\n".join(map(str, wrong.items()))
+
+
+def taken(encoding: Encoding, bound: str, answer: str) -> str:
+    """As much of an answer, and of the end after it (¶), as a grammar takes."""
+    followed = grammars(encoding).grammar(bound).start()
+    ids = [*encoding.encode_rest(answer), encoding.tokenizer.eos_token_id]
+    for at, token in enumerate(ids):
+        if not bool(followed.allowed([()], ROWS)[0, token]):
+            return encoding.raw(ids[:at])
+        followed.advance([token])
+    return answer + "¶"
+
+
+AGAIN = "<|end|><|start|>assistant"
+ONE_THOUGHT = {  # what opens a thought, the rest of it, what begins the answer after that, and what a second thought
+    "llama_cpp/Qwen-Qwen3-0.6B": ("<think>", "\nHm.\n</think>\n\n", "", "<think>"),
+    "llama_cpp/openai-gpt-oss-120b": (
+        "<|channel|>analysis<|message|>",
+        f"Hm.{AGAIN}<|channel|>",
+        "final<|message|>",
+        "analysis<|message|>",
+    ),
+    "llama_cpp/muse-glimmer": (
+        " to=self<|message|>",
+        "Hm.<|eom|><|start|>assistant to=",
+        "user<|message|>",
+        "self<|message|>",
+    ),
+}
+WHOLES = {
+    '{"city": "Oslo"}': Whole(TRIP),
+    "a/b": Whole(regex=r"a\/b|a/c"),
+    "yes": Whole(regex="yes|no"),
+    "x\ny": Whole(regex="x\ny"),
+}
+
+
+@pytest.mark.parametrize("template", ONE_THOUGHT)
+def test_before_text_of_one_shape_there_is_one_thought_at_most(template: str) -> None:
+    """So an answer that ends in a thought without end is reasoning only."""
+    encoding = family(template)
+    form = format_of(encoding)
+    opened, rest, head, second = ONE_THOUGHT[template]
+    for text, whole in WHOLES.items():
+        free = form.grammar((), "auto", whole=whole).text
+        inside = form.grammar((), "auto", whole=whole, thought_open=True).text
+        for bound, thought in ((free, opened + rest), (inside, rest)):
+            assert taken(encoding, bound, f"{thought}{head}{text}") == f"{thought}{head}{text}¶"
+            assert taken(encoding, bound, f"{thought}{head}{text}?") == f"{thought}{head}{text}"
+            assert taken(encoding, bound, thought + second) != thought + second
+    endless = opened + "Hm. " * 50
+    assert taken(encoding, free, endless) == endless
+    prompt = encoding.encode([{"role": "user", "content": "hi"}])
+    piece = form.reader(prompt).read(encoding.encode_rest(endless), last=True)
+    assert (piece.content, piece.reasoning.strip(), piece.calls) == ("", ("Hm. " * 50).strip(), ())

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import sys
+from pathlib import Path
 
 import pytest
 
 from specexec.text.formats import Format, Piece, format_of
 from specexec.text.formats.probe import Asked, Probe, tools
+from specexec.text.formats.table import CallForm
 from specexec.text.template_options import Wishes
 from tests import real
 from tests.families import family
+
+sys.path.append(str(Path(__file__).parent.parent / "scripts"))
+
+from formats_table import BEGIN, END, PAGE, row
 
 READ = {
     "llama_cpp/Apertus-8B-Instruct": "apertus",
@@ -178,6 +185,8 @@ def values(piece: Piece) -> list[tuple[str, object]]:
 
 def test_every_template_is_in_the_table() -> None:
     assert sorted([*READ, *REFUSED]) == sorted(real.templates())
+    lines = PAGE.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0].splitlines()[2:]
+    assert [line.split(" | ")[0].removeprefix("| ") for line in lines] == [*real.templates()]
 
 
 @pytest.mark.parametrize("spelled", [False, True], ids=["marks as tokens", "marks spelled out"])
@@ -189,9 +198,42 @@ def test_calls_come_back_as_they_went_in(spelled: bool) -> None:
         name = found.name if found.parallel else f"{found.name} once"
         probe = Probe(encoding, Wishes(), ASKED)
         _, one = answers(found, probe, calls=1)
+        assert spelled or row(template, found) in PAGE.read_text(encoding="utf-8")
         several = answers(found, probe, calls=3)[1] if found.parallel else one
         if name != form or values(one) != [*ASKED[:1]] or values(several) != [*ASKED[: 3 if found.parallel else 1]]:
             wrong[template] = name, found.refusal, one, several
+    assert not wrong
+
+
+# Forms in which nothing but the end mark says that no further argument comes, and LFM2's template, which writes strings
+# with quotes inside as no Python has them.
+OPEN = {
+    "lfm-2",
+    "glm-4.5",
+    "glm-4.7",
+    "hunyuan-3",
+    "minimax-m2",
+    "deepseek-v3.2",
+    "deepseek-v4",
+    "minicpm-5",
+    "kimi-k3",
+}
+
+
+def test_a_call_that_was_cut_before_its_end_mark_is_a_call_if_it_is_known_to_be_whole() -> None:
+    wrong = {}
+    for template in {form: template for template, form in READ.items()}.values():
+        encoding = family(template)
+        found = format_of(encoding, Wishes(tools=tools(ASKED)))
+        probe = Probe(encoding, Wishes(), ASKED)
+        shown = probe.answer(calls=1)
+        end = found.form.shape.end if isinstance(found.form, CallForm) else "</atem:function_calls>"
+        if shown is None or not end or end not in shown.answer:
+            continue
+        text = shown.answer[: shown.answer.rindex(end)]
+        piece = found.reader(encoding.encode_rest(shown.prompt)).read(encoding.encode_rest(text), last=True)
+        if values(piece) != ([] if found.name in OPEN else [*ASKED[:1]]) or bool(piece.content) == bool(piece.calls):
+            wrong[found.name] = piece
     assert not wrong
 
 
@@ -225,3 +267,5 @@ def test_what_is_not_read_is_refused_by_name() -> None:
     said = {template: str(form.refusal) for template, form in found.items()}
     assert all(reason in said[template] for template, reason in REFUSED.items()), said
     assert not any(form.calls for form in found.values())
+    page = PAGE.read_text(encoding="utf-8")
+    assert [row(template, form) for template, form in found.items() if row(template, form) not in page] == []

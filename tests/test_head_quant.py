@@ -20,7 +20,7 @@ import specexec
 from cli.app import main
 from offload.checkpoint.headers import open_folder
 from offload.checkpoint.quantized.quantize import Quant, quantise
-from offload.errors import UnsupportedArchitecture
+from offload.errors import UnsupportedModel
 from offload.hub.names import demo_folder
 from offload.machine.memory import Free
 from offload.model.quantized_head import FewBitHead
@@ -280,9 +280,9 @@ def test_a_pack_with_such_a_head_says_so_and_is_verified(tmp_path: Path, capsys:
         drafted = llm.generate("The import", sampling).tokens
     with specexec.load(str(out), drafter="none", ctx=CTX, offload="disk") as llm:
         assert llm.generate("The import", sampling).tokens == drafted
-    with pytest.raises(UnsupportedArchitecture, match="few bits already"):
+    with pytest.raises(UnsupportedModel, match="few bits already"):
         specexec.load(str(out), drafter="none", head_quant="nf4", ctx=CTX)
-    with pytest.raises(UnsupportedArchitecture, match="few bits already"):
+    with pytest.raises(UnsupportedModel, match="few bits already"):
         plan(open_folder(out), "none", head="nf4")
     pack(plan(open_folder(out), "none"), tmp_path / "anew")  # as it is
     assert main(["models", "show", str(tmp_path / "anew"), "--json"]) == 0

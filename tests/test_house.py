@@ -31,7 +31,7 @@ offload.model:        .errors .units .machine .checkpoint .placement .stream
 offload.packs:        .errors .units .machine .checkpoint .placement .hub .model
 offload.measure:      .machine .checkpoint .stream
 specexec.errors:
-specexec.sizes:
+specexec.sizes:       .errors
 specexec.pieces:
 specexec.tree:
 specexec.learned:     .tree
@@ -44,23 +44,25 @@ specexec.planning:    .errors .sizes .tree .text .drafters
 specexec.engine:      .errors .sizes .learned .stats .tree .sampling .model .text .drafters .planning
 specexec.evaluation:  .errors .tree .sampling .model .text .engine
 specexec.compose:     .errors .sizes .sampling .model .text .drafters .planning .engine offload
-cli.shared:           specexec specexec.errors specexec.sizes specexec.sampling specexec.text specexec.engine
+cli.shared:           specexec specexec.errors specexec.sizes specexec.sampling specexec.text specexec.drafters
+                      specexec.engine specexec.compose
                       offload offload.errors offload.machine offload.hub offload.placement
 cli.terminal:         .shared specexec.errors specexec.stats specexec.tree specexec.text specexec.engine offload.machine
 cli.openai:           .shared specexec.errors specexec.stats specexec.sampling specexec.text specexec.engine
-cli.engine:           .shared .terminal specexec specexec.errors specexec.drafters specexec.engine
-                      offload.machine offload.placement
+cli.engine:           .shared .terminal specexec specexec.errors specexec.drafters specexec.engine specexec.compose
+                      offload.errors offload.machine offload.hub offload.placement
 cli.about:            .shared offload.machine
 cli.chat:             .shared .terminal .engine specexec.pieces specexec.stats specexec.sampling specexec.model
                       specexec.text specexec.drafters specexec.engine offload.machine offload.hub
 cli.serve:            .shared .terminal .engine .openai specexec.errors specexec.stats specexec.sampling specexec.model
-                      specexec.text specexec.engine
-cli.models:           .shared .terminal .engine .about specexec.errors specexec.sizes specexec.model specexec.drafters
+                      specexec.text specexec.engine specexec.compose
+cli.models:           .shared .terminal .engine .about specexec.errors specexec.sizes specexec.model specexec.text
+                      specexec.drafters
                       specexec.compose offload.errors offload.units offload.machine offload.checkpoint offload.hub
                       offload.placement offload.packs offload.measure
 cli.batch:            .shared .terminal .engine .openai .models specexec.errors specexec.stats specexec.tree
                       specexec.sampling specexec.text specexec.drafters specexec.engine specexec.compose
-                      offload.machine offload.hub
+                      offload.machine offload.checkpoint offload.hub
 cli.bench:            .shared .terminal .engine .batch specexec.errors specexec.stats specexec.sampling specexec.model
                       specexec.text specexec.drafters specexec.engine specexec.evaluation offload.hub
 cli.app:              .shared offload.machine
@@ -176,3 +178,12 @@ def test_every_exported_name_exists() -> None:
     for package in (specexec, offload):
         for name in package.__all__:
             assert getattr(package, name) is not None
+
+
+def test_no_public_class_name_means_two_things() -> None:
+    homes: dict[str, list[str]] = defaultdict(list)
+    for file in (file for folder in folders() for file in folder.glob("*.py")):
+        for node in ast.parse(file.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                homes[node.name].append(str(file.relative_to(ROOT)))
+    assert {name: files for name, files in homes.items() if len(files) > 1} == {}

@@ -63,15 +63,15 @@ def test_the_next_run_begins_where_the_last_one_ended(shared: Engine) -> None:
     with opened() as llm, learning(llm, EngineOptions()):
         calibration = sibling_of(llm).calibration(SAMPLING)
         assert 0 < calibration.weight <= REMEMBERED_WEIGHT
-        assert llm._decoder.cost.compute.known
+        assert llm.accounting.cost.compute.known
         assert llm.generate(PROMPT, SAMPLING).tokens == first
 
 
 def test_seconds_are_forgotten_where_the_weights_lie_elsewhere_and_trust_is_not(shared: Engine) -> None:
     run(shared)
-    with opened() as llm, learning(llm, EngineOptions(link_limit=1e6)):
+    with opened() as llm, learning(llm, EngineOptions().but(link_limit_Bps=1e6)):
         assert sibling_of(llm).calibration(SAMPLING).weight
-        assert not llm._decoder.cost.compute.known
+        assert not llm.accounting.cost.compute.known
 
 
 def test_seconds_of_another_machine_are_left_out_and_left_there(
@@ -86,18 +86,18 @@ def test_seconds_of_another_machine_are_left_out_and_left_there(
         monkeypatch.setattr("cli.engine.learned_store.conditions", machine)
         with opened() as llm, learning(llm, EngineOptions()):
             assert sibling_of(llm).calibration(SAMPLING).weight, "trust is the same everywhere"
-            assert llm._decoder.cost.compute.known == known
+            assert llm.accounting.cost.compute.known == known
             llm.generate(PROMPT, SAMPLING)
 
 
 def test_costs_are_kept_of_the_last_placements(shared: Engine) -> None:
     limits = [1e9 * (1 + one) for one in range(MOST_PLACES + 2)]
     for limit in limits:
-        with learning(shared, EngineOptions(link_limit=limit)):
+        with learning(shared, EngineOptions().but(link_limit_Bps=limit)):
             shared.generate(PROMPT, replace(SAMPLING, max_tokens=2))
     for limit, known in ((limits[1], False), (limits[2], True), (limits[-1], True)):
-        with opened() as llm, learning(llm, EngineOptions(link_limit=limit)):
-            assert llm._decoder.cost.compute.known == known
+        with opened() as llm, learning(llm, EngineOptions().but(link_limit_Bps=limit)):
+            assert llm.accounting.cost.compute.known == known
     assert sum(name.endswith("/cost/compute") for name in load(learned_path(shared), set()) or {}) == MOST_PLACES
 
 
@@ -105,10 +105,10 @@ def test_speeds_of_other_machines_make_room_for_those_of_this_one(shared: Engine
     options = EngineOptions()
 
     def learn() -> None:
-        shared._decoder.pace = Pace()
+        shared.accounting.pace = Pace()
         with learning(shared, options):
             shared.generate(PROMPT, SAMPLING)
-            shared.pace.alone.sweeps = ENOUGH
+            shared.accounting.pace.alone.sweeps = ENOUGH
 
     learn()
     ((name, row),) = (load(speeds_path(options), set()) or {}).items()
@@ -120,14 +120,14 @@ def test_speeds_of_other_machines_make_room_for_those_of_this_one(shared: Engine
 
 
 def test_speeds_are_kept_by_drafter_for_the_same_placement(shared: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = EngineOptions(drafter="sibling+ngram", offload="none")
-    shared._decoder.pace = Pace()
+    options = EngineOptions().but(drafter="sibling+ngram", offload="none")
+    shared.accounting.pace = Pace()
     with learning(shared, options):
         shared.generate(PROMPT, replace(SAMPLING, max_tokens=24))
-        shared.pace.alone.sweeps = ENOUGH
-        made = shared.pace.alone.tokens_per_s
-    assert measured(replace(options, drafter="auto")) == {"sibling+ngram": pytest.approx(made)}
-    assert measured(replace(options, link_limit=1e6)) == {}
+        shared.accounting.pace.alone.sweeps = ENOUGH
+        made = shared.accounting.pace.alone.tokens_per_s
+    assert measured(options.but(drafter="auto")) == {"sibling+ngram": pytest.approx(made)}
+    assert measured(options.but(link_limit_Bps=1e6)) == {}
     with monkeypatch.context() as elsewhere:
         elsewhere.setattr("cli.engine.learned_store.conditions", lambda device: {"processor": "another"})
         assert measured(options) == {}

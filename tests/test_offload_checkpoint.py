@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 import offload
 from offload.checkpoint.contents import INDEX, SINGLE
 from offload.checkpoint.headers import open_folder, read_header
-from offload.errors import BadModelDir, CorruptShard, OffloadError, UnsupportedArchitecture
+from offload.errors import BadModelDir, CorruptShard, OffloadError, UnsupportedModel
 from offload.placement.requirements import need_of
 from tests.tiny import FAMILIES, tiny
 
@@ -251,7 +251,7 @@ def test_integers_are_not_weights(folder: Path) -> None:
 )
 def test_other_kinds_of_models_are_refused_by_name(change: dict[str, object], words: str, folder: Path) -> None:
     edit(folder / "config.json", lambda config: config.update(change))
-    with pytest.raises(UnsupportedArchitecture, match=words):
+    with pytest.raises(UnsupportedModel, match=words):
         offload.load(folder, "disk")
 
 

@@ -16,11 +16,11 @@ from transformers.core_model_loading import (
     Transpose,
 )
 
-from offload.checkpoint.block import Block, Piece
+from offload.checkpoint.block import Block, TensorPart
 from offload.checkpoint.headers import read_header
 from offload.checkpoint.layout import Checkpoint
 from offload.checkpoint.mapping import Job
-from offload.errors import OffloadError, UnsupportedArchitecture
+from offload.errors import OffloadError, UnsupportedModel
 from offload.stream.store import Arena, DiskStore
 
 Chain = tuple[Sequence[ConversionOps], dict[str, list[tuple[int, ...]]], dict[str, tuple[int, ...]]]
@@ -94,7 +94,7 @@ def test_supported_chains_equal_transformers_own(name: str, dtype: torch.dtype, 
     pieces, offset = [], 0
     for target, shape in targets.items():
         own = tuple(part for part in parts if part.target == target)
-        pieces.append(Piece(target, dtype, shape, offset, own))
+        pieces.append(TensorPart(target, dtype, shape, offset, own))
         offset += 1024
     block = Block("block", tuple(pieces))
     arena = Arena(block.size_B)
@@ -108,7 +108,7 @@ def test_supported_chains_equal_transformers_own(name: str, dtype: torch.dtype, 
 @pytest.mark.parametrize("operations", [[SplitModulelist(dim=0)], [Transpose(0, 1), Transpose(0, 1)], [Chunk(dim=1)]])
 def test_other_chains_are_refused_by_name(operations: list[ConversionOps], tmp_path: Path) -> None:
     _, job = stored(tmp_path / "model.safetensors", (operations, {"a": [(4, 4)]}, {"b": (4, 4)}))
-    with pytest.raises(UnsupportedArchitecture, match=rf"'a\.0' needs the conversion.*{type(operations[0]).__name__}"):
+    with pytest.raises(UnsupportedModel, match=rf"'a\.0' needs the conversion.*{type(operations[0]).__name__}"):
         list(job.parts({"b": torch.Size((4, 4))}))
 
 

@@ -178,7 +178,7 @@ def test_packed_experts_are_brought_and_unpacked_one_by_one(
     of_many(family, tmp_path / "dense")
     pack(plan(open_folder(tmp_path / "dense"), quant), tmp_path / "pack")
     with monkeypatch.context() as whole:
-        for module in ("checkpoint", "layer"):
+        for module in ("checkpoint.layout", "model.layer"):
             whole.setattr(f"offload.{module}.experts_of", lambda layer: None)
         reference = offload.load(tmp_path / "pack", "none")
         expected = [[logits_of(reference, tokens) for tokens in texts(rows)] for rows in ROWS]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM
 
 import offload
-from offload.checkpoint.block import Piece
+from offload.checkpoint.block import TensorPart
 from offload.checkpoint.headers import Entry, open_folder
 from offload.checkpoint.layout import lay_out
 from offload.checkpoint.mapping import Part
@@ -109,7 +109,7 @@ def test_pieces_lie_apart_and_agree_with_the_file_modulo_a_page_where_they_can(d
     dtype, code = data.draw(st.sampled_from([(torch.bfloat16, "BF16"), (torch.float32, "F32"), (torch.uint8, "U8")]))
     anywhere = data.draw(st.booleans())
     entry = Entry("w", Path("file"), offset, rows * 128 * dtype.itemsize, code, (rows, 128))
-    piece = Piece("w", dtype, entry.shape, before, (Part(entry, "w", (128, 1), 0),))
+    piece = TensorPart("w", dtype, entry.shape, before, (Part(entry, "w", (128, 1), 0),))
     placed = piece.placed(anywhere)
     assert before <= placed.offset < before + PAGE_B
     assert placed.offset % dtype.itemsize == 0

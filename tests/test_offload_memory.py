@@ -84,7 +84,7 @@ def test_sweeps_stay_inside_a_container_that_holds_a_third_of_the_model(
 ULIMITED = """
 import resource, sys, torch, offload
 from offload.errors import NotEnoughRam
-from offload.hardware import free_ram
+from offload.machine.memory import free_ram
 torch.set_num_threads(1)
 folder, small, spare_B = *sys.argv[1:3], int(sys.argv[3])
 tokens = torch.arange(9)[None]
@@ -177,7 +177,7 @@ def test_refused_memory_ends_the_sweep_with_a_way_out(
     tiny("llama", tmp_path)
     model = offload.load(tmp_path, "disk")
     expected = logits_of(model, PROMPT)
-    inner = model.model.layers[2].__dict__["inner"]
+    inner = offload.skeleton_layer(model, 2)
 
     def greedy(*_: object, **__: object) -> None:
         raise failure
@@ -194,7 +194,7 @@ def test_memory_that_the_allocator_really_refuses_is_recognised(
 ) -> None:
     tiny("llama", tmp_path)
     model = offload.load(tmp_path, "disk")
-    inner = model.model.layers[1].__dict__["inner"]
+    inner = offload.skeleton_layer(model, 1)
     monkeypatch.setattr(inner.mlp, "forward", lambda rows: torch.empty(1 << 55))
     with pytest.raises(NotEnoughRam, match="layer 1"):
         logits_of(model, PROMPT)
@@ -203,7 +203,7 @@ def test_memory_that_the_allocator_really_refuses_is_recognised(
 def test_memory_of_a_gpu_has_its_own_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny("llama", tmp_path)
     model = offload.load(tmp_path, "disk")
-    inner = model.model.layers[0].__dict__["inner"]
+    inner = offload.skeleton_layer(model, 0)
 
     def full(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
@@ -266,7 +266,7 @@ def test_a_full_cuda_ring_unpins_what_was_pinned(monkeypatch: pytest.MonkeyPatch
 def test_other_errors_stay_what_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny("llama", tmp_path)
     model = offload.load(tmp_path, "disk")
-    inner = model.model.layers[0].__dict__["inner"]
+    inner = offload.skeleton_layer(model, 0)
     monkeypatch.setattr(inner.mlp, "forward", lambda rows: rows @ torch.ones(3, 3))
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         logits_of(model, PROMPT)

@@ -21,7 +21,7 @@ from offload.checkpoint.headers import open_folder, read_header
 from offload.checkpoint.manifest import read_manifest, verify
 from offload.checkpoint.quantized.quantize import Quant
 from offload.checkpoint.quantized.stored import fold
-from offload.errors import BadModelDir, DiskFull, OutputExists, ReadFailed, UnsupportedArchitecture
+from offload.errors import BadModelDir, DiskFull, OutputExists, ReadFailed, UnsupportedModel
 from offload.packs.pack import pack, plan
 from offload.packs.writer import write
 from offload.placement.placement import Offload
@@ -238,7 +238,7 @@ def test_nothing_of_others_is_overwritten(tmp_path: Path) -> None:
 def test_a_quantised_model_is_not_quantised_again_but_can_be_laid_out(tmp_path: Path) -> None:
     tiny("llama", tmp_path / "original")
     first = packed(tmp_path / "original", tmp_path / "first", "nf4")
-    with pytest.raises(UnsupportedArchitecture, match="is quantised already"):
+    with pytest.raises(UnsupportedModel, match="is quantised already"):
         packed(first, tmp_path / "second", "int8")
     second = packed(first, tmp_path / "second", "none")
     assert json.loads((second / INDEX).read_text()) == json.loads((first / INDEX).read_text())

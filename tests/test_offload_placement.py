@@ -234,6 +234,18 @@ def test_a_budget_of_ram_is_filled_on_the_cpu() -> None:
         assert placement.host_B <= 23 * GiB
 
 
+def test_nothing_is_read_from_disk_where_all_fits_within_the_margins() -> None:
+    """A mix that fills the margin of the GPU too is refused; the mix that is found instead must not read the disk."""
+    roomy = place(BIG, Free(64 * GiB, 7 * GiB), "ram")
+    free = Free(roomy.host_B + GiB, 8 * GiB, ram_margin_B=GiB, vram_margin_B=GiB)
+    found = place(BIG, free)
+    assert found.tiers == roomy.tiers
+    assert found.disk_B == 0
+    assert found.host_B == free.ram_B - free.ram_margin_B
+    assert found.device_B is not None
+    assert found.device_B <= 7 * GiB
+
+
 def test_the_margin_is_taken_before_a_model_is_refused() -> None:
     least_B = place(BIG, Free(64 * GiB), "disk").host_B
     free = Free(least_B, ram_margin_B=GiB)

@@ -15,7 +15,7 @@ from offload.checkpoint.contents import SINGLE
 from offload.checkpoint.headers import Folder, open_folder
 from offload.checkpoint.quantized.quantize import CONFIGS, INT8_STEP, Quant, bitsandbytes, dequantise, quantise
 from offload.checkpoint.quantized.stored import Quantised, fold
-from offload.errors import CorruptShard, UnsupportedArchitecture
+from offload.errors import CorruptShard, UnsupportedModel
 from offload.placement.placement import Offload
 from offload.placement.requirements import need_of
 from tests.tiny import in_float32, logits_of, tiny
@@ -236,7 +236,7 @@ def test_other_methods_are_refused_by_name(tmp_path: Path) -> None:
     tiny("llama", tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "gptq"}}))
-    with pytest.raises(UnsupportedArchitecture, match="quantised with gptq"):
+    with pytest.raises(UnsupportedModel, match="quantised with gptq"):
         offload.load(tmp_path, "disk")
 
 
@@ -287,5 +287,5 @@ def test_damaged_int8_and_mxfp4_are_refused(tmp_path: Path) -> None:
         with pytest.raises(CorruptShard, match="damaged"):
             fold(stored(tmp_path, tensors))
     tiled = {"x.weight": codes, "x.SCB": scales, "x.weight_format": torch.tensor(1, dtype=torch.uint8)}
-    with pytest.raises(UnsupportedArchitecture, match="tiled order"):
+    with pytest.raises(UnsupportedModel, match="tiled order"):
         fold(stored(tmp_path, tiled))

@@ -13,14 +13,14 @@ import offload
 from offload.machine.files import SAFE
 from offload.machine.identity import machine
 from offload.machine.memory import Free
-from offload.machine.speeds import ALONE, Arithmetic, ASSUMED_LINK_Bps, Company, Disk, Speeds, disk_key, save_speeds
+from offload.machine.speeds import ALONE, Arithmetic, ASSUMED_LINK_Bps, Contention, Disk, Speeds, disk_key, save_speeds
 from offload.placement.placement import Need, Placement
 from offload.placement.solver import place
 from tests.tiny import tiny
 
 HERE = {"processor": "Fast 9000", "GPU": "H1"}
 SPEEDS = Speeds(
-    {"8:1": Disk(2e9, SAFE, Company(0.5, 0.5))},
+    {"8:1": Disk(2e9, SAFE, Contention(0.5, 0.5))},
     1e10,
     {"cpu/f32": Arithmetic(1e11, 1e10), "cuda/f32": Arithmetic(1e13, 1e11)},
     "2026-01-01",

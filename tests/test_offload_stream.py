@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import offload
-from offload.checkpoint.block import Block, Piece
+from offload.checkpoint.block import Block, TensorPart
 from offload.errors import NotEnoughRam, NotEnoughVram, ReadFailed
 from offload.stream.protocol import StreamStats
 from offload.stream.store import Arena
@@ -43,7 +43,7 @@ class NumberStore:
         self.reads.clear()
 
 
-BLOCKS = tuple(Block(f"layer {i}", (Piece("w", torch.uint8, (LAYER_B,), 0, ()),)) for i in range(COUNT))
+BLOCKS = tuple(Block(f"layer {i}", (TensorPart("w", torch.uint8, (LAYER_B,), 0, ()),)) for i in range(COUNT))
 
 
 @pytest.fixture

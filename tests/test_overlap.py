@@ -22,7 +22,7 @@ from specexec.engine.decoder import Decoder
 from specexec.model.tree_lm import Rows, TreeLM
 from specexec.planning.best_first import BestFirst
 from specexec.planning.budget import RETRY_SWEEPS, Budget
-from specexec.planning.overlap import Luck
+from specexec.planning.overlap import OverlapGain
 from specexec.sampling.params import SamplingParams
 from specexec.stats import Burst
 from specexec.text.sequence import Sequence
@@ -138,11 +138,11 @@ def test_guessing_ahead_takes_no_more_than_the_idle_seconds_of_a_sweep_that_is_m
 ) -> None:
     run = Run(tmp_path, draft_seed=0, overlap=guesses, planner=Endless())
     run.decoder.overlap = None  # where it pays
-    monkeypatch.setattr(Luck, "pays", lambda *_: True)
+    monkeypatch.setattr(OverlapGain, "pays", lambda *_: True)
     monkeypatch.setattr(CostModel, "idle_s", lambda *_: idle_s)
     monkeypatch.setattr(CostModel, "sweep_s", lambda *_: np.asarray(sweep_s))
     for _ in range(8):
-        run.decoder.cost.learn_draft(1, 0.01, 0.5, 0.5)
+        run.decoder.accounting.cost.learn_draft(1, 0.01, 0.5, 0.5)
     ahead_s = [burst.cost.ahead_s for burst, _ in islice(run.bursts(), 4)]
     assert all(spent_s > 0.08 for spent_s in ahead_s) if guesses else not any(ahead_s)
 
@@ -152,7 +152,7 @@ def test_hits_and_hidden_drafting_are_told(tmp_path: Path) -> None:
     *going_on, (end, _) = knowing.bursts()
     assert [burst.hit for burst, _ in going_on] == [found for _, found in going_on]
     assert end.hit is None, "nothing follows"
-    told = knowing.decoder.overlapped
+    told = knowing.decoder.accounting.overlap
     assert told.hits >= 3
     assert told.hits + told.misses == len(going_on)
     assert 0 < told.used_s <= told.ahead_s
@@ -169,8 +169,8 @@ def test_what_a_miss_drafted_ahead_counts_as_lost(tmp_path: Path) -> None:
 def test_without_overlap_nothing_is_told(tmp_path: Path) -> None:
     run = Run(tmp_path, draft_seed=0, overlap=False)
     assert {burst.hit for burst, _ in islice(run.bursts(), 8)} == {None}
-    assert run.decoder.overlapped.hit_rate is None
-    assert run.decoder.overlapped.hidden == 0 == run.decoder.overlapped.ahead_s
+    assert run.decoder.accounting.overlap.hit_rate is None
+    assert run.decoder.accounting.overlap.hidden == 0 == run.decoder.accounting.overlap.ahead_s
 
 
 def test_a_miss_leaves_no_residue(tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def test_kept_rows_are_those_of_a_fresh_run(tmp_path: Path) -> None:
 
 
 def test_who_never_goes_where_the_text_goes_stays_at_home_but_for_a_try_now_and_then() -> None:
-    luck = Luck()
+    luck = OverlapGain()
     luck.learn([], draft_s=0.1)
     assert luck.pays(sweep_s=1.0)
     for _ in range(20):

@@ -13,8 +13,7 @@ import offload
 import specexec
 from cli.app import main
 from offload.checkpoint.remote_code import code_files
-from offload.errors import RemoteCode
-from offload.errors import UnsupportedArchitecture as Unusable
+from offload.errors import RemoteCode, UnsupportedModel
 from specexec.compose.load import encoding_in, encoding_of
 from specexec.errors import UnsupportedArchitecture
 from specexec.sampling.params import SamplingParams
@@ -87,7 +86,7 @@ def test_the_trial_leaves_room_for_rounding(folder: Path) -> None:
 
 def test_code_that_fails_is_a_refusal_with_its_words(folder: Path) -> None:
     own_code(folder, "broken")
-    with pytest.raises(Unusable, match="does not work here") as refusal:
+    with pytest.raises(UnsupportedModel, match="does not work here") as refusal:
         specexec.load(str(folder), trust_remote_code=True)
     assert "flash_own" in str(refusal.value.why)
 

@@ -15,8 +15,10 @@ from specexec.drafters.protocol import Drafter
 from specexec.engine.decoder import Decoder
 from specexec.model.tree_lm import TreeLM
 from specexec.planning.baselines import NAMES, Beam, Sequoia, planner_of, ranking_of
+from specexec.planning.best_first import BestFirst
 from specexec.planning.budget import AutoBudget, FixedBudget
 from specexec.sampling.params import SamplingParams
+from specexec.tree.growing import Growth
 from specexec.tree.static_shape import static_tree
 from tests.tiny import tiny
 from tests.writing import drafters, prompt, sequence_of, write
@@ -84,6 +86,16 @@ def test_an_automatic_budget_keeps_guessing_where_it_pays(name: str) -> None:
     for _ in range(3):
         (tree,) = planner.grow(drafter, [sequence], AutoBudget(cost), cost)
         assert len(tree) >= 8
+
+
+def test_a_pass_that_reads_the_prompt_does_not_say_what_passes_cost() -> None:
+    planner, cost, drafter = BestFirst(), CostModel(), NgramDrafter()
+    sequence = sequence_of([1, 2, 3, 4, 5, 6, 7, 8] * 4, SAMPLINGS[0])
+    planner.grow(drafter, [sequence], FixedBudget(8), cost)
+    assert not cost.draft.known
+    sequence.processed, sequence.growth = len(sequence.tokens) - 1, Growth()
+    planner.grow(drafter, [sequence], FixedBudget(8), cost)
+    assert cost.draft.known
 
 
 def test_sequoia_learns_which_ranks_are_taken(case: Case) -> None:

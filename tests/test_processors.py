@@ -22,7 +22,7 @@ from offload.hub.names import demo_folder
 from specexec import Completion, Failure, SamplingParams
 from specexec.sampling.filters import restrict
 from specexec.sampling.model_defaults import _CALLERS, _THEIR_NAMES, _UNHEEDED, defaults_of
-from specexec.sampling.processors import Processors, Text, processed
+from specexec.sampling.processors import JudgedText, Processors, processed
 from tests.tiny import VOCABULARY, tiny_config
 
 ENDS = [2, 5]
@@ -103,7 +103,7 @@ def test_allowed_tokens_and_their_scores_are_those_of_generate(model: PreTrained
     defaults = defaults_of(GenerationConfig.from_dict({"eos_token_id": ENDS, **wishes}))
     assert not defaults.unheeded
     sampling = defaults.filled(SamplingParams())
-    text = Text(tuple(prompt), VOCABULARY, defaults.stop_tokens, longest)
+    text = JudgedText(tuple(prompt), VOCABULARY, defaults.stop_tokens, longest)
     history = Processors(sampling, text).history(answer[:2]).after(answer[2:])
     ours = restrict(processed(logits_1V, [history]), sampling)
 

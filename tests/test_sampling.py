@@ -17,7 +17,7 @@ from specexec.errors import BadSampling
 from specexec.sampling.filters import restrict
 from specexec.sampling.noise import Noise
 from specexec.sampling.params import SamplingParams
-from specexec.sampling.processors import History, Processors, Text, processed
+from specexec.sampling.processors import History, JudgedText, Processors, processed
 from specexec.sampling.scores import with_noise
 
 LOGITS = torch.randn(40, 300, generator=torch.Generator().manual_seed(0)) * 3
@@ -25,7 +25,7 @@ PROMPT, ANSWER = [3, 5, 5, 250], [7, 7, 9, 3]
 
 
 def history_of(sampling: SamplingParams, answer: list[int]) -> History:
-    return Processors(sampling, Text(tuple(PROMPT), LOGITS.shape[-1])).history(answer)
+    return Processors(sampling, JudgedText(tuple(PROMPT), LOGITS.shape[-1])).history(answer)
 
 
 @pytest.mark.parametrize("temperature", [0.6, 1.0, 1.7])

@@ -199,6 +199,13 @@ def test_a_malformed_body_is_the_clients_fault(server: Served, body: bytes, stat
     assert response.json()["error"]["type"] == "invalid_request_error"
 
 
+def test_a_seed_that_is_too_large_is_refused_with_its_true_bound(server: Served) -> None:
+    refused = server.ask("ab", seed=2**64)
+    assert refused.status_code == 400
+    assert "18446744073709551615" in refused.json()["error"]["message"]
+    assert server.ask("ab", seed=2**64 - 1).status_code == 200
+
+
 def test_a_form_cannot_be_mistaken_for_a_request(server: Served) -> None:
     with server.http as client:
         assert client.post("/v1/chat/completions", data={"messages": "x"}).status_code == 415
@@ -243,7 +250,7 @@ def test_health_tells_loading_from_ready_and_nothing_is_answered_before() -> Non
     with serving(slow, wait=False) as server, server.http as client:
         loading = client.get("/health")
         assert (loading.status_code, loading.json()["status"]) == (503, "loading")
-        server.worker.told(2, 5)
+        server.worker.layers_are_read(2, 5)
         progress = client.get("/health").json()
         assert (progress["layers_read"], progress["layers_to_read"]) == (2, 5)
         refused = server.ask("x")

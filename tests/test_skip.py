@@ -14,12 +14,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from torch import nn
 
 import offload
 import specexec
 from cli.engine.learned_store import searching
 from cli.shared.options import EngineOptions
+from specexec.compose.earlier_runs import EarlierRuns
+from specexec.compose.load_options import LoadOptions
+from specexec.compose.progress import LoadProgress
 from specexec.drafters.cost import CostModel
 from specexec.drafters.none import NoDrafter
 from specexec.drafters.protocol import Ask, Drafter, Guesses
@@ -28,7 +32,6 @@ from specexec.drafters.skip import (
     ANSWER,
     LEVELS,
     Judge,
-    Searches,
     Terms,
     best_sublayers,
     choices,
@@ -235,27 +238,34 @@ def test_a_search_is_made_once_for_a_placement_and_is_the_same_every_time(
 ) -> None:
     monkeypatch.setattr("specexec.drafters.skip.TRIES", 40)
     told: list[tuple[int, int]] = []
-    searches = Searches(told=lambda looked, most: told.append((looked, most)))
+    searches: dict[str, NDArray[np.generic]] = {}
+
+    def search(limits: Terms) -> Kept:
+        return best_sublayers(
+            case.target, limits, ASKED, "tiny", searches, lambda tried, most: told.append((tried, most))
+        )
+
     limits = terms([True] * LAYERS)
-    first_LS = best_sublayers(case.target, limits, ASKED, searches, "tiny")
+    first_LS = search(limits)
     assert told
     assert told[-1][0] <= told[-1][1]
     told.clear()
-    assert (best_sublayers(case.target, limits, ASKED, searches, "tiny") == first_LS).all()
+    assert (search(limits) == first_LS).all()
     assert not told
-    assert (best_sublayers(case.target, limits, ASKED, Searches(), "tiny") == first_LS).all()
-    best_sublayers(case.target, terms([False] * LAYERS), ASKED, searches, "tiny")
+    assert (best_sublayers(case.target, limits, ASKED, "tiny", {}) == first_LS).all()
+    search(terms([False] * LAYERS))
     assert told
-    assert len(searches.found) == 2
+    assert len(searches) == 2
 
 
 def test_what_was_kept_of_other_layers_is_searched_for_anew(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("specexec.drafters.skip.TRIES", 20)
-    searches, limits = Searches(), terms([True] * LAYERS)
-    wanted_LS = best_sublayers(case.target, limits, ASKED, searches, "tiny")
-    (key,) = searches.found
-    searches.found[key] = np.ones((LAYERS + 1, 2), np.uint8)
-    assert (best_sublayers(case.target, limits, ASKED, searches, "tiny") == wanted_LS).all()
+    searches: dict[str, NDArray[np.generic]] = {}
+    limits = terms([True] * LAYERS)
+    wanted_LS = best_sublayers(case.target, limits, ASKED, "tiny", searches)
+    (key,) = searches
+    searches[key] = np.ones((LAYERS + 1, 2), np.uint8)
+    assert (best_sublayers(case.target, limits, ASKED, "tiny", searches) == wanted_LS).all()
 
 
 @pytest.mark.parametrize("tier", ["none", "disk"])
@@ -267,10 +277,11 @@ def test_the_command_keeps_what_it_found(
     told: list[int] = []
     answers = []
     for _ in range(2):
-        searches = Searches(told=lambda looked, most: told.append(looked))
+        earlier, progress = EarlierRuns(), LoadProgress(searched=lambda tried, most: told.append(tried))
+        options = LoadOptions(drafter="skip", offload=tier, budget=8)
         with (
-            searching(EngineOptions(model="demo"), searches),
-            specexec.load("demo", drafter="skip", offload=tier, budget=8, searches=searches) as llm,
+            searching(EngineOptions(model="demo"), earlier.searches),
+            specexec.load("demo", options, progress=progress, earlier=earlier) as llm,
         ):
             answers.append(llm.generate("The following", SamplingParams(temperature=0.0, max_tokens=6)).tokens)
     assert told.count(24) == 1

@@ -15,7 +15,7 @@ from specexec.drafters.retrieval.suffix_index import (
     Match,
     Recent,
     Settled,
-    Store,
+    SuffixStore,
     context_of,
     then,
 )
@@ -43,7 +43,7 @@ def told(matches: list[Match]) -> dict[int, dict[int, int]]:
     return {match.rung: dict(match.followers) for match in matches}
 
 
-def check(store: Store, texts: Items[Items[int]], context: Items[int]) -> None:
+def check(store: SuffixStore, texts: Items[Items[int]], context: Items[int]) -> None:
     """A rung that is left out says what the next longer one says."""
     matches, counted = store.matches(context_of(context)), searched(texts, context)
     rungs = [match.rung for match in matches]

@@ -16,8 +16,8 @@ import specexec
 from offload.hub.names import demo_folder
 from specexec import SamplingParams
 from specexec.compose.load import encoding_of
+from specexec.drafters.translated import TokenWording as Worded
 from specexec.drafters.translated import TranslatedDrafter, _Reading
-from specexec.drafters.translated import Wording as Worded
 from specexec.model.tree_lm import TreeLM
 from specexec.text.token_bytes import Wording
 from tests import real

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from specexec.drafters.cost import CostModel, Line
-from specexec.drafters.mixture import Told, Trust, merge
+from specexec.drafters.mixture import MemberGuesses, Trust, merge
 from specexec.drafters.ngram import NgramDrafter
 from specexec.drafters.protocol import Ask, Drafter, Guesses
 from specexec.drafters.union import Union
@@ -208,9 +208,9 @@ def test_merging_keeps_every_chance_and_names_each_token_once(said: list[list[di
             assert {token: chance for token, chance in named if chance} == pytest.approx(said[member][node])
 
 
-def _told(rows: list[dict[int, float]]) -> Told:
+def _told(rows: list[dict[int, float]]) -> MemberGuesses:
     width = max(map(len, rows))
     tokens_NK = np.array([[*row, *[0] * (width - len(row))] for row in rows], np.int64).reshape(len(rows), width)
     chances_NK = np.array([[*row.values(), *[0.0] * (width - len(row))] for row in rows]).reshape(len(rows), width)
     with np.errstate(divide="ignore"):
-        return Told.of(tokens_NK, np.log(chances_NK))
+        return MemberGuesses.of(tokens_NK, np.log(chances_NK))

@@ -21,7 +21,7 @@ from specexec.errors import BrokenLogits
 from specexec.model.tree_lm import TreeLM
 from specexec.sampling.noise import Noise, gumbel, philox_row
 from specexec.sampling.params import SamplingParams
-from specexec.sampling.processors import History, Processors, Text
+from specexec.sampling.processors import History, JudgedText, Processors
 from specexec.sampling.verify import Opinion, walk
 from specexec.tree.tree import ROOT, TokenTree
 from tests.tiny import tiny
@@ -45,7 +45,7 @@ def opinion_of(tree: TokenTree, sampling: SamplingParams, noise: Noise) -> Opini
 
 
 def history_of(sampling: SamplingParams, answer: list[int]) -> History:
-    return Processors(sampling, Text((1, 2), WORDS)).history(answer)
+    return Processors(sampling, JudgedText((1, 2), WORDS)).history(answer)
 
 
 def plain(length: int, sampling: SamplingParams, noise: Noise) -> list[int]:
@@ -86,6 +86,18 @@ def test_any_tree_gives_the_text_of_plain_decoding(tree: TokenTree, seed: int, s
     assert list(acceptance.tokens) == plain(len(acceptance.tokens), sampling, Noise(seed, WORDS))
     assert [tree.tokens[node] for node in acceptance.path] == list(acceptance.tokens[:-1])
     assert acceptance.path == tuple(tree.path(acceptance.path[-1]) if acceptance.path else ())
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [SamplingParams(temperature=0.0, presence_penalty=1.0), SamplingParams(temperature=0.0, frequency_penalty=1.0)],
+)
+def test_a_token_that_was_accepted_in_this_tree_is_penalised_below_it(sampling: SamplingParams) -> None:
+    """The model always likes token 3 best, by less than the penalty: after one 3 comes 4, whatever was guessed."""
+    hidden = torch.tensor([[0.0, 0.0, 0.0, 1.0, 0.5, 0.0]]).expand(4, WORDS)
+    tree = TokenTree.of([3, 3, 4], [ROOT, 0, 0])
+    opinion = Opinion(lambda rows: rows, hidden, tree, START, sampling, Noise(0, WORDS))
+    assert walk(opinion, history_of(sampling, [])).tokens[:2] == (3, 4)
 
 
 def test_nan_is_an_error_and_not_a_text() -> None:

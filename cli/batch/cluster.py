@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import click
 
 from cli.batch.refusals import ClusterLost
-from cli.batch.worker import BatchEngine, Report, Worker
+from cli.batch.worker import BatchEngine, ClusterWorker, Report
 from cli.shared.errors import MissingExtra
 from specexec.engine.request_types import Partial, Request, Result
 from specexec.stats import Progress
@@ -75,7 +75,7 @@ class Cluster:
         """A worker somewhere in the cluster, spread out over its nodes."""
         import ray
 
-        kind = ray.remote(num_cpus=1, num_gpus=self._gpus, scheduling_strategy="SPREAD")(Worker)
+        kind = ray.remote(num_cpus=1, num_gpus=self._gpus, scheduling_strategy="SPREAD")(ClusterWorker)
         return kind.remote(self._opener, parallel)
 
 

@@ -17,11 +17,11 @@ from cli.batch.input.fitting import fitted
 from cli.batch.input.inputs import STDIN, read_inputs
 from cli.batch.input.items import Item, Json
 from cli.batch.options import BatchOptions, batch_options
-from cli.batch.output.formats import Record, Writer
+from cli.batch.output.formats import Record, RecordWriter
 from cli.batch.output.journal import Beside, Journal, open_journal
 from cli.batch.output.manifest import Manifest, fingerprint, read_manifest
 from cli.batch.output.partial import Begun, PartialFile
-from cli.batch.output.sinks import Folder, JournalSink, ScreenSink
+from cli.batch.output.sinks import AnswerFolder, JournalSink, ScreenSink
 from cli.batch.preparation import Preparation
 from cli.batch.run import Run
 from cli.engine.facts import facts_of
@@ -129,7 +129,7 @@ def _fitted(
 
 def _target(options: EngineOptions) -> Path:
     """The model's folder. Raises, before anything is written, for what is there instead of one."""
-    target = resolve(options.model, offline=options.offline, code=options.trust_remote_code).target
+    target = resolve(options.model, offline=options.load.offline, code=options.load.trust_remote_code).target
     read_config(target)
     return target
 
@@ -138,10 +138,10 @@ def _reading(options: EngineOptions) -> tuple[Encoding, int]:
     """The model's tokenizer, and the tokens that prompt and answer may have together."""
     from specexec.compose.load import context_of, encoding_in
 
-    target, trust = _target(options), options.trust_remote_code
+    target, trust = _target(options), options.load.trust_remote_code
     encoding = encoding_in(target, trust)
     tell(encoding, options.template_vars, options.allow_control_tokens)
-    return encoding, context_of(target, options.ctx, trust)
+    return encoding, context_of(target, options.load.ctx, trust)
 
 
 def _preparation(engine: Engine | Cluster, batch: BatchOptions, options: EngineOptions, screen: Screen) -> Preparation:
@@ -166,20 +166,20 @@ def _engine(
 
 
 @dataclass(frozen=True)
-class Plan:
+class BatchPlan:
     """What is left to do, and where it goes; decided before any weights are loaded."""
 
     todo: list[Item]
     sampling: SamplingParams
-    writer: Writer
+    writer: RecordWriter
     journal: AbstractContextManager[Journal | None]
-    folder: Folder | None = None
+    folder: AnswerFolder | None = None
     partial: PartialFile | None = None
     begun: Mapping[str, Begun] = field(default_factory=dict)
     missed: int = 0
 
     def sink(
-        self, journal: Journal | None, writer: Writer, batch: BatchOptions, screen: Screen
+        self, journal: Journal | None, writer: RecordWriter, batch: BatchOptions, screen: Screen
     ) -> JournalSink | ScreenSink:
         """Where the results go."""
         if journal is None:
@@ -190,28 +190,28 @@ class Plan:
 
 def _plan(
     items: list[Item], batch: BatchOptions, options: EngineOptions, sampling: SamplingParams, screen: Screen
-) -> Plan:
+) -> BatchPlan:
     output = batch.journal
     before = (
         None if output is None or not (batch.resume or batch.retry_failed) else read_manifest(Beside(output).manifest)
     )
     sampling = replace(sampling, seed=_seed(sampling, before))
     revision = fingerprint(_target(options))
-    writer = Writer(batch.format, f"{options.model}@{revision}", batch.dedupe)
+    writer = RecordWriter(batch.format, f"{options.model}@{revision}", batch.dedupe)
     if output is None:
-        return Plan(items, sampling, writer, nullcontext(None))
+        return BatchPlan(items, sampling, writer, nullcontext(None))
     manifest = Manifest.now(_configuration(batch, options, sampling, revision))
     resume, overwrite, retry = batch.resume or batch.retry_failed, batch.overwrite, batch.retry_failed
     folder, ids = None, [item.id for item in items]
     if batch.output_dir is not None and not (resume or overwrite or output.exists()):
-        Folder.of(batch.output_dir, ids).check_new()
+        AnswerFolder.of(batch.output_dir, ids).check_new()
     with ExitStack() as undo:
         journal = undo.enter_context(
             open_journal(output, manifest, resume=resume, overwrite=overwrite, retry_failed=retry)
         )
         journal.check_prompts(items)
         if batch.output_dir is not None:
-            folder = Folder.of(batch.output_dir, [*journal.done, *ids])
+            folder = AnswerFolder.of(batch.output_dir, [*journal.done, *ids])
             if folder.renamed:
                 screen.say(f"ids that no file can be called by: {folder.renamed}; each record has the name as 'file'")
         todo = [item for item in items if item.id not in journal.done]
@@ -219,7 +219,7 @@ def _plan(
         begun = partial.load({item.id: item for item in todo})
         undo.pop_all()
     missed = sum(journal.done[item.id].failed for item in items if item.id in journal.done)
-    return Plan(todo, sampling, writer, journal, folder, partial, begun, missed)
+    return BatchPlan(todo, sampling, writer, journal, folder, partial, begun, missed)
 
 
 def _facts(
@@ -228,7 +228,7 @@ def _facts(
     """How an item was to be answered, and what came of the options."""
     run = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(batch).items()}
     if isinstance(engine, Cluster):
-        where: Record = {"asked": asdict(options), "workers": engine.size}
+        where: Record = {"asked": options.asked, "workers": engine.size}
         return lambda item: {"run": run, "sampling": asdict(item.sampling(sampling)), "engine": where}
     here, filled = facts_of(engine, options), engine.filled
     return lambda item: {"run": run, "sampling": asdict(filled(item.sampling(sampling))), "engine": here}
@@ -252,17 +252,17 @@ def _configuration(
     return {
         "--model": options.model,
         "model revision": revision,
-        "--dtype": options.dtype,
-        "--ctx": options.ctx,
+        "--dtype": options.load.dtype,
+        "--ctx": options.load.ctx,
         "--raw": not batch.chat,
         "--system": batch.system,
         "--template": batch.template,
         "--output-format": batch.format,
         "--stop": list(sampling.stop or ()),
-        **({"--head-quant": options.head_quant} if options.head_quant != "none" else {}),
+        **({"--head-quant": options.load.head_quant} if options.load.head_quant != "none" else {}),
         **({"--template-var": dict(options.template_vars)} if options.template_vars else {}),
         **({"--allow-control-tokens": True} if options.allow_control_tokens else {}),
-        **({"--exact": True} if options.exact else {}),
+        **({"--exact": True} if options.load.exact else {}),
         **({"--dedupe": True} if batch.dedupe else {}),
         **({"--think": batch.think} if batch.think != "auto" else {}),
         **({"--on-too-long": batch.on_too_long} if batch.on_too_long != "error" else {}),
@@ -288,7 +288,7 @@ def _dry_run(
 
     target = _target(options)
     parallel = MOST_PARALLEL if batch.parallel == "auto" else batch.parallel
-    each = expected_tokens(options)
-    lengths, estimate = dry_run(items, target, *_reading(options), sampling, parallel, options.link_limit, each)
+    link_Bps, each = options.load.link_limit_Bps, expected_tokens(options)
+    lengths, estimate = dry_run(items, target, *_reading(options), sampling, parallel, link_Bps, each)
     show(lengths, estimate, screen, as_json=batch.as_json)
     return SOME_FAILED if lengths.bad or lengths.too_long else 0

@@ -72,10 +72,9 @@ class Estimate:
 
 def expected_tokens(options: EngineOptions) -> tuple[int, int]:
     """Tokens of one answer a sweep, from few to many, that `plan` expects of the same drafters."""
-    guests = parse(options.drafter, known)
-    drafters = list_drafters(options.model, guests.models, offline=options.offline)
-    own = {"skip", "substitute"} & {*guests.sources}  # models made of the target itself
-    return tokens_per_sweep(len(drafters) + len(own), "ngram" in guests.sources, options.budget)
+    guests = parse(options.load.drafter, known)
+    drafters = list_drafters(options.model, guests.models, offline=options.load.offline)
+    return tokens_per_sweep(len(drafters) + len(guests.copies), "ngram" in guests.sources, options.load.budget)
 
 
 def dry_run(

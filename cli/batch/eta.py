@@ -9,7 +9,7 @@ LEAST_DOUBT = 0.1  # of the speed, even where all answers are of one length
 
 
 @dataclass
-class Forecast:
+class TimeLeft:
     """Learns from finished answers. `longest` is what an answer may have at most, in tokens."""
 
     longest: int

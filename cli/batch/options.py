@@ -13,7 +13,7 @@ import click
 
 from cli.batch.input.fitting import TooLong
 from cli.batch.input.form import Form, template_problem
-from cli.batch.input.inputs import Shard, Split
+from cli.batch.input.inputs import InputShard, Split
 from cli.batch.output.formats import Format
 from cli.batch.output.journal import RECORDS
 from cli.shared.options import PARALLEL, TEXT_OR_FILE, IntOrAuto, TextOrFile, WholeNumber
@@ -22,18 +22,18 @@ from cli.shared.verbosity import json_option
 Result = TypeVar("Result")
 
 
-class ShardType(click.ParamType[Shard]):
+class ShardType(click.ParamType[InputShard]):
     """`2/4`: the second of four parts."""
 
     name = "K/N"
 
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Shard:
-        if isinstance(value, Shard):
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> InputShard:
+        if isinstance(value, InputShard):
             return value
         match = re.fullmatch(r"(\d+)/(\d+)", str(value))
         if match is None or not 1 <= int(match[1]) <= int(match[2]):
             self.fail(f"{value} is not a part; write 1/4 … 4/4.", param, ctx)
-        return Shard(int(match[1]), int(match[2]))
+        return InputShard(int(match[1]), int(match[2]))
 
 
 class Template(TextOrFile):
@@ -65,7 +65,7 @@ class BatchOptions:
     system: str | None
     chat: bool
     limit: int | None
-    shard: Shard
+    shard: InputShard
     dedupe: bool
     on_too_long: TooLong
     think: Literal["auto", "off", "on", "low", "medium", "high"]
@@ -135,7 +135,7 @@ _OPTIONS = (
     click.option("--on-too-long", type=click.Choice(["error", "left", "skip"]), default="error",
                  help="Prompts that the context cannot hold: an error each, cut from the left, or left out."),
     click.option("--think", type=click.Choice(["auto", "off", "on", "low", "medium", "high"]), default="auto",
-                 help="How much to think before an answer, as far as the chat template can be told; auto: not told."),
+                 help="How much to think before an answer, if the chat template can vary it; auto: its default."),
     click.option("--parallel", type=PARALLEL, default="auto", help="Answers that share a sweep, at most."),
     click.option("--engine", type=click.Choice(["local", "ray"]), default="local",
                  help="Here, or over a Ray cluster: one engine for each GPU or machine."),

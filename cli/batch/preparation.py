@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from cli.batch.input.items import Item, Text
-from cli.batch.output.answers import Answer
+from cli.batch.input.items import Item, ItemText
+from cli.batch.output.answers import ItemAnswer
 from cli.batch.refusals import BadRequest
 from cli.openai.errors import ApiError
 from cli.openai.logprobs import Teller
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Told:
+class TemplateSettings:
     """What the chat template is told for an item, how its model then writes, and what of it had no effect."""
 
     wishes: Wishes
@@ -46,15 +46,15 @@ class Preparation:
         """One for each text. Raises what is wrong with the item."""
         return [self._request(item, text) for text in item.texts(run)]
 
-    def answer(self, item: Item, run: SamplingParams, completions: Mapping[int, Completion]) -> Answer:
+    def answer(self, item: Item, run: SamplingParams, completions: Mapping[int, Completion]) -> ItemAnswer:
         """The texts of an item, read; `completions` are those that there are, by their place among them."""
         told = self._told(item) if item.chat and self.encoding.template is not None else None
         texts = item.texts(run)
         choices = tuple(self._choice(at, item, told, texts[at], one) for at, one in completions.items())
         notes = (*(told.notes if told else ()), *self._left_out.pop(item.id, ()))
-        return Answer(tuple(completions.values()), choices, notes)
+        return ItemAnswer(tuple(completions.values()), choices, notes)
 
-    def _request(self, item: Item, text: Text) -> Request:
+    def _request(self, item: Item, text: ItemText) -> Request:
         request = Request(0, text.prompt, text.sampling, wishes=item.template)
         asked = item.asked
         bounded = asked is not None and bool(asked.shape or asked.tools)
@@ -70,7 +70,7 @@ class Preparation:
     def _level(self, item: Item) -> Level | None:
         return (item.asked.thinking if item.asked is not None else None) or self.thinking
 
-    def _told(self, item: Item) -> Told:
+    def _told(self, item: Item) -> TemplateSettings:
         from cli.openai.prepare import form_of
         from specexec.text.formats import format_of
 
@@ -81,14 +81,14 @@ class Preparation:
 
         form, notes = found(wishes), asked.notes if asked is not None else ()
         if level is None:
-            return Told(wishes, form, notes)
+            return TemplateSettings(wishes, form, notes)
         thinking = form.thinking(level)
         if not thinking.variables:
             notes = (*notes, f"thinking {level!r} has no effect: {thinking.effect}")
         wishes = replace(wishes, variables={**thinking.variables, **wishes.variables})
-        return Told(wishes, found(wishes), notes)
+        return TemplateSettings(wishes, found(wishes), notes)
 
-    def _grammar(self, item: Item, text: Text, told: Told) -> str:
+    def _grammar(self, item: Item, text: ItemText, told: TemplateSettings) -> str:
         """What the answer must look like, from the end of its thought on."""
         from cli.openai.prepare import bound_of
 
@@ -101,7 +101,9 @@ class Preparation:
         self._left_out[item.id] = bound.notes
         return bound.text
 
-    def _choice(self, index: int, item: Item, told: Told | None, text: Text, completion: Completion) -> Choice:
+    def _choice(
+        self, index: int, item: Item, told: TemplateSettings | None, text: ItemText, completion: Completion
+    ) -> Choice:
         echo = item.asked is not None and item.asked.echo
         marked = told is not None and (told.form.thoughts or told.form.calls)
         reader = teller = None

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
-from cli.batch.eta import Forecast, spelled
+from cli.batch.eta import TimeLeft, spelled
 from cli.batch.input.items import Item
-from cli.batch.output.answers import Answer
+from cli.batch.output.answers import ItemAnswer
 from cli.batch.output.partial import Begun, PartialFile
 from cli.batch.output.sinks import Sink
 from cli.batch.preparation import Preparation
@@ -52,7 +52,7 @@ class Run:
         self._open: dict[str, dict[int, Completion]] = {}  # of items that are being answered: the texts that ended
         self._to_write = 0  # texts
         self._copies: dict[str, list[Item]] = {}  # of the items that are answered: who gets the same answer
-        self._forecast = Forecast(self.sampling.max_tokens)
+        self._forecast = TimeLeft(self.sampling.max_tokens)
         self._carried = sum(len(text) for texts in self.begun.values() for text in texts)
         self._started_s = time.perf_counter()
         self._read_B = self.engine.progress().bytes_read
@@ -150,7 +150,7 @@ class Run:
         self.unfinished.pop(item.id, None)
         self.done += 1 + len(self._copies[item.id])
 
-    def _answer(self, item: Item) -> Answer:
+    def _answer(self, item: Item) -> ItemAnswer:
         """What there is of it."""
         texts = self._open.pop(item.id)
         return self.preparation.answer(item, self.sampling, {number: texts[number] for number in sorted(texts)})

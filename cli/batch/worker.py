@@ -67,7 +67,7 @@ class Inbox:
         return self.waiting.popleft()
 
 
-class Worker:
+class ClusterWorker:
     """An engine of its own, opened where this object lives."""
 
     def __init__(self, opener: Callable[[], BatchEngine], parallel: int | Literal["auto"]) -> None:

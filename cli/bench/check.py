@@ -65,7 +65,7 @@ def check(
             found.append(one)
             record = {"prompt": prompt.text} | asdict(one) | {"sampling": asdict(chosen)} | facts
             echo(json.dumps(record) if as_json else _line(prompt.text, one))
-        seconds, bill = perf_counter() - began, llm.afresh
+        seconds, bill = perf_counter() - began, llm.exact_ties
     equal = sum(one.identical for one in found)
     tokens, sweeps = sum(one.tokens for one in found), sum(one.sweeps for one in found)
     screen.say(f"{equal} of {len(found)} texts identical · {tokens} tokens in {sweeps} sweeps")

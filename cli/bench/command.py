@@ -31,6 +31,7 @@ from specexec.sampling.params import SamplingParams
 log = logging.getLogger(__name__)
 
 BUDGETS = ("8", "32", "128")
+PLANNER = click.Choice(["best", "reference", "beam", "sequoia"])
 LAWS = ["walk", "multi-step", "multi-step-distinct", "greedy", "block"]
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -68,9 +69,8 @@ def _several(
 @_several(
     "--offloads", click.Choice(["auto", "none", "ram", "disk"]), "Where the weights live.", shown="that of --offload"
 )
-@_several(
-    "--planners", click.Choice(["best", "reference", "beam", "sequoia"]), "How trees grow.", shown="that of --planner"
-)
+@click.option("--planner", type=PLANNER, default="best", help="How the tree of guesses grows.")
+@_several("--planners", PLANNER, "How trees grow.", shown="that of --planner")
 @click.option("--prompts", "file", type=click.Path(exists=True, path_type=Path), help="A prompt a line (.txt, .jsonl).")
 @click.option("--limit", type=WholeNumber(min=1), default=8, help="Prompts to use.")
 @click.option("-r", "--repeat", type=WholeNumber(min=1), default=3, help="Rounds; the spread is over them.")
@@ -96,6 +96,7 @@ def bench(
     temperatures: tuple[str, ...],
     drafters: tuple[str, ...],
     offloads: tuple[str, ...],
+    planner: str,
     planners: tuple[str, ...],
     file: Path | None,
     limit: int,
@@ -128,15 +129,14 @@ def bench(
     screen = Screen(quiet=verbosity.quiet)
     asked = bench_prompts(file)[:limit]
     run = {"prompts": "demo" if file is None else str(file), "limit": limit, "repeat": repeat, "gen": gen}
-    budgets = _compared(budgets, "budget", engine_options.budget, BUDGETS)
-    drafters = _compared(drafters, "drafter", engine_options.drafter)
-    offloads = _compared(offloads, "offload", engine_options.offload)
-    planners = _compared(planners, "planner", engine_options.planner)
+    budgets = _compared(budgets, "budget", engine_options.load.budget, BUDGETS)
+    drafters = _compared(drafters, "drafter", engine_options.load.drafter)
+    offloads = _compared(offloads, "offload", engine_options.load.offload)
+    planners = _compared(planners, "planner", planner)
     rows: list[Row] = []
-    for drafter, offload, planner in product(drafters, offloads, planners):
-        where = {"offload": offload, "planner": planner}
-        options = replace(engine_options, drafter=drafter, **where)  # type: ignore[arg-type]  # checked by the options
-        with running_engine(options, screen, verbosity, remember=False) as llm:
+    for drafter, offload, shape in product(drafters, offloads, planners):
+        options = engine_options.but(drafter=drafter, offload=offload)
+        with running_engine(options, screen, verbosity, remember=False, planner=shape) as llm:
             engine = facts_of(llm, options)
             del engine["budget"]  # each row has its own
             facts, begun = {"run": run, "engine": engine}, len(rows)
@@ -146,10 +146,10 @@ def bench(
                 sampling = SamplingParams(temperature=float(temperature), max_tokens=gen)
                 sizes = ["0", *(size for size in budgets if size != "0")]
                 prompts = [prompt.asked for prompt in asked]
-                rows += measure(llm, options, prompts, sizes, sampling, repeat, screen)
+                rows += measure(llm, drafter, shape, prompts, sizes, sampling, repeat, screen)
                 if laws and sampling.temperature:
                     plain = rows[-len(sizes)]
-                    rows += measure_laws(llm, options, prompts, laws, plain, gen, screen)
+                    rows += measure_laws(llm, prompts, laws, plain, gen, screen)
             rows[begun:] = [replace(row, facts=facts) for row in rows[begun:]]
             _keep_speed(options, llm.sources, rows[begun:])
     echo(FORMATS["json" if as_json else form](rows), nl=False)

@@ -22,7 +22,7 @@ from cli.batch.output.manifest import fingerprint
 from cli.engine.facts import facts_of
 from cli.engine.open import running_engine
 from cli.shared.control_codes import echo
-from cli.shared.errors import MissingExtra, OutputExists, TaskNotFound
+from cli.shared.errors import MissingExtra, OutputFileExists, TaskNotFound
 from cli.shared.options import EngineOptions, WholeNumber, engine_options
 from cli.shared.verbosity import Verbosity, json_option, start_logging, verbosity_options
 from cli.terminal.screen import Screen
@@ -36,7 +36,7 @@ TASK_FILES = (".yaml", ".yml")
 
 
 @dataclass(frozen=True)
-class Asked:
+class EvalRequest:
     """Which tasks, and how they are put to the model."""
 
     tasks: tuple[str, ...]
@@ -85,10 +85,10 @@ def evaluate(
     start_logging(verbosity)
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_MININTERVAL", "30")  # read when the harness imports tqdm
-    if engine_options.offline:
+    if engine_options.load.offline:
         os.environ["HF_HUB_OFFLINE"] = "1"  # read when the harness imports what finds its data sets
     names = tuple(name.strip() for name in tasks.split(",") if name.strip())
-    asked = Asked(names, include, num_fewshot, limit, chat, seed, allow_code)
+    asked = EvalRequest(names, include, num_fewshot, limit, chat, seed, allow_code)
     screen = Screen(quiet=verbosity.quiet)
     with screen.status(lambda: "looking for the tasks…"), _progress(verbosity):
         manager = _manager(asked)
@@ -107,7 +107,7 @@ def evaluate(
 
 
 def _evaluate(
-    manager: Any, found: list[Any], asked: Asked, llm: Engine, cache: str | None, samples: bool
+    manager: Any, found: list[Any], asked: EvalRequest, llm: Engine, cache: str | None, samples: bool
 ) -> dict[str, Any]:
     from lm_eval import evaluator
 
@@ -137,14 +137,14 @@ def _commit() -> str | None:
     return found.stdout.strip() or None
 
 
-def _manager(asked: Asked) -> Any:
+def _manager(asked: EvalRequest) -> Any:
     """What the harness knows of tasks. Its own thousands take seconds to list: only where one of them may be meant."""
     from lm_eval.tasks import TaskManager
 
     return TaskManager(include_path=asked.include, include_defaults=not all(map(_is_file, asked.tasks)))
 
 
-def _found(manager: Any, asked: Asked) -> list[Any]:
+def _found(manager: Any, asked: EvalRequest) -> list[Any]:
     """Tasks and groups, data included; whatever is wrong with them is said before weights are loaded."""
     if missing := [name for name in asked.tasks if _is_file(name) and not Path(name).is_file()]:
         raise TaskNotFound(f"there is no task file {missing[0]}.")
@@ -184,8 +184,8 @@ def _loaded(manager: Any, name: str) -> list[Any]:
 def _cache_of(path: Path, llm: Engine, options: EngineOptions) -> str:
     """The harness keys answers by question alone, so a file is for one model, its number formats and context only."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    head = "" if options.head_quant == "none" else f"-{options.head_quant}-head"
-    return f"{path}-{fingerprint(llm.folders['target'])}-{options.dtype}{head}-{llm.context}"
+    head = "" if options.load.head_quant == "none" else f"-{options.load.head_quant}-head"
+    return f"{path}-{fingerprint(llm.folders['target'])}-{options.load.dtype}{head}-{llm.context}"
 
 
 def _table(results: dict[str, Any]) -> str:
@@ -204,7 +204,7 @@ def _as_json(results: dict[str, Any]) -> str:
 def _check_place(output: Path) -> None:
     """Refuse a place where results could not be written when they are there."""
     if output.exists():
-        raise OutputExists(f"{output} already exists.", hint="another -o.")
+        raise OutputFileExists(f"{output} already exists.", hint="another -o.")
     output.parent.mkdir(parents=True, exist_ok=True)
     if not os.access(output.parent, os.W_OK):
         raise PermissionError(errno.EACCES, "nothing can be written there", str(output))

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import psutil
 
-from cli.shared.options import EngineOptions
 from cli.shared.quantities import format_bytes
 from cli.terminal.screen import Screen
 from specexec.sampling.params import SamplingParams
@@ -109,14 +108,18 @@ class Row:
 
 def measure(
     llm: Engine,
-    options: EngineOptions,
+    asked: str,
+    planner: str,
     prompts: Sequence[Prompt],
     budgets: Sequence[str],
     sampling: SamplingParams,
     repeat: int,
     screen: Screen,
 ) -> list[Row]:
-    """A row for each budget; budget 0 comes first and is what the others are compared with."""
+    """A row for each budget; budget 0 comes first and is what the others are compared with.
+
+    `asked` is how the drafter was typed, `planner` how its trees grow.
+    """
     assert budgets[0] == "0"
     _answer(llm, prompts[:1], "8", replace(sampling, max_tokens=8))  # warm up
     rounds: dict[str, list[Round]] = {budget: [] for budget in budgets}
@@ -125,7 +128,7 @@ def measure(
             screen.say(f"round {turn + 1} of {repeat}, T = {sampling.temperature:g}, budget {budget}")
             rounds[budget].append(_answer(llm, prompts, budget, sampling))
     plain = rounds["0"]
-    return [_row(llm, options, budget, rounds[budget], plain, sampling) for budget in budgets]
+    return [_row(llm, asked, planner, budget, rounds[budget], plain, sampling) for budget in budgets]
 
 
 def _answer(llm: Engine, prompts: Sequence[Prompt], budget: str, sampling: SamplingParams) -> Round:
@@ -151,7 +154,13 @@ def _answer(llm: Engine, prompts: Sequence[Prompt], budget: str, sampling: Sampl
 
 
 def _row(
-    llm: Engine, options: EngineOptions, budget: str, rounds: list[Round], plain: list[Round], sampling: SamplingParams
+    llm: Engine,
+    asked: str,
+    planner: str,
+    budget: str,
+    rounds: list[Round],
+    plain: list[Round],
+    sampling: SamplingParams,
 ) -> Row:
     speeds = [one.tokens / one.seconds for one in rounds]
     sweeps, tokens = sum(one.sweeps for one in rounds), sum(one.tokens for one in rounds)
@@ -161,10 +170,10 @@ def _row(
     overlap = sum((one.overlap for one in rounds), Overlap())
     draft_s, stream_s = overlap.draft_s, sum(one.stream_s for one in rounds)
     return Row(
-        asked=options.drafter,
+        asked=asked,
         drafter="none" if budget == "0" else llm.drafter_name,
         offload=llm.placement.partition(":")[0],
-        planner=options.planner,
+        planner=planner,
         temperature=sampling.temperature or 0.0,
         budget=budget,
         sweeps=sweeps,

@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from cli.bench.rounds import Row, memory_B
-from cli.shared.options import EngineOptions
 from cli.terminal.screen import Screen
 from offload.hub.names import called
 from specexec.errors import BadText
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
 
 def measure_laws(
     llm: Engine,
-    options: EngineOptions,
     prompts: Sequence[Prompt],
     laws: Sequence[str],
     plain: Row,
@@ -38,7 +36,7 @@ def measure_laws(
         rivals = [Rival(target, draft, law, plain.temperature, seed) for seed in range(len(prompts))]
         for rival, prompt in zip(rivals, prompts, strict=True):
             rival.write(llm.encode(prompt), tokens)
-        rows.append(_row(llm, options, law, [rival.tally for rival in rivals], plain))
+        rows.append(_row(llm, law, [rival.tally for rival in rivals], plain))
     return rows
 
 
@@ -56,7 +54,7 @@ def two_models(llm: Engine) -> tuple[TreeLM, TreeLM]:
     return target, draft
 
 
-def _row(llm: Engine, options: EngineOptions, law: str, tallies: list[Tally], plain: Row) -> Row:
+def _row(llm: Engine, law: str, tallies: list[Tally], plain: Row) -> Row:
     tokens, sweeps = sum(one.tokens for one in tallies), sum(one.sweeps for one in tallies)
     seconds, draft_s = sum(one.seconds for one in tallies), sum(one.draft_s for one in tallies)
     most, deepest = sum(one.most for one in tallies), max(depth for one in tallies for depth in [-1, *one.depths])

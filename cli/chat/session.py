@@ -184,4 +184,4 @@ class Session:
             self.screen.say(note)
         if self.display.stats and answer.tokens:
             sampled = self.sampling.temperature != 0
-            self.screen.say(stats_line(answer, sampled=sampled, link_limit_Bps=self.options.link_limit))
+            self.screen.say(stats_line(answer, sampled=sampled, link_limit_Bps=self.options.load.link_limit_Bps))

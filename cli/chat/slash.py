@@ -14,6 +14,7 @@ from cli.chat import slash_talk as talk
 from cli.chat.session import Session
 from cli.shared.errors import REFUSALS, explain
 from cli.shared.thinking import LEVELS
+from specexec.drafters.registry import names as drafter_names
 
 ON_OFF = ("on", "off")
 
@@ -98,7 +99,8 @@ COMMANDS: dict[str, Slash] = {
     ),
     "model": Slash("model [NAME]", "go on with another model", settings.model, settings.model_names),
     "drafter": Slash(
-        "drafter [NAME]", "load the model again with another drafter", settings.drafter, lambda: settings.DRAFTERS
+        "drafter [NAME]", f"load the model again with another drafter: {', '.join(drafter_names())} or a model",
+        settings.drafter, drafter_names,
     ),
     "budget": Slash(
         "budget [N|auto]", "guessed tokens checked per sweep; 0 is plain decoding", settings.budget, lambda: ("auto",)

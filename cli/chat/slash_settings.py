@@ -20,7 +20,6 @@ from specexec.drafters.registry import check_models, parse
 from specexec.sampling.params import SamplingParams
 
 VIEWS = ("model", "sampling", "plan", "template", "prompt")
-DRAFTERS = ("auto", "none", "ngram", "substitute", "skip")
 SETTINGS = [field.name for field in fields(SamplingParams) if field.name in (*SAMPLING_TYPES, "stop", "ignore_eos")]
 
 
@@ -80,7 +79,8 @@ def model(session: Session, argument: str) -> None:
         return
     names.resolve(argument, offline=True)  # nothing is downloaded in the middle of a conversation
     # Trust was given to the model that was named with it.
-    session.switch = replace(session.options, model=argument, drafter="auto", trust_remote_code=False)
+    other = session.options.but(drafter="auto", trust_remote_code=False)
+    session.switch = replace(other, model=argument)
 
 
 def model_names() -> Iterable[str]:
@@ -94,7 +94,7 @@ def drafter(session: Session, argument: str) -> None:
     choice = parse(argument, names.known)
     pair = names.resolve(session.options.model, choice.models, offline=True)  # as for /model
     check_models(choice, pair.drafters, pair.name)
-    session.switch = replace(session.options, drafter=argument)
+    session.switch = session.options.but(drafter=argument)
 
 
 def budget(session: Session, argument: str) -> None:

@@ -95,8 +95,11 @@ def save(session: Session, argument: str) -> None:
     system = session.conversation.system
     first: list[dict[str, object]] = [{"role": "system", "content": system}] if system else []
     messages = [*first, *session.conversation.messages]
-    with path.open("x", encoding="utf-8") as file:  # an older conversation is never replaced
-        file.writelines(json.dumps(message, ensure_ascii=False) + "\n" for message in messages)
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.writelines(json.dumps(message, ensure_ascii=False) + "\n" for message in messages)
+    except FileExistsError as error:
+        raise click.BadParameter(f"{path} is there already and is not replaced; choose another name") from error
     session.screen.tell(f"{path}: {len(messages)} messages")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
@@ -14,7 +13,7 @@ if TYPE_CHECKING:
 def facts_of(engine: Engine, options: EngineOptions) -> dict[str, object]:
     """`asked` are the options as they were given, the rest is what they led to."""
     return {
-        "asked": asdict(options),
+        "asked": options.asked,
         "model": engine.name,
         "folders": {role: str(path) for role, path in engine.folders.items()},
         "own_code": engine.own_code,
@@ -25,11 +24,10 @@ def facts_of(engine: Engine, options: EngineOptions) -> dict[str, object]:
         "sources": engine.sources,
         "reason": engine.reason,
         "drafter_failures": engine.drafter_failures,
-        "planner": options.planner,
         "budget": engine.budget,
-        "exact": engine.afresh is not None,
-        "verified": options.verify,
-        "link_limit_Bps": options.link_limit,
+        "exact": engine.exact_ties is not None,
+        "verified": options.load.verify,
+        "link_limit_Bps": options.load.link_limit_Bps,
         "placement": placement_facts(cast("Placement", engine.weights.placement)),
         "bytes_per_sweep": engine.weights.bytes_per_sweep,
     }

@@ -11,9 +11,8 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
-from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,7 +29,6 @@ from offload.machine.file_identity import samples
 from offload.machine.folders import folder_of
 
 if TYPE_CHECKING:
-    from specexec.drafters.skip import Searches
     from specexec.engine.engine import Engine
 
 log = logging.getLogger(__name__)
@@ -51,7 +49,7 @@ def learned_path(engine: Engine) -> Path:
 
 def speeds_path(options: EngineOptions) -> Path:
     """Where the speeds of a target's drafters are kept: those of runs with the same placement options."""
-    same = replace(options, drafter="", budget="auto", planner="", offline=False)
+    same = options.but(drafter="auto", budget="auto", offline=False)
     return _file(f"speeds-{options.model}", _digest(repr(same), _identity_of(options.model)))
 
 
@@ -64,15 +62,15 @@ def measured(options: EngineOptions) -> dict[str, float]:
 
 
 @contextmanager
-def searching(options: EngineOptions, searches: Searches) -> Iterator[None]:
-    """For the length of the block `searches` knows what earlier ones found with this model; what is new is kept."""
+def searching(options: EngineOptions, found: MutableMapping[str, NDArray[np.generic]]) -> Iterator[None]:
+    """For the length of the block `found` holds what earlier searches found with this model; what is new is kept."""
     path = _file(f"searches-{options.model}", _digest(options.model, _identity_of(options.model)))
     known = load(path, set()) or {}
-    searches.found.update(known)
+    found.update(known)
     yield
-    if searches.found.keys() > known.keys():
+    if found.keys() > known.keys():
         try:
-            save(path, dict([*searches.found.items()][-MOST_SEARCHES:]))
+            save(path, dict([*found.items()][-MOST_SEARCHES:]))
         except OSError as problem:
             log.warning("what the search found could not be kept: %s", problem)
 
@@ -97,7 +95,7 @@ def _keep(engine: Engine, path: Path, options: EngineOptions) -> None:
     learned = {own + name if name.startswith("cost/") else name: array for name, array in engine.pack().items()}
     marks = {"version": np.array([VERSION]), "pair": _pair(engine), f"{own}kept": np.array([time.time()])}
     save(path, {**_elsewhere(engine, path, own), **learned, **marks})
-    alone = engine.pace.alone
+    alone = engine.accounting.pace.alone
     keep_speed(options, engine.sources, alone.sweeps, alone.tokens, alone.seconds)
 
 
@@ -176,8 +174,8 @@ def _identity(folder: Path) -> str:
 
 def _place(engine: Engine, options: EngineOptions) -> str:
     """What stands before the costs of runs whose sweeps cost the same."""
-    head = () if options.head_quant == "none" else (options.head_quant,)
-    placed = (engine.device, engine.placement, options.dtype, f"{options.link_limit}", options.planner, *head)
+    head = () if options.load.head_quant == "none" else (options.load.head_quant,)
+    placed = (engine.device, engine.placement, options.load.dtype, f"{options.load.link_limit_Bps}", *head)
     return f"{PLACES}{_digest(_here(), *placed).tobytes().hex()}/"
 
 

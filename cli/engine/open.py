@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,8 @@ from cli.shared.quantities import format_count
 from cli.shared.template_options import tell
 from cli.shared.verbosity import Verbosity, start_logging
 from cli.terminal.screen import Screen
+from specexec.compose.earlier_runs import EarlierRuns
+from specexec.compose.progress import LoadProgress
 
 if TYPE_CHECKING:
     from specexec.engine.engine import Engine
@@ -24,53 +26,24 @@ TOY = (
 )
 
 
-def open_engine(
-    options: EngineOptions,
-    told: Callable[[int, int], None] | None = None,
-    tried: Callable[[int, int], None] = lambda looked, most: None,
-    rounded: Callable[[int, int], None] = lambda done, layers: None,
-) -> Engine:
-    """Load what the options ask for; `told` hears how far that is, `tried` how far a search for sublayers is, and
-    `rounded` how far the quantising of layers that draft.
+def open_engine(options: EngineOptions, progress: LoadProgress | None = None, planner: str = "best") -> Engine:
+    """Load what the options ask for, with what earlier runs found out; `planner` is for `bench` to compare.
 
     Tests put a fake engine here.
     """
-    import specexec
-    from specexec.drafters.skip import Searches
+    from specexec.compose.load import assemble
 
-    searches = Searches(told=tried)
-    with searching(options, searches) if "skip" in options.drafter.split("+") else nullcontext():
-        engine = specexec.load(
-            options.model,
-            drafter=options.drafter,
-            draft_vocab=options.draft_vocab,
-            drafter_quant=options.drafter_quant,
-            head_quant=options.head_quant,
-            offload=options.offload,
-            budget=options.budget,
-            planner=options.planner,
-            device=options.device,
-            dtype=options.dtype,
-            ctx=options.ctx,
-            ram_B=options.ram,
-            vram_B=options.vram,
-            link_limit_Bps=options.link_limit,
-            exact=options.exact,
-            offline=options.offline,
-            verify=options.verify,
-            trust_remote_code=options.trust_remote_code,
-            measured=measured(options) if options.drafter == "auto" else None,
-            told=told,
-            searches=searches,
-            rounded=rounded,
-        )
+    drafter = options.load.drafter
+    earlier = EarlierRuns(measured(options) if drafter == "auto" else {})
+    with searching(options, earlier.searches) if "skip" in drafter.split("+") else nullcontext():
+        engine = assemble(options.model, options.load, progress or LoadProgress(), earlier, planner)
     tell(engine.encoding, options.template_vars, options.allow_control_tokens)
     return engine
 
 
 @contextmanager
 def running_engine(
-    options: EngineOptions, screen: Screen, verbosity: Verbosity, remember: bool = True
+    options: EngineOptions, screen: Screen, verbosity: Verbosity, remember: bool = True, planner: str = "best"
 ) -> Iterator[Engine]:
     """An engine for the length of the block, announced on stderr before anything else happens.
 
@@ -79,21 +52,21 @@ def running_engine(
     start_logging(verbosity, screen.tell)
     so_far = ""
 
-    def tried(looked: int, most: int) -> None:
+    def searched(done: int, of: int) -> None:
         nonlocal so_far
-        so_far = f" {looked} of at most {most} sets of sublayers tried; done once"
+        so_far = f" {done} of at most {of} sets of sublayers tried; done once"
 
-    def rounded(done: int, layers: int) -> None:
+    def quantised(done: int, of: int) -> None:
         nonlocal so_far
-        so_far = f" {done} of {layers} layers quantised to draft"
+        so_far = f" {done} of {of} layers quantised to draft"
 
     with screen.status(lambda: f"starting {options.model}…{so_far}"):
-        engine = open_engine(options, tried=tried, rounded=rounded)
+        engine = open_engine(options, progress=LoadProgress(quantised=quantised, searched=searched), planner=planner)
     with ExitStack() as stack:
         stack.enter_context(engine)
         if remember:
             if _must_pay(engine):
-                engine.sample_plain()
+                engine.accounting.sample_plain()
             stack.enter_context(remembering(engine, options))
         for line in introduction(engine):
             screen.say(line)
@@ -111,7 +84,7 @@ def remembering(engine: Engine, options: EngineOptions) -> Iterator[None]:
 
 def losing(engine: Engine, plain_before: float | None = None) -> str | None:
     """A word if guessing did not pay for itself. `plain_before`: tokens/s of plain decoding in earlier runs here."""
-    pace, would = engine.pace, engine.pace.plain_tokens
+    pace, would = engine.accounting.pace, engine.accounting.pace.plain_tokens
     if not _must_pay(engine):
         return None
     instead = "" if engine.budget == "auto" else "--budget auto guesses as much as pays, "

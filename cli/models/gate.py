@@ -15,12 +15,12 @@ from offload.errors import BadModelDir
 from offload.hub.headers_only import list_model
 from offload.hub.names import is_here
 from specexec.errors import UnsupportedArchitecture
-from specexec.model.architecture import context_for, is_usual
+from specexec.model.architecture import can_branch, context_for, is_usual
 from specexec.text.templates import damage
 
 
-def check(folder: Folder, *, trees: bool, ctx: int | None = None, trust_remote_code: bool = False) -> None:
-    """Raise what loading the model would raise, with `trees` of guesses or without."""
+def check(folder: Folder, *, trees: bool, ctx: int | None = None, trust_remote_code: bool = False) -> bool:
+    """Whether the model verifies trees, as far as is known. Raises what loading would raise, with trees or without."""
     if folder.here:
         check_documents(folder.path)
         _check_templates(folder.path)
@@ -29,10 +29,13 @@ def check(folder: Folder, *, trees: bool, ctx: int | None = None, trust_remote_c
         _refuse_foreign(folder)
         longest = folder.config.get("max_position_embeddings")
         context_for(ctx, longest if isinstance(longest, int) else 2**31 - 1)
-    elif folder.here or not trust_remote_code:  # code that is trusted cannot be asked before it is here
-        from specexec.compose.gate import admit
+        return True
+    if not folder.here and trust_remote_code:  # code that is trusted cannot be asked before it is here
+        return True
+    from specexec.compose.gate import admit
 
-        admit(folder, trees=trees, ctx=ctx, trust_remote_code=trust_remote_code)
+    design = admit(folder, trees=trees, ctx=ctx, trust_remote_code=trust_remote_code)
+    return not design.own_code and can_branch(design.model_class, design.config)
 
 
 def _check_templates(path: Path) -> None:

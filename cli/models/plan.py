@@ -17,18 +17,19 @@ from cli.shared.control_codes import echo
 from cli.shared.options import BUDGET, COUNT, DRAFT_BITS, SIZE, SPEED, IntOrAuto, trust_option
 from cli.shared.quantities import exact_size, format_bytes
 from cli.shared.verbosity import json_option, verbosity_options
-from offload.hub.names import known
+from offload.hub.names import DEMO, known
+from specexec.compose.load_options import LoadOptions
 from specexec.drafters.registry import check_models, parse
 from specexec.model.architecture import context_for
 
 if TYPE_CHECKING:
-    from cli.models.outlook import Row
+    from cli.models.outlook import OutlookRow
     from offload.checkpoint.headers import Folder
     from offload.machine.memory import Free
     from offload.placement.forecast import Ceilings
     from offload.placement.placement import Placement
     from offload.placement.quantized_sizes import FewBits, FourBits
-    from specexec.drafters.registry import Choice
+    from specexec.drafters.registry import DrafterChoice
 
 # What `chat` does unasked, too.
 USUAL: dict[str, int | str | None] = {"ctx": None, "budget": "auto", "drafter": "auto", "drafter-quant": "none"}
@@ -67,12 +68,13 @@ def plan(
     measured here; where it has not run they are assumed, and labelled so.
     """
     from cli.models.gate import check
-    from cli.models.outlook import beside_of, best, outlook, tokens_per_sweep
+    from cli.models.outlook import best, outlook
     from offload.hub.headers_only import item_B, list_drafters, list_model
+    from specexec.compose.memory_plan import LoadRequest
 
     guests = _counted(drafter)
     folder = list_model(model, offline=offline)
-    check(folder, trees=bool(guests.sources), ctx=ctx, trust_remote_code=trust_remote_code)
+    branches = check(folder, trees=bool(guests.sources), ctx=ctx, trust_remote_code=trust_remote_code)
     here = _machine(folder, gpu, ram, vram, item_B(folder))
     told = {"link": link, "disk": disk}
     speeds = replace(
@@ -87,9 +89,9 @@ def plan(
         check(one, trees=True, trust_remote_code=trust_remote_code)
     longest = folder.config.get("max_position_embeddings")
     context = context_for(ctx, longest if isinstance(longest, int) else 2**31 - 1)
-    beside = beside_of(folder, drafters, here.free, context, budget, drafter_quant)
-    tokens = tokens_per_sweep(len(drafters), "ngram" in guests.sources, budget)
-    rows = outlook(folder, here.free, speeds, item_B(folder), context, beside, every, head_quant, tokens)
+    options = LoadOptions(drafter, drafter_quant=drafter_quant, head_quant=head_quant, budget=budget, ctx=ctx)
+    request = LoadRequest.of(folder, tuple(drafters), options, context, here.free, branches=branches, toy=model == DEMO)
+    rows = outlook(request, guests, here.free, speeds, every)
     chosen = best(rows)
     kept = {"ctx": ctx, "budget": budget, "drafter": drafter, "drafter-quant": drafter_quant}
     typed = [] if chosen is None else commands_for(model, chosen, ram, vram, kept, trust_remote_code)
@@ -97,16 +99,16 @@ def plan(
         asked = {"gpu": gpu, "link": link, "disk": disk, "ram": ram, "vram": vram, "ctx": ctx, "budget": budget,
                  "drafter": drafter, "drafter_quant": drafter_quant, "head_quant": head_quant, "all": every,
                  "offline": offline, "trust_remote_code": trust_remote_code}  # fmt: skip
-        echo(json.dumps({"asked": asked} | _record(model, folder, here, speeds, rows, typed), indent=1))
+        echo(json.dumps({"asked": asked} | _record(model, folder, here, speeds, rows, chosen, typed), indent=1))
         return
     for line in _page(model, folder, here, speeds, rows, chosen, typed):
         echo(line)
 
 
-def _counted(drafter: str) -> Choice:
+def _counted(drafter: str) -> DrafterChoice:
     """Who drafts, as it is typed; only models are counted here."""
     choice = parse(drafter, known)
-    if {"skip", "substitute"} & {*choice.sources}:
+    if choice.copies:
         raise click.BadParameter(
             "what skip and substitute copy of the model is settled when it is loaded. Name models, ngram, none, auto.",
             param_hint="--drafter",
@@ -159,7 +161,13 @@ def _card(text: str) -> Card:
 
 
 def _page(
-    model: str, folder: Folder, here: _Machine, speeds: Ceilings, rows: list[Row], chosen: Row | None, typed: list[str]
+    model: str,
+    folder: Folder,
+    here: _Machine,
+    speeds: Ceilings,
+    rows: list[OutlookRow],
+    chosen: OutlookRow | None,
+    typed: list[str],
 ) -> list[str]:
     from offload.units import size
 
@@ -189,7 +197,7 @@ def _page(
         lines += [f"Best here: {chosen.placement.summary}", *(f"  {line}" for line in typed)]
         lines += [f"  {line}" for line in (*_parts(chosen.placement), *_by_rows(chosen))]
     lines += [f"Note: {note}." for note in folder.notes]
-    low, high = rows[0].tokens
+    low, high = (chosen or rows[0]).tokens
     assumed = f"{low} to {high} accepted tokens per sweep" if high > low else f"{low} token per sweep: nothing guesses"
     lines.append(f"Weights and cache are exact; tok/s assumes {assumed}.")
     if here.changed:
@@ -211,7 +219,7 @@ def _parts(placement: Placement) -> list[str]:
     ]
 
 
-def _by_rows(row: Row) -> list[str]:
+def _by_rows(row: OutlookRow) -> list[str]:
     """What sweeps of different sizes bring, where that differs: among experts that travel."""
     from offload.units import size
 
@@ -228,7 +236,12 @@ def _by_rows(row: Row) -> list[str]:
 
 
 def commands_for(
-    model: str, row: Row, ram: int | None, vram: int | None, kept: Mapping[str, int | str | None], code: bool = False
+    model: str,
+    row: OutlookRow,
+    ram: int | None,
+    vram: int | None,
+    kept: Mapping[str, int | str | None],
+    code: bool = False,
 ) -> list[str]:
     """What to type for this combination, within the same budgets and with what else was asked for."""
     budgets = "".join(f" --{name} {exact_size(B)}" for name, B in (("ram", ram), ("vram", vram)) if B is not None)
@@ -244,7 +257,7 @@ def commands_for(
     return [f"specexec chat -m {name} --offload {row.offload}{more}"]
 
 
-def _cells(row: Row, is_best: bool) -> list[str]:
+def _cells(row: OutlookRow, is_best: bool) -> list[str]:
     from offload.units import size
 
     mark = "▸" if is_best else ""
@@ -264,13 +277,19 @@ def _digits(value: float) -> str:
 
 
 def _record(
-    model: str, folder: Folder, here: _Machine, speeds: Ceilings, rows: list[Row], typed: list[str]
+    model: str,
+    folder: Folder,
+    here: _Machine,
+    speeds: Ceilings,
+    rows: list[OutlookRow],
+    chosen: OutlookRow | None,
+    typed: list[str],
 ) -> dict[str, object]:
     return {
         "model": model,
         "weights_B": sum(entry.nbytes for entry in folder.entries.values()),
         "notes": list(folder.notes),
-        "tokens_per_sweep": rows[0].tokens,
+        "tokens_per_sweep": (chosen or rows[0]).tokens,
         "machine": {"device": here.words, "ram_B": here.free.ram_B, "vram_B": here.free.vram_B},
         "speeds": {
             "disk_Bps": speeds.disk_Bps,

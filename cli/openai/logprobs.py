@@ -15,7 +15,7 @@ Piece = Callable[[int | None, int], str]
 
 
 @dataclass(frozen=True)
-class Told:
+class PieceLogprob:
     """One token as text; the first of a prompt has no probability."""
 
     text: str
@@ -32,19 +32,19 @@ class Teller:
     def __init__(self, piece: Piece, prompt: list[int], echo: bool) -> None:
         self._piece = piece
         self._before = prompt[0 if echo else -1]
-        self._opening = [Told(piece(None, prompt[0]))] if echo else []
+        self._opening = [PieceLogprob(piece(None, prompt[0]))] if echo else []
 
-    def tell(self, entries: Iterable[Logprob]) -> list[Told]:
+    def tell(self, entries: Iterable[Logprob]) -> list[PieceLogprob]:
         """The next tokens of the text."""
         told, self._opening = self._opening, []
         for entry in entries:
             top = tuple((self._piece(self._before, token), value) for token, value in entry.top)
-            told.append(Told(self._piece(self._before, entry.token), entry.logprob, top))
+            told.append(PieceLogprob(self._piece(self._before, entry.token), entry.logprob, top))
             self._before = entry.token
         return told
 
 
-def for_chat(told: list[Told]) -> Json:
+def for_chat(told: list[PieceLogprob]) -> Json:
     """`choices[].logprobs` of a chat completion."""
     return {
         "content": [
@@ -55,7 +55,7 @@ def for_chat(told: list[Told]) -> Json:
     }
 
 
-def for_completion(told: list[Told], offset: int) -> Json:
+def for_completion(told: list[PieceLogprob], offset: int) -> Json:
     """`choices[].logprobs` of a completion; `offset` is where the first token begins in the choice's text."""
     offsets = accumulate((len(one.text) for one in told), initial=offset)
     return {
@@ -71,7 +71,7 @@ def _entry(text: str, logprob: float | None) -> Json:
     return {"token": text, "logprob": logprob, "bytes": None if "\ufffd" in text else list(text.encode())}
 
 
-def _table(one: Told) -> dict[str, float] | None:
+def _table(one: PieceLogprob) -> dict[str, float] | None:
     """The likeliest tokens and the one that came; two that look alike count as the likelier one."""
     if one.logprob is None:
         return None

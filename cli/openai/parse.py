@@ -15,9 +15,9 @@ from cli.openai.schema import (
     MOST_CHOICES,
     ChatRequest,
     CompletionRequest,
-    Request,
+    RequestBody,
 )
-from cli.openai.shape import Shape, read_shape
+from cli.openai.shape import AnswerShape, read_shape
 from cli.openai.tools import Tools, read_tools
 from specexec.errors import BadSampling
 from specexec.sampling.params import SamplingParams, derived_seed
@@ -31,7 +31,7 @@ MOST_STOPS = 16
 SEEDS = 2**53  # of choices: JavaScript reads a JSON number exactly below it
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's own default for /v1/completions; a chat may fill the context
 
-R = TypeVar("R", bound="Request")
+R = TypeVar("R", bound="RequestBody")
 Message: TypeAlias = dict[str, object]
 Prompt: TypeAlias = str | list[int] | list[Message]
 
@@ -102,7 +102,7 @@ _HARMLESS = {
 
 
 @dataclass(frozen=True)
-class Asked:
+class HttpRequest:
     """A request in our own words.
 
     `max_tokens` None fills the context; `watch` adds trees and sweeps to the stream; `shape` is that of the whole
@@ -123,7 +123,7 @@ class Asked:
     watch: bool
     ignored: tuple[str, ...]
     chosen: frozenset[str]
-    shape: Shape | None = None
+    shape: AnswerShape | None = None
     tools: Tools | None = None
     wishes: Wishes | None = None
     thinking: Level | None = None
@@ -143,7 +143,7 @@ def seed_of(choice: int, seed: int) -> int:
     return seed if choice == 0 else derived_seed(seed, "choice", choice) % SEEDS
 
 
-def read_chat(body: object, served: Items[str]) -> Asked:
+def read_chat(body: object, served: Items[str]) -> HttpRequest:
     """A chat completion. Raises ApiError."""
     request = _checked(ChatRequest, body, served)
     messages = [_message(message, index) for index, message in enumerate(request.messages)]
@@ -171,7 +171,7 @@ def read_chat(body: object, served: Items[str]) -> Asked:
     )
 
 
-def read_completion(body: object, served: Items[str]) -> Asked:
+def read_completion(body: object, served: Items[str]) -> HttpRequest:
     """A completion of raw text or token ids, one prompt or several. Raises ApiError."""
     request = _checked(CompletionRequest, body, served)
     prompts = _prompts(request.prompt)
@@ -242,14 +242,14 @@ def _message(message: Message, index: int) -> Message:
 
 
 def _asked(
-    request: Request,
+    request: RequestBody,
     prompts: list[Prompt],
     max_tokens: int | None,
     logprobs: int | None,
     *,
     chat: bool,
     echo: bool = False,
-) -> Asked:
+) -> HttpRequest:
     n = request.n or 1
     if len(prompts) * n > MOST_CHOICES:
         raise bad_request(f"{len(prompts) * n} choices were asked for, one request may have {MOST_CHOICES}.", "n")
@@ -262,7 +262,7 @@ def _asked(
     extra = set(request.model_extra or {}) - set(UNSUPPORTED) - _HARMLESS - SAMPLER
     chosen = {name for name in request.model_fields_set if getattr(request, name) is not None}
     options = request.stream_options
-    return Asked(
+    return HttpRequest(
         chat=chat,
         model=request.model,
         prompts=prompts,
@@ -280,11 +280,11 @@ def _asked(
     )
 
 
-def _sampler_fields(request: Request) -> dict[str, object]:
+def _sampler_fields(request: RequestBody) -> dict[str, object]:
     return {name: value for name, value in (request.model_extra or {}).items() if name in SAMPLER and value is not None}
 
 
-def _sampling(request: Request, stop: tuple[str, ...], logprobs: int | None, echo: bool) -> SamplingParams:
+def _sampling(request: RequestBody, stop: tuple[str, ...], logprobs: int | None, echo: bool) -> SamplingParams:
     asked = request.logit_bias or {}
     if not all(re.fullmatch("[0-9]{1,18}", token) for token in asked):
         raise bad_request("logit_bias must have token ids for keys.", "logit_bias")

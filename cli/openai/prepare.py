@@ -14,11 +14,11 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from cli.openai.errors import ApiError, api_error, bad_request
-from cli.openai.parse import Asked, Message, Prompt
-from cli.openai.shape import Shape
+from cli.openai.parse import HttpRequest, Message, Prompt
+from cli.openai.shape import AnswerShape
 from specexec.errors import BadGrammar, BadMessages, BadText, ContextLengthExceeded, EmptyPrompt
 from specexec.text.formats import Format, Reader, format_of
-from specexec.text.formats.rules import Bound
+from specexec.text.formats.rules import Bound, Whole
 from specexec.text.template_options import Wishes
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Text:
+class PromptText:
     """One prompt. `echo` is its text if that was asked for; `form` tells thoughts and calls of its answers apart."""
 
     tokens: list[int]
@@ -45,11 +45,11 @@ class Text:
 class Prepared:
     """The texts of a request, and one sentence for each thing in it that was left out."""
 
-    texts: list[Text]
+    texts: list[PromptText]
     notes: tuple[str, ...] = ()
 
 
-def prepare(engine: Engine, asked: Asked) -> Prepared:
+def prepare(engine: Engine, asked: HttpRequest) -> Prepared:
     """Everything that comes before the first sweep. Raises ApiError, BadMessages, BadText."""
     for name, tokens in asked.sampling.token_ids.items():
         check_tokens(engine, tokens, name)
@@ -92,7 +92,7 @@ def check_tokens(engine: Engine, tokens: Items[int], param: str) -> None:
         raise ApiError(400, "invalid_token", f"token {wrong} is not in 0 to {most - 1}.", param=param)
 
 
-def _chat(engine: Engine, asked: Asked) -> Prepared:
+def _chat(engine: Engine, asked: HttpRequest) -> Prepared:
     wishes, notes = asked.wishes or Wishes(), list(asked.notes)
     form = form_of(engine.encoding, wishes, asked)
     if asked.thinking is not None:
@@ -102,7 +102,7 @@ def _chat(engine: Engine, asked: Asked) -> Prepared:
         wishes = replace(wishes, variables={**thinking.variables, **wishes.variables})
         form = form_of(engine.encoding, wishes, asked)
     (prompt,) = asked.prompts
-    text = Text(_fitting(engine, asked, prompt, wishes), form=form)
+    text = PromptText(_fitting(engine, asked, prompt, wishes), form=form)
     bound = bound_of(form, text.tokens, asked)
     if bound is None:
         return Prepared([text], tuple(notes))
@@ -110,51 +110,47 @@ def _chat(engine: Engine, asked: Asked) -> Prepared:
     return Prepared([replace(text, grammar=grammar)], (*notes, *bound.notes))
 
 
-def form_of(encoding: Encoding, wishes: Wishes, asked: Asked) -> Format:
+def form_of(encoding: Encoding, wishes: Wishes, asked: HttpRequest) -> Format:
     """How answers to this request are read."""
     form = format_of(encoding, wishes)
     return form.without_calls if asked.calls_forbidden else form
 
 
-def bound_of(form: Format, prompt: Items[int], asked: Asked) -> Bound | None:
+def bound_of(form: Format, prompt: Items[int], asked: HttpRequest) -> Bound | None:
     """What an answer must look like, from the end of its thought on; None if it is free. Raises ApiError."""
     opened = form.reader(prompt).thinking
     shape, tools = asked.shape, asked.tools
-    shaped = None if shape is None else _shaped(form, shape, opened)
+    whole = None if shape is None else Whole(shape.schema, shape.regex)
+    shaped = None if shape is None or whole is None else _shaped(form, whole, shape.field, opened)
     if tools is None:
         return shaped
     if not form.calls:
         raise ApiError(400, "unsupported_parameter", f"tools cannot be called: {form.refusal}.", param="tools")
-    schema = None if shape is None else shape.schema
-    return form.grammar(tools.offered, tools.choice, tools.parallel, schema, opened)
+    return form.grammar(tools.offered, tools.choice, tools.parallel, whole, opened)
 
 
-def _shaped(form: Format, shape: Shape, opened: bool) -> Bound:
+def _shaped(form: Format, whole: Whole, field: str, opened: bool) -> Bound:
     """What a whole answer must look like. Raises ApiError."""
-    if shape.schema is None:
-        if opened:
-            raise bad_request(f"{shape.field} cannot begin inside a thought; reasoning_effort: none.", shape.field)
-        return Bound(grammar_of(shape))
-    bound = form.grammar((), "auto", schema=shape.schema, thought_open=opened)
+    bound = form.grammar((), "auto", whole=whole, thought_open=opened)
     if bound.notes:  # half a schema for the whole answer is not what was asked for
-        raise bad_request(f"the schema cannot be followed: {' '.join(bound.notes)}", shape.field, BadGrammar.code)
+        raise bad_request(f"the schema cannot be followed: {' '.join(bound.notes)}", field, BadGrammar.code)
     return bound
 
 
-def grammar_of(shape: Shape) -> str:
+def grammar_of(shape: AnswerShape) -> str:
     """The grammar of a whole text."""
     from specexec.sampling.grammar import json_schema, regex  # with torch, which is there once the engine is
 
     return json_schema(shape.schema) if shape.schema is not None else regex(shape.regex or "")
 
 
-def _raw(engine: Engine, asked: Asked, prompt: Prompt) -> Text:
+def _raw(engine: Engine, asked: HttpRequest, prompt: Prompt) -> PromptText:
     tokens = _fitting(engine, asked, prompt, asked.wishes)
     echo = "" if not asked.echo else prompt if isinstance(prompt, str) else engine.decode(tokens)
-    return Text(tokens, echo)
+    return PromptText(tokens, echo)
 
 
-def _fitting(engine: Engine, asked: Asked, prompt: Prompt, wishes: Wishes | None) -> list[int]:
+def _fitting(engine: Engine, asked: HttpRequest, prompt: Prompt, wishes: Wishes | None) -> list[int]:
     """The prompt's tokens, which leave room for the answer."""
     try:
         tokens = encode(engine, prompt, wishes, most=engine.context)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from cli.openai.logprobs import Json, Teller, Told, for_chat, for_completion
+from cli.openai.logprobs import Json, PieceLogprob, Teller, for_chat, for_completion
 from specexec.text.formats import Call, Piece, Reader
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ class News:
     """What one burst added to a choice; `first` calls and `offset` characters of tokens were there before."""
 
     piece: Piece = field(default_factory=Piece)
-    told: list[Told] = field(default_factory=list)
+    told: list[PieceLogprob] = field(default_factory=list)
     first: int = 0
     offset: int = 0
 
@@ -42,7 +42,7 @@ class Choice:
     reader: Reader | None = None
     teller: Teller | None = None
     silent: tuple[int, ...] = ()
-    told: list[Told] = field(default_factory=list)
+    told: list[PieceLogprob] = field(default_factory=list)
     piece: Piece = field(default_factory=Piece)
     tokens: int = 0
     finish_reason: str | None = None
@@ -81,7 +81,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Reply:
+class ApiReply:
     """Everything that stays the same over one answer."""
 
     chat: bool
@@ -184,7 +184,7 @@ class Reply:
             message |= {"content": piece.content or None, "tool_calls": [_called(call) for call in piece.calls]}
         return {"message": message}
 
-    def _likely(self, choice: Choice, told: list[Told], offset: int) -> Json | None:
+    def _likely(self, choice: Choice, told: list[PieceLogprob], offset: int) -> Json | None:
         if choice.teller is None:
             return None
         return for_chat(told) if self.chat else for_completion(told, offset)

@@ -22,6 +22,13 @@ def _positive_or_fill(value: int) -> int:
     return value
 
 
+def _seed(value: int) -> int:
+    """Its bounds are ours: pydantic would say them as rounded floating-point numbers."""
+    if not -(2**63) <= value < 2**64:
+        raise ValueError(f"must be between {-(2**63)} and {2**64 - 1}")
+    return value
+
+
 Whole = Annotated[int, BeforeValidator(_integral)]
 Length = Annotated[Whole, AfterValidator(_positive_or_fill)]
 
@@ -82,7 +89,7 @@ class ToolChoice(BaseModel):
 Effort = Literal["none", "off", "on", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
-class Request(BaseModel):
+class RequestBody(BaseModel):
     """What chat and plain completion share."""
 
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
@@ -97,7 +104,7 @@ class Request(BaseModel):
     )
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
-    seed: Annotated[Whole, Field(ge=-(2**63), lt=2**64)] | None = None
+    seed: Annotated[Whole, AfterValidator(_seed)] | None = None
     stop: str | list[str] | None = None
     ignore_eos: bool | None = None
     n: Annotated[Whole, Field(ge=1, le=MOST_CHOICES)] | None = None
@@ -114,7 +121,7 @@ class Request(BaseModel):
     watch: bool = False
 
 
-class ChatRequest(Request):
+class ChatRequest(RequestBody):
     """The body of /v1/chat/completions."""
 
     messages: Annotated[list[dict[str, object]], Field(min_length=1)]
@@ -131,7 +138,7 @@ class ChatRequest(Request):
     continue_final_message: bool = False
 
 
-class CompletionRequest(Request):
+class CompletionRequest(RequestBody):
     """The body of /v1/completions."""
 
     prompt: str | list[int] | list[str] | list[list[int]]

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cli.openai.errors import bad_request
-from cli.openai.schema import Request, StructuredOutputs
+from cli.openai.schema import RequestBody, StructuredOutputs
 
 
 @dataclass(frozen=True)
-class Shape:
+class AnswerShape:
     """JSON that a schema describes, or text that a regex matches from end to end. `field` is where it was asked for."""
 
     field: str
@@ -20,19 +20,19 @@ class Shape:
     regex: str | None = None
 
 
-def read_shape(request: Request) -> Shape | None:
+def read_shape(request: RequestBody) -> AnswerShape | None:
     """What the answer must look like; None for plain text. Raises ApiError."""
     given, outputs = request.response_format, request.structured_outputs or StructuredOutputs()
     wanted = [
-        Shape("response_format", given.schema_to_follow if given else None),
-        Shape("guided_json", _schema(request.guided_json, "guided_json")),
-        Shape("json_schema", request.json_schema),
-        Shape("guided_regex", regex=request.guided_regex),
-        Shape("guided_choice", regex=_one_of(request.guided_choice)),
-        Shape("structured_outputs", _schema(outputs.json_, "structured_outputs")),
-        Shape("structured_outputs", {"type": "object"} if outputs.json_object else None),
-        Shape("structured_outputs", regex=outputs.regex),
-        Shape("structured_outputs", regex=_one_of(outputs.choice)),
+        AnswerShape("response_format", given.schema_to_follow if given else None),
+        AnswerShape("guided_json", _schema(request.guided_json, "guided_json")),
+        AnswerShape("json_schema", request.json_schema),
+        AnswerShape("guided_regex", regex=request.guided_regex),
+        AnswerShape("guided_choice", regex=_one_of(request.guided_choice)),
+        AnswerShape("structured_outputs", _schema(outputs.json_, "structured_outputs")),
+        AnswerShape("structured_outputs", {"type": "object"} if outputs.json_object else None),
+        AnswerShape("structured_outputs", regex=outputs.regex),
+        AnswerShape("structured_outputs", regex=_one_of(outputs.choice)),
     ]
     shapes = [shape for shape in wanted if shape.schema is not None or shape.regex is not None]
     if len(shapes) > 1:

@@ -23,14 +23,14 @@ class Tools:
 
 
 @dataclass(frozen=True)
-class Offer:
+class ToolOffer:
     """The tools of a request, if there are any to call, and one sentence for each that is left out."""
 
     tools: Tools | None
     notes: tuple[str, ...] = ()
 
 
-def read_tools(request: ChatRequest) -> Offer:
+def read_tools(request: ChatRequest) -> ToolOffer:
     """What the model may call. Tools of other kinds than functions are left out. Raises ApiError."""
     offered: dict[str, Definition] = {}
     notes: list[str] = []
@@ -49,8 +49,8 @@ def read_tools(request: ChatRequest) -> Offer:
         known = ", ".join(offered) or "nothing"
         raise bad_request(f"tool_choice asks for {named!r}; tools offers: {known}{left_out}.", "tool_choice")
     if not offered or named == "none":
-        return Offer(None, tuple(notes))
-    return Offer(Tools(tuple(offered.values()), named, request.parallel_tool_calls is not False), tuple(notes))
+        return ToolOffer(None, tuple(notes))
+    return ToolOffer(Tools(tuple(offered.values()), named, request.parallel_tool_calls is not False), tuple(notes))
 
 
 def _name(tool: Definition, at: str) -> str:

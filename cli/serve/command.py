@@ -23,6 +23,7 @@ from cli.shared.template_options import template_options
 from cli.shared.thinking import Think, ask_to_think, think_option
 from cli.shared.verbosity import Verbosity, json_option, start_logging, verbosity_options
 from cli.terminal.screen import Screen
+from specexec.compose.progress import LoadProgress
 
 if TYPE_CHECKING:
     from specexec.engine.engine import Engine
@@ -125,7 +126,9 @@ def serve(
                 echo(json.dumps(told, ensure_ascii=False, default=str))
 
         worker = Worker(
-            lambda: _warm(open_engine(engine_options, worker.told), think, screen),
+            lambda: _warm(
+                open_engine(engine_options, progress=LoadProgress(read=worker.layers_are_read)), think, screen
+            ),
             parallel=parallel,
             max_queue=max_queue,
             remembering=lambda engine: remembering(engine, engine_options),

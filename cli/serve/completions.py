@@ -20,9 +20,9 @@ from starlette.responses import JSONResponse, Response
 
 from cli.openai.errors import ApiError
 from cli.openai.logprobs import Json, Teller
-from cli.openai.parse import Asked, read_chat, read_completion
+from cli.openai.parse import HttpRequest, read_chat, read_completion
 from cli.openai.prepare import Prepared, prepare
-from cli.openai.responses import NOTHING, Choice, Reply, picture, place
+from cli.openai.responses import NOTHING, ApiReply, Choice, picture, place
 from cli.serve.bodies import read_json
 from cli.serve.refusals import notes_header
 from cli.serve.worker import Ticket, Worker
@@ -32,7 +32,7 @@ WATCH_S = 0.2
 SLOWEST_READER_S = 300.0  # a client that takes nothing for so long has gone without saying so
 FAREWELL_S = 5.0  # for the last event of a stream when the server stops
 
-Read = Callable[[object, Items[str]], Asked]
+Read = Callable[[object, Items[str]], HttpRequest]
 Keepalive = Literal["comment", "empty-delta"]
 
 
@@ -70,7 +70,9 @@ class Completions:
         body = await read_json(request)
         asked, prepared = await anyio.to_thread.run_sync(self._prepared, read, body)
         writing = self._writing(asked, prepared)
-        reply = Reply(asked.chat, asked.model or self._manner.model, sum(len(text.tokens) for text in prepared.texts))
+        reply = ApiReply(
+            asked.chat, asked.model or self._manner.model, sum(len(text.tokens) for text in prepared.texts)
+        )
         record = _Record(request, asked, prepared.notes, reply, writing, self._manner.log)
         headers = notes_header(prepared.notes)
         writing.submit()
@@ -88,11 +90,11 @@ class Completions:
             )
         return await _whole(request, writing, reply, record, headers)
 
-    def _prepared(self, read: Read, body: object) -> tuple[Asked, Prepared]:
+    def _prepared(self, read: Read, body: object) -> tuple[HttpRequest, Prepared]:
         asked = read(body, self._manner.models)
         return asked, prepare(self._worker.engine, asked)
 
-    def _writing(self, asked: Asked, prepared: Prepared) -> Writing:
+    def _writing(self, asked: HttpRequest, prepared: Prepared) -> Writing:
         engine, writing = self._worker.engine, Writing(self._worker, self._manner.timeout_s)
         fresh_seed = secrets.randbits(32)
         for text in prepared.texts:
@@ -112,7 +114,7 @@ class Completions:
         return writing
 
     async def _events(
-        self, asked: Asked, writing: Writing, reply: Reply, record: _Record
+        self, asked: HttpRequest, writing: Writing, reply: ApiReply, record: _Record
     ) -> AsyncIterator[ServerSentEvent]:
         try:
             for choice in writing.choices:
@@ -139,7 +141,7 @@ class Completions:
         finally:
             record.close()
 
-    def _sign_of_life(self, writing: Writing, reply: Reply) -> ServerSentEvent:
+    def _sign_of_life(self, writing: Writing, reply: ApiReply) -> ServerSentEvent:
         """What a silent sweep sends, so that nobody on the way believes the stream to be dead."""
         if self._manner.keepalive == "empty-delta" and writing.unfinished:
             return _event(reply.more(writing.unfinished[0], NOTHING))
@@ -161,7 +163,7 @@ def ready(worker: Worker) -> None:
 
 
 async def _whole(
-    request: Request, writing: Writing, reply: Reply, record: _Record, headers: dict[str, str]
+    request: Request, writing: Writing, reply: ApiReply, record: _Record, headers: dict[str, str]
 ) -> Response:
     finishing = asyncio.ensure_future(writing.finish())
     leaving = asyncio.ensure_future(_departure(request))
@@ -196,9 +198,9 @@ class _Record:
     def __init__(
         self,
         request: Request,
-        asked: Asked,
+        asked: HttpRequest,
         notes: tuple[str, ...],
-        reply: Reply,
+        reply: ApiReply,
         writing: Writing,
         log: Callable[[str], None],
     ) -> None:

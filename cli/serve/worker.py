@@ -111,7 +111,7 @@ class Worker:
         """Begin loading."""
         self._thread.start()
 
-    def told(self, layers: int, of: int) -> None:
+    def layers_are_read(self, layers: int, of: int) -> None:
         """How far loading has come."""
         self.layers_read, self.layers_to_read = layers, of
 
@@ -211,8 +211,8 @@ class Worker:
         return True
 
     def _begin(self, ticket: Ticket) -> None:
-        afresh = ticket.sampling.prompt_logprobs  # what is cached is not computed, so nothing could be said of it
-        caches = self._idle.take([] if afresh else ticket.prompt, live=len(self._live))
+        computed = ticket.sampling.prompt_logprobs  # what is cached is not computed, so nothing could be said of it
+        caches = self._idle.take([] if computed else ticket.prompt, live=len(self._live))
         ticket.reused = caches.shared
         try:
             sequence = self.engine.join(ticket.prompt, ticket.sampling, caches.by_model)

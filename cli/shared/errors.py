@@ -74,7 +74,7 @@ class BadJsonl(SpecexecError):
     code = "bad_jsonl"
 
 
-class OutputExists(SpecexecError):
+class OutputFileExists(SpecexecError):
     """The output file holds results that nobody asked us to replace."""
 
     code = "output_exists"
@@ -122,7 +122,7 @@ class BadConfig(SpecexecError):
     code = "bad_config"
 
 
-class DiskFull(SpecexecError):
+class OutputDiskFull(SpecexecError):
     """The result could not be written."""
 
     code = "disk_full"

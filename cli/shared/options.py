@@ -5,19 +5,18 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
+from typing import Literal, TypeAlias, TypeVar
 
 import click
 
 from cli.shared.quantities import parse_count, parse_size_B, parse_speed_Bps
+from specexec.compose.load_options import ALLOWED, LoadOptions
+from specexec.drafters.registry import REGISTRY
+from specexec.drafters.registry import names as drafter_names
 from specexec.sampling.params import SamplingParams
 from specexec.sizes import MOST_NODES
-
-if TYPE_CHECKING:
-    from offload.placement.placement import Offload
-    from offload.placement.quantized_sizes import FewBits, FourBits
 
 Result = TypeVar("Result")
 IntOrAuto: TypeAlias = int | Literal["auto"]
@@ -101,33 +100,32 @@ COUNT = Quantity("n", parse_count)
 BUDGET = AutoOr(0, MOST_NODES)
 PARALLEL = AutoOr(1)
 TEXT_OR_FILE = TextOrFile()
-DRAFT_BITS = click.Choice(["none", "nf4", "hqq4", "hqq3", "hqq2"])
+DRAFT_BITS = click.Choice(ALLOWED["drafter_quant"])
+
+
+# Fields of LoadOptions that carry their unit, and how they are typed.
+TYPED = {"ram_B": "ram", "vram_B": "vram", "link_limit_Bps": "link_limit"}
 
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """Everything `specexec.load` needs, as asked for on the command line."""
+    """What the command line says of an engine: which model, how it is loaded, and what its chat template is given."""
 
     model: str = "demo"
-    drafter: str = "auto"
-    draft_vocab: int | None = None
-    drafter_quant: FewBits = "none"
-    head_quant: FourBits = "none"
-    offload: Offload = "auto"
-    budget: IntOrAuto = "auto"
-    planner: str = "best"
-    device: str = "auto"
-    dtype: str = "auto"
-    ctx: int | None = None
-    ram: int | None = None
-    vram: int | None = None
-    link_limit: float | None = None
-    exact: bool = False
-    offline: bool = False
-    verify: bool = False
-    trust_remote_code: bool = False
+    load: LoadOptions = field(default_factory=LoadOptions)
     template_vars: tuple[tuple[str, object], ...] = ()
     allow_control_tokens: bool = False
+
+    def but(self, **changed: object) -> EngineOptions:
+        """The same with other fields of LoadOptions."""
+        return replace(self, load=replace(self.load, **changed))  # type: ignore[arg-type]  # LoadOptions checks them
+
+    @property
+    def asked(self) -> dict[str, object]:
+        """All of it, by the names that are typed."""
+        loaded = {TYPED.get(name, name): value for name, value in asdict(self.load).items()}
+        told = {"template_vars": self.template_vars, "allow_control_tokens": self.allow_control_tokens}
+        return {"model": self.model, **loaded, **told}
 
 
 _DEFAULTS = EngineOptions()
@@ -140,6 +138,14 @@ def _names(_context: click.Context, _parameter: click.Parameter, begun: str) -> 
     return [name for name in (DEMO, *aliases()) if name.startswith(begun)]
 
 
+def _drafters(_context: click.Context, _parameter: click.Parameter, begun: str) -> list[str]:
+    """Names of drafters, for the shell's completion: the last of those that are joined by +."""
+    before, joined, last = begun.rpartition("+")
+    found = REGISTRY if joined else drafter_names()
+    return [f"{before}{joined}{name}" for name in found if name.startswith(last) and name not in before.split("+")]
+
+
+DRAFTER_HELP = f"What guesses ahead: {', '.join(drafter_names())} or a model; several joined by +."
 _OWN = "the model's own"
 
 trust_option = click.option(
@@ -149,22 +155,19 @@ trust_option = click.option(
 _ENGINE = (
     click.option("-m", "--model", metavar="MODEL", show_default="demo", shell_complete=_names,
                  help="A name, a folder, or org/repo."),
-    click.option("-d", "--drafter", metavar="NAME", default="auto",
-                 help="Who guesses ahead, several joined by +; none is plain decoding."),
+    click.option("-d", "--drafter", metavar="NAME", default="auto", shell_complete=_drafters, help=DRAFTER_HELP),
     click.option("--drafter-quant", type=DRAFT_BITS, default="none",
                  help="Bits of layers that draft: fewer leave more of a GPU to the model."),
-    click.option("--head-quant", type=click.Choice(["none", "nf4"]), default="none",
+    click.option("--head-quant", type=click.Choice(ALLOWED["head_quant"]), default="none",
                  help="Bits of the model's own head; nf4 is smaller, and another model."),
     click.option("--draft-vocab", type=COUNT, show_default="all",
                  help="Frequent tokens a drafter model may name, such as 32k; those of the text always."),
-    click.option("--offload", type=click.Choice(["auto", "none", "ram", "disk"]), default="auto",
+    click.option("--offload", type=click.Choice(ALLOWED["offload"]), default="auto",
                  help="Where the weights live between sweeps."),
     click.option("-b", "--budget", type=BUDGET, default="auto",
                  help=f"Guessed tokens checked per sweep, at most {MOST_NODES}; for the demo auto is 32."),
-    click.option("--planner", type=click.Choice(["best", "reference", "beam", "sequoia"]), default="best",
-                 help="How the tree of guesses grows."),
     click.option("--device", type=Device(), metavar=Device.name, default="auto", help="Where the model computes."),
-    click.option("--dtype", type=click.Choice(["auto", "bf16", "f16", "f32"]), default="auto",
+    click.option("--dtype", type=click.Choice(ALLOWED["dtype"]), default="auto",
                  help="Number format of the weights."),
     click.option("--ctx", type=COUNT, show_default=_OWN, help="Context length in tokens, such as 8k."),
     click.option("--ram", type=SIZE, help="Never take more RAM than this, such as 24GiB."),
@@ -220,9 +223,11 @@ def engine_options(command: Callable[..., Result]) -> Callable[..., Result]:
 
     @functools.wraps(command)
     def collected(**arguments: object) -> Result:
-        chosen = {field.name: arguments.pop(field.name, field.default) for field in fields(EngineOptions)}
-        chosen["model"] = _one_model(chosen["model"], arguments.pop("positional_model", None))
-        return command(engine_options=EngineOptions(**chosen), **arguments)  # type: ignore[arg-type]  # click has checked them
+        load = {one.name: arguments.pop(TYPED.get(one.name, one.name), one.default) for one in fields(LoadOptions)}
+        rest = {one.name: arguments.pop(one.name, one.default) for one in fields(EngineOptions)[2:]}
+        model = _one_model(arguments.pop("model", None), arguments.pop("positional_model", None))
+        chosen = EngineOptions(model, LoadOptions(**load), **rest)  # type: ignore[arg-type]  # click has checked them
+        return command(engine_options=chosen, **arguments)
 
     return _decorate(collected, _ENGINE)
 
@@ -245,10 +250,10 @@ def model_argument(command: Callable[..., Result]) -> Callable[..., Result]:
     return click.argument("positional_model", metavar="[MODEL]", required=False)(command)
 
 
-def _one_model(option: object, argument: object) -> object:
+def _one_model(option: object, argument: object) -> str:
     if option and argument and option != argument:
         raise click.UsageError(f"Two models were named: {argument!r} and {option!r}.")
-    return argument or option or _DEFAULTS.model
+    return str(argument or option or _DEFAULTS.model)
 
 
 def _decorate(

@@ -32,6 +32,9 @@ UNFIT = {"help", "positional_model", "resume", "session", "prompt", "prompts", "
 # What runs programs or sends words away: not for a folder that somebody else may have filled.
 _OWN_FILE_ONLY = {"trust_remote_code", "notify_command", "connect"}
 
+# What every command that loads a model once had, and one has now.
+ONE_HOME = {"planner": "bench"}
+
 Value: TypeAlias = str | int | float | bool | list[str]
 
 
@@ -90,6 +93,7 @@ def read(path: Path) -> list[Setting]:
 def check_key(key: str, options: Mapping[str, Collection[str]], where: str) -> None:
     """Raises BadConfig for a key that no command would ever read."""
     command, dot, name = key.rpartition(".")
+    _check_home(name, command, f"{where}: {key}")
     if dot and command not in options:
         near = get_close_matches(command, options, n=1)
         raise BadConfig(f"{where}: there is no command {command!r}.", hint=f"[{near[0]}]" if near else None)
@@ -99,6 +103,14 @@ def check_key(key: str, options: Mapping[str, Collection[str]], where: str) -> N
         raise BadConfig(
             f"{where}: {key} is no option{f' of {command}' if dot else ''}.", hint=near[0] if near else None
         )
+
+
+def _check_home(name: str, command: str, where: str) -> None:
+    """Raises BadConfig for an option that other commands have lost."""
+    home = ONE_HOME.get(name)
+    if home and command != home:
+        only = f"--{name} is an option of `specexec {home}` alone, which compares."
+        raise BadConfig(f"{where}: {only}", hint=f"{home}.{name}, or leave it out")
 
 
 def known() -> dict[str, dict[str, click.Option]]:
@@ -143,6 +155,7 @@ def check_environment(context: click.Context) -> None:
         if name == variable:
             continue
         if name not in options:
+            _check_home(name.lower(), str(context.info_name), f"{variable} in the environment")
             near = get_close_matches(name, options, n=1)
             raise BadConfig(
                 f"{variable} in the environment is no option of {context.info_name}.",

@@ -22,7 +22,7 @@ def think_option(command: Command) -> Command:
         "--think",
         type=click.Choice(LEVELS),
         default="auto",
-        help="How much to think before an answer, as far as the model's chat template can be told; auto: not told.",
+        help="How much to think before an answer, if the chat template can vary it; auto: its default.",
     )(command)
 
 

@@ -55,7 +55,7 @@ _FORMULA = re.compile(r"\\\(.+?\\\)|\\\[.+?\\\]|\$\$.+?\$\$", re.DOTALL)
 
 
 @dataclass(frozen=True)
-class Block:
+class MarkdownBlock:
     """Lines [begin, end) of the source: a block of the top level, or one item of a list there."""
 
     kind: str
@@ -63,7 +63,7 @@ class Block:
     end: int
     info: str = ""
 
-    def follows_closely(self, other: Block) -> bool:
+    def follows_closely(self, other: MarkdownBlock) -> bool:
         """Whether no empty line belongs between `other` and this."""
         return self.kind == other.kind == "list_item_open"
 
@@ -75,7 +75,7 @@ class MarkdownProse:
         self._colour = colour
         self._source = ""  # from the beginning of the first unfinished block
         self._code_lines = 0  # of that block, if it is code: how many are finished
-        self._last: Block | None = None  # the one before it
+        self._last: MarkdownBlock | None = None  # the one before it
 
     def feed(self, text: str, width: int) -> list[str]:
         self._source += text
@@ -109,12 +109,12 @@ class MarkdownProse:
         self._source, self._last = "", None
         return lines
 
-    def _finish(self, block: Block, source: str, width: int) -> list[str]:
+    def _finish(self, block: MarkdownBlock, source: str, width: int) -> list[str]:
         lines = self._gap(block, self._last) + self._drawn(block, source, width)
         self._last, self._code_lines = block, 0
         return lines
 
-    def _gap(self, block: Block, before: Block | None) -> list[str]:
+    def _gap(self, block: MarkdownBlock, before: MarkdownBlock | None) -> list[str]:
         begun = block.kind == "fence" and self._code_lines
         return [] if before is None or begun or block.follows_closely(before) else [""]
 
@@ -126,7 +126,7 @@ class MarkdownProse:
         self._code_lines = block.end - block.begin
         return lines
 
-    def _drawn(self, block: Block, source: str, width: int) -> list[str]:
+    def _drawn(self, block: MarkdownBlock, source: str, width: int) -> list[str]:
         written = _lines(source)[block.begin : block.end]
         if block.kind == "fence":
             return self._render(_Code(written, block.info, self._code_lines, closed=_closed(block, source)), width)
@@ -209,12 +209,12 @@ def _lines(source: str) -> list[str]:
     return source.split("\n")
 
 
-def _blocks(source: str) -> list[Block]:
+def _blocks(source: str) -> list[MarkdownBlock]:
     blocks = []
     for token in _parse(source):
         item = token.level == 1 and token.type == "list_item_open"
         if token.map and (item or (token.level == 0 and token.nesting >= 0 and not token.type.endswith("list_open"))):
-            blocks.append(Block(token.type, token.map[0], token.map[1], token.info))
+            blocks.append(MarkdownBlock(token.type, token.map[0], token.map[1], token.info))
     return blocks
 
 
@@ -246,7 +246,7 @@ def _inner(tokens: list[Token]) -> Iterator[Token]:
         yield from _inner(token.children or [])
 
 
-def _closed(block: Block, source: str) -> bool:
+def _closed(block: MarkdownBlock, source: str) -> bool:
     """Whether a fence has its other end."""
     lines = _lines(source)[block.begin : block.end]
     mark = lines[0].lstrip()[:3]

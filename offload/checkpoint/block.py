@@ -15,7 +15,7 @@ from offload.machine.files import LARGE_B, PAGE_B
 
 
 @dataclass(frozen=True)
-class Piece:
+class TensorPart:
     """One tensor of a block: where it lies in the block's buffer and which bytes on disk make it."""
 
     name: str
@@ -43,7 +43,7 @@ class Piece:
         start = self.offset + part.offset * self.dtype.itemsize
         return start, start + part.extent * self.dtype.itemsize
 
-    def placed(self, anywhere: bool) -> "Piece":
+    def placed(self, anywhere: bool) -> "TensorPart":
         """The same not before where it is: where its address and its bytes on disk agree modulo a page, if it can be.
 
         Direct reads then need no copy. A piece that is small does not leave a hole for that. With `anywhere` it may
@@ -77,7 +77,7 @@ class Block:
     """What is read at once: one layer, or one tensor of the rest."""
 
     label: str
-    pieces: tuple[Piece, ...]
+    pieces: tuple[TensorPart, ...]
     packed: tuple[Packed, ...] = ()
     routing: Routing | None = None
     """Of a layer whose experts can be fetched one by one."""
@@ -133,7 +133,7 @@ class Block:
         return tuple(sorted(found, key=lambda copy: (copy.entry.file, copy.entry.offset)))
 
     @cached_property
-    def conversions(self) -> tuple[tuple[Piece, Part], ...]:
+    def conversions(self) -> tuple[tuple[TensorPart, Part], ...]:
         """All that changes its dtype or its order on the way."""
         return tuple((piece, part) for piece in self.pieces for part in piece.parts if not piece.direct(part))
 

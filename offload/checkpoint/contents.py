@@ -25,7 +25,7 @@ NUMBERED = re.compile(r"model(?:\.(\w+))?-(\d{5})-of-(\d{5})\.safetensors")
 
 
 @dataclass(frozen=True)
-class Weights:
+class WeightFiles:
     """The files that make a model: those that `index` names or, where there is none, `files` with all they hold."""
 
     index: str | None
@@ -34,20 +34,20 @@ class Weights:
     """What is unusual about them, in words."""
 
 
-def find_weights(names: Collection[str]) -> Weights | None:
+def find_weights(names: Collection[str]) -> WeightFiles | None:
     """The weights among files of these names, whole; a variant only where it is the only one and nothing is plain."""
     if INDEX in names:
-        return Weights(INDEX)
+        return WeightFiles(INDEX)
     if SINGLE in names:
-        return Weights(None, (SINGLE,))
+        return WeightFiles(None, (SINGLE,))
     if shards := _numbered(names, None):
-        return Weights(None, shards, f"{INDEX} is missing; every tensor of its {len(shards)} shards is taken")
-    found = {match[1]: Weights(name) for name in names if (match := _VARIANT_INDEX.fullmatch(name))}
-    found |= {match[1]: Weights(None, (name,)) for name in names if (match := _VARIANT.fullmatch(name))}
+        return WeightFiles(None, shards, f"{INDEX} is missing; every tensor of its {len(shards)} shards is taken")
+    found = {match[1]: WeightFiles(name) for name in names if (match := _VARIANT_INDEX.fullmatch(name))}
+    found |= {match[1]: WeightFiles(None, (name,)) for name in names if (match := _VARIANT.fullmatch(name))}
     if len(found) != 1:
         return None
     ((variant, weights),) = found.items()
-    return Weights(weights.index, weights.files, f"the weights are the variant '{variant}', the only one there is")
+    return WeightFiles(weights.index, weights.files, f"the weights are the variant '{variant}', the only one there is")
 
 
 def _numbered(names: Collection[str], variant: str | None) -> tuple[str, ...]:

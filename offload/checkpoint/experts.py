@@ -1,12 +1,21 @@
 """Where the experts of a layer are, and which of them a forward asks for. Knows transformers' modules, no bytes."""
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import nn
 
 Argument = torch.Tensor | object
+
+
+@runtime_checkable
+class FusedExperts(Protocol):
+    """What transformers' experts interface gives a module; nn.Module types every attribute as a Tensor or a Module."""
+
+    num_experts: int
+    is_transposed: bool
 
 
 def experts_of(layer: nn.Module) -> tuple[str, nn.Module] | None:
@@ -15,12 +24,15 @@ def experts_of(layer: nn.Module) -> tuple[str, nn.Module] | None:
     Only classes that transformers' experts interface computes: whatever its kernel, it touches no expert that no row
     was sent to. None for a layer without, or with experts that are modules of their own.
     """
-    for name, module in layer.named_modules():
-        count = getattr(module, "num_experts", None)
-        held = list(module.parameters())
-        if held and hasattr(module, "is_transposed") and all(tensor.shape[:1] == (count,) for tensor in held):
-            return name, module
-    return None
+    modules: Iterable[tuple[str, nn.Module]] = layer.named_modules()
+    return next(((name, module) for name, module in modules if _fused(module)), None)
+
+
+def _fused(module: nn.Module) -> bool:
+    held = list(module.parameters())
+    if not (held and isinstance(module, FusedExperts)):
+        return False
+    return all(tensor.shape[:1] == (module.num_experts,) for tensor in held)
 
 
 @contextmanager
@@ -29,7 +41,8 @@ def when_chosen(experts: nn.Module | None, fetch: Callable[[Collection[int]], No
     if experts is None:
         yield
         return
-    everyone = range(int(getattr(experts, "num_experts")))  # noqa: B009 - nn.Module types every attribute as a Tensor
+    assert isinstance(experts, FusedExperts)
+    everyone = range(experts.num_experts)
 
     def chosen(_: nn.Module, args: tuple[Argument, ...], kwargs: dict[str, Argument]) -> None:
         tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]

@@ -15,7 +15,7 @@ from typing import TypeGuard, cast
 
 from offload.checkpoint.contents import ADAPTER, MANIFEST, MODELOPT, find_weights, gguf, instead
 from offload.checkpoint.documents import AGAIN, CONFIG, Json, read_json
-from offload.errors import BadModelDir, CorruptShard, ReadFailed, UnsupportedArchitecture
+from offload.errors import BadModelDir, CorruptShard, ReadFailed, UnsupportedModel
 
 # The safetensors library refuses larger headers too; a 70B header is about 100 KB.
 MAX_HEADER_B = 100_000_000
@@ -237,9 +237,9 @@ def read_header(file: Path) -> tuple[int, dict[str, Entry]]:
 
 
 def item_B(dtype: str, tensor: str) -> int:
-    """Bytes of an item. Raises UnsupportedArchitecture for one that is no whole byte, or unknown."""
+    """Bytes of an item. Raises UnsupportedModel for one that is no whole byte, or unknown."""
     if dtype not in ITEM_B:
-        raise UnsupportedArchitecture(
+        raise UnsupportedModel(
             f"'{tensor}' is stored as {dtype}, which cannot be streamed.", None, "the 16-bit version of the model."
         )
     return ITEM_B[dtype]

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from offload.checkpoint.block import Block, Piece, aligned
+from offload.checkpoint.block import Block, TensorPart, aligned
 from offload.checkpoint.experts import experts_of
 from offload.checkpoint.headers import Entry, Folder
 from offload.checkpoint.mapping import Part, route
@@ -20,7 +20,7 @@ from offload.checkpoint.quantized.packed import Packed
 from offload.checkpoint.quantized.stored import STACKED, Folded, Quantised, fold
 from offload.checkpoint.routing import routing_of
 from offload.checkpoint.tensors import DTYPES
-from offload.errors import BadModelDir, UnsupportedArchitecture
+from offload.errors import BadModelDir, UnsupportedModel
 
 CONVERTIBLE = {torch.float32, torch.float16, torch.bfloat16}
 
@@ -123,10 +123,10 @@ class _Places:
         wanted += [(name, DTYPES[entry.dtype], entry.shape, parts) for name, (entry, parts) in members.items()]
         # In file order the pieces of a layer that is stored in one run are read with one call.
         wanted.sort(key=lambda item: min((part.entry.file, part.entry.offset) for part in item[3]))
-        pieces: list[Piece] = []
+        pieces: list[TensorPart] = []
         offset = 0
         for name, dtype, shape, parts in wanted:
-            pieces.append(Piece(name, dtype, shape, offset, parts).placed(in_place))
+            pieces.append(TensorPart(name, dtype, shape, offset, parts).placed(in_place))
             offset = pieces[-1].offset + pieces[-1].nbytes
         return Block(label, tuple(pieces), tuple(packed))
 
@@ -139,7 +139,7 @@ class _Places:
         quantised = self.folded.quantised
         plain = [part.entry.name for part in parts if part.entry.name not in quantised]
         if plain:
-            raise UnsupportedArchitecture(
+            raise UnsupportedModel(
                 f"'{name}' is made of quantised tensors and of '{plain[0]}', which is not quantised.",
                 hint="a version of the model that quantises all of them or none.",
             )
@@ -170,7 +170,7 @@ def _check_dtype(parts: Sequence[Part], wanted: torch.dtype) -> None:
     for entry in (part.entry for part in parts):
         found = DTYPES.get(entry.dtype)
         if found != wanted and not {found, wanted} <= CONVERTIBLE:
-            raise UnsupportedArchitecture(
+            raise UnsupportedModel(
                 f"'{entry.name}' is stored as {entry.dtype} and needed as {str(wanted).removeprefix('torch.')}.",
                 "It is quantised in a way that cannot be streamed.",
                 "the 16-bit version of the model.",

@@ -23,7 +23,7 @@ Advance = Callable[[int], object]
 
 
 @dataclass(frozen=True)
-class Written:
+class FinishedFile:
     """A finished file, as the manifest remembers it."""
 
     size_B: int
@@ -49,18 +49,18 @@ def read_manifest(out: Path) -> dict[str, Json] | None:
     return manifest if manifest.get("format") == FORMAT else None
 
 
-def finished(manifest: Mapping[str, Json]) -> dict[str, Written]:
+def finished(manifest: Mapping[str, Json]) -> dict[str, FinishedFile]:
     """The shards that are written, and what they were then."""
     shards = manifest.get("shards")
     rows = shards.items() if isinstance(shards, dict) else ()
     return {
-        name: Written(size_B, str(row["sha256"]))
+        name: FinishedFile(size_B, str(row["sha256"]))
         for name, row in rows
         if isinstance(row, dict) and isinstance(size_B := row.get("size"), int) and "sha256" in row
     }
 
 
-def still_true(manifest: dict[str, Json], originals: dict[str, Json]) -> dict[str, Written]:
+def still_true(manifest: dict[str, Json], originals: dict[str, Json]) -> dict[str, FinishedFile]:
     """The shards that were written from these very originals, by whatever tells them from others; it is kept there."""
     then, done = manifest.get("originals", originals), finished(manifest)
     manifest["originals"] = originals
@@ -78,7 +78,7 @@ def verify(out: Path, advance: Advance = lambda nbytes: None) -> list[str]:
     ]
 
 
-def digest_of(path: Path, advance: Callable[[int], object] = lambda nbytes: None) -> Written:
+def digest_of(path: Path, advance: Callable[[int], object] = lambda nbytes: None) -> FinishedFile:
     """Size and hash of a file that is there."""
     digest, size_B = hashlib.sha256(), 0
     with path.open("rb", buffering=0) as file:
@@ -86,4 +86,4 @@ def digest_of(path: Path, advance: Callable[[int], object] = lambda nbytes: None
             digest.update(chunk)
             size_B += len(chunk)
             advance(len(chunk))
-    return Written(size_B, digest.hexdigest())
+    return FinishedFile(size_B, digest.hexdigest())

@@ -24,7 +24,7 @@ from transformers.core_model_loading import (
 )
 
 from offload.checkpoint.headers import Entry
-from offload.errors import BadModelDir, UnsupportedArchitecture
+from offload.errors import BadModelDir, UnsupportedModel
 
 log = logging.getLogger(__name__)
 
@@ -130,7 +130,7 @@ class Job:
                     yield from self._stack(group, view, stack.dim)
                     start += length
             case unknown:
-                raise UnsupportedArchitecture(
+                raise UnsupportedModel(
                     f"'{first.name}' needs the conversion {unknown}, which streaming cannot do yet.",
                     hint="save the model once with transformers' save_pretrained in its module layout.",
                 )

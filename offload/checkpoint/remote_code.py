@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from offload.checkpoint.documents import Json, read_json
-from offload.errors import OffloadError, RemoteCode, UnsupportedArchitecture
+from offload.errors import OffloadError, RemoteCode, UnsupportedModel
 
 SAYING_SO = ("config.json", "tokenizer_config.json")
 
@@ -69,7 +69,7 @@ def running_code(path: Path, trusted: bool) -> Iterator[None]:
     except Exception as error:
         if trusted and references(path):
             first = (str(error).strip() or repr(error)).splitlines()[0]
-            raise UnsupportedArchitecture(
+            raise UnsupportedModel(
                 f"the code that {path} brings does not work here.", f"{type(error).__name__}: {first}"
             ) from error
         if "trust_remote_code" in str(error):  # transformers' own refusal, for want of the flag

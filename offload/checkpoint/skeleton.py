@@ -27,7 +27,7 @@ from offload.checkpoint.documents import read_json
 from offload.checkpoint.headers import Folder
 from offload.checkpoint.quantized.stored import refuse_unknown
 from offload.checkpoint.remote_code import classes_in, references, refuse_elsewhere, refused, running_code
-from offload.errors import BadModelDir, UnsupportedArchitecture
+from offload.errors import BadModelDir, UnsupportedModel
 
 SUPPORTED = "Supported: Llama, Mistral, Qwen 2/3, Gemma 2/3, Phi-3, OLMo 2, GPT-NeoX, OPT, Mixtral, gpt-oss, DeepSeek …"
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
@@ -176,8 +176,8 @@ def _find_layers(model: PreTrainedModel, folder: Folder) -> str:
     raise _unsupported(folder, "No list of decoder layers was found in it.")
 
 
-def _unsupported(folder: Folder, why: str) -> UnsupportedArchitecture:
-    return UnsupportedArchitecture(f"architecture {_architecture(folder)} is not supported.", f"{why} {SUPPORTED}")
+def _unsupported(folder: Folder, why: str) -> UnsupportedModel:
+    return UnsupportedModel(f"architecture {_architecture(folder)} is not supported.", f"{why} {SUPPORTED}")
 
 
 def _architecture(folder: Folder) -> str:

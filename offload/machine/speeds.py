@@ -29,14 +29,14 @@ LINKED = {"processor", "GPU"}
 
 
 @dataclass(frozen=True)
-class Company:
+class Contention:
     """What is left of the speed of each where a CPU computes while it reads: both want its cores and its memory."""
 
     compute: float = 1.0
     disk: float = 1.0
 
 
-ALONE = Company()
+ALONE = Contention()
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Disk:
 
     Bps: float
     reading: Reading
-    company: Company = ALONE
+    company: Contention = ALONE
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def load_speeds(file: Path | None = None) -> Speeds:
                 key: Disk(
                     float(row["Bps"]),
                     Reading(**{name: row["reading"][name] for name in asdict(SAFE)}),
-                    Company(**{name: float(left) for name, left in row.get("company", {}).items()}),
+                    Contention(**{name: float(left) for name, left in row.get("company", {}).items()}),
                 )
                 for key, row in found["disks"].items()
             },

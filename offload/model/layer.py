@@ -2,6 +2,9 @@
 
 Knows no file, thread or token: it borrows tensors from a `Stream`, lets transformers' own layer run, gives them back.
 R rows (tokens) of one sequence
+
+nn.Module registers every module that is assigned to it: `parameters`, `state_dict` and `to` would find the inner layer,
+whose parameters are empty. So a streamed layer holds it in a plain object, which nn.Module does not look into.
 """
 
 from dataclasses import dataclass
@@ -12,7 +15,7 @@ from torch import nn
 from offload.checkpoint.experts import experts_of, when_chosen
 from offload.machine.heap import suit
 from offload.machine.out_of_memory import refusal
-from offload.stream.protocol import Stream
+from offload.model.model_stream import ModelStream
 
 Argument = torch.Tensor | tuple[torch.Tensor, ...] | object
 Output = torch.Tensor | tuple[torch.Tensor | None, ...]
@@ -22,7 +25,7 @@ LESS = "fewer guesses (--budget), a smaller --ctx, or a shorter prompt."
 
 
 @dataclass(frozen=True)
-class _Place:
+class Place:
     """Where one tensor of the layer belongs: a module's own table of parameters or buffers."""
 
     table: dict[str, torch.Tensor | None]
@@ -31,44 +34,60 @@ class _Place:
     placeholder: torch.Tensor
 
 
+@dataclass(frozen=True)
+class _Unregistered:
+    """Transformers' layer, and its fused experts if it has any."""
+
+    layer: nn.Module
+    experts: nn.Module | None
+
+
 class StreamedLayer(nn.Module):
-    """Stands for transformers' layer in the model's list and computes exactly what it would compute."""
+    """Takes the place of transformers' layer in the model's list and computes exactly what it would compute."""
+
+    index: int
+    source: ModelStream
+    """The stream that its tensors are borrowed from, the same for all layers of a model."""
 
     chunk_rows: int | None
     """Run the layer over so many rows at a time (one visit of the weights, bounded activations)."""
     own_rows: int | None
     """So many of the rows differ, whatever repeats them to fill a tile; None if all may."""
 
-    def __init__(self, layer: nn.Module, index: int, lender: Stream) -> None:
+    _held: _Unregistered
+    _places: list[Place]
+
+    def __init__(self, layer: nn.Module, index: int, source: ModelStream) -> None:
         super().__init__()
-        # Past nn.Module's registration: the inner layer's parameters are empty, and nobody should find them.
-        object.__setattr__(self, "inner", layer)
-        object.__setattr__(self, "_lender", lender)
-        self.index = index
-        self.chunk_rows = self.own_rows = None
-        self._places = list(_places(layer))
         found = experts_of(layer)
-        object.__setattr__(self, "_experts", found and found[1])
+        self._held = _Unregistered(layer, found and found[1])
+        self.index, self.source = index, source
+        self.chunk_rows = self.own_rows = None
+        self._places = places(layer)
+
+    @property
+    def inner(self) -> nn.Module:
+        """Transformers' layer; its weights are there only while it computes."""
+        return self._held.layer
 
     def __getattr__(self, name: str) -> object:  # type: ignore[override]  # nn.Module promises less than we forward
-        inner = self.__dict__.get("inner")
-        if inner is None:
+        if name == "_held":  # of a copy that is being made
             raise AttributeError(name)
-        return getattr(inner, name)
+        return getattr(self._held.layer, name)
 
     def forward(self, *args: Argument, **kwargs: Argument) -> Output:
         """The layer's own forward, with its weights in place for just this long."""
-        lender: Stream = self.__dict__["_lender"]
+        stream = self.source.stream
         try:
             hidden = args[0] if args else kwargs["hidden_states"]
             assert isinstance(hidden, torch.Tensor)
             rows = hidden.shape[:-1].numel()
             if self.index == 0 and hidden.device.type == "cpu":
                 suit(rows)
-            tensors = lender.take(self.index, self.own_rows or rows)
+            tensors = stream.take(self.index, self.own_rows or rows)
             for place in self._places:
                 place.table[place.key] = tensors[place.name]
-            with when_chosen(self.__dict__["_experts"], lender.fetch):
+            with when_chosen(self._held.experts, stream.fetch):
                 return self._run(args, kwargs)
         except (MemoryError, RuntimeError) as error:
             # The sweep ends, the model stays usable.
@@ -76,13 +95,13 @@ class StreamedLayer(nn.Module):
                 raise scarce from error
             raise
         finally:
-            # Back to the placeholder: whoever calls the layer without its weights gets an error, not old numbers.
+            # Back to the placeholder: a call of the layer without its weights is an error, not old numbers.
             for place in self._places:
                 place.table[place.key] = place.placeholder
-            lender.give()
+            stream.give()
 
     def _run(self, args: tuple[Argument, ...], kwargs: dict[str, Argument]) -> Output:
-        inner: nn.Module = self.__dict__["inner"]
+        inner = self.inner
         hidden = args[0] if args else kwargs["hidden_states"]
         assert isinstance(hidden, torch.Tensor)
         rows = hidden.shape[1] if hidden.dim() == 3 else 0
@@ -103,18 +122,23 @@ class StreamedLayer(nn.Module):
         return _join(chunks)
 
 
-def _places(layer: nn.Module) -> list[_Place]:
+def streamed_layers(model: nn.Module) -> list[StreamedLayer]:
+    """The streamed layers of a model, in their order; none of one that was not loaded to stream."""
+    return [module for module in model.modules() if isinstance(module, StreamedLayer)]
+
+
+def places(layer: nn.Module) -> list[Place]:
     """Every parameter and every buffer that is part of the checkpoint."""
-    places: list[_Place] = []
+    found: list[Place] = []
     for path, module in layer.named_modules():
         prefix = f"{path}." if path else ""
         for key, tensor in module._parameters.items():
             if tensor is not None:
-                places.append(_Place(module._parameters, key, prefix + key, tensor))
+                found.append(Place(module._parameters, key, prefix + key, tensor))
         for key, buffer in module._buffers.items():
             if buffer is not None and key not in module._non_persistent_buffers_set:
-                places.append(_Place(module._buffers, key, prefix + key, buffer.to("meta")))
-    return places
+                found.append(Place(module._buffers, key, prefix + key, buffer.to("meta")))
+    return found
 
 
 def _slice(value: Argument, rows: int, wanted: slice) -> Argument:

@@ -6,13 +6,11 @@ element of the layer list. Knows no tree, token or sampler.
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -30,7 +28,8 @@ from offload.machine.memory import Free, free_memory
 from offload.machine.out_of_memory import refusal
 from offload.machine.speeds import disk_key, load_speeds, reading_for
 from offload.machine.system import check_system
-from offload.model.layer import StreamedLayer
+from offload.model.layer import StreamedLayer, streamed_layers
+from offload.model.model_stream import ModelStream
 from offload.model.quantized_head import Rounded, quantise_head
 from offload.placement.placement import Need, Offload, Placement
 from offload.placement.quantized_sizes import FourBits, with_head
@@ -38,50 +37,11 @@ from offload.placement.requirements import CACHE_NUMBERS, cache_B, scratch_B, st
 from offload.placement.solver import place
 from offload.stream.dequantized import DenseLayers
 from offload.stream.open import open_stream
-from offload.stream.protocol import Stream, StreamStats
+from offload.stream.protocol import Stream
 from offload.stream.store import Arena, DiskStore
 from offload.units import size
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class ModelStream:
-    """A model's layers on the move: where they live, what they did, which one computes."""
-
-    placement: Placement
-    stream: Stream
-
-    @property
-    def layers(self) -> int:
-        """How many layers there are."""
-        return self.stream.layers
-
-    @property
-    def position(self) -> int | None:
-        """The layer that computes now."""
-        return self.stream.position
-
-    @property
-    def bytes_per_sweep(self) -> int:
-        """What comes over the wire in one sweep over many rows; zero for a resident model."""
-        return self.stream.bytes_per_sweep
-
-    def share(self, rows: ArrayLike) -> NDArray[np.float64]:
-        """The part of it that a sweep over so many rows is expected to bring; less than one among experts only."""
-        return self.stream.share(rows)
-
-    def stats(self) -> StreamStats:
-        """What was done so far."""
-        return self.stream.stats()
-
-    def unwaited(self) -> AbstractContextManager[None]:
-        """While this is open a sweep does not wait for weights: it fails at once, and the next one begins afresh."""
-        return self.stream.unwaited()
-
-    def close(self) -> None:
-        """Stop reading and close the files; the model cannot compute afterwards unless it is resident."""
-        self.stream.close()
 
 
 def load(
@@ -134,12 +94,11 @@ def load(
             stream = DenseLayers(stream, checkpoint, torch.device(device))
         undo.pop_all()
     layers = skeleton.layer_list
+    source = ModelStream(placement, stream)
     for index, layer in enumerate(layers):
-        layers[index] = StreamedLayer(layer, index, stream)
-    model = skeleton.model
-    model._weight_stream = ModelStream(placement, stream)  # type: ignore[assignment]  # a plain attribute, no module
-    close_when_collected(model, stream.close)
-    return model
+        layers[index] = StreamedLayer(layer, index, source)
+    close_when_collected(skeleton.model, stream.close)
+    return skeleton.model
 
 
 @contextmanager
@@ -158,9 +117,9 @@ def _memory_for(placement: Placement) -> Iterator[None]:
 
 def stream_of(model: PreTrainedModel) -> ModelStream:
     """The stream behind a model that `load` returned."""
-    found = getattr(model, "_weight_stream", None)
-    assert isinstance(found, ModelStream), "this model was not loaded by offload.load"
-    return found
+    layers = streamed_layers(model)
+    assert layers, "this model was not loaded by offload.load"
+    return layers[0].source
 
 
 def _with_speeds(free: Free, folder: Path) -> Free:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from offload.checkpoint.layout import Checkpoint
 from offload.checkpoint.quantized.quantize import BLOCK, STATE_B, bitsandbytes, dequantise
 from offload.checkpoint.quantized.stored import Quantised
-from offload.errors import UnsupportedArchitecture
+from offload.errors import UnsupportedModel
 from offload.placement.requirements import head_rows
 
 NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
@@ -81,7 +81,7 @@ def linear_head(model: PreTrainedModel) -> tuple[str, nn.Linear]:
     """Path and module of a head that can be rounded; others are refused."""
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Linear) or head.weight.dtype not in NAMES:
-        raise UnsupportedArchitecture(
+        raise UnsupportedModel(
             f"the head of {type(model).__name__} cannot be quantised: it is a {type(head).__name__}.",
             hint="leave --head-quant out.",
         )
@@ -96,7 +96,7 @@ def stored_as(checkpoint: Checkpoint, model: PreTrainedModel) -> tuple[str, str]
     tied = name not in blocks
     block = blocks[model.all_tied_weights_keys[name] if tied else name]
     if block.packed:
-        raise UnsupportedArchitecture(
+        raise UnsupportedModel(
             f"{checkpoint.path} keeps its head in few bits already: --head-quant has nothing to do.",
             hint="leave --head-quant out.",
         )

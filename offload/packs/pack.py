@@ -24,12 +24,21 @@ from offload.checkpoint.contents import ADAPTER, INDEX, MANIFEST
 from offload.checkpoint.documents import CONFIG, Json
 from offload.checkpoint.headers import Entry, Folder, read_header
 from offload.checkpoint.layout import lay_out
-from offload.checkpoint.manifest import FORMAT, PARTIAL, Advance, Written, digest_of, lock, read_manifest, still_true
+from offload.checkpoint.manifest import (
+    FORMAT,
+    PARTIAL,
+    Advance,
+    FinishedFile,
+    digest_of,
+    lock,
+    read_manifest,
+    still_true,
+)
 from offload.checkpoint.quantized.quantize import BLOCK, CONFIGS, NESTED_BLOCK, STATE_B, Quant, quantise
 from offload.checkpoint.quantized.stored import fold
 from offload.checkpoint.skeleton import Skeleton, build
 from offload.checkpoint.tensors import DTYPES, load_entry
-from offload.errors import DiskFull, OutputExists, ReadFailed, UnsupportedArchitecture
+from offload.errors import DiskFull, OutputExists, ReadFailed, UnsupportedModel
 from offload.machine.file_identity import stamps
 from offload.model.quantized_head import head_on_disk, stored_as
 from offload.packs.writer import write, write_failed, write_small
@@ -55,7 +64,7 @@ class Shard:
 
 
 @dataclass(frozen=True)
-class Plan:
+class PackPlan:
     """A whole pack, decided before anything is written."""
 
     folder: Folder
@@ -93,10 +102,10 @@ class Originals(Protocol):
         """One tensor of them."""
 
 
-def plan(folder: Folder, quant: Quant, trust_remote_code: bool = False, head: FourBits = "none") -> Plan:
+def plan(folder: Folder, quant: Quant, trust_remote_code: bool = False, head: FourBits = "none") -> PackPlan:
     """What a pack of the folder holds; every tensor that the model needs is accounted for. Reads no weight."""
     if quant != "none" and fold(folder).quantised:
-        raise UnsupportedArchitecture(
+        raise UnsupportedModel(
             f"{folder.path} is quantised already.",
             "Quantising twice would lose more than it saves.",
             "--quant none, which only lays it out for streaming, or the 16-bit version of the model.",
@@ -115,11 +124,11 @@ def plan(folder: Folder, quant: Quant, trust_remote_code: bool = False, head: Fo
     names = {name for name, module in skeleton.model.named_modules() if isinstance(module, nn.Linear)}
     skipped = sorted(name for name in names if not name.startswith(f"{skeleton.layers}."))
     loadable = loadable and few is None
-    return Plan(folder, quant, tuple(shards), tuple(skipped), loadable, trust_remote_code, head)
+    return PackPlan(folder, quant, tuple(shards), tuple(skipped), loadable, trust_remote_code, head)
 
 
 def pack(
-    plan: Plan,
+    plan: PackPlan,
     out: Path,
     device: str = "cpu",
     advance: Advance = lambda nbytes: None,
@@ -210,7 +219,7 @@ def _content(
     return quantise(weight.to(device), entry.name, quant)
 
 
-def _refuse_overlap(plan: Plan, out: Path) -> None:
+def _refuse_overlap(plan: PackPlan, out: Path) -> None:
     if out.resolve() == plan.folder.path.resolve():
         raise OutputExists(f"{out} holds the originals, which are never touched.", hint="another --out.")
 
@@ -231,7 +240,7 @@ def _alone(out: Path) -> Iterator[None]:
         os.close(folder)
 
 
-def _refuse_change(plan: Plan, manifest: Mapping[str, Json], originals: Originals | None) -> None:
+def _refuse_change(plan: PackPlan, manifest: Mapping[str, Json], originals: Originals | None) -> None:
     if manifest["originals"] != _originals(plan, originals):
         raise ReadFailed(
             f"the weights in {plan.folder.path} were written to while they were packed.",
@@ -240,14 +249,14 @@ def _refuse_change(plan: Plan, manifest: Mapping[str, Json], originals: Original
         )
 
 
-def _originals(plan: Plan, originals: Originals | None) -> dict[str, Json]:
+def _originals(plan: PackPlan, originals: Originals | None) -> dict[str, Json]:
     """Which files a pack is made from, to the byte: a commit, or what the system says of each."""
     if originals is not None:
         return {"commit": originals.commit}
     return {name: [*told] for name, told in stamps([*plan.folder.file_sizes]).items()}
 
 
-def _begin(plan: Plan, out: Path) -> dict[str, Json]:
+def _begin(plan: PackPlan, out: Path) -> dict[str, Json]:
     """A new manifest, or the one of the same pack that was begun here."""
     new: dict[str, Json] = {
         "format": FORMAT,
@@ -282,12 +291,12 @@ def _fingerprint(folder: Folder) -> str:
     return hashlib.sha256(json.dumps([folder.config, tensors, sizes], sort_keys=True).encode()).hexdigest()
 
 
-def _save(out: Path, manifest: dict[str, Json], done: Mapping[str, Written]) -> None:
+def _save(out: Path, manifest: dict[str, Json], done: Mapping[str, FinishedFile]) -> None:
     manifest["shards"] = {name: {"size": wrote.size_B, "sha256": wrote.sha256} for name, wrote in sorted(done.items())}
     write_small(out / MANIFEST, _json(manifest))
 
 
-def _finish(plan: Plan, out: Path, manifest: dict[str, Json], done: Mapping[str, Written]) -> None:
+def _finish(plan: PackPlan, out: Path, manifest: dict[str, Json], done: Mapping[str, FinishedFile]) -> None:
     """Index, tokenizer and settings; config.json last, because a folder without it is no model for anybody."""
     placed = {name: shard.file for shard in plan.shards for name in read_header(out / shard.file)[1]}
     index = {"metadata": {"total_size": sum(wrote.size_B for wrote in done.values())}, "weight_map": placed}

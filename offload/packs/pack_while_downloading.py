@@ -16,9 +16,9 @@ from offload.checkpoint.headers import Entry, Folder, item_B, read_config, read_
 from offload.checkpoint.manifest import ORIGINALS
 from offload.checkpoint.quantized.quantize import Quant
 from offload.checkpoint.tensors import load_entry
-from offload.errors import DiskFull, UnsupportedArchitecture
+from offload.errors import DiskFull, UnsupportedModel
 from offload.hub import hub
-from offload.packs.pack import REST, Plan, Shard, plan
+from offload.packs.pack import REST, PackPlan, Shard, plan
 from offload.placement.quantized_sizes import FourBits
 from offload.units import size
 
@@ -62,7 +62,7 @@ class Arriving:
                 entries[tensor] = Entry(tensor, staging / name, 0, nbytes, dtype, shape)
         config, _ = settled(read_config(staging), entries)
         if config.get("quantization_config"):
-            raise UnsupportedArchitecture(
+            raise UnsupportedModel(
                 f"{repo} is quantised already.", hint="specexec pull without --pack, and specexec pack --quant none."
             )
         sizes = {staging / name: listing.sizes_B[name] for name in files}
@@ -71,7 +71,7 @@ class Arriving:
             file.unlink()
         return cls(repo, listing.commit, staging, Folder(staging, config, entries, sizes))
 
-    def plan(self, quant: Quant, out: Path, trust_remote_code: bool = False, head: FourBits = "none") -> Plan:
+    def plan(self, quant: Quant, out: Path, trust_remote_code: bool = False, head: FourBits = "none") -> PackPlan:
         """The pack in the order in which files arrive; the rest in one shard for each file that holds some of it."""
         found = plan(self.folder, quant, trust_remote_code, head)
         shards: list[Shard] = []

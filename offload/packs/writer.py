@@ -15,7 +15,7 @@ from typing import BinaryIO
 import torch
 
 from offload.checkpoint.headers import ITEM_B, Entry
-from offload.checkpoint.manifest import CHUNK_B, PARTIAL, Written
+from offload.checkpoint.manifest import CHUNK_B, PARTIAL, FinishedFile
 from offload.checkpoint.tensors import ALIGN_B, CODES, read_entry
 from offload.errors import DiskFull
 from offload.machine.atomic_write import replacing
@@ -42,7 +42,7 @@ def write(
     path: Path,
     sources: Sequence[Entry | Mapping[str, torch.Tensor]],
     advance: Callable[[int], object] = lambda nbytes: None,
-) -> Written:
+) -> FinishedFile:
     """Write entries of other files as they are and tensors from memory; whole and on disk when this returns."""
     tensors = sorted((tensor for source in sources for tensor in _tensors(source)), key=lambda tensor: tensor.rank)
     digest, size_B = hashlib.sha256(), 0
@@ -52,7 +52,7 @@ def write(
             digest.update(chunk)
             size_B += chunk.nbytes
             advance(chunk.nbytes)
-    return Written(size_B, digest.hexdigest())
+    return FinishedFile(size_B, digest.hexdigest())
 
 
 def write_small(path: Path, content: bytes) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from offload.checkpoint.routing import DENSE, Routing
-from offload.machine.speeds import ALONE, Arithmetic, ASSUMED_DISK_Bps, ASSUMED_LINK_Bps, Company, Disk, Speeds
+from offload.machine.speeds import ALONE, Arithmetic, ASSUMED_DISK_Bps, ASSUMED_LINK_Bps, Contention, Disk, Speeds
 from offload.placement.placement import Placement
 
 SCHEMES = ("nf4", "int8", "mxfp4")
@@ -30,7 +30,7 @@ class Ceilings:
     unpack_Bps: Mapping[str, float]
     """By scheme."""
     assumed: tuple[str, ...] = ()
-    company: Company = ALONE
+    company: Contention = ALONE
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,11 @@ from dataclasses import replace
 from typing import Literal
 
 from offload.checkpoint.headers import Entry, Folder
+from offload.checkpoint.quantized.formats import STORED_FORMATS
 from offload.checkpoint.quantized.stored import fold
 from offload.checkpoint.roles import LAYER, part_of
 from offload.checkpoint.routing import routing_of
-from offload.errors import UnsupportedArchitecture
+from offload.errors import UnsupportedModel
 from offload.placement.forecast import Work
 from offload.placement.placement import RING, Need
 from offload.placement.requirements import FLOATS, few_bit_head, need_of
@@ -57,12 +58,12 @@ def need_in(folder: Folder, form: Format, item_B: int, ctx: int, beside_B: Mappi
 def with_head(folder: Folder, need: Need, form: FourBits, item_B: int) -> Need:
     """The need with the head in that format, whatever the layers are in.
 
-    Raises UnsupportedArchitecture where the head has few bits already.
+    Raises UnsupportedModel where the head has few bits already.
     """
     if form == "none":
         return need
     if few := [name for name in fold(folder).quantised if not LAYER.search(name) and part_of(name) == "head"]:
-        raise UnsupportedArchitecture(
+        raise UnsupportedModel(
             f"{folder.path} keeps its head in few bits already ('{few[0]}'): --head-quant has nothing to do.",
             hint="leave --head-quant out, or the 16-bit version of the model.",
         )
@@ -114,7 +115,7 @@ def work_of(folder: Folder, form: Format, item_B: int, head: FourBits = "none") 
     for weight in folded.quantised.values():
         match = LAYER.search(weight.name)
         if match and int(match[1]) < len(plain.layers_B):
-            scheme = "nf4" if weight.scheme == "fp4" else weight.scheme  # the same code with another table
+            scheme = STORED_FORMATS[weight.scheme].speed
             dense_B = math.prod(weight.shape) * item_B
             unpacked_B[scheme] = unpacked_B.get(scheme, 0) + dense_B
             if EXPERTS in weight.name:

@@ -3,168 +3,102 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Literal
 
 import torch
 from transformers import PreTrainedModel
 
 import offload as weights
+from specexec.compose.auto_choice import picked
 from specexec.compose.context import context_of, encoding_in, encoding_of, stops_of
 from specexec.compose.drafter_factory import (
-    Kit,
     check_quantising,
     check_trimming,
     drafts_of,
     join,
-    picked,
+    makers,
     vocabulary_of,
     watched,
 )
+from specexec.compose.dtypes import DTYPES
+from specexec.compose.earlier_runs import EarlierRuns
 from specexec.compose.gate import admit
-from specexec.compose.memory_plan import Asked, beside_B, beside_ram_B, drafters_of
-from specexec.compose.options import DTYPES, check_options
+from specexec.compose.load_options import LoadOptions
+from specexec.compose.memory_plan import LoadRequest, memory_plan, room_for_texts
+from specexec.compose.progress import LoadProgress
 from specexec.drafters.cost import CostModel
-from specexec.drafters.registry import PAIRED, Choice, check_models, parse
+from specexec.drafters.kit import DrafterKit
+from specexec.drafters.registry import PAIRED, DrafterChoice, check_models, parse
 from specexec.drafters.retrieval.memory import Memory
-from specexec.drafters.skip import Searches
 from specexec.engine.engine import Engine
 from specexec.engine.parts import Parts
+from specexec.errors import BadOption
 from specexec.model.architecture import can_branch, context_for, longest_text
 from specexec.model.cache_in_ram import Travel
+from specexec.model.chain_lm import ChainLM
 from specexec.model.remote_code_check import lm_of
-from specexec.planning.baselines import planner_of, ranking_of
-from specexec.planning.budget import FIRST_NODES
-from specexec.planning.memory_room import Room
+from specexec.model.tree_lm import TreeLM
+from specexec.planning.baselines import NAMES, planner_of, ranking_of
 from specexec.sampling.model_defaults import Defaults, defaults_of
-from specexec.sizes import node_B, nodes_of, noise_B
 from specexec.text.tokenizer import Encoding
 
 __all__ = ["context_of", "encoding_in", "encoding_of", "load", "stops_of"]
 
 log = logging.getLogger(__name__)
 
-TOY_BUDGET = 32  # a pass of the toy is all overhead, so no guess would ever pay: it shows the engine instead
-
 
 def load(
     model: str = "demo",
+    options: LoadOptions | None = None,
     *,
-    drafter: str = "auto",
-    draft_vocab: int | None = None,
-    drafter_quant: weights.FewBits = "none",
-    head_quant: weights.FourBits = "none",
-    offload: weights.Offload = "auto",
-    budget: int | Literal["auto"] = "auto",
-    planner: str = "best",
-    device: str = "auto",
-    dtype: str = "auto",
-    ctx: int | None = None,
-    ram_B: int | None = None,
-    vram_B: int | None = None,
-    link_limit_Bps: float | None = None,
-    exact: bool = False,
-    offline: bool = False,
-    verify: bool = False,
-    trust_remote_code: bool = False,
-    measured: Mapping[str, float] | None = None,
-    told: Callable[[int, int], None] | None = None,
-    searches: Searches | None = None,
-    rounded: Callable[[int, int], None] = lambda done, layers: None,
+    progress: LoadProgress | None = None,
+    earlier: EarlierRuns | None = None,
+    **fields: object,
 ) -> Engine:
-    """Find, place and load a target and its drafters.
+    """Find, place and load a model and its drafter; close the engine, or use it in a `with`, to free what it takes.
 
-    model: path, alias or hub name. drafter: auto, none, or sources joined by +: sibling (the paired model), paths and
-    names of other models, substitute, skip, ngram. draft_vocab: models that share the target's vocabulary name only so
-    many frequent tokens, and those of the text; None lets them name all. drafter_quant: the layers of drafter models,
-    and what substitute copies of the target's, in few bits (hqq's need `specexec[hqq]`). head_quant: the target's head
-    in four bits, which makes it another model. offload: auto, none, ram or disk. budget: guesses per sweep, or auto.
-    planner: best, reference, beam, sequoia. dtype: auto (stored), bf16, f16, f32. ram_B, vram_B: ceilings in bytes.
-    link_limit_Bps throttles the weight stream. verify: compare weights with their hashes first (packs, and what came
-    from the Hub). trust_remote_code: run Python that the folders of all models bring; an architecture from there is
-    tried on a few tokens first. exact: decide near-ties by the text alone (afresh.py); its bill is `Engine.afresh`.
-    measured: tokens per second that drafters, by name, have made with this target here; auto takes the best of those
-    that fit. told: hears layers read into memory, and of how many. searches: what earlier loads found out by trying;
-    what this one has to find out (skip: which sublayers) is added. rounded: hears layers quantised to draft, and of how
-    many.
+    model: `demo`, a folder, an alias or a Hub name. options: how it is loaded; each field of LoadOptions may also be
+    given as a keyword, which then wins. progress: called while layers are read, quantised and searched. earlier: what
+    earlier runs found out.
     Raises offload's errors for models and memory, UnsupportedArchitecture for targets that cannot verify trees,
     TokenizerMismatch for a drafter whose text cannot be carried over, ContextLengthExceeded for a ctx beyond what the
-    model was made for, RemoteCode for code that is not trusted, BadOption for values that a keyword cannot have.
+    model was made for, RemoteCode for code that is not trusted, BadOption for values that a field cannot have.
     """
-    check_options(locals())
-    weights.check_system()
-    choice = parse(drafter, weights.known)
-    if not offline and not trust_remote_code:
-        _admit_before_download(model, choice, ctx)
-    pair = weights.resolve(model, choice.models, offline=offline, code=trust_remote_code)
-    check_models(choice, pair.drafters, pair.name)
-    folder = weights.open_folder(pair.target)  # whatever is wrong with the files is said before anything is built
-    for note in folder.notes:
-        log.warning("%s: %s", folder.path, note)
-    if verify:
-        _verify(pair)
-    # Without a drafter there is no tree, and any decoder streams.
-    design = admit(folder, trees=bool(choice.sources), ctx=ctx, trust_remote_code=trust_remote_code)
-    config = design.config
-    # Foreign code may turn out to keep its keys and values itself.
-    branches = not design.own_code and can_branch(design.model_class, config)
-    context = context_for(ctx, longest_text(config))
-    encoding = encoding_in(pair.target, trust_remote_code)
-    vocabularies = [vocabulary_of(path, encoding, trust_remote_code) for path in pair.drafters]
-    where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    given = weights.free_memory(where, ram_B, vram_B)
-    if pair.toy and budget == "auto" and link_limit_Bps is None:
-        budget = TOY_BUDGET
-    asked = Asked(offload, where, DTYPES[dtype], context, 0, branches, draft_vocab or 0, drafter_quant, head_quant)
-    free_B = given.ram_B if given.vram_B is None else given.vram_B
-    most_nodes = nodes_of("auto", asked.widths(folder), context, free_B)
-    asked = replace(asked, nodes=most_nodes if budget == "auto" else budget)
-    choice, reason = picked(choice, pair, config, given, asked, measured or {})
-    if draft_vocab:
-        check_trimming(choice, vocabularies, draft_vocab, len(encoding.tokenizer))
-    if drafter_quant != "none":
-        check_quantising(choice, pair, drafter_quant)
-    target = weights.load(
-        pair.target,
-        offload,
-        where,
-        DTYPES[dtype],
-        ram_B=ram_B,
-        vram_B=vram_B,
-        link_limit_Bps=link_limit_Bps,
-        ctx=context,
-        guesses_B=asked.guesses_B(choice, pair),
-        cache_moves=branches,
-        beside_B=beside_B(choice, pair, asked),
-        beside_ram_B=beside_ram_B(choice, pair, asked),
-        head_quant=head_quant,
-        told=told,
-        trust_remote_code=trust_remote_code,
-    )
+    chosen = replace(options or LoadOptions(), **fields)  # type: ignore[arg-type]  # LoadOptions checks them
+    return assemble(model, chosen, progress or LoadProgress(), earlier or EarlierRuns())
+
+
+def assemble(
+    model: str, options: LoadOptions, progress: LoadProgress, earlier: EarlierRuns, planner: str = "best"
+) -> Engine:
+    """As `load`; `planner` is one of planning/baselines.py, for `bench` to compare."""
+    _check(model, options, planner)
+    choice = parse(options.drafter, weights.known)
+    pair = _resolved(model, choice, options)
+    design = _admitted(pair, choice, options)
+    encoding = encoding_in(pair.target, options.trust_remote_code)
+    vocabularies = [vocabulary_of(path, encoding, options.trust_remote_code) for path in pair.drafters]
+    device = _device(options)
+    free = weights.free_memory(device, options.ram_B, options.vram_B)
+    request = _request(pair, design, options, free)
+    choice, reason = picked(request, choice, free, earlier.speeds)
+    check_trimming(choice, vocabularies, options.draft_vocab, len(encoding.tokenizer))
+    check_quantising(choice, request.drafters, options.drafter_quant)
+    target = _target(request, choice, device, progress)
     defaults = _defaults(target, encoding)
-    drafts = drafts_of(choice, pair, vocabularies, asked, trust_remote_code, rounded)
+    drafts = drafts_of(choice, pair, vocabularies, request, device, progress)
+    stream = weights.stream_of(target)
     lm = lm_of(
-        target, trees=bool(choice.sources), tried=design.own_code, travel=_travel(target, where), share=weights.share
-    )
-    memory = Memory() if "ngram" in choice.sources or draft_vocab else None
-    searches = searches or Searches()
-    kit = Kit(
         target,
-        lm,
-        encoding,
-        ranking_of(planner),
-        drafts,
-        pair,
-        memory,
-        draft_vocab,
-        searches,
-        rounded,
-        asked.copy,
-        context,
-        defaults.stop_tokens,
+        trees=bool(choice.sources),
+        tried=design.own_code,
+        travel=_travel(stream.placement, device),
+        share=weights.share,
     )
-    cost = CostModel(share=weights.stream_of(target).share)
+    memory = Memory() if "ngram" in choice.sources or options.draft_vocab else None
+    kit = _kit(request, target, lm, encoding, memory, progress, earlier)
+    kit = replace(kit, ranking=ranking_of(planner), stop_tokens=defaults.stop_tokens)
+    cost = CostModel(share=stream.share)
     return Engine(
         Parts(
             name=pair.name,
@@ -173,26 +107,49 @@ def load(
             encoding=encoding,
             defaults=defaults,
             model=target,
-            stream=weights.stream_of(target),
+            stream=stream,
             target=lm,
             drafts={one.role: one.lm for one in drafts.values() if one.vocabulary.wordings is None},
-            drafter=watched(choice, join(choice, kit.makers, cost), cost),
+            drafter=watched(choice, join(choice, makers(choice, kit, drafts), cost), cost),
             sources=choice.name,
             reason=reason,
             planner=planner_of(planner, choice.sources),
-            budget=budget,
+            budget=request.budget,
             cost=cost,
-            context=context,
-            room=replace(_room(given, target, choice, pair, asked), most=most_nodes),
+            context=request.context,
+            room=room_for_texts(stream.placement, free, request, choice),
             memory=memory,
-            exact=exact,
+            exact=options.exact,
             own_code=design.own_code,
         )
     )
 
 
-def _admit_before_download(model: str, choice: Choice, ctx: int | None) -> None:
-    """Whoever cannot run is refused before hundreds of gigabytes have come."""
+def _check(model: str, options: LoadOptions, planner: str) -> None:
+    """What can be refused before anything is read."""
+    if not isinstance(model, str):
+        raise BadOption(f"model is {model!r}; allowed: a name or path, as text.")
+    if planner not in NAMES:
+        raise BadOption(f"planner is {planner!r}; allowed: {', '.join(NAMES)}.")
+    _, colon, index = options.device.partition(":")
+    if colon and int(index) >= torch.cuda.device_count():
+        raise BadOption(
+            f"device is {options.device!r}, but torch sees {torch.cuda.device_count()} GPUs here.", hint="device='cpu'."
+        )
+    weights.check_system()
+
+
+def _resolved(model: str, choice: DrafterChoice, options: LoadOptions) -> weights.ModelPair:
+    """The folders of all models, downloaded if they have to be and can run."""
+    if not options.offline and not options.trust_remote_code:
+        _admit_before_download(model, choice, options.ctx)
+    pair = weights.resolve(model, choice.models, offline=options.offline, code=options.trust_remote_code)
+    check_models(choice, pair.drafters, pair.name)
+    return pair
+
+
+def _admit_before_download(model: str, choice: DrafterChoice, ctx: int | None) -> None:
+    """Refuse what cannot run before hundreds of gigabytes have come."""
     if not weights.is_here(model):
         admit(weights.list_model(model), trees=bool(choice.sources), ctx=ctx)
     for name in choice.models:
@@ -200,10 +157,87 @@ def _admit_before_download(model: str, choice: Choice, ctx: int | None) -> None:
             admit(weights.list_model(name), trees=True)
 
 
+def _admitted(pair: weights.ModelPair, choice: DrafterChoice, options: LoadOptions) -> weights.Design:
+    """The target's design; whatever is wrong with its files is said before anything is built."""
+    folder = weights.open_folder(pair.target)
+    for note in folder.notes:
+        log.warning("%s: %s", folder.path, note)
+    if options.verify:
+        _verify(pair)
+    # Without a drafter there is no tree, and any decoder streams.
+    return admit(folder, trees=bool(choice.sources), ctx=options.ctx, trust_remote_code=options.trust_remote_code)
+
+
 def _verify(pair: weights.ModelPair) -> None:
     for folder in (pair.target, *pair.drafters):
         if not weights.check_bytes(folder):
             log.warning("%s has no hashes to compare with: only sizes and headers were checked", folder)
+
+
+def _device(options: LoadOptions) -> str:
+    if options.device != "auto":
+        return options.device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _request(pair: weights.ModelPair, design: weights.Design, options: LoadOptions, free: weights.Free) -> LoadRequest:
+    """What the memory plan asks; foreign code may turn out to keep its keys and values itself."""
+    return LoadRequest.of(
+        weights.open_folder(pair.target),
+        tuple(map(weights.open_folder, pair.drafters)),
+        options,
+        context_for(options.ctx, longest_text(design.config)),
+        free,
+        branches=not design.own_code and can_branch(design.model_class, design.config),
+        toy=pair.toy,
+    )
+
+
+def _target(request: LoadRequest, choice: DrafterChoice, device: str, progress: LoadProgress) -> PreTrainedModel:
+    """The target, placed in what the memory plan leaves to it."""
+    options, beside = request.options, memory_plan(request, choice)
+    return weights.load(
+        request.target.path,
+        options.offload,
+        device,
+        DTYPES[options.dtype],
+        ram_B=options.ram_B,
+        vram_B=options.vram_B,
+        link_limit_Bps=options.link_limit_Bps,
+        ctx=request.context,
+        guesses_B=beside.guesses_B,
+        cache_moves=request.branches,
+        beside_B=beside.beside_B,
+        beside_ram_B=beside.beside_ram_B,
+        head_quant=options.head_quant,
+        told=progress.read,
+        trust_remote_code=options.trust_remote_code,
+    )
+
+
+def _kit(
+    request: LoadRequest,
+    target: PreTrainedModel,
+    lm: TreeLM | ChainLM,
+    encoding: Encoding,
+    memory: Memory | None,
+    progress: LoadProgress,
+    earlier: EarlierRuns,
+) -> DrafterKit:
+    """What the makers of drafters are given."""
+    return DrafterKit(
+        model=target,
+        files_B=sum(request.target.file_sizes.values()),
+        target=lm,
+        encoding=encoding,
+        context=request.context,
+        memory=memory,
+        draft_vocab=request.options.draft_vocab,
+        form=request.copy,
+        searches=earlier.searches,
+        on_quantised=progress.quantised,
+        on_searched=progress.searched,
+    )
 
 
 def _defaults(target: PreTrainedModel, encoding: Encoding) -> Defaults:
@@ -216,34 +250,7 @@ def _defaults(target: PreTrainedModel, encoding: Encoding) -> Defaults:
     return found
 
 
-def _travel(target: PreTrainedModel, device: str) -> Travel | None:
+def _travel(placement: weights.Placement, device: str) -> Travel | None:
     """Keys and values that the placement keeps in RAM."""
-    caches = weights.stream_of(target).placement.caches
-    layers = frozenset(layer for layer, tier in enumerate(caches) if tier == "ram")
+    layers = frozenset(layer for layer, tier in enumerate(placement.caches) if tier == "ram")
     return Travel(layers, weights.carrier_for(torch.device(device))) if layers else None
-
-
-def _room(given: weights.Free, target: PreTrainedModel, choice: Choice, pair: weights.ModelPair, asked: Asked) -> Room:
-    """What is left for texts: what the placement has set aside for one, and half of what nobody asked for."""
-    plan = weights.stream_of(target).placement
-    nodes, widths = asked.nodes if choice.sources else 0, asked.widths(weights.open_folder(pair.target))
-    drafters = drafters_of(choice, pair, asked)
-    layers, travelling = len(plan.caches), plan.caches.count("ram")
-
-    def side(one: Room, living: int, spare_B: int) -> Room:
-        """A memory in which so many layers have their keys and values."""
-        one = replace(one, token_B=-(-plan.need.cache_B * living // (plan.need.ctx * layers)))
-        return replace(one, free_B=one.need_B(asked.context, nodes) + max(spare_B, 0) // 2)
-
-    bare = Room(free_B=0, token_B=0, least=min(nodes, FIRST_NODES), rows=asked.context)
-    computing = replace(
-        bare,
-        draft_B=sum(drafter.token_B for drafter in drafters),
-        node_B=node_B(widths, drafters),
-        text_B=noise_B(widths),
-    )
-    if given.vram_B is None or plan.device_B is None:
-        return side(computing, layers, given.ram_B - plan.host_B)
-    ram = side(bare, travelling, given.ram_B - plan.host_B) if travelling else None
-    living = layers - travelling + min(2, travelling)  # two layers' worth is there at a time of those that travel
-    return side(replace(computing, beside=ram), living, given.vram_B - plan.device_B)

@@ -1,87 +1,197 @@
-"""How a target shall be placed, and the memory that goes to guesses beside it."""
+"""The memory of a target and of all that lies beside it: what `plan` promises and what `load` then does.
+
+Read from headers and configs alone. Knows no torch and no machine.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
 
-import torch
+from offload import (
+    FewBits,
+    Folder,
+    Format,
+    Free,
+    Need,
+    Placement,
+    cache_B,
+    copy_B,
+    is_quantised,
+    looked_up_B,
+    need_in,
+    resident_B,
+    with_head,
+)
+from offload import item_B as stored_item_B
+from specexec.compose.load_options import LoadOptions
+from specexec.drafters.registry import DrafterChoice
+from specexec.planning.budget import FIRST_NODES
+from specexec.planning.memory_room import Room
+from specexec.sizes import (
+    SKIP_SHARE,
+    Widths,
+    drafting_B,
+    guesses_B,
+    node_B,
+    nodes_of,
+    noise_B,
+    widths_of,
+    workspace,
+)
 
-import offload as weights
-from specexec.drafters.few_bits import Form
-from specexec.drafters.registry import Choice
-from specexec.drafters.skip import SHARE
-from specexec.sizes import Widths, drafting_B, guesses_B, widths_of, workspace
+if TYPE_CHECKING:
+    from specexec.drafters.few_bits import Form
+
+TOY_BUDGET = 32  # a pass of the toy is all overhead, so no guess would ever pay: it shows the engine instead
+DTYPE_B = {"bf16": 2, "f16": 2, "f32": 4}
 
 
 @dataclass(frozen=True)
-class Asked:
-    """How the target shall be placed."""
+class LoadRequest:
+    """A target, the models that may draft for it, and how all of them are to be loaded."""
 
-    offload: weights.Offload
-    device: str
-    dtype: torch.dtype | None
+    target: Folder
+    drafters: tuple[Folder, ...]
+    options: LoadOptions
+    budget: int | Literal["auto"]
     context: int
-    nodes: int
+    most_nodes: int
+    """Guesses of the largest sweep under an automatic budget."""
     branches: bool
-    draft_vocab: int
-    drafter_quant: weights.FewBits
-    head_quant: weights.FourBits
+    """Whether the target verifies trees: then its keys and values may live in RAM."""
+    on_cpu: bool
+    form: Format = "none"
+    """What the target's layers are packed into first; `load` takes them as they are."""
 
-    def guesses_B(self, choice: Choice, pair: weights.ModelPair) -> int:
-        """Keys and values beyond those of the text."""
-        return guesses_B(
-            self.widths(weights.open_folder(pair.target)), self.context, self.nodes if choice.sources else 0
-        )
+    @classmethod
+    def of(
+        cls,
+        target: Folder,
+        drafters: tuple[Folder, ...],
+        options: LoadOptions,
+        context: int,
+        free: Free,
+        *,
+        branches: bool = True,
+        toy: bool = False,
+    ) -> LoadRequest:
+        """Settle what depends on the memory that is free."""
+        budget = TOY_BUDGET if toy and options.budget == "auto" and options.link_limit_Bps is None else options.budget
+        bare = cls(target, drafters, options, budget, context, 0, branches, free.vram_B is None)
+        free_B = free.ram_B if free.vram_B is None else free.vram_B
+        return replace(bare, most_nodes=nodes_of("auto", bare.widths(target), context, free_B))
 
-    def item_B(self, folder: weights.Folder) -> int:
-        return self.dtype.itemsize if self.dtype else weights.item_B(folder)
-
-    def widths(self, folder: weights.Folder) -> Widths:
-        item_B = self.item_B(folder)
-        return widths_of(folder.config, item_B, weights.cache_B(folder.config, 1, item_B))
-
-    def bits(self, folder: weights.Folder) -> weights.FewBits:
-        """What the layers of a drafter model become: one that is quantised already stays as it is."""
-        return "none" if weights.is_quantised(folder) else self.drafter_quant
+    @property
+    def nodes(self) -> int:
+        """Guesses of the largest sweep."""
+        return self.most_nodes if self.budget == "auto" else self.budget
 
     @property
     def copy(self) -> Form:
         """What `substitute` makes of the target's layers."""
-        return "nf4" if self.drafter_quant == "none" else self.drafter_quant
+        return "nf4" if self.options.drafter_quant == "none" else self.options.drafter_quant
+
+    def item_B(self, folder: Folder) -> int:
+        """Bytes of a number that this model computes with."""
+        return DTYPE_B.get(self.options.dtype) or stored_item_B(folder)
+
+    def widths(self, folder: Folder) -> Widths:
+        """The sizes of a model that decide."""
+        item_B = self.item_B(folder)
+        return widths_of(folder.config, item_B, cache_B(folder.config, 1, item_B))
+
+    def bits(self, folder: Folder) -> FewBits:
+        """What the layers of a drafter model become: one that is quantised already stays as it is."""
+        return "none" if is_quantised(folder) else self.options.drafter_quant
 
 
-def beside_B(choice: Choice, pair: weights.ModelPair, asked: Asked) -> dict[str, int]:
-    """Memory beside the target and its text. Skipping in a resident one is free, but it is not placed yet."""
-    target = weights.open_folder(pair.target)
-    needed = workspace(asked.widths(target), asked.context, asked.nodes if choice.sources else 0)
-    drafter_B = int(SHARE * sum(target.file_sizes.values())) if "skip" in choice.sources else 0
-    if "substitute" in choice.sources:
-        drafter_B += sum(weights.copy_B(target, asked.copy, asked.item_B(target)))  # quantised layer by layer
-    for drafter in drafters_of(choice, pair, asked):
-        drafter_B += drafter.token_B * asked.context + drafting_B(drafter, asked.context, asked.nodes)
-    for folder in _models(choice, pair):
-        drafter_B += weights.resident_B(folder, asked.bits(folder), asked.item_B(folder), 0)
-        drafter_B -= weights.looked_up_B(folder, asked.bits(folder), asked.item_B(folder))
-        drafter_B += 3 * asked.draft_vocab // 2 * asked.widths(folder).hidden * asked.item_B(folder)
-    return {**needed, "drafter": drafter_B}
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What the caller of offload takes beside the target and the keys and values of its text."""
 
-
-def beside_ram_B(choice: Choice, pair: weights.ModelPair, asked: Asked) -> dict[str, int]:
+    beside_B: dict[str, int]
+    """Where the computation is, by what it is for."""
+    beside_ram_B: dict[str, int]
     """What of it lies in RAM even beside a GPU: a drafter's token ids are looked up as the target's are."""
-    if not choice.models:
-        return {}
-    embeddings_B = [
-        weights.looked_up_B(folder, asked.bits(folder), asked.item_B(folder)) for folder in _models(choice, pair)
-    ]
-    return {"embeddings of the drafter": sum(embeddings_B)}
+    guesses_B: int
+    """Keys and values of guesses."""
 
 
-def drafters_of(choice: Choice, pair: weights.ModelPair, asked: Asked) -> list[Widths]:
+def memory_plan(request: LoadRequest, choice: DrafterChoice) -> MemoryPlan:
+    """What goes to guesses and to these drafters. Skipping in a resident target is free, but it is not placed yet."""
+    target, nodes = request.target, request.nodes if choice.sources else 0
+    widths, item_B = request.widths(target), request.item_B(target)
+    drafter_B = int(SKIP_SHARE * sum(target.file_sizes.values())) if "skip" in choice.sources else 0
+    if "substitute" in choice.sources:
+        drafter_B += sum(copy_B(target, request.copy, item_B))  # quantised layer by layer
+    for drafter in drafting(request, choice):
+        drafter_B += drafter.token_B * request.context + drafting_B(drafter, request.context, nodes)
+    embeddings_B = 0
+    for folder in _models(request, choice):
+        kept = folder, request.bits(folder), request.item_B(folder)
+        embeddings_B += looked_up_B(*kept)
+        drafter_B += resident_B(*kept, 0) - looked_up_B(*kept)
+        drafter_B += (
+            3 * (request.options.draft_vocab or 0) // 2 * request.widths(folder).hidden * request.item_B(folder)
+        )
+    return MemoryPlan(
+        {**workspace(widths, request.context, nodes), "drafter": drafter_B},
+        {"embeddings of the drafter": embeddings_B} if choice.models else {},
+        guesses_B(widths, request.context, nodes),
+    )
+
+
+def need_with(request: LoadRequest, choice: DrafterChoice) -> Need:
+    """The need of the target with these drafters.
+
+    Raises UnsupportedModel where its head is to get four bits and has few already.
+    """
+    beside = memory_plan(request, choice)
+    item_B = request.item_B(request.target)
+    plain = need_in(request.target, request.form, item_B, request.context, beside.beside_B)
+    return replace(
+        with_head(request.target, plain, request.options.head_quant, item_B),
+        guesses_B=beside.guesses_B,
+        cache_moves=request.branches,
+        beside_ram_B=beside.beside_ram_B,
+    )
+
+
+def drafting(request: LoadRequest, choice: DrafterChoice) -> list[Widths]:
     """Models that draft, with keys and values of their own."""
-    target = asked.widths(weights.open_folder(pair.target))
-    copies = [target for source in choice.sources if source in ("skip", "substitute")]
-    return [*map(asked.widths, _models(choice, pair)), *copies]
+    copies = [request.widths(request.target) for _ in choice.copies]
+    return [*map(request.widths, _models(request, choice)), *copies]
 
 
-def _models(choice: Choice, pair: weights.ModelPair) -> list[weights.Folder]:
-    return [weights.open_folder(path) for path in pair.drafters] if choice.models else []
+def room_for_texts(placement: Placement, free: Free, request: LoadRequest, choice: DrafterChoice) -> Room:
+    """What is left for texts: what the placement has set aside for one, and half of what is not asked for."""
+    nodes, widths, drafters = (
+        request.nodes if choice.sources else 0,
+        request.widths(request.target),
+        drafting(request, choice),
+    )
+    layers, travelling = len(placement.caches), placement.caches.count("ram")
+    cache_B, ctx = placement.need.cache_B, placement.need.ctx
+
+    def side(one: Room, living: int, spare_B: int) -> Room:
+        """A memory in which so many layers have their keys and values."""
+        one = replace(one, token_B=-(-cache_B * living // (ctx * layers)))
+        return replace(one, free_B=one.need_B(request.context, nodes) + max(spare_B, 0) // 2)
+
+    bare = Room(0, 0, least=min(nodes, FIRST_NODES), most=request.most_nodes, rows=request.context)
+    computing = replace(
+        bare,
+        draft_B=sum(drafter.token_B for drafter in drafters),
+        node_B=node_B(widths, drafters),
+        text_B=noise_B(widths),
+    )
+    if free.vram_B is None or placement.device_B is None:
+        return side(computing, layers, free.ram_B - placement.host_B)
+    ram = side(bare, travelling, free.ram_B - placement.host_B) if travelling else None
+    living = layers - travelling + min(2, travelling)  # two layers' worth is there at a time of those that travel
+    return side(replace(computing, beside=ram), living, free.vram_B - placement.device_B)
+
+
+def _models(request: LoadRequest, choice: DrafterChoice) -> tuple[Folder, ...]:
+    return request.drafters if choice.models else ()

@@ -1,14 +1,12 @@
-"""`--drafter auto`: which of the drafters that fit is used, and whether a model is worth its time, by measurement.
+"""`--drafter auto` while it writes: whether its model is worth its time. compose/auto_choice.py chose it before.
 
-Before loading, by what earlier runs measured on this machine. While writing, by counterfactual: in every sweep that the
-model drafted for, the union knows how far the cheap members alone would have come, and how long the model took ("Not a
-Bandit", 2025, chooses drafters by such full feedback).   M members
+Decided by counterfactual: in every sweep that the model drafted for, the union knows how far the cheap members alone
+would have come, and how long the model took ("Not a Bandit", 2025, chooses drafters by such full feedback).   M members
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
@@ -19,7 +17,6 @@ from specexec.drafters.calibration import Calibrated
 from specexec.drafters.cost import CostModel
 from specexec.drafters.guarded import Guarded
 from specexec.drafters.protocol import Ask, Drafter, Guesses
-from specexec.drafters.registry import Choice
 from specexec.drafters.union import Union
 from specexec.learned import Arrays
 from specexec.text.sequence import Sequence
@@ -31,35 +28,6 @@ FADE = 0.95
 ENOUGH = 12  # drafted sweeps before anything is decided
 CLEARLY = 1.1  # the cheap members alone must be this much faster
 REST = 48  # sweeps without the model, then it is tried again
-
-
-def candidates(paired: bool, slowest: Callable[[Choice], str | None], copies: bool) -> list[Choice]:
-    """What `auto` may take, the best guess first; what has been written before is always there.
-
-    `slowest` says where the slowest of the target's layers lives beside a choice, None if the two do not fit;
-    `copies`: the target's layers can be quantised, and it might pay.
-    """
-    alone = Choice(("ngram",), auto=True)
-    found = [alone.instead("sibling", "ngram")] if paired else []
-    if copies and slowest(alone) != "none":  # a resident target drafts for itself at its own pace
-        found.append(alone.instead("substitute", "ngram"))
-    return [*(choice for choice in found if slowest(choice) is not None), alone]
-
-
-def fastest(found: Items[Choice], paired: bool, measured: Mapping[str, float]) -> tuple[Choice, str]:
-    """The one to use, and why. The first is used until it is measured, in tokens per second; then the fastest is."""
-    known = [choice for choice in found if choice.name in measured]
-    if len(known) > 1 and found[0] in known:
-        best = max(known, key=lambda choice: measured[choice.name])
-        speeds = ", ".join(f"{choice.name} {measured[choice.name]:.3g}" for choice in known)
-        others = " and ".join(choice.name for choice in found if choice not in known)
-        return best, f"tokens/s here: {speeds}" + (f"; not measured: {others}" if others else "")
-    if found[0].models:
-        return found[0], "the paired model and what was written before"
-    missing = "its drafter does not fit beside it" if paired else "no drafter is paired with it, or not here yet"
-    if "substitute" in found[0].sources:
-        return found[0], f"{missing}; a 4-bit copy of it fits"
-    return found[0], f"{missing}: guessing from what was written before"
 
 
 def calibrated(drafter: Drafter) -> Calibrated | None:

@@ -27,7 +27,7 @@ Cell = tuple[int, ...]  # greedy or sampled, then the bin of each member
 
 
 @dataclass(frozen=True)
-class Told:
+class MemberGuesses:
     """What one member says about some nodes; token -1 is none. `bins_N`: how sure it is, or ABSENT."""
 
     tokens_NK: Ints
@@ -35,23 +35,23 @@ class Told:
     bins_N: Ints
 
     @staticmethod
-    def nothing(nodes: int) -> Told:
+    def nothing(nodes: int) -> MemberGuesses:
         """It was not asked."""
-        return Told(np.zeros((nodes, 0), np.int64), np.zeros((nodes, 0)), np.full(nodes, ABSENT))
+        return MemberGuesses(np.zeros((nodes, 0), np.int64), np.zeros((nodes, 0)), np.full(nodes, ABSENT))
 
     @staticmethod
-    def of(tokens_NK: Ints, log_probs_NK: Floats) -> Told:
+    def of(tokens_NK: Ints, log_probs_NK: Floats) -> MemberGuesses:
         """It was asked about every node."""
         chances_NK = np.exp(log_probs_NK)
         tokens_NK = np.where(chances_NK > 0, tokens_NK, -1)
-        return Told(tokens_NK, chances_NK, np.digitize(chances_NK.max(1, initial=0.0), SURENESS))
+        return MemberGuesses(tokens_NK, chances_NK, np.digitize(chances_NK.max(1, initial=0.0), SURENESS))
 
-    def spread(self, rows: Items[int], nodes: int) -> Told:
+    def spread(self, rows: Items[int], nodes: int) -> MemberGuesses:
         """The same among `nodes` nodes, of which it was asked about those at `rows`."""
         tokens_NK = np.full((nodes, self.tokens_NK.shape[1]), -1)
         chances_NK, bins_N = np.zeros(tokens_NK.shape), np.full(nodes, ABSENT)
         tokens_NK[rows], chances_NK[rows], bins_N[rows] = self.tokens_NK, self.chances_NK, self.bins_N
-        return Told(tokens_NK, chances_NK, bins_N)
+        return MemberGuesses(tokens_NK, chances_NK, bins_N)
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Merged:
     chances_MNK: Floats
 
 
-def merge(told: Items[Told]) -> Merged:
+def merge(told: Items[MemberGuesses]) -> Merged:
     """All members' children; a token that two of them name takes one place."""
     tokens_NK = np.concatenate([one.tokens_NK for one in told], axis=1)
     borders = np.cumsum([0, *(one.tokens_NK.shape[1] for one in told)]).tolist()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from operator import itemgetter
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -17,9 +18,12 @@ import torch
 
 from specexec.drafters.protocol import Ask, Guesses
 from specexec.drafters.retrieval.memory import STANDINGS, Memory, cells_of
-from specexec.drafters.retrieval.suffix_index import SAMPLE, Context, Store, context_of, then
+from specexec.drafters.retrieval.suffix_index import SAMPLE, Context, SuffixStore, context_of, then
 from specexec.text.sequence import Sequence
 from specexec.tree.tree import ROOT, Floats, Ints, TokenTree
+
+if TYPE_CHECKING:
+    from specexec.drafters.kit import DrafterKit
 
 WIDTH = 8  # children worth naming for one node
 MOST_NODES = 256  # of one tree: those the text was most likely to meet teach, the others cost time
@@ -52,6 +56,11 @@ class _Reading:
         self.said = {}
 
 
+def make(kit: DrafterKit) -> NgramDrafter:
+    """The drafter of an engine: it reads what the engine remembers, and names what the target may write."""
+    return NgramDrafter(kit.memory, kit.names.rows)
+
+
 class NgramDrafter:
     """Retrieval alone, or joined to a model by `+`. Costs no weights, and up to a tenth of a millisecond a node."""
 
@@ -74,7 +83,7 @@ class NgramDrafter:
 
     def _found(self, ask: Ask, width: int) -> list[dict[int, int]]:
         memory = self.memory
-        stores: list[tuple[int, Store]] = [(0, memory.text_of(ask.sequence))]
+        stores: list[tuple[int, SuffixStore]] = [(0, memory.text_of(ask.sequence))]
         stores += [(1, store) for store in (memory.recent, memory.settled) if len(store)]
         stores += [(2, memory.corpus)] if len(memory.corpus) else []
         return [_recall(stores, context, width) for context in self._contexts(ask)]
@@ -154,7 +163,7 @@ class NgramDrafter:
                 self.memory.recycle(then(above, token), choices_M[1 + node])
 
 
-def _recall(stores: list[tuple[int, Store]], context: Context, width: int) -> dict[int, int]:
+def _recall(stores: list[tuple[int, SuffixStore]], context: Context, width: int) -> dict[int, int]:
     """Up to `width` tokens, and for each the cell of the best evidence: longest matches first, then nearer horizons."""
     evidence = [(match.rung, horizon, match.followers) for horizon, store in stores for match in store.matches(context)]
     evidence.sort(key=RUNG, reverse=True)  # stable

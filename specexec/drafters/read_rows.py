@@ -20,18 +20,18 @@ GONE = -2  # the new name of a node that the text has left behind
 
 
 @dataclass(frozen=True)
-class Asked:
+class AskedBatch:
     """The candidates of one batch of nodes, kept until the target has chosen."""
 
     nodes_N: Ints
     tokens_NC: Ints
     scores_NC: Floats
 
-    def renamed(self, names_N: Ints) -> Asked:
+    def renamed(self, names_N: Ints) -> AskedBatch:
         """The candidates of the nodes that have a new name, node n's at n + 1."""
         new_N = names_N[self.nodes_N + 1]
         rows = np.flatnonzero(new_N != GONE)
-        return Asked(new_N[rows], self.tokens_NC[rows], self.scores_NC[rows])
+        return AskedBatch(new_N[rows], self.tokens_NC[rows], self.scores_NC[rows])
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Below:
     """
 
     rows_N: Ints
-    asked: list[Asked] = field(default_factory=list)
+    asked: list[AskedBatch] = field(default_factory=list)
     along: dict[tuple[int, int], Along] = field(default_factory=dict)  # by the row of the parent, and the token
     heard_R: Ints = field(default_factory=lambda: np.zeros(0, np.int64))  # the rows of hidden_RH, ascending, and
     waiting_R: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))  # which were not answered yet

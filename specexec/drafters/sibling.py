@@ -18,7 +18,7 @@ from specexec.drafters.calibration import Calibrated, log_softmax
 from specexec.drafters.cascade import Cascade
 from specexec.drafters.protocol import Ask, Guesses
 from specexec.drafters.ranking import Ranking
-from specexec.drafters.read_rows import Along, Asked, Below
+from specexec.drafters.read_rows import Along, AskedBatch, Below
 from specexec.drafters.trimmed_head import Columns, TrimmedHead
 from specexec.learned import Arrays
 from specexec.model.tree_lm import Rows, TreeLM
@@ -142,7 +142,7 @@ class SiblingDrafter(Calibrated):
         scores_NV = self.ranking.scores(logits_NV, sequence.sampling, heard.noise, positions, histories)
         best = scores_NV.topk(min(max(width, CANDIDATES), scores_NV.shape[1]))
         tokens_NC, scores_NC = heard.tokens(best.indices).cpu().numpy(), best.values.double().cpu().numpy()
-        self._below[sequence].asked.append(Asked(np.array(ask.nodes), tokens_NC, scores_NC))
+        self._below[sequence].asked.append(AskedBatch(np.array(ask.nodes), tokens_NC, scores_NC))
         if self.ranking.tau is not None:  # a fixed rule, over the whole vocabulary
             log_probs_NV = (scores_NV / self.ranking.tau).log_softmax(-1)
             log_probs_NC = log_probs_NV.gather(-1, best.indices).double().cpu().numpy()
@@ -191,7 +191,7 @@ class SiblingDrafter(Calibrated):
         keep, self._below[sequence] = below.moved_on(path[-1], kept)  # the next sweep will answer what was asked there
         cache.commit(path[:-1], keep)
 
-    def _learn(self, sequence: Sequence, tree: TokenTree, choices_M: list[int], batches: list[Asked]) -> None:
+    def _learn(self, sequence: Sequence, tree: TokenTree, choices_M: list[int], batches: list[AskedBatch]) -> None:
         """Compare what was guessed with what the target chose, at every node that both looked at."""
         if not batches:
             return

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from collections.abc import Sequence as Items
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import blake2b
 
 import numpy as np
@@ -25,10 +25,10 @@ from specexec.model.cache import KVCache
 from specexec.model.sublayers import Kept, masked, partial_lm
 from specexec.model.submodel import layer_list_path
 from specexec.model.tree_lm import Rows, TreeLM
+from specexec.sizes import SKIP_SHARE
 from specexec.tree.static_shape import static_tree
 from specexec.tree.tree import Floats
 
-SHARE = 0.5  # of the target's weights may be copied: about what the paper's search keeps of a 70B
 TRIES = 128  # sets that a search looks at, where they are cheap
 TOGETHER = 16  # of them in one sweep over the target
 PARENTS = 2  # the best so far, from which new ones are made
@@ -48,14 +48,6 @@ QUESTIONS = (
     "What happened in the year 1969?",
 )
 ANSWER = 24  # tokens of each
-
-
-@dataclass
-class Searches:
-    """What searches found, by what was searched; `told` hears sets that were looked at, and of how many at most."""
-
-    found: MutableMapping[str, NDArray[np.generic]] = field(default_factory=dict)
-    told: Callable[[int, int], None] = lambda looked, most: None
 
 
 @dataclass(frozen=True)
@@ -126,7 +118,7 @@ def spread(count: int, kept: int) -> list[int]:
     return sorted({round(i * (count - 1) / (kept - 1)) for i in range(kept)})
 
 
-def preferred(resident: Items[bool], share: float = SHARE) -> list[int]:
+def preferred(resident: Items[bool], share: float = SKIP_SHARE) -> list[int]:
     """Layers to keep: resident ones first (they cost no memory and no time to fetch), the gaps filled evenly."""
     count = len(resident)
     kept = max(1, round(share * count))
@@ -137,10 +129,20 @@ def preferred(resident: Items[bool], share: float = SHARE) -> list[int]:
     return sorted({*at_home, *[layer for layer in fill if layer not in at_home][: kept - len(at_home)]})
 
 
-def best_sublayers(target: TreeLM, terms: Terms, prompts: Items[list[int]], searches: Searches, name: str) -> Kept:
-    """The set to draft with: found before under this `name` and the same terms, else searched for and kept."""
+def best_sublayers(
+    target: TreeLM,
+    terms: Terms,
+    prompts: Items[list[int]],
+    name: str,
+    found: MutableMapping[str, NDArray[np.generic]],
+    progress: Callable[[int, int], None] = lambda tried, most: None,
+) -> Kept:
+    """The set to draft with: `found` before under this `name` and the same terms, else searched for and added to it.
+
+    `progress` is called with the sets that were tried, and the most that will be.
+    """
     key = _key(name, terms, prompts)
-    known = searches.found.get(key)
+    known = found.get(key)
     if known is not None and known.shape == terms.size_LS.shape and terms.fits(known.astype(bool)):
         return known.astype(bool)
     texts = own_words(target, prompts)
@@ -148,8 +150,8 @@ def best_sublayers(target: TreeLM, terms: Terms, prompts: Items[list[int]], sear
     judge = Judge(target, texts, terms)
     numbers = sum(parameter.numel() for parameter in target.model.parameters()) + terms.size_LS.sum() / 2
     tries = int(np.clip(WORK.get(target.device.type, MORE_WORK) / (numbers * rows), 1, TRIES))
-    best_LS = searched(terms, judge.speeds, tries, min(TOGETHER, max(1, terms.rows // rows)), searches.told)
-    searches.found[key] = best_LS.astype(np.uint8)
+    best_LS = searched(terms, judge.speeds, tries, min(TOGETHER, max(1, terms.rows // rows)), progress)
+    found[key] = best_LS.astype(np.uint8)
     return best_LS
 
 
@@ -187,7 +189,7 @@ def searched(
     speeds: Callable[[Items[Kept]], list[float]],
     tries: int,
     together: int = TOGETHER,
-    told: Callable[[int, int], None] = lambda looked, most: None,
+    progress: Callable[[int, int], None] = lambda tried, most: None,
 ) -> Kept:
     """The fastest of at most `tries` sets that fit, of equals the one with fewest copies; the same one every time.
 
@@ -203,7 +205,7 @@ def searched(
         for kept_LS, speed in zip(sets, speeds(sets) if sets else [], strict=True):
             seen[kept_LS.tobytes()] = kept_LS
             merit[kept_LS.tobytes()] = (speed, -terms.copied_B(kept_LS))
-        told(len(seen), tries)
+        progress(len(seen), tries)
         best = sorted(merit, key=merit.__getitem__, reverse=True)[:PARENTS]
         waiting = fresh[len(sets) :] or _children([seen[one] for one in best], units, terms, seen, rng)
     return seen[best[0]]

@@ -31,7 +31,7 @@ LIKELY_BEGINNINGS = 4  # tokens of ours that one of theirs may begin
 Path = tuple[int, ...]
 
 
-class Wording(Protocol):
+class TokenWording(Protocol):
     """What this needs of a tokenizer."""
 
     begin: tuple[int, ...]
@@ -72,7 +72,7 @@ class _Reading:
 class TranslatedDrafter(Calibrated):
     """Guesses by a causal LM whose tokens are not the target's."""
 
-    def __init__(self, lm: TreeLM, ours: Wording, theirs: Wording, name: str) -> None:
+    def __init__(self, lm: TreeLM, ours: TokenWording, theirs: TokenWording, name: str) -> None:
         super().__init__()
         self.name, self.context = name, lm.context
         self.lm, self._ours, self._theirs = lm, ours, theirs

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from specexec.drafters.cost import CostModel, Line
 from specexec.drafters.guarded import Guarded
-from specexec.drafters.mixture import Cell, Told, Trust, merge
+from specexec.drafters.mixture import Cell, MemberGuesses, Trust, merge
 from specexec.drafters.protocol import Ask, Drafter, Guesses
 from specexec.learned import Arrays, packed, unpack
 from specexec.text.sequence import Sequence
@@ -106,7 +106,7 @@ class Union:
         ]
         return [self._merged(ask, list(members), width) for ask, *members in zip(asks, *told, strict=True)]
 
-    def _told(self, index: int, asks: list[Ask], shares: list[list[int]], width: int) -> list[Told]:
+    def _told(self, index: int, asks: list[Ask], shares: list[list[int]], width: int) -> list[MemberGuesses]:
         """One member's answers about its rows of every ask, all in one call."""
         own = [
             replace(ask, nodes=[ask.nodes[row] for row in share])
@@ -119,13 +119,13 @@ class Union:
         self.drafted_s[index] += took_s
         if own and ROOT not in own[0].nodes:  # those read the text first
             self.prices[index].learn(sum(len(ask.nodes) for ask in own), took_s)
-        told: list[Told] = []
+        told: list[MemberGuesses] = []
         for ask, share in zip(asks, shares, strict=True):
             if share:
                 answer = next(answers)
-                told.append(Told.of(answer.tokens_NK, answer.log_probs_NK).spread(share, len(ask.nodes)))
+                told.append(MemberGuesses.of(answer.tokens_NK, answer.log_probs_NK).spread(share, len(ask.nodes)))
             else:
-                told.append(Told.nothing(len(ask.nodes)))
+                told.append(MemberGuesses.nothing(len(ask.nodes)))
         return told
 
     def _shares(self, ask: Ask) -> NDArray[np.bool_]:
@@ -148,7 +148,7 @@ class Union:
         asked_N = self._talks[ask.sequence].asked(index, ask.tree.parents_N[ask.nodes])
         return asked_N & (ask.tree.depth_N[ask.nodes] + 1 < room)
 
-    def _merged(self, ask: Ask, told: list[Told], width: int) -> Guesses:
+    def _merged(self, ask: Ask, told: list[MemberGuesses], width: int) -> Guesses:
         children = merge(told)
         sampled = int(bool(ask.sequence.sampling.temperature))
         cells: list[Cell] = [(sampled, *bins) for bins in np.stack([one.bins_N for one in told], axis=1).tolist()]

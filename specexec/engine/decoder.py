@@ -5,9 +5,7 @@ Sequences join and leave between steps. Knows no file, no device, no terminal.
 
 from __future__ import annotations
 
-import logging
 import threading
-import time
 from collections.abc import Callable
 from collections.abc import Sequence as Items
 from contextlib import AbstractContextManager, nullcontext
@@ -17,51 +15,26 @@ from typing import Literal, Protocol
 import numpy as np
 from torch import Tensor
 
-from specexec.drafters.cost import CostModel
 from specexec.drafters.guarded import Guarded
 from specexec.drafters.protocol import Drafter
+from specexec.engine.guess_limit import GuessLimit
+from specexec.engine.step_accounting import StepAccounting
 from specexec.errors import SweepCancelled
-from specexec.model.exact_ties import Afresh
+from specexec.model.exact_ties import ExactTies
 from specexec.model.tree_lm import Rows, Sweep
 from specexec.planning.best_first import Planner
-from specexec.planning.budget import AutoBudget, Budget, FixedBudget
+from specexec.planning.budget import FixedBudget
 from specexec.planning.memory_room import PLENTY, Room
-from specexec.planning.overlap import Ahead, Luck
 from specexec.sampling.logprobs import logprobs
 from specexec.sampling.verify import Opinion, Settle, walk
-from specexec.sizes import MOST_NODES, drafted, drafter_rows
-from specexec.stats import Burst, Cost, Overlap, Pace
+from specexec.stats import Burst, Cost
 from specexec.text.sequence import Emitted, Sequence
 from specexec.tree.growing import Growth
 from specexec.tree.tree import ROOT, TokenTree
 
-log = logging.getLogger(__name__)
-
-
-class Meter(Protocol):
-    """What the weight stream has done so far (offload's StreamStats)."""
-
-    @property
-    def layers_read(self) -> int: ...
-
-    @property
-    def bytes_read(self) -> int: ...
-
-    @property
-    def wait_s(self) -> float: ...
-
-
-@dataclass(frozen=True)
-class StillMeter:
-    """Weights that do not move."""
-
-    layers_read: int = 0
-    bytes_read: int = 0
-    wait_s: float = 0.0
-
 
 class Target(Protocol):
-    """The model whose text is written: sweeps over new rows of cached sequences, and a head (lm.py, chain.py)."""
+    """The model whose text is written: sweeps over new rows of cached sequences, and a head."""
 
     def begin(self, parts: list[Rows]) -> Sweep: ...
 
@@ -85,39 +58,27 @@ class Decoder:
         drafter: Drafter,
         planner: Planner,
         budget: int | Literal["auto"],
-        meter: Callable[[], Meter] = StillMeter,
+        accounting: StepAccounting | None = None,
         overlap: bool | None = None,
-        cost: CostModel | None = None,
-        afresh: Afresh | None = None,
+        exact_ties: ExactTies | None = None,
         unwaited: Callable[[], AbstractContextManager[None]] = nullcontext,
         room: Room = PLENTY,
     ) -> None:
         self.target = target
         self.guarded = Guarded(drafter)
         self.planner = planner
-        self.budget = budget
+        self.accounting = accounting or StepAccounting()
+        self.limit = GuessLimit(budget, room, self.accounting.cost, target)
         self.live: list[Sequence] = []
-        self.sweeps = 0
-        self._layers_before = 0
-        self.cost = cost or CostModel()
-        self.pace = Pace()
-        self.samples_plain = False
-        self.overlapped = Overlap()
         self.overlap = overlap
-        self._ahead = Ahead([])
-        self._luck = Luck()
-        self.afresh = afresh
+        self.exact_ties = exact_ties
         self._unwaited = unwaited
-        self._auto = AutoBudget(self.cost)
-        self.room = room
-        self._crowded = False
-        self._meter = meter
         self._stopping = threading.Event()
         self._sweeping: Sweep | None = None
 
     @property
     def drafter(self) -> Drafter:
-        """Who guesses."""
+        """What guesses."""
         return self.guarded.inside
 
     @drafter.setter
@@ -133,7 +94,7 @@ class Decoder:
             sequence.processed = 0
         if sequence.finish_reason is None:
             self.live.append(sequence)
-            self._share_room()
+            self.limit.share(self.live)
 
     def leave(self, sequence: Sequence) -> None:
         """Stop writing this sequence; its caches hold what is committed."""
@@ -145,69 +106,36 @@ class Decoder:
         if self._sweeping is not None:
             self._sweeping.cancel()
 
-    @property
-    def layers_done(self) -> int:
-        """Layers that the running sweep, or the last one, has computed. Safe from any thread."""
-        return self._meter().layers_read - self._layers_before
-
     def step(self, kept: Items[int] = ()) -> list[Step]:
         """One sweep over the live sequences; finished ones leave. After `stop` all of them end as interrupted.
 
         `kept` are the lengths of texts that take memory beside them.
         """
-        began, before = time.perf_counter(), self._meter()
-        budget = self._share_room(kept)
         try:
-            trees = self.planner.grow(self.guarded, self.live, budget, self.cost)  # guess
-            guessed = time.perf_counter()
+            trees = self._guess(kept)
             hidden = self._sweep(trees)  # one pass over the weights, whatever the size of the trees
         except SweepCancelled:
             return self._interrupt()
-        emitted = [
-            self._accept(sequence, tree, hidden_RH)  # the target's own choices
-            for sequence, tree, hidden_RH in zip(self.live, trees, hidden, strict=True)
-        ]
-        after, swept_s = self._meter(), time.perf_counter() - guessed
-        rows, nodes = sum(map(len, hidden)), sum(map(len, trees))
-        read_B, waited_s = after.bytes_read - before.bytes_read, after.wait_s - before.wait_s
-        if self.sweeps > 1:  # the first one warms up the machine
-            self.cost.learn_sweep(rows, swept_s, waited_s, prompt=rows > nodes + len(trees))
-            tokens = sum(len(one.tokens) for one in emitted)
-            self.cost.learn_rate(tokens if self.budget == "auto" else 0, time.perf_counter() - began)
-        cost = Cost(guessed - began, swept_s, read_B, waited_s, self._ahead.seconds, self._ahead.used_s)
-        share = float(self.cost.share(float(len(trees))) / self.cost.share(float(rows)))
-        self.pace.learn(rows, nodes, [len(one.tokens) for one in emitted], cost, share)
+        emitted = [self._accept(*of) for of in zip(self.live, trees, hidden, strict=True)]  # the target's own choices
+        return self._end_step(trees, hidden, emitted)
+
+    def _guess(self, kept: Items[int]) -> list[TokenTree]:
+        """A tree of guesses for every live text."""
+        self.accounting.begin_step()
+        budget = self.limit.share(self.live, kept)
+        if self.accounting.plain_sweep_due and not any(map(self._reads, self.live)):
+            budget = FixedBudget(0)
+        trees = self.planner.grow(self.guarded, self.live, budget, self.accounting.cost)
+        self.accounting.end_guess()
+        return trees
+
+    def _end_step(self, trees: list[TokenTree], hidden: list[Tensor], emitted: list[Emitted]) -> list[Step]:
+        rows, nodes, timed = sum(map(len, hidden)), sum(map(len, trees)), self.limit.budget == "auto"
+        cost = self.accounting.end_step(rows, nodes, [len(one.tokens) for one in emitted], timed)
         steps = [_step(*of, cost) for of in zip(self.live, trees, emitted, strict=True)]
-        hits = [step.burst.hit for step in steps]
-        self.overlapped += Overlap.of(cost, hits)
-        self._luck.learn(hits, cost.draft_s)
+        self.accounting.learn_overlap(cost, [step.burst.hit for step in steps])
         self.live = [sequence for sequence in self.live if sequence.finish_reason is None]
         return steps
-
-    def _share_room(self, kept: Items[int] = ()) -> Budget:
-        """Let every text have as many guesses as memory holds; caches give back what is beyond that."""
-        most = self.room.most if self.budget == "auto" else self.budget * len(self.live)
-        nodes = self.room.nodes([*(one.longest for one in self.live), *kept], most)
-        for sequence in self.live:
-            sequence.most_nodes = nodes
-            if sequence.growth.asked > drafted(nodes):
-                sequence.growth = Growth()
-                for cache in sequence.caches.values():
-                    cache.forget_nodes()
-            for model, cache in sequence.caches.items():
-                cache.give_back(sequence.longest + (nodes if model is self.target else drafter_rows(nodes)))
-        if self.samples_plain and self.pace.in_doubt and not any(map(self._reads, self.live)):
-            return FixedBudget(0)
-        if self.budget == "auto":
-            self._auto.most = min(MOST_NODES, nodes * len(self.live))
-            return self._auto
-        if nodes < self.budget and not self._crowded:
-            self._crowded = True
-            log.warning(
-                "memory holds %d guesses for each of %d texts, not %d; alone they have more.",
-                nodes, len(self.live), self.budget,
-            )  # fmt: skip
-        return FixedBudget(min(self.budget, nodes))
 
     def _reads(self, sequence: Sequence) -> bool:
         """Whether its next sweep reads a prompt, or what else the target has not seen."""
@@ -218,44 +146,35 @@ class Decoder:
         if self._stopping.is_set():
             raise SweepCancelled
         rows = [self._rows(sequence, tree) for sequence, tree in zip(self.live, trees, strict=True)]
-        self.sweeps += 1
-        self._layers_before = self._meter().layers_read
-        self._sweeping, self._ahead = None, Ahead(self.live)
+        self._sweeping = None
+        self.accounting.begin_sweep(self.live)
         try:
             self._sweeping = self.target.begin(rows)  # the weights start to move
             if self._stopping.is_set():  # it came while the sweep was being started
                 self._sweeping.cancel()
-            if free_s := self._free_s(sum(len(part.tokens) for part in rows)):
-                self._guess_on(self._sweeping, trees, free_s)  # nobody waits
+            if free_s := self._ahead_s(sum(len(part.tokens) for part in rows)):
+                self._guess_ahead(self._sweeping, trees, free_s)
             return self._sweeping.result()
         except BaseException:  # an interrupt reaches only this thread: the other one must not write on
-            self._ahead = Ahead([])
+            self.accounting.drop_sweep()
             if self._sweeping is not None:
                 self._sweeping.cancel()
                 with self._unwaited():  # a layer on its way may take seconds
                     self._sweeping.wait()
             raise
 
-    def _guess_on(self, sweep: Sweep, trees: list[TokenTree], free_s: float) -> None:
-        began = time.perf_counter()
-        self.planner.grow_on(
-            self.guarded, self.live, trees, until=lambda: sweep.done() or time.perf_counter() - began > free_s
-        )
-        self._ahead.seconds = time.perf_counter() - began
+    def _guess_ahead(self, sweep: Sweep, trees: list[TokenTree], most_s: float) -> None:
+        """Guess below the likeliest exits of `trees` until the sweep is over, or for `most_s` seconds."""
+        clock = self.accounting.clock
+        began_s = clock()
+        self.planner.grow_on(self.guarded, self.live, trees, until=lambda: sweep.done() or clock() - began_s > most_s)
+        self.accounting.ahead.seconds = clock() - began_s
 
-    def _free_s(self, rows: int) -> float:
-        """Seconds in which the sweep leaves the arithmetic idle, where that is most of it, and if guessing pays.
-
-        Or what the caller wants. A CPU that waits a little now and then is busy reading: who guesses then, or for
-        longer, takes it from the sweep.
-        """
-        if self.overlap is not None:
-            return np.inf if self.overlap else 0.0
-        cost = self.cost
-        if not (cost.draft.known and (idle_s := cost.idle_s(rows)) > 0):
-            return 0.0
-        sweep_s = float(cost.sweep_s(rows))
-        return idle_s if idle_s > max(float(cost.draft.at(1.0)), sweep_s / 2) and self._luck.pays(sweep_s) else 0.0
+    def _ahead_s(self, rows: int) -> float:
+        """Seconds to guess ahead in while a sweep over `rows` rows streams: what `overlap` asks for, or what pays."""
+        if self.overlap is None:
+            return self.accounting.ahead_pays_s(rows)
+        return np.inf if self.overlap else 0.0
 
     def _rows(self, sequence: Sequence, tree: TokenTree) -> Rows:
         """What the target has not seen of the text, as a chain, and the tree hanging below it."""
@@ -277,7 +196,7 @@ class Decoder:
         cache.commit([*range(pending), *(pending + node for node in path)])
         sequence.processed = len(cache)
         kept = sequence.growth.below(emitted.tokens)
-        hit = self._ahead.settle(sequence, kept)
+        hit = self.accounting.ahead.settle(sequence, kept)
         self.guarded.observe(sequence, tree, opinion.choices_M, kept)
         sequence.growth = Growth() if kept is None else sequence.growth.moved_on(emitted.tokens, kept, hit)
         sequence.noise.forget_before(len(sequence.tokens))
@@ -285,13 +204,13 @@ class Decoder:
 
     def _opinion(self, sequence: Sequence, tree: TokenTree, hidden_MH: Tensor) -> Opinion:
         settle: Settle | None = None
-        if (afresh := self.afresh) is not None:  # under --exact, near-ties are decided over the whole text
+        if (ties := self.exact_ties) is not None:  # under --exact, near-ties are decided over the whole text
             text = list(sequence.tokens)
 
             def settle(
                 node: int, scores_V: Tensor, rescore: Callable[[Tensor], Tensor], edge: Callable[[float], bool]
             ) -> Tensor:
-                return afresh.settled([*text, *tree.spelled(node)], scores_V, rescore, edge)
+                return ties.settled([*text, *tree.spelled(node)], scores_V, rescore, edge)
 
         at, sampling, noise = len(sequence.tokens), sequence.sampling, sequence.noise
         return Opinion(self.target.head, hidden_MH, tree, at, sampling, noise, sequence.parse, settle)

@@ -20,17 +20,18 @@ from specexec.engine.parts import Parts, Weights
 from specexec.engine.request_types import Continuation, Failure, Likelihood, Request, Result
 from specexec.engine.requests import Intake, check_ids
 from specexec.engine.shared_stream import Readers
+from specexec.engine.step_accounting import StepAccounting
 from specexec.errors import BadOption, ContextLengthExceeded
 from specexec.learned import Arrays, packed, unpack
 from specexec.model.cache import KVCache
-from specexec.model.exact_ties import Afresh
+from specexec.model.exact_ties import ExactTies
 from specexec.model.tree_lm import Rows, TreeLM
-from specexec.planning.budget import check_budget
 from specexec.planning.memory_room import Room
 from specexec.sampling.params import SamplingParams, derived_seed
 from specexec.sampling.scores import compared, constrained
 from specexec.sampling.verify import Acceptance
-from specexec.stats import Burst, Completion, Overlap, Pace, Progress
+from specexec.sizes import check_budget
+from specexec.stats import Burst, Completion, Progress
 from specexec.text.conversation import Conversation
 from specexec.text.messages import Prompt
 from specexec.text.sequence import Sequence
@@ -43,7 +44,8 @@ class Engine:
     Any number of threads may call `generate`, `generate_many`, `stream`, `likelihoods` and the rest at once, also while
     streams are open: sweeps run one at a time, each writes at all open texts, and no text changes by company. A stream
     that pauses or is dropped holds up nobody, but is written on until it ends or is closed. One conversation, and one
-    `caches`, serves one thread at a time. After `close` every call raises EngineClosed.
+    `caches`, serves one thread at a time. `accounting` says what sweeps cost and how fast texts were written. After
+    `close` every call raises EngineClosed.
     """
 
     def __init__(self, parts: Parts) -> None:
@@ -58,16 +60,15 @@ class Engine:
         self._model, self._stream = parts.model, parts.stream
         self._target, self._drafts = parts.target, parts.drafts
         self.sources, self.reason, self.own_code = parts.sources, parts.reason, parts.own_code
-        meter, cost = parts.stream.stats, parts.cost
-        self.afresh = Afresh(parts.target, parts.model.dtype) if parts.exact else None
+        self.exact_ties = ExactTies(parts.target, parts.model.dtype) if parts.exact else None
+        self.accounting = StepAccounting(parts.stream.stats, parts.cost)
         self._decoder = Decoder(
             parts.target,
             parts.drafter,
             parts.planner,
             parts.budget,
-            meter,
-            cost=cost,
-            afresh=self.afresh,
+            self.accounting,
+            exact_ties=self.exact_ties,
             unwaited=parts.stream.unwaited,
             room=parts.room,
         )
@@ -89,23 +90,6 @@ class Engine:
         """What was learned about the scores of the first drafter model at this temperature; None if no model drafts."""
         model = calibrated(self._decoder.drafter)
         return None if model is None else model.calibration(sampling)
-
-    @property
-    def pace(self) -> Pace:
-        """How fast texts were written so far."""
-        return self._decoder.pace
-
-    def sample_plain(self) -> None:
-        """From now on some sweeps carry no guesses, where `pace` cannot tell otherwise whether guessing pays.
-
-        They are few (after 1, 4, 16, 64, … others), write their token, and change no text.
-        """
-        self._decoder.samples_plain = True
-
-    @property
-    def overlap(self) -> Overlap:
-        """What drafting while weights streamed came to so far."""
-        return self._decoder.overlapped
 
     @property
     def device(self) -> str:
@@ -134,12 +118,12 @@ class Engine:
     @property
     def budget(self) -> int | Literal["auto"]:
         """Guesses checked per sweep and sequence; 0 is plain decoding, auto as many as pay for themselves."""
-        return self._decoder.budget
+        return self._decoder.limit.budget
 
     @budget.setter
     def budget(self, nodes: int | Literal["auto"]) -> None:
         check_budget(nodes)
-        self._decoder.budget = nodes
+        self._decoder.limit.budget = nodes
 
     @property
     def models(self) -> dict[str, object]:
@@ -153,8 +137,8 @@ class Engine:
 
     def progress(self) -> Progress:
         """Where the running sweep is. Cheap, and safe from any thread."""
-        done = min(self._decoder.layers_done, self._stream.layers)
-        return Progress(done, self._stream.layers, self._decoder.sweeps, self._stream.stats().bytes_read)
+        done = min(self.accounting.layers_done, self._stream.layers)
+        return Progress(done, self._stream.layers, self.accounting.sweeps, self._stream.stats().bytes_read)
 
     # What it does
 
@@ -240,7 +224,7 @@ class Engine:
         self._driven.leave(sequence)
 
     def scores(self, prompt: Prompt, answer: Items[int], sampling: SamplingParams) -> Tensor:
-        """What the choice after `prompt` + `answer` compares, processed afresh: logits + T · G, [V] float32."""
+        """What the choice after `prompt` + `answer` compares, in a sweep of its own: logits + T · G, [V] float32."""
         sequence = self._intake.sequence(prompt, sampling, written=answer)
         sequence.tokens += answer
         with self._readers.lock:
@@ -253,7 +237,7 @@ class Engine:
 
     def pack(self) -> dict[str, Floats]:
         """What decoding taught so far: how far to trust whom ("drafter/…"), what sweeps and passes cost ("cost/…")."""
-        return packed(self._decoder.drafter, "drafter") | packed(self._decoder.cost, "cost")
+        return packed(self._decoder.drafter, "drafter") | packed(self.accounting.cost, "cost")
 
     def unpack(self, arrays: Arrays) -> None:
         """Begin where an earlier engine of the same pair ended; texts stay what they are, only guesses get better.
@@ -261,7 +245,7 @@ class Engine:
         Raises ValueError for numbers that this engine cannot have learned.
         """
         unpack(self._decoder.drafter, "drafter", arrays)
-        unpack(self._decoder.cost, "cost", arrays)
+        unpack(self.accounting.cost, "cost", arrays)
 
     def likelihoods(self, asked: Items[Continuation]) -> Iterator[tuple[int, Likelihood]]:
         """How likely the target itself finds each continuation, with its index, as sweeps end; no drafter takes part.

@@ -27,7 +27,7 @@ MOST_ROWS = 8192  # of one sweep: arithmetic is the limit by then, and more rows
 WORTH_SHARING = 16
 
 
-class Target(Protocol):
+class ScoringTarget(Protocol):
     """What is needed of the model (lm.py, chain.py)."""
 
     def forward(self, parts: list[Rows]) -> list[Tensor]: ...
@@ -58,7 +58,7 @@ class _Tree:
 
 
 def likelihoods(
-    target: Target, asked: Items[Continuation], fits: Callable[[list[int]], bool], branching: bool = True
+    target: ScoringTarget, asked: Items[Continuation], fits: Callable[[list[int]], bool], branching: bool = True
 ) -> Iterator[tuple[int, Likelihood]]:
     """Every continuation's index and likelihood, sweep by sweep, texts with a common beginning side by side.
 
@@ -87,7 +87,7 @@ def likelihoods(
 
 
 @torch.no_grad()
-def _sweep(target: Target, trees: list[_Tree]) -> Iterator[tuple[int, Likelihood]]:
+def _sweep(target: ScoringTarget, trees: list[_Tree]) -> Iterator[tuple[int, Likelihood]]:
     hidden = target.forward([Rows(KVCache(), tree.tokens, tree.parents) for tree in trees])
     for tree, hidden_RH in zip(trees, hidden, strict=True):
         rows = [row for _, rows, _ in tree.asked for row in rows]

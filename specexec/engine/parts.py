@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from specexec.drafters.cost import CostModel
 from specexec.drafters.protocol import Drafter
 from specexec.drafters.retrieval.memory import Memory
-from specexec.engine.decoder import Meter
+from specexec.engine.step_accounting import Meter
 from specexec.model.chain_lm import ChainLM
 from specexec.model.tree_lm import TreeLM
 from specexec.planning.best_first import Planner

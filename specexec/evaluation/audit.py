@@ -14,7 +14,7 @@ from specexec.text.messages import Prompt
 @dataclass(frozen=True)
 class Audit:
     """One prompt answered twice. `first` is the index of the first differing token of the answers, None if there is
-    none; `margin` is how far apart the two tokens' scores lie when the text before them is processed afresh: a
+    none; `margin` is how far apart the two tokens' scores lie when the text before them is processed again: a
     near-tie that rounding may flip has a margin of rounding size.
     """
 

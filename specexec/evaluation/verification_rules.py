@@ -1,5 +1,6 @@
-"""Other laws of verification, to compare the walk with. They flip coins: the same seed gives another text with another
-tree, so nobody writes by them; `specexec bench --laws` measures them (rivals.py).
+"""Other rules of verification, to compare the walk with; `specexec bench --laws` measures them (rule_runner.py).
+
+They flip coins, so the same seed gives another text with another tree: no user's text is written with them.
 
 Each is exact in law for the offers it was made for, and only for those: it says what it needs and refuses the rest. In
 a tree of such offers the shape must not depend on which tokens were drawn (trimming to the best nodes biases it).

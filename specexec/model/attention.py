@@ -97,7 +97,7 @@ def attend(
     blocks = []
     for start in range(rows.start, rows.stop, QUERY_BLOCK):
         queries = slice(start, min(start + QUERY_BLOCK, rows.stop))
-        end = sees.committed + queries.stop  # nodes are ordered: nobody's ancestors come later
+        end = sees.committed + queries.stop  # nodes are ordered: no ancestor comes later
         block = query_HQD[None, :, start - rows.start : queries.stop - rows.start]
         keys, values = key_HKD[None, :, :end], value_HKD[None, :, :end]
         hidden = partial(sees.hidden, queries, style=style)
@@ -113,7 +113,32 @@ def attend_block(
     hidden: Callable[[int, int], Tensor | None],
     style: Style,
 ) -> Tensor:
-    """[B, H, Q, D of values]. `hidden` says who must not see the keys from one to another, [Q, K] or [B, Q, K]."""
+    """Attention over the keys from `start` on, block by block: [B, H, Q, D of values] in the dtype of the query.
+
+    query_BHQD, key_BHKD, value_BHKD: floats of any dtype, sums in float32; H is a multiple of the heads of keys.
+    `hidden(first, last)` is True where a query must not see the keys first … last - 1, bool [Q, K] or [B, Q, K]; None
+    where it sees all of them. Every query must see a key, or there must be sinks: else the result is NaN.
+
+    Each block brings the highest score m, the sum s of exp(score - m) and the sum o of exp(score - m) * value. Two
+    blocks merge by m = max(m1, m2), s = s1 exp(m1 - m) + s2 exp(m2 - m), o alike; the result is o / s (Milakov and
+    Gimelshein 2018, algorithm 3; FlashAttention, Dao et al. 2022, algorithm 1). Three keys with scores log 1, log 2 and
+    log 5 weigh 1/8, 2/8 and 5/8; with the values 8, 4 and 0 that makes 8/8 + 8/8 + 0 = 2, in one block or in two:
+
+    >>> query = torch.ones(1, 1, 1, 1)
+    >>> key = torch.tensor([1.0, 2.0, 5.0]).log().reshape(1, 1, 3, 1)
+    >>> value = torch.tensor([8.0, 4.0, 0.0]).reshape(1, 1, 3, 1)
+    >>> def found(hidden: Tensor | None = None) -> float:
+    ...     seen = lambda first, last: None if hidden is None else hidden[:, first:last]
+    ...     return round(attend_block(query, key, value, 0, seen, Style(scale=1.0)).item(), 4)
+    >>> found()
+    2.0
+    >>> from unittest.mock import patch
+    >>> with patch(f"{__name__}.KEY_BLOCK", 2):  # m = log 2, s = 3/2, o = 8/2 + 4 = 8; then m = log 5, s = 1, o = 0
+    ...     found()  # m = log 5, s = 3/2 * 2/5 + 1 = 1.6, o = 8 * 2/5 + 0 = 3.2
+    2.0
+    >>> found(torch.tensor([[False, False, True]]))  # the third key is not an ancestor: 8/3 + 8/3
+    5.3333
+    """
     texts, heads, queries, _ = query_BHQD.shape
     key_heads, end = key_BHKD.shape[1:3]
     groups = heads // key_heads

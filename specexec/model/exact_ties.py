@@ -1,8 +1,8 @@
 """`--exact`: near-ties are decided by recomputing the text alone, whichever sweep they appeared in.
 
 Two scores closer than rounding may change places when a token is computed among other rows. Such a choice is put to the
-target again: the whole text, processed afresh in one sweep, which gives the same bits in plain and in guessed decoding.
-So is a choice that a token at the very edge of top-k, top-p or min-p could win or lose.   V vocabulary   H hidden size
+target again: the whole text in one sweep of its own, which gives the same bits in plain and in guessed decoding. So is
+a choice that a token at the very edge of top-k, top-p or min-p could win or lose.   V vocabulary   H hidden size
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Head(Protocol):
 
 
 @dataclass
-class Afresh:
+class ExactTies:
     """Decides near-ties again. Keeps the bill: choices seen, decided again, changed, seconds, the largest rounding."""
 
     target: Head

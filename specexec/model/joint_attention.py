@@ -17,8 +17,8 @@ from specexec.sizes import KEY_BLOCK, QUERY_BLOCK
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Some rows of one text: the nodes `rows` of its cache, at `here` among the rows of a part of a sweep."""
+class TextRows:
+    """Some rows of text number `text`: the nodes `rows` of its cache, at `here` among the rows of a part of a sweep."""
 
     text: int
     here: slice
@@ -34,15 +34,15 @@ class Piece:
         return self.sees.committed + self.rows.stop
 
 
-class Company:
-    """Pieces of about one size, padded to the longest. Who sees whom is found out once for all layers of a kind."""
+class JointAttention:
+    """Pieces of about one size, padded to the longest. Which row sees which is found once for all layers of a kind."""
 
-    def __init__(self, pieces: Items[Piece], style: Style) -> None:
+    def __init__(self, pieces: Items[TextRows], style: Style) -> None:
         self.pieces = pieces
         self._queries, self._keys = (max(size) for size in zip(*((p.queries, p.keys) for p in pieces), strict=True))
         if len(pieces) == 1:
             return
-        # Rows before the first that anybody sees may not be there: they could have stayed in another memory.
+        # Rows before the first that any query sees may not be there: they could have stayed in another memory.
         self._first = [piece.sees.first_visible(piece.rows, style) for piece in pieces]
         device = pieces[0].sees.position_R.device
         self._hidden_BQK = torch.zeros(len(pieces), self._queries, self._keys, dtype=torch.bool, device=device)
@@ -56,7 +56,10 @@ class Company:
         self._at_BQ = torch.tensor(at, device=device)
 
     def attend(self, query_HQD: Tensor, kvs: Items[LayerKV], style: Style) -> list[Tensor]:
-        """What each piece finds among its own keys, [H, Q, D of values]; `query_HQD` holds the queries of all."""
+        """What each piece finds among its own keys, [H, Q, D of values] in the dtype of the query, in their order.
+
+        `query_HQD` holds the queries of all pieces, `kvs` the keys and values of each, on one device.
+        """
         if len(self.pieces) == 1:
             (piece,), (kv,) = self.pieces, kvs
             return [attend(query_HQD[:, piece.here], kv.keys_HRD, kv.values_HRD, piece.sees, piece.rows, style)]
@@ -75,9 +78,9 @@ class Company:
         return padded_BHKD
 
 
-def companies(pieces: Items[Piece], style: Style) -> list[Company]:
-    """Pieces of like size together, no company larger than a block of attention; a large piece stays alone."""
-    alike: dict[tuple[int, int], list[list[Piece]]] = {}
+def joined(pieces: Items[TextRows], style: Style) -> list[JointAttention]:
+    """Pieces of like size together, no group larger than a block of attention; a large piece stays alone."""
+    alike: dict[tuple[int, int], list[list[TextRows]]] = {}
     for piece in pieces:
         groups = alike.setdefault((piece.queries.bit_length(), piece.keys.bit_length()), [[]])
         together = [*groups[-1], piece]
@@ -86,4 +89,4 @@ def companies(pieces: Items[Piece], style: Style) -> list[Company]:
             groups.append([piece])
         else:
             groups[-1].append(piece)
-    return [Company(group, style) for groups in alike.values() for group in groups]
+    return [JointAttention(group, style) for groups in alike.values() for group in groups]

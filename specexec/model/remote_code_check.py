@@ -40,7 +40,7 @@ def lm_of(
     With `tried`, what the class says of itself is not believed. Raises UnsupportedArchitecture, also for code that
     cannot take the `trees` that a drafter needs.
     """
-    trial, own_attention = Trial(model) if tried else None, model.config._attn_implementation
+    trial, own_attention = ReferenceOutput(model) if tried else None, model.config._attn_implementation
     try:
         tree_lm = TreeLM(model, travel=travel, share=share)
         return trial.tree(tree_lm) if trial else tree_lm
@@ -53,7 +53,7 @@ def lm_of(
         return trial.chain(chain_lm) if trial else chain_lm
 
 
-class Trial:
+class ReferenceOutput:
     """What the model's own forward pass says about both texts; made before its attention is replaced."""
 
     @torch.no_grad()

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from specexec.model.module_types import Configured
+
 
 def rebuilt(model: PreTrainedModel, layers: Mapping[int, nn.Module]) -> PreTrainedModel:
     """The same model with only `layers`, by their numbers in the whole one and in that order; nothing is copied."""
@@ -26,8 +28,8 @@ def rebuilt(model: PreTrainedModel, layers: Mapping[int, nn.Module]) -> PreTrain
     parent._modules[path[-1]] = nn.ModuleList(layers.values())
     for layer in layers.values():
         for module in layer.modules():
-            if hasattr(module, "config"):  # a copied layer came with a copy, which misses how the whole attends
-                _configure(module, model.config)
+            if isinstance(module, Configured):  # a copied layer came with a copy, which misses how the whole attends
+                module.config = model.config
     assert isinstance(top, PreTrainedModel)
     return top
 
@@ -57,10 +59,6 @@ def _fork(module: nn.Module, config: PretrainedConfig) -> nn.Module:
     """A second container of the same children, parameters and buffers."""
     fork = copy.copy(module)
     fork._modules = dict(module._modules)
-    if hasattr(fork, "config"):
-        _configure(fork, config)
+    if isinstance(fork, Configured):
+        fork.config = config
     return fork
-
-
-def _configure(module: nn.Module, config: PretrainedConfig) -> None:
-    setattr(module, "config", config)  # noqa: B010 - nn.Module types every attribute as a Tensor

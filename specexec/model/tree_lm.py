@@ -27,7 +27,8 @@ from specexec.model.architecture import LayerKind, check_tree_support, longest_t
 from specexec.model.attention import Style, Visibility
 from specexec.model.cache import KVCache
 from specexec.model.cache_in_ram import Passenger, Travel, Trip
-from specexec.model.joint_attention import Company, Piece, companies
+from specexec.model.joint_attention import JointAttention, TextRows, joined
+from specexec.model.module_types import TakesChunks
 from specexec.sizes import CHUNK
 from specexec.tree.tree import depths, intervals
 
@@ -92,9 +93,9 @@ class TreeLM:
         self.device = next(model.get_output_embeddings().parameters()).device
         self.vocabulary: int = int(model.config.vocab_size)
         self.context: int = longest_text(model.config)
-        self._streamed = [layer for layer in model.modules() if hasattr(layer, "chunk_rows")]
+        self._streamed = [layer for layer in model.modules() if isinstance(layer, TakesChunks)]
         for layer in self._streamed:  # they can take long prompts in pieces, at one visit of the weights
-            setattr(layer, "chunk_rows", CHUNK)  # noqa: B010 - nn.Module types every attribute as a Tensor
+            layer.chunk_rows = CHUNK
         self._trunk: nn.Module = getattr(model, model.base_model_prefix)
         self._head = head_alone(model)
         self._experts = any(name.endswith("experts") for name, _ in model.named_modules())
@@ -130,7 +131,7 @@ class TreeLM:
 
     def _run(self, packed: _Packed) -> Tensor:
         for layer in self._streamed:
-            setattr(layer, "own_rows", packed.count)  # noqa: B010
+            layer.own_rows = packed.count
         tokens_R = packed.tokens_R.clamp(max=self.vocabulary - 1) if self._lenient else packed.tokens_R
         input_ids = tiles.filled_up(tokens_R).unsqueeze(0)
         position_ids = tiles.filled_up(packed.positions_R).unsqueeze(0)
@@ -206,7 +207,7 @@ class _Packed:
         self._kinds = kinds
         self._cancelled = cancelled
         self._attended: dict[int, int] = {}
-        self._companies: dict[tuple[int, int, LayerKind], list[Company]] = {}
+        self._joint: dict[tuple[int, int, LayerKind], list[JointAttention]] = {}
         self._spans: list[_Span] = []
         start = 0
         for part in parts:
@@ -231,17 +232,17 @@ class _Packed:
         begin = self._attended.get(layer, 0)
         end = begin + query_HQD.shape[1]
         self._attended[layer] = end
-        if (begin, end, kind) not in self._companies:  # the same in all layers of a kind
-            self._companies[begin, end, kind] = companies(self._pieces(begin, end), style)
+        if (begin, end, kind) not in self._joint:  # the same in all layers of a kind
+            self._joint[begin, end, kind] = joined(self._pieces(begin, end), style)
         mixed_HQD = query_HQD.new_zeros((*query_HQD.shape[:2], value_HKD.shape[-1]))
         trip = self._trip if self._trip and self._trip.carries(layer) else None
-        for company in self._companies[begin, end, kind]:
+        for group in self._joint[begin, end, kind]:
             kvs = []
-            for piece in company.pieces:
+            for piece in group.pieces:
                 node, new = piece.rows.start, (key_HKD[:, piece.here], value_HKD[:, piece.here])
                 cache = self._spans[piece.text].cache
                 kvs.append(trip.write(layer, piece.text, node, *new) if trip else cache.write(layer, node, *new))
-            for piece, found_HQD in zip(company.pieces, company.attend(query_HQD, kvs, style), strict=True):
+            for piece, found_HQD in zip(group.pieces, group.attend(query_HQD, kvs, style), strict=True):
                 mixed_HQD[:, piece.here] = found_HQD
         if trip and end >= self.count:
             trip.leave(layer)
@@ -249,7 +250,7 @@ class _Packed:
         mixed_HQD[:, own:] = mixed_HQD[:, own - 1 : own]
         return mixed_HQD
 
-    def _pieces(self, begin: int, end: int) -> list[Piece]:
+    def _pieces(self, begin: int, end: int) -> list[TextRows]:
         """What every sequence has among the packed rows from `begin` to `end`."""
         pieces = []
         for number, span in enumerate(self._spans):
@@ -257,7 +258,7 @@ class _Packed:
             if first < last:
                 node = span.first_node + first - span.start
                 rows = slice(node, node + last - first)
-                pieces.append(Piece(number, slice(first - begin, last - begin), rows, span.sees))
+                pieces.append(TextRows(number, slice(first - begin, last - begin), rows, span.sees))
         return pieces
 
     def end(self) -> None:

@@ -20,7 +20,7 @@ from specexec.planning.best_first import LOOKING_UP, PLANNERS, RANKINGS, Planner
 from specexec.planning.budget import FIRST_NODES, Budget, Spent
 from specexec.text.sequence import Sequence
 from specexec.tree.growing import Growth
-from specexec.tree.static_shape import Shape, static_tree
+from specexec.tree.static_shape import TreeShape, static_tree
 from specexec.tree.tree import ROOT, Floats, TokenTree
 
 NAMES = (*PLANNERS, "beam", "sequoia")
@@ -136,7 +136,7 @@ class _Planned:
     """One sequence's copy of the shape: which grown node stands at which place."""
 
     length: int
-    shape: Shape
+    shape: TreeShape
     node_at: dict[int, int] = field(default_factory=lambda: {ROOT: ROOT})  # place in the shape -> node
     tokens: list[int] = field(default_factory=list)
     ranks: list[int] = field(default_factory=list)

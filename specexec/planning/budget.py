@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from specexec.drafters.cost import CostModel
-from specexec.errors import BadOption
 from specexec.sizes import MOST_NODES
 from specexec.tree.tree import Floats
 
@@ -78,10 +77,3 @@ class AutoBudget:
             return asked
         self.declined += 1
         return len(asked_N) if self.declined % RETRY_SWEEPS == 0 else 0
-
-
-def check_budget(nodes: object) -> None:
-    """Refuse what is no number of guesses. Raises BadOption."""
-    whole = isinstance(nodes, int) and not isinstance(nodes, bool)
-    if nodes != "auto" and not (whole and 0 <= nodes <= MOST_NODES):  # type: ignore[operator]  # whole, so a number
-        raise BadOption(f"budget is {nodes!r}; allowed: 'auto' or 0 to {MOST_NODES}.")

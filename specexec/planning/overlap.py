@@ -15,7 +15,7 @@ LEAST = 0.01  # of a sweep: for less it is not worth keeping a processor busy
 
 
 @dataclass
-class Luck:
+class OverlapGain:
     """How often texts went where the drafter had gone on meanwhile, and the seconds of drafting that saves."""
 
     chance: float = 0.25
@@ -23,7 +23,7 @@ class Luck:
     declined: int = 0
 
     def learn(self, hits: Iterable[bool | None], draft_s: float) -> None:
-        """One step: whether each text was met (None: nobody had gone on), and the drafting that somebody waited for."""
+        """One step: whether each text was met (None: nothing was guessed ahead), and the drafting before the sweep."""
         self.draft_s = FADE * self.draft_s + (1 - FADE) * draft_s if self.draft_s else draft_s
         for hit in hits:
             if hit is not None:
@@ -37,8 +37,8 @@ class Luck:
         return self.declined % RETRY_SWEEPS == 0
 
 
-class Ahead:
-    """Begins with the trees as they were submitted; `seconds` is for whoever guesses on to fill in."""
+class SweepOverlap:
+    """Begins with the trees as they were submitted; the caller sets `seconds`, those of guessing ahead."""
 
     def __init__(self, live: Items[Sequence]) -> None:
         self.seconds = 0.0

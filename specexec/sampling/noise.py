@@ -21,7 +21,25 @@ _ROUNDS = 10
 
 
 class Noise:
-    """G(seed, position, token) for one sequence, float32, remembered per position until forgotten."""
+    """G(seed, position, token) for one sequence, float32, remembered per position until forgotten.
+
+    The Gumbel-max trick: the largest of logits + T * G is a sample of softmax(logits / T). With the same noise two
+    models that agree roughly mostly choose the same token, though each of them samples from its own distribution:
+
+    >>> noise = Noise(seed=1, vocabulary=3)
+    >>> [round(value, 2) for value in noise.row(7).tolist()]
+    [-1.49, 2.8, 1.11]
+    >>> target, draft = torch.tensor([2.0, 1.0, 0.0]), torch.tensor([1.7, 1.4, 0.1])  # softmax: .67 .24 .09; .51 .38 .1
+    >>> int((target + noise.row(7)).argmax()), int((draft + noise.row(7)).argmax())  # of .51 3.8 1.11; .21 4.2 1.21
+    (1, 1)
+    >>> chosen = [[int((logits + noise.row(i)).argmax()) for i in range(1000)] for logits in (target, draft)]
+    >>> [chosen[0].count(token) for token in range(3)], [chosen[1].count(token) for token in range(3)]
+    ([648, 263, 89], [512, 387, 101])
+    >>> sum(ours == theirs for ours, theirs in zip(*chosen))
+    858
+    >>> noise.at(7, torch.tensor([2, 1])).equal(noise.row(7)[[2, 1]])  # of chosen ids alone, without the whole row
+    True
+    """
 
     def __init__(self, seed: int, vocabulary: int, device: torch.device | str = "cpu") -> None:
         self.seed = seed % 2**64
@@ -51,7 +69,11 @@ class Noise:
 
 
 def gumbel(bits: np.ndarray[tuple[int, ...], np.dtype[np.uint64]]) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
-    """Standard Gumbel values from 64-bit draws. All 64 bits count: the winners live in the far upper tail."""
+    """Standard Gumbel values -log(-log(1 - u)) from 64-bit draws, float64. All 64 bits count, for the far upper tail.
+
+    >>> gumbel(np.array([2**63], np.uint64)).round(4).tolist()  # u = 1/2, the median: -log(log 2)
+    [0.3665]
+    """
     uniform = (bits.astype(np.float64) + 0.5) * 2.0**-64
     # Large noise comes from small u, where float64 is dense; u must stay below 1 for the other end.
     exponential = -np.log1p(-np.minimum(uniform, 1.0 - 2.0**-53))

@@ -30,7 +30,7 @@ class SamplingParams:
     `stop_token_ids` end an answer beside the model's own ends, also under `ignore_eos`. `min_tokens` is transformers'
     min_new_tokens, and goes before `min_length`, which counts the prompt.
     `logprobs` asks for the log-probability of every token, and of so many alternatives; `prompt_logprobs` for those of
-    the prompt too, which is then read afresh.
+    the prompt too, which is then computed in full.
     """
 
     temperature: float | None = None

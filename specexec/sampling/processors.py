@@ -24,7 +24,7 @@ Process: TypeAlias = Callable[[torch.LongTensor, Tensor], Tensor]  # of token id
 
 
 @dataclass(frozen=True)
-class Text:
+class JudgedText:
     """The text that is judged: at most `longest` tokens, each below `vocabulary`; any of `ends` ends it."""
 
     prompt: tuple[int, ...]
@@ -42,7 +42,7 @@ class Text:
 class Processors:
     """What the tokens of one text make of the logits after it."""
 
-    def __init__(self, sampling: SamplingParams, text: Text) -> None:
+    def __init__(self, sampling: SamplingParams, text: JudgedText) -> None:
         self._vocabulary = text.vocabulary
         self._prompt = text.prompt
         self._in_order = [*_of_generate(sampling, text), *_of_openai(sampling, len(text.prompt))]
@@ -90,7 +90,7 @@ def processed(logits_NV: Tensor, histories: Items[History]) -> Tensor:
     return out_NV
 
 
-def _of_generate(sampling: SamplingParams, text: Text) -> Iterator[Process]:
+def _of_generate(sampling: SamplingParams, text: JudgedText) -> Iterator[Process]:
     """Those of GenerationMixin._get_logits_processor, for ids that can be written; a grammar rules forced ones out."""
     start = len(text.prompt)
     ends = torch.tensor(_below(text.vocabulary, text.ends), device=text.device)

@@ -57,7 +57,8 @@ class Opinion:
     """What the target thinks at every node of one tree, given its final hidden states [M, H].
 
     `position` is that of the first token to choose, `parse` says what a grammar allows from there on. Logits exist only
-    for the rows a walk visits. `settle`, where it is given, has the last word about a node's scores (afresh.py).
+    for the rows a walk visits. `settle`, where it is given, has the last word about a node's scores (exact_ties.py).
+    `head` makes logits of hidden states, [R, H] → [R, V] float32. Raises BrokenLogits where they are not finite.
     """
 
     def __init__(
@@ -153,7 +154,26 @@ class Opinion:
 
 
 def walk(opinion: Opinion, history: History) -> Acceptance:
-    """Follow the target's choices down the tree; `history` is that of the text above it, read only under penalties."""
+    """Follow the target's choices down the tree; `history` is that of the text above it, read only under penalties.
+
+    Algorithm 1 of SpecExec (arXiv 2406.02532) with noise that depends on the position alone: what is emitted is what
+    the target would have chosen one token at a time. Where no token may come next the walk ends with that failure.
+
+    Tokens 2 and 0 are guessed to follow the text, 1 to follow 2. Here hidden states are the logits already:
+
+    >>> from specexec.sampling.processors import Processors, Text
+    >>> tree = TokenTree.of(tokens=[2, 0, 1], parents=[ROOT, ROOT, 0])
+    >>> hidden_MH = torch.tensor([
+    ...     [0.0, 1.0, 3.0, 2.0],  # after the text: 2, which is node 0
+    ...     [0.0, 4.0, 1.0, 2.0],  # after node 0: 1, which is node 2
+    ...     [9.0, 0.0, 0.0, 0.0],  # after node 1, where the text does not come
+    ...     [0.0, 1.0, 2.0, 5.0],  # after node 2: 3, which was not guessed
+    ... ])
+    >>> greedy = SamplingParams(temperature=0.0)
+    >>> opinion = Opinion(lambda rows: rows, hidden_MH, tree, 7, greedy, Noise(0, 4))
+    >>> walk(opinion, Processors(greedy, Text((1,), 4)).history([]))
+    Acceptance(path=(0, 2), tokens=(2, 1, 3), failure=None)
+    """
     path: list[int] = []
     tokens: list[int] = []
     node: int | None = ROOT

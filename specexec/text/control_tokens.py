@@ -1,4 +1,4 @@
-"""Control tokens spelled out in a prompt, told from those that a chat template wrote. Knows no template.
+"""Control tokens spelled out in a prompt, as opposed to those that a chat template wrote. Knows no template.
 
 Spelled ones are *marked* before a template sees them: their first character is replaced by one of Unicode's private
 use, so text and marked text agree character by character, and whole control tokens in it are the template's own. The

@@ -16,15 +16,15 @@ from specexec.text.reply import Reply
 from specexec.text.transcript import Tokens, Turn, begin, belonging, same_text
 
 
-class Words(Tokens, Templates, Protocol):
+class DialogueEncoding(Tokens, Templates, Protocol):
     """What a dialogue needs of an encoding."""
 
 
-class Writer(Protocol):
+class DialogueEngine(Protocol):
     """What a dialogue needs of an engine."""
 
     @property
-    def encoding(self) -> Words: ...
+    def encoding(self) -> DialogueEncoding: ...
 
     @property
     def models(self) -> dict[str, object]: ...
@@ -67,7 +67,7 @@ class Conversation:
     model reads them again is its template's business.
     """
 
-    def __init__(self, writer: Writer, system: str | None = None) -> None:
+    def __init__(self, writer: DialogueEngine, system: str | None = None) -> None:
         self.system = system
         self.messages: list[Message] = []
         self.unanswered: str | None = None  # a question whose answer did not begin; no message of the dialogue

@@ -10,7 +10,7 @@ from specexec.errors import SpecexecError
 from specexec.model.cache import KVCache, common_prefix
 from specexec.sampling.noise import Noise
 from specexec.sampling.params import SamplingParams
-from specexec.sampling.processors import History, Processors, Text
+from specexec.sampling.processors import History, JudgedText, Processors
 from specexec.sampling.verify import Acceptance
 from specexec.sizes import MOST_NODES
 from specexec.stats import FinishReason, Limit, Logprob
@@ -56,7 +56,7 @@ class Sequence:
     def __post_init__(self) -> None:
         self.prompt_length = len(self.tokens)
         prompt = tuple(self.tokens)
-        text = Text(prompt, self.noise.vocabulary, self.stop_tokens, self.longest, str(self.noise.device))
+        text = JudgedText(prompt, self.noise.vocabulary, self.stop_tokens, self.longest, str(self.noise.device))
         self.processors = Processors(self.sampling, text)
         self.parse: Parse | None = None if self.sampling.grammar is None else self.sampling.grammar.start()
         if not self.sampling.max_tokens:

@@ -11,7 +11,7 @@ from specexec.tree.tree import ROOT, Floats, Ints
 
 
 @dataclass(frozen=True)
-class Shape:
+class TreeShape:
     """A tree of ranks, parents before children, likeliest first."""
 
     parents_N: Ints
@@ -19,7 +19,7 @@ class Shape:
     chances_N: Floats
 
 
-def static_tree(chance_K: Floats, nodes: int, depth: int) -> Shape:
+def static_tree(chance_K: Floats, nodes: int, depth: int) -> TreeShape:
     """The `nodes` likeliest paths of at most `depth` ranks, if every child of rank k has chance_K[k]."""
     parents: list[int] = []
     ranks: list[int] = []
@@ -38,4 +38,4 @@ def static_tree(chance_K: Floats, nodes: int, depth: int) -> Shape:
         if level + 1 < depth:
             heapq.heappush(waiting, (lost * float(chance_K[0]), arrived + 1, len(parents) - 1, 0, level + 1))
         arrived += 2
-    return Shape(np.array(parents, np.int64), np.array(ranks, np.int64), np.array(chances))
+    return TreeShape(np.array(parents, np.int64), np.array(ranks, np.int64), np.array(chances))

@@ -26,7 +26,7 @@ Split = Literal["file", "lines", "blank"]
 
 
 @dataclass(frozen=True)
-class Shard:
+class InputShard:
     """Part K of N: every N-th item, so that parts of a sorted input take about equally long."""
 
     part: int = 1
@@ -48,7 +48,7 @@ def read_inputs(
     *,
     split: Split = "file",
     limit: int | None = None,
-    shard: Shard = Shard(),
+    shard: InputShard = InputShard(),
     dedupe: bool = False,
 ) -> Inputs:
     """The items of this run. Ids are unique: an item that repeats one carries that as its problem.

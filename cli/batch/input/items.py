@@ -13,7 +13,7 @@ from specexec.sampling.params import SamplingParams, derived_seed
 from specexec.text.template_options import Wishes
 
 if TYPE_CHECKING:
-    from cli.openai.parse import Asked
+    from cli.openai.parse import HttpRequest
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 Message: TypeAlias = dict[str, object]
@@ -21,7 +21,7 @@ Prompt: TypeAlias = str | list[int] | list[Message]  # raw text, token ids, or m
 
 
 @dataclass(frozen=True)
-class Text:
+class ItemText:
     """One of the texts that an item asks for."""
 
     prompt: Prompt
@@ -43,7 +43,7 @@ class Item:
     problem: SpecexecError | None = None
     index: int = 0
     duplicate_of: str | None = None
-    asked: Asked | None = None
+    asked: HttpRequest | None = None
     answered: bool = False
 
     @property
@@ -65,15 +65,15 @@ class Item:
         seed = derived_seed(run.seed or 0, self.duplicate_of or self.id)
         return replace(run, **{"seed": seed, **self.wishes})  # type: ignore[arg-type]  # read_chat has checked
 
-    def texts(self, run: SamplingParams) -> list[Text]:
+    def texts(self, run: SamplingParams) -> list[ItemText]:
         """All texts that it asks for; further choices of a prompt have seeds derived from the first one's."""
         from cli.openai.parse import seed_of  # pydantic: not for those who only want --help
 
         first = self.sampling(run)
         if self.asked is None:
-            return [Text(self.prompt, first)]
+            return [ItemText(self.prompt, first)]
         seeds = [seed_of(choice, first.seed or 0) for choice in range(self.asked.n)]
-        return [Text(prompt, replace(first, seed=seed)) for prompt in self.prompts for seed in seeds]
+        return [ItemText(prompt, replace(first, seed=seed)) for prompt in self.prompts for seed in seeds]
 
     @property
     def prompts(self) -> tuple[Prompt, ...]:

@@ -16,7 +16,7 @@ from specexec.errors import BadText
 from specexec.sampling.params import SamplingParams
 
 if TYPE_CHECKING:
-    from cli.openai.parse import Asked
+    from cli.openai.parse import HttpRequest
 
 # What other programs call a wish, and what it is called here; a dropped one would be noticed too late.
 _FOREIGN = {"max_new_tokens": "max_tokens", "stop_sequences": "stop", "do_sample": "temperature", "num_beams": ""}
@@ -67,7 +67,7 @@ def _known() -> frozenset[str]:
     return frozenset(names - {"messages", "prompt", *_NOT_HERE})
 
 
-def _wishes(asked: Asked) -> dict[str, Json]:
+def _wishes(asked: HttpRequest) -> dict[str, Json]:
     """The sampling that the body chooses, by the names of SamplingParams."""
     own = {one.name for one in fields(SamplingParams)} & asked.chosen - {"grammar"}
     wishes = {name: getattr(asked.sampling, name) for name in sorted(own)}

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Answer:
+class ItemAnswer:
     """All texts of an item. `notes` say what of its wishes had no effect."""
 
     completions: tuple[Completion, ...]
@@ -36,7 +36,7 @@ class Answer:
         """How many were written."""
         return sum(len(one.tokens) for one in self.completions)
 
-    def free(self) -> Answer:
+    def free(self) -> ItemAnswer:
         """The same for another item, which it cost nothing."""
         spent = (replace(one, sweeps=0, bytes_read=0, seconds=0.0) for one in self.completions)
         return replace(self, completions=tuple(spent))

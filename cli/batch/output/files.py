@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cli.shared.errors import DiskFull
+from cli.shared.errors import OutputDiskFull
 from offload.machine.atomic_write import replacing
 
 
@@ -16,7 +16,7 @@ def on_disk(path: Path, what: str) -> Iterator[None]:
     try:
         yield
     except OSError as problem:
-        raise DiskFull(
+        raise OutputDiskFull(
             f"{path}: {problem.strerror} while writing {what}.",
             why="Everything before it is complete and saved.",
             hint="make room, then the same command with --resume.",

@@ -19,7 +19,7 @@ from cli.openai.errors import api_error
 from cli.shared.errors import REFUSALS
 
 if TYPE_CHECKING:
-    from cli.batch.output.answers import Answer
+    from cli.batch.output.answers import ItemAnswer
     from cli.openai.responses import Choice
     from specexec.stats import Completion
 
@@ -31,7 +31,7 @@ _OWN = ("seed", "sweeps", "tokens_per_sweep", "bytes_read", "seconds", "token_id
 
 
 @dataclass(frozen=True)
-class Writer:
+class RecordWriter:
     """Turns results into records. `model` is the name and revision that every record carries.
 
     With `dedupe` every record also says whose copy it is, with `facts` what came of the options.
@@ -43,7 +43,7 @@ class Writer:
     facts: Callable[[Item], Record] = lambda _: {}
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def finished(self, item: Item, answer: Answer) -> Record:
+    def finished(self, item: Item, answer: ItemAnswer) -> Record:
         """The record of an answer."""
         own = {**_own(answer.completions), **({"notes": list(answer.notes)} if answer.notes else {})}
         if self.format == "openai-batch":
@@ -83,10 +83,10 @@ class Writer:
     def _response(self, item: Item, status: int, body: Record) -> Record:
         return {"status_code": status, "request_id": f"req_{_hex(item, 'response')}", "body": body}
 
-    def _body(self, item: Item, answer: Answer) -> Record:
-        from cli.openai.responses import Reply
+    def _body(self, item: Item, answer: ItemAnswer) -> Record:
+        from cli.openai.responses import ApiReply
 
-        reply = Reply(item.chat, self.model, _prompt_tokens(item, answer), _hex(item, "body"), self.created)
+        reply = ApiReply(item.chat, self.model, _prompt_tokens(item, answer), _hex(item, "body"), self.created)
         whole = reply.whole(list(answer.choices))
         return {name: value for name, value in whole.items() if name != "timings"}
 
@@ -127,7 +127,7 @@ def _own(completions: tuple[Completion, ...]) -> Record:
     }
 
 
-def _prompt_tokens(item: Item, answer: Answer) -> int:
+def _prompt_tokens(item: Item, answer: ItemAnswer) -> int:
     """A prompt counts once, however many choices were written for it."""
     n = 1 if item.asked is None else item.asked.n
     return sum(one.prompt_tokens for one in answer.completions[::n])

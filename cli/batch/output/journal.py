@@ -19,7 +19,7 @@ from cli.batch.output.files import on_disk, replace_file
 from cli.batch.output.formats import Done, Record, done_of, line_of
 from cli.batch.output.manifest import Manifest, check_same, read_manifest
 from cli.batch.refusals import DamagedOutput, Locked, ManifestMismatch, OutputRefused
-from cli.shared.errors import DISK_FULL, OutputExists
+from cli.shared.errors import DISK_FULL, OutputFileExists
 from offload.machine.atomic_write import sync_folder
 
 RECORDS = "records.jsonl"  # of a run that writes each text into a file of its own
@@ -102,12 +102,12 @@ def open_journal(
     """
     beside = Beside(path)
     if path.exists() and not path.is_file():
-        raise OutputExists(f"{path} is not a file that results could be added to.", hint="another -o.")
+        raise OutputFileExists(f"{path} is not a file that results could be added to.", hint="another -o.")
     lock = _locked(path, beside)
     try:
         size_B = path.stat().st_size if path.exists() else 0
         if size_B and not (resume or overwrite):
-            raise OutputExists(
+            raise OutputFileExists(
                 f"{path} already exists ({sum(1 for _ in _lines(path))} lines).",
                 hint="--resume to continue it, --overwrite to start again, or another -o.",
             )

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Protocol
 
 from cli.batch.input.items import Item
 from cli.batch.output.files import on_disk, replace_file
-from cli.batch.output.formats import Writer, line_of
+from cli.batch.output.formats import RecordWriter, line_of
 from cli.batch.output.journal import Journal
-from cli.shared.errors import OutputExists
+from cli.shared.errors import OutputFileExists
 from cli.terminal.screen import Screen
 
 if TYPE_CHECKING:
-    from cli.batch.output.answers import Answer
+    from cli.batch.output.answers import ItemAnswer
 
 TEXTS = (".txt", ".md", ".markdown")
 LONGEST_NAME_B = 200  # disks take 255 bytes; a mark, a suffix and a hidden name for the unfinished file come on top
@@ -31,7 +31,7 @@ class Sink(Protocol):
 
     keeps_partial: bool
 
-    def finished(self, item: Item, answer: Answer) -> None: ...
+    def finished(self, item: Item, answer: ItemAnswer) -> None: ...
 
     def failed(self, item: Item, error: Exception) -> None: ...
 
@@ -41,11 +41,11 @@ class JournalSink:
     """Records, as items finish; with `folder` each text in a file of its own first, which the record names."""
 
     journal: Journal
-    writer: Writer
-    folder: Folder | None = None
+    writer: RecordWriter
+    folder: AnswerFolder | None = None
     keeps_partial: bool = True
 
-    def finished(self, item: Item, answer: Answer) -> None:
+    def finished(self, item: Item, answer: ItemAnswer) -> None:
         record = self.writer.finished(item, answer)
         if self.folder is not None:
             record["file"] = self.folder.put(item, answer.text)
@@ -57,14 +57,14 @@ class JournalSink:
 
 
 @dataclass
-class Folder:
+class AnswerFolder:
     """One text file for each item, named after its id. Names never lead out of the folder and never collide."""
 
     path: Path
     names: dict[str, str] = field(default_factory=dict)
 
     @staticmethod
-    def of(path: Path, ids: Iterable[str]) -> Folder:
+    def of(path: Path, ids: Iterable[str]) -> AnswerFolder:
         """The folder of a run, every name decided before the first file is written.
 
         `ids` are those of all items, also of earlier runs: a name that was one's own must not become another's.
@@ -72,7 +72,7 @@ class Folder:
         names = {name: _file_name(name) for name in ids}
         while crowded := _crowded(names):
             names |= {name: _marked(names[name], name) for name in crowded}
-        return Folder(path, names)
+        return AnswerFolder(path, names)
 
     @property
     def renamed(self) -> int:
@@ -83,7 +83,7 @@ class Folder:
         """Refuse to replace what somebody else has put there."""
         taken = next((file for name in self.names.values() if (file := self.path / name).exists()), None)
         if taken is not None:
-            raise OutputExists(f"{taken} already exists.", hint="another --output-dir, or --overwrite.")
+            raise OutputFileExists(f"{taken} already exists.", hint="another --output-dir, or --overwrite.")
 
     def put(self, item: Item, text: str) -> str:
         """Write an item's text; returns the name of its file."""
@@ -133,14 +133,14 @@ class ScreenSink:
 
     screen: Screen
     order: list[int]
-    writer: Writer
+    writer: RecordWriter
     as_json: bool
     keeps_partial: bool = False
     _thoughts_told: bool = False
     _waiting: dict[int, Callable[[], None]] = field(default_factory=dict)
     _next: int = 0
 
-    def finished(self, item: Item, answer: Answer) -> None:
+    def finished(self, item: Item, answer: ItemAnswer) -> None:
         record = self.writer.finished(item, answer)
         self._tell_of_thoughts(answer)
         self._put(item, lambda: self._show(line_of(record).decode() if self.as_json else answer.shown))
@@ -154,7 +154,7 @@ class ScreenSink:
         for index in sorted(self._waiting):
             self._waiting.pop(index)()
 
-    def _tell_of_thoughts(self, answer: Answer) -> None:
+    def _tell_of_thoughts(self, answer: ItemAnswer) -> None:
         if not (self.as_json or self._thoughts_told) and any(choice.piece.reasoning for choice in answer.choices):
             self.screen.say("thoughts are left out here; --json or -o FILE keeps them")
             self._thoughts_told = True

@@ -8,12 +8,14 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
+from pkgutil import resolve_name
 from types import ModuleType
 from typing import Literal
 
 import torch
 
 from offload.checkpoint.documents import Json
+from offload.checkpoint.quantized.formats import STORED_FORMATS
 from offload.checkpoint.quantized.stored import Quantised
 from offload.errors import MissingLibrary
 from offload.machine.thread_pool import Piece, share
@@ -116,16 +118,11 @@ def _quantise_nf4(weight: torch.Tensor, name: str) -> dict[str, torch.Tensor]:
 
 def dequantise(weight: Quantised, members: Mapping[str, torch.Tensor], target: torch.Tensor) -> None:
     """Fill `target`, a view of the weight's shape in the compute dtype, from the members by role."""
-    match weight.scheme:
-        case "nf4" | "fp4":
-            _dequantise_4bit(weight, members, target)
-        case "int8":
-            _dequantise_int8(members["codes"], members["scales"], target)
-        case "mxfp4":
-            _dequantise_mxfp4(members["codes"], members["scales"], target)
+    resolve_name(STORED_FORMATS[weight.scheme].dequantise)(weight, members, target)
 
 
-def _dequantise_4bit(weight: Quantised, members: Mapping[str, torch.Tensor], target: torch.Tensor) -> None:
+def dequantise_4bit(weight: Quantised, members: Mapping[str, torch.Tensor], target: torch.Tensor) -> None:
+    """NF4 or FP4 in blocks, whose scales may be quantised themselves."""
     functional = bitsandbytes()
     codes = members["codes"].reshape(-1).view(torch.uint8).view(weight.matrices, -1)
     absmax = members["absmax"].view(weight.matrices, -1)
@@ -181,7 +178,10 @@ def _block_runs(count: int, block: int, most: int) -> Iterator[tuple[int, int]]:
         yield whole, count - whole
 
 
-def _dequantise_int8(codes: torch.Tensor, scales: torch.Tensor, target: torch.Tensor) -> None:
+def dequantise_int8(weight: Quantised, members: Mapping[str, torch.Tensor], target: torch.Tensor) -> None:
+    """Codes times the scale of their row."""
+    codes, scales = members["codes"], members["scales"]
+
     def fill(piece: tuple[int, slice]) -> None:
         expert, rows = piece
         dense = codes_EOI[expert, rows].float()
@@ -193,8 +193,9 @@ def _dequantise_int8(codes: torch.Tensor, scales: torch.Tensor, target: torch.Te
     _each(fill, ((expert, rows) for expert in range(len(codes_EOI)) for rows in slices), target)
 
 
-def _dequantise_mxfp4(codes: torch.Tensor, scales: torch.Tensor, target: torch.Tensor) -> None:
+def dequantise_mxfp4(weight: Quantised, members: Mapping[str, torch.Tensor], target: torch.Tensor) -> None:
     """Codes [E, O, G groups, B bytes] of two values each, the low half first, into a target [E, I, O]."""
+    codes, scales = members["codes"], members["scales"]
     wide = torch.float32 if target.dtype == torch.float16 else target.dtype  # which holds every power of two
     values = torch.tensor(MXFP4_VALUES, dtype=wide, device=target.device)
     powers = torch.ldexp(torch.ones(256), torch.arange(256) - 127).to(target.device, wide)

@@ -13,16 +13,16 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, cast
+from pkgutil import resolve_name
+from typing import TypeAlias, cast
 
 from offload.checkpoint.headers import ITEM_B, Entry, Folder, read_small
-from offload.errors import CorruptShard, UnsupportedArchitecture
+from offload.checkpoint.quantized.formats import METHODS, STORED_FORMATS
+from offload.errors import CorruptShard, UnsupportedModel
 
-Scheme = Literal["nf4", "fp4", "int8", "mxfp4"]
+Scheme: TypeAlias = str  # a key of STORED_FORMATS
 
-# What config.json may name; the tensors themselves say the rest.
 UNNAMED = "a method that its config.json does not name"
-METHODS = ("bitsandbytes", "mxfp4", "specexec")
 STATE = ".quant_state."
 OWNERS = ("bitsandbytes__nf4", "bitsandbytes__fp4", "specexec__nf4")
 FLOATS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -89,31 +89,30 @@ class Folded:
 def fold(folder: Folder) -> Folded:
     """Take the tensors of each quantised weight together; what does not add up is refused by name."""
     refuse_unknown(folder)
-    entries = folder.entries
-    columns = folder.config.get("hidden_size")
-    width = None if folder.here else columns if isinstance(columns, int) and columns > 0 else 1
-    weights = (*_four_bits(entries, width), *_int8(entries, folder.here), *_mxfp4(entries))
-    found = {weight.name: weight for weight in weights}
+    finders = dict.fromkeys(one.find for one in STORED_FORMATS.values())
+    found = {weight.name: weight for finder in finders for weight in resolve_name(finder)(folder)}
     used = {entry.name for weight in found.values() for entry in weight.members.values()}
-    return Folded({name: entry for name, entry in entries.items() if name not in used}, found)
+    return Folded({name: entry for name, entry in folder.entries.items() if name not in used}, found)
 
 
 def refuse_unknown(folder: Folder) -> None:
-    """Refuse a method of quantisation that nobody here can undo."""
+    """Refuse a method of quantisation that no format here can undo."""
     config = folder.config.get("quantization_config")
     if not config:
         return
     method = config.get("quant_method", UNNAMED) if isinstance(config, dict) else UNNAMED
     if method not in METHODS:
-        raise UnsupportedArchitecture(
+        raise UnsupportedModel(
             f"{folder.path} is quantised with {method}, which cannot be streamed.",
             "Streamed are bitsandbytes 4 and 8 bit, MXFP4 and specexec's own packs.",
             "the 16-bit version of the model, or a bitsandbytes one (…-bnb-4bit).",
         )
 
 
-def _four_bits(entries: Mapping[str, Entry], width: int | None) -> Iterator[Quantised]:
-    """`width`: of matrices whose states cannot be read, because their files are elsewhere."""
+def find_4bit(folder: Folder) -> Iterator[Quantised]:
+    """Weights in bitsandbytes' 4 bits; where the files are elsewhere, states cannot be read and shapes are guessed."""
+    entries, columns = folder.entries, folder.config.get("hidden_size")
+    width = None if folder.here else columns if isinstance(columns, int) and columns > 0 else 1
     for name, entry in entries.items():
         base, found, owner = name.partition(STATE)
         if not found or owner not in OWNERS:
@@ -189,7 +188,9 @@ def _from_state(base: str, owner: str, members: Mapping[str, Entry], state: Mapp
     return weight
 
 
-def _int8(entries: Mapping[str, Entry], here: bool) -> Iterator[Quantised]:
+def find_int8(folder: Folder) -> Iterator[Quantised]:
+    """Weights in 8 bits with one scale a row."""
+    entries = folder.entries
     for name, scales in entries.items():
         prefix, dot, role = name.rpartition(".")
         if not dot or role != "SCB":
@@ -199,8 +200,8 @@ def _int8(entries: Mapping[str, Entry], here: bool) -> Iterator[Quantised]:
         members = {"codes": codes, "scales": scales}
         if f"{prefix}.weight_format" in entries:
             members["other"] = entries[f"{prefix}.weight_format"]
-            if here and members["other"].nbytes == 1 and read_small(members["other"]) != b"\0":
-                raise UnsupportedArchitecture(
+            if folder.here and members["other"].nbytes == 1 and read_small(members["other"]) != b"\0":
+                raise UnsupportedModel(
                     f"'{base}' is stored in a tiled order of some GPU, which cannot be streamed.",
                     hint="a version of the model that was saved with a recent bitsandbytes.",
                 )
@@ -211,7 +212,9 @@ def _int8(entries: Mapping[str, Entry], here: bool) -> Iterator[Quantised]:
         yield weight
 
 
-def _mxfp4(entries: Mapping[str, Entry]) -> Iterator[Quantised]:
+def find_mxfp4(folder: Folder) -> Iterator[Quantised]:
+    """Stacks of experts in MXFP4."""
+    entries = folder.entries
     for name, codes in entries.items():
         base = name.removesuffix("_blocks")
         scales = entries.get(f"{base}_scales")

@@ -61,7 +61,7 @@ class Follower(NamedTuple):
     token: int
 
 
-class Store(Protocol):
+class SuffixStore(Protocol):
     """Anything that remembers what followed."""
 
     def matches(self, context: Context) -> list[Match]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 
@@ -69,6 +69,8 @@ class ChannelScanner:
             self._header, self._text, self._fresh = header, rest, True
             if self.thinking:
                 yield Turned()
+            elif not self._channels.calls and self._recipient(header):
+                yield from self._say(header + self._channels.message, False)
         elif last and not found and self._may_be_header(self._text):
             self._text = ""  # a header that was cut short says nothing
         elif found or last or not self._may_be_header(self._text):
@@ -112,8 +114,12 @@ class ChannelScanner:
         self._header = None
 
     def _called(self, header: str) -> str | None:
+        return self._recipient(header) if self._channels.calls else None
+
+    def _recipient(self, header: str) -> str | None:
+        """The tool that a body is for."""
         found = _RECIPIENT.search(header)
-        name = found[1] if found and self._channels.calls else ""
+        name = found[1] if found else ""
         if not name or name in self._channels.nobody or not name.startswith(self._channels.prefix):
             return None
         return name.removeprefix(self._channels.prefix)
@@ -128,6 +134,7 @@ class ChannelScanner:
         shape = self._channels.shape
         if shape is not None:
             inside = body.strip().removeprefix(shape.begin).removesuffix(shape.end)
+            inside = inside[: len(inside) - begun(inside, (shape.end,))]
             return shape.calls(inside, self._channels.kinds)
         arguments, rest = json_at_start(body.strip() or "{}")
         if rest.strip() or not isinstance(arguments, dict):
@@ -146,9 +153,15 @@ class ChannelScanner:
 
 
 def channel_rules(
-    rules: Rules, channels: Channels, tools: Items[Tool], choice: str, schema: Mapping[str, object] | None, opened: bool
+    rules: Rules,
+    channels: Channels,
+    tools: Items[Tool],
+    choice: str,
+    parallel: bool,
+    shaped: str | None,
+    opened: bool,
 ) -> str:
-    """An answer as messages: thoughts, then calls, or where calls only may come: text, or JSON for a schema."""
+    """An answer as messages: thoughts, then calls, or where calls only may come: text, free or as a rule has it."""
     again = rules.literal(f"{channels.ends[0]}{channels.start}assistant")
     head = rules.literal(channels.channel or " to=")
     body = f"{rules.literal(channels.message)} {rules.anything()}"
@@ -156,11 +169,14 @@ def channel_rules(
     thought = rules.add("thought", f"{head} {rules.literal(kind)} {body} {again}")
     first = f"{rules.anything()} {again}" if opened else ""
     final = f"{head} {rules.literal(channels.answer)} {rules.literal(channels.message)}"
-    said = [_call_rule(rules, channels, at, tool) for at, tool in enumerate(tools)]
+    said = []
+    if tools:
+        call = rules.add("call", " | ".join(_call_rule(rules, channels, at, tool) for at, tool in enumerate(tools)))
+        said.append(f"{call} ({again} {call})*" if parallel else call)
     if choice == "auto":
-        told = rules.anything() if schema is None else rules.add("json", rules.json(schema, True))
-        said.append(f"{final} {told}")
-    return f"{first} {thought}* {rules.add('said', ' | '.join(said))}"
+        said.append(f"{final} {shaped or rules.anything()}")
+    thoughts = f"{thought}*" if shaped is None else "" if opened else f"{thought}?"
+    return f"{first} {thoughts} {rules.add('said', ' | '.join(said))}"
 
 
 def _call_rule(rules: Rules, channels: Channels, at: int, tool: Tool) -> str:

@@ -10,14 +10,14 @@ from functools import lru_cache
 from typing import Protocol
 
 from specexec.pieces import Call
-from specexec.text.formats.format import Format, Words
+from specexec.text.formats.format import Format, FormatEncoding
 from specexec.text.formats.kinds import kinds_of
 from specexec.text.formats.probe import ANSWER, ARGUMENTS, QUESTION, THOUGHT, Probe, Renders, tools
 from specexec.text.formats.table import CALLS, CHANNELS, THOUGHTS, CallForm
 from specexec.text.template_options import Wishes
 
 
-class Templates(Words, Renders, Hashable, Protocol):
+class Templates(FormatEncoding, Renders, Hashable, Protocol):
     """What is needed of an Encoding."""
 
     def encode_rest(self, text: str) -> list[int]: ...

@@ -11,12 +11,12 @@ from specexec.pieces import Call
 from specexec.text.detokenizer import TextStream
 from specexec.text.formats.channels import ChannelScanner
 from specexec.text.formats.events import Scanner
-from specexec.text.formats.grammars import answer_in_channels, answer_in_json, answer_with_calls
+from specexec.text.formats.grammars import answer_in_channels, answer_of_shape, answer_with_calls
 from specexec.text.formats.kinds import Kinds
 from specexec.text.formats.marks import Marks, Vocabulary
 from specexec.text.formats.probe import Probe
 from specexec.text.formats.reader import Reader
-from specexec.text.formats.rules import Bound
+from specexec.text.formats.rules import Bound, Whole
 from specexec.text.formats.table import CallForm, ChannelForm
 from specexec.text.formats.tagged import Tagged, Tags
 from specexec.text.formats.thinking import Level, Thinking, thinking
@@ -26,7 +26,7 @@ _TAIL = 8192  # tokens of an answer that a prompt may hold already
 T = TypeVar("T")
 
 
-class Words(Protocol):
+class FormatEncoding(Protocol):
     """What is needed of an Encoding: tokens into text."""
 
     @property
@@ -46,7 +46,7 @@ class Format:
     `kinds` are the types of the parameters of the tools that are offered.
     """
 
-    encoding: Words
+    encoding: FormatEncoding
     probe: Probe | None
     thinks: tuple[str, str] = ("", "")
     form: CallForm | ChannelForm | None = None
@@ -98,22 +98,21 @@ class Format:
         tools: Items[Mapping[str, object]],
         choice: str,
         parallel: bool = True,
-        schema: Mapping[str, object] | None = None,
+        whole: Whole | None = None,
         thought_open: bool = False,
     ) -> Bound:
         """What an answer must look like, after its thought: `choice` is auto, required or a tool's name.
 
-        With a schema, text is JSON, and without tools there is nothing but that. Raises BadGrammar where there is no
+        `whole` is what text must be, and without tools there is nothing but that. Raises BadGrammar where there is no
         tool to call.
         """
-        marks = self._marks()
+        marks, several = self._marks(), parallel and self.parallel
         if isinstance(self.form, ChannelForm):
-            return answer_in_channels(marks, self.form.channels, tools, choice, schema, thought_open)
+            return answer_in_channels(marks, self.form.channels, tools, choice, several, thought_open, whole)
         if not tools:
-            return answer_in_json(marks, self.thinks, schema or {}, thought_open)
+            return answer_of_shape(marks, self.thinks, whole or Whole({}), thought_open)
         assert self.form is not None, "a form whose calls are refused has no grammar"
-        several = parallel and self.parallel
-        return answer_with_calls(marks, self.thinks, self.form, tools, choice, several, thought_open, schema)
+        return answer_with_calls(marks, self.thinks, self.form, tools, choice, several, thought_open, whole)
 
     @property
     def without_calls(self) -> Format:

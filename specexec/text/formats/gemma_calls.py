@@ -47,6 +47,9 @@ class GemmaCalls:
             }
         return [call_of(head["name"], arguments)]
 
+    def closes(self, text: str) -> bool:
+        return True
+
     def rules(self, rules: Rules, tools: Items[Tool], parallel: bool) -> str:
         """Rules for a call from behind its first mark."""
         quote = rules.literal(self.quote)

@@ -1,4 +1,7 @@
-"""The grammar of an answer: a free thought, then calls, text, or JSON."""
+"""The grammar of an answer: a free thought, then calls, text, or text of one shape.
+
+Where the text has a shape, there is at most one thought before it.
+"""
 
 from __future__ import annotations
 
@@ -7,22 +10,18 @@ from collections.abc import Mapping
 from collections.abc import Sequence as Items
 
 from specexec.errors import BadGrammar
-from specexec.sampling.json_schema import usable
 from specexec.text.formats.channels import Channels, channel_rules
 from specexec.text.formats.marks import Marks
-from specexec.text.formats.rules import ANY, Bound, Rules, tools_of
+from specexec.text.formats.rules import ANY, Bound, Rules, Whole, tools_of
 from specexec.text.formats.table import CallForm
 
 
-def answer_in_json(
-    marks: Marks, thinks: tuple[str, str], schema: Mapping[str, object], thought_open: bool, lenient: bool = False
-) -> Bound:
-    """JSON that a schema describes."""
+def answer_of_shape(marks: Marks, thinks: tuple[str, str], whole: Whole, thought_open: bool) -> Bound:
+    """Nothing but text of one shape."""
     rules = Rules(marks)
-    found = usable(schema, lenient)
-    body = rules.add("json", rules.json(found.schema, lenient))
+    body, notes = whole.rule(rules)
     rules.add("start", f"{_thought(rules, thinks, thought_open)} {body}")
-    return Bound(rules.text, tuple(found.notes))
+    return Bound(rules.text, tuple(notes))
 
 
 def answer_with_calls(
@@ -33,25 +32,25 @@ def answer_with_calls(
     choice: str,
     parallel: bool,
     thought_open: bool,
-    schema: Mapping[str, object] | None = None,
+    whole: Whole | None = None,
 ) -> Bound:
-    """Calls in the family's own spelling, which must or may come; where they may, else text, or JSON of a schema."""
+    """Calls in the family's own spelling, which must or may come; where they may, else text, or text of one shape."""
     tools, notes = tools_of(offered, choice)
     if not tools:
         raise BadGrammar("there is no tool that could be called.", "; ".join(notes) or None)
     rules = Rules(marks)
     rest = form.shape.rules(rules, tools, parallel)
     thought = _thought(rules, thinks, thought_open)
-    if choice == "auto" and schema is None:
+    if choice == "auto" and whole is None:
         body = _maybe(rules, form, rest, parallel, thinks)
     else:
         space = rules.add("SPACE", r"/\n{0,2}/")
         silent = f"({_silent(rules, form)} {space})*" if form.silent else ""
         body = f"{rules.literal(_mark(form))} {_after_mark(rules, form, rest, parallel)}"
-        if choice == "auto" and schema is not None:
-            found = usable(schema, False)
-            notes += found.notes
-            body = f"({body} | {rules.add('json', rules.json(found.schema, False))} {silent})"
+        if choice == "auto" and whole is not None:
+            text, left_out = whole.rule(rules)
+            notes += left_out
+            body = f"({body} | {text} {silent})"
         body = f"{space} {silent} {body}"
     rules.add("start", f"{thought} {body}")
     return Bound(rules.text, tuple(notes))
@@ -62,18 +61,18 @@ def answer_in_channels(
     channels: Channels,
     offered: Items[Mapping[str, object]],
     choice: str,
-    schema: Mapping[str, object] | None,
+    parallel: bool,
     thought_open: bool,
+    whole: Whole | None = None,
 ) -> Bound:
     """The same where an answer is made of messages."""
     tools, notes = tools_of(offered, choice)
-    if schema is None and not tools:
+    if whole is None and not tools:
         raise BadGrammar("there is no tool that could be called.", "; ".join(notes) or None)
-    found = usable(schema or {})
     rules = Rules(marks)
-    said = channel_rules(rules, channels, tools, choice, found.schema if schema is not None else None, thought_open)
-    rules.add("start", said)
-    return Bound(rules.text, (*notes, *found.notes))
+    text, left_out = whole.rule(rules) if whole is not None else (None, [])
+    rules.add("start", channel_rules(rules, channels, tools, choice, parallel, text, thought_open))
+    return Bound(rules.text, (*notes, *left_out))
 
 
 def _mark(form: CallForm) -> str:

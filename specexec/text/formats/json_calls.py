@@ -58,6 +58,9 @@ class JsonCalls:
             raise Malformed
         return found
 
+    def closes(self, text: str) -> bool:
+        return True
+
     def rules(self, rules: Rules, tools: Items[Tool], parallel: bool) -> str:
         """Rules for one call, or for one list of calls, from behind its first mark."""
         one = rules.add("call", " | ".join(self._rule(rules, at, tool) for at, tool in enumerate(tools)))

@@ -42,6 +42,9 @@ class NamedCalls:
         own_id = self.own_id.format(**said) if set(HOLES.findall(self.own_id)) <= set(said) else None
         return [call_of(said["name"], arguments, own_id)]
 
+    def closes(self, text: str) -> bool:
+        return True
+
     def rules(self, rules: Rules, tools: Items[Tool], parallel: bool) -> str:
         """Rules for one call from behind its first mark."""
         return rules.add("calls", " | ".join(self._rule(rules, at, tool) for at, tool in enumerate(tools)))

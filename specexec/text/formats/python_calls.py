@@ -49,6 +49,14 @@ class PythonCalls:
             raise Malformed
         return [_call(item, kinds) for item in body.elts]
 
+    def closes(self, text: str) -> bool:
+        """Only if it is Python: where strings are not quoted, a bracket may stand in one."""
+        try:
+            ast.parse(text.strip(), mode="eval")
+        except (SyntaxError, ValueError, MemoryError, RecursionError):
+            return False
+        return True
+
     def rules(self, rules: Rules, tools: Items[Tool], parallel: bool) -> str:
         """Rules for the list from behind its first mark."""
         one = rules.add("call", " | ".join(self._rule(rules, at, tool) for at, tool in enumerate(tools)))

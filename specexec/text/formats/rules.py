@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
@@ -71,6 +72,11 @@ class Rules:
     def json(self, schema: Mapping[str, object], lenient: bool) -> str:
         return f"%json {json.dumps(laid_out(schema, lenient))}"
 
+    def regex(self, pattern: str) -> str:
+        """Text that matches from end to end (Rust's syntax)."""
+        escaped = re.sub(r"(?s)\\.|/", lambda found: "\\/" if found[0] == "/" else found[0], pattern)
+        return "/" + escaped.replace("\n", "\\n") + "/"
+
     def anything(self) -> str:
         """Any text without control tokens."""
         if f"ANYTHING: {ANY}" not in self.lines:
@@ -91,6 +97,21 @@ class Rules:
     @property
     def text(self) -> str:
         return "\n".join(self.lines)
+
+
+@dataclass(frozen=True)
+class Whole:
+    """What the text of an answer must be: JSON that `schema` describes, or what `regex` matches from end to end."""
+
+    schema: Mapping[str, object] | None = None
+    regex: str | None = None
+
+    def rule(self, rules: Rules) -> tuple[str, list[str]]:
+        """A rule of this text, and what of the schema it leaves out."""
+        if self.regex is not None:
+            return rules.add("MATCH", rules.regex(self.regex)), []
+        found = usable(self.schema or {}, False)
+        return rules.add("json", rules.json(found.schema, False)), found.notes
 
 
 def tools_of(offered: Iterable[Mapping[str, object]], choice: str) -> tuple[list[Tool], list[str]]:

@@ -12,7 +12,7 @@ from specexec.text.formats.json_calls import JsonCalls
 from specexec.text.formats.named_calls import NamedCalls
 from specexec.text.formats.python_calls import PythonCalls
 from specexec.text.formats.rules import Rules, Tool
-from specexec.text.formats.tagged import Shape
+from specexec.text.formats.tagged import CallShape
 from specexec.text.formats.xml_calls import XmlCalls
 
 THOUGHTS = (
@@ -30,7 +30,7 @@ THOUGHTS = (
 )
 
 
-class Written(Shape, Protocol):
+class WrittenShape(CallShape, Protocol):
     """A shape that a grammar can be made of."""
 
     @property
@@ -51,7 +51,7 @@ class CallForm:
     """
 
     name: str
-    shape: Written
+    shape: WrittenShape
     around: tuple[str, str] = ("", "")
     silent: tuple[str, ...] = ()
     blank: tuple[str, str, str] = ("", "", "")

@@ -13,7 +13,7 @@ from specexec.text.formats.events import Between, Event, Said, Turned
 from specexec.text.formats.kinds import Kinds
 
 
-class Shape(Protocol):
+class CallShape(Protocol):
     """How one call, or one list of calls, is written."""
 
     @property
@@ -27,6 +27,10 @@ class Shape(Protocol):
 
     def calls(self, text: str, kinds: Kinds) -> list[Call]: ...
 
+    def closes(self, text: str) -> bool:
+        """Whether a call that can be read is known to be whole before its `end` comes."""
+        ...
+
 
 @dataclass(frozen=True)
 class Tags:
@@ -37,7 +41,7 @@ class Tags:
 
     think: str = ""
     answer: str = ""
-    shape: Shape | None = None
+    shape: CallShape | None = None
     around: tuple[str, str] = ("", "")
     silent: tuple[str, ...] = ()
     kinds: Kinds = field(default_factory=dict)
@@ -109,7 +113,7 @@ class Tagged:
             self._text = self._text.removeprefix(mark)
             yield Between(mark)
 
-    def _marked_call(self, shape: Shape, last: bool) -> Iterator[Event]:
+    def _marked_call(self, shape: CallShape, last: bool) -> Iterator[Event]:
         start = searched = len(shape.begin)
         ending = shape.end or shape.begin
         while (at := self._text.find(ending, searched)) >= 0:
@@ -123,10 +127,12 @@ class Tagged:
                 break
         if at >= 0:
             yield from self._read_as_call(at + len(shape.end), self._text[start:at])
-        elif last and shape.end:
-            yield from self._say(self._take(len(self._text)))
         elif last:
-            yield from self._read_as_call(len(self._text), self._text[start:])
+            inside = self._text[start : len(self._text) - begun(self._text, (ending,))]
+            if not shape.end or shape.closes(inside):
+                yield from self._read_as_call(len(self._text), inside)
+            else:
+                yield from self._say(self._take(len(self._text)))
 
     def _read_as_call(self, length: int, inside: str) -> Iterator[Event]:
         assert self._tags.shape is not None

@@ -23,6 +23,7 @@ _SWITCHES: tuple[tuple[str, dict[Level, object]], ...] = (
     ("reasoning_effort", {"low": "low", "medium": "medium", "high": "high"}),
     ("thinking_budget", {"off": 0, "low": 512, "medium": 2048, "high": 8192}),
 )
+_ANY_TEXT = "Lprobe4"  # no level of any template
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,9 @@ def thinking(probe: Probe, level: Level) -> Thinking:
     found = {name: values for name, values in reversed(_SWITCHES) if _changes(probe, name, values)}
     told = {name: value for name, values in found.items() if (value := _value(values, level)) is not None}
     if not told:
-        kinds = (
-            f"only for {', '.join(sorted({one for values in found.values() for one in values}))}" if found else "not"
-        )
-        return Thinking({}, f"this model's chat template can {kinds} be told how much to think.")
+        known = [one for one in LEVELS if any(_value(values, one) is not None for values in found.values())]
+        what = f"knows only {', '.join(known)}" if known else "cannot be told how much to think"
+        return Thinking({}, f"this model's chat template {what}.")
     shown = ", ".join(f"{name}={value}" for name, value in told.items())
     levels = {one: probe.cue(_told(found, one)) for one in LEVELS}
     alike = [one for one in LEVELS if one != level and levels[one] == levels[level]]
@@ -61,6 +61,13 @@ def _value(values: Mapping[Level, object], level: Level) -> object | None:
 
 
 def _changes(probe: Probe, name: str, values: Mapping[Level, object]) -> bool:
-    """Whether every one of these values is taken, and they differ."""
-    cues = [probe.cue({name: value}) for value in values.values()]
-    return None not in cues and len(set(cues)) > 1
+    """Whether every one of these values is taken, and they differ, that of `off` from all others.
+
+    A template that writes down any text whatever says nothing about which text turns thinking off.
+    """
+    cues = {level: probe.cue({name: value}) for level, value in values.items()}
+    if None in cues.values() or len(set(cues.values())) < 2:
+        return False
+    others = [cue for level, cue in cues.items() if level != "off"]
+    written = isinstance(values.get("off"), str) and _ANY_TEXT in (probe.cue({name: _ANY_TEXT}) or "")
+    return cues.get("off") not in others and not written

@@ -77,6 +77,9 @@ class XmlCalls:
             return text if kind in ("true", "string") else value_of(text, frozenset())
         return value_of(text, types or frozenset())
 
+    def closes(self, text: str) -> bool:
+        return bool(self.tail)
+
     def rules(self, rules: Rules, tools: Items[Tool], parallel: bool) -> str:
         """Rules for a call from behind its first mark."""
         return rules.add("calls", " | ".join(self._rule(rules, at, tool) for at, tool in enumerate(tools)))

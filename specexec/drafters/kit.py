@@ -1,0 +1,79 @@
+"""What drafters are made from: the maker of each (registry.py) is given one kit and takes what it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, MutableMapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedModel
+
+from specexec.drafters.cascade import Cascade
+from specexec.drafters.few_bits import Form
+from specexec.drafters.ranking import Ranking
+from specexec.drafters.retrieval.memory import Memory
+from specexec.model.chain_lm import ChainLM
+from specexec.model.tree_lm import TreeLM
+from specexec.text.token_bytes import Wording
+from specexec.text.tokenizer import Encoding
+from specexec.text.vocabularies import Nameable, nameable
+
+
+@dataclass(frozen=True)
+class DraftVocabulary:
+    """What a drafter's ids mean: the same as the target's, but for `differing`, or what its own tokenizer says."""
+
+    differing: frozenset[int] = frozenset()
+    wordings: tuple[Wording, Wording] | None = None  # the target's and the drafter's own
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A model that drafts: what the engine and what people call it, and what its ids mean."""
+
+    role: str
+    name: str
+    folder: Path
+    lm: TreeLM
+    vocabulary: DraftVocabulary
+
+
+@dataclass(frozen=True)
+class DrafterKit:
+    """Everything that some drafter is made from."""
+
+    model: PreTrainedModel
+    """The target as offload loaded it."""
+    files_B: int
+    """Of the target's weights."""
+    target: TreeLM | ChainLM
+    encoding: Encoding
+    context: int
+    """Tokens that prompt and answer may have together."""
+    memory: Memory | None
+    """What has been written before, where a drafter looks it up."""
+    draft_vocab: int | None
+    """The most frequent tokens that a drafter model's head keeps."""
+    form: Form
+    """Number format of copies of the target's layers."""
+    searches: MutableMapping[str, NDArray[np.generic]]
+    """What earlier searches found; new ones are added."""
+    on_quantised: Callable[[int, int], None]
+    on_searched: Callable[[int, int], None]
+    stop_tokens: frozenset[int] = frozenset()
+    ranking: Ranking = field(default_factory=Ranking)
+    """How a drafter model ranks the children of a node."""
+    draft: Draft | None = None
+    """The model that a maker of kind `model` is to draft with."""
+
+    @property
+    def names(self) -> Nameable:
+        """What the target itself may name as a drafter."""
+        return nameable(self.encoding.tokenizer, [self.target.vocabulary])
+
+    @property
+    def cascade(self) -> Cascade:
+        """Guesses that a drafter model checks before the target does."""
+        return Cascade(self.memory)

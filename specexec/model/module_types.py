@@ -1,0 +1,28 @@
+"""What some modules carry besides tensors and modules, as types that `isinstance` can check.
+
+nn.Module declares every attribute as a Tensor or a Module, whatever it is. Attributes of other types are named here.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+from transformers import PretrainedConfig
+
+
+@runtime_checkable
+class Configured(Protocol):
+    """A module that reads its config whenever it computes."""
+
+    config: PretrainedConfig
+
+
+@runtime_checkable
+class TakesChunks(Protocol):
+    """A layer that can compute a sweep's rows in pieces, at one visit of its weights (offload's StreamedLayer).
+
+    `chunk_rows`: so many rows at a time. `own_rows`: so many of the rows differ, the others fill a tile.
+    """
+
+    chunk_rows: int | None
+    own_rows: int | None
