@@ -191,7 +191,7 @@ def test_a_level_of_thinking_is_told_to_the_template(template: str, level: Level
 @pytest.mark.parametrize(
     ("template", "reason"),
     [
-        ("vllm/tool_chat_template_hermes", "can not be told how much to think."),
+        ("vllm/tool_chat_template_hermes", "cannot be told how much to think."),
         (None, "the model has no chat template that could be told how much to think."),
     ],
 )
