@@ -135,7 +135,7 @@ def main(
     clock = None if charge is None else Charged(*(float(part) for part in charge.split(",")))
     now, costs = time.perf_counter if clock is None else clock.perf_counter, Costs()
     with specexec.load(
-        model, drafter=drafter, dtype=dtype, offload="none" if clock else offload,  # type: ignore[arg-type]
+        model, drafter=drafter, dtype=dtype, offload="none" if clock else offload,
         link_limit_Bps=link_limit,
     ) as llm:  # fmt: skip
         if clock is not None:

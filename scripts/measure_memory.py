@@ -103,7 +103,7 @@ def _answer(
     gc.collect()
     libraries_B = _status_B("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
-    with specexec.load(str(folder), drafter=drafter, offload=offload, ctx=ctx, budget=budget, ram_B=ram) as llm:  # type: ignore[arg-type]  # checked by load
+    with specexec.load(str(folder), drafter=drafter, offload=offload, ctx=ctx, budget=budget, ram_B=ram) as llm:
         room, step, texts_B = llm._room, llm._decoder.step, 0
 
         def watched(kept: Sequence[int] = ()) -> list[Step]:

@@ -29,7 +29,7 @@ def test_a_packed_demo_writes_the_same_text_whoever_drafts_and_wherever_it_lives
     small = str(offload.resolve("demo", ("sibling",)).drafters[0])
     texts = set()
     for tier, drafter, budget in (("none", "none", 0), ("ram", small, 4), ("disk", small, 32), ("disk", "ngram", 16)):
-        with specexec.load(str(tmp_path / "pack"), drafter=drafter, offload=tier, budget=budget) as engine:  # type: ignore[arg-type]
+        with specexec.load(str(tmp_path / "pack"), drafter=drafter, offload=tier, budget=budget) as engine:
             sampling = SamplingParams(max_tokens=24, temperature=0.8, seed=7)
             texts.add(engine.generate("List the seasons.", sampling).text)
     assert len(texts) == 1, texts
