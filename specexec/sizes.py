@@ -13,6 +13,7 @@ from typing import Literal
 from specexec.errors import BadOption
 
 MOST_NODES = 4096  # of one sweep, all sequences together, where memory allows
+FIRST_NODES = 64  # of each sequence, while nothing is known about costs; none joins others unless memory holds these
 CHUNK = 256  # rows that run through a layer, or through one linear, at a time
 QUERY_BLOCK = 256  # query rows and
 KEY_BLOCK = 1024  # keys of one block of attention

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from specexec.drafters.cost import CostModel, Line
-from specexec.planning.budget import FIRST_NODES, RETRY_SWEEPS, AutoBudget, FixedBudget, Spent
-from specexec.sizes import MOST_NODES, Widths, nodes_of
+from specexec.planning.budget import RETRY_SWEEPS, AutoBudget, FixedBudget, Spent
+from specexec.sizes import FIRST_NODES, MOST_NODES, Widths, nodes_of
 from specexec.tree.tree import Floats
 
 

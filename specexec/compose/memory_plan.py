@@ -26,9 +26,9 @@ from offload import (
 from offload import item_B as stored_item_B
 from specexec.compose.load_options import LoadOptions
 from specexec.drafters.registry import DrafterChoice
-from specexec.planning.budget import FIRST_NODES
 from specexec.planning.memory_room import Room
 from specexec.sizes import (
+    FIRST_NODES,
     SKIP_SHARE,
     Widths,
     drafting_B,

@@ -17,7 +17,8 @@ from specexec.drafters.cost import CostModel
 from specexec.drafters.protocol import Ask, Drafter, Guesses
 from specexec.drafters.ranking import Ranking
 from specexec.planning.best_first import LOOKING_UP, PLANNERS, RANKINGS, Planner
-from specexec.planning.budget import FIRST_NODES, Budget, Spent
+from specexec.planning.budget import Budget, Spent
+from specexec.sizes import FIRST_NODES
 from specexec.text.sequence import Sequence
 from specexec.tree.growing import Growth
 from specexec.tree.static_shape import TreeShape, static_tree

@@ -6,10 +6,9 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from specexec.drafters.cost import CostModel
-from specexec.sizes import MOST_NODES
+from specexec.sizes import FIRST_NODES, MOST_NODES
 from specexec.tree.tree import Floats
 
-FIRST_NODES = 64  # of each sequence, while nothing is known about costs; none joins others unless memory holds these
 RETRY_SWEEPS = 16  # drafting that does not pay is tried again this often
 
 
