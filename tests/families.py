@@ -9,13 +9,16 @@ from __future__ import annotations
 import copy
 import json
 import re
+from collections.abc import Sequence as Items
 from functools import cache
+from pathlib import Path
 
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from specexec.text.tokenizer import Encoding
 from tests import real
+from tests.writer import Saying, save
 
 OWN = {
     "llama_cpp/Qwen-Qwen3-0.6B": "qwen3",
@@ -43,6 +46,17 @@ def family(template: str, spelled: bool = False) -> Encoding:
 def small_family(template: str) -> Encoding:
     """The same with a tokenizer that all templates share: the first 8,192 tokens of Qwen 3's, and the marks of all."""
     return _encoding(_small(), template)
+
+
+def small_writer(folder: Path, template: str, answers: Items[tuple[Items[dict[str, object]], str]]) -> None:
+    """A checkpoint of a small family that gives these answers to conversations that end in the same word."""
+    encoding = small_family(template)
+    sayings = []
+    for messages, answer in answers:
+        word = str(messages[-1]["content"]).split()[-1]
+        (key,) = encoding.encode_rest(f" {word}")
+        sayings.append(Saying(tuple(encoding.encode(messages)[-8:]), tuple(encoding.encode_rest(answer)), key))
+    save(folder, encoding.tokenizer, len(encoding.tokenizer) + 99, sayings)
 
 
 def _encoding(tokenizer: PreTrainedTokenizerBase, template: str) -> Encoding:

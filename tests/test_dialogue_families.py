@@ -22,6 +22,7 @@ from specexec.sampling.params import SamplingParams
 from specexec.text.conversation import Conversation
 from specexec.text.formats import Piece, format_of
 from tests import real
+from tests.families import small_writer
 from tests.writer import writer
 
 CUE = "<|im_start|>assistant\n"
@@ -127,6 +128,32 @@ def test_levels_of_thinking_tell_the_template_or_say_that_they_do_not(
     assert not llm.encoding.thinking
     assert told == [f"think off: {format_of(llm.encoding).thinking('off').effect}"]
     assert "enable_thinking=False" in told[0]
+
+
+@pytest.mark.parametrize(
+    ("template", "text", "message"),
+    [
+        ("vllm/template_chatml", "Rain, 日本?\n\nYes.", {"content": "Rain, 日本?\n\nYes."}),
+        (  # the prompt opens the thought
+            "llama_cpp/GLM-4.7-Flash",
+            "Hm, 日本?\nYes.\n</think>\n\nLet me look.",
+            {"content": MESSAGE["content"], "reasoning_content": MESSAGE["reasoning_content"]},
+        ),
+    ],
+)
+def test_plain_answers_and_thoughts_that_the_prompt_opens_go_on_too(
+    template: str, text: str, message: dict[str, str], tmp_path: Path
+) -> None:
+    small_writer(tmp_path, template, [([{"role": "user", "content": "Rain today"}], f"{text}<|im_end|>")])
+    with specexec.load(str(tmp_path), drafter="none", dtype="f32", ctx=1024) as llm:
+        whole = llm.conversation()
+        said(whole, "Rain today")
+        assert whole.messages[-1] == {"role": "assistant", **message}
+        for size in range(1, len(whole.keep().turns[-1].written), 2):
+            cut = llm.conversation()
+            said(cut, "Rain today", replace(GREEDY, max_tokens=size))  # the cut may be inside a character
+            assert list(cut.proceed(GREEDY))
+            assert cut.messages == whole.messages
 
 
 @pytest.fixture(scope="module")

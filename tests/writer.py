@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Iterator
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import TypeAlias
 
@@ -28,15 +29,16 @@ from tests.real import real_material
 # Rows of the published models of each family; their tokenizers have fewer entries.
 ROWS = {"qwen3": 151_936, "llama3_1": 128_256, "gemma3": 262_208, "gptoss": 201_088, "llama2": 32_000}
 END = {"qwen3": "<|im_end|>", "llama3_1": "<|eot_id|>", "gemma3": "<end_of_turn>", "gptoss": "<|return|>"}
-_VERSION = 8  # of this file, as far as the weights depend on it
+_VERSION = 9  # of this file, as far as the weights depend on it
 
 # How far before the next token a head looks; 0 is the last token itself. A model has as many as its texts need.
-_BACK = (0, 1, 2, 4, 7, 11, 16, 22, 29, 37, 46, 56)
+_BACK = (0, 1, 2, 4, 7, 11, 16, 22, 29, 37, 46, 56, 3, 5, 9, 13, 19, 25, 33, 41, 51, 63)
 _BITS, _APART = 16, 4  # codes of tokens are ±1; any two differ in so many of them
 _CONSTANT, _FLAG, _KEY, _CODES = 0, 1, 2, 2 + _BITS  # places in the width; the last for each distance
 _HEAD, _THETA = 128, 1000.0
 _SHARP = 1000.0  # of attention: the score of the one place that is looked at
 _LOUD = 200.0  # of what a neuron says, against the codes that were there before
+_LOUDER = 4  # with each token of its context: many short contexts may say other things at once
 
 
 _Before: TypeAlias = tuple[int, ...]
@@ -174,7 +176,7 @@ def _know(
         matches = len(context.before) + (context.key is not None)
         gate_H[_CONSTANT] = sure * (_APART - _BITS * matches) / constant
         mlp.down_proj.weight[_CODES : _CODES + _BITS, neuron] = (
-            code[following] * _LOUD * 2 ** len(context.before) / 40.0
+            code[following] * _LOUD * _LOUDER ** len(context.before) / 40.0
         )
     mlp.gate_proj.weight[-1, _CONSTANT] = sure * _APART / constant
     mlp.down_proj.weight[_CODES : _CODES + _BITS, -1] = code[end] * 4 / 40.0
@@ -206,7 +208,7 @@ def _telling(before: _Before, others: list[_Before]) -> int:
 
 def _before(tokens: Items[int], at: int) -> _Before:
     """What the heads see before a place, as far as the cue reaches."""
-    return tuple(tokens[at - 1 - back] for back in _BACK if back < at)
+    return tuple(tokens[at - 1 - back] for back in takewhile(at.__gt__, _BACK))
 
 
 def _codes() -> Iterator[Tensor]:

@@ -85,9 +85,10 @@ class ChannelScanner:
 
     def _may_be_header(self, text: str) -> bool:
         channels = self._channels
-        for mark in (channels.start, channels.channel, channels.constrain):
-            text = text.replace(mark, " ", 1) if mark else text
-        text = text[: len(text) - begun(text, (channels.message,))]
+        marks = [mark for mark in (channels.start, channels.channel, channels.constrain) if mark]
+        for mark in marks:
+            text = text.replace(mark, " ", 1)
+        text = text[: len(text) - begun(text, (channels.message, *marks))]
         return re.fullmatch(r"[\w.:= -]*", text) is not None
 
     def _read_body(self, header: str, last: bool) -> Iterator[Event]:

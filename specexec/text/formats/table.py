@@ -272,7 +272,7 @@ CALLS = (
         GemmaCalls("<start_function_call>", "<end_function_call>", "<escape>", quotes_all=True),
     ),
     CallForm("functionary-3.1", NamedCalls("<function=", "{name}>{arguments}", "</function>")),
-    CallForm("llama-3", JsonCalls("", arguments="parameters")),
+    CallForm("llama-3", JsonCalls("", arguments="parameters", between="; ")),
     CallForm("json-list", JsonCalls("", listed=True)),
     CallForm("phi-4-mini", JsonCalls("", between=",")),
     CallForm("pythonic", PythonCalls("")),
