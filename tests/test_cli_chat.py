@@ -202,7 +202,9 @@ def test_a_conversation_is_saved_but_never_over_an_older_one(specexec: CommandLi
         {"role": "user", "content": "hé"},
         {"role": "assistant", "content": "echo: hé"},
     ]
-    assert ran.err == f"stats off\n{path}: 3 messages\n{path}: File exists\n"
+    assert (
+        ran.err == f"stats off\n{path}: 3 messages\n{path} is there already and is not replaced; choose another name\n"
+    )
 
 
 def test_the_tree_of_every_sweep_on_request(specexec: CommandLine) -> None:

@@ -55,12 +55,6 @@ def test_a_conversation_goes_on_with_another_model_and_another_drafter(
     assert "2 messages; it is read again with the next message\n" in ran.err
 
 
-def test_a_file_that_is_there_is_never_replaced_and_the_way_out_is_said(specexec: CommandLine, tmp_path: Path) -> None:
-    ran = talk(specexec, "one", "/save copy.jsonl", "two", "/save copy.jsonl")
-    assert "copy.jsonl is there already and is not replaced; choose another name" in ran.err
-    assert len((tmp_path / "copy.jsonl").read_text().splitlines()) == 2
-
-
 def test_a_model_that_is_not_here_is_refused_and_nothing_is_downloaded(specexec: CommandLine) -> None:
     ran = talk(specexec, "/model dmo", "/model", "/model llama-70b", "one")
     assert ran.out == "echo: one\n"
