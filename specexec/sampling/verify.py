@@ -161,7 +161,7 @@ def walk(opinion: Opinion, history: History) -> Acceptance:
 
     Tokens 2 and 0 are guessed to follow the text, 1 to follow 2. Here hidden states are the logits already:
 
-    >>> from specexec.sampling.processors import Processors, Text
+    >>> from specexec.sampling.processors import JudgedText, Processors
     >>> tree = TokenTree.of(tokens=[2, 0, 1], parents=[ROOT, ROOT, 0])
     >>> hidden_MH = torch.tensor([
     ...     [0.0, 1.0, 3.0, 2.0],  # after the text: 2, which is node 0
@@ -171,7 +171,7 @@ def walk(opinion: Opinion, history: History) -> Acceptance:
     ... ])
     >>> greedy = SamplingParams(temperature=0.0)
     >>> opinion = Opinion(lambda rows: rows, hidden_MH, tree, 7, greedy, Noise(0, 4))
-    >>> walk(opinion, Processors(greedy, Text((1,), 4)).history([]))
+    >>> walk(opinion, Processors(greedy, JudgedText((1,), 4)).history([]))
     Acceptance(path=(0, 2), tokens=(2, 1, 3), failure=None)
     """
     path: list[int] = []
