@@ -44,7 +44,7 @@ MOST = 1e12  # tokens, or seconds
 
 def learned_path(engine: Engine) -> Path:
     """Where this pair's lessons are kept."""
-    return _file(f"{engine.name}--{engine.drafter_name}", _pair(engine))
+    return _path(engine, _pair(engine))
 
 
 def speeds_path(options: EngineOptions) -> Path:
@@ -78,23 +78,23 @@ def searching(options: EngineOptions, found: MutableMapping[str, NDArray[np.gene
 @contextmanager
 def learning(engine: Engine, options: EngineOptions) -> Iterator[None]:
     """For the length of the block the engine knows what earlier runs learned; what it learns itself is kept."""
-    path, before = learned_path(engine), engine.progress().sweeps
-    _take_up(engine, path, options)
+    pair, before = _pair(engine), engine.progress().sweeps  # of the files as they were loaded
+    _take_up(engine, pair, options)
     try:
         yield
     finally:
         if engine.progress().sweeps > before:
             try:
-                _keep(engine, path, options)
+                _keep(engine, pair, options)
             except OSError as problem:
                 log.warning("what was learned about the drafter could not be kept: %s", problem)
 
 
-def _keep(engine: Engine, path: Path, options: EngineOptions) -> None:
-    own = _place(engine, options)
+def _keep(engine: Engine, pair: NDArray[np.uint8], options: EngineOptions) -> None:
+    path, own = _path(engine, pair), _place(engine, options)
     learned = {own + name if name.startswith("cost/") else name: array for name, array in engine.pack().items()}
-    marks = {"version": np.array([VERSION]), "pair": _pair(engine), f"{own}kept": np.array([time.time()])}
-    save(path, {**_elsewhere(engine, path, own), **learned, **marks})
+    marks = {"version": np.array([VERSION]), "pair": pair, f"{own}kept": np.array([time.time()])}
+    save(path, {**_elsewhere(path, pair, own), **learned, **marks})
     alone = engine.accounting.pace.alone
     keep_speed(options, engine.sources, alone.sweeps, alone.tokens, alone.seconds)
 
@@ -112,8 +112,9 @@ def keep_speed(options: EngineOptions, sources: str, sweeps: int, tokens: float,
     save(path, {name: row} | {other: known[other] for other in others})
 
 
-def _take_up(engine: Engine, path: Path, options: EngineOptions) -> None:
-    arrays = _known(engine, path)
+def _take_up(engine: Engine, pair: NDArray[np.uint8], options: EngineOptions) -> None:
+    path = _path(engine, pair)
+    arrays = _known(path, pair)
     if not arrays:
         return
     own = _place(engine, options)
@@ -123,18 +124,18 @@ def _take_up(engine: Engine, path: Path, options: EngineOptions) -> None:
         log.warning("%s is damaged and is left out: %s.", path, problem)
 
 
-def _known(engine: Engine, path: Path) -> Arrays:
+def _known(path: Path, pair: NDArray[np.uint8]) -> Arrays:
     """What a file holds of this pair; nothing, with a word, where it cannot be used."""
     arrays = load(path, {"version", "pair"}) or {}
-    if arrays and (arrays["version"].tolist() != [VERSION] or arrays["pair"].tolist() != _pair(engine).tolist()):
+    if arrays and (arrays["version"].tolist() != [VERSION] or arrays["pair"].tolist() != pair.tolist()):
         log.warning("%s was written by another version or for another pair of models, and is left out.", path)
         return {}
     return arrays
 
 
-def _elsewhere(engine: Engine, path: Path, own: str) -> Arrays:
+def _elsewhere(path: Path, pair: NDArray[np.uint8], own: str) -> Arrays:
     """The costs that are known of other places: those that were kept last."""
-    others = {name: array for name, array in _known(engine, path).items() if name.startswith(PLACES)}
+    others = {name: array for name, array in _known(path, pair).items() if name.startswith(PLACES)}
     kept_s = {name.removesuffix("kept"): float(array.sum()) for name, array in others.items() if name.endswith("/kept")}
     kept_s.pop(own, None)
     latest = tuple(sorted(kept_s, key=kept_s.__getitem__)[1 - MOST_PLACES :])
@@ -144,6 +145,10 @@ def _elsewhere(engine: Engine, path: Path, own: str) -> Arrays:
 def _file(name: str, digest: NDArray[np.uint8]) -> Path:
     plain = re.sub(r"[^\w.+-]+", "-", name)[:80]
     return folder_of("state") / "learned" / f"{plain}-{digest.tobytes().hex()}.safetensors"
+
+
+def _path(engine: Engine, pair: NDArray[np.uint8]) -> Path:
+    return _file(f"{engine.name}--{engine.drafter_name}", pair)
 
 
 def _pair(engine: Engine) -> NDArray[np.uint8]:

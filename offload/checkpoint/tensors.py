@@ -18,6 +18,7 @@ CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 
 def read_entry(entry: Entry, view: memoryview, start: int) -> None:
+    """Fill `view` with the bytes of a tensor from byte `start` on. Raises ReadFailed, also for a short file."""
     try:
         fd = os.open(entry.file, os.O_RDONLY | os.O_CLOEXEC)
         try:

@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Items
 from dataclasses import replace
 from functools import partial
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from pkgutil import resolve_name
 
 import torch
 from torch import nn
@@ -151,8 +151,7 @@ def makers(choice: DrafterChoice, kit: DrafterKit, drafts: Mapping[str, Draft]) 
 
 
 def _maker(name: str) -> Callable[[DrafterKit], Drafter]:
-    module, _, function = source_of(name).maker.partition(":")
-    make: Callable[[DrafterKit], Drafter] = getattr(import_module(module), function)
+    make: Callable[[DrafterKit], Drafter] = resolve_name(source_of(name).maker)
     return make
 
 

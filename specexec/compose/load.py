@@ -75,12 +75,13 @@ def assemble(
     _check(model, options, planner)
     choice = parse(options.drafter, weights.known)
     pair = _resolved(model, choice, options)
-    design = _admitted(pair, choice, options)
+    folder = weights.open_folder(pair.target)  # whatever is wrong with its files is said before anything is built
+    design = _admitted(folder, pair, choice, options)
     encoding = encoding_in(pair.target, options.trust_remote_code)
     vocabularies = [vocabulary_of(path, encoding, options.trust_remote_code) for path in pair.drafters]
     device = _device(options)
     free = weights.free_memory(device, options.ram_B, options.vram_B)
-    request = _request(pair, design, options, free)
+    request = _request(folder, pair, design, options, free)
     choice, reason = picked(request, choice, free, earlier.speeds)
     check_trimming(choice, vocabularies, options.draft_vocab, len(encoding.tokenizer))
     check_quantising(choice, request.drafters, options.drafter_quant)
@@ -157,9 +158,10 @@ def _admit_before_download(model: str, choice: DrafterChoice, ctx: int | None) -
             admit(weights.list_model(name), trees=True)
 
 
-def _admitted(pair: weights.ModelPair, choice: DrafterChoice, options: LoadOptions) -> weights.Design:
-    """The target's design; whatever is wrong with its files is said before anything is built."""
-    folder = weights.open_folder(pair.target)
+def _admitted(
+    folder: weights.Folder, pair: weights.ModelPair, choice: DrafterChoice, options: LoadOptions
+) -> weights.Design:
+    """The target's design, if it can run."""
     for note in folder.notes:
         log.warning("%s: %s", folder.path, note)
     if options.verify:
@@ -180,10 +182,12 @@ def _device(options: LoadOptions) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _request(pair: weights.ModelPair, design: weights.Design, options: LoadOptions, free: weights.Free) -> LoadRequest:
+def _request(
+    folder: weights.Folder, pair: weights.ModelPair, design: weights.Design, options: LoadOptions, free: weights.Free
+) -> LoadRequest:
     """What the memory plan asks; foreign code may turn out to keep its keys and values itself."""
     return LoadRequest.of(
-        weights.open_folder(pair.target),
+        folder,
         tuple(map(weights.open_folder, pair.drafters)),
         options,
         context_for(options.ctx, longest_text(design.config)),

@@ -129,12 +129,11 @@ def memory_plan(request: LoadRequest, choice: DrafterChoice) -> MemoryPlan:
         drafter_B += drafter.token_B * request.context + drafting_B(drafter, request.context, nodes)
     embeddings_B = 0
     for folder in _models(request, choice):
-        kept = folder, request.bits(folder), request.item_B(folder)
-        embeddings_B += looked_up_B(*kept)
-        drafter_B += resident_B(*kept, 0) - looked_up_B(*kept)
-        drafter_B += (
-            3 * (request.options.draft_vocab or 0) // 2 * request.widths(folder).hidden * request.item_B(folder)
-        )
+        number_B, bits = request.item_B(folder), request.bits(folder)
+        lookups_B = looked_up_B(folder, bits, number_B)
+        embeddings_B += lookups_B
+        drafter_B += resident_B(folder, bits, number_B, 0) - lookups_B
+        drafter_B += 3 * (request.options.draft_vocab or 0) // 2 * request.widths(folder).hidden * number_B
     return MemoryPlan(
         {**workspace(widths, request.context, nodes), "drafter": drafter_B},
         {"embeddings of the drafter": embeddings_B} if choice.models else {},
@@ -166,11 +165,7 @@ def drafting(request: LoadRequest, choice: DrafterChoice) -> list[Widths]:
 
 def room_for_texts(placement: Placement, free: Free, request: LoadRequest, choice: DrafterChoice) -> Room:
     """What is left for texts: what the placement has set aside for one, and half of what is not asked for."""
-    nodes, widths, drafters = (
-        request.nodes if choice.sources else 0,
-        request.widths(request.target),
-        drafting(request, choice),
-    )
+    nodes, drafters = request.nodes if choice.sources else 0, drafting(request, choice)
     layers, travelling = len(placement.caches), placement.caches.count("ram")
     cache_B, ctx = placement.need.cache_B, placement.need.ctx
 
@@ -183,8 +178,8 @@ def room_for_texts(placement: Placement, free: Free, request: LoadRequest, choic
     computing = replace(
         bare,
         draft_B=sum(drafter.token_B for drafter in drafters),
-        node_B=node_B(widths, drafters),
-        text_B=noise_B(widths),
+        node_B=node_B(request.widths(request.target), drafters),
+        text_B=noise_B(request.widths(request.target)),
     )
     if free.vram_B is None or placement.device_B is None:
         return side(computing, layers, free.ram_B - placement.host_B)
