@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from specexec.errors import BadGrammar
-from specexec.sampling.json_schema import laid_out as laid_out
+from specexec.sampling.json_schema import laid_out
 
 Bits: TypeAlias = NDArray[np.uint8]
 
