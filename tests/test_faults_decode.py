@@ -228,26 +228,26 @@ def test_two_hundred_aborted_sweeps_give_everything_back(
 
     short = replace(SAMPLING, max_tokens=6)
     chance = random.Random(0)
-    faulty = [False]
-    fail_reads(monkeypatch, "EIO", lambda: faulty[0] and chance.random() < 0.3)
+    faulty, left = [False], [0]
+
+    def due() -> bool:
+        """One read of each answer fails, or the answer is stopped while it is read (by a thread that reads)."""
+        left[0] -= 1
+        if left[0] == 0 and not faulty[0]:
+            engine.stop()
+        return left[0] == 0 and faulty[0]
+
+    fail_reads(monkeypatch, "EIO", due)
 
     def abort(sweeps: int) -> int:
-        """Every other sweep fails to read, or is stopped from another thread."""
         aborted = 0
         for number in range(sweeps):
-            faulty[0] = number % 2 == 0
-            stop = threading.Timer(0.002, engine.stop)
+            faulty[0], left[0] = number % 2 == 0, chance.randint(1, 12)
             try:
-                if not faulty[0]:
-                    stop.start()
                 aborted += engine.generate(PROMPT, short).finish_reason == "interrupted"
             except offload.ReadFailed:
                 aborted += 1
-            finally:
-                stop.cancel()
-                if stop.ident is not None:
-                    stop.join()
-        faulty[0] = False
+        left[0] = 0
         return aborted
 
     engine.budget = 2  # drafting is not what is aborted
