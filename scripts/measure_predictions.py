@@ -24,7 +24,7 @@ from offload.hub.headers_only import NAMES, item_B
 from offload.machine.files import Files
 from offload.machine.memory import free_memory
 from offload.machine.speeds import Arithmetic, Disk, Speeds, disk_key, load_speeds, save_speeds
-from offload.measure import probe_arithmetic, probe_company, probe_disk, probe_unpack
+from offload.measure import probe_arithmetic, probe_contention, probe_disk, probe_unpack
 from offload.packs.pack import pack, plan
 from offload.placement.forecast import Ceilings, Work, ceilings, forecast
 from offload.placement.placement import Placement
@@ -82,7 +82,7 @@ def main(folder: Path, rows: tuple[int, ...], sweeps: int, turns: int, threads: 
     largest, dtype = max(checked.file_sizes, key=lambda file: checked.file_sizes[file]), NAMES[item_B(checked)]
     disk = probe_disk(largest)
     with linears(torch.device("cpu"), DTYPES[dtype], offload.share):
-        disk = probe_company(largest, disk, dtype)
+        disk = probe_contention(largest, disk, dtype)
     save_speeds(replace(load_speeds(), disks={**load_speeds().disks, disk_key(folder): disk}))
     probe = Probe(checked, disk, dtype)
     if not as_json:

@@ -23,7 +23,7 @@ from offload.checkpoint.routing import Routing
 from offload.errors import OffloadError
 from offload.machine.files import PAGE_B
 from offload.machine.speeds import Speeds
-from offload.model.resident_layer import standing_layer
+from offload.model.resident_layer import resident_layer
 from offload.packs.pack import pack, plan
 from offload.placement.forecast import ceilings, forecast
 from offload.placement.placement import Offload
@@ -249,7 +249,7 @@ def test_whoever_takes_a_layer_for_good_gets_all_experts(tmp_path: Path) -> None
     model = offload.load(tmp_path, "disk")
     for _ in range(2):
         logits_of(model, ONE)  # layers are read without their experts now
-    held = dict(standing_layer(model, 1).named_parameters())
+    held = dict(resident_layer(model, 1).named_parameters())
     assert all(torch.equal(held[name], tensor) for name, tensor in theirs.model.layers[1].named_parameters())
     offload.stream_of(model).close()
 
