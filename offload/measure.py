@@ -90,7 +90,7 @@ def write_sample(folder: Path) -> Path:
 def probe_contention(file: Path, disk: Disk, dtype: str, seconds: float = 3.0) -> Disk:
     """The same disk, and what it and a CPU's arithmetic leave each other where both work at once.
 
-    Alone and together take turns, for machines that have neighbours: what counts is the median of the ratios.
+    Alone and together take turns, for machines with other load: what counts is the median of the ratios.
     """
     once, turn_s = _Layers("cpu", dtype).over(PROBED_ROWS[0]), seconds / (3 * TURNS)
     compute, read = [], []
@@ -274,7 +274,7 @@ def _finish(device: str) -> None:
 
 
 def _typical_s(work: Callable[[], None], seconds: float) -> float:
-    """The median after a warm-up: neighbours on the machine are part of it."""
+    """The median after a warm-up; other load on the machine is part of it."""
     work()
     times: list[float] = []
     started_s = time.perf_counter()

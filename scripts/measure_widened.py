@@ -1,5 +1,5 @@
 """Milliseconds of a linear with 16-bit weights: torch's own kernel, and ours for CPUs without 16-bit arithmetic, block
-after block and with a crew that shares them.
+after block and with a thread pool that shares them.
 
 python scripts/measure_widened.py --shape 8192,2048 --threads 2
 """
@@ -39,9 +39,9 @@ def main(shape: str, rows: str, threads: int, repeat: int, dtype: str) -> None:
     ways: dict[str, Callable[..., torch.Tensor]] = {
         "torch": linear,
         "widened": widened.linear,
-        "with a crew": partial(widened.linear, share=offload.share),
+        "with a thread pool": partial(widened.linear, share=offload.share),
     }
-    click.echo("| rows | torch | widened | with a crew | torch / crew |\n|--:|--:|--:|--:|--:|")
+    click.echo("| rows | torch | widened | with a thread pool | torch / thread pool |\n|--:|--:|--:|--:|--:|")
     for count in map(int, rows.split(",")):
         rows_RI = torch.randn(count, inputs).to(kind)
         took: dict[str, list[float]] = {name: [] for name in ways}

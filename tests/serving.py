@@ -14,7 +14,7 @@ import httpx
 from openai import OpenAI
 
 from cli.serve.application import application
-from cli.serve.completions import Keepalive, Manner
+from cli.serve.completions import Keepalive, ServerSettings
 from cli.serve.guard import Policy
 from cli.serve.running import Running
 from cli.serve.worker import Worker
@@ -208,9 +208,9 @@ def serving(
     """A server for the length of the block; `wait` until its model is there."""
     worker = Worker(open_engine, parallel=parallel, max_queue=max_queue)
     log: list[str] = []
-    manner = Manner(names, keepalive_s, keepalive, log.append, timeout_s)
+    settings = ServerSettings(names, keepalive_s, keepalive, log.append, timeout_s)
     listening = listening or socket.create_server(("127.0.0.1", 0), backlog=256)
-    running = Running(application(worker, manner, Policy.of("127.0.0.1", key, origins, hosts)), worker, 5)
+    running = Running(application(worker, settings, Policy.of("127.0.0.1", key, origins, hosts)), worker, 5)
     thread = threading.Thread(target=running.run, args=([listening],), name="server")
     thread.start()
     address = listening.getsockname()

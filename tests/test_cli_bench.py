@@ -24,7 +24,7 @@ from specexec import load
 from specexec.engine.decoder import Decoder
 from specexec.errors import BadText
 from specexec.evaluation import audit as audit_module
-from specexec.evaluation import rule_runner as rivals
+from specexec.evaluation import rule_runner
 from specexec.evaluation.audit import audit, first_difference
 from specexec.sampling.params import SamplingParams
 
@@ -107,7 +107,7 @@ def test_bench_compares_rules_on_demand() -> None:
     assert all(row["temperature"] == 1.0 and row["tokens_per_sweep"] >= 1 for row in rules)
     assert 0 < rules[1]["of_bound"] <= 1.5
     assert {row["drafter"] for row in rules} == {"demo drafter"}, "what is joined to it takes no part"
-    assert list(rivals.NAMES) == RULES
+    assert list(rule_runner.NAMES) == RULES
 
 
 def test_rules_that_cannot_be_compared_are_refused_before_anything_is_measured(

@@ -24,9 +24,9 @@ def blocks_are_small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(widened, "STEP", 24)
 
 
-@pytest.fixture(params=[(1, in_turn), (2, in_turn), (2, offload.share)], ids=["one", "two", "crew"])
+@pytest.fixture(params=[(1, in_turn), (2, in_turn), (2, offload.share)], ids=["one", "two", "pool"])
 def how(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Share]:
-    """One thread, torch's own two, and a crew of two; every product in blocks."""
+    """One thread, torch's own two, and a pool of two; every product in blocks."""
     monkeypatch.setattr(widened, "SMALL", 0)
     before, (threads, share) = torch.get_num_threads(), request.param
     torch.set_num_threads(threads)

@@ -22,7 +22,7 @@ from offload.hub.names import demo_folder
 from specexec import SamplingParams
 from specexec.drafters.calibration import GRID_G, REMEMBERED_WEIGHT, Calibration
 from specexec.drafters.cost import CostModel
-from specexec.drafters.mixture import MOST_CELLS, Trust
+from specexec.drafters.mixture import MOST_CELLS, MixtureWeights
 from specexec.drafters.sibling import SiblingDrafter
 from specexec.drafters.union import Union
 from specexec.engine.engine import Engine
@@ -85,7 +85,7 @@ def test_seconds_of_another_machine_are_left_out_and_left_there(
     for machine, known in ((elsewhere, False), (elsewhere, True), (conditions, True)):
         monkeypatch.setattr("cli.engine.learned_store.conditions", machine)
         with opened() as llm, learning(llm, EngineOptions()):
-            assert sibling_of(llm).calibration(SAMPLING).weight, "trust is the same everywhere"
+            assert sibling_of(llm).calibration(SAMPLING).weight, "calibration is the same everywhere"
             assert llm.accounting.cost.compute.known == known
             llm.generate(PROMPT, SAMPLING)
 
@@ -165,7 +165,7 @@ def test_a_file_that_cannot_be_ours_costs_a_word_and_no_token(
         case "negative":
             save(path, arrays | {cost: -np.ones(6)})
         case "shape":
-            save(path, arrays | {"drafter/trust/counts": np.ones((3, 7)), "drafter/trust/cells": np.ones((3, 8))})
+            save(path, arrays | {"drafter/mixture/counts": np.ones((3, 7)), "drafter/mixture/cells": np.ones((3, 8))})
     with caplog.at_level(logging.WARNING):
         again, _ = run(shared)
     assert "left out" in caplog.text
@@ -199,14 +199,14 @@ def test_a_remembered_calibration_is_a_start_and_no_verdict() -> None:
 
 
 def test_what_is_kept_of_a_trust_is_bounded() -> None:
-    trust = Trust()
+    mixture = MixtureWeights()
     for one in range(2000):
-        trust.learn((0, one % 6, one), np.array([0.5, 0.1]), 1.0 + one)
-    arrays = trust.pack()
+        mixture.learn((0, one % 6, one), np.array([0.5, 0.1]), 1.0 + one)
+    arrays = mixture.pack()
     assert len(arrays["counts"]) == MOST_CELLS
-    again = Trust()
+    again = MixtureWeights()
     again.unpack(arrays)
-    assert (again.weights((0, 1999 % 6, 1999)) == trust.weights((0, 1999 % 6, 1999))).all()
+    assert (again.weights((0, 1999 % 6, 1999)) == mixture.weights((0, 1999 % 6, 1999))).all()
 
 
 ANYTHING = st.one_of(st.floats(1, 100), st.floats())

@@ -55,14 +55,14 @@ def test_loading_believes_a_link_on_the_machine_where_it_was_measured(
 
 def test_what_was_measured_under_other_conditions_goes_with_what_depends_on_it() -> None:
     then = SPEEDS.conditions
-    assert SPEEDS.believed("cpu", then["cpu"]) == SPEEDS.believed("cuda", then["cuda"]) == SPEEDS
-    on_cpu = SPEEDS.believed("cpu", {**then["cpu"], "torch": "3"})
+    assert SPEEDS.valid_under("cpu", then["cpu"]) == SPEEDS.valid_under("cuda", then["cuda"]) == SPEEDS
+    on_cpu = SPEEDS.valid_under("cpu", {**then["cpu"], "torch": "3"})
     assert (on_cpu.disks["8:1"], on_cpu.link_Bps) == (Disk(2e9, SAFE, ALONE), 1e10)
     assert (set(on_cpu.arithmetic), set(on_cpu.unpack_Bps)) == ({"cuda/f32"}, {"cuda/nf4"})
-    on_gpu = SPEEDS.believed("cuda", {**then["cuda"], "torch": "3"})
+    on_gpu = SPEEDS.valid_under("cuda", {**then["cuda"], "torch": "3"})
     assert (on_gpu.disks, on_gpu.link_Bps) == (SPEEDS.disks, 1e10), "no other torch makes another link"
     assert (set(on_gpu.arithmetic), set(on_gpu.unpack_Bps)) == ({"cpu/f32"}, {"cpu/nf4"})
-    assert SPEEDS.believed("cuda", {**then["cuda"], "GPU": "H2"}) == replace(on_gpu, link_Bps=None)
+    assert SPEEDS.valid_under("cuda", {**then["cuda"], "GPU": "H2"}) == replace(on_gpu, link_Bps=None)
 
 
 def test_the_driver_tells_which_gpu_there_is_before_a_program_is_started(

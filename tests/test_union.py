@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from specexec.drafters.cost import CostModel, Line
-from specexec.drafters.mixture import MemberGuesses, Trust, merge
+from specexec.drafters.mixture import MemberGuesses, MixtureWeights, merge
 from specexec.drafters.ngram import NgramDrafter
 from specexec.drafters.protocol import Ask, Drafter, Guesses
 from specexec.drafters.union import Union
@@ -165,7 +165,7 @@ def test_a_node_that_pays_for_no_member_goes_to_those_that_know_it() -> None:
     (guesses,) = union.guess(ask(sequence, tree, [0, 1]), 8)
     assert one.asked == other.asked == [[ROOT], [0, 1]]
     assert np.isfinite(guesses.log_probs_NK).any(1).all()
-    assert Trust().weights((0, 6, 6)).tolist() == [0.5, 0.5]
+    assert MixtureWeights().weights((0, 6, 6)).tolist() == [0.5, 0.5]
 
 
 def test_a_member_with_a_short_context_is_not_asked_beyond_it() -> None:
@@ -180,17 +180,17 @@ def test_a_member_with_a_short_context_is_not_asked_beyond_it() -> None:
 
 
 def test_who_was_right_is_believed() -> None:
-    trust = Trust()
+    mixture = MixtureWeights()
     cell = (0, 3, 3)
-    assert trust.weights(cell) == pytest.approx([0.5, 0.5])
+    assert mixture.weights(cell) == pytest.approx([0.5, 0.5])
     for _ in range(60):
-        trust.learn(cell, np.array([0.7, 0.0]), 1.0)
-    assert trust.weights(cell)[0] > 0.9
-    assert trust.weights((0, 3, 4))[0] < 0.5  # another degree of sureness is another matter
+        mixture.learn(cell, np.array([0.7, 0.0]), 1.0)
+    assert mixture.weights(cell)[0] > 0.9
+    assert mixture.weights((0, 3, 4))[0] < 0.5  # another degree of sureness is another matter
 
 
 def test_an_absent_member_has_no_weight() -> None:
-    assert Trust().weights((0, 2, 6)).tolist() == [1.0, 0.0]
+    assert MixtureWeights().weights((0, 2, 6)).tolist() == [1.0, 0.0]
 
 
 CHILDREN = st.dictionaries(st.integers(0, 6), st.floats(0.01, 0.2), max_size=4)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy import optimize, stats
 
 from specexec.evaluation import verification_rules as rules
-from specexec.evaluation.rule_runner import NAMES, Rival
+from specexec.evaluation.rule_runner import NAMES, RuleRunner
 from specexec.evaluation.verification_rules import (
     RULES,
     Coins,
@@ -236,14 +236,14 @@ def test_every_rule_writes_and_a_perfect_drafter_is_taken_whole(tmp_path: Path) 
     target, again = TreeLM(tiny("llama", tmp_path / "target")), TreeLM(tiny("llama", tmp_path / "again"))
     for name in NAMES:
         widths = (1, 1, 1) if name == "block" else (2, 2, 1)
-        rival = Rival(target, again, name, temperature=1.0, seed=1, widths=widths)
-        assert len(rival.write(prompt(9), 12)) == rival.tally.tokens == 12
+        runner = RuleRunner(target, again, name, temperature=1.0, seed=1, widths=widths)
+        assert len(runner.write(prompt(9), 12)) == runner.tally.tokens == 12
         if name.startswith("multi-step"):  # p = q: the first child is always accepted
-            assert rival.tally.taken == rival.tally.judged == 3 * rival.tally.sweeps
+            assert runner.tally.taken == runner.tally.judged == 3 * runner.tally.sweeps
         if name == "multi-step":
-            assert rival.tally.most == pytest.approx(rival.tally.judged)
+            assert runner.tally.most == pytest.approx(runner.tally.judged)
         if name == "block":
-            assert rival.tally.depths[2] == rival.tally.sweeps == 3
+            assert runner.tally.depths[2] == runner.tally.sweeps == 3
 
 
 def test_real_models_keep_the_target_s_distribution(tmp_path: Path) -> None:
@@ -253,13 +253,13 @@ def test_real_models_keep_the_target_s_distribution(tmp_path: Path) -> None:
     text, samples = [1, 2, 3], 150
     rows = [[*text, token] for token in range(4)]
     hidden = target.forward([Rows(KVCache(), row, range(-1, 3)) for row in rows])
-    first = Rival(target, off, "walk", 1.5, 0)._probs(target.head(hidden[0][2:3]))[0]
-    second = Rival(target, off, "walk", 1.5, 0)._probs(target.head(torch.stack([one[3] for one in hidden])))
+    first = RuleRunner(target, off, "walk", 1.5, 0)._probs(target.head(hidden[0][2:3]))[0]
+    second = RuleRunner(target, off, "walk", 1.5, 0)._probs(target.head(torch.stack([one[3] for one in hidden])))
     for name in ("greedy", "block"):
-        rival = Rival(target, off, name, temperature=1.5, seed=3, widths=(1, 1) if name == "block" else (2, 1))
+        runner = RuleRunner(target, off, name, temperature=1.5, seed=3, widths=(1, 1) if name == "block" else (2, 1))
         seen = np.zeros((4, 4))
         for _ in range(samples):
-            seen[tuple(rival.write(text, 2))] += 1
+            seen[tuple(runner.write(text, 2))] += 1
         wanted = (first[:, None] * second * samples).ravel()
         rare = wanted < 5
         merged = np.append(wanted[~rare], wanted[rare].sum() + 1e-9)

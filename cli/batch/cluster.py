@@ -1,4 +1,4 @@
-"""Many engines over a Ray cluster that look like one: requests go to free workers, those of a dead worker elsewhere.
+"""Many engines over a Ray cluster that look like one: requests go to free workers, those of a failed one to another.
 
 Ray core actors, one engine each. A worker reports every second how far its answers are, so that another one goes on
 from there; the texts do not depend on who writes them.

@@ -27,16 +27,16 @@ def measure_rules(
     screen: Screen,
 ) -> list[Row]:
     """A row for each rule, at the temperature of the plain row; texts are measured and discarded."""
-    from specexec.evaluation.rule_runner import Rival
+    from specexec.evaluation.rule_runner import RuleRunner
 
     target, draft = two_models(llm)
     rows = []
     for rule in rules:
         screen.say(f"rule {rule}, T = {plain.temperature:g}")
-        rivals = [Rival(target, draft, rule, plain.temperature, seed) for seed in range(len(prompts))]
-        for rival, prompt in zip(rivals, prompts, strict=True):
-            rival.write(llm.encode(prompt), tokens)
-        rows.append(_row(llm, rule, [rival.tally for rival in rivals], plain))
+        runners = [RuleRunner(target, draft, rule, plain.temperature, seed) for seed in range(len(prompts))]
+        for runner, prompt in zip(runners, prompts, strict=True):
+            runner.write(llm.encode(prompt), tokens)
+        rows.append(_row(llm, rule, [runner.tally for runner in runners], plain))
     return rows
 
 

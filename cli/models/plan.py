@@ -147,7 +147,7 @@ def _machine(folder: Folder, gpu: str | None, ram: int | None, vram: int | None,
     measured = load_speeds()
     now = conditions(device)
     changed = measured.changed(device, now)
-    limits = ceilings(measured.believed(device, now), disk_key(folder.path), device, NAMES[item_B])
+    limits = ceilings(measured.valid_under(device, now), disk_key(folder.path), device, NAMES[item_B])
     if flops:
         limits = replace(limits, arithmetic=replace(limits.arithmetic, flops=flops, curve=()))
     return _Machine(name, free, limits, changed)

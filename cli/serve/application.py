@@ -20,7 +20,7 @@ from cli.openai.errors import ApiError, api_error, bad_request
 from cli.openai.parse import Message, read_chat
 from cli.openai.prepare import encode
 from cli.serve.bodies import read_json
-from cli.serve.completions import Completions, Manner, ready
+from cli.serve.completions import Completions, ServerSettings, ready
 from cli.serve.guard import Guard, Policy
 from cli.serve.metrics import exposition
 from cli.serve.refusals import response_of
@@ -36,36 +36,36 @@ _PAGE_POLICY = (
 )
 
 
-def application(worker: Worker, manner: Manner, policy: Policy) -> ASGIApp:
+def application(worker: Worker, settings: ServerSettings, policy: Policy) -> ASGIApp:
     """The whole server as one ASGI app; the worker is started and closed by the caller."""
-    completions, house = Completions(worker, manner), _House(worker, manner)
+    completions, status = Completions(worker, settings), _ModelAndState(worker, settings)
     routes = [
-        Route("/", house.page),
-        Route("/health", _kind(house.health)),
-        Route("/metrics", _kind(house.metrics)),
-        Route("/v1/models", _kind(house.models)),
-        Route("/v1/models/{name:path}", _kind(house.model)),
+        Route("/", status.page),
+        Route("/health", _kind(status.health)),
+        Route("/metrics", _kind(status.metrics)),
+        Route("/v1/models", _kind(status.models)),
+        Route("/v1/models/{name:path}", _kind(status.model)),
         Route("/v1/chat/completions", _kind(completions.chat), methods=["POST"]),
         Route("/v1/completions", _kind(completions.complete), methods=["POST"]),
         *(
             route
             for prefix in ("", "/v1")
             for route in (
-                Route(f"{prefix}/tokenize", _kind(house.tokenize), methods=["POST"]),
-                Route(f"{prefix}/detokenize", _kind(house.detokenize), methods=["POST"]),
-                Route(f"{prefix}/tokenizer_info", _kind(house.tokenizer_info)),
+                Route(f"{prefix}/tokenize", _kind(status.tokenize), methods=["POST"]),
+                Route(f"{prefix}/detokenize", _kind(status.detokenize), methods=["POST"]),
+                Route(f"{prefix}/tokenizer_info", _kind(status.tokenizer_info)),
             )
         ),
     ]
     return Guard(Starlette(routes=routes, exception_handlers={HTTPException: _unknown}), policy)
 
 
-class _House:
+class _ModelAndState:
     """Everything but completions."""
 
-    def __init__(self, worker: Worker, manner: Manner) -> None:
+    def __init__(self, worker: Worker, settings: ServerSettings) -> None:
         self._worker = worker
-        self._manner = manner
+        self._settings = settings
         self._created = int(time.time())
 
     async def page(self, _: Request) -> Response:
@@ -74,7 +74,7 @@ class _House:
 
     async def health(self, _: Request) -> Response:
         worker = self._worker
-        state: dict[str, object] = {"status": worker.state, "model": self._manner.model}
+        state: dict[str, object] = {"status": worker.state, "model": self._settings.model}
         if worker.state == "loading":
             state["loading_s"] = round(time.monotonic() - worker.started_s, 1)
             state |= {"layers_read": worker.layers_read, "layers_to_read": worker.layers_to_read}
@@ -91,12 +91,12 @@ class _House:
         return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
 
     async def models(self, _: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [self._card(name) for name in self._manner.models]})
+        return JSONResponse({"object": "list", "data": [self._card(name) for name in self._settings.models]})
 
     async def model(self, request: Request) -> Response:
         name = request.path_params["name"]
-        if name not in self._manner.models:
-            known = ", ".join(self._manner.models)
+        if name not in self._settings.models:
+            known = ", ".join(self._settings.models)
             raise ApiError(404, "model_not_found", f"no model {name!r} here; known: {known}.", param="model")
         return JSONResponse(self._card(name))
 

@@ -95,7 +95,7 @@ def serve(
     """
     _check_extra()
     from cli.serve.application import application
-    from cli.serve.completions import Manner
+    from cli.serve.completions import ServerSettings
     from cli.serve.guard import Policy, is_loopback
     from cli.serve.running import Running
     from cli.serve.worker import Worker
@@ -134,9 +134,9 @@ def serve(
             remembering=lambda engine: remembering(engine, engine_options),
         )
         worker.on_ready = ready
-        manner = Manner(names, sse_keepalive, sse_keepalive_mode, _Log(screen), request_timeout)
+        server_settings = ServerSettings(names, sse_keepalive, sse_keepalive_mode, _Log(screen), request_timeout)
         policy = Policy.of("localhost" if uds else host, api_key, cors_origin, allowed_host)
-        app = application(worker, manner, policy)
+        app = application(worker, server_settings, policy)
         screen.say(f"loading {engine_options.model}… (listening on {url})")
         try:
             Running(app, worker, SHUTDOWN_S).run(sockets=[listening])

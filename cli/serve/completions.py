@@ -37,8 +37,8 @@ Keepalive = Literal["comment", "empty-delta"]
 
 
 @dataclass(frozen=True)
-class Manner:
-    """How the server speaks: its model's names, the pace of signs of life, where its log lines go, and its patience."""
+class ServerSettings:
+    """The server's settings: its model's names, seconds between signs of life, the log, and the time limit."""
 
     models: tuple[str, ...]
     keepalive_s: float
@@ -55,9 +55,9 @@ class Manner:
 class Completions:
     """Both endpoints; they differ in how a request is read and in the shape of the reply."""
 
-    def __init__(self, worker: Worker, manner: Manner) -> None:
+    def __init__(self, worker: Worker, settings: ServerSettings) -> None:
         self._worker = worker
-        self._manner = manner
+        self._settings = settings
 
     async def chat(self, request: Request) -> Response:
         return await self._answer(request, read_chat)
@@ -71,16 +71,16 @@ class Completions:
         asked, prepared = await anyio.to_thread.run_sync(self._prepared, read, body)
         writing = self._writing(asked, prepared)
         reply = ApiReply(
-            asked.chat, asked.model or self._manner.model, sum(len(text.tokens) for text in prepared.texts)
+            asked.chat, asked.model or self._settings.model, sum(len(text.tokens) for text in prepared.texts)
         )
-        record = _Record(request, asked, prepared.notes, reply, writing, self._manner.log)
+        record = _Record(request, asked, prepared.notes, reply, writing, self._settings.log)
         headers = notes_header(prepared.notes)
         writing.submit()
         if asked.stream:
             return EventSourceResponse(
                 self._events(asked, writing, reply, record),
                 sep="\n",
-                ping=self._manner.keepalive_s,
+                ping=self._settings.keepalive_s,
                 ping_message_factory=partial(self._sign_of_life, writing, reply),
                 send_timeout=SLOWEST_READER_S,
                 shutdown_event=anyio.Event(),
@@ -91,11 +91,11 @@ class Completions:
         return await _whole(request, writing, reply, record, headers)
 
     def _prepared(self, read: Read, body: object) -> tuple[HttpRequest, Prepared]:
-        asked = read(body, self._manner.models)
+        asked = read(body, self._settings.models)
         return asked, prepare(self._worker.engine, asked)
 
     def _writing(self, asked: HttpRequest, prepared: Prepared) -> Writing:
-        engine, writing = self._worker.engine, Writing(self._worker, self._manner.timeout_s)
+        engine, writing = self._worker.engine, Writing(self._worker, self._settings.timeout_s)
         fresh_seed = secrets.randbits(32)
         for text in prepared.texts:
             room = asked.max_tokens or engine.context - len(text.tokens)
@@ -143,7 +143,7 @@ class Completions:
 
     def _sign_of_life(self, writing: Writing, reply: ApiReply) -> ServerSentEvent:
         """What a silent sweep sends, so that no proxy on the way closes the stream as dead."""
-        if self._manner.keepalive == "empty-delta" and writing.unfinished:
+        if self._settings.keepalive == "empty-delta" and writing.unfinished:
             return _event(reply.more(writing.unfinished[0], NOTHING))
         now = self._worker.engine.progress()
         ahead = writing.ahead

@@ -1,4 +1,4 @@
-"""Which bytes of which file hold each tensor of a checkpoint folder. Knows no torch and trusts no file.
+"""Which bytes of which file hold each tensor of a checkpoint folder. Knows no torch; checks every file.
 
 Everything comes from config.json, the index and the safetensors headers; nothing is read that was not checked first.
 """

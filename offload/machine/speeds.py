@@ -92,8 +92,8 @@ class Speeds:
         then = self.conditions.get(device, {})
         return tuple(f"{name} {then.get(name, 'unknown')}, now {now[name]}" for name in self._others(device, now))
 
-    def believed(self, device: str, now: Mapping[str, str]) -> Speeds:
-        """The same but for what other conditions than `now` decided: arithmetic, and what it left of the disk.
+    def valid_under(self, device: str, now: Mapping[str, str]) -> Speeds:
+        """Without what was measured under other conditions than `now`: arithmetic, and its contention with the disk.
 
         The link to a GPU counts as measured as long as the machine is the same.
         """

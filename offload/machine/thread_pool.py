@@ -15,7 +15,7 @@ import torch
 Piece = TypeVar("Piece")
 
 _making = threading.Lock()
-_crews: dict[int, ThreadPoolExecutor] = {}
+_pools: dict[int, ThreadPoolExecutor] = {}
 
 
 def share(work: Callable[[Piece], object], pieces: Iterable[Piece]) -> None:
@@ -35,8 +35,8 @@ def share(work: Callable[[Piece], object], pieces: Iterable[Piece]) -> None:
             for piece in left:
                 work(piece)
 
-    crew = _crew(threads)
-    parts = [crew.submit(take_part) for _ in range(min(threads, len(queue)))]
+    pool = _pool_of(threads)
+    parts = [pool.submit(take_part) for _ in range(min(threads, len(queue)))]
     try:
         wait(parts)
     finally:
@@ -45,10 +45,10 @@ def share(work: Callable[[Piece], object], pieces: Iterable[Piece]) -> None:
         part.result()
 
 
-def _crew(threads: int) -> ThreadPoolExecutor:
+def _pool_of(threads: int) -> ThreadPoolExecutor:
     """So many threads, for each of which an operation runs on one core."""
     with _making:
-        if threads not in _crews:
+        if threads not in _pools:
             there = threading.Barrier(threads + 1)
 
             def begin() -> None:
@@ -56,9 +56,9 @@ def _crew(threads: int) -> ThreadPoolExecutor:
                 torch.set_num_threads(1)
                 there.wait()
 
-            _crews[threads] = crew = ThreadPoolExecutor(threads, "crew", begin)
+            _pools[threads] = pool = ThreadPoolExecutor(threads, "pool", begin)
             for _ in range(threads):
-                crew.submit(int)
+                pool.submit(int)
             there.wait()
             torch.set_num_threads(threads)  # which is also what threads to come will have
-        return _crews[threads]
+        return _pools[threads]

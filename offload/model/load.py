@@ -129,7 +129,7 @@ def _with_speeds(free: Free, folder: Path) -> Free:
         now = machine("cuda")
         if changed := speeds.changed("cuda", now):
             log.info("the speed of the link is assumed: it was measured with %s", "; ".join(changed))
-        speeds = speeds.believed("cuda", now)
+        speeds = speeds.valid_under("cuda", now)
     disk = speeds.disks.get(disk_key(folder))
     return replace(free, disk_Bps=disk.Bps if disk else free.disk_Bps, link_Bps=speeds.link_Bps or free.link_Bps)
 

@@ -1,6 +1,6 @@
 """Several drafters' probabilities of the same children, mixed: sum_m w_m P_m(child). Knows no drafter and no model.
 
-How far to believe whom is learned, by how sure each member is: an online mixture of experts, one EM step a choice.
+The weights are learned, by how sure each member is: an online mixture of experts, one EM step a choice.
 M members   N nodes   K children
 """
 
@@ -18,7 +18,7 @@ from specexec.tree.tree import Floats, Ints
 SURENESS = np.array([0.05, 0.2, 0.5, 0.8, 0.95])  # borders of the bins that a member's best chance falls into
 CENTRES = np.array([0.02, 0.12, 0.35, 0.65, 0.88, 0.98])
 ABSENT = len(CENTRES)  # the bin of a member that was not asked
-FAITH = 6.0  # choices that the first idea of a weight is worth
+PRIOR = 6.0  # choices that the first estimate of a weight counts for
 MEMORY = 500.0
 MOST_CELLS = 512  # that are remembered from run to run
 FLOOR = 1e-4  # chance of a token that a member did not name
@@ -81,8 +81,8 @@ def merge(guesses: Items[MemberGuesses]) -> Merged:
 
 
 @dataclass
-class Trust:
-    """The weights of the members."""
+class MixtureWeights:
+    """The weights of the members, by cell: [M] counts each, divided by their sum. Learned by online EM."""
 
     counts: dict[Cell, Floats] = field(default_factory=dict)
 
@@ -92,7 +92,7 @@ class Trust:
         return np.asarray(count_M / count_M.sum())
 
     def learn(self, cell: Cell, likelihood_M: Floats, weight: float) -> None:
-        """Credit a choice to the members in proportion to what each of them staked on it."""
+        """Credit a choice to the members by count times the chance that each gave it, [M]; `weight` scales it."""
         count_M = self._count(cell)
         credit_M = count_M * np.maximum(likelihood_M, FLOOR)
         count_M += weight * credit_M / credit_M.sum()
@@ -109,7 +109,7 @@ class Trust:
 
     def unpack(self, arrays: Arrays) -> None:
         """What an earlier run packed. Raises ValueError for counts of other members than it packed them for."""
-        counts_CM = sound(arrays.get("counts", np.zeros(0)), (-1, -1), "a trust")
+        counts_CM = sound(arrays.get("counts", np.zeros(0)), (-1, -1), "counts of a mixture")
         cells = sound(arrays.get("cells", np.zeros(0)), (len(counts_CM), counts_CM.shape[1] + 1), "its cells")
         if not (counts_CM.sum(1) > 0).all():
             raise ValueError("the counts of a cell are all zero")
@@ -120,9 +120,9 @@ class Trust:
     def _count(self, cell: Cell) -> Floats:
         if cell not in self.counts:
             bins_M = np.array(cell[1:])
-            # Chances that came true so far: who is bolder at this node knows more about it.
-            bold_M = np.where(bins_M == ABSENT, 0.0, CENTRES[np.minimum(bins_M, ABSENT - 1)] ** 2)
-            if not bold_M.any():  # no member was asked: their weights do not matter
-                bold_M = np.ones(len(bins_M))
-            self.counts[cell] = FAITH * bold_M / bold_M.sum()
+            # First estimate: a member that is surer at this node knows more about it.
+            sure_M = np.where(bins_M == ABSENT, 0.0, CENTRES[np.minimum(bins_M, ABSENT - 1)] ** 2)
+            if not sure_M.any():  # no member was asked: their weights do not matter
+                sure_M = np.ones(len(bins_M))
+            self.counts[cell] = PRIOR * sure_M / sure_M.sum()
         return self.counts[cell]

@@ -90,7 +90,7 @@ class Below:
         unasked = {along.row for along in self.along.values()}
         return [along.cell for (parent, _), along in self.along.items() if parent not in unasked]
 
-    def hear(self, first: int, hidden_RH: Tensor) -> None:
+    def keep_hidden(self, first: int, hidden_RH: Tensor) -> None:
         """Keep the hidden states of the rows from `first` on; those before the text's end were answered."""
         end = max(int(self.rows_N[0]), first)
         kept_RH = hidden_RH[end - first :].clone() if end > first else hidden_RH  # a prompt must not be held for them

@@ -30,8 +30,8 @@ from specexec.tree.tree import ROOT, Floats, Ints, TokenTree
 
 
 @dataclass(frozen=True)
-class _Heard:
-    """What a head said: logits of all tokens that may be guessed, or of `ids_V` alone, and the noise of the same."""
+class _HeadLogits:
+    """A head's answer: logits of all tokens that may be guessed, or of `ids_V` alone, and the noise of the same."""
 
     logits_NV: Tensor
     noise: NoiseRows
@@ -93,7 +93,7 @@ class SiblingDrafter(Calibrated):
         if not parts:
             return 0
         for (sequence, part), hidden_RH in zip(parts, self.lm.forward([part for _, part in parts]), strict=True):
-            self._below[sequence].hear(len(part.cache.parents) - len(part.tokens), hidden_RH)
+            self._below[sequence].keep_hidden(len(part.cache.parents) - len(part.tokens), hidden_RH)
         return sum(len(part.tokens) for _, part in parts)
 
     def _rows(self, ask: Ask) -> Rows:
@@ -137,11 +137,11 @@ class SiblingDrafter(Calibrated):
         if sequence.sampling.penalised:
             above = sequence.history
             histories = [above.after(ask.tree.tokens_N[ask.tree.path(node)].tolist()) for node in ask.nodes]
-        heard = self._heard(sequence, logits_NS)
-        logits_NV = constrained(heard.logits_NV, sequence.sampling, sequence.parse, ask.tree, ask.nodes)
-        scores_NV = self.ranking.scores(logits_NV, sequence.sampling, heard.noise, positions, histories)
+        found = self._head_logits(sequence, logits_NS)
+        logits_NV = constrained(found.logits_NV, sequence.sampling, sequence.parse, ask.tree, ask.nodes)
+        scores_NV = self.ranking.scores(logits_NV, sequence.sampling, found.noise, positions, histories)
         best = scores_NV.topk(min(max(width, CANDIDATES), scores_NV.shape[1]))
-        tokens_NC, scores_NC = heard.tokens(best.indices).cpu().numpy(), best.values.double().cpu().numpy()
+        tokens_NC, scores_NC = found.tokens(best.indices).cpu().numpy(), best.values.double().cpu().numpy()
         self._below[sequence].asked.append(AskedBatch(np.array(ask.nodes), tokens_NC, scores_NC))
         if self.ranking.tau is not None:  # a fixed rule, over the whole vocabulary
             log_probs_NV = (scores_NV / self.ranking.tau).log_softmax(-1)
@@ -157,16 +157,16 @@ class SiblingDrafter(Calibrated):
             return logits_NV.index_fill_(1, self._never, float("-inf")) if len(self._never) else logits_NV
         return self._trimmed.logits(hidden_NH)
 
-    def _heard(self, sequence: Sequence, logits_NS: Tensor) -> _Heard:
+    def _head_logits(self, sequence: Sequence, logits_NS: Tensor) -> _HeadLogits:
         trimmed, sampling = self._trimmed, sequence.sampling
         if trimmed is None:
-            return _Heard(logits_NS, sequence.noise)
-        if sampling.penalised or sampling.logit_bias or sequence.parse is not None:  # those speak of all tokens
-            return _Heard(trimmed.widened(logits_NS), sequence.noise)
-        return _Heard(logits_NS, Columns(sequence.noise, trimmed.ids_S), trimmed.ids_S)
+            return _HeadLogits(logits_NS, sequence.noise)
+        if sampling.penalised or sampling.logit_bias or sequence.parse is not None:  # those are about all tokens
+            return _HeadLogits(trimmed.widened(logits_NS), sequence.noise)
+        return _HeadLogits(logits_NS, Columns(sequence.noise, trimmed.ids_S), trimmed.ids_S)
 
     def pack(self) -> dict[str, Floats]:
-        """How far its scores may be trusted; of a trimmed head, what the target chose most."""
+        """Its calibration; of a trimmed head, what the target chose most."""
         return super().pack() | ({} if self._trimmed is None else {"chosen": self._trimmed.pack()})
 
     def unpack(self, arrays: Arrays) -> None:

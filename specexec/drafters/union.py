@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from specexec.drafters.cost import CostModel, Line
 from specexec.drafters.guarded import Guarded
-from specexec.drafters.mixture import Cell, MemberGuesses, Trust, merge
+from specexec.drafters.mixture import Cell, MemberGuesses, MixtureWeights, merge
 from specexec.drafters.protocol import Ask, Drafter, Guesses
 from specexec.learned import Arrays, packed, unpack
 from specexec.text.sequence import Sequence
@@ -76,7 +76,7 @@ class Union:
         self.context = max(member.context for member in members)
         self.prices = [Line() for _ in members]  # seconds that answering about so many nodes takes
         self._cost = cost
-        self.trust = Trust()
+        self.mixture = MixtureWeights()
         self.resting: frozenset[int] = frozenset()  # members that are not asked for the time being
         self.drafted_s = np.zeros(len(self.members))  # seconds each member took to answer; the caller resets it
         self._talks: WeakKeyDictionary[Sequence, _Talk] = WeakKeyDictionary()
@@ -152,7 +152,7 @@ class Union:
         children = merge(guesses)
         sampled = int(bool(ask.sequence.sampling.temperature))
         cells: list[Cell] = [(sampled, *bins) for bins in np.stack([one.bins_N for one in guesses], axis=1).tolist()]
-        weight_of = {cell: self.trust.weights(cell) for cell in set(cells)}
+        weight_of = {cell: self.mixture.weights(cell) for cell in set(cells)}
         weights_NM = np.stack([weight_of[cell] for cell in cells])
         chances_NK = np.einsum("mnk,nm->nk", children.chances_MNK, weights_NM)
         said = _Said(children.tokens_NK, children.chances_MNK, cells)
@@ -180,27 +180,27 @@ class Union:
         return count_M
 
     def pack(self) -> dict[str, Floats]:
-        """Whom to believe, and what each member knows about itself."""
+        """The mixture's weights, and what each member learned."""
         own = [packed(member, f"{at}") for at, member in enumerate(self.members)]
-        return packed(self.trust, "trust") | {key: array for arrays in own for key, array in arrays.items()}
+        return packed(self.mixture, "mixture") | {key: array for arrays in own for key, array in arrays.items()}
 
     def unpack(self, arrays: Arrays) -> None:
-        """Start as wise as an earlier union of the same members ended. Raises ValueError for what is not theirs."""
-        trust = Trust()
-        unpack(trust, "trust", arrays)
-        if any(len(count_M) != len(self.members) for count_M in trust.counts.values()):
+        """Start where an earlier union of the same members ended. Raises ValueError for arrays of other members."""
+        mixture = MixtureWeights()
+        unpack(mixture, "mixture", arrays)
+        if any(len(count_M) != len(self.members) for count_M in mixture.counts.values()):
             raise ValueError("these are weights of other members")
         for at, member in enumerate(self.members):
             unpack(member, f"{at}", arrays)
-        self.trust = trust
+        self.mixture = mixture
 
     def observe(self, sequence: Sequence, tree: TokenTree, choices_M: list[int], kept: Ints | None) -> None:
-        """Learn whom to believe, then let every member learn and move on with the text."""
+        """Learn the mixture's weights, then let every member learn and move on with the text."""
         talk = self._talks.setdefault(sequence, _Talk(len(self.members)))
         self._learn(talk, tree, choices_M)
         end = ROOT if kept is None else int(sequence.growth.tree.parents_N[kept[0]])
         for index, member in enumerate(self.guarded):
-            # Who does not know the node of the new last token knows nothing below it either.
+            # A member that does not know the node of the new last token knows nothing below it either.
             member.observe(sequence, tree, choices_M, kept if talk.asked(index, np.array([end]))[0] else None)
         if kept is not None:
             self._talks[sequence] = talk.moved_on(end, kept)
@@ -215,4 +215,4 @@ class Union:
             likelihood_M = (said.chances_MNK[:, row] * (said.tokens_NK[row] == choices_M[1 + node])).sum(1)
             if likelihood_M.any():  # a choice that no member named teaches nothing about them
                 chance = 1.0 if node == ROOT else float(np.exp(min(tree.reach_N[node], 0.0)))
-                self.trust.learn(said.cells[row], likelihood_M, chance)
+                self.mixture.learn(said.cells[row], likelihood_M, chance)

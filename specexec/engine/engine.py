@@ -236,7 +236,7 @@ class Engine:
         return compared(logits_V, sequence.sampling, sequence.history, sequence.noise, len(sequence.tokens))
 
     def pack(self) -> dict[str, Floats]:
-        """What decoding taught so far: how far to trust whom ("drafter/…"), what sweeps and passes cost ("cost/…")."""
+        """What was learned so far: the drafter's calibration ("drafter/…"), seconds of sweeps and passes ("cost/…")."""
         return packed(self._decoder.drafter, "drafter") | packed(self.accounting.cost, "cost")
 
     def unpack(self, arrays: Arrays) -> None:
@@ -248,7 +248,7 @@ class Engine:
         unpack(self.accounting.cost, "cost", arrays)
 
     def likelihoods(self, asked: Items[Continuation]) -> Iterator[tuple[int, Likelihood]]:
-        """How likely the target itself finds each continuation, with its index, as sweeps end; no drafter takes part.
+        """How likely the target itself finds each continuation, with its index, as sweeps end; without a drafter.
 
         A sweep carries as many texts as memory holds, and computes what begins alike once. Raises UnknownToken and
         ContextLengthExceeded before the first one.

@@ -63,7 +63,7 @@ class _Proposal:
         return found[0] if found else None
 
 
-class Rival:
+class RuleRunner:
     """A target and a drafter writing by one rule."""
 
     def __init__(

@@ -1,7 +1,7 @@
 """Attention over packed rows: every row sees the committed text of its own sequence and its own ancestors.
 
 Registered once with transformers under the name `specexec`, it serves every architecture that goes through
-`AttentionInterface`; window, soft-cap, sinks and scale arrive as arguments. No Q x K mask is ever stored: who sees whom
+`AttentionInterface`; window, soft-cap, sinks and scale arrive as arguments. No Q x K mask is ever stored: what a row sees
 follows from depth-first intervals and positions, block by block, merged by log-sum-exp (Milakov and Gimelshein 2018;
 FlashAttention, Dao et al. 2022). Sums run in float32, so that the order of blocks hardly shows in reduced precision.
 B texts   H query heads   G = H / heads of keys   Q query rows   K key rows   D head size
@@ -178,7 +178,7 @@ def attend_block(
 
 
 class PackedRows(Protocol):
-    """What the registered function needs of a sweep: somewhere to keep keys, and who sees whom."""
+    """What the registered function needs of a sweep: somewhere to keep keys, and which keys each row sees."""
 
     def attend(self, layer: int, query_HQD: Tensor, key_HKD: Tensor, value_HKD: Tensor, style: Style) -> Tensor: ...
 
@@ -199,7 +199,7 @@ def _packed_attention(
     **_: object,
 ) -> tuple[Tensor, None]:
     """transformers' attention interface: [1, H, Q, D] in, [1, Q, H, D] out. `sweep` rides through as a keyword."""
-    assert attention_mask is None, "rows know who sees whom; a mask on top would be ignored"
+    assert attention_mask is None, "visibility comes with the rows; a mask on top would be ignored"
     style = Style(scale=scaling, window=sliding_window, softcap=softcap, sinks_H=s_aux)
     layer = module.layer_idx
     assert isinstance(layer, int)

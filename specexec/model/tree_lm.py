@@ -194,7 +194,7 @@ class _Span:
 
 
 class _Packed:
-    """The layout of one forward: which rows belong to whom. Handed through the model to the attention function."""
+    """The layout of one forward: which rows belong to which text. Goes through the model to the attention function."""
 
     def __init__(
         self,

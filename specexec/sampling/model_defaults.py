@@ -37,7 +37,7 @@ class Defaults:
     unheeded: tuple[str, ...] = ()
 
     def filled(self, sampling: SamplingParams) -> SamplingParams:
-        """Every None replaced by what the model wants, or by chance."""
+        """Every None replaced by the model's default, else by ours."""
         wanted = {one.name: getattr(self.sampling, one.name) for one in fields(SamplingParams)}
         wanted["seed"] = secrets.randbits(32)
         return replace(sampling, **{name: value for name, value in wanted.items() if getattr(sampling, name) is None})

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from specexec.tree.tree import Floats, Ints
 
-FAITH = 4.0  # observations that the prior is worth
+PRIOR = 4.0  # observations that the prior is worth
 MEMORY = 2000.0  # observations a cell remembers; older ones fade, because texts change
 FULL = 0.98  # named children never take all: there is always another token
 
@@ -19,8 +19,8 @@ class Hits:
     """A Beta posterior for every cell, for greedy and for sampled text apart."""
 
     def __init__(self, prior_C: Floats) -> None:
-        self.seen_RC = np.full((2, len(prior_C)), FAITH)
-        self.hit_RC = FAITH * np.stack([prior_C, prior_C])
+        self.seen_RC = np.full((2, len(prior_C)), PRIOR)
+        self.hit_RC = PRIOR * np.stack([prior_C, prior_C])
 
     def count(self, cells_NK: Ints, hit_NK: NDArray[np.bool_], weight_N: Floats, sampled: bool) -> None:
         """Guesses that were right or wrong, at nodes the text reaches with probability `weight_N`; cell -1 is none."""
