@@ -77,7 +77,10 @@ class Folder:
 
 
 def open_folder(path: Path) -> Folder:
-    """Check a model folder down to every header; no weight is read."""
+    """Check a model folder down to every header; no weight is read.
+
+    Raises BadModelDir, CorruptShard, UnsupportedModel.
+    """
     config, names = read_config(path), _names_in(path)
     weights = find_weights(names)
     if weights is None:

@@ -90,5 +90,5 @@ class _Pinned(mmap.mmap):
 
 
 def carrier_for(device: torch.device) -> HostCarrier | CudaCarrier:
-    """Who carries keys and values to this device."""
+    """What copies keys and values between RAM and this device."""
     return CudaCarrier(device) if device.type == "cuda" else HostCarrier()

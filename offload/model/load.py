@@ -62,7 +62,9 @@ def load(
     on_layer_read: Callable[[int, int], None] | None = None,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
-    """A transformers model that computes exactly what the checkpoint says, in the memory that it was given.
+    """A transformers model that computes exactly what the checkpoint says, in the memory that it was given (bytes).
+
+    Raises NotEnoughRam, NotEnoughVram, BadModelDir, CorruptShard, UnsupportedModel, RemoteCode, NoGpu, ReadFailed.
 
     `head_quant` nf4 makes it another model: its head rounded to four bits, a copy where embeddings are tied to it.
     `beside_B` is what the caller will need beside it where it computes (drafter, trees), by what it is for,

@@ -111,7 +111,7 @@ def scratch_B(slice_B: int, reading: Reading) -> int:
 
 
 def cache_B(config: Mapping[str, Json], ctx: int, item_B: int) -> int:
-    """Bytes of keys and values for `ctx` tokens in all layers, kept whole even where a window would do."""
+    """Bytes of keys and values for `ctx` tokens in all layers, `item_B` each; whole even where a window would do."""
     heads = _number(config, "num_attention_heads", 1)
     H = _number(config, "num_key_value_heads", heads)
     D = _number(config, "head_dim", _number(config, "hidden_size", 0) // max(heads, 1))

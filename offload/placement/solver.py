@@ -20,7 +20,7 @@ from offload.units import size
 
 
 def place(need: Need, free: Free, offload: Offload = "auto") -> Placement:
-    """The fastest mix that `offload` allows and that fits; else a refusal with the numbers."""
+    """The fastest mix that `offload` allows and that fits. Raises NotEnoughRam or NotEnoughVram, with the numbers."""
     fill_ram = free.ram_given or offload == "auto"
     cautious = replace(
         free,

@@ -150,6 +150,8 @@ class Engine:
         written: Items[int] = (),
     ) -> Iterator[Burst]:
         """Write an answer, one Burst for each sweep. Streams of one engine may be interleaved: they share sweeps.
+        Raises at once EmptyPrompt, BadText, BadMessages, UnknownToken, ContextLengthExceeded or BadSampling for what
+        cannot be written; while it is read EngineClosed, BrokenLogits, BadGrammar or offload's ReadFailed.
 
         `caches` carries keys and values from one call to the next; what both texts share is not processed again.
         `written` is the beginning of the answer, from an earlier call: bursts go on from there.
@@ -160,7 +162,7 @@ class Engine:
         return self._readers.read(sequence)
 
     def generate(self, prompt: Prompt, sampling: SamplingParams | None = None) -> Completion:
-        """The whole answer at once."""
+        """The whole answer at once. Raises as `stream` does."""
         result = next(self.generate_many([prompt], [sampling or SamplingParams()]))
         if isinstance(result, Failure):
             raise result.error
@@ -172,10 +174,11 @@ class Engine:
         sampling: SamplingParams | Items[SamplingParams] | None = None,
         parallel: int | Literal["auto"] = "auto",
     ) -> Iterator[Result]:
-        """One Completion or Failure for each prompt, as they finish; `index` says whose.
+        """One Completion or Failure for each prompt, as they finish; `index` is the prompt's place.
 
         One SamplingParams for all derives a seed for each item. `parallel` texts share every sweep; auto is as many as
-        memory holds. None of this changes a text.
+        memory holds. None of this changes a text. A prompt that cannot be answered is a Failure; errors of the sweep
+        (ReadFailed, EngineClosed) and a `parallel` that cannot be (BadOption) are raised.
         """
         if isinstance(sampling, Items):
             each: Iterable[SamplingParams] = sampling

@@ -1,7 +1,7 @@
 """Attention over packed rows: every row sees the committed text of its own sequence and its own ancestors.
 
 Registered once with transformers under the name `specexec`, it serves every architecture that goes through
-`AttentionInterface`; window, soft-cap, sinks and scale arrive as arguments. No Q x K mask is ever stored: what a row sees
+`AttentionInterface`; window, soft-cap, sinks and scale arrive as arguments. No Q x K mask is stored: what a row sees
 follows from depth-first intervals and positions, block by block, merged by log-sum-exp (Milakov and Gimelshein 2018;
 FlashAttention, Dao et al. 2022). Sums run in float32, so that the order of blocks hardly shows in reduced precision.
 B texts   H query heads   G = H / heads of keys   Q query rows   K key rows   D head size

@@ -30,14 +30,14 @@ _UNHEEDED: dict[str, tuple[object, ...]] = {
 
 @dataclass(frozen=True)
 class Defaults:
-    """What a model wishes: how to choose, what ends a text; and what of its wishes is not heeded, a line for each."""
+    """A model's defaults: how to choose, and the ids that end a text. `unheeded`: those without effect, a line each."""
 
     sampling: SamplingParams
     stop_tokens: frozenset[int]
     unheeded: tuple[str, ...] = ()
 
     def filled(self, sampling: SamplingParams) -> SamplingParams:
-        """Every None replaced by the model's default, else by ours."""
+        """Every None replaced by the model's default; the seed by 32 random bits."""
         wanted = {one.name: getattr(self.sampling, one.name) for one in fields(SamplingParams)}
         wanted["seed"] = secrets.randbits(32)
         return replace(sampling, **{name: value for name, value in wanted.items() if getattr(sampling, name) is None})
