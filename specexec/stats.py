@@ -32,7 +32,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Overlap:
-    """Drafting while weights stream, summed up. A hit: the text went where the drafter had gone on meanwhile."""
+    """Drafting while weights stream, summed up. A hit: the text went where the drafter had drafted ahead."""
 
     hits: int = 0
     misses: int = 0

@@ -99,6 +99,6 @@ def test_long_stats_tell_what_overlap_hid() -> None:
     assert not any("meanwhile" in line for line in long_stats(plain, "disk"))
     ahead = replace(plain, overlap=Overlap(hits=2, misses=1, draft_s=0.3, ahead_s=0.4, used_s=0.1))
     assert (
-        "  ahead      in 2 of 3 sweeps the text went where the drafter had gone on meanwhile: "
+        "  ahead      in 2 of 3 sweeps the text went where the drafter had drafted ahead: "
         "that hid about 25% of the drafting"
     ) in long_stats(ahead, "disk")

@@ -1,4 +1,4 @@
-"""Conversations and settings from the command line: kept, listed, gone on with; set, shown, overruled."""
+"""Conversations and settings from the command line: kept, listed, continued; set, shown, overruled."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def specexec(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 
 def test_a_chat_is_kept_and_gone_on_with(specexec: CommandLine) -> None:
     first = specexec("chat", stdin="hello\n")
-    assert ". Go on with: specexec chat -c\n" in first.err
+    assert ". Continue with: specexec chat -c\n" in first.err
     (listed,) = json.loads(specexec("sessions", "list", "--json").out)
     assert (listed["title"], listed["messages"], listed["model"]) == ("hello", 2, "demo")
     second = specexec("chat", "-c", stdin="again\n")

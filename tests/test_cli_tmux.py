@@ -179,7 +179,7 @@ def test_ctrl_c_at_three_moments_and_a_conversation_taken_up_again(screen: Calla
     chat.type("/continue")
     text = " ".join(chat.wait_for("link limited").split())
     chat.press("C-c")
-    assert "nothing to go on with" not in text
+    assert "nothing to continue" not in text
 
 
 def test_a_second_ctrl_c_waits_for_no_layer_and_a_third_leaves_with_130(screen: Callable[..., Screen]) -> None:

@@ -21,7 +21,7 @@ import specexec
 from offload.hub.names import demo_folder
 from specexec import Completion, Failure, SamplingParams
 from specexec.sampling.filters import restrict
-from specexec.sampling.model_defaults import _CALLERS, _THEIR_NAMES, _UNHEEDED, defaults_of
+from specexec.sampling.model_defaults import _CALLERS, _IGNORED, _THEIR_NAMES, defaults_of
 from specexec.sampling.processors import JudgedText, Processors, processed
 from tests.tiny import VOCABULARY, tiny_config
 
@@ -101,7 +101,7 @@ def test_allowed_tokens_and_their_scores_are_those_of_generate(model: PreTrained
     expected = theirs(model, wishes, prompt, longest)(torch.tensor([[*prompt, *answer]]), logits_1V.clone())
 
     defaults = defaults_of(GenerationConfig.from_dict({"eos_token_id": ENDS, **wishes}))
-    assert not defaults.unheeded
+    assert not defaults.ignored
     sampling = defaults.filled(SamplingParams())
     text = JudgedText(tuple(prompt), VOCABULARY, defaults.stop_tokens, longest)
     history = Processors(sampling, text).history(answer[:2]).after(answer[2:])
@@ -243,8 +243,8 @@ def test_what_cannot_be_followed_is_said_in_one_line(tmp_path: Path, caplog: pyt
 def test_no_field_of_the_file_is_passed_over() -> None:
     followed = {_THEIR_NAMES.get(one.name, one.name) for one in fields(SamplingParams)} - _CALLERS
     known = set(GenerationConfig().to_dict())
-    assert known - followed - set(_UNHEEDED) - {"eos_token_id", "do_sample"} == WITHOUT_MEANING
-    assert set(_UNHEEDED) <= known
+    assert known - followed - set(_IGNORED) - {"eos_token_id", "do_sample"} == WITHOUT_MEANING
+    assert set(_IGNORED) <= known
 
 
 def test_a_text_after_which_nothing_is_allowed_fails_by_name_and_alone(demo: Demo) -> None:

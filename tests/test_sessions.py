@@ -1,4 +1,4 @@
-"""A conversation that is left can be gone on with: nothing said is lost, and nothing read is read again."""
+"""A conversation that is left can be continued: nothing said is lost, and nothing read is read again."""
 
 from __future__ import annotations
 
@@ -414,7 +414,7 @@ def test_two_who_go_on_with_one_conversation_lose_nothing(
         one.leave()
         assert [*archive.load(one.id).messages] == talk.messages
     assert both[0].id == left.id != both[1].id
-    said = f"Note: {left.id} was gone on with elsewhere; this conversation is kept as {both[1].id}.\n"
+    said = f"Note: {left.id} was continued elsewhere; this conversation is kept as {both[1].id}.\n"
     assert capsys.readouterr().err.count(said) == 1
 
 

@@ -99,7 +99,7 @@ def test_an_id_beyond_the_embedding_is_refused_in_every_field(llm: Engine, field
 
 def test_ids_of_a_models_own_wishes_that_it_does_not_have_are_left_out_with_one_warning() -> None:
     found = defaults_of(GenerationConfig.from_dict(BEYOND_WISHED), rows=ROWS)
-    (line,) = found.unheeded
+    (line,) = found.ignored
     assert all(name in line for name in BEYOND_WISHED)
     wished = found.sampling
     assert (wished.suppress_tokens, wished.begin_suppress_tokens) == ((5,), ())

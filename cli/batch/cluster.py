@@ -159,7 +159,7 @@ class ClusterBatch:
         place.deaths += 1
         self._again.extend(place.requests.values())
         said = str(death).strip().splitlines()
-        log.warning("a worker has died; its %d answers go on elsewhere: %s", len(place.requests), said[0])
+        log.warning("a worker has died; its %d answers continue elsewhere: %s", len(place.requests), said[0])
         place.requests.clear()
         if place.deaths < MOST_DEATHS:
             place.actor = self._cluster.start_worker(self._parallel)

@@ -63,7 +63,7 @@ def generate(
     \b
       specexec generate -p "List the seasons."
       specexec generate prompts.jsonl notes/*.txt -o out.jsonl
-      specexec generate prompts.jsonl -o out.jsonl --resume      go on after a crash, or Ctrl-C
+      specexec generate prompts.jsonl -o out.jsonl --resume      continue after a crash, or Ctrl-C
     """
     if not prompts and not inputs:
         raise click.UsageError("Nothing to answer. Name an input, - for standard input, or use -p.")

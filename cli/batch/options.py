@@ -116,7 +116,7 @@ _OPTIONS = (
     click.option("--output-format", type=click.Choice(["jsonl", "openai-batch", "text"]), show_default="jsonl",
                  help="How results look."),
     json_option("Without -o: print JSON lines, each with what came of every option."),
-    click.option("--resume", is_flag=True, help="Go on with the output of an earlier run, in mid-answer if need be."),
+    click.option("--resume", is_flag=True, help="Continue the output of an earlier run, in mid-answer if need be."),
     click.option("--retry-failed", is_flag=True, help="Like --resume, and answer the failed items again."),
     click.option("--overwrite", is_flag=True, help="Replace the output file if it exists."),
     click.option("--strict", is_flag=True, help="Stop at the first bad prompt."),

@@ -55,7 +55,7 @@ class EvalRequest:
 @click.option("--limit", type=WholeNumber(min=1), help="Only the first N documents of each task.")
 @click.option("--chat/--raw", default=False, help="Apply the chat template, or put the text as it is.")
 @click.option("--seed", type=WholeNumber(min=0), default=0, help="For tasks that sample.")
-@click.option("--cache", type=_FILE, help="Keep answers here; the same command again goes on after a stop.")
+@click.option("--cache", type=_FILE, help="Keep answers here; the same command again continues after a stop.")
 @click.option("--allow-code", is_flag=True, help="Allow tasks that run the code which the model writes.")
 @click.option("-o", "--output", type=_FILE, help="Write everything the harness reports to this file, as JSON.")
 @click.option("--samples", is_flag=True, help="With every single answer in that file.")

@@ -40,8 +40,8 @@ TOY_QUESTIONS = "It answers: How does specexec work? · What is a drafter? · Wh
 @model_argument
 @click.option("-p", "--prompt", help="Ask this, print the answer and exit; piped input goes in front.")
 @click.option("-s", "--system", type=TEXT_OR_FILE, help="System prompt, or @FILE.")
-@click.option("-c", "--continue", "resume", is_flag=True, help="Go on with the latest conversation.")
-@click.option("--session", metavar="ID", help="Go on with this one; see specexec sessions list.")
+@click.option("-c", "--continue", "resume", is_flag=True, help="Continue the latest conversation.")
+@click.option("--session", metavar="ID", help="Continue this one; see specexec sessions list.")
 @click.option("--no-save", is_flag=True, help="Do not keep this conversation.")
 @click.option("--no-history", is_flag=True, help="Do not remember what is typed.")
 @think_option
@@ -75,7 +75,7 @@ def chat(
     \b
       specexec chat -p "How does specexec work?"
       cat notes.txt | specexec chat -m llama-70b -p "Summarise this."
-      specexec chat -c                                  go on where you left off
+      specexec chat -c                                  continue where you left off
     """
     if as_json and prompt is None:
         raise click.UsageError("--json is for one question: ask it with --prompt.")
@@ -143,7 +143,7 @@ def _record_of(
 
 
 def _record(resume: bool, session: str | None) -> Record | None:
-    """The conversation to go on with."""
+    """The conversation to continue."""
     if resume and session:
         raise click.UsageError("--continue is the latest conversation, --session another one: give one of them.")
     archive = Archive(sessions_folder()) if resume or session else None

@@ -1,7 +1,7 @@
 """Saves a conversation after every turn, and its keys and values at the end; restores both.
 
 Nothing that was saved is overwritten: what is taken back or answered again stays in the file, and a
-conversation that another process went on with stays as it left it.
+conversation that another process continued stays as it left it.
 """
 
 from __future__ import annotations
@@ -71,10 +71,10 @@ class Keeper:
         changed = replace(before, system=kept.system, messages=messages, turns=tuple(kept.turns), taken_back=taken_back)
         self._record = self._archive.save(changed)
         if self.id != before.id:
-            self._screen.tell(f"Note: {before.id} was gone on with elsewhere; this conversation is kept as {self.id}.")
+            self._screen.tell(f"Note: {before.id} was continued elsewhere; this conversation is kept as {self.id}.")
 
     def leave(self, *, for_now: bool = False) -> None:
-        """Save with everything that makes going on cheap and, unless it is `for_now`, say how to go on."""
+        """Save with everything that makes continuing cheap and, unless it is `for_now`, say how to continue."""
         self.save()
         if not self._record.messages:
             return
@@ -82,7 +82,7 @@ class Keeper:
         if for_now:
             return
         kept = f", {format_bytes(size)} of keys and values with it" if size else ""
-        self._screen.say(f"saved as {self.id}{kept}. Go on with: specexec chat -c")
+        self._screen.say(f"saved as {self.id}{kept}. Continue with: specexec chat -c")
 
     def _snapshot(self) -> int:
         from cli.chat.snapshot import write_snapshot
@@ -90,14 +90,14 @@ class Keeper:
         try:
             size = write_snapshot(self._archive.snapshot_path(self.id), self._conversation.keep(), self._weights())
         except OSError as problem:
-            self._screen.tell(f"Note: keys and values are not kept ({problem.strerror}): going on reads all again.")
+            self._screen.tell(f"Note: keys and values are not kept ({problem.strerror}): continuing reads all again.")
             return 0
         if not size:
             self._archive.forget_snapshot(self.id)
         return size
 
     def resume(self) -> None:
-        """Go on where the record ends, and say how much of it need not be read again."""
+        """Continue where the record ends, and say how much of it need not be read again."""
         from cli.chat.snapshot import read_snapshot
 
         self._record, unanswered = _answered(self._record)

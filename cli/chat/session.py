@@ -46,7 +46,7 @@ class Session:
     attached: list[str] = field(default_factory=list)
     last: Answer | None = None
     leaving: bool = False
-    switch: EngineOptions | None = None  # what to load and go on with
+    switch: EngineOptions | None = None  # what to load and continue with
 
     def send(self, text: str) -> None:
         """Answer a message, with the files that were read for it in front."""
@@ -67,9 +67,9 @@ class Session:
         return left.id if left.messages else None
 
     def proceed(self) -> None:
-        """Go on with an answer that was cut short."""
+        """Continue an answer that was cut short."""
         if not self.conversation.can_proceed:
-            self.screen.tell("nothing to go on with: the last answer ended by itself")
+            self.screen.tell("nothing to continue: the last answer ended by itself")
         else:
             self._answer(self.conversation.proceed(self.sampling))
 
@@ -79,7 +79,7 @@ class Session:
             self.keeper.save()
 
     def take_up(self, record: Record) -> None:
-        """Leave this conversation and go on with one that was kept."""
+        """Leave this conversation and continue one that was kept."""
         assert self.keeper is not None
         self.keeper.leave(for_now=True)
         self.keeper = self.keeper.successor(record)

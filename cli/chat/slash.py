@@ -79,7 +79,7 @@ COMMANDS: dict[str, Slash] = {
     "clear": Slash("clear", "begin another conversation; this one is kept, the system prompt stays", talk.clear),
     "undo": Slash("undo", "forget the last message and its answer", talk.undo),
     "retry": Slash("retry [SEED]", "answer the last message again", talk.retry),
-    "continue": Slash("continue", "go on with an answer that was cut short", talk.proceed),
+    "continue": Slash("continue", "continue an answer that was cut short", talk.proceed),
     "edit": Slash("edit", "write a message in $EDITOR", talk.edit),
     "edit-last": Slash("edit-last", "change your last message in $EDITOR and ask again", talk.edit_last),
     "read": Slash("read FILE", "put a file before your next message", talk.read, takes_path=True),
@@ -87,7 +87,7 @@ COMMANDS: dict[str, Slash] = {
         "copy [code]", "the last answer, or its last block of code, to the clipboard", talk.copy, lambda: ("code",)
     ),
     "save": Slash("save [FILE]", "write the conversation as JSON lines", talk.save, takes_path=True),
-    "load": Slash("load ID", "go on with another conversation", talk.load, talk.kept_ids),
+    "load": Slash("load ID", "continue another conversation", talk.load, talk.kept_ids),
     "sessions": Slash("sessions", "the conversations that /load can take up", talk.sessions),
     "system": Slash("system [TEXT|off]", "show or change the system prompt", talk.system, lambda: ("off",)),
     "set": Slash(
@@ -97,7 +97,7 @@ COMMANDS: dict[str, Slash] = {
         "show [WHAT]", "model, sampling, plan, template or prompt; model and sampling if left out", settings.show,
         lambda: settings.VIEWS,
     ),
-    "model": Slash("model [NAME]", "go on with another model", settings.model, settings.model_names),
+    "model": Slash("model [NAME]", "continue with another model", settings.model, settings.model_names),
     "drafter": Slash(
         "drafter [NAME]", f"load the model again with another drafter: {', '.join(drafter_names())} or a model",
         settings.drafter, drafter_names,

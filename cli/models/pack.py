@@ -53,7 +53,7 @@ def pack(
       specexec pack llama-8b --quant nf4 --out packs/llama-8b
       specexec chat -m packs/llama-8b --offload disk
 
-    The same command again goes on where it was stopped. Originals are kept.
+    The same command again continues where it was stopped. Originals are kept.
     """
     screen = Screen(quiet=verbosity.quiet)
     start_logging(verbosity)
@@ -88,7 +88,7 @@ def pack(
         with tqdm(total=wanted.read_B, unit="B", unit_scale=True, desc="pack", disable=hidden, leave=False) as bar:
             packs.pack(wanted, out, device, watched(bar, screen))
     except KeyboardInterrupt:
-        screen.tell(f"stopped; the same command goes on where it was. {out} is no model yet.")
+        screen.tell(f"stopped; the same command continues where it was. {out} is no model yet.")
         return INTERRUPTED
     spent_s = time.perf_counter() - began_s
     if as_json:

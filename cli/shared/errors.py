@@ -184,7 +184,7 @@ def explain(error: BaseException, log_file: Path | None = None) -> str:
         said = str(error).partition("\n")[0].rstrip(".")
         return (
             f"Error: the GPU stopped answering ({said}).\n"
-            "  What was finished is on the disk. Try: the same command again, a batch with --resume; chat -c goes on."
+            "  What was finished is on the disk. Try: the same command again, a batch with --resume; chat -c."
         )
     frames = traceback.extract_tb(error.__traceback__)
     where = f" in {frames[-1].name}()" if frames else ""

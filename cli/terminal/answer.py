@@ -146,7 +146,7 @@ def long_stats(answer: Answer, placement: str) -> list[str]:
     if ahead.hit_rate is not None:
         lines.append(
             f"  ahead      in {ahead.hits} of {ahead.hits + ahead.misses} sweeps the text went where the drafter "
-            f"had gone on meanwhile: that hid about {ahead.hidden:.0%} of the drafting"
+            f"had drafted ahead: that hid about {ahead.hidden:.0%} of the drafting"
         )
     if answer.bytes_read:
         speed = format_speed(answer.bytes_read / max(answer.sweep_s, 1e-9))
@@ -159,7 +159,7 @@ def ending(answer: Answer, max_tokens: int, context: int) -> str | None:
     if answer.limit == "context":
         return f"  stopped: the context of {context} tokens is full; a longer --ctx, /undo or /clear makes room"
     if answer.finish_reason == "length":
-        return f"  stopped at --max-tokens {max_tokens}; /continue to go on"
+        return f"  stopped at --max-tokens {max_tokens}; /continue for more"
     if answer.finish_reason == "interrupted" and not answer.tokens:
         return "  stopped before the first token"
     if answer.finish_reason == "interrupted":

@@ -245,11 +245,11 @@ def _kit(
 
 
 def _defaults(target: PreTrainedModel, encoding: Encoding) -> Defaults:
-    """What the model's generation_config.json wishes; what of it is not heeded is said here, once."""
+    """What the model's generation_config.json asks for; what of it is ignored is logged here, once."""
     wish = target.generation_config
     from_config = None if wish is not None and wish.eos_token_id is not None else target.config.eos_token_id
     found = defaults_of(wish, from_config, encoding.tokenizer.eos_token_id, rows=int(target.config.vocab_size))
-    for line in found.unheeded:
+    for line in found.ignored:
         log.warning("%s", line)
     return found
 

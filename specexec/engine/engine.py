@@ -107,7 +107,7 @@ class Engine:
 
     @property
     def weights(self) -> Weights:
-        """The target's weights on the move."""
+        """The target's weights as they stream."""
         return self._stream
 
     @property
@@ -154,7 +154,7 @@ class Engine:
         cannot be written; while it is read EngineClosed, BrokenLogits, BadGrammar or offload's ReadFailed.
 
         `caches` carries keys and values from one call to the next; what both texts share is not processed again.
-        `written` is the beginning of the answer, from an earlier call: bursts go on from there.
+        `written` is the beginning of the answer, from an earlier call: bursts continue from there.
         """
         sequence = self._intake.sequence(prompt, sampling or SamplingParams(), caches, written=written)
         if written:

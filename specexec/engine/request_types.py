@@ -45,7 +45,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Partial:
-    """How far an unfinished answer has come. A Request with these tokens as `written` goes on from there."""
+    """How far an unfinished answer has come. A Request with these tokens as `written` continues from there."""
 
     index: int
     tokens: tuple[int, ...]

@@ -16,7 +16,7 @@ LEAST = 0.01  # of a sweep: for less it is not worth keeping a processor busy
 
 @dataclass
 class OverlapGain:
-    """How often texts went where the drafter had gone on meanwhile, and the seconds of drafting that saves."""
+    """How often texts went where the drafter had drafted ahead, and the seconds of drafting that saves."""
 
     chance: float = 0.25
     draft_s: float = 0.0

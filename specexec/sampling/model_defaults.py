@@ -19,8 +19,8 @@ _CALLERS = {
 _THEIR_NAMES = {"min_tokens": "min_new_tokens", "stop": "stop_strings"}
 _OFF = SamplingParams(temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0, stop=())
 
-# What `generate` would heed and we do not, and the values with which it changes nothing.
-_UNHEEDED: dict[str, tuple[object, ...]] = {
+# What `generate` obeys and we ignore, and the values with which it changes nothing.
+_IGNORED: dict[str, tuple[object, ...]] = {
     "num_beams": (1,), "num_beam_groups": (1,), "diversity_penalty": (0.0,), "penalty_alpha": (0.0,), "dola_layers": (),
     "constraints": (), "force_words_ids": (), "guidance_scale": (1.0,), "watermarking_config": (),
     "token_healing": (False,), "remove_invalid_values": (False,), "max_time": (), "use_mtp": (False,),
@@ -30,11 +30,11 @@ _UNHEEDED: dict[str, tuple[object, ...]] = {
 
 @dataclass(frozen=True)
 class Defaults:
-    """A model's defaults: how to choose, and the ids that end a text. `unheeded`: those without effect, a line each."""
+    """A model's defaults: how to choose, and the ids that end a text. `ignored`: those without effect, a line each."""
 
     sampling: SamplingParams
     stop_tokens: frozenset[int]
-    unheeded: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
 
     def filled(self, sampling: SamplingParams) -> SamplingParams:
         """Every None replaced by the model's default; the seed by 32 random bits."""
@@ -49,7 +49,7 @@ def defaults_of(config: GenerationConfig | None, *others: object, rows: int | No
     Of its ids, those that an embedding of so many rows does not have are left out.
     """
     config = config or GenerationConfig()
-    sampling, unheeded = _OFF, []
+    sampling, ignored = _OFF, []
     for name in [one.name for one in fields(SamplingParams) if one.name not in _CALLERS]:
         value = getattr(config, _THEIR_NAMES.get(name, name), None)
         if value is None or (name == "temperature" and not config.do_sample):
@@ -57,20 +57,20 @@ def defaults_of(config: GenerationConfig | None, *others: object, rows: int | No
         try:
             sampling = replace(sampling, **{name: value})
         except BadSampling as problem:
-            unheeded.append(f"generation_config.json: {problem.what} It is left out.")
+            ignored.append(f"generation_config.json: {problem.what} It is left out.")
     if rows is not None:
         sampling, left_out = _within(sampling, rows)
-        unheeded += left_out
+        ignored += left_out
     if config.do_sample and config.temperature is None:
         sampling = replace(sampling, temperature=1.0)
     named = [
         f"{name}={value}"
-        for name, neutral in _UNHEEDED.items()
+        for name, neutral in _IGNORED.items()
         if (value := getattr(config, name, None)) is not None and value not in neutral
     ]
     if named:
-        unheeded.append(f"generation_config.json: {', '.join(named)} is not followed; answers are written without it.")
-    return Defaults(sampling, stop_tokens(config.eos_token_id, *others), tuple(unheeded))
+        ignored.append(f"generation_config.json: {', '.join(named)} is not followed; answers are written without it.")
+    return Defaults(sampling, stop_tokens(config.eos_token_id, *others), tuple(ignored))
 
 
 def _within(sampling: SamplingParams, rows: int) -> tuple[SamplingParams, list[str]]:

@@ -12,7 +12,7 @@ from offload.machine.atomic_write import replacing
 
 @contextmanager
 def on_disk(path: Path, what: str) -> Iterator[None]:
-    """A failure to write inside the block becomes a refusal that says so and how to go on."""
+    """A failure to write inside the block becomes a refusal that says so and how to continue."""
     try:
         yield
     except OSError as problem:
