@@ -1,6 +1,6 @@
 """How fast disk, link and arithmetic are here, measured in about two seconds each. Torch only where it must compute.
 
-Disks are read through the very code that streams weights, so that what wins here wins there.
+Disks are read through the code that streams weights, so that what wins here wins there.
 """
 
 from __future__ import annotations

@@ -108,7 +108,7 @@ class Pace:
         """A step over `rows` rows, `nodes` of them guesses. Plain decoding needs a `share` of what it waited for.
 
         Without its guesses the sweep would have taken no longer, drafting would have taken none, and the weights that
-        arithmetic waited for would have had to come all the same.
+        arithmetic waited for would have had to come anyway.
         """
         texts, seconds = len(tokens), cost.draft_s + cost.sweep_s
         if rows != nodes + texts:

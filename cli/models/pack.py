@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("model")
 @click.option("--quant", type=click.Choice(["none", "int8", "nf4"]), default="nf4", help="Bits of the layers' weights.")
-@click.option("--head-quant", type=click.Choice(["none", "nf4"]), default="none", help="Bits of the head, for good.")
+@click.option("--head-quant", type=click.Choice(["none", "nf4"]), default="none", help="Bits of the head in the pack.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="The folder to write.")
 @click.option("--device", metavar="cpu|cuda[:N]", default="cpu", help="Where nf4 is computed.")
 @click.option("--offline", is_flag=True, help="Never use the network.")

@@ -171,7 +171,7 @@ def _fill_rest(
     embeddings_in_ram: bool,
     head_quant: FourBits,
 ) -> None:
-    """Embeddings, norms and head into memory for good; tied weights share theirs."""
+    """Embeddings, norms and head into memory, where they stay; tied weights share theirs."""
     model = skeleton.model
     stored: set[str] = set()
     in_ram: set[nn.Module] = set()

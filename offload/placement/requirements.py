@@ -28,7 +28,7 @@ CACHE_NUMBERS = (
 
 
 def need_of(folder: Folder, item_B: int, ctx: int, beside_B: Mapping[str, int] | None = None) -> Need:
-    """The need of a checked folder when computing in floats of `item_B` bytes; a hair above the truth, never below."""
+    """The need of a checked folder when computing in floats of `item_B` bytes; a little above the truth, not below."""
     layers: dict[int, int] = {}
     read_B: dict[int, int] = {}
     slice_B = 0

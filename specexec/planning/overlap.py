@@ -30,7 +30,7 @@ class OverlapGain:
                 self.chance = FADE * self.chance + (1 - FADE) * hit
 
     def pays(self, sweep_s: float) -> bool:
-        """Is guessing ahead during such a sweep worth it? Where it was not, it is tried again now and then."""
+        """Is guessing ahead during such a sweep worth it? Where it was not, it is tried again from time to time."""
         if self.chance * self.draft_s >= LEAST * sweep_s:
             return True
         self.declined += 1
