@@ -28,15 +28,15 @@ _GGML = {
 }
 # By scheme, which is what `Quantised.scheme` says.
 STORED_FORMATS = {
-    "nf4": StoredFormat("bitsandbytes", f"{_HERE}.stored:find_4bit", f"{_HERE}.quantize:dequantise_4bit", "nf4"),
-    "fp4": StoredFormat("bitsandbytes", f"{_HERE}.stored:find_4bit", f"{_HERE}.quantize:dequantise_4bit", "nf4"),
-    "int8": StoredFormat("bitsandbytes", f"{_HERE}.stored:find_int8", f"{_HERE}.quantize:dequantise_int8", "int8"),
-    "mxfp4": StoredFormat("mxfp4", f"{_HERE}.stored:find_mxfp4", f"{_HERE}.quantize:dequantise_mxfp4", "mxfp4"),
     **{
         kind: StoredFormat("gguf", f"{_HERE}.gguf:find", f"{_HERE}.gguf:dequantise", speed)
         for speed, kinds in _GGML.items()
         for kind in kinds
     },
+    "nf4": StoredFormat("bitsandbytes", f"{_HERE}.stored:find_4bit", f"{_HERE}.quantize:dequantise_4bit", "nf4"),
+    "fp4": StoredFormat("bitsandbytes", f"{_HERE}.stored:find_4bit", f"{_HERE}.quantize:dequantise_4bit", "nf4"),
+    "int8": StoredFormat("bitsandbytes", f"{_HERE}.stored:find_int8", f"{_HERE}.quantize:dequantise_int8", "int8"),
+    "mxfp4": StoredFormat("mxfp4", f"{_HERE}.stored:find_mxfp4", f"{_HERE}.quantize:dequantise_mxfp4", "mxfp4"),
 }
 # What config.json may name; the tensors themselves say the rest.
 METHODS = ("specexec", *dict.fromkeys(one.method for one in STORED_FORMATS.values()))
