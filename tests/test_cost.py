@@ -73,7 +73,7 @@ def test_the_size_is_the_one_of_most_tokens_per_second(stream_s: float, slope_s:
     assert rates[size] > 0.97 * max(rates)
 
 
-def test_costs_never_seen_are_approached_not_believed() -> None:
+def test_costs_never_measured_are_approached_in_steps() -> None:
     cost = CostModel()
     for _ in range(10):
         cost.learn_sweep(40, 0.05, 0.0)

@@ -179,7 +179,7 @@ def test_a_member_with_a_short_context_is_not_asked_beyond_it() -> None:
     assert long.asked == [[ROOT], [0]]
 
 
-def test_who_was_right_is_believed() -> None:
+def test_a_member_that_was_right_gets_weight() -> None:
     mixture = MixtureWeights()
     cell = (0, 3, 3)
     assert mixture.weights(cell) == pytest.approx([0.5, 0.5])

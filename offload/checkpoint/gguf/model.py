@@ -99,10 +99,10 @@ def open_gguf(files: Sequence[Path], wanted: Sequence[str] = ()) -> GgufModel:
     """The headers of a model's files, checked against each other."""
     headers = [read_gguf(files[0], wanted), *(read_gguf(file) for file in files[1:])]
     for index, header in enumerate(headers):
-        told = header.metadata.get("split.no", 0), header.metadata.get("split.count", 1) or 1
-        if told != (index, len(headers)):
+        part = header.metadata.get("split.no", 0), header.metadata.get("split.count", 1) or 1
+        if part != (index, len(headers)):
             raise CorruptShard(
-                f"{header.file.name} says that it is part {told[0]} of {told[1]}, it lies there as part {index} of "
+                f"{header.file.name} says that it is part {part[0]} of {part[1]}, it lies there as part {index} of "
                 f"{len(headers)} (split.no, split.count; from 0).",
                 hint="download all files of the model again, under their own names.",
             )

@@ -119,8 +119,8 @@ def tokenizer_documents(header: GgufHeader) -> dict[str, dict[str, Json] | str]:
 
     `header` was read with LISTS. Raises UnsupportedModel where the file does not say enough for the very same tokens.
     """
-    told = header.metadata
-    kind = told.get("tokenizer.ggml.model")
+    metadata = header.metadata
+    kind = metadata.get("tokenizer.ggml.model")
     vocabulary = _vocabulary(header, pieces=kind == "llama")
     if kind == "gpt2":
         model, adds_bos = _byte_level(header, vocabulary), False
@@ -128,8 +128,8 @@ def tokenizer_documents(header: GgufHeader) -> dict[str, dict[str, Json] | str]:
         model, adds_bos = _sentence_pieces(header, vocabulary), True
     else:
         raise _refusal(header, f"holds a tokenizer of the kind {kind!r}, which is not known here")
-    bos = told.get("tokenizer.ggml.add_bos_token", adds_bos) is True
-    eos = told.get("tokenizer.ggml.add_eos_token", False) is True
+    bos = metadata.get("tokenizer.ggml.add_bos_token", adds_bos) is True
+    eos = metadata.get("tokenizer.ggml.add_eos_token", False) is True
     around = _around(vocabulary, bos, eos)
     settings: dict[str, Json] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -143,18 +143,18 @@ def tokenizer_documents(header: GgufHeader) -> dict[str, dict[str, Json] | str]:
             "post_processor": around, **model,
         },
         "tokenizer_config.json": settings,
-        "generation_config.json": _generation(told, vocabulary),
-        **_templates(told),
+        "generation_config.json": _generation(metadata, vocabulary),
+        **_templates(metadata),
     }  # fmt: skip
 
 
 def _vocabulary(header: GgufHeader, pieces: bool) -> _Vocabulary:
-    told = header.metadata
-    tokens = told.get(TOKENS)
+    metadata = header.metadata
+    tokens = metadata.get(TOKENS)
     if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
         raise _refusal(header, f"holds no tokenizer ({TOKENS} is missing)")
     words = [str(token) for token in tokens]
-    kinds = told.get(KINDS, [NORMAL] * len(words))
+    kinds = metadata.get(KINDS, [NORMAL] * len(words))
     if not isinstance(kinds, list) or len(kinds) != len(words):
         raise _damaged(header, KINDS, f"has not the length {len(words)} of {TOKENS}")
     numbers = [int(kind) for kind in kinds]
@@ -162,7 +162,7 @@ def _vocabulary(header: GgufHeader, pieces: bool) -> _Vocabulary:
         words = [w.replace(" ", SPACE) if k == USER_DEFINED else w for w, k in zip(words, numbers, strict=True)]
     named: dict[str, str] = {}
     for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
-        index = told.get(f"tokenizer.ggml.{key}_token_id")
+        index = metadata.get(f"tokenizer.ggml.{key}_token_id")
         if index is None:
             continue
         if type(index) is not int or not 0 <= index < len(words):
@@ -201,10 +201,10 @@ def _byte_level(header: GgufHeader, vocabulary: _Vocabulary) -> dict[str, Json]:
 
 def _sentence_pieces(header: GgufHeader, vocabulary: _Vocabulary) -> dict[str, Json]:
     """SentencePiece's BPE: pieces with scores, from which the merges follow; unknown characters become bytes."""
-    told = header.metadata
-    leads = told.get("tokenizer.ggml.add_space_prefix", True) is True
-    in_order = told.get("general.architecture") in ("gemma", "gemma2", "gemma3")
-    scores = told.get(SCORES)
+    metadata = header.metadata
+    leads = metadata.get("tokenizer.ggml.add_space_prefix", True) is True
+    in_order = metadata.get("general.architecture") in ("gemma", "gemma2", "gemma3")
+    scores = metadata.get(SCORES)
     if not in_order and (not isinstance(scores, list) or len(scores) != len(vocabulary.tokens)):
         raise _damaged(header, SCORES, f"has not the length {len(vocabulary.tokens)} of {TOKENS}")
     # Gemma's scores are not the order of its merges; that of its tokens is.
@@ -267,22 +267,22 @@ def _around(vocabulary: _Vocabulary, bos: bool, eos: bool) -> Json:
     return {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": special}
 
 
-def _generation(told: Mapping[str, Value], vocabulary: _Vocabulary) -> dict[str, Json]:
+def _generation(metadata: Mapping[str, Value], vocabulary: _Vocabulary) -> dict[str, Json]:
     """Where answers end: what the file names, and control tokens that are only there for that."""
-    named = [told.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
+    named = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
     ends = [index for index in named if type(index) is int and index < len(vocabulary.tokens)]
     ids = vocabulary.ids
     ends += [index for end in ENDS if type(index := ids.get(end)) is int and vocabulary.kinds[index] == CONTROL]
     found: dict[str, Json] = {"eos_token_id": [*dict.fromkeys(ends)]} if ends else {}
     for name, key in (("bos", "bos"), ("pad", "padding")):
         if f"{name}_token" in vocabulary.named:
-            found[f"{name}_token_id"] = told[f"tokenizer.ggml.{key}_token_id"]  # type: ignore[assignment]  # an int
+            found[f"{name}_token_id"] = metadata[f"tokenizer.ggml.{key}_token_id"]  # type: ignore[assignment]  # an int
     return found
 
 
-def _templates(told: Mapping[str, Value]) -> dict[str, dict[str, Json] | str]:
+def _templates(metadata: Mapping[str, Value]) -> dict[str, dict[str, Json] | str]:
     found: dict[str, dict[str, Json] | str] = {}
-    for key, text in told.items():
+    for key, text in metadata.items():
         name = key.removeprefix("tokenizer.chat_template")
         if key == name or not isinstance(text, str) or not text:
             continue
