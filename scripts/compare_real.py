@@ -4,9 +4,9 @@
     python scripts/compare_real.py --minutes 60 --state run.jsonl     # goes on where that run ended
 
 What each prompt and kind of sampling gives alone, without drafter, resident, is compared with what every drafter,
-placement, budget and company gives; greedy text also with transformers' own `generate`. A round takes three prompts
-through all modes, so a run that ends early has seen all of them. The table says, for each value of each mode, how many
-tokens were compared and how many texts differed, and where they first did.
+placement, budget and number of texts gives; greedy text also with transformers' own `generate`. A round takes three
+prompts through all modes, so a run that ends early has seen all of them. The table says, for each value of each mode,
+how many tokens were compared and how many texts differed, and where they first did.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ DRAFTERS = {
 }
 PLACEMENTS: tuple[Literal["none", "ram", "disk"], ...] = ("none", "ram", "disk")
 BUDGETS: tuple[int | Literal["auto"], ...] = (0, 8, "auto")
-COMPANY = ("alone", "three together")
+TEXTS = ("alone", "three together")
 TOGETHER = 3
 Text = tuple[int, ...]
 
@@ -67,7 +67,7 @@ class Cell:
     drafter: str
     placement: str
     budget: int | str
-    company: str
+    texts: str
 
     @property
     def values(self) -> dict[str, str]:
@@ -75,7 +75,7 @@ class Cell:
             "drafter": self.drafter,
             "placement": self.placement,
             "budget": str(self.budget),
-            "company": self.company,
+            "texts": self.texts,
         }
 
 
@@ -151,7 +151,7 @@ def prompts(llm: Engine, number: int) -> list[list[int]]:
     return [llm.encode([{"role": "user", "content": one}]) for one in chosen]
 
 
-def write(llm: Engine, number: int, tokens: int, company: str) -> dict[tuple[int, str, int], Text]:
+def write(llm: Engine, number: int, tokens: int, texts: str) -> dict[tuple[int, str, int], Text]:
     """All texts of a round, each with a seed of its own."""
     found: dict[tuple[int, str, int], Text] = {}
     for name, values in SAMPLINGS.items():
@@ -159,7 +159,7 @@ def write(llm: Engine, number: int, tokens: int, company: str) -> dict[tuple[int
             SamplingParams(**values, max_tokens=tokens, seed=100 * number + place)  # type: ignore[arg-type]
             for place in range(TOGETHER)
         ]
-        for one in llm.generate_many(prompts(llm, number), each, parallel=1 if company == "alone" else TOGETHER):
+        for one in llm.generate_many(prompts(llm, number), each, parallel=1 if texts == "alone" else TOGETHER):
             assert isinstance(one, Completion), one
             found[number, name, one.index] = one.tokens
     return found
@@ -177,15 +177,17 @@ def greedily(llm: Engine, number: int, tokens: int) -> dict[tuple[int, str, int]
     return found
 
 
-def cells(number: int) -> Iterator[tuple[str, Literal["none", "ram", "disk"], list[Cell]]]:
-    """What one load of the model can write, loads in random order."""
+def cells(number: int, each: int) -> Iterator[tuple[str, Literal["none", "ram", "disk"], list[Cell]]]:
+    """`each` of the cells that one load of the model can write, and the loads, in random order."""
+    chance = random.Random(number)
     loads = [*product(DRAFTERS, PLACEMENTS)]
-    random.Random(number).shuffle(loads)
+    chance.shuffle(loads)
     for drafter, placement in loads:
-        yield drafter, placement, [Cell(number, drafter, placement, *one) for one in product(BUDGETS, COMPANY)]
+        chosen = chance.sample([*product(BUDGETS, TEXTS)], each)
+        yield drafter, placement, [Cell(number, drafter, placement, *one) for one in chosen]
 
 
-def compare_round(state: State, number: int, tokens: int, ends_s: float) -> bool:
+def compare_round(state: State, number: int, tokens: int, each: int, ends_s: float) -> bool:
     """Everything of one round that is not done yet; False if time is up."""
     folder = str(model())
     if (number, "greedy", 0) not in state.plain:
@@ -194,7 +196,7 @@ def compare_round(state: State, number: int, tokens: int, ends_s: float) -> bool
             state.add({"plain": [[*key, text] for key, text in texts.items()]})
             state.compare(f"{number} generate", {"truth": "transformers generate"}, greedily(llm, number, tokens))
     earlier = EarlierRuns()
-    for drafter, placement, wanted in cells(number):
+    for drafter, placement, wanted in cells(number, each):
         left = [cell for cell in wanted if str(cell) not in state.done]
         if not left:
             continue
@@ -205,9 +207,9 @@ def compare_round(state: State, number: int, tokens: int, ends_s: float) -> bool
                 if time.monotonic() > ends_s:
                     return False
                 llm.budget = cell.budget if cell.budget == "auto" else int(cell.budget)  # type: ignore[assignment]
-                state.compare(str(cell), cell.values, write(llm, number, tokens, cell.company))
+                state.compare(str(cell), cell.values, write(llm, number, tokens, cell.texts))
                 compared = sum(count.tokens for (mode, _), count in state.counts.items() if mode == "sampling")
-                say = f"round {number}: {drafter}, {placement}, budget {cell.budget}, {cell.company}"
+                say = f"round {number}: {drafter}, {placement}, budget {cell.budget}, {cell.texts}"
                 click.echo(
                     f"\r\x1b[K{say}; {compared:,} tokens compared, {len(state.differences)} texts differ",
                     err=True,
@@ -220,14 +222,17 @@ def compare_round(state: State, number: int, tokens: int, ends_s: float) -> bool
 @click.option("--minutes", default=60.0, help="Stop after so long, at the end of a mode.")
 @click.option("--tokens", default=24, help="Of every text.")
 @click.option("--rounds", default=1000, help="Of three prompts each.")
+@click.option(
+    "--each", default=6, type=click.IntRange(1, 6), help="Budgets and company tried per drafter and placement."
+)
 @click.option("--state", "file", type=click.Path(path_type=Path), help="Keep what was compared here and go on from it.")
-def main(minutes: float, tokens: int, rounds: int, file: Path | None) -> None:
+def main(minutes: float, tokens: int, rounds: int, each: int, file: Path | None) -> None:
     """Compare a real model's texts across all modes."""
     skip.TRIES = 4  # sets that skip looks at: texts must not depend on it, and a search takes minutes
     ends_s = time.monotonic() + 60 * minutes
     state = State.of(file)
     for number in range(rounds):
-        if time.monotonic() > ends_s or not compare_round(state, number, tokens, ends_s):
+        if time.monotonic() > ends_s or not compare_round(state, number, tokens, each, ends_s):
             break
     click.echo(err=True)
     click.echo("| mode | value | texts | tokens compared | texts that differ |\n|---|---|---|---|---|")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ from cli.engine.learned_store import learning, measured, searching
 from cli.engine.ngram_store import recalling
 from cli.shared.options import EngineOptions
 from cli.shared.quantities import format_count
-from cli.shared.template_options import tell
+from cli.shared.template_options import set_template
 from cli.shared.verbosity import Verbosity, start_logging
 from cli.terminal.screen import Screen
 from specexec.compose.earlier_runs import EarlierRuns
@@ -31,14 +32,29 @@ def open_engine(options: EngineOptions, progress: LoadProgress | None = None, pl
 
     Tests put a fake engine here.
     """
-    from specexec.compose.load import assemble
+    # Where hqq is installed transformers imports it, and with it torch's compiler: seconds of every start.
+    with _absent("hqq"):
+        from specexec.compose.load import assemble
 
     drafter = options.load.drafter
     earlier = EarlierRuns(measured(options) if drafter == "auto" else {})
     with searching(options, earlier.searches) if "skip" in drafter.split("+") else nullcontext():
         engine = assemble(options.model, options.load, progress or LoadProgress(), earlier, planner)
-    tell(engine.encoding, options.template_vars, options.allow_control_tokens)
+    set_template(engine.encoding, options.template_vars, options.allow_control_tokens)
     return engine
+
+
+@contextmanager
+def _absent(package: str) -> Iterator[None]:
+    """For the length of the block a package that is not loaded yet looks as if it were not installed."""
+    if package in sys.modules:
+        yield
+        return
+    sys.modules[package] = None  # type: ignore[assignment]  # the import system's own word for it
+    try:
+        yield
+    finally:
+        del sys.modules[package]
 
 
 @contextmanager
