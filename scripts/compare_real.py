@@ -223,7 +223,7 @@ def compare_round(state: State, number: int, tokens: int, each: int, ends_s: flo
 @click.option("--tokens", default=24, help="Of every text.")
 @click.option("--rounds", default=1000, help="Of three prompts each.")
 @click.option(
-    "--each", default=6, type=click.IntRange(1, 6), help="Budgets and company tried per drafter and placement."
+    "--each", default=6, type=click.IntRange(1, 6), help="Budgets and numbers of texts tried per drafter and placement."
 )
 @click.option("--state", "file", type=click.Path(path_type=Path), help="Keep what was compared here and go on from it.")
 def main(minutes: float, tokens: int, rounds: int, each: int, file: Path | None) -> None:
