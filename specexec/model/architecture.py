@@ -6,8 +6,8 @@ fork, ALiBi counts slots, and two RoPE kinds choose their frequencies by the lon
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from specexec.errors import ContextLengthExceeded, UnsupportedArchitecture
@@ -28,10 +28,11 @@ SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"
 
 @dataclass(frozen=True)
 class LayerKind:
-    """How far one layer sees; None = without limit."""
+    """How far one layer sees, None = without limit; and whose keys and values it attends to, None = its own."""
 
     window: int | None = None
     chunk: int | None = None
+    keys_of: int | None = None
 
 
 def layer_kinds(config: PretrainedConfig) -> list[LayerKind]:
@@ -41,7 +42,15 @@ def layer_kinds(config: PretrainedConfig) -> list[LayerKind]:
     if types is None:
         uses = getattr(config, "use_sliding_window", True)
         return [LayerKind(window=window if uses else None)] * int(config.num_hidden_layers)
-    return [_kind(kind, config) for kind in types[: config.num_hidden_layers]]
+    kinds = [_kind(kind, config) for kind in types[: config.num_hidden_layers]]
+    owners = shared_keys(types, int(getattr(config, "num_kv_shared_layers", 0) or 0), len(kinds))
+    return [replace(kind, keys_of=owners.get(layer)) for layer, kind in enumerate(kinds)]
+
+
+def shared_keys(types: Sequence[str], shared: int, layers: int) -> dict[int, int]:
+    """Of the last `shared` layers: the last one before them of the same type, whose keys and values it attends to."""
+    own = layers - shared
+    return {layer: max(at for at in range(own) if types[at] == types[layer]) for layer in range(own, layers)}
 
 
 def _kind(name: str, config: PretrainedConfig) -> LayerKind:

@@ -17,7 +17,7 @@ from transformers import DynamicCache, PreTrainedModel
 from specexec.errors import SweepCancelled, UnsupportedArchitecture
 from specexec.model.architecture import longest_text
 from specexec.model.cache import KVCache
-from specexec.model.tree_lm import Rows, Sweep, head_alone
+from specexec.model.tree_lm import Rows, Sweep, head_alone, trunk_name
 
 
 class ChainLM:
@@ -29,7 +29,7 @@ class ChainLM:
         self.device = next(model.get_output_embeddings().parameters()).device
         self.vocabulary: int = int(model.config.vocab_size)
         self.context: int = longest_text(model.config)
-        self._trunk: nn.Module = getattr(model, model.base_model_prefix)
+        self._trunk: nn.Module = model.get_submodule(trunk_name(model))
         self._head = head_alone(model)
         self._states: WeakKeyDictionary[KVCache, DynamicCache] = WeakKeyDictionary()
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sweep")
