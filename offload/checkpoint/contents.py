@@ -63,7 +63,7 @@ def instead(
 ) -> BadModelDir:
     """What to say of a folder without config.json or weights: what it is, and the way out.
 
-    `documents` are those of its JSON files that tell more, the adapter's; `inside` is a folder in it that is a model's.
+    `documents` are those of its JSON files that say more, the adapter's; `inside` is a folder in it that is a model's.
     """
 
     def ends(*suffixes: str) -> str | None:

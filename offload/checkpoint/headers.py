@@ -156,9 +156,9 @@ def read_config(path: Path) -> dict[str, Json]:
     return with_modelopt(config, read_json(path / MODELOPT)) if MODELOPT in names else config
 
 
-def with_modelopt(config: dict[str, Json], told: dict[str, Json]) -> dict[str, Json]:
+def with_modelopt(config: dict[str, Json], own_file: dict[str, Json]) -> dict[str, Json]:
     """A config that names the method of ModelOpt, whose checkpoints may say so in a file of their own only."""
-    quantization = told.get("quantization")
+    quantization = own_file.get("quantization")
     algorithm = quantization.get("quant_algo") if isinstance(quantization, dict) else None
     if config.get("quantization_config") or not algorithm:
         return config

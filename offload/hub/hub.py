@@ -176,7 +176,7 @@ def explained(repo: str, revision: str | None) -> Iterator[None]:
 
 
 def client_errors() -> tuple[type[Exception], ...]:
-    """What the Hub library's HTTP client raises when nobody answers; which client depends on its version."""
+    """What the Hub library's HTTP client raises when no server answers; which client depends on its version."""
     return tuple(import_module(name).HTTPError for name in ("httpx", "httpx2") if find_spec(name))
 
 

@@ -78,7 +78,7 @@ def damaged_error(path: Path, damaged: list[str]) -> CorruptShard:
 
 
 def hashed(path: Path) -> bool:
-    """Whether `damaged_files` can tell by hash."""
+    """Whether `damaged_files` can decide by hash."""
     return read_manifest(path) is not None or all(_hashed(file) for file in open_folder(path).file_sizes)
 
 

@@ -38,7 +38,7 @@ class ModelPair:
 
 
 def user_file() -> Path:
-    """The user's settings; short names stand there as [alias.NAME] and win over those of the package."""
+    """The user's settings; short names are written there as [alias.NAME] and win over those of the package."""
     return folder_of("config") / "config.toml"
 
 

@@ -258,7 +258,7 @@ def _originals(plan: PackPlan, originals: Originals | None) -> dict[str, Json]:
     """Which files a pack is made from, to the byte: a commit, or what the system says of each."""
     if originals is not None:
         return {"commit": originals.commit}
-    return {name: [*told] for name, told in stamps([*plan.folder.file_sizes]).items()}
+    return {name: [*stamp] for name, stamp in stamps([*plan.folder.file_sizes]).items()}
 
 
 def _begin(plan: PackPlan, out: Path) -> dict[str, Json]:
@@ -302,7 +302,7 @@ def _save(out: Path, manifest: dict[str, Json], done: Mapping[str, FinishedFile]
 
 
 def _finish(plan: PackPlan, out: Path, manifest: dict[str, Json], done: Mapping[str, FinishedFile]) -> None:
-    """Index, tokenizer and settings; config.json last, because a folder without it is no model for anybody."""
+    """Index, tokenizer and settings; config.json last, because no library takes a folder without it for a model."""
     placed = {name: shard.file for shard in plan.shards for name in read_header(out / shard.file)[1]}
     index = {"metadata": {"total_size": sum(wrote.size_B for wrote in done.values())}, "weight_map": placed}
     write_small(out / INDEX, _json(index))

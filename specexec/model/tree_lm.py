@@ -172,7 +172,7 @@ class _Rows(MoeModelOutputWithPast):
 
 
 class _Given(nn.Module):
-    """Stands where the layers were: the hidden states are already there."""
+    """Replaces the layers: the hidden states are already there."""
 
     def forward(self, *_: object, inputs_embeds: Tensor, **__: object) -> MoeModelOutputWithPast:
         return _Rows(last_hidden_state=inputs_embeds)
