@@ -20,6 +20,8 @@ from offload.placement.requirements import cache_widths, need_of
 from offload.placement.solver import place
 from specexec.drafters.sibling import SiblingDrafter
 from specexec.errors import UnsupportedArchitecture
+from specexec.model import tree_lm
+from specexec.model.architecture import layer_kinds
 from specexec.model.attention import Style
 from specexec.model.cache import KVCache
 from specexec.model.tree_lm import Rows, TreeLM
@@ -125,11 +127,14 @@ def test_keys_that_are_not_of_the_same_rows_are_refused(gemma: tuple[Path, PreTr
         committed(lm, LONG[:5])
 
 
-def test_a_layer_that_attends_twice_is_refused() -> None:
+def test_a_layer_that_attends_twice_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     config = DiffLlamaConfig(
         vocab_size=VOCABULARY, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4
     )
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
     redraw(model, 0)
-    with pytest.raises(UnsupportedArchitecture, match="more than once"):
+    with pytest.raises(UnsupportedArchitecture, match="'diffllama' cannot verify trees"):
+        TreeLM(model.eval())
+    monkeypatch.setattr(tree_lm, "check_tree_support", lambda _, config: layer_kinds(config))
+    with pytest.raises(UnsupportedArchitecture, match="layer 0 attends more than once"):
         committed(TreeLM(model.eval()), LONG[:5])

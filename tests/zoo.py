@@ -51,15 +51,24 @@ SIZES: dict[str, object] = {
     "hidden_size_per_layer_input": 8, "qk_rope_head_dim": 8, "qk_head_dim": 24, "kv_lora_rank": 16, "q_lora_rank": 32,
     "n_group": 2, "topk_group": 1, "first_k_dense_replace": 1, "num_nextn_predict_layers": 0,
     "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 16,
+    "rotary_dim": 8, "num_kv_shared_layers": 2, "window_size": WINDOW, "attn_layer_period": 2, "attn_layer_offset": 1,
+    "mamba_n_heads": 4, "mamba_d_head": 32, "mamba_num_heads": 4, "mamba_head_dim": 32, "mamba_d_state": 16,
+    "mamba_d_ssm": 128, "mamba_n_groups": 1, "n_groups": 1, "ssm_state_size": 16, "state_size": 16,
     "depth": 2, "image_size": 28, "num_position_embeddings": 64,
 }  # fmt: skip
 # Of each layer there is one entry; those that count layers name the first ones.
-BY_LAYER = ("mlp_layer_types", "no_rope_layers", "layers_block_type")
+BY_LAYER = (
+    "mlp_layer_types", "no_rope_layers", "layers_block_type", "activation_sparsity_pattern", "attention_layers",
+    "attn_type_list", "layer_group_attention_types", "block_types",
+)  # fmt: skip
 # What defaults leave out and repositories have: a tower of images, two sizes of heads, layers that share their keys.
 GEMMA4 = {"global_head_dim": 32, "num_global_key_value_heads": 1, "attention_k_eq_v": True, "num_kv_shared_layers": 2}
+GEMMA4_MOE = {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 48}
 MORE: dict[str, dict[str, object]] = {
-    "gemma4": {"vision_config": CONFIG_MAPPING["gemma4_vision"]().to_dict(), "text_config": GEMMA4},
+    "gemma4": {"vision_config": CONFIG_MAPPING["gemma4_vision"]().to_dict(), "text_config": GEMMA4 | GEMMA4_MOE},
     "gemma4_text": dict(GEMMA4),
+    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1},
+    "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
     "gemma4_unified": {"text_config": GEMMA4},
     "gemma4_unified_text": dict(GEMMA4),
 }
@@ -82,7 +91,9 @@ def tiny_of(model_type: str, folder: Path, seed: int = 0) -> PreTrainedModel:
     if not of_text:
         # The last id stands for an image, which wrappers read as a place for one: it is never written.
         with torch.no_grad():
-            model.get_output_embeddings().weight[-1] = 0.0
+            for module in model.modules():
+                if isinstance(module, PreTrainedModel) and (head := module.get_output_embeddings()) is not None:
+                    head.weight[-1] = 0.0
     model.eval()
     model.save_pretrained(folder)
     return model
@@ -98,7 +109,7 @@ def shrunk(model_type: str) -> PreTrainedConfig:
 
 def _shrunk(told: Mapping[str, object]) -> dict[str, object]:
     # Which layers differ is made anew for the layers that are left.
-    small = {name: _size(name, value, told) for name, value in told.items() if name != "per_layer_config"}
+    small = {name: _size(str(name), value, told) for name, value in told.items() if name != "per_layer_config"}
     kinds = told.get("layer_types")
     if isinstance(kinds, list) and kinds:
         order = [*dict.fromkeys(kinds)]
@@ -118,6 +129,12 @@ def _size(name: str, value: object, beside: Mapping[str, object]) -> object:
         return 4 if value == beside.get("num_attention_heads") else 2
     if name.endswith(("token_id", "token_index")) and isinstance(value, int):
         return None if name == "eos_token_id" else min(value, VOCABULARY - 1)
+    if name == "head_dim" and "expand" in beside:
+        return 32  # of a recurrent layer, that is twice as wide as the model
+    if name == "head_dim" and value is None and "num_attention_heads" in beside and "kv_lora_rank" not in beside:
+        return 16
+    if name == "intermediate_size" and isinstance(value, list):
+        return [SIZES[name]] * LAYERS
     if name == "head_dim" and "qk_rope_head_dim" in beside:
         return 8 if value == beside["qk_rope_head_dim"] else 24 if value is not None else None
     if name in SIZES and isinstance(value, int) and not isinstance(value, bool) and value > 0:

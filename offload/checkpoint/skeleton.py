@@ -31,7 +31,10 @@ from offload.checkpoint.remote_code import classes_in, references, refuse_elsewh
 from offload.checkpoint.wrapper import Wrapper, is_tied, language_class, names_in, wrapper_class
 from offload.errors import BadModelDir, UnsupportedModel
 
-SUPPORTED = "Supported: Llama, Mistral, Qwen 2/3, Gemma 2/3, Phi-3, OLMo 2, GPT-NeoX, OPT, Mixtral, gpt-oss, DeepSeek …"
+SUPPORTED = (
+    "Supported: Llama, Mistral, Qwen 2 to 3.5, Gemma 2 to 4, Phi-3, OLMo 2, GPT-NeoX, Mixtral, gpt-oss, DeepSeek …: "
+    "all are in docs/architectures.md."
+)
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 DTYPES |= {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 STORED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -119,10 +122,14 @@ def _unwrapped(folder: Folder, found: Design, config: PreTrainedConfig, dtype: t
             raise _unsupported(folder, str(error).strip().splitlines()[0]) from error
         text.tie_word_embeddings = is_tied(whole)
         model = found.model_class._from_config(text, dtype=dtype)
+        try:
+            wrapper = names_in(whole, model)
+        except LookupError as error:
+            raise _unsupported(folder, f"Its language model has no {error} of its own.") from error
     own = os.path.lexists(folder.path / "generation_config.json")
     model.generation_config = _generation_config(folder) if own else GenerationConfig.from_model_config(config)
     _ready(model)
-    return Skeleton(model, _find_layers(model, folder), dtype, names_in(whole, model))
+    return Skeleton(model, _find_layers(model, folder), dtype, wrapper)
 
 
 def _ready(model: PreTrainedModel) -> None:
@@ -168,7 +175,9 @@ def design(folder: Folder, trust_remote_code: bool = False) -> Design:
         )
     # Layers see ordinary dense weights, so the model is built as if it had never been quantised.
     vars(config).pop("quantization_config", None)
-    if getattr(config, "is_encoder_decoder", False):
+    # Encoders that could be decoders (BERT) have both settings; as they are their rows see what follows.
+    encoder = getattr(config, "is_decoder", True) is False and hasattr(config, "add_cross_attention")
+    if encoder or getattr(config, "is_encoder_decoder", False):
         raise _unsupported(folder, "It is not a decoder-only language model.")
     with _sense(folder.path / "config.json"):
         text = config.get_text_config()

@@ -34,7 +34,6 @@ class LanguageModel(PreTrainedModel, GenerationMixin):
 
     base: ClassVar[type[PreTrainedModel]]
     base_model_prefix = "model"
-    _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.embed_tokens.weight"}
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config)
@@ -89,21 +88,20 @@ class Wrapper:
 
 def wrapper_class(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
     """The class that answers in text to images or sound; None if transformers has none for this config."""
-    for known in (MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, MODEL_FOR_MULTIMODAL_LM_MAPPING):
-        if type(config) in known:
-            found: type[PreTrainedModel] = known[type(config)]
-            return found
-    return None
+    return _known(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, config) or _known(MODEL_FOR_MULTIMODAL_LM_MAPPING, config)
 
 
 def language_class(text: PreTrainedConfig) -> type[PreTrainedModel] | None:
     """The class of a wrapper's language model with its head; None where what the head does is not known."""
-    if type(text) in MODEL_FOR_CAUSAL_LM_MAPPING:
-        known: type[PreTrainedModel] = MODEL_FOR_CAUSAL_LM_MAPPING[type(text)]
-        return known
-    if text.model_type in PLAIN_HEADS and type(text) in MODEL_MAPPING:
-        return _with_head(MODEL_MAPPING[type(text)])
-    return None
+    if found := _known(MODEL_FOR_CAUSAL_LM_MAPPING, text):
+        return found
+    base = _known(MODEL_MAPPING, text) if text.model_type in PLAIN_HEADS else None
+    return None if base is None else _with_head(base)
+
+
+def _known(classes: Mapping[type[PreTrainedConfig], object], config: PreTrainedConfig) -> type[PreTrainedModel] | None:
+    found = classes[type(config)] if type(config) in classes else None  # noqa: SIM401  # their `get` is another
+    return found if isinstance(found, type) and issubclass(found, PreTrainedModel) else None
 
 
 @cache
@@ -116,13 +114,14 @@ def _with_head(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
         "_no_split_modules",
     )
     told = {name: getattr(base, name) for name in kept if hasattr(base, name)}
+    told |= {"base": base, "_tied_weights_keys": {"lm_head.weight": "model.embed_tokens.weight"}}
     # Its code is transformers', so that is where it says it comes from.
-    return type(f"{base.__name__}WithHead", (LanguageModel,), {**told, "base": base, "__module__": base.__module__})
+    return type(f"{base.__name__}WithHead", (LanguageModel,), {**told, "__module__": base.__module__})
 
 
 def is_tied(whole: PreTrainedModel) -> bool:
     """Does the wrapper's head share the matrix of its token embeddings?"""
-    head = whole.get_output_embeddings()
+    head = _head(whole)
     return any(
         whole.get_submodule(name.rpartition(".")[0]) is head
         for pair in whole.all_tied_weights_keys.items()
@@ -136,8 +135,18 @@ def names_in(whole: PreTrainedModel, model: PreTrainedModel) -> Wrapper:
     inside = (path for path, module in whole.named_modules() if type(module) is type(trunk))
     if (place := next(inside, None)) is None:
         raise LookupError(type(trunk).__name__)
-    heads = _path(whole, whole.get_output_embeddings()), _path(model, model.get_output_embeddings())
+    heads = _path(whole, _head(whole)), _path(model, _head(model))
     return Wrapper(whole, {f"{place}.": f"{_path(model, trunk)}.", f"{heads[0]}.": f"{heads[1]}."})
+
+
+def _head(model: PreTrainedModel) -> nn.Module:
+    """Its own, or that of a model inside it that is whole by itself."""
+    inside = (module.get_output_embeddings() for module in model.modules() if isinstance(module, PreTrainedModel))
+    head = next((found for found in inside if found is not None), None)
+    if head is None:
+        raise LookupError("a head")
+    assert isinstance(head, nn.Module)
+    return head
 
 
 def _path(model: PreTrainedModel, wanted: nn.Module) -> str:

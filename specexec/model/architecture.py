@@ -23,6 +23,10 @@ USUAL = frozenset(
 )  # fmt: skip
 USUAL_ROPE = (None, "default", "linear", "llama3", "yarn", "su")
 USUAL_LAYERS = frozenset(("full_attention", "sliding_attention"))
+# Models that cannot be streamed at all, and why.
+REFUSED = {"recurrent_gemma": "its layers keep the state of a text in themselves, so that two texts would mix"}
+# Models that decode plainly although their class claims more, and why.
+NO_TREES = {"diffllama": "its layers attend more than once"}
 SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
 
 
@@ -72,10 +76,18 @@ def can_branch(model_class: type[PreTrainedModel], config: PretrainedConfig) -> 
     return True
 
 
+def check_any_support(config: PretrainedConfig) -> None:
+    """Raise UnsupportedArchitecture, by name, for a model that does not even decode plainly."""
+    if why := REFUSED.get(config.model_type):
+        raise UnsupportedArchitecture(f"architecture {config.model_type!r} cannot be streamed: {why}.")
+
+
 def check_tree_support(model_class: type[PreTrainedModel], config: PretrainedConfig) -> list[LayerKind]:
     """The layer kinds of a model that can verify trees exactly; otherwise UnsupportedArchitecture says why."""
     if not getattr(model_class, "_supports_attention_backend", False):
         raise _unsupported(config, "its attention (ALiBi, recurrent or of its own making) cannot be given a tree")
+    if why := NO_TREES.get(config.model_type):
+        raise _unsupported(config, why)
     for rope_type in _rope_types(config):
         if rope_type in ("dynamic", "longrope"):
             raise _unsupported(config, f"its {rope_type} RoPE depends on the longest position of the whole tree")
