@@ -13,8 +13,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeGuard, cast
 
-from offload.checkpoint.contents import ADAPTER, MANIFEST, MODELOPT, find_weights, gguf, instead
+from offload.checkpoint.contents import ADAPTER, GGUF_NOTE, MANIFEST, MODELOPT, find_weights, instead
 from offload.checkpoint.documents import AGAIN, CONFIG, Json, read_json
+from offload.checkpoint.gguf.model import documents_folder, open_gguf, source_files
 from offload.checkpoint.wrapped import is_wrapper, text_settings, text_tensors
 from offload.errors import BadModelDir, CorruptShard, ReadFailed, UnsupportedModel
 from offload.units import size
@@ -87,14 +88,27 @@ class Folder:
         return str(self.whole_config.get("model_type", "unknown"))
 
     @property
+    def weights_at(self) -> Path:
+        """A path on the disk that weights are read from."""
+        return next(iter(self.file_sizes), self.path) if self.here else self.path
+
+    @property
+    def called(self) -> Path:
+        """What people call it by: its folder, or the GGUF file that the folder's documents are from."""
+        return self.weights_at if (self.path / GGUF_NOTE).exists() else self.path
+
+    @property
     def model_type(self) -> str:
         """The name in config.json of the language model's architecture."""
         return str(self.config.get("model_type", "unknown"))
 
 
 def open_folder(path: Path) -> Folder:
-    """Check a model folder down to every header; no weight is read."""
+    """Check a model folder, or a GGUF file, down to every header; no weight is read."""
+    path = documents_folder(path)
     config, names = read_config(path), _names_in(path)
+    if GGUF_NOTE in names:
+        return _open_gguf(path, config)
     weights = find_weights(names)
     if weights is None:
         raise _no_model(path, names)
@@ -139,10 +153,19 @@ def checked(folder: Folder) -> Folder:
     return replace(folder, config=config, notes=(*folder.notes, plain) if plain else folder.notes)
 
 
+def _open_gguf(path: Path, config: dict[str, Json]) -> Folder:
+    """A folder of documents with the tensors of the files that they were made from."""
+    model = open_gguf(source_files(path))
+    entries = {
+        tensor.name: Entry(tensor.name, tensor.file, tensor.offset, tensor.nbytes, tensor.dtype, tensor.shape)
+        for tensor in model.tensors()
+    }
+    return Folder(path, config, entries, {header.file: header.size_B for header in model.headers})
+
+
 def read_config(path: Path) -> dict[str, Json]:
     """The folder's config.json, with what ModelOpt keeps beside it; says what is there instead of a model."""
-    if path.suffix == ".gguf" and path.is_file():
-        raise gguf(str(path))
+    path = documents_folder(path)
     if not path.is_dir():
         raise BadModelDir(f"{path} is not a folder.", hint="the folder that holds config.json.")
     names = _names_in(path)
