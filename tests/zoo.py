@@ -128,7 +128,8 @@ def _size(name: str, value: object, beside: Mapping[str, object]) -> object:
     if name == "num_key_value_heads" and isinstance(value, int):
         return 4 if value == beside.get("num_attention_heads") else 2
     if name.endswith(("token_id", "token_index")) and isinstance(value, int):
-        return None if name == "eos_token_id" else min(value, VOCABULARY - 1)
+        # Padding is left out by `generate` wherever it stands in a prompt.
+        return {"eos_token_id": None, "pad_token_id": VOCABULARY - 2}.get(name, min(value, VOCABULARY - 1))
     if name == "head_dim" and "expand" in beside:
         return 32  # of a recurrent layer, that is twice as wide as the model
     if name == "head_dim" and value is None and "num_attention_heads" in beside and "kv_lora_rank" not in beside:
@@ -221,7 +222,8 @@ def _trees(folder: Path, truth: PreTrainedModel) -> str:
     cache.commit(range(PREFIX))
     (hidden,) = lm.forward([Rows(cache, nodes, PARENTS)])
     for node, ours in enumerate(lm.head(hidden)):
-        path, above = [], node
+        path: list[int] = []
+        above = node
         while above != -1:
             path.insert(0, nodes[above])
             above = PARENTS[above]

@@ -5,7 +5,6 @@ The modelling code stays transformers' own. The wrapper is built without weights
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import ClassVar
 
 import torch
@@ -104,7 +103,6 @@ def _known(classes: Mapping[type[PreTrainedConfig], object], config: PreTrainedC
     return found if isinstance(found, type) and issubclass(found, PreTrainedModel) else None
 
 
-@cache
 def _with_head(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
     kept = (
         "config_class",
