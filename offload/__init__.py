@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from offload.model.resident_layer import is_resident, resident_layer, skeleton_layer
     from offload.placement.placement import Need, Offload, Placement
     from offload.placement.quantized_sizes import (
+        Compute,
         FewBits,
         Format,
         FourBits,
@@ -48,6 +49,7 @@ __all__ = [
     "AGAIN",
     "EXPERTS",
     "BadModelDir",
+    "Compute",
     "Design",
     "FewBits",
     "Folder",
@@ -99,6 +101,7 @@ _HOMES = {
     "BadModelDir": "errors",
     "check_documents": "checkpoint.documents",
     "EXPERTS": "checkpoint.routing",
+    "Compute": "placement.quantized_sizes",
     "Design": "checkpoint.skeleton",
     "Folder": "checkpoint.headers",
     "FewBits": "placement.quantized_sizes",

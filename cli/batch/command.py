@@ -260,6 +260,7 @@ def _configuration(
         "--output-format": batch.format,
         "--stop": list(sampling.stop or ()),
         **({"--head-quant": options.load.head_quant} if options.load.head_quant != "none" else {}),
+        **({"--compute": options.load.compute} if options.load.compute != "float" else {}),
         **({"--template-var": dict(options.template_vars)} if options.template_vars else {}),
         **({"--allow-control-tokens": True} if options.allow_control_tokens else {}),
         **({"--exact": True} if options.load.exact else {}),

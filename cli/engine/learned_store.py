@@ -179,7 +179,8 @@ def _identity(folder: Path) -> str:
 
 def _place(engine: Engine, options: EngineOptions) -> str:
     """The prefix of the costs of runs whose sweeps cost the same."""
-    head = () if options.load.head_quant == "none" else (options.load.head_quant,)
+    head: list[str] = [] if options.load.head_quant == "none" else [options.load.head_quant]
+    head += [] if options.load.compute == "float" else [f"in {options.load.compute}"]
     placed = (engine.device, engine.placement, options.load.dtype, f"{options.load.link_limit_Bps}", *head)
     return f"{PLACES}{_digest(_here(), *placed).tobytes().hex()}/"
 

@@ -16,6 +16,8 @@ class ModelStream:
 
     placement: Placement
     stream: Stream
+    in_integers: bool = False
+    """Every matrix of every layer: so a row's bits do not depend on how many rows there are."""
 
     @property
     def layers(self) -> int:

@@ -20,10 +20,16 @@ FLOATS = {"F32", "F16", "BF16"}
 # Of a head in four bits this much is dequantised at a time, and multiplied with so many rows.
 HEAD_PIECE_B, HEAD_COMPANY = 32 << 20, 256
 NF4_BLOCK = 64
+EXPERTS = ".experts."
 
 
-def need_of(folder: Folder, item_B: int, ctx: int, beside_B: Mapping[str, int] | None = None) -> Need:
-    """The need of a checked folder when computing in floats of `item_B` bytes; a hair above the truth, never below."""
+def need_of(
+    folder: Folder, item_B: int, ctx: int, beside_B: Mapping[str, int] | None = None, *, in_integers: bool = False
+) -> Need:
+    """The need of a checked folder when computing in floats of `item_B` bytes; a hair above the truth, never below.
+
+    `in_integers`: linears in int8 are never dequantised.
+    """
     layers: dict[int, int] = {}
     read_B: dict[int, int] = {}
     slice_B = 0
@@ -40,7 +46,8 @@ def need_of(folder: Folder, item_B: int, ctx: int, beside_B: Mapping[str, int] |
             rest[part_of(weight.name)] += dense_B
             few = weight.shape if part_of(weight.name) == "head" and weight.stays else few
         elif (layer := int(match[1])) < count:
-            dense[layer] = dense.get(layer, 0) + dense_B
+            if not (in_integers and weight.scheme == "int8" and is_linear(weight.name, weight.shape)):
+                dense[layer] = dense.get(layer, 0) + dense_B
             layers[layer] = layers.get(layer, 0) + sum(-(-m.nbytes // 64) * 64 for m in weight.members.values())
             read_B[layer] = read_B.get(layer, 0) + weight.nbytes
             tensors[layer] += len(weight.members)
@@ -77,6 +84,11 @@ def need_of(folder: Folder, item_B: int, ctx: int, beside_B: Mapping[str, int] |
         dense_B=max(dense.values(), default=0),
     )
     return need if few is None else stored_head(need, (few[0], few[1]), item_B)
+
+
+def is_linear(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a matrix of a layer is multiplied by every row, and not one of experts that are fused when loaded."""
+    return len(shape) == 2 and EXPERTS not in name
 
 
 def stored_head(need: Need, shape: tuple[int, int], item_B: int) -> Need:

@@ -148,7 +148,8 @@ def need_with(request: LoadRequest, choice: DrafterChoice) -> Need:
     """
     beside = memory_plan(request, choice)
     item_B = request.item_B(request.target)
-    plain = need_in(request.target, request.form, item_B, request.context, beside.beside_B)
+    compute = request.options.compute
+    plain = need_in(request.target, request.form, item_B, request.context, beside.beside_B, compute)
     return replace(
         with_head(request.target, plain, request.options.head_quant, item_B),
         guesses_B=beside.guesses_B,

@@ -33,7 +33,13 @@ COARSE = 0.1
 
 
 def lm_of(
-    model: PreTrainedModel, *, trees: bool, tried: bool, travel: Travel | None = None, share: Share = in_turn
+    model: PreTrainedModel,
+    *,
+    trees: bool,
+    tried: bool,
+    travel: Travel | None = None,
+    share: Share = in_turn,
+    tiled: bool = True,
 ) -> TreeLM | ChainLM:
     """A TreeLM where the architecture allows it, else a ChainLM; `load` has refused drafters where it does not.
 
@@ -42,7 +48,7 @@ def lm_of(
     """
     trial, own_attention = ReferenceOutput(model) if tried else None, model.config._attn_implementation
     try:
-        tree_lm = TreeLM(model, travel=travel, share=share)
+        tree_lm = TreeLM(model, travel=travel, share=share, tiled=tiled)
         return trial.tree(tree_lm) if trial else tree_lm
     except UnsupportedArchitecture as problem:
         if trees and trial:

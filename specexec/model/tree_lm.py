@@ -72,6 +72,7 @@ class TreeLM:
     `layers` are the numbers its layers know themselves by, where they are not 0, 1, 2, … (partial.py); None is a layer
     that does not attend (sublayers.py). `travel` says whose keys and values live in RAM, `share` how a CPU's threads
     divide a product. `lenient` is for drafters with fewer rows than their target: ids beyond are read as the last row.
+    Without `tiled` a sweep computes the rows that it has and no more: for linears that give a row the same bits anyway.
     """
 
     def __init__(
@@ -81,8 +82,9 @@ class TreeLM:
         travel: Travel | None = None,
         share: widened.Share = widened.in_turn,
         lenient: bool = False,
+        tiled: bool = True,
     ) -> None:
-        self._lenient = lenient
+        self._lenient, self._tiled = lenient, tiled
         self.kinds = check_tree_support(type(model), model.config)
         self._layers = range(len(self.kinds)) if layers is None else layers
         self._travel = travel
@@ -133,10 +135,12 @@ class TreeLM:
         for layer in self._streamed:
             layer.own_rows = packed.count
         tokens_R = packed.tokens_R.clamp(max=self.vocabulary - 1) if self._lenient else packed.tokens_R
-        input_ids = tiles.filled_up(tokens_R).unsqueeze(0)
-        position_ids = tiles.filled_up(packed.positions_R).unsqueeze(0)
+        rows = [tokens_R, packed.positions_R]
+        input_ids, position_ids = (tiles.filled_up(each_R) for each_R in rows) if self._tiled else rows
         with self._linears():
-            output = self._trunk(input_ids=input_ids, position_ids=position_ids, use_cache=False, sweep=packed)
+            output = self._trunk(
+                input_ids=input_ids.unsqueeze(0), position_ids=position_ids.unsqueeze(0), use_cache=False, sweep=packed
+            )
         hidden_RH: Tensor = output.last_hidden_state[0, : packed.count]
         return hidden_RH
 
