@@ -6,7 +6,7 @@ from pathlib import Path
 
 from offload.checkpoint.contents import ADAPTER, MODELOPT, find_weights, instead
 from offload.checkpoint.documents import CONFIG
-from offload.checkpoint.headers import Entry, Folder, no_tensors, open_folder, settled, weight_map_in, with_modelopt
+from offload.checkpoint.headers import Entry, Folder, checked, no_tensors, open_folder, weight_map_in, with_modelopt
 from offload.checkpoint.headers import item_B as bytes_of
 from offload.errors import ModelNotFound, OfflineMissing
 from offload.hub.hub import PATIENCE_s, explained, remote_header, remote_json
@@ -88,6 +88,5 @@ def list_hub(repo: str, revision: str | None) -> Folder:
         }
     if not entries:
         raise no_tensors(f"{files[0]} of {repo}")
-    config, plain = settled(config, entries)
-    notes = tuple(note for note in (weights.note, plain) if note)
-    return Folder(Path(repo), config, entries, {Path(file): 0 for file in files}, notes, here=False)
+    notes = (weights.note,) if weights.note else ()
+    return checked(Folder(Path(repo), config, entries, {Path(file): 0 for file in files}, notes, here=False))

@@ -106,7 +106,7 @@ class TreeLM:
         self._streamed = [layer for layer in model.modules() if isinstance(layer, TakesChunks)]
         for layer in self._streamed:  # they can take long prompts in pieces, at one visit of the weights
             layer.chunk_rows = CHUNK
-        self._trunk: nn.Module = getattr(model, model.base_model_prefix)
+        self._trunk: nn.Module = model.get_submodule(trunk_name(model))
         self._head = head_alone(model)
         self._experts = any(name.endswith("experts") for name, _ in model.named_modules())
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sweep")
@@ -178,22 +178,38 @@ class TreeLM:
         self._worker.shutdown(wait=False, cancel_futures=True)
 
 
+class _Rows(MoeModelOutputWithPast):
+    """Hidden states alone: heads hand on more, each something else."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("_"):
+            raise AttributeError(name)
+
+
 class _Given(nn.Module):
     """Replaces the layers: the hidden states are already there."""
 
     def forward(self, *_: object, inputs_embeds: Tensor, **__: object) -> MoeModelOutputWithPast:
-        return MoeModelOutputWithPast(last_hidden_state=inputs_embeds)
+        return _Rows(last_hidden_state=inputs_embeds)
 
     @property
     def decoder(self) -> nn.Module:
         return self  # OPT asks its trunk for the decoder
 
 
+def trunk_name(model: PreTrainedModel) -> str:
+    """The child that makes hidden states: the one that the class names, or the model inside it (Llama 4)."""
+    children = dict(model.named_children())
+    if model.base_model_prefix in children:
+        return model.base_model_prefix
+    return next(name for name, child in children.items() if isinstance(child, PreTrainedModel))
+
+
 def head_alone(model: PreTrainedModel) -> PreTrainedModel:
     """The same model, parameters shared, whose trunk hands through what it is given."""
     head = copy.copy(model)
     head._modules = dict(model._modules)
-    head._modules[model.base_model_prefix] = _Given()
+    head._modules[trunk_name(model)] = _Given()
     return head
 
 
@@ -246,6 +262,12 @@ class _Packed:
         style = replace(style, window=kind.window, chunk=kind.chunk)
         begin = self._attended.get(layer, 0)
         end = begin + query_HQD.shape[1]
+        if begin >= self.count:
+            raise UnsupportedArchitecture(f"layer {layer} attends more than once, which cannot be followed in a tree.")
+        if kind.keys_of is None and key_HKD.shape[1] != query_HQD.shape[1]:
+            raise UnsupportedArchitecture(
+                f"layer {layer} attends to {key_HKD.shape[1]} keys with {query_HQD.shape[1]} queries."
+            )
         self._attended[layer] = end
         if (begin, end, kind) not in self._joint:  # the same in all layers of a kind
             self._joint[begin, end, kind] = joined(self._pieces(begin, end), style)
@@ -256,7 +278,10 @@ class _Packed:
             for piece in group.pieces:
                 node, new = piece.rows.start, (key_HKD[:, piece.here], value_HKD[:, piece.here])
                 cache = self._spans[piece.text].cache
-                kvs.append(trip.write(layer, piece.text, node, *new) if trip else cache.write(layer, node, *new))
+                if kind.keys_of is not None:
+                    kvs.append(cache.layers[kind.keys_of])  # all rows of that layer are there, whatever came last
+                else:
+                    kvs.append(trip.write(layer, piece.text, node, *new) if trip else cache.write(layer, node, *new))
             for piece, found_HQD in zip(group.pieces, group.attend(query_HQD, kvs, style), strict=True):
                 mixed_HQD[:, piece.here] = found_HQD
         if trip and end >= self.count:
