@@ -99,6 +99,6 @@ def test_the_seed_of_every_choice_survives_javascript_and_gives_its_text_again()
 
 
 def test_a_wish_to_think_that_a_template_cannot_be_told_is_said(server: Served) -> None:
-    assert "reasoning_effort has no effect" in ask(server, reasoning_effort="high").headers["x-specexec-notes"]
+    assert "the wish to think has no effect" in ask(server, reasoning_effort="high").headers["x-specexec-notes"]
     refused = ask(server, reasoning_effort="enormous")
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "reasoning_effort")

@@ -1,10 +1,9 @@
-"""The routes. Every mistake of a client becomes an error in OpenAI's shape here."""
+"""The routes. Every mistake of a client becomes an error here, in the shape that the path's protocol has for it."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable
 from functools import partial
 from importlib.resources import files
 
@@ -16,11 +15,14 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from cli.messages_api.read import counted, messages
 from cli.openai.errors import ApiError, api_error, bad_request
-from cli.openai.parse import Message, read_chat
+from cli.openai.logprobs import Json
+from cli.openai.parse import Message, read_chat, unknown_model
 from cli.openai.prepare import encode
+from cli.openai.stream import chat, completion
 from cli.serve.bodies import read_json
-from cli.serve.completions import Completions, Manner, ready
+from cli.serve.completions import Completions, Endpoint, Manner, ready
 from cli.serve.guard import Guard, Policy
 from cli.serve.metrics import exposition
 from cli.serve.refusals import response_of
@@ -28,7 +30,6 @@ from cli.serve.worker import Worker
 from specexec.text.template_options import Wishes
 
 log = logging.getLogger(__name__)
-Endpoint = Callable[[Request], Awaitable[Response]]
 
 # The page has its script and style inside and talks to this server only.
 _PAGE_POLICY = (
@@ -45,8 +46,10 @@ def application(worker: Worker, manner: Manner, policy: Policy) -> ASGIApp:
         Route("/metrics", _kind(house.metrics)),
         Route("/v1/models", _kind(house.models)),
         Route("/v1/models/{name:path}", _kind(house.model)),
-        Route("/v1/chat/completions", _kind(completions.chat), methods=["POST"]),
-        Route("/v1/completions", _kind(completions.complete), methods=["POST"]),
+        Route("/v1/chat/completions", _kind(completions.endpoint(chat)), methods=["POST"]),
+        Route("/v1/completions", _kind(completions.endpoint(completion)), methods=["POST"]),
+        Route("/v1/messages", _kind(completions.endpoint(messages)), methods=["POST"]),
+        Route("/v1/messages/count_tokens", _kind(completions.counter(counted, _input_tokens)), methods=["POST"]),
         *(
             route
             for prefix in ("", "/v1")
@@ -96,8 +99,7 @@ class _House:
     async def model(self, request: Request) -> Response:
         name = request.path_params["name"]
         if name not in self._manner.models:
-            known = ", ".join(self._manner.models)
-            raise ApiError(404, "model_not_found", f"no model {name!r} here; known: {known}.", param="model")
+            raise unknown_model(name, self._manner.models)
         return JSONResponse(self._card(name))
 
     async def tokenize(self, request: Request) -> Response:
@@ -158,6 +160,10 @@ class _House:
         return card
 
 
+def _input_tokens(tokens: int) -> Json:
+    return {"input_tokens": tokens}
+
+
 def _switch(body: dict[str, object], *names: str) -> bool | None:
     """A switch under one of its names; None where it is not given."""
     found = {name: body[name] for name in names if body.get(name) is not None}
@@ -183,7 +189,7 @@ def _kind(endpoint: Endpoint) -> Endpoint:
             told = api_error(error)
             if told.status == 500:
                 log.exception("%s %r failed", request.method, request.url.path)
-            return response_of(told)
+            return response_of(told, request.url.path)
 
     return answer
 
@@ -191,4 +197,5 @@ def _kind(endpoint: Endpoint) -> Endpoint:
 async def _unknown(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
-    return response_of(ApiError(error.status_code, code, f"{request.method} {request.url.path}: {error.detail}."))
+    path = request.url.path
+    return response_of(ApiError(error.status_code, code, f"{request.method} {path}: {error.detail}."), path)

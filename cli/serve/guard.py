@@ -116,7 +116,7 @@ class Guard:
         try:
             self._policy.check(headers, scope["path"], scope["method"])
         except ApiError as refusal:
-            await response_of(refusal)(scope, receive, with_headers)
+            await response_of(refusal, scope["path"])(scope, receive, with_headers)
             return
         if scope["method"] == "OPTIONS" and "origin" in headers:
             await Response(status_code=204)(scope, receive, with_headers)

@@ -235,6 +235,6 @@ def _step(sequence: Sequence, tree: TokenTree, emitted: Emitted, cost: Cost) -> 
     hit = sequence.growth.ahead if cost.ahead_s and sequence.finish_reason is None else None
     burst = Burst(
         emitted.tokens, emitted.text, sequence.finish_reason, tree, emitted.path, sequence.noise.seed, cost,
-        emitted.logprobs, emitted.prompt_logprobs, hit, sequence.ended_by,
+        emitted.logprobs, emitted.prompt_logprobs, hit, sequence.ended_by, stop_text=sequence.stopped_by,
     )  # fmt: skip
     return Step(sequence, burst)

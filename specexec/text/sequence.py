@@ -83,6 +83,11 @@ class Sequence:
         return "context" if self.limit < self._asked else "max_tokens"
 
     @property
+    def stopped_by(self) -> str | None:
+        """The stop string that ended it, if one did."""
+        return self.text.stopped_by if self.finish_reason == "stop" else None
+
+    @property
     def longest(self) -> int:
         """The length it may still reach."""
         return len(self.tokens) + max(self.room, 0)

@@ -9,75 +9,12 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from cli.openai.logprobs import Json, PieceLogprob, Teller, for_chat, for_completion
-from specexec.text.formats import Call, Piece, Reader
+from cli.openai.choice import Choice, News
+from cli.openai.logprobs import Json, PieceLogprob, for_chat, for_completion
+from specexec.text.formats import Call
 
 if TYPE_CHECKING:
     from specexec.stats import Burst, Progress
-
-
-@dataclass(frozen=True)
-class News:
-    """What one burst added to a choice; `first` calls and `offset` characters of tokens were there before."""
-
-    piece: Piece = field(default_factory=Piece)
-    told: list[PieceLogprob] = field(default_factory=list)
-    first: int = 0
-    offset: int = 0
-
-    def __bool__(self) -> bool:
-        return bool(self.piece != Piece() or self.told)
-
-
-@dataclass
-class Choice:
-    """One text as it grows, and what it took.
-
-    `reader` tells thoughts and calls apart, if that is wanted; `teller` is there if log-probabilities were asked for.
-    `silent` are tokens that end a text and are not shown; `limit` is what ended it for its length.
-    """
-
-    index: int
-    echo: str = ""
-    reader: Reader | None = None
-    teller: Teller | None = None
-    silent: tuple[int, ...] = ()
-    told: list[PieceLogprob] = field(default_factory=list)
-    piece: Piece = field(default_factory=Piece)
-    tokens: int = 0
-    finish_reason: str | None = None
-    limit: str | None = None
-    seed: int = 0
-    drafted: int = 0
-    accepted: int = 0
-    sweeps: int = 0
-    began_s: float = field(default_factory=time.monotonic)
-    first_s: float | None = None
-    last_s: float = 0.0
-    _offset: int = 0
-
-    def add(self, burst: Burst) -> News:
-        """Take one more burst, and say what is new in it."""
-        self.last_s = time.monotonic()
-        self.first_s = self.last_s if self.first_s is None else self.first_s
-        told = [] if self.teller is None else self.teller.tell((*burst.prompt_logprobs, *burst.logprobs))
-        last = burst.finish_reason is not None
-        ended = last and burst.tokens[-1:] != () and burst.tokens[-1] in self.silent
-        shown = burst.tokens[:-1] if ended else burst.tokens
-        piece = Piece(burst.text) if self.reader is None else self.reader.read(shown, last)
-        news = News(piece, told, len(self.piece.calls), self._offset)
-        self.piece += piece
-        self._offset += sum(len(one.text) for one in told)
-        self.told += told
-        self.tokens += len(burst.tokens)
-        called = burst.finish_reason == "stop" and self.piece.calls
-        self.finish_reason = "tool_calls" if called else burst.finish_reason
-        self.limit = burst.limit
-        self.seed = burst.seed
-        self.drafted += burst.nodes
-        self.accepted += burst.accepted
-        self.sweeps += bool(burst.tokens)
-        return news
 
 
 @dataclass(frozen=True)
@@ -153,6 +90,7 @@ class ApiReply:
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": written,
             "total_tokens": self.prompt_tokens + written,
+            **_cached(choices),
             "completion_tokens_details": {
                 "accepted_prediction_tokens": accepted,
                 "rejected_prediction_tokens": sum(choice.drafted for choice in choices) - accepted,
@@ -202,8 +140,12 @@ class ApiReply:
         }
 
 
+def _cached(choices: list[Choice]) -> Json:
+    known = [choice.cached for choice in choices if choice.cached is not None]
+    return {"prompt_tokens_details": {"cached_tokens": sum(known)}} if known else {}
+
+
 _OPEN: Json = {"finish_reason": None, "logprobs": None}
-NOTHING = News()
 
 
 def _reasoned(text: str) -> Json:
