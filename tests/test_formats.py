@@ -112,7 +112,7 @@ def test_a_forbidden_call_is_text_in_full(family: str) -> None:
 
 def test_a_level_of_thinking_without_effect_is_said_plainly() -> None:
     none = format_of(encoding("llama3_1", "llama_cpp/meta-llama-Llama-3.1-8B-Instruct")).thinking("low")
-    assert (none.variables, none.effect) == ({}, "this model's chat template cannot be told how much to think.")
+    assert (none.variables, none.effect) == ({}, "this model's chat template has no variable for how much to think.")
     always = format_of(encoding("gptoss", "llama_cpp/openai-gpt-oss-120b")).thinking("off")
     assert (always.variables, always.effect) == ({}, "this model's chat template knows only on, low, medium, high.")
     same = format_of(encoding("qwen3", "llama_cpp/upstage-Solar-Open-100B")).thinking("off")
@@ -191,8 +191,8 @@ def test_a_level_of_thinking_is_told_to_the_template(template: str, level: Level
 @pytest.mark.parametrize(
     ("template", "reason"),
     [
-        ("vllm/tool_chat_template_hermes", "cannot be told how much to think."),
-        (None, "the model has no chat template that could be told how much to think."),
+        ("vllm/tool_chat_template_hermes", "has no variable for how much to think."),
+        (None, "the model has no chat template that could set how much to think."),
     ],
 )
 def test_a_level_that_has_no_effect_is_named(template: str | None, reason: str) -> None:

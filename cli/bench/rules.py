@@ -26,7 +26,7 @@ def measure_laws(
     tokens: int,
     screen: Screen,
 ) -> list[Row]:
-    """A row for each law, at the temperature of the plain row; texts are none that anybody asked for."""
+    """A row for each law, at the temperature of the plain row; texts are measured and discarded."""
     from specexec.evaluation.rule_runner import Rival
 
     target, draft = two_models(llm)

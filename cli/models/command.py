@@ -27,7 +27,7 @@ _JSON = json_option()
 
 @dataclass(frozen=True)
 class Known:
-    """A name, the pair it stands for, and its folder if it is on this machine."""
+    """A name, the pair it means, and its folder if it is on this machine."""
 
     name: str
     target: str
@@ -95,7 +95,7 @@ def list_models(as_json: bool) -> None:
 @_JSON
 @verbosity_options
 def show_model(name: str, as_json: bool) -> None:
-    """Show what one name or folder stands for."""
+    """Show what one name or folder means."""
     known = _find(name)
     facts = known.facts
     if known.path is not None:
@@ -167,7 +167,7 @@ def remove_models(chosen: tuple[str, ...], yes: bool, as_json: bool) -> None:
     paths = {name: names.resolve(name, offline=True).target for name in chosen}
     if not yes:
         if not sys.stdin.isatty():
-            raise click.UsageError("Nobody can be asked here; say --yes to delete.")
+            raise click.UsageError("There is no terminal to confirm at; say --yes to delete.")
         for name, path in paths.items():
             echo(f"{name}: {format_bytes(local.describe(path).size_B)} in {path}", err=True)
         click.confirm("Delete?", abort=True, err=True)
@@ -199,7 +199,7 @@ def prune_models(folders: tuple[Path, ...], yes: bool, dry_run: bool, as_json: b
             echo(f"{format_bytes(one.size_B):>10}  {one.why:<20}  {one.path}")
     if found and not dry_run and not yes:
         if not sys.stdin.isatty():
-            raise click.UsageError("Nobody can be asked here; say --yes to delete, or --dry-run.")
+            raise click.UsageError("There is no terminal to confirm at; say --yes to delete, or --dry-run.")
         click.confirm("Delete?", abort=True, err=True)
     freed_B = 0 if dry_run else leftovers.clear(found)
     if as_json:

@@ -76,12 +76,12 @@ def plan(
     folder = list_model(model, offline=offline)
     branches = check(folder, trees=bool(guests.sources), ctx=ctx, trust_remote_code=trust_remote_code)
     here = _machine(folder, gpu, ram, vram, item_B(folder))
-    told = {"link": link, "disk": disk}
+    given = {"link": link, "disk": disk}
     speeds = replace(
         here.ceilings,
         link_Bps=link or here.ceilings.link_Bps,
         disk_Bps=disk or here.ceilings.disk_Bps,
-        assumed=tuple(name for name in here.ceilings.assumed if not told.get(name)),
+        assumed=tuple(name for name in here.ceilings.assumed if not given.get(name)),
     )
     drafters = list_drafters(model, guests.models, offline=offline)
     check_models(guests, [one.path for one in drafters], model)
@@ -223,11 +223,11 @@ def _by_rows(row: OutlookRow) -> list[str]:
     """What sweeps of different sizes bring, where that differs: among experts that travel."""
     from offload.units import size
 
-    routing, told = row.work.routing, row.moved
-    if len(told) < 2 or not told[-1].disk_B + told[-1].link_B:
+    routing, sizes = row.work.routing, row.moved
+    if len(sizes) < 2 or not sizes[-1].disk_B + sizes[-1].link_B:
         return []
     brought = []
-    for one in told:
+    for one in sizes:
         ways = [(one.disk_B, "from disk"), (one.link_B, "over the link")]
         amount = " and ".join(f"{size(nbytes)} {way}" for nbytes, way in ways if nbytes)
         brought.append(f"{amount} for {one.rows} row{'s' if one.rows > 1 else ''}")

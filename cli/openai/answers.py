@@ -34,7 +34,7 @@ class ApiReply:
                 "index": choice.index,
                 **self._words(choice),
                 "finish_reason": choice.finish_reason,
-                "logprobs": self._likely(choice, choice.told, 0),
+                "logprobs": self._likely(choice, choice.logprobs, 0),
                 "seed": choice.seed,
             }
             for choice in choices
@@ -57,7 +57,7 @@ class ApiReply:
         if piece.calls:
             delta["tool_calls"] = [{"index": news.first + at, **_called(call)} for at, call in enumerate(piece.calls)]
         words: Json = {"delta": delta} if self.chat else {"text": piece.content}
-        likely = self._likely(choice, news.told, news.offset)
+        likely = self._likely(choice, news.logprobs, news.offset)
         return self._chunk({"index": choice.index, **words, "finish_reason": None, "logprobs": likely})
 
     def ending(self, choice: Choice) -> Json:
@@ -122,10 +122,10 @@ class ApiReply:
             message |= {"content": piece.content or None, "tool_calls": [_called(call) for call in piece.calls]}
         return {"message": message}
 
-    def _likely(self, choice: Choice, told: list[PieceLogprob], offset: int) -> Json | None:
-        if choice.teller is None:
+    def _likely(self, choice: Choice, logprobs: list[PieceLogprob], offset: int) -> Json | None:
+        if choice.logprob_reader is None:
             return None
-        return for_chat(told) if self.chat else for_completion(told, offset)
+        return for_chat(logprobs) if self.chat else for_completion(logprobs, offset)
 
     def _chunk(self, *choices: Json) -> Json:
         return {**self._head("chat.completion.chunk" if self.chat else "text_completion"), "choices": list(choices)}

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from cli.openai.logprobs import PieceLogprob, Teller
+from cli.openai.logprobs import LogprobReader, PieceLogprob
 from specexec.text.formats import Piece, Reader
 
 if TYPE_CHECKING:
@@ -18,20 +18,20 @@ class News:
     """What one burst added to a choice; `first` calls and `offset` characters of tokens were there before."""
 
     piece: Piece = field(default_factory=Piece)
-    told: list[PieceLogprob] = field(default_factory=list)
+    logprobs: list[PieceLogprob] = field(default_factory=list)
     first: int = 0
     offset: int = 0
     burst: Burst | None = None
 
     def __bool__(self) -> bool:
-        return bool(self.piece != Piece() or self.told)
+        return bool(self.piece != Piece() or self.logprobs)
 
 
 @dataclass
 class Choice:
     """One text as it grows, and what it took.
 
-    `reader` tells thoughts and calls apart, if that is wanted; `teller` is there if log-probabilities were asked for.
+    `reader` splits off thoughts and calls, if that is wanted; `logprob_reader` adds log-probabilities, likewise.
     `silent` are tokens that end a text and are not shown; `limit` is what ended it for its length, `stop_text` the stop
     string that did. `pieces` add up to `piece`. It is the `first` of its prompt, of which `cached` tokens
     needed no computing; None where that is not known, or was said for the first.
@@ -40,10 +40,10 @@ class Choice:
     index: int
     echo: str = ""
     reader: Reader | None = None
-    teller: Teller | None = None
+    logprob_reader: LogprobReader | None = None
     silent: tuple[int, ...] = ()
     first: bool = True
-    told: list[PieceLogprob] = field(default_factory=list)
+    logprobs: list[PieceLogprob] = field(default_factory=list)
     piece: Piece = field(default_factory=Piece)
     pieces: list[Piece] = field(default_factory=list)
     tokens: int = 0
@@ -64,16 +64,17 @@ class Choice:
         """Take one more burst, and say what is new in it."""
         self.last_s = time.monotonic()
         self.first_s = self.last_s if self.first_s is None else self.first_s
-        told = [] if self.teller is None else self.teller.tell((*burst.prompt_logprobs, *burst.logprobs))
+        entries = (*burst.prompt_logprobs, *burst.logprobs)
+        logprobs = [] if self.logprob_reader is None else self.logprob_reader.read(entries)
         last = burst.finish_reason is not None
         ended = last and burst.tokens[-1:] != () and burst.tokens[-1] in self.silent
         shown = burst.tokens[:-1] if ended else burst.tokens
         piece = Piece(burst.text) if self.reader is None else self.reader.read(shown, last)
-        news = News(piece, told, len(self.piece.calls), self._offset, burst)
+        news = News(piece, logprobs, len(self.piece.calls), self._offset, burst)
         self.piece += piece
         self.pieces.append(piece)
-        self._offset += sum(len(one.text) for one in told)
-        self.told += told
+        self._offset += sum(len(one.text) for one in logprobs)
+        self.logprobs += logprobs
         self.tokens += len(burst.tokens)
         called = burst.finish_reason == "stop" and self.piece.calls
         self.finish_reason = "tool_calls" if called else burst.finish_reason

@@ -20,7 +20,7 @@ from starlette.responses import JSONResponse, Response
 
 from cli.openai.choice import Choice
 from cli.openai.errors import ApiError
-from cli.openai.logprobs import Json, Teller
+from cli.openai.logprobs import Json, LogprobReader
 from cli.openai.parse import HttpRequest
 from cli.openai.prepare import Prepared, prepare, prompt_of
 from cli.openai.reply import Exchange, Prompted, Reply, Standing
@@ -73,13 +73,13 @@ class Completions:
 
         return answer
 
-    def counter(self, read: ReadPrompt, told: Callable[[int], Json]) -> Endpoint:
+    def counter(self, read: ReadPrompt, body_of: Callable[[int], Json]) -> Endpoint:
         """An endpoint that says how many tokens the prompt of a request has."""
 
         async def answer(request: Request) -> Response:
             ready(self._worker)
             body = await read_json(request)
-            return JSONResponse(told(await to_thread.run_sync(self._counted, read, body)))
+            return JSONResponse(body_of(await to_thread.run_sync(self._counted, read, body)))
 
         return answer
 
@@ -128,13 +128,13 @@ class Completions:
             room = min(asked.max_tokens or left, left)
             for number in range(asked.n):
                 sampling = asked.sampling_of(number, room, fresh_seed, text.grammar)
-                told = asked.sampling.logprobs is not None
-                teller = Teller(engine.encoding.piece, text.tokens, asked.echo) if told else None
+                wanted = asked.sampling.logprobs is not None
+                logprob_reader = LogprobReader(engine.encoding.piece, text.tokens, asked.echo) if wanted else None
                 choice = Choice(
                     len(writing.choices),
                     text.echo,
                     text.reader(engine.filled(sampling).stop or ()),
-                    teller,
+                    logprob_reader,
                     sampling.stop_token_ids,
                     first=number == 0,
                 )
@@ -158,7 +158,7 @@ class Completions:
             record.close()
 
     def _alive(self, framing: Framing, writing: Writing, reply: Reply) -> bytes:
-        """What a silent sweep sends, so that nobody on the way believes the stream to be dead."""
+        """What a silent sweep sends, so that no proxy on the way closes the stream as dead."""
         standing = Standing(writing.ahead, self._worker.engine.progress())
         comments = self._manner.keepalive == "comment"
         return framing.bytes_of(reply.alive(standing, writing.unfinished, comments))
@@ -181,7 +181,7 @@ async def _whole(
     try:
         await asyncio.wait({finishing, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if not finishing.done():
-            return Response(status_code=499)  # nobody reads it
+            return Response(status_code=499)  # the client has gone
         finishing.result()
         return JSONResponse(reply.whole(writing.choices), headers=headers)
     except ApiError as error:

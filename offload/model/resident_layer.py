@@ -29,7 +29,7 @@ def resident_layer(model: PreTrainedModel, index: int) -> nn.Module:
 
 
 def is_resident(model: PreTrainedModel, index: int) -> bool:
-    """Whether a `resident_layer` shares its tensors with the model. A quantised one, dense only in its turn, does not."""
+    """Whether a `resident_layer` shares its tensors with the model. A quantised one, dense only in its turn, never."""
     stream = streamed_layers(model)[index].source.stream
     return isinstance(stream, LayerStream) and stream.stays(index)
 
