@@ -18,6 +18,7 @@ _HARMLESS = {
     *("metadata", "service_tier", "cache_control", "inference_geo", "speed", "user_profile_id", "workspace_id"),
     *("diagnostics", "container"),
 }
+_NAMES = {"stop": "stop_sequences", "response_format": "output_config.format", "reasoning_effort": "thinking"}
 _EFFORT = {"disabled": "none", "enabled": "on"}  # of `thinking`; anything else leaves it to the model
 
 
@@ -70,17 +71,8 @@ def _asked(request: CountRequest, served: Items[str], settings: dict[str, object
     try:
         asked = read_chat(settings, served)
     except ApiError as refusal:
-        raise _in_its_words(refusal) from None
+        raise refusal.renamed(_NAMES) from None
     return replace(asked, notes=(*notes, *asked.notes))
-
-
-def _in_its_words(refusal: ApiError) -> ApiError:
-    """The field is named as this protocol names it."""
-    names = {"stop": "stop_sequences", "response_format": "output_config.format", "reasoning_effort": "thinking"}
-    return ApiError(
-        refusal.status, refusal.code, refusal.message, param=names.get(refusal.param or "", refusal.param),
-        retry_s=refusal.retry_s,
-    )  # fmt: skip
 
 
 def _turn(role: str, content: Content, at: str, notes: list[str]) -> Iterator[Message]:

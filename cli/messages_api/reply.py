@@ -11,7 +11,7 @@ from cli.messages_api.errors import error_body
 from cli.openai.choice import Choice, News
 from cli.openai.errors import ApiError
 from cli.openai.logprobs import Json
-from cli.openai.reply import Event, Prompted, Standing
+from cli.openai.reply import Prompted, Standing, StreamEvent
 from specexec.text.formats import Call, Piece
 
 
@@ -32,24 +32,24 @@ class MessagesReply:
         list(blocks.close())
         return {**self._message(blocks.closed, self._usage(choice)), **self._ending(choice)}
 
-    def opening(self, choices: list[Choice]) -> Iterator[Event]:
+    def opening(self, choices: list[Choice]) -> Iterator[StreamEvent]:
         usage = {"input_tokens": self._prompted.tokens, "output_tokens": 0}
         yield _event("message_start", message=self._message([], usage))
         yield _event("ping")
 
-    def more(self, choice: Choice, news: News) -> Iterator[Event]:
+    def more(self, choice: Choice, news: News) -> Iterator[StreamEvent]:
         return self._blocks.add(news.piece)
 
-    def closing(self, choices: list[Choice]) -> Iterator[Event]:
+    def closing(self, choices: list[Choice]) -> Iterator[StreamEvent]:
         (choice,) = choices
         yield from self._blocks.close()
         yield _event("message_delta", delta=self._ending(choice), usage=self._usage(choice))
         yield _event("message_stop")
 
-    def failing(self, error: ApiError) -> Iterator[Event]:
-        yield Event(error_body(error), "error")
+    def failing(self, error: ApiError) -> Iterator[StreamEvent]:
+        yield StreamEvent(error_body(error), "error")
 
-    def alive(self, standing: Standing, unfinished: list[Choice], comments: bool) -> Event:
+    def alive(self, standing: Standing, unfinished: list[Choice], comments: bool) -> StreamEvent:
         return _event("ping")
 
     def _message(self, content: list[Json], usage: Json) -> Json:
@@ -93,14 +93,14 @@ class Blocks:
         self._kind = ""  # of the open block: text or thinking
         self._text = ""
 
-    def add(self, piece: Piece) -> Iterator[Event]:
+    def add(self, piece: Piece) -> Iterator[StreamEvent]:
         """The events of one more piece."""
         yield from self._say("thinking", piece.reasoning)
         yield from self._say("text", piece.content)
         for call in piece.calls:
             yield from self._call(call)
 
-    def close(self) -> Iterator[Event]:
+    def close(self) -> Iterator[StreamEvent]:
         """The end of the open block, if there is one."""
         kind, text = self._kind, self._text
         self._kind = self._text = ""
@@ -112,7 +112,7 @@ class Blocks:
             yield self._delta("signature_delta", "signature", _signature(text))
         yield from self._end(block)
 
-    def _say(self, kind: str, text: str) -> Iterator[Event]:
+    def _say(self, kind: str, text: str) -> Iterator[StreamEvent]:
         if not text:
             return
         if kind != self._kind:
@@ -123,26 +123,26 @@ class Blocks:
         self._text += text
         yield self._delta(f"{kind}_delta", kind, text)
 
-    def _call(self, call: Call) -> Iterator[Event]:
+    def _call(self, call: Call) -> Iterator[StreamEvent]:
         yield from self.close()
         block: Json = {"type": "tool_use", "id": call.id, "name": call.name, "input": {}}
         yield self._start(block)
         yield self._delta("input_json_delta", "partial_json", call.arguments)
         yield from self._end({**block, "input": json.loads(call.arguments)})
 
-    def _start(self, block: Json) -> Event:
+    def _start(self, block: Json) -> StreamEvent:
         return _event("content_block_start", index=len(self.closed), content_block=block)
 
-    def _delta(self, kind: str, name: str, value: str) -> Event:
+    def _delta(self, kind: str, name: str, value: str) -> StreamEvent:
         return _event("content_block_delta", index=len(self.closed), delta={"type": kind, name: value})
 
-    def _end(self, block: Json) -> Iterator[Event]:
+    def _end(self, block: Json) -> Iterator[StreamEvent]:
         yield _event("content_block_stop", index=len(self.closed))
         self.closed.append(block)
 
 
-def _event(name: str, **more: object) -> Event:
-    return Event({"type": name, **more}, name)
+def _event(name: str, **more: object) -> StreamEvent:
+    return StreamEvent({"type": name, **more}, name)
 
 
 def _signature(thought: str) -> str:

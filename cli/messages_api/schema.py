@@ -16,7 +16,7 @@ class _Open(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
 
 
-class Turn(_Open):
+class ChatTurn(_Open):
     """One message."""
 
     role: Literal["user", "assistant", "system"]
@@ -65,7 +65,7 @@ class CountRequest(_Open):
     """The body of /v1/messages/count_tokens."""
 
     model: str | None = None
-    messages: Annotated[list[Turn], Field(min_length=1)]
+    messages: Annotated[list[ChatTurn], Field(min_length=1)]
     system: Content | None = None
     tools: list[ToolDefinition] | None = None
     tool_choice: MessagesToolChoice | None = None

@@ -215,8 +215,13 @@ def validated(kind: type[B], body: object) -> B:
         return kind.model_validate(body)
     except ValidationError as problems:
         first = problems.errors(include_url=False, include_input=False)[0]
-        at = ".".join(str(step) for step in first["loc"]) or None
+        at = ".".join(str(step) for step in first["loc"] if not _of_union(step)) or None
         raise bad_request(f"{at or 'the body'}: {first['msg'][0].lower()}{first['msg'][1:]}.", at) from None
+
+
+def _of_union(step: int | str) -> bool:
+    """Whether a step to a fault names one of several types that a field may have, and not the field."""
+    return isinstance(step, str) and (step in ("str", "int", "bool") or "[" in step or step[:1].isupper())
 
 
 def _checked(kind: type[R], body: object, served: Items[str]) -> R:

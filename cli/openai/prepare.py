@@ -98,6 +98,16 @@ def prompt_of(engine: Engine, asked: HttpRequest) -> list[int]:
     return _encoded(engine, prompt, _thinking(engine, asked)[0])
 
 
+def rendered(engine: Engine, asked: HttpRequest) -> str:
+    """A chat's prompt as its template writes it. Raises ApiError."""
+    (prompt,) = asked.prompts
+    messages: list[Message] = [item for item in prompt if isinstance(item, dict)]
+    try:
+        return engine.encoding.rendered(messages, _thinking(engine, asked)[0]).text
+    except (BadMessages, BadText) as problem:
+        raise bad_request(problem.what, "messages", problem.code) from None
+
+
 def _chat(engine: Engine, asked: HttpRequest) -> Prepared:
     wishes, notes = _thinking(engine, asked)
     form = form_of(engine.encoding, wishes, asked)

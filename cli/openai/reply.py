@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Event:
+class StreamEvent:
     """One event of a stream, with a name where the protocol has names; without data it is a comment."""
 
     data: Json | str | None = None
@@ -50,25 +50,25 @@ class Prompted:
     count: Callable[[str], int]
 
 
-class Reply(Protocol):
+class ProtocolReply(Protocol):
     """One answer in the words of one protocol. `more` is called with every burst, also if it has no news."""
 
     def whole(self, choices: list[Choice]) -> Json:
         """The answer to a request that did not ask for a stream."""
 
-    def opening(self, choices: list[Choice]) -> Iterable[Event]:
+    def opening(self, choices: list[Choice]) -> Iterable[StreamEvent]:
         """What a stream begins with."""
 
-    def more(self, choice: Choice, news: News) -> Iterable[Event]:
+    def more(self, choice: Choice, news: News) -> Iterable[StreamEvent]:
         """What one burst brought; it was the last of its choice if that has a `finish_reason`."""
 
-    def closing(self, choices: list[Choice]) -> Iterable[Event]:
+    def closing(self, choices: list[Choice]) -> Iterable[StreamEvent]:
         """What a stream ends with."""
 
-    def failing(self, error: ApiError) -> Iterable[Event]:
+    def failing(self, error: ApiError) -> Iterable[StreamEvent]:
         """What a stream ends with that cannot go on."""
 
-    def alive(self, standing: Standing, unfinished: list[Choice], comments: bool) -> Event:
+    def alive(self, standing: Standing, unfinished: list[Choice], comments: bool) -> StreamEvent:
         """What a silent stream sends from time to time; a comment only if the client counts `comments` as life."""
 
 
@@ -77,4 +77,4 @@ class Exchange:
     """A request that was read, and how to reply to it."""
 
     asked: HttpRequest
-    reply: Callable[[Prompted], Reply]
+    reply: Callable[[Prompted], ProtocolReply]

@@ -11,7 +11,7 @@ from cli.openai.choice import NOTHING, Choice, News
 from cli.openai.errors import ApiError
 from cli.openai.logprobs import Json
 from cli.openai.parse import HttpRequest, read_chat, read_completion
-from cli.openai.reply import Event, Exchange, Prompted, Standing
+from cli.openai.reply import Exchange, Prompted, Standing, StreamEvent
 
 
 def chat(body: object, served: Items[str]) -> Exchange:
@@ -37,28 +37,28 @@ class CompletionReply:
     def whole(self, choices: list[Choice]) -> Json:
         return self._shapes.whole(choices)
 
-    def opening(self, choices: list[Choice]) -> Iterator[Event]:
-        return (Event(self._shapes.opening(choice)) for choice in choices)
+    def opening(self, choices: list[Choice]) -> Iterator[StreamEvent]:
+        return (StreamEvent(self._shapes.opening(choice)) for choice in choices)
 
-    def more(self, choice: Choice, news: News) -> Iterator[Event]:
+    def more(self, choice: Choice, news: News) -> Iterator[StreamEvent]:
         if self._asked.watch and news.burst is not None:
-            yield Event(self._shapes.watched(index=choice.index, burst=picture(news.burst, self._decode)))
+            yield StreamEvent(self._shapes.watched(index=choice.index, burst=picture(news.burst, self._decode)))
         if news:
-            yield Event(self._shapes.more(choice, news))
+            yield StreamEvent(self._shapes.more(choice, news))
         if choice.finish_reason:
-            yield Event(self._shapes.ending(choice))
+            yield StreamEvent(self._shapes.ending(choice))
 
-    def closing(self, choices: list[Choice]) -> Iterator[Event]:
+    def closing(self, choices: list[Choice]) -> Iterator[StreamEvent]:
         if self._asked.include_usage:
-            yield Event(self._shapes.used(choices))
-        yield Event("[DONE]")
+            yield StreamEvent(self._shapes.used(choices))
+        yield StreamEvent("[DONE]")
 
-    def failing(self, error: ApiError) -> Iterator[Event]:
-        yield Event(error.body)
+    def failing(self, error: ApiError) -> Iterator[StreamEvent]:
+        yield StreamEvent(error.body)
 
-    def alive(self, standing: Standing, unfinished: list[Choice], comments: bool) -> Event:
+    def alive(self, standing: Standing, unfinished: list[Choice], comments: bool) -> StreamEvent:
         if self._asked.watch:
-            return Event(self._shapes.watched(progress=place(standing.progress), ahead=standing.ahead))
+            return StreamEvent(self._shapes.watched(progress=place(standing.progress), ahead=standing.ahead))
         if comments or not unfinished:
-            return Event(comment=standing.words)
-        return Event(self._shapes.more(unfinished[0], NOTHING))
+            return StreamEvent(comment=standing.words)
+        return StreamEvent(self._shapes.more(unfinished[0], NOTHING))

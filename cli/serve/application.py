@@ -16,15 +16,20 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from cli.messages_api.read import counted, messages
+from cli.ollama_api import read as ollama
 from cli.openai.errors import ApiError, api_error, bad_request
 from cli.openai.logprobs import Json
 from cli.openai.parse import Message, read_chat, unknown_model
 from cli.openai.prepare import encode
 from cli.openai.stream import chat, completion
+from cli.responses_api.read import ResponsesReader
+from cli.responses_api.store import ResponseStore
 from cli.serve.bodies import read_json
 from cli.serve.completions import Completions, Endpoint, Manner, ready
+from cli.serve.framing import LINES
 from cli.serve.guard import Guard, Policy
 from cli.serve.metrics import exposition
+from cli.serve.other_clients import OtherClients
 from cli.serve.refusals import response_of
 from cli.serve.worker import Worker
 from specexec.text.template_options import Wishes
@@ -39,7 +44,9 @@ _PAGE_POLICY = (
 
 def application(worker: Worker, manner: Manner, policy: Policy) -> ASGIApp:
     """The whole server as one ASGI app; the worker is started and closed by the caller."""
-    completions, house = Completions(worker, manner), _House(worker, manner)
+    store = ResponseStore()
+    completions, responses = Completions(worker, manner), ResponsesReader(store)
+    house, others = _House(worker, manner), OtherClients(worker, manner, store)
     routes = [
         Route("/", house.page),
         Route("/health", _kind(house.health)),
@@ -48,6 +55,16 @@ def application(worker: Worker, manner: Manner, policy: Policy) -> ASGIApp:
         Route("/v1/models/{name:path}", _kind(house.model)),
         Route("/v1/chat/completions", _kind(completions.endpoint(chat)), methods=["POST"]),
         Route("/v1/completions", _kind(completions.endpoint(completion)), methods=["POST"]),
+        Route("/v1/responses", _kind(completions.endpoint(responses.response)), methods=["POST"]),
+        Route("/v1/responses/input_tokens", _kind(completions.counter(responses.prompt, _counted)), methods=["POST"]),
+        Route("/v1/responses/{name}", _kind(others.stored), methods=["GET", "DELETE"]),
+        Route("/api/chat", _kind(completions.endpoint(ollama.chat, LINES)), methods=["POST"]),
+        Route("/api/generate", _kind(completions.endpoint(ollama.generate, LINES)), methods=["POST"]),
+        Route("/api/tags", _kind(others.tags)),
+        Route("/api/show", _kind(others.show), methods=["POST"]),
+        Route("/api/version", _kind(others.version)),
+        Route("/props", _kind(others.props)),
+        Route("/apply-template", _kind(others.apply_template), methods=["POST"]),
         Route("/v1/messages", _kind(completions.endpoint(messages)), methods=["POST"]),
         Route("/v1/messages/count_tokens", _kind(completions.counter(counted, _input_tokens)), methods=["POST"]),
         *(
@@ -149,6 +166,7 @@ class _House:
         }
         if self._worker.state == "ok":
             engine = self._worker.engine
+            card["max_model_len"] = engine.context
             card["meta"] = {
                 "context": engine.context,
                 "drafter": engine.drafter_name,
@@ -162,6 +180,10 @@ class _House:
 
 def _input_tokens(tokens: int) -> Json:
     return {"input_tokens": tokens}
+
+
+def _counted(tokens: int) -> Json:
+    return {"object": "response.input_tokens", "input_tokens": tokens}
 
 
 def _switch(body: dict[str, object], *names: str) -> bool | None:

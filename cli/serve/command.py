@@ -86,7 +86,7 @@ def serve(
     engine_options: EngineOptions,
     as_json: bool,
 ) -> int:
-    """Answer OpenAI's API for MODEL, by default the built-in demo; a chat page is at /.
+    """Answer OpenAI's, Anthropic's and Ollama's APIs for MODEL, by default the built-in demo; a chat page is at /.
 
     \b
       specexec serve

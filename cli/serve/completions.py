@@ -23,7 +23,7 @@ from cli.openai.errors import ApiError
 from cli.openai.logprobs import Json, LogprobReader
 from cli.openai.parse import HttpRequest
 from cli.openai.prepare import Prepared, prepare, prompt_of
-from cli.openai.reply import Exchange, Prompted, Reply, Standing
+from cli.openai.reply import Exchange, Prompted, ProtocolReply, Standing
 from cli.serve.bodies import read_json
 from cli.serve.framing import EVENTS, Framing
 from cli.serve.refusals import notes_header
@@ -141,7 +141,9 @@ class Completions:
                 writing.add(choice, partial(Ticket, text.tokens, sampling))
         return writing
 
-    async def _events(self, framing: Framing, writing: Writing, reply: Reply, record: _Record) -> AsyncIterator[bytes]:
+    async def _events(
+        self, framing: Framing, writing: Writing, reply: ProtocolReply, record: _Record
+    ) -> AsyncIterator[bytes]:
         try:
             for event in reply.opening(writing.choices):
                 yield framing.bytes_of(event)
@@ -157,7 +159,7 @@ class Completions:
         finally:
             record.close()
 
-    def _alive(self, framing: Framing, writing: Writing, reply: Reply) -> bytes:
+    def _alive(self, framing: Framing, writing: Writing, reply: ProtocolReply) -> bytes:
         """What a silent sweep sends, so that no proxy on the way closes the stream as dead."""
         standing = Standing(writing.ahead, self._worker.engine.progress())
         comments = self._manner.keepalive == "comment"
@@ -174,7 +176,7 @@ def ready(worker: Worker) -> None:
 
 
 async def _whole(
-    request: Request, writing: Writing, reply: Reply, record: _Record, headers: dict[str, str]
+    request: Request, writing: Writing, reply: ProtocolReply, record: _Record, headers: dict[str, str]
 ) -> Response:
     finishing = asyncio.ensure_future(writing.finish())
     leaving = asyncio.ensure_future(_departure(request))

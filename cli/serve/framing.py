@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from sse_starlette import ServerSentEvent
 
-from cli.openai.reply import Event
+from cli.openai.reply import StreamEvent
 
 
 @dataclass(frozen=True)
@@ -16,18 +16,18 @@ class Framing:
     """How a protocol streams."""
 
     media_type: str
-    bytes_of: Callable[[Event], bytes]
+    bytes_of: Callable[[StreamEvent], bytes]
 
 
-def _server_sent(event: Event) -> bytes:
+def _server_sent(event: StreamEvent) -> bytes:
     return ServerSentEvent(_json(event), event=event.name, comment=event.comment, sep="\n").encode()
 
 
-def _line(event: Event) -> bytes:
+def _line(event: StreamEvent) -> bytes:
     return f"{_json(event)}\n".encode()
 
 
-def _json(event: Event) -> str | None:
+def _json(event: StreamEvent) -> str | None:
     if event.data is None or isinstance(event.data, str):
         return event.data
     return json.dumps(event.data, ensure_ascii=False, separators=(",", ":"))

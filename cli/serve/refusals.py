@@ -7,11 +7,12 @@ from collections.abc import Callable
 from starlette.responses import JSONResponse
 
 from cli.messages_api.errors import error_body as messages_body
+from cli.ollama_api.reply import error_body as ollama_body
 from cli.openai.errors import ApiError
 from cli.openai.logprobs import Json
 
 NOTES = "X-Specexec-Notes"
-_SHAPES: dict[str, Callable[[ApiError], Json]] = {"/v1/messages": messages_body}
+_SHAPES: dict[str, Callable[[ApiError], Json]] = {"/v1/messages": messages_body, "/api/": ollama_body}
 _MOST_LETTERS = 2000  # of a header; proxies allow some 4,000 to 8,000 for all of them
 
 

@@ -96,6 +96,11 @@ class Engine:
         return str(self._target.device)
 
     @property
+    def architecture(self) -> str:
+        """transformers' name for the kind of model."""
+        return str(self._model.config.model_type)
+
+    @property
     def dtype(self) -> str:
         """The number format that the target computes in."""
         return str(self._model.dtype).removeprefix("torch.")
