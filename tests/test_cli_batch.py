@@ -147,7 +147,7 @@ def test_a_folder_beside_the_weights_is_no_file_of_the_model(specexec: CommandLi
     assert specexec("generate", "in.txt", "-m", str(model), "-o", "out.jsonl").code == 0
 
 
-def test_an_input_without_prompts_is_told(specexec: CommandLine) -> None:
+def test_an_input_without_prompts_is_reported(specexec: CommandLine) -> None:
     Path("empty").mkdir()
     ran = specexec("generate", "empty", "-o", "out.jsonl")
     assert (ran.code, ran.out, ran.err) == (0, "", "no prompts were found\n")

@@ -63,7 +63,7 @@ def said(piece: Piece) -> tuple[str, str, list[tuple[str, object]]]:
     return piece.content, piece.reasoning, [(call.name, json.loads(call.arguments)) for call in piece.calls]
 
 
-def test_thought_text_and_calls_are_told_apart() -> None:
+def test_thought_text_and_calls_are_separated() -> None:
     words = encoding("qwen3", "llama_cpp/Qwen-Qwen3-0.6B")
     assert said(read(format_of(words), words.encode_rest(QWEN3))) == (
         "Let me look.",
@@ -176,7 +176,9 @@ def test_nothing_is_given_out_after_a_stop_text(stop: str, content: str, reasoni
         ("llama_cpp/Qwen-Qwen3-0.6B", "off", {"enable_thinking": False}),
     ],
 )
-def test_a_level_of_thinking_is_told_to_the_template(template: str, level: Level, variables: dict[str, object]) -> None:
+def test_a_level_of_thinking_is_given_to_the_template(
+    template: str, level: Level, variables: dict[str, object]
+) -> None:
     encoding = small_family(template)
     found = format_of(encoding).thinking(level)
     assert found.variables == variables

@@ -86,7 +86,9 @@ def serve(
     engine_options: EngineOptions,
     as_json: bool,
 ) -> int:
-    """Answer OpenAI's, Anthropic's and Ollama's APIs for MODEL, by default the built-in demo; a chat page is at /.
+    """Answer OpenAI's, Anthropic's and Ollama's APIs for MODEL; a chat page is at /.
+
+    Without a MODEL it is the built-in demo.
 
     \b
       specexec serve
