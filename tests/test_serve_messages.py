@@ -218,6 +218,8 @@ def test_a_schema_binds_the_answer_and_thinking_can_be_turned_off(agent: Served)
             [{"type": "image"}]}]}]}, 400, "invalid_request_error", "messages.0.content.0.content.0"),
         ({"messages": [{"role": "assistant", "content": [{"type": "tool_use", "id": "t", "name": "f"}]}]}, 400,
          "invalid_request_error", "tool_result"),
+        ({"messages": [{"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t", "content": ["x"]}]}]},
+         400, "invalid_request_error", "messages.0.content.0.content.0"),
         ({"messages": [{"role": "robot", "content": "x"}]}, 400, "invalid_request_error", "messages.0.role"),
         ({"tools": [{"name": "f"}]}, 400, "invalid_request_error", "tools.0.input_schema"),
         ({"tool_choice": {"type": "tool", "name": "g"}}, 400, "invalid_request_error", "tool_choice"),

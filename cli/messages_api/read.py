@@ -19,7 +19,6 @@ _HARMLESS = {
     *("diagnostics", "container"),
 }
 _NAMES = {"stop": "stop_sequences", "response_format": "output_config.format", "reasoning_effort": "thinking"}
-_EFFORT = {"disabled": "none", "enabled": "on"}  # of `thinking`; anything else leaves it to the model
 
 
 def messages(body: object, served: Items[str]) -> Exchange:
@@ -92,7 +91,7 @@ def _question(blocks: list[Block], at: str) -> Iterator[Message]:
     for index, block in enumerate(blocks):
         place = f"{at}.{index}"
         if block.get("type") != "tool_result":
-            said.append(_part(block, place))
+            said.append({"type": "text", "text": _said(block, place)})
             continue
         if said:
             yield {"role": "user", "content": said}
@@ -127,7 +126,7 @@ def _answer(blocks: list[Block], at: str, notes: list[str]) -> Message:
             case "tool_use":
                 calls.append(_call(block, place))
             case _:
-                text += _string(_part(block, place), "text", place)
+                text += _said(block, place)
     message: Message = {"role": "assistant", "content": text}
     if thought:
         message["reasoning_content"] = thought
@@ -147,14 +146,14 @@ def _call(block: Block, at: str) -> Message:
 def _text(content: Content, at: str) -> str:
     if isinstance(content, str):
         return content
-    return "".join(_string(_part(block, f"{at}.{index}"), "text", at) for index, block in enumerate(content))
+    return "".join(_said(block, f"{at}.{index}") for index, block in enumerate(content))
 
 
-def _part(block: Block, at: str) -> Message:
-    kind = block.get("type")
-    if kind != "text":
+def _said(block: object, at: str) -> str:
+    kind = block.get("type") if isinstance(block, dict) else type(block).__name__
+    if not isinstance(block, dict) or kind != "text":
         raise bad_request(f"{at}: this model reads text, not {kind!r}.", at, "unsupported_content")
-    return {"type": "text", "text": _string(block, "text", at)}
+    return _string(block, "text", at)
 
 
 def _string(block: Block, name: str, at: str) -> str:
@@ -183,14 +182,13 @@ def _choice(choice: MessagesToolChoice) -> object:
 
 
 def _effort(request: CountRequest, notes: list[str]) -> str | None:
-    thinking, effort = request.thinking, request.output_config and request.output_config.effort
+    thinking, effort = request.thinking, request.output_config.effort if request.output_config else None
     if thinking is not None and thinking.budget_tokens is not None:
         notes.append("thinking.budget_tokens has no effect: a thought is as long as the model makes it")
-    if thinking is not None and thinking.type == "disabled":
-        return "none"
-    return effort or (_EFFORT.get(thinking.type) if thinking is not None else None)
+    kind = None if thinking is None else thinking.type  # None, adaptive and between_tools leave it to the model
+    return "none" if kind == "disabled" else effort or ("on" if kind == "enabled" else None)
 
 
 def _format(request: CountRequest) -> object:
-    given = (request.output_config and request.output_config.format) or request.output_format
+    given = (request.output_config.format if request.output_config else None) or request.output_format
     return {"type": "json_schema", "json_schema": {"schema": given.schema_}} if given else None

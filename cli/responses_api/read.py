@@ -121,7 +121,7 @@ def _choice(choice: str | NamedTool | None) -> object:
 
 
 def _format(request: PromptRequest) -> object:
-    given = request.text and request.text.format
+    given = request.text.format if request.text else None
     if given is None or given.type == "text":
         return None
     return {"type": given.type, **({"json_schema": {"schema": given.schema_}} if given.schema_ else {})}
