@@ -132,11 +132,11 @@ def test_what_no_item_could_do_is_refused_before_loading(
 
 
 def test_what_is_no_model_folder_is_named_before_anything_is_written(specexec: CommandLine) -> None:
-    Path("model.gguf").write_bytes(b"GGUF")
+    Path("model.gguf").write_bytes(b"GGUF" + bytes(20))
     for more in (("-o", "out.jsonl"), ("--dry-run",), ("--on-too-long", "skip")):
         ran = specexec("generate", "in.txt", "-m", "model.gguf", *more)
-        assert ran.code == EXIT_CODES["bad_model_dir"]
-        assert "GGUF is not supported" in ran.err
+        assert ran.code == EXIT_CODES["unsupported_arch"]
+        assert "model.gguf is version 0" in ran.err
     assert not Path("out.jsonl").exists()
 
 

@@ -147,7 +147,7 @@ def _machine(folder: Folder, gpu: str | None, ram: int | None, vram: int | None,
     measured = load_speeds()
     now = conditions(device)
     changed = measured.changed(device, now)
-    limits = ceilings(measured.believed(device, now), disk_key(folder.path), device, NAMES[item_B])
+    limits = ceilings(measured.believed(device, now), disk_key(folder.weights_at), device, NAMES[item_B])
     if flops:
         limits = replace(limits, arithmetic=replace(limits.arithmetic, flops=flops, curve=()))
     return _Machine(name, free, limits, changed)
@@ -176,7 +176,7 @@ def _page(
     vram = f"{size(here.free.vram_B)} of GPU memory · " if here.free.vram_B is not None else ""
     link = f" · link {format_bytes(speeds.link_Bps)}/s" if here.free.vram_B is not None else ""
     lines = [
-        f"{folder.path if model != 'demo' else 'demo'}: {layers} layers, {size(weights_B)} of weights",
+        f"{folder.called if model != 'demo' else 'demo'}: {layers} layers, {size(weights_B)} of weights",
         f"here: {here.words} · {vram}{size(here.free.ram_B)} of RAM · disk {format_bytes(speeds.disk_Bps)}/s{link}",
         "",
     ]

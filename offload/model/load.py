@@ -78,11 +78,11 @@ def load(
     skeleton = build(folder, dtype, trust_remote_code)
     on_cpu = torch.device(device).type == "cpu"
     checkpoint = lay_out(folder, skeleton.model, skeleton.layers, skeleton.dtype, in_place=on_cpu)
-    reading = reading_for(folder.path)
+    reading = reading_for(folder.weights_at)
     need = with_head(folder, _need(checkpoint, skeleton, ctx, reading), head_quant, skeleton.dtype.itemsize)
     need = replace(need, guesses_B=guesses_B, cache_moves=cache_moves)
     need = replace(need, beside_B=beside_B or {}, beside_ram_B=beside_ram_B or {})
-    placement = place(need, _with_speeds(free_memory(device, ram_B, vram_B), folder.path), offload)
+    placement = place(need, _with_speeds(free_memory(device, ram_B, vram_B), folder.weights_at), offload)
     log.info("%s", placement.summary)
     with ExitStack() as undo, _memory_for(placement):
         disk = DiskStore(checkpoint, reading)

@@ -34,6 +34,7 @@ from offload.checkpoint.manifest import (
     read_manifest,
     still_true,
 )
+from offload.checkpoint.quantized.formats import FLOAT_SCHEMES, STORED_FORMATS
 from offload.checkpoint.quantized.quantize import BLOCK, CONFIGS, NESTED_BLOCK, STATE_B, Quant, quantise
 from offload.checkpoint.quantized.stored import fold
 from offload.checkpoint.skeleton import Skeleton, build
@@ -104,17 +105,20 @@ class Originals(Protocol):
 
 def plan(folder: Folder, quant: Quant, trust_remote_code: bool = False, head: FourBits = "none") -> PackPlan:
     """What a pack of the folder holds; every tensor that the model needs is accounted for. Reads no weight."""
-    if quant != "none" and fold(folder).quantised:
+    stored = fold(folder).quantised.values()
+    if quant != "none" and stored:
+        floats = all(weight.scheme in FLOAT_SCHEMES for weight in stored)
         raise UnsupportedModel(
-            f"{folder.path} is quantised already.",
-            "Quantising twice would lose more than it saves.",
-            "--quant none, which only lays it out for streaming, or the 16-bit version of the model.",
+            f"{folder.called} {'holds rows in an order of its own' if floats else 'is quantised already'}.",
+            None if floats else "Quantising twice would lose more than it saves.",
+            "--quant none, which only lays it out for streaming, or the 16-bit safetensors version of the model.",
         )
     skeleton = build(folder, None, trust_remote_code)
     checkpoint = lay_out(folder, skeleton.model, skeleton.layers, skeleton.dtype)
     shards: list[Shard] = []
     before = folder.config.get("quantization_config")
     loadable = not isinstance(before, dict) or before.get("quant_method") != "specexec"
+    loadable = loadable and not any(STORED_FORMATS[weight.scheme].method == "gguf" for weight in stored)
     for index, block in enumerate(checkpoint.layers):
         linear, stacked = _quantisable(block, skeleton, index) if quant != "none" else (frozenset(), frozenset())
         loadable = loadable and not stacked
