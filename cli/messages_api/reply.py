@@ -33,7 +33,7 @@ class MessagesReply:
         return {**self._message(blocks.closed, self._usage(choice)), **self._ending(choice)}
 
     def opening(self, choices: list[Choice]) -> Iterator[StreamEvent]:
-        usage = {"input_tokens": self._prompted.tokens, "output_tokens": 0}
+        usage: Json = {"input_tokens": self._prompted.tokens, "output_tokens": 0}
         yield _event("message_start", message=self._message([], usage))
         yield _event("ping")
 

@@ -46,7 +46,7 @@ class ResponsesReader:
         """A request for an answer. Raises ApiError."""
         request = validated(ResponsesRequest, body)
         chat = self._chat(request)
-        settings = {
+        settings: dict[str, object] = {
             "max_tokens": request.max_output_tokens,
             "temperature": request.temperature,
             "top_p": request.top_p,

@@ -133,7 +133,7 @@ class OutputItems:
             return
         kind, text = _TEXTS[str(self._open["type"])], self._text
         part, place = _part(kind, text), self._place
-        logprobs = {"logprobs": []} if kind == "output_text" else {}
+        logprobs: Json = {"logprobs": []} if kind == "output_text" else {}
         yield self._event(f"response.{kind}.done", **place, text=text, **logprobs)
         yield self._event("response.content_part.done", **place, part=part)
         yield from self._end({**self._open, "content": [part], "status": status})
@@ -144,12 +144,13 @@ class OutputItems:
             return
         if self._open.get("type") != kind:
             yield from self.close()
-            prefix, more = ("msg", {"role": "assistant"}) if kind == "message" else ("rs", {"summary": []})
-            self._open = {"id": _id(prefix), "type": kind, "status": "in_progress", "content": [], **more}
+            more: Json = {"role": "assistant"} if kind == "message" else {"summary": []}
+            name = _id("msg" if kind == "message" else "rs")
+            self._open = {"id": name, "type": kind, "status": "in_progress", "content": [], **more}
             yield self._begin(self._open)
             yield self._event("response.content_part.added", **self._place, part=_part(_TEXTS[kind], ""))
         self._text += text
-        logprobs = {"logprobs": []} if kind == "message" else {}
+        logprobs: Json = {"logprobs": []} if kind == "message" else {}
         yield self._event(f"response.{_TEXTS[kind]}.delta", **self._place, delta=text, **logprobs)
 
     def _call(self, call: Call) -> Iterator[StreamEvent]:
