@@ -32,7 +32,8 @@ PARAMETERS: dict[str, object] = {
 @contextmanager
 def agent_server(folder: Path) -> Iterator[Served]:
     """The server of this model, called `agent`, for the length of the block."""
-    answers = [([{"role": "user", "content": text}], f"{answer}<|im_end|>") for text, answer in _ANSWERS.items()]
+    asked: dict[str, list[dict[str, object]]] = {text: [{"role": "user", "content": text}] for text in _ANSWERS}
+    answers = [(asked[text], f"{answer}<|im_end|>") for text, answer in _ANSWERS.items()]
     small_writer(folder, "llama_cpp/Qwen-Qwen3-0.6B", answers)
     with serving(lambda: specexec.load(str(folder), drafter="none", dtype="f32"), names=("agent",)) as served:
         yield served

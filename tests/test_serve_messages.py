@@ -228,7 +228,7 @@ def test_a_schema_binds_the_answer_and_thinking_can_be_turned_off(agent: Served)
     ],
 )  # fmt: skip
 def test_refusals_come_in_their_shape(
-    letters: Served, more: dict[str, object], status: int, kind: str, named: str
+    letters: Served, more: dict[str, Any], status: int, kind: str, named: str
 ) -> None:
     answer = raw(letters, **more)
     assert answer.status_code == status

@@ -134,9 +134,7 @@ def test_it_says_what_is_here(letters: Served, agent: Served) -> None:
         ("/api/nothing", {}, 404, "/api/nothing"),
     ],
 )  # fmt: skip
-def test_refusals_come_in_its_shape(
-    letters: Served, path: str, more: dict[str, object], status: int, named: str
-) -> None:
+def test_refusals_come_in_its_shape(letters: Served, path: str, more: dict[str, Any], status: int, named: str) -> None:
     answer = raw(letters, path, **more)
     assert answer.status_code == status
     assert named in answer.json()["error"]

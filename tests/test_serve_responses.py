@@ -18,7 +18,7 @@ from tests.agent import EMPTY, MISSING, PARAMETERS, TASK, THOUGHT, agent_server
 from tests.serving import LetterEngine, Served, serving
 
 EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
-TOOL: dict[str, Any] = {"type": "function", "name": "read_file", "parameters": PARAMETERS, "strict": True}
+TOOL: Any = {"type": "function", "name": "read_file", "parameters": PARAMETERS, "strict": True}
 
 
 class Verdict(BaseModel):
@@ -219,9 +219,7 @@ def test_the_store_forgets_the_oldest_and_what_is_too_large() -> None:
         ({"temperature": -1}, "temperature", "invalid_value"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_done_is_refused_by_name(
-    letters: Served, more: dict[str, object], param: str, code: str
-) -> None:
+def test_what_cannot_be_done_is_refused_by_name(letters: Served, more: dict[str, Any], param: str, code: str) -> None:
     answer = raw(letters, **more)
     assert answer.status_code == 400
     assert (answer.json()["error"]["param"], answer.json()["error"]["code"]) == (param, code)
