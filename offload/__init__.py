@@ -41,7 +41,7 @@ if TYPE_CHECKING:
         resident_B,
         with_head,
     )
-    from offload.placement.requirements import cache_B, need_of
+    from offload.placement.requirements import cache_widths, need_of
     from offload.placement.solver import place
     from offload.stream.protocol import StreamStats
 
@@ -64,7 +64,7 @@ __all__ = [
     "Placement",
     "ReadFailed",
     "StreamStats",
-    "cache_B",
+    "cache_widths",
     "called",
     "carrier_for",
     "check_bytes",
@@ -116,7 +116,7 @@ _HOMES = {
     "Placement": "placement.placement",
     "ReadFailed": "errors",
     "StreamStats": "stream.protocol",
-    "cache_B": "placement.requirements",
+    "cache_widths": "placement.requirements",
     "called": "hub.names",
     "carrier_for": "machine.host_rows",
     "check_bytes": "hub.local_models",

@@ -21,6 +21,7 @@ from offload.checkpoint.mapping import Part, route
 from offload.checkpoint.quantized.packed import Packed
 from offload.checkpoint.quantized.stored import STACKED, Folded, Quantised, fold
 from offload.checkpoint.routing import routing_of
+from offload.checkpoint.skeleton import Skeleton
 from offload.checkpoint.tensors import DTYPES
 from offload.errors import BadModelDir, UnsupportedModel
 
@@ -65,28 +66,22 @@ class Checkpoint:
         return max(block.scratch_B for block in (*self.layers, *self.rest))
 
 
-def lay_out(
-    folder: Folder,
-    skeleton: PreTrainedModel,
-    layers: str,
-    dtype: torch.dtype,
-    *,
-    in_place: bool = False,
-    in_integers: bool = False,
-) -> Checkpoint:
-    """Lay the folder out for `skeleton`, whose decoder layers are the children of the module named `layers`.
+def lay_out(folder: Folder, skeleton: Skeleton, *, in_place: bool = False, in_integers: bool = False) -> Checkpoint:
+    """Lay the folder out for the skeleton that was built from it.
 
     `in_place`: tensors of layers may begin at any multiple of their items, where it saves reads a copy (CPUs only).
     `in_integers`: linears of the layers whose weights are int8 by rows multiply them as they are stored.
     """
-    tensors = skeleton.state_dict()
+    model, layers = skeleton.model, skeleton.layers
+    tensors = model.state_dict()
     folded = fold(folder)
-    parts = route([*folded.dense.values(), *(weight.whole for weight in folded.quantised.values())], skeleton)
-    _refuse_missing(tensors.keys() - parts.keys(), skeleton, folder.path)
-    linears = _linears(skeleton, layers) if in_integers else frozenset()
+    entries = [*folded.dense.values(), *(weight.whole for weight in folded.quantised.values())]
+    parts = route(entries, skeleton.whole, skeleton.wrapper.own_name if skeleton.wrapper else str)
+    _refuse_missing(tensors.keys() - parts.keys(), model, folder.path)
+    linears = _linears(model, layers) if in_integers else frozenset()
     places = _Places(folded, parts, {name: tuple(tensors[name].shape) for name in parts}, {}, linears)
     for name, found in parts.items():
-        places.dtypes[name] = _compute_dtype(name, tensors[name], skeleton, dtype)
+        places.dtypes[name] = _compute_dtype(name, tensors[name], model, skeleton.dtype)
         _check_dtype([part for part in found if part.entry.name not in folded.quantised], places.dtypes[name])
     routing = routing_of(folder.config)
     by_layer: dict[int, list[str]] = {}
@@ -98,7 +93,7 @@ def lay_out(
             rest.append(places.block(name, [name], ""))
     blocks = []
     for i, names in sorted(by_layer.items()):
-        found_experts = experts_of(skeleton.get_submodule(f"{layers}.{i}")) if routing else None
+        found_experts = experts_of(model.get_submodule(f"{layers}.{i}")) if routing else None
         experts = f"{layers}.{i}.{found_experts[0]}." if found_experts else None
         block = places.block(f"layer {i}", names, f"{layers}.{i}.", experts, in_place=in_place)
         blocks.append(replace(block, routing=routing if experts else None))

@@ -18,8 +18,8 @@ from offload.checkpoint.block import Block
 from offload.checkpoint.headers import open_folder
 from offload.checkpoint.layout import Checkpoint, lay_out
 from offload.checkpoint.quantized.stored import Quantised
-from offload.checkpoint.roles import part_of
-from offload.checkpoint.skeleton import Skeleton, build
+from offload.checkpoint.roles import PARTS, part_of
+from offload.checkpoint.skeleton import Skeleton, build, settings_of
 from offload.errors import UnsupportedModel
 from offload.machine.files import Reading
 from offload.machine.finalizers import close_when_collected
@@ -35,7 +35,7 @@ from offload.model.model_stream import ModelStream
 from offload.model.quantized_head import Rounded, quantise_head
 from offload.placement.placement import Need, Offload, Placement
 from offload.placement.quantized_sizes import Compute, FourBits, with_head
-from offload.placement.requirements import CACHE_NUMBERS, cache_B, scratch_B, stored_head
+from offload.placement.requirements import cache_widths, scratch_B, shared_caches, stored_head
 from offload.placement.solver import place
 from offload.stream.dequantized import DenseLayers
 from offload.stream.open import open_stream
@@ -82,9 +82,7 @@ def load(
     folder = open_folder(Path(path))
     skeleton = build(folder, dtype, trust_remote_code)
     on_cpu = torch.device(device).type == "cpu"
-    checkpoint = lay_out(
-        folder, skeleton.model, skeleton.layers, skeleton.dtype, in_place=on_cpu, in_integers=compute == "int8"
-    )
+    checkpoint = lay_out(folder, skeleton, in_place=on_cpu, in_integers=compute == "int8")
     if compute == "int8":
         _check_integers(checkpoint, torch.device(device))
     reading = reading_for(folder.weights_at)
@@ -156,17 +154,20 @@ def _with_speeds(free: Free, folder: Path) -> Free:
 
 def _need(checkpoint: Checkpoint, skeleton: Skeleton, ctx: int, reading: Reading) -> Need:
     """The exact need of a checkpoint that has been laid out."""
-    rest = {"head": 0, "embeddings": 0, "norms": 0}
+    rest = dict.fromkeys(PARTS, 0)
     for block in checkpoint.rest:
         rest[part_of(block.label)] += block.kept_B
-    numbers = {name: getattr(skeleton.model.config, name, None) for name in CACHE_NUMBERS}
+    widths = cache_widths(settings_of(skeleton.model.config))
     need = Need(
         layers_B=tuple(block.size_B for block in checkpoint.layers),
         read_B=tuple(block.read_B for block in checkpoint.layers),
         embeddings_B=rest["embeddings"],
         norms_B=rest["norms"],
         head_B=rest["head"],
-        cache_B=cache_B(numbers, ctx, skeleton.dtype.itemsize),
+        cache_B=sum(widths) * ctx * skeleton.dtype.itemsize,
+        cache_widths=widths,
+        cache_stays=shared_caches(settings_of(skeleton.model.config)),
+        lookups_B=rest["lookups"],
         ctx=ctx,
         scratch_B=scratch_B(checkpoint.scratch_B, reading),
         dense_B=checkpoint.dense_B,
@@ -202,9 +203,10 @@ def _fill_rest(
             rounded = found[few.members["codes"].name], found[few.members["absmax"].name]
             stored.add(block.label)
             continue
-        stays = embeddings_in_ram and part_of(block.label) == "embeddings"
+        part = part_of(block.label)
+        stays = (embeddings_in_ram and part == "embeddings") or (device.type != "cpu" and part == "lookups")
         for name, tensor in block.dense(block.views(arena.flat), Arena(block.dense_B).flat).items():
-            on_the_way = head_quant != "none" and part_of(block.label) == "head"  # its codes go on
+            on_the_way = head_quant != "none" and part == "head"  # its codes go on
             _assign(model, name, tensor if stays or on_the_way else tensor.to(device))
             stored.add(name)
             if stays:

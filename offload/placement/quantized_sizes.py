@@ -76,7 +76,7 @@ def with_head(folder: Folder, need: Need, form: FourBits, item_B: int) -> Need:
             hint="leave --head-quant out, or the 16-bit version of the model.",
         )
     outside = [entry for entry in folder.entries.values() if not LAYER.search(entry.name) and len(entry.shape) == 2]
-    order = ("norms", "embeddings", "head")  # tied: the embeddings are the head; some go by another name
+    order = ("lookups", "norms", "embeddings", "head")  # tied: the embeddings are the head; some go by another name
     V, H = max(outside, key=lambda entry: (order.index(part_of(entry.name)), entry.shape[0])).shape
     return few_bit_head(need, (V, H), item_B)
 
@@ -108,7 +108,7 @@ def copy_B(folder: Folder, form: FewBits, item_B: int) -> tuple[int, int]:
 def looked_up_B(folder: Folder, form: FewBits, item_B: int) -> int:
     """The part of `resident_B` that stays in RAM beside a GPU: embeddings that are not the head too, if left whole."""
     need = need_of(folder, item_B, 0)
-    return need.embeddings_B if form == "none" and need.head_B else 0
+    return need.lookups_B + (need.embeddings_B if form == "none" and need.head_B else 0)
 
 
 def work_of(folder: Folder, form: Format, item_B: int, head: FourBits = "none", compute: Compute = "float") -> Work:
