@@ -67,6 +67,7 @@ class LetterEngine:
     architecture = "letters"
     template = "{{ messages }}"
     own_code = False
+    compute = "float"
     drafter_failures: ClassVar[dict[str, str]] = {}
 
     def __init__(self, sweep_s: float = 0.0) -> None:
