@@ -67,14 +67,15 @@ def plan(
     Only config.json and the headers of the weights are read, on the Hub too. Speeds are those that `specexec doctor`
     measured here; where it has not run they are assumed, and labelled so.
     """
-    from cli.models.gate import check
+    from cli.models.gate import check, only_plainly
     from cli.models.outlook import best, outlook
     from offload.hub.headers_only import item_B, list_drafters, list_model
     from specexec.compose.memory_plan import LoadRequest
 
     guests = _counted(drafter)
     folder = list_model(model, offline=offline)
-    branches = check(folder, trees=bool(guests.sources), ctx=ctx, trust_remote_code=trust_remote_code)
+    branches = check(folder, trees=guests.required, ctx=ctx, trust_remote_code=trust_remote_code)
+    plainly = "" if branches else only_plainly(folder, trust_remote_code) or ""
     here = _machine(folder, gpu, ram, vram, item_B(folder))
     told = {"link": link, "disk": disk}
     speeds = replace(
@@ -90,7 +91,9 @@ def plan(
     longest = folder.config.get("max_position_embeddings")
     context = context_for(ctx, longest if isinstance(longest, int) else 2**31 - 1)
     options = LoadOptions(drafter, drafter_quant=drafter_quant, head_quant=head_quant, budget=budget, ctx=ctx)
-    request = LoadRequest.of(folder, tuple(drafters), options, context, here.free, branches=branches, toy=model == DEMO)
+    request = LoadRequest.of(
+        folder, tuple(drafters), options, context, here.free, branches=branches, plainly=plainly, toy=model == DEMO
+    )
     rows = outlook(request, guests, here.free, speeds, every)
     chosen = best(rows)
     kept = {"ctx": ctx, "budget": budget, "drafter": drafter, "drafter-quant": drafter_quant}
@@ -103,6 +106,8 @@ def plan(
         return
     for line in _page(model, folder, here, speeds, rows, chosen, typed):
         echo(line)
+    if plainly and guests.auto:
+        echo(f"Plain decoding: {plainly.partition(' Try: ')[0]}")
 
 
 def _counted(drafter: str) -> DrafterChoice:

@@ -1,7 +1,7 @@
 """What a model's config says about trees: the attention of each layer, and what cannot be exact. Reads no weights.
 
-A tree needs every layer to see text and ancestors through positions alone. Recurrent or convolutional layers cannot
-fork, ALiBi counts slots, and two RoPE kinds choose their frequencies by the longest position of the whole call.
+A tree needs every layer to see text and ancestors alone: attention through positions, recurrent layers as recurrent/
+computes them. ALiBi counts slots, and two RoPE kinds choose their frequencies by the longest position of the call.
 """
 
 from __future__ import annotations
@@ -23,15 +23,24 @@ USUAL = frozenset(
 )  # fmt: skip
 USUAL_ROPE = (None, "default", "linear", "llama3", "yarn", "su")
 USUAL_LAYERS = frozenset(("full_attention", "sliding_attention"))
+# Models whose recurrent layers can branch (recurrent/), by model_type, and what config.json calls those layers.
+RECURRENT: Mapping[str, str] = {
+    "qwen3_next": "linear_attention",
+    "qwen3_5_text": "linear_attention",
+    "qwen3_5_moe_text": "linear_attention",
+    "olmo_hybrid": "linear_attention",
+}
 SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
 
 
 @dataclass(frozen=True)
 class LayerKind:
-    """How far one layer sees; None = without limit."""
+    """How far one layer sees, None = without limit; and whether it attends at all, or carries a state along."""
 
     window: int | None = None
     chunk: int | None = None
+    attends: bool = True
+    recurrent: bool = False
 
 
 def layer_kinds(config: PretrainedConfig) -> list[LayerKind]:
@@ -51,21 +60,29 @@ def _kind(name: str, config: PretrainedConfig) -> LayerKind:
         return LayerKind(window=config.sliding_window)
     if name == "chunked_attention":
         return LayerKind(chunk=config.attention_chunk_size)
+    if name == RECURRENT.get(config.model_type):
+        return LayerKind(attends=False, recurrent=True)
     raise _unsupported(config, f"it has {name} layers, whose state cannot branch")
 
 
 def can_branch(model_class: type[PreTrainedModel], config: PretrainedConfig) -> bool:
     """Whether `check_tree_support` has no objection."""
+    return not only_plainly(model_class, config)
+
+
+def only_plainly(model_class: type[PreTrainedModel], config: PretrainedConfig) -> str:
+    """Why a model gets one token a sweep; empty for one that verifies trees."""
     try:
         check_tree_support(model_class, config)
-    except UnsupportedArchitecture:
-        return False
-    return True
+    except UnsupportedArchitecture as refusal:
+        return refusal.what.rstrip(".")
+    return ""
 
 
 def check_tree_support(model_class: type[PreTrainedModel], config: PretrainedConfig) -> list[LayerKind]:
     """The layer kinds of a model that can verify trees exactly; otherwise UnsupportedArchitecture says why."""
-    if not getattr(model_class, "_supports_attention_backend", False):
+    # Those classes were written before they could, or state only what they do without a tree.
+    if not getattr(model_class, "_supports_attention_backend", False) and config.model_type not in RECURRENT:
         raise _unsupported(config, "its attention (ALiBi, recurrent or of its own making) cannot be given a tree")
     for rope_type in _rope_types(config):
         if rope_type in ("dynamic", "longrope"):
