@@ -23,13 +23,6 @@ USUAL = frozenset(
 )  # fmt: skip
 USUAL_ROPE = (None, "default", "linear", "llama3", "yarn", "su")
 USUAL_LAYERS = frozenset(("full_attention", "sliding_attention"))
-# Models whose recurrent layers can branch (recurrent/), by model_type, and what config.json calls those layers.
-RECURRENT: Mapping[str, str] = {
-    "qwen3_next": "linear_attention",
-    "qwen3_5_text": "linear_attention",
-    "qwen3_5_moe_text": "linear_attention",
-    "olmo_hybrid": "linear_attention",
-}
 SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
 
 
@@ -41,6 +34,24 @@ class LayerKind:
     chunk: int | None = None
     attends: bool = True
     recurrent: bool = False
+
+
+ONLY_RECURRENT = LayerKind(attends=False, recurrent=True)
+NEITHER = LayerKind(attends=False)
+LINEAR: Mapping[str, LayerKind] = {"linear_attention": ONLY_RECURRENT}
+# Models whose recurrent layers can branch (recurrent/), by model_type, and the kinds of layers that only they have.
+RECURRENT: Mapping[str, Mapping[str, LayerKind]] = {
+    "qwen3_next": LINEAR,
+    "qwen3_5_text": LINEAR,
+    "qwen3_5_moe_text": LINEAR,
+    "olmo_hybrid": LINEAR,
+    "lfm2": {"conv": ONLY_RECURRENT},
+    "lfm2_moe": {"conv": ONLY_RECURRENT},
+    "bamba": LINEAR,
+    "granitemoehybrid": LINEAR,
+    "falcon_h1": {"hybrid": LayerKind(recurrent=True)},
+    "nemotron_h": {**LINEAR, "moe": NEITHER, "mlp": NEITHER},
+}
 
 
 def layer_kinds(config: PretrainedConfig) -> list[LayerKind]:
@@ -60,8 +71,8 @@ def _kind(name: str, config: PretrainedConfig) -> LayerKind:
         return LayerKind(window=config.sliding_window)
     if name == "chunked_attention":
         return LayerKind(chunk=config.attention_chunk_size)
-    if name == RECURRENT.get(config.model_type):
-        return LayerKind(attends=False, recurrent=True)
+    if kind := RECURRENT.get(config.model_type, {}).get(name):
+        return kind
     raise _unsupported(config, f"it has {name} layers, whose state cannot branch")
 
 

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from specexec.model.recurrent.delta_rule import delta_rows
+from specexec.model.recurrent.mamba2 import mamba2_rows, step_sizes
 from specexec.model.recurrent.packed import PackedStates
 
 Function = Callable[..., Any]
@@ -109,8 +110,29 @@ def _delta_rule(
     return read_HRV.transpose(0, 1).unsqueeze(0).to(query.dtype), None
 
 
+def _mamba2(
+    visit: _Visit,
+    hidden: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    *,
+    D: Tensor,
+    dt_bias: Tensor | None = None,
+    dt_softplus: bool = False,
+    dt_limit: tuple[float, float] = (0.0, float("inf")),
+    **_: object,
+) -> Tensor:
+    """`mamba2_chunk_scan` without final states: [1, R, heads, width] in and out, the latter in float32."""
+    step_RH = step_sizes(dt[0], dt_bias, dt_softplus, dt_limit)
+    read_HRP = visit.states.scan(visit.layer, mamba2_rows(hidden[0], step_RH, A, B[0], C[0]))
+    return (read_HRP.transpose(0, 1) + D.unsqueeze(-1) * hidden[0].float()).unsqueeze(0)
+
+
 SEAMS: Mapping[str, Function] = {
     "causal_conv1d_fn": _convolve,
     "torch_chunk_gated_delta_rule": _delta_rule,
+    "mamba2_chunk_scan": _mamba2,
 }
 """Names of transformers' functions, and what is called instead of each within a sweep."""

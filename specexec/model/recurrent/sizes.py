@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 F32_B, F64_B = 4, 8
+NAMES = frozenset(("linear_attention", "mamba", "conv", "hybrid", "M"))  # of recurrent layers, in config.json
 
 
 @dataclass(frozen=True)
@@ -50,17 +51,26 @@ class Recurrences:
 def recurrences_of(config: Mapping[str, object]) -> Recurrences:
     """Read from a config.json, as a model of its type would be; never fewer layers than it has."""
     number = _Numbers(config)
+    count = number("num_hidden_layers", 0)
     match config.get("model_type"):
-        case "qwen3_next" | "qwen3_5_text" | "qwen3_5_moe_text" | "olmo_hybrid":
+        case "qwen3_next" | "qwen3_5_text" | "qwen3_5_moe_text":
             layer = _delta_rule(number)
+            count -= count // number("full_attention_interval", 4)
+        case "olmo_hybrid":
+            layer = _delta_rule(number)
+        case "lfm2" | "lfm2_moe":
+            layer = LayerSizes(number("hidden_size", 2560), number("conv_L_cache", 3))
+        case "bamba" | "granitemoehybrid" | "falcon_h1":
+            layer = _mamba2(number, number("mamba_n_heads", 128), number("mamba_d_state", 256))
+        case "nemotron_h":
+            layer = _mamba2(number, number("mamba_num_heads", 128), number("ssm_state_size", 128))
         case _:
             return Recurrences(())
-    count = number("num_hidden_layers", 0)
-    types = config.get("layer_types")
-    if isinstance(types, list):
-        count = types[:count].count("linear_attention")
-    elif config["model_type"] != "olmo_hybrid":
-        count -= count // number("full_attention_interval", 4)
+    if isinstance(attending := config.get("attn_layer_indices"), list):
+        count -= len(attending)
+    for name in ("layer_types", "layers_block_type", "hybrid_override_pattern"):
+        if isinstance(types := config.get(name), list | str):
+            count = sum(kind in NAMES for kind in types)
     return Recurrences((layer,) * count)
 
 
@@ -85,3 +95,11 @@ def _delta_rule(number: _Numbers) -> LayerSizes:
         value = number("linear_value_head_dim", 2 * key)
     channels = 2 * key_heads * key + heads * value
     return LayerSizes(channels, number("linear_conv_kernel_dim", 4), heads, key_heads, key, value)
+
+
+def _mamba2(number: _Numbers, heads: int, state: int) -> LayerSizes:
+    groups = number("mamba_n_groups", number("n_groups", 8 if number.config["model_type"] == "nemotron_h" else 1))
+    inner = number("mamba_d_ssm", number("mamba_expand", 2) * number("hidden_size", 4096))
+    width = number("mamba_head_dim", number("mamba_d_head", inner // heads))
+    taps = number("mamba_d_conv", number("conv_kernel", 4))
+    return LayerSizes(heads * width + 2 * groups * state, taps, heads, groups, state, width)
