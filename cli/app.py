@@ -107,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; the exit code is as documented, and no error leaves as a bare traceback."""
     verbosity = Verbosity()
     for name in ("stdin", "stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by whoever started us: nobody writes, nobody reads
+        if getattr(sys, name) is None:  # closed by the parent process: neither read nor written
             setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115 - for good
     if isinstance(sys.stdout, io.TextIOWrapper):  # a name of a file need not be text; stderr does so by itself
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from offload.machine.thread_pool import share
     from offload.model.load import load, stream_of
     from offload.model.model_stream import ModelStream
-    from offload.model.resident_layer import skeleton_layer, standing_layer, stands
+    from offload.model.resident_layer import is_resident, resident_layer, skeleton_layer
     from offload.placement.placement import Need, Offload, Placement
     from offload.placement.quantized_sizes import (
         FewBits,
@@ -73,6 +73,7 @@ __all__ = [
     "free_memory",
     "is_here",
     "is_quantised",
+    "is_resident",
     "item_B",
     "known",
     "list_model",
@@ -84,12 +85,11 @@ __all__ = [
     "place",
     "refuse_unknown",
     "resident_B",
+    "resident_layer",
     "resolve",
     "running_code",
     "share",
     "skeleton_layer",
-    "standing_layer",
-    "stands",
     "stream_of",
     "with_head",
 ]
@@ -123,6 +123,7 @@ _HOMES = {
     "check_system": "machine.system",
     "is_here": "hub.names",
     "is_quantised": "placement.quantized_sizes",
+    "is_resident": "model.resident_layer",
     "list_model": "hub.headers_only",
     "refuse_unknown": "checkpoint.quantized.stored",
     "item_B": "hub.headers_only",
@@ -134,12 +135,11 @@ _HOMES = {
     "place": "placement.solver",
     "looked_up_B": "placement.quantized_sizes",
     "resident_B": "placement.quantized_sizes",
+    "resident_layer": "model.resident_layer",
     "resolve": "hub.names",
     "running_code": "checkpoint.remote_code",
     "share": "machine.thread_pool",
     "skeleton_layer": "model.resident_layer",
-    "standing_layer": "model.resident_layer",
-    "stands": "model.resident_layer",
     "stream_of": "model.load",
     "with_head": "placement.quantized_sizes",
 }

@@ -68,7 +68,7 @@ class UnsupportedModel(OffloadError):
 
 
 class RemoteCode(OffloadError):
-    """The model needs Python that it brings along, which nobody has allowed to run."""
+    """The model needs Python of its own folder, which the user has not allowed to run."""
 
     code = "remote_code"
 
@@ -98,7 +98,7 @@ class NoGpu(OffloadError):
 
 
 class ReadFailed(OffloadError):
-    """Weights could not be read in the middle of a sweep; the next sweep starts afresh."""
+    """Weights could not be read in the middle of a sweep; the next sweep starts from the first layer."""
 
     code = "read_failed"
 
@@ -110,6 +110,6 @@ class MissingLibrary(OffloadError):
 
 
 class OutputExists(OffloadError):
-    """The folder to write holds something that nobody asked us to replace."""
+    """The folder to write holds files that the user did not ask to replace."""
 
     code = "output_exists"

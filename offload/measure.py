@@ -87,7 +87,7 @@ def write_sample(folder: Path) -> Path:
     return file
 
 
-def probe_company(file: Path, disk: Disk, dtype: str, seconds: float = 3.0) -> Disk:
+def probe_contention(file: Path, disk: Disk, dtype: str, seconds: float = 3.0) -> Disk:
     """The same disk, and what it and a CPU's arithmetic leave each other where both work at once.
 
     Alone and together take turns, for machines that have neighbours: what counts is the median of the ratios.
@@ -100,7 +100,7 @@ def probe_company(file: Path, disk: Disk, dtype: str, seconds: float = 3.0) -> D
             reading = pool.submit(_read_Bps, file, disk.reading, turn_s)
             compute.append(alone_s / _typical_s(once, turn_s))
             read.append(reading.result() / alone_Bps)
-    return replace(disk, company=Contention(min(1.0, median(compute)), min(1.0, median(read))))
+    return replace(disk, contention=Contention(min(1.0, median(compute)), min(1.0, median(read))))
 
 
 def probe_arithmetic(device: str, dtype: str, seconds: float = 2.0) -> Arithmetic:

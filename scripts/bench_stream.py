@@ -28,7 +28,7 @@ from cli.shared.options import SIZE
 from offload.checkpoint.headers import Folder, open_folder
 from offload.machine.files import Files
 from offload.machine.speeds import Disk, Speeds, disk_key, load_speeds, save_speeds
-from offload.measure import probe_arithmetic, probe_company, probe_disk, probe_unpack
+from offload.measure import probe_arithmetic, probe_contention, probe_disk, probe_unpack
 from offload.placement.forecast import Ceilings, ceilings, forecast
 from offload.placement.quantized_sizes import is_quantised, work_of
 from offload.stream.store import Arena
@@ -87,7 +87,7 @@ def main(
     dtype = {torch.bfloat16: "bf16", torch.float16: "f16", torch.float32: "f32"}[model.dtype]
     with linears(model.device, model.dtype, offload.share):
         arithmetic = probe_arithmetic("cpu", dtype)
-        disk = probe_company(largest, disk, dtype)
+        disk = probe_contention(largest, disk, dtype)
     unpack_Bps = {f"cpu/{scheme}": Bps for scheme, Bps in probe_unpack("cpu").items()} if is_quantised(checked) else {}
     limits = ceilings(
         Speeds({disk_key(folder): disk}, None, {f"cpu/{dtype}": arithmetic}, "", unpack_Bps),
@@ -96,7 +96,7 @@ def main(
         dtype,
     )
     click.echo(stream.placement.summary)
-    click.echo(f"probe      {disk.Bps / 1e9:.2f} GB/s with {disk.reading}; left beside each other: {disk.company}")
+    click.echo(f"probe      {disk.Bps / 1e9:.2f} GB/s with {disk.reading}; left beside each other: {disk.contention}")
     click.echo(f"arithmetic {arithmetic.flops / 1e9:.0f} GFLOP/s, {arithmetic.weights_Bps / 1e9:.1f} GB/s of weights")
     whole = offload.load(folder, "none", ctx=2048) if resident else None
     with ExitStack() as cleanup:

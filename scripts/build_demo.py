@@ -281,7 +281,7 @@ def main(out: Path, device: str, all_drafters: bool, installs: bool, smokes: boo
     if device == "cuda":
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # cuBLAS is deterministic only with a fixed workspace
     torch.use_deterministic_algorithms(True)
-    torch.set_num_threads(1 if smokes else THREADS)  # a smoke test is compared with itself only, and has company
+    torch.set_num_threads(1 if smokes else THREADS)  # a smoke test is compared with itself only; several run at once
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     if smokes:

@@ -4,9 +4,9 @@
     python scripts/compare_real.py --minutes 60 --state run.jsonl     # goes on where that run ended
 
 What each prompt and kind of sampling gives alone, without drafter, resident, is compared with what every drafter,
-placement, budget and company gives; greedy text also with transformers' own `generate`. A round takes three prompts
-through all modes, so a run that ends early has seen all of them. The table says, for each value of each mode, how many
-tokens were compared and how many texts differed, and where they first did.
+placement, budget and number of texts gives; greedy text also with transformers' own `generate`. A round takes three
+prompts through all modes, so a run that ends early has seen all of them. The table says, for each value of each mode,
+how many tokens were compared and how many texts differed, and where they first did.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ DRAFTERS = {
 }
 PLACEMENTS: tuple[Literal["none", "ram", "disk"], ...] = ("none", "ram", "disk")
 BUDGETS: tuple[int | Literal["auto"], ...] = (0, 8, "auto")
-COMPANY = ("alone", "three together")
+TEXTS = ("alone", "three together")
 TOGETHER = 3
 Text = tuple[int, ...]
 
@@ -67,7 +67,7 @@ class Cell:
     drafter: str
     placement: str
     budget: int | str
-    company: str
+    texts: str
 
     @property
     def values(self) -> dict[str, str]:
@@ -75,7 +75,7 @@ class Cell:
             "drafter": self.drafter,
             "placement": self.placement,
             "budget": str(self.budget),
-            "company": self.company,
+            "texts": self.texts,
         }
 
 
@@ -151,7 +151,7 @@ def prompts(llm: Engine, number: int) -> list[list[int]]:
     return [llm.encode([{"role": "user", "content": one}]) for one in chosen]
 
 
-def write(llm: Engine, number: int, tokens: int, company: str) -> dict[tuple[int, str, int], Text]:
+def write(llm: Engine, number: int, tokens: int, texts: str) -> dict[tuple[int, str, int], Text]:
     """All texts of a round, each with a seed of its own."""
     found: dict[tuple[int, str, int], Text] = {}
     for name, values in SAMPLINGS.items():
@@ -159,7 +159,7 @@ def write(llm: Engine, number: int, tokens: int, company: str) -> dict[tuple[int
             SamplingParams(**values, max_tokens=tokens, seed=100 * number + place)  # type: ignore[arg-type]
             for place in range(TOGETHER)
         ]
-        for one in llm.generate_many(prompts(llm, number), each, parallel=1 if company == "alone" else TOGETHER):
+        for one in llm.generate_many(prompts(llm, number), each, parallel=1 if texts == "alone" else TOGETHER):
             assert isinstance(one, Completion), one
             found[number, name, one.index] = one.tokens
     return found
@@ -182,7 +182,7 @@ def cells(number: int) -> Iterator[tuple[str, Literal["none", "ram", "disk"], li
     loads = [*product(DRAFTERS, PLACEMENTS)]
     random.Random(number).shuffle(loads)
     for drafter, placement in loads:
-        yield drafter, placement, [Cell(number, drafter, placement, *one) for one in product(BUDGETS, COMPANY)]
+        yield drafter, placement, [Cell(number, drafter, placement, *one) for one in product(BUDGETS, TEXTS)]
 
 
 def compare_round(state: State, number: int, tokens: int, ends_s: float) -> bool:
@@ -205,9 +205,9 @@ def compare_round(state: State, number: int, tokens: int, ends_s: float) -> bool
                 if time.monotonic() > ends_s:
                     return False
                 llm.budget = cell.budget if cell.budget == "auto" else int(cell.budget)  # type: ignore[assignment]
-                state.compare(str(cell), cell.values, write(llm, number, tokens, cell.company))
+                state.compare(str(cell), cell.values, write(llm, number, tokens, cell.texts))
                 compared = sum(count.tokens for (mode, _), count in state.counts.items() if mode == "sampling")
-                say = f"round {number}: {drafter}, {placement}, budget {cell.budget}, {cell.company}"
+                say = f"round {number}: {drafter}, {placement}, budget {cell.budget}, {cell.texts}"
                 click.echo(
                     f"\r\x1b[K{say}; {compared:,} tokens compared, {len(state.differences)} texts differ",
                     err=True,

@@ -91,7 +91,7 @@ def documentation() -> list[Document]:
 
 
 def summarised(name: str, kind: str, text: str) -> Entry | None:
-    """The first sentence of a docstring, if it can stand alone in an answer."""
+    """The first sentence of a docstring, if it is an answer by itself."""
     sentence = " ".join(text.split("\n\n")[0].split()).split(". ")[0].rstrip(".") + "."
     usable = 15 <= len(sentence) <= 110 and sentence.isascii() and "_" not in name and sentence[0].isupper()
     return Entry(name, kind, sentence) if usable else None

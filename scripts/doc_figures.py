@@ -25,9 +25,9 @@ from figure_runs import (
     calibrated,
     chances,
     cost_model,
+    decisive_place,
     packed_layer,
     shared_sweeps,
-    telling_place,
     timeline,
 )
 from matplotlib.axes import Axes
@@ -57,7 +57,7 @@ WIDE = 7.4  # inches, of 72 points
 
 def race() -> Figure:
     """The same dice lead both models to the same unlikely token; other dice do not."""
-    place = telling_place()
+    place = decisive_place()
     words = [readable(word) for word in place.tokens]
     figure, panels = _card(2.7, "target", "drafter, the same dice", "drafter, other dice", share=True)
     for panel, log_probs, scores in zip(panels, place.log_probs.numpy(), place.scores.numpy(), strict=True):

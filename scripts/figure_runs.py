@@ -78,7 +78,7 @@ def _log_probs(lm: TreeLM, text: list[int]) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Telling:
+class Choice:
     """A place where chance overrules the likeliest token. Rows: target and drafter with its dice; drafter with others.
 
     `log_probs` and `scores` (log p + G) are [3, tokens]; `tokens` hold every winner.
@@ -89,7 +89,7 @@ class Telling:
     scores: Tensor
 
 
-def telling_place() -> Telling:
+def decisive_place() -> Choice:
     """The first place where the same dice lead both models to the same unlikely token, and other dice elsewhere."""
     sampling = SamplingParams(temperature=1.0, seed=1, max_tokens=32)
     with demo() as llm:
@@ -98,23 +98,23 @@ def telling_place() -> Telling:
             other_PV = text.noise_PV.roll(1, 0)  # the dice of the place before are as good as any others
             other_P = (text.draft_PV + other_PV).argmax(1)
             same_P = (text.draft_PV + text.noise_PV).argmax(1) == text.tokens_P
-            telling_P = same_P & (text.tokens_P != other_P)
-            telling_P &= (text.tokens_P != text.target_PV.argmax(1)) & (text.tokens_P != text.draft_PV.argmax(1))
-            telling_P &= text.draft_PV.gather(1, other_P[:, None])[:, 0] > -4  # nor a freak of chance
-            for at in telling_P.nonzero()[:, 0].tolist():
+            decisive_P = same_P & (text.tokens_P != other_P)
+            decisive_P &= (text.tokens_P != text.target_PV.argmax(1)) & (text.tokens_P != text.draft_PV.argmax(1))
+            decisive_P &= text.draft_PV.gather(1, other_P[:, None])[:, 0] > -4  # nor a freak of chance
+            for at in decisive_P.nonzero()[:, 0].tolist():
                 chosen = {int(text.tokens_P[at]), int(other_P[at])}
                 if all(llm.decode([token]).strip().isalpha() for token in chosen):
-                    return _told(llm, text, other_PV, at, chosen)
+                    return _choice(llm, text, other_PV, at, chosen)
     raise SystemExit("no text of the list has such a place")
 
 
-def _told(llm: Engine, text: Judged, other_PV: Tensor, at: int, chosen: set[int]) -> Telling:
+def _choice(llm: Engine, text: Judged, other_PV: Tensor, at: int, chosen: set[int]) -> Choice:
     """The chosen tokens and the likeliest ones, least likely first."""
     likely = (text.target_PV[at].exp() + text.draft_PV[at].exp()).topk(6).indices.tolist()
     tokens = sorted({*chosen, *likely}, key=lambda token: float(text.target_PV[at, token]))
     log_probs = torch.stack([text.target_PV[at], text.draft_PV[at], text.draft_PV[at]])
     dice = torch.stack([text.noise_PV[at], text.noise_PV[at], other_PV[at]])
-    return Telling([llm.decode([token]) for token in tokens], log_probs[:, tokens], (log_probs + dice)[:, tokens])
+    return Choice([llm.decode([token]) for token in tokens], log_probs[:, tokens], (log_probs + dice)[:, tokens])
 
 
 @dataclass(frozen=True)
@@ -225,7 +225,7 @@ def timeline(nodes: int, limit_Bps: float) -> Timeline:
 
 
 def packed_layer(quant: Quant) -> tuple[int, dict[str, Entry]]:
-    """Size and tensors, as its header tells them, of the first layer in a pack of the demo."""
+    """Size and tensors, by its header, of the first layer in a pack of the demo."""
     with TemporaryDirectory() as folder:
         out = Path(folder) / quant
         pack(plan(open_folder(DEMO / "target"), quant), out)

@@ -36,8 +36,8 @@ def _calls(form: Format) -> str:
 
 
 def _switch(form: Format) -> str:
-    told = {f"`{name}`" for level in ("off", "on", "high") for name in form.thinking(level).variables}
-    return ", ".join(sorted(told)) or "–"
+    names = {f"`{name}`" for level in ("off", "on", "high") for name in form.thinking(level).variables}
+    return ", ".join(sorted(names)) or "–"
 
 
 def table() -> str:

@@ -5,7 +5,7 @@
     python scripts/measure_batch.py -m INFLATED_1B -d offload/demo/drafter --dtype bf16 --sizes 1,4,16,32,64
 
 Every row answers the same prompts with the same seeds. `plain` is batched decoding of one token a sweep and text: what
-sharing sweeps gives without trees. The link limit stands in for a model that is large beside the machine's arithmetic;
+sharing sweeps gives without trees. The link limit simulates a model that is large beside the machine's arithmetic;
 `--charge` runs the models on a clock of its own (see measure_budget.py), whatever else the machine is doing.
 
 With one turn all texts begin together, and the last sweeps carry only those that are hardest to guess; with more turns

@@ -46,7 +46,7 @@ PREFIX = 2000
 
 
 class Clock:
-    """Seconds of CPU time that went into standing for a model."""
+    """Seconds of CPU time that simulating the model took."""
 
     model_s = 0.0
 
@@ -62,7 +62,7 @@ CLOCK = Clock()
 
 
 class NoModel:
-    """Stands for a drafter's TreeLM: the hidden state of a row is its number."""
+    """Replaces a drafter's TreeLM: the hidden state of a row is its number."""
 
     vocabulary, context = DRAFTED, 2**31
 

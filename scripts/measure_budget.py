@@ -1,7 +1,7 @@
 """Does `--budget auto` find the best fixed budget? Tokens per second, paired over the prompts.
 
 Every prompt is answered with each fixed budget and with auto, one after the other, so that a slow minute of the machine
-hits all of them. Prints tokens/s, tokens/sweep and the seconds of drafting that somebody waited for; the last line is
+hits all of them. Prints tokens/s, tokens/sweep and the seconds of drafting that decoding waited for; the last line is
 auto against the best fixed budget with a 95 % bootstrap interval over prompts. `--link-limit` makes the toy stream like
 a large model; `--serial` turns off guessing while the weights move. `--charge` runs the real models on a clock of its
 own, on which everything costs what it says: the choice of the budget alone, whatever else the machine is doing.

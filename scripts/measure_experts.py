@@ -65,15 +65,15 @@ def main(
             pack(plan(open_folder(Path(scrap) / "mixture"), quant), folder)
         model = offload.load(folder, "disk", ctx=256, link_limit_Bps=link_limit)
         stream, checked = offload.stream_of(model), open_folder(folder)
-        told = routing.routing_of(checked.config)
-        if told is None:
+        mixture = routing.routing_of(checked.config)
+        if mixture is None:
             raise click.UsageError(f"{folder} holds no mixture of experts")
         click.echo(stream.placement.summary)
         click.echo("rows  visited  bytes               seconds on demand    all ahead            demand / ahead")
         for count in rows or (1, 4, 8, 12, 16, 20, 24, 32, 48, 64):
             drop_cache(checked.file_sizes)
             found = _measure(model, count, pairs)
-            visited = float(told.touched(count)) / told.experts
+            visited = float(mixture.touched(count)) / mixture.experts
             click.echo(
                 f"{count:4}  {visited:7.2f}  {ratios(found.demand_B, found.ahead_B):<18}  {spread(found.demand_s):<19}"
                 f"  {spread(found.ahead_s):<19}  {ratios(found.demand_s, found.ahead_s)}"
@@ -82,7 +82,7 @@ def main(
 
 
 def _make(folder: Path, experts: int, chosen: int, layers: int, hidden: int) -> None:
-    """A mixture with the tokenizer of nobody: rows are token ids, and a row goes where its own token sends it."""
+    """A mixture of experts without a tokenizer: rows are token ids, and a row goes where its own token sends it."""
     numbers = {
         "vocab_size": 1024, "hidden_size": hidden, "intermediate_size": hidden, "moe_intermediate_size": hidden // 2,
         "num_hidden_layers": layers, "num_attention_heads": hidden // 64, "num_key_value_heads": max(1, hidden // 256),

@@ -125,7 +125,7 @@ class Featured(SiblingDrafter):
                 self.log.features.append(x_KF)
                 self.log.chosen.append((tokens_K == choice).astype(float))
                 self.log.weights.append(np.full(len(x_KF), weight))
-        self._features = {}  # nodes that live on are not told apart from new ones: they are left out
+        self._features = {}  # nodes that live on look like new ones: they are left out
 
 
 def expected_error(chance_N: Floats, true_N: Floats, weight_N: Floats, bins: int = 10) -> float:

@@ -1,4 +1,4 @@
-"""Draft time that somebody waits for, with and without guessing ahead while the weights stream.
+"""Draft time that decoding waits for, with and without guessing ahead while the weights stream.
 
 The built-in pair (or another) over a link so slow that a sweep waits for it. Every prompt is answered twice in a row,
 without and with overlap. A hit: the text went where a next tree had grown meanwhile.
@@ -46,13 +46,13 @@ def main(
     ) as llm:  # fmt: skip
         click.echo(f"{len(asked)} prompts, {tokens} tokens each, budget {budget}, {link_limit:g} B/s\n")
         click.echo("| T | drafter | s of a sweep | s of drafting, serial | on hits | on misses | hits | saved on hits "
-                   "| saved in all | as it told | same texts |")  # fmt: skip
+                   "| saved in all | as reported | same texts |")  # fmt: skip
         click.echo("|---|---|---|---|---|---|---|---|---|---|---|")
         for warmth in (float(part) for part in temperature.split(",")):
             drafted: dict[bool, list[float]] = {False: [], True: []}
             texts: dict[bool, list[list[int]]] = {False: [], True: []}
             hits: list[bool] = []
-            told = Overlap()
+            overlap = Overlap()
             swept: list[float] = []
             for number, prompt in enumerate(tqdm(asked, leave=False, disable=None)):
                 for ahead in (False, True):
@@ -64,13 +64,13 @@ def main(
                     swept += [burst.cost.sweep_s for burst in bursts[1:]]
                     if ahead:
                         hits += [bool(burst.hit) for burst in bursts[:-1]]
-                        told = sum((burst.overlap for burst in bursts[1:]), told)
+                        overlap = sum((burst.overlap for burst in bursts[1:]), overlap)
             serial, overlapped, hit = np.array(drafted[False]), np.array(drafted[True]), np.array(hits, bool)
             on_hits, on_misses = overlapped[hit], overlapped[~hit]
             cells = (
                 f"{warmth:g}", drafter, middle(np.array(swept)), middle(serial), middle(on_hits), middle(on_misses),
                 f"{hit.mean():.0%}", f"{1 - np.median(on_hits) / np.median(serial):.0%}" if hit.any() else "–",
-                f"{1 - overlapped.sum() / serial.sum():.0%}", f"{told.hidden:.0%}",
+                f"{1 - overlapped.sum() / serial.sum():.0%}", f"{overlap.hidden:.0%}",
                 f"{sum(a == b for a, b in zip(*texts.values(), strict=True))} of {len(asked)}",
             )  # fmt: skip
             click.echo(f"| {' | '.join(cells)} |")

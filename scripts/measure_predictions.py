@@ -24,7 +24,7 @@ from offload.hub.headers_only import NAMES, item_B
 from offload.machine.files import Files
 from offload.machine.memory import free_memory
 from offload.machine.speeds import Arithmetic, Disk, Speeds, disk_key, load_speeds, save_speeds
-from offload.measure import probe_arithmetic, probe_company, probe_disk, probe_unpack
+from offload.measure import probe_arithmetic, probe_contention, probe_disk, probe_unpack
 from offload.packs.pack import pack, plan
 from offload.placement.forecast import Ceilings, Work, ceilings, forecast
 from offload.placement.placement import Placement
@@ -82,7 +82,7 @@ def main(folder: Path, rows: tuple[int, ...], sweeps: int, turns: int, threads: 
     largest, dtype = max(checked.file_sizes, key=lambda file: checked.file_sizes[file]), NAMES[item_B(checked)]
     disk = probe_disk(largest)
     with linears(torch.device("cpu"), DTYPES[dtype], offload.share):
-        disk = probe_company(largest, disk, dtype)
+        disk = probe_contention(largest, disk, dtype)
     save_speeds(replace(load_speeds(), disks={**load_speeds().disks, disk_key(folder): disk}))
     probe = Probe(checked, disk, dtype)
     if not as_json:
@@ -95,8 +95,8 @@ def main(folder: Path, rows: tuple[int, ...], sweeps: int, turns: int, threads: 
             limits = _limits(probe.speeds(), probe.dtype)
             wide = knee(placement, work, limits) if mode == "disk" else 4 * TILE
             for count in dict.fromkeys(max(count, TILE) for count in rows or (TILE, wide)):
-                told, took = _compare(model, probe, placement, work, count, sweeps, turns)
-                _tell(form, mode, count, told, took, as_json)
+                forecasts, took = _compare(model, probe, placement, work, count, sweeps, turns)
+                _report(form, mode, count, forecasts, took, as_json)
             offload.stream_of(model).close()
 
 
@@ -121,11 +121,11 @@ def _compare(
             model(tokens)  # the ring was full after the pause; what counts is the steady state
             took.append(median(timed(lambda: model(tokens)) for _ in range(sweeps)))
             probes.append(probe.speeds())
-    told = []
+    forecasts = []
     for before, after in pairwise(probes):
         found = forecast(placement, work, _limits(_between(before, after), probe.dtype), rows)
-        told.append((found.bound, found.sweep_s))
-    return told, took
+        forecasts.append((found.bound, found.sweep_s))
+    return forecasts, took
 
 
 def _between(before: Speeds, after: Speeds) -> Speeds:
@@ -148,14 +148,16 @@ def _limits(speeds: Speeds, dtype: str) -> Ceilings:
     return ceilings(speeds, "here", "cpu", dtype)
 
 
-def _tell(form: Format, mode: str, rows: int, told: list[tuple[str, float]], took: list[float], as_json: bool) -> None:
-    predicted = [seconds for _, seconds in told]
+def _report(
+    form: Format, mode: str, rows: int, forecasts: list[tuple[str, float]], took: list[float], as_json: bool
+) -> None:
+    predicted = [seconds for _, seconds in forecasts]
     found = [measured / seconds for measured, seconds in zip(took, predicted, strict=True)]
     if as_json:
-        record = {"format": form, "offload": mode, "rows": rows, "bound": [bound for bound, _ in told]}
+        record = {"format": form, "offload": mode, "rows": rows, "bound": [bound for bound, _ in forecasts]}
         click.echo(json.dumps(record | {"predicted_s": predicted, "measured_s": took, "ratio": found}))
         return
-    bound = "/".join(dict.fromkeys(bound for bound, _ in told))
+    bound = "/".join(dict.fromkeys(bound for bound, _ in forecasts))
     click.echo(
         f"{form:<6}  {mode:<4}  {rows:>4}  {bound:<7}  {median(predicted):>11.2f}  {spread(took):<19}  {spread(found)}"
     )

@@ -50,7 +50,7 @@ SEEDS = 20
 def drafter_of(llm: Engine, kept_LS: Kept) -> SiblingDrafter:
     target = llm._decoder.target
     assert isinstance(target, TreeLM)
-    return skipping(target, partial(offload.standing_layer, llm._model), kept_LS, len(llm.tokenizer))
+    return skipping(target, partial(offload.resident_layer, llm._model), kept_LS, len(llm.tokenizer))
 
 
 def spelled(kept_LS: Kept) -> str:

@@ -35,7 +35,7 @@ def copy_heavy(llm: Engine, prompt: Prompt, tokens: int) -> list[int]:
 
 
 def copied(asked: list[int], answer: Items[int]) -> float:
-    """The share of the answer that lies in runs of RUN tokens which stand somewhere before them."""
+    """The share of the answer that lies in runs of RUN tokens that occur somewhere before them."""
     text, inside = [*asked, *answer], np.zeros(len(answer), bool)
     seen: set[tuple[int, ...]] = set()
     for end in range(RUN, len(text) + 1):

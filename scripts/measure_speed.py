@@ -1,12 +1,12 @@
 """Tokens per second from a disk, end to end: plain decoding, ours, ours without drafting ahead, assisted generation.
 
-Every prompt of prompts.jsonl goes through each of them, in an order that rotates, so that the weather on the
-machine falls on all alike. Each has an engine of its own and knows only what it has learned itself, as if nobody
-had tried another way in between. Greedy, first sweep and prompt included, nothing left out but one prompt to warm up.
+Every prompt of prompts.jsonl goes through each of them, in an order that rotates, so that other load on the
+machine falls on all alike. Each has an engine of its own and knows only what it has learned itself, as if no
+other way was tried in between. Greedy, first sweep and prompt included, nothing left out but one prompt to warm up.
 The rival is transformers' `generate(assistant_model=…)` with its own schedule of guesses, over the same streamed
 layers, so that only the way of guessing differs. A plain sweep gives one token whatever the prompt: `--plain-tokens` of
 them say what all would. Speeds are tokens / seconds of all prompts together; ratios have a 95 % interval from a
-bootstrap over prompts. Look-ups (`--drafter FOLDER+ngram`) find what stands in the prompt and its own answer, nothing
+bootstrap over prompts. Look-ups (`--drafter FOLDER+ngram`) find what is in the prompt and its own answer, nothing
 else.
 
     python scripts/inflate.py --shape 1b --out build/1b

@@ -2,7 +2,7 @@
 
     python scripts/measure_translated.py --limit 6 --tokens 32
 
-Texts are compared with plain decoding's. --drafter ngram stands beside them: what the text alone gives.
+Texts are compared with plain decoding's. --drafter ngram, for comparison: what the text alone gives.
 """
 
 from __future__ import annotations

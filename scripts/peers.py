@@ -44,7 +44,7 @@ for line in sys.stdin:
 
 
 class Peer(Protocol):
-    """Somebody to compare with."""
+    """A program to compare with."""
 
     name: str
 

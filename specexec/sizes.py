@@ -1,6 +1,6 @@
 """The memory of a sweep beside weights and keys of the text, from config.json alone. Knows no torch; `plan` uses it.
 
-The sizes below bound what exists at a time; whoever computes takes them from here, so that the sums stay true.
+The sizes below bound what exists at a time; the code that computes takes them from here, so that the sums stay true.
 H hidden size   R rows of the largest sweep: a whole context and its guesses
 """
 
@@ -26,7 +26,7 @@ TRIANGLE = 256  # nodes whose writes into a recurrent state are found together
 SNAPSHOT_TOKENS = 4096  # at least one in so many tokens
 BEAMS = 128  # nodes that a drafter is asked about at a time, and rows that go through its head
 PASSES = 16  # about as many let a large tree grow: more nodes are asked about at a time
-ALONG = 128  # rows of one text that a drafter has read before anybody asked about them, at a time
+ALONG = 128  # rows of one text that a drafter has read before it was asked about them, at a time
 AHEAD = 2  # a tree may grow to this many times the nodes it submits
 EXIT_ROWS = 512  # more nodes to ask a drafter about: whole next trees, guessed while a sweep streams
 CANDIDATES = 64  # children whose scores are kept of every node that was asked about: a tree takes half of them at most

@@ -36,15 +36,15 @@ class Overlap:
 
     hits: int = 0
     misses: int = 0
-    draft_s: float = 0.0  # that somebody waited for
+    draft_s: float = 0.0  # that decoding waited for
     ahead_s: float = 0.0  # while weights streamed
     used_s: float = 0.0  # of these, for nodes that the next trees started from
 
     @staticmethod
     def of(cost: Cost, hits: Iterable[bool | None]) -> Overlap:
         """One step; `hits` of its texts are `Burst.hit`."""
-        told = [hit for hit in hits if hit is not None]
-        return Overlap(told.count(True), told.count(False), cost.draft_s, cost.ahead_s, cost.used_s)
+        known = [hit for hit in hits if hit is not None]
+        return Overlap(known.count(True), known.count(False), cost.draft_s, cost.ahead_s, cost.used_s)
 
     def __add__(self, other: Overlap) -> Overlap:
         return Overlap(
@@ -58,12 +58,12 @@ class Overlap:
     @property
     def hit_rate(self) -> float | None:
         """None where nothing was guessed ahead."""
-        told = self.hits + self.misses
-        return self.hits / told if told else None
+        known = self.hits + self.misses
+        return self.hits / known if known else None
 
     @property
     def hidden(self) -> float:
-        """The share of the drafting that nobody waited for: what was used, over that and what was waited for.
+        """The share of the drafting that decoding did not wait for: what was used, over that and what was waited for.
 
         An estimate: not every node that lives on would have been asked about otherwise.
         """
@@ -107,7 +107,7 @@ class Pace:
     def learn(self, rows: int, nodes: int, tokens: list[int], cost: Cost, share: float = 1.0) -> None:
         """A step over `rows` rows, `nodes` of them guesses. Plain decoding needs a `share` of what it waited for.
 
-        Without its guesses the sweep would have taken no longer, nobody would have drafted, and the weights that the
+        Without its guesses the sweep would have taken no longer, drafting would have taken none, and the weights that
         arithmetic waited for would have had to come all the same.
         """
         texts, seconds = len(tokens), cost.draft_s + cost.sweep_s
@@ -129,7 +129,7 @@ class Pace:
 
     @property
     def in_doubt(self) -> bool:
-        """Whether one more sweep without guesses is worth its time: after 1, 4, 16, 64, … while bounds tell nothing."""
+        """Whether one more sweep without guesses is worth its time: after 1, 4, 16, 64, … while bounds are too wide."""
         due = self.together.sweeps.bit_length() > 2 * self.plain.sweeps
         return due and self.at_least <= self.together.tokens < self.at_most
 
@@ -152,7 +152,7 @@ class Burst:
 
     `hit`: whether the next tree starts from what was guessed meanwhile; None if nothing was, or if the text has ended.
     `logprobs` has one entry per token if they were asked for; `prompt_logprobs`, in the first burst, one for every
-    token of the prompt but the first. `piece` is its text told apart into content, thoughts and calls, in a dialogue.
+    token of the prompt but the first. `piece` is its text split into content, thoughts and calls, in a dialogue.
     """
 
     tokens: tuple[int, ...]

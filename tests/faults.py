@@ -49,6 +49,6 @@ def slow_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "preadv", preadv)
 
 
-def is_told(fault: str, said: str) -> bool:
+def is_reported(fault: str, said: str) -> bool:
     """Does an error name what went wrong: the exception, or file and layer?"""
     return "ArithmeticError" in said if fault == "exception" else ".safetensors at byte" in said and "(layer " in said

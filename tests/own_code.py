@@ -47,7 +47,7 @@ class OwnForCausalLM(LlamaForCausalLM):
 KINDS: dict[str, tuple[str, str, bool]] = {
     "good": ("", "", True),
     "closed": ("", "", False),
-    # Mixes every row with the one before it in the row of numbers, which in a tree is somebody else's.
+    # Mixes every row with the one before it in the row of numbers, which in a tree is no ancestor's.
     "leaky": (
         "",
         "def __init__(self, config):\n"
@@ -69,7 +69,7 @@ KINDS: dict[str, tuple[str, str, bool]] = {
         "        self.model.register_forward_pre_hook(place, with_kwargs=True)\n",
         True,
     ),
-    "broken": ("raise ImportError('this needs flash_own, which nobody has')", "", True),
+    "broken": ("raise ImportError('this needs flash_own, which no machine has')", "", True),
 }
 
 

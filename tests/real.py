@@ -21,6 +21,11 @@ def model() -> Path:
     return _or_skip(real_material.model)
 
 
+def gguf() -> Path:
+    """SmolLM2-135M-Instruct as it is published: a GGUF file in Q4_1."""
+    return _or_skip(real_material.gguf)
+
+
 def tokenizer(name: str) -> Path:
     """The folder of one of TOKENIZERS."""
     return _or_skip(lambda: real_material.tokenizer(name))

@@ -63,7 +63,7 @@ def test_four_threads_at_once_get_their_own_texts(llm: Engine, expected: list[tu
     assert not llm._decoder.live
 
 
-def test_a_thread_that_abandons_its_stream_holds_up_nobody(llm: Engine, expected: list[tuple[int, ...]]) -> None:
+def test_a_thread_that_abandons_its_stream_delays_no_other(llm: Engine, expected: list[tuple[int, ...]]) -> None:
     left: list[object] = []
 
     def begin() -> None:
@@ -136,7 +136,7 @@ def test_lists_and_mappings_are_taken_as_well(llm: Engine) -> None:
         llm.budget = -1
 
 
-def test_the_limit_that_ended_a_text_is_told() -> None:
+def test_the_limit_that_ended_a_text_is_reported() -> None:
     with specexec.load("demo", drafter="none", ctx=24) as small:
         prompt = small.encode("The import statement")
         free = SamplingParams(max_tokens=512, ignore_eos=True)

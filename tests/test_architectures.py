@@ -188,7 +188,7 @@ def test_a_long_prompt_in_pieces_equals_the_prompt_at_once(family: str, tmp_path
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("family", ["llama", "mixtral", "gpt_oss"])
-def test_company_does_not_move_a_single_bit(family: str, dtype: torch.dtype, tmp_path: Path) -> None:
+def test_other_texts_do_not_move_a_single_bit(family: str, dtype: torch.dtype, tmp_path: Path) -> None:
     """Linears run in fixed row tiles: 1 row, 40 rows or 300 rows of others beside it, a row's result is the same."""
     tiny(family, tmp_path)
     lm = TreeLM(offload.load(tmp_path, "none", dtype=dtype))

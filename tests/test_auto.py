@@ -105,7 +105,7 @@ def test_a_copy_in_four_bits_is_for_what_streams_in_more(quant: Quant, taken: st
 
 
 class Clock:
-    """Time that passes only when somebody says so."""
+    """Time that passes only when a test says so."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -178,7 +178,7 @@ def test_it_says_when_guessing_surely_lost_though_no_sweep_was_plain(texts: int)
     assert losing(engine) is None  # type: ignore[arg-type]  # a fake
 
 
-def test_a_sure_loss_is_told_though_a_single_plain_sweep_leaves_it_open() -> None:
+def test_a_sure_loss_is_reported_though_a_single_plain_sweep_leaves_it_open() -> None:
     engine = FakeEngine()
     engine.toy = False
     engine.accounting.pace.learn(1, 0, [1], Cost(sweep_s=1.0))

@@ -103,7 +103,7 @@ def test_a_text_is_the_same_alone_together_and_in_any_order(decoder: Watched) ->
 def test_a_place_that_becomes_free_is_taken_in_the_next_sweep(decoder: Watched) -> None:
     run(decoder, requests(9), 3)
     busy = decoder.loads[: -decoder.loads[::-1].index(3)]
-    assert set(busy) == {3}, "as long as somebody waits, every sweep is full"
+    assert set(busy) == {3}, "as long as a text waits, every sweep is full"
 
 
 def test_results_come_as_they_finish(decoder: Watched) -> None:

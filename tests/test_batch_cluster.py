@@ -79,7 +79,7 @@ def test_a_cluster_that_is_not_there_is_said(
 
 
 @pytest.mark.parametrize("form", ["{}:{}", "ray://{}:{}"])
-def test_ray_is_not_sent_to_an_address_where_nobody_listens(
+def test_ray_is_not_sent_to_an_address_where_nothing_listens(
     form: str, ray: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     asked: list[object] = []

@@ -120,7 +120,7 @@ def test_a_run_and_a_line_say_how_much_to_think(model: str, tmp_path: Path, caps
     source.write_text("".join(json.dumps(line) + "\n" for line in lines))
     run = ["generate", str(source), "-m", model, "-d", "none", "--dtype", "f32", "-t", "0", "-n", "2"]
     assert main([*run, "-o", str(output), "--think", "off"]) == 0
-    assert "think off: the chat template is told enable_thinking=False" in capsys.readouterr().err
+    assert "think off: the chat template gets enable_thinking=False" in capsys.readouterr().err
     found = {record["id"]: record for record in map(json.loads, output.read_text().splitlines())}
     tokens = {name: record["usage"]["prompt_tokens"] for name, record in found.items()}
     assert tokens["own"] == tokens["told"]

@@ -83,7 +83,7 @@ def test_a_file_that_cannot_be_read_is_that_files_error_and_the_others_are_read(
 def test_what_comes_through_a_pipe_is_lines_if_it_looks_like_them() -> None:
     Path("in").mkdir()
     os.mkfifo("in/pipe.txt")
-    assert read_inputs([], ["in"], RAW).skipped == 1, "nobody may ever write into it"
+    assert read_inputs([], ["in"], RAW).skipped == 1, "it may never be written into"
     for content, ids in (
         ('{"prompt": "x"}\n{"prompt": "y"}\n', ["in/pipe.txt:1", "in/pipe.txt:2"]),
         ("x\ny\n", ["in/pipe.txt"]),

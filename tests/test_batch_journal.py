@@ -85,7 +85,7 @@ def test_zeros_that_a_power_cut_left_are_taken_off(path: Path) -> None:
         assert set(journal.done) == {"a"}
 
 
-def test_lines_of_somebody_else_are_not_deleted(path: Path) -> None:
+def test_lines_of_another_program_are_not_deleted(path: Path) -> None:
     with open_journal(path, CONFIGURATION) as journal:
         put(journal, "a")
     with path.open("ab") as file:
@@ -253,7 +253,7 @@ def test_a_damaged_side_file_costs_only_what_was_in_it(path: Path, caplog: pytes
     assert "start again" in caplog.text
 
 
-def test_a_disk_that_may_not_be_written_is_told_by_the_output(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_may_not_be_written_is_reported_by_the_output(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(lock: FileLock) -> None:
         raise OSError(errno.EROFS, "Read-only file system", lock.lock_file)
 

@@ -117,7 +117,7 @@ def test_a_wish_that_can_be_honoured_reaches_the_sampler(field: str, value: obje
     )
 
 
-def test_what_a_template_is_told_belongs_to_the_item() -> None:
+def test_what_a_template_gets_belongs_to_the_item() -> None:
     plain = read({"messages": [ASKED]})
     told = read({"messages": [ASKED], "chat_template_kwargs": {"enable_thinking": False}})
     assert told.template is not None

@@ -46,7 +46,7 @@ def test_a_grammar_that_cannot_be_read_costs_its_own_request(engine: Engine) -> 
     assert isinstance(found[1], Completion)
 
 
-def test_the_template_is_told_what_a_request_wishes(engine: Engine) -> None:
+def test_the_template_gets_what_a_request_wishes(engine: Engine) -> None:
     said: list[dict[str, object]] = [*ASKED, {"role": "assistant", "content": "Blue"}]
     wishes = Wishes(ends_in="message")
     whole = only(engine, Request(0, said, SAMPLING, wishes=wishes))

@@ -14,7 +14,7 @@ SCRIPT = Path(__file__).parent.parent / "scripts" / "torture_batch.py"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_killed_runs_end_as_if_nobody_had_disturbed_them() -> None:
+def test_killed_runs_end_like_undisturbed_ones() -> None:
     ran = subprocess.run(
         [sys.executable, str(SCRIPT), "--kills", "25", "--items", "15"],
         capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},

@@ -1,4 +1,4 @@
-"""The drafter itself drafted for: the tree of before in fewer passes, whoever guessed what it would be asked."""
+"""The drafter itself drafted for: the tree of before in fewer passes, whatever guessed what it would be asked."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -98,7 +98,7 @@ def spelled(tree: TokenTree) -> dict[tuple[int, ...], float]:
 
 @settings(deadline=None, max_examples=12)
 @given(data=st.data())
-def test_the_tree_is_the_same_whoever_guesses_what_is_asked(models: Models, data: st.DataObject) -> None:
+def test_the_tree_is_the_same_whatever_guesses_what_is_asked(models: Models, data: st.DataObject) -> None:
     """Same nodes, same reach as without reading along, be the chains right, wrong, or right for a while."""
     sampling = data.draw(st.sampled_from([GREEDY, SAMPLED]))
     tau = data.draw(st.sampled_from([0.01, 0.05, 0.2]))  # the smaller, the deeper the tree
@@ -188,7 +188,7 @@ def test_a_wrong_chain_leaves_nothing_in_the_cache(models: Models) -> None:
         assert torch.allclose(ours.values_HRD[:, : len(kept)], theirs.values_HRD[:, : len(kept)], atol=1e-4)
 
 
-def test_rows_that_nobody_asked_about_fit_the_memory_that_was_counted(models: Models) -> None:
+def test_rows_that_were_not_asked_about_fit_the_memory_that_was_counted(models: Models) -> None:
     memory = memory_of(prompt(3000, seed=4, most=VOCABULARY))
     drafter = models.drafter(16, memory)
     free_rows(drafter.cascade)

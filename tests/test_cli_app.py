@@ -82,7 +82,7 @@ def test_a_bug_is_reported_as_one_without_a_traceback(command: CommandLine, monk
     assert "Traceback" in command("chat", "-p", "x").err
 
 
-def test_whoever_asked_for_json_gets_errors_as_json(command: CommandLine) -> None:
+def test_with_json_errors_are_json_too(command: CommandLine) -> None:
     ran = command("models", "show", "dmo", "--json")
     assert (ran.code, ran.err) == (3, "")
     error = json.loads(ran.out)["error"]
@@ -219,7 +219,7 @@ def test_a_closed_pipe_ends_quietly() -> None:
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&- <&-"])
-def test_streams_that_are_closed_harm_nobody(closed: str) -> None:
+def test_closed_standard_streams_do_no_harm(closed: str) -> None:
     command = shlex.join(faked("chat", "-p", "x"))
     ran = subprocess.run(["bash", "-c", f"{command} {closed}"], capture_output=True, text=True)
     assert ran.returncode == 0

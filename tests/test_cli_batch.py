@@ -132,11 +132,11 @@ def test_what_no_item_could_do_is_refused_before_loading(
 
 
 def test_what_is_no_model_folder_is_named_before_anything_is_written(specexec: CommandLine) -> None:
-    Path("model.gguf").write_bytes(b"GGUF")
+    Path("model.gguf").write_bytes(b"GGUF" + bytes(20))
     for more in (("-o", "out.jsonl"), ("--dry-run",), ("--on-too-long", "skip")):
         ran = specexec("generate", "in.txt", "-m", "model.gguf", *more)
-        assert ran.code == EXIT_CODES["bad_model_dir"]
-        assert "GGUF is not supported" in ran.err
+        assert ran.code == EXIT_CODES["unsupported_arch"]
+        assert "model.gguf is version 0" in ran.err
     assert not Path("out.jsonl").exists()
 
 
@@ -147,7 +147,7 @@ def test_a_folder_beside_the_weights_is_no_file_of_the_model(specexec: CommandLi
     assert specexec("generate", "in.txt", "-m", str(model), "-o", "out.jsonl").code == 0
 
 
-def test_an_input_without_prompts_is_told(specexec: CommandLine) -> None:
+def test_an_input_without_prompts_is_reported(specexec: CommandLine) -> None:
     Path("empty").mkdir()
     ran = specexec("generate", "empty", "-o", "out.jsonl")
     assert (ran.code, ran.out, ran.err) == (0, "", "no prompts were found\n")

@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cli.app import commands
-from cli.bench.command import LAWS
+from cli.bench.command import RULES
 from cli.bench.prompts import bench_prompts
 from cli.engine import learned_store as learned
 from cli.shared.errors import MissingExtra
@@ -98,30 +98,30 @@ def test_bench_speaks_every_format(form: str) -> None:
     assert counts[form]() == 2
 
 
-def test_bench_compares_laws_on_demand() -> None:
+def test_bench_compares_rules_on_demand() -> None:
     shown = run("bench", "--budgets", "4", "--temperatures", "0,1", "-r", "1", "-n", "6", "-o", "json",
-                "--laws", "walk,multi-step,block")  # fmt: skip
+                "--rules", "walk,multi-step,block")  # fmt: skip
     rows = json.loads(shown.stdout)
-    laws = [row for row in rows if row["planner"].startswith("law")]
-    assert [row["planner"] for row in laws] == ["law: walk", "law: multi-step", "law: block"]
-    assert all(row["temperature"] == 1.0 and row["tokens_per_sweep"] >= 1 for row in laws)
-    assert 0 < laws[1]["of_bound"] <= 1.5
-    assert {row["drafter"] for row in laws} == {"demo drafter"}, "what is joined to it takes no part"
-    assert list(rivals.NAMES) == LAWS
+    rules = [row for row in rows if row["planner"].startswith("rule")]
+    assert [row["planner"] for row in rules] == ["rule: walk", "rule: multi-step", "rule: block"]
+    assert all(row["temperature"] == 1.0 and row["tokens_per_sweep"] >= 1 for row in rules)
+    assert 0 < rules[1]["of_bound"] <= 1.5
+    assert {row["drafter"] for row in rules} == {"demo drafter"}, "what is joined to it takes no part"
+    assert list(rivals.NAMES) == RULES
 
 
-def test_laws_that_nobody_could_compare_are_refused_before_anything_is_measured(
+def test_rules_that_cannot_be_compared_are_refused_before_anything_is_measured(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("cli.bench.command.measure", None)
-    ran = run("bench", "--laws", "walk")
+    ran = run("bench", "--rules", "walk")
     assert ran.exit_code == 2
     assert "a temperature above 0" in ran.output
     with pytest.raises(BadText, match="a model that drafts"):
-        run("bench", "--laws", "walk", "--temperatures", "1", "--drafters", "ngram")
+        run("bench", "--rules", "walk", "--temperatures", "1", "--drafters", "ngram")
     shutil.copytree(demo_folder("drafter"), tmp_path / "other")
     with pytest.raises(BadText, match="one model that drafts, here 2 do"):
-        run("bench", "--laws", "walk", "--temperatures", "1", "--drafters", f"sibling+{tmp_path / 'other'}")
+        run("bench", "--rules", "walk", "--temperatures", "1", "--drafters", f"sibling+{tmp_path / 'other'}")
 
 
 def test_bench_draws_what_it_measured(tmp_path: Path) -> None:

@@ -130,7 +130,7 @@ BENCH: tuple[Changes, ...] = (
         "limit": (["--limit", "2"], "1.run.limit"),
         "repeat": (["--repeat", "2"], "1.run.repeat"),
         "gen": (["--gen", "3"], "1.run.gen"),
-        "laws": (["--laws", "walk"], "2.planner"),
+        "rules": (["--rules", "walk"], "2.planner"),
         "file": (["--prompts", "{prompts}"], "1.run.prompts"),
     },
     {"budget": (["--budget", "3"], "1.budget"), "drafter": (["--drafter", "ngram"], "1.drafter"),
@@ -323,7 +323,7 @@ def test_every_command_with_an_engine_says_what_came_of_its_options(
 
 
 @pytest.mark.parametrize("command", ["generate", "check"])
-def test_what_chooses_tokens_is_told_of_every_prompt(command: str, printed: Command, tiny_folder: Path) -> None:
+def test_what_chooses_tokens_gets_every_prompt(command: str, printed: Command, tiny_folder: Path) -> None:
     base, within = BASES[command]
     check(printed, base, SAMPLING, tiny_folder, within)
 

@@ -188,7 +188,7 @@ def test_an_error_of_the_engine_stops_the_run_and_keeps_what_is_done(
         (True, 64, ("generate", "-p", "hello"), False),
     ],
 )
-def test_only_where_a_loss_would_be_told_sweeps_are_plain(
+def test_only_where_a_loss_would_be_reported_sweeps_are_plain(
     toy: bool, budget: int, command: tuple[str, ...], sampled: bool, specexec: CommandLine
 ) -> None:
     specexec.engine.toy, specexec.engine.budget = toy, budget

@@ -49,7 +49,7 @@ def test_a_pack_is_verified_and_removed(command: CommandLine, packed: Path) -> N
     ran = command("models", "verify", str(packed), "--json")
     assert (ran.code, json.loads(ran.out)["damaged"]) == (4, [shard.name])
     assert "1 file of" in command("models", "verify", str(packed)).err
-    assert command("models", "rm", str(packed)).code == 2  # nobody to ask
+    assert command("models", "rm", str(packed)).code == 2  # no terminal to confirm at
     ran = command("models", "rm", str(packed), "--yes", "--json")
     assert ran.code == 0, ran.err
     assert json.loads(ran.out)["freed_B"][str(packed)] > 0
@@ -115,7 +115,7 @@ def test_prune_deletes_what_was_left_behind_and_nothing_else(
     (own / "notes.partial").write_text("mine")
     before = {path for path in tmp_path.rglob("*") if path.is_file()}
 
-    assert specexec("models", "prune").code == 2  # nobody to ask
+    assert specexec("models", "prune").code == 2  # no terminal to confirm at
     told = json.loads(specexec("models", "prune", str(packs), "--dry-run", "--json").out)
     assert {(row["path"], row["why"]) for row in told["found"]} == {
         (str(stopped), "interrupted download"),
@@ -128,7 +128,7 @@ def test_prune_deletes_what_was_left_behind_and_nothing_else(
     lock = os.open(packed, os.O_RDONLY)
     fcntl.flock(lock, fcntl.LOCK_EX)
     told = json.loads(specexec("models", "prune", str(packs), "--dry-run", "--json").out)
-    assert str(half) not in {row["path"] for row in told["found"]}  # somebody writes to it
+    assert str(half) not in {row["path"] for row in told["found"]}  # it is being written
     os.close(lock)
 
     ran = specexec("models", "prune", str(packs), "--yes", "--json")

@@ -17,7 +17,7 @@ def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
     return CommandLine(capsys, monkeypatch, FakeEngine())
 
 
-def test_a_packed_demo_writes_the_same_text_whoever_drafts_and_wherever_it_lives(
+def test_a_packed_demo_writes_the_same_text_with_any_drafter_and_placement(
     command: CommandLine, tmp_path: Path
 ) -> None:
     ran = command("pack", "demo", "--quant", "nf4", "--out", str(tmp_path / "pack"))

@@ -36,7 +36,7 @@ from offload.machine.speeds import (
     reading_for,
     save_speeds,
 )
-from offload.measure import READINGS, Trial, choose, probe_company, probe_disk, probe_unpack, write_sample
+from offload.measure import READINGS, Trial, choose, probe_contention, probe_disk, probe_unpack, write_sample
 from offload.model.load import load, stream_of
 from offload.packs.pack import pack
 from offload.packs.pack import plan as pack_plan
@@ -404,7 +404,7 @@ def test_a_cpu_that_reads_and_computes_at_once_is_slower_at_both(
 ) -> None:
     placement = place(Need((GiB,), (GiB,), 0, 0, 0, 0, 1), Free(4 * GiB), "disk")
     flops = Arithmetic(1e30, GiB / compute_s)
-    limits = replace(KNOWN, disk_Bps=GiB / disk_s, arithmetic=flops, company=Contention(compute, disk))
+    limits = replace(KNOWN, disk_Bps=GiB / disk_s, arithmetic=flops, contention=Contention(compute, disk))
     # Both begin; when one is done the other goes on at full speed.
     together_s = min(disk_s / disk, compute_s / compute)
     rest_s = max(disk_s - together_s * disk, compute_s - together_s * compute)
@@ -445,10 +445,10 @@ def test_disk_and_arithmetic_leave_each_other_what_was_measured(tmp_path: Path) 
     file = tmp_path / "sample"
     file.write_bytes(bytes(8 << 20))
     alone = Disk(1e9, Reading(1 << 20, 1, True))
-    found = probe_company(file, alone, "f32", seconds=0.05)
-    assert 0 < found.company.compute <= 1
-    assert 0 < found.company.disk <= 1
-    assert replace(found, company=ALONE) == alone
+    found = probe_contention(file, alone, "f32", seconds=0.05)
+    assert 0 < found.contention.compute <= 1
+    assert 0 < found.contention.disk <= 1
+    assert replace(found, contention=ALONE) == alone
     kept = tmp_path / "speeds.json"
     save_speeds(Speeds({"8:1": found}), kept)
     assert load_speeds(kept).disks["8:1"] == found

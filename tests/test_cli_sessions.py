@@ -117,7 +117,7 @@ def test_a_byte_order_mark_that_an_editor_wrote_is_no_part_of_a_file(specexec: C
         (("chat.budget", "lots"), "chat.budget: 'lots' is not a valid whole number, nor auto.\n"),
     ],
 )
-def test_a_setting_that_nobody_would_read_is_refused(
+def test_a_setting_that_no_command_would_read_is_refused(
     specexec: CommandLine, arguments: tuple[str, ...], says: str
 ) -> None:
     ran = specexec("config", "set", *arguments)
@@ -147,7 +147,7 @@ def test_a_settings_file_that_cannot_be_meant_is_refused(specexec: CommandLine, 
     assert (ran.code, says in ran.err) == (2, True)
 
 
-def test_settings_of_other_commands_stand_in_nobodys_way(specexec: CommandLine) -> None:
+def test_settings_of_other_commands_do_no_harm(specexec: CommandLine) -> None:
     Path("specexec.toml").write_text("port = 8001\n[generate]\nlimit = 3\n")
     assert specexec("chat", "-p", "x").code == 0
     Path("specexec.toml").write_text("port = \n")

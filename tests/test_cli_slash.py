@@ -142,7 +142,7 @@ def test_thoughts_are_asked_for_hidden_and_looked_at(specexec: CommandLine) -> N
     )
     assert ran.err == (
         "no thoughts before the last answer\n"
-        "think on: has no effect; the model has no chat template that could be told how much to think.\n"
+        "think on: has no effect; the model has no chat template that could set how much to think.\n"
         "thoughts are counted only\nthoughts are shown\n"
         "/think auto, off, on, low, medium, high: how much; /think hide or show is about the screen\n"
     )

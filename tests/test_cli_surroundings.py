@@ -92,7 +92,7 @@ def test_a_log_for_programs_is_an_object_a_line(command: CommandLine, tmp_path: 
 
 
 class Counted:
-    """A bar of tqdm that nobody sees."""
+    """A bar of tqdm that is not shown."""
 
     n: float = 0
     total: float | None = 8
@@ -102,7 +102,7 @@ class Counted:
 
 
 @pytest.mark.parametrize(("terminal", "shown"), [({"WT_SESSION": "1"}, True), ({"TERM_PROGRAM": "iTerm.app"}, False)])
-def test_a_terminal_with_a_bar_of_its_own_moves_it_and_no_other_is_told(
+def test_a_terminal_with_its_own_bar_moves_it_and_no_other_gets_one(
     terminal: dict[str, str], shown: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Terminal(io.StringIO):

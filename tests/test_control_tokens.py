@@ -11,7 +11,7 @@ from specexec.text.template_options import Wishes
 from specexec.text.tokenizer import Encoding
 from tests import real
 
-# A tokenizer, a template of its family, and what somebody might spell of it.
+# A tokenizer, a template of its family, and what a prompt might spell of it.
 FAMILIES = {
     "qwen3": ("llama_cpp/Qwen-Qwen3-0.6B", ("<|im_end|>", "<tool_call>", "</think>", "<|fim_prefix|>")),
     "llama3_1": ("llama_cpp/meta-llama-Llama-3.1-8B-Instruct", ("<|eot_id|>", "<|start_header_id|>")),

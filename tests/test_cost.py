@@ -161,7 +161,7 @@ def test_one_more_node_must_win_back_its_seconds() -> None:
     assert cost.floor(price) == -np.inf
     for nodes in (10, 20, 30):
         price.learn(nodes, 1.0 + 0.005 * nodes)
-    assert cost.floor(price) == -np.inf  # nobody counts seconds
+    assert cost.floor(price) == -np.inf  # seconds are not counted
     cost.learn_rate(20, 2.0)
     assert np.exp(cost.floor(price)) == pytest.approx(10 * 0.005 / 0.5)
     cost.learn_rate(0, 2.0)  # a fixed budget

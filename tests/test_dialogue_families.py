@@ -59,7 +59,7 @@ def without_ids(messages: list[dict[str, object]]) -> list[object]:
     return list(told)
 
 
-def test_thoughts_text_and_calls_are_told_apart(llm: Engine) -> None:
+def test_thoughts_text_and_calls_are_separated(llm: Engine) -> None:
     talk = llm.conversation()
     piece = said(talk, "Where?")
     assert (piece.content, piece.reasoning) == (MESSAGE["content"], MESSAGE["reasoning_content"])
@@ -164,7 +164,7 @@ def harmony() -> Iterator[Engine]:
         yield engine
 
 
-def test_a_harmony_answer_is_told_apart_and_cut_anywhere_goes_on_to_the_same_message(harmony: Engine) -> None:
+def test_a_harmony_answer_is_separated_and_cut_anywhere_goes_on_to_the_same_message(harmony: Engine) -> None:
     whole = harmony.conversation()
     piece = said(whole, "Hi")
     assert (piece.reasoning, piece.content) == ("User says hello.", "Hello! How can I help?")

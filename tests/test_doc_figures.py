@@ -36,7 +36,7 @@ def test_every_figure_is_shown_and_every_shown_figure_is_one_that_the_script_dra
     assert made is not None
     drawn = {f"{name.strip()}.svg" for name in made[1].split(",")}
     assert {file for _, file in pictures} == {figure.name for figure in FIGURES} == drawn
-    assert all(len(alternative) > 40 for alternative, _ in pictures), "whoever cannot see it is told what it shows"
+    assert all(len(alternative) > 40 for alternative, _ in pictures), "a reader who cannot see it learns what it shows"
 
 
 @pytest.mark.parametrize("idea", IDEAS)

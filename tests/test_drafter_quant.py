@@ -75,7 +75,7 @@ def test_the_targets_own_copy_takes_the_form_that_was_asked_for() -> None:
     assert beside_B["hqq3"] < beside_B["none"]
 
 
-def test_how_many_layers_are_quantised_is_told_while_it_is_done() -> None:
+def test_how_many_layers_are_quantised_is_reported_while_it_is_done() -> None:
     done: list[tuple[int, int]] = []
     with copying("hqq2", progress=LoadProgress(quantised=lambda *so_far: done.append(so_far))) as llm:
         layers = offload.stream_of(llm._model).layers

@@ -154,7 +154,7 @@ def test_what_is_not_text_is_refused_as_such(llm: Engine, prompt: Prompt) -> Non
     assert answer.code == "bad_text"
 
 
-def test_a_fresh_seed_is_drawn_and_told(llm: Engine) -> None:
+def test_a_fresh_seed_is_drawn_and_reported(llm: Engine) -> None:
     first = llm.generate(ASK, SamplingParams(temperature=1.2, max_tokens=16))
     again = llm.generate(ASK, SamplingParams(temperature=1.2, max_tokens=16, seed=first.seed))
     assert again.text == first.text

@@ -69,14 +69,15 @@ def test_model_not_found(real: CommandLine) -> None:
 
 
 def test_bad_model_dir(real: CommandLine, tmp_path: Path) -> None:
-    for name in ("a.gguf", "b.gguf"):
-        (tmp_path / name).write_bytes(b"GGUF")
+    for name in ("a.onnx", "b.onnx"):
+        (tmp_path / name).touch()
     ran = asked(real, "-m", str(tmp_path))
     assert ran.code == 4
-    assert ran.err.startswith(
-        f"Error: {tmp_path} is not a model folder: config.json is missing (found 2 .gguf files).\n"
+    assert ran.err == (
+        f"Error: {tmp_path} holds an ONNX export (a.onnx).\n"
+        "  specexec reads safetensors checkpoints with config.json and tokenizer.json, and GGUF files.\n"
+        "  Try: a safetensors version of the model.\n"
     )
-    assert "GGUF" in ran.err.partition("\n")[2]
 
 
 def test_not_enough_ram(real: CommandLine) -> None:

@@ -1,4 +1,4 @@
-"""The text is the target's own: the same for every drafter, budget, temperature and company."""
+"""The text is the target's own: the same for every drafter, budget, temperature and batch."""
 
 from collections.abc import Iterator
 from itertools import product
@@ -72,8 +72,8 @@ CELLS = [("none", 64), ("perfect", 0), *product(["sibling", "useless", "perfect"
 
 @pytest.mark.parametrize("tier", ["none", "ram", "disk"])
 @pytest.mark.parametrize("warm", [False, True], ids=["0.8", "1.2"])
-def test_same_seed_same_text_from_every_tier_drafter_budget_and_company(case: Case, warm: bool, tier: Offload) -> None:
-    """Every cell in every tier; who is alone at one temperature has company at the other."""
+def test_same_seed_same_text_from_every_tier_drafter_budget_and_batch(case: Case, warm: bool, tier: Offload) -> None:
+    """Every cell in every tier; a text that is alone at one temperature is in a batch at the other."""
     cool = SamplingParams(temperature=0.8, top_p=0.9, seed=1, max_tokens=6)
     sampling = SamplingParams(temperature=1.2, top_k=20, seed=2, max_tokens=6) if warm else cool
     plain = case.text("none", 0, sampling)
@@ -128,7 +128,7 @@ def test_planners_differ_in_speed_only(case: Case, temperature: float) -> None:
         assert write(case.target, case.drafters[drafter], [PROMPT], sampling, 32, planner)[0].answer == plain
 
 
-def test_company_changes_nothing(case: Case) -> None:
+def test_other_texts_change_nothing(case: Case) -> None:
     sampling = SamplingParams(temperature=0.9, seed=3, max_tokens=LENGTH)
     prompts = [prompt(length, seed=length) for length in (1, 5, 60, 300)]
     alone = [write(case.target, case.drafters["perfect"], [tokens], sampling)[0].answer for tokens in prompts]

@@ -26,7 +26,7 @@ from offload.packs.pack import pack, plan
 from specexec.engine.engine import Engine
 from specexec.errors import BrokenLogits
 from specexec.model.cache import KVCache
-from tests.faults import FAULTS, fail_reads, from_the, is_told, slow_reads
+from tests.faults import FAULTS, fail_reads, from_the, is_reported, slow_reads
 
 PROMPT = "List the days of the week."
 SAMPLING = specexec.SamplingParams(max_tokens=24, temperature=0.8, seed=7, ignore_eos=True)
@@ -96,7 +96,7 @@ def test_a_read_that_fails_ends_the_sweep_and_the_answer_goes_on_exactly(
         fail_reads(faulty, fault, from_the(nth))
         with pytest.raises(OffloadError) as failure:
             read_on(bursts, written)
-    assert is_told(fault, str(failure.value))
+    assert is_reported(fault, str(failure.value))
     assert written == list(expected[: len(written)])
     assert go_on(engine, written, caches) == expected
 

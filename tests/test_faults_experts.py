@@ -24,7 +24,7 @@ from offload.stream.slot import Slot
 from offload.stream.stream import LayerStream
 from specexec.engine.engine import Engine
 from specexec.model.cache import KVCache
-from tests.faults import FAULTS, Views, fail_reads, from_the, is_told, slow_reads
+from tests.faults import FAULTS, Views, fail_reads, from_the, is_reported, slow_reads
 from tests.tiny import tiny
 
 PROMPT = "List the days of the week."
@@ -122,7 +122,7 @@ def test_a_read_of_experts_that_fails_ends_the_sweep_and_the_answer_goes_on_exac
         fail_reads(faulty, fault, lambda: now.is_set() and due())
         with pytest.raises(OffloadError) as failure:
             read_on(bursts, written)
-    assert is_told(fault, str(failure.value))
+    assert is_reported(fault, str(failure.value))
     check_goes_on(engine, written, caches, expected)
 
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import offload
-from offload.checkpoint.contents import INDEX, SINGLE
+from offload.checkpoint.contents import INDEX, SINGLE, instead
 from tests.tiny import logits_of, tiny
 
 PROMPT = torch.arange(2, 10)[None]
@@ -79,12 +79,10 @@ def test_a_folder_of_another_kind_is_refused_by_what_it_is(files: list[str], say
         assert "a tokenizer and no weights" in str(error.why)
 
 
-def test_a_gguf_file_is_refused_with_the_way_to_safetensors(tmp_path: Path) -> None:
-    (tmp_path / "model.gguf").write_bytes(b"GGUF")
-    for path in (tmp_path / "model.gguf", tmp_path):
-        error = refusal(path)
-        assert "GGUF is not supported" in str(error.why)
-        assert "dequantize=True" in str(error.hint)
+def test_a_repository_of_gguf_files_is_refused_with_the_way_to_one_of_them() -> None:
+    error = instead("org/model-GGUF", ["model-Q4_K_M.gguf", "model-Q8_0.gguf"], {})
+    assert "found 2 .gguf files" in error.what
+    assert "hf download REPOSITORY FILE.gguf" in str(error.hint)
 
 
 def test_the_folder_around_a_model_names_the_model(folder: Callable[[str], Path]) -> None:

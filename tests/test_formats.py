@@ -63,7 +63,7 @@ def said(piece: Piece) -> tuple[str, str, list[tuple[str, object]]]:
     return piece.content, piece.reasoning, [(call.name, json.loads(call.arguments)) for call in piece.calls]
 
 
-def test_thought_text_and_calls_are_told_apart() -> None:
+def test_thought_text_and_calls_are_separated() -> None:
     words = encoding("qwen3", "llama_cpp/Qwen-Qwen3-0.6B")
     assert said(read(format_of(words), words.encode_rest(QWEN3))) == (
         "Let me look.",
@@ -112,7 +112,7 @@ def test_a_forbidden_call_is_text_in_full(family: str) -> None:
 
 def test_a_level_of_thinking_without_effect_is_said_plainly() -> None:
     none = format_of(encoding("llama3_1", "llama_cpp/meta-llama-Llama-3.1-8B-Instruct")).thinking("low")
-    assert (none.variables, none.effect) == ({}, "this model's chat template cannot be told how much to think.")
+    assert (none.variables, none.effect) == ({}, "this model's chat template has no variable for how much to think.")
     always = format_of(encoding("gptoss", "llama_cpp/openai-gpt-oss-120b")).thinking("off")
     assert (always.variables, always.effect) == ({}, "this model's chat template knows only on, low, medium, high.")
     same = format_of(encoding("qwen3", "llama_cpp/upstage-Solar-Open-100B")).thinking("off")
@@ -176,7 +176,9 @@ def test_nothing_is_given_out_after_a_stop_text(stop: str, content: str, reasoni
         ("llama_cpp/Qwen-Qwen3-0.6B", "off", {"enable_thinking": False}),
     ],
 )
-def test_a_level_of_thinking_is_told_to_the_template(template: str, level: Level, variables: dict[str, object]) -> None:
+def test_a_level_of_thinking_is_given_to_the_template(
+    template: str, level: Level, variables: dict[str, object]
+) -> None:
     encoding = small_family(template)
     found = format_of(encoding).thinking(level)
     assert found.variables == variables
@@ -191,8 +193,8 @@ def test_a_level_of_thinking_is_told_to_the_template(template: str, level: Level
 @pytest.mark.parametrize(
     ("template", "reason"),
     [
-        ("vllm/tool_chat_template_hermes", "cannot be told how much to think."),
-        (None, "the model has no chat template that could be told how much to think."),
+        ("vllm/tool_chat_template_hermes", "has no variable for how much to think."),
+        (None, "the model has no chat template that could set how much to think."),
     ],
 )
 def test_a_level_that_has_no_effect_is_named(template: str | None, reason: str) -> None:

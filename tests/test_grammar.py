@@ -111,7 +111,7 @@ def bytes_of_characters() -> dict[str, int]:
     ],
     ids=["greedy", "sampled", "filtered", "penalised"],
 )
-def test_same_seed_same_json_whatever_the_drafter_the_budget_and_the_company(
+def test_same_seed_same_json_whatever_the_drafter_the_budget_and_the_batch(
     engines: dict[str, Engine], sampling: SamplingParams
 ) -> None:
     texts = set()

@@ -1,4 +1,4 @@
-"""A head in four bits: the text is that of the model with the rounded head, whoever drafts and wherever layers live."""
+"""A head in four bits: the text is that of the model with the rounded head, with any drafter and placement."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_pieces_are_the_rows_of_the_whole(shape: tuple[int, int], dtype: torch.d
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_logits_of_a_row_do_not_depend_on_its_company(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_logits_of_a_row_do_not_depend_on_other_rows(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(need, "HEAD_PIECE_B", 1 << 18)
     head = FewBitHead(nn.Linear(256, 4000, bias=False, dtype=dtype), torch.device("cpu"))
     assert len(list(head._dense())) > 4

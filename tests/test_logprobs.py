@@ -1,4 +1,4 @@
-"""Log-probabilities are the model's own, whoever drafted; a bias is that of transformers."""
+"""Log-probabilities are the model's own, with any drafter; a bias is that of transformers."""
 
 from __future__ import annotations
 

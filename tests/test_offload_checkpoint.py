@@ -60,15 +60,14 @@ def refusal(folder: Path) -> OffloadError:
 
 
 def test_folder_without_config_is_named_with_what_it_holds(tmp_path: Path) -> None:
-    for name in ("a.gguf", "b.gguf", "c.gguf"):
+    for name in ("a.txt", "b.safetensors", "c.safetensors"):
         (tmp_path / name).touch()
     error = refusal(tmp_path)
     assert (error.code, error.what) == (
         "bad_model_dir",
-        f"{tmp_path} is not a model folder: config.json is missing (found 3 .gguf files).",
+        f"{tmp_path} is not a model folder: config.json is missing (found 2 .safetensors files).",
     )
-    assert error.why is not None
-    assert "GGUF is not supported" in error.why
+    assert "rename b.safetensors" in str(error.hint)
 
 
 def test_pickle_is_refused(folder: Path) -> None:

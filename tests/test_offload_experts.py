@@ -23,7 +23,7 @@ from offload.checkpoint.routing import Routing
 from offload.errors import OffloadError
 from offload.machine.files import PAGE_B
 from offload.machine.speeds import Speeds
-from offload.model.resident_layer import standing_layer
+from offload.model.resident_layer import resident_layer
 from offload.packs.pack import pack, plan
 from offload.placement.forecast import ceilings, forecast
 from offload.placement.placement import Offload
@@ -60,7 +60,7 @@ def of_many(family: str, path: Path) -> PreTrainedModel:
 
 
 def texts(rows: int) -> Iterator[torch.Tensor]:
-    """A few sweeps, since the first layers of one are read before anybody knows how many rows it has."""
+    """A few sweeps, since the first layers of one are read before it is known how many rows it has."""
     generator = torch.Generator().manual_seed(rows)
     for _ in range(2):
         yield torch.randint(2, 250, (1, rows), generator=generator)
@@ -244,12 +244,12 @@ def test_an_interrupt_while_experts_are_on_their_way_loses_no_buffer(
         assert torch.equal(logits_of(mixture, ONE), expected)
 
 
-def test_whoever_takes_a_layer_for_good_gets_all_experts(tmp_path: Path) -> None:
+def test_a_layer_that_is_taken_for_good_has_all_experts(tmp_path: Path) -> None:
     theirs = of_many("qwen3_moe", tmp_path)
     model = offload.load(tmp_path, "disk")
     for _ in range(2):
         logits_of(model, ONE)  # layers are read without their experts now
-    held = dict(standing_layer(model, 1).named_parameters())
+    held = dict(resident_layer(model, 1).named_parameters())
     assert all(torch.equal(held[name], tensor) for name, tensor in theirs.model.layers[1].named_parameters())
     offload.stream_of(model).close()
 
@@ -277,7 +277,7 @@ def test_a_forecast_knows_that_few_rows_bring_few_experts(tmp_path: Path) -> Non
     stream.close()
 
 
-def test_a_buffer_whose_experts_still_arrive_is_not_filled_by_anybody_else(
+def test_a_buffer_whose_experts_still_arrive_is_not_filled_by_another_reader(
     mixture: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected, read_experts, check = logits_of(mixture, ONE), LayerStream._read_experts, LayerStream._check_readers

@@ -133,7 +133,7 @@ def test_input_output_errors_are_not_taken_for_a_refusal(file: Path, monkeypatch
     files = Files({file: SIZE_B}, Reading(PAGE_B, 3))
     with pytest.raises(ReadFailed, match=r"could not read weights at byte 5 \(layer 7\).*errno 5"):
         files.read([Range(file, 5, (Arena(200_000).bytes,))], "layer 7")
-    assert not files._open, "opened afresh next time"
+    assert not files._open, "opened again next time"
     files.close()
 
 

@@ -271,7 +271,7 @@ def test_any_end_of_the_reader_reaches_the_computation(
         sweep(stream)
 
 
-def test_nobody_has_to_wait_for_a_layer_that_is_long_in_coming() -> None:
+def test_a_waiting_thread_can_be_released_from_a_slow_layer() -> None:
     stream = LayerStream(BLOCKS, NumberStore(), [Arena(LAYER_B)], limit_Bps=1.0)
     failures: list[BaseException] = []
 
@@ -286,7 +286,7 @@ def test_nobody_has_to_wait_for_a_layer_that_is_long_in_coming() -> None:
     with stream.unwaited():
         thread.join(timeout=20)
     assert not thread.is_alive()
-    assert "nobody wanted to wait" in str(failures[0])
+    assert "did not want to wait" in str(failures[0])
     stream.close()
 
 

@@ -128,5 +128,5 @@ def test_memory_refused_while_loading_is_said_with_the_plan(folder: Path, monkey
 
 def test_loading_tells_how_far_it_is(folder: Path) -> None:
     heard: list[tuple[int, int]] = []
-    offload.load(folder, "ram", told=lambda read, of: heard.append((read, of)))
+    offload.load(folder, "ram", on_layer_read=lambda read, of: heard.append((read, of)))
     assert heard == [(read, LAYERS) for read in range(1, LAYERS + 1)]

@@ -56,7 +56,7 @@ class Patient:
 
 
 class Watched:
-    """A drafter that counts the passes somebody had to wait for."""
+    """A drafter that counts the passes that decoding had to wait for."""
 
     def __init__(self, drafter: SiblingDrafter) -> None:
         self.name, self.context = drafter.name, drafter.context
@@ -108,7 +108,7 @@ class Run:
             yield step.burst, self.sequence.growth.started
 
 
-def test_on_hits_nobody_waits_for_the_drafter(tmp_path: Path) -> None:
+def test_on_hits_decoding_does_not_wait_for_the_drafter(tmp_path: Path) -> None:
     serial, overlapped = Run(tmp_path / "a", 0, overlap=False), Run(tmp_path / "b", 0, overlap=True)
     assert serial.steps() >= overlapped.steps() > 5
     assert overlapped.sequence.answer == serial.sequence.answer
@@ -147,7 +147,7 @@ def test_guessing_ahead_takes_no_more_than_the_idle_seconds_of_a_sweep_that_is_m
     assert all(spent_s > 0.08 for spent_s in ahead_s) if guesses else not any(ahead_s)
 
 
-def test_hits_and_hidden_drafting_are_told(tmp_path: Path) -> None:
+def test_hits_and_hidden_drafting_are_reported(tmp_path: Path) -> None:
     knowing = Run(tmp_path / "a", draft_seed=0, overlap=True)
     *going_on, (end, _) = knowing.bursts()
     assert [burst.hit for burst, _ in going_on] == [found for _, found in going_on]
@@ -166,7 +166,7 @@ def test_what_a_miss_drafted_ahead_counts_as_lost(tmp_path: Path) -> None:
     assert all(cost.ahead_s > 0 == cost.used_s for cost in missed)
 
 
-def test_without_overlap_nothing_is_told(tmp_path: Path) -> None:
+def test_without_overlap_nothing_is_reported(tmp_path: Path) -> None:
     run = Run(tmp_path, draft_seed=0, overlap=False)
     assert {burst.hit for burst, _ in islice(run.bursts(), 8)} == {None}
     assert run.decoder.accounting.overlap.hit_rate is None

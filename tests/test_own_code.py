@@ -152,7 +152,7 @@ def test_the_command_line_says_it_in_words_and_in_json(
 
 
 @pytest.mark.parametrize("line", ["trust_remote_code = true", '[chat]\nnotify_command = "touch caught"'])
-def test_a_folder_that_somebody_else_filled_cannot_give_trust(
+def test_a_folder_that_another_user_filled_cannot_give_trust(
     line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

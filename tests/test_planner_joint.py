@@ -61,7 +61,7 @@ def test_the_sequence_that_is_easy_to_guess_gets_more_nodes() -> None:
     assert len(easy) > 2 * len(hard) > 0
 
 
-def test_equal_sequences_share_and_nobody_starves() -> None:
+def test_equal_sequences_share_and_none_starves() -> None:
     drafter = live(0.7, 0.7, 0.7)
     sizes = [len(tree) for tree in grow(drafter, list(drafter.sure), 20)]
     assert sum(sizes) == 60
@@ -99,6 +99,6 @@ def test_no_text_is_given_more_guesses_than_memory_holds(
     assert all(sequence.growth.asked <= drafted(most) for sequence in sequences)
 
 
-def test_without_a_budget_nobody_guesses() -> None:
+def test_without_a_budget_nothing_is_guessed() -> None:
     drafter = live(0.9, 0.6)
     assert [len(tree) for tree in grow(drafter, list(drafter.sure), 0)] == [0, 0]

@@ -161,7 +161,7 @@ def asked(wishes: dict[str, object], **more: object) -> SamplingParams:
 
 
 @pytest.mark.parametrize("wishes", GREEDY, ids=lambda wishes: "+".join(wishes))
-def test_greedy_text_is_that_of_generate_whoever_drafts(demo: Demo, wishes: dict[str, object]) -> None:
+def test_greedy_text_is_that_of_generate_with_any_drafter(demo: Demo, wishes: dict[str, object]) -> None:
     expected = [demo.generated(wishes, chat) for chat in (False, True)]
     assert expected != [demo.generated({}, chat) for chat in (False, True)], "the wish changes the text"
     for engine in demo.engines:
@@ -186,7 +186,7 @@ SAMPLED: list[dict[str, object]] = [
 
 
 @pytest.mark.parametrize("wishes", SAMPLED, ids=lambda wishes: "+".join(wishes))
-def test_sampled_text_is_the_same_whoever_drafts_alone_and_together(demo: Demo, wishes: dict[str, object]) -> None:
+def test_sampled_text_is_the_same_with_any_drafter_alone_and_together(demo: Demo, wishes: dict[str, object]) -> None:
     samplings = [asked({"do_sample": True, **wishes}, seed=seed) for seed in (1, 2)]
     plain, *drafting = demo.engines
     expected = [plain.generate(demo.prompt, sampling).tokens for sampling in samplings]

@@ -176,13 +176,13 @@ def test_fused_experts_are_refused_by_name(family: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tier", ["none", "ram", "disk"])
-def test_a_standing_layer_computes_what_the_streamed_one_does(tier: offload.Offload, tmp_path: Path) -> None:
+def test_a_resident_layer_computes_what_the_streamed_one_does(tier: offload.Offload, tmp_path: Path) -> None:
     tiny("llama", tmp_path / "model")
     model = offload.load(tmp_path / "model", tier)
     reference = layers_of(tiny("llama", tmp_path / "again"))
     try:
         for index in (2, 0):
-            layer = offload.standing_layer(model, index)
+            layer = offload.resident_layer(model, index)
             for name, parameter in reference[index].named_parameters():
                 assert torch.equal(layer.get_parameter(name), parameter)
     finally:
@@ -203,7 +203,7 @@ def test_layers_that_stay_are_shared_and_only_streamed_ones_copied(monkeypatch: 
         for shared in (0, 2):
             ours, theirs = (
                 {tensor.data_ptr() for tensor in layer.parameters()}
-                for layer in (layers_of(drafter.lm.model)[shared], offload.standing_layer(llm._model, shared))
+                for layer in (layers_of(drafter.lm.model)[shared], offload.resident_layer(llm._model, shared))
             )
             assert ours == theirs
         asked = ("How does specexec work?", SamplingParams(temperature=0.0, max_tokens=16))
@@ -226,7 +226,7 @@ def test_a_copy_takes_the_memory_that_was_counted_whatever_the_target_is_stored_
         folder = tmp_path / "pack"
     counted_B, _ = offload.copy_B(offload.open_folder(folder), few, 4)
     model = offload.load(folder, "disk", dtype="f32")
-    made = [quantised(offload.standing_layer(model, i), torch.device("cpu"), few) for i in range(LAYERS)]
+    made = [quantised(offload.resident_layer(model, i), torch.device("cpu"), few) for i in range(LAYERS)]
     modules = [module for layer in made for module in layer.modules()]
     packed_B = sum(one._packed.nbytes + one._state.absmax.nbytes for one in modules if isinstance(one, FourBit))
     for codes, meta in [part for one in modules if isinstance(one, Grouped) for part in one._parts]:

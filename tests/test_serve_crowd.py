@@ -1,4 +1,4 @@
-"""Many clients at once: sweeps are shared, nobody waits for a slow reader, and who leaves is let go."""
+"""Many clients at once: sweeps are shared, no client waits for a slow reader, and one that leaves is let go."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_the_last_client_to_leave_ends_the_sweep() -> None:
         assert server.ask("abc").json()["choices"][0]["message"]["content"] == "abc"
 
 
-def test_a_real_sweep_is_cut_short_when_nobody_waits_for_it() -> None:
+def test_a_real_sweep_is_cut_short_when_no_text_needs_it() -> None:
     def throttled() -> Engine:  # five layers of about a megabyte, half a minute for all of them
         return specexec.load("demo", drafter="none", offload="disk", link_limit_Bps=200_000)
 
@@ -137,7 +137,7 @@ def test_one_client_that_leaves_does_not_disturb_the_others() -> None:
         assert engine.stops == 0
 
 
-def test_a_slow_reader_holds_up_nobody() -> None:
+def test_a_slow_reader_delays_no_other() -> None:
     with serving(LetterEngine) as server:
         slow = [raw_request(server, "z" * 990, stream=True) for _ in range(3)]
         began_s = time.monotonic()
@@ -221,7 +221,7 @@ def demo() -> Iterator[Served]:
         yield served
 
 
-def test_the_text_depends_on_the_seed_and_not_on_the_company(demo: Served) -> None:
+def test_the_text_depends_on_the_seed_and_not_on_other_requests(demo: Served) -> None:
     def ask(seed: int) -> httpx.Response:
         with demo.http as client:
             body = {"prompt": "The list", "seed": seed % 5, "temperature": 1, "max_tokens": 12, "n": 1 + seed % 2}

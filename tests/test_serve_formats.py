@@ -198,7 +198,7 @@ def test_a_request_that_says_nothing_of_thinking_has_the_servers_level(
 
     plain, engine = prompt_tokens(), qwen.worker.engine
     _warm(engine, "off", Screen())
-    assert "think off: the chat template is told enable_thinking=False" in capsys.readouterr().err
+    assert "think off: the chat template gets enable_thinking=False" in capsys.readouterr().err
     try:
         assert prompt_tokens() == plain + 4, "an empty thought"
         assert prompt_tokens(reasoning_effort="high") == plain

@@ -69,7 +69,7 @@ def test_every_local_name_is_served(locked: Served, host: str) -> None:
     assert get(locked, "/health", Host=host).status_code == 200
 
 
-def test_a_foreign_page_is_refused_and_a_known_one_told_so(locked: Served) -> None:
+def test_a_foreign_page_is_refused_and_a_known_one_allowed(locked: Served) -> None:
     assert get(locked, "/health", Origin="https://evil.example").json()["error"]["code"] == "origin_not_allowed"
     assert get(locked, "/health", Origin="null").status_code == 403
     known = get(locked, "/health", Origin="https://chat.example")
@@ -124,7 +124,7 @@ def test_a_path_is_never_a_models_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_the_command_serves_until_it_is_told_to_stop(number: int, code: int, tmp_path: Path) -> None:
+def test_the_command_serves_until_a_signal_stops_it(number: int, code: int, tmp_path: Path) -> None:
     log = (tmp_path / "log").open("w+")
     program = "import sys; from cli.app import main; sys.exit(main(sys.argv[1:]))"
     process = subprocess.Popen(

@@ -239,7 +239,7 @@ def test_spelled_control_tokens_are_text_to_tokenize_unless_asked_for(
         assert client.post("/tokenize", json={"prompt": "x", name: "yes"}).status_code == 400
 
 
-def test_a_drafter_that_failed_is_told_by_card_and_metrics(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_drafter_that_failed_is_reported_by_card_and_metrics(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Engine, "drafter_failures", {"sibling": "ValueError: no"})
     with server.http as client:
         assert client.get("/v1/models").json()["data"][0]["meta"]["drafter_failures"] == {"sibling": "ValueError: no"}

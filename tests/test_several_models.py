@@ -102,7 +102,7 @@ def test_all_of_them_guess_and_are_named_in_the_order_they_were_typed(sampling: 
     assert taken & {0b11, 0b10}, "what the better one guessed was kept"
 
 
-def test_two_of_one_name_are_told_apart(other: Path, tmp_path: Path) -> None:
+def test_two_of_one_name_are_distinguished(other: Path, tmp_path: Path) -> None:
     same = shutil.copytree(other, tmp_path / "other")
     with opened(f"{other}+{same}") as llm:
         assert llm.drafter_name == f"{other}+{same}"

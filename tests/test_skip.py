@@ -64,7 +64,7 @@ def layers_of(lm: TreeLM) -> nn.ModuleList:
     return found
 
 
-def standing(lm: TreeLM, kept_LS: Kept) -> dict[int, nn.Module]:
+def resident_layer(lm: TreeLM, kept_LS: Kept) -> dict[int, nn.Module]:
     return {number: copy.deepcopy(layers_of(lm)[number]) for number in np.flatnonzero(kept_LS.any(1)).tolist()}
 
 
@@ -87,7 +87,7 @@ class Case:
         (sequence,) = write(self.target, drafter, [TEXT], sampling, 12)
         return list(sequence.answer), sequence.cache(self.target)
 
-    def standing(self, number: int) -> nn.Module:
+    def resident_layer(self, number: int) -> nn.Module:
         return copy.deepcopy(self.layers[number])
 
 
@@ -104,7 +104,7 @@ def test_whatever_is_skipped_text_and_cache_are_those_of_plain_decoding(
     case: Case, kept_LS: Kept, sampling: SamplingParams
 ) -> None:
     plain, plain_cache = case.plain[sampling.temperature]
-    drafter = skipping(case.target, case.standing, kept_LS, VOCABULARY)
+    drafter = skipping(case.target, case.resident_layer, kept_LS, VOCABULARY)
     text, cache = case.written(drafter, sampling)
     assert text == plain
     rows = min(len(cache), len(plain_cache))
@@ -297,7 +297,7 @@ def test_drafting_goes_on_for_as_long_as_the_measured_acceptance_pays(case: Case
         kept_LS = np.ones((LAYERS, 2), bool)
         if left_out:
             kept_LS[left_out] = False
-        drafter = skipping(case.target, case.standing, kept_LS, VOCABULARY)
+        drafter = skipping(case.target, case.resident_layer, kept_LS, VOCABULARY)
         before.append(passes_of(drafter))
         for seed in range(3):
             write(case.target, drafter, [prompt(9, seed=seed)], replace(GREEDY, max_tokens=24), 8)

@@ -34,7 +34,7 @@ def test_a_template_that_goes_wrong_is_refused(template: str, problem: str, monk
     assert templates.render("{{ messages[0].content }}", HELLO, {}) == HELLO[0]["content"]
 
 
-def test_a_template_that_does_not_end_holds_up_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_template_that_does_not_end_delays_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(templates, "SECONDS", 20.0)
     templates.render("{{ messages[0].content }}", HELLO, {})
     stuck = {threading.Thread(target=refused, args=(f"{{{{ {n} * 10 ** (10 ** 9) }}}}",)) for n in range(2)}

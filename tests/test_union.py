@@ -102,7 +102,7 @@ def test_the_text_is_that_of_plain_decoding(
         assert sequence.answer == case.plain(sampling), model
 
 
-def test_company_changes_nothing(case: Case) -> None:
+def test_other_texts_change_nothing(case: Case) -> None:
     prompts = [prompt(length, seed=length) for length in (3, 30)]
     alone = [write(case.target, case.drafters["none"], [tokens], SAMPLINGS[1])[0].answer for tokens in prompts]
     union = Union([case.drafters["perfect"], NgramDrafter()], dear(-2.0))
@@ -146,7 +146,7 @@ def test_an_expensive_member_is_spared_the_unlikely_part() -> None:
     assert cheap.asked == [[ROOT], [0, 1], [2, 3]]
 
 
-def test_while_nobody_waits_none_is_spared() -> None:
+def test_while_decoding_does_not_wait_no_member_is_spared() -> None:
     expensive, cheap = Script({5: 0.5, 6: 0.01}), Script({7: 0.5})
     union, sequence = Union([expensive, cheap], dear(np.log(0.1))), sequence_of([1], SAMPLINGS[0])
     union.guess(ask(sequence), 8)
@@ -155,7 +155,7 @@ def test_while_nobody_waits_none_is_spared() -> None:
     assert expensive.asked == cheap.asked == [[ROOT], [0, 1]]
 
 
-def test_a_node_that_pays_for_nobody_goes_to_those_who_know_it() -> None:
+def test_a_node_that_pays_for_no_member_goes_to_those_that_know_it() -> None:
     one, other = Script({5: 0.5}), Script({7: 0.5})
     cost = dear(np.log(0.1))
     cost.floor = lambda price: np.log(0.1)  # type: ignore[method-assign]

@@ -1,4 +1,4 @@
-"""The walk: whatever tree was guessed, it gives the text of plain decoding; and that text has the target's own law."""
+"""The walk: whatever tree was guessed, it gives the text of plain decoding, which has the target's distribution."""
 
 from __future__ import annotations
 
@@ -218,7 +218,7 @@ def test_a_wrong_verifier_is_caught(mutant: Verifier, noise: Floats) -> None:
 
 
 def test_a_real_model_writes_by_its_own_law(tmp_path: Path) -> None:
-    """The first two tokens of 1000 seeds through the decoder, trees and company included."""
+    """The first two tokens of 1000 seeds through the decoder, trees and batches included."""
     words, samples, text = 24, 1000, prompt(6, most=24)
     model = tiny("llama", tmp_path / "truth", vocab_size=words)
     target = TreeLM(tiny("llama", tmp_path / "target", vocab_size=words))

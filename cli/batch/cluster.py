@@ -148,7 +148,7 @@ class ClusterBatch:
         self._cluster.bytes_read += report.bytes_read
         for partial in report.partial:
             request = place.requests[partial.index]
-            if request.sampling.logprobs is None:  # of what is not computed again none could be told
+            if request.sampling.logprobs is None:  # tokens that are not computed again have none
                 place.requests[partial.index] = replace(request, written=partial.tokens)
         for result in report.results:
             del place.requests[result.index]
@@ -208,11 +208,11 @@ def running_cluster(
 
 
 def _knock(address: str | None) -> None:
-    """Raises ConnectionError where nobody listens at `host:port` or `ray://host:port`; Ray itself asks for minutes."""
-    told = urlsplit(address if address and "://" in address else f"//{address or ''}")
-    if told.scheme not in ("", "ray") or told.hostname is None or told.port is None:
+    """Raises ConnectionError where nothing listens at `host:port` or `ray://host:port`; Ray itself asks for minutes."""
+    parts = urlsplit(address if address and "://" in address else f"//{address or ''}")
+    if parts.scheme not in ("", "ray") or parts.hostname is None or parts.port is None:
         return  # auto, local: Ray finds or starts one
     try:
-        socket.create_connection((told.hostname, told.port), KNOCK_S).close()
+        socket.create_connection((parts.hostname, parts.port), KNOCK_S).close()
     except OSError as problem:
         raise ConnectionError(problem.strerror or f"no answer in {KNOCK_S:g} seconds") from problem

@@ -28,7 +28,7 @@ from cli.engine.facts import facts_of
 from cli.engine.open import open_engine, running_engine
 from cli.shared.errors import INTERRUPTED, SOME_FAILED, TERMINATED
 from cli.shared.options import EngineOptions, engine_options, sampling_options
-from cli.shared.template_options import tell, template_options
+from cli.shared.template_options import set_template, template_options
 from cli.shared.verbosity import Verbosity, start_logging, verbosity_options
 from cli.terminal.screen import Screen
 from offload.checkpoint.headers import read_config
@@ -140,7 +140,7 @@ def _reading(options: EngineOptions) -> tuple[Encoding, int]:
 
     target, trust = _target(options), options.load.trust_remote_code
     encoding = encoding_in(target, trust)
-    tell(encoding, options.template_vars, options.allow_control_tokens)
+    set_template(encoding, options.template_vars, options.allow_control_tokens)
     return encoding, context_of(target, options.load.ctx, trust)
 
 
@@ -246,7 +246,7 @@ def _configuration(
     batch: BatchOptions, options: EngineOptions, sampling: SamplingParams, revision: str
 ) -> dict[str, Json]:
     """Everything a text depends on, by the names a user knows."""
-    # An empty option that an older version did not know must not tell its files from ours.
+    # An empty option that an older version did not know must not make its files differ from ours.
     given = {name: value for name, value in vars(sampling).items() if name != "stop" and value != ()}
     chosen = {f"--{name.replace('_', '-')}": value for name, value in given.items()}
     return {

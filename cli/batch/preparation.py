@@ -10,7 +10,7 @@ from cli.batch.input.items import Item, ItemText
 from cli.batch.output.answers import ItemAnswer
 from cli.batch.refusals import BadRequest
 from cli.openai.errors import ApiError
-from cli.openai.logprobs import Teller
+from cli.openai.logprobs import LogprobReader
 from cli.openai.responses import Choice
 from specexec.engine.request_types import Request
 from specexec.sampling.params import SamplingParams
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TemplateSettings:
-    """What the chat template is told for an item, how its model then writes, and what of it had no effect."""
+    """What the chat template gets for an item, how its model then writes, and what of it had no effect."""
 
     wishes: Wishes
     form: Format
@@ -48,10 +48,10 @@ class Preparation:
 
     def answer(self, item: Item, run: SamplingParams, completions: Mapping[int, Completion]) -> ItemAnswer:
         """The texts of an item, read; `completions` are those that there are, by their place among them."""
-        told = self._told(item) if item.chat and self.encoding.template is not None else None
+        settings = self._settings(item) if item.chat and self.encoding.template is not None else None
         texts = item.texts(run)
-        choices = tuple(self._choice(at, item, told, texts[at], one) for at, one in completions.items())
-        notes = (*(told.notes if told else ()), *self._left_out.pop(item.id, ()))
+        choices = tuple(self._choice(at, item, settings, texts[at], one) for at, one in completions.items())
+        notes = (*(settings.notes if settings else ()), *self._left_out.pop(item.id, ()))
         return ItemAnswer(tuple(completions.values()), choices, notes)
 
     def _request(self, item: Item, text: ItemText) -> Request:
@@ -59,8 +59,9 @@ class Preparation:
         asked = item.asked
         bounded = asked is not None and bool(asked.shape or asked.tools)
         if item.chat and (bounded or self._level(item)):
-            told = self._told(item)
-            return replace(request, wishes=told.wishes, grammar=self._grammar(item, text, told) if bounded else None)
+            settings = self._settings(item)
+            grammar = self._grammar(item, text, settings) if bounded else None
+            return replace(request, wishes=settings.wishes, grammar=grammar)
         if asked is not None and asked.shape is not None:
             from cli.openai.prepare import grammar_of
 
@@ -70,7 +71,7 @@ class Preparation:
     def _level(self, item: Item) -> Level | None:
         return (item.asked.thinking if item.asked is not None else None) or self.thinking
 
-    def _told(self, item: Item) -> TemplateSettings:
+    def _settings(self, item: Item) -> TemplateSettings:
         from cli.openai.prepare import form_of
         from specexec.text.formats import format_of
 
@@ -88,13 +89,13 @@ class Preparation:
         wishes = replace(wishes, variables={**thinking.variables, **wishes.variables})
         return TemplateSettings(wishes, found(wishes), notes)
 
-    def _grammar(self, item: Item, text: ItemText, told: TemplateSettings) -> str:
+    def _grammar(self, item: Item, text: ItemText, settings: TemplateSettings) -> str:
         """What the answer must look like, from the end of its thought on."""
         from cli.openai.prepare import bound_of
 
         assert item.asked is not None
         try:
-            bound = bound_of(told.form, self.encoding.encode(text.prompt, told.wishes), item.asked)
+            bound = bound_of(settings.form, self.encoding.encode(text.prompt, settings.wishes), item.asked)
         except ApiError as refusal:
             raise BadRequest(item.id, refusal) from None
         assert bound is not None, "asked for only where something is bound"
@@ -102,23 +103,23 @@ class Preparation:
         return bound.text
 
     def _choice(
-        self, index: int, item: Item, told: TemplateSettings | None, text: ItemText, completion: Completion
+        self, index: int, item: Item, settings: TemplateSettings | None, text: ItemText, completion: Completion
     ) -> Choice:
         echo = item.asked is not None and item.asked.echo
-        marked = told is not None and (told.form.thoughts or told.form.calls)
-        reader = teller = None
+        marked = settings is not None and (settings.form.thoughts or settings.form.calls)
+        reader = logprob_reader = None
         tokens: list[int] = []
         if marked or echo or text.sampling.logprobs is not None:
-            tokens = self.encoding.encode(text.prompt, told.wishes if told else None)
-        if told is not None and marked:
+            tokens = self.encoding.encode(text.prompt, settings.wishes if settings else None)
+        if settings is not None and marked:
             stop = self.stop if text.sampling.stop is None else text.sampling.stop
-            reader = told.form.reader(tokens, stop=stop)
+            reader = settings.form.reader(tokens, stop=stop)
         if text.sampling.logprobs is not None:
-            teller = Teller(self.encoding.piece, tokens, echo)
+            logprob_reader = LogprobReader(self.encoding.piece, tokens, echo)
         said = ""
         if echo:
             said = text.prompt if isinstance(text.prompt, str) else self.encoding.decode(tokens)
-        choice = Choice(index, said, reader, teller)
+        choice = Choice(index, said, reader, logprob_reader)
         choice.add(
             Burst(
                 completion.tokens,

@@ -101,7 +101,7 @@ class Run:
                 yield replace(request, index=len(self._texts) - 1, written=self._written(item, number))
 
     def _written(self, item: Item, number: int) -> tuple[int, ...]:
-        """What an earlier run has written. Of tokens that are not computed again no probabilities could be told."""
+        """What an earlier run has written; none where log-probabilities are wanted: those take computing it again."""
         texts = self.begun.get(item.id)
         return () if texts is None or item.sampling(self.sampling).logprobs is not None else texts[number]
 
@@ -163,7 +163,7 @@ class Run:
                     self.sink.finished(item, self._answer(item))
 
     def _give_up(self, item: Item, error: SpecexecError) -> None:
-        """An item that cannot be answered; whoever asked the same gets the same refusal."""
+        """An item that cannot be answered; equal items get the same refusal."""
         self._to_write -= item.count - len(self._open.pop(item.id, {}))
         for one in [item, *self._copies[item.id]]:
             self._fail(one, error)

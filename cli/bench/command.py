@@ -18,7 +18,7 @@ from click.core import ParameterSource
 from cli.bench.plot import check_extra, draw
 from cli.bench.prompts import bench_prompts
 from cli.bench.rounds import COLUMNS, Row, measure
-from cli.bench.rules import measure_laws, two_models
+from cli.bench.rules import measure_rules, two_models
 from cli.engine.facts import facts_of
 from cli.engine.learned_store import keep_speed
 from cli.engine.open import running_engine
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 BUDGETS = ("8", "32", "128")
 PLANNER = click.Choice(["best", "reference", "beam", "sequoia"])
-LAWS = ["walk", "multi-step", "multi-step-distinct", "greedy", "block"]
+RULES = ["walk", "multi-step", "multi-step-distinct", "greedy", "block"]
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -80,11 +80,11 @@ def _several(
 )
 @json_option("The same as -o json; errors too.")
 @click.option(
-    "--laws",
-    type=Several(click.Choice(LAWS)),
+    "--rules",
+    type=Several(click.Choice(RULES)),
     default="",
     metavar="A,B,…",
-    help="Other laws of verification, for comparison; above T = 0 only. Comma list.",
+    help="Other verification rules, for comparison; above T = 0 only. Comma list.",
 )
 @click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw it, as a PNG at this path.")
 @engine_options
@@ -104,7 +104,7 @@ def bench(
     gen: int,
     form: str,
     as_json: bool,
-    laws: tuple[str, ...],
+    rules: tuple[str, ...],
     plot: Path | None,
     engine_options: EngineOptions,
 ) -> int:
@@ -113,19 +113,19 @@ def bench(
     Plain decoding (budget 0) is always measured in the same run, and every text is compared with it. Quote the ratios:
     absolute speeds belong to this machine on this day. The toy's speeds mean nothing; its tokens per sweep do. Nothing
     is remembered from earlier runs or from prompt to prompt, nor kept, but for the speeds of plain decoding and of each
-    drafter under --budgets auto: from then on --drafter auto knows them. --laws adds rows that write by other rules of
+    drafter under --budgets auto: from then on --drafter auto knows them. --rules adds rows that write by other rules of
     verification, over trees of one fixed shape: their texts depend on the tree, so nothing else uses them.
 
     \b
       specexec bench --budgets 8,32,128 --temperatures 0,0.8
       specexec bench -m llama-8b --budgets auto --drafters sibling+ngram,substitute+ngram,ngram
-      specexec bench --temperatures 1 --laws walk,multi-step,greedy,block
+      specexec bench --temperatures 1 --rules walk,multi-step,greedy,block
       specexec bench -m ./my-model -d ./my-drafter --offloads ram,disk -o json > bench.json
     """
     if plot is not None:
         check_extra()
-    if laws and not any(map(float, temperatures)):
-        raise click.UsageError("--laws compares how tokens are drawn: list a temperature above 0 in --temperatures.")
+    if rules and not any(map(float, temperatures)):
+        raise click.UsageError("--rules compares how tokens are drawn: list a temperature above 0 in --temperatures.")
     screen = Screen(quiet=verbosity.quiet)
     asked = bench_prompts(file)[:limit]
     run = {"prompts": "demo" if file is None else str(file), "limit": limit, "repeat": repeat, "gen": gen}
@@ -140,21 +140,21 @@ def bench(
             engine = facts_of(llm, options)
             del engine["budget"]  # each row has its own
             facts, begun = {"run": run, "engine": engine}, len(rows)
-            if laws:
+            if rules:
                 two_models(llm)  # refused before anything is measured
             for temperature in temperatures:
                 sampling = SamplingParams(temperature=float(temperature), max_tokens=gen)
                 sizes = ["0", *(size for size in budgets if size != "0")]
                 prompts = [prompt.asked for prompt in asked]
                 rows += measure(llm, drafter, shape, prompts, sizes, sampling, repeat, screen)
-                if laws and sampling.temperature:
+                if rules and sampling.temperature:
                     plain = rows[-len(sizes)]
-                    rows += measure_laws(llm, prompts, laws, plain, gen, screen)
+                    rows += measure_rules(llm, prompts, rules, plain, gen, screen)
             rows[begun:] = [replace(row, facts=facts) for row in rows[begun:]]
             _keep_speed(options, llm.sources, rows[begun:])
     echo(FORMATS["json" if as_json else form](rows), nl=False)
     if plot is not None:
-        draw([row for row in rows if not row.planner.startswith("law")], plot)
+        draw([row for row in rows if not row.planner.startswith("rule")], plot)
     for row in rows:
         if row.vs_plain < 1:
             which = f"{row.asked}, {row.planner}, budget {row.budget}, T = {row.temperature:g}"

@@ -46,12 +46,12 @@ class Round:
 @dataclass(frozen=True)
 class Row:
     """One setting. Means over rounds, `_sd` their standard deviation; seconds are those of one sweep: drafting that
-    somebody waited for, arithmetic waiting for weights, the rest. `accepted_by_depth[d]` is the share of sweeps that
+    decoding waited for, arithmetic waiting for weights, the rest. `accepted_by_depth[d]` is the share of sweeps that
     accepted a guess at depth d (0 = next token). `memory_B` is the most the process held after a prompt, RAM and GPU.
-    `of_bound`: for laws over drawn children, what was accepted as a share of what any law could have (alpha*).
+    `of_bound`: for rules over drawn children, what was accepted as a share of what any rule could have (alpha*).
     `calibration_error`: how far the chance that a drafter model gave its best guess lay from the truth, with the
     neutral tau and the learned. `hit_rate`: share of the sweeps with drafting meanwhile after which the text went where
-    that had gone; None without any. `hidden`: about the share of the drafting that nobody had to wait for (stats.py,
+    that had gone; None without any. `hidden`: about the share of the drafting that decoding did not wait for (stats.py,
     Overlap). `facts`: what came of the options, for JSON."""
 
     asked: str

@@ -1,4 +1,4 @@
-"""Rows of `specexec bench --laws`: the same prompts written with other verification rules."""
+"""Rows of `specexec bench --rules`: the same prompts written with other verification rules."""
 
 from __future__ import annotations
 
@@ -18,50 +18,50 @@ if TYPE_CHECKING:
     from specexec.text.messages import Prompt
 
 
-def measure_laws(
+def measure_rules(
     llm: Engine,
     prompts: Sequence[Prompt],
-    laws: Sequence[str],
+    rules: Sequence[str],
     plain: Row,
     tokens: int,
     screen: Screen,
 ) -> list[Row]:
-    """A row for each law, at the temperature of the plain row; texts are none that anybody asked for."""
+    """A row for each rule, at the temperature of the plain row; texts are measured and discarded."""
     from specexec.evaluation.rule_runner import Rival
 
     target, draft = two_models(llm)
     rows = []
-    for law in laws:
-        screen.say(f"law {law}, T = {plain.temperature:g}")
-        rivals = [Rival(target, draft, law, plain.temperature, seed) for seed in range(len(prompts))]
+    for rule in rules:
+        screen.say(f"rule {rule}, T = {plain.temperature:g}")
+        rivals = [Rival(target, draft, rule, plain.temperature, seed) for seed in range(len(prompts))]
         for rival, prompt in zip(rivals, prompts, strict=True):
             rival.write(llm.encode(prompt), tokens)
-        rows.append(_row(llm, law, [rival.tally for rival in rivals], plain))
+        rows.append(_row(llm, rule, [rival.tally for rival in rivals], plain))
     return rows
 
 
 def two_models(llm: Engine) -> tuple[TreeLM, TreeLM]:
-    """Target and drafter, which the laws compare. Raises BadText unless one model drafts, by the target's token ids."""
+    """Target and drafter, which the rules use. Raises BadText unless one model drafts, by the target's token ids."""
     from specexec.model.tree_lm import TreeLM
 
     if (several := len(llm.folders) - 1) > 1:
         raise BadText(
-            f"--laws compares laws on one model that drafts, here {several} do.", hint="--drafters with one of them."
+            f"--rules compares rules on one model that drafts, here {several} do.", hint="--drafters with one of them."
         )
     target, draft = llm.models["target"], llm.models.get("drafter")
     if not isinstance(target, TreeLM) or not isinstance(draft, TreeLM):
-        raise BadText("--laws compares laws on a model that drafts.", hint="--drafters sibling, or a path.")
+        raise BadText("--rules compares rules on a model that drafts.", hint="--drafters sibling, or a path.")
     return target, draft
 
 
-def _row(llm: Engine, law: str, tallies: list[Tally], plain: Row) -> Row:
+def _row(llm: Engine, rule: str, tallies: list[Tally], plain: Row) -> Row:
     tokens, sweeps = sum(one.tokens for one in tallies), sum(one.sweeps for one in tallies)
     seconds, draft_s = sum(one.seconds for one in tallies), sum(one.draft_s for one in tallies)
     most, deepest = sum(one.most for one in tallies), max(depth for one in tallies for depth in [-1, *one.depths])
     return replace(
         plain,
         drafter=called(llm.folders["drafter"]),  # alone, whatever is joined to it
-        planner=f"law: {law}",
+        planner=f"rule: {rule}",
         budget=f"{sum(one.nodes for one in tallies) / sweeps:.0f}",
         sweeps=sweeps,
         tokens_per_sweep=tokens / sweeps,

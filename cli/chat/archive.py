@@ -53,7 +53,7 @@ class Record:
     seen: Stamp | None = field(default=None, compare=False)  # the file that this is all of; None: it has none yet
 
     @property
-    def told(self) -> dict[str, object]:
+    def facts(self) -> dict[str, object]:
         """What is kept, for programs."""
         return {name: value for name, value in asdict(self).items() if name not in ("seen", "turns")}
 
@@ -90,7 +90,7 @@ class Archive:
     def save(self, record: Record) -> Record:
         """Replace what is kept of a conversation, atomically; the record as it is kept now.
 
-        Where somebody else has gone on with it since it was read, theirs stays and ours gets an id of its own.
+        Where another process has gone on with it since it was read, that one stays and ours gets a new id.
         """
         head = {"id": record.id, "model": record.model, "system": record.system, "created": record.created}
         lines = [{"specexec_session": FORMAT, **head}, *_with_tokens(record)]
@@ -105,7 +105,7 @@ class Archive:
             return replace(record, seen=_stamp_of(path))
 
     def is_latest(self, record: Record) -> bool:
-        """Whether the file holds what this record does, as far as anybody knows."""
+        """Whether the file holds what this record does, as far as is known."""
         return record.seen == _stamp_of(self._path(record.id))
 
     def load(self, id: str) -> Record:
@@ -149,7 +149,7 @@ class Archive:
     def forget_snapshot(self, id: str) -> None:
         """Remove the snapshot of a conversation, if it has one."""
         path = self.snapshot_path(id)
-        if not path.is_dir():  # a folder of that name is somebody's, and no snapshot
+        if not path.is_dir():  # a folder of that name is no snapshot of ours
             path.unlink(missing_ok=True)
 
     @contextmanager
@@ -249,10 +249,10 @@ def _turns(record: Record, lines: list[dict[str, dict[str, object]]]) -> Iterato
     for place, line in enumerate(lines):
         if "tokens" not in line:
             continue
-        told = line["tokens"]
-        prompt = known[: int(str(told["kept"]))] + _ids(told["read"])
-        ended, seed = told["ended"], told["seed"]
-        turn = Turn(record.dialogue[: before + place], prompt, _ids(told["written"]))
+        tokens = line["tokens"]
+        prompt = known[: int(str(tokens["kept"]))] + _ids(tokens["read"])
+        ended, seed = tokens["ended"], tokens["seed"]
+        turn = Turn(record.dialogue[: before + place], prompt, _ids(tokens["written"]))
         turn.ended = ended if ended in ("stop", "length", "interrupted") else None
         turn.seed = None if seed is None else int(str(seed))
         yield turn

@@ -84,7 +84,7 @@ def chat(
     record = _record(resume, session)
     if record is not None and not _model_was_named():
         engine_options = replace(engine_options, model=record.model)
-    kept = not no_save and (message is None or record is not None)  # a single question is nobody's conversation
+    kept = not no_save and (message is None or record is not None)  # a single question is no conversation
 
     def begin(engine: Engine, options: EngineOptions, before: Session | None) -> Session:
         ask_to_think(engine, before.think if before else think, screen.say)

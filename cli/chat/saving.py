@@ -1,7 +1,7 @@
 """Saves a conversation after every turn, and its keys and values at the end; restores both.
 
-Nothing that was saved is overwritten: what is taken back or answered again stays in the file, and what somebody else
-went on with stays theirs.
+Nothing that was saved is overwritten: what is taken back or answered again stays in the file, and a
+conversation that another process went on with stays as it left it.
 """
 
 from __future__ import annotations

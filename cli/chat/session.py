@@ -160,7 +160,7 @@ class Session:
         self.leaving = answer.exit_code == TERMINATED
 
     def _call(self) -> None:
-        """Tell somebody who may be looking elsewhere that the answer is there."""
+        """Signal to a user who may look elsewhere that the answer is there."""
         if self.bell:
             self.screen.ring()
         if self.notify_command:

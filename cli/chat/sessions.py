@@ -55,7 +55,7 @@ def show(id: str, as_json: bool) -> None:
     """Print one conversation. The beginning of its ID is enough."""
     record = Archive(sessions_folder()).load(id)
     if as_json:
-        echo(json.dumps(record.told, ensure_ascii=False))
+        echo(json.dumps(record.facts, ensure_ascii=False))
     else:
         echo(_markdown(record), nl=False)
         if record.taken_back:

@@ -134,7 +134,7 @@ def think(session: Session, argument: str) -> None:
         session.think = argument
         ask_to_think(session.engine, session.think, session.screen.tell)
         if argument == "auto":
-            session.screen.tell("think auto: the chat template is told nothing")
+            session.screen.tell("think auto: the chat template's own default")
     elif argument in ("hide", "show"):
         session.display.hide_thinking = argument == "hide"
         session.screen.tell(f"thoughts are {'counted only' if session.display.hide_thinking else 'shown'}")

@@ -1,7 +1,7 @@
 """What decoding learned about a target and its drafter, kept from run to run under the XDG state directory.
 
 One file of at most a few hundred KB for each pair, and a small one for each target with the speeds of its drafters; for
-their owner alone, written whole or not at all. Seconds stand beside the machine and the placement where they were
+their owner alone, written whole or not at all. Seconds are kept with the machine and the placement where they were
 measured, and count there alone: the folder may travel, or be shared. A file that cannot be read, or belongs to another
 version or pair, costs the first sweeps some of their speed, and says so.
 """
@@ -178,7 +178,7 @@ def _identity(folder: Path) -> str:
 
 
 def _place(engine: Engine, options: EngineOptions) -> str:
-    """What stands before the costs of runs whose sweeps cost the same."""
+    """The prefix of the costs of runs whose sweeps cost the same."""
     head = () if options.load.head_quant == "none" else (options.load.head_quant,)
     placed = (engine.device, engine.placement, options.load.dtype, f"{options.load.link_limit_Bps}", *head)
     return f"{PLACES}{_digest(_here(), *placed).tobytes().hex()}/"
@@ -186,8 +186,8 @@ def _place(engine: Engine, options: EngineOptions) -> str:
 
 def _here() -> str:
     """Equal where nothing is known that would make arithmetic faster or slower."""
-    told = conditions("cpu") | conditions("cuda")
-    return _digest(*(f"{name} {value}" for name, value in sorted(told.items()))).tobytes().hex()
+    found = conditions("cpu") | conditions("cuda")
+    return _digest(*(f"{name} {value}" for name, value in sorted(found.items()))).tobytes().hex()
 
 
 def _digest(*parts: str) -> NDArray[np.uint8]:

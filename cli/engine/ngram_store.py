@@ -47,7 +47,7 @@ def corpus_path(tokenizer: PreTrainedTokenizerBase) -> Path:
 def recalling(engine: Engine) -> Iterator[None]:
     """For the length of the block the engine's drafter remembers earlier runs; what it learned is kept at the end."""
     memory = engine.memory
-    if memory is None:  # nobody drafts from what was written
+    if memory is None:  # no drafter reads what was written
         yield
         return
     past = past_path(engine.tokenizer, engine.name)

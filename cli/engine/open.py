@@ -10,7 +10,7 @@ from cli.engine.learned_store import learning, measured, searching
 from cli.engine.ngram_store import recalling
 from cli.shared.options import EngineOptions
 from cli.shared.quantities import format_count
-from cli.shared.template_options import tell
+from cli.shared.template_options import set_template
 from cli.shared.verbosity import Verbosity, start_logging
 from cli.terminal.screen import Screen
 from specexec.compose.earlier_runs import EarlierRuns
@@ -37,7 +37,7 @@ def open_engine(options: EngineOptions, progress: LoadProgress | None = None, pl
     earlier = EarlierRuns(measured(options) if drafter == "auto" else {})
     with searching(options, earlier.searches) if "skip" in drafter.split("+") else nullcontext():
         engine = assemble(options.model, options.load, progress or LoadProgress(), earlier, planner)
-    tell(engine.encoding, options.template_vars, options.allow_control_tokens)
+    set_template(engine.encoding, options.template_vars, options.allow_control_tokens)
     return engine
 
 

@@ -48,7 +48,7 @@ def list_aliases(as_json: bool) -> None:
 @click.option("-d", "--drafter", metavar="NAME", help="The smaller model that drafts for it.")
 @verbosity_options
 def set_alias(name: str, target: str, drafter: str | None) -> None:
-    """Let NAME stand for TARGET: a folder, org/repo or org/repo@revision."""
+    """Let NAME mean TARGET: a folder, org/repo or org/repo@revision."""
     if name == names.DEMO or "/" in name or name.startswith((".", "~")):
         raise click.BadParameter(f"{name!r} already means something: the demo, a folder or a repository.")
     target, drafter = _lasting(target), _lasting(drafter) if drafter else None

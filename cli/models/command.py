@@ -17,6 +17,7 @@ from cli.shared.quantities import format_bytes
 from cli.shared.verbosity import json_option, verbosity_options
 from offload.checkpoint.documents import check_documents
 from offload.checkpoint.headers import Folder, open_folder
+from offload.checkpoint.quantized.formats import STORED_FORMATS
 from offload.errors import ModelNotFound, OffloadError
 from offload.hub import cleanup as leftovers
 from offload.hub import hub, names
@@ -27,7 +28,7 @@ _JSON = json_option()
 
 @dataclass(frozen=True)
 class Known:
-    """A name, the pair it stands for, and its folder if it is on this machine."""
+    """A name, the pair it means, and its folder if it is on this machine."""
 
     name: str
     target: str
@@ -95,7 +96,7 @@ def list_models(as_json: bool) -> None:
 @_JSON
 @verbosity_options
 def show_model(name: str, as_json: bool) -> None:
-    """Show what one name or folder stands for."""
+    """Show what one name or folder means."""
     known = _find(name)
     facts = known.facts
     if known.path is not None:
@@ -112,7 +113,13 @@ def show_model(name: str, as_json: bool) -> None:
     if not facts["local"]:
         shown["local"] = f"no; specexec pull {name}"
     if facts.get("loads_in_transformers") is False:
-        what = "its head is in four bits" if facts["head"] == "nf4" else "its experts are in a layout of specexec's own"
+        what = "its experts are in a layout of specexec's own"
+        if facts["head"] == "nf4":
+            what = "its head is in four bits"
+        elif any(
+            STORED_FORMATS[one].method == "gguf" for one in str(facts["format"]).split("+") if one in STORED_FORMATS
+        ):
+            what = "its weights are in the blocks of a GGUF file"
         shown["loads_in_transformers"] = f"no, {what}"
     width = max(map(len, shown))
     echo("\n".join(f"{key:<{width}} {value}" for key, value in shown.items() if value != ""))
@@ -167,7 +174,7 @@ def remove_models(chosen: tuple[str, ...], yes: bool, as_json: bool) -> None:
     paths = {name: names.resolve(name, offline=True).target for name in chosen}
     if not yes:
         if not sys.stdin.isatty():
-            raise click.UsageError("Nobody can be asked here; say --yes to delete.")
+            raise click.UsageError("There is no terminal to confirm at; say --yes to delete.")
         for name, path in paths.items():
             echo(f"{name}: {format_bytes(local.describe(path).size_B)} in {path}", err=True)
         click.confirm("Delete?", abort=True, err=True)
@@ -199,7 +206,7 @@ def prune_models(folders: tuple[Path, ...], yes: bool, dry_run: bool, as_json: b
             echo(f"{format_bytes(one.size_B):>10}  {one.why:<20}  {one.path}")
     if found and not dry_run and not yes:
         if not sys.stdin.isatty():
-            raise click.UsageError("Nobody can be asked here; say --yes to delete, or --dry-run.")
+            raise click.UsageError("There is no terminal to confirm at; say --yes to delete, or --dry-run.")
         click.confirm("Delete?", abort=True, err=True)
     freed_B = 0 if dry_run else leftovers.clear(found)
     if as_json:

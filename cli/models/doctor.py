@@ -134,7 +134,7 @@ def _measured(path: Path | None) -> Iterator[Check]:
         disks[disk_key(where)] = found
         way = found.reading
         how = f"{way.block_B >> 20} MiB × {way.threads}, {'direct' if way.direct else 'buffered'}"
-        slow, left = found.Bps < 1e9, found.company
+        slow, left = found.Bps < 1e9, found.contention
         beside = f"; at once with arithmetic {left.disk:.0%} of that, and {left.compute:.0%} of the arithmetic"
         yield Check(
             "disk",
@@ -198,14 +198,14 @@ def _probed(file: Path) -> Disk:
     import torch
 
     from offload.machine.thread_pool import share
-    from offload.measure import probe_company, probe_disk
+    from offload.measure import probe_contention, probe_disk
     from specexec.model.float32_linears import linears
 
     found = probe_disk(file)
     if torch.cuda.is_available():
         return found
     with linears(torch.device("cpu"), torch.bfloat16, share):
-        return probe_company(file, found, "bf16")
+        return probe_contention(file, found, "bf16")
 
 
 def _weights(where: Path) -> list[Path]:

@@ -35,15 +35,15 @@ class Card:
 
 
 def card(text: str) -> Card:
-    """The card that somebody names (4090, "RTX 4060 Ti 16GB"), or one of that size (12GiB).
+    """The card of this name (4090, "RTX 4060 Ti 16GB"), or one of that size (12GiB).
 
     Memory in the name wins. Raises ValueError for others, with the names that come near.
     """
-    told = _MEMORY.search(text)
-    wanted = _plain(text[: told.start()] if told else text)
+    memory = _MEMORY.search(text)
+    wanted = _plain(text[: memory.start()] if memory else text)
     for name, (sizes_GiB, flops) in _CARDS.items():
         if _plain(name) == wanted:
-            memory_GiB = int(told[1]) if told else sizes_GiB[0]
+            memory_GiB = int(memory[1]) if memory else sizes_GiB[0]
             several = f" {memory_GiB}GB" if len(sizes_GiB) > 1 or memory_GiB not in sizes_GiB else ""
             return Card(f"{name}{several}", memory_GiB << 30, flops)
     try:

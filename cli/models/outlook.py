@@ -16,7 +16,7 @@ from specexec.compose.memory_plan import LoadRequest, need_with
 from specexec.drafters.registry import DrafterChoice
 
 MODES: tuple[Offload, ...] = ("none", "ram", "disk", "auto")
-# What drafters reach, for people; `bench` measures. Models of one family; texts that repeat themselves; nobody.
+# What drafters reach, for people; `bench` measures. Models of one family; texts that repeat themselves; no drafter.
 OF_MODELS, OF_REPEATS, ALONE = (5, 10), (1, 3), (1, 1)
 ROWS = 64
 FEW = (1, 4, 16, 64)

@@ -77,12 +77,12 @@ def plan(
     branches = check(folder, trees=guests.required, ctx=ctx, trust_remote_code=trust_remote_code)
     plainly = "" if branches else only_plainly(folder, trust_remote_code) or ""
     here = _machine(folder, gpu, ram, vram, item_B(folder))
-    told = {"link": link, "disk": disk}
+    given = {"link": link, "disk": disk}
     speeds = replace(
         here.ceilings,
         link_Bps=link or here.ceilings.link_Bps,
         disk_Bps=disk or here.ceilings.disk_Bps,
-        assumed=tuple(name for name in here.ceilings.assumed if not told.get(name)),
+        assumed=tuple(name for name in here.ceilings.assumed if not given.get(name)),
     )
     drafters = list_drafters(model, guests.models, offline=offline)
     check_models(guests, [one.path for one in drafters], model)
@@ -152,7 +152,7 @@ def _machine(folder: Folder, gpu: str | None, ram: int | None, vram: int | None,
     measured = load_speeds()
     now = conditions(device)
     changed = measured.changed(device, now)
-    limits = ceilings(measured.believed(device, now), disk_key(folder.path), device, NAMES[item_B])
+    limits = ceilings(measured.believed(device, now), disk_key(folder.weights_at), device, NAMES[item_B])
     if flops:
         limits = replace(limits, arithmetic=replace(limits.arithmetic, flops=flops, curve=()))
     return _Machine(name, free, limits, changed)
@@ -181,7 +181,7 @@ def _page(
     vram = f"{size(here.free.vram_B)} of GPU memory · " if here.free.vram_B is not None else ""
     link = f" · link {format_bytes(speeds.link_Bps)}/s" if here.free.vram_B is not None else ""
     lines = [
-        f"{folder.path if model != 'demo' else 'demo'}: {layers} layers, {size(weights_B)} of weights",
+        f"{folder.called if model != 'demo' else 'demo'}: {layers} layers, {size(weights_B)} of weights",
         f"here: {here.words} · {vram}{size(here.free.ram_B)} of RAM · disk {format_bytes(speeds.disk_Bps)}/s{link}",
         "",
     ]
@@ -228,11 +228,11 @@ def _by_rows(row: OutlookRow) -> list[str]:
     """What sweeps of different sizes bring, where that differs: among experts that travel."""
     from offload.units import size
 
-    routing, told = row.work.routing, row.moved
-    if len(told) < 2 or not told[-1].disk_B + told[-1].link_B:
+    routing, sizes = row.work.routing, row.moved
+    if len(sizes) < 2 or not sizes[-1].disk_B + sizes[-1].link_B:
         return []
     brought = []
-    for one in told:
+    for one in sizes:
         ways = [(one.disk_B, "from disk"), (one.link_B, "over the link")]
         amount = " and ".join(f"{size(nbytes)} {way}" for nbytes, way in ways if nbytes)
         brought.append(f"{amount} for {one.rows} row{'s' if one.rows > 1 else ''}")

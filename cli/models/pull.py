@@ -119,9 +119,9 @@ def pull(
         screen.tell("stopped; the same command fetches the rest.")
         return INTERRUPTED
     if as_json:
-        told = {"asked": asdict(asked), "cache": hub.cache_folder(), "models": [one.facts for one in pulled]}
-        told["seconds"] = round(time.perf_counter() - began_s, 3)
-        echo(json.dumps(told, ensure_ascii=False, default=str))
+        report = {"asked": asdict(asked), "cache": hub.cache_folder(), "models": [one.facts for one in pulled]}
+        report["seconds"] = round(time.perf_counter() - began_s, 3)
+        echo(json.dumps(report, ensure_ascii=False, default=str))
     return 0
 
 

@@ -6,7 +6,7 @@ from cli.shared.errors import REFUSALS
 
 
 class ApiError(Exception):
-    """A request that gets no answer, and why. `retry_s` tells a polite client when to come back."""
+    """A request that gets no answer, and why. `retry_s`: seconds after which a client may try again."""
 
     def __init__(
         self, status: int, code: str, message: str, *, param: str | None = None, retry_s: int | None = None

@@ -23,10 +23,10 @@ class PieceLogprob:
     top: tuple[tuple[str, float], ...] = ()
 
 
-class Teller:
-    """Turns the engine's numbers into words, in the order in which they come.
+class LogprobReader:
+    """The engine's log-probabilities with the text of each token, in the order in which they come.
 
-    With `echo` the prompt is told too, from its first token on; without, the answer after the prompt's last token.
+    With `echo` the prompt is included, from its first token on; without, the answer after the prompt's last token.
     """
 
     def __init__(self, piece: Piece, prompt: list[int], echo: bool) -> None:
@@ -34,35 +34,35 @@ class Teller:
         self._before = prompt[0 if echo else -1]
         self._opening = [PieceLogprob(piece(None, prompt[0]))] if echo else []
 
-    def tell(self, entries: Iterable[Logprob]) -> list[PieceLogprob]:
+    def read(self, entries: Iterable[Logprob]) -> list[PieceLogprob]:
         """The next tokens of the text."""
-        told, self._opening = self._opening, []
+        logprobs, self._opening = self._opening, []
         for entry in entries:
             top = tuple((self._piece(self._before, token), value) for token, value in entry.top)
-            told.append(PieceLogprob(self._piece(self._before, entry.token), entry.logprob, top))
+            logprobs.append(PieceLogprob(self._piece(self._before, entry.token), entry.logprob, top))
             self._before = entry.token
-        return told
+        return logprobs
 
 
-def for_chat(told: list[PieceLogprob]) -> Json:
+def for_chat(logprobs: list[PieceLogprob]) -> Json:
     """`choices[].logprobs` of a chat completion."""
     return {
         "content": [
             {**_entry(one.text, one.logprob), "top_logprobs": [_entry(text, value) for text, value in one.top]}
-            for one in told
+            for one in logprobs
         ],
         "refusal": None,
     }
 
 
-def for_completion(told: list[PieceLogprob], offset: int) -> Json:
+def for_completion(logprobs: list[PieceLogprob], offset: int) -> Json:
     """`choices[].logprobs` of a completion; `offset` is where the first token begins in the choice's text."""
-    offsets = accumulate((len(one.text) for one in told), initial=offset)
+    offsets = accumulate((len(one.text) for one in logprobs), initial=offset)
     return {
-        "tokens": [one.text for one in told],
-        "token_logprobs": [one.logprob for one in told],
-        "top_logprobs": [_table(one) for one in told],
-        "text_offset": [start for start, _ in zip(offsets, told, strict=False)],
+        "tokens": [one.text for one in logprobs],
+        "token_logprobs": [one.logprob for one in logprobs],
+        "top_logprobs": [_table(one) for one in logprobs],
+        "text_offset": [start for start, _ in zip(offsets, logprobs, strict=False)],
     }
 
 

@@ -107,7 +107,7 @@ class HttpRequest:
 
     `max_tokens` None fills the context; `watch` adds trees and sweeps to the stream; `shape` is that of the whole
     answer; `wishes` are for the chat template, `thinking` too once its form is known. `chosen` are the fields that were
-    set, `ignored` those that nobody knows. `notes` has one sentence for everything that is left out. With
+    set, `ignored` those that are unknown. `notes` has one sentence for everything that is left out. With
     `calls_forbidden` what a model writes as a call is text.
     """
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PromptText:
-    """One prompt. `echo` is its text if that was asked for; `form` tells thoughts and calls of its answers apart."""
+    """One prompt. `echo` is its text if that was asked for; `form` splits its answers into text, thoughts and calls."""
 
     tokens: list[int]
     echo: str = ""
@@ -183,7 +183,7 @@ def _check_length(encoding: Encoding, text: str, most: int | None) -> None:
 
 @lru_cache(maxsize=4)
 def _longest_token(encoding: Encoding) -> int:
-    """Characters that one token stands for at most."""
+    """Characters of one token at most."""
     vocabulary: Mapping[str, int] = encoding.tokenizer.get_vocab()
     return max(map(len, vocabulary), default=1)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from cli.openai.logprobs import Json, PieceLogprob, Teller, for_chat, for_completion
+from cli.openai.logprobs import Json, LogprobReader, PieceLogprob, for_chat, for_completion
 from specexec.text.formats import Call, Piece, Reader
 
 if TYPE_CHECKING:
@@ -21,28 +21,28 @@ class News:
     """What one burst added to a choice; `first` calls and `offset` characters of tokens were there before."""
 
     piece: Piece = field(default_factory=Piece)
-    told: list[PieceLogprob] = field(default_factory=list)
+    logprobs: list[PieceLogprob] = field(default_factory=list)
     first: int = 0
     offset: int = 0
 
     def __bool__(self) -> bool:
-        return bool(self.piece != Piece() or self.told)
+        return bool(self.piece != Piece() or self.logprobs)
 
 
 @dataclass
 class Choice:
     """One text as it grows, and what it took.
 
-    `reader` tells thoughts and calls apart, if that is wanted; `teller` is there if log-probabilities were asked for.
+    `reader` splits off thoughts and calls, if that is wanted; `logprob_reader` adds log-probabilities, likewise.
     `silent` are tokens that end a text and are not shown; `limit` is what ended it for its length.
     """
 
     index: int
     echo: str = ""
     reader: Reader | None = None
-    teller: Teller | None = None
+    logprob_reader: LogprobReader | None = None
     silent: tuple[int, ...] = ()
-    told: list[PieceLogprob] = field(default_factory=list)
+    logprobs: list[PieceLogprob] = field(default_factory=list)
     piece: Piece = field(default_factory=Piece)
     tokens: int = 0
     finish_reason: str | None = None
@@ -60,15 +60,16 @@ class Choice:
         """Take one more burst, and say what is new in it."""
         self.last_s = time.monotonic()
         self.first_s = self.last_s if self.first_s is None else self.first_s
-        told = [] if self.teller is None else self.teller.tell((*burst.prompt_logprobs, *burst.logprobs))
+        entries = (*burst.prompt_logprobs, *burst.logprobs)
+        logprobs = [] if self.logprob_reader is None else self.logprob_reader.read(entries)
         last = burst.finish_reason is not None
         ended = last and burst.tokens[-1:] != () and burst.tokens[-1] in self.silent
         shown = burst.tokens[:-1] if ended else burst.tokens
         piece = Piece(burst.text) if self.reader is None else self.reader.read(shown, last)
-        news = News(piece, told, len(self.piece.calls), self._offset)
+        news = News(piece, logprobs, len(self.piece.calls), self._offset)
         self.piece += piece
-        self._offset += sum(len(one.text) for one in told)
-        self.told += told
+        self._offset += sum(len(one.text) for one in logprobs)
+        self.logprobs += logprobs
         self.tokens += len(burst.tokens)
         called = burst.finish_reason == "stop" and self.piece.calls
         self.finish_reason = "tool_calls" if called else burst.finish_reason
@@ -97,7 +98,7 @@ class ApiReply:
                 "index": choice.index,
                 **self._words(choice),
                 "finish_reason": choice.finish_reason,
-                "logprobs": self._likely(choice, choice.told, 0),
+                "logprobs": self._likely(choice, choice.logprobs, 0),
                 "seed": choice.seed,
             }
             for choice in choices
@@ -120,7 +121,7 @@ class ApiReply:
         if piece.calls:
             delta["tool_calls"] = [{"index": news.first + at, **_called(call)} for at, call in enumerate(piece.calls)]
         words: Json = {"delta": delta} if self.chat else {"text": piece.content}
-        likely = self._likely(choice, news.told, news.offset)
+        likely = self._likely(choice, news.logprobs, news.offset)
         return self._chunk({"index": choice.index, **words, "finish_reason": None, "logprobs": likely})
 
     def ending(self, choice: Choice) -> Json:
@@ -184,10 +185,10 @@ class ApiReply:
             message |= {"content": piece.content or None, "tool_calls": [_called(call) for call in piece.calls]}
         return {"message": message}
 
-    def _likely(self, choice: Choice, told: list[PieceLogprob], offset: int) -> Json | None:
-        if choice.teller is None:
+    def _likely(self, choice: Choice, logprobs: list[PieceLogprob], offset: int) -> Json | None:
+        if choice.logprob_reader is None:
             return None
-        return for_chat(told) if self.chat else for_completion(told, offset)
+        return for_chat(logprobs) if self.chat else for_completion(logprobs, offset)
 
     def _chunk(self, *choices: Json) -> Json:
         return {**self._head("chat.completion.chunk" if self.chat else "text_completion"), "choices": list(choices)}

@@ -74,14 +74,14 @@ class _House:
 
     async def health(self, _: Request) -> Response:
         worker = self._worker
-        told: dict[str, object] = {"status": worker.state, "model": self._manner.model}
+        state: dict[str, object] = {"status": worker.state, "model": self._manner.model}
         if worker.state == "loading":
-            told["loading_s"] = round(time.monotonic() - worker.started_s, 1)
-            told |= {"layers_read": worker.layers_read, "layers_to_read": worker.layers_to_read}
+            state["loading_s"] = round(time.monotonic() - worker.started_s, 1)
+            state |= {"layers_read": worker.layers_read, "layers_to_read": worker.layers_to_read}
         else:
-            told |= {"running": worker.running, "waiting": worker.waiting}
+            state |= {"running": worker.running, "waiting": worker.waiting}
         ok = worker.state == "ok"
-        return JSONResponse(told, 200 if ok else 503, headers={} if ok else {"Retry-After": "5"})
+        return JSONResponse(state, 200 if ok else 503, headers={} if ok else {"Retry-After": "5"})
 
     async def metrics(self, _: Request) -> Response:
         worker = self._worker
@@ -178,12 +178,12 @@ def _kind(endpoint: Endpoint) -> Endpoint:
         try:
             return await endpoint(request)
         except ClientDisconnect:
-            return Response(status_code=499)  # nobody reads it
+            return Response(status_code=499)  # the client has gone
         except Exception as error:
-            told = api_error(error)
-            if told.status == 500:
+            refusal = api_error(error)
+            if refusal.status == 500:
                 log.exception("%s %r failed", request.method, request.url.path)
-            return response_of(told)
+            return response_of(refusal)
 
     return answer
 

@@ -115,7 +115,7 @@ def serve(
             where = f"chat page {url}/" if uds is None else f"curl --unix-socket {uds} http://localhost/v1/models"
             screen.say(f"ready: {url}/v1 · model {', '.join(names)} · key {key} · {where}")
             if as_json:
-                told = {
+                facts = {
                     "base_url": f"{'http://localhost' if uds else url}/v1", "socket": uds,
                     "models": names, "api_key": bool(api_key), "cors_origins": cors_origin,
                     "allowed_hosts": allowed_host,
@@ -123,7 +123,7 @@ def serve(
                     "sse_keepalive_s": sse_keepalive, "sse_keepalive_mode": sse_keepalive_mode, "think": think,
                     "engine": facts_of(engine, engine_options),
                 }  # fmt: skip
-                echo(json.dumps(told, ensure_ascii=False, default=str))
+                echo(json.dumps(facts, ensure_ascii=False, default=str))
 
         worker = Worker(
             lambda: _warm(
@@ -168,7 +168,7 @@ def _warm(engine: Engine, think: Think, screen: Screen) -> Engine:
 
 
 def short_name(model: str) -> str:
-    """A name for clients: never a path, which is nobody's business."""
+    """A name for clients: never a path, which is private."""
     path = Path(model).expanduser()
     return path.resolve().name if path.is_dir() else model
 
@@ -193,7 +193,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _listen_on(path: Path) -> socket.socket:
-    """A Unix socket for its owner alone. One that nobody answers on any more is taken over."""
+    """A Unix socket for its owner alone. One without a server behind it is taken over."""
     listening = socket.socket(socket.AF_UNIX)
     try:
         if path.is_socket() and not _answers(path):

@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from cli.openai.errors import ApiError
-from cli.openai.logprobs import Json, Teller
+from cli.openai.logprobs import Json, LogprobReader
 from cli.openai.parse import HttpRequest, read_chat, read_completion
 from cli.openai.prepare import Prepared, prepare
 from cli.openai.responses import NOTHING, ApiReply, Choice, picture, place
@@ -101,13 +101,13 @@ class Completions:
             room = asked.max_tokens or engine.context - len(text.tokens)
             for number in range(asked.n):
                 sampling = asked.sampling_of(number, room, fresh_seed, text.grammar)
-                told = asked.sampling.logprobs is not None
-                teller = Teller(engine.encoding.piece, text.tokens, asked.echo) if told else None
+                wanted = asked.sampling.logprobs is not None
+                logprob_reader = LogprobReader(engine.encoding.piece, text.tokens, asked.echo) if wanted else None
                 choice = Choice(
                     len(writing.choices),
                     text.echo,
                     text.reader(engine.filled(sampling).stop or ()),
-                    teller,
+                    logprob_reader,
                     sampling.stop_token_ids,
                 )
                 writing.add(choice, partial(Ticket, text.tokens, sampling))
@@ -142,7 +142,7 @@ class Completions:
             record.close()
 
     def _sign_of_life(self, writing: Writing, reply: ApiReply) -> ServerSentEvent:
-        """What a silent sweep sends, so that nobody on the way believes the stream to be dead."""
+        """What a silent sweep sends, so that no proxy on the way closes the stream as dead."""
         if self._manner.keepalive == "empty-delta" and writing.unfinished:
             return _event(reply.more(writing.unfinished[0], NOTHING))
         now = self._worker.engine.progress()
@@ -170,7 +170,7 @@ async def _whole(
     try:
         await asyncio.wait({finishing, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if not finishing.done():
-            return Response(status_code=499)  # nobody reads it
+            return Response(status_code=499)  # the client has gone
         finishing.result()
         return JSONResponse(reply.whole(writing.choices), headers=headers)
     except ApiError as error:

@@ -14,7 +14,7 @@ from cli.openai.errors import ApiError
 from cli.serve.refusals import NOTES, response_of
 
 OPEN_PATHS = ("/health", "/")  # a monitor needs no key, and a page that asks for one must be seen first
-# The last three are what containers call their host: `.internal` belongs to nobody, so no foreign page can have them.
+# The last three are what containers call their host: no site can register `.internal`, so no foreign page has them.
 _NAMES = {"localhost", "127.0.0.1", "::1"} | {
     f"{name}.internal" for name in ("host.docker", "gateway.docker", "host.containers")
 }

@@ -22,5 +22,5 @@ def notes_header(notes: tuple[str, ...]) -> dict[str, str]:
     """The sentences on what was left out, in letters that a header may hold."""
     if not notes:
         return {}
-    told = "; ".join(notes).encode("ascii", "backslashreplace").decode()
-    return {NOTES: "".join(letter if letter.isprintable() else " " for letter in told)[:_MOST_LETTERS].strip()}
+    text = "; ".join(notes).encode("ascii", "backslashreplace").decode()
+    return {NOTES: "".join(letter if letter.isprintable() else " " for letter in text)[:_MOST_LETTERS].strip()}

@@ -1,6 +1,6 @@
 """The one thread that owns the engine. Texts queue, join between two sweeps and leave when they are finished.
 
-Knows nothing of HTTP: a Ticket says what to write and whom to tell.
+Knows nothing of HTTP: a Ticket says what to write and where the results go.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class Worker:
             self._changed.notify()
 
     def cancel(self, ticket: Ticket) -> None:
-        """Forget a text at once. The sweep is cut short, after its current layer, only if nobody else waits for it."""
+        """Forget a text at once. The sweep is cut short, after its current layer, only if no other text needs it."""
         with self._changed:
             ticket.gone = True
             if ticket in self._waiting:
@@ -143,7 +143,7 @@ class Worker:
             return self._waiting.index(ticket) + 1 if ticket in self._waiting else 0
 
     def begin_stopping(self) -> None:
-        """Stop after the current layer and tell everybody; returns at once. Safe in a signal handler."""
+        """Stop after the current layer and notify all clients; returns at once. Safe in a signal handler."""
         with self._changed:  # an RLock below: the handler may find its own thread inside
             self.state = "stopping"
             if self._engine is not None:

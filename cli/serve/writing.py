@@ -18,7 +18,7 @@ STOPPING = ApiError(503, "server_stopping", "the server is stopping.", retry_s=3
 
 
 class Writing:
-    """Every choice of a request. Lives in the event loop; the engine's thread only ever calls `_teller`s."""
+    """Every choice of a request. Lives in the event loop; the engine's thread only calls what `_receiver` makes."""
 
     def __init__(self, worker: Worker, timeout_s: float | None = None) -> None:
         self.choices: list[Choice] = []
@@ -27,13 +27,13 @@ class Writing:
         self._began_s = time.monotonic()
         self._tickets: list[Ticket] = []
         self._loop = asyncio.get_running_loop()
-        # At most one entry per sweep and choice, a few words each: a client that reads slowly holds up nobody.
-        self._told: asyncio.Queue[tuple[Choice, Burst | Exception]] = asyncio.Queue()
+        # At most one entry per sweep and choice, a few words each: a client that reads slowly delays no other.
+        self._results: asyncio.Queue[tuple[Choice, Burst | Exception]] = asyncio.Queue()
 
     def add(self, choice: Choice, ticket_for: Callable[[Callable[[Burst | Exception], None]], Ticket]) -> None:
         """One more text; nothing starts before `submit`."""
         self.choices.append(choice)
-        self._tickets.append(ticket_for(self._teller(choice)))
+        self._tickets.append(ticket_for(self._receiver(choice)))
 
     def submit(self) -> None:
         """Put all texts in the engine's line, or raise ApiError."""
@@ -63,7 +63,7 @@ class Writing:
             rest_s = self._rest_s
             try:
                 async with asyncio.timeout(min((s for s in (tick_s, rest_s) if s is not None), default=None)):
-                    choice, told = await self._told.get()
+                    choice, result = await self._results.get()
             except TimeoutError:
                 if self._rest_s == 0:
                     written = sum(choice.tokens for choice in self.choices)
@@ -71,11 +71,11 @@ class Writing:
                     raise ApiError(504, "request_timeout", message) from None
                 yield None
                 continue
-            if isinstance(told, Stopping):
+            if isinstance(result, Stopping):
                 raise STOPPING
-            if isinstance(told, Exception):
-                raise api_error(told)
-            yield choice, told, choice.add(told)
+            if isinstance(result, Exception):
+                raise api_error(result)
+            yield choice, result, choice.add(result)
 
     @property
     def _rest_s(self) -> float | None:
@@ -97,9 +97,9 @@ class Writing:
             self._worker.cancel(ticket)
         return bool(leaving)
 
-    def _teller(self, choice: Choice) -> Callable[[Burst | Exception], None]:
+    def _receiver(self, choice: Choice) -> Callable[[Burst | Exception], None]:
         def tell(what: Burst | Exception) -> None:
             if not self._loop.is_closed():
-                self._loop.call_soon_threadsafe(self._told.put_nowait, (choice, what))
+                self._loop.call_soon_threadsafe(self._results.put_nowait, (choice, what))
 
         return tell

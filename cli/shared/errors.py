@@ -75,7 +75,7 @@ class BadJsonl(SpecexecError):
 
 
 class OutputFileExists(SpecexecError):
-    """The output file holds results that nobody asked us to replace."""
+    """The output file holds results that the user did not ask to replace."""
 
     code = "output_exists"
 
@@ -129,7 +129,7 @@ class OutputDiskFull(SpecexecError):
 
 
 def exit_code(error: BaseException) -> int:
-    """What the shell is told; a code missing from the table is a bug of ours and counts as one."""
+    """The exit code for the shell; a code missing from the table is a bug of ours and counts as one."""
     return EXIT_CODES.get(code_of(error), INTERNAL)
 
 

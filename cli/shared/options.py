@@ -38,7 +38,7 @@ class Quantity(click.ParamType[Number]):
 
 
 class WholeNumber(click.IntRange):
-    """click's own, which would call itself an "integer range" to whoever mistypes one."""
+    """click's own, whose error message would call it an "integer range"."""
 
     name = "whole number"
 
@@ -124,8 +124,8 @@ class EngineOptions:
     def asked(self) -> dict[str, object]:
         """All of it, by the names that are typed."""
         loaded = {TYPED.get(name, name): value for name, value in asdict(self.load).items()}
-        told = {"template_vars": self.template_vars, "allow_control_tokens": self.allow_control_tokens}
-        return {"model": self.model, **loaded, **told}
+        prompts = {"template_vars": self.template_vars, "allow_control_tokens": self.allow_control_tokens}
+        return {"model": self.model, **loaded, **prompts}
 
 
 _DEFAULTS = EngineOptions()

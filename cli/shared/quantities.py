@@ -1,6 +1,6 @@
 """Sizes, speeds and counts as people write them: 10GiB, 4MB/s, 8k. Pure text in, numbers out, and back.
 
-A number without a unit counts bytes, so one that is small for that is refused: whoever writes 24 means 24GiB.
+A number without a unit counts bytes, so one that is small for that is refused: 24 is written for 24GiB.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import re
 
 _DECIMAL = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}
 _BINARY = {"K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
-LEAST_BARE = 1 << 20  # bytes: nobody writes fewer without a unit and means them
+LEAST_BARE = 1 << 20  # bytes: fewer without a unit are taken for a forgotten unit
 MOST = 1 << 63
 _NUMBER = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*([a-zA-Z/]*)\s*")
 

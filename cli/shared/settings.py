@@ -29,7 +29,7 @@ NO_SETTINGS = {"config", "completion", "version", "models", "sessions", "alias"}
 # Not settings: what to do now, rather than how.
 UNFIT = {"help", "positional_model", "resume", "session", "prompt", "prompts", "output", "as_json"}
 
-# What runs programs or sends words away: not for a folder that somebody else may have filled.
+# What runs programs or sends words away: not for a folder that another user may have filled.
 _OWN_FILE_ONLY = {"trust_remote_code", "notify_command", "connect"}
 
 # What every command that loads a model once had, and one has now.
@@ -83,7 +83,7 @@ def read(path: Path) -> list[Setting]:
             if path == Path(LOCAL) and setting.key.rpartition(".")[2] in _OWN_FILE_ONLY:
                 raise BadConfig(
                     f"./{LOCAL} sets {dotted}; only your own settings file may say so.",
-                    "This folder could be somebody else's, and the setting runs programs or sends words away.",
+                    "This folder could be another user's, and the setting runs programs or sends words away.",
                     f"the option on the command line, or specexec config set {dotted} ...",
                 )
             settings.append(setting)
@@ -146,7 +146,7 @@ def defaults_for(name: str, command: click.Command) -> dict[str, Value]:
 def check_environment(context: click.Context) -> None:
     """Refuse variables in the name of the context's command that it would not read, and values that it would not take.
 
-    Click itself would complain of an option that nobody has typed.
+    Click itself would complain of an option that was not typed.
     """
     options = {one.name.upper(): one for one in context.command.params if isinstance(one, click.Option)}
     prefix = f"{context.auto_envvar_prefix}_"

@@ -42,7 +42,7 @@ control_option = click.option(
 )  # fmt: skip
 variable_option = click.option(
     "--template-var", "template_vars", type=TemplateVariable(), multiple=True, metavar="NAME=VALUE",
-    help="Tell the chat template this; may be repeated.",
+    help="Set a variable of the chat template; may be repeated.",
 )  # fmt: skip
 
 
@@ -51,7 +51,7 @@ def template_options(command: Callable[..., Result]) -> Callable[..., Result]:
     return variable_option(control_option(command))
 
 
-def tell(encoding: Encoding, variables: tuple[Variable, ...], allow_control_tokens: bool) -> None:
+def set_template(encoding: Encoding, variables: tuple[Variable, ...], allow_control_tokens: bool) -> None:
     """What every prompt of this run is read with."""
     encoding.variables.update(variables)
     encoding.control_tokens = allow_control_tokens

@@ -27,12 +27,12 @@ def think_option(command: Command) -> Command:
 
 
 def ask_to_think(engine: Engine, level: Think, tell: Callable[[str], None]) -> None:
-    """Tell the chat template from now on; `tell` hears what that does, or that it does nothing."""
+    """Set it for the chat template from now on; `tell` is called with what that does, or that it does nothing."""
     engine.encoding.thinking = {}
     if level != "auto":
         from specexec.text.formats import format_of
 
-        told = format_of(engine.encoding).thinking(level)
-        engine.encoding.thinking = told.variables
-        does = "" if told.variables else "has no effect; "
-        tell(f"think {level}: {does}{told.effect}")
+        thinking = format_of(engine.encoding).thinking(level)
+        engine.encoding.thinking = thinking.variables
+        does = "" if thinking.variables else "has no effect; "
+        tell(f"think {level}: {does}{thinking.effect}")

@@ -22,7 +22,7 @@ OURS = ("specexec", "offload", "cli")
 
 @dataclass
 class Verbosity:
-    """One per run, shared by every command through click's context. `json`: whoever asked reads JSON, errors too."""
+    """One per run, shared by every command through click's context. `json`: the caller reads JSON, errors too."""
 
     quiet: bool = False
     verbose: int = 0
@@ -86,7 +86,7 @@ def start_logging(verbosity: Verbosity, tell: Callable[[str], None] | None = Non
     `tell` prints a line where something else is on the screen.
     """
     loudness = _Loudness(verbosity)
-    handlers: list[logging.Handler] = [_Teller(tell)]
+    handlers: list[logging.Handler] = [_NoteHandler(tell)]
     handlers[0].addFilter(loudness.admits)
     if verbosity.log_file is not None:
         handlers.append(_file_handler(verbosity.log_file, as_json=verbosity.log_json))
@@ -109,8 +109,8 @@ class _Loudness:
         return record.levelno >= (self.ours if record.name.partition(".")[0] in OURS else self.theirs)
 
 
-class _Teller(logging.Handler):
-    """Says notes on stderr, or through whoever owns the screen; each once."""
+class _NoteHandler(logging.Handler):
+    """Says notes on stderr, or through the owner of the screen; each once."""
 
     def __init__(self, tell: Callable[[str], None] | None) -> None:
         super().__init__()
@@ -138,10 +138,10 @@ class _JsonLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
-        told = {"time": at, "level": record.levelname.lower(), "logger": record.name, "message": record.getMessage()}
+        entry = {"time": at, "level": record.levelname.lower(), "logger": record.name, "message": record.getMessage()}
         if record.exc_info:
-            told["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(told, ensure_ascii=False)
+            entry["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(entry, ensure_ascii=False)
 
 
 def _count(context: click.Context, _: click.Parameter, value: int) -> None:

@@ -20,7 +20,7 @@ PROMPT = "› "
 QUOTES = '"""'
 HINTS = (
     "/read FILE adds a file", "/tree shows the guesses", "Alt-Enter begins a new line", "/retry answers again",
-    "Ctrl-R searches what you typed", "/stats long tells where the time went", "/edit opens your editor",
+    "Ctrl-R searches what you typed", "/stats long shows where the time went", "/edit opens your editor",
 )  # fmt: skip
 
 
@@ -65,7 +65,7 @@ def unfinished(text: str) -> bool:
 
 
 def without_quotes(text: str) -> str:
-    """What stands between three quotes at both ends; other text as it is."""
+    """What is between three quotes at both ends; other text as it is."""
     bare = text.strip()
     if len(bare) < 2 * len(QUOTES) or not (bare.startswith(QUOTES) and bare.endswith(QUOTES)):
         return text
@@ -73,7 +73,7 @@ def without_quotes(text: str) -> str:
 
 
 class PlainLines:
-    """Standard input, line by line; a prompt only where somebody may be typing."""
+    """Standard input, line by line; a prompt only at a terminal."""
 
     hint = "Enter sends · Ctrl-C stops · Ctrl-D leaves · /help"
 

@@ -226,7 +226,7 @@ def _parse(source: str) -> list[Token]:
 
 
 def _formula(state: StateInline, silent: bool) -> bool:
-    """A rule of the parser: what stands between LaTeX's brackets is no Markdown."""
+    """A rule of the parser: what is between LaTeX's brackets is no Markdown."""
     found = _FORMULA.match(state.src, state.pos, state.posMax)
     if found is None:
         return False

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TextIO
 
 _CLEAR_BELOW, _CLEAR_RIGHT = "\x1b[J", "\x1b[K"
-# A terminal may be narrower than it says for a moment (tmux tells of a resize late): cut there rather than wrap.
+# A terminal may be narrower than it says for a moment (tmux reports a resize late): cut there rather than wrap.
 _CUT, _WRAP = "\x1b[?7l", "\x1b[?7h"
 
 

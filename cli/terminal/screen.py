@@ -60,7 +60,7 @@ class Screen:
         self.colour = shown and not os.environ.get("NO_COLOR")
         self._has_bar = any(os.environ.get(name) and value in (None, os.environ[name]) for name, value in _BARS.items())
         self.markdown = True
-        self._every_s = 10.0 if plain else None  # where lines cannot be live, how often a sentence tells how far we are
+        self._every_s = 10.0 if plain else None  # where lines cannot be live, how often a sentence says how far we are
         self._watched = sys.stderr.isatty()  # whether something would obey the control codes of a remark
         self._obeyed = sys.stdout.isatty()  # whether something would obey the control codes of an answer
         self.paints = sys.stdout.isatty() and capable  # whether what is not finished may still change
@@ -140,7 +140,7 @@ class Screen:
             self._signal("\x1b]9;4;0;0\x07" if share is None else f"\x1b]9;4;1;{round(100 * share)}\x07")
 
     def ring(self) -> None:
-        """Call somebody who may be looking elsewhere."""
+        """Signal to a user who may look elsewhere."""
         self._signal("\x07")
 
     def copy(self, text: str) -> bool:

@@ -17,7 +17,8 @@ MODELOPT = "hf_quant_config.json"
 MANIFEST = "manifest.json"  # of a pack
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 FETCH = "specexec pull, or copy the missing files there."
-READS = "specexec reads safetensors checkpoints with config.json and tokenizer.json."
+GGUF_NOTE = "gguf.source"  # in the folder of documents of a GGUF file: where that file lies
+READS = "specexec reads safetensors checkpoints with config.json and tokenizer.json, and GGUF files."
 FOREIGN = (".gguf", ".safetensors", ".onnx", ".h5", ".msgpack", *PICKLES)
 _VARIANT_INDEX = re.compile(r"model\.safetensors\.index\.(\w+)\.json")
 _VARIANT = re.compile(r"model\.(\w+)\.safetensors")
@@ -63,7 +64,7 @@ def instead(
 ) -> BadModelDir:
     """What to say of a folder without config.json or weights: what it is, and the way out.
 
-    `documents` are those of its JSON files that tell more, the adapter's; `inside` is a folder in it that is a model's.
+    `documents` are those of its JSON files that say more, the adapter's; `inside` is a folder in it that is a model's.
     """
 
     def ends(*suffixes: str) -> str | None:
@@ -120,15 +121,10 @@ def instead(
     return BadModelDir(no_model, READS, FETCH)
 
 
-def gguf(file: str) -> BadModelDir:
-    """What to say of a GGUF file that was named as a model."""
-    return BadModelDir(f"{file} is a GGUF file.", *_GGUF)
-
-
 _GGUF = (
-    f"GGUF is not supported: {READS}",
-    "the repository that it was made from (often the same name without -GGUF), or transformers' own conversion: "
-    "from_pretrained(folder, gguf_file=…, quantization_config=GgufConfig(dequantize=True)), then save_pretrained.",
+    "specexec reads GGUF files of this machine; which of a repository's files is meant, it cannot know.",
+    "hf download REPOSITORY FILE.gguf --local-dir ., then -m FILE.gguf; or the repository that it was made from (often "
+    "the same name without -GGUF).",
 )
 
 

@@ -1,6 +1,7 @@
 """The documents of a checkpoint: JSON and text that say what its weights mean. Read whole, or refused by name.
 
-Whoever hands a folder to another library checks its documents first: those fail in words of their own, or not at all.
+Documents are checked before another library reads the folder: that library's own messages do not name the file, or it
+does not fail at all.
 """
 
 import json
@@ -61,14 +62,13 @@ def templates_in(path: Path) -> list[str]:
     named = sorted((path / "additional_chat_templates").glob("*.jinja"))
     found: list[Json] = [read_text(file) for file in (path / TEMPLATE, *named) if os.path.lexists(file)]
     for name in ("tokenizer_config.json", "chat_template.json"):
-        told = read_json(path / name).get("chat_template") if os.path.lexists(path / name) else None
-        several = [one.get("template") for one in told if isinstance(one, dict)] if isinstance(told, list) else [told]
-        found += several
+        given = read_json(path / name).get("chat_template") if os.path.lexists(path / name) else None
+        found += [one.get("template") for one in given if isinstance(one, dict)] if isinstance(given, list) else [given]
     return [one for one in found if isinstance(one, str)]
 
 
 def check_documents(path: Path) -> None:
-    """Raise BadModelDir for a document of the folder that is damaged; those that are absent are nobody's concern."""
+    """Raise BadModelDir for a document of the folder that is damaged; absent ones are not looked for."""
     for name in OBJECTS:
         if os.path.lexists(path / name):
             read_json(path / name)

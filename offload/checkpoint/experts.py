@@ -37,7 +37,7 @@ def _fused(module: nn.Module) -> bool:
 
 @contextmanager
 def when_chosen(experts: nn.Module | None, fetch: Callable[[Collection[int]], None]) -> Iterator[None]:
-    """While this is open, `fetch` is told before `experts` compute which of them rows were sent to."""
+    """While this is open, `fetch` is called before `experts` compute, with those that rows were routed to."""
     if experts is None:
         yield
         return
@@ -47,7 +47,7 @@ def when_chosen(experts: nn.Module | None, fetch: Callable[[Collection[int]], No
     def chosen(_: nn.Module, args: tuple[Argument, ...], kwargs: dict[str, Argument]) -> None:
         tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
         indices = [tensor for tensor in tensors if tensor.dtype == torch.int64]
-        # A number that is none of theirs stands for no expert.
+        # A number that is none of theirs means no expert.
         union = {index for tensor in indices for index in tensor.unique().tolist()} & {*everyone}
         fetch(union if indices else everyone)
 

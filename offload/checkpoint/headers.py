@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeGuard, cast
 
-from offload.checkpoint.contents import ADAPTER, MANIFEST, MODELOPT, find_weights, gguf, instead
+from offload.checkpoint.contents import ADAPTER, GGUF_NOTE, MANIFEST, MODELOPT, find_weights, instead
 from offload.checkpoint.documents import AGAIN, CONFIG, Json, read_json
+from offload.checkpoint.gguf.model import documents_folder, open_gguf, source_files
 from offload.errors import BadModelDir, CorruptShard, ReadFailed, UnsupportedModel
 
 # The safetensors library refuses larger headers too; a 70B header is about 100 KB.
@@ -71,14 +72,27 @@ class Folder:
     """Whether its files are on this machine; of others only the headers are known."""
 
     @property
+    def weights_at(self) -> Path:
+        """A path on the disk that weights are read from."""
+        return next(iter(self.file_sizes), self.path) if self.here else self.path
+
+    @property
+    def called(self) -> Path:
+        """What people call it by: its folder, or the GGUF file that the folder's documents are from."""
+        return self.weights_at if (self.path / GGUF_NOTE).exists() else self.path
+
+    @property
     def model_type(self) -> str:
         """The architecture's name in config.json."""
         return str(self.config.get("model_type", "unknown"))
 
 
 def open_folder(path: Path) -> Folder:
-    """Check a model folder down to every header; no weight is read."""
+    """Check a model folder, or a GGUF file, down to every header; no weight is read."""
+    path = documents_folder(path)
     config, names = read_config(path), _names_in(path)
+    if GGUF_NOTE in names:
+        return _open_gguf(path, config)
     weights = find_weights(names)
     if weights is None:
         raise _no_model(path, names)
@@ -111,10 +125,19 @@ def open_folder(path: Path) -> Folder:
     return Folder(path, config, entries, sizes, (*notes, *([plain] if plain else [])))
 
 
+def _open_gguf(path: Path, config: dict[str, Json]) -> Folder:
+    """A folder of documents with the tensors of the files that they were made from."""
+    model = open_gguf(source_files(path))
+    entries = {
+        tensor.name: Entry(tensor.name, tensor.file, tensor.offset, tensor.nbytes, tensor.dtype, tensor.shape)
+        for tensor in model.tensors()
+    }
+    return Folder(path, config, entries, {header.file: header.size_B for header in model.headers})
+
+
 def read_config(path: Path) -> dict[str, Json]:
     """The folder's config.json, with what ModelOpt keeps beside it; says what is there instead of a model."""
-    if path.suffix == ".gguf" and path.is_file():
-        raise gguf(str(path))
+    path = documents_folder(path)
     if not path.is_dir():
         raise BadModelDir(f"{path} is not a folder.", hint="the folder that holds config.json.")
     names = _names_in(path)
@@ -128,9 +151,9 @@ def read_config(path: Path) -> dict[str, Json]:
     return with_modelopt(config, read_json(path / MODELOPT)) if MODELOPT in names else config
 
 
-def with_modelopt(config: dict[str, Json], told: dict[str, Json]) -> dict[str, Json]:
+def with_modelopt(config: dict[str, Json], own_file: dict[str, Json]) -> dict[str, Json]:
     """A config that names the method of ModelOpt, whose checkpoints may say so in a file of their own only."""
-    quantization = told.get("quantization")
+    quantization = own_file.get("quantization")
     algorithm = quantization.get("quant_algo") if isinstance(quantization, dict) else None
     if config.get("quantization_config") or not algorithm:
         return config

@@ -24,8 +24,8 @@ def references(path: Path) -> dict[str, list[str]]:
 
 def classes_in(settings: Mapping[str, Json]) -> dict[str, list[str]]:
     """The same of one file."""
-    told, found = settings.get("auto_map"), {}
-    for kind, given in told.items() if isinstance(told, dict) else []:
+    auto_map, found = settings.get("auto_map"), {}
+    for kind, given in auto_map.items() if isinstance(auto_map, dict) else []:
         classes = given if isinstance(given, list) else [given]  # tokenizers come as slow and fast
         found[kind] = [one for one in classes if isinstance(one, str)]
     return found
@@ -38,17 +38,17 @@ def code_files(path: Path) -> list[str]:
 
 
 def refused(path: Path) -> RemoteCode:
-    """What to say where a model cannot be read without its code, and nobody has allowed that."""
+    """What to say where a model cannot be read without its code, and the user has not allowed that."""
     files = ", ".join(code_files(path)) or "Python files"
     return RemoteCode(
         f"{path} brings code of its own ({files}), and none of it was run.",
         "transformers does not know this model without it. Such code can do all that you can: read, send, delete.",
-        "read it first; if you trust whoever wrote it: --trust-remote-code",
+        "read it first; if you trust its author: --trust-remote-code",
     )
 
 
 def refuse_elsewhere(path: Path) -> None:
-    """Raises RemoteCode for a folder whose code is in somebody else's repository, where it may change unseen."""
+    """Raises RemoteCode for a folder whose code is in another repository, where it may change unnoticed."""
     for classes in references(path).values():
         for one in classes:
             if "--" in one:

@@ -1,6 +1,6 @@
 """Leftovers of interrupted downloads and packs, and revisions that nothing refers to. Knows no torch.
 
-Only what is provably of the Hub's cache or of a pack of ours is named, and nothing that somebody is writing now.
+Only what provably belongs to the Hub's cache or to one of our packs is named, and nothing that is being written now.
 """
 
 import os

@@ -66,8 +66,8 @@ def list_hub(repo: str, revision: str | None) -> Folder:
     from huggingface_hub import HfApi
 
     with explained(repo, revision):
-        told = HfApi().model_info(repo, revision=revision, timeout=PATIENCE_s)  # says at once why the rest would fail
-    names = [sibling.rfilename for sibling in told.siblings or () if "/" not in sibling.rfilename]
+        listed = HfApi().model_info(repo, revision=revision, timeout=PATIENCE_s)  # says at once why the rest would fail
+    names = [sibling.rfilename for sibling in listed.siblings or () if "/" not in sibling.rfilename]
     weights = find_weights(names)
     if weights is None or CONFIG not in names:
         documents = {ADAPTER: remote_json(repo, revision, ADAPTER)} if ADAPTER in names else {}

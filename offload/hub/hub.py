@@ -12,7 +12,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
-from offload.checkpoint.contents import INDEX, NUMBERED, SINGLE, find_weights
+from offload.checkpoint.contents import GGUF_NOTE, INDEX, NUMBERED, SINGLE, find_weights
 from offload.checkpoint.documents import OBJECTS, Json, json_object, read_json
 from offload.checkpoint.headers import read_header, read_index
 from offload.checkpoint.remote_code import code_files
@@ -176,7 +176,7 @@ def explained(repo: str, revision: str | None) -> Iterator[None]:
 
 
 def client_errors() -> tuple[type[Exception], ...]:
-    """What the Hub library's HTTP client raises when nobody answers; which client depends on its version."""
+    """What the Hub library's HTTP client raises when no server answers; which client depends on its version."""
     return tuple(import_module(name).HTTPError for name in ("httpx", "httpx2") if find_spec(name))
 
 
@@ -186,6 +186,8 @@ def missing_files(path: Path, code: bool = False) -> list[str]:
     if code and (path / "config.json").is_file():
         wanted += code_files(path)
     names = [file.name for file in path.iterdir() if file.is_file()] if path.is_dir() else []
+    if GGUF_NOTE in names:
+        return []
     weights = find_weights(names)
     if weights is None:
         numbered = any(NUMBERED.fullmatch(name) for name in names)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from offload.checkpoint.headers import Folder, open_folder
 from offload.checkpoint.manifest import digest_of, read_manifest, verify
+from offload.checkpoint.quantized.formats import FLOAT_SCHEMES
 from offload.checkpoint.quantized.stored import fold
 from offload.checkpoint.roles import LAYER, part_of
 from offload.errors import BadModelDir, CorruptShard
@@ -78,7 +79,7 @@ def damaged_error(path: Path, damaged: list[str]) -> CorruptShard:
 
 
 def hashed(path: Path) -> bool:
-    """Whether `damaged_files` can tell by hash."""
+    """Whether `damaged_files` can decide by hash."""
     return read_manifest(path) is not None or all(_hashed(file) for file in open_folder(path).file_sizes)
 
 
@@ -104,8 +105,8 @@ def remove(path: Path) -> int:
 def _format(folder: Folder) -> str:
     quantised = fold(folder).quantised.values()
     schemes = sorted({weight.scheme for weight in quantised if not _is_head(weight.name)})
-    if schemes:
-        return "+".join(schemes)
+    if few := [scheme for scheme in schemes if scheme not in FLOAT_SCHEMES] or schemes:
+        return "+".join(few)
     return max(folder.entries.values(), key=lambda entry: entry.nbytes).dtype.lower()
 
 

@@ -9,6 +9,7 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
+from offload.checkpoint.gguf.model import documents_folder, source_files
 from offload.errors import BadModelDir, ModelNotFound, OfflineMissing
 from offload.hub.hub import cache_folder, cached, download, missing_files
 from offload.machine.folders import folder_of
@@ -38,7 +39,7 @@ class ModelPair:
 
 
 def user_file() -> Path:
-    """The user's settings; short names stand there as [alias.NAME] and win over those of the package."""
+    """The user's settings; short names are written there as [alias.NAME] and win over those of the package."""
     return folder_of("config") / "config.toml"
 
 
@@ -124,7 +125,7 @@ def _locate(name: str, offline: bool, code: bool = False) -> Path:
     if path.exists() or name.startswith((".", "/", "~")):
         if not path.exists():
             raise ModelNotFound(f"there is no folder {name}.", hint="check the path.")
-        return path
+        return documents_folder(path)
     known = aliases().get(name)
     if known and known.target.startswith((".", "/", "~")):
         return _locate(known.target, offline, code)
@@ -148,6 +149,8 @@ def called(folder: Path) -> str:
     """What people call a model's folder: its repository, if it lies in the Hub's cache, where folders are numbers."""
     if folder.parent.name == "snapshots":
         return folder.parent.parent.name.removeprefix("models--").replace("--", "/", 1)
+    if files := source_files(folder):
+        return files[0].stem
     return f"{DEMO} {folder.name}" if folder.parent == HERE / "demo" else folder.name
 
 

@@ -1,6 +1,6 @@
 """Is a file still the one that was read? By inode, size and times for this machine, by samples of it for any machine.
 
-A write can be hidden from the time of the last write, which anybody may set back, but not from that of the last change
+A write can be hidden from the time of the last write, which programs may set back, but not from that of the last change
 of the inode. That one also moves with the file's names, owner and permissions, which change no byte.
 """
 
@@ -9,7 +9,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-# Spread over a file, these tell two fine-tunes of one model apart without reading all of it.
+# Spread over a file, these distinguish two fine-tunes of one model without reading all of it.
 SPOTS, SPOT_B = 64, 4096
 MOST_HEADER_B = 1 << 26
 

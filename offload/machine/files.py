@@ -107,7 +107,7 @@ class _Replaced(Exception):
 
 
 class Files:
-    """Files of known sizes, opened when first read; after a failure opened afresh, so that a repaired one is seen.
+    """Files of known sizes, opened when first read; after a failure opened again, so that a repaired one is seen.
 
     Several threads may read at once: what is longer than a block is read in the order in which it was asked for.
     """
@@ -122,7 +122,7 @@ class Files:
         self._closed = False
         self._lock = RLock()  # of what is open, who reads, and whether direct reads were refused
         self._reads = 0
-        self._gone: list[_Open] = []  # closed when nobody reads: another file might get their numbers
+        self._gone: list[_Open] = []  # closed when no read is running: another file might get their descriptors
         self._bounces: SimpleQueue[memoryview] = SimpleQueue()
         for _ in range(reading.threads):
             # Untouched pages of a map cost nothing, so buffers that are never needed are free.
@@ -156,7 +156,7 @@ class Files:
 
     @contextmanager
     def _in_use(self) -> Iterator[None]:
-        """While somebody reads no file is closed."""
+        """While a read is running no file is closed."""
         with self._lock:
             self._reads += 1
         try:
@@ -169,7 +169,7 @@ class Files:
 
     @contextmanager
     def _explained(self, whole: Range, label: str) -> Iterator[None]:
-        """Failures as errors that name the place; the file is opened afresh the next time."""
+        """Failures as errors that name the place; the file is opened again the next time."""
         where = f"{whole.file.name} at byte {whole.offset} ({label})"
         try:
             yield

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from offload.machine.memory import gpus
 
-# A folder for each GPU, by its place on the bus; not on WSL, where only a program of the driver tells their names.
+# A folder for each GPU, by its place on the bus; not on WSL, where only a program of the driver knows their names.
 DRIVER = Path("/proc/driver/nvidia/gpus")
 PROCESSORS = Path("/proc/cpuinfo")
 KIND = ("model name", "cpu family", "model")  # rented machines call different processors by one name
@@ -19,12 +19,12 @@ def machine(device: str, driver: Path = DRIVER, processors: Path = PROCESSORS) -
     processor = {"processor": kind or platform.machine()}
     if device == "cpu":
         return processor
-    told = [_field(file, "Model") for file in sorted(driver.glob("*/information"))] or [gpu.name for gpu in gpus()]
-    return processor | {"GPU": ", ".join(dict.fromkeys(told)) or "none"}
+    models = [_field(file, "Model") for file in sorted(driver.glob("*/information"))] or [gpu.name for gpu in gpus()]
+    return processor | {"GPU": ", ".join(dict.fromkeys(models)) or "none"}
 
 
 def _field(file: Path, name: str) -> str:
-    """What stands after the first `name:` in a file of the kernel; nothing where it cannot be read."""
+    """The text after the first `name:` in a file of the kernel; nothing where it cannot be read."""
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError):

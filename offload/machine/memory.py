@@ -150,8 +150,8 @@ def gpus() -> list[Gpu]:
     """What the NVIDIA driver reports, nothing where there is none."""
     command = ["nvidia-smi", "--query-gpu=name,memory.free,memory.total", "--format=csv,noheader,nounits"]
     try:
-        told = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return []
-    rows = [[cell.strip() for cell in line.split(",")] for line in told.splitlines()]
+    rows = [[cell.strip() for cell in line.split(",")] for line in answer.splitlines()]
     return [Gpu(row[0], int(row[1]) << 20, int(row[2]) << 20) for row in rows if len(row) == 3 and row[1].isdigit()]

@@ -45,7 +45,7 @@ class Disk:
 
     Bps: float
     reading: Reading
-    company: Contention = ALONE
+    contention: Contention = ALONE
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class Speeds:
         unpack_Bps = {key: Bps for key, Bps in self.unpack_Bps.items() if not key.startswith(f"{device}/")}
         kept = replace(self, arithmetic=arithmetic, unpack_Bps=unpack_Bps)
         if device == "cpu":
-            return replace(kept, disks={key: replace(disk, company=ALONE) for key, disk in self.disks.items()})
+            return replace(kept, disks={key: replace(disk, contention=ALONE) for key, disk in self.disks.items()})
         return replace(kept, link_Bps=None) if LINKED.intersection(others) else kept
 
     def _others(self, device: str, now: Mapping[str, str]) -> list[str]:
@@ -130,7 +130,7 @@ def load_speeds(file: Path | None = None) -> Speeds:
                 key: Disk(
                     float(row["Bps"]),
                     Reading(**{name: row["reading"][name] for name in asdict(SAFE)}),
-                    Contention(**{name: float(left) for name, left in row.get("company", {}).items()}),
+                    Contention(**{name: float(left) for name, left in row.get("contention", {}).items()}),
                 )
                 for key, row in found["disks"].items()
             },
@@ -182,8 +182,8 @@ def disk_key(path: Path, blocks: Path = Path("/sys/dev/block")) -> str:
         device = Path(source).stat().st_rdev  # btrfs has numbers of its own for its parts
     number = _number(device)
     block = (blocks / number).resolve()  # of a disk, or of a partition inside of one
-    told = [_text(folder / "device" / "model") for folder in (block, block.parent)] + [_text(block / "size")]
-    return " ".join([number, *filter(None, told)])
+    texts = [_text(folder / "device" / "model") for folder in (block, block.parent)] + [_text(block / "size")]
+    return " ".join([number, *filter(None, texts)])
 
 
 def _number(device: int) -> str:

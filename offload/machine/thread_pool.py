@@ -1,7 +1,7 @@
 """A pool of threads for arithmetic on a CPU: an idle thread takes the next piece.
 
 OpenMP wakes all its threads for every operation and waits for the slowest of them. That takes about as long as a piece
-of weights that fits a cache, and when a reader or another program has a core, everybody waits for it. Here a thread
+of weights that fits a cache, and when a reader or another program has a core, all threads wait for it. Here a thread
 computes whole pieces alone, and one that was held up does fewer of them.
 """
 
@@ -21,7 +21,7 @@ _crews: dict[int, ThreadPoolExecutor] = {}
 def share(work: Callable[[Piece], object], pieces: Iterable[Piece]) -> None:
     """Do `work` on every piece, on as many threads as torch has here; they must not depend on each other.
 
-    Nobody is at work any more when this returns, or raises what the work raised.
+    No thread works on a piece any more when this returns, or raises what the work raised.
     """
     queue, threads = list(pieces), torch.get_num_threads()
     if threads == 1 or len(queue) == 1:
@@ -40,7 +40,7 @@ def share(work: Callable[[Piece], object], pieces: Iterable[Piece]) -> None:
     try:
         wait(parts)
     finally:
-        wait(parts)  # an interrupt must not leave anybody writing to what the caller takes back
+        wait(parts)  # after an interrupt no thread may go on writing to what the caller takes back
     for part in parts:
         part.result()
 

@@ -59,7 +59,7 @@ def load(
     beside_B: Mapping[str, int] | None = None,
     beside_ram_B: Mapping[str, int] | None = None,
     head_quant: FourBits = "none",
-    told: Callable[[int, int], None] | None = None,
+    on_layer_read: Callable[[int, int], None] | None = None,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
     """A transformers model that computes exactly what the checkpoint says, in the memory that it was given.
@@ -68,8 +68,8 @@ def load(
     `beside_B` is what the caller will need beside it where it computes (drafter, trees), by what it is for,
     `beside_ram_B` what it keeps in RAM wherever that is, `guesses_B` keys and values beyond `ctx` tokens. `ram_B`
     and `vram_B` replace what is measured. `cache_moves`: the caller keeps the keys and values of each layer where the
-    placement's `caches` say, so that they may be told to live in RAM. `told` hears how many of the layers that stay in
-    memory are there, and of how many.
+    placement's `caches` say, so that they may live in RAM. `on_layer_read` is called with
+    the number of resident layers read so far and the number of all of them.
     `trust_remote_code` lets transformers run Python that lies in the folder.
     """
     check_system()
@@ -78,17 +78,17 @@ def load(
     skeleton = build(folder, dtype, trust_remote_code)
     on_cpu = torch.device(device).type == "cpu"
     checkpoint = lay_out(folder, skeleton.model, skeleton.layers, skeleton.dtype, in_place=on_cpu)
-    reading = reading_for(folder.path)
+    reading = reading_for(folder.weights_at)
     need = with_head(folder, _need(checkpoint, skeleton, ctx, reading), head_quant, skeleton.dtype.itemsize)
     need = replace(need, guesses_B=guesses_B, cache_moves=cache_moves)
     need = replace(need, beside_B=beside_B or {}, beside_ram_B=beside_ram_B or {})
-    placement = place(need, _with_speeds(free_memory(device, ram_B, vram_B), folder.path), offload)
+    placement = place(need, _with_speeds(free_memory(device, ram_B, vram_B), folder.weights_at), offload)
     log.info("%s", placement.summary)
     with ExitStack() as undo, _memory_for(placement):
         disk = DiskStore(checkpoint, reading)
         undo.callback(disk.close)
         _fill_rest(skeleton, checkpoint, disk, torch.device(device), placement.embeddings_in_ram, head_quant)
-        stream: Stream = open_stream(checkpoint, disk, placement, torch.device(device), link_limit_Bps, told)
+        stream: Stream = open_stream(checkpoint, disk, placement, torch.device(device), link_limit_Bps, on_layer_read)
         undo.callback(stream.close)
         if checkpoint.dense_B:
             stream = DenseLayers(stream, checkpoint, torch.device(device))

@@ -1,6 +1,6 @@
 """A head in four bits: logits from codes, some rows of the vocabulary dequantised at a time. Knows no file.
 
-The same code whatever the number of rows that come along, so a row's logits do not depend on its company. Scales stay
+The same code whatever the number of rows that come along, so a row's logits do not depend on other rows. Scales stay
 in float32 (no second quantisation): 4.5 bits a weight.   R rows   H hidden size   V vocabulary
 """
 
@@ -26,7 +26,7 @@ Rounded = tuple[torch.Tensor, torch.Tensor]
 
 
 class FewBitHead(nn.Module):
-    """Stands for a linear head [V, H] whose weight was rounded to NF4; computes in the dtype of that weight.
+    """Replaces a linear head [V, H] whose weight was rounded to NF4; computes in the dtype of that weight.
 
     `rounded`: codes and scales of one that was rounded before; without them it is rounded now.
     """
@@ -43,7 +43,7 @@ class FewBitHead(nn.Module):
 
     @property
     def weight(self) -> torch.Tensor:
-        """Shape [V, H] and dtype of what the codes stand for, without numbers: some models ask their head for these."""
+        """Shape [V, H] and dtype of the dense weight, without numbers: some models ask their head for these."""
         return torch.empty(self.out_features, self.in_features, dtype=self._dtype, device="meta")
 
     def forward(self, hidden_RH: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Single layers of a loaded model with weights that stay in memory while the others stream."""
+"""Single layers of a loaded model, with weights that stay in memory while the others stream."""
 
 import copy
 
@@ -9,12 +9,12 @@ from offload.model.layer import places, streamed_layers
 from offload.stream.stream import LayerStream
 
 
-def standing_layer(model: PreTrainedModel, index: int) -> nn.Module:
+def resident_layer(model: PreTrainedModel, index: int) -> nn.Module:
     """One layer of a model that `load` returned, as a module of its own.
 
     Its weights are the very tensors of a layer that stays in memory, else copies. Not while the model computes.
     """
-    stream, stays = streamed_layers(model)[index].source.stream, stands(model, index)
+    stream, stays = streamed_layers(model)[index].source.stream, is_resident(model, index)
     layer = copy.deepcopy(skeleton_layer(model, index))
     tensors = stream.take(index)
     try:
@@ -28,8 +28,8 @@ def standing_layer(model: PreTrainedModel, index: int) -> nn.Module:
     return layer
 
 
-def stands(model: PreTrainedModel, index: int) -> bool:
-    """Whether a standing layer takes no memory of its own. A layer in few bits that stays is dense only in its turn."""
+def is_resident(model: PreTrainedModel, index: int) -> bool:
+    """Whether a `resident_layer` shares its tensors with the model. A quantised one, dense only in its turn, never."""
     stream = streamed_layers(model)[index].source.stream
     return isinstance(stream, LayerStream) and stream.stays(index)
 

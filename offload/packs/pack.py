@@ -34,6 +34,7 @@ from offload.checkpoint.manifest import (
     read_manifest,
     still_true,
 )
+from offload.checkpoint.quantized.formats import FLOAT_SCHEMES, STORED_FORMATS
 from offload.checkpoint.quantized.quantize import BLOCK, CONFIGS, NESTED_BLOCK, STATE_B, Quant, quantise
 from offload.checkpoint.quantized.stored import fold
 from offload.checkpoint.skeleton import Skeleton, build
@@ -104,17 +105,20 @@ class Originals(Protocol):
 
 def plan(folder: Folder, quant: Quant, trust_remote_code: bool = False, head: FourBits = "none") -> PackPlan:
     """What a pack of the folder holds; every tensor that the model needs is accounted for. Reads no weight."""
-    if quant != "none" and fold(folder).quantised:
+    stored = fold(folder).quantised.values()
+    if quant != "none" and stored:
+        floats = all(weight.scheme in FLOAT_SCHEMES for weight in stored)
         raise UnsupportedModel(
-            f"{folder.path} is quantised already.",
-            "Quantising twice would lose more than it saves.",
-            "--quant none, which only lays it out for streaming, or the 16-bit version of the model.",
+            f"{folder.called} {'holds rows in an order of its own' if floats else 'is quantised already'}.",
+            None if floats else "Quantising twice would lose more than it saves.",
+            "--quant none, which only lays it out for streaming, or the 16-bit safetensors version of the model.",
         )
     skeleton = build(folder, None, trust_remote_code)
     checkpoint = lay_out(folder, skeleton.model, skeleton.layers, skeleton.dtype)
     shards: list[Shard] = []
     before = folder.config.get("quantization_config")
     loadable = not isinstance(before, dict) or before.get("quant_method") != "specexec"
+    loadable = loadable and not any(STORED_FORMATS[weight.scheme].method == "gguf" for weight in stored)
     for index, block in enumerate(checkpoint.layers):
         linear, stacked = _quantisable(block, skeleton, index) if quant != "none" else (frozenset(), frozenset())
         loadable = loadable and not stacked
@@ -253,7 +257,7 @@ def _originals(plan: PackPlan, originals: Originals | None) -> dict[str, Json]:
     """Which files a pack is made from, to the byte: a commit, or what the system says of each."""
     if originals is not None:
         return {"commit": originals.commit}
-    return {name: [*told] for name, told in stamps([*plan.folder.file_sizes]).items()}
+    return {name: [*stamp] for name, stamp in stamps([*plan.folder.file_sizes]).items()}
 
 
 def _begin(plan: PackPlan, out: Path) -> dict[str, Json]:
@@ -297,7 +301,7 @@ def _save(out: Path, manifest: dict[str, Json], done: Mapping[str, FinishedFile]
 
 
 def _finish(plan: PackPlan, out: Path, manifest: dict[str, Json], done: Mapping[str, FinishedFile]) -> None:
-    """Index, tokenizer and settings; config.json last, because a folder without it is no model for anybody."""
+    """Index, tokenizer and settings; config.json last, because no library takes a folder without it for a model."""
     placed = {name: shard.file for shard in plan.shards for name in read_header(out / shard.file)[1]}
     index = {"metadata": {"total_size": sum(wrote.size_B for wrote in done.values())}, "weight_map": placed}
     write_small(out / INDEX, _json(index))

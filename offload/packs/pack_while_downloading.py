@@ -56,7 +56,7 @@ class Arriving:
         files = sorted({*read_index(staging / weights.index).values()}) if weights.index else list(weights.files)
         entries: dict[str, Entry] = {}
         for name in files:
-            # Where they lie is known when the file is here; the order of names stands for it until then.
+            # Where they lie is known when the file is here; the order of names is used until then.
             for tensor, (dtype, shape) in hub.remote_header(repo, listing.commit, name).items():
                 nbytes = math.prod(shape) * item_B(dtype, tensor)
                 entries[tensor] = Entry(tensor, staging / name, 0, nbytes, dtype, shape)

@@ -22,7 +22,7 @@ UNPACK_GPU_Bps = 150e9
 
 @dataclass(frozen=True)
 class Ceilings:
-    """Speeds that a sweep cannot beat, and which of them nobody has measured."""
+    """Speeds that a sweep cannot beat, and which of them are assumed, not measured."""
 
     disk_Bps: float
     link_Bps: float
@@ -30,7 +30,7 @@ class Ceilings:
     unpack_Bps: Mapping[str, float]
     """By scheme."""
     assumed: tuple[str, ...] = ()
-    company: Contention = ALONE
+    contention: Contention = ALONE
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def ceilings(speeds: Speeds, disk: str, device: str, dtype: str) -> Ceilings:
         arithmetic or (ASSUMED_GPU if on_gpu else ASSUMED_CPU),
         {scheme: Bps or (UNPACK_GPU_Bps if on_gpu else UNPACK_CPU_Bps) for scheme, Bps in unpack_Bps.items()},
         tuple(name for name, is_missing in missing if is_missing),
-        measured_disk.company if measured_disk and not on_gpu else ALONE,
+        measured_disk.contention if measured_disk and not on_gpu else ALONE,
     )
 
 
@@ -132,9 +132,9 @@ def forecast(placement: Placement, work: Work, ceilings: Ceilings, rows: int) ->
     fetched = work.experts_share * work.visited(rows) if work.routing.on_demand(rows) else 0.0
     now = moved(placement, work, rows)
     disk_s, compute_s = now.disk_B / ceilings.disk_Bps, _multiply_s(work, ceilings.arithmetic, rows) + unpack_s
-    left = ceilings.company
+    left = ceilings.contention
     return Forecast(
-        # What lasts longer goes on alone; for as long as it had company, a part of its work was left for later.
+        # The longer of the two goes on alone, with the part of its work that contention left undone.
         disk_s + (1 - left.disk) * compute_s / left.compute if disk_s else 0.0,
         now.link_B / ceilings.link_Bps,
         compute_s + (1 - left.compute) * disk_s / left.disk,

@@ -74,7 +74,7 @@ def need_of(folder: Folder, item_B: int, ctx: int, beside_B: Mapping[str, int] |
         head_B=rest["head"],
         cache_B=cache_B(folder.config, ctx, item_B),
         ctx=ctx,
-        scratch_B=scratch_B(slice_B, reading_for(folder.path)),
+        scratch_B=scratch_B(slice_B, reading_for(folder.weights_at)),
         beside_B=beside_B or {},
         dense_B=max(dense.values(), default=0),
     )

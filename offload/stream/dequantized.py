@@ -75,7 +75,7 @@ class DenseLayers:
         self._stream.give()
 
     def unwaited(self) -> AbstractContextManager[None]:
-        """Nobody waits for a layer meanwhile."""
+        """No thread waits for a layer meanwhile."""
         return self._stream.unwaited()
 
     def close(self) -> None:

@@ -20,11 +20,11 @@ def open_stream(
     placement: Placement,
     device: torch.device,
     limit_Bps: float | None,
-    told: Callable[[int, int], None] | None = None,
+    on_layer_read: Callable[[int, int], None] | None = None,
 ) -> LayerStream:
-    """One stream over all tiers; what stays in memory is read here, once, and `told`: layers read, layers to read.
+    """One stream over all tiers; what stays in memory is read here, once.
 
-    The stream closes the disk.
+    `on_layer_read` is called with layers read, layers to read. The stream closes the disk.
     """
     blocks = checkpoint.layers
     layers = _layers(placement)
@@ -33,8 +33,8 @@ def open_stream(
     def filled(layer: int) -> Arena:
         arena = Arena(blocks[layer].size_B)
         disk.read_block(blocks[layer], arena)
-        if told is not None:
-            told(staying.index(layer) + 1, len(staying))
+        if on_layer_read is not None:
+            on_layer_read(staying.index(layer) + 1, len(staying))
         return arena
 
     if limit_Bps is not None and len(layers["device"]) == len(blocks):

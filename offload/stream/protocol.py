@@ -52,7 +52,7 @@ class Stream(Protocol):
         """The layer has computed; its buffer may be filled again."""
 
     def unwaited(self) -> AbstractContextManager[None]:
-        """While this is open nobody waits for a layer: whoever takes one that is not there yet gets ReadFailed."""
+        """While this is open no thread waits for a layer: taking one that is not there yet raises ReadFailed."""
 
     def close(self) -> None:
         """Stop; nothing can be taken afterwards."""

@@ -24,9 +24,9 @@ class Slot:
     # One assignment moves a slot on, so that a Ctrl-C between two lines can lose none.
     state: State = State.EMPTY
     reading: bool = False
-    """A reader writes into it: whatever its state, nobody else may."""
+    """A reader writes into it: whatever its state, no other thread may."""
     layer: int | None = None
-    """What it holds or will hold; None while it is empty, or filled with what nobody wants any more."""
+    """What it holds or will hold; None while it is empty, or filled with a layer that is no longer wanted."""
     tensors: Mapping[str, torch.Tensor] = field(default_factory=dict)
     moved_B: int = 0
     missing: frozenset[int] = frozenset()

@@ -1,7 +1,7 @@
 """Prefetching: a ring of buffers that background threads fill with the next layers while one computes.
 
-Layers that travel are read in order, round and round, so that the first of the next sweep load while nobody waits for
-them; layers that stay are handed out where they lie, and the ring reads on meanwhile. Each buffer carries the number of
+Layers that are streamed are read in order, cyclically, so that the first of the next sweep load between two sweeps;
+resident layers are handed out where they lie, and the ring reads on meanwhile. Each buffer carries the number of
 its layer and is checked before use. Knows nothing of models, tokens or sweeps' meaning.
 """
 
@@ -150,7 +150,7 @@ class LayerStream:
 
     @contextmanager
     def unwaited(self) -> Iterator[None]:
-        """Let go of whoever waits for a layer; what is being read stays good for the next sweep."""
+        """While this is open, `take` raises ReadFailed instead of waiting; what is being read serves the next sweep."""
         with self._changed:
             self._hurried = True
             self._changed.notify_all()
@@ -174,7 +174,7 @@ class LayerStream:
         return [slot for slot in self._slots if slot.state is state]
 
     def _ahead(self) -> list[Slot]:
-        """Buffers that hold, or will hold, a layer that nobody has taken yet."""
+        """Buffers that hold, or will hold, a layer that was not taken yet."""
         return self._in(State.READY) + [slot for slot in self._in(State.EMPTY) if slot.layer is not None]
 
     def _release(self) -> None:
@@ -192,7 +192,7 @@ class LayerStream:
         ahead = self._ahead()
         turn = bisect_left(self._route, layer) % len(self._route)  # of `layer`, or of the next one that travels
         on_course = (self._next - turn - len(ahead)) % len(self._route) == 0
-        # Read-ahead that failed while nobody waited is tried again when its sweep begins; later layers just fail.
+        # Read-ahead that failed between sweeps is tried again when its sweep begins; later layers just fail.
         if not on_course or (layer == 0 and any(slot.failure for slot in ahead)):
             self._restart(turn)
 
@@ -209,7 +209,7 @@ class LayerStream:
         if self._closing.is_set():
             raise ReadFailed("the stream of layers was closed.", hint="load the model again.")
         if self._hurried:
-            raise ReadFailed("the layer was not there yet, and nobody wanted to wait.")
+            raise ReadFailed("the layer was not there yet, and the caller did not want to wait.")
         if not all(reader.is_alive() for reader in self._readers):
             raise ReadFailed("the reader of weights has died.", hint="load the model again.")
 
@@ -220,7 +220,7 @@ class LayerStream:
             raise ReadFailed(f"buffers hold the layers {held}, layer {layer} was asked for.", "This is a bug.")
 
     def _fail(self, failure: BaseException) -> NoReturn:
-        """What went wrong in a reader, raised where somebody waits for it."""
+        """What went wrong in a reader, raised in the thread that waits for the layer."""
         self._restart(0)
         if isinstance(failure, OffloadError):
             raise failure
@@ -234,7 +234,7 @@ class LayerStream:
         self._stats = replace(now, **{name: getattr(now, name) + value for name, value in more.items()})
 
     def _read_on(self) -> None:
-        """A reader: bring experts that somebody waits for, else fill an empty buffer with the next layer."""
+        """A reader: read the experts that a layer waits for, else fill an empty buffer with the next layer."""
         while not self._closing.is_set():
             with self._changed:
                 idle = [slot for slot in self._slots if not slot.reading]
@@ -266,7 +266,7 @@ class LayerStream:
             failure, moved_B = error, 0
         with self._changed:
             slot.reading = False
-            if slot.layer is None:  # nobody wants it any more
+            if slot.layer is None:  # no longer wanted
                 self._count(dropped_B=moved_B)
             else:
                 slot.tensors, slot.failure, slot.moved_B = tensors, failure, moved_B
@@ -283,7 +283,7 @@ class LayerStream:
             failure = error
         with self._changed:
             slot.reading = False
-            if slot.wanted is not wanted:  # nobody waits any more
+            if slot.wanted is not wanted:  # no longer waited for
                 self._count(dropped_B=moved_B)
             elif failure:
                 slot.failure = failure

@@ -48,7 +48,7 @@ def templates_of(encoding: Encoding) -> list[str]:
 
 
 def stops_of(folder: Path) -> tuple[str, ...]:
-    """The texts that end an answer where nobody names others: the model's own, from its generation_config.json."""
+    """The texts that end an answer unless the caller names others: the model's own, from its generation_config.json."""
     if not (folder / GENERATION_CONFIG_NAME).exists():
         return ()
     return defaults_of(GenerationConfig.from_pretrained(folder)).sampling.stop or ()

@@ -58,7 +58,7 @@ def check_quantising(choice: DrafterChoice, folders: Items[weights.Folder], form
         )
     if all(map(weights.is_quantised, folders)):
         are = "are" if len(folders) > 1 else "is"
-        paths = " and ".join(str(folder.path) for folder in folders)
+        paths = " and ".join(str(folder.called) for folder in folders)
         raise BadDrafter(
             f"{paths} {are} quantised already; --drafter-quant has nothing to do.",
             hint="Leave it out.",

@@ -45,7 +45,7 @@ def from_sublayers(kit: DrafterKit) -> Drafter:
     assert isinstance(kit.target, TreeLM)
     layers = [weights.skeleton_layer(kit.model, i) for i in range(weights.stream_of(kit.model).layers)]
     size_LS = sizes_of(layers)
-    resident_L = np.array([weights.stands(kit.model, i) for i in range(len(layers))])
+    resident_L = np.array([weights.is_resident(kit.model, i) for i in range(len(layers))])
     terms = Terms(
         copy_LS=np.where(resident_L[:, None], 0, size_LS),
         size_LS=size_LS,
@@ -57,14 +57,14 @@ def from_sublayers(kit: DrafterKit) -> Drafter:
     name = f"{kit.model.config.to_json_string()} {kit.files_B}"
     asked = questions(kit.encoding)
     kept_LS = best_sublayers(kit.target, terms, asked, name, kit.searches, kit.on_searched)
-    layer_of, ids = partial(weights.standing_layer, kit.model), kit.names
+    layer_of, ids = partial(weights.resident_layer, kit.model), kit.names
     return skipping(kit.target, layer_of, kept_LS, ids.rows, kit.ranking, kit.cascade, ids.never)
 
 
 def from_few_bits(kit: DrafterKit) -> Drafter:
     """The target's own layers, those that stream as copies in few bits."""
     assert isinstance(kit.target, TreeLM)
-    resident_L = [weights.stands(kit.model, i) for i in range(weights.stream_of(kit.model).layers)]
+    resident_L = [weights.is_resident(kit.model, i) for i in range(weights.stream_of(kit.model).layers)]
     # Where nothing streams, copies are there to be read faster.
     shared_L = resident_L if not all(resident_L) else [False] * len(resident_L)
     made = in_few_bits(kit.model, shared_L, kit.target.device, kit.form, kit.on_quantised)
@@ -83,7 +83,7 @@ def in_few_bits(
     """The layers of a model to draft with: those that are not shared quantised, one at a time."""
     made: dict[int, nn.Module] = {}
     for i, shared in enumerate(shared_L):
-        one = weights.standing_layer(model, i)  # dense until it has been quantised
+        one = weights.resident_layer(model, i)  # dense until it has been quantised
         made[i] = one if shared else quantised(one, device, form)
         on_quantised(i + 1, len(shared_L))
     return made

@@ -219,7 +219,7 @@ def _target(request: LoadRequest, choice: DrafterChoice, device: str, progress: 
         beside_B=beside.beside_B,
         beside_ram_B=beside.beside_ram_B,
         head_quant=options.head_quant,
-        told=progress.read,
+        on_layer_read=progress.read,
         trust_remote_code=options.trust_remote_code,
     )
 

@@ -109,7 +109,7 @@ class Auto:
         if not self.cost.compute.known:
             return
         named_M = self.union.named(sequence, tree, written)
-        # While the weights move somebody else computes for nothing: only what exceeds that is paid for.
+        # Drafting while the weights stream costs no time: only the seconds beyond that are counted.
         free_s = max(self.cost.idle_s(len(tree) + 1), 0.0)
         sweep_s = float(self.cost.sweep_s(len(tree) + 1.0))
         self._all.add(1 + named_M.max(), sweep_s + max(float(drafted_M.sum()) - free_s, 0.0))

@@ -2,7 +2,7 @@
 
 The vertical half of Cascade Speculative Drafting (Chen et al. 2024), for trees. Below every node that a model has to
 read hangs a chain of the words that followed the same words before. Where it was right, the next rounds of growth find
-their nodes read already and cost no pass. The best tree stays the same, only the clock can tell. Knows no model.
+their nodes read already and cost no pass. The best tree stays the same, it only takes less time. Knows no model.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ REACHES = 8  # classes of nodes by how likely the text comes there, a factor of 
 PASSES = 0.25  # of a whole pass that a row saves which is asked about later: the others it was only near
 TRIED = 16  # nodes of a pass below which a chain is looked for, the likeliest: for others it is nearly always in vain
 LEAST = 0.05  # chance below which no row is worth it, however cheap
-UNMEASURED = 0.3  # the same while nobody knows what rows cost
+UNMEASURED = 0.3  # the same until the cost of rows has been measured
 
 
 class Link(NamedTuple):
@@ -48,7 +48,7 @@ class Cascade:
     def chains(self, ask: Ask, nodes: Items[int], levels: int, along: int) -> dict[int, list[Link]]:
         """What probably follows which of the nodes, as far as the chance of being asked pays for a row.
 
-        `levels`: the tree will not be deeper. `along`: rows that already wait for somebody to ask.
+        `levels`: the tree will not be deeper. `along`: rows that were read already and not asked about yet.
         """
         stores = [self.memory.text_of(ask.sequence), self.memory.recent]
         chance_C = self._hits.chances(np.arange(len(RUNGS) * REACHES)[:, None], bool(ask.sequence.sampling.temperature))

@@ -1,8 +1,8 @@
 """The time of a sweep and of a drafter pass, learned while running; and how many guesses are worth their seconds.
 
 A sweep over n rows takes max(s + t n, a + b n): the weights have to travel whatever n is, and arithmetic grows with n.
-t is small: what is computed while nothing travels, as behind the last layer. Among experts the stream grows too, by a
-law that whoever moves the weights knows.
+t is small: what is computed while nothing travels, as behind the last layer. Among experts the stream grows too, by the
+function `share`, which the stream of the weights gives.
 tokens/s = (1 + sum of reach) / (drafting + sweep), so a node is worth it while its reach beats its share of that rate.
 N nodes, best first
 """
@@ -89,7 +89,7 @@ class CostModel:
         """
         self.compute.learn(rows, max(seconds - waited_s, 1e-6))
         whole_s = seconds / float(self.share(float(rows)))
-        # Only a sweep that waited tells how long the wire takes; one that did not, that it takes less.
+        # Only a sweep that waited measures the seconds of the transfer; one that did not gives an upper bound.
         if waited_s <= 0.05 * seconds:
             whole_s = min(float(self.stream.at(rows)), whole_s) if self.stream.known else 0.0
         if whole_s and not prompt:
@@ -127,7 +127,7 @@ class CostModel:
         compute = Line.unpacked(arrays.get("compute", nothing))
         stream = Line.unpacked(arrays.get("stream", nothing), self.stream.growing)
         if gain > 1 or not compute.known:
-            raise ValueError("nobody measured such costs")
+            raise ValueError("these costs cannot have been measured")
         self.draft = Line.unpacked(arrays.get("draft", nothing))
         self.compute, self.stream, self.gain = compute, stream, gain
 
@@ -136,7 +136,7 @@ class CostModel:
         return np.maximum(self.compute.at(rows), self._streamed_s(rows))
 
     def idle_s(self, rows: int) -> float:
-        """Seconds of a sweep in which nobody computes."""
+        """Seconds of a sweep in which nothing is computed: it waits for weights."""
         return float(self._streamed_s(rows) - self.compute.at(rows)) if self.compute.known else 0.0
 
     def _streamed_s(self, rows: Floats | float) -> Floats:

@@ -60,7 +60,7 @@ class FourBit(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """What the four bits stand for, [O, I]."""
+        """The dense weight, [O, I]."""
         weight_OI: Tensor = self._kernels.functional.dequantize_4bit(self._packed, self._state)
         return weight_OI.view(self.out_features, self.in_features)
 
@@ -99,7 +99,7 @@ class Grouped(nn.Module):
         return codes, meta
 
     def _dense(self, part: Part) -> Tensor:
-        """What the codes stand for, [P, I]."""
+        """Their dense weights, [P, I]."""
         dense_PI: Tensor = self._quantizer.dequantize(*part)
         return dense_PI
 

@@ -1,8 +1,8 @@
 """The one place where a drafter's errors end: an error costs its guesses, never an answer.
 
-A drafter that raised is left alone for the texts it was busy with, because nobody knows what it remembers of them; it
-is asked again about later ones. The first failure is said, with its reason. Interrupts pass, and so does refused
-memory: who waits for that frees some and tries again.   N nodes   K children
+A drafter that raised is not asked again about the texts that were open then, because what it remembers of them may be
+wrong; it is asked about later ones. The first failure is logged, with its reason. Interrupts pass, and so does refused
+memory: the caller frees some and tries again.   N nodes   K children
 """
 
 from __future__ import annotations

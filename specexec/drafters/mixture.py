@@ -62,13 +62,13 @@ class Merged:
     chances_MNK: Floats
 
 
-def merge(told: Items[MemberGuesses]) -> Merged:
+def merge(guesses: Items[MemberGuesses]) -> Merged:
     """All members' children; a token that two of them name takes one place."""
-    tokens_NK = np.concatenate([one.tokens_NK for one in told], axis=1)
-    borders = np.cumsum([0, *(one.tokens_NK.shape[1] for one in told)]).tolist()
-    chances_MNK = np.zeros((len(told), *tokens_NK.shape))
+    tokens_NK = np.concatenate([one.tokens_NK for one in guesses], axis=1)
+    borders = np.cumsum([0, *(one.tokens_NK.shape[1] for one in guesses)]).tolist()
+    chances_MNK = np.zeros((len(guesses), *tokens_NK.shape))
     for member, (start, stop) in enumerate(pairwise(borders)):
-        chances_MNK[member, :, start:stop] = told[member].chances_NK
+        chances_MNK[member, :, start:stop] = guesses[member].chances_NK
     for start, stop in pairwise(borders[1:]):
         # A column that repeats a token further left gives its chances to that one and is empty then.
         mine_NK = tokens_NK[:, start:stop]
@@ -112,7 +112,7 @@ class Trust:
         counts_CM = sound(arrays.get("counts", np.zeros(0)), (-1, -1), "a trust")
         cells = sound(arrays.get("cells", np.zeros(0)), (len(counts_CM), counts_CM.shape[1] + 1), "its cells")
         if not (counts_CM.sum(1) > 0).all():
-            raise ValueError("a trust believes nobody")
+            raise ValueError("the counts of a cell are all zero")
         self.counts = {
             tuple(int(part) for part in cell): count_M.copy() for cell, count_M in zip(cells, counts_CM, strict=True)
         }
@@ -122,7 +122,7 @@ class Trust:
             bins_M = np.array(cell[1:])
             # Chances that came true so far: who is bolder at this node knows more about it.
             bold_M = np.where(bins_M == ABSENT, 0.0, CENTRES[np.minimum(bins_M, ABSENT - 1)] ** 2)
-            if not bold_M.any():  # nobody was asked: whom to believe does not matter
+            if not bold_M.any():  # no member was asked: their weights do not matter
                 bold_M = np.ones(len(bins_M))
             self.counts[cell] = FAITH * bold_M / bold_M.sum()
         return self.counts[cell]

@@ -201,7 +201,7 @@ def with_noise(chances_NK: Floats, noise_NK: Floats) -> Floats:
     """log P(child is chosen | the noise): the race among the named children, and against all the others.
 
     With P(token) = p the choice is argmax(log p + G). The best of the others is distributed like log(rest) + Gumbel,
-    so a named winner of score v stands with probability exp(-rest * exp(-v)).
+    so a named winner of score v is the choice with probability exp(-rest * exp(-v)).
     """
     with np.errstate(divide="ignore"):
         scores_NK = np.log(chances_NK) + noise_NK

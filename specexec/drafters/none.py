@@ -20,7 +20,7 @@ class NoDrafter:
         return []
 
     def guess(self, asks: list[Ask], width: int) -> list[Guesses]:
-        """No children for anybody."""
+        """No children for any node."""
         return [Guesses(np.zeros((len(ask.nodes), 0), np.int64), np.zeros((len(ask.nodes), 0))) for ask in asks]
 
     def observe(self, sequence: Sequence, tree: TokenTree, choices_M: list[int], kept: Ints | None) -> None:

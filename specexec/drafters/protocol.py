@@ -16,7 +16,7 @@ from specexec.tree.tree import Floats, Ints, TokenTree
 class Ask:
     """Nodes of one growing tree that want children; ROOT (-1) asks for the first tokens after the text.
 
-    A node is asked about once, and never before its parent was. `waited`: somebody waits for the answer, so it must be
+    A node is asked about once, and never before its parent was. `waited`: decoding waits for the answer, so it must be
     worth its seconds.
     """
 

@@ -36,7 +36,7 @@ class AskedBatch:
 
 @dataclass(frozen=True)
 class Along:
-    """A row that was read before anybody asked about it, and the kind of evidence that it would be."""
+    """A row that was read before it was asked about, and the kind of evidence that it would be."""
 
     row: int
     cell: int
@@ -46,7 +46,7 @@ class Along:
 class Below:
     """What was read below one text: a row for every node that was asked about, and for some that may be.
 
-    The row of node n stands at n + 1 of `rows_N`, ROOT's first.
+    The row of node n is `rows_N[n + 1]`, that of ROOT `rows_N[0]`.
     """
 
     rows_N: Ints
@@ -58,16 +58,16 @@ class Below:
 
     @staticmethod
     def text(row: int) -> Below:
-        """Nothing below a text whose end stands in this row."""
+        """Nothing below a text whose end is this row."""
         return Below(np.array([row]))
 
     def rows(self, nodes: Items[int] | Ints) -> Ints:
-        """Where these nodes stand, NOTHING for those that were not read."""
+        """The rows of these nodes, NOTHING for those that were not read."""
         slots_N = np.asarray(nodes, np.int64) + 1
         return np.where(slots_N < len(self.rows_N), self.rows_N.take(slots_N, mode="clip"), NOTHING)
 
     def read(self, tree: TokenTree, nodes: list[int]) -> dict[int, tuple[int, int]]:
-        """Those of the nodes that have a row which nobody has asked about yet; its parent's row, and its token."""
+        """Those of the nodes that have a row which was not asked about yet; its parent's row, and its token."""
         if not self.along:
             return {}
         places = [*zip(self.rows(tree.parents_N[nodes]).tolist(), tree.tokens_N[nodes].tolist(), strict=True)]
@@ -86,12 +86,12 @@ class Below:
         return new, [along.cell for along in found.values()]
 
     def missed(self) -> list[int]:
-        """The cells of rows that nobody asked about although somebody did about the row above."""
+        """The cells of rows that were not asked about although the row above was."""
         unasked = {along.row for along in self.along.values()}
         return [along.cell for (parent, _), along in self.along.items() if parent not in unasked]
 
     def hear(self, first: int, hidden_RH: Tensor) -> None:
-        """Keep the hidden states of the rows from `first` on; what the text's end stands above is settled."""
+        """Keep the hidden states of the rows from `first` on; those before the text's end were answered."""
         end = max(int(self.rows_N[0]), first)
         kept_RH = hidden_RH[end - first :].clone() if end > first else hidden_RH  # a prompt must not be held for them
         before = [] if self.hidden_RH is None else [self.hidden_RH[np.flatnonzero(self.waiting_R)]]

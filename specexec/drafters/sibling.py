@@ -38,7 +38,7 @@ class _Heard:
     ids_V: Tensor | None = None
 
     def tokens(self, columns_NC: Tensor) -> Tensor:
-        """The tokens that columns stand for."""
+        """The tokens of these columns."""
         return columns_NC if self.ids_V is None else self.ids_V[columns_NC]
 
 
@@ -126,7 +126,7 @@ class SiblingDrafter(Calibrated):
         return Rows(cache, tokens, parents, settled)
 
     def _forget(self, sequence: Sequence) -> Below:
-        """What was read below a text is of no use any more; nor are rows that nobody asked about."""
+        """What was read below a text is of no use any more; nor are rows that were not asked about."""
         below = self._below.pop(sequence, Below.text(ROOT))
         self.cascade.count(below.missed(), False, bool(sequence.sampling.temperature))
         return below

@@ -1,7 +1,7 @@
 """The target drafts for itself with some of its sublayers (Draft & Verify, Zhang et al. 2024). Knows no file.
 
 Which attentions and MLPs stay is searched: the set that should write the most tokens per second, as far as the target's
-own answers to a few questions tell. What stays in memory anyway costs nothing to keep; copies of what streams must fit
+own answers to a few questions show. What stays in memory anyway costs nothing to keep; copies of what streams must fit
 into the room given. The drafter has keys and values of its own: the target's cache is never touched.
 L layers   S = 2 sublayers: attention, MLP   U units that stay or go   R rows of a text   K ranks
 """
@@ -250,5 +250,5 @@ def ranks(logits_RV: Tensor, chosen_R: Tensor) -> Floats:
 
 
 def _key(name: str, terms: Terms, prompts: Items[list[int]]) -> str:
-    told = (name, terms.copy_LS.tolist(), terms.size_LS.tolist(), terms.most_B, terms.rows, prompts, TRIES, ANSWER)
-    return blake2b(repr(told).encode(), digest_size=8).hexdigest()
+    settings = (name, terms.copy_LS.tolist(), terms.size_LS.tolist(), terms.most_B, terms.rows, prompts, TRIES, ANSWER)
+    return blake2b(repr(settings).encode(), digest_size=8).hexdigest()

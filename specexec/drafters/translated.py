@@ -1,7 +1,7 @@
 """A drafter model with another tokenizer: its guesses are translated as text (OmniDraft, Ramakrishnan et al. 2025).
 
 Each guess of theirs is a piece of text, as bytes; our tokenizer cuts it. A piece that makes several of our tokens
-promises the later ones; one that only begins a token of ours stands for tokens that began so before (the n-gram cache).
+promises the later ones; one that only begins a token of ours becomes tokens that began so before (the n-gram cache).
 Verification never asks how a guess was found, so the text stays exact whatever goes wrong here.
 N nodes   C candidates   V vocabulary
 """
@@ -238,10 +238,10 @@ class TranslatedDrafter(Calibrated):
             (ROOT, choices_M[0], 0.0),
             *zip(tree.ids_N.tolist(), choices_M[1:], tree.reach_N.tolist(), strict=True),
         ]
-        told = [(*reading.said[node], choice, reach) for node, choice, reach in nodes if node in reading.said]
-        if not told:
+        judged = [(*reading.said[node], choice, reach) for node, choice, reach in nodes if node in reading.said]
+        if not judged:
             return
-        tokens_NC, scores_NC = np.stack([one[0] for one in told]), np.stack([one[1] for one in told])
-        match_NC = (tokens_NC == np.array([one[2] for one in told])[:, None]) & np.isfinite(scores_NC)
+        tokens_NC, scores_NC = np.stack([one[0] for one in judged]), np.stack([one[1] for one in judged])
+        match_NC = (tokens_NC == np.array([one[2] for one in judged])[:, None]) & np.isfinite(scores_NC)
         hit_N = np.where(match_NC.any(1), match_NC.argmax(1), -1)
-        self.calibration(sampling).learn(scores_NC, hit_N, np.exp([min(one[3], 0.0) for one in told]))
+        self.calibration(sampling).learn(scores_NC, hit_N, np.exp([min(one[3], 0.0) for one in judged]))

@@ -64,21 +64,21 @@ class _Talk:
 
 
 class Union:
-    """Answers with the children of all members. Reads texts as long as its most patient member does.
+    """Answers with the children of all members. Reads texts as long as the longest context of its members.
 
     With `cost`, a member is asked about a node only if that is likely to win back the seconds it takes.
     """
 
     def __init__(self, members: Items[Drafter], cost: CostModel | None = None) -> None:
         self.members = list(members)
-        self.guarded = [Guarded(member) for member in members]  # whoever fails leaves the tree to the others
+        self.guarded = [Guarded(member) for member in members]  # one that fails leaves the tree to the others
         self.name = "+".join(member.name for member in members)
         self.context = max(member.context for member in members)
         self.prices = [Line() for _ in members]  # seconds that answering about so many nodes takes
         self._cost = cost
         self.trust = Trust()
         self.resting: frozenset[int] = frozenset()  # members that are not asked for the time being
-        self.drafted_s = np.zeros(len(self.members))  # seconds each member took to answer, for whoever resets it
+        self.drafted_s = np.zeros(len(self.members))  # seconds each member took to answer; the caller resets it
         self._talks: WeakKeyDictionary[Sequence, _Talk] = WeakKeyDictionary()
 
     def at_hand(self, asks: list[Ask]) -> list[Ask]:
@@ -100,13 +100,13 @@ class Union:
             if ROOT in ask.nodes:
                 self._talks[ask.sequence] = _Talk(len(self.members))
         shares = [self._shares(ask) for ask in asks]
-        told = [
-            self._told(at, asks, [np.flatnonzero(share_MN[at]).tolist() for share_MN in shares], width)
+        guesses = [
+            self._guesses_of(at, asks, [np.flatnonzero(share_MN[at]).tolist() for share_MN in shares], width)
             for at in range(len(self.members))
         ]
-        return [self._merged(ask, list(members), width) for ask, *members in zip(asks, *told, strict=True)]
+        return [self._merged(ask, list(members), width) for ask, *members in zip(asks, *guesses, strict=True)]
 
-    def _told(self, index: int, asks: list[Ask], shares: list[list[int]], width: int) -> list[MemberGuesses]:
+    def _guesses_of(self, index: int, asks: list[Ask], shares: list[list[int]], width: int) -> list[MemberGuesses]:
         """One member's answers about its rows of every ask, all in one call."""
         own = [
             replace(ask, nodes=[ask.nodes[row] for row in share])
@@ -119,17 +119,17 @@ class Union:
         self.drafted_s[index] += took_s
         if own and ROOT not in own[0].nodes:  # those read the text first
             self.prices[index].learn(sum(len(ask.nodes) for ask in own), took_s)
-        told: list[MemberGuesses] = []
+        guesses: list[MemberGuesses] = []
         for ask, share in zip(asks, shares, strict=True):
             if share:
                 answer = next(answers)
-                told.append(MemberGuesses.of(answer.tokens_NK, answer.log_probs_NK).spread(share, len(ask.nodes)))
+                guesses.append(MemberGuesses.of(answer.tokens_NK, answer.log_probs_NK).spread(share, len(ask.nodes)))
             else:
-                told.append(MemberGuesses.nothing(len(ask.nodes)))
-        return told
+                guesses.append(MemberGuesses.nothing(len(ask.nodes)))
+        return guesses
 
     def _shares(self, ask: Ask) -> NDArray[np.bool_]:
-        """Whom to ask about which nodes, [M, N]: those worth its seconds, and those known to nobody cheaper."""
+        """Which member to ask about which nodes, [M, N]: those worth its seconds, or worth no other's."""
         cost = self._cost if ask.waited else None
         floor_M = np.array([-np.inf if cost is None else cost.floor(price) for price in self.prices])
         known_MN = np.stack([self._known(index, ask) for index in range(len(self.members))])
@@ -148,10 +148,10 @@ class Union:
         asked_N = self._talks[ask.sequence].asked(index, ask.tree.parents_N[ask.nodes])
         return asked_N & (ask.tree.depth_N[ask.nodes] + 1 < room)
 
-    def _merged(self, ask: Ask, told: list[MemberGuesses], width: int) -> Guesses:
-        children = merge(told)
+    def _merged(self, ask: Ask, guesses: list[MemberGuesses], width: int) -> Guesses:
+        children = merge(guesses)
         sampled = int(bool(ask.sequence.sampling.temperature))
-        cells: list[Cell] = [(sampled, *bins) for bins in np.stack([one.bins_N for one in told], axis=1).tolist()]
+        cells: list[Cell] = [(sampled, *bins) for bins in np.stack([one.bins_N for one in guesses], axis=1).tolist()]
         weight_of = {cell: self.trust.weights(cell) for cell in set(cells)}
         weights_NM = np.stack([weight_of[cell] for cell in cells])
         chances_NK = np.einsum("mnk,nm->nk", children.chances_MNK, weights_NM)
@@ -160,7 +160,7 @@ class Union:
         best_NK = np.argsort(-chances_NK, axis=1, kind="stable")[:, :width]
         with np.errstate(divide="ignore"):
             log_probs_NK = np.log(np.take_along_axis(chances_NK, best_NK, axis=1))
-        origins_NK = ((children.chances_MNK > 0) << np.arange(len(told))[:, None, None]).sum(0)
+        origins_NK = ((children.chances_MNK > 0) << np.arange(len(guesses))[:, None, None]).sum(0)
         tokens_NK, origins_NK = (np.take_along_axis(of, best_NK, axis=1) for of in (children.tokens_NK, origins_NK))
         return Guesses(np.maximum(tokens_NK, 0), log_probs_NK, origins_NK)
 
@@ -170,10 +170,10 @@ class Union:
         count_M, alive_M = np.zeros(len(self.members), np.int64), np.ones(len(self.members), bool)
         for token in written:
             child = tree.child(node, token)
-            told = talk.said.get(ROOT if node == ROOT else int(tree.ids_N[node])) if talk else None
-            if child is None or told is None:
+            answer = talk.said.get(ROOT if node == ROOT else int(tree.ids_N[node])) if talk else None
+            if child is None or answer is None:
                 break
-            said, row = told
+            said, row = answer
             alive_M &= (said.chances_MNK[:, row] * (said.tokens_NK[row] == token)).any(1)
             count_M += alive_M
             node = child
@@ -208,11 +208,11 @@ class Union:
     def _learn(self, talk: _Talk, tree: TokenTree, choices_M: list[int]) -> None:
         likely = np.argsort(-tree.reach_N, kind="stable")[:MOST_NODES].tolist()
         for node in [ROOT, *likely]:
-            told = talk.said.get(ROOT if node == ROOT else int(tree.ids_N[node]))
-            if told is None:
+            answer = talk.said.get(ROOT if node == ROOT else int(tree.ids_N[node]))
+            if answer is None:
                 continue
-            said, row = told
+            said, row = answer
             likelihood_M = (said.chances_MNK[:, row] * (said.tokens_NK[row] == choices_M[1 + node])).sum(1)
-            if likelihood_M.any():  # a choice nobody named teaches nothing about whom to believe
+            if likelihood_M.any():  # a choice that no member named teaches nothing about them
                 chance = 1.0 if node == ROOT else float(np.exp(min(tree.reach_N[node], 0.0)))
                 self.trust.learn(said.cells[row], likelihood_M, chance)

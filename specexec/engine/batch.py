@@ -25,7 +25,7 @@ from specexec.text.sequence import Sequence
 
 log = logging.getLogger(__name__)
 
-UNSHARED = nullcontext()  # nobody else uses the decoder
+UNSHARED = nullcontext()  # no other caller uses the decoder
 MOST_PARALLEL = 64  # beyond this even small trees reach the arithmetic's limit on every machine we know
 # A copy is cheaper than computing even a short prefix again, but waiting a sweep for one must save real work.
 WORTH_COPYING = 16
@@ -220,7 +220,7 @@ class Batch:
         return fits
 
     def _should_wait(self, sequence: Sequence, newcomers: list[Sequence]) -> bool:
-        """Whether somebody who begins in this very sweep will have much of this prompt in the next one."""
+        """Whether a text that begins in this sweep will have computed much of this prompt by the next one."""
         other = max(newcomers, key=lambda other: _shared(sequence, other), default=None)
         soon = _shared(sequence, other) if other else 0
         waits = soon >= WORTH_WAITING and soon > self._best_donor(sequence)[0]

@@ -42,8 +42,8 @@ class Engine:
     """A target, its drafter and the loop, ready to write. A context manager; `close` frees memory and threads.
 
     Any number of threads may call `generate`, `generate_many`, `stream`, `likelihoods` and the rest at once, also while
-    streams are open: sweeps run one at a time, each writes at all open texts, and no text changes by company. A stream
-    that pauses or is dropped holds up nobody, but is written on until it ends or is closed. One conversation, and one
+    streams are open: sweeps run one at a time, each writes at all open texts, and no text depends on another. A stream
+    that pauses or is dropped delays no other, but is written on until it ends or is closed. One conversation, and one
     `caches`, serves one thread at a time. `accounting` says what sweeps cost and how fast texts were written. After
     `close` every call raises EngineClosed.
     """

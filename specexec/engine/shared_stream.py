@@ -1,6 +1,6 @@
 """One decoder for several callers and threads: each receives the results of its own texts, whichever ran the sweep.
 
-Sweeps run one at a time, under a lock that nobody holds between them: a caller that pauses or goes away stops no other.
+Sweeps run one at a time, under a lock that is free between them: a caller that pauses or leaves stops no other.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Readers:
         self._left: list[Sequence] = []
 
     def caller(self) -> Caller:
-        """Somebody with texts of its own."""
+        """A caller with texts of its own."""
         return Caller(self)
 
     def read(self, sequence: Sequence) -> Iterator[Burst]:
@@ -68,13 +68,13 @@ class Readers:
 
     def leave(self, sequence: Sequence) -> None:
         with self.lock:
-            if self._sweeping:  # a stream that nobody holds any more is closed wherever the collector finds it
+            if self._sweeping:  # the garbage collector may close a dropped stream in any thread
                 self._left.append(sequence)
             elif self._callers.pop(sequence, None) is not None and sequence in self._decoder.live:
                 self._decoder.leave(sequence)
 
     def sweep(self, kept: Items[int]) -> None:
-        """One sweep over everybody's texts; after an error none of them has moved."""
+        """One sweep over the texts of all callers; after an error none of them has moved."""
         self._check_open()
         self._sweeping = True
         try:

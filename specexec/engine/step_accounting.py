@@ -80,7 +80,7 @@ class StepAccounting:
         self._began_s = self._guessed_s = 0.0
 
     def sample_plain(self) -> None:
-        """From now on some sweeps carry no guesses, where `pace` cannot tell otherwise whether guessing pays.
+        """From now on some sweeps carry no guesses, where `pace` cannot decide otherwise whether guessing pays.
 
         They are few (after 1, 4, 16, 64, … others), write their token, and change no text.
         """

@@ -50,7 +50,7 @@ class SpecExecLM(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands before a text that has no context."""
+        """The token before a text that has no context."""
         first = self.tokenizer.bos_token_id
         return self.eot_token_id if first is None else int(first)
 

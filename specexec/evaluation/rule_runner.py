@@ -1,6 +1,6 @@
 """Text written with another verification rule, to be measured and discarded: it depends on the tree that was guessed.
 
-Trees have a fixed shape, so many children for each node of a level: no law but the walk allows a better one.
+Trees have a fixed shape, so many children for each node of a level: no rule but the walk allows a better one.
 V vocabulary
 """
 
@@ -14,20 +14,20 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import Tensor
 
-from specexec.evaluation.verification_rules import LAWS, Coins, Found, Offer, block, bound, drawn
+from specexec.evaluation.verification_rules import RULES, Coins, Found, Offer, block, bound, drawn
 from specexec.model.cache import KVCache
 from specexec.model.tree_lm import Rows, TreeLM
 from specexec.tree.tree import ROOT, Floats
 
 BLOCK = "block"
-NAMES = (*LAWS, BLOCK)
+NAMES = (*RULES, BLOCK)
 WIDTHS = (3, 2, 1, 1, 1, 1, 1, 1)  # children by level: 45 nodes
 CHAIN = 16  # tokens of the one chain that block verification judges
 
 
 @dataclass
 class Tally:
-    """What a law came to. Of `judged` nodes it accepted a child at `taken`; no law could at more than `most`."""
+    """What a rule came to. Of `judged` nodes it accepted a child at `taken`; no rule could at more than `most`."""
 
     tokens: int = 0
     sweeps: int = 0
@@ -64,19 +64,19 @@ class _Proposal:
 
 
 class Rival:
-    """A target and a drafter writing by one law."""
+    """A target and a drafter writing by one rule."""
 
     def __init__(
         self,
         target: TreeLM,
         draft: TreeLM,
-        law: str,
+        rule: str,
         temperature: float,
         seed: int,
         widths: tuple[int, ...] | None = None,
     ) -> None:
-        self._target, self._draft, self._law, self._temperature = target, draft, law, temperature
-        self._widths = widths or ((1,) * CHAIN if law == BLOCK else WIDTHS)
+        self._target, self._draft, self._rule, self._temperature = target, draft, rule, temperature
+        self._widths = widths or ((1,) * CHAIN if rule == BLOCK else WIDTHS)
         self._coins: Coins = np.random.default_rng(seed)
         self.tally = Tally()
 
@@ -103,7 +103,7 @@ class Rival:
         probs_MV = self._probs(self._target.head(hidden_RH[end:]))
         self.tally.sweeps += 1
         self.tally.nodes += len(proposal.tokens)
-        written = self._chain(proposal, probs_MV) if self._law == BLOCK else self._tree(proposal, probs_MV)
+        written = self._chain(proposal, probs_MV) if self._rule == BLOCK else self._tree(proposal, probs_MV)
         self.tally.depths.update(range(len(written) - 1))
         return written
 
@@ -124,15 +124,15 @@ class Rival:
         return proposal
 
     def _offer(self, q_V: Floats, width: int) -> Offer:
-        return drawn([q_V], self._coins) if self._law == BLOCK else LAWS[self._law][0](q_V, width, self._coins)
+        return drawn([q_V], self._coins) if self._rule == BLOCK else RULES[self._rule][0](q_V, width, self._coins)
 
     def _tree(self, proposal: _Proposal, probs_MV: Floats) -> list[int]:
         written: list[int] = []
         node: int | None = ROOT
         while node is not None:
             p_V, offer = probs_MV[node + 1], proposal.offers.get(node, Offer((), Found.FIXED, np.zeros((0, 0))))
-            law = LAWS[self._law][1] if offer.tokens else LAWS["walk"][1]
-            written.append(law(p_V, offer, self._coins))
+            rule = RULES[self._rule][1] if offer.tokens else RULES["walk"][1]
+            written.append(rule(p_V, offer, self._coins))
             if offer.tokens:
                 self.tally.judged += 1
                 self.tally.taken += written[-1] in offer.tokens

@@ -1,8 +1,8 @@
-"""Other rules of verification, to compare the walk with; `specexec bench --laws` measures them (rule_runner.py).
+"""Other verification rules, to compare the walk with; `specexec bench --rules` measures them (rule_runner.py).
 
 They flip coins, so the same seed gives another text with another tree: no user's text is written with them.
 
-Each is exact in law for the offers it was made for, and only for those: it says what it needs and refuses the rest. In
+Each is exact in distribution for the offers it was made for: it says what it needs and refuses the rest. In
 a tree of such offers the shape must not depend on which tokens were drawn (trimming to the best nodes biases it).
 V vocabulary   K children of one node   G length of a chain
 """
@@ -24,7 +24,7 @@ Coins: TypeAlias = np.random.Generator
 
 
 class WrongOffer(SpecexecError):
-    """This law would bias the text for children that were found so."""
+    """This rule would bias the text for children that were found so."""
 
     code = "wrong_offer"
 
@@ -110,8 +110,8 @@ def multi_step_distinct(p_V: Floats, offer: Offer, coins: Coins) -> int:
 
 
 def optimal_greedy(p_V: Floats, offer: Offer, coins: Coins) -> int:
-    """The law that is optimal for greedy offers (Hu et al. 2025): the drawn child with min(1, p / q), else from what is
-    left of p once everything that it may have stood for is taken away."""
+    """The optimal rule for greedy offers (Hu et al. 2025): the drawn child with min(1, p / q), else a draw from what is
+    left of p once q is taken away."""
     _check(offer, Found.GREEDY)
     if not offer.tokens:
         return int(coins.choice(len(p_V), p=p_V))
@@ -121,10 +121,10 @@ def optimal_greedy(p_V: Floats, offer: Offer, coins: Coins) -> int:
     return int(coins.choice(len(p_V), p=residual(p_V, q_V)))  # q is 0 at the sure children: p stays whole there
 
 
-Law: TypeAlias = Callable[[Floats, Offer, Coins], int]
+Rule: TypeAlias = Callable[[Floats, Offer, Coins], int]
 
 # By name: how the children are found, given the drafter's distribution, and who judges them.
-LAWS: dict[str, tuple[Callable[[Floats, int, Coins], Offer], Law]] = {
+RULES: dict[str, tuple[Callable[[Floats, int, Coins], Offer], Rule]] = {
     "walk": (lambda q_V, width, _: fixed(q_V, width), walking),
     "multi-step": (lambda q_V, width, coins: drawn([q_V] * width, coins), multi_step),
     "multi-step-distinct": (distinct, multi_step_distinct),
@@ -133,14 +133,14 @@ LAWS: dict[str, tuple[Callable[[Floats, int, Coins], Offer], Law]] = {
 
 
 def block(p_GV: Floats, last_V: Floats, chain: Offer, coins: Coins) -> tuple[int, ...]:
-    """How much of a drawn chain stands, and one token more: all its tokens judged together (Sun et al. 2025, alg. 2).
+    """The accepted part of a drawn chain, and one token more: all its tokens judged together (Sun et al. 2025, alg. 2).
 
     Row i of `p_GV` and of the chain's `probs_KV` are the target's and the drafter's distributions of token i, `last_V`
-    the target's after the whole chain. No law for one chain accepts more.
+    the target's after the whole chain. No rule for one chain accepts more.
     """
     _check(chain, Found.DRAWN)
     q_GV, length = chain.probs_KV, len(chain.tokens)
-    weights, stands = [1.0], 0
+    weights, accepted = [1.0], 0
     for i, token in enumerate(chain.tokens):
         weights.append(min(weights[-1] * p_GV[i, token] / q_GV[i, token], 1.0))
     for i in range(1, length + 1):
@@ -150,13 +150,13 @@ def block(p_GV: Floats, last_V: Floats, chain: Offer, coins: Coins) -> tuple[int
             left = np.maximum(weights[i] * p_GV[i] - q_GV[i], 0.0).sum()
             accept = left / (left + 1.0 - weights[i]) if left else 0.0
         if coins.random() < accept:
-            stands = i
-    next_V = last_V if stands == length else residual(weights[stands] * p_GV[stands], q_GV[stands])
-    return (*chain.tokens[:stands], int(coins.choice(len(next_V), p=next_V)))
+            accepted = i
+    next_V = last_V if accepted == length else residual(weights[accepted] * p_GV[accepted], q_GV[accepted])
+    return (*chain.tokens[:accepted], int(coins.choice(len(next_V), p=next_V)))
 
 
 def bound(p_V: Floats, q_V: Floats, width: int) -> float:
-    """alpha*: the most that any law can accept of `width` children drawn from q with replacement (Hu et al. 2025).
+    """alpha*: the most that any rule can accept of `width` children drawn from q with replacement (Hu et al. 2025).
 
     min over sets H of p(H) + 1 - q(H)^width; the best H is a prefix of the tokens sorted by p / q.
     """
@@ -185,7 +185,7 @@ def _check(offer: Offer, *fits: Found) -> None:
     if offer.found not in fits:
         wanted = " or ".join(one.value for one in fits)
         raise WrongOffer(
-            f"this law is exact for {wanted} children, these are {offer.found.value}.",
+            f"this rule is exact for {wanted} children, these are {offer.found.value}.",
             why="Accepting them by it would change the distribution of the text.",
             hint="the walk: it is exact for any tree.",
         )

@@ -106,9 +106,9 @@ def check_tree_support(model_class: type[PreTrainedModel], config: PretrainedCon
 def is_usual(config: Mapping[str, object]) -> bool:
     """Whether config.json alone shows a model that can run, trees and all. Knows no torch; False: ask transformers."""
     ropes = [config.get(name) for name in ("rope_scaling", "rope_parameters")]
-    told = [rope for rope in ropes if isinstance(rope, Mapping)]
-    told += [inner for rope in told for inner in rope.values() if isinstance(inner, Mapping)]
-    kinds = [rope.get("rope_type", rope.get("type")) for rope in told]
+    settings = [rope for rope in ropes if isinstance(rope, Mapping)]
+    settings += [inner for rope in settings for inner in rope.values() if isinstance(inner, Mapping)]
+    kinds = [rope.get("rope_type", rope.get("type")) for rope in settings]
     layers = config.get("layer_types")
     sizes = [config.get(name) for name in SIZES]
     return (

@@ -42,7 +42,7 @@ class Style:
 class Visibility:
     """Positions and depth-first intervals of key rows; the last rows of the keys are the queries themselves.
 
-    The first `committed` keys are the text: key i has position i and everybody sees it. The others are nodes.
+    The first `committed` keys are the text: key i has position i and every query sees it. The others are nodes.
     position_R, enter_R, leave_R: int64 over the nodes only, on the device of the keys.
     """
 

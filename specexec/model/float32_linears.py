@@ -45,7 +45,7 @@ def linears(device: torch.device, dtype: torch.dtype, share: Share = in_turn) ->
 
 
 def pays(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether linears are quicker widened: on x86 without instructions for the dtype, as far as this torch can tell."""
+    """Whether linears are quicker widened: on x86 without instructions for the dtype, as far as this torch knows."""
     if device.type != "cpu" or dtype not in KERNELS or platform.machine() not in ("x86_64", "AMD64"):
         return False
     if not hasattr(torch.cpu, "get_capabilities"):

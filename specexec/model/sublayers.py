@@ -46,14 +46,14 @@ def without(layer: nn.Module, kept_S: NDArray[np.bool_], hidden: int) -> nn.Modu
     if not kept_S[MLP]:
         mlp = layer.get_submodule(names[MLP])
         weight = next(mlp.parameters())
-        with torch.no_grad():  # some give their router's scores as well: one row of zeros tells
+        with torch.no_grad():  # some give their router's scores as well: one row of zeros shows it
             answer = mlp(torch.zeros(1, 1, hidden, dtype=weight.dtype, device=weight.device))
         layer._modules[names[MLP]] = Nothing(paired=isinstance(answer, tuple))
     return layer
 
 
 class Nothing(nn.Module):
-    """Stands where a sublayer was, and adds zeros; `paired` like those that give attention maps or scores as well."""
+    """Replaces a sublayer, and adds zeros; `paired` like those that give attention maps or scores as well."""
 
     def __init__(self, paired: bool) -> None:
         super().__init__()

@@ -179,7 +179,7 @@ class TreeLM:
 
 
 class _Given(nn.Module):
-    """Stands where the layers were: the hidden states are already there."""
+    """Replaces the layers: the hidden states are already there."""
 
     def forward(self, *_: object, inputs_embeds: Tensor, **__: object) -> MoeModelOutputWithPast:
         return MoeModelOutputWithPast(last_hidden_state=inputs_embeds)

@@ -134,7 +134,7 @@ class Sequoia:
 
 @dataclass
 class _Planned:
-    """One sequence's copy of the shape: which grown node stands at which place."""
+    """One sequence's copy of the shape: which grown node is at which place."""
 
     length: int
     shape: TreeShape

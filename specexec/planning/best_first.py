@@ -37,7 +37,7 @@ class Planner(Protocol):
     def grow_on(
         self, drafter: Drafter, live: Items[Sequence], trees: Items[TokenTree], until: Callable[[], bool]
     ) -> None:
-        """Guess beyond the submitted `trees` for as long as nobody waits."""
+        """Guess beyond the submitted `trees` until `until()` is true; decoding does not wait for it."""
         ...
 
 
@@ -187,7 +187,7 @@ def _best(trees: Items[TokenTree], total: int) -> list[TokenTree]:
     if sum(map(len, trees)) <= total:
         return list(trees)
     owner_N = np.repeat(np.arange(len(trees)), [len(tree) for tree in trees])
-    # Like `top`: within a tree the same nodes stay, whoever else is there.
+    # Like `top`: within a tree the same nodes stay, whatever the other trees are.
     keep = highest(np.concatenate([tree.reach_N for tree in trees]), total)
     shares = np.bincount(owner_N[keep], minlength=len(trees)).tolist()
     return [tree.top(share) for tree, share in zip(trees, shares, strict=True)]

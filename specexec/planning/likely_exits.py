@@ -65,7 +65,7 @@ class Exits:
         return bar_N[:, None]
 
     def _name_children(self, tree: TokenTree) -> None:
-        """Whoever came since the last time lies where its parent lies."""
+        """Nodes that are new since the last time lie where their parents lie."""
         of_parent_N = self._of(tree.parents_N[len(self._exit_N) :])
         self._exit_N = np.append(self._exit_N, np.where(of_parent_N == SUBMITTED, OUTSIDE, of_parent_N))
 

@@ -14,7 +14,7 @@ from specexec.sizes import MOST_NODES, drafter_rows, rows_held
 class Room:
     """Bytes that all texts and their guesses may take together, and what takes them.
 
-    token_B and draft_B: keys and values of one token, in the target and in whoever drafts. node_B: one guess on its way
+    token_B and draft_B: keys and values of one token, in the target and in the drafter. node_B: one guess on its way
     through the models. text_B: what a text takes however short it is. Every text that is admitted may have `least`
     guesses below it, under an automatic budget at most `most`. One sweep reads at most `rows` rows of newcomers'
     prompts. `beside` is another memory, which

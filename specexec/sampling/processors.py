@@ -65,7 +65,7 @@ class Processors:
 
 @dataclass(frozen=True)
 class History:
-    """What stands before a choice, as far as processors care."""
+    """The tokens before a choice, as far as processors read them."""
 
     tokens: array[int]
     processors: Processors = field(compare=False)

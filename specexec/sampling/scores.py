@@ -80,7 +80,7 @@ def at_an_edge(logits_V: Tensor, sampling: SamplingParams, noise: NoiseRows, pos
         return True
     rows = range(len(decisive))
     inside = []
-    for way in (2 * unit, -2 * unit):  # each of them raised or lowered by as much as it may stand out from the others
+    for way in (2 * unit, -2 * unit):  # each of them raised or lowered by as much as it may differ from the others
         moved_NV = logits_V.repeat(len(decisive), 1)
         moved_NV[rows, decisive] += way
         top_p, min_p = sampling.nucleus * (1 + way / heat), (sampling.min_p or 0.0) * (1 - way / heat)

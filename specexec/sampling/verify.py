@@ -1,7 +1,7 @@
 """The target's choices along a tree, and the walk along the nodes it agrees with. Knows no drafter.
 
 The walk asks the target for its own choice at the end of the text, follows it into the tree while a child carries it,
-and stops at the first choice nobody guessed: that token is emitted too. Any tree gives the same text (SpecExec, 2024).
+and stops at the first choice not guessed: that token is emitted too. Any tree gives the same text (SpecExec, 2024).
 M = N + 1 rows: the end of the text, then the nodes   H hidden size   V vocabulary
 """
 
@@ -44,7 +44,7 @@ class Acceptance:
 
 def check_finite(best: Tensor) -> None:
     """Refuse logits whose maxima are not numbers. A damaged weight shows here at the latest; a silent argmax over NaN
-    would be somebody's text."""
+    would become text."""
     if not bool(torch.isfinite(best).all()):
         raise BrokenLogits(
             "the target's logits are not finite (NaN or infinity).",

@@ -15,16 +15,16 @@ from itertools import count
 
 from transformers import PreTrainedTokenizerBase
 
-_PRIVATE = 0xF0000  # a plane of characters that mean nothing to anybody
+_PRIVATE = 0xF0000  # a plane of characters without an assigned meaning
 _SHAPE = re.compile(r"<[|｜].*[|｜]>", re.DOTALL)  # DeepSeek's bars are of full width
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """What messages became: text in which control tokens that somebody spelled are marked; `marks` are undone so."""
+    """What messages became: text in which spelled control tokens are marked, by characters that `marks` undoes."""
 
     marked: str
-    marks: Mapping[str, str] = field(default_factory=dict)  # characters, by what stands for them
+    marks: Mapping[str, str] = field(default_factory=dict)  # characters, by what replaces them
 
     @property
     def text(self) -> str:

@@ -138,7 +138,7 @@ class Conversation:
         return self._writer.encoding.render(self._dialogue)
 
     def keep(self) -> Kept:
-        """The dialogue as it stands; a copy as far as messages and ids go, the caches themselves."""
+        """The dialogue as it is now; a copy as far as messages and ids go, the caches themselves."""
         roles = {id(lm): role for role, lm in self._writer.models.items()}
         caches = {roles[id(lm)]: cache for lm, cache in self._caches.items() if id(lm) in roles}
         turns = [replace(turn, written=[*turn.written]) for turn in belonging(self._turns, self._dialogue)]

@@ -50,8 +50,8 @@ def chat_renderer() -> Render:
         if request["messages"] is None:
             _compile_jinja_template(request["template"])
             return ""
-        told = {**request["variables"], "chat_template": request["template"]}
-        return str(render_jinja_template([request["messages"]], **told)[0][0])
+        variables = {**request["variables"], "chat_template": request["template"]}
+        return str(render_jinja_template([request["messages"]], **variables)[0][0])
 
     return render
 

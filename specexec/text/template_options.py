@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-# What apply_chat_template itself takes: nobody may replace the template, or its messages, by a variable.
+# What apply_chat_template itself takes: no variable may replace the template or its messages.
 RESERVED = {
     "conversation",
     "messages",

@@ -22,7 +22,7 @@ AGAIN = 0.1  # of that, for a template that has not ended once: many questions a
 LONGEST_S = 60.0  # on the clock, for a machine that has no processor to spare
 MEMORY_B = 512 * 1024 * 1024
 MOST_CHARACTERS = 16 * 1024 * 1024
-PROCESSES = 4  # at most; more than one, so that a template that does not end holds up nobody else
+PROCESSES = 4  # at most; more than one, so that a template that does not end delays no other
 
 
 class TemplateFailed(Exception):
@@ -34,7 +34,7 @@ class TemplateFailed(Exception):
 
 
 def render(template: str, messages: Items[Message], others: Mapping[str, object]) -> str:
-    """What transformers' apply_chat_template makes of messages; `others` are what it tells a template besides them.
+    """What transformers' apply_chat_template makes of messages; `others` are the template's further variables.
 
     Safe from any thread. Raises BadMessages.
     """
@@ -74,7 +74,7 @@ def _rendered(
     try:
         line = json.dumps(request).encode()
     except (TypeError, ValueError, RecursionError) as problem:
-        raise TemplateFailed(f"cannot be told what is not JSON: {problem}") from problem
+        raise TemplateFailed(f"takes only values that JSON can hold: {problem}") from problem
     reply = _processes().ask(line)
     if reply is None:
         _processes().endless.add(template)
@@ -128,7 +128,7 @@ class _Processes:
         return None
 
     def close(self) -> None:
-        """End them all; what somebody still waits for did not end."""
+        """End them all; a rendering that is waited for counts as one that did not end."""
         while self._idle:
             self._end(self._idle.pop())
         for process in list(self.running):

@@ -20,12 +20,12 @@ SAMPLE = "One Word, two  spaces;\n\tx = 'é' + \"→\"  # 42 你好 🌱 "
 class Wording:
     """One tokenizer as far as text is carried over.
 
-    `begin` are the tokens that stand before every text and `lead` what it puts before its first word, `end` is the
+    `begin` are the tokens before every text and `lead` what it puts before its first word, `end` is the
     token after the last one.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Raises ValueError for a tokenizer whose tokens cannot be told as bytes."""
+        """Raises ValueError for a tokenizer whose tokens cannot be spelled as bytes."""
         if not isinstance(tokenizer, PreTrainedTokenizerFast):
             raise ValueError(f"is no fast tokenizer but {type(tokenizer).__name__}")
         self._entries = len(tokenizer)
@@ -36,7 +36,7 @@ class Wording:
         self.lead = first.removesuffix(b"a")
 
     def spelled(self, tokens: Items[int]) -> bytes:
-        """What these tokens stand for; ids that the tokenizer does not know stand for nothing."""
+        """The bytes of these tokens; ids that the tokenizer does not know have none."""
         return bytes(self._tokenizer.decode_bytes([token for token in tokens if 0 <= token < self._entries]))
 
     def cut(self, text: bytes) -> list[int]:

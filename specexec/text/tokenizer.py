@@ -38,7 +38,7 @@ _BYTES = [f"<0x{byte:02X}>" for byte in range(256)]  # SentencePiece's names of 
 class Encoding:
     """One model's tokenizer and chat template; safe to use from several threads.
 
-    `variables` are told to the template with every prompt, before them `thinking` (see `Format.thinking`); a prompt's
+    `variables` are given to the template with every prompt, before them `thinking` (see `Format.thinking`); a prompt's
     own wishes go before both. `control_tokens`: those that are spelled in raw text and messages become tokens; else
     they stay text. `adds_bos`: raw text begins with the BOS token, whatever the tokenizer itself does.
     """
@@ -49,7 +49,7 @@ class Encoding:
         self.variables: dict[str, object] = {}
         self.control_tokens = False
         self._adds_bos = adds_bos
-        self._told = False
+        self._warned = False
         self._traits: dict[str, Traits] = {}
 
     @staticmethod
@@ -61,8 +61,8 @@ class Encoding:
         tokenizer("")  # sets what the first call sets, before there are threads
         config = folder / "tokenizer_config.json"
         # transformers 5.23 forgets it for tokenizer.json files that do not say the same, such as DeepSeek-V3's.
-        told = json.loads(config.read_text(encoding="utf-8")) if config.exists() else {}
-        return Encoding(tokenizer, adds_bos=told.get("add_bos_token") is True)
+        settings = json.loads(config.read_text(encoding="utf-8")) if config.exists() else {}
+        return Encoding(tokenizer, adds_bos=settings.get("add_bos_token") is True)
 
     def encode(self, prompt: Prompt, wishes: Wishes | None = None) -> list[int]:
         """Token ids of raw text, of messages through the model's chat template, or the ids themselves.
@@ -88,10 +88,10 @@ class Encoding:
         read = read_messages(messages)
         read = as_read(read, self._traits_for(wishes) if needs_traits(read) else Traits())
         wishes = replace(wishes, variables={**self.thinking, **self.variables, **wishes.variables})
-        told: list[object] = [read, wishes.tools, wishes.variables]
-        if self._takes_control(wishes) or not self._control.spelled_in(told):
+        given: list[object] = [read, wishes.tools, wishes.variables]
+        if self._takes_control(wishes) or not self._control.spelled_in(given):
             return Rendered(self._templated(read, wishes))
-        marks = self._control.marks_for(told)
+        marks = self._control.marks_for(given)
         tools: Any = self._control.mark(wishes.tools, marks)
         variables: Any = self._control.mark(wishes.variables, marks)
         marked = replace(wishes, tools=tuple(tools), variables=variables)
@@ -143,7 +143,7 @@ class Encoding:
         if self._takes_control(wishes) or not self._control.spelled_in(text):
             tokens = self._cut(text, special=True)
         else:
-            self._tell_once()
+            self._warn_once()
             before, after = self._around
             tokens = [*before, *self.encode_part(text, wishes), *after]
         bos = self.tokenizer.bos_token_id
@@ -151,10 +151,10 @@ class Encoding:
             return [bos, *tokens]
         return tokens[1:] if bos is not None and tokens[:2] == [bos, bos] else tokens
 
-    def _tell_once(self) -> None:
-        if not self._told:
+    def _warn_once(self) -> None:
+        if not self._warned:
             log.warning("a prompt spells control tokens; they are read as text (--allow-control-tokens: as tokens)")
-        self._told = True
+        self._warned = True
 
     @cached_property
     def _around(self) -> tuple[list[int], list[int]]:
@@ -206,7 +206,7 @@ class Encoding:
             return self._rendered(messages, replace(wishes, tools=complete))
 
     def _rendered(self, messages: Items[Message], wishes: Wishes) -> str:
-        told: dict[str, Any] = {
+        variables: dict[str, Any] = {
             "tools": list(wishes.tools) or None,
             "add_generation_prompt": wishes.ends_in == "answer",
             "continue_final_message": wishes.ends_in == "message",
@@ -215,10 +215,10 @@ class Encoding:
         kind = type(self.tokenizer)
         if kind.apply_chat_template is not PreTrainedTokenizerBase.apply_chat_template:  # a model's own code
             try:
-                return str(self.tokenizer.apply_chat_template(list(messages), tokenize=False, **told))  # type: ignore[arg-type]  # templates read more than strings
+                return str(self.tokenizer.apply_chat_template(list(messages), tokenize=False, **variables))  # type: ignore[arg-type]  # templates read more than strings
             except Exception as problem:
                 raise BadMessages(f"the model's chat template refuses these messages: {problem}") from problem
-        return templates.render(self._template(wishes), messages, {**self.tokenizer.special_tokens_map, **told})
+        return templates.render(self._template(wishes), messages, {**self.tokenizer.special_tokens_map, **variables})
 
     def _template(self, wishes: Wishes) -> str:
         try:

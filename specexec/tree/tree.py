@@ -23,7 +23,7 @@ class TokenTree:
     tokens_N and parents_N are int64; a parent of ROOT (-1) means the node follows the last token of the text.
     reach_N is float64: the estimated log-probability that the target's own text passes through the node.
     ids_N names the nodes: trimming a tree moves them, their names stay. By default a node's name is its index.
-    origin_N says who guessed them, where several did: bit m stands for member m. For whoever looks at the tree.
+    origin_N says who guessed them, where several did: bit m for member m. Only for display.
     """
 
     tokens_N: Ints

@@ -121,7 +121,7 @@ def _from_file(name: str, form: Form, split: Split) -> Iterator[Item]:
 
 
 def _from_bytes(name: str, content: bytes, form: Form, split: Split, *, piped: bool) -> Iterator[Item]:
-    """What comes through a pipe has no name to tell JSON lines by, so its first letter does."""
+    """What comes through a pipe has no name that says JSON lines, so its first letter decides."""
     content = content.removeprefix(BOM)
     if Path(name).suffix == LINES or (piped and split == "file" and content.lstrip()[:1] == b"{"):
         for number, line in enumerate(content.split(b"\n"), start=1):

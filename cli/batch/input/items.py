@@ -92,7 +92,7 @@ class Item:
 
     @property
     def template(self) -> Wishes | None:
-        """What it wants the chat template to be told."""
+        """What it wants the chat template to get."""
         return None if self.asked is None else self.asked.wishes
 
     @property

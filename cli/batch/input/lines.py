@@ -59,8 +59,8 @@ def _request(name: str, record: Mapping[str, Json], place: str, form: Form) -> I
     if method != "POST":
         raise BadRequest(place, bad_request(f"method is {_shown(method)}; only POST is answered.", "method"))
     if url not in (_CHAT, _COMPLETION):
-        told = f"url {_shown(url)} is not answered; {_CHAT} and {_COMPLETION} are."
-        raise BadRequest(place, bad_request(told, "url", "unsupported_url"))
+        reason = f"url {_shown(url)} is not answered; {_CHAT} and {_COMPLETION} are."
+        raise BadRequest(place, bad_request(reason, "url", "unsupported_url"))
     chat = url == _CHAT
     key = "messages" if chat else "prompt"
     if key not in body:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # What other programs call a wish, and what it is called here; a dropped one would be noticed too late.
 _FOREIGN = {"max_new_tokens": "max_tokens", "stop_sequences": "stop", "do_sample": "temperature", "num_beams": ""}
 FILL = 2**31  # tokens: whatever the context holds
-# What bodies hold that is not about the text: which model is asked the command line says, and nobody reads along.
+# What bodies hold that is not about the text: the command line names the model, and no client reads a stream.
 _NOT_HERE = ("model", "stream_options")
 _LIVE = ("stream", "watch")
 

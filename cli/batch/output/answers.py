@@ -28,8 +28,8 @@ class ItemAnswer:
     def shown(self) -> str:
         """The same for people, who see calls as JSON, one a line."""
         calls = [call for choice in self.choices for call in choice.piece.calls]
-        told = [json.dumps({"name": call.name, "arguments": call.arguments}, ensure_ascii=False) for call in calls]
-        return "\n".join([*filter(None, [self.text]), *told])
+        lines = [json.dumps({"name": call.name, "arguments": call.arguments}, ensure_ascii=False) for call in calls]
+        return "\n".join([*filter(None, [self.text]), *lines])
 
     @property
     def tokens(self) -> int:

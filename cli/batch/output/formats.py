@@ -1,7 +1,7 @@
 """Answers and failures as lines: our own records, or those of OpenAI's batch API, and which of them are finished.
 
 Every record of a run has the same keys, whether the item was answered or not; only what an item alone has asked for
-(`choices`, `logprobs`) or has to be told (`notes`) is its own.
+(`choices`, `logprobs`) or what must be reported of it (`notes`) is its own.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class RecordWriter:
                 stopped: Record = {"code": "interrupted", "message": "the run was stopped before the answer ended."}
                 return self._openai(item, None, stopped, {**own, "text": answer.text})
             return self._openai(item, self._response(item, 200, self._body(item, answer)), None, own)
-        choices = [_told(choice) for choice in answer.choices]
+        choices = [_text_record(choice) for choice in answer.choices]
         written = sum(len(one.tokens) for one in answer.completions)
         body = {**choices[0], "usage": {"prompt_tokens": _prompt_tokens(item, answer), "completion_tokens": written}}
         if item.count > 1:
@@ -96,11 +96,11 @@ class RecordWriter:
         return {**about, **copied, **self.facts(item)}
 
 
-def _told(choice: Choice) -> Record:
+def _text_record(choice: Choice) -> Record:
     """One text in our own words."""
     piece = choice.piece
     calls = [{"id": one.id, "name": one.name, "arguments": one.arguments} for one in piece.calls]
-    likely = {} if choice.teller is None else {"logprobs": [vars(one) for one in choice.told]}
+    likely = {} if choice.logprob_reader is None else {"logprobs": [vars(one) for one in choice.logprobs]}
     return {
         "text": choice.echo + piece.content,
         "reasoning": piece.reasoning or None,

@@ -145,7 +145,7 @@ def _locked(path: Path, beside: Beside) -> FileLock:
     except OSError as problem:
         if problem.errno in DISK_FULL:
             raise
-        # Nobody has asked for the lock; a folder that cannot be made is told.
+        # The user knows nothing of the lock; a folder that cannot be made is named.
         where = "" if problem.filename in (None, str(beside.lock)) else f"{problem.filename}: "
         raise OutputRefused(
             f"{path} cannot be written: {where}{problem.strerror}.",

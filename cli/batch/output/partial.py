@@ -70,8 +70,8 @@ class PartialFile:
         """Replace the file by these: id → prompt_sha, and the tokens of each text. Without any, there is no file."""
         with on_disk(self.path, "the unfinished answers"):
             if begun:
-                told = {"manifest": self.manifest_sha, "sum": _sum(begun), "items": begun}
-                replace_file(self.path, json.dumps(told))
+                record = {"manifest": self.manifest_sha, "sum": _sum(begun), "items": begun}
+                replace_file(self.path, json.dumps(record))
             else:
                 self.path.unlink(missing_ok=True)
         self._saved_s = time.monotonic()

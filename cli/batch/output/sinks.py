@@ -80,7 +80,7 @@ class AnswerFolder:
         return sum(file not in (name, f"{name}.txt") for name, file in self.names.items())
 
     def check_new(self) -> None:
-        """Refuse to replace what somebody else has put there."""
+        """Refuse to replace files that are not ours."""
         taken = next((file for name in self.names.values() if (file := self.path / name).exists()), None)
         if taken is not None:
             raise OutputFileExists(f"{taken} already exists.", hint="another --output-dir, or --overwrite.")
@@ -95,7 +95,7 @@ class AnswerFolder:
 
 
 def _crowded(names: Mapping[str, str]) -> list[str]:
-    """Whose files would be one file on some disk, or stand where another one needs a folder."""
+    """Whose files would be one file on some disk, or lie where another one needs a folder."""
     alike = {name: _as_disks_see(file) for name, file in names.items()}
     crowd = Counter(alike.values())
     folders = {str(folder) for file in alike.values() for folder in PurePosixPath(file).parents}
@@ -103,7 +103,7 @@ def _crowded(names: Mapping[str, str]) -> list[str]:
 
 
 def _as_disks_see(file: str) -> str:
-    """Some do not tell A from a, or an accent from its letter's own."""
+    """Some take A and a for the same, or an accented letter and its parts."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", file).casefold())
 
 
@@ -136,7 +136,7 @@ class ScreenSink:
     writer: RecordWriter
     as_json: bool
     keeps_partial: bool = False
-    _thoughts_told: bool = False
+    _thoughts_noted: bool = False
     _waiting: dict[int, Callable[[], None]] = field(default_factory=dict)
     _next: int = 0
 
@@ -155,9 +155,9 @@ class ScreenSink:
             self._waiting.pop(index)()
 
     def _tell_of_thoughts(self, answer: ItemAnswer) -> None:
-        if not (self.as_json or self._thoughts_told) and any(choice.piece.reasoning for choice in answer.choices):
+        if not (self.as_json or self._thoughts_noted) and any(choice.piece.reasoning for choice in answer.choices):
             self.screen.say("thoughts are left out here; --json or -o FILE keeps them")
-            self._thoughts_told = True
+            self._thoughts_noted = True
 
     def _put(self, item: Item, show: Callable[[], None]) -> None:
         self._waiting[item.index] = show

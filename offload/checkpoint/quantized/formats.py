@@ -19,8 +19,20 @@ class StoredFormat:
 
 
 _HERE = "offload.checkpoint.quantized"
+# Floats of GGUF files, where a converter changed their values or their order.
+FLOAT_SCHEMES = ("f32", "f16", "bf16")
+# ggml's types by what they cost. MXFP4 has another name here: gpt-oss' own files hold it in another layout.
+_GGML = {
+    "nf4": ("q4_0", "q4_1", "q5_0", "q5_1", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs", "ggml_mxfp4"),
+    "int8": ("q8_0", *FLOAT_SCHEMES),
+}
 # By scheme, which is what `Quantised.scheme` says.
 STORED_FORMATS = {
+    **{
+        kind: StoredFormat("gguf", f"{_HERE}.gguf:find", f"{_HERE}.gguf:dequantise", speed)
+        for speed, kinds in _GGML.items()
+        for kind in kinds
+    },
     "nf4": StoredFormat("bitsandbytes", f"{_HERE}.stored:find_4bit", f"{_HERE}.quantize:dequantise_4bit", "nf4"),
     "fp4": StoredFormat("bitsandbytes", f"{_HERE}.stored:find_4bit", f"{_HERE}.quantize:dequantise_4bit", "nf4"),
     "int8": StoredFormat("bitsandbytes", f"{_HERE}.stored:find_int8", f"{_HERE}.quantize:dequantise_int8", "int8"),

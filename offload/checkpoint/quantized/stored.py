@@ -1,7 +1,7 @@
 """Which tensors on disk are the parts of one quantised weight. Knows names and headers, no torch and no arithmetic.
 
 A weight in few bits is stored as its codes and their scales under names of their own. `fold` finds these groups and
-turns each into one `Quantised` with the shape of the weight that it stands for:
+turns each into one `Quantised` with the shape of the weight that it represents:
 
     bitsandbytes 4 bit   X, X.absmax, X.quant_map, X.nested_absmax, X.nested_quant_map, X.quant_state.bitsandbytes__nf4
     its stacks           the same for experts in one tensor, state X.quant_state.specexec__nf4 (docs/packs.md)
@@ -58,7 +58,7 @@ class Quantised:
 
     @property
     def is_stack(self) -> bool:
-        """Can each matrix along the first dimension be told from its own rows of the members?"""
+        """Can each matrix along the first dimension be computed from its own rows of the members?"""
         held = [self.members[role] for role in STACKED if role in self.members]
         return len(self.shape) == 3 and all(entry.shape[:1] == self.shape[:1] for entry in held)
 
@@ -104,7 +104,7 @@ def refuse_unknown(folder: Folder) -> None:
     if method not in METHODS:
         raise UnsupportedModel(
             f"{folder.path} is quantised with {method}, which cannot be streamed.",
-            "Streamed are bitsandbytes 4 and 8 bit, MXFP4 and specexec's own packs.",
+            "Streamed are bitsandbytes 4 and 8 bit, MXFP4, GGUF files and specexec's own packs.",
             "the 16-bit version of the model, or a bitsandbytes one (…-bnb-4bit).",
         )
 

@@ -16,11 +16,11 @@ from typing import NamedTuple, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-RUNGS = (1, 2, 3, 5, 8, 13)  # match lengths told apart; a match of 7 tokens counts as one of 5
+RUNGS = (1, 2, 3, 5, 8, 13)  # match lengths that are distinguished; a match of 7 tokens counts as one of 5
 LONGEST = RUNGS[-1]
 DOWN = tuple(range(len(RUNGS)))[::-1]  # rungs, longest first
 NOTHING = -1
-GAP = 2**32 - 1  # stands between two texts; no token has this id
+GAP = 2**32 - 1  # between two texts; no token has this id
 SAMPLE = 32  # occurrences looked at where a context has more
 TIMES = itemgetter(1)
 REMEMBERED = 1 << 12  # contexts that are not looked up again: some kB each at most
@@ -101,7 +101,7 @@ class Recent:
             del after[next(iter(after))]
 
     def extend(self, text: Items[int], start: int = 1) -> None:
-        """Remember every token of `text` from index `start` on, each with what stands before it."""
+        """Remember every token of `text` from index `start` on, each with the tokens before it."""
         start = max(start, 1)
         context = context_of(text[max(0, start - LONGEST) : start])
         for token in text[start:]:
@@ -141,7 +141,7 @@ def follower(stores: Items[Recent], context: Context, least: int = 0) -> Followe
 
 
 class Settled:
-    """A text, GAPs between its parts, and its positions in the order of what stands before them, read backwards.
+    """A text, GAPs between its parts, and its positions in the order of the tokens before them, read backwards.
 
     Every ending is a range of that order, and the range of an ending with one more token behind it follows from its own
     by counting (backward search, Ferragina and Manzini 2000): a node of a tree is looked up from what its parent found.
@@ -183,7 +183,7 @@ class Settled:
 
     @staticmethod
     def joined(tokens_E: NDArray[np.uint32]) -> Settled:
-        """The same for texts that stand in one array, a GAP behind each."""
+        """The same for texts that are in one array, a GAP behind each."""
         return Settled(tokens_E, sorted_positions(tokens_E))
 
     def __len__(self) -> int:
@@ -200,7 +200,7 @@ class Settled:
         return found
 
     def _ranges_of(self, context: Context) -> list[Range]:
-        """Where its last 0, 1, 2, … tokens stand in the order, for as many as were ever seen."""
+        """The ranges of its last 0, 1, 2, … tokens in the order, for as many as were ever seen."""
         known = self._ranges.get(context[1:])
         if known is None:
             known = [(0, len(self._next))]
@@ -234,7 +234,7 @@ class Settled:
         return longer
 
     def _followers(self, first: int, last: int) -> list[tuple[int, int]]:
-        """What stands after the contexts in one range of the order, counted once while it is asked about often."""
+        """What follows the contexts in one range of the order, counted once while it is asked about often."""
         if last - first == 1:
             return [] if self._next[first] == GAP else [(self._next[first], 1)]
         found = self._known.get((first, last))

@@ -23,7 +23,7 @@ class Channels:
     """The marks of a family: `start` header `message` body and one of `ends`.
 
     A header that holds `thought` makes the body one; a recipient with this `prefix` makes it a call, JSON or in a
-    `shape` of its own, unless it is one of `nobody` or `calls` are forbidden. `answer` is where the answer itself goes.
+    `shape` of its own, unless it is one of `no_tool` or `calls` are forbidden. `answer`: the channel of the answer.
     """
 
     start: str
@@ -31,7 +31,7 @@ class Channels:
     ends: tuple[str, ...]
     thought: str
     prefix: str = ""
-    nobody: tuple[str, ...] = ()
+    no_tool: tuple[str, ...] = ()
     answer: str = "final"
     channel: str = ""
     constrain: str = ""
@@ -47,7 +47,7 @@ class ChannelScanner:
         self._channels = channels
         self._text = ""
         self._header: str | None = ""  # of the body that is being read; None while a header is
-        self._told = {False: False, True: False}  # whether content, or a thought, has been said before
+        self._written = {False: False, True: False}  # whether content, or a thought, was given before
         self._fresh = False
 
     @property
@@ -121,7 +121,7 @@ class ChannelScanner:
         """The tool that a body is for."""
         found = _RECIPIENT.search(header)
         name = found[1] if found else ""
-        if not name or name in self._channels.nobody or not name.startswith(self._channels.prefix):
+        if not name or name in self._channels.no_tool or not name.startswith(self._channels.prefix):
             return None
         return name.removeprefix(self._channels.prefix)
 
@@ -145,10 +145,10 @@ class ChannelScanner:
     def _say(self, text: str, thought: bool) -> Iterator[Event]:
         """Text of a body; what is said in two bodies is set apart."""
         if text.strip() and self._fresh:
-            if self._told[thought]:
+            if self._written[thought]:
                 yield Said("\n\n", thought)
             self._fresh = False
-        self._told[thought] = self._told[thought] or bool(text.strip())
+        self._written[thought] = self._written[thought] or bool(text.strip())
         if text:
             yield Said(text, thought)
 

@@ -48,7 +48,7 @@ class _Variables:
 @lru_cache(maxsize=16)
 def _found(encoding: Templates, source: str | None, variables: _Variables) -> Format:
     if source is None:
-        return Format(encoding, None, refusal="the model has no chat template, so it cannot be told of tools")
+        return Format(encoding, None, refusal="the model has no chat template, so it cannot be given tools")
     probe = Probe(encoding, variables.wishes)
     plain = Format(encoding, probe, kinds=kinds_of(tools()), thinks=_thinks(encoding, source, probe))
     one = probe.answer(calls=1)

@@ -76,9 +76,9 @@ class Format:
         return reader
 
     def thinking(self, level: Level) -> Thinking:
-        """What to tell the chat template so that the model thinks as much as asked, and what that does."""
+        """The template variables that make the model think as much as asked, and what they do."""
         if self.probe is None:
-            return Thinking({}, "the model has no chat template that could be told how much to think.")
+            return Thinking({}, "the model has no chat template that could set how much to think.")
         return thinking(self.probe, level)
 
     def message(self, content: str, reasoning: str, calls: Items[Call]) -> dict[str, object]:
@@ -116,7 +116,7 @@ class Format:
 
     @property
     def without_calls(self) -> Format:
-        """The same for somebody who forbade calls: what looks like one is text."""
+        """The same where calls are forbidden: what looks like one is text."""
         if isinstance(self.form, ChannelForm):
             return replace(self, form=replace(self.form, channels=replace(self.form.channels, calls=False)))
         return replace(self, form=None)

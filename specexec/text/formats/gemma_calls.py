@@ -18,7 +18,7 @@ _BARE = re.compile(r"[^,{}\[\]]+")
 
 @dataclass(frozen=True)
 class GemmaCalls:
-    """`begin` and `end` stand around each call, `quote` around each string, or around all values."""
+    """`begin` and `end` enclose each call, `quote` each string, or all values."""
 
     begin: str
     end: str

@@ -43,7 +43,7 @@ def types_of(schema: object) -> frozenset[str]:
 
 
 def value_of(text: str, types: frozenset[str]) -> Json:
-    """Bare text as the value it stands for: a string where only that is allowed, otherwise what it can be read as."""
+    """Bare text as the value it means: a string where only that is allowed, otherwise what it can be read as."""
     if types == {"string"}:
         return text
     value = _read(text)

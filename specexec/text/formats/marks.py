@@ -1,6 +1,6 @@
 """Control tokens inside text: each becomes one character that decoded text never holds (half of a surrogate pair).
 
-So a mark that is a token is told from the same characters spelled out, and forms work on plain strings.
+So a mark that is a token differs from the same characters spelled out, and forms work on plain strings.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Marks:
         return "".join(self._text_of.get(char, char) for char in text)
 
     def unpack_json(self, text: str) -> str:
-        """The same inside JSON, where a mark can only stand in a string."""
+        """The same inside JSON, where a mark can only be in a string."""
         return "".join(json.dumps(self._text_of[char])[1:-1] if char in self._text_of else char for char in text)
 
     def parts(self, text: str) -> list[str | int]:

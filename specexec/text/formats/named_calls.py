@@ -15,7 +15,7 @@ from specexec.text.formats.xml_calls import HOLES, blank, literals_of
 
 @dataclass(frozen=True)
 class NamedCalls:
-    """`begin` and then `body`, where {name}, {id}, {index} and {arguments} stand for what a call says, then `end`."""
+    """`begin` and then `body`, where {name}, {id}, {index} and {arguments} are those of a call, then `end`."""
 
     begin: str
     body: str

@@ -57,9 +57,9 @@ class Probe:
     rendered: dict[str, str | None] = field(default_factory=dict, repr=False)  # by what was asked for
 
     def cue(self, variables: Mapping[str, object] | None = None) -> str | None:
-        """The prompt for a first answer when the template is told these variables besides."""
-        told = replace(self.wishes, variables={**self.wishes.variables, **(variables or {})})
-        return replace(self, wishes=told)._render([_user()], "answer")
+        """The prompt for a first answer when the template is given these variables too."""
+        wishes = replace(self.wishes, variables={**self.wishes.variables, **(variables or {})})
+        return replace(self, wishes=wishes)._render([_user()], "answer")
 
     def answer(self, calls: int = 0, content: str = "", reasoning: str = "") -> Shown | None:
         """An assistant's turn with the first of what is asked as calls."""

@@ -50,7 +50,7 @@ class PythonCalls:
         return [_call(item, kinds) for item in body.elts]
 
     def closes(self, text: str) -> bool:
-        """Only if it is Python: where strings are not quoted, a bracket may stand in one."""
+        """Only if it is Python: where strings are not quoted, a bracket may be inside one."""
         try:
             ast.parse(text.strip(), mode="eval")
         except (SyntaxError, ValueError, MemoryError, RecursionError):

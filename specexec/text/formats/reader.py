@@ -65,7 +65,7 @@ class Reader:
 
 
 class _Side:
-    """Content or reasoning: blank space at its edges is dropped where a mark stands there, a stop string cuts it."""
+    """Content or reasoning: blank space at its edges is dropped next to a mark, a stop string cuts it."""
 
     def __init__(self, marks: Marks, stop: Items[str], after_mark: bool = False) -> None:
         self._marks = marks

@@ -35,7 +35,7 @@ class WrittenShape(CallShape, Protocol):
 
     @property
     def several(self) -> bool:
-        """Whether all calls of an answer stand between one pair of marks."""
+        """Whether all calls of an answer are between one pair of marks."""
         ...
 
     def rules(self, rules: Rules, tools: Items[Tool], parallel: bool) -> str:
@@ -90,7 +90,7 @@ CHANNELS = (
             "<|message|>",
             ("<|eom|>", "<|eot|>"),
             "to=self",
-            nobody=("self", "user"),
+            no_tool=("self", "user"),
             answer="user",
             shape=XmlCalls(
                 "<atem:function_calls>",

@@ -119,7 +119,7 @@ class Tagged:
         while (at := self._text.find(ending, searched)) >= 0:
             try:
                 shape.calls(self._text[start:at], self._tags.kinds)
-            except Unfinished:  # the mark stands in an argument
+            except Unfinished:  # the mark is inside an argument
                 searched = at + len(ending)
             except Malformed:
                 break

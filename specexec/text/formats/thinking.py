@@ -35,26 +35,26 @@ class Thinking:
 
 
 def thinking(probe: Probe, level: Level) -> Thinking:
-    """What to tell the template so that its model thinks as much as asked, as far as it can be told."""
+    """The template variables that make its model think as much as asked, as far as it has any."""
     found = {name: values for name, values in reversed(_SWITCHES) if _changes(probe, name, values)}
-    told = {name: value for name, values in found.items() if (value := _value(values, level)) is not None}
-    if not told:
+    chosen = {name: value for name, values in found.items() if (value := _value(values, level)) is not None}
+    if not chosen:
         known = [one for one in LEVELS if any(_value(values, one) is not None for values in found.values())]
-        what = f"knows only {', '.join(known)}" if known else "cannot be told how much to think"
+        what = f"knows only {', '.join(known)}" if known else "has no variable for how much to think"
         return Thinking({}, f"this model's chat template {what}.")
-    shown = ", ".join(f"{name}={value}" for name, value in told.items())
-    levels = {one: probe.cue(_told(found, one)) for one in LEVELS}
+    shown = ", ".join(f"{name}={value}" for name, value in chosen.items())
+    levels = {one: probe.cue(_variables(found, one)) for one in LEVELS}
     alike = [one for one in LEVELS if one != level and levels[one] == levels[level]]
     same = f"; {' and '.join(alike)} would be the same" if alike else ""
-    return Thinking(told, f"the chat template is told {shown}{same}.")
+    return Thinking(chosen, f"the chat template gets {shown}{same}.")
 
 
-def _told(found: Mapping[str, Mapping[Level, object]], level: Level) -> dict[str, object]:
+def _variables(found: Mapping[str, Mapping[Level, object]], level: Level) -> dict[str, object]:
     return {name: value for name, values in found.items() if (value := _value(values, level)) is not None}
 
 
 def _value(values: Mapping[Level, object], level: Level) -> object | None:
-    """The value for a level; `on` stands for low, medium and high where only that is known, and they for it."""
+    """The value for a level; `on` is used for low, medium and high where only that is known, and they for it."""
     if level in values or level == "off":
         return values.get(level)
     return values.get("on", values.get("medium", values.get("high")))

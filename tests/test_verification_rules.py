@@ -1,4 +1,4 @@
-"""The other laws keep the target's distribution on the offers they are made for, refuse others, and rank as proved."""
+"""The other rules keep the target's distribution on the offers they are made for, refuse others, and rank as proved."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import optimize, stats
 
-from specexec.evaluation import verification_rules as laws
+from specexec.evaluation import verification_rules as rules
 from specexec.evaluation.rule_runner import NAMES, Rival
 from specexec.evaluation.verification_rules import (
-    LAWS,
+    RULES,
     Coins,
     Found,
-    Law,
     Offer,
+    Rule,
     WrongOffer,
     block,
     bound,
@@ -49,28 +49,28 @@ TARGET, DRAFT = tables()
 
 
 def p_value(write: Callable[[tuple[int, ...], Coins], tuple[int, ...]]) -> float:
-    """Chi-square of the first DEPTH tokens against the enumerated law; `write` gives what follows a prefix."""
+    """Chi-square of the first DEPTH tokens against the enumerated distribution; `write` gives what follows a prefix."""
     coins, counts = np.random.default_rng(7), np.zeros((WORDS,) * DEPTH)
     for _ in range(SAMPLES):
         text: tuple[int, ...] = ()
         while len(text) < DEPTH:
             text += write(text, coins)
         counts[text[:DEPTH]] += 1
-    law = np.array([TARGET(())[a] * TARGET((a,))[b] for a in range(WORDS) for b in range(WORDS)]) * SAMPLES
-    rare = law < 5
-    observed, wanted = counts.ravel(), law
+    expected_counts = np.array([TARGET(())[a] * TARGET((a,))[b] for a in range(WORDS) for b in range(WORDS)]) * SAMPLES
+    rare = expected_counts < 5
+    observed, wanted = counts.ravel(), expected_counts
     observed, wanted = np.append(observed[~rare], observed[rare].sum()), np.append(wanted[~rare], wanted[rare].sum())
     return float(stats.chisquare(observed[wanted > 0], wanted[wanted > 0] * observed.sum() / wanted.sum()).pvalue)
 
 
-def by_tree(offering: Callable[[Floats, int, Coins], Offer], law: Law, width: int = 2) -> float:
+def by_tree(offering: Callable[[Floats, int, Coins], Offer], rule: Rule, width: int = 2) -> float:
     """A tree of fixed shape, its offers made before the target is asked; followed as far as it goes."""
 
     def write(text: tuple[int, ...], coins: Coins) -> tuple[int, ...]:
         written: tuple[int, ...] = ()
         for _ in range(DEPTH):
             offer = offering(DRAFT((text + written)[:DEPTH]), width, coins)
-            written += (law(TARGET((text + written)[:DEPTH]), offer, coins),)
+            written += (rule(TARGET((text + written)[:DEPTH]), offer, coins),)
             if written[-1] not in offer.tokens:
                 break
         return written
@@ -80,7 +80,7 @@ def by_tree(offering: Callable[[Floats, int, Coins], Offer], law: Law, width: in
 
 def by_block(judge: Callable[[Floats, Floats, Offer, Coins], tuple[int, ...]], length: int = 2) -> float:
     def write(text: tuple[int, ...], coins: Coins) -> tuple[int, ...]:
-        if text:  # only the first block matters for the law of DEPTH tokens, and a token behind it
+        if text:  # only the first block matters for the distribution of DEPTH tokens, and a token behind it
             return (int(coins.choice(WORDS, p=TARGET(text))),)
         chain: tuple[int, ...] = ()
         for _ in range(length):
@@ -92,23 +92,23 @@ def by_block(judge: Callable[[Floats, Floats, Offer, Coins], tuple[int, ...]], l
     return p_value(write)
 
 
-@pytest.mark.parametrize("name", LAWS)
-def test_the_text_has_the_target_s_law(name: str) -> None:
-    assert by_tree(*LAWS[name]) > 1e-4
+@pytest.mark.parametrize("name", RULES)
+def test_the_text_has_the_target_s_distribution(name: str) -> None:
+    assert by_tree(*RULES[name]) > 1e-4
 
 
 def test_several_drafters_may_differ() -> None:
     def offering(q_V: Floats, width: int, coins: Coins) -> Offer:
         return drawn([q_V, np.full(WORDS, 1 / WORDS)], coins)
 
-    assert by_tree(offering, laws.multi_step) > 1e-4
+    assert by_tree(offering, rules.multi_step) > 1e-4
 
 
-def test_a_block_has_the_target_s_law() -> None:
+def test_a_block_has_the_target_s_distribution() -> None:
     assert by_block(block) > 1e-4
 
 
-# Bugs such laws could have.
+# Bugs such rules could have.
 
 
 def residual_forgotten(p_V: Floats, offer: Offer, coins: Coins) -> int:
@@ -126,14 +126,14 @@ def only_the_last_residual(p_V: Floats, offer: Offer, coins: Coins) -> int:
 
 
 def rejected_not_taken_out(p_V: Floats, offer: Offer, coins: Coins) -> int:
-    return laws.multi_step(p_V, Offer(offer.tokens, Found.DRAWN, offer.probs_KV), coins)
+    return rules.multi_step(p_V, Offer(offer.tokens, Found.DRAWN, offer.probs_KV), coins)
 
 
 def sure_children_as_if_drawn(p_V: Floats, offer: Offer, coins: Coins) -> int:
     for token in offer.tokens[:-1]:
         if coins.random() < p_V[token]:
             return token
-    return laws.optimal_greedy(p_V, offer, coins)
+    return rules.optimal_greedy(p_V, offer, coins)
 
 
 MUTANTS = [
@@ -146,37 +146,37 @@ MUTANTS = [
 
 
 @pytest.mark.parametrize(("name", "mutant"), MUTANTS)
-def test_a_wrong_law_is_caught(name: str, mutant: Law) -> None:
-    assert by_tree(LAWS[name][0], mutant, width=3) < 1e-6
+def test_a_wrong_rule_is_caught(name: str, mutant: Rule) -> None:
+    assert by_tree(RULES[name][0], mutant, width=3) < 1e-6
 
 
 def test_ratios_on_fixed_children_are_caught_and_refused() -> None:
     """The hazard of reference codes: children chosen by rank, judged as if they had been drawn."""
 
     def ranked(q_V: Floats, width: int, coins: Coins) -> Offer:
-        offer = laws.fixed(q_V, width)
+        offer = rules.fixed(q_V, width)
         return Offer(offer.tokens, Found.DRAWN, np.repeat(q_V[None], width, axis=0))
 
-    assert by_tree(ranked, laws.multi_step) < 1e-6
-    for name, (offering, _) in LAWS.items():
+    assert by_tree(ranked, rules.multi_step) < 1e-6
+    for name, (offering, _) in RULES.items():
         offer = offering(DRAFT(()), 2, np.random.default_rng(0))
-        for other, (_, law) in LAWS.items():
+        for other, (_, rule) in RULES.items():
             if other in (name, "walk"):
-                law(TARGET(()), offer, np.random.default_rng(0))
+                rule(TARGET(()), offer, np.random.default_rng(0))
             else:
                 with pytest.raises(WrongOffer, match="is exact for"):
-                    law(TARGET(()), offer, np.random.default_rng(0))
+                    rule(TARGET(()), offer, np.random.default_rng(0))
 
 
 def test_trimming_to_the_best_nodes_is_caught() -> None:
-    """Whether the second child is kept depends on which token the first one is: no law can repair that."""
+    """Whether the second child is kept depends on which token the first one is: no rule can repair that."""
 
     def trimmed(q_V: Floats, width: int, coins: Coins) -> Offer:
         offer = drawn([q_V] * width, coins)
         keep = sorted(range(width), key=lambda child: -q_V[offer.tokens[child]])[:1]
         return Offer(tuple(offer.tokens[child] for child in keep), Found.DRAWN, offer.probs_KV[keep])
 
-    assert by_tree(trimmed, laws.multi_step, width=3) < 1e-6
+    assert by_tree(trimmed, rules.multi_step, width=3) < 1e-6
 
 
 def unclipped(p_GV: Floats, last_V: Floats, chain: Offer, coins: Coins) -> tuple[int, ...]:
@@ -214,25 +214,25 @@ def test_the_bound_is_that_of_optimal_transport(p_V: Floats, q_V: Floats, width:
 
 
 def accepted(p_V: Floats, name: str, q_V: Floats, width: int, coins: Coins, samples: int = 400) -> float:
-    offering, law = LAWS[name]
+    offering, rule = RULES[name]
     offers = [offering(q_V, width, coins) for _ in range(samples)]
-    return sum(law(p_V, offer, coins) in offer.tokens for offer in offers) / samples
+    return sum(rule(p_V, offer, coins) in offer.tokens for offer in offers) / samples
 
 
-def test_laws_rank_as_proved() -> None:
+def test_rules_rank_as_proved() -> None:
     generator, coins = np.random.default_rng(1), np.random.default_rng(2)
-    rates = dict.fromkeys(LAWS, 0.0) | {"bound": 0.0}
+    rates = dict.fromkeys(RULES, 0.0) | {"bound": 0.0}
     for _ in range(12):
         p_V = generator.dirichlet(np.full(8, 0.7))
         q_V = 0.6 * p_V + 0.4 * generator.dirichlet(np.full(8, 0.7))
-        for name in LAWS:
+        for name in RULES:
             rates[name] += accepted(p_V, name, q_V, 2, coins) / 12
         rates["bound"] += bound(p_V, q_V, 2) / 12
     assert rates["walk"] < rates["multi-step"] < rates["bound"] + 0.02
     assert rates["multi-step"] < rates["multi-step-distinct"] < rates["greedy"]
 
 
-def test_every_law_writes_and_a_perfect_drafter_is_taken_whole(tmp_path: Path) -> None:
+def test_every_rule_writes_and_a_perfect_drafter_is_taken_whole(tmp_path: Path) -> None:
     target, again = TreeLM(tiny("llama", tmp_path / "target")), TreeLM(tiny("llama", tmp_path / "again"))
     for name in NAMES:
         widths = (1, 1, 1) if name == "block" else (2, 2, 1)
@@ -246,7 +246,7 @@ def test_every_law_writes_and_a_perfect_drafter_is_taken_whole(tmp_path: Path) -
             assert rival.tally.depths[2] == rival.tally.sweeps == 3
 
 
-def test_real_models_keep_the_target_s_law(tmp_path: Path) -> None:
+def test_real_models_keep_the_target_s_distribution(tmp_path: Path) -> None:
     """The first two tokens of many seeds, guessed by an unlike drafter."""
     target = TreeLM(tiny("llama", tmp_path / "target", vocab_size=4, num_hidden_layers=1))
     off = TreeLM(tiny("llama", tmp_path / "off", seed=5, vocab_size=4, num_hidden_layers=1))

@@ -1,4 +1,4 @@
-"""Promises of 16-bit arithmetic in float32: as right as can be, whoever comes along, and quick CPUs are left alone."""
+"""Promises of 16-bit arithmetic in float32: rounded once, for any batch of rows, and quick CPUs are left alone."""
 
 import platform
 from collections.abc import Iterator
@@ -67,7 +67,7 @@ def test_rows_and_weights_may_have_any_shape_and_strides() -> None:
 
 
 @pytest.mark.parametrize("dtype", NARROW)
-def test_a_row_does_not_depend_on_its_company(dtype: torch.dtype, how: Share) -> None:
+def test_a_row_does_not_depend_on_other_rows(dtype: torch.dtype, how: Share) -> None:
     rows_RI, weight_OI, bias_O = operands(256, dtype, 512, 640)
     with Widened(how), RowTiles():
         all_RO = nn.functional.linear(rows_RI, weight_OI, bias_O)
@@ -77,7 +77,7 @@ def test_a_row_does_not_depend_on_its_company(dtype: torch.dtype, how: Share) ->
 
 @pytest.mark.parametrize("kernel", [True, False], ids=["torch's", "transformers'"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_experts_meet_their_rows_and_nobody_touches_the_others(
+def test_experts_get_their_rows_and_the_others_are_not_touched(
     dtype: torch.dtype, kernel: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Not every torch has a kernel of its own, or one for weights at any address.

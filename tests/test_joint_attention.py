@@ -52,10 +52,10 @@ def pieces() -> list[tuple[TextRows, LayerKV]]:
 
 
 @pytest.mark.parametrize("name", STYLES)
-def test_a_text_finds_the_same_in_company_as_alone(name: str) -> None:
+def test_attention_of_a_text_is_the_same_in_a_group_as_alone(name: str) -> None:
     torch.manual_seed(0)
     style, made = STYLES[name], pieces()
-    for piece, kv in made:  # rows that nobody sees may never have come from where they live
+    for piece, kv in made:  # rows that no query sees may never have come from where they live
         kv.values_HRD[:, : piece.sees.first_visible(piece.rows, style)] = torch.nan
     query_HQD = torch.randn(HEADS, sum(new for _, _, new in TEXTS), SIZE)
     kv_of = {piece.text: kv for piece, kv in made}
@@ -70,7 +70,7 @@ def test_a_text_finds_the_same_in_company_as_alone(name: str) -> None:
         torch.testing.assert_close(found[piece.text], alone, atol=1e-6, rtol=1e-5)
 
 
-def test_texts_of_like_size_go_together_and_no_company_outgrows_a_block() -> None:
+def test_texts_of_like_size_are_grouped_and_no_group_outgrows_a_block() -> None:
     everyone = joined([piece for piece, _ in pieces()], STYLES["full"])
     sizes = [len(group.pieces) for group in everyone]
     assert max(sizes) == 3  # the three short texts with a few nodes each

@@ -1,4 +1,4 @@
-"""Promises of the threads that share arithmetic: every piece once, the same bits, and nobody is left at work."""
+"""Promises of the threads that share arithmetic: every piece once, the same bits, and no thread is left at work."""
 
 import threading
 import time
@@ -41,14 +41,14 @@ def test_torch_has_its_threads_afterwards_here_and_on_threads_to_come() -> None:
         assert new.submit(torch.get_num_threads).result() == 3
 
 
-def test_one_thread_needs_no_crew() -> None:
+def test_one_thread_needs_no_pool() -> None:
     torch.set_num_threads(1)
     who: set[int] = set()
     share(lambda _: who.add(threading.get_ident()), range(10))
     assert who == {threading.get_ident()}
 
 
-def test_an_error_is_told_when_nobody_is_at_work_any_more() -> None:
+def test_an_error_is_raised_after_all_threads_have_stopped() -> None:
     at_work: set[int] = set()
 
     def work(piece: int) -> None:

@@ -28,7 +28,7 @@ TREMBLE = 2e-6
 
 
 class Trembling:
-    """A target full of ties, whose last bits depend on the company a row was computed in."""
+    """A target full of ties, whose last bits depend on the rows it was computed with."""
 
     def __init__(self, target: TreeLM) -> None:
         self.target = target

@@ -243,7 +243,7 @@ def test_copies_wait_for_the_computation_and_the_computation_for_them(monkeypatc
         ]
 
 
-def test_rows_are_pinned_for_as_long_as_anybody_looks_at_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_stay_pinned_while_a_view_of_them_exists(monkeypatch: pytest.MonkeyPatch) -> None:
     with cuda(monkeypatch) as log:
         carrying = CudaCarrier(torch.device("cuda"))
         rows = carrying.memory(torch.zeros(1, dtype=torch.bfloat16), (2, 5, 3))

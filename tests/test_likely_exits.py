@@ -82,7 +82,7 @@ def test_the_next_tree_below_a_likely_exit_is_the_one_that_would_have_been_grown
         later.growth = sequence.growth.moved_on(tokens, kept, True)
         drafter.answered.clear()
         (ready,) = planner.grow(drafter, [later], FixedBudget(nodes), CostModel())
-        assert not drafter.answered, "nobody has to wait for the drafter"
+        assert not drafter.answered, "decoding does not wait for the drafter"
         (fresh,) = planner.grow(drafter, [text(*tokens)], FixedBudget(nodes), CostModel())
         assert spelled(ready) == pytest.approx(spelled(fresh))
 
@@ -112,7 +112,7 @@ def test_where_nothing_was_guessed_nothing_is_guessed_ahead() -> None:
     assert not drafter.answered
 
 
-def test_below_a_submitted_node_that_nobody_was_asked_about_only_likely_children_are_kept() -> None:
+def test_below_a_submitted_node_that_was_not_asked_about_only_likely_children_are_kept() -> None:
     sequence = text()
     sequence.growth = Growth()
     sequence.growth.add([ROOT], *table([[4]], [[-0.1]]), bar=-10.0)

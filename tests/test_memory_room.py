@@ -47,5 +47,5 @@ def test_a_text_alone_has_all_guesses_that_were_planned(room: Room, length: int)
 
 
 @given(rooms(), LENGTHS, st.integers(0, 5000))
-def test_company_never_brings_more_guesses(room: Room, lengths: list[int], most: int) -> None:
+def test_more_texts_never_bring_more_guesses(room: Room, lengths: list[int], most: int) -> None:
     assert room.nodes(lengths, most) <= room.nodes(lengths[:-1], most)
