@@ -214,15 +214,16 @@ class KVCache:
     def _restore(self, memories: Mapping[Recurrence, Memory], states: Snapshot) -> None:
         self.memories = {key: Memory(state, memories[key].follow) for key, state in states.states.items()}
 
-    def give_back(self, rows: int = 0) -> None:
-        """Let go of memory beyond `rows` rows and those in use."""
+    def give_back(self, tokens: int = 0, nodes: int = 0) -> None:
+        """Let go of memory beyond what so many tokens and nodes need, and those in use."""
         used = len(self) + len(self.parents)
-        capacity = rows_held(max(rows, used))
+        capacity = rows_held(max(tokens + nodes, used))
         for kv in self.layers.values():
             if kv.keys_HRD.shape[1] > capacity:
                 kv.cut(used, capacity)
+        own = len(self.parents) - self.settled
         for memory in self.memories.values():
-            memory.nodes.cut(len(self.parents) - self.settled, max(rows, used) - len(self))
+            memory.nodes.cut(own, max(nodes, own))
 
     def forget_nodes(self, after: int = 0) -> None:
         """Drop the nodes from index `after` on; all of them by default."""

@@ -127,7 +127,7 @@ def _mamba2(
     """`mamba2_chunk_scan` without final states: [1, R, heads, width] in and out, the latter in float32."""
     step_RH = step_sizes(dt[0], dt_bias, dt_softplus, dt_limit)
     read_HRP = visit.states.scan(visit.layer, mamba2_rows(hidden[0], step_RH, A, B[0], C[0]))
-    return (read_HRP.transpose(0, 1) + D.unsqueeze(-1) * hidden[0].float()).unsqueeze(0)
+    return (read_HRP.transpose(0, 1) + D.unsqueeze(-1) * hidden[0].float()).unsqueeze(0).contiguous()
 
 
 SEAMS: Mapping[str, Function] = {
