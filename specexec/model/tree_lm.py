@@ -193,7 +193,10 @@ def head_alone(model: PreTrainedModel) -> PreTrainedModel:
     """The same model, parameters shared, whose trunk hands through what it is given."""
     head = copy.copy(model)
     head._modules = dict(model._modules)
-    head._modules[model.base_model_prefix] = _Given()
+    given = head._modules[model.base_model_prefix] = _Given()
+    for name, value in vars(getattr(model, model.base_model_prefix)).items():
+        if isinstance(value, float):  # Falcon-H1 keeps the scale of its logits there
+            setattr(given, name, value)
     return head
 
 
