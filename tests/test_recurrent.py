@@ -325,7 +325,8 @@ def one_by_one(rows: linear_state.LinearRows, parents: list[int]) -> tuple[Tenso
     """What every row reads, and the state after it: the recurrence itself, in float64."""
     group = len(rows.value_HRV) // len(rows.key_JRK)
     query, key = (x.double().repeat_interleave(group, 0) for x in (rows.query_JRK, rows.key_JRK))
-    found, after = [], []
+    found: list[Tensor] = []
+    after: list[Tensor] = []
     for row, parent in enumerate(parents):
         empty = torch.zeros(len(key), key.shape[-1], rows.value_HRV.shape[-1], dtype=torch.float64)
         state = (after[parent] if parent >= 0 else empty) * rows.decay_HR[:, row].double().exp()[:, None, None]

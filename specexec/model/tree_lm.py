@@ -110,8 +110,9 @@ class TreeLM:
             layer.chunk_rows = CHUNK
         self._trunk: nn.Module = getattr(model, model.base_model_prefix)
         self._head = head_alone(model)
-        recurrent = {number for number, kind in zip(self._layers, self.kinds, strict=True) if kind.recurrent}
-        if missed := recurrent - let_in(model) if recurrent else None:
+        numbered = zip(self._layers, self.kinds, strict=True)
+        recurrent = {number for number, kind in numbered if kind.recurrent and number is not None}
+        if recurrent and (missed := recurrent - let_in(model)):
             raise UnsupportedArchitecture(f"layer {min(missed)} has no recurrence that can be given a tree.")
         self._experts = any(name.endswith("experts") for name, _ in model.named_modules())
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sweep")

@@ -43,9 +43,13 @@ class LinearRows:
 
     def of(self, rows: slice) -> LinearRows:
         """Some of them."""
-        beta_HR = None if self.beta_HR is None else self.beta_HR[:, rows]
-        tensors = (self.query_JRK, self.key_JRK, self.value_HRV, self.decay_HR)
-        return LinearRows(*(tensor[:, rows] for tensor in tensors), beta_HR)
+        return LinearRows(
+            self.query_JRK[:, rows],
+            self.key_JRK[:, rows],
+            self.value_HRV[:, rows],
+            self.decay_HR[:, rows],
+            None if self.beta_HR is None else self.beta_HR[:, rows],
+        )
 
 
 def empty(rows: LinearRows) -> Memory:
