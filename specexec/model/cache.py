@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from specexec.model.recurrent.memory import Memory, Recurrence
+from specexec.model.recurrent.memory import LayerMemory, Recurrence
 from specexec.sizes import SNAPSHOT_TOKENS, SNAPSHOTS, rows_held
 
 Room = Callable[[Tensor, tuple[int, ...]], Tensor]
 
 
 def beside(rows_HRD: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Memory of the dtype of other rows, where those are."""
+    """LayerMemory of the dtype of other rows, where those are."""
     return rows_HRD.new_empty(shape)
 
 
@@ -113,7 +113,7 @@ class KVCache:
     node_tokens: list[int] = field(default_factory=list)
     parents: list[int] = field(default_factory=list)
     settled: int = 0
-    memories: dict[Recurrence, Memory] = field(default_factory=dict)
+    memories: dict[Recurrence, LayerMemory] = field(default_factory=dict)
     snapshots: list[Snapshot] = field(default_factory=list)
     forks: set[int] = field(default_factory=set)
     """Lengths at which another text is known to part from this one: worth a snapshot."""
@@ -211,8 +211,8 @@ class KVCache:
         before = [snapshot for snapshot in self.snapshots if snapshot.length <= length]
         return before[-1] if before else Snapshot(0, {})
 
-    def _restore(self, memories: Mapping[Recurrence, Memory], states: Snapshot) -> None:
-        self.memories = {key: Memory(state, memories[key].follow) for key, state in states.states.items()}
+    def _restore(self, memories: Mapping[Recurrence, LayerMemory], states: Snapshot) -> None:
+        self.memories = {key: LayerMemory(state, memories[key].follow) for key, state in states.states.items()}
 
     def give_back(self, tokens: int = 0, nodes: int = 0) -> None:
         """Let go of memory beyond what so many tokens and nodes need, and those in use."""

@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 
 from specexec.model.recurrent.branches import Branches
-from specexec.model.recurrent.memory import Memory, Moved, Vectors
+from specexec.model.recurrent.memory import Followed, LayerMemory, Vectors
 
 
-def empty(inputs_RC: Tensor, taps: int) -> Memory:
+def empty(inputs_RC: Tensor, taps: int) -> LayerMemory:
     """What a convolution keeps of a text: its last taps - 1 inputs, [K - 1, C]; zeros before the first token."""
-    return Memory(inputs_RC.new_zeros(taps - 1, inputs_RC.shape[1]), follow)
+    return LayerMemory(inputs_RC.new_zeros(taps - 1, inputs_RC.shape[1]), follow)
 
 
 def convolve(
-    memory: Memory, tree: Branches, start: int, inputs_RC: Tensor, weight_CK: Tensor, bias_C: Tensor | None
+    memory: LayerMemory, tree: Branches, start: int, inputs_RC: Tensor, weight_CK: Tensor, bias_C: Tensor | None
 ) -> Tensor:
     """y_r = sum_k w_k x_{r - (K - 1 - k)} + b, [R, C] in the dtype of the inputs, sums in float32.
 
@@ -57,6 +57,6 @@ def _filtered(known_SC: Tensor, at_RK: Tensor, weight_CK: Tensor, bias_C: Tensor
     return mixed_RC.to(known_SC.dtype)
 
 
-def follow(last_TC: Tensor, path: Vectors, kept: Vectors) -> Moved:
+def follow(last_TC: Tensor, path: Vectors, kept: Vectors) -> Followed:
     inputs_NC = path[0][0]
-    return Moved(torch.cat([last_TC.to(inputs_NC), inputs_NC])[len(inputs_NC) :], kept)
+    return Followed(torch.cat([last_TC.to(inputs_NC), inputs_NC])[len(inputs_NC) :], kept)

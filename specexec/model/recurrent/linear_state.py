@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from specexec.model.recurrent.branches import Branches
-from specexec.model.recurrent.memory import Memory, Moved, Vectors
+from specexec.model.recurrent.memory import Followed, LayerMemory, Vectors
 from specexec.sizes import TRIANGLE
 
 
@@ -52,13 +52,13 @@ class LinearRows:
         )
 
 
-def empty(rows: LinearRows) -> Memory:
+def empty(rows: LinearRows) -> LayerMemory:
     """The state before the first token: zeros, [H, K, V] in float32."""
     (heads, _, values), keys = rows.value_HRV.shape, rows.key_JRK.shape[-1]
-    return Memory(rows.value_HRV.new_zeros(heads, keys, values), follow)
+    return LayerMemory(rows.value_HRV.new_zeros(heads, keys, values), follow)
 
 
-def scan(memory: Memory, tree: Branches, start: int, rows: LinearRows) -> Tensor:
+def scan(memory: LayerMemory, tree: Branches, start: int, rows: LinearRows) -> Tensor:
     """What every row reads, [H, R, V] in float32. Remembers what nodes write, and the state after settled rows.
 
     rows: those of the text's rows from `start` on, settled ones before nodes.
@@ -88,7 +88,7 @@ def scan(memory: Memory, tree: Branches, start: int, rows: LinearRows) -> Tensor
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
 
 
-def _branching(memory: Memory, tree: Branches, nodes: slice, rows: LinearRows, base_HKV: Tensor) -> Tensor:
+def _branching(memory: LayerMemory, tree: Branches, nodes: slice, rows: LinearRows, base_HKV: Tensor) -> Tensor:
     """The same for some nodes; those before them have written already."""
     own_RR, earlier_R = tree.above(nodes, nodes.start, nodes.stop), tree.above_all(nodes)
     sum_HR = rows.decay_HR.double() @ own_RR.T.double()
@@ -156,7 +156,7 @@ class _Block:
         )
 
 
-def follow(state_HKV: Tensor, path: Vectors, kept: Vectors) -> Moved:
+def follow(state_HKV: Tensor, path: Vectors, kept: Vectors) -> Followed:
     """S_a = e^{G_a} S_0 + sum over the path of e^{G_a - G_m} k_m w_m^T; sums of nodes below count from there."""
     key_JNK, writes_HNV, sum_HN = path
     H, K, V = state_HKV.shape
@@ -164,4 +164,4 @@ def follow(state_HKV: Tensor, path: Vectors, kept: Vectors) -> Moved:
     faded_HNV = writes_HNV * (end_H1 - sum_HN).exp().float().unsqueeze(-1)
     written = key_JNK.transpose(1, 2).unsqueeze(1) @ faded_HNV.unflatten(0, (J, H // J))
     state = state_HKV.to(written) * end_H1.exp().float().unsqueeze(-1) + written.reshape(H, K, V)
-    return Moved(state, (kept[0], kept[1], kept[2] - end_H1) if kept else ())
+    return Followed(state, (kept[0], kept[1], kept[2] - end_H1) if kept else ())

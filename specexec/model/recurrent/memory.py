@@ -67,19 +67,19 @@ def _resized(vectors: Vectors, used: int, capacity: int) -> Vectors:
 
 
 @dataclass(frozen=True)
-class Moved:
+class Followed:
     """A state that has gone along a path, and the vectors of the nodes that hang below the path's end."""
 
     state: Tensor
     kept: Vectors
 
 
-Follow = Callable[[Tensor, Vectors, Vectors], Moved]
+Follow = Callable[[Tensor, Vectors, Vectors], Followed]
 """From a state along the vectors of a path; the third argument are nodes below its end, which stay nodes."""
 
 
 @dataclass(eq=False)
-class Memory:
+class LayerMemory:
     """One recurrence of one layer, for one text."""
 
     text: Tensor

@@ -18,7 +18,7 @@ from specexec.errors import SweepCancelled
 from specexec.model.recurrent import convolution, linear_state
 from specexec.model.recurrent.branches import Branches
 from specexec.model.recurrent.linear_state import LinearRows
-from specexec.model.recurrent.memory import Memory, Recurrence
+from specexec.model.recurrent.memory import LayerMemory, Recurrence
 from specexec.sizes import SNAPSHOT_TOKENS
 from specexec.tree.tree import Ints, intervals
 
@@ -28,9 +28,9 @@ INPUTS, STATE = "inputs", "state"  # recurrences by name
 FOLLOW = {INPUTS: convolution.follow, STATE: linear_state.follow}
 
 
-def restored(name: str, state: Tensor) -> Memory:
+def restored(name: str, state: Tensor) -> LayerMemory:
     """The memory of a recurrence, from its state after some text."""
-    return Memory(state, FOLLOW[name])
+    return LayerMemory(state, FOLLOW[name])
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Text:
     stop: int
     first_node: int
     tree: Branches
-    memories: dict[Recurrence, Memory]
+    memories: dict[Recurrence, LayerMemory]
 
 
 class PackedStates:
@@ -58,7 +58,7 @@ class PackedStates:
     def convolve(self, layer: int, inputs_RC: Tensor, weight_CK: Tensor, bias_C: Tensor | None) -> Tensor:
         """A causal convolution over each text, [R, C] in the dtype of the inputs."""
 
-        def empty() -> Memory:
+        def empty() -> LayerMemory:
             return convolution.empty(inputs_RC, weight_CK.shape[1])
 
         pieces = []
