@@ -22,7 +22,7 @@ Room = Callable[[Tensor, tuple[int, ...]], Tensor]
 
 
 def beside(rows_HRD: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """LayerMemory of the dtype of other rows, where those are."""
+    """Memory of the dtype of other rows, where those are."""
     return rows_HRD.new_empty(shape)
 
 
