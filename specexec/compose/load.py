@@ -95,6 +95,7 @@ def assemble(
         tried=design.own_code,
         travel=_travel(stream.placement, device),
         share=weights.share,
+        tiled=not stream.in_integers,
     )
     if choice.sources and isinstance(lm, ChainLM):
         choice, reason = choice.instead(), "plain decoding: the model's own code cannot verify trees"
@@ -125,6 +126,7 @@ def assemble(
             memory=memory,
             exact=options.exact,
             own_code=design.own_code,
+            compute=options.compute,
         )
     )
 
@@ -219,6 +221,7 @@ def _target(request: LoadRequest, choice: DrafterChoice, device: str, progress: 
         beside_B=beside.beside_B,
         beside_ram_B=beside.beside_ram_B,
         head_quant=options.head_quant,
+        compute=options.compute,
         on_layer_read=progress.read,
         trust_remote_code=options.trust_remote_code,
     )
