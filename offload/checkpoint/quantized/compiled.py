@@ -67,7 +67,7 @@ def _compiled() -> Callable[..., None] | None:
         from numba import njit
     except ImportError:  # no numba for this Python yet: torch does the same, more slowly
         return None
-    return njit(nogil=True)(_fill_groups)  # type: ignore[no-any-return]
+    return njit(nogil=True)(_fill_groups)
 
 
 fill_groups = _compiled()
