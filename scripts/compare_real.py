@@ -177,15 +177,17 @@ def greedily(llm: Engine, number: int, tokens: int) -> dict[tuple[int, str, int]
     return found
 
 
-def cells(number: int) -> Iterator[tuple[str, Literal["none", "ram", "disk"], list[Cell]]]:
-    """What one load of the model can write, loads in random order."""
+def cells(number: int, each: int) -> Iterator[tuple[str, Literal["none", "ram", "disk"], list[Cell]]]:
+    """`each` of the cells that one load of the model can write, and the loads, in random order."""
+    chance = random.Random(number)
     loads = [*product(DRAFTERS, PLACEMENTS)]
-    random.Random(number).shuffle(loads)
+    chance.shuffle(loads)
     for drafter, placement in loads:
-        yield drafter, placement, [Cell(number, drafter, placement, *one) for one in product(BUDGETS, TEXTS)]
+        chosen = chance.sample([*product(BUDGETS, TEXTS)], each)
+        yield drafter, placement, [Cell(number, drafter, placement, *one) for one in chosen]
 
 
-def compare_round(state: State, number: int, tokens: int, ends_s: float) -> bool:
+def compare_round(state: State, number: int, tokens: int, each: int, ends_s: float) -> bool:
     """Everything of one round that is not done yet; False if time is up."""
     folder = str(model())
     if (number, "greedy", 0) not in state.plain:
@@ -194,7 +196,7 @@ def compare_round(state: State, number: int, tokens: int, ends_s: float) -> bool
             state.add({"plain": [[*key, text] for key, text in texts.items()]})
             state.compare(f"{number} generate", {"truth": "transformers generate"}, greedily(llm, number, tokens))
     earlier = EarlierRuns()
-    for drafter, placement, wanted in cells(number):
+    for drafter, placement, wanted in cells(number, each):
         left = [cell for cell in wanted if str(cell) not in state.done]
         if not left:
             continue
@@ -220,14 +222,17 @@ def compare_round(state: State, number: int, tokens: int, ends_s: float) -> bool
 @click.option("--minutes", default=60.0, help="Stop after so long, at the end of a mode.")
 @click.option("--tokens", default=24, help="Of every text.")
 @click.option("--rounds", default=1000, help="Of three prompts each.")
+@click.option(
+    "--each", default=6, type=click.IntRange(1, 6), help="Budgets and company tried per drafter and placement."
+)
 @click.option("--state", "file", type=click.Path(path_type=Path), help="Keep what was compared here and go on from it.")
-def main(minutes: float, tokens: int, rounds: int, file: Path | None) -> None:
+def main(minutes: float, tokens: int, rounds: int, each: int, file: Path | None) -> None:
     """Compare a real model's texts across all modes."""
     skip.TRIES = 4  # sets that skip looks at: texts must not depend on it, and a search takes minutes
     ends_s = time.monotonic() + 60 * minutes
     state = State.of(file)
     for number in range(rounds):
-        if time.monotonic() > ends_s or not compare_round(state, number, tokens, ends_s):
+        if time.monotonic() > ends_s or not compare_round(state, number, tokens, each, ends_s):
             break
     click.echo(err=True)
     click.echo("| mode | value | texts | tokens compared | texts that differ |\n|---|---|---|---|---|")

@@ -3,6 +3,7 @@
     python scripts/torture_batch.py --kills 1000                   the files, with letters for a model
     python scripts/torture_batch.py --kills 20 --engine demo       the whole program, with the built-in pair
 
+Letters are also killed in a sweep of a random number, so that some kills hit an answer on the slowest machine.
 Half of the kills also cut bytes off the end of the results, as a power cut would: without that a kill proves little,
 because the system keeps what a dead process has written.
 """
@@ -37,6 +38,7 @@ class Letters:
 
     def __init__(self, sweep_s: float) -> None:
         self.sweep_s = sweep_s
+        self.last_sweep: int | None = None  # the process kills itself then
 
     @property
     def encoding(self) -> Letters:
@@ -52,15 +54,15 @@ class Letters:
         pass
 
     def batch(self, requests: Iterable[Request], parallel: int | Literal["auto"]) -> LettersBatch:
-        return LettersBatch(iter(requests), 4 if parallel == "auto" else parallel, self.sweep_s)
+        return LettersBatch(iter(requests), 4 if parallel == "auto" else parallel, self.sweep_s, self.last_sweep)
 
 
 class LettersBatch:
     """A few answers at a time."""
 
-    def __init__(self, requests: Iterator[Request], parallel: int, sweep_s: float) -> None:
+    def __init__(self, requests: Iterator[Request], parallel: int, sweep_s: float, last_sweep: int | None) -> None:
         self.done, self.sweeps = False, 0
-        self._requests, self._parallel, self._sweep_s = requests, parallel, sweep_s
+        self._requests, self._parallel, self._sweep_s, self._last_sweep = requests, parallel, sweep_s, last_sweep
         self._live: dict[int, tuple[Request, list[int]]] = {}
 
     @property
@@ -73,6 +75,8 @@ class LettersBatch:
         self.done = not self._live
         time.sleep(self._sweep_s)
         self.sweeps += 1
+        if self.sweeps == self._last_sweep:
+            os.kill(os.getpid(), signal.SIGKILL)
         return [answer for index in list(self._live) if (answer := self._write(index)) is not None]
 
     def _write(self, index: int) -> Completion | None:
@@ -103,7 +107,8 @@ def run(arguments: list[str], kill_after_s: float | None) -> int | None:
     while kill_after_s is None or time.monotonic() - began < kill_after_s:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
-            return os.waitstatus_to_exitcode(status)
+            code = os.waitstatus_to_exitcode(status)
+            return None if code == -signal.SIGKILL else code
         time.sleep(0.0005)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
@@ -144,8 +149,9 @@ def main(kills: int, items: int, longest: int, engine: str, seed: int) -> None:
     """Torture the results of `specexec generate`; the exit code is 1 if anything was lost, doubled or changed."""
     chance = random.Random(seed)
     cli.batch.output.partial.EVERY_S = 0.005
+    letters = Letters(0.001)
     if engine == "letters":
-        setattr(cli.batch.command, "running_engine", lambda *_: nullcontext(Letters(0.001)))  # noqa: B010 - not its export
+        setattr(cli.batch.command, "running_engine", lambda *_: nullcontext(letters))  # noqa: B010 - not its export
     killed = torn = files = partials = wrong = 0
     with tempfile.TemporaryDirectory() as folder:
         source, expected, output = (Path(folder) / name for name in ("in.jsonl", "expected.jsonl", "out.jsonl"))
@@ -165,6 +171,9 @@ def main(kills: int, items: int, longest: int, engine: str, seed: int) -> None:
             code = None
             while code is None:
                 delay_s = chance.uniform(0, 0.4 * whole_s) if killed < kills else None
+                letters.last_sweep = None
+                if engine == "letters" and killed < kills and chance.random() < 0.5:
+                    delay_s, letters.last_sweep = None, chance.randrange(1, 30)
                 code = run([*common, "-o", str(output), "--resume", f"--parallel={chance.choice([1, 3, 8])}"], delay_s)
                 killed += code is None
                 torn += code is None and tear(output, chance)

@@ -193,7 +193,7 @@ def test_layers_that_stay_are_shared_and_only_streamed_ones_copied(monkeypatch: 
     tiers: tuple[Tier, ...] = ("device", "disk", "device", "disk", "disk")
     monkeypatch.setattr(models, "place", lambda *asked: replace(place(*asked), tiers=tiers, ring=3))
     with specexec.load("demo", drafter="substitute", offload="disk", dtype="f32", budget=8) as llm:
-        assert [offload.stands(llm._model, i) for i in range(5)] == [tier == "device" for tier in tiers]
+        assert [offload.is_resident(llm._model, i) for i in range(5)] == [tier == "device" for tier in tiers]
         drafter = llm._decoder.drafter
         assert isinstance(drafter, SiblingDrafter)
         copied = [
