@@ -15,6 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 import offload
 import specexec
+from cli.chat.saving import stored_name
+from cli.serve.command import short_name
 from offload.checkpoint.gguf.ggml_types import BY_NAME
 from offload.checkpoint.gguf.header import read_gguf
 from offload.checkpoint.headers import Entry, Folder, open_folder
@@ -22,6 +24,7 @@ from offload.checkpoint.quantized.quantize import dequantise
 from offload.checkpoint.quantized.stored import fold
 from offload.errors import BadModelDir, CorruptShard, OffloadError, UnsupportedModel
 from offload.hub.local_models import describe
+from offload.hub.names import called, resolve
 from offload.hub.other_apps import MODEL_LAYER, AppModel, models_of_apps
 from offload.packs.pack import pack, plan
 from offload.placement.placement import Offload
@@ -183,6 +186,14 @@ def test_a_file_that_changes_is_described_anew(made: Path, tmp_path: Path) -> No
     file.unlink()
     with pytest.raises(BadModelDir, match=r"model\.gguf is gone"):
         open_folder(documents)
+
+
+def test_a_file_is_named_as_a_folder_is(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(made)
+    assert short_name("tiny.gguf") == short_name(str(made / "tiny.gguf")) == "tiny"  # clients see no path
+    assert stored_name("tiny.gguf") == str(made / "tiny.gguf")
+    assert resolve("tiny.gguf").target == open_folder(made / "tiny.gguf").path
+    assert called(resolve("tiny.gguf").target) == "tiny"
 
 
 def test_the_tokenizer_is_the_one_of_the_file(made: Path) -> None:
