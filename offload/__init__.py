@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from offload.model.resident_layer import is_resident, resident_layer, skeleton_layer
     from offload.placement.placement import Need, Offload, Placement
     from offload.placement.quantized_sizes import (
+        Compute,
         FewBits,
         Format,
         FourBits,
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
         resident_B,
         with_head,
     )
-    from offload.placement.requirements import cache_B, need_of
+    from offload.placement.requirements import cache_widths, need_of
     from offload.placement.solver import place
     from offload.stream.protocol import StreamStats
 
@@ -48,6 +49,7 @@ __all__ = [
     "AGAIN",
     "EXPERTS",
     "BadModelDir",
+    "Compute",
     "Design",
     "FewBits",
     "Folder",
@@ -62,7 +64,7 @@ __all__ = [
     "Placement",
     "ReadFailed",
     "StreamStats",
-    "cache_B",
+    "cache_widths",
     "called",
     "carrier_for",
     "check_bytes",
@@ -99,6 +101,7 @@ _HOMES = {
     "BadModelDir": "errors",
     "check_documents": "checkpoint.documents",
     "EXPERTS": "checkpoint.routing",
+    "Compute": "placement.quantized_sizes",
     "Design": "checkpoint.skeleton",
     "Folder": "checkpoint.headers",
     "FewBits": "placement.quantized_sizes",
@@ -113,7 +116,7 @@ _HOMES = {
     "Placement": "placement.placement",
     "ReadFailed": "errors",
     "StreamStats": "stream.protocol",
-    "cache_B": "placement.requirements",
+    "cache_widths": "placement.requirements",
     "called": "hub.names",
     "carrier_for": "machine.host_rows",
     "check_bytes": "hub.local_models",

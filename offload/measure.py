@@ -1,6 +1,6 @@
 """How fast disk, link and arithmetic are here, measured in about two seconds each. Torch only where it must compute.
 
-Disks are read through the very code that streams weights, so that what wins here wins there.
+Disks are read through the code that streams weights, so that what wins here wins there.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from offload.stream.store import Arena
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from offload.checkpoint.quantized.stored import Quantised
 
@@ -90,7 +91,7 @@ def write_sample(folder: Path) -> Path:
 def probe_contention(file: Path, disk: Disk, dtype: str, seconds: float = 3.0) -> Disk:
     """The same disk, and what it and a CPU's arithmetic leave each other where both work at once.
 
-    Alone and together take turns, for machines that have neighbours: what counts is the median of the ratios.
+    Alone and together take turns, for machines with other load: what counts is the median of the ratios.
     """
     once, turn_s = _Layers("cpu", dtype).over(PROBED_ROWS[0]), seconds / (3 * TURNS)
     compute, read = [], []
@@ -104,7 +105,10 @@ def probe_contention(file: Path, disk: Disk, dtype: str, seconds: float = 3.0) -
 
 
 def probe_arithmetic(device: str, dtype: str, seconds: float = 2.0) -> Arithmetic:
-    """A decoder layer as of a 1B over few, some and many rows: linears, and norms and attention beside them."""
+    """A decoder layer as of a 1B over few, some and many rows: linears, and norms and attention beside them.
+
+    `dtype` int8: linears in integers, the rest in bfloat16.
+    """
     layers = _Layers(device, dtype)
     curve = tuple(
         (rows, _typical_s(layers.over(rows), seconds / len(PROBED_ROWS)) / layers.weights) for rows in PROBED_ROWS
@@ -122,7 +126,8 @@ class _Layers:
 
         from offload.checkpoint.skeleton import DTYPES
 
-        self._device, self._kind = device, DTYPES[dtype]
+        in_integers = dtype == "int8"
+        self._device, self._kind = device, DTYPES["bf16" if in_integers else dtype]
         self._config = LlamaConfig(
             hidden_size=2048, intermediate_size=8192, num_attention_heads=32, num_key_value_heads=8
         )
@@ -132,7 +137,10 @@ class _Layers:
         self._layers = [LlamaDecoderLayer(self._config, 0).to(device, self._kind) for _ in range(count)]
         self._rotary = LlamaRotaryEmbedding(self._config).to(device)
         self.weights = sum(tensor.numel() for layer in self._layers for tensor in layer.parameters())
-        self.item_B = self._kind.itemsize
+        self.item_B = 1 if in_integers else self._kind.itemsize
+        if in_integers:
+            for layer in self._layers:
+                _store_in_int8(layer)
 
     def over(self, rows: int) -> Callable[[], None]:
         """One sweep of so many rows over them."""
@@ -148,6 +156,17 @@ class _Layers:
             _finish(self._device)
 
         return once
+
+
+def _store_in_int8(layer: nn.Module) -> None:
+    """Linears that compute in integers from here on."""
+    from offload.checkpoint.quantized.quantize import quantise_int8
+    from offload.checkpoint.quantized.row_codes import RowCodes
+
+    for module in layer.modules():
+        weight = module._parameters.get("weight")
+        if weight is not None and weight.dim() == 2:
+            module._parameters["weight"] = RowCodes.of(*quantise_int8(weight.detach()), weight.dtype)  # type: ignore[assignment]
 
 
 def probe_unpack(device: str, seconds: float = 1.0) -> dict[str, float]:
@@ -274,7 +293,7 @@ def _finish(device: str) -> None:
 
 
 def _typical_s(work: Callable[[], None], seconds: float) -> float:
-    """The median after a warm-up: neighbours on the machine are part of it."""
+    """The median after a warm-up; other load on the machine is part of it."""
     work()
     times: list[float] = []
     started_s = time.perf_counter()

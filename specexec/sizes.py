@@ -6,7 +6,7 @@ H hidden size   R rows of the largest sweep: a whole context and its guesses
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -50,7 +50,10 @@ def rows_held(rows: int) -> int:
 
 @dataclass(frozen=True)
 class Widths:
-    """The sizes of a model that decide, and bytes of the numbers it computes with and of one token in its cache."""
+    """The sizes of a model that decide, and bytes of the numbers it computes with and of one token in its cache.
+
+    `kept`: numbers of one token that the layer keeps which keeps most.
+    """
 
     hidden: int
     ff: int
@@ -60,10 +63,11 @@ class Widths:
     vocabulary: int
     item_B: int
     token_B: int
+    kept: int
 
 
-def widths_of(config: Mapping[str, object], item_B: int, token_B: int) -> Widths:
-    """Read from a config.json; `token_B` is what all layers together keep of one token."""
+def widths_of(config: Mapping[str, object], item_B: int, kept: Sequence[int]) -> Widths:
+    """Read from a config.json; `kept` are the numbers that each layer keeps of one token."""
 
     def number(default: int, *names: str) -> int:
         found = [value for name in names if isinstance(value := config.get(name), int) and value]
@@ -78,12 +82,20 @@ def widths_of(config: Mapping[str, object], item_B: int, token_B: int) -> Widths
             number(4 * hidden, "intermediate_size", "ffn_dim", "n_inner"), active * number(0, "moe_intermediate_size")
         ),
         heads=heads,
-        head=number(hidden // heads, "head_dim"),
+        head=max(number(hidden // heads, "head_dim"), number(0, "global_head_dim"), _widest_head(config)),
         layers=number(1, "num_hidden_layers", "n_layer"),
         vocabulary=number(1, "vocab_size"),
         item_B=item_B,
-        token_B=token_B,
+        token_B=sum(kept) * item_B,
+        kept=max(kept, default=0),
     )
+
+
+def _widest_head(config: Mapping[str, object]) -> int:
+    """Of layers that differ from the others."""
+    told = config.get("per_layer_config")
+    sizes = [one.get("head_dim") for one in told.values() if isinstance(one, dict)] if isinstance(told, dict) else []
+    return max((size for size in sizes if isinstance(size, int)), default=0)
 
 
 def workspace(widths: Widths, ctx: int, nodes: int) -> dict[str, int]:
@@ -170,9 +182,8 @@ def _mlp_B(widths: Widths, rows: int) -> int:
 
 
 def _attention_B(widths: Widths, rows: int) -> int:
-    """Scores of one block, who must not see whom, and in float32 queries, keys and values of the block."""
+    """Scores of one block, its mask, and in float32 queries, keys and values of the block."""
     queries, keys = min(rows, QUERY_BLOCK), min(rows, KEY_BLOCK)
     scores_B = widths.heads * queries * KEY_BLOCK * F32_B
     hidden_B = 4 * queries * keys
-    key_width = widths.token_B // widths.layers // widths.item_B  # of keys and values together
-    return scores_B + hidden_B + 6 * widths.heads * queries * widths.head * F32_B + 2 * keys * key_width * F32_B
+    return scores_B + hidden_B + 6 * widths.heads * queries * widths.head * F32_B + 2 * keys * widths.kept * F32_B

@@ -86,6 +86,7 @@ class FakeEngine:
     name = "demo"
     toy = True
     own_code = False
+    compute = "float"
     drafter_name = "demo drafter"
     drafter_failures: ClassVar[dict[str, str]] = {}
     placement = "disk: 5 layers stream, 0.3 MB resident"

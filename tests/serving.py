@@ -65,6 +65,7 @@ class LetterEngine:
 
     name, toy, drafter_name, placement, device, context, budget = "letters", True, "none", "nowhere", "cpu", 1000, 0
     own_code = False
+    compute = "float"
     drafter_failures: ClassVar[dict[str, str]] = {}
 
     def __init__(self, sweep_s: float = 0.0) -> None:

@@ -72,7 +72,8 @@ ENGINE: tuple[Changes, ...] = (
     {
         **PLACED,
         "budget": (["--budget", "3"], "engine.budget"),
-        "model": (["--model", "{tiny}"], "engine.folders.target"),
+        "model": (["--model", "{int8}"], "engine.folders.target"),
+        "compute": (["--compute", "int8"], "engine.compute"),
     },
     {
         "drafter_quant": (["--drafter-quant", "nf4"], "engine.placement.ram_parts_B.drafter"),
@@ -93,7 +94,10 @@ CHAT: tuple[Changes, ...] = (
     },
     PLACED,
     {"budget": (["--budget", "3"], "drafted"), "stop": (["--stop", "drafter"], "finish_reason")},
-    {"model": (["--model", "{tiny}"], "engine.folders.target")},
+    {
+        "model": (["--model", "{int8}"], "engine.folders.target"),
+        "compute": (["--compute", "int8"], "engine.compute"),
+    },
     {"drafter_quant": (["--drafter-quant", "nf4"], "engine.placement.ram_parts_B.drafter")},
     {"head_quant": (["--head-quant", "nf4"], "engine.asked.head_quant")},
     {"draft_vocab": (["--draft-vocab", "1k"], "engine.placement.ram_parts_B.drafter")},
@@ -163,6 +167,7 @@ PLAN: Changes = {
     "drafter": (["--drafter", "demo"], "rows.0.ram_B"),
     "drafter_quant": (["--drafter-quant", "nf4"], "asked.drafter_quant"),
     "head_quant": (["--head-quant", "nf4"], "rows.0.ram_B"),
+    "compute": (["--compute", "int8"], "rows.0.quant"),
     "every": (["--all"], "rows.4.quant"),
     "offline": (["--offline"], "asked.offline"),
     "trust_remote_code": (["--trust-remote-code"], "asked.trust_remote_code"),
@@ -198,6 +203,7 @@ SERVE: Changes = {
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("effects") / "tiny"
     shutil.copytree(demo_folder("target"), folder)
+    assert main(["pack", str(folder), "--quant", "int8", "--out", str(folder.with_name("int8")), "-q"]) == 0
     return folder
 
 
@@ -234,7 +240,10 @@ def options_of(command: click.Command) -> set[str]:
 
 def check(printed: Command, base: list[str], changes: Changes, folder: Path, within: str = "") -> None:
     before = printed(*base)
-    typed = [part.replace("{tiny}", str(folder)) for arguments, _ in changes.values() for part in arguments]
+    places = {"{tiny}": str(folder), "{int8}": str(folder.with_name("int8"))}
+    typed = [part for arguments, _ in changes.values() for part in arguments]
+    for name, place in places.items():
+        typed = [part.replace(name, place) for part in typed]
     after = printed(*base, *typed)
     silent = {name for name, (_, path) in changes.items() if at(before, within + path) == at(after, within + path)}
     assert silent == set()

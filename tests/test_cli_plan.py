@@ -24,6 +24,7 @@ from offload.checkpoint.routing import Routing
 from offload.hub.headers_only import item_B, list_model
 from offload.hub.names import demo_folder
 from offload.machine.files import SAFE, Reading
+from offload.machine.integer_products import way
 from offload.machine.memory import Free, Ram
 from offload.machine.speeds import (
     ALONE,
@@ -462,9 +463,10 @@ def test_doctor_gives_rows_and_keeps_what_it_measured(
     monkeypatch.setattr("offload.measure.probe_unpack", lambda device: probe_unpack(device, 0.01))
     assert main(["doctor", "--path", str(tmp_path), "--json"]) == 0
     checks = {check["name"]: check for check in json.loads(capsys.readouterr().out)["checks"]}
-    assert {"system", "RAM", "GPU", "disk space", "packages", "disk", "kept"} <= set(checks)
+    assert {"system", "RAM", "GPU", "disk space", "packages", "disk", "cpu int8", "kept"} <= set(checks)
+    assert way("cpu") in checks["cpu int8"]["found"]
     assert all(check["status"] == "ok" or check["fix"] for check in checks.values())
-    assert load_speeds().arithmetic["cpu/bf16"] == Arithmetic(1e11, 1e10)
+    assert load_speeds().arithmetic["cpu/bf16"] == load_speeds().arithmetic["cpu/int8"] == Arithmetic(1e11, 1e10)
     assert min(load_speeds().unpack_Bps[f"cpu/{scheme}"] for scheme in SCHEMES) > 1e6
     assert not list(tmp_path.glob(".specexec-probe*"))
     assert main(["doctor", "--quick"]) == 0

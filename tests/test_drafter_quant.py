@@ -46,7 +46,7 @@ def test_the_text_is_the_same_and_the_layers_are_small() -> None:
     assert held
     held_B = sum(module._packed.nbytes + module._state.absmax.nbytes for module in held) + sum(rest.values())
     folder = open_folder(demo_folder("drafter"))
-    planned_B = resident_B(folder, "nf4", 4, CTX) - offload.cache_B(folder.config, CTX, 4)
+    planned_B = resident_B(folder, "nf4", 4, CTX) - 4 * CTX * sum(offload.cache_widths(folder.config))
     assert 0.5 * planned_B < held_B <= planned_B < beside_B
 
 
@@ -125,5 +125,5 @@ def test_the_embeddings_of_a_drafter_are_counted_where_they_are(
     held_B = sum(tensor.nbytes for tensor in draft.parameters()) - in_ram_B
     assert there_B >= held_B
     folder = open_folder(tmp_path)
-    widths = widths_of(folder.config, 4, offload.cache_B(folder.config, 1, 4))
+    widths = widths_of(folder.config, 4, offload.cache_widths(folder.config))
     assert there_B + in_ram_B == resident_B(folder, quant, 4, CTX) + drafting_B(widths, CTX, 4), "and counted once"

@@ -21,7 +21,7 @@ from tests.test_cli_pull import Pull, specexec  # noqa: F401  # a fixture
 from tests.tiny import FAMILIES, tiny, tiny_config
 
 KINDS: dict[str, dict[str, object]] = {
-    "a wrapper": {"model_type": "gemma3", "architectures": ["Gemma3ForConditionalGeneration"], "text_config": {}},
+    "a wrapper": {"model_type": "mllama", "architectures": ["MllamaForConditionalGeneration"], "text_config": {}},
     "a hybrid": {"model_type": "qwen3_next", "layer_types": ["linear_attention", "full_attention"] * 2},
     "an unknown type": {"model_type": "llama9", "architectures": ["Llama9ForCausalLM"]},
     "an encoder": {"model_type": "t5", "architectures": ["T5Model"]},
@@ -108,7 +108,7 @@ def test_a_model_that_cannot_run_is_refused_before_its_download(specexec: Pull, 
     code = f"from cli.app import main; codes = [main(one) for one in {first}]; assert codes == [4, 4, 4], codes"
     ran = specexec("chat", "-m", "org/big", "-p", "x", code=code)  # one process: transformers takes seconds to import
     assert ran.code == 4, ran.err
-    assert ran.err.count("Error: architecture 'Gemma3ForConditionalGeneration' is not supported.") == 4
+    assert ran.err.count("Error: architecture 'MllamaForConditionalGeneration' is not supported.") == 4
     assert not [name for _, name in hub.sent if name.endswith(".safetensors")]
 
 

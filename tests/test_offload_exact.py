@@ -121,7 +121,7 @@ def test_every_streamed_tensor_is_aligned_as_its_device_wants_it(in_place: bool,
     tiny("qwen3_moe", tmp_path, intermediate_size=99, moe_intermediate_size=13)
     folder = open_folder(tmp_path)
     skeleton = build(folder, None)
-    checkpoint = lay_out(folder, skeleton.model, skeleton.layers, skeleton.dtype, in_place=in_place)
+    checkpoint = lay_out(folder, skeleton, in_place=in_place)
     offsets = [piece.offset for block in checkpoint.layers for piece in block.pieces]
     assert len(checkpoint.layers) == LAYERS
     assert all(offset % (4 if in_place else ALIGN_B) == 0 for offset in offsets)

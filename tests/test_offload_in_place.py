@@ -96,7 +96,7 @@ def test_a_layer_crosses_the_link_in_one_copy_even_with_holes(tmp_path: Path) ->
     folder = open_folder(tmp_path)
     skeleton = build(folder, None)
     holes = 0
-    for block in lay_out(folder, skeleton.model, skeleton.layers, skeleton.dtype).layers:
+    for block in lay_out(folder, skeleton).layers:
         assert block.spans == [(block.pieces[0].offset, block.pieces[-1].offset + block.pieces[-1].nbytes)]
         holes += block.size_B - sum(piece.nbytes for piece in block.pieces)
     assert holes > PAGE_B

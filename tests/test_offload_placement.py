@@ -130,11 +130,11 @@ def test_the_bill_is_what_lies_where(need: Need, free: Free, choice: Offload) ->
         # Token ids are looked up in RAM, unless the matrix is the head too; a layer's keys may pass through two places.
         away_B = need.embeddings_B if need.head_B else 0
         keys_in_ram_B = sum(-(-part_B * travelling // len(tiers)) for part_B in (need.cache_B, need.guesses_B))
-        passing_B = min(2, travelling) * need.layer_cache_B
+        passing_B = min(2, travelling) * need.caches_B[0]
         assert placement.device_B == fixed_B - away_B + keys_B - keys_in_ram_B + passing_B + on_device + ring_B
         assert placement.host_B >= need.scratch_B + in_ram + host_ring_B + away_B + keys_in_ram_B
         moving = [size_B for size_B, tier in tiers if tier != "device"]
-        assert placement.link_B == sum(moving) + travelling * need.layer_cache_B
+        assert placement.link_B == sum(moving) + travelling * need.caches_B[0]
     assert (placement.ring == 0) == (on_device + in_ram * (placement.device_B is None) == sum(need.layers_B))
 
 
@@ -277,7 +277,7 @@ def test_keys_and_values_leave_the_gpu_before_a_model_is_refused() -> None:
         "ram: 79 layers stream from RAM, 37.0 GiB per sweep; 1 stay in GPU memory, 0.47 GiB, ring 3 × 0.47 GiB; "
         "KV of 79 layers in RAM, up to 3.0 GiB per sweep"
     )
-    assert placement.link_B == 79 * (480 * MiB + moves.layer_cache_B)
+    assert placement.link_B == 79 * (480 * MiB + moves.caches_B[0])
     with pytest.raises(NotEnoughRam, match=r"KV cache at --ctx 8192 2\.0 GiB"):
         place(moves, Free(3 * GiB, 3 * GiB), "disk")
 

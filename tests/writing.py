@@ -14,6 +14,7 @@ from specexec.drafters.protocol import Drafter
 from specexec.drafters.ranking import Ranking
 from specexec.drafters.sibling import SiblingDrafter
 from specexec.engine.decoder import Decoder
+from specexec.model.chain_lm import ChainLM
 from specexec.model.tree_lm import TreeLM
 from specexec.planning.best_first import REFERENCE_RANKING, BestFirst, Planner
 from specexec.sampling.noise import Noise
@@ -65,7 +66,7 @@ def sequence_of(
 
 
 def write(
-    target: TreeLM,
+    target: TreeLM | ChainLM,
     drafter: Drafter,
     prompts: Items[Items[int]],
     sampling: SamplingParams | Items[SamplingParams],

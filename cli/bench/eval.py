@@ -185,7 +185,8 @@ def _cache_of(path: Path, llm: Engine, options: EngineOptions) -> str:
     """The harness keys answers by question alone, so a file is for one model, its number formats and context only."""
     path.parent.mkdir(parents=True, exist_ok=True)
     head = "" if options.load.head_quant == "none" else f"-{options.load.head_quant}-head"
-    return f"{path}-{fingerprint(llm.folders['target'])}-{options.load.dtype}{head}-{llm.context}"
+    compute = "" if options.load.compute == "float" else f"-in-{options.load.compute}"
+    return f"{path}-{fingerprint(llm.folders['target'])}-{options.load.dtype}{head}{compute}-{llm.context}"
 
 
 def _table(results: dict[str, Any]) -> str:

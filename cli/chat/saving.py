@@ -123,7 +123,10 @@ class Keeper:
     def _weights(self) -> dict[str, str]:
         from cli.chat.snapshot import fingerprint
 
-        return {role: fingerprint(folder) for role, folder in self._engine.folders.items()}
+        found = {role: fingerprint(folder) for role, folder in self._engine.folders.items()}
+        if self._engine.compute != "float":
+            found["target"] += f" in {self._engine.compute}"
+        return found
 
 
 def stored_name(model: str) -> str:

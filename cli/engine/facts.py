@@ -19,6 +19,7 @@ def facts_of(engine: Engine, options: EngineOptions) -> dict[str, object]:
         "own_code": engine.own_code,
         "device": engine.device,
         "dtype": engine.dtype,
+        "compute": engine.compute,
         "context": engine.context,
         "drafter": engine.drafter_name,
         "sources": engine.sources,

@@ -125,7 +125,7 @@ def _take_up(engine: Engine, pair: NDArray[np.uint8], options: EngineOptions) ->
 
 
 def _known(path: Path, pair: NDArray[np.uint8]) -> Arrays:
-    """What a file holds of this pair; nothing, with a word, where it cannot be used."""
+    """What a file holds of this pair; nothing, with a warning, where it cannot be used."""
     arrays = load(path, {"version", "pair"}) or {}
     if arrays and (arrays["version"].tolist() != [VERSION] or arrays["pair"].tolist() != pair.tolist()):
         log.warning("%s was written by another version or for another pair of models, and is left out.", path)
@@ -179,7 +179,8 @@ def _identity(folder: Path) -> str:
 
 def _place(engine: Engine, options: EngineOptions) -> str:
     """The prefix of the costs of runs whose sweeps cost the same."""
-    head = () if options.load.head_quant == "none" else (options.load.head_quant,)
+    head: list[str] = [] if options.load.head_quant == "none" else [options.load.head_quant]
+    head += [] if options.load.compute == "float" else [f"in {options.load.compute}"]
     placed = (engine.device, engine.placement, options.load.dtype, f"{options.load.link_limit_Bps}", *head)
     return f"{PLACES}{_digest(_here(), *placed).tobytes().hex()}/"
 

@@ -141,6 +141,7 @@ def introduction(engine: Engine) -> list[str]:
         f"context {format_count(engine.context)}",
         engine.placement,
         *(["computed by the model's own code"] if engine.own_code else []),
+        *([f"computes in {engine.compute}"] if engine.compute != "float" else []),
     ]
     if engine.toy:
         return [TOY.format(name=engine.name), " · ".join(facts)]

@@ -155,6 +155,7 @@ def _measured(path: Path | None) -> Iterator[Check]:
         fix = "The GPU may sit in a slot with few lanes, or save power: check it under load." if narrow else None
         yield Check("link", "warn" if narrow else "ok", f"{format_bytes(link_Bps)}/s from pinned RAM to the GPU", fix)
     from offload.checkpoint.skeleton import DTYPES
+    from offload.machine import integer_products
     from offload.machine.thread_pool import share
     from offload.measure import probe_arithmetic, probe_unpack
     from specexec.model.float32_linears import linears
@@ -170,6 +171,13 @@ def _measured(path: Path | None) -> Iterator[Check]:
             f"{one.flops / 1e9:,.0f} GFLOP/s over 512 rows; {format_bytes(one.weights_Bps)}/s of weights over 16",
             "16 bits are slow here: --dtype f32 computes faster, and takes twice the memory." if slow else None,
         )
+    arithmetic[f"{device}/int8"] = one = probe_arithmetic(device, "int8", 1.0)
+    yield Check(
+        f"{device} int8",
+        "ok",
+        f"{one.flops / 1e9:,.0f} GFLOP/s over 512 rows; {format_bytes(one.weights_Bps)}/s of weights over 16, "
+        f"{integer_products.way(device)} (--compute int8)",
+    )
     unpacked_Bps = {f"{device}/{scheme}": Bps for scheme, Bps in probe_unpack(device).items()}
     each = ", ".join(f"{key.partition('/')[2]} {format_bytes(Bps)}/s" for key, Bps in unpacked_Bps.items())
     yield Check(f"{device} unpacks", "ok", f"{each} of 16-bit weights")

@@ -24,7 +24,7 @@ def check(folder: Folder, *, trees: bool, ctx: int | None = None, trust_remote_c
     if folder.here:
         check_documents(folder.path)
         _check_templates(folder.path)
-    if is_usual(folder.config):
+    if folder.wrapper is None and is_usual(folder.config):
         refuse_unknown(folder)
         _refuse_foreign(folder)
         longest = folder.config.get("max_position_embeddings")

@@ -64,10 +64,12 @@ def outlook(
 ) -> list[OutlookRow]:
     """All combinations of offload and format, the checkpoint's own format first, as `load` would place each."""
     folder, head = request.target, request.options.head_quant
-    forms: tuple[Format, ...] = ("none",) if is_quantised(folder) else FORMATS if every else ("none", "nf4")
+    compute = request.options.compute
+    likely: tuple[Format, ...] = ("int8",) if compute == "int8" else FORMATS if every else ("none", "nf4")
+    forms = ("none",) if is_quantised(folder) else likely
     rows = []
     for form in forms:
-        work = work_of(folder, form, request.item_B(folder), head)
+        work = work_of(folder, form, request.item_B(folder), head, compute)
         for mode in MODES:
             one = replace(request, form=form, options=replace(request.options, offload=mode))
             rows.append(row_of(one, choice, free, ceilings, work))

@@ -28,11 +28,13 @@ if TYPE_CHECKING:
     from offload.machine.memory import Free
     from offload.placement.forecast import Ceilings
     from offload.placement.placement import Placement
-    from offload.placement.quantized_sizes import FewBits, FourBits
+    from offload.placement.quantized_sizes import Compute, FewBits, FourBits
     from specexec.drafters.registry import DrafterChoice
 
 # What `chat` does unasked, too.
-USUAL: dict[str, int | str | None] = {"ctx": None, "budget": "auto", "drafter": "auto", "drafter-quant": "none"}
+USUAL: dict[str, int | str | None] = {
+    "ctx": None, "budget": "auto", "drafter": "auto", "drafter-quant": "none", "compute": "float",
+}  # fmt: skip
 REACHED = 0.6  # of what is sold
 
 
@@ -52,6 +54,7 @@ REACHED = 0.6  # of what is sold
 )
 @click.option("--drafter-quant", type=DRAFT_BITS, default=USUAL["drafter-quant"], help="Bits of the drafter's layers.")
 @click.option("--head-quant", type=click.Choice(["none", "nf4"]), default="none", help="Bits of the model's head.")
+@click.option("--compute", type=click.Choice(["float", "int8"]), default="float", help="How an int8 pack multiplies.")
 @click.option("--all", "every", is_flag=True, help="Every number format, not only the likely ones.")
 @click.option("--offline", is_flag=True, help="Use only what is already on this machine.")
 @trust_option
@@ -59,8 +62,8 @@ REACHED = 0.6  # of what is sold
 @verbosity_options
 def plan(
     model: str, gpu: str | None, link: float | None, disk: float | None, ram: int | None, vram: int | None,
-    ctx: int | None, budget: IntOrAuto, drafter: str, drafter_quant: FewBits, head_quant: FourBits, every: bool,
-    offline: bool, trust_remote_code: bool, as_json: bool,
+    ctx: int | None, budget: IntOrAuto, drafter: str, drafter_quant: FewBits, head_quant: FourBits, compute: Compute,
+    every: bool, offline: bool, trust_remote_code: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Say what of MODEL would live where, how long a sweep takes, and the command to type.
 
@@ -75,7 +78,7 @@ def plan(
     guests = _counted(drafter)
     folder = list_model(model, offline=offline)
     branches = check(folder, trees=bool(guests.sources), ctx=ctx, trust_remote_code=trust_remote_code)
-    here = _machine(folder, gpu, ram, vram, item_B(folder))
+    here = _machine(folder, gpu, ram, vram, item_B(folder), compute)
     given = {"link": link, "disk": disk}
     speeds = replace(
         here.ceilings,
@@ -89,16 +92,19 @@ def plan(
         check(one, trees=True, trust_remote_code=trust_remote_code)
     longest = folder.config.get("max_position_embeddings")
     context = context_for(ctx, longest if isinstance(longest, int) else 2**31 - 1)
-    options = LoadOptions(drafter, drafter_quant=drafter_quant, head_quant=head_quant, budget=budget, ctx=ctx)
+    options = LoadOptions(
+        drafter, drafter_quant=drafter_quant, head_quant=head_quant, compute=compute, budget=budget, ctx=ctx
+    )
     request = LoadRequest.of(folder, tuple(drafters), options, context, here.free, branches=branches, toy=model == DEMO)
     rows = outlook(request, guests, here.free, speeds, every)
     chosen = best(rows)
-    kept = {"ctx": ctx, "budget": budget, "drafter": drafter, "drafter-quant": drafter_quant}
+    kept = {"ctx": ctx, "budget": budget, "drafter": drafter, "drafter-quant": drafter_quant, "compute": compute}
     typed = [] if chosen is None else commands_for(model, chosen, ram, vram, kept, trust_remote_code)
     if as_json:
         asked = {"gpu": gpu, "link": link, "disk": disk, "ram": ram, "vram": vram, "ctx": ctx, "budget": budget,
-                 "drafter": drafter, "drafter_quant": drafter_quant, "head_quant": head_quant, "all": every,
-                 "offline": offline, "trust_remote_code": trust_remote_code}  # fmt: skip
+                 "drafter": drafter, "drafter_quant": drafter_quant, "head_quant": head_quant,
+                 "compute": compute, "all": every, "offline": offline,
+                 "trust_remote_code": trust_remote_code}  # fmt: skip
         echo(json.dumps({"asked": asked} | _record(model, folder, here, speeds, rows, chosen, typed), indent=1))
         return
     for line in _page(model, folder, here, speeds, rows, chosen, typed):
@@ -126,7 +132,9 @@ class _Machine:
     changed: tuple[str, ...]
 
 
-def _machine(folder: Folder, gpu: str | None, ram: int | None, vram: int | None, item_B: int) -> _Machine:
+def _machine(
+    folder: Folder, gpu: str | None, ram: int | None, vram: int | None, item_B: int, compute: Compute
+) -> _Machine:
     from offload.hub.headers_only import NAMES
     from offload.machine.memory import free_memory, gpus, margin_B
     from offload.machine.speeds import disk_key, load_speeds
@@ -147,7 +155,7 @@ def _machine(folder: Folder, gpu: str | None, ram: int | None, vram: int | None,
     measured = load_speeds()
     now = conditions(device)
     changed = measured.changed(device, now)
-    limits = ceilings(measured.believed(device, now), disk_key(folder.weights_at), device, NAMES[item_B])
+    limits = ceilings(measured.believed(device, now), disk_key(folder.weights_at), device, NAMES[item_B], compute)
     if flops:
         limits = replace(limits, arithmetic=replace(limits.arithmetic, flops=flops, curve=()))
     return _Machine(name, free, limits, changed)

@@ -15,7 +15,9 @@ from offload.machine.identity import machine
 ARITHMETIC = (
     Path(specexec.__file__).parent / "model" / "float32_linears.py",
     Path(offload.__file__).parent / "machine" / "thread_pool.py",
+    Path(offload.__file__).parent / "machine" / "integer_products.py",
     Path(offload.__file__).parent / "checkpoint" / "quantized" / "quantize.py",
+    Path(offload.__file__).parent / "checkpoint" / "quantized" / "row_codes.py",
     Path(offload.__file__).parent / "measure.py",
 )
 

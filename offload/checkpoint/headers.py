@@ -1,4 +1,4 @@
-"""Which bytes of which file hold each tensor of a checkpoint folder. Knows no torch and trusts no file.
+"""Which bytes of which file hold each tensor of a checkpoint folder. Knows no torch; checks every file.
 
 Everything comes from config.json, the index and the safetensors headers; nothing is read that was not checked first.
 """
@@ -9,14 +9,16 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeGuard, cast
 
 from offload.checkpoint.contents import ADAPTER, GGUF_NOTE, MANIFEST, MODELOPT, find_weights, instead
 from offload.checkpoint.documents import AGAIN, CONFIG, Json, read_json
 from offload.checkpoint.gguf.model import documents_folder, open_gguf, source_files
+from offload.checkpoint.wrapped import is_wrapper, text_settings, text_tensors
 from offload.errors import BadModelDir, CorruptShard, ReadFailed, UnsupportedModel
+from offload.units import size
 
 # The safetensors library refuses larger headers too; a 70B header is about 100 KB.
 MAX_HEADER_B = 100_000_000
@@ -60,7 +62,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Folder:
-    """A checked model folder: its config and where every tensor lies."""
+    """A checked model folder: its config and where every tensor lies. Of a wrapper both are the language model's."""
 
     path: Path
     config: dict[str, Json]
@@ -70,6 +72,20 @@ class Folder:
     """What is unusual about it and was settled, in words."""
     here: bool = True
     """Whether its files are on this machine; of others only the headers are known."""
+    wrapper: dict[str, Json] | None = None
+    """The whole config.json of a model that sees or hears as well."""
+    beside: dict[str, Entry] = field(default_factory=dict)
+    """Tensors that belong to images or sound, or to heads that draft: nothing here computes with them."""
+
+    @property
+    def whole_config(self) -> dict[str, Json]:
+        """config.json as it stands there."""
+        return self.wrapper or self.config
+
+    @property
+    def architecture(self) -> str:
+        """The name in config.json of all that the folder holds."""
+        return str(self.whole_config.get("model_type", "unknown"))
 
     @property
     def weights_at(self) -> Path:
@@ -83,12 +99,15 @@ class Folder:
 
     @property
     def model_type(self) -> str:
-        """The architecture's name in config.json."""
+        """The name in config.json of the language model's architecture."""
         return str(self.config.get("model_type", "unknown"))
 
 
 def open_folder(path: Path) -> Folder:
-    """Check a model folder, or a GGUF file, down to every header; no weight is read."""
+    """Check a model folder, or a GGUF file, down to every header; no weight is read.
+
+    Raises BadModelDir, CorruptShard, UnsupportedModel.
+    """
     path = documents_folder(path)
     config, names = read_config(path), _names_in(path)
     if GGUF_NOTE in names:
@@ -121,8 +140,20 @@ def open_folder(path: Path) -> Folder:
     notes = [weights.note] if weights.note else []
     if ADAPTER in names:
         notes.append(f"the adapter beside the weights ({ADAPTER}) is not applied")
-    config, plain = settled(config, entries)
-    return Folder(path, config, entries, sizes, (*notes, *([plain] if plain else [])))
+    return checked(Folder(path, config, entries, sizes, tuple(notes)))
+
+
+def checked(folder: Folder) -> Folder:
+    """The folder with its quantisation named; of a wrapper the language model alone."""
+    text = text_settings(folder.config) if is_wrapper(folder.config) else None
+    if text and (held := text_tensors(folder.entries)):
+        beside = {name: entry for name, entry in folder.entries.items() if name not in held}
+        note = f"images and sound are left out: {size(sum(one.nbytes for one in beside.values()))} stay on disk"
+        folder = replace(
+            folder, config=text, entries=held, notes=(*folder.notes, note), wrapper=folder.config, beside=beside
+        )
+    config, plain = settled(folder.config, folder.entries)
+    return replace(folder, config=config, notes=(*folder.notes, plain) if plain else folder.notes)
 
 
 def _open_gguf(path: Path, config: dict[str, Json]) -> Folder:

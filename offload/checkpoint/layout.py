@@ -8,8 +8,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from offload.checkpoint.block import Block, TensorPart, aligned
@@ -19,6 +21,7 @@ from offload.checkpoint.mapping import Part, route
 from offload.checkpoint.quantized.packed import Packed
 from offload.checkpoint.quantized.stored import STACKED, Folded, Quantised, fold
 from offload.checkpoint.routing import routing_of
+from offload.checkpoint.skeleton import Skeleton
 from offload.checkpoint.tensors import DTYPES
 from offload.errors import BadModelDir, UnsupportedModel
 
@@ -50,25 +53,35 @@ class Checkpoint:
         return max(block.dense_B for block in self.layers)
 
     @property
+    def in_integers(self) -> Literal["all", "some", "none"]:
+        """Which of the layers' matrices compute as they are stored."""
+        packed = [item.in_integers for block in self.layers for item in block.packed]
+        pieces = [piece for block in self.layers for piece in block.pieces if piece.dtype.is_floating_point]
+        dense = any(len(piece.shape) > 1 for piece in pieces)
+        return "none" if not any(packed) else "some" if dense or not all(packed) else "all"
+
+    @property
     def scratch_B(self) -> int:
         """Bytes needed beside the buffers while converting."""
         return max(block.scratch_B for block in (*self.layers, *self.rest))
 
 
-def lay_out(
-    folder: Folder, skeleton: PreTrainedModel, layers: str, dtype: torch.dtype, *, in_place: bool = False
-) -> Checkpoint:
-    """Lay the folder out for `skeleton`, whose decoder layers are the children of the module named `layers`.
+def lay_out(folder: Folder, skeleton: Skeleton, *, in_place: bool = False, in_integers: bool = False) -> Checkpoint:
+    """Lay the folder out for the skeleton that was built from it.
 
     `in_place`: tensors of layers may begin at any multiple of their items, where it saves reads a copy (CPUs only).
+    `in_integers`: linears of the layers whose weights are int8 by rows multiply them as they are stored.
     """
-    tensors = skeleton.state_dict()
+    model, layers = skeleton.model, skeleton.layers
+    tensors = model.state_dict()
     folded = fold(folder)
-    parts = route([*folded.dense.values(), *(weight.whole for weight in folded.quantised.values())], skeleton)
-    _refuse_missing(tensors.keys() - parts.keys(), skeleton, folder.path)
-    places = _Places(folded, parts, {name: tuple(tensors[name].shape) for name in parts}, {})
+    entries = [*folded.dense.values(), *(weight.whole for weight in folded.quantised.values())]
+    parts = route(entries, skeleton.whole, skeleton.wrapper.own_name if skeleton.wrapper else str)
+    _refuse_missing(tensors.keys() - parts.keys(), model, folder.path)
+    linears = _linears(model, layers) if in_integers else frozenset()
+    places = _Places(folded, parts, {name: tuple(tensors[name].shape) for name in parts}, {}, linears)
     for name, found in parts.items():
-        places.dtypes[name] = _compute_dtype(name, tensors[name], skeleton, dtype)
+        places.dtypes[name] = _compute_dtype(name, tensors[name], model, skeleton.dtype)
         _check_dtype([part for part in found if part.entry.name not in folded.quantised], places.dtypes[name])
     routing = routing_of(folder.config)
     by_layer: dict[int, list[str]] = {}
@@ -80,7 +93,7 @@ def lay_out(
             rest.append(places.block(name, [name], ""))
     blocks = []
     for i, names in sorted(by_layer.items()):
-        found_experts = experts_of(skeleton.get_submodule(f"{layers}.{i}")) if routing else None
+        found_experts = experts_of(model.get_submodule(f"{layers}.{i}")) if routing else None
         experts = f"{layers}.{i}.{found_experts[0]}." if found_experts else None
         block = places.block(f"layer {i}", names, f"{layers}.{i}.", experts, in_place=in_place)
         blocks.append(replace(block, routing=routing if experts else None))
@@ -95,6 +108,8 @@ class _Places:
     parts: Mapping[str, list[Part]]
     shapes: Mapping[str, tuple[int, ...]]
     dtypes: dict[str, torch.dtype]
+    in_integers: frozenset[str]
+    """Weights that compute in integers where they are stored so."""
 
     def block(
         self, label: str, names: Sequence[str], prefix: str, experts: str | None = None, *, in_place: bool = False
@@ -114,7 +129,10 @@ class _Places:
             if not any(part.entry.name in self.folded.quantised for part in parts):
                 wanted.append((short, self.dtypes[name], self.shapes[name], parts))
                 continue
-            packed.append(Packed(short, self.dtypes[name], self.shapes[name], offset, self._sources(name, parts)))
+            sources = self._sources(name, parts)
+            whole = [weight.scheme == "int8" and weight.shape == self.shapes[name] for _, weight in sources] == [True]
+            in_integers = whole and name in self.in_integers
+            packed.append(Packed(short, self.dtypes[name], self.shapes[name], offset, sources, in_integers))
             offset += aligned(packed[-1].nbytes)
             for part, weight in packed[-1].sources:
                 members |= {
@@ -148,6 +166,12 @@ class _Places:
             (part, weight.alone(part.expert) if weight.is_stack and part.expert is not None else weight)
             for part, weight in found
         )
+
+
+def _linears(skeleton: PreTrainedModel, layers: str) -> frozenset[str]:
+    """The weights of the layers' linear modules."""
+    named = skeleton.get_submodule(layers).named_modules(prefix=layers)
+    return frozenset(f"{path}.weight" for path, module in named if isinstance(module, nn.Linear))
 
 
 def _as_stored(role: str, entry: Entry, part: Part, weight: Quantised) -> tuple[Part, ...]:

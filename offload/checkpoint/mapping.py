@@ -7,7 +7,7 @@ on disk becomes one or more `Part`s: these bytes go to that (possibly strided) v
 import logging
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -62,8 +62,13 @@ class Part:
         return 1 + sum((length - 1) * step for length, step in zip(self.entry.shape, self.stride, strict=True))
 
 
-def route(entries: Iterable[Entry], model: PreTrainedModel) -> dict[str, list[Part]]:
-    """For every tensor of the module its parts on disk; what fits nowhere or not exactly is refused."""
+def route(
+    entries: Iterable[Entry], model: PreTrainedModel, own_name: Callable[[str], str | None] = str
+) -> dict[str, list[Part]]:
+    """For every tensor of the module its parts on disk; what fits nowhere or not exactly is refused.
+
+    `own_name` says what a tensor of `model` is called by those who ask, and None of one they leave on disk.
+    """
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     parts: dict[str, list[Part]] = {}
     leftovers: list[str] = []
@@ -81,7 +86,8 @@ def route(entries: Iterable[Entry], model: PreTrainedModel) -> dict[str, list[Pa
     for target, found in parts.items():
         if sum(_elements(part.entry) for part in found) != shapes[target].numel():
             raise _misfit(found[0].entry, target, shapes[target])
-    return parts
+    named = ((own_name(target), found) for target, found in parts.items())
+    return {name: [replace(part, target=name) for part in found] for name, found in named if name is not None}
 
 
 def _refuse_leftovers(names: Sequence[str], model: PreTrainedModel) -> None:

@@ -2,14 +2,21 @@
 
 import re
 
+PARTS = ("head", "embeddings", "lookups", "norms")
 LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.")
 HEAD = re.compile(r"(^|\.)(lm_head|embed_out|output)\.")
 # The matrix in which token ids are looked up; positions and projections beside it are computed with.
+PER_LAYER = re.compile(r"(^|\.)embed_tokens_per_layer\.weight$")
 LOOKUP = re.compile(r"(^|\.)(embed_tokens|tok_embeddings|word_embeddings|embed_in|wte)\.weight$")
 
 
 def part_of(name: str) -> str:
-    """`head`, `embeddings` or `norms`: the kind of a tensor outside the layers; what is none of the others is small."""
+    """`head`, `embeddings`, `lookups` or `norms`: the kind of a tensor outside the layers; the last kind is small.
+
+    `lookups` are looked up by token id like embeddings, but are never a head: rows for each layer.
+    """
+    if PER_LAYER.search(name):
+        return "lookups"
     if HEAD.search(name):
         return "head"
     return "embeddings" if LOOKUP.search(name) else "norms"

@@ -10,7 +10,7 @@ from offload.checkpoint.documents import Json
 
 # What configs call the experts of a layer, and those of them that a token is sent to.
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
-CHOSEN = ("num_experts_per_tok", "experts_per_token", "moe_k")
+CHOSEN = ("num_experts_per_tok", "experts_per_token", "moe_k", "top_k_experts")
 # A layer waits while its experts are fetched on demand: less than a quarter saved is not worth it.
 WORTH = 0.75
 

@@ -1,5 +1,6 @@
 """A transformers causal LM without weights, and where its decoder layers are. Refuses by name what cannot stream."""
 
+import copy
 import os
 from collections import deque
 from collections.abc import Iterator
@@ -23,13 +24,17 @@ from transformers import (
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
-from offload.checkpoint.documents import read_json
+from offload.checkpoint.documents import Json, read_json
 from offload.checkpoint.headers import Folder
 from offload.checkpoint.quantized.stored import refuse_unknown
 from offload.checkpoint.remote_code import classes_in, references, refuse_elsewhere, refused, running_code
+from offload.checkpoint.wrapper import Wrapper, is_tied, language_class, names_in, wrapper_class
 from offload.errors import BadModelDir, UnsupportedModel
 
-SUPPORTED = "Supported: Llama, Mistral, Qwen 2/3, Gemma 2/3, Phi-3, OLMo 2, GPT-NeoX, OPT, Mixtral, gpt-oss, DeepSeek …"
+SUPPORTED = (
+    "Supported: Llama, Mistral, Qwen 2 to 3.5, Gemma 2 to 4, Phi-3, OLMo 2, GPT-NeoX, Mixtral, gpt-oss, DeepSeek …: "
+    "all are in docs/architectures.md."
+)
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 DTYPES |= {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 STORED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -42,6 +47,18 @@ class Skeleton:
     model: PreTrainedModel
     layers: str
     dtype: torch.dtype
+    wrapper: Wrapper | None = None
+    """What names in the checkpoint refer to, where the model is a part of it."""
+
+    @property
+    def whole(self) -> PreTrainedModel:
+        """The model that the checkpoint's names refer to."""
+        return self.wrapper.whole if self.wrapper else self.model
+
+    @property
+    def whole_layers(self) -> str:
+        """The list of decoder layers in `whole`."""
+        return self.wrapper.whole_name(self.layers) if self.wrapper else self.layers
 
     @property
     def layer_list(self) -> nn.ModuleList:
@@ -51,12 +68,21 @@ class Skeleton:
         return found
 
 
+def settings_of(config: PreTrainedConfig) -> dict[str, Json]:
+    """The config as config.json would say it, under the usual names where the class has others for them."""
+    told: dict[str, Json] = config.to_dict()
+    usual = {name: told[own] for name, own in config.attribute_map.items() if own in told}
+    return {**usual, **told}
+
+
 @dataclass(frozen=True)
 class Design:
     """What transformers makes of config.json: the settings and the class that would be built. No weights yet."""
 
     config: PreTrainedConfig
     model_class: type[PreTrainedModel]
+    whole: PreTrainedConfig | None = None
+    """Settings of the checkpoint where it holds images or sound as well; `config` is the language model's."""
 
     @property
     def own_code(self) -> bool:
@@ -67,8 +93,11 @@ class Design:
 def build(folder: Folder, dtype: str | torch.dtype | None, trust_remote_code: bool = False) -> Skeleton:
     """The folder's model as transformers would build it, in `dtype` (default: as config.json or the weights say)."""
     refuse_unknown(folder)
-    config = design(folder, trust_remote_code).config
+    found = design(folder, trust_remote_code)
+    config = found.config
     wanted = _dtype(dtype, config, folder)
+    if found.whole is not None:
+        return _unwrapped(folder, found, found.whole, wanted)
     with (
         init_empty_weights(include_buffers=False),
         running_code(folder.path, trust_remote_code),
@@ -78,13 +107,39 @@ def build(folder: Folder, dtype: str | torch.dtype | None, trust_remote_code: bo
     assert isinstance(model, PreTrainedModel)
     if model.can_generate():
         model.generation_config = _generation_config(folder)
+    _ready(model)
+    return Skeleton(model, _find_layers(model, folder), wanted)
+
+
+def _unwrapped(folder: Folder, found: Design, config: PreTrainedConfig, dtype: torch.dtype) -> Skeleton:
+    """The language model of a wrapper, tied to its embeddings as the wrapper is."""
+    whole_class, text = wrapper_class(config), copy.deepcopy(found.config)
+    assert whole_class is not None, "the design was checked"
+    with init_empty_weights(include_buffers=False), _sense(folder.path / "config.json"):
+        try:
+            whole = whole_class._from_config(config, dtype=dtype)
+        except ImportError as error:
+            raise _unsupported(folder, str(error).strip().splitlines()[0]) from error
+        text.tie_word_embeddings = is_tied(whole)
+        model = found.model_class._from_config(text, dtype=dtype)
+        try:
+            wrapper = names_in(whole, model)
+        except LookupError as error:
+            raise _unsupported(folder, f"Its language model has no {error} of its own.") from error
+    own = os.path.lexists(folder.path / "generation_config.json")
+    model.generation_config = _generation_config(folder) if own else GenerationConfig.from_model_config(config)
+    _ready(model)
+    return Skeleton(model, _find_layers(model, folder), dtype, wrapper)
+
+
+def _ready(model: PreTrainedModel) -> None:
+    """To be read only, and to record what its layers put out."""
     model.eval()
     model.requires_grad_(False)
     # transformers finds the layers whose outputs it records by their class; later it would only see our wrapper.
     for module in model.modules():
         if isinstance(module, PreTrainedModel):
             maybe_install_capturing_hooks(module)
-    return Skeleton(model, _find_layers(model, folder), wanted)
 
 
 def _generation_config(folder: Folder) -> GenerationConfig:
@@ -103,26 +158,43 @@ def design(folder: Folder, trust_remote_code: bool = False) -> Design:
 
     Raises RemoteCode where there is no other way than the folder's code and no trust.
     """
-    theirs = references(folder.path) if folder.here else classes_in(folder.config)
+    theirs = references(folder.path) if folder.here else classes_in(folder.whole_config)
     if trust_remote_code:
         refuse_elsewhere(folder.path)
-    elif "AutoConfig" in theirs and folder.model_type not in CONFIG_MAPPING:
+    elif "AutoConfig" in theirs and folder.architecture not in CONFIG_MAPPING:
         raise refused(folder.path)
-    if "AutoConfig" not in theirs and folder.model_type not in CONFIG_MAPPING:
-        raise _unsupported(folder, f"This version of transformers does not know the model type '{folder.model_type}'.")
+    if "AutoConfig" not in theirs and folder.architecture not in CONFIG_MAPPING:
+        raise _unsupported(
+            folder, f"This version of transformers does not know the model type '{folder.architecture}'."
+        )
     with running_code(folder.path, trust_remote_code), _sense(folder.path / "config.json"):
         config: PreTrainedConfig = (
             AutoConfig.from_pretrained(folder.path, local_files_only=True, trust_remote_code=trust_remote_code)
             if folder.here
-            else CONFIG_MAPPING[folder.model_type].from_dict({**folder.config})
+            else CONFIG_MAPPING[folder.architecture].from_dict({**folder.whole_config})
         )
     # Layers see ordinary dense weights, so the model is built as if it had never been quantised.
     vars(config).pop("quantization_config", None)
-    if config.get_text_config() is not config:
-        raise _unsupported(folder, "Models with images or sound cannot be streamed yet.")
-    if getattr(config, "is_encoder_decoder", False):
+    # Encoders that could be decoders (BERT) have both settings; as they are their rows see what follows.
+    encoder = getattr(config, "is_decoder", True) is False and hasattr(config, "add_cross_attention")
+    if encoder or getattr(config, "is_encoder_decoder", False):
         raise _unsupported(folder, "It is not a decoder-only language model.")
+    with _sense(folder.path / "config.json"):
+        text = config.get_text_config()
+    if text is not config:
+        return _language_model(folder, config, text)
     return Design(config, _model_class(folder, config, theirs.get("AutoModelForCausalLM"), trust_remote_code))
+
+
+def _language_model(folder: Folder, config: PreTrainedConfig, text: PreTrainedConfig) -> Design:
+    """The language model alone, as transformers builds it where nothing else is there."""
+    vars(text).pop("quantization_config", None)
+    text.dtype = text.dtype or config.dtype
+    if folder.wrapper is None or wrapper_class(config) is None:
+        raise _unsupported(folder, "It is not a decoder-only language model.")
+    if (found := language_class(text)) is None:
+        raise _unsupported(folder, f"It sees or hears, and its language model ({text.model_type}) is not known alone.")
+    return Design(text, found, config)
 
 
 def _model_class(
@@ -181,5 +253,5 @@ def _unsupported(folder: Folder, why: str) -> UnsupportedModel:
 
 
 def _architecture(folder: Folder) -> str:
-    names = folder.config.get("architectures")
-    return f"'{names[0]}'" if isinstance(names, list) and names else f"'{folder.model_type}'"
+    names = folder.whole_config.get("architectures")
+    return f"'{names[0]}'" if isinstance(names, list) and names else f"'{folder.architecture}'"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from offload.checkpoint.contents import ADAPTER, MODELOPT, find_weights, instead
 from offload.checkpoint.documents import CONFIG
-from offload.checkpoint.headers import Entry, Folder, no_tensors, open_folder, settled, weight_map_in, with_modelopt
+from offload.checkpoint.headers import Entry, Folder, checked, no_tensors, open_folder, weight_map_in, with_modelopt
 from offload.checkpoint.headers import item_B as bytes_of
 from offload.errors import ModelNotFound, OfflineMissing
 from offload.hub.hub import PATIENCE_s, explained, remote_header, remote_json
@@ -50,7 +50,7 @@ def _list_paired(name: str, offline: bool) -> Folder | None:
             return open_folder(here[0])
         return None if pair is None or pair.drafter is None else list_model(pair.drafter, offline=offline)
     except (OfflineMissing, ModelNotFound):
-        return None  # a model without a drafter is planned all the same
+        return None  # a model without a drafter can still be planned
 
 
 def item_B(folder: Folder) -> int:
@@ -88,6 +88,5 @@ def list_hub(repo: str, revision: str | None) -> Folder:
         }
     if not entries:
         raise no_tensors(f"{files[0]} of {repo}")
-    config, plain = settled(config, entries)
-    notes = tuple(note for note in (weights.note, plain) if note)
-    return Folder(Path(repo), config, entries, {Path(file): 0 for file in files}, notes, here=False)
+    notes = (weights.note,) if weights.note else ()
+    return checked(Folder(Path(repo), config, entries, {Path(file): 0 for file in files}, notes, here=False))

@@ -42,7 +42,7 @@ def describe(path: Path) -> Local:
     count = folder.config.get("num_hidden_layers")
     return Local(
         path,
-        folder.model_type,
+        folder.architecture,
         count if isinstance(count, int) else 0,
         sum(folder.file_sizes.values()),
         _format(folder),

@@ -18,12 +18,14 @@ from offload.checkpoint.block import Block
 from offload.checkpoint.headers import open_folder
 from offload.checkpoint.layout import Checkpoint, lay_out
 from offload.checkpoint.quantized.stored import Quantised
-from offload.checkpoint.roles import part_of
-from offload.checkpoint.skeleton import Skeleton, build
+from offload.checkpoint.roles import PARTS, part_of
+from offload.checkpoint.skeleton import Skeleton, build, settings_of
+from offload.errors import UnsupportedModel
 from offload.machine.files import Reading
 from offload.machine.finalizers import close_when_collected
 from offload.machine.heap import give_back
 from offload.machine.identity import machine
+from offload.machine.integer_products import way
 from offload.machine.memory import Free, free_memory
 from offload.machine.out_of_memory import refusal
 from offload.machine.speeds import disk_key, load_speeds, reading_for
@@ -32,8 +34,8 @@ from offload.model.layer import StreamedLayer, streamed_layers
 from offload.model.model_stream import ModelStream
 from offload.model.quantized_head import Rounded, quantise_head
 from offload.placement.placement import Need, Offload, Placement
-from offload.placement.quantized_sizes import FourBits, with_head
-from offload.placement.requirements import CACHE_NUMBERS, cache_B, scratch_B, stored_head
+from offload.placement.quantized_sizes import Compute, FourBits, with_head
+from offload.placement.requirements import cache_widths, scratch_B, shared_caches, stored_head
 from offload.placement.solver import place
 from offload.stream.dequantized import DenseLayers
 from offload.stream.open import open_stream
@@ -59,12 +61,15 @@ def load(
     beside_B: Mapping[str, int] | None = None,
     beside_ram_B: Mapping[str, int] | None = None,
     head_quant: FourBits = "none",
+    compute: Compute = "float",
     on_layer_read: Callable[[int, int], None] | None = None,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
     """A transformers model that computes exactly what the checkpoint says, in the memory that it was given.
 
-    `head_quant` nf4 makes it another model: its head rounded to four bits, a copy where embeddings are tied to it.
+    `head_quant` nf4 makes it another model: its head rounded to four bits, a copy where embeddings are tied to it. So
+    does `compute` int8: linears of the layers that are stored in int8 by rows round their inputs to 15 bits and compute
+    in integers. Refused with UnsupportedModel where there are none.
     `beside_B` is what the caller will need beside it where it computes (drafter, trees), by what it is for,
     `beside_ram_B` what it keeps in RAM wherever that is, `guesses_B` keys and values beyond `ctx` tokens. `ram_B`
     and `vram_B` replace what is measured. `cache_moves`: the caller keeps the keys and values of each layer where the
@@ -77,7 +82,9 @@ def load(
     folder = open_folder(Path(path))
     skeleton = build(folder, dtype, trust_remote_code)
     on_cpu = torch.device(device).type == "cpu"
-    checkpoint = lay_out(folder, skeleton.model, skeleton.layers, skeleton.dtype, in_place=on_cpu)
+    checkpoint = lay_out(folder, skeleton, in_place=on_cpu, in_integers=compute == "int8")
+    if compute == "int8":
+        _check_integers(checkpoint, torch.device(device))
     reading = reading_for(folder.weights_at)
     need = with_head(folder, _need(checkpoint, skeleton, ctx, reading), head_quant, skeleton.dtype.itemsize)
     need = replace(need, guesses_B=guesses_B, cache_moves=cache_moves)
@@ -90,15 +97,26 @@ def load(
         _fill_rest(skeleton, checkpoint, disk, torch.device(device), placement.embeddings_in_ram, head_quant)
         stream: Stream = open_stream(checkpoint, disk, placement, torch.device(device), link_limit_Bps, on_layer_read)
         undo.callback(stream.close)
-        if checkpoint.dense_B:
+        if any(block.packed for block in checkpoint.layers):
             stream = DenseLayers(stream, checkpoint, torch.device(device))
         undo.pop_all()
     layers = skeleton.layer_list
-    source = ModelStream(placement, stream)
+    source = ModelStream(placement, stream, in_integers=checkpoint.in_integers == "all")
     for index, layer in enumerate(layers):
         layers[index] = StreamedLayer(layer, index, source)
     close_when_collected(skeleton.model, stream.close)
     return skeleton.model
+
+
+def _check_integers(checkpoint: Checkpoint, device: torch.device) -> None:
+    """Refuse a checkpoint that has nothing to compute with in integers; say what computes how."""
+    if checkpoint.in_integers == "none":
+        raise UnsupportedModel(
+            f"{checkpoint.path} has no linears in int8, so nothing of it can compute in integers.",
+            hint="specexec pack MODEL --quant int8 and load the pack, or leave --compute out.",
+        )
+    but = "" if checkpoint.in_integers == "all" else "; experts and what is stored whole do not"
+    log.info("linears of the layers compute in integers, %s%s", way(device.type), but)
 
 
 @contextmanager
@@ -136,17 +154,20 @@ def _with_speeds(free: Free, folder: Path) -> Free:
 
 def _need(checkpoint: Checkpoint, skeleton: Skeleton, ctx: int, reading: Reading) -> Need:
     """The exact need of a checkpoint that has been laid out."""
-    rest = {"head": 0, "embeddings": 0, "norms": 0}
+    rest = dict.fromkeys(PARTS, 0)
     for block in checkpoint.rest:
         rest[part_of(block.label)] += block.kept_B
-    numbers = {name: getattr(skeleton.model.config, name, None) for name in CACHE_NUMBERS}
+    widths = cache_widths(settings_of(skeleton.model.config))
     need = Need(
         layers_B=tuple(block.size_B for block in checkpoint.layers),
         read_B=tuple(block.read_B for block in checkpoint.layers),
         embeddings_B=rest["embeddings"],
         norms_B=rest["norms"],
         head_B=rest["head"],
-        cache_B=cache_B(numbers, ctx, skeleton.dtype.itemsize),
+        cache_B=sum(widths) * ctx * skeleton.dtype.itemsize,
+        cache_widths=widths,
+        cache_stays=shared_caches(settings_of(skeleton.model.config)),
+        lookups_B=rest["lookups"],
         ctx=ctx,
         scratch_B=scratch_B(checkpoint.scratch_B, reading),
         dense_B=checkpoint.dense_B,
@@ -182,9 +203,10 @@ def _fill_rest(
             rounded = found[few.members["codes"].name], found[few.members["absmax"].name]
             stored.add(block.label)
             continue
-        stays = embeddings_in_ram and part_of(block.label) == "embeddings"
+        part = part_of(block.label)
+        stays = (embeddings_in_ram and part == "embeddings") or (device.type != "cpu" and part == "lookups")
         for name, tensor in block.dense(block.views(arena.flat), Arena(block.dense_B).flat).items():
-            on_the_way = head_quant != "none" and part_of(block.label) == "head"  # its codes go on
+            on_the_way = head_quant != "none" and part == "head"  # its codes go on
             _assign(model, name, tensor if stays or on_the_way else tensor.to(device))
             stored.add(name)
             if stays:

@@ -48,6 +48,8 @@ from offload.units import size
 
 VERSION = 1
 REST = "rest.safetensors"
+# What belongs to images and sound: nothing here reads it, but the pack is the whole model.
+BESIDE = "beside.safetensors"
 FLOATS = {"F32", "F16", "BF16"}
 # What a folder has besides weights: tokenizer, chat template, settings.
 COPIED = (".json", ".jinja", ".model", ".txt")
@@ -114,7 +116,7 @@ def plan(folder: Folder, quant: Quant, trust_remote_code: bool = False, head: Fo
             "--quant none, which only lays it out for streaming, or the 16-bit safetensors version of the model.",
         )
     skeleton = build(folder, None, trust_remote_code)
-    checkpoint = lay_out(folder, skeleton.model, skeleton.layers, skeleton.dtype)
+    checkpoint = lay_out(folder, skeleton)
     shards: list[Shard] = []
     before = folder.config.get("quantization_config")
     loadable = not isinstance(before, dict) or before.get("quant_method") != "specexec"
@@ -125,8 +127,11 @@ def plan(folder: Folder, quant: Quant, trust_remote_code: bool = False, head: Fo
         shards.append(Shard(f"layer-{index:05d}.safetensors", _entries([block], folder), linear | stacked))
     few = None if head == "none" else stored_as(checkpoint, skeleton.model)
     shards.append(Shard(REST, _entries(checkpoint.rest, folder), head=few))
-    names = {name for name, module in skeleton.model.named_modules() if isinstance(module, nn.Linear)}
-    skipped = sorted(name for name in names if not name.startswith(f"{skeleton.layers}."))
+    if folder.beside:
+        shards.append(Shard(BESIDE, tuple(folder.beside.values())))
+    whole, layers = skeleton.whole, skeleton.whole_layers
+    names = {name for name, module in whole.named_modules() if isinstance(module, nn.Linear)}
+    skipped = sorted(name for name in names if not name.startswith(f"{layers}."))
     loadable = loadable and few is None
     return PackPlan(folder, quant, tuple(shards), tuple(skipped), loadable, trust_remote_code, head)
 
@@ -138,7 +143,7 @@ def pack(
     advance: Advance = lambda nbytes: None,
     originals: Originals | None = None,
 ) -> None:
-    """Write the pack into `out`, or finish one that was begun there. `advance` hears of bytes of the original.
+    """Write the pack into `out`, or finish one that was begun there. `advance` is called with bytes of the original.
 
     `originals` hands them out one by one where the plan was made without their files.
     """
@@ -292,7 +297,7 @@ def _fingerprint(folder: Folder) -> str:
     """Changes whenever a header, a size or the config of the originals does."""
     tensors = sorted((e.name, e.dtype, e.shape, e.offset, e.file.name) for e in folder.entries.values())
     sizes = sorted((file.name, size_B) for file, size_B in folder.file_sizes.items())
-    return hashlib.sha256(json.dumps([folder.config, tensors, sizes], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([folder.whole_config, tensors, sizes], sort_keys=True).encode()).hexdigest()
 
 
 def _save(out: Path, manifest: dict[str, Json], done: Mapping[str, FinishedFile]) -> None:
@@ -310,9 +315,11 @@ def _finish(plan: PackPlan, out: Path, manifest: dict[str, Json], done: Mapping[
             write_small(out / file.name, file.read_bytes())
     manifest["complete"] = True
     _save(out, manifest, done)
-    config = dict(plan.folder.config)
+    config = dict(plan.folder.whole_config)
     if plan.head != "none":
         config["tie_word_embeddings"] = False  # it has a copy of its own
+        if isinstance(text := config.get("text_config"), dict):
+            config["text_config"] = {**text, "tie_word_embeddings": False}
     if plan.quant != "none" or plan.head != "none":
         config["quantization_config"] = (
             {**CONFIGS[plan.quant], "llm_int8_skip_modules": list(plan.skipped)}

@@ -12,13 +12,13 @@ from pathlib import Path
 import torch
 
 from offload.checkpoint.contents import find_weights, instead
-from offload.checkpoint.headers import Entry, Folder, item_B, read_config, read_header, read_index, settled
+from offload.checkpoint.headers import Entry, Folder, checked, item_B, read_config, read_header, read_index
 from offload.checkpoint.manifest import ORIGINALS
 from offload.checkpoint.quantized.quantize import Quant
 from offload.checkpoint.tensors import load_entry
 from offload.errors import DiskFull, UnsupportedModel
 from offload.hub import hub
-from offload.packs.pack import REST, PackPlan, Shard, plan
+from offload.packs.pack import BESIDE, REST, PackPlan, Shard, plan
 from offload.placement.quantized_sizes import FourBits
 from offload.units import size
 
@@ -60,16 +60,16 @@ class Arriving:
             for tensor, (dtype, shape) in hub.remote_header(repo, listing.commit, name).items():
                 nbytes = math.prod(shape) * item_B(dtype, tensor)
                 entries[tensor] = Entry(tensor, staging / name, 0, nbytes, dtype, shape)
-        config, _ = settled(read_config(staging), entries)
-        if config.get("quantization_config"):
+        sizes = {staging / name: listing.sizes_B[name] for name in files}
+        folder = checked(Folder(staging, read_config(staging), entries, sizes))
+        if folder.config.get("quantization_config"):
             raise UnsupportedModel(
                 f"{repo} is quantised already.", hint="specexec pull without --pack, and specexec pack --quant none."
             )
-        sizes = {staging / name: listing.sizes_B[name] for name in files}
         # What an earlier run was about to use is fetched again rather than trusted.
         for file in staging.glob("*.safetensors"):
             file.unlink()
-        return cls(repo, listing.commit, staging, Folder(staging, config, entries, sizes))
+        return cls(repo, listing.commit, staging, folder)
 
     def plan(self, quant: Quant, out: Path, trust_remote_code: bool = False, head: FourBits = "none") -> PackPlan:
         """The pack in the order in which files arrive; the rest in one shard for each file that holds some of it."""
@@ -77,13 +77,13 @@ class Arriving:
         shards: list[Shard] = []
         for shard in found.shards:
             ordered = tuple(sorted(shard.entries, key=lambda entry: entry.file))
-            if shard.file != REST:
+            if shard.file not in (REST, BESIDE):
                 shards.append(replace(shard, entries=ordered))
                 continue
             for number, file in enumerate(dict.fromkeys(entry.file for entry in ordered)):
                 held = tuple(entry for entry in ordered if entry.file == file)
                 few = shard.head if shard.head and shard.head[0] in {entry.name for entry in held} else None
-                shards.append(Shard(f"rest-{number:05d}.safetensors", held, head=few))
+                shards.append(Shard(f"{Path(shard.file).stem}-{number:05d}.safetensors", held, head=few))
         shards.sort(key=lambda shard: (shard.entries[-1].file, shard.entries[0].file))
         ready = replace(found, shards=tuple(shards))
         written_B = sum(file.stat().st_size for file in out.glob("*")) if out.is_dir() else 0

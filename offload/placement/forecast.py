@@ -14,6 +14,7 @@ from offload.placement.placement import Placement
 SCHEMES = ("nf4", "int8", "mxfp4")
 # Assumed where nothing was measured: a small CPU, a small GPU. They are labelled as such.
 ASSUMED_CPU = Arithmetic(flops=150e9, weights_Bps=8e9)
+ASSUMED_INTEGERS = Arithmetic(flops=150e9, weights_Bps=4e9)
 ASSUMED_GPU = Arithmetic(flops=15e12, weights_Bps=300e9)
 # Codes to weights, in bytes of weights: bitsandbytes on two cores here; half of what a small GPU's memory gives.
 UNPACK_CPU_Bps = 1.5e9
@@ -31,11 +32,13 @@ class Ceilings:
     """By scheme."""
     assumed: tuple[str, ...] = ()
     contention: Contention = ALONE
+    integers: Arithmetic = ASSUMED_INTEGERS
+    """With weights in int8, as they are stored."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What one sweep multiplies: all weights in the compute dtype, and those among them that are unpacked first."""
+    """What one sweep multiplies: weights in the compute dtype, some of which are unpacked first, and integers."""
 
     weights_B: int
     item_B: int
@@ -48,6 +51,8 @@ class Work:
     """Of the bytes that travel."""
     unpacked_experts_B: Mapping[str, int] = field(default_factory=dict)
     """Those of `unpacked_B` that belong to experts, by scheme."""
+    whole_numbers: int = 0
+    """Weights that are multiplied in integers, as they are stored: none of them is among `weights_B`."""
 
     def unpacked(self, rows: int) -> dict[str, float]:
         """Bytes that such a sweep unpacks, by scheme: of the experts only those that are visited."""
@@ -87,10 +92,11 @@ class Forecast:
         return max(seconds, key=seconds.__getitem__)
 
 
-def ceilings(speeds: Speeds, disk: str, device: str, dtype: str) -> Ceilings:
-    """What was measured for this disk, device (`cpu` or `cuda`) and dtype, and assumptions for the rest."""
+def ceilings(speeds: Speeds, disk: str, device: str, dtype: str, compute: str = "float") -> Ceilings:
+    """What was measured for this disk, device (`cpu` or `cuda`), dtype and way to compute; assumptions for the rest."""
     measured_disk: Disk | None = speeds.disks.get(disk)
     arithmetic = speeds.arithmetic.get(f"{device}/{dtype}")
+    integers = speeds.arithmetic.get(f"{device}/int8")
     on_gpu = device != "cpu"
     unpack_Bps = {scheme: speeds.unpack_Bps.get(f"{device}/{scheme}") for scheme in SCHEMES}
     missing = [
@@ -98,6 +104,7 @@ def ceilings(speeds: Speeds, disk: str, device: str, dtype: str) -> Ceilings:
         ("link", on_gpu and not speeds.link_Bps),
         ("compute", not arithmetic),
         ("unpacking", not all(unpack_Bps.values())),
+        ("integers", compute == "int8" and not integers),
     ]
     return Ceilings(
         measured_disk.Bps if measured_disk else ASSUMED_DISK_Bps,
@@ -106,6 +113,7 @@ def ceilings(speeds: Speeds, disk: str, device: str, dtype: str) -> Ceilings:
         {scheme: Bps or (UNPACK_GPU_Bps if on_gpu else UNPACK_CPU_Bps) for scheme, Bps in unpack_Bps.items()},
         tuple(name for name, is_missing in missing if is_missing),
         measured_disk.contention if measured_disk and not on_gpu else ALONE,
+        integers or ASSUMED_INTEGERS,
     )
 
 
@@ -132,6 +140,7 @@ def forecast(placement: Placement, work: Work, ceilings: Ceilings, rows: int) ->
     fetched = work.experts_share * work.visited(rows) if work.routing.on_demand(rows) else 0.0
     now = moved(placement, work, rows)
     disk_s, compute_s = now.disk_B / ceilings.disk_Bps, _multiply_s(work, ceilings.arithmetic, rows) + unpack_s
+    compute_s += ceilings.integers.seconds(work.whole_numbers, 1, rows)
     left = ceilings.contention
     return Forecast(
         # The longer of the two goes on alone, with the part of its work that contention left undone.

@@ -32,6 +32,12 @@ class Need:
     """Zero where the embeddings are the head too."""
     cache_B: int
     ctx: int
+    cache_widths: tuple[int, ...] = ()
+    """What the layers keep of a token, beside one another: the same of each unless it is said."""
+    cache_stays: frozenset[int] = frozenset()
+    """Layers whose keys and values others attend to: they never travel."""
+    lookups_B: int = 0
+    """Rows for each layer that are looked up by token id: in RAM, whatever computes."""
     guesses_B: int = 0
     """Keys and values beyond those of the text."""
     cache_moves: bool = False
@@ -51,14 +57,20 @@ class Need:
     @property
     def resident_B(self) -> int:
         """All of it in memory, once it has been read."""
-        fixed_B = self.embeddings_B + self.norms_B + self.head_B + self.head_rows_B + self.dense_B
+        fixed_B = self.embeddings_B + self.lookups_B + self.norms_B + self.head_B + self.head_rows_B + self.dense_B
         beside_B = sum(self.beside_B.values()) + sum(self.beside_ram_B.values())
         return sum(self.layers_B) + fixed_B + self.cache_B + self.guesses_B + beside_B
 
     @property
-    def layer_cache_B(self) -> int:
-        """Keys and values of one layer, those of a full context and its guesses."""
-        return -(-(self.cache_B + self.guesses_B) // len(self.layers_B))
+    def caches_B(self) -> tuple[int, ...]:
+        """Keys and values of each layer, those of a full context and its guesses."""
+        return self.shares_B(self.cache_B + self.guesses_B)
+
+    def shares_B(self, whole_B: int) -> tuple[int, ...]:
+        """What each layer has of keys and values of all layers, rounded up."""
+        layers = len(self.layers_B)
+        widths = self.cache_widths if len(self.cache_widths) == layers and any(self.cache_widths) else (1,) * layers
+        return tuple(-(-whole_B * width // sum(widths)) for width in widths)
 
     @property
     def disk_B(self) -> int:
@@ -112,7 +124,7 @@ class Placement:
     @property
     def cache_link_B(self) -> int:
         """What keys and values are of it, once the context is full."""
-        return self.caches.count("ram") * self.need.layer_cache_B
+        return sum(self._travelling_B(self.need.caches_B))
 
     @property
     def embeddings_in_ram(self) -> bool:
@@ -150,7 +162,7 @@ class Placement:
         # On their way to the device, weights pass through host memory one block at a time.
         on_the_way_B = max(0, max(need.widest_B, need.head_passing_B or need.head_B or need.embeddings_B) - later_B)
         embeddings_B = need.embeddings_B if self.embeddings_in_ram else 0
-        looked_up_B = {"embeddings": embeddings_B, **need.beside_ram_B}
+        looked_up_B = {"embeddings": embeddings_B, "embeddings of layers": need.lookups_B, **need.beside_ram_B}
         return _present({**streamed, **looked_up_B, **self._cache_B("ram"), "weights on their way": on_the_way_B})
 
     @property
@@ -159,7 +171,7 @@ class Placement:
         if not self.on_gpu:
             return {}
         # Two layers' worth: one attends while the next arrives.
-        arriving_B = min(2, self.caches.count("ram")) * self.need.layer_cache_B
+        arriving_B = sum(sorted(self._travelling_B(self.need.caches_B))[-2:])
         return _present(
             {
                 "layers that stay": self.kept_B("device"),
@@ -175,6 +187,7 @@ class Placement:
         need = self.need
         return {
             "embeddings": 0 if self.embeddings_in_ram else need.embeddings_B,
+            "embeddings of layers": 0 if self.on_gpu else need.lookups_B,
             "norms": need.norms_B,
             "head": need.head_B,
             "rows of the head dequantised": need.head_rows_B,
@@ -185,13 +198,16 @@ class Placement:
 
     def _cache_B(self, tier: Tier) -> dict[str, int]:
         """Keys and values of the layers that keep them there; rounded up for RAM, the rest is the device's."""
-        need, layers = self.need, len(self.caches)
+        need = self.need
 
         def share_B(whole_B: int) -> int:
-            in_ram_B = -(-whole_B * self.caches.count("ram") // layers)
+            in_ram_B = min(whole_B, sum(self._travelling_B(need.shares_B(whole_B))))
             return in_ram_B if tier == "ram" else whole_B - in_ram_B
 
         return {f"KV cache at --ctx {need.ctx}": share_B(need.cache_B), "KV of guesses": share_B(need.guesses_B)}
+
+    def _travelling_B(self, sizes_B: Sequence[int]) -> list[int]:
+        return [size_B for size_B, tier in zip(sizes_B, self.caches, strict=True) if tier == "ram"]
 
     def kept_B(self, tier: Tier) -> int:
         """Bytes of the layers that live in this tier, as they lie in memory."""

@@ -16,14 +16,14 @@ from offload.checkpoint.routing import routing_of
 from offload.errors import UnsupportedModel
 from offload.placement.forecast import Work
 from offload.placement.placement import RING, Need
-from offload.placement.requirements import FLOATS, few_bit_head, need_of
+from offload.placement.requirements import EXPERTS, FLOATS, few_bit_head, is_linear, need_of
 
 Format = Literal["none", "int8", "nf4"]
 FourBits = Literal["none", "nf4"]
+Compute = Literal["float", "int8"]  # how linears multiply that are stored in int8
 FewBits = Literal["none", "nf4", "hqq4", "hqq3", "hqq2"]
 # Of a weight that drafts, scales included.
 BITS: Mapping[FewBits, float] = {"nf4": 4.5, "hqq4": 4.5, "hqq3": 3.7, "hqq2": 2.5}
-EXPERTS = ".experts."
 FORMATS: tuple[Format, ...] = ("none", "int8", "nf4")
 # Of each NF4 matrix: two tables and a state; of every 64 weights one byte of scale, of every 256 scales one float.
 NF4_STATE_B, NF4_BLOCK, NF4_NESTED = 1024 + 64 + 256, 64, 256
@@ -34,9 +34,16 @@ def is_quantised(folder: Folder) -> bool:
     return bool(folder.config.get("quantization_config"))
 
 
-def need_in(folder: Folder, form: Format, item_B: int, ctx: int, beside_B: Mapping[str, int] | None = None) -> Need:
+def need_in(
+    folder: Folder,
+    form: Format,
+    item_B: int,
+    ctx: int,
+    beside_B: Mapping[str, int] | None = None,
+    compute: Compute = "float",
+) -> Need:
     """The need of the folder after packing it so; `none` is as it is."""
-    plain = need_of(folder, item_B, ctx, beside_B)
+    plain = need_of(folder, item_B, ctx, beside_B, in_integers=compute == "int8")
     if form == "none":
         return plain
     saved: dict[int, int] = {}
@@ -44,7 +51,8 @@ def need_in(folder: Folder, form: Format, item_B: int, ctx: int, beside_B: Mappi
     read: dict[int, int] = {}
     for layer, entry in _matrices(folder, len(plain.layers_B)):
         dense_B, packed_B = math.prod(entry.shape) * item_B, packed_size_B(entry, form)
-        dense[layer] = dense.get(layer, 0) + dense_B
+        if not (compute == form == "int8" and is_linear(entry.name, entry.shape)):
+            dense[layer] = dense.get(layer, 0) + dense_B
         saved[layer] = saved.get(layer, 0) + dense_B - packed_B
         read[layer] = read.get(layer, 0) + entry.nbytes - packed_B
     return replace(
@@ -68,7 +76,7 @@ def with_head(folder: Folder, need: Need, form: FourBits, item_B: int) -> Need:
             hint="leave --head-quant out, or the 16-bit version of the model.",
         )
     outside = [entry for entry in folder.entries.values() if not LAYER.search(entry.name) and len(entry.shape) == 2]
-    order = ("norms", "embeddings", "head")  # tied: the embeddings are the head; some go by another name
+    order = ("lookups", "norms", "embeddings", "head")  # tied: the embeddings are the head; some go by another name
     V, H = max(outside, key=lambda entry: (order.index(part_of(entry.name)), entry.shape[0])).shape
     return few_bit_head(need, (V, H), item_B)
 
@@ -100,10 +108,10 @@ def copy_B(folder: Folder, form: FewBits, item_B: int) -> tuple[int, int]:
 def looked_up_B(folder: Folder, form: FewBits, item_B: int) -> int:
     """The part of `resident_B` that stays in RAM beside a GPU: embeddings that are not the head too, if left whole."""
     need = need_of(folder, item_B, 0)
-    return need.embeddings_B if form == "none" and need.head_B else 0
+    return need.lookups_B + (need.embeddings_B if form == "none" and need.head_B else 0)
 
 
-def work_of(folder: Folder, form: Format, item_B: int, head: FourBits = "none") -> Work:
+def work_of(folder: Folder, form: Format, item_B: int, head: FourBits = "none", compute: Compute = "float") -> Work:
     """What a sweep multiplies: every matrix but the embeddings, and the head."""
     plain = need_of(folder, item_B, 1)
     head_B = plain.head_B or plain.embeddings_B  # tied: the embeddings are the head
@@ -111,19 +119,25 @@ def work_of(folder: Folder, form: Format, item_B: int, head: FourBits = "none") 
     shapes = {entry.name: entry.shape for _, entry in _matrices(folder, len(plain.layers_B))}
     unpacked_B: dict[str, int] = {}
     few_bits_B: dict[str, int] = {}  # experts among them
-    codes_B = 0
+    codes_B = whole_numbers = 0
     for weight in folded.quantised.values():
         match = LAYER.search(weight.name)
         if match and int(match[1]) < len(plain.layers_B):
+            codes_B += weight.nbytes
+            if compute == weight.scheme == "int8" and is_linear(weight.name, weight.shape):
+                whole_numbers += math.prod(weight.shape)
+                continue
             scheme = STORED_FORMATS[weight.scheme].speed
             dense_B = math.prod(weight.shape) * item_B
             unpacked_B[scheme] = unpacked_B.get(scheme, 0) + dense_B
             if EXPERTS in weight.name:
                 few_bits_B[scheme] = few_bits_B.get(scheme, 0) + dense_B
-            codes_B += weight.nbytes
             shapes[weight.name] = weight.shape
     layers_B = sum(plain.layers_B) - codes_B + sum(unpacked_B.values())
     if form != "none":
+        if compute == form == "int8":
+            linears = {name for name, shape in shapes.items() if is_linear(name, shape)}
+            whole_numbers = sum(math.prod(shapes.pop(name)) for name in linears)
         layers_B = sum(math.prod(shape) for shape in shapes.values()) * item_B
         unpacked_B = {form: layers_B}
     stored = [
@@ -138,11 +152,11 @@ def work_of(folder: Folder, form: Format, item_B: int, head: FourBits = "none") 
     experts_B = sum(math.prod(shape) for name, shape in shapes.items() if EXPERTS in name) * item_B
     routing = routing_of(folder.config)
     if not experts_B or routing is None:
-        return Work(layers_B + head_B, item_B, unpacked_B)
+        return Work(layers_B + head_B, item_B, unpacked_B, whole_numbers=whole_numbers)
     if form != "none":
         few_bits_B = {form: experts_B}
     share = _experts_share(folder, form, item_B)
-    return Work(layers_B + head_B, item_B, unpacked_B, experts_B, routing, share, few_bits_B)
+    return Work(layers_B + head_B, item_B, unpacked_B, experts_B, routing, share, few_bits_B, whole_numbers)
 
 
 def _experts_share(folder: Folder, form: Format, item_B: int) -> float:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from offload.checkpoint.documents import Json
 from offload.checkpoint.headers import ITEM_B, SCRATCH_B, Folder
 from offload.checkpoint.quantized.stored import fold
-from offload.checkpoint.roles import LAYER, part_of
+from offload.checkpoint.roles import LAYER, PARTS, part_of
 from offload.machine.files import LARGE_B, PAGE_B, Reading
 from offload.machine.speeds import reading_for
 from offload.placement.placement import Need
@@ -20,19 +20,20 @@ FLOATS = {"F32", "F16", "BF16"}
 # Of a head in four bits this much is dequantised at a time, and multiplied with so many rows.
 HEAD_PIECE_B, HEAD_COMPANY = 32 << 20, 256
 NF4_BLOCK = 64
-# What `cache_B` reads of a config.
-CACHE_NUMBERS = (
-    "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_size", "head_dim",
-    "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim",
-)  # fmt: skip
+EXPERTS = ".experts."
 
 
-def need_of(folder: Folder, item_B: int, ctx: int, beside_B: Mapping[str, int] | None = None) -> Need:
-    """The need of a checked folder when computing in floats of `item_B` bytes; a hair above the truth, never below."""
+def need_of(
+    folder: Folder, item_B: int, ctx: int, beside_B: Mapping[str, int] | None = None, *, in_integers: bool = False
+) -> Need:
+    """The need of a checked folder when computing in floats of `item_B` bytes; slightly above the truth, never below.
+
+    `in_integers`: linears in int8 are never dequantised.
+    """
     layers: dict[int, int] = {}
     read_B: dict[int, int] = {}
     slice_B = 0
-    rest = {"head": 0, "embeddings": 0, "norms": 0}
+    rest = dict.fromkeys(PARTS, 0)
     count = _number(folder.config, "num_hidden_layers", 1 << 30)
     folded = fold(folder)
     dense: dict[int, int] = {}
@@ -45,7 +46,8 @@ def need_of(folder: Folder, item_B: int, ctx: int, beside_B: Mapping[str, int] |
             rest[part_of(weight.name)] += dense_B
             few = weight.shape if part_of(weight.name) == "head" and weight.stays else few
         elif (layer := int(match[1])) < count:
-            dense[layer] = dense.get(layer, 0) + dense_B
+            if not (in_integers and weight.scheme == "int8" and is_linear(weight.name, weight.shape)):
+                dense[layer] = dense.get(layer, 0) + dense_B
             layers[layer] = layers.get(layer, 0) + sum(-(-m.nbytes // 64) * 64 for m in weight.members.values())
             read_B[layer] = read_B.get(layer, 0) + weight.nbytes
             tensors[layer] += len(weight.members)
@@ -73,12 +75,20 @@ def need_of(folder: Folder, item_B: int, ctx: int, beside_B: Mapping[str, int] |
         norms_B=rest["norms"],
         head_B=rest["head"],
         cache_B=cache_B(folder.config, ctx, item_B),
+        cache_widths=cache_widths(folder.config),
+        cache_stays=shared_caches(folder.config),
+        lookups_B=rest["lookups"],
         ctx=ctx,
         scratch_B=scratch_B(slice_B, reading_for(folder.weights_at)),
         beside_B=beside_B or {},
         dense_B=max(dense.values(), default=0),
     )
     return need if few is None else stored_head(need, (few[0], few[1]), item_B)
+
+
+def is_linear(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a matrix of a layer is multiplied by every row, and not one of experts that are fused when loaded."""
+    return len(shape) == 2 and EXPERTS not in name
 
 
 def stored_head(need: Need, shape: tuple[int, int], item_B: int) -> Need:
@@ -111,16 +121,50 @@ def scratch_B(slice_B: int, reading: Reading) -> int:
 
 
 def cache_B(config: Mapping[str, Json], ctx: int, item_B: int) -> int:
-    """Bytes of keys and values for `ctx` tokens in all layers, kept whole even where a window would do."""
+    """Bytes of keys and values for `ctx` tokens in all layers, `item_B` each; whole even where a window would do."""
+    return sum(cache_widths(config)) * ctx * item_B
+
+
+def cache_widths(config: Mapping[str, Json]) -> tuple[int, ...]:
+    """Numbers that each layer keeps of a token: its keys and values; none where it attends to those of another."""
+    layers = _number(config, "num_hidden_layers", 0)
+    own = layers - _number(config, "num_kv_shared_layers", 0)
+    return tuple(_cache_width(_of_layer(config, layer)) if layer < own else 0 for layer in range(layers))
+
+
+def shared_caches(config: Mapping[str, Json]) -> frozenset[int]:
+    """Layers whose keys and values others attend to as well, and those others."""
+    layers, shared = (_number(config, name, 0) for name in ("num_hidden_layers", "num_kv_shared_layers"))
+    kinds, own = config.get("layer_types"), layers - shared
+    if not shared or not isinstance(kinds, list) or len(kinds) < layers:
+        return frozenset()
+    last = {kind: layer for layer, kind in enumerate(map(str, kinds[:own]))}
+    return frozenset((*last.values(), *range(own, layers)))
+
+
+def _cache_width(config: Mapping[str, Json]) -> int:
     heads = _number(config, "num_attention_heads", 1)
-    H = _number(config, "num_key_value_heads", heads)
-    D = _number(config, "head_dim", _number(config, "hidden_size", 0) // max(heads, 1))
-    width = 2 * H * D
     if _number(config, "kv_lora_rank", 0):
         # Latent attention is cached expanded: transformers keeps full keys and values for every head.
         parts = ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
-        width = heads * sum(_number(config, name, 0) for name in parts)
-    return _number(config, "num_hidden_layers", 0) * width * ctx * item_B
+        return heads * sum(_number(config, name, 0) for name in parts)
+    H = _number(config, "num_key_value_heads", heads)
+    D = _number(config, "head_dim", _number(config, "hidden_size", 0) // max(heads, 1))
+    return 2 * H * D
+
+
+def _of_layer(config: Mapping[str, Json], layer: int) -> Mapping[str, Json]:
+    """The config with what it says of one layer alone: by its number, or of those that see all of the text."""
+    told = config.get("per_layer_config")
+    if isinstance(told, dict):
+        own = next((value for key, value in told.items() if str(key).isdigit() and int(key) == layer), None)
+        return {**config, **own} if isinstance(own, dict) else config
+    kinds = config.get("layer_types")
+    if "global_head_dim" not in config or not isinstance(kinds, list) or kinds[layer : layer + 1] != ["full_attention"]:
+        return config
+    head, heads = config["global_head_dim"], config.get("num_global_key_value_heads")
+    fewer = {"num_key_value_heads": heads} if heads and config.get("attention_k_eq_v", True) else {}
+    return {**config, "head_dim": head, **fewer}
 
 
 def _number(config: Mapping[str, Json], name: str, default: int) -> int:

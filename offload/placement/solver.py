@@ -20,7 +20,7 @@ from offload.units import size
 
 
 def place(need: Need, free: Free, offload: Offload = "auto") -> Placement:
-    """The fastest mix that `offload` allows and that fits; else a refusal with the numbers."""
+    """The fastest mix that `offload` allows and that fits. Raises NotEnoughRam or NotEnoughVram, with the numbers."""
     fill_ram = free.ram_given or offload == "auto"
     cautious = replace(
         free,
@@ -36,7 +36,7 @@ def place(need: Need, free: Free, offload: Offload = "auto") -> Placement:
             fitting += [mix for mix in mixes if _refusal(mix, cautious) is None][:1]
     if fitting:
         return min(fitting, key=lambda mix: _moving_s(mix, free))
-    # The margin is a courtesy: before refusing, what is there is taken for the least that can work.
+    # The margin is optional: before refusing, the smallest placement may use all that is there.
     for home in homes:
         for ring in _rings(need, free, slowest[-1]):
             placement = _mix(need, cautious, slowest[-1], home, ring, fill_ram)
@@ -75,7 +75,7 @@ def _mix(need: Need, free: Free, slowest: Tier, home: Tier, ring: int, fill_ram:
     """Every layer in `slowest` and its keys and values at `home`, but for what the rest of the budgets holds."""
     layers = len(need.layers_B)
     tiers: list[Tier] = [slowest] * layers
-    caches: list[Tier] = [home] * layers
+    caches: list[Tier] = ["device" if layer in need.cache_stays else home for layer in range(layers)]
 
     def so_far() -> Placement:
         return Placement(tuple(tiers), tuple(caches), min(ring, layers - tiers.count("device")), need, on_gpu)
@@ -86,8 +86,7 @@ def _mix(need: Need, free: Free, slowest: Tier, home: Tier, ring: int, fill_ram:
         if slowest != "device":
             _fill(tiers, slowest, "device", need.layers_B, free.vram_B - (so_far().device_B or 0))
         if home == "ram":
-            caches_B = [need.layer_cache_B] * layers
-            _fill(caches, home, "device", caches_B, free.vram_B - (so_far().device_B or 0))
+            _fill(caches, home, "device", need.caches_B, free.vram_B - (so_far().device_B or 0))
     if slowest == "disk" and fill_ram:
         faster: Tier = "ram" if on_gpu else "device"
         _fill(tiers, slowest, faster, need.layers_B, free.ram_B - so_far().host_B)

@@ -1,7 +1,8 @@
 """Layers that are stored in few bits, handed out dense: wraps another stream. Knows no file and no thread.
 
 Resident or on the way, a quantised layer is dequantised when its turn comes, always by the same code, into one piece
-of memory on the device where it computes. So all placements compute with the same weights.
+of memory on the device where it computes. So all placements compute with the same weights. What computes in integers
+is handed out as its codes.
 """
 
 from collections.abc import Collection, Mapping

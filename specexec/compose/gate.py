@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import offload as weights
-from specexec.model.architecture import check_tree_support, context_for, longest_text
+from specexec.model.architecture import check_any_support, check_tree_support, context_for, longest_text
 
 
 def admit(
@@ -17,6 +17,7 @@ def admit(
         weights.check_documents(folder.path)
     weights.refuse_unknown(folder)
     design = weights.design(folder, trust_remote_code)
+    check_any_support(design.config)
     if trees:
         check_tree_support(design.model_class, design.config)
     context_for(ctx, longest_text(design.config))

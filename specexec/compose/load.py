@@ -95,6 +95,7 @@ def assemble(
         tried=design.own_code,
         travel=_travel(stream.placement, device),
         share=weights.share,
+        tiled=not stream.in_integers,
     )
     memory = Memory() if "ngram" in choice.sources or options.draft_vocab else None
     kit = _kit(request, target, lm, encoding, memory, progress, earlier)
@@ -122,6 +123,7 @@ def assemble(
             memory=memory,
             exact=options.exact,
             own_code=design.own_code,
+            compute=options.compute,
         )
     )
 
@@ -214,6 +216,7 @@ def _target(request: LoadRequest, choice: DrafterChoice, device: str, progress: 
         beside_B=beside.beside_B,
         beside_ram_B=beside.beside_ram_B,
         head_quant=options.head_quant,
+        compute=options.compute,
         on_layer_read=progress.read,
         trust_remote_code=options.trust_remote_code,
     )

@@ -16,12 +16,13 @@ from specexec.errors import BadOption
 from specexec.sizes import check_budget
 
 if TYPE_CHECKING:
-    from offload import FewBits, FourBits, Offload
+    from offload import Compute, FewBits, FourBits, Offload
 
 # Fields that have few values.
 ALLOWED: dict[str, tuple[str, ...]] = {
     "drafter_quant": ("none", "nf4", "hqq4", "hqq3", "hqq2"),
     "head_quant": ("none", "nf4"),
+    "compute": ("float", "int8"),
     "offload": ("auto", "none", "ram", "disk"),
     "dtype": ("auto", "bf16", "f16", "f32"),
 }
@@ -41,6 +42,9 @@ class LoadOptions:
     of the target's (nf4 where this is none). The formats named hqq need `specexec[hqq]`."""
     head_quant: FourBits = "none"
     """The target's head in four bits, which makes it another model."""
+    compute: Compute = "float"
+    """How linears of the target that are stored in int8 multiply: dequantised, or in integers with activations of 15
+    bits (offload/checkpoint/quantized/row_codes.py), which makes it another model."""
     offload: Offload = "auto"
     """Where the weights live between sweeps."""
     budget: int | Literal["auto"] = "auto"

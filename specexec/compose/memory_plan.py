@@ -15,7 +15,7 @@ from offload import (
     Free,
     Need,
     Placement,
-    cache_B,
+    cache_widths,
     copy_B,
     is_quantised,
     looked_up_B,
@@ -99,7 +99,7 @@ class LoadRequest:
     def widths(self, folder: Folder) -> Widths:
         """The sizes of a model that decide."""
         item_B = self.item_B(folder)
-        return widths_of(folder.config, item_B, cache_B(folder.config, 1, item_B))
+        return widths_of(folder.config, item_B, cache_widths(folder.config))
 
     def bits(self, folder: Folder) -> FewBits:
         """What the layers of a drafter model become: one that is quantised already stays as it is."""
@@ -148,7 +148,8 @@ def need_with(request: LoadRequest, choice: DrafterChoice) -> Need:
     """
     beside = memory_plan(request, choice)
     item_B = request.item_B(request.target)
-    plain = need_in(request.target, request.form, item_B, request.context, beside.beside_B)
+    compute = request.options.compute
+    plain = need_in(request.target, request.form, item_B, request.context, beside.beside_B, compute)
     return replace(
         with_head(request.target, plain, request.options.head_quant, item_B),
         guesses_B=beside.guesses_B,
@@ -166,12 +167,13 @@ def drafting(request: LoadRequest, choice: DrafterChoice) -> list[Widths]:
 def room_for_texts(placement: Placement, free: Free, request: LoadRequest, choice: DrafterChoice) -> Room:
     """What is left for texts: what the placement has set aside for one, and half of what is not asked for."""
     nodes, drafters = request.nodes if choice.sources else 0, drafting(request, choice)
-    layers, travelling = len(placement.caches), placement.caches.count("ram")
-    cache_B, ctx = placement.need.cache_B, placement.need.ctx
+    need = placement.need
+    shares_B = need.shares_B(need.cache_B)
+    travelling_B = sorted(size_B for size_B, tier in zip(shares_B, placement.caches, strict=True) if tier == "ram")
 
-    def side(one: Room, living: int, spare_B: int) -> Room:
-        """A memory in which so many layers have their keys and values."""
-        one = replace(one, token_B=-(-cache_B * living // (ctx * layers)))
+    def side(one: Room, living_B: int, spare_B: int) -> Room:
+        """A memory in which so much of a whole context's keys and values lives."""
+        one = replace(one, token_B=-(-living_B // need.ctx))
         return replace(one, free_B=one.need_B(request.context, nodes) + max(spare_B, 0) // 2)
 
     bare = Room(0, 0, least=min(nodes, FIRST_NODES), most=request.most_nodes, rows=request.context)
@@ -182,10 +184,10 @@ def room_for_texts(placement: Placement, free: Free, request: LoadRequest, choic
         text_B=noise_B(request.widths(request.target)),
     )
     if free.vram_B is None or placement.device_B is None:
-        return side(computing, layers, free.ram_B - placement.host_B)
-    ram = side(bare, travelling, free.ram_B - placement.host_B) if travelling else None
-    living = layers - travelling + min(2, travelling)  # two layers' worth is there at a time of those that travel
-    return side(replace(computing, beside=ram), living, free.vram_B - placement.device_B)
+        return side(computing, need.cache_B, free.ram_B - placement.host_B)
+    ram = side(bare, sum(travelling_B), free.ram_B - placement.host_B) if travelling_B else None
+    living_B = need.cache_B - sum(travelling_B[:-2])  # two layers' worth is there at a time of those that travel
+    return side(replace(computing, beside=ram), living_B, free.vram_B - placement.device_B)
 
 
 def _models(request: LoadRequest, choice: DrafterChoice) -> tuple[Folder, ...]:

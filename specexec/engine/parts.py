@@ -30,7 +30,7 @@ class Placed(Protocol):
 
 
 class Weights(Protocol):
-    """The target's weights on the move (offload's ModelStream)."""
+    """The target's weights as they stream (offload's ModelStream)."""
 
     @property
     def placement(self) -> Placed: ...
@@ -53,6 +53,7 @@ class Parts:
     """What an engine is made of. `folders` says where target and drafters came from, by role; `drafts` are those of the
     drafters that speak the target's token ids. `sources` is how --drafter would name who guesses, and `reason` why
     `auto` took them; it is empty where they were asked for. `own_code`: the target is computed by code from its folder.
+    `compute`: how its linears in int8 multiply.
     """
 
     name: str
@@ -75,3 +76,4 @@ class Parts:
     memory: Memory | None
     exact: bool
     own_code: bool
+    compute: str

@@ -6,8 +6,8 @@ fork, ALiBi counts slots, and two RoPE kinds choose their frequencies by the lon
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from specexec.errors import ContextLengthExceeded, UnsupportedArchitecture
@@ -23,15 +23,20 @@ USUAL = frozenset(
 )  # fmt: skip
 USUAL_ROPE = (None, "default", "linear", "llama3", "yarn", "su")
 USUAL_LAYERS = frozenset(("full_attention", "sliding_attention"))
+# Models that cannot be streamed at all, and why.
+REFUSED = {"recurrent_gemma": "its layers keep the state of a text in themselves, so that two texts would mix"}
+# Models that decode plainly although their class claims more, and why.
+NO_TREES = {"diffllama": "its layers attend more than once"}
 SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
 
 
 @dataclass(frozen=True)
 class LayerKind:
-    """How far one layer sees; None = without limit."""
+    """How far one layer sees, None = without limit; and whose keys and values it attends to, None = its own."""
 
     window: int | None = None
     chunk: int | None = None
+    keys_of: int | None = None
 
 
 def layer_kinds(config: PretrainedConfig) -> list[LayerKind]:
@@ -41,7 +46,15 @@ def layer_kinds(config: PretrainedConfig) -> list[LayerKind]:
     if types is None:
         uses = getattr(config, "use_sliding_window", True)
         return [LayerKind(window=window if uses else None)] * int(config.num_hidden_layers)
-    return [_kind(kind, config) for kind in types[: config.num_hidden_layers]]
+    kinds = [_kind(kind, config) for kind in types[: config.num_hidden_layers]]
+    owners = shared_keys(types, int(getattr(config, "num_kv_shared_layers", 0) or 0), len(kinds))
+    return [replace(kind, keys_of=owners.get(layer)) for layer, kind in enumerate(kinds)]
+
+
+def shared_keys(types: Sequence[str], shared: int, layers: int) -> dict[int, int]:
+    """Of the last `shared` layers: the last one before them of the same type, whose keys and values it attends to."""
+    own = layers - shared
+    return {layer: max(at for at in range(own) if types[at] == types[layer]) for layer in range(own, layers)}
 
 
 def _kind(name: str, config: PretrainedConfig) -> LayerKind:
@@ -63,10 +76,18 @@ def can_branch(model_class: type[PreTrainedModel], config: PretrainedConfig) -> 
     return True
 
 
+def check_any_support(config: PretrainedConfig) -> None:
+    """Raise UnsupportedArchitecture, by name, for a model that does not even decode plainly."""
+    if why := REFUSED.get(config.model_type):
+        raise UnsupportedArchitecture(f"architecture {config.model_type!r} cannot be streamed: {why}.")
+
+
 def check_tree_support(model_class: type[PreTrainedModel], config: PretrainedConfig) -> list[LayerKind]:
     """The layer kinds of a model that can verify trees exactly; otherwise UnsupportedArchitecture says why."""
     if not getattr(model_class, "_supports_attention_backend", False):
         raise _unsupported(config, "its attention (ALiBi, recurrent or of its own making) cannot be given a tree")
+    if why := NO_TREES.get(config.model_type):
+        raise _unsupported(config, why)
     for rope_type in _rope_types(config):
         if rope_type in ("dynamic", "longrope"):
             raise _unsupported(config, f"its {rope_type} RoPE depends on the longest position of the whole tree")

@@ -10,7 +10,7 @@ B texts   H query heads   G = H / heads of keys   Q query rows   K key rows   D 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
@@ -21,6 +21,8 @@ from transformers import AttentionInterface
 from specexec.sizes import KEY_BLOCK, QUERY_BLOCK
 
 NAME = "specexec"
+LOWEST = torch.finfo(torch.float32).min
+KEPT = 1 << 15  # bytes of a mask that is kept for the next layers: of a block far from full
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Visibility:
     position_R: Tensor
     enter_R: Tensor
     leave_R: Tensor
+    _kept: dict[tuple[int | None, ...], Tensor | None] = field(default_factory=dict, compare=False, repr=False)
 
     def positions(self, first: int, last: int) -> Tensor:
         """Positions of the keys first … last - 1."""
@@ -58,7 +61,19 @@ class Visibility:
         return torch.cat([text, nodes])
 
     def hidden(self, queries: slice, first: int, last: int, style: Style) -> Tensor | None:
-        """True where a query (a slice of the nodes) must not see the keys first … last - 1; None if it sees all."""
+        """True where a query (a slice of the nodes) must not see the keys first … last - 1; None if it sees all.
+
+        Small ones are kept, since they are the same in all layers of a kind.
+        """
+        block = queries.start, queries.stop, first, last, style.window, style.chunk
+        if block in self._kept:
+            return self._kept[block]
+        found_QK = self._hidden(queries, first, last, style)
+        if found_QK is None or found_QK.numel() <= KEPT:
+            self._kept[block] = found_QK
+        return found_QK
+
+    def _hidden(self, queries: slice, first: int, last: int, style: Style) -> Tensor | None:
         position_Q1 = self.position_R[queries].unsqueeze(1)
         hidden_QK: Tensor | None = None
         if last > self.committed:
@@ -79,12 +94,13 @@ class Visibility:
 
     def first_visible(self, queries: slice, style: Style) -> int:
         """No query of the slice sees a committed key before this one."""
+        if not style.local:
+            return 0
         lowest = int(self.position_R[queries].min())
         if style.window is not None:
             return min(max(lowest - style.window + 1, 0), self.committed)
-        if style.chunk is not None:
-            return min(lowest // style.chunk * style.chunk, self.committed)
-        return 0
+        assert style.chunk is not None
+        return min(lowest // style.chunk * style.chunk, self.committed)
 
 
 def attend(
@@ -146,13 +162,10 @@ def attend_block(
     shared = (texts, key_heads, groups, queries)
     stacked = (texts * key_heads, groups * queries)
     query = (query_BHQD.float() * style.scale).reshape(*stacked, -1)
-    if style.sinks_H is None:
-        highest = query.new_full((*shared, 1), torch.finfo(torch.float32).min)
-        total = torch.zeros_like(highest)
-    else:  # a sink is a key with a logit and no value: it is there before the first block
+    found: tuple[Tensor, Tensor, Tensor] | None = None  # highest, total and mixed of the blocks so far
+    if style.sinks_H is not None:  # a sink is a key with a logit and no value: it is there before the first block
         highest = style.sinks_H.float().reshape(1, key_heads, groups, 1, 1).expand(*shared, 1)
-        total = torch.ones_like(highest)
-    mixed = query.new_zeros((*shared, value_BHKD.shape[-1]))
+        found = highest, torch.ones_like(highest), query.new_zeros((*shared, value_BHKD.shape[-1]))
     # One piece of memory for the scores of every block, of one size however many keys there are: blocks that each ask
     # for a little more than the last leave holes that nothing fills.
     memory = query.new_empty(texts * heads * queries * (KEY_BLOCK if texts == 1 else end))
@@ -167,13 +180,15 @@ def attend_block(
         masked = hidden(first, last)
         if masked is not None:
             scores.masked_fill_(masked[..., None, None, :, :], -torch.inf)
-        new_highest = torch.maximum(highest, scores.amax(-1, keepdim=True))
-        weights = scores.sub_(new_highest).exp_()
-        fade = torch.exp(highest - new_highest)
+        highest = scores.amax(-1, keepdim=True)
+        highest = highest.clamp_(min=LOWEST) if found is None else torch.maximum(found[0], highest)
+        weights = scores.sub_(highest).exp_()
         values = weights.reshape(*stacked, -1) @ value_BHKD[:, :, first:last].float().flatten(0, 1)
-        mixed = mixed * fade + values.reshape(mixed.shape)
-        total = total * fade + weights.sum(-1, keepdim=True)
-        highest = new_highest
+        mixed, total = values.view(*shared, -1), weights.sum(-1, keepdim=True)
+        if found is not None:
+            fade = torch.exp(found[0] - highest)
+            mixed, total = found[2] * fade + mixed, found[1] * fade + total
+        found = highest, total, mixed
     return (mixed / total).reshape(texts, heads, queries, -1).to(query_BHQD.dtype)
 
 

@@ -17,7 +17,7 @@ from transformers import DynamicCache, PreTrainedModel
 from specexec.errors import SweepCancelled, UnsupportedArchitecture
 from specexec.model.architecture import longest_text
 from specexec.model.cache import KVCache
-from specexec.model.tree_lm import Rows, Sweep, head_alone
+from specexec.model.tree_lm import Rows, Sweep, head_alone, trunk_name
 
 
 class ChainLM:
@@ -29,11 +29,14 @@ class ChainLM:
         self.device = next(model.get_output_embeddings().parameters()).device
         self.vocabulary: int = int(model.config.vocab_size)
         self.context: int = longest_text(model.config)
-        self._trunk: nn.Module = getattr(model, model.base_model_prefix)
+        self._trunk: nn.Module = model.get_submodule(trunk_name(model))
         self._head = head_alone(model)
         self._states: WeakKeyDictionary[KVCache, DynamicCache] = WeakKeyDictionary()
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sweep")
-        if "past_key_values" not in inspect.signature(self._trunk.forward).parameters:
+        taken = inspect.signature(self._trunk.forward).parameters
+        # Some count positions from zero again where there is a state and nothing said (Bamba).
+        self._counts = "position_ids" in taken
+        if "past_key_values" not in taken:
             raise UnsupportedArchitecture(
                 f"architecture {model.config.model_type!r} keeps its state in a way that is not supported yet."
             )
@@ -59,7 +62,8 @@ class ChainLM:
             state, done = DynamicCache(config=self.model.config), 0
         tokens = [*part.cache.tokens[done:], *part.tokens]
         input_ids = torch.tensor([tokens], device=self.device)
-        output = self._trunk(input_ids=input_ids, past_key_values=state, use_cache=True)
+        at = {"position_ids": torch.arange(done, done + len(tokens), device=self.device)[None]} if self._counts else {}
+        output = self._trunk(input_ids=input_ids, past_key_values=state, use_cache=True, **at)
         self._states[part.cache] = state
         part.cache.node_tokens.extend(part.tokens)
         part.cache.parents.extend(part.parents)

@@ -89,6 +89,11 @@ class Widened(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if func is nn.functional.linear and args[1].device.type == "cpu" and args[1].dtype in KERNELS:
+        if func is nn.functional.linear and _narrow(args[1]):
             return linear(*args, **(kwargs or {}), share=self._share)
         return func(*args, **(kwargs or {}))
+
+
+def _narrow(weight: Tensor) -> bool:
+    """Whether these are plain numbers of 16 bits on the CPU; weights of another type multiply in their own way."""
+    return type(weight) in (Tensor, nn.Parameter) and weight.device.type == "cpu" and weight.dtype in KERNELS

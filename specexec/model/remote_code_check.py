@@ -33,16 +33,22 @@ COARSE = 0.1
 
 
 def lm_of(
-    model: PreTrainedModel, *, trees: bool, tried: bool, travel: Travel | None = None, share: Share = in_turn
+    model: PreTrainedModel,
+    *,
+    trees: bool,
+    tried: bool,
+    travel: Travel | None = None,
+    share: Share = in_turn,
+    tiled: bool = True,
 ) -> TreeLM | ChainLM:
     """A TreeLM where the architecture allows it, else a ChainLM; `load` has refused drafters where it does not.
 
-    With `tried`, what the class says of itself is not believed. Raises UnsupportedArchitecture, also for code that
+    With `tried`, what the class says of itself is checked. Raises UnsupportedArchitecture, also for code that
     cannot take the `trees` that a drafter needs.
     """
     trial, own_attention = ReferenceOutput(model) if tried else None, model.config._attn_implementation
     try:
-        tree_lm = TreeLM(model, travel=travel, share=share)
+        tree_lm = TreeLM(model, travel=travel, share=share, tiled=tiled)
         return trial.tree(tree_lm) if trial else tree_lm
     except UnsupportedArchitecture as problem:
         if trees and trial:

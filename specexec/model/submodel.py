@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from specexec.errors import UnsupportedArchitecture
 from specexec.model.module_types import Configured
 
 
@@ -36,6 +37,11 @@ def rebuilt(model: PreTrainedModel, layers: Mapping[int, nn.Module]) -> PreTrain
 
 def partial_config(config: PretrainedConfig, kept: list[int]) -> PretrainedConfig:
     """What the config would say about a model of just these layers."""
+    if getattr(config, "num_kv_shared_layers", 0) and len(kept) != config.num_hidden_layers:
+        raise UnsupportedArchitecture(
+            f"architecture {config.model_type!r} cannot draft with some layers: they share their keys.",
+            hint="--drafter substitute, ngram, or a model.",
+        )
     partial = copy.deepcopy(config)
     types: list[str] | None = getattr(config, "layer_types", None)
     if types is not None:

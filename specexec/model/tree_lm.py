@@ -35,7 +35,10 @@ from specexec.tree.tree import depths, intervals
 
 @dataclass(frozen=True)
 class Rows:
-    """New nodes for one sequence. Parents count the nodes its cache already holds; -1 follows the committed text."""
+    """New nodes for one sequence: `tokens` are ids, `parents` indices of nodes, of equal length, parents first.
+
+    Indices count on from the nodes that its cache already holds; ROOT (-1) follows the committed text.
+    """
 
     cache: KVCache
     tokens: Items[int]
@@ -58,7 +61,10 @@ class Sweep:
         self._cancelled.set()
 
     def result(self) -> list[Tensor]:
-        """Final hidden states of each sequence's new nodes, [R, H] each. Waits; errors of the sweep surface here."""
+        """Final hidden states of each sequence's new nodes, [R, H] each, in the model's dtype. Waits for the sweep.
+
+        Raises what the sweep raised: SweepCancelled, offload's ReadFailed, torch's own out-of-memory errors.
+        """
         return self._future.result()
 
     def wait(self) -> None:
@@ -67,11 +73,14 @@ class Sweep:
 
 
 class TreeLM:
-    """A transformers causal LM with a tree cache. Compared and hashed by identity: caches are kept per LM.
+    """A transformers causal LM with a tree cache and tree attention (SpecInfer, arXiv 2305.09781).
+    Compared and hashed by identity: caches are kept per LM. Raises UnsupportedArchitecture for a model that cannot take
+    trees.
 
     `layers` are the numbers its layers know themselves by, where they are not 0, 1, 2, … (partial.py); None is a layer
     that does not attend (sublayers.py). `travel` says whose keys and values live in RAM, `share` how a CPU's threads
     divide a product. `lenient` is for drafters with fewer rows than their target: ids beyond are read as the last row.
+    Without `tiled` a sweep computes the rows that it has and no more: for linears that give a row the same bits anyway.
     """
 
     def __init__(
@@ -81,8 +90,9 @@ class TreeLM:
         travel: Travel | None = None,
         share: widened.Share = widened.in_turn,
         lenient: bool = False,
+        tiled: bool = True,
     ) -> None:
-        self._lenient = lenient
+        self._lenient, self._tiled = lenient, tiled
         self.kinds = check_tree_support(type(model), model.config)
         self._layers = range(len(self.kinds)) if layers is None else layers
         self._travel = travel
@@ -96,7 +106,7 @@ class TreeLM:
         self._streamed = [layer for layer in model.modules() if isinstance(layer, TakesChunks)]
         for layer in self._streamed:  # they can take long prompts in pieces, at one visit of the weights
             layer.chunk_rows = CHUNK
-        self._trunk: nn.Module = getattr(model, model.base_model_prefix)
+        self._trunk: nn.Module = model.get_submodule(trunk_name(model))
         self._head = head_alone(model)
         self._experts = any(name.endswith("experts") for name, _ in model.named_modules())
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sweep")
@@ -112,7 +122,10 @@ class TreeLM:
 
     @torch.no_grad()
     def forward(self, parts: list[Rows], cancelled: threading.Event | None = None) -> list[Tensor]:
-        """Hidden states [R, H] of each part's rows. A transaction: on any error all caches forget the new nodes."""
+        """Hidden states [R, H] of each part's rows, in the model's dtype. Raises as `Sweep.result` does.
+
+        A transaction: on any error all caches forget the new nodes.
+        """
         held = [len(part.cache.parents) for part in parts]
         try:
             numbered = zip(self._layers, self.kinds, strict=True)
@@ -133,16 +146,18 @@ class TreeLM:
         for layer in self._streamed:
             layer.own_rows = packed.count
         tokens_R = packed.tokens_R.clamp(max=self.vocabulary - 1) if self._lenient else packed.tokens_R
-        input_ids = tiles.filled_up(tokens_R).unsqueeze(0)
-        position_ids = tiles.filled_up(packed.positions_R).unsqueeze(0)
+        rows = [tokens_R, packed.positions_R]
+        input_ids, position_ids = (tiles.filled_up(each_R) for each_R in rows) if self._tiled else rows
         with self._linears():
-            output = self._trunk(input_ids=input_ids, position_ids=position_ids, use_cache=False, sweep=packed)
+            output = self._trunk(
+                input_ids=input_ids.unsqueeze(0), position_ids=position_ids.unsqueeze(0), use_cache=False, sweep=packed
+            )
         hidden_RH: Tensor = output.last_hidden_state[0, : packed.count]
         return hidden_RH
 
     @torch.no_grad()
     def head(self, hidden_RH: Tensor, head: PreTrainedModel | None = None) -> Tensor:
-        """Logits [R, V] in float32, by the model's own head code (soft-caps and scales included).
+        """Logits [R, V] in float32 of hidden states [R, H], by the model's own head code (soft-caps, scales included).
 
         `head`: what `head_alone` made of the model, with another head in it.
         """
@@ -163,22 +178,38 @@ class TreeLM:
         self._worker.shutdown(wait=False, cancel_futures=True)
 
 
+class _Rows(MoeModelOutputWithPast):
+    """Hidden states alone: heads hand on more, each something else."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("_"):
+            raise AttributeError(name)
+
+
 class _Given(nn.Module):
     """Replaces the layers: the hidden states are already there."""
 
     def forward(self, *_: object, inputs_embeds: Tensor, **__: object) -> MoeModelOutputWithPast:
-        return MoeModelOutputWithPast(last_hidden_state=inputs_embeds)
+        return _Rows(last_hidden_state=inputs_embeds)
 
     @property
     def decoder(self) -> nn.Module:
         return self  # OPT asks its trunk for the decoder
 
 
+def trunk_name(model: PreTrainedModel) -> str:
+    """The child that makes hidden states: the one that the class names, or the model inside it (Llama 4)."""
+    children = dict(model.named_children())
+    if model.base_model_prefix in children:
+        return model.base_model_prefix
+    return next(name for name, child in children.items() if isinstance(child, PreTrainedModel))
+
+
 def head_alone(model: PreTrainedModel) -> PreTrainedModel:
     """The same model, parameters shared, whose trunk hands through what it is given."""
     head = copy.copy(model)
     head._modules = dict(model._modules)
-    head._modules[model.base_model_prefix] = _Given()
+    head._modules[trunk_name(model)] = _Given()
     return head
 
 
@@ -194,7 +225,7 @@ class _Span:
 
 
 class _Packed:
-    """The layout of one forward: which rows belong to whom. Handed through the model to the attention function."""
+    """The layout of one forward: which rows belong to which text. Goes through the model to the attention function."""
 
     def __init__(
         self,
@@ -231,6 +262,12 @@ class _Packed:
         style = replace(style, window=kind.window, chunk=kind.chunk)
         begin = self._attended.get(layer, 0)
         end = begin + query_HQD.shape[1]
+        if begin >= self.count:
+            raise UnsupportedArchitecture(f"layer {layer} attends more than once, which cannot be followed in a tree.")
+        if kind.keys_of is None and key_HKD.shape[1] != query_HQD.shape[1]:
+            raise UnsupportedArchitecture(
+                f"layer {layer} attends to {key_HKD.shape[1]} keys with {query_HQD.shape[1]} queries."
+            )
         self._attended[layer] = end
         if (begin, end, kind) not in self._joint:  # the same in all layers of a kind
             self._joint[begin, end, kind] = joined(self._pieces(begin, end), style)
@@ -241,7 +278,10 @@ class _Packed:
             for piece in group.pieces:
                 node, new = piece.rows.start, (key_HKD[:, piece.here], value_HKD[:, piece.here])
                 cache = self._spans[piece.text].cache
-                kvs.append(trip.write(layer, piece.text, node, *new) if trip else cache.write(layer, node, *new))
+                if kind.keys_of is not None:
+                    kvs.append(cache.layers[kind.keys_of])  # all rows of that layer are there, whatever came last
+                else:
+                    kvs.append(trip.write(layer, piece.text, node, *new) if trip else cache.write(layer, node, *new))
             for piece, found_HQD in zip(group.pieces, group.attend(query_HQD, kvs, style), strict=True):
                 mixed_HQD[:, piece.here] = found_HQD
         if trip and end >= self.count:

@@ -93,7 +93,7 @@ def _head_dim(facts: GgufFacts) -> int:
 
 
 def _rope(facts: GgufFacts, rotated: int | None = None) -> Settings:
-    """How positions are told; all dimensions of a head are rotated unless the caller knows of a part."""
+    """How positions are encoded; all dimensions of a head are rotated unless the caller knows of a part."""
     rotated = rotated or _head_dim(facts)
     if facts.count("rope.dimension_count", rotated) != rotated:
         raise facts.refuse(f"rotates {facts.count('rope.dimension_count')} of {rotated} dimensions of a head")

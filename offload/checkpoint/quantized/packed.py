@@ -1,4 +1,4 @@
-"""A tensor stored in few bits and computed dense: where it lies when dequantised. Knows no file and no stream."""
+"""A tensor stored in few bits: where it lies when dequantised, unless it computes as it is. Knows no file."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ import torch
 
 from offload.checkpoint.mapping import Part
 from offload.checkpoint.quantized.quantize import dequantise
+from offload.checkpoint.quantized.row_codes import RowCodes
 from offload.checkpoint.quantized.stored import STACKED, Quantised
 
 
@@ -19,16 +20,22 @@ class Packed:
     shape: tuple[int, ...]
     offset: int
     sources: tuple[tuple[Part, Quantised], ...]
+    in_integers: bool = False
+    """It is never dequantised: its linear computes with the codes."""
 
     @property
     def nbytes(self) -> int:
         """Bytes in memory, in the compute dtype."""
-        return torch.Size(self.shape).numel() * self.dtype.itemsize
+        return 0 if self.in_integers else torch.Size(self.shape).numel() * self.dtype.itemsize
 
     def unpack(
         self, members: Mapping[str, torch.Tensor], scratch: torch.Tensor, whose: Collection[int | None] | None = None
     ) -> torch.Tensor:
         """The dense tensor inside `scratch`; only what belongs to these experts (None: to no expert) is computed."""
+        if self.in_integers:
+            ((_, weight),) = self.sources
+            codes, scales = (members[weight.members[role].name] for role in ("codes", "scales"))
+            return RowCodes.of(codes, scales, self.dtype)
         dense = scratch[self.offset : self.offset + self.nbytes].view(self.dtype).view(self.shape)
         for part, weight in self.sources:
             if whose is not None and part.expert not in whose:

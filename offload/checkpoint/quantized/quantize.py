@@ -16,6 +16,7 @@ import torch
 
 from offload.checkpoint.documents import Json
 from offload.checkpoint.quantized.formats import STORED_FORMATS
+from offload.checkpoint.quantized.row_codes import INT8_STEP
 from offload.checkpoint.quantized.stored import Quantised
 from offload.errors import MissingLibrary
 from offload.machine.thread_pool import Piece, share
@@ -24,8 +25,6 @@ Quant = Literal["none", "int8", "nf4"]
 
 BLOCK = 64
 NESTED_BLOCK = 256
-# bitsandbytes' own factor, so that its modules and ours agree bit for bit.
-INT8_STEP = 7.874015718698502e-3
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # Dequantised values pass through a piece of memory on their way to a CPU's weights: small enough for its second cache,
 # and for malloc to hand it out again instead of asking the system for new pages every time.

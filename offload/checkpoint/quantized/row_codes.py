@@ -1,0 +1,132 @@
+"""An int8 weight that is multiplied as it is stored: its linear computes in integers. Knows no layer and no file.
+
+Activations become integers of 15 bits, row by row, and each of these two of 8 bits: x = step * (128 * high + low).
+Products and sums of integers are exact, so a row's result has the same bits whatever is computed with it. Scales are
+applied once, at the end.   R rows   I inputs   O outputs
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_map_only
+
+from offload.machine.integer_products import product
+from offload.machine.thread_pool import share
+
+# As bitsandbytes has it, for scales that are the largest magnitude of a row.
+INT8_STEP = 7.874015718698502e-3
+HIGH = 128
+LARGEST = 127 * HIGH  # of an activation's integers
+# Rows without numbers of this size are taken to be this large, for nothing is divided by zero.
+SMALLEST = 1e-30
+# Of a thread's intermediate results: what stays in the second cache of common CPUs.
+PIECE_B = 1 << 20
+SMALL = 1 << 18  # weights that are not worth waking threads for
+
+
+class RowCodes(torch.Tensor):
+    """A weight [O, I] as int8 codes and the largest magnitude of each row.
+
+    `torch.nn.functional.linear` takes it in integers; to every other function it is its dequantised numbers.
+    """
+
+    codes_OI: torch.Tensor
+    scales_O: torch.Tensor
+
+    @classmethod
+    def of(cls, codes_OI: torch.Tensor, scales_O: torch.Tensor, dtype: torch.dtype) -> RowCodes:
+        """Such a weight, which takes part in arithmetic of `dtype`."""
+        made = torch.Tensor._make_wrapper_subclass(cls, codes_OI.shape, dtype=dtype, device=codes_OI.device)
+        assert isinstance(made, cls)
+        made.codes_OI, made.scales_O = codes_OI, scales_O
+        return made
+
+    def dense(self) -> torch.Tensor:
+        """The numbers that it stands for, in its dtype."""
+        wide = self.codes_OI.float().mul_(self.scales_O[:, None]).mul_(INT8_STEP)
+        return wide.to(self.dtype)
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if func is nn.functional.linear and isinstance(args[1], cls):
+            return linear(*args, **(kwargs or {}))
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **(kwargs or {}))
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]  # torch types it as if it were no class method
+        cls,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        args, kwargs = tree_map_only(cls, cls.dense, (args, kwargs or {}))
+        return func(*args, **kwargs)
+
+
+def linear(rows: torch.Tensor, weight: RowCodes, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """Products [..., O] of [..., I] rows in their dtype, each row's bits its own."""
+    codes_OI, scales_O = weight.codes_OI, weight.scales_O
+    O, I = codes_OI.shape
+    parts_RI, steps_R1 = _kept_halves(rows)
+    R = len(steps_R1)
+    found_RO = rows.new_empty(R, O)
+
+    def multiply(start: int) -> None:
+        outputs = slice(start, start + step)
+        high, low = product(parts_RI, codes_OI[outputs]).float().split(R)
+        wide = high.mul_(HIGH).add_(low).mul_(steps_R1).mul_(scales_O[outputs])
+        found_RO[:, outputs] = wide if bias is None else wide.add_(bias[outputs])
+
+    step = O if rows.is_cuda else _step(R, O, I)
+    share(multiply, range(0, O, step))
+    return found_RO.view(*rows.shape[:-1], O)
+
+
+def _kept_halves(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The halves of [..., I] rows, kept with them until they change: queries, keys and values are made of the same."""
+    if rows.is_inference():  # nothing tells whether such a tensor has changed
+        return halves(rows.reshape(-1, rows.shape[-1]))
+    version, made = getattr(rows, "_halves", (None, None))
+    if made is None or version != rows._version:
+        made = halves(rows.reshape(-1, rows.shape[-1]))
+        rows._halves = rows._version, made  # type: ignore[attr-defined]  # tensors take any attribute
+    return made
+
+
+def halves(rows_RI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows in integers: the high halves [R, I] of all, then the low ones, and the step of each row, float32 [R, 1].
+
+    A step is that of the products: the activation's own times that of the codes.
+    """
+    R, I = rows_RI.shape
+    parts_RI = torch.empty(2 * R, I, dtype=torch.int8, device=rows_RI.device)
+    peaks_R1 = torch.empty(R, 1, device=rows_RI.device)
+    some = R if rows_RI.is_cuda else max(1, PIECE_B // (4 * I))
+    for start in range(0, R, some):
+        piece = slice(start, min(start + some, R))
+        wide = rows_RI[piece].float()
+        torch.amax(wide.abs(), 1, keepdim=True, out=peaks_R1[piece]).clamp_(min=SMALLEST)
+        whole = (wide * (LARGEST / peaks_R1[piece])).round_()
+        high = (whole * (1 / HIGH)).round_()
+        parts_RI[piece] = high
+        parts_RI[R + piece.start : R + piece.stop] = whole.sub_(high, alpha=HIGH)
+    return parts_RI, peaks_R1.mul_(INT8_STEP / LARGEST)
+
+
+def _step(R: int, O: int, I: int) -> int:
+    """Outputs of a block: all of them where they are few, else what a cache holds and every thread has some of."""
+    fitting = max(64, PIECE_B // (8 * R))
+    threads = 1 if O * I <= SMALL else torch.get_num_threads()
+    return min(O, fitting, -(-O // threads))

@@ -1,0 +1,151 @@
+"""A language model out of transformers' class for images or sound: which class computes it, and its names in there.
+
+The modelling code stays transformers' own. The wrapper is built without weights only to say where each tensor belongs.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import nn
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    MODEL_FOR_MULTIMODAL_LM_MAPPING,
+    MODEL_MAPPING,
+    Cache,
+    GenerationMixin,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+# Language models that transformers gives no class with a head: in their wrappers one matrix makes logits of the rows
+# of the last norm, and nothing is done to either. Each was compared with its wrapper (docs/architectures.md).
+PLAIN_HEADS = frozenset(
+    ("qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text", "qwen3_vl_moe_text", "glm4v_text", "glm4v_moe_text")
+)
+
+
+class LanguageModel(PreTrainedModel, GenerationMixin):
+    """A model of transformers' without a head, and the head that its wrapper has. `language_model` makes the class."""
+
+    base: ClassVar[type[PreTrainedModel]]
+    base_model_prefix = "model"
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__(config)
+        self.model = self.base(config)
+        self.lm_head = nn.Linear(int(config.hidden_size), int(config.vocab_size), bias=False)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs: object,
+    ) -> CausalLMOutputWithPast:
+        """Logits [B, R, V] of all rows, or of the last `logits_to_keep`."""
+        output = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
+        rows = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(output.last_hidden_state[:, rows])
+        return CausalLMOutputWithPast(logits=logits, past_key_values=output.past_key_values)
+
+
+@dataclass(frozen=True)
+class Wrapper:
+    """Transformers' class for the whole checkpoint, without weights.
+
+    `own` maps the beginnings of the language model's names in there to those it has by itself.
+    """
+
+    whole: PreTrainedModel
+    own: Mapping[str, str]
+
+    def own_name(self, name: str) -> str | None:
+        """What the language model calls this tensor of the whole; None for one of another part."""
+        found = next((start for start in self.own if name.startswith(start)), None)
+        return None if found is None else self.own[found] + name.removeprefix(found)
+
+    def whole_name(self, name: str) -> str:
+        """What the whole calls this module or tensor of the language model."""
+        start = next(start for start, own in self.own.items() if name.startswith(own))
+        return start + name.removeprefix(self.own[start])
+
+
+def wrapper_class(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
+    """The class that answers in text to images or sound; None if transformers has none for this config."""
+    return _known(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, config) or _known(MODEL_FOR_MULTIMODAL_LM_MAPPING, config)
+
+
+def language_class(text: PreTrainedConfig) -> type[PreTrainedModel] | None:
+    """The class of a wrapper's language model with its head; None where what the head does is not known."""
+    if found := _known(MODEL_FOR_CAUSAL_LM_MAPPING, text):
+        return found
+    base = _known(MODEL_MAPPING, text) if text.model_type in PLAIN_HEADS else None
+    return None if base is None else _with_head(base)
+
+
+def _known(classes: Mapping[type[PreTrainedConfig], object], config: PreTrainedConfig) -> type[PreTrainedModel] | None:
+    found = classes[type(config)] if type(config) in classes else None  # noqa: SIM401  # their `get` is another
+    return found if isinstance(found, type) and issubclass(found, PreTrainedModel) else None
+
+
+def _with_head(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    kept = (
+        "config_class",
+        "_supports_attention_backend",
+        "_supports_sdpa",
+        "_supports_flash_attn",
+        "_no_split_modules",
+    )
+    told = {name: getattr(base, name) for name in kept if hasattr(base, name)}
+    told |= {"base": base, "_tied_weights_keys": {"lm_head.weight": "model.embed_tokens.weight"}}
+    # Its code is transformers', so that is where it says it comes from.
+    return type(f"{base.__name__}WithHead", (LanguageModel,), {**told, "__module__": base.__module__})
+
+
+def is_tied(whole: PreTrainedModel) -> bool:
+    """Does the wrapper's head share the matrix of its token embeddings?"""
+    head = _head(whole)
+    return any(
+        whole.get_submodule(name.rpartition(".")[0]) is head
+        for pair in whole.all_tied_weights_keys.items()
+        for name in pair
+    )
+
+
+def names_in(whole: PreTrainedModel, model: PreTrainedModel) -> Wrapper:
+    """Where the language model is in its wrapper. Raises LookupError if it is not there."""
+    trunk = next(module for module in model.modules() if isinstance(module, PreTrainedModel) and module is not model)
+    inside = (path for path, module in whole.named_modules() if type(module) is type(trunk))
+    if (place := next(inside, None)) is None:
+        raise LookupError(type(trunk).__name__)
+    heads = _path(whole, _head(whole)), _path(model, _head(model))
+    return Wrapper(whole, {f"{place}.": f"{_path(model, trunk)}.", f"{heads[0]}.": f"{heads[1]}."})
+
+
+def _head(model: PreTrainedModel) -> nn.Module:
+    """Its own, or that of a model inside it that is whole by itself."""
+    inside = (module.get_output_embeddings() for module in model.modules() if isinstance(module, PreTrainedModel))
+    head = next((found for found in inside if found is not None), None)
+    if head is None:
+        raise LookupError("a head")
+    assert isinstance(head, nn.Module)
+    return head
+
+
+def _path(model: PreTrainedModel, wanted: nn.Module) -> str:
+    return next(path for path, module in model.named_modules() if module is wanted)

@@ -1,0 +1,213 @@
+"""Few bits on a CPU: what rounding costs in quality, and what sweeps and steps take beside one another.
+
+    python scripts/measure_few_bits.py quality                  KL to float32 with activations rounded in several ways
+    python scripts/measure_few_bits.py linears                  one linear of 8192 x 2048 in every form
+    python scripts/measure_few_bits.py sweeps build/1b          packs of a model beside the model in bf16
+    python scripts/measure_few_bits.py steps                    one row of SmolLM2 beside transformers' own step
+
+Runs of all rivals take turns, so that whatever else the machine does slows all alike; quoted are medians. `linears`
+counts the seconds of its own thread, which leaves out what other programs take.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+
+import click
+import real_material
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import offload
+from offload.checkpoint.headers import open_folder
+from offload.checkpoint.quantized.quantize import BLOCK, bitsandbytes, dequantise, quantise_int8
+from offload.checkpoint.quantized.row_codes import RowCodes
+from offload.checkpoint.quantized.stored import Quantised
+from offload.machine.heap import suit
+from offload.packs.pack import pack, plan
+from specexec.model.cache import KVCache
+from specexec.model.tree_lm import Rows, TreeLM
+
+HERE = Path(__file__).parent.parent
+O, I = 8192, 2048
+PAST = 200  # tokens before a step
+
+Timer = Callable[[], float]
+
+
+@click.group()
+def main() -> None:
+    """Measure few bits on a CPU."""
+
+
+@main.command()
+def quality() -> None:
+    """Mean KL to the float32 model, per token, and how often the likeliest token stays."""
+    folder = real_material.model()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    texts = [tokenizer(text)["input_ids"][:600] for text in _texts()]
+    whole = _logprobs(model, texts)
+    linears = [module for module in model.model.layers.modules() if isinstance(module, nn.Linear)]
+    for linear in linears:
+        linear.weight.data = RowCodes.of(*quantise_int8(linear.weight.data), torch.float32).dense()
+    ways: dict[str, tuple[int, int] | None] = {
+        "float32": None, "15 bits by row": (127 * 128, 0), "11 bits by row": (127 * 8, 0), "8 bits by row": (127, 0),
+        **{f"8 bits by groups of {size}": (127, size) for size in (32, 64, 192)},
+    }  # fmt: skip
+    click.echo("| activations | KL | likeliest kept |\n|---|---|---|")
+    for name, way in ways.items():
+        hooks = [] if way is None else [linear.register_forward_pre_hook(partial(_rounded, way)) for linear in linears]
+        found = _logprobs(model, texts)
+        for hook in hooks:
+            hook.remove()
+        apart = torch.cat([(p.exp() * (p - q)).sum(-1) for p, q in zip(whole, found, strict=True)])
+        kept = torch.cat([p.argmax(-1) == q.argmax(-1) for p, q in zip(whole, found, strict=True)])
+        click.echo(f"| {name} | {apart.mean():.4f} | {kept.float().mean():.3f} |")
+
+
+def _texts() -> list[str]:
+    """English prose, all from this repository."""
+    return [
+        (HERE / "README.md").read_text()[:2500],
+        *((HERE / "docs" / name).read_text()[1000:3500] for name in ("streaming.md", "drafters.md", "batch.md")),
+    ]
+
+
+@torch.no_grad()
+def _logprobs(model: nn.Module, texts: Iterable[list[int]]) -> list[torch.Tensor]:
+    return [model(torch.tensor([text])).logits[0].log_softmax(-1) for text in texts]
+
+
+def _rounded(way: tuple[int, int], _: nn.Module, given: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+    """The inputs of a linear in whole steps of their largest magnitude, by row or by groups of columns."""
+    largest, size = way
+    groups = given[0].unflatten(-1, (-1, size or given[0].shape[-1]))
+    steps = groups.abs().amax(-1, keepdim=True).clamp(min=1e-30) / largest
+    return (((groups / steps).round() * steps).flatten(-2),)
+
+
+@main.command()
+@click.option("--turns", default=9, show_default=True)
+def linears(turns: int) -> None:
+    """One linear over some numbers of rows, one thread: bf16, int8 and NF4 dequantised first, int8 in integers."""
+    torch.set_num_threads(1)
+    suit(16)
+    weight = torch.randn(O, I, generator=torch.Generator().manual_seed(0)).bfloat16()
+    codes, scales = quantise_int8(weight)
+    packed, state = bitsandbytes().quantize_4bit(weight, blocksize=BLOCK, compress_statistics=False, quant_type="nf4")
+    forms = {
+        "int8": {"codes": codes, "scales": scales},
+        "nf4": {"codes": packed.reshape(-1), "absmax": state.absmax},
+    }
+    scratch = torch.empty_like(weight)
+    in_integers = RowCodes.of(codes, scales, weight.dtype)
+
+    def dequantised(form: str) -> None:
+        dequantise(Quantised("x", form, (O, I), {}, "BF16", BLOCK), forms[form], scratch)
+
+    def after(form: str, rows: torch.Tensor) -> None:
+        dequantised(form)
+        nn.functional.linear(rows, scratch)
+
+    click.echo("| rows | bf16 | int8 first | NF4 first | int8 in integers |\n|---|---|---|---|---|")
+    alone = _turns({form: partial(dequantised, form) for form in forms}, turns, time.thread_time)
+    for count in (1, 16, 64, 256):
+        rows = torch.randn(count, I).bfloat16()
+        tiles = nn.functional.pad(rows, (0, 0, 0, max(16 - count, 0)))
+        ways = {
+            "bf16": lambda tiles=tiles: nn.functional.linear(tiles, weight),
+            **{form: partial(after, form, tiles) for form in forms},
+            "integers": lambda rows=rows: nn.functional.linear(rows, in_integers),
+        }
+        found_ms = _turns(ways, turns, time.thread_time)
+        click.echo(f"| {count} | " + " | ".join(f"{found_ms[name]:.1f}" for name in ways) + " |")
+    click.echo(f"\ndequantised alone: int8 {alone['int8']:.1f} ms, NF4 {alone['nf4']:.1f} ms")
+
+
+@main.command()
+@click.argument("folder", type=click.Path(exists=True, path_type=Path))
+@click.option("--rows", default="1,16,64", show_default=True)
+@click.option("--turns", default=5, show_default=True)
+@click.option("--threads", default=2, show_default=True)
+def sweeps(folder: Path, rows: str, turns: int, threads: int) -> None:
+    """Sweeps of a resident model: in bf16, as an int8 pack both ways, as an NF4 pack."""
+    torch.set_num_threads(threads)
+    with TemporaryDirectory(dir=folder.parent) as temporary:
+        packs = {quant: Path(temporary) / quant for quant in ("int8", "nf4")}
+        for quant, out in packs.items():
+            pack(plan(open_folder(folder), quant), out)  # type: ignore[arg-type]  # two of the three there are
+        lms = {
+            "bf16": TreeLM(offload.load(folder, "none", dtype=torch.bfloat16)),
+            "int8": TreeLM(offload.load(packs["int8"], "none", dtype=torch.bfloat16)),
+            "nf4": TreeLM(offload.load(packs["nf4"], "none", dtype=torch.bfloat16)),
+            "int8 in integers": TreeLM(
+                offload.load(packs["int8"], "none", dtype=torch.bfloat16, compute="int8"), tiled=False
+            ),
+        }
+        click.echo(f"| rows | {' | '.join(lms)} |\n|---|{'---|' * len(lms)}")
+        for count in map(int, rows.split(",")):
+            ways = {name: partial(_sweep, lm, KVCache(), count) for name, lm in lms.items()}
+            found_ms = _turns(ways, turns, time.perf_counter)
+            click.echo(f"| {count} | " + " | ".join(f"{found_ms[name]:.0f}" for name in ways) + " |")
+
+
+@main.command()
+@click.option("--turns", default=15, show_default=True)
+@click.option("--threads", default=1, show_default=True)
+def steps(turns: int, threads: int) -> None:
+    """One new token after PAST others: our sweep and head beside transformers' own step; and a sweep of 16 rows."""
+    torch.set_num_threads(threads)
+    folder = real_material.model()
+    click.echo("| dtype | ours | transformers | ratio | 16 rows |\n|---|---|---|---|---|")
+    for dtype in (torch.bfloat16, torch.float32):
+        lm = TreeLM(offload.load(folder, "none", dtype=dtype))
+        cache = KVCache()
+        _sweep(lm, cache, PAST, keep=True)
+        theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+        with torch.no_grad():
+            past = theirs(torch.tensor([[*range(PAST)]]), use_cache=True).past_key_values
+
+        def step(theirs: nn.Module = theirs, past: object = past) -> None:
+            with torch.no_grad():
+                theirs(torch.tensor([[PAST]]), past_key_values=past, use_cache=True)
+            past.crop(-1)  # type: ignore[attr-defined]  # a DynamicCache, which takes back that token
+
+        ways = {
+            "ours": partial(_sweep, lm, cache, 1), "theirs": step, "wide": partial(_sweep, lm, cache, 16),
+        }  # fmt: skip
+        found_ms = _turns(ways, turns, time.perf_counter)
+        ours, other, wide = found_ms.values()
+        name = str(dtype).removeprefix("torch.")
+        click.echo(f"| {name} | {ours:.1f} ms | {other:.1f} ms | {ours / other:.2f} | {wide:.1f} ms |")
+
+
+def _sweep(lm: TreeLM, cache: KVCache, rows: int, keep: bool = False) -> None:
+    """A chain of so many rows below the text, and the logits of the last; forgotten unless it is to `keep` them."""
+    (hidden,) = lm.forward([Rows(cache, [token % lm.vocabulary for token in range(rows)], range(-1, rows - 1))])
+    lm.head(hidden[-1:])
+    if keep:
+        cache.commit(range(rows))
+    cache.forget_nodes()
+
+
+def _turns(ways: Mapping[str, Callable[[], object]], turns: int, clock: Timer) -> dict[str, float]:
+    """Medians in milliseconds; the first turn warms up."""
+    found: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(turns + 1):
+        for name, run in ways.items():
+            began_s = clock()
+            run()
+            if turn:
+                found[name].append(1e3 * (clock() - began_s))
+    return {name: median(times) for name, times in found.items()}
+
+
+if __name__ == "__main__":
+    main()
