@@ -108,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verbosity = Verbosity()
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the parent process: neither read nor written
-            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115 - for good
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115 - stays open
     if isinstance(sys.stdout, io.TextIOWrapper):  # a name of a file need not be text; stderr does so by itself
         sys.stdout.reconfigure(errors="backslashreplace")
     before = signal.signal(signal.SIGTERM, _terminate)

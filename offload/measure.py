@@ -1,6 +1,6 @@
 """How fast disk, link and arithmetic are here, measured in about two seconds each. Torch only where it must compute.
 
-Disks are read through the very code that streams weights, so that what wins here wins there.
+Disks are read through the code that streams weights, so that what wins here wins there.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def write_sample(folder: Path) -> Path:
 def probe_contention(file: Path, disk: Disk, dtype: str, seconds: float = 3.0) -> Disk:
     """The same disk, and what it and a CPU's arithmetic leave each other where both work at once.
 
-    Alone and together take turns, for machines that have neighbours: what counts is the median of the ratios.
+    Alone and together take turns, for machines with other load: what counts is the median of the ratios.
     """
     once, turn_s = _Layers("cpu", dtype).over(PROBED_ROWS[0]), seconds / (3 * TURNS)
     compute, read = [], []
@@ -293,7 +293,7 @@ def _finish(device: str) -> None:
 
 
 def _typical_s(work: Callable[[], None], seconds: float) -> float:
-    """The median after a warm-up: neighbours on the machine are part of it."""
+    """The median after a warm-up; other load on the machine is part of it."""
     work()
     times: list[float] = []
     started_s = time.perf_counter()

@@ -84,7 +84,7 @@ class BadSampling(SpecexecError):
 
 
 class BadGrammar(SpecexecError):
-    """A grammar that cannot be read, or that no token can go on with."""
+    """A grammar that cannot be read, or that no token can continue."""
 
     code = "bad_grammar"
 

@@ -182,7 +182,7 @@ def _mlp_B(widths: Widths, rows: int) -> int:
 
 
 def _attention_B(widths: Widths, rows: int) -> int:
-    """Scores of one block, who must not see whom, and in float32 queries, keys and values of the block."""
+    """Scores of one block, its mask, and in float32 queries, keys and values of the block."""
     queries, keys = min(rows, QUERY_BLOCK), min(rows, KEY_BLOCK)
     scores_B = widths.heads * queries * KEY_BLOCK * F32_B
     hidden_B = 4 * queries * keys

@@ -17,7 +17,7 @@ Limit = Literal["max_tokens", "context"]  # what ended a text whose finish_reaso
 
 @dataclass(frozen=True)
 class Cost:
-    """What one step took, for all its sequences together. `wait_s` of the sweep's seconds it waited for weights.
+    """What one step took, for all its sequences together: seconds and bytes. `wait_s` of `sweep_s` waited for weights.
 
     For `ahead_s` of them the drafter guessed on, and `used_s` of these went into what the next trees start from.
     """
@@ -32,7 +32,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Overlap:
-    """Drafting while weights stream, summed up. A hit: the text went where the drafter had gone on meanwhile."""
+    """Drafting while weights stream, summed up. A hit: the text went where the drafter had drafted ahead."""
 
     hits: int = 0
     misses: int = 0
@@ -108,7 +108,7 @@ class Pace:
         """A step over `rows` rows, `nodes` of them guesses. Plain decoding needs a `share` of what it waited for.
 
         Without its guesses the sweep would have taken no longer, drafting would have taken none, and the weights that
-        arithmetic waited for would have had to come all the same.
+        arithmetic waited for would have had to come anyway.
         """
         texts, seconds = len(tokens), cost.draft_s + cost.sweep_s
         if rows != nodes + texts:
@@ -148,7 +148,10 @@ class Logprob:
 
 @dataclass(frozen=True, eq=False)
 class Burst:
-    """What one sweep gave one sequence, and what the sweep cost.
+    """What one sweep gave one sequence, and what the sweep cost, which all sequences of the sweep share.
+    `tokens` are ids, `text` what became readable with them (a character may take several tokens). `tree` is what was
+    guessed, `path` the indices of its accepted nodes. The last burst of a text has a `finish_reason`; `limit` says
+    which limit, where that is "length".
 
     `hit`: whether the next tree starts from what was guessed meanwhile; None if nothing was, or if the text has ended.
     `logprobs` has one entry per token if they were asked for; `prompt_logprobs`, in the first burst, one for every
@@ -198,7 +201,9 @@ class Burst:
 
 @dataclass(frozen=True)
 class Completion:
-    """One finished answer. `index` is its place among the prompts of the call.
+    """One finished answer. `index` is its place among the prompts of the call, `seed` the one that repeats it.
+    `nodes` guesses were checked in `sweeps` sweeps and `accepted` of them became text. `bytes_read` is its share of the
+    weights that were moved, `seconds` the time on the clock since the text was admitted.
 
     `logprobs` and `prompt_logprobs` are those of `Burst`; of tokens that an earlier run has written there are none.
     """
@@ -225,7 +230,7 @@ class Completion:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where the running sweep is."""
+    """Where the running sweep is: `layer` of `layers` are done, after `sweeps` whole ones. Bytes since loading."""
 
     layer: int
     layers: int

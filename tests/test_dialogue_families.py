@@ -1,4 +1,4 @@
-"""Dialogues with models that think and call, on real tokenizers and templates: told apart, gone on with, read again."""
+"""Dialogues with models that think and call, on real tokenizers and templates: separated, continued, read again."""
 
 from __future__ import annotations
 

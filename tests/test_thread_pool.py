@@ -62,7 +62,7 @@ def test_an_error_is_raised_after_all_threads_have_stopped() -> None:
     with pytest.raises(MemoryError, match="piece 3"):
         share(work, range(20))
     assert not at_work
-    share(at_work.add, range(2))  # and the crew goes on
+    share(at_work.add, range(2))  # and the pool goes on
     assert at_work == {0, 1}
 
 

@@ -63,7 +63,7 @@ def generate(
     \b
       specexec generate -p "List the seasons."
       specexec generate prompts.jsonl notes/*.txt -o out.jsonl
-      specexec generate prompts.jsonl -o out.jsonl --resume      go on after a crash, or Ctrl-C
+      specexec generate prompts.jsonl -o out.jsonl --resume      continue after a crash, or Ctrl-C
     """
     if not prompts and not inputs:
         raise click.UsageError("Nothing to answer. Name an input, - for standard input, or use -p.")
@@ -225,7 +225,7 @@ def _plan(
 def _facts(
     engine: Engine | Cluster, batch: BatchOptions, options: EngineOptions, sampling: SamplingParams
 ) -> Callable[[Item], Record]:
-    """How an item was to be answered, and what came of the options."""
+    """How an item was to be answered, and the values that the options led to."""
     run = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(batch).items()}
     if isinstance(engine, Cluster):
         where: Record = {"asked": options.asked, "workers": engine.size}

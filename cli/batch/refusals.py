@@ -53,6 +53,6 @@ class DamagedOutput(SpecexecError):
 
 
 class ClusterLost(SpecexecError):
-    """There is no cluster, or no worker of it stays alive."""
+    """There is no cluster, or all its workers died."""
 
     code = "cluster_lost"

@@ -90,7 +90,7 @@ class Archive:
     def save(self, record: Record) -> Record:
         """Replace what is kept of a conversation, atomically; the record as it is kept now.
 
-        Where another process has gone on with it since it was read, that one stays and ours gets a new id.
+        Where another process has continued it since it was read, that one stays and ours gets a new id.
         """
         head = {"id": record.id, "model": record.model, "system": record.system, "created": record.created}
         lines = [{"specexec_session": FORMAT, **head}, *_with_tokens(record)]

@@ -53,7 +53,7 @@ class RawConversation:
 
     @property
     def can_proceed(self) -> bool:
-        """A completion is gone on with by typing it again."""
+        """A completion is continued by typing it again."""
         return False
 
     def proceed(self, sampling: SamplingParams) -> Iterator[Burst]:

@@ -48,7 +48,7 @@ def _value(key: str, value: str) -> object:
         "none",
         "auto",
     ):
-        return None  # back to the model's own wish, or to chance
+        return None  # back to the model's default, or to a random seed
     return SAMPLING_TYPES[key].convert(value, None, None)
 
 
@@ -78,7 +78,7 @@ def model(session: Session, argument: str) -> None:
         session.screen.tell(f"{session.options.model}; known names: {', '.join(model_names())}")
         return
     names.resolve(argument, offline=True)  # nothing is downloaded in the middle of a conversation
-    # Trust was given to the model that was named with it.
+    # --trust-remote-code was given for the model that was named with it.
     other = session.options.but(drafter="auto", trust_remote_code=False)
     session.switch = replace(other, model=argument)
 

@@ -125,7 +125,7 @@ def _take_up(engine: Engine, pair: NDArray[np.uint8], options: EngineOptions) ->
 
 
 def _known(path: Path, pair: NDArray[np.uint8]) -> Arrays:
-    """What a file holds of this pair; nothing, with a word, where it cannot be used."""
+    """What a file holds of this pair; nothing, with a warning, where it cannot be used."""
     arrays = load(path, {"version", "pair"}) or {}
     if arrays and (arrays["version"].tolist() != [VERSION] or arrays["pair"].tolist() != pair.tolist()):
         log.warning("%s was written by another version or for another pair of models, and is left out.", path)

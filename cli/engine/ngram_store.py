@@ -96,7 +96,7 @@ def _recall(memory: Memory, past: Path, corpus: Path, vocabulary: int) -> None:
 
 
 def load(path: Path, names: set[str]) -> Arrays | None:
-    """The arrays of a file that holds at least these; None, with a word if it is there and cannot be used."""
+    """The arrays of a file that holds at least these; None, with a warning if it is there and cannot be used."""
     from safetensors.numpy import load_file
 
     try:

@@ -12,7 +12,7 @@ from cli.serve.worker import Worker
 
 
 class Running(uvicorn.Server):
-    """Ctrl-C and SIGTERM first stop the engine after its current layer: every client hears why, then we leave."""
+    """Ctrl-C and SIGTERM first stop the engine after its current layer: every client gets the reason, then we exit."""
 
     def __init__(self, app: ASGIApp, worker: Worker, shutdown_s: int) -> None:
         super().__init__(

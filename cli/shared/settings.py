@@ -167,7 +167,7 @@ def check_environment(context: click.Context) -> None:
 
 
 def check_value(option: click.Option, value: object, where: str) -> object:
-    """The value as the option takes it. Raises BadConfig if it does not; `where` says who wants it to."""
+    """The value as the option takes it. Raises BadConfig if it does not; `where` names where it was set."""
     if isinstance(value, list | tuple) != option.multiple:
         raise BadConfig(f"{where} {'is a list of texts' if option.multiple else 'is one value, not a list'}.")
     if isinstance(value, bool) and not option.is_flag:

@@ -81,7 +81,7 @@ def json_option(says: str = "Print JSON.") -> Callable[[Command], Command]:
 
 
 def start_logging(verbosity: Verbosity, tell: Callable[[str], None] | None = None) -> None:
-    """Our own notes from warnings upwards; more with -v. Other libraries are heard only with -v.
+    """Our own notes from warnings upwards; more with -v. Those of other libraries only with -v.
 
     `tell` prints a line where something else is on the screen.
     """

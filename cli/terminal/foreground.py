@@ -33,7 +33,7 @@ def foreground(terminal: TextIO | None, away: Callable[[], None]) -> Iterator[No
         _put(terminal, _SHOW)
         _restore(before)
         signal.signal(signal.SIGTSTP, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGTSTP)  # here we sleep
+        os.kill(os.getpid(), signal.SIGTSTP)  # stopped here until SIGCONT
         signal.signal(signal.SIGTSTP, suspend)
         _silence()
         _put(terminal, _HIDE)

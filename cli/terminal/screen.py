@@ -69,7 +69,7 @@ class Screen:
         self._prose: Prose | None = None
         self._thinking = False
         self._line_open = False
-        # Re-entrant: a signal may arrive while this very thread is writing.
+        # Re-entrant: a signal may arrive while this thread is writing.
         self._lock = threading.RLock()
 
     @property

@@ -112,7 +112,7 @@ class Block:
 
     @property
     def kept_B(self) -> int:
-        """Bytes of a block of the rest, which is dequantised for good."""
+        """Bytes of a block of the rest, which is dequantised once and stays so."""
         return self.dense_B or self.size_B
 
     @property

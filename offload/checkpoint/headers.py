@@ -1,4 +1,4 @@
-"""Which bytes of which file hold each tensor of a checkpoint folder. Knows no torch and trusts no file.
+"""Which bytes of which file hold each tensor of a checkpoint folder. Knows no torch; checks every file.
 
 Everything comes from config.json, the index and the safetensors headers; nothing is read that was not checked first.
 """
@@ -104,7 +104,10 @@ class Folder:
 
 
 def open_folder(path: Path) -> Folder:
-    """Check a model folder, or a GGUF file, down to every header; no weight is read."""
+    """Check a model folder, or a GGUF file, down to every header; no weight is read.
+
+    Raises BadModelDir, CorruptShard, UnsupportedModel.
+    """
     path = documents_folder(path)
     config, names = read_config(path), _names_in(path)
     if GGUF_NOTE in names:

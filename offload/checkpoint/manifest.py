@@ -61,7 +61,7 @@ def finished(manifest: Mapping[str, Json]) -> dict[str, FinishedFile]:
 
 
 def still_true(manifest: dict[str, Json], originals: dict[str, Json]) -> dict[str, FinishedFile]:
-    """The shards that were written from these very originals; `originals` identifies them and is kept there."""
+    """The shards that were written from exactly these originals; `originals` identifies them and is kept there."""
     then, done = manifest.get("originals", originals), finished(manifest)
     manifest["originals"] = originals
     if then == originals or not done:

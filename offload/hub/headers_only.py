@@ -50,7 +50,7 @@ def _list_paired(name: str, offline: bool) -> Folder | None:
             return open_folder(here[0])
         return None if pair is None or pair.drafter is None else list_model(pair.drafter, offline=offline)
     except (OfflineMissing, ModelNotFound):
-        return None  # a model without a drafter is planned all the same
+        return None  # a model without a drafter can still be planned
 
 
 def item_B(folder: Folder) -> int:

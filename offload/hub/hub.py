@@ -148,7 +148,7 @@ def explained(repo: str, revision: str | None) -> Iterator[None]:
         RevisionNotFoundError,
     )
 
-    # Whichever of the two its HTTP client makes of a dead network.
+    # Whichever of the two its HTTP client makes of a network that is down.
     network_errors: tuple[type[Exception], ...] = (OSError, *client_errors())
     try:
         yield

@@ -84,7 +84,9 @@ def known(name: str) -> bool:
 
 
 def resolve(name: str, drafters: tuple[str, ...] = (), *, offline: bool = False, code: bool = False) -> ModelPair:
-    """The folders behind a name; downloads what is missing unless `offline`, Python files only if `code`.
+    """The folders of a name; downloads what is missing unless `offline`, Python files only if `code`.
+
+    Raises ModelNotFound, GatedRepo, OfflineMissing, BadModelDir, DiskFull.
 
     `drafters` have names of their own, or are PAIRED: that one is left out unless it is here already, never downloaded.
     """

@@ -45,7 +45,7 @@ class CudaCarrier:
         self._warned = False
 
     def memory(self, like: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-        """Pinned RAM; where the system allows no more of it, RAM all the same, from which copies are slower."""
+        """Pinned RAM; where the system allows no more of it, plain RAM, from which copies are slower."""
         try:
             held = _Pinned(-1, max(1, math.prod(shape) * like.dtype.itemsize))
         except OSError as error:
@@ -90,5 +90,5 @@ class _Pinned(mmap.mmap):
 
 
 def carrier_for(device: torch.device) -> HostCarrier | CudaCarrier:
-    """Who carries keys and values to this device."""
+    """What copies keys and values between RAM and this device."""
     return CudaCarrier(device) if device.type == "cuda" else HostCarrier()

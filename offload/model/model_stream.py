@@ -1,4 +1,4 @@
-"""The layers of one loaded model on the move, as its callers see them. Knows no module and no file."""
+"""The streaming layers of one loaded model, as its callers see them. Knows no module and no file."""
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from offload.stream.protocol import Stream, StreamStats
 
 @dataclass(frozen=True)
 class ModelStream:
-    """A model's layers on the move: where they live, what they did, which one computes."""
+    """A model's streaming layers: where they live, what they did, which one computes."""
 
     placement: Placement
     stream: Stream

@@ -12,7 +12,7 @@ from offload.stream.stream import LayerStream
 def resident_layer(model: PreTrainedModel, index: int) -> nn.Module:
     """One layer of a model that `load` returned, as a module of its own.
 
-    Its weights are the very tensors of a layer that stays in memory, else copies. Not while the model computes.
+    Its weights are the same tensors for a layer that stays in memory, else copies. Not while the model computes.
     """
     stream, stays = streamed_layers(model)[index].source.stream, is_resident(model, index)
     layer = copy.deepcopy(skeleton_layer(model, index))

@@ -143,7 +143,7 @@ def pack(
     advance: Advance = lambda nbytes: None,
     originals: Originals | None = None,
 ) -> None:
-    """Write the pack into `out`, or finish one that was begun there. `advance` hears of bytes of the original.
+    """Write the pack into `out`, or finish one that was begun there. `advance` is called with bytes of the original.
 
     `originals` hands them out one by one where the plan was made without their files.
     """

@@ -26,7 +26,7 @@ EXPERTS = ".experts."
 def need_of(
     folder: Folder, item_B: int, ctx: int, beside_B: Mapping[str, int] | None = None, *, in_integers: bool = False
 ) -> Need:
-    """The need of a checked folder when computing in floats of `item_B` bytes; a hair above the truth, never below.
+    """The need of a checked folder when computing in floats of `item_B` bytes; slightly above the truth, never below.
 
     `in_integers`: linears in int8 are never dequantised.
     """
@@ -121,7 +121,7 @@ def scratch_B(slice_B: int, reading: Reading) -> int:
 
 
 def cache_B(config: Mapping[str, Json], ctx: int, item_B: int) -> int:
-    """Bytes of keys and values for `ctx` tokens in all layers, kept whole even where a window would do."""
+    """Bytes of keys and values for `ctx` tokens in all layers, `item_B` each; whole even where a window would do."""
     return sum(cache_widths(config)) * ctx * item_B
 
 

@@ -20,7 +20,7 @@ from offload.units import size
 
 
 def place(need: Need, free: Free, offload: Offload = "auto") -> Placement:
-    """The fastest mix that `offload` allows and that fits; else a refusal with the numbers."""
+    """The fastest mix that `offload` allows and that fits. Raises NotEnoughRam or NotEnoughVram, with the numbers."""
     fill_ram = free.ram_given or offload == "auto"
     cautious = replace(
         free,
@@ -36,7 +36,7 @@ def place(need: Need, free: Free, offload: Offload = "auto") -> Placement:
             fitting += [mix for mix in mixes if _refusal(mix, cautious) is None][:1]
     if fitting:
         return min(fitting, key=lambda mix: _moving_s(mix, free))
-    # The margin is a courtesy: before refusing, what is there is taken for the least that can work.
+    # The margin is optional: before refusing, the smallest placement may use all that is there.
     for home in homes:
         for ring in _rings(need, free, slowest[-1]):
             placement = _mix(need, cautious, slowest[-1], home, ring, fill_ram)

@@ -42,7 +42,7 @@ def open_stream(
     # On the CPU a layer stays where it was read; to a device it goes through memory that is given back at once.
     resident = {layer: blocks[layer].views(filled(layer).flat.to(device)) for layer in layers["device"]}
     kept = {layer: filled(layer) for layer in layers["ram"]}
-    # Layers in RAM need no buffer here, but as many turns as there would be, so that the rhythm is the same.
+    # Layers in RAM need no buffer here, but as many turns as there would be, so that layers are read in the same order.
     staging_B = max((blocks[layer].size_B for layer in layers["disk"]), default=0)
     ring = [Arena(staging_B) if staging_B else None for _ in range(placement.ring or min(2, len(layers["ram"])))]
     if not layers["disk"]:

@@ -12,7 +12,10 @@ from numpy.typing import ArrayLike, NDArray
 
 @dataclass(frozen=True)
 class StreamStats:
-    """What the stream has done so far: layers that computed and their bytes; `dropped_B` was read ahead in vain."""
+    """What the stream has done so far: layers that computed and their bytes; `dropped_B` was read but not used.
+
+    `wait_s`: seconds that computing waited for weights; `read_s`: seconds of the readers, all threads together.
+    """
 
     layers_read: int = 0
     bytes_read: int = 0
@@ -22,7 +25,7 @@ class StreamStats:
 
 
 class Stream(Protocol):
-    """Layers, one at a time and in any rhythm; what a wrapped layer needs."""
+    """Layers, one at a time and in any order; what a wrapped layer needs."""
 
     @property
     def layers(self) -> int:

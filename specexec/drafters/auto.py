@@ -61,7 +61,7 @@ class _Pace:
 
 
 class Auto:
-    """A union whose first member is a model: it rests where the others alone write clearly faster."""
+    """A union whose first member is a model: it is not asked while the others alone write clearly faster."""
 
     def __init__(self, union: Union, cost: CostModel) -> None:
         self.name, self.context = union.name, union.context

@@ -104,7 +104,7 @@ def losses(scores_NC: Floats, hit_N: Ints) -> Floats:
     loss_NG = np.empty((len(hit_N), len(GRID_G)))
     for g, tau in enumerate(GRID_G):  # all at once would be 16 MiB of candidates, several times over
         loss_NG[:, g] = np.log(np.exp(shifted_NC / tau).sum(-1)) - chosen_N / tau
-    return np.minimum(loss_NG, 20.0)  # one freak choice must not outweigh a hundred sweeps
+    return np.minimum(loss_NG, 20.0)  # one very unlikely choice must not outweigh a hundred sweeps
 
 
 def log_softmax(scores: Floats) -> Floats:

@@ -22,7 +22,7 @@ from specexec.tree.tree import ROOT, TokenTree
 
 REACHES = 8  # classes of nodes by how likely the text comes there, a factor of e each
 PASSES = 0.25  # of a whole pass that a row saves which is asked about later: the others it was only near
-TRIED = 16  # nodes of a pass below which a chain is looked for, the likeliest: for others it is nearly always in vain
+TRIED = 16  # nodes of a pass below which a chain is looked for, the likeliest: for others it is nearly never found
 LEAST = 0.05  # chance below which no row is worth it, however cheap
 UNMEASURED = 0.3  # the same until the cost of rows has been measured
 
@@ -35,7 +35,7 @@ class Link(NamedTuple):
 
 
 class Cascade:
-    """Chains out of this conversation and what `memory` heard lately; how often they are right is counted, by kind."""
+    """Chains out of this conversation and what `memory` read lately; how often they are right is counted, by kind."""
 
     def __init__(self, memory: Memory | None = None, longest: int = 16) -> None:
         self.memory = memory or Memory()

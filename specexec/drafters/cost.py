@@ -35,7 +35,7 @@ class Line:
     most: int = 0  # rows of the largest sample: further out the line is a guess
 
     def learn(self, rows: int, seconds: float) -> None:
-        if self.sums[0] > 2 and rows <= self.most:  # where it is known: a hiccup of the machine is not a trend
+        if self.sums[0] > 2 and rows <= self.most:  # where it is known: one slow sample is not a trend
             seconds = min(seconds, 2 * float(self.at(rows)))
         self.most = max(self.most, rows)
         self.sums = FADE * self.sums + np.array([1.0, rows, seconds, rows * rows, rows * seconds])
@@ -147,7 +147,7 @@ class CostModel:
         """How many of the nodes (their chances, best first, [N] float64) make the most tokens per second.
 
         (sequences + sum of chances) / seconds is what Sequoia (Chen et al. 2024, arXiv 2402.12374) maximises over sizes
-        of a tree. At most twice the largest sweep so far: costs that were never seen are approached, not believed.
+        of a tree. At most twice the largest sweep so far: costs that were never measured are approached in steps.
 
         A sweep over n rows takes 1 + 0.2 n seconds. One row is the end of the text; three guesses may come with it:
 

@@ -28,9 +28,9 @@ class Ask:
 
 @dataclass(frozen=True, eq=False)
 class Guesses:
-    """The best children of each asked node: tokens [N, K] and log P(target chooses it | parent) [N, K], -inf = none.
+    """The best children of each asked node: tokens int64 [N, K], log P(target chooses it | parent) float64 [N, K].
 
-    Of several drafters, bit m of `origins_NK` says whether member m named the child.
+    -inf marks an empty place. Of several drafters, bit m of `origins_NK` (int64) says whether member m named the child.
     """
 
     tokens_NK: Ints
@@ -39,7 +39,10 @@ class Guesses:
 
 
 class Drafter(Protocol):
-    """Where guesses come from. Nothing it says can change the text, only how much of it one sweep confirms."""
+    """Where guesses come from. Nothing it says can change the text, only how much of it one sweep confirms.
+
+    What it raises costs its guesses for the open texts, not the answer (guarded.py).
+    """
 
     name: str
     context: int  # the longest text it can look at, in tokens
@@ -49,7 +52,7 @@ class Drafter(Protocol):
         ...
 
     def guess(self, asks: list[Ask], width: int) -> list[Guesses]:
-        """Up to `width` children for every asked node."""
+        """Up to `width` children for every asked node: one Guesses for each ask, rows in the order of its nodes."""
         ...
 
     def observe(self, sequence: Sequence, tree: TokenTree, choices_M: list[int], kept: Ints | None) -> None:

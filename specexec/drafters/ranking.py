@@ -15,9 +15,9 @@ from specexec.sampling.scores import NoiseRows, with_noise
 
 @dataclass(frozen=True)
 class Ranking:
-    """s = draft logits + T * G, the noise the target itself will meet; children are ranked by softmax(s / tau).
+    """s = draft logits + T * G, the noise the target itself will use; children are ranked by softmax(s / tau).
 
-    `tau=None` learns it (calibration.py). Without shared noise s is the draft logits alone, blind to chance.
+    `tau=None` learns it (calibration.py). Without shared noise s is the draft logits alone.
     """
 
     tau: float | None = None

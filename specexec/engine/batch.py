@@ -98,7 +98,7 @@ class _Answer:
 class Batch:
     """Answers every request; at most `parallel` at a time, and no more than `room` holds. Results come as they finish.
 
-    A text depends on its own prompt and seed alone, never on its neighbours. Requests are taken when there is a place
+    A text depends on its own prompt and seed alone, never on the others. Requests are taken when there is a place
     for them, so they may come from an endless iterator. `lock` keeps other threads' sweeps off the caches of its texts.
     """
 

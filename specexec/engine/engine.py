@@ -108,7 +108,7 @@ class Engine:
 
     @property
     def weights(self) -> Weights:
-        """The target's weights on the move."""
+        """The target's weights as they stream."""
         return self._stream
 
     @property
@@ -151,9 +151,11 @@ class Engine:
         written: Items[int] = (),
     ) -> Iterator[Burst]:
         """Write an answer, one Burst for each sweep. Streams of one engine may be interleaved: they share sweeps.
+        Raises at once EmptyPrompt, BadText, BadMessages, UnknownToken, ContextLengthExceeded or BadSampling for what
+        cannot be written; while it is read EngineClosed, BrokenLogits, BadGrammar or offload's ReadFailed.
 
         `caches` carries keys and values from one call to the next; what both texts share is not processed again.
-        `written` is the beginning of the answer, from an earlier call: bursts go on from there.
+        `written` is the beginning of the answer, from an earlier call: bursts continue from there.
         """
         sequence = self._intake.sequence(prompt, sampling or SamplingParams(), caches, written=written)
         if written:
@@ -161,7 +163,7 @@ class Engine:
         return self._readers.read(sequence)
 
     def generate(self, prompt: Prompt, sampling: SamplingParams | None = None) -> Completion:
-        """The whole answer at once."""
+        """The whole answer at once. Raises as `stream` does."""
         result = next(self.generate_many([prompt], [sampling or SamplingParams()]))
         if isinstance(result, Failure):
             raise result.error
@@ -173,10 +175,11 @@ class Engine:
         sampling: SamplingParams | Items[SamplingParams] | None = None,
         parallel: int | Literal["auto"] = "auto",
     ) -> Iterator[Result]:
-        """One Completion or Failure for each prompt, as they finish; `index` says whose.
+        """One Completion or Failure for each prompt, as they finish; `index` is the prompt's place.
 
         One SamplingParams for all derives a seed for each item. `parallel` texts share every sweep; auto is as many as
-        memory holds. None of this changes a text.
+        memory holds. None of this changes a text. A prompt that cannot be answered is a Failure; errors of the sweep
+        (ReadFailed, EngineClosed) and a `parallel` that cannot be (BadOption) are raised.
         """
         if isinstance(sampling, Items):
             each: Iterable[SamplingParams] = sampling
@@ -237,7 +240,7 @@ class Engine:
         return compared(logits_V, sequence.sampling, sequence.history, sequence.noise, len(sequence.tokens))
 
     def pack(self) -> dict[str, Floats]:
-        """What decoding taught so far: how far to trust whom ("drafter/…"), what sweeps and passes cost ("cost/…")."""
+        """What was learned so far: the drafter's calibration ("drafter/…"), seconds of sweeps and passes ("cost/…")."""
         return packed(self._decoder.drafter, "drafter") | packed(self.accounting.cost, "cost")
 
     def unpack(self, arrays: Arrays) -> None:
@@ -249,7 +252,7 @@ class Engine:
         unpack(self.accounting.cost, "cost", arrays)
 
     def likelihoods(self, asked: Items[Continuation]) -> Iterator[tuple[int, Likelihood]]:
-        """How likely the target itself finds each continuation, with its index, as sweeps end; no drafter takes part.
+        """How likely the target itself finds each continuation, with its index, as sweeps end; without a drafter.
 
         A sweep carries as many texts as memory holds, and computes what begins alike once. Raises UnknownToken and
         ContextLengthExceeded before the first one.

@@ -30,7 +30,7 @@ class Placed(Protocol):
 
 
 class Weights(Protocol):
-    """The target's weights on the move (offload's ModelStream)."""
+    """The target's weights as they stream (offload's ModelStream)."""
 
     @property
     def placement(self) -> Placed: ...

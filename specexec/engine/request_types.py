@@ -17,7 +17,7 @@ from specexec.text.template_options import Wishes
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt of a run. `written` are tokens of its answer that an earlier run has already paid for.
+    """One prompt of a run. `written` are tokens of its answer that an earlier run has already computed.
 
     `wishes` are for the chat template of messages. `grammar` is a grammar's text (see Engine.grammar), which unlike a
     grammar can be sent to another process.
@@ -45,7 +45,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Partial:
-    """How far an unfinished answer has come. A Request with these tokens as `written` goes on from there."""
+    """How far an unfinished answer has come. A Request with these tokens as `written` continues from there."""
 
     index: int
     tokens: tuple[int, ...]
@@ -56,7 +56,7 @@ Result: TypeAlias = Completion | Failure
 
 @dataclass(frozen=True)
 class Continuation:
-    """Tokens whose probability is asked for, after a context of at least one token."""
+    """Token ids whose probability is asked for, after a context of at least one token id."""
 
     context: Items[int]
     tokens: Items[int]

@@ -117,7 +117,7 @@ class StepAccounting:
     def ahead_pays_s(self, rows: int) -> float:
         """Seconds in which a sweep over `rows` rows leaves the arithmetic idle; 0 unless that is most of it, and pays.
 
-        A CPU that waits a little now and then is busy reading: a drafter that runs then, or for longer, takes those
+        A CPU that waits a little from time to time is reading: a drafter that runs then, or for longer, takes those
         seconds from the sweep.
         """
         cost = self.cost

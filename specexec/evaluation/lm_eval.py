@@ -149,7 +149,7 @@ class SpecExecLM(TemplateLM):
                 bar.update()
 
     def _fitted(self, context: list[int], tokens: list[int]) -> Continuation:
-        """The last tokens that the context holds; the very last one is never read."""
+        """The last tokens that the context holds; the last one is never read."""
         room = self.max_length + 1 - len(tokens)
         if room < 1:
             raise ContextLengthExceeded(

@@ -1,6 +1,7 @@
 """Other verification rules, to compare the walk with; `specexec bench --rules` measures them (rule_runner.py).
 
-They flip coins, so the same seed gives another text with another tree: no user's text is written with them.
+They draw random numbers as they go, so the same seed gives another text with another tree: no user's text is written
+with them.
 
 Each is exact in distribution for the offers it was made for: it says what it needs and refuses the rest. In
 a tree of such offers the shape must not depend on which tokens were drawn (trimming to the best nodes biases it).

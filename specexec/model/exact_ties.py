@@ -2,7 +2,7 @@
 
 Two scores closer than rounding may change places when a token is computed among other rows. Such a choice is put to the
 target again: the whole text in one sweep of its own, which gives the same bits in plain and in guessed decoding. So is
-a choice that a token at the very edge of top-k, top-p or min-p could win or lose.   V vocabulary   H hidden size
+a choice that a token at the edge of top-k, top-p or min-p could win or lose.   V vocabulary   H hidden size
 """
 
 from __future__ import annotations

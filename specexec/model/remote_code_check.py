@@ -43,7 +43,7 @@ def lm_of(
 ) -> TreeLM | ChainLM:
     """A TreeLM where the architecture allows it, else a ChainLM; `load` has refused drafters where it does not.
 
-    With `tried`, what the class says of itself is not believed. Raises UnsupportedArchitecture, also for code that
+    With `tried`, what the class says of itself is checked. Raises UnsupportedArchitecture, also for code that
     cannot take the `trees` that a drafter needs.
     """
     trial, own_attention = ReferenceOutput(model) if tried else None, model.config._attn_implementation

@@ -62,7 +62,7 @@ class RowTiles(TorchFunctionMode):
 
 def _linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     flat = rows.reshape(-1, rows.shape[-1])
-    plain = type(weight) in (Tensor, nn.Parameter)  # others give a row its bits in whatever company
+    plain = type(weight) in (Tensor, nn.Parameter)  # others give a row the same bits beside any other rows
     if not plain or (len(flat) % TILE == 0 and len(flat) <= CHUNK):
         return nn.functional.linear(rows, weight, bias)
     return tiled(lambda part: nn.functional.linear(part, weight, bias), flat).reshape(*rows.shape[:-1], -1)

@@ -35,7 +35,10 @@ from specexec.tree.tree import depths, intervals
 
 @dataclass(frozen=True)
 class Rows:
-    """New nodes for one sequence. Parents count the nodes its cache already holds; -1 follows the committed text."""
+    """New nodes for one sequence: `tokens` are ids, `parents` indices of nodes, of equal length, parents first.
+
+    Indices count on from the nodes that its cache already holds; ROOT (-1) follows the committed text.
+    """
 
     cache: KVCache
     tokens: Items[int]
@@ -58,7 +61,10 @@ class Sweep:
         self._cancelled.set()
 
     def result(self) -> list[Tensor]:
-        """Final hidden states of each sequence's new nodes, [R, H] each. Waits; errors of the sweep surface here."""
+        """Final hidden states of each sequence's new nodes, [R, H] each, in the model's dtype. Waits for the sweep.
+
+        Raises what the sweep raised: SweepCancelled, offload's ReadFailed, torch's own out-of-memory errors.
+        """
         return self._future.result()
 
     def wait(self) -> None:
@@ -67,7 +73,9 @@ class Sweep:
 
 
 class TreeLM:
-    """A transformers causal LM with a tree cache. Compared and hashed by identity: caches are kept per LM.
+    """A transformers causal LM with a tree cache and tree attention (SpecInfer, arXiv 2305.09781).
+    Compared and hashed by identity: caches are kept per LM. Raises UnsupportedArchitecture for a model that cannot take
+    trees.
 
     `layers` are the numbers its layers know themselves by, where they are not 0, 1, 2, … (partial.py); None is a layer
     that does not attend (sublayers.py). `travel` says whose keys and values live in RAM, `share` how a CPU's threads
@@ -114,7 +122,10 @@ class TreeLM:
 
     @torch.no_grad()
     def forward(self, parts: list[Rows], cancelled: threading.Event | None = None) -> list[Tensor]:
-        """Hidden states [R, H] of each part's rows. A transaction: on any error all caches forget the new nodes."""
+        """Hidden states [R, H] of each part's rows, in the model's dtype. Raises as `Sweep.result` does.
+
+        A transaction: on any error all caches forget the new nodes.
+        """
         held = [len(part.cache.parents) for part in parts]
         try:
             numbered = zip(self._layers, self.kinds, strict=True)
@@ -146,7 +157,7 @@ class TreeLM:
 
     @torch.no_grad()
     def head(self, hidden_RH: Tensor, head: PreTrainedModel | None = None) -> Tensor:
-        """Logits [R, V] in float32, by the model's own head code (soft-caps and scales included).
+        """Logits [R, V] in float32 of hidden states [R, H], by the model's own head code (soft-caps, scales included).
 
         `head`: what `head_alone` made of the model, with another head in it.
         """
@@ -214,7 +225,7 @@ class _Span:
 
 
 class _Packed:
-    """The layout of one forward: which rows belong to whom. Handed through the model to the attention function."""
+    """The layout of one forward: which rows belong to which text. Goes through the model to the attention function."""
 
     def __init__(
         self,

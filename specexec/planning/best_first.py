@@ -140,7 +140,7 @@ class BestFirst:
 REFERENCE = BestFirst(width=32, beams=128, depth=32, level_decay=0.95)
 REFERENCE_RANKING = Ranking(tau=1.0, shared_noise=False)
 
-# A model reads many nodes as fast as one; a look-up takes its time for each, and most of a large batch are in vain.
+# A model reads many nodes as fast as one; a look-up takes its time for each, and most of a large batch are not used.
 LOOKING_UP = BestFirst(beams=16)
 
 PLANNERS = {"best": BestFirst(), "reference": REFERENCE}

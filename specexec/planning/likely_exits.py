@@ -19,7 +19,7 @@ SUBMITTED, OUTSIDE = -1, -2  # swept over; neither that nor an exit that was cho
 
 
 class Exits:
-    """The ways out of one text's tree. A node that was not submitted is one if its parent was, or is the text's end."""
+    """The exits of one text's tree. A node that was not submitted is one if its parent was, or is the text's end."""
 
     def __init__(self, sequence: Sequence, submitted: TokenTree) -> None:
         self._growth = sequence.growth

@@ -32,7 +32,7 @@ class Room:
     beside: Room | None = None
 
     def need_B(self, tokens: int, nodes: int | None = None) -> int:
-        """What a text may come to take at `tokens` tokens and `nodes` guesses: a hair above the truth, never below."""
+        """What a text may come to take at `tokens` tokens and `nodes` guesses: a little above the truth, not below."""
         nodes = self.least if nodes is None else nodes
         drafts_B = self.draft_B * rows_held(tokens + drafter_rows(nodes))
         return self.token_B * rows_held(tokens + nodes) + drafts_B + self.node_B * nodes + self.text_B

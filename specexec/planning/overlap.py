@@ -16,7 +16,7 @@ LEAST = 0.01  # of a sweep: for less it is not worth keeping a processor busy
 
 @dataclass
 class OverlapGain:
-    """How often texts went where the drafter had gone on meanwhile, and the seconds of drafting that saves."""
+    """How often texts went where the drafter had drafted ahead, and the seconds of drafting that saves."""
 
     chance: float = 0.25
     draft_s: float = 0.0
@@ -30,7 +30,7 @@ class OverlapGain:
                 self.chance = FADE * self.chance + (1 - FADE) * hit
 
     def pays(self, sweep_s: float) -> bool:
-        """Is guessing ahead during such a sweep worth it? Where it was not, it is tried again now and then."""
+        """Is guessing ahead during such a sweep worth it? Where it was not, it is tried again from time to time."""
         if self.chance * self.draft_s >= LEAST * sweep_s:
             return True
         self.declined += 1

@@ -18,7 +18,10 @@ FORBIDDEN = float("-inf")
 
 
 def restrict(logits_NV: Tensor, sampling: SamplingParams) -> Tensor:
-    """Logits with -inf at every token that a filter forbids; at least one stays of those that were allowed before."""
+    """Logits [N, V] with -inf at every token that a filter forbids; at least one of those allowed before stays.
+
+    Filters see logits / T, as transformers' warpers do; what is returned is not divided by T.
+    """
     if not sampling.filtered or not sampling.temperature:
         return logits_NV  # as in `generate`, filters are for sampling only
     scaled_NV = logits_NV / sampling.temperature

@@ -25,7 +25,10 @@ Bits: TypeAlias = NDArray[np.uint8]
 
 
 def json_schema(schema: Mapping[str, object], lenient: bool = False) -> str:
-    """The grammar of JSON that a schema describes; `lenient` passes over keywords that llguidance cannot enforce."""
+    """The grammar of JSON that a schema describes; `lenient` passes over keywords that llguidance cannot enforce.
+
+    A schema that llguidance cannot read is refused when its grammar is read (`Grammars.grammar`).
+    """
     return LLMatcher.grammar_from_json_schema(laid_out(schema, lenient))
 
 
@@ -35,7 +38,7 @@ def regex(pattern: str) -> str:
 
 
 class Grammars:
-    """Makes grammars for one tokenizer; `stop_tokens` are what may follow a finished text."""
+    """Makes grammars for one tokenizer; `stop_tokens` may follow a finished text. Raises BadGrammar without any."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, vocabulary: int, stop_tokens: Iterable[int]) -> None:
         ends = sorted(stop_tokens)
@@ -79,7 +82,7 @@ class Parse:
             self._fail()
 
     def allowed(self, paths: Items[tuple[int, ...]], vocabulary: int) -> Tensor:
-        """Which tokens may follow the answer and each path, [P, V] bool; any below one that may not come."""
+        """Which tokens may follow the answer and each path, bool [P, V] on CPU; all below a path that may not come."""
         bits_PB = np.stack([self._bits_after(path) for path in paths])
         return torch.from_numpy(np.unpackbits(bits_PB, axis=1, count=vocabulary, bitorder="little").view(np.bool_))
 

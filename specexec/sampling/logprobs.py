@@ -12,7 +12,10 @@ from specexec.stats import Logprob
 
 
 def logprobs(head: Callable[[Tensor], Tensor], hidden_NH: Tensor, tokens: Items[int], most: int) -> tuple[Logprob, ...]:
-    """log softmax(logits) of tokens[n] after row n, and the `most` likeliest tokens there."""
+    """log softmax(logits) of tokens[n] after row n, natural logarithms, and the `most` likeliest tokens there.
+
+    `head` makes float32 logits of hidden states, [R, H] → [R, V]; it gets at most HEAD_ROWS rows at a time.
+    """
     found: list[Logprob] = []
     for start in range(0, len(tokens), HEAD_ROWS):
         chosen = tokens[start : start + HEAD_ROWS]

@@ -81,7 +81,7 @@ def gumbel(bits: np.ndarray[tuple[int, ...], np.dtype[np.uint64]]) -> np.ndarray
 
 
 def philox_row(seed: int, position: int, count: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint64]]:
-    """64 random bits for each of the ids 0 … count - 1, by numpy's own Philox (it promises these bits for ever)."""
+    """64 random bits for each of the ids 0 … count - 1, uint64, by numpy's own Philox (which promises these bits)."""
     key = np.array([seed % 2**64, position], np.uint64)
     # numpy increments the counter before its first block: start at -1 to make block 0 the counter 0.
     start = np.full(4, 2**64 - 1, np.uint64)

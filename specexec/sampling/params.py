@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How to choose and when to stop.
+    """How to choose and when to stop. Raises BadSampling for a value that a field cannot have.
 
-    None leaves a value to the model (its generation_config.json), and the seed to chance. Off are top_p and typical_p
+    None leaves a value to the model (its generation_config.json); a seed is drawn then. Off are top_p and typical_p
     1, the penalties named repetition 1, and any other number 0.
 
     `logit_bias` holds (token, what to add to its logit). `grammar` (Engine.grammar) is what the answer must look like.
     `stop_token_ids` end an answer beside the model's own ends, also under `ignore_eos`. `min_tokens` is transformers'
     min_new_tokens, and goes before `min_length`, which counts the prompt.
-    `logprobs` asks for the log-probability of every token, and of so many alternatives; `prompt_logprobs` for those of
-    the prompt too, which is then computed in full.
+    `logprobs` asks for the natural log-probability of every token, and of so many alternatives; `prompt_logprobs` those
+    of the prompt too, which is then computed in full.
     """
 
     temperature: float | None = None

@@ -76,7 +76,7 @@ class History:
 
 
 def processed(logits_NV: Tensor, histories: Items[History]) -> Tensor:
-    """Row n as histories[n] wants it. All of them are of one text."""
+    """Logits float32 [N, V], row n changed by what histories[n] says. All histories are of one text, any lengths."""
     if not histories or not (processors := histories[0].processors):
         return logits_NV
     rows_of = defaultdict(list)

@@ -34,7 +34,7 @@ class NoiseRows(Protocol):
 def constrained(
     logits_NV: Tensor, sampling: SamplingParams, parse: Parse | None, tree: TokenTree, nodes: Items[int]
 ) -> Tensor:
-    """Logits after `nodes` (ROOT = after the text) with the bias added, and -inf where the grammar forbids a token."""
+    """Logits [N, V] after `nodes` (ROOT = after the text) with the bias, and -inf where the grammar forbids a token."""
     biases = {token: bias for token, bias in sampling.logit_bias if token < logits_NV.shape[-1]}
     if biases:
         logits_NV = logits_NV.clone()
@@ -46,7 +46,7 @@ def constrained(
 
 
 def with_noise(logits_NV: Tensor, temperature: float, noise: NoiseRows, positions: Items[int]) -> Tensor:
-    """Scores whose argmax is the choice: row n gets T * G of positions[n]. At T = 0 no noise is ever drawn.
+    """Scores [N, V] whose argmax is the choice: row n gets T * G of positions[n]. At T = 0 no noise is drawn.
 
     The noise has the target's ids; a drafter's logits may end before.
     """
@@ -66,7 +66,10 @@ def compared(logits_V: Tensor, sampling: SamplingParams, history: History, noise
 
 
 def at_an_edge(logits_V: Tensor, sampling: SamplingParams, noise: NoiseRows, position: int, unit: float) -> bool:
-    """Whether logits that are off by `unit` might let another token win: let in by a filter, or the winner kept out."""
+    """Whether logits that are off by `unit` might let another token win: let in by a filter, or the winner kept out.
+
+    `unit` has the unit of logits; `logits_V` are processed, not filtered.
+    """
     heat = sampling.temperature or 0.0
     if not sampling.filtered or not heat:
         return False

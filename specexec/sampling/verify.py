@@ -43,8 +43,8 @@ class Acceptance:
 
 
 def check_finite(best: Tensor) -> None:
-    """Refuse logits whose maxima are not numbers. A damaged weight shows here at the latest; a silent argmax over NaN
-    would become text."""
+    """Raise BrokenLogits unless the maxima of N rows, [N], are finite. A damaged weight shows here at the latest: the
+    argmax over NaN would silently become text."""
     if not bool(torch.isfinite(best).all()):
         raise BrokenLogits(
             "the target's logits are not finite (NaN or infinity).",
@@ -54,7 +54,7 @@ def check_finite(best: Tensor) -> None:
 
 
 class Opinion:
-    """What the target thinks at every node of one tree, given its final hidden states [M, H].
+    """The target's choices at every node of one tree, given its final hidden states [M, H].
 
     `position` is that of the first token to choose, `parse` says what a grammar allows from there on. Logits exist only
     for the rows a walk visits. `settle`, where it is given, has the last word about a node's scores (exact_ties.py).

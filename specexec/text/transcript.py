@@ -72,7 +72,7 @@ def _after(encoding: Tokens, known: list[int], fresh: list[int]) -> list[int] | 
     same = common(known, fresh)
     if same == len(known):
         return fresh[same:]
-    start = max(same - 1, 0)  # a decoder may drop a blank at the very beginning: that of a token both have
+    start = max(same - 1, 0)  # a decoder may drop a blank at the beginning: that of a token both have
     text = encoding.raw(known[start:])
     end = bisect_left(range(len(fresh) + 1), len(text), lo=same, key=lambda at: len(encoding.raw(fresh[start:at])))
     return fresh[end:] if encoding.raw(fresh[start:end]) == text else None

@@ -29,7 +29,7 @@ class _Children(NamedTuple):
 class Growth:
     """A growing tree and which of its nodes have been asked for children. `started`: the text itself has.
 
-    `ahead`: some of the nodes were asked about while a sweep streamed, before the text came here.
+    `expanded_N`: bool [N]. `ahead`: some nodes were asked about while a sweep streamed, before the text came here.
     `aside`: children that only matter if the text comes to their parent, several times as many as there are others.
     """
 
@@ -45,7 +45,10 @@ class Growth:
         return int(self.expanded_N.sum())
 
     def open_nodes(self, bar: float, depth: int, most: int) -> list[int]:
-        """The best nodes to ask next: reach above `bar`, children within `depth` levels, at most `most` of them."""
+        """The `most` best nodes to ask next: reach (a log-probability) above `bar`, children within `depth` levels.
+
+        The parallel Dijkstra of SpecExec (arXiv 2406.02532, algorithm 1) asks them all in one pass of the drafter.
+        """
         if depth < 1:
             return []
         if not self.started:
@@ -55,7 +58,7 @@ class Growth:
         return nodes[highest(self.tree.reach_N[nodes], most)].tolist()
 
     def reach(self, nodes: list[int], log_probs_NK: Floats) -> Floats:
-        """What children of these nodes would reach, [N, K]."""
+        """What children of these nodes would reach: float64 [N, K], log-probabilities."""
         return self.tree.reach_of(nodes)[:, None] + log_probs_NK
 
     def add(
@@ -68,7 +71,8 @@ class Growth:
     ) -> None:
         """Append the children of the asked nodes whose reach lies above `bar`; put aside others that likely follow.
 
-        One bar for all, or one for each node's children, [N, 1].
+        `tokens_NK` int64, `log_probs_NK` float64 given the parent, `origins_NK` int64 bits of members. One bar for all,
+        or one for each node's children, [N, 1].
 
         A node is asked only once: if the text comes to it, its likely children must be there, however far off it was.
         """
@@ -98,7 +102,7 @@ class Growth:
         self.expanded_N = np.concatenate([self.expanded_N, np.zeros(len(new.tokens_N), bool)])
 
     def below(self, tokens: tuple[int, ...]) -> Ints | None:
-        """Names of all nodes below the path that spells `tokens`; None if that path was not guessed and asked about."""
+        """Indices of all nodes below the path that spells `tokens`, int64; None if that was not guessed and asked."""
         node = ROOT
         for token in tokens:
             child = self.tree.child(node, token)

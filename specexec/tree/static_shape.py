@@ -12,7 +12,11 @@ from specexec.tree.tree import ROOT, Floats, Ints
 
 @dataclass(frozen=True)
 class TreeShape:
-    """A tree of ranks, parents before children, likeliest first."""
+    """A tree of ranks, parents before children, likeliest first.
+
+    parents_N (ROOT = -1) and ranks_N (0 = the drafter's best child) are int64, chances_N float64: the probability that
+    the text passes through the node.
+    """
 
     parents_N: Ints
     ranks_N: Ints
@@ -20,7 +24,10 @@ class TreeShape:
 
 
 def static_tree(chance_K: Floats, nodes: int, depth: int) -> TreeShape:
-    """The `nodes` likeliest paths of at most `depth` ranks, if every child of rank k has chance_K[k]."""
+    """The `nodes` likeliest paths of at most `depth` ranks, if every child of rank k has the probability chance_K[k].
+
+    That a chance depends on the rank alone is the positional acceptance assumption of Sequoia (arXiv 2402.12374).
+    """
     parents: list[int] = []
     ranks: list[int] = []
     chances: list[float] = []

@@ -21,7 +21,8 @@ class TokenTree:
     """Guessed continuations of one text, parents before children.
 
     tokens_N and parents_N are int64; a parent of ROOT (-1) means the node follows the last token of the text.
-    reach_N is float64: the estimated log-probability that the target's own text passes through the node.
+    reach_N is float64: the estimated natural log-probability that the target's own text passes through the node. Its
+    sum of probabilities over a tree is the expected number of accepted tokens (SpecExec, arXiv 2406.02532).
     ids_N names the nodes: trimming a tree moves them, their names stay. By default a node's name is its index.
     origin_N says who guessed them, where several did: bit m for member m. Only for display.
     """
@@ -39,7 +40,7 @@ class TokenTree:
 
     @staticmethod
     def of(tokens: Iterable[int], parents: Iterable[int], reach: Iterable[float] | None = None) -> TokenTree:
-        """A tree from plain lists; without `reach` every node counts as certain."""
+        """A tree from plain lists of equal length; without `reach` every node counts as certain (0.0)."""
         tokens_N = np.array(list(tokens), np.int64)
         reach_N = np.zeros(len(tokens_N)) if reach is None else np.array(list(reach), np.float64)
         return TokenTree(tokens_N, np.array(list(parents), np.int64), reach_N)
@@ -66,7 +67,7 @@ class TokenTree:
 
     @cached_property
     def depth_N(self) -> Ints:
-        """Edges above each node, counted from the text: 0 for a direct continuation."""
+        """Edges above each node, counted from the text, int64 [N]: 0 for a direct continuation."""
         return depths(self.parents_N)
 
     def child(self, node: int, token: int) -> int | None:
@@ -83,7 +84,7 @@ class TokenTree:
         return nodes[::-1]
 
     def below(self, node: int) -> NDArray[np.bool_]:
-        """Which nodes are `node` or lie below it, [N]."""
+        """Which nodes are `node` or lie below it, bool [N]."""
         below_N = np.zeros(len(self) + 1, bool)  # the last slot answers for ROOT
         below_N[node] = True
         for level in range(int(self.depth_N[node]) + 1, int(self.depth_N.max()) + 1):
@@ -96,7 +97,7 @@ class TokenTree:
         return tuple(self.tokens_N[self.path(node)].tolist())
 
     def extended(self, tokens: Ints, parents: Ints, reach: Floats, origin: Ints | None = None) -> TokenTree:
-        """This tree with more nodes behind the others; their parents are among those already here."""
+        """This tree with n more nodes behind the others, arrays [n]; their parents are among those already here."""
         more = TokenTree(
             np.concatenate([self.tokens_N, tokens]),
             np.concatenate([self.parents_N, parents]),
@@ -109,7 +110,7 @@ class TokenTree:
         return more._with_depth(np.concatenate([self.depth_N, depth_new]))
 
     def reach_of(self, nodes: list[int]) -> Floats:
-        """The reach of these nodes. The text itself, ROOT, is certain, and asked about alone."""
+        """The reach of these nodes, float64. That of the text itself, [ROOT], is 0.0; ROOT is asked about alone."""
         return np.zeros(1) if nodes == [ROOT] else self.reach_N[nodes]
 
     def _with_depth(self, depth_N: Ints) -> TokenTree:
@@ -132,7 +133,7 @@ class TokenTree:
 
 
 def highest(reach_N: Floats, count: int) -> Ints:
-    """Indices of the `count` highest, ascending; of equals the earlier ones. Linear in N: nothing is sorted."""
+    """Indices of the `count` highest, ascending, int64; of equals the earlier ones. Linear in N: no sort of values."""
     if len(reach_N) <= count:
         return np.arange(len(reach_N))
     if not count:
@@ -160,7 +161,7 @@ def depths(parents_N: Ints) -> Ints:
 class Intervals:
     """Depth-first visiting times: `a` is an ancestor of `b`, or `b` itself, iff enter[a] <= enter[b] < leave[a].
 
-    Linear in N where an ancestor matrix would be quadratic.
+    int64 [N] each. Linear in N where an ancestor matrix would be quadratic.
     """
 
     enter_N: Ints

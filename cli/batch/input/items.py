@@ -33,7 +33,7 @@ class Item:
     """A line to answer, or the reason why it cannot be. `wishes` replace the run's own sampling.
 
     `asked` is the line as a request: it may want several texts, tools, a schema. `answered`: the line also held an
-    answer, which is left out. `duplicate_of` is the id of the first item that asks the very same, if one answer shall
+    answer, which is left out. `duplicate_of` is the id of the first item that asks the same, if one answer shall
     serve both.
     """
 

@@ -12,7 +12,7 @@ from offload.machine.atomic_write import replacing
 
 @contextmanager
 def on_disk(path: Path, what: str) -> Iterator[None]:
-    """A failure to write inside the block becomes a refusal that says so and how to go on."""
+    """A failure to write inside the block becomes a refusal that says so and how to continue."""
     try:
         yield
     except OSError as problem:
@@ -24,6 +24,6 @@ def on_disk(path: Path, what: str) -> Iterator[None]:
 
 
 def replace_file(path: Path, content: str) -> None:
-    """Put `content` at `path`, at once and for good: readers and crashes see the old file or the new one."""
+    """Put `content` at `path`, atomically and synced: readers and crashes see the old file or the new one."""
     with replacing(path) as file:
         file.write(content.encode())

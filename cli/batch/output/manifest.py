@@ -58,7 +58,7 @@ def read_manifest(path: Path) -> Manifest | None:
 
 
 def check_same(output: Path, then: Manifest | None, now: Manifest) -> None:
-    """Refuse to go on in a file that was made in another way, and say what differs."""
+    """Refuse to continue a file that was made in another way, and say what differs."""
     if then is None or then.version != now.version:
         raise ManifestMismatch(
             f"{output} cannot be continued: its manifest is missing or not one of this version.",

@@ -96,7 +96,7 @@ def fold(folder: Folder) -> Folded:
 
 
 def refuse_unknown(folder: Folder) -> None:
-    """Refuse a method of quantisation that no format here can undo."""
+    """Raise UnsupportedModel for a method of quantisation that no format here can undo."""
     config = folder.config.get("quantization_config")
     if not config:
         return
