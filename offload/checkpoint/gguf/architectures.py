@@ -2,7 +2,7 @@
 
 Names and settings follow llama.cpp's own converter (conversion/*.py), read backwards. What it changed in the values is
 written behind a tensor's name, for quantized/gguf.py to undo: rows of queries and keys with the two halves of each head
-in turns (`pairs9`: 9 heads).
+in turns (`pairs9`: 9 heads), norms that are one larger (`plus1`).
 """
 
 import math
@@ -24,8 +24,43 @@ ATTENTION = {
     "attn_v": "self_attn.v_proj",
     "attn_output": "self_attn.o_proj",
 }
+HEAD_NORMS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
 DENSE = {"ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"}
 LLAMA = {**ATTENTION, "ffn_norm": "post_attention_layernorm", **DENSE}
+# `*` is the number of an expert; a tensor of all experts becomes as many.
+EXPERTS = {
+    "ffn_gate_inp": "mlp.gate",
+    "ffn_gate_exps": "mlp.experts.*.gate_proj",
+    "ffn_up_exps": "mlp.experts.*.up_proj",
+    "ffn_down_exps": "mlp.experts.*.down_proj",
+}
+SHARED_EXPERT = {
+    "ffn_gate_inp_shexp": "mlp.shared_expert_gate",
+    "ffn_gate_shexp": "mlp.shared_expert.gate_proj",
+    "ffn_up_shexp": "mlp.shared_expert.up_proj",
+    "ffn_down_shexp": "mlp.shared_expert.down_proj",
+}
+MIXTRAL = {
+    "ffn_gate_inp": "block_sparse_moe.gate",
+    "ffn_gate_exps": "block_sparse_moe.experts.*.w1",
+    "ffn_up_exps": "block_sparse_moe.experts.*.w3",
+    "ffn_down_exps": "block_sparse_moe.experts.*.w2",
+}
+GEMMA_2 = {
+    **ATTENTION,
+    **DENSE,
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+PHI_3 = {
+    "attn_norm": "input_layernorm",
+    "attn_qkv": "self_attn.qkv_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_up": "mlp.gate_up_proj",
+    "ffn_down": "mlp.down_proj",
+}
 # Llama 3.1 and later; a GGUF holds the factors that follow from these, and their largest is the one that varies.
 LLAMA_3_LOW, LLAMA_3_HIGH, LLAMA_3_CONTEXT = 1.0, 4.0, 8192
 
@@ -40,6 +75,7 @@ class Architecture:
     settings: Callable[[GgufFacts], Settings]
     pairs: bool = False
     """Whether rows of queries and keys are stored with the two halves of each head in turns."""
+    norms_plus_1: bool = False
 
 
 def config_of(facts: GgufFacts) -> Settings:
@@ -61,9 +97,9 @@ def architecture_of(facts: GgufFacts) -> Architecture:
     """The row of the table. Raises UnsupportedModel."""
     name = facts.architecture
     if name == "llama" and facts.has("expert_count"):
-        raise facts.refuse("has experts, whose names are not known here")
+        name = "llama (experts)"
     if name not in ARCHITECTURES:
-        known = ", ".join(sorted(ARCHITECTURES))
+        known = ", ".join(sorted(one for one in ARCHITECTURES if "(" not in one))
         raise facts.refuse(f"is of an architecture whose names are not known here; known are {known}")
     return ARCHITECTURES[name]
 
@@ -77,7 +113,7 @@ def _basics(facts: GgufFacts, rope: Settings | None = None) -> Settings:
         "vocab_size": vocabulary,
         "hidden_size": width,
         "num_hidden_layers": facts.layers,
-        "intermediate_size": facts.count("feed_forward_length"),
+        "intermediate_size": facts.count("feed_forward_length", _width_of_experts(facts)),
         "num_attention_heads": heads,
         "num_key_value_heads": facts.count("attention.head_count_kv", heads),
         "head_dim": _head_dim(facts),
@@ -140,6 +176,107 @@ def _llama(facts: GgufFacts) -> Settings:
     return {**_basics(facts), **{name: f"blk.0.{bias}" in facts.tensors for name, bias in biases.items()}}
 
 
+def _mixtral(facts: GgufFacts) -> Settings:
+    experts = {
+        "num_local_experts": facts.count("expert_count"),
+        "num_experts_per_tok": facts.count("expert_used_count"),
+    }
+    return {**_basics(facts), **experts, "sliding_window": None}
+
+
+def _qwen_moe(facts: GgufFacts) -> Settings:
+    return {
+        **_basics(facts),
+        "num_experts": facts.count("expert_count"),
+        "num_experts_per_tok": facts.count("expert_used_count"),
+        "moe_intermediate_size": facts.count("expert_feed_forward_length"),
+        # llama.cpp knows no other step either: every layer has experts.
+        "decoder_sparse_step": 1,
+    }
+
+
+def _qwen_2_moe(facts: GgufFacts) -> Settings:
+    shared = facts.shape("blk.0.ffn_up_shexp.weight")[0]
+    return {**_qwen_moe(facts), "shared_expert_intermediate_size": shared, "norm_topk_prob": False}
+
+
+def _qwen_3_moe(facts: GgufFacts) -> Settings:
+    return {**_qwen_moe(facts), "norm_topk_prob": True}
+
+
+def _gemma(facts: GgufFacts) -> Settings:
+    return {**_basics(facts), "tie_word_embeddings": True}
+
+
+def _gemma_2(facts: GgufFacts) -> Settings:
+    return {
+        **_gemma(facts),
+        # llama.cpp's own rule: the file does not say, and of the published models the one of 46 layers differs.
+        "query_pre_attn_scalar": _width_of_heads(facts) if facts.layers == 46 else _head_dim(facts),
+        "sliding_window": facts.count("attention.sliding_window"),
+        "attn_logit_softcapping": facts.real("attn_logit_softcapping", 50.0),
+        "final_logit_softcapping": facts.real("final_logit_softcapping", 30.0),
+    }
+
+
+def _gemma_3(facts: GgufFacts) -> Settings:
+    local: Settings = {"rope_type": "default", "rope_theta": facts.real("rope.freq_base_swa", 10000.0)}
+    capped = facts.has("final_logit_softcapping")
+    return {
+        **_gemma(facts),
+        "query_pre_attn_scalar": _width_of_heads(facts) if facts.layers == 62 else _head_dim(facts),
+        "sliding_window": facts.count("attention.sliding_window"),
+        "final_logit_softcapping": facts.real("final_logit_softcapping") if capped else None,
+        "attn_logit_softcapping": None,
+        "rope_parameters": {"full_attention": _rope(facts), "sliding_attention": local},
+    }
+
+
+def _width_of_experts(facts: GgufFacts) -> int | None:
+    return facts.count("expert_feed_forward_length") if facts.has("expert_feed_forward_length") else None
+
+
+def _width_of_heads(facts: GgufFacts) -> int:
+    return facts.count("embedding_length") // facts.count("attention.head_count")
+
+
+def _phi_3(facts: GgufFacts) -> Settings:
+    dim = facts.count("embedding_length") // facts.count("attention.head_count")
+    rotated = facts.count("rope.dimension_count", dim)
+    long, short = facts.factors("rope_factors_long.weight"), facts.factors("rope_factors_short.weight")
+    rope = _rope(facts, rotated)
+    if rotated != dim:
+        rope["partial_rotary_factor"] = rotated / dim
+    original = facts.count("rope.scaling.original_context_length", facts.count("context_length"))
+    if long and short:
+        rope |= {"rope_type": "longrope", "long_factor": [*long], "short_factor": [*short]}
+        rope |= {"original_max_position_embeddings": original}
+    window = facts.count("attention.sliding_window", 0, least=0)
+    settings = {**_basics(facts, rope), "original_max_position_embeddings": original, "sliding_window": window or None}
+    return {name: value for name, value in settings.items() if name != "head_dim"}
+
+
+def _granite(facts: GgufFacts) -> Settings:
+    return {
+        **_llama(facts),
+        "attention_multiplier": facts.real("attention.scale", 1.0),
+        "embedding_multiplier": facts.real("embedding_scale", 1.0),
+        "residual_multiplier": facts.real("residual_scale", 1.0),
+        "logits_scaling": facts.real("logit_scale", 1.0),
+    }
+
+
+QWEN_3 = {**LLAMA, **HEAD_NORMS}
 ARCHITECTURES = {
     "llama": Architecture("llama", "LlamaForCausalLM", LLAMA, _llama, pairs=True),
+    "llama (experts)": Architecture("mixtral", "MixtralForCausalLM", {**LLAMA, **MIXTRAL}, _mixtral, pairs=True),
+    "qwen2": Architecture("qwen2", "Qwen2ForCausalLM", LLAMA, _basics),
+    "qwen2moe": Architecture("qwen2_moe", "Qwen2MoeForCausalLM", {**LLAMA, **EXPERTS, **SHARED_EXPERT}, _qwen_2_moe),
+    "qwen3": Architecture("qwen3", "Qwen3ForCausalLM", QWEN_3, _basics),
+    "qwen3moe": Architecture("qwen3_moe", "Qwen3MoeForCausalLM", {**QWEN_3, **EXPERTS}, _qwen_3_moe),
+    "gemma": Architecture("gemma", "GemmaForCausalLM", LLAMA, _gemma, norms_plus_1=True),
+    "gemma2": Architecture("gemma2", "Gemma2ForCausalLM", GEMMA_2, _gemma_2, norms_plus_1=True),
+    "gemma3": Architecture("gemma3_text", "Gemma3ForCausalLM", {**GEMMA_2, **HEAD_NORMS}, _gemma_3, norms_plus_1=True),
+    "phi3": Architecture("phi3", "Phi3ForCausalLM", PHI_3, _phi_3),
+    "granite": Architecture("granite", "GraniteForCausalLM", LLAMA, _granite, pairs=True),
 }

@@ -65,7 +65,7 @@ def _undo(short: str, found: Architecture, facts: GgufFacts) -> str:
     heads = facts.count("attention.head_count")
     if found.pairs and short in ("attn_q", "attn_k"):
         return f"pairs{heads if short == 'attn_q' else facts.count('attention.head_count_kv', heads)}"
-    return ""
+    return "plus1" if found.norms_plus_1 and short.endswith("norm") else ""
 
 
 def _stored(name: str, undo: str, tensor: GgufTensor, file: Path, shape: tuple[int, ...], offset: int) -> NamedTensor:
