@@ -124,6 +124,16 @@ def test_a_row_has_the_same_bits_in_any_company(
     assert torch.equal(among[one : one + 1], alone)
 
 
+@pytest.mark.parametrize("inference", [False, True])
+def test_rows_that_change_between_two_linears_are_read_again(inference: bool) -> None:
+    first, second = (RowCodes.of(*quantise_int8(noise(8, 16, seed=seed)), torch.float32) for seed in (1, 2))
+    with torch.inference_mode(inference):
+        rows = noise(3, 16)
+        nn.functional.linear(rows, first)
+        rows.mul_(-2)
+        assert torch.equal(nn.functional.linear(rows, second), nn.functional.linear(rows.clone(), second))
+
+
 def test_every_other_function_sees_its_numbers() -> None:
     codes, scales = quantise_int8(noise(6, 8))
     weight = RowCodes.of(codes, scales, torch.float32)

@@ -24,9 +24,15 @@ USUAL = frozenset(
 USUAL_ROPE = (None, "default", "linear", "llama3", "yarn", "su")
 USUAL_LAYERS = frozenset(("full_attention", "sliding_attention"))
 # Models that cannot be streamed at all, and why.
-REFUSED = {"recurrent_gemma": "its layers keep the state of a text in themselves, so that two texts would mix"}
+REFUSED = {
+    "recurrent_gemma": "its layers keep the state of a text in themselves, so that two texts would mix",
+    "minimax": "its layers keep the state of a text in a cache of their own kind",
+}
 # Models that decode plainly although their class claims more, and why.
-NO_TREES = {"diffllama": "its layers attend more than once"}
+NO_TREES = {
+    "diffllama": "its layers attend more than once",
+    "doge": "its layers lay masks of their own over the text",
+}
 SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
 
 
