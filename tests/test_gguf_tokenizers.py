@@ -75,7 +75,11 @@ def header_of(family: str) -> GgufHeader:
     if model == "gpt2":
         metadata[MERGES] = [one if isinstance(one, str) else " ".join(one) for one in told["model"]["merges"]]
     else:
-        metadata[SCORES] = [-float(index) for index in order]
+        # As SentencePiece has them: the better, the earlier a token is merged (runs of blanks come last).
+        ranks: dict[str, int] = {}
+        for rank, pair in enumerate(told["model"]["merges"]):
+            ranks.setdefault("".join(pair.split(" ") if isinstance(pair, str) else pair), rank)
+        metadata[SCORES] = [-float(ranks.get(tokens[index], 0)) for index in order]
         metadata["tokenizer.ggml.add_space_prefix"] = family == "llama2"
         metadata["tokenizer.ggml.unknown_token_id"] = next(index for index in order if tokens[index] == "<unk>")
         metadata["tokenizer.ggml.bos_token_id"] = next(index for index in order if tokens[index] in ("<s>", "<bos>"))
