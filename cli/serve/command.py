@@ -172,7 +172,7 @@ def _warm(engine: Engine, think: Think, screen: Screen) -> Engine:
 def short_name(model: str) -> str:
     """A name for clients: never a path, which is private."""
     path = Path(model).expanduser()
-    return path.resolve().name if path.is_dir() else model
+    return path.resolve().name.removesuffix(".gguf") if path.exists() else model
 
 
 def _check_extra() -> None:

@@ -183,7 +183,7 @@ class Decoder:
         pending = sequence.pending(self.target)
         end = len(pending) - 1
         below = np.where(tree.parents_N == ROOT, end, tree.parents_N + len(pending))
-        return Rows(cache, [*pending, *tree.tokens], [*range(-1, end), *below.tolist()])
+        return Rows(cache, [*pending, *tree.tokens], [*range(-1, end), *below.tolist()], len(pending))
 
     def _accept(self, sequence: Sequence, tree: TokenTree, hidden_RH: Tensor) -> Emitted:
         cache, pending = sequence.cache(self.target), len(sequence.pending(self.target))
