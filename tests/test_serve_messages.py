@@ -40,6 +40,9 @@ def client(server: Served, key: str = "none") -> anthropic.Anthropic:
     return anthropic.Anthropic(base_url=server.url, api_key=key, max_retries=0, timeout=120)
 
 
+GREEDY = {"temperature": 0}  # the client has no argument for it (2.14)
+
+
 def raw(server: Served, path: str = "/v1/messages", **body: object) -> httpx.Response:
     with server.http as http:
         return http.post(path, json={"max_tokens": 100, "messages": [{"role": "user", "content": "abc"}], **body})
@@ -90,7 +93,7 @@ def test_an_agent_talks_over_several_turns_and_a_stream_adds_up_to_the_whole(age
     asked: dict[str, Any] = {
         "model": "agent",
         "max_tokens": 200,
-        "temperature": 0,
+        "extra_body": GREEDY,
         "system": [{"type": "text", "text": "You are an agent.", "cache_control": {"type": "ephemeral"}}],
         "tools": [TOOL],
         "thinking": {"type": "enabled", "budget_tokens": 1024},
@@ -137,7 +140,7 @@ def result(call: Any, text: str) -> dict[str, Any]:
 
 
 def test_a_turn_that_is_cancelled_leaves_the_next_one_as_it_was(agent: Served) -> None:
-    asked: dict[str, Any] = {"model": "agent", "max_tokens": 200, "temperature": 0, "tools": [TOOL],
+    asked: dict[str, Any] = {"model": "agent", "max_tokens": 200, "extra_body": GREEDY, "tools": [TOOL],
                              "messages": [{"role": "user", "content": TASK}]}  # fmt: skip
     with client(agent) as api:
         before = api.messages.create(**asked)

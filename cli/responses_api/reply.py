@@ -57,7 +57,7 @@ class ResponsesReply:
     def alive(self, standing: Standing, unfinished: list[Choice], comments: bool) -> StreamEvent:
         return StreamEvent(comment=standing.words)  # every event has a number and a meaning; none of them says nothing
 
-    def _event(self, name: str, **more: object) -> StreamEvent:
+    def _event(self, name: str, /, **more: object) -> StreamEvent:
         self._sent += 1
         return StreamEvent({"type": name, "sequence_number": self._sent - 1, **more}, name)
 
