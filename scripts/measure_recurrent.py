@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 import time
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from specexec.model.recurrent.packed import PackedStates
 from specexec.model.tree_lm import Rows, TreeLM
 
 TEXT = 64
-SHAPE = {
+SHAPE: dict[str, Any] = {
     "hidden_size": 5120,
     "intermediate_size": 17408,
     "num_attention_heads": 24,

@@ -6,6 +6,7 @@ import random
 import shutil
 import struct
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -20,6 +21,7 @@ from cli.serve.command import short_name
 from offload.checkpoint.gguf.ggml_types import BY_NAME
 from offload.checkpoint.gguf.header import read_gguf
 from offload.checkpoint.headers import Entry, Folder, open_folder
+from offload.checkpoint.quantized import compiled as compiled_loop
 from offload.checkpoint.quantized import ggml_blocks
 from offload.checkpoint.quantized.quantize import dequantise
 from offload.checkpoint.quantized.stored import fold
@@ -66,14 +68,14 @@ def test_blocks_become_what_gguf_py_makes_of_them(
     name: str, compiled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By numba's loop, and by torch: for a GPU, and for a Python that numba does not know yet."""
-    assert ggml_blocks.fill_groups is not None
+    assert compiled_loop.fill_groups is not None
     if not compiled:
         monkeypatch.setattr(ggml_blocks, "fill_groups", None)
     rows, each = 70, 6
     blocks = random_blocks(name, rows * each).reshape(rows, -1)
     entry = Entry(f"x.weight.gguf.{name}", tmp_path, 0, blocks.nbytes, "U8", blocks.shape)
     (weight,) = fold(Folder(tmp_path, {}, {entry.name: entry}, {})).quantised.values()
-    expected = torch.from_numpy(gguf.dequantize(blocks, Kind[name]))
+    expected = torch.from_numpy(gguf.dequantize(blocks, getattr(Kind, name)))
     assert weight.shape == tuple(expected.shape)
     before = torch.get_num_threads()
     for threads, dtype in ((1, torch.float32), (3, torch.bfloat16), (1, torch.float16)):
@@ -100,7 +102,7 @@ def test_a_real_file_writes_the_text_that_transformers_writes() -> None:
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     with specexec.load(str(file), dtype="f32", offload="disk", drafter="ngram") as engine:
         tokens = engine.encoding.encode([{"role": "user", "content": "Name 3 colours."}])
-        chat = tokenizer.apply_chat_template(
+        chat: Any = tokenizer.apply_chat_template(
             [{"role": "user", "content": "Name 3 colours."}], add_generation_prompt=True
         )
         assert tokens == chat["input_ids"]
