@@ -26,6 +26,7 @@ from cli.chat.snapshot import read_snapshot, write_snapshot
 from specexec.drafters.ngram import NgramDrafter
 from specexec.drafters.sibling import SiblingDrafter
 from specexec.errors import SweepCancelled
+from specexec.model.architecture import only_plainly
 from specexec.model.cache import KVCache
 from specexec.model.recurrent import linear_state
 from specexec.model.recurrent.delta_rule import delta_rows
@@ -145,6 +146,14 @@ def below(settled: int) -> list[int]:
 @pytest.fixture(params=list(FAMILIES))
 def family(request: pytest.FixtureRequest) -> str:
     return str(request.param)
+
+
+def test_a_model_whose_whole_passes_are_not_its_steps_is_decoded_plainly() -> None:
+    """Nemotron-H in transformers 5.23: only whole passes hold a step at time_step_min."""
+    config = transformers.NemotronHConfig(**(BASE | FAMILIES["nemotron_h"][1] | {"time_step_min": 0.001}))
+    assert "time_step_min" in only_plainly(transformers.NemotronHForCausalLM, config)
+    config.time_step_min = 1e-6
+    assert not only_plainly(transformers.NemotronHForCausalLM, config)
 
 
 def test_every_node_has_the_hidden_state_of_its_own_path_and_takes_what_is_planned(family: str, tmp_path: Path) -> None:

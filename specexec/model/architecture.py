@@ -33,6 +33,7 @@ NO_TREES = {
     "diffllama": "its layers attend more than once",
     "doge": "its layers lay masks of their own over the text",
 }
+NEGLIGIBLE_STEP = 1e-5  # of a state space, where published configs have 1e-3
 SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
 
 
@@ -130,6 +131,9 @@ def check_tree_support(model_class: type[PreTrainedModel], config: PretrainedCon
             raise _unsupported(config, f"its {rope_type} RoPE depends on the longest position of the whole tree")
     if getattr(config, "attn_temperature_tuning", False):
         raise _unsupported(config, "its attention temperature counts slots, not positions")
+    if config.model_type == "nemotron_h" and config.time_step_min > NEGLIGIBLE_STEP:
+        # transformers 5.23 holds the steps of a whole pass at time_step_min, those of generate's single tokens not.
+        raise _unsupported(config, "with its time_step_min a pass over many tokens differs from those of generate")
     return layer_kinds(config)
 
 
