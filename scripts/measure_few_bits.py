@@ -73,7 +73,7 @@ def quality() -> None:
 
 
 def _texts() -> list[str]:
-    """English prose and a dialogue, all from this repository."""
+    """English prose, all from this repository."""
     return [
         (HERE / "README.md").read_text()[:2500],
         *((HERE / "docs" / name).read_text()[1000:3500] for name in ("streaming.md", "drafters.md", "batch.md")),
@@ -121,10 +121,10 @@ def linears(turns: int) -> None:
     for count in (1, 16, 64, 256):
         rows = torch.randn(count, I).bfloat16()
         tiles = nn.functional.pad(rows, (0, 0, 0, max(16 - count, 0)))
-        ways = {
-            "bf16": lambda tiles=tiles: nn.functional.linear(tiles, weight),
+        ways: dict[str, Callable[[], object]] = {
+            "bf16": partial(nn.functional.linear, tiles, weight),
             **{form: partial(after, form, tiles) for form in forms},
-            "integers": lambda rows=rows: nn.functional.linear(rows, in_integers),
+            "integers": partial(nn.functional.linear, rows, in_integers),
         }
         found_ms = _turns(ways, turns, time.thread_time)
         click.echo(f"| {count} | " + " | ".join(f"{found_ms[name]:.1f}" for name in ways) + " |")
@@ -177,9 +177,9 @@ def steps(turns: int, threads: int) -> None:
         def step(theirs: nn.Module = theirs, past: object = past) -> None:
             with torch.no_grad():
                 theirs(torch.tensor([[PAST]]), past_key_values=past, use_cache=True)
-            past.crop(PAST)  # type: ignore[attr-defined]  # a DynamicCache
+            past.crop(-1)  # type: ignore[attr-defined]  # a DynamicCache, which takes back that token
 
-        ways = {
+        ways: dict[str, Callable[[], object]] = {
             "ours": partial(_sweep, lm, cache, 1), "theirs": step, "wide": partial(_sweep, lm, cache, 16),
         }  # fmt: skip
         found_ms = _turns(ways, turns, time.perf_counter)

@@ -20,6 +20,10 @@ KEY_BLOCK = 1024  # keys of one block of attention
 WIDENED = 1 << 22  # weights of 16 bits that are there in float32 at a time, at most
 HEAD_ROWS = 64  # rows whose logits exist at a time
 GROWTH_ROWS = 256  # keys and values grow by whole multiples: a copy so often is nothing beside a sweep
+SNAPSHOTS = 4  # earlier states of recurrent layers that a text keeps in RAM, beside
+STATES = 2  # where they compute: that of the committed text, and that after what a sweep adds to it
+TRIANGLE = 128  # nodes whose writes into a recurrent state are found together
+SNAPSHOT_TOKENS = 4096  # at least one in so many tokens
 BEAMS = 128  # nodes that a drafter is asked about at a time, and rows that go through its head
 PASSES = 16  # about as many let a large tree grow: more nodes are asked about at a time
 ALONG = 128  # rows of one text that a drafter has read before it was asked about them, at a time
@@ -64,6 +68,11 @@ class Widths:
     item_B: int
     token_B: int
     kept: int
+    states_B: int = 0
+    """States of all recurrent layers after one text."""
+    node_states_B: int = 0
+    """What those layers keep of one guess."""
+    state_heads: int = 0
 
 
 def widths_of(config: Mapping[str, object], item_B: int, kept: Sequence[int]) -> Widths:
@@ -100,7 +109,17 @@ def _widest_head(config: Mapping[str, object]) -> int:
 
 def workspace(widths: Widths, ctx: int, nodes: int) -> dict[str, int]:
     """Bytes by what they are for, of one text of `ctx` tokens with `nodes` guesses below it: its largest sweep."""
-    return _sweep_B(widths, ctx + nodes, HEAD_ROWS)
+    return {**_sweep_B(widths, ctx + nodes, HEAD_ROWS), "recurrent states": recurrent_B(widths, nodes)}
+
+
+def recurrent_B(widths: Widths, nodes: int) -> int:
+    """States of one text where they compute, and what recurrent layers keep of `nodes` guesses below it."""
+    return STATES * widths.states_B + nodes * widths.node_states_B
+
+
+def snapshots_B(widths: Widths) -> int:
+    """Earlier states of one text, in RAM."""
+    return SNAPSHOTS * widths.states_B
 
 
 def beams(nodes: int) -> int:
@@ -122,12 +141,22 @@ def drafting_B(widths: Widths, ctx: int, nodes: int) -> int:
     """The same for a model that drafts: it keeps keys of a larger tree, and is asked about a few nodes at a time."""
     scores_B = drafted(nodes) * CANDIDATES * CANDIDATE_B
     sweep_B = sum(_sweep_B(widths, max(ctx, beams(nodes)), BEAMS).values())
-    return guesses_B(widths, ctx, drafter_rows(nodes)) + scores_B + sweep_B
+    states_B = recurrent_B(widths, drafter_rows(nodes)) + snapshots_B(widths)
+    return guesses_B(widths, ctx, drafter_rows(nodes)) + scores_B + sweep_B + states_B
 
 
 def node_B(target: Widths, drafters: Iterable[Widths]) -> int:
     """One more guess in a sweep of many texts, beside its keys and values: at most this."""
-    return _row_B(target) + sum(_row_B(drafter) + AHEAD * CANDIDATES * CANDIDATE_B for drafter in drafters)
+    own_B = _row_B(target) + target.node_states_B
+    return own_B + sum(
+        _row_B(drafter) + AHEAD * (CANDIDATES * CANDIDATE_B + drafter.node_states_B) for drafter in drafters
+    )
+
+
+def text_B(target: Widths, drafters: Iterable[Widths]) -> int:
+    """What a text takes where it computes however short it is."""
+    drafts_B = (recurrent_B(drafter, drafter_rows(1)) + snapshots_B(drafter) for drafter in drafters)
+    return noise_B(target) + recurrent_B(target, 0) + sum(drafts_B)
 
 
 def noise_B(widths: Widths) -> int:
@@ -157,7 +186,7 @@ def nodes_of(budget: int | Literal["auto"], widths: Widths, ctx: int, free_B: in
 def _sweep_B(widths: Widths, rows: int, head_rows: int) -> dict[str, int]:
     norm_B = rows * _norm_B(widths)
     logits_B = head_rows * widths.vocabulary * (widths.item_B + 4 * F32_B)  # as computed, float32, noise, sum and best
-    block_B = max(_attention_B(widths, rows), _mlp_B(widths, rows), norm_B, logits_B)
+    block_B = max(_attention_B(widths, rows), _mlp_B(widths, rows), _triangle_B(widths, rows), norm_B, logits_B)
     return {
         "activations": rows * (_row_B(widths) - _norm_B(widths)),
         "a block of attention, MLP or logits": block_B,
@@ -179,6 +208,11 @@ def _mlp_B(widths: Widths, rows: int) -> int:
     """Gate, up and their product; linears of 16 bits sum in float32, on some CPUs of weights in float32."""
     widened_B = min(WIDENED, widths.ff * widths.hidden) * F32_B if widths.item_B < F32_B else 0
     return min(rows, CHUNK) * widths.ff * (3 * widths.item_B + F32_B) + widened_B
+
+
+def _triangle_B(widths: Widths, rows: int) -> int:
+    """Of every head how much of each node reaches each other one: exponents in float64, and in float32 twice two."""
+    return widths.state_heads * min(rows, TRIANGLE) ** 2 * (2 * F32_B + 4 * F32_B + 2 * F32_B)
 
 
 def _attention_B(widths: Widths, rows: int) -> int:

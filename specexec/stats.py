@@ -155,7 +155,8 @@ class Burst:
 
     `hit`: whether the next tree starts from what was guessed meanwhile; None if nothing was, or if the text has ended.
     `logprobs` has one entry per token if they were asked for; `prompt_logprobs`, in the first burst, one for every
-    token of the prompt but the first. `piece` is its text split into content, thoughts and calls, in a dialogue.
+    token of the prompt but the first. `piece` is its text told apart into content, thoughts and calls, in a dialogue.
+    `stop_text` is the stop string that ended the text, if one did.
     """
 
     tokens: tuple[int, ...]
@@ -170,6 +171,7 @@ class Burst:
     hit: bool | None = None
     limit: Limit | None = None
     piece: Piece = field(default_factory=Piece)
+    stop_text: str | None = None
 
     @property
     def overlap(self) -> Overlap:

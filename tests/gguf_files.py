@@ -105,6 +105,8 @@ def dense_of(model: PreTrainedModel, kind: Kind) -> PreTrainedModel:
             if parameter.dim() > 1 and not re.search(r"mlp\.gate\.weight|shared_expert_gate", name):
                 rounded = gguf.dequantize(gguf.quantize(parameter.numpy(), kind), kind)
                 parameter.copy_(torch.from_numpy(rounded.reshape(parameter.shape)))
+            if model.config.model_type.startswith("gemma") and name.endswith("norm.weight"):
+                parameter.copy_((parameter + 1) - 1)  # a file holds the sum
     return model
 
 

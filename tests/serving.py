@@ -64,6 +64,8 @@ class LetterEngine:
     """
 
     name, toy, drafter_name, placement, device, context, budget = "letters", True, "none", "nowhere", "cpu", 1000, 0
+    architecture = "letters"
+    template = "{{ messages }}"
     own_code = False
     compute = "float"
     drafter_failures: ClassVar[dict[str, str]] = {}

@@ -20,7 +20,7 @@ from cli.batch.output.journal import Beside, Journal, open_journal
 from cli.batch.output.manifest import Manifest
 from cli.batch.output.partial import PartialFile
 from cli.batch.refusals import DamagedOutput, Locked, ManifestMismatch, OutputRefused
-from cli.openai.responses import Choice
+from cli.openai.choice import Choice
 from cli.shared.errors import OutputDiskFull, OutputFileExists
 from offload.machine.atomic_write import replacing
 from specexec.errors import EmptyPrompt

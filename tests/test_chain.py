@@ -16,7 +16,6 @@ from transformers import (
     Phi3Config,
     PretrainedConfig,
     PreTrainedModel,
-    Qwen3NextConfig,
 )
 
 import offload
@@ -58,13 +57,6 @@ CANNOT_BRANCH: dict[str, PretrainedConfig] = {
     "bloom": BloomConfig(vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=2, eos_token_id=None),
     "longrope": shaped(Phi3Config, rope_parameters=LONGROPE),
     "dynamic": shaped(LlamaConfig, rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}),
-    "linear_attention": shaped(
-        Qwen3NextConfig,
-        layer_types=["linear_attention", "full_attention"],
-        head_dim=16,
-        num_experts=2,
-        num_experts_per_tok=1,
-    ),
     "mamba": MambaConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2),
     "jamba": shaped(JambaConfig, attn_layer_period=2, attn_layer_offset=1),
 }
@@ -87,7 +79,7 @@ def test_what_cannot_branch_is_refused_by_name_before_weights_are_read(name: str
     assert "--drafter none" in str(refusal.value.hint)
 
 
-@pytest.mark.parametrize("name", ["bloom", "longrope", "dynamic", "linear_attention", "jamba"])
+@pytest.mark.parametrize("name", ["bloom", "longrope", "dynamic", "jamba"])
 def test_it_still_streams_with_plain_decoding(name: str, tmp_path: Path) -> None:
     model = built(name)
     model.save_pretrained(tmp_path)

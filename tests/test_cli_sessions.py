@@ -202,7 +202,7 @@ def test_short_names_of_ones_own_stand_in_the_settings(specexec: CommandLine) ->
     assert specexec("alias", "set", "demo", "org/big").code == 2
     for nothing in ("demo", "./nowhere", "big", "a/b/c"):
         ran = specexec("alias", "set", "mine", nothing)
-        assert (ran.code, f"{nothing!r} is neither a folder here nor org/repo." in ran.err) == (2, True)
+        assert (ran.code, f"{nothing!r} is neither a folder or GGUF file here nor org/repo." in ran.err) == (2, True)
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -143,7 +143,7 @@ def test_nothing_known_means_a_modest_tree_and_a_fixed_budget_stays_fixed() -> N
 
 
 def test_auto_makes_room_for_as_many_guesses_as_an_eighth_of_the_memory_holds() -> None:
-    llama_70b = Widths(8192, 28672, 64, 128, 80, 128256, 2, 80 * 2 * 8 * 128 * 2)
+    llama_70b = Widths(8192, 28672, 64, 128, 80, 128256, 2, 80 * 2 * 8 * 128 * 2, 2 * 8 * 128)
     sizes = [nodes_of("auto", llama_70b, 8192, GiB << 30) for GiB in (1, 4, 8, 24, 96)]
     assert sizes == sorted(sizes)
     assert (sizes[0], sizes[-1]) == (256, MOST_NODES)

@@ -22,10 +22,8 @@ from tests.tiny import FAMILIES, tiny, tiny_config
 
 KINDS: dict[str, dict[str, object]] = {
     "a wrapper": {"model_type": "mllama", "architectures": ["MllamaForConditionalGeneration"], "text_config": {}},
-    "a hybrid": {"model_type": "qwen3_next", "layer_types": ["linear_attention", "full_attention"] * 2},
     "an unknown type": {"model_type": "llama9", "architectures": ["Llama9ForCausalLM"]},
     "an encoder": {"model_type": "t5", "architectures": ["T5Model"]},
-    "RoPE of the whole tree": {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
     "a method of quantisation": {"quantization_config": {"quant_method": "awq"}},
     "code of its own": {"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}},
     "no number of heads": {"num_attention_heads": "four"},
@@ -58,8 +56,14 @@ def test_plan_refuses_what_loading_refuses_in_the_same_words(kind: str, tmp_path
 
 def test_what_runs_without_guesses_only_is_planned_so(tmp_path: Path, command: CommandLine) -> None:
     tiny("llama", tmp_path)
-    change(tmp_path, KINDS["RoPE of the whole tree"])
+    change(tmp_path, {"rope_scaling": {"type": "dynamic", "factor": 2.0}})
     assert command("plan", str(tmp_path), "--offline", "-d", "none").code == 0
+    with pytest.raises(SpecexecError, match="cannot verify trees") as refused:
+        library.load(str(tmp_path), drafter="ngram", offline=True)
+    assert command("plan", str(tmp_path), "--offline", "-d", "ngram").err.startswith(f"Error: {refused.value.what}\n")
+    planned = command("plan", str(tmp_path), "--offline", "--json")
+    assert json.loads(planned.out)["tokens_per_sweep"] == [1, 1]
+    assert "Plain decoding: architecture 'llama' cannot verify trees" in command("plan", str(tmp_path), "--offline").out
     assert (
         "without guesses only: architecture 'llama' cannot verify trees" in command("models", "show", str(tmp_path)).out
     )

@@ -1,10 +1,12 @@
 """GGUF files run as they lie: weights as gguf-py dequantises them, bit for bit, text as transformers writes it."""
 
+import json
 import os
 import random
 import shutil
 import struct
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -14,13 +16,19 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 import offload
 import specexec
+from cli.chat.saving import stored_name
+from cli.serve.command import short_name
 from offload.checkpoint.gguf.ggml_types import BY_NAME
 from offload.checkpoint.gguf.header import read_gguf
 from offload.checkpoint.headers import Entry, Folder, open_folder
+from offload.checkpoint.quantized import compiled as compiled_loop
+from offload.checkpoint.quantized import ggml_blocks
 from offload.checkpoint.quantized.quantize import dequantise
 from offload.checkpoint.quantized.stored import fold
 from offload.errors import BadModelDir, CorruptShard, OffloadError, UnsupportedModel
 from offload.hub.local_models import describe
+from offload.hub.names import called, resolve
+from offload.hub.other_apps import MODEL_LAYER, AppModel, models_of_apps
 from offload.packs.pack import pack, plan
 from offload.placement.placement import Offload
 from offload.placement.requirements import need_of
@@ -54,13 +62,20 @@ def random_blocks(name: str, count: int) -> np.ndarray:
     return blocks
 
 
+@pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("name", [name for name, kind in BY_NAME.items() if kind.plain is None])
-def test_blocks_become_what_gguf_py_makes_of_them(name: str, tmp_path: Path) -> None:
+def test_blocks_become_what_gguf_py_makes_of_them(
+    name: str, compiled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By numba's loop, and by torch: for a GPU, and for a Python that numba does not know yet."""
+    assert compiled_loop.fill_groups is not None
+    if not compiled:
+        monkeypatch.setattr(ggml_blocks, "fill_groups", None)
     rows, each = 70, 6
     blocks = random_blocks(name, rows * each).reshape(rows, -1)
     entry = Entry(f"x.weight.gguf.{name}", tmp_path, 0, blocks.nbytes, "U8", blocks.shape)
     (weight,) = fold(Folder(tmp_path, {}, {entry.name: entry}, {})).quantised.values()
-    expected = torch.from_numpy(gguf.dequantize(blocks, Kind[name]))
+    expected = torch.from_numpy(gguf.dequantize(blocks, getattr(Kind, name)))
     assert weight.shape == tuple(expected.shape)
     before = torch.get_num_threads()
     for threads, dtype in ((1, torch.float32), (3, torch.bfloat16), (1, torch.float16)):
@@ -87,7 +102,7 @@ def test_a_real_file_writes_the_text_that_transformers_writes() -> None:
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     with specexec.load(str(file), dtype="f32", offload="disk", drafter="ngram") as engine:
         tokens = engine.encoding.encode([{"role": "user", "content": "Name 3 colours."}])
-        chat = tokenizer.apply_chat_template(
+        chat: Any = tokenizer.apply_chat_template(
             [{"role": "user", "content": "Name 3 colours."}], add_generation_prompt=True
         )
         assert tokens == chat["input_ids"]
@@ -183,6 +198,14 @@ def test_a_file_that_changes_is_described_anew(made: Path, tmp_path: Path) -> No
         open_folder(documents)
 
 
+def test_a_file_is_named_as_a_folder_is(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(made)
+    assert short_name("tiny.gguf") == short_name(str(made / "tiny.gguf")) == "tiny"  # clients see no path
+    assert stored_name("tiny.gguf") == str(made / "tiny.gguf")
+    assert resolve("tiny.gguf").target == open_folder(made / "tiny.gguf").path
+    assert called(resolve("tiny.gguf").target) == "tiny"
+
+
 def test_the_tokenizer_is_the_one_of_the_file(made: Path) -> None:
     folder = open_folder(made / "tiny.gguf").path
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -248,3 +271,28 @@ def test_a_damaged_header_is_refused_and_never_more(made: Path, tmp_path: Path) 
         except OffloadError:
             refused += 1
     assert refused
+
+
+def test_files_of_other_programs_are_listed_by_their_names(made: Path, tmp_path: Path) -> None:
+    lm_studio = tmp_path / ".lmstudio" / "models" / "publisher" / "tiny-GGUF"
+    manifest = tmp_path / ".ollama" / "models" / "manifests" / "registry.ollama.ai" / "library" / "tiny" / "1b"
+    blob = tmp_path / ".ollama" / "models" / "blobs" / "sha256-12ab"
+    for folder in (lm_studio, manifest.parent, blob.parent):
+        folder.mkdir(parents=True)
+    for name in ("tiny.gguf", "mmproj-tiny.gguf", "part-00001-of-00002.gguf", "part-00002-of-00002.gguf"):
+        shutil.copy(made / "tiny.gguf", lm_studio / name)
+    shutil.copy(made / "tiny.gguf", blob)
+    layers = [{"mediaType": MODEL_LAYER, "digest": "sha256:12ab"}, {"mediaType": "other", "digest": "sha256:0"}]
+    manifest.write_text(json.dumps({"layers": layers}))
+    for name, content in {
+        "broken": "{",
+        "elsewhere": json.dumps({"layers": [{**layers[0], "digest": "../x"}]}),
+    }.items():
+        manifest.with_name(name).write_text(content)
+    assert models_of_apps(tmp_path, tmp_path / ".ollama" / "models") == [
+        AppModel("Ollama", "tiny:1b", blob),
+        AppModel("LM Studio", "publisher/tiny-GGUF", lm_studio / "part-00001-of-00002.gguf"),
+        AppModel("LM Studio", "publisher/tiny-GGUF", lm_studio / "tiny.gguf"),
+    ]
+    described = describe(blob)
+    assert (described.architecture, described.layers, described.format) == ("llama", 4, "q4_0")

@@ -49,12 +49,16 @@ cli.shared:           specexec specexec.errors specexec.sizes specexec.sampling 
                       offload offload.errors offload.machine offload.hub offload.placement
 cli.terminal:         .shared specexec.errors specexec.stats specexec.tree specexec.text specexec.engine offload.machine
 cli.openai:           .shared specexec.errors specexec.stats specexec.sampling specexec.text specexec.engine
+cli.messages_api:     .openai specexec.text
+cli.responses_api:    .openai specexec.text
+cli.ollama_api:       .openai specexec.text
 cli.engine:           .shared .terminal specexec specexec.errors specexec.drafters specexec.engine specexec.compose
                       offload.errors offload.machine offload.hub offload.placement
 cli.about:            .shared offload.machine
 cli.chat:             .shared .terminal .engine specexec.pieces specexec.stats specexec.sampling specexec.model
                       specexec.text specexec.drafters specexec.engine offload.machine offload.hub
-cli.serve:            .shared .terminal .engine .openai specexec.errors specexec.stats specexec.sampling specexec.model
+cli.serve:            .shared .terminal .engine .openai .messages_api .responses_api .ollama_api
+                      specexec.errors specexec.stats specexec.sampling specexec.model
                       specexec.text specexec.engine specexec.compose
 cli.models:           .shared .terminal .engine .about specexec.errors specexec.sizes specexec.model specexec.text
                       specexec.drafters

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -122,6 +123,16 @@ def test_a_row_has_the_same_bits_in_any_company(
     finally:
         torch.set_num_threads(before)
     assert torch.equal(among[one : one + 1], alone)
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_rows_that_change_between_two_linears_are_read_again(inference: bool) -> None:
+    first, second = (RowCodes.of(*quantise_int8(noise(8, 16, seed=seed)), torch.float32) for seed in (1, 2))
+    with torch.inference_mode(inference):
+        rows = noise(3, 16)
+        nn.functional.linear(rows, first)
+        rows.mul_(-2)
+        assert torch.equal(nn.functional.linear(rows, second), nn.functional.linear(rows.clone(), second))
 
 
 def test_every_other_function_sees_its_numbers() -> None:
@@ -259,7 +270,7 @@ def test_a_plan_counts_what_is_taken(family: str, packed: Callable[[str], Path])
 
 
 def test_a_batch_is_not_continued_in_another_arithmetic() -> None:
-    batch = SimpleNamespace(chat=True, system=None, template=None, format="own", dedupe=False, think="auto")
+    batch: Any = SimpleNamespace(chat=True, system=None, template=None, format="own", dedupe=False, think="auto")
     batch.on_too_long = "error"
     found = {
         compute: _configuration(batch, EngineOptions(load=LoadOptions(compute=compute)), SamplingParams(), "")
@@ -271,5 +282,6 @@ def test_a_batch_is_not_continued_in_another_arithmetic() -> None:
 def test_keys_and_values_of_another_arithmetic_are_not_taken(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     engines = [SimpleNamespace(folders={"target": tmp_path}, compute=compute) for compute in ("float", "int8")]
-    float_, int8 = (Keeper._weights(SimpleNamespace(_engine=engine)) for engine in engines)
+    keepers: list[Any] = [SimpleNamespace(_engine=engine) for engine in engines]
+    float_, int8 = map(Keeper._weights, keepers)
     assert float_ != int8

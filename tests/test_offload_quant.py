@@ -13,7 +13,8 @@ from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 import offload
 from offload.checkpoint.contents import SINGLE
 from offload.checkpoint.headers import Folder, open_folder
-from offload.checkpoint.quantized.quantize import CONFIGS, INT8_STEP, Quant, bitsandbytes, dequantise, quantise
+from offload.checkpoint.quantized.quantize import CONFIGS, Quant, bitsandbytes, dequantise, quantise
+from offload.checkpoint.quantized.row_codes import INT8_STEP
 from offload.checkpoint.quantized.stored import Quantised, fold
 from offload.errors import CorruptShard, UnsupportedModel
 from offload.placement.placement import Offload

@@ -99,6 +99,6 @@ def test_the_seed_of_every_choice_survives_javascript_and_gives_its_text_again()
 
 
 def test_a_wish_to_think_without_a_variable_for_it_is_reported(server: Served) -> None:
-    assert "reasoning_effort has no effect" in ask(server, reasoning_effort="high").headers["x-specexec-notes"]
+    assert "the wish to think has no effect" in ask(server, reasoning_effort="high").headers["x-specexec-notes"]
     refused = ask(server, reasoning_effort="enormous")
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "reasoning_effort")

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from cli.batch.input.items import Item, ItemText
 from cli.batch.output.answers import ItemAnswer
 from cli.batch.refusals import BadRequest
+from cli.openai.choice import Choice
 from cli.openai.errors import ApiError
 from cli.openai.logprobs import LogprobReader
-from cli.openai.responses import Choice
 from specexec.engine.request_types import Request
 from specexec.sampling.params import SamplingParams
 from specexec.stats import Burst, Completion, Cost

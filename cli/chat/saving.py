@@ -132,7 +132,7 @@ class Keeper:
 def stored_name(model: str) -> str:
     """A model's name that means the same from any folder."""
     path = Path(model).expanduser()
-    return str(path.resolve()) if path.is_dir() else model
+    return str(path.resolve()) if path.exists() else model
 
 
 def _lost(before: Record, system: str | None, messages: Items[Message]) -> list[TakenBack]:

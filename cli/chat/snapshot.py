@@ -18,6 +18,7 @@ from offload.machine.file_identity import samples, stamps
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from specexec.model.recurrent.memory import Recurrence
     from specexec.text.conversation import Kept
 
 FORMAT = "2"
@@ -43,6 +44,10 @@ def write_snapshot(path: Path, kept: Kept, weights: dict[str, str]) -> int:
         for layer, kv in cache.layers.items():
             tensors[f"{role}.{layer}.keys"] = kv.keys_HRD[:, : len(cache)].contiguous().cpu()
             tensors[f"{role}.{layer}.values"] = kv.values_HRD[:, : len(cache)].contiguous().cpu()
+        ends = {(*key, len(cache)): memory.text for key, memory in cache.memories.items()}
+        earlier = {(*key, one.length): state for one in cache.snapshots for key, state in one.states.items()}
+        for (layer, name, length), state in (earlier | ends).items():
+            tensors[f"{role}.{layer}.{name}.{length}"] = state.contiguous().cpu()
     if not tensors:
         return 0
     head = {
@@ -67,7 +72,8 @@ def read_snapshot(path: Path, kept: Kept, weights: dict[str, str]) -> int:
     """
     from safetensors import SafetensorError, safe_open
 
-    from specexec.model.cache import KVCache, LayerKV
+    from specexec.model.cache import KVCache, LayerKV, Snapshot
+    from specexec.model.recurrent.packed import restored
     from specexec.text.transcript import common
 
     try:
@@ -86,13 +92,21 @@ def read_snapshot(path: Path, kept: Kept, weights: dict[str, str]) -> int:
                     if role == "target":
                         raise BadSnapshot("it was made with another model.")
                     continue
-                caches[role] = KVCache(tokens=list(tokens))
-                named = [name.split(".") for name in head["digests"]]
-                for layer in sorted({int(layer) for whose, layer, _ in named if whose == role}):
+                cache = caches[role] = KVCache(tokens=list(tokens))
+                named = [rest for whose, *rest in (name.split(".") for name in head["digests"]) if whose == role]
+                for layer in sorted({int(rest[0]) for rest in named if len(rest) == 2}):
                     keys, values = (_checked(file.get_tensor(name), name, head) for name in _names(role, layer))
                     if any(tensor.shape[1] != len(tokens) for tensor in (keys, values)):
                         raise BadSnapshot(f"{role} layer {layer} does not have a row for each token.")
-                    caches[role].layers[layer] = LayerKV(keys, values)
+                    cache.layers[layer] = LayerKV(keys, values)
+                states: dict[int, dict[Recurrence, Tensor]] = {}
+                for layer, recurrence, length in (rest for rest in named if len(rest) == 3):
+                    name = f"{role}.{layer}.{recurrence}.{length}"
+                    state = _checked(file.get_tensor(name), name, head)
+                    states.setdefault(int(length), {})[int(layer), recurrence] = state
+                ends = states.pop(len(tokens), {})
+                cache.memories = {key: restored(key[1], state) for key, state in ends.items()}
+                cache.snapshots = [Snapshot(length, states[length]) for length in sorted(states)]
             target = caches["target"].tokens
     except (SafetensorError, OSError, LookupError, ValueError, TypeError, AttributeError, RecursionError) as problem:
         raise BadSnapshot(f"it is damaged ({type(problem).__name__}).") from problem

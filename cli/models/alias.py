@@ -61,11 +61,11 @@ def set_alias(name: str, target: str, drafter: str | None) -> None:
 def _lasting(name: str) -> str:
     """What means the same from any folder: an absolute path, or org/repo."""
     path = Path(name).expanduser()
-    if path.is_dir():
+    if path.exists():
         return str(path.absolute())
     if names.HUB_NAME.fullmatch(name) and not name.startswith("."):
         return name
-    raise click.BadParameter(f"{name!r} is neither a folder here nor org/repo.")
+    raise click.BadParameter(f"{name!r} is neither a folder or GGUF file here nor org/repo.")
 
 
 @alias.command("rm")

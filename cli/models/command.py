@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -18,10 +19,11 @@ from cli.shared.verbosity import json_option, verbosity_options
 from offload.checkpoint.documents import check_documents
 from offload.checkpoint.headers import Folder, open_folder
 from offload.checkpoint.quantized.formats import STORED_FORMATS
-from offload.errors import ModelNotFound, OffloadError
+from offload.errors import ModelNotFound, OffloadError, UnsupportedModel
 from offload.hub import cleanup as leftovers
 from offload.hub import hub, names
 from offload.hub import local_models as local
+from offload.hub.other_apps import models_of_apps
 
 _JSON = json_option()
 
@@ -46,6 +48,8 @@ class Known:
         try:
             check_documents(self.path)
             here = local.describe(self.path)
+        except UnsupportedModel as refusal:
+            return facts | {"local": True, "path": str(self.path), "refused": refusal.what}
         except OffloadError as damage:
             return facts | {"local": True, "path": str(self.path), "damaged": damage.what}
         return facts | {
@@ -63,14 +67,17 @@ class Known:
 
 
 def known_models() -> list[Known]:
-    """The built-in demo, every alias in the order of its file, then what else is in the cache."""
+    """The built-in demo, every alias in the order of its file, what else is in the cache, and other programs' files."""
     found = [_demo()]
     for name, pair in names.aliases().items():
         found.append(Known(name, pair.target, pair.drafter or "none", _here(name)))
     taken = {model.path.resolve() for model in found if model.path}
     paths = {repo: hub.cached(repo, None) for repo in hub.cached_repos()}
     others = {repo: path for repo, path in paths.items() if path and not hub.missing_files(path)}
-    return found + [Known(r, r, "none", path) for r, path in others.items() if path.resolve() not in taken]
+    found += [Known(r, r, "none", path) for r, path in others.items() if path.resolve() not in taken]
+    ollama = os.environ.get("OLLAMA_MODELS")
+    apps = models_of_apps(Path.home(), Path(ollama) if ollama else None)
+    return found + [Known(str(one.file), f"{one.app}: {one.name}", "none", one.file) for one in apps]
 
 
 @click.group(invoke_without_command=True)
@@ -258,7 +265,7 @@ def _print_list(as_json: bool) -> None:
     rows = [("NAME", "TARGET", "SIZE", "FORMAT", "DRAFTER")]
     for facts in listed:
         size = format_bytes(int(str(facts["size_B"]))) if "size_B" in facts else "-"
-        form = "damaged" if "damaged" in facts else str(facts.get("format", "-"))
+        form = next((word for word in ("damaged", "refused") if word in facts), str(facts.get("format", "-")))
         rows.append((str(facts["name"]), str(facts["target"]), size, form, str(facts["drafter"])))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:

@@ -70,14 +70,15 @@ def plan(
     Only config.json and the headers of the weights are read, on the Hub too. Speeds are those that `specexec doctor`
     measured here; where it has not run they are assumed, and labelled so.
     """
-    from cli.models.gate import check
+    from cli.models.gate import check, only_plainly
     from cli.models.outlook import best, outlook
     from offload.hub.headers_only import item_B, list_drafters, list_model
     from specexec.compose.memory_plan import LoadRequest
 
     guests = _counted(drafter)
     folder = list_model(model, offline=offline)
-    branches = check(folder, trees=bool(guests.sources), ctx=ctx, trust_remote_code=trust_remote_code)
+    branches = check(folder, trees=guests.required, ctx=ctx, trust_remote_code=trust_remote_code)
+    plainly = "" if branches else only_plainly(folder, trust_remote_code) or ""
     here = _machine(folder, gpu, ram, vram, item_B(folder), compute)
     given = {"link": link, "disk": disk}
     speeds = replace(
@@ -95,7 +96,9 @@ def plan(
     options = LoadOptions(
         drafter, drafter_quant=drafter_quant, head_quant=head_quant, compute=compute, budget=budget, ctx=ctx
     )
-    request = LoadRequest.of(folder, tuple(drafters), options, context, here.free, branches=branches, toy=model == DEMO)
+    request = LoadRequest.of(
+        folder, tuple(drafters), options, context, here.free, branches=branches, plainly=plainly, toy=model == DEMO
+    )
     rows = outlook(request, guests, here.free, speeds, every)
     chosen = best(rows)
     kept = {"ctx": ctx, "budget": budget, "drafter": drafter, "drafter-quant": drafter_quant, "compute": compute}
@@ -109,6 +112,8 @@ def plan(
         return
     for line in _page(model, folder, here, speeds, rows, chosen, typed):
         echo(line)
+    if plainly and guests.auto:
+        echo(f"Plain decoding: {plainly.partition(' Try: ')[0]}")
 
 
 def _counted(drafter: str) -> DrafterChoice:

@@ -139,7 +139,7 @@ def _all_of(asked: _Asked, screen: Screen) -> Iterator[_Pulled]:
 
 
 def _is_built_in_or_folder(name: str) -> bool:
-    return name == names.DEMO or Path(name).expanduser().is_dir()
+    return name == names.DEMO or Path(name).expanduser().exists()
 
 
 def _on_the_hub(name: str, revision: str | None) -> tuple[str, str | None]:

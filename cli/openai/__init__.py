@@ -1,1 +1,1 @@
-"""OpenAI's API as data: requests read and checked, answers shaped. Knows no server; batch files use it too."""
+"""OpenAI's API as data: requests read and checked, answers shaped. Other protocols build on it; knows no server."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from cli.shared.errors import REFUSALS
 
 
@@ -17,6 +19,11 @@ class ApiError(Exception):
         self.message = message
         self.param = param
         self.retry_s = retry_s
+
+    def renamed(self, names: Mapping[str, str]) -> ApiError:
+        """The same in a protocol that has other names for the fields of a chat request."""
+        param = names.get(self.param or "", self.param)
+        return ApiError(self.status, self.code, self.message, param=param, retry_s=self.retry_s)
 
     @property
     def body(self) -> dict[str, object]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from cli.openai.errors import ApiError, bad_request
 from cli.openai.schema import (
@@ -31,6 +31,7 @@ MOST_STOPS = 16
 SEEDS = 2**53  # of choices: JavaScript reads a JSON number exactly below it
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's own default for /v1/completions; a chat may fill the context
 
+B = TypeVar("B", bound=BaseModel)
 R = TypeVar("R", bound="RequestBody")
 Message: TypeAlias = dict[str, object]
 Prompt: TypeAlias = str | list[int] | list[Message]
@@ -108,7 +109,8 @@ class HttpRequest:
     `max_tokens` None fills the context; `watch` adds trees and sweeps to the stream; `shape` is that of the whole
     answer; `wishes` are for the chat template, `thinking` too once its form is known. `chosen` are the fields that were
     set, `ignored` those that are unknown. `notes` has one sentence for everything that is left out. With
-    `calls_forbidden` what a model writes as a call is text.
+    `calls_forbidden` what a model writes as a call is text. An answer that is `cut_by_context` may be shorter than
+    `max_tokens`; others are refused if they might be.
     """
 
     chat: bool
@@ -129,6 +131,7 @@ class HttpRequest:
     thinking: Level | None = None
     notes: tuple[str, ...] = ()
     calls_forbidden: bool = False
+    cut_by_context: bool = False
 
     def sampling_of(
         self, choice: int, max_tokens: int, fresh_seed: int, grammar: Grammar | None = None
@@ -206,21 +209,37 @@ def _prompts(prompt: str | list[int] | list[str] | list[list[int]]) -> list[Prom
     return [item for item in prompt if not isinstance(item, int)]
 
 
-def _checked(kind: type[R], body: object, served: Items[str]) -> R:
+def validated(kind: type[B], body: object) -> B:
+    """A body of one kind. Raises ApiError, which names the field."""
     try:
-        request = kind.model_validate(body)
+        return kind.model_validate(body)
     except ValidationError as problems:
         first = problems.errors(include_url=False, include_input=False)[0]
-        at = ".".join(str(step) for step in first["loc"]) or None
+        at = ".".join(str(step) for step in first["loc"] if not _of_union(step)) or None
         raise bad_request(f"{at or 'the body'}: {first['msg'][0].lower()}{first['msg'][1:]}.", at) from None
+
+
+def _of_union(step: int | str) -> bool:
+    """Whether a step to a fault names one of several types that a field may have, and not the field."""
+    return isinstance(step, str) and (step in ("str", "int", "bool") or "[" in step or step[:1].isupper())
+
+
+def _checked(kind: type[R], body: object, served: Items[str]) -> R:
+    request = validated(kind, body)
     for name, harmless in UNSUPPORTED.items():
         value = (request.model_extra or {}).get(name)
         if not any(value == allowed and type(value) is type(allowed) for allowed in harmless):
             raise bad_request(f"{name} is not supported.", name, "unsupported_parameter")
     if request.model is not None and request.model not in served:
-        known = ", ".join(served)
-        raise ApiError(404, "model_not_found", f"no model {request.model!r} here; known: {known}.", param="model")
+        raise unknown_model(request.model, served)
     return request
+
+
+def unknown_model(name: str, served: Items[str]) -> ApiError:
+    """There is no such model here."""
+    known = ", ".join(served)
+    what = f"no model {name!r} here; known: {known}. `specexec serve --served-name NAME` adds a name."
+    return ApiError(404, "model_not_found", what, param="model")
 
 
 def _message(message: Message, index: int) -> Message:

@@ -92,22 +92,42 @@ def check_tokens(engine: Engine, tokens: Items[int], param: str) -> None:
         raise ApiError(400, "invalid_token", f"token {wrong} is not in 0 to {most - 1}.", param=param)
 
 
+def prompt_of(engine: Engine, asked: HttpRequest) -> list[int]:
+    """The tokens of a chat's prompt, however many. Raises ApiError."""
+    (prompt,) = asked.prompts
+    return _encoded(engine, prompt, _thinking(engine, asked)[0])
+
+
+def rendered(engine: Engine, asked: HttpRequest) -> str:
+    """A chat's prompt as its template writes it. Raises ApiError."""
+    (prompt,) = asked.prompts
+    messages: list[Message] = [item for item in prompt if isinstance(item, dict)]
+    try:
+        return engine.encoding.rendered(messages, _thinking(engine, asked)[0]).text
+    except (BadMessages, BadText) as problem:
+        raise bad_request(problem.what, "messages", problem.code) from None
+
+
 def _chat(engine: Engine, asked: HttpRequest) -> Prepared:
-    wishes, notes = asked.wishes or Wishes(), list(asked.notes)
+    wishes, notes = _thinking(engine, asked)
     form = form_of(engine.encoding, wishes, asked)
-    if asked.thinking is not None:
-        thinking = form.thinking(asked.thinking)
-        if not thinking.variables:
-            notes.append(f"reasoning_effort has no effect: {thinking.effect}")
-        wishes = replace(wishes, variables={**thinking.variables, **wishes.variables})
-        form = form_of(engine.encoding, wishes, asked)
     (prompt,) = asked.prompts
     text = PromptText(_fitting(engine, asked, prompt, wishes), form=form)
     bound = bound_of(form, text.tokens, asked)
     if bound is None:
-        return Prepared([text], tuple(notes))
+        return Prepared([text], notes)
     grammar = _read(engine, bound.text, asked.shape.field if asked.shape else "tools")
     return Prepared([replace(text, grammar=grammar)], (*notes, *bound.notes))
+
+
+def _thinking(engine: Engine, asked: HttpRequest) -> tuple[Wishes, tuple[str, ...]]:
+    """The wishes for the template, how much to think among them, and what to say of that."""
+    wishes = asked.wishes or Wishes()
+    if asked.thinking is None:
+        return wishes, asked.notes
+    thinking = form_of(engine.encoding, wishes, asked).thinking(asked.thinking)
+    notes = () if thinking.variables else (f"the wish to think has no effect: {thinking.effect}",)
+    return replace(wishes, variables={**thinking.variables, **wishes.variables}), (*asked.notes, *notes)
 
 
 def form_of(encoding: Encoding, wishes: Wishes, asked: HttpRequest) -> Format:
@@ -152,21 +172,27 @@ def _raw(engine: Engine, asked: HttpRequest, prompt: Prompt) -> PromptText:
 
 def _fitting(engine: Engine, asked: HttpRequest, prompt: Prompt, wishes: Wishes | None) -> list[int]:
     """The prompt's tokens, which leave room for the answer."""
+    tokens = _encoded(engine, prompt, wishes, engine.context)
+    answer = 1 if asked.cut_by_context else asked.max_tokens or 1
+    needed = len(tokens) + answer
+    if needed > engine.context:
+        raise api_error(
+            ContextLengthExceeded(
+                f"this model's maximum context length is {engine.context} tokens, but {needed} were requested: "
+                f"{len(tokens)} in the prompt and {answer} for the answer."
+            )
+        )
+    return tokens
+
+
+def _encoded(engine: Engine, prompt: Prompt, wishes: Wishes | None, most: int | None = None) -> list[int]:
     try:
-        tokens = encode(engine, prompt, wishes, most=engine.context)
+        tokens = encode(engine, prompt, wishes, most=most)
     except (BadMessages, BadText) as problem:
         place = re.match(r"messages\.\d+[.\w]*", problem.what)
         raise bad_request(problem.what, place and place[0], problem.code) from None
     if not tokens:
         raise api_error(EmptyPrompt("the prompt is empty."))
-    needed = len(tokens) + (asked.max_tokens or 1)
-    if needed > engine.context:
-        raise api_error(
-            ContextLengthExceeded(
-                f"this model's maximum context length is {engine.context} tokens, but {needed} were requested: "
-                f"{len(tokens)} in the prompt and {asked.max_tokens or 1} for the answer."
-            )
-        )
     return tokens
 
 

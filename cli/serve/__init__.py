@@ -1,1 +1,1 @@
-"""The engine behind HTTP, with OpenAI's API. Needs the extra `specexec[serve]`; knows no tensor and no placement."""
+"""The engine behind HTTP, in several protocols. Needs the extra `specexec[serve]`; knows no tensor and no placement."""

@@ -1,10 +1,9 @@
-"""The routes. Every mistake of a client becomes an error in OpenAI's shape here."""
+"""The routes. Every mistake of a client becomes an error here, in the shape that the path's protocol has for it."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable
 from functools import partial
 from importlib.resources import files
 
@@ -16,19 +15,26 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from cli.messages_api.read import counted, messages
+from cli.ollama_api import read as ollama
 from cli.openai.errors import ApiError, api_error, bad_request
-from cli.openai.parse import Message, read_chat
+from cli.openai.logprobs import Json
+from cli.openai.parse import Message, read_chat, unknown_model
 from cli.openai.prepare import encode
+from cli.openai.stream import chat, completion
+from cli.responses_api.read import ResponsesReader
+from cli.responses_api.store import ResponseStore
 from cli.serve.bodies import read_json
-from cli.serve.completions import Completions, ServerSettings, ready
+from cli.serve.completions import Completions, Endpoint, ServerSettings, ready
+from cli.serve.framing import LINES
 from cli.serve.guard import Guard, Policy
 from cli.serve.metrics import exposition
+from cli.serve.other_clients import OtherClients
 from cli.serve.refusals import response_of
 from cli.serve.worker import Worker
 from specexec.text.template_options import Wishes
 
 log = logging.getLogger(__name__)
-Endpoint = Callable[[Request], Awaitable[Response]]
 
 # The page has its script and style inside and talks to this server only.
 _PAGE_POLICY = (
@@ -38,15 +44,29 @@ _PAGE_POLICY = (
 
 def application(worker: Worker, settings: ServerSettings, policy: Policy) -> ASGIApp:
     """The whole server as one ASGI app; the worker is started and closed by the caller."""
-    completions, status = Completions(worker, settings), _ModelAndState(worker, settings)
+    store = ResponseStore()
+    completions, responses = Completions(worker, settings), ResponsesReader(store)
+    status, others = _ModelAndState(worker, settings), OtherClients(worker, settings, store)
     routes = [
         Route("/", status.page),
         Route("/health", _kind(status.health)),
         Route("/metrics", _kind(status.metrics)),
         Route("/v1/models", _kind(status.models)),
         Route("/v1/models/{name:path}", _kind(status.model)),
-        Route("/v1/chat/completions", _kind(completions.chat), methods=["POST"]),
-        Route("/v1/completions", _kind(completions.complete), methods=["POST"]),
+        Route("/v1/chat/completions", _kind(completions.endpoint(chat)), methods=["POST"]),
+        Route("/v1/completions", _kind(completions.endpoint(completion)), methods=["POST"]),
+        Route("/v1/responses", _kind(completions.endpoint(responses.response)), methods=["POST"]),
+        Route("/v1/responses/input_tokens", _kind(completions.counter(responses.prompt, _counted)), methods=["POST"]),
+        Route("/v1/responses/{name}", _kind(others.stored), methods=["GET", "DELETE"]),
+        Route("/api/chat", _kind(completions.endpoint(ollama.chat, LINES)), methods=["POST"]),
+        Route("/api/generate", _kind(completions.endpoint(ollama.generate, LINES)), methods=["POST"]),
+        Route("/api/tags", _kind(others.tags)),
+        Route("/api/show", _kind(others.show), methods=["POST"]),
+        Route("/api/version", _kind(others.version)),
+        Route("/props", _kind(others.props)),
+        Route("/apply-template", _kind(others.apply_template), methods=["POST"]),
+        Route("/v1/messages", _kind(completions.endpoint(messages)), methods=["POST"]),
+        Route("/v1/messages/count_tokens", _kind(completions.counter(counted, _input_tokens)), methods=["POST"]),
         *(
             route
             for prefix in ("", "/v1")
@@ -96,8 +116,7 @@ class _ModelAndState:
     async def model(self, request: Request) -> Response:
         name = request.path_params["name"]
         if name not in self._settings.models:
-            known = ", ".join(self._settings.models)
-            raise ApiError(404, "model_not_found", f"no model {name!r} here; known: {known}.", param="model")
+            raise unknown_model(name, self._settings.models)
         return JSONResponse(self._card(name))
 
     async def tokenize(self, request: Request) -> Response:
@@ -147,6 +166,7 @@ class _ModelAndState:
         }
         if self._worker.state == "ok":
             engine = self._worker.engine
+            card["max_model_len"] = engine.context
             card["meta"] = {
                 "context": engine.context,
                 "drafter": engine.drafter_name,
@@ -156,6 +176,14 @@ class _ModelAndState:
                 "toy": engine.toy,
             }
         return card
+
+
+def _input_tokens(tokens: int) -> Json:
+    return {"input_tokens": tokens}
+
+
+def _counted(tokens: int) -> Json:
+    return {"object": "response.input_tokens", "input_tokens": tokens}
 
 
 def _switch(body: dict[str, object], *names: str) -> bool | None:
@@ -183,7 +211,7 @@ def _kind(endpoint: Endpoint) -> Endpoint:
             refusal = api_error(error)
             if refusal.status == 500:
                 log.exception("%s %r failed", request.method, request.url.path)
-            return response_of(refusal)
+            return response_of(refusal, request.url.path)
 
     return answer
 
@@ -191,4 +219,5 @@ def _kind(endpoint: Endpoint) -> Endpoint:
 async def _unknown(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
-    return response_of(ApiError(error.status_code, code, f"{request.method} {request.url.path}: {error.detail}."))
+    path = request.url.path
+    return response_of(ApiError(error.status_code, code, f"{request.method} {path}: {error.detail}."), path)

@@ -86,7 +86,9 @@ def serve(
     engine_options: EngineOptions,
     as_json: bool,
 ) -> int:
-    """Answer OpenAI's API for MODEL, by default the built-in demo; a chat page is at /.
+    """Answer OpenAI's, Anthropic's and Ollama's APIs for MODEL; a chat page is at /.
+
+    Without a MODEL it is the built-in demo.
 
     \b
       specexec serve
@@ -170,7 +172,7 @@ def _warm(engine: Engine, think: Think, screen: Screen) -> Engine:
 def short_name(model: str) -> str:
     """A name for clients: never a path, which is private."""
     path = Path(model).expanduser()
-    return path.resolve().name if path.is_dir() else model
+    return path.resolve().name.removesuffix(".gguf") if path.exists() else model
 
 
 def _check_extra() -> None:

@@ -1,38 +1,42 @@
-"""/v1/chat/completions and /v1/completions: from a checked request to texts, streamed or whole."""
+"""From a request in any protocol to its answer, streamed or whole. Knows no protocol."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
 import anyio
-from sse_starlette import EventSourceResponse, ServerSentEvent
+from anyio import to_thread
+from sse_starlette import EventSourceResponse
 from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from cli.openai.choice import Choice
 from cli.openai.errors import ApiError
 from cli.openai.logprobs import Json, LogprobReader
-from cli.openai.parse import HttpRequest, read_chat, read_completion
-from cli.openai.prepare import Prepared, prepare
-from cli.openai.responses import NOTHING, ApiReply, Choice, picture, place
+from cli.openai.parse import HttpRequest
+from cli.openai.prepare import Prepared, prepare, prompt_of
+from cli.openai.reply import Exchange, Prompted, ProtocolReply, Standing
 from cli.serve.bodies import read_json
+from cli.serve.framing import EVENTS, Framing
 from cli.serve.refusals import notes_header
 from cli.serve.worker import Ticket, Worker
 from cli.serve.writing import Writing
 
-WATCH_S = 0.2
+WATCH_S = 0.2  # between two signs of life for those who watch the sweep
 SLOWEST_READER_S = 300.0  # a client that takes nothing for so long has gone without saying so
 FAREWELL_S = 5.0  # for the last event of a stream when the server stops
 
-Read = Callable[[object, Items[str]], HttpRequest]
+Read = Callable[[object, Items[str]], Exchange]
+ReadPrompt = Callable[[object, Items[str]], HttpRequest]
+Endpoint = Callable[[Request], Awaitable[Response]]
 Keepalive = Literal["comment", "empty-delta"]
 
 
@@ -53,52 +57,75 @@ class ServerSettings:
 
 
 class Completions:
-    """Both endpoints; they differ in how a request is read and in the shape of the reply."""
+    """All endpoints that write text; they differ in how a body is read, and in the words of the reply."""
 
     def __init__(self, worker: Worker, settings: ServerSettings) -> None:
         self._worker = worker
         self._settings = settings
 
-    async def chat(self, request: Request) -> Response:
-        return await self._answer(request, read_chat)
+    def endpoint(self, read: Read, framing: Framing = EVENTS) -> Endpoint:
+        """An endpoint that answers in one protocol."""
 
-    async def complete(self, request: Request) -> Response:
-        return await self._answer(request, read_completion)
+        async def answer(request: Request) -> Response:
+            ready(self._worker)
+            body = await read_json(request)
+            return await self._answer(request, framing, *await to_thread.run_sync(self._prepared, read, body))
 
-    async def _answer(self, request: Request, read: Read) -> Response:
-        ready(self._worker)
-        body = await read_json(request)
-        asked, prepared = await anyio.to_thread.run_sync(self._prepared, read, body)
+        return answer
+
+    def counter(self, read: ReadPrompt, body_of: Callable[[int], Json]) -> Endpoint:
+        """An endpoint that says how many tokens the prompt of a request has."""
+
+        async def answer(request: Request) -> Response:
+            ready(self._worker)
+            body = await read_json(request)
+            return JSONResponse(body_of(await to_thread.run_sync(self._counted, read, body)))
+
+        return answer
+
+    async def _answer(self, request: Request, framing: Framing, exchange: Exchange, prepared: Prepared) -> Response:
+        asked = exchange.asked
         writing = self._writing(asked, prepared)
-        reply = ApiReply(
-            asked.chat, asked.model or self._settings.model, sum(len(text.tokens) for text in prepared.texts)
+        prompt_tokens = sum(len(text.tokens) for text in prepared.texts)
+        engine = self._worker.engine
+        reply = exchange.reply(
+            Prompted(
+                asked.model or self._settings.model,
+                prompt_tokens,
+                engine.decode,
+                lambda text: len(engine.encoding.encode_part(text)),
+            )
         )
-        record = _Record(request, asked, prepared.notes, reply, writing, self._settings.log)
+        record = _Record(request, asked, prepared.notes, prompt_tokens, writing, self._settings.log)
         headers = notes_header(prepared.notes)
         writing.submit()
         if asked.stream:
             return EventSourceResponse(
-                self._events(asked, writing, reply, record),
-                sep="\n",
-                ping=self._settings.keepalive_s,
-                ping_message_factory=partial(self._sign_of_life, writing, reply),
+                self._events(framing, writing, reply, record),
+                media_type=framing.media_type,
+                ping=min(WATCH_S, self._settings.keepalive_s) if asked.watch else self._settings.keepalive_s,
+                ping_message_factory=partial(self._alive, framing, writing, reply),  # type: ignore[arg-type]  # bytes
                 send_timeout=SLOWEST_READER_S,
                 shutdown_event=anyio.Event(),
                 shutdown_grace_period=FAREWELL_S,
-                headers={"X-Accel-Buffering": "no", **headers},
+                headers=headers,
                 background=BackgroundTask(record.close),  # also when the client left before the first event
             )
         return await _whole(request, writing, reply, record, headers)
 
-    def _prepared(self, read: Read, body: object) -> tuple[HttpRequest, Prepared]:
-        asked = read(body, self._settings.models)
-        return asked, prepare(self._worker.engine, asked)
+    def _prepared(self, read: Read, body: object) -> tuple[Exchange, Prepared]:
+        exchange = read(body, self._settings.models)
+        return exchange, prepare(self._worker.engine, exchange.asked)
+
+    def _counted(self, read: ReadPrompt, body: object) -> int:
+        return len(prompt_of(self._worker.engine, read(body, self._settings.models)))
 
     def _writing(self, asked: HttpRequest, prepared: Prepared) -> Writing:
         engine, writing = self._worker.engine, Writing(self._worker, self._settings.timeout_s)
         fresh_seed = secrets.randbits(32)
         for text in prepared.texts:
-            room = asked.max_tokens or engine.context - len(text.tokens)
+            left = engine.context - len(text.tokens)
+            room = min(asked.max_tokens or left, left)
             for number in range(asked.n):
                 sampling = asked.sampling_of(number, room, fresh_seed, text.grammar)
                 wanted = asked.sampling.logprobs is not None
@@ -109,48 +136,34 @@ class Completions:
                     text.reader(engine.filled(sampling).stop or ()),
                     logprob_reader,
                     sampling.stop_token_ids,
+                    first=number == 0,
                 )
                 writing.add(choice, partial(Ticket, text.tokens, sampling))
         return writing
 
     async def _events(
-        self, asked: HttpRequest, writing: Writing, reply: ApiReply, record: _Record
-    ) -> AsyncIterator[ServerSentEvent]:
+        self, framing: Framing, writing: Writing, reply: ProtocolReply, record: _Record
+    ) -> AsyncIterator[bytes]:
         try:
-            for choice in writing.choices:
-                yield _event(reply.opening(choice))
-            async for news in writing.bursts(WATCH_S if asked.watch else None):
-                if news is None:
-                    now = place(self._worker.engine.progress())
-                    yield _event(reply.watched(progress=now, ahead=writing.ahead))
-                    continue
-                choice, burst, new = news
-                if asked.watch:
-                    seen = picture(burst, self._worker.engine.decode)
-                    yield _event(reply.watched(index=choice.index, burst=seen))
-                if new:
-                    yield _event(reply.more(choice, new))
-                if burst.finish_reason:
-                    yield _event(reply.ending(choice))
-            if asked.include_usage:
-                yield _event(reply.used(writing.choices))
-            yield ServerSentEvent(data="[DONE]", sep="\n")
+            for event in reply.opening(writing.choices):
+                yield framing.bytes_of(event)
+            async for choice, news in writing.bursts():
+                for event in reply.more(choice, news):
+                    yield framing.bytes_of(event)
+            for event in reply.closing(writing.choices):
+                yield framing.bytes_of(event)
         except ApiError as error:
             record.error = error.code
-            yield _event(error.body)
+            for event in reply.failing(error):
+                yield framing.bytes_of(event)
         finally:
             record.close()
 
-    def _sign_of_life(self, writing: Writing, reply: ApiReply) -> ServerSentEvent:
+    def _alive(self, framing: Framing, writing: Writing, reply: ProtocolReply) -> bytes:
         """What a silent sweep sends, so that no proxy on the way closes the stream as dead."""
-        if self._settings.keepalive == "empty-delta" and writing.unfinished:
-            return _event(reply.more(writing.unfinished[0], NOTHING))
-        now = self._worker.engine.progress()
-        ahead = writing.ahead
-        return ServerSentEvent(
-            comment=f"waiting, {ahead} in line" if ahead else f"sweep {now.sweeps}, layer {now.layer}/{now.layers}",
-            sep="\n",
-        )
+        standing = Standing(writing.ahead, self._worker.engine.progress())
+        comments = self._settings.keepalive == "comment"
+        return framing.bytes_of(reply.alive(standing, writing.unfinished, comments))
 
 
 def ready(worker: Worker) -> None:
@@ -163,7 +176,7 @@ def ready(worker: Worker) -> None:
 
 
 async def _whole(
-    request: Request, writing: Writing, reply: ApiReply, record: _Record, headers: dict[str, str]
+    request: Request, writing: Writing, reply: ProtocolReply, record: _Record, headers: dict[str, str]
 ) -> Response:
     finishing = asyncio.ensure_future(writing.finish())
     leaving = asyncio.ensure_future(_departure(request))
@@ -188,10 +201,6 @@ async def _departure(request: Request) -> None:
         pass
 
 
-def _event(body: Json) -> ServerSentEvent:
-    return ServerSentEvent(data=json.dumps(body, ensure_ascii=False, separators=(",", ":")), sep="\n")
-
-
 class _Record:
     """One line of the access log, written when a request ends, however it ends; closing it lets the engine go."""
 
@@ -200,14 +209,14 @@ class _Record:
         request: Request,
         asked: HttpRequest,
         notes: tuple[str, ...],
-        reply: ApiReply,
+        prompt_tokens: int,
         writing: Writing,
         log: Callable[[str], None],
     ) -> None:
         self.error: str | None = None
         self._what = f"{request.method} {request.url.path}{' stream' if asked.stream else ''}"
         self._notes = "".join(f" · {note}" for note in notes)
-        self._reply, self._writing, self._log = reply, writing, log
+        self._prompt_tokens, self._writing, self._log = prompt_tokens, writing, log
         self._began_s = time.monotonic()
         self._open = True
 
@@ -217,7 +226,7 @@ class _Record:
         self._open = False
         left = self._writing.cancel()
         choices = self._writing.choices
-        took = f"{self._reply.prompt_tokens}+{sum(choice.tokens for choice in choices)} tok"
+        took = f"{self._prompt_tokens}+{sum(choice.tokens for choice in choices)} tok"
         ending = f" · {self.error}" if self.error else " · client left" if left else ""
         sweeps = max(choice.sweeps for choice in choices)
         seconds = time.monotonic() - self._began_s

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hmac
+import re
+import secrets
 from dataclasses import dataclass
 from ipaddress import ip_address
 
@@ -13,6 +15,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from cli.openai.errors import ApiError
 from cli.serve.refusals import NOTES, response_of
 
+REQUEST_NAMES = ("x-request-id", "request-id")  # the headers where OpenAI's and Anthropic's clients look for it
+_REQUEST_NAME = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 OPEN_PATHS = ("/health", "/")  # a monitor needs no key, and a page that asks for one must be seen first
 # The last three are what containers call their host: no site can register `.internal`, so no foreign page has them.
 _NAMES = {"localhost", "127.0.0.1", "::1"} | {
@@ -64,8 +68,8 @@ class Policy:
         return {
             "access-control-allow-origin": origin,
             "access-control-allow-headers": asked,  # clients send many of their own, such as x-stainless-os
-            "access-control-allow-methods": "GET, POST",
-            "access-control-expose-headers": f"{NOTES}, retry-after",
+            "access-control-allow-methods": "GET, POST, DELETE",
+            "access-control-expose-headers": ", ".join((NOTES, "retry-after", *REQUEST_NAMES)),
             "access-control-max-age": "600",
             "vary": "Origin, Access-Control-Request-Headers",
             **(private if "access-control-request-private-network" in headers else {}),
@@ -93,6 +97,12 @@ def _name(host: str) -> str:
     return host.partition(":")[0].lower()
 
 
+def request_name(headers: Headers) -> str:
+    """The name that a client gave its request, if it is one for a log, or a new one."""
+    given = headers.get(REQUEST_NAMES[0], "")
+    return given if _REQUEST_NAME.fullmatch(given) else f"req_{secrets.token_hex(12)}"
+
+
 class Guard:
     """Refuses what the policy forbids and adds the few headers that browsers need."""
 
@@ -105,18 +115,22 @@ class Guard:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        cors = self._policy.cors(headers)
+        name = request_name(headers)
+        added = {**self._policy.cors(headers), **dict.fromkeys(REQUEST_NAMES, name)}
 
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 raw = message["headers"]
-                message["headers"] = [*raw, *((name.encode(), value.encode("latin-1")) for name, value in cors.items())]
+                message["headers"] = [
+                    *raw,
+                    *((name.encode(), value.encode("latin-1")) for name, value in added.items()),
+                ]
             await send(message)
 
         try:
             self._policy.check(headers, scope["path"], scope["method"])
         except ApiError as refusal:
-            await response_of(refusal)(scope, receive, with_headers)
+            await response_of(refusal, scope["path"])(scope, receive, with_headers)
             return
         if scope["method"] == "OPTIONS" and "origin" in headers:
             await Response(status_code=204)(scope, receive, with_headers)

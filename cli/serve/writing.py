@@ -7,8 +7,8 @@ import time
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING
 
+from cli.openai.choice import Choice, News
 from cli.openai.errors import ApiError, api_error
-from cli.openai.responses import Choice, News
 from cli.serve.worker import Full, Stopping, Ticket, Worker
 
 if TYPE_CHECKING:
@@ -54,28 +54,25 @@ class Writing:
         """How many texts must be finished before the first of these begins."""
         return min(self._worker.ahead(ticket) for ticket in self._tickets)
 
-    async def bursts(self, tick_s: float | None = None) -> AsyncIterator[tuple[Choice, Burst, News] | None]:
-        """Every burst as it comes, until all texts have ended; None whenever nothing came for `tick_s`.
+    async def bursts(self) -> AsyncIterator[tuple[Choice, News]]:
+        """What is new in which choice, burst by burst, until all texts have ended.
 
         Raises ApiError for what went wrong, and when the texts have not ended in time.
         """
         while self.unfinished:
-            rest_s = self._rest_s
             try:
-                async with asyncio.timeout(min((s for s in (tick_s, rest_s) if s is not None), default=None)):
+                async with asyncio.timeout(self._rest_s):
                     choice, result = await self._results.get()
             except TimeoutError:
-                if self._rest_s == 0:
-                    written = sum(choice.tokens for choice in self.choices)
-                    message = f"not finished within {self._timeout_s:g} s; {written} tokens were written."
-                    raise ApiError(504, "request_timeout", message) from None
-                yield None
-                continue
+                written = sum(choice.tokens for choice in self.choices)
+                message = f"not finished within {self._timeout_s:g} s; {written} tokens were written."
+                raise ApiError(504, "request_timeout", message) from None
             if isinstance(result, Stopping):
                 raise STOPPING
             if isinstance(result, Exception):
                 raise api_error(result)
-            yield choice, result, choice.add(result)
+            choice.cached = self._tickets[choice.index].reused if choice.first else None
+            yield choice, choice.add(result)
 
     @property
     def _rest_s(self) -> float | None:

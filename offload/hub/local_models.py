@@ -5,6 +5,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from offload.checkpoint.gguf.architectures import architecture_of
+from offload.checkpoint.gguf.model import GgufModel, gguf_files, open_gguf
 from offload.checkpoint.headers import Folder, open_folder
 from offload.checkpoint.manifest import digest_of, read_manifest, verify
 from offload.checkpoint.quantized.formats import FLOAT_SCHEMES
@@ -32,7 +34,9 @@ class Local:
 
 
 def describe(path: Path) -> Local:
-    """What the folder holds, from config.json and headers."""
+    """What the folder or GGUF file holds, from config.json and headers."""
+    if files := gguf_files(path):
+        return _of_gguf(path, open_gguf(files))
     folder = open_folder(path)
     manifest = read_manifest(path)
     count = folder.config.get("num_hidden_layers")
@@ -100,6 +104,21 @@ def remove(path: Path) -> int:
     size_B = sum(file.stat().st_size for file in (repo / "blobs").glob("*"))
     shutil.rmtree(repo)
     return size_B
+
+
+def _of_gguf(path: Path, model: GgufModel) -> Local:
+    """The same of a GGUF file, whose documents are not written for that."""
+    tensors = model.facts.tensors.values()
+    largest = max(tensors, key=lambda tensor: tensor.nbytes).kind.name.lower()
+    few = sorted({tensor.kind.name.lower() for tensor in tensors if tensor.kind.plain is None})
+    return Local(
+        path,
+        architecture_of(model.facts).model_type,
+        model.facts.layers,
+        sum(header.size_B for header in model.headers),
+        "+".join(few) or largest,
+        loads_in_transformers=False,
+    )
 
 
 def _format(folder: Folder) -> str:

@@ -20,6 +20,8 @@ def picked(
     """
     if not choice.auto:
         return choice, ""
+    if request.plainly:
+        return choice.instead(), f"plain decoding, since {request.plainly}"
     paired = bool(request.drafters)
     found = candidates(paired, partial(_slowest, request, free), _copies_may_pay(request, speeds))
     return fastest(found, paired, speeds)

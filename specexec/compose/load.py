@@ -33,7 +33,7 @@ from specexec.drafters.retrieval.memory import Memory
 from specexec.engine.engine import Engine
 from specexec.engine.parts import Parts
 from specexec.errors import BadOption
-from specexec.model.architecture import can_branch, context_for, longest_text
+from specexec.model.architecture import context_for, longest_text, only_plainly
 from specexec.model.cache_in_ram import Travel
 from specexec.model.chain_lm import ChainLM
 from specexec.model.remote_code_check import lm_of
@@ -91,12 +91,15 @@ def assemble(
     stream = weights.stream_of(target)
     lm = lm_of(
         target,
-        trees=bool(choice.sources),
+        trees=choice.required,
         tried=design.own_code,
         travel=_travel(stream.placement, device),
         share=weights.share,
         tiled=not stream.in_integers,
     )
+    if choice.sources and isinstance(lm, ChainLM):
+        choice, reason = choice.instead(), "plain decoding: the model's own code cannot verify trees"
+        drafts = {}
     memory = Memory() if "ngram" in choice.sources or options.draft_vocab else None
     kit = _kit(request, target, lm, encoding, memory, progress, earlier)
     kit = replace(kit, ranking=ranking_of(planner), stop_tokens=defaults.stop_tokens)
@@ -154,7 +157,7 @@ def _resolved(model: str, choice: DrafterChoice, options: LoadOptions) -> weight
 def _admit_before_download(model: str, choice: DrafterChoice, ctx: int | None) -> None:
     """Refuse what cannot run before hundreds of gigabytes have come."""
     if not weights.is_here(model):
-        admit(weights.list_model(model), trees=bool(choice.sources), ctx=ctx)
+        admit(weights.list_model(model), trees=choice.required, ctx=ctx)
     for name in choice.models:
         if name != PAIRED and not weights.is_here(name):  # the paired one is never downloaded
             admit(weights.list_model(name), trees=True)
@@ -169,7 +172,7 @@ def _admitted(
     if options.verify:
         _verify(pair)
     # Without a drafter there is no tree, and any decoder streams.
-    return admit(folder, trees=bool(choice.sources), ctx=options.ctx, trust_remote_code=options.trust_remote_code)
+    return admit(folder, trees=choice.required, ctx=options.ctx, trust_remote_code=options.trust_remote_code)
 
 
 def _verify(pair: weights.ModelPair) -> None:
@@ -188,13 +191,15 @@ def _request(
     folder: weights.Folder, pair: weights.ModelPair, design: weights.Design, options: LoadOptions, free: weights.Free
 ) -> LoadRequest:
     """What the memory plan asks; foreign code may turn out to keep its keys and values itself."""
+    plainly = only_plainly(design.model_class, design.config)
     return LoadRequest.of(
         folder,
         tuple(map(weights.open_folder, pair.drafters)),
         options,
         context_for(options.ctx, longest_text(design.config)),
         free,
-        branches=not design.own_code and can_branch(design.model_class, design.config),
+        branches=not (design.own_code or plainly),
+        plainly=plainly,
         toy=pair.toy,
     )
 

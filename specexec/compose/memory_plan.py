@@ -26,6 +26,7 @@ from offload import (
 from offload import item_B as stored_item_B
 from specexec.compose.load_options import LoadOptions
 from specexec.drafters.registry import DrafterChoice
+from specexec.model.recurrent.sizes import recurrences_of
 from specexec.planning.memory_room import Room
 from specexec.sizes import (
     FIRST_NODES,
@@ -35,7 +36,8 @@ from specexec.sizes import (
     guesses_B,
     node_B,
     nodes_of,
-    noise_B,
+    snapshots_B,
+    text_B,
     widths_of,
     workspace,
 )
@@ -61,6 +63,8 @@ class LoadRequest:
     branches: bool
     """Whether the target verifies trees: then its keys and values may live in RAM."""
     on_cpu: bool
+    plainly: str = ""
+    """Why the target gets one token a sweep, where that is known."""
     form: Format = "none"
     """What the target's layers are packed into first; `load` takes them as they are."""
 
@@ -74,11 +78,12 @@ class LoadRequest:
         free: Free,
         *,
         branches: bool = True,
+        plainly: str = "",
         toy: bool = False,
     ) -> LoadRequest:
         """Settle what depends on the memory that is free."""
         budget = TOY_BUDGET if toy and options.budget == "auto" and options.link_limit_Bps is None else options.budget
-        bare = cls(target, drafters, options, budget, context, 0, branches, free.vram_B is None)
+        bare = cls(target, drafters, options, budget, context, 0, branches, free.vram_B is None, plainly)
         free_B = free.ram_B if free.vram_B is None else free.vram_B
         return replace(bare, most_nodes=nodes_of("auto", bare.widths(target), context, free_B))
 
@@ -99,7 +104,14 @@ class LoadRequest:
     def widths(self, folder: Folder) -> Widths:
         """The sizes of a model that decide."""
         item_B = self.item_B(folder)
-        return widths_of(folder.config, item_B, cache_widths(folder.config))
+        widths = widths_of(folder.config, item_B, cache_widths(folder.config))
+        states = recurrences_of(folder.config)
+        return replace(
+            widths,
+            states_B=states.text_B(item_B),
+            node_states_B=states.node_B(item_B),
+            state_heads=max((layer.heads for layer in states.layers), default=0),
+        )
 
     def bits(self, folder: Folder) -> FewBits:
         """What the layers of a drafter model become: one that is quantised already stays as it is."""
@@ -136,7 +148,10 @@ def memory_plan(request: LoadRequest, choice: DrafterChoice) -> MemoryPlan:
         drafter_B += 3 * (request.options.draft_vocab or 0) // 2 * request.widths(folder).hidden * number_B
     return MemoryPlan(
         {**workspace(widths, request.context, nodes), "drafter": drafter_B},
-        {"embeddings of the drafter": embeddings_B} if choice.models else {},
+        {
+            "snapshots of recurrent states": snapshots_B(widths),
+            **({"embeddings of the drafter": embeddings_B} if choice.models else {}),
+        },
         guesses_B(widths, request.context, nodes),
     )
 
@@ -181,11 +196,15 @@ def room_for_texts(placement: Placement, free: Free, request: LoadRequest, choic
         bare,
         draft_B=sum(drafter.token_B for drafter in drafters),
         node_B=node_B(request.widths(request.target), drafters),
-        text_B=noise_B(request.widths(request.target)),
+        text_B=text_B(request.widths(request.target), drafters),
     )
+    earlier_B = snapshots_B(request.widths(request.target))
     if free.vram_B is None or placement.device_B is None:
+        computing = replace(computing, text_B=computing.text_B + earlier_B)
         return side(computing, need.cache_B, free.ram_B - placement.host_B)
-    ram = side(bare, sum(travelling_B), free.ram_B - placement.host_B) if travelling_B else None
+    bare = replace(bare, text_B=earlier_B)
+    in_ram = bool(travelling_B) or earlier_B > 0
+    ram = side(bare, sum(travelling_B), free.ram_B - placement.host_B) if in_ram else None
     living_B = need.cache_B - sum(travelling_B[:-2])  # two layers' worth is there at a time of those that travel
     return side(replace(computing, beside=ram), living_B, free.vram_B - placement.device_B)
 

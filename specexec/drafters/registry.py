@@ -55,6 +55,11 @@ class DrafterChoice:
         return "+".join(self.sources) or "none"
 
     @property
+    def required(self) -> bool:
+        """Is a target that takes no guesses to be refused? `auto` then goes without."""
+        return bool(self.sources) and not self.auto
+
+    @property
     def models(self) -> tuple[str, ...]:
         """The sources that are drafter models: `sibling`, which is the paired one, paths and names."""
         return tuple(source for source in self.sources if source_of(source).kind == "model")

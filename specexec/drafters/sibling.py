@@ -99,13 +99,14 @@ class SiblingDrafter(Calibrated):
     def _rows(self, ask: Ask) -> Rows:
         """New rows to process; asking about ROOT brings the text up to date first."""
         sequence, cache, new = ask.sequence, ask.sequence.cache(self.lm), ask.nodes
+        settled = 0
         if ask.nodes == [ROOT]:
             self._forget(sequence)
             cache.forget_nodes()
             tokens = list(sequence.pending(self.lm))
             if self._trimmed is not None:
                 self._trimmed.meet(sequence.tokens)
-            parents = list(range(-1, len(tokens) - 1))
+            parents, settled = list(range(-1, len(tokens) - 1)), len(tokens)
             self._below[sequence] = Below.text(len(tokens) - 1)
         else:
             below = self._below[sequence]
@@ -122,7 +123,7 @@ class SiblingDrafter(Calibrated):
                 tokens.append(token)
                 parents.append(row)
                 row = len(cache.parents) + len(tokens) - 1
-        return Rows(cache, tokens, parents)
+        return Rows(cache, tokens, parents, settled)
 
     def _forget(self, sequence: Sequence) -> Below:
         """What was read below a text is of no use any more; nor are rows that were not asked about."""

@@ -160,7 +160,7 @@ def own_words(target: TreeLM, prompts: Items[list[int]]) -> list[list[int]]:
     texts, caches = [list(prompt) for prompt in prompts], [KVCache() for _ in prompts]
     for _ in range(ANSWER):
         fresh = [text[len(cache) :] for text, cache in zip(texts, caches, strict=True)]
-        parts = [Rows(cache, new, range(-1, len(new) - 1)) for cache, new in zip(caches, fresh, strict=True)]
+        parts = [Rows.text(cache, new) for cache, new in zip(caches, fresh, strict=True)]
         for text, part, hidden_RH in zip(texts, parts, target.forward(parts), strict=True):
             part.cache.commit(range(len(part.tokens)))
             text.append(int(target.head(hidden_RH[-1:]).argmax()))
@@ -237,7 +237,7 @@ def choices(target: TreeLM, texts: Items[list[int]], sets: Items[Kept]) -> Itera
     assert isinstance(layers, nn.ModuleList)
     kept_NLS = torch.from_numpy(np.stack(sets)).to(target.device)
     with masked(layers, kept_NLS.repeat_interleave(sum(map(len, texts)), 0)):
-        hidden = target.forward([Rows(KVCache(), text, range(-1, len(text) - 1)) for _ in sets for text in texts])
+        hidden = target.forward([Rows.text(KVCache(), text) for _ in sets for text in texts])
     count = len(texts)
     return (target.head(torch.cat(hidden[first : first + count])) for first in range(0, len(hidden), count))
 

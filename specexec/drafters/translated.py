@@ -116,7 +116,7 @@ class TranslatedDrafter(Calibrated):
         cache.rewind(common_prefix(cache.tokens, settled))
         reading.room = self.context - 1 - len(settled)
         if (pending := settled[len(cache) :]) and reading.room > 0:
-            self.lm.forward([Rows(cache, pending, range(-1, len(pending) - 1))])
+            self.lm.forward([Rows.text(cache, pending)])
             cache.commit(range(len(pending)))
         reading.length = len(sequence.tokens)
         reading.paths, reading.rows, reading.best = {ROOT: ()}, {}, {}

@@ -221,13 +221,17 @@ class Batch:
 
     def _should_wait(self, sequence: Sequence, newcomers: list[Sequence]) -> bool:
         """Whether a text that begins in this sweep will have computed much of this prompt by the next one."""
-        soon = max((_shared(sequence, other) for other in newcomers), default=0)
-        return soon >= WORTH_WAITING and soon > self._best_donor(sequence)[0]
+        other = max(newcomers, key=lambda other: _shared(sequence, other), default=None)
+        soon = _shared(sequence, other) if other else 0
+        waits = soon >= WORTH_WAITING and soon > self._best_donor(sequence)[0]
+        if waits and other:
+            other.forks.add(soon)
+        return waits
 
     def _best_donor(self, sequence: Sequence) -> tuple[int, Sequence | None]:
         donors = [*self._donors, *(one for one in self._live if one not in self._donors)]
         with self._lock:
-            shares = [(min(_shared(sequence, donor), _cached(donor)), at) for at, donor in enumerate(donors)]
+            shares = [(_cached(donor, _shared(sequence, donor)), at) for at, donor in enumerate(donors)]
         length, at = max(shares, default=(0, -1))
         return length, donors[at] if length else None
 
@@ -246,5 +250,6 @@ def _shared(left: Sequence, right: Sequence) -> int:
     return common_prefix(left.tokens[:-1], right.tokens)
 
 
-def _cached(sequence: Sequence) -> int:
-    return max((len(cache) for cache in sequence.caches.values()), default=0)
+def _cached(sequence: Sequence, shared: int) -> int:
+    """How many of the shared tokens can be copied."""
+    return max((cache.reusable(shared) for cache in sequence.caches.values()), default=0)

@@ -183,7 +183,7 @@ class Decoder:
         pending = sequence.pending(self.target)
         end = len(pending) - 1
         below = np.where(tree.parents_N == ROOT, end, tree.parents_N + len(pending))
-        return Rows(cache, [*pending, *tree.tokens], [*range(-1, end), *below.tolist()])
+        return Rows(cache, [*pending, *tree.tokens], [*range(-1, end), *below.tolist()], len(pending))
 
     def _accept(self, sequence: Sequence, tree: TokenTree, hidden_RH: Tensor) -> Emitted:
         cache, pending = sequence.cache(self.target), len(sequence.pending(self.target))
@@ -235,6 +235,6 @@ def _step(sequence: Sequence, tree: TokenTree, emitted: Emitted, cost: Cost) -> 
     hit = sequence.growth.ahead if cost.ahead_s and sequence.finish_reason is None else None
     burst = Burst(
         emitted.tokens, emitted.text, sequence.finish_reason, tree, emitted.path, sequence.noise.seed, cost,
-        emitted.logprobs, emitted.prompt_logprobs, hit, sequence.ended_by,
+        emitted.logprobs, emitted.prompt_logprobs, hit, sequence.ended_by, stop_text=sequence.stopped_by,
     )  # fmt: skip
     return Step(sequence, burst)

@@ -97,6 +97,11 @@ class Engine:
         return str(self._target.device)
 
     @property
+    def architecture(self) -> str:
+        """transformers' name for the kind of model."""
+        return str(self._model.config.model_type)
+
+    @property
     def dtype(self) -> str:
         """The number format that the target computes in."""
         return str(self._model.dtype).removeprefix("torch.")
@@ -232,7 +237,7 @@ class Engine:
         sequence = self._intake.sequence(prompt, sampling, written=answer)
         sequence.tokens += answer
         with self._readers.lock:
-            (hidden_RH,) = self._target.forward([Rows(KVCache(), sequence.tokens, range(-1, len(sequence.tokens) - 1))])
+            (hidden_RH,) = self._target.forward([Rows.text(KVCache(), sequence.tokens)])
         if sequence.parse is not None:
             sequence.parse.advance(answer)
         logits_NV = self._target.head(hidden_RH[-1:])

@@ -49,7 +49,7 @@ class GuessLimit:
             for cache in sequence.caches.values():
                 cache.forget_nodes()
         for model, cache in sequence.caches.items():
-            cache.give_back(sequence.longest + (nodes if model is self._target else drafter_rows(nodes)))
+            cache.give_back(sequence.longest, nodes if model is self._target else drafter_rows(nodes))
 
     def _warn(self, nodes: int, texts: int, budget: int) -> None:
         if not self._warned:

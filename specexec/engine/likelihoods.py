@@ -88,7 +88,7 @@ def likelihoods(
 
 @torch.no_grad()
 def _sweep(target: ScoringTarget, trees: list[_Tree]) -> Iterator[tuple[int, Likelihood]]:
-    hidden = target.forward([Rows(KVCache(), tree.tokens, tree.parents) for tree in trees])
+    hidden = target.forward([Rows(KVCache(), tree.tokens, tree.parents, _trunk(tree.parents)) for tree in trees])
     for tree, hidden_RH in zip(trees, hidden, strict=True):
         rows = [row for _, rows, _ in tree.asked for row in rows]
         tokens = [token for _, _, tokens in tree.asked for token in tokens]
@@ -107,3 +107,8 @@ def _sweep(target: ScoringTarget, trees: list[_Tree]) -> Iterator[tuple[int, Lik
             here = slice(done, done + len(continuation))
             yield index, Likelihood(tuple(log_probs[here]), all(likeliest[here]))
             done = here.stop
+
+
+def _trunk(parents: list[int]) -> int:
+    """How many rows there are before the first that something other than the next row hangs below."""
+    return min((parent + 1 for row, parent in enumerate(parents) if parent != row - 1), default=len(parents))

@@ -97,7 +97,7 @@ class RuleRunner:
         pending = text[len(target_cache) :]
         end = len(pending) - 1
         parents = [*range(-1, end), *(end if parent == ROOT else len(pending) + parent for parent in proposal.parents)]
-        rows = Rows(target_cache, [*pending, *proposal.tokens], parents)
+        rows = Rows(target_cache, [*pending, *proposal.tokens], parents, len(pending))
         (hidden_RH,) = self._target.forward([rows])
         target_cache.commit(range(len(pending)))
         probs_MV = self._probs(self._target.head(hidden_RH[end:]))
@@ -110,9 +110,10 @@ class RuleRunner:
     def _propose(self, pending: list[int], cache: KVCache) -> _Proposal:
         """Level by level; the rows of the text first."""
         proposal, level, parents = _Proposal(), [ROOT], list(range(-1, len(pending) - 1))
-        tokens = pending
+        tokens, settled = pending, len(pending)
         for width in self._widths:
-            (hidden_RH,) = self._draft.forward([Rows(cache, tokens, parents)])
+            (hidden_RH,) = self._draft.forward([Rows(cache, tokens, parents, settled)])
+            settled = 0
             probs_NV = self._probs(self._draft.head(hidden_RH[-len(level) :]))
             below = [proposal.add(node, self._offer(q_V, width)) for node, q_V in zip(level, probs_NV, strict=True)]
             level = [child for children in below for child in children]

@@ -1,7 +1,7 @@
 """What a model's config says about trees: the attention of each layer, and what cannot be exact. Reads no weights.
 
-A tree needs every layer to see text and ancestors through positions alone. Recurrent or convolutional layers cannot
-fork, ALiBi counts slots, and two RoPE kinds choose their frequencies by the longest position of the whole call.
+A tree needs every layer to see text and ancestors alone: attention through positions, recurrent layers as recurrent/
+computes them. ALiBi counts slots, and two RoPE kinds choose their frequencies by the longest position of the call.
 """
 
 from __future__ import annotations
@@ -24,19 +24,49 @@ USUAL = frozenset(
 USUAL_ROPE = (None, "default", "linear", "llama3", "yarn", "su")
 USUAL_LAYERS = frozenset(("full_attention", "sliding_attention"))
 # Models that cannot be streamed at all, and why.
-REFUSED = {"recurrent_gemma": "its layers keep the state of a text in themselves, so that two texts would mix"}
+REFUSED = {
+    "recurrent_gemma": "its layers keep the state of a text in themselves, so that two texts would mix",
+    "minimax": "its layers keep the state of a text in a cache of their own kind",
+}
 # Models that decode plainly although their class claims more, and why.
-NO_TREES = {"diffllama": "its layers attend more than once"}
+NO_TREES = {
+    "diffllama": "its layers attend more than once",
+    "doge": "its layers lay masks of their own over the text",
+}
+NEGLIGIBLE_STEP = 1e-5  # of a state space, where published configs have 1e-3
 SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
 
 
 @dataclass(frozen=True)
 class LayerKind:
-    """How far one layer sees, None = without limit; and whose keys and values it attends to, None = its own."""
+    """How far one layer sees, None = without limit; whose keys and values it attends to, None = its own.
+
+    `attends`, `recurrent`: whether it attends at all, and whether it carries a state from token to token.
+    """
 
     window: int | None = None
     chunk: int | None = None
     keys_of: int | None = None
+    attends: bool = True
+    recurrent: bool = False
+
+
+ONLY_RECURRENT = LayerKind(attends=False, recurrent=True)
+NEITHER = LayerKind(attends=False)
+LINEAR: Mapping[str, LayerKind] = {"linear_attention": ONLY_RECURRENT}
+# Models whose recurrent layers can branch (recurrent/), by model_type, and the kinds of layers that only they have.
+RECURRENT: Mapping[str, Mapping[str, LayerKind]] = {
+    "qwen3_next": LINEAR,
+    "qwen3_5_text": LINEAR,
+    "qwen3_5_moe_text": LINEAR,
+    "olmo_hybrid": LINEAR,
+    "lfm2": {"conv": ONLY_RECURRENT},
+    "lfm2_moe": {"conv": ONLY_RECURRENT},
+    "bamba": LINEAR,
+    "granitemoehybrid": LINEAR,
+    "falcon_h1": {"hybrid": LayerKind(recurrent=True)},
+    "nemotron_h": {**LINEAR, "moe": NEITHER, "mlp": NEITHER},
+}
 
 
 def layer_kinds(config: PretrainedConfig) -> list[LayerKind]:
@@ -64,16 +94,23 @@ def _kind(name: str, config: PretrainedConfig) -> LayerKind:
         return LayerKind(window=config.sliding_window)
     if name == "chunked_attention":
         return LayerKind(chunk=config.attention_chunk_size)
+    if kind := RECURRENT.get(config.model_type, {}).get(name):
+        return kind
     raise _unsupported(config, f"it has {name} layers, whose state cannot branch")
 
 
 def can_branch(model_class: type[PreTrainedModel], config: PretrainedConfig) -> bool:
     """Whether `check_tree_support` has no objection."""
+    return not only_plainly(model_class, config)
+
+
+def only_plainly(model_class: type[PreTrainedModel], config: PretrainedConfig) -> str:
+    """Why a model gets one token a sweep; empty for one that verifies trees."""
     try:
         check_tree_support(model_class, config)
-    except UnsupportedArchitecture:
-        return False
-    return True
+    except UnsupportedArchitecture as refusal:
+        return refusal.what.rstrip(".")
+    return ""
 
 
 def check_any_support(config: PretrainedConfig) -> None:
@@ -84,7 +121,8 @@ def check_any_support(config: PretrainedConfig) -> None:
 
 def check_tree_support(model_class: type[PreTrainedModel], config: PretrainedConfig) -> list[LayerKind]:
     """The layer kinds of a model that can verify trees exactly; otherwise UnsupportedArchitecture says why."""
-    if not getattr(model_class, "_supports_attention_backend", False):
+    # Those classes were written before they could, or state only what they do without a tree.
+    if not getattr(model_class, "_supports_attention_backend", False) and config.model_type not in RECURRENT:
         raise _unsupported(config, "its attention (ALiBi, recurrent or of its own making) cannot be given a tree")
     if why := NO_TREES.get(config.model_type):
         raise _unsupported(config, why)
@@ -93,6 +131,9 @@ def check_tree_support(model_class: type[PreTrainedModel], config: PretrainedCon
             raise _unsupported(config, f"its {rope_type} RoPE depends on the longest position of the whole tree")
     if getattr(config, "attn_temperature_tuning", False):
         raise _unsupported(config, "its attention temperature counts slots, not positions")
+    if config.model_type == "nemotron_h" and config.time_step_min > NEGLIGIBLE_STEP:
+        # transformers 5.23 holds the steps of a whole pass at time_step_min, those of generate's single tokens not.
+        raise _unsupported(config, "with its time_step_min a pass over many tokens differs from those of generate")
     return layer_kinds(config)
 
 

@@ -1,12 +1,13 @@
-"""Keys and values of one sequence, layer by layer: committed text first, then the nodes of the running sweep.
+"""What the layers keep of one sequence: of its committed text first, then of the nodes of the running sweep.
 
-Rows count only once committed; whatever happens in a sweep, forgetting its nodes restores the committed state.
+Rows count only once committed; whatever happens in a sweep, forgetting its nodes restores the committed state. States
+of recurrent layers cannot go back: a rewind takes the last snapshot, and what follows it is read again.
 H key heads   R rows   D head size
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 
@@ -14,9 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from specexec.sizes import rows_held
+from specexec.model.recurrent.memory import LayerMemory, Recurrence
+from specexec.sizes import SNAPSHOT_TOKENS, SNAPSHOTS, rows_held
 
-Memory = Callable[[Tensor, tuple[int, ...]], Tensor]
+Room = Callable[[Tensor, tuple[int, ...]], Tensor]
 
 
 def beside(rows_HRD: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -30,7 +32,7 @@ class LayerKV:
 
     keys_HRD: Tensor
     values_HRD: Tensor
-    memory: Memory = beside
+    memory: Room = beside
 
     @staticmethod
     def empty(key_HRD: Tensor, value_HRD: Tensor) -> LayerKV:
@@ -52,7 +54,7 @@ class LayerKV:
         """A copy of the first `count` rows, with room to grow."""
         return self._copied(self.memory, count, rows_held(count))
 
-    def kept_in(self, memory: Memory, used: int, total: int) -> LayerKV:
+    def kept_in(self, memory: Room, used: int, total: int) -> LayerKV:
         """These rows in `memory` with room for `total`: itself if it is so already, else a copy of those in use."""
         if self.memory == memory and self.keys_HRD.shape[1] >= total:
             return self
@@ -75,7 +77,7 @@ class LayerKV:
         self.keys_HRD[:, start:end] = self.keys_HRD.index_select(1, rows_R)
         self.values_HRD[:, start:end] = self.values_HRD.index_select(1, rows_R)
 
-    def _copied(self, memory: Memory, used: int, capacity: int) -> LayerKV:
+    def _copied(self, memory: Room, used: int, capacity: int) -> LayerKV:
         copy = LayerKV(self.keys_HRD, self.values_HRD, memory)
         copy.keys_HRD = copy._resized(self.keys_HRD, used, capacity)
         copy.values_HRD = copy._resized(self.values_HRD, used, capacity)
@@ -88,18 +90,33 @@ class LayerKV:
         return grown_HRD
 
 
+@dataclass(frozen=True)
+class Snapshot:
+    """The states of all recurrences after the first `length` tokens, in RAM. Nothing writes into them."""
+
+    length: int
+    states: dict[Recurrence, Tensor]
+
+
 @dataclass(eq=False)
 class KVCache:
     """The tree cache of one sequence.
 
     `tokens` are the committed ones: row i of every layer belongs to token i at position i.
     `parents` are those of the nodes after them (-1 = follows the committed text), in row order.
+    `settled`: so many nodes are a chain that can only be committed whole. Recurrent layers keep `memories` of text and
+    other nodes, and `snapshots` of earlier states, in order of length.
     """
 
     layers: dict[int, LayerKV] = field(default_factory=dict)
     tokens: list[int] = field(default_factory=list)
     node_tokens: list[int] = field(default_factory=list)
     parents: list[int] = field(default_factory=list)
+    settled: int = 0
+    memories: dict[Recurrence, LayerMemory] = field(default_factory=dict)
+    snapshots: list[Snapshot] = field(default_factory=list)
+    forks: set[int] = field(default_factory=set)
+    """Lengths at which another text is known to part from this one: worth a snapshot."""
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -107,7 +124,8 @@ class KVCache:
     @property
     def size_B(self) -> int:
         """Bytes held, unused capacity included."""
-        return sum(kv.keys_HRD.nbytes + kv.values_HRD.nbytes for kv in self.layers.values())
+        rows_B = sum(kv.keys_HRD.nbytes + kv.values_HRD.nbytes for kv in self.layers.values())
+        return rows_B + sum(memory.size_B for memory in self.memories.values())
 
     def write(self, layer: int, node: int, key_HRD: Tensor, value_HRD: Tensor) -> LayerKV:
         """Store the rows of the nodes from `node` on in one layer."""
@@ -130,6 +148,9 @@ class KVCache:
             for kv in self.layers.values():
                 rows_R = torch.tensor(rows, dtype=torch.long, device=kv.keys_HRD.device) + len(self)
                 kv.move(rows_R, start=len(self))
+        if self.memories:
+            self._commit_states(list(path), list(keep))
+        self.settled = 0
         self.tokens += [self.node_tokens[node] for node in path]
         new_index = {node: i for i, node in enumerate(keep)}
         self.node_tokens = [self.node_tokens[node] for node in keep]
@@ -146,27 +167,79 @@ class KVCache:
             path.append(int(found[0]))
         return path
 
-    def prefix(self, length: int) -> KVCache:
-        """A copy of the first `length` tokens with their rows, as the beginning of another text."""
-        length = min(length, len(self))
-        rows = {index: kv.head(length) for index, kv in self.layers.items()}
-        return KVCache(rows, self.tokens[:length])
+    def _commit_states(self, path: list[int], keep: list[int]) -> None:
+        """States go along the path; those worth a way back are kept on the way."""
+        settled, length = self.settled, len(self)
+        assert path[:settled] == list(range(settled)), "settled rows are committed whole"
+        marks = sorted(set.intersection(*(set(memory.marks) for memory in self.memories.values())))
+        if marks and length:
+            self._remember(length, {key: memory.text for key, memory in self.memories.items()})
+        for mark in marks:
+            self._remember(length + mark, {key: memory.marks[mark] for key, memory in self.memories.items()})
+        for memory in self.memories.values():
+            memory.commit([node - settled for node in path[settled:]], [node - settled for node in keep])
+        if length + len(path) >= (self.snapshots[-1].length if self.snapshots else 0) + SNAPSHOT_TOKENS:
+            self._remember(length + len(path), {key: memory.text for key, memory in self.memories.items()})
 
-    def give_back(self, rows: int = 0) -> None:
-        """Let go of memory beyond `rows` rows and those in use."""
+    def _remember(self, length: int, states: dict[Recurrence, Tensor]) -> None:
+        if not self.snapshots or self.snapshots[-1].length < length:
+            self.snapshots.append(Snapshot(length, {key: state.cpu() for key, state in states.items()}))
+            del self.snapshots[:-SNAPSHOTS]
+
+    def prefix(self, length: int) -> KVCache:
+        """A copy of the beginning, as that of another text: `length` tokens, or as far as there is a snapshot."""
+        length = self.reusable(length)
+        states = self._states(length)
+        rows = {index: kv.head(length) for index, kv in self.layers.items()}
+        copy = KVCache(rows, self.tokens[:length])
+        if states is not None:
+            copy._restore(self.memories, states)
+            copy.snapshots = [snapshot for snapshot in self.snapshots if snapshot.length <= length]
+        return copy
+
+    def reusable(self, length: int) -> int:
+        """How many tokens `prefix` would give of so many."""
+        states = self._states(min(length, len(self)))
+        return min(length, len(self)) if states is None else states.length
+
+    def _states(self, length: int) -> Snapshot | None:
+        """The last states at or before `length` tokens; None where no layer is recurrent."""
+        if not self.memories:
+            return None
+        if length == len(self):
+            return Snapshot(length, {key: memory.text for key, memory in self.memories.items()})
+        before = [snapshot for snapshot in self.snapshots if snapshot.length <= length]
+        return before[-1] if before else Snapshot(0, {})
+
+    def _restore(self, memories: Mapping[Recurrence, LayerMemory], states: Snapshot) -> None:
+        self.memories = {key: LayerMemory(state, memories[key].follow) for key, state in states.states.items()}
+
+    def give_back(self, tokens: int = 0, nodes: int = 0) -> None:
+        """Let go of memory beyond what so many tokens and nodes need, and those in use."""
         used = len(self) + len(self.parents)
-        capacity = rows_held(max(rows, used))
+        capacity = rows_held(max(tokens + nodes, used))
         for kv in self.layers.values():
             if kv.keys_HRD.shape[1] > capacity:
                 kv.cut(used, capacity)
+        own = len(self.parents) - self.settled
+        for memory in self.memories.values():
+            memory.nodes.cut(own, max(nodes, own))
 
     def forget_nodes(self, after: int = 0) -> None:
         """Drop the nodes from index `after` on; all of them by default."""
         del self.node_tokens[after:], self.parents[after:]
+        if after < self.settled:
+            self.settled = 0
+            for memory in self.memories.values():
+                memory.forget()
 
     def rewind(self, length: int) -> None:
-        """Forget everything after the first `length` tokens."""
+        """Forget everything after the first `length` tokens; with recurrent layers, all that follows a snapshot."""
         self.forget_nodes()
+        if length < len(self) and (states := self._states(length)) is not None:
+            self._restore(self.memories, states)
+            self.snapshots = [snapshot for snapshot in self.snapshots if snapshot.length <= states.length]
+            length = states.length
         del self.tokens[length:]
 
 

@@ -1,6 +1,7 @@
 """Plain decoding for models that cannot verify trees: one token a sweep, through transformers' own cache.
 
-Takes the place of a TreeLM whose drafter is `none`. Recurrent, hybrid and ALiBi models stream this way.
+Takes the place of a TreeLM whose drafter is `none`. ALiBi models stream this way, and those whose recurrent layers
+are not among recurrent/.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ class ExactTies:
         if not any(first - second <= unit for second in others) and not edge(unit):
             return scores_V
         began = time.perf_counter()
-        (hidden_RH,) = self.target.begin([Rows(KVCache(), list(text), range(-1, len(text) - 1))]).result()
+        (hidden_RH,) = self.target.begin([Rows.text(KVCache(), list(text))]).result()
         new_V = rescore(self.target.head(hidden_RH[-1:])[0])
         best, new_best = int(scores_V.argmax()), int(new_V.argmax())
         self.again += 1

@@ -29,6 +29,8 @@ from specexec.model.cache import KVCache
 from specexec.model.cache_in_ram import Passenger, Travel, Trip
 from specexec.model.joint_attention import JointAttention, TextRows, joined
 from specexec.model.module_types import TakesChunks
+from specexec.model.recurrent.packed import PackedStates, Text, branches_of, marks
+from specexec.model.recurrent.seams import let_in
 from specexec.sizes import CHUNK
 from specexec.tree.tree import depths, intervals
 
@@ -38,11 +40,20 @@ class Rows:
     """New nodes for one sequence: `tokens` are ids, `parents` indices of nodes, of equal length, parents first.
 
     Indices count on from the nodes that its cache already holds; ROOT (-1) follows the committed text.
+
+    The first `settled` of them, if its cache holds none, are a chain that is text already, or is not to be committed at
+    all: recurrent layers then keep its last state alone. All others hang at its end.
     """
 
     cache: KVCache
     tokens: Items[int]
     parents: Items[int]
+    settled: int = 0
+
+    @classmethod
+    def text(cls, cache: KVCache, tokens: Items[int]) -> Rows:
+        """Tokens one after the other, settled."""
+        return cls(cache, tokens, range(-1, len(tokens) - 1), len(tokens))
 
 
 class Sweep:
@@ -108,6 +119,10 @@ class TreeLM:
             layer.chunk_rows = CHUNK
         self._trunk: nn.Module = model.get_submodule(trunk_name(model))
         self._head = head_alone(model)
+        numbered = zip(self._layers, self.kinds, strict=True)
+        recurrent = {number for number, kind in numbered if kind.recurrent and number is not None}
+        if recurrent and (missed := recurrent - let_in(model)):
+            raise UnsupportedArchitecture(f"layer {min(missed)} has no recurrence that can be given a tree.")
         self._experts = any(name.endswith("experts") for name, _ in model.named_modules())
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sweep")
 
@@ -209,7 +224,10 @@ def head_alone(model: PreTrainedModel) -> PreTrainedModel:
     """The same model, parameters shared, whose trunk hands through what it is given."""
     head = copy.copy(model)
     head._modules = dict(model._modules)
-    head._modules[trunk_name(model)] = _Given()
+    given = head._modules[trunk_name(model)] = _Given()
+    for name, value in vars(model.get_submodule(trunk_name(model))).items():
+        if isinstance(value, float):  # Falcon-H1 keeps the scale of its logits there
+            setattr(given, name, value)
     return head
 
 
@@ -222,6 +240,14 @@ class _Span:
     stop: int
     first_node: int  # of the cache, for row `start`
     sees: Visibility
+
+    @property
+    def states(self) -> Text:
+        """The same for recurrent layers."""
+        cache = self.cache
+        parents_N, device = np.array(cache.parents, np.int64), self.sees.enter_R.device
+        tree = branches_of(parents_N, cache.settled, marks(len(cache), cache.settled, cache.forks), device)
+        return Text(self.start, self.stop, self.first_node, tree, cache.memories)
 
 
 class _Packed:
@@ -247,8 +273,12 @@ class _Packed:
         self.count = start
         tokens = [token for part in parts for token in part.tokens]
         self.tokens_R = torch.tensor(tokens, dtype=torch.long, device=device)
+        recurrent = any(kind.recurrent for kind in kinds.values())
+        self.states = PackedStates([span.states for span in self._spans] if recurrent else [], cancelled)
         self.positions_R = torch.cat([span.sees.position_R[span.first_node :] for span in self._spans])
-        self._trip = None if travel is None else Trip(travel, kinds, [_passenger(span) for span in self._spans], device)
+        attending = {layer: kind for layer, kind in kinds.items() if kind.attends}
+        passengers = [_passenger(span) for span in self._spans]
+        self._trip = None if travel is None else Trip(travel, attending, passengers, device)
 
     def attend(self, layer: int, query_HQD: Tensor, key_HKD: Tensor, value_HKD: Tensor, style: Style) -> Tensor:
         """Attention of the next rows of a layer, [H, Q, D]; rows beyond the last sequence repeat its last one."""
@@ -307,10 +337,12 @@ class _Packed:
             self._trip.end()
 
     def check_complete(self) -> None:
-        """Every layer must have asked for the attention of every row, or the result is not to be trusted."""
-        missed = [layer for layer in self._kinds if self._attended.get(layer, 0) < self.count]
-        if missed:
-            raise UnsupportedArchitecture(f"layer {missed[0]} does not use the registered attention function.")
+        """Every layer must have been given every row, or the result is not to be trusted."""
+        for layer, kind in self._kinds.items():
+            if kind.attends and self._attended.get(layer, 0) < self.count:
+                raise UnsupportedArchitecture(f"layer {layer} does not use the registered attention function.")
+            if kind.recurrent and self.states.seen(layer) < self.count:
+                raise UnsupportedArchitecture(f"layer {layer} computes its recurrence in a way that is not known yet.")
 
 
 def _passenger(span: _Span) -> Passenger:
@@ -323,6 +355,9 @@ def _span(part: Rows, start: int, device: torch.device) -> _Span:
     first_node = len(cache.parents)
     cache.node_tokens.extend(part.tokens)
     cache.parents.extend(part.parents)
+    if part.settled:
+        assert not first_node, "settled rows follow the text"
+        cache.settled = part.settled
     parents_N = np.array(cache.parents, np.int64)
     times = intervals(parents_N)
     sees = Visibility(

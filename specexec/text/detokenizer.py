@@ -18,7 +18,7 @@ class TextStream:
     """The growing text of one answer. The parts `take` returns add up to the decoded answer, cut at a stop string.
 
     `single_bytes` are the tokens of SentencePiece's bytes, `before` tokens that the answer follows: a decoder that
-    leaves out the blank at the beginning of a text then keeps it.
+    leaves out the blank at the beginning of a text then keeps it. `stopped_by` is the stop string that has come.
     """
 
     def __init__(
@@ -35,6 +35,7 @@ class TextStream:
         self._head = len(self._text)  # its characters that are settled
         self._ready = ""  # settled, and not given yet
         self._cut: int | None = None  # where a stop string begins in what is not given yet
+        self.stopped_by: str | None = None
 
     def add(self, token: int) -> bool:
         """Append a token; True if the text now holds a stop string."""
@@ -44,7 +45,8 @@ class TextStream:
         self._window.append(token)
         self._text = text
         new = self._ready + text[self._head :]
-        self._cut = min((at for stop in self._stop if (at := new.find(stop)) >= 0), default=None)
+        found = [(at, stop) for stop in self._stop if (at := new.find(stop)) >= 0]
+        self._cut, self.stopped_by = min(found, default=(None, None))
         if not (text.endswith(INCOMPLETE) or token in self._single_bytes):
             self._settle()
         return self._cut is not None

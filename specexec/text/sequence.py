@@ -51,6 +51,7 @@ class Sequence:
     growth: Growth = field(default_factory=Growth)
     processed: int = 0  # tokens the target has in its cache, as of the last sweep
     failure: SpecexecError | None = None  # why it cannot go on, if finish_reason is "failed"
+    forks: set[int] = field(default_factory=set)  # lengths at which other texts part from it
     most_nodes: int = MOST_NODES  # guesses that may hang below it in the next sweep
 
     def __post_init__(self) -> None:
@@ -83,6 +84,11 @@ class Sequence:
         return "context" if self.limit < self._asked else "max_tokens"
 
     @property
+    def stopped_by(self) -> str | None:
+        """The stop string that ended it, if one did."""
+        return self.text.stopped_by if self.finish_reason == "stop" else None
+
+    @property
     def longest(self) -> int:
         """The length it may still reach."""
         return len(self.tokens) + max(self.room, 0)
@@ -95,6 +101,7 @@ class Sequence:
     def cache(self, lm: object) -> KVCache:
         """This sequence's cache for one model, cut back to what both texts share."""
         cache = self.caches.setdefault(lm, KVCache())
+        cache.forks = self.forks
         shared = common_prefix(cache.tokens, self.tokens[:-1])
         if shared < len(cache):
             cache.rewind(shared)

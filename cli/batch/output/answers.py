@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cli.openai.responses import Choice
+    from cli.openai.choice import Choice
     from specexec.stats import Completion
 
 

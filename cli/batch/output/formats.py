@@ -20,7 +20,7 @@ from cli.shared.errors import REFUSALS
 
 if TYPE_CHECKING:
     from cli.batch.output.answers import ItemAnswer
-    from cli.openai.responses import Choice
+    from cli.openai.choice import Choice
     from specexec.stats import Completion
 
 Record: TypeAlias = dict[str, object]
@@ -84,7 +84,7 @@ class RecordWriter:
         return {"status_code": status, "request_id": f"req_{_hex(item, 'response')}", "body": body}
 
     def _body(self, item: Item, answer: ItemAnswer) -> Record:
-        from cli.openai.responses import ApiReply
+        from cli.openai.answers import ApiReply
 
         reply = ApiReply(item.chat, self.model, _prompt_tokens(item, answer), _hex(item, "body"), self.created)
         whole = reply.whole(list(answer.choices))

@@ -228,7 +228,10 @@ def _sentence_pieces(header: GgufHeader, vocabulary: _Vocabulary) -> dict[str, J
 
 
 def _merges_of(vocabulary: _Vocabulary, ranks: Sequence[float] | None) -> list[Json]:
-    """Every pair of tokens that makes a token, the best token first: by rank, or by its place."""
+    """Every pair of tokens that makes a token, the best token first: by rank, or by its place.
+
+    Of one token's pairs, published tokenizers have that with the earliest left part first, Gemma's the longest.
+    """
     ids = {token: index for index, token in enumerate(vocabulary.tokens)}
     found: list[tuple[float, int, int, str, str]] = []
     for index, token in enumerate(vocabulary.tokens):
@@ -238,7 +241,7 @@ def _merges_of(vocabulary: _Vocabulary, ranks: Sequence[float] | None) -> list[J
         for cut in range(1, len(token)):
             left, right = token[:cut], token[cut:]
             if left in ids and right in ids:
-                found.append((rank, -len(left), ids[left], left, right))
+                found.append((rank, ids[left] if ranks else -len(left), ids[right], left, right))
     found.sort()
     return [[left, right] for *_, left, right in found]
 

@@ -1,17 +1,24 @@
 """Blocks of ggml's types as float32 values, by the same sums and products in the same order as ggml's reference.
 
-Sources: ggml's `dequantize_row_*` (ggml-quants.c), checked bit by bit with gguf-py.   N blocks
+A code lies in one or two planes of bits. A plane holds `bits` of each item in runs of bytes: the lowest bits of a run's
+bytes belong to its first items, the next bits of the same bytes to the items after those, and so on. A value is its
+code, or what a table has for it, times the scale of its group, less another number of the group.
+Sources: ggml's `dequantize_row_*` (ggml-quants.c), checked bit by bit with gguf-py.   N blocks   G groups of a block
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from offload.checkpoint.gguf.ggml_types import BY_NAME
+from offload.checkpoint.quantized.compiled import fill_groups
 from offload.checkpoint.quantized.quantize import SLICE_B
 from offload.machine.thread_pool import share
 
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+Numbers = Callable[[torch.Tensor], torch.Tensor]
 
 
 def fill_rows(kind: str, codes: torch.Tensor, target: torch.Tensor, less: float = 0.0) -> None:
@@ -40,148 +47,153 @@ def _runs(count: int, each_B: int) -> Iterator[slice]:
 def _values(kind: str, codes: torch.Tensor) -> torch.Tensor:
     if kind in FLOATS:
         return codes.float()
-    return _BLOCKS[kind](codes.reshape(-1, BY_NAME[kind].nbytes))
+    one, layout = BY_NAME[kind], LAYOUTS[kind]
+    blocks = codes.reshape(-1, one.nbytes)
+    scales = layout.scales(blocks)
+    less = torch.zeros_like(scales) if layout.less is None else layout.less(blocks)
+    if blocks.is_cuda or fill_groups is None or layout.scattered is not None:
+        return _by_torch(layout, blocks, one.items, scales, less)
+    values = torch.empty(len(blocks), one.items)
+    low, high = layout.planes[0], layout.planes[-1]
+    fill_groups(
+        blocks.numpy(),
+        (low.at, low.bits, low.run),
+        (high.at, high.bits if len(layout.planes) > 1 else 0, high.run),
+        layout.flip,
+        layout.zero,
+        np.array(layout.table, dtype=np.float32),
+        scales.numpy(),
+        less.numpy(),
+        values.numpy(),
+    )
+    return values
 
 
-def _half(blocks: torch.Tensor, start: int) -> torch.Tensor:
+@dataclass(frozen=True)
+class Plane:
+    """`bits` of each item, from byte `at` of a block on, in runs of so many bytes."""
+
+    at: int
+    bits: int
+    run: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a type's blocks become values.
+
+    `planes`: the lowest bits first. A code means (code ^ flip) - zero, or what `table` has for it. `scales` and `less`
+    [N, G] of groups of items of one size. `scattered`: a further bit of each item, in no plane, [N, items].
+    """
+
+    planes: tuple[Plane, ...]
+    scales: Numbers
+    less: Numbers | None = None
+    zero: int = 0
+    flip: int = 0
+    table: tuple[int, ...] = ()
+    scattered: Numbers | None = None
+
+
+def _by_torch(
+    layout: Layout, blocks: torch.Tensor, items: int, scales: torch.Tensor, less: torch.Tensor
+) -> torch.Tensor:
+    codes, bits = _codes(blocks, layout.planes[0], items), layout.planes[0].bits
+    for plane in layout.planes[1:]:
+        codes = codes | (_codes(blocks, plane, items) << bits)
+    if layout.scattered is not None:
+        codes = codes | (layout.scattered(blocks) << bits)
+    values = _table(layout, blocks.device).index_select(0, codes.view(-1).int())
+    return values.view(*scales.shape, -1).mul_(scales[..., None]).sub_(less[..., None]).view(len(blocks), items)
+
+
+def _codes(blocks: torch.Tensor, plane: Plane, items: int) -> torch.Tensor:
+    """One plane's bits of every item, [N, items]."""
+    packed = blocks[:, plane.at : plane.at + items * plane.bits // 8].reshape(len(blocks), -1, 1, plane.run)
+    shifts = torch.arange(0, 8, plane.bits, dtype=torch.uint8, device=blocks.device)
+    return ((packed >> shifts[:, None]) & (2**plane.bits - 1)).view(len(blocks), items)
+
+
+def _table(layout: Layout, device: torch.device) -> torch.Tensor:
+    """The value of every code a byte can hold, as float32."""
+    if layout.table:
+        return torch.tensor(layout.table, dtype=torch.float32, device=device)
+    return ((torch.arange(256, device=device) ^ layout.flip) - layout.zero).float()
+
+
+def _half(start: int) -> Numbers:
     """The float16 at a place of each block, as float32 [N, 1]."""
-    return blocks[:, start : start + 2].contiguous().view(torch.float16).float()
+    return lambda blocks: blocks[:, start : start + 2].contiguous().view(torch.float16).float()
 
 
-def _nibbles(codes: torch.Tensor) -> torch.Tensor:
-    """Low halves of bytes [N, B], then their high halves: [N, 2 B]."""
-    return torch.cat((codes & 15, codes >> 4), dim=1)
+def _minus_half(start: int) -> Numbers:
+    return lambda blocks: -_half(start)(blocks)
 
 
-def _fifth_bits(codes: torch.Tensor) -> torch.Tensor:
-    """Bit i of four bytes as 16 for item i: [N, 32]."""
-    shifts = torch.arange(8, dtype=torch.uint8, device=codes.device)
-    return ((codes[:, :, None] >> shifts) & 1).view(-1, 32) << 4
+def _fifth_bits(start: int) -> Numbers:
+    """Bit i of four bytes is that of item i."""
+
+    def bits(blocks: torch.Tensor) -> torch.Tensor:
+        shifts = torch.arange(8, dtype=torch.uint8, device=blocks.device)
+        return ((blocks[:, start : start + 4, None] >> shifts) & 1).view(-1, 32)
+
+    return bits
 
 
-def _q4_0(blocks: torch.Tensor) -> torch.Tensor:
-    return _nibbles(blocks[:, 2:]).float().sub_(8).mul_(_half(blocks, 0))
-
-
-def _q4_1(blocks: torch.Tensor) -> torch.Tensor:
-    return _nibbles(blocks[:, 4:]).float().mul_(_half(blocks, 0)).add_(_half(blocks, 2))
-
-
-def _q5_0(blocks: torch.Tensor) -> torch.Tensor:
-    codes = _nibbles(blocks[:, 6:]) | _fifth_bits(blocks[:, 2:6])
-    return codes.float().sub_(16).mul_(_half(blocks, 0))
-
-
-def _q5_1(blocks: torch.Tensor) -> torch.Tensor:
-    codes = _nibbles(blocks[:, 8:]) | _fifth_bits(blocks[:, 4:8])
-    return codes.float().mul_(_half(blocks, 0)).add_(_half(blocks, 2))
-
-
-def _q8_0(blocks: torch.Tensor) -> torch.Tensor:
-    return blocks[:, 2:].view(torch.int8).float().mul_(_half(blocks, 0))
-
-
-def _pairs_of_bits(codes: torch.Tensor) -> torch.Tensor:
-    """Bits 0 and 1 of 32 bytes, then bits 2 and 3 of the same …: [N, 4 B], values 0…3."""
-    shifts = torch.arange(0, 8, 2, dtype=torch.uint8, device=codes.device)
-    return ((codes.reshape(len(codes), -1, 1, 32) >> shifts[:, None]) & 3).view(len(codes), -1)
-
-
-def _single_bits(codes: torch.Tensor) -> torch.Tensor:
-    """Bit 0 of 32 bytes, then bit 1 of the same …: [N, 256], values 0 and 1."""
-    shifts = torch.arange(8, dtype=torch.uint8, device=codes.device)
-    return ((codes[:, None, :] >> shifts[:, None]) & 1).view(len(codes), -1)
-
-
-def _halves_of(codes: torch.Tensor, run: int) -> torch.Tensor:
-    """Low halves of a run of bytes, then the high halves of the same, run after run: [N, 2 B]."""
-    runs = codes.reshape(len(codes), -1, run)
-    return torch.cat((runs & 15, runs >> 4), dim=2).view(len(codes), -1)
-
-
-def _scaled(codes: torch.Tensor, scales: torch.Tensor, less: torch.Tensor | None = None) -> torch.Tensor:
-    """Codes [N, 256] times the scale of their run [N, runs], less another number of the run."""
-    values = codes.float().view(*scales.shape, -1).mul_(scales[..., None])
-    return (values if less is None else values.sub_(less[..., None])).view(len(codes), -1)
-
-
-def _q2_k(blocks: torch.Tensor) -> torch.Tensor:
-    scales = _half(blocks, 80) * (blocks[:, :16] & 15).float()
-    return _scaled(_pairs_of_bits(blocks[:, 16:80]), scales, _half(blocks, 82) * (blocks[:, :16] >> 4).float())
-
-
-def _q3_k(blocks: torch.Tensor) -> torch.Tensor:
+def _q3_k_scales(blocks: torch.Tensor) -> torch.Tensor:
     shifts = torch.arange(0, 8, 2, dtype=torch.uint8, device=blocks.device)
     high = ((blocks[:, None, 104:108] >> shifts[:, None]) & 3).view(-1, 16) << 4
-    scales = (_nibbles(blocks[:, 96:104]) | high).float().sub_(32)
-    # The third bit says that nothing is taken off.
-    codes = _pairs_of_bits(blocks[:, 32:96]).float().sub_(4).add_(_single_bits(blocks[:, :32]), alpha=4)
-    return _scaled(codes, _half(blocks, 108) * scales)
+    low = torch.cat((blocks[:, 96:104] & 15, blocks[:, 96:104] >> 4), dim=1)
+    return _half(108)(blocks) * (low | high).float().sub_(32)
 
 
-def _six_bits(packed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Eight scales and eight minima of six bits each, from the twelve bytes that hold both."""
-    first, second, rest = packed[:, :4], packed[:, 4:8], packed[:, 8:]
-    scales = torch.cat((first & 63, (rest & 15) | ((first >> 2) & 48)), dim=1)
-    return scales.float(), torch.cat((second & 63, (rest >> 4) | ((second >> 2) & 48)), dim=1).float()
+def _six_bit_scales(blocks: torch.Tensor) -> torch.Tensor:
+    """Eight scales of six bits each, of the twelve bytes that hold them and eight minima."""
+    first, rest = blocks[:, 4:8], blocks[:, 12:16]
+    return _half(0)(blocks) * torch.cat((first & 63, (rest & 15) | ((first >> 2) & 48)), dim=1).float()
 
 
-def _q4_k(blocks: torch.Tensor) -> torch.Tensor:
-    scales, minima = _six_bits(blocks[:, 4:16])
-    return _scaled(_halves_of(blocks[:, 16:], 32), _half(blocks, 0) * scales, _half(blocks, 2) * minima)
+def _six_bit_minima(blocks: torch.Tensor) -> torch.Tensor:
+    second, rest = blocks[:, 8:12], blocks[:, 12:16]
+    return _half(2)(blocks) * torch.cat((second & 63, (rest >> 4) | ((second >> 2) & 48)), dim=1).float()
 
 
-def _q5_k(blocks: torch.Tensor) -> torch.Tensor:
-    scales, minima = _six_bits(blocks[:, 4:16])
-    codes = _halves_of(blocks[:, 48:], 32) | (_single_bits(blocks[:, 16:48]) << 4)
-    return _scaled(codes, _half(blocks, 0) * scales, _half(blocks, 2) * minima)
-
-
-def _q6_k(blocks: torch.Tensor) -> torch.Tensor:
-    scales = _half(blocks, 208) * blocks[:, 192:208].view(torch.int8).float()
-    codes = _halves_of(blocks[:, :128], 64) | (_pairs_of_bits(blocks[:, 128:192]) << 4)
-    return _scaled(codes.float().sub_(32), scales)
-
-
-def _looked_up(codes: torch.Tensor, table: tuple[int, ...]) -> torch.Tensor:
-    values = torch.tensor(table, dtype=torch.float32, device=codes.device)
-    return values.index_select(0, codes.reshape(-1).int()).view(codes.shape)
-
-
-def _iq4_nl(blocks: torch.Tensor) -> torch.Tensor:
-    return _looked_up(_nibbles(blocks[:, 2:]), NONLINEAR).mul_(_half(blocks, 0))
-
-
-def _iq4_xs(blocks: torch.Tensor) -> torch.Tensor:
+def _iq4_xs_scales(blocks: torch.Tensor) -> torch.Tensor:
     shifts = torch.arange(0, 8, 2, dtype=torch.uint8, device=blocks.device)
     low = torch.stack((blocks[:, 4:8] & 15, blocks[:, 4:8] >> 4), dim=2).view(-1, 8)
     high = ((blocks[:, 2:4, None] >> shifts) & 3).view(-1, 8)
-    scales = (low | (high << 4)).float().sub_(32)
-    return _scaled(_looked_up(_halves_of(blocks[:, 8:], 16), NONLINEAR), _half(blocks, 0) * scales)
+    return _half(0)(blocks) * (low | (high << 4)).float().sub_(32)
 
 
-def _mxfp4(blocks: torch.Tensor) -> torch.Tensor:
-    # Twice the values at half the power, as ggml has it; the lowest two powers are numbers without a leading bit.
+def _powers(blocks: torch.Tensor) -> torch.Tensor:
+    """Half of two to the power of the first byte, as ggml has it; the lowest two are numbers without a leading bit."""
     powers = blocks[:, :1].int()
-    bits = torch.where(powers < 2, (powers + 1) << 21, (powers - 1) << 23)
-    return _looked_up(_nibbles(blocks[:, 1:]), TWICE_FP4).mul_(bits.view(torch.float32))
+    return torch.where(powers < 2, (powers + 1) << 21, (powers - 1) << 23).view(torch.float32)
 
 
 # The values of IQ4's codes, and twice those of FP4 (E2M1).
 NONLINEAR = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 TWICE_FP4 = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
-_BLOCKS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "Q4_0": _q4_0,
-    "Q4_1": _q4_1,
-    "Q5_0": _q5_0,
-    "Q5_1": _q5_1,
-    "Q8_0": _q8_0,
-    "Q2_K": _q2_k,
-    "Q3_K": _q3_k,
-    "Q4_K": _q4_k,
-    "Q5_K": _q5_k,
-    "Q6_K": _q6_k,
-    "IQ4_NL": _iq4_nl,
-    "IQ4_XS": _iq4_xs,
-    "MXFP4": _mxfp4,
+LAYOUTS = {
+    "Q4_0": Layout((Plane(2, 4, 16),), _half(0), zero=8),
+    "Q4_1": Layout((Plane(4, 4, 16),), _half(0), _minus_half(2)),
+    "Q5_0": Layout((Plane(6, 4, 16),), _half(0), zero=16, scattered=_fifth_bits(2)),
+    "Q5_1": Layout((Plane(8, 4, 16),), _half(0), _minus_half(2), scattered=_fifth_bits(4)),
+    "Q8_0": Layout((Plane(2, 8, 32),), _half(0), zero=128, flip=128),  # signed
+    "Q2_K": Layout(
+        (Plane(16, 2, 32),),
+        lambda blocks: _half(80)(blocks) * (blocks[:, :16] & 15).float(),
+        lambda blocks: _half(82)(blocks) * (blocks[:, :16] >> 4).float(),
+    ),
+    "Q3_K": Layout((Plane(32, 2, 32), Plane(0, 1, 32)), _q3_k_scales, zero=4),
+    "Q4_K": Layout((Plane(16, 4, 32),), _six_bit_scales, _six_bit_minima),
+    "Q5_K": Layout((Plane(48, 4, 32), Plane(16, 1, 32)), _six_bit_scales, _six_bit_minima),
+    "Q6_K": Layout(
+        (Plane(0, 4, 64), Plane(128, 2, 32)),
+        lambda blocks: _half(208)(blocks) * blocks[:, 192:208].view(torch.int8).float(),
+        zero=32,
+    ),
+    "IQ4_NL": Layout((Plane(2, 4, 16),), _half(0), table=NONLINEAR),
+    "IQ4_XS": Layout((Plane(8, 4, 16),), _iq4_xs_scales, table=NONLINEAR),
+    "MXFP4": Layout((Plane(1, 4, 16),), _powers, table=TWICE_FP4),
 }

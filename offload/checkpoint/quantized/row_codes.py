@@ -79,7 +79,7 @@ def linear(rows: torch.Tensor, weight: RowCodes, bias: torch.Tensor | None = Non
     """Products [..., O] of [..., I] rows in their dtype, each row's bits its own."""
     codes_OI, scales_O = weight.codes_OI, weight.scales_O
     O, I = codes_OI.shape
-    parts_RI, steps_R1 = halves(rows.reshape(-1, I))
+    parts_RI, steps_R1 = _kept_halves(rows)
     R = len(steps_R1)
     found_RO = rows.new_empty(R, O)
 
@@ -92,6 +92,17 @@ def linear(rows: torch.Tensor, weight: RowCodes, bias: torch.Tensor | None = Non
     step = O if rows.is_cuda else _step(R, O, I)
     share(multiply, range(0, O, step))
     return found_RO.view(*rows.shape[:-1], O)
+
+
+def _kept_halves(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The halves of [..., I] rows, kept with them until they change: queries, keys and values are made of the same."""
+    if rows.is_inference():  # nothing tells whether such a tensor has changed
+        return halves(rows.reshape(-1, rows.shape[-1]))
+    version, made = getattr(rows, "_halves", (None, None))
+    if made is None or version != rows._version:
+        made = halves(rows.reshape(-1, rows.shape[-1]))
+        rows._halves = rows._version, made  # type: ignore[attr-defined]  # tensors take any attribute
+    return made
 
 
 def halves(rows_RI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -9,76 +9,12 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from cli.openai.logprobs import Json, LogprobReader, PieceLogprob, for_chat, for_completion
-from specexec.text.formats import Call, Piece, Reader
+from cli.openai.choice import Choice, News
+from cli.openai.logprobs import Json, PieceLogprob, for_chat, for_completion
+from specexec.text.formats import Call
 
 if TYPE_CHECKING:
     from specexec.stats import Burst, Progress
-
-
-@dataclass(frozen=True)
-class News:
-    """What one burst added to a choice; `first` calls and `offset` characters of tokens were there before."""
-
-    piece: Piece = field(default_factory=Piece)
-    logprobs: list[PieceLogprob] = field(default_factory=list)
-    first: int = 0
-    offset: int = 0
-
-    def __bool__(self) -> bool:
-        return bool(self.piece != Piece() or self.logprobs)
-
-
-@dataclass
-class Choice:
-    """One text as it grows, and what it took.
-
-    `reader` splits off thoughts and calls, if that is wanted; `logprob_reader` adds log-probabilities, likewise.
-    `silent` are tokens that end a text and are not shown; `limit` is what ended it for its length.
-    """
-
-    index: int
-    echo: str = ""
-    reader: Reader | None = None
-    logprob_reader: LogprobReader | None = None
-    silent: tuple[int, ...] = ()
-    logprobs: list[PieceLogprob] = field(default_factory=list)
-    piece: Piece = field(default_factory=Piece)
-    tokens: int = 0
-    finish_reason: str | None = None
-    limit: str | None = None
-    seed: int = 0
-    drafted: int = 0
-    accepted: int = 0
-    sweeps: int = 0
-    began_s: float = field(default_factory=time.monotonic)
-    first_s: float | None = None
-    last_s: float = 0.0
-    _offset: int = 0
-
-    def add(self, burst: Burst) -> News:
-        """Take one more burst, and say what is new in it."""
-        self.last_s = time.monotonic()
-        self.first_s = self.last_s if self.first_s is None else self.first_s
-        entries = (*burst.prompt_logprobs, *burst.logprobs)
-        logprobs = [] if self.logprob_reader is None else self.logprob_reader.read(entries)
-        last = burst.finish_reason is not None
-        ended = last and burst.tokens[-1:] != () and burst.tokens[-1] in self.silent
-        shown = burst.tokens[:-1] if ended else burst.tokens
-        piece = Piece(burst.text) if self.reader is None else self.reader.read(shown, last)
-        news = News(piece, logprobs, len(self.piece.calls), self._offset)
-        self.piece += piece
-        self._offset += sum(len(one.text) for one in logprobs)
-        self.logprobs += logprobs
-        self.tokens += len(burst.tokens)
-        called = burst.finish_reason == "stop" and self.piece.calls
-        self.finish_reason = "tool_calls" if called else burst.finish_reason
-        self.limit = burst.limit
-        self.seed = burst.seed
-        self.drafted += burst.nodes
-        self.accepted += burst.accepted
-        self.sweeps += bool(burst.tokens)
-        return news
 
 
 @dataclass(frozen=True)
@@ -154,6 +90,7 @@ class ApiReply:
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": written,
             "total_tokens": self.prompt_tokens + written,
+            **_cached(choices),
             "completion_tokens_details": {
                 "accepted_prediction_tokens": accepted,
                 "rejected_prediction_tokens": sum(choice.drafted for choice in choices) - accepted,
@@ -203,8 +140,12 @@ class ApiReply:
         }
 
 
+def _cached(choices: list[Choice]) -> Json:
+    known = [choice.cached for choice in choices if choice.cached is not None]
+    return {"prompt_tokens_details": {"cached_tokens": sum(known)}} if known else {}
+
+
 _OPEN: Json = {"finish_reason": None, "logprobs": None}
-NOTHING = News()
 
 
 def _reasoned(text: str) -> Json:

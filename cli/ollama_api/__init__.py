@@ -1,0 +1,1 @@
+"""Ollama's /api/chat and /api/generate as data: a body becomes a chat request, its answer lines of JSON."""

@@ -1,0 +1,70 @@
+"""What the body of /v1/responses may hold. Items of the input are read one by one, by items.py."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from cli.openai.schema import Effort, Length, Whole
+
+Item = dict[str, object]
+
+
+class _Open(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+
+
+class TextFormat(_Open):
+    """What the answer must look like."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    name: str | None = None
+    schema_: dict[str, object] | None = Field(alias="schema", default=None)
+
+
+class TextConfig(_Open):
+    """How the answer is written."""
+
+    format: TextFormat | None = None
+
+
+class ReasoningConfig(_Open):
+    """How much to think."""
+
+    effort: Effort | None = None
+
+
+class NamedTool(_Open):
+    """A choice of tools: one function that must be called, or a kind that is not known here."""
+
+    type: str
+    name: str | None = None
+
+
+class PromptRequest(_Open):
+    """The body of /v1/responses/input_tokens, which asks for no answer."""
+
+    model: str | None = None
+    input: str | list[Item]
+    instructions: str | None = None
+    previous_response_id: str | None = None
+    tools: list[Item] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning: ReasoningConfig | None = None
+    text: TextConfig | None = None
+
+
+class ResponsesRequest(PromptRequest):
+    """The body of /v1/responses."""
+
+    max_output_tokens: Length | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: Whole | None = None
+    seed: Whole | None = None
+    stop: str | list[str] | None = None
+    store: bool | None = None
+    stream: bool | None = None
+    metadata: dict[str, str] | None = None

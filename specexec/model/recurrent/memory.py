@@ -1,0 +1,116 @@
+"""What one recurrence keeps of one text: its state after the committed text, and vectors of the nodes below it.
+
+A node's state is never made: it follows from the text's state and the vectors of the node's ancestors. The state of
+the text is replaced at commit and never written in place, so a sweep that fails changes nothing, and a snapshot is a
+reference.   N nodes
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Sequence as Items
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+Recurrence = tuple[int, str]
+"""The number of a layer and the name of one of its recurrences."""
+
+Vectors = tuple[Tensor, ...]
+"""Several tensors with one entry for each node, in dimension 1."""
+
+
+class NodeVectors:
+    """The vectors of a text's nodes, in the order of its cache; whoever asks says how many of them are in use."""
+
+    def __init__(self) -> None:
+        self._held: Vectors = ()
+
+    @property
+    def size_B(self) -> int:
+        """Bytes held, unused capacity included."""
+        return sum(tensor.nbytes for tensor in self._held)
+
+    def write(self, start: int, vectors: Vectors, total: int) -> None:
+        """Put vectors at `start`; when they do not fit, grow once for `total` nodes."""
+        end = start + vectors[0].shape[1]
+        if not self._held or end > self._held[0].shape[1]:
+            self._held = _resized(self._held or vectors, start, max(end, total))
+        for held, new in zip(self._held, vectors, strict=True):
+            held[:, start:end] = new
+
+    def read(self, first: int, last: int) -> Vectors:
+        """The vectors of the nodes first … last - 1, as views."""
+        return tuple(held[:, first:last] for held in self._held)
+
+    def of(self, nodes: Items[int]) -> Vectors:
+        """The vectors of these nodes, copied."""
+        return tuple(held[:, torch.tensor(nodes, dtype=torch.long, device=held.device)] for held in self._held)
+
+    def replace(self, vectors: Vectors) -> None:
+        """These are the first nodes now."""
+        for held, new in zip(self._held, vectors, strict=True):
+            held[:, : new.shape[1]] = new
+
+    def cut(self, used: int, capacity: int) -> None:
+        """Hold memory for `capacity` nodes at most; the first `used` stay what they are."""
+        if self._held and self._held[0].shape[1] > capacity:
+            self._held = _resized(self._held, used, capacity)
+
+
+def _resized(vectors: Vectors, used: int, capacity: int) -> Vectors:
+    resized = tuple(held.new_empty((held.shape[0], capacity, *held.shape[2:])) for held in vectors)
+    for new, held in zip(resized, vectors, strict=True):
+        new[:, :used] = held[:, :used]
+    return resized
+
+
+@dataclass(frozen=True)
+class Followed:
+    """A state that has gone along a path, and the vectors of the nodes that hang below the path's end."""
+
+    state: Tensor
+    kept: Vectors
+
+
+Follow = Callable[[Tensor, Vectors, Vectors], Followed]
+"""From a state along the vectors of a path; the third argument are nodes below its end, which stay nodes."""
+
+
+@dataclass(eq=False)
+class LayerMemory:
+    """One recurrence of one layer, for one text."""
+
+    text: Tensor
+    """The state after the committed text."""
+    follow: Follow
+    ahead: Tensor | None = None
+    """The state after the first rows of the running sweep, where those are sure to become text."""
+    marks: dict[int, Tensor] = field(default_factory=dict)
+    """States on the way there, by how many of those rows they are after."""
+    nodes: NodeVectors = field(default_factory=NodeVectors)
+
+    @property
+    def size_B(self) -> int:
+        """Bytes held."""
+        states = [self.text, *([] if self.ahead is None else [self.ahead])]
+        return self.nodes.size_B + sum(state.nbytes for state in states)
+
+    def commit(self, path: Items[int], keep: Items[int]) -> None:
+        """The text goes on by the rows that are sure and by the nodes of `path`; of the others those of `keep` stay."""
+        state = self.text if self.ahead is None else self.ahead
+        if path:
+            moved = self.follow(state, self.nodes.of(path), self.nodes.of(keep))
+            self.text = moved.state
+            self.nodes.replace(moved.kept)
+        else:
+            self.text = state
+            if keep and list(keep) != list(range(len(keep))):
+                self.nodes.replace(self.nodes.of(keep))
+        self.forget()
+
+    def forget(self) -> None:
+        """The running sweep is over: what it was sure of is text, or is not to be."""
+        self.ahead = None
+        self.marks = {}

@@ -1,0 +1,128 @@
+"""The rows of all texts of a sweep at the recurrent layers: each text goes its own way, with its own memories.
+
+R packed rows   C channels   K taps
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator
+from collections.abc import Sequence as Items
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from specexec.errors import SweepCancelled
+from specexec.model.recurrent import convolution, linear_state
+from specexec.model.recurrent.branches import Branches
+from specexec.model.recurrent.linear_state import LinearRows
+from specexec.model.recurrent.memory import LayerMemory, Recurrence
+from specexec.sizes import SNAPSHOT_TOKENS
+from specexec.tree.tree import Ints, intervals
+
+BEFORE_THE_END = 8  # tokens of a prompt that the next prompt may well replace: marks of an answer's beginning
+
+INPUTS, STATE = "inputs", "state"  # recurrences by name
+FOLLOW = {INPUTS: convolution.follow, STATE: linear_state.follow}
+
+
+def restored(name: str, state: Tensor) -> LayerMemory:
+    """The memory of a recurrence, from its state after some text."""
+    return LayerMemory(state, FOLLOW[name])
+
+
+@dataclass(frozen=True)
+class Text:
+    """One text: its packed rows start … stop - 1 are the nodes from `first_node` on."""
+
+    start: int
+    stop: int
+    first_node: int
+    tree: Branches
+    memories: dict[Recurrence, LayerMemory]
+
+
+class PackedStates:
+    """Takes the rows of one layer after the other, in one piece or in several, in order."""
+
+    def __init__(self, texts: Items[Text], cancelled: threading.Event) -> None:
+        self._texts, self._cancelled = texts, cancelled
+        self._done: dict[Recurrence, int] = {}
+
+    def seen(self, layer: int) -> int:
+        """Rows that a layer has been through."""
+        return min((done for (number, _), done in self._done.items() if number == layer), default=0)
+
+    def convolve(self, layer: int, inputs_RC: Tensor, weight_CK: Tensor, bias_C: Tensor | None) -> Tensor:
+        """A causal convolution over each text, [R, C] in the dtype of the inputs."""
+
+        def empty() -> LayerMemory:
+            return convolution.empty(inputs_RC, weight_CK.shape[1])
+
+        pieces = []
+        for text, here in self._pieces((layer, INPUTS), len(inputs_RC)):
+            memory = text.memories.get((layer, INPUTS)) or text.memories.setdefault((layer, INPUTS), empty())
+            first = text.first_node + here.first
+            pieces.append(convolution.convolve(memory, text.tree, first, inputs_RC[here.rows], weight_CK, bias_C))
+        return _filled(torch.cat(pieces), len(inputs_RC), 0)
+
+    def scan(self, layer: int, rows: LinearRows) -> Tensor:
+        """What every row reads of its text's state, [H, R, V] in float32."""
+        pieces = []
+        for text, here in self._pieces((layer, STATE), rows.count):
+            own = rows.of(here.rows)
+            memory = text.memories.get((layer, STATE))
+            if memory is None:
+                memory = text.memories[layer, STATE] = linear_state.empty(own)
+            pieces.append(linear_state.scan(memory, text.tree, text.first_node + here.first, own))
+        return _filled(torch.cat(pieces, 1), rows.count, 1)
+
+    def _pieces(self, recurrence: Recurrence, count: int) -> Iterator[tuple[Text, _Piece]]:
+        """What every text has among the next rows; rows beyond the last one fill a tile."""
+        if self._cancelled.is_set():
+            raise SweepCancelled
+        begin = self._done.get(recurrence, 0)
+        end = self._done[recurrence] = begin + count
+        for text in self._texts:
+            first, last = max(begin, text.start), min(end, text.stop)
+            if first < last:
+                yield text, _Piece(first - text.start, slice(first - begin, last - begin))
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Rows of one text within those that are asked about; `first` counts the text's own."""
+
+    first: int
+    rows: slice
+
+
+def _filled(own: Tensor, count: int, dim: int) -> Tensor:
+    """The last own row again for each that fills a tile."""
+    at = torch.arange(count, device=own.device).clamp(max=own.shape[dim] - 1)
+    return own if count == own.shape[dim] else own.index_select(dim, at)
+
+
+def branches_of(parents_N: Ints, settled: int, marks: tuple[int, ...], device: torch.device) -> Branches:
+    """The rows of a cache: `settled` ones below the committed text, and the nodes at their end."""
+    chain = np.arange(-1, settled - 1)
+    below_N = parents_N[settled:]
+    assert (parents_N[:settled] == chain).all(), "settled rows are a chain"
+    assert (below_N >= settled - 1).all(), "nodes hang at the settled end"
+    own_N = below_N - settled
+    own_N[own_N < 0] = -1
+    times = intervals(own_N)
+    parent_N, enter_N, leave_N = (
+        torch.from_numpy(np.asarray(ints, np.int64)).to(device) for ints in (own_N, times.enter_N, times.leave_N)
+    )
+    return Branches(settled, parent_N, enter_N, leave_N, marks)
+
+
+def marks(committed: int, settled: int, forks: Iterable[int]) -> tuple[int, ...]:
+    """After how many settled rows a state is worth keeping: often enough, and where another text may part from this."""
+    regular = range(0, committed + settled, SNAPSHOT_TOKENS)
+    before = [settled - BEFORE_THE_END] if settled >= 2 * BEFORE_THE_END else []
+    wanted = (at - committed for at in (*regular, *forks) if committed < at < committed + settled)
+    return tuple(sorted({*before, *wanted}))

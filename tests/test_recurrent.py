@@ -1,0 +1,382 @@
+"""Models with recurrent layers verify trees: each node has what one plain forward over its own path has.
+
+References are unmodified transformers models, a forward per path without cache; and the recurrences themselves, one
+token after the other in float64.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from threading import Event
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+import offload
+from cli.chat.snapshot import read_snapshot, write_snapshot
+from specexec.drafters.ngram import NgramDrafter
+from specexec.drafters.sibling import SiblingDrafter
+from specexec.errors import SweepCancelled
+from specexec.model.architecture import only_plainly
+from specexec.model.cache import KVCache
+from specexec.model.recurrent import linear_state
+from specexec.model.recurrent.delta_rule import delta_rows
+from specexec.model.recurrent.packed import branches_of
+from specexec.model.recurrent.sizes import recurrences_of
+from specexec.model.tree_lm import Rows, TreeLM
+from specexec.sampling.params import SamplingParams
+from specexec.sizes import SNAPSHOTS
+from specexec.text.conversation import Kept
+from specexec.text.messages import Message
+from specexec.text.transcript import Turn
+from tests.tiny import BASE, VOCABULARY, Option, redraw
+from tests.writing import greedy, prompt, write
+
+MIXED: dict[str, Option] = {
+    "num_hidden_layers": 3,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+}
+LINEAR: dict[str, Option] = {
+    **MIXED,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 8,
+}
+SHORT: dict[str, Option] = {"num_hidden_layers": 3, "layer_types": ["conv", "full_attention", "conv"]}
+EXPERTS: dict[str, Option] = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 48,
+    "shared_expert_intermediate_size": 48,
+}
+MAMBA: dict[str, Option] = {
+    "num_hidden_layers": 3,
+    "mamba_n_heads": 8,
+    "mamba_n_groups": 2,
+    "mamba_d_state": 12,
+    "mamba_chunk_size": 16,
+}
+# By model_type: config class, and what differs from BASE.
+FAMILIES: dict[str, tuple[str, dict[str, Option]]] = {
+    "qwen3_next": ("Qwen3NextConfig", LINEAR | EXPERTS),
+    "qwen3_5_text": ("Qwen3_5TextConfig", LINEAR),
+    "qwen3_5_moe_text": ("Qwen3_5MoeTextConfig", LINEAR | EXPERTS),
+    "olmo_hybrid": ("OlmoHybridConfig", LINEAR),
+    "lfm2": ("Lfm2Config", SHORT),
+    "lfm2_moe": ("Lfm2MoeConfig", SHORT | EXPERTS | {"num_dense_layers": 1}),
+    "granitemoehybrid": (
+        "GraniteMoeHybridConfig",
+        MAMBA | MIXED | {"num_local_experts": 4, "num_experts_per_tok": 2, "shared_intermediate_size": 48},
+    ),
+    "bamba": ("BambaConfig", {**MAMBA, "attn_layer_indices": [1]}),
+    "falcon_h1": ("FalconH1Config", {**MAMBA, "mamba_d_ssm": 96, "mamba_rms_norm": True, "lm_head_multiplier": 0.5}),
+    "nemotron_h": (
+        "NemotronHConfig",
+        {
+            "layer_types": ["linear_attention", "full_attention", "moe", "linear_attention", "mlp"],
+            "num_hidden_layers": 5,
+            "mamba_num_heads": 8,
+            "mamba_head_dim": 12,
+            "n_groups": 2,
+            "ssm_state_size": 12,
+            "chunk_size": 16,
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 48,
+            "moe_shared_expert_intermediate_size": 48,
+            "time_step_min": 1e-6,  # below it transformers' forward and its single steps differ
+        },
+    ),
+}
+PREFIX = prompt(33)
+NODES = 40
+GENERATOR = np.random.default_rng(1)
+PARENTS = [-1, -1, -1, *(int(GENERATOR.integers(max(-1, node - 9), node)) for node in range(3, NODES))]
+TOKENS = GENERATOR.integers(0, VOCABULARY, NODES).tolist()
+TYPICAL = ["olmo_hybrid", "lfm2", "falcon_h1"]  # one family for each recurrence
+COLD = SamplingParams(temperature=0.0, max_tokens=60)
+
+
+def built(family: str) -> PreTrainedModel:
+    class_name, difference = FAMILIES[family]
+    make: Callable[..., transformers.PreTrainedConfig] = getattr(transformers, class_name)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = make(**(BASE | difference))
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    redraw(model, seed=0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("A_log"):  # states that last: as drawn at first, they are gone after a token
+                parameter.copy_(torch.linspace(-4, 0, parameter.numel()).view_as(parameter))
+    return model.eval()
+
+
+def path_of(node: int) -> list[int]:
+    path: list[int] = []
+    while node != -1:
+        path.append(node)
+        node = PARENTS[node]
+    return path[::-1]
+
+
+def path_states(model: PreTrainedModel, prefix: list[int]) -> Tensor:
+    """[NODES, H]: the last hidden state of each node's own path, run alone."""
+    trunk = getattr(model, model.base_model_prefix)
+    texts = [[*prefix, *(TOKENS[one] for one in path_of(node))] for node in range(NODES)]
+    with torch.no_grad():
+        return torch.stack([trunk(torch.tensor([text]), use_cache=False).last_hidden_state[0, -1] for text in texts])
+
+
+def below(settled: int) -> list[int]:
+    """Parents of a text of so many rows and of the tree at its end."""
+    return [*range(-1, settled - 1), *(settled - 1 if parent < 0 else parent + settled for parent in PARENTS)]
+
+
+@pytest.fixture(params=list(FAMILIES))
+def family(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def test_a_model_whose_whole_passes_are_not_its_steps_is_decoded_plainly() -> None:
+    """Nemotron-H in transformers 5.23: only whole passes hold a step at time_step_min."""
+    config = transformers.NemotronHConfig(**(BASE | FAMILIES["nemotron_h"][1] | {"time_step_min": 0.001}))
+    assert "time_step_min" in only_plainly(transformers.NemotronHForCausalLM, config)
+    config.time_step_min = 1e-6
+    assert not only_plainly(transformers.NemotronHForCausalLM, config)
+
+
+def test_every_node_has_the_hidden_state_of_its_own_path_and_takes_what_is_planned(family: str, tmp_path: Path) -> None:
+    truth = built(family)
+    truth.save_pretrained(tmp_path)
+    lm = TreeLM(offload.load(tmp_path, "disk"))
+    expected, end = path_states(truth, PREFIX), len(PREFIX)
+    cache = KVCache()
+    (hidden_RH,) = lm.forward([Rows(cache, [*PREFIX, *TOKENS], below(end), end)])
+    torch.testing.assert_close(hidden_RH[end:], expected, atol=1e-4, rtol=0)
+    sizes = recurrences_of(json.loads((tmp_path / "config.json").read_text()))
+    assert sum(memory.text.nbytes for memory in cache.memories.values()) == sizes.text_B(4)
+    assert sum(memory.nodes.size_B for memory in cache.memories.values()) == NODES * sizes.node_B(4)
+    (unsettled_RH,) = lm.forward([Rows(KVCache(), [*PREFIX, *TOKENS], below(end))])
+    torch.testing.assert_close(unsettled_RH[end:], expected, atol=1e-4, rtol=0)
+    (chained_RH,) = lm.forward([Rows(KVCache(), [*PREFIX, *TOKENS], range(-1, end + NODES - 1), end)])
+    assert (chained_RH[end:] - expected).abs().max() > 0.1  # the control: a tree that is read as a chain
+
+    # Accept a path that leaves gaps; the same tree below it, in two pieces, the second below rows of the first.
+    path = path_of(NODES - 1)
+    cache.commit([*range(end), *(end + node for node in path)])
+    longer = [*PREFIX, *(TOKENS[node] for node in path)]
+    assert cache.tokens == longer
+    pieces = [lm.forward([Rows(cache, TOKENS[part], PARENTS[part])])[0] for part in (slice(15), slice(15, NODES))]
+    torch.testing.assert_close(torch.cat(pieces), path_states(truth, longer), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("family", TYPICAL)
+def test_nodes_that_stay_below_a_committed_path_keep_their_states(family: str) -> None:
+    truth = built(family)
+    lm = TreeLM(copy.deepcopy(truth))
+    expected, cache = path_states(truth, PREFIX), KVCache()
+    first = [*range(16)]
+    lm.forward([Rows(cache, [*PREFIX, *TOKENS[:16]], below(len(PREFIX))[: len(PREFIX) + 16], len(PREFIX))])
+    path = max((path_of(node)[:1] for node in first), key=lambda top: sum(top[0] in path_of(node) for node in first))
+    keep = [node for node in first if path[-1] in path_of(node)[:-1]]
+    assert len(keep) > 2
+    cache.commit([*range(len(PREFIX)), *(len(PREFIX) + node for node in path)], [len(PREFIX) + node for node in keep])
+    new = {node: at for at, node in enumerate(keep)}
+    later = [node for node in range(16, NODES) if path[-1] in path_of(node)]
+    for node in later:
+        new[node] = len(new)
+    parents = [new.get(PARENTS[node], -1) for node in later]
+    (hidden_RH,) = lm.forward([Rows(cache, [TOKENS[node] for node in later], parents)])
+    torch.testing.assert_close(hidden_RH, expected[later], atol=1e-4, rtol=0)
+
+
+def test_texts_with_trees_are_those_of_transformers(family: str, tmp_path: Path) -> None:
+    truth = built(family)
+    truth.save_pretrained(tmp_path)
+    target, near = TreeLM(offload.load(tmp_path, "disk")), copy.deepcopy(truth)
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(1)
+        for parameter in near.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.003)
+    prompts = [prompt(length, seed=length) for length in (1, 9, 30)]
+    counts = [200 if family == TYPICAL[0] else 24, 24, 24]
+    expected = [greedy(truth, tokens, count) for tokens, count in zip(prompts, counts, strict=True)]
+    each = [SamplingParams(temperature=0.0, max_tokens=count) for count in counts]
+    together = write(target, SiblingDrafter(TreeLM(near), VOCABULARY), prompts, each, budget=24)
+    assert [sequence.answer for sequence in together] == expected
+    stream = offload.stream_of(target.model)
+    assert stream.stats().layers_read < stream.layers * counts[0] / 2  # guesses were accepted
+
+
+@pytest.mark.parametrize("family", TYPICAL)
+def test_a_long_prompt_in_pieces_equals_the_prompt_at_once(family: str, tmp_path: Path) -> None:
+    truth = built(family)
+    truth.save_pretrained(tmp_path)
+    lm, tokens = TreeLM(offload.load(tmp_path, "disk")), prompt(300)
+    company = [Rows.text(KVCache(), prompt(100, seed=2)), Rows.text(KVCache(), tokens)]
+    hidden_RH = lm.forward(company)[1]
+    trunk = getattr(truth, truth.base_model_prefix)
+    with torch.no_grad():
+        expected = trunk(torch.tensor([tokens]), use_cache=False).last_hidden_state[0]
+    torch.testing.assert_close(hidden_RH, expected, atol=3e-4, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def lm() -> TreeLM:
+    return TreeLM(built("qwen3_5_text"))
+
+
+def states(cache: KVCache) -> dict[object, Tensor]:
+    return {key: memory.text.clone() for key, memory in cache.memories.items()}
+
+
+def committed(lm: TreeLM, tokens: list[int], cache: KVCache | None = None) -> KVCache:
+    cache = KVCache() if cache is None else cache
+    new = tokens[len(cache) :]
+    lm.forward([Rows.text(cache, new)])
+    cache.commit(range(len(new)))
+    return cache
+
+
+def test_a_sweep_that_fails_leaves_the_states_as_they_were(lm: TreeLM) -> None:
+    cache, cancelled = committed(lm, PREFIX), Event()
+    before, end = states(cache), len(PREFIX)
+    (expected,) = lm.forward([Rows(cache, [5, *TOKENS], below(1), 1)])
+    cache.forget_nodes()
+    halfway = lm.model.get_submodule("model.layers.1").register_forward_hook(lambda *_: cancelled.set())
+    with pytest.raises(SweepCancelled):
+        lm.forward([Rows(cache, [9, 9, *TOKENS], below(2), 2)], cancelled)
+    halfway.remove()
+    assert (cache.tokens, cache.parents, cache.settled) == (PREFIX, [], 0)
+    assert all(torch.equal(state, before[key]) for key, state in states(cache).items())
+    (again,) = lm.forward([Rows(cache, [5, *TOKENS], below(1), 1)])
+    assert torch.equal(again, expected)
+    cache.commit([0])
+    assert len(cache) == end + 1
+
+
+def test_a_rewind_takes_the_last_snapshot_and_the_rest_is_read_again(lm: TreeLM) -> None:
+    cache = committed(lm, prompt(60))
+    answer = prompt(20, seed=3)
+    for token in answer:
+        committed(lm, [*cache.tokens, token], cache)
+    cache.rewind(59)  # another answer to the same prompt: its last token is read again anyway
+    assert 40 < len(cache) < 59
+    kept = len(cache)
+    committed(lm, prompt(60), cache)
+    torch.testing.assert_close(states(cache), states(committed(lm, prompt(60))), atol=1e-4, rtol=0)
+    cache.rewind(kept - 1)
+    assert not len(cache)
+    torch.testing.assert_close(states(committed(lm, prompt(60), cache)), states(committed(lm, prompt(60))))
+
+
+def test_a_text_that_begins_alike_starts_from_a_snapshot(lm: TreeLM) -> None:
+    donor = KVCache(forks={37})
+    committed(lm, prompt(60), donor)
+    assert (donor.reusable(60), donor.reusable(45), donor.reusable(20)) == (60, 37, 0)
+    copied = donor.prefix(45)
+    other = [*prompt(60)[:45], *prompt(10, seed=8)]
+    assert copied.tokens == other[:37]
+    torch.testing.assert_close(states(committed(lm, other, copied)), states(committed(lm, other)), atol=1e-4, rtol=0)
+    assert donor.tokens == prompt(60)
+
+
+def test_a_text_keeps_few_snapshots_and_gives_back_what_nodes_took(lm: TreeLM) -> None:
+    cache = KVCache(forks=set(range(1, 100, 9)))
+    committed(lm, prompt(100), cache)
+    assert [one.length for one in cache.snapshots] == [73, 82, 91, 92][-SNAPSHOTS:]
+    plain_B = cache.size_B
+    lm.forward([Rows(cache, TOKENS, PARENTS)])
+    cache.forget_nodes()
+    assert cache.size_B > plain_B
+    cache.give_back()
+    assert cache.size_B <= plain_B
+
+
+def test_a_session_goes_on_from_the_states_that_were_kept(lm: TreeLM, tmp_path: Path) -> None:
+    cache = committed(lm, prompt(60))
+    question: Message = {"role": "user", "content": "?"}
+
+    def dialogue(caches: dict[str, KVCache]) -> Kept:
+        return Kept([question], None, [Turn([question], prompt(60))], caches)
+
+    assert write_snapshot(tmp_path / "kept", dialogue({"target": cache}), {"target": "weights"})
+    again = dialogue({})
+    assert read_snapshot(tmp_path / "kept", again, {"target": "weights"}) == 60
+    read = again.caches["target"]
+    assert [one.length for one in read.snapshots] == [one.length for one in cache.snapshots]
+    (expected,), (found,) = (lm.forward([Rows(one, TOKENS, PARENTS)]) for one in (cache, read))
+    assert torch.equal(found, expected)
+    read.rewind(55)
+    torch.testing.assert_close(states(committed(lm, prompt(60), read)), states(cache), atol=1e-4, rtol=0)
+
+
+def test_a_text_that_repeats_itself_is_drafted_from_what_was_written(tmp_path: Path) -> None:
+    truth = built("qwen3_5_text")
+    phrase = prompt(12) * 3
+    target = TreeLM(copy.deepcopy(truth))
+    (ours,) = write(target, NgramDrafter(), [phrase], COLD)
+    assert ours.answer == greedy(truth, phrase, 60)
+
+
+def one_by_one(rows: linear_state.LinearRows, parents: list[int]) -> tuple[Tensor, list[Tensor]]:
+    """What every row reads, and the state after it: the recurrence itself, in float64."""
+    group = len(rows.value_HRV) // len(rows.key_JRK)
+    query, key = (x.double().repeat_interleave(group, 0) for x in (rows.query_JRK, rows.key_JRK))
+    found: list[Tensor] = []
+    after: list[Tensor] = []
+    for row, parent in enumerate(parents):
+        empty = torch.zeros(len(key), key.shape[-1], rows.value_HRV.shape[-1], dtype=torch.float64)
+        state = (after[parent] if parent >= 0 else empty) * rows.decay_HR[:, row].double().exp()[:, None, None]
+        k, write = key[:, row, :, None], rows.value_HRV[:, row].double()
+        if rows.beta_HR is not None:
+            write = (write - (k * state).sum(1)) * rows.beta_HR[:, row].double()[:, None]
+        after.append(state + k * write[:, None])
+        found.append((query[:, row, :, None] * after[-1]).sum(1))
+    return torch.stack(found, 1), after
+
+
+@pytest.mark.parametrize(("settled", "count"), [(0, 1), (1, 1), (200, 200), (70, 700), (0, 300)])
+@pytest.mark.parametrize("corrects", [True, False])
+def test_the_rows_of_a_tree_read_what_the_recurrence_gives(settled: int, count: int, corrects: bool) -> None:
+    random = torch.Generator().manual_seed(count)
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=random)
+
+    rows = delta_rows(
+        drawn(count, 2, 8), drawn(count, 2, 8), drawn(count, 4, 5), -drawn(count, 4).exp(), drawn(count, 4).sigmoid(),
+        normalised=True,
+    )  # fmt: skip
+    if not corrects:
+        rows = linear_state.LinearRows(rows.query_JRK, rows.key_JRK, rows.value_HRV, rows.decay_HR)
+    picks = torch.randint(0, 12, (count,), generator=random).tolist()
+    parents = [row - 1 if row <= settled else max(settled - 1, row - 1 - pick) for row, pick in enumerate(picks)]
+    expected, after = one_by_one(rows, parents)
+    tree = branches_of(np.array(parents), settled, (), torch.device("cpu"))
+    memory = linear_state.empty(rows)
+    cuts = [0, count // 3, count // 2, count]
+    found = [
+        linear_state.scan(memory, tree, first, rows.of(slice(first, last)))
+        for first, last in pairwise(cuts)
+        if first < last
+    ]
+    torch.testing.assert_close(torch.cat(found, 1).double(), expected, atol=1e-5, rtol=0)
+    path, node = [], count - 1
+    while node >= settled:
+        path.append(node - settled)
+        node = parents[node]
+    memory.commit(path[::-1], [])
+    torch.testing.assert_close(memory.text.double(), after[-1], atol=1e-5, rtol=0)
+    assert math.isfinite(memory.text.sum().item())
