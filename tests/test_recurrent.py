@@ -13,6 +13,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import numpy as np
 import pytest
@@ -150,7 +151,8 @@ def family(request: pytest.FixtureRequest) -> str:
 
 def test_a_model_whose_whole_passes_are_not_its_steps_is_decoded_plainly() -> None:
     """Nemotron-H in transformers 5.23: only whole passes hold a step at time_step_min."""
-    config = transformers.NemotronHConfig(**(BASE | FAMILIES["nemotron_h"][1] | {"time_step_min": 0.001}))
+    options: dict[str, Any] = BASE | FAMILIES["nemotron_h"][1] | {"time_step_min": 0.001}
+    config = transformers.NemotronHConfig(**options)
     assert "time_step_min" in only_plainly(transformers.NemotronHForCausalLM, config)
     config.time_step_min = 1e-6
     assert not only_plainly(transformers.NemotronHForCausalLM, config)
