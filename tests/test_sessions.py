@@ -233,7 +233,9 @@ def test_a_folder_in_the_place_of_a_snapshot_is_left_alone_and_said(
     (archive.snapshot_path(kept.id) / "inside").mkdir(parents=True)
     say(talk, "Short.")
     kept.leave()
-    assert "Note: keys and values are not kept (Is a directory): going on reads all again.\n" in capsys.readouterr().err
+    assert (
+        "Note: keys and values are not kept (Is a directory): continuing reads all again.\n" in capsys.readouterr().err
+    )
     archive.remove(kept.id)
     assert [path.name for path in tmp_path.rglob("*")] == [archive.snapshot_path(kept.id).name, "inside"]
 
