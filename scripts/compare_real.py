@@ -16,6 +16,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -177,17 +178,19 @@ def greedily(llm: Engine, number: int, tokens: int) -> dict[tuple[int, str, int]
     return found
 
 
-def cells(number: int, each: int) -> Iterator[tuple[str, Literal["none", "ram", "disk"], list[Cell]]]:
+def cells(
+    number: int, each: int, drafters: Items[str]
+) -> Iterator[tuple[str, Literal["none", "ram", "disk"], list[Cell]]]:
     """`each` of the cells that one load of the model can write, and the loads, in random order."""
     chance = random.Random(number)
-    loads = [*product(DRAFTERS, PLACEMENTS)]
+    loads = [*product(drafters, PLACEMENTS)]
     chance.shuffle(loads)
     for drafter, placement in loads:
         chosen = chance.sample([*product(BUDGETS, TEXTS)], each)
         yield drafter, placement, [Cell(number, drafter, placement, *one) for one in chosen]
 
 
-def compare_round(state: State, number: int, tokens: int, each: int, ends_s: float) -> bool:
+def compare_round(state: State, number: int, tokens: int, each: int, drafters: Items[str], ends_s: float) -> bool:
     """Everything of one round that is not done yet; False if time is up."""
     folder = str(model())
     if (number, "greedy", 0) not in state.plain:
@@ -196,7 +199,7 @@ def compare_round(state: State, number: int, tokens: int, each: int, ends_s: flo
             state.add({"plain": [[*key, text] for key, text in texts.items()]})
             state.compare(f"{number} generate", {"truth": "transformers generate"}, greedily(llm, number, tokens))
     earlier = EarlierRuns()
-    for drafter, placement, wanted in cells(number, each):
+    for drafter, placement, wanted in cells(number, each, drafters):
         left = [cell for cell in wanted if str(cell) not in state.done]
         if not left:
             continue
@@ -225,14 +228,15 @@ def compare_round(state: State, number: int, tokens: int, each: int, ends_s: flo
 @click.option(
     "--each", default=6, type=click.IntRange(1, 6), help="Budgets and numbers of texts tried per drafter and placement."
 )
+@click.option("--drafter", "drafters", multiple=True, type=click.Choice([*DRAFTERS]), default=[*DRAFTERS])
 @click.option("--state", "file", type=click.Path(path_type=Path), help="Keep what was compared here and go on from it.")
-def main(minutes: float, tokens: int, rounds: int, each: int, file: Path | None) -> None:
+def main(minutes: float, tokens: int, rounds: int, each: int, drafters: tuple[str, ...], file: Path | None) -> None:
     """Compare a real model's texts across all modes."""
     skip.TRIES = 4  # sets that skip looks at: texts must not depend on it, and a search takes minutes
     ends_s = time.monotonic() + 60 * minutes
     state = State.of(file)
     for number in range(rounds):
-        if time.monotonic() > ends_s or not compare_round(state, number, tokens, each, ends_s):
+        if time.monotonic() > ends_s or not compare_round(state, number, tokens, each, drafters, ends_s):
             break
     click.echo(err=True)
     click.echo("| mode | value | texts | tokens compared | texts that differ |\n|---|---|---|---|---|")

@@ -71,6 +71,9 @@ MORE: dict[str, dict[str, object]] = {
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
     "gemma4_unified": {"text_config": GEMMA4},
     "gemma4_unified_text": dict(GEMMA4),
+    "bamba": {"attn_layer_indices": [1]},
+    "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"]},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
 }
 
 

@@ -218,7 +218,8 @@ def _packed_attention(
     style = Style(scale=scaling, window=sliding_window, softcap=softcap, sinks_H=s_aux)
     layer = module.layer_idx
     assert isinstance(layer, int)
-    return sweep.attend(layer, query[0], key[0], value[0], style).transpose(0, 1).unsqueeze(0), None
+    mixed_QHD = sweep.attend(layer, query[0], key[0], value[0], style).transpose(0, 1)
+    return mixed_QHD.contiguous().unsqueeze(0), None  # as transformers' own ways give it: some layers take a view
 
 
 AttentionInterface.register(NAME, _packed_attention)
