@@ -22,7 +22,6 @@ from offload.checkpoint.gguf.ggml_types import BY_NAME
 from offload.checkpoint.gguf.header import read_gguf
 from offload.checkpoint.headers import Entry, Folder, open_folder
 from offload.checkpoint.quantized import compiled as compiled_loop
-from offload.checkpoint.quantized import ggml_blocks
 from offload.checkpoint.quantized.quantize import dequantise
 from offload.checkpoint.quantized.stored import fold
 from offload.errors import BadModelDir, CorruptShard, OffloadError, UnsupportedModel
@@ -70,7 +69,7 @@ def test_blocks_become_what_gguf_py_makes_of_them(
     """By numba's loop, and by torch: for a GPU, and for a Python that numba does not know yet."""
     assert compiled_loop.fill_groups is not None
     if not compiled:
-        monkeypatch.setattr(ggml_blocks, "fill_groups", None)
+        monkeypatch.setattr(compiled_loop, "fill_groups", None)
     rows, each = 70, 6
     blocks = random_blocks(name, rows * each).reshape(rows, -1)
     entry = Entry(f"x.weight.gguf.{name}", tmp_path, 0, blocks.nbytes, "U8", blocks.shape)

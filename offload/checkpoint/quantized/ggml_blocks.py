@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from offload.checkpoint.gguf.ggml_types import BY_NAME
-from offload.checkpoint.quantized.compiled import fill_groups
+from offload.checkpoint.quantized import compiled
 from offload.checkpoint.quantized.quantize import SLICE_B
 from offload.machine.thread_pool import share
 
@@ -51,11 +51,11 @@ def _values(kind: str, codes: torch.Tensor) -> torch.Tensor:
     blocks = codes.reshape(-1, one.nbytes)
     scales = layout.scales(blocks)
     less = torch.zeros_like(scales) if layout.less is None else layout.less(blocks)
-    if blocks.is_cuda or fill_groups is None or layout.scattered is not None:
+    if blocks.is_cuda or compiled.fill_groups is None or layout.scattered is not None:
         return _by_torch(layout, blocks, one.items, scales, less)
     values = torch.empty(len(blocks), one.items)
     low, high = layout.planes[0], layout.planes[-1]
-    fill_groups(
+    compiled.fill_groups(
         blocks.numpy(),
         (low.at, low.bits, low.run),
         (high.at, high.bits if len(layout.planes) > 1 else 0, high.run),
