@@ -27,11 +27,13 @@ USUAL_LAYERS = frozenset(("full_attention", "sliding_attention"))
 REFUSED = {
     "recurrent_gemma": "its layers keep the state of a text in themselves, so that two texts would mix",
     "minimax": "its layers keep the state of a text in a cache of their own kind",
+    "cpmant": "its trunk takes token ids alone, with a prompt of its own before them",
 }
 # Models that decode plainly although their class claims more, and why.
 NO_TREES = {
     "diffllama": "its layers attend more than once",
     "doge": "its layers lay masks of their own over the text",
+    "moshi": "nodes of a tree came out wrong when it was tried",
 }
 NEGLIGIBLE_STEP = 1e-5  # of a state space, where published configs have 1e-3
 SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
