@@ -1,0 +1,26 @@
+"""The table of architectures in docs/ says what is found: rows of each kind are tried again, and no row is a bug."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.zoo import tried
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "architectures.md"
+ROWS = {row[1]: row[2] for row in re.finditer(r"^\| `([\w.-]+)` \| ([\w ]+) \|", PAGE.read_text("utf-8"), re.MULTILINE)}
+
+
+def test_every_outcome_is_known_and_none_is_a_bug() -> None:
+    assert len(ROWS) > 150
+    assert {*ROWS.values()} == {"trees", "plain", "refused", "not tried"}
+
+
+TRIED = sorted(name for name, outcome in ROWS.items() if outcome != "not tried")
+
+
+@pytest.mark.parametrize("model_type", [*dict.fromkeys(("jetmoe", "moshi", *TRIED[::8]))])
+def test_rows_are_what_is_found(model_type: str) -> None:
+    assert tried(model_type).outcome == ROWS[model_type]
