@@ -28,7 +28,7 @@ from offload.checkpoint.documents import Json, read_json
 from offload.checkpoint.headers import Folder
 from offload.checkpoint.quantized.stored import refuse_unknown
 from offload.checkpoint.remote_code import classes_in, references, refuse_elsewhere, refused, running_code
-from offload.checkpoint.wrapper import Wrapper, is_tied, language_class, names_in, wrapper_class
+from offload.checkpoint.wrapper import REFUSED, Wrapper, is_tied, language_class, names_in, wrapper_class
 from offload.errors import BadModelDir, UnsupportedModel
 
 SUPPORTED = (
@@ -192,6 +192,8 @@ def _language_model(folder: Folder, config: PreTrainedConfig, text: PreTrainedCo
     text.dtype = text.dtype or config.dtype
     if folder.wrapper is None or wrapper_class(config) is None:
         raise _unsupported(folder, "It is not a decoder-only language model.")
+    if why := REFUSED.get(config.model_type):
+        raise _unsupported(folder, why)
     if (found := language_class(text)) is None:
         raise _unsupported(folder, f"It sees or hears, and its language model ({text.model_type}) is not known alone.")
     return Design(text, found, config)

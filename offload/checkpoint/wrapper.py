@@ -21,11 +21,22 @@ from transformers import (
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-# Language models that transformers gives no class with a head: in their wrappers one matrix makes logits of the rows
-# of the last norm, and nothing is done to either. Each was compared with its wrapper (docs/architectures.md).
+# Language models that transformers gives no class with a head, or one that scales logits where its wrapper does not:
+# in the wrapper one matrix makes logits of the rows of the last norm, and nothing is done to either. Each was compared
+# with its wrapper (docs/architectures.md).
 PLAIN_HEADS = frozenset(
-    ("qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text", "qwen3_vl_moe_text", "glm4v_text", "glm4v_moe_text")
+    (
+        "qwen2_vl_text",
+        "qwen2_5_vl_text",
+        "qwen3_vl_text",
+        "qwen3_vl_moe_text",
+        "glm4v_text",
+        "glm4v_moe_text",
+        "cohere2",
+    )
 )
+# Wrappers whose language model alone is not what they compute.
+REFUSED = {"paligemma": "Its language model alone came out different when it was tried."}
 
 
 class LanguageModel(PreTrainedModel, GenerationMixin):
@@ -92,9 +103,9 @@ def wrapper_class(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
 
 def language_class(text: PreTrainedConfig) -> type[PreTrainedModel] | None:
     """The class of a wrapper's language model with its head; None where what the head does is not known."""
-    if found := _known(MODEL_FOR_CAUSAL_LM_MAPPING, text):
-        return found
-    base = _known(MODEL_MAPPING, text) if text.model_type in PLAIN_HEADS else None
+    if text.model_type not in PLAIN_HEADS:
+        return _known(MODEL_FOR_CAUSAL_LM_MAPPING, text)
+    base = _known(MODEL_MAPPING, text)
     return None if base is None else _with_head(base)
 
 

@@ -27,6 +27,7 @@ USUAL_LAYERS = frozenset(("full_attention", "sliding_attention"))
 REFUSED = {
     "recurrent_gemma": "its layers keep the state of a text in themselves, so that two texts would mix",
     "minimax": "its layers keep the state of a text in a cache of their own kind",
+    "beam": "its layers want all rows of a prompt at once",
     "cpmant": "its trunk takes token ids alone, with a prompt of its own before them",
 }
 # Models that decode plainly although their class claims more, and why.
