@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from offload.model.resident_layer import is_resident, resident_layer, skeleton_layer
     from offload.placement.placement import Need, Offload, Placement
     from offload.placement.quantized_sizes import (
-        Compute,
         FewBits,
         Format,
         FourBits,
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
         resident_B,
         with_head,
     )
-    from offload.placement.requirements import cache_widths, need_of
+    from offload.placement.requirements import Compute, cache_widths, need_of
     from offload.placement.solver import place
     from offload.stream.protocol import StreamStats
 
@@ -101,7 +100,7 @@ _HOMES = {
     "BadModelDir": "errors",
     "check_documents": "checkpoint.documents",
     "EXPERTS": "checkpoint.routing",
-    "Compute": "placement.quantized_sizes",
+    "Compute": "placement.requirements",
     "Design": "checkpoint.skeleton",
     "Folder": "checkpoint.headers",
     "FewBits": "placement.quantized_sizes",

@@ -203,7 +203,7 @@ def _few_bits(device: str) -> dict[str, list[tuple[Quantised, dict[str, torch.Te
     """The weights of a layer in every scheme: parts of one large one."""
     import torch
 
-    from offload.checkpoint.headers import Entry
+    from offload.checkpoint.entry import Entry
     from offload.checkpoint.quantized.quantize import BLOCK, NESTED_BLOCK, quantise
     from offload.checkpoint.quantized.stored import MXFP4_BLOCK, Quantised, Scheme
 

@@ -23,7 +23,8 @@ from torch import Tensor
 
 import offload as weights
 import specexec
-from offload.checkpoint.headers import Entry, open_folder, read_header
+from offload.checkpoint.entry import Entry
+from offload.checkpoint.headers import open_folder, read_header
 from offload.checkpoint.quantized.quantize import Quant
 from offload.packs.pack import pack, plan
 from offload.stream.stream import LayerStream

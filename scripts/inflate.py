@@ -19,7 +19,8 @@ from inflation import Inflation, Planned, Shape, Source, misfits
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from offload.checkpoint.headers import Entry, Folder, read_config
+from offload.checkpoint.entry import Entry
+from offload.checkpoint.headers import Folder, read_config
 from offload.checkpoint.quantized.quantize import Quant
 from offload.errors import OffloadError
 from offload.packs.pack import pack, plan

@@ -19,7 +19,8 @@ from cli.app import main
 from cli.models.outlook import OutlookRow, best, outlook
 from cli.shared.conditions import conditions
 from offload.checkpoint.documents import read_json
-from offload.checkpoint.headers import Entry, open_folder
+from offload.checkpoint.entry import Entry
+from offload.checkpoint.headers import open_folder
 from offload.checkpoint.routing import Routing
 from offload.hub.headers_only import item_B, list_model
 from offload.hub.names import demo_folder

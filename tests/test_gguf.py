@@ -18,9 +18,10 @@ import offload
 import specexec
 from cli.chat.saving import stored_name
 from cli.serve.command import short_name
+from offload.checkpoint.entry import Entry
 from offload.checkpoint.gguf.ggml_types import BY_NAME
 from offload.checkpoint.gguf.header import read_gguf
-from offload.checkpoint.headers import Entry, Folder, open_folder
+from offload.checkpoint.headers import Folder, open_folder
 from offload.checkpoint.quantized import compiled as compiled_loop
 from offload.checkpoint.quantized.quantize import dequantise
 from offload.checkpoint.quantized.stored import fold

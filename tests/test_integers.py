@@ -258,7 +258,7 @@ def test_a_plan_counts_what_is_taken(family: str, packed: Callable[[str], Path])
     folder = packed(family)
     listed, whole = open_folder(folder), open_folder(folder.with_name("whole"))
     stream = offload.stream_of(offload.load(folder, compute="int8", ctx=100))
-    assert need_of(listed, 4, 100, in_integers=True) == stream.placement.need
+    assert need_of(listed, 4, 100, compute="int8") == stream.placement.need
     assert (stream.placement.need.dense_B == 0) == stream.in_integers == (family == "llama")
     assert need_in(whole, "int8", 4, 100, compute="int8").dense_B == stream.placement.need.dense_B
     work, before = work_of(listed, "none", 4, compute="int8"), work_of(listed, "none", 4)

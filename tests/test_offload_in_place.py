@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM
 
 import offload
 from offload.checkpoint.block import TensorPart
-from offload.checkpoint.headers import Entry, open_folder
+from offload.checkpoint.entry import Entry
+from offload.checkpoint.headers import open_folder
 from offload.checkpoint.layout import lay_out
 from offload.checkpoint.mapping import Part
 from offload.checkpoint.skeleton import build

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from offload.machine.memory import Free
     from offload.placement.forecast import Ceilings
     from offload.placement.placement import Placement
-    from offload.placement.quantized_sizes import Compute, FewBits, FourBits
+    from offload.placement.quantized_sizes import FewBits, FourBits
+    from offload.placement.requirements import Compute
     from specexec.drafters.registry import DrafterChoice
 
 # What `chat` does unasked, too.

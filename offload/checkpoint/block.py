@@ -6,7 +6,8 @@ from functools import cached_property
 
 import torch
 
-from offload.checkpoint.headers import SCRATCH_B, Entry
+from offload.checkpoint.entry import Entry
+from offload.checkpoint.headers import SCRATCH_B
 from offload.checkpoint.mapping import Part
 from offload.checkpoint.quantized.packed import Packed
 from offload.checkpoint.routing import Routing

@@ -8,13 +8,14 @@ import math
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeGuard, cast
 
 from offload.checkpoint.contents import ADAPTER, GGUF_NOTE, MANIFEST, MODELOPT, find_weights, instead
 from offload.checkpoint.documents import AGAIN, CONFIG, Json, read_json
+from offload.checkpoint.entry import Entry
 from offload.checkpoint.gguf.model import documents_folder, open_gguf, source_files
 from offload.checkpoint.wrapped import is_wrapper, text_settings, text_tensors
 from offload.errors import BadModelDir, CorruptShard, ReadFailed, UnsupportedModel
@@ -32,32 +33,6 @@ ITEM_B = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1,
     "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "C64": 8,
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One tensor on disk: `nbytes` bytes of `file` from `offset`, row-major."""
-
-    name: str
-    file: Path
-    offset: int
-    nbytes: int
-    dtype: str
-    shape: tuple[int, ...]
-
-    def rows(self, start: int, length: int) -> "Entry":
-        """The part of the tensor that holds `length` rows of its first dimension."""
-        row_B = self.nbytes // self.shape[0]
-        return replace(self, offset=self.offset + start * row_B, nbytes=length * row_B, shape=(length, *self.shape[1:]))
-
-    def slices(self, most_B: int) -> "Iterator[tuple[int, Entry]]":
-        """First row and rows of pieces of at most `most_B` bytes, or of one row where that is larger."""
-        if self.nbytes <= most_B or not self.shape:
-            yield 0, self
-            return
-        rows = max(1, most_B // (self.nbytes // self.shape[0]))
-        for start in range(0, self.shape[0], rows):
-            yield start, self.rows(start, min(rows, self.shape[0] - start))
 
 
 @dataclass(frozen=True)
@@ -109,7 +84,7 @@ def open_folder(path: Path) -> Folder:
     Raises BadModelDir, CorruptShard, UnsupportedModel.
     """
     path = documents_folder(path)
-    config, names = read_config(path), _names_in(path)
+    config, names = _config_in(path), _names_in(path)
     if GGUF_NOTE in names:
         return _open_gguf(path, config)
     weights = find_weights(names)
@@ -159,16 +134,16 @@ def checked(folder: Folder) -> Folder:
 def _open_gguf(path: Path, config: dict[str, Json]) -> Folder:
     """A folder of documents with the tensors of the files that they were made from."""
     model = open_gguf(source_files(path))
-    entries = {
-        tensor.name: Entry(tensor.name, tensor.file, tensor.offset, tensor.nbytes, tensor.dtype, tensor.shape)
-        for tensor in model.tensors()
-    }
+    entries = {tensor.name: tensor for tensor in model.tensors()}
     return Folder(path, config, entries, {header.file: header.size_B for header in model.headers})
 
 
 def read_config(path: Path) -> dict[str, Json]:
     """The folder's config.json, with what ModelOpt keeps beside it; says what is there instead of a model."""
-    path = documents_folder(path)
+    return _config_in(documents_folder(path))
+
+
+def _config_in(path: Path) -> dict[str, Json]:
     if not path.is_dir():
         raise BadModelDir(f"{path} is not a folder.", hint="the folder that holds config.json.")
     names = _names_in(path)

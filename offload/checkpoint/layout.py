@@ -15,8 +15,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from offload.checkpoint.block import Block, TensorPart, aligned
+from offload.checkpoint.entry import Entry
 from offload.checkpoint.experts import experts_of
-from offload.checkpoint.headers import Entry, Folder
+from offload.checkpoint.headers import Folder
 from offload.checkpoint.mapping import Part, route
 from offload.checkpoint.quantized.packed import Packed
 from offload.checkpoint.quantized.stored import STACKED, Folded, Quantised, fold

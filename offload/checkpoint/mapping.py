@@ -23,7 +23,7 @@ from transformers.core_model_loading import (
     rename_source_key,
 )
 
-from offload.checkpoint.headers import Entry
+from offload.checkpoint.entry import Entry
 from offload.errors import BadModelDir, UnsupportedModel
 
 log = logging.getLogger(__name__)

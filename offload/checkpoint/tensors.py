@@ -4,7 +4,7 @@ import os
 
 import torch
 
-from offload.checkpoint.headers import Entry
+from offload.checkpoint.entry import Entry
 from offload.errors import ReadFailed
 from offload.machine.files import read_exactly
 

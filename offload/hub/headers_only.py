@@ -6,7 +6,8 @@ from pathlib import Path
 
 from offload.checkpoint.contents import ADAPTER, MODELOPT, find_weights, instead
 from offload.checkpoint.documents import CONFIG
-from offload.checkpoint.headers import Entry, Folder, checked, no_tensors, open_folder, weight_map_in, with_modelopt
+from offload.checkpoint.entry import Entry
+from offload.checkpoint.headers import Folder, checked, no_tensors, open_folder, weight_map_in, with_modelopt
 from offload.checkpoint.headers import item_B as bytes_of
 from offload.errors import ModelNotFound, OfflineMissing
 from offload.hub.hub import PATIENCE_s, explained, remote_header, remote_json

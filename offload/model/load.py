@@ -34,8 +34,8 @@ from offload.model.layer import StreamedLayer, streamed_layers
 from offload.model.model_stream import ModelStream
 from offload.model.quantized_head import Rounded, quantise_head
 from offload.placement.placement import Need, Offload, Placement
-from offload.placement.quantized_sizes import Compute, FourBits, with_head
-from offload.placement.requirements import cache_widths, scratch_B, shared_caches, stored_head
+from offload.placement.quantized_sizes import FourBits, with_head
+from offload.placement.requirements import Compute, cache_widths, scratch_B, shared_caches, stored_head
 from offload.placement.solver import place
 from offload.stream.dequantized import DenseLayers
 from offload.stream.open import open_stream
@@ -159,7 +159,8 @@ def _need(checkpoint: Checkpoint, skeleton: Skeleton, ctx: int, reading: Reading
     rest = dict.fromkeys(PARTS, 0)
     for block in checkpoint.rest:
         rest[part_of(block.label)] += block.kept_B
-    widths = cache_widths(settings_of(skeleton.model.config))
+    settings = settings_of(skeleton.model.config)
+    widths = cache_widths(settings)
     need = Need(
         layers_B=tuple(block.size_B for block in checkpoint.layers),
         read_B=tuple(block.read_B for block in checkpoint.layers),
@@ -168,7 +169,7 @@ def _need(checkpoint: Checkpoint, skeleton: Skeleton, ctx: int, reading: Reading
         head_B=rest["head"],
         cache_B=sum(widths) * ctx * skeleton.dtype.itemsize,
         cache_widths=widths,
-        cache_stays=shared_caches(settings_of(skeleton.model.config)),
+        cache_stays=shared_caches(settings),
         lookups_B=rest["lookups"],
         ctx=ctx,
         scratch_B=scratch_B(checkpoint.scratch_B, reading),

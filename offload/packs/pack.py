@@ -22,7 +22,8 @@ from torch import nn
 from offload.checkpoint.block import Block
 from offload.checkpoint.contents import ADAPTER, INDEX, MANIFEST
 from offload.checkpoint.documents import CONFIG, Json
-from offload.checkpoint.headers import Entry, Folder, read_header
+from offload.checkpoint.entry import Entry
+from offload.checkpoint.headers import Folder, read_header
 from offload.checkpoint.layout import lay_out
 from offload.checkpoint.manifest import (
     FORMAT,

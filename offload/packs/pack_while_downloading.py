@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 
 from offload.checkpoint.contents import find_weights, instead
-from offload.checkpoint.headers import Entry, Folder, checked, item_B, read_config, read_header, read_index
+from offload.checkpoint.entry import Entry
+from offload.checkpoint.headers import Folder, checked, item_B, read_config, read_header, read_index
 from offload.checkpoint.manifest import ORIGINALS
 from offload.checkpoint.quantized.quantize import Quant
 from offload.checkpoint.tensors import load_entry

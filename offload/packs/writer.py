@@ -14,7 +14,8 @@ from typing import BinaryIO
 
 import torch
 
-from offload.checkpoint.headers import ITEM_B, Entry
+from offload.checkpoint.entry import Entry
+from offload.checkpoint.headers import ITEM_B
 from offload.checkpoint.manifest import CHUNK_B, PARTIAL, FinishedFile
 from offload.checkpoint.tensors import ALIGN_B, CODES, read_entry
 from offload.errors import DiskFull

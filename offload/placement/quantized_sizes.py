@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal
 
-from offload.checkpoint.headers import Entry, Folder
+from offload.checkpoint.entry import Entry
+from offload.checkpoint.headers import Folder
 from offload.checkpoint.quantized.formats import STORED_FORMATS
 from offload.checkpoint.quantized.stored import fold
 from offload.checkpoint.roles import LAYER, part_of
@@ -16,11 +17,10 @@ from offload.checkpoint.routing import routing_of
 from offload.errors import UnsupportedModel
 from offload.placement.forecast import Work
 from offload.placement.placement import RING, Need
-from offload.placement.requirements import EXPERTS, FLOATS, few_bit_head, is_linear, need_of
+from offload.placement.requirements import EXPERTS, FLOATS, Compute, few_bit_head, in_integers, need_of
 
 Format = Literal["none", "int8", "nf4"]
 FourBits = Literal["none", "nf4"]
-Compute = Literal["float", "int8"]  # how linears multiply that are stored in int8
 FewBits = Literal["none", "nf4", "hqq4", "hqq3", "hqq2"]
 # Of a weight that drafts, scales included.
 BITS: Mapping[FewBits, float] = {"nf4": 4.5, "hqq4": 4.5, "hqq3": 3.7, "hqq2": 2.5}
@@ -43,7 +43,7 @@ def need_in(
     compute: Compute = "float",
 ) -> Need:
     """The need of the folder after packing it so; `none` is as it is."""
-    plain = need_of(folder, item_B, ctx, beside_B, in_integers=compute == "int8")
+    plain = need_of(folder, item_B, ctx, beside_B, compute)
     if form == "none":
         return plain
     saved: dict[int, int] = {}
@@ -51,7 +51,7 @@ def need_in(
     read: dict[int, int] = {}
     for layer, entry in _matrices(folder, len(plain.layers_B)):
         dense_B, packed_B = math.prod(entry.shape) * item_B, packed_size_B(entry, form)
-        if not (compute == form == "int8" and is_linear(entry.name, entry.shape)):
+        if not in_integers(compute, form, entry.name, entry.shape):
             dense[layer] = dense.get(layer, 0) + dense_B
         saved[layer] = saved.get(layer, 0) + dense_B - packed_B
         read[layer] = read.get(layer, 0) + entry.nbytes - packed_B
@@ -124,7 +124,7 @@ def work_of(folder: Folder, form: Format, item_B: int, head: FourBits = "none", 
         match = LAYER.search(weight.name)
         if match and int(match[1]) < len(plain.layers_B):
             codes_B += weight.nbytes
-            if compute == weight.scheme == "int8" and is_linear(weight.name, weight.shape):
+            if in_integers(compute, weight.scheme, weight.name, weight.shape):
                 whole_numbers += math.prod(weight.shape)
                 continue
             scheme = STORED_FORMATS[weight.scheme].speed
@@ -135,9 +135,8 @@ def work_of(folder: Folder, form: Format, item_B: int, head: FourBits = "none", 
             shapes[weight.name] = weight.shape
     layers_B = sum(plain.layers_B) - codes_B + sum(unpacked_B.values())
     if form != "none":
-        if compute == form == "int8":
-            linears = {name for name, shape in shapes.items() if is_linear(name, shape)}
-            whole_numbers = sum(math.prod(shapes.pop(name)) for name in linears)
+        linears = {name for name, shape in shapes.items() if in_integers(compute, form, name, shape)}
+        whole_numbers += sum(math.prod(shapes.pop(name)) for name in linears)
         layers_B = sum(math.prod(shape) for shape in shapes.values()) * item_B
         unpacked_B = {form: layers_B}
     stored = [

@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Literal
 
 from offload.checkpoint.documents import Json
 from offload.checkpoint.headers import ITEM_B, SCRATCH_B, Folder
@@ -21,14 +22,15 @@ FLOATS = {"F32", "F16", "BF16"}
 HEAD_PIECE_B, HEAD_COMPANY = 32 << 20, 256
 NF4_BLOCK = 64
 EXPERTS = ".experts."
+Compute = Literal["float", "int8"]  # how linears multiply that are stored in int8
 
 
 def need_of(
-    folder: Folder, item_B: int, ctx: int, beside_B: Mapping[str, int] | None = None, *, in_integers: bool = False
+    folder: Folder, item_B: int, ctx: int, beside_B: Mapping[str, int] | None = None, compute: Compute = "float"
 ) -> Need:
     """The need of a checked folder when computing in floats of `item_B` bytes; slightly above the truth, never below.
 
-    `in_integers`: linears in int8 are never dequantised.
+    With `compute` int8 linears in int8 are never dequantised.
     """
     layers: dict[int, int] = {}
     read_B: dict[int, int] = {}
@@ -46,7 +48,7 @@ def need_of(
             rest[part_of(weight.name)] += dense_B
             few = weight.shape if part_of(weight.name) == "head" and weight.stays else few
         elif (layer := int(match[1])) < count:
-            if not (in_integers and weight.scheme == "int8" and is_linear(weight.name, weight.shape)):
+            if not in_integers(compute, weight.scheme, weight.name, weight.shape):
                 dense[layer] = dense.get(layer, 0) + dense_B
             layers[layer] = layers.get(layer, 0) + sum(-(-m.nbytes // 64) * 64 for m in weight.members.values())
             read_B[layer] = read_B.get(layer, 0) + weight.nbytes
@@ -86,9 +88,9 @@ def need_of(
     return need if few is None else stored_head(need, (few[0], few[1]), item_B)
 
 
-def is_linear(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether a matrix of a layer is multiplied by every row, and not one of experts that are fused when loaded."""
-    return len(shape) == 2 and EXPERTS not in name
+def in_integers(compute: Compute, stored: str, name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a matrix of a layer that is `stored` so is multiplied as it is: one of experts is not, they are fused."""
+    return compute == stored == "int8" and len(shape) == 2 and EXPERTS not in name
 
 
 def stored_head(need: Need, shape: tuple[int, int], item_B: int) -> Need:

@@ -11,7 +11,8 @@ from typing import Protocol
 import torch
 
 from offload.checkpoint.block import Block, Copy
-from offload.checkpoint.headers import SCRATCH_B, Entry
+from offload.checkpoint.entry import Entry
+from offload.checkpoint.headers import SCRATCH_B
 from offload.checkpoint.layout import Checkpoint
 from offload.checkpoint.tensors import ALIGN_B, DTYPES
 from offload.machine.files import LARGE_B, PAGE_B, SAFE, Files, Range, Reading

@@ -83,7 +83,7 @@ def config_of(facts: GgufFacts) -> Settings:
     found = architecture_of(facts)
     kinds = {tensor.kind.name for tensor in facts.tensors.values()}
     half = "float16" if "F16" in kinds else "float32"
-    ids = {f"{name}_token_id": facts.token(old) for name, old in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"))}
+    ids = {f"{name}_token_id": facts.token(old) for name, old in {"bos": "bos", "eos": "eos", "pad": "padding"}.items()}
     return {
         "model_type": found.model_type,
         "architectures": [found.model_class],
@@ -125,7 +125,7 @@ def _basics(facts: GgufFacts, rope: Settings | None = None) -> Settings:
 
 
 def _head_dim(facts: GgufFacts) -> int:
-    return facts.count("attention.key_length", facts.count("embedding_length") // facts.count("attention.head_count"))
+    return facts.count("attention.key_length", _width_of_heads(facts))
 
 
 def _rope(facts: GgufFacts, rotated: int | None = None) -> Settings:
@@ -241,7 +241,7 @@ def _width_of_heads(facts: GgufFacts) -> int:
 
 
 def _phi_3(facts: GgufFacts) -> Settings:
-    dim = facts.count("embedding_length") // facts.count("attention.head_count")
+    dim = _width_of_heads(facts)
     rotated = facts.count("rope.dimension_count", dim)
     long, short = facts.factors("rope_factors_long.weight"), facts.factors("rope_factors_short.weight")
     rope = _rope(facts, rotated)

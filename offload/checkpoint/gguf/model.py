@@ -18,10 +18,11 @@ from pathlib import Path
 
 from offload.checkpoint.contents import GGUF_NOTE, find_weights
 from offload.checkpoint.documents import CONFIG, Json, read_json
+from offload.checkpoint.entry import Entry
 from offload.checkpoint.gguf.architectures import config_of
 from offload.checkpoint.gguf.facts import GgufFacts
 from offload.checkpoint.gguf.header import MAGIC, GgufHeader, GgufTensor, read_gguf
-from offload.checkpoint.gguf.names import NamedTensor, tensors_of
+from offload.checkpoint.gguf.names import tensors_of
 from offload.checkpoint.gguf.tokenizer import LISTS, tokenizer_documents
 from offload.errors import BadModelDir, CorruptShard, DiskFull
 from offload.machine.folders import folder_of
@@ -45,7 +46,7 @@ class GgufModel:
     headers: tuple[GgufHeader, ...]
     facts: GgufFacts
 
-    def tensors(self) -> Iterator[NamedTensor]:
+    def tensors(self) -> Iterator[Entry]:
         """Every tensor, under the name of a transformers checkpoint."""
         for header in self.headers:
             yield from tensors_of(header, self.facts)

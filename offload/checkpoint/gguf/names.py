@@ -10,28 +10,19 @@ so that a name says all that is needed to compute the weight, in this file and i
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
+from offload.checkpoint.entry import Entry
 from offload.checkpoint.gguf.architectures import DESCRIPTIONS, OUTSIDE, Architecture, architecture_of
 from offload.checkpoint.gguf.facts import GgufFacts
 from offload.checkpoint.gguf.header import GgufHeader, GgufTensor
 
 
-@dataclass(frozen=True)
-class NamedTensor:
-    """A tensor, or one expert's part of it: blocks of few bits are bytes, row by row."""
+def tensors_of(header: GgufHeader, facts: GgufFacts) -> Iterator[Entry]:
+    """The tensors of one file of the model, one expert's part by itself; blocks of few bits are bytes, row by row.
 
-    name: str
-    file: Path
-    offset: int
-    nbytes: int
-    dtype: str
-    shape: tuple[int, ...]
-
-
-def tensors_of(header: GgufHeader, facts: GgufFacts) -> Iterator[NamedTensor]:
-    """The tensors of one file of the model. Raises UnsupportedModel for those that the architecture does not know."""
+    Raises UnsupportedModel for those that the architecture does not know.
+    """
     found = architecture_of(facts)
     for tensor in header.tensors:
         if tensor.name in DESCRIPTIONS:
@@ -68,12 +59,12 @@ def _undo(short: str, found: Architecture, facts: GgufFacts) -> str:
     return "plus1" if found.norms_plus_1 and short.endswith("norm") else ""
 
 
-def _stored(name: str, undo: str, tensor: GgufTensor, file: Path, shape: tuple[int, ...], offset: int) -> NamedTensor:
+def _stored(name: str, undo: str, tensor: GgufTensor, file: Path, shape: tuple[int, ...], offset: int) -> Entry:
     kind = tensor.kind
     nbytes = math.prod(shape) // kind.items * kind.nbytes
     if kind.plain and not undo:
-        return NamedTensor(name, file, offset, nbytes, kind.plain, shape)
+        return Entry(name, file, offset, nbytes, kind.plain, shape)
     name = f"{name}.gguf.{kind.name}" + (f".{undo}" if undo else "")
     if kind.plain:
-        return NamedTensor(name, file, offset, nbytes, kind.plain, shape)
-    return NamedTensor(name, file, offset, nbytes, "U8", (*shape[:-1], shape[-1] // kind.items * kind.nbytes))
+        return Entry(name, file, offset, nbytes, kind.plain, shape)
+    return Entry(name, file, offset, nbytes, "U8", (*shape[:-1], shape[-1] // kind.items * kind.nbytes))

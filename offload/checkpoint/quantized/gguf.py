@@ -11,8 +11,9 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
+from offload.checkpoint.entry import Entry
 from offload.checkpoint.gguf.ggml_types import BY_NAME, GgmlType
-from offload.checkpoint.headers import Entry, Folder
+from offload.checkpoint.headers import Folder
 from offload.checkpoint.quantized.stored import Quantised
 from offload.errors import CorruptShard
 

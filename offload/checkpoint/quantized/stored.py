@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 from pkgutil import resolve_name
 from typing import TypeAlias, cast
 
-from offload.checkpoint.headers import ITEM_B, Entry, Folder, read_small
+from offload.checkpoint.entry import Entry
+from offload.checkpoint.headers import ITEM_B, Folder, read_small
 from offload.checkpoint.quantized.formats import METHODS, STORED_FORMATS
 from offload.errors import CorruptShard, UnsupportedModel
 
