@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # programs that tests start, too: they share the machine
@@ -15,6 +16,9 @@ import torch
 
 from tests.fake_hub import FakeHub
 from tests.tiny import tiny
+
+if TYPE_CHECKING:
+    from tests.serving import Served
 
 torch.set_num_threads(1)
 
@@ -40,6 +44,24 @@ def hub(tmp_path: Path) -> Iterator[FakeHub]:
     tiny("llama", tmp_path / "small", num_hidden_layers=1)
     with FakeHub({"org/big": tmp_path / "big", "org/small": tmp_path / "small"}).open() as hub:
         yield hub
+
+
+@pytest.fixture(scope="module")
+def letters() -> "Iterator[Served]":
+    """A server whose model writes letters."""
+    from tests.serving import LetterEngine, serving
+
+    with serving(LetterEngine) as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def agent(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Served]":
+    """A server whose model thinks and calls tools."""
+    from tests.agent import agent_server  # with the server's libraries, which most tests need not load
+
+    with agent_server(tmp_path_factory.mktemp("agent")) as served:
+        yield served
 
 
 LOG_LEVELS = {logger: logger.level for logger in map(logging.getLogger, (None, "specexec", "offload", "cli"))}

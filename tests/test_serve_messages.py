@@ -12,7 +12,7 @@ import pytest
 from anthropic.types import Message, RawMessageStreamEvent
 from pydantic import TypeAdapter
 
-from tests.agent import EMPTY, MISSING, PARAMETERS, TASK, THOUGHT, agent_server
+from tests.agent import EMPTY, MISSING, PARAMETERS, TASK, THOUGHT
 from tests.serving import LetterEngine, Served, serving
 
 EVENT: TypeAdapter[Any] = TypeAdapter(RawMessageStreamEvent)
@@ -27,12 +27,6 @@ TOOL: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def letters() -> Iterator[Served]:
     with serving(LetterEngine, names=("letters", "claude-letters")) as served:
-        yield served
-
-
-@pytest.fixture(scope="module")
-def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with agent_server(tmp_path_factory.mktemp("agent")) as served:
         yield served
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from importlib.metadata import version
 from typing import Any
 
@@ -11,23 +10,11 @@ import httpx
 import ollama
 import pytest
 
-from tests.agent import EMPTY, MISSING, PARAMETERS, TASK, THOUGHT, agent_server
+from tests.agent import EMPTY, MISSING, PARAMETERS, TASK, THOUGHT
 from tests.serving import LetterEngine, Served, serving
 
 TOOL: Any = {"type": "function", "function": {"name": "read_file", "parameters": PARAMETERS}}
 COLD = {"temperature": 0}
-
-
-@pytest.fixture(scope="module")
-def letters() -> Iterator[Served]:
-    with serving(LetterEngine) as served:
-        yield served
-
-
-@pytest.fixture(scope="module")
-def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with agent_server(tmp_path_factory.mktemp("agent")) as served:
-        yield served
 
 
 def client(server: Served) -> ollama.Client:

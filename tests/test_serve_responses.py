@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -14,7 +13,7 @@ from pydantic import BaseModel, TypeAdapter
 
 from cli.openai.errors import ApiError
 from cli.responses_api.store import ResponseStore, StoredResponse
-from tests.agent import EMPTY, MISSING, PARAMETERS, TASK, THOUGHT, agent_server
+from tests.agent import EMPTY, MISSING, PARAMETERS, TASK, THOUGHT
 from tests.serving import LetterEngine, Served, serving
 
 EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
@@ -25,18 +24,6 @@ class Verdict(BaseModel):
     """What an answer is parsed into."""
 
     ok: bool
-
-
-@pytest.fixture(scope="module")
-def letters() -> Iterator[Served]:
-    with serving(LetterEngine) as served:
-        yield served
-
-
-@pytest.fixture(scope="module")
-def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with agent_server(tmp_path_factory.mktemp("agent")) as served:
-        yield served
 
 
 def raw(server: Served, path: str = "/v1/responses", **body: object) -> httpx.Response:

@@ -9,8 +9,8 @@ from functools import partial
 
 from cli.messages_api.reply import MessagesReply
 from cli.messages_api.schema import Block, Content, CountRequest, MessagesRequest, MessagesToolChoice, ToolDefinition
-from cli.openai.errors import ApiError, bad_request
-from cli.openai.parse import HttpRequest, Message, read_chat, validated
+from cli.openai.errors import bad_request
+from cli.openai.parse import HttpRequest, Message, read_chat, read_translated, validated
 from cli.openai.reply import Exchange
 
 # Accepted because clients send them as a matter of course; none of them changes a text.
@@ -67,11 +67,7 @@ def _asked(request: CountRequest, served: Items[str], settings: dict[str, object
         "reasoning_effort": _effort(request, notes),
         "response_format": _format(request),
     }
-    try:
-        asked = read_chat(settings, served)
-    except ApiError as refusal:
-        raise refusal.renamed(_NAMES) from None
-    return replace(asked, notes=(*notes, *asked.notes))
+    return read_translated(read_chat, settings, served, _NAMES, notes)
 
 
 def _turn(role: str, content: Content, at: str, notes: list[str]) -> Iterator[Message]:

@@ -8,8 +8,8 @@ from functools import partial
 
 from cli.ollama_api.reply import OllamaReply
 from cli.ollama_api.schema import OllamaChat, OllamaGenerate, OllamaMessage, OllamaRequest, Options
-from cli.openai.errors import ApiError, bad_request
-from cli.openai.parse import Message, read_chat, read_completion, validated
+from cli.openai.errors import bad_request
+from cli.openai.parse import Message, read_chat, read_completion, read_translated, validated
 from cli.openai.reply import Exchange
 from cli.openai.schema import FILL
 
@@ -89,14 +89,9 @@ def _exchange(request: OllamaRequest, served: Items[str], prompt: dict[str, obje
         "response_format": _format(request.format),
         **(_of_completion(request) if raw else _of_chat(request)),
     }
-    try:
-        asked = read_completion(body, served) if raw else read_chat(body, served)
-    except ApiError as refusal:
-        raise refusal.renamed(_NAMES) from None
-    notes = tuple(f"ignored {name!r}" for name in sorted(fields))
-    return Exchange(
-        replace(asked, notes=(*notes, *asked.notes), cut_by_context=True), partial(OllamaReply, kind == "chat")
-    )
+    notes = [f"ignored {name!r}" for name in sorted(fields)]
+    asked = read_translated(read_completion if raw else read_chat, body, served, _NAMES, notes)
+    return Exchange(replace(asked, cut_by_context=True), partial(OllamaReply, kind == "chat"))
 
 
 def _of_chat(request: OllamaRequest) -> dict[str, object]:

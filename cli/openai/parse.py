@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
@@ -172,6 +173,21 @@ def read_chat(body: object, served: Items[str]) -> HttpRequest:
         notes=notes,
         calls_forbidden=request.tool_choice == "none",
     )
+
+
+def read_translated(
+    read: Callable[[object, Items[str]], HttpRequest],
+    body: object,
+    served: Items[str],
+    names: Mapping[str, str],
+    notes: Items[str],
+) -> HttpRequest:
+    """A body that another protocol's became. Raises ApiError, with that protocol's `names` of OpenAI's fields."""
+    try:
+        asked = read(body, served)
+    except ApiError as refusal:
+        raise refusal.renamed(names) from None
+    return replace(asked, notes=(*notes, *asked.notes))
 
 
 def read_completion(body: object, served: Items[str]) -> HttpRequest:

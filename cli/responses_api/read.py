@@ -6,8 +6,8 @@ from collections.abc import Sequence as Items
 from dataclasses import replace
 from functools import partial
 
-from cli.openai.errors import ApiError, bad_request
-from cli.openai.parse import HttpRequest, Message, read_chat, validated
+from cli.openai.errors import bad_request
+from cli.openai.parse import HttpRequest, Message, read_chat, read_translated, validated
 from cli.openai.reply import Exchange
 from cli.responses_api.items import messages_of
 from cli.responses_api.reply import ResponsesReply
@@ -97,11 +97,7 @@ def _asked(request: PromptRequest, chat: list[Message], served: Items[str], sett
         "response_format": _format(request),
         **settings,
     }
-    try:
-        asked = read_chat(body, served)
-    except ApiError as refusal:
-        raise refusal.renamed(_NAMES) from None
-    return replace(asked, notes=(*notes, *asked.notes))
+    return read_translated(read_chat, body, served, _NAMES, notes)
 
 
 def _tool(tool: Item) -> Message:
