@@ -1,0 +1,164 @@
+"""The rows of one sweep: which belong to which text, and what each attends to. Goes through the model as a keyword.
+
+R packed rows   H heads   Q new rows   K rows of keys   D width of a head
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from specexec.errors import SweepCancelled, UnsupportedArchitecture
+from specexec.model.architecture import LayerKind
+from specexec.model.attention import Style, Visibility
+from specexec.model.cache import KVCache
+from specexec.model.cache_in_ram import Passenger, Travel, Trip
+from specexec.model.joint_attention import JointAttention, TextRows, joined
+from specexec.model.recurrent.packed import PackedStates, Text, branches_of, marks
+from specexec.tree.tree import depths, intervals
+
+if TYPE_CHECKING:
+    from specexec.model.tree_lm import Rows
+
+
+@dataclass(frozen=True)
+class _Span:
+    """The rows of one sequence within the packed axis."""
+
+    cache: KVCache
+    start: int
+    stop: int
+    first_node: int  # of the cache, for row `start`
+    sees: Visibility
+
+    @property
+    def states(self) -> Text:
+        """The same for recurrent layers."""
+        cache = self.cache
+        parents_N, device = np.array(cache.parents, np.int64), self.sees.enter_R.device
+        tree = branches_of(parents_N, cache.settled, marks(len(cache), cache.settled, cache.forks), device)
+        return Text(self.start, self.stop, self.first_node, tree, cache.memories)
+
+
+class SweepRows:
+    """The layout of one forward: which rows belong to which text. Goes through the model to the attention function."""
+
+    def __init__(
+        self,
+        parts: list[Rows],
+        kinds: dict[int, LayerKind],
+        device: torch.device,
+        cancelled: threading.Event,
+        travel: Travel | None,
+    ):
+        self._kinds = kinds
+        self._cancelled = cancelled
+        self._attended: dict[int, int] = {}
+        self._joint: dict[tuple[int, int, LayerKind], list[JointAttention]] = {}
+        self._spans: list[_Span] = []
+        start = 0
+        for part in parts:
+            self._spans.append(_span(part, start, device))
+            start += len(part.tokens)
+        self.count = start
+        tokens = [token for part in parts for token in part.tokens]
+        self.tokens_R = torch.tensor(tokens, dtype=torch.long, device=device)
+        recurrent = any(kind.recurrent for kind in kinds.values())
+        self.states = PackedStates([span.states for span in self._spans] if recurrent else [], cancelled)
+        self.positions_R = torch.cat([span.sees.position_R[span.first_node :] for span in self._spans])
+        attending = {layer: kind for layer, kind in kinds.items() if kind.attends}
+        passengers = [_passenger(span) for span in self._spans]
+        self._trip = None if travel is None else Trip(travel, attending, passengers, device)
+
+    def attend(self, layer: int, query_HQD: Tensor, key_HKD: Tensor, value_HKD: Tensor, style: Style) -> Tensor:
+        """Attention of the next rows of a layer, [H, Q, D]; rows beyond the last sequence repeat its last one."""
+        if self._cancelled.is_set():
+            raise SweepCancelled
+        kind = self._kinds[layer]
+        if style.window not in (None, kind.window):
+            raise UnsupportedArchitecture(
+                f"layer {layer} attends through a window of {style.window}, its config says {kind.window}."
+            )
+        style = replace(style, window=kind.window, chunk=kind.chunk)
+        begin = self._attended.get(layer, 0)
+        end = begin + query_HQD.shape[1]
+        if begin >= self.count:
+            raise UnsupportedArchitecture(f"layer {layer} attends more than once, which cannot be followed in a tree.")
+        if kind.keys_of is None and key_HKD.shape[1] != query_HQD.shape[1]:
+            raise UnsupportedArchitecture(
+                f"layer {layer} attends to {key_HKD.shape[1]} keys with {query_HQD.shape[1]} queries."
+            )
+        self._attended[layer] = end
+        if (begin, end, kind) not in self._joint:  # the same in all layers of a kind
+            self._joint[begin, end, kind] = joined(self._pieces(begin, end), style)
+        mixed_HQD = query_HQD.new_zeros((*query_HQD.shape[:2], value_HKD.shape[-1]))
+        trip = self._trip if self._trip and self._trip.carries(layer) else None
+        for group in self._joint[begin, end, kind]:
+            kvs = []
+            for piece in group.pieces:
+                node, new = piece.rows.start, (key_HKD[:, piece.here], value_HKD[:, piece.here])
+                cache = self._spans[piece.text].cache
+                if kind.keys_of is not None:
+                    kvs.append(cache.layers[kind.keys_of])  # all rows of that layer are there, whatever came last
+                else:
+                    kvs.append(trip.write(layer, piece.text, node, *new) if trip else cache.write(layer, node, *new))
+            for piece, found_HQD in zip(group.pieces, group.attend(query_HQD, kvs, style), strict=True):
+                mixed_HQD[:, piece.here] = found_HQD
+        if trip and end >= self.count:
+            trip.leave(layer)
+        own = self.count - begin
+        mixed_HQD[:, own:] = mixed_HQD[:, own - 1 : own]
+        return mixed_HQD
+
+    def _pieces(self, begin: int, end: int) -> list[TextRows]:
+        """What every sequence has among the packed rows from `begin` to `end`."""
+        pieces = []
+        for number, span in enumerate(self._spans):
+            first, last = max(begin, span.start), min(end, span.stop)
+            if first < last:
+                node = span.first_node + first - span.start
+                rows = slice(node, node + last - first)
+                pieces.append(TextRows(number, slice(first - begin, last - begin), rows, span.sees))
+        return pieces
+
+    def end(self) -> None:
+        """Nothing of this sweep moves any more, however it ended."""
+        if self._trip:
+            self._trip.end()
+
+    def check_complete(self) -> None:
+        """Every layer must have been given every row, or the result is not to be trusted."""
+        for layer, kind in self._kinds.items():
+            if kind.attends and self._attended.get(layer, 0) < self.count:
+                raise UnsupportedArchitecture(f"layer {layer} does not use the registered attention function.")
+            if kind.recurrent and self.states.seen(layer) < self.count:
+                raise UnsupportedArchitecture(f"layer {layer} computes its recurrence in a way that is not known yet.")
+
+
+def _passenger(span: _Span) -> Passenger:
+    text = len(span.cache)
+    return Passenger(span.cache, text + span.first_node, text + len(span.cache.parents))
+
+
+def _span(part: Rows, start: int, device: torch.device) -> _Span:
+    cache = part.cache
+    first_node = len(cache.parents)
+    cache.node_tokens.extend(part.tokens)
+    cache.parents.extend(part.parents)
+    if part.settled:
+        assert not first_node, "settled rows follow the text"
+        cache.settled = part.settled
+    parents_N = np.array(cache.parents, np.int64)
+    times = intervals(parents_N)
+    sees = Visibility(
+        committed=len(cache),
+        position_R=torch.from_numpy(depths(parents_N) + len(cache)).to(device),
+        enter_R=torch.from_numpy(times.enter_N).to(device),
+        leave_R=torch.from_numpy(times.leave_N).to(device),
+    )
+    return _Span(cache, start, start + len(part.tokens), first_node, sees)
