@@ -94,4 +94,4 @@ class OtherClients:
 
     def _details(self) -> dict[str, object]:
         kind = self._worker.engine.architecture if self._worker.state == "ok" else ""
-        return {"format": "safetensors", "family": kind, "families": [kind] if kind else []}
+        return {"family": kind, "families": [kind] if kind else []}
