@@ -27,7 +27,8 @@ from specexec.drafters.ranking import Ranking
 from specexec.drafters.sibling import SiblingDrafter
 from specexec.drafters.union import Union
 from specexec.model.cache import KVCache
-from specexec.model.tree_lm import Rows, TreeLM, _span
+from specexec.model.sweep_rows import _span
+from specexec.model.tree_lm import Rows, TreeLM
 from specexec.planning.best_first import BestFirst
 from specexec.planning.budget import FixedBudget
 from specexec.sampling.noise import Noise
