@@ -20,7 +20,8 @@ from offload.checkpoint.experts import experts_of
 from offload.checkpoint.headers import Folder
 from offload.checkpoint.mapping import Part, route
 from offload.checkpoint.quantized.packed import Packed
-from offload.checkpoint.quantized.stored import STACKED, Folded, Quantised, fold
+from offload.checkpoint.quantized.stored import Folded, fold
+from offload.checkpoint.quantized.weight import STACKED, Quantised
 from offload.checkpoint.routing import routing_of
 from offload.checkpoint.skeleton import Skeleton
 from offload.checkpoint.tensors import DTYPES

@@ -36,7 +36,8 @@ from offload.checkpoint.manifest import (
     still_true,
 )
 from offload.checkpoint.mtp import PROJECTION, mtp_names
-from offload.checkpoint.quantized.formats import FLOAT_SCHEMES, STORED_FORMATS
+from offload.checkpoint.quantized.formats import foreign
+from offload.checkpoint.quantized.gguf import FLOAT_SCHEMES
 from offload.checkpoint.quantized.quantize import BLOCK, CONFIGS, NESTED_BLOCK, STATE_B, Quant, quantise
 from offload.checkpoint.quantized.stored import fold
 from offload.checkpoint.skeleton import Skeleton, build
@@ -125,7 +126,7 @@ def plan(folder: Folder, quant: Quant, trust_remote_code: bool = False, head: Fo
     shards: list[Shard] = []
     before = folder.config.get("quantization_config")
     loadable = not isinstance(before, dict) or before.get("quant_method") != "specexec"
-    loadable = loadable and not any(STORED_FORMATS[weight.scheme].method == "gguf" for weight in stored)
+    loadable = loadable and foreign(weight.scheme for weight in stored) is None
     for index, block in enumerate(checkpoint.layers):
         linear, stacked = _quantisable(block, skeleton, index) if quant != "none" else (frozenset(), frozenset())
         loadable = loadable and not stacked

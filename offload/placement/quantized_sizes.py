@@ -11,7 +11,7 @@ from typing import Literal
 from offload.checkpoint.entry import Entry
 from offload.checkpoint.headers import Folder
 from offload.checkpoint.mtp import mtp_folder
-from offload.checkpoint.quantized.formats import STORED_FORMATS
+from offload.checkpoint.quantized.formats import BY_SCHEME
 from offload.checkpoint.quantized.stored import fold
 from offload.checkpoint.roles import LAYER, part_of
 from offload.checkpoint.routing import routing_of
@@ -135,7 +135,7 @@ def work_of(folder: Folder, form: Format, item_B: int, head: FourBits = "none", 
             if in_integers(compute, weight.scheme, weight.name, weight.shape):
                 whole_numbers += math.prod(weight.shape)
                 continue
-            scheme = STORED_FORMATS[weight.scheme].speed
+            scheme = BY_SCHEME[weight.scheme].speeds[weight.scheme]
             dense_B = math.prod(weight.shape) * item_B
             unpacked_B[scheme] = unpacked_B.get(scheme, 0) + dense_B
             if EXPERTS in weight.name:
