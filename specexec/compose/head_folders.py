@@ -33,7 +33,7 @@ def check_heads(choice: DrafterChoice, target: Folder, drafters: Iterable[Folder
             raise BadDrafter(
                 f"{folder.called} is a head for another model ({kind}), which cannot be loaded yet.",
                 "It is no language model of its own: it reads what its target computes.",
-                "--drafter mtp where the model brings a layer of its own, ngram, or a smaller model of the same family.",
+                "--drafter mtp where the model brings a layer of its own, ngram, or a smaller model of the family.",
             )
 
 
