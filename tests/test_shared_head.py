@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from threading import Event
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from specexec.drafters.none import NoDrafter
-from specexec.model.tree_lm import TreeLM
+from specexec.model.tree_lm import Rows, TreeLM
 from specexec.sampling.params import SamplingParams
 from specexec.sampling.shared_head import logits_of_texts
 from specexec.sizes import HEAD_ROWS
@@ -42,10 +43,21 @@ def test_every_text_has_its_own_logits_and_no_call_has_more_rows_than_fit(counts
 def test_plain_sweeps_of_several_texts_call_the_head_once(
     values: dict[str, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    target, calls, sweeps = TreeLM(tiny("llama", tmp_path)), [], []
+    target = TreeLM(tiny("llama", tmp_path))
+    calls: list[int] = []
+    sweeps: list[int] = []
     own_head, own_sweep = target.head, target.forward
-    monkeypatch.setattr(target, "head", lambda hidden_RH: calls.append(len(hidden_RH)) or own_head(hidden_RH))
-    monkeypatch.setattr(target, "forward", lambda *of: sweeps.append(of) or own_sweep(*of))
+
+    def head(hidden_RH: Tensor) -> Tensor:
+        calls.append(len(hidden_RH))
+        return own_head(hidden_RH)
+
+    def sweep(parts: list[Rows], cancelled: Event | None = None) -> list[Tensor]:
+        sweeps.append(len(parts))
+        return own_sweep(parts, cancelled)
+
+    monkeypatch.setattr(target, "head", head)
+    monkeypatch.setattr(target, "forward", sweep)
     sampling = SamplingParams(**values, max_tokens=6, seed=1)  # type: ignore[arg-type]
     write(target, NoDrafter(), [prompt(5, seed) for seed in range(3)], sampling, budget=0)
-    assert calls == [3] * len(sweeps)
+    assert calls == sweeps == [3] * len(sweeps)
