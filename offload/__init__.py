@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from offload.checkpoint.remote_code import running_code
     from offload.checkpoint.routing import EXPERTS
     from offload.checkpoint.skeleton import Design, design
+    from offload.checkpoint.wrapped import tower_tensors
     from offload.errors import BadModelDir, OffloadError, ReadFailed
     from offload.hub.headers_only import item_B, list_model
     from offload.hub.local_models import check_bytes
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from offload.model.load import load, stream_of
     from offload.model.model_stream import ModelStream
     from offload.model.resident_layer import is_resident, resident_layer, skeleton_layer
+    from offload.model.tower import open_tower
     from offload.placement.placement import Need, Offload, Placement
     from offload.placement.quantized_sizes import (
         FewBits,
@@ -83,6 +85,7 @@ __all__ = [
     "need_in",
     "need_of",
     "open_folder",
+    "open_tower",
     "place",
     "refuse_unknown",
     "resident_B",
@@ -92,6 +95,7 @@ __all__ = [
     "share",
     "skeleton_layer",
     "stream_of",
+    "tower_tensors",
     "with_head",
 ]
 
@@ -134,6 +138,7 @@ _HOMES = {
     "need_in": "placement.quantized_sizes",
     "need_of": "placement.requirements",
     "open_folder": "checkpoint.headers",
+    "open_tower": "model.tower",
     "place": "placement.solver",
     "looked_up_B": "placement.quantized_sizes",
     "resident_B": "placement.quantized_sizes",
@@ -143,6 +148,7 @@ _HOMES = {
     "share": "machine.thread_pool",
     "skeleton_layer": "model.resident_layer",
     "stream_of": "model.load",
+    "tower_tensors": "checkpoint.wrapped",
     "with_head": "placement.quantized_sizes",
 }
 

@@ -25,6 +25,8 @@ from specexec.model import row_tiles as tiles
 from specexec.model.architecture import check_tree_support, longest_text
 from specexec.model.cache import KVCache
 from specexec.model.cache_in_ram import Travel
+from specexec.model.image_inputs import inputs_of, seeing
+from specexec.model.image_rows import Images
 from specexec.model.module_types import TakesChunks
 from specexec.model.recurrent.seams import let_in
 from specexec.model.sweep_rows import SweepRows
@@ -88,6 +90,7 @@ class TreeLM:
     that does not attend (sublayers.py). `travel` says whose keys and values live in RAM, `share` how a CPU's threads
     divide a product. `lenient` is for drafters with fewer rows than their target: ids beyond are read as the last row.
     Without `tiled` a sweep computes the rows that it has and no more: for linears that give a row the same bits anyway.
+    `images` are those whose rows may be among the tokens.
     """
 
     def __init__(
@@ -98,9 +101,10 @@ class TreeLM:
         share: widened.Share = widened.in_turn,
         lenient: bool = False,
         tiled: bool = True,
+        images: Images | None = None,
     ) -> None:
-        self._lenient, self._tiled = lenient, tiled
-        self.kinds = check_tree_support(type(model), model.config)
+        self._lenient, self._tiled, self.images = lenient, tiled, images
+        self.kinds = seeing(check_tree_support(type(model), model.config), images)
         self._layers = range(len(self.kinds)) if layers is None else layers
         self._travel = travel
         self.share = share
@@ -124,7 +128,7 @@ class TreeLM:
 
     def alike(self, model: PreTrainedModel, layers: Items[int | None] | None = None) -> TreeLM:
         """A drafter that computes as this one does: over some of its layers, or over copies of them."""
-        return TreeLM(model, layers, share=self.share, lenient=True)
+        return TreeLM(model, layers, share=self.share, lenient=True, images=self.images)
 
     def begin(self, parts: list[Rows]) -> Sweep:
         """Start a sweep over the new rows of several sequences; the caller is free to do something else meanwhile."""
@@ -141,7 +145,7 @@ class TreeLM:
         try:
             numbered = zip(self._layers, self.kinds, strict=True)
             kinds = {number: kind for number, kind in numbered if number is not None}
-            packed = SweepRows(parts, kinds, self.device, cancelled or threading.Event(), self._travel)
+            packed = SweepRows(parts, kinds, self.device, cancelled or threading.Event(), self._travel, self.images)
             try:
                 hidden_RH = self._run(packed)
                 packed.check_complete()
@@ -154,15 +158,18 @@ class TreeLM:
         return list(hidden_RH.split([len(part.tokens) for part in parts]))
 
     def _run(self, packed: SweepRows) -> Tensor:
+        together = packed.images if any(kind.together for kind in self.kinds) else []
         for layer in self._streamed:
             layer.own_rows = packed.count
-        tokens_R = packed.tokens_R.clamp(max=self.vocabulary - 1) if self._lenient else packed.tokens_R
+            layer.together = [range(run.start, run.stop) for run in together]
+        tokens_R = packed.tokens_R.clamp(max=self.vocabulary - 1) if self._lenient or packed.images else packed.tokens_R
         rows = [tokens_R, packed.positions_R]
         input_ids, position_ids = (tiles.filled_up(each_R) for each_R in rows) if self._tiled else rows
+        given = {"input_ids": input_ids.unsqueeze(0), "position_ids": position_ids.unsqueeze(0)}
+        if self.images is not None:
+            given |= inputs_of(self._trunk, self.images, packed.images, given, packed.grid_3R)
         with self._linears():
-            output = self._trunk(
-                input_ids=input_ids.unsqueeze(0), position_ids=position_ids.unsqueeze(0), use_cache=False, sweep=packed
-            )
+            output = self._trunk(**given, use_cache=False, sweep=packed)
         hidden_RH: Tensor = output.last_hidden_state[0, : packed.count]
         return hidden_RH
 
