@@ -13,6 +13,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 if TYPE_CHECKING:
     from offload.checkpoint.documents import AGAIN, check_documents
     from offload.checkpoint.headers import Folder, open_folder
+    from offload.checkpoint.mtp import mtp_names
     from offload.checkpoint.quantized.stored import refuse_unknown
     from offload.checkpoint.remote_code import running_code
     from offload.checkpoint.routing import EXPERTS
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from offload.machine.thread_pool import share
     from offload.model.load import load, stream_of
     from offload.model.model_stream import ModelStream
+    from offload.model.mtp_layer import load_mtp_layer
     from offload.model.resident_layer import is_resident, resident_layer, skeleton_layer
     from offload.model.tower import open_tower
     from offload.placement.placement import Need, Offload, Placement
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
         copy_B,
         is_quantised,
         looked_up_B,
+        mtp_B,
         need_in,
         resident_B,
         with_head,
@@ -81,7 +84,10 @@ __all__ = [
     "known",
     "list_model",
     "load",
+    "load_mtp_layer",
     "looked_up_B",
+    "mtp_B",
+    "mtp_names",
     "need_in",
     "need_of",
     "open_folder",
@@ -135,6 +141,9 @@ _HOMES = {
     "item_B": "hub.headers_only",
     "known": "hub.names",
     "load": "model.load",
+    "load_mtp_layer": "model.mtp_layer",
+    "mtp_B": "placement.quantized_sizes",
+    "mtp_names": "checkpoint.mtp",
     "need_in": "placement.quantized_sizes",
     "need_of": "placement.requirements",
     "open_folder": "checkpoint.headers",

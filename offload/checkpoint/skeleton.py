@@ -91,11 +91,18 @@ class Design:
         return not self.model_class.__module__.startswith("transformers.")
 
 
-def build(folder: Folder, dtype: str | torch.dtype | None, trust_remote_code: bool = False) -> Skeleton:
-    """The folder's model as transformers would build it, in `dtype` (default: as config.json or the weights say)."""
+def build(
+    folder: Folder, dtype: str | torch.dtype | None, trust_remote_code: bool = False, longer: bool = False
+) -> Skeleton:
+    """The folder's model as transformers would build it, in `dtype` (default: as config.json or the weights say).
+
+    `longer`: with one layer more, which sees all of the text and is else as the last one.
+    """
     refuse_unknown(folder)
     found = design(folder, trust_remote_code)
     config = found.config
+    if longer:
+        _lengthen(config)
     wanted = _dtype(dtype, config, folder)
     if found.whole is not None:
         return _unwrapped(folder, found, found.whole, wanted)
@@ -110,6 +117,14 @@ def build(folder: Folder, dtype: str | torch.dtype | None, trust_remote_code: bo
         model.generation_config = _generation_config(folder)
     _ready(model)
     return Skeleton(model, _find_layers(model, folder), wanted)
+
+
+def _lengthen(config: PreTrainedConfig) -> None:
+    count = int(config.num_hidden_layers)
+    for name, value in vars(config).items():
+        if isinstance(value, list) and len(value) == count:  # what differs from layer to layer
+            setattr(config, name, [*value, "full_attention" if name == "layer_types" else value[-1]])
+    config.num_hidden_layers = count + 1
 
 
 def _unwrapped(folder: Folder, found: Design, config: PreTrainedConfig, dtype: torch.dtype) -> Skeleton:

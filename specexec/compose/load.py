@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from functools import partial
 
 import torch
 from transformers import PreTrainedModel
@@ -23,6 +24,7 @@ from specexec.compose.drafter_factory import (
 from specexec.compose.dtypes import DTYPES
 from specexec.compose.earlier_runs import EarlierRuns
 from specexec.compose.gate import admit
+from specexec.compose.head_folders import check_heads
 from specexec.compose.load_options import LoadOptions
 from specexec.compose.memory_plan import LoadRequest, memory_plan, room_for_texts
 from specexec.compose.progress import LoadProgress
@@ -77,6 +79,7 @@ def assemble(
     choice = parse(options.drafter, weights.known)
     pair = _resolved(model, choice, options)
     folder = weights.open_folder(pair.target)  # whatever is wrong with its files is said before anything is built
+    check_heads(choice, folder, map(weights.open_folder, pair.drafters))
     design = _admitted(folder, pair, choice, options)
     encoding = encoding_in(pair.target, options.trust_remote_code)
     vocabularies = [vocabulary_of(path, encoding, options.trust_remote_code) for path in pair.drafters]
@@ -265,6 +268,13 @@ def _kit(
         draft_vocab=request.options.draft_vocab,
         form=request.copy,
         searches=earlier.searches,
+        mtp_layer=partial(
+            weights.load_mtp_layer,
+            request.target,
+            lm.device,
+            target.dtype,
+            request.options.trust_remote_code,
+        ),
         on_quantised=progress.quantised,
         on_searched=progress.searched,
     )

@@ -172,8 +172,8 @@ def _span(part: Rows, start: int, device: torch.device, seeing: bool = False) ->
     parents_N = np.array(cache.parents, np.int64)
     times = intervals(parents_N)
     sees = Visibility(
-        committed=len(cache),
-        position_R=torch.from_numpy(depths(parents_N) + len(cache)).to(device),
+        committed=cache.rows,
+        position_R=torch.from_numpy(depths(parents_N) + cache.rows).to(device),
         enter_R=torch.from_numpy(times.enter_N).to(device),
         leave_R=torch.from_numpy(times.leave_N).to(device),
     )
