@@ -28,6 +28,7 @@ from specexec.sampling.params import SamplingParams
 from specexec.stats import Burst, Cost, FinishReason, Progress
 from specexec.text.control_tokens import Rendered
 from specexec.text.detokenizer import TextStream
+from specexec.text.messages import read_messages
 from specexec.tree.tree import TokenTree
 
 PER_SWEEP = 3
@@ -101,7 +102,7 @@ class LetterEngine:
         return self.encode(text.text if isinstance(text, Rendered) else text)
 
     def rendered(self, messages: list[dict[str, str]], wishes: object) -> Rendered:
-        return Rendered(messages[-1]["content"])
+        return Rendered(str(read_messages(messages)[-1]["content"]))
 
     def render(self, messages: list[dict[str, str]], wishes: object) -> str:
         return self.rendered(messages, wishes).text

@@ -47,6 +47,7 @@ EXIT_CODES = {
     "bad_text": BAD_INPUT,
     "unknown_token": BAD_INPUT,
     "bad_messages": BAD_INPUT,
+    "unsupported_content": BAD_INPUT,
     "duplicate_id": BAD_INPUT,
     "output_exists": 9,
     "manifest_mismatch": 9,

@@ -10,6 +10,7 @@ from typing import Literal
 
 from offload.checkpoint.entry import Entry
 from offload.checkpoint.headers import Folder
+from offload.checkpoint.mtp import mtp_folder
 from offload.checkpoint.quantized.formats import BY_SCHEME
 from offload.checkpoint.quantized.stored import fold
 from offload.checkpoint.roles import LAYER, part_of
@@ -103,6 +104,13 @@ def copy_B(folder: Folder, form: FewBits, item_B: int) -> tuple[int, int]:
             whole_B[int(match[1])] += weights * item_B
             small_B += int(weights * BITS[form] / 8) if len(shape) > 1 else weights * item_B
     return small_B, max(whole_B)
+
+
+def mtp_B(folder: Folder, item_B: int) -> int:
+    """The layer that guesses further ahead, dense in memory however it is stored; 0 where none is known."""
+    folded = fold(mtp_folder(folder))
+    shapes = [one.shape for one in folded.dense.values()] + [one.shape for one in folded.quantised.values()]
+    return sum(-(-math.prod(shape) * item_B // 64) * 64 for shape in shapes)
 
 
 def looked_up_B(folder: Folder, form: FewBits, item_B: int) -> int:
