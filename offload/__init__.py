@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from offload.checkpoint.remote_code import running_code
     from offload.checkpoint.routing import EXPERTS
     from offload.checkpoint.skeleton import Design, design
+    from offload.checkpoint.wrapped import tower_tensors
     from offload.errors import BadModelDir, OffloadError, ReadFailed
     from offload.hub.headers_only import item_B, list_model
     from offload.hub.local_models import check_bytes
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from offload.model.model_stream import ModelStream
     from offload.model.mtp_layer import load_mtp_layer
     from offload.model.resident_layer import is_resident, resident_layer, skeleton_layer
+    from offload.model.tower import open_tower
     from offload.placement.placement import Need, Offload, Placement
     from offload.placement.quantized_sizes import (
         FewBits,
@@ -89,6 +91,7 @@ __all__ = [
     "need_in",
     "need_of",
     "open_folder",
+    "open_tower",
     "place",
     "refuse_unknown",
     "resident_B",
@@ -98,6 +101,7 @@ __all__ = [
     "share",
     "skeleton_layer",
     "stream_of",
+    "tower_tensors",
     "with_head",
 ]
 
@@ -143,6 +147,7 @@ _HOMES = {
     "need_in": "placement.quantized_sizes",
     "need_of": "placement.requirements",
     "open_folder": "checkpoint.headers",
+    "open_tower": "model.tower",
     "place": "placement.solver",
     "looked_up_B": "placement.quantized_sizes",
     "resident_B": "placement.quantized_sizes",
@@ -152,6 +157,7 @@ _HOMES = {
     "share": "machine.thread_pool",
     "skeleton_layer": "model.resident_layer",
     "stream_of": "model.load",
+    "tower_tensors": "checkpoint.wrapped",
     "with_head": "placement.quantized_sizes",
 }
 

@@ -224,7 +224,7 @@ class Decoder:
         rows = [first, *(first + 1 + node for node in emitted.path)][: len(emitted.tokens)]
         emitted = replace(emitted, logprobs=logprobs(head, hidden_RH[rows], emitted.tokens, most))
         if sequence.sampling.prompt_logprobs and not len(sequence.cache(self.target)):
-            prompt = sequence.tokens[1 : sequence.prompt_length]
+            prompt = sequence.words(1)[: sequence.prompt_length - 1]
             emitted = replace(emitted, prompt_logprobs=logprobs(head, hidden_RH, prompt, most))
         return emitted
 
