@@ -204,13 +204,16 @@ def _few_bits(device: str) -> dict[str, list[tuple[Quantised, dict[str, torch.Te
     import torch
 
     from offload.checkpoint.entry import Entry
-    from offload.checkpoint.quantized import mxfp4
+    from offload.checkpoint.quantized import int4, mxfp4
     from offload.checkpoint.quantized.quantize import BLOCK, NESTED_BLOCK, quantise
     from offload.checkpoint.quantized.weight import Quantised, Scheme
 
     name, most = "probe.weight", max(PROBED_WEIGHTS)
     noise = torch.randn(most).to(torch.bfloat16)
     codes, scales = (tensor.to(device) for tensor in quantise(noise, name, "int8").values())
+    made = quantise(noise, name, "int4")
+    int4_names = {"codes": name} | {role: f"probe.int4_{role}" for role in int4.ROLES}
+    grouped = {role: made[key].to(device) for role, key in int4_names.items()}
     nf4, offset = dict[str, torch.Tensor](), 0.0
     if find_spec("bitsandbytes") is not None:
         made = quantise(noise, name, "nf4")
@@ -225,6 +228,10 @@ def _few_bits(device: str) -> dict[str, list[tuple[Quantised, dict[str, torch.Te
         match scheme:
             case "int8":
                 held = {"codes": codes.view(-1)[:count].view(shape), "scales": scales[:O]}
+            case "int4":
+                sizes = {"codes": count // 2, "steps": count // int4.GROUP, "origins": count // int4.GROUP}
+                held = {role: grouped[role].view(-1)[:size].view(O, -1) for role, size in sizes.items()}
+                held["scales"] = grouped["scales"][:O]
             case "mxfp4":
                 groups = PROBED_EXPERTS, O // PROBED_EXPERTS, I // mxfp4.BLOCK
                 held = {"codes": blocks[: count // mxfp4.BLOCK].view(*groups, -1)}
@@ -235,7 +242,7 @@ def _few_bits(device: str) -> dict[str, list[tuple[Quantised, dict[str, torch.Te
         entries = {role: Entry(role, Path(), 0, 0, "U8", ()) for role in held}
         return Quantised(name, scheme, shape, entries, "BF16", offsets=(offset,) if scheme == "nf4" else ()), held
 
-    present: tuple[Scheme, ...] = ("nf4", "int8", "mxfp4") if nf4 else ("int8", "mxfp4")
+    present: tuple[Scheme, ...] = ("nf4", "int8", "int4", "mxfp4") if nf4 else ("int8", "int4", "mxfp4")
     return {scheme: [weight(scheme, shape) for shape in PROBED_WEIGHTS] for scheme in present}
 
 

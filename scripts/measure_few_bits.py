@@ -1,6 +1,7 @@
 """Few bits on a CPU: what rounding costs in quality, and what sweeps and steps take beside one another.
 
     python scripts/measure_few_bits.py quality                  KL to float32 with activations rounded in several ways
+    python scripts/measure_few_bits.py weights                  KL to float32 with weights in each format
     python scripts/measure_few_bits.py linears                  one linear of 8192 x 2048 in every form
     python scripts/measure_few_bits.py sweeps build/1b          packs of a model beside the model in bf16
     python scripts/measure_few_bits.py steps                    one row of SmolLM2 beside transformers' own step
@@ -26,10 +27,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import offload
 from offload.checkpoint.headers import open_folder
+from offload.checkpoint.quantized.arithmetic.group_codes import GroupCodes, in_groups
 from offload.checkpoint.quantized.arithmetic.row_codes import RowCodes
 from offload.checkpoint.quantized.formats import dequantise
 from offload.checkpoint.quantized.quantize import BLOCK, bitsandbytes, quantise_int8
 from offload.checkpoint.quantized.weight import Quantised
+from offload.hub.names import demo_folder
 from offload.machine.heap import suit
 from offload.packs.pack import pack, plan
 from specexec.model.cache import KVCache
@@ -68,9 +71,7 @@ def quality() -> None:
         found = _logprobs(model, texts)
         for hook in hooks:
             hook.remove()
-        apart = torch.cat([(p.exp() * (p - q)).sum(-1) for p, q in zip(whole, found, strict=True)])
-        kept = torch.cat([p.argmax(-1) == q.argmax(-1) for p, q in zip(whole, found, strict=True)])
-        click.echo(f"| {name} | {apart.mean():.4f} | {kept.float().mean():.3f} |")
+        click.echo(f"| {name} | {_apart(whole, found)} |")
 
 
 def _texts() -> list[str]:
@@ -79,6 +80,44 @@ def _texts() -> list[str]:
         (HERE / "README.md").read_text()[:2500],
         *((HERE / "docs" / name).read_text()[1000:3500] for name in ("streaming.md", "drafters.md", "batch.md")),
     ]
+
+
+@main.command()
+def weights() -> None:
+    """Mean KL to the float32 model with the layers' linears in int8, int4 and NF4: the real model's and the demo's."""
+    click.echo("| model | weights | KL | likeliest kept |\n|---|---|---|---|")
+    for name, folder in (("SmolLM2-135M", real_material.model()), ("demo", demo_folder("target"))):
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        texts = [tokenizer(text)["input_ids"][:400] for text in _texts()]
+        whole = _logprobs(model, texts)
+        linears = [module for module in model.model.layers.modules() if isinstance(module, nn.Linear)]
+        kept = [linear.weight.data for linear in linears]
+        for form, rounded in (("int8", _in_int8), ("int4", _in_int4), ("nf4", _in_nf4)):
+            for linear, weight in zip(linears, kept, strict=True):
+                linear.weight.data = rounded(weight)
+            click.echo(f"| {name} | {form} | {_apart(whole, _logprobs(model, texts))} |")
+
+
+def _in_int8(weight: torch.Tensor) -> torch.Tensor:
+    return RowCodes.of(*quantise_int8(weight), torch.float32).dense()
+
+
+def _in_int4(weight: torch.Tensor) -> torch.Tensor:
+    *codes, scales = in_groups(weight)
+    return RowCodes.of(GroupCodes(*codes), scales, torch.float32).dense()
+
+
+def _in_nf4(weight: torch.Tensor) -> torch.Tensor:
+    packed, state = bitsandbytes().quantize_4bit(weight, blocksize=BLOCK, compress_statistics=True, quant_type="nf4")
+    dense: torch.Tensor = bitsandbytes().dequantize_4bit(packed, state)
+    return dense
+
+
+def _apart(whole: list[torch.Tensor], found: list[torch.Tensor]) -> str:
+    apart = torch.cat([(p.exp() * (p - q)).sum(-1) for p, q in zip(whole, found, strict=True)])
+    kept = torch.cat([p.argmax(-1) == q.argmax(-1) for p, q in zip(whole, found, strict=True)])
+    return f"{apart.mean():.4f} | {kept.float().mean():.3f}"
 
 
 @torch.no_grad()
@@ -97,7 +136,7 @@ def _rounded(way: tuple[int, int], _: nn.Module, given: tuple[torch.Tensor]) -> 
 @main.command()
 @click.option("--turns", default=9, show_default=True)
 def linears(turns: int) -> None:
-    """One linear over some numbers of rows, one thread: bf16, int8 and NF4 dequantised first, int8 in integers."""
+    """One linear over some numbers of rows, one thread: bf16, int8 and NF4 dequantised first, integers."""
     torch.set_num_threads(1)
     suit(16)
     weight = torch.randn(O, I, generator=torch.Generator().manual_seed(0)).bfloat16()
@@ -109,6 +148,8 @@ def linears(turns: int) -> None:
     }
     scratch = torch.empty_like(weight)
     in_integers = RowCodes.of(codes, scales, weight.dtype)
+    *grouped, peaks = in_groups(weight)
+    in_int4 = RowCodes.of(GroupCodes(*grouped), peaks, weight.dtype)
 
     def dequantised(form: str) -> None:
         dequantise(Quantised("x", form, (O, I), {}, "BF16", BLOCK), forms[form], scratch)
@@ -117,7 +158,9 @@ def linears(turns: int) -> None:
         dequantised(form)
         nn.functional.linear(rows, scratch)
 
-    click.echo("| rows | bf16 | int8 first | NF4 first | int8 in integers |\n|---|---|---|---|---|")
+    click.echo(
+        "| rows | bf16 | int8 first | NF4 first | int8 in integers | int4 in integers |\n|---|---|---|---|---|---|"
+    )
     alone = _turns({form: partial(dequantised, form) for form in forms}, turns, time.thread_time)
     for count in (1, 16, 64, 256):
         rows = torch.randn(count, I).bfloat16()
@@ -126,6 +169,7 @@ def linears(turns: int) -> None:
             "bf16": partial(nn.functional.linear, tiles, weight),
             **{form: partial(after, form, tiles) for form in forms},
             "integers": partial(nn.functional.linear, rows, in_integers),
+            "int4": partial(nn.functional.linear, rows, in_int4),
         }
         found_ms = _turns(ways, turns, time.thread_time)
         click.echo(f"| {count} | " + " | ".join(f"{found_ms[name]:.1f}" for name in ways) + " |")
@@ -138,19 +182,22 @@ def linears(turns: int) -> None:
 @click.option("--turns", default=5, show_default=True)
 @click.option("--threads", default=2, show_default=True)
 def sweeps(folder: Path, rows: str, turns: int, threads: int) -> None:
-    """Sweeps of a resident model: in bf16, as an int8 pack both ways, as an NF4 pack."""
+    """Sweeps of a resident model: in bf16, as an NF4 and an int8 pack dequantised, as int8 and int4 in integers."""
     torch.set_num_threads(threads)
     with TemporaryDirectory(dir=folder.parent) as temporary:
-        packs = {quant: Path(temporary) / quant for quant in ("int8", "nf4")}
+        packs = {quant: Path(temporary) / quant for quant in ("int8", "int4", "nf4")}
         for quant, out in packs.items():
-            pack(plan(open_folder(folder), quant), out)  # type: ignore[arg-type]  # two of the three there are
+            pack(plan(open_folder(folder), quant), out)  # type: ignore[arg-type]  # three of the four there are
         lms = {
             "bf16": TreeLM(offload.load(folder, "none", dtype=torch.bfloat16)),
             "int8": TreeLM(offload.load(packs["int8"], "none", dtype=torch.bfloat16)),
             "nf4": TreeLM(offload.load(packs["nf4"], "none", dtype=torch.bfloat16)),
-            "int8 in integers": TreeLM(
-                offload.load(packs["int8"], "none", dtype=torch.bfloat16, compute="int8"), tiled=False
-            ),
+            **{
+                f"{quant} in integers": TreeLM(
+                    offload.load(packs[quant], "none", dtype=torch.bfloat16, compute="int8"), tiled=False
+                )
+                for quant in ("int8", "int4")
+            },
         }
         click.echo(f"| rows | {' | '.join(lms)} |\n|---|{'---|' * len(lms)}")
         for count in map(int, rows.split(",")):

@@ -48,7 +48,7 @@ def by_the_book(rows: torch.Tensor, weight: RowCodes, bias: torch.Tensor | None)
     """The documented arithmetic: integers made in float32, exact products in float64, scales at the end."""
     peaks = rows.float().abs().amax(-1, keepdim=True).clamp(min=1e-30)
     whole = (rows.float() * (127 * 128 / peaks)).round()
-    products = whole.double() @ weight.codes_OI.double().t()
+    products = whole.double() @ weight.codes_OI[:].double().t()
     found = products * (peaks.double() / (127 * 128)) * (weight.scales_O.double() / 127)
     return found if bias is None else found + bias.double()
 

@@ -65,7 +65,7 @@ def outlook(
     """All combinations of offload and format, the checkpoint's own format first, as `load` would place each."""
     folder, head = request.target, request.options.head_quant
     compute = request.options.compute
-    likely: tuple[Format, ...] = ("int8",) if compute == "int8" else FORMATS if every else ("none", "nf4")
+    likely: tuple[Format, ...] = ("int8", "int4") if compute == "int8" else FORMATS if every else ("none", "nf4")
     forms = ("none",) if is_quantised(folder) else likely
     rows = []
     for form in forms:

@@ -17,6 +17,7 @@ from cli.shared.verbosity import Verbosity, json_option, start_logging, verbosit
 from cli.terminal.screen import Screen, watched
 from offload.checkpoint.contents import MANIFEST
 from offload.checkpoint.documents import check_documents
+from offload.placement.quantized_sizes import FORMATS
 
 if TYPE_CHECKING:
     from offload.checkpoint.quantized.quantize import Quant
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("model")
-@click.option("--quant", type=click.Choice(["none", "int8", "nf4"]), default="nf4", help="Bits of the layers' weights.")
+@click.option("--quant", type=click.Choice(FORMATS), default="nf4", help="Bits of the layers' weights.")
 @click.option("--head-quant", type=click.Choice(["none", "nf4"]), default="none", help="Bits of the head in the pack.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="The folder to write.")
 @click.option("--device", metavar="cpu|cuda[:N]", default="cpu", help="Where nf4 is computed.")

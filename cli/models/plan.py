@@ -55,7 +55,7 @@ REACHED = 0.6  # of what is sold
 )
 @click.option("--drafter-quant", type=DRAFT_BITS, default=USUAL["drafter-quant"], help="Bits of the drafter's layers.")
 @click.option("--head-quant", type=click.Choice(["none", "nf4"]), default="none", help="Bits of the model's head.")
-@click.option("--compute", type=click.Choice(["float", "int8"]), default="float", help="How an int8 pack multiplies.")
+@click.option("--compute", type=click.Choice(["float", "int8"]), default="float", help="How int8 and int4 multiply.")
 @click.option("--all", "every", is_flag=True, help="Every number format, not only the likely ones.")
 @click.option("--offline", is_flag=True, help="Use only what is already on this machine.")
 @trust_option

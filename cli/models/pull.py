@@ -18,6 +18,7 @@ from cli.shared.verbosity import Verbosity, json_option, start_logging, verbosit
 from cli.terminal.screen import Screen, watched
 from offload.errors import ModelNotFound
 from offload.hub import hub, names
+from offload.placement.quantized_sizes import FORMATS
 from specexec.drafters.registry import check_models, parse
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class _Pulled:
     default="auto",
     help="auto: the one paired with the model; none; names joined by +.",
 )
-@click.option("--pack", "quant", type=click.Choice(["none", "int8", "nf4"]), help="Pack while downloading, into --out.")
+@click.option("--pack", "quant", type=click.Choice(FORMATS), help="Pack while downloading, into --out.")
 @click.option("--head-quant", type=click.Choice(["none", "nf4"]), default="none", help="Bits of the pack's head.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="The folder of the pack.")
 @click.option("--trust-remote-code", is_flag=True, help="Bring Python files as well; with --pack, run them.")

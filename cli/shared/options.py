@@ -166,7 +166,7 @@ _ENGINE = (
     click.option("--head-quant", type=click.Choice(ALLOWED["head_quant"]), default="none",
                  help="Bits of the model's own head; nf4 is smaller, and another model."),
     click.option("--compute", type=click.Choice(ALLOWED["compute"]), default="float",
-                 help="How an int8 pack multiplies; int8 is in integers, and another model."),
+                 help="How a pack in int8 or int4 multiplies; int8 is in integers, and another model."),
     click.option("--draft-vocab", type=COUNT, show_default="all",
                  help="Frequent tokens a drafter model may name, such as 32k; those of the text always."),
     click.option("--offload", type=click.Choice(ALLOWED["offload"]), default="auto",

@@ -19,6 +19,7 @@ from offload.checkpoint.entry import Entry
 from offload.checkpoint.experts import experts_of
 from offload.checkpoint.headers import Folder
 from offload.checkpoint.mapping import Part, route
+from offload.checkpoint.quantized.formats import computes_as_stored
 from offload.checkpoint.quantized.packed import Packed
 from offload.checkpoint.quantized.stored import Folded, fold
 from offload.checkpoint.quantized.weight import STACKED, Quantised
@@ -152,8 +153,8 @@ class _Places:
                 wanted.append((short, self.dtypes[name], self.shapes[name], parts))
                 continue
             sources = self._sources(name, parts)
-            whole = [weight.scheme == "int8" and weight.shape == self.shapes[name] for _, weight in sources] == [True]
-            in_integers = whole and name in self.in_integers
+            alone = len(sources) == 1 and sources[0][1].shape == self.shapes[name]
+            in_integers = alone and computes_as_stored(sources[0][1].scheme) and name in self.in_integers
             packed.append(Packed(short, self.dtypes[name], self.shapes[name], offset, sources, in_integers))
             offset += aligned(packed[-1].nbytes)
             for part, weight in packed[-1].sources:

@@ -114,8 +114,8 @@ def _check_integers(checkpoint: Checkpoint, device: torch.device) -> None:
     """Refuse a checkpoint that has nothing to compute with in integers; say what computes how."""
     if checkpoint.in_integers == "none":
         raise UnsupportedModel(
-            f"{checkpoint.path} has no linears in int8, so nothing of it can compute in integers.",
-            hint="specexec pack MODEL --quant int8 and load the pack, or leave --compute out.",
+            f"{checkpoint.path} has no linears in int8 or int4, so nothing of it can compute in integers.",
+            hint="specexec pack MODEL --quant int8 (or int4) and load the pack, or leave --compute out.",
         )
     but = "" if checkpoint.in_integers == "all" else "; experts and what is stored whole do not"
     log.info("linears of the layers compute in integers, %s%s", way(device.type), but)

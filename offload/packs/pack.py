@@ -36,6 +36,7 @@ from offload.checkpoint.manifest import (
     still_true,
 )
 from offload.checkpoint.mtp import PROJECTION, mtp_names
+from offload.checkpoint.quantized import int4
 from offload.checkpoint.quantized.formats import foreign
 from offload.checkpoint.quantized.gguf import FLOAT_SCHEMES
 from offload.checkpoint.quantized.quantize import BLOCK, CONFIGS, NESTED_BLOCK, STATE_B, Quant, quantise
@@ -126,9 +127,9 @@ def plan(folder: Folder, quant: Quant, trust_remote_code: bool = False, head: Fo
     shards: list[Shard] = []
     before = folder.config.get("quantization_config")
     loadable = not isinstance(before, dict) or before.get("quant_method") != "specexec"
-    loadable = loadable and foreign(weight.scheme for weight in stored) is None
+    loadable = loadable and foreign([*(weight.scheme for weight in stored), quant]) is None
     for index, block in enumerate(checkpoint.layers):
-        linear, stacked = _quantisable(block, skeleton, index) if quant != "none" else (frozenset(), frozenset())
+        linear, stacked = _quantisable(block, skeleton, index, quant)
         loadable = loadable and not stacked
         shards.append(Shard(f"layer-{index:05d}.safetensors", _entries([block], folder), linear | stacked))
     few = None if head == "none" else stored_as(checkpoint, skeleton.model)
@@ -165,7 +166,7 @@ def pack(
             raise DiskFull(
                 f"packing needs {size(missing_B)} more on the disk of {out}, {size(free_B)} are free.",
                 f"{len(done)} of {len(plan.shards)} shards are written." if done else None,
-                "--out on another disk, or --quant nf4." if plan.quant != "nf4" else "--out on another disk.",
+                f"--out on another disk{', or --quant nf4' if plan.quant in ('none', 'int8') else ''}.",
             )
         for shard in plan.shards:
             file = out / shard.file
@@ -191,6 +192,8 @@ def shard_B(shard: Shard, quant: Quant) -> int:
             total += entry.nbytes
         elif quant == "int8":
             total += count + 4 * (count // entry.shape[-1])
+        elif quant == "int4":
+            total += int4.size_B(entry.shape)
         else:
             matrices = entry.shape[0] if len(entry.shape) == 3 else 1
             blocks = -(-count // matrices // BLOCK)
@@ -212,18 +215,21 @@ def _quantisable_mtp(folder: Folder, quant: Quant, trust_remote_code: bool) -> f
         return frozenset()
     laid_out = plan_mtp_layer(folder, None, trust_remote_code)
     (block,), skeleton = laid_out.checkpoint.layers, laid_out.skeleton
-    linear, stacked = _quantisable(block, skeleton, len(skeleton.layer_list) - 1)
+    linear, stacked = _quantisable(block, skeleton, len(skeleton.layer_list) - 1, quant)
     return frozenset(old for old, new in names.items() if new in linear | stacked and f".{PROJECTION}." not in new)
 
 
-def _quantisable(block: Block, skeleton: Skeleton, index: int) -> tuple[frozenset[str], frozenset[str]]:
+def _quantisable(block: Block, skeleton: Skeleton, index: int, quant: Quant) -> tuple[frozenset[str], frozenset[str]]:
     """Names on disk of the layer's linear weights, and of its experts. Routers, norms and biases stay as they are."""
+    if quant == "none":
+        return frozenset(), frozenset()
     layer = skeleton.layer_list[index]
     linear: set[str] = set()
     experts: set[str] = set()
     for piece in block.pieces:
         path, _, key = piece.name.rpartition(".")
-        names = {part.entry.name for part in piece.parts if part.entry.dtype in FLOATS}
+        entries = [part.entry for part in piece.parts if part.entry.dtype in FLOATS]
+        names = {entry.name for entry in entries if quant != "int4" or int4.fits(entry.shape)}
         if isinstance(layer.get_submodule(path), nn.Linear) and key == "weight":
             linear |= names
         elif len(piece.shape) == 3:

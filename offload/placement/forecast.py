@@ -11,7 +11,7 @@ from offload.checkpoint.routing import DENSE, Routing
 from offload.machine.speeds import ALONE, Arithmetic, ASSUMED_DISK_Bps, ASSUMED_LINK_Bps, Contention, Disk, Speeds
 from offload.placement.placement import Placement
 
-SCHEMES = ("nf4", "int8", "mxfp4")
+SCHEMES = ("nf4", "int8", "int4", "mxfp4")
 # Assumed where nothing was measured: a small CPU, a small GPU. They are labelled as such.
 ASSUMED_CPU = Arithmetic(flops=150e9, weights_Bps=8e9)
 ASSUMED_INTEGERS = Arithmetic(flops=150e9, weights_Bps=4e9)

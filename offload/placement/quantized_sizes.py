@@ -1,6 +1,6 @@
 """What a model would take in fewer bits, from its headers alone. Knows no torch and quantises nothing.
 
-The sizes are those of our packs: the layers' matrices in NF4 with double quantisation or int8 by rows, the rest as is.
+The sizes are those of our packs: the layers' matrices in NF4 with double quantisation, int4 or int8, the rest as is.
 """
 
 import math
@@ -11,6 +11,7 @@ from typing import Literal
 from offload.checkpoint.entry import Entry
 from offload.checkpoint.headers import Folder
 from offload.checkpoint.mtp import mtp_folder
+from offload.checkpoint.quantized import int4
 from offload.checkpoint.quantized.formats import BY_SCHEME
 from offload.checkpoint.quantized.stored import fold
 from offload.checkpoint.roles import LAYER, part_of
@@ -20,12 +21,12 @@ from offload.placement.forecast import Work
 from offload.placement.placement import RING, Need
 from offload.placement.requirements import EXPERTS, FLOATS, Compute, few_bit_head, in_integers, need_of
 
-Format = Literal["none", "int8", "nf4"]
+Format = Literal["none", "int8", "int4", "nf4"]
 FourBits = Literal["none", "nf4"]
 FewBits = Literal["none", "nf4", "hqq4", "hqq3", "hqq2"]
 # Of a weight that drafts, scales included.
 BITS: Mapping[FewBits, float] = {"nf4": 4.5, "hqq4": 4.5, "hqq3": 3.7, "hqq2": 2.5}
-FORMATS: tuple[Format, ...] = ("none", "int8", "nf4")
+FORMATS: tuple[Format, ...] = ("none", "int8", "int4", "nf4")
 # Of each NF4 matrix: two tables and a state; of every 64 weights one byte of scale, of every 256 scales one float.
 NF4_STATE_B, NF4_BLOCK, NF4_NESTED = 1024 + 64 + 256, 64, 256
 
@@ -50,7 +51,7 @@ def need_in(
     saved: dict[int, int] = {}
     dense: dict[int, int] = {}
     read: dict[int, int] = {}
-    for layer, entry in _matrices(folder, len(plain.layers_B)):
+    for layer, entry in _matrices(folder, len(plain.layers_B), form):
         dense_B, packed_B = math.prod(entry.shape) * item_B, packed_size_B(entry, form)
         if not in_integers(compute, form, entry.name, entry.shape):
             dense[layer] = dense.get(layer, 0) + dense_B
@@ -124,16 +125,17 @@ def work_of(folder: Folder, form: Format, item_B: int, head: FourBits = "none", 
     plain = need_of(folder, item_B, 1)
     head_B = plain.head_B or plain.embeddings_B  # tied: the embeddings are the head
     folded = fold(folder)
-    shapes = {entry.name: entry.shape for _, entry in _matrices(folder, len(plain.layers_B))}
+    shapes = {entry.name: entry.shape for _, entry in _matrices(folder, len(plain.layers_B), form)}
     unpacked_B: dict[str, int] = {}
     few_bits_B: dict[str, int] = {}  # experts among them
-    codes_B = whole_numbers = 0
+    codes_B = whole_numbers = expanded_B = 0
     for weight in folded.quantised.values():
         match = LAYER.search(weight.name)
         if match and int(match[1]) < len(plain.layers_B):
             codes_B += weight.nbytes
             if in_integers(compute, weight.scheme, weight.name, weight.shape):
                 whole_numbers += math.prod(weight.shape)
+                expanded_B += math.prod(weight.shape) if weight.scheme == "int4" else 0
                 continue
             scheme = BY_SCHEME[weight.scheme].speeds[weight.scheme]
             dense_B = math.prod(weight.shape) * item_B
@@ -144,7 +146,9 @@ def work_of(folder: Folder, form: Format, item_B: int, head: FourBits = "none", 
     layers_B = sum(plain.layers_B) - codes_B + sum(unpacked_B.values())
     if form != "none":
         linears = {name for name, shape in shapes.items() if in_integers(compute, form, name, shape)}
-        whole_numbers += sum(math.prod(shapes.pop(name)) for name in linears)
+        popped = sum(math.prod(shapes.pop(name)) for name in linears)
+        whole_numbers += popped
+        expanded_B += popped if form == "int4" else 0
         layers_B = sum(math.prod(shape) for shape in shapes.values()) * item_B
         unpacked_B = {form: layers_B}
     stored = [
@@ -156,6 +160,8 @@ def work_of(folder: Folder, form: Format, item_B: int, head: FourBits = "none", 
         head, head_B = "nf4", math.prod(stored[0].shape) * item_B
     if head != "none":
         unpacked_B[head] = unpacked_B.get(head, 0) + head_B
+    if expanded_B:  # to a byte each, of which twice as many are made in a second as of weights in 16 bits
+        unpacked_B["int4"] = unpacked_B.get("int4", 0) + expanded_B
     experts_B = sum(math.prod(shape) for name, shape in shapes.items() if EXPERTS in name) * item_B
     routing = routing_of(folder.config)
     if not experts_B or routing is None:
@@ -172,7 +178,7 @@ def _experts_share(folder: Folder, form: Format, item_B: int) -> float:
     if form == "none":
         held_B = [entry.nbytes for entry in folder.entries.values() if EXPERTS in entry.name]
     else:
-        matrices = _matrices(folder, len(need.layers_B))
+        matrices = _matrices(folder, len(need.layers_B), form)
         held_B = [packed_size_B(entry, form) for _, entry in matrices if EXPERTS in entry.name]
     return min(sum(held_B) / max(need.disk_B, 1), 1.0)
 
@@ -182,14 +188,17 @@ def packed_size_B(entry: Entry, form: Format) -> int:
     count = math.prod(entry.shape)
     if form == "int8":
         return count + count // entry.shape[-1] * 4
+    if form == "int4":
+        return int4.size_B(entry.shape)
     scales = -(-count // NF4_BLOCK)
     return -(-count // 2) + scales + -(-scales // NF4_NESTED) * 4 + NF4_STATE_B
 
 
-def _matrices(folder: Folder, layers: int) -> list[tuple[int, Entry]]:
+def _matrices(folder: Folder, layers: int, form: Format) -> list[tuple[int, Entry]]:
     found = []
     for entry in folder.entries.values():
         match = LAYER.search(entry.name)
-        if match and int(match[1]) < layers and len(entry.shape) > 1 and entry.dtype in FLOATS:
+        whole = form == "int4" and not int4.fits(entry.shape)
+        if match and int(match[1]) < layers and len(entry.shape) > 1 and entry.dtype in FLOATS and not whole:
             found.append((int(match[1]), entry))
     return found

@@ -11,6 +11,7 @@ from typing import Literal
 
 from offload.checkpoint.documents import Json
 from offload.checkpoint.headers import ITEM_B, SCRATCH_B, Folder
+from offload.checkpoint.quantized.formats import computes_as_stored
 from offload.checkpoint.quantized.stored import fold
 from offload.checkpoint.roles import LAYER, PARTS, part_of
 from offload.machine.files import LARGE_B, PAGE_B, Reading
@@ -22,7 +23,7 @@ FLOATS = {"F32", "F16", "BF16"}
 HEAD_PIECE_B, HEAD_COMPANY = 32 << 20, 256
 NF4_BLOCK = 64
 EXPERTS = ".experts."
-Compute = Literal["float", "int8"]  # how linears multiply that are stored in int8
+Compute = Literal["float", "int8"]  # how linears multiply that are stored in int8 or int4
 
 
 def need_of(
@@ -90,7 +91,7 @@ def need_of(
 
 def in_integers(compute: Compute, stored: str, name: str, shape: tuple[int, ...]) -> bool:
     """Whether a matrix of a layer that is `stored` so is multiplied as it is: one of experts is not, they are fused."""
-    return compute == stored == "int8" and len(shape) == 2 and EXPERTS not in name
+    return compute == "int8" and computes_as_stored(stored) and len(shape) == 2 and EXPERTS not in name
 
 
 def stored_head(need: Need, shape: tuple[int, int], item_B: int) -> Need:

@@ -16,6 +16,7 @@ _FILES = (
     "gguf",
     "bitsandbytes_4bit",
     "int8",
+    "int4",
     "mxfp4",
     "fp8",
 )
@@ -28,6 +29,11 @@ METHODS = ("specexec", *dict.fromkeys(method for one in FORMATS for method in on
 def foreign(schemes: Iterable[Scheme]) -> str | None:
     """Why plain transformers loads no folder of weights in these schemes; None where it does."""
     return next((why for scheme in schemes if scheme in BY_SCHEME and (why := BY_SCHEME[scheme].foreign)), None)
+
+
+def computes_as_stored(scheme: Scheme) -> bool:
+    """Whether a matrix in this scheme can be multiplied in integers, as it is stored."""
+    return scheme in BY_SCHEME and BY_SCHEME[scheme].as_stored is not None
 
 
 def dequantise(weight: Quantised, members: Mapping[str, Tensor], target: Tensor) -> None:

@@ -14,6 +14,7 @@ from offload.checkpoint.quantized.weight import Quantised, StoredFormat, check_s
 from offload.errors import UnsupportedModel
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
@@ -59,4 +60,11 @@ def dequantise(weight: Quantised, members: Mapping[str, Tensor], target: Tensor)
     fill_each(fill, ((expert, rows) for expert in range(len(codes_EOI)) for rows in runs), target)
 
 
-FORMAT = StoredFormat("bitsandbytes 8 bit", ("bitsandbytes",), find, dequantise, {"int8": "int8"})
+def as_stored(members: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
+    """A weight that computes in integers."""
+    from offload.checkpoint.quantized.arithmetic.row_codes import RowCodes
+
+    return RowCodes.of(members["codes"], members["scales"], dtype)
+
+
+FORMAT = StoredFormat("bitsandbytes 8 bit", ("bitsandbytes",), find, dequantise, {"int8": "int8"}, as_stored=as_stored)

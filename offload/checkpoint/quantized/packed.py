@@ -6,8 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from offload.checkpoint.mapping import Part
-from offload.checkpoint.quantized.arithmetic.row_codes import RowCodes
-from offload.checkpoint.quantized.formats import dequantise
+from offload.checkpoint.quantized.formats import BY_SCHEME, dequantise
 from offload.checkpoint.quantized.weight import STACKED, Quantised
 
 
@@ -34,8 +33,9 @@ class Packed:
         """The dense tensor inside `scratch`; only what belongs to these experts (None: to no expert) is computed."""
         if self.in_integers:
             ((_, weight),) = self.sources
-            codes, scales = (members[weight.members[role].name] for role in ("codes", "scales"))
-            return RowCodes.of(codes, scales, self.dtype)
+            as_stored = BY_SCHEME[weight.scheme].as_stored
+            assert as_stored is not None
+            return as_stored({role: members[entry.name] for role, entry in weight.members.items()}, self.dtype)
         dense = scratch[self.offset : self.offset + self.nbytes].view(self.dtype).view(self.shape)
         for part, weight in self.sources:
             if whose is not None and part.expert not in whose:

@@ -1,4 +1,4 @@
-"""Weights put into few bits, as packs hold them: NF4 through bitsandbytes, int8 by rows. Knows tensors, no files."""
+"""Weights put into few bits, as packs hold them: NF4 through bitsandbytes, int8 and int4. Knows tensors, no files."""
 
 import json
 import logging
@@ -9,9 +9,12 @@ from typing import Literal
 import torch
 
 from offload.checkpoint.documents import Json
+from offload.checkpoint.quantized.arithmetic.group_codes import in_groups
+from offload.checkpoint.quantized.arithmetic.pieces import fill_each, slices
+from offload.checkpoint.quantized.int4 import GROUP
 from offload.errors import MissingLibrary
 
-Quant = Literal["none", "int8", "nf4"]
+Quant = Literal["none", "int8", "int4", "nf4"]
 
 BLOCK = 64
 NESTED_BLOCK = 256
@@ -57,6 +60,8 @@ def quantise(weight: torch.Tensor, name: str, quant: Quant) -> dict[str, torch.T
     if quant == "int8":
         codes, scales = quantise_int8(weight)
         return {name: codes, f"{name.removesuffix('.weight')}.SCB": scales}
+    if quant == "int4":
+        return _quantise_int4(weight, name)
     return _quantise_nf4(weight, name)
 
 
@@ -66,6 +71,26 @@ def quantise_int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     scales = values.abs().amax(dim=-1)
     steps = torch.where(scales > 0, 127.0 / scales, 0.0)
     return (values * steps[..., None]).round().clamp_(-127, 127).to(torch.int8), scales
+
+
+def _quantise_int4(weight: torch.Tensor, name: str) -> dict[str, torch.Tensor]:
+    *outer, I = weight.shape
+    rows_RI = weight.reshape(-1, I)
+    made = {
+        "codes": torch.empty(len(rows_RI), I // 2, dtype=torch.uint8),
+        "steps": torch.empty(len(rows_RI), I // GROUP, dtype=torch.uint8),
+        "origins": torch.empty(len(rows_RI), I // GROUP, dtype=torch.int8),
+        "scales": torch.empty(len(rows_RI)),
+    }
+
+    def fill(rows: slice) -> None:
+        for whole, part in zip(made.values(), in_groups(rows_RI[rows]), strict=True):
+            whole[rows] = part
+
+    fill_each(fill, slices(rows_RI, I * 4), rows_RI)
+    prefix = name.removesuffix(".weight")
+    names = {role: f"{prefix}.int4_{role}" for role in made} | {"codes": name}
+    return {names[role]: tensor.unflatten(0, outer) for role, tensor in made.items()}
 
 
 def _quantise_nf4(weight: torch.Tensor, name: str) -> dict[str, torch.Tensor]:

@@ -13,12 +13,13 @@ from offload.checkpoint.headers import ITEM_B, Folder
 from offload.errors import CorruptShard
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 Scheme: TypeAlias = str  # a key of some format's `schemes`
 
 # Members of a stack that have an entry for each of its matrices; tables are common to all.
-STACKED = ("codes", "absmax", "nested_absmax", "scales")
+STACKED = ("codes", "absmax", "nested_absmax", "scales", "steps", "origins")
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,8 @@ class StoredFormat:
     """What `Quantised.scheme` may say, and the measured scheme that it dequantises about as fast as, for `plan`."""
     foreign: str | None = None
     """Why plain transformers loads no folder of such tensors, where it does not."""
+    as_stored: Callable[[Mapping[str, Tensor], torch.dtype], Tensor] | None = None
+    """From its members by role: a matrix that takes part in arithmetic of a dtype and multiplies as it is stored."""
 
 
 def settings_of(folder: Folder, methods: Collection[str]) -> Mapping[str, Json] | None:

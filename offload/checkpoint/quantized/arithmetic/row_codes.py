@@ -1,4 +1,4 @@
-"""An int8 weight that is multiplied as it is stored: its linear computes in integers. Knows no layer and no file.
+"""A weight of 8-bit integers that multiplies as it is stored: its linear computes in them. Knows no layer and no file.
 
 Activations become integers of 15 bits, row by row, and each of these two of 8 bits: x = step * (128 * high + low).
 Products and sums of integers are exact, so a row's result has the same bits whatever is computed with it. Scales are
@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map_only
 
+from offload.checkpoint.quantized.arithmetic.group_codes import GroupCodes
 from offload.machine.integer_products import product
 from offload.machine.thread_pool import share
 
@@ -25,20 +26,21 @@ LARGEST = 127 * HIGH  # of an activation's integers
 SMALLEST = 1e-30
 # Of a thread's intermediate results: what stays in the second cache of common CPUs.
 PIECE_B = 1 << 20
+EXPANDED_B = 1 << 19  # of integers that are made out of fewer bits
 SMALL = 1 << 18  # weights that are not worth waking threads for
 
 
 class RowCodes(torch.Tensor):
-    """A weight [O, I] as int8 codes and the largest magnitude of each row.
+    """A weight [O, I] as int8 codes, whole or in groups, and the largest magnitude of each row.
 
     `torch.nn.functional.linear` takes it in integers; to every other function it is its dequantised numbers.
     """
 
-    codes_OI: torch.Tensor
+    codes_OI: torch.Tensor | GroupCodes
     scales_O: torch.Tensor
 
     @classmethod
-    def of(cls, codes_OI: torch.Tensor, scales_O: torch.Tensor, dtype: torch.dtype) -> RowCodes:
+    def of(cls, codes_OI: torch.Tensor | GroupCodes, scales_O: torch.Tensor, dtype: torch.dtype) -> RowCodes:
         """Such a weight, which takes part in arithmetic of `dtype`."""
         made = torch.Tensor._make_wrapper_subclass(cls, codes_OI.shape, dtype=dtype, device=codes_OI.device)
         assert isinstance(made, cls)
@@ -47,7 +49,7 @@ class RowCodes(torch.Tensor):
 
     def dense(self) -> torch.Tensor:
         """The numbers that it stands for, in its dtype."""
-        wide = self.codes_OI.float().mul_(self.scales_O[:, None]).mul_(INT8_STEP)
+        wide = self.codes_OI[:].float().mul_(self.scales_O[:, None]).mul_(INT8_STEP)
         return wide.to(self.dtype)
 
     @classmethod
@@ -89,7 +91,7 @@ def linear(rows: torch.Tensor, weight: RowCodes, bias: torch.Tensor | None = Non
         wide = high.mul_(HIGH).add_(low).mul_(steps_R1).mul_(scales_O[outputs])
         found_RO[:, outputs] = wide if bias is None else wide.add_(bias[outputs])
 
-    step = O if rows.is_cuda else _step(R, O, I)
+    step = O if rows.is_cuda else _step(R, O, I, EXPANDED_B if isinstance(codes_OI, GroupCodes) else O * I)
     share(multiply, range(0, O, step))
     return found_RO.view(*rows.shape[:-1], O)
 
@@ -125,8 +127,11 @@ def halves(rows_RI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return parts_RI, peaks_R1.mul_(INT8_STEP / LARGEST)
 
 
-def _step(R: int, O: int, I: int) -> int:
-    """Outputs of a block: all of them where they are few, else what a cache holds and every thread has some of."""
-    fitting = max(64, PIECE_B // (8 * R))
+def _step(R: int, O: int, I: int, most: int) -> int:
+    """Outputs of a block: all of them where they are few, else what a cache holds and every thread has some of.
+
+    `most` weights belong to one, or 64 outputs.
+    """
+    fitting = max(64, min(PIECE_B // (8 * R), most // I))
     threads = 1 if O * I <= SMALL else torch.get_num_threads()
     return min(O, fitting, -(-O // threads))
