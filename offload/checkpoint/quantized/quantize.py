@@ -142,13 +142,13 @@ def _fill_4bit(
     functional: ModuleType, weight: Quantised, codes: torch.Tensor, scales: torch.Tensor, matrix: torch.Tensor
 ) -> None:
     stored = DTYPES[weight.dtype]
-    if matrix.is_contiguous() and matrix.is_cuda and matrix.dtype == stored:
+    if matrix.is_contiguous() and not matrix.is_cpu and matrix.dtype == stored:
         functional.dequantize_4bit(
             codes[:, None], absmax=scales, out=matrix, blocksize=weight.blocksize, quant_type=weight.scheme
         )
         return
     flat = matrix.view(-1) if matrix.is_contiguous() else matrix.new_empty(matrix.numel())
-    step = matrix.numel() if matrix.is_cuda else SLICE_B // stored.itemsize
+    step = SLICE_B // stored.itemsize if matrix.is_cpu else matrix.numel()
 
     def fill(run: tuple[int, int]) -> None:
         start, length = run
@@ -215,7 +215,7 @@ def dequantise_mxfp4(weight: Quantised, members: Mapping[str, torch.Tensor], tar
 
 def _each(fill: Callable[[Piece], object], pieces: Iterable[Piece], target: torch.Tensor) -> None:
     """Fill every piece of the target; several at a time on a CPU, in the order of its stream on a GPU."""
-    if not target.is_cuda:
+    if target.is_cpu:
         share(fill, pieces)
         return
     for piece in pieces:
@@ -224,6 +224,6 @@ def _each(fill: Callable[[Piece], object], pieces: Iterable[Piece], target: torc
 
 def _slices(codes: torch.Tensor, each_B: int) -> Iterator[slice]:
     """Slices of the first dimension, of which one index takes `each_B` bytes on its way."""
-    step = max(1, SLICE_B // each_B) if not codes.is_cuda else codes.shape[0]
+    step = max(1, SLICE_B // each_B) if codes.is_cpu else codes.shape[0]
     for start in range(0, codes.shape[0], step):
         yield slice(start, start + step)
