@@ -13,10 +13,12 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 if TYPE_CHECKING:
     from offload.checkpoint.documents import AGAIN, check_documents
     from offload.checkpoint.headers import Folder, open_folder
+    from offload.checkpoint.mtp import mtp_names
     from offload.checkpoint.quantized.stored import refuse_unknown
     from offload.checkpoint.remote_code import running_code
     from offload.checkpoint.routing import EXPERTS
     from offload.checkpoint.skeleton import Design, design
+    from offload.checkpoint.wrapped import tower_tensors
     from offload.errors import BadModelDir, OffloadError, ReadFailed
     from offload.hub.headers_only import item_B, list_model
     from offload.hub.local_models import check_bytes
@@ -27,7 +29,9 @@ if TYPE_CHECKING:
     from offload.machine.thread_pool import share
     from offload.model.load import load, stream_of
     from offload.model.model_stream import ModelStream
+    from offload.model.mtp_layer import load_mtp_layer
     from offload.model.resident_layer import is_resident, resident_layer, skeleton_layer
+    from offload.model.tower import open_tower
     from offload.placement.placement import Need, Offload, Placement
     from offload.placement.quantized_sizes import (
         FewBits,
@@ -36,6 +40,7 @@ if TYPE_CHECKING:
         copy_B,
         is_quantised,
         looked_up_B,
+        mtp_B,
         need_in,
         resident_B,
         with_head,
@@ -79,10 +84,14 @@ __all__ = [
     "known",
     "list_model",
     "load",
+    "load_mtp_layer",
     "looked_up_B",
+    "mtp_B",
+    "mtp_names",
     "need_in",
     "need_of",
     "open_folder",
+    "open_tower",
     "place",
     "refuse_unknown",
     "resident_B",
@@ -92,6 +101,7 @@ __all__ = [
     "share",
     "skeleton_layer",
     "stream_of",
+    "tower_tensors",
     "with_head",
 ]
 
@@ -131,9 +141,13 @@ _HOMES = {
     "item_B": "hub.headers_only",
     "known": "hub.names",
     "load": "model.load",
+    "load_mtp_layer": "model.mtp_layer",
+    "mtp_B": "placement.quantized_sizes",
+    "mtp_names": "checkpoint.mtp",
     "need_in": "placement.quantized_sizes",
     "need_of": "placement.requirements",
     "open_folder": "checkpoint.headers",
+    "open_tower": "model.tower",
     "place": "placement.solver",
     "looked_up_B": "placement.quantized_sizes",
     "resident_B": "placement.quantized_sizes",
@@ -143,6 +157,7 @@ _HOMES = {
     "share": "machine.thread_pool",
     "skeleton_layer": "model.resident_layer",
     "stream_of": "model.load",
+    "tower_tensors": "checkpoint.wrapped",
     "with_head": "placement.quantized_sizes",
 }
 

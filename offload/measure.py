@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from offload.checkpoint.quantized.stored import Quantised
+    from offload.checkpoint.quantized.weight import Quantised
 
 MiB = 1 << 20
 SAMPLE_B = 512 * MiB
@@ -160,8 +160,8 @@ class _Layers:
 
 def _store_in_int8(layer: nn.Module) -> None:
     """Linears that compute in integers from here on."""
+    from offload.checkpoint.quantized.arithmetic.row_codes import RowCodes
     from offload.checkpoint.quantized.quantize import quantise_int8
-    from offload.checkpoint.quantized.row_codes import RowCodes
 
     for module in layer.modules():
         weight = module._parameters.get("weight")
@@ -204,8 +204,9 @@ def _few_bits(device: str) -> dict[str, list[tuple[Quantised, dict[str, torch.Te
     import torch
 
     from offload.checkpoint.entry import Entry
+    from offload.checkpoint.quantized import mxfp4
     from offload.checkpoint.quantized.quantize import BLOCK, NESTED_BLOCK, quantise
-    from offload.checkpoint.quantized.stored import MXFP4_BLOCK, Quantised, Scheme
+    from offload.checkpoint.quantized.weight import Quantised, Scheme
 
     name, most = "probe.weight", max(PROBED_WEIGHTS)
     noise = torch.randn(most).to(torch.bfloat16)
@@ -216,7 +217,7 @@ def _few_bits(device: str) -> dict[str, list[tuple[Quantised, dict[str, torch.Te
         offset = float(json.loads(bytes(made[f"{name}.quant_state.bitsandbytes__nf4"].tolist()))["nested_offset"])
         roles = {"codes": name} | {role: f"{name}.{role}" for role in ("absmax", "nested_absmax", "nested_quant_map")}
         nf4 = {role: made[key].to(device) for role, key in roles.items()}
-    blocks = torch.randint(256, (noise.numel() // MXFP4_BLOCK, MXFP4_BLOCK // 2), dtype=torch.uint8, device=device)
+    blocks = torch.randint(256, (noise.numel() // mxfp4.BLOCK, mxfp4.BLOCK // 2), dtype=torch.uint8, device=device)
     powers = torch.full(blocks.shape[:1], 127, dtype=torch.uint8, device=device)
 
     def weight(scheme: Scheme, shape: tuple[int, int]) -> tuple[Quantised, dict[str, torch.Tensor]]:
@@ -225,9 +226,9 @@ def _few_bits(device: str) -> dict[str, list[tuple[Quantised, dict[str, torch.Te
             case "int8":
                 held = {"codes": codes.view(-1)[:count].view(shape), "scales": scales[:O]}
             case "mxfp4":
-                groups = PROBED_EXPERTS, O // PROBED_EXPERTS, I // MXFP4_BLOCK
-                held = {"codes": blocks[: count // MXFP4_BLOCK].view(*groups, -1)}
-                held["scales"] = powers[: count // MXFP4_BLOCK].view(groups)
+                groups = PROBED_EXPERTS, O // PROBED_EXPERTS, I // mxfp4.BLOCK
+                held = {"codes": blocks[: count // mxfp4.BLOCK].view(*groups, -1)}
+                held["scales"] = powers[: count // mxfp4.BLOCK].view(groups)
             case _:
                 sizes = {"codes": count // 2, "absmax": count // BLOCK, "nested_absmax": count // BLOCK // NESTED_BLOCK}
                 held = {role: tensor[: sizes.get(role)] for role, tensor in nf4.items()}
@@ -241,7 +242,7 @@ def _few_bits(device: str) -> dict[str, list[tuple[Quantised, dict[str, torch.Te
 def _unpack(
     parts: Items[tuple[Quantised, Mapping[str, torch.Tensor]]], dense: Items[torch.Tensor], multiply: Callable[[], None]
 ) -> None:
-    from offload.checkpoint.quantized.quantize import dequantise
+    from offload.checkpoint.quantized.formats import dequantise
 
     for (weight, members), target in zip(parts, dense, strict=True):
         O, I = weight.shape

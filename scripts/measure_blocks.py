@@ -15,8 +15,8 @@ import click
 import torch
 
 from offload.checkpoint.gguf.ggml_types import BY_NAME
-from offload.checkpoint.quantized import compiled
-from offload.checkpoint.quantized.ggml_blocks import LAYOUTS, fill_rows
+from offload.checkpoint.quantized.arithmetic import compiled
+from offload.checkpoint.quantized.arithmetic.ggml_blocks import LAYOUTS, fill_rows
 
 COLUMNS = 2048
 TURNS = 9

@@ -26,9 +26,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import offload
 from offload.checkpoint.headers import open_folder
-from offload.checkpoint.quantized.quantize import BLOCK, bitsandbytes, dequantise, quantise_int8
-from offload.checkpoint.quantized.row_codes import RowCodes
-from offload.checkpoint.quantized.stored import Quantised
+from offload.checkpoint.quantized.arithmetic.row_codes import RowCodes
+from offload.checkpoint.quantized.formats import dequantise
+from offload.checkpoint.quantized.quantize import BLOCK, bitsandbytes, quantise_int8
+from offload.checkpoint.quantized.weight import Quantised
 from offload.machine.heap import suit
 from offload.packs.pack import pack, plan
 from specexec.model.cache import KVCache

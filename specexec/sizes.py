@@ -24,6 +24,7 @@ SNAPSHOTS = 4  # earlier states of recurrent layers that a text keeps in RAM, be
 STATES = 2  # where they compute: that of the committed text, and that after what a sweep adds to it
 TRIANGLE = 128  # nodes whose writes into a recurrent state are found together
 SNAPSHOT_TOKENS = 4096  # at least one in so many tokens
+TAPPED = 4096  # last tokens of a text whose hidden states are kept for drafters that read them
 BEAMS = 128  # nodes that a drafter is asked about at a time, and rows that go through its head
 PASSES = 16  # about as many let a large tree grow: more nodes are asked about at a time
 ALONG = 128  # rows of one text that a drafter has read before it was asked about them, at a time
@@ -36,6 +37,7 @@ SKIP_SHARE = 0.5  # of the target's weights may be copied to draft with some of 
 FREE_FOR_GUESSES = 8  # the part of the free memory that more may take: the rest is for layers, which save more
 # Token ids, parents, positions and intervals of a row, as Python and numpy hold them.
 ROW_B = 256
+IMAGE_ROWS = 4096  # of one image, and of those whose rows are kept
 F32_B = 4
 CANDIDATE_B = 16
 
@@ -73,6 +75,8 @@ class Widths:
     node_states_B: int = 0
     """What those layers keep of one guess."""
     state_heads: int = 0
+    reads_B: int = 0
+    """Hidden states of one token that it reads of another model."""
 
 
 def widths_of(config: Mapping[str, object], item_B: int, kept: Sequence[int]) -> Widths:
@@ -142,20 +146,33 @@ def drafting_B(widths: Widths, ctx: int, nodes: int) -> int:
     scores_B = drafted(nodes) * CANDIDATES * CANDIDATE_B
     sweep_B = sum(_sweep_B(widths, max(ctx, beams(nodes)), BEAMS).values())
     states_B = recurrent_B(widths, drafter_rows(nodes)) + snapshots_B(widths)
-    return guesses_B(widths, ctx, drafter_rows(nodes)) + scores_B + sweep_B + states_B
+    return guesses_B(widths, ctx, drafter_rows(nodes)) + scores_B + sweep_B + states_B + read_B(widths, ctx, nodes)
+
+
+def read_B(widths: Widths, ctx: int, nodes: int) -> int:
+    """Hidden states that a model reads: kept of the text, joined by new ones, side by side; and its own rows'."""
+    return 4 * min(ctx, TAPPED) * widths.reads_B + 2 * drafter_rows(nodes) * _output_B(widths)
 
 
 def node_B(target: Widths, drafters: Iterable[Widths]) -> int:
     """One more guess in a sweep of many texts, beside its keys and values: at most this."""
     own_B = _row_B(target) + target.node_states_B
     return own_B + sum(
-        _row_B(drafter) + AHEAD * (CANDIDATES * CANDIDATE_B + drafter.node_states_B) for drafter in drafters
+        _row_B(drafter) + AHEAD * (CANDIDATES * CANDIDATE_B + drafter.node_states_B + 2 * _output_B(drafter))
+        for drafter in drafters
     )
+
+
+def _output_B(widths: Widths) -> int:
+    """What is kept of a row's own hidden state, where other rows are computed from it."""
+    return widths.hidden * widths.item_B if widths.reads_B else 0
 
 
 def text_B(target: Widths, drafters: Iterable[Widths]) -> int:
     """What a text takes where it computes however short it is."""
-    drafts_B = (recurrent_B(drafter, drafter_rows(1)) + snapshots_B(drafter) for drafter in drafters)
+    drafts_B = (
+        recurrent_B(drafter, drafter_rows(1)) + snapshots_B(drafter) + TAPPED * drafter.reads_B for drafter in drafters
+    )
     return noise_B(target) + recurrent_B(target, 0) + sum(drafts_B)
 
 

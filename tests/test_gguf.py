@@ -22,8 +22,8 @@ from offload.checkpoint.entry import Entry
 from offload.checkpoint.gguf.ggml_types import BY_NAME
 from offload.checkpoint.gguf.header import read_gguf
 from offload.checkpoint.headers import Folder, open_folder
-from offload.checkpoint.quantized import compiled as compiled_loop
-from offload.checkpoint.quantized.quantize import dequantise
+from offload.checkpoint.quantized.arithmetic import compiled as compiled_loop
+from offload.checkpoint.quantized.formats import dequantise
 from offload.checkpoint.quantized.stored import fold
 from offload.errors import BadModelDir, CorruptShard, OffloadError, UnsupportedModel
 from offload.hub.local_models import describe

@@ -44,7 +44,7 @@ CTX = 256
 
 
 def rounded(weight_VH: torch.Tensor) -> torch.Tensor:
-    """What bitsandbytes itself makes of a weight in NF4; as one row, see checkpoint/quantized/quantize.py."""
+    """What bitsandbytes itself makes of a weight in NF4; as one row, see checkpoint/quantized/bitsandbytes_4bit.py."""
     return bnb.dequantize_4bit(*bnb.quantize_4bit(weight_VH.reshape(1, -1), quant_type="nf4")).view(weight_VH.shape)
 
 

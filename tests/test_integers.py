@@ -19,9 +19,9 @@ from cli.batch.command import _configuration
 from cli.chat.saving import Keeper
 from cli.shared.options import EngineOptions
 from offload.checkpoint.headers import open_folder
-from offload.checkpoint.quantized import row_codes
+from offload.checkpoint.quantized.arithmetic import row_codes
+from offload.checkpoint.quantized.arithmetic.row_codes import RowCodes
 from offload.checkpoint.quantized.quantize import quantise_int8
-from offload.checkpoint.quantized.row_codes import RowCodes
 from offload.errors import UnsupportedModel
 from offload.machine import integer_products
 from offload.packs.pack import pack, plan

@@ -13,9 +13,11 @@ from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 import offload
 from offload.checkpoint.contents import SINGLE
 from offload.checkpoint.headers import Folder, open_folder
-from offload.checkpoint.quantized.quantize import CONFIGS, Quant, bitsandbytes, dequantise, quantise
-from offload.checkpoint.quantized.row_codes import INT8_STEP
-from offload.checkpoint.quantized.stored import Quantised, fold
+from offload.checkpoint.quantized.arithmetic.row_codes import INT8_STEP
+from offload.checkpoint.quantized.formats import dequantise
+from offload.checkpoint.quantized.quantize import CONFIGS, Quant, bitsandbytes, quantise
+from offload.checkpoint.quantized.stored import fold
+from offload.checkpoint.quantized.weight import Quantised
 from offload.errors import CorruptShard, UnsupportedModel
 from offload.placement.placement import Offload
 from offload.placement.requirements import need_of

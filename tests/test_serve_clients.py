@@ -77,6 +77,15 @@ def test_the_conventions_of_other_servers_clients_are_understood(server: Served,
     assert answer.json()["choices"][0]["message"]["content"] == "abcdef"
 
 
+def test_a_body_whose_type_a_client_does_not_name_is_read_as_json(server: Served) -> None:
+    body = b'{"messages": [{"role": "user", "content": "abcdef"}]}'
+    with server.http as client:
+        bare = client.post("/v1/chat/completions", content=body, headers={"x-api-key": KEY})
+        form = {"x-api-key": KEY, "content-type": "text/plain"}
+        refused = client.post("/v1/chat/completions", content=body, headers=form)
+    assert (bare.status_code, refused.status_code) == (200, 415)
+
+
 def test_a_length_under_another_servers_name_is_kept(server: Served) -> None:
     assert ask(server, n_predict=2).json()["choices"][0]["message"]["content"] == "ab"
 

@@ -67,6 +67,21 @@ def test_every_event_of_a_stream_is_of_the_clients_own_types(agent: Served) -> N
         assert deltas == end["arguments" if kind.startswith("function") else "text"] != ""
 
 
+def test_thoughts_are_their_own_summary_for_a_client_that_reads_summaries_alone(agent: Served) -> None:
+    told = events(raw(agent, input=TASK, reasoning={"summary": "auto"}, tools=[TOOL], temperature=0, stream=True))
+    for event in told:
+        EVENT.validate_python(event)
+    deltas = [event["delta"] for event in told if event["type"] == "response.reasoning_summary_text.delta"]
+    item = told[-1]["response"]["output"][0]
+    assert ("".join(deltas), item["summary"], item["content"]) == (
+        THOUGHT, [{"type": "summary_text", "text": THOUGHT}], []
+    )  # fmt: skip
+    again = raw(agent, "/v1/responses/input_tokens", input=[{"role": "user", "content": TASK}, item])
+    spelled = {**item, "summary": [], "content": [{"type": "reasoning_text", "text": THOUGHT}]}
+    same = raw(agent, "/v1/responses/input_tokens", input=[{"role": "user", "content": TASK}, spelled])
+    assert again.json()["input_tokens"] == same.json()["input_tokens"]
+
+
 @pytest.mark.parametrize("stored", [True, False])
 def test_an_agent_talks_over_several_turns(agent: Served, stored: bool) -> None:
     """With stored responses only the results go out, without them the whole conversation: the answers are the same."""

@@ -74,7 +74,9 @@ def expected_tokens(options: EngineOptions) -> tuple[int, int]:
     """Tokens of one answer a sweep, from few to many, that `plan` expects of the same drafters."""
     guests = parse(options.load.drafter, known)
     drafters = list_drafters(options.model, guests.models, offline=options.load.offline)
-    return tokens_per_sweep(len(drafters) + len(guests.copies), "ngram" in guests.sources, options.load.budget)
+    return tokens_per_sweep(
+        len(drafters) + len((*guests.copies, *guests.heads)), "ngram" in guests.sources, options.load.budget
+    )
 
 
 def dry_run(

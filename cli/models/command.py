@@ -18,7 +18,7 @@ from cli.shared.quantities import format_bytes
 from cli.shared.verbosity import json_option, verbosity_options
 from offload.checkpoint.documents import check_documents
 from offload.checkpoint.headers import Folder, open_folder
-from offload.checkpoint.quantized.formats import STORED_FORMATS
+from offload.checkpoint.quantized.formats import foreign
 from offload.errors import ModelNotFound, OffloadError, UnsupportedModel
 from offload.hub import cleanup as leftovers
 from offload.hub import hub, names
@@ -123,10 +123,8 @@ def show_model(name: str, as_json: bool) -> None:
         what = "its experts are in a layout of specexec's own"
         if facts["head"] == "nf4":
             what = "its head is in four bits"
-        elif any(
-            STORED_FORMATS[one].method == "gguf" for one in str(facts["format"]).split("+") if one in STORED_FORMATS
-        ):
-            what = "its weights are in the blocks of a GGUF file"
+        elif why := foreign(str(facts["format"]).split("+")):
+            what = why
         shown["loads_in_transformers"] = f"no, {what}"
     width = max(map(len, shown))
     echo("\n".join(f"{key:<{width}} {value}" for key, value in shown.items() if value != ""))

@@ -79,7 +79,7 @@ def outlook(
 def row_of(request: LoadRequest, choice: DrafterChoice, free: Free, ceilings: Ceilings, work: Work) -> OutlookRow:
     """One combination, with the drafters that `load` would take for it."""
     chosen, _ = picked(request, choice, free, {})
-    models = len(request.drafters if chosen.models else ()) + len(chosen.copies)
+    models = len(request.drafters if chosen.models else ()) + len((*chosen.copies, *chosen.heads))
     tokens = tokens_per_sweep(models, "ngram" in chosen.sources, request.budget)
     need, options = need_with(request, chosen), request.options
     row = OutlookRow(options.offload, request.form, options.head_quant, need, work, None, None, None, tokens)

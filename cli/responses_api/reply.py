@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from pydantic import BaseModel
 
@@ -28,7 +29,7 @@ class ResponsesReply:
         self._id = f"resp_{secrets.token_hex(16)}"
         self._created = time.time()
         self._sent = 0  # events
-        self._items = OutputItems(self._event)
+        self._items = OutputItems(self._event, bool(request.reasoning and request.reasoning.summary))
 
     def whole(self, choices: list[Choice]) -> Json:
         (choice,) = choices
@@ -89,7 +90,7 @@ class ResponsesReply:
             "output": [*self._items.closed],
             "parallel_tool_calls": asked.parallel_tool_calls is not False,
             "previous_response_id": asked.previous_response_id,
-            "reasoning": {"effort": asked.reasoning and asked.reasoning.effort, "summary": None},
+            "reasoning": {"effort": None, "summary": None, **_given(asked.reasoning)},
             "store": self._store is not None,
             "temperature": asked.temperature,
             "text": {"format": {"type": "text"}, **_given(asked.text)},
@@ -111,12 +112,36 @@ class ResponsesReply:
         }
 
 
-class OutputItems:
-    """Output items as pieces come: text of the same kind goes on with the open item. `closed` are whole."""
+@dataclass(frozen=True)
+class _Texts:
+    """How the text of an item is told: the item's field, its part's type, and the names of the events."""
 
-    def __init__(self, event: Callable[..., StreamEvent]) -> None:
+    field: str
+    part: str
+    event: str
+    part_event: str
+
+    def of(self, text: str) -> Json:
+        """The part that holds this text."""
+        more: Json = {"annotations": [], "logprobs": []} if self is _ANSWER else {}
+        return {"type": self.part, "text": text, **more}
+
+
+_ANSWER = _Texts("content", "output_text", "output_text", "content_part")
+_THOUGHT = _Texts("content", "reasoning_text", "reasoning_text", "content_part")
+_SUMMARY = _Texts("summary", "summary_text", "reasoning_summary_text", "reasoning_summary_part")
+
+
+class OutputItems:
+    """Output items as pieces come: text of the same kind goes on with the open item. `closed` are whole.
+
+    Where a summary of thoughts is wanted, it is the thoughts themselves.
+    """
+
+    def __init__(self, event: Callable[..., StreamEvent], summarised: bool) -> None:
         self.closed: list[Json] = []
         self._event = event
+        self._texts = {"message": _ANSWER, "reasoning": _SUMMARY if summarised else _THOUGHT}
         self._open: Json = {}
         self._text = ""
 
@@ -131,12 +156,12 @@ class OutputItems:
         """The end of the open item, if there is one."""
         if not self._open:
             return
-        kind, text = _TEXTS[str(self._open["type"])], self._text
-        part, place = _part(kind, text), self._place
-        logprobs: Json = {"logprobs": []} if kind == "output_text" else {}
-        yield self._event(f"response.{kind}.done", **place, text=text, **logprobs)
-        yield self._event("response.content_part.done", **place, part=part)
-        yield from self._end({**self._open, "content": [part], "status": status})
+        texts, text = self._told, self._text
+        part, place = texts.of(text), self._place
+        logprobs: Json = {"logprobs": []} if texts is _ANSWER else {}
+        yield self._event(f"response.{texts.event}.done", **place, text=text, **logprobs)
+        yield self._event(f"response.{texts.part_event}.done", **place, part=part)
+        yield from self._end({**self._open, texts.field: [part], "status": status})
         self._open, self._text = {}, ""
 
     def _say(self, kind: str, text: str) -> Iterator[StreamEvent]:
@@ -148,10 +173,10 @@ class OutputItems:
             name = _id("msg" if kind == "message" else "rs")
             self._open = {"id": name, "type": kind, "status": "in_progress", "content": [], **more}
             yield self._begin(self._open)
-            yield self._event("response.content_part.added", **self._place, part=_part(_TEXTS[kind], ""))
+            yield self._event(f"response.{self._told.part_event}.added", **self._place, part=self._told.of(""))
         self._text += text
         logprobs: Json = {"logprobs": []} if kind == "message" else {}
-        yield self._event(f"response.{_TEXTS[kind]}.delta", **self._place, delta=text, **logprobs)
+        yield self._event(f"response.{self._told.event}.delta", **self._place, delta=text, **logprobs)
 
     def _call(self, call: Call) -> Iterator[StreamEvent]:
         yield from self.close()
@@ -165,7 +190,11 @@ class OutputItems:
 
     @property
     def _place(self) -> Json:
-        return {"item_id": self._open["id"], "output_index": len(self.closed), "content_index": 0}
+        return {"item_id": self._open["id"], "output_index": len(self.closed), f"{self._told.field}_index": 0}
+
+    @property
+    def _told(self) -> _Texts:
+        return self._texts[str(self._open["type"])]
 
     def _begin(self, item: Json) -> StreamEvent:
         return self._event("response.output_item.added", output_index=len(self.closed), item=item)
@@ -173,13 +202,6 @@ class OutputItems:
     def _end(self, item: Json) -> Iterator[StreamEvent]:
         yield self._event("response.output_item.done", output_index=len(self.closed), item=item)
         self.closed.append(item)
-
-
-_TEXTS = {"message": "output_text", "reasoning": "reasoning_text"}
-
-
-def _part(kind: str, text: str) -> Json:
-    return {"type": kind, "text": text, **({"annotations": [], "logprobs": []} if kind == "output_text" else {})}
 
 
 def _id(prefix: str) -> str:

@@ -30,9 +30,10 @@ class TextConfig(_Open):
 
 
 class ReasoningConfig(_Open):
-    """How much to think."""
+    """How much to think, and whether thoughts come as a summary."""
 
     effort: Effort | None = None
+    summary: Literal["auto", "concise", "detailed"] | None = None
 
 
 class NamedTool(_Open):

@@ -12,13 +12,15 @@ import specexec
 from offload.machine.identity import machine
 
 # Who multiplies, who unpacks, on which threads, and how both are measured.
+_PACKAGE = Path(offload.__file__).parent
+_QUANTIZED = _PACKAGE / "checkpoint" / "quantized"
 ARITHMETIC = (
     Path(specexec.__file__).parent / "model" / "float32_linears.py",
-    Path(offload.__file__).parent / "machine" / "thread_pool.py",
-    Path(offload.__file__).parent / "machine" / "integer_products.py",
-    Path(offload.__file__).parent / "checkpoint" / "quantized" / "quantize.py",
-    Path(offload.__file__).parent / "checkpoint" / "quantized" / "row_codes.py",
-    Path(offload.__file__).parent / "measure.py",
+    _PACKAGE / "machine" / "thread_pool.py",
+    _PACKAGE / "machine" / "integer_products.py",
+    *(_QUANTIZED / f"{name}.py" for name in ("bitsandbytes_4bit", "int8", "mxfp4")),
+    *(_QUANTIZED / "arithmetic" / f"{name}.py" for name in ("pieces", "row_codes")),
+    _PACKAGE / "measure.py",
 )
 
 

@@ -17,6 +17,7 @@ from offload.checkpoint.contents import ADAPTER, GGUF_NOTE, MANIFEST, MODELOPT, 
 from offload.checkpoint.documents import AGAIN, CONFIG, Json, read_json
 from offload.checkpoint.entry import Entry
 from offload.checkpoint.gguf.model import documents_folder, open_gguf, source_files
+from offload.checkpoint.mtp import mtp_tensors
 from offload.checkpoint.wrapped import is_wrapper, text_settings, text_tensors
 from offload.errors import BadModelDir, CorruptShard, ReadFailed, UnsupportedModel
 from offload.units import size
@@ -50,7 +51,9 @@ class Folder:
     wrapper: dict[str, Json] | None = None
     """The whole config.json of a model that sees or hears as well."""
     beside: dict[str, Entry] = field(default_factory=dict)
-    """Tensors that belong to images or sound, or to heads that draft: nothing here computes with them."""
+    """Tensors that belong to images or sound: nothing here computes with them."""
+    mtp: dict[str, Entry] = field(default_factory=dict)
+    """Tensors of layers that guess further ahead (mtp.py): only a drafter computes with them."""
 
     @property
     def whole_config(self) -> dict[str, Json]:
@@ -119,8 +122,13 @@ def open_folder(path: Path) -> Folder:
 
 
 def checked(folder: Folder) -> Folder:
-    """The folder with its quantisation named; of a wrapper the language model alone."""
+    """The folder with its quantisation named, of a wrapper the language model alone; what guesses further is apart."""
     text = text_settings(folder.config) if is_wrapper(folder.config) else None
+    mtp = mtp_tensors(text or folder.config, folder.entries)
+    if mtp:
+        folder = replace(
+            folder, mtp=mtp, entries={name: one for name, one in folder.entries.items() if name not in mtp}
+        )
     if text and (held := text_tensors(folder.entries)):
         beside = {name: entry for name, entry in folder.entries.items() if name not in held}
         note = f"images and sound are left out: {size(sum(one.nbytes for one in beside.values()))} stay on disk"

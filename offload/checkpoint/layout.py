@@ -20,7 +20,8 @@ from offload.checkpoint.experts import experts_of
 from offload.checkpoint.headers import Folder
 from offload.checkpoint.mapping import Part, route
 from offload.checkpoint.quantized.packed import Packed
-from offload.checkpoint.quantized.stored import STACKED, Folded, Quantised, fold
+from offload.checkpoint.quantized.stored import Folded, fold
+from offload.checkpoint.quantized.weight import STACKED, Quantised
 from offload.checkpoint.routing import routing_of
 from offload.checkpoint.skeleton import Skeleton
 from offload.checkpoint.tensors import DTYPES
@@ -73,32 +74,52 @@ def lay_out(folder: Folder, skeleton: Skeleton, *, in_place: bool = False, in_in
     `in_place`: tensors of layers may begin at any multiple of their items, where it saves reads a copy (CPUs only).
     `in_integers`: linears of the layers whose weights are int8 by rows multiply them as they are stored.
     """
-    model, layers = skeleton.model, skeleton.layers
-    tensors = model.state_dict()
-    folded = fold(folder)
-    entries = [*folded.dense.values(), *(weight.whole for weight in folded.quantised.values())]
-    parts = route(entries, skeleton.whole, skeleton.wrapper.own_name if skeleton.wrapper else str)
-    _refuse_missing(tensors.keys() - parts.keys(), model, folder.path)
-    linears = _linears(model, layers) if in_integers else frozenset()
-    places = _Places(folded, parts, {name: tuple(tensors[name].shape) for name in parts}, {}, linears)
-    for name, found in parts.items():
-        places.dtypes[name] = _compute_dtype(name, tensors[name], model, skeleton.dtype)
-        _check_dtype([part for part in found if part.entry.name not in folded.quantised], places.dtypes[name])
-    routing = routing_of(folder.config)
+    layers = skeleton.layers
+    places = _places_in(folder, skeleton, in_integers=in_integers)
     by_layer: dict[int, list[str]] = {}
     rest: list[Block] = []
-    for name in parts:
+    for name in places.parts:
         if name.startswith(f"{layers}."):
             by_layer.setdefault(int(name.removeprefix(f"{layers}.").split(".")[0]), []).append(name)
         else:
             rest.append(places.block(name, [name], ""))
-    blocks = []
-    for i, names in sorted(by_layer.items()):
-        found_experts = experts_of(model.get_submodule(f"{layers}.{i}")) if routing else None
-        experts = f"{layers}.{i}.{found_experts[0]}." if found_experts else None
-        block = places.block(f"layer {i}", names, f"{layers}.{i}.", experts, in_place=in_place)
-        blocks.append(replace(block, routing=routing if experts else None))
+    blocks = [
+        _layer(places, folder, skeleton, index, names, in_place=in_place) for index, names in sorted(by_layer.items())
+    ]
     return Checkpoint(folder.path, tuple(blocks), tuple(rest), folder.file_sizes)
+
+
+def lay_out_layer(folder: Folder, skeleton: Skeleton, index: int) -> Checkpoint:
+    """The same of one layer alone, where the folder holds nothing else."""
+    places = _places_in(folder, skeleton, within=f"{skeleton.layers}.{index}.")
+    block = _layer(places, folder, skeleton, index, list(places.parts))
+    return Checkpoint(folder.path, (block,), (), folder.file_sizes)
+
+
+def _places_in(folder: Folder, skeleton: Skeleton, within: str = "", *, in_integers: bool = False) -> "_Places":
+    """Where everything is that the model wants below the name `within`."""
+    model = skeleton.model
+    tensors = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(within)}
+    folded = fold(folder)
+    entries = [*folded.dense.values(), *(weight.whole for weight in folded.quantised.values())]
+    parts = route(entries, skeleton.whole, skeleton.wrapper.own_name if skeleton.wrapper else str)
+    _refuse_missing(tensors.keys() - parts.keys(), model, folder.path)
+    linears = _linears(model, skeleton.layers) if in_integers else frozenset()
+    places = _Places(folded, parts, {name: tuple(tensors[name].shape) for name in parts}, {}, linears)
+    for name, found in parts.items():
+        places.dtypes[name] = _compute_dtype(name, tensors[name], model, skeleton.dtype)
+        _check_dtype([part for part in found if part.entry.name not in folded.quantised], places.dtypes[name])
+    return places
+
+
+def _layer(
+    places: "_Places", folder: Folder, skeleton: Skeleton, index: int, names: list[str], *, in_place: bool = False
+) -> Block:
+    routing, start = routing_of(folder.config), f"{skeleton.layers}.{index}."
+    found = experts_of(skeleton.layer_list[index]) if routing else None
+    experts = f"{start}{found[0]}." if found else None
+    block = places.block(f"layer {index}", names, start, experts, in_place=in_place)
+    return replace(block, routing=routing if experts else None)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from offload.checkpoint.gguf.architectures import architecture_of
 from offload.checkpoint.gguf.model import GgufModel, gguf_files, open_gguf
 from offload.checkpoint.headers import Folder, open_folder
 from offload.checkpoint.manifest import digest_of, read_manifest, verify
-from offload.checkpoint.quantized.formats import FLOAT_SCHEMES
+from offload.checkpoint.quantized.gguf import FLOAT_SCHEMES
 from offload.checkpoint.quantized.stored import fold
 from offload.checkpoint.roles import LAYER, part_of
 from offload.errors import BadModelDir, CorruptShard

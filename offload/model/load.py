@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from offload.checkpoint.block import Block
 from offload.checkpoint.headers import open_folder
 from offload.checkpoint.layout import Checkpoint, lay_out
-from offload.checkpoint.quantized.stored import Quantised
+from offload.checkpoint.quantized.weight import Quantised
 from offload.checkpoint.roles import PARTS, part_of
 from offload.checkpoint.skeleton import Skeleton, build, settings_of
 from offload.errors import UnsupportedModel

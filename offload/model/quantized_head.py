@@ -12,8 +12,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from offload.checkpoint.layout import Checkpoint
-from offload.checkpoint.quantized.quantize import BLOCK, STATE_B, bitsandbytes, dequantise
-from offload.checkpoint.quantized.stored import Quantised
+from offload.checkpoint.quantized.formats import dequantise
+from offload.checkpoint.quantized.quantize import BLOCK, STATE_B, bitsandbytes
+from offload.checkpoint.quantized.weight import Quantised
 from offload.errors import UnsupportedModel
 from offload.placement.requirements import head_rows
 

@@ -35,13 +35,16 @@ from offload.checkpoint.manifest import (
     read_manifest,
     still_true,
 )
-from offload.checkpoint.quantized.formats import FLOAT_SCHEMES, STORED_FORMATS
+from offload.checkpoint.mtp import PROJECTION, mtp_names
+from offload.checkpoint.quantized.formats import foreign
+from offload.checkpoint.quantized.gguf import FLOAT_SCHEMES
 from offload.checkpoint.quantized.quantize import BLOCK, CONFIGS, NESTED_BLOCK, STATE_B, Quant, quantise
 from offload.checkpoint.quantized.stored import fold
 from offload.checkpoint.skeleton import Skeleton, build
 from offload.checkpoint.tensors import DTYPES, load_entry
 from offload.errors import DiskFull, OutputExists, ReadFailed, UnsupportedModel
 from offload.machine.file_identity import stamps
+from offload.model.mtp_layer import plan_mtp_layer
 from offload.model.quantized_head import head_on_disk, stored_as
 from offload.packs.writer import write, write_failed, write_small
 from offload.placement.quantized_sizes import FourBits
@@ -51,6 +54,8 @@ VERSION = 1
 REST = "rest.safetensors"
 # What belongs to images and sound: nothing here reads it, but the pack is the whole model.
 BESIDE = "beside.safetensors"
+# Layers that guess further ahead: no layer of the model itself.
+MTP = "mtp.safetensors"
 FLOATS = {"F32", "F16", "BF16"}
 # What a folder has besides weights: tokenizer, chat template, settings.
 COPIED = (".json", ".jinja", ".model", ".txt")
@@ -121,13 +126,15 @@ def plan(folder: Folder, quant: Quant, trust_remote_code: bool = False, head: Fo
     shards: list[Shard] = []
     before = folder.config.get("quantization_config")
     loadable = not isinstance(before, dict) or before.get("quant_method") != "specexec"
-    loadable = loadable and not any(STORED_FORMATS[weight.scheme].method == "gguf" for weight in stored)
+    loadable = loadable and foreign(weight.scheme for weight in stored) is None
     for index, block in enumerate(checkpoint.layers):
         linear, stacked = _quantisable(block, skeleton, index) if quant != "none" else (frozenset(), frozenset())
         loadable = loadable and not stacked
         shards.append(Shard(f"layer-{index:05d}.safetensors", _entries([block], folder), linear | stacked))
     few = None if head == "none" else stored_as(checkpoint, skeleton.model)
     shards.append(Shard(REST, _entries(checkpoint.rest, folder), head=few))
+    if folder.mtp:
+        shards.append(Shard(MTP, tuple(folder.mtp.values()), _quantisable_mtp(folder, quant, trust_remote_code)))
     if folder.beside:
         shards.append(Shard(BESIDE, tuple(folder.beside.values())))
     whole, layers = skeleton.whole, skeleton.whole_layers
@@ -196,6 +203,17 @@ def _entries(blocks: Sequence[Block], folder: Folder) -> tuple[Entry, ...]:
     """The original tensors of the blocks, whole and each once: one may be cut up among several of the module's."""
     names = dict.fromkeys(part.entry.name for block in blocks for piece in block.pieces for part in piece.parts)
     return tuple(folder.entries[name] for name in names)
+
+
+def _quantisable_mtp(folder: Folder, quant: Quant, trust_remote_code: bool) -> frozenset[str]:
+    """The same of a layer that guesses further ahead, if it is one that is known; what joins its inputs stays whole."""
+    names = mtp_names(folder)
+    if quant == "none" or not names:
+        return frozenset()
+    laid_out = plan_mtp_layer(folder, None, trust_remote_code)
+    (block,), skeleton = laid_out.checkpoint.layers, laid_out.skeleton
+    linear, stacked = _quantisable(block, skeleton, len(skeleton.layer_list) - 1)
+    return frozenset(old for old, new in names.items() if new in linear | stacked and f".{PROJECTION}." not in new)
 
 
 def _quantisable(block: Block, skeleton: Skeleton, index: int) -> tuple[frozenset[str], frozenset[str]]:
@@ -296,7 +314,9 @@ def _begin(plan: PackPlan, out: Path) -> dict[str, Json]:
 
 def _fingerprint(folder: Folder) -> str:
     """Changes whenever a header, a size or the config of the originals does."""
-    tensors = sorted((e.name, e.dtype, e.shape, e.offset, e.file.name) for e in folder.entries.values())
+    tensors = sorted(
+        (e.name, e.dtype, e.shape, e.offset, e.file.name) for e in (*folder.entries.values(), *folder.mtp.values())
+    )
     sizes = sorted((file.name, size_B) for file, size_B in folder.file_sizes.items())
     return hashlib.sha256(json.dumps([folder.whole_config, tensors, sizes], sort_keys=True).encode()).hexdigest()
 
@@ -325,9 +345,17 @@ def _finish(plan: PackPlan, out: Path, manifest: dict[str, Json], done: Mapping[
         config["quantization_config"] = (
             {**CONFIGS[plan.quant], "llm_int8_skip_modules": list(plan.skipped)}
             if plan.loadable
-            else {"quant_method": "specexec", "quant": plan.quant, "head_quant": plan.head}
+            else {"quant_method": "specexec", "quant": plan.quant, "head_quant": plan.head, **_before(config)}
         )
     write_small(out / "config.json", _json(config))
+
+
+def _before(config: Mapping[str, Json]) -> dict[str, Json]:
+    """What was said of weights in few bits that are kept as they are."""
+    before = config.get("quantization_config")
+    if isinstance(before, dict) and before.get("quant_method") == "specexec":
+        before = before.get("layers")
+    return {"layers": before} if before else {}
 
 
 def _travels(file: Path, code: bool) -> bool:

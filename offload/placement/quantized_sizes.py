@@ -10,7 +10,8 @@ from typing import Literal
 
 from offload.checkpoint.entry import Entry
 from offload.checkpoint.headers import Folder
-from offload.checkpoint.quantized.formats import STORED_FORMATS
+from offload.checkpoint.mtp import mtp_folder
+from offload.checkpoint.quantized.formats import BY_SCHEME
 from offload.checkpoint.quantized.stored import fold
 from offload.checkpoint.roles import LAYER, part_of
 from offload.checkpoint.routing import routing_of
@@ -105,6 +106,13 @@ def copy_B(folder: Folder, form: FewBits, item_B: int) -> tuple[int, int]:
     return small_B, max(whole_B)
 
 
+def mtp_B(folder: Folder, item_B: int) -> int:
+    """The layer that guesses further ahead, dense in memory however it is stored; 0 where none is known."""
+    folded = fold(mtp_folder(folder))
+    shapes = [one.shape for one in folded.dense.values()] + [one.shape for one in folded.quantised.values()]
+    return sum(-(-math.prod(shape) * item_B // 64) * 64 for shape in shapes)
+
+
 def looked_up_B(folder: Folder, form: FewBits, item_B: int) -> int:
     """The part of `resident_B` that stays in RAM beside a GPU: embeddings that are not the head too, if left whole."""
     need = need_of(folder, item_B, 0)
@@ -127,7 +135,7 @@ def work_of(folder: Folder, form: Format, item_B: int, head: FourBits = "none", 
             if in_integers(compute, weight.scheme, weight.name, weight.shape):
                 whole_numbers += math.prod(weight.shape)
                 continue
-            scheme = STORED_FORMATS[weight.scheme].speed
+            scheme = BY_SCHEME[weight.scheme].speeds[weight.scheme]
             dense_B = math.prod(weight.shape) * item_B
             unpacked_B[scheme] = unpacked_B.get(scheme, 0) + dense_B
             if EXPERTS in weight.name:

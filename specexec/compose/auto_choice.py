@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Items
 from functools import partial
 
-from offload import EXPERTS, Free, OffloadError, copy_B, need_in, place
+from offload import EXPERTS, Free, OffloadError, copy_B, mtp_B, need_in, place
 from specexec.compose.memory_plan import LoadRequest, need_with
 from specexec.drafters.registry import PAIRED, DrafterChoice
 
@@ -23,18 +23,23 @@ def picked(
     if request.plainly:
         return choice.instead(), f"plain decoding, since {request.plainly}"
     paired = bool(request.drafters)
-    found = candidates(paired, partial(_slowest, request, free), _copies_may_pay(request, speeds))
+    brought = bool(mtp_B(request.target, request.item_B(request.target)))
+    found = candidates(paired, partial(_slowest, request, free), _copies_may_pay(request, speeds), brought)
     return fastest(found, paired, speeds)
 
 
-def candidates(paired: bool, slowest: Callable[[DrafterChoice], str | None], copies: bool) -> list[DrafterChoice]:
+def candidates(
+    paired: bool, slowest: Callable[[DrafterChoice], str | None], copies: bool, brought: bool = False
+) -> list[DrafterChoice]:
     """What `auto` may take, the best guess first; what has been written before is always there.
 
     `slowest` says where the slowest of the target's layers lives beside a choice, None if the two do not fit;
-    `copies`: the target's layers can be quantised, and it might pay.
+    `copies`: the target's layers can be quantised, and it might pay; `brought`: a layer came with it to guess further.
     """
     alone = DrafterChoice(("ngram",), auto=True)
     found = [alone.instead(PAIRED, "ngram")] if paired else []
+    if brought:
+        found.append(alone.instead("mtp", "ngram"))
     if copies and slowest(alone) != "none":  # a resident target drafts for itself at its own pace
         found.append(alone.instead("substitute", "ngram"))
     return [*(choice for choice in found if slowest(choice) is not None), alone]
@@ -51,6 +56,8 @@ def fastest(found: Items[DrafterChoice], paired: bool, measured: Mapping[str, fl
     if found[0].models:
         return found[0], "the paired model and what was written before"
     missing = "its drafter does not fit beside it" if paired else "no drafter is paired with it, or not here yet"
+    if found[0].heads:
+        return found[0], f"{missing}; a layer that guesses further ahead came with it"
     if "substitute" in found[0].sources:
         return found[0], f"{missing}; a 4-bit copy of it fits"
     return found[0], f"{missing}: guessing from what was written before"

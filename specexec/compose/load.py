@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from functools import partial
 
 import torch
 from transformers import PreTrainedModel
@@ -23,6 +24,7 @@ from specexec.compose.drafter_factory import (
 from specexec.compose.dtypes import DTYPES
 from specexec.compose.earlier_runs import EarlierRuns
 from specexec.compose.gate import admit
+from specexec.compose.head_folders import check_heads
 from specexec.compose.load_options import LoadOptions
 from specexec.compose.memory_plan import LoadRequest, memory_plan, room_for_texts
 from specexec.compose.progress import LoadProgress
@@ -36,6 +38,7 @@ from specexec.errors import BadOption
 from specexec.model.architecture import context_for, longest_text, only_plainly
 from specexec.model.cache_in_ram import Travel
 from specexec.model.chain_lm import ChainLM
+from specexec.model.image_rows import Images
 from specexec.model.remote_code_check import lm_of
 from specexec.model.tree_lm import TreeLM
 from specexec.planning.baselines import NAMES, planner_of, ranking_of
@@ -76,6 +79,7 @@ def assemble(
     choice = parse(options.drafter, weights.known)
     pair = _resolved(model, choice, options)
     folder = weights.open_folder(pair.target)  # whatever is wrong with its files is said before anything is built
+    check_heads(choice, folder, map(weights.open_folder, pair.drafters))
     design = _admitted(folder, pair, choice, options)
     encoding = encoding_in(pair.target, options.trust_remote_code)
     vocabularies = [vocabulary_of(path, encoding, options.trust_remote_code) for path in pair.drafters]
@@ -96,7 +100,10 @@ def assemble(
         travel=_travel(stream.placement, device),
         share=weights.share,
         tiled=not stream.in_integers,
+        images=_images(folder, encoding, device, options),
     )
+    if isinstance(lm, ChainLM):
+        encoding.refuse_images("Images need a model that verifies trees; this one decodes plainly.")
     if choice.sources and isinstance(lm, ChainLM):
         choice, reason = choice.instead(), "plain decoding: the model's own code cannot verify trees"
         drafts = {}
@@ -227,6 +234,20 @@ def _target(request: LoadRequest, choice: DrafterChoice, device: str, progress: 
     )
 
 
+def _images(folder: weights.Folder, encoding: Encoding, device: str, options: LoadOptions) -> Images | None:
+    """The images that its prompts may hold, with the tower that they go through."""
+    if folder.wrapper is None or encoding.images is None:
+        return None
+    try:
+        tower = weights.open_tower(folder.path, device, DTYPES[options.dtype])
+    except weights.OffloadError as problem:
+        encoding.refuse_images(f"Its tower cannot be used: {problem.what}")
+        return None
+    images = encoding.images.images
+    images.tower = tower
+    return images
+
+
 def _kit(
     request: LoadRequest,
     target: PreTrainedModel,
@@ -247,6 +268,13 @@ def _kit(
         draft_vocab=request.options.draft_vocab,
         form=request.copy,
         searches=earlier.searches,
+        mtp_layer=partial(
+            weights.load_mtp_layer,
+            request.target,
+            lm.device,
+            target.dtype,
+            request.options.trust_remote_code,
+        ),
         on_quantised=progress.quantised,
         on_searched=progress.searched,
     )
@@ -255,7 +283,9 @@ def _kit(
 def _defaults(target: PreTrainedModel, encoding: Encoding) -> Defaults:
     """What the model's generation_config.json asks for; what of it is ignored is logged here, once."""
     wish = target.generation_config
-    from_config = None if wish is not None and wish.eos_token_id is not None else target.config.eos_token_id
+    from_config = (
+        None if wish is not None and wish.eos_token_id is not None else getattr(target.config, "eos_token_id", None)
+    )
     found = defaults_of(wish, from_config, encoding.tokenizer.eos_token_id, rows=int(target.config.vocab_size))
     for line in found.ignored:
         log.warning("%s", line)

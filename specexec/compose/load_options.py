@@ -44,7 +44,7 @@ class LoadOptions:
     """The target's head in four bits, which makes it another model."""
     compute: Compute = "float"
     """How linears of the target that are stored in int8 multiply: dequantised, or in integers with activations of 15
-    bits (offload/checkpoint/quantized/row_codes.py), which makes it another model."""
+    bits (offload/checkpoint/quantized/arithmetic/row_codes.py), which makes it another model."""
     offload: Offload = "auto"
     """Where the weights live between sweeps."""
     budget: int | Literal["auto"] = "auto"

@@ -19,6 +19,7 @@ from offload import (
     copy_B,
     is_quantised,
     looked_up_B,
+    mtp_B,
     need_in,
     resident_B,
     with_head,
@@ -137,6 +138,8 @@ def memory_plan(request: LoadRequest, choice: DrafterChoice) -> MemoryPlan:
     drafter_B = int(SKIP_SHARE * sum(target.file_sizes.values())) if "skip" in choice.sources else 0
     if "substitute" in choice.sources:
         drafter_B += sum(copy_B(target, request.copy, item_B))  # quantised layer by layer
+    if choice.heads:
+        drafter_B += mtp_B(target, item_B)
     for drafter in drafting(request, choice):
         drafter_B += drafter.token_B * request.context + drafting_B(drafter, request.context, nodes)
     embeddings_B = 0
@@ -175,8 +178,18 @@ def need_with(request: LoadRequest, choice: DrafterChoice) -> Need:
 
 def drafting(request: LoadRequest, choice: DrafterChoice) -> list[Widths]:
     """Models that draft, with keys and values of their own."""
-    copies = [request.widths(request.target) for _ in choice.copies]
-    return [*map(request.widths, _models(request, choice)), *copies]
+    own = request.widths(request.target)
+    copies = [own for _ in choice.copies]
+    one_layer = replace(
+        own,
+        layers=1,
+        token_B=own.kept * own.item_B,
+        states_B=0,
+        node_states_B=0,
+        state_heads=0,
+        reads_B=own.hidden * own.item_B,
+    )
+    return [*map(request.widths, _models(request, choice)), *copies, *(one_layer for _ in choice.heads)]
 
 
 def room_for_texts(placement: Placement, free: Free, request: LoadRequest, choice: DrafterChoice) -> Room:

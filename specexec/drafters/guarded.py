@@ -16,7 +16,7 @@ from weakref import WeakSet
 import numpy as np
 import torch
 
-from specexec.drafters.protocol import Ask, Drafter, Guesses
+from specexec.drafters.protocol import Ask, Drafter, Guesses, nothing
 from specexec.errors import SweepCancelled
 from specexec.text.sequence import Sequence
 from specexec.tree.tree import Ints, TokenTree
@@ -46,7 +46,7 @@ class Guarded:
         with self._costing_guesses_only(ask.sequence for ask in asks):
             answers = self.inside.guess(open_to, width) if open_to else []
             said = {id(ask): _sound(ask, answer) for ask, answer in zip(open_to, answers, strict=True)}
-        return [said[id(ask)] if id(ask) in said else _nothing(ask) for ask in asks]
+        return [said[id(ask)] if id(ask) in said else nothing(ask) for ask in asks]
 
     def observe(self, sequence: Sequence, tree: TokenTree, choices_M: list[int], kept: Ints | None) -> None:
         """Let `inside` learn."""
@@ -88,10 +88,6 @@ def _sound(ask: Ask, answer: Guesses) -> Guesses:
         tokens_NK=np.where(strange_NK, 0, tokens_NK),
         log_probs_NK=np.where(strange_NK, -np.inf, answer.log_probs_NK),
     )
-
-
-def _nothing(ask: Ask) -> Guesses:
-    return Guesses(np.zeros((len(ask.nodes), 0), np.int64), np.zeros((len(ask.nodes), 0)))
 
 
 def _memory_refused(error: Exception) -> bool:

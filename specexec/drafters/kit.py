@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import PreTrainedModel
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
 
 from specexec.drafters.cascade import Cascade
 from specexec.drafters.few_bits import Form
@@ -40,6 +42,16 @@ class Draft:
     vocabulary: DraftVocabulary
 
 
+class BroughtLayer(Protocol):
+    """A layer that came with the target, and the settings of a model that ends in it (offload's MtpLayer)."""
+
+    @property
+    def layer(self) -> nn.Module: ...
+
+    @property
+    def config(self) -> PretrainedConfig: ...
+
+
 @dataclass(frozen=True)
 class DrafterKit:
     """Everything that some drafter is made from."""
@@ -60,6 +72,8 @@ class DrafterKit:
     """Number format of copies of the target's layers."""
     searches: MutableMapping[str, NDArray[np.generic]]
     """What earlier searches found; new ones are added."""
+    mtp_layer: Callable[[], BroughtLayer]
+    """Reads the layer that guesses further ahead."""
     on_quantised: Callable[[int, int], None]
     on_searched: Callable[[int, int], None]
     stop_tokens: frozenset[int] = frozenset()

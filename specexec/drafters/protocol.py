@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+
 from specexec.text.sequence import Sequence
 from specexec.tree.tree import Floats, Ints, TokenTree
 
@@ -36,6 +38,11 @@ class Guesses:
     tokens_NK: Ints
     log_probs_NK: Floats
     origins_NK: Ints | None = None
+
+
+def nothing(ask: Ask) -> Guesses:
+    """No child for any node that was asked about."""
+    return Guesses(np.zeros((len(ask.nodes), 0), np.int64), np.zeros((len(ask.nodes), 0)))
 
 
 class Drafter(Protocol):

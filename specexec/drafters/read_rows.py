@@ -55,11 +55,18 @@ class Below:
     heard_R: Ints = field(default_factory=lambda: np.zeros(0, np.int64))  # the rows of hidden_RH, ascending, and
     waiting_R: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))  # which were not answered yet
     hidden_RH: Tensor | None = None
+    given_RH: Tensor | None = None
+    """The hidden states of all rows from the text's end on, where rows of children are computed from them."""
 
     @staticmethod
     def text(row: int) -> Below:
         """Nothing below a text whose end is this row."""
         return Below(np.array([row]))
+
+    def given(self, rows: Items[int]) -> Tensor:
+        """The hidden states of rows from the text's end on, as often as they are wanted."""
+        assert self.given_RH is not None
+        return self.given_RH[np.asarray(rows, np.int64) - int(self.rows_N[0])]
 
     def rows(self, nodes: Items[int] | Ints) -> Ints:
         """The rows of these nodes, NOTHING for those that were not read."""
@@ -90,10 +97,15 @@ class Below:
         unasked = {along.row for along in self.along.values()}
         return [along.cell for (parent, _), along in self.along.items() if parent not in unasked]
 
-    def keep_hidden(self, first: int, hidden_RH: Tensor) -> None:
-        """Keep the hidden states of the rows from `first` on; those before the text's end were answered."""
+    def keep_hidden(self, first: int, hidden_RH: Tensor, for_children: bool = False) -> None:
+        """Keep the hidden states of the rows from `first` on; those before the text's end were answered.
+
+        They are kept until they are answered, or `for_children` as long as the text does not move on.
+        """
         end = max(int(self.rows_N[0]), first)
         kept_RH = hidden_RH[end - first :].clone() if end > first else hidden_RH  # a prompt must not be held for them
+        if for_children:
+            self.given_RH = kept_RH if self.given_RH is None else torch.cat([self.given_RH, kept_RH])
         before = [] if self.hidden_RH is None else [self.hidden_RH[np.flatnonzero(self.waiting_R)]]
         self.heard_R = np.append(self.heard_R[self.waiting_R], np.arange(end, first + len(hidden_RH)))
         self.waiting_R = np.ones(len(self.heard_R), bool)
@@ -115,4 +127,7 @@ class Below:
         names_N = np.full(max(len(self.rows_N), int(kept_N.max()) + 2), GONE)
         names_N[np.append(last, kept_N) + 1] = np.arange(ROOT, len(kept_N))
         new_N = np.where(rows_N == NOTHING, NOTHING, np.searchsorted(keep_R, rows_N))
-        return keep_R.tolist(), Below(new_N, [batch.renamed(names_N) for batch in self.asked])
+        moved = Below(new_N, [batch.renamed(names_N) for batch in self.asked])
+        if self.given_RH is not None:
+            moved.given_RH = self.given(keep_R.tolist())
+        return keep_R.tolist(), moved

@@ -23,13 +23,14 @@ class Source:
 
     guesses_with: str
     maker: str
-    kind: Literal["model", "copy", "text"] = "text"
-    """A model of its own, layers of the target, or neither."""
+    kind: Literal["model", "head", "copy", "text"] = "text"
+    """A model of its own, layers that read the target's hidden states, layers of the target, or none of these."""
 
 
 # In the order in which a union lists them.
 REGISTRY: dict[str, Source] = {
     PAIRED: Source("a small model", "specexec.compose.drafter_makers:from_model", "model"),
+    "mtp": Source("a layer that came with the target", "specexec.drafters.heads.mtp:make", "head"),
     "substitute": Source("layers of the target in few bits", "specexec.compose.drafter_makers:from_few_bits", "copy"),
     "skip": Source("some layers of the target", "specexec.compose.drafter_makers:from_sublayers", "copy"),
     "ngram": Source("what has been written before", "specexec.drafters.ngram:make"),
@@ -63,6 +64,11 @@ class DrafterChoice:
     def models(self) -> tuple[str, ...]:
         """The sources that are drafter models: `sibling`, which is the paired one, paths and names."""
         return tuple(source for source in self.sources if source_of(source).kind == "model")
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """The sources that read the target's hidden states."""
+        return tuple(source for source in self.sources if source_of(source).kind == "head")
 
     @property
     def copies(self) -> tuple[str, ...]:

@@ -45,6 +45,9 @@ class _HeadLogits:
 class SiblingDrafter(Calibrated):
     """Guesses by any causal LM that shares the target's vocabulary of `vocabulary` ids; it names none of `never`."""
 
+    reads_its_own = False
+    """Whether rows of guesses are computed from what their parents' rows gave (heads/head.py)."""
+
     def __init__(
         self,
         lm: TreeLM,
@@ -93,7 +96,8 @@ class SiblingDrafter(Calibrated):
         if not parts:
             return 0
         for (sequence, part), hidden_RH in zip(parts, self.lm.forward([part for _, part in parts]), strict=True):
-            self._below[sequence].keep_hidden(len(part.cache.parents) - len(part.tokens), hidden_RH)
+            first = len(part.cache.parents) - len(part.tokens)
+            self._below[sequence].keep_hidden(first, hidden_RH, self.reads_its_own)
         return sum(len(part.tokens) for _, part in parts)
 
     def _rows(self, ask: Ask) -> Rows:
@@ -105,7 +109,7 @@ class SiblingDrafter(Calibrated):
             cache.forget_nodes()
             tokens = list(sequence.pending(self.lm))
             if self._trimmed is not None:
-                self._trimmed.meet(sequence.tokens)
+                self._trimmed.meet(sequence.words())
             parents, settled = list(range(-1, len(tokens) - 1)), len(tokens)
             self._below[sequence] = Below.text(len(tokens) - 1)
         else:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from specexec.model.recurrent.memory import LayerMemory, Recurrence
+from specexec.model.taps import Tapped
 from specexec.sizes import SNAPSHOT_TOKENS, SNAPSHOTS, rows_held
 
 Room = Callable[[Tensor, tuple[int, ...]], Tensor]
@@ -102,10 +103,12 @@ class Snapshot:
 class KVCache:
     """The tree cache of one sequence.
 
-    `tokens` are the committed ones: row i of every layer belongs to token i at position i.
+    `tokens` are the committed ones: row i of every layer belongs to token i at position i. The first `unread` of them
+    have no rows where a model could not read them (drafters/head.py); the rows of the others are counted from 0.
     `parents` are those of the nodes after them (-1 = follows the committed text), in row order.
     `settled`: so many nodes are a chain that can only be committed whole. Recurrent layers keep `memories` of text and
-    other nodes, and `snapshots` of earlier states, in order of length.
+    other nodes, and `snapshots` of earlier states, in order of length. Of a model that is tapped (taps.py), `tapped`
+    are the hidden states of the nodes, [N, H] by tap, and `taken` those of the text.
     """
 
     layers: dict[int, LayerKV] = field(default_factory=dict)
@@ -117,21 +120,30 @@ class KVCache:
     snapshots: list[Snapshot] = field(default_factory=list)
     forks: set[int] = field(default_factory=set)
     """Lengths at which another text is known to part from this one: worth a snapshot."""
+    unread: int = 0
+    tapped: dict[int, Tensor] = field(default_factory=dict)
+    taken: Tapped | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     @property
+    def rows(self) -> int:
+        """Committed tokens that have rows: all of them, but for the first `unread`."""
+        return len(self.tokens) - self.unread
+
+    @property
     def size_B(self) -> int:
         """Bytes held, unused capacity included."""
         rows_B = sum(kv.keys_HRD.nbytes + kv.values_HRD.nbytes for kv in self.layers.values())
-        return rows_B + sum(memory.size_B for memory in self.memories.values())
+        taken_B = sum(rows.nbytes for rows in self.taken.states.values()) if self.taken else 0
+        return rows_B + sum(memory.size_B for memory in self.memories.values()) + taken_B
 
     def write(self, layer: int, node: int, key_HRD: Tensor, value_HRD: Tensor) -> LayerKV:
         """Store the rows of the nodes from `node` on in one layer."""
         if layer not in self.layers:
             self.layers[layer] = LayerKV.empty(key_HRD, value_HRD)
-        self.layers[layer].write(len(self) + node, key_HRD, value_HRD, len(self) + len(self.parents))
+        self.layers[layer].write(self.rows + node, key_HRD, value_HRD, self.rows + len(self.parents))
         return self.layers[layer]
 
     def commit(self, path: Items[int], keep: Items[int] = ()) -> None:
@@ -146,15 +158,24 @@ class KVCache:
         rows = [*path, *keep]
         if rows != list(range(len(rows))):
             for kv in self.layers.values():
-                rows_R = torch.tensor(rows, dtype=torch.long, device=kv.keys_HRD.device) + len(self)
-                kv.move(rows_R, start=len(self))
+                rows_R = torch.tensor(rows, dtype=torch.long, device=kv.keys_HRD.device) + self.rows
+                kv.move(rows_R, start=self.rows)
         if self.memories:
             self._commit_states(list(path), list(keep))
+        self._take(list(path))
         self.settled = 0
         self.tokens += [self.node_tokens[node] for node in path]
         new_index = {node: i for i, node in enumerate(keep)}
         self.node_tokens = [self.node_tokens[node] for node in keep]
         self.parents = [new_index.get(self.parents[node], -1) for node in keep]
+
+    def _take(self, path: list[int]) -> None:
+        """Keep the hidden states of a path that becomes text; those of other nodes are of no use any more."""
+        if self.tapped and path:
+            states = {tap: rows_NH[path] for tap, rows_NH in self.tapped.items()}
+            new = Tapped(len(self), states).latest()
+            self.taken = self.taken.followed_by(new) if self.taken else new
+        self.tapped = {}
 
     def path(self, tokens: Items[int]) -> list[int]:
         """The nodes that spell the beginning of `tokens` below the committed text, as far as there are any."""
@@ -190,11 +211,13 @@ class KVCache:
         """A copy of the beginning, as that of another text: `length` tokens, or as far as there is a snapshot."""
         length = self.reusable(length)
         states = self._states(length)
-        rows = {index: kv.head(length) for index, kv in self.layers.items()}
-        copy = KVCache(rows, self.tokens[:length])
+        unread = min(self.unread, length)
+        rows = {index: kv.head(length - unread) for index, kv in self.layers.items()}
+        copy = KVCache(rows, self.tokens[:length], unread=unread)
         if states is not None:
             copy._restore(self.memories, states)
             copy.snapshots = [snapshot for snapshot in self.snapshots if snapshot.length <= length]
+        copy.taken = self.taken.until(length) if self.taken else None
         return copy
 
     def reusable(self, length: int) -> int:
@@ -216,7 +239,7 @@ class KVCache:
 
     def give_back(self, tokens: int = 0, nodes: int = 0) -> None:
         """Let go of memory beyond what so many tokens and nodes need, and those in use."""
-        used = len(self) + len(self.parents)
+        used = self.rows + len(self.parents)
         capacity = rows_held(max(tokens + nodes, used))
         for kv in self.layers.values():
             if kv.keys_HRD.shape[1] > capacity:
@@ -228,6 +251,7 @@ class KVCache:
     def forget_nodes(self, after: int = 0) -> None:
         """Drop the nodes from index `after` on; all of them by default."""
         del self.node_tokens[after:], self.parents[after:]
+        self.tapped = {}
         if after < self.settled:
             self.settled = 0
             for memory in self.memories.values():
@@ -240,7 +264,10 @@ class KVCache:
             self._restore(self.memories, states)
             self.snapshots = [snapshot for snapshot in self.snapshots if snapshot.length <= states.length]
             length = states.length
+        if self.taken:
+            self.taken = self.taken.until(length)
         del self.tokens[length:]
+        self.unread = min(self.unread, length)
 
 
 def common_prefix(left: Items[int], right: Items[int]) -> int:

@@ -27,8 +27,8 @@ def padded(rows: int) -> int:
 
 
 def filled_up(rows_R: Tensor) -> Tensor:
-    """Whole tiles of rows. What fills the last one repeats the last row, and so visits no expert of its own."""
-    return torch.cat([rows_R, rows_R[-1:].expand(padded(len(rows_R)) - len(rows_R))])
+    """Whole tiles of rows, [R, …]. What fills the last one repeats the last row, and so visits no expert of its own."""
+    return torch.cat([rows_R, rows_R[-1:].expand(padded(len(rows_R)) - len(rows_R), *rows_R.shape[1:])])
 
 
 def tiled(linear: Callable[[Tensor], Tensor], rows_RI: Tensor) -> Tensor:

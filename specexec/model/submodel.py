@@ -16,10 +16,16 @@ from specexec.errors import UnsupportedArchitecture
 from specexec.model.module_types import Configured
 
 
-def rebuilt(model: PreTrainedModel, layers: Mapping[int, nn.Module]) -> PreTrainedModel:
-    """The same model with only `layers`, by their numbers in the whole one and in that order; nothing is copied."""
+def rebuilt(
+    model: PreTrainedModel, layers: Mapping[int, nn.Module], whole: PretrainedConfig | None = None
+) -> PreTrainedModel:
+    """The same model with only `layers`, by their numbers in the whole one and in that order; nothing is copied.
+
+    `whole`: the config that knows those numbers, where it is not the model's own.
+    """
     path = layer_list_path(model)
-    config = partial_config(model.config, list(layers))
+    config = partial_config(whole or model.config, list(layers))
+    config._attn_implementation = model.config._attn_implementation
     top: nn.Module = _fork(model, config)
     parent = top
     for name in path[:-1]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import threading
+from collections.abc import Callable
 from collections.abc import Sequence as Items
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
@@ -25,9 +26,12 @@ from specexec.model import row_tiles as tiles
 from specexec.model.architecture import check_tree_support, longest_text
 from specexec.model.cache import KVCache
 from specexec.model.cache_in_ram import Travel
+from specexec.model.image_inputs import inputs_of, seeing
+from specexec.model.image_rows import Images
 from specexec.model.module_types import TakesChunks
 from specexec.model.recurrent.seams import let_in
 from specexec.model.sweep_rows import SweepRows
+from specexec.model.taps import LAST, Taps
 from specexec.sizes import CHUNK
 
 
@@ -39,12 +43,15 @@ class Rows:
 
     The first `settled` of them, if its cache holds none, are a chain that is text already, or is not to be committed at
     all: recurrent layers then keep its last state alone. All others hang at its end.
+
+    `features_RF`: what a model reads of each row beside its token, if it reads any (`TreeLM.mix`).
     """
 
     cache: KVCache
     tokens: Items[int]
     parents: Items[int]
     settled: int = 0
+    features_RF: Tensor | None = None
 
     @classmethod
     def text(cls, cache: KVCache, tokens: Items[int]) -> Rows:
@@ -88,6 +95,8 @@ class TreeLM:
     that does not attend (sublayers.py). `travel` says whose keys and values live in RAM, `share` how a CPU's threads
     divide a product. `lenient` is for drafters with fewer rows than their target: ids beyond are read as the last row.
     Without `tiled` a sweep computes the rows that it has and no more: for linears that give a row the same bits anyway.
+    `images` are those whose rows may be among the tokens. `mix` makes what goes into the first layer, [R, H], of token
+    ids [R] and the rows' features [R, F]; without it that are the embeddings of the ids.
     """
 
     def __init__(
@@ -98,9 +107,11 @@ class TreeLM:
         share: widened.Share = widened.in_turn,
         lenient: bool = False,
         tiled: bool = True,
+        mix: Callable[[Tensor, Tensor], Tensor] | None = None,
+        images: Images | None = None,
     ) -> None:
-        self._lenient, self._tiled = lenient, tiled
-        self.kinds = check_tree_support(type(model), model.config)
+        self._lenient, self._tiled, self._mix, self.images = lenient, tiled, mix, images
+        self.kinds = seeing(check_tree_support(type(model), model.config), images)
         self._layers = range(len(self.kinds)) if layers is None else layers
         self._travel = travel
         self.share = share
@@ -115,6 +126,7 @@ class TreeLM:
             layer.chunk_rows = CHUNK
         self._trunk: nn.Module = model.get_submodule(trunk_name(model))
         self._head = head_alone(model)
+        self.taps = Taps(model)
         numbered = zip(self._layers, self.kinds, strict=True)
         recurrent = {number for number, kind in numbered if kind.recurrent and number is not None}
         if recurrent and (missed := recurrent - let_in(model)):
@@ -122,9 +134,15 @@ class TreeLM:
         self._experts = any(name.endswith("experts") for name, _ in model.named_modules())
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sweep")
 
-    def alike(self, model: PreTrainedModel, layers: Items[int | None] | None = None) -> TreeLM:
-        """A drafter that computes as this one does: over some of its layers, or over copies of them."""
-        return TreeLM(model, layers, share=self.share, lenient=True)
+    def alike(
+        self,
+        model: PreTrainedModel,
+        layers: Items[int | None] | None = None,
+        mix: Callable[[Tensor, Tensor], Tensor] | None = None,
+    ) -> TreeLM:
+        """A drafter that computes as this one does: over some of its layers, over copies of them, or over others."""
+        images = self.images if mix is None else None
+        return TreeLM(model, layers, share=self.share, lenient=True, mix=mix, images=images)
 
     def begin(self, parts: list[Rows]) -> Sweep:
         """Start a sweep over the new rows of several sequences; the caller is free to do something else meanwhile."""
@@ -138,12 +156,15 @@ class TreeLM:
         A transaction: on any error all caches forget the new nodes.
         """
         held = [len(part.cache.parents) for part in parts]
+        tapped: dict[int, Tensor] = {}
         try:
             numbered = zip(self._layers, self.kinds, strict=True)
             kinds = {number: kind for number, kind in numbered if number is not None}
-            packed = SweepRows(parts, kinds, self.device, cancelled or threading.Event(), self._travel)
+            packed = SweepRows(parts, kinds, self.device, cancelled or threading.Event(), self._travel, self.images)
             try:
-                hidden_RH = self._run(packed)
+                features = [part.features_RF for part in parts if part.features_RF is not None]
+                with self.taps.record(tapped):
+                    hidden_RH = self._run(packed, torch.cat(features) if features else None)
                 packed.check_complete()
             finally:
                 packed.end()
@@ -151,18 +172,31 @@ class TreeLM:
             for part, nodes in zip(parts, held, strict=True):
                 part.cache.forget_nodes(after=nodes)
             raise
-        return list(hidden_RH.split([len(part.tokens) for part in parts]))
+        counts = [len(part.tokens) for part in parts]
+        if LAST in self.taps.wanted:
+            tapped[LAST] = hidden_RH
+        for tap, rows_RH in tapped.items():
+            for part, own_RH in zip(parts, rows_RH[: packed.count].split(counts), strict=True):
+                part.cache.tapped[tap] = own_RH
+        return list(hidden_RH.split(counts))
 
-    def _run(self, packed: SweepRows) -> Tensor:
+    def _run(self, packed: SweepRows, features_RF: Tensor | None) -> Tensor:
+        together = packed.images if any(kind.together for kind in self.kinds) else []
         for layer in self._streamed:
             layer.own_rows = packed.count
-        tokens_R = packed.tokens_R.clamp(max=self.vocabulary - 1) if self._lenient else packed.tokens_R
+            layer.together = [range(run.start, run.stop) for run in together]
+        tokens_R = packed.tokens_R.clamp(max=self.vocabulary - 1) if self._lenient or packed.images else packed.tokens_R
         rows = [tokens_R, packed.positions_R]
         input_ids, position_ids = (tiles.filled_up(each_R) for each_R in rows) if self._tiled else rows
+        given = {"input_ids": input_ids.unsqueeze(0), "position_ids": position_ids.unsqueeze(0)}
+        if self.images is not None:
+            given |= inputs_of(self._trunk, self.images, packed.images, given, packed.grid_3R)
         with self._linears():
-            output = self._trunk(
-                input_ids=input_ids.unsqueeze(0), position_ids=position_ids.unsqueeze(0), use_cache=False, sweep=packed
-            )
+            if self._mix is not None:
+                assert features_RF is not None
+                filled_RF = tiles.filled_up(features_RF) if self._tiled else features_RF
+                given["inputs_embeds"] = self._mix(given.pop("input_ids")[0], filled_RF).unsqueeze(0)
+            output = self._trunk(**given, use_cache=False, sweep=packed)
         hidden_RH: Tensor = output.last_hidden_state[0, : packed.count]
         return hidden_RH
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from offload.checkpoint.entry import Entry
 from offload.checkpoint.gguf.ggml_types import BY_NAME, GgmlType
 from offload.checkpoint.headers import Folder
-from offload.checkpoint.quantized.stored import Quantised
+from offload.checkpoint.quantized.weight import Quantised, StoredFormat
 from offload.errors import CorruptShard
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def find(folder: Folder) -> Iterator[Quantised]:
 
 def dequantise(weight: Quantised, members: Mapping[str, Tensor], target: Tensor) -> None:
     """Fill the dense weight, a run of rows at a time, by the same steps wherever it computes."""
-    from offload.checkpoint.quantized.ggml_blocks import fill_rows
+    from offload.checkpoint.quantized.arithmetic.ggml_blocks import fill_rows
 
     match = NAME.fullmatch(weight.members["codes"].name)
     assert match is not None
@@ -64,3 +64,20 @@ def _dense_shape(entry: Entry, kind: GgmlType) -> tuple[int, ...] | None:
     if entry.dtype != "U8" or not entry.shape or entry.shape[-1] % kind.nbytes or not math.prod(entry.shape):
         return None
     return (*entry.shape[:-1], entry.shape[-1] // kind.nbytes * kind.items)
+
+
+# Floats, where a converter changed their values or their order.
+FLOAT_SCHEMES = ("f32", "f16", "bf16")
+# ggml's types by what they cost. MXFP4 has another name here: gpt-oss' own files hold it in another layout.
+_SPEEDS = {
+    "nf4": ("q4_0", "q4_1", "q5_0", "q5_1", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs", "ggml_mxfp4"),
+    "int8": ("q8_0", *FLOAT_SCHEMES),
+}
+FORMAT = StoredFormat(
+    "GGUF files",
+    ("gguf",),
+    find,
+    dequantise,
+    {scheme: speed for speed, schemes in _SPEEDS.items() for scheme in schemes},
+    "its weights are in the blocks of a GGUF file",
+)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 
 from offload.checkpoint.mapping import Part
-from offload.checkpoint.quantized.quantize import dequantise
-from offload.checkpoint.quantized.row_codes import RowCodes
-from offload.checkpoint.quantized.stored import STACKED, Quantised
+from offload.checkpoint.quantized.arithmetic.row_codes import RowCodes
+from offload.checkpoint.quantized.formats import dequantise
+from offload.checkpoint.quantized.weight import STACKED, Quantised
 
 
 @dataclass(frozen=True)

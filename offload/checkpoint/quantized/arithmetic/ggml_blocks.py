@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from offload.checkpoint.gguf.ggml_types import BY_NAME
-from offload.checkpoint.quantized import compiled
-from offload.checkpoint.quantized.quantize import SLICE_B
+from offload.checkpoint.quantized.arithmetic import compiled
+from offload.checkpoint.quantized.arithmetic.pieces import SLICE_B
 from offload.machine.thread_pool import share
 
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}

@@ -1,0 +1,119 @@
+"""One weight in few bits, and what a format says of such weights. Knows names and headers, no torch, no arithmetic."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeAlias
+
+from offload.checkpoint.documents import Json
+from offload.checkpoint.entry import Entry
+from offload.checkpoint.headers import ITEM_B, Folder
+from offload.errors import CorruptShard
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Scheme: TypeAlias = str  # a key of some format's `schemes`
+
+# Members of a stack that have an entry for each of its matrices; tables are common to all.
+STACKED = ("codes", "absmax", "nested_absmax", "scales")
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """One weight in few bits: its shape when dequantised, and the tensors that hold codes and scales."""
+
+    name: str
+    scheme: Scheme
+    shape: tuple[int, ...]
+    members: Mapping[str, Entry]
+    """By role: codes, scales and what else its format computes with; other roles travel along unread."""
+    dtype: str = "F32"
+    blocksize: int = 64
+    nested_blocksize: int = 256
+    matrices: int = 1
+    """How many were quantised one by one: the experts along the first dimension, or the whole weight at once."""
+    offsets: tuple[float, ...] = ()
+    """What was taken off the scales before they were quantised themselves: one for each matrix, or none."""
+    block: tuple[int, int] = (1, 1)
+    """How many outputs and how many inputs share a scale."""
+    expert: int | None = None
+    """Which matrix of a stack it is, where members hold the whole stack."""
+
+    @property
+    def whole(self) -> Entry:
+        """The dense weight as an entry that can be routed and cut into rows, a byte for each element."""
+        file = self.members["codes"].file
+        return Entry(self.name, file, 0, math.prod(self.shape), self.scheme, self.shape)
+
+    @property
+    def is_stack(self) -> bool:
+        """Can each matrix along the first dimension be computed from its own rows of the members?"""
+        held = [self.members[role] for role in STACKED if role in self.members]
+        return len(self.shape) == 3 and all(entry.shape[:1] == self.shape[:1] for entry in held)
+
+    @property
+    def stays(self) -> bool:
+        """Can a head compute from its codes? Where scales are floats of their own, for blocks of 64."""
+        return self.scheme == "nf4" and len(self.shape) == 2 and not self.offsets and self.blocksize == 64
+
+    def alone(self, expert: int) -> Quantised:
+        """One matrix of the stack."""
+        offsets = self.offsets[expert : expert + 1]
+        return replace(self, shape=(1, *self.shape[1:]), matrices=1, offsets=offsets, expert=expert)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on disk, scales included."""
+        return sum(entry.nbytes for entry in self.members.values())
+
+
+@dataclass(frozen=True)
+class StoredFormat:
+    """One way to store weights in few bits."""
+
+    title: str
+    """What people call it."""
+    methods: tuple[str, ...]
+    """What quantization_config in config.json may call it."""
+    find: Callable[[Folder], Iterable[Quantised]]
+    """Each weight of the folder that is stored so. What does not add up raises CorruptShard and names the weight."""
+    dequantise: Callable[[Quantised, Mapping[str, Tensor], Tensor], None]
+    """Fills a dense tensor, of the weight's shape and in the compute dtype, from the weight's members by role."""
+    speeds: Mapping[Scheme, Scheme]
+    """What `Quantised.scheme` may say, and the measured scheme that it dequantises about as fast as, for `plan`."""
+    foreign: str | None = None
+    """Why plain transformers loads no folder of such tensors, where it does not."""
+
+
+def settings_of(folder: Folder, methods: Collection[str]) -> Mapping[str, Json] | None:
+    """What config.json says of a quantisation by one of these methods; None where it names none of them.
+
+    A pack of ours that changed the head keeps what was said of the other weights.
+    """
+    config = folder.config.get("quantization_config")
+    if isinstance(config, dict) and config.get("quant_method") == "specexec":
+        config = config.get("layers")
+    return config if isinstance(config, dict) and config.get("quant_method") in methods else None
+
+
+def member(entries: Mapping[str, Entry], name: str, base: str) -> Entry:
+    """The tensor `name`, which is part of the weight `base`. Raises CorruptShard where it is missing."""
+    if name not in entries:
+        raise damaged(base, f"'{name}' is missing")
+    return entries[name]
+
+
+def check_sizes(weight: Quantised, wanted_B: Mapping[str, int]) -> None:
+    """Raise CorruptShard unless each member by role has so many bytes."""
+    for role, nbytes in wanted_B.items():
+        found = weight.members[role]
+        if found.nbytes != nbytes or found.dtype not in ITEM_B:
+            raise damaged(weight.name, f"'{found.name}' has {found.nbytes} bytes, {nbytes} were expected")
+
+
+def damaged(name: str, why: str) -> CorruptShard:
+    """What to say of a weight whose tensors do not belong together."""
+    return CorruptShard(f"the quantised weight '{name}' is damaged: {why}.", hint="download the model again.")

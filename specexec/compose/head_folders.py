@@ -1,0 +1,53 @@
+"""Heads that draft: whether one came with a target, and folders that hold one instead of a model. Knows no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from offload import mtp_names
+from specexec.errors import BadDrafter
+
+if TYPE_CHECKING:
+    from offload import Folder
+    from specexec.drafters.registry import DrafterChoice
+
+# What class names, in lower case, say.
+CLASSES = {"dflash": "DFlash", "eagle": "EAGLE", "speculator": "speculators", "medusa": "Medusa"}
+# And what keys of config.json and tensors that no language model has.
+SETTINGS = {"dflash_config": "DFlash", "medusa_num_heads": "Medusa", "speculators_model_type": "speculators"}
+TENSORS = {"d2t": "EAGLE-3", "midlayer.": "EAGLE-3", "fc.weight": "EAGLE", "rnn_u": "ReDrafter", "speculator.": "MLP"}
+
+
+def check_heads(choice: DrafterChoice, target: Folder, drafters: Iterable[Folder]) -> None:
+    """Raises BadDrafter where the target lacks the layer that is asked for, or a folder is a head."""
+    if "mtp" in choice.sources and not mtp_names(target):
+        known = "stored in a way that is not read yet" if target.mtp else "its files hold no such layer"
+        raise BadDrafter(
+            f"--drafter mtp needs a layer of {target.called} that guesses further ahead: {known}.",
+            "DeepSeek-V3, GLM-4.5, Qwen3-Next, Qwen3.5 and later ones have them; converted copies often lost them.",
+            "--drafter ngram, a smaller model of the same family, or the publisher's own version of the model.",
+        )
+    for folder in drafters:
+        if kind := head_kind(folder):
+            raise BadDrafter(
+                f"{folder.called} is a head for another model ({kind}), which cannot be loaded yet.",
+                "It is no language model of its own: it reads what its target computes.",
+                "--drafter mtp where the model brings a layer of its own, ngram, or a smaller model of the family.",
+            )
+
+
+def head_kind(folder: Folder) -> str | None:
+    """What kind of head a folder holds, by its config.json and its tensors; None for a model of its own."""
+    config = folder.whole_config
+    if str(config.get("model_type")).endswith("_assistant"):
+        return "assistant"
+    if found := next((kind for key, kind in SETTINGS.items() if key in config), None):
+        told = config.get("speculators_model_type")
+        return f"{found}: {told}" if told else found
+    classes = config.get("architectures")
+    names = " ".join(map(str, classes)).lower() if isinstance(classes, list) else ""
+    if found := next((kind for word, kind in CLASSES.items() if word in names), None):
+        return found
+    starts = {name.removeprefix("model.") for name in folder.entries}
+    return next((kind for start, kind in TENSORS.items() if any(name.startswith(start) for name in starts)), None)
