@@ -7,6 +7,7 @@ dflash, dflash_sliding: heads of two layers for a target of four, by the package
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -40,17 +41,17 @@ def mtp(folder: Path) -> None:
 
 def dflash(folder: Path, kinds: tuple[str, str] = ("full_attention", "full_attention")) -> None:
     """A head, embeddings and head of a target, states of a text and what its block is filled with."""
-    from dflash.model import DFlashDraftModel
-
     torch.manual_seed(5)
-    sizes = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "head_dim": 8, "num_hidden_layers": 2}
-    config = Qwen3Config(
-        **sizes, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512, dtype="float32",
-        layer_types=[*kinds], use_sliding_window="sliding_attention" in kinds, sliding_window=5, num_target_layers=4,
-        dflash_config={"block_size": 6, "mask_token_id": 95, "target_layer_ids": [0, 2]}, tie_word_embeddings=False,
-        bos_token_id=None, eos_token_id=None,
+    config = Qwen3Config.from_dict(
+        {
+            "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "head_dim": 8, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512, "dtype": "float32",
+            "layer_types": [*kinds], "use_sliding_window": "sliding_attention" in kinds, "sliding_window": 5,
+            "num_target_layers": 4, "tie_word_embeddings": False, "bos_token_id": None, "eos_token_id": None,
+            "dflash_config": {"block_size": 6, "mask_token_id": 95, "target_layer_ids": [0, 2]},
+        }
     )  # fmt: skip
-    model = DFlashDraftModel(config).eval()
+    model = import_module("dflash.model").DFlashDraftModel(config).eval()
     redraw(model, 5)
     model.save_pretrained(folder)
     drawn = torch.Generator().manual_seed(6)

@@ -56,7 +56,7 @@ class DFlashFields:
             taps = tuple(int(one) + 1 for one in ids)
         except (TypeError, ValueError) as error:
             raise unread(name, f"its config.json makes no sense ({error})") from error
-        return cls(Qwen3Config(**settings), block, mask, taps, *numbers, softcap)
+        return cls(Qwen3Config.from_dict(dict(settings)), block, mask, taps, *numbers, softcap)
 
     def shaped(self, logits_PV: Tensor) -> Tensor:
         """Logits as the head means them."""
@@ -81,7 +81,7 @@ class DFlash(nn.Module):
         eps = config.rms_norm_eps
         self.fc = nn.Linear(len(fields.taps) * hidden, config.hidden_size, bias=False)
         self.hidden_norm, self.norm = (Qwen3RMSNorm(config.hidden_size, eps) for _ in range(2))
-        self.layers = nn.ModuleList(_Layer(config, kind) for kind in config.layer_types)
+        self.layers = nn.ModuleList(_Layer(config, kind) for kind in config.layer_types or ())
         self._rotary = Qwen3RotaryEmbedding(config)
         self._table = [embeddings_VH]  # no parameter of its own
 
@@ -141,7 +141,10 @@ class _Attention(nn.Module):
         causal = getattr(config, "is_causal", None)
         self._window = config.sliding_window if slides else None
         self._causal = slides if causal is None else bool(causal)
-        queries, keys = config.num_attention_heads * self._width, config.num_key_value_heads * self._width
+        queries, keys = (
+            config.num_attention_heads * self._width,
+            (config.num_key_value_heads or config.num_attention_heads) * self._width,
+        )
         bias = bool(config.attention_bias)
         self.q_proj = nn.Linear(config.hidden_size, queries, bias)
         self.k_proj, self.v_proj = (nn.Linear(config.hidden_size, keys, bias) for _ in range(2))
