@@ -152,7 +152,8 @@ def test_a_head_that_is_right_is_accepted_whole(case: Case, sampling: SamplingPa
 
 def test_the_tree_is_the_best_prefixes_of_the_products(case: Case) -> None:
     """By levels: of the best 24 prefixes each has its own beginning among the best 24 of its length (DDTree)."""
-    drafter, sequence = case.drafter(), sequence_of(PROMPTS[0], SAMPLINGS[0], vocabulary=VOCABULARY)
+    sure = Ranking(tau=0.3)
+    drafter, sequence = case.drafter(ranking=sure), sequence_of(PROMPTS[0], SAMPLINGS[0], vocabulary=VOCABULARY)
     decoder = Decoder(case.target, drafter, BestFirst(), 24)
     decoder.join(sequence)
     decoder.step()
@@ -160,7 +161,7 @@ def test_the_tree_is_the_best_prefixes_of_the_products(case: Case) -> None:
     by_depth = list[list[float]]()
     for depth in range(int(tree.depth_N.max()) + 1):
         node = int(np.flatnonzero(tree.depth_N == depth - 1)[0]) if depth else ROOT
-        fresh = LatticeDrafter(case.head, case.target, VOCABULARY)
+        fresh = case.drafter(ranking=sure)
         fresh._fill(sequence)
         (said,) = fresh.guess([Ask(sequence, tree, [node])], 32)
         by_depth.append(said.log_probs_NK[0].tolist())

@@ -49,14 +49,14 @@ class DFlashFields:
         if settings.get("model_type") != "qwen3" or own.get("sample_from_anchor"):
             raise unread(name, f"a {settings.get('model_type')!r} that samples from its anchor or has other layers")
         try:
-            numbers = [
+            scale, multiplier = (
                 float(cast("float", own.get(key) or 1.0)) for key in ("input_embedding_scale", "output_multiplier")
-            ]
+            )
             softcap = float(cast("float", own.get("final_logit_softcapping") or 0.0)) or None
             taps = tuple(int(one) + 1 for one in ids)
         except (TypeError, ValueError) as error:
             raise unread(name, f"its config.json makes no sense ({error})") from error
-        return cls(Qwen3Config.from_dict(dict(settings)), block, mask, taps, *numbers, softcap)
+        return cls(Qwen3Config.from_dict(dict(settings)), block, mask, taps, scale, multiplier, softcap)
 
     def shaped(self, logits_PV: Tensor) -> Tensor:
         """Logits as the head means them."""
