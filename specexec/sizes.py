@@ -37,6 +37,7 @@ SKIP_SHARE = 0.5  # of the target's weights may be copied to draft with some of 
 FREE_FOR_GUESSES = 8  # the part of the free memory that more may take: the rest is for layers, which save more
 # Token ids, parents, positions and intervals of a row, as Python and numpy hold them.
 ROW_B = 256
+IMAGE_ROWS = 4096  # of one image, and of those whose rows are kept
 F32_B = 4
 CANDIDATE_B = 16
 

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 import offload
 from specexec.drafters.sibling import SiblingDrafter
 from specexec.errors import UnsupportedArchitecture
-from specexec.model import tree_lm as lm_module
+from specexec.model import sweep_rows
 from specexec.model.architecture import LayerKind
 from specexec.model.cache import KVCache
 from specexec.model.tree_lm import Rows, TreeLM
@@ -160,7 +160,7 @@ def test_the_controls_fail(family: str, tmp_path: Path, monkeypatch: pytest.Monk
     def slots(parents_N: Ints) -> Ints:
         return np.arange(len(parents_N))
 
-    monkeypatch.setattr(lm_module, "depths", slots)
+    monkeypatch.setattr(sweep_rows, "depths", slots)
     assert (tree_logits(lm, cache) - expected).abs().max() > 0.1
 
 

@@ -345,9 +345,17 @@ def _finish(plan: PackPlan, out: Path, manifest: dict[str, Json], done: Mapping[
         config["quantization_config"] = (
             {**CONFIGS[plan.quant], "llm_int8_skip_modules": list(plan.skipped)}
             if plan.loadable
-            else {"quant_method": "specexec", "quant": plan.quant, "head_quant": plan.head}
+            else {"quant_method": "specexec", "quant": plan.quant, "head_quant": plan.head, **_before(config)}
         )
     write_small(out / "config.json", _json(config))
+
+
+def _before(config: Mapping[str, Json]) -> dict[str, Json]:
+    """What was said of weights in few bits that are kept as they are."""
+    before = config.get("quantization_config")
+    if isinstance(before, dict) and before.get("quant_method") == "specexec":
+        before = before.get("layers")
+    return {"layers": before} if before else {}
 
 
 def _travels(file: Path, code: bool) -> bool:

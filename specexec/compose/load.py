@@ -39,6 +39,7 @@ from specexec.errors import BadOption
 from specexec.model.architecture import context_for, longest_text, only_plainly
 from specexec.model.cache_in_ram import Travel
 from specexec.model.chain_lm import ChainLM
+from specexec.model.image_rows import Images
 from specexec.model.remote_code_check import lm_of
 from specexec.model.tree_lm import TreeLM
 from specexec.planning.baselines import NAMES, planner_of, ranking_of
@@ -101,7 +102,10 @@ def assemble(
         travel=_travel(stream.placement, device),
         share=weights.share,
         tiled=not stream.in_integers,
+        images=_images(folder, encoding, device, options),
     )
+    if isinstance(lm, ChainLM):
+        encoding.refuse_images("Images need a model that verifies trees; this one decodes plainly.")
     if choice.sources and isinstance(lm, ChainLM):
         choice, reason = choice.instead(), "plain decoding: the model's own code cannot verify trees"
         drafts = {}
@@ -234,6 +238,20 @@ def _target(request: LoadRequest, choice: DrafterChoice, device: str, progress: 
     )
 
 
+def _images(folder: weights.Folder, encoding: Encoding, device: str, options: LoadOptions) -> Images | None:
+    """The images that its prompts may hold, with the tower that they go through."""
+    if folder.wrapper is None or encoding.images is None:
+        return None
+    try:
+        tower = weights.open_tower(folder.path, device, DTYPES[options.dtype])
+    except weights.OffloadError as problem:
+        encoding.refuse_images(f"Its tower cannot be used: {problem.what}")
+        return None
+    images = encoding.images.images
+    images.tower = tower
+    return images
+
+
 def _kit(
     request: LoadRequest,
     target: PreTrainedModel,
@@ -269,7 +287,9 @@ def _kit(
 def _defaults(target: PreTrainedModel, encoding: Encoding) -> Defaults:
     """What the model's generation_config.json asks for; what of it is ignored is logged here, once."""
     wish = target.generation_config
-    from_config = None if wish is not None and wish.eos_token_id is not None else target.config.eos_token_id
+    from_config = (
+        None if wish is not None and wish.eos_token_id is not None else getattr(target.config, "eos_token_id", None)
+    )
     found = defaults_of(wish, from_config, encoding.tokenizer.eos_token_id, rows=int(target.config.vocab_size))
     for line in found.ignored:
         log.warning("%s", line)

@@ -109,7 +109,7 @@ class SiblingDrafter(Calibrated):
             cache.forget_nodes()
             tokens = list(sequence.pending(self.lm))
             if self._trimmed is not None:
-                self._trimmed.meet(sequence.tokens)
+                self._trimmed.meet(sequence.words())
             parents, settled = list(range(-1, len(tokens) - 1)), len(tokens)
             self._below[sequence] = Below.text(len(tokens) - 1)
         else:

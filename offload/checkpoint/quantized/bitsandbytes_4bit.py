@@ -167,4 +167,4 @@ def _block_runs(count: int, block: int, most: int) -> Iterator[tuple[int, int]]:
         yield whole, count - whole
 
 
-FORMAT = StoredFormat("bitsandbytes", find, dequantise, {"nf4": "nf4", "fp4": "nf4"})
+FORMAT = StoredFormat("bitsandbytes 4 bit", ("bitsandbytes",), find, dequantise, {"nf4": "nf4", "fp4": "nf4"})

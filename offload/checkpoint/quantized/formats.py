@@ -17,11 +17,12 @@ _FILES = (
     "bitsandbytes_4bit",
     "int8",
     "mxfp4",
+    "fp8",
 )
 FORMATS: tuple[StoredFormat, ...] = tuple(resolve_name(f"{__package__}.{file}:FORMAT") for file in _FILES)
 BY_SCHEME: Mapping[Scheme, StoredFormat] = {scheme: one for one in FORMATS for scheme in one.speeds}
 # What config.json may name; the tensors themselves say the rest.
-METHODS = ("specexec", *dict.fromkeys(one.method for one in FORMATS))
+METHODS = ("specexec", *dict.fromkeys(method for one in FORMATS for method in one.methods))
 
 
 def foreign(schemes: Iterable[Scheme]) -> str | None:

@@ -74,7 +74,8 @@ _SPEEDS = {
     "int8": ("q8_0", *FLOAT_SCHEMES),
 }
 FORMAT = StoredFormat(
-    "gguf",
+    "GGUF files",
+    ("gguf",),
     find,
     dequantise,
     {scheme: speed for speed, schemes in _SPEEDS.items() for scheme in schemes},

@@ -59,4 +59,4 @@ def dequantise(weight: Quantised, members: Mapping[str, Tensor], target: Tensor)
     fill_each(fill, ((expert, rows) for expert in range(len(codes_EOI)) for rows in runs), target)
 
 
-FORMAT = StoredFormat("bitsandbytes", find, dequantise, {"int8": "int8"})
+FORMAT = StoredFormat("bitsandbytes 8 bit", ("bitsandbytes",), find, dequantise, {"int8": "int8"})

@@ -60,4 +60,4 @@ def dequantise(weight: Quantised, members: Mapping[str, Tensor], target: Tensor)
     fill_each(fill, range(E), target)
 
 
-FORMAT = StoredFormat("mxfp4", find, dequantise, {"mxfp4": "mxfp4"})
+FORMAT = StoredFormat("MXFP4", ("mxfp4",), find, dequantise, {"mxfp4": "mxfp4"})

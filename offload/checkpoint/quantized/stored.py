@@ -37,6 +37,6 @@ def refuse_unknown(folder: Folder) -> None:
     if method not in METHODS:
         raise UnsupportedModel(
             f"{folder.path} is quantised with {method}, which cannot be streamed.",
-            "Streamed are bitsandbytes 4 and 8 bit, MXFP4, GGUF files and specexec's own packs.",
-            "the 16-bit version of the model, or a bitsandbytes one (…-bnb-4bit).",
+            f"Streamed are {', '.join(one.title for one in FORMATS)} and specexec's own packs.",
+            "the 16-bit version of the model, or one in a format that is streamed.",
         )

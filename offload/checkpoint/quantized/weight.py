@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
+from offload.checkpoint.documents import Json
 from offload.checkpoint.entry import Entry
 from offload.checkpoint.headers import ITEM_B, Folder
 from offload.errors import CorruptShard
@@ -28,7 +29,7 @@ class Quantised:
     scheme: Scheme
     shape: tuple[int, ...]
     members: Mapping[str, Entry]
-    """By role: codes, absmax, nested_absmax, nested_quant_map, scales; `other` travels along unread."""
+    """By role: codes, scales and what else its format computes with; other roles travel along unread."""
     dtype: str = "F32"
     blocksize: int = 64
     nested_blocksize: int = 256
@@ -36,6 +37,8 @@ class Quantised:
     """How many were quantised one by one: the experts along the first dimension, or the whole weight at once."""
     offsets: tuple[float, ...] = ()
     """What was taken off the scales before they were quantised themselves: one for each matrix, or none."""
+    block: tuple[int, int] = (1, 1)
+    """How many outputs and how many inputs share a scale."""
     expert: int | None = None
     """Which matrix of a stack it is, where members hold the whole stack."""
 
@@ -71,8 +74,10 @@ class Quantised:
 class StoredFormat:
     """One way to store weights in few bits."""
 
-    method: str
-    """What quantization_config in config.json calls it."""
+    title: str
+    """What people call it."""
+    methods: tuple[str, ...]
+    """What quantization_config in config.json may call it."""
     find: Callable[[Folder], Iterable[Quantised]]
     """Each weight of the folder that is stored so. What does not add up raises CorruptShard and names the weight."""
     dequantise: Callable[[Quantised, Mapping[str, Tensor], Tensor], None]
@@ -81,6 +86,17 @@ class StoredFormat:
     """What `Quantised.scheme` may say, and the measured scheme that it dequantises about as fast as, for `plan`."""
     foreign: str | None = None
     """Why plain transformers loads no folder of such tensors, where it does not."""
+
+
+def settings_of(folder: Folder, methods: Collection[str]) -> Mapping[str, Json] | None:
+    """What config.json says of a quantisation by one of these methods; None where it names none of them.
+
+    A pack of ours that changed the head keeps what was said of the other weights.
+    """
+    config = folder.config.get("quantization_config")
+    if isinstance(config, dict) and config.get("quant_method") == "specexec":
+        config = config.get("layers")
+    return config if isinstance(config, dict) and config.get("quant_method") in methods else None
 
 
 def member(entries: Mapping[str, Entry], name: str, base: str) -> Entry:
