@@ -29,6 +29,8 @@ COMMANDS = {
     "generate": "cli.batch.command:generate",
     "repl": "cli.chat.repl:repl",
     "serve": "cli.serve.command:serve",
+    "ps": "cli.serve.control:ps",
+    "stop": "cli.serve.control:stop",
     "plan": "cli.models.plan:plan",
     "doctor": "cli.models.doctor:doctor",
     "bench": "cli.bench.command:bench",

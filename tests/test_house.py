@@ -59,7 +59,7 @@ cli.chat:             .shared .terminal .engine specexec.pieces specexec.stats s
                       specexec.text specexec.drafters specexec.engine offload.machine offload.hub
 cli.serve:            .shared .terminal .engine .openai .messages_api .responses_api .ollama_api
                       specexec.errors specexec.stats specexec.sampling specexec.model
-                      specexec.text specexec.engine specexec.compose
+                      specexec.text specexec.engine specexec.compose offload.errors
 cli.models:           .shared .terminal .engine .about specexec.errors specexec.sizes specexec.model specexec.text
                       specexec.drafters
                       specexec.compose offload.errors offload.units offload.machine offload.checkpoint offload.hub

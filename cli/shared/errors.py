@@ -56,6 +56,7 @@ EXIT_CODES = {
     "cluster_lost": 6,
     "device_lost": 6,
     "port_taken": 9,
+    "no_server": 6,
     "missing_extra": USAGE,
     "file_refused": 3,
     "session_not_found": 3,
@@ -85,6 +86,12 @@ class PortTaken(SpecexecError):
     """Something else listens there, or we may not."""
 
     code = "port_taken"
+
+
+class NoServer(SpecexecError):
+    """No running server answers there, or it refuses."""
+
+    code = "no_server"
 
 
 class MissingExtra(SpecexecError):

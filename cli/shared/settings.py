@@ -138,8 +138,10 @@ def defaults_for(name: str, command: click.Command) -> dict[str, Value]:
                     check_key(setting.key, known(), str(path))
                     continue
                 check_key(setting.key, {name: options}, str(path))
-                check_value(options[key], setting.value, f"{path}: {setting.key}")
-                chosen[options[key].name] = setting.value
+                alone = options[key].multiple and isinstance(setting.value, str)
+                value = [setting.value] if alone and isinstance(setting.value, str) else setting.value
+                check_value(options[key], value, f"{path}: {setting.key}")
+                chosen[options[key].name] = value
     return chosen
 
 
