@@ -46,7 +46,7 @@ if TYPE_CHECKING:
         resident_B,
         with_head,
     )
-    from offload.placement.requirements import Compute, cache_widths, need_of
+    from offload.placement.requirements import Compute, cache_widths, need_of, tower_B
     from offload.placement.solver import place
     from offload.stream.protocol import StreamStats
 
@@ -103,6 +103,7 @@ __all__ = [
     "share",
     "skeleton_layer",
     "stream_of",
+    "tower_B",
     "tower_tensors",
     "with_head",
 ]
@@ -160,6 +161,7 @@ _HOMES = {
     "share": "machine.thread_pool",
     "skeleton_layer": "model.resident_layer",
     "stream_of": "model.load",
+    "tower_B": "placement.requirements",
     "tower_tensors": "checkpoint.wrapped",
     "with_head": "placement.quantized_sizes",
 }

@@ -22,6 +22,7 @@ from offload import (
     mtp_B,
     need_in,
     resident_B,
+    tower_B,
     with_head,
 )
 from offload import item_B as stored_item_B
@@ -32,10 +33,12 @@ from specexec.model.recurrent.sizes import recurrences_of
 from specexec.planning.memory_room import Room
 from specexec.sizes import (
     FIRST_NODES,
+    SEEING,
     SKIP_SHARE,
     Widths,
     drafting_B,
     guesses_B,
+    images_B,
     node_B,
     nodes_of,
     snapshots_B,
@@ -155,8 +158,14 @@ def memory_plan(request: LoadRequest, choice: DrafterChoice) -> MemoryPlan:
         drafter_B += resident_B(folder, bits, number_B, 0) - lookups_B
         drafter_B += request.tapped_B(folder) * (request.context + nodes)  # while a sweep runs
         drafter_B += 3 * (request.options.draft_vocab or 0) // 2 * request.widths(folder).hidden * number_B
+    sees = target.wrapper is not None and target.architecture in SEEING and request.branches
+    seen_B = tower_B(target, item_B) + images_B(target.whole_config, widths, request.context) if sees else 0
     return MemoryPlan(
-        {**workspace(widths, request.context, nodes), "drafter": drafter_B},
+        {
+            **workspace(widths, request.context, nodes),
+            "drafter": drafter_B,
+            **({"images and their tower": seen_B} if sees else {}),
+        },
         {
             "snapshots of recurrent states": snapshots_B(widths),
             **({"embeddings of the drafter": embeddings_B} if choice.models else {}),
