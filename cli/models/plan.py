@@ -75,7 +75,7 @@ def plan(
     from cli.models.gate import check, only_plainly
     from cli.models.outlook import best, outlook
     from offload.hub.headers_only import item_B, list_drafters, list_model
-    from specexec.compose.head_folders import check_heads
+    from specexec.compose.head_folders import check_heads, head_kind
     from specexec.compose.memory_plan import LoadRequest
 
     guests = _counted(drafter)
@@ -94,7 +94,8 @@ def plan(
     check_models(guests, [one.path for one in drafters], model)
     check_heads(guests, folder, drafters)
     for one in drafters:
-        check(one, trees=True, trust_remote_code=trust_remote_code)
+        if not head_kind(one):
+            check(one, trees=True, trust_remote_code=trust_remote_code)
     longest = folder.config.get("max_position_embeddings")
     context = context_for(ctx, longest if isinstance(longest, int) else 2**31 - 1)
     options = LoadOptions(
