@@ -311,7 +311,7 @@ def test_plan_counts_it(folder: Path) -> None:
     ("config", "tensor", "kind"),
     [
         ({"speculators_model_type": "eagle3"}, "fc.weight", "speculators: eagle3"),
-        ({"dflash_config": {"mask_token_id": 3}}, "fc.weight", "DFlash"),
+        ({"speculators_model_type": "dflash"}, "fc.weight", "speculators: dflash"),
         ({"architectures": ["LlamaForCausalLMEagle3"]}, "fc.weight", "EAGLE"),
         ({"architectures": ["LlamaForCausalLM"]}, "midlayer.hidden_norm.weight", "EAGLE-3"),
         ({"model_type": "gemma4_assistant"}, "pre_projection.weight", "assistant"),
