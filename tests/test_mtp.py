@@ -238,7 +238,9 @@ def test_a_model_that_sees_brings_it_too(tmp_path: Path) -> None:
     tiny_of("qwen3_5", tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     last = f"model.language_model.layers.{LAYERS - 1}."
-    own = {f"mtp.layers.0.{name.removeprefix(last)}": one for name, one in tensors.items() if name.startswith(last)}
+    own = {
+        f"mtp.layers.0.{name.removeprefix(last)}": one.clone() for name, one in tensors.items() if name.startswith(last)
+    }
     hidden = tensors["model.language_model.norm.weight"].shape[0]
     own["mtp.fc.weight"] = torch.randn(hidden, 2 * hidden, generator=torch.Generator().manual_seed(1))
     own |= {
@@ -248,7 +250,7 @@ def test_a_model_that_sees_brings_it_too(tmp_path: Path) -> None:
     assert open_folder(tmp_path).mtp.keys() == own.keys()
     case = Case(tmp_path)
     layer = load_mtp_layer(open_folder(tmp_path), torch.device("cpu"), torch.float32).layer
-    assert torch.equal(layer.get_submodule("eh_proj").weight, own["mtp.fc.weight"])
+    assert torch.equal(layer.state_dict()["eh_proj.weight"], own["mtp.fc.weight"])
     text = prompt(9, most=240)
     (hidden_RH,) = case.target.forward([Rows.text(KVCache(), text)])
     (own_RH,) = case.lm.forward([case.rows([*text, 3], hidden_RH)])
