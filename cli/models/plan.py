@@ -14,6 +14,7 @@ from cli.engine.facts import placement_facts
 from cli.models.gpu_cards import Card, card
 from cli.shared.conditions import conditions
 from cli.shared.control_codes import echo
+from cli.shared.help_sections import SectionedCommand
 from cli.shared.options import BUDGET, COUNT, DRAFT_BITS, SIZE, SPEED, IntOrAuto, trust_option
 from cli.shared.quantities import exact_size, format_bytes
 from cli.shared.verbosity import json_option, verbosity_options
@@ -39,7 +40,7 @@ USUAL: dict[str, int | str | None] = {
 REACHED = 0.6  # of what is sold
 
 
-@click.command(short_help="Say what fits and how fast it will be, before loading.")
+@click.command(cls=SectionedCommand, short_help="Say what fits and how fast it will be, before loading.")
 @click.argument("model", default="demo")
 @click.option("--gpu", metavar="NAME|SIZE", help="As if this GPU were here, such as 4090 or 12GiB; none is the CPU.")
 @click.option("--link", type=SPEED, help="As if the link to the GPU had this speed, such as 12GB/s.")
