@@ -14,6 +14,7 @@ from cli.engine.facts import placement_facts
 from cli.models.gpu_cards import Card, card
 from cli.shared.conditions import conditions
 from cli.shared.control_codes import echo
+from cli.shared.help_sections import SectionedCommand
 from cli.shared.options import BUDGET, COUNT, DRAFT_BITS, SIZE, SPEED, IntOrAuto, trust_option
 from cli.shared.quantities import exact_size, format_bytes
 from cli.shared.verbosity import json_option, verbosity_options
@@ -39,7 +40,7 @@ USUAL: dict[str, int | str | None] = {
 REACHED = 0.6  # of what is sold
 
 
-@click.command(short_help="Say what fits and how fast it will be, before loading.")
+@click.command(cls=SectionedCommand, short_help="Say what fits and how fast it will be, before loading.")
 @click.argument("model", default="demo")
 @click.option("--gpu", metavar="NAME|SIZE", help="As if this GPU were here, such as 4090 or 12GiB; none is the CPU.")
 @click.option("--link", type=SPEED, help="As if the link to the GPU had this speed, such as 12GB/s.")
@@ -74,7 +75,7 @@ def plan(
     from cli.models.gate import check, only_plainly
     from cli.models.outlook import best, outlook
     from offload.hub.headers_only import item_B, list_drafters, list_model
-    from specexec.compose.head_folders import check_heads
+    from specexec.compose.head_folders import check_heads, head_kind
     from specexec.compose.memory_plan import LoadRequest
 
     guests = _counted(drafter)
@@ -93,7 +94,8 @@ def plan(
     check_models(guests, [one.path for one in drafters], model)
     check_heads(guests, folder, drafters)
     for one in drafters:
-        check(one, trees=True, trust_remote_code=trust_remote_code)
+        if not head_kind(one):
+            check(one, trees=True, trust_remote_code=trust_remote_code)
     longest = folder.config.get("max_position_embeddings")
     context = context_for(ctx, longest if isinstance(longest, int) else 2**31 - 1)
     options = LoadOptions(
