@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from offload.checkpoint.remote_code import running_code
     from offload.checkpoint.routing import EXPERTS
     from offload.checkpoint.skeleton import Design, design
+    from offload.checkpoint.tensors import read_tensors
     from offload.checkpoint.wrapped import tower_tensors
     from offload.errors import BadModelDir, OffloadError, ReadFailed
     from offload.hub.headers_only import item_B, list_model
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
         resident_B,
         with_head,
     )
-    from offload.placement.requirements import Compute, cache_widths, need_of
+    from offload.placement.requirements import Compute, cache_widths, need_of, tower_B
     from offload.placement.solver import place
     from offload.stream.protocol import StreamStats
 
@@ -93,6 +94,7 @@ __all__ = [
     "open_folder",
     "open_tower",
     "place",
+    "read_tensors",
     "refuse_unknown",
     "resident_B",
     "resident_layer",
@@ -101,6 +103,7 @@ __all__ = [
     "share",
     "skeleton_layer",
     "stream_of",
+    "tower_B",
     "tower_tensors",
     "with_head",
 ]
@@ -150,6 +153,7 @@ _HOMES = {
     "open_tower": "model.tower",
     "place": "placement.solver",
     "looked_up_B": "placement.quantized_sizes",
+    "read_tensors": "checkpoint.tensors",
     "resident_B": "placement.quantized_sizes",
     "resident_layer": "model.resident_layer",
     "resolve": "hub.names",
@@ -157,6 +161,7 @@ _HOMES = {
     "share": "machine.thread_pool",
     "skeleton_layer": "model.resident_layer",
     "stream_of": "model.load",
+    "tower_B": "placement.requirements",
     "tower_tensors": "checkpoint.wrapped",
     "with_head": "placement.quantized_sizes",
 }

@@ -44,6 +44,7 @@ specexec.planning:    .errors .sizes .tree .text .drafters
 specexec.engine:      .errors .sizes .learned .stats .tree .sampling .model .text .drafters .planning
 specexec.evaluation:  .errors .tree .sampling .model .text .engine
 specexec.compose:     .errors .sizes .sampling .model .text .drafters .planning .engine offload
+specexec.__main__:
 cli.shared:           specexec specexec.errors specexec.sizes specexec.sampling specexec.text specexec.drafters
                       specexec.engine specexec.compose
                       offload offload.errors offload.machine offload.hub offload.placement

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +21,19 @@ from transformers import PreTrainedModel
 
 import specexec
 from cli.batch.input.form import Form
+from cli.chat.archive import Archive
+from cli.messages_api import read as anthropic
+from cli.ollama_api import read as ollama
+from cli.openai import stream as openai
+from cli.openai.reply import Exchange
+from cli.responses_api.read import ResponsesReader
+from cli.responses_api.store import ResponseStore
+from offload import Free, open_folder
+from offload.packs.pack import pack, plan
 from specexec.compose.context import encoding_in
+from specexec.compose.load_options import LoadOptions
+from specexec.compose.memory_plan import LoadRequest, memory_plan
+from specexec.drafters.registry import parse
 from specexec.engine.engine import Engine
 from specexec.engine.request_types import Failure
 from specexec.errors import BadMessages, UnknownToken, UnreadContent
@@ -29,6 +41,10 @@ from specexec.model.cache import KVCache
 from specexec.model.image_rows import as_words, is_row
 from specexec.model.tree_lm import Rows, TreeLM
 from specexec.sampling.params import SamplingParams
+from specexec.sizes import SEEING
+from specexec.text import image_prompts
+from specexec.text.conversation import Kept
+from specexec.text.image_prompts import FAMILIES as KNOWN
 from specexec.text.image_prompts import MOST_IMAGES
 from specexec.text.pictures import MOST_B, data_url
 from tests.pictured import WORD, picture, seeing, shown, whole_inputs, written
@@ -187,6 +203,52 @@ def test_rows_of_images_are_no_prompt_of_ids(gemma: Model) -> None:
         demo.generate([1, row], GREEDY)
 
 
+def test_every_protocol_of_the_server_reads_an_image(gemma: Model) -> None:
+    coded = base64.b64encode(ONE).decode()
+    url = f"data:image/png;base64,{coded}"
+    source = {"type": "base64", "media_type": "image/png", "data": coded}
+    told: dict[str, object] = {"type": "text", "text": "What?"}
+    bodies: dict[Callable[[object, list[str]], Exchange], dict[str, object]] = {
+        openai.chat: {"messages": [shown(ONE, "What?")]},
+        anthropic.messages: {
+            "messages": [{"role": "user", "content": [{"type": "image", "source": source}, told]}], "max_tokens": 9,
+        },
+        ResponsesReader(ResponseStore()).response: {
+            "input": [{"role": "user", "content": [
+                {"type": "input_image", "image_url": url}, {"type": "input_text", "text": "What?"},
+            ]}]
+        },
+        ollama.chat: {"messages": [{"role": "user", "content": "What?", "images": [coded]}]},
+        ollama.generate: {"prompt": "What?", "images": [coded]},
+    }  # fmt: skip
+    expected = gemma.engine.encode([shown(ONE, "What?")])
+    for read, body in bodies.items():
+        (prompt,) = read({"model": "m", **body}, ["m"]).asked.prompts
+        assert gemma.engine.encode(prompt) == expected
+
+
+def test_a_pack_sees_as_the_original_does(gemma: Model, tmp_path: Path) -> None:
+    pack(plan(open_folder(gemma.folder), "none"), tmp_path / "pack")
+    with specexec.load(str(tmp_path / "pack"), drafter="none", offload="disk") as packed:
+        found = packed.generate([shown(ONE, "What?")], GREEDY)
+    assert list(found.tokens) == gemma.expected(gemma.engine.encode([shown(ONE, "What?")]), ONE)
+
+
+def test_a_conversation_about_an_image_is_kept_and_goes_on(gemma: Model, tmp_path: Path) -> None:
+    talk, archive = gemma.engine.conversation(), Archive(tmp_path)
+    list(talk.send(shown(ONE, "What?")["content"], GREEDY))  # type: ignore[arg-type]  # parts
+    kept = talk.keep()
+    saved = archive.save(replace(archive.new("m"), messages=tuple(kept.messages), turns=tuple(kept.turns)))
+    found = archive.load(saved.id)
+    assert found.messages == saved.messages
+    assert (found.title, found.turns[0].tokens) == ("What?", kept.turns[0].tokens)
+    again = gemma.engine.conversation()
+    again.take_up(Kept([*found.messages], None, [*found.turns], {}))
+    answer = [token for burst in again.send("Why?", GREEDY) for token in burst.tokens]
+    assert again._turns[-1].prompt[: len(found.turns[0].tokens)] == found.turns[0].tokens
+    assert answer == gemma.expected(again._turns[-1].prompt, ONE)
+
+
 def test_a_model_that_reads_text_alone_says_so() -> None:
     not_this = pytest.raises(UnreadContent, match="this model reads text, not 'image_url'")
     with specexec.load("demo", drafter="none") as demo, not_this:
@@ -199,6 +261,20 @@ def test_a_line_of_a_batch_may_name_a_file(tmp_path: Path) -> None:
     message = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": str(file)}}]}
     assert Form().prompt([message], "line 1") == [shown(ONE)]  # type: ignore[list-item]  # JSON
     assert data_url(file) == f"data:image/png;base64,{base64.b64encode(ONE).decode()}"
+
+
+def test_large_images_are_made_smaller_and_all_that_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert tuple(KNOWN) == SEEING
+    seeing("qwen3_vl", tmp_path)
+    monkeypatch.setattr(image_prompts, "IMAGE_ROWS", 4)
+    prompts = encoding_in(tmp_path).images
+    assert prompts is not None
+    assert prompts.image(picture(3, 400, 400), "").rows == 4
+    folder = open_folder(tmp_path)
+    choice = parse("none", lambda _: False)
+    request = LoadRequest.of(folder, (), LoadOptions("none"), 512, Free(1 << 34))
+    blocks = [entry.nbytes for name, entry in folder.beside.items() if ".blocks.0." in name]
+    assert memory_plan(request, choice).beside_B["images and their tower"] > sum(blocks)
 
 
 @pytest.mark.parametrize("model_type", ["qwen3_vl", "gemma3", "gemma4"])

@@ -18,6 +18,7 @@ from cli.engine.facts import facts_of
 from cli.engine.open import running_engine
 from cli.engine.prompts import with_stdin
 from cli.shared.control_codes import echo
+from cli.shared.help_sections import SectionedCommand
 from cli.shared.options import TEXT_OR_FILE, EngineOptions, engine_options, model_argument, sampling_options
 from cli.shared.template_options import template_options
 from cli.shared.thinking import Think, ask_to_think, think_option
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 TOY_QUESTIONS = "It answers: How does specexec work? · What is a drafter? · What is offloading?"
 
 
-@click.command()
+@click.command(cls=SectionedCommand)
 @model_argument
 @click.option("-p", "--prompt", help="Ask this, print the answer and exit; piped input goes in front.")
 @click.option(

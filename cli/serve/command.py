@@ -20,6 +20,7 @@ from cli.engine.facts import facts_of
 from cli.engine.open import introduction, open_engine, remembering
 from cli.shared.control_codes import echo
 from cli.shared.errors import INTERRUPTED, MissingExtra, PortTaken, explain
+from cli.shared.help_sections import SectionedCommand
 from cli.shared.options import EngineOptions, RealNumber, WholeNumber, models_argument, several_engine_options
 from cli.shared.template_options import template_options
 from cli.shared.thinking import Think, ask_to_think, think_option
@@ -34,7 +35,7 @@ NEEDED = ("starlette", "uvicorn", "sse_starlette", "pydantic")
 SHUTDOWN_S = 10
 
 
-@click.command()
+@click.command(cls=SectionedCommand)
 @models_argument
 @click.option("--host", default="127.0.0.1", help="Address to listen on.")
 @click.option("--port", type=WholeNumber(0, 65535), default=8000, help="Port to listen on; 0 takes a free one.")
@@ -42,7 +43,13 @@ SHUTDOWN_S = 10
 @click.option("--api-key", metavar="KEY", envvar="SPECEXEC_API_KEY", help="Ask clients for this key.")
 @click.option("--cors-origin", multiple=True, metavar="URL", help="A web page that may use the server; repeatable.")
 @click.option("--allowed-host", multiple=True, metavar="NAME", help="Another name this machine goes by; repeatable.")
-@click.option("--served-name", multiple=True, metavar="NAME", help="A name for clients; repeatable.  [its own]")
+@click.option(
+    "--served-name",
+    "--served-model-name",
+    multiple=True,
+    metavar="NAME",
+    help="A name for clients; repeatable.  [its own]",
+)
 @click.option("--loaded", type=WholeNumber(1), default=1, metavar="N", help="Models in memory at once.")
 @click.option(
     "--idle-unload", type=RealNumber(0.1), metavar="SECONDS", help="Unload a model that has nothing to do for so long."

@@ -16,6 +16,7 @@ from specexec.compose.drafter_factory import (
     check_quantising,
     check_trimming,
     drafts_of,
+    heads_of,
     join,
     makers,
     vocabulary_of,
@@ -24,7 +25,7 @@ from specexec.compose.drafter_factory import (
 from specexec.compose.dtypes import DTYPES
 from specexec.compose.earlier_runs import EarlierRuns
 from specexec.compose.gate import admit
-from specexec.compose.head_folders import check_heads
+from specexec.compose.head_folders import check_heads, head_kind
 from specexec.compose.load_options import LoadOptions
 from specexec.compose.memory_plan import LoadRequest, memory_plan, room_for_texts
 from specexec.compose.progress import LoadProgress
@@ -82,12 +83,13 @@ def assemble(
     check_heads(choice, folder, map(weights.open_folder, pair.drafters))
     design = _admitted(folder, pair, choice, options)
     encoding = encoding_in(pair.target, options.trust_remote_code)
-    vocabularies = [vocabulary_of(path, encoding, options.trust_remote_code) for path in pair.drafters]
+    models = [path for path in pair.drafters if not head_kind(weights.open_folder(path))]
+    vocabularies = {path: vocabulary_of(path, encoding, options.trust_remote_code) for path in models}
     device = _device(options)
     free = weights.free_memory(device, options.ram_B, options.vram_B)
     request = _request(folder, pair, design, options, free)
     choice, reason = picked(request, choice, free, earlier.speeds)
-    check_trimming(choice, vocabularies, options.draft_vocab, len(encoding.tokenizer))
+    check_trimming(choice, [*vocabularies.values()], options.draft_vocab, len(encoding.tokenizer))
     check_quantising(choice, request.drafters, options.drafter_quant)
     target = _target(request, choice, device, progress)
     defaults = _defaults(target, encoding)
@@ -122,7 +124,7 @@ def assemble(
             stream=stream,
             target=lm,
             drafts={one.role: one.lm for one in drafts.values() if one.vocabulary.wordings is None},
-            drafter=watched(choice, join(choice, makers(choice, kit, drafts), cost), cost),
+            drafter=watched(choice, join(choice, makers(choice, kit, drafts, heads_of(choice, request)), cost), cost),
             sources=choice.name,
             reason=reason,
             planner=planner_of(planner, choice.sources),
@@ -167,7 +169,9 @@ def _admit_before_download(model: str, choice: DrafterChoice, ctx: int | None) -
         admit(weights.list_model(model), trees=choice.required, ctx=ctx)
     for name in choice.models:
         if name != PAIRED and not weights.is_here(name):  # the paired one is never downloaded
-            admit(weights.list_model(name), trees=True)
+            listed = weights.list_model(name)
+            if not head_kind(listed):
+                admit(listed, trees=True)
 
 
 def _admitted(

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from functools import cached_property
+from math import isqrt
 from pathlib import Path
 from typing import Any
 
@@ -65,13 +66,28 @@ class Family:
     marks: Callable[[PreTrainedConfig, PreTrainedTokenizerBase], ImageMarks]
     shape: Callable[[PreTrainedConfig, Mapping[str, Any]], Shape]
     inputs: tuple[str, ...]
-    options: Callable[[PreTrainedConfig], dict[str, Any]] = lambda _: {}
+    options: Callable[[PreTrainedConfig, Any], dict[str, Any]] = lambda _, __: {}
+    """How its processor is called beyond its own settings: no image takes more than IMAGE_ROWS rows."""
 
 
 def _qwen_shape(config: PreTrainedConfig, prepared: Mapping[str, Any]) -> Shape:
     time, high, wide = prepared["image_grid_thw"][0].tolist()
     merged = config.vision_config.spatial_merge_size
     return Shape(time * high * wide // merged**2, high // merged, wide // merged)
+
+
+def _qwen_options(config: PreTrainedConfig, processor: Any) -> dict[str, Any]:
+    vision = config.vision_config
+    most = IMAGE_ROWS * (vision.patch_size * vision.spatial_merge_size) ** 2  # pixels
+    if processor.size.longest_edge <= most:
+        return {}
+    return {"size": {"shortest_edge": min(processor.size.shortest_edge, most), "longest_edge": most}}
+
+
+def _pixtral_options(config: PreTrainedConfig, processor: Any) -> dict[str, Any]:
+    side = _pixtral_side(config)
+    longest = min(processor.size.longest_edge, isqrt(IMAGE_ROWS) * side)
+    return {"patch_size": side, "size": {"longest_edge": longest}}
 
 
 def _pixtral_side(config: PreTrainedConfig) -> int:
@@ -112,7 +128,7 @@ def _gemma4_sight(config: PreTrainedConfig) -> Sight:
     return Sight(together="window" if together else "no", by_layer=True)
 
 
-_QWEN = Family(lambda _: Sight(grid=True), _plain_marks, _qwen_shape, ("pixel_values", "image_grid_thw"))
+_QWEN = Family(lambda _: Sight(grid=True), _plain_marks, _qwen_shape, ("pixel_values", "image_grid_thw"), _qwen_options)
 FAMILIES: dict[str, Family] = {
     **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"), _QWEN),
     "gemma3": Family(
@@ -132,7 +148,7 @@ FAMILIES: dict[str, Family] = {
         _pixtral_marks,
         _pixtral_shape,
         ("pixel_values", "image_sizes"),
-        lambda config: {"patch_size": _pixtral_side(config)},
+        _pixtral_options,
     ),
 }
 
@@ -186,7 +202,7 @@ class ImagePrompts:
         picture = pixels(content, at)
         try:
             found: Mapping[str, Any] = self._processor(
-                images=[picture], return_tensors="pt", **self._family.options(self._config)
+                images=[picture], return_tensors="pt", **self._family.options(self._config, self._processor)
             )
         except ValueError as problem:  # of shapes that it does not take
             raise BadMessages(f"{at}: the model does not take this image: {problem}") from problem

@@ -46,7 +46,7 @@ def fill_blocks(
                 _for_each_block(wide, own(grid, rows), 1 if columns_of is not None else width, change)
         target_OI[rows].copy_(wide)
 
-    fill_each(fill, _runs(O, I, target_OI.is_cuda), target_OI)
+    fill_each(fill, _runs(O, I, not target_OI.is_cpu), target_OI)
 
 
 def _for_each_block(

@@ -47,7 +47,7 @@ class GroupCodes:
         """The rows `outputs` as int8 [O, I]."""
         codes_OB, steps_OG = self.codes_OB[outputs], self.steps_OG[outputs]
         origins_OG = self.origins_OG[outputs].view(torch.uint8)
-        if expand_groups is None or self.codes_OB.is_cuda:
+        if expand_groups is None or not self.codes_OB.is_cpu:
             codes_OGB = codes_OB.unflatten(1, (-1, GROUP // 2))
             codes_OGI = torch.cat([codes_OGB & CODES, codes_OGB >> 4], -1)
             return codes_OGI.mul_(steps_OG[..., None]).add_(origins_OG[..., None]).flatten(1).view(torch.int8)
