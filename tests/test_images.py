@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 import specexec
 from cli.batch.input.form import Form
+from cli.chat.archive import Archive
 from cli.messages_api import read as anthropic
 from cli.ollama_api import read as ollama
 from cli.openai import stream as openai
@@ -42,6 +43,7 @@ from specexec.model.tree_lm import Rows, TreeLM
 from specexec.sampling.params import SamplingParams
 from specexec.sizes import SEEING
 from specexec.text import image_prompts
+from specexec.text.conversation import Kept
 from specexec.text.image_prompts import FAMILIES as KNOWN
 from specexec.text.image_prompts import MOST_IMAGES
 from specexec.text.pictures import MOST_B, data_url
@@ -230,6 +232,21 @@ def test_a_pack_sees_as_the_original_does(gemma: Model, tmp_path: Path) -> None:
     with specexec.load(str(tmp_path / "pack"), drafter="none", offload="disk") as packed:
         found = packed.generate([shown(ONE, "What?")], GREEDY)
     assert list(found.tokens) == gemma.expected(gemma.engine.encode([shown(ONE, "What?")]), ONE)
+
+
+def test_a_conversation_about_an_image_is_kept_and_goes_on(gemma: Model, tmp_path: Path) -> None:
+    talk, archive = gemma.engine.conversation(), Archive(tmp_path)
+    list(talk.send(shown(ONE, "What?")["content"], GREEDY))  # type: ignore[arg-type]  # parts
+    kept = talk.keep()
+    saved = archive.save(replace(archive.new("m"), messages=tuple(kept.messages), turns=tuple(kept.turns)))
+    found = archive.load(saved.id)
+    assert found.messages == saved.messages
+    assert (found.title, found.turns[0].tokens) == ("What?", kept.turns[0].tokens)
+    again = gemma.engine.conversation()
+    again.take_up(Kept([*found.messages], None, [*found.turns], {}))
+    answer = [token for burst in again.send("Why?", GREEDY) for token in burst.tokens]
+    assert again._turns[-1].prompt[: len(found.turns[0].tokens)] == found.turns[0].tokens
+    assert answer == gemma.expected(again._turns[-1].prompt, ONE)
 
 
 def test_a_model_that_reads_text_alone_says_so() -> None:

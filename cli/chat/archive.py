@@ -262,6 +262,6 @@ def _turns(record: Record, lines: list[dict[str, dict[str, object]]]) -> Iterato
 
 
 def _ids(found: object) -> list[int]:
-    if not isinstance(found, list) or not all(type(token) is int and 0 <= token < 1 << 31 for token in found):
+    if not isinstance(found, list) or not all(type(token) is int and 0 <= token < 1 << 63 for token in found):
         raise ValueError("its tokens are not ids")
     return found

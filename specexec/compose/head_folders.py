@@ -17,11 +17,13 @@ CLASSES = {"dflash": "DFlash", "eagle": "EAGLE", "speculator": "speculators", "m
 # And what keys of config.json and tensors that no language model has.
 SETTINGS = {"speculators_model_type": "speculators", "dflash_config": "DFlash", "medusa_num_heads": "Medusa"}
 LOADED = ("DFlash",)  # from a folder of their own
+# What its config.json says of its target, which shares embeddings and head.
+SIZES = {"num_target_layers": "layers", "hidden_size": "hidden numbers", "vocab_size": "tokens"}
 TENSORS = {"d2t": "EAGLE-3", "midlayer.": "EAGLE-3", "fc.weight": "EAGLE", "rnn_u": "ReDrafter", "speculator.": "MLP"}
 
 
 def check_heads(choice: DrafterChoice, target: Folder, drafters: Iterable[Folder]) -> None:
-    """Raises BadDrafter where the target lacks the layer that is asked for, or a folder is a head of another kind."""
+    """Raises BadDrafter where the target lacks the layer that is asked for, or a folder is a head of no use here."""
     if "mtp" in choice.sources and not mtp_names(target):
         known = "stored in a way that is not read yet" if target.mtp else "its files hold no such layer"
         raise BadDrafter(
@@ -36,6 +38,13 @@ def check_heads(choice: DrafterChoice, target: Folder, drafters: Iterable[Folder
                 f"{folder.called} is a {kind} head in few bits, which cannot be loaded yet.",
                 hint="the head as it was published in 16 bits.",
             )
+        for key, words in SIZES.items():
+            told, ours = folder.config.get(key), target.config.get(key.replace("num_target", "num_hidden"))
+            if kind in LOADED and told is not None and told != ours:
+                raise BadDrafter(
+                    f"{folder.called} is a {kind} head for a model with {told} {words}, this one has {ours}.",
+                    hint="the head of this model, --drafter ngram, or a smaller model of the same family.",
+                )
         if kind and kind not in LOADED:
             raise BadDrafter(
                 f"{folder.called} is a head for another model ({kind}), which cannot be loaded yet.",

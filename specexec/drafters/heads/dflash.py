@@ -187,21 +187,9 @@ def _turn(rows_ARD: Tensor, turned: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def loaded(settings: Mapping[str, object], tensors: Mapping[str, Tensor], target: TargetSizes, name: str) -> DFlash:
-    """The head for this target. Raises BadDrafter, by name, where it was made for another one or has other parts."""
+    """The head for this target. Raises BadDrafter, by name, where it has other parts than these or other shapes."""
     fields = DFlashFields.of(settings, name)
     own = {one.removeprefix("model."): tensor for one, tensor in tensors.items()}
-    made_for = settings.get("num_target_layers", target.layers)
-    hidden = int(fields.config.hidden_size)
-    for what, theirs, ours in (
-        ("layers", made_for, target.layers),
-        ("hidden numbers", hidden, target.hidden),
-        ("tokens", fields.config.vocab_size, target.vocabulary),
-    ):
-        if theirs != ours:
-            raise BadDrafter(
-                f"the DFlash head {name} was made for a model with {theirs} {what}, this one has {ours}.",
-                hint="the head of this model, --drafter ngram, or a smaller model of the same family.",
-            )
     with torch.device("meta"):
         head = DFlash(fields, target.hidden, target.embeddings_VH)
     wanted = {key: tuple(one.shape) for key, one in head.state_dict().items()}
@@ -218,9 +206,7 @@ def loaded(settings: Mapping[str, object], tensors: Mapping[str, Tensor], target
 class TargetSizes:
     """What a head has to fit, and what it shares."""
 
-    layers: int
     hidden: int
-    vocabulary: int
     device: torch.device
     dtype: torch.dtype
     embeddings_VH: Tensor

@@ -160,9 +160,7 @@ def make(kit: DrafterKit) -> Drafter:
     embeddings = model.get_input_embeddings()
     assert isinstance(embeddings.weight, Tensor)
     own = TargetSizes(
-        layers=len(target.kinds),
         hidden=int(embeddings.weight.shape[1]),
-        vocabulary=target.vocabulary,
         device=target.device,
         dtype=model.dtype,
         embeddings_VH=embeddings.weight,
