@@ -24,26 +24,43 @@ from offload.machine.system import check_system
 
 log = logging.getLogger(__name__)
 
-COMMANDS = {
-    "chat": "cli.chat.command:chat",
-    "generate": "cli.batch.command:generate",
-    "repl": "cli.chat.repl:repl",
-    "serve": "cli.serve.command:serve",
-    "plan": "cli.models.plan:plan",
-    "doctor": "cli.models.doctor:doctor",
-    "bench": "cli.bench.command:bench",
-    "check": "cli.bench.check:check",
-    "eval": "cli.bench.eval:evaluate",
-    "models": "cli.models.command:models",
-    "pull": "cli.models.pull:pull",
-    "pack": "cli.models.pack:pack",
-    "index": "cli.models.index:index",
-    "alias": "cli.models.alias:alias",
-    "sessions": "cli.chat.sessions:sessions",
-    "config": "cli.about.config:config",
-    "completion": "cli.about.completion:completion",
-    "version": "cli.about.version:version",
+SECTIONS = {
+    "Talk": {
+        "chat": "cli.chat.command:chat",
+        "run": "cli.chat.run:run",
+        "repl": "cli.chat.repl:repl",
+        "generate": "cli.batch.command:generate",
+        "sessions": "cli.chat.sessions:sessions",
+    },
+    "Serve": {
+        "serve": "cli.serve.command:serve",
+        "ps": "cli.serve.control:ps",
+        "stop": "cli.serve.control:stop",
+    },
+    "Models": {
+        "plan": "cli.models.plan:plan",
+        "pull": "cli.models.pull:pull",
+        "pack": "cli.models.pack:pack",
+        "models": "cli.models.command:models",
+        "ls": "cli.models.command:list_models",
+        "show": "cli.models.command:show_model",
+        "rm": "cli.models.command:remove_models",
+        "alias": "cli.models.alias:alias",
+        "index": "cli.models.index:index",
+    },
+    "Measure": {
+        "doctor": "cli.models.doctor:doctor",
+        "bench": "cli.bench.command:bench",
+        "check": "cli.bench.check:check",
+        "eval": "cli.bench.eval:evaluate",
+    },
+    "This program": {
+        "config": "cli.about.config:config",
+        "completion": "cli.about.completion:completion",
+        "version": "cli.about.version:version",
+    },
 }
+COMMANDS = {name: place for section in SECTIONS.values() for name, place in section.items()}
 
 _HELP = """Run large language models on a small machine, with exactly the text they would write by themselves.
 
@@ -61,6 +78,16 @@ class LazyGroup(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list of commands in sections."""
+        widest = max(map(len, COMMANDS))
+        for section, names in SECTIONS.items():
+            found = [(name, self.get_command(ctx, name)) for name in names]
+            with formatter.section(section):
+                room = formatter.width - 6 - widest
+                rows = [(f"{name:<{widest}}", command.get_short_help_str(room)) for name, command in found if command]
+                formatter.write_dl(rows)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name.startswith("-"):

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from offload.checkpoint.remote_code import running_code
     from offload.checkpoint.routing import EXPERTS
     from offload.checkpoint.skeleton import Design, design
+    from offload.checkpoint.tensors import read_tensors
+    from offload.checkpoint.wrapped import tower_tensors
     from offload.errors import BadModelDir, OffloadError, ReadFailed
     from offload.hub.headers_only import item_B, list_model
     from offload.hub.local_models import check_bytes
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from offload.model.model_stream import ModelStream
     from offload.model.mtp_layer import load_mtp_layer
     from offload.model.resident_layer import is_resident, resident_layer, skeleton_layer
+    from offload.model.tower import open_tower
     from offload.placement.placement import Need, Offload, Placement
     from offload.placement.quantized_sizes import (
         FewBits,
@@ -43,7 +46,7 @@ if TYPE_CHECKING:
         resident_B,
         with_head,
     )
-    from offload.placement.requirements import Compute, cache_widths, need_of
+    from offload.placement.requirements import Compute, cache_widths, need_of, tower_B
     from offload.placement.solver import place
     from offload.stream.protocol import StreamStats
 
@@ -89,7 +92,9 @@ __all__ = [
     "need_in",
     "need_of",
     "open_folder",
+    "open_tower",
     "place",
+    "read_tensors",
     "refuse_unknown",
     "resident_B",
     "resident_layer",
@@ -98,6 +103,8 @@ __all__ = [
     "share",
     "skeleton_layer",
     "stream_of",
+    "tower_B",
+    "tower_tensors",
     "with_head",
 ]
 
@@ -143,8 +150,10 @@ _HOMES = {
     "need_in": "placement.quantized_sizes",
     "need_of": "placement.requirements",
     "open_folder": "checkpoint.headers",
+    "open_tower": "model.tower",
     "place": "placement.solver",
     "looked_up_B": "placement.quantized_sizes",
+    "read_tensors": "checkpoint.tensors",
     "resident_B": "placement.quantized_sizes",
     "resident_layer": "model.resident_layer",
     "resolve": "hub.names",
@@ -152,6 +161,8 @@ _HOMES = {
     "share": "machine.thread_pool",
     "skeleton_layer": "model.resident_layer",
     "stream_of": "model.load",
+    "tower_B": "placement.requirements",
+    "tower_tensors": "checkpoint.wrapped",
     "with_head": "placement.quantized_sizes",
 }
 

@@ -20,7 +20,7 @@ counts bytes and is refused below a million, because `--ram 24` is most likely m
 
 | exit code | meaning | | exit code | meaning |
 |---:|---|---|---:|---|
-| 0 | done | | 6 | a device is missing |
+| 0 | done | | 6 | a device or a server is missing |
 | 1 | a bug of ours | | 7 | bad input: empty, too long, a broken line |
 | 2 | wrong usage | | 8 | a batch finished, some of its items failed |
 | 3 | a model, file or conversation is not there | | 9 | the output exists, or the port is taken |

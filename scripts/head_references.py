@@ -1,20 +1,24 @@
-"""Recorded outputs of heads by the packages that define them, for tests: `python scripts/head_references.py mtp`.
+"""Recorded outputs of heads by the packages that define them, for tests: `python scripts/head_references.py [NAME …]`.
 
 mtp: a GLM-4 MoE of two layers with its own layer under shipped names; logits of that layer by transformers' MtpModel.
+dflash, dflash_sliding: heads of two layers for a target of four, by the package `dflash` 0.1.0 (pip install --no-deps).
 """
 
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from transformers import Qwen3Config
 from transformers.modeling_layers import MtpModel
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from tests.mtp_models import as_transformers_loads, random_model
+from tests.tiny import redraw
 
 FOLDER = Path(__file__).parents[1] / "tests" / "data" / "heads"
 
@@ -35,7 +39,39 @@ def mtp(folder: Path) -> None:
     save_file({name: one.contiguous() for name, one in record.items()}, folder / "reference.safetensors")
 
 
-MAKERS = {"mtp": mtp}
+def dflash(folder: Path, kinds: tuple[str, str] = ("full_attention", "full_attention")) -> None:
+    """A head, embeddings and head of a target, states of a text and what its block is filled with."""
+    torch.manual_seed(5)
+    config = Qwen3Config.from_dict(
+        {
+            "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "head_dim": 8, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512, "dtype": "float32",
+            "layer_types": [*kinds], "use_sliding_window": "sliding_attention" in kinds, "sliding_window": 5,
+            "num_target_layers": 4, "tie_word_embeddings": False, "bos_token_id": None, "eos_token_id": None,
+            "dflash_config": {"block_size": 6, "mask_token_id": 95, "target_layer_ids": [0, 2]},
+        }
+    )  # fmt: skip
+    model = import_module("dflash.model").DFlashDraftModel(config).eval()
+    redraw(model, 5)
+    model.save_pretrained(folder)
+    drawn = torch.Generator().manual_seed(6)
+    table, head = (torch.randn(96, 32, generator=drawn) for _ in range(2))
+    text = torch.randint(0, 95, (11,), generator=drawn)
+    states = torch.randn(10, 64, generator=drawn)
+    block = torch.tensor([int(text[-1]), *[95] * 5])
+    with torch.no_grad():
+        hidden = model(torch.arange(16)[None], noise_embedding=table[block][None], target_hidden=states[None])[0]
+    record = {"table": table, "head": head, "text": text, "states": states, "hidden": hidden[1:]}
+    record["logits"] = hidden[1:] @ head.T
+    save_file({name: one.contiguous() for name, one in record.items()}, folder / "reference.safetensors")
+
+
+def dflash_sliding(folder: Path) -> None:
+    """The same, one layer with a window."""
+    dflash(folder, ("sliding_attention", "full_attention"))
+
+
+MAKERS = {"mtp": mtp, "dflash": dflash, "dflash_sliding": dflash_sliding}
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or MAKERS:

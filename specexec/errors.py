@@ -35,6 +35,12 @@ class BadMessages(SpecexecError):
     code = "bad_messages"
 
 
+class UnreadContent(BadMessages):
+    """A message holds what this model does not read: images, sound, films."""
+
+    code = "unsupported_content"
+
+
 class ContextLengthExceeded(SpecexecError):
     """Prompt and answer do not fit the context."""
 

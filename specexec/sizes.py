@@ -37,6 +37,20 @@ SKIP_SHARE = 0.5  # of the target's weights may be copied to draft with some of 
 FREE_FOR_GUESSES = 8  # the part of the free memory that more may take: the rest is for layers, which save more
 # Token ids, parents, positions and intervals of a row, as Python and numpy hold them.
 ROW_B = 256
+IMAGE_ROWS = 2048  # of one image, larger ones are made smaller; and of those whose rows are kept
+TOWER_COPIES = 8  # of what a tower knows of a patch: in, normed, queries, keys, values, mixed, out, and their sum
+# Models that see whose images are read (text/image_prompts.py says how).
+SEEING = (
+    "qwen2_vl",
+    "qwen2_5_vl",
+    "qwen3_vl",
+    "qwen3_vl_moe",
+    "qwen3_5",
+    "qwen3_5_moe",
+    "gemma3",
+    "gemma4",
+    "mistral3",
+)
 F32_B = 4
 CANDIDATE_B = 16
 
@@ -173,6 +187,32 @@ def text_B(target: Widths, drafters: Iterable[Widths]) -> int:
         recurrent_B(drafter, drafter_rows(1)) + snapshots_B(drafter) + TAPPED * drafter.reads_B for drafter in drafters
     )
     return noise_B(target) + recurrent_B(target, 0) + sum(drafts_B)
+
+
+def images_B(whole: Mapping[str, object], widths: Widths, ctx: int) -> int:
+    """An image of as many rows as are allowed, on its way through a tower, and the rows that are kept of images.
+
+    `whole` is the config.json of all that the checkpoint holds.
+    """
+    told = whole.get("vision_config")
+    vision = told if isinstance(told, Mapping) else {}
+
+    def number(default: int, *names: str) -> int:
+        places = [*(vision.get(name) for name in names), *(whole.get(name) for name in names)]
+        return next((value for value in places if isinstance(value, int) and value), default)
+
+    rows = min(IMAGE_ROWS, ctx, number(IMAGE_ROWS, "mm_tokens_per_image"))
+    merged = number(1, "spatial_merge_size", "pooling_kernel_size") ** 2
+    patch = number(16, "patch_size")
+    patches = rows * merged
+    if fixed := whole.get("mm_tokens_per_image"):
+        patches = max(patches, (number(0, "image_size") // patch) ** 2 * rows // int(str(fixed)))
+    hidden, ff = number(1024, "hidden_size", "embed_dim"), number(4096, "intermediate_size")
+    pixels_B = 2 * F32_B * 3 * patch**2 * number(1, "temporal_patch_size")
+    patch_B = (TOWER_COPIES * hidden + 2 * ff) * widths.item_B + hidden * 2 * F32_B + pixels_B
+    layers = vision.get("deepstack_visual_indexes")
+    kept = 1 + (len(layers) if isinstance(layers, Sequence) else 0)
+    return patches * patch_B + 2 * IMAGE_ROWS * kept * widths.hidden * widths.item_B
 
 
 def noise_B(widths: Widths) -> int:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar, cast
 
 import httpx
@@ -16,6 +17,8 @@ from openai import OpenAI
 from cli.serve.application import application
 from cli.serve.completions import Keepalive, ServerSettings
 from cli.serve.guard import Policy
+from cli.serve.metrics import Totals
+from cli.serve.models import Hosted, Models
 from cli.serve.running import Running
 from cli.serve.worker import Worker
 from specexec.engine.decoder import Step
@@ -25,6 +28,7 @@ from specexec.sampling.params import SamplingParams
 from specexec.stats import Burst, Cost, FinishReason, Progress
 from specexec.text.control_tokens import Rendered
 from specexec.text.detokenizer import TextStream
+from specexec.text.messages import read_messages
 from specexec.tree.tree import TokenTree
 
 PER_SWEEP = 3
@@ -98,7 +102,7 @@ class LetterEngine:
         return self.encode(text.text if isinstance(text, Rendered) else text)
 
     def rendered(self, messages: list[dict[str, str]], wishes: object) -> Rendered:
-        return Rendered(messages[-1]["content"])
+        return Rendered(str(read_messages(messages)[-1]["content"]))
 
     def render(self, messages: list[dict[str, str]], wishes: object) -> str:
         return self.rendered(messages, wishes).text
@@ -167,9 +171,15 @@ class Served:
     """A running server, as its tests and its clients see it."""
 
     url: str
-    worker: Worker
+    models: Models
     running: Running
     log: list[str]
+
+    @property
+    def worker(self) -> Worker:
+        """Of the first model, once it is being loaded."""
+        assert self.models.first.worker is not None
+        return self.models.first.worker
 
     @property
     def http(self) -> httpx.Client:
@@ -207,24 +217,32 @@ def serving(
     names: tuple[str, ...] = ("letters",),
     timeout_s: float | None = None,
     listening: socket.socket | None = None,
+    others: Mapping[str, Callable[[], Any]] | None = None,
+    most: int = 1,
+    idle_s: float | None = None,
 ) -> Iterator[Served]:
-    """A server for the length of the block; `wait` until its model is there."""
-    worker = Worker(open_engine, parallel=parallel, max_queue=max_queue)
+    """A server for the length of the block; `wait` until its model is there. `others` are further models by name."""
+    openers = [(names, open_engine), *(((name,), opened) for name, opened in (others or {}).items())]
+
+    def made(opened: Callable[[], Any], totals: Totals) -> Worker:
+        return Worker(lambda: models.load(opened), parallel=parallel, max_queue=max_queue, totals=totals)
+
+    models = Models([Hosted(called, partial(made, opened)) for called, opened in openers], most, idle_s)
     log: list[str] = []
-    settings = ServerSettings(names, keepalive_s, keepalive, log.append, timeout_s)
+    settings = ServerSettings(models.names, keepalive_s, keepalive, log.append, timeout_s)
     listening = listening or socket.create_server(("127.0.0.1", 0), backlog=256)
-    running = Running(application(worker, settings, Policy.of("127.0.0.1", key, origins, hosts)), worker, 5)
+    running = Running(application(models, settings, Policy.of("127.0.0.1", key, origins, hosts)), models, 5)
     thread = threading.Thread(target=running.run, args=([listening],), name="server")
     thread.start()
     address = listening.getsockname()
-    served = Served(f"http://127.0.0.1:{address[1]}", worker, running, log)
+    served = Served(f"http://127.0.0.1:{address[1]}", models, running, log)
     try:
-        served.until(lambda: running.started and (not wait or worker.state != "loading"), 60)
+        served.until(lambda: running.started and (not wait or served.worker.state != "loading"), 60)
         yield served
     finally:
         running.leave()
-        worker.begin_stopping()
+        models.begin_stopping()
         thread.join(20)
-        worker.close()
+        models.close()
         listening.close()
         assert not thread.is_alive()

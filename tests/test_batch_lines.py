@@ -136,7 +136,6 @@ def test_what_a_template_gets_belongs_to_the_item() -> None:
         ({"body": {"prompt": "x"}}, "messages is missing"),
         ({"url": "/v1/completions"}, "prompt is missing"),
         ({"body": {"messages": "hi"}}, "messages"),
-        ({"body": {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}}, "image_url"),
     ],
 )  # fmt: skip
 def test_url_and_method_of_a_request_are_looked_at(line: dict[str, object], says: str) -> None:

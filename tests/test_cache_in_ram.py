@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,7 +12,7 @@ import offload
 import specexec
 from offload.machine import host_rows as carrier
 from offload.machine import memory as hardware
-from offload.machine.host_rows import CudaCarrier, HostCarrier, carrier_for
+from offload.machine.host_rows import DeviceCarrier, HostCarrier
 from offload.machine.memory import Free
 from offload.model import load as model
 from offload.units import GiB
@@ -26,6 +24,7 @@ from specexec.model.cache import KVCache
 from specexec.model.cache_in_ram import Pairs, Travel
 from specexec.model.tree_lm import Rows, TreeLM
 from specexec.text.sequence import Sequence
+from tests.test_offload_wire import StandIn
 from tests.tiny import LAYERS, VOCABULARY, logits_of, tiny
 from tests.writing import prompt, write
 
@@ -189,80 +188,23 @@ def test_only_rows_of_the_embeddings_go_to_the_device() -> None:
     assert moved.weight.device.type == "cpu"
 
 
-@contextmanager
-def cuda(monkeypatch: pytest.MonkeyPatch, refuse: bool = False) -> Iterator[list[tuple[object, ...]]]:
-    """What CudaCarrier asks of CUDA, in order."""
-    log: list[tuple[object, ...]] = []
-
-    class Stream:
-        def __init__(self, name: str) -> None:
-            self.name = name
-
-        def wait_stream(self, other: Stream) -> None:
-            log.append((self.name, "waits", other.name))
-
-        def synchronize(self) -> None:
-            log.append(("host", "waits", self.name))
-
-    class Runtime:
-        def cudaHostRegister(self, address: int, nbytes: int, flags: int) -> int:
-            log.append(("pinned", nbytes))
-            return 2 if refuse else 0
-
-        def cudaHostUnregister(self, address: int) -> int:
-            log.append(("unpinned",))
-            return 0
-
-    @contextmanager
-    def inside(stream: Stream) -> Iterator[None]:
-        log.append(("on", stream.name))
-        yield
-
-    with monkeypatch.context() as patch:
-        patch.setattr(torch.cuda, "Stream", lambda device: Stream("copies"))
-        patch.setattr(torch.cuda, "stream", inside)
-        patch.setattr(torch.cuda, "current_stream", lambda device: Stream("compute"))
-        patch.setattr(torch.cuda, "cudart", Runtime)
-        yield log
+def test_rows_stay_pinned_while_a_view_of_them_exists() -> None:
+    here = StandIn()
+    rows = DeviceCarrier(here).memory(torch.zeros(1, dtype=torch.bfloat16), (2, 5, 3))
+    pinned = ("pinned", rows.data_ptr(), 60)
+    assert (rows.shape, rows.dtype, here.log) == ((2, 5, 3), torch.bfloat16, [pinned])
+    seen = rows[0]
+    gone = weakref.ref(rows)
+    del rows
+    assert gone() is None
+    assert here.log == [pinned]
+    del seen
+    assert here.log == [pinned, ("unpinned", pinned[1])]
 
 
-def test_copies_wait_for_the_computation_and_the_computation_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    with cuda(monkeypatch) as log:
-        carrying = carrier_for(torch.device("cuda"))
-        assert isinstance(carrying, CudaCarrier)
-        ours, theirs = torch.zeros(3), torch.ones(3)
-        carrying.copy([(ours, theirs)])
-        carrying.receive()
-        carrying.settle()
-        assert torch.equal(ours, theirs)
-        assert log == [
-            ("copies", "waits", "compute"),
-            ("on", "copies"),
-            ("compute", "waits", "copies"),
-            ("host", "waits", "copies"),
-        ]
-
-
-def test_rows_stay_pinned_while_a_view_of_them_exists(monkeypatch: pytest.MonkeyPatch) -> None:
-    with cuda(monkeypatch) as log:
-        carrying = CudaCarrier(torch.device("cuda"))
-        rows = carrying.memory(torch.zeros(1, dtype=torch.bfloat16), (2, 5, 3))
-        assert (rows.shape, rows.dtype, log) == ((2, 5, 3), torch.bfloat16, [("pinned", 60)])
-        seen = rows[0]
-        gone = weakref.ref(rows)
-        del rows
-        assert gone() is None
-        assert log == [("pinned", 60)]
-        del seen
-        assert log == [("pinned", 60), ("unpinned",)]
-
-
-def test_ram_that_cannot_be_pinned_is_used_and_said_once(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    with cuda(monkeypatch, refuse=True):
-        carrying = CudaCarrier(torch.device("cuda"))
-        for _ in range(2):
-            carrying.memory(torch.zeros(1), (4,)).fill_(1)
+def test_ram_that_cannot_be_pinned_is_used_and_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    carrying = DeviceCarrier(StandIn(outcome=2))
+    for _ in range(2):
+        carrying.memory(torch.zeros(1), (4,)).fill_(1)
     assert caplog.text.count("could not pin 16 B of RAM for keys and values: their copies are slower.") == 1
     assert carrier.log.name == "offload.machine.host_rows"

@@ -27,7 +27,7 @@ from cli.models.pack import pack
 from cli.models.plan import plan
 from cli.models.pull import pull
 from cli.serve.command import serve
-from cli.serve.worker import Worker
+from cli.serve.models import Models
 from offload.hub.names import demo_folder
 from tests.fake_engine import FakeEngine
 
@@ -189,6 +189,8 @@ SERVE: Changes = {
     "allowed_host": (["--allowed-host", "gpu.lan"], "allowed_hosts"),
     "cors_origin": (["--cors-origin", "https://chat.example"], "cors_origins"),
     "served_name": (["--served-name", "mine"], "models"),
+    "loaded": (["--loaded", "2"], "loaded"),
+    "idle_unload": (["--idle-unload", "600"], "idle_unload_s"),
     "parallel": (["--parallel", "2"], "parallel"),
     "max_queue": (["--max-queue", "3"], "max_queue"),
     "request_timeout": (["--request-timeout", "30"], "request_timeout_s"),
@@ -309,12 +311,12 @@ def served_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Servers leave when they are ready."""
 
     class Once:
-        def __init__(self, app: object, worker: Worker, shutdown_s: int) -> None:
-            self._worker = worker
+        def __init__(self, app: object, models: Models, shutdown_s: int) -> None:
+            self._models = models
 
         def run(self, sockets: object) -> None:
-            self._worker.start()
-            while self._worker.state == "loading":
+            self._models.start()
+            while self._models.first.state == "loading":
                 time.sleep(0.01)
 
     monkeypatch.setattr("cli.serve.running.Running", Once)

@@ -136,7 +136,7 @@ def test_a_setting_that_no_command_would_read_is_refused(
         ("[serve]\nprot = 8\n", "serve.prot is no option of serve.\n  Try: port\n"),
         ("budget = 'lots'\n", "specexec.toml: budget: 'lots' is not a valid whole number, nor auto.\n"),
         ("temperature = [1, 2]\n", "specexec.toml: temperature is one value, not a list.\n"),
-        ("[chat]\nstop = 'x'\n", "specexec.toml: chat.stop is a list of texts.\n"),
+        ("[chat]\nstop = 3\n", "specexec.toml: chat.stop is a list of texts.\n"),
         ("seed = true\n", "specexec.toml: seed is a value, not true.\n"),
         ("[chat]\nbell = 'perhaps'\n", "specexec.toml: chat.bell: 'perhaps' is not a valid boolean"),
     ],

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import offload
+from offload.checkpoint import documents
 from offload.checkpoint.documents import OBJECTS
 from offload.hub.names import demo_folder
 from specexec.compose.load import encoding_in
@@ -121,6 +122,28 @@ def test_documents_that_are_absent_are_no_damage(tmp_path: Path) -> None:
     tiny("llama", tmp_path)
     offload.check_documents(tmp_path)
     assert not {*OBJECTS} <= {file.name for file in tmp_path.iterdir()}
+
+
+def test_a_document_is_read_once_until_something_is_written_to_it(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Path] = []
+    own = documents.read_json
+
+    def read_json(file: Path) -> dict[str, documents.Json]:
+        read.append(file)
+        return own(file)
+
+    monkeypatch.setattr(documents, "read_json", read_json)
+    offload.check_documents(model)
+    assert model / "tokenizer.json" in read
+    read.clear()
+    offload.check_documents(model)
+    assert not read
+    text = (model / "tokenizer.json").read_text()
+    (model / "tokenizer.json").write_text(text[:-1] + "]")  # of the same size
+    for _ in range(2):
+        with pytest.raises(offload.BadModelDir, match=r"tokenizer\.json cannot be read as JSON"):
+            offload.check_documents(model)
+    assert read == [model / "tokenizer.json"] * 2
 
 
 NOTHING = b"\x02\0\0\0\0\0\0\0{}"

@@ -44,6 +44,7 @@ specexec.planning:    .errors .sizes .tree .text .drafters
 specexec.engine:      .errors .sizes .learned .stats .tree .sampling .model .text .drafters .planning
 specexec.evaluation:  .errors .tree .sampling .model .text .engine
 specexec.compose:     .errors .sizes .sampling .model .text .drafters .planning .engine offload
+specexec.__main__:
 cli.shared:           specexec specexec.errors specexec.sizes specexec.sampling specexec.text specexec.drafters
                       specexec.engine specexec.compose
                       offload offload.errors offload.machine offload.hub offload.placement
@@ -59,7 +60,7 @@ cli.chat:             .shared .terminal .engine specexec.pieces specexec.stats s
                       specexec.text specexec.drafters specexec.engine offload.machine offload.hub
 cli.serve:            .shared .terminal .engine .openai .messages_api .responses_api .ollama_api
                       specexec.errors specexec.stats specexec.sampling specexec.model
-                      specexec.text specexec.engine specexec.compose
+                      specexec.text specexec.engine specexec.compose offload.errors
 cli.models:           .shared .terminal .engine .about specexec.errors specexec.sizes specexec.model specexec.text
                       specexec.drafters
                       specexec.compose offload.errors offload.units offload.machine offload.checkpoint offload.hub

@@ -40,7 +40,9 @@ from specexec.sampling.params import SamplingParams
 from specexec.tree.growing import Growth
 from specexec.tree.tree import ROOT
 from tests.mtp_models import SIZES, Family, as_transformers_loads, chain_model, random_model
+from tests.tiny import LAYERS
 from tests.writing import prompt, sequence_of, write
+from tests.zoo import tiny_of
 
 RECORDED = Path(__file__).parent / "data" / "heads" / "mtp"
 VOCABULARY = int(str(SIZES["vocab_size"]))
@@ -231,6 +233,32 @@ def test_a_text_that_goes_on_is_guessed_below_again(glm: Case) -> None:
         assert not decoder.guarded.failure
 
 
+def test_a_model_that_sees_brings_it_too(tmp_path: Path) -> None:
+    """Qwen3.5: layers below `model.language_model.`, their own beside them below `mtp.`; none of it is left out."""
+    tiny_of("qwen3_5", tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    last = f"model.language_model.layers.{LAYERS - 1}."
+    own = {
+        f"mtp.layers.0.{name.removeprefix(last)}": one.clone() for name, one in tensors.items() if name.startswith(last)
+    }
+    hidden = tensors["model.language_model.norm.weight"].shape[0]
+    own["mtp.fc.weight"] = torch.randn(hidden, 2 * hidden, generator=torch.Generator().manual_seed(1))
+    own |= {
+        f"mtp.{name}.weight": torch.zeros(hidden) for name in ("norm", "pre_fc_norm_hidden", "pre_fc_norm_embedding")
+    }
+    save_file(tensors | own, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    assert open_folder(tmp_path).mtp.keys() == own.keys()
+    case = Case(tmp_path)
+    layer = load_mtp_layer(open_folder(tmp_path), torch.device("cpu"), torch.float32).layer
+    assert torch.equal(layer.state_dict()["eh_proj.weight"], own["mtp.fc.weight"])
+    text = prompt(9, most=240)
+    (hidden_RH,) = case.target.forward([Rows.text(KVCache(), text)])
+    (own_RH,) = case.lm.forward([case.rows([*text, 3], hidden_RH)])
+    assert case.lm.head(own_RH).isfinite().all()
+    pack(plan(open_folder(tmp_path), "none"), tmp_path / "packed")
+    assert open_folder(tmp_path / "packed").mtp.keys() == own.keys()
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that speaks the demo's tokens, with its layer."""
@@ -311,7 +339,7 @@ def test_plan_counts_it(folder: Path) -> None:
     ("config", "tensor", "kind"),
     [
         ({"speculators_model_type": "eagle3"}, "fc.weight", "speculators: eagle3"),
-        ({"dflash_config": {"mask_token_id": 3}}, "fc.weight", "DFlash"),
+        ({"speculators_model_type": "dflash"}, "fc.weight", "speculators: dflash"),
         ({"architectures": ["LlamaForCausalLMEagle3"]}, "fc.weight", "EAGLE"),
         ({"architectures": ["LlamaForCausalLM"]}, "midlayer.hidden_norm.weight", "EAGLE-3"),
         ({"model_type": "gemma4_assistant"}, "pre_projection.weight", "assistant"),

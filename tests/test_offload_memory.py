@@ -20,9 +20,9 @@ from offload.errors import NotEnoughRam, NotEnoughVram
 from offload.model import load as loading
 from offload.packs.pack import pack, plan
 from offload.stream.store import Arena
-from offload.stream.transfer import CudaWire
+from offload.stream.transfer import DeviceWire
 from offload.units import size
-from tests.test_offload_wire import stand_in
+from tests.test_offload_wire import StandIn
 from tests.tiny import logits_of, tiny
 
 CGROUPS = Path("/sys/fs/cgroup/memory")
@@ -251,16 +251,16 @@ def test_a_gpu_that_is_full_when_a_model_is_loaded_leaves_nothing_open(
     assert threading.active_count() == threads
 
 
-def test_a_full_cuda_ring_unpins_what_was_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
-    log = stand_in(monkeypatch)
+def test_a_full_device_unpins_what_was_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = StandIn()
 
     def full(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(torch, "empty", full)
     with pytest.raises(torch.OutOfMemoryError):
-        CudaWire(torch.device("cpu"), 1, 64, [Arena(1024)])
-    assert [entry[0] for entry in log] == ["pinned", "unpinned"]
+        DeviceWire(here, 1, 64, [Arena(1024)])
+    assert [entry[0] for entry in here.log] == ["pinned", "unpinned"]
 
 
 def test_other_errors_stay_what_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The CUDA wire keeps both promises of order, checked on a stand-in for CUDA; on a GPU the same calls are real."""
+"""The wire to a device pins what it must and no more; the order of its copies is in test_order_of_work.py."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,104 +7,91 @@ import pytest
 import torch
 
 from offload.errors import NotEnoughRam
+from offload.machine.accelerator import Accelerator, accelerator_of
 from offload.stream.store import Arena
-from offload.stream.transfer import CudaWire
+from offload.stream.transfer import DeviceWire
 
 Log = list[tuple[object, ...]]
 
 
-class Event:
+class Quiet:
+    """A stream or an event where nothing takes time."""
+
     def __init__(self, log: Log) -> None:
         self.log = log
-        self.name = f"event {len([entry for entry in log if entry[0] == 'made'])}"
-        log.append(("made", self.name))
 
-    def record(self, stream: "Stream") -> None:
-        self.log.append((stream.name, "records", self.name))
+    def record(self, _: object) -> None: ...
 
-    def synchronize(self) -> None:
-        self.log.append(("reader", "waits", self.name))
+    def wait_event(self, _: object) -> None: ...
 
-
-class Stream:
-    def __init__(self, log: Log, name: str) -> None:
-        self.log = log
-        self.name = name
-
-    def wait_event(self, event: Event) -> None:
-        self.log.append((self.name, "waits", event.name))
+    def wait_stream(self, _: object) -> None: ...
 
     def synchronize(self) -> None:
-        self.log.append(("host", "waits", self.name))
+        self.log.append(("host", "waits"))
 
 
-class Runtime:
-    def __init__(self, log: Log, outcome: int) -> None:
-        self.log = log
+class StandIn(Accelerator):
+    """A device whose memory is RAM; logs what is pinned, or refuses with a number."""
+
+    def __init__(self, outcome: int = 0) -> None:
+        super().__init__(torch.device("cpu"))
+        self.log: Log = []
         self.outcome = outcome
+        self._quiet = Quiet(self.log)
 
-    def cudaHostRegister(self, address: int, nbytes: int, flags: int) -> int:
+    def new_stream(self) -> torch.Stream:
+        return self._quiet  # type: ignore[return-value]  # as much of a stream as is asked of it
+
+    def new_event(self) -> torch.Event:
+        return self._quiet  # type: ignore[return-value]
+
+    @property
+    def current(self) -> torch.Stream:
+        return self._quiet  # type: ignore[return-value]
+
+    @contextmanager
+    def on(self, stream: torch.Stream) -> Iterator[None]:
+        yield
+
+    def pin(self, address: int, nbytes: int) -> int:
         self.log.append(("pinned", address, nbytes))
         return self.outcome
 
-    def cudaHostUnregister(self, address: int) -> int:
+    def unpin(self, address: int) -> None:
         self.log.append(("unpinned", address))
-        return 0
 
 
-def stand_in(monkeypatch: pytest.MonkeyPatch, outcome: int = 0) -> Log:
-    log: Log = []
-    compute = Stream(log, "compute")
-
-    @contextmanager
-    def inside(stream: Stream) -> Iterator[None]:
-        yield
-
-    monkeypatch.setattr(torch.cuda, "Event", lambda: Event(log))
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream(log, "copies"))
-    monkeypatch.setattr(torch.cuda, "stream", inside)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: compute)
-    monkeypatch.setattr(torch.cuda, "cudart", lambda: Runtime(log, outcome))
-    return log
-
-
-def test_copies_wait_for_the_computation_and_the_computation_for_copies(monkeypatch: pytest.MonkeyPatch) -> None:
-    log = stand_in(monkeypatch)
+def test_bytes_are_copied_to_the_device() -> None:
     arena = Arena(256)
     arena.flat.fill_(7)
-    wire = CudaWire(torch.device("cpu"), 1, 256, [arena])
-    log.clear()
-    wire.ready_to_fill(0)
+    wire = DeviceWire(StandIn(), 1, 256, [arena])
     device = wire.send(0, arena.flat, [(0, 256)])
-    wire.receive(0)
-    wire.release(0)
-    wire.ready_to_fill(0)
     assert torch.equal(device, arena.flat)
     assert device.data_ptr() != arena.flat.data_ptr()
-    landed, released = "event 0", "event 1"
-    assert log == [
-        ("reader", "waits", landed),
-        ("copies", "waits", released),
-        ("copies", "records", landed),
-        ("compute", "waits", landed),
-        ("compute", "records", released),
-        ("reader", "waits", landed),
-    ]
 
 
-def test_memory_is_pinned_exactly_and_unpinned_after_the_last_copy(monkeypatch: pytest.MonkeyPatch) -> None:
-    log = stand_in(monkeypatch)
-    arenas = [Arena(1000), Arena(3000)]
-    wire = CudaWire(torch.device("cpu"), 2, 3000, arenas)
+def test_memory_is_pinned_exactly_and_unpinned_after_the_last_copy() -> None:
+    here, arenas = StandIn(), [Arena(1000), Arena(3000)]
+    wire = DeviceWire(here, 2, 3000, arenas)
     wire.close()
     wire.close()
-    assert [entry[2] for entry in log if entry[0] == "pinned"] == [1000, 3000]
-    assert len([entry for entry in log if entry[0] == "unpinned"]) == 2
-    assert log.index(("host", "waits", "copies")) < log.index(("unpinned", arenas[1].flat.data_ptr()))
+    assert [entry[2] for entry in here.log if entry[0] == "pinned"] == [1000, 3000]
+    assert len([entry for entry in here.log if entry[0] == "unpinned"]) == 2
+    assert here.log.index(("host", "waits")) < here.log.index(("unpinned", arenas[1].flat.data_ptr()))
 
 
-def test_memory_that_cannot_be_pinned_is_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
-    log = stand_in(monkeypatch, outcome=2)
+def test_memory_that_cannot_be_pinned_is_a_refusal() -> None:
+    here = StandIn(outcome=2)
     with pytest.raises(NotEnoughRam, match=r"could not pin 1\.0 KiB of RAM .*CUDA error 2"):
-        CudaWire(torch.device("cpu"), 1, 64, [Arena(1024)])
-    assert [entry[0] for entry in log] == ["pinned"]
+        DeviceWire(here, 1, 64, [Arena(1024)])
+    assert [entry[0] for entry in here.log] == ["pinned"]
+
+
+def test_a_device_of_another_maker_is_asked_through_torch_alone(caplog: pytest.LogCaptureFixture) -> None:
+    assert accelerator_of(torch.device("cpu")) is None
+    other = accelerator_of(torch.device("xpu", 1))
+    assert other is not None
+    assert other.device == torch.device("xpu", 1)
+    assert [other.pin(1 << 12, 4096), other.pin(1 << 13, 4096)] == [0, 0]
+    other.unpin(1 << 12)
+    assert caplog.text.count("cannot be pinned for copies to xpu") == 1

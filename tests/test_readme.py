@@ -22,7 +22,8 @@ def test_prompts_in_the_readme_are_golden() -> None:
 def test_prompts_in_the_help_are_golden() -> None:
     for command in (None, *COMMANDS):
         shown = CliRunner().invoke(commands, [*([command] if command else []), "--help"]).output
-        alone = [line for line in shown.splitlines() if "|" not in line]  # a piped file is part of the prompt
+        # A piped file or an image is part of the prompt.
+        alone = [line for line in shown.splitlines() if "|" not in line and " -i " not in line]
         assert set(re.findall(r'-p "([^"]+)"', "\n".join(alone))) <= GOLDEN
 
 

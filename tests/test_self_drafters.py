@@ -154,7 +154,7 @@ def test_four_bits_are_close_and_take_little_room(width: int) -> None:
 def test_the_fewer_the_bits_the_smaller_and_the_further_away(
     width: int, bits: int, apart: float, codes_B: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(few_bits_of.PART, "cpu", 50 * width)  # three parts, the last one short
+    monkeypatch.setattr(few_bits_of, "PART_ON_CPU", 50 * width)  # three parts, the last one short
     linear = nn.Linear(width, 128, bias=True).to(torch.bfloat16).float()  # the same codes in both number formats
     small = Grouped(linear, torch.device("cpu"), bits)
     rows = torch.randn(16, width)

@@ -209,7 +209,9 @@ def test_a_seed_that_is_too_large_is_refused_with_its_true_bound(server: Served)
 def test_a_form_cannot_be_mistaken_for_a_request(server: Served) -> None:
     with server.http as client:
         assert client.post("/v1/chat/completions", data={"messages": "x"}).status_code == 415
-        assert client.post("/v1/chat/completions", content=b"{}").status_code == 415
+        typed = client.post("/v1/chat/completions", content=b"{}", headers={"content-type": "text/plain"})
+        untyped = client.post("/v1/chat/completions", content=b"{}", headers={"origin": "https://evil.example"})
+    assert (typed.status_code, untyped.status_code) == (415, 403)
 
 
 def test_unknown_paths_and_methods_are_errors_in_the_same_shape(server: Served) -> None:

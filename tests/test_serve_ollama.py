@@ -112,7 +112,7 @@ def test_it_says_what_is_here(letters: Served, agent: Served) -> None:
     [
         ("/api/chat", {}, 400, "messages"),
         ("/api/chat", {"model": "llama", "messages": [{"role": "user", "content": "x"}]}, 404, "letters"),
-        ("/api/chat", {"messages": [{"role": "user", "content": "x", "images": ["aGk="]}]}, 400, "messages.0.images"),
+        ("/api/chat", {"messages": [{"role": "user", "content": "x", "images": ["aGk="]}]}, 400, "messages.0.content"),
         ("/api/chat", {"messages": [{"role": "assistant", "tool_calls": [{}]}]}, 400, "messages.0.tool_calls.0"),
         ("/api/chat", {"messages": [{"role": "user", "content": "x"}], "format": "yaml"}, 400, "format"),
         ("/api/generate", {"prompt": "x", "suffix": "y"}, 400, "suffix"),

@@ -9,6 +9,7 @@ MODULES = [
     "specexec.tree.tree",
     "specexec.model.attention",
     "specexec.sampling.noise",
+    "specexec.sampling.shared_head",
     "specexec.sampling.verify",
     "specexec.drafters.cost",
     "specexec.engine.step_accounting",

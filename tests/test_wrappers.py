@@ -131,7 +131,7 @@ def test_what_stays_on_disk_is_said_with_its_size(
     seen_B = sum(tensor.nbytes for name, tensor in stored.items() if ".visual." in name)
     here = describe(tmp_path)
     assert (here.architecture, here.layers) == ("qwen3_vl", LAYERS)
-    note = f"images and sound are left out: {size(seen_B)} stay on disk"
+    note = f"{size(seen_B)} for images and sound stay on disk"
     assert here.notes == (note,)
     command = CommandLine(capsys, monkeypatch, FakeEngine())
     ran = command("plan", str(tmp_path), "--gpu", "none", "--json", "--offload", "none")

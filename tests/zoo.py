@@ -77,9 +77,12 @@ MORE: dict[str, dict[str, object]] = {
 }
 
 
-def tiny_of(model_type: str, folder: Path, seed: int = 0) -> PreTrainedModel:
+def tiny_of(
+    model_type: str, folder: Path, seed: int = 0, change: Callable[[PreTrainedConfig], None] = lambda _: None
+) -> PreTrainedModel:
     """A checkpoint in `folder` as transformers saves it, in float32, and the model that it holds."""
     config = shrunk(model_type)
+    change(config)
     of_text = config.get_text_config() is config
     model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)] if of_text else wrapper_class(config)
     assert model_class is not None, f"{model_type} writes no text"

@@ -27,6 +27,7 @@ from cli.batch.run import Run
 from cli.engine.facts import facts_of
 from cli.engine.open import open_engine, running_engine
 from cli.shared.errors import INTERRUPTED, SOME_FAILED, TERMINATED
+from cli.shared.help_sections import SectionedCommand
 from cli.shared.options import EngineOptions, engine_options, sampling_options
 from cli.shared.template_options import set_template, template_options
 from cli.shared.verbosity import Verbosity, start_logging, verbosity_options
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from specexec.text.tokenizer import Encoding
 
 
-@click.command()
+@click.command(cls=SectionedCommand)
 @click.argument("inputs", nargs=-1, metavar="[INPUT]...", type=click.Path(exists=True, allow_dash=True))
 @click.option("-p", "--prompt", "prompts", multiple=True, help="A prompt; may be repeated.")
 @batch_options

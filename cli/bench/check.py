@@ -14,6 +14,7 @@ from cli.bench.prompts import bench_prompts
 from cli.engine.facts import facts_of
 from cli.engine.open import running_engine
 from cli.shared.control_codes import echo
+from cli.shared.help_sections import SectionedCommand
 from cli.shared.options import EngineOptions, WholeNumber, engine_options, sampling_options
 from cli.shared.verbosity import Verbosity, json_option, verbosity_options
 from cli.terminal.screen import Screen
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 DIFFERENT = 1
 
 
-@click.command()
+@click.command(cls=SectionedCommand)
 @click.option("--prompts", "file", type=click.Path(exists=True, path_type=Path), help="A prompt a line (.txt, .jsonl).")
 @click.option("--limit", type=WholeNumber(min=1), default=8, help="Prompts to try.")
 @json_option("Print JSON, a line for each prompt, each with what came of every option.")

@@ -23,6 +23,7 @@ from cli.engine.facts import facts_of
 from cli.engine.learned_store import keep_speed
 from cli.engine.open import running_engine
 from cli.shared.control_codes import echo
+from cli.shared.help_sections import SectionedCommand
 from cli.shared.options import BUDGET, EngineOptions, RealNumber, WholeNumber, engine_options
 from cli.shared.verbosity import Verbosity, json_option, verbosity_options
 from cli.terminal.screen import Screen
@@ -62,7 +63,7 @@ def _several(
     )
 
 
-@click.command()
+@click.command(cls=SectionedCommand)
 @_several("--budgets", BUDGET, "Guesses per sweep; auto is one too.", shown=",".join(BUDGETS))
 @_several("--temperatures", RealNumber(min=0), "0 takes the likeliest token.", default="0")
 @_several("--drafters", click.STRING, "Who guesses.", shown="that of --drafter")

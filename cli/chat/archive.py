@@ -21,7 +21,7 @@ from typing import TypeAlias
 from cli.shared.errors import BadSession, SessionNotFound
 from offload.machine.atomic_write import PRIVATE, replacing
 from offload.machine.folders import folder_of
-from specexec.text.messages import Message
+from specexec.text.messages import Message, text_in
 from specexec.text.transcript import Turn, belonging, common
 
 FORMAT = 1
@@ -67,7 +67,7 @@ class Record:
     def title(self) -> str:
         """The first thing that was asked, on one line."""
         asked = next((message["content"] for message in self.messages if message["role"] == "user"), "(empty)")
-        return " ".join(str(asked).split())
+        return " ".join(text_in(asked).split())
 
 
 def sessions_folder() -> Path:
@@ -216,6 +216,8 @@ def _message(found: dict[str, object]) -> Message:
     """A message in OpenAI's shape. Raises ValueError and the like for what is none."""
     content = found["content"]
     message: Message = {"role": str(found["role"]), "content": None if content is None else str(content)}
+    if isinstance(content, list):  # with images
+        message["content"] = [dict(part) for part in content]
     if "reasoning_content" in found:
         message["reasoning_content"] = str(found["reasoning_content"])
     if "tool_calls" in found:
@@ -260,6 +262,6 @@ def _turns(record: Record, lines: list[dict[str, dict[str, object]]]) -> Iterato
 
 
 def _ids(found: object) -> list[int]:
-    if not isinstance(found, list) or not all(type(token) is int and 0 <= token < 1 << 31 for token in found):
+    if not isinstance(found, list) or not all(type(token) is int and 0 <= token < 1 << 63 for token in found):
         raise ValueError("its tokens are not ids")
     return found

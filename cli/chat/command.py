@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -17,6 +18,7 @@ from cli.engine.facts import facts_of
 from cli.engine.open import running_engine
 from cli.engine.prompts import with_stdin
 from cli.shared.control_codes import echo
+from cli.shared.help_sections import SectionedCommand
 from cli.shared.options import TEXT_OR_FILE, EngineOptions, engine_options, model_argument, sampling_options
 from cli.shared.template_options import template_options
 from cli.shared.thinking import Think, ask_to_think, think_option
@@ -26,6 +28,8 @@ from cli.terminal.screen import Screen
 from specexec.pieces import Piece
 from specexec.sampling.params import SamplingParams
 from specexec.stats import Overlap
+from specexec.text.messages import content_of
+from specexec.text.pictures import data_url
 
 if TYPE_CHECKING:
     from specexec.engine.engine import Engine
@@ -36,9 +40,12 @@ if TYPE_CHECKING:
 TOY_QUESTIONS = "It answers: How does specexec work? · What is a drafter? · What is offloading?"
 
 
-@click.command()
+@click.command(cls=SectionedCommand)
 @model_argument
 @click.option("-p", "--prompt", help="Ask this, print the answer and exit; piped input goes in front.")
+@click.option(
+    "-i", "--image", "images", type=click.Path(path_type=Path), multiple=True, help="An image for the first message."
+)
 @click.option("-s", "--system", type=TEXT_OR_FILE, help="System prompt, or @FILE.")
 @click.option("-c", "--continue", "resume", is_flag=True, help="Continue the latest conversation.")
 @click.option("--session", metavar="ID", help="Continue this one; see specexec sessions list.")
@@ -57,6 +64,7 @@ TOY_QUESTIONS = "It answers: How does specexec work? · What is a drafter? · Wh
 def chat(
     verbosity: Verbosity,
     prompt: str | None,
+    images: tuple[Path, ...],
     system: str | None,
     resume: bool,
     session: str | None,
@@ -75,12 +83,14 @@ def chat(
     \b
       specexec chat -p "How does specexec work?"
       cat notes.txt | specexec chat -m llama-70b -p "Summarise this."
+      specexec chat -m qwen3.6-27b -i photo.jpg -p "What is this?"
       specexec chat -c                                  continue where you left off
     """
     if as_json and prompt is None:
         raise click.UsageError("--json is for one question: ask it with --prompt.")
     message = None if prompt is None else with_stdin(prompt)
     screen = Screen(quiet=verbosity.quiet, plain=display.plain)
+    pictures = [data_url(image) for image in images]
     record = _record(resume, session)
     if record is not None and not _model_was_named():
         engine_options = replace(engine_options, model=record.model)
@@ -91,6 +101,7 @@ def chat(
         conversation = engine.conversation(system)
         if before is None:
             talk = Session(engine, conversation, screen, sampling, options, display, bell, notify_command, think)
+            talk.pictures += pictures
         else:
             talk = before.moved(engine, conversation, options)
         if kept:
@@ -104,13 +115,14 @@ def chat(
         return converse(engine_options, screen, verbosity, history=not no_history, begin=begin)
     with running_engine(engine_options, screen, verbosity) as engine:
         talk = begin(engine, engine_options, None)
+        content = content_of(message, pictures)
         if as_json:
-            bursts = list(talk.conversation.send(message, sampling))
+            bursts = list(talk.conversation.send(content, sampling))
             asked = {"prompt": message, "system": system, "think": think}
             echo(json.dumps(asked | _record_of(bursts, engine, engine_options, sampling), ensure_ascii=False))
             return 0
         try:
-            answer = talk.play(talk.conversation.send(message, sampling))
+            answer = talk.play(talk.conversation.send(content, sampling))
             talk.report(answer)
             return answer.exit_code
         finally:

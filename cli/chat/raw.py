@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from specexec.sampling.params import SamplingParams
+from specexec.text.messages import Content
 
 if TYPE_CHECKING:
     from specexec.engine.engine import Engine
@@ -24,11 +25,12 @@ class RawConversation:
     rendered: str = ""  # the last prompt and its completion, as written
     _retries: int = 0
 
-    def send(self, text: str, sampling: SamplingParams) -> Iterator[Burst]:
+    def send(self, text: Content, sampling: SamplingParams) -> Iterator[Burst]:
         """Continue `text`; what was written is kept, also when it is interrupted."""
         from specexec.text.formats import format_of
         from specexec.text.reply import Reply
 
+        assert isinstance(text, str), "images are for chat"
         self.unanswered = text
         stop = self.engine.filled(sampling).stop or ()
         reply = Reply(format_of(self.engine.encoding), self.engine.encode(text), (), stop)

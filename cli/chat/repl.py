@@ -10,6 +10,7 @@ import click
 from cli.chat.loop import converse
 from cli.chat.raw import RawConversation
 from cli.chat.session import Session
+from cli.shared.help_sections import SectionedCommand
 from cli.shared.options import EngineOptions, engine_options, model_argument, sampling_options
 from cli.shared.template_options import control_option
 from cli.shared.verbosity import Verbosity, verbosity_options
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from specexec.engine.engine import Engine
 
 
-@click.command()
+@click.command(cls=SectionedCommand)
 @model_argument
 @click.option("--no-history", is_flag=True, help="Do not remember what is typed.")
 @display_options

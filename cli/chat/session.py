@@ -16,6 +16,7 @@ from cli.terminal.display import Display
 from cli.terminal.meter import SweepMeter
 from cli.terminal.screen import Screen
 from specexec.sampling.params import SamplingParams
+from specexec.text.messages import Content, content_of, pictures_of, text_in
 
 if TYPE_CHECKING:
     from cli.chat.archive import Record
@@ -44,14 +45,16 @@ class Session:
     think: Think = "auto"
     keeper: Keeper | None = None
     attached: list[str] = field(default_factory=list)
+    pictures: list[str] = field(default_factory=list)  # data: URLs, for the next message
     last: Answer | None = None
     leaving: bool = False
     switch: EngineOptions | None = None  # what to load and continue with
 
     def send(self, text: str) -> None:
         """Answer a message, with the files that were read for it in front."""
-        message = "\n\n".join([*self.attached, text])
+        message = content_of("\n\n".join([*self.attached, text]), self.pictures)
         self.attached.clear()
+        self.pictures.clear()
         self._answer(self.conversation.send(message, self.sampling))
 
     def begin_anew(self) -> str | None:
@@ -100,16 +103,22 @@ class Session:
         """Answer the last message again, with exactly `seed` or one that the engine derives."""
         if seed is None:
             self._answer(self.conversation.retry(self.sampling))
-        elif (asked := self.last_question) is not None:
+        elif (asked := self._last_content) is not None:
             self._instead(asked, replace(self.sampling, seed=seed))
 
     @property
     def last_question(self) -> str | None:
-        """What was asked last, answered or not."""
+        """What was asked last, answered or not; without its images."""
+        asked = self._last_content
+        return None if asked is None else text_in(asked)
+
+    @property
+    def _last_content(self) -> Content | None:
         if self.conversation.unanswered is not None:
             return self.conversation.unanswered
         asked = [message for message in self.conversation.messages if message["role"] in ("user", "prompt")]
-        return str(asked[-1]["content"]) if asked else None
+        last = asked[-1]["content"] if asked else None
+        return last if last is None or isinstance(last, list) else str(last)
 
     @property
     def last_answer(self) -> dict[str, object]:
@@ -118,10 +127,10 @@ class Session:
         return answers[-1] if answers else {}
 
     def ask_again(self, text: str) -> None:
-        """Put another question in the place of the last one."""
-        self._instead(text, self.sampling)
+        """Put another question in the place of the last one, about the same images."""
+        self._instead(content_of(text, pictures_of(self._last_content)), self.sampling)
 
-    def _instead(self, text: str, sampling: SamplingParams) -> None:
+    def _instead(self, text: Content, sampling: SamplingParams) -> None:
         before = [*self.conversation.messages]
         self.conversation.undo()
         self._answer(self.conversation.send(text, sampling))

@@ -11,7 +11,7 @@ from cli.chat.archive import Archive, Record, sessions_folder
 from cli.shared.control_codes import echo
 from cli.shared.errors import BadSession
 from cli.shared.verbosity import json_option, verbosity_options
-from specexec.text.messages import Message
+from specexec.text.messages import Message, pictures_of, text_in
 
 JSON = json_option()
 SHOWN = 48  # characters of a title
@@ -121,10 +121,14 @@ def _markdown(record: Record) -> str:
     return "\n".join([f"# {record.title}\n", f"{record.model}, {record.id}\n", *parts])
 
 
+def _shown(content: object) -> str:
+    return "\n\n".join([*("[image]" for _ in pictures_of(content)), text_in(content)])
+
+
 def _body(message: Message) -> str:
     """Thoughts as a quotation, the text itself, and calls as code."""
     thoughts, calls = message.get("reasoning_content"), message.get("tool_calls")
     quoted = "\n".join(f"> {line}".rstrip() for line in str(thoughts or "").split("\n")) if thoughts else ""
     functions = [call["function"] for call in calls] if isinstance(calls, list) else []
     called = [f"`→ {function['name']}({function['arguments']})`" for function in functions]
-    return "\n\n".join(part for part in (quoted, str(message["content"] or ""), *called) if part)
+    return "\n\n".join(part for part in (quoted, _shown(message["content"]), *called) if part)

@@ -10,10 +10,12 @@ from pathlib import Path
 import click
 
 from cli.chat.archive import Archive, Record, sessions_folder
+from cli.chat.raw import RawConversation
 from cli.chat.session import Session
 from cli.chat.sessions import table
 from cli.shared.options import NATURAL
 from cli.shared.quantities import format_count
+from specexec.text.pictures import data_url, is_image_file
 
 FENCED = re.compile(r"^```[^\n]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
 SHOWN_SESSIONS = 10
@@ -65,6 +67,12 @@ def edit_last(session: Session, _: str) -> None:
 
 def read(session: Session, argument: str) -> None:
     path = _path(argument, "/read FILE")
+    if is_image_file(path):
+        if isinstance(session.conversation, RawConversation):
+            raise click.BadParameter("plain completion reads text; images are for specexec chat")
+        session.pictures.append(data_url(path))
+        session.screen.tell(f"{path}: the image goes before your next message")
+        return
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:

@@ -12,6 +12,7 @@ from cli.messages_api.schema import Block, Content, CountRequest, MessagesReques
 from cli.openai.errors import bad_request
 from cli.openai.parse import HttpRequest, Message, read_chat, read_translated, validated
 from cli.openai.reply import Exchange
+from specexec.text.pictures import picture_part
 
 # Accepted because clients send them as a matter of course; none of them changes a text.
 _HARMLESS = {
@@ -86,6 +87,9 @@ def _question(blocks: list[Block], at: str) -> Iterator[Message]:
     said: list[Message] = []
     for index, block in enumerate(blocks):
         place = f"{at}.{index}"
+        if block.get("type") == "image":
+            said.append(_image(block, place))
+            continue
         if block.get("type") != "tool_result":
             said.append({"type": "text", "text": _said(block, place)})
             continue
@@ -137,6 +141,19 @@ def _call(block: Block, at: str) -> Message:
         raise bad_request(f"{at}.input: an object is needed.", f"{at}.input")
     function = {"name": _string(block, "name", at), "arguments": arguments}
     return {"id": _string(block, "id", at), "type": "function", "function": function}
+
+
+def _image(block: Block, at: str) -> Message:
+    """A block of type image: its source is base64, or a data: URL."""
+    source = block.get("source")
+    if not isinstance(source, dict):
+        raise bad_request(f"{at}.source: an object is needed.", f"{at}.source")
+    if source.get("type") == "url":
+        return picture_part(_string(source, "url", f"{at}.source"))
+    if source.get("type") != "base64":
+        what = f"{at}.source: base64 is read, not {source.get('type')!r}."
+        raise bad_request(what, f"{at}.source", "unsupported_content")
+    return picture_part(f"data:image/png;base64,{_string(source, 'data', f'{at}.source')}")
 
 
 def _text(content: Content, at: str) -> str:

@@ -11,6 +11,7 @@ import click
 
 from cli.shared.control_codes import echo
 from cli.shared.errors import INTERRUPTED
+from cli.shared.help_sections import SectionedCommand
 from cli.shared.options import trust_option
 from cli.shared.quantities import format_bytes
 from cli.shared.verbosity import Verbosity, json_option, start_logging, verbosity_options
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from offload.placement.quantized_sizes import FourBits
 
 
-@click.command()
+@click.command(cls=SectionedCommand)
 @click.argument("model")
 @click.option("--quant", type=click.Choice(["none", "int8", "nf4"]), default="nf4", help="Bits of the layers' weights.")
 @click.option("--head-quant", type=click.Choice(["none", "nf4"]), default="none", help="Bits of the head in the pack.")

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.engine.facts import placement_facts
-from cli.models.gpu_cards import Card, card
+from cli.models.gpu_cards import Card, card, link_of
 from cli.shared.conditions import conditions
 from cli.shared.control_codes import echo
+from cli.shared.help_sections import SectionedCommand
 from cli.shared.options import BUDGET, COUNT, DRAFT_BITS, SIZE, SPEED, IntOrAuto, trust_option
 from cli.shared.quantities import exact_size, format_bytes
 from cli.shared.verbosity import json_option, verbosity_options
@@ -39,7 +40,7 @@ USUAL: dict[str, int | str | None] = {
 REACHED = 0.6  # of what is sold
 
 
-@click.command(short_help="Say what fits and how fast it will be, before loading.")
+@click.command(cls=SectionedCommand, short_help="Say what fits and how fast it will be, before loading.")
 @click.argument("model", default="demo")
 @click.option("--gpu", metavar="NAME|SIZE", help="As if this GPU were here, such as 4090 or 12GiB; none is the CPU.")
 @click.option("--link", type=SPEED, help="As if the link to the GPU had this speed, such as 12GB/s.")
@@ -74,7 +75,7 @@ def plan(
     from cli.models.gate import check, only_plainly
     from cli.models.outlook import best, outlook
     from offload.hub.headers_only import item_B, list_drafters, list_model
-    from specexec.compose.head_folders import check_heads
+    from specexec.compose.head_folders import check_heads, head_kind
     from specexec.compose.memory_plan import LoadRequest
 
     guests = _counted(drafter)
@@ -93,7 +94,8 @@ def plan(
     check_models(guests, [one.path for one in drafters], model)
     check_heads(guests, folder, drafters)
     for one in drafters:
-        check(one, trees=True, trust_remote_code=trust_remote_code)
+        if not head_kind(one):
+            check(one, trees=True, trust_remote_code=trust_remote_code)
     longest = folder.config.get("max_position_embeddings")
     context = context_for(ctx, longest if isinstance(longest, int) else 2**31 - 1)
     options = LoadOptions(
@@ -144,19 +146,21 @@ def _machine(
     folder: Folder, gpu: str | None, ram: int | None, vram: int | None, item_B: int, compute: Compute
 ) -> _Machine:
     from offload.hub.headers_only import NAMES
-    from offload.machine.memory import free_memory, gpus, margin_B
+    from offload.machine.gpus import gpus
+    from offload.machine.memory import free_memory, margin_B
     from offload.machine.speeds import disk_key, load_speeds
     from offload.placement.forecast import ceilings
 
     free = free_memory("cpu", ram)
     found = gpus() if gpu is None else []
-    name, memory_B, flops = "CPU", vram, None
+    name, memory_B, flops, slot = "CPU", vram, None, None
     if gpu and gpu.lower() not in ("none", "cpu"):
         named = _card(gpu)
         name, memory_B = named.name, named.memory_B if vram is None else vram
-        flops = named.flops and named.flops * REACHED
+        flops, slot = named.flops and named.flops * REACHED, named.link
     elif found:
         name, memory_B = found[0].name, found[0].free_B if vram is None else vram
+        slot = found[0].link or link_of(name)
     if memory_B is not None:
         free = replace(free, vram_B=memory_B, vram_margin_B=margin_B(memory_B) if vram is None else 0)
     device = "cpu" if memory_B is None else "cuda"
@@ -166,6 +170,8 @@ def _machine(
     limits = ceilings(measured.valid_under(device, now), disk_key(folder.weights_at), device, NAMES[item_B], compute)
     if flops:
         limits = replace(limits, arithmetic=replace(limits.arithmetic, flops=flops, curve=()))
+    if slot and (gpu or "link" in limits.assumed):  # the link that was measured is another card's, or there is none
+        limits = replace(limits, link_Bps=slot.Bps, assumed=tuple(dict.fromkeys([*limits.assumed, "link"])))
     return _Machine(name, free, limits, changed)
 
 

@@ -13,6 +13,7 @@ import click
 
 from cli.shared.control_codes import echo
 from cli.shared.errors import INTERRUPTED
+from cli.shared.help_sections import SectionedCommand
 from cli.shared.quantities import format_bytes
 from cli.shared.verbosity import Verbosity, json_option, start_logging, verbosity_options
 from cli.terminal.screen import Screen, watched
@@ -63,7 +64,7 @@ class _Pulled:
         return {name: value for name, value in asdict(self).items() if name != "line"}
 
 
-@click.command()
+@click.command(cls=SectionedCommand)
 @click.argument("name")
 @click.option("--revision", metavar="REV", help="A branch, tag or commit instead of the newest.")
 @click.option(

@@ -12,6 +12,7 @@ from cli.openai.errors import bad_request
 from cli.openai.parse import Message, read_chat, read_completion, read_translated, validated
 from cli.openai.reply import Exchange
 from cli.openai.schema import FILL
+from specexec.text.pictures import picture_part
 
 _LATEST = ":latest"
 # About the machine and about how long the model stays: decided when the server starts, and no text depends on it.
@@ -51,14 +52,24 @@ def chat(body: object, served: Items[str]) -> Exchange:
 def generate(body: object, served: Items[str]) -> Exchange:
     """An answer to one prompt, with `raw` the continuation of a text. Raises ApiError."""
     request = validated(OllamaGenerate, body)
-    for name in ("suffix", "template", "context", "images"):
+    for name in ("suffix", "template", "context"):
         if getattr(request, name):
             raise bad_request(f"{name} is not supported.", name, "unsupported_parameter")
+    if request.raw and request.images:
+        raise bad_request("images are for prompts that the template writes, not for raw ones.", "images")
     if request.raw:
         return _exchange(request, served, {"prompt": request.prompt or ""}, "generate")
     system: list[Message] = [{"role": "system", "content": request.system}] if request.system else []
-    messages = [*system, {"role": "user", "content": request.prompt or ""}]
+    messages = [*system, {"role": "user", "content": _seen(request.prompt or "", request.images)}]
     return _exchange(request, served, {"messages": messages}, "generate")
+
+
+def _seen(text: str, images: list[str] | None) -> object:
+    """A message's content; its images, in base64, go before the text."""
+    if not images:
+        return text
+    parts = [picture_part(f"data:image/png;base64,{image}") for image in images]
+    return [*parts, {"type": "text", "text": text}]
 
 
 def served_name(name: str | None, served: Items[str]) -> str | None:
@@ -116,9 +127,7 @@ def _messages(given: list[OllamaMessage]) -> list[Message]:
     messages: list[Message] = []
     waiting: list[_Call] = []  # for their results
     for index, one in enumerate(given):
-        if one.images:
-            raise bad_request(f"messages.{index}.images: this model reads text.", f"messages.{index}.images")
-        message: Message = {"role": one.role, "content": one.content or ""}
+        message: Message = {"role": one.role, "content": _seen(one.content or "", one.images)}
         if one.thinking:
             message["reasoning_content"] = one.thinking
         if one.tool_calls:

@@ -266,11 +266,6 @@ def _message(message: Message, index: int) -> Message:
     if message.get("function_call"):
         what = "function_call is older than tools and not supported."
         raise bad_request(what, f"{at}.function_call", "unsupported_parameter")
-    content = message.get("content")
-    for part in content if isinstance(content, list) else ():
-        kind = part.get("type", "text") if isinstance(part, dict) else "text"
-        if kind != "text":
-            raise bad_request(f"this model reads text, not {kind!r}.", f"{at}.content", "unsupported_content")
     if message.get("reasoning") and not message.get("reasoning_content"):
         return {**message, "reasoning_content": message["reasoning"]}
     return message

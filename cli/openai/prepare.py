@@ -190,7 +190,8 @@ def _encoded(engine: Engine, prompt: Prompt, wishes: Wishes | None, most: int | 
         tokens = encode(engine, prompt, wishes, most=most)
     except (BadMessages, BadText) as problem:
         place = re.match(r"messages\.\d+[.\w]*", problem.what)
-        raise bad_request(problem.what, place and place[0], problem.code) from None
+        what = f"{problem.what} {problem.why}" if problem.why else problem.what
+        raise bad_request(what, place and place[0], problem.code) from None
     if not tokens:
         raise api_error(EmptyPrompt("the prompt is empty."))
     return tokens

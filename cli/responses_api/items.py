@@ -8,6 +8,7 @@ from collections.abc import Sequence as Items
 from cli.openai.errors import ApiError, bad_request
 from cli.openai.parse import Message
 from cli.responses_api.schema import Item
+from specexec.text.pictures import is_picture, picture_part
 
 _ROLES = ("user", "system", "developer", "assistant")
 _TEXTS = ("input_text", "output_text", "text", "reasoning_text", "summary_text")
@@ -49,7 +50,10 @@ def _add(chat: list[Message], item: Item, at: str, stored: Callable[[str], Item 
 
 
 def _message(chat: list[Message], item: Item, at: str) -> None:
-    role, text = item.get("role"), _text(item.get("content"), f"{at}.content")
+    role = item.get("role")
+    text = (
+        _parts(item.get("content"), f"{at}.content") if role == "user" else _text(item.get("content"), f"{at}.content")
+    )
     if role not in _ROLES:
         raise bad_request(f"{at}.role: {', '.join(_ROLES)} are known.", f"{at}.role")
     if role == "assistant":
@@ -70,6 +74,22 @@ def _found(name: str, at: str, stored: Callable[[str], Item | None]) -> Item:
     if item is None:
         raise ApiError(404, "item_not_found", f"{at}: no item {name!r} is stored here.", param=at)
     return item
+
+
+def _parts(content: object, at: str) -> str | list[Message]:
+    """Text, or the parts of a message that holds an image."""
+    if not isinstance(content, list) or not any(is_picture(part) for part in content):
+        return _text(content, at)
+    return [_shown(part, f"{at}.{index}") for index, part in enumerate(content)]
+
+
+def _shown(part: object, at: str) -> Message:
+    if not is_picture(part):
+        return {"type": "text", "text": _part(part, at)}
+    url = part.get("image_url") if isinstance(part, dict) else None
+    if not isinstance(url, str):
+        raise bad_request(f"{at}: an image needs an image_url.", at, "unsupported_content")
+    return picture_part(url)
 
 
 def _text(content: object, at: str) -> str:

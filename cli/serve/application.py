@@ -28,10 +28,10 @@ from cli.serve.bodies import read_json
 from cli.serve.completions import Completions, Endpoint, ServerSettings, ready
 from cli.serve.framing import LINES
 from cli.serve.guard import Guard, Policy
-from cli.serve.metrics import exposition
+from cli.serve.metrics import exposition, together
+from cli.serve.models import Models
 from cli.serve.other_clients import OtherClients
 from cli.serve.refusals import response_of
-from cli.serve.worker import Worker
 from specexec.text.template_options import Wishes
 
 log = logging.getLogger(__name__)
@@ -42,11 +42,11 @@ _PAGE_POLICY = (
 )
 
 
-def application(worker: Worker, settings: ServerSettings, policy: Policy) -> ASGIApp:
-    """The whole server as one ASGI app; the worker is started and closed by the caller."""
+def application(models: Models, settings: ServerSettings, policy: Policy) -> ASGIApp:
+    """The whole server as one ASGI app; the models are started and closed by the caller."""
     store = ResponseStore()
-    completions, responses = Completions(worker, settings), ResponsesReader(store)
-    status, others = _ModelAndState(worker, settings), OtherClients(worker, settings, store)
+    completions, responses = Completions(models, settings), ResponsesReader(store)
+    status, others = _ModelAndState(models, settings), OtherClients(models, settings, store)
     routes = [
         Route("/", status.page),
         Route("/health", _kind(status.health)),
@@ -58,9 +58,10 @@ def application(worker: Worker, settings: ServerSettings, policy: Policy) -> ASG
         Route("/v1/responses", _kind(completions.endpoint(responses.response)), methods=["POST"]),
         Route("/v1/responses/input_tokens", _kind(completions.counter(responses.prompt, _counted)), methods=["POST"]),
         Route("/v1/responses/{name}", _kind(others.stored), methods=["GET", "DELETE"]),
-        Route("/api/chat", _kind(completions.endpoint(ollama.chat, LINES)), methods=["POST"]),
-        Route("/api/generate", _kind(completions.endpoint(ollama.generate, LINES)), methods=["POST"]),
+        Route("/api/chat", _kind(completions.endpoint(ollama.chat, LINES, others.kept)), methods=["POST"]),
+        Route("/api/generate", _kind(completions.endpoint(ollama.generate, LINES, others.kept)), methods=["POST"]),
         Route("/api/tags", _kind(others.tags)),
+        Route("/api/ps", _kind(others.loaded)),
         Route("/api/show", _kind(others.show), methods=["POST"]),
         Route("/api/version", _kind(others.version)),
         Route("/props", _kind(others.props)),
@@ -83,8 +84,8 @@ def application(worker: Worker, settings: ServerSettings, policy: Policy) -> ASG
 class _ModelAndState:
     """Everything but completions."""
 
-    def __init__(self, worker: Worker, settings: ServerSettings) -> None:
-        self._worker = worker
+    def __init__(self, models: Models, settings: ServerSettings) -> None:
+        self._models = models
         self._settings = settings
         self._created = int(time.time())
 
@@ -93,21 +94,24 @@ class _ModelAndState:
         return HTMLResponse(html, headers={"Content-Security-Policy": _PAGE_POLICY})
 
     async def health(self, _: Request) -> Response:
-        worker = self._worker
-        state: dict[str, object] = {"status": worker.state, "model": self._settings.model}
-        if worker.state == "loading":
+        models, worker = self._models, self._models.first.worker
+        status = "ok" if worker is None else worker.state  # a model that was unloaded comes back when it is asked for
+        state: dict[str, object] = {"status": status, "model": self._settings.model}
+        if worker is not None and status == "loading":
             state["loading_s"] = round(time.monotonic() - worker.started_s, 1)
             state |= {"layers_read": worker.layers_read, "layers_to_read": worker.layers_to_read}
         else:
-            state |= {"running": worker.running, "waiting": worker.waiting}
-        ok = worker.state == "ok"
+            state |= {"running": models.running, "waiting": models.waiting}
+        ok = status == "ok"
         return JSONResponse(state, 200 if ok else 503, headers={} if ok else {"Retry-After": "5"})
 
     async def metrics(self, _: Request) -> Response:
-        worker = self._worker
-        ready = worker.state == "ok"
-        failed = len(worker.engine.drafter_failures) if ready else 0
-        text = exposition(worker.totals, worker.running, worker.waiting, ready=ready, failed=failed)
+        models = self._models
+        loaded = [one.worker.engine for one in models.hosted if one.worker and one.worker.state == "ok"]
+        failed = sum(len(engine.drafter_failures) for engine in loaded)
+        totals = together(one.totals for one in models.hosted)
+        ready = models.first.state == "ok"
+        text = exposition(totals, models.running, models.waiting, ready=ready, failed=failed)
         return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
 
     async def models(self, _: Request) -> Response:
@@ -120,42 +124,48 @@ class _ModelAndState:
         return JSONResponse(self._card(name))
 
     async def tokenize(self, request: Request) -> Response:
-        ready(self._worker)
-        engine, body = self._worker.engine, await read_json(request)
+        body = await read_json(request)
         given = [body[name] for name in ("content", "prompt", "messages") if name in body]
         special = _switch(body, "add_special_tokens", "add_special")
         control = _switch(body, "allow_control_tokens", "parse_special")
         if len(given) != 1 or not isinstance(given[0], str | list):
             raise bad_request("give one of content, prompt or messages.", "content")
         prompt, wishes = given[0] if isinstance(given[0], str) else _messages(given[0]), Wishes(control_tokens=control)
-        tokens = await anyio.to_thread.run_sync(partial(encode, engine, prompt, wishes, special=special is not False))
-        return JSONResponse({"tokens": tokens, "count": len(tokens), "max_model_len": engine.context})
+        async with self._models.using(body.get("model")) as worker:
+            ready(worker)
+            read = partial(encode, worker.engine, prompt, wishes, special=special is not False)
+            tokens = await anyio.to_thread.run_sync(read)
+            return JSONResponse({"tokens": tokens, "count": len(tokens), "max_model_len": worker.engine.context})
 
     async def detokenize(self, request: Request) -> Response:
-        ready(self._worker)
-        tokens = (await read_json(request)).get("tokens")
-        vocabulary = len(self._worker.engine.tokenizer)
-        given = tokens if isinstance(tokens, list) else [None]
-        ids = [token for token in given if type(token) is int and 0 <= token < vocabulary]
-        if len(ids) != len(given):
-            raise bad_request(f"tokens must be a list of ids from 0 to {vocabulary - 1}.", "tokens")
-        text = await anyio.to_thread.run_sync(self._worker.engine.decode, ids)
-        return JSONResponse({"content": text, "prompt": text})
+        body = await read_json(request)
+        tokens = body.get("tokens")
+        async with self._models.using(body.get("model")) as worker:
+            ready(worker)
+            vocabulary = len(worker.engine.tokenizer)
+            given = tokens if isinstance(tokens, list) else [None]
+            ids = [token for token in given if type(token) is int and 0 <= token < vocabulary]
+            if len(ids) != len(given):
+                raise bad_request(f"tokens must be a list of ids from 0 to {vocabulary - 1}.", "tokens")
+            text = await anyio.to_thread.run_sync(worker.engine.decode, ids)
+            return JSONResponse({"content": text, "prompt": text})
 
-    async def tokenizer_info(self, _: Request) -> Response:
-        ready(self._worker)
-        tokenizer, encoding = self._worker.engine.tokenizer, self._worker.engine.encoding
-        special = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
-        return JSONResponse(
-            {
-                "tokenizer_class": type(tokenizer).__name__,
-                "vocab_size": len(tokenizer),
-                "model_max_length": self._worker.engine.context,
-                **special,
-                "eos_token_id": tokenizer.eos_token_id,
-                "chat_template": encoding.template,
-            }
-        )
+    async def tokenizer_info(self, request: Request) -> Response:
+        async with self._models.using(request.query_params.get("model")) as worker:
+            ready(worker)
+            tokenizer, encoding = worker.engine.tokenizer, worker.engine.encoding
+            marks = tokenizer.special_tokens_map.items()
+            special = {name: str(token) for name, token in marks if isinstance(token, str)}
+            return JSONResponse(
+                {
+                    "tokenizer_class": type(tokenizer).__name__,
+                    "vocab_size": len(tokenizer),
+                    "model_max_length": worker.engine.context,
+                    **special,
+                    "eos_token_id": tokenizer.eos_token_id,
+                    "chat_template": encoding.template,
+                }
+            )
 
     def _card(self, name: str) -> dict[str, object]:
         card: dict[str, object] = {
@@ -164,8 +174,10 @@ class _ModelAndState:
             "created": self._created,
             "owned_by": "specexec",
         }
-        if self._worker.state == "ok":
-            engine = self._worker.engine
+        hosted = self._models.named(name)
+        card["status"] = {"value": "loaded" if hosted.state == "ok" else hosted.state}
+        if hosted.worker is not None and hosted.state == "ok":
+            engine = hosted.worker.engine
             card["max_model_len"] = engine.context
             card["meta"] = {
                 "context": engine.context,
@@ -174,6 +186,8 @@ class _ModelAndState:
                 "placement": engine.placement,
                 "budget": engine.budget,
                 "toy": engine.toy,
+                "running": hosted.worker.running,
+                "waiting": hosted.worker.waiting,
             }
         return card
 

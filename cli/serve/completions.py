@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import anyio
 from anyio import to_thread
@@ -26,9 +26,13 @@ from cli.openai.prepare import Prepared, prepare, prompt_of
 from cli.openai.reply import Exchange, Prompted, ProtocolReply, Standing
 from cli.serve.bodies import read_json
 from cli.serve.framing import EVENTS, Framing
+from cli.serve.models import Models
 from cli.serve.refusals import notes_header
 from cli.serve.worker import Ticket, Worker
 from cli.serve.writing import Writing
+
+if TYPE_CHECKING:
+    from specexec.engine.engine import Engine
 
 WATCH_S = 0.2  # between two signs of life for those who watch the sweep
 SLOWEST_READER_S = 300.0  # a client that takes nothing for so long has gone without saying so
@@ -36,13 +40,14 @@ FAREWELL_S = 5.0  # for the last event of a stream when the server stops
 
 Read = Callable[[object, Items[str]], Exchange]
 ReadPrompt = Callable[[object, Items[str]], HttpRequest]
+Instead = Callable[[dict[str, object]], Awaitable[Response | None]]
 Endpoint = Callable[[Request], Awaitable[Response]]
 Keepalive = Literal["comment", "empty-delta"]
 
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """The server's settings: its model's names, seconds between signs of life, the log, and the time limit."""
+    """The server's settings: its models' names, seconds between signs of life, the log, and the time limit."""
 
     models: tuple[str, ...]
     keepalive_s: float
@@ -59,17 +64,21 @@ class ServerSettings:
 class Completions:
     """All endpoints that write text; they differ in how a body is read, and in the words of the reply."""
 
-    def __init__(self, worker: Worker, settings: ServerSettings) -> None:
-        self._worker = worker
+    def __init__(self, models: Models, settings: ServerSettings) -> None:
+        self._models = models
         self._settings = settings
 
-    def endpoint(self, read: Read, framing: Framing = EVENTS) -> Endpoint:
-        """An endpoint that answers in one protocol."""
+    def endpoint(self, read: Read, framing: Framing = EVENTS, instead: Instead | None = None) -> Endpoint:
+        """An endpoint that answers in one protocol; what `instead` answers asks for no text."""
 
         async def answer(request: Request) -> Response:
-            ready(self._worker)
             body = await read_json(request)
-            return await self._answer(request, framing, *await to_thread.run_sync(self._prepared, read, body))
+            if instead is not None and (told := await instead(body)) is not None:
+                return told
+            async with self._models.using(body.get("model")) as worker:
+                ready(worker)
+                exchange, prepared = await to_thread.run_sync(self._prepared, worker, read, body)
+                return await self._answer(worker, request, framing, exchange, prepared)
 
         return answer
 
@@ -77,17 +86,20 @@ class Completions:
         """An endpoint that says how many tokens the prompt of a request has."""
 
         async def answer(request: Request) -> Response:
-            ready(self._worker)
             body = await read_json(request)
-            return JSONResponse(body_of(await to_thread.run_sync(self._counted, read, body)))
+            async with self._models.using(body.get("model")) as worker:
+                ready(worker)
+                return JSONResponse(body_of(await to_thread.run_sync(self._counted, worker, read, body)))
 
         return answer
 
-    async def _answer(self, request: Request, framing: Framing, exchange: Exchange, prepared: Prepared) -> Response:
+    async def _answer(
+        self, worker: Worker, request: Request, framing: Framing, exchange: Exchange, prepared: Prepared
+    ) -> Response:
         asked = exchange.asked
-        writing = self._writing(asked, prepared)
+        writing = self._writing(worker, asked, prepared)
         prompt_tokens = sum(len(text.tokens) for text in prepared.texts)
-        engine = self._worker.engine
+        engine = worker.engine
         reply = exchange.reply(
             Prompted(
                 asked.model or self._settings.model,
@@ -104,7 +116,7 @@ class Completions:
                 self._events(framing, writing, reply, record),
                 media_type=framing.media_type,
                 ping=min(WATCH_S, self._settings.keepalive_s) if asked.watch else self._settings.keepalive_s,
-                ping_message_factory=partial(self._alive, framing, writing, reply),  # type: ignore[arg-type]  # bytes
+                ping_message_factory=partial(self._alive, engine, framing, writing, reply),  # type: ignore[arg-type]  # bytes
                 send_timeout=SLOWEST_READER_S,
                 shutdown_event=anyio.Event(),
                 shutdown_grace_period=FAREWELL_S,
@@ -113,15 +125,15 @@ class Completions:
             )
         return await _whole(request, writing, reply, record, headers)
 
-    def _prepared(self, read: Read, body: object) -> tuple[Exchange, Prepared]:
+    def _prepared(self, worker: Worker, read: Read, body: object) -> tuple[Exchange, Prepared]:
         exchange = read(body, self._settings.models)
-        return exchange, prepare(self._worker.engine, exchange.asked)
+        return exchange, prepare(worker.engine, exchange.asked)
 
-    def _counted(self, read: ReadPrompt, body: object) -> int:
-        return len(prompt_of(self._worker.engine, read(body, self._settings.models)))
+    def _counted(self, worker: Worker, read: ReadPrompt, body: object) -> int:
+        return len(prompt_of(worker.engine, read(body, self._settings.models)))
 
-    def _writing(self, asked: HttpRequest, prepared: Prepared) -> Writing:
-        engine, writing = self._worker.engine, Writing(self._worker, self._settings.timeout_s)
+    def _writing(self, worker: Worker, asked: HttpRequest, prepared: Prepared) -> Writing:
+        engine, writing = worker.engine, Writing(worker, self._settings.timeout_s)
         fresh_seed = secrets.randbits(32)
         for text in prepared.texts:
             left = engine.context - len(text.tokens)
@@ -159,9 +171,9 @@ class Completions:
         finally:
             record.close()
 
-    def _alive(self, framing: Framing, writing: Writing, reply: ProtocolReply) -> bytes:
+    def _alive(self, engine: Engine, framing: Framing, writing: Writing, reply: ProtocolReply) -> bytes:
         """What a silent sweep sends, so that no proxy on the way closes the stream as dead."""
-        standing = Standing(writing.ahead, self._worker.engine.progress())
+        standing = Standing(writing.ahead, engine.progress())
         comments = self._settings.keepalive == "comment"
         return framing.bytes_of(reply.alive(standing, writing.unfinished, comments))
 
@@ -171,6 +183,10 @@ def ready(worker: Worker) -> None:
     if worker.state == "loading":
         waited_s = time.monotonic() - worker.started_s
         raise ApiError(503, "model_loading", f"the model is loading, since {waited_s:.0f} s.", retry_s=5)
+    if worker.state == "failed":
+        raise ApiError(
+            503, "model_unavailable", "the model could not be loaded; the server's log says why.", retry_s=60
+        )
     if worker.state != "ok":
         raise ApiError(503, "model_unavailable", "there is no model to answer with.", retry_s=60)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
 _PREFIX = "specexec_"
@@ -26,6 +27,12 @@ class Totals:
     read_bytes_total: int = 0
 
 
+def together(totals: Iterable[Totals]) -> Totals:
+    """The sums over all models."""
+    each = list(totals)
+    return Totals(**{one.name: sum(getattr(other, one.name) for other in each) for one in fields(Totals)})
+
+
 _SAYS = {
     "requests_total": "Texts asked for; each choice of a request counts.",
     "requests_rejected_total": "Texts refused because the queue was full.",
@@ -42,7 +49,7 @@ _SAYS = {
     "read_bytes_total": "Bytes of weights moved.",
     "requests_running": "Texts that share the running sweep.",
     "requests_waiting": "Texts in the queue.",
-    "ready": "1 once the model is loaded.",
+    "ready": "1 once the first model is loaded.",
     "drafters_failed": "Drafters that failed: texts take more sweeps. The model's card says why.",
 }
 

@@ -18,15 +18,15 @@ from cli.openai.prepare import rendered
 from cli.responses_api.store import ResponseStore
 from cli.serve.bodies import read_json
 from cli.serve.completions import ServerSettings, ready
-from cli.serve.worker import Worker
+from cli.serve.models import Models
 from specexec.text.formats import format_of
 
 
 class OtherClients:
     """Endpoints that write no text."""
 
-    def __init__(self, worker: Worker, settings: ServerSettings, store: ResponseStore) -> None:
-        self._worker, self._settings, self._store = worker, settings, store
+    def __init__(self, models: Models, settings: ServerSettings, store: ResponseStore) -> None:
+        self._models, self._settings, self._store = models, settings, store
         self._since = datetime.fromtimestamp(time.time(), UTC).isoformat()
 
     async def stored(self, request: Request) -> Response:
@@ -37,61 +37,96 @@ class OtherClients:
             return JSONResponse({"id": name, "object": "response", "deleted": True})
         return JSONResponse(self._store.get(name).body)
 
-    async def props(self, _: Request) -> Response:
+    async def props(self, request: Request) -> Response:
         """llama.cpp's /props."""
-        ready(self._worker)
-        engine = self._worker.engine
-        return JSONResponse(
-            {
-                "default_generation_settings": {"n_ctx": engine.context},
-                "total_slots": self._worker.parallel,
-                "model_alias": self._settings.model,
-                "chat_template": engine.encoding.template,
-                "modalities": {"vision": False, "audio": False},
-                "build_info": f"specexec-{version('specexec')}",
-            }
-        )
+        name = request.query_params.get("model")
+        async with self._models.using(name) as worker:
+            ready(worker)
+            engine = worker.engine
+            return JSONResponse(
+                {
+                    "default_generation_settings": {"n_ctx": engine.context},
+                    "total_slots": worker.parallel,
+                    "model_alias": self._models.named(name).names[0],
+                    "chat_template": engine.encoding.template,
+                    "modalities": {"vision": False, "audio": False},
+                    "build_info": f"specexec-{version('specexec')}",
+                }
+            )
 
     async def apply_template(self, request: Request) -> Response:
         """llama.cpp's /apply-template: the prompt that a chat request would have, as text."""
-        ready(self._worker)
-        asked = await to_thread.run_sync(read_chat, await read_json(request), self._settings.models)
-        return JSONResponse({"prompt": await to_thread.run_sync(rendered, self._worker.engine, asked)})
+        body = await read_json(request)
+        async with self._models.using(body.get("model")) as worker:
+            ready(worker)
+            asked = await to_thread.run_sync(read_chat, body, self._settings.models)
+            return JSONResponse({"prompt": await to_thread.run_sync(rendered, worker.engine, asked)})
 
     async def tags(self, _: Request) -> Response:
         """Ollama's list of models."""
-        models = [
-            {"name": name, "model": name, "modified_at": self._since, "details": self._details()}
-            for name in self._settings.models
+        return JSONResponse({"models": [self._listed(name) for name in self._settings.models]})
+
+    async def loaded(self, _: Request) -> Response:
+        """Ollama's list of the models that are loaded."""
+        loaded = [
+            {**self._listed(one.names[0]), "context_length": one.worker.engine.context}
+            for one in self._models.hosted
+            if one.worker is not None and one.state == "ok"
         ]
-        return JSONResponse({"models": models})
+        return JSONResponse({"models": loaded})
+
+    async def kept(self, body: dict[str, object]) -> Response | None:
+        """Ollama's way to load a model or, with `keep_alive` 0, to unload it: a request without a prompt."""
+        if not body.get("model") or body.get("prompt") or body.get("messages") or body.get("images"):
+            return None
+        name = self._known(body)
+        leaves = body.get("keep_alive") in (0, "0", "0s")
+        if leaves:
+            await to_thread.run_sync(self._models.unload, self._models.named(name))
+        else:
+            async with self._models.using(name) as worker:
+                ready(worker)
+        now = datetime.now(UTC).isoformat()
+        message: dict[str, object] = {"message": {"role": "assistant", "content": ""}} if "messages" in body else {}
+        told = {"model": name, "created_at": now, "response": "", **message, "done": True}
+        return JSONResponse({**told, "done_reason": "unload" if leaves else "load"})
 
     async def show(self, request: Request) -> Response:
         """Ollama's card of one model."""
-        ready(self._worker)
-        body, engine = await read_json(request), self._worker.engine
-        name = body.get("model", body.get("name"))
-        if not isinstance(name, str):
-            raise bad_request("model: a name is needed.", "model")
-        if served_name(name, self._settings.models) not in self._settings.models:
-            raise unknown_model(name, self._settings.models)
-        form = await to_thread.run_sync(partial(format_of, engine.encoding))
-        able = {"completion": True, "tools": form.calls, "thinking": form.thoughts}
-        kind = engine.architecture
-        return JSONResponse(
-            {
-                "modified_at": self._since,
-                "template": engine.encoding.template or "",
-                "details": self._details(),
-                "model_info": {"general.architecture": kind, f"{kind}.context_length": engine.context},
-                "capabilities": [name for name, can in able.items() if can],
-            }
-        )
+        name = self._known(await read_json(request))
+        async with self._models.using(name) as worker:
+            ready(worker)
+            engine = worker.engine
+            form = await to_thread.run_sync(partial(format_of, engine.encoding))
+            able = {"completion": True, "tools": form.calls, "thinking": form.thoughts}
+            kind = engine.architecture
+            return JSONResponse(
+                {
+                    "modified_at": self._since,
+                    "template": engine.encoding.template or "",
+                    "details": self._details(name),
+                    "model_info": {"general.architecture": kind, f"{kind}.context_length": engine.context},
+                    "capabilities": [name for name, can in able.items() if can],
+                }
+            )
 
     async def version(self, _: Request) -> Response:
         """Ollama's /api/version, with the version of specexec."""
         return JSONResponse({"version": version("specexec")})
 
-    def _details(self) -> dict[str, object]:
-        kind = self._worker.engine.architecture if self._worker.state == "ok" else ""
+    def _known(self, body: dict[str, object]) -> str:
+        """The model that a body names. Raises ApiError."""
+        name = body.get("model", body.get("name"))
+        if not isinstance(name, str):
+            raise bad_request("model: a name is needed.", "model")
+        if served_name(name, self._settings.models) not in self._settings.models:
+            raise unknown_model(name, self._settings.models)
+        return name
+
+    def _listed(self, name: str) -> dict[str, object]:
+        return {"name": name, "model": name, "modified_at": self._since, "details": self._details(name)}
+
+    def _details(self, name: str) -> dict[str, object]:
+        hosted = self._models.named(name)
+        kind = hosted.worker.engine.architecture if hosted.worker and hosted.state == "ok" else ""
         return {"family": kind, "families": [kind] if kind else []}

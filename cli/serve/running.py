@@ -1,4 +1,4 @@
-"""uvicorn and the engine's thread, started together and stopped together."""
+"""uvicorn and the engines' threads, started together and stopped together."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from types import FrameType
 import uvicorn
 from starlette.types import ASGIApp
 
-from cli.serve.worker import Worker
+from cli.serve.models import Models
 
 
 class Running(uvicorn.Server):
-    """Ctrl-C and SIGTERM first stop the engine after its current layer: every client gets the reason, then we exit."""
+    """Ctrl-C and SIGTERM first stop engines after their current layer: every client gets the reason, then we exit."""
 
-    def __init__(self, app: ASGIApp, worker: Worker, shutdown_s: int) -> None:
+    def __init__(self, app: ASGIApp, models: Models, shutdown_s: int) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -26,17 +26,17 @@ class Running(uvicorn.Server):
                 h11_max_incomplete_event_size=32 * 1024,
             )
         )
-        self._worker = worker
-        worker.on_failure = self.leave
+        self._models = models
+        models.on_failure = self.leave
 
     def leave(self) -> None:
         """End soon, from any thread."""
         self.should_exit = True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self._worker.begin_stopping()
+        self._models.begin_stopping()
         super().handle_exit(sig, frame)
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
-        self._worker.start()
+        self._models.start()
         super().run(sockets)

@@ -61,7 +61,8 @@ class Ticket:
 class Worker:
     """Serves any number of texts with one engine, at most `parallel` of them in one sweep.
 
-    `remembering` surrounds its work: what earlier runs knew, and what this one will leave behind.
+    `remembering` surrounds its work: what earlier runs knew, and what this one will leave behind. `totals` are those of
+    earlier workers of the same model.
     """
 
     def __init__(
@@ -71,12 +72,13 @@ class Worker:
         parallel: int,
         max_queue: int,
         remembering: Callable[[Engine], AbstractContextManager[object]] = nullcontext,
+        totals: Totals | None = None,
     ) -> None:
         self.state: State = "loading"
         self.failure: BaseException | None = None
         self.on_ready: Callable[[Engine], None] = lambda engine: None
         self.on_failure: Callable[[], None] = lambda: None
-        self.totals = Totals()
+        self.totals = totals or Totals()
         self.parallel = parallel
         self.max_queue = max_queue
         self.started_s = time.monotonic()

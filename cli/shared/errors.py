@@ -47,6 +47,7 @@ EXIT_CODES = {
     "bad_text": BAD_INPUT,
     "unknown_token": BAD_INPUT,
     "bad_messages": BAD_INPUT,
+    "unsupported_content": BAD_INPUT,
     "duplicate_id": BAD_INPUT,
     "output_exists": 9,
     "manifest_mismatch": 9,
@@ -55,6 +56,7 @@ EXIT_CODES = {
     "cluster_lost": 6,
     "device_lost": 6,
     "port_taken": 9,
+    "no_server": 6,
     "missing_extra": USAGE,
     "file_refused": 3,
     "session_not_found": 3,
@@ -84,6 +86,12 @@ class PortTaken(SpecexecError):
     """Something else listens there, or we may not."""
 
     code = "port_taken"
+
+
+class NoServer(SpecexecError):
+    """No running server answers there, or it refuses."""
+
+    code = "no_server"
 
 
 class MissingExtra(SpecexecError):

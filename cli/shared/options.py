@@ -152,9 +152,14 @@ trust_option = click.option(
     "--trust-remote-code", is_flag=True, help="Run Python that the model brings along. It can do all that you can."
 )
 
+
+def _model_option(several: bool) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
+    more = "; repeatable" if several else ""
+    return click.option("-m", "--model", metavar="MODEL", show_default="demo", shell_complete=_names,
+                        multiple=several, help=f"A name, a folder, or org/repo{more}.")  # fmt: skip
+
+
 _ENGINE = (
-    click.option("-m", "--model", metavar="MODEL", show_default="demo", shell_complete=_names,
-                 help="A name, a folder, or org/repo."),
     click.option("-d", "--drafter", metavar="NAME", default="auto", shell_complete=_drafters, help=DRAFTER_HELP),
     click.option("--drafter-quant", type=DRAFT_BITS, default="none",
                  help="Bits of layers that draft: fewer leave more of a GPU to the model."),
@@ -171,7 +176,8 @@ _ENGINE = (
     click.option("--device", type=Device(), metavar=Device.name, default="auto", help="Where the model computes."),
     click.option("--dtype", type=click.Choice(ALLOWED["dtype"]), default="auto",
                  help="Number format of the weights."),
-    click.option("--ctx", type=COUNT, show_default=_OWN, help="Context length in tokens, such as 8k."),
+    click.option("--ctx", "--max-model-len", type=COUNT, show_default=_OWN,
+                 help="Context length in tokens, such as 8k."),
     click.option("--ram", type=SIZE, help="Never take more RAM than this, such as 24GiB."),
     click.option("--vram", type=SIZE, help="Never take more GPU memory than this, such as 10GiB."),
     click.option("--link-limit", type=SPEED, help="Slow the weight stream down, such as 4MB/s."),
@@ -223,6 +229,12 @@ _SAMPLING = (
 def engine_options(command: Callable[..., Result]) -> Callable[..., Result]:
     """Add what decides about loading; the command receives one `engine_options: EngineOptions`."""
 
+    return _decorate(_collected(command), (_model_option(several=False), *_ENGINE))
+
+
+def _collected(command: Callable[..., Result]) -> Callable[..., Result]:
+    """The command with one `engine_options` in place of what decides about loading."""
+
     @functools.wraps(command)
     def collected(**arguments: object) -> Result:
         load = {one.name: arguments.pop(TYPED.get(one.name, one.name), one.default) for one in fields(LoadOptions)}
@@ -231,7 +243,24 @@ def engine_options(command: Callable[..., Result]) -> Callable[..., Result]:
         chosen = EngineOptions(model, LoadOptions(**load), **rest)  # type: ignore[arg-type]  # click has checked them
         return command(engine_options=chosen, **arguments)
 
-    return _decorate(collected, _ENGINE)
+    return collected
+
+
+def several_engine_options(command: Callable[..., Result]) -> Callable[..., Result]:
+    """The same for a command that holds several models; it receives `engine_options: tuple[EngineOptions, ...]`."""
+
+    @functools.wraps(command)
+    def collected(**arguments: object) -> Result:
+        given = [arguments.pop(name, ()) for name in ("positional_model", "model")]
+        names = dict.fromkeys(name for some in given if isinstance(some, tuple) for name in some)
+
+        def with_each(engine_options: EngineOptions, **rest: object) -> Result:
+            each = tuple(replace(engine_options, model=name) for name in names)
+            return command(engine_options=each or (engine_options,), **rest)
+
+        return _collected(with_each)(**arguments)
+
+    return _decorate(collected, (_model_option(several=True), *_ENGINE))
 
 
 def sampling_options(command: Callable[..., Result]) -> Callable[..., Result]:
@@ -245,6 +274,11 @@ def sampling_options(command: Callable[..., Result]) -> Callable[..., Result]:
         return command(sampling=SamplingParams(**chosen), **arguments)  # type: ignore[arg-type]  # click has checked them
 
     return _decorate(collected, _SAMPLING)
+
+
+def models_argument(command: Callable[..., Result]) -> Callable[..., Result]:
+    """The same for a command that holds several models."""
+    return click.argument("positional_model", metavar="[MODEL]...", nargs=-1)(command)
 
 
 def model_argument(command: Callable[..., Result]) -> Callable[..., Result]:

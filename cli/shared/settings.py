@@ -25,7 +25,7 @@ from offload.hub import names
 
 LOCAL = "specexec.toml"
 ALIASES = "alias"  # short names of models, which offload reads
-NO_SETTINGS = {"config", "completion", "version", "models", "sessions", "alias"}
+NO_SETTINGS = {"config", "completion", "version", "models", "sessions", "alias", "ls", "show", "rm"}
 # Not settings: what to do now, rather than how.
 UNFIT = {"help", "positional_model", "resume", "session", "prompt", "prompts", "output", "as_json"}
 
@@ -60,7 +60,12 @@ def files() -> list[Path]:
 def options_of(command: click.Command) -> dict[str, click.Option]:
     """Keys that a settings file may hold for a command, as its options are typed, and the options they stand for."""
     options = [one for one in command.params if isinstance(one, click.Option) and one.name not in UNFIT]
-    return {max(one.opts, key=len).lstrip("-").replace("-", "_"): one for one in options}
+    return {_typed(one).replace("-", "_"): one for one in options}
+
+
+def _typed(option: click.Option) -> str:
+    """An option's first long name; further ones are what other programs call it."""
+    return next((name for name in option.opts if name.startswith("--")), option.opts[0]).lstrip("-")
 
 
 def read(path: Path) -> list[Setting]:
@@ -138,8 +143,10 @@ def defaults_for(name: str, command: click.Command) -> dict[str, Value]:
                     check_key(setting.key, known(), str(path))
                     continue
                 check_key(setting.key, {name: options}, str(path))
-                check_value(options[key], setting.value, f"{path}: {setting.key}")
-                chosen[options[key].name] = setting.value
+                alone = options[key].multiple and isinstance(setting.value, str)
+                value = [setting.value] if alone and isinstance(setting.value, str) else setting.value
+                check_value(options[key], value, f"{path}: {setting.key}")
+                chosen[options[key].name] = value
     return chosen
 
 

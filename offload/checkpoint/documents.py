@@ -7,10 +7,12 @@ does not fail at all.
 import json
 import os
 import stat
+from functools import lru_cache
 from pathlib import Path
 from typing import TypeAlias, cast
 
 from offload.errors import BadModelDir
+from offload.machine.file_identity import Stamp
 
 Json: TypeAlias = "dict[str, Json] | list[Json] | str | int | float | bool | None"
 
@@ -68,10 +70,25 @@ def templates_in(path: Path) -> list[str]:
 
 
 def check_documents(path: Path) -> None:
-    """Raise BadModelDir for a document of the folder that is damaged; absent ones are not looked for."""
-    for name in OBJECTS:
-        if os.path.lexists(path / name):
-            read_json(path / name)
-    for name in TEXTS:
-        if os.path.lexists(path / name) and not read_text(path / name) and name.endswith(".jinja"):
-            raise BadModelDir(f"{path / name} is empty.", hint=AGAIN)
+    """Raise BadModelDir for a document of the folder that is damaged; absent ones are not looked for.
+
+    One that was found whole is not read again while the system says that nothing was written to it.
+    """
+    for name in (*OBJECTS, *TEXTS):
+        if os.path.lexists(file := path / name):
+            _check_document(file, _stamp(file))
+
+
+@lru_cache(maxsize=1024)  # what is raised is not kept
+def _check_document(file: Path, _: Stamp | None) -> None:
+    if file.name in OBJECTS:
+        read_json(file)
+    elif not read_text(file) and file.suffix == ".jinja":
+        raise BadModelDir(f"{file} is empty.", hint=AGAIN)
+
+
+def _stamp(file: Path) -> Stamp | None:
+    try:
+        return Stamp.of(file.stat())
+    except OSError:  # reading it says why
+        return None

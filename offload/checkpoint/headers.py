@@ -131,7 +131,7 @@ def checked(folder: Folder) -> Folder:
         )
     if text and (held := text_tensors(folder.entries)):
         beside = {name: entry for name, entry in folder.entries.items() if name not in held}
-        note = f"images and sound are left out: {size(sum(one.nbytes for one in beside.values()))} stay on disk"
+        note = f"{size(sum(one.nbytes for one in beside.values()))} for images and sound stay on disk"
         folder = replace(
             folder, config=text, entries=held, notes=(*folder.notes, note), wrapper=folder.config, beside=beside
         )

@@ -28,7 +28,8 @@ from offload.checkpoint.documents import Json, read_json
 from offload.checkpoint.headers import Folder
 from offload.checkpoint.quantized.stored import refuse_unknown
 from offload.checkpoint.remote_code import classes_in, references, refuse_elsewhere, refused, running_code
-from offload.checkpoint.wrapper import REFUSED, Wrapper, is_tied, language_class, names_in, wrapper_class
+from offload.checkpoint.wrapped import tower_tensors
+from offload.checkpoint.wrapper import REFUSED, Wrapper, is_tied, language_class, names_in, strip_text, wrapper_class
 from offload.errors import BadModelDir, UnsupportedModel
 
 SUPPORTED = (
@@ -145,6 +146,28 @@ def _unwrapped(folder: Folder, found: Design, config: PreTrainedConfig, dtype: t
     model.generation_config = _generation_config(folder) if own else GenerationConfig.from_model_config(config)
     _ready(model)
     return Skeleton(model, _find_layers(model, folder), dtype, wrapper)
+
+
+def build_tower(folder: Folder, dtype: str | torch.dtype | None) -> Skeleton:
+    """What images go through in a model that sees; `layers` names the blocks that most of it is made of.
+
+    Raises UnsupportedModel for one that does not see.
+    """
+    found = design(folder)
+    if found.whole is None or not tower_tensors(folder.beside):
+        raise UnsupportedModel(f"{folder.called} holds nothing that images go through.", hint="text alone.")
+    wanted = _dtype(dtype, found.config, folder)
+    built = _unwrapped(folder, found, found.whole, wanted)
+    alone = _unwrapped(folder, found, found.whole, wanted).wrapper
+    assert built.wrapper is not None
+    assert alone is not None
+    strip_text(alone)
+    _ready(alone.whole)
+    lists = {path: module for path, module in alone.whole.named_modules() if isinstance(module, nn.ModuleList)}
+    blocks = max(lists, key=lambda path: sum(one.numel() for one in lists[path].parameters()))
+    return Skeleton(
+        alone.whole, blocks, wanted, Wrapper(built.whole, {name: name for name in alone.whole.state_dict()})
+    )
 
 
 def _ready(model: PreTrainedModel) -> None:

@@ -5,6 +5,7 @@ import os
 import torch
 
 from offload.checkpoint.entry import Entry
+from offload.checkpoint.headers import Folder
 from offload.errors import ReadFailed
 from offload.machine.files import read_exactly
 
@@ -37,3 +38,8 @@ def load_entry(entry: Entry, dtype: torch.dtype) -> torch.Tensor:
     buffer = bytearray(entry.nbytes)
     read_entry(entry, memoryview(buffer), 0)
     return torch.frombuffer(buffer, dtype=dtype).view(entry.shape)
+
+
+def read_tensors(folder: Folder) -> dict[str, torch.Tensor]:
+    """All tensors of a small folder, as they are stored."""
+    return {name: load_entry(entry, DTYPES[entry.dtype]) for name, entry in folder.entries.items()}

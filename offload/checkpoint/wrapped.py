@@ -22,6 +22,10 @@ _OTHER = re.compile(
     r"(^|\.)(visual|vision|vit|image|audio|speech|sound|embed_vision|embed_audio|multi_modal|mm_|connector|projector"
     r"|merger|patch|mtp|encoder|talker|token2wav|code2wav)\w*\."
 )
+# Of all else, what images go through before the language model reads them.
+_SEES = re.compile(
+    r"(^|\.)(visual|vision|vit|image|embed_vision|multi_modal|mm_|connector|projector|merger|patch)\w*\."
+)
 _NUMBER = re.compile(r"\.\d+\.")
 _OUTER = ("quantization_config", "quantization", "dtype", "torch_dtype")
 T = TypeVar("T")
@@ -53,6 +57,11 @@ def text_tensors(entries: Mapping[str, T]) -> dict[str, T]:
         for name, place in places.items()
         if not _OTHER.search(place) and (not marked or _MODEL.search(place) or HEAD.search(place))
     }
+
+
+def tower_tensors(beside: Mapping[str, T]) -> dict[str, T]:
+    """Those of a wrapper's other tensors that images go through, by the names that repositories give them."""
+    return {name: entry for name, entry in beside.items() if _SEES.search(_NUMBER.split(name, maxsplit=1)[0] + ".")}
 
 
 def _asked(config: Mapping[str, Json]) -> dict[str, Json] | None:

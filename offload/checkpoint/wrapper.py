@@ -3,6 +3,7 @@
 The modelling code stays transformers' own. The wrapper is built without weights only to say where each tensor belongs.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -35,6 +36,7 @@ PLAIN_HEADS = frozenset(
         "cohere2",
     )
 )
+_HEARS = re.compile(r"audio|speech|sound")
 # Wrappers whose language model alone is not what they compute.
 REFUSED = {"paligemma": "Its language model alone came out different when it was tried."}
 
@@ -146,6 +148,16 @@ def names_in(whole: PreTrainedModel, model: PreTrainedModel) -> Wrapper:
         raise LookupError(type(trunk).__name__)
     heads = _path(whole, _head(whole)), _path(model, _head(model))
     return Wrapper(whole, {f"{place}.": f"{_path(model, trunk)}.", f"{heads[0]}.": f"{heads[1]}."})
+
+
+def strip_text(wrapper: Wrapper) -> None:
+    """Take the language model, its head and all that hears out of the whole: what images go through is left."""
+    whole = wrapper.whole
+    parts = [start.removesuffix(".") for start in wrapper.own]
+    parts += [path for path, _ in whole.named_modules() if _HEARS.search(path.rpartition(".")[2])]
+    for path in parts:
+        parent, _, name = path.rpartition(".")
+        whole.get_submodule(parent)._modules.pop(name, None)
 
 
 def _head(model: PreTrainedModel) -> nn.Module:

@@ -7,6 +7,7 @@ nn.Module registers every module that is assigned to it: `parameters`, `state_di
 whose parameters are empty. So a streamed layer holds it in a plain object, which nn.Module does not look into.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,7 @@ Argument = torch.Tensor | tuple[torch.Tensor, ...] | object
 Output = torch.Tensor | tuple[torch.Tensor | None, ...]
 
 
+LEAST = 16
 LESS = "fewer guesses (--budget), a smaller --ctx, or a shorter prompt."
 
 
@@ -53,6 +55,8 @@ class StreamedLayer(nn.Module):
     """Run the layer over so many rows at a time (one visit of the weights, bounded activations)."""
     own_rows: int | None
     """So many of the rows differ, whatever repeats them to fill a tile; None if all may."""
+    together: Sequence[range]
+    """Rows that attend to one another: in one piece, whatever `chunk_rows` says."""
 
     _held: _Unregistered
     _places: list[Place]
@@ -63,6 +67,7 @@ class StreamedLayer(nn.Module):
         self._held = _Unregistered(layer, found and found[1])
         self.index, self.source = index, source
         self.chunk_rows = self.own_rows = None
+        self.together = ()
         self._places = places(layer)
 
     @property
@@ -111,8 +116,7 @@ class StreamedLayer(nn.Module):
             return output
         assert self.chunk_rows is not None
         chunks: list[Output] = []
-        for start in range(0, rows, self.chunk_rows):
-            rows_here = slice(start, start + self.chunk_rows)
+        for rows_here in pieces(rows, self.chunk_rows, self.together):
             chunks.append(
                 inner(
                     *(_slice(value, rows, rows_here) for value in args),
@@ -120,6 +124,20 @@ class StreamedLayer(nn.Module):
                 )
             )
         return _join(chunks)
+
+
+def pieces(rows: int, most: int, together: Sequence[range]) -> Iterator[slice]:
+    """All rows in their order, `most` at a time, and more where a piece would end inside one of `together`.
+
+    A remainder of less than `LEAST` rows belongs to the piece before it: kernels sum few rows in another order.
+    """
+    start = 0
+    while start < rows:
+        stop = min(start + most, rows)
+        stop = max([stop, *(run.stop for run in together if run.start < stop < run.stop)])
+        stop = rows if together and rows - stop < LEAST else stop
+        yield slice(start, stop)
+        start = stop
 
 
 def streamed_layers(model: nn.Module) -> list[StreamedLayer]:

@@ -13,6 +13,7 @@ from offload.checkpoint.documents import Json
 from offload.checkpoint.headers import ITEM_B, SCRATCH_B, Folder
 from offload.checkpoint.quantized.stored import fold
 from offload.checkpoint.roles import LAYER, PARTS, part_of
+from offload.checkpoint.wrapped import tower_tensors
 from offload.machine.files import LARGE_B, PAGE_B, Reading
 from offload.machine.speeds import reading_for
 from offload.placement.placement import Need
@@ -86,6 +87,19 @@ def need_of(
         dense_B=max(dense.values(), default=0),
     )
     return need if few is None else stored_head(need, (few[0], few[1]), item_B)
+
+
+def tower_B(folder: Folder, item_B: int) -> int:
+    """What of a tower is in memory while it looks at an image: its largest block and all that is no block."""
+    blocks: Counter[int] = Counter()
+    rest_B = 0
+    for name, entry in tower_tensors(folder.beside).items():
+        items = math.prod(entry.shape) * (2 if entry.dtype == "U8" else 1)  # two codes of four bits a byte
+        if match := LAYER.search(name):
+            blocks[int(match[1])] += items * item_B
+        else:
+            rest_B += items * item_B
+    return rest_B + max(blocks.values(), default=0)
 
 
 def in_integers(compute: Compute, stored: str, name: str, shape: tuple[int, ...]) -> bool:

@@ -6,10 +6,11 @@ from collections.abc import Callable
 import torch
 
 from offload.checkpoint.layout import Checkpoint
+from offload.machine.accelerator import accelerator_of
 from offload.placement.placement import Placement, Tier
 from offload.stream.store import Arena, DiskStore, TieredStore
 from offload.stream.stream import LayerStream
-from offload.stream.transfer import CudaWire, HostWire, Wire
+from offload.stream.transfer import DeviceWire, HostWire, Wire
 
 log = logging.getLogger(__name__)
 
@@ -48,9 +49,9 @@ def open_stream(
     if not layers["disk"]:
         disk.close()
     wire: Wire = HostWire()
-    if device.type == "cuda" and ring:
+    if ring and (accelerator := accelerator_of(device)):
         slot_B = max(blocks[layer].size_B for layer in (*layers["ram"], *layers["disk"]))
-        wire = CudaWire(device, len(ring), slot_B, [arena for arena in ring if arena], list(kept.values()))
+        wire = DeviceWire(accelerator, len(ring), slot_B, [arena for arena in ring if arena], list(kept.values()))
     return LayerStream(blocks, TieredStore(checkpoint, disk, kept), ring, wire, limit_Bps, resident)
 
 

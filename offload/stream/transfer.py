@@ -1,7 +1,7 @@
 """How a layer gets from host memory to where it computes, and how fast. Knows nothing of layers' contents.
 
-On the CPU it is there already. For CUDA a copy stream carries it from pinned memory, with events both ways: the copy
-waits until the computation has released the buffer, the computation waits until the copy has landed.
+On the CPU it is there already. To a device a copy stream carries it from pinned memory, with events both ways: the
+copy waits until the computation has released the buffer, the computation waits until the copy has landed.
 """
 
 import logging
@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 
 from offload.errors import NotEnoughRam
+from offload.machine.accelerator import Accelerator
 from offload.stream.store import Arena
 from offload.units import size
 
@@ -85,13 +86,13 @@ class LinkLimit:
             self._sleep(rest_s)
 
 
-class CudaWire:
+class DeviceWire:
     """Copies over PCIe from pinned host memory into a ring on the device."""
 
     def __init__(
-        self, device: torch.device, slots: int, slot_B: int, ring: Iterable[Arena], kept: Sequence[Arena] = ()
+        self, accelerator: Accelerator, slots: int, slot_B: int, ring: Iterable[Arena], kept: Sequence[Arena] = ()
     ) -> None:
-        self._device = device
+        self._accelerator = accelerator
         self._pinned: list[Arena] = []
         try:
             for arena in ring:
@@ -107,13 +108,16 @@ class CudaWire:
                 log.warning("only %d of %d layers in RAM are pinned: %s", number, len(kept), refusal.what)
                 break
         try:
+            device = accelerator.device
             self._ring = [torch.empty(slot_B, dtype=torch.uint8, device=device) for _ in range(slots)]
         except torch.OutOfMemoryError:
             self._unpin()
             raise
-        self._copies = torch.cuda.Stream(device)
-        self._landed = [torch.cuda.Event() for _ in range(slots)]
-        self._released = [torch.cuda.Event() for _ in range(slots)]
+        self._copies = accelerator.new_stream()
+        # The ring may lie where something lay that is still being computed with.
+        self._copies.wait_stream(accelerator.current)
+        self._landed = [accelerator.new_event() for _ in range(slots)]
+        self._released = [accelerator.new_event() for _ in range(slots)]
 
     def ready_to_fill(self, slot: int) -> None:
         """Wait until the last copy out of this host buffer has landed (an event never recorded is over)."""
@@ -121,7 +125,7 @@ class CudaWire:
 
     def send(self, slot: int, host: torch.Tensor, spans: Spans) -> torch.Tensor:
         """Start the copy once the computation has released the device buffer."""
-        with torch.cuda.stream(self._copies):
+        with self._accelerator.on(self._copies):
             self._copies.wait_event(self._released[slot])
             for start, stop in spans:
                 self._ring[slot][start:stop].copy_(host[start:stop], non_blocking=True)
@@ -130,11 +134,11 @@ class CudaWire:
 
     def receive(self, slot: int) -> None:
         """The computation that is issued from now on waits for the copy."""
-        torch.cuda.current_stream(self._device).wait_event(self._landed[slot])
+        self._accelerator.current.wait_event(self._landed[slot])
 
     def release(self, slot: int) -> None:
         """The next copy into this slot waits for the computation that was issued so far."""
-        self._released[slot].record(torch.cuda.current_stream(self._device))
+        self._released[slot].record(self._accelerator.current)
 
     def close(self) -> None:
         """Let copies land and unpin the memory."""
@@ -143,15 +147,13 @@ class CudaWire:
 
     def _unpin(self) -> None:
         while self._pinned:
-            torch.cuda.cudart().cudaHostUnregister(self._pinned.pop().flat.data_ptr())
+            self._accelerator.unpin(self._pinned.pop().flat.data_ptr())
 
     def _pin(self, arena: Arena) -> None:
-        # torch's own pinned allocator rounds up to powers of two; registering our map pins what it holds and no more.
         nbytes = arena.flat.nbytes
-        outcome = int(torch.cuda.cudart().cudaHostRegister(arena.flat.data_ptr(), nbytes, 0))
-        if outcome != 0:
+        if (error := self._accelerator.pin(arena.flat.data_ptr(), nbytes)) != 0:
             raise NotEnoughRam(
-                f"could not pin {size(nbytes)} of RAM for copies to the GPU (CUDA error {outcome}).",
+                f"could not pin {size(nbytes)} of RAM for copies to the GPU (CUDA error {error}).",
                 "Pinned memory is limited by the system (about half of the RAM on Windows and WSL, ulimit -l).",
                 "--offload disk, which pins a few buffers only.",
             )

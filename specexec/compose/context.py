@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from transformers import GenerationConfig
@@ -10,6 +11,7 @@ from transformers.utils import GENERATION_CONFIG_NAME
 import offload as weights
 from specexec.model.architecture import DEFAULT_CONTEXT, longest_text
 from specexec.sampling.model_defaults import defaults_of
+from specexec.text.image_prompts import FAMILIES, PROCESSORS, ImagePrompts
 from specexec.text.templates import damage
 from specexec.text.tokenizer import Encoding
 
@@ -36,9 +38,27 @@ def encoding_in(folder: Path, trust_remote_code: bool = False) -> Encoding:
         raise weights.BadModelDir(
             f"the tokenizer of {folder} cannot be used.", f"{type(problem).__name__}: {first}", weights.AGAIN
         ) from problem
+    encoding.look = partial(_image_prompts, folder, encoding)
     if not encoding.encode_rest("abc"):  # transformers makes an empty tokenizer of settings alone
         raise weights.BadModelDir(f"{folder} holds no vocabulary of a tokenizer, only settings.", None, weights.AGAIN)
     return encoding
+
+
+def _image_prompts(folder: Path, encoding: Encoding) -> ImagePrompts | str:
+    """How a model's prompts show images, or why they are refused."""
+    opened = weights.open_folder(folder)
+    if opened.wrapper is None:
+        return ""
+    config = weights.design(opened).whole
+    if config is None or config.model_type not in FAMILIES:
+        return (
+            f"Images are not read yet for the model type {opened.architecture!r}; for {', '.join(FAMILIES)} they are."
+        )
+    if not weights.tower_tensors(opened.beside):
+        return "Its files hold no tower for images."
+    if not any((folder / name).exists() for name in PROCESSORS):
+        return f"Its folder has no {PROCESSORS[0]}, which says how images are prepared."
+    return ImagePrompts(folder, config, encoding.tokenizer)
 
 
 def templates_of(encoding: Encoding) -> list[str]:

@@ -6,7 +6,7 @@ import logging
 import sys
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Items
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +20,7 @@ import offload as weights
 from specexec.compose.context import encoding_in
 from specexec.compose.drafter_makers import in_few_bits
 from specexec.compose.dtypes import DTYPES
+from specexec.compose.head_folders import head_kind
 from specexec.compose.memory_plan import LoadRequest
 from specexec.compose.progress import LoadProgress
 from specexec.drafters.auto import Auto
@@ -27,7 +28,7 @@ from specexec.drafters.cost import CostModel
 from specexec.drafters.kit import Draft, DrafterKit, DraftVocabulary
 from specexec.drafters.none import NoDrafter
 from specexec.drafters.protocol import Drafter
-from specexec.drafters.registry import DrafterChoice, source_of
+from specexec.drafters.registry import HEADS, DrafterChoice, source_of
 from specexec.drafters.union import Union
 from specexec.errors import BadDrafter
 from specexec.model import attention
@@ -56,6 +57,11 @@ def check_quantising(choice: DrafterChoice, folders: Items[weights.Folder], form
             "--drafter-quant quantises a drafter model, and none drafts here.",
             hint=f"Leave it out, or --drafter with a model or substitute. Now: {choice.name}.",
         )
+    if all(map(head_kind, folders)):
+        raise BadDrafter(
+            "--drafter-quant quantises a drafter model, and only heads draft here.",
+            hint=f"Leave it out. Now: {choice.name}.",
+        )
     if all(map(weights.is_quantised, folders)):
         are = "are" if len(folders) > 1 else "is"
         paths = " and ".join(str(folder.called) for folder in folders)
@@ -68,10 +74,13 @@ def check_quantising(choice: DrafterChoice, folders: Items[weights.Folder], form
 def check_trimming(
     choice: DrafterChoice, vocabularies: Items[DraftVocabulary], left: int | None, vocabulary: int
 ) -> None:
-    """Raises BadDrafter where --draft-vocab has no head to trim, or nothing to leave out."""
+    """Raises BadDrafter where --draft-vocab has no head to trim, or nothing to leave out.
+
+    `vocabularies` are those of drafter models; heads have none.
+    """
     if left is None:
         return
-    if not choice.models:
+    if not choice.models or not vocabularies:
         raise BadDrafter(
             "--draft-vocab trims the head of a drafter model, and none drafts here.",
             hint=f"Leave it out, or --drafter with a model. Now: {choice.name}.",
@@ -105,10 +114,33 @@ def vocabulary_of(drafter: Path, ours: Encoding, trust_remote_code: bool) -> Dra
     return DraftVocabulary(wordings=wordings)
 
 
+@dataclass(frozen=True)
+class FolderHead:
+    """A head in a folder of its own: its config.json, what people call it, and its tensors once they are needed."""
+
+    folder: weights.Folder
+    name: str
+
+    @property
+    def settings(self) -> Mapping[str, object]:
+        """Its config.json."""
+        return self.folder.config
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All of them, as they are stored."""
+        return weights.read_tensors(self.folder)
+
+
+def heads_of(choice: DrafterChoice, request: LoadRequest) -> dict[str, FolderHead]:
+    """The heads among the models of a choice, by their names there."""
+    named = zip(choice.models, request.drafters, strict=False)
+    return {name: FolderHead(one, weights.called(one.path)) for name, one in named if head_kind(one)}
+
+
 def drafts_of(
     choice: DrafterChoice,
     pair: weights.ModelPair,
-    vocabularies: Items[DraftVocabulary],
+    vocabularies: Mapping[Path, DraftVocabulary],
     request: LoadRequest,
     device: str,
     progress: LoadProgress,
@@ -116,10 +148,12 @@ def drafts_of(
     """The models that draft, loaded, by their names in `choice`."""
     called = [weights.called(path) for path in pair.drafters]
     found: dict[str, Draft] = {}
-    for model, path, name, vocabulary in zip(choice.models, pair.drafters, called, vocabularies, strict=False):
+    for model, path, name in zip(choice.models, pair.drafters, called, strict=False):
+        if path not in vocabularies:  # a head
+            continue
         role = f"drafter-{len(found) + 1}" if found else "drafter"
         lm = TreeLM(draft_model(path, request, device, progress), share=weights.share, lenient=True)
-        found[model] = Draft(role, name if called.count(name) == 1 else str(path), path, lm, vocabulary)
+        found[model] = Draft(role, name if called.count(name) == 1 else str(path), path, lm, vocabularies[path])
     return found
 
 
@@ -145,13 +179,18 @@ def draft_model(folder: Path, request: LoadRequest, device: str, progress: LoadP
     return few_bits
 
 
-def makers(choice: DrafterChoice, kit: DrafterKit, drafts: Mapping[str, Draft]) -> dict[str, Callable[[], Drafter]]:
+def makers(
+    choice: DrafterChoice, kit: DrafterKit, drafts: Mapping[str, Draft], heads: Mapping[str, FolderHead]
+) -> dict[str, Callable[[], Drafter]]:
     """How each source of the choice is made."""
-    return {name: partial(_maker(name), replace(kit, draft=drafts.get(name))) for name in choice.sources}
+    return {
+        name: partial(_maker(name, name in heads), replace(kit, draft=drafts.get(name), head=heads.get(name)))
+        for name in choice.sources
+    }
 
 
-def _maker(name: str) -> Callable[[DrafterKit], Drafter]:
-    make: Callable[[DrafterKit], Drafter] = resolve_name(source_of(name).maker)
+def _maker(name: str, is_head: bool) -> Callable[[DrafterKit], Drafter]:
+    make: Callable[[DrafterKit], Drafter] = resolve_name(HEADS if is_head else source_of(name).maker)
     return make
 
 

@@ -16,6 +16,7 @@ from specexec.compose.drafter_factory import (
     check_quantising,
     check_trimming,
     drafts_of,
+    heads_of,
     join,
     makers,
     vocabulary_of,
@@ -24,7 +25,7 @@ from specexec.compose.drafter_factory import (
 from specexec.compose.dtypes import DTYPES
 from specexec.compose.earlier_runs import EarlierRuns
 from specexec.compose.gate import admit
-from specexec.compose.head_folders import check_heads
+from specexec.compose.head_folders import check_heads, head_kind
 from specexec.compose.load_options import LoadOptions
 from specexec.compose.memory_plan import LoadRequest, memory_plan, room_for_texts
 from specexec.compose.progress import LoadProgress
@@ -38,6 +39,7 @@ from specexec.errors import BadOption
 from specexec.model.architecture import context_for, longest_text, only_plainly
 from specexec.model.cache_in_ram import Travel
 from specexec.model.chain_lm import ChainLM
+from specexec.model.image_rows import Images
 from specexec.model.remote_code_check import lm_of
 from specexec.model.tree_lm import TreeLM
 from specexec.planning.baselines import NAMES, planner_of, ranking_of
@@ -81,12 +83,13 @@ def assemble(
     check_heads(choice, folder, map(weights.open_folder, pair.drafters))
     design = _admitted(folder, pair, choice, options)
     encoding = encoding_in(pair.target, options.trust_remote_code)
-    vocabularies = [vocabulary_of(path, encoding, options.trust_remote_code) for path in pair.drafters]
+    models = [path for path in pair.drafters if not head_kind(weights.open_folder(path))]
+    vocabularies = {path: vocabulary_of(path, encoding, options.trust_remote_code) for path in models}
     device = _device(options)
     free = weights.free_memory(device, options.ram_B, options.vram_B)
     request = _request(folder, pair, design, options, free)
     choice, reason = picked(request, choice, free, earlier.speeds)
-    check_trimming(choice, vocabularies, options.draft_vocab, len(encoding.tokenizer))
+    check_trimming(choice, [*vocabularies.values()], options.draft_vocab, len(encoding.tokenizer))
     check_quantising(choice, request.drafters, options.drafter_quant)
     target = _target(request, choice, device, progress)
     defaults = _defaults(target, encoding)
@@ -99,7 +102,10 @@ def assemble(
         travel=_travel(stream.placement, device),
         share=weights.share,
         tiled=not stream.in_integers,
+        images=_images(folder, encoding, device, options),
     )
+    if isinstance(lm, ChainLM):
+        encoding.refuse_images("Images need a model that verifies trees; this one decodes plainly.")
     if choice.sources and isinstance(lm, ChainLM):
         choice, reason = choice.instead(), "plain decoding: the model's own code cannot verify trees"
         drafts = {}
@@ -118,7 +124,7 @@ def assemble(
             stream=stream,
             target=lm,
             drafts={one.role: one.lm for one in drafts.values() if one.vocabulary.wordings is None},
-            drafter=watched(choice, join(choice, makers(choice, kit, drafts), cost), cost),
+            drafter=watched(choice, join(choice, makers(choice, kit, drafts, heads_of(choice, request)), cost), cost),
             sources=choice.name,
             reason=reason,
             planner=planner_of(planner, choice.sources),
@@ -163,7 +169,9 @@ def _admit_before_download(model: str, choice: DrafterChoice, ctx: int | None) -
         admit(weights.list_model(model), trees=choice.required, ctx=ctx)
     for name in choice.models:
         if name != PAIRED and not weights.is_here(name):  # the paired one is never downloaded
-            admit(weights.list_model(name), trees=True)
+            listed = weights.list_model(name)
+            if not head_kind(listed):
+                admit(listed, trees=True)
 
 
 def _admitted(
@@ -230,6 +238,20 @@ def _target(request: LoadRequest, choice: DrafterChoice, device: str, progress: 
     )
 
 
+def _images(folder: weights.Folder, encoding: Encoding, device: str, options: LoadOptions) -> Images | None:
+    """The images that its prompts may hold, with the tower that they go through."""
+    if folder.wrapper is None or encoding.images is None:
+        return None
+    try:
+        tower = weights.open_tower(folder.path, device, DTYPES[options.dtype])
+    except weights.OffloadError as problem:
+        encoding.refuse_images(f"Its tower cannot be used: {problem.what}")
+        return None
+    images = encoding.images.images
+    images.tower = tower
+    return images
+
+
 def _kit(
     request: LoadRequest,
     target: PreTrainedModel,
@@ -265,7 +287,9 @@ def _kit(
 def _defaults(target: PreTrainedModel, encoding: Encoding) -> Defaults:
     """What the model's generation_config.json asks for; what of it is ignored is logged here, once."""
     wish = target.generation_config
-    from_config = None if wish is not None and wish.eos_token_id is not None else target.config.eos_token_id
+    from_config = (
+        None if wish is not None and wish.eos_token_id is not None else getattr(target.config, "eos_token_id", None)
+    )
     found = defaults_of(wish, from_config, encoding.tokenizer.eos_token_id, rows=int(target.config.vocab_size))
     for line in found.ignored:
         log.warning("%s", line)

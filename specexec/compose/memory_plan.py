@@ -22,19 +22,23 @@ from offload import (
     mtp_B,
     need_in,
     resident_B,
+    tower_B,
     with_head,
 )
 from offload import item_B as stored_item_B
+from specexec.compose.head_folders import head_kind, tap_count
 from specexec.compose.load_options import LoadOptions
 from specexec.drafters.registry import DrafterChoice
 from specexec.model.recurrent.sizes import recurrences_of
 from specexec.planning.memory_room import Room
 from specexec.sizes import (
     FIRST_NODES,
+    SEEING,
     SKIP_SHARE,
     Widths,
     drafting_B,
     guesses_B,
+    images_B,
     node_B,
     nodes_of,
     snapshots_B,
@@ -115,8 +119,12 @@ class LoadRequest:
         )
 
     def bits(self, folder: Folder) -> FewBits:
-        """What the layers of a drafter model become: one that is quantised already stays as it is."""
-        return "none" if is_quantised(folder) else self.options.drafter_quant
+        """What the layers of a drafter model become: one that is quantised already stays as it is, and so do heads."""
+        return "none" if is_quantised(folder) or head_kind(folder) else self.options.drafter_quant
+
+    def tapped_B(self, folder: Folder) -> int:
+        """Hidden states of one token of the target that a head reads."""
+        return tap_count(folder) * self.widths(self.target).hidden * self.item_B(self.target)
 
 
 @dataclass(frozen=True)
@@ -148,9 +156,16 @@ def memory_plan(request: LoadRequest, choice: DrafterChoice) -> MemoryPlan:
         lookups_B = looked_up_B(folder, bits, number_B)
         embeddings_B += lookups_B
         drafter_B += resident_B(folder, bits, number_B, 0) - lookups_B
+        drafter_B += request.tapped_B(folder) * (request.context + nodes)  # while a sweep runs
         drafter_B += 3 * (request.options.draft_vocab or 0) // 2 * request.widths(folder).hidden * number_B
+    sees = target.wrapper is not None and target.architecture in SEEING and request.branches
+    seen_B = tower_B(target, item_B) + images_B(target.whole_config, widths, request.context) if sees else 0
     return MemoryPlan(
-        {**workspace(widths, request.context, nodes), "drafter": drafter_B},
+        {
+            **workspace(widths, request.context, nodes),
+            "drafter": drafter_B,
+            **({"images and their tower": seen_B} if sees else {}),
+        },
         {
             "snapshots of recurrent states": snapshots_B(widths),
             **({"embeddings of the drafter": embeddings_B} if choice.models else {}),
@@ -189,7 +204,8 @@ def drafting(request: LoadRequest, choice: DrafterChoice) -> list[Widths]:
         state_heads=0,
         reads_B=own.hidden * own.item_B,
     )
-    return [*map(request.widths, _models(request, choice)), *copies, *(one_layer for _ in choice.heads)]
+    models = [replace(request.widths(one), reads_B=request.tapped_B(one)) for one in _models(request, choice)]
+    return [*models, *copies, *(one_layer for _ in choice.heads)]
 
 
 def room_for_texts(placement: Placement, free: Free, request: LoadRequest, choice: DrafterChoice) -> Room:

@@ -129,9 +129,10 @@ class Calibrated:
     def __init__(self) -> None:
         self.calibrations: dict[str, Calibration] = {}
 
-    def calibration(self, sampling: SamplingParams) -> Calibration:
-        """What is known about this drafter at this temperature."""
-        return self.calibrations.setdefault(regime(sampling.temperature or 0.0), Calibration())
+    def calibration(self, sampling: SamplingParams, depth: int = 0) -> Calibration:
+        """What is known about this drafter at this temperature, and at this depth if that makes a difference."""
+        warmth = regime(sampling.temperature or 0.0)
+        return self.calibrations.setdefault(f"{warmth}-{depth}" if depth else warmth, Calibration())
 
     def pack(self) -> dict[str, Floats]:
         """How far its scores may be trusted, by temperature regime."""
@@ -139,4 +140,10 @@ class Calibrated:
 
     def unpack(self, arrays: Arrays) -> None:
         """Start as wise as an earlier run ended. Raises ValueError for what no calibration packs."""
-        self.calibrations = {name: Calibration.unpacked(row) for name, row in arrays.items() if name in REGIMES}
+        self.calibrations = {name: Calibration.unpacked(row) for name, row in arrays.items() if _known(name)}
+
+
+def _known(name: str) -> bool:
+    """Is this a regime, or one and a depth?"""
+    warmth, dash, depth = name.partition("-")
+    return warmth in REGIMES and (depth.isdecimal() if dash else True)

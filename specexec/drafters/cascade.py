@@ -67,7 +67,7 @@ class Cascade:
                 continue
             depth = 0 if node == ROOT else int(ask.tree.depth_N[node]) + 1
             most = min(self.longest, room, min(levels, LEVELS) - 1 - depth)
-            context, chance, chain = _context(ask.sequence.tokens, ask.tree, node), 1.0, list[Link]()
+            context, chance, chain = _context(ask.sequence.words(-LONGEST), ask.tree, node), 1.0, list[Link]()
             while len(chain) < most and (next_one := follower(stores, context, least[kind])) is not None:
                 cell = next_one.rung * REACHES + kind
                 chance *= chances[cell]

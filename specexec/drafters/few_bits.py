@@ -23,7 +23,7 @@ Part = tuple[Tensor, dict[str, Any]]  # codes, and what hqq must know of them
 BLOCK = 64
 # Weights that are dense at a time. On a CPU less than 1 MiB of float32: more would come from the system and go back to
 # it with every operation while models are loaded (offload.machine.heap). A GPU takes longer to start an operation.
-PART = {"cpu": 3 << 16, "cuda": 1 << 24}
+PART, PART_ON_CPU = 1 << 24, 3 << 16
 
 
 def quantised(layer: nn.Module, device: torch.device, form: Form = "nf4") -> nn.Module:
@@ -80,9 +80,10 @@ class Grouped(nn.Module):
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self._padding = (0, -linear.in_features % BLOCK)  # groups end with their row
         self._quantizer = _hqq().Quantizer
+        part = PART_ON_CPU if device.type == "cpu" else PART
         self._parts = [
             self._packed(part_PI.to(device), bits)
-            for part_PI in linear.weight.detach().split(max(1, PART[device.type] // linear.in_features))
+            for part_PI in linear.weight.detach().split(max(1, part // linear.in_features))
         ]
         self.bias = None if linear.bias is None else linear.bias.detach().to(device)
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from specexec.drafters.cascade import Cascade
@@ -52,6 +52,18 @@ class BroughtLayer(Protocol):
     def config(self) -> PretrainedConfig: ...
 
 
+class HeadSource(Protocol):
+    """A head that lies in a folder of its own: what its config.json says, its name, and its tensors."""
+
+    @property
+    def settings(self) -> Mapping[str, object]: ...
+
+    @property
+    def name(self) -> str: ...
+
+    def tensors(self) -> Mapping[str, Tensor]: ...
+
+
 @dataclass(frozen=True)
 class DrafterKit:
     """Everything that some drafter is made from."""
@@ -81,6 +93,8 @@ class DrafterKit:
     """How a drafter model ranks the children of a node."""
     draft: Draft | None = None
     """The model that a maker of kind `model` is to draft with."""
+    head: HeadSource | None = None
+    """The head in the folder that was named instead of a model."""
 
     @property
     def names(self) -> Nameable:

@@ -18,7 +18,7 @@ import torch
 
 from specexec.drafters.protocol import Ask, Guesses
 from specexec.drafters.retrieval.memory import STANDINGS, Memory, cells_of
-from specexec.drafters.retrieval.suffix_index import SAMPLE, Context, SuffixStore, context_of, then
+from specexec.drafters.retrieval.suffix_index import LONGEST, SAMPLE, Context, SuffixStore, context_of, then
 from specexec.text.sequence import Sequence
 from specexec.tree.tree import ROOT, Floats, Ints, TokenTree
 
@@ -52,7 +52,7 @@ class _Reading:
     def read_on(self, sequence: Sequence) -> None:
         """From the present end of the text on; nothing is known below it yet."""
         self.length = len(sequence.tokens)
-        self.contexts = {ROOT: context_of(sequence.tokens)}
+        self.contexts = {ROOT: context_of(sequence.words(-LONGEST))}
         self.said = {}
 
 
@@ -133,7 +133,7 @@ class NgramDrafter:
             reading.contexts |= {new_name[old]: context for old, context in contexts.items() if old in new_name}
             reading.said = {new_name[old]: one for old, one in said.items() if old in new_name}
         if sequence.finish_reason is not None:
-            self.memory.write(sequence.tokens[: sequence.prompt_length], sequence.answer)
+            self.memory.write(sequence.words()[: sequence.prompt_length], sequence.answer)
 
     def _count(self, reading: _Reading, sampled: bool, tree: TokenTree, likely: Ints, choices_M: list[int]) -> None:
         """What was said about each node against what the target chose there, weighted by the node's chance."""

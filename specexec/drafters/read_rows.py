@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -32,6 +33,31 @@ class AskedBatch:
         new_N = names_N[self.nodes_N + 1]
         rows = np.flatnonzero(new_N != GONE)
         return AskedBatch(new_N[rows], self.tokens_NC[rows], self.scores_NC[rows])
+
+
+class Evidence(NamedTuple):
+    """Candidates' scores [N, C], which of them the target chose (-1 = none), and how likely the text came there."""
+
+    scores_NC: Floats
+    hit_N: Ints
+    weight_N: Floats
+
+
+def evidence(tree: TokenTree, choices_M: list[int], batches: Items[AskedBatch]) -> Evidence | None:
+    """What the target chose at the nodes that were asked about and submitted; None if there are none."""
+    if not batches:
+        return None
+    asked_N = np.concatenate([asked.nodes_N for asked in batches])
+    place_N = np.full(max(asked_N.max(), tree.ids_N.max(initial=ROOT)) + 2, -1)  # among the choices; ROOT's is last
+    place_N[np.append(ROOT, tree.ids_N)] = np.arange(len(choices_M))
+    seen_N = place_N[asked_N] >= 0
+    if not seen_N.any():
+        return None
+    of_N = place_N[asked_N[seen_N]]
+    match_NC = np.concatenate([asked.tokens_NC for asked in batches])[seen_N] == np.array(choices_M)[of_N, None]
+    hit_N = np.where(match_NC.any(1), match_NC.argmax(1), -1)
+    scores_NC = np.concatenate([asked.scores_NC for asked in batches])[seen_N]
+    return Evidence(scores_NC, hit_N, np.exp(np.append(0.0, tree.reach_N)[of_N]))
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ REGISTRY: dict[str, Source] = {
     "skip": Source("some layers of the target", "specexec.compose.drafter_makers:from_sublayers", "copy"),
     "ngram": Source("what has been written before", "specexec.drafters.ngram:make"),
 }
+HEADS = "specexec.drafters.heads.lattice:make"  # makes a drafter of a folder that holds a head
 ALONE = {"none": "nothing: plain decoding", "auto": "the fastest of what fits"}  # joined with no others
 
 

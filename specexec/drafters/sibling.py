@@ -18,7 +18,7 @@ from specexec.drafters.calibration import Calibrated, log_softmax
 from specexec.drafters.cascade import Cascade
 from specexec.drafters.protocol import Ask, Guesses
 from specexec.drafters.ranking import Ranking
-from specexec.drafters.read_rows import Along, AskedBatch, Below
+from specexec.drafters.read_rows import Along, AskedBatch, Below, evidence
 from specexec.drafters.trimmed_head import Columns, TrimmedHead
 from specexec.learned import Arrays
 from specexec.model.tree_lm import Rows, TreeLM
@@ -109,7 +109,7 @@ class SiblingDrafter(Calibrated):
             cache.forget_nodes()
             tokens = list(sequence.pending(self.lm))
             if self._trimmed is not None:
-                self._trimmed.meet(sequence.tokens)
+                self._trimmed.meet(sequence.words())
             parents, settled = list(range(-1, len(tokens) - 1)), len(tokens)
             self._below[sequence] = Below.text(len(tokens) - 1)
         else:
@@ -198,19 +198,9 @@ class SiblingDrafter(Calibrated):
 
     def _learn(self, sequence: Sequence, tree: TokenTree, choices_M: list[int], batches: list[AskedBatch]) -> None:
         """Compare what was guessed with what the target chose, at every node that both looked at."""
-        if not batches:
-            return
-        asked_N = np.concatenate([asked.nodes_N for asked in batches])
-        place_N = np.full(max(asked_N.max(), tree.ids_N.max(initial=ROOT)) + 2, -1)  # among the choices; ROOT's is last
-        place_N[np.append(ROOT, tree.ids_N)] = np.arange(len(choices_M))
-        seen_N = place_N[asked_N] >= 0
-        if not seen_N.any():
-            return
-        of_N = place_N[asked_N[seen_N]]
-        match_NC = np.concatenate([asked.tokens_NC for asked in batches])[seen_N] == np.array(choices_M)[of_N, None]
-        hit_N = np.where(match_NC.any(1), match_NC.argmax(1), -1)
-        scores_NC = np.concatenate([asked.scores_NC for asked in batches])[seen_N]
-        self.calibration(sequence.sampling).learn(scores_NC, hit_N, np.exp(np.append(0.0, tree.reach_N)[of_N]))
+        seen = evidence(tree, choices_M, batches)
+        if seen is not None:
+            self.calibration(sequence.sampling).learn(*seen)
 
 
 def _small(asks: list[Ask]) -> Iterator[list[Ask]]:

@@ -109,7 +109,7 @@ class TranslatedDrafter(Calibrated):
 
     def _read(self, reading: _Reading, sequence: Sequence) -> None:
         """Bring their cache up to the end of the text, but for the tokens that may still change."""
-        tokens = self._in_theirs(sequence.tokens)
+        tokens = self._in_theirs(sequence.words())
         settled = tokens[: max(len(tokens) - BACK, len(self._theirs.begin))]
         reading.tail = self._theirs.spelled(tokens[len(settled) :])
         cache = reading.cache

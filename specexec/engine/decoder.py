@@ -26,6 +26,7 @@ from specexec.planning.best_first import Planner
 from specexec.planning.budget import FixedBudget
 from specexec.planning.memory_room import PLENTY, Room
 from specexec.sampling.logprobs import logprobs
+from specexec.sampling.shared_head import logits_of_texts
 from specexec.sampling.verify import Opinion, Settle, walk
 from specexec.stats import Burst, Cost
 from specexec.text.sequence import Emitted, Sequence
@@ -116,7 +117,9 @@ class Decoder:
             hidden = self._sweep(trees)  # one pass over the weights, whatever the size of the trees
         except SweepCancelled:
             return self._interrupt()
-        emitted = [self._accept(*of) for of in zip(self.live, trees, hidden, strict=True)]  # the target's own choices
+        judged = [rows_RH[-len(tree) - 1 :] for tree, rows_RH in zip(trees, hidden, strict=True)]
+        logits = logits_of_texts(self.target.head, judged)
+        emitted = [self._accept(*of) for of in zip(self.live, trees, hidden, logits, strict=True)]  # the target's own
         return self._end_step(trees, hidden, emitted)
 
     def _guess(self, kept: Items[int]) -> list[TokenTree]:
@@ -185,9 +188,9 @@ class Decoder:
         below = np.where(tree.parents_N == ROOT, end, tree.parents_N + len(pending))
         return Rows(cache, [*pending, *tree.tokens], [*range(-1, end), *below.tolist()], len(pending))
 
-    def _accept(self, sequence: Sequence, tree: TokenTree, hidden_RH: Tensor) -> Emitted:
+    def _accept(self, sequence: Sequence, tree: TokenTree, hidden_RH: Tensor, logits_MV: Tensor | None) -> Emitted:
         cache, pending = sequence.cache(self.target), len(sequence.pending(self.target))
-        opinion = self._opinion(sequence, tree, hidden_RH[-len(tree) - 1 :])
+        opinion = self._opinion(sequence, tree, hidden_RH[-len(tree) - 1 :], logits_MV)
         emitted = sequence.accept(walk(opinion, sequence.history))
         if sequence.sampling.logprobs is not None:
             emitted = self._with_logprobs(sequence, tree, emitted, hidden_RH)
@@ -202,7 +205,7 @@ class Decoder:
         sequence.noise.forget_before(len(sequence.tokens))
         return emitted
 
-    def _opinion(self, sequence: Sequence, tree: TokenTree, hidden_MH: Tensor) -> Opinion:
+    def _opinion(self, sequence: Sequence, tree: TokenTree, hidden_MH: Tensor, logits_MV: Tensor | None) -> Opinion:
         settle: Settle | None = None
         if (ties := self.exact_ties) is not None:  # under --exact, near-ties are decided over the whole text
             text = list(sequence.tokens)
@@ -213,7 +216,7 @@ class Decoder:
                 return ties.settled([*text, *tree.spelled(node)], scores_V, rescore, edge)
 
         at, sampling, noise = len(sequence.tokens), sequence.sampling, sequence.noise
-        return Opinion(self.target.head, hidden_MH, tree, at, sampling, noise, sequence.parse, settle)
+        return Opinion(self.target.head, hidden_MH, tree, at, sampling, noise, sequence.parse, settle, logits_MV)
 
     def _with_logprobs(self, sequence: Sequence, tree: TokenTree, emitted: Emitted, hidden_RH: Tensor) -> Emitted:
         head, most = self.target.head, sequence.sampling.logprobs or 0
@@ -221,7 +224,7 @@ class Decoder:
         rows = [first, *(first + 1 + node for node in emitted.path)][: len(emitted.tokens)]
         emitted = replace(emitted, logprobs=logprobs(head, hidden_RH[rows], emitted.tokens, most))
         if sequence.sampling.prompt_logprobs and not len(sequence.cache(self.target)):
-            prompt = sequence.tokens[1 : sequence.prompt_length]
+            prompt = sequence.words(1)[: sequence.prompt_length - 1]
             emitted = replace(emitted, prompt_logprobs=logprobs(head, hidden_RH, prompt, most))
         return emitted
 

@@ -8,9 +8,10 @@ from dataclasses import replace
 from functools import cached_property
 
 from specexec.engine.request_types import Request
-from specexec.errors import BadSampling, ContextLengthExceeded, EmptyPrompt, UnknownToken
+from specexec.errors import BadMessages, BadSampling, ContextLengthExceeded, EmptyPrompt, UnknownToken
 from specexec.model.cache import KVCache
 from specexec.model.chain_lm import ChainLM
+from specexec.model.image_rows import Images, as_words, is_row, without_rows
 from specexec.model.tree_lm import TreeLM
 from specexec.sampling.grammar import Grammar, Grammars
 from specexec.sampling.model_defaults import Defaults
@@ -70,9 +71,10 @@ class Intake:
         Raises EmptyPrompt, UnknownToken, ContextLengthExceeded, BadSampling.
         """
         tokens = self._encoding.encode(prompt, wishes)
+        images = self._images_in(tokens)
         if not tokens:
             raise EmptyPrompt("the prompt is empty.")
-        self._check_made(tokens)
+        self._check_made(tokens if images is None else without_rows(tokens))
         check_ids(written, self._target.vocabulary, "the beginning of the answer")
         if len(tokens) >= self.context:
             raise ContextLengthExceeded(
@@ -82,8 +84,21 @@ class Intake:
         check_sampling(sampling, self._target.vocabulary)
         asked = self.filled(sampling)
         noise = Noise(asked.seed or 0, self._target.vocabulary, self._target.device)
-        text = self._encoding.stream(tokens, asked.stop or ())
-        return sequences.start(tokens, asked, noise, text, self._defaults.stop_tokens, self.context, caches)
+        words = tokens if images is None else as_words(tokens, images.word)
+        text = self._encoding.stream(words, asked.stop or ())
+        return sequences.start(tokens, asked, noise, text, self._defaults.stop_tokens, self.context, caches, images)
+
+    def _images_in(self, tokens: Items[int]) -> Images | None:
+        """What rows of images among the tokens mean; None if there are none. Raises BadMessages for what is gone."""
+        if not any(map(is_row, tokens)):
+            return None
+        if not isinstance(self._target, TreeLM) or self._target.images is None:
+            raise UnknownToken("the prompt holds rows of images, which this model does not read.")
+        if self._target.images.among(tokens) is None:
+            raise BadMessages(
+                "the prompt holds rows of an image that is not here any more.", hint="the messages again."
+            )
+        return self._target.images
 
     def _check_made(self, tokens: Items[int]) -> None:
         try:

@@ -44,7 +44,8 @@ SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"
 class LayerKind:
     """How far one layer sees, None = without limit; whose keys and values it attends to, None = its own.
 
-    `attends`, `recurrent`: whether it attends at all, and whether it carries a state from token to token.
+    `attends`, `recurrent`: whether it attends at all, and whether it carries a state from token to token. `together`:
+    rows of one image see one another.
     """
 
     window: int | None = None
@@ -52,6 +53,7 @@ class LayerKind:
     keys_of: int | None = None
     attends: bool = True
     recurrent: bool = False
+    together: bool = False
 
 
 ONLY_RECURRENT = LayerKind(attends=False, recurrent=True)

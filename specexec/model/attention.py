@@ -34,6 +34,7 @@ class Style:
     chunk: int | None = None  # a row sees only its own chunk of positions
     softcap: float | None = None
     sinks_H: Tensor | None = None
+    together: bool = False  # rows of one image see one another
 
     @property
     def local(self) -> bool:
@@ -45,13 +46,15 @@ class Visibility:
     """Positions and depth-first intervals of key rows; the last rows of the keys are the queries themselves.
 
     The first `committed` keys are the text: key i has position i and every query sees it. The others are nodes.
-    position_R, enter_R, leave_R: int64 over the nodes only, on the device of the keys.
+    position_R, enter_R, leave_R: int64 over the nodes only, on the device of the keys. So is image_R, if any node is a
+    row of an image: alike for those of one image, -1 for all others.
     """
 
     committed: int
     position_R: Tensor
     enter_R: Tensor
     leave_R: Tensor
+    image_R: Tensor | None = None
     _kept: dict[tuple[int | None, ...], Tensor | None] = field(default_factory=dict, compare=False, repr=False)
 
     def positions(self, first: int, last: int) -> Tensor:
@@ -65,7 +68,7 @@ class Visibility:
 
         Small ones are kept, since they are the same in all layers of a kind.
         """
-        block = queries.start, queries.stop, first, last, style.window, style.chunk
+        block = queries.start, queries.stop, first, last, style.window, style.chunk, style.together
         if block in self._kept:
             return self._kept[block]
         found_QK = self._hidden(queries, first, last, style)
@@ -80,6 +83,9 @@ class Visibility:
             enter_Q1 = self.enter_R[queries].unsqueeze(1)
             nodes = slice(max(first - self.committed, 0), last - self.committed)
             stranger_QK = (enter_Q1 < self.enter_R[nodes]) | (enter_Q1 >= self.leave_R[nodes])
+            if style.together and self.image_R is not None:
+                image_Q1 = self.image_R[queries].unsqueeze(1)
+                stranger_QK &= (image_Q1 != self.image_R[nodes]) | (image_Q1 < 0)
             text = max(self.committed - first, 0)
             hidden_QK = nn.functional.pad(stranger_QK, (text, 0))
         if style.local:
@@ -113,7 +119,8 @@ def attend(
     blocks = []
     for start in range(rows.start, rows.stop, QUERY_BLOCK):
         queries = slice(start, min(start + QUERY_BLOCK, rows.stop))
-        end = sees.committed + queries.stop  # nodes are ordered: no ancestor comes later
+        # Nodes are ordered: no ancestor comes later, only rows of the same image.
+        end = sees.committed + (rows.stop if style.together and sees.image_R is not None else queries.stop)
         block = query_HQD[None, :, start - rows.start : queries.stop - rows.start]
         keys, values = key_HKD[None, :, :end], value_HKD[None, :, :end]
         hidden = partial(sees.hidden, queries, style=style)

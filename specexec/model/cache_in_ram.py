@@ -136,7 +136,7 @@ class Trip:
 
         held = places.get(number)
         if held is None or not (fits(held.keys_HRD, like.keys_HRD) and fits(held.values_HRD, like.values_HRD)):
-            self._carrier.settle()  # no copy may still write into what is released
+            # Copies of what lay here were waited for when the layer between arrived: the memory is free.
             keys_HRD, values_HRD = (
                 torch.empty((tensor.shape[0], rows, tensor.shape[2]), dtype=tensor.dtype, device=self._device)
                 for tensor in (like.keys_HRD, like.values_HRD)

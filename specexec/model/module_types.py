@@ -5,6 +5,7 @@ nn.Module declares every attribute as a Tensor or a Module, whatever it is. Attr
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 from transformers import PretrainedConfig
@@ -21,8 +22,10 @@ class Configured(Protocol):
 class TakesChunks(Protocol):
     """A layer that can compute a sweep's rows in pieces, at one visit of its weights (offload's StreamedLayer).
 
-    `chunk_rows`: so many rows at a time. `own_rows`: so many of the rows differ, the others fill a tile.
+    `chunk_rows`: so many rows at a time. `own_rows`: so many of the rows differ, the others fill a tile. `together`:
+    ranges of rows that must be in one piece.
     """
 
     chunk_rows: int | None
     own_rows: int | None
+    together: Sequence[range]

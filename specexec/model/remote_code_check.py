@@ -20,6 +20,7 @@ from specexec.model.cache import KVCache
 from specexec.model.cache_in_ram import Travel
 from specexec.model.chain_lm import ChainLM
 from specexec.model.float32_linears import Share, in_turn
+from specexec.model.image_rows import Images
 from specexec.model.tree_lm import Rows, TreeLM
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ def lm_of(
     travel: Travel | None = None,
     share: Share = in_turn,
     tiled: bool = True,
+    images: Images | None = None,
 ) -> TreeLM | ChainLM:
     """A TreeLM where the architecture allows it, else a ChainLM; `load` has refused drafters where it does not.
 
@@ -48,7 +50,7 @@ def lm_of(
     """
     trial, own_attention = ReferenceOutput(model) if tried else None, model.config._attn_implementation
     try:
-        tree_lm = TreeLM(model, travel=travel, share=share, tiled=tiled)
+        tree_lm = TreeLM(model, travel=travel, share=share, tiled=tiled, images=images)
         return trial.tree(tree_lm) if trial else tree_lm
     except UnsupportedArchitecture as problem:
         if trees and trial:

@@ -18,6 +18,7 @@ from specexec.model.architecture import LayerKind
 from specexec.model.attention import Style, Visibility
 from specexec.model.cache import KVCache
 from specexec.model.cache_in_ram import Passenger, Travel, Trip
+from specexec.model.image_rows import Images, is_row, runs
 from specexec.model.joint_attention import JointAttention, TextRows, joined
 from specexec.model.recurrent.packed import PackedStates, Text, branches_of, marks
 from specexec.tree.tree import depths, intervals
@@ -35,6 +36,7 @@ class _Span:
     stop: int
     first_node: int  # of the cache, for row `start`
     sees: Visibility
+    pictured: bool = False  # whether there is an image in the text or among the rows
 
     @property
     def states(self) -> Text:
@@ -55,6 +57,7 @@ class SweepRows:
         device: torch.device,
         cancelled: threading.Event,
         travel: Travel | None,
+        images: Images | None = None,
     ):
         self._kinds = kinds
         self._cancelled = cancelled
@@ -63,7 +66,7 @@ class SweepRows:
         self._spans: list[_Span] = []
         start = 0
         for part in parts:
-            self._spans.append(_span(part, start, device))
+            self._spans.append(_span(part, start, device, seeing=images is not None))
             start += len(part.tokens)
         self.count = start
         tokens = [token for part in parts for token in part.tokens]
@@ -71,6 +74,9 @@ class SweepRows:
         recurrent = any(kind.recurrent for kind in kinds.values())
         self.states = PackedStates([span.states for span in self._spans] if recurrent else [], cancelled)
         self.positions_R = torch.cat([span.sees.position_R[span.first_node :] for span in self._spans])
+        self.images = [] if images is None else runs(tokens)
+        grid = images is not None and images.sight.grid and any(span.pictured for span in self._spans)
+        self.grid_3R = torch.cat([_on_grid(span, images) for span in self._spans], dim=1) if grid and images else None
         attending = {layer: kind for layer, kind in kinds.items() if kind.attends}
         passengers = [_passenger(span) for span in self._spans]
         self._trip = None if travel is None else Trip(travel, attending, passengers, device)
@@ -84,7 +90,7 @@ class SweepRows:
             raise UnsupportedArchitecture(
                 f"layer {layer} attends through a window of {style.window}, its config says {kind.window}."
             )
-        style = replace(style, window=kind.window, chunk=kind.chunk)
+        style = replace(style, window=kind.window, chunk=kind.chunk, together=kind.together)
         begin = self._attended.get(layer, 0)
         end = begin + query_HQD.shape[1]
         if begin >= self.count:
@@ -145,7 +151,17 @@ def _passenger(span: _Span) -> Passenger:
     return Passenger(span.cache, text + span.first_node, text + len(span.cache.parents))
 
 
-def _span(part: Rows, start: int, device: torch.device) -> _Span:
+def _on_grid(span: _Span, images: Images) -> Tensor:
+    """Time, height and width of the rows of one sequence, int64 [3, R]."""
+    cache, position_R = span.cache, span.sees.position_R[span.first_node :]
+    if not span.pictured:
+        return position_R.expand(3, -1)
+    chain = next((node for node, parent in enumerate(cache.parents) if parent != node - 1), len(cache.parents))
+    places = images.positions([*cache.tokens, *cache.node_tokens[:chain]])
+    return torch.from_numpy(places.at(position_R.cpu().numpy())).to(position_R.device)
+
+
+def _span(part: Rows, start: int, device: torch.device, seeing: bool = False) -> _Span:
     cache = part.cache
     first_node = len(cache.parents)
     cache.node_tokens.extend(part.tokens)
@@ -161,4 +177,10 @@ def _span(part: Rows, start: int, device: torch.device) -> _Span:
         enter_R=torch.from_numpy(times.enter_N).to(device),
         leave_R=torch.from_numpy(times.leave_N).to(device),
     )
-    return _Span(cache, start, start + len(part.tokens), first_node, sees)
+    pictured = seeing and any(map(is_row, (max(cache.tokens, default=0), max(cache.node_tokens, default=0))))
+    if pictured and (found := runs(cache.node_tokens)):
+        image_N = np.full(len(cache.parents), -1)
+        for run in found:
+            image_N[run.start : run.stop] = run.start
+        sees = replace(sees, image_R=torch.from_numpy(image_N).to(device))
+    return _Span(cache, start, start + len(part.tokens), first_node, sees, pictured)

@@ -26,6 +26,8 @@ from specexec.model import row_tiles as tiles
 from specexec.model.architecture import check_tree_support, longest_text
 from specexec.model.cache import KVCache
 from specexec.model.cache_in_ram import Travel
+from specexec.model.image_inputs import inputs_of, seeing
+from specexec.model.image_rows import Images
 from specexec.model.module_types import TakesChunks
 from specexec.model.recurrent.seams import let_in
 from specexec.model.sweep_rows import SweepRows
@@ -93,8 +95,8 @@ class TreeLM:
     that does not attend (sublayers.py). `travel` says whose keys and values live in RAM, `share` how a CPU's threads
     divide a product. `lenient` is for drafters with fewer rows than their target: ids beyond are read as the last row.
     Without `tiled` a sweep computes the rows that it has and no more: for linears that give a row the same bits anyway.
-    `mix` makes what goes into the first layer, [R, H], of token ids [R] and the rows' features [R, F]; without it that
-    are the embeddings of the ids.
+    `images` are those whose rows may be among the tokens. `mix` makes what goes into the first layer, [R, H], of token
+    ids [R] and the rows' features [R, F]; without it that are the embeddings of the ids.
     """
 
     def __init__(
@@ -106,9 +108,10 @@ class TreeLM:
         lenient: bool = False,
         tiled: bool = True,
         mix: Callable[[Tensor, Tensor], Tensor] | None = None,
+        images: Images | None = None,
     ) -> None:
-        self._lenient, self._tiled, self._mix = lenient, tiled, mix
-        self.kinds = check_tree_support(type(model), model.config)
+        self._lenient, self._tiled, self._mix, self.images = lenient, tiled, mix, images
+        self.kinds = seeing(check_tree_support(type(model), model.config), images)
         self._layers = range(len(self.kinds)) if layers is None else layers
         self._travel = travel
         self.share = share
@@ -138,7 +141,8 @@ class TreeLM:
         mix: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> TreeLM:
         """A drafter that computes as this one does: over some of its layers, over copies of them, or over others."""
-        return TreeLM(model, layers, share=self.share, lenient=True, mix=mix)
+        images = self.images if mix is None else None
+        return TreeLM(model, layers, share=self.share, lenient=True, mix=mix, images=images)
 
     def begin(self, parts: list[Rows]) -> Sweep:
         """Start a sweep over the new rows of several sequences; the caller is free to do something else meanwhile."""
@@ -156,7 +160,7 @@ class TreeLM:
         try:
             numbered = zip(self._layers, self.kinds, strict=True)
             kinds = {number: kind for number, kind in numbered if number is not None}
-            packed = SweepRows(parts, kinds, self.device, cancelled or threading.Event(), self._travel)
+            packed = SweepRows(parts, kinds, self.device, cancelled or threading.Event(), self._travel, self.images)
             try:
                 features = [part.features_RF for part in parts if part.features_RF is not None]
                 with self.taps.record(tapped):
@@ -177,18 +181,22 @@ class TreeLM:
         return list(hidden_RH.split(counts))
 
     def _run(self, packed: SweepRows, features_RF: Tensor | None) -> Tensor:
+        together = packed.images if any(kind.together for kind in self.kinds) else []
         for layer in self._streamed:
             layer.own_rows = packed.count
-        tokens_R = packed.tokens_R.clamp(max=self.vocabulary - 1) if self._lenient else packed.tokens_R
+            layer.together = [range(run.start, run.stop) for run in together]
+        tokens_R = packed.tokens_R.clamp(max=self.vocabulary - 1) if self._lenient or packed.images else packed.tokens_R
         rows = [tokens_R, packed.positions_R]
         input_ids, position_ids = (tiles.filled_up(each_R) for each_R in rows) if self._tiled else rows
+        given = {"input_ids": input_ids.unsqueeze(0), "position_ids": position_ids.unsqueeze(0)}
+        if self.images is not None:
+            given |= inputs_of(self._trunk, self.images, packed.images, given, packed.grid_3R)
         with self._linears():
-            inputs = {"input_ids": input_ids.unsqueeze(0)}
             if self._mix is not None:
                 assert features_RF is not None
                 filled_RF = tiles.filled_up(features_RF) if self._tiled else features_RF
-                inputs = {"inputs_embeds": self._mix(input_ids, filled_RF).unsqueeze(0)}
-            output = self._trunk(**inputs, position_ids=position_ids.unsqueeze(0), use_cache=False, sweep=packed)
+                given["inputs_embeds"] = self._mix(given.pop("input_ids")[0], filled_RF).unsqueeze(0)
+            output = self._trunk(**given, use_cache=False, sweep=packed)
         hidden_RH: Tensor = output.last_hidden_state[0, : packed.count]
         return hidden_RH
 

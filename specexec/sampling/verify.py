@@ -56,9 +56,10 @@ def check_finite(best: Tensor) -> None:
 class Opinion:
     """The target's choices at every node of one tree, given its final hidden states [M, H].
 
-    `position` is that of the first token to choose, `parse` says what a grammar allows from there on. Logits exist only
-    for the rows a walk visits. `settle`, where it is given, has the last word about a node's scores (exact_ties.py).
-    `head` makes logits of hidden states, [R, H] → [R, V] float32. Raises BrokenLogits where they are not finite.
+    `position` is that of the first token to choose, `parse` says what a grammar allows from there on. `settle`, where
+    it is given, has the last word about a node's scores (exact_ties.py).
+    `head` makes logits of hidden states, [R, H] → [R, V] float32; `logits_MV` are those of all rows, where they exist
+    already: else they exist only for the rows a walk visits. Raises BrokenLogits where they are not finite.
     """
 
     def __init__(
@@ -71,11 +72,13 @@ class Opinion:
         noise: Noise,
         parse: Parse | None = None,
         settle: Settle | None = None,
+        logits_MV: Tensor | None = None,
     ) -> None:
         assert len(hidden_MH) == len(tree) + 1
         self.tree = tree
         self._head = head
         self._hidden_MH = hidden_MH
+        self._logits_MV = logits_MV
         self._positions = [position, *(position + 1 + tree.depth_N).tolist()]
         self._sampling = sampling
         self._noise = noise
@@ -98,7 +101,8 @@ class Opinion:
 
     def _logits_of(self, rows: Items[int]) -> Tensor:
         """The one place where a bias and a grammar enter: everything that is chosen is chosen from these, [N, V]."""
-        logits_NV = self._head(self._hidden_MH[list(rows)])
+        which = slice(rows.start, rows.stop) if isinstance(rows, range) else list(rows)
+        logits_NV = self._head(self._hidden_MH[which]) if self._logits_MV is None else self._logits_MV[which]
         return constrained(logits_NV, self._sampling, self._parse, self.tree, [row - 1 for row in rows])
 
     @property

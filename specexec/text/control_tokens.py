@@ -15,16 +15,22 @@ from itertools import count
 
 from transformers import PreTrainedTokenizerBase
 
+from specexec.model.image_rows import Image
+
 _PRIVATE = 0xF0000  # a plane of characters without an assigned meaning
 _SHAPE = re.compile(r"<[|｜].*[|｜]>", re.DOTALL)  # DeepSeek's bars are of full width
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """What messages became: text in which spelled control tokens are marked, by characters that `marks` undoes."""
+    """What messages became: text in which spelled control tokens are marked, by characters that `marks` undoes.
+
+    `images` are those of the messages, each at a place that the template wrote for it.
+    """
 
     marked: str
     marks: Mapping[str, str] = field(default_factory=dict)  # characters, by what replaces them
+    images: tuple[Image, ...] = ()
 
     @property
     def text(self) -> str:

@@ -11,7 +11,7 @@ from specexec.model.cache import KVCache
 from specexec.sampling.params import SamplingParams
 from specexec.stats import Burst
 from specexec.text.formats.find import Templates, format_of
-from specexec.text.messages import Message
+from specexec.text.messages import Content, Message
 from specexec.text.reply import Reply
 from specexec.text.transcript import Tokens, Turn, begin, belonging, same_text
 
@@ -70,16 +70,16 @@ class Conversation:
     def __init__(self, writer: DialogueEngine, system: str | None = None) -> None:
         self.system = system
         self.messages: list[Message] = []
-        self.unanswered: str | None = None  # a question whose answer did not begin; no message of the dialogue
+        self.unanswered: Content | None = None  # a question whose answer did not begin; no message of the dialogue
         self._writer = writer
         self._caches: dict[object, KVCache] = {}
         self._turns: list[Turn] = []
         self._retries = 0
 
-    def send(self, text: str, sampling: SamplingParams | None = None) -> Iterator[Burst]:
+    def send(self, content: Content, sampling: SamplingParams | None = None) -> Iterator[Burst]:
         """Ask, and stream the answer. If no token comes, the dialogue stays as it was, the question `unanswered`."""
         self._retries = 0
-        return self._answer([*self.messages, {"role": "user", "content": text}], sampling)
+        return self._answer([*self.messages, {"role": "user", "content": content}], sampling)
 
     def retry(self, sampling: SamplingParams | None = None) -> Iterator[Burst]:
         """Another answer to the last question: a derived seed, unless the text does not depend on it."""
@@ -157,7 +157,8 @@ class Conversation:
 
     def _answer(self, messages: list[Message], sampling: SamplingParams | None) -> Iterator[Burst]:
         if messages != self.messages[: len(messages)]:
-            self.unanswered = str(messages[-1]["content"])
+            asked = messages[-1]["content"]
+            self.unanswered = asked if isinstance(asked, list) else str(asked)
         turn = begin(self._writer.encoding, self._turns, dialogue(self.system, messages))
         answer = self._reading(turn, sampling)
         bursts = self._writer.stream(turn.prompt, sampling, self._caches, ())

@@ -14,11 +14,14 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from specexec.errors import BadMessages, BadText
+from specexec.errors import BadMessages, BadText, UnreadContent
+from specexec.text.pictures import is_picture, picture_in, picture_part
 
 Message: TypeAlias = dict[str, object]
+Content: TypeAlias = str | list[Message]
 Prompt: TypeAlias = str | Items[int] | Items[Mapping[str, object]]  # raw text, token ids, or messages for the template
 
+TEXTS = ("text", "input_text")
 _CITY = {"city": "Oslo"}
 _PRINTED = "{'city': 'Oslo'"  # an object in Python's own notation: no model was trained on that
 _ROLE = "Speak like a pirate."
@@ -64,13 +67,54 @@ def completed(tool: Message) -> Message:
     return {**tool, "function": {**function, **{key: empty[key] for key in empty if key not in function}}}
 
 
-def read_messages(messages: Items[object]) -> list[Message]:
+def read_messages(messages: Items[object], blind: str | None = "") -> list[Message]:
     """Messages in OpenAI's shape, checked: content is text, every call has a name, what is null is left out.
 
-    The arguments of a call stay as they came: an object or text. Other fields are kept as they are, in their order.
+    `blind` says why images are refused; with None, content that holds one is a list of parts. The arguments of a call
+    stay as they came: an object or text. Other fields are kept as they are, in their order.
     Raises BadMessages that begins with the place (`messages.3.content: …`), BadText.
     """
-    return [_message(message, f"messages.{index}") for index, message in enumerate(messages)]
+    return [_message(message, f"messages.{index}", blind) for index, message in enumerate(messages)]
+
+
+def content_of(text: str, pictures: Items[str]) -> Content:
+    """What a user says, with images (data: URLs) before it."""
+    if not pictures:
+        return text
+    return [*map(picture_part, pictures), {"type": "text", "text": text}]
+
+
+def text_in(content: object) -> str:
+    """What is said in a message's content, without its images."""
+    if not isinstance(content, list):
+        return "" if content is None else str(content)
+    return "".join(str(part.get("text", "")) for part in content if isinstance(part, Mapping))
+
+
+def pictures_of(content: object) -> list[str]:
+    """The images of `content_of`."""
+    parts = content if isinstance(content, list) else []
+    return [str(part["image_url"]["url"]) for part in parts if is_picture(part)]
+
+
+def all_text(messages: Items[object]) -> bool:
+    """Whether no message holds anything but text."""
+    contents = (message.get("content") for message in messages if isinstance(message, Mapping))
+    parts = (part for found in contents if isinstance(found, list | tuple) for part in found)
+    return all(isinstance(part, Mapping) and part.get("type", "text") in TEXTS for part in parts)
+
+
+def pictures_in(messages: Items[Message]) -> tuple[list[Message], list[tuple[str, bytes]]]:
+    """Messages as a template is given them, and the image files in them in order, each with its place."""
+    found: list[tuple[str, bytes]] = []
+    shown = []
+    for index, message in enumerate(messages):
+        if isinstance(parts := message["content"], list):
+            at = f"messages.{index}.content"
+            found += [(f"{at}.{n}", picture_in(part, f"{at}.{n}")) for n, part in enumerate(parts) if is_picture(part)]
+            message = {**message, "content": [{"type": "image"} if is_picture(part) else part for part in parts]}
+        shown.append(message)
+    return shown, found
 
 
 def traits_of(render: Callable[[list[Message], bool], str | None]) -> Traits:
@@ -95,7 +139,7 @@ def as_read(messages: Items[Message], traits: Traits) -> list[Message]:
     return [_as_read(message, traits) for message in messages]
 
 
-def _message(message: object, at: str) -> Message:
+def _message(message: object, at: str, blind: str | None) -> Message:
     if not isinstance(message, Mapping):
         raise BadMessages(f"{at}: not an object with a role and content.")
     _check_text(message, at)
@@ -107,27 +151,35 @@ def _message(message: object, at: str) -> Message:
     read: Message = {str(name): value for name, value in message.items() if value is not None}
     if "content" not in message and role != "assistant":
         raise BadMessages(f"{at}.content: it is missing.")
-    read["content"] = _content(message.get("content"), f"{at}.content")
+    read["content"] = _content(message.get("content"), f"{at}.content", blind)
     calls = read.pop("tool_calls", None)
     if calls:
         read["tool_calls"] = _calls(calls, f"{at}.tool_calls")
     return read
 
 
-def _content(content: object, at: str) -> str:
+def _content(content: object, at: str, blind: str | None) -> str | list[Message]:
     if content is None:
         return ""
     if isinstance(content, str):
         return content
     if not isinstance(content, list | tuple):
         raise BadMessages(f"{at}: neither text nor parts of text.")
+    read: list[Message] = []
     for part in content:
+        if blind is None and is_picture(part):
+            read.append(dict(part))
+            continue
         kind = part.get("type", "text") if isinstance(part, Mapping) else type(part).__name__
-        if kind != "text":
-            raise BadMessages(f"{at}: this model reads text, not {kind!r}.")
+        if kind not in TEXTS:
+            reads = "text" if blind is not None else "text and images"
+            raise UnreadContent(f"{at}: this model reads {reads}, not {kind!r}.", blind if is_picture(part) else None)
         if not isinstance(part.get("text"), str):
             raise BadMessages(f"{at}: a part of type text needs a text.")
-    return "".join(part["text"] for part in content)
+        read.append({"type": "text", "text": part["text"]})
+    if any(is_picture(part) for part in read):
+        return read
+    return "".join(str(part["text"]) for part in read)
 
 
 def _calls(calls: object, at: str) -> list[Message]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from specexec.errors import SpecexecError
 from specexec.model.cache import KVCache, common_prefix
+from specexec.model.image_rows import Images, as_words
 from specexec.sampling.noise import Noise
 from specexec.sampling.params import SamplingParams
 from specexec.sampling.processors import History, JudgedText, Processors
@@ -53,15 +54,22 @@ class Sequence:
     failure: SpecexecError | None = None  # why it cannot go on, if finish_reason is "failed"
     forks: set[int] = field(default_factory=set)  # lengths at which other texts part from it
     most_nodes: int = MOST_NODES  # guesses that may hang below it in the next sweep
+    images: Images | None = None  # what rows of images among its tokens mean
 
     def __post_init__(self) -> None:
         self.prompt_length = len(self.tokens)
-        prompt = tuple(self.tokens)
+        self._held = self.images.among(self.tokens) if self.images else ()
+        prompt = tuple(self.words())
         text = JudgedText(prompt, self.noise.vocabulary, self.stop_tokens, self.longest, str(self.noise.device))
         self.processors = Processors(self.sampling, text)
         self.parse: Parse | None = None if self.sampling.grammar is None else self.sampling.grammar.start()
         if not self.sampling.max_tokens:
             self.finish_reason = "length"
+
+    def words(self, start: int = 0) -> list[int]:
+        """Its tokens from `start` on as a tokenizer knows them: for each row of an image one token stands."""
+        tokens = self.tokens[start:]
+        return as_words(tokens, self.images.word) if self.images and self._held else tokens
 
     @property
     def answer(self) -> list[int]:
@@ -151,7 +159,9 @@ def start(
     stop_tokens: frozenset[int],
     limit: int,
     caches: dict[object, KVCache] | None = None,
+    images: Images | None = None,
 ) -> Sequence:
     """A new request; `caches` of an earlier one are reused as far as the texts agree."""
     ends = (frozenset[int]() if sampling.ignore_eos else stop_tokens) | frozenset(sampling.stop_token_ids)
-    return Sequence(list(tokens), sampling, noise, text, ends, limit, {} if caches is None else caches)
+    kept = {} if caches is None else caches
+    return Sequence(list(tokens), sampling, noise, text, ends, limit, kept, images=images)

@@ -4,27 +4,32 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Items
 from dataclasses import replace
 from functools import cached_property, partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from specexec.errors import BadMessages, BadText
+from specexec.model.image_rows import Image, is_row
 from specexec.text import templates
 from specexec.text.control_tokens import ControlTokens, Rendered
 from specexec.text.detokenizer import TextStream
+from specexec.text.image_prompts import MOST_IMAGES, ImagePrompts
 from specexec.text.messages import (
     PROBE_TOOLS,
     Message,
     Prompt,
     Traits,
+    all_text,
     as_read,
     completed,
     needs_traits,
+    pictures_in,
     read_messages,
     traits_of,
 )
@@ -40,7 +45,8 @@ class Encoding:
 
     `variables` are given to the template with every prompt, before them `thinking` (see `Format.thinking`); a prompt's
     own wishes go before both. `control_tokens`: those that are spelled in raw text and messages become tokens; else
-    they stay text. `adds_bos`: raw text begins with the BOS token, whatever the tokenizer itself does.
+    they stay text. `adds_bos`: raw text begins with the BOS token, whatever the tokenizer itself does. `look` says how
+    images are read, or why they are not.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, adds_bos: bool = False) -> None:
@@ -48,6 +54,7 @@ class Encoding:
         self.thinking: Mapping[str, object] = {}
         self.variables: dict[str, object] = {}
         self.control_tokens = False
+        self.look: Callable[[], ImagePrompts | str] = str
         self._adds_bos = adds_bos
         self._warned = False
         self._traits: dict[str, Traits] = {}
@@ -85,23 +92,36 @@ class Encoding:
         if not messages:
             raise BadMessages("there is no message.")
         wishes = wishes or Wishes()
-        read = read_messages(messages)
+        read = read_messages(messages, "" if all_text(messages) else self._blind)
+        read, files = pictures_in(read)
+        images = self._images_of(files)
         read = as_read(read, self._traits_for(wishes) if needs_traits(read) else Traits())
         wishes = replace(wishes, variables={**self.thinking, **self.variables, **wishes.variables})
         given: list[object] = [read, wishes.tools, wishes.variables]
         if self._takes_control(wishes) or not self._control.spelled_in(given):
-            return Rendered(self._templated(read, wishes))
+            return self._rendered_with(self._templated(read, wishes), {}, images)
         marks = self._control.marks_for(given)
         tools: Any = self._control.mark(wishes.tools, marks)
         variables: Any = self._control.mark(wishes.variables, marks)
         marked = replace(wishes, tools=tuple(tools), variables=variables)
-        return Rendered(self._templated(self._marked(read, marks), marked), marks)
+        return self._rendered_with(self._templated(self._marked(read, marks), marked), marks, images)
+
+    def _images_of(self, files: Items[tuple[str, bytes]]) -> tuple[Image, ...]:
+        if len(files) > MOST_IMAGES:
+            raise BadMessages(f"{files[MOST_IMAGES][0]}: a prompt may have {MOST_IMAGES} images.")
+        return tuple(self.images.image(content, at) for at, content in files) if files and self.images else ()
+
+    def _rendered_with(self, text: str, marks: Mapping[str, str], images: tuple[Image, ...]) -> Rendered:
+        if images and self.images:
+            text = self.images.spelled(text, images)
+        return Rendered(text, marks, images)
 
     def encode_rest(self, text: str | Rendered) -> list[int]:
         """Token ids of text that a template has made: it holds its own special tokens, none are added."""
-        if isinstance(text, Rendered) and text.marks:
-            return self._control.encode(text)
-        return self._cut(text.text if isinstance(text, Rendered) else text)
+        if not isinstance(text, Rendered):
+            return self._cut(text)
+        tokens = self._control.encode(text) if text.marks else self._cut(text.text)
+        return self.images.with_rows(tokens, text.images) if text.images and self.images else tokens
 
     def encode_part(self, text: str, wishes: Wishes | None = None) -> list[int]:
         """Token ids of a part of a prompt, with nothing around it; spelled control tokens are as in `encode`."""
@@ -133,6 +153,24 @@ class Encoding:
 
     def _takes_control(self, wishes: Wishes) -> bool:
         return self.control_tokens if wishes.control_tokens is None else wishes.control_tokens
+
+    @property
+    def images(self) -> ImagePrompts | None:
+        """How images are read in prompts; None where they are refused."""
+        return None if isinstance(self._looked, str) else self._looked
+
+    def refuse_images(self, why: str) -> None:
+        """From now on messages that hold an image are refused; what was said before stays the reason."""
+        if self.images is not None:
+            self._looked = why
+
+    @property
+    def _blind(self) -> str | None:
+        return self._looked if isinstance(self._looked, str) else None
+
+    @cached_property
+    def _looked(self) -> ImagePrompts | str:
+        return self.look()
 
     @cached_property
     def _control(self) -> ControlTokens:
@@ -256,7 +294,12 @@ class Encoding:
 
     def raw(self, tokens: Items[int]) -> str:
         """Text of tokens as it is, special ones included."""
-        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        words = [f"<image row {token}>" if is_row(token) else token for token in tokens]
+        parts = [list(part) for _, part in groupby(words, type)]
+        return "".join("".join(map(str, part)) if isinstance(part[0], str) else self._spelled(part) for part in parts)
+
+    def _spelled(self, tokens: Items[object]) -> str:
+        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False))  # type: ignore[arg-type]  # ids
 
     def decode(self, tokens: Items[int]) -> str:
         """Text of tokens, without special ones."""

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from jinja2 import TemplateSyntaxError
 from jinja2.sandbox import SandboxedEnvironment
 
 from cli.batch.input.items import Json, Message, Prompt, is_text
 from cli.shared.errors import BadJsonl
-from specexec.errors import BadText, EmptyPrompt
+from specexec.errors import BadMessages, BadText, EmptyPrompt
+from specexec.text.pictures import data_url, is_picture, picture_part
 from specexec.text.templates import TemplateFailed, fill
+
+_SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:")
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,7 @@ class Form:
         elif messages := _objects(value):
             if not self.chat:
                 raise BadJsonl(f"{place}: messages need the chat template.", hint="leave out --raw.")
-            return self.with_system(messages)
+            return self.with_system([_with_files(message, place) for message in messages])
         elif ids := _ids(value):
             return ids
         if not isinstance(value, str):
@@ -74,6 +79,25 @@ def _objects(value: Json) -> list[Message]:
     """`value`, if it is a list of objects, as messages are."""
     messages: list[Message] = [{**item} for item in value if isinstance(item, dict)] if isinstance(value, list) else []
     return messages if isinstance(value, list) and len(messages) == len(value) else []
+
+
+def _with_files(message: Message, place: str) -> Message:
+    """The message with the image files that it names inside it; a path is as the command line would read it."""
+    parts = message.get("content")
+    if not isinstance(parts, list):
+        return message
+    return {**message, "content": [_with_file(part, place) for part in parts]}
+
+
+def _with_file(part: Json, place: str) -> object:
+    told = part.get("image_url") if isinstance(part, dict) and is_picture(part) else None
+    url = told.get("url") if isinstance(told, dict) else told
+    if not isinstance(url, str) or _SCHEME.match(url):
+        return part
+    try:
+        return picture_part(data_url(Path(url).expanduser()))
+    except BadMessages as problem:
+        raise BadJsonl(f"{place}: {problem.what}", hint=problem.hint) from problem
 
 
 def _ids(value: Json) -> list[int]:

@@ -132,13 +132,13 @@ def _fill(weight: Quantised, codes: Tensor, scales: Tensor, matrix: Tensor) -> N
     from offload.checkpoint.tensors import DTYPES
 
     functional, stored = bitsandbytes(), DTYPES[weight.dtype]
-    if matrix.is_contiguous() and matrix.is_cuda and matrix.dtype == stored:
+    if matrix.is_contiguous() and not matrix.is_cpu and matrix.dtype == stored:
         functional.dequantize_4bit(
             codes[:, None], absmax=scales, out=matrix, blocksize=weight.blocksize, quant_type=weight.scheme
         )
         return
     flat = matrix.view(-1) if matrix.is_contiguous() else matrix.new_empty(matrix.numel())
-    step = matrix.numel() if matrix.is_cuda else SLICE_B // stored.itemsize
+    step = SLICE_B // stored.itemsize if matrix.is_cpu else matrix.numel()
 
     def fill(run: tuple[int, int]) -> None:
         start, length = run

@@ -52,7 +52,7 @@ class Memory:
         if text is None:
             text = self.texts[sequence] = _Text()
         if text.length < len(sequence.tokens):
-            text.store.extend(sequence.tokens, start=text.length)
+            text.store.extend(sequence.words(), start=text.length)
             text.length = len(sequence.tokens)
         return text.store
 

@@ -52,7 +52,7 @@ def fill_blocks(
 def fill_rows(target_OI: torch.Tensor, values: Values, step: int = 1) -> None:
     """Fill `target_OI` from `values(rows)`, float32 tensors [rows, I]; `step`: how many rows come at once, at least."""
     O, I = target_OI.shape
-    fill_each(lambda rows: target_OI[rows].copy_(values(rows)), _runs(O, I, step, target_OI.is_cuda), target_OI)
+    fill_each(lambda rows: target_OI[rows].copy_(values(rows)), _runs(O, I, step, not target_OI.is_cpu), target_OI)
 
 
 def _for_each_block(

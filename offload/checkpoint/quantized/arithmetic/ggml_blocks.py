@@ -32,10 +32,10 @@ def fill_rows(kind: str, codes: torch.Tensor, target: torch.Tensor, less: float 
         values = _values(kind, codes[run.start * rows_each : run.stop * rows_each])
         target[run].copy_((values - less if less else values).view(target[run].shape))
 
-    if target.is_cuda:
-        fill(slice(0, target.shape[0]))
-    else:
+    if target.is_cpu:
         share(fill, _runs(target.shape[0], rows_each * target.shape[-1] * 4))
+    else:
+        fill(slice(0, target.shape[0]))
 
 
 def _runs(count: int, each_B: int) -> Iterator[slice]:
@@ -51,7 +51,7 @@ def _values(kind: str, codes: torch.Tensor) -> torch.Tensor:
     blocks = codes.reshape(-1, one.nbytes)
     scales = layout.scales(blocks)
     less = torch.zeros_like(scales) if layout.less is None else layout.less(blocks)
-    if blocks.is_cuda or compiled.fill_groups is None or layout.scattered is not None:
+    if not blocks.is_cpu or compiled.fill_groups is None or layout.scattered is not None:
         return _by_torch(layout, blocks, one.items, scales, less)
     values = torch.empty(len(blocks), one.items)
     low, high = layout.planes[0], layout.planes[-1]

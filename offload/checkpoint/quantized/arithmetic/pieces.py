@@ -13,7 +13,7 @@ SLICE_B = 512 << 10
 
 def fill_each(fill: Callable[[Piece], object], pieces: Iterable[Piece], target: torch.Tensor) -> None:
     """Fill every piece of the target; several at a time on a CPU, in the order of its stream on a GPU."""
-    if not target.is_cuda:
+    if target.is_cpu:
         share(fill, pieces)
         return
     for piece in pieces:
@@ -22,6 +22,6 @@ def fill_each(fill: Callable[[Piece], object], pieces: Iterable[Piece], target: 
 
 def slices(codes: torch.Tensor, each_B: int) -> Iterator[slice]:
     """Slices of the first dimension, of which one index takes `each_B` bytes on its way."""
-    step = max(1, SLICE_B // each_B) if not codes.is_cuda else codes.shape[0]
+    step = max(1, SLICE_B // each_B) if codes.is_cpu else codes.shape[0]
     for start in range(0, codes.shape[0], step):
         yield slice(start, start + step)

@@ -89,7 +89,7 @@ def linear(rows: torch.Tensor, weight: RowCodes, bias: torch.Tensor | None = Non
         wide = high.mul_(HIGH).add_(low).mul_(steps_R1).mul_(scales_O[outputs])
         found_RO[:, outputs] = wide if bias is None else wide.add_(bias[outputs])
 
-    step = O if rows.is_cuda else _step(R, O, I)
+    step = _step(R, O, I) if rows.is_cpu else O
     share(multiply, range(0, O, step))
     return found_RO.view(*rows.shape[:-1], O)
 
@@ -113,7 +113,7 @@ def halves(rows_RI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     R, I = rows_RI.shape
     parts_RI = torch.empty(2 * R, I, dtype=torch.int8, device=rows_RI.device)
     peaks_R1 = torch.empty(R, 1, device=rows_RI.device)
-    some = R if rows_RI.is_cuda else max(1, PIECE_B // (4 * I))
+    some = max(1, PIECE_B // (4 * I)) if rows_RI.is_cpu else R
     for start in range(0, R, some):
         piece = slice(start, min(start + some, R))
         wide = rows_RI[piece].float()

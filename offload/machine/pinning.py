@@ -1,0 +1,31 @@
+"""RAM that a device copies from directly: pinned where it lies, as many bytes as are asked for.
+
+CUDA's own call, which torch's build for AMD has too: torch's own pinned memory is rounded up to powers of two and kept
+when it is freed. Other devices have no such call: they copy from RAM as it is, which is right and slower.
+"""
+
+import logging
+from functools import cache
+
+import torch
+
+log = logging.getLogger(__name__)
+
+
+def pin(device: torch.device, address: int, nbytes: int) -> int:
+    """Pin these bytes; 0, or the number of CUDA's error. Where nothing can be pinned by its address, says so once."""
+    if device.type != "cuda":
+        _say_unpinned(device.type)
+        return 0
+    return int(torch.cuda.cudart().cudaHostRegister(address, nbytes, 0))
+
+
+def unpin(device: torch.device, address: int) -> None:
+    """Undo a `pin` that succeeded."""
+    if device.type == "cuda":
+        torch.cuda.cudart().cudaHostUnregister(address)
+
+
+@cache
+def _say_unpinned(kind: str) -> None:
+    log.warning("RAM cannot be pinned for copies to %s: they are slower than the link.", kind)

@@ -1,0 +1,211 @@
+"""Images among the tokens of a text: their rows have ids that no vocabulary has, made from a hash of the image.
+
+So whatever compares texts (shared beginnings, kept keys and values) tells two images apart by their tokens alone. What
+a language model reads in place of those tokens comes from a tower, at most once for each image that is alive.
+R rows   H hidden size   L tokens of a text
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Sequence as Items
+from dataclasses import dataclass, replace
+from threading import Lock
+from typing import Literal, Protocol
+from weakref import WeakValueDictionary
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from specexec.sizes import IMAGE_ROWS
+
+FIRST = 1 << 62
+"""The least id of an image's row; tokens of a vocabulary are far below."""
+MOST_ROWS = 1 << 16
+_HASH_BITS = 62 - 16
+
+
+class Seen(Protocol):
+    """What a tower makes of an image: rows [R, H], and others that are added after the first layers."""
+
+    @property
+    def rows_RH(self) -> Tensor: ...
+
+    @property
+    def deeper(self) -> tuple[Tensor, ...]: ...
+
+
+@dataclass(eq=False)
+class Image:
+    """One image for one model: the shape of its rows, and what the model's processor makes of it for the tower.
+
+    `number` tells it from every other image. `height` times `width` are its rows, where they have places on a grid.
+    """
+
+    number: int
+    rows: int
+    prepare: Callable[[], Mapping[str, Tensor]]
+    height: int = 0
+    width: int = 0
+
+    @property
+    def tokens(self) -> list[int]:
+        """The ids of its rows."""
+        first = FIRST | self.number * MOST_ROWS
+        return list(range(first, first + self.rows))
+
+
+@dataclass(frozen=True)
+class Sight:
+    """How the language model of a family takes the rows of images.
+
+    `grid`: they have a height and a width beside a time (M-RoPE, Qwen2-VL, arXiv 2409.12191). `together`: rows of one
+    image see one another, in all layers or in those with a window. `by_layer`: each layer has embeddings of its own, in
+    which a row of an image counts as padding.
+    """
+
+    grid: bool = False
+    together: Literal["no", "all", "window"] = "no"
+    by_layer: bool = False
+
+
+def number_of(content: bytes) -> int:
+    """The number of an image, from its bytes and whatever else makes it what it is."""
+    return int.from_bytes(hashlib.sha256(content).digest()) >> (256 - _HASH_BITS)
+
+
+def is_row(token: int) -> bool:
+    """Whether a token is a row of an image."""
+    return token >= FIRST
+
+
+def number_in(token: int) -> int:
+    """The number of the image whose row this is."""
+    return (token - FIRST) // MOST_ROWS
+
+
+@dataclass(frozen=True)
+class ImageRun:
+    """Rows of one image that follow one another in a text: from `start` to before `stop`, the first its row `row`."""
+
+    number: int
+    start: int
+    stop: int
+    row: int = 0
+
+
+def runs(tokens: Items[int]) -> list[ImageRun]:
+    """All images in a text, in order; one whose rows are parted by other tokens is several runs."""
+    found: list[ImageRun] = []
+    last = -2
+    for at, token in enumerate(tokens):
+        if token < FIRST:
+            continue
+        if at == last + 1 and token == tokens[last] + 1:
+            found[-1] = replace(found[-1], stop=at + 1)
+        else:
+            found.append(ImageRun(number_in(token), at, at + 1, (token - FIRST) % MOST_ROWS))
+        last = at
+    return found
+
+
+class Images:
+    """The images that one model knows, as long as somebody holds them, and its tower. Safe from several threads.
+
+    `word` is the token of the vocabulary that stands for a row. What the tower made is kept for IMAGE_ROWS rows.
+    """
+
+    def __init__(self, sight: Sight, word: int) -> None:
+        self.sight, self.word = sight, word
+        self.tower: Callable[[Mapping[str, Tensor]], Seen] | None = None
+        self._seen: OrderedDict[int, Seen] = OrderedDict()
+        self._known: WeakValueDictionary[int, Image] = WeakValueDictionary()
+        self._lock = Lock()
+
+    def known(self, number: int) -> Image | None:
+        """The image of that number, if it is held by anybody."""
+        with self._lock:
+            return self._known.get(number)
+
+    def keep(self, image: Image) -> Image:
+        """From now on known as long as what is returned is held; the same image is one object."""
+        with self._lock:
+            return self._known.setdefault(image.number, image)
+
+    def among(self, tokens: Items[int]) -> tuple[Image, ...] | None:
+        """Those whose rows a text holds; None where one of them is not known, or has no such row."""
+        found: list[Image] = []
+        for run in runs(tokens):
+            image = self.known(run.number)
+            if image is None or run.row + run.stop - run.start > image.rows:
+                return None
+            found.append(image)
+        return tuple(found)
+
+    def seen(self, number: int) -> Seen:
+        """What the model reads in place of an image."""
+        image = self.known(number)
+        assert image is not None, "a text holds its images as long as it is written"
+        found = self._seen.pop(number, None)
+        if found is None:
+            assert self.tower is not None, "a model that reads images has its tower"
+            found = self.tower(image.prepare())
+            assert len(found.rows_RH) == image.rows, "tokens are counted as the tower makes rows"
+        self._seen[number] = found
+        while len(self._seen) > 1 and sum(len(one.rows_RH) for one in self._seen.values()) > IMAGE_ROWS:
+            self._seen.popitem(last=False)
+        return found
+
+    def positions(self, tokens: Items[int]) -> GridPositions:
+        """Time, height and width of every token of a text.
+
+        A token of text is one further than all before it, in all three. Rows of an image share one time, and count
+        height and width from there (Qwen2-VL, section 2.1).
+        """
+        L = len(tokens)
+        positions_3L = np.tile(np.arange(L), (3, 1))
+        shift = 0
+        after = 0
+        for run in runs(tokens):
+            positions_3L[:, after : run.start] += shift
+            image = self.known(run.number)
+            assert image is not None
+            row_R = np.arange(run.row, run.row + run.stop - run.start)
+            begin = run.start - run.row + shift
+            positions_3L[0, run.start : run.stop] = begin
+            positions_3L[1, run.start : run.stop] = begin + row_R // image.width
+            positions_3L[2, run.start : run.stop] = begin + row_R % image.width
+            shift += max(image.height, image.width) - image.rows
+            after = run.stop
+        positions_3L[:, after:] += shift
+        return GridPositions(positions_3L, shift)
+
+
+@dataclass(frozen=True)
+class GridPositions:
+    """Positions of a text's tokens, int64 [3, L], and what is added to the place of a token that follows them."""
+
+    positions_3L: NDArray[np.int64]
+    shift: int
+
+    def at(self, places_R: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Of rows by their places in the text, [3, R]; those beyond it are text."""
+        L = self.positions_3L.shape[1]
+        beyond_R = places_R >= L
+        found_3R = (
+            self.positions_3L[:, np.where(beyond_R, 0, places_R)] if L else np.zeros((3, len(places_R)), np.int64)
+        )
+        return np.where(beyond_R, places_R + self.shift, found_3R)
+
+
+def without_rows(tokens: Iterable[int]) -> list[int]:
+    """The tokens of the vocabulary."""
+    return [token for token in tokens if token < FIRST]
+
+
+def as_words(tokens: Iterable[int], word: int) -> list[int]:
+    """The tokens as a tokenizer knows them: `word` for a row of an image."""
+    return [word if token >= FIRST else token for token in tokens]

@@ -1,0 +1,141 @@
+"""Tiny checkpoints that see, with a tokenizer, a template and an image processor; and what transformers makes of them.
+
+The truth is transformers' own class for the whole: it is given the ids of the prompt and the processor's pixels.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping
+from collections.abc import Sequence as Items
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from PIL import Image
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoImageProcessor, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+from tests.zoo import tiny_of
+
+WORD = 250  # stands for a row of an image
+IDS = {
+    "image_token_id": WORD, "video_token_id": 249, "boi_token_id": 248, "eoi_token_id": 247, "audio_token_id": 246,
+    "vision_start_token_id": 245, "vision_end_token_id": 244,
+}  # fmt: skip
+SPECIAL = {
+    WORD: "<|image|>", 249: "<|video|>", 248: "<|boi|>", 247: "<|eoi|>", 246: "<|audio|>", 245: "<|vision_start|>",
+    244: "<|vision_end|>", 243: "[IMG_BREAK]", 242: "[IMG_END]", 241: "<|im_start|>", 240: "<|im_end|>",
+}  # fmt: skip
+PLACES = {
+    "gemma3": "<|boi|>",
+    "gemma4": "<|image|>",
+    "mistral3": "<|image|>",
+}
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.content is string %}{{ m.content }}{% else %}"
+    "{% for part in m.content %}{% if part.type == 'image' %}PLACE{% else %}{{ part.text }}{% endif %}{% endfor %}"
+    "{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def seeing(model_type: str, folder: Path) -> PreTrainedModel:
+    """A checkpoint of a family that takes images, complete; and transformers' model of it."""
+    model = tiny_of(model_type, folder, change=_smaller)
+    _processor(model_type, model.config).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    place = PLACES.get(model_type, "<|vision_start|><|image|><|vision_end|>")
+    (folder / "chat_template.jinja").write_text(TEMPLATE.replace("PLACE", place), encoding="utf-8")
+    return model
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One token for each character of ASCII, and those of images."""
+    letters = {chr(code): code for code in range(128)}
+    vocabulary = {f"<{id}>": id for id in range(256)} | {text: id for id, text in SPECIAL.items()}
+    vocabulary = {text: id for text, id in vocabulary.items() if id not in letters.values()} | letters
+    taken = {id: text for text, id in vocabulary.items() if id not in SPECIAL or text == SPECIAL[id]}
+    made = Tokenizer(models.BPE(vocab={text: id for id, text in taken.items()}, merges=[]))
+    made.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    made.decoder = decoders.Fuse()
+    fast = PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<|im_end|>")
+    fast.add_special_tokens({"additional_special_tokens": [*SPECIAL.values()]})
+    return fast
+
+
+def picture(seed: int, width: int = 90, height: int = 70) -> bytes:
+    """A PNG of noise."""
+    pixels = np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def shown(*content: bytes | str) -> dict[str, object]:
+    """A message of a user, images and text."""
+    parts: list[dict[str, object]] = []
+    for part in content:
+        if isinstance(part, str):
+            parts.append({"type": "text", "text": part})
+        else:
+            url = f"data:image/png;base64,{base64.b64encode(part).decode()}"
+            parts.append({"type": "image_url", "image_url": {"url": url}})
+    return {"role": "user", "content": parts}
+
+
+def whole_inputs(model: PreTrainedModel, folder: Path, ids: Items[int], files: Items[bytes]) -> dict[str, Any]:
+    """What transformers' class for the whole is given for a prompt of these ids and image files."""
+    model_type = str(model.config.model_type)
+    options = {"patch_size": model.config.vision_config.patch_size * 2} if model_type == "mistral3" else {}
+    processor: Any = AutoImageProcessor.from_pretrained(folder, backend="pil")
+    pictures = [Image.open(io.BytesIO(file)) for file in files]
+    inputs: Mapping[str, Any] = processor(images=pictures, return_tensors="pt", **options)
+    is_row = (torch.tensor([ids]) == WORD).int()
+    kinds = {"gemma3": {"token_type_ids": is_row}, "mistral3": {}}.get(model_type, {"mm_token_type_ids": is_row})
+    unused = ("num_crops", "num_soft_tokens_per_image")
+    return {"input_ids": torch.tensor([ids]), **{k: v for k, v in inputs.items() if k not in unused}, **kinds}
+
+
+def written(model: PreTrainedModel, inputs: Mapping[str, Any], count: int) -> list[int]:
+    """The greedy answer of transformers' own generate."""
+    prompt = inputs["input_ids"].shape[1]
+    found = model.generate(**inputs, max_new_tokens=count, do_sample=False, eos_token_id=None)  # type: ignore[operator]
+    answer: list[int] = found[0, prompt:].tolist()
+    return answer
+
+
+def _smaller(config: PreTrainedConfig) -> None:
+    for name, id in IDS.items():
+        if hasattr(config, name):
+            setattr(config, name, id)
+    vision = config.vision_config
+    if config.model_type == "gemma3":
+        config.mm_tokens_per_image, vision.image_size = 4, 4 * vision.patch_size
+    if config.model_type == "gemma4":
+        config.get_text_config().use_bidirectional_attention = "vision"
+    if config.model_type == "mistral3":
+        vision.image_size = 112
+    if config.model_type == "qwen2_5_vl":
+        vision.window_size = 112
+
+
+def _processor(model_type: str, config: PreTrainedConfig) -> Any:
+    vision = config.vision_config
+    if model_type == "gemma3":
+        return transformers.Gemma3ImageProcessorPil(size={"height": vision.image_size, "width": vision.image_size})
+    if model_type == "gemma4":
+        kernel = vision.pooling_kernel_size
+        return transformers.Gemma4ImageProcessorPil(
+            patch_size=vision.patch_size, pooling_kernel_size=kernel, max_soft_tokens=70
+        )
+    if model_type == "mistral3":
+        return transformers.PixtralImageProcessorPil(size={"longest_edge": 112}, patch_size=vision.patch_size)
+    return transformers.Qwen2VLImageProcessorPil(
+        patch_size=vision.patch_size,
+        merge_size=vision.spatial_merge_size,
+        temporal_patch_size=vision.temporal_patch_size,
+        size={"shortest_edge": 64 * 64, "longest_edge": 128 * 128},
+    )
