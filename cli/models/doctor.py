@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
+from cli.models.gpu_cards import link_of
 from cli.shared.conditions import conditions
 from cli.shared.control_codes import echo
 from cli.shared.quantities import format_bytes
 from cli.shared.verbosity import json_option, verbosity_options
 
 if TYPE_CHECKING:
+    from offload.machine.gpus import Gpu
     from offload.machine.speeds import Disk
 
 BROKEN = 6
@@ -62,7 +64,8 @@ def doctor(quick: bool, path: Path | None, as_json: bool) -> int:
 
 def _looked_at() -> Iterator[Check]:
 
-    from offload.machine.memory import free_ram, gpus
+    from offload.machine.gpus import gpus
+    from offload.machine.memory import free_ram
     from offload.units import GiB, size
 
     wsl = "microsoft" in platform.release().lower()
@@ -82,9 +85,9 @@ def _looked_at() -> Iterator[Check]:
     )
     found = gpus()
     for gpu in found:
-        yield Check("GPU", "ok", f"{gpu.name}, {size(gpu.free_B)} of {size(gpu.total_B)} free")
+        yield _gpu(gpu)
     if not found:
-        fix = "If there is an NVIDIA GPU, install its driver."
+        fix = "If there is a GPU of NVIDIA or AMD, install its driver."
         yield Check("GPU", "warn", "none found: everything computes on the CPU", fix)
     cache = _existing(_cache())
     free_B = shutil.disk_usage(cache).free
@@ -105,9 +108,23 @@ def _looked_at() -> Iterator[Check]:
         yield Check("4 bits", "warn", "bitsandbytes is missing", "pip install bitsandbytes, to stream 4-bit weights.")
 
 
+def _gpu(gpu: Gpu) -> Check:
+    """One that is here: whether its slot gives it the link that it was made for."""
+    from offload.units import size
+
+    made_for, words = link_of(gpu.name), f"{gpu.name}, {size(gpu.free_B)} of {size(gpu.total_B)} free"
+    if gpu.link is None:
+        return Check("GPU", "ok", words)
+    words += f", {gpu.link} ({format_bytes(gpu.link.Bps)}/s expected)"
+    if made_for is None or gpu.link.Bps >= made_for.Bps:
+        return Check("GPU", "ok", words)
+    fix = f"The card was made for {made_for}: another slot of the board may have more lanes or a newer generation."
+    return Check("GPU", "warn", words, fix)
+
+
 def _kept() -> Iterator[Check]:
     """What an earlier run measured, and whether it still holds."""
-    from offload.machine.memory import gpus
+    from offload.machine.gpus import gpus
     from offload.machine.speeds import load_speeds
 
     speeds, device = load_speeds(), "cuda" if gpus() else "cpu"

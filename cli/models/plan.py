@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.engine.facts import placement_facts
-from cli.models.gpu_cards import Card, card
+from cli.models.gpu_cards import Card, card, link_of
 from cli.shared.conditions import conditions
 from cli.shared.control_codes import echo
 from cli.shared.help_sections import SectionedCommand
@@ -146,19 +146,21 @@ def _machine(
     folder: Folder, gpu: str | None, ram: int | None, vram: int | None, item_B: int, compute: Compute
 ) -> _Machine:
     from offload.hub.headers_only import NAMES
-    from offload.machine.memory import free_memory, gpus, margin_B
+    from offload.machine.gpus import gpus
+    from offload.machine.memory import free_memory, margin_B
     from offload.machine.speeds import disk_key, load_speeds
     from offload.placement.forecast import ceilings
 
     free = free_memory("cpu", ram)
     found = gpus() if gpu is None else []
-    name, memory_B, flops = "CPU", vram, None
+    name, memory_B, flops, slot = "CPU", vram, None, None
     if gpu and gpu.lower() not in ("none", "cpu"):
         named = _card(gpu)
         name, memory_B = named.name, named.memory_B if vram is None else vram
-        flops = named.flops and named.flops * REACHED
+        flops, slot = named.flops and named.flops * REACHED, named.link
     elif found:
         name, memory_B = found[0].name, found[0].free_B if vram is None else vram
+        slot = found[0].link or link_of(name)
     if memory_B is not None:
         free = replace(free, vram_B=memory_B, vram_margin_B=margin_B(memory_B) if vram is None else 0)
     device = "cpu" if memory_B is None else "cuda"
@@ -168,6 +170,8 @@ def _machine(
     limits = ceilings(measured.valid_under(device, now), disk_key(folder.weights_at), device, NAMES[item_B], compute)
     if flops:
         limits = replace(limits, arithmetic=replace(limits.arithmetic, flops=flops, curve=()))
+    if slot and (gpu or "link" in limits.assumed):  # the link that was measured is another card's, or there is none
+        limits = replace(limits, link_Bps=slot.Bps, assumed=tuple(dict.fromkeys([*limits.assumed, "link"])))
     return _Machine(name, free, limits, changed)
 
 

@@ -4,7 +4,7 @@ import platform
 from functools import cache
 from pathlib import Path
 
-from offload.machine.memory import gpus
+from offload.machine.gpus import gpus
 
 # A folder for each GPU, by its place on the bus; not on WSL, where only a program of the driver knows their names.
 DRIVER = Path("/proc/driver/nvidia/gpus")

@@ -1,6 +1,5 @@
 """How much memory this machine can give right now. Torch is asked only about a GPU."""
 
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -135,23 +134,3 @@ def _stat(file: Path, key: str) -> int:
     except OSError:
         return 0
     return next((int(row[1]) for row in rows if row[0] == key), 0)
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """A GPU as its driver describes it; no CUDA is started to ask."""
-
-    name: str
-    free_B: int
-    total_B: int
-
-
-def gpus() -> list[Gpu]:
-    """What the NVIDIA driver reports, nothing where there is none."""
-    command = ["nvidia-smi", "--query-gpu=name,memory.free,memory.total", "--format=csv,noheader,nounits"]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return []
-    rows = [[cell.strip() for cell in line.split(",")] for line in answer.splitlines()]
-    return [Gpu(row[0], int(row[1]) << 20, int(row[2]) << 20) for row in rows if len(row) == 3 and row[1].isdigit()]
