@@ -48,7 +48,7 @@ def add_tokenizer(path: Path) -> None:
 def folder(path: Path, config: Json, tensors: Stored) -> None:
     """A folder that holds just these tensors."""
     save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, path / SINGLE)
-    (path / "config.json").write_text(json.dumps({"quantization_config": config}))
+    (path / "config.json").write_text(json.dumps({"model_type": "llama", "quantization_config": config}))
 
 
 def dense(folder: Path, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:

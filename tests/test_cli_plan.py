@@ -58,7 +58,7 @@ MEASURED = Speeds(
     12e9,
     {"cpu/bf16": Arithmetic(1e11, 1e10)},
     "2026-01-01",
-    {"cpu/nf4": 5e8, "cpu/int8": 1e9, "cpu/mxfp4": 4e8},
+    {"cpu/nf4": 5e8, "cpu/int8": 1e9, "cpu/int4": 2e9, "cpu/mxfp4": 4e8},
     {"cpu": {"torch": "2.13.0"}},
 )
 KNOWN = Ceilings(1e9, 10e9, Arithmetic(1e12, 1e10), dict.fromkeys(SCHEMES, 2e9))
@@ -236,11 +236,13 @@ def test_the_plan_places_as_loading_does(mode: str, folder: Path) -> None:
 
 def test_fewer_bits_take_fewer_bytes(folder: Path) -> None:
     checked = open_folder(folder)
-    none, int8, nf4 = (need_in(checked, form, 4, 512) for form in FORMATS)
-    assert sum(none.layers_B) > 3 * sum(int8.layers_B) > 3 * sum(nf4.layers_B)
+    none, int8, int4, nf4 = (need_in(checked, form, 4, 512) for form in FORMATS)
+    assert sum(none.layers_B) > 3 * sum(int8.layers_B) > 3 * sum(int4.layers_B)
+    assert sum(int8.layers_B) > sum(nf4.layers_B)
     assert nf4.dense_B >= max(none.layers_B) * 0.9
     big = Entry("w", Path("f"), 0, 2 * 8192**2, "BF16", (8192, 8192))
     assert packed_size_B(big, "nf4") * 8 / 8192**2 == pytest.approx(4.127, abs=1e-3)
+    assert packed_size_B(big, "int4") * 8 / 8192**2 == pytest.approx(4.504, abs=1e-3)
 
 
 @given(st.integers(1, 40), st.floats(1e8, 1e10), st.integers(1, 4096))
@@ -341,7 +343,7 @@ def test_the_stored_format_is_best_unless_fewer_bits_are_much_faster(stored_s: f
 def test_what_was_measured_is_used_and_the_rest_labelled() -> None:
     known = ceilings(MEASURED, "8:1", "cpu", "bf16")
     assert (known.disk_Bps, known.arithmetic.flops, known.assumed) == (2e9, 1e11, ())
-    assert known.unpack_Bps == {"nf4": 5e8, "int8": 1e9, "mxfp4": 4e8}
+    assert known.unpack_Bps == {"nf4": 5e8, "int8": 1e9, "int4": 2e9, "mxfp4": 4e8}
     guessed = ceilings(Speeds(), "8:1", "cuda", "bf16")
     assert guessed.assumed == ("disk", "link", "compute", "unpacking")
     assert ceilings(Speeds(), "8:1", "cpu", "f32").arithmetic == ASSUMED_CPU

@@ -174,10 +174,10 @@ def test_no_gpu(real: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_unsupported_arch(real: CommandLine, model: Path) -> None:
     config = json.loads((model / "config.json").read_text())
-    (model / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "gptq"}}))
+    (model / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "exl3"}}))
     ran = asked(real, "-m", str(model))
     assert ran.code == 4
-    assert f"Error: {model} is quantised with gptq, which cannot be streamed.\n" in ran.err
+    assert f"Error: {model} is quantised with exl3, which cannot be streamed.\n" in ran.err
     assert "\n  Try: the 16-bit version of the model" in ran.err
 
 

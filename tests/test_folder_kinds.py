@@ -139,14 +139,14 @@ def test_quantisation_settings_without_a_method_over_plain_weights_mean_nothing(
     assert "a method that its config.json does not name" in refusal(single).what
 
 
-def test_what_modelopt_and_mlx_quantised_is_refused_by_name(folder: Callable[[str], Path]) -> None:
+def test_what_modelopt_and_mlx_quantised_otherwise_is_refused_by_name(folder: Callable[[str], Path]) -> None:
     single = folder("single")
-    told = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "NVFP4"}}
+    told = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "W4A8_AWQ"}}
     (single / "hf_quant_config.json").write_text(json.dumps(told))
-    assert "is quantised with modelopt (NVFP4)" in refusal(single).what
+    assert "is quantised with modelopt (W4A8_AWQ)" in refusal(single).what
     (single / "hf_quant_config.json").write_text(json.dumps({"quantization": {"quant_algo": None}}))
     offload.load(single, "none")
-    change(single / "config.json", quantization={"group_size": 64, "bits": 4})
+    change(single / "config.json", quantization={"group_size": 64, "bits": 4, "mode": "mxfp4"})
     assert "is quantised with MLX" in refusal(single).what
 
 

@@ -24,7 +24,7 @@ KINDS: dict[str, dict[str, object]] = {
     "a wrapper": {"model_type": "mllama", "architectures": ["MllamaForConditionalGeneration"], "text_config": {}},
     "an unknown type": {"model_type": "llama9", "architectures": ["Llama9ForCausalLM"]},
     "an encoder": {"model_type": "t5", "architectures": ["T5Model"]},
-    "a method of quantisation": {"quantization_config": {"quant_method": "awq"}},
+    "a method of quantisation": {"quantization_config": {"quant_method": "exl3"}},
     "code of its own": {"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}},
     "no number of heads": {"num_attention_heads": "four"},
 }

@@ -242,7 +242,7 @@ def test_integers_are_not_weights(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"quantization_config": {"quant_method": "gptq"}}, "quantised with gptq"),
+        ({"quantization_config": {"quant_method": "exl3"}}, "quantised with exl3"),
         ({"model_type": "llama9", "architectures": ["Llama9ForCausalLM"]}, "'Llama9ForCausalLM' is not supported"),
         ({"model_type": "t5", "architectures": ["T5Model"]}, "'T5Model' is not supported"),
         ({"model_type": "gemma3", "architectures": ["Gemma3ForConditionalGeneration"]}, "Gemma3ForConditionalGen"),

@@ -238,8 +238,8 @@ def test_only_one_layer_is_dense_at_a_time(tmp_path: Path) -> None:
 def test_other_methods_are_refused_by_name(tmp_path: Path) -> None:
     tiny("llama", tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "gptq"}}))
-    with pytest.raises(UnsupportedModel, match="quantised with gptq"):
+    (tmp_path / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "exl3"}}))
+    with pytest.raises(UnsupportedModel, match="quantised with exl3"):
         offload.load(tmp_path, "disk")
 
 

@@ -103,7 +103,7 @@ def written(folder: Path, tier: Offload, device: torch.device) -> list[int]:
         return sequence.tokens
 
 
-@pytest.mark.parametrize(("name", "tier"), [("dense", "disk"), ("few_bits", "ram"), ("experts", "disk")])
+@pytest.mark.parametrize(("name", "tier"), [("few_bits", "ram"), ("experts", "disk")])
 def test_a_model_writes_the_same_text_on_a_device_whose_copies_are_late(
     models: dict[str, Path], name: str, tier: Offload, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -137,7 +137,7 @@ def test_a_sweep_can_be_cancelled_at_any_layer_while_copies_are_on_their_way(
             return lm.forward([Rows(cache, [3, 7], [-1, 0])])[0].cpu()
 
     expected = hidden(torch.device("cpu"), cancel=False)
-    for seed in range(3):
+    for seed in range(2):
         with Simulator(seed, late=seed == 1, switches=0.2) as simulator:
             assert torch.equal(hidden(DEVICE, cancel=True), expected)
         assert simulator.races == []

@@ -143,7 +143,9 @@ def test_llama_cpps_clients_learn_the_context_and_see_the_prompt(agent: Served) 
     with agent.http as http:
         props = http.get("/props").json()
         card = http.get("/v1/models").json()["data"][0]
+        slots = http.get("/slots").json()
     engine = agent.worker.engine
+    assert [(slot["id"], slot["is_processing"]) for slot in slots] == [(at, False) for at in range(4)]
     assert props["default_generation_settings"]["n_ctx"] == card["max_model_len"] == engine.context
     assert props["chat_template"] == engine.encoding.template
     assert raw(agent, "/apply-template", messages=talk).json() == {"prompt": engine.encoding.render(talk)}

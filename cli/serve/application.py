@@ -65,6 +65,7 @@ def application(models: Models, settings: ServerSettings, policy: Policy) -> ASG
         Route("/api/show", _kind(others.show), methods=["POST"]),
         Route("/api/version", _kind(others.version)),
         Route("/props", _kind(others.props)),
+        Route("/slots", _kind(others.slots)),
         Route("/apply-template", _kind(others.apply_template), methods=["POST"]),
         Route("/v1/messages", _kind(completions.endpoint(messages)), methods=["POST"]),
         Route("/v1/messages/count_tokens", _kind(completions.counter(counted, _input_tokens)), methods=["POST"]),

@@ -54,6 +54,14 @@ class OtherClients:
                 }
             )
 
+    async def slots(self, request: Request) -> Response:
+        """llama.cpp's /slots: a place for each text of a sweep, and whether one is written there."""
+        async with self._models.using(request.query_params.get("model")) as worker:
+            ready(worker)
+            context, writing = worker.engine.context, worker.running
+            places = range(worker.parallel)
+            return JSONResponse([{"id": at, "n_ctx": context, "is_processing": at < writing} for at in places])
+
     async def apply_template(self, request: Request) -> Response:
         """llama.cpp's /apply-template: the prompt that a chat request would have, as text."""
         body = await read_json(request)

@@ -171,7 +171,8 @@ def with_modelopt(config: dict[str, Json], own_file: dict[str, Json]) -> dict[st
     algorithm = quantization.get("quant_algo") if isinstance(quantization, dict) else None
     if config.get("quantization_config") or not algorithm:
         return config
-    return {**config, "quantization_config": {"quant_method": f"modelopt ({algorithm})"}}
+    assert isinstance(quantization, dict)
+    return {**config, "quantization_config": {**quantization, "quant_method": "modelopt"}}
 
 
 def settled(config: dict[str, Json], entries: Mapping[str, Entry]) -> tuple[dict[str, Json], str | None]:
@@ -180,8 +181,9 @@ def settled(config: dict[str, Json], entries: Mapping[str, Entry]) -> tuple[dict
     bitsandbytes may be meant by its switches alone; settings without a method over plain weights mean nothing.
     """
     asked = config.get("quantization_config")
-    if isinstance(config.get("quantization"), dict) and not asked:
-        return {**config, "quantization_config": {"quant_method": "MLX"}}, None
+    of_mlx = config.get("quantization")
+    if isinstance(of_mlx, dict) and not (isinstance(asked, dict) and "quant_method" in asked):
+        return {**config, "quantization_config": {**of_mlx, "quant_method": "MLX"}}, None
     if not isinstance(asked, dict) or not asked or "quant_method" in asked:
         return config, None
     if asked.get("load_in_4bit") or asked.get("load_in_8bit"):

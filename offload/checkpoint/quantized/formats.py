@@ -19,6 +19,11 @@ _FILES = (
     "int4",
     "mxfp4",
     "fp8",
+    "fp4",
+    "compressed_tensors",
+    "awq",
+    "gptq",
+    "mlx",
 )
 FORMATS: tuple[StoredFormat, ...] = tuple(resolve_name(f"{__package__}.{file}:FORMAT") for file in _FILES)
 BY_SCHEME: Mapping[Scheme, StoredFormat] = {scheme: one for one in FORMATS for scheme in one.speeds}

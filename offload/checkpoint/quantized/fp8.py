@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 CODES = {"F8_E4M3": "fp8", "F8_E5M2": "fp8_e5m2"}
 SCALES = ("F32", "BF16", "F16", "F8_E8M0", "U8")  # U8: exponents, as F8_E8M0
-METHODS = ("fp8", "fbgemm_fp8", "compressed-tensors")
+METHODS = ("fp8", "fbgemm_fp8", "compressed-tensors", "modelopt")
 
 
 def find(folder: Folder) -> Iterator[Quantised]:
@@ -31,9 +31,9 @@ def find(folder: Folder) -> Iterator[Quantised]:
         return
     blocks = list(_blocks(settings))
     for name, codes in folder.entries.items():
-        if codes.dtype not in CODES or len(codes.shape) not in (2, 3):
-            continue
         prefix, _, last = name.rpartition(".")
+        if codes.dtype not in CODES or len(codes.shape) not in (2, 3) or "scale" in last:
+            continue
         names = [f"{name}_scale_inv", f"{name}_scale", f"{prefix}.qscale_{last}", f"{prefix}.scale"]
         scales = next((folder.entries[one] for one in names if one in folder.entries), None)
         if scales is None:
@@ -73,7 +73,8 @@ def _block(name: str, codes: Entry, scales: Entry, blocks: list[tuple[int, int]]
     if count == matrices * O:
         return 1, I
     for height, width in blocks:
-        if [*scales.shape] == [*experts, -(-O // height), -(-I // width)]:
+        grid = (*experts, -(-O // height), -(-I // width))
+        if [size for size in scales.shape if size > 1] == [size for size in grid if size > 1] and count:
             return height, width
     if len(scales.shape) == len(codes.shape) and count and not (O % scales.shape[-2] or I % scales.shape[-1]):
         return O // scales.shape[-2], I // scales.shape[-1]

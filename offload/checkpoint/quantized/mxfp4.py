@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 BLOCK = 32
-VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 
 
 def find(folder: Folder) -> Iterator[Quantised]:
@@ -40,10 +39,11 @@ def dequantise(weight: Quantised, members: Mapping[str, Tensor], target: Tensor)
     import torch
 
     from offload.checkpoint.quantized.arithmetic.pieces import fill_each, slices
+    from offload.checkpoint.quantized.arithmetic.small_floats import FP4
 
     codes, scales = members["codes"], members["scales"]
     wide = torch.float32 if target.dtype == torch.float16 else target.dtype  # which holds every power of two
-    values = torch.tensor(VALUES, dtype=wide, device=target.device)
+    values = torch.tensor(FP4, dtype=wide, device=target.device)
     powers = torch.ldexp(torch.ones(256), torch.arange(256) - 127).to(target.device, wide)
     E, O, G, B = codes.shape
 

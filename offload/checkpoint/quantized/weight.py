@@ -40,6 +40,8 @@ class Quantised:
     """What was taken off the scales before they were quantised themselves: one for each matrix, or none."""
     block: tuple[int, int] = (1, 1)
     """How many outputs and how many inputs share a scale."""
+    bits: int = 0
+    """Of a code, where its format has several."""
     expert: int | None = None
     """Which matrix of a stack it is, where members hold the whole stack."""
 
@@ -107,6 +109,11 @@ def member(entries: Mapping[str, Entry], name: str, base: str) -> Entry:
     if name not in entries:
         raise damaged(base, f"'{name}' is missing")
     return entries[name]
+
+
+def beside(entries: Mapping[str, Entry], prefix: str, names: Iterable[str]) -> dict[str, Entry]:
+    """Tensors of a module that belong to its weight and stay unread, by their names."""
+    return {name: entries[f"{prefix}.{name}"] for name in names if f"{prefix}.{name}" in entries}
 
 
 def check_sizes(weight: Quantised, wanted_B: Mapping[str, int]) -> None:

@@ -20,33 +20,39 @@ def fill_blocks(
     scales: torch.Tensor,
     block: tuple[int, int],
     zeros: torch.Tensor | None = None,
-    rows_of: torch.Tensor | None = None,
-    columns_of: torch.Tensor | None = None,
+    order_I: torch.Tensor | None = None,
+    step: int = 1,
 ) -> None:
     """Fill `target_OI` from `values(rows)`, new float32 tensors [rows, I]; scales and zeros have a number a block.
 
-    `rows_of` [O] and `columns_of` [I] say which row and column of the grid a value belongs to, where these are not in
-    order; -1 counts from the end.
+    `order_I` says which column of the grid each value's numbers are in, where these are not in order; negative numbers
+    mean that they are. `step`: how many rows come at once, at least.
     """
-    O, I = target_OI.shape
+    I = target_OI.shape[1]
     height, width = block
+    if order_I is not None:
+        in_order = torch.arange(I, device=order_I.device) // width
+        order_I, width = torch.where(order_I < 0, in_order, order_I.long()), 1
 
     def own(grid: torch.Tensor, rows: slice) -> torch.Tensor:
-        if rows_of is not None:
-            chosen = rows_of[rows].long() % len(grid)
-        else:
-            chosen = torch.arange(rows.start, rows.stop, device=grid.device) // height
+        chosen = torch.arange(rows.start, rows.stop, device=grid.device) // height
         numbers = grid.index_select(0, chosen).float()
-        return numbers if columns_of is None else numbers.index_select(1, columns_of.long() % grid.shape[1])
+        return numbers if order_I is None else numbers.index_select(1, order_I)
 
-    def fill(rows: slice) -> None:
+    def fill(rows: slice) -> torch.Tensor:
         wide = values(rows)
         for grid, change in ((zeros, torch.Tensor.sub_), (scales, torch.Tensor.mul_)):
             if grid is not None:
-                _for_each_block(wide, own(grid, rows), 1 if columns_of is not None else width, change)
-        target_OI[rows].copy_(wide)
+                _for_each_block(wide, own(grid, rows), width, change)
+        return wide
 
-    fill_each(fill, _runs(O, I, not target_OI.is_cpu), target_OI)
+    fill_rows(target_OI, fill, step)
+
+
+def fill_rows(target_OI: torch.Tensor, values: Values, step: int = 1) -> None:
+    """Fill `target_OI` from `values(rows)`, float32 tensors [rows, I]; `step`: how many rows come at once, at least."""
+    O, I = target_OI.shape
+    fill_each(lambda rows: target_OI[rows].copy_(values(rows)), _runs(O, I, step, not target_OI.is_cpu), target_OI)
 
 
 def _for_each_block(
@@ -63,8 +69,9 @@ def _for_each_block(
         change(values[:, full * width :], numbers[:, full:])
 
 
-def _runs(rows: int, columns: int, on_gpu: bool) -> Iterator[slice]:
-    step = max(1, (GPU_SLICE_B if on_gpu else SLICE_B) // (columns * 4))
+def _runs(rows: int, columns: int, least: int, on_gpu: bool) -> Iterator[slice]:
+    some = (GPU_SLICE_B if on_gpu else SLICE_B) // (columns * 4)
+    step = max(least, some - some % least)
     for start in range(0, rows, step):
         yield slice(start, min(start + step, rows))
 
@@ -72,3 +79,21 @@ def _runs(rows: int, columns: int, on_gpu: bool) -> Iterator[slice]:
 def by_table(codes: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     """What a table has for each code of a uint8 tensor: much faster than torch's own conversions on a CPU."""
     return table.index_select(0, codes.reshape(-1).int()).view(*codes.shape, *table.shape[1:])
+
+
+def unpacked(words: torch.Tensor, bits: int, count: int) -> torch.Tensor:
+    """The first `count` codes of each row, uint8 [R, count]: `bits` each, one after another from a row's lowest bit on.
+
+    `words` [R, W] of integers of any width.
+    """
+    if words.stride(-1) != 1:  # torch calls a row of one word contiguous, whatever its step
+        words = words.clone(memory_format=torch.contiguous_format)
+    packed = words.view(torch.uint8)
+    if 8 % bits == 0:
+        shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=packed.device)
+        return ((packed[..., None] >> shifts) & (2**bits - 1)).flatten(1)[:, :count]
+    first = torch.arange(count, device=packed.device) * bits
+    at, shift = first // 8, (first % 8).int()
+    low = packed.index_select(1, at).int()
+    high = packed.index_select(1, (at + 1).clamp_(max=packed.shape[1] - 1)).int()
+    return (((low | (high << 8)) >> shift) & (2**bits - 1)).to(torch.uint8)

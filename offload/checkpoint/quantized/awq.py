@@ -1,0 +1,77 @@
+"""AWQ in its gemm layout: 4 bits, eight outputs a word, in an order of their own. Imports no torch.
+
+Of a weight X.weight [O, I]: X.qweight [I, O / 8] and X.qzeros [G, O / 8] in I32, X.scales [G, O].
+O outputs   I inputs   G groups
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from offload.checkpoint.headers import Folder
+from offload.checkpoint.quantized.weight import Quantised, StoredFormat, damaged, member, settings_of
+from offload.errors import UnsupportedModel
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Which of a word's eight places holds output 0, 1, 2 …
+PLACES = (0, 4, 1, 5, 2, 6, 3, 7)
+EACH = 8
+
+
+def find(folder: Folder) -> Iterator[Quantised]:
+    """Each weight in words of eight outputs."""
+    settings = settings_of(folder, ("awq",))
+    if settings is None:
+        return
+    layout, bits = str(settings.get("version", "gemm")).lower(), settings.get("bits", settings.get("w_bit", 4))
+    if layout != "gemm" or bits != 4:
+        raise UnsupportedModel(
+            f"{folder.path} is quantised with AWQ in {bits} bits and the layout '{layout}', which cannot be streamed.",
+            "Streamed is the layout 'gemm' in 4 bits.",
+            "a version of the model in that layout (most are), or the 16-bit one.",
+        )
+    entries = folder.entries
+    for name, codes in entries.items():
+        prefix, _, last = name.rpartition(".")
+        if last != "qweight":
+            continue
+        base = f"{prefix}.weight"
+        scales, zeros = member(entries, f"{prefix}.scales", base), member(entries, f"{prefix}.qzeros", base)
+        if len(codes.shape) != 2 or len(scales.shape) != 2 or not codes.nbytes or not scales.nbytes:
+            raise damaged(base, f"'{name}' is {list(codes.shape)} and '{scales.name}' {list(scales.shape)}")
+        (I, words), (G, O) = codes.shape, scales.shape
+        sound = (codes.dtype, zeros.dtype) == ("I32", "I32") and scales.dtype in ("F16", "BF16", "F32")
+        if not sound or words * EACH != O or I % G or zeros.shape != (G, words):
+            raise damaged(
+                base, f"'{name}' {list(codes.shape)}, '{zeros.name}' {list(zeros.shape)} and '{scales.name}' "
+                f"{list(scales.shape)} do not fit each other"
+            )  # fmt: skip
+        members = {"codes": codes, "scales": scales, "zeros": zeros}
+        yield Quantised(base, "awq", (O, I), members, block=(1, I // G), bits=4)
+
+
+def dequantise(weight: Quantised, members: Mapping[str, Tensor], target: Tensor) -> None:
+    """(code - zero) * scale, from words that hold eight outputs of one input."""
+    import torch
+
+    from offload.checkpoint.quantized.arithmetic.blocks import fill_blocks
+
+    shifts = torch.tensor([4 * place for place in PLACES], dtype=torch.int32, device=target.device)
+
+    def codes_of(words_IW: Tensor) -> Tensor:
+        """Codes [8 W, I] of words [I, W]."""
+        return ((words_IW[..., None] >> shifts) & 15).flatten(1).t()
+
+    words = members["codes"]
+
+    def values(rows: slice) -> Tensor:
+        return codes_of(words[:, rows.start // EACH : rows.stop // EACH]).float()
+
+    zeros = codes_of(members["zeros"])
+    fill_blocks(target, values, members["scales"].t(), weight.block, zeros, step=EACH)
+
+
+FORMAT = StoredFormat("AWQ", ("awq",), find, dequantise, {"awq": "nf4"})
