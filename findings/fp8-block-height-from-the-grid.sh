@@ -5,13 +5,13 @@
 # 48 rows in blocks of 32 have two rows of scales. Rows 24 to 31 are in the first block and get the scale of the second.
 # Where the rows are no multiple of the scales' rows (576 rows in blocks of 128: DeepSeek's kv_a_proj_with_mqa), it raises.
 #
-# Seen with transformers 5.23.0 and torch 2.13.0.
+# Seen with transformers 5.23.0, accelerate 1.15.0 and torch 2.13.0 on a CPU.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
 "$folder/venv/bin/pip" install -q torch==2.13.0 numpy
-"$folder/venv/bin/pip" install -q transformers==5.23.0 accelerate
+"$folder/venv/bin/pip" install -q transformers==5.23.0 accelerate==1.15.0
 "$folder/venv/bin/python" - 2>/dev/null <<'PY'
 import torch
 from transformers.integrations.finegrained_fp8 import Fp8Dequantize

@@ -73,6 +73,7 @@ class LetterEngine:
     own_code = False
     compute = "float"
     drafter_failures: ClassVar[dict[str, str]] = {}
+    images = None
 
     def __init__(self, sweep_s: float = 0.0) -> None:
         self.sweep_s = sweep_s
@@ -97,6 +98,9 @@ class LetterEngine:
         return [ord(letter) for letter in text]
 
     encode_part = encode
+
+    def images_in(self, tokens: list[int]) -> tuple[()]:
+        return ()
 
     def encode_rest(self, text: str | Rendered) -> list[int]:
         return self.encode(text.text if isinstance(text, Rendered) else text)

@@ -6,6 +6,7 @@ Checkpoints are tiny and random (tests/pictured.py); a random model that did not
 from __future__ import annotations
 
 import base64
+import gc
 import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -25,9 +26,11 @@ from cli.chat.archive import Archive
 from cli.messages_api import read as anthropic
 from cli.ollama_api import read as ollama
 from cli.openai import stream as openai
+from cli.openai.prepare import prepare
 from cli.openai.reply import Exchange
 from cli.responses_api.read import ResponsesReader
 from cli.responses_api.store import ResponseStore
+from cli.shared.errors import BadJsonl, BadSession
 from offload import Free, open_folder
 from offload.packs.pack import pack, plan
 from specexec.compose.context import encoding_in
@@ -46,7 +49,7 @@ from specexec.text import image_prompts
 from specexec.text.conversation import Kept
 from specexec.text.image_prompts import FAMILIES as KNOWN
 from specexec.text.image_prompts import MOST_IMAGES
-from specexec.text.pictures import MOST_B, data_url
+from specexec.text.pictures import MOST_B, data_url, is_image_file
 from tests.pictured import WORD, picture, seeing, shown, whole_inputs, written
 
 FAMILIES = ["qwen3_5", "qwen3_vl", "gemma3", "gemma4", "mistral3"]
@@ -246,6 +249,20 @@ def test_every_protocol_of_the_server_reads_an_image(gemma: Model) -> None:
         assert gemma.engine.encode(prompt) == expected
 
 
+def test_a_text_that_waits_keeps_its_images(gemma: Model) -> None:
+    body = {"model": "m", "messages": [shown(picture(3), "What?")], "max_tokens": 2}
+    prepared = prepare(gemma.engine, openai.chat(body, ["m"]).asked)
+    tokens, prompts = prepared.texts[0].tokens, gemma.engine.encoding.images
+    assert prompts is not None
+    prompts._recent.clear()  # as 64 images of other requests would
+    gc.collect()
+    assert gemma.engine.generate(tokens, GREEDY).tokens
+    del prepared
+    gc.collect()
+    with pytest.raises(BadMessages, match="not here any more"):
+        gemma.engine.generate(tokens, GREEDY)
+
+
 def test_a_pack_sees_as_the_original_does(gemma: Model, tmp_path: Path) -> None:
     pack(plan(open_folder(gemma.folder), "none"), tmp_path / "pack")
     with specexec.load(str(tmp_path / "pack"), drafter="none", offload="disk") as packed:
@@ -266,6 +283,10 @@ def test_a_conversation_about_an_image_is_kept_and_goes_on(gemma: Model, tmp_pat
     answer = [token for burst in again.send("Why?", GREEDY) for token in burst.tokens]
     assert again._turns[-1].prompt[: len(found.turns[0].tokens)] == found.turns[0].tokens
     assert answer == gemma.expected(again._turns[-1].prompt, ONE)
+    (file,) = tmp_path.glob("*.jsonl")
+    file.write_text(file.read_text().replace('"url"', '"nothing"'))
+    with pytest.raises(BadSession):
+        archive.load(saved.id)
 
 
 def test_a_model_that_reads_text_alone_says_so() -> None:
@@ -280,6 +301,36 @@ def test_a_line_of_a_batch_may_name_a_file(tmp_path: Path) -> None:
     message = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": str(file)}}]}
     assert Form().prompt([message], "line 1") == [shown(ONE)]  # type: ignore[list-item]  # JSON
     assert data_url(file) == f"data:image/png;base64,{base64.b64encode(ONE).decode()}"
+
+
+def test_a_file_that_is_none_is_refused_in_words(tmp_path: Path) -> None:
+    empty = tmp_path / "empty.png"
+    empty.touch()
+    for path, says in (
+        (empty, "no image that can be read"),
+        (tmp_path, "Is a directory"),
+        (tmp_path / "none.png", "No such file"),
+        ("half\0name.png", "null"),
+        ("/dev/zero", "bytes; "),
+        ("~nobody-of-this-name/one.png", "home directory"),
+    ):
+        message = {"role": "user", "content": [{"type": "image_url", "image_url": str(path)}]}
+        with pytest.raises(BadJsonl, match=r"^line 1: ") as refused:
+            Form().prompt([message], "line 1")  # type: ignore[list-item]  # JSON
+        assert says in refused.value.what
+
+
+def test_words_are_not_taken_for_an_image(tmp_path: Path) -> None:
+    for name, begins, image in (
+        ("words.txt", b"BMW builds cars.", False),
+        ("sound.wav", b"RIFF\x24\0\0\0WAVEfmt ", False),
+        ("one.png", ONE, True),
+    ):
+        (tmp_path / name).write_bytes(begins)
+        assert is_image_file(tmp_path / name) is image
+    for kind in ("BMP", "WEBP", "GIF", "JPEG"):
+        Image.new("RGB", (4, 4)).save(tmp_path / kind, kind)
+        assert is_image_file(tmp_path / kind)
 
 
 def test_large_images_are_made_smaller_and_all_that_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

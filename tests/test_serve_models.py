@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
 
 import ollama
 import pytest
 
 from cli.app import main
+from cli.openai.errors import ApiError
+from cli.serve.metrics import Totals
+from cli.serve.models import Hosted, Models
+from cli.serve.worker import State, Ticket, Worker
 from offload.errors import NotEnoughRam
-from tests.serving import LetterEngine, Served, serving
+from specexec.sampling.params import SamplingParams
+from tests.serving import LetterEngine, Letters, Served, serving
 
 
 class Memory:
@@ -97,6 +107,81 @@ def test_what_is_being_written_is_finished_before_its_model_leaves() -> None:
         assert told == [text]
 
 
+def test_a_name_that_is_not_known_loads_nothing() -> None:
+    memory = Memory(most=9)
+    with two_models(memory) as server:
+        assert said(server, "two") == "abc"
+        for path in ("/v1/chat/completions", "/v1/messages", "/v1/responses", "/api/chat", "/tokenize"):
+            with server.http as http:
+                assert (
+                    http.post(path, json={"model": "three", "messages": [{"role": "user", "content": "a"}]}).status_code
+                    == 404
+                )
+        assert (states(server), len(memory.opened)) == ({"one": "unloaded", "two": "loaded"}, 2)
+
+
+async def _asked(models: Models) -> State:
+    async with asyncio.timeout(10), models.using("one") as worker:
+        return worker.state
+
+
+def test_a_model_whose_turn_to_load_has_not_come_can_be_stopped() -> None:
+    """The request waits for the load, the stop for the request; so the stop must not keep the load from beginning."""
+    turn = threading.Event()
+
+    def made(totals: Totals) -> Worker:
+        def opened() -> Any:
+            turn.wait(10)
+            return models.load(LetterEngine)  # type: ignore[arg-type]  # an engine of letters
+
+        return Worker(opened, parallel=1, max_queue=1, totals=totals)
+
+    models = Models([Hosted(("one",), made)])
+    found: list[State] = []
+    asking = threading.Thread(target=lambda: found.append(asyncio.run(_asked(models))), daemon=True)
+    asking.start()
+    while not models.first.held:
+        time.sleep(0.01)
+    stopping = threading.Thread(target=models.unload, args=(models.first,), daemon=True)
+    stopping.start()
+    time.sleep(0.1)
+    turn.set()
+    asking.join(10)
+    stopping.join(10)
+    assert (found, stopping.is_alive(), models.first.state) == (["ok"], False, "unloaded")
+
+
+def test_a_server_that_stops_loads_nothing_and_keeps_no_request() -> None:
+    models = Models([Hosted(("one",), lambda totals: pytest.fail("it must not be loaded"))])
+    models.begin_stopping()
+    with pytest.raises(ApiError, match="stopping"):
+        asyncio.run(_asked(models))
+
+
+def test_a_text_on_its_way_from_the_line_into_a_sweep_keeps_its_model() -> None:
+    class Slow(LetterEngine):
+        joining, go = threading.Event(), threading.Event()
+
+        def join(self, prompt: list[int], sampling: SamplingParams, caches: dict[object, Any]) -> Letters:
+            self.joining.set()
+            self.go.wait(10)
+            return super().join(prompt, sampling, caches)
+
+    hosted = Hosted(("one",), lambda totals: Worker(Slow, parallel=1, max_queue=1))  # type: ignore[arg-type]  # letters
+    worker = hosted.worker = hosted.make(hosted.totals)
+    worker.start()
+    worker.submit([Ticket([97], (), SamplingParams(max_tokens=1), lambda told: None)])
+    assert Slow.joining.wait(10)
+    seen: list[bool] = []
+    looking = threading.Thread(target=lambda: seen.append(hosted.busy))
+    looking.start()
+    time.sleep(0.1)
+    Slow.go.set()
+    looking.join(10)
+    worker.close()
+    assert seen == [True]
+
+
 def test_an_idle_model_leaves_and_comes_back() -> None:
     memory = Memory(9)
     with two_models(memory, idle_s=0.2) as server:
@@ -131,3 +216,37 @@ def test_ps_and_stop_speak_with_a_running_server(capsys: pytest.CaptureFixture[s
         assert "no model 'three' here" in capsys.readouterr().err
     assert main(["ps", "--connect", server.url]) == 6
     assert "no server answers" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("body", [{}, {"data": None}, {"data": [{"id": "x", "meta": {"n_vocab": 7}}]}, []])
+def test_ps_knows_a_server_of_another_program(body: object, capsys: pytest.CaptureFixture[str]) -> None:
+    class Other(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps(body).encode())
+
+        def log_message(self, *_: object) -> None: ...
+
+    with HTTPServer(("127.0.0.1", 0), Other) as other:
+        answering = threading.Thread(target=other.handle_request)
+        answering.start()
+        assert main(["ps", "--connect", f"127.0.0.1:{other.server_port}"]) == 6
+        answering.join(10)
+    assert "no server of specexec" in capsys.readouterr().err
+
+
+def test_an_address_that_is_none_is_refused_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ps", "--connect", "http://[::1"]) == 2
+    assert "--connect http://[::1: Invalid IPv6 URL" in capsys.readouterr().err
+
+
+def test_clients_learn_that_a_model_sees() -> None:
+    class Seeing(LetterEngine):
+        images: Any = "something"
+
+    for engine, sees in ((LetterEngine, False), (Seeing, True)):
+        with serving(engine) as server, server.http as http:
+            assert http.get("/props").json()["modalities"]["vision"] is sees
+            able = http.post("/api/show", json={"model": "letters"}).json()["capabilities"]
+            assert ("vision" in able) is sees

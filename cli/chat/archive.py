@@ -21,7 +21,7 @@ from typing import TypeAlias
 from cli.shared.errors import BadSession, SessionNotFound
 from offload.machine.atomic_write import PRIVATE, replacing
 from offload.machine.folders import folder_of
-from specexec.text.messages import Message, text_in
+from specexec.text.messages import Message, pictures_of, text_in
 from specexec.text.transcript import Turn, belonging, common
 
 FORMAT = 1
@@ -218,6 +218,7 @@ def _message(found: dict[str, object]) -> Message:
     message: Message = {"role": str(found["role"]), "content": None if content is None else str(content)}
     if isinstance(content, list):  # with images
         message["content"] = [dict(part) for part in content]
+        pictures_of(content)
     if "reasoning_content" in found:
         message["reasoning_content"] = str(found["reasoning_content"])
     if "tool_calls" in found:

@@ -87,7 +87,7 @@ def chat(
       specexec chat -c                                  continue where you left off
     """
     if as_json and prompt is None:
-        raise click.UsageError("--json is for one question: ask it with --prompt.")
+        raise click.UsageError("--json is for one question: chat -p WORDS, or run MODEL WORDS.")
     message = None if prompt is None else with_stdin(prompt)
     screen = Screen(quiet=verbosity.quiet, plain=display.plain)
     pictures = [data_url(image) for image in images]

@@ -138,4 +138,7 @@ def system(session: Session, argument: str) -> None:
 def _path(argument: str, usage: str) -> Path:
     if not argument:
         raise click.BadParameter(f"which file? {usage}")
-    return Path(argument).expanduser()
+    try:
+        return Path(argument).expanduser()
+    except RuntimeError as problem:  # ~name without such a user
+        raise click.BadParameter(f"{argument}: {problem}") from None

@@ -165,7 +165,7 @@ def _text(content: Content, at: str) -> str:
 def _said(block: object, at: str) -> str:
     kind = block.get("type") if isinstance(block, dict) else type(block).__name__
     if not isinstance(block, dict) or kind != "text":
-        raise bad_request(f"{at}: this model reads text, not {kind!r}.", at, "unsupported_content")
+        raise bad_request(f"{at}: only text is read here, not {kind!r}.", at, "unsupported_content")
     return _string(block, "text", at)
 
 

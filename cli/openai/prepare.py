@@ -23,15 +23,20 @@ from specexec.text.template_options import Wishes
 
 if TYPE_CHECKING:
     from specexec.engine.engine import Engine
+    from specexec.model.image_rows import Image
     from specexec.sampling.grammar import Grammar
     from specexec.text.tokenizer import Encoding
 
 
 @dataclass(frozen=True)
 class PromptText:
-    """One prompt. `echo` is its text if that was asked for; `form` splits its answers into text, thoughts and calls."""
+    """One prompt. `echo` is its text if that was asked for; `form` splits its answers into text, thoughts and calls.
+
+    `images` are those whose rows are among its tokens, which are known as long as these are held.
+    """
 
     tokens: list[int]
+    images: tuple[Image, ...] = ()
     echo: str = ""
     grammar: Grammar | None = None
     form: Format | None = None
@@ -112,7 +117,8 @@ def _chat(engine: Engine, asked: HttpRequest) -> Prepared:
     wishes, notes = _thinking(engine, asked)
     form = form_of(engine.encoding, wishes, asked)
     (prompt,) = asked.prompts
-    text = PromptText(_fitting(engine, asked, prompt, wishes), form=form)
+    tokens = _fitting(engine, asked, prompt, wishes)
+    text = PromptText(tokens, engine.encoding.images_in(tokens), form=form)
     bound = bound_of(form, text.tokens, asked)
     if bound is None:
         return Prepared([text], notes)
@@ -167,7 +173,7 @@ def grammar_of(shape: AnswerShape) -> str:
 def _raw(engine: Engine, asked: HttpRequest, prompt: Prompt) -> PromptText:
     tokens = _fitting(engine, asked, prompt, asked.wishes)
     echo = "" if not asked.echo else prompt if isinstance(prompt, str) else engine.decode(tokens)
-    return PromptText(tokens, echo)
+    return PromptText(tokens, echo=echo)
 
 
 def _fitting(engine: Engine, asked: HttpRequest, prompt: Prompt, wishes: Wishes | None) -> list[int]:

@@ -103,7 +103,7 @@ def _text(content: object, at: str) -> str:
 def _part(part: object, at: str) -> str:
     kind = part.get("type") if isinstance(part, dict) else type(part).__name__
     if not isinstance(part, dict) or kind not in (*_TEXTS, "refusal"):
-        raise bad_request(f"{at}: this model reads text, not {kind!r}.", at, "unsupported_content")
+        raise bad_request(f"{at}: only text is read here, not {kind!r}.", at, "unsupported_content")
     return _string(part, "refusal" if kind == "refusal" else "text", at)
 
 

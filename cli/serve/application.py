@@ -108,7 +108,7 @@ class _ModelAndState:
 
     async def metrics(self, _: Request) -> Response:
         models = self._models
-        loaded = [one.worker.engine for one in models.hosted if one.worker and one.worker.state == "ok"]
+        loaded = [worker.engine for one in models.hosted if (worker := one.loaded)]
         failed = sum(len(engine.drafter_failures) for engine in loaded)
         totals = together(one.totals for one in models.hosted)
         ready = models.first.state == "ok"
@@ -176,9 +176,10 @@ class _ModelAndState:
             "owned_by": "specexec",
         }
         hosted = self._models.named(name)
-        card["status"] = {"value": "loaded" if hosted.state == "ok" else hosted.state}
-        if hosted.worker is not None and hosted.state == "ok":
-            engine = hosted.worker.engine
+        worker = hosted.loaded
+        card["status"] = {"value": "loaded" if worker else hosted.state}
+        if worker:
+            engine = worker.engine
             card["max_model_len"] = engine.context
             card["meta"] = {
                 "context": engine.context,
@@ -187,8 +188,8 @@ class _ModelAndState:
                 "placement": engine.placement,
                 "budget": engine.budget,
                 "toy": engine.toy,
-                "running": hosted.worker.running,
-                "waiting": hosted.worker.waiting,
+                "running": worker.running,
+                "waiting": worker.waiting,
             }
         return card
 

@@ -150,7 +150,7 @@ class Completions:
                     sampling.stop_token_ids,
                     first=number == 0,
                 )
-                writing.add(choice, partial(Ticket, text.tokens, sampling))
+                writing.add(choice, partial(Ticket, text.tokens, text.images, sampling))
         return writing
 
     async def _events(

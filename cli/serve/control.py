@@ -44,8 +44,9 @@ def ps(connect: str, api_key: str | None, as_json: bool) -> None:
       specexec serve llama-70b qwen3-32b
       specexec ps
     """
-    cards = _asked(connect, api_key, "/v1/models")["data"]
-    assert isinstance(cards, list)
+    cards = _asked(connect, api_key, "/v1/models").get("data")
+    if not isinstance(cards, list) or not all(_is_ours(card) for card in cards):
+        raise NoServer(f"what answers at {connect} is no server of specexec.", hint="--connect URL")
     if as_json:
         echo(json.dumps(cards, ensure_ascii=False))
         return
@@ -66,9 +67,14 @@ def stop(name: str, connect: str, api_key: str | None, as_json: bool) -> None:
     echo(json.dumps(told, ensure_ascii=False) if as_json else f"{name} is unloaded")
 
 
+def _is_ours(card: object) -> bool:
+    return isinstance(card, dict) and card.get("owned_by") == "specexec"
+
+
 def _row(card: dict[str, object]) -> tuple[str, ...]:
-    meta, status = card.get("meta"), card.get("status")
-    state = str(status.get("value")) if isinstance(status, dict) else "?"
+    meta, status = card.get("meta"), card["status"]
+    assert isinstance(status, dict)
+    state = str(status["value"])
     if not isinstance(meta, dict):
         return (str(card["id"]), state, "", "", "", "")
     counts = (str(meta.get("running", "")), str(meta.get("waiting", "")))
@@ -79,7 +85,11 @@ def _asked(address: str, key: str | None, path: str, body: dict[str, object] | N
     """What a server answers. Raises NoServer for one that cannot be reached or does not answer as ours does."""
     address = address if "://" in address else f"http://{address}"
     address = address.rstrip("/").removesuffix("/v1")
-    if urlsplit(address).scheme not in ("http", "https"):
+    try:
+        known = urlsplit(address).scheme in ("http", "https")
+    except ValueError as problem:
+        raise click.UsageError(f"--connect {address}: {problem}.") from None
+    if not known:
         raise click.UsageError(f"--connect {address}: an address that begins with http:// is needed.")
     headers = {"Content-Type": "application/json", **({"x-api-key": key} if key else {})}
     request = Request(f"{address}{path}", json.dumps(body).encode() if body else None, headers)

@@ -13,8 +13,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from cli.openai.parse import unknown_model
 from cli.serve.metrics import Totals
 from cli.serve.worker import State, Worker
+from cli.serve.writing import STOPPING
 from offload.errors import NotEnoughRam, NotEnoughVram
 
 if TYPE_CHECKING:
@@ -44,12 +46,20 @@ class Hosted:
 
     @property
     def state(self) -> State | Literal["unloaded"]:
-        return self.worker.state if self.worker else "unloaded"
+        worker = self.worker  # another thread may let it go
+        return worker.state if worker else "unloaded"
+
+    @property
+    def loaded(self) -> Worker | None:
+        """Its worker, once that has an engine."""
+        worker = self.worker
+        return worker if worker and worker.state == "ok" else None
 
     @property
     def busy(self) -> bool:
         """Whether it writes, or a request is on its way to it."""
-        return bool(self.held or (self.worker and (self.worker.running or self.worker.waiting)))
+        worker = self.worker
+        return bool(self.held or (worker and worker.busy))
 
 
 class Models:
@@ -85,15 +95,24 @@ class Models:
         return sum(worker.waiting for worker in self._workers())
 
     def named(self, name: object) -> Hosted:
-        """The model of this name; the first one for an unknown name, which the reader of the request refuses."""
-        wanted = name.removesuffix(_LATEST) if isinstance(name, str) and name not in self.names else name
-        return next((one for one in self.hosted if wanted in one.names), self.first)
+        """The model of this name; the first one for what is no name, which the reader of the request refuses.
+
+        Raises ApiError for a name that is not known: nothing is loaded for it.
+        """
+        if not isinstance(name, str) or not name:
+            return self.first
+        wanted = name if name in self.names else name.removesuffix(_LATEST)
+        found = next((one for one in self.hosted if wanted in one.names), None)
+        if found is None:
+            raise unknown_model(name, self.names)
+        return found
 
     @asynccontextmanager
     async def using(self, name: object) -> AsyncIterator[Worker]:
         """The worker of a model that stays for the length of the block; what it was given to write keeps it longer.
 
-        It may still be loading, if no request began that, or have failed.
+        It may still be loading, if no request began that, or have failed. Raises ApiError for a name that is not known,
+        and when the server stops.
         """
         hosted = self.named(name)
         while (worker := self._held(hosted)) is None:
@@ -124,7 +143,7 @@ class Models:
     def load(self, open_engine: Callable[[], Engine]) -> Engine:
         """Open an engine once there is room for it: a place, and memory. In the thread of its worker."""
         with self._one_load:
-            while sum(one.state == "ok" for one in self.hosted) >= self._most:
+            while sum(one.loaded is not None for one in self.hosted) >= self._most:
                 self._make_room()
             while True:
                 try:
@@ -135,8 +154,11 @@ class Models:
 
     def unload(self, hosted: Hosted) -> None:
         """Wait until a model has nothing to do, and let it go."""
-        with self._one_load:
-            self._let_go(hosted)
+        while True:
+            with self._one_load:
+                if self._let_go(hosted):
+                    return
+            time.sleep(_LOOK_S)
 
     def begin_stopping(self) -> None:
         """Write no more; what runs ends after its current layer. Safe in a signal handler."""
@@ -151,10 +173,10 @@ class Models:
             worker.close()
 
     def _workers(self) -> Iterator[Worker]:
-        return (one.worker for one in self.hosted if one.worker)
+        return (worker for one in self.hosted if (worker := one.worker))
 
     def _held(self, hosted: Hosted) -> Worker | None:
-        """Its worker, held; None while the model is on its way out."""
+        """Its worker, held; None while the model is on its way out. Raises ApiError when the server stops."""
         with self._changing:
             if hosted.leaving:
                 return None
@@ -163,20 +185,23 @@ class Models:
                 hosted.worker, hosted.awaited = hosted.make(hosted.totals), True
                 hosted.worker.start()
             if hosted.worker is None:
-                return None
+                raise STOPPING
             hosted.held += 1
             return hosted.worker
 
     def _make_room(self) -> bool:
         """Let go of the loaded model that was used longest ago, idle ones first; False if none is loaded."""
-        loaded = [one for one in self.hosted if one.state == "ok"]
+        loaded = [one for one in self.hosted if one.loaded]
         if not loaded or self._stopping.is_set():
             return False
         self._let_go(min(loaded, key=lambda one: (one.busy, one.used_s)))
         return True
 
-    def _let_go(self, hosted: Hosted) -> None:
+    def _let_go(self, hosted: Hosted) -> bool:
+        """False for a model whose turn to load comes after this thread's: the requests for it would never end."""
         with self._changing:
+            if hosted.state == "loading":
+                return False
             hosted.leaving = True  # new requests wait, so that those of another model get their turn
         try:
             while hosted.busy and not self._stopping.is_set():
@@ -190,11 +215,22 @@ class Models:
                 log.info("unloaded %s", hosted.names[0])
         finally:
             hosted.leaving = False
+        return True
 
     def _watch(self, idle_s: float) -> None:
         while not self._stopping.wait(min(1.0, idle_s / 4)):
             for one in self.hosted:
                 if one.busy:
                     one.used_s = time.monotonic()
-                elif one.state == "ok" and time.monotonic() - one.used_s > idle_s:
-                    self.unload(one)
+                elif one.loaded and time.monotonic() - one.used_s > idle_s:
+                    self._unload_idle(one)
+
+    def _unload_idle(self, hosted: Hosted) -> None:
+        """Unless a model is being loaded, which may make room itself and takes its time."""
+        if not self._one_load.acquire(blocking=False):
+            return
+        try:
+            if hosted.loaded and not hosted.busy:
+                self._let_go(hosted)
+        finally:
+            self._one_load.release()

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 
-from anyio import to_thread
+from anyio import CapacityLimiter, to_thread
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -28,6 +28,7 @@ class OtherClients:
     def __init__(self, models: Models, settings: ServerSettings, store: ResponseStore) -> None:
         self._models, self._settings, self._store = models, settings, store
         self._since = datetime.fromtimestamp(time.time(), UTC).isoformat()
+        self._unloading = CapacityLimiter(1)
 
     async def stored(self, request: Request) -> Response:
         """GET and DELETE of /v1/responses/NAME."""
@@ -49,7 +50,7 @@ class OtherClients:
                     "total_slots": worker.parallel,
                     "model_alias": self._models.named(name).names[0],
                     "chat_template": engine.encoding.template,
-                    "modalities": {"vision": False, "audio": False},
+                    "modalities": {"vision": engine.encoding.images is not None, "audio": False},
                     "build_info": f"specexec-{version('specexec')}",
                 }
             )
@@ -77,9 +78,9 @@ class OtherClients:
     async def loaded(self, _: Request) -> Response:
         """Ollama's list of the models that are loaded."""
         loaded = [
-            {**self._listed(one.names[0]), "context_length": one.worker.engine.context}
+            {**self._listed(one.names[0]), "context_length": worker.engine.context}
             for one in self._models.hosted
-            if one.worker is not None and one.state == "ok"
+            if (worker := one.loaded)
         ]
         return JSONResponse({"models": loaded})
 
@@ -89,8 +90,8 @@ class OtherClients:
             return None
         name = self._known(body)
         leaves = body.get("keep_alive") in (0, "0", "0s")
-        if leaves:
-            await to_thread.run_sync(self._models.unload, self._models.named(name))
+        if leaves:  # in a thread of its own: what it waits for needs the others
+            await to_thread.run_sync(self._models.unload, self._models.named(name), limiter=self._unloading)
         else:
             async with self._models.using(name) as worker:
                 ready(worker)
@@ -106,7 +107,8 @@ class OtherClients:
             ready(worker)
             engine = worker.engine
             form = await to_thread.run_sync(partial(format_of, engine.encoding))
-            able = {"completion": True, "tools": form.calls, "thinking": form.thoughts}
+            sees = engine.encoding.images is not None
+            able = {"completion": True, "vision": sees, "tools": form.calls, "thinking": form.thoughts}
             kind = engine.architecture
             return JSONResponse(
                 {
@@ -135,6 +137,6 @@ class OtherClients:
         return {"name": name, "model": name, "modified_at": self._since, "details": self._details(name)}
 
     def _details(self, name: str) -> dict[str, object]:
-        hosted = self._models.named(name)
-        kind = hosted.worker.engine.architecture if hosted.worker and hosted.state == "ok" else ""
+        worker = self._models.named(name).loaded
+        kind = worker.engine.architecture if worker else ""
         return {"family": kind, "families": [kind] if kind else []}

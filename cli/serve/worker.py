@@ -20,6 +20,7 @@ from specexec.sampling.params import SamplingParams
 
 if TYPE_CHECKING:
     from specexec.engine.engine import Engine
+    from specexec.model.image_rows import Image
     from specexec.stats import Burst
     from specexec.text.sequence import Sequence
 
@@ -43,9 +44,13 @@ class Stopping(Exception):
 
 @dataclass(eq=False)
 class Ticket:
-    """One text to write. `tell` is called in the engine's thread with every burst, or once with an error."""
+    """One text to write. `tell` is called in the engine's thread with every burst, or once with an error.
+
+    `images`: those of its prompt, held while it waits.
+    """
 
     prompt: list[int]
+    images: tuple[Image, ...]
     sampling: SamplingParams
     tell: Tell
     gone: bool = False
@@ -108,6 +113,12 @@ class Worker:
     @property
     def waiting(self) -> int:
         return len(self._waiting)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a text is being written or waits; a text on its way from the one to the other counts."""
+        with self._changed:
+            return bool(self._live or self._waiting)
 
     def start(self) -> None:
         """Begin loading."""

@@ -27,7 +27,7 @@ LOCAL = "specexec.toml"
 ALIASES = "alias"  # short names of models, which offload reads
 NO_SETTINGS = {"config", "completion", "version", "models", "sessions", "alias", "ls", "show", "rm"}
 # Not settings: what to do now, rather than how.
-UNFIT = {"help", "positional_model", "resume", "session", "prompt", "prompts", "output", "as_json"}
+UNFIT = {"help", "positional_model", "resume", "session", "prompt", "prompts", "images", "output", "as_json"}
 
 # What runs programs or sends words away: not for a folder that another user may have filled.
 _OWN_FILE_ONLY = {"trust_remote_code", "notify_command", "connect"}

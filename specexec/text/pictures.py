@@ -1,6 +1,6 @@
 """Image files as they come with a message: read from data: URLs or from disk, with limits. Nothing is fetched.
 
-Whoever sends them may be hostile: a file that is damaged, huge, or no image at all is refused in words.
+Their senders may be hostile: a file that is damaged, huge, or no image at all is refused in words.
 """
 
 from __future__ import annotations
@@ -70,17 +70,22 @@ def data_url(file: Path) -> str:
         size_B = file.stat().st_size
         if size_B > MOST_B:
             raise _large(str(file), size_B)
-        content = file.read_bytes()
-    except OSError as problem:
-        raise BadMessages(f"{file} cannot be read: {problem.strerror}.", hint="check the path.") from problem
+        with file.open("rb") as reading:
+            content = reading.read(MOST_B + 1)  # a device says that it has no bytes, and never ends
+    except (OSError, ValueError) as problem:  # ValueError: a name that no file can have
+        reason = problem.strerror if isinstance(problem, OSError) else problem
+        raise BadMessages(f"{str(file)!r} cannot be read: {reason}.", hint="check the path.") from problem
     kind = opened(content, str(file)).get_format_mimetype() or "image/png"  # type: ignore[attr-defined]  # of files
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def is_image_file(file: Path) -> bool:
-    """Whether a file begins as images do."""
-    with file.open("rb") as beginning:
-        return beginning.read(12).startswith((b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"GIF8", b"BM"))
+    """Whether a file begins as images do. Raises OSError."""
+    with file.open("rb") as reading:
+        begins = reading.read(12)
+    if begins.startswith(b"BM"):  # as words may
+        return begins[6:10] == bytes(4)
+    return begins.startswith((b"\x89PNG", b"\xff\xd8\xff", b"GIF8")) or begins[:4] + begins[8:] == b"RIFFWEBP"
 
 
 def opened(content: bytes, at: str) -> Image:

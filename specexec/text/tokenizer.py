@@ -159,6 +159,11 @@ class Encoding:
         """How images are read in prompts; None where they are refused."""
         return None if isinstance(self._looked, str) else self._looked
 
+    def images_in(self, tokens: Items[int]) -> tuple[Image, ...]:
+        """Those whose rows are among the tokens of a prompt; a text that waits to be written holds them by these."""
+        found = self.images.images.among(tokens) if any(map(is_row, tokens)) and self.images else ()
+        return found or ()
+
     def refuse_images(self, why: str) -> None:
         """From now on messages that hold an image are refused; what was said before stays the reason."""
         if self.images is not None:

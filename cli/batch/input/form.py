@@ -98,6 +98,8 @@ def _with_file(part: Json, place: str) -> object:
         return picture_part(data_url(Path(url).expanduser()))
     except BadMessages as problem:
         raise BadJsonl(f"{place}: {problem.what}", hint=problem.hint) from problem
+    except RuntimeError as problem:  # ~name without such a user
+        raise BadJsonl(f"{place}: {url!r} cannot be read: {problem}", hint="check the path.") from problem
 
 
 def _ids(value: Json) -> list[int]:
