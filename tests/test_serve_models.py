@@ -167,7 +167,7 @@ def test_a_text_on_its_way_from_the_line_into_a_sweep_keeps_its_model() -> None:
             self.go.wait(10)
             return super().join(prompt, sampling, caches)
 
-    hosted = Hosted(("one",), lambda totals: Worker(Slow, parallel=1, max_queue=1))  # type: ignore[arg-type]  # letters
+    hosted = Hosted(("one",), lambda totals: Worker(lambda: Slow(10.0), parallel=1, max_queue=1))  # type: ignore[arg-type]  # letters
     worker = hosted.worker = hosted.make(hosted.totals)
     worker.start()
     worker.submit([Ticket([97], (), SamplingParams(max_tokens=1), lambda told: None)])

@@ -23,7 +23,6 @@ from specexec.text.template_options import Wishes
 
 if TYPE_CHECKING:
     from specexec.engine.engine import Engine
-    from specexec.model.image_rows import Image
     from specexec.sampling.grammar import Grammar
     from specexec.text.tokenizer import Encoding
 
@@ -36,7 +35,7 @@ class PromptText:
     """
 
     tokens: list[int]
-    images: tuple[Image, ...] = ()
+    images: tuple[object, ...] = ()
     echo: str = ""
     grammar: Grammar | None = None
     form: Format | None = None

@@ -20,7 +20,6 @@ from specexec.sampling.params import SamplingParams
 
 if TYPE_CHECKING:
     from specexec.engine.engine import Engine
-    from specexec.model.image_rows import Image
     from specexec.stats import Burst
     from specexec.text.sequence import Sequence
 
@@ -50,7 +49,7 @@ class Ticket:
     """
 
     prompt: list[int]
-    images: tuple[Image, ...]
+    images: tuple[object, ...]
     sampling: SamplingParams
     tell: Tell
     gone: bool = False
