@@ -214,7 +214,8 @@ def test_parts_that_do_not_belong_together_are_refused_by_name(
     tensors = {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
     name = f"model.layers.1.mlp.up_proj.int4_{role}"
     others = {other: tensor for other, tensor in tensors.items() if other != name}
-    for damage in ({name: tensors[name][:-1].clone()}, {name: tensors[name].half()}, {}):
+    deeper = tensors[name][None].clone()
+    for damage in ({name: tensors[name][:-1].clone()}, {name: deeper}, {name: tensors[name].half()}, {}):
         save_file({**others, **damage}, tmp_path / "model.safetensors")
         with pytest.raises(CorruptShard if damage else offload.OffloadError, match=r"layers\.1\.mlp\.up_proj"):
             offload.load(tmp_path)
