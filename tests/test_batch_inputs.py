@@ -112,7 +112,8 @@ def test_lines_of_openais_batch_api_are_known_by_their_shape() -> None:
     line["body"] = {**body, "messages": [{"role": "user", "content": parts}]}
     whole = item_of_line(json.dumps(line).encode(), "f:1", Form()).prompt
     assert read_messages([one for one in whole if isinstance(one, dict)]) == item.prompt
-    line["body"] = {**body, "messages": [{"role": "user", "content": [*parts, {"type": "image_url", "image_url": {}}]}]}
+    sound = {"type": "input_audio", "input_audio": {}}
+    line["body"] = {**body, "messages": [{"role": "user", "content": [*parts, sound]}]}
     assert problems([item_of_line(json.dumps(line).encode(), "f:1", Form())]) == ["bad_jsonl"]
     raw = {"custom_id": "r-2", "url": "/v1/completions", "body": {"prompt": "Once"}}
     assert item_of_line(json.dumps(raw).encode(), "f:2", Form()).prompt == "Once"

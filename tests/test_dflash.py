@@ -200,12 +200,19 @@ def test_a_text_that_goes_on_is_filled_again(case: Case) -> None:
         ({"model_type": "llama"}, "is of a kind that is not read yet"),
         ({"dflash_config": {"block_size": 6}}, "lacks block_size, mask_token_id or target_layer_ids"),
         ({"sample_from_anchor": True}, "is of a kind that is not read yet"),
+        ({"mask_token_id": VOCABULARY}, "mask_token_id is 96, the target has 96 tokens"),
+        ({"target_layer_ids": [-2, 1]}, r"target_layer_ids are \[-2, 1\]"),
+        ({"target_layer_ids": []}, r"target_layer_ids are \[\]"),
+        ({"hidden_size": "wide"}, "makes no sense"),
     ],
 )
 def test_a_head_of_another_kind_is_refused_by_name(change: dict[str, object], why: str) -> None:
     tensors, table = load_file(RECORDED / "dflash" / "model.safetensors"), torch.zeros(VOCABULARY, HIDDEN)
+    told = settings(RECORDED / "dflash")
+    fields = told.pop("dflash_config")
+    assert isinstance(fields, dict)
     with pytest.raises(BadDrafter, match=why):
-        loaded(settings(RECORDED / "dflash") | change, tensors, sizes(table), "x")
+        loaded(told | (change if "dflash_config" in change else fields | change), tensors, sizes(table), "x")
 
 
 def test_parts_that_are_not_known_are_refused_by_name() -> None:

@@ -157,6 +157,14 @@ def test_a_file_is_a_target_and_a_drafter(made: Path) -> None:
     assert answer.sweeps < 12
 
 
+def test_scales_of_columns_are_told_from_those_of_rows(tmp_path: Path) -> None:
+    """Llama 4 keeps its experts transposed, with a scale for each output there: [E, 1, O] beside [E, I, O]."""
+    codes = torch.arange(2 * 8 * 8).view(2, 8, 8).float().to(torch.float8_e4m3fn)
+    for scales in (torch.rand(2, 1, 8), torch.rand(2, 8, 1)):
+        folder(tmp_path, {"quant_method": "fbgemm_fp8"}, {"x.weight": codes, "x.weight_scale": scales})
+        assert torch.equal(dense(tmp_path)["x.weight"], codes.float() * scales)
+
+
 def test_what_does_not_add_up_is_refused_by_name(tmp_path: Path) -> None:
     weight = torch.zeros(64, 64).to(torch.float8_e4m3fn)
     for tensors, says in (

@@ -290,6 +290,8 @@ def test_packs_keep_it(quant: Quant, off: float, tmp_path: Path) -> None:
     for name, weight in before.items():
         whole = weight.dim() < 2 or "eh_proj" in name or "mlp.gate." in name
         assert (after[name] - weight).abs().max() <= (0 if whole else off * weight.abs().max()), name
+    held = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in after.values()}
+    assert sum(held.values()) <= sum(one.nbytes for one in after.values()) + 64 * 40, "the codes are gone"
 
 
 def test_an_engine_drafts_with_it_out_of_a_pack(folder: Path, tmp_path: Path) -> None:

@@ -285,6 +285,8 @@ def test_damaged_int8_and_mxfp4_are_refused(tmp_path: Path) -> None:
         {"x.SCB": scales},
         {"x.weight": codes, "x.SCB": scales[:4].clone()},
         {"x.weight": codes.float(), "x.SCB": scales},
+        {"x.weight": codes[0].clone(), "x.SCB": scales[:1].clone()},
+        {"x_blocks": torch.zeros(2, 8, 1, 8, dtype=torch.uint8), "x_scales": torch.zeros(2, 8, 1, dtype=torch.uint8)},
         {"x_blocks": torch.zeros(2, 8, 1, 16, dtype=torch.uint8), "x_scales": torch.zeros(2, 8, 2, dtype=torch.uint8)},
     ):
         with pytest.raises(CorruptShard, match="damaged"):

@@ -87,6 +87,28 @@ def test_memory_that_cannot_be_pinned_is_a_refusal() -> None:
     assert [entry[0] for entry in here.log] == ["pinned"]
 
 
+def test_a_refusal_to_pin_is_not_handed_to_the_next_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA's runtime keeps the error of a call until somebody asks for it, and every launch of torch does."""
+
+    class Runtime:
+        kept = 0
+
+        def cudaHostRegister(self, *_: int) -> int:
+            self.kept = 2
+            return 2
+
+        def launch(self, *_: object, **__: object) -> None:
+            kept, self.kept = self.kept, 0
+            if kept:
+                raise RuntimeError(f"CUDA error {kept}")
+
+    runtime = Runtime()
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
+    monkeypatch.setattr(torch, "ones", runtime.launch)
+    assert Accelerator(torch.device("cuda", 0)).pin(1 << 12, 4096) == 2
+    runtime.launch()
+
+
 def test_a_device_of_another_maker_is_asked_through_torch_alone(caplog: pytest.LogCaptureFixture) -> None:
     assert accelerator_of(torch.device("cpu")) is None
     other = accelerator_of(torch.device("xpu", 1))

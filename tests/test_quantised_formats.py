@@ -4,6 +4,7 @@ import json
 import os
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from offload.checkpoint.contents import SINGLE
 from offload.checkpoint.documents import Json
 from offload.checkpoint.headers import open_folder
 from offload.checkpoint.quantized.stored import fold
-from offload.errors import OffloadError, UnsupportedModel
+from offload.errors import CorruptShard, OffloadError, UnsupportedModel
 from offload.packs.pack import pack, plan
 from offload.placement.placement import Offload
 from offload.placement.requirements import need_of
@@ -225,3 +226,54 @@ def test_an_order_and_exponents_are_what_the_book_says(tmp_path: Path) -> None:
         for o, row in enumerate(halves)
     ]
     assert torch.equal(dense(tmp_path)["x.weight"], torch.tensor(book))
+
+
+def test_a_group_that_is_not_there_is_refused_when_the_model_is_loaded(tmp_path: Path) -> None:
+    def store(name: str, weight: torch.Tensor) -> Stored:
+        stored = dict(gptq(name, weight))
+        stored[f"{name}.g_idx"][5] = weight.shape[1] // GROUP
+        return stored
+
+    tiny("llama", tmp_path)
+    rewrite(tmp_path, FORMATS["gptq"][0], store, only="q_proj.weight")
+    with pytest.raises(CorruptShard, match=r"'model\.layers\.0\.self_attn\.q_proj\.g_idx' names group 2, there are 2"):
+        offload.load(tmp_path, "disk", dtype="f32")
+
+
+def test_few_outputs_have_the_bits_and_groups_that_config_json_names(tmp_path: Path) -> None:
+    """Zero points of 8 outputs fill one word in 2, 3 and 4 bits; of 48 inputs the last group has 16."""
+    O, I = 8, 48
+    tensors = {"x.qweight": words(I // 8, O), "x.qzeros": words(2, 1), "x.scales": scales(2, O)}
+    codes = [[int(tensors["x.qweight"][i // 8, o]) >> 4 * (i % 8) & 15 for i in range(I)] for o in range(O)]
+    zeros = [[(int(tensors["x.qzeros"][g, 0]) >> 4 * o & 15) + 1 & 15 for g in range(2)] for o in range(O)]
+    grid = tensors["x.scales"].float()
+    book = [[(codes[o][i] - zeros[o][i // 32]) * float(grid[i // 32, o]) for i in range(I)] for o in range(O)]
+    folder(tmp_path, {"quant_method": "gptq", "bits": 4, "group_size": 32}, tensors)
+    assert torch.equal(dense(tmp_path)["x.weight"], torch.tensor(book))
+    three = {"x.qweight": words(5, O), "x.qzeros": words(3, 1), "x.scales": scales(3, O)}
+    folder(tmp_path, {"quant_method": "gptq", "bits": 4, "group_size": 32}, three)
+    with pytest.raises(CorruptShard, match="3 groups for 40 inputs"):
+        fold(open_folder(tmp_path))
+
+
+def test_floats_of_other_layers_do_not_make_integers_ambiguous(tmp_path: Path) -> None:
+    """Without the files nothing but headers says which kind a weight is."""
+    kinds: dict[str, Json] = {
+        "a": {"weights": {"num_bits": 8, "type": "float", "symmetric": True}},
+        "b": {"weights": {"num_bits": 4, "type": "int", "symmetric": True}},
+    }
+    config: dict[str, Json] = {
+        "quant_method": "compressed-tensors",
+        "format": "mixed-precision",
+        "config_groups": kinds,
+    }
+    folder(tmp_path, config, {"x.weight_packed": words(8, 8), "x.weight_scale": scales(8, 1)})
+    (weight,) = fold(replace(open_folder(tmp_path), here=False)).quantised.values()
+    assert (weight.bits, weight.shape) == (4, (8, 64))
+
+
+def test_groups_of_mlx_end_with_their_row(tmp_path: Path) -> None:
+    tensors = {"x.weight": words(8, 12).view(torch.uint32), "x.scales": scales(8, 1), "x.biases": scales(8, 1)}
+    folder(tmp_path, {"quant_method": "MLX", "bits": 4, "group_size": 64}, tensors)
+    with pytest.raises(CorruptShard, match="groups of 64"):
+        fold(open_folder(tmp_path))

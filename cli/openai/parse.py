@@ -23,6 +23,8 @@ from cli.openai.tools import Tools, read_tools
 from specexec.errors import BadSampling
 from specexec.sampling.params import SamplingParams, derived_seed
 from specexec.text.formats.thinking import Level
+from specexec.text.messages import TEXTS
+from specexec.text.pictures import is_picture
 from specexec.text.template_options import RESERVED, EndsIn, Wishes
 
 if TYPE_CHECKING:
@@ -266,6 +268,12 @@ def _message(message: Message, index: int) -> Message:
     if message.get("function_call"):
         what = "function_call is older than tools and not supported."
         raise bad_request(what, f"{at}.function_call", "unsupported_parameter")
+    content = message.get("content")
+    for part in content if isinstance(content, list) else ():
+        kind = part.get("type", "text") if isinstance(part, dict) else "text"
+        if kind not in TEXTS and not is_picture(part):
+            what = f"text and images are read, where the model reads them, not {kind!r}."
+            raise bad_request(what, f"{at}.content", "unsupported_content")
     if message.get("reasoning") and not message.get("reasoning_content"):
         return {**message, "reasoning_content": message["reasoning"]}
     return message

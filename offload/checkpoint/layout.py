@@ -21,7 +21,7 @@ from offload.checkpoint.headers import Folder
 from offload.checkpoint.mapping import Part, route
 from offload.checkpoint.quantized.formats import computes_as_stored
 from offload.checkpoint.quantized.packed import Packed
-from offload.checkpoint.quantized.stored import Folded, fold
+from offload.checkpoint.quantized.stored import Folded, check_orders, fold
 from offload.checkpoint.quantized.weight import STACKED, Quantised
 from offload.checkpoint.routing import routing_of
 from offload.checkpoint.skeleton import Skeleton
@@ -102,6 +102,8 @@ def _places_in(folder: Folder, skeleton: Skeleton, within: str = "", *, in_integ
     model = skeleton.model
     tensors = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(within)}
     folded = fold(folder)
+    if folder.here:
+        check_orders(folded)
     entries = [*folded.dense.values(), *(weight.whole for weight in folded.quantised.values())]
     parts = route(entries, skeleton.whole, skeleton.wrapper.own_name if skeleton.wrapper else str)
     _refuse_missing(tensors.keys() - parts.keys(), model, folder.path)

@@ -5,6 +5,7 @@ when it is freed. Other devices have no such call: they copy from RAM as it is, 
 """
 
 import logging
+from contextlib import suppress
 from functools import cache
 
 import torch
@@ -17,13 +18,22 @@ def pin(device: torch.device, address: int, nbytes: int) -> int:
     if device.type != "cuda":
         _say_unpinned(device.type)
         return 0
-    return int(torch.cuda.cudart().cudaHostRegister(address, nbytes, 0))
+    error = int(torch.cuda.cudart().cudaHostRegister(address, nbytes, 0))
+    if error:
+        _forget_error(device)
+    return error
 
 
 def unpin(device: torch.device, address: int) -> None:
     """Undo a `pin` that succeeded."""
     if device.type == "cuda":
         torch.cuda.cudart().cudaHostUnregister(address)
+
+
+def _forget_error(device: torch.device) -> None:
+    """CUDA keeps the error of a call and hands it to whatever launches next in this thread: let that be this."""
+    with suppress(RuntimeError):
+        torch.ones(1, device=device)
 
 
 @cache

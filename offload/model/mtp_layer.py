@@ -59,8 +59,11 @@ def load_mtp_layer(
     finally:
         disk.close()
     tensors = block.dense(block.views(stored.flat), Arena(block.dense_B).flat)
+    dequantised = {item.name for item in block.packed}
     for place in places(layer):
-        tensor = tensors[place.name].to(device)
+        # What lies beside codes is copied, or they would stay in memory with it.
+        beside = bool(dequantised) and place.name not in dequantised
+        tensor = tensors[place.name].to(device, copy=beside)
         is_parameter = isinstance(place.placeholder, nn.Parameter)
         place.table[place.key] = nn.Parameter(tensor, requires_grad=False) if is_parameter else tensor
     return MtpLayer(layer.to(device), plan.skeleton.model.config)

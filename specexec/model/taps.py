@@ -6,7 +6,7 @@ R rows   P positions   H hidden size
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -65,7 +65,7 @@ class Taps:
         self.wanted: frozenset[int] = frozenset()
         self._model = model
 
-    def add(self, taps: Iterable[int]) -> None:
+    def add(self, taps: Collection[int]) -> None:
         """Record at these taps too. Raises UnsupportedArchitecture where there is no such layer."""
         count = len(self._layers())
         if beyond := [tap for tap in taps if not LAST <= tap <= count]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from offload.checkpoint.headers import Folder
-from offload.checkpoint.quantized.weight import Quantised, StoredFormat, damaged, member, settings_of
+from offload.checkpoint.quantized.weight import Quantised, StoredFormat, settings_of, words_in
 from offload.errors import UnsupportedModel
 
 if TYPE_CHECKING:
@@ -33,24 +33,11 @@ def find(folder: Folder) -> Iterator[Quantised]:
             "Streamed is the layout 'gemm' in 4 bits.",
             "a version of the model in that layout (most are), or the 16-bit one.",
         )
-    entries = folder.entries
-    for name, codes in entries.items():
-        prefix, _, last = name.rpartition(".")
-        if last != "qweight":
-            continue
-        base = f"{prefix}.weight"
-        scales, zeros = member(entries, f"{prefix}.scales", base), member(entries, f"{prefix}.qzeros", base)
-        if len(codes.shape) != 2 or len(scales.shape) != 2 or not codes.nbytes or not scales.nbytes:
-            raise damaged(base, f"'{name}' is {list(codes.shape)} and '{scales.name}' {list(scales.shape)}")
-        (I, words), (G, O) = codes.shape, scales.shape
-        sound = (codes.dtype, zeros.dtype) == ("I32", "I32") and scales.dtype in ("F16", "BF16", "F32")
-        if not sound or words * EACH != O or I % G or zeros.shape != (G, words):
-            raise damaged(
-                base, f"'{name}' {list(codes.shape)}, '{zeros.name}' {list(zeros.shape)} and '{scales.name}' "
-                f"{list(scales.shape)} do not fit each other"
-            )  # fmt: skip
-        members = {"codes": codes, "scales": scales, "zeros": zeros}
-        yield Quantised(base, "awq", (O, I), members, block=(1, I // G), bits=4)
+    for found in words_in(folder):
+        (I, words), (G, O) = found.codes.shape, found.scales.shape
+        if words * EACH != O or I % G or found.zeros.shape != (G, words):
+            raise found.misfit
+        yield Quantised(found.name, "awq", (O, I), found.members, block=(1, I // G), bits=4)
 
 
 def dequantise(weight: Quantised, members: Mapping[str, Tensor], target: Tensor) -> None:

@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING
 from offload.checkpoint.documents import Json
 from offload.checkpoint.entry import Entry
 from offload.checkpoint.headers import Folder, read_small
-from offload.checkpoint.quantized.weight import Quantised, StoredFormat, beside, damaged, member, settings_of
+from offload.checkpoint.quantized.weight import (
+    FLOATS,
+    Quantised,
+    StoredFormat,
+    beside,
+    damaged,
+    member,
+    settings_of,
+)
 from offload.errors import UnsupportedModel
 
 if TYPE_CHECKING:
@@ -26,7 +34,6 @@ KNOWN = (
     "dense", "pack-quantized", "int-quantized", "float-quantized", "naive-quantized", "mixed-precision",
     "nvfp4-pack-quantized", "mxfp4-pack-quantized", "mxfp8-quantized",
 )  # fmt: skip
-FLOATS = ("F32", "BF16", "F16")
 UNREAD = ("weight_shape", "input_scale", "input_zero_point", "input_global_scale", "output_scale")
 
 
@@ -67,14 +74,14 @@ def _groups(settings: Mapping[str, Json]) -> list[dict[str, Json]]:
 
 
 def _kinds(settings: Mapping[str, Json]) -> list[tuple[int, int, bool]]:
-    """Bits of a code, inputs of a group (0: all), and whether there are zero points, of every kind that is named."""
+    """Bits of a code, inputs of a group (0: all), and whether there are zero points, of every kind of integers."""
     found = []
     for group in _groups(settings):
         weights = group.get("weights")
         if not isinstance(weights, dict):
             continue
         bits, size = weights.get("num_bits"), weights.get("group_size")
-        if type(bits) is int and 1 <= bits <= 8:
+        if type(bits) is int and 1 <= bits <= 8 and weights.get("type", "int") == "int":
             found.append((bits, size if type(size) is int and size > 0 else 0, weights.get("symmetric") is False))
     return found
 

@@ -70,6 +70,8 @@ def _block(name: str, codes: Entry, scales: Entry, blocks: list[tuple[int, int]]
     matrices = math.prod(experts)
     if count in (1, matrices):
         return O, I
+    if len(scales.shape) == len(codes.shape) and scales.shape[-2:] == (1, I):
+        return O, 1
     if count == matrices * O:
         return 1, I
     for height, width in blocks:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from offload.checkpoint.headers import Folder
-from offload.checkpoint.quantized.weight import Quantised, StoredFormat, damaged, member, settings_of
+from offload.checkpoint.quantized.weight import Quantised, StoredFormat, damaged, settings_of, words_in
 from offload.errors import UnsupportedModel
 
 if TYPE_CHECKING:
@@ -33,31 +33,25 @@ def find(folder: Folder) -> Iterator[Quantised]:
             f"Streamed are {' and '.join(FORMATS)}.",
             "a version of the model in one of these, or the 16-bit one.",
         )
-    entries = folder.entries
-    for name, codes in entries.items():
-        prefix, _, last = name.rpartition(".")
-        if last != "qweight":
-            continue
-        base = f"{prefix}.weight"
-        scales, zeros = member(entries, f"{prefix}.scales", base), member(entries, f"{prefix}.qzeros", base)
-        order = entries.get(f"{prefix}.g_idx")
-        if len(codes.shape) != 2 or len(scales.shape) != 2 or not codes.nbytes or not scales.nbytes:
-            raise damaged(base, f"'{name}' is {list(codes.shape)} and '{scales.name}' {list(scales.shape)}")
-        (words, O), G = codes.shape, scales.shape[0]
-        # Its own bits, which may differ from layer to layer, are those of its zero points.
-        bits = next((bits for bits in BITS if zeros.shape == (G, -(-O * bits // 32))), 0)
-        I = words * 32 // bits if bits else 0
-        sound = (codes.dtype, zeros.dtype) == ("I32", "I32") and scales.dtype in ("F16", "BF16", "F32")
-        if not sound or not bits or scales.shape[1] != O or words * 32 % bits:
-            raise damaged(
-                base, f"'{name}' {list(codes.shape)}, '{zeros.name}' {list(zeros.shape)} and '{scales.name}' "
-                f"{list(scales.shape)} do not fit each other"
-            )  # fmt: skip
+    named, size = settings.get("bits"), settings.get("group_size")
+    likely = sorted(BITS, key=lambda bits: bits != named)
+    for found in words_in(folder):
+        (words, O), G = found.codes.shape, found.scales.shape[0]
+        # Its own bits, which may differ from layer to layer, are those of its zero points; of few outputs several fit.
+        bits = next((bits for bits in likely if found.zeros.shape == (G, -(-O * bits // 32))), 0)
+        if not bits or found.scales.shape[1] != O or words * 32 % bits:
+            raise found.misfit
+        I = words * 32 // bits
+        order = folder.entries.get(f"{found.prefix}.g_idx")
         if order is not None and (order.dtype not in ("I32", "I64") or order.shape != (I,)):
-            raise damaged(base, f"'{order.name}' is {order.dtype} {list(order.shape)} for {I} inputs")
-        members = {"codes": codes, "scales": scales, "zeros": zeros} | ({"order": order} if order else {})
+            raise damaged(found.name, f"'{order.name}' is {order.dtype} {list(order.shape)} for {I} inputs")
+        # The last group may be smaller, if config.json says how large the others are.
+        width = size if type(size) is int and size > 0 and -(-I // size) == G else max(1, I // G)
+        if order is None and -(-I // width) != G:
+            raise damaged(found.name, f"'{found.scales.name}' has {G} groups for {I} inputs")
+        members = found.members | ({"order": order} if order else {})
         scheme = f"gptq_{bits}bit" if version == "gptq" else f"gptq_v2_{bits}bit"
-        yield Quantised(base, scheme, (O, I), members, block=(1, -(-I // G)), bits=bits)
+        yield Quantised(found.name, scheme, (O, I), members, block=(1, width), bits=bits)
 
 
 def dequantise(weight: Quantised, members: Mapping[str, Tensor], target: Tensor) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from offload.checkpoint.headers import Folder
-from offload.checkpoint.quantized.weight import Quantised, StoredFormat, check_sizes, damaged, member
+from offload.checkpoint.quantized.weight import Quantised, StoredFormat, damaged, member
 
 if TYPE_CHECKING:
     import torch
@@ -51,10 +51,12 @@ def find(folder: Folder) -> Iterator[Quantised]:
             if entry.dtype != DTYPES[role]:
                 raise damaged(base, f"'{entry.name}' holds {entry.dtype}, {DTYPES[role]} was expected")
         weight = Quantised(base, "int4", (*outer, 2 * packed), members)
-        if len(weight.shape) not in (2, 3) or not packed or not fits(weight.shape):
+        if len(weight.shape) not in (2, 3) or not members["codes"].nbytes or not fits(weight.shape):
             raise damaged(base, f"its codes have the shape {list(members['codes'].shape)}")
-        groups = math.prod(weight.shape) // GROUP
-        check_sizes(weight, {"scales": 4 * math.prod(outer), "steps": groups, "origins": groups})
+        grid = (*outer, 2 * packed // GROUP)
+        for role, wanted in (("scales", tuple(outer)), ("steps", grid), ("origins", grid)):
+            if members[role].shape != wanted:
+                raise damaged(base, f"'{members[role].name}' is {list(members[role].shape)} instead of {list(wanted)}")
         yield weight
 
 

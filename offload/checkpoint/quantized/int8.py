@@ -38,6 +38,8 @@ def find(folder: Folder) -> Iterator[Quantised]:
         weight = Quantised(base, "int8", codes.shape, members)
         if codes.dtype != "I8" or scales.dtype != "F32":
             raise damaged(base, f"its codes are {codes.dtype} and its scales {scales.dtype}")
+        if len(codes.shape) not in (2, 3) or not codes.nbytes:
+            raise damaged(base, f"its codes have the shape {list(codes.shape)}")
         check_sizes(weight, {"scales": math.prod(codes.shape[:-1]) * 4})
         yield weight
 

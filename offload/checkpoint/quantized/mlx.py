@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from offload.checkpoint.headers import Folder
-from offload.checkpoint.quantized.weight import Quantised, StoredFormat, damaged, member, settings_of
+from offload.checkpoint.quantized.weight import FLOATS, Quantised, StoredFormat, damaged, member, settings_of
 from offload.errors import UnsupportedModel
 
 if TYPE_CHECKING:
@@ -49,20 +49,20 @@ def find(folder: Folder) -> Iterator[Quantised]:
         own = settings.get(prefix)
         told = own if isinstance(own, dict) else settings
         bits, group = told.get("bits"), told.get("group_size")
-        if bits not in BITS or group not in GROUPS or len(codes.shape) not in (2, 3) or not codes.nbytes:
+        if bits not in BITS or group not in GROUPS or len(codes.shape) != 2 or not codes.nbytes:
             raise damaged(name, f"it is {list(codes.shape)}, in {bits} bits and groups of {group} by config.json")
         assert isinstance(bits, int)
         assert isinstance(group, int)
-        *rows, words = codes.shape
+        O, words = codes.shape
         I = words * 32 // bits
-        sound = scales.dtype in ("F16", "BF16", "F32") and scales.dtype == biases.dtype
-        if not sound or words * 32 % bits or scales.shape != (*rows, I // group) or biases.shape != scales.shape:
+        whole = not words * 32 % bits and not I % group and scales.shape == biases.shape == (O, I // group)
+        if not whole or scales.dtype not in FLOATS or scales.dtype != biases.dtype:
             raise damaged(
                 name, f"'{scales.name}' {list(scales.shape)} and '{biases.name}' {list(biases.shape)} do not fit "
                 f"{list(codes.shape)} in {bits} bits and groups of {group}"
             )  # fmt: skip
         members = {"codes": codes, "scales": scales, "biases": biases}
-        yield Quantised(name, f"mlx_{bits}bit", (*rows, I), members, block=(1, group), bits=bits)
+        yield Quantised(name, f"mlx_{bits}bit", (O, I), members, block=(1, group), bits=bits)
 
 
 def dequantise(weight: Quantised, members: Mapping[str, Tensor], target: Tensor) -> None:
@@ -72,14 +72,14 @@ def dequantise(weight: Quantised, members: Mapping[str, Tensor], target: Tensor)
     from offload.checkpoint.quantized.arithmetic.blocks import fill_rows, unpacked
 
     I, (_, group), kind = weight.shape[-1], weight.block, members["scales"].dtype
-    codes = members["codes"].view(torch.int32).flatten(0, -2)
-    scales, biases = (members[role].flatten(0, -2).float()[..., None] for role in ("scales", "biases"))
+    codes = members["codes"].view(torch.int32)
+    scales, biases = (members[role].float()[..., None] for role in ("scales", "biases"))
 
     def values(rows: slice) -> Tensor:
         grouped = unpacked(codes[rows], weight.bits, I).float().unflatten(1, (-1, group))
         return grouped.mul_(scales[rows]).to(kind).float().add_(biases[rows]).to(kind).flatten(1)
 
-    fill_rows(target.view(-1, I), values)
+    fill_rows(target, values)
 
 
 FORMAT = StoredFormat(

@@ -28,6 +28,8 @@ def find(folder: Folder) -> Iterator[Quantised]:
         if len(codes.shape) != 4 or codes.shape[:-1] != scales.shape or codes.dtype != "U8" or scales.dtype != "U8":
             raise damaged(base, f"blocks {list(codes.shape)} and scales {list(scales.shape)} do not match")
         experts, rows, groups, packed = codes.shape
+        if 2 * packed != BLOCK or not codes.nbytes:
+            raise damaged(base, f"blocks {list(codes.shape)} are not of {BLOCK} values")
         # Stored output by output; the module keeps the transpose.
         yield Quantised(
             base, "mxfp4", (experts, groups * packed * 2, rows), {"codes": codes, "scales": scales}, dtype="BF16"

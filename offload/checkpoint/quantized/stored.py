@@ -1,12 +1,15 @@
 """Which tensors of a folder are parts of quantised weights, found by every format. Knows no torch and no arithmetic."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from offload.checkpoint.entry import Entry
-from offload.checkpoint.headers import Folder
+from offload.checkpoint.headers import Folder, read_small
 from offload.checkpoint.quantized.formats import FORMATS, METHODS
-from offload.checkpoint.quantized.weight import Quantised
+from offload.checkpoint.quantized.weight import Quantised, damaged
 from offload.errors import UnsupportedModel
 
 UNNAMED = "a method that its config.json does not name"
@@ -26,6 +29,17 @@ def fold(folder: Folder) -> Folded:
     found = {weight.name: weight for one in FORMATS for weight in one.find(folder)}
     used = {entry.name for weight in found.values() for entry in weight.members.values()}
     return Folded({name: entry for name, entry in folder.entries.items() if name not in used}, found)
+
+
+def check_orders(folded: Folded) -> None:
+    """Read which group of a row each input is in, where files say so. Raises CorruptShard for one that is not there."""
+    for weight in folded.quantised.values():
+        if (order := weight.members.get("order")) is None:
+            continue
+        groups = math.prod(weight.members["scales"].shape) // weight.shape[0]
+        last = int(np.frombuffer(read_small(order), "<i4" if order.dtype == "I32" else "<i8").max())
+        if last >= groups:
+            raise damaged(weight.name, f"'{order.name}' names group {last}, there are {groups}")
 
 
 def refuse_unknown(folder: Folder) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 Scheme: TypeAlias = str  # a key of some format's `schemes`
 
+FLOATS = ("F16", "BF16", "F32")
 # Members of a stack that have an entry for each of its matrices; tables are common to all.
 STACKED = ("codes", "absmax", "nested_absmax", "scales", "steps", "origins")
 
@@ -91,6 +92,49 @@ class StoredFormat:
     """Why plain transformers loads no folder of such tensors, where it does not."""
     as_stored: Callable[[Mapping[str, Tensor], torch.dtype], Tensor] | None = None
     """From its members by role: a matrix that takes part in arithmetic of a dtype and multiplies as it is stored."""
+
+
+@dataclass(frozen=True)
+class Words:
+    """A weight as AWQ and GPTQ name its tensors: X.qweight [words, …] and X.qzeros in I32, X.scales [G, O]."""
+
+    prefix: str
+    codes: Entry
+    scales: Entry
+    zeros: Entry
+
+    @property
+    def name(self) -> str:
+        """Of the dense weight."""
+        return f"{self.prefix}.weight"
+
+    @property
+    def members(self) -> dict[str, Entry]:
+        """By role."""
+        return {"codes": self.codes, "scales": self.scales, "zeros": self.zeros}
+
+    @property
+    def misfit(self) -> CorruptShard:
+        """What to say where they do not fit each other."""
+        shapes = [f"'{one.name}' {one.dtype} {list(one.shape)}" for one in (self.codes, self.zeros, self.scales)]
+        return damaged(self.name, f"{shapes[0]}, {shapes[1]} and {shapes[2]} do not fit each other")
+
+
+def words_in(folder: Folder) -> Iterator[Words]:
+    """Each weight that is named so. Raises CorruptShard, which names it, for types and dimensions of another kind."""
+    entries = folder.entries
+    for name, codes in entries.items():
+        prefix, _, last = name.rpartition(".")
+        if last != "qweight":
+            continue
+        base = f"{prefix}.weight"
+        found = Words(
+            prefix, codes, member(entries, f"{prefix}.scales", base), member(entries, f"{prefix}.qzeros", base)
+        )
+        flat = all(len(one.shape) == 2 and one.nbytes for one in (codes, found.scales, found.zeros))
+        if not flat or (codes.dtype, found.zeros.dtype) != ("I32", "I32") or found.scales.dtype not in FLOATS:
+            raise found.misfit
+        yield found
 
 
 def settings_of(folder: Folder, methods: Collection[str]) -> Mapping[str, Json] | None:

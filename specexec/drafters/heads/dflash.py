@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from torch.nn.functional import embedding, scaled_dot_product_attention
 from transformers import Qwen3Config
@@ -53,10 +54,12 @@ class DFlashFields:
                 float(cast("float", own.get(key) or 1.0)) for key in ("input_embedding_scale", "output_multiplier")
             )
             softcap = float(cast("float", own.get("final_logit_softcapping") or 0.0)) or None
-            taps = tuple(int(one) + 1 for one in ids)
-        except (TypeError, ValueError) as error:
+            config = Qwen3Config.from_dict(dict(settings))
+        except (TypeError, ValueError, StrictDataclassError) as error:
             raise unread(name, f"its config.json makes no sense ({error})") from error
-        return cls(Qwen3Config.from_dict(dict(settings)), block, mask, taps, scale, multiplier, softcap)
+        if not ids or any(type(one) is not int or one < 0 for one in ids):
+            raise unread(name, f"its target_layer_ids are {ids}")
+        return cls(config, block, mask, tuple(one + 1 for one in ids), scale, multiplier, softcap)
 
     def shaped(self, logits_PV: Tensor) -> Tensor:
         """Logits as the head means them."""
@@ -189,6 +192,8 @@ def _turn(rows_ARD: Tensor, turned: tuple[Tensor, Tensor]) -> Tensor:
 def loaded(settings: Mapping[str, object], tensors: Mapping[str, Tensor], target: TargetSizes, name: str) -> DFlash:
     """The head for this target. Raises BadDrafter, by name, where it has other parts than these or other shapes."""
     fields = DFlashFields.of(settings, name)
+    if not 0 <= fields.mask < len(target.embeddings_VH):
+        raise unread(name, f"its mask_token_id is {fields.mask}, the target has {len(target.embeddings_VH)} tokens")
     own = {one.removeprefix("model."): tensor for one, tensor in tensors.items()}
     with torch.device("meta"):
         head = DFlash(fields, target.hidden, target.embeddings_VH)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -47,12 +48,13 @@ class GroupCodes:
         """The rows `outputs` as int8 [O, I]."""
         codes_OB, steps_OG = self.codes_OB[outputs], self.steps_OG[outputs]
         origins_OG = self.origins_OG[outputs].view(torch.uint8)
-        if expand_groups is None or not self.codes_OB.is_cpu:
+        loop = compiled_loop() if self.codes_OB.is_cpu else None
+        if loop is None:
             codes_OGB = codes_OB.unflatten(1, (-1, GROUP // 2))
             codes_OGI = torch.cat([codes_OGB & CODES, codes_OGB >> 4], -1)
             return codes_OGI.mul_(steps_OG[..., None]).add_(origins_OG[..., None]).flatten(1).view(torch.int8)
         values_OI = torch.empty(len(codes_OB), 2 * codes_OB.shape[1], dtype=torch.uint8)
-        expand_groups(codes_OB.numpy(), steps_OG.numpy(), origins_OG.numpy(), values_OI.numpy())
+        loop(codes_OB.numpy(), steps_OG.numpy(), origins_OG.numpy(), values_OI.numpy())
         return values_OI.view(torch.int8)
 
 
@@ -104,12 +106,11 @@ def _expand_groups(
                 high[j] = np.uint8((packed[j] >> np.uint8(4)) * step + origin)
 
 
-def _compiled() -> Callable[..., None] | None:
+@cache
+def compiled_loop() -> Callable[..., None] | None:
+    """`_expand_groups` by numba, which takes a second to import; None where it is not installed."""
     try:
         from numba import njit
     except ImportError:  # no numba for this Python yet: torch does the same, more slowly
         return None
     return njit(nogil=True)(_expand_groups)
-
-
-expand_groups = _compiled()
