@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
@@ -167,7 +168,8 @@ def test_a_text_on_its_way_from_the_line_into_a_sweep_keeps_its_model() -> None:
             self.go.wait(10)
             return super().join(prompt, sampling, caches)
 
-    hosted = Hosted(("one",), lambda totals: Worker(lambda: Slow(10.0), parallel=1, max_queue=1))  # type: ignore[arg-type]  # letters
+    opened: Any = partial(Slow, 10.0)
+    hosted = Hosted(("one",), lambda totals: Worker(opened, parallel=1, max_queue=1))
     worker = hosted.worker = hosted.make(hosted.totals)
     worker.start()
     worker.submit([Ticket([97], (), SamplingParams(max_tokens=1), lambda told: None)])
