@@ -238,7 +238,7 @@ def test_a_gpu_that_is_full_when_a_model_is_loaded_leaves_nothing_open(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tiny("llama", tmp_path)
-    threads = threading.active_count()
+    threads = {*threading.enumerate()}
 
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
@@ -248,7 +248,7 @@ def test_a_gpu_that_is_full_when_a_model_is_loaded_leaves_nothing_open(
             busy.setattr(loading, place, full)
             with pytest.raises(NotEnoughVram, match="GPU memory ran out while loading; the plan was"):
                 offload.load(tmp_path, "disk")
-    assert threading.active_count() == threads
+    assert {*threading.enumerate()} <= threads  # those of other tests may end meanwhile
 
 
 def test_a_full_device_unpins_what_was_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
