@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -26,7 +26,8 @@ from tempfile import TemporaryDirectory
 
 import click
 import torch
-from sparse_model import Shape, write_sparse
+from inflation import SHAPES, Shape
+from sparse_model import weights_of, write_sparse
 
 import offload
 import specexec
@@ -45,8 +46,7 @@ from specexec.model.tree_lm import Rows, TreeLM
 
 MiB = 1 << 20
 ROOT = Path(__file__).parents[1]
-SEVENTY_B = Shape(hidden=8192, layers=80, heads=64, kv_heads=8, head_dim=128, ff=28672, vocabulary=32_000)
-TINY = Shape(hidden=256, layers=3, heads=4, kv_heads=2, head_dim=64, ff=512, vocabulary=256)
+TINY = Shape(hidden=256, layers=3, heads=4, kv_heads=2, head_dim=64, ff=512, tied=False)
 LAYER_B = 485 * MiB
 """Of the large shape in four bits, scales included."""
 TEXT = 64
@@ -164,9 +164,11 @@ def sweeps(setting: Setting, cap_GiB: int) -> Record:
     on_cpu = setting.computes.type == "cpu"
     if not on_cpu and torch.get_device_module(setting.device).mem_get_info(setting.computes)[1] < cap_GiB * GiB * 0.95:
         return {"skipped": f"the card has less than {cap_GiB} GiB"}
-    shape = TINY if setting.tiny else SEVENTY_B.cut(min(80, free_ram().free_B // 2 // LAYER_B))
+    large = SHAPES["70b"]
+    layers = max(1, min(large.layers, free_ram().free_B // 2 // LAYER_B))
+    shape = TINY if setting.tiny else replace(large, layers=layers)
     with TemporaryDirectory() as folder:
-        write_sparse(Path(folder), shape)
+        write_sparse(Path(folder), shape, 256 if setting.tiny else 32_000)
         vram_B = None if on_cpu else cap_GiB * GiB - 512 * MiB  # what CUDA itself takes is not ours to plan
         model = offload.load(folder, "ram", setting.device, "bf16", vram_B=vram_B, ctx=2048, cache_moves=True)
     stream = offload.stream_of(model)
@@ -207,7 +209,7 @@ def _floor_s(setting: Setting, stream: offload.ModelStream, shape: Shape, rows: 
     if not (isinstance(flops, float) and isinstance(Bps, float) and isinstance(curve, list)):
         return max(copied_s, 1e-9)
     products = Arithmetic(flops, Bps, tuple((int(at), float(each_s)) for at, each_s in curve))
-    return max(copied_s, products.seconds(shape.weights, 2, rows), 1e-9)
+    return max(copied_s, products.seconds(weights_of(shape), 2, rows), 1e-9)
 
 
 CHECKS: dict[str, tuple[int, Callable[[Setting], Record]]] = {

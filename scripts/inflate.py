@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 
 import click
 import torch
-from inflation import Inflation, Planned, Shape, Source, misfits
+from inflation import SHAPES, Inflation, Planned, Shape, Source, misfits
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -27,11 +27,6 @@ from offload.packs.pack import pack, plan
 
 DEMO = Path(__file__).parent.parent / "offload" / "demo" / "target"
 UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9, "B": 1}
-SHAPES = {
-    "1b": Shape(hidden=2048, layers=16, heads=32, kv_heads=8, head_dim=64, ff=8192, tied=True),
-    "8b": Shape(hidden=4096, layers=32, heads=32, kv_heads=8, head_dim=128, ff=14336, tied=False),
-    "70b": Shape(hidden=8192, layers=80, heads=64, kv_heads=8, head_dim=128, ff=28672, tied=False),
-}
 
 
 def read_source(folder: Path) -> Source:

@@ -29,6 +29,13 @@ class Shape:
         return self.heads // self.kv_heads
 
 
+SHAPES = {
+    "1b": Shape(hidden=2048, layers=16, heads=32, kv_heads=8, head_dim=64, ff=8192, tied=True),
+    "8b": Shape(hidden=4096, layers=32, heads=32, kv_heads=8, head_dim=128, ff=14336, tied=False),
+    "70b": Shape(hidden=8192, layers=80, heads=64, kv_heads=8, head_dim=128, ff=28672, tied=False),
+}
+
+
 @dataclass(frozen=True)
 class Planned:
     """One tensor to be written: its name, its size, and how to make it when its turn comes."""

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from unittest.mock import patch
 
 import click
 import torch
 
 from offload.checkpoint.gguf.ggml_types import BY_NAME
-from offload.checkpoint.quantized.arithmetic import compiled
+from offload.checkpoint.quantized.arithmetic import ggml_blocks
+from offload.checkpoint.quantized.arithmetic.compiled import compiled
 from offload.checkpoint.quantized.arithmetic.ggml_blocks import LAYOUTS, fill_rows
 
 COLUMNS = 2048
@@ -37,12 +39,11 @@ def speeds(name: str) -> list[float]:
     kind, rows = BY_NAME[name], 512
     codes = torch.randint(0, 60, (rows, COLUMNS // kind.items * kind.nbytes), dtype=torch.uint8)
     target = torch.empty(rows, COLUMNS, dtype=torch.bfloat16)
-    loop, found = compiled.fill_groups, []
-    for way in (loop, None):
-        compiled.fill_groups = way
-        fill_rows(name, codes, target)
-        found.append(target.numel() / best_s(lambda: fill_rows(name, codes, target)) / 1e6)
-    compiled.fill_groups = loop
+    found = []
+    for way in (compiled, lambda _: None):
+        with patch.object(ggml_blocks, "compiled", way):
+            fill_rows(name, codes, target)
+            found.append(target.numel() / best_s(lambda: fill_rows(name, codes, target)) / 1e6)
     return found
 
 

@@ -9,66 +9,49 @@ import json
 import math
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from inflation import Shape
 
 from offload.checkpoint.quantized.quantize import BLOCK, NESTED_BLOCK, STATE_B, bitsandbytes
 
 Tensors = Iterator[tuple[str, str, tuple[int, ...], bytes | None]]
 
 
-@dataclass(frozen=True)
-class Shape:
-    """The numbers that fix every tensor of a Llama."""
-
-    hidden: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    ff: int
-    vocabulary: int
-
-    def cut(self, layers: int) -> Shape:
-        """The same with fewer layers."""
-        return replace(self, layers=max(layers, 1))
-
-    @property
-    def linears(self) -> dict[str, tuple[int, int]]:
-        """Outputs and inputs of a layer's matrices."""
-        own, shared = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        return {
-            "self_attn.q_proj": (own, self.hidden),
-            "self_attn.k_proj": (shared, self.hidden),
-            "self_attn.v_proj": (shared, self.hidden),
-            "self_attn.o_proj": (self.hidden, own),
-            "mlp.gate_proj": (self.ff, self.hidden),
-            "mlp.up_proj": (self.ff, self.hidden),
-            "mlp.down_proj": (self.hidden, self.ff),
-        }
-
-    @property
-    def weights(self) -> float:
-        """In all layers."""
-        return float(self.layers * sum(math.prod(size) for size in self.linears.values()))
+def linears_of(shape: Shape) -> dict[str, tuple[int, int]]:
+    """Outputs and inputs of a layer's matrices."""
+    own, shared = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    return {
+        "self_attn.q_proj": (own, shape.hidden),
+        "self_attn.k_proj": (shared, shape.hidden),
+        "self_attn.v_proj": (shared, shape.hidden),
+        "self_attn.o_proj": (shape.hidden, own),
+        "mlp.gate_proj": (shape.ff, shape.hidden),
+        "mlp.up_proj": (shape.ff, shape.hidden),
+        "mlp.down_proj": (shape.hidden, shape.ff),
+    }
 
 
-def write_sparse(folder: Path, shape: Shape) -> None:
+def weights_of(shape: Shape) -> float:
+    """How many there are in all layers."""
+    return float(shape.layers * sum(math.prod(size) for size in linears_of(shape).values()))
+
+
+def write_sparse(folder: Path, shape: Shape, vocabulary: int) -> None:
     """Write config.json and one file for each layer and one for the rest, as transformers would name them."""
     config = {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": "bfloat16",
         "hidden_size": shape.hidden, "intermediate_size": shape.ff, "num_hidden_layers": shape.layers,
         "num_attention_heads": shape.heads, "num_key_value_heads": shape.kv_heads, "head_dim": shape.head_dim,
-        "vocab_size": shape.vocabulary, "max_position_embeddings": 8192, "tie_word_embeddings": False,
+        "vocab_size": vocabulary, "max_position_embeddings": 8192, "tie_word_embeddings": False,
         "quantization_config": {
             "quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4",
             "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": "bfloat16",
         },
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config))
-    files = [("rest.safetensors", _rest(shape))]
+    files = [("rest.safetensors", _rest(shape, vocabulary))]
     files += [(f"layer-{number:03}.safetensors", _layer(shape, number)) for number in range(shape.layers)]
     weight_map: dict[str, str] = {}
     for name, tensors in files:
@@ -77,9 +60,9 @@ def write_sparse(folder: Path, shape: Shape) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
-def _rest(shape: Shape) -> Tensors:
+def _rest(shape: Shape, vocabulary: int) -> Tensors:
     for name in ("model.embed_tokens", "lm_head"):
-        yield f"{name}.weight", "BF16", (shape.vocabulary, shape.hidden), None
+        yield f"{name}.weight", "BF16", (vocabulary, shape.hidden), None
     yield "model.norm.weight", "BF16", (shape.hidden,), None
 
 
@@ -87,7 +70,7 @@ def _layer(shape: Shape, number: int) -> Tensors:
     values = bitsandbytes().get_4bit_type("nf4", device="cpu").numpy().tobytes()
     steps = bitsandbytes().create_dynamic_map().numpy().tobytes()
     base = f"model.layers.{number}"
-    for name, (O, I) in shape.linears.items():
+    for name, (O, I) in linears_of(shape).items():
         weight, blocks = f"{base}.{name}.weight", O * I // BLOCK
         yield weight, "U8", (O * I // 2, 1), None
         yield f"{weight}.absmax", "U8", (blocks,), None

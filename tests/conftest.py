@@ -3,7 +3,8 @@
 import logging
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from tests.fake_hub import FakeHub
 from tests.tiny import tiny
 
 if TYPE_CHECKING:
+    from offload.checkpoint.quantized.quantize import Quant
     from tests.serving import Served
 
 torch.set_num_threads(1)
@@ -85,3 +87,24 @@ def no_drafter_fails(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     logger.removeHandler(handler)
     assert not said or request.node.get_closest_marker("drafter_fails")
+
+
+@pytest.fixture(scope="session")
+def pack_of(tmp_path_factory: pytest.TempPathFactory) -> "Callable[[str, Quant], Path]":
+    """A pack of a tiny model of a family, each made once; the model itself lies beside it as `whole`."""
+    from offload.checkpoint.headers import open_folder
+    from offload.packs.pack import pack, plan
+
+    @cache
+    def folder_of(family: str) -> Path:
+        folder = tmp_path_factory.mktemp(family)
+        tiny(family, folder / "whole")
+        return folder
+
+    @cache
+    def of(family: str, quant: "Quant") -> Path:
+        folder = folder_of(family)
+        pack(plan(open_folder(folder / "whole"), quant), folder / quant)
+        return folder / quant
+
+    return of

@@ -22,7 +22,8 @@ from offload.checkpoint.entry import Entry
 from offload.checkpoint.gguf.ggml_types import BY_NAME
 from offload.checkpoint.gguf.header import read_gguf
 from offload.checkpoint.headers import Folder, open_folder
-from offload.checkpoint.quantized.arithmetic import compiled as compiled_loop
+from offload.checkpoint.quantized.arithmetic import ggml_blocks
+from offload.checkpoint.quantized.arithmetic.compiled import compiled, fill_groups
 from offload.checkpoint.quantized.formats import dequantise
 from offload.checkpoint.quantized.stored import fold
 from offload.errors import BadModelDir, CorruptShard, OffloadError, UnsupportedModel
@@ -62,15 +63,15 @@ def random_blocks(name: str, count: int) -> np.ndarray:
     return blocks
 
 
-@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("by_numba", [True, False])
 @pytest.mark.parametrize("name", [name for name, kind in BY_NAME.items() if kind.plain is None])
 def test_blocks_become_what_gguf_py_makes_of_them(
-    name: str, compiled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, by_numba: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By numba's loop, and by torch: for a GPU, and for a Python that numba does not know yet."""
-    assert compiled_loop.fill_groups is not None
-    if not compiled:
-        monkeypatch.setattr(compiled_loop, "fill_groups", None)
+    assert compiled(fill_groups) is not None
+    if not by_numba:
+        monkeypatch.setattr(ggml_blocks, "compiled", lambda _: None)
     rows, each = 70, 6
     blocks = random_blocks(name, rows * each).reshape(rows, -1)
     entry = Entry(f"x.weight.gguf.{name}", tmp_path, 0, blocks.nbytes, "U8", blocks.shape)

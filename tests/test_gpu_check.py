@@ -13,7 +13,8 @@ from click.testing import CliRunner
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
 import gpu_check
-from sparse_model import Shape, write_sparse
+from inflation import Shape
+from sparse_model import weights_of, write_sparse
 
 import offload
 from tests.tiny import logits_of
@@ -73,11 +74,11 @@ def test_a_check_that_dies_or_hangs_costs_itself() -> None:
 
 
 def test_a_sparse_model_has_its_size_in_names_and_takes_no_disk(tmp_path: Path) -> None:
-    shape = Shape(hidden=512, layers=2, heads=8, kv_heads=2, head_dim=64, ff=1024, vocabulary=256)
-    write_sparse(tmp_path, shape)
+    shape = Shape(hidden=512, layers=2, heads=8, kv_heads=2, head_dim=64, ff=1024, tied=False)
+    write_sparse(tmp_path, shape, 256)
     files = [*tmp_path.glob("*.safetensors")]
-    assert sum(file.stat().st_size for file in files) > shape.weights / 2
-    assert sum(file.stat().st_blocks * 512 for file in files) < shape.weights / 4
+    assert sum(file.stat().st_size for file in files) > weights_of(shape) / 2
+    assert sum(file.stat().st_blocks * 512 for file in files) < weights_of(shape) / 4
     model = offload.load(tmp_path, "disk", dtype="bf16")
     assert torch.isfinite(logits_of(model, torch.arange(4)[None])).all()
     offload.stream_of(model).close()

@@ -21,7 +21,7 @@ from offload.checkpoint.quantized.arithmetic import group_codes
 from offload.checkpoint.quantized.arithmetic.group_codes import GroupCodes, in_groups
 from offload.checkpoint.quantized.arithmetic.row_codes import INT8_STEP, RowCodes
 from offload.checkpoint.quantized.int4 import GROUP
-from offload.checkpoint.quantized.quantize import bitsandbytes, quantise
+from offload.checkpoint.quantized.quantize import Quant, bitsandbytes, quantise
 from offload.errors import CorruptShard
 from offload.packs.pack import pack, plan
 from offload.placement.placement import Offload
@@ -101,7 +101,7 @@ def test_the_compiled_loop_and_torch_expand_to_the_same_integers(rows: int, grou
     origins = torch.randint(-128, 128, (rows, groups), dtype=torch.int8, generator=generator)
     with pytest.MonkeyPatch.context() as patch:
         found = GroupCodes(codes, steps, origins)[:]
-        patch.setattr(group_codes, "compiled_loop", lambda: None)
+        patch.setattr(group_codes, "compiled", lambda _: None)
         assert torch.equal(GroupCodes(codes, steps, origins)[:], found)
 
 
@@ -116,20 +116,10 @@ def test_a_linear_has_the_bits_of_the_same_integers_in_int8(dtype: torch.dtype) 
     assert torch.equal(few.clone(), whole.clone())
 
 
-@pytest.fixture(scope="module")
-def packed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The int4 pack of a tiny model, made once; the model itself lies beside it."""
-    made: dict[str, Path] = {}
-
-    def of(family: str) -> Path:
-        if family not in made:
-            folder = tmp_path_factory.mktemp(family)
-            tiny(family, folder / "whole")
-            pack(plan(open_folder(folder / "whole"), "int4"), folder / "int4")
-            made[family] = folder / "int4"
-        return made[family]
-
-    return of
+@pytest.fixture
+def packed(pack_of: Callable[[str, Quant], Path]) -> Callable[[str], Path]:
+    """The int4 pack of a tiny model; the model itself lies beside it as `whole`."""
+    return lambda family: pack_of(family, "int4")
 
 
 def rounded(model: PreTrainedModel) -> PreTrainedModel:

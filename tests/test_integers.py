@@ -21,7 +21,7 @@ from cli.shared.options import EngineOptions
 from offload.checkpoint.headers import open_folder
 from offload.checkpoint.quantized.arithmetic import row_codes
 from offload.checkpoint.quantized.arithmetic.row_codes import RowCodes
-from offload.checkpoint.quantized.quantize import quantise_int8
+from offload.checkpoint.quantized.quantize import Quant, quantise_int8
 from offload.errors import UnsupportedModel
 from offload.machine import integer_products
 from offload.packs.pack import pack, plan
@@ -144,20 +144,10 @@ def test_every_other_function_sees_its_numbers() -> None:
     torch.testing.assert_close(torch.ones(2, 8) @ weight.t(), torch.ones(2, 8) @ expected.t())
 
 
-@pytest.fixture(scope="module")
-def packed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The int8 pack of a tiny model, made once; the model itself lies beside it."""
-    made: dict[str, Path] = {}
-
-    def of(family: str) -> Path:
-        if family not in made:
-            folder = tmp_path_factory.mktemp(family)
-            tiny(family, folder / "whole")
-            pack(plan(open_folder(folder / "whole"), "int8"), folder / "int8")
-            made[family] = folder / "int8"
-        return made[family]
-
-    return of
+@pytest.fixture
+def packed(pack_of: Callable[[str, Quant], Path]) -> Callable[[str], Path]:
+    """The int8 pack of a tiny model; the model itself lies beside it as `whole`."""
+    return lambda family: pack_of(family, "int8")
 
 
 def target(folder: Path, tier: Offload = "none", dtype: torch.dtype | None = None) -> TreeLM:

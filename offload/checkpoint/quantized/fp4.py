@@ -66,23 +66,18 @@ def dequantise(weight: Quantised, members: Mapping[str, Tensor], target: Tensor)
     """Codes by a table times the scale of their group, which is one number of 8 bits times one of 32."""
     import torch
 
-    from offload.checkpoint.quantized.arithmetic.blocks import by_table, fill_blocks
+    from offload.checkpoint.quantized.arithmetic.blocks import by_table, fill_stack
     from offload.checkpoint.quantized.arithmetic.small_floats import FP4, numbers
 
     O, I = weight.shape[-2:]
-    codes_EOB, target_EOI = members["codes"].reshape(-1, O, I // 2), target.view(-1, O, I)
+    codes_EOB = members["codes"].reshape(-1, O, I // 2)
     scales = numbers(members["scales"]).view(len(codes_EOB), O, -1)
     if "divisor" in members:
         scales = scales / members["divisor"].view(-1, 1, 1)
     if "factor" in members:
         scales = scales * members["factor"].view(-1, 1, 1)
     pairs = torch.tensor([(FP4[byte & 15], FP4[byte >> 4]) for byte in range(256)], device=target.device)
-
-    def fill(target_OI: Tensor, codes_OB: Tensor, grid: Tensor) -> None:
-        fill_blocks(target_OI, lambda rows: by_table(codes_OB[rows], pairs).flatten(1), grid, weight.block)
-
-    for parts in zip(target_EOI, codes_EOB, scales, strict=True):
-        fill(*parts)
+    fill_stack(target, codes_EOB, lambda codes: by_table(codes, pairs).flatten(1), scales, weight.block)
 
 
 FORMAT = StoredFormat("NVFP4 and MXFP4", METHODS, find, dequantise, {"nvfp4": "nf4", "mxfp4_rows": "nf4"})

@@ -87,20 +87,14 @@ def dequantise(weight: Quantised, members: Mapping[str, Tensor], target: Tensor)
     """Codes times the scale of their block, in float32."""
     import torch
 
-    from offload.checkpoint.quantized.arithmetic.blocks import by_table, fill_blocks
+    from offload.checkpoint.quantized.arithmetic.blocks import by_table, fill_stack
     from offload.checkpoint.quantized.arithmetic.small_floats import numbers
 
-    O, I = weight.shape[-2:]
-    codes_EOI, target_EOI = members["codes"].view(torch.uint8).reshape(-1, O, I), target.view(-1, O, I)
-    height, width = weight.block
+    (O, I), (height, width) = weight.shape[-2:], weight.block
+    codes_EOI = members["codes"].view(torch.uint8).reshape(-1, O, I)
     scales = numbers(members["scales"]).reshape(-1, -(-O // height), -(-I // width))
     table = numbers(torch.arange(256, dtype=torch.uint8).view(members["codes"].dtype)).to(target.device)
-
-    def fill(target_OI: Tensor, codes_OI: Tensor, grid: Tensor) -> None:
-        fill_blocks(target_OI, lambda rows: by_table(codes_OI[rows], table), grid, weight.block)
-
-    for expert, codes_OI in enumerate(codes_EOI):
-        fill(target_EOI[expert], codes_OI, scales[expert if len(scales) > 1 else 0])
+    fill_stack(target, codes_EOI, lambda codes: by_table(codes, table), scales, weight.block)
 
 
 FORMAT = StoredFormat("fp8", METHODS, find, dequantise, {"fp8": "int8", "fp8_e5m2": "int8"})

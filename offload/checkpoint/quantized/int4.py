@@ -62,19 +62,10 @@ def find(folder: Folder) -> Iterator[Quantised]:
 
 def dequantise(weight: Quantised, members: Mapping[str, torch.Tensor], target: torch.Tensor) -> None:
     """Integers times the scale of their row."""
-    from offload.checkpoint.quantized.arithmetic.pieces import fill_each, slices
-    from offload.checkpoint.quantized.arithmetic.row_codes import INT8_STEP
+    from offload.checkpoint.quantized.arithmetic.row_codes import fill_integers
 
-    def fill(piece: tuple[int, slice]) -> None:
-        matrix, rows = piece
-        dense = codes[matrix][rows].float()
-        target_EOI[matrix, rows].copy_(dense.mul_(scales_EO[matrix, rows, None]).mul_(INT8_STEP))
-
-    codes = [_codes(members, matrix) for matrix in range(math.prod(members["codes"].shape[:-2]))]
-    O, I = codes[0].shape
-    scales_EO, target_EOI = members["scales"].view(-1, O), target.view(-1, O, I)
-    runs = list(slices(codes[0].codes_OB, I * 4))
-    fill_each(fill, ((matrix, rows) for matrix in range(len(codes)) for rows in runs), target)
+    matrices = range(math.prod(members["codes"].shape[:-2]))
+    fill_integers([_codes(members, matrix) for matrix in matrices], members["scales"], target)
 
 
 def as_stored(members: Mapping[str, torch.Tensor], dtype: torch.dtype) -> RowCodes:

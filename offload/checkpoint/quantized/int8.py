@@ -1,7 +1,4 @@
-"""int8 with one scale a row: X.weight and X.SCB as bitsandbytes writes them, X and X.SCB for stacks. Imports no torch.
-
-E experts   O outputs   I inputs
-"""
+"""int8 with one scale a row: X.weight and X.SCB as bitsandbytes writes them, X and X.SCB for stacks. No torch."""
 
 from __future__ import annotations
 
@@ -46,20 +43,10 @@ def find(folder: Folder) -> Iterator[Quantised]:
 
 def dequantise(weight: Quantised, members: Mapping[str, Tensor], target: Tensor) -> None:
     """Codes times the scale of their row."""
-    from offload.checkpoint.quantized.arithmetic.pieces import fill_each, slices
-    from offload.checkpoint.quantized.arithmetic.row_codes import INT8_STEP
+    from offload.checkpoint.quantized.arithmetic.row_codes import fill_integers
 
-    codes, scales = members["codes"], members["scales"]
-
-    def fill(piece: tuple[int, slice]) -> None:
-        expert, rows = piece
-        dense = codes_EOI[expert, rows].float()
-        target_EOI[expert, rows].copy_(dense.mul_(scales_EO[expert, rows, None]).mul_(INT8_STEP))
-
-    O, I = codes.shape[-2:]
-    codes_EOI, scales_EO, target_EOI = codes.view(-1, O, I), scales.view(-1, O), target.view(-1, O, I)
-    runs = list(slices(codes_EOI[0], I * 4))
-    fill_each(fill, ((expert, rows) for expert in range(len(codes_EOI)) for rows in runs), target)
+    codes = members["codes"]
+    fill_integers(list(codes.view(-1, *codes.shape[-2:])), members["scales"], target)
 
 
 def as_stored(members: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:

@@ -40,7 +40,7 @@ def dequantise(weight: Quantised, members: Mapping[str, Tensor], target: Tensor)
     """Codes [E, O, G groups, B bytes] of two values each, the low half first, into a target [E, I, O]."""
     import torch
 
-    from offload.checkpoint.quantized.arithmetic.pieces import fill_each, slices
+    from offload.checkpoint.quantized.arithmetic.pieces import fill_each, runs
     from offload.checkpoint.quantized.arithmetic.small_floats import FP4
 
     codes, scales = members["codes"], members["scales"]
@@ -54,7 +54,7 @@ def dequantise(weight: Quantised, members: Mapping[str, Tensor], target: Tensor)
         codes_GBO = codes[expert].view(O, G * B).t().contiguous().view(G, B, O)
         powers_GO = powers.index_select(0, scales[expert].t().reshape(-1).int()).view(G, 1, O)
         target_GBO2 = target[expert].view(G, B, 2, O).transpose(2, 3)
-        for groups in slices(codes_GBO, B * O * 4):
+        for groups in runs(G, B * O * 4, target):
             for half, chosen in enumerate((codes_GBO[groups] & 15, codes_GBO[groups] >> 4)):
                 dense = values.index_select(0, chosen.view(-1).int()).view(chosen.shape)
                 target_GBO2[groups, ..., half].copy_(dense.mul_(powers_GO[groups]))

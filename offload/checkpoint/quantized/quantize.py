@@ -10,7 +10,7 @@ import torch
 
 from offload.checkpoint.documents import Json
 from offload.checkpoint.quantized.arithmetic.group_codes import in_groups
-from offload.checkpoint.quantized.arithmetic.pieces import fill_each, slices
+from offload.checkpoint.quantized.arithmetic.pieces import fill_each, runs
 from offload.checkpoint.quantized.int4 import GROUP
 from offload.errors import MissingLibrary
 
@@ -87,7 +87,7 @@ def _quantise_int4(weight: torch.Tensor, name: str) -> dict[str, torch.Tensor]:
         for whole, part in zip(made.values(), in_groups(rows_RI[rows]), strict=True):
             whole[rows] = part
 
-    fill_each(fill, slices(rows_RI, I * 4), rows_RI)
+    fill_each(fill, runs(len(rows_RI), 4 * I, rows_RI), rows_RI)
     prefix = name.removesuffix(".weight")
     names = {role: f"{prefix}.int4_{role}" for role in made} | {"codes": name}
     return {names[role]: tensor.unflatten(0, outer) for role, tensor in made.items()}

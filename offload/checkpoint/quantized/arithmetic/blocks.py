@@ -3,11 +3,12 @@
 One path for every format whose scales lie in a grid over the weight.   O rows   I columns   G blocks of a row
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 
 import torch
 
-from offload.checkpoint.quantized.arithmetic.pieces import SLICE_B, fill_each
+from offload.checkpoint.quantized.arithmetic.pieces import fill_each, runs
 
 # Of a GPU's memory this much holds float32 values on their way.
 GPU_SLICE_B = 32 << 20
@@ -52,7 +53,24 @@ def fill_blocks(
 def fill_rows(target_OI: torch.Tensor, values: Values, step: int = 1) -> None:
     """Fill `target_OI` from `values(rows)`, float32 tensors [rows, I]; `step`: how many rows come at once, at least."""
     O, I = target_OI.shape
-    fill_each(lambda rows: target_OI[rows].copy_(values(rows)), _runs(O, I, step, not target_OI.is_cpu), target_OI)
+    fill_each(lambda rows: target_OI[rows].copy_(values(rows)), runs(O, 4 * I, target_OI, GPU_SLICE_B, step), target_OI)
+
+
+def fill_stack(
+    target: torch.Tensor,
+    codes_E: torch.Tensor,
+    values: Callable[[torch.Tensor], torch.Tensor],
+    scales_E: torch.Tensor,
+    block: tuple[int, int],
+) -> None:
+    """Fill a matrix, or each of a stack, from `values(codes)` of some rows of it; one grid of scales may serve all."""
+    for index, target_OI in enumerate(target.view(-1, *target.shape[-2:])):
+        grid = scales_E[index if len(scales_E) > 1 else 0]
+        fill_blocks(target_OI, partial(_values_of, values, codes_E[index]), grid, block)
+
+
+def _values_of(values: Callable[[torch.Tensor], torch.Tensor], codes: torch.Tensor, rows: slice) -> torch.Tensor:
+    return values(codes[rows])
 
 
 def _for_each_block(
@@ -67,13 +85,6 @@ def _for_each_block(
         change(values[:, : full * width].unflatten(1, (full, width)), numbers[:, :full, None])
     if full * width < values.shape[1]:
         change(values[:, full * width :], numbers[:, full:])
-
-
-def _runs(rows: int, columns: int, least: int, on_gpu: bool) -> Iterator[slice]:
-    some = (GPU_SLICE_B if on_gpu else SLICE_B) // (columns * 4)
-    step = max(least, some - some % least)
-    for start in range(0, rows, step):
-        yield slice(start, min(start + step, rows))
 
 
 def by_table(codes: torch.Tensor, table: torch.Tensor) -> torch.Tensor:

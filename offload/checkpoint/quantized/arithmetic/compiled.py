@@ -1,17 +1,21 @@
-"""The loop that turns packed codes into values, compiled for the CPU by numba where that is installed.
+"""Loops that turn packed codes into values, compiled for the CPU by numba where that is installed.
 
-Compiled once in a process, in about a second, when the first block is read.
+Each is compiled once in a process, in about a second, when it is first needed. Where there is no numba for this Python
+yet torch does the same, more slowly.
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
 
+from offload.checkpoint.quantized.int4 import GROUP
+
 Plane = tuple[int, int, int]  # first byte of a block, bits of an item (0 for no plane), bytes of a run
 
 
-def _fill_groups(
+def fill_groups(
     blocks: np.ndarray[Any, Any],
     low: Plane,
     high: Plane,
@@ -62,12 +66,35 @@ def _fill_groups(
                     run[j] = (np.float32(code) - origin) * scale - off
 
 
-def _compiled() -> Callable[..., None] | None:
+def expand_groups(
+    codes: np.ndarray[Any, Any],
+    steps: np.ndarray[Any, Any],
+    origins: np.ndarray[Any, Any],
+    values: np.ndarray[Any, Any],
+) -> None:
+    """values[o, i] = code * steps[o, g] + origins[o, g], modulo 256 as int8 has it; all arrays are uint8.
+
+    codes [O, I / 2], of each group of GROUP inputs those of the first half in the low bits; steps and origins [O, G],
+    values [O, I].
+    """
+    half = GROUP // 2
+    for o in range(steps.shape[0]):
+        for g in range(steps.shape[1]):
+            step, origin = steps[o, g], origins[o, g]
+            packed = codes[o, g * half : (g + 1) * half]
+            low = values[o, g * GROUP : g * GROUP + half]
+            high = values[o, g * GROUP + half : (g + 1) * GROUP]
+            for j in range(half):
+                low[j] = np.uint8((packed[j] & np.uint8(15)) * step + origin)
+            for j in range(half):
+                high[j] = np.uint8((packed[j] >> np.uint8(4)) * step + origin)
+
+
+@cache
+def compiled(loop: Callable[..., None]) -> Callable[..., None] | None:
+    """The loop by numba; None where that cannot be imported."""
     try:
         from numba import njit
-    except ImportError:  # no numba for this Python yet: torch does the same, more slowly
+    except ImportError:
         return None
-    return njit(nogil=True)(_fill_groups)
-
-
-fill_groups = _compiled()
+    return njit(nogil=True)(loop)

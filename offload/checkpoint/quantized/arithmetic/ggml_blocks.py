@@ -6,16 +6,15 @@ code, or what a table has for it, times the scale of its group, less another num
 Sources: ggml's `dequantize_row_*` (ggml-quants.c), checked bit by bit with gguf-py.   N blocks   G groups of a block
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from offload.checkpoint.gguf.ggml_types import BY_NAME
-from offload.checkpoint.quantized.arithmetic import compiled
-from offload.checkpoint.quantized.arithmetic.pieces import SLICE_B
-from offload.machine.thread_pool import share
+from offload.checkpoint.quantized.arithmetic.compiled import compiled, fill_groups
+from offload.checkpoint.quantized.arithmetic.pieces import fill_each, runs
 
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 Numbers = Callable[[torch.Tensor], torch.Tensor]
@@ -32,16 +31,7 @@ def fill_rows(kind: str, codes: torch.Tensor, target: torch.Tensor, less: float 
         values = _values(kind, codes[run.start * rows_each : run.stop * rows_each])
         target[run].copy_((values - less if less else values).view(target[run].shape))
 
-    if target.is_cpu:
-        share(fill, _runs(target.shape[0], rows_each * target.shape[-1] * 4))
-    else:
-        fill(slice(0, target.shape[0]))
-
-
-def _runs(count: int, each_B: int) -> Iterator[slice]:
-    step = max(1, SLICE_B // each_B)
-    for start in range(0, count, step):
-        yield slice(start, min(start + step, count))
+    fill_each(fill, runs(target.shape[0], rows_each * target.shape[-1] * 4, target), target)
 
 
 def _values(kind: str, codes: torch.Tensor) -> torch.Tensor:
@@ -51,11 +41,12 @@ def _values(kind: str, codes: torch.Tensor) -> torch.Tensor:
     blocks = codes.reshape(-1, one.nbytes)
     scales = layout.scales(blocks)
     less = torch.zeros_like(scales) if layout.less is None else layout.less(blocks)
-    if not blocks.is_cpu or compiled.fill_groups is None or layout.scattered is not None:
+    loop = compiled(fill_groups) if blocks.is_cpu and layout.scattered is None else None
+    if loop is None:
         return _by_torch(layout, blocks, one.items, scales, less)
     values = torch.empty(len(blocks), one.items)
     low, high = layout.planes[0], layout.planes[-1]
-    compiled.fill_groups(
+    loop(
         blocks.numpy(),
         (low.at, low.bits, low.run),
         (high.at, high.bits if len(layout.planes) > 1 else 0, high.run),

@@ -6,14 +6,11 @@ O outputs   I inputs   G = I / 32 groups   B = I / 2 bytes
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
 
-import numpy as np
 import torch
 
+from offload.checkpoint.quantized.arithmetic.compiled import compiled, expand_groups
 from offload.checkpoint.quantized.int4 import GROUP
 
 LARGEST = 127  # of the integers
@@ -48,7 +45,7 @@ class GroupCodes:
         """The rows `outputs` as int8 [O, I]."""
         codes_OB, steps_OG = self.codes_OB[outputs], self.steps_OG[outputs]
         origins_OG = self.origins_OG[outputs].view(torch.uint8)
-        loop = compiled_loop() if self.codes_OB.is_cpu else None
+        loop = compiled(expand_groups) if self.codes_OB.is_cpu else None
         if loop is None:
             codes_OGB = codes_OB.unflatten(1, (-1, GROUP // 2))
             codes_OGI = torch.cat([codes_OGB & CODES, codes_OGB >> 4], -1)
@@ -84,33 +81,3 @@ def in_groups(weight_OI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torc
     _, step, origin, code = best
     low, high = code.to(torch.uint8).split(GROUP // 2, -1)
     return (low | high << 4).flatten(1), step[..., 0].to(torch.uint8), origin[..., 0].to(torch.int8), scales_O
-
-
-def _expand_groups(
-    codes: np.ndarray[Any, Any],
-    steps: np.ndarray[Any, Any],
-    origins: np.ndarray[Any, Any],
-    values: np.ndarray[Any, Any],
-) -> None:
-    """The same as GroupCodes, of uint8 arrays throughout: sums and products modulo 256 are those of int8."""
-    half = GROUP // 2
-    for o in range(steps.shape[0]):
-        for g in range(steps.shape[1]):
-            step, origin = steps[o, g], origins[o, g]
-            packed = codes[o, g * half : (g + 1) * half]
-            low = values[o, g * GROUP : g * GROUP + half]
-            high = values[o, g * GROUP + half : (g + 1) * GROUP]
-            for j in range(half):
-                low[j] = np.uint8((packed[j] & np.uint8(15)) * step + origin)
-            for j in range(half):
-                high[j] = np.uint8((packed[j] >> np.uint8(4)) * step + origin)
-
-
-@cache
-def compiled_loop() -> Callable[..., None] | None:
-    """`_expand_groups` by numba, which takes a second to import; None where it is not installed."""
-    try:
-        from numba import njit
-    except ImportError:  # no numba for this Python yet: torch does the same, more slowly
-        return None
-    return njit(nogil=True)(_expand_groups)

@@ -20,8 +20,13 @@ def fill_each(fill: Callable[[Piece], object], pieces: Iterable[Piece], target: 
         fill(piece)
 
 
-def slices(codes: torch.Tensor, each_B: int) -> Iterator[slice]:
-    """Slices of the first dimension, of which one index takes `each_B` bytes on its way."""
-    step = max(1, SLICE_B // each_B) if codes.is_cpu else codes.shape[0]
-    for start in range(0, codes.shape[0], step):
-        yield slice(start, start + step)
+def runs(count: int, each_B: int, target: torch.Tensor, gpu_B: int | None = None, least: int = 1) -> Iterator[slice]:
+    """Slices of `count` things that take `each_B` bytes each on their way to the target, in multiples of `least`.
+
+    On a GPU they are of `gpu_B`, or all there are.
+    """
+    most_B = SLICE_B if target.is_cpu else count * each_B if gpu_B is None else gpu_B
+    some = most_B // each_B
+    step = max(least, some - some % least)
+    for start in range(0, count, step):
+        yield slice(start, min(start + step, count))

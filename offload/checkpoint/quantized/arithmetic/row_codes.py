@@ -7,7 +7,8 @@ applied once, at the end.   R rows   I inputs   O outputs
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from itertools import product as product_of
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import nn
 from torch.utils._pytree import tree_map_only
 
 from offload.checkpoint.quantized.arithmetic.group_codes import GroupCodes
+from offload.checkpoint.quantized.arithmetic.pieces import fill_each, runs
 from offload.machine.integer_products import product
 from offload.machine.thread_pool import share
 
@@ -75,6 +77,19 @@ class RowCodes(torch.Tensor):
     ) -> Any:
         args, kwargs = tree_map_only(cls, cls.dense, (args, kwargs or {}))
         return func(*args, **kwargs)
+
+
+def fill_integers(codes: Sequence[torch.Tensor | GroupCodes], scales: torch.Tensor, target: torch.Tensor) -> None:
+    """Fill a matrix, or a stack of them, with the integers of each times the scales of their rows."""
+    O, I = codes[0].shape
+    scales_EO, target_EOI = scales.view(-1, O), target.view(-1, O, I)
+
+    def fill(piece: tuple[int, slice]) -> None:
+        matrix, rows = piece
+        dense = codes[matrix][rows].float()
+        target_EOI[matrix, rows].copy_(dense.mul_(scales_EO[matrix, rows, None]).mul_(INT8_STEP))
+
+    fill_each(fill, product_of(range(len(codes)), runs(O, 4 * I, target)), target)
 
 
 def linear(rows: torch.Tensor, weight: RowCodes, bias: torch.Tensor | None = None) -> torch.Tensor:
