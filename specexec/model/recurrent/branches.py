@@ -21,7 +21,7 @@ class Level:
 
 
 @dataclass(frozen=True)
-class Family:
+class Lineage:
     """Some nodes and all that are above them, by depth.
 
     `node_N`: which nodes, int64. `levels`: those of one depth, and their parents. `place_R`: the state of each of the
@@ -46,7 +46,7 @@ class Branches:
     leave_N: Tensor
     marks: tuple[int, ...] = ()
     _inputs: dict[int, Tensor] = field(default_factory=dict)
-    _families: dict[tuple[int, int], Family] = field(default_factory=dict)
+    _lineages: dict[tuple[int, int], Lineage] = field(default_factory=dict)
 
     @property
     def count(self) -> int:
@@ -62,14 +62,14 @@ class Branches:
         topmost_R = self.above(rows, rows.start, rows.stop).int().argmax(1) + rows.start
         return self.parent_N[topmost_R]
 
-    def family(self, rows: slice) -> Family:
+    def lineage(self, rows: slice) -> Lineage:
         """The same rows in all layers: kept."""
         key = rows.start, rows.stop
-        if key not in self._families:
-            self._families[key] = self._family(rows)
-        return self._families[key]
+        if key not in self._lineages:
+            self._lineages[key] = self._lineage(rows)
+        return self._lineages[key]
 
-    def _family(self, rows: slice) -> Family:
+    def _lineage(self, rows: slice) -> Lineage:
         member_N = self.above(rows, 0, rows.stop).any(0).nonzero().squeeze(1)
         depth_N, above_N = torch.zeros_like(member_N), self.parent_N[member_N]
         while bool((above_N >= 0).any()):
@@ -84,7 +84,7 @@ class Branches:
             here = slice(start, start + count)
             levels.append(Level(here, place_N[self.parent_N[node_N[here]]]))
             start += count
-        return Family(node_N, levels, place_N[rows])
+        return Lineage(node_N, levels, place_N[rows])
 
     def inputs(self, rows: slice, taps: int) -> Tensor:
         """Int64 [R, taps]: which inputs a convolution over `taps` inputs meets at each row, its own last.
@@ -102,6 +102,6 @@ class Branches:
         return self._inputs[taps][rows]
 
     def steps(self, first: int, last: int, most: int) -> list[slice]:
-        """The settled rows first … last - 1 in pieces of `most` rows or less that end where a state is worth keeping."""
+        """The settled rows first … last - 1 in pieces of at most `most` that end where a state is worth keeping."""
         ends = sorted({*range(first + most, last, most), *(mark for mark in self.marks if first < mark < last), last})
         return [slice(start, end) for start, end in zip([first, *ends], ends, strict=False)]

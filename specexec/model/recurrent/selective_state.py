@@ -63,11 +63,11 @@ class SelectiveRows:
         """What the rows read, [1, R, C], as these nodes below the state; those above them are followed once more."""
         vectors = (self.step_RC, self.written_RC, self.key_RS)
         known.write(nodes.start, tuple(rows.unsqueeze(0) for rows in vectors), tree.count)
-        family = tree.family(nodes)
-        of_family = tuple(held[0][family.node_N] for held in known.read(0, nodes.stop))
+        lineage = tree.lineage(nodes)
+        of_all = tuple(held[0][lineage.node_N] for held in known.read(0, nodes.stop))
         read_RC = torch.empty_like(self.step_RC)
-        for channels, states_NCS in _states(state_2CS, of_family, family.levels):
-            read_RC[:, channels] = _read(states_NCS[family.place_R], self.query_RS)
+        for channels, states_NCS in _states(state_2CS, of_all, lineage.levels):
+            read_RC[:, channels] = _read(states_NCS[lineage.place_R], self.query_RS)
         return read_RC.unsqueeze(0)
 
 
