@@ -12,7 +12,7 @@ from specexec.pieces import Call
 from specexec.text.detokenizer import TextStream
 from specexec.text.formats.channels import ChannelScanner
 from specexec.text.formats.events import Scanner
-from specexec.text.formats.grammars import answer_in_channels, answer_of_shape, answer_with_calls
+from specexec.text.formats.grammars import Wanted, answer_in_channels, answer_of_shape, answer_with_calls
 from specexec.text.formats.kinds import Kinds
 from specexec.text.formats.marks import Marks, Vocabulary
 from specexec.text.formats.probe import Probe
@@ -115,9 +115,10 @@ class Format:
         `whole` is what text must be, and without tools there is nothing but that. Raises BadGrammar where there is no
         tool to call, or calls are not `enforceable`.
         """
-        marks, several = self._marks(), parallel and self.parallel
+        marks = self._marks()
+        wanted = Wanted(tools, choice, parallel and self.parallel, whole, thought_open)
         if isinstance(self.form, ChannelForm):
-            return answer_in_channels(marks, self.form.channels, tools, choice, several, thought_open, whole)
+            return answer_in_channels(marks, self.form.channels, wanted)
         if not tools:
             return answer_of_shape(marks, self.thinks, whole or Whole({}), thought_open)
         if isinstance(self.form, ShippedForm):
@@ -126,7 +127,7 @@ class Format:
                 hint="tool_choice auto or none, and no schema beside tools.",
             )
         assert self.form is not None, "a form whose calls are refused has no grammar"
-        return answer_with_calls(marks, self.thinks, self.form, tools, choice, several, thought_open, whole)
+        return answer_with_calls(marks, self.thinks, self.form, wanted)
 
     @property
     def without_calls(self) -> Format:
