@@ -49,6 +49,12 @@ SEEING = (
     "qwen3_5_moe",
     "gemma3",
     "gemma4",
+    "gemma4_unified",
+    "glm4v",
+    "glm4v_moe",
+    "glm46v",
+    "kimi_k25",
+    "minimax_m3_vl",
     "mistral3",
 )
 F32_B = 4
