@@ -20,6 +20,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRot
 import specexec
 from cli.app import commands
 from offload.checkpoint.headers import open_folder
+from offload.errors import BadModelDir
 from offload.hub.names import demo_folder
 from specexec.compose.head_folders import as_model, head_kind, verifier_of
 from specexec.drafters.heads.eagle import Eagle, loaded
@@ -97,18 +98,19 @@ def as_published(settings: Settings, tensors: Tensors) -> tuple[Settings, Tensor
 
 
 def as_safeailab(settings: Settings, tensors: Tensors) -> tuple[Settings, Tensors]:
-    """One flat config, `midlayer`, and no word about which layers."""
+    """One flat config, and `midlayer`; ids as vLLM reads them."""
     layer = settings["transformer_layer_config"]
     assert isinstance(layer, dict)
     flat = {**{key: settings.get(key) for key in ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output")}}
     flat |= {**layer, "architectures": ["LlamaForCausalLM"], "draft_vocab_size": 40}
-    flat["eagle_config"] = {"eagle_aux_hidden_state_layer_ids": [0, 1, 2]}
+    flat["eagle_aux_hidden_state_layer_ids"] = [1, 2, 3]
     return flat, {name.replace("layers.0.", "midlayer."): one for name, one in tensors.items()}
 
 
 def as_sglang(settings: Settings, tensors: Tensors) -> tuple[Settings, Tensors]:
     """Layers by their outputs, in fields that stand apart; every name below `model.`, and plain ids."""
     flat, _ = as_safeailab(settings, tensors)
+    del flat["eagle_aux_hidden_state_layer_ids"]
     norms = {"norm_before_fc": flat.pop("norm_before_fc"), "use_aux_hidden_state": True}
     flat["eagle_config"] = {"eagle_aux_hidden_state_layer_ids": [0, 1, 2], **norms}
     flat["architectures"] = ["LlamaForCausalLMEagle3"]
@@ -124,7 +126,8 @@ def test_its_logits_are_those_of_its_package(
     name: str, spelled: Callable[[Settings, Tensors], tuple[Settings, Tensors]], case: Case
 ) -> None:
     """The text's rows, their children, and theirs: three steps, in each of which a row attends to its own ancestors."""
-    eagle = case.head(*reversed(spelled(*recorded(name))))
+    settings, tensors = spelled(*recorded(name))
+    eagle = case.head(tensors, settings)
     assert eagle.fields.taps == (1, 2, 3)
     wanted, cache = load_file(RECORDED / name / "reference.safetensors"), KVCache()
     text, rows = wanted["text"].tolist(), len(wanted["states"])
@@ -160,7 +163,7 @@ def test_the_first_eagle_is_what_its_paper_says(case: Case) -> None:
     config = LlamaConfig(hidden_size=HIDDEN, intermediate_size=48, num_attention_heads=4, num_hidden_layers=1)
     config._attn_implementation = "eager"
     layer = LlamaDecoderLayer(config, 0).eval()
-    layer.input_layernorm = nn.Identity()
+    layer.add_module("input_layernorm", nn.Identity())
     own = {f"layers.0.{name}": torch.randn(one.shape, generator=drawn) / 6 for name, one in layer.state_dict().items()}
     layer.load_state_dict({name.removeprefix("layers.0."): one for name, one in own.items()})
     own |= {"fc.weight": torch.randn(HIDDEN, 2 * HIDDEN, generator=drawn) / 8, "fc.bias": torch.ones(HIDDEN)}
@@ -369,6 +372,11 @@ def test_a_folder_is_recognised_and_joined(pair: tuple[Path, Path]) -> None:
 
 def test_its_folder_says_what_it_is_and_whose(pair: tuple[Path, Path]) -> None:
     folder = open_folder(pair[1])
+    shown = CliRunner().invoke(commands, ["models", "show", str(pair[1])])
+    assert "no: a head that drafts for org/model (EAGLE-3)" in shown.output
+    refused = CliRunner().invoke(commands, ["plan", str(pair[1]), "--offline"], standalone_mode=False).exception
+    assert isinstance(refused, BadModelDir)
+    assert refused.hint == f"-m org/model -d {pair[1]}"
     assert (head_kind(folder), verifier_of(folder)) == ("EAGLE-3", "org/model")
     assert as_model(folder).entries.keys() == {own_name(name) for name in folder.entries} - {None}
     assert as_model(as_model(folder)) == as_model(folder)

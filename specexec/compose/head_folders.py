@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
-from offload import is_quantised, mtp_names
+from offload import BadModelDir, is_quantised, mtp_names
 from specexec.drafters.heads import eagle_fields as eagle
 from specexec.drafters.heads.refusal import of_another
 from specexec.drafters.registry import HEADS
@@ -88,6 +88,22 @@ def verifier_of(folder: Folder) -> str | None:
     verifier = told.get("verifier") if isinstance(told, dict) else None
     name = verifier.get("name_or_path") if isinstance(verifier, dict) else None
     return name if isinstance(name, str) and name else None
+
+
+def head_in_words(folder: Folder) -> str | None:
+    """What head a folder holds, and for which model; None for a model of its own."""
+    kind, model = head_kind(folder), verifier_of(folder)
+    if kind is None:
+        return None
+    read = "" if kind in HEADS else ", which cannot be loaded yet"
+    return f"a head that drafts{f' for {model}' if model else ''} ({kind}){read}"
+
+
+def refuse_as_model(folder: Folder) -> None:
+    """Raise BadModelDir for a folder that holds a head: it computes nothing without its target."""
+    if words := head_in_words(folder):
+        hint = f"-m {verifier_of(folder) or 'MODEL'} -d {folder.called}"
+        raise BadModelDir(f"{folder.called} is no model of its own: it is {words}.", hint=hint)
 
 
 def as_model(folder: Folder) -> Folder:
