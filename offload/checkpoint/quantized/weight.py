@@ -155,6 +155,16 @@ def member(entries: Mapping[str, Entry], name: str, base: str) -> Entry:
     return entries[name]
 
 
+def order_of(entries: Mapping[str, Entry], name: str, base: str, inputs: int) -> dict[str, Entry]:
+    """Which group each input of the weight `base` is in, by role, where a tensor `name` says so."""
+    if name not in entries:
+        return {}
+    order = entries[name]
+    if order.dtype not in ("I32", "I64") or order.shape != (inputs,):
+        raise damaged(base, f"'{name}' is {order.dtype} {list(order.shape)} for {inputs} inputs")
+    return {"order": order}
+
+
 def beside(entries: Mapping[str, Entry], prefix: str, names: Iterable[str]) -> dict[str, Entry]:
     """Tensors of a module that belong to its weight and stay unread, by their names."""
     return {name: entries[f"{prefix}.{name}"] for name in names if f"{prefix}.{name}" in entries}

@@ -27,7 +27,7 @@ def fill_blocks(
     """Fill `target_OI` from `values(rows)`, new float32 tensors [rows, I]; scales and zeros have a number a block.
 
     `order_I` says which column of the grid each value's numbers are in, where these are not in order; negative numbers
-    mean that they are. `step`: how many rows come at once, at least.
+    (of an order that was never filled) mean that they are. `step`: how many rows come at once, at least.
     """
     I = target_OI.shape[1]
     height, width = block
@@ -62,11 +62,12 @@ def fill_stack(
     values: Callable[[torch.Tensor], torch.Tensor],
     scales_E: torch.Tensor,
     block: tuple[int, int],
+    order_I: torch.Tensor | None = None,
 ) -> None:
     """Fill a matrix, or each of a stack, from `values(codes)` of some rows of it; one grid of scales may serve all."""
     for index, target_OI in enumerate(target.view(-1, *target.shape[-2:])):
         grid = scales_E[index if len(scales_E) > 1 else 0]
-        fill_blocks(target_OI, partial(_values_of, values, codes_E[index]), grid, block)
+        fill_blocks(target_OI, partial(_values_of, values, codes_E[index]), grid, block, order_I=order_I)
 
 
 def _values_of(values: Callable[[torch.Tensor], torch.Tensor], codes: torch.Tensor, rows: slice) -> torch.Tensor:
