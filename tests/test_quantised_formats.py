@@ -241,8 +241,8 @@ def test_a_group_that_is_not_there_is_refused_when_the_model_is_loaded(tmp_path:
 
 
 def test_an_order_that_is_filled_in_part_is_refused(tmp_path: Path) -> None:
-    config = {"quant_method": "gptq", "bits": 4, "group_size": GROUP}
-    stored = gptq("x", torch.zeros(64, 64))
+    config: Json = {"quant_method": "gptq", "bits": 4, "group_size": GROUP}
+    stored = dict(gptq("x", torch.zeros(64, 64)))
     stored["x.g_idx"][3] = -1
     folder(tmp_path, config, stored)
     with pytest.raises(CorruptShard, match=r"'x\.g_idx' names group -1, and others that are there"):

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 Scheme: TypeAlias = str  # a key of some format's `schemes`
 
 FLOATS = ("F16", "BF16", "F32")
+# On a GPU so much of a weight is dequantised at a time, in float32, and so often it is there at once while it is.
+GPU_PIECE_B = 32 << 20
+GPU_PIECES = 6
 # Members of a stack that have an entry for each of its matrices; tables are common to all.
 STACKED = ("codes", "absmax", "nested_absmax", "scales", "steps", "origins")
 

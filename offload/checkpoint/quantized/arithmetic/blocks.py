@@ -10,8 +10,6 @@ import torch
 
 from offload.checkpoint.quantized.arithmetic.pieces import fill_each, runs
 
-# Of a GPU's memory this much holds float32 values on their way.
-GPU_SLICE_B = 32 << 20
 Values = Callable[[slice], torch.Tensor]
 
 
@@ -53,7 +51,7 @@ def fill_blocks(
 def fill_rows(target_OI: torch.Tensor, values: Values, step: int = 1) -> None:
     """Fill `target_OI` from `values(rows)`, float32 tensors [rows, I]; `step`: how many rows come at once, at least."""
     O, I = target_OI.shape
-    fill_each(lambda rows: target_OI[rows].copy_(values(rows)), runs(O, 4 * I, target_OI, GPU_SLICE_B, step), target_OI)
+    fill_each(lambda rows: target_OI[rows].copy_(values(rows)), runs(O, 4 * I, target_OI, step), target_OI)
 
 
 def fill_stack(
