@@ -165,7 +165,7 @@ def memory_plan(request: LoadRequest, choice: DrafterChoice) -> MemoryPlan:
         number_B, bits = request.item_B(folder), request.bits(folder)
         lookups_B = looked_up_B(folder, bits, number_B)
         embeddings_B += lookups_B
-        drafter_B += resident_B(folder, bits, number_B, 0) - lookups_B
+        drafter_B += resident_B(folder, bits, number_B, 0, on_gpu=not request.on_cpu) - lookups_B
         drafter_B += request.tapped_B(folder) * (request.context + nodes)  # while a sweep runs
         drafter_B += request.tried_B(folder)
         drafter_B += 3 * (request.options.draft_vocab or 0) // 2 * request.widths(folder).hidden * number_B
