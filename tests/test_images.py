@@ -355,7 +355,7 @@ def test_images_that_only_torchvision_prepares_are_refused_without_it(
     monkeypatch.setattr(context, "is_torchvision_available", lambda: False)
     with pytest.raises(UnreadContent) as refused:
         encoding_in(tmp_path).encode([shown(ONE)])
-    assert "prepared by torchvision: install" in str(refused.value)
+    assert "prepared by torchvision: install" in str(refused.value.why)
 
 
 @pytest.mark.parametrize("family", ["qwen3_vl", "glm4v_moe"])
