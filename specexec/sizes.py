@@ -26,6 +26,8 @@ STATES = 2  # where they compute: that of the committed text, and that after wha
 TRIANGLE = 128  # nodes whose writes into a recurrent state are found together
 SNAPSHOT_TOKENS = 4096  # at least one in so many tokens
 TAPPED = 4096  # last tokens of a text whose hidden states are kept for drafters that read them
+TRIED_ROWS = 1024  # of a sweep, at most, whose states are also recorded where a head may be meant to read them
+LAST = -1  # the place where hidden states are read behind the last norm
 BEAMS = 128  # nodes that a drafter is asked about at a time, and rows that go through its head
 PASSES = 16  # about as many let a large tree grow: more nodes are asked about at a time
 ALONG = 128  # rows of one text that a drafter has read before it was asked about them, at a time
@@ -50,6 +52,12 @@ SEEING = (
     "qwen3_5_moe",
     "gemma3",
     "gemma4",
+    "gemma4_unified",
+    "glm4v",
+    "glm4v_moe",
+    "glm46v",
+    "kimi_k25",
+    "minimax_m3_vl",
     "mistral3",
 )
 F32_B = 4

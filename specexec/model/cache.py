@@ -174,7 +174,7 @@ class KVCache:
         """Keep the hidden states of a path that becomes text; those of other nodes are of no use any more."""
         if self.tapped and path:
             states = {tap: rows_NH[path] for tap, rows_NH in self.tapped.items()}
-            new = Tapped(len(self), states).latest()
+            new = Tapped(len(self) + len(path), states).latest()
             self.taken = self.taken.followed_by(new) if self.taken else new
         self.tapped = {}
 
