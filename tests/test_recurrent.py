@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from threading import Event
@@ -44,7 +45,7 @@ from specexec.text.conversation import Kept
 from specexec.text.messages import Message
 from specexec.text.transcript import Turn
 from tests.tiny import BASE, VOCABULARY, Option, redraw
-from tests.writing import greedy, prompt, write
+from tests.writing import greedy, path_to, prompt, random_tree, write
 
 MIXED: dict[str, Option] = {
     "num_hidden_layers": 3,
@@ -159,9 +160,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Option]]] = {
 }
 PREFIX = prompt(33)
 NODES = 40
-GENERATOR = np.random.default_rng(1)
-PARENTS = [-1, -1, -1, *(int(GENERATOR.integers(max(-1, node - 9), node)) for node in range(3, NODES))]
-TOKENS = GENERATOR.integers(0, VOCABULARY, NODES).tolist()
+PARENTS, TOKENS = random_tree(NODES)
+path_of = partial(path_to, PARENTS)
 TYPICAL = ["olmo_hybrid", "lfm2", "falcon_h1", "kimi_linear", "mamba"]  # one family for each recurrence
 COLD = SamplingParams(temperature=0.0, max_tokens=60)
 
@@ -179,14 +179,6 @@ def built(family: str) -> PreTrainedModel:
             if name.endswith("A_log"):  # states that last: as drawn at first, they are gone after a token
                 parameter.copy_(torch.linspace(-4, 0, parameter.numel()).view_as(parameter))
     return model.eval()
-
-
-def path_of(node: int) -> list[int]:
-    path: list[int] = []
-    while node != -1:
-        path.append(node)
-        node = PARENTS[node]
-    return path[::-1]
 
 
 def path_states(model: PreTrainedModel, prefix: list[int]) -> Tensor:

@@ -5,7 +5,7 @@ H key/value heads   D width of a head
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Literal
 
@@ -13,6 +13,7 @@ from offload.checkpoint.documents import Json
 from offload.checkpoint.headers import ITEM_B, SCRATCH_B, Folder
 from offload.checkpoint.quantized.formats import computes_as_stored
 from offload.checkpoint.quantized.stored import fold
+from offload.checkpoint.quantized.weight import GPU_PIECE_B, GPU_PIECES
 from offload.checkpoint.roles import LAYER, PARTS, part_of
 from offload.checkpoint.wrapped import tower_tensors
 from offload.machine.files import LARGE_B, PAGE_B, Reading
@@ -44,6 +45,7 @@ def need_of(
     dense: dict[int, int] = {}
     tensors: Counter[int] = Counter()
     few: tuple[int, ...] | None = None
+    shapes: list[tuple[int, ...]] = []
     for weight in folded.quantised.values():
         match = LAYER.search(weight.name)
         dense_B = -(-math.prod(weight.shape) * item_B // 64) * 64
@@ -56,6 +58,7 @@ def need_of(
             layers[layer] = layers.get(layer, 0) + sum(-(-m.nbytes // 64) * 64 for m in weight.members.values())
             read_B[layer] = read_B.get(layer, 0) + weight.nbytes
             tensors[layer] += len(weight.members)
+            shapes.append(weight.shape)
     for entry in folded.dense.values():
         converts = entry.dtype in FLOATS and ITEM_B[entry.dtype] != item_B
         wanted_B = math.prod(entry.shape) * (item_B if entry.dtype in FLOATS else ITEM_B[entry.dtype])
@@ -87,8 +90,14 @@ def need_of(
         scratch_B=scratch_B(slice_B, reading_for(folder.weights_at)),
         beside_B=beside_B or {},
         dense_B=max(dense.values(), default=0),
+        passing_B=passing_B(shapes),
     )
     return need if few is None else stored_head(need, (few[0], few[1]), item_B)
+
+
+def passing_B(shapes: Iterable[tuple[int, ...]]) -> int:
+    """What a GPU holds beside weights in few bits, of these shapes, while they are dequantised or multiplied."""
+    return GPU_PIECES * min(GPU_PIECE_B, 4 * max((math.prod(shape[-2:]) for shape in shapes), default=0))
 
 
 def tower_B(folder: Folder, item_B: int) -> int:
