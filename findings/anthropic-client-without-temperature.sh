@@ -7,8 +7,7 @@
 #
 # Seen with anthropic 2.14.0 (and 0.60.0 for the former signature), against an HTTP server of the standard library.
 set -euo pipefail
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
+folder=$(mktemp -d) && trap 'rm -rf "$folder"' EXIT
 for version in 0.60.0 2.14.0; do
     python3 -m venv "$folder/$version"
     "$folder/$version/bin/pip" install -q "anthropic==$version"

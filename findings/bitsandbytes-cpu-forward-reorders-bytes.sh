@@ -10,11 +10,9 @@
 # Seen with bitsandbytes 0.50.2 and torch 2.13.0. On CPUs without avx512_bf16 nothing is rearranged and nothing shown.
 set -euo pipefail
 grep -qw avx512_bf16 /proc/cpuinfo || { echo "this processor has no avx512_bf16: the behaviour cannot be seen here"; exit 0; }
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
+folder=$(mktemp -d) && trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install -q torch==2.13.0 numpy
-"$folder/venv/bin/pip" install -q bitsandbytes==0.50.2
+"$folder/venv/bin/pip" install -q torch==2.13.0 numpy bitsandbytes==0.50.2
 "$folder/venv/bin/python" - 2>/dev/null <<'PY'
 import bitsandbytes as bnb
 import torch

@@ -8,8 +8,7 @@
 #
 # Seen with tokenizers 0.23.3.
 set -euo pipefail
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
+folder=$(mktemp -d) && trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
 "$folder/venv/bin/pip" install -q tokenizers==0.23.3
 "$folder/venv/bin/python" - <<'PY'

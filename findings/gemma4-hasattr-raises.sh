@@ -9,8 +9,7 @@
 #
 # Seen with transformers 5.23.0.
 set -euo pipefail
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
+folder=$(mktemp -d) && trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
 "$folder/venv/bin/pip" install -q transformers==5.23.0
 "$folder/venv/bin/python" - 2>/dev/null <<'PY'

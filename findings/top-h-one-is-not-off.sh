@@ -6,11 +6,9 @@
 #
 # Seen with transformers 5.23.0 and torch 2.13.0.
 set -euo pipefail
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
+folder=$(mktemp -d) && trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install -q torch==2.13.0 numpy
-"$folder/venv/bin/pip" install -q transformers==5.23.0
+"$folder/venv/bin/pip" install -q torch==2.13.0 numpy transformers==5.23.0
 "$folder/venv/bin/python" - 2>/dev/null <<'PY'
 import torch
 from transformers import TopHLogitsWarper, TopPLogitsWarper

@@ -11,6 +11,7 @@ from random import Random
 import torch
 from demo_dialogues import Turn
 from demo_facts import SYSTEM_PROMPTS
+from inflation import Shape
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
@@ -36,22 +37,12 @@ TEMPLATE = (
 )
 
 
-@dataclass(frozen=True)
-class Shape:
-    """The size of one model; heads are always 32 wide, so that the pair can be inflated to any Llama."""
-
-    hidden: int
-    layers: int
-    heads: int
-    kv_heads: int
-    ff: int
-
-
-TARGET = Shape(hidden=192, layers=5, heads=6, kv_heads=3, ff=512)
+HEAD = 32  # as wide in every model, so that the pair can be inflated to any Llama
+TARGET = Shape(hidden=192, layers=5, heads=6, kv_heads=3, head_dim=HEAD, ff=512, tied=True)
 DRAFTERS = {
-    "drafter": Shape(hidden=64, layers=3, heads=2, kv_heads=1, ff=192),
-    "weak": Shape(hidden=32, layers=1, heads=1, kv_heads=1, ff=64),
-    "strong": Shape(hidden=128, layers=3, heads=4, kv_heads=2, ff=384),
+    "drafter": Shape(hidden=64, layers=3, heads=2, kv_heads=1, head_dim=HEAD, ff=192, tied=True),
+    "weak": Shape(hidden=32, layers=1, heads=1, kv_heads=1, head_dim=HEAD, ff=64, tied=True),
+    "strong": Shape(hidden=128, layers=3, heads=4, kv_heads=2, head_dim=HEAD, ff=384, tied=True),
 }
 
 
@@ -107,9 +98,9 @@ def new_model(shape: Shape, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausa
         num_hidden_layers=shape.layers,
         num_attention_heads=shape.heads,
         num_key_value_heads=shape.kv_heads,
-        head_dim=32,
+        head_dim=shape.head_dim,
         max_position_embeddings=CONTEXT,
-        tie_word_embeddings=True,
+        tie_word_embeddings=shape.tied,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

@@ -7,6 +7,8 @@ pip install compressed-tensors==0.20.1 auto-round==0.16.1 mlx==0.32.4 mlx-cpu==0
     nvidia-modelopt==0.47.0
 pip download --no-deps --no-binary :all: autoawq==0.2.9
 python scripts/record_formats.py --awq autoawq-0.2.9/awq/utils/packing_utils.py
+pip install compressed-tensors==0.12.2
+python scripts/record_formats.py --only ordered
 """
 
 from __future__ import annotations
@@ -90,6 +92,37 @@ def compressed_tensors() -> Iterator[Case]:
         yield name, made_by, config, tensors, dense
 
 
+def ordered() -> Iterator[Case]:
+    """Weights whose groups are in an order of their own, as compressed-tensors wrote them until version 0.12."""
+    from compressed_tensors.compressors import BaseCompressor
+    from compressed_tensors.quantization import QuantizationArgs
+    from compressed_tensors.quantization.utils import calculate_qparams
+
+    made_by = f"compressed-tensors {version('compressed-tensors')}"
+    kinds: dict[str, tuple[str, dict[str, Any]]] = {
+        "ct_int4_order": ("pack-quantized", {"num_bits": 4}),
+        "ct_int8_bytes_order": ("int-quantized", {"num_bits": 8, "symmetric": False}),
+        "ct_fp8_order": ("float-quantized", {"num_bits": 8, "type": "float"}),
+    }
+    weight = noise(O, I).bfloat16()
+    order = torch.randperm(I, generator=torch.Generator().manual_seed(1)).int() // GROUP
+    for name, (form, settings) in kinds.items():
+        args = QuantizationArgs(**settings, strategy="group", group_size=GROUP, actorder="group")
+        groups = weight[:, torch.argsort(order, stable=True)].unflatten(1, (-1, GROUP))
+        scale, zero = calculate_qparams(groups.amin(-1), groups.amax(-1), args)
+        compressor = BaseCompressor.load_from_registry(form)
+        stored = compressor.compress_weight(
+            weight=weight, scale=scale, zero_point=zero, g_idx=order, quantization_args=args
+        )
+        stored |= {"weight_scale": scale, "weight_zero_point": zero, "weight_g_idx": order} | stored
+        if args.symmetric:
+            del stored["weight_zero_point"]
+        dense = compressor.decompress_weight(stored, args)
+        group = {"format": form, "targets": ["Linear"], "weights": json.loads(args.model_dump_json())}
+        config = {"quant_method": "compressed-tensors", "format": form, "config_groups": {"group_0": group}}
+        yield name, made_by, config, {f"x.{key}": tensor for key, tensor in stored.items()}, dense
+
+
 def gptq() -> Iterator[Case]:
     """Weights that AutoRound packs for GPTQ, and what its plain torch kernel multiplies with: x W for x = 1."""
     from auto_round_extension.torch import qlinear_torch, qlinear_torch_zp
@@ -164,13 +197,13 @@ def main() -> None:
     """Record everything, or what is named."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--awq", type=Path, help="packing_utils.py of AutoAWQ's source")
-    parser.add_argument("--only", help="one of compressed_tensors, gptq, awq, modelopt, mlx")
+    parser.add_argument("--only", help="one of compressed_tensors, ordered, gptq, awq, modelopt, mlx")
     asked = parser.parse_args()
     sources = {"compressed_tensors": compressed_tensors, "gptq": gptq, "modelopt": modelopt, "mlx": mlx}
     if asked.awq:
         sources["awq"] = lambda: awq(asked.awq)
     OUT.mkdir(exist_ok=True)
-    for source in [sources[asked.only]] if asked.only else sources.values():
+    for source in [(sources | {"ordered": ordered})[asked.only]] if asked.only else sources.values():
         for name, made_by, config, tensors, expected in source():
             held = {key: tensor.detach().contiguous().clone() for key, tensor in tensors.items()}
             about = {"config": json.dumps(config), "made_by": made_by}

@@ -6,6 +6,7 @@ the prefix is 33: every node lies beyond the window. Controls that must fail sho
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,25 +27,16 @@ from specexec.model.tree_lm import Rows, TreeLM
 from specexec.sampling.params import SamplingParams
 from specexec.tree.tree import Ints
 from tests.tiny import FAMILIES, VOCABULARY, WINDOW, tiny
-from tests.writing import greedy, prompt, write
+from tests.writing import greedy, path_to, prompt, random_tree, write
 
 PREFIX = prompt(33)
 NODES = 40
-GENERATOR = np.random.default_rng(1)
-PARENTS = [-1, -1, -1, *(int(GENERATOR.integers(max(-1, node - 9), node)) for node in range(3, NODES))]
-TOKENS = GENERATOR.integers(0, VOCABULARY, NODES).tolist()
+PARENTS, TOKENS = random_tree(NODES)
+path_of = partial(path_to, PARENTS)
 WINDOWED = ["mistral", "phi3", "gemma2", "gemma3_text", "gpt_oss"]
 TYPED = {"gemma2", "gemma3_text", "gpt_oss"}  # a mask for each type of layer
 # These have no sdpa path of their own in transformers.
 EAGER_ONLY = {"gemma2", "gpt_oss"}
-
-
-def path_of(node: int) -> list[int]:
-    path: list[int] = []
-    while node != -1:
-        path.append(node)
-        node = PARENTS[node]
-    return path[::-1]
 
 
 def reference(folder: Path, attention: str) -> PreTrainedModel:

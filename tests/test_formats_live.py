@@ -83,7 +83,7 @@ def written(template: str, content: str) -> Family:
         prompt = encoding.encode([{"role": "user", "content": "Rain?"}], WISHES)
         closed = encoding.raw(prompt).rstrip().endswith(closing or "\0")
         thought = THOUGHT if closing and not closed else ""
-        content = content if form.form is not None and mark_of(form.form) else ""
+        content = content if isinstance(form.form, CallForm) and mark_of(form.form) else ""
         text = f"{content}\n{calls}" if content else calls
         if thought:
             text = f"{'' if form.reader(prompt).thinking else opening}{thought}{closing}\n\n{text}"
@@ -100,7 +100,7 @@ def calls_of(form: Format, probe: Probe) -> str:
         return AS_MODELS_DO[form.name]
     if isinstance(form.form, ChannelForm):
         return text.removesuffix(ending) if form.name == "muse" else text
-    assert form.form is not None
+    assert isinstance(form.form, CallForm)
     mark, closing = mark_of(form.form), form.form.around[1] or form.form.shape.end
     if closing:
         return text[text.find(mark) : text.rfind(closing) + len(closing)]

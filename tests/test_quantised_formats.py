@@ -15,7 +15,7 @@ import offload
 from offload.checkpoint.contents import SINGLE
 from offload.checkpoint.documents import Json
 from offload.checkpoint.headers import open_folder
-from offload.checkpoint.quantized.stored import fold
+from offload.checkpoint.quantized.stored import check_orders, fold
 from offload.errors import CorruptShard, OffloadError, UnsupportedModel
 from offload.packs.pack import pack, plan
 from offload.placement.placement import Offload
@@ -238,6 +238,15 @@ def test_a_group_that_is_not_there_is_refused_when_the_model_is_loaded(tmp_path:
     rewrite(tmp_path, FORMATS["gptq"][0], store, only="q_proj.weight")
     with pytest.raises(CorruptShard, match=r"'model\.layers\.0\.self_attn\.q_proj\.g_idx' names group 2, there are 2"):
         offload.load(tmp_path, "disk", dtype="f32")
+
+
+def test_an_order_that_is_filled_in_part_is_refused(tmp_path: Path) -> None:
+    config: Json = {"quant_method": "gptq", "bits": 4, "group_size": GROUP}
+    stored = dict(gptq("x", torch.zeros(64, 64)))
+    stored["x.g_idx"][3] = -1
+    folder(tmp_path, config, stored)
+    with pytest.raises(CorruptShard, match=r"'x\.g_idx' names group -1, and others that are there"):
+        check_orders(fold(open_folder(tmp_path)))
 
 
 def test_few_outputs_have_the_bits_and_groups_that_config_json_names(tmp_path: Path) -> None:

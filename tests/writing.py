@@ -6,6 +6,7 @@ from collections.abc import Sequence as Items
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel
 
@@ -33,6 +34,22 @@ def spell(tokens: list[int]) -> str:
 def prompt(length: int, seed: int = 0, most: int = VOCABULARY) -> list[int]:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, most, (length,), generator=generator).tolist()
+
+
+def random_tree(nodes: int) -> tuple[list[int], list[int]]:
+    """Parents and tokens of a tree with at least three roots, whose parents are -1."""
+    generator = np.random.default_rng(1)
+    parents = [-1, -1, -1, *(int(generator.integers(max(-1, node - 9), node)) for node in range(3, nodes))]
+    return parents, generator.integers(0, VOCABULARY, nodes).tolist()
+
+
+def path_to(parents: Items[int], node: int) -> list[int]:
+    """The nodes from a root to this one; -1 is the parent of roots."""
+    path: list[int] = []
+    while node != -1:
+        path.append(node)
+        node = parents[node]
+    return path[::-1]
 
 
 def drafters(family: str, folder: Path) -> dict[str, Drafter]:

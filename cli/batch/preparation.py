@@ -89,7 +89,7 @@ class Preparation:
         wishes = replace(wishes, variables={**thinking.variables, **wishes.variables})
         return TemplateSettings(wishes, found(wishes), notes)
 
-    def _grammar(self, item: Item, text: ItemText, settings: TemplateSettings) -> str:
+    def _grammar(self, item: Item, text: ItemText, settings: TemplateSettings) -> str | None:
         """What the answer must look like, from the end of its thought on."""
         from cli.openai.prepare import bound_of
 
@@ -98,7 +98,8 @@ class Preparation:
             bound = bound_of(settings.form, self.encoding.encode(text.prompt, settings.wishes), item.asked)
         except ApiError as refusal:
             raise BadRequest(item.id, refusal) from None
-        assert bound is not None, "asked for only where something is bound"
+        if bound is None:
+            return None
         self._left_out[item.id] = bound.notes
         return bound.text
 

@@ -108,14 +108,15 @@ def plan(
     chosen = best(rows)
     kept = {"ctx": ctx, "budget": budget, "drafter": drafter, "drafter-quant": drafter_quant, "compute": compute}
     typed = [] if chosen is None else commands_for(model, chosen, ram, vram, kept, trust_remote_code)
+    answer = _Answer(model, folder, here, speeds, rows, chosen, typed)
     if as_json:
         asked = {"gpu": gpu, "link": link, "disk": disk, "ram": ram, "vram": vram, "ctx": ctx, "budget": budget,
                  "drafter": drafter, "drafter_quant": drafter_quant, "head_quant": head_quant,
                  "compute": compute, "all": every, "offline": offline,
                  "trust_remote_code": trust_remote_code}  # fmt: skip
-        echo(json.dumps({"asked": asked} | _record(model, folder, here, speeds, rows, chosen, typed), indent=1))
+        echo(json.dumps({"asked": asked} | answer.record(), indent=1))
         return
-    for line in _page(model, folder, here, speeds, rows, chosen, typed):
+    for line in answer.page():
         echo(line)
     if plainly and guests.auto:
         echo(f"Plain decoding: {plainly.partition(' Try: ')[0]}")
@@ -182,51 +183,89 @@ def _card(text: str) -> Card:
         raise click.BadParameter(str(error), param_hint="--gpu") from error
 
 
-def _page(
-    model: str,
-    folder: Folder,
-    here: _Machine,
-    speeds: Ceilings,
-    rows: list[OutlookRow],
-    chosen: OutlookRow | None,
-    typed: list[str],
-) -> list[str]:
-    from offload.units import size
+@dataclass(frozen=True)
+class _Answer:
+    """What would fit, and how fast; `typed` are the commands for the best of it."""
 
-    weights_B = sum(entry.nbytes for entry in folder.entries.values())
-    layers = len(rows[0].need.layers_B)
-    vram = f"{size(here.free.vram_B)} of GPU memory · " if here.free.vram_B is not None else ""
-    link = f" · link {format_bytes(speeds.link_Bps)}/s" if here.free.vram_B is not None else ""
-    lines = [
-        f"{folder.called if model != 'demo' else 'demo'}: {layers} layers, {size(weights_B)} of weights",
-        f"here: {here.words} · {vram}{size(here.free.ram_B)} of RAM · disk {format_bytes(speeds.disk_Bps)}/s{link}",
-        "",
-    ]
-    heads = ["", "offload", "quant", "GPU", "RAM", "disk", "s/sweep", "bound", "tok/s"]
-    table = [heads, *(_cells(row, row is chosen) for row in rows)]
-    if here.free.vram_B is None:
-        table = [[*cells[:3], *cells[4:]] for cells in table]
-    widths = [max(len(cells[column]) for cells in table) for column in range(len(table[0]))]
-    lines += [
-        "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip() for cells in table
-    ]
-    lines.append("")
-    if chosen is None:
-        refusal = rows[-1].refusal
-        lines.append(f"Nothing fits: {refusal}" if refusal else "Nothing fits.")
-    else:
-        assert chosen.placement is not None
-        lines += [f"Best here: {chosen.placement.summary}", *(f"  {line}" for line in typed)]
-        lines += [f"  {line}" for line in (*_parts(chosen.placement), *_by_rows(chosen))]
-    lines += [f"Note: {note}." for note in folder.notes]
-    low, high = (chosen or rows[0]).tokens
-    assumed = f"{low} to {high} accepted tokens per sweep" if high > low else f"{low} token per sweep: nothing guesses"
-    lines.append(f"Weights and cache are exact; tok/s assumes {assumed}.")
-    if here.changed:
-        lines.append(f"Measured arithmetic is not used; it was measured with {'; '.join(here.changed)}.")
-    if speeds.assumed:
-        lines.append(f"Assumed, not measured: {', '.join(speeds.assumed)}. `specexec doctor` measures them.")
-    return lines
+    model: str
+    folder: Folder
+    here: _Machine
+    speeds: Ceilings
+    rows: list[OutlookRow]
+    chosen: OutlookRow | None
+    typed: list[str]
+
+    def page(self) -> list[str]:
+        """Lines for people."""
+        from offload.units import size
+
+        here, speeds, rows, chosen = self.here, self.speeds, self.rows, self.chosen
+        weights_B = sum(entry.nbytes for entry in self.folder.entries.values())
+        layers = len(rows[0].need.layers_B)
+        vram = f"{size(here.free.vram_B)} of GPU memory · " if here.free.vram_B is not None else ""
+        link = f" · link {format_bytes(speeds.link_Bps)}/s" if here.free.vram_B is not None else ""
+        lines = [
+            f"{self.folder.called if self.model != 'demo' else 'demo'}: {layers} layers, {size(weights_B)} of weights",
+            f"here: {here.words} · {vram}{size(here.free.ram_B)} of RAM · disk {format_bytes(speeds.disk_Bps)}/s{link}",
+            "",
+        ]
+        heads = ["", "offload", "quant", "GPU", "RAM", "disk", "s/sweep", "bound", "tok/s"]
+        table = [heads, *(_cells(row, row is chosen) for row in rows)]
+        if here.free.vram_B is None:
+            table = [[*cells[:3], *cells[4:]] for cells in table]
+        widths = [max(len(cells[column]) for cells in table) for column in range(len(table[0]))]
+        lines += [
+            "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip() for cells in table
+        ]
+        lines.append("")
+        if chosen is None:
+            refusal = rows[-1].refusal
+            lines.append(f"Nothing fits: {refusal}" if refusal else "Nothing fits.")
+        else:
+            assert chosen.placement is not None
+            lines += [f"Best here: {chosen.placement.summary}", *(f"  {line}" for line in self.typed)]
+            lines += [f"  {line}" for line in (*_parts(chosen.placement), *_by_rows(chosen))]
+        lines += [f"Note: {note}." for note in self.folder.notes]
+        low, high = (chosen or rows[0]).tokens
+        many = f"{low} to {high} accepted tokens" if high > low else f"{low} token"
+        assumed = f"{many} per sweep{'' if high > low else ': nothing guesses'}"
+        lines.append(f"Weights and cache are exact; tok/s assumes {assumed}.")
+        if here.changed:
+            lines.append(f"Measured arithmetic is not used; it was measured with {'; '.join(here.changed)}.")
+        if speeds.assumed:
+            lines.append(f"Assumed, not measured: {', '.join(speeds.assumed)}. `specexec doctor` measures them.")
+        return lines
+
+    def record(self) -> dict[str, object]:
+        """The same for programs."""
+        return {
+            "model": self.model,
+            "weights_B": sum(entry.nbytes for entry in self.folder.entries.values()),
+            "notes": list(self.folder.notes),
+            "tokens_per_sweep": (self.chosen or self.rows[0]).tokens,
+            "machine": {"device": self.here.words, "ram_B": self.here.free.ram_B, "vram_B": self.here.free.vram_B},
+            "speeds": {
+                "disk_Bps": self.speeds.disk_Bps,
+                "link_Bps": self.speeds.link_Bps,
+                "assumed": list(self.speeds.assumed),
+                "changed": list(self.here.changed),
+            },
+            "best": self.typed or None,
+            "rows": [
+                (placement_facts(row.placement) if row.placement else {})
+                | {
+                    "offload": row.offload,
+                    "quant": row.form,
+                    "fits": row.placement is not None,
+                    "refusal": None if row.refusal is None else row.refusal.what,
+                    "sweep_s": row.forecast and row.forecast.sweep_s,
+                    "bound": row.forecast and row.forecast.bound,
+                    "tokens_per_s": row.tokens_per_s,
+                    "moved_by_rows": [asdict(one) for one in row.moved],
+                }
+                for row in self.rows
+            ],
+        }
 
 
 def _parts(placement: Placement) -> list[str]:
@@ -296,42 +335,3 @@ def _cells(row: OutlookRow, is_best: bool) -> list[str]:
 
 def _digits(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.2g}" if value < 10 else f"{value:.3g}"
-
-
-def _record(
-    model: str,
-    folder: Folder,
-    here: _Machine,
-    speeds: Ceilings,
-    rows: list[OutlookRow],
-    chosen: OutlookRow | None,
-    typed: list[str],
-) -> dict[str, object]:
-    return {
-        "model": model,
-        "weights_B": sum(entry.nbytes for entry in folder.entries.values()),
-        "notes": list(folder.notes),
-        "tokens_per_sweep": (chosen or rows[0]).tokens,
-        "machine": {"device": here.words, "ram_B": here.free.ram_B, "vram_B": here.free.vram_B},
-        "speeds": {
-            "disk_Bps": speeds.disk_Bps,
-            "link_Bps": speeds.link_Bps,
-            "assumed": list(speeds.assumed),
-            "changed": list(here.changed),
-        },
-        "best": typed or None,
-        "rows": [
-            (placement_facts(row.placement) if row.placement else {})
-            | {
-                "offload": row.offload,
-                "quant": row.form,
-                "fits": row.placement is not None,
-                "refusal": None if row.refusal is None else row.refusal.what,
-                "sweep_s": row.forecast and row.forecast.sweep_s,
-                "bound": row.forecast and row.forecast.bound,
-                "tokens_per_s": row.tokens_per_s,
-                "moved_by_rows": [asdict(one) for one in row.moved],
-            }
-            for row in rows
-        ],
-    }

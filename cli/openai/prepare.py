@@ -151,7 +151,12 @@ def bound_of(form: Format, prompt: Items[int], asked: HttpRequest) -> Bound | No
         return shaped
     if not form.calls:
         raise ApiError(400, "unsupported_parameter", f"tools cannot be called: {form.refusal}.", param="tools")
-    return form.grammar(tools.offered, tools.choice, tools.parallel, whole, opened)
+    if not form.enforceable and tools.choice == "auto" and whole is None:
+        return None
+    try:
+        return form.grammar(tools.offered, tools.choice, tools.parallel, whole, opened)
+    except BadGrammar as problem:
+        raise bad_request(problem.what, "tools", problem.code) from None
 
 
 def _shaped(form: Format, whole: Whole, field: str, opened: bool) -> Bound:

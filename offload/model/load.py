@@ -35,7 +35,7 @@ from offload.model.model_stream import ModelStream
 from offload.model.quantized_head import Rounded, quantise_head
 from offload.placement.placement import Need, Offload, Placement
 from offload.placement.quantized_sizes import FourBits, with_head
-from offload.placement.requirements import Compute, cache_widths, scratch_B, shared_caches, stored_head
+from offload.placement.requirements import Compute, cache_widths, passing_B, scratch_B, shared_caches, stored_head
 from offload.placement.solver import place
 from offload.stream.dequantized import DenseLayers
 from offload.stream.open import open_stream
@@ -174,6 +174,9 @@ def _need(checkpoint: Checkpoint, skeleton: Skeleton, ctx: int, reading: Reading
         ctx=ctx,
         scratch_B=scratch_B(checkpoint.scratch_B, reading),
         dense_B=checkpoint.dense_B,
+        passing_B=passing_B(
+            weight.shape for block in checkpoint.layers for item in block.packed for _, weight in item.sources
+        ),
     )
     few = next((weight for block in checkpoint.rest if (weight := _stored_head(block))), None)
     return need if few is None else stored_head(need, (few.shape[0], few.shape[1]), skeleton.dtype.itemsize)
@@ -215,8 +218,9 @@ def _fill_rest(
             if stays:
                 in_ram.add(model.get_submodule(name.rpartition(".")[0]))
     # Where both of a pair are stored each is what it says, as it was counted: the head never follows into RAM.
+    # Layers that share tensors borrow them one by one.
     for target, source in [*model.all_tied_weights_keys.items()]:
-        if {target, source} <= stored:
+        if {target, source} <= stored or target.startswith(f"{skeleton.layers}."):
             del model.all_tied_weights_keys[target]
     missing = {name for name in model.all_tied_weights_keys if name not in stored}
     missing |= {name for name in model.all_tied_weights_keys.values() if name not in stored}

@@ -45,6 +45,8 @@ class Need:
     scratch_B: int = 0
     dense_B: int = 0
     """One layer dequantised; zero where weights travel as they compute."""
+    passing_B: int = 0
+    """Values between codes and a dequantised layer, where a GPU computes; a CPU's caches hold theirs."""
     head_rows_B: int = 0
     """Rows of a head in four bits while they are multiplied with; zero where the head computes as it is kept."""
     head_passing_B: int = 0
@@ -193,6 +195,7 @@ class Placement:
             "rows of the head dequantised": need.head_rows_B,
             **self._cache_B("device"),
             "a layer dequantised": need.dense_B,
+            "weights while they are dequantised": need.passing_B if self.on_gpu else 0,
             **need.beside_B,
         }
 

@@ -19,7 +19,7 @@ from offload.checkpoint.routing import routing_of
 from offload.errors import UnsupportedModel
 from offload.placement.forecast import Work
 from offload.placement.placement import RING, Need
-from offload.placement.requirements import EXPERTS, FLOATS, Compute, few_bit_head, in_integers, need_of
+from offload.placement.requirements import EXPERTS, FLOATS, Compute, few_bit_head, in_integers, need_of, passing_B
 
 Format = Literal["none", "int8", "int4", "nf4"]
 FourBits = Literal["none", "nf4"]
@@ -51,7 +51,8 @@ def need_in(
     saved: dict[int, int] = {}
     dense: dict[int, int] = {}
     read: dict[int, int] = {}
-    for layer, entry in _matrices(folder, len(plain.layers_B), form):
+    matrices = _matrices(folder, len(plain.layers_B), form)
+    for layer, entry in matrices:
         dense_B, packed_B = math.prod(entry.shape) * item_B, packed_size_B(entry, form)
         if not in_integers(compute, form, entry.name, entry.shape):
             dense[layer] = dense.get(layer, 0) + dense_B
@@ -62,6 +63,7 @@ def need_in(
         layers_B=tuple(size_B - saved.get(layer, 0) for layer, size_B in enumerate(plain.layers_B)),
         read_B=tuple(size_B - read.get(layer, 0) for layer, size_B in enumerate(plain.read_B)),
         dense_B=max(dense.values(), default=0),
+        passing_B=passing_B(entry.shape for _, entry in matrices),
     )
 
 
@@ -83,11 +85,11 @@ def with_head(folder: Folder, need: Need, form: FourBits, item_B: int) -> Need:
     return few_bit_head(need, (V, H), item_B)
 
 
-def resident_B(folder: Folder, form: FewBits, item_B: int, ctx: int) -> int:
+def resident_B(folder: Folder, form: FewBits, item_B: int, ctx: int, *, on_gpu: bool = False) -> int:
     """A whole model in memory; in few bits its layers are quantised while it is loaded: those, and a ring."""
     need = need_of(folder, item_B, ctx)
     if form == "none":
-        return need.resident_B
+        return need.resident_B + (need.passing_B if on_gpu else 0)
     layers_B = sum(need.layers_B)
     return need.resident_B - layers_B + int(layers_B * BITS[form] / (8 * item_B)) + RING * need.widest_B
 

@@ -5,7 +5,7 @@ H key/value heads   D width of a head
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Literal
 
@@ -13,6 +13,7 @@ from offload.checkpoint.documents import Json
 from offload.checkpoint.headers import ITEM_B, SCRATCH_B, Folder
 from offload.checkpoint.quantized.formats import computes_as_stored
 from offload.checkpoint.quantized.stored import fold
+from offload.checkpoint.quantized.weight import GPU_PIECE_B, GPU_PIECES
 from offload.checkpoint.roles import LAYER, PARTS, part_of
 from offload.checkpoint.wrapped import tower_tensors
 from offload.machine.files import LARGE_B, PAGE_B, Reading
@@ -20,6 +21,7 @@ from offload.machine.speeds import reading_for
 from offload.placement.placement import Need
 
 FLOATS = {"F32", "F16", "BF16"}
+NO_ATTENTION = ("mamba", "mamba2", "falcon_mamba")  # models of recurrent layers alone
 # Of a head in four bits this much is dequantised at a time, and multiplied with so many rows.
 HEAD_PIECE_B, HEAD_COMPANY = 32 << 20, 256
 NF4_BLOCK = 64
@@ -43,6 +45,7 @@ def need_of(
     dense: dict[int, int] = {}
     tensors: Counter[int] = Counter()
     few: tuple[int, ...] | None = None
+    shapes: list[tuple[int, ...]] = []
     for weight in folded.quantised.values():
         match = LAYER.search(weight.name)
         dense_B = -(-math.prod(weight.shape) * item_B // 64) * 64
@@ -55,6 +58,7 @@ def need_of(
             layers[layer] = layers.get(layer, 0) + sum(-(-m.nbytes // 64) * 64 for m in weight.members.values())
             read_B[layer] = read_B.get(layer, 0) + weight.nbytes
             tensors[layer] += len(weight.members)
+            shapes.append(weight.shape)
     for entry in folded.dense.values():
         converts = entry.dtype in FLOATS and ITEM_B[entry.dtype] != item_B
         wanted_B = math.prod(entry.shape) * (item_B if entry.dtype in FLOATS else ITEM_B[entry.dtype])
@@ -86,8 +90,14 @@ def need_of(
         scratch_B=scratch_B(slice_B, reading_for(folder.weights_at)),
         beside_B=beside_B or {},
         dense_B=max(dense.values(), default=0),
+        passing_B=passing_B(shapes),
     )
     return need if few is None else stored_head(need, (few[0], few[1]), item_B)
+
+
+def passing_B(shapes: Iterable[tuple[int, ...]]) -> int:
+    """What a GPU holds beside weights in few bits, of these shapes, while they are dequantised or multiplied."""
+    return GPU_PIECES * min(GPU_PIECE_B, 4 * max((math.prod(shape[-2:]) for shape in shapes), default=0))
 
 
 def tower_B(folder: Folder, item_B: int) -> int:
@@ -145,6 +155,8 @@ def cache_B(config: Mapping[str, Json], ctx: int, item_B: int) -> int:
 def cache_widths(config: Mapping[str, Json]) -> tuple[int, ...]:
     """Numbers that each layer keeps of a token: its keys and values; none where it attends to those of another."""
     layers = _number(config, "num_hidden_layers", 0)
+    if config.get("model_type") in NO_ATTENTION:
+        return (0,) * layers
     own = layers - _number(config, "num_kv_shared_layers", 0)
     return tuple(_cache_width(_of_layer(config, layer)) if layer < own else 0 for layer in range(layers))
 
@@ -165,8 +177,8 @@ def _cache_width(config: Mapping[str, Json]) -> int:
         # Latent attention is cached expanded: transformers keeps full keys and values for every head.
         parts = ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
         return heads * sum(_number(config, name, 0) for name in parts)
-    H = _number(config, "num_key_value_heads", heads)
-    D = _number(config, "head_dim", _number(config, "hidden_size", 0) // max(heads, 1))
+    H, hidden = _number(config, "num_key_value_heads", heads), _number(config, "hidden_size", 0)
+    D = _number(config, "head_dim", _number(config, "attention_head_dim", hidden // max(heads, 1)))
     return 2 * H * D
 
 

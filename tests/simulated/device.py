@@ -70,11 +70,14 @@ class DeviceMemory:
 
     def __init__(self, simulator: Simulator, nbytes: int, label: str) -> None:
         self._simulator, self.nbytes, self._stream = simulator, nbytes, simulator.stream.actor
+        simulator.held_B += nbytes
+        simulator.most_B = max(simulator.most_B, simulator.held_B)
         self.history = History(f"device memory of {label}")
         # Kernels of this stream may still be using what lay here before.
         self.history.add(self._stream, [(0, nbytes)], True, "allocation")
 
     def __del__(self) -> None:
+        self._simulator.held_B -= self.nbytes
         host = self._simulator.host
         if host is not None:
             self._simulator.races += [f"freed too early: {one}" for one in self.history.unfinished(self._stream, host)]
@@ -245,6 +248,8 @@ class Simulator:
         self.pinned: list[Pinned] = []
         self.pending: list[Pending] = []
         self.races: list[str] = []
+        self.held_B = self.most_B = 0
+        """Device memory that is handed out now, and the most there was."""
         self.launches: Counter[str] = Counter()
         self.waits: Counter[str] = Counter()
         """How often the host waited for the device, by what and where."""

@@ -127,7 +127,7 @@ def dequantise(weight: Quantised, members: Mapping[str, Tensor], target: Tensor)
 def _fill(weight: Quantised, codes: Tensor, scales: Tensor, matrix: Tensor) -> None:
     import torch
 
-    from offload.checkpoint.quantized.arithmetic.pieces import SLICE_B, fill_each
+    from offload.checkpoint.quantized.arithmetic.pieces import fill_each, piece_B
     from offload.checkpoint.quantized.quantize import bitsandbytes
     from offload.checkpoint.tensors import DTYPES
 
@@ -138,7 +138,7 @@ def _fill(weight: Quantised, codes: Tensor, scales: Tensor, matrix: Tensor) -> N
         )
         return
     flat = matrix.view(-1) if matrix.is_contiguous() else matrix.new_empty(matrix.numel())
-    step = SLICE_B // stored.itemsize if matrix.is_cpu else matrix.numel()
+    step = piece_B(matrix) // stored.itemsize
 
     def fill(run: tuple[int, int]) -> None:
         start, length = run

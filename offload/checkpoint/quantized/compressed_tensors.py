@@ -1,8 +1,8 @@
 """compressed-tensors' integers: packed in 1 to 8 bits (pack-quantized), or one a byte. Imports no torch.
 
 pack-quantized: X.weight_packed [O, words], X.weight_scale [O, G], and perhaps X.weight_zero_point [words, G],
-X.weight_g_idx [I] and X.weight_shape. int-quantized: X.weight in I8 and X.weight_scale. Its other formats are floats:
-fp8.py and fp4.py.   O outputs   I inputs   G groups
+X.weight_shape. int-quantized: X.weight in I8 and X.weight_scale. Both may have X.weight_g_idx [I], the group of each
+input. Its other formats are floats: fp8.py and fp4.py.   O outputs   I inputs   G groups
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from offload.checkpoint.quantized.weight import (
     beside,
     damaged,
     member,
+    order_of,
     settings_of,
 )
 from offload.errors import UnsupportedModel
@@ -110,10 +111,7 @@ def _packed(folder: Folder, prefix: str, codes: Entry, kinds: list[tuple[int, in
         members["zeros"] = zeros = member(entries, f"{prefix}.weight_zero_point", name)
         if zeros.dtype != "I32" or zeros.shape != (-(-O * bits // 32), G):
             raise damaged(name, f"'{zeros.name}' is {zeros.dtype} {list(zeros.shape)}")
-    if f"{prefix}.weight_g_idx" in entries:
-        members["order"] = order = entries[f"{prefix}.weight_g_idx"]
-        if order.dtype not in ("I32", "I64") or order.shape != (I,):
-            raise damaged(name, f"'{order.name}' is {order.dtype} {list(order.shape)}")
+    members |= order_of(entries, f"{prefix}.weight_g_idx", name, I)
     return Quantised(name, f"ct_int{bits}", (O, I), members, block=(1, size), bits=bits)
 
 
@@ -143,6 +141,8 @@ def _whole(entries: Mapping[str, Entry], prefix: str, codes: Entry, kinds: list[
         members["zeros"] = zeros = entries[f"{prefix}.weight_zero_point"]
         if zeros.dtype != "I8" or math.prod(zeros.shape) != count:
             raise damaged(name, f"'{zeros.name}' is {zeros.dtype} {list(zeros.shape)}")
+    if sizes:
+        members |= order_of(entries, f"{prefix}.weight_g_idx", name, I)
     return Quantised(name, "ct_int8_bytes", (O, I), members, block=block, bits=8)
 
 
@@ -155,7 +155,7 @@ def dequantise(weight: Quantised, members: Mapping[str, Tensor], target: Tensor)
     codes, scales, zeros = members["codes"], members["scales"].reshape(grid), members.get("zeros")
     if weight.scheme == "ct_int8_bytes":
         zeros = None if zeros is None else zeros.reshape(grid)
-        fill_blocks(target, lambda rows: codes[rows].float(), scales, weight.block, zeros)
+        fill_blocks(target, lambda rows: codes[rows].float(), scales, weight.block, zeros, members.get("order"))
         return
     middle = 0 if zeros is not None else 1 << (bits - 1)
     if zeros is not None:

@@ -2,6 +2,7 @@
 
 A weight X.weight in F8_E4M3 or F8_E5M2 has its scale beside it: X.weight_scale_inv (DeepSeek, Qwen, GLM, MiniMax),
 X.weight_scale (compressed-tensors' float-quantized, fbgemm, ModelOpt), X.qscale_weight (Mistral). All of them multiply.
+X.weight_g_idx [I] (older compressed-tensors) says which group each input is in.
 Experts that lie in one tensor X have X_scale_inv or X_scale. Scales of what is multiplied with a weight stay unread:
 only weights are in few bits here.   E experts   O outputs   I inputs
 """
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from offload.checkpoint.entry import Entry
 from offload.checkpoint.headers import Folder
-from offload.checkpoint.quantized.weight import Quantised, StoredFormat, damaged, settings_of
+from offload.checkpoint.quantized.weight import Quantised, StoredFormat, damaged, order_of, settings_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,10 +42,10 @@ def find(folder: Folder) -> Iterator[Quantised]:
         unread = [f"{prefix}.{one}" for one in ("activation_scale", "input_scale", "qscale_act", "input_scale_ub")]
         unread += [f"{name}_activation_scale", f"{name}_input_scale"]
         beside = {one: folder.entries[one] for one in unread if one in folder.entries}
+        order = order_of(folder.entries, f"{name}_g_idx", name, codes.shape[-1]) if len(codes.shape) == 2 else {}
+        members = {"codes": codes, "scales": scales, **beside, **order}
         block = _block(name, codes, scales, blocks)
-        yield Quantised(
-            name, CODES[codes.dtype], codes.shape, {"codes": codes, "scales": scales, **beside}, block=block
-        )
+        yield Quantised(name, CODES[codes.dtype], codes.shape, members, block=block)
 
 
 def _blocks(settings: Mapping[str, object]) -> Iterator[tuple[int, int]]:
@@ -94,7 +95,7 @@ def dequantise(weight: Quantised, members: Mapping[str, Tensor], target: Tensor)
     codes_EOI = members["codes"].view(torch.uint8).reshape(-1, O, I)
     scales = numbers(members["scales"]).reshape(-1, -(-O // height), -(-I // width))
     table = numbers(torch.arange(256, dtype=torch.uint8).view(members["codes"].dtype)).to(target.device)
-    fill_stack(target, codes_EOI, lambda codes: by_table(codes, table), scales, weight.block)
+    fill_stack(target, codes_EOI, lambda codes: by_table(codes, table), scales, weight.block, members.get("order"))
 
 
 FORMAT = StoredFormat("fp8", METHODS, find, dequantise, {"fp8": "int8", "fp8_e5m2": "int8"})

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from offload.checkpoint.headers import Folder
-from offload.checkpoint.quantized.weight import Quantised, StoredFormat, damaged, settings_of, words_in
+from offload.checkpoint.quantized.weight import Quantised, StoredFormat, damaged, order_of, settings_of, words_in
 from offload.errors import UnsupportedModel
 
 if TYPE_CHECKING:
@@ -42,14 +42,12 @@ def find(folder: Folder) -> Iterator[Quantised]:
         if not bits or found.scales.shape[1] != O or words * 32 % bits:
             raise found.misfit
         I = words * 32 // bits
-        order = folder.entries.get(f"{found.prefix}.g_idx")
-        if order is not None and (order.dtype not in ("I32", "I64") or order.shape != (I,)):
-            raise damaged(found.name, f"'{order.name}' is {order.dtype} {list(order.shape)} for {I} inputs")
+        order = order_of(folder.entries, f"{found.prefix}.g_idx", found.name, I)
         # The last group may be smaller, if config.json says how large the others are.
         width = size if type(size) is int and size > 0 and -(-I // size) == G else max(1, I // G)
-        if order is None and -(-I // width) != G:
+        if not order and -(-I // width) != G:
             raise damaged(found.name, f"'{found.scales.name}' has {G} groups for {I} inputs")
-        members = found.members | ({"order": order} if order else {})
+        members = found.members | order
         scheme = f"gptq_{bits}bit" if version == "gptq" else f"gptq_v2_{bits}bit"
         yield Quantised(found.name, scheme, (O, I), members, block=(1, width), bits=bits)
 

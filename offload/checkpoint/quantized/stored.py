@@ -37,9 +37,12 @@ def check_orders(folded: Folded) -> None:
         if (order := weight.members.get("order")) is None:
             continue
         groups = math.prod(weight.members["scales"].shape) // weight.shape[0]
-        last = int(np.frombuffer(read_small(order), "<i4" if order.dtype == "I32" else "<i8").max())
+        numbers = np.frombuffer(read_small(order), "<i4" if order.dtype == "I32" else "<i8")
+        first, last = int(numbers.min()), int(numbers.max())
         if last >= groups:
             raise damaged(weight.name, f"'{order.name}' names group {last}, there are {groups}")
+        if first < 0 <= last:  # all negative: never filled, so in order
+            raise damaged(weight.name, f"'{order.name}' names group {first}, and others that are there")
 
 
 def refuse_unknown(folder: Folder) -> None:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 Scheme: TypeAlias = str  # a key of some format's `schemes`
 
 FLOATS = ("F16", "BF16", "F32")
+# On a GPU so much of a weight is dequantised at a time, in float32, and so often it is there at once while it is.
+GPU_PIECE_B = 32 << 20
+GPU_PIECES = 6
 # Members of a stack that have an entry for each of its matrices; tables are common to all.
 STACKED = ("codes", "absmax", "nested_absmax", "scales", "steps", "origins")
 
@@ -153,6 +156,16 @@ def member(entries: Mapping[str, Entry], name: str, base: str) -> Entry:
     if name not in entries:
         raise damaged(base, f"'{name}' is missing")
     return entries[name]
+
+
+def order_of(entries: Mapping[str, Entry], name: str, base: str, inputs: int) -> dict[str, Entry]:
+    """Which group each input of the weight `base` is in, by role, where a tensor `name` says so."""
+    if name not in entries:
+        return {}
+    order = entries[name]
+    if order.dtype not in ("I32", "I64") or order.shape != (inputs,):
+        raise damaged(base, f"'{name}' is {order.dtype} {list(order.shape)} for {inputs} inputs")
+    return {"order": order}
 
 
 def beside(entries: Mapping[str, Entry], prefix: str, names: Iterable[str]) -> dict[str, Entry]:

@@ -13,6 +13,7 @@ from specexec.pieces import Call
 from specexec.text.formats.format import Format, FormatEncoding
 from specexec.text.formats.kinds import kinds_of
 from specexec.text.formats.probe import ANSWER, ARGUMENTS, QUESTION, THOUGHT, Probe, Renders, tools
+from specexec.text.formats.shipped import shipped_form
 from specexec.text.formats.table import CALLS, CHANNELS, THOUGHTS, CallForm
 from specexec.text.template_options import Wishes
 
@@ -63,6 +64,12 @@ def _found(encoding: Templates, source: str | None, variables: _Variables) -> Fo
     alike = [form for form in CALLS if form.shape.begin in one.answer]
     for form in sorted(alike, key=lambda form: (not form.shape.begin, not _spelled_so(form, one.answer))):
         found = replace(plain, form=form)
+        if _reads(found, encoding, probe, 1):
+            return replace(found, parallel=_reads(found, encoding, probe, len(ARGUMENTS)))
+    ships: object = getattr(encoding.tokenizer, "response_template", None)
+    shipped = shipped_form(ships, encoding.tokenizer.get_added_vocab())
+    if shipped is not None and shipped.calls:
+        found = replace(plain, form=shipped)
         if _reads(found, encoding, probe, 1):
             return replace(found, parallel=_reads(found, encoding, probe, len(ARGUMENTS)))
     return replace(plain, refusal=f"the model's chat template writes calls in an unknown way ({_short(one.answer)})")

@@ -7,15 +7,17 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Protocol, TypeVar
 
+from specexec.errors import BadGrammar
 from specexec.text.detokenizer import TextStream
 from specexec.text.formats.channels import ChannelScanner
 from specexec.text.formats.events import Scanner
-from specexec.text.formats.grammars import answer_in_channels, answer_of_shape, answer_with_calls
+from specexec.text.formats.grammars import Wanted, answer_in_channels, answer_of_shape, answer_with_calls
 from specexec.text.formats.kinds import Kinds
 from specexec.text.formats.marks import Marks, Vocabulary
 from specexec.text.formats.probe import Probe
 from specexec.text.formats.reader import Reader
 from specexec.text.formats.rules import Bound, Whole
+from specexec.text.formats.shipped import ShippedForm, ShippedScanner
 from specexec.text.formats.table import CallForm, ChannelForm
 from specexec.text.formats.tagged import Tagged, Tags
 from specexec.text.formats.thinking import Level, Thinking, thinking
@@ -48,7 +50,7 @@ class Format:
     encoding: FormatEncoding
     probe: Probe | None
     thinks: tuple[str, str] = ("", "")
-    form: CallForm | ChannelForm | None = None
+    form: CallForm | ChannelForm | ShippedForm | None = None
     refusal: str | None = None
     parallel: bool = True
     kinds: Kinds = field(default_factory=dict)
@@ -61,11 +63,18 @@ class Format:
 
     @property
     def thoughts(self) -> bool:
+        if isinstance(self.form, ShippedForm):
+            return self.form.thoughts
         return bool(self.thinks[1]) or isinstance(self.form, ChannelForm)
 
     @property
     def calls(self) -> bool:
         return self.refusal is None
+
+    @property
+    def enforceable(self) -> bool:
+        """Whether the form says how calls are written, not only how they are read: a grammar can be made of them."""
+        return not isinstance(self.form, ShippedForm)
 
     def reader(self, prompt: Items[int], written: Items[int] = (), stop: Items[str] = ()) -> Reader:
         """Follows an answer to `prompt`, of which `written` is there already."""
@@ -91,21 +100,29 @@ class Format:
         """What an answer must look like, after its thought: `choice` is auto, required or a tool's name.
 
         `whole` is what text must be, and without tools there is nothing but that. Raises BadGrammar where there is no
-        tool to call.
+        tool to call, or calls are not `enforceable`.
         """
-        marks, several = self._marks(), parallel and self.parallel
+        marks = self._marks()
+        wanted = Wanted(tools, choice, parallel and self.parallel, whole, thought_open)
         if isinstance(self.form, ChannelForm):
-            return answer_in_channels(marks, self.form.channels, tools, choice, several, thought_open, whole)
+            return answer_in_channels(marks, self.form.channels, wanted)
         if not tools:
             return answer_of_shape(marks, self.thinks, whole or Whole({}), thought_open)
+        if isinstance(self.form, ShippedForm):
+            raise BadGrammar(
+                "calls of this model can be read, not enforced: all that is known of them is its response template.",
+                hint="tool_choice auto or none, and no schema beside tools.",
+            )
         assert self.form is not None, "a form whose calls are refused has no grammar"
-        return answer_with_calls(marks, self.thinks, self.form, tools, choice, several, thought_open, whole)
+        return answer_with_calls(marks, self.thinks, self.form, wanted)
 
     @property
     def without_calls(self) -> Format:
         """The same where calls are forbidden: what looks like one is text."""
         if isinstance(self.form, ChannelForm):
             return replace(self, form=replace(self.form, channels=replace(self.form.channels, calls=False)))
+        if isinstance(self.form, ShippedForm):
+            return replace(self, form=self.form.without_calls)
         return replace(self, form=None)
 
     @property
@@ -130,6 +147,8 @@ class Format:
             for _ in scanner.scan(turn[start:] if start >= 0 else "", last=False):
                 pass
             return scanner
+        if isinstance(self.form, ShippedForm):
+            return ShippedScanner(self.form, marks, turn, self.kinds)
         tags = self._tags(marks)
         thinking = bool(tags.think) and turn.rfind(tags.think) > turn.rfind(tags.answer)
         return Tagged(tags, marks.special, thinking)

@@ -8,12 +8,28 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from collections.abc import Sequence as Items
+from dataclasses import dataclass
 
 from specexec.errors import BadGrammar
 from specexec.text.formats.channels import Channels, channel_rules
 from specexec.text.formats.marks import Marks
 from specexec.text.formats.rules import ANY, Bound, Rules, Whole, tools_of
 from specexec.text.formats.table import CallForm
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What an answer may hold.
+
+    Calls of what is `offered`: `choice` is auto, required or a tool's name. In `parallel` there may be several. Text is
+    `whole`, or free. Where `thought_open`, the prompt has begun a thought.
+    """
+
+    offered: Items[Mapping[str, object]]
+    choice: str
+    parallel: bool = True
+    whole: Whole | None = None
+    thought_open: bool = False
 
 
 def answer_of_shape(marks: Marks, thinks: tuple[str, str], whole: Whole, thought_open: bool) -> Bound:
@@ -28,19 +44,16 @@ def answer_with_calls(
     marks: Marks,
     thinks: tuple[str, str],
     form: CallForm,
-    offered: Items[Mapping[str, object]],
-    choice: str,
-    parallel: bool,
-    thought_open: bool,
-    whole: Whole | None = None,
+    wanted: Wanted,
 ) -> Bound:
     """Calls in the family's own spelling, which must or may come; where they may, else text, or text of one shape."""
-    tools, notes = tools_of(offered, choice)
+    tools, notes = tools_of(wanted.offered, wanted.choice)
     if not tools:
-        raise BadGrammar("there is no tool that could be called.", "; ".join(notes) or None)
+        raise _no_tool(notes)
+    choice, whole, parallel = wanted.choice, wanted.whole, wanted.parallel
     rules = Rules(marks)
     rest = form.shape.rules(rules, tools, parallel)
-    thought = _thought(rules, thinks, thought_open)
+    thought = _thought(rules, thinks, wanted.thought_open)
     if choice == "auto" and whole is None:
         body = _maybe(rules, form, rest, parallel, thinks)
     else:
@@ -59,20 +72,20 @@ def answer_with_calls(
 def answer_in_channels(
     marks: Marks,
     channels: Channels,
-    offered: Items[Mapping[str, object]],
-    choice: str,
-    parallel: bool,
-    thought_open: bool,
-    whole: Whole | None = None,
+    wanted: Wanted,
 ) -> Bound:
     """The same where an answer is made of messages."""
-    tools, notes = tools_of(offered, choice)
-    if whole is None and not tools:
-        raise BadGrammar("there is no tool that could be called.", "; ".join(notes) or None)
+    tools, notes = tools_of(wanted.offered, wanted.choice)
+    if wanted.whole is None and not tools:
+        raise _no_tool(notes)
     rules = Rules(marks)
-    text, left_out = whole.rule(rules) if whole is not None else (None, [])
-    rules.add("start", channel_rules(rules, channels, tools, choice, parallel, text, thought_open))
+    text, left_out = wanted.whole.rule(rules) if wanted.whole is not None else (None, [])
+    rules.add("start", channel_rules(rules, channels, tools, wanted.choice, wanted.parallel, text, wanted.thought_open))
     return Bound(rules.text, (*notes, *left_out))
+
+
+def _no_tool(notes: Items[str]) -> BadGrammar:
+    return BadGrammar("there is no tool that could be called.", "; ".join(notes) or None)
 
 
 def _mark(form: CallForm) -> str:

@@ -10,8 +10,6 @@ import torch
 
 from offload.checkpoint.quantized.arithmetic.pieces import fill_each, runs
 
-# Of a GPU's memory this much holds float32 values on their way.
-GPU_SLICE_B = 32 << 20
 Values = Callable[[slice], torch.Tensor]
 
 
@@ -27,7 +25,7 @@ def fill_blocks(
     """Fill `target_OI` from `values(rows)`, new float32 tensors [rows, I]; scales and zeros have a number a block.
 
     `order_I` says which column of the grid each value's numbers are in, where these are not in order; negative numbers
-    mean that they are. `step`: how many rows come at once, at least.
+    (of an order that was never filled) mean that they are. `step`: how many rows come at once, at least.
     """
     I = target_OI.shape[1]
     height, width = block
@@ -53,7 +51,7 @@ def fill_blocks(
 def fill_rows(target_OI: torch.Tensor, values: Values, step: int = 1) -> None:
     """Fill `target_OI` from `values(rows)`, float32 tensors [rows, I]; `step`: how many rows come at once, at least."""
     O, I = target_OI.shape
-    fill_each(lambda rows: target_OI[rows].copy_(values(rows)), runs(O, 4 * I, target_OI, GPU_SLICE_B, step), target_OI)
+    fill_each(lambda rows: target_OI[rows].copy_(values(rows)), runs(O, 4 * I, target_OI, step), target_OI)
 
 
 def fill_stack(
@@ -62,11 +60,12 @@ def fill_stack(
     values: Callable[[torch.Tensor], torch.Tensor],
     scales_E: torch.Tensor,
     block: tuple[int, int],
+    order_I: torch.Tensor | None = None,
 ) -> None:
     """Fill a matrix, or each of a stack, from `values(codes)` of some rows of it; one grid of scales may serve all."""
     for index, target_OI in enumerate(target.view(-1, *target.shape[-2:])):
         grid = scales_E[index if len(scales_E) > 1 else 0]
-        fill_blocks(target_OI, partial(_values_of, values, codes_E[index]), grid, block)
+        fill_blocks(target_OI, partial(_values_of, values, codes_E[index]), grid, block, order_I=order_I)
 
 
 def _values_of(values: Callable[[torch.Tensor], torch.Tensor], codes: torch.Tensor, rows: slice) -> torch.Tensor:

@@ -1,9 +1,10 @@
-"""A dense tensor filled piece by piece: by all threads of a CPU, in one go on a GPU. Knows no format."""
+"""A dense tensor filled piece by piece: by all threads of a CPU, one after another on a GPU. Knows no format."""
 
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
+from offload.checkpoint.quantized.weight import GPU_PIECE_B
 from offload.machine.thread_pool import Piece, share
 
 # Dequantised values pass through a piece of memory on their way to a CPU's weights: small enough for its second cache,
@@ -20,13 +21,14 @@ def fill_each(fill: Callable[[Piece], object], pieces: Iterable[Piece], target: 
         fill(piece)
 
 
-def runs(count: int, each_B: int, target: torch.Tensor, gpu_B: int | None = None, least: int = 1) -> Iterator[slice]:
-    """Slices of `count` things that take `each_B` bytes each on their way to the target, in multiples of `least`.
+def piece_B(target: torch.Tensor) -> int:
+    """How much is on its way to the target at a time."""
+    return SLICE_B if target.is_cpu else GPU_PIECE_B
 
-    On a GPU they are of `gpu_B`, or all there are.
-    """
-    most_B = SLICE_B if target.is_cpu else count * each_B if gpu_B is None else gpu_B
-    some = most_B // each_B
+
+def runs(count: int, each_B: int, target: torch.Tensor, least: int = 1) -> Iterator[slice]:
+    """Slices of `count` things that take `each_B` bytes each on their way to the target, in multiples of `least`."""
+    some = piece_B(target) // each_B
     step = max(least, some - some % least)
     for start in range(0, count, step):
         yield slice(start, min(start + step, count))

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_map_only
 
 from offload.checkpoint.quantized.arithmetic.group_codes import GroupCodes
 from offload.checkpoint.quantized.arithmetic.pieces import fill_each, runs
+from offload.checkpoint.quantized.weight import GPU_PIECE_B
 from offload.machine.integer_products import product
 from offload.machine.thread_pool import share
 
@@ -106,8 +107,7 @@ def linear(rows: torch.Tensor, weight: RowCodes, bias: torch.Tensor | None = Non
         wide = high.mul_(HIGH).add_(low).mul_(steps_R1).mul_(scales_O[outputs])
         found_RO[:, outputs] = wide if bias is None else wide.add_(bias[outputs])
 
-    most = EXPANDED_B if isinstance(codes_OI, GroupCodes) else O * I
-    step = _step(R, O, I, most) if rows.is_cpu else O
+    step = _step(R, O, I, isinstance(codes_OI, GroupCodes)) if rows.is_cpu else _gpu_step(R, O, I)
     share(multiply, range(0, O, step))
     return found_RO.view(*rows.shape[:-1], O)
 
@@ -131,7 +131,7 @@ def halves(rows_RI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     R, I = rows_RI.shape
     parts_RI = torch.empty(2 * R, I, dtype=torch.int8, device=rows_RI.device)
     peaks_R1 = torch.empty(R, 1, device=rows_RI.device)
-    some = max(1, PIECE_B // (4 * I)) if rows_RI.is_cpu else R
+    some = max(1, (PIECE_B if rows_RI.is_cpu else GPU_PIECE_B) // (4 * I))
     for start in range(0, R, some):
         piece = slice(start, min(start + some, R))
         wide = rows_RI[piece].float()
@@ -143,11 +143,13 @@ def halves(rows_RI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return parts_RI, peaks_R1.mul_(INT8_STEP / LARGEST)
 
 
-def _step(R: int, O: int, I: int, most: int) -> int:
-    """Outputs of a block: all of them where they are few, else what a cache holds and every thread has some of.
-
-    `most` weights belong to one, or 64 outputs.
-    """
-    fitting = max(64, min(PIECE_B // (8 * R), most // I))
+def _step(R: int, O: int, I: int, expands: bool) -> int:
+    """Outputs of a block: all of them where they are few, else what a cache holds and every thread has some of."""
+    fitting = max(64, min(PIECE_B // (8 * R), EXPANDED_B // I if expands else O))
     threads = 1 if O * I <= SMALL else torch.get_num_threads()
     return min(O, fitting, -(-O // threads))
+
+
+def _gpu_step(R: int, O: int, I: int) -> int:
+    """The same where every operation has to be started: as many as a piece holds of their products and weights."""
+    return min(O, max(64, min(GPU_PIECE_B // (8 * R), GPU_PIECE_B // I) // 64 * 64))
