@@ -67,8 +67,8 @@ cli.models:           .shared .terminal .engine .about specexec.errors specexec.
                       specexec.compose offload.errors offload.units offload.machine offload.checkpoint offload.hub
                       offload.placement offload.packs offload.measure
 cli.batch:            .shared .terminal .engine .connect .openai .models specexec.errors specexec.pieces
-                      specexec.stats specexec.tree specexec.sampling specexec.text specexec.drafters specexec.engine specexec.compose
-                      offload.machine offload.checkpoint offload.hub
+                      specexec.stats specexec.tree specexec.sampling specexec.text specexec.drafters specexec.engine
+                      specexec.compose offload.machine offload.checkpoint offload.hub
 cli.bench:            .shared .terminal .engine .batch specexec.errors specexec.stats specexec.sampling specexec.model
                       specexec.text specexec.drafters specexec.engine specexec.evaluation offload.hub
 cli.app:              .shared offload.machine
