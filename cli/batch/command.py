@@ -33,6 +33,7 @@ from cli.engine.revision import fingerprint
 from cli.shared.errors import INTERRUPTED, SOME_FAILED, TERMINATED
 from cli.shared.help_sections import SectionedCommand
 from cli.shared.options import EngineOptions, engine_options, model_was_named, sampling_options
+from cli.shared.presets import preset_option
 from cli.shared.template_options import set_template, template_options
 from cli.shared.verbosity import Verbosity, start_logging, verbosity_options
 from cli.terminal.screen import Screen
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 
 @click.command(cls=SectionedCommand)
 @click.argument("inputs", nargs=-1, metavar="[INPUT]...", type=click.Path(exists=True, allow_dash=True))
+@preset_option
 @click.option("-p", "--prompt", "prompts", multiple=True, help="A prompt; may be repeated.")
 @batch_options
 @template_options
