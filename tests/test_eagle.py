@@ -313,7 +313,7 @@ def test_a_text_that_goes_on_is_guessed_below_again(case: Case) -> None:
         ({"eagle_aux_hidden_state_layer_ids": [0, 1]}, {}, r"are \[0, 1\], and its fc reads 3 layers"),
         ({"eagle_aux_hidden_state_layer_ids": [2, 20, 37]}, {}, r"layers \[2, 20, 37\], this model has 4"),
         ({"eagle_aux_hidden_state_layer_ids": None}, {}, "does not say which layers it reads, and there are 4"),
-        ({}, {"fc.weight": (HIDDEN, 3 * 40)}, "for a model with 120 in all taps together hidden numbers"),
+        ({}, {"fc.weight": (HIDDEN, 3 * 40)}, "for a model with 40 hidden numbers, this one has 32"),
         ({}, {"embed_tokens.weight": (99, HIDDEN)}, "for a model with 99 tokens, this one has 96"),
         ({}, {"lm_head.weight": (999, HIDDEN)}, "names 999 of 96 tokens"),
     ],
