@@ -49,10 +49,10 @@ from specexec.model.tree_lm import Rows, TreeLM
 from specexec.sampling.params import SamplingParams
 from specexec.sizes import SEEING
 from specexec.text import image_prompts
-from specexec.text.conversation import Kept
 from specexec.text.image_prompts import FAMILIES as KNOWN
 from specexec.text.image_prompts import MOST_IMAGES
 from specexec.text.pictures import MOST_B, data_url, is_image_file
+from specexec.text.transcript import Kept
 from tests.pictured import WORD, logits, picture, seeing, shown, whole_inputs, written
 
 FAMILIES = ["qwen3_5", "qwen3_vl", "gemma3", "gemma4", "mistral3", "glm4v_moe"]

@@ -72,6 +72,14 @@ MORE: dict[str, dict[str, object]] = {
     "gemma4_unified": {"text_config": GEMMA4},
     "gemma4_unified_text": dict(GEMMA4),
     "bamba": {"attn_layer_indices": [1]},
+    "zamba2": {
+        "layers_block_type": ["linear_attention", "hybrid"] * 2,
+        "hybrid_layer_ids": [1, 3],
+        "time_step_min": 1e-6,
+        "mamba_headdim": 16,
+        "attention_hidden_size": 128,
+    },
+    "bailing_hybrid": {"layer_types": ["linear_attention", "full_attention"], "num_expert_group": 2},
     "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
 }

@@ -6,6 +6,7 @@ computes them. ALiBi counts slots, and two RoPE kinds choose their frequencies b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -68,10 +69,18 @@ RECURRENT: Mapping[str, Mapping[str, LayerKind]] = {
     "olmo_hybrid": LINEAR,
     "lfm2": {"conv": ONLY_RECURRENT},
     "lfm2_moe": {"conv": ONLY_RECURRENT},
+    "lfm3": {"conv": ONLY_RECURRENT},
     "bamba": LINEAR,
     "granitemoehybrid": LINEAR,
     "falcon_h1": {"hybrid": LayerKind(recurrent=True)},
     "nemotron_h": {**LINEAR, "moe": NEITHER, "mlp": NEITHER},
+    "zamba2": {**LINEAR, "hybrid": LayerKind(recurrent=True)},
+    "mamba2": LINEAR,
+    "mamba": LINEAR,
+    "falcon_mamba": LINEAR,
+    "jamba": LINEAR,
+    "kimi_linear": LINEAR,
+    "bailing_hybrid": LINEAR,
 }
 
 
@@ -139,9 +148,9 @@ def check_tree_support(model_class: type[PreTrainedModel], config: PretrainedCon
     for rope_type in _rope_types(config):
         if rope_type in ("dynamic", "longrope"):
             raise _unsupported(config, f"its {rope_type} RoPE depends on the longest position of the whole tree")
-    if config.model_type == "nemotron_h" and config.time_step_min > NEGLIGIBLE_STEP:
-        # transformers 5.23 holds the steps of a whole pass at time_step_min, those of generate's single tokens not.
-        raise _unsupported(config, "with its time_step_min a pass over many tokens differs from those of generate")
+    if limit := _step_limit(config):
+        # transformers 5.23 keeps the steps of a whole pass within limits, those of generate's single tokens not.
+        raise _unsupported(config, f"with its {limit} a pass over many tokens differs from those of generate")
     return layer_kinds(config)
 
 
@@ -179,6 +188,14 @@ def _rope_types(config: PretrainedConfig) -> list[str]:
     parameters = getattr(config, "rope_parameters", None) or {}
     nested = [value for value in parameters.values() if isinstance(value, dict)]
     return [str(one.get("rope_type", "default")) for one in (nested or [parameters])]
+
+
+def _step_limit(config: PretrainedConfig) -> str:
+    """The setting that keeps the steps of state spaces within limits; empty where they hardly are."""
+    if config.model_type in ("nemotron_h", "zamba2"):
+        return "time_step_min" if config.time_step_min > NEGLIGIBLE_STEP else ""
+    least, most = getattr(config, "time_step_limit", None) or (0.0, math.inf)
+    return "time_step_limit" if least > NEGLIGIBLE_STEP or most < math.inf else ""
 
 
 def _unsupported(config: PretrainedConfig, why: str) -> UnsupportedArchitecture:
