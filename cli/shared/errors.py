@@ -94,6 +94,18 @@ class NoServer(SpecexecError):
     code = "no_server"
 
 
+class ServerRefusal(SpecexecError):
+    """A running server does not answer a request. It may be asked again in `retry_s` seconds."""
+
+    code = "no_server"
+
+    def __init__(self, what: str, code: str, retry_s: int | None = None, hint: str | None = None) -> None:
+        super().__init__(what, hint=hint)
+        self.retry_s = retry_s
+        if code in EXIT_CODES:
+            self.code = code  # type: ignore[misc]  # every other error has one code for its class
+
+
 class MissingExtra(SpecexecError):
     """This command needs packages that were not installed with the rest."""
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from cli.shared.quantities import parse_count, parse_size_B, parse_speed_Bps
 from specexec.compose.load_options import ALLOWED, LoadOptions
@@ -105,6 +106,8 @@ DRAFT_BITS = click.Choice(ALLOWED["drafter_quant"])
 
 # Fields of LoadOptions that carry their unit, and how they are typed.
 TYPED = {"ram_B": "ram", "vram_B": "vram", "link_limit_Bps": "link_limit"}
+LOADING = {TYPED.get(one.name, one.name) for one in fields(LoadOptions)}
+"""Names of the parameters that decide how a model is loaded."""
 
 
 @dataclass(frozen=True)
@@ -284,6 +287,17 @@ def models_argument(command: Callable[..., Result]) -> Callable[..., Result]:
 def model_argument(command: Callable[..., Result]) -> Callable[..., Result]:
     """`specexec chat llama-70b` says the same as `specexec chat -m llama-70b`."""
     return click.argument("positional_model", metavar="[MODEL]", required=False)(command)
+
+
+def was_typed(name: str) -> bool:
+    """Whether a parameter of the running command was given on the command line or in the environment."""
+    typed = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
+    return click.get_current_context().get_parameter_source(name) in typed
+
+
+def model_was_named() -> bool:
+    """Whether this command line says which model; a conversation and a server have their own otherwise."""
+    return was_typed("model") or was_typed("positional_model")
 
 
 def _one_model(option: object, argument: object) -> str:

@@ -120,6 +120,8 @@ class LoadRequest:
             states_B=states.text_B(item_B),
             node_states_B=states.node_B(item_B),
             state_heads=max((layer.heads for layer in states.layers), default=0),
+            state_row_B=max((layer.row_B for layer in states.layers), default=0),
+            states_at_once_B=max((layer.most_B for layer in states.layers), default=0),
         )
 
     def bits(self, folder: Folder) -> FewBits:
@@ -214,6 +216,8 @@ def drafting(request: LoadRequest, choice: DrafterChoice) -> list[Widths]:
         states_B=0,
         node_states_B=0,
         state_heads=0,
+        state_row_B=0,
+        states_at_once_B=0,
         reads_B=own.hidden * own.item_B,
     )
     models = [_drafting(request, one) for one in _models(request, choice)]

@@ -43,7 +43,8 @@ class LayerKV:
     def write(self, start: int, key_HRD: Tensor, value_HRD: Tensor, total: int) -> None:
         """Put rows at `start`; when they do not fit, grow once for the `total` rows that this sweep will write."""
         end = start + key_HRD.shape[1]
-        self.keys_HRD, self.values_HRD = self.keys_HRD.to(key_HRD.device), self.values_HRD.to(value_HRD.device)
+        if self.keys_HRD.device != key_HRD.device:
+            self.keys_HRD, self.values_HRD = self.keys_HRD.to(key_HRD.device), self.values_HRD.to(value_HRD.device)
         if end > self.keys_HRD.shape[1]:
             capacity = rows_held(max(end, total))
             self.keys_HRD = self._resized(self.keys_HRD, start, capacity)
