@@ -58,6 +58,7 @@ SEEING = (
     "glm4v_moe",
     "glm46v",
     "kimi_k25",
+    "llama4",
     "minimax_m3_vl",
     "mistral3",
 )

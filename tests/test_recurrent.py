@@ -41,9 +41,8 @@ from specexec.model.recurrent.sizes import recurrences_of
 from specexec.model.tree_lm import Rows, TreeLM, trunk_name
 from specexec.sampling.params import SamplingParams
 from specexec.sizes import SNAPSHOTS
-from specexec.text.conversation import Kept
 from specexec.text.messages import Message
-from specexec.text.transcript import Turn
+from specexec.text.transcript import Kept, Turn
 from tests.tiny import BASE, VOCABULARY, Option, redraw
 from tests.writing import greedy, path_to, prompt, random_tree, write
 

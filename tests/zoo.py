@@ -54,7 +54,7 @@ SIZES: dict[str, object] = {
     "rotary_dim": 8, "num_kv_shared_layers": 2, "window_size": WINDOW, "attn_layer_period": 2, "attn_layer_offset": 1,
     "mamba_n_heads": 4, "mamba_d_head": 32, "mamba_num_heads": 4, "mamba_head_dim": 32, "mamba_d_state": 16,
     "mamba_d_ssm": 128, "mamba_n_groups": 1, "n_groups": 1, "ssm_state_size": 16, "state_size": 16,
-    "depth": 2, "image_size": 28, "num_position_embeddings": 64,
+    "depth": 2, "image_size": 28, "num_position_embeddings": 64, "floor_scale": 4,
 }  # fmt: skip
 # Of each layer there is one entry; those that count layers name the first ones.
 BY_LAYER = (

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.batch.output.files import replace_file
-from cli.batch.output.manifest import fingerprint
 from cli.engine.facts import facts_of
 from cli.engine.open import running_engine
+from cli.engine.revision import fingerprint
 from cli.shared.control_codes import echo
 from cli.shared.errors import MissingExtra, OutputFileExists, TaskNotFound
 from cli.shared.options import EngineOptions, WholeNumber, engine_options

@@ -46,7 +46,7 @@ class LayerKind:
     """How far one layer sees, None = without limit; whose keys and values it attends to, None = its own.
 
     `attends`, `recurrent`: whether it attends at all, and whether it carries a state from token to token. `together`:
-    rows of one image see one another.
+    rows of one image see one another. `temperature`: queries grow with their position (`warmer`).
     """
 
     window: int | None = None
@@ -55,6 +55,7 @@ class LayerKind:
     attends: bool = True
     recurrent: bool = False
     together: bool = False
+    temperature: tuple[float, float] | None = None
 
 
 ONLY_RECURRENT = LayerKind(attends=False, recurrent=True)
@@ -91,6 +92,10 @@ def layer_kinds(config: PretrainedConfig) -> list[LayerKind]:
         uses = getattr(config, "use_sliding_window", True)
         return [LayerKind(window=window if uses else None)] * int(config.num_hidden_layers)
     kinds = [_kind(kind, config) for kind in types[: config.num_hidden_layers]]
+    if getattr(config, "attn_temperature_tuning", False):
+        temperature = float(config.floor_scale), float(config.attn_scale)
+        pairs = zip(kinds, config.no_rope_layers, strict=True)
+        kinds = [kind if rope else replace(kind, temperature=temperature) for kind, rope in pairs]
     owners = shared_keys(types, int(getattr(config, "num_kv_shared_layers", 0) or 0), len(kinds))
     return [replace(kind, keys_of=owners.get(layer)) for layer, kind in enumerate(kinds)]
 
@@ -143,8 +148,6 @@ def check_tree_support(model_class: type[PreTrainedModel], config: PretrainedCon
     for rope_type in _rope_types(config):
         if rope_type in ("dynamic", "longrope"):
             raise _unsupported(config, f"its {rope_type} RoPE depends on the longest position of the whole tree")
-    if getattr(config, "attn_temperature_tuning", False):
-        raise _unsupported(config, "its attention temperature counts slots, not positions")
     if limit := _step_limit(config):
         # transformers 5.23 keeps the steps of a whole pass within limits, those of generate's single tokens not.
         raise _unsupported(config, f"with its {limit} a pass over many tokens differs from those of generate")

@@ -117,6 +117,7 @@ class TreeLM:
         self.share = share
         self.model = model
         self.model.set_attn_implementation(attention.NAME)
+        attention.leave_temperatures(model)
         # The head is where the computation is; token ids may be looked up elsewhere.
         self.device = next(model.get_output_embeddings().parameters()).device
         self.vocabulary: int = int(model.config.vocab_size)
