@@ -51,7 +51,11 @@ def partial_config(config: PretrainedConfig, kept: list[int]) -> PretrainedConfi
     partial = copy.deepcopy(config)
     types: list[str] | None = getattr(config, "layer_types", None)
     if types is not None:
-        partial.layer_types = [types[layer] for layer in kept]
+        kinds = [types[layer] for layer in kept]
+        if isinstance(getattr(type(config), "layer_types", None), property):  # worked out from other settings (Jamba)
+            partial.__class__ = type(type(config).__name__, (type(config),), {"layer_types": kinds})
+        else:
+            partial.layer_types = kinds
     partial.num_hidden_layers = len(kept)
     return partial
 
