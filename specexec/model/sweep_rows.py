@@ -58,8 +58,9 @@ class SweepRows:
         cancelled: threading.Event,
         travel: Travel | None,
         images: Images | None = None,
+        rough: bool = False,
     ):
-        self._kinds = kinds
+        self._kinds, self._rough = kinds, rough
         self._cancelled = cancelled
         self._attended: dict[int, int] = {}
         self._joint: dict[tuple[int, int, LayerKind], list[JointAttention]] = {}
@@ -99,7 +100,7 @@ class SweepRows:
                 f"layer {layer} attends to {key_HKD.shape[1]} keys with {query_HQD.shape[1]} queries."
             )
         self._attended[layer] = end
-        style = Style(asked.scale, kind.window, kind.chunk, asked.softcap, asked.sinks_H, kind.together)
+        style = Style(asked.scale, kind.window, kind.chunk, asked.softcap, asked.sinks_H, kind.together, self._rough)
         groups = self._joint.get((begin, end, kind))
         if groups is None:  # the same in all layers of a kind
             groups = self._joint[begin, end, kind] = joined(self._pieces(begin, end), style)
