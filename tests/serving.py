@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from types import MappingProxyType
 from typing import Any, ClassVar, cast
 
 import httpx
@@ -72,6 +73,7 @@ class LetterEngine:
     template = "{{ messages }}"
     own_code = False
     compute = "float"
+    adapters: Mapping[str, tuple[str, ...]] = MappingProxyType({"target": ()})
     drafter_failures: ClassVar[dict[str, str]] = {}
     images = None
 

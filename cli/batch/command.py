@@ -33,6 +33,7 @@ from cli.shared.template_options import set_template, template_options
 from cli.shared.verbosity import Verbosity, start_logging, verbosity_options
 from cli.terminal.screen import Screen
 from offload.checkpoint.headers import read_config
+from offload.hub.adapters import adapters_digest
 from offload.hub.names import resolve
 from specexec.sampling.params import SamplingParams
 
@@ -197,7 +198,7 @@ def _plan(
         None if output is None or not (batch.resume or batch.retry_failed) else read_manifest(Beside(output).manifest)
     )
     sampling = replace(sampling, seed=_seed(sampling, before))
-    revision = fingerprint(_target(options))
+    revision = fingerprint(_target(options)) + adapters_digest(options.load.lora)
     writer = RecordWriter(batch.format, f"{options.model}@{revision}", batch.dedupe)
     if output is None:
         return BatchPlan(items, sampling, writer, nullcontext(None))
@@ -260,6 +261,7 @@ def _configuration(
         "--template": batch.template,
         "--output-format": batch.format,
         "--stop": list(sampling.stop or ()),
+        **({"--lora": list(options.load.lora)} if options.load.lora else {}),
         **({"--head-quant": options.load.head_quant} if options.load.head_quant != "none" else {}),
         **({"--compute": options.load.compute} if options.load.compute != "float" else {}),
         **({"--template-var": dict(options.template_vars)} if options.template_vars else {}),

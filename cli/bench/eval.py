@@ -26,6 +26,7 @@ from cli.shared.errors import MissingExtra, OutputFileExists, TaskNotFound
 from cli.shared.options import EngineOptions, WholeNumber, engine_options
 from cli.shared.verbosity import Verbosity, json_option, start_logging, verbosity_options
 from cli.terminal.screen import Screen
+from offload.hub.adapters import adapters_digest
 
 if TYPE_CHECKING:
     from specexec.engine.engine import Engine
@@ -186,7 +187,8 @@ def _cache_of(path: Path, llm: Engine, options: EngineOptions) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     head = "" if options.load.head_quant == "none" else f"-{options.load.head_quant}-head"
     compute = "" if options.load.compute == "float" else f"-in-{options.load.compute}"
-    return f"{path}-{fingerprint(llm.folders['target'])}-{options.load.dtype}{head}{compute}-{llm.context}"
+    weights = fingerprint(llm.folders["target"]) + adapters_digest(options.load.lora)
+    return f"{path}-{weights}-{options.load.dtype}{head}{compute}-{llm.context}"
 
 
 def _table(results: dict[str, Any]) -> str:

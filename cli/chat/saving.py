@@ -15,6 +15,7 @@ from cli.chat.archive import Archive, Record, TakenBack
 from cli.shared.errors import BadSnapshot
 from cli.shared.quantities import format_bytes, format_count
 from cli.terminal.screen import Screen
+from offload.hub.adapters import adapters_digest
 from specexec.text.messages import Message
 from specexec.text.transcript import belonging
 
@@ -126,6 +127,8 @@ class Keeper:
         found = {role: fingerprint(folder) for role, folder in self._engine.folders.items()}
         if self._engine.compute != "float":
             found["target"] += f" in {self._engine.compute}"
+        for role, adapters in self._engine.adapters.items():
+            found[role] += adapters_digest(adapters)
         return found
 
 
