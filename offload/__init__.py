@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 if TYPE_CHECKING:
-    from offload.checkpoint.documents import AGAIN, check_documents
+    from offload.checkpoint.documents import AGAIN, Json, check_documents
     from offload.checkpoint.headers import Folder, open_folder
     from offload.checkpoint.lora import with_adapters
     from offload.checkpoint.mtp import mtp_names
@@ -62,6 +62,7 @@ __all__ = [
     "Format",
     "FourBits",
     "Free",
+    "Json",
     "ModelPair",
     "ModelStream",
     "Need",
@@ -122,6 +123,7 @@ _HOMES = {
     "Format": "placement.quantized_sizes",
     "FourBits": "placement.quantized_sizes",
     "Free": "machine.memory",
+    "Json": "checkpoint.documents",
     "ModelPair": "hub.names",
     "ModelStream": "model.model_stream",
     "Need": "placement.placement",

@@ -17,14 +17,18 @@ FIRST_NODES = 64  # of each sequence, while nothing is known about costs; none j
 CHUNK = 256  # rows that run through a layer, or through one linear, at a time
 QUERY_BLOCK = 256  # query rows and
 KEY_BLOCK = 1024  # keys of one block of attention
+AT_ONCE = 64  # query rows whose weights over one block are found in one operation, beside their scores
 WIDENED = 1 << 22  # weights of 16 bits that are there in float32 at a time, at most
 HEAD_ROWS = 64  # rows whose logits exist at a time
 GROWTH_ROWS = 256  # keys and values grow by whole multiples: a copy so often is nothing beside a sweep
 SNAPSHOTS = 4  # earlier states of recurrent layers that a text keeps in RAM, beside
 STATES = 2  # where they compute: that of the committed text, and that after what a sweep adds to it
 TRIANGLE = 128  # nodes whose writes into a recurrent state are found together
+SELECTIVE_STATES = 1 << 22  # numbers in states of Mamba-1 that exist at a time, of some of its channels
 SNAPSHOT_TOKENS = 4096  # at least one in so many tokens
 TAPPED = 4096  # last tokens of a text whose hidden states are kept for drafters that read them
+TRIED_ROWS = 1024  # of a sweep, at most, whose states are also recorded where a head may be meant to read them
+LAST = -1  # the place where hidden states are read behind the last norm
 BEAMS = 128  # nodes that a drafter is asked about at a time, and rows that go through its head
 PASSES = 16  # about as many let a large tree grow: more nodes are asked about at a time
 ALONG = 128  # rows of one text that a drafter has read before it was asked about them, at a time
@@ -49,6 +53,13 @@ SEEING = (
     "qwen3_5_moe",
     "gemma3",
     "gemma4",
+    "gemma4_unified",
+    "glm4v",
+    "glm4v_moe",
+    "glm46v",
+    "kimi_k25",
+    "llama4",
+    "minimax_m3_vl",
     "mistral3",
 )
 F32_B = 4
@@ -88,6 +99,9 @@ class Widths:
     node_states_B: int = 0
     """What those layers keep of one guess."""
     state_heads: int = 0
+    state_row_B: int = 0
+    states_at_once_B: int = 0
+    """What of each row is there while states are read, and of all of them together at most."""
     reads_B: int = 0
     """Hidden states of one token that it reads of another model."""
 
@@ -242,7 +256,7 @@ def nodes_of(budget: int | Literal["auto"], widths: Widths, ctx: int, free_B: in
 def _sweep_B(widths: Widths, rows: int, head_rows: int) -> dict[str, int]:
     norm_B = rows * _norm_B(widths)
     logits_B = head_rows * widths.vocabulary * (widths.item_B + 4 * F32_B)  # as computed, float32, noise, sum and best
-    block_B = max(_attention_B(widths, rows), _mlp_B(widths, rows), _triangle_B(widths, rows), norm_B, logits_B)
+    block_B = max(_attention_B(widths, rows), _mlp_B(widths, rows), _states_B(widths, rows), norm_B, logits_B)
     return {
         "activations": rows * (_row_B(widths) - _norm_B(widths)),
         "a block of attention, MLP or logits": block_B,
@@ -266,14 +280,18 @@ def _mlp_B(widths: Widths, rows: int) -> int:
     return min(rows, CHUNK) * widths.ff * (3 * widths.item_B + F32_B) + widened_B
 
 
-def _triangle_B(widths: Widths, rows: int) -> int:
-    """Of every head how much of each node reaches each other one: exponents in float64, and in float32 twice two."""
-    return widths.state_heads * min(rows, TRIANGLE) ** 2 * (2 * F32_B + 4 * F32_B + 2 * F32_B)
+def _states_B(widths: Widths, rows: int) -> int:
+    """Of every head how much of each node reaches each other one: exponents in float64, and in float32 twice two.
+
+    Where each channel decays by itself, what is left of its keys, or its states.
+    """
+    triangle_B = widths.state_heads * min(rows, TRIANGLE) ** 2 * (2 * F32_B + 4 * F32_B + 2 * F32_B)
+    return triangle_B + min(rows * widths.state_row_B, widths.states_at_once_B)
 
 
 def _attention_B(widths: Widths, rows: int) -> int:
     """Scores of one block, its mask, and in float32 queries, keys and values of the block."""
     queries, keys = min(rows, QUERY_BLOCK), min(rows, KEY_BLOCK)
-    scores_B = widths.heads * queries * KEY_BLOCK * F32_B
+    scores_B = widths.heads * max(queries, 2 * min(queries, AT_ONCE)) * KEY_BLOCK * F32_B
     hidden_B = 4 * queries * keys
     return scores_B + hidden_B + 6 * widths.heads * queries * widths.head * F32_B + 2 * keys * widths.kept * F32_B

@@ -19,12 +19,12 @@ from specexec.errors import ContextLengthExceeded, EmptyPrompt
 from specexec.learned import Arrays
 from specexec.sampling.params import SamplingParams
 from specexec.stats import Burst, Completion, Cost, Progress
-from specexec.text.conversation import Kept
 from specexec.text.detokenizer import TextStream
 from specexec.text.formats import Format
 from specexec.text.messages import Prompt
 from specexec.text.reply import Reply
 from specexec.text.template_options import Wishes
+from specexec.text.transcript import Kept
 from specexec.tree.tree import Floats, TokenTree
 
 SIZES = (1, 4, 2)  # tokens per sweep, over and over

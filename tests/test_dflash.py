@@ -19,7 +19,8 @@ from transformers import PreTrainedModel
 import specexec
 from cli.app import commands
 from offload.hub.names import demo_folder
-from specexec.drafters.heads.dflash import DFlash, DFlashFields, TargetSizes, loaded
+from specexec.drafters.heads.dflash import DFlash, DFlashFields, loaded
+from specexec.drafters.heads.filled import TargetSizes
 from specexec.drafters.heads.lattice import LatticeDrafter
 from specexec.drafters.none import NoDrafter
 from specexec.drafters.protocol import Ask

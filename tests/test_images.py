@@ -10,6 +10,7 @@ import gc
 import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ import torch
 import transformers
 from PIL import Image
 from transformers import PreTrainedModel
+from transformers.utils.import_utils import is_torchvision_available
 
 import specexec
 from cli.batch.input.form import Form
@@ -33,6 +35,7 @@ from cli.responses_api.store import ResponseStore
 from cli.shared.errors import BadJsonl, BadSession
 from offload import Free, open_folder
 from offload.packs.pack import pack, plan
+from specexec.compose import context
 from specexec.compose.context import encoding_in
 from specexec.compose.load_options import LoadOptions
 from specexec.compose.memory_plan import LoadRequest, memory_plan
@@ -46,13 +49,25 @@ from specexec.model.tree_lm import Rows, TreeLM
 from specexec.sampling.params import SamplingParams
 from specexec.sizes import SEEING
 from specexec.text import image_prompts
-from specexec.text.conversation import Kept
 from specexec.text.image_prompts import FAMILIES as KNOWN
 from specexec.text.image_prompts import MOST_IMAGES
 from specexec.text.pictures import MOST_B, data_url, is_image_file
-from tests.pictured import WORD, picture, seeing, shown, whole_inputs, written
+from specexec.text.transcript import Kept
+from tests.pictured import WORD, logits, picture, seeing, shown, whole_inputs, written
 
-FAMILIES = ["qwen3_5", "qwen3_vl", "gemma3", "gemma4", "mistral3"]
+FAMILIES = ["qwen3_5", "qwen3_vl", "gemma3", "gemma4", "mistral3", "glm4v_moe"]
+if is_torchvision_available():
+    FAMILIES += ["gemma4_unified", "kimi_k25", "llama4", "minimax_m3_vl"]
+PROCESSORS = {
+    "gemma3": "Gemma3Processor",
+    "gemma4": "Gemma4Processor",
+    "gemma4_unified": "Gemma4UnifiedProcessor",
+    "glm4v_moe": "Glm4vProcessor",
+    "kimi_k25": "Kimi_K25Processor",
+    "llama4": "Llama4Processor",
+    "minimax_m3_vl": "MiniMaxM3VLProcessor",
+}
+TILES: Any = transformers.Llama4Processor._prompt_split_image
 MOST = 10
 GREEDY = SamplingParams(temperature=0.0, max_tokens=MOST, ignore_eos=True)
 ONE, OTHER = picture(1), picture(2)
@@ -125,9 +140,8 @@ def test_rows_of_an_image_stay_together_where_a_prompt_goes_in_pieces(model: Mod
     prompt = model.engine.encode([shown("x" * 246, ONE, "y" * 30, OTHER, "?")])
     (hidden_RH,) = lm.forward([Rows.text(KVCache(), prompt)])
     inputs = whole_inputs(model.truth, model.folder, as_words(prompt, WORD), [ONE, OTHER])
-    with torch.no_grad():
-        theirs = model.truth(**inputs, use_cache=False).logits[0]
-    torch.testing.assert_close(lm.head(hidden_RH), theirs.float(), atol=2e-3, rtol=2e-3)
+    theirs = logits(model.truth, inputs).float()
+    torch.testing.assert_close(lm.head(hidden_RH), theirs, atol=2e-3, rtol=2e-3)
 
 
 def test_prompts_are_spelled_as_the_processor_of_the_family_spells_them(model: Model) -> None:
@@ -139,13 +153,19 @@ def test_prompts_are_spelled_as_the_processor_of_the_family_spells_them(model: M
         image_token="<|image|>",
         boi_token="<|boi|>",
         eoi_token="<|eoi|>",
-        full_image_sequence="\n\n<|boi|>" + "<|image|>" * 4 + "<|eoi|>\n\n",
+        IMAGE_TOKEN="<|image|>",
+        patch_size=14,
+        downsample_ratio=4,
+        _prompt_split_image=partial(TILES, None),
+        VISION_START_TOKEN="]<]start of image[>[",
+        VISION_END_TOKEN="]<]end of image[>[",
+        full_image_sequence="\n\n<|boi|>" + "<|image|>" * 16 + "<|eoi|>\n\n",
     )
     model_type = str(model.truth.config.model_type)
     if model_type == "mistral3":  # transformers' processor of it needs torchvision: three lines of four rows
         theirs = ("<|image|>" * 4 + "[IMG_BREAK]") * 2 + "<|image|>" * 4 + "[IMG_END]"
     else:
-        kind = {"gemma3": "Gemma3Processor", "gemma4": "Gemma4Processor"}.get(model_type, "Qwen3VLProcessor")
+        kind = PROCESSORS.get(model_type, "Qwen3VLProcessor")
         theirs = getattr(transformers, kind).replace_image_token(made, prepared, 0)
     assert prompts.spelled(f"a{prompts.marks.place}b", [image]) == f"a{theirs}b"
 
@@ -208,7 +228,7 @@ def test_hostile_and_other_content_is_refused_in_words(gemma: Model, message: di
 
 def test_a_place_that_is_spelled_out_is_no_image(gemma: Model) -> None:
     prompt = gemma.engine.encode([shown("<|boi|><|image|>", ONE)])
-    assert sum(map(is_row, prompt)) == 4
+    assert sum(map(is_row, prompt)) == 16
     gemma.engine.encoding.control_tokens = True
     try:
         with pytest.raises(BadMessages, match="writes 2 images of the 1"):
@@ -333,9 +353,32 @@ def test_words_are_not_taken_for_an_image(tmp_path: Path) -> None:
         assert is_image_file(tmp_path / kind)
 
 
-def test_large_images_are_made_smaller_and_all_that_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("tiles", [(1, 1), (1, 3), (3, 2)])
+def test_an_image_in_tiles_is_spelled_as_llama_4_reads_it(tiles: tuple[int, int]) -> None:
+    config = SimpleNamespace(image_token_id=7)
+    marks = KNOWN["llama4"].marks(config, SimpleNamespace(convert_ids_to_tokens={7: "<|patch|>"}.get))  # type: ignore[arg-type]  # the little that is asked
+    count = tiles[0] * tiles[1]
+    shape = image_prompts.Shape(4 * (count + (count > 1)), *tiles)
+    assert marks.spelled(shape) == TILES(None, tiles, 4)
+
+
+def test_images_that_only_torchvision_prepares_are_refused_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeing("gemma3", tmp_path)
+    monkeypatch.setitem(KNOWN, "gemma3", replace(KNOWN["gemma3"], backend="torchvision"))
+    monkeypatch.setattr(context, "is_torchvision_available", lambda: False)
+    with pytest.raises(UnreadContent) as refused:
+        encoding_in(tmp_path).encode([shown(ONE)])
+    assert "prepared by torchvision: install" in str(refused.value.why)
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl", "glm4v_moe"])
+def test_large_images_are_made_smaller_and_all_that_is_counted(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert tuple(KNOWN) == SEEING
-    seeing("qwen3_vl", tmp_path)
+    seeing(family, tmp_path)
     monkeypatch.setattr(image_prompts, "IMAGE_ROWS", 4)
     prompts = encoding_in(tmp_path).images
     assert prompts is not None

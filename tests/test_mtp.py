@@ -340,10 +340,10 @@ def test_plan_counts_it(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "tensor", "kind"),
     [
-        ({"speculators_model_type": "eagle3"}, "fc.weight", "speculators: eagle3"),
+        ({"speculators_model_type": "peagle"}, "fc.weight", "speculators: peagle"),
         ({"speculators_model_type": "dflash"}, "fc.weight", "speculators: dflash"),
-        ({"architectures": ["LlamaForCausalLMEagle3"]}, "fc.weight", "EAGLE"),
-        ({"architectures": ["LlamaForCausalLM"]}, "midlayer.hidden_norm.weight", "EAGLE-3"),
+        ({"architectures": ["LlamaForCausalLMEagle3"]}, "fc.weight", "EAGLE in other parts"),
+        ({"architectures": ["LlamaForCausalLM"]}, "midlayer.hidden_norm.weight", "EAGLE in other parts"),
         ({"model_type": "gemma4_assistant"}, "pre_projection.weight", "assistant"),
     ],
 )

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import core_model_loading
+from transformers import LlamaConfig, core_model_loading
 from transformers.core_model_loading import (
     Chunk,
     Concatenate,
@@ -54,6 +54,20 @@ if hasattr(core_model_loading, "Split"):
     )
 
 
+if hasattr(core_model_loading, "PermuteForRope"):
+    PAIRS = core_model_loading.PermuteForRope
+    CHAINS["pairs apart"] = ([PAIRS()], {"q": [(24, 5)]}, {"q": (24, 5)})
+    CHAINS["pairs apart in a bias"] = ([PAIRS(subconfig_key="seen")], {"q": [(12,)]}, {"q": (12,)})
+    CHAINS["pairs side by side"] = ([PAIRS(inverse=True)], {"q": [(24, 5)]}, {"q": (24, 5)})
+    CHAINS["chunked, pairs apart"] = (
+        [Chunk(dim=0), PAIRS(permute_layer_names=["q_proj", "k_proj"])],
+        {"qkv": [(36, 5)]},
+        {"q_proj": (12, 5), "k_proj": (12, 5), "v_proj": (12, 5)},
+    )
+CONFIG = LlamaConfig(hidden_size=96, num_attention_heads=2)
+CONFIG.seen = LlamaConfig(hidden_size=96, num_attention_heads=3)
+
+
 class Shapes:
     """The little that `Split` asks of a model."""
 
@@ -71,7 +85,7 @@ def stored(path: Path, chain: Chain) -> tuple[dict[str, list[torch.Tensor]], Job
     save_file(named, path)
     _, entries = read_header(path)
     ordered = {name: [entries[f"{name}.{i}"] for i in range(len(group))] for name, group in tensors.items()}
-    return tensors, Job(operations, ordered, list(targets))
+    return tensors, Job(operations, ordered, list(targets), CONFIG)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -88,7 +102,7 @@ def test_supported_chains_equal_transformers_own(name: str, dtype: torch.dtype, 
             target_patterns=list(targets),
             full_layer_name=next(iter(targets)),
             model=Shapes(targets),
-            config=None,
+            config=CONFIG,
         )
     parts = list(job.parts({target: torch.Size(shape) for target, shape in targets.items()}))
     pieces, offset = [], 0
@@ -122,6 +136,7 @@ def test_other_chains_are_refused_by_name(operations: list[ConversionOps], tmp_p
         ([MergeModulelist(dim=0)], {"a": [(4, 2)] * 2}, {"c": (3, 4, 2)}),
         ([MergeModulelist(dim=0), Concatenate(dim=1)], {"a": [()] * 2, "b": [()] * 2}, {"c": (2, 4)}),
         ([Transpose(0, 1)], {"a": [(4, 2)]}, {"b": (4, 2)}),
+        ([core_model_loading.PermuteForRope()], {"a": [(6, 2)]}, {"b": (6, 2)}),
     ],
 )
 def test_tensors_that_do_not_fit_are_refused(

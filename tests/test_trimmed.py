@@ -13,7 +13,7 @@ from specexec.drafters.ranking import Ranking
 from specexec.drafters.retrieval.memory import Memory
 from specexec.drafters.retrieval.suffix_index import Settled
 from specexec.drafters.sibling import SiblingDrafter
-from specexec.drafters.trimmed_head import Columns, TrimmedHead
+from specexec.drafters.trimmed_head import Columns, TrimmedHead, widened
 from specexec.engine.decoder import Decoder
 from specexec.errors import BadDrafter
 from specexec.model.tree_lm import TreeLM
@@ -73,7 +73,7 @@ def test_its_logits_are_those_of_the_whole_head(family: str, tmp_path: Path) -> 
         assert {*text, 250} <= set(head.ids_S.tolist())
         assert len(set(head.ids_S.tolist())) == len(head.ids_S)
         torch.testing.assert_close(head.logits(hidden_NH), lm.head(hidden_NH)[:, head.ids_S])
-        assert head.widened(head.logits(hidden_NH)).isfinite().sum() == 5 * len(head.ids_S)
+        assert widened(head.logits(hidden_NH), head.ids_S, head._vocabulary).isfinite().sum() == 5 * len(head.ids_S)
     lm.close()
 
 

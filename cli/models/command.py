@@ -24,6 +24,7 @@ from offload.hub import cleanup as leftovers
 from offload.hub import hub, names
 from offload.hub import local_models as local
 from offload.hub.other_apps import models_of_apps
+from specexec.compose.head_folders import as_model, head_in_words
 
 _JSON = json_option()
 
@@ -109,7 +110,11 @@ def show_model(name: str, as_json: bool) -> None:
     if known.path is not None:
         folder = open_folder(known.path)  # raises what is wrong with it
         check_documents(known.path)
-        facts["runs"] = _runs(folder)
+        head = head_in_words(folder)
+        facts["runs"] = f"no: {head}" if head else _runs(folder)
+        if head:
+            facts["layers"] = as_model(folder).config.get("num_hidden_layers", facts["layers"])
+            del facts["loads_in_transformers"], facts["head"]
     if as_json:
         echo(json.dumps(facts, ensure_ascii=False))
         return

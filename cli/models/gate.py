@@ -14,6 +14,7 @@ from offload.checkpoint.roles import LAYER
 from offload.errors import BadModelDir
 from offload.hub.headers_only import list_model
 from offload.hub.names import is_here
+from specexec.compose.head_folders import refuse_as_model
 from specexec.errors import UnsupportedArchitecture
 from specexec.model.architecture import can_branch, context_for, is_usual
 from specexec.text.templates import damage
@@ -24,6 +25,7 @@ def check(folder: Folder, *, trees: bool, ctx: int | None = None, trust_remote_c
     if folder.here:
         check_documents(folder.path)
         _check_templates(folder.path)
+    refuse_as_model(folder)
     if folder.wrapper is None and is_usual(folder.config):
         refuse_unknown(folder)
         _refuse_foreign(folder)

@@ -186,8 +186,12 @@ def _admit(repo: str, revision: str | None, asked: _Asked, screen: Screen) -> No
     """Refuse before the download what no command could load, and say what runs without guesses only."""
     from cli.models.gate import check, only_plainly
     from offload.hub.headers_only import list_hub
+    from specexec.compose.head_folders import head_in_words, verifier_of
 
     listed = list_hub(repo, revision)
+    if words := head_in_words(listed):
+        screen.tell(f"Note: {repo} is {words}; use: -m {verifier_of(listed) or 'MODEL'} -d {repo}")
+        return
     check(listed, trees=False, trust_remote_code=asked.trust_remote_code)
     for note in (*listed.notes, only_plainly(listed, asked.trust_remote_code)):
         if note:

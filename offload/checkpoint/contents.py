@@ -104,7 +104,8 @@ def instead(
         return BadModelDir(
             f"{where} holds its weights as pickle ({found}), which can run code when loaded.",
             READS,
-            "a safetensors version of the model, or convert it with transformers' save_pretrained.",
+            "a safetensors version of the model, or convert it with transformers' save_pretrained; how to convert "
+            "a head that drafts is in docs/heads.md.",
         )
     for suffix, kind in ((".onnx", "an ONNX export"), (".h5", "TensorFlow weights"), (".msgpack", "Flax weights")):
         if found := ends(suffix):

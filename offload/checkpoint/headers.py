@@ -19,6 +19,7 @@ from offload.checkpoint.documents import AGAIN, CONFIG, Json, read_json
 from offload.checkpoint.entry import Entry
 from offload.checkpoint.gguf.model import documents_folder, open_gguf, source_files
 from offload.checkpoint.mtp import mtp_tensors
+from offload.checkpoint.shared import with_shared
 from offload.checkpoint.wrapped import is_wrapper, text_settings, text_tensors
 from offload.errors import BadModelDir, CorruptShard, ReadFailed, UnsupportedModel
 from offload.units import size
@@ -138,6 +139,7 @@ def checked(folder: Folder) -> Folder:
         folder = replace(
             folder, config=text, entries=held, notes=(*folder.notes, note), wrapper=folder.config, beside=beside
         )
+    folder = replace(folder, entries=with_shared(folder.config, folder.entries))
     config, plain = settled(folder.config, folder.entries)
     return replace(folder, config=config, notes=(*folder.notes, plain) if plain else folder.notes)
 

@@ -9,9 +9,10 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     Concatenate,
@@ -107,6 +108,7 @@ class Job:
     operations: Sequence[ConversionOps]
     sources: dict[str, list[Entry]]
     targets: list[str]
+    config: PreTrainedConfig
 
     @property
     def entries(self) -> list[Entry]:
@@ -124,6 +126,11 @@ class Job:
                 yield _part(first, self.targets[0], views[0] if same else views[0].transpose(op.dim0, op.dim1))
             case [op] if _splits_rows(op) and len(self.entries) == 1:
                 yield from self._split(first, views)
+            case [op, pairs] if _splits_rows(op) and _turns_pairs(pairs) and len(self.entries) == 1:
+                for part, view in zip(self._split(first, views), views, strict=True):
+                    yield self._paired(part, view, pairs)
+            case [pairs] if _turns_pairs(pairs) and len(self.entries) == 1:
+                yield self._paired(_part(first, self.targets[0], views[0]), views[0], pairs)
             case [Concatenate() as op]:
                 yield from self._concatenate(views[0], op.dim)
             case [MergeModulelist() as op] if len(self.sources) == 1:
@@ -148,6 +155,20 @@ class Job:
         for target, view in zip(self.targets, views, strict=True):
             yield _part(entry.rows(start, view.shape[0]), target, view)
             start += view.shape[0]
+
+    def _paired(self, part: Part, view: torch.Tensor, pairs: Any) -> Part:
+        """Rows of a head that turn together are neighbours on one side, and half a head apart on the other."""
+        names: list[str] | None = pairs.permute_layer_names
+        if names is not None and not any(name in part.target for name in names):
+            return part
+        config = getattr(self.config, pairs.subconfig_key or "", self.config)
+        heads, (rows, *rest) = getattr(config, "num_attention_heads", 1), view.shape
+        if rows % (2 * heads):
+            raise _misfit(part.entry, part.target, view.shape)
+        half = rows // heads // 2
+        there, here = ((2, half), (half, 2)) if pairs.inverse else ((half, 2), (2, half))
+        turned = view.unflatten(0, (heads, *here)).transpose(1, 2)
+        return _part(replace(part.entry, shape=(heads, *there, *rest)), part.target, turned)
 
     def _concatenate(self, view: torch.Tensor, dim: int) -> Iterator[Part]:
         start = 0
@@ -183,11 +204,11 @@ def _jobs(entries: Iterable[Entry], model: PreTrainedModel, shapes: Mapping[str,
         if target not in shapes and entry.name in shapes:
             target, pattern = entry.name, None
         if pattern is None:
-            job = Job([], {"": []}, [target])
+            job = Job([], {"": []}, [target], model.config)
         else:
             step = by_pattern[pattern]
             targets = [target.replace(step.target_patterns[0], name) for name in step.target_patterns]
-            job = Job(step.operations, {name: [] for name in step.source_patterns}, targets)
+            job = Job(step.operations, {name: [] for name in step.source_patterns}, targets, model.config)
         group = collected.setdefault(target, job).sources.get(pattern or "")
         if group is None or (group and pattern is None):
             raise BadModelDir(f"'{entry.name}' and '{collected[target].entries[0].name}' are both '{target}'.")
@@ -198,8 +219,12 @@ def _jobs(entries: Iterable[Entry], model: PreTrainedModel, shapes: Mapping[str,
         yield job
 
 
+# By name: these are younger than the oldest transformers we run with.
+def _turns_pairs(op: ConversionOps) -> bool:
+    return type(op).__name__ == "PermuteForRope"
+
+
 def _splits_rows(op: ConversionOps) -> bool:
-    # By name: `Split` is younger than the oldest transformers we run with.
     return type(op).__name__ in ("Chunk", "Split") and getattr(op, "dim", None) == 0
 
 

@@ -164,6 +164,8 @@ def build_tower(folder: Folder, dtype: str | torch.dtype | None) -> Skeleton:
     strip_text(alone)
     _ready(alone.whole)
     lists = {path: module for path, module in alone.whole.named_modules() if isinstance(module, nn.ModuleList)}
+    if not lists:  # Gemma 4's unified models embed patches, and have no tower to speak of
+        lists["blocks"] = alone.whole.blocks = nn.ModuleList()
     blocks = max(lists, key=lambda path: sum(one.numel() for one in lists[path].parameters()))
     return Skeleton(
         alone.whole, blocks, wanted, Wrapper(built.whole, {name: name for name in alone.whole.state_dict()})

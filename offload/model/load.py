@@ -232,8 +232,9 @@ def _fill_rest(
             if stays:
                 in_ram.add(model.get_submodule(name.rpartition(".")[0]))
     # Where both of a pair are stored each is what it says, as it was counted: the head never follows into RAM.
+    # Layers that share tensors borrow them one by one.
     for target, source in [*model.all_tied_weights_keys.items()]:
-        if {target, source} <= stored:
+        if {target, source} <= stored or target.startswith(f"{skeleton.layers}."):
             del model.all_tied_weights_keys[target]
     missing = {name for name in model.all_tied_weights_keys if name not in stored}
     missing |= {name for name in model.all_tied_weights_keys.values() if name not in stored}

@@ -21,6 +21,7 @@ from offload.machine.speeds import reading_for
 from offload.placement.placement import Need
 
 FLOATS = {"F32", "F16", "BF16"}
+NO_ATTENTION = ("mamba", "mamba2", "falcon_mamba")  # models of recurrent layers alone
 # Of a head in four bits this much is dequantised at a time, and multiplied with so many rows.
 HEAD_PIECE_B, HEAD_COMPANY = 32 << 20, 256
 NF4_BLOCK = 64
@@ -164,6 +165,8 @@ def cache_B(config: Mapping[str, Json], ctx: int, item_B: int) -> int:
 def cache_widths(config: Mapping[str, Json]) -> tuple[int, ...]:
     """Numbers that each layer keeps of a token: its keys and values; none where it attends to those of another."""
     layers = _number(config, "num_hidden_layers", 0)
+    if config.get("model_type") in NO_ATTENTION:
+        return (0,) * layers
     own = layers - _number(config, "num_kv_shared_layers", 0)
     return tuple(_cache_width(_of_layer(config, layer)) if layer < own else 0 for layer in range(layers))
 
@@ -184,8 +187,8 @@ def _cache_width(config: Mapping[str, Json]) -> int:
         # Latent attention is cached expanded: transformers keeps full keys and values for every head.
         parts = ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
         return heads * sum(_number(config, name, 0) for name in parts)
-    H = _number(config, "num_key_value_heads", heads)
-    D = _number(config, "head_dim", _number(config, "hidden_size", 0) // max(heads, 1))
+    H, hidden = _number(config, "num_key_value_heads", heads), _number(config, "hidden_size", 0)
+    D = _number(config, "head_dim", _number(config, "attention_head_dim", hidden // max(heads, 1)))
     return 2 * H * D
 
 

@@ -10,7 +10,7 @@ import time
 from bisect import bisect_left
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict
 from functools import cached_property
 from typing import NoReturn
 
@@ -61,7 +61,7 @@ class LayerStream:
         self._closing = threading.Event()
         self._hurried = False
         self._limit = LinkLimit(limit_Bps, sleep=self._closing.wait)
-        self._stats = StreamStats()
+        self._counts: dict[str, float] = asdict(StreamStats())
         readers = min(READERS, len(ring)) if self._route else 0
         self._readers = [threading.Thread(target=self._read_on, name="weights", daemon=True) for _ in range(readers)]
         for reader in self._readers:
@@ -99,7 +99,8 @@ class LayerStream:
 
     def stats(self) -> StreamStats:
         """What was done so far."""
-        return self._stats
+        with self._changed:
+            return StreamStats(**self._counts)  # type: ignore[arg-type]  # whole numbers stay whole
 
     def take(self, layer: int, rows: int | None = None) -> Mapping[str, torch.Tensor]:
         """The tensors of `layer`, but for so many rows' experts; valid until `give` or `take`; raises failed reads."""
@@ -230,8 +231,8 @@ class LayerStream:
         raise ReadFailed(f"the reader of weights failed: {failure!r}.") from failure
 
     def _count(self, **more: float) -> None:
-        now = self._stats
-        self._stats = replace(now, **{name: getattr(now, name) + value for name, value in more.items()})
+        for name, value in more.items():
+            self._counts[name] += value
 
     def _read_on(self) -> None:
         """A reader: read the experts that a layer waits for, else fill an empty buffer with the next layer."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from transformers import GenerationConfig
 from transformers.utils import GENERATION_CONFIG_NAME
+from transformers.utils.import_utils import is_torchvision_available
 
 import offload as weights
 from specexec.model.architecture import DEFAULT_CONTEXT, longest_text
@@ -58,6 +59,8 @@ def _image_prompts(folder: Path, encoding: Encoding) -> ImagePrompts | str:
         return "Its files hold no tower for images."
     if not any((folder / name).exists() for name in PROCESSORS):
         return f"Its folder has no {PROCESSORS[0]}, which says how images are prepared."
+    if FAMILIES[config.model_type].backend == "torchvision" and not is_torchvision_available():
+        return "Images for it are prepared by torchvision: install the one that belongs to your torch."
     return ImagePrompts(folder, config, encoding.tokenizer)
 
 

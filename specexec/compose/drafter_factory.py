@@ -136,6 +136,11 @@ class FolderHead:
     name: str
 
     @property
+    def maker(self) -> str:
+        """What makes a drafter of it."""
+        return HEADS[str(head_kind(self.folder))]
+
+    @property
     def settings(self) -> Mapping[str, object]:
         """Its config.json."""
         return self.folder.config
@@ -199,13 +204,13 @@ def makers(
 ) -> dict[str, Callable[[], Drafter]]:
     """How each source of the choice is made."""
     return {
-        name: partial(_maker(name, name in heads), replace(kit, draft=drafts.get(name), head=heads.get(name)))
+        name: partial(_maker(name, heads.get(name)), replace(kit, draft=drafts.get(name), head=heads.get(name)))
         for name in choice.sources
     }
 
 
-def _maker(name: str, is_head: bool) -> Callable[[DrafterKit], Drafter]:
-    make: Callable[[DrafterKit], Drafter] = resolve_name(HEADS if is_head else source_of(name).maker)
+def _maker(name: str, head: FolderHead | None) -> Callable[[DrafterKit], Drafter]:
+    make: Callable[[DrafterKit], Drafter] = resolve_name(head.maker if head else source_of(name).maker)
     return make
 
 

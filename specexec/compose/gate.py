@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import offload as weights
+from specexec.compose.head_folders import refuse_as_model
 from specexec.model.architecture import check_any_support, check_tree_support, context_for, longest_text
 
 
@@ -15,6 +16,7 @@ def admit(
     """
     if folder.here:
         weights.check_documents(folder.path)
+    refuse_as_model(folder)
     weights.refuse_unknown(folder)
     design = weights.design(folder, trust_remote_code)
     check_any_support(design.config)

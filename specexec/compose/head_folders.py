@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, cast
 
-from offload import is_quantised, mtp_names
+from offload import BadModelDir, is_quantised, mtp_names
+from specexec.drafters.heads import eagle_fields as eagle
+from specexec.drafters.heads.refusal import of_another
+from specexec.drafters.registry import HEADS
 from specexec.errors import BadDrafter
 
 if TYPE_CHECKING:
-    from offload import Folder
+    from offload import Folder, Json
     from specexec.drafters.registry import DrafterChoice
 
+UNKNOWN = "EAGLE in other parts"
 # What class names, in lower case, say.
-CLASSES = {"dflash": "DFlash", "eagle": "EAGLE", "speculator": "speculators", "medusa": "Medusa"}
+CLASSES = {"dflash": "DFlash", "eagle": UNKNOWN, "speculator": "speculators", "medusa": "Medusa"}
 # And what keys of config.json and tensors that no language model has.
 SETTINGS = {"speculators_model_type": "speculators", "dflash_config": "DFlash", "medusa_num_heads": "Medusa"}
-LOADED = ("DFlash",)  # from a folder of their own
+MAYBE_EAGLE = (UNKNOWN, "speculators: eagle3", "speculators: eagle")
 # What its config.json says of its target, which shares embeddings and head.
 SIZES = {"num_target_layers": "layers", "hidden_size": "hidden numbers", "vocab_size": "tokens"}
-TENSORS = {"d2t": "EAGLE-3", "midlayer.": "EAGLE-3", "fc.weight": "EAGLE", "rnn_u": "ReDrafter", "speculator.": "MLP"}
+TENSORS = {"d2t": UNKNOWN, "midlayer.": UNKNOWN, "fc.weight": UNKNOWN, "rnn_u": "ReDrafter", "speculator.": "MLP"}
 
 
 def check_heads(choice: DrafterChoice, target: Folder, drafters: Iterable[Folder]) -> None:
@@ -33,19 +38,19 @@ def check_heads(choice: DrafterChoice, target: Folder, drafters: Iterable[Folder
         )
     for folder in drafters:
         kind = head_kind(folder)
-        if kind in LOADED and is_quantised(folder):
+        if kind in HEADS and is_quantised(folder):
             raise BadDrafter(
                 f"{folder.called} is a {kind} head in few bits, which cannot be loaded yet.",
                 hint="the head as it was published in 16 bits.",
             )
-        for key, words in SIZES.items():
-            told, ours = folder.config.get(key), target.config.get(key.replace("num_target", "num_hidden"))
-            if kind in LOADED and told is not None and told != ours:
-                raise BadDrafter(
-                    f"{folder.called} is a {kind} head for a model with {told} {words}, this one has {ours}.",
-                    hint="the head of this model, --drafter ngram, or a smaller model of the same family.",
-                )
-        if kind and kind not in LOADED:
+        if kind == "DFlash":
+            for key, words in SIZES.items():
+                told, ours = folder.config.get(key), target.config.get(key.replace("num_target", "num_hidden"))
+                if told is not None and told != ours:
+                    raise of_another(kind, str(folder.called), told, ours, words)
+        elif kind in HEADS:
+            eagle.EagleFields.of(folder.config, shapes(folder), _shape_of(target), str(folder.called))
+        elif kind:
             raise BadDrafter(
                 f"{folder.called} is a head for another model ({kind}), which cannot be loaded yet.",
                 "It is no language model of its own: it reads what its target computes.",
@@ -55,9 +60,17 @@ def check_heads(choice: DrafterChoice, target: Folder, drafters: Iterable[Folder
 
 def head_kind(folder: Folder) -> str | None:
     """What kind of head a folder holds, by its config.json and its tensors; None for a model of its own."""
-    config = folder.whole_config
-    if str(config.get("model_type")).endswith("_assistant"):
+    if str(folder.whole_config.get("model_type")).endswith("_assistant"):
         return "assistant"
+    found = _by_name(folder)
+    if found in MAYBE_EAGLE and (generation := eagle.generation(shapes(folder))):
+        return eagle.NAMES[generation]
+    return found
+
+
+def _by_name(folder: Folder) -> str | None:
+    """What keys, classes and tensors are called, in this order."""
+    config = folder.whole_config
     if found := next((kind for key, kind in SETTINGS.items() if key in config), None):
         told = config.get("speculators_model_type")
         return f"{found}: {told}" if told else found
@@ -69,8 +82,64 @@ def head_kind(folder: Folder) -> str | None:
     return next((kind for start, kind in TENSORS.items() if any(name.startswith(start) for name in starts)), None)
 
 
-def tap_count(folder: Folder) -> int:
-    """Layers of the target whose hidden states a head reads; 0 for a model of its own."""
-    told = folder.config.get("dflash_config") if head_kind(folder) in LOADED else None
+def verifier_of(folder: Folder) -> str | None:
+    """The model that a head was made for, if its config.json names it."""
+    told = folder.config.get("speculators_config")
+    verifier = told.get("verifier") if isinstance(told, dict) else None
+    name = verifier.get("name_or_path") if isinstance(verifier, dict) else None
+    return name if isinstance(name, str) and name else None
+
+
+def head_in_words(folder: Folder) -> str | None:
+    """What head a folder holds, and for which model; None for a model of its own."""
+    kind, model = head_kind(folder), verifier_of(folder)
+    if kind is None:
+        return None
+    read = "" if kind in HEADS else ", which cannot be loaded yet"
+    return f"a head that drafts{f' for {model}' if model else ''} ({kind}){read}"
+
+
+def refuse_as_model(folder: Folder) -> None:
+    """Raise BadModelDir for a folder that holds a head: it computes nothing without its target."""
+    if words := head_in_words(folder):
+        hint = f"-m {verifier_of(folder) or 'MODEL'} -d {folder.called}"
+        raise BadModelDir(f"{folder.called} is no model of its own: it is {words}.", hint=hint)
+
+
+def as_model(folder: Folder) -> Folder:
+    """The folder of an EAGLE head as that of a model of the head's layers, which is how its memory is counted."""
+    if head_kind(folder) not in eagle.NAMES.values():
+        return folder
+    named = {eagle.own_name(entry.name): entry for entry in folder.entries.values()}
+    entries = {name: replace(entry, name=name) for name, entry in named.items() if name is not None}
+    layer = cast("dict[str, Json]", eagle.layer_config(folder.config, shapes(folder)))
+    return replace(folder, config=folder.config | layer, entries=entries)
+
+
+def tap_count(folder: Folder, hidden: int) -> int:
+    """Layers of a target of this hidden size whose states a head reads; 0 for a model of its own."""
+    kind = head_kind(folder)
+    if kind in eagle.NAMES.values():
+        return eagle.tap_count(shapes(folder), hidden)
+    told = folder.config.get("dflash_config") if kind == "DFlash" else None
     ids = told.get("target_layer_ids") if isinstance(told, dict) else None
     return len(ids) if isinstance(ids, list) else 0
+
+
+def tries(folder: Folder) -> bool:
+    """Whether a head finds out at first which states it is meant to read."""
+    return head_kind(folder) in eagle.NAMES.values()
+
+
+def shapes(folder: Folder) -> dict[str, tuple[int, ...]]:
+    """Those of an EAGLE head's tensors, by the names they have here."""
+    named = ((eagle.own_name(entry.name), entry.shape) for entry in folder.entries.values())
+    return {name: shape for name, shape in named if name is not None}
+
+
+def _shape_of(target: Folder) -> eagle.TargetShape:
+    layers, hidden, vocabulary = (
+        found if isinstance(found := target.config.get(key), int) else 0
+        for key in ("num_hidden_layers", "hidden_size", "vocab_size")
+    )
+    return eagle.TargetShape(layers, hidden, vocabulary)

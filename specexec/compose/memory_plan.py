@@ -26,7 +26,7 @@ from offload import (
     with_head,
 )
 from offload import item_B as stored_item_B
-from specexec.compose.head_folders import head_kind, tap_count
+from specexec.compose.head_folders import as_model, head_kind, tap_count, tries
 from specexec.compose.load_options import LoadOptions
 from specexec.drafters.registry import DrafterChoice
 from specexec.model.recurrent.sizes import recurrences_of
@@ -35,6 +35,7 @@ from specexec.sizes import (
     FIRST_NODES,
     SEEING,
     SKIP_SHARE,
+    TRIED_ROWS,
     Widths,
     drafting_B,
     guesses_B,
@@ -88,7 +89,9 @@ class LoadRequest:
     ) -> LoadRequest:
         """Settle what depends on the memory that is free."""
         budget = TOY_BUDGET if toy and options.budget == "auto" and options.link_limit_Bps is None else options.budget
-        bare = cls(target, drafters, options, budget, context, 0, branches, free.vram_B is None, plainly)
+        bare = cls(
+            target, tuple(map(as_model, drafters)), options, budget, context, 0, branches, free.vram_B is None, plainly
+        )
         free_B = free.ram_B if free.vram_B is None else free.vram_B
         return replace(bare, most_nodes=nodes_of("auto", bare.widths(target), context, free_B))
 
@@ -103,8 +106,9 @@ class LoadRequest:
         return "nf4" if self.options.drafter_quant == "none" else self.options.drafter_quant
 
     def item_B(self, folder: Folder) -> int:
-        """Bytes of a number that this model computes with."""
-        return DTYPE_B.get(self.options.dtype) or stored_item_B(folder)
+        """Bytes of a number that this model computes with; a head computes with those of its target."""
+        is_head = folder is not self.target and head_kind(folder) is not None
+        return DTYPE_B.get(self.options.dtype) or stored_item_B(self.target if is_head else folder)
 
     def widths(self, folder: Folder) -> Widths:
         """The sizes of a model that decide."""
@@ -116,6 +120,8 @@ class LoadRequest:
             states_B=states.text_B(item_B),
             node_states_B=states.node_B(item_B),
             state_heads=max((layer.heads for layer in states.layers), default=0),
+            state_row_B=max((layer.row_B for layer in states.layers), default=0),
+            states_at_once_B=max((layer.most_B for layer in states.layers), default=0),
         )
 
     def bits(self, folder: Folder) -> FewBits:
@@ -124,7 +130,14 @@ class LoadRequest:
 
     def tapped_B(self, folder: Folder) -> int:
         """Hidden states of one token of the target that a head reads."""
-        return tap_count(folder) * self.widths(self.target).hidden * self.item_B(self.target)
+        hidden = self.widths(self.target).hidden
+        return tap_count(folder, hidden) * hidden * self.item_B(self.target)
+
+    def tried_B(self, folder: Folder) -> int:
+        """Hidden states by which a head finds out which it reads: of one sweep, and kept of a text."""
+        if not tries(folder):
+            return 0
+        return 2 * TRIED_ROWS * (self.tapped_B(folder) + self.widths(self.target).hidden * self.item_B(self.target))
 
 
 @dataclass(frozen=True)
@@ -157,6 +170,7 @@ def memory_plan(request: LoadRequest, choice: DrafterChoice) -> MemoryPlan:
         embeddings_B += lookups_B
         drafter_B += resident_B(folder, bits, number_B, 0, on_gpu=not request.on_cpu) - lookups_B
         drafter_B += request.tapped_B(folder) * (request.context + nodes)  # while a sweep runs
+        drafter_B += request.tried_B(folder)
         drafter_B += 3 * (request.options.draft_vocab or 0) // 2 * request.widths(folder).hidden * number_B
     sees = target.wrapper is not None and target.architecture in SEEING and request.branches
     seen_B = tower_B(target, item_B) + images_B(target.whole_config, widths, request.context) if sees else 0
@@ -202,10 +216,18 @@ def drafting(request: LoadRequest, choice: DrafterChoice) -> list[Widths]:
         states_B=0,
         node_states_B=0,
         state_heads=0,
+        state_row_B=0,
+        states_at_once_B=0,
         reads_B=own.hidden * own.item_B,
     )
-    models = [replace(request.widths(one), reads_B=request.tapped_B(one)) for one in _models(request, choice)]
+    models = [_drafting(request, one) for one in _models(request, choice)]
     return [*models, *copies, *(one_layer for _ in choice.heads)]
+
+
+def _drafting(request: LoadRequest, folder: Folder) -> Widths:
+    """The sizes of a drafter model, and what a head reads; EAGLE's go in as wide as embeddings and features are."""
+    widths = replace(request.widths(folder), reads_B=request.tapped_B(folder))
+    return replace(widths, hidden=2 * widths.hidden) if tries(folder) else widths
 
 
 def room_for_texts(placement: Placement, free: Free, request: LoadRequest, choice: DrafterChoice) -> Room:

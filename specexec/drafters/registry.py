@@ -35,7 +35,12 @@ REGISTRY: dict[str, Source] = {
     "skip": Source("some layers of the target", "specexec.compose.drafter_makers:from_sublayers", "copy"),
     "ngram": Source("what has been written before", "specexec.drafters.ngram:make"),
 }
-HEADS = "specexec.drafters.heads.lattice:make"  # makes a drafter of a folder that holds a head
+# What makes a drafter of a folder that holds a head, by its kind.
+HEADS = {
+    "DFlash": "specexec.drafters.heads.lattice:make",
+    "EAGLE-3": "specexec.drafters.heads.eagle:make",
+    "EAGLE": "specexec.drafters.heads.eagle:make",
+}
 ALONE = {"none": "nothing: plain decoding", "auto": "the fastest of what fits"}  # joined with no others
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
 from weakref import WeakKeyDictionary
 
@@ -19,7 +20,7 @@ from specexec.drafters.cascade import Cascade
 from specexec.drafters.protocol import Ask, Guesses
 from specexec.drafters.ranking import Ranking
 from specexec.drafters.read_rows import Along, AskedBatch, Below, evidence
-from specexec.drafters.trimmed_head import Columns, TrimmedHead
+from specexec.drafters.trimmed_head import Columns, TrimmedHead, widened
 from specexec.learned import Arrays
 from specexec.model.tree_lm import Rows, TreeLM
 from specexec.sampling.processors import History
@@ -43,7 +44,10 @@ class _HeadLogits:
 
 
 class SiblingDrafter(Calibrated):
-    """Guesses by any causal LM that shares the target's vocabulary of `vocabulary` ids; it names none of `never`."""
+    """Guesses by any causal LM that shares the target's vocabulary of `vocabulary` ids; it names none of `never`.
+
+    `ids`: what the rows of its head stand for, where that is not 0, 1, 2, …
+    """
 
     reads_its_own = False
     """Whether rows of guesses are computed from what their parents' rows gave (heads/head.py)."""
@@ -57,6 +61,7 @@ class SiblingDrafter(Calibrated):
         trimmed: TrimmedHead | None = None,
         cascade: Cascade | None = None,
         never: Iterable[int] = (),
+        ids: Items[int] | None = None,
     ) -> None:
         super().__init__()
         self.name = name
@@ -64,8 +69,11 @@ class SiblingDrafter(Calibrated):
         self.context = lm.context
         self.lm = lm
         # Ids beyond the target's vocabulary are padding rows of the drafter's head: never guess them.
-        self._vocabulary = min(lm.vocabulary, vocabulary)
-        self._never = torch.tensor(sorted(token for token in never if token < self._vocabulary), device=lm.device)
+        self._vocabulary = min(lm.vocabulary, vocabulary) if ids is None else lm.vocabulary
+        self._ids_S = None if ids is None else torch.tensor(ids, device=lm.device)
+        named, left_out = range(self._vocabulary) if ids is None else ids, {*never}
+        rows = [row for row, one in enumerate(named) if one in left_out or one >= vocabulary]
+        self._never = torch.tensor(rows, dtype=torch.long, device=lm.device)
         self._trimmed = trimmed
         self.cascade = cascade or Cascade()
         self._below: WeakKeyDictionary[Sequence, Below] = WeakKeyDictionary()
@@ -158,17 +166,18 @@ class SiblingDrafter(Calibrated):
 
     def _logits(self, hidden_NH: Tensor) -> Tensor:
         if self._trimmed is None:
-            logits_NV = self.lm.head(hidden_NH)[:, : self._vocabulary]
+            logits_NV = self.lm.head(hidden_NH)
+            logits_NV = logits_NV[:, : self._vocabulary] if self._ids_S is None else logits_NV
             return logits_NV.index_fill_(1, self._never, float("-inf")) if len(self._never) else logits_NV
         return self._trimmed.logits(hidden_NH)
 
     def _head_logits(self, sequence: Sequence, logits_NS: Tensor) -> _HeadLogits:
-        trimmed, sampling = self._trimmed, sequence.sampling
-        if trimmed is None:
+        ids_S, sampling = self._ids_S if self._trimmed is None else self._trimmed.ids_S, sequence.sampling
+        if ids_S is None:
             return _HeadLogits(logits_NS, sequence.noise)
         if sampling.penalised or sampling.logit_bias or sequence.parse is not None:  # those are about all tokens
-            return _HeadLogits(trimmed.widened(logits_NS), sequence.noise)
-        return _HeadLogits(logits_NS, Columns(sequence.noise, trimmed.ids_S), trimmed.ids_S)
+            return _HeadLogits(widened(logits_NS, ids_S, self._vocabulary), sequence.noise)
+        return _HeadLogits(logits_NS, Columns(sequence.noise, ids_S), ids_S)
 
     def pack(self) -> dict[str, Floats]:
         """Its calibration; of a trimmed head, what the target chose most."""

@@ -63,6 +63,13 @@ class Columns:
         return self.noise.rows(positions)[:, self.ids_S]
 
 
+def widened(logits_NS: Tensor, ids_S: Tensor, vocabulary: int) -> Tensor:
+    """Logits of some tokens among those of all, [N, V]: -inf for the others."""
+    wide_NV = logits_NS.new_full((len(logits_NS), vocabulary), float("-inf"))
+    wide_NV[:, ids_S] = logits_NS
+    return wide_NV
+
+
 class TrimmedHead:
     """The `most` tokens that target and corpus use most, those `always` wanted, and those of the texts at hand.
 
@@ -132,12 +139,6 @@ class TrimmedHead:
     def logits(self, hidden_NH: Tensor) -> Tensor:
         """Those of `ids_S`, [N, S] float32, by the model's own head code."""
         return self._lm.head(hidden_NH, self._head)
-
-    def widened(self, logits_NS: Tensor) -> Tensor:
-        """The same among those of all tokens, [N, V]: -inf for the others."""
-        wide_NV = logits_NS.new_full((len(logits_NS), self._vocabulary), float("-inf"))
-        wide_NV[:, self.ids_S] = logits_NS
-        return wide_NV
 
     def pack(self) -> Floats:
         """The tokens chosen most and how often, [2, most]."""

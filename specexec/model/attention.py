@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from specexec.sizes import KEY_BLOCK, QUERY_BLOCK
+from specexec.sizes import AT_ONCE, KEY_BLOCK, QUERY_BLOCK
 
 NAME = "specexec"
 LOWEST = torch.finfo(torch.float32).min
@@ -79,7 +79,7 @@ class Visibility:
     def _hidden(self, queries: slice, first: int, last: int, style: Style) -> Tensor | None:
         position_Q1 = self.position_R[queries].unsqueeze(1)
         hidden_QK: Tensor | None = None
-        if last > self.committed:
+        if last > self.committed + 1:  # a first node sees itself
             enter_Q1 = self.enter_R[queries].unsqueeze(1)
             nodes = slice(max(first - self.committed, 0), last - self.committed)
             stranger_QK = (enter_Q1 < self.enter_R[nodes]) | (enter_Q1 >= self.leave_R[nodes])
@@ -121,38 +121,40 @@ def attend(
         queries = slice(start, min(start + QUERY_BLOCK, rows.stop))
         # Nodes are ordered: no ancestor comes later, only rows of the same image.
         end = sees.committed + (rows.stop if style.together and sees.image_R is not None else queries.stop)
-        block = query_HQD[None, :, start - rows.start : queries.stop - rows.start]
-        keys, values = key_HKD[None, :, :end], value_HKD[None, :, :end]
+        block = query_HQD[:, start - rows.start : queries.stop - rows.start]
+        seen = range(sees.first_visible(queries, style), end)
         hidden = partial(sees.hidden, queries, style=style)
-        blocks.append(attend_block(block, keys, values, sees.first_visible(queries, style), hidden, style)[0])
+        blocks.append(attend_block(block, key_HKD, value_HKD, seen, hidden, style))
     return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1)
 
 
 def attend_block(
-    query_BHQD: Tensor,
-    key_BHKD: Tensor,
-    value_BHKD: Tensor,
-    start: int,
+    query_HQD: Tensor,
+    key_HKD: Tensor,
+    value_HKD: Tensor,
+    seen: range,
     hidden: Callable[[int, int], Tensor | None],
     style: Style,
+    texts: int = 1,
 ) -> Tensor:
-    """Attention over the keys from `start` on, block by block: [B, H, Q, D of values] in the dtype of the query.
+    """Attention over the keys of the rows `seen`, block by block: [H, Q, D of values] in the dtype of the query.
 
-    query_BHQD, key_BHKD, value_BHKD: floats of any dtype, sums in float32; H is a multiple of the heads of keys.
-    `hidden(first, last)` is True where a query must not see the keys first … last - 1, bool [Q, K] or [B, Q, K]; None
-    where it sees all of them. Every query must see a key, or there must be sinks: else the result is NaN.
+    query_HQD, key_HKD, value_HKD: floats of any dtype, sums in float32; H is a multiple of the heads of keys. Of B
+    texts the heads come one text after the other.
+    `hidden(first, last)` is True where a query must not see the keys first … last - 1, bool [Q, K] or [B, 1, 1, Q, K];
+    None where it sees all of them. Every query must see a key, or there must be sinks: else the result is NaN.
 
     Each block brings the highest score m, the sum s of exp(score - m) and the sum o of exp(score - m) * value. Two
     blocks merge by m = max(m1, m2), s = s1 exp(m1 - m) + s2 exp(m2 - m), o alike; the result is o / s (Milakov and
     Gimelshein 2018, algorithm 3; FlashAttention, Dao et al. 2022, algorithm 1). Three keys with scores log 1, log 2 and
     log 5 weigh 1/8, 2/8 and 5/8; with the values 8, 4 and 0 that makes 8/8 + 8/8 + 0 = 2, in one block or in two:
 
-    >>> query = torch.ones(1, 1, 1, 1)
-    >>> key = torch.tensor([1.0, 2.0, 5.0]).log().reshape(1, 1, 3, 1)
-    >>> value = torch.tensor([8.0, 4.0, 0.0]).reshape(1, 1, 3, 1)
+    >>> query = torch.ones(1, 1, 1)
+    >>> key = torch.tensor([1.0, 2.0, 5.0]).log().reshape(1, 3, 1)
+    >>> value = torch.tensor([8.0, 4.0, 0.0]).reshape(1, 3, 1)
     >>> def found(hidden: Tensor | None = None) -> float:
     ...     seen = lambda first, last: None if hidden is None else hidden[:, first:last]
-    ...     return round(attend_block(query, key, value, 0, seen, Style(scale=1.0)).item(), 4)
+    ...     return round(attend_block(query, key, value, range(3), seen, Style(scale=1.0)).item(), 4)
     >>> found()
     2.0
     >>> from unittest.mock import patch
@@ -162,47 +164,74 @@ def attend_block(
     >>> found(torch.tensor([[False, False, True]]))  # the third key is not an ancestor: 8/3 + 8/3
     5.3333
     """
-    texts, heads, queries, _ = query_BHQD.shape
-    key_heads, end = key_BHKD.shape[1:3]
-    groups = heads // key_heads
+    heads, queries, _ = query_HQD.shape
+    key_heads, start, end = len(key_HKD), seen.start, seen.stop
     # Heads that share keys lie side by side in one product: no copy of the keys for grouped queries.
-    shared = (texts, key_heads, groups, queries)
-    stacked = (texts * key_heads, groups * queries)
-    query = (query_BHQD.float() * style.scale).reshape(*stacked, -1)
-    found: tuple[Tensor, Tensor, Tensor] | None = None  # highest, total and mixed of the blocks so far
-    if style.sinks_H is not None:  # a sink is a key with a logit and no value: it is there before the first block
-        highest = style.sinks_H.float().reshape(1, key_heads, groups, 1, 1).expand(*shared, 1)
-        found = highest, torch.ones_like(highest), query.new_zeros((*shared, value_BHKD.shape[-1]))
-    # One piece of memory for the scores of every block, of one size however many keys there are: blocks that each ask
-    # for a little more than the last leave holes that nothing fills.
-    memory = query.new_empty(texts * heads * queries * (KEY_BLOCK if texts == 1 else end))
-    for first in range(start, end, KEY_BLOCK):
-        last = min(first + KEY_BLOCK, end)
-        block = memory[: texts * heads * queries * (last - first)].view(*stacked, last - first)
-        torch.bmm(query, key_BHKD[:, :, first:last].float().flatten(0, 1).transpose(1, 2), out=block)
-        scores = block.view(*shared, last - first)
-        # In place: a block of scores is the largest thing that attention holds, and it holds one.
+    shared = (texts, key_heads // texts, heads // key_heads, queries)
+    stacked = (key_heads, heads // key_heads * queries)
+    query = (query_HQD.float() * style.scale).reshape(*stacked, -1)
+
+    def scored(first: int, last: int, out: Tensor | None = None) -> Tensor:
+        """Scores [B, heads of keys, G, Q, K] of some keys."""
+        scores = torch.bmm(query, key_HKD[:, first:last].float().transpose(1, 2), out=out).view(*shared, last - first)
+        # In place: a block of scores is the largest thing that attention holds.
         if style.softcap is not None:
             scores.div_(style.softcap).tanh_().mul_(style.softcap)
         masked = hidden(first, last)
-        if masked is not None:
-            scores.masked_fill_(masked[..., None, None, :, :], -torch.inf)
+        return scores if masked is None else scores.masked_fill_(masked, -torch.inf)
+
+    def mixed_by(weights: Tensor, first: int, last: int) -> Tensor:
+        """Sums of values [heads of keys, G * Q, D] by their weights."""
+        return torch.bmm(weights.view(*stacked, -1), value_HKD[:, first:last].float())
+
+    if style.sinks_H is None and end - start <= KEY_BLOCK and texts * queries <= AT_ONCE:
+        mixed = mixed_by(scored(start, end).softmax(-1), start, end)
+        return mixed.view(heads, queries, -1).to(query_HQD.dtype)
+    found: tuple[Tensor, Tensor, Tensor] | None = None  # highest, total and mixed of the blocks so far
+    if style.sinks_H is not None:  # a sink is a key with a logit and no value: it is there before the first block
+        highest = style.sinks_H.float().reshape(1, *shared[1:3], 1, 1).expand(*shared, 1)
+        found = highest, torch.ones_like(highest), query.new_zeros((*shared, value_HKD.shape[-1]))
+    # One piece of memory for the scores of every block, of one size however many keys there are: blocks that each ask
+    # for a little more than the last leave holes that nothing fills.
+    memory = query.new_empty(heads * queries * (KEY_BLOCK if texts == 1 else end))
+    for first in range(start, end, KEY_BLOCK):
+        last = min(first + KEY_BLOCK, end)
+        block = memory[: heads * queries * (last - first)].view(*stacked, last - first)
+        scores = scored(first, last, out=block)
         highest = scores.amax(-1, keepdim=True)
         highest = highest.clamp_(min=LOWEST) if found is None else torch.maximum(found[0], highest)
         weights = scores.sub_(highest).exp_()
-        values = weights.reshape(*stacked, -1) @ value_BHKD[:, :, first:last].float().flatten(0, 1)
-        mixed, total = values.view(*shared, -1), weights.sum(-1, keepdim=True)
+        mixed, total = mixed_by(weights, first, last).view(*shared, -1), weights.sum(-1, keepdim=True)
         if found is not None:
             fade = torch.exp(found[0] - highest)
             mixed, total = found[2] * fade + mixed, found[1] * fade + total
         found = highest, total, mixed
-    return (mixed / total).reshape(texts, heads, queries, -1).to(query_BHQD.dtype)
+    return (mixed / total).reshape(heads, queries, -1).to(query_HQD.dtype)
+
+
+def warmer(query_HQD: Tensor, position_Q: Tensor, floor: float, scale: float) -> Tensor:
+    """Queries that grow with their position, in their dtype: times 1 + scale * log(1 + (position + 1) // floor).
+
+    Llama 4's layers without rotary embeddings (arXiv 2501.19399); transformers counts rows of the cache instead.
+    """
+    factor_Q = torch.log1p(torch.floor((position_Q.float() + 1.0) / floor)) * scale + 1.0
+    return (query_HQD * factor_Q[None, :, None]).to(query_HQD.dtype)
+
+
+def leave_temperatures(model: nn.Module) -> None:
+    """Attention of this model leaves it to `warmer` to scale its queries. Harmless when repeated."""
+    for module in model.modules():
+        inner = getattr(module, "inner", None)  # streamed layers hide theirs
+        for one in inner.modules() if isinstance(inner, nn.Module) else [module]:
+            if getattr(one, "attn_temperature_tuning", False):
+                vars(one)["attn_temperature_tuning"] = False
 
 
 class PackedRows(Protocol):
     """What the registered function needs of a sweep: somewhere to keep keys, and which keys each row sees."""
 
-    def attend(self, layer: int, query_HQD: Tensor, key_HKD: Tensor, value_HKD: Tensor, style: Style) -> Tensor: ...
+    def attend(self, layer: int, query_HQD: Tensor, key_HKD: Tensor, value_HKD: Tensor, asked: Style) -> Tensor:
+        """What the rows find, contiguous [Q, H, D]: some layers take a view of it."""
 
 
 def _packed_attention(
@@ -225,8 +254,7 @@ def _packed_attention(
     style = Style(scale=scaling, window=sliding_window, softcap=softcap, sinks_H=s_aux)
     layer = module.layer_idx
     assert isinstance(layer, int)
-    mixed_QHD = sweep.attend(layer, query[0], key[0], value[0], style).transpose(0, 1)
-    return mixed_QHD.contiguous().unsqueeze(0), None  # as transformers' own ways give it: some layers take a view
+    return sweep.attend(layer, query[0], key[0], value[0], style).unsqueeze(0), None
 
 
 AttentionInterface.register(NAME, _packed_attention)

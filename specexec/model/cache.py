@@ -43,7 +43,8 @@ class LayerKV:
     def write(self, start: int, key_HRD: Tensor, value_HRD: Tensor, total: int) -> None:
         """Put rows at `start`; when they do not fit, grow once for the `total` rows that this sweep will write."""
         end = start + key_HRD.shape[1]
-        self.keys_HRD, self.values_HRD = self.keys_HRD.to(key_HRD.device), self.values_HRD.to(value_HRD.device)
+        if self.keys_HRD.device != key_HRD.device:
+            self.keys_HRD, self.values_HRD = self.keys_HRD.to(key_HRD.device), self.values_HRD.to(value_HRD.device)
         if end > self.keys_HRD.shape[1]:
             capacity = rows_held(max(end, total))
             self.keys_HRD = self._resized(self.keys_HRD, start, capacity)
@@ -173,7 +174,7 @@ class KVCache:
         """Keep the hidden states of a path that becomes text; those of other nodes are of no use any more."""
         if self.tapped and path:
             states = {tap: rows_NH[path] for tap, rows_NH in self.tapped.items()}
-            new = Tapped(len(self), states).latest()
+            new = Tapped(len(self) + len(path), states).latest()
             self.taken = self.taken.followed_by(new) if self.taken else new
         self.tapped = {}
 

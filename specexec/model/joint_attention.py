@@ -63,19 +63,27 @@ class JointAttention:
         if len(self.pieces) == 1:
             (piece,), (kv,) = self.pieces, kvs
             return [attend(query_HQD[:, piece.here], kv.keys_HRD, kv.values_HRD, piece.sees, piece.rows, style)]
-        query_HBQD = query_HQD[:, self._at_BQ].unflatten(1, (len(self.pieces), self._queries))
+        texts, hidden = len(self.pieces), self._hidden_BQK[:, None, None]
+        query_HBQD = query_HQD[:, self._at_BQ].unflatten(1, (texts, self._queries))
         keys, values = self._padded([kv.keys_HRD for kv in kvs]), self._padded([kv.values_HRD for kv in kvs])
-        mixed_BHQD = attend_block(
-            query_HBQD.transpose(0, 1), keys, values, 0, lambda first, last: self._hidden_BQK[..., first:last], style
+        mixed_HQD = attend_block(
+            query_HBQD.transpose(0, 1).flatten(0, 1),
+            keys,
+            values,
+            range(self._keys),
+            lambda first, last: hidden[..., first:last],
+            style,
+            texts,
         )
-        return [mixed_HQD[:, : piece.queries] for mixed_HQD, piece in zip(mixed_BHQD, self.pieces, strict=True)]
+        mixed = zip(mixed_HQD.chunk(texts), self.pieces, strict=True)
+        return [own_HQD[:, : piece.queries] for own_HQD, piece in mixed]
 
     def _padded(self, rows: Items[Tensor]) -> Tensor:
         heads, _, size = rows[0].shape
         padded_BHKD = rows[0].new_zeros(len(rows), heads, self._keys, size)
         for padded_HKD, rows_HRD, piece, first in zip(padded_BHKD, rows, self.pieces, self._first, strict=True):
             padded_HKD[:, first : piece.keys] = rows_HRD[:, first : piece.keys]
-        return padded_BHKD
+        return padded_BHKD.flatten(0, 1)
 
 
 def joined(pieces: Items[TextRows], style: Style) -> list[JointAttention]:

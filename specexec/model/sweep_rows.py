@@ -15,7 +15,7 @@ from torch import Tensor
 
 from specexec.errors import SweepCancelled, UnsupportedArchitecture
 from specexec.model.architecture import LayerKind
-from specexec.model.attention import Style, Visibility
+from specexec.model.attention import Style, Visibility, warmer
 from specexec.model.cache import KVCache
 from specexec.model.cache_in_ram import Passenger, Travel, Trip
 from specexec.model.image_rows import Images, is_row, runs
@@ -81,16 +81,15 @@ class SweepRows:
         passengers = [_passenger(span) for span in self._spans]
         self._trip = None if travel is None else Trip(travel, attending, passengers, device)
 
-    def attend(self, layer: int, query_HQD: Tensor, key_HKD: Tensor, value_HKD: Tensor, style: Style) -> Tensor:
-        """Attention of the next rows of a layer, [H, Q, D]; rows beyond the last sequence repeat its last one."""
+    def attend(self, layer: int, query_HQD: Tensor, key_HKD: Tensor, value_HKD: Tensor, asked: Style) -> Tensor:
+        """Attention of the next rows of a layer, [Q, H, D]; rows beyond the last sequence repeat its last one."""
         if self._cancelled.is_set():
             raise SweepCancelled
         kind = self._kinds[layer]
-        if style.window not in (None, kind.window):
+        if asked.window not in (None, kind.window):
             raise UnsupportedArchitecture(
-                f"layer {layer} attends through a window of {style.window}, its config says {kind.window}."
+                f"layer {layer} attends through a window of {asked.window}, its config says {kind.window}."
             )
-        style = replace(style, window=kind.window, chunk=kind.chunk, together=kind.together)
         begin = self._attended.get(layer, 0)
         end = begin + query_HQD.shape[1]
         if begin >= self.count:
@@ -100,11 +99,16 @@ class SweepRows:
                 f"layer {layer} attends to {key_HKD.shape[1]} keys with {query_HQD.shape[1]} queries."
             )
         self._attended[layer] = end
-        if (begin, end, kind) not in self._joint:  # the same in all layers of a kind
-            self._joint[begin, end, kind] = joined(self._pieces(begin, end), style)
-        mixed_HQD = query_HQD.new_zeros((*query_HQD.shape[:2], value_HKD.shape[-1]))
+        if kind.temperature:
+            position_Q = self.positions_R[begin:end]
+            query_HQD = warmer(query_HQD[:, : len(position_Q)], position_Q, *kind.temperature)
+        style = Style(asked.scale, kind.window, kind.chunk, asked.softcap, asked.sinks_H, kind.together)
+        groups = self._joint.get((begin, end, kind))
+        if groups is None:  # the same in all layers of a kind
+            groups = self._joint[begin, end, kind] = joined(self._pieces(begin, end), style)
         trip = self._trip if self._trip and self._trip.carries(layer) else None
-        for group in self._joint[begin, end, kind]:
+        found: dict[int, Tensor] = {}
+        for group in groups:
             kvs = []
             for piece in group.pieces:
                 node, new = piece.rows.start, (key_HKD[:, piece.here], value_HKD[:, piece.here])
@@ -114,12 +118,12 @@ class SweepRows:
                 else:
                     kvs.append(trip.write(layer, piece.text, node, *new) if trip else cache.write(layer, node, *new))
             for piece, found_HQD in zip(group.pieces, group.attend(query_HQD, kvs, style), strict=True):
-                mixed_HQD[:, piece.here] = found_HQD
+                found[piece.text] = found_HQD.transpose(0, 1)
         if trip and end >= self.count:
             trip.leave(layer)
-        own = self.count - begin
-        mixed_HQD[:, own:] = mixed_HQD[:, own - 1 : own]
-        return mixed_HQD
+        mixed = [found[text] for text in sorted(found)]
+        mixed.append(mixed[-1][-1:].expand(max(end - self.count, 0), -1, -1))
+        return torch.cat(mixed)
 
     def _pieces(self, begin: int, end: int) -> list[TextRows]:
         """What every sequence has among the packed rows from `begin` to `end`."""

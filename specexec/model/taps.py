@@ -6,10 +6,11 @@ R rows   P positions   H hidden size
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -17,66 +18,81 @@ from transformers import PreTrainedModel
 
 from specexec.errors import UnsupportedArchitecture
 from specexec.model.submodel import layer_list_path
-from specexec.sizes import TAPPED
+from specexec.sizes import LAST, TAPPED, TRIED_ROWS
 
-LAST = -1
+__all__ = ["LAST", "Tapped", "Taps"]
 
 
 @dataclass(frozen=True)
 class Tapped:
-    """Hidden states [P, H] by tap, of the tokens of one text from position `first` on: the last TAPPED that came."""
+    """Hidden states [P, H] by tap, of the last tokens of one text before position `end`: at most TAPPED of each tap."""
 
-    first: int
+    end: int
     states: Mapping[int, Tensor]
 
-    @property
-    def end(self) -> int:
-        """The position after the last one."""
-        return self.first + len(next(iter(self.states.values())))
+    def first(self, taps: Iterable[int]) -> int:
+        """The position from which on there are those of all these taps."""
+        return self.end - min(len(self.states.get(tap, ())) for tap in taps)
 
     def between(self, tap: int, first: int, end: int) -> Tensor:
         """Those of one tap at the positions `first` … `end` - 1."""
-        return self.states[tap][first - self.first : end - self.first]
+        begin = self.first([tap])
+        return self.states[tap][first - begin : end - begin]
 
     def followed_by(self, more: Tapped) -> Tapped:
-        """Both, where `more` goes on at the end of these; else only that: states in between are missing."""
-        if more.first != self.end or more.states.keys() != self.states.keys():
-            return more
-        joined = {tap: torch.cat([rows_PH, more.states[tap]]) for tap, rows_PH in self.states.items()}
-        return Tapped(self.first, joined).latest()
+        """What `more` has; behind it those of the same taps that `more` goes on from, where none is missing."""
+
+        def joined(tap: int, rows_PH: Tensor) -> Tensor:
+            before = self.states.get(tap)
+            if before is None or more.end - len(rows_PH) != self.end:
+                return rows_PH
+            return torch.cat([before, rows_PH])
+
+        return Tapped(more.end, {tap: joined(tap, rows_PH) for tap, rows_PH in more.states.items()}).latest()
 
     def until(self, end: int) -> Tapped | None:
         """Those before the position `end`, if there are any."""
-        kept = end - self.first
-        return Tapped(self.first, {tap: rows_PH[:kept] for tap, rows_PH in self.states.items()}) if kept > 0 else None
+        less = max(self.end - end, 0)
+        kept = {tap: rows_PH[:-less] if less else rows_PH for tap, rows_PH in self.states.items()}
+        kept = {tap: rows_PH for tap, rows_PH in kept.items() if len(rows_PH)}
+        return Tapped(self.end - less, kept) if kept else None
 
     def latest(self) -> Tapped:
-        """The last TAPPED of them."""
-        first = max(self.first, self.end - TAPPED)
-        if first == self.first:
-            return self
-        return Tapped(first, {tap: rows_PH[first - self.first :].clone() for tap, rows_PH in self.states.items()})
+        """The last TAPPED of each tap."""
+        states = {
+            tap: rows_PH if len(rows_PH) <= TAPPED else rows_PH[-TAPPED:].clone()
+            for tap, rows_PH in self.states.items()
+        }
+        return Tapped(self.end, states)
 
 
 class Taps:
-    """The taps of one model. While `recording` is open what passes them is kept."""
+    """The taps of one model: what passes them is recorded for those who want it, as long as they exist."""
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self.wanted: frozenset[int] = frozenset()
         self._model = model
+        self._wanted: WeakKeyDictionary[object, tuple[frozenset[int], frozenset[int]]] = WeakKeyDictionary()
 
-    def add(self, taps: Collection[int]) -> None:
-        """Record at these taps too. Raises UnsupportedArchitecture where there is no such layer."""
+    def want(self, reader: object, taps: Collection[int], tried: Collection[int] = ()) -> None:
+        """Record at these taps for this reader, and at no others; at `tried` in sweeps of at most TRIED_ROWS.
+
+        Raises UnsupportedArchitecture where there is no such layer.
+        """
         count = len(self._layers())
-        if beyond := [tap for tap in taps if not LAST <= tap <= count]:
+        if beyond := [tap for tap in (*taps, *tried) if not LAST <= tap <= count]:
             raise UnsupportedArchitecture(
                 f"hidden states of layer {beyond[0]} are asked for, and there are {count} layers.",
                 hint="a drafter that was made for this model.",
             )
-        self.wanted |= frozenset(taps)
+        self._wanted[reader] = frozenset(taps), frozenset(tried)
 
-    def record(self, into: dict[int, Tensor]) -> ExitStack:
-        """While the result is open every pass puts what flows into the wanted layers into `into`, [R, H] each."""
+    def of(self, rows: int) -> frozenset[int]:
+        """What a sweep of so many rows records."""
+        few = rows <= TRIED_ROWS
+        return frozenset[int]().union(*(taps | tried if few else taps for taps, tried in self._wanted.values()))
+
+    def record(self, taps: Collection[int], into: dict[int, Tensor]) -> ExitStack:
+        """While the result is open every pass puts what flows into these layers into `into`, [R, H] each."""
 
         def entered(tap: int, _: nn.Module, args: Sequence[object], kwargs: Mapping[str, object]) -> None:
             into[tap] = _tensor(args[0] if args else kwargs["hidden_states"])
@@ -85,7 +101,7 @@ class Taps:
             into[tap] = _tensor(output[0] if isinstance(output, tuple) else output)
 
         with ExitStack() as hooks:
-            for tap in self.wanted - {LAST}:
+            for tap in {*taps} - {LAST}:
                 handle = (
                     self._layers()[tap - 1].register_forward_hook(partial(left, tap))
                     if tap

@@ -29,7 +29,7 @@ from specexec.model.cache_in_ram import Travel
 from specexec.model.image_inputs import inputs_of, seeing
 from specexec.model.image_rows import Images
 from specexec.model.module_types import TakesChunks
-from specexec.model.recurrent.seams import let_in
+from specexec.model.recurrent.seams import let_in, sweeping
 from specexec.model.sweep_rows import SweepRows
 from specexec.model.taps import LAST, Taps
 from specexec.sizes import CHUNK
@@ -117,6 +117,7 @@ class TreeLM:
         self.share = share
         self.model = model
         self.model.set_attn_implementation(attention.NAME)
+        attention.leave_temperatures(model)
         # The head is where the computation is; token ids may be looked up elsewhere.
         self.device = next(model.get_output_embeddings().parameters()).device
         self.vocabulary: int = int(model.config.vocab_size)
@@ -157,13 +158,14 @@ class TreeLM:
         """
         held = [len(part.cache.parents) for part in parts]
         tapped: dict[int, Tensor] = {}
+        taps = self.taps.of(sum(len(part.tokens) for part in parts))
         try:
             numbered = zip(self._layers, self.kinds, strict=True)
             kinds = {number: kind for number, kind in numbered if number is not None}
             packed = SweepRows(parts, kinds, self.device, cancelled or threading.Event(), self._travel, self.images)
             try:
                 features = [part.features_RF for part in parts if part.features_RF is not None]
-                with self.taps.record(tapped):
+                with self.taps.record(taps, tapped):
                     hidden_RH = self._run(packed, torch.cat(features) if features else None)
                 packed.check_complete()
             finally:
@@ -173,7 +175,7 @@ class TreeLM:
                 part.cache.forget_nodes(after=nodes)
             raise
         counts = [len(part.tokens) for part in parts]
-        if LAST in self.taps.wanted:
+        if LAST in taps:
             tapped[LAST] = hidden_RH
         for tap, rows_RH in tapped.items():
             for part, own_RH in zip(parts, rows_RH[: packed.count].split(counts), strict=True):
@@ -191,7 +193,7 @@ class TreeLM:
         given = {"input_ids": input_ids.unsqueeze(0), "position_ids": position_ids.unsqueeze(0)}
         if self.images is not None:
             given |= inputs_of(self._trunk, self.images, packed.images, given, packed.grid_3R)
-        with self._linears():
+        with self.linears(), sweeping(packed.states):
             if self._mix is not None:
                 assert features_RF is not None
                 filled_RF = tiles.filled_up(features_RF) if self._tiled else features_RF
@@ -207,10 +209,10 @@ class TreeLM:
         `head`: what `head_alone` made of the model, with another head in it.
         """
         own = head or self._head
-        with self._linears():
+        with self.linears():
             return tiles.tiled(lambda part: own(inputs_embeds=part.unsqueeze(0)).logits[0].float(), hidden_RH)
 
-    def _linears(self) -> ExitStack:
+    def linears(self) -> ExitStack:
         """While this is open linears run in the way that is quick here and the same for any number of rows."""
         with ExitStack() as ways:
             ways.enter_context(widened.linears(self.device, self.model.dtype, self.share))

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Items
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from math import isqrt
+from math import isqrt, prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 from transformers import AutoImageProcessor, PreTrainedConfig, PreTrainedTokenizerBase
@@ -59,6 +59,21 @@ class ImageMarks:
 
 
 @dataclass(frozen=True)
+class TileMarks(ImageMarks):
+    """Of an image that is cut into tiles, which are followed by all of it as one more (Llama 4)."""
+
+    beside: str = ""
+    below: str = ""
+
+    def spelled(self, shape: Shape) -> str:
+        """One image in a prompt; `shape` counts tiles in height and width."""
+        tiles = shape.height * shape.width
+        tile = self.row * (shape.rows // (tiles + (tiles > 1)))
+        lines = [self.beside.join([tile] * shape.width) + self.below] * shape.height if tiles > 1 else []
+        return self.before + "".join(lines) + self.place + tile + self.after
+
+
+@dataclass(frozen=True)
 class Family:
     """How models of one kind take images. `inputs` are what its tower takes of what the processor gives."""
 
@@ -68,6 +83,8 @@ class Family:
     inputs: tuple[str, ...]
     options: Callable[[PreTrainedConfig, Any], dict[str, Any]] = lambda _, __: {}
     """How its processor is called beyond its own settings: no image takes more than IMAGE_ROWS rows."""
+    backend: Literal["pil", "torchvision"] = "pil"
+    """What prepares the pixels; torchvision where transformers has nothing else for the family."""
 
 
 def _qwen_shape(config: PreTrainedConfig, prepared: Mapping[str, Any]) -> Shape:
@@ -82,6 +99,25 @@ def _qwen_options(config: PreTrainedConfig, processor: Any) -> dict[str, Any]:
     if processor.size.longest_edge <= most:
         return {}
     return {"size": {"shortest_edge": min(processor.size.shortest_edge, most), "longest_edge": most}}
+
+
+def _glm_options(config: PreTrainedConfig, processor: Any) -> dict[str, Any]:
+    """Its processor counts the pixels of all frames of a patch, of which an image has as many."""
+    vision = config.vision_config
+    most = IMAGE_ROWS * (vision.patch_size * vision.spatial_merge_size) ** 2 * processor.temporal_patch_size
+    if processor.size.longest_edge <= most:
+        return {}
+    return {"size": {"shortest_edge": min(processor.size.shortest_edge, most), "longest_edge": most}}
+
+
+def _kimi_shape(config: PreTrainedConfig, prepared: Mapping[str, Any]) -> Shape:
+    return Shape(prepared["image_grid_thw"][0].prod().item() // prod(config.vision_config.merge_kernel_size))
+
+
+def _kimi_options(config: PreTrainedConfig, processor: Any) -> dict[str, Any]:
+    """Its processor rounds each side up after it counted patches: by three of them at most."""
+    side, most = int(processor.size.max_height), IMAGE_ROWS * prod(config.vision_config.merge_kernel_size)
+    return {"max_patches": min(processor.max_patches, most - 3 * (side + most // side) - 9)}
 
 
 def _pixtral_options(config: PreTrainedConfig, processor: Any) -> dict[str, Any]:
@@ -123,12 +159,44 @@ def _pixtral_marks(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase)
     return ImageMarks(word, word, "", "[IMG_END]", "[IMG_BREAK]")
 
 
+def _minimax_marks(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> ImageMarks:
+    word = _word(tokenizer, config.image_token_id)
+    return ImageMarks(word, word, "]<]start of image[>[", "]<]end of image[>[")
+
+
+def _llama4_marks(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> ImageMarks:
+    row = _word(tokenizer, config.image_token_id)
+    around = "<|image_start|>", "<|image_end|>"
+    return TileMarks("<|image|>", row, *around, beside="<|tile_x_separator|>", below="<|tile_y_separator|>")
+
+
+def _llama4_shape(config: PreTrainedConfig, prepared: Mapping[str, Any]) -> Shape:
+    height, width = (int(tiles) for tiles in prepared["aspect_ratios"][0])
+    return Shape(_tile_rows(config) * len(prepared["pixel_values"]), height, width)
+
+
+def _llama4_options(config: PreTrainedConfig, processor: Any) -> dict[str, Any]:
+    return {"max_patches": min(processor.max_patches, IMAGE_ROWS // _tile_rows(config) - 1)}
+
+
+def _tile_rows(config: PreTrainedConfig) -> int:
+    vision = config.vision_config
+    patches: int = vision.image_size // vision.patch_size
+    return int(patches**2 * vision.pixel_shuffle_ratio**2)
+
+
 def _gemma4_sight(config: PreTrainedConfig) -> Sight:
     together = getattr(config.get_text_config(), "use_bidirectional_attention", None) == "vision"
     return Sight(together="window" if together else "no", by_layer=True)
 
 
-_QWEN = Family(lambda _: Sight(grid=True), _plain_marks, _qwen_shape, ("pixel_values", "image_grid_thw"), _qwen_options)
+def _gemma4_shape(_: PreTrainedConfig, prepared: Mapping[str, Any]) -> Shape:
+    return Shape(int(prepared["num_soft_tokens_per_image"][0]))
+
+
+_GRID = ("pixel_values", "image_grid_thw")
+_QWEN = Family(lambda _: Sight(grid=True), _plain_marks, _qwen_shape, _GRID, _qwen_options)
+_GEMMA4 = Family(_gemma4_sight, _gemma4_marks, _gemma4_shape, ("pixel_values", "image_position_ids"))
 FAMILIES: dict[str, Family] = {
     **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"), _QWEN),
     "gemma3": Family(
@@ -137,12 +205,14 @@ FAMILIES: dict[str, Family] = {
         lambda config, _: Shape(int(config.mm_tokens_per_image)),
         ("pixel_values",),
     ),
-    "gemma4": Family(
-        _gemma4_sight,
-        _gemma4_marks,
-        lambda _, prepared: Shape(int(prepared["num_soft_tokens_per_image"][0])),
-        ("pixel_values", "image_position_ids"),
+    "gemma4": _GEMMA4,
+    "gemma4_unified": replace(_GEMMA4, backend="torchvision"),
+    **dict.fromkeys(("glm4v", "glm4v_moe", "glm46v"), replace(_QWEN, options=_glm_options)),
+    "kimi_k25": Family(lambda _: Sight(), _plain_marks, _kimi_shape, _GRID, _kimi_options, "torchvision"),
+    "llama4": Family(
+        lambda _: Sight(), _llama4_marks, _llama4_shape, ("pixel_values",), _llama4_options, "torchvision"
     ),
+    "minimax_m3_vl": Family(lambda _: Sight(), _minimax_marks, _qwen_shape, _GRID, _qwen_options, "torchvision"),
     "mistral3": Family(
         lambda _: Sight(),
         _pixtral_marks,
@@ -214,4 +284,4 @@ class ImagePrompts:
 
     @cached_property
     def _processor(self) -> Any:
-        return AutoImageProcessor.from_pretrained(self._folder, backend="pil", local_files_only=True)
+        return AutoImageProcessor.from_pretrained(self._folder, backend=self._family.backend, local_files_only=True)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import torch
@@ -20,8 +21,11 @@ from torch.nn.functional import embedding, scaled_dot_product_attention
 from transformers import Qwen3Config
 from transformers.models.qwen3.modeling_qwen3 import Qwen3MLP, Qwen3RMSNorm, Qwen3RotaryEmbedding, apply_rotary_pos_emb
 
-from specexec.errors import BadDrafter
+from specexec.drafters.heads.filled import TargetSizes, fill
+from specexec.drafters.heads.refusal import unread
 from specexec.model.cache import KVCache, LayerKV
+
+KIND = "DFlash"
 
 
 @dataclass(frozen=True)
@@ -42,13 +46,14 @@ class DFlashFields:
     @classmethod
     def of(cls, settings: Mapping[str, object], name: str) -> DFlashFields:
         """Raises BadDrafter, by name, for what is missing or not understood."""
+        refused = partial(unread, KIND, name)
         told = settings.get("dflash_config")
         own = {**settings, **(told if isinstance(told, dict) else {})}
         block, mask, ids = (own.get(key) for key in ("block_size", "mask_token_id", "target_layer_ids"))
         if not isinstance(block, int) or not isinstance(mask, int) or not isinstance(ids, list) or block < 2:
-            raise unread(name, "its config.json lacks block_size, mask_token_id or target_layer_ids")
+            raise refused("its config.json lacks block_size, mask_token_id or target_layer_ids")
         if settings.get("model_type") != "qwen3" or own.get("sample_from_anchor"):
-            raise unread(name, f"a {settings.get('model_type')!r} that samples from its anchor or has other layers")
+            raise refused(f"a {settings.get('model_type')!r} that samples from its anchor or has other layers")
         try:
             scale, multiplier = (
                 float(cast("float", own.get(key) or 1.0)) for key in ("input_embedding_scale", "output_multiplier")
@@ -56,23 +61,15 @@ class DFlashFields:
             softcap = float(cast("float", own.get("final_logit_softcapping") or 0.0)) or None
             config = Qwen3Config.from_dict(dict(settings))
         except (TypeError, ValueError, StrictDataclassError) as error:
-            raise unread(name, f"its config.json makes no sense ({error})") from error
+            raise refused(f"its config.json makes no sense ({error})") from error
         if not ids or any(type(one) is not int or one < 0 for one in ids):
-            raise unread(name, f"its target_layer_ids are {ids}")
+            raise refused(f"its target_layer_ids are {ids}")
         return cls(config, block, mask, tuple(one + 1 for one in ids), scale, multiplier, softcap)
 
     def shaped(self, logits_PV: Tensor) -> Tensor:
         """Logits as the head means them."""
         logits_PV = logits_PV * self.multiplier
         return logits_PV if self.softcap is None else (logits_PV / self.softcap).tanh() * self.softcap
-
-
-def unread(name: str, why: str) -> BadDrafter:
-    """What to say of a head that cannot be used."""
-    return BadDrafter(
-        f"the DFlash head {name} is of a kind that is not read yet: {why}.",
-        hint="--drafter ngram, mtp where the model brings it, or a smaller model of the same family.",
-    )
 
 
 class DFlash(nn.Module):
@@ -191,27 +188,12 @@ def _turn(rows_ARD: Tensor, turned: tuple[Tensor, Tensor]) -> Tensor:
 
 def loaded(settings: Mapping[str, object], tensors: Mapping[str, Tensor], target: TargetSizes, name: str) -> DFlash:
     """The head for this target. Raises BadDrafter, by name, where it has other parts than these or other shapes."""
+    refused = partial(unread, KIND, name)
     fields = DFlashFields.of(settings, name)
     if not 0 <= fields.mask < len(target.embeddings_VH):
-        raise unread(name, f"its mask_token_id is {fields.mask}, the target has {len(target.embeddings_VH)} tokens")
-    own = {one.removeprefix("model."): tensor for one, tensor in tensors.items()}
+        raise refused(f"its mask_token_id is {fields.mask}, the target has {len(target.embeddings_VH)} tokens")
     with torch.device("meta"):
         head = DFlash(fields, target.hidden, target.embeddings_VH)
-    wanted = {key: tuple(one.shape) for key, one in head.state_dict().items()}
-    if odd := sorted(wanted.keys() ^ own.keys()):
-        raise unread(name, f"'{odd[0]}' is {'missing' if odd[0] in wanted else 'a part that is not known'}")
-    if misfit := next((key for key, shape in wanted.items() if tuple(own[key].shape) != shape), None):
-        raise unread(name, f"'{misfit}' has the shape {list(own[misfit].shape)}, expected {list(wanted[misfit])}")
     head._rotary = Qwen3RotaryEmbedding(fields.config)
-    head.load_state_dict({key: one.to(target.device, target.dtype) for key, one in own.items()}, assign=True)
-    return head.to(target.device).requires_grad_(False).eval()
-
-
-@dataclass(frozen=True)
-class TargetSizes:
-    """What a head has to fit, and what it shares."""
-
-    hidden: int
-    device: torch.device
-    dtype: torch.dtype
-    embeddings_VH: Tensor
+    fill(head, {one.removeprefix("model."): tensor for one, tensor in tensors.items()}, target, refused)
+    return head.to(target.device)

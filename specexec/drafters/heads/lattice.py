@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from specexec.drafters.calibration import Calibrated, log_softmax
-from specexec.drafters.heads.dflash import DFlash, TargetSizes, loaded
+from specexec.drafters.heads.dflash import DFlash, loaded
+from specexec.drafters.heads.filled import TargetSizes
 from specexec.drafters.kit import DrafterKit
 from specexec.drafters.protocol import Ask, Drafter, Guesses, nothing
 from specexec.drafters.ranking import Ranking
@@ -59,7 +60,7 @@ class LatticeDrafter(Calibrated):
         self.head, self.ranking = head, ranking or Ranking()
         self._target, self._vocabulary = target, min(vocabulary, target.vocabulary)
         self._never = torch.tensor(sorted(one for one in never if one < self._vocabulary), device=target.device)
-        target.taps.add(head.fields.taps)
+        target.taps.want(self, head.fields.taps)
         self._lattices: WeakKeyDictionary[Sequence, _Lattice] = WeakKeyDictionary()
 
     def at_hand(self, asks: list[Ask]) -> list[Ask]:
@@ -100,9 +101,10 @@ class LatticeDrafter(Calibrated):
             return
         cache = sequence.cache(self.head)
         cache.forget_nodes()
-        if len(cache) < taken.first:  # states in between are missing: begin anew where they begin
+        first = taken.first(self.head.fields.taps)
+        if len(cache) < first:  # states in between are missing: begin anew where they begin
             cache.rewind(0)
-            cache.tokens, cache.unread = sequence.tokens[: taken.first], taken.first
+            cache.tokens, cache.unread = sequence.tokens[:first], first
         if new := sequence.tokens[len(cache) : end]:
             states = [taken.between(tap, len(cache), end) for tap in self.head.fields.taps]
             self.head.read(cache, new, torch.cat(states, -1))
@@ -156,15 +158,6 @@ def make(kit: DrafterKit) -> Drafter:
     """A head from a folder of its own, for this target."""
     assert isinstance(kit.target, TreeLM)
     assert kit.head is not None
-    target, model = kit.target, kit.target.model
-    embeddings = model.get_input_embeddings()
-    assert isinstance(embeddings.weight, Tensor)
-    own = TargetSizes(
-        hidden=int(embeddings.weight.shape[1]),
-        device=target.device,
-        dtype=model.dtype,
-        embeddings_VH=embeddings.weight,
-    )
-    ids, found = kit.names, kit.head
-    head = loaded(found.settings, found.tensors(), own, found.name)
+    target, ids, found = kit.target, kit.names, kit.head
+    head = loaded(found.settings, found.tensors(), TargetSizes.of(target), found.name)
     return LatticeDrafter(head, target, ids.rows, kit.ranking, found.name, ids.never)

@@ -17,18 +17,25 @@ H heads   J heads of keys, H / J heads share one   K width of keys   V width of 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from specexec.model.recurrent.branches import Branches
-from specexec.model.recurrent.memory import Followed, LayerMemory, Vectors
+from specexec.model.recurrent.memory import Followed, NodeVectors, Read, Vectors
 from specexec.sizes import TRIANGLE
+
+BLOCK = 64  # settled rows that meet at a time
 
 
 @dataclass(frozen=True)
 class LinearRows:
     """What a layer gives for some rows, in float32. Without `beta_HR` the values are written as they are."""
+
+    name: ClassVar[str] = "state"
+    settled_at_once: ClassVar[int] = BLOCK
+    nodes_at_once: ClassVar[int] = TRIANGLE
 
     query_JRK: Tensor
     key_JRK: Tensor
@@ -51,59 +58,34 @@ class LinearRows:
             None if self.beta_HR is None else self.beta_HR[:, rows],
         )
 
+    def empty(self) -> Tensor:
+        """The state before the first token: zeros, [H, K, V] in float32."""
+        (heads, _, values), keys = self.value_HRV.shape, self.key_JRK.shape[-1]
+        return self.value_HRV.new_zeros(heads, keys, values)
 
-def empty(rows: LinearRows) -> LayerMemory:
-    """The state before the first token: zeros, [H, K, V] in float32."""
-    (heads, _, values), keys = rows.value_HRV.shape, rows.key_JRK.shape[-1]
-    return LayerMemory(rows.value_HRV.new_zeros(heads, keys, values), follow)
+    def chain(self, state_HKV: Tensor) -> Read:
+        """What the rows read, [H, R, V], if each follows the one before it, and the first one the state."""
+        sum_HR = self.decay_HR.double().cumsum(1)
+        chain_RR = torch.ones(self.count, self.count, dtype=torch.bool, device=sum_HR.device).tril()
+        found_HRV, writes_HRV = _Block(self, sum_HR, state_HKV).solved(chain_RR)
+        return Read(found_HRV, follow(state_HKV, (self.key_JRK, writes_HRV, sum_HR), ()).state)
 
-
-def scan(memory: LayerMemory, tree: Branches, start: int, rows: LinearRows) -> Tensor:
-    """What every row reads, [H, R, V] in float32. Remembers what nodes write, and the state after settled rows.
-
-    rows: those of the text's rows from `start` on, settled ones before nodes.
-    """
-    sure = max(min(tree.settled - start, rows.count), 0)
-    outputs = []
-    if sure:
-        state_HKV = memory.ahead if start else memory.text
-        assert state_HKV is not None
-        state_HKV = state_HKV.to(rows.value_HRV)
-        for step in tree.steps(start, start + sure):
-            here = rows.of(slice(step.start - start, step.stop - start))
-            sum_HR = here.decay_HR.double().cumsum(1)
-            chain_RR = torch.ones(here.count, here.count, dtype=torch.bool, device=sum_HR.device).tril()
-            block = _Block(here, sum_HR, state_HKV)
-            found_HRV, writes_HRV = block.solved(chain_RR)
-            outputs.append(found_HRV)
-            state_HKV = follow(state_HKV, (here.key_JRK, writes_HRV, sum_HR), ()).state
-            if step.stop in tree.marks:
-                memory.marks[step.stop] = state_HKV.cpu()
-        memory.ahead = state_HKV
-    base_HKV = (memory.text if memory.ahead is None else memory.ahead).to(rows.value_HRV)
-    for first in range(sure, rows.count, TRIANGLE):
-        here = rows.of(slice(first, min(first + TRIANGLE, rows.count)))
-        node = start + first - tree.settled
-        outputs.append(_branching(memory, tree, slice(node, node + here.count), here, base_HKV))
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
-
-
-def _branching(memory: LayerMemory, tree: Branches, nodes: slice, rows: LinearRows, base_HKV: Tensor) -> Tensor:
-    """The same for some nodes; those before them have written already."""
-    own_RR, earlier_R = tree.above(nodes, nodes.start, nodes.stop), tree.above_all(nodes)
-    sum_HR = rows.decay_HR.double() @ own_RR.T.double()
-    if nodes.start:
-        sums_HM = memory.nodes.read(0, nodes.start)[2]
-        sum_HR = sum_HR + torch.where(earlier_R < 0, 0.0, sums_HM[:, earlier_R.clamp(min=0)])
-    block = _Block(rows, sum_HR, base_HKV)
-    for first in range(0, nodes.start, TRIANGLE):
-        last = min(first + TRIANGLE, nodes.start)
-        above_RM = tree.above(nodes, first, last)
-        if above_RM.any():
-            block.recall(above_RM, *memory.nodes.read(first, last))
-    found_HRV, writes_HRV = block.solved(own_RR)
-    memory.nodes.write(nodes.start, (rows.key_JRK, writes_HRV, sum_HR), tree.count)
-    return found_HRV
+    def branch(self, known: NodeVectors, tree: Branches, nodes: slice, state_HKV: Tensor) -> Tensor:
+        """What the rows read, [H, R, V], as these nodes below the state; those before them have written already."""
+        own_RR, earlier_R = tree.above(nodes, nodes.start, nodes.stop), tree.above_all(nodes)
+        sum_HR = self.decay_HR.double() @ own_RR.T.double()
+        if nodes.start:
+            sums_HM = known.read(0, nodes.start)[2]
+            sum_HR = sum_HR + torch.where(earlier_R < 0, 0.0, sums_HM[:, earlier_R.clamp(min=0)])
+        block = _Block(self, sum_HR, state_HKV)
+        for first in range(0, nodes.start, TRIANGLE):
+            last = min(first + TRIANGLE, nodes.start)
+            above_RM = tree.above(nodes, first, last)
+            if above_RM.any():
+                block.recall(above_RM, *known.read(first, last))
+        found_HRV, writes_HRV = block.solved(own_RR)
+        known.write(nodes.start, (self.key_JRK, writes_HRV, sum_HR), tree.count)
+        return found_HRV
 
 
 class _Block:
@@ -132,12 +114,7 @@ class _Block:
         weights_HQR = self._weights(own_RR, rows.key_JRK, self._sum_HR)
         writes_HRV = rows.value_HRV
         if rows.beta_HR is not None:
-            beta_HR1 = rows.beta_HR.unsqueeze(-1)
-            corrected = (rows.value_HRV - self._recalled_HQV[:, R:]) * beta_HR1
-            # Only what is below the diagonal is read: a row does not recall itself.
-            writes_HRV = torch.linalg.solve_triangular(
-                weights_HQR[:, R:] * beta_HR1, corrected, upper=False, unitriangular=True
-            )
+            writes_HRV = corrections(rows.value_HRV - self._recalled_HQV[:, R:], weights_HQR[:, R:], rows.beta_HR)
         return self._recalled_HQV[:, :R] + weights_HQR[:, :R] @ writes_HRV, writes_HRV
 
     def _weights(self, above_RM: Tensor, key_JMK: Tensor, sum_HM: Tensor) -> Tensor:
@@ -154,6 +131,15 @@ class _Block:
             .flatten(2, 3)
             .flatten(0, 1)
         )
+
+
+def corrections(missing_HRV: Tensor, weights_HRR: Tensor, beta_HR: Tensor) -> Tensor:
+    """The delta rule: w_r = beta_r (missing_r - sum over m < r of weights_rm w_m), [H, R, V]."""
+    beta_HR1 = beta_HR.unsqueeze(-1)
+    # Only what is below the diagonal is read: a row does not recall itself.
+    return torch.linalg.solve_triangular(
+        weights_HRR * beta_HR1, missing_HRV * beta_HR1, upper=False, unitriangular=True
+    )
 
 
 def follow(state_HKV: Tensor, path: Vectors, kept: Vectors) -> Followed:

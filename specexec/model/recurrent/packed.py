@@ -6,7 +6,7 @@ R packed rows   C channels   K taps
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
@@ -15,17 +15,26 @@ import torch
 from torch import Tensor
 
 from specexec.errors import SweepCancelled
-from specexec.model.recurrent import convolution, linear_state
+from specexec.model.recurrent import channel_state, convolution, linear_state, selective_state
 from specexec.model.recurrent.branches import Branches
+from specexec.model.recurrent.channel_state import ChannelRows
 from specexec.model.recurrent.linear_state import LinearRows
-from specexec.model.recurrent.memory import LayerMemory, Recurrence
+from specexec.model.recurrent.memory import Follow, LayerMemory, Recurrence
+from specexec.model.recurrent.scan import StateRows, scan
+from specexec.model.recurrent.selective_state import SelectiveRows
 from specexec.sizes import SNAPSHOT_TOKENS
 from specexec.tree.tree import Ints, intervals
 
 BEFORE_THE_END = 8  # tokens of a prompt that the next prompt may well replace: marks of an answer's beginning
 
-INPUTS, STATE = "inputs", "state"  # recurrences by name
-FOLLOW = {INPUTS: convolution.follow, STATE: linear_state.follow}
+INPUTS = "inputs"  # of convolutions
+FOLLOW: Mapping[str, Follow] = {
+    INPUTS: convolution.follow,
+    LinearRows.name: linear_state.follow,
+    ChannelRows.name: channel_state.follow,
+    SelectiveRows.name: selective_state.follow,
+}
+"""How the state of each recurrence goes along a path, by name."""
 
 
 def restored(name: str, state: Tensor) -> LayerMemory:
@@ -68,15 +77,15 @@ class PackedStates:
             pieces.append(convolution.convolve(memory, text.tree, first, inputs_RC[here.rows], weight_CK, bias_C))
         return _filled(torch.cat(pieces), len(inputs_RC), 0)
 
-    def scan(self, layer: int, rows: LinearRows) -> Tensor:
+    def scan(self, layer: int, rows: StateRows) -> Tensor:
         """What every row reads of its text's state, [H, R, V] in float32."""
         pieces = []
-        for text, here in self._pieces((layer, STATE), rows.count):
+        for text, here in self._pieces((layer, rows.name), rows.count):
             own = rows.of(here.rows)
-            memory = text.memories.get((layer, STATE))
+            memory = text.memories.get((layer, rows.name))
             if memory is None:
-                memory = text.memories[layer, STATE] = linear_state.empty(own)
-            pieces.append(linear_state.scan(memory, text.tree, text.first_node + here.first, own))
+                memory = text.memories[layer, rows.name] = restored(rows.name, own.empty())
+            pieces.append(scan(memory, text.tree, text.first_node + here.first, own))
         return _filled(torch.cat(pieces, 1), rows.count, 1)
 
     def _pieces(self, recurrence: Recurrence, count: int) -> Iterator[tuple[Text, _Piece]]:

@@ -1,0 +1,21 @@
+"""What is said of a head that cannot be used. Knows no torch."""
+
+from __future__ import annotations
+
+from specexec.errors import BadDrafter
+
+
+def unread(kind: str, name: str, why: str) -> BadDrafter:
+    """A head of a kind that is known, in a form that is not."""
+    return BadDrafter(
+        f"the {kind} head {name} is of a kind that is not read yet: {why}.",
+        hint="--drafter ngram, mtp where the model brings it, or a smaller model of the same family.",
+    )
+
+
+def of_another(kind: str, name: str, told: object, ours: object, words: str) -> BadDrafter:
+    """A head whose sizes are those of another model."""
+    return BadDrafter(
+        f"{name} is a head ({kind}) for a model with {told} {words}, this one has {ours}.",
+        hint="the head of this model, --drafter ngram, or a smaller model of the same family.",
+    )
