@@ -31,9 +31,22 @@ class Piece:
         return Piece(self.content + more.content, self.reasoning + more.reasoning, self.calls + more.calls)
 
 
+def message_of(piece: Piece) -> dict[str, object]:
+    """An answer as a message of the history, in OpenAI's shape."""
+    message: dict[str, object] = {"role": "assistant", "content": piece.content or (None if piece.calls else "")}
+    if piece.reasoning:
+        message["reasoning_content"] = piece.reasoning
+    if piece.calls:
+        message["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in piece.calls
+        ]
+    return message
+
+
 def call_of(name: str, arguments: Json, own_id: str | None = None) -> Call:
-    """A call with its arguments as JSON text."""
-    text = json.dumps(arguments, ensure_ascii=False)
+    """A call with its arguments as JSON text; they hold only numbers that JSON has."""
+    text = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
     return Call(name, text) if own_id is None else Call(name, text, own_id)
 
 

@@ -24,6 +24,7 @@ GROWTH_ROWS = 256  # keys and values grow by whole multiples: a copy so often is
 SNAPSHOTS = 4  # earlier states of recurrent layers that a text keeps in RAM, beside
 STATES = 2  # where they compute: that of the committed text, and that after what a sweep adds to it
 TRIANGLE = 128  # nodes whose writes into a recurrent state are found together
+SELECTIVE_STATES = 1 << 22  # numbers in states of Mamba-1 that exist at a time, of some of its channels
 SNAPSHOT_TOKENS = 4096  # at least one in so many tokens
 TAPPED = 4096  # last tokens of a text whose hidden states are kept for drafters that read them
 TRIED_ROWS = 1024  # of a sweep, at most, whose states are also recorded where a head may be meant to read them
@@ -57,6 +58,7 @@ SEEING = (
     "glm4v_moe",
     "glm46v",
     "kimi_k25",
+    "llama4",
     "minimax_m3_vl",
     "mistral3",
 )
@@ -97,6 +99,9 @@ class Widths:
     node_states_B: int = 0
     """What those layers keep of one guess."""
     state_heads: int = 0
+    state_row_B: int = 0
+    states_at_once_B: int = 0
+    """What of each row is there while states are read, and of all of them together at most."""
     reads_B: int = 0
     """Hidden states of one token that it reads of another model."""
 
@@ -251,7 +256,7 @@ def nodes_of(budget: int | Literal["auto"], widths: Widths, ctx: int, free_B: in
 def _sweep_B(widths: Widths, rows: int, head_rows: int) -> dict[str, int]:
     norm_B = rows * _norm_B(widths)
     logits_B = head_rows * widths.vocabulary * (widths.item_B + 4 * F32_B)  # as computed, float32, noise, sum and best
-    block_B = max(_attention_B(widths, rows), _mlp_B(widths, rows), _triangle_B(widths, rows), norm_B, logits_B)
+    block_B = max(_attention_B(widths, rows), _mlp_B(widths, rows), _states_B(widths, rows), norm_B, logits_B)
     return {
         "activations": rows * (_row_B(widths) - _norm_B(widths)),
         "a block of attention, MLP or logits": block_B,
@@ -275,9 +280,13 @@ def _mlp_B(widths: Widths, rows: int) -> int:
     return min(rows, CHUNK) * widths.ff * (3 * widths.item_B + F32_B) + widened_B
 
 
-def _triangle_B(widths: Widths, rows: int) -> int:
-    """Of every head how much of each node reaches each other one: exponents in float64, and in float32 twice two."""
-    return widths.state_heads * min(rows, TRIANGLE) ** 2 * (2 * F32_B + 4 * F32_B + 2 * F32_B)
+def _states_B(widths: Widths, rows: int) -> int:
+    """Of every head how much of each node reaches each other one: exponents in float64, and in float32 twice two.
+
+    Where each channel decays by itself, what is left of its keys, or its states.
+    """
+    triangle_B = widths.state_heads * min(rows, TRIANGLE) ** 2 * (2 * F32_B + 4 * F32_B + 2 * F32_B)
+    return triangle_B + min(rows * widths.state_row_B, widths.states_at_once_B)
 
 
 def _attention_B(widths: Widths, rows: int) -> int:

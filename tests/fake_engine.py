@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import ClassVar, Literal
 
 from offload.placement.placement import Need, Placement
@@ -19,12 +19,12 @@ from specexec.errors import ContextLengthExceeded, EmptyPrompt
 from specexec.learned import Arrays
 from specexec.sampling.params import SamplingParams
 from specexec.stats import Burst, Completion, Cost, Progress
-from specexec.text.conversation import Kept
 from specexec.text.detokenizer import TextStream
 from specexec.text.formats import Format
 from specexec.text.messages import Prompt
 from specexec.text.reply import Reply
 from specexec.text.template_options import Wishes
+from specexec.text.transcript import Kept
 from specexec.tree.tree import Floats, TokenTree
 
 SIZES = (1, 4, 2)  # tokens per sweep, over and over
@@ -87,6 +87,7 @@ class FakeEngine:
     toy = True
     own_code = False
     compute = "float"
+    adapters: Mapping[str, tuple[str, ...]] = MappingProxyType({"target": ()})
     drafter_name = "demo drafter"
     drafter_failures: ClassVar[dict[str, str]] = {}
     placement = "disk: 5 layers stream, 0.3 MB resident"

@@ -30,13 +30,16 @@ IDS = {
 SPECIAL = {
     WORD: "<|image|>", 249: "<|video|>", 248: "<|boi|>", 247: "<|eoi|>", 246: "<|audio|>", 245: "<|vision_start|>",
     244: "<|vision_end|>", 243: "[IMG_BREAK]", 242: "[IMG_END]", 241: "<|im_start|>", 240: "<|im_end|>",
-    239: "]<]start of image[>[", 238: "]<]end of image[>[",
+    239: "]<]start of image[>[", 238: "]<]end of image[>[", 236: "<|image_start|>",
+    235: "<|image_end|>", 234: "<|tile_x_separator|>", 233: "<|tile_y_separator|>",
 }  # fmt: skip
+TILED = SPECIAL | {WORD: "<|patch|>", 237: "<|image|>"}  # Llama 4, where another token stands for all of an image
 UNIFIED = "gemma4_unified"  # its masks are Gemma 4's with a static cache only (transformers 5.23)
 PLACES = {
     "gemma3": "<|boi|>",
     "gemma4": "<|image|>",
     UNIFIED: "<|image|>",
+    "llama4": "<|image|>",
     "minimax_m3_vl": "<|image|>",
     "mistral3": "<|image|>",
 }
@@ -51,23 +54,23 @@ def seeing(model_type: str, folder: Path) -> PreTrainedModel:
     """A checkpoint of a family that takes images, complete; and transformers' model of it."""
     model = tiny_of(model_type, folder, change=_smaller)
     _processor(model_type, model.config).save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
+    tokenizer(TILED if model_type == "llama4" else SPECIAL).save_pretrained(folder)
     place = PLACES.get(model_type, "<|vision_start|><|image|><|vision_end|>")
     (folder / "chat_template.jinja").write_text(TEMPLATE.replace("PLACE", place), encoding="utf-8")
     return model
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
+def tokenizer(special: Mapping[int, str] = SPECIAL) -> PreTrainedTokenizerFast:
     """One token for each character of ASCII, and those of images."""
     letters = {chr(code): code for code in range(128)}
-    vocabulary = {f"<{id}>": id for id in range(256)} | {text: id for id, text in SPECIAL.items()}
+    vocabulary = {f"<{id}>": id for id in range(256)} | {text: id for id, text in special.items()}
     vocabulary = {text: id for text, id in vocabulary.items() if id not in letters.values()} | letters
-    taken = {id: text for text, id in vocabulary.items() if id not in SPECIAL or text == SPECIAL[id]}
+    taken = {id: text for text, id in vocabulary.items() if id not in special or text == special[id]}
     made = Tokenizer(models.BPE(vocab={text: id for id, text in taken.items()}, merges=[]))
     made.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     made.decoder = decoders.Fuse()
     fast = PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<|im_end|>")
-    fast.add_special_tokens({"additional_special_tokens": [*SPECIAL.values()]})
+    fast.add_special_tokens({"additional_special_tokens": [*special.values()]})
     return fast
 
 
@@ -99,10 +102,12 @@ def whole_inputs(model: PreTrainedModel, folder: Path, ids: Items[int], files: I
     pictures = [Image.open(io.BytesIO(file)) for file in files]
     inputs: Mapping[str, Any] = processor(images=pictures, return_tensors="pt", **options)
     is_row = (torch.tensor([ids]) == WORD).int()
-    of_rows = {"gemma3": "token_type_ids", "mistral3": "", "kimi_k25": "", "minimax_m3_vl": ""}
+    plain = dict.fromkeys(("mistral3", "kimi_k25", "minimax_m3_vl", "llama4"), "")
+    of_rows = {"gemma3": "token_type_ids"} | plain
     kinds = {name: is_row} if (name := of_rows.get(model_type, "mm_token_type_ids")) else {}
-    unused = ("num_crops", "num_soft_tokens_per_image")
-    return {"input_ids": torch.tensor([ids]), **{k: v for k, v in inputs.items() if k not in unused}, **kinds}
+    unused = ("num_crops", "aspect_ratios", "num_soft_tokens_per_image")
+    used = {k: v.float() if v.dtype == torch.bfloat16 else v for k, v in inputs.items() if k not in unused}
+    return {"input_ids": torch.tensor([ids]), **used, **kinds}
 
 
 def logits(model: PreTrainedModel, inputs: Mapping[str, Any]) -> torch.Tensor:
@@ -152,6 +157,8 @@ def _smaller(config: PreTrainedConfig) -> None:
         config.get_text_config().use_bidirectional_attention = "vision"
     if config.model_type == "mistral3":
         vision.image_size = 112
+    if config.model_type == "llama4":
+        vision.image_size, vision.intermediate_size = 4 * vision.patch_size, 4 * vision.hidden_size
     if config.model_type == "kimi_k25":
         config.projection_hidden_size = vision.hidden_size
     if config.model_type == "qwen2_5_vl":
@@ -174,6 +181,9 @@ def _processor(model_type: str, config: PreTrainedConfig) -> Any:
         return transformers.Gemma4UnifiedImageProcessor(
             patch_size=vision.patch_size, pooling_kernel_size=kernel, max_soft_tokens=70
         )
+    if model_type == "llama4":
+        side = vision.image_size
+        return transformers.Llama4ImageProcessor(size={"height": side, "width": side}, max_patches=4)
     if model_type == "kimi_k25":
         return transformers.Kimi_K25ImageProcessor(
             patch_size=vision.patch_size, merge_size=vision.merge_kernel_size[0], size={"max_height": 8, "max_width": 8}

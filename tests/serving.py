@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, cast
 
 import httpx
@@ -71,7 +73,9 @@ class LetterEngine:
     architecture = "letters"
     template = "{{ messages }}"
     own_code = False
-    compute = "float"
+    compute, dtype = "float", "float32"
+    folders: ClassVar[dict[str, Path]] = {"target": Path(__file__).parent / "data"}
+    adapters: Mapping[str, tuple[str, ...]] = MappingProxyType({"target": ()})
     drafter_failures: ClassVar[dict[str, str]] = {}
     images = None
 

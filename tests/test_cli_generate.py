@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.batch.output.manifest import fingerprint
+from cli.engine.revision import fingerprint
 from offload.hub.names import demo_folder
 from specexec.errors import SpecexecError
 from specexec.sampling.params import SamplingParams, derived_seed

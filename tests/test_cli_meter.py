@@ -19,7 +19,7 @@ def burst(tokens: int) -> Burst:
 def test_bursts_are_summed_up_as_they_come(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr("cli.terminal.meter.time.monotonic", lambda: now)
-    meter = SweepMeter(FakeEngine(), lambda: 31)  # type: ignore[arg-type]  # a stand-in
+    meter = SweepMeter(FakeEngine(), lambda: 31)
     for tokens in (1, 17, 1, 9):
         now += 2.0
         meter.next_sweep(burst(tokens))
@@ -29,7 +29,7 @@ def test_bursts_are_summed_up_as_they_come(monkeypatch: pytest.MonkeyPatch) -> N
 def test_the_first_sweep_reads_the_prompt_and_every_sweep_tells_its_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     now, engine = 0.0, FakeEngine()
     monkeypatch.setattr("cli.terminal.meter.time.monotonic", lambda: now)
-    meter = SweepMeter(engine)  # type: ignore[arg-type]  # a stand-in
+    meter = SweepMeter(engine)
     places = iter([(0, 1, 0), (20, 1, 2_000_000), (40, 2, 4_000_000)])
 
     def progress() -> Progress:
@@ -48,7 +48,7 @@ def test_the_first_sweep_reads_the_prompt_and_every_sweep_tells_its_rest(monkeyp
 
 
 def test_stopping_is_said_instead() -> None:
-    meter = SweepMeter(FakeEngine())  # type: ignore[arg-type]  # a stand-in
+    meter = SweepMeter(FakeEngine())
     meter.stopping = True
     assert meter.lines() == "  stopping… (layer 2/5)"
 

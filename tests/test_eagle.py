@@ -37,6 +37,7 @@ from specexec.model.taps import LAST
 from specexec.model.tree_lm import Rows, TreeLM
 from specexec.planning.best_first import BestFirst
 from specexec.sampling.params import SamplingParams
+from specexec.sizes import TRIED_ROWS
 from specexec.tree.growing import Growth
 from specexec.tree.tree import ROOT
 from tests.eagle_models import HIDDEN, LAYERS, OWN, VOCABULARY, chain_target, knowing_head, saved, settings_of
@@ -284,6 +285,7 @@ def test_a_head_of_another_model_is_refused_by_its_guesses(case: Case, caplog: p
         assert found.answer == plain.answer
     (said,) = [one.message for one in caplog.records if one.levelno == logging.WARNING]
     assert "was not made for this model" in said
+    assert "BadDrafter" not in said, "words for people"
     assert not case.target.taps._wanted[drafter][0]
 
 
@@ -313,7 +315,7 @@ def test_a_text_that_goes_on_is_guessed_below_again(case: Case) -> None:
         ({"eagle_aux_hidden_state_layer_ids": [0, 1]}, {}, r"are \[0, 1\], and its fc reads 3 layers"),
         ({"eagle_aux_hidden_state_layer_ids": [2, 20, 37]}, {}, r"layers \[2, 20, 37\], this model has 4"),
         ({"eagle_aux_hidden_state_layer_ids": None}, {}, "does not say which layers it reads, and there are 4"),
-        ({}, {"fc.weight": (HIDDEN, 3 * 40)}, "for a model with 120 in all taps together hidden numbers"),
+        ({}, {"fc.weight": (HIDDEN, 3 * 40)}, "for a model with 40 hidden numbers, this one has 32"),
         ({}, {"embed_tokens.weight": (99, HIDDEN)}, "for a model with 99 tokens, this one has 96"),
         ({}, {"lm_head.weight": (999, HIDDEN)}, "names 999 of 96 tokens"),
     ],
@@ -382,10 +384,15 @@ def test_its_folder_says_what_it_is_and_whose(pair: tuple[Path, Path]) -> None:
     assert as_model(as_model(folder)) == as_model(folder)
 
 
-def test_plan_counts_head_and_hidden_states(pair: tuple[Path, Path]) -> None:
-    found = {}
+def test_plan_counts_head_states_and_the_check(pair: tuple[Path, Path]) -> None:
+    parts = dict[str, dict[str, int]]()
     for drafter in ("none", str(pair[1])):
-        result = CliRunner().invoke(commands, ["plan", str(pair[0]), "-d", drafter, "--offline", "--ram", "8GiB"])
+        options = ["-d", drafter, "--offline", "--ram", "8GiB", "--json"]
+        result = CliRunner().invoke(commands, ["plan", str(pair[0]), *options])
         assert result.exit_code == 0, result.output
-        found[drafter] = "drafter" in result.output.split("RAM: ", 1)[1]
-    assert found == {"none": False, str(pair[1]): True}
+        parts[drafter] = json.loads(result.output)["rows"][0]["ram_parts_B"]
+    own_B = sum(one.nbytes for name, one in open_folder(pair[1]).entries.items() if "embed" not in name)
+    tried_B = TRIED_ROWS * (3 + 1) * HIDDEN * 4
+    assert parts[str(pair[1])]["drafter"] > own_B + tried_B
+    assert parts[str(pair[1])]["embeddings of the drafter"] == 4096 * HIDDEN * 4
+    assert "drafter" not in parts["none"]

@@ -56,18 +56,19 @@ cli.ollama_api:       .openai specexec.text
 cli.engine:           .shared .terminal specexec specexec.errors specexec.drafters specexec.engine specexec.compose
                       offload.errors offload.machine offload.hub offload.placement
 cli.about:            .shared offload.machine
-cli.chat:             .shared .terminal .engine specexec.pieces specexec.stats specexec.sampling specexec.model
+cli.connect:          .shared .terminal specexec.pieces specexec.stats specexec.tree specexec.sampling specexec.text
+cli.chat:             .shared .terminal .engine .connect specexec.pieces specexec.stats specexec.sampling specexec.model
                       specexec.text specexec.drafters specexec.engine offload.machine offload.hub
-cli.serve:            .shared .terminal .engine .openai .messages_api .responses_api .ollama_api
+cli.serve:            .shared .terminal .engine .connect .openai .messages_api .responses_api .ollama_api
                       specexec.errors specexec.stats specexec.sampling specexec.model
                       specexec.text specexec.engine specexec.compose offload.errors
 cli.models:           .shared .terminal .engine .about specexec.errors specexec.sizes specexec.model specexec.text
                       specexec.drafters
                       specexec.compose offload.errors offload.units offload.machine offload.checkpoint offload.hub
                       offload.placement offload.packs offload.measure
-cli.batch:            .shared .terminal .engine .openai .models specexec.errors specexec.stats specexec.tree
-                      specexec.sampling specexec.text specexec.drafters specexec.engine specexec.compose
-                      offload.machine offload.checkpoint offload.hub
+cli.batch:            .shared .terminal .engine .connect .openai .models specexec.errors specexec.pieces
+                      specexec.stats specexec.tree specexec.sampling specexec.text specexec.drafters specexec.engine
+                      specexec.compose offload.machine offload.checkpoint offload.hub
 cli.bench:            .shared .terminal .engine .batch specexec.errors specexec.stats specexec.sampling specexec.model
                       specexec.text specexec.drafters specexec.engine specexec.evaluation offload.hub
 cli.app:              .shared offload.machine

@@ -10,6 +10,7 @@ import gc
 import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -48,23 +49,25 @@ from specexec.model.tree_lm import Rows, TreeLM
 from specexec.sampling.params import SamplingParams
 from specexec.sizes import SEEING
 from specexec.text import image_prompts
-from specexec.text.conversation import Kept
 from specexec.text.image_prompts import FAMILIES as KNOWN
 from specexec.text.image_prompts import MOST_IMAGES
 from specexec.text.pictures import MOST_B, data_url, is_image_file
+from specexec.text.transcript import Kept
 from tests.pictured import WORD, logits, picture, seeing, shown, whole_inputs, written
 
 FAMILIES = ["qwen3_5", "qwen3_vl", "gemma3", "gemma4", "mistral3", "glm4v_moe"]
 if is_torchvision_available():
-    FAMILIES += ["gemma4_unified", "kimi_k25", "minimax_m3_vl"]
+    FAMILIES += ["gemma4_unified", "kimi_k25", "llama4", "minimax_m3_vl"]
 PROCESSORS = {
     "gemma3": "Gemma3Processor",
     "gemma4": "Gemma4Processor",
     "gemma4_unified": "Gemma4UnifiedProcessor",
     "glm4v_moe": "Glm4vProcessor",
     "kimi_k25": "Kimi_K25Processor",
+    "llama4": "Llama4Processor",
     "minimax_m3_vl": "MiniMaxM3VLProcessor",
 }
+TILES: Any = transformers.Llama4Processor._prompt_split_image
 MOST = 10
 GREEDY = SamplingParams(temperature=0.0, max_tokens=MOST, ignore_eos=True)
 ONE, OTHER = picture(1), picture(2)
@@ -151,6 +154,9 @@ def test_prompts_are_spelled_as_the_processor_of_the_family_spells_them(model: M
         boi_token="<|boi|>",
         eoi_token="<|eoi|>",
         IMAGE_TOKEN="<|image|>",
+        patch_size=14,
+        downsample_ratio=4,
+        _prompt_split_image=partial(TILES, None),
         VISION_START_TOKEN="]<]start of image[>[",
         VISION_END_TOKEN="]<]end of image[>[",
         full_image_sequence="\n\n<|boi|>" + "<|image|>" * 16 + "<|eoi|>\n\n",
@@ -345,6 +351,15 @@ def test_words_are_not_taken_for_an_image(tmp_path: Path) -> None:
     for kind in ("BMP", "WEBP", "GIF", "JPEG"):
         Image.new("RGB", (4, 4)).save(tmp_path / kind, kind)
         assert is_image_file(tmp_path / kind)
+
+
+@pytest.mark.parametrize("tiles", [(1, 1), (1, 3), (3, 2)])
+def test_an_image_in_tiles_is_spelled_as_llama_4_reads_it(tiles: tuple[int, int]) -> None:
+    config = SimpleNamespace(image_token_id=7)
+    marks = KNOWN["llama4"].marks(config, SimpleNamespace(convert_ids_to_tokens={7: "<|patch|>"}.get))  # type: ignore[arg-type]  # the little that is asked
+    count = tiles[0] * tiles[1]
+    shape = image_prompts.Shape(4 * (count + (count > 1)), *tiles)
+    assert marks.spelled(shape) == TILES(None, tiles, 4)
 
 
 def test_images_that_only_torchvision_prepares_are_refused_without_it(

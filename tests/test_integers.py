@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 import offload
 from cli.batch.command import _configuration
-from cli.chat.saving import Keeper
+from cli.chat.saving import weights_of
 from cli.shared.options import EngineOptions
 from offload.checkpoint.headers import open_folder
 from offload.checkpoint.quantized.arithmetic import row_codes
@@ -271,7 +271,6 @@ def test_a_batch_is_not_continued_in_another_arithmetic() -> None:
 
 def test_keys_and_values_of_another_arithmetic_are_not_taken(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    engines = [SimpleNamespace(folders={"target": tmp_path}, compute=compute) for compute in ("float", "int8")]
-    keepers: list[Any] = [SimpleNamespace(_engine=engine) for engine in engines]
-    float_, int8 = map(Keeper._weights, keepers)
+    engines: list[Any] = [SimpleNamespace(folders={"target": tmp_path}, compute=one) for one in ("float", "int8")]
+    float_, int8 = map(weights_of, engines)
     assert float_ != int8

@@ -10,6 +10,7 @@ import copy
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -30,16 +31,18 @@ from specexec.drafters.sibling import SiblingDrafter
 from specexec.errors import SweepCancelled
 from specexec.model.architecture import only_plainly
 from specexec.model.cache import KVCache
-from specexec.model.recurrent import linear_state
-from specexec.model.recurrent.delta_rule import delta_rows
-from specexec.model.recurrent.packed import branches_of
+from specexec.model.recurrent.channel_state import ChannelRows
+from specexec.model.recurrent.delta_rule import channel_rows, delta_rows
+from specexec.model.recurrent.linear_state import LinearRows
+from specexec.model.recurrent.packed import branches_of, restored
+from specexec.model.recurrent.scan import StateRows, scan
+from specexec.model.recurrent.selective_state import SelectiveRows
 from specexec.model.recurrent.sizes import recurrences_of
-from specexec.model.tree_lm import Rows, TreeLM
+from specexec.model.tree_lm import Rows, TreeLM, trunk_name
 from specexec.sampling.params import SamplingParams
 from specexec.sizes import SNAPSHOTS
-from specexec.text.conversation import Kept
 from specexec.text.messages import Message
-from specexec.text.transcript import Turn
+from specexec.text.transcript import Kept, Turn
 from tests.tiny import BASE, VOCABULARY, Option, redraw
 from tests.writing import greedy, path_to, prompt, random_tree, write
 
@@ -68,6 +71,15 @@ MAMBA: dict[str, Option] = {
     "mamba_d_state": 12,
     "mamba_chunk_size": 16,
 }
+LATENT: dict[str, Option] = {
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 16,
+    "v_head_dim": 16,
+    "moe_intermediate_size": 48,
+    "first_k_dense_replace": 1,
+    "num_key_value_heads": 4,
+}
 # By model_type: config class, and what differs from BASE.
 FAMILIES: dict[str, tuple[str, dict[str, Option]]] = {
     "qwen3_next": ("Qwen3NextConfig", LINEAR | EXPERTS),
@@ -76,6 +88,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Option]]] = {
     "olmo_hybrid": ("OlmoHybridConfig", LINEAR),
     "lfm2": ("Lfm2Config", SHORT),
     "lfm2_moe": ("Lfm2MoeConfig", SHORT | EXPERTS | {"num_dense_layers": 1}),
+    "lfm3": ("Lfm3Config", {**SHORT, "layer_types": ["conv", "sliding_attention", "conv"], "sliding_window": 8}),
     "granitemoehybrid": (
         "GraniteMoeHybridConfig",
         MAMBA | MIXED | {"num_local_experts": 4, "num_experts_per_tok": 2, "shared_intermediate_size": 48},
@@ -99,12 +112,56 @@ FAMILIES: dict[str, tuple[str, dict[str, Option]]] = {
             "time_step_min": 1e-6,  # below it transformers' forward and its single steps differ
         },
     ),
+    "zamba2": (
+        "Zamba2Config",
+        {
+            "num_hidden_layers": 4,
+            "layers_block_type": ["linear_attention", "hybrid", "linear_attention", "hybrid"],
+            "head_dim": 32,
+            "num_key_value_heads": 4,
+            "n_mamba_heads": 8,
+            "mamba_ngroups": 2,
+            "mamba_d_state": 12,
+            "chunk_size": 16,
+            "use_mem_rope": True,
+            "tie_word_embeddings": True,  # and blocks of attention with one another
+            "use_shared_attention_adapter": True,
+            "adapter_rank": 8,
+            "time_step_min": 1e-6,
+        },
+    ),
+    "mamba2": (
+        "Mamba2Config",
+        {"num_hidden_layers": 2, "num_heads": 8, "head_dim": 16, "n_groups": 2, "state_size": 12, "chunk_size": 16},
+    ),
+    "mamba": ("MambaConfig", {"num_hidden_layers": 2, "state_size": 6}),
+    "falcon_mamba": ("FalconMambaConfig", {"num_hidden_layers": 2, "state_size": 6}),
+    "jamba": (
+        "JambaConfig",
+        {
+            "num_hidden_layers": 3,
+            "attn_layer_period": 3,
+            "attn_layer_offset": 1,
+            "mamba_d_state": 6,
+            "num_experts": 4,
+        },
+    ),
+    "kimi_linear": (
+        "KimiLinearConfig",
+        MIXED
+        | LATENT
+        | {"num_local_experts": 4, "num_experts_per_tok": 2, "linear_head_dim": 16, "linear_num_heads": 2},
+    ),
+    "bailing_hybrid": (
+        "BailingHybridConfig",
+        MIXED | LATENT | {"num_local_experts": 4, "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1},
+    ),
 }
 PREFIX = prompt(33)
 NODES = 40
 PARENTS, TOKENS = random_tree(NODES)
 path_of = partial(path_to, PARENTS)
-TYPICAL = ["olmo_hybrid", "lfm2", "falcon_h1"]  # one family for each recurrence
+TYPICAL = ["olmo_hybrid", "lfm2", "falcon_h1", "kimi_linear", "mamba"]  # one family for each recurrence
 COLD = SamplingParams(temperature=0.0, max_tokens=60)
 
 
@@ -226,9 +283,9 @@ def test_a_long_prompt_in_pieces_equals_the_prompt_at_once(family: str, tmp_path
     torch.testing.assert_close(hidden_RH, expected, atol=3e-4, rtol=0)
 
 
-@pytest.fixture(scope="module")
-def lm() -> TreeLM:
-    return TreeLM(built("qwen3_5_text"))
+@pytest.fixture(scope="module", params=["qwen3_5_text", "kimi_linear", "mamba"])
+def lm(request: pytest.FixtureRequest) -> TreeLM:
+    return TreeLM(built(request.param))
 
 
 def states(cache: KVCache) -> dict[object, Tensor]:
@@ -248,7 +305,9 @@ def test_a_sweep_that_fails_leaves_the_states_as_they_were(lm: TreeLM) -> None:
     before, end = states(cache), len(PREFIX)
     (expected,) = lm.forward([Rows(cache, [5, *TOKENS], below(1), 1)])
     cache.forget_nodes()
-    halfway = lm.model.get_submodule("model.layers.1").register_forward_hook(lambda *_: cancelled.set())
+    halfway = lm.model.get_submodule(f"{trunk_name(lm.model)}.layers.0").register_forward_hook(
+        lambda *_: cancelled.set()
+    )
     with pytest.raises(SweepCancelled):
         lm.forward([Rows(cache, [9, 9, *TOKENS], below(2), 2)], cancelled)
     halfway.remove()
@@ -324,53 +383,82 @@ def test_a_text_that_repeats_itself_is_drafted_from_what_was_written(tmp_path: P
     assert ours.answer == greedy(truth, phrase, 60)
 
 
-def one_by_one(rows: linear_state.LinearRows, parents: list[int]) -> tuple[Tensor, list[Tensor]]:
+def plain_rows(rows: StateRows) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+    """Queries, keys, values, logarithms of decays and betas in float64, each head and channel with its own."""
+    match rows:
+        case LinearRows():
+            group = len(rows.value_HRV) // len(rows.key_JRK)
+            query, key = (x.double().repeat_interleave(group, 0) for x in (rows.query_JRK, rows.key_JRK))
+            return query, key, rows.value_HRV.double(), rows.decay_HR.double()[..., None], rows.beta_HR
+        case ChannelRows():
+            query, key = rows.query_HRK.double(), rows.key_HRK.double()
+            return query, key, rows.value_HRV.double(), rows.decay_HRK.double().log(), rows.beta_HR
+        case SelectiveRows():
+            decay = rows.step_RC.T.double()[..., None] * rows.rate_CS.double()[:, None]
+            query, key = (x.double().expand(len(decay), -1, -1) for x in (rows.query_RS, rows.key_RS))
+            return query, key, rows.written_RC.T.double()[..., None], decay, None
+    raise AssertionError(rows)
+
+
+def one_by_one(rows: StateRows, parents: list[int]) -> tuple[Tensor, list[Tensor]]:
     """What every row reads, and the state after it: the recurrence itself, in float64."""
-    group = len(rows.value_HRV) // len(rows.key_JRK)
-    query, key = (x.double().repeat_interleave(group, 0) for x in (rows.query_JRK, rows.key_JRK))
+    query, key, value, decay, beta = plain_rows(rows)
     found: list[Tensor] = []
     after: list[Tensor] = []
     for row, parent in enumerate(parents):
-        empty = torch.zeros(len(key), key.shape[-1], rows.value_HRV.shape[-1], dtype=torch.float64)
-        state = (after[parent] if parent >= 0 else empty) * rows.decay_HR[:, row].double().exp()[:, None, None]
-        k, write = key[:, row, :, None], rows.value_HRV[:, row].double()
-        if rows.beta_HR is not None:
-            write = (write - (k * state).sum(1)) * rows.beta_HR[:, row].double()[:, None]
+        empty = torch.zeros(len(key), key.shape[-1], value.shape[-1], dtype=torch.float64)
+        state = (after[parent] if parent >= 0 else empty) * decay[:, row, :, None].exp()
+        k, write = key[:, row, :, None], value[:, row]
+        if beta is not None:
+            write = (write - (k * state).sum(1)) * beta[:, row].double()[:, None]
         after.append(state + k * write[:, None])
         found.append((query[:, row, :, None] * after[-1]).sum(1))
     return torch.stack(found, 1), after
 
 
-@pytest.mark.parametrize(("settled", "count"), [(0, 1), (1, 1), (200, 200), (70, 700), (0, 300)])
-@pytest.mark.parametrize("corrects", [True, False])
-def test_the_rows_of_a_tree_read_what_the_recurrence_gives(settled: int, count: int, corrects: bool) -> None:
+def drawn_rows(kind: str, count: int) -> StateRows:
     random = torch.Generator().manual_seed(count)
 
     def drawn(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=random)
 
-    rows = delta_rows(
-        drawn(count, 2, 8), drawn(count, 2, 8), drawn(count, 4, 5), -drawn(count, 4).exp(), drawn(count, 4).sigmoid(),
-        normalised=True,
-    )  # fmt: skip
-    if not corrects:
-        rows = linear_state.LinearRows(rows.query_JRK, rows.key_JRK, rows.value_HRV, rows.decay_HR)
-    picks = torch.randint(0, 12, (count,), generator=random).tolist()
+    fast = torch.logspace(-3, 2, 8)  # from channels that last to some that are gone within a token
+    query, key, value, beta = drawn(count, 2, 8), drawn(count, 2, 8), drawn(count, 4, 5), drawn(count, 4).sigmoid()
+    if kind == "Kimi delta":
+        return channel_rows(query, key, value[:, :2], -drawn(count, 2, 8).exp() * fast, beta[:, :2], normalised=True)
+    if kind == "Mamba-1":
+        step, rates = drawn(count, 7).sigmoid(), -drawn(7, 8).exp() * fast
+        return SelectiveRows(step, step * drawn(count, 7), drawn(count, 8), drawn(count, 8), rates)
+    rows = delta_rows(query, key, value, -drawn(count, 4).exp(), beta, normalised=True)
+    return rows if kind == "gated delta" else replace(rows, beta_HR=None)
+
+
+@pytest.mark.parametrize(("settled", "count"), [(0, 1), (1, 1), (200, 200), (70, 700), (0, 300)])
+@pytest.mark.parametrize("kind", ["gated delta", "Mamba-2", "Kimi delta", "Mamba-1"])
+def test_the_rows_of_a_tree_read_what_the_recurrence_gives(settled: int, count: int, kind: str) -> None:
+    rows = drawn_rows(kind, count)
+    picks = np.random.default_rng(count).integers(0, 12, count).tolist()
     parents = [row - 1 if row <= settled else max(settled - 1, row - 1 - pick) for row, pick in enumerate(picks)]
     expected, after = one_by_one(rows, parents)
     tree = branches_of(np.array(parents), settled, (), torch.device("cpu"))
-    memory = linear_state.empty(rows)
+    memory = restored(rows.name, rows.empty())
     cuts = [0, count // 3, count // 2, count]
-    found = [
-        linear_state.scan(memory, tree, first, rows.of(slice(first, last)))
-        for first, last in pairwise(cuts)
-        if first < last
-    ]
-    torch.testing.assert_close(torch.cat(found, 1).double(), expected, atol=1e-5, rtol=0)
+    found = torch.cat(
+        [
+            piece
+            for first, last in pairwise(cuts)
+            if first < last
+            for piece in scan(memory, tree, first, rows.of(slice(first, last)))
+        ],
+        1,
+    )
+    found = found.permute(2, 1, 0) if kind == "Mamba-1" else found
+    torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)
     path, node = [], count - 1
     while node >= settled:
         path.append(node - settled)
         node = parents[node]
     memory.commit(path[::-1], [])
-    torch.testing.assert_close(memory.text.double(), after[-1], atol=1e-5, rtol=0)
+    state = memory.text[0, ..., None] if kind == "Mamba-1" else memory.text
+    torch.testing.assert_close(state.double(), after[-1], atol=1e-5, rtol=1e-5)
     assert math.isfinite(memory.text.sum().item())

@@ -21,6 +21,6 @@ def test_every_outcome_is_known_and_none_is_a_bug() -> None:
 TRIED = sorted(name for name, outcome in ROWS.items() if outcome != "not tried")
 
 
-@pytest.mark.parametrize("model_type", [*dict.fromkeys(("jetmoe", "moshi", *TRIED[::8]))])
+@pytest.mark.parametrize("model_type", [*dict.fromkeys(("jetmoe", "llama4_text", "moshi", *TRIED[::8]))])
 def test_rows_are_what_is_found(model_type: str) -> None:
     assert tried(model_type).outcome == ROWS[model_type]

@@ -54,7 +54,7 @@ SIZES: dict[str, object] = {
     "rotary_dim": 8, "num_kv_shared_layers": 2, "window_size": WINDOW, "attn_layer_period": 2, "attn_layer_offset": 1,
     "mamba_n_heads": 4, "mamba_d_head": 32, "mamba_num_heads": 4, "mamba_head_dim": 32, "mamba_d_state": 16,
     "mamba_d_ssm": 128, "mamba_n_groups": 1, "n_groups": 1, "ssm_state_size": 16, "state_size": 16,
-    "depth": 2, "image_size": 28, "num_position_embeddings": 64,
+    "depth": 2, "image_size": 28, "num_position_embeddings": 64, "floor_scale": 4,
 }  # fmt: skip
 # Of each layer there is one entry; those that count layers name the first ones.
 BY_LAYER = (
@@ -72,6 +72,14 @@ MORE: dict[str, dict[str, object]] = {
     "gemma4_unified": {"text_config": GEMMA4},
     "gemma4_unified_text": dict(GEMMA4),
     "bamba": {"attn_layer_indices": [1]},
+    "zamba2": {
+        "layers_block_type": ["linear_attention", "hybrid"] * 2,
+        "hybrid_layer_ids": [1, 3],
+        "time_step_min": 1e-6,
+        "mamba_headdim": 16,
+        "attention_hidden_size": 128,
+    },
+    "bailing_hybrid": {"layer_types": ["linear_attention", "full_attention"], "num_expert_group": 2},
     "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
 }

@@ -19,16 +19,21 @@ from cli.batch.input.items import Item, Json
 from cli.batch.options import BatchOptions, batch_options
 from cli.batch.output.formats import Record, RecordWriter
 from cli.batch.output.journal import Beside, Journal, open_journal
-from cli.batch.output.manifest import Manifest, fingerprint, read_manifest
+from cli.batch.output.manifest import Manifest, read_manifest
 from cli.batch.output.partial import Begun, PartialFile
 from cli.batch.output.sinks import AnswerFolder, JournalSink, ScreenSink
 from cli.batch.preparation import Preparation
-from cli.batch.run import Run
+from cli.batch.run import Prepares, Run
+from cli.batch.served import ServedWork
+from cli.connect.models import loaded_model
+from cli.connect.server import Server, say_without_effect
 from cli.engine.facts import facts_of
 from cli.engine.open import open_engine, running_engine
+from cli.engine.revision import fingerprint
 from cli.shared.errors import INTERRUPTED, SOME_FAILED, TERMINATED
 from cli.shared.help_sections import SectionedCommand
-from cli.shared.options import EngineOptions, engine_options, sampling_options
+from cli.shared.options import EngineOptions, engine_options, model_was_named, sampling_options
+from cli.shared.presets import preset_option
 from cli.shared.template_options import set_template, template_options
 from cli.shared.verbosity import Verbosity, start_logging, verbosity_options
 from cli.terminal.screen import Screen
@@ -43,6 +48,7 @@ if TYPE_CHECKING:
 
 @click.command(cls=SectionedCommand)
 @click.argument("inputs", nargs=-1, metavar="[INPUT]...", type=click.Path(exists=True, allow_dash=True))
+@preset_option
 @click.option("-p", "--prompt", "prompts", multiple=True, help="A prompt; may be repeated.")
 @batch_options
 @template_options
@@ -80,20 +86,26 @@ def generate(
         screen.say("no prompts were found")
     if answered := sum(item.answered for item in found.items):
         screen.say(f"lines that bring an answer to their last question, which is left out: {answered}")
+    served = _served(batch, engine_options, screen)
+    if served is not None:
+        engine_options = replace(engine_options, model=served.model.name)
     items = _fitted(found.items, batch, engine_options, sampling, screen)
     if batch.dry_run:
         return _dry_run(items, batch, engine_options, sampling, screen)
     bad = next((item.problem for item in items if item.problem), None)
     if batch.strict and bad is not None:
         raise bad
-    plan = _plan(items, batch, engine_options, sampling, screen)
+    revision = (
+        fingerprint(_target(engine_options), engine_options.load.lora) if served is None else served.model.revision
+    )
+    plan = _plan(items, batch, engine_options, sampling, revision, screen)
     with plan.journal as journal:
         earlier = len(items) - len(plan.todo)
         if journal is not None and (earlier or plan.begun):
             screen.say(f"{journal.path}: {earlier} finished, {len(plan.begun)} in part, {len(plan.todo)} to do")
         if not plan.todo:
             return SOME_FAILED if plan.missed else 0
-        with _engine(batch, engine_options, screen, verbosity) as engine:
+        with nullcontext(served) if served else _engine(batch, engine_options, screen, verbosity) as engine:
             writer = plan.writer
             if batch.as_json and journal is None:
                 writer = replace(writer, facts=_facts(engine, batch, engine_options, plan.sampling))
@@ -145,7 +157,21 @@ def _reading(options: EngineOptions) -> tuple[Encoding, int]:
     return encoding, context_of(target, options.load.ctx, trust)
 
 
-def _preparation(engine: Engine | Cluster, batch: BatchOptions, options: EngineOptions, screen: Screen) -> Preparation:
+def _served(batch: BatchOptions, options: EngineOptions, screen: Screen) -> ServedWork | None:
+    """The server that is to write, its model loaded."""
+    if batch.connect is None:
+        return None
+    say_without_effect(screen.tell)
+    model = loaded_model(Server(batch.connect, batch.api_key), options.model, model_was_named(), screen)
+    screen.say(model.introduction)
+    return ServedWork(model, options, None if batch.think == "auto" else batch.think)
+
+
+def _preparation(
+    engine: Engine | Cluster | ServedWork, batch: BatchOptions, options: EngineOptions, screen: Screen
+) -> Prepares:
+    if isinstance(engine, ServedWork):
+        return engine
     from specexec.compose.load import stops_of
 
     encoding = _reading(options)[0] if isinstance(engine, Cluster) else engine.encoding
@@ -190,14 +216,18 @@ class BatchPlan:
 
 
 def _plan(
-    items: list[Item], batch: BatchOptions, options: EngineOptions, sampling: SamplingParams, screen: Screen
+    items: list[Item],
+    batch: BatchOptions,
+    options: EngineOptions,
+    sampling: SamplingParams,
+    revision: str,
+    screen: Screen,
 ) -> BatchPlan:
     output = batch.journal
     before = (
         None if output is None or not (batch.resume or batch.retry_failed) else read_manifest(Beside(output).manifest)
     )
     sampling = replace(sampling, seed=_seed(sampling, before))
-    revision = fingerprint(_target(options))
     writer = RecordWriter(batch.format, f"{options.model}@{revision}", batch.dedupe)
     if output is None:
         return BatchPlan(items, sampling, writer, nullcontext(None))
@@ -224,12 +254,13 @@ def _plan(
 
 
 def _facts(
-    engine: Engine | Cluster, batch: BatchOptions, options: EngineOptions, sampling: SamplingParams
+    engine: Engine | Cluster | ServedWork, batch: BatchOptions, options: EngineOptions, sampling: SamplingParams
 ) -> Callable[[Item], Record]:
     """How an item was to be answered, and the values that the options led to."""
     run = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(batch).items()}
-    if isinstance(engine, Cluster):
-        where: Record = {"asked": options.asked, "workers": engine.size}
+    if isinstance(engine, Cluster | ServedWork):
+        about = {"workers": engine.size} if isinstance(engine, Cluster) else engine.model.meta
+        where: Record = {"asked": options.asked, **about}
         return lambda item: {"run": run, "sampling": asdict(item.sampling(sampling)), "engine": where}
     here, filled = facts_of(engine, options), engine.filled
     return lambda item: {"run": run, "sampling": asdict(filled(item.sampling(sampling))), "engine": here}
@@ -260,6 +291,7 @@ def _configuration(
         "--template": batch.template,
         "--output-format": batch.format,
         "--stop": list(sampling.stop or ()),
+        **({"--lora": list(options.load.lora)} if options.load.lora else {}),
         **({"--head-quant": options.load.head_quant} if options.load.head_quant != "none" else {}),
         **({"--compute": options.load.compute} if options.load.compute != "float" else {}),
         **({"--template-var": dict(options.template_vars)} if options.template_vars else {}),

@@ -16,6 +16,7 @@ from cli.batch.input.form import Form, template_problem
 from cli.batch.input.inputs import InputShard, Split
 from cli.batch.output.formats import Format
 from cli.batch.output.journal import RECORDS
+from cli.connect.server import server_options
 from cli.shared.options import PARALLEL, TEXT_OR_FILE, IntOrAuto, TextOrFile, WholeNumber
 from cli.shared.verbosity import json_option
 
@@ -70,6 +71,8 @@ class BatchOptions:
     on_too_long: TooLong
     think: Literal["auto", "off", "on", "low", "medium", "high"]
     parallel: IntOrAuto
+    connect: str | None
+    api_key: str | None
     engine: Literal["local", "ray"]
     ray_address: str | None
     workers: IntOrAuto
@@ -101,6 +104,15 @@ class BatchOptions:
             (self.resume and self.overwrite, "--resume keeps what --overwrite throws away."),
             (not file and (self.resume or self.retry_failed), "There is nothing to resume without -o or --output-dir."),
             (self.engine == "local" and self.ray_address is not None, "--ray-address goes with --engine ray."),
+            (self.connect is not None and self.engine == "ray", "--connect and --engine ray are two places to write."),
+            (
+                self.connect is not None and self.dry_run,
+                "--dry-run needs the model's files here: leave out --connect.",
+            ),
+            (
+                self.connect is not None and self.on_too_long != "error",
+                f"--on-too-long {self.on_too_long} needs the model's tokenizer here: leave out --connect.",
+            ),
             (self.system is not None and not self.chat, "--system needs the chat template; leave out --raw."),
         ]
         for clash, says in clashes:
@@ -158,4 +170,4 @@ def batch_options(command: Callable[..., Result]) -> Callable[..., Result]:
     decorated: Callable[..., Result] = collected
     for option in reversed(_OPTIONS):
         decorated = option(decorated)
-    return decorated
+    return server_options(None)(decorated)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from cli.batch.eta import TimeLeft, spelled
 from cli.batch.input.items import Item
 from cli.batch.output.answers import ItemAnswer
 from cli.batch.output.partial import Begun, PartialFile
 from cli.batch.output.sinks import Sink
-from cli.batch.preparation import Preparation
 from cli.shared.errors import INTERRUPTED, SOME_FAILED
 from cli.shared.quantities import format_speed
 from cli.terminal.interrupts import Interrupts
@@ -28,12 +27,20 @@ if TYPE_CHECKING:
 REPORT_EVERY_S = 30.0
 
 
+class Prepares(Protocol):
+    """From an item to requests, and from finished texts to its answer (preparation.py)."""
+
+    def requests(self, item: Item, run: SamplingParams) -> list[Request]: ...
+
+    def answer(self, item: Item, run: SamplingParams, completions: Mapping[int, Completion]) -> ItemAnswer: ...
+
+
 @dataclass
 class Run:
     """What is to be done, and what has come of it so far. `earlier` were answered, `missed` failed before this run."""
 
     engine: BatchEngine
-    preparation: Preparation
+    preparation: Prepares
     sampling: SamplingParams
     sink: Sink
     screen: Screen

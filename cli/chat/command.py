@@ -4,24 +4,35 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from click.core import ParameterSource
 
 from cli.chat.archive import Archive, Record, sessions_folder
+from cli.chat.engines import ChatEngine, OpenEngine, engines_of, set_thinking
 from cli.chat.loop import converse
 from cli.chat.saving import Keeper, stored_name
 from cli.chat.session import Session
+from cli.connect.engine import ServedEngine
+from cli.connect.server import Server, say_without_effect, server_options
 from cli.engine.facts import facts_of
 from cli.engine.open import running_engine
 from cli.engine.prompts import with_stdin
 from cli.shared.control_codes import echo
 from cli.shared.help_sections import SectionedCommand
-from cli.shared.options import TEXT_OR_FILE, EngineOptions, engine_options, model_argument, sampling_options
+from cli.shared.options import (
+    TEXT_OR_FILE,
+    EngineOptions,
+    engine_options,
+    model_argument,
+    model_was_named,
+    sampling_options,
+)
+from cli.shared.presets import preset_option
 from cli.shared.template_options import template_options
-from cli.shared.thinking import Think, ask_to_think, think_option
+from cli.shared.thinking import Think, think_option
 from cli.shared.verbosity import Verbosity, json_option, verbosity_options
 from cli.terminal.display import Display, display_options
 from cli.terminal.screen import Screen
@@ -32,9 +43,8 @@ from specexec.text.messages import content_of
 from specexec.text.pictures import data_url
 
 if TYPE_CHECKING:
-    from specexec.engine.engine import Engine
+    from cli.chat.saving import KeptConversation
     from specexec.stats import Burst
-    from specexec.text.conversation import Conversation
 
 # Questions that the demo answers well; a test checks them against its golden answers.
 TOY_QUESTIONS = "It answers: How does specexec work? · What is a drafter? · What is offloading?"
@@ -42,6 +52,7 @@ TOY_QUESTIONS = "It answers: How does specexec work? · What is a drafter? · Wh
 
 @click.command(cls=SectionedCommand)
 @model_argument
+@preset_option
 @click.option("-p", "--prompt", help="Ask this, print the answer and exit; piped input goes in front.")
 @click.option(
     "-i", "--image", "images", type=click.Path(path_type=Path), multiple=True, help="An image for the first message."
@@ -49,6 +60,7 @@ TOY_QUESTIONS = "It answers: How does specexec work? · What is a drafter? · Wh
 @click.option("-s", "--system", type=TEXT_OR_FILE, help="System prompt, or @FILE.")
 @click.option("-c", "--continue", "resume", is_flag=True, help="Continue the latest conversation.")
 @click.option("--session", metavar="ID", help="Continue this one; see specexec sessions list.")
+@server_options(None)
 @click.option("--no-save", is_flag=True, help="Do not keep this conversation.")
 @click.option("--no-history", is_flag=True, help="Do not remember what is typed.")
 @think_option
@@ -68,6 +80,8 @@ def chat(
     system: str | None,
     resume: bool,
     session: str | None,
+    connect: str | None,
+    api_key: str | None,
     no_save: bool,
     no_history: bool,
     think: Think,
@@ -85,6 +99,7 @@ def chat(
       cat notes.txt | specexec chat -m llama-70b -p "Summarise this."
       specexec chat -m qwen3.6-27b -i photo.jpg -p "What is this?"
       specexec chat -c                                  continue where you left off
+      specexec chat --connect http://127.0.0.1:8000     the model that specexec serve has loaded
     """
     if as_json and prompt is None:
         raise click.UsageError("--json is for one question: chat -p WORDS, or run MODEL WORDS.")
@@ -92,12 +107,18 @@ def chat(
     screen = Screen(quiet=verbosity.quiet, plain=display.plain)
     pictures = [data_url(image) for image in images]
     record = _record(resume, session)
-    if record is not None and not _model_was_named():
+    named = model_was_named()
+    if record is not None and not named:
         engine_options = replace(engine_options, model=record.model)
+    if connect is None:
+        opened: OpenEngine = partial(running_engine, screen=screen, verbosity=verbosity)
+    else:
+        opened = engines_of(Server(connect, api_key), named, screen, verbosity)
+        say_without_effect(screen.tell)
     kept = not no_save and (message is None or record is not None)  # a single question is no conversation
 
-    def begin(engine: Engine, options: EngineOptions, before: Session | None) -> Session:
-        ask_to_think(engine, before.think if before else think, screen.say)
+    def begin(engine: ChatEngine, options: EngineOptions, before: Session | None) -> Session:
+        set_thinking(engine, before.think if before else think, screen.say)
         conversation = engine.conversation(system)
         if before is None:
             talk = Session(engine, conversation, screen, sampling, options, display, bell, notify_command, think)
@@ -106,14 +127,15 @@ def chat(
             talk = before.moved(engine, conversation, options)
         if kept:
             earlier = before.keeper.record if before and before.keeper else record
-            talk.keeper = _keeper(engine, conversation, options.model, earlier, screen)
+            name = engine.name if isinstance(engine, ServedEngine) else stored_name(options.model)
+            talk.keeper = _keeper(engine, conversation, name, earlier, screen)
         if before is None and message is None and engine.toy:
             screen.say(TOY_QUESTIONS)
         return talk
 
     if message is None:
-        return converse(engine_options, screen, verbosity, history=not no_history, begin=begin)
-    with running_engine(engine_options, screen, verbosity) as engine:
+        return converse(engine_options, screen, opened, history=not no_history, begin=begin)
+    with opened(engine_options) as engine:
         talk = begin(engine, engine_options, None)
         content = content_of(message, pictures)
         if as_json:
@@ -130,9 +152,13 @@ def chat(
 
 
 def _record_of(
-    bursts: list[Burst], engine: Engine, options: EngineOptions, sampling: SamplingParams
+    bursts: list[Burst], engine: ChatEngine, options: EngineOptions, sampling: SamplingParams
 ) -> dict[str, object]:
     """An answer and everything that led to it."""
+    if isinstance(engine, ServedEngine):
+        filled, facts = sampling, {"asked": options.asked, "connect": engine.model.server.address, **engine.model.meta}
+    else:
+        filled, facts = engine.filled(sampling), facts_of(engine, options)
     tokens = sum(len(burst.tokens) for burst in bursts)
     whole = sum((burst.piece for burst in bursts), Piece())
     return {
@@ -149,8 +175,8 @@ def _record_of(
         "draft_s": sum(burst.draft_s for burst in bursts),
         "sweep_s": sum(burst.sweep_s for burst in bursts),
         "overlap": asdict(sum((burst.overlap for burst in bursts), Overlap())),
-        "sampling": asdict(replace(engine.filled(sampling), seed=bursts[-1].seed)),
-        "engine": facts_of(engine, options),
+        "sampling": asdict(replace(filled, seed=bursts[-1].seed)),
+        "engine": facts,
     }
 
 
@@ -164,16 +190,11 @@ def _record(resume: bool, session: str | None) -> Record | None:
     return archive.load(session) if session else archive.latest()
 
 
-def _model_was_named() -> bool:
-    """Whether this command line says which model; a conversation keeps its own otherwise."""
-    context = click.get_current_context()
-    typed = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
-    return any(context.get_parameter_source(name) in typed for name in ("model", "positional_model"))
-
-
-def _keeper(engine: Engine, conversation: Conversation, model: str, record: Record | None, screen: Screen) -> Keeper:
+def _keeper(
+    engine: ChatEngine, conversation: KeptConversation, model: str, record: Record | None, screen: Screen
+) -> Keeper:
     """Keeps this conversation from now on, and takes up what `record` holds."""
-    archive, model = Archive(sessions_folder()), stored_name(model)
+    archive = Archive(sessions_folder())
     kept = archive.new(model) if record is None else replace(record, model=model)
     keeper = Keeper(archive, kept, engine, conversation, screen)
     if kept.messages:

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from contextlib import AbstractContextManager
+from typing import TypeVar
 
+from cli.chat.engines import ChatEngine
 from cli.chat.session import Session
 from cli.chat.slash import COMMANDS, obey
-from cli.engine.open import running_engine
 from cli.shared.errors import INTERRUPTED, REFUSALS, TERMINATED, explain
 from cli.shared.options import EngineOptions
-from cli.shared.verbosity import Verbosity
 from cli.terminal.interrupts import AGAIN_S
 from cli.terminal.lines import Lines, open_lines
 from cli.terminal.screen import Screen
 
-if TYPE_CHECKING:
-    from specexec.engine.engine import Engine
+AnyEngine = TypeVar("AnyEngine", bound=ChatEngine)
 
 
 def converse(
-    options: EngineOptions, screen: Screen, verbosity: Verbosity, *, history: bool,
-    begin: Callable[[Engine, EngineOptions, Session | None], Session],
-) -> int:  # fmt: skip
+    options: EngineOptions,
+    screen: Screen,
+    opened: Callable[[EngineOptions], AbstractContextManager[AnyEngine]],
+    *,
+    history: bool,
+    begin: Callable[[AnyEngine, EngineOptions, Session | None], Session],
+) -> int:
     """Talk until the user leaves; returns the exit code.
 
     `begin` makes a session from an engine and, after /model or /drafter, from the session that asked for it.
@@ -32,7 +35,7 @@ def converse(
     lines: Lines | None = None
     while True:
         try:
-            with running_engine(options, screen, verbosity) as engine:
+            with opened(options) as engine:
                 session = begin(engine, options, session)
                 if lines is None:
                     lines = open_lines(screen, COMMANDS, history=history)

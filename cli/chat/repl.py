@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
@@ -10,6 +11,7 @@ import click
 from cli.chat.loop import converse
 from cli.chat.raw import RawConversation
 from cli.chat.session import Session
+from cli.engine.open import running_engine
 from cli.shared.help_sections import SectionedCommand
 from cli.shared.options import EngineOptions, engine_options, model_argument, sampling_options
 from cli.shared.template_options import control_option
@@ -47,4 +49,5 @@ def repl(
         # What is continued is not an answer, and rarely Markdown.
         return Session(engine, RawConversation(engine), screen, sampling, options, replace(display, markdown=False))
 
-    return converse(engine_options, screen, verbosity, history=not no_history, begin=begin)
+    opened = partial(running_engine, screen=screen, verbosity=verbosity)
+    return converse(engine_options, screen, opened, history=not no_history, begin=begin)

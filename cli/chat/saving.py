@@ -9,25 +9,31 @@ from __future__ import annotations
 from collections.abc import Sequence as Items
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from cli.chat.archive import Archive, Record, TakenBack
+from cli.connect.conversation import ServedConversation
+from cli.connect.engine import ServedEngine
 from cli.shared.errors import BadSnapshot
 from cli.shared.quantities import format_bytes, format_count
 from cli.terminal.screen import Screen
+from offload.hub.adapters import adapters_digest
 from specexec.text.messages import Message
 from specexec.text.transcript import belonging
 
 if TYPE_CHECKING:
+    from cli.chat.engines import ChatEngine
     from specexec.engine.engine import Engine
     from specexec.text.conversation import Conversation
+
+    KeptConversation: TypeAlias = Conversation | ServedConversation
 
 
 class Keeper:
     """One per conversation that is kept."""
 
     def __init__(
-        self, archive: Archive, record: Record, engine: Engine, conversation: Conversation, screen: Screen
+        self, archive: Archive, record: Record, engine: ChatEngine, conversation: KeptConversation, screen: Screen
     ) -> None:
         self._archive = archive
         self._record = record
@@ -35,13 +41,14 @@ class Keeper:
         self._conversation = conversation
         self._screen = screen
         self._saved: tuple[object, ...] = (None, ())
+        self._where = f" --connect {engine.model.server.address}" if isinstance(engine, ServedEngine) else ""
 
     @property
     def record(self) -> Record:
         return self._record
 
     @property
-    def conversation(self) -> Conversation:
+    def conversation(self) -> KeptConversation:
         return self._conversation
 
     @property
@@ -82,13 +89,16 @@ class Keeper:
         if for_now:
             return
         kept = f", {format_bytes(size)} of keys and values with it" if size else ""
-        self._screen.say(f"saved as {self.id}{kept}. Continue with: specexec chat -c")
+        self._screen.say(f"saved as {self.id}{kept}. Continue with: specexec chat -c{self._where}")
 
     def _snapshot(self) -> int:
         from cli.chat.snapshot import write_snapshot
 
+        if isinstance(self._engine, ServedEngine):
+            return 0  # the server has its own; what is kept here of an earlier time stays good as far as it goes
+        path, weights = self._archive.snapshot_path(self.id), weights_of(self._engine)
         try:
-            size = write_snapshot(self._archive.snapshot_path(self.id), self._conversation.keep(), self._weights())
+            size = write_snapshot(path, self._conversation.keep(), weights)
         except OSError as problem:
             self._screen.tell(f"Note: keys and values are not kept ({problem.strerror}): continuing reads all again.")
             return 0
@@ -110,9 +120,11 @@ class Keeper:
         self._saved = (kept.system, record.messages, [(len(turn.written), turn.ended) for turn in kept.turns])
         path = self._archive.snapshot_path(self.id)
         how = "it is read again with the next message"
-        if path.exists():
+        if path.exists() and not isinstance(self._engine, ServedEngine):
             try:
-                how = f"{format_count(read_snapshot(path, kept, self._weights()))} tokens need not be read again"
+                how = (
+                    f"{format_count(read_snapshot(path, kept, weights_of(self._engine)))} tokens need not be read again"
+                )
             except BadSnapshot as refusal:
                 self._screen.tell(f"Note: the snapshot of this conversation is not used: {refusal.what}")
         conversation.take_up(kept)
@@ -120,13 +132,15 @@ class Keeper:
         if unanswered:
             self._screen.tell(f"Note: {unanswered} of its questions got no answer; the model does not read them.")
 
-    def _weights(self) -> dict[str, str]:
-        from cli.chat.snapshot import fingerprint
 
-        found = {role: fingerprint(folder) for role, folder in self._engine.folders.items()}
-        if self._engine.compute != "float":
-            found["target"] += f" in {self._engine.compute}"
-        return found
+def weights_of(engine: Engine) -> dict[str, str]:
+    """Whose keys and values those of an engine are, by role."""
+    from cli.chat.snapshot import fingerprint
+
+    found = {role: fingerprint(folder) for role, folder in engine.folders.items()}
+    if engine.compute != "float":
+        found["target"] += f" in {engine.compute}"
+    return {role: name + adapters_digest(engine.adapters.get(role, ())) for role, name in found.items()}
 
 
 def stored_name(model: str) -> str:

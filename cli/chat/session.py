@@ -6,8 +6,9 @@ import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
+from cli.connect.engine import ServedEngine
 from cli.shared.errors import REFUSALS, TERMINATED, explain
 from cli.shared.options import EngineOptions
 from cli.shared.thinking import Think
@@ -20,11 +21,14 @@ from specexec.text.messages import Content, content_of, pictures_of, text_in
 
 if TYPE_CHECKING:
     from cli.chat.archive import Record
+    from cli.chat.engines import ChatEngine
     from cli.chat.raw import RawConversation
     from cli.chat.saving import Keeper
-    from specexec.engine.engine import Engine
+    from cli.connect.conversation import ServedConversation
     from specexec.stats import Burst
     from specexec.text.conversation import Conversation
+
+    AnyConversation: TypeAlias = Conversation | RawConversation | ServedConversation
 
 BELL_S = 10.0  # a shorter answer was waited for
 NOTIFY_S = 5.0
@@ -34,8 +38,8 @@ NOTIFY_S = 5.0
 class Session:
     """One per interactive run; chat and repl differ only in their `conversation`."""
 
-    engine: Engine
-    conversation: Conversation | RawConversation
+    engine: ChatEngine
+    conversation: AnyConversation
     screen: Screen
     sampling: SamplingParams
     options: EngineOptions = field(default_factory=EngineOptions)
@@ -89,7 +93,7 @@ class Session:
         self.conversation = self.keeper.conversation
         self.last = None
 
-    def moved(self, engine: Engine, conversation: Conversation | RawConversation, options: EngineOptions) -> Session:
+    def moved(self, engine: ChatEngine, conversation: AnyConversation, options: EngineOptions) -> Session:
         """The same conversation and settings with another engine."""
         conversation.system, conversation.messages = self.conversation.system, [*self.conversation.messages]
         return replace(self, engine=engine, conversation=conversation, options=options, switch=None)
@@ -189,6 +193,8 @@ class Session:
 
     def report(self, answer: Answer) -> None:
         """Say how the answer ended and, unless switched off, what it cost."""
+        if isinstance(self.engine, ServedEngine) and self.engine.notes:
+            self.screen.say(f"  {self.engine.notes}")
         if note := ending(answer, self.sampling.max_tokens, self.engine.context):
             self.screen.say(note)
         if self.display.stats and answer.tokens:

@@ -8,17 +8,19 @@ from difflib import get_close_matches
 
 import click
 
+from cli.chat.engines import introduced, planned, set_thinking, template_of
 from cli.chat.session import Session
-from cli.engine.open import introduction
+from cli.connect.engine import ServedEngine
 from cli.shared.options import BUDGET, SAMPLING_TYPES
 from cli.shared.quantities import format_count
-from cli.shared.thinking import LEVELS, ask_to_think
+from cli.shared.thinking import LEVELS
 from cli.terminal.answer import long_stats
 from cli.terminal.treeview import draw
 from offload.hub import names
 from specexec.drafters.registry import check_models, parse
 from specexec.sampling.params import SamplingParams
 
+NOT_OURS = "the {0} is the server's: it is chosen where specexec serve is started"
 VIEWS = ("model", "sampling", "plan", "template", "prompt")
 SETTINGS = [field.name for field in fields(SamplingParams) if field.name in (*SAMPLING_TYPES, "stop", "ignore_eos")]
 
@@ -59,11 +61,11 @@ def show(session: Session, argument: str) -> None:
         raise click.BadParameter(f"/show knows {', '.join(VIEWS)}{meant}")
     sampling = [f"  {key:<19} {getattr(session.sampling, key)}" for key in SETTINGS]
     lines = {
-        "": lambda: [*introduction(session.engine), f"  {'system':<19} {_system(session)}", *sampling],
-        "model": lambda: introduction(session.engine),
+        "": lambda: [*introduced(session.engine), f"  {'system':<19} {_system(session)}", *sampling],
+        "model": lambda: introduced(session.engine),
         "sampling": lambda: sampling,
-        "plan": lambda: [session.engine.placement, *map(str, session.engine.folders.values())],
-        "template": lambda: [session.engine.encoding.template or "this model has no chat template"],
+        "plan": lambda: planned(session.engine),
+        "template": lambda: [template_of(session.engine) or "this model has no chat template"],
         "prompt": lambda: [session.conversation.rendered],
     }[argument]
     session.screen.tell("\n".join(lines()))
@@ -74,10 +76,16 @@ def _system(session: Session) -> str:
 
 
 def model(session: Session, argument: str) -> None:
+    engine = session.engine
+    known = engine.names if isinstance(engine, ServedEngine) else [*model_names()]
     if not argument:
-        session.screen.tell(f"{session.options.model}; known names: {', '.join(model_names())}")
+        now = engine.name if isinstance(engine, ServedEngine) else session.options.model
+        session.screen.tell(f"{now}; known names: {', '.join(known)}")
         return
-    names.resolve(argument, offline=True)  # nothing is downloaded in the middle of a conversation
+    if not isinstance(engine, ServedEngine):
+        names.resolve(argument, offline=True)  # nothing is downloaded in the middle of a conversation
+    elif argument not in known:
+        raise click.BadParameter(f"the server has no model {argument!r}; it has {', '.join(known)}")
     # --trust-remote-code was given for the model that was named with it.
     other = session.options.but(drafter="auto", trust_remote_code=False)
     session.switch = replace(other, model=argument)
@@ -91,6 +99,8 @@ def drafter(session: Session, argument: str) -> None:
     if not argument:
         session.screen.tell(f"drafter {session.engine.drafter_name}")
         return
+    if isinstance(session.engine, ServedEngine):
+        raise click.BadParameter(NOT_OURS.format("drafter"))
     choice = parse(argument, names.known)
     pair = names.resolve(session.options.model, choice.models, offline=True)  # as for /model
     check_models(choice, pair.drafters, pair.name)
@@ -98,12 +108,15 @@ def drafter(session: Session, argument: str) -> None:
 
 
 def budget(session: Session, argument: str) -> None:
-    before = session.engine.budget
-    if argument:
-        session.engine.budget = BUDGET(argument)
-        session.screen.tell(f"budget {session.engine.budget} (was {before})")
-    else:
+    engine = session.engine
+    before = engine.budget
+    if not argument:
         session.screen.tell(f"budget {before}")
+    elif isinstance(engine, ServedEngine):
+        raise click.BadParameter(NOT_OURS.format("budget"))
+    else:
+        engine.budget = BUDGET(argument)
+        session.screen.tell(f"budget {engine.budget} (was {before})")
 
 
 def stats(session: Session, argument: str) -> None:
@@ -132,7 +145,7 @@ def tree(session: Session, argument: str) -> None:
 def think(session: Session, argument: str) -> None:
     if argument in LEVELS:
         session.think = argument
-        ask_to_think(session.engine, session.think, session.screen.tell)
+        set_thinking(session.engine, session.think, session.screen.tell)
         if argument == "auto":
             session.screen.tell("think auto: the chat template's own default")
     elif argument in ("hide", "show"):

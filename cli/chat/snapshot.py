@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from specexec.model.recurrent.memory import Recurrence
-    from specexec.text.conversation import Kept
+    from specexec.text.transcript import Kept
 
 FORMAT = "2"
 SPARE_BYTES = 1 << 30

@@ -158,15 +158,25 @@ def _called(call: Call) -> Json:
 
 
 def picture(burst: Burst, decode: Callable[[list[int]], str]) -> Json:
-    """One sweep for a watcher: the tree of guesses as words, the path that became text, and the target's own word."""
+    """One sweep for a watcher, after the text that it gave: the tree of guesses as words and ids, with its chances, the
+    path that became text, the target's own word, and how the text ended if it has.
+    """
+    tree = burst.tree
     return {
-        "words": [decode([token]) for token in burst.tree.tokens],
-        "parents": [int(parent) for parent in burst.tree.parents],
+        "words": [decode([token]) for token in tree.tokens],
+        "parents": tree.parents,
         "path": list(burst.path),
         "own": [decode([token]) for token in burst.tokens[len(burst.path) :]],
+        "guessed": tree.tokens,
+        "reach": tree.reach_N.tolist(),
+        "origin": tree.origin_N.tolist(),
+        "tokens": list(burst.tokens),
         "sweep_s": burst.sweep_s,
         "draft_s": burst.draft_s,
         "bytes_read": burst.bytes_read,
+        "finish_reason": burst.finish_reason,
+        "limit": burst.limit,
+        "seed": burst.seed,
     }
 
 

@@ -311,6 +311,7 @@ def _asked(
         include_usage=bool(options and options.include_usage),
         echo=echo,
         watch=request.watch,
+        cut_by_context=request.cut_by_context,
         ignored=tuple(sorted(extra)),
         chosen=frozenset(chosen | set(_sampler_fields(request))),
         shape=shape,

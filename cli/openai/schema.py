@@ -119,6 +119,7 @@ class RequestBody(BaseModel):
     json_schema: dict[str, object] | None = None
     allow_control_tokens: bool | None = None
     watch: bool = False
+    cut_by_context: bool = False
 
 
 class ChatRequest(RequestBody):

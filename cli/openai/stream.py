@@ -41,10 +41,10 @@ class CompletionReply:
         return (StreamEvent(self._shapes.opening(choice)) for choice in choices)
 
     def more(self, choice: Choice, news: News) -> Iterator[StreamEvent]:
-        if self._asked.watch and news.burst is not None:
-            yield StreamEvent(self._shapes.watched(index=choice.index, burst=picture(news.burst, self._decode)))
         if news:
             yield StreamEvent(self._shapes.more(choice, news))
+        if self._asked.watch and news.burst is not None:
+            yield StreamEvent(self._shapes.watched(index=choice.index, burst=picture(news.burst, self._decode)))
         if choice.finish_reason:
             yield StreamEvent(self._shapes.ending(choice))
 

@@ -6,6 +6,8 @@ import logging
 import time
 from functools import partial
 from importlib.resources import files
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 import anyio
 from starlette.applications import Starlette
@@ -15,6 +17,7 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from cli.engine.revision import fingerprint
 from cli.messages_api.read import counted, messages
 from cli.ollama_api import read as ollama
 from cli.openai.errors import ApiError, api_error, bad_request
@@ -33,6 +36,9 @@ from cli.serve.models import Models
 from cli.serve.other_clients import OtherClients
 from cli.serve.refusals import response_of
 from specexec.text.template_options import Wishes
+
+if TYPE_CHECKING:
+    from specexec.engine.engine import Engine
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +95,7 @@ class _ModelAndState:
         self._models = models
         self._settings = settings
         self._created = int(time.time())
+        self._revisions: WeakKeyDictionary[Engine, str] = WeakKeyDictionary()
 
     async def page(self, _: Request) -> Response:
         html = files("cli.serve").joinpath("page.html").read_text(encoding="utf-8")
@@ -187,11 +194,19 @@ class _ModelAndState:
                 "drafter_failures": engine.drafter_failures,
                 "placement": engine.placement,
                 "budget": engine.budget,
+                "dtype": engine.dtype,
+                "compute": engine.compute,
+                "revision": self._revision(engine),
                 "toy": engine.toy,
                 "running": worker.running,
                 "waiting": worker.waiting,
             }
         return card
+
+    def _revision(self, engine: Engine) -> str:
+        if engine not in self._revisions:
+            self._revisions[engine] = fingerprint(engine.folders["target"], engine.adapters["target"])
+        return self._revisions[engine]
 
 
 def _input_tokens(tokens: int) -> Json:

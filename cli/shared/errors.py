@@ -61,6 +61,7 @@ EXIT_CODES = {
     "file_refused": 3,
     "session_not_found": 3,
     "task_not_found": 3,
+    "preset_not_found": 3,
     "bad_session": 4,
     "bad_snapshot": 4,
     "bad_config": USAGE,
@@ -94,6 +95,18 @@ class NoServer(SpecexecError):
     code = "no_server"
 
 
+class ServerRefusal(SpecexecError):
+    """A running server does not answer a request. It may be asked again in `retry_s` seconds."""
+
+    code = "no_server"
+
+    def __init__(self, what: str, code: str, retry_s: int | None = None, hint: str | None = None) -> None:
+        super().__init__(what, hint=hint)
+        self.retry_s = retry_s
+        if code in EXIT_CODES:
+            self.code = code  # type: ignore[misc]  # every other error has one code for its class
+
+
 class MissingExtra(SpecexecError):
     """This command needs packages that were not installed with the rest."""
 
@@ -110,6 +123,12 @@ class SessionNotFound(SpecexecError):
     """No conversation has this id, or several do."""
 
     code = "session_not_found"
+
+
+class PresetNotFound(SpecexecError):
+    """No preset has this name."""
+
+    code = "preset_not_found"
 
 
 class BadSession(SpecexecError):

@@ -5,20 +5,30 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from cli.shared.quantities import format_bytes, format_speed
 from cli.terminal.escape import escape_calls
 from cli.terminal.interrupts import Interrupts
-from cli.terminal.meter import SweepMeter
+from cli.terminal.meter import Metered, SweepMeter
 from cli.terminal.screen import Screen
 from cli.terminal.treeview import draw
 from specexec.stats import Limit, Overlap
 
 if TYPE_CHECKING:
-    from specexec.engine.engine import Engine
     from specexec.stats import Burst
     from specexec.text.formats import Piece
+
+
+class Writer(Metered, Protocol):
+    """What writes an answer, as far as the screen is concerned."""
+
+    @property
+    def drafter_name(self) -> str: ...
+
+    def decode(self, tokens: list[int]) -> str: ...
+
+    def stop(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -64,7 +74,7 @@ class Answer:
 
 
 def play(
-    engine: Engine, bursts: Iterator[Burst], screen: Screen, meter: SweepMeter, *,
+    engine: Writer, bursts: Iterator[Burst], screen: Screen, meter: SweepMeter, *,
     tree: bool = False, hide_thoughts: bool = False,
 ) -> Answer:  # fmt: skip
     """Print an answer as it comes. Ctrl-C stops it and keeps what there is; SIGTERM too (see Answer.exit_code)."""

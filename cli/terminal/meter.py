@@ -8,12 +8,11 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from cli.shared.quantities import format_count, format_speed
 
 if TYPE_CHECKING:
-    from specexec.engine.engine import Engine
     from specexec.stats import Burst, Progress
 
 _WINDOW_S = 1.0
@@ -23,13 +22,22 @@ _EIGHTHS = "▁▂▃▄▅▆▇█"
 TALLEST = 8  # tokens of a full column, unless a sweep gave more
 
 
+class Metered(Protocol):
+    """What is measured: a sweep over layers, and a context that fills."""
+
+    @property
+    def context(self) -> int: ...
+
+    def progress(self) -> Progress: ...
+
+
 class SweepMeter:
     """Follows the engine from a timer thread; the speed of the link is that of the last second.
 
     `used` counts the tokens of the context; it is asked once, after the first sweep.
     """
 
-    def __init__(self, engine: Engine, used: Callable[[], int] | None = None) -> None:
+    def __init__(self, engine: Metered, used: Callable[[], int] | None = None) -> None:
         self.stopping = False
         self.thinking = False  # whether what is written now is hidden
         self._engine = engine

@@ -30,9 +30,10 @@ LESS = "a smaller image."
 
 
 class Features(Protocol):
-    """What transformers' `get_image_features` gives."""
+    """What transformers' `get_image_features` gives; rows for the language model, or what they are projected from."""
 
-    pooler_output: Tensor | Sequence[Tensor]
+    pooler_output: Tensor | Sequence[Tensor] | None
+    last_hidden_state: Tensor
 
 
 @dataclass(frozen=True)
@@ -65,15 +66,21 @@ class Tower:
                     held.enter_context(self._present(self._whole, block, disk))
                 for layer, block in zip(self._layers, self._checkpoint.layers, strict=True):
                     self._streams(layer, block, disk, held)
-                moved = {name: tensor.to(self._device) for name, tensor in inputs.items()}
-                found = self._whole.get_image_features(**moved, return_dict=True)  # type: ignore[operator]  # a method
+                moved = {name: self._moved(tensor) for name, tensor in inputs.items()}
+                found: Features = self._whole.get_image_features(**moved, return_dict=True)  # type: ignore[operator]
+                rows = found.pooler_output
+                if rows is None:  # Llama 4
+                    rows = self._whole.get_submodule("multi_modal_projector")(found.last_hidden_state.flatten(0, -2))
         except (MemoryError, RuntimeError) as error:
             if scarce := refusal(error, "while an image was looked at", LESS):
                 raise scarce from error
             raise
-        return TowerRows(
-            _joined(found.pooler_output), tuple(map(_joined, getattr(found, "deepstack_features", None) or ()))
-        )
+        return TowerRows(_joined(rows), tuple(map(_joined, getattr(found, "deepstack_features", None) or ())))
+
+    def _moved(self, tensor: Tensor) -> Tensor:
+        """Where the tower computes; most towers turn float32 into their own dtype themselves, and nothing else."""
+        own = tensor.is_floating_point() and tensor.dtype != torch.float32
+        return tensor.to(self._device, self._whole.dtype if own else None)
 
     @property
     def _layers(self) -> nn.ModuleList:

@@ -21,6 +21,7 @@ from offload.machine.speeds import reading_for
 from offload.placement.placement import Need
 
 FLOATS = {"F32", "F16", "BF16"}
+NO_ATTENTION = ("mamba", "mamba2", "falcon_mamba")  # models of recurrent layers alone
 # Of a head in four bits this much is dequantised at a time, and multiplied with so many rows.
 HEAD_PIECE_B, HEAD_COMPANY = 32 << 20, 256
 NF4_BLOCK = 64
@@ -45,14 +46,16 @@ def need_of(
     tensors: Counter[int] = Counter()
     few: tuple[int, ...] | None = None
     shapes: list[tuple[int, ...]] = []
+    changed = {one.name for one in folder.changes}
     for weight in folded.quantised.values():
         match = LAYER.search(weight.name)
         dense_B = -(-math.prod(weight.shape) * item_B // 64) * 64
         if match is None:
             rest[part_of(weight.name)] += dense_B
-            few = weight.shape if part_of(weight.name) == "head" and weight.stays else few
+            stays = part_of(weight.name) == "head" and weight.stays and weight.name not in changed
+            few = weight.shape if stays else few
         elif (layer := int(match[1])) < count:
-            if not in_integers(compute, weight.scheme, weight.name, weight.shape):
+            if weight.name in changed or not in_integers(compute, weight.scheme, weight.name, weight.shape):
                 dense[layer] = dense.get(layer, 0) + dense_B
             layers[layer] = layers.get(layer, 0) + sum(-(-m.nbytes // 64) * 64 for m in weight.members.values())
             read_B[layer] = read_B.get(layer, 0) + weight.nbytes
@@ -72,6 +75,14 @@ def need_of(
             layers[int(match[1])] = layers.get(int(match[1]), 0) + wanted_B
             read_B[int(match[1])] = read_B.get(int(match[1]), 0) + entry.nbytes
             tensors[int(match[1])] += 1
+    for change in folder.changes:
+        match = LAYER.search(change.name)
+        if match and int(match[1]) < count:
+            for entry in (change.a, change.b):
+                layers[int(match[1])] = layers.get(int(match[1]), 0) + -(-entry.nbytes // 64) * 64
+                read_B[int(match[1])] = read_B.get(int(match[1]), 0) + entry.nbytes
+                tensors[int(match[1])] += 1
+            shapes.append(change.shape)
     for layer, nbytes in layers.items():
         # Large tensors may leave a hole before them, so that they are read straight into place.
         layers[layer] = nbytes + min(tensors[layer], nbytes // LARGE_B) * PAGE_B
@@ -154,6 +165,8 @@ def cache_B(config: Mapping[str, Json], ctx: int, item_B: int) -> int:
 def cache_widths(config: Mapping[str, Json]) -> tuple[int, ...]:
     """Numbers that each layer keeps of a token: its keys and values; none where it attends to those of another."""
     layers = _number(config, "num_hidden_layers", 0)
+    if config.get("model_type") in NO_ATTENTION:
+        return (0,) * layers
     own = layers - _number(config, "num_kv_shared_layers", 0)
     return tuple(_cache_width(_of_layer(config, layer)) if layer < own else 0 for layer in range(layers))
 
@@ -174,8 +187,8 @@ def _cache_width(config: Mapping[str, Json]) -> int:
         # Latent attention is cached expanded: transformers keeps full keys and values for every head.
         parts = ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
         return heads * sum(_number(config, name, 0) for name in parts)
-    H = _number(config, "num_key_value_heads", heads)
-    D = _number(config, "head_dim", _number(config, "hidden_size", 0) // max(heads, 1))
+    H, hidden = _number(config, "num_key_value_heads", heads), _number(config, "hidden_size", 0)
+    D = _number(config, "head_dim", _number(config, "attention_head_dim", hidden // max(heads, 1)))
     return 2 * H * D
 
 

@@ -106,8 +106,9 @@ class LoadRequest:
         return "nf4" if self.options.drafter_quant == "none" else self.options.drafter_quant
 
     def item_B(self, folder: Folder) -> int:
-        """Bytes of a number that this model computes with."""
-        return DTYPE_B.get(self.options.dtype) or stored_item_B(folder)
+        """Bytes of a number that this model computes with; a head computes with those of its target."""
+        is_head = folder is not self.target and head_kind(folder) is not None
+        return DTYPE_B.get(self.options.dtype) or stored_item_B(self.target if is_head else folder)
 
     def widths(self, folder: Folder) -> Widths:
         """The sizes of a model that decide."""
@@ -119,6 +120,8 @@ class LoadRequest:
             states_B=states.text_B(item_B),
             node_states_B=states.node_B(item_B),
             state_heads=max((layer.heads for layer in states.layers), default=0),
+            state_row_B=max((layer.row_B for layer in states.layers), default=0),
+            states_at_once_B=max((layer.most_B for layer in states.layers), default=0),
         )
 
     def bits(self, folder: Folder) -> FewBits:
@@ -213,6 +216,8 @@ def drafting(request: LoadRequest, choice: DrafterChoice) -> list[Widths]:
         states_B=0,
         node_states_B=0,
         state_heads=0,
+        state_row_B=0,
+        states_at_once_B=0,
         reads_B=own.hidden * own.item_B,
     )
     models = [_drafting(request, one) for one in _models(request, choice)]

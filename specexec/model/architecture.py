@@ -6,6 +6,7 @@ computes them. ALiBi counts slots, and two RoPE kinds choose their frequencies b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -45,7 +46,7 @@ class LayerKind:
     """How far one layer sees, None = without limit; whose keys and values it attends to, None = its own.
 
     `attends`, `recurrent`: whether it attends at all, and whether it carries a state from token to token. `together`:
-    rows of one image see one another.
+    rows of one image see one another. `temperature`: queries grow with their position (`warmer`).
     """
 
     window: int | None = None
@@ -54,6 +55,7 @@ class LayerKind:
     attends: bool = True
     recurrent: bool = False
     together: bool = False
+    temperature: tuple[float, float] | None = None
 
 
 ONLY_RECURRENT = LayerKind(attends=False, recurrent=True)
@@ -67,10 +69,18 @@ RECURRENT: Mapping[str, Mapping[str, LayerKind]] = {
     "olmo_hybrid": LINEAR,
     "lfm2": {"conv": ONLY_RECURRENT},
     "lfm2_moe": {"conv": ONLY_RECURRENT},
+    "lfm3": {"conv": ONLY_RECURRENT},
     "bamba": LINEAR,
     "granitemoehybrid": LINEAR,
     "falcon_h1": {"hybrid": LayerKind(recurrent=True)},
     "nemotron_h": {**LINEAR, "moe": NEITHER, "mlp": NEITHER},
+    "zamba2": {**LINEAR, "hybrid": LayerKind(recurrent=True)},
+    "mamba2": LINEAR,
+    "mamba": LINEAR,
+    "falcon_mamba": LINEAR,
+    "jamba": LINEAR,
+    "kimi_linear": LINEAR,
+    "bailing_hybrid": LINEAR,
 }
 
 
@@ -82,6 +92,10 @@ def layer_kinds(config: PretrainedConfig) -> list[LayerKind]:
         uses = getattr(config, "use_sliding_window", True)
         return [LayerKind(window=window if uses else None)] * int(config.num_hidden_layers)
     kinds = [_kind(kind, config) for kind in types[: config.num_hidden_layers]]
+    if getattr(config, "attn_temperature_tuning", False):
+        temperature = float(config.floor_scale), float(config.attn_scale)
+        pairs = zip(kinds, config.no_rope_layers, strict=True)
+        kinds = [kind if rope else replace(kind, temperature=temperature) for kind, rope in pairs]
     owners = shared_keys(types, int(getattr(config, "num_kv_shared_layers", 0) or 0), len(kinds))
     return [replace(kind, keys_of=owners.get(layer)) for layer, kind in enumerate(kinds)]
 
@@ -134,11 +148,9 @@ def check_tree_support(model_class: type[PreTrainedModel], config: PretrainedCon
     for rope_type in _rope_types(config):
         if rope_type in ("dynamic", "longrope"):
             raise _unsupported(config, f"its {rope_type} RoPE depends on the longest position of the whole tree")
-    if getattr(config, "attn_temperature_tuning", False):
-        raise _unsupported(config, "its attention temperature counts slots, not positions")
-    if config.model_type == "nemotron_h" and config.time_step_min > NEGLIGIBLE_STEP:
-        # transformers 5.23 holds the steps of a whole pass at time_step_min, those of generate's single tokens not.
-        raise _unsupported(config, "with its time_step_min a pass over many tokens differs from those of generate")
+    if limit := _step_limit(config):
+        # transformers 5.23 keeps the steps of a whole pass within limits, those of generate's single tokens not.
+        raise _unsupported(config, f"with its {limit} a pass over many tokens differs from those of generate")
     return layer_kinds(config)
 
 
@@ -176,6 +188,14 @@ def _rope_types(config: PretrainedConfig) -> list[str]:
     parameters = getattr(config, "rope_parameters", None) or {}
     nested = [value for value in parameters.values() if isinstance(value, dict)]
     return [str(one.get("rope_type", "default")) for one in (nested or [parameters])]
+
+
+def _step_limit(config: PretrainedConfig) -> str:
+    """The setting that keeps the steps of state spaces within limits; empty where they hardly are."""
+    if config.model_type in ("nemotron_h", "zamba2"):
+        return "time_step_min" if config.time_step_min > NEGLIGIBLE_STEP else ""
+    least, most = getattr(config, "time_step_limit", None) or (0.0, math.inf)
+    return "time_step_limit" if least > NEGLIGIBLE_STEP or most < math.inf else ""
 
 
 def _unsupported(config: PretrainedConfig, why: str) -> UnsupportedArchitecture:

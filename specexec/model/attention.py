@@ -241,6 +241,24 @@ def attend_block(
     return (mixed / total).reshape(heads, queries, -1).to(query_HQD.dtype)
 
 
+def warmer(query_HQD: Tensor, position_Q: Tensor, floor: float, scale: float) -> Tensor:
+    """Queries that grow with their position, in their dtype: times 1 + scale * log(1 + (position + 1) // floor).
+
+    Llama 4's layers without rotary embeddings (arXiv 2501.19399); transformers counts rows of the cache instead.
+    """
+    factor_Q = torch.log1p(torch.floor((position_Q.float() + 1.0) / floor)) * scale + 1.0
+    return (query_HQD * factor_Q[None, :, None]).to(query_HQD.dtype)
+
+
+def leave_temperatures(model: nn.Module) -> None:
+    """Attention of this model leaves it to `warmer` to scale its queries. Harmless when repeated."""
+    for module in model.modules():
+        inner = getattr(module, "inner", None)  # streamed layers hide theirs
+        for one in inner.modules() if isinstance(inner, nn.Module) else [module]:
+            if getattr(one, "attn_temperature_tuning", False):
+                vars(one)["attn_temperature_tuning"] = False
+
+
 class PackedRows(Protocol):
     """What the registered function needs of a sweep: somewhere to keep keys, and which keys each row sees."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 import torch
@@ -19,6 +20,14 @@ from specexec.errors import SweepCancelled, UnsupportedArchitecture
 from specexec.model.architecture import longest_text
 from specexec.model.cache import KVCache
 from specexec.model.tree_lm import Rows, Sweep, head_alone, trunk_name
+
+
+@dataclass(frozen=True)
+class _State:
+    """What transformers keeps of the first `length` tokens of a text."""
+
+    kept: DynamicCache
+    length: int
 
 
 class ChainLM:
@@ -32,12 +41,14 @@ class ChainLM:
         self.context: int = longest_text(model.config)
         self._trunk: nn.Module = model.get_submodule(trunk_name(model))
         self._head = head_alone(model)
-        self._states: WeakKeyDictionary[KVCache, DynamicCache] = WeakKeyDictionary()
+        self._states: WeakKeyDictionary[KVCache, _State] = WeakKeyDictionary()
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sweep")
         taken = inspect.signature(self._trunk.forward).parameters
         # Some count positions from zero again where there is a state and nothing said (Bamba).
         self._counts = "position_ids" in taken
-        if "past_key_values" not in taken:
+        # Models without attention have another name for what they keep of a text (Mamba).
+        self._kept_as = next((name for name in ("past_key_values", "cache_params") if name in taken), "")
+        if not self._kept_as:
             raise UnsupportedArchitecture(
                 f"architecture {model.config.model_type!r} keeps its state in a way that is not supported yet."
             )
@@ -59,13 +70,13 @@ class ChainLM:
         # The state is taken away for the time of the sweep: if that fails, the next one starts from the text.
         state = self._states.pop(part.cache, None)
         done = len(part.cache)
-        if state is None or state.get_seq_length() != done or self._crosses_rope_switch(done, len(part.tokens)):
-            state, done = DynamicCache(config=self.model.config), 0
+        if state is None or state.length != done or self._crosses_rope_switch(done, len(part.tokens)):
+            state, done = _State(DynamicCache(config=self.model.config), 0), 0
         tokens = [*part.cache.tokens[done:], *part.tokens]
         input_ids = torch.tensor([tokens], device=self.device)
         at = {"position_ids": torch.arange(done, done + len(tokens), device=self.device)[None]} if self._counts else {}
-        output = self._trunk(input_ids=input_ids, past_key_values=state, use_cache=True, **at)
-        self._states[part.cache] = state
+        output = self._trunk(input_ids=input_ids, use_cache=True, **{self._kept_as: state.kept}, **at)
+        self._states[part.cache] = _State(state.kept, done + len(tokens))
         part.cache.node_tokens.extend(part.tokens)
         part.cache.parents.extend(part.parents)
         hidden_RH: Tensor = output.last_hidden_state[0, -len(part.tokens) :]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from specexec.errors import SweepCancelled, UnsupportedArchitecture
 from specexec.model.architecture import LayerKind
-from specexec.model.attention import Style, Visibility
+from specexec.model.attention import Style, Visibility, warmer
 from specexec.model.cache import KVCache
 from specexec.model.cache_in_ram import Passenger, Travel, Trip
 from specexec.model.image_rows import Images, is_row, runs
@@ -100,6 +100,9 @@ class SweepRows:
                 f"layer {layer} attends to {key_HKD.shape[1]} keys with {query_HQD.shape[1]} queries."
             )
         self._attended[layer] = end
+        if kind.temperature:
+            position_Q = self.positions_R[begin:end]
+            query_HQD = warmer(query_HQD[:, : len(position_Q)], position_Q, *kind.temperature)
         style = Style(asked.scale, kind.window, kind.chunk, asked.softcap, asked.sinks_H, kind.together, self._rough)
         groups = self._joint.get((begin, end, kind))
         if groups is None:  # the same in all layers of a kind

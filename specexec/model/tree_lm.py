@@ -29,7 +29,7 @@ from specexec.model.cache_in_ram import Travel
 from specexec.model.image_inputs import inputs_of, seeing
 from specexec.model.image_rows import Images
 from specexec.model.module_types import TakesChunks
-from specexec.model.recurrent.seams import let_in
+from specexec.model.recurrent.seams import let_in, sweeping
 from specexec.model.sweep_rows import SweepRows
 from specexec.model.taps import LAST, Taps
 from specexec.sizes import CHUNK
@@ -118,6 +118,7 @@ class TreeLM:
         self.share = share
         self.model = model
         self.model.set_attn_implementation(attention.NAME)
+        attention.leave_temperatures(model)
         # The head is where the computation is; token ids may be looked up elsewhere.
         self.device = next(model.get_output_embeddings().parameters()).device
         self._rough = drafts and self.device.type == "cpu" and model.dtype.itemsize == 2
@@ -195,7 +196,7 @@ class TreeLM:
         given = {"input_ids": input_ids.unsqueeze(0), "position_ids": position_ids.unsqueeze(0)}
         if self.images is not None:
             given |= inputs_of(self._trunk, self.images, packed.images, given, packed.grid_3R)
-        with self.linears():
+        with self.linears(), sweeping(packed.states):
             if self._mix is not None:
                 assert features_RF is not None
                 filled_RF = tiles.filled_up(features_RF) if self._tiled else features_RF

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from collections.abc import Sequence as Items
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Protocol
 
 from specexec.model.cache import KVCache
@@ -13,7 +13,7 @@ from specexec.stats import Burst
 from specexec.text.formats.find import Templates, format_of
 from specexec.text.messages import Content, Message
 from specexec.text.reply import Reply
-from specexec.text.transcript import Tokens, Turn, begin, belonging, same_text
+from specexec.text.transcript import Kept, Tokens, Turn, begin, belonging, dialogue, same_text
 
 
 class DialogueEncoding(Tokens, Templates, Protocol):
@@ -38,26 +38,6 @@ class DialogueEngine(Protocol):
         caches: dict[object, KVCache] | None,
         written: Items[int],
     ) -> Iterator[Burst]: ...
-
-
-@dataclass
-class Kept:
-    """A dialogue at rest: enough to go on with it, in this process or in another, and read nothing twice."""
-
-    messages: list[Message]
-    system: str | None
-    turns: list[Turn]
-    caches: dict[str, KVCache]  # by the model's role: target, drafter, drafter-2, …
-
-    @property
-    def dialogue(self) -> list[Message]:
-        return dialogue(self.system, self.messages)
-
-
-def dialogue(system: str | None, messages: Items[Message]) -> list[Message]:
-    """All that a chat template is given."""
-    first: list[Message] = [{"role": "system", "content": system}] if system else []
-    return [*first, *messages]
 
 
 class Conversation:

@@ -59,6 +59,21 @@ class ImageMarks:
 
 
 @dataclass(frozen=True)
+class TileMarks(ImageMarks):
+    """Of an image that is cut into tiles, which are followed by all of it as one more (Llama 4)."""
+
+    beside: str = ""
+    below: str = ""
+
+    def spelled(self, shape: Shape) -> str:
+        """One image in a prompt; `shape` counts tiles in height and width."""
+        tiles = shape.height * shape.width
+        tile = self.row * (shape.rows // (tiles + (tiles > 1)))
+        lines = [self.beside.join([tile] * shape.width) + self.below] * shape.height if tiles > 1 else []
+        return self.before + "".join(lines) + self.place + tile + self.after
+
+
+@dataclass(frozen=True)
 class Family:
     """How models of one kind take images. `inputs` are what its tower takes of what the processor gives."""
 
@@ -149,6 +164,27 @@ def _minimax_marks(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase)
     return ImageMarks(word, word, "]<]start of image[>[", "]<]end of image[>[")
 
 
+def _llama4_marks(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> ImageMarks:
+    row = _word(tokenizer, config.image_token_id)
+    around = "<|image_start|>", "<|image_end|>"
+    return TileMarks("<|image|>", row, *around, beside="<|tile_x_separator|>", below="<|tile_y_separator|>")
+
+
+def _llama4_shape(config: PreTrainedConfig, prepared: Mapping[str, Any]) -> Shape:
+    height, width = (int(tiles) for tiles in prepared["aspect_ratios"][0])
+    return Shape(_tile_rows(config) * len(prepared["pixel_values"]), height, width)
+
+
+def _llama4_options(config: PreTrainedConfig, processor: Any) -> dict[str, Any]:
+    return {"max_patches": min(processor.max_patches, IMAGE_ROWS // _tile_rows(config) - 1)}
+
+
+def _tile_rows(config: PreTrainedConfig) -> int:
+    vision = config.vision_config
+    patches: int = vision.image_size // vision.patch_size
+    return int(patches**2 * vision.pixel_shuffle_ratio**2)
+
+
 def _gemma4_sight(config: PreTrainedConfig) -> Sight:
     together = getattr(config.get_text_config(), "use_bidirectional_attention", None) == "vision"
     return Sight(together="window" if together else "no", by_layer=True)
@@ -173,6 +209,9 @@ FAMILIES: dict[str, Family] = {
     "gemma4_unified": replace(_GEMMA4, backend="torchvision"),
     **dict.fromkeys(("glm4v", "glm4v_moe", "glm46v"), replace(_QWEN, options=_glm_options)),
     "kimi_k25": Family(lambda _: Sight(), _plain_marks, _kimi_shape, _GRID, _kimi_options, "torchvision"),
+    "llama4": Family(
+        lambda _: Sight(), _llama4_marks, _llama4_shape, ("pixel_values",), _llama4_options, "torchvision"
+    ),
     "minimax_m3_vl": Family(lambda _: Sight(), _minimax_marks, _qwen_shape, _GRID, _qwen_options, "torchvision"),
     "mistral3": Family(
         lambda _: Sight(),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Items
 
-from specexec.pieces import Piece
+from specexec.pieces import Piece, message_of
 from specexec.text.formats.format import Format
 
 
@@ -15,7 +15,6 @@ class Reply:
     """
 
     def __init__(self, form: Format, prompt: Items[int], written: Items[int] = (), stop: Items[str] = ()) -> None:
-        self._form = form
         self._reader = form.reader(prompt, (), stop)
         self._whole = self._reader.read(written, last=False)
         self._seen = form.reader(prompt, (), stop).read(written, last=True)
@@ -33,7 +32,7 @@ class Reply:
     @property
     def message(self) -> dict[str, object]:
         """The answer so far, in OpenAI's shape."""
-        return self._form.message(self._whole.content, self._whole.reasoning, self._whole.calls)
+        return message_of(self._whole)
 
 
 def _new(before: str, piece: str, seen: str) -> str:

@@ -9,10 +9,13 @@ from bisect import bisect_left
 from collections.abc import Iterable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from specexec.stats import FinishReason
 from specexec.text.messages import Message
+
+if TYPE_CHECKING:
+    from specexec.model.cache import KVCache
 
 
 class Tokens(Protocol):
@@ -36,6 +39,26 @@ class Turn:
     @property
     def tokens(self) -> list[int]:
         return [*self.prompt, *self.written]
+
+
+@dataclass
+class Kept:
+    """A dialogue at rest: enough to go on with it, in this process or in another, and read nothing twice."""
+
+    messages: list[Message]
+    system: str | None
+    turns: list[Turn]
+    caches: dict[str, KVCache]  # by the model's role: target, drafter, drafter-2, …
+
+    @property
+    def dialogue(self) -> list[Message]:
+        return dialogue(self.system, self.messages)
+
+
+def dialogue(system: str | None, messages: Items[Message]) -> list[Message]:
+    """All that a chat template is given."""
+    first: list[Message] = [{"role": "system", "content": system}] if system else []
+    return [*first, *messages]
 
 
 def begin(encoding: Tokens, turns: list[Turn], asked: list[Message]) -> Turn:

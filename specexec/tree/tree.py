@@ -39,11 +39,17 @@ class TokenTree:
         return TokenTree(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
 
     @staticmethod
-    def of(tokens: Iterable[int], parents: Iterable[int], reach: Iterable[float] | None = None) -> TokenTree:
+    def of(
+        tokens: Iterable[int],
+        parents: Iterable[int],
+        reach: Iterable[float] | None = None,
+        origin: Iterable[int] = (),
+    ) -> TokenTree:
         """A tree from plain lists of equal length; without `reach` every node counts as certain (0.0)."""
         tokens_N = np.array(list(tokens), np.int64)
         reach_N = np.zeros(len(tokens_N)) if reach is None else np.array(list(reach), np.float64)
-        return TokenTree(tokens_N, np.array(list(parents), np.int64), reach_N)
+        parents_N, origin_N = (np.array(list(each), np.int64) for each in (parents, origin))
+        return TokenTree(tokens_N, parents_N, reach_N, origin_N=origin_N)
 
     def __post_init__(self) -> None:
         index_N = np.arange(len(self.tokens_N))

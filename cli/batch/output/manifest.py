@@ -17,7 +17,6 @@ from cli.batch.input.items import Json
 from cli.batch.output.files import replace_file
 from cli.batch.refusals import ManifestMismatch
 from cli.openai.nesting import deeper
-from offload.machine.file_identity import samples
 
 VERSION = 1
 
@@ -74,17 +73,6 @@ def check_same(output: Path, then: Manifest | None, now: Manifest) -> None:
             f"{output} was made with {first} {before}, this run has {after}{also}.",
             hint="the old settings, another -o, or --overwrite.",
         )
-
-
-def fingerprint(folder: Path) -> str:
-    """Names a checkpoint by what its text depends on: configs, tokenizer, sizes, headers and samples of weights."""
-    digest = hashlib.sha256()
-    for file in sorted(file for file in folder.iterdir() if file.is_file()):
-        if file.suffix in (".json", ".jinja", ".model", ".txt"):
-            digest.update(f"{file.name}\n".encode() + file.read_bytes())
-        elif file.suffix == ".safetensors":
-            digest.update(f"{file.name} {file.stat().st_size}\n".encode() + samples(file))
-    return digest.hexdigest()[:12]
 
 
 def _shown(value: Json) -> str:

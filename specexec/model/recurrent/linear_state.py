@@ -17,18 +17,26 @@ H heads   J heads of keys, H / J heads share one   K width of keys   V width of 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from specexec.model.recurrent.branches import Branches
-from specexec.model.recurrent.memory import Followed, LayerMemory, Vectors
+from specexec.model.recurrent.memory import Followed, NodeVectors, Read, Vectors
 from specexec.sizes import TRIANGLE
+
+BLOCK = 64  # settled rows that meet at a time
+FORGOTTEN = -64.0  # e to its power is 1e-28; products with less fall below normal floats, where CPUs take ages
 
 
 @dataclass(frozen=True)
 class LinearRows:
     """What a layer gives for some rows, in float32. Without `beta_HR` the values are written as they are."""
+
+    name: ClassVar[str] = "state"
+    settled_at_once: ClassVar[int] = BLOCK
+    nodes_at_once: ClassVar[int] = TRIANGLE
 
     query_JRK: Tensor
     key_JRK: Tensor
@@ -51,59 +59,34 @@ class LinearRows:
             None if self.beta_HR is None else self.beta_HR[:, rows],
         )
 
+    def empty(self) -> Tensor:
+        """The state before the first token: zeros, [H, K, V] in float32."""
+        (heads, _, values), keys = self.value_HRV.shape, self.key_JRK.shape[-1]
+        return self.value_HRV.new_zeros(heads, keys, values)
 
-def empty(rows: LinearRows) -> LayerMemory:
-    """The state before the first token: zeros, [H, K, V] in float32."""
-    (heads, _, values), keys = rows.value_HRV.shape, rows.key_JRK.shape[-1]
-    return LayerMemory(rows.value_HRV.new_zeros(heads, keys, values), follow)
+    def chain(self, state_HKV: Tensor) -> Read:
+        """What the rows read, [H, R, V], if each follows the one before it, and the first one the state."""
+        sum_HR = self.decay_HR.double().cumsum(1)
+        chain_RR = torch.ones(self.count, self.count, dtype=torch.bool, device=sum_HR.device).tril()
+        found_HRV, writes_HRV = _Block(self, sum_HR, state_HKV).solved(chain_RR)
+        return Read(found_HRV, follow(state_HKV, (self.key_JRK, writes_HRV, sum_HR), ()).state)
 
-
-def scan(memory: LayerMemory, tree: Branches, start: int, rows: LinearRows) -> Tensor:
-    """What every row reads, [H, R, V] in float32. Remembers what nodes write, and the state after settled rows.
-
-    rows: those of the text's rows from `start` on, settled ones before nodes.
-    """
-    sure = max(min(tree.settled - start, rows.count), 0)
-    outputs = []
-    if sure:
-        state_HKV = memory.ahead if start else memory.text
-        assert state_HKV is not None
-        state_HKV = state_HKV.to(rows.value_HRV)
-        for step in tree.steps(start, start + sure):
-            here = rows.of(slice(step.start - start, step.stop - start))
-            sum_HR = here.decay_HR.double().cumsum(1)
-            chain_RR = torch.ones(here.count, here.count, dtype=torch.bool, device=sum_HR.device).tril()
-            block = _Block(here, sum_HR, state_HKV)
-            found_HRV, writes_HRV = block.solved(chain_RR)
-            outputs.append(found_HRV)
-            state_HKV = follow(state_HKV, (here.key_JRK, writes_HRV, sum_HR), ()).state
-            if step.stop in tree.marks:
-                memory.marks[step.stop] = state_HKV.cpu()
-        memory.ahead = state_HKV
-    base_HKV = (memory.text if memory.ahead is None else memory.ahead).to(rows.value_HRV)
-    for first in range(sure, rows.count, TRIANGLE):
-        here = rows.of(slice(first, min(first + TRIANGLE, rows.count)))
-        node = start + first - tree.settled
-        outputs.append(_branching(memory, tree, slice(node, node + here.count), here, base_HKV))
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
-
-
-def _branching(memory: LayerMemory, tree: Branches, nodes: slice, rows: LinearRows, base_HKV: Tensor) -> Tensor:
-    """The same for some nodes; those before them have written already."""
-    own_RR, earlier_R = tree.above(nodes, nodes.start, nodes.stop), tree.above_all(nodes)
-    sum_HR = rows.decay_HR.double() @ own_RR.T.double()
-    if nodes.start:
-        sums_HM = memory.nodes.read(0, nodes.start)[2]
-        sum_HR = sum_HR + torch.where(earlier_R < 0, 0.0, sums_HM[:, earlier_R.clamp(min=0)])
-    block = _Block(rows, sum_HR, base_HKV)
-    for first in range(0, nodes.start, TRIANGLE):
-        last = min(first + TRIANGLE, nodes.start)
-        above_RM = tree.above(nodes, first, last)
-        if above_RM.any():
-            block.recall(above_RM, *memory.nodes.read(first, last))
-    found_HRV, writes_HRV = block.solved(own_RR)
-    memory.nodes.write(nodes.start, (rows.key_JRK, writes_HRV, sum_HR), tree.count)
-    return found_HRV
+    def branch(self, known: NodeVectors, tree: Branches, nodes: slice, state_HKV: Tensor) -> Tensor:
+        """What the rows read, [H, R, V], as these nodes below the state; those before them have written already."""
+        own_RR, earlier_R = tree.above(nodes, nodes.start, nodes.stop), tree.above_all(nodes)
+        sum_HR = self.decay_HR.double() @ own_RR.T.double()
+        if nodes.start:
+            sums_HM = known.read(0, nodes.start)[2]
+            sum_HR = sum_HR + torch.where(earlier_R < 0, 0.0, sums_HM[:, earlier_R.clamp(min=0)])
+        block = _Block(self, sum_HR, state_HKV)
+        above_RN = tree.above(nodes, 0, nodes.start)
+        earlier_M = above_RN.any(0).nonzero().squeeze(1)  # few of a tree's nodes have children so far on
+        for first in range(0, len(earlier_M), TRIANGLE):
+            node_M = earlier_M[first : first + TRIANGLE]
+            block.recall(above_RN[:, node_M], *known.of(node_M))
+        found_HRV, writes_HRV = block.solved(own_RR)
+        known.write(nodes.start, (self.key_JRK, writes_HRV, sum_HR), tree.count)
+        return found_HRV
 
 
 class _Block:
@@ -117,11 +100,11 @@ class _Block:
         J, (H, K, V) = len(self._asked_JQK), base_HKV.shape
         state = base_HKV.reshape(J, H // J, K, V)
         recalled_HQV = (self._asked_JQK.unsqueeze(1) @ state).flatten(0, 1)
-        self._recalled_HQV = recalled_HQV * sum_HR.exp().float().repeat(1, self._times).unsqueeze(-1)
+        self._recalled_HQV = recalled_HQV.mul_(_left(sum_HR).repeat(1, self._times).unsqueeze(-1))
 
     def recall(self, above_RM: Tensor, key_JMK: Tensor, writes_HMV: Tensor, sum_HM: Tensor) -> None:
         """What earlier nodes wrote, where they are ancestors."""
-        self._recalled_HQV += self._weights(above_RM, key_JMK, sum_HM) @ writes_HMV
+        self._recalled_HQV.baddbmm_(self._weights(above_RM, key_JMK, sum_HM), writes_HMV)
 
     def solved(self, own_RR: Tensor) -> tuple[Tensor, Tensor]:
         """What the rows read and what they write, [H, R, V] each, once all that came before is recalled.
@@ -132,36 +115,40 @@ class _Block:
         weights_HQR = self._weights(own_RR, rows.key_JRK, self._sum_HR)
         writes_HRV = rows.value_HRV
         if rows.beta_HR is not None:
-            beta_HR1 = rows.beta_HR.unsqueeze(-1)
-            corrected = (rows.value_HRV - self._recalled_HQV[:, R:]) * beta_HR1
-            # Only what is below the diagonal is read: a row does not recall itself.
-            writes_HRV = torch.linalg.solve_triangular(
-                weights_HQR[:, R:] * beta_HR1, corrected, upper=False, unitriangular=True
-            )
-        return self._recalled_HQV[:, :R] + weights_HQR[:, :R] @ writes_HRV, writes_HRV
+            writes_HRV = corrections(rows.value_HRV - self._recalled_HQV[:, R:], weights_HQR[:, R:], rows.beta_HR)
+        return torch.baddbmm(self._recalled_HQV[:, :R], weights_HQR[:, :R], writes_HRV), writes_HRV
 
     def _weights(self, above_RM: Tensor, key_JMK: Tensor, sum_HM: Tensor) -> Tensor:
         """e^{G_r - G_m} (q_r . k_m) where m is above r, else 0; [H, Q, M]."""
-        fade_HRM = (self._sum_HR.unsqueeze(-1) - sum_HM.unsqueeze(1)).masked_fill_(~above_RM, -torch.inf).float().exp_()
+        (J, M, _), H, R = key_JMK.shape, len(sum_HM), len(above_RM)
+        row_P, node_P = above_RM.nonzero(as_tuple=True)  # few of a tree's pairs are a row and what is above it
+        fade_HF = key_JMK.new_zeros(H, R * M)
+        fade_HF.index_copy_(1, row_P * M + node_P, _left(self._sum_HR[:, row_P] - sum_HM[:, node_P]))
         alike_JQM = self._asked_JQK @ key_JMK.transpose(1, 2)
-        J, H = len(key_JMK), len(sum_HM)
-        shape = (J, H // J, self._times, *fade_HRM.shape[1:])
-        return (
-            (
-                alike_JQM.unflatten(1, (self._times, -1)).unsqueeze(1)
-                * fade_HRM.unflatten(0, (J, H // J)).unsqueeze(2).expand(shape)
-            )
-            .flatten(2, 3)
-            .flatten(0, 1)
-        )
+        shape = (J, H // J, self._times, R, M)
+        weights = alike_JQM.view(J, 1, self._times, R, M) * fade_HF.view(J, H // J, 1, R, M).expand(shape)
+        return weights.view(H, self._times * R, M)
+
+
+def _left(total: Tensor) -> Tensor:
+    """e^total in float32, and 0 for what nothing else could tell from it."""
+    return total.float().masked_fill_(total < FORGOTTEN, -torch.inf).exp_()
+
+
+def corrections(missing_HRV: Tensor, weights_HRR: Tensor, beta_HR: Tensor) -> Tensor:
+    """The delta rule: w_r = beta_r (missing_r - sum over m < r of weights_rm w_m), [H, R, V]."""
+    beta_HR1 = beta_HR.unsqueeze(-1)
+    # Only what is below the diagonal is read: a row does not recall itself.
+    return torch.linalg.solve_triangular(
+        weights_HRR * beta_HR1, missing_HRV * beta_HR1, upper=False, unitriangular=True
+    )
 
 
 def follow(state_HKV: Tensor, path: Vectors, kept: Vectors) -> Followed:
     """S_a = e^{G_a} S_0 + sum over the path of e^{G_a - G_m} k_m w_m^T; sums of nodes below count from there."""
     key_JNK, writes_HNV, sum_HN = path
-    H, K, V = state_HKV.shape
-    J, end_H1 = len(key_JNK), sum_HN[:, -1:]
-    faded_HNV = writes_HNV * (end_H1 - sum_HN).exp().float().unsqueeze(-1)
-    written = key_JNK.transpose(1, 2).unsqueeze(1) @ faded_HNV.unflatten(0, (J, H // J))
-    state = state_HKV.to(written) * end_H1.exp().float().unsqueeze(-1) + written.reshape(H, K, V)
+    end_H1, shared = sum_HN[:, -1:], len(writes_HNV) // len(key_JNK)
+    faded_HNV = writes_HNV * _left(end_H1 - sum_HN).unsqueeze(-1)
+    state = state_HKV.to(faded_HNV) * _left(end_H1).unsqueeze(-1)
+    state.baddbmm_(key_JNK.transpose(1, 2).repeat_interleave(shared, 0), faded_HNV)
     return Followed(state, (kept[0], kept[1], kept[2] - end_H1) if kept else ())

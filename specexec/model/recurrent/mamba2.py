@@ -1,9 +1,11 @@
-"""Mamba-2 as transformers' modelling code asks for it (Nemotron-H, Granite 4, Bamba, Falcon-H1).
+"""Mamba-2 as transformers' modelling code asks for it (Nemotron-H, Granite 4, Bamba, Falcon-H1, Zamba2).
 
 R rows   H heads   P width of a head   G groups of heads that share B and C   N width of B and C
 """
 
 from __future__ import annotations
+
+from math import inf
 
 from torch import Tensor
 from torch.nn.functional import softplus
@@ -11,7 +13,7 @@ from torch.nn.functional import softplus
 from specexec.model.recurrent.linear_state import LinearRows
 
 
-def step_sizes(step_RH: Tensor, bias_H: Tensor | None, soft: bool, limit: tuple[float, float]) -> Tensor:
+def step_sizes(step_RH: Tensor, bias_H: Tensor | None, soft: bool, limit: tuple[float, float] = (0.0, inf)) -> Tensor:
     """Delta: the projected step sizes with their bias, made positive and kept within limits."""
     if bias_H is not None:
         step_RH = step_RH + bias_H.to(step_RH.dtype)

@@ -2,7 +2,7 @@
 
 A node's state is never made: it follows from the text's state and the vectors of the node's ancestors. The state of
 the text is replaced at commit and never written in place, so a sweep that fails changes nothing, and a snapshot is a
-reference.   N nodes
+reference.   H heads   R rows   V width of values   N nodes
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ class NodeVectors:
         """The vectors of the nodes first … last - 1, as views."""
         return tuple(held[:, first:last] for held in self._held)
 
-    def of(self, nodes: Items[int]) -> Vectors:
+    def of(self, nodes: Items[int] | Tensor) -> Vectors:
         """The vectors of these nodes, copied."""
-        return tuple(held[:, torch.tensor(nodes, dtype=torch.long, device=held.device)] for held in self._held)
+        return tuple(held[:, torch.as_tensor(nodes, dtype=torch.long, device=held.device)] for held in self._held)
 
     def replace(self, vectors: Vectors) -> None:
         """These are the first nodes now."""
@@ -64,6 +64,14 @@ def _resized(vectors: Vectors, used: int, capacity: int) -> Vectors:
     for new, held in zip(resized, vectors, strict=True):
         new[:, :used] = held[:, :used]
     return resized
+
+
+@dataclass(frozen=True)
+class Read:
+    """What settled rows read of a state, [H, R, V] in float32, and the state after them."""
+
+    read_HRV: Tensor
+    state: Tensor
 
 
 @dataclass(frozen=True)

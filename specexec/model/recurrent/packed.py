@@ -6,7 +6,7 @@ R packed rows   C channels   K taps
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
@@ -15,17 +15,26 @@ import torch
 from torch import Tensor
 
 from specexec.errors import SweepCancelled
-from specexec.model.recurrent import convolution, linear_state
+from specexec.model.recurrent import channel_state, convolution, linear_state, selective_state
 from specexec.model.recurrent.branches import Branches
+from specexec.model.recurrent.channel_state import ChannelRows
 from specexec.model.recurrent.linear_state import LinearRows
-from specexec.model.recurrent.memory import LayerMemory, Recurrence
+from specexec.model.recurrent.memory import Follow, LayerMemory, Recurrence
+from specexec.model.recurrent.scan import StateRows, scan
+from specexec.model.recurrent.selective_state import SelectiveRows
 from specexec.sizes import SNAPSHOT_TOKENS
 from specexec.tree.tree import Ints, intervals
 
 BEFORE_THE_END = 8  # tokens of a prompt that the next prompt may well replace: marks of an answer's beginning
 
-INPUTS, STATE = "inputs", "state"  # recurrences by name
-FOLLOW = {INPUTS: convolution.follow, STATE: linear_state.follow}
+INPUTS = "inputs"  # of convolutions
+FOLLOW: Mapping[str, Follow] = {
+    INPUTS: convolution.follow,
+    LinearRows.name: linear_state.follow,
+    ChannelRows.name: channel_state.follow,
+    SelectiveRows.name: selective_state.follow,
+}
+"""How the state of each recurrence goes along a path, by name."""
 
 
 def restored(name: str, state: Tensor) -> LayerMemory:
@@ -61,23 +70,23 @@ class PackedStates:
         def empty() -> LayerMemory:
             return convolution.empty(inputs_RC, weight_CK.shape[1])
 
-        pieces = []
+        pieces: list[Tensor] = []
         for text, here in self._pieces((layer, INPUTS), len(inputs_RC)):
             memory = text.memories.get((layer, INPUTS)) or text.memories.setdefault((layer, INPUTS), empty())
             first = text.first_node + here.first
-            pieces.append(convolution.convolve(memory, text.tree, first, inputs_RC[here.rows], weight_CK, bias_C))
-        return _filled(torch.cat(pieces), len(inputs_RC), 0)
+            pieces += convolution.convolve(memory, text.tree, first, inputs_RC[here.rows], weight_CK, bias_C)
+        return _joined(pieces, len(inputs_RC), 0)
 
-    def scan(self, layer: int, rows: LinearRows) -> Tensor:
+    def scan(self, layer: int, rows: StateRows) -> Tensor:
         """What every row reads of its text's state, [H, R, V] in float32."""
-        pieces = []
-        for text, here in self._pieces((layer, STATE), rows.count):
+        pieces: list[Tensor] = []
+        for text, here in self._pieces((layer, rows.name), rows.count):
             own = rows.of(here.rows)
-            memory = text.memories.get((layer, STATE))
+            memory = text.memories.get((layer, rows.name))
             if memory is None:
-                memory = text.memories[layer, STATE] = linear_state.empty(own)
-            pieces.append(linear_state.scan(memory, text.tree, text.first_node + here.first, own))
-        return _filled(torch.cat(pieces, 1), rows.count, 1)
+                memory = text.memories[layer, rows.name] = restored(rows.name, own.empty())
+            pieces += scan(memory, text.tree, text.first_node + here.first, own)
+        return _joined(pieces, rows.count, 1)
 
     def _pieces(self, recurrence: Recurrence, count: int) -> Iterator[tuple[Text, _Piece]]:
         """What every text has among the next rows; rows beyond the last one fill a tile."""
@@ -99,10 +108,11 @@ class _Piece:
     rows: slice
 
 
-def _filled(own: Tensor, count: int, dim: int) -> Tensor:
-    """The last own row again for each that fills a tile."""
-    at = torch.arange(count, device=own.device).clamp(max=own.shape[dim] - 1)
-    return own if count == own.shape[dim] else own.index_select(dim, at)
+def _joined(pieces: list[Tensor], count: int, dim: int) -> Tensor:
+    """All rows, `count` of them: the last own row again for each that fills a tile."""
+    missing = count - sum(piece.shape[dim] for piece in pieces)
+    last = pieces[-1].narrow(dim, -1, 1)
+    return torch.cat([*pieces, *[last] * missing], dim)
 
 
 def branches_of(parents_N: Ints, settled: int, marks: tuple[int, ...], device: torch.device) -> Branches:

@@ -1,7 +1,9 @@
 """Where transformers' recurrent layers let us in: the plain functions that their modelling files call.
 
 Each is replaced in its modelling module once, for the whole process, as our attention is registered once for it. A call
-that does not come from one of our sweeps gets transformers' own function.   R rows   C channels   K taps
+that does not come from one of our sweeps gets transformers' own function. Which sweep it comes from the calling thread
+knows (`sweeping`), since many layers hand none of their keywords on to those functions.
+R rows   C channels   K taps   S numbers of a channel
 """
 
 from __future__ import annotations
@@ -9,68 +11,97 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.functional import silu
 
-from specexec.model.recurrent.delta_rule import delta_rows
+from specexec.model.recurrent.delta_rule import channel_rows, delta_rows
 from specexec.model.recurrent.mamba2 import mamba2_rows, step_sizes
 from specexec.model.recurrent.packed import PackedStates
+from specexec.model.recurrent.selective_state import SelectiveRows
 
 Function = Callable[..., Any]
 
 
-class RecurrentSweep(Protocol):
-    """What the keyword `sweep` of a forward must have."""
-
-    @property
-    def states(self) -> PackedStates: ...
-
-
 @dataclass(frozen=True)
 class _Visit:
-    """A sweep at one layer: what stands in the place of `sweep` among the keywords of its mixer."""
+    """A sweep at one layer."""
 
     states: PackedStates
     layer: int
 
 
+_SWEEP: ContextVar[PackedStates | None] = ContextVar("sweep", default=None)
+_VISIT: ContextVar[_Visit | None] = ContextVar("visit", default=None)
+
+
+@contextmanager
+def sweeping(states: PackedStates) -> Iterator[None]:
+    """Until this is left recurrent layers that this thread runs are at work for the texts of these states."""
+    token = _SWEEP.set(states)
+    try:
+        yield
+    finally:
+        _SWEEP.reset(token)
+
+
 def let_in(model: nn.Module) -> set[int]:
     """Make sweeps reach the recurrent layers of a model; their numbers. Harmless when repeated."""
     found = set()
+    _number_shared(model)
     for mixer in _mixers(model):
         if _enter not in mixer._forward_pre_hooks.values():
-            mixer.register_forward_pre_hook(_enter, with_kwargs=True)
-        module = sys.modules[type(mixer).__module__]
+            mixer.register_forward_pre_hook(_enter)
+            mixer.register_forward_hook(_leave, always_call=True)
+        code = sys.modules[type(mixer).__module__]
         for name, ours in SEAMS.items():
-            own = getattr(module, name, None)
+            own = getattr(code, name, None)
             if own is not None and not hasattr(own, "transformers_own"):
-                setattr(module, name, _either(own, ours))
+                setattr(code, name, _either(own, ours))
         found.add(int(mixer.layer_idx))  # type: ignore[arg-type]  # nn.Module declares every attribute a Tensor
     return found
 
 
-def _mixers(model: nn.Module) -> Iterator[nn.Module]:
-    """Modules that know their layer's number and have a causal convolution; streamed layers hide theirs."""
+def _number_shared(model: nn.Module) -> None:
+    """Attention whose weights several layers share does not know its layer (Zamba2)."""
+    for module in _modules(model):
+        attention, decoder = (module._modules.get(name) for name in ("shared_transformer", "mamba_decoder"))
+        if attention is not None and decoder is not None:
+            attention.get_submodule("self_attn").layer_idx = decoder.layer_idx
+
+
+def _modules(model: nn.Module) -> Iterator[nn.Module]:
+    """All of them; streamed layers hide theirs."""
     for module in model.modules():
         inner = getattr(module, "inner", None)
-        for one in inner.modules() if isinstance(inner, nn.Module) else [module]:
-            if hasattr(one, "layer_idx") and any(isinstance(child, nn.Conv1d) for child in one.children()):
-                yield one
+        yield from inner.modules() if isinstance(inner, nn.Module) else [module]
 
 
-def _enter(mixer: nn.Module, args: tuple[object, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
-    sweep: RecurrentSweep | None = kwargs.get("sweep")
-    if sweep is None:
-        return None
-    return args, {**kwargs, "sweep": _Visit(sweep.states, int(mixer.layer_idx))}  # type: ignore[arg-type]  # see above
+def _mixers(model: nn.Module) -> Iterator[nn.Module]:
+    """Modules that know their layer's number and have a causal convolution."""
+    for module in _modules(model):
+        if hasattr(module, "layer_idx") and any(isinstance(child, nn.Conv1d) for child in module.children()):
+            yield module
+
+
+def _enter(mixer: nn.Module, _: object) -> None:
+    states = _SWEEP.get()
+    _VISIT.set(None if states is None else _Visit(states, int(mixer.layer_idx)))  # type: ignore[arg-type]  # see above
+
+
+def _leave(*_: object) -> None:
+    _VISIT.set(None)
 
 
 def _either(own: Function, ours: Function) -> Function:
     @functools.wraps(own)
-    def called(*args: Any, sweep: _Visit | None = None, **kwargs: Any) -> Any:
-        return own(*args, **kwargs) if sweep is None else ours(sweep, *args, **kwargs)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        visit = _VISIT.get()
+        return own(*args, **kwargs) if visit is None else ours(visit, *args, **kwargs)
 
     called.transformers_own = own  # type: ignore[attr-defined]  # marks what is replaced already
     return called
@@ -110,6 +141,45 @@ def _delta_rule(
     return read_HRV.transpose(0, 1).unsqueeze(0).to(query.dtype), None
 
 
+def _kimi_delta(
+    visit: _Visit,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    g: Tensor,
+    beta: Tensor,
+    use_qk_l2norm_in_kernel: bool = False,
+    **_: object,
+) -> tuple[Tensor, None]:
+    """`chunk_kimi_delta_attention`: [1, R, heads, width] in and out."""
+    rows = channel_rows(query[0], key[0], value[0], g[0], beta[0], use_qk_l2norm_in_kernel)
+    read_HRV = visit.states.scan(visit.layer, rows)
+    return read_HRV.transpose(0, 1).unsqueeze(0).to(query.dtype), None
+
+
+def _mamba1(
+    visit: _Visit,
+    hidden_1CR: Tensor,
+    step_1CR: Tensor,
+    A: Tensor,
+    B_1SR: Tensor,
+    C_1SR: Tensor,
+    D: Tensor,
+    z: Tensor,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    **_: object,
+) -> Tensor:
+    """`mamba_selective_scan` without the last state: [1, C, R] in and out, the latter in float32."""
+    step_RC = step_sizes(step_1CR[0].T, delta_bias, delta_softplus)
+    input_RC = hidden_1CR[0].T.float()
+    key_RS, query_RS = B_1SR[0].T.float(), C_1SR[0].T.float()
+    rows = SelectiveRows(step_RC.float(), step_RC * input_RC, key_RS, query_RS, A.float())
+    read_RC = visit.states.scan(visit.layer, rows)[0] + D * input_RC
+    return (read_RC * silu(z[0].T)).T.unsqueeze(0)
+
+
 def _mamba2(
     visit: _Visit,
     hidden: Tensor,
@@ -133,6 +203,8 @@ def _mamba2(
 SEAMS: Mapping[str, Function] = {
     "causal_conv1d_fn": _convolve,
     "torch_chunk_gated_delta_rule": _delta_rule,
+    "chunk_kimi_delta_attention": _kimi_delta,
+    "mamba_selective_scan": _mamba1,
     "mamba2_chunk_scan": _mamba2,
 }
 """Names of transformers' functions, and what is called instead of each within a sweep."""

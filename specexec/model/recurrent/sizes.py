@@ -1,36 +1,41 @@
-"""Memory of recurrent states, from config.json alone. Knows no torch; `plan` uses it.
-
-C channels of a convolution   K taps of its filter   H heads   J heads of keys
-"""
+"""Memory of recurrent states, from config.json alone. Knows no torch; `plan` uses it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-F32_B, F64_B = 4, 8
+from specexec.sizes import SELECTIVE_STATES, TRIANGLE
+
+F32_B = 4
+GROUPS = {"nemotron_h": 8, "mamba2": 8}  # that heads of Mamba-2 form, where a config does not say
 NAMES = frozenset(("linear_attention", "mamba", "conv", "hybrid", "M"))  # of recurrent layers, in config.json
 
 
 @dataclass(frozen=True)
 class LayerSizes:
-    """One recurrent layer; no heads where it only convolves."""
+    """One recurrent layer; nothing but channels and taps where it only convolves.
+
+    `state`, `node`: numbers in float32 that it keeps of a text and of one node, beside the convolution's inputs.
+    `heads`: those whose nodes meet in a triangle. `row_B`, `most_B`: bytes that are there for each row while states
+    are read, and for all of them together at most.
+    """
 
     channels: int
     taps: int
+    state: int = 0
+    node: int = 0
     heads: int = 0
-    key_heads: int = 0
-    key: int = 0
-    value: int = 0
+    row_B: int = 0
+    most_B: int = 0
 
     def text_B(self, item_B: int) -> int:
-        """Its state after a text: the last inputs of the convolution, and a matrix for each head in float32."""
-        return (self.taps - 1) * self.channels * item_B + self.heads * self.key * self.value * F32_B
+        """Its state after a text, and the last inputs of the convolution."""
+        return (self.taps - 1) * self.channels * item_B + self.state * F32_B
 
     def node_B(self, item_B: int) -> int:
-        """What it keeps of one node: the convolution's input; key, what is written and the sum of decays."""
-        numbers = self.key_heads * self.key + self.heads * self.value
-        return self.channels * item_B + numbers * F32_B + self.heads * F64_B
+        """What it keeps of one node, the convolution's input included."""
+        return self.channels * item_B + self.node * F32_B
 
 
 @dataclass(frozen=True)
@@ -58,12 +63,27 @@ def recurrences_of(config: Mapping[str, object]) -> Recurrences:
             count -= count // number("full_attention_interval", 4)
         case "olmo_hybrid":
             layer = _delta_rule(number)
-        case "lfm2" | "lfm2_moe":
-            layer = LayerSizes(number("hidden_size", 2560), number("conv_L_cache", 3))
+        case "lfm2" | "lfm2_moe" | "lfm3":
+            taps = number("conv_L_cache", 7 if number.model_type == "lfm3" else 3)
+            layer = LayerSizes(number("hidden_size", 2560), taps)
         case "bamba" | "granitemoehybrid" | "falcon_h1":
             layer = _mamba2(number, number("mamba_n_heads", 128), number("mamba_d_state", 256))
         case "nemotron_h":
             layer = _mamba2(number, number("mamba_num_heads", 128), number("ssm_state_size", 128))
+        case "mamba2":
+            layer = _mamba2(number, number("num_heads", 128), number("state_size", 128))
+        case "zamba2":
+            layer = _mamba2(number, number("n_mamba_heads", 8), number("mamba_d_state", 64))
+        case "kimi_linear" | "bailing_hybrid":
+            layer = _kimi_delta(number)
+        case "mamba" | "falcon_mamba":
+            channels = number("intermediate_size", number("expand", 2) * number("hidden_size", 768))
+            layer = _mamba1(channels, number("state_size", 16), number("conv_kernel", 4))
+        case "jamba":
+            channels = number("mamba_expand", 2) * number("hidden_size", 4096)
+            layer = _mamba1(channels, number("mamba_d_state", 16), number("mamba_d_conv", 4))
+            offset = number("attn_layer_offset", 4) if config.get("attn_layer_offset") != 0 else 0
+            count -= len(range(offset, count, number("attn_layer_period", 8)))
         case _:
             return Recurrences(())
     if isinstance(attending := config.get("attn_layer_indices"), list):
@@ -80,6 +100,11 @@ class _Numbers:
 
     config: Mapping[str, object]
 
+    @property
+    def model_type(self) -> str:
+        """The name of the architecture."""
+        return str(self.config.get("model_type"))
+
     def __call__(self, name: str, default: int) -> int:
         value = self.config.get(name)
         return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else default
@@ -88,18 +113,48 @@ class _Numbers:
 def _delta_rule(number: _Numbers) -> LayerSizes:
     heads, key_heads = number("linear_num_value_heads", 32), number("linear_num_key_heads", 16)
     key, value = number("linear_key_head_dim", 128), number("linear_value_head_dim", 128)
-    if number.config["model_type"] == "olmo_hybrid":
+    if number.model_type == "olmo_hybrid":
         attending = number("num_attention_heads", 30)
         heads, key_heads = number("linear_num_value_heads", attending), number("linear_num_key_heads", attending)
         key = number("linear_key_head_dim", 3 * number("hidden_size", 3840) // (4 * key_heads))
         value = number("linear_value_head_dim", 2 * key)
     channels = 2 * key_heads * key + heads * value
-    return LayerSizes(channels, number("linear_conv_kernel_dim", 4), heads, key_heads, key, value)
+    return _by_head(channels, number("linear_conv_kernel_dim", 4), heads, key_heads, key, value)
+
+
+def _by_head(channels: int, taps: int, heads: int, key_heads: int, key: int, value: int) -> LayerSizes:
+    """A matrix a head; of a node its key, what it writes and, in float64, the sum of its decays."""
+    return LayerSizes(channels, taps, heads * key * value, key_heads * key + heads * value + 2 * heads, heads)
 
 
 def _mamba2(number: _Numbers, heads: int, state: int) -> LayerSizes:
-    groups = number("mamba_n_groups", number("n_groups", 8 if number.config["model_type"] == "nemotron_h" else 1))
-    inner = number("mamba_d_ssm", number("mamba_expand", 2) * number("hidden_size", 4096))
-    width = number("mamba_head_dim", number("mamba_d_head", inner // heads))
+    groups = number("mamba_n_groups", number("mamba_ngroups", number("n_groups", GROUPS.get(number.model_type, 1))))
+    inner = number("mamba_d_ssm", number("mamba_expand", number("expand", 2)) * number("hidden_size", 4096))
+    widths = ("mamba_head_dim", "mamba_d_head", *(("head_dim",) if number.model_type == "mamba2" else ()))
+    width = next((found for name in widths if (found := number(name, 0))), inner // heads)
     taps = number("mamba_d_conv", number("conv_kernel", 4))
-    return LayerSizes(heads * width + 2 * groups * state, taps, heads, groups, state, width)
+    return _by_head(heads * width + 2 * groups * state, taps, heads, groups, state, width)
+
+
+def _kimi_delta(number: _Numbers) -> LayerSizes:
+    """A matrix a head; of a node its key, the decay of each channel of it, and what it writes."""
+    if number.model_type == "bailing_hybrid":
+        heads, taps = number("num_attention_heads", 32), number("short_conv_kernel_size", 4)
+        width = number("linear_head_dim", number("head_dim", 128))
+    else:
+        told = number.config.get("linear_attn_config")
+        nested = _Numbers(told if isinstance(told, Mapping) else {})
+        heads = nested("num_heads", number("linear_num_heads", 32))
+        width = nested("head_dim", number("linear_head_dim", 128))
+        taps = nested("short_conv_kernel_size", number("linear_conv_kernel_dim", 4))
+    size = heads * width
+    row_B = 16 * size * F32_B
+    return LayerSizes(3 * size, taps, size * width, 3 * size, heads, row_B, row_B * TRIANGLE)
+
+
+def _mamba1(channels: int, states: int, taps: int) -> LayerSizes:
+    """Some numbers a channel, and the rates at which they decay; of a node its step, what it writes and its key."""
+    numbers = channels * states
+    return LayerSizes(
+        channels, taps, 2 * numbers, 2 * channels + states, 0, 2 * numbers * F32_B, 2 * SELECTIVE_STATES * F32_B
+    )

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Protocol, TypeVar
 
 from specexec.errors import BadGrammar
-from specexec.pieces import Call
 from specexec.text.detokenizer import TextStream
 from specexec.text.formats.channels import ChannelScanner
 from specexec.text.formats.events import Scanner
@@ -89,18 +88,6 @@ class Format:
         if self.probe is None:
             return Thinking({}, "the model has no chat template that could set how much to think.")
         return thinking(self.probe, level)
-
-    def message(self, content: str, reasoning: str, calls: Items[Call]) -> dict[str, object]:
-        """An answer as a message of the history, in OpenAI's shape."""
-        message: dict[str, object] = {"role": "assistant", "content": content or (None if calls else "")}
-        if reasoning:
-            message["reasoning_content"] = reasoning
-        if calls:
-            message["tool_calls"] = [
-                {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-                for call in calls
-            ]
-        return message
 
     def grammar(
         self,

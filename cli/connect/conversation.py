@@ -1,0 +1,137 @@
+"""A dialogue with a served model. Its messages live here; keys and values are the server's business."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from collections.abc import Sequence as Items
+from dataclasses import replace
+from typing import Protocol
+
+from specexec.pieces import Piece, message_of
+from specexec.sampling.params import SamplingParams
+from specexec.stats import Burst
+from specexec.text.messages import Content, Message
+from specexec.text.transcript import Kept, Turn, belonging, dialogue
+
+
+class Answering(Protocol):
+    """What a dialogue needs of a served model."""
+
+    def stream(
+        self, messages: Items[Mapping[str, object]], sampling: SamplingParams, proceed: bool = False
+    ) -> Iterator[Burst]: ...
+
+    def rendered(self, messages: Items[Mapping[str, object]]) -> str: ...
+
+    def count(self, messages: Items[Mapping[str, object]]) -> int: ...
+
+
+class ServedConversation:
+    """Turns of one dialogue, with the promises of specexec/text/conversation.py. Token ids that an engine here wrote
+    are kept with the messages that they belong to.
+    """
+
+    def __init__(self, writer: Answering, system: str | None = None) -> None:
+        self.system = system
+        self.messages: list[Message] = []
+        self.unanswered: Content | None = None
+        self._writer = writer
+        self._turns: list[Turn] = []
+        self._retries = 0
+        self._cut: tuple[Message, int] | None = None  # an answer that did not end by itself, and its seed
+
+    def send(self, content: Content, sampling: SamplingParams) -> Iterator[Burst]:
+        """Ask, and stream the answer. If no token comes, the dialogue stays as it was, the question `unanswered`."""
+        self._retries = 0
+        return self._answer([*self.messages, {"role": "user", "content": content}], sampling)
+
+    def retry(self, sampling: SamplingParams) -> Iterator[Burst]:
+        """Another answer to the last question: a derived seed, unless the text does not depend on it."""
+        if self.unanswered is not None:
+            return self.send(self.unanswered, sampling)
+        asked = next((i for i in reversed(range(len(self.messages))) if self.messages[i]["role"] == "user"), None)
+        if asked is None:
+            return iter(())
+        self._retries += 1
+        return self._answer(self.messages[: asked + 1], sampling.derived("retry", self._retries))
+
+    @property
+    def can_proceed(self) -> bool:
+        """Whether the last answer was cut short in the middle of what it says, and is the last thing that was said."""
+        last = self.messages[-1] if self.messages else None
+        return self._cut is not None and last == self._cut[0] and bool(last["content"]) and "tool_calls" not in last
+
+    def proceed(self, sampling: SamplingParams) -> Iterator[Burst]:
+        """Go on with an answer that was cut short; nothing if it ended by itself."""
+        if not self.can_proceed:
+            return
+        assert self._cut is not None
+        begun, seed = self._cut
+        sampling = replace(sampling, seed=seed if sampling.seed is None else sampling.seed)
+        bursts = self._writer.stream(self._dialogue, sampling, proceed=True)
+        said = Piece(str(begun["content"]), str(begun.get("reasoning_content", "")))
+        yield from self._added(said, bursts)
+
+    def undo(self) -> bool:
+        """Take back the last question and its answer; False if there is none."""
+        if self.unanswered is not None:
+            self.unanswered = None
+            return True
+        asked = [i for i, message in enumerate(self.messages) if message["role"] == "user"]
+        if asked:
+            del self.messages[asked[-1] :]
+        return bool(asked)
+
+    def clear(self) -> None:
+        """Start anew; the system prompt stays."""
+        self.messages, self.unanswered = [], None
+
+    @property
+    def tokens_used(self) -> int:
+        """Context taken by the dialogue so far."""
+        return self._writer.count(self._dialogue) if self.messages else 0
+
+    @property
+    def rendered(self) -> str:
+        """The dialogue as the model would read it next."""
+        return self._writer.rendered(self._dialogue)
+
+    def keep(self) -> Kept:
+        """The dialogue as it is now."""
+        return Kept([*self.messages], self.system, belonging(self._turns, self._dialogue), {})
+
+    def take_up(self, kept: Kept) -> None:
+        """Go on where another conversation was kept."""
+        self.messages, self.system, self._turns = [*kept.messages], kept.system, [*kept.turns]
+
+    @property
+    def _dialogue(self) -> list[Message]:
+        return dialogue(self.system, self.messages)
+
+    def _answer(self, messages: list[Message], sampling: SamplingParams) -> Iterator[Burst]:
+        if messages != self.messages[: len(messages)]:
+            asked = messages[-1]["content"]
+            self.unanswered = asked if isinstance(asked, list) else str(asked)
+        bursts = self._writer.stream(dialogue(self.system, messages), sampling)
+        for burst in bursts:
+            if burst.tokens:
+                self.messages = [*messages, message_of(Piece())]
+                self.unanswered = None
+                yield from self._added(Piece(), _again(burst, bursts))
+                return
+            yield burst
+
+    def _added(self, said: Piece, bursts: Iterator[Burst]) -> Iterator[Burst]:
+        """The same bursts; the last message grows with them."""
+        self._cut = None
+        for burst in bursts:
+            said += burst.piece
+            self.messages[-1] = message_of(said)
+            if burst.finish_reason not in (None, "stop"):
+                self._cut = self.messages[-1], burst.seed
+            yield burst
+
+
+def _again(first: Burst, rest: Iterator[Burst]) -> Iterator[Burst]:
+    yield first
+    yield from rest

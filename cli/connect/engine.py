@@ -1,0 +1,116 @@
+"""A served model in the place of an engine: answers as bursts, as an engine here would give them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from collections.abc import Sequence as Items
+from urllib.parse import quote
+
+from cli.connect.conversation import ServedConversation
+from cli.connect.models import ServedModel, cards_of
+from cli.connect.protocol import CHAT, WATCHED, BurstReader, Json, sampling_fields, stopped
+from cli.connect.server import Events
+from cli.shared.options import EngineOptions
+from cli.shared.thinking import Think
+from specexec.sampling.params import SamplingParams
+from specexec.stats import Burst, Progress
+
+
+class ServedEngine:
+    """What a conversation and a screen need of an engine. `notes` are what the server left out of the last request."""
+
+    def __init__(self, model: ServedModel, options: EngineOptions, think: Think = "auto") -> None:
+        self.model, self.think = model, think
+        self.notes = ""
+        self._variables, self._control_tokens = dict(options.template_vars), options.allow_control_tokens
+        self._reader = BurstReader()
+        self._events: Events | None = None
+
+    @property
+    def name(self) -> str:
+        return self.model.name
+
+    @property
+    def names(self) -> list[str]:
+        """All models of the server."""
+        return [str(card["id"]) for card in cards_of(self.model.server)]
+
+    @property
+    def toy(self) -> bool:
+        return self.model.meta["toy"] is True
+
+    @property
+    def context(self) -> int:
+        return self.model.context
+
+    @property
+    def drafter_name(self) -> str:
+        return str(self.model.meta["drafter"])
+
+    @property
+    def budget(self) -> object:
+        return self.model.meta["budget"]
+
+    @property
+    def placement(self) -> str:
+        return str(self.model.meta["placement"])
+
+    @property
+    def template(self) -> str | None:
+        """The chat template as the model brings it."""
+        told = self.model.server.asked(f"/props?model={quote(self.model.name)}")["chat_template"]
+        return None if told is None else str(told)
+
+    def rendered(self, messages: Items[Mapping[str, object]]) -> str:
+        """The prompt that messages become."""
+        return str(self.model.server.asked("/apply-template", self._asking(messages))["prompt"])
+
+    def count(self, messages: Items[Mapping[str, object]]) -> int:
+        """Tokens of that prompt."""
+        told = self.model.server.asked("/tokenize", {"model": self.model.name, "messages": messages})
+        return int(str(told["count"]))
+
+    def decode(self, tokens: Items[int]) -> str:
+        """Text of tokens that the last sweeps have shown."""
+        return "".join(self._reader.words.get(token, "") for token in tokens)
+
+    def progress(self) -> Progress:
+        """Where the server's running sweep is, as it said last."""
+        return self._reader.progress
+
+    def stop(self) -> None:
+        """End the answer that is being read. Safe in a signal handler."""
+        if self._events is not None:
+            self._events.stop()
+
+    def conversation(self, system: str | None = None) -> ServedConversation:
+        """A dialogue that is kept here."""
+        return ServedConversation(self, system)
+
+    def stream(
+        self, messages: Items[Mapping[str, object]], sampling: SamplingParams, proceed: bool = False
+    ) -> Iterator[Burst]:
+        """The answer to messages, or what follows the last of them. Raises NoServer, ServerRefusal."""
+        asked = {**self._asking(messages), **sampling_fields(sampling), **WATCHED}
+        if proceed:
+            asked |= {"continue_final_message": True, "add_generation_prompt": False}
+        events = self._events = self.model.server.events(CHAT, asked)
+        reader, seed = BurstReader(), sampling.seed or 0
+        reader.words, self._reader = self._reader.words, reader
+        for event in events:
+            self.notes = events.notes
+            if (burst := reader.add(event)) is not None:
+                seed = burst.seed
+                yield burst
+        if not reader.ended:
+            yield stopped(seed)
+
+    def _asking(self, messages: Items[Mapping[str, object]]) -> Json:
+        asked: Json = {"model": self.model.name, "messages": messages}
+        if self._variables:
+            asked["chat_template_kwargs"] = self._variables
+        if self._control_tokens:
+            asked["allow_control_tokens"] = True
+        if self.think != "auto":
+            asked["reasoning_effort"] = self.think
+        return asked
