@@ -500,7 +500,8 @@ def test_an_empty_answer_in_an_old_file_is_not_read_by_the_model(
 @pytest.mark.parametrize(
     "text",
     [b"\xff\n", b"[" * 100_000, b'{"specexec_session": 1, "model": "m", "created": 1}\n' + b'{"a":' * 100_000, b"null",
-     b'{"specexec_session": 1, "model": "m", "created": 1}\n3\n', b'{"specexec_session": 1, "model": "m", "created": 1e999}\n',
+     b'{"specexec_session": 1, "model": "m", "created": 1}\n3\n',
+     b'{"specexec_session": 1, "model": "m", "created": 1e999}\n',
      b'{"specexec_session": 1, "model": "m", "created": 1}\n{"role": "assistant", "content": "x", "tokens": '
      b'{"kept": 0, "read": [1], "written": [4611686018427387000], "ended": "stop", "seed": 1}}\n'],
 )  # fmt: skip
