@@ -142,7 +142,7 @@ class _ModelAndState:
         async with self._models.using(body.get("model")) as worker:
             ready(worker)
             read = partial(encode, worker.engine, prompt, wishes, special=special is not False)
-            tokens = await anyio.to_thread.run_sync(read)
+            tokens = worker.engine.encoding.in_vocabulary(await anyio.to_thread.run_sync(read))
             return JSONResponse({"tokens": tokens, "count": len(tokens), "max_model_len": worker.engine.context})
 
     async def detokenize(self, request: Request) -> Response:
