@@ -209,7 +209,7 @@ class _ModelAndState:
 
     def _revision(self, engine: Engine) -> str:
         if engine not in self._revisions:
-            self._revisions[engine] = fingerprint(engine.folders["target"])
+            self._revisions[engine] = fingerprint(engine.folders["target"], engine.adapters["target"])
         return self._revisions[engine]
 
 

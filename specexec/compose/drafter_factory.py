@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
 from functools import partial
@@ -69,6 +69,20 @@ def check_quantising(choice: DrafterChoice, folders: Items[weights.Folder], form
             f"{paths} {are} quantised already; --drafter-quant has nothing to do.",
             hint="Leave it out.",
         )
+
+
+def check_adapting(choice: DrafterChoice, folders: Items[weights.Folder], adapters: Items[str]) -> None:
+    """Raises BadDrafter where --drafter-lora has no drafter model to change."""
+    if adapters and (not choice.models or all(map(head_kind, folders))):
+        raise BadDrafter(
+            "--drafter-lora changes a drafter model, and none drafts here.",
+            hint=f"Leave it out, or --drafter with a model. Now: {choice.name}.",
+        )
+
+
+def adapted(folder: weights.Folder, adapters: Iterable[str]) -> weights.Folder:
+    """A drafter's folder with the changes of adapters; heads have none."""
+    return folder if head_kind(folder) else weights.with_adapters(folder, adapters)
 
 
 def check_trimming(
@@ -170,6 +184,7 @@ def draft_model(folder: Path, request: LoadRequest, device: str, progress: LoadP
         folder,
         dtype=DTYPES[options.dtype],
         ctx=request.context,
+        adapters=options.drafter_lora,
         trust_remote_code=options.trust_remote_code,
     )
     if form == "none":

@@ -13,6 +13,8 @@ import offload as weights
 from specexec.compose.auto_choice import picked
 from specexec.compose.context import context_of, encoding_in, encoding_of, stops_of
 from specexec.compose.drafter_factory import (
+    adapted,
+    check_adapting,
     check_quantising,
     check_trimming,
     drafts_of,
@@ -79,7 +81,8 @@ def assemble(
     _check(model, options, planner)
     choice = parse(options.drafter, weights.known)
     pair = _resolved(model, choice, options)
-    folder = weights.open_folder(pair.target)  # whatever is wrong with its files is said before anything is built
+    # Whatever is wrong with its files is said before anything is built.
+    folder = weights.with_adapters(weights.open_folder(pair.target), options.lora)
     check_heads(choice, folder, map(weights.open_folder, pair.drafters))
     design = _admitted(folder, pair, choice, options)
     encoding = encoding_in(pair.target, options.trust_remote_code)
@@ -91,6 +94,7 @@ def assemble(
     choice, reason = picked(request, choice, free, earlier.speeds)
     check_trimming(choice, [*vocabularies.values()], options.draft_vocab, len(encoding.tokenizer))
     check_quantising(choice, request.drafters, options.drafter_quant)
+    check_adapting(choice, request.drafters, options.drafter_lora)
     target = _target(request, choice, device, progress)
     defaults = _defaults(target, encoding)
     drafts = drafts_of(choice, pair, vocabularies, request, device, progress)
@@ -136,6 +140,7 @@ def assemble(
             exact=options.exact,
             own_code=design.own_code,
             compute=options.compute,
+            adapters={"target": options.lora} | {one.role: options.drafter_lora for one in drafts.values()},
         )
     )
 
@@ -205,7 +210,7 @@ def _request(
     plainly = only_plainly(design.model_class, design.config)
     return LoadRequest.of(
         folder,
-        tuple(map(weights.open_folder, pair.drafters)),
+        tuple(adapted(weights.open_folder(path), options.drafter_lora) for path in pair.drafters),
         options,
         context_for(options.ctx, longest_text(design.config)),
         free,
@@ -233,6 +238,7 @@ def _target(request: LoadRequest, choice: DrafterChoice, device: str, progress: 
         beside_ram_B=beside.beside_ram_B,
         head_quant=options.head_quant,
         compute=options.compute,
+        adapters=options.lora,
         on_layer_read=progress.read,
         trust_remote_code=options.trust_remote_code,
     )

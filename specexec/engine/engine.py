@@ -61,7 +61,7 @@ class Engine:
         self._model, self._stream = parts.model, parts.stream
         self._target, self._drafts = parts.target, parts.drafts
         self.sources, self.reason, self.own_code = parts.sources, parts.reason, parts.own_code
-        self.compute = parts.compute
+        self.compute, self.adapters = parts.compute, parts.adapters
         self.exact_ties = ExactTies(parts.target, parts.model.dtype) if parts.exact else None
         self.accounting = StepAccounting(parts.stream.stats, parts.cost)
         self._decoder = Decoder(
