@@ -79,7 +79,7 @@ def test_texts_share_sweeps_as_far_as_memory_holds_them() -> None:
 def test_what_cannot_be_a_vector_is_refused_before_a_sweep(engine: Engine) -> None:
     for texts, refusal in ((["a", ""], EmptyPrompt), ([[1] * 3000], ContextLengthExceeded), ([[-1]], UnknownToken)):
         with pytest.raises(refusal, match="text "):
-            engine.embeddings(texts)  # type: ignore[arg-type]  # lists of one kind
+            engine.embeddings(texts)
 
 
 def test_openais_client_reads_floats_and_base64(server: Served, truth: PreTrainedModel) -> None:
