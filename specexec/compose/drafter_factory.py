@@ -171,7 +171,7 @@ def drafts_of(
         if path not in vocabularies:  # a head
             continue
         role = f"drafter-{len(found) + 1}" if found else "drafter"
-        lm = TreeLM(draft_model(path, request, device, progress), share=weights.share, lenient=True)
+        lm = TreeLM(draft_model(path, request, device, progress), share=weights.share, drafts=True)
         found[model] = Draft(role, name if called.count(name) == 1 else str(path), path, lm, vocabularies[path])
     return found
 
@@ -188,7 +188,7 @@ def draft_model(folder: Path, request: LoadRequest, device: str, progress: LoadP
         trust_remote_code=options.trust_remote_code,
     )
     if form == "none":
-        return opened("none", device)
+        return opened("none", device, reorder=True)
     model = opened("disk", "cpu")
     stream, place = weights.stream_of(model), torch.device(device)
     model.set_attn_implementation(attention.NAME)  # layers taken out go on as the whole did
