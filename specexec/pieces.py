@@ -45,8 +45,8 @@ def message_of(piece: Piece) -> dict[str, object]:
 
 
 def call_of(name: str, arguments: Json, own_id: str | None = None) -> Call:
-    """A call with its arguments as JSON text."""
-    text = json.dumps(arguments, ensure_ascii=False)
+    """A call with its arguments as JSON text; they hold only numbers that JSON has."""
+    text = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
     return Call(name, text) if own_id is None else Call(name, text, own_id)
 
 

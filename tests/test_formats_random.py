@@ -1,11 +1,16 @@
 """Whatever a model writes, reading it ends, and the pieces add up to the same in any chunking."""
 
+import json
 import random
+from functools import cache
+
+import pytest
 
 from specexec.text.formats import Format, Piece, format_of
-from specexec.text.formats.probe import Probe, tools
+from specexec.text.formats.probe import Probe, Shown, tools
 from specexec.text.reply import Reply
 from specexec.text.template_options import Wishes
+from specexec.text.tokenizer import Encoding
 from tests.families import family
 from tests.test_formats_table import ASKED, READ
 
@@ -36,13 +41,22 @@ def told(piece: Piece) -> tuple[str, str, list[tuple[str, str]]]:
     return piece.content, piece.reasoning, [(call.name, call.arguments) for call in piece.calls]
 
 
+@cache
+def written_by(template: str) -> tuple[Format, Shown]:
+    """A family's form, and an answer with calls as its template writes it."""
+    encoding = family(template)
+    form = format_of(encoding, Wishes(tools=tools(ASKED)))
+    shown = Probe(encoding, Wishes(), ASKED).answer(calls=2 if form.parallel else 1)
+    assert shown is not None
+    return form, shown
+
+
 def test_any_answer_is_read_to_its_end_and_the_same_in_any_chunking() -> None:
     chance = random.Random(0)
     for template in ONE_OF_EACH.values():
-        encoding = family(template)
-        form = format_of(encoding, Wishes(tools=tools(ASKED)))
-        shown = Probe(encoding, Wishes(), ASKED).answer(calls=2 if form.parallel else 1)
-        assert shown is not None
+        form, shown = written_by(template)
+        encoding = form.encoding
+        assert isinstance(encoding, Encoding)
         prompt, ids = encoding.encode_rest(shown.prompt), encoding.encode_rest(shown.answer)
         marks = sorted(form.control_tokens.intersection([*prompt, *ids])) or ids[:1]
         for _ in range(ANSWERS):
@@ -61,3 +75,23 @@ def test_a_harmony_answer_cut_anywhere_goes_on_as_if_it_had_not_been_cut() -> No
         reply = Reply(form, prompt, ids[:cut])
         reply.add(ids[cut:], last=True)
         assert reply.message == {"role": "assistant", "content": "Hello!", "reasoning_content": "Greet."}, cut
+
+
+# In the place of a number: what JSON has not, what no text can hold, and what is nested deeper than anything is read.
+HOSTILE = ["1e999", "NaN", r'"\ud800"', r'"\udfff"', f"{'[' * 3000}{']' * 3000}", f"{'x.' * 500}x", "9" * 5000]
+
+
+def test_values_that_json_cannot_hold_are_no_error_and_no_mark() -> None:
+    for template in ONE_OF_EACH.values():
+        form, shown = written_by(template)
+        encoding = form.encoding
+        assert isinstance(encoding, Encoding)
+        prompt = encoding.encode_rest(shown.prompt)
+        marks = {text for text in encoding.tokenizer.get_added_vocab() if text.strip()}
+        for value in HOSTILE:
+            ids = encoding.encode_rest(shown.answer.replace("-2.5", value))
+            piece = form.reader(prompt).read(ids, last=True)
+            assert (piece.content + piece.reasoning + str(piece.calls)).encode(), (template, value)
+            for call in piece.calls:
+                ratio = json.loads(call.arguments, parse_constant=pytest.fail).get("ratio")
+                assert not (isinstance(ratio, str) and ratio in marks), (template, value)

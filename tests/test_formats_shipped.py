@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from specexec.errors import BadGrammar
 from specexec.pieces import Piece
 from specexec.text.formats import Format, format_of
 from specexec.text.formats.probe import ARGUMENTS, Probe, tools
+from specexec.text.formats.shipped import ShippedForm
 from specexec.text.template_options import Wishes
 from specexec.text.tokenizer import Encoding
 from tests.families import family
@@ -137,10 +139,14 @@ def test_calls_are_read_but_cannot_be_forced(encoding: Encoding, form: Format, c
 
 
 OTHER = {**TEMPLATE, "fields": {"content": {"close": "<|message_sep|>", "content": "text"}}}
+EMPTY = json.loads(json.dumps(TEMPLATE).replace('"close": "</think>"', '"close_pattern": "x*"'))
+DEEP = {**OTHER, "fields": {**TEMPLATE["fields"], "x": {"open_pattern": "(" * 3000 + ")" * 3000}}}
 WRONG = json.loads(json.dumps(TEMPLATE).replace("function call", "call a function"))
 
 
-@pytest.mark.parametrize("template", [None, "x", {}, {"fields": {}}, {**TEMPLATE, "version": 9}, OTHER, WRONG])
+@pytest.mark.parametrize(
+    "template", [None, "x", {}, {"fields": {}}, {**TEMPLATE, "version": 9}, OTHER, WRONG, EMPTY, DEEP]
+)
 def test_a_template_that_does_not_read_the_models_calls_is_left_alone(template: object) -> None:
     found = format_of(shipping(template), Wishes(tools=tools()))
     assert "unknown way" in str(found.refusal)
@@ -174,3 +180,60 @@ def test_a_server_reads_calls_by_the_template_in_the_models_folder(tmp_path: Pat
     assert (made["function"]["name"], json.loads(made["function"]["arguments"])) == ("look_up", {"word": "x"})
     assert (answer["message"]["content"], answer["finish_reason"]) == ("I look.", "tool_calls")
     assert (forced.status_code, "not enforced" in forced.text) == (400, True)
+
+
+def shipped(form: Format, change: Callable[[dict[str, Any]], object]) -> Format:
+    """A form by a changed template, as if it had read its model's calls."""
+    template = copy.deepcopy(TEMPLATE)
+    change(template["fields"])
+    assert isinstance(form.form, ShippedForm)
+    return replace(form, form=replace(form.form, template=json.dumps(template)))
+
+
+CALLED = 'function call<|role_sep|>\n{"name": "probe_none", "arguments": {"a": VALUE}}'
+ENDLESS = r"(?:a|aa)+$c?d"  # tries every way to cut a run of a's
+
+
+def test_patterns_that_do_not_end_cost_the_form_and_never_the_answer(
+    encoding: Encoding, form: Format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("specexec.text.formats.shipped._SECONDS", 0.2)
+    monkeypatch.setattr("specexec.text.templates.SECONDS", 0.2)
+    opened = {"open_pattern": f"<think>|{ENDLESS}", "close": "</think>", "content": "text"}
+    thought = shipped(form, lambda fields: fields.update(reasoning_content=opened))
+    piece = read(thought, encoding, f"<think>hm</think>{'a' * 60}! More.")
+    assert (piece.content, piece.reasoning) == (f"{'a' * 60}! More.", "hm")
+    inside = {"content": "xml-inline", "content_args": {"tag_pattern": f"(?P<key>{ENDLESS})"}}
+    tags = shipped(form, lambda fields: fields["tool_calls"].update(inside))
+    call = CALLED.replace("VALUE", f'"{"a" * 60}"')
+    assert read(tags, encoding, f"{call}<|message_sep|>").content.strip() == f"{call}<|message_sep|>"
+
+
+@pytest.mark.parametrize("value", [r'"\ud800"', "1e999", "NaN", f"{'[' * 3000}{']' * 3000}"])
+def test_arguments_that_json_cannot_hold_make_no_call(encoding: Encoding, form: Format, value: str) -> None:
+    call = CALLED.replace("VALUE", value)
+    assert (read(form, encoding, call).content, read(form, encoding, call).calls) == (call, ())
+
+
+@pytest.mark.parametrize(
+    "inside",
+    [
+        {"transform": {"function": "{nothing}"}},
+        {"transform": {"function": {"name": 3, "arguments": {}}}},
+        {"transform": "no call"},
+        {"content": "xml-inline", "content_args": {"tag_pattern": "("}},
+        {"content_args": {"string_delims": 5}},
+        {"content_args": 3},
+    ],
+)
+def test_what_the_parser_fails_at_comes_out_as_text(encoding: Encoding, form: Format, inside: dict[str, Any]) -> None:
+    call = CALLED.replace("VALUE", "1")
+    piece = read(shipped(form, lambda fields: fields["tool_calls"].update(inside)), encoding, call)
+    assert (piece.content, piece.calls) == (call, ())
+
+
+def test_a_field_that_must_be_there_costs_no_call(encoding: Encoding, form: Format) -> None:
+    piece = read(
+        shipped(form, lambda fields: fields["content"].update(optional=False)), encoding, CALLED.replace("VALUE", "1")
+    )
+    assert (piece.content, [call.arguments for call in piece.calls]) == ("", ['{"a": 1}'])

@@ -1,6 +1,6 @@
-"""A process that renders templates for `templates.py` and does nothing else: it may be ended at any moment.
+"""A process that runs templates for `templates.py` and does nothing else: it may be ended at any moment.
 
-Run by path, so that nothing of specexec is imported here; of transformers, only the module that renders.
+Run by path, so that nothing of specexec is imported here; of transformers, only the modules that do it.
 Requests and replies are lines of JSON.
 """
 
@@ -20,7 +20,7 @@ Render = Callable[[dict[str, Any]], str]
 
 def main() -> None:
     sys.path[:] = json.loads(sys.argv[1])
-    renders = {"chat": chat_renderer(), "plain": plain_renderer()}
+    renders = {"chat": chat_renderer(), "plain": plain_renderer(), "response": response_reader()}
     memory_B = int(sys.argv[2])
     with open("/proc/self/statm") as file:
         taken_B = int(file.read().split()[0]) * PAGE_B
@@ -63,6 +63,17 @@ def plain_renderer() -> Render:
 
     compiled = lru_cache(SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True).from_string)
     return lambda request: compiled(request["template"]).render(request["variables"])
+
+
+def response_reader() -> Render:
+    """transformers' own parser of answers by response templates; its message comes out as JSON."""
+
+    def read(request: dict[str, Any]) -> str:
+        from transformers.utils.chat_parsing import parse_response
+
+        return json.dumps(parse_response(response_template=json.loads(request["template"]), **request["variables"]))
+
+    return read
 
 
 def reply(render: Render, request: dict[str, Any]) -> dict[str, object]:

@@ -59,8 +59,18 @@ def fill(template: str, fields: Mapping[str, object]) -> str:
     return _rendered("plain", template, fields, None)
 
 
+def parsed(template: str, text: str, tools: Items[Mapping[str, object]]) -> Mapping[str, object]:
+    """The message that transformers makes of an answer by a response template (JSON). Raises TemplateFailed."""
+    variables = {"text": text, "prefix": "", "tools": list(tools)}
+    message: Mapping[str, object] = json.loads(_rendered("response", template, variables, None))
+    return message
+
+
 def _rendered(
-    kind: Literal["chat", "plain"], template: str, variables: Mapping[str, object], messages: Items[Message] | None
+    kind: Literal["chat", "plain", "response"],
+    template: str,
+    variables: Mapping[str, object],
+    messages: Items[Message] | None,
 ) -> str:
     seconds = SECONDS * (AGAIN if template in _processes().endless else 1)
     request = {

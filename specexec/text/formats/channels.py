@@ -6,10 +6,11 @@ import re
 from collections.abc import Iterator
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
+from functools import partial
 
 from specexec.pieces import Call, Malformed, Unfinished, call_of
 from specexec.text.detokenizer import begun
-from specexec.text.formats.events import Event, Said, Turned
+from specexec.text.formats.events import Event, Said, Turned, calls_in
 from specexec.text.formats.json_calls import json_at_start
 from specexec.text.formats.kinds import Kinds
 from specexec.text.formats.rules import Rules, Tool
@@ -127,7 +128,7 @@ class ChannelScanner:
 
     def _call(self, header: str, name: str, body: str) -> Iterator[Event]:
         try:
-            yield from self._calls(name, body)
+            yield from calls_in(body, partial(self._calls, name))
         except (Malformed, Unfinished):
             yield from self._say(header + self._channels.message + body, False)
 

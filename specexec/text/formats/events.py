@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
-from specexec.pieces import Call
+from specexec.pieces import Call, Malformed
+
+_HALVES = re.compile("[\ud800-\udfff]")  # of characters; those that are no marks come from escapes
 
 
 @dataclass(frozen=True)
@@ -43,3 +46,19 @@ class Scanner(Protocol):
     def scan(self, text: str, last: bool) -> Iterator[Event]:
         """The next piece of text; what may be the beginning of a mark is held back until it is known, or `last`."""
         ...
+
+
+def calls_in(text: str, read: Callable[[str], list[Call]]) -> list[Call]:
+    """The calls that a form reads in packed text. Raises Unfinished, Malformed.
+
+    What is nested too deeply to be read is malformed, and so are escapes that stand for half a character: no text holds
+    such a thing, and they would be taken for marks.
+    """
+    try:
+        calls = read(text)
+    except RecursionError:
+        raise Malformed from None
+    halves = {half for call in calls for half in _HALVES.findall(call.name + call.arguments + call.id)}
+    if not halves <= {*text}:
+        raise Malformed
+    return calls

@@ -7,7 +7,7 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
 from specexec.pieces import Call, Json, Malformed, Unfinished, call_of
-from specexec.text.formats.kinds import Kinds
+from specexec.text.formats.kinds import DECODER, Kinds
 from specexec.text.formats.rules import Rules, Tool
 
 
@@ -106,7 +106,7 @@ def _without(text: str, start: str) -> str:
 def json_at_start(text: str) -> tuple[Json, str]:
     """A JSON value at the start of text, and the rest. Raises Malformed, or Unfinished where text ends within it."""
     try:
-        value, end = _DECODER.raw_decode(text)
+        value, end = DECODER.raw_decode(text)
     except json.JSONDecodeError as problem:
         if problem.msg.startswith("Unterminated string") or problem.pos >= len(text):
             raise Unfinished from None
@@ -114,10 +114,3 @@ def json_at_start(text: str) -> tuple[Json, str]:
     except (ValueError, RecursionError):
         raise Malformed from None
     return value, text[end:]
-
-
-def _refuse(constant: str) -> Json:
-    raise ValueError(f"{constant} is not JSON")
-
-
-_DECODER = json.JSONDecoder(parse_constant=_refuse)

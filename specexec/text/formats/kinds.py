@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 from collections.abc import Iterable, Mapping
 from typing import TypeAlias
 
@@ -55,8 +56,8 @@ def value_of(text: str, types: frozenset[str]) -> Json:
 def _read(text: str) -> Json:
     """JSON, or a Python literal as templates write lists and truth values; otherwise the text itself."""
     try:
-        return _DECODER.decode(text)
-    except ValueError:
+        return DECODER.decode(text)
+    except (ValueError, RecursionError):
         pass
     if text in _WORDS:
         return _WORDS[text]
@@ -77,4 +78,10 @@ def _refuse(constant: str) -> Json:
     raise ValueError(f"{constant} is not JSON")
 
 
-_DECODER = json.JSONDecoder(parse_constant=_refuse)
+def _finite(number: str) -> float:
+    if not math.isfinite(value := float(number)):
+        raise ValueError(f"{number} is too large a number")
+    return value
+
+
+DECODER = json.JSONDecoder(parse_float=_finite, parse_constant=_refuse)  # json.dumps writes what it reads as JSON

@@ -6,20 +6,29 @@ It says how an answer is read, not what may be written: calls come out, and none
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from specexec.pieces import Call
-from specexec.text.formats.events import Event, Said, Turned
+from specexec.pieces import Call, Malformed, call_of
+from specexec.text.formats.events import Event, Said, Turned, calls_in
 from specexec.text.formats.kinds import Kinds
 from specexec.text.formats.marks import Marks
+from specexec.text.templates import TemplateFailed, parsed
 
 if TYPE_CHECKING:
     from transformers.utils.chat_parsing import ResponseParser
+    from transformers.utils.chat_parsing.response_templates import ResponseTemplate
 
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 _CALLS = "tool_calls"
+_ENDS = ("open", "open_pattern", "close", "close_pattern")
+_LONGEST = 65_536  # characters of a template
+_SECONDS = 2.0  # of a processor, for all patterns of one answer
+_QUICK_S = 0.001  # of which those that take no longer use up nothing, so that long answers are read to their end
 
 
 @dataclass(frozen=True)
@@ -42,6 +51,14 @@ class ShippedForm:
         return _CALLS in _fields(self.template)
 
     @property
+    def as_read(self) -> str:
+        """The template for a part of an answer, in which no field must be."""
+        settings = json.loads(self.template)
+        for field in settings["fields"].values():
+            field.pop("optional", None)
+        return json.dumps(settings)
+
+    @property
     def without_calls(self) -> ShippedForm:
         """The same where what looks like a call is text."""
         settings = json.loads(self.template)
@@ -54,29 +71,33 @@ def shipped_form(template: object, tokens: Mapping[str, int]) -> ShippedForm | N
     if not isinstance(template, dict):
         return None
     try:
-        from transformers.utils.chat_parsing.response_templates import load_response_template
-
-        load_response_template(template)
-    except (ImportError, ValueError, TypeError, KeyError):  # or this transformers has no such parser
+        text = json.dumps(template)
+        if len(text) > _LONGEST or not _can_be_followed(text):
+            return None
+    except (
+        Exception
+    ):  # whatever somebody else's template makes the parser raise, or this transformers has no such parser
         return None
     texts = "\0".join(_texts(template))
-    return ShippedForm(json.dumps(template), tuple(token for token in tokens if token.strip() and token in texts))
+    return ShippedForm(text, tuple(token for token in tokens if token.strip() and token in texts))
 
 
 class ShippedScanner:
-    """Scans one answer to a prompt that ends in `turn`. What cannot be read as a call is text, from its mark on."""
+    """Scans one answer to a prompt that ends in `turn`. What cannot be read as a call is text, from its mark on.
+
+    A template is a program of somebody else's. The patterns that begin and end its fields have `_SECONDS` in all for
+    one answer, after which the rest is text; what is inside a call is read in another process (templates.py).
+    """
 
     def __init__(self, form: ShippedForm, marks: Marks, turn: str, kinds: Kinds) -> None:
-        from transformers.utils.chat_parsing import ResponseParser
-
-        self._marks = marks
-        self._parser: ResponseParser | None = ResponseParser(
-            json.loads(form.template), prefix=marks.unpack(turn), tools=_tools(kinds)
-        )
+        self._form, self._marks, self._tools = form, marks, _tools(kinds)
+        self._parser: ResponseParser | None = None
         self._field: str | None = None  # that is open
         self._unsaid = ""  # what no event has told of yet: the beginning of a mark, or a call with its mark
-        for _ in self._events_of(self._parser.initial_events):
-            pass
+        with suppress(Exception):  # then all is text
+            self._parser = _parser(form.template, marks.unpack(turn))
+            for event in self._parser.initial_events:
+                self._field = None if event["type"] == "region_close" else event["field"]
 
     @property
     def thinking(self) -> bool:
@@ -90,7 +111,7 @@ class ShippedScanner:
         if last and self._parser is not None:
             try:
                 events = self._parser.finalize()[1]
-            except ValueError:
+            except Exception:
                 events = self._given_up()
             yield from self._events_of(events)
 
@@ -101,7 +122,7 @@ class ShippedScanner:
         self._unsaid += char
         try:
             events = self._parser.feed(char)
-        except ValueError:
+        except Exception:
             events = self._given_up()
         yield from self._events_of(events)
 
@@ -122,22 +143,96 @@ class ShippedScanner:
                 yield Turned()
             elif kind == "region_close":
                 self._field = None
+                text = self._unsaid
                 if field == _CALLS or event is events[-1]:  # else the mark that opens the next region ends this one
                     self._unsaid = ""
                 yield Turned()
-                yield from _calls(event["value"]) if field == _CALLS else ()
+                if field == _CALLS:
+                    yield from self._called(text)
             elif field != _CALLS:
                 self._unsaid = self._unsaid[len(event["text"]) :]
                 yield Said(event["text"], field in _THOUGHTS)
 
+    def _called(self, text: str) -> Iterator[Event]:
+        try:
+            yield from calls_in(text, self._calls)
+        except Malformed:
+            yield Said(text)
 
-def _calls(value: object) -> Iterator[Call]:
-    for one in value if isinstance(value, list) else [value]:
-        function = one.get("function", one) if isinstance(one, dict) else {}
-        arguments = function.get("arguments", {})
-        if isinstance(name := function.get("name"), str):
-            text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-            yield Call(name, text)
+    def _calls(self, text: str) -> list[Call]:
+        """The calls of one region, with its marks. Raises Malformed."""
+        try:
+            value = parsed(self._form.as_read, text, self._tools).get(_CALLS)
+            return [_call(one) for one in (value if isinstance(value, list) else [value])]
+        except (TemplateFailed, ValueError, TypeError):
+            raise Malformed from None
+
+
+def _call(value: object) -> Call:
+    function = value.get("function", value) if isinstance(value, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise Malformed
+    arguments = function.get("arguments", {})
+    return Call(function["name"], arguments) if isinstance(arguments, str) else call_of(function["name"], arguments)
+
+
+class _Limited:
+    """A compiled pattern that takes its time from `left`, that of all patterns of one answer. Raises TimeoutError."""
+
+    def __init__(self, pattern: Any, left: list[float]) -> None:
+        self._pattern, self._left = pattern, left
+
+    def search(self, text: str, at: int, partial: bool = False) -> Any:
+        return self._timed(lambda left: self._pattern.search(text, at, partial=partial, timeout=left))
+
+    def finditer(self, text: str) -> Any:
+        return self._timed(lambda left: [*self._pattern.finditer(text, timeout=left)])
+
+    def _timed(self, match: Callable[[float], Any]) -> Any:
+        if self._left[0] <= 0:
+            raise TimeoutError
+        started = time.thread_time()
+        found = match(self._left[0])
+        self._left[0] -= max(time.thread_time() - started - _QUICK_S, 0)
+        return found
+
+
+def _parser(template: str, prefix: str) -> ResponseParser:
+    from transformers.utils.chat_parsing import ResponseParser
+
+    left = [_SECONDS]
+    spec = _followed(template)
+    fields = {
+        name: replace(
+            field,
+            open_re=field.open_re and _Limited(field.open_re, left),
+            close_re=field.close_re and _Limited(field.close_re, left),
+        )
+        for name, field in spec.fields.items()
+    }
+    return ResponseParser(replace(spec, fields=fields, start_anchor_re=_Limited(spec.start_anchor_re, left)), prefix)
+
+
+@lru_cache(maxsize=16)
+def _followed(template: str) -> ResponseTemplate:
+    """A template with all that says where a field begins and ends, and nothing of what is inside."""
+    from transformers.utils.chat_parsing.response_templates import load_response_template
+
+    settings = json.loads(template)
+    fields = {
+        name: {"transform": "{content}", **{key: value for key, value in field.items() if key in _ENDS}}
+        for name, field in settings["fields"].items()
+    }
+    return load_response_template({**settings, "defaults": {}, "fields": fields})
+
+
+def _can_be_followed(template: str) -> bool:
+    """Whether its parser takes it, and none of its marks is nothing at all. Raises what the parser raises."""
+    from transformers.utils.chat_parsing.response_templates import load_response_template
+
+    load_response_template(json.loads(template))
+    patterns = [one for field in _followed(template).fields.values() for one in (field.open_re, field.close_re) if one]
+    return all(pattern.search("", timeout=_SECONDS) is None for pattern in patterns)
 
 
 def _tools(kinds: Kinds) -> list[Any]:

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from specexec.pieces import Call, Malformed, Unfinished
 from specexec.text.detokenizer import begun
-from specexec.text.formats.events import Between, Event, Said, Turned
+from specexec.text.formats.events import Between, Event, Said, Turned, calls_in
 from specexec.text.formats.kinds import Kinds
 
 
@@ -118,7 +118,7 @@ class Tagged:
         ending = shape.end or shape.begin
         while (at := self._text.find(ending, searched)) >= 0:
             try:
-                shape.calls(self._text[start:at], self._tags.kinds)
+                calls_in(self._text[start:at], self._read)
             except Unfinished:  # the mark is inside an argument
                 searched = at + len(ending)
             except Malformed:
@@ -135,13 +135,16 @@ class Tagged:
                 yield from self._say(self._take(len(self._text)))
 
     def _read_as_call(self, length: int, inside: str) -> Iterator[Event]:
-        assert self._tags.shape is not None
         taken = self._take(length)
         try:
-            yield from self._tags.shape.calls(inside, self._tags.kinds)
+            yield from calls_in(inside, self._read)
             self._begun = False
         except (Unfinished, Malformed):
             yield from self._say(taken)
+
+    def _read(self, inside: str) -> list[Call]:
+        assert self._tags.shape is not None
+        return self._tags.shape.calls(inside, self._tags.kinds)
 
     def _say(self, text: str) -> Iterator[Event]:
         if text:
