@@ -46,14 +46,16 @@ def need_of(
     tensors: Counter[int] = Counter()
     few: tuple[int, ...] | None = None
     shapes: list[tuple[int, ...]] = []
+    changed = {one.name for one in folder.changes}
     for weight in folded.quantised.values():
         match = LAYER.search(weight.name)
         dense_B = -(-math.prod(weight.shape) * item_B // 64) * 64
         if match is None:
             rest[part_of(weight.name)] += dense_B
-            few = weight.shape if part_of(weight.name) == "head" and weight.stays else few
+            stays = part_of(weight.name) == "head" and weight.stays and weight.name not in changed
+            few = weight.shape if stays else few
         elif (layer := int(match[1])) < count:
-            if not in_integers(compute, weight.scheme, weight.name, weight.shape):
+            if weight.name in changed or not in_integers(compute, weight.scheme, weight.name, weight.shape):
                 dense[layer] = dense.get(layer, 0) + dense_B
             layers[layer] = layers.get(layer, 0) + sum(-(-m.nbytes // 64) * 64 for m in weight.members.values())
             read_B[layer] = read_B.get(layer, 0) + weight.nbytes
@@ -73,6 +75,14 @@ def need_of(
             layers[int(match[1])] = layers.get(int(match[1]), 0) + wanted_B
             read_B[int(match[1])] = read_B.get(int(match[1]), 0) + entry.nbytes
             tensors[int(match[1])] += 1
+    for change in folder.changes:
+        match = LAYER.search(change.name)
+        if match and int(match[1]) < count:
+            for entry in (change.a, change.b):
+                layers[int(match[1])] = layers.get(int(match[1]), 0) + -(-entry.nbytes // 64) * 64
+                read_B[int(match[1])] = read_B.get(int(match[1]), 0) + entry.nbytes
+                tensors[int(match[1])] += 1
+            shapes.append(change.shape)
     for layer, nbytes in layers.items():
         # Large tensors may leave a hole before them, so that they are read straight into place.
         layers[layer] = nbytes + min(tensors[layer], nbytes // LARGE_B) * PAGE_B

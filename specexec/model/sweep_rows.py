@@ -61,8 +61,9 @@ class SweepRows:
         cancelled: threading.Event,
         travel: Travel | None,
         images: Images | None = None,
+        rough: bool = False,
     ):
-        self._kinds = kinds
+        self._kinds, self._rough = kinds, rough
         self._cancelled = cancelled
         self._attended: dict[int, int] = {}
         self._joint: dict[tuple[int, int, LayerKind], list[JointAttention]] = {}
@@ -117,7 +118,7 @@ class SweepRows:
         if kind.index and kind.index.own:
             assert index_QF is not None, "a layer with an index of its own hands on its rows"
             key_HKD, value_HKD = with_index_key(key_HKD, value_HKD, index_QF, kind.index)
-        style = Style(asked.scale, kind.window, kind.chunk, asked.softcap, asked.sinks_H, kind.together)
+        style = Style(asked.scale, kind.window, kind.chunk, asked.softcap, asked.sinks_H, kind.together, self._rough)
         groups = self._joint.get((begin, end, kind))
         if groups is None:  # the same in all layers of a kind
             groups = self._joint[begin, end, kind] = joined(self._pieces(begin, end), style)

@@ -18,6 +18,7 @@ NAMES = {1: "EAGLE", 3: "EAGLE-3"}
 FEATURES = "fc.weight"
 MARK = "layers.0.hidden_norm.weight"  # what EAGLE-3 has and EAGLE-1 has not
 LAYERS = ("llama", "qwen3", "qwen2")  # whose layers a head may be made of
+USUAL_TAPS = 3
 IDS = "eagle_aux_hidden_state_layer_ids"
 _ONLY_TRAINING = ("verifier_norm.", "verifier_lm_head.", "rotary_emb.", "layers.0.self_attn.rotary_emb.")
 _LATER_NORM = re.compile(r"^layers\.[1-9]\d*\.hidden_norm\.")
@@ -158,7 +159,7 @@ def _check_sizes(
     if found == 1 and (hidden, inputs) != (target.hidden, 2 * target.hidden):
         raise of_another(kind, name, hidden, target.hidden, "hidden numbers")
     if found == 3 and inputs % target.hidden:
-        raise of_another(kind, name, f"{inputs} in all taps together", target.hidden, "hidden numbers")
+        raise of_another(kind, name, inputs // USUAL_TAPS, target.hidden, "hidden numbers")
     table = shapes.get("embed_tokens.weight")
     tokens = table[0] if table else layer.get("vocab_size")
     if tokens != target.vocabulary:
@@ -185,7 +186,7 @@ def _taps(
     """
     ids, count = told.get(IDS), shapes[FEATURES][1] // target.hidden
     if ids is None:
-        if count != 3 or told.get("num_aux_hidden_states") not in (None, 3):
+        if count != USUAL_TAPS or told.get("num_aux_hidden_states") not in (None, USUAL_TAPS):
             raise unread("EAGLE-3", name, f"it reads {count} layers and does not say which")
         if target.layers < 6:
             raise unread("EAGLE-3", name, f"it does not say which layers it reads, and there are {target.layers}")
