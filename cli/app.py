@@ -46,6 +46,7 @@ SECTIONS = {
         "show": "cli.models.command:show_model",
         "rm": "cli.models.command:remove_models",
         "alias": "cli.models.alias:alias",
+        "preset": "cli.models.preset:preset",
         "index": "cli.models.index:index",
     },
     "Measure": {

@@ -17,7 +17,7 @@ from cli.shared.verbosity import Verbosity
 # What does something, and whose answer is what it did; everything else reports, and can do so in JSON.
 DOING = {
     "repl", "index", "completion",
-    "alias", "alias set", "alias rm", "config", "config set", "config edit",
+    "alias", "alias set", "alias rm", "preset", "preset save", "preset rm", "config", "config set", "config edit",
     "sessions", "sessions export", "sessions rm",
 }  # fmt: skip
 
@@ -105,6 +105,7 @@ def test_every_option_is_also_an_environment_variable(
 ) -> None:
     file = tmp_path / "file"
     file.write_text("words\n")
+    assert main(["preset", "save", "words", "--think", "auto", "-q"]) == 0
     for option in place.options:
         typed, word = flagged(option, file)
         variable = "_".join(["SPECEXEC", *place.words, option.name or ""]).upper().replace("-", "_")

@@ -33,6 +33,7 @@ from cli.engine.revision import fingerprint
 from cli.shared.errors import INTERRUPTED, SOME_FAILED, TERMINATED
 from cli.shared.help_sections import SectionedCommand
 from cli.shared.options import EngineOptions, engine_options, model_was_named, sampling_options
+from cli.shared.presets import preset_option
 from cli.shared.template_options import set_template, template_options
 from cli.shared.verbosity import Verbosity, start_logging, verbosity_options
 from cli.terminal.screen import Screen
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 
 @click.command(cls=SectionedCommand)
 @click.argument("inputs", nargs=-1, metavar="[INPUT]...", type=click.Path(exists=True, allow_dash=True))
+@preset_option
 @click.option("-p", "--prompt", "prompts", multiple=True, help="A prompt; may be repeated.")
 @batch_options
 @template_options
@@ -93,7 +95,9 @@ def generate(
     bad = next((item.problem for item in items if item.problem), None)
     if batch.strict and bad is not None:
         raise bad
-    revision = fingerprint(_target(engine_options)) if served is None else served.model.revision
+    revision = (
+        fingerprint(_target(engine_options), engine_options.load.lora) if served is None else served.model.revision
+    )
     plan = _plan(items, batch, engine_options, sampling, revision, screen)
     with plan.journal as journal:
         earlier = len(items) - len(plan.todo)
@@ -287,6 +291,7 @@ def _configuration(
         "--template": batch.template,
         "--output-format": batch.format,
         "--stop": list(sampling.stop or ()),
+        **({"--lora": list(options.load.lora)} if options.load.lora else {}),
         **({"--head-quant": options.load.head_quant} if options.load.head_quant != "none" else {}),
         **({"--compute": options.load.compute} if options.load.compute != "float" else {}),
         **({"--template-var": dict(options.template_vars)} if options.template_vars else {}),

@@ -30,6 +30,7 @@ from cli.shared.options import (
     model_was_named,
     sampling_options,
 )
+from cli.shared.presets import preset_option
 from cli.shared.template_options import template_options
 from cli.shared.thinking import Think, think_option
 from cli.shared.verbosity import Verbosity, json_option, verbosity_options
@@ -51,6 +52,7 @@ TOY_QUESTIONS = "It answers: How does specexec work? · What is a drafter? · Wh
 
 @click.command(cls=SectionedCommand)
 @model_argument
+@preset_option
 @click.option("-p", "--prompt", help="Ask this, print the answer and exit; piped input goes in front.")
 @click.option(
     "-i", "--image", "images", type=click.Path(path_type=Path), multiple=True, help="An image for the first message."

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import click
 
 from cli.shared.errors import NoServer, ServerRefusal
-from cli.shared.options import LOADING, was_typed
+from cli.shared.options import LOADING, was_chosen
 
 Result = TypeVar("Result")
 Json = dict[str, object]
@@ -43,7 +43,7 @@ def server_options(default: str | None) -> Callable[[Callable[..., Result]], Cal
 def say_without_effect(tell: Callable[[str], None]) -> None:
     """Name the options of this command line, and of the environment, that decide about loading: a server has loaded."""
     options = click.get_current_context().command.params
-    given = [one for one in options if one.name in LOADING and was_typed(str(one.name))]
+    given = [one for one in options if one.name in LOADING and was_chosen(str(one.name))]
     names = [next(name for name in one.opts if name.startswith("--")) for one in given]
     if names:
         tell(f"Note: without effect, for a server loads its models itself: {', '.join(names)}")

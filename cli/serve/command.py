@@ -22,6 +22,7 @@ from cli.shared.control_codes import echo
 from cli.shared.errors import INTERRUPTED, MissingExtra, PortTaken, explain
 from cli.shared.help_sections import SectionedCommand
 from cli.shared.options import EngineOptions, RealNumber, WholeNumber, models_argument, several_engine_options
+from cli.shared.presets import preset_option
 from cli.shared.template_options import template_options
 from cli.shared.thinking import Think, ask_to_think, think_option
 from cli.shared.verbosity import Verbosity, json_option, start_logging, verbosity_options
@@ -37,6 +38,7 @@ SHUTDOWN_S = 10
 
 @click.command(cls=SectionedCommand)
 @models_argument
+@preset_option
 @click.option("--host", default="127.0.0.1", help="Address to listen on.")
 @click.option("--port", type=WholeNumber(0, 65535), default=8000, help="Port to listen on; 0 takes a free one.")
 @click.option("--uds", type=click.Path(path_type=Path), help="Listen on this Unix socket, yours alone, instead.")

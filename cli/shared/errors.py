@@ -61,6 +61,7 @@ EXIT_CODES = {
     "file_refused": 3,
     "session_not_found": 3,
     "task_not_found": 3,
+    "preset_not_found": 3,
     "bad_session": 4,
     "bad_snapshot": 4,
     "bad_config": USAGE,
@@ -122,6 +123,12 @@ class SessionNotFound(SpecexecError):
     """No conversation has this id, or several do."""
 
     code = "session_not_found"
+
+
+class PresetNotFound(SpecexecError):
+    """No preset has this name."""
+
+    code = "preset_not_found"
 
 
 class BadSession(SpecexecError):

@@ -12,6 +12,7 @@ from typing import Literal, TypeAlias, TypeVar
 import click
 from click.core import ParameterSource
 
+from cli.shared.presets import preset_says
 from cli.shared.quantities import parse_count, parse_size_B, parse_speed_Bps
 from specexec.compose.load_options import ALLOWED, LoadOptions
 from specexec.drafters.registry import REGISTRY
@@ -166,6 +167,10 @@ _ENGINE = (
     click.option("-d", "--drafter", metavar="NAME", default="auto", shell_complete=_drafters, help=DRAFTER_HELP),
     click.option("--drafter-quant", type=DRAFT_BITS, default="none",
                  help="Bits of layers that draft: fewer leave more of a GPU to the model."),
+    click.option("--lora", multiple=True, metavar="FOLDER[:SCALE]",
+                 help="Add a LoRA adapter of peft to the model's weights; may be repeated."),
+    click.option("--drafter-lora", multiple=True, metavar="FOLDER[:SCALE]",
+                 help="The same for a drafter model's."),
     click.option("--head-quant", type=click.Choice(ALLOWED["head_quant"]), default="none",
                  help="Bits of the model's own head; nf4 is smaller, and another model."),
     click.option("--compute", type=click.Choice(ALLOWED["compute"]), default="float",
@@ -255,6 +260,8 @@ def several_engine_options(command: Callable[..., Result]) -> Callable[..., Resu
     @functools.wraps(command)
     def collected(**arguments: object) -> Result:
         given = [arguments.pop(name, ()) for name in ("positional_model", "model")]
+        if given[0] and not _on_this_line("model"):
+            del given[1]
         names = dict.fromkeys(name for some in given if isinstance(some, tuple) for name in some)
 
         def with_each(engine_options: EngineOptions, **rest: object) -> Result:
@@ -264,6 +271,11 @@ def several_engine_options(command: Callable[..., Result]) -> Callable[..., Resu
         return _collected(with_each)(**arguments)
 
     return _decorate(collected, (_model_option(several=True), *_ENGINE))
+
+
+def all_choices(command: Callable[..., Result]) -> Callable[..., Result]:
+    """Add what decides about loading and how tokens are chosen; the command receives each by its name."""
+    return _decorate(command, (_model_option(several=False), *_ENGINE, *_SAMPLING))
 
 
 def sampling_options(command: Callable[..., Result]) -> Callable[..., Result]:
@@ -289,19 +301,23 @@ def model_argument(command: Callable[..., Result]) -> Callable[..., Result]:
     return click.argument("positional_model", metavar="[MODEL]", required=False)(command)
 
 
-def was_typed(name: str) -> bool:
-    """Whether a parameter of the running command was given on the command line or in the environment."""
+def _on_this_line(name: str) -> bool:
+    return click.get_current_context().get_parameter_source(name) == ParameterSource.COMMANDLINE
+
+
+def was_chosen(name: str) -> bool:
+    """Whether a parameter was given for this run: on the command line, in the environment or by a preset."""
     typed = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
-    return click.get_current_context().get_parameter_source(name) in typed
+    return click.get_current_context().get_parameter_source(name) in typed or preset_says(name)
 
 
 def model_was_named() -> bool:
     """Whether this command line says which model; a conversation and a server have their own otherwise."""
-    return was_typed("model") or was_typed("positional_model")
+    return was_chosen("model") or was_chosen("positional_model")
 
 
 def _one_model(option: object, argument: object) -> str:
-    if option and argument and option != argument:
+    if option and argument and option != argument and _on_this_line("model"):
         raise click.UsageError(f"Two models were named: {argument!r} and {option!r}.")
     return str(argument or option or _DEFAULTS.model)
 

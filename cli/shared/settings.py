@@ -25,9 +25,10 @@ from offload.hub import names
 
 LOCAL = "specexec.toml"
 ALIASES = "alias"  # short names of models, which offload reads
-NO_SETTINGS = {"config", "completion", "version", "models", "sessions", "alias", "ls", "show", "rm"}
+PRESETS = "preset"  # options under one name (presets.py)
+NO_SETTINGS = {"config", "completion", "version", "models", "sessions", "alias", "preset", "ls", "show", "rm"}
 # Not settings: what to do now, rather than how.
-UNFIT = {"help", "positional_model", "resume", "session", "prompt", "prompts", "images", "output", "as_json"}
+UNFIT = {"help", "preset", "positional_model", "resume", "session", "prompt", "prompts", "images", "output", "as_json"}
 
 # What runs programs or sends words away: not for a folder that another user may have filled.
 _OWN_FILE_ONLY = {"trust_remote_code", "notify_command", "connect"}
@@ -78,7 +79,7 @@ def read(path: Path) -> list[Setting]:
         raise BadConfig(f"{path} is not TOML: {problem}.", hint="specexec config edit") from None
     settings = []
     for key, value in table.items():
-        if key == ALIASES:
+        if key == ALIASES or (key == PRESETS and path != Path(LOCAL)):
             continue
         inner = value.items() if isinstance(value, dict) else None
         for dotted, one in [(key, value)] if inner is None else [(f"{key}.{name}", one) for name, one in inner]:
@@ -143,10 +144,7 @@ def defaults_for(name: str, command: click.Command) -> dict[str, Value]:
                     check_key(setting.key, known(), str(path))
                     continue
                 check_key(setting.key, {name: options}, str(path))
-                alone = options[key].multiple and isinstance(setting.value, str)
-                value = [setting.value] if alone and isinstance(setting.value, str) else setting.value
-                check_value(options[key], value, f"{path}: {setting.key}")
-                chosen[options[key].name] = value
+                chosen[options[key].name] = checked_value(options[key], setting.value, f"{path}: {setting.key}")
     return chosen
 
 
@@ -171,6 +169,15 @@ def check_environment(context: click.Context) -> None:
         value = options[name].value_from_envvar(context)
         if value is not None:
             check_value(options[name], value, f"{variable} in the environment")
+
+
+def checked_value(option: click.Option, value: object, where: str) -> Value:
+    """The value as a file holds it; a text alone will do for an option that may be repeated. Raises BadConfig."""
+    if isinstance(value, dict) or not isinstance(value, str | int | float | bool | list):
+        raise BadConfig(f"{where} must be a text, a number, true, false or a list of texts.")
+    value = [value] if option.multiple and isinstance(value, str) else value
+    check_value(option, value, where)
+    return value
 
 
 def check_value(option: click.Option, value: object, where: str) -> object:

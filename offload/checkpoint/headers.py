@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeGuard, cast
 
+from offload.checkpoint.change import Change
 from offload.checkpoint.contents import ADAPTER, GGUF_NOTE, MANIFEST, MODELOPT, find_weights, instead
 from offload.checkpoint.documents import AGAIN, CONFIG, Json, read_json
 from offload.checkpoint.entry import Entry
@@ -56,6 +57,8 @@ class Folder:
     """Tensors that belong to images or sound: nothing here computes with them."""
     mtp: dict[str, Entry] = field(default_factory=dict)
     """Tensors of layers that guess further ahead (mtp.py): only a drafter computes with them."""
+    changes: tuple[Change, ...] = ()
+    """What adapters (lora.py) add to its weights."""
 
     @property
     def whole_config(self) -> dict[str, Json]:
@@ -119,7 +122,7 @@ def open_folder(path: Path) -> Folder:
         raise no_tensors(str(path / files[0]))
     notes = [weights.note] if weights.note else []
     if ADAPTER in names:
-        notes.append(f"the adapter beside the weights ({ADAPTER}) is not applied")
+        notes.append(f"the adapter beside the weights ({ADAPTER}) is not applied; --lora {path} adds it")
     return checked(Folder(path, config, entries, sizes, tuple(notes)))
 
 

@@ -106,8 +106,9 @@ class LoadRequest:
         return "nf4" if self.options.drafter_quant == "none" else self.options.drafter_quant
 
     def item_B(self, folder: Folder) -> int:
-        """Bytes of a number that this model computes with."""
-        return DTYPE_B.get(self.options.dtype) or stored_item_B(folder)
+        """Bytes of a number that this model computes with; a head computes with those of its target."""
+        is_head = folder is not self.target and head_kind(folder) is not None
+        return DTYPE_B.get(self.options.dtype) or stored_item_B(self.target if is_head else folder)
 
     def widths(self, folder: Folder) -> Widths:
         """The sizes of a model that decide."""

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from specexec.drafters.protocol import Ask, Drafter, Guesses, nothing
-from specexec.errors import SweepCancelled
+from specexec.errors import SpecexecError, SweepCancelled
 from specexec.text.sequence import Sequence
 from specexec.tree.tree import Ints, TokenTree
 
@@ -65,7 +65,8 @@ class Guarded:
             if isinstance(error, SweepCancelled) or _memory_refused(error):
                 raise
             self._off.update(sequences)
-            reason = f"{type(error).__name__}: {error}"
+            own = isinstance(error, SpecexecError)  # whose words are meant for people
+            reason = str(error) if own else f"{type(error).__name__}: {error}"
             log.debug("what the drafter failed with", exc_info=error)
             if self.failure is None:
                 log.warning(

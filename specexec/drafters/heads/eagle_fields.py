@@ -18,6 +18,7 @@ NAMES = {1: "EAGLE", 3: "EAGLE-3"}
 FEATURES = "fc.weight"
 MARK = "layers.0.hidden_norm.weight"  # what EAGLE-3 has and EAGLE-1 has not
 LAYERS = ("llama", "qwen3", "qwen2")  # whose layers a head may be made of
+USUAL_TAPS = 3
 IDS = "eagle_aux_hidden_state_layer_ids"
 _ONLY_TRAINING = ("verifier_norm.", "verifier_lm_head.", "rotary_emb.", "layers.0.self_attn.rotary_emb.")
 _LATER_NORM = re.compile(r"^layers\.[1-9]\d*\.hidden_norm\.")
@@ -104,10 +105,8 @@ class EagleFields:
             raise unread(kind, name, "it drafts several tokens in one pass (P-EAGLE)")
         if layer["model_type"] not in LAYERS:
             raise unread(kind, name, f"its layers are those of {layer['model_type']!r}")
-        kinds = layer.get("layer_types")
-        slides = isinstance(kinds, list) and any(one != "full_attention" for one in kinds)
-        if slides or layer.get("partial_rotary_factor", 1) != 1:
-            raise unread(kind, name, "its layers have a window, or turn a part of each head only")
+        if why := _odd_attention(layer):
+            raise unread(kind, name, why)
         _check_sizes(kind, found, layer, shapes, target, name)
         taps, other = _taps(told, settings, shapes, target, name) if found == 3 else ((LAST,), None)
         flags = {key: bool(told.get(key)) for key in ("norm_before_residual", "norm_output")}
@@ -143,6 +142,22 @@ def _told(settings: Mapping[str, object]) -> dict[str, object]:
     return {**settings, **(inner if isinstance(inner, Mapping) else {})}
 
 
+def _odd_attention(layer: Mapping[str, object]) -> str | None:
+    """What of its layers' attention cannot be computed in trees, or is not known."""
+    kinds = layer.get("layer_types")
+    if isinstance(kinds, list) and any(one != "full_attention" for one in kinds):
+        return "its layers have a window"
+    told = layer.get("rope_parameters") or layer.get("rope_scaling")
+    rope = told if isinstance(told, Mapping) else {}
+    if rope.get("rope_type", rope.get("type")) in ("dynamic", "longrope"):
+        return "its RoPE depends on the longest position of the whole tree"
+    if any(isinstance(one, Mapping) for one in rope.values()):
+        return "its RoPE differs from layer to layer"
+    if any(one.get("partial_rotary_factor", 1) != 1 for one in (layer, rope)):
+        return "its RoPE turns a part of each head only"
+    return None
+
+
 def _check_sizes(
     kind: str,
     found: int,
@@ -158,13 +173,15 @@ def _check_sizes(
     if found == 1 and (hidden, inputs) != (target.hidden, 2 * target.hidden):
         raise of_another(kind, name, hidden, target.hidden, "hidden numbers")
     if found == 3 and inputs % target.hidden:
-        raise of_another(kind, name, f"{inputs} in all taps together", target.hidden, "hidden numbers")
+        raise of_another(kind, name, inputs // USUAL_TAPS, target.hidden, "hidden numbers")
     table = shapes.get("embed_tokens.weight")
     tokens = table[0] if table else layer.get("vocab_size")
     if tokens != target.vocabulary:
         raise of_another(kind, name, tokens, target.vocabulary, "tokens")
-    if not table and hidden != target.hidden:
-        raise unread(kind, name, "it has no embeddings, and another hidden size than its target")
+    if hidden != (table[1] if table else target.hidden):
+        raise unread(kind, name, "its embeddings have another hidden size than its layers")
+    if "lm_head.weight" not in shapes and (hidden != target.hidden or "d2t" in shapes):
+        raise unread(kind, name, "it has no lm_head, and its target's does not fit it")
     rows, mapped = rows_of(shapes, target.vocabulary), shapes.get("d2t")
     if rows > target.vocabulary or (rows < target.vocabulary and mapped != (rows,)):
         has = "no d2t" if mapped is None else f"a d2t of {list(mapped)}"
@@ -185,7 +202,7 @@ def _taps(
     """
     ids, count = told.get(IDS), shapes[FEATURES][1] // target.hidden
     if ids is None:
-        if count != 3 or told.get("num_aux_hidden_states") not in (None, 3):
+        if count != USUAL_TAPS or told.get("num_aux_hidden_states") not in (None, USUAL_TAPS):
             raise unread("EAGLE-3", name, f"it reads {count} layers and does not say which")
         if target.layers < 6:
             raise unread("EAGLE-3", name, f"it does not say which layers it reads, and there are {target.layers}")

@@ -5,11 +5,15 @@ C channels   K taps of the filter   R rows   N nodes
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from specexec.model.recurrent.branches import Branches
 from specexec.model.recurrent.memory import Followed, LayerMemory, Vectors
+
+CHANNELS = 512
 
 
 def empty(inputs_RC: Tensor, taps: int) -> LayerMemory:
@@ -19,8 +23,8 @@ def empty(inputs_RC: Tensor, taps: int) -> LayerMemory:
 
 def convolve(
     memory: LayerMemory, tree: Branches, start: int, inputs_RC: Tensor, weight_CK: Tensor, bias_C: Tensor | None
-) -> Tensor:
-    """y_r = sum_k w_k x_{r - (K - 1 - k)} + b, [R, C] in the dtype of the inputs, sums in float32.
+) -> list[Tensor]:
+    """y_r = sum_k w_k x_{r - (K - 1 - k)} + b, [R, C] in the dtype of the inputs, in pieces; sums in float32.
 
     inputs_RC: those of the text's rows from `start` on, settled ones before nodes. x_{r - i} is the i-th ancestor's.
     Remembers the inputs of the nodes, and the last inputs of the settled rows.
@@ -33,7 +37,7 @@ def convolve(
         assert before is not None
         known_SC = torch.cat([before.to(inputs_RC), inputs_RC[:sure]])
         at_RK = torch.arange(sure, device=inputs_RC.device)[:, None] + torch.arange(taps, device=inputs_RC.device)
-        outputs.append(_filtered(known_SC, at_RK, weight_CK, bias_C))
+        outputs.append(_filtered([known_SC], at_RK, weight_CK, bias_C))
         for mark in tree.marks:
             if start < mark <= start + sure:
                 memory.marks[mark] = known_SC[mark - start : mark - start + taps - 1].cpu()
@@ -43,18 +47,23 @@ def convolve(
         rows = slice(first, first + len(inputs_RC) - sure)
         memory.nodes.write(first, (inputs_RC[sure:].unsqueeze(0),), tree.count)
         before = memory.text if memory.ahead is None else memory.ahead
-        known_SC = torch.cat([before.to(inputs_RC), memory.nodes.read(0, rows.stop)[0][0]])
-        outputs.append(_filtered(known_SC, tree.inputs(rows, taps), weight_CK, bias_C))
-    return torch.cat(outputs)
+        known = [before.to(inputs_RC), memory.nodes.read(0, rows.stop)[0][0]]
+        outputs.append(_filtered(known, tree.inputs(rows, taps), weight_CK, bias_C))
+    return outputs
 
 
-def _filtered(known_SC: Tensor, at_RK: Tensor, weight_CK: Tensor, bias_C: Tensor | None) -> Tensor:
-    mixed_RC = torch.zeros(len(at_RK), known_SC.shape[1], device=known_SC.device)
-    for at_R, weight_C in zip(at_RK.T, weight_CK.float().T, strict=True):
-        mixed_RC.addcmul_(known_SC[at_R].float(), weight_C)
-    if bias_C is not None:
-        mixed_RC += bias_C.float()
-    return mixed_RC.to(known_SC.dtype)
+def _filtered(known: Sequence[Tensor], at_RK: Tensor, weight_CK: Tensor, bias_C: Tensor | None) -> Tensor:
+    """[R, C] of inputs that lie one after the other in several tensors; some channels at a time, which a CPU caches."""
+    weight_KC = weight_CK.T.float().contiguous()
+    filtered_RC = known[0].new_empty(len(at_RK), len(weight_CK))
+    for first in range(0, len(weight_CK), CHANNELS):
+        channels = slice(first, first + CHANNELS)
+        known_SC = torch.cat([inputs[:, channels] for inputs in known]).float()
+        mixed_RC = known_SC.index_select(0, at_RK[:, 0]).mul_(weight_KC[0, channels])
+        for at_R, weight_C in zip(at_RK.T[1:], weight_KC[1:, channels], strict=True):
+            mixed_RC.addcmul_(known_SC.index_select(0, at_R), weight_C)
+        filtered_RC[:, channels] = mixed_RC if bias_C is None else mixed_RC.add_(bias_C[channels].float())
+    return filtered_RC
 
 
 def follow(last_TC: Tensor, path: Vectors, kept: Vectors) -> Followed:

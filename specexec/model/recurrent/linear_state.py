@@ -27,6 +27,7 @@ from specexec.model.recurrent.memory import Followed, NodeVectors, Read, Vectors
 from specexec.sizes import TRIANGLE
 
 BLOCK = 64  # settled rows that meet at a time
+FORGOTTEN = -64.0  # e to its power is 1e-28; products with less fall below normal floats, where CPUs take ages
 
 
 @dataclass(frozen=True)
@@ -78,11 +79,11 @@ class LinearRows:
             sums_HM = known.read(0, nodes.start)[2]
             sum_HR = sum_HR + torch.where(earlier_R < 0, 0.0, sums_HM[:, earlier_R.clamp(min=0)])
         block = _Block(self, sum_HR, state_HKV)
-        for first in range(0, nodes.start, TRIANGLE):
-            last = min(first + TRIANGLE, nodes.start)
-            above_RM = tree.above(nodes, first, last)
-            if above_RM.any():
-                block.recall(above_RM, *known.read(first, last))
+        above_RN = tree.above(nodes, 0, nodes.start)
+        earlier_M = above_RN.any(0).nonzero().squeeze(1)  # few of a tree's nodes have children so far on
+        for first in range(0, len(earlier_M), TRIANGLE):
+            node_M = earlier_M[first : first + TRIANGLE]
+            block.recall(above_RN[:, node_M], *known.of(node_M))
         found_HRV, writes_HRV = block.solved(own_RR)
         known.write(nodes.start, (self.key_JRK, writes_HRV, sum_HR), tree.count)
         return found_HRV
@@ -99,11 +100,11 @@ class _Block:
         J, (H, K, V) = len(self._asked_JQK), base_HKV.shape
         state = base_HKV.reshape(J, H // J, K, V)
         recalled_HQV = (self._asked_JQK.unsqueeze(1) @ state).flatten(0, 1)
-        self._recalled_HQV = recalled_HQV * sum_HR.exp().float().repeat(1, self._times).unsqueeze(-1)
+        self._recalled_HQV = recalled_HQV.mul_(_left(sum_HR).repeat(1, self._times).unsqueeze(-1))
 
     def recall(self, above_RM: Tensor, key_JMK: Tensor, writes_HMV: Tensor, sum_HM: Tensor) -> None:
         """What earlier nodes wrote, where they are ancestors."""
-        self._recalled_HQV += self._weights(above_RM, key_JMK, sum_HM) @ writes_HMV
+        self._recalled_HQV.baddbmm_(self._weights(above_RM, key_JMK, sum_HM), writes_HMV)
 
     def solved(self, own_RR: Tensor) -> tuple[Tensor, Tensor]:
         """What the rows read and what they write, [H, R, V] each, once all that came before is recalled.
@@ -115,22 +116,23 @@ class _Block:
         writes_HRV = rows.value_HRV
         if rows.beta_HR is not None:
             writes_HRV = corrections(rows.value_HRV - self._recalled_HQV[:, R:], weights_HQR[:, R:], rows.beta_HR)
-        return self._recalled_HQV[:, :R] + weights_HQR[:, :R] @ writes_HRV, writes_HRV
+        return torch.baddbmm(self._recalled_HQV[:, :R], weights_HQR[:, :R], writes_HRV), writes_HRV
 
     def _weights(self, above_RM: Tensor, key_JMK: Tensor, sum_HM: Tensor) -> Tensor:
         """e^{G_r - G_m} (q_r . k_m) where m is above r, else 0; [H, Q, M]."""
-        fade_HRM = (self._sum_HR.unsqueeze(-1) - sum_HM.unsqueeze(1)).masked_fill_(~above_RM, -torch.inf).float().exp_()
+        (J, M, _), H, R = key_JMK.shape, len(sum_HM), len(above_RM)
+        row_P, node_P = above_RM.nonzero(as_tuple=True)  # few of a tree's pairs are a row and what is above it
+        fade_HF = key_JMK.new_zeros(H, R * M)
+        fade_HF.index_copy_(1, row_P * M + node_P, _left(self._sum_HR[:, row_P] - sum_HM[:, node_P]))
         alike_JQM = self._asked_JQK @ key_JMK.transpose(1, 2)
-        J, H = len(key_JMK), len(sum_HM)
-        shape = (J, H // J, self._times, *fade_HRM.shape[1:])
-        return (
-            (
-                alike_JQM.unflatten(1, (self._times, -1)).unsqueeze(1)
-                * fade_HRM.unflatten(0, (J, H // J)).unsqueeze(2).expand(shape)
-            )
-            .flatten(2, 3)
-            .flatten(0, 1)
-        )
+        shape = (J, H // J, self._times, R, M)
+        weights = alike_JQM.view(J, 1, self._times, R, M) * fade_HF.view(J, H // J, 1, R, M).expand(shape)
+        return weights.view(H, self._times * R, M)
+
+
+def _left(total: Tensor) -> Tensor:
+    """e^total in float32, and 0 for what nothing else could tell from it."""
+    return total.float().masked_fill_(total < FORGOTTEN, -torch.inf).exp_()
 
 
 def corrections(missing_HRV: Tensor, weights_HRR: Tensor, beta_HR: Tensor) -> Tensor:
@@ -145,9 +147,8 @@ def corrections(missing_HRV: Tensor, weights_HRR: Tensor, beta_HR: Tensor) -> Te
 def follow(state_HKV: Tensor, path: Vectors, kept: Vectors) -> Followed:
     """S_a = e^{G_a} S_0 + sum over the path of e^{G_a - G_m} k_m w_m^T; sums of nodes below count from there."""
     key_JNK, writes_HNV, sum_HN = path
-    H, K, V = state_HKV.shape
-    J, end_H1 = len(key_JNK), sum_HN[:, -1:]
-    faded_HNV = writes_HNV * (end_H1 - sum_HN).exp().float().unsqueeze(-1)
-    written = key_JNK.transpose(1, 2).unsqueeze(1) @ faded_HNV.unflatten(0, (J, H // J))
-    state = state_HKV.to(written) * end_H1.exp().float().unsqueeze(-1) + written.reshape(H, K, V)
+    end_H1, shared = sum_HN[:, -1:], len(writes_HNV) // len(key_JNK)
+    faded_HNV = writes_HNV * _left(end_H1 - sum_HN).unsqueeze(-1)
+    state = state_HKV.to(faded_HNV) * _left(end_H1).unsqueeze(-1)
+    state.baddbmm_(key_JNK.transpose(1, 2).repeat_interleave(shared, 0), faded_HNV)
     return Followed(state, (kept[0], kept[1], kept[2] - end_H1) if kept else ())

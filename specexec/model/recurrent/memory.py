@@ -44,9 +44,9 @@ class NodeVectors:
         """The vectors of the nodes first … last - 1, as views."""
         return tuple(held[:, first:last] for held in self._held)
 
-    def of(self, nodes: Items[int]) -> Vectors:
+    def of(self, nodes: Items[int] | Tensor) -> Vectors:
         """The vectors of these nodes, copied."""
-        return tuple(held[:, torch.tensor(nodes, dtype=torch.long, device=held.device)] for held in self._held)
+        return tuple(held[:, torch.as_tensor(nodes, dtype=torch.long, device=held.device)] for held in self._held)
 
     def replace(self, vectors: Vectors) -> None:
         """These are the first nodes now."""

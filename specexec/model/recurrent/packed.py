@@ -70,23 +70,23 @@ class PackedStates:
         def empty() -> LayerMemory:
             return convolution.empty(inputs_RC, weight_CK.shape[1])
 
-        pieces = []
+        pieces: list[Tensor] = []
         for text, here in self._pieces((layer, INPUTS), len(inputs_RC)):
             memory = text.memories.get((layer, INPUTS)) or text.memories.setdefault((layer, INPUTS), empty())
             first = text.first_node + here.first
-            pieces.append(convolution.convolve(memory, text.tree, first, inputs_RC[here.rows], weight_CK, bias_C))
-        return _filled(torch.cat(pieces), len(inputs_RC), 0)
+            pieces += convolution.convolve(memory, text.tree, first, inputs_RC[here.rows], weight_CK, bias_C)
+        return _joined(pieces, len(inputs_RC), 0)
 
     def scan(self, layer: int, rows: StateRows) -> Tensor:
         """What every row reads of its text's state, [H, R, V] in float32."""
-        pieces = []
+        pieces: list[Tensor] = []
         for text, here in self._pieces((layer, rows.name), rows.count):
             own = rows.of(here.rows)
             memory = text.memories.get((layer, rows.name))
             if memory is None:
                 memory = text.memories[layer, rows.name] = restored(rows.name, own.empty())
-            pieces.append(scan(memory, text.tree, text.first_node + here.first, own))
-        return _filled(torch.cat(pieces, 1), rows.count, 1)
+            pieces += scan(memory, text.tree, text.first_node + here.first, own)
+        return _joined(pieces, rows.count, 1)
 
     def _pieces(self, recurrence: Recurrence, count: int) -> Iterator[tuple[Text, _Piece]]:
         """What every text has among the next rows; rows beyond the last one fill a tile."""
@@ -108,10 +108,11 @@ class _Piece:
     rows: slice
 
 
-def _filled(own: Tensor, count: int, dim: int) -> Tensor:
-    """The last own row again for each that fills a tile."""
-    at = torch.arange(count, device=own.device).clamp(max=own.shape[dim] - 1)
-    return own if count == own.shape[dim] else own.index_select(dim, at)
+def _joined(pieces: list[Tensor], count: int, dim: int) -> Tensor:
+    """All rows, `count` of them: the last own row again for each that fills a tile."""
+    missing = count - sum(piece.shape[dim] for piece in pieces)
+    last = pieces[-1].narrow(dim, -1, 1)
+    return torch.cat([*pieces, *[last] * missing], dim)
 
 
 def branches_of(parents_N: Ints, settled: int, marks: tuple[int, ...], device: torch.device) -> Branches:

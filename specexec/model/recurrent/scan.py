@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Protocol, Self
 
-import torch
 from torch import Tensor
 
 from specexec.model.recurrent.branches import Branches
@@ -50,8 +49,8 @@ class StateRows(Protocol):
         """
 
 
-def scan(memory: LayerMemory, tree: Branches, start: int, rows: StateRows) -> Tensor:
-    """What every row reads, [H, R, V] in float32. Remembers the vectors of nodes, and the state after settled rows.
+def scan(memory: LayerMemory, tree: Branches, start: int, rows: StateRows) -> list[Tensor]:
+    """What the rows read, [H, R, V] in float32, in pieces. Keeps vectors of nodes, and the state after settled rows.
 
     rows: those of the text's rows from `start` on, settled ones before nodes.
     """
@@ -72,4 +71,4 @@ def scan(memory: LayerMemory, tree: Branches, start: int, rows: StateRows) -> Te
         here = rows.of(slice(first, min(first + rows.nodes_at_once, rows.count)))
         node = start + first - tree.settled
         outputs.append(here.branch(memory.nodes, tree, slice(node, node + here.count), base))
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
+    return outputs
