@@ -55,6 +55,7 @@ SIZES: dict[str, object] = {
     "mamba_n_heads": 4, "mamba_d_head": 32, "mamba_num_heads": 4, "mamba_head_dim": 32, "mamba_d_state": 16,
     "mamba_d_ssm": 128, "mamba_n_groups": 1, "n_groups": 1, "ssm_state_size": 16, "state_size": 16,
     "depth": 2, "image_size": 28, "num_position_embeddings": 64, "floor_scale": 4,
+    "index_n_heads": 16, "index_head_dim": 16, "index_topk": 12,
 }  # fmt: skip
 # Of each layer there is one entry; those that count layers name the first ones.
 BY_LAYER = (
@@ -82,6 +83,7 @@ MORE: dict[str, dict[str, object]] = {
     "bailing_hybrid": {"layer_types": ["linear_attention", "full_attention"], "num_expert_group": 2},
     "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
+    "glm_moe_dsa": {"indexer_types": ["full", "shared", "full", "shared"]},
 }
 
 
