@@ -42,6 +42,7 @@ SKIP_SHARE = 0.5  # of the target's weights may be copied to draft with some of 
 FREE_FOR_GUESSES = 8  # the part of the free memory that more may take: the rest is for layers, which save more
 # Token ids, parents, positions and intervals of a row, as Python and numpy hold them.
 ROW_B = 256
+FIRST_IMAGE_ROW = 1 << 62  # the least id of an image's row (image_rows.py); tokens of a vocabulary are far below
 IMAGE_ROWS = 2048  # of one image, larger ones are made smaller; and of those whose rows are kept
 TOWER_COPIES = 8  # of what a tower knows of a patch: in, normed, queries, keys, values, mixed, out, and their sum
 # Models that see whose images are read (text/image_prompts.py says how).
