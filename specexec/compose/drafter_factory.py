@@ -214,6 +214,20 @@ def _maker(name: str, head: FolderHead | None) -> Callable[[DrafterKit], Drafter
     return make
 
 
+def drafter_of(
+    choice: DrafterChoice, makers: Mapping[str, Callable[[], Drafter]], cost: CostModel
+) -> tuple[DrafterChoice, Drafter]:
+    """The drafter of a choice; under `auto` one without models where a head turns out to be of no use."""
+    try:
+        return choice, watched(choice, join(choice, makers, cost), cost)
+    except BadDrafter as refusal:
+        if not choice.auto:
+            raise
+        log.warning("%s", refusal.what)
+        bare = choice.instead(*(name for name in choice.sources if name not in choice.models))
+        return bare, watched(bare, join(bare, makers, cost), cost)
+
+
 def join(choice: DrafterChoice, makers: Mapping[str, Callable[[], Drafter]], cost: CostModel) -> Drafter:
     """The drafter that was chosen; each source is made by its maker, several share the tree by what they cost."""
     members = [makers[source]() for source in choice.sources]
