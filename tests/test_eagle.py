@@ -357,6 +357,9 @@ def test_parts_that_are_not_known_are_refused_by_name(case: Case) -> None:
     tensors = knowing_head(case.model)
     with pytest.raises(BadDrafter, match=r"'layers.0.self_attn.q_a_proj.weight' is a part that is not known"):
         case.head(tensors | {"layers.0.self_attn.q_a_proj.weight": torch.zeros(2, 2)})
+    for flag, part in (("norm_before_fc", "input_norm.weight"), ("use_aux_norm", "fc_norm.0.weight")):
+        with pytest.raises(BadDrafter, match=f"'{part}' is missing"):
+            case.head(tensors, settings_of([0, 1, 2]) | {flag: True})
     with pytest.raises(BadDrafter, match=r"'norm.weight' is missing"):
         case.head({name: one for name, one in tensors.items() if name != "norm.weight"})
 

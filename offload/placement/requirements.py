@@ -189,6 +189,7 @@ def _cache_width(config: Mapping[str, Json]) -> int:
         heads += "index_topk" in config  # keys of an index are kept as one more head
         return heads * sum(_number(config, name, 0) for name in parts)
     H, hidden = _number(config, "num_key_value_heads", heads), _number(config, "hidden_size", 0)
+    H += "index_topk_blocks" in config or "sparse_attention_config" in config
     D = _number(config, "head_dim", _number(config, "attention_head_dim", hidden // max(heads, 1)))
     return 2 * H * D
 

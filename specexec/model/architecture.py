@@ -45,13 +45,16 @@ SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"
 class Index:
     """How a layer finds the `most` keys that a row attends to: `heads` of its index are `width` numbers wide.
 
-    Unless it is its `own`, they are those that the last layer with an index of its own has found.
+    Unless it is its `own`, they are those that the last layer with an index of its own has found. With a `block`, each
+    head finds blocks of so many positions for its share of the layer's heads, the last `local` ones in any case.
     """
 
     heads: int
     width: int
     most: int
     own: bool = True
+    block: int = 0
+    local: int = 0
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,9 @@ def _kind(name: str, config: PretrainedConfig) -> LayerKind:
         return LayerKind(chunk=config.attention_chunk_size)
     if name == "indexed_attention":
         return LayerKind(index=Index(config.index_n_heads, config.index_head_dim, config.index_topk))
+    if name == "minimax_m3_sparse":
+        blocks = {"block": config.index_block_size, "local": config.index_local_blocks}
+        return LayerKind(index=Index(config.index_n_heads, config.index_head_dim, config.index_topk_blocks, **blocks))
     if kind := RECURRENT.get(config.model_type, {}).get(name):
         return kind
     raise _unsupported(config, f"it has {name} layers, whose state cannot branch")

@@ -288,12 +288,14 @@ def _packed_attention(
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     indices: Tensor | None = None,
+    block_indices: Tensor | None = None,
     **_: object,
 ) -> tuple[Tensor, None]:
     """transformers' attention interface: [1, H, Q, D] in, [1, Q, H, D] out. `sweep` rides through as a keyword.
 
-    `indices` are rows of an index (`indexed.py`), whose layers have a mask that says nothing.
+    `indices` or `block_indices` are rows of an index (`indexed.py`), whose layers may have a mask that says nothing.
     """
+    indices = block_indices if indices is None else indices
     masked = attention_mask is not None and indices is None
     assert not masked, "visibility comes with the rows; a mask on top would be ignored"
     style = Style(scale=scaling, window=sliding_window, softcap=softcap, sinks_H=s_aux)

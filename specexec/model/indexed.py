@@ -1,5 +1,8 @@
 """Sparse attention: a row attends to those keys that a small indexer scores highest (DeepSeek-V3.2, arXiv 2512.02556).
 
+MiniMax M3 chooses blocks of keys: the score of a block is that of its best key, and each head of the index chooses for
+its share of the layer's heads.
+
 The key of the index is kept as one more head of a layer's keys, so that whatever moves keys moves it too.
 Q query rows   K key rows   H heads   D head size   I heads of the index   F numbers of a row for the index
 """
@@ -7,7 +10,8 @@ Q query rows   K key rows   H heads   D head size   I heads of the index   F num
 from __future__ import annotations
 
 from collections.abc import Iterator
-from collections.abc import Sequence as Items
+from contextlib import suppress
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -21,40 +25,53 @@ from specexec.model.cache import LayerKV
 from specexec.sizes import INDEX_SCORES, QUERY_BLOCK
 
 Chosen: TypeAlias = list[Tensor | None]
-"""For each block of query rows the keys that each attends to, int32 [Q, most]; None where it is all that they see."""
+"""For each block of query rows the keys that each attends to, int32 [1, Q, most]; None where it is all that they see.
+
+Of an index that chooses blocks of keys: these, int32 [I, Q, most], -1 where there are no more.
+"""
 
 
 def let_in_indexers(model: nn.Module) -> None:
     """Make sweeps reach the indexers of a model. Harmless when repeated."""
     for attention in _attentions(model):
-        if _with_mask not in attention._forward_pre_hooks.values():
-            attention.register_forward_pre_hook(_with_mask, with_kwargs=True)
         indexer = attention.indexer
+        of_blocks = hasattr(indexer, "topk_blocks")
+        if not of_blocks and _with_mask not in attention._forward_pre_hooks.values():
+            attention.register_forward_pre_hook(_with_mask, with_kwargs=True)
         if isinstance(indexer, nn.Module) and "forward" not in vars(indexer):
-            vars(indexer)["forward"] = _Telling(indexer)
+            vars(indexer)["forward"] = _Telling(indexer, 1 if of_blocks else 2)
 
 
 class _Telling:
     """In the place of an indexer's forward: what it would score with, not what it would choose."""
 
-    def __init__(self, indexer: nn.Module) -> None:
-        self._own = indexer.forward
+    def __init__(self, indexer: nn.Module, products: int) -> None:
+        self._own, self._products = indexer.forward, products
 
-    def __call__(self, *args: Any, past_key_values: object = None, **kwargs: Any) -> Tensor:
-        """[1, R, F] in float32: queries of all heads, their weights, and the key."""
-        with _Heard() as heard:
-            self._own(*args, past_key_values=heard, **kwargs)
-        query_1RID, weight_1R1I = heard.factors
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        """[1, R, F] in float32: queries of all heads, weights of heads if it has any, and the key."""
+        heard = _Heard(self._products)
+        with suppress(_Enough), heard:
+            self._own(*args, **({**kwargs, "past_key_values": heard} if "past_key_values" in kwargs else kwargs))
+        if self._products == 1:
+            ((query_1IRD, key_11DR),) = heard.products
+            return torch.cat([query_1IRD.transpose(1, 2).flatten(2), key_11DR[0].transpose(1, 2)], dim=2)
+        (query_1RID, _), (weight_1R1I, _) = heard.products
         assert heard.key_1RD is not None
         return torch.cat([query_1RID.flatten(2), weight_1R1I.flatten(2), heard.key_1RD.float()], dim=2)
 
 
-class _Heard(TorchFunctionMode):
-    """Takes the place of a cache for one call of an indexer, and notes what it multiplies with keys and scores."""
+class _Enough(Exception):
+    """All that was wanted of an indexer is known."""
 
-    def __init__(self) -> None:
+
+class _Heard(TorchFunctionMode):
+    """Takes the place of a cache for one call of an indexer, and notes the factors of its first products."""
+
+    def __init__(self, wanted: int) -> None:
         super().__init__()
-        self.factors: list[Tensor] = []
+        self._wanted = wanted
+        self.products: list[tuple[Tensor, Tensor]] = []
         self.key_1RD: Tensor | None = None
 
     def update_indexer(self, key_1RD: Tensor, _: int) -> Tensor:
@@ -64,7 +81,9 @@ class _Heard(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.matmul:
-            self.factors.append(args[0])
+            self.products.append((args[0], args[1]))
+            if len(self.products) == self._wanted:
+                raise _Enough
         return func(*args, **(kwargs or {}))
 
 
@@ -100,15 +119,21 @@ def without_index_key(kv: LayerKV) -> LayerKV:
 
 
 def choose(index_QF: Tensor, kv: LayerKV, sees: Visibility, rows: slice, index: Index, style: Style) -> Chosen:
-    """The keys that the nodes `rows` attend to: those of the highest sum over heads of weight * relu(query @ key)."""
+    """What the nodes `rows` attend to: the keys of the highest sum over heads of weight * relu(query @ key).
+
+    Or for each head the blocks of keys in which the highest query @ key is highest.
+    """
     I, D = index.heads, index.width
     query_QID, weight_QI = index_QF[:, : I * D].unflatten(1, (I, D)), index_QF[:, I * D : I * D + I]
     found: Chosen = []
     for queries, here, end in _blocks(sees, rows):
-        if end <= index.most:
+        if end <= index.most * (index.block or 1):
             found.append(None)
             continue
-        key_KD = kv.keys_HRD[-1, :end, :D].float()
+        key_KD, hidden_QK = kv.keys_HRD[-1, :end, :D].float(), sees.hidden(queries, 0, end, style)
+        if index.block:
+            found.append(_best_blocks(query_QID[here], key_KD, hidden_QK, sees, queries, index))
+            continue
         width = max(1, INDEX_SCORES // ((queries.stop - queries.start) * I))
         score_QK = torch.cat(
             [
@@ -117,35 +142,72 @@ def choose(index_QF: Tensor, kv: LayerKV, sees: Visibility, rows: slice, index: 
             ],
             dim=1,
         )
-        hidden_QK = sees.hidden(queries, 0, end, style)
         if hidden_QK is not None:
             score_QK.masked_fill_(hidden_QK, -torch.inf)
-        found.append(score_QK.topk(index.most, dim=1).indices.int())
+        found.append(score_QK.topk(index.most, dim=1).indices.int().unsqueeze(0))
     return found
 
 
+def _best_blocks(
+    query_QID: Tensor, key_KD: Tensor, hidden_QK: Tensor | None, sees: Visibility, queries: slice, index: Index
+) -> Tensor:
+    """Blocks of positions for each head and query, [I, Q, most]."""
+    block_K = sees.positions(0, len(key_KD)) // index.block
+    score_IQK = query_QID.transpose(0, 1) @ key_KD.T
+    if hidden_QK is not None:
+        score_IQK.masked_fill_(hidden_QK, -torch.inf)
+    I, Q, _ = score_IQK.shape
+    best_IQB = score_IQK.new_full((I, Q, int(block_K.max()) + 1), -torch.inf)
+    best_IQB.scatter_reduce_(2, block_K.expand_as(score_IQK), score_IQK, "amax")
+    own_Q1 = (sees.position_R[queries] // index.block).unsqueeze(1)
+    local_QL = (own_Q1 - torch.arange(index.local, device=own_Q1.device)).clamp(min=0)
+    best_IQB.scatter_(2, local_QL.expand(I, -1, -1), torch.inf)
+    found = best_IQB.topk(min(index.most, best_IQB.shape[2]), dim=2)
+    return found.indices.masked_fill(found.values == -torch.inf, -1).int()
+
+
 def attend_chosen(
-    query_HQD: Tensor, kv: LayerKV, sees: Visibility, rows: slice, style: Style, chosen: Items[Tensor | None]
+    query_HQD: Tensor, kv: LayerKV, sees: Visibility, rows: slice, style: Style, index: Index, chosen: Chosen
 ) -> Tensor:
     """Attention of the nodes `rows` to keys that were chosen, [H, Q, D of values]; `kv` holds no keys of an index."""
     blocks = []
-    for (queries, here, end), keys_QT in zip(_blocks(sees, rows), chosen, strict=True):
+    for (queries, here, end), chosen_IQT in zip(_blocks(sees, rows), chosen, strict=True):
         hidden_QK = sees.hidden(queries, 0, end, style)
-        if keys_QT is not None:
-            others_QK = torch.ones(queries.stop - queries.start, end, dtype=torch.bool, device=keys_QT.device)
-            others_QK.scatter_(1, keys_QT.long(), False)
-            hidden_QK = others_QK if hidden_QK is None else others_QK | hidden_QK
-        blocks.append(
-            attend_block(
-                query_HQD[:, here],
-                kv.keys_HRD,
-                kv.values_HRD,
-                range(end),
-                lambda first, last, hidden_QK=hidden_QK: None if hidden_QK is None else hidden_QK[:, first:last],  # type: ignore[misc]
-                style,
+        others = [None] if chosen_IQT is None else [_others(own_QT, sees, end, index) for own_QT in chosen_IQT]
+        H, kept, shares = len(query_HQD), len(kv.keys_HRD), len(others)
+        mixed = []
+        for share, others_QK in enumerate(others):
+            unseen_QK = hidden_QK if others_QK is None else others_QK if hidden_QK is None else others_QK | hidden_QK
+            heads = slice(share * H // shares, (share + 1) * H // shares)
+            keys = slice(share * kept // shares, max((share + 1) * kept // shares, share * kept // shares + 1))
+            mixed.append(
+                attend_block(
+                    query_HQD[heads, here],
+                    kv.keys_HRD[keys],
+                    kv.values_HRD[keys],
+                    range(end),
+                    partial(_part, unseen_QK),
+                    style,
+                )
             )
-        )
+        blocks.append(torch.cat(mixed))
     return torch.cat(blocks, dim=1)
+
+
+def _others(chosen_QT: Tensor, sees: Visibility, end: int, index: Index) -> Tensor:
+    """True for the keys that were not chosen, [Q, K]."""
+    wanted_QT = chosen_QT.long()
+    if not index.block:
+        others_QK = torch.ones(len(wanted_QT), end, dtype=torch.bool, device=wanted_QT.device)
+        return others_QK.scatter_(1, wanted_QT, False)
+    block_K = sees.positions(0, end) // index.block
+    others_QB = torch.ones(len(wanted_QT), int(block_K.max()) + 2, dtype=torch.bool, device=wanted_QT.device)
+    others_QB.scatter_(1, wanted_QT + 1, False)  # the first column is for those that are no block
+    return others_QB[:, 1:][:, block_K]
+
+
+def _part(hidden_QK: Tensor | None, first: int, last: int) -> Tensor | None:
+    return None if hidden_QK is None else hidden_QK[:, first:last]
 
 
 def _blocks(sees: Visibility, rows: slice) -> Iterator[tuple[slice, slice, int]]:

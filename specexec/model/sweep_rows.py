@@ -161,7 +161,7 @@ class SweepRows:
                 assert index_QF is not None
                 self._chosen[at] = choose(index_QF[piece.here], kv, piece.sees, piece.rows, index, style)
                 kv = without_index_key(kv)
-            yield attend_chosen(query_HQD[:, piece.here], kv, piece.sees, piece.rows, style, self._chosen[at])
+            yield attend_chosen(query_HQD[:, piece.here], kv, piece.sees, piece.rows, style, index, self._chosen[at])
 
     def _pieces(self, begin: int, end: int) -> list[TextRows]:
         """What every sequence has among the packed rows from `begin` to `end`."""

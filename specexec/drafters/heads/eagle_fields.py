@@ -18,6 +18,7 @@ NAMES = {1: "EAGLE", 3: "EAGLE-3"}
 FEATURES = "fc.weight"
 MARK = "layers.0.hidden_norm.weight"  # what EAGLE-3 has and EAGLE-1 has not
 LAYERS = ("llama", "qwen3", "qwen2")  # whose layers a head may be made of
+NORMS = ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output")
 USUAL_TAPS = 3
 IDS = "eagle_aux_hidden_state_layer_ids"
 _ONLY_TRAINING = ("verifier_norm.", "verifier_lm_head.", "rotary_emb.", "layers.0.self_attn.rotary_emb.")
@@ -74,6 +75,8 @@ class EagleFields:
     vocabulary: int
     """Tokens that it can name."""
     norm_before_residual: bool = False
+    norm_before_fc: bool = False
+    fc_norm: bool = False
     norm_output: bool = False
 
     @property
@@ -109,7 +112,8 @@ class EagleFields:
             raise unread(kind, name, why)
         _check_sizes(kind, found, layer, shapes, target, name)
         taps, other = _taps(told, settings, shapes, target, name) if found == 3 else ((LAST,), None)
-        flags = {key: bool(told.get(key)) for key in ("norm_before_residual", "norm_output")}
+        told["fc_norm"] = told.get("fc_norm") or told.get("use_aux_norm")
+        flags = {key: bool(told.get(key)) for key in NORMS}
         return cls(found, layer, taps, other, target.layers, rows_of(shapes, target.vocabulary), **flags)
 
 
