@@ -103,6 +103,9 @@ class LetterEngine:
 
     encode_part = encode
 
+    def in_vocabulary(self, tokens: list[int]) -> list[int]:
+        return tokens
+
     def images_in(self, tokens: list[int]) -> tuple[()]:
         return ()
 

@@ -21,15 +21,19 @@ import specexec
 from cli.app import commands
 from offload.checkpoint.headers import open_folder
 from offload.errors import BadModelDir
+from offload.hub import hub, names
 from offload.hub.names import demo_folder
-from specexec.compose.head_folders import as_model, head_kind, verifier_of
+from specexec.compose.drafter_factory import drafter_of
+from specexec.compose.head_folders import as_model, fitting, head_kind, verifier_of
+from specexec.drafters.cost import CostModel
 from specexec.drafters.heads.eagle import Eagle, loaded
 from specexec.drafters.heads.eagle_fields import EagleFields, TargetShape, own_name
 from specexec.drafters.heads.head import HeadDrafter
 from specexec.drafters.heads.self_check import SelfCheck
 from specexec.drafters.none import NoDrafter
-from specexec.drafters.protocol import Ask
+from specexec.drafters.protocol import Ask, Drafter
 from specexec.drafters.ranking import Ranking
+from specexec.drafters.registry import parse
 from specexec.engine.decoder import Decoder
 from specexec.errors import BadDrafter
 from specexec.model.cache import KVCache
@@ -382,6 +386,47 @@ def test_its_folder_says_what_it_is_and_whose(pair: tuple[Path, Path]) -> None:
     assert (head_kind(folder), verifier_of(folder)) == ("EAGLE-3", "org/model")
     assert as_model(folder).entries.keys() == {own_name(name) for name in folder.entries} - {None}
     assert as_model(as_model(folder)) == as_model(folder)
+
+
+def test_a_head_in_the_cache_is_paired_with_the_model_it_names(
+    pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "cache_folder", lambda: tmp_path)
+    assert names.drafter_of("org/model") is None
+    for repo, text in (("org--head", (pair[1] / "config.json").read_text()), ("org--other", "{}"), ("org--odd", "[")):
+        folder = tmp_path / f"models--{repo}" / "snapshots" / "a1"
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(text)
+    assert names.drafter_of("org/model") == "org/head"
+    assert names.drafter_of("org/head") is None
+    alias = names.Alias("org/model", "org/small")
+    monkeypatch.setattr(names, "aliases", lambda: {"short": alias})
+    assert names.drafter_of("short") == "org/small", "what is written down comes first"
+    monkeypatch.setattr(names, "aliases", lambda: {"bare": names.Alias("org/model")})
+    assert names.drafter_of("bare") == "org/head"
+
+
+def test_auto_goes_without_a_head_that_is_of_no_use(
+    pair: tuple[Path, Path], caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """Found before loading, by sizes, and while it is made, by parts: asked for by name it is refused either way."""
+    misfit = open_folder(saved(settings_of([0, 1, 9], 4096), load_file(pair[1] / "model.safetensors"), tmp_path))
+    automatic, named = parse("auto", lambda _: True), parse("sibling+ngram", lambda _: True)
+    target = open_folder(pair[0])
+    assert fitting(automatic, target, [open_folder(pair[1])])
+    assert not fitting(automatic, target, [misfit])
+    assert "reads the states at layers [0, 1, 9], this model has 4" in caplog.records[0].message
+
+    def odd() -> NoDrafter:
+        raise BadDrafter("a part that is not known")
+
+    makers: dict[str, Callable[[], Drafter]] = {"sibling": odd, "ngram": NoDrafter}
+    choice, drafter = drafter_of(automatic, makers, CostModel())
+    assert (choice.name, drafter.name) == ("ngram", "none")
+    with pytest.raises(BadDrafter):
+        fitting(named, target, [misfit])
+    with pytest.raises(BadDrafter):
+        drafter_of(named, makers, CostModel())
 
 
 def test_plan_counts_head_states_and_the_check(pair: tuple[Path, Path]) -> None:

@@ -80,7 +80,7 @@ def plan(
     from cli.models.outlook import best, outlook
     from offload.checkpoint.lora import with_adapters
     from offload.hub.headers_only import item_B, list_drafters, list_model
-    from specexec.compose.head_folders import check_heads, head_kind
+    from specexec.compose.head_folders import fitting, head_kind
     from specexec.compose.memory_plan import LoadRequest
 
     guests = _counted(drafter)
@@ -100,7 +100,7 @@ def plan(
         for one in list_drafters(model, guests.models, offline=offline)
     ]
     check_models(guests, [one.path for one in drafters], model)
-    check_heads(guests, folder, drafters)
+    drafters = [*fitting(guests, folder, drafters)]
     for one in drafters:
         if not head_kind(one):
             check(one, trees=True, trust_remote_code=trust_remote_code)

@@ -29,6 +29,7 @@ from cli.responses_api.read import ResponsesReader
 from cli.responses_api.store import ResponseStore
 from cli.serve.bodies import read_json
 from cli.serve.completions import Completions, Endpoint, ServerSettings, ready
+from cli.serve.embedding import Embeddings
 from cli.serve.framing import LINES
 from cli.serve.guard import Guard, Policy
 from cli.serve.metrics import exposition, together
@@ -52,6 +53,7 @@ def application(models: Models, settings: ServerSettings, policy: Policy) -> ASG
     """The whole server as one ASGI app; the models are started and closed by the caller."""
     store = ResponseStore()
     completions, responses = Completions(models, settings), ResponsesReader(store)
+    embedding = Embeddings(models, settings)
     status, others = _ModelAndState(models, settings), OtherClients(models, settings, store)
     routes = [
         Route("/", status.page),
@@ -66,6 +68,8 @@ def application(models: Models, settings: ServerSettings, policy: Policy) -> ASG
         Route("/v1/responses/{name}", _kind(others.stored), methods=["GET", "DELETE"]),
         Route("/api/chat", _kind(completions.endpoint(ollama.chat, LINES, others.kept)), methods=["POST"]),
         Route("/api/generate", _kind(completions.endpoint(ollama.generate, LINES, others.kept)), methods=["POST"]),
+        Route("/v1/embeddings", _kind(embedding.openai), methods=["POST"]),
+        Route("/api/embed", _kind(embedding.ollama), methods=["POST"]),
         Route("/api/tags", _kind(others.tags)),
         Route("/api/ps", _kind(others.loaded)),
         Route("/api/show", _kind(others.show), methods=["POST"]),
@@ -142,7 +146,7 @@ class _ModelAndState:
         async with self._models.using(body.get("model")) as worker:
             ready(worker)
             read = partial(encode, worker.engine, prompt, wishes, special=special is not False)
-            tokens = await anyio.to_thread.run_sync(read)
+            tokens = worker.engine.encoding.in_vocabulary(await anyio.to_thread.run_sync(read))
             return JSONResponse({"tokens": tokens, "count": len(tokens), "max_model_len": worker.engine.context})
 
     async def detokenize(self, request: Request) -> Response:

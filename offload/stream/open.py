@@ -16,6 +16,13 @@ from offload.stream.transfer import DeviceWire, HostWire, Wire
 log = logging.getLogger(__name__)
 
 
+Keep = Callable[[int, Mapping[str, torch.Tensor]], Mapping[str, torch.Tensor]]
+
+
+def _as_read(_: int, tensors: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+    return tensors
+
+
 def open_stream(
     checkpoint: Checkpoint,
     disk: DiskStore,
@@ -23,10 +30,12 @@ def open_stream(
     device: torch.device,
     limit_Bps: float | None,
     on_layer_read: Callable[[int, int], None] | None = None,
+    keep: Keep = _as_read,
 ) -> LayerStream:
     """One stream over all tiers; what stays in memory is read here, once.
 
-    `on_layer_read` is called with layers read, layers to read. The stream closes the disk.
+    `on_layer_read` is called with layers read, layers to read; `keep` with a layer that stays where it computes, and
+    its tensors: it says what is kept of them. The stream closes the disk.
     """
     blocks = checkpoint.layers
     layers = _layers(placement)
@@ -51,9 +60,10 @@ def open_stream(
     # On the CPU a layer stays where it was read; to a device it goes through memory that is given back at once.
     resident: dict[int, Mapping[str, torch.Tensor]] = {}
     for layer in layers["device"]:
-        resident[layer] = blocks[layer].views(flat := filled(layer).flat.to(device))
+        flat = filled(layer).flat.to(device)
         if device.type != "cpu":
             settled(layer, flat)
+        resident[layer] = keep(layer, blocks[layer].views(flat))
     kept = {layer: filled(layer) for layer in layers["ram"]}
     # Layers in RAM need no buffer here, but as many turns as there would be, so that layers are read in the same order.
     staging_B = max((blocks[layer].size_B for layer in layers["disk"]), default=0)

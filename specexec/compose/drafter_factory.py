@@ -171,7 +171,7 @@ def drafts_of(
         if path not in vocabularies:  # a head
             continue
         role = f"drafter-{len(found) + 1}" if found else "drafter"
-        lm = TreeLM(draft_model(path, request, device, progress), share=weights.share, lenient=True)
+        lm = TreeLM(draft_model(path, request, device, progress), share=weights.share, drafts=True)
         found[model] = Draft(role, name if called.count(name) == 1 else str(path), path, lm, vocabularies[path])
     return found
 
@@ -188,7 +188,7 @@ def draft_model(folder: Path, request: LoadRequest, device: str, progress: LoadP
         trust_remote_code=options.trust_remote_code,
     )
     if form == "none":
-        return opened("none", device)
+        return opened("none", device, reorder=True)
     model = opened("disk", "cpu")
     stream, place = weights.stream_of(model), torch.device(device)
     model.set_attn_implementation(attention.NAME)  # layers taken out go on as the whole did
@@ -212,6 +212,20 @@ def makers(
 def _maker(name: str, head: FolderHead | None) -> Callable[[DrafterKit], Drafter]:
     make: Callable[[DrafterKit], Drafter] = resolve_name(head.maker if head else source_of(name).maker)
     return make
+
+
+def drafter_of(
+    choice: DrafterChoice, makers: Mapping[str, Callable[[], Drafter]], cost: CostModel
+) -> tuple[DrafterChoice, Drafter]:
+    """The drafter of a choice; under `auto` one without models where a head turns out to be of no use."""
+    try:
+        return choice, watched(choice, join(choice, makers, cost), cost)
+    except BadDrafter as refusal:
+        if not choice.auto:
+            raise
+        log.warning("%s", refusal.what)
+        bare = choice.instead(*(name for name in choice.sources if name not in choice.models))
+        return bare, watched(bare, join(bare, makers, cost), cost)
 
 
 def join(choice: DrafterChoice, makers: Mapping[str, Callable[[], Drafter]], cost: CostModel) -> Drafter:

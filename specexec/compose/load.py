@@ -17,17 +17,16 @@ from specexec.compose.drafter_factory import (
     check_adapting,
     check_quantising,
     check_trimming,
+    drafter_of,
     drafts_of,
     heads_of,
-    join,
     makers,
     vocabulary_of,
-    watched,
 )
 from specexec.compose.dtypes import DTYPES
 from specexec.compose.earlier_runs import EarlierRuns
 from specexec.compose.gate import admit
-from specexec.compose.head_folders import check_heads, head_kind
+from specexec.compose.head_folders import fitting, head_kind
 from specexec.compose.load_options import LoadOptions
 from specexec.compose.memory_plan import LoadRequest, memory_plan, room_for_texts
 from specexec.compose.progress import LoadProgress
@@ -83,7 +82,8 @@ def assemble(
     pair = _resolved(model, choice, options)
     # Whatever is wrong with its files is said before anything is built.
     folder = weights.with_adapters(weights.open_folder(pair.target), options.lora)
-    check_heads(choice, folder, map(weights.open_folder, pair.drafters))
+    if not fitting(choice, folder, [*map(weights.open_folder, pair.drafters)]):
+        pair = replace(pair, drafters=())
     design = _admitted(folder, pair, choice, options)
     encoding = encoding_in(pair.target, options.trust_remote_code)
     models = [path for path in pair.drafters if not head_kind(weights.open_folder(path))]
@@ -117,6 +117,7 @@ def assemble(
     kit = _kit(request, target, lm, encoding, memory, progress, earlier)
     kit = replace(kit, ranking=ranking_of(planner), stop_tokens=defaults.stop_tokens)
     cost = CostModel(share=stream.share)
+    choice, drafter = drafter_of(choice, makers(choice, kit, drafts, heads_of(choice, request)), cost)
     return Engine(
         Parts(
             name=pair.name,
@@ -128,7 +129,7 @@ def assemble(
             stream=stream,
             target=lm,
             drafts={one.role: one.lm for one in drafts.values() if one.vocabulary.wordings is None},
-            drafter=watched(choice, join(choice, makers(choice, kit, drafts, heads_of(choice, request)), cost), cost),
+            drafter=drafter,
             sources=choice.name,
             reason=reason,
             planner=planner_of(planner, choice.sources),

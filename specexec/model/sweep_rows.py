@@ -58,8 +58,9 @@ class SweepRows:
         cancelled: threading.Event,
         travel: Travel | None,
         images: Images | None = None,
+        rough: bool = False,
     ):
-        self._kinds = kinds
+        self._kinds, self._rough = kinds, rough
         self._cancelled = cancelled
         self._attended: dict[int, int] = {}
         self._joint: dict[tuple[int, int, LayerKind], list[JointAttention]] = {}
@@ -102,7 +103,7 @@ class SweepRows:
         if kind.temperature:
             position_Q = self.positions_R[begin:end]
             query_HQD = warmer(query_HQD[:, : len(position_Q)], position_Q, *kind.temperature)
-        style = Style(asked.scale, kind.window, kind.chunk, asked.softcap, asked.sinks_H, kind.together)
+        style = Style(asked.scale, kind.window, kind.chunk, asked.softcap, asked.sinks_H, kind.together, self._rough)
         groups = self._joint.get((begin, end, kind))
         if groups is None:  # the same in all layers of a kind
             groups = self._joint[begin, end, kind] = joined(self._pieces(begin, end), style)
