@@ -190,9 +190,14 @@ def torchao() -> Iterator[Case]:
         "torchao_int8_rows": Int8WeightOnlyConfig(granularity=PerRow()),
         "torchao_int8_groups": Int8WeightOnlyConfig(granularity=PerGroup(GROUP)),
         "torchao_int4_groups": IntxWeightOnlyConfig(
-            weight_dtype=torch.int4, granularity=PerGroup(GROUP), mapping_type=MappingType.ASYMMETRIC
+            weight_dtype=torch.int4,  # type: ignore[attr-defined]  # torch declares it at run time
+            granularity=PerGroup(GROUP),
+            mapping_type=MappingType.ASYMMETRIC,
         ),
-        "torchao_int3_rows": IntxWeightOnlyConfig(weight_dtype=torch.int3, granularity=PerAxis(0)),
+        "torchao_int3_rows": IntxWeightOnlyConfig(
+            weight_dtype=torch.int3,  # type: ignore[attr-defined]  # as int4
+            granularity=PerAxis(0),
+        ),
         "torchao_fp8_rows": Float8WeightOnlyConfig(),
     }
     for name, config in kinds.items():
