@@ -314,6 +314,10 @@ def test_a_text_that_goes_on_is_guessed_below_again(case: Case) -> None:
     ("change", "shapes", "why"),
     [
         ({"transformer_layer_config": OWN | {"model_type": "deepseek_v3"}}, {}, "layers are those of 'deepseek_v3'"),
+        ({"transformer_layer_config": OWN | {"layer_types": ["sliding_attention"]}}, {}, "its layers have a window"),
+        ({"transformer_layer_config": OWN | {"rope_scaling": {"type": "dynamic"}}}, {}, "longest position"),
+        ({"transformer_layer_config": OWN | {"rope_parameters": {"partial_rotary_factor": 0.5}}}, {}, "a part of each"),
+        ({"transformer_layer_config": OWN | {"rope_parameters": {"full_attention": {}}}}, {}, "from layer to layer"),
         ({"mask_token_id": 3}, {}, "P-EAGLE"),
         ({"eagle_config": {"use_aux_hidden_state": False}}, {}, "has use_aux_hidden_state: False"),
         ({"eagle_aux_hidden_state_layer_ids": [0, 1]}, {}, r"are \[0, 1\], and its fc reads 3 layers"),
@@ -321,6 +325,7 @@ def test_a_text_that_goes_on_is_guessed_below_again(case: Case) -> None:
         ({"eagle_aux_hidden_state_layer_ids": None}, {}, "does not say which layers it reads, and there are 4"),
         ({}, {"fc.weight": (HIDDEN, 3 * 40)}, "for a model with 40 hidden numbers, this one has 32"),
         ({}, {"embed_tokens.weight": (99, HIDDEN)}, "for a model with 99 tokens, this one has 96"),
+        ({}, {"embed_tokens.weight": (VOCABULARY, 40)}, "its embeddings have another hidden size than its layers"),
         ({}, {"lm_head.weight": (999, HIDDEN)}, "names 999 of 96 tokens"),
     ],
 )
@@ -333,10 +338,28 @@ def test_what_does_not_fit_is_refused_by_name(
         EagleFields.of(settings_of([0, 1, 2]) | change, held | shapes, SHAPE, "head")
 
 
+def test_a_head_without_rows_of_its_own_takes_its_targets(case: Case) -> None:
+    """Embeddings and head: as they are the target's own in this one, it guesses the same."""
+    tensors = knowing_head(case.model)
+    bare = case.head(
+        {name: one for name, one in tensors.items() if name not in ("embed_tokens.weight", "lm_head.weight")}
+    )
+    whole = case.head(tensors | {"lm_head.weight": case.model.lm_head.weight.detach()})
+    text, states = prompt(9, 1, VOCABULARY), torch.zeros(8, 3 * HIDDEN)
+    found, wanted = (one.lm.head(one.lm.forward([case.rows(one, text, states)])[0]) for one in (bare, whole))
+    assert torch.equal(found, wanted)
+    held = {name: tuple(one.shape) for name, one in tensors.items() if name != "lm_head.weight"}
+    with pytest.raises(BadDrafter, match="has no lm_head, and its target's does not fit it"):
+        EagleFields.of(settings_of([0, 1, 2]), held | {"d2t": (40,)}, SHAPE, "head")
+
+
 def test_parts_that_are_not_known_are_refused_by_name(case: Case) -> None:
     tensors = knowing_head(case.model)
     with pytest.raises(BadDrafter, match=r"'layers.0.self_attn.q_a_proj.weight' is a part that is not known"):
         case.head(tensors | {"layers.0.self_attn.q_a_proj.weight": torch.zeros(2, 2)})
+    for flag, part in (("norm_before_fc", "input_norm.weight"), ("use_aux_norm", "fc_norm.0.weight")):
+        with pytest.raises(BadDrafter, match=f"'{part}' is missing"):
+            case.head(tensors, settings_of([0, 1, 2]) | {flag: True})
     with pytest.raises(BadDrafter, match=r"'norm.weight' is missing"):
         case.head({name: one for name, one in tensors.items() if name != "norm.weight"})
 

@@ -27,6 +27,7 @@ from offload.units import size
 # The safetensors library refuses larger headers too; a 70B header is about 100 KB.
 MAX_HEADER_B = 100_000_000
 MAX_SMALL_B = 1 << 20
+MOST_LAYERS = 10_000  # published models have some hundreds at most
 LFS = b"version "
 # Tensors that change their dtype are read so much at a time: large enough for the disk, small enough to forget.
 SCRATCH_B = 16 << 20
@@ -167,6 +168,10 @@ def _config_in(path: Path) -> dict[str, Json]:
             )
         raise _no_model(path, names)
     config = read_json(path / CONFIG)
+    for part in (config, config.get("text_config")):
+        layers = part.get("num_hidden_layers") if isinstance(part, dict) else None
+        if isinstance(layers, int) and layers > MOST_LAYERS:
+            raise BadModelDir(f"{path / CONFIG} does not describe a usable model.", f"num_hidden_layers is {layers}.")
     return with_modelopt(config, read_json(path / MODELOPT)) if MODELOPT in names else config
 
 

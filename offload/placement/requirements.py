@@ -186,8 +186,10 @@ def _cache_width(config: Mapping[str, Json]) -> int:
     if _number(config, "kv_lora_rank", 0):
         # Latent attention is cached expanded: transformers keeps full keys and values for every head.
         parts = ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+        heads += "index_topk" in config  # keys of an index are kept as one more head
         return heads * sum(_number(config, name, 0) for name in parts)
     H, hidden = _number(config, "num_key_value_heads", heads), _number(config, "hidden_size", 0)
+    H += "index_topk_blocks" in config or "sparse_attention_config" in config
     D = _number(config, "head_dim", _number(config, "attention_head_dim", hidden // max(heads, 1)))
     return 2 * H * D
 

@@ -262,7 +262,15 @@ def leave_temperatures(model: nn.Module) -> None:
 class PackedRows(Protocol):
     """What the registered function needs of a sweep: somewhere to keep keys, and which keys each row sees."""
 
-    def attend(self, layer: int, query_HQD: Tensor, key_HKD: Tensor, value_HKD: Tensor, asked: Style) -> Tensor:
+    def attend(
+        self,
+        layer: int,
+        query_HQD: Tensor,
+        key_HKD: Tensor,
+        value_HKD: Tensor,
+        asked: Style,
+        index_QF: Tensor | None = None,
+    ) -> Tensor:
         """What the rows find, contiguous [Q, H, D]: some layers take a view of it."""
 
 
@@ -279,14 +287,22 @@ def _packed_attention(
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
+    indices: Tensor | None = None,
+    block_indices: Tensor | None = None,
     **_: object,
 ) -> tuple[Tensor, None]:
-    """transformers' attention interface: [1, H, Q, D] in, [1, Q, H, D] out. `sweep` rides through as a keyword."""
-    assert attention_mask is None, "visibility comes with the rows; a mask on top would be ignored"
+    """transformers' attention interface: [1, H, Q, D] in, [1, Q, H, D] out. `sweep` rides through as a keyword.
+
+    `indices` or `block_indices` are rows of an index (`indexed.py`), whose layers may have a mask that says nothing.
+    """
+    indices = block_indices if indices is None else indices
+    masked = attention_mask is not None and indices is None
+    assert not masked, "visibility comes with the rows; a mask on top would be ignored"
     style = Style(scale=scaling, window=sliding_window, softcap=softcap, sinks_H=s_aux)
     layer = module.layer_idx
     assert isinstance(layer, int)
-    return sweep.attend(layer, query[0], key[0], value[0], style).unsqueeze(0), None
+    index_QF = None if indices is None else indices[0]
+    return sweep.attend(layer, query[0], key[0], value[0], style, index_QF).unsqueeze(0), None
 
 
 AttentionInterface.register(NAME, _packed_attention)

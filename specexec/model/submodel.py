@@ -43,15 +43,17 @@ def rebuilt(
 
 def partial_config(config: PretrainedConfig, kept: list[int]) -> PretrainedConfig:
     """What the config would say about a model of just these layers."""
-    if getattr(config, "num_kv_shared_layers", 0) and len(kept) != config.num_hidden_layers:
+    borrows = getattr(config, "num_kv_shared_layers", 0) or "shared" in (getattr(config, "indexer_types", None) or ())
+    if borrows and len(kept) != config.num_hidden_layers:
         raise UnsupportedArchitecture(
-            f"architecture {config.model_type!r} cannot draft with some layers: they share their keys.",
+            f"architecture {config.model_type!r} cannot draft with some layers: some depend on what others have found.",
             hint="--drafter substitute, ngram, or a model.",
         )
     partial = copy.deepcopy(config)
-    types: list[str] | None = getattr(config, "layer_types", None)
-    if types is not None:
-        partial.layer_types = [types[layer] for layer in kept]
+    for name in ("layer_types", "indexer_types", "no_rope_layers"):
+        each: list[object] | None = getattr(config, name, None)
+        if each is not None:
+            setattr(partial, name, [each[layer] for layer in kept])
     partial.num_hidden_layers = len(kept)
     return partial
 

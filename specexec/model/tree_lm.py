@@ -28,6 +28,7 @@ from specexec.model.cache import KVCache
 from specexec.model.cache_in_ram import Travel
 from specexec.model.image_inputs import inputs_of, seeing
 from specexec.model.image_rows import Images
+from specexec.model.indexed import let_in_indexers
 from specexec.model.module_types import TakesChunks
 from specexec.model.recurrent.seams import let_in, sweeping
 from specexec.model.sweep_rows import SweepRows
@@ -119,6 +120,7 @@ class TreeLM:
         self.model = model
         self.model.set_attn_implementation(attention.NAME)
         attention.leave_temperatures(model)
+        let_in_indexers(model)
         # The head is where the computation is; token ids may be looked up elsewhere.
         self.device = next(model.get_output_embeddings().parameters()).device
         self._rough = drafts and self.device.type == "cpu" and model.dtype.itemsize == 2
