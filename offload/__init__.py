@@ -13,6 +13,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 if TYPE_CHECKING:
     from offload.checkpoint.documents import AGAIN, Json, check_documents
     from offload.checkpoint.headers import Folder, open_folder
+    from offload.checkpoint.lora import with_adapters
     from offload.checkpoint.mtp import mtp_names
     from offload.checkpoint.quantized.stored import refuse_unknown
     from offload.checkpoint.remote_code import running_code
@@ -106,6 +107,7 @@ __all__ = [
     "stream_of",
     "tower_B",
     "tower_tensors",
+    "with_adapters",
     "with_head",
 ]
 
@@ -165,6 +167,7 @@ _HOMES = {
     "stream_of": "model.load",
     "tower_B": "placement.requirements",
     "tower_tensors": "checkpoint.wrapped",
+    "with_adapters": "checkpoint.lora",
     "with_head": "placement.quantized_sizes",
 }
 

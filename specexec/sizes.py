@@ -17,6 +17,7 @@ FIRST_NODES = 64  # of each sequence, while nothing is known about costs; none j
 CHUNK = 256  # rows that run through a layer, or through one linear, at a time
 QUERY_BLOCK = 256  # query rows and
 KEY_BLOCK = 1024  # keys of one block of attention
+INDEX_SCORES = 1 << 22  # scores of single heads of an index at once
 AT_ONCE = 64  # query rows whose weights over one block are found in one operation, beside their scores
 WIDENED = 1 << 22  # weights of 16 bits that are there in float32 at a time, at most
 HEAD_ROWS = 64  # rows whose logits exist at a time
@@ -41,6 +42,7 @@ SKIP_SHARE = 0.5  # of the target's weights may be copied to draft with some of 
 FREE_FOR_GUESSES = 8  # the part of the free memory that more may take: the rest is for layers, which save more
 # Token ids, parents, positions and intervals of a row, as Python and numpy hold them.
 ROW_B = 256
+FIRST_IMAGE_ROW = 1 << 62  # the least id of an image's row (image_rows.py); tokens of a vocabulary are far below
 IMAGE_ROWS = 2048  # of one image, larger ones are made smaller; and of those whose rows are kept
 TOWER_COPIES = 8  # of what a tower knows of a patch: in, normed, queries, keys, values, mixed, out, and their sum
 # Models that see whose images are read (text/image_prompts.py says how).
@@ -104,6 +106,9 @@ class Widths:
     """What of each row is there while states are read, and of all of them together at most."""
     reads_B: int = 0
     """Hidden states of one token that it reads of another model."""
+    index_most: int = 0
+    index_width: int = 0
+    """Where an index chooses keys: how many for a row, and the numbers of a key of the index."""
 
 
 def widths_of(config: Mapping[str, object], item_B: int, kept: Sequence[int]) -> Widths:
@@ -128,6 +133,8 @@ def widths_of(config: Mapping[str, object], item_B: int, kept: Sequence[int]) ->
         item_B=item_B,
         token_B=sum(kept) * item_B,
         kept=max(kept, default=0),
+        index_most=number(0, "index_topk"),
+        index_width=number(0, "index_head_dim"),
     )
 
 
@@ -294,4 +301,13 @@ def _attention_B(widths: Widths, rows: int) -> int:
     queries, keys = min(rows, QUERY_BLOCK), min(rows, KEY_BLOCK)
     scores_B = widths.heads * max(queries, 2 * min(queries, AT_ONCE)) * KEY_BLOCK * F32_B
     hidden_B = 4 * queries * keys
-    return scores_B + hidden_B + 6 * widths.heads * queries * widths.head * F32_B + 2 * keys * widths.kept * F32_B
+    own_B = 6 * widths.heads * queries * widths.head * F32_B + 2 * keys * widths.kept * F32_B
+    return scores_B + hidden_B + own_B + _index_B(widths, queries, rows)
+
+
+def _index_B(widths: Widths, queries: int, rows: int) -> int:
+    """Scores of a block of queries with all keys, its masks, the keys of the index, and what all rows have chosen."""
+    if not widths.index_most:
+        return 0
+    scores_B = queries * rows * (2 * F32_B + 3) + 2 * INDEX_SCORES * F32_B
+    return scores_B + rows * (widths.index_width * F32_B + widths.index_most * F32_B)

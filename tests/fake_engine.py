@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import ClassVar, Literal
 
 from offload.placement.placement import Need, Placement
@@ -87,6 +87,7 @@ class FakeEngine:
     toy = True
     own_code = False
     compute = "float"
+    adapters: Mapping[str, tuple[str, ...]] = MappingProxyType({"target": ()})
     drafter_name = "demo drafter"
     drafter_failures: ClassVar[dict[str, str]] = {}
     placement = "disk: 5 layers stream, 0.3 MB resident"

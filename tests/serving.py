@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, cast
 
 import httpx
@@ -74,6 +75,7 @@ class LetterEngine:
     own_code = False
     compute, dtype = "float", "float32"
     folders: ClassVar[dict[str, Path]] = {"target": Path(__file__).parent / "data"}
+    adapters: Mapping[str, tuple[str, ...]] = MappingProxyType({"target": ()})
     drafter_failures: ClassVar[dict[str, str]] = {}
     images = None
 
@@ -100,6 +102,9 @@ class LetterEngine:
         return [ord(letter) for letter in text]
 
     encode_part = encode
+
+    def in_vocabulary(self, tokens: list[int]) -> list[int]:
+        return tokens
 
     def images_in(self, tokens: list[int]) -> tuple[()]:
         return ()

@@ -15,6 +15,8 @@ PARENTS = [ROOT, *(int(GENERATOR.integers(max(ROOT, node - 5), node)) for node i
 
 STYLES = {
     "full": Style(0.3),
+    "rough": Style(0.3, rough=True),
+    "rough_window": Style(0.3, window=5, rough=True),
     "window": Style(0.3, window=5),
     "window_beyond_the_prefix": Style(0.3, window=2),
     "chunk": Style(0.3, chunk=8),

@@ -28,12 +28,15 @@ from cli.models.plan import plan
 from cli.models.pull import pull
 from cli.serve.command import serve
 from cli.serve.models import Models
+from offload.checkpoint.headers import open_folder
 from offload.hub.names import demo_folder
+from tests.adapters import adapter
 from tests.fake_engine import FakeEngine
 
 Json = dict[str, "Json"] | list["Json"] | str | int | float | bool | None
 Command = Callable[..., "Json"]
 
+QUERIES = "model.layers.0.self_attn.q_proj"
 Changes = dict[str, tuple[list[str], str]]
 
 # Options → how they are typed, and where in the record their effect stands.
@@ -79,6 +82,8 @@ ENGINE: tuple[Changes, ...] = (
         "drafter_quant": (["--drafter-quant", "nf4"], "engine.placement.ram_parts_B.drafter"),
         "head_quant": (["--head-quant", "nf4"], "engine.placement.ram_parts_B.head"),
         "draft_vocab": (["--draft-vocab", "1k"], "engine.asked.draft_vocab"),
+        "lora": (["--lora", "{target}"], "engine.adapters.target"),
+        "drafter_lora": (["--drafter-lora", "{drafter}"], "engine.adapters.drafter"),
         "ram": (["--ram", "60MB"], "engine.asked.ram"),
     },
 )
@@ -101,6 +106,10 @@ CHAT: tuple[Changes, ...] = (
     {"drafter_quant": (["--drafter-quant", "nf4"], "engine.placement.ram_parts_B.drafter")},
     {"head_quant": (["--head-quant", "nf4"], "engine.asked.head_quant")},
     {"draft_vocab": (["--draft-vocab", "1k"], "engine.placement.ram_parts_B.drafter")},
+    {
+        "lora": (["--lora", "{target}"], "engine.adapters.target"),
+        "drafter_lora": (["--drafter-lora", "{drafter}:0.5"], "engine.adapters.drafter"),
+    },
     {"ram": (["--ram", "40MB"], "engine.placement.ram_B")},
 )
 GENERATE: Changes = {
@@ -168,6 +177,8 @@ PLAN: Changes = {
     "drafter_quant": (["--drafter-quant", "nf4"], "asked.drafter_quant"),
     "head_quant": (["--head-quant", "nf4"], "rows.0.ram_B"),
     "compute": (["--compute", "int8"], "rows.0.quant"),
+    "lora": (["--lora", "{tiny-lora}"], "rows.0.ram_B"),
+    "drafter_lora": (["--drafter", "demo", "--drafter-lora", "{drafter}"], "asked.drafter_lora"),
     "every": (["--all"], "rows.4.quant"),
     "offline": (["--offline"], "asked.offline"),
     "trust_remote_code": (["--trust-remote-code"], "asked.trust_remote_code"),
@@ -206,6 +217,9 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("effects") / "tiny"
     shutil.copytree(demo_folder("target"), folder)
     assert main(["pack", str(folder), "--quant", "int8", "--out", str(folder.with_name("int8")), "-q"]) == 0
+    for name, model in {"tiny-lora": folder, **{role: demo_folder(role) for role in ("target", "drafter")}}.items():
+        O, I = open_folder(model).entries[f"{QUERIES}.weight"].shape
+        adapter(folder.with_name(name), {QUERIES: (O, I)})
     return folder
 
 
@@ -242,7 +256,8 @@ def options_of(command: click.Command) -> set[str]:
 
 def check(printed: Command, base: list[str], changes: Changes, folder: Path, within: str = "") -> None:
     before = printed(*base)
-    places = {"{tiny}": str(folder), "{int8}": str(folder.with_name("int8"))}
+    names = ("int8", "target", "drafter", "tiny-lora")
+    places = {"{tiny}": str(folder)} | {f"{{{name}}}": str(folder.with_name(name)) for name in names}
     typed = [part for arguments, _ in changes.values() for part in arguments]
     for name, place in places.items():
         typed = [part.replace(name, place) for part in typed]

@@ -109,6 +109,30 @@ def test_a_tokenizer_that_makes_no_sense_is_refused(name: str, fields: object, m
         encoding_in(model)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"dtype": []},
+        {"num_hidden_layers": 1 << 70},
+        {"num_hidden_layers": 1 << 30},
+        {"pad_token_id": 1 << 70},
+        {"vocab_size": 0},
+        {"sliding_window": "x"},
+        {"sliding_window": 1.5},
+        {"sliding_window": []},
+        {"sliding_window": 1 << 70},
+    ],
+)
+def test_settings_that_nothing_can_be_built_with_are_refused_by_every_command(
+    settings: dict[str, object], model: Path, command: CommandLine
+) -> None:
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, **settings}))
+    for name in ("chat", "plan", "models show"):
+        ran = command(*doors(model)[name])
+        assert ran.code in ((4,) if name == "chat" else (0, 4)), (name, ran.err)
+
+
 @pytest.mark.parametrize("settings", [{}, {"tokenizer_class": "LlamaTokenizer"}, {"tokenizer_class": "Qwen2Tokenizer"}])
 def test_settings_without_a_vocabulary_are_no_tokenizer(settings: dict[str, str], model: Path) -> None:
     """transformers makes an empty tokenizer of them, which cuts every text into nothing."""

@@ -21,15 +21,19 @@ import specexec
 from cli.app import commands
 from offload.checkpoint.headers import open_folder
 from offload.errors import BadModelDir
+from offload.hub import hub, names
 from offload.hub.names import demo_folder
-from specexec.compose.head_folders import as_model, head_kind, verifier_of
+from specexec.compose.drafter_factory import drafter_of
+from specexec.compose.head_folders import as_model, fitting, head_kind, verifier_of
+from specexec.drafters.cost import CostModel
 from specexec.drafters.heads.eagle import Eagle, loaded
 from specexec.drafters.heads.eagle_fields import EagleFields, TargetShape, own_name
 from specexec.drafters.heads.head import HeadDrafter
 from specexec.drafters.heads.self_check import SelfCheck
 from specexec.drafters.none import NoDrafter
-from specexec.drafters.protocol import Ask
+from specexec.drafters.protocol import Ask, Drafter
 from specexec.drafters.ranking import Ranking
+from specexec.drafters.registry import parse
 from specexec.engine.decoder import Decoder
 from specexec.errors import BadDrafter
 from specexec.model.cache import KVCache
@@ -310,6 +314,10 @@ def test_a_text_that_goes_on_is_guessed_below_again(case: Case) -> None:
     ("change", "shapes", "why"),
     [
         ({"transformer_layer_config": OWN | {"model_type": "deepseek_v3"}}, {}, "layers are those of 'deepseek_v3'"),
+        ({"transformer_layer_config": OWN | {"layer_types": ["sliding_attention"]}}, {}, "its layers have a window"),
+        ({"transformer_layer_config": OWN | {"rope_scaling": {"type": "dynamic"}}}, {}, "longest position"),
+        ({"transformer_layer_config": OWN | {"rope_parameters": {"partial_rotary_factor": 0.5}}}, {}, "a part of each"),
+        ({"transformer_layer_config": OWN | {"rope_parameters": {"full_attention": {}}}}, {}, "from layer to layer"),
         ({"mask_token_id": 3}, {}, "P-EAGLE"),
         ({"eagle_config": {"use_aux_hidden_state": False}}, {}, "has use_aux_hidden_state: False"),
         ({"eagle_aux_hidden_state_layer_ids": [0, 1]}, {}, r"are \[0, 1\], and its fc reads 3 layers"),
@@ -317,6 +325,7 @@ def test_a_text_that_goes_on_is_guessed_below_again(case: Case) -> None:
         ({"eagle_aux_hidden_state_layer_ids": None}, {}, "does not say which layers it reads, and there are 4"),
         ({}, {"fc.weight": (HIDDEN, 3 * 40)}, "for a model with 40 hidden numbers, this one has 32"),
         ({}, {"embed_tokens.weight": (99, HIDDEN)}, "for a model with 99 tokens, this one has 96"),
+        ({}, {"embed_tokens.weight": (VOCABULARY, 40)}, "its embeddings have another hidden size than its layers"),
         ({}, {"lm_head.weight": (999, HIDDEN)}, "names 999 of 96 tokens"),
     ],
 )
@@ -329,10 +338,28 @@ def test_what_does_not_fit_is_refused_by_name(
         EagleFields.of(settings_of([0, 1, 2]) | change, held | shapes, SHAPE, "head")
 
 
+def test_a_head_without_rows_of_its_own_takes_its_targets(case: Case) -> None:
+    """Embeddings and head: as they are the target's own in this one, it guesses the same."""
+    tensors = knowing_head(case.model)
+    bare = case.head(
+        {name: one for name, one in tensors.items() if name not in ("embed_tokens.weight", "lm_head.weight")}
+    )
+    whole = case.head(tensors | {"lm_head.weight": case.model.lm_head.weight.detach()})
+    text, states = prompt(9, 1, VOCABULARY), torch.zeros(8, 3 * HIDDEN)
+    found, wanted = (one.lm.head(one.lm.forward([case.rows(one, text, states)])[0]) for one in (bare, whole))
+    assert torch.equal(found, wanted)
+    held = {name: tuple(one.shape) for name, one in tensors.items() if name != "lm_head.weight"}
+    with pytest.raises(BadDrafter, match="has no lm_head, and its target's does not fit it"):
+        EagleFields.of(settings_of([0, 1, 2]), held | {"d2t": (40,)}, SHAPE, "head")
+
+
 def test_parts_that_are_not_known_are_refused_by_name(case: Case) -> None:
     tensors = knowing_head(case.model)
     with pytest.raises(BadDrafter, match=r"'layers.0.self_attn.q_a_proj.weight' is a part that is not known"):
         case.head(tensors | {"layers.0.self_attn.q_a_proj.weight": torch.zeros(2, 2)})
+    for flag, part in (("norm_before_fc", "input_norm.weight"), ("use_aux_norm", "fc_norm.0.weight")):
+        with pytest.raises(BadDrafter, match=f"'{part}' is missing"):
+            case.head(tensors, settings_of([0, 1, 2]) | {flag: True})
     with pytest.raises(BadDrafter, match=r"'norm.weight' is missing"):
         case.head({name: one for name, one in tensors.items() if name != "norm.weight"})
 
@@ -382,6 +409,47 @@ def test_its_folder_says_what_it_is_and_whose(pair: tuple[Path, Path]) -> None:
     assert (head_kind(folder), verifier_of(folder)) == ("EAGLE-3", "org/model")
     assert as_model(folder).entries.keys() == {own_name(name) for name in folder.entries} - {None}
     assert as_model(as_model(folder)) == as_model(folder)
+
+
+def test_a_head_in_the_cache_is_paired_with_the_model_it_names(
+    pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "cache_folder", lambda: tmp_path)
+    assert names.drafter_of("org/model") is None
+    for repo, text in (("org--head", (pair[1] / "config.json").read_text()), ("org--other", "{}"), ("org--odd", "[")):
+        folder = tmp_path / f"models--{repo}" / "snapshots" / "a1"
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(text)
+    assert names.drafter_of("org/model") == "org/head"
+    assert names.drafter_of("org/head") is None
+    alias = names.Alias("org/model", "org/small")
+    monkeypatch.setattr(names, "aliases", lambda: {"short": alias})
+    assert names.drafter_of("short") == "org/small", "what is written down comes first"
+    monkeypatch.setattr(names, "aliases", lambda: {"bare": names.Alias("org/model")})
+    assert names.drafter_of("bare") == "org/head"
+
+
+def test_auto_goes_without_a_head_that_is_of_no_use(
+    pair: tuple[Path, Path], caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """Found before loading, by sizes, and while it is made, by parts: asked for by name it is refused either way."""
+    misfit = open_folder(saved(settings_of([0, 1, 9], 4096), load_file(pair[1] / "model.safetensors"), tmp_path))
+    automatic, named = parse("auto", lambda _: True), parse("sibling+ngram", lambda _: True)
+    target = open_folder(pair[0])
+    assert fitting(automatic, target, [open_folder(pair[1])])
+    assert not fitting(automatic, target, [misfit])
+    assert "reads the states at layers [0, 1, 9], this model has 4" in caplog.records[0].message
+
+    def odd() -> NoDrafter:
+        raise BadDrafter("a part that is not known")
+
+    makers: dict[str, Callable[[], Drafter]] = {"sibling": odd, "ngram": NoDrafter}
+    choice, drafter = drafter_of(automatic, makers, CostModel())
+    assert (choice.name, drafter.name) == ("ngram", "none")
+    with pytest.raises(BadDrafter):
+        fitting(named, target, [misfit])
+    with pytest.raises(BadDrafter):
+        drafter_of(named, makers, CostModel())
 
 
 def test_plan_counts_head_states_and_the_check(pair: tuple[Path, Path]) -> None:

@@ -74,7 +74,7 @@ def test_a_folder_of_another_kind_is_refused_by_what_it_is(files: list[str], say
     assert says in error.what
     if "adapter_config.json" in files:
         assert "org/base" in str(error.why)
-        assert "merge_and_unload" in str(error.hint)
+        assert "--lora" in str(error.hint)
     if files and files[0] == "tokenizer.json":
         assert "a tokenizer and no weights" in str(error.why)
 

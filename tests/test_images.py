@@ -269,6 +269,15 @@ def test_every_protocol_of_the_server_reads_an_image(gemma: Model) -> None:
         assert gemma.engine.encode(prompt) == expected
 
 
+def test_ids_for_others_are_those_that_the_tokenizer_gives(gemma: Model) -> None:
+    """JavaScript reads no whole number beyond 2**53, and rows of images have ids beyond 2**62."""
+    encoding, messages = gemma.engine.encoding, [shown(ONE, "What?")]
+    whole = gemma.engine.tokenizer(encoding.render(messages), add_special_tokens=False)["input_ids"]
+    assert max(encoding.encode(messages)) > 2**53
+    assert encoding.in_vocabulary(encoding.encode(messages)) == whole
+    assert encoding.in_vocabulary([1, 2]) == [1, 2]
+
+
 def test_a_text_that_waits_keeps_its_images(gemma: Model) -> None:
     body = {"model": "m", "messages": [shown(picture(3), "What?")], "max_tokens": 2}
     prepared = prepare(gemma.engine, openai.chat(body, ["m"]).asked)

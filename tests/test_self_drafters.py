@@ -36,7 +36,8 @@ from specexec.model.tree_lm import TreeLM
 from specexec.planning.best_first import BestFirst
 from specexec.sampling.params import SamplingParams
 from tests.tiny import LAYERS, VOCABULARY, tiny
-from tests.writing import drafters, prompt, sequence_of, write
+from tests.writing import drafters, greedy, prompt, sequence_of, write
+from tests.zoo import tiny_of
 
 LENGTH = 24
 PROMPT = prompt(21)
@@ -125,6 +126,24 @@ def test_every_family_can_skip_and_be_substituted(family: str, tmp_path: Path) -
     ):
         (sequence,) = write(target, drafter, [PROMPT], SAMPLINGS[0], 8)
         assert sequence.answer == plain.answer
+
+
+@pytest.mark.parametrize("family", ["llama4_text", "deepseek_v32"])
+def test_what_a_config_says_of_each_layer_goes_with_those_that_are_kept(family: str, tmp_path: Path) -> None:
+    model = tiny_of(family, tmp_path)
+    expected = greedy(model, PROMPT, 20)
+    plain_layers = dict(enumerate(copy.deepcopy(layers_of(model))))
+    target = TreeLM(model)
+    drafter = skipping(target, plain_layers.__getitem__, whole((0, 1, 3)), VOCABULARY)
+    (sequence,) = write(target, drafter, [PROMPT], SamplingParams(temperature=0.0, max_tokens=20), 8)
+    assert sequence.answer == expected
+
+
+def test_layers_that_take_over_what_others_chose_are_not_skipped(tmp_path: Path) -> None:
+    model = tiny_of("glm_moe_dsa", tmp_path)
+    plain_layers = dict(enumerate(copy.deepcopy(layers_of(model))))
+    with pytest.raises(UnsupportedArchitecture, match="some depend on what others have found"):
+        skipping(TreeLM(model), plain_layers.__getitem__, whole((0, 1, 3)), VOCABULARY)
 
 
 def test_drafting_leaves_the_targets_cache_alone(case: Case) -> None:

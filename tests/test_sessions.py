@@ -500,12 +500,18 @@ def test_an_empty_answer_in_an_old_file_is_not_read_by_the_model(
 @pytest.mark.parametrize(
     "text",
     [b"\xff\n", b"[" * 100_000, b'{"specexec_session": 1, "model": "m", "created": 1}\n' + b'{"a":' * 100_000, b"null",
-     b'{"specexec_session": 1, "model": "m", "created": 1}\n3\n'],
+     b'{"specexec_session": 1, "model": "m", "created": 1}\n3\n',
+     b'{"specexec_session": 1, "model": "m", "created": 1e999}\n',
+     b'{"specexec_session": 1, "model": "m", "created": 1}\n{"role": "assistant", "content": "x", "tokens": '
+     b'{"kept": 0, "read": [1], "written": [4611686018427387000], "ended": "stop", "seed": 1}}\n'],
 )  # fmt: skip
 def test_a_damaged_file_is_named_and_ends_no_listing(tmp_path: Path, text: bytes) -> None:
     archive = Archive(tmp_path)
     (tmp_path / "bad.jsonl").write_bytes(text)
     (tmp_path / "folder.jsonl").mkdir()
+    (tmp_path / "gone.jsonl").symlink_to(tmp_path / "nowhere")
     with pytest.raises(BadSession, match=re.escape(str(tmp_path / "bad.jsonl"))):
         archive.load("bad")
-    assert [type(one) for one in archive.everything()] == [BadSession, BadSession]
+    assert [type(one) for one in archive.everything()] == [BadSession] * 3
+    with pytest.raises(BadSession):
+        archive.latest()

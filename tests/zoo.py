@@ -55,6 +55,8 @@ SIZES: dict[str, object] = {
     "mamba_n_heads": 4, "mamba_d_head": 32, "mamba_num_heads": 4, "mamba_head_dim": 32, "mamba_d_state": 16,
     "mamba_d_ssm": 128, "mamba_n_groups": 1, "n_groups": 1, "ssm_state_size": 16, "state_size": 16,
     "depth": 2, "image_size": 28, "num_position_embeddings": 64, "floor_scale": 4,
+    "index_head_dim": 16, "index_topk": 12,
+    "index_topk_blocks": 3, "index_block_size": 4,
 }  # fmt: skip
 # Of each layer there is one entry; those that count layers name the first ones.
 BY_LAYER = (
@@ -64,6 +66,9 @@ BY_LAYER = (
 # What defaults leave out and repositories have: a tower of images, two sizes of heads, layers that share their keys.
 GEMMA4 = {"global_head_dim": 32, "num_global_key_value_heads": 1, "attention_k_eq_v": True, "num_kv_shared_layers": 2}
 GEMMA4_MOE = {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 48}
+M3 = {
+    "layer_types": ["full_attention", *["minimax_m3_sparse"] * 3], "num_key_value_heads": 2,
+}  # fmt: skip
 MORE: dict[str, dict[str, object]] = {
     "gemma4": {"vision_config": CONFIG_MAPPING["gemma4_vision"]().to_dict(), "text_config": GEMMA4 | GEMMA4_MOE},
     "gemma4_text": dict(GEMMA4),
@@ -82,6 +87,9 @@ MORE: dict[str, dict[str, object]] = {
     "bailing_hybrid": {"layer_types": ["linear_attention", "full_attention"], "num_expert_group": 2},
     "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
+    "minimax_m3_vl_text": M3,
+    "minimax_m3_vl": {"text_config": M3},
+    "glm_moe_dsa": {"indexer_types": ["full", "shared", "full", "shared"]},
 }
 
 

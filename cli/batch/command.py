@@ -95,7 +95,9 @@ def generate(
     bad = next((item.problem for item in items if item.problem), None)
     if batch.strict and bad is not None:
         raise bad
-    revision = fingerprint(_target(engine_options)) if served is None else served.model.revision
+    revision = (
+        fingerprint(_target(engine_options), engine_options.load.lora) if served is None else served.model.revision
+    )
     plan = _plan(items, batch, engine_options, sampling, revision, screen)
     with plan.journal as journal:
         earlier = len(items) - len(plan.todo)
@@ -289,6 +291,7 @@ def _configuration(
         "--template": batch.template,
         "--output-format": batch.format,
         "--stop": list(sampling.stop or ()),
+        **({"--lora": list(options.load.lora)} if options.load.lora else {}),
         **({"--head-quant": options.load.head_quant} if options.load.head_quant != "none" else {}),
         **({"--compute": options.load.compute} if options.load.compute != "float" else {}),
         **({"--template-var": dict(options.template_vars)} if options.template_vars else {}),

@@ -186,7 +186,8 @@ def _cache_of(path: Path, llm: Engine, options: EngineOptions) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     head = "" if options.load.head_quant == "none" else f"-{options.load.head_quant}-head"
     compute = "" if options.load.compute == "float" else f"-in-{options.load.compute}"
-    return f"{path}-{fingerprint(llm.folders['target'])}-{options.load.dtype}{head}{compute}-{llm.context}"
+    weights = fingerprint(llm.folders["target"], options.load.lora)
+    return f"{path}-{weights}-{options.load.dtype}{head}{compute}-{llm.context}"
 
 
 def _table(results: dict[str, Any]) -> str:

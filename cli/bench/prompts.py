@@ -35,7 +35,7 @@ def _row(line: str, file: Path) -> Measured:
     try:
         row = json.loads(line)
         text = str(row["prompt"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise BadText(f'{file}: not a JSON line with a "prompt": {line[:60]}') from None
     return _chat(text) if row.get("chat", True) else Measured(text, text)
 

@@ -21,6 +21,7 @@ from typing import TypeAlias
 from cli.shared.errors import BadSession, SessionNotFound
 from offload.machine.atomic_write import PRIVATE, replacing
 from offload.machine.folders import folder_of
+from specexec.sizes import FIRST_IMAGE_ROW
 from specexec.text.messages import Message, pictures_of, text_in
 from specexec.text.transcript import Turn, belonging, common
 
@@ -123,11 +124,11 @@ class Archive:
         paths = self._paths()
         if not paths:
             raise SessionNotFound("there is no conversation to continue.", hint="specexec chat")
-        return _read(max(paths, key=lambda path: path.stat().st_mtime_ns))
+        return _read(max(paths, key=_saved_ns))
 
     def everything(self) -> Iterator[Record | BadSession]:
         """Every conversation, the latest first; a file that cannot be read comes as its error."""
-        for path in sorted(self._paths(), key=lambda path: path.stat().st_mtime_ns, reverse=True):
+        for path in sorted(self._paths(), key=_saved_ns, reverse=True):
             try:
                 yield _read(path)
             except BadSession as problem:
@@ -181,6 +182,14 @@ def _stamp_of(path: Path) -> Stamp | None:
         return None
 
 
+def _saved_ns(path: Path) -> int:
+    """When a file was written; those that cannot be reached count as the oldest, and reading them says why."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
 def _stamp(found: os.stat_result) -> Stamp:
     return found.st_ino, found.st_size, found.st_mtime_ns
 
@@ -208,7 +217,7 @@ def _read(path: Path) -> Record:
         raise BadSession(f"{path} cannot be read: {problem.strerror}.") from problem
     except RecursionError:
         raise BadSession(f"{path} is not a conversation of ours: it is nested too deeply.") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as problem:
+    except (ValueError, OverflowError, KeyError, TypeError, AttributeError) as problem:
         raise BadSession(f"{path} is not a conversation of ours: {problem}.") from problem
 
 
@@ -263,6 +272,11 @@ def _turns(record: Record, lines: list[dict[str, dict[str, object]]]) -> Iterato
 
 
 def _ids(found: object) -> list[int]:
-    if not isinstance(found, list) or not all(type(token) is int and 0 <= token < 1 << 63 for token in found):
+    if not isinstance(found, list) or not all(type(token) is int and _is_id(token) for token in found):
         raise ValueError("its tokens are not ids")
     return found
+
+
+def _is_id(token: int) -> bool:
+    """Whether it can be one of a vocabulary, or of an image's rows."""
+    return 0 <= token < 1 << 31 or FIRST_IMAGE_ROW <= token < 1 << 63

@@ -17,6 +17,7 @@ from cli.connect.engine import ServedEngine
 from cli.shared.errors import BadSnapshot
 from cli.shared.quantities import format_bytes, format_count
 from cli.terminal.screen import Screen
+from offload.hub.adapters import adapters_digest
 from specexec.text.messages import Message
 from specexec.text.transcript import belonging
 
@@ -139,7 +140,7 @@ def weights_of(engine: Engine) -> dict[str, str]:
     found = {role: fingerprint(folder) for role, folder in engine.folders.items()}
     if engine.compute != "float":
         found["target"] += f" in {engine.compute}"
-    return found
+    return {role: name + adapters_digest(engine.adapters.get(role, ())) for role, name in found.items()}
 
 
 def stored_name(model: str) -> str:

@@ -105,7 +105,7 @@ class Server:
     def _refusal(self, status: int, body: bytes, headers: Headers, reason: str) -> Refusal:
         try:
             error = json.loads(body)["error"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             error = f"{status} {reason}."
         waited = headers.get("Retry-After", "")
         return self.refusal(error, status, int(waited) if waited.isdecimal() else None)

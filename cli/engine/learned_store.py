@@ -24,6 +24,7 @@ from cli.engine.ngram_store import Arrays, load, save
 from cli.shared.conditions import conditions
 from cli.shared.options import EngineOptions
 from offload.errors import OffloadError
+from offload.hub.adapters import adapters_digest
 from offload.hub.names import resolve
 from offload.machine.file_identity import samples
 from offload.machine.folders import folder_of
@@ -64,7 +65,8 @@ def measured(options: EngineOptions) -> dict[str, float]:
 @contextmanager
 def searching(options: EngineOptions, found: MutableMapping[str, NDArray[np.generic]]) -> Iterator[None]:
     """For the length of the block `found` holds what earlier searches found with this model; what is new is kept."""
-    path = _file(f"searches-{options.model}", _digest(options.model, _identity_of(options.model)))
+    own = _identity_of(options.model) + adapters_digest(options.load.lora)
+    path = _file(f"searches-{options.model}", _digest(options.model, own))
     known = load(path, set()) or {}
     found.update(known)
     yield
@@ -153,7 +155,10 @@ def _path(engine: Engine, pair: NDArray[np.uint8]) -> Path:
 
 def _pair(engine: Engine) -> NDArray[np.uint8]:
     """Equal for the same two models and the same sources of guesses."""
-    folders = (f"{role} {path} {_identity(path)}" for role, path in engine.folders.items())
+    folders = (
+        f"{role} {path} {_identity(path)}{adapters_digest(engine.adapters.get(role, ()))}"
+        for role, path in engine.folders.items()
+    )
     return _digest(engine.name, engine.drafter_name, *folders)
 
 

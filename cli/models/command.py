@@ -75,7 +75,9 @@ def known_models() -> list[Known]:
     taken = {model.path.resolve() for model in found if model.path}
     paths = {repo: hub.cached(repo, None) for repo in hub.cached_repos()}
     others = {repo: path for repo, path in paths.items() if path and not hub.missing_files(path)}
-    found += [Known(r, r, "none", path) for r, path in others.items() if path.resolve() not in taken]
+    found += [
+        Known(r, r, names.drafter_of(r) or "none", path) for r, path in others.items() if path.resolve() not in taken
+    ]
     ollama = os.environ.get("OLLAMA_MODELS")
     apps = models_of_apps(Path.home(), Path(ollama) if ollama else None)
     return found + [Known(str(one.file), f"{one.app}: {one.name}", "none", one.file) for one in apps]

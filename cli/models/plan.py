@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import click
@@ -55,6 +56,8 @@ REACHED = 0.6  # of what is sold
     "-d", "--drafter", metavar="NAME", default=USUAL["drafter"], help="Drafters to make room for; auto: the paired one."
 )
 @click.option("--drafter-quant", type=DRAFT_BITS, default=USUAL["drafter-quant"], help="Bits of the drafter's layers.")
+@click.option("--lora", multiple=True, metavar="FOLDER[:SCALE]", help="A LoRA adapter to make room for.")
+@click.option("--drafter-lora", multiple=True, metavar="FOLDER[:SCALE]", help="The same of a drafter model.")
 @click.option("--head-quant", type=click.Choice(["none", "nf4"]), default="none", help="Bits of the model's head.")
 @click.option("--compute", type=click.Choice(["float", "int8"]), default="float", help="How int8 and int4 multiply.")
 @click.option("--all", "every", is_flag=True, help="Every number format, not only the likely ones.")
@@ -65,7 +68,8 @@ REACHED = 0.6  # of what is sold
 def plan(
     model: str, gpu: str | None, link: float | None, disk: float | None, ram: int | None, vram: int | None,
     ctx: int | None, budget: IntOrAuto, drafter: str, drafter_quant: FewBits, head_quant: FourBits, compute: Compute,
-    every: bool, offline: bool, trust_remote_code: bool, as_json: bool,
+    lora: tuple[str, ...], drafter_lora: tuple[str, ...], every: bool, offline: bool, trust_remote_code: bool,
+    as_json: bool,
 ) -> None:  # fmt: skip
     """Say what of MODEL would live where, how long a sweep takes, and the command to type.
 
@@ -74,12 +78,13 @@ def plan(
     """
     from cli.models.gate import check, only_plainly
     from cli.models.outlook import best, outlook
+    from offload.checkpoint.lora import with_adapters
     from offload.hub.headers_only import item_B, list_drafters, list_model
-    from specexec.compose.head_folders import check_heads, head_kind
+    from specexec.compose.head_folders import fitting, head_kind
     from specexec.compose.memory_plan import LoadRequest
 
     guests = _counted(drafter)
-    folder = list_model(model, offline=offline)
+    folder = with_adapters(list_model(model, offline=offline), lora)
     branches = check(folder, trees=guests.required, ctx=ctx, trust_remote_code=trust_remote_code)
     plainly = "" if branches else only_plainly(folder, trust_remote_code) or ""
     here = _machine(folder, gpu, ram, vram, item_B(folder), compute)
@@ -90,29 +95,34 @@ def plan(
         disk_Bps=disk or here.ceilings.disk_Bps,
         assumed=tuple(name for name in here.ceilings.assumed if not given.get(name)),
     )
-    drafters = list_drafters(model, guests.models, offline=offline)
+    drafters = [
+        one if head_kind(one) else with_adapters(one, drafter_lora)
+        for one in list_drafters(model, guests.models, offline=offline)
+    ]
     check_models(guests, [one.path for one in drafters], model)
-    check_heads(guests, folder, drafters)
+    drafters = [*fitting(guests, folder, drafters)]
     for one in drafters:
         if not head_kind(one):
             check(one, trees=True, trust_remote_code=trust_remote_code)
     longest = folder.config.get("max_position_embeddings")
     context = context_for(ctx, longest if isinstance(longest, int) else 2**31 - 1)
     options = LoadOptions(
-        drafter, drafter_quant=drafter_quant, head_quant=head_quant, compute=compute, budget=budget, ctx=ctx
-    )
+        drafter, lora=lora, drafter_lora=drafter_lora, drafter_quant=drafter_quant, head_quant=head_quant,
+        compute=compute, budget=budget, ctx=ctx,
+    )  # fmt: skip
     request = LoadRequest.of(
         folder, tuple(drafters), options, context, here.free, branches=branches, plainly=plainly, toy=model == DEMO
     )
     rows = outlook(request, guests, here.free, speeds, every)
     chosen = best(rows)
     kept = {"ctx": ctx, "budget": budget, "drafter": drafter, "drafter-quant": drafter_quant, "compute": compute}
-    typed = [] if chosen is None else commands_for(model, chosen, ram, vram, kept, trust_remote_code)
+    adapters = {"lora": lora, "drafter-lora": drafter_lora}
+    typed = [] if chosen is None else commands_for(model, chosen, ram, vram, kept, trust_remote_code, adapters)
     answer = _Answer(model, folder, here, speeds, rows, chosen, typed)
     if as_json:
         asked = {"gpu": gpu, "link": link, "disk": disk, "ram": ram, "vram": vram, "ctx": ctx, "budget": budget,
                  "drafter": drafter, "drafter_quant": drafter_quant, "head_quant": head_quant,
-                 "compute": compute, "all": every, "offline": offline,
+                 "compute": compute, "lora": lora, "drafter_lora": drafter_lora, "all": every, "offline": offline,
                  "trust_remote_code": trust_remote_code}  # fmt: skip
         echo(json.dumps({"asked": asked} | answer.record(), indent=1))
         return
@@ -303,11 +313,13 @@ def commands_for(
     vram: int | None,
     kept: Mapping[str, int | str | None],
     code: bool = False,
+    adapters: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> list[str]:
     """What to type for this combination, within the same budgets and with what else was asked for."""
     budgets = "".join(f" --{name} {exact_size(B)}" for name, B in (("ram", ram), ("vram", vram)) if B is not None)
     name, more = shlex.quote(model), budgets + ("" if row.head == "none" else f" --head-quant {row.head}")
     more += "".join(f" --{name} {shlex.quote(str(value))}" for name, value in kept.items() if value != USUAL[name])
+    more += "".join(f" --{name} {shlex.quote(one)}" for name, some in adapters.items() for one in some)
     more += " --trust-remote-code" if code else ""
     if row.form != "none":
         packed = f"{model.rstrip('/').rpartition('/')[2]}-{row.form}"

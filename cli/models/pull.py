@@ -190,7 +190,9 @@ def _admit(repo: str, revision: str | None, asked: _Asked, screen: Screen) -> No
 
     listed = list_hub(repo, revision)
     if words := head_in_words(listed):
-        screen.tell(f"Note: {repo} is {words}; use: -m {verifier_of(listed) or 'MODEL'} -d {repo}")
+        model = verifier_of(listed)
+        use = f"-m {model} takes it where nothing else is paired" if model else f"use: -m MODEL -d {repo}"
+        screen.tell(f"Note: {repo} is {words}; {use}")
         return
     check(listed, trees=False, trust_remote_code=asked.trust_remote_code)
     for note in (*listed.notes, only_plainly(listed, asked.trust_remote_code)):

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from cli.ollama_api.reply import OllamaReply
-from cli.ollama_api.schema import OllamaChat, OllamaGenerate, OllamaMessage, OllamaRequest, Options
+from cli.ollama_api.schema import OllamaChat, OllamaEmbed, OllamaGenerate, OllamaMessage, OllamaRequest, Options
+from cli.openai.embeddings import EmbeddingTexts, check_served, check_texts
 from cli.openai.errors import bad_request
 from cli.openai.parse import Message, read_chat, read_completion, read_translated, validated
 from cli.openai.reply import Exchange
@@ -47,6 +48,19 @@ def chat(body: object, served: Items[str]) -> Exchange:
     if not request.messages:
         raise bad_request("messages: at least one is needed.", "messages")
     return _exchange(request, served, {"messages": _messages(request.messages), "tools": request.tools}, "chat")
+
+
+def read_embed(body: object, served: Items[str]) -> EmbeddingTexts:
+    """Texts that are to become vectors, the mean of their tokens. Raises ApiError."""
+    request = validated(OllamaEmbed, body)
+    model = served_name(request.model, served)
+    check_served(model, served)
+    texts = (request.input,) if isinstance(request.input, str) else tuple(request.input)
+    if texts:
+        check_texts(texts)
+    return EmbeddingTexts(
+        request.model or served[0], texts, "mean", request.dimensions, cut=request.truncate is not False
+    )
 
 
 def generate(body: object, served: Items[str]) -> Exchange:

@@ -40,6 +40,15 @@ class OllamaRequest(_Open):
     top_logprobs: Whole | None = None
 
 
+class OllamaEmbed(_Open):
+    """The body of /api/embed. Texts that are too long are cut, unless `truncate` is false."""
+
+    model: str | None = None
+    input: str | list[str] = []
+    truncate: bool | None = None
+    dimensions: Whole | None = None
+
+
 class OllamaMessage(_Open):
     """One message. Calls have no ids: a result belongs to the first call of that tool without one."""
 

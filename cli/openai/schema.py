@@ -36,6 +36,7 @@ Length = Annotated[Whole, AfterValidator(_positive_or_fill)]
 class StreamOptions(BaseModel):
     """How a stream ends."""
 
+    model_config = ConfigDict(strict=True)
     include_usage: bool = False
 
 
@@ -76,12 +77,14 @@ class StructuredOutputs(BaseModel):
 class ChosenFunction(BaseModel):
     """The name of the function that must be called."""
 
+    model_config = ConfigDict(strict=True)
     name: str
 
 
 class ToolChoice(BaseModel):
     """One function that must be called."""
 
+    model_config = ConfigDict(strict=True)
     type: Literal["function"]
     function: ChosenFunction
 

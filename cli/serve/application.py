@@ -20,6 +20,7 @@ from starlette.types import ASGIApp
 from cli.engine.revision import fingerprint
 from cli.messages_api.read import counted, messages
 from cli.ollama_api import read as ollama
+from cli.ollama_api.schema import OllamaChat, OllamaGenerate
 from cli.openai.errors import ApiError, api_error, bad_request
 from cli.openai.logprobs import Json
 from cli.openai.parse import Message, read_chat, unknown_model
@@ -29,10 +30,12 @@ from cli.responses_api.read import ResponsesReader
 from cli.responses_api.store import ResponseStore
 from cli.serve.bodies import read_json
 from cli.serve.completions import Completions, Endpoint, ServerSettings, ready
+from cli.serve.embedding import Embeddings
 from cli.serve.framing import LINES
 from cli.serve.guard import Guard, Policy
 from cli.serve.metrics import exposition, together
 from cli.serve.models import Models
+from cli.serve.openapi import document
 from cli.serve.other_clients import OtherClients
 from cli.serve.refusals import response_of
 from specexec.text.template_options import Wishes
@@ -52,9 +55,13 @@ def application(models: Models, settings: ServerSettings, policy: Policy) -> ASG
     """The whole server as one ASGI app; the models are started and closed by the caller."""
     store = ResponseStore()
     completions, responses = Completions(models, settings), ResponsesReader(store)
+    embedding = Embeddings(models, settings)
     status, others = _ModelAndState(models, settings), OtherClients(models, settings, store)
+    talk = completions.endpoint(ollama.chat, LINES, partial(others.kept, OllamaChat))
+    write = completions.endpoint(ollama.generate, LINES, partial(others.kept, OllamaGenerate))
     routes = [
         Route("/", status.page),
+        Route("/openapi.json", _kind(status.openapi)),
         Route("/health", _kind(status.health)),
         Route("/metrics", _kind(status.metrics)),
         Route("/v1/models", _kind(status.models)),
@@ -64,8 +71,10 @@ def application(models: Models, settings: ServerSettings, policy: Policy) -> ASG
         Route("/v1/responses", _kind(completions.endpoint(responses.response)), methods=["POST"]),
         Route("/v1/responses/input_tokens", _kind(completions.counter(responses.prompt, _counted)), methods=["POST"]),
         Route("/v1/responses/{name}", _kind(others.stored), methods=["GET", "DELETE"]),
-        Route("/api/chat", _kind(completions.endpoint(ollama.chat, LINES, others.kept)), methods=["POST"]),
-        Route("/api/generate", _kind(completions.endpoint(ollama.generate, LINES, others.kept)), methods=["POST"]),
+        Route("/api/chat", _kind(talk), methods=["POST"]),
+        Route("/api/generate", _kind(write), methods=["POST"]),
+        Route("/v1/embeddings", _kind(embedding.openai), methods=["POST"]),
+        Route("/api/embed", _kind(embedding.ollama), methods=["POST"]),
         Route("/api/tags", _kind(others.tags)),
         Route("/api/ps", _kind(others.loaded)),
         Route("/api/show", _kind(others.show), methods=["POST"]),
@@ -100,6 +109,9 @@ class _ModelAndState:
     async def page(self, _: Request) -> Response:
         html = files("cli.serve").joinpath("page.html").read_text(encoding="utf-8")
         return HTMLResponse(html, headers={"Content-Security-Policy": _PAGE_POLICY})
+
+    async def openapi(self, _: Request) -> Response:
+        return JSONResponse(document(self._settings.models))
 
     async def health(self, _: Request) -> Response:
         models, worker = self._models, self._models.first.worker
@@ -139,16 +151,16 @@ class _ModelAndState:
         if len(given) != 1 or not isinstance(given[0], str | list):
             raise bad_request("give one of content, prompt or messages.", "content")
         prompt, wishes = given[0] if isinstance(given[0], str) else _messages(given[0]), Wishes(control_tokens=control)
-        async with self._models.using(body.get("model")) as worker:
+        async with self._models.using(_model(body)) as worker:
             ready(worker)
             read = partial(encode, worker.engine, prompt, wishes, special=special is not False)
-            tokens = await anyio.to_thread.run_sync(read)
+            tokens = worker.engine.encoding.in_vocabulary(await anyio.to_thread.run_sync(read))
             return JSONResponse({"tokens": tokens, "count": len(tokens), "max_model_len": worker.engine.context})
 
     async def detokenize(self, request: Request) -> Response:
         body = await read_json(request)
         tokens = body.get("tokens")
-        async with self._models.using(body.get("model")) as worker:
+        async with self._models.using(_model(body)) as worker:
             ready(worker)
             vocabulary = len(worker.engine.tokenizer)
             given = tokens if isinstance(tokens, list) else [None]
@@ -205,7 +217,7 @@ class _ModelAndState:
 
     def _revision(self, engine: Engine) -> str:
         if engine not in self._revisions:
-            self._revisions[engine] = fingerprint(engine.folders["target"])
+            self._revisions[engine] = fingerprint(engine.folders["target"], engine.adapters["target"])
         return self._revisions[engine]
 
 
@@ -215,6 +227,14 @@ def _input_tokens(tokens: int) -> Json:
 
 def _counted(tokens: int) -> Json:
     return {"object": "response.input_tokens", "input_tokens": tokens}
+
+
+def _model(body: dict[str, object]) -> str | None:
+    """The model that a body names, if it names one. Raises ApiError."""
+    name = body.get("model")
+    if not isinstance(name, str | None):
+        raise bad_request("model must be a name.", "model")
+    return name
 
 
 def _switch(body: dict[str, object], *names: str) -> bool | None:
@@ -251,4 +271,6 @@ async def _unknown(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
     path = request.url.path
-    return response_of(ApiError(error.status_code, code, f"{request.method} {path}: {error.detail}."), path)
+    refused = response_of(ApiError(error.status_code, code, f"{request.method} {path}: {error.detail}."), path)
+    refused.headers.update(error.headers or {})
+    return refused

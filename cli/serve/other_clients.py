@@ -12,8 +12,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from cli.ollama_api.read import served_name
+from cli.ollama_api.schema import OllamaRequest
 from cli.openai.errors import bad_request
-from cli.openai.parse import read_chat, unknown_model
+from cli.openai.parse import read_chat, unknown_model, validated
 from cli.openai.prepare import rendered
 from cli.responses_api.store import ResponseStore
 from cli.serve.bodies import read_json
@@ -84,10 +85,11 @@ class OtherClients:
         ]
         return JSONResponse({"models": loaded})
 
-    async def kept(self, body: dict[str, object]) -> Response | None:
+    async def kept(self, kind: type[OllamaRequest], body: dict[str, object]) -> Response | None:
         """Ollama's way to load a model or, with `keep_alive` 0, to unload it: a request without a prompt."""
         if not body.get("model") or body.get("prompt") or body.get("messages") or body.get("images"):
             return None
+        validated(kind, body)
         name = self._known(body)
         leaves = body.get("keep_alive") in (0, "0", "0s")
         if leaves:  # in a thread of its own: what it waits for needs the others
@@ -126,8 +128,9 @@ class OtherClients:
 
     def _known(self, body: dict[str, object]) -> str:
         """The model that a body names. Raises ApiError."""
-        name = body.get("model", body.get("name"))
-        if not isinstance(name, str):
+        given = [body[key] for key in ("model", "name") if body.get(key) is not None]
+        name = given[0] if given else None
+        if not isinstance(name, str) or not all(isinstance(one, str) for one in given):
             raise bad_request("model: a name is needed.", "model")
         if served_name(name, self._settings.models) not in self._settings.models:
             raise unknown_model(name, self._settings.models)

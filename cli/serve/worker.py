@@ -10,6 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
@@ -62,6 +63,17 @@ class Ticket:
         return len(self.prompt) + self.sampling.max_tokens
 
 
+@dataclass(eq=False)
+class Task:
+    """Something else than a text to write, done between two sweeps. It is called with the engine and with the lengths
+    of the texts that keep their memory meanwhile, and needs room for `longest` tokens beside them.
+    """
+
+    work: Callable[[Engine, list[int]], object]
+    longest: int
+    result: Future[object] = field(default_factory=Future)
+
+
 class Worker:
     """Serves any number of texts with one engine, at most `parallel` of them in one sweep.
 
@@ -92,6 +104,7 @@ class Worker:
         self._engine: Engine | None = None
         self._waiting: deque[Ticket] = deque()
         self._live: dict[Sequence, Ticket] = {}
+        self._tasks: deque[Task] = deque()
         self._idle = IdleCaches(parallel)
         self._mean_s = 1.0
         self._changed = threading.Condition()
@@ -117,7 +130,7 @@ class Worker:
     def busy(self) -> bool:
         """Whether a text is being written or waits; a text on its way from the one to the other counts."""
         with self._changed:
-            return bool(self._live or self._waiting)
+            return bool(self._live or self._waiting or self._tasks)
 
     def start(self) -> None:
         """Begin loading."""
@@ -137,6 +150,14 @@ class Worker:
                 raise Full(len(self._waiting), self._retry_s())
             self.totals.requests_total += len(tickets)
             self._waiting.extend(tickets)
+            self._changed.notify()
+
+    def do(self, task: Task) -> None:
+        """Have something done as soon as there is room for it; no text begins before."""
+        with self._changed:
+            if self.state == "stopping":
+                raise Stopping("the server is stopping.")
+            self._tasks.append(task)
             self._changed.notify()
 
     def cancel(self, ticket: Ticket) -> None:
@@ -189,7 +210,9 @@ class Worker:
             return
         with self._engine, self._remembering(self._engine):
             while self._admit():
-                self._sweep()
+                self._do_tasks()
+                if self._live:
+                    self._sweep()
             self._refuse_all()
 
     def _admit(self) -> bool:
@@ -201,10 +224,10 @@ class Worker:
                 if self.state == "stopping":
                     return False
                 rows = 0
-                while self._waiting and self._fits(self._waiting[0], rows):
+                while self._waiting and not self._tasks and self._fits(self._waiting[0], rows):
                     rows += len(self._waiting[0].prompt)
                     self._begin(self._waiting.popleft())
-                if self._live:
+                if self._live or self._tasks:
                     return True
                 self._changed.wait()
 
@@ -215,12 +238,28 @@ class Worker:
         """
         if len(self._live) == self.parallel or (rows and rows + len(ticket.prompt) > self.engine.room.rows):
             return False
+        return self._has_room(ticket.longest)
+
+    def _has_room(self, tokens: int) -> bool:
         live = [other.longest for other in self._live.values()]
-        while not self.engine.room.admits([*live, *self._idle.lengths], ticket.longest):
+        while not self.engine.room.admits([*live, *self._idle.lengths], tokens):
             if not self._idle.lengths:
                 return False
             self._idle.drop_oldest()
         return True
+
+    def _do_tasks(self) -> None:
+        """What there is room for; the rest waits until texts have ended."""
+        while self._tasks and self._has_room(self._tasks[0].longest):
+            task = self._tasks[0]
+            held = [*(ticket.longest for ticket in self._live.values()), *self._idle.lengths]
+            if task.result.set_running_or_notify_cancel():
+                try:
+                    task.result.set_result(task.work(self.engine, held))
+                except Exception as error:
+                    task.result.set_exception(error)
+            with self._changed:
+                self._tasks.popleft()
 
     def _begin(self, ticket: Ticket) -> None:
         computed = ticket.sampling.prompt_logprobs  # what is cached is not computed, so nothing could be said of it
@@ -276,6 +315,10 @@ class Worker:
             for ticket in self._waiting:
                 ticket.tell(Stopping("the server is stopping."))
             self._waiting.clear()
+            for task in self._tasks:
+                if task.result.set_running_or_notify_cancel():
+                    task.result.set_exception(Stopping("the server is stopping."))
+            self._tasks.clear()
             for sequence in list(self._live):
                 self._end(sequence)
 

@@ -66,6 +66,15 @@ class TensorPart:
 
 
 @dataclass(frozen=True)
+class Sum:
+    """A tensor of a block to which the products of others of its tensors are added."""
+
+    name: str
+    products: tuple[tuple[str, str, float], ...]
+    """The names of B and of A, and the scale of their product."""
+
+
+@dataclass(frozen=True)
 class Copy:
     """Bytes of a file that belong at `offset` of the buffer as they are."""
 
@@ -82,6 +91,7 @@ class Block:
     packed: tuple[Packed, ...] = ()
     routing: Routing | None = None
     """Of a layer whose experts can be fetched one by one."""
+    sums: tuple[Sum, ...] = ()
 
     def of(self, whose: Collection[int | None]) -> "Block":
         """What belongs to these experts (None: to no expert) and nothing else, at the same places."""

@@ -77,8 +77,7 @@ def instead(
         return BadModelDir(
             f"{where} holds an adapter (LoRA), not a model.",
             f"It changes {base}, whose weights are not here.",
-            "merge it once: peft's AutoPeftModelForCausalLM.from_pretrained(folder).merge_and_unload(), then "
-            "save_pretrained, and use that folder.",
+            "that model with -m, and this adapter, in a folder here, with --lora.",
         )
     if "model_index.json" in names:
         return BadModelDir(f"{where} is a diffusers pipeline, which makes images.", READS, "a language model.")

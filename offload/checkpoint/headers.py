@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeGuard, cast
 
+from offload.checkpoint.change import Change
 from offload.checkpoint.contents import ADAPTER, GGUF_NOTE, MANIFEST, MODELOPT, find_weights, instead
 from offload.checkpoint.documents import AGAIN, CONFIG, Json, read_json
 from offload.checkpoint.entry import Entry
@@ -26,6 +27,7 @@ from offload.units import size
 # The safetensors library refuses larger headers too; a 70B header is about 100 KB.
 MAX_HEADER_B = 100_000_000
 MAX_SMALL_B = 1 << 20
+MOST_LAYERS = 10_000  # published models have some hundreds at most
 LFS = b"version "
 # Tensors that change their dtype are read so much at a time: large enough for the disk, small enough to forget.
 SCRATCH_B = 16 << 20
@@ -55,6 +57,8 @@ class Folder:
     """Tensors that belong to images or sound: nothing here computes with them."""
     mtp: dict[str, Entry] = field(default_factory=dict)
     """Tensors of layers that guess further ahead (mtp.py): only a drafter computes with them."""
+    changes: tuple[Change, ...] = ()
+    """What adapters (lora.py) add to its weights."""
 
     @property
     def whole_config(self) -> dict[str, Json]:
@@ -118,7 +122,7 @@ def open_folder(path: Path) -> Folder:
         raise no_tensors(str(path / files[0]))
     notes = [weights.note] if weights.note else []
     if ADAPTER in names:
-        notes.append(f"the adapter beside the weights ({ADAPTER}) is not applied")
+        notes.append(f"the adapter beside the weights ({ADAPTER}) is not applied; --lora {path} adds it")
     return checked(Folder(path, config, entries, sizes, tuple(notes)))
 
 
@@ -164,6 +168,10 @@ def _config_in(path: Path) -> dict[str, Json]:
             )
         raise _no_model(path, names)
     config = read_json(path / CONFIG)
+    for part in (config, config.get("text_config")):
+        layers = part.get("num_hidden_layers") if isinstance(part, dict) else None
+        if isinstance(layers, int) and layers > MOST_LAYERS:
+            raise BadModelDir(f"{path / CONFIG} does not describe a usable model.", f"num_hidden_layers is {layers}.")
     return with_modelopt(config, read_json(path / MODELOPT)) if MODELOPT in names else config
 
 

@@ -5,7 +5,7 @@ read; nothing is ever newly initialised.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -14,7 +14,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from offload.checkpoint.block import Block, TensorPart, aligned
+from offload.checkpoint.block import Block, Sum, TensorPart, aligned
+from offload.checkpoint.change import Change
 from offload.checkpoint.entry import Entry
 from offload.checkpoint.experts import experts_of
 from offload.checkpoint.headers import Folder
@@ -108,7 +109,9 @@ def _places_in(folder: Folder, skeleton: Skeleton, within: str = "", *, in_integ
     parts = route(entries, skeleton.whole, skeleton.wrapper.own_name if skeleton.wrapper else str)
     _refuse_missing(tensors.keys() - parts.keys(), model, folder.path)
     linears = _linears(model, skeleton.layers) if in_integers else frozenset()
-    places = _Places(folded, parts, {name: tuple(tensors[name].shape) for name in parts}, {}, linears)
+    changes = _changes(folder, skeleton, parts) if folder.changes and not within else {}
+    shapes = {name: tuple(tensors[name].shape) for name in parts}
+    places = _Places(folded, parts, shapes, {}, linears - changes.keys(), changes)
     for name, found in parts.items():
         places.dtypes[name] = _compute_dtype(name, tensors[name], model, skeleton.dtype)
         _check_dtype([part for part in found if part.entry.name not in folded.quantised], places.dtypes[name])
@@ -135,6 +138,8 @@ class _Places:
     dtypes: dict[str, torch.dtype]
     in_integers: frozenset[str]
     """Weights that compute in integers where they are stored so."""
+    changes: Mapping[str, Sequence[Change]]
+    """What is added to them."""
 
     def block(
         self, label: str, names: Sequence[str], prefix: str, experts: str | None = None, *, in_place: bool = False
@@ -163,6 +168,14 @@ class _Places:
                 members |= {
                     entry.name: (entry, _as_stored(role, entry, part, weight)) for role, entry in weight.members.items()
                 }
+        sums: list[Sum] = []
+        for name in (one for one in names if one in self.changes):
+            products: list[tuple[str, str, float]] = []
+            for number, change in enumerate(self.changes[name]):
+                b, a = (replace(one, name=f"{one.name}:{number}") for one in (change.b, change.a))
+                members |= {one.name: (one, (_whole(one),)) for one in (b, a)}
+                products.append((b.name, a.name, change.scale))
+            sums.append(Sum(name.removeprefix(prefix), tuple(products)))
         wanted += [(name, DTYPES[entry.dtype], entry.shape, parts) for name, (entry, parts) in members.items()]
         # In file order the pieces of a layer that is stored in one run are read with one call.
         wanted.sort(key=lambda item: min((part.entry.file, part.entry.offset) for part in item[3]))
@@ -171,7 +184,7 @@ class _Places:
         for name, dtype, shape, parts in wanted:
             pieces.append(TensorPart(name, dtype, shape, offset, parts).placed(in_place))
             offset = pieces[-1].offset + pieces[-1].nbytes
-        return Block(label, tuple(pieces), tuple(packed))
+        return Block(label, tuple(pieces), tuple(packed), sums=tuple(sums))
 
     def _by_expert(self, part: Part, shape: tuple[int, ...]) -> list[Part]:
         weight = self.folded.quantised.get(part.entry.name)
@@ -201,10 +214,51 @@ def _linears(skeleton: PreTrainedModel, layers: str) -> frozenset[str]:
 
 def _as_stored(role: str, entry: Entry, part: Part, weight: Quantised) -> tuple[Part, ...]:
     """Codes or scales as they are on disk, and whose they are: of a stack each expert has its own rows."""
-    whole = Part(entry, entry.name, torch.empty(entry.shape, device="meta").stride(), 0)
+    whole = _whole(entry)
     if weight.expert is None:
         return (replace(whole, expert=part.expert),)
     return tuple(whole.by_expert(entry.shape)) if role in STACKED else (whole,)
+
+
+def _whole(entry: Entry) -> Part:
+    return Part(entry, entry.name, torch.empty(entry.shape, device="meta").stride(), 0)
+
+
+def _changes(folder: Folder, skeleton: Skeleton, stored: Collection[str]) -> dict[str, list[Change]]:
+    """What adapters add to weights, by the names of the module, which may be others on disk.
+
+    Raises UnsupportedModel for what is no stored matrix of the language model.
+    """
+    found: dict[str, list[Change]] = {}
+    named = {one.name: Entry(one.name, one.b.file, 0, 0, "", one.shape) for one in folder.changes}
+    own_name = skeleton.wrapper.own_name if skeleton.wrapper else str
+    try:
+        parts = route(named.values(), skeleton.whole, own_name)
+    except BadModelDir:  # of one of them, which is named below
+        parts = {}
+    places = {part.entry.name: (name, part) for name, (part, *others) in parts.items() if not others}
+    for one in folder.changes:
+        if one.name not in places:
+            try:
+                parts = route([named[one.name]], skeleton.whole, own_name)
+            except BadModelDir as problem:
+                raise _misplaced(one, problem.what) from problem
+            raise _misplaced(one, "It is part of a larger tensor, or of another part of the model.")
+        name, part = places[one.name]
+        if part.entry.shape != one.shape or part.offset or part.stride != (one.shape[1], 1):
+            raise _misplaced(one, "The weight is kept turned round, or as a part of another.")
+        if name not in stored:
+            raise _misplaced(one, "It is not stored: it is tied to the embeddings, which would change with it.")
+        found.setdefault(name, []).append(one)
+    return found
+
+
+def _misplaced(change: Change, why: str) -> UnsupportedModel:
+    return UnsupportedModel(
+        f"the adapter {change.origin} changes '{change.name}' {list(change.shape)}, which cannot be streamed.",
+        why,
+        "an adapter that was trained on this model; or merge it once by peft's merge_and_unload().",
+    )
 
 
 def _compute_dtype(name: str, tensor: torch.Tensor, skeleton: PreTrainedModel, dtype: torch.dtype) -> torch.dtype:

@@ -221,6 +221,7 @@ def design(folder: Folder, trust_remote_code: bool = False) -> Design:
         raise _unsupported(folder, "It is not a decoder-only language model.")
     with _sense(folder.path / "config.json"):
         text = config.get_text_config()
+        _check_window(text)
     if text is not config:
         return _language_model(folder, config, text)
     return Design(config, _model_class(folder, config, theirs.get("AutoModelForCausalLM"), trust_remote_code))
@@ -256,10 +257,20 @@ def _model_class(
     return found
 
 
+def _check_window(config: PreTrainedConfig) -> None:
+    """Raises ValueError for one that transformers takes as it is and no mask can be made of."""
+    window = getattr(config, "sliding_window", None)
+    if window is not None and not (isinstance(window, int) and abs(window) < 1 << 31):
+        raise ValueError(f"sliding_window is {window!r}, not a number of tokens.")
+
+
 @contextmanager
 def _sense(file: Path) -> Iterator[None]:
     """What transformers raises on settings that make no sense, as an error about their file."""
-    nonsense = (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RuntimeError, StrictDataclassError)
+    nonsense = (
+        ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, RuntimeError,
+        StrictDataclassError,
+    )  # fmt: skip
     try:
         yield
     except nonsense as error:

@@ -11,7 +11,7 @@ from offload.checkpoint.headers import Folder, checked, no_tensors, open_folder,
 from offload.checkpoint.headers import item_B as bytes_of
 from offload.errors import ModelNotFound, OfflineMissing
 from offload.hub.hub import PATIENCE_s, explained, remote_header, remote_json
-from offload.hub.names import DEMO, HUB_NAME, PAIRED, aliases, demo_folder, resolve
+from offload.hub.names import DEMO, HUB_NAME, PAIRED, aliases, demo_folder, drafter_of, resolve
 
 FLOAT_B = {"float32": 4, "float16": 2, "bfloat16": 2}
 AT_ONCE = 8  # headers on their way
@@ -42,14 +42,14 @@ def _list_named(name: str, offline: bool) -> Folder:
 
 
 def _list_paired(name: str, offline: bool) -> Folder | None:
-    pair = aliases().get(name)
-    if name != DEMO and (pair is None or pair.drafter is None):
+    drafter = drafter_of(name)
+    if name != DEMO and drafter is None:
         return None
     try:
         here = resolve(name, (PAIRED,), offline=True).drafters if name == DEMO or offline else ()
         if here:
             return open_folder(here[0])
-        return None if pair is None or pair.drafter is None else list_model(pair.drafter, offline=offline)
+        return None if drafter is None else list_model(drafter, offline=offline)
     except (OfflineMissing, ModelNotFound):
         return None  # a model without a drafter can still be planned
 

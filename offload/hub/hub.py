@@ -82,6 +82,23 @@ def cached_repos() -> list[str]:
     return [folder.name.removeprefix("models--").replace("--", "/", 1) for folder in folders]
 
 
+def models_of_heads() -> dict[str, str]:
+    """Heads in the cache, by name: the model that each was made for, as the config.json of `speculators` names it."""
+    found = dict[str, str]()
+    for repo in cached_repos():
+        folder = cache_folder() / f"models--{repo.replace('/', '--', 1)}" / "snapshots"
+        for file in sorted(folder.glob("*/config.json")):
+            try:
+                told = read_json(file).get("speculators_config")
+            except BadModelDir:
+                continue  # damaged: no head that could be used
+            verifier = told.get("verifier") if isinstance(told, dict) else None
+            model = verifier.get("name_or_path") if isinstance(verifier, dict) else None
+            if isinstance(model, str):
+                found[repo] = model
+    return found
+
+
 def look_up(repo: str, revision: str | None, code: bool = False) -> Download:
     """Ask the Hub what a download would bring."""
     from huggingface_hub import HfApi, snapshot_download

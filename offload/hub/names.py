@@ -11,7 +11,7 @@ from pathlib import Path
 
 from offload.checkpoint.gguf.model import documents_folder, source_files
 from offload.errors import BadModelDir, ModelNotFound, OfflineMissing
-from offload.hub.hub import cache_folder, cached, download, missing_files
+from offload.hub.hub import cache_folder, cached, download, missing_files, models_of_heads
 from offload.machine.folders import folder_of
 
 HERE = Path(__file__).parent.parent
@@ -157,9 +157,12 @@ def called(folder: Path) -> str:
 
 
 def drafter_of(name: str) -> str | None:
-    """The name of the drafter paired with a model, on this machine or not."""
+    """The name of the drafter paired with a model, on this machine or not; else of a head here that was made for it."""
     rows = aliases().items()
-    return next((pair.drafter for alias, pair in rows if name in (alias, pair.target) and pair.drafter), None)
+    paired = next((pair.drafter for alias, pair in rows if name in (alias, pair.target) and pair.drafter), None)
+    if paired or (hub := hub_name(name)) is None or Path(name).expanduser().exists():
+        return paired
+    return next((head for head, model in models_of_heads().items() if model == hub[0]), None)
 
 
 def _sibling(name: str) -> Path | None:

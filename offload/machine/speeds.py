@@ -152,7 +152,7 @@ def load_speeds(file: Path | None = None) -> Speeds:
         )
     except FileNotFoundError:
         return Speeds()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, OverflowError, KeyError, TypeError, AttributeError, RecursionError) as error:
         log.warning("%s cannot be used (%s): run `specexec doctor` to measure again", path, error)
         return Speeds()
 

@@ -5,9 +5,10 @@ element of the layer list. Knows no tree, token or sampler.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from transformers import PreTrainedModel
 from offload.checkpoint.block import Block
 from offload.checkpoint.headers import open_folder
 from offload.checkpoint.layout import Checkpoint, lay_out
+from offload.checkpoint.lora import with_adapters
 from offload.checkpoint.quantized.weight import Quantised
 from offload.checkpoint.roles import PARTS, part_of
 from offload.checkpoint.skeleton import Skeleton, build, settings_of
@@ -33,12 +35,14 @@ from offload.machine.system import check_system
 from offload.model.layer import StreamedLayer, streamed_layers
 from offload.model.model_stream import ModelStream
 from offload.model.quantized_head import Rounded, quantise_head
+from offload.model.reordered import pays, reordering
 from offload.placement.placement import Need, Offload, Placement
 from offload.placement.quantized_sizes import FourBits, with_head
 from offload.placement.requirements import Compute, cache_widths, passing_B, scratch_B, shared_caches, stored_head
 from offload.placement.solver import place
 from offload.stream.dequantized import DenseLayers
 from offload.stream.open import open_stream
+from offload.stream.products import with_products
 from offload.stream.protocol import Stream
 from offload.stream.store import Arena, DiskStore
 from offload.units import size
@@ -62,6 +66,8 @@ def load(
     beside_ram_B: Mapping[str, int] | None = None,
     head_quant: FourBits = "none",
     compute: Compute = "float",
+    adapters: Sequence[str] = (),
+    reorder: bool = False,
     on_layer_read: Callable[[int, int], None] | None = None,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
@@ -72,6 +78,9 @@ def load(
     `head_quant` nf4 makes it another model: its head rounded to four bits, a copy where embeddings are tied to it. So
     does `compute` int8: linears of the layers that are stored in int8 by rows round their inputs to 15 bits and compute
     in integers. Refused with UnsupportedModel where there are none.
+    `reorder`: a model that nothing else takes layers of and that stays in memory keeps its weights in the order in
+    which this CPU multiplies them quickest, if there is such an order.
+    `adapters` are LoRA adapters of peft, FOLDER or FOLDER:scale (offload/checkpoint/lora.py), added in this order.
     `beside_B` is what the caller will need beside it where it computes (drafter, trees), by what it is for,
     `beside_ram_B` what it keeps in RAM wherever that is, `guesses_B` keys and values beyond `ctx` tokens. `ram_B`
     and `vram_B` replace what is measured. `cache_moves`: the caller keeps the keys and values of each layer where the
@@ -81,7 +90,7 @@ def load(
     """
     check_system()
     give_back()
-    folder = open_folder(Path(path))
+    folder = with_adapters(open_folder(Path(path)), adapters)
     skeleton = build(folder, dtype, trust_remote_code)
     on_cpu = torch.device(device).type == "cpu"
     checkpoint = lay_out(folder, skeleton, in_place=on_cpu, in_integers=compute == "int8")
@@ -97,10 +106,15 @@ def load(
         disk = DiskStore(checkpoint, reading)
         undo.callback(disk.close)
         _fill_rest(skeleton, checkpoint, disk, torch.device(device), placement.embeddings_in_ram, head_quant)
-        stream: Stream = open_stream(checkpoint, disk, placement, torch.device(device), link_limit_Bps, on_layer_read)
+        as_stored = not any(block.packed or block.sums for block in checkpoint.layers)
+        opened = partial(open_stream, checkpoint, disk, placement, torch.device(device), link_limit_Bps, on_layer_read)
+        stays = as_stored and {*placement.tiers} == {"device"}
+        reorder = reorder and stays and pays(torch.device(device), skeleton.dtype)
+        stream: Stream = opened(reordering(skeleton.layer_list)) if reorder else opened()
         undo.callback(stream.close)
-        if any(block.packed for block in checkpoint.layers):
-            stream = DenseLayers(stream, checkpoint, torch.device(device))
+        travelling = (block for layer, block in enumerate(checkpoint.layers) if layer not in placement.in_place)
+        if any(block.packed for block in checkpoint.layers) or any(block.sums for block in travelling):
+            stream = DenseLayers(stream, checkpoint, torch.device(device), placement.in_place)
         undo.pop_all()
     layers = skeleton.layer_list
     source = ModelStream(placement, stream, in_integers=checkpoint.in_integers == "all")
@@ -174,18 +188,26 @@ def _need(checkpoint: Checkpoint, skeleton: Skeleton, ctx: int, reading: Reading
         ctx=ctx,
         scratch_B=scratch_B(checkpoint.scratch_B, reading),
         dense_B=checkpoint.dense_B,
-        passing_B=passing_B(
-            weight.shape for block in checkpoint.layers for item in block.packed for _, weight in item.sources
-        ),
+        passing_B=passing_B(shape for block in checkpoint.layers for shape in _passing(block)),
     )
     few = next((weight for block in checkpoint.rest if (weight := _stored_head(block))), None)
     return need if few is None else stored_head(need, (few.shape[0], few.shape[1]), skeleton.dtype.itemsize)
 
 
+def _passing(block: Block) -> Iterator[tuple[int, ...]]:
+    """The shapes of what is dequantised or changed when its layer's turn comes."""
+    for item in block.packed:
+        yield from (weight.shape for _, weight in item.sources)
+    shapes = {piece.name: piece.shape for piece in block.pieces}
+    for one in block.sums:
+        yield from ((shapes[b][0], shapes[a][1]) for b, a, _ in one.products)
+
+
 def _stored_head(block: Block) -> Quantised | None:
     """A head that a pack keeps in four bits, and that stays so."""
     weights = [weight for item in block.packed for _, weight in item.sources]
-    return weights[0] if part_of(block.label) == "head" and len(weights) == 1 and weights[0].stays else None
+    stays = len(weights) == 1 and weights[0].stays and not block.sums
+    return weights[0] if part_of(block.label) == "head" and stays else None
 
 
 def _fill_rest(
@@ -211,7 +233,8 @@ def _fill_rest(
             continue
         part = part_of(block.label)
         stays = (embeddings_in_ram and part == "embeddings") or (device.type != "cpu" and part == "lookups")
-        for name, tensor in block.dense(block.views(arena.flat), Arena(block.dense_B).flat).items():
+        dense = block.dense(block.views(arena.flat), Arena(block.dense_B).flat)
+        for name, tensor in with_products(block, dense).items():
             on_the_way = head_quant != "none" and part == "head"  # its codes go on
             _assign(model, name, tensor if stays or on_the_way else tensor.to(device))
             stored.add(name)

@@ -102,6 +102,12 @@ class Placement:
         return "disk" if "disk" in self.tiers else "ram" if "ram" in self.tiers else "none"
 
     @property
+    def in_place(self) -> frozenset[int]:
+        """Layers that compute where they are kept."""
+        staying = ("device",) if self.on_gpu else ("device", "ram")
+        return frozenset(layer for layer, tier in enumerate(self.tiers) if tier in staying)
+
+    @property
     def ring_B(self) -> int:
         """Bytes of all buffers of the ring, on each side that has one."""
         return self.ring * self.need.widest_B

@@ -46,14 +46,16 @@ def need_of(
     tensors: Counter[int] = Counter()
     few: tuple[int, ...] | None = None
     shapes: list[tuple[int, ...]] = []
+    changed = {one.name for one in folder.changes}
     for weight in folded.quantised.values():
         match = LAYER.search(weight.name)
         dense_B = -(-math.prod(weight.shape) * item_B // 64) * 64
         if match is None:
             rest[part_of(weight.name)] += dense_B
-            few = weight.shape if part_of(weight.name) == "head" and weight.stays else few
+            stays = part_of(weight.name) == "head" and weight.stays and weight.name not in changed
+            few = weight.shape if stays else few
         elif (layer := int(match[1])) < count:
-            if not in_integers(compute, weight.scheme, weight.name, weight.shape):
+            if weight.name in changed or not in_integers(compute, weight.scheme, weight.name, weight.shape):
                 dense[layer] = dense.get(layer, 0) + dense_B
             layers[layer] = layers.get(layer, 0) + sum(-(-m.nbytes // 64) * 64 for m in weight.members.values())
             read_B[layer] = read_B.get(layer, 0) + weight.nbytes
@@ -73,6 +75,14 @@ def need_of(
             layers[int(match[1])] = layers.get(int(match[1]), 0) + wanted_B
             read_B[int(match[1])] = read_B.get(int(match[1]), 0) + entry.nbytes
             tensors[int(match[1])] += 1
+    for change in folder.changes:
+        match = LAYER.search(change.name)
+        if match and int(match[1]) < count:
+            for entry in (change.a, change.b):
+                layers[int(match[1])] = layers.get(int(match[1]), 0) + -(-entry.nbytes // 64) * 64
+                read_B[int(match[1])] = read_B.get(int(match[1]), 0) + entry.nbytes
+                tensors[int(match[1])] += 1
+            shapes.append(change.shape)
     for layer, nbytes in layers.items():
         # Large tensors may leave a hole before them, so that they are read straight into place.
         layers[layer] = nbytes + min(tensors[layer], nbytes // LARGE_B) * PAGE_B
@@ -176,8 +186,10 @@ def _cache_width(config: Mapping[str, Json]) -> int:
     if _number(config, "kv_lora_rank", 0):
         # Latent attention is cached expanded: transformers keeps full keys and values for every head.
         parts = ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+        heads += "index_topk" in config  # keys of an index are kept as one more head
         return heads * sum(_number(config, name, 0) for name in parts)
     H, hidden = _number(config, "num_key_value_heads", heads), _number(config, "hidden_size", 0)
+    H += "index_topk_blocks" in config or "sparse_attention_config" in config
     D = _number(config, "head_dim", _number(config, "attention_head_dim", hidden // max(heads, 1)))
     return 2 * H * D
 

@@ -1,8 +1,8 @@
-"""Layers that are stored in few bits, handed out dense: wraps another stream. Knows no file and no thread.
+"""Layers in few bits, or changed by adapters, handed out dense: wraps another stream. Knows no file and no thread.
 
 Resident or on the way, a quantised layer is dequantised when its turn comes, always by the same code, into one piece
 of memory on the device where it computes. So all placements compute with the same weights. What computes in integers
-is handed out as its codes.
+is handed out as its codes. What adapters add is added afterwards, at each turn or, where a whole weight stays, once.
 """
 
 from collections.abc import Collection, Mapping
@@ -14,14 +14,18 @@ from numpy.typing import ArrayLike, NDArray
 
 from offload.checkpoint.block import Block
 from offload.checkpoint.layout import Checkpoint
+from offload.stream.products import with_products
 from offload.stream.protocol import Stream, StreamStats
 
 
 class DenseLayers:
     """A `Stream` whose layers are ordinary tensors of the compute dtype; only one layer is dense at a time."""
 
-    def __init__(self, stream: Stream, checkpoint: Checkpoint, device: torch.device) -> None:
+    def __init__(
+        self, stream: Stream, checkpoint: Checkpoint, device: torch.device, in_place: Collection[int] = ()
+    ) -> None:
         self._stream = stream
+        self._in_place = in_place  # layers that have their products where they are whole
         self._blocks = checkpoint.layers
         # One device does one thing after another: the next layer is dequantised after this one has computed.
         self._scratch = torch.empty(checkpoint.dense_B, dtype=torch.uint8, device=device)
@@ -56,7 +60,12 @@ class DenseLayers:
         tensors, block = self._stream.take(layer, rows), self._blocks[layer]
         self._taken, self._ready = (block, tensors), set()
         try:
-            return block.dense(tensors, self._scratch, None if rows is None or block.routing is None else [None])
+            whose = None if rows is None or block.routing is None else [None]
+            dense = block.dense(tensors, self._scratch, whose)
+            if not block.sums:
+                return dense
+            whole = {one.name for one in block.sums} - {item.name for item in block.packed}
+            return with_products(block, dense, whole if layer in self._in_place else ())
         except BaseException:
             self._stream.give()
             raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
 from functools import partial
@@ -69,6 +69,20 @@ def check_quantising(choice: DrafterChoice, folders: Items[weights.Folder], form
             f"{paths} {are} quantised already; --drafter-quant has nothing to do.",
             hint="Leave it out.",
         )
+
+
+def check_adapting(choice: DrafterChoice, folders: Items[weights.Folder], adapters: Items[str]) -> None:
+    """Raises BadDrafter where --drafter-lora has no drafter model to change."""
+    if adapters and (not choice.models or all(map(head_kind, folders))):
+        raise BadDrafter(
+            "--drafter-lora changes a drafter model, and none drafts here.",
+            hint=f"Leave it out, or --drafter with a model. Now: {choice.name}.",
+        )
+
+
+def adapted(folder: weights.Folder, adapters: Iterable[str]) -> weights.Folder:
+    """A drafter's folder with the changes of adapters; heads have none."""
+    return folder if head_kind(folder) else weights.with_adapters(folder, adapters)
 
 
 def check_trimming(
@@ -157,7 +171,7 @@ def drafts_of(
         if path not in vocabularies:  # a head
             continue
         role = f"drafter-{len(found) + 1}" if found else "drafter"
-        lm = TreeLM(draft_model(path, request, device, progress), share=weights.share, lenient=True)
+        lm = TreeLM(draft_model(path, request, device, progress), share=weights.share, drafts=True)
         found[model] = Draft(role, name if called.count(name) == 1 else str(path), path, lm, vocabularies[path])
     return found
 
@@ -170,10 +184,11 @@ def draft_model(folder: Path, request: LoadRequest, device: str, progress: LoadP
         folder,
         dtype=DTYPES[options.dtype],
         ctx=request.context,
+        adapters=options.drafter_lora,
         trust_remote_code=options.trust_remote_code,
     )
     if form == "none":
-        return opened("none", device)
+        return opened("none", device, reorder=True)
     model = opened("disk", "cpu")
     stream, place = weights.stream_of(model), torch.device(device)
     model.set_attn_implementation(attention.NAME)  # layers taken out go on as the whole did
@@ -197,6 +212,20 @@ def makers(
 def _maker(name: str, head: FolderHead | None) -> Callable[[DrafterKit], Drafter]:
     make: Callable[[DrafterKit], Drafter] = resolve_name(head.maker if head else source_of(name).maker)
     return make
+
+
+def drafter_of(
+    choice: DrafterChoice, makers: Mapping[str, Callable[[], Drafter]], cost: CostModel
+) -> tuple[DrafterChoice, Drafter]:
+    """The drafter of a choice; under `auto` one without models where a head turns out to be of no use."""
+    try:
+        return choice, watched(choice, join(choice, makers, cost), cost)
+    except BadDrafter as refusal:
+        if not choice.auto:
+            raise
+        log.warning("%s", refusal.what)
+        bare = choice.instead(*(name for name in choice.sources if name not in choice.models))
+        return bare, watched(bare, join(bare, makers, cost), cost)
 
 
 def join(choice: DrafterChoice, makers: Mapping[str, Callable[[], Drafter]], cost: CostModel) -> Drafter:

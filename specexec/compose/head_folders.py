@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
@@ -15,6 +16,8 @@ from specexec.errors import BadDrafter
 if TYPE_CHECKING:
     from offload import Folder, Json
     from specexec.drafters.registry import DrafterChoice
+
+log = logging.getLogger(__name__)
 
 UNKNOWN = "EAGLE in other parts"
 # What class names, in lower case, say.
@@ -56,6 +59,18 @@ def check_heads(choice: DrafterChoice, target: Folder, drafters: Iterable[Folder
                 "It is no language model of its own: it reads what its target computes.",
                 "--drafter mtp where the model brings a layer of its own, ngram, or a smaller model of the family.",
             )
+
+
+def fitting(choice: DrafterChoice, target: Folder, drafters: Sequence[Folder]) -> Sequence[Folder]:
+    """The folders that may draft: all, or under `auto`, which refuses no model for its drafter, none and a warning."""
+    try:
+        check_heads(choice, target, drafters)
+    except BadDrafter as refusal:
+        if not choice.auto:
+            raise
+        log.warning("%s", refusal.what)
+        return ()
+    return drafters
 
 
 def head_kind(folder: Folder) -> str | None:

@@ -13,19 +13,20 @@ import offload as weights
 from specexec.compose.auto_choice import picked
 from specexec.compose.context import context_of, encoding_in, encoding_of, stops_of
 from specexec.compose.drafter_factory import (
+    adapted,
+    check_adapting,
     check_quantising,
     check_trimming,
+    drafter_of,
     drafts_of,
     heads_of,
-    join,
     makers,
     vocabulary_of,
-    watched,
 )
 from specexec.compose.dtypes import DTYPES
 from specexec.compose.earlier_runs import EarlierRuns
 from specexec.compose.gate import admit
-from specexec.compose.head_folders import check_heads, head_kind
+from specexec.compose.head_folders import fitting, head_kind
 from specexec.compose.load_options import LoadOptions
 from specexec.compose.memory_plan import LoadRequest, memory_plan, room_for_texts
 from specexec.compose.progress import LoadProgress
@@ -79,8 +80,10 @@ def assemble(
     _check(model, options, planner)
     choice = parse(options.drafter, weights.known)
     pair = _resolved(model, choice, options)
-    folder = weights.open_folder(pair.target)  # whatever is wrong with its files is said before anything is built
-    check_heads(choice, folder, map(weights.open_folder, pair.drafters))
+    # Whatever is wrong with its files is said before anything is built.
+    folder = weights.with_adapters(weights.open_folder(pair.target), options.lora)
+    if not fitting(choice, folder, [*map(weights.open_folder, pair.drafters)]):
+        pair = replace(pair, drafters=())
     design = _admitted(folder, pair, choice, options)
     encoding = encoding_in(pair.target, options.trust_remote_code)
     models = [path for path in pair.drafters if not head_kind(weights.open_folder(path))]
@@ -91,6 +94,7 @@ def assemble(
     choice, reason = picked(request, choice, free, earlier.speeds)
     check_trimming(choice, [*vocabularies.values()], options.draft_vocab, len(encoding.tokenizer))
     check_quantising(choice, request.drafters, options.drafter_quant)
+    check_adapting(choice, request.drafters, options.drafter_lora)
     target = _target(request, choice, device, progress)
     defaults = _defaults(target, encoding)
     drafts = drafts_of(choice, pair, vocabularies, request, device, progress)
@@ -113,6 +117,7 @@ def assemble(
     kit = _kit(request, target, lm, encoding, memory, progress, earlier)
     kit = replace(kit, ranking=ranking_of(planner), stop_tokens=defaults.stop_tokens)
     cost = CostModel(share=stream.share)
+    choice, drafter = drafter_of(choice, makers(choice, kit, drafts, heads_of(choice, request)), cost)
     return Engine(
         Parts(
             name=pair.name,
@@ -124,7 +129,7 @@ def assemble(
             stream=stream,
             target=lm,
             drafts={one.role: one.lm for one in drafts.values() if one.vocabulary.wordings is None},
-            drafter=watched(choice, join(choice, makers(choice, kit, drafts, heads_of(choice, request)), cost), cost),
+            drafter=drafter,
             sources=choice.name,
             reason=reason,
             planner=planner_of(planner, choice.sources),
@@ -136,6 +141,7 @@ def assemble(
             exact=options.exact,
             own_code=design.own_code,
             compute=options.compute,
+            adapters={"target": options.lora} | {one.role: options.drafter_lora for one in drafts.values()},
         )
     )
 
@@ -205,7 +211,7 @@ def _request(
     plainly = only_plainly(design.model_class, design.config)
     return LoadRequest.of(
         folder,
-        tuple(map(weights.open_folder, pair.drafters)),
+        tuple(adapted(weights.open_folder(path), options.drafter_lora) for path in pair.drafters),
         options,
         context_for(options.ctx, longest_text(design.config)),
         free,
@@ -233,6 +239,7 @@ def _target(request: LoadRequest, choice: DrafterChoice, device: str, progress: 
         beside_ram_B=beside.beside_ram_B,
         head_quant=options.head_quant,
         compute=options.compute,
+        adapters=options.lora,
         on_layer_read=progress.read,
         trust_remote_code=options.trust_remote_code,
     )

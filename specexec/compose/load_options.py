@@ -35,6 +35,11 @@ class LoadOptions:
 
     drafter: str = "auto"
     """Names joined by `+` (specexec/drafters/registry.py); a path or another name is a model that drafts."""
+    lora: tuple[str, ...] = ()
+    """LoRA adapters of the target, each a folder or FOLDER:scale, added to its weights in this order
+    (offload/checkpoint/lora.py); that makes it another model."""
+    drafter_lora: tuple[str, ...] = ()
+    """The same of the drafter models."""
     draft_vocab: int | None = None
     """The most frequent tokens of a drafter model's head that are kept, for its speed; None keeps all."""
     drafter_quant: FewBits = "none"
@@ -79,6 +84,10 @@ class LoadOptions:
     def _checks(self) -> Iterator[tuple[str, bool, str]]:
         """Each field, whether it holds, and what it may be."""
         yield "drafter", isinstance(self.drafter, str), "a name or path, as text"
+        for name in ("lora", "drafter_lora"):
+            given = getattr(self, name)
+            texts = isinstance(given, tuple) and all(isinstance(one, str) for one in given)
+            yield name, texts, "a tuple of folders, as text"
         for name, allowed in ALLOWED.items():
             yield name, getattr(self, name) in allowed, ", ".join(allowed)
         for name in ("ctx", "draft_vocab", "ram_B", "vram_B"):

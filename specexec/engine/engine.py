@@ -15,13 +15,14 @@ from specexec.drafters.auto import calibrated, failures
 from specexec.drafters.calibration import Calibration
 from specexec.engine.batch import MOST_PARALLEL, Batch
 from specexec.engine.decoder import Decoder, Step
+from specexec.engine.embeddings import Pooling, embeddings
 from specexec.engine.likelihoods import likelihoods
 from specexec.engine.parts import Parts, Weights
 from specexec.engine.request_types import Continuation, Failure, Likelihood, Request, Result
 from specexec.engine.requests import Intake, check_ids
 from specexec.engine.shared_stream import Readers
 from specexec.engine.step_accounting import StepAccounting
-from specexec.errors import BadOption, ContextLengthExceeded
+from specexec.errors import BadOption, ContextLengthExceeded, EmptyPrompt
 from specexec.learned import Arrays, packed, unpack
 from specexec.model.cache import KVCache
 from specexec.model.exact_ties import ExactTies
@@ -60,7 +61,7 @@ class Engine:
         self._model, self._stream = parts.model, parts.stream
         self._target, self._drafts = parts.target, parts.drafts
         self.sources, self.reason, self.own_code = parts.sources, parts.reason, parts.own_code
-        self.compute = parts.compute
+        self.compute, self.adapters = parts.compute, parts.adapters
         self.exact_ties = ExactTies(parts.target, parts.model.dtype) if parts.exact else None
         self.accounting = StepAccounting(parts.stream.stats, parts.cost)
         self._decoder = Decoder(
@@ -110,6 +111,11 @@ class Engine:
     def vocabulary(self) -> int:
         """Ids that the target has a row for; its tokenizer may know fewer, or more."""
         return self._target.vocabulary
+
+    @property
+    def width(self) -> int:
+        """Numbers of a hidden state, and so of an embedding."""
+        return int(self._model.config.hidden_size)
 
     @property
     def weights(self) -> Weights:
@@ -271,6 +277,27 @@ class Engine:
         found = likelihoods(
             self._target, asked, lambda rows: sum(rows) <= self.context or self._room.holds(rows, 0), trees
         )
+        return self._readers.one_by_one(found)
+
+    def embeddings(
+        self, texts: Items[str | list[int]], pooling: Pooling = "mean", kept: Items[int] = ()
+    ) -> Iterator[Tensor]:
+        """A vector of length 1 for each text or list of token ids, [H] float32, as sweeps end; without a drafter.
+
+        It pools the model's final hidden states: of all tokens, or of the last one. A sweep carries as many texts as
+        memory holds beside texts of the lengths in `kept`. Raises EmptyPrompt, BadText, UnknownToken and
+        ContextLengthExceeded before the first one.
+        """
+        read = [self.encode(text) for text in texts]
+        for number, tokens in enumerate(read):
+            if not tokens:
+                raise EmptyPrompt(f"text {number} is empty.")
+            check_ids(tokens, self._target.vocabulary, f"text {number}")
+            if len(tokens) > self.context:
+                raise ContextLengthExceeded(
+                    f"text {number} has {len(tokens):,} tokens, the context is {self.context:,}."
+                )
+        found = embeddings(self._target, read, pooling, lambda sizes: self._room.holds([*kept, *sizes], 0))
         return self._readers.one_by_one(found)
 
     def stop(self) -> None:

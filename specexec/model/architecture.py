@@ -42,11 +42,28 @@ SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"
 
 
 @dataclass(frozen=True)
+class Index:
+    """How a layer finds the `most` keys that a row attends to: `heads` of its index are `width` numbers wide.
+
+    Unless it is its `own`, they are those that the last layer with an index of its own has found. With a `block`, each
+    head finds blocks of so many positions for its share of the layer's heads, the last `local` ones in any case.
+    """
+
+    heads: int
+    width: int
+    most: int
+    own: bool = True
+    block: int = 0
+    local: int = 0
+
+
+@dataclass(frozen=True)
 class LayerKind:
     """How far one layer sees, None = without limit; whose keys and values it attends to, None = its own.
 
     `attends`, `recurrent`: whether it attends at all, and whether it carries a state from token to token. `together`:
     rows of one image see one another. `temperature`: queries grow with their position (`warmer`).
+    `index`: a row attends to some keys only.
     """
 
     window: int | None = None
@@ -56,6 +73,7 @@ class LayerKind:
     recurrent: bool = False
     together: bool = False
     temperature: tuple[float, float] | None = None
+    index: Index | None = None
 
 
 ONLY_RECURRENT = LayerKind(attends=False, recurrent=True)
@@ -92,6 +110,9 @@ def layer_kinds(config: PretrainedConfig) -> list[LayerKind]:
         uses = getattr(config, "use_sliding_window", True)
         return [LayerKind(window=window if uses else None)] * int(config.num_hidden_layers)
     kinds = [_kind(kind, config) for kind in types[: config.num_hidden_layers]]
+    for layer, kind in enumerate(kinds):
+        if kind.index and getattr(config, "indexer_types", ["full"] * len(kinds))[layer] == "shared":
+            kinds[layer] = replace(kind, index=replace(kind.index, own=False))
     if getattr(config, "attn_temperature_tuning", False):
         temperature = float(config.floor_scale), float(config.attn_scale)
         pairs = zip(kinds, config.no_rope_layers, strict=True)
@@ -113,6 +134,11 @@ def _kind(name: str, config: PretrainedConfig) -> LayerKind:
         return LayerKind(window=config.sliding_window)
     if name == "chunked_attention":
         return LayerKind(chunk=config.attention_chunk_size)
+    if name == "indexed_attention":
+        return LayerKind(index=Index(config.index_n_heads, config.index_head_dim, config.index_topk))
+    if name == "minimax_m3_sparse":
+        blocks = {"block": config.index_block_size, "local": config.index_local_blocks}
+        return LayerKind(index=Index(config.index_n_heads, config.index_head_dim, config.index_topk_blocks, **blocks))
     if kind := RECURRENT.get(config.model_type, {}).get(name):
         return kind
     raise _unsupported(config, f"it has {name} layers, whose state cannot branch")

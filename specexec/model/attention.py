@@ -35,6 +35,7 @@ class Style:
     softcap: float | None = None
     sinks_H: Tensor | None = None
     together: bool = False  # rows of one image see one another
+    rough: bool = False  # for a model that only guesses: torch's own kernel, in the dtype of the keys
 
     @property
     def local(self) -> bool:
@@ -56,6 +57,7 @@ class Visibility:
     leave_R: Tensor
     image_R: Tensor | None = None
     _kept: dict[tuple[int | None, ...], Tensor | None] = field(default_factory=dict, compare=False, repr=False)
+    _masks: dict[tuple[int | None, ...], Tensor | None] = field(default_factory=dict, compare=False, repr=False)
 
     def positions(self, first: int, last: int) -> Tensor:
         """Positions of the keys first … last - 1."""
@@ -75,6 +77,17 @@ class Visibility:
         if found_QK is None or found_QK.numel() <= KEPT:
             self._kept[block] = found_QK
         return found_QK
+
+    def mask(self, queries: slice, seen: range, style: Style, times: int, dtype: torch.dtype) -> Tensor | None:
+        """What to add to scores of the keys `seen`, [Q * times, K]: the same for so many heads; None for nothing."""
+        block = queries.start, queries.stop, seen.start, seen.stop, style.window, style.chunk, times
+        if block not in self._masks:
+            hidden_QK = self.hidden(queries, seen.start, seen.stop, style)
+            added_QK = None if hidden_QK is None else torch.where(hidden_QK, -torch.inf, 0.0).to(dtype).repeat(times, 1)
+            if added_QK is not None and added_QK.numel() > KEPT:
+                return added_QK
+            self._masks[block] = added_QK
+        return self._masks[block]
 
     def _hidden(self, queries: slice, first: int, last: int, style: Style) -> Tensor | None:
         position_Q1 = self.position_R[queries].unsqueeze(1)
@@ -123,9 +136,28 @@ def attend(
         end = sees.committed + (rows.stop if style.together and sees.image_R is not None else queries.stop)
         block = query_HQD[:, start - rows.start : queries.stop - rows.start]
         seen = range(sees.first_visible(queries, style), end)
+        if style.rough and style.softcap is None and style.sinks_H is None:
+            blocks.append(_attend_roughly(block, key_HKD, value_HKD, sees, queries, seen, style))
+            continue
         hidden = partial(sees.hidden, queries, style=style)
         blocks.append(attend_block(block, key_HKD, value_HKD, seen, hidden, style))
     return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1)
+
+
+def _attend_roughly(
+    query_HQD: Tensor, key_HKD: Tensor, value_HKD: Tensor, sees: Visibility, queries: slice, seen: range, style: Style
+) -> Tensor:
+    """The same of some queries in one call; heads that share keys lie side by side."""
+    heads, count, _ = query_HQD.shape
+    mask = sees.mask(queries, seen, style, heads // len(key_HKD), query_HQD.dtype)
+    mixed = nn.functional.scaled_dot_product_attention(
+        query_HQD.reshape(1, len(key_HKD), heads // len(key_HKD) * count, -1),
+        key_HKD[None, :, seen.start : seen.stop],
+        value_HKD[None, :, seen.start : seen.stop],
+        attn_mask=mask,
+        scale=style.scale,
+    )
+    return mixed.view(heads, count, -1)
 
 
 def attend_block(
@@ -230,7 +262,15 @@ def leave_temperatures(model: nn.Module) -> None:
 class PackedRows(Protocol):
     """What the registered function needs of a sweep: somewhere to keep keys, and which keys each row sees."""
 
-    def attend(self, layer: int, query_HQD: Tensor, key_HKD: Tensor, value_HKD: Tensor, asked: Style) -> Tensor:
+    def attend(
+        self,
+        layer: int,
+        query_HQD: Tensor,
+        key_HKD: Tensor,
+        value_HKD: Tensor,
+        asked: Style,
+        index_QF: Tensor | None = None,
+    ) -> Tensor:
         """What the rows find, contiguous [Q, H, D]: some layers take a view of it."""
 
 
@@ -247,14 +287,22 @@ def _packed_attention(
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
+    indices: Tensor | None = None,
+    block_indices: Tensor | None = None,
     **_: object,
 ) -> tuple[Tensor, None]:
-    """transformers' attention interface: [1, H, Q, D] in, [1, Q, H, D] out. `sweep` rides through as a keyword."""
-    assert attention_mask is None, "visibility comes with the rows; a mask on top would be ignored"
+    """transformers' attention interface: [1, H, Q, D] in, [1, Q, H, D] out. `sweep` rides through as a keyword.
+
+    `indices` or `block_indices` are rows of an index (`indexed.py`), whose layers may have a mask that says nothing.
+    """
+    indices = block_indices if indices is None else indices
+    masked = attention_mask is not None and indices is None
+    assert not masked, "visibility comes with the rows; a mask on top would be ignored"
     style = Style(scale=scaling, window=sliding_window, softcap=softcap, sinks_H=s_aux)
     layer = module.layer_idx
     assert isinstance(layer, int)
-    return sweep.attend(layer, query[0], key[0], value[0], style).unsqueeze(0), None
+    index_QF = None if indices is None else indices[0]
+    return sweep.attend(layer, query[0], key[0], value[0], style, index_QF).unsqueeze(0), None
 
 
 AttentionInterface.register(NAME, _packed_attention)

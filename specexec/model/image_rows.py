@@ -20,10 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from specexec.sizes import IMAGE_ROWS
+from specexec.sizes import FIRST_IMAGE_ROW, IMAGE_ROWS
 
-FIRST = 1 << 62
-"""The least id of an image's row; tokens of a vocabulary are far below."""
 MOST_ROWS = 1 << 16
 _HASH_BITS = 62 - 16
 
@@ -54,7 +52,7 @@ class Image:
     @property
     def tokens(self) -> list[int]:
         """The ids of its rows."""
-        first = FIRST | self.number * MOST_ROWS
+        first = FIRST_IMAGE_ROW | self.number * MOST_ROWS
         return list(range(first, first + self.rows))
 
 
@@ -79,12 +77,12 @@ def number_of(content: bytes) -> int:
 
 def is_row(token: int) -> bool:
     """Whether a token is a row of an image."""
-    return token >= FIRST
+    return token >= FIRST_IMAGE_ROW
 
 
 def number_in(token: int) -> int:
     """The number of the image whose row this is."""
-    return (token - FIRST) // MOST_ROWS
+    return (token - FIRST_IMAGE_ROW) // MOST_ROWS
 
 
 @dataclass(frozen=True)
@@ -102,12 +100,12 @@ def runs(tokens: Items[int]) -> list[ImageRun]:
     found: list[ImageRun] = []
     last = -2
     for at, token in enumerate(tokens):
-        if token < FIRST:
+        if token < FIRST_IMAGE_ROW:
             continue
         if at == last + 1 and token == tokens[last] + 1:
             found[-1] = replace(found[-1], stop=at + 1)
         else:
-            found.append(ImageRun(number_in(token), at, at + 1, (token - FIRST) % MOST_ROWS))
+            found.append(ImageRun(number_in(token), at, at + 1, (token - FIRST_IMAGE_ROW) % MOST_ROWS))
         last = at
     return found
 
@@ -203,9 +201,9 @@ class GridPositions:
 
 def without_rows(tokens: Iterable[int]) -> list[int]:
     """The tokens of the vocabulary."""
-    return [token for token in tokens if token < FIRST]
+    return [token for token in tokens if token < FIRST_IMAGE_ROW]
 
 
 def as_words(tokens: Iterable[int], word: int) -> list[int]:
     """The tokens as a tokenizer knows them: `word` for a row of an image."""
-    return [word if token >= FIRST else token for token in tokens]
+    return [word if token >= FIRST_IMAGE_ROW else token for token in tokens]

@@ -31,12 +31,12 @@ def filled_up(rows_R: Tensor) -> Tensor:
     return torch.cat([rows_R, rows_R[-1:].expand(padded(len(rows_R)) - len(rows_R), *rows_R.shape[1:])])
 
 
-def tiled(linear: Callable[[Tensor], Tensor], rows_RI: Tensor) -> Tensor:
+def tiled(linear: Callable[[Tensor], Tensor], rows_RI: Tensor, tile: int = TILE) -> Tensor:
     """`linear` over [R, I] rows in tiles; returns [R, O]."""
     parts = []
     for chunk in rows_RI.split(CHUNK):
-        missing = padded(len(chunk)) - len(chunk)
-        parts.append(linear(nn.functional.pad(chunk, (0, 0, 0, missing)))[: len(chunk)])
+        missing = -len(chunk) % tile
+        parts.append(linear(nn.functional.pad(chunk, (0, 0, 0, missing)) if missing else chunk)[: len(chunk)])
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 

@@ -43,21 +43,27 @@ def rebuilt(
 
 def partial_config(config: PretrainedConfig, kept: list[int]) -> PretrainedConfig:
     """What the config would say about a model of just these layers."""
-    if getattr(config, "num_kv_shared_layers", 0) and len(kept) != config.num_hidden_layers:
+    borrows = getattr(config, "num_kv_shared_layers", 0) or "shared" in (getattr(config, "indexer_types", None) or ())
+    if borrows and len(kept) != config.num_hidden_layers:
         raise UnsupportedArchitecture(
-            f"architecture {config.model_type!r} cannot draft with some layers: they share their keys.",
+            f"architecture {config.model_type!r} cannot draft with some layers: some depend on what others have found.",
             hint="--drafter substitute, ngram, or a model.",
         )
     partial = copy.deepcopy(config)
-    types: list[str] | None = getattr(config, "layer_types", None)
-    if types is not None:
-        kinds = [types[layer] for layer in kept]
-        if isinstance(getattr(type(config), "layer_types", None), property):  # worked out from other settings (Jamba)
-            partial.__class__ = type(type(config).__name__, (type(config),), {"layer_types": kinds})
-        else:
-            partial.layer_types = kinds
+    for name in ("layer_types", "indexer_types", "no_rope_layers"):
+        each: list[object] | None = getattr(config, name, None)
+        if each is not None:
+            _say(partial, name, [each[layer] for layer in kept])
     partial.num_hidden_layers = len(kept)
     return partial
+
+
+def _say(config: PretrainedConfig, name: str, each: list[object]) -> None:
+    """Set what differs from layer to layer, even where it is worked out from other settings (Jamba)."""
+    if isinstance(getattr(type(config), name, None), property):
+        config.__class__ = type(type(config).__name__, (type(config),), {name: each})
+    else:
+        setattr(config, name, each)
 
 
 def layer_list_path(model: PreTrainedModel) -> list[str]:

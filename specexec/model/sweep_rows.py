@@ -6,6 +6,8 @@ R packed rows   H heads   Q new rows   K rows of keys   D width of a head
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -14,11 +16,12 @@ import torch
 from torch import Tensor
 
 from specexec.errors import SweepCancelled, UnsupportedArchitecture
-from specexec.model.architecture import LayerKind
+from specexec.model.architecture import Index, LayerKind
 from specexec.model.attention import Style, Visibility, warmer
-from specexec.model.cache import KVCache
+from specexec.model.cache import KVCache, LayerKV
 from specexec.model.cache_in_ram import Passenger, Travel, Trip
 from specexec.model.image_rows import Images, is_row, runs
+from specexec.model.indexed import Chosen, attend_chosen, choose, with_index_key, without_index_key
 from specexec.model.joint_attention import JointAttention, TextRows, joined
 from specexec.model.recurrent.packed import PackedStates, Text, branches_of, marks
 from specexec.tree.tree import depths, intervals
@@ -58,11 +61,13 @@ class SweepRows:
         cancelled: threading.Event,
         travel: Travel | None,
         images: Images | None = None,
+        rough: bool = False,
     ):
-        self._kinds = kinds
+        self._kinds, self._rough = kinds, rough
         self._cancelled = cancelled
         self._attended: dict[int, int] = {}
         self._joint: dict[tuple[int, int, LayerKind], list[JointAttention]] = {}
+        self._chosen: dict[tuple[int, int], Chosen] = {}  # of the last layer with an index, by text and first row
         self._spans: list[_Span] = []
         start = 0
         for part in parts:
@@ -81,7 +86,15 @@ class SweepRows:
         passengers = [_passenger(span) for span in self._spans]
         self._trip = None if travel is None else Trip(travel, attending, passengers, device)
 
-    def attend(self, layer: int, query_HQD: Tensor, key_HKD: Tensor, value_HKD: Tensor, asked: Style) -> Tensor:
+    def attend(
+        self,
+        layer: int,
+        query_HQD: Tensor,
+        key_HKD: Tensor,
+        value_HKD: Tensor,
+        asked: Style,
+        index_QF: Tensor | None = None,
+    ) -> Tensor:
         """Attention of the next rows of a layer, [Q, H, D]; rows beyond the last sequence repeat its last one."""
         if self._cancelled.is_set():
             raise SweepCancelled
@@ -102,7 +115,10 @@ class SweepRows:
         if kind.temperature:
             position_Q = self.positions_R[begin:end]
             query_HQD = warmer(query_HQD[:, : len(position_Q)], position_Q, *kind.temperature)
-        style = Style(asked.scale, kind.window, kind.chunk, asked.softcap, asked.sinks_H, kind.together)
+        if kind.index and kind.index.own:
+            assert index_QF is not None, "a layer with an index of its own hands on its rows"
+            key_HKD, value_HKD = with_index_key(key_HKD, value_HKD, index_QF, kind.index)
+        style = Style(asked.scale, kind.window, kind.chunk, asked.softcap, asked.sinks_H, kind.together, self._rough)
         groups = self._joint.get((begin, end, kind))
         if groups is None:  # the same in all layers of a kind
             groups = self._joint[begin, end, kind] = joined(self._pieces(begin, end), style)
@@ -117,13 +133,35 @@ class SweepRows:
                     kvs.append(cache.layers[kind.keys_of])  # all rows of that layer are there, whatever came last
                 else:
                     kvs.append(trip.write(layer, piece.text, node, *new) if trip else cache.write(layer, node, *new))
-            for piece, found_HQD in zip(group.pieces, group.attend(query_HQD, kvs, style), strict=True):
+            attended = (
+                self._indexed(kind.index, group.pieces, query_HQD, index_QF, kvs, style)
+                if kind.index
+                else group.attend(query_HQD, kvs, style)
+            )
+            for piece, found_HQD in zip(group.pieces, attended, strict=True):
                 found[piece.text] = found_HQD.transpose(0, 1)
         if trip and end >= self.count:
             trip.leave(layer)
         mixed = [found[text] for text in sorted(found)]
         mixed.append(mixed[-1][-1:].expand(max(end - self.count, 0), -1, -1))
         return torch.cat(mixed)
+
+    def _indexed(
+        self,
+        index: Index,
+        pieces: Items[TextRows],
+        query_HQD: Tensor,
+        index_QF: Tensor | None,
+        kvs: list[LayerKV],
+        style: Style,
+    ) -> Iterator[Tensor]:
+        for piece, kv in zip(pieces, kvs, strict=True):
+            at = piece.text, piece.rows.start
+            if index.own:
+                assert index_QF is not None
+                self._chosen[at] = choose(index_QF[piece.here], kv, piece.sees, piece.rows, index, style)
+                kv = without_index_key(kv)
+            yield attend_chosen(query_HQD[:, piece.here], kv, piece.sees, piece.rows, style, index, self._chosen[at])
 
     def _pieces(self, begin: int, end: int) -> list[TextRows]:
         """What every sequence has among the packed rows from `begin` to `end`."""

@@ -28,6 +28,7 @@ from specexec.model.cache import KVCache
 from specexec.model.cache_in_ram import Travel
 from specexec.model.image_inputs import inputs_of, seeing
 from specexec.model.image_rows import Images
+from specexec.model.indexed import let_in_indexers
 from specexec.model.module_types import TakesChunks
 from specexec.model.recurrent.seams import let_in, sweeping
 from specexec.model.sweep_rows import SweepRows
@@ -93,7 +94,8 @@ class TreeLM:
 
     `layers` are the numbers its layers know themselves by, where they are not 0, 1, 2, … (partial.py); None is a layer
     that does not attend (sublayers.py). `travel` says whose keys and values live in RAM, `share` how a CPU's threads
-    divide a product. `lenient` is for drafters with fewer rows than their target: ids beyond are read as the last row.
+    divide a product. `drafts`: it only guesses, so that nothing depends on its bits; it computes the rows there are, it
+    attends in its own dtype where that is quicker, and reads ids beyond its own, which a target may have, as the last.
     Without `tiled` a sweep computes the rows that it has and no more: for linears that give a row the same bits anyway.
     `images` are those whose rows may be among the tokens. `mix` makes what goes into the first layer, [R, H], of token
     ids [R] and the rows' features [R, F]; without it that are the embeddings of the ids.
@@ -105,12 +107,12 @@ class TreeLM:
         layers: Items[int | None] | None = None,
         travel: Travel | None = None,
         share: widened.Share = widened.in_turn,
-        lenient: bool = False,
+        drafts: bool = False,
         tiled: bool = True,
         mix: Callable[[Tensor, Tensor], Tensor] | None = None,
         images: Images | None = None,
     ) -> None:
-        self._lenient, self._tiled, self._mix, self.images = lenient, tiled, mix, images
+        self._drafts, self._tiled, self._mix, self.images = drafts, tiled and not drafts, mix, images
         self.kinds = seeing(check_tree_support(type(model), model.config), images)
         self._layers = range(len(self.kinds)) if layers is None else layers
         self._travel = travel
@@ -118,8 +120,10 @@ class TreeLM:
         self.model = model
         self.model.set_attn_implementation(attention.NAME)
         attention.leave_temperatures(model)
+        let_in_indexers(model)
         # The head is where the computation is; token ids may be looked up elsewhere.
         self.device = next(model.get_output_embeddings().parameters()).device
+        self._rough = drafts and self.device.type == "cpu" and model.dtype.itemsize == 2
         self.vocabulary: int = int(model.config.vocab_size)
         self.context: int = longest_text(model.config)
         self._streamed = [layer for layer in model.modules() if isinstance(layer, TakesChunks)]
@@ -143,7 +147,7 @@ class TreeLM:
     ) -> TreeLM:
         """A drafter that computes as this one does: over some of its layers, over copies of them, or over others."""
         images = self.images if mix is None else None
-        return TreeLM(model, layers, share=self.share, lenient=True, mix=mix, images=images)
+        return TreeLM(model, layers, share=self.share, drafts=True, mix=mix, images=images)
 
     def begin(self, parts: list[Rows]) -> Sweep:
         """Start a sweep over the new rows of several sequences; the caller is free to do something else meanwhile."""
@@ -162,7 +166,8 @@ class TreeLM:
         try:
             numbered = zip(self._layers, self.kinds, strict=True)
             kinds = {number: kind for number, kind in numbered if number is not None}
-            packed = SweepRows(parts, kinds, self.device, cancelled or threading.Event(), self._travel, self.images)
+            cancelled = cancelled or threading.Event()
+            packed = SweepRows(parts, kinds, self.device, cancelled, self._travel, self.images, self._rough)
             try:
                 features = [part.features_RF for part in parts if part.features_RF is not None]
                 with self.taps.record(taps, tapped):
@@ -187,7 +192,7 @@ class TreeLM:
         for layer in self._streamed:
             layer.own_rows = packed.count
             layer.together = [range(run.start, run.stop) for run in together]
-        tokens_R = packed.tokens_R.clamp(max=self.vocabulary - 1) if self._lenient or packed.images else packed.tokens_R
+        tokens_R = packed.tokens_R.clamp(max=self.vocabulary - 1) if self._drafts or packed.images else packed.tokens_R
         rows = [tokens_R, packed.positions_R]
         input_ids, position_ids = (tiles.filled_up(each_R) for each_R in rows) if self._tiled else rows
         given = {"input_ids": input_ids.unsqueeze(0), "position_ids": position_ids.unsqueeze(0)}
@@ -210,7 +215,8 @@ class TreeLM:
         """
         own = head or self._head
         with self.linears():
-            return tiles.tiled(lambda part: own(inputs_embeds=part.unsqueeze(0)).logits[0].float(), hidden_RH)
+            tile = 1 if self._drafts else tiles.TILE
+            return tiles.tiled(lambda part: own(inputs_embeds=part.unsqueeze(0)).logits[0].float(), hidden_RH, tile)
 
     def linears(self) -> ExitStack:
         """While this is open linears run in the way that is quick here and the same for any number of rows."""

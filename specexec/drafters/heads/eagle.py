@@ -77,9 +77,9 @@ class EagleHead(nn.Module):
         if fields.generation == 3:
             layers[0] = FirstLayer(layers[0], hidden, fields.norm_before_residual)
             self.norm = norm
-            if "input_norm.weight" in names:
+            if fields.norm_before_fc or "input_norm.weight" in names:
                 self.input_norm = _norm_like(norm, features)
-            if "fc_norm.0.weight" in names:
+            if fields.fc_norm or "fc_norm.0.weight" in names:
                 self.fc_norm = nn.ModuleList(_norm_like(norm, features // len(fields.taps)) for _ in fields.taps)
         elif "layers.0.input_layernorm.weight" not in names:
             layers[0].input_layernorm = nn.Identity()

@@ -18,6 +18,7 @@ NAMES = {1: "EAGLE", 3: "EAGLE-3"}
 FEATURES = "fc.weight"
 MARK = "layers.0.hidden_norm.weight"  # what EAGLE-3 has and EAGLE-1 has not
 LAYERS = ("llama", "qwen3", "qwen2")  # whose layers a head may be made of
+NORMS = ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output")
 USUAL_TAPS = 3
 IDS = "eagle_aux_hidden_state_layer_ids"
 _ONLY_TRAINING = ("verifier_norm.", "verifier_lm_head.", "rotary_emb.", "layers.0.self_attn.rotary_emb.")
@@ -74,6 +75,8 @@ class EagleFields:
     vocabulary: int
     """Tokens that it can name."""
     norm_before_residual: bool = False
+    norm_before_fc: bool = False
+    fc_norm: bool = False
     norm_output: bool = False
 
     @property
@@ -105,13 +108,12 @@ class EagleFields:
             raise unread(kind, name, "it drafts several tokens in one pass (P-EAGLE)")
         if layer["model_type"] not in LAYERS:
             raise unread(kind, name, f"its layers are those of {layer['model_type']!r}")
-        kinds = layer.get("layer_types")
-        slides = isinstance(kinds, list) and any(one != "full_attention" for one in kinds)
-        if slides or layer.get("partial_rotary_factor", 1) != 1:
-            raise unread(kind, name, "its layers have a window, or turn a part of each head only")
+        if why := _odd_attention(layer):
+            raise unread(kind, name, why)
         _check_sizes(kind, found, layer, shapes, target, name)
         taps, other = _taps(told, settings, shapes, target, name) if found == 3 else ((LAST,), None)
-        flags = {key: bool(told.get(key)) for key in ("norm_before_residual", "norm_output")}
+        told["fc_norm"] = told.get("fc_norm") or told.get("use_aux_norm")
+        flags = {key: bool(told.get(key)) for key in NORMS}
         return cls(found, layer, taps, other, target.layers, rows_of(shapes, target.vocabulary), **flags)
 
 
@@ -144,6 +146,22 @@ def _told(settings: Mapping[str, object]) -> dict[str, object]:
     return {**settings, **(inner if isinstance(inner, Mapping) else {})}
 
 
+def _odd_attention(layer: Mapping[str, object]) -> str | None:
+    """What of its layers' attention cannot be computed in trees, or is not known."""
+    kinds = layer.get("layer_types")
+    if isinstance(kinds, list) and any(one != "full_attention" for one in kinds):
+        return "its layers have a window"
+    told = layer.get("rope_parameters") or layer.get("rope_scaling")
+    rope = told if isinstance(told, Mapping) else {}
+    if rope.get("rope_type", rope.get("type")) in ("dynamic", "longrope"):
+        return "its RoPE depends on the longest position of the whole tree"
+    if any(isinstance(one, Mapping) for one in rope.values()):
+        return "its RoPE differs from layer to layer"
+    if any(one.get("partial_rotary_factor", 1) != 1 for one in (layer, rope)):
+        return "its RoPE turns a part of each head only"
+    return None
+
+
 def _check_sizes(
     kind: str,
     found: int,
@@ -164,8 +182,10 @@ def _check_sizes(
     tokens = table[0] if table else layer.get("vocab_size")
     if tokens != target.vocabulary:
         raise of_another(kind, name, tokens, target.vocabulary, "tokens")
-    if not table and hidden != target.hidden:
-        raise unread(kind, name, "it has no embeddings, and another hidden size than its target")
+    if hidden != (table[1] if table else target.hidden):
+        raise unread(kind, name, "its embeddings have another hidden size than its layers")
+    if "lm_head.weight" not in shapes and (hidden != target.hidden or "d2t" in shapes):
+        raise unread(kind, name, "it has no lm_head, and its target's does not fit it")
     rows, mapped = rows_of(shapes, target.vocabulary), shapes.get("d2t")
     if rows > target.vocabulary or (rows < target.vocabulary and mapped != (rows,)):
         has = "no d2t" if mapped is None else f"a d2t of {list(mapped)}"
