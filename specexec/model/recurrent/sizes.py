@@ -156,6 +156,6 @@ def _kimi_delta(number: _Numbers) -> LayerSizes:
 def _mamba1(channels: int, states: int, taps: int) -> LayerSizes:
     """Some numbers a channel, and the rates at which they decay; of a node its step, what it writes and its key."""
     numbers = channels * states
-    given_B, states_B = 7 * channels * F32_B, 2 * numbers * F32_B
+    given_B, states_B = 12 * channels * F32_B, 2 * numbers * F32_B  # what is made of a row on its way, and its states
     most_B = CHUNK * given_B + 2 * SELECTIVE_STATES * F32_B
     return LayerSizes(channels, taps, 2 * numbers, 2 * channels + states, 0, given_B + states_B, most_B)
