@@ -4,10 +4,10 @@
     python scripts/measure_few_bits.py weights                  KL to float32 with weights in each format
     python scripts/measure_few_bits.py linears                  one linear of 8192 x 2048 in every form
     python scripts/measure_few_bits.py sweeps build/1b          packs of a model beside the model in bf16
-    python scripts/measure_few_bits.py steps                    one row of SmolLM2 beside transformers' own step
+    python scripts/measure_few_bits.py steps                    passes of SmolLM2 beside transformers' own step
 
-Runs of all rivals take turns, so that whatever else the machine does slows all alike; quoted are medians. `linears`
-counts the seconds of its own thread, which leaves out what other programs take.
+Runs of all rivals take turns, so that whatever else the machine does slows all alike; quoted are medians. `linears` and
+`steps` count the seconds of their own thread, which leaves out what other programs take.
 """
 
 from __future__ import annotations
@@ -40,7 +40,6 @@ from specexec.model.tree_lm import Rows, TreeLM
 
 HERE = Path(__file__).parent.parent
 O, I = 8192, 2048
-PAST = 200  # tokens before a step
 
 Timer = Callable[[], float]
 
@@ -208,40 +207,44 @@ def sweeps(folder: Path, rows: str, turns: int, threads: int) -> None:
 
 @main.command()
 @click.option("--turns", default=15, show_default=True)
-@click.option("--threads", default=1, show_default=True)
-def steps(turns: int, threads: int) -> None:
-    """One new token after PAST others: our sweep and head beside transformers' own step; and a sweep of 16 rows."""
-    torch.set_num_threads(threads)
+@click.option("--past", default=200, show_default=True, help="Tokens before the step.")
+def steps(turns: int, past: int) -> None:
+    """One new token: our sweep and its head beside transformers' own step; 16 rows; a drafter pass over 16 nodes."""
+    torch.set_num_threads(1)
     folder = real_material.model()
-    click.echo("| dtype | ours | transformers | ratio | 16 rows |\n|---|---|---|---|---|")
+    text = [token % 1000 for token in range(past)]
+    click.echo("| dtype | transformers' step | one row | 16 rows | drafter, 16 nodes |\n|---|---|---|---|---|")
     for dtype in (torch.bfloat16, torch.float32):
-        lm = TreeLM(offload.load(folder, "none", dtype=dtype))
-        cache = KVCache()
-        _sweep(lm, cache, PAST, keep=True)
         theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
         with torch.no_grad():
-            past = theirs(torch.tensor([[*range(PAST)]]), use_cache=True).past_key_values
+            before = theirs(torch.tensor([text]), use_cache=True).past_key_values
 
-        def step(theirs: nn.Module = theirs, past: object = past) -> None:
+        def step(theirs: nn.Module = theirs, before: object = before) -> None:
             with torch.no_grad():
-                theirs(torch.tensor([[PAST]]), past_key_values=past, use_cache=True)
-            past.crop(-1)  # type: ignore[attr-defined]  # a DynamicCache, which takes back that token
+                theirs(torch.tensor([[1]]), past_key_values=before, use_cache=True)
+            before.crop(-1)  # type: ignore[attr-defined]  # a DynamicCache, which takes back that token
 
+        target = TreeLM(offload.load(folder, "none", dtype=dtype, ctx=past + 64))
+        drafter = TreeLM(offload.load(folder, "none", dtype=dtype, ctx=past + 64, reorder=True), drafts=True)
+        caches = {lm: KVCache() for lm in (target, drafter)}
+        for lm, cache in caches.items():
+            lm.forward([Rows.text(cache, text)])
+            cache.commit(range(past))
         ways: dict[str, Callable[[], object]] = {
-            "ours": partial(_sweep, lm, cache, 1), "theirs": step, "wide": partial(_sweep, lm, cache, 16),
-        }  # fmt: skip
-        found_ms = _turns(ways, turns, time.perf_counter)
-        ours, other, wide = found_ms.values()
-        name = str(dtype).removeprefix("torch.")
-        click.echo(f"| {name} | {ours:.1f} ms | {other:.1f} ms | {ours / other:.2f} | {wide:.1f} ms |")
+            "theirs": step,
+            "one": partial(_sweep, target, caches[target], 1),
+            "wide": partial(_sweep, target, caches[target], 16),
+            "draft": partial(_sweep, drafter, caches[drafter], 16, 16),
+        }
+        whole_ms = _turns(ways, turns, time.thread_time)
+        cells = [f"{took_ms:.1f} ms ({took_ms / whole_ms['theirs']:.2f})" for took_ms in whole_ms.values()]
+        click.echo(f"| {str(dtype).removeprefix('torch.')} | {' | '.join(cells)} |")
 
 
-def _sweep(lm: TreeLM, cache: KVCache, rows: int, keep: bool = False) -> None:
-    """A chain of so many rows below the text, and the logits of the last; forgotten unless it is to `keep` them."""
+def _sweep(lm: TreeLM, cache: KVCache, rows: int, logits: int = 1) -> None:
+    """A chain of so many rows below the text, and the logits of its last ones."""
     (hidden,) = lm.forward([Rows(cache, [token % lm.vocabulary for token in range(rows)], range(-1, rows - 1))])
-    lm.head(hidden[-1:])
-    if keep:
-        cache.commit(range(rows))
+    lm.head(hidden[-logits:])
     cache.forget_nodes()
 
 

@@ -58,7 +58,7 @@ cli.engine:           .shared .terminal specexec specexec.errors specexec.drafte
 cli.about:            .shared offload.machine
 cli.connect:          .shared .terminal specexec.pieces specexec.stats specexec.tree specexec.sampling specexec.text
 cli.chat:             .shared .terminal .engine .connect specexec.pieces specexec.stats specexec.sampling specexec.model
-                      specexec.text specexec.drafters specexec.engine offload.machine offload.hub
+                      specexec.text specexec.drafters specexec.engine offload.machine offload.hub specexec.sizes
 cli.serve:            .shared .terminal .engine .connect .openai .messages_api .responses_api .ollama_api
                       specexec.errors specexec.stats specexec.sampling specexec.model
                       specexec.text specexec.engine specexec.compose offload.errors
