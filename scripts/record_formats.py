@@ -4,7 +4,7 @@ Each file holds the tensors of one weight as the package stores them, `expected`
 weight, and in its metadata the quantization_config and the package's version. Tests need none of the packages.
 
 pip install compressed-tensors==0.20.1 auto-round==0.16.1 mlx==0.32.4 mlx-cpu==0.32.4 hqq==0.2.8.post1 \\
-    nvidia-modelopt==0.47.0
+    nvidia-modelopt==0.47.0 torchao==0.18.0
 pip download --no-deps --no-binary :all: autoawq==0.2.9
 python scripts/record_formats.py --awq autoawq-0.2.9/awq/utils/packing_utils.py
 pip install compressed-tensors==0.12.2
@@ -178,6 +178,37 @@ def modelopt() -> Iterator[Case]:
     yield "modelopt_nvfp4", f"nvidia-modelopt {version('nvidia-modelopt')}", config, tensors, dense
 
 
+def torchao() -> Iterator[Case]:
+    """Linears that its configs make, as its own safetensors support writes them."""
+    from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
+    from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig, IntxWeightOnlyConfig, quantize_
+    from torchao.quantization.granularity import PerAxis, PerGroup, PerRow
+    from torchao.quantization.quant_primitives import MappingType
+
+    made_by = f"torchao {version('torchao')}"
+    kinds = {
+        "torchao_int8_rows": Int8WeightOnlyConfig(granularity=PerRow()),
+        "torchao_int8_groups": Int8WeightOnlyConfig(granularity=PerGroup(GROUP)),
+        "torchao_int4_groups": IntxWeightOnlyConfig(
+            weight_dtype=torch.int4,  # type: ignore[attr-defined]  # torch declares it at run time
+            granularity=PerGroup(GROUP),
+            mapping_type=MappingType.ASYMMETRIC,
+        ),
+        "torchao_int3_rows": IntxWeightOnlyConfig(
+            weight_dtype=torch.int3,  # type: ignore[attr-defined]  # as int4
+            granularity=PerAxis(0),
+        ),
+        "torchao_fp8_rows": Float8WeightOnlyConfig(),
+    }
+    for name, config in kinds.items():
+        linear = torch.nn.Linear(I, O, bias=False, dtype=torch.bfloat16)
+        linear.weight.data = noise(O, I).bfloat16()
+        quantize_(linear, config)
+        tensors, _ = flatten_tensor_state_dict({"x.weight": linear.weight.data})
+        about = {"quant_method": "torchao", "quant_type": {"default": {"_type": type(config).__name__}}}
+        yield name, made_by, about, tensors, linear.weight.dequantize()
+
+
 def mlx() -> Iterator[Case]:
     """Weights that mlx packs."""
     import mlx.core as mx
@@ -197,9 +228,15 @@ def main() -> None:
     """Record everything, or what is named."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--awq", type=Path, help="packing_utils.py of AutoAWQ's source")
-    parser.add_argument("--only", help="one of compressed_tensors, ordered, gptq, awq, modelopt, mlx")
+    parser.add_argument("--only", help="one of compressed_tensors, ordered, gptq, awq, modelopt, mlx, torchao")
     asked = parser.parse_args()
-    sources = {"compressed_tensors": compressed_tensors, "gptq": gptq, "modelopt": modelopt, "mlx": mlx}
+    sources = {
+        "compressed_tensors": compressed_tensors,
+        "gptq": gptq,
+        "modelopt": modelopt,
+        "mlx": mlx,
+        "torchao": torchao,
+    }
     if asked.awq:
         sources["awq"] = lambda: awq(asked.awq)
     OUT.mkdir(exist_ok=True)

@@ -51,14 +51,14 @@ cli.shared:           specexec specexec.errors specexec.sizes specexec.sampling 
 cli.terminal:         .shared specexec.errors specexec.stats specexec.tree specexec.text specexec.engine offload.machine
 cli.openai:           .shared specexec.errors specexec.stats specexec.sampling specexec.text specexec.engine
 cli.messages_api:     .openai specexec.text
-cli.responses_api:    .openai specexec.text
+cli.responses_api:    .openai specexec.text specexec.pieces
 cli.ollama_api:       .openai specexec.text
 cli.engine:           .shared .terminal specexec specexec.errors specexec.drafters specexec.engine specexec.compose
                       offload.errors offload.machine offload.hub offload.placement
 cli.about:            .shared offload.machine
 cli.connect:          .shared .terminal specexec.pieces specexec.stats specexec.tree specexec.sampling specexec.text
 cli.chat:             .shared .terminal .engine .connect specexec.pieces specexec.stats specexec.sampling specexec.model
-                      specexec.text specexec.drafters specexec.engine offload.machine offload.hub
+                      specexec.text specexec.drafters specexec.engine offload.machine offload.hub specexec.sizes
 cli.serve:            .shared .terminal .engine .connect .openai .messages_api .responses_api .ollama_api
                       specexec.errors specexec.stats specexec.sampling specexec.model
                       specexec.text specexec.engine specexec.compose offload.errors

@@ -74,6 +74,14 @@ def mlx(name: str, weight: torch.Tensor) -> Stored:
     return {f"{name}.weight": words(O, I // 8).view(torch.uint32), f"{name}.scales": grid, f"{name}.biases": -8 * grid}
 
 
+def torchao(name: str, weight: torch.Tensor) -> Stored:
+    O, I = weight.shape
+    zeros = words(O, I // GROUP // 2).view(torch.int8)[:, : I // GROUP]
+    codes = words(O, I // 4).view(torch.int8)
+    named = {"qdata": codes, "scale": scales(O, I // GROUP).bfloat16(), "zero_point": zeros}
+    return {f"{name}._weight_{role}": tensor for role, tensor in named.items()}
+
+
 WEIGHTS: Json = {"num_bits": 4, "group_size": GROUP, "symmetric": True, "type": "int", "strategy": "group"}
 GROUPS: Json = {"group_0": {"targets": ["Linear"], "weights": WEIGHTS}}
 FORMATS: dict[str, tuple[dict[str, Json], Callable[[str, torch.Tensor], Stored]]] = {
@@ -85,6 +93,7 @@ FORMATS: dict[str, tuple[dict[str, Json], Callable[[str, torch.Tensor], Stored]]
     ),
     "modelopt": ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, nvfp4),
     "mlx": ({"quant_method": "MLX", "bits": 4, "group_size": GROUP}, mlx),
+    "torchao": ({"quant_method": "torchao"}, torchao),
 }
 
 
@@ -182,6 +191,15 @@ def test_what_cannot_be_undone_is_refused_by_name(config: dict[str, Json], says:
     with pytest.raises(UnsupportedModel, match=says) as refusal:
         fold(open_folder(tmp_path))
     assert "16-bit" in str(refusal.value.hint)
+
+
+def test_torchaos_packed_words_are_refused_by_name(tmp_path: Path) -> None:
+    codes = words(32, 8).view(torch.int8)  # Int4Tensor
+    grid = scales(2, 32).bfloat16()
+    stored = {"x._weight_qdata": codes, "x._weight_scale": grid, "x._weight_zero_point": grid}
+    folder(tmp_path, {"quant_method": "torchao"}, stored)
+    with pytest.raises(UnsupportedModel, match=r"'x.weight' is in a layout of torchao .*zero_point BF16 \[2, 32\]"):
+        fold(open_folder(tmp_path))
 
 
 def test_settings_beside_config_json_are_read(tmp_path: Path) -> None:

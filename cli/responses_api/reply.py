@@ -16,6 +16,7 @@ from cli.openai.parse import Message
 from cli.openai.reply import Prompted, Standing, StreamEvent
 from cli.responses_api.schema import ResponsesRequest
 from cli.responses_api.store import ResponseStore, StoredResponse
+from specexec.pieces import message_of
 from specexec.text.formats import Call, Piece
 
 
@@ -68,7 +69,7 @@ class ResponsesReply:
         usage = self._usage(choice)
         body = self._response(status, incomplete_details=cut, usage=usage, completed_at=time.time(), seed=choice.seed)
         if self._store is not None:
-            self._store.put(StoredResponse(body, [*self._conversation, _answer(choice.piece)]))
+            self._store.put(StoredResponse(body, [*self._conversation, message_of(choice.piece)]))
         return body
 
     def _status(self, choice: Choice) -> str:
@@ -210,16 +211,3 @@ def _id(prefix: str) -> str:
 
 def _given(model: object) -> Json:
     return model.model_dump(by_alias=True, exclude_none=True) if isinstance(model, BaseModel) else {}
-
-
-def _answer(piece: Piece) -> Message:
-    """What was written, as the chat goes on from it."""
-    message: Message = {"role": "assistant", "content": piece.content}
-    if piece.reasoning:
-        message["reasoning_content"] = piece.reasoning
-    if piece.calls:
-        message["tool_calls"] = [
-            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-            for call in piece.calls
-        ]
-    return message

@@ -54,7 +54,7 @@ def _usual_state(owner: str, members: Mapping[str, Entry], width: int) -> dict[s
     """What a state says of a matrix with so many codes, as bitsandbytes writes it; its rows are guessed."""
     codes, nested = members["codes"], "nested_absmax" in members
     stack = list(codes.shape[:1]) if owner.startswith("specexec") else []
-    each = 2 * codes.nbytes // math.prod(stack)
+    each = 2 * codes.nbytes // max(1, math.prod(stack))
     columns = width if each % width == 0 else 1
     offsets = [0.0] * math.prod(stack) if nested else []
     return {
@@ -97,6 +97,9 @@ def _from_state(base: str, owner: str, members: Mapping[str, Entry], state: Mapp
     if nested:
         wanted |= {"nested_absmax": stacked * -(-blocks // weight.nested_blocksize) * 4, "nested_quant_map": 1024}
     check_sizes(weight, wanted)
+    for role, kind in {"absmax": "U8" if nested else "F32", "nested_absmax": "F32", "nested_quant_map": "F32"}.items():
+        if role in members and members[role].dtype != kind:
+            raise damaged(base, f"'{members[role].name}' is {members[role].dtype}, {kind} was expected")
     if nested and len(offsets) != stacked:
         raise damaged(base, f"it has {len(offsets)} offsets for {stacked} matrices")
     return weight
