@@ -12,6 +12,7 @@ from transformers import (
     BloomConfig,
     LlamaConfig,
     Mamba2Config,
+    OpenAIGPTConfig,
     Phi3Config,
     PretrainedConfig,
     PreTrainedModel,
@@ -55,6 +56,7 @@ def shaped(make: Callable[..., PretrainedConfig], **more: object) -> PretrainedC
 
 CANNOT_BRANCH: dict[str, PretrainedConfig] = {
     "bloom": BloomConfig(vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=2, eos_token_id=None),
+    "openai-gpt": OpenAIGPTConfig(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=2),  # keeps nothing of a text
     "longrope": shaped(Phi3Config, rope_parameters=LONGROPE),
     "dynamic": shaped(LlamaConfig, rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}),
     # Steps of a whole pass are kept within limits: other states than after tokens one by one.

@@ -26,8 +26,13 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import offload
 from cli.chat.snapshot import read_snapshot, write_snapshot
+from offload.checkpoint.headers import open_folder
+from offload.packs.pack import pack, plan
+from specexec.compose.drafter_makers import in_few_bits
 from specexec.drafters.ngram import NgramDrafter
+from specexec.drafters.none import NoDrafter
 from specexec.drafters.sibling import SiblingDrafter
+from specexec.drafters.substitute import substituting
 from specexec.errors import SweepCancelled
 from specexec.model.architecture import only_plainly
 from specexec.model.cache import KVCache
@@ -373,6 +378,22 @@ def test_a_session_goes_on_from_the_states_that_were_kept(lm: TreeLM, tmp_path: 
     assert torch.equal(found, expected)
     read.rewind(55)
     torch.testing.assert_close(states(committed(lm, prompt(60), read)), states(cache), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("family", ["mamba", "zamba2"])
+def test_filters_and_rates_of_decay_stay_whole_in_few_bits(family: str, tmp_path: Path) -> None:
+    truth = built(family)
+    truth.save_pretrained(tmp_path / "whole")
+    pack(plan(open_folder(tmp_path / "whole"), "int8"), tmp_path / "packed")
+    kinds = {name: entry.dtype for name, entry in open_folder(tmp_path / "packed").entries.items()}
+    assert {kinds[name] for name in kinds if "conv1d" in name or name.endswith("A_log")} == {"F32"}
+    assert "I8" in kinds.values()
+    target = TreeLM(offload.load(tmp_path / "packed", "disk"))
+    copies = in_few_bits(target.model, [False] * len(target.kinds), target.device, "nf4", lambda *_: None)
+    drafter = substituting(target, copies, VOCABULARY)
+    each = SamplingParams(temperature=0.0, max_tokens=12)
+    plain, drafted = (write(target, one, [prompt(9)], each, budget=8)[0].answer for one in (NoDrafter(), drafter))
+    assert drafted == plain
 
 
 def test_a_text_that_repeats_itself_is_drafted_from_what_was_written(tmp_path: Path) -> None:

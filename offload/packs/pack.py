@@ -220,7 +220,7 @@ def _quantisable_mtp(folder: Folder, quant: Quant, trust_remote_code: bool) -> f
 
 
 def _quantisable(block: Block, skeleton: Skeleton, index: int, quant: Quant) -> tuple[frozenset[str], frozenset[str]]:
-    """Names on disk of the layer's linear weights, and of its experts. Routers, norms and biases stay as they are."""
+    """Names on disk of the layer's linear weights, and of its experts. Routers, norms, filters and biases stay."""
     if quant == "none":
         return frozenset(), frozenset()
     layer = skeleton.layer_list[index]
@@ -230,9 +230,10 @@ def _quantisable(block: Block, skeleton: Skeleton, index: int, quant: Quant) -> 
         path, _, key = piece.name.rpartition(".")
         entries = [part.entry for part in piece.parts if part.entry.dtype in FLOATS]
         names = {entry.name for entry in entries if quant != "int4" or int4.fits(entry.shape)}
-        if isinstance(layer.get_submodule(path), nn.Linear) and key == "weight":
+        module = layer.get_submodule(path)
+        if isinstance(module, nn.Linear) and key == "weight":
             linear |= names
-        elif len(piece.shape) == 3:
+        elif len(piece.shape) == 3 and not isinstance(module, nn.Conv1d):
             experts |= names
     return frozenset(linear), frozenset(experts)
 

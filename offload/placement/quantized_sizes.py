@@ -4,6 +4,7 @@ The sizes are those of our packs: the layers' matrices in NF4 with double quanti
 """
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal
@@ -27,6 +28,8 @@ FewBits = Literal["none", "nf4", "hqq4", "hqq3", "hqq2"]
 # Of a weight that drafts, scales included.
 BITS: Mapping[FewBits, float] = {"nf4": 4.5, "hqq4": 4.5, "hqq3": 3.7, "hqq2": 2.5}
 FORMATS: tuple[Format, ...] = ("none", "int8", "int4", "nf4")
+# Of recurrent layers: short filters and rates of decay are no matrices, whatever their shape.
+WHOLE = re.compile(r"(conv1d|\.conv\.conv)\.weight$|\.A_log$")
 # Of each NF4 matrix: two tables and a state; of every 64 weights one byte of scale, of every 256 scales one float.
 NF4_STATE_B, NF4_BLOCK, NF4_NESTED = 1024 + 64 + 256, 64, 256
 
@@ -105,7 +108,8 @@ def copy_B(folder: Folder, form: FewBits, item_B: int) -> tuple[int, int]:
         if match and int(match[1]) < layers:
             weights = math.prod(shape)
             whole_B[int(match[1])] += weights * item_B
-            small_B += int(weights * BITS[form] / 8) if len(shape) > 1 else weights * item_B
+            small = len(shape) > 1 and not WHOLE.search(name)
+            small_B += int(weights * BITS[form] / 8) if small else weights * item_B
     return small_B, max(whole_B)
 
 
@@ -200,7 +204,7 @@ def _matrices(folder: Folder, layers: int, form: Format) -> list[tuple[int, Entr
     found = []
     for entry in folder.entries.values():
         match = LAYER.search(entry.name)
-        whole = form == "int4" and not int4.fits(entry.shape)
+        whole = WHOLE.search(entry.name) or (form == "int4" and not int4.fits(entry.shape))
         if match and int(match[1]) < layers and len(entry.shape) > 1 and entry.dtype in FLOATS and not whole:
             found.append((int(match[1]), entry))
     return found

@@ -28,7 +28,8 @@ PART, PART_ON_CPU = 1 << 24, 3 << 16
 
 def quantised(layer: nn.Module, device: torch.device, form: Form = "nf4") -> nn.Module:
     """The same layer, its linears in few bits on `device`. Changes `layer`; its full weights are let go."""
-    wide = [name for name, parameter in layer.named_parameters() if parameter.dim() > 2]
+    filters = {f"{path}.weight" for path, module in layer.named_modules() if isinstance(module, nn.Conv1d)}
+    wide = [name for name, one in layer.named_parameters() if one.dim() > 2 and name not in filters]
     if wide:
         raise UnsupportedArchitecture(
             f"fused experts cannot be quantised for drafting ({wide[0]}).",
@@ -86,6 +87,11 @@ class Grouped(nn.Module):
             for part_PI in linear.weight.detach().split(max(1, part // linear.in_features))
         ]
         self.bias = None if linear.bias is None else linear.bias.detach().to(device)
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense weight, [O, I]."""
+        return torch.cat([self._dense(part) for part in self._parts])[:, : self.in_features]
 
     def forward(self, rows_RI: Tensor) -> Tensor:
         rows_RI = nn.functional.pad(rows_RI, self._padding)

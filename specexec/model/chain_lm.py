@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from specexec.errors import SweepCancelled, UnsupportedArchitecture
+from specexec.errors import SweepCancelled
 from specexec.model.architecture import longest_text
 from specexec.model.cache import KVCache
 from specexec.model.tree_lm import Rows, Sweep, head_alone, trunk_name
@@ -46,12 +46,8 @@ class ChainLM:
         taken = inspect.signature(self._trunk.forward).parameters
         # Some count positions from zero again where there is a state and nothing said (Bamba).
         self._counts = "position_ids" in taken
-        # Models without attention have another name for what they keep of a text (Mamba).
+        # Models without attention have another name for what they keep of a text (Mamba); some keep nothing (GPT).
         self._kept_as = next((name for name in ("past_key_values", "cache_params") if name in taken), "")
-        if not self._kept_as:
-            raise UnsupportedArchitecture(
-                f"architecture {model.config.model_type!r} keeps its state in a way that is not supported yet."
-            )
 
     def begin(self, parts: list[Rows]) -> Sweep:
         """Start a sweep over the new rows of each sequence."""
@@ -75,8 +71,10 @@ class ChainLM:
         tokens = [*part.cache.tokens[done:], *part.tokens]
         input_ids = torch.tensor([tokens], device=self.device)
         at = {"position_ids": torch.arange(done, done + len(tokens), device=self.device)[None]} if self._counts else {}
-        output = self._trunk(input_ids=input_ids, use_cache=True, **{self._kept_as: state.kept}, **at)
-        self._states[part.cache] = _State(state.kept, done + len(tokens))
+        kept = {self._kept_as: state.kept, "use_cache": True} if self._kept_as else {}
+        output = self._trunk(input_ids=input_ids, **kept, **at)
+        if self._kept_as:
+            self._states[part.cache] = _State(state.kept, done + len(tokens))
         part.cache.node_tokens.extend(part.tokens)
         part.cache.parents.extend(part.parents)
         hidden_RH: Tensor = output.last_hidden_state[0, -len(part.tokens) :]

@@ -53,9 +53,17 @@ def partial_config(config: PretrainedConfig, kept: list[int]) -> PretrainedConfi
     for name in ("layer_types", "indexer_types", "no_rope_layers"):
         each: list[object] | None = getattr(config, name, None)
         if each is not None:
-            setattr(partial, name, [each[layer] for layer in kept])
+            _say(partial, name, [each[layer] for layer in kept])
     partial.num_hidden_layers = len(kept)
     return partial
+
+
+def _say(config: PretrainedConfig, name: str, each: list[object]) -> None:
+    """Set what differs from layer to layer, even where it is worked out from other settings (Jamba)."""
+    if isinstance(getattr(type(config), name, None), property):
+        config.__class__ = type(type(config).__name__, (type(config),), {name: each})
+    else:
+        setattr(config, name, each)
 
 
 def layer_list_path(model: PreTrainedModel) -> list[str]:

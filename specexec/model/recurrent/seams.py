@@ -16,6 +16,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
@@ -23,6 +24,7 @@ from specexec.model.recurrent.delta_rule import channel_rows, delta_rows
 from specexec.model.recurrent.mamba2 import mamba2_rows, step_sizes
 from specexec.model.recurrent.packed import PackedStates
 from specexec.model.recurrent.selective_state import SelectiveRows
+from specexec.sizes import CHUNK
 
 Function = Callable[..., Any]
 
@@ -107,6 +109,11 @@ def _either(own: Function, ours: Function) -> Function:
     return called
 
 
+def _pieces(rows: int) -> list[slice]:
+    """Rows that are there in float32 at a time."""
+    return [slice(first, first + CHUNK) for first in range(0, rows, CHUNK)]
+
+
 def _convolve(
     visit: _Visit,
     inputs_1CR: Tensor,
@@ -153,9 +160,11 @@ def _kimi_delta(
     **_: object,
 ) -> tuple[Tensor, None]:
     """`chunk_kimi_delta_attention`: [1, R, heads, width] in and out."""
-    rows = channel_rows(query[0], key[0], value[0], g[0], beta[0], use_qk_l2norm_in_kernel)
-    read_HRV = visit.states.scan(visit.layer, rows)
-    return read_HRV.transpose(0, 1).unsqueeze(0).to(query.dtype), None
+    read_RHV = torch.empty_like(value[0])
+    for here in _pieces(len(read_RHV)):
+        given = (query[0, here], key[0, here], value[0, here], g[0, here], beta[0, here])
+        read_RHV[here] = visit.states.scan(visit.layer, channel_rows(*given, use_qk_l2norm_in_kernel)).transpose(0, 1)
+    return read_RHV.unsqueeze(0), None
 
 
 def _mamba1(
@@ -172,12 +181,15 @@ def _mamba1(
     **_: object,
 ) -> Tensor:
     """`mamba_selective_scan` without the last state: [1, C, R] in and out, the latter in float32."""
-    step_RC = step_sizes(step_1CR[0].T, delta_bias, delta_softplus)
-    input_RC = hidden_1CR[0].T.float()
-    key_RS, query_RS = B_1SR[0].T.float(), C_1SR[0].T.float()
-    rows = SelectiveRows(step_RC.float(), step_RC * input_RC, key_RS, query_RS, A.float())
-    read_RC = visit.states.scan(visit.layer, rows)[0] + D * input_RC
-    return (read_RC * silu(z[0].T)).T.unsqueeze(0)
+    outputs_CR = torch.empty_like(hidden_1CR[0], dtype=torch.float32)
+    for here in _pieces(outputs_CR.shape[1]):
+        step_RC = step_sizes(step_1CR[0, :, here].T, delta_bias, delta_softplus).float()
+        input_RC = hidden_1CR[0, :, here].T.float()
+        key_RS, query_RS = B_1SR[0, :, here].T.float(), C_1SR[0, :, here].T.float()
+        rows = SelectiveRows(step_RC, step_RC * input_RC, key_RS, query_RS, A.float())
+        read_RC = visit.states.scan(visit.layer, rows)[0].addcmul_(D, input_RC)
+        outputs_CR[:, here] = read_RC.mul_(silu(z[0, :, here].T)).T
+    return outputs_CR.unsqueeze(0)
 
 
 def _mamba2(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from specexec.sizes import SELECTIVE_STATES, TRIANGLE
+from specexec.sizes import CHUNK, SELECTIVE_STATES, TRIANGLE
 
 F32_B = 4
 GROUPS = {"nemotron_h": 8, "mamba2": 8}  # that heads of Mamba-2 form, where a config does not say
@@ -148,13 +148,14 @@ def _kimi_delta(number: _Numbers) -> LayerSizes:
         width = nested("head_dim", number("linear_head_dim", 128))
         taps = nested("short_conv_kernel_size", number("linear_conv_kernel_dim", 4))
     size = heads * width
-    row_B = 16 * size * F32_B
-    return LayerSizes(3 * size, taps, size * width, 3 * size, heads, row_B, row_B * TRIANGLE)
+    given_B, met_B = 5 * size * F32_B, 16 * size * F32_B  # what a layer gives, and what is met on the way up
+    most_B = CHUNK * given_B + TRIANGLE * met_B
+    return LayerSizes(3 * size, taps, size * width, 3 * size, heads, given_B + met_B, most_B)
 
 
 def _mamba1(channels: int, states: int, taps: int) -> LayerSizes:
     """Some numbers a channel, and the rates at which they decay; of a node its step, what it writes and its key."""
     numbers = channels * states
-    return LayerSizes(
-        channels, taps, 2 * numbers, 2 * channels + states, 0, 2 * numbers * F32_B, 2 * SELECTIVE_STATES * F32_B
-    )
+    given_B, states_B = 7 * channels * F32_B, 2 * numbers * F32_B
+    most_B = CHUNK * given_B + 2 * SELECTIVE_STATES * F32_B
+    return LayerSizes(channels, taps, 2 * numbers, 2 * channels + states, 0, given_B + states_B, most_B)
