@@ -18,7 +18,7 @@ CHUNK = 256  # rows that run through a layer, or through one linear, at a time
 QUERY_BLOCK = 256  # query rows and
 KEY_BLOCK = 1024  # keys of one block of attention
 INDEX_SCORES = 1 << 22  # scores of single heads of an index at once
-AT_ONCE = 64  # query rows whose weights over one block are found in one operation, beside their scores
+AT_ONCE = 64  # query rows that need not ask for a whole block of scores where they see fewer keys
 WIDENED = 1 << 22  # weights of 16 bits that are there in float32 at a time, at most
 HEAD_ROWS = 64  # rows whose logits exist at a time
 GROWTH_ROWS = 256  # keys and values grow by whole multiples: a copy so often is nothing beside a sweep
@@ -299,7 +299,7 @@ def _states_B(widths: Widths, rows: int) -> int:
 def _attention_B(widths: Widths, rows: int) -> int:
     """Scores of one block, its mask, and in float32 queries, keys and values of the block."""
     queries, keys = min(rows, QUERY_BLOCK), min(rows, KEY_BLOCK)
-    scores_B = widths.heads * max(queries, 2 * min(queries, AT_ONCE)) * KEY_BLOCK * F32_B
+    scores_B = widths.heads * queries * KEY_BLOCK * F32_B
     hidden_B = 4 * queries * keys
     own_B = 6 * widths.heads * queries * widths.head * F32_B + 2 * keys * widths.kept * F32_B
     return scores_B + hidden_B + own_B + _index_B(widths, queries, rows)

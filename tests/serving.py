@@ -103,6 +103,9 @@ class LetterEngine:
 
     encode_part = encode
 
+    def infill(self, before: str, after: str, wishes: object) -> None:
+        return None
+
     def in_vocabulary(self, tokens: list[int]) -> list[int]:
         return tokens
 

@@ -96,6 +96,14 @@ def test_rows_in_pieces_equal_rows_at_once() -> None:
     torch.testing.assert_close(torch.cat(pieces, 1), whole, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("style", [STYLES[name] for name in ("full", "window", "softcap")])
+def test_few_rows_have_the_bits_that_they_have_among_many(style: Style, monkeypatch: pytest.MonkeyPatch) -> None:
+    query, key, value = drawn()
+    few = attend(query, key, value, visibility(), slice(0, NODES), style)
+    monkeypatch.setattr(attention, "AT_ONCE", 0)
+    assert torch.equal(attend(query, key, value, visibility(), slice(0, NODES), style), few)
+
+
 def test_a_stranger_would_be_noticed() -> None:
     """The control: letting every node see its neighbour moves the result by far more than the tolerance above."""
     query, key, value = drawn()

@@ -51,7 +51,7 @@ cli.shared:           specexec specexec.errors specexec.sizes specexec.sampling 
 cli.terminal:         .shared specexec.errors specexec.stats specexec.tree specexec.text specexec.engine offload.machine
 cli.openai:           .shared specexec.errors specexec.stats specexec.sampling specexec.text specexec.engine
 cli.messages_api:     .openai specexec.text
-cli.responses_api:    .openai specexec.text specexec.pieces
+cli.responses_api:    .openai specexec.pieces specexec.text
 cli.ollama_api:       .openai specexec.text
 cli.engine:           .shared .terminal specexec specexec.errors specexec.drafters specexec.engine specexec.compose
                       offload.errors offload.machine offload.hub offload.placement

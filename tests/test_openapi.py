@@ -72,3 +72,4 @@ def test_a_body_that_its_schema_forbids_is_refused(letters: Served, path: str, b
     """Found by schemathesis."""
     with letters.http as http:
         assert http.post(path, json=body).status_code == 400
+        assert http.post("/api/show", json={"model": "letters", "name": "other"}).status_code == 404

@@ -19,10 +19,10 @@ TEXT = range(1, 41)
 # cache, scores and sums are those of float32, and what a row does not see is masked. A drafter fills no tile and
 # sums in its own dtype.
 MORE = {
-    ("target", torch.float32, 1): 20,
-    ("target", torch.float32, 5): 22,
-    ("target", torch.bfloat16, 1): 24,
-    ("target", torch.bfloat16, 5): 26,
+    ("target", torch.float32, 1): 25,
+    ("target", torch.float32, 5): 27,
+    ("target", torch.bfloat16, 1): 29,
+    ("target", torch.bfloat16, 5): 31,
     ("drafter", torch.bfloat16, 5): 17,
 }
 

@@ -118,8 +118,10 @@ def test_keys_that_are_not_of_the_same_rows_are_refused(gemma: tuple[Path, PreTr
         def __init__(self, sweep: object) -> None:
             self._sweep = sweep
 
-        def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, style: Style) -> None:
-            self._sweep.attend(layer, query, key[:, 1:], value[:, 1:], style)  # type: ignore[attr-defined]
+        def attend(
+            self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, style: Style, *index: object
+        ) -> None:
+            self._sweep.attend(layer, query, key[:, 1:], value[:, 1:], style, *index)  # type: ignore[attr-defined]
 
     trunk = lm._trunk
     lm._trunk = lambda **told: trunk(**{**told, "sweep": Fewer(told["sweep"])})  # type: ignore[assignment]

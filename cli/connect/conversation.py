@@ -11,7 +11,7 @@ from specexec.pieces import Piece, message_of
 from specexec.sampling.params import SamplingParams
 from specexec.stats import Burst
 from specexec.text.messages import Content, Message
-from specexec.text.transcript import Kept, Turn, belonging, dialogue
+from specexec.text.transcript import Kept, Turn, belonging, dialogue, last_question
 
 
 class Answering(Protocol):
@@ -49,7 +49,7 @@ class ServedConversation:
         """Another answer to the last question: a derived seed, unless the text does not depend on it."""
         if self.unanswered is not None:
             return self.send(self.unanswered, sampling)
-        asked = next((i for i in reversed(range(len(self.messages))) if self.messages[i]["role"] == "user"), None)
+        asked = last_question(self.messages)
         if asked is None:
             return iter(())
         self._retries += 1
@@ -77,10 +77,10 @@ class ServedConversation:
         if self.unanswered is not None:
             self.unanswered = None
             return True
-        asked = [i for i, message in enumerate(self.messages) if message["role"] == "user"]
-        if asked:
-            del self.messages[asked[-1] :]
-        return bool(asked)
+        asked = last_question(self.messages)
+        if asked is not None:
+            del self.messages[asked:]
+        return asked is not None
 
     def clear(self) -> None:
         """Start anew; the system prompt stays."""

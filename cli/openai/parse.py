@@ -61,7 +61,6 @@ UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "modalities": (None, ["text"]),
     "audio": (None,),
     "best_of": (None, 1),
-    "suffix": (None, ""),
     "guided_grammar": (None,),
     "grammar": (None, ""),
     "prompt_logprobs": (None, False),
@@ -113,7 +112,7 @@ class HttpRequest:
     answer; `wishes` are for the chat template, `thinking` too once its form is known. `chosen` are the fields that were
     set, `ignored` those that are unknown. `notes` has one sentence for everything that is left out. With
     `calls_forbidden` what a model writes as a call is text. An answer that is `cut_by_context` may be shorter than
-    `max_tokens`; others are refused if they might be.
+    `max_tokens`; others are refused if they might be. With a `suffix` it is what stands between its prompt and that.
     """
 
     chat: bool
@@ -135,6 +134,7 @@ class HttpRequest:
     notes: tuple[str, ...] = ()
     calls_forbidden: bool = False
     cut_by_context: bool = False
+    suffix: str | None = None
 
     def sampling_of(
         self, choice: int, max_tokens: int, fresh_seed: int, grammar: Grammar | None = None
@@ -198,6 +198,10 @@ def read_completion(body: object, served: Items[str]) -> HttpRequest:
     prompts = _prompts(request.prompt)
     longest = request.max_tokens or DEFAULT_COMPLETION_TOKENS
     asked = _asked(request, prompts, longest, request.logprobs, chat=False, echo=request.echo)
+    if request.suffix is not None:
+        if not all(isinstance(prompt, str) for prompt in prompts):
+            raise bad_request("suffix goes with a prompt that is a text.", "suffix")
+        asked = replace(asked, suffix=request.suffix)
     return replace(asked, wishes=Wishes(control_tokens=request.allow_control_tokens))
 
 

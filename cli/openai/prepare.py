@@ -182,7 +182,10 @@ def _raw(engine: Engine, asked: HttpRequest, prompt: Prompt) -> PromptText:
 
 def _fitting(engine: Engine, asked: HttpRequest, prompt: Prompt, wishes: Wishes | None) -> list[int]:
     """The prompt's tokens, which leave room for the answer."""
-    tokens = _encoded(engine, prompt, wishes, engine.context)
+    if asked.suffix is not None and isinstance(prompt, str):
+        tokens = _between(engine, prompt, asked)
+    else:
+        tokens = _encoded(engine, prompt, wishes, engine.context)
     answer = 1 if asked.cut_by_context else asked.max_tokens or 1
     needed = len(tokens) + answer
     if needed > engine.context:
@@ -192,6 +195,16 @@ def _fitting(engine: Engine, asked: HttpRequest, prompt: Prompt, wishes: Wishes 
                 f"{len(tokens)} in the prompt and {answer} for the answer."
             )
         )
+    return tokens
+
+
+def _between(engine: Engine, before: str, asked: HttpRequest) -> list[int]:
+    """The prompt for what stands before a suffix. Raises ApiError where the model has no tokens for that."""
+    _check_length(engine.encoding, before + (asked.suffix or ""), engine.context)
+    tokens = engine.encoding.infill(before, asked.suffix or "", asked.wishes)
+    if tokens is None:
+        what = "suffix: this model's vocabulary has no tokens for filling in text (fill-in-the-middle)."
+        raise bad_request(what, "suffix", "unsupported_parameter")
     return tokens
 
 

@@ -146,5 +146,6 @@ class CompletionRequest(RequestBody):
     """The body of /v1/completions."""
 
     prompt: str | list[int] | list[str] | list[list[int]]
+    suffix: str | None = None
     echo: bool = False
     logprobs: Annotated[Whole, Field(ge=0, le=MOST_LOGPROBS)] | None = None

@@ -22,6 +22,7 @@ from cli.messages_api.read import counted, messages
 from cli.ollama_api import read as ollama
 from cli.ollama_api.schema import OllamaChat, OllamaGenerate
 from cli.openai.errors import ApiError, api_error, bad_request
+from cli.openai.infill import infill
 from cli.openai.logprobs import Json
 from cli.openai.parse import Message, read_chat, unknown_model
 from cli.openai.prepare import encode
@@ -79,6 +80,7 @@ def application(models: Models, settings: ServerSettings, policy: Policy) -> ASG
         Route("/api/ps", _kind(others.loaded)),
         Route("/api/show", _kind(others.show), methods=["POST"]),
         Route("/api/version", _kind(others.version)),
+        Route("/infill", _kind(completions.endpoint(infill)), methods=["POST"]),
         Route("/props", _kind(others.props)),
         Route("/slots", _kind(others.slots)),
         Route("/apply-template", _kind(others.apply_template), methods=["POST"]),

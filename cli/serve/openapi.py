@@ -20,6 +20,7 @@ from cli.responses_api.schema import PromptRequest, ResponsesRequest
 
 _SCHEMAS = "#/components/schemas/{model}"
 _STRING: Json = {"type": "string"}
+_TEXT: Json = {"type": ["string", "null"]}
 _SWITCH: Json = {"type": ["boolean", "null"]}
 _OBJECT: Json = {"type": "object"}
 
@@ -49,6 +50,7 @@ _TOKENIZE = _fields(
     add_special_tokens=_SWITCH, add_special=_SWITCH, allow_control_tokens=_SWITCH, parse_special=_SWITCH,
 )  # fmt: skip
 _IDS: Json = {"type": "array", "items": {"type": "integer", "minimum": 0}}
+_INFILL = _fields(input_prefix=_TEXT, input_suffix=_TEXT, prompt=_TEXT)
 _NAMED = _fields(name=_STRING)
 
 OPERATIONS = (
@@ -76,6 +78,7 @@ OPERATIONS = (
     Operation("get", "/api/version", "The version of specexec."),
     Operation("get", "/props", "llama.cpp's facts of a model.", by_model=True),
     Operation("get", "/slots", "The places of a sweep.", shape={"type": "array", "items": _OBJECT}, by_model=True),
+    Operation("post", "/infill", "llama.cpp's text between two texts.", _INFILL, _EVENTS),
     Operation("post", "/apply-template", "The prompt of a chat as text.", ChatRequest),
     *(
         operation

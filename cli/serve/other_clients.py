@@ -129,12 +129,13 @@ class OtherClients:
     def _known(self, body: dict[str, object]) -> str:
         """The model that a body names. Raises ApiError."""
         given = [body[key] for key in ("model", "name") if body.get(key) is not None]
-        name = given[0] if given else None
-        if not isinstance(name, str) or not all(isinstance(one, str) for one in given):
+        names = [one for one in given if isinstance(one, str)]
+        if not names or names != given:
             raise bad_request("model: a name is needed.", "model")
-        if served_name(name, self._settings.models) not in self._settings.models:
-            raise unknown_model(name, self._settings.models)
-        return name
+        for name in names:
+            if served_name(name, self._settings.models) not in self._settings.models:
+                raise unknown_model(name, self._settings.models)
+        return names[0]
 
     def _listed(self, name: str) -> dict[str, object]:
         return {"name": name, "model": name, "modified_at": self._since, "details": self._details(name)}

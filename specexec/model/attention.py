@@ -217,7 +217,9 @@ def attend_block(
         return torch.bmm(weights.view(*stacked, -1), value_HKD[:, first:last].float())
 
     if style.sinks_H is None and end - start <= KEY_BLOCK and texts * queries <= AT_ONCE:
-        mixed = mixed_by(scored(start, end).softmax(-1), start, end)
+        scores = scored(start, end)
+        weights = scores.sub_(scores.amax(-1, keepdim=True)).exp_()  # the same steps as below: the same bits
+        mixed = mixed_by(weights, start, end).view(*shared, -1) / weights.sum(-1, keepdim=True)
         return mixed.view(heads, queries, -1).to(query_HQD.dtype)
     found: tuple[Tensor, Tensor, Tensor] | None = None  # highest, total and mixed of the blocks so far
     if style.sinks_H is not None:  # a sink is a key with a logit and no value: it is there before the first block

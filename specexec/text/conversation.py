@@ -13,7 +13,7 @@ from specexec.stats import Burst
 from specexec.text.formats.find import Templates, format_of
 from specexec.text.messages import Content, Message
 from specexec.text.reply import Reply
-from specexec.text.transcript import Kept, Tokens, Turn, begin, belonging, dialogue, same_text
+from specexec.text.transcript import Kept, Tokens, Turn, begin, belonging, dialogue, last_question, same_text
 
 
 class DialogueEncoding(Tokens, Templates, Protocol):
@@ -65,7 +65,7 @@ class Conversation:
         """Another answer to the last question: a derived seed, unless the text does not depend on it."""
         if self.unanswered is not None:
             return self.send(self.unanswered, sampling)
-        asked = next((i for i in reversed(range(len(self.messages))) if self.messages[i]["role"] == "user"), None)
+        asked = last_question(self.messages)
         if asked is None:
             return iter(())
         self._retries += 1
@@ -98,10 +98,10 @@ class Conversation:
         if self.unanswered is not None:
             self.unanswered = None
             return True
-        asked = [i for i, message in enumerate(self.messages) if message["role"] == "user"]
-        if asked:
-            del self.messages[asked[-1] :]
-        return bool(asked)
+        asked = last_question(self.messages)
+        if asked is not None:
+            del self.messages[asked:]
+        return asked is not None
 
     def clear(self) -> None:
         """Start anew; the system prompt stays."""

@@ -20,6 +20,7 @@ from specexec.text import templates
 from specexec.text.control_tokens import ControlTokens, Rendered
 from specexec.text.detokenizer import TextStream
 from specexec.text.image_prompts import MOST_IMAGES, ImagePrompts
+from specexec.text.infill import InfillMarks, infill_marks
 from specexec.text.messages import (
     PROBE_TOOLS,
     Message,
@@ -130,6 +131,19 @@ class Encoding:
         _check(text)
         marks = self._control.marks_for(text)
         return self._control.encode(Rendered(str(self._control.mark(text, marks)), marks))
+
+    def infill(self, before: str, after: str, wishes: Wishes | None = None) -> list[int] | None:
+        """Token ids of a prompt for what stands between two texts; None where the vocabulary has no marks for it."""
+        if (marks := self._infill) is None:
+            return None
+        bos = self.tokenizer.bos_token_id
+        begin = [bos] if bos is not None and self._raw("x", Wishes())[:1] == [bos] else []
+        first, then = (self.encode_part(text, wishes) for text in (before, after))
+        return [*begin, marks.before, *first, marks.after, *then, marks.answer]
+
+    @cached_property
+    def _infill(self) -> InfillMarks | None:
+        return infill_marks(self.tokenizer.get_vocab())
 
     def stream(self, before: Items[int], stop: Items[str] = ()) -> TextStream:
         """The growing text of tokens that follow `before`, such as a prompt: with the blank between both, if any."""

@@ -61,6 +61,11 @@ def dialogue(system: str | None, messages: Items[Message]) -> list[Message]:
     return [*first, *messages]
 
 
+def last_question(messages: Items[Message]) -> int | None:
+    """Where the user spoke last; None if never."""
+    return next((at for at in reversed(range(len(messages))) if messages[at]["role"] == "user"), None)
+
+
 def begin(encoding: Tokens, turns: list[Turn], asked: list[Message]) -> Turn:
     """A new turn, whose prompt is an earlier one's tokens and more wherever the template writes their very text."""
     fresh = encoding.encode(asked)

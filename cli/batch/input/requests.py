@@ -37,6 +37,8 @@ def item_of_body(name: str, body: Mapping[str, object], place: str, *, chat: boo
         if live := next((key for key in _LIVE if given.get(key)), None):
             raise bad_request(f"{live} is not supported in batch work.", live, "unsupported_parameter")
         asked = (read_chat if chat else read_completion)(given, [])
+        if asked.suffix is not None:
+            raise bad_request("suffix is not supported in batch work.", "suffix", "unsupported_parameter")
         if asked.ignored:
             raise bad_request(f"{asked.ignored[0]} is not supported.", asked.ignored[0], "unsupported_parameter")
     except ApiError as refusal:
