@@ -140,8 +140,8 @@ def widths_of(config: Mapping[str, object], item_B: int, kept: Sequence[int]) ->
 
 def _widest_head(config: Mapping[str, object]) -> int:
     """Of layers that differ from the others."""
-    told = config.get("per_layer_config")
-    sizes = [one.get("head_dim") for one in told.values() if isinstance(one, dict)] if isinstance(told, dict) else []
+    given = config.get("per_layer_config")
+    sizes = [one.get("head_dim") for one in given.values() if isinstance(one, dict)] if isinstance(given, dict) else []
     return max((size for size in sizes if isinstance(size, int)), default=0)
 
 
@@ -215,8 +215,8 @@ def images_B(whole: Mapping[str, object], widths: Widths, ctx: int) -> int:
 
     `whole` is the config.json of all that the checkpoint holds.
     """
-    told = whole.get("vision_config")
-    vision = told if isinstance(told, Mapping) else {}
+    given = whole.get("vision_config")
+    vision = given if isinstance(given, Mapping) else {}
 
     def number(default: int, *names: str) -> int:
         places = [*(vision.get(name) for name in names), *(whole.get(name) for name in names)]

@@ -58,8 +58,8 @@ class ServedEngine:
     @property
     def template(self) -> str | None:
         """The chat template as the model brings it."""
-        told = self.model.server.asked(f"/props?model={quote(self.model.name)}")["chat_template"]
-        return None if told is None else str(told)
+        given = self.model.server.asked(f"/props?model={quote(self.model.name)}")["chat_template"]
+        return None if given is None else str(given)
 
     def rendered(self, messages: Items[Mapping[str, object]]) -> str:
         """The prompt that messages become."""
@@ -67,8 +67,8 @@ class ServedEngine:
 
     def count(self, messages: Items[Mapping[str, object]]) -> int:
         """Tokens of that prompt."""
-        told = self.model.server.asked("/tokenize", {"model": self.model.name, "messages": messages})
-        return int(str(told["count"]))
+        given = self.model.server.asked("/tokenize", {"model": self.model.name, "messages": messages})
+        return int(str(given["count"]))
 
     def decode(self, tokens: Items[int]) -> str:
         """Text of tokens that the last sweeps have shown."""

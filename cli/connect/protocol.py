@@ -57,27 +57,27 @@ class BurstReader:
                 self._piece += Piece(choice["text"])
         if usage := event.get("usage"):
             self.prompt_tokens = usage["prompt_tokens"]
-        told = event.get("specexec", {})
-        if place := told.get("progress"):
+        stated = event.get("specexec", {})
+        if place := stated.get("progress"):
             self.progress = Progress(place["layer"], place["layers"], place["sweep"], place["bytes_read"])
-        return self._burst(told["burst"]) if "burst" in told else None
+        return self._burst(stated["burst"]) if "burst" in stated else None
 
-    def _burst(self, told: Mapping[str, Any]) -> Burst:
-        guessed, path = told["guessed"], told["path"]
-        tree = TokenTree.of(guessed, told["parents"], told["reach"], told["origin"])
-        self.words.update(zip(guessed, told["words"], strict=True))
-        self.words.update(zip(told["tokens"][len(path) :], told["own"], strict=True))
-        self.ended = told["finish_reason"] is not None
+    def _burst(self, stated: Mapping[str, Any]) -> Burst:
+        guessed, path = stated["guessed"], stated["path"]
+        tree = TokenTree.of(guessed, stated["parents"], stated["reach"], stated["origin"])
+        self.words.update(zip(guessed, stated["words"], strict=True))
+        self.words.update(zip(stated["tokens"][len(path) :], stated["own"], strict=True))
+        self.ended = stated["finish_reason"] is not None
         piece, self._piece = self._piece, Piece()
         return Burst(
-            tuple(told["tokens"]),
+            tuple(stated["tokens"]),
             piece.content,
-            told["finish_reason"],
+            stated["finish_reason"],
             tree,
             tuple(path),
-            told["seed"],
-            Cost(told["draft_s"], told["sweep_s"], told["bytes_read"]),
-            limit=told["limit"],
+            stated["seed"],
+            Cost(stated["draft_s"], stated["sweep_s"], stated["bytes_read"]),
+            limit=stated["limit"],
             piece=piece,
         )
 

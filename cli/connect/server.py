@@ -70,12 +70,12 @@ class Server:
             connection = self._connection(_SLOW_S if body else _QUICK_S)
             try:
                 with self._answer(connection, path, body) as response:
-                    told = json.loads(response.read())
+                    stated = json.loads(response.read())
             finally:
                 connection.close()
-        if not isinstance(told, dict):
+        if not isinstance(stated, dict):
             raise self.foreign
-        return told
+        return stated
 
     def events(self, path: str, body: Mapping[str, object]) -> Events:
         """The answer to a request that asks for a stream; nothing is sent before the first event is asked for."""

@@ -115,7 +115,7 @@ class ResponsesReply:
 
 @dataclass(frozen=True)
 class _Texts:
-    """How the text of an item is told: the item's field, its part's type, and the names of the events."""
+    """How the text of an item is sent: the item's field, its part's type, and the names of the events."""
 
     field: str
     part: str

@@ -73,8 +73,8 @@ class Completions:
 
         async def answer(request: Request) -> Response:
             body = await read_json(request)
-            if instead is not None and (told := await instead(body)) is not None:
-                return told
+            if instead is not None and (given := await instead(body)) is not None:
+                return given
             async with self._models.using(body.get("model")) as worker:
                 ready(worker)
                 exchange, prepared = await to_thread.run_sync(self._prepared, worker, read, body)

@@ -41,8 +41,8 @@ def ps(connect: str, api_key: str | None, as_json: bool) -> None:
 @verbosity_options
 def stop(name: str, connect: str, api_key: str | None, as_json: bool) -> None:
     """Unload a model of a running server, once it has written what it writes; the next request loads it again."""
-    told = Server(connect, api_key).asked("/api/generate", {"model": name, "keep_alive": 0})
-    echo(json.dumps(told, ensure_ascii=False) if as_json else f"{name} is unloaded")
+    given = Server(connect, api_key).asked("/api/generate", {"model": name, "keep_alive": 0})
+    echo(json.dumps(given, ensure_ascii=False) if as_json else f"{name} is unloaded")
 
 
 def _row(card: dict[str, object]) -> tuple[str, ...]:

@@ -47,8 +47,8 @@ class Embeddings:
             asked, began_s = read_embed(body, self._settings.models), time.monotonic()
             vectors, tokens = await self._vectors(worker, asked, request) if asked.texts else ([], 0)
             took = {"total_duration": round(1e9 * (time.monotonic() - began_s)), "load_duration": 0}
-            told = {"model": asked.model, "embeddings": vectors, **took, "prompt_eval_count": tokens}
-            return JSONResponse(told)
+            given = {"model": asked.model, "embeddings": vectors, **took, "prompt_eval_count": tokens}
+            return JSONResponse(given)
 
     async def _vectors(self, worker: Worker, asked: EmbeddingTexts, request: Request) -> tuple[list[list[float]], int]:
         """A vector for each text, and how many tokens all of them have. Raises ApiError."""

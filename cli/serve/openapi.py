@@ -95,8 +95,8 @@ OPERATIONS = (
 def document(served: Items[str]) -> Json:
     """OpenAPI 3.1; `served` are the names that a request may give for a model."""
     bodies = {one.body for one in OPERATIONS if isinstance(one.body, type)}
-    _, told = models_json_schema([(body, "validation") for body in sorted(bodies, key=str)], ref_template=_SCHEMAS)
-    schemas: dict[str, dict[str, Json]] = told["$defs"]
+    _, given = models_json_schema([(body, "validation") for body in sorted(bodies, key=str)], ref_template=_SCHEMAS)
+    schemas: dict[str, dict[str, Json]] = given["$defs"]
     for body in bodies:
         schemas[body.__name__]["properties"]["model"] = {"enum": [*served, None]}
     paths: dict[str, Json] = {}

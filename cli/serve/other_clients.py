@@ -99,8 +99,8 @@ class OtherClients:
                 ready(worker)
         now = datetime.now(UTC).isoformat()
         message: dict[str, object] = {"message": {"role": "assistant", "content": ""}} if "messages" in body else {}
-        told = {"model": name, "created_at": now, "response": "", **message, "done": True}
-        return JSONResponse({**told, "done_reason": "unload" if leaves else "load"})
+        stated = {"model": name, "created_at": now, "response": "", **message, "done": True}
+        return JSONResponse({**stated, "done_reason": "unload" if leaves else "load"})
 
     async def show(self, request: Request) -> Response:
         """Ollama's card of one model."""

@@ -71,9 +71,9 @@ class Skeleton:
 
 def settings_of(config: PreTrainedConfig) -> dict[str, Json]:
     """The config as config.json would say it, under the usual names where the class has others for them."""
-    told: dict[str, Json] = config.to_dict()
-    usual = {name: told[own] for name, own in config.attribute_map.items() if own in told}
-    return {**usual, **told}
+    given: dict[str, Json] = config.to_dict()
+    usual = {name: given[own] for name, own in config.attribute_map.items() if own in given}
+    return {**usual, **given}
 
 
 @dataclass(frozen=True)

@@ -33,15 +33,17 @@ T = TypeVar("T")
 
 def is_wrapper(config: Mapping[str, Json]) -> bool:
     """Does config.json describe a language model inside another one? Heads that draft name the settings of theirs."""
-    parts = (key for key, told in config.items() if isinstance(told, dict) and (key == _TEXT or _OTHERS.fullmatch(key)))
+    parts = (
+        key for key, given in config.items() if isinstance(given, dict) and (key == _TEXT or _OTHERS.fullmatch(key))
+    )
     return not str(config.get("model_type")).endswith("_assistant") and any(parts)
 
 
 def text_settings(config: Mapping[str, Json]) -> dict[str, Json] | None:
     """The settings of the language model as a config.json of its own; None where transformers finds none."""
-    told = config.get(_TEXT)
-    whole = isinstance(told, dict) and isinstance(told.get("model_type"), str)
-    text = told if isinstance(told, dict) and whole and all(told.get(name) for name in _NUMBERS) else _asked(config)
+    given = config.get(_TEXT)
+    whole = isinstance(given, dict) and isinstance(given.get("model_type"), str)
+    text = given if isinstance(given, dict) and whole and all(given.get(name) for name in _NUMBERS) else _asked(config)
     if text is None:
         return None
     outer = {key: config[key] for key in _OUTER if config.get(key)}

@@ -124,10 +124,10 @@ def _with_head(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
         "_supports_flash_attn",
         "_no_split_modules",
     )
-    told = {name: getattr(base, name) for name in kept if hasattr(base, name)}
-    told |= {"base": base, "_tied_weights_keys": {"lm_head.weight": "model.embed_tokens.weight"}}
+    given = {name: getattr(base, name) for name in kept if hasattr(base, name)}
+    given |= {"base": base, "_tied_weights_keys": {"lm_head.weight": "model.embed_tokens.weight"}}
     # Its code is transformers', so that is where it says it comes from.
-    return type(f"{base.__name__}WithHead", (LanguageModel,), {**told, "__module__": base.__module__})
+    return type(f"{base.__name__}WithHead", (LanguageModel,), {**given, "__module__": base.__module__})
 
 
 def is_tied(whole: PreTrainedModel) -> bool:

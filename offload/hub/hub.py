@@ -89,10 +89,10 @@ def models_of_heads() -> dict[str, str]:
         folder = cache_folder() / f"models--{repo.replace('/', '--', 1)}" / "snapshots"
         for file in sorted(folder.glob("*/config.json")):
             try:
-                told = read_json(file).get("speculators_config")
+                given = read_json(file).get("speculators_config")
             except BadModelDir:
                 continue  # damaged: no head that could be used
-            verifier = told.get("verifier") if isinstance(told, dict) else None
+            verifier = given.get("verifier") if isinstance(given, dict) else None
             model = verifier.get("name_or_path") if isinstance(verifier, dict) else None
             if isinstance(model, str):
                 found[repo] = model

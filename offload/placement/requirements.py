@@ -196,9 +196,9 @@ def _cache_width(config: Mapping[str, Json]) -> int:
 
 def _of_layer(config: Mapping[str, Json], layer: int) -> Mapping[str, Json]:
     """The config with what it says of one layer alone: by its number, or of those that see all of the text."""
-    told = config.get("per_layer_config")
-    if isinstance(told, dict):
-        own = next((value for key, value in told.items() if str(key).isdigit() and int(key) == layer), None)
+    given = config.get("per_layer_config")
+    if isinstance(given, dict):
+        own = next((value for key, value in given.items() if str(key).isdigit() and int(key) == layer), None)
         return {**config, **own} if isinstance(own, dict) else config
     kinds = config.get("layer_types")
     if "global_head_dim" not in config or not isinstance(kinds, list) or kinds[layer : layer + 1] != ["full_attention"]:

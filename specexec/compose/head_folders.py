@@ -48,9 +48,9 @@ def check_heads(choice: DrafterChoice, target: Folder, drafters: Iterable[Folder
             )
         if kind == "DFlash":
             for key, words in SIZES.items():
-                told, ours = folder.config.get(key), target.config.get(key.replace("num_target", "num_hidden"))
-                if told is not None and told != ours:
-                    raise of_another(kind, str(folder.called), told, ours, words)
+                given, ours = folder.config.get(key), target.config.get(key.replace("num_target", "num_hidden"))
+                if given is not None and given != ours:
+                    raise of_another(kind, str(folder.called), given, ours, words)
         elif kind in HEADS:
             eagle.EagleFields.of(folder.config, shapes(folder), _shape_of(target), str(folder.called))
         elif kind:
@@ -87,8 +87,8 @@ def _by_name(folder: Folder) -> str | None:
     """What keys, classes and tensors are called, in this order."""
     config = folder.whole_config
     if found := next((kind for key, kind in SETTINGS.items() if key in config), None):
-        told = config.get("speculators_model_type")
-        return f"{found}: {told}" if told else found
+        given = config.get("speculators_model_type")
+        return f"{found}: {given}" if given else found
     classes = config.get("architectures")
     names = " ".join(map(str, classes)).lower() if isinstance(classes, list) else ""
     if found := next((kind for word, kind in CLASSES.items() if word in names), None):
@@ -99,8 +99,8 @@ def _by_name(folder: Folder) -> str | None:
 
 def verifier_of(folder: Folder) -> str | None:
     """The model that a head was made for, if its config.json names it."""
-    told = folder.config.get("speculators_config")
-    verifier = told.get("verifier") if isinstance(told, dict) else None
+    given = folder.config.get("speculators_config")
+    verifier = given.get("verifier") if isinstance(given, dict) else None
     name = verifier.get("name_or_path") if isinstance(verifier, dict) else None
     return name if isinstance(name, str) and name else None
 
@@ -136,8 +136,8 @@ def tap_count(folder: Folder, hidden: int) -> int:
     kind = head_kind(folder)
     if kind in eagle.NAMES.values():
         return eagle.tap_count(shapes(folder), hidden)
-    told = folder.config.get("dflash_config") if kind == "DFlash" else None
-    ids = told.get("target_layer_ids") if isinstance(told, dict) else None
+    given = folder.config.get("dflash_config") if kind == "DFlash" else None
+    ids = given.get("target_layer_ids") if isinstance(given, dict) else None
     return len(ids) if isinstance(ids, list) else 0
 
 

@@ -42,8 +42,8 @@ def picture_in(part: Mapping[str, object], at: str) -> bytes:
 
     Raises BadMessages that begins with `at` for what is no data: URL.
     """
-    told = part.get("image_url", part.get("url"))
-    url = told.get("url") if isinstance(told, Mapping) else told
+    given = part.get("image_url", part.get("url"))
+    url = given.get("url") if isinstance(given, Mapping) else given
     if not isinstance(url, str):
         raise BadMessages(f"{at}: an image needs an image_url with a url.", hint="data:image/png;base64,…")
     scheme, colon, rest = url.partition(":")

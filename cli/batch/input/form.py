@@ -90,8 +90,8 @@ def _with_files(message: Message, place: str) -> Message:
 
 
 def _with_file(part: Json, place: str) -> object:
-    told = part.get("image_url") if isinstance(part, dict) and is_picture(part) else None
-    url = told.get("url") if isinstance(told, dict) else told
+    given = part.get("image_url") if isinstance(part, dict) and is_picture(part) else None
+    url = given.get("url") if isinstance(given, dict) else given
     if not isinstance(url, str) or _SCHEME.match(url):
         return part
     try:

@@ -93,11 +93,11 @@ def _packed(folder: Folder, prefix: str, codes: Entry, kinds: list[tuple[int, in
     if len(codes.shape) != 2 or len(scales.shape) != 2 or not codes.nbytes or scales.dtype not in FLOATS:
         raise damaged(name, f"'{codes.name}' {list(codes.shape)} and '{scales.name}' {list(scales.shape)} do not fit")
     (O, words), G = codes.shape, scales.shape[1]
-    told = _told_shape(folder, f"{prefix}.weight_shape", name)
+    given = _told_shape(folder, f"{prefix}.weight_shape", name)
     fitting = []
     for bits, size, asymmetric in dict.fromkeys(kinds):
-        I = size * G if size else told[1] if told else words * 32 // bits
-        if words == -(-I * bits // 32) and (size or G == 1) and (told is None or (told[0], told[1]) == (O, I)):
+        I = size * G if size else given[1] if given else words * 32 // bits
+        if words == -(-I * bits // 32) and (size or G == 1) and (given is None or (given[0], given[1]) == (O, I)):
             fitting.append((bits, I, size or I, asymmetric))
     if len(fitting) != 1 or scales.shape[0] != O:
         raise damaged(

@@ -47,8 +47,8 @@ def find(folder: Folder) -> Iterator[Quantised]:
             continue
         scales, biases = member(entries, f"{prefix}.scales", name), member(entries, f"{prefix}.biases", name)
         own = settings.get(prefix)
-        told = own if isinstance(own, dict) else settings
-        bits, group = told.get("bits"), told.get("group_size")
+        given = own if isinstance(own, dict) else settings
+        bits, group = given.get("bits"), given.get("group_size")
         if bits not in BITS or group not in GROUPS or len(codes.shape) != 2 or not codes.nbytes:
             raise damaged(name, f"it is {list(codes.shape)}, in {bits} bits and groups of {group} by config.json")
         assert isinstance(bits, int)

@@ -47,8 +47,8 @@ class DFlashFields:
     def of(cls, settings: Mapping[str, object], name: str) -> DFlashFields:
         """Raises BadDrafter, by name, for what is missing or not understood."""
         refused = partial(unread, KIND, name)
-        told = settings.get("dflash_config")
-        own = {**settings, **(told if isinstance(told, dict) else {})}
+        given = settings.get("dflash_config")
+        own = {**settings, **(given if isinstance(given, dict) else {})}
         block, mask, ids = (own.get(key) for key in ("block_size", "mask_token_id", "target_layer_ids"))
         if not isinstance(block, int) or not isinstance(mask, int) or not isinstance(ids, list) or block < 2:
             raise refused("its config.json lacks block_size, mask_token_id or target_layer_ids")

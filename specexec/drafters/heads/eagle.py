@@ -184,10 +184,10 @@ def _norm_like(norm: nn.Module, size: int) -> nn.Module:
 def _config(fields: EagleFields, vocabulary: int, refused: Callable[[str], BadDrafter]) -> PretrainedConfig:
     """That of a model of the head's layers, as transformers makes it."""
     left_out = ("quantization_config", "auto_map", "architectures")
-    told = {key: one for key, one in fields.layer.items() if key not in left_out}
-    told |= {"vocab_size": vocabulary, "tie_word_embeddings": False}
+    given = {key: one for key, one in fields.layer.items() if key not in left_out}
+    given |= {"vocab_size": vocabulary, "tie_word_embeddings": False}
     try:
-        config: PretrainedConfig = type(AutoConfig.for_model(str(told["model_type"]))).from_dict(told)
+        config: PretrainedConfig = type(AutoConfig.for_model(str(given["model_type"]))).from_dict(given)
     except (TypeError, ValueError, StrictDataclassError) as error:
         raise refused(f"its config.json makes no sense ({error})") from error
     return config

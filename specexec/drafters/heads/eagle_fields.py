@@ -99,21 +99,21 @@ class EagleFields:
         """`shapes` by the names that tensors have here. Raises BadDrafter, by name, for what is unknown or misfits."""
         found = generation(shapes)
         assert found is not None, "asked before"
-        kind, told = NAMES[found], _told(settings)
+        kind, given = NAMES[found], _told(settings)
         layer = layer_config(settings, shapes)
         for key, wanted in _SWITCHES.items():
-            if told.get(key) is wanted:
+            if given.get(key) is wanted:
                 raise unread(kind, name, f"its config.json has {key}: {wanted}")
-        if "mask_hidden" in shapes or told.get("mask_token_id") is not None:
+        if "mask_hidden" in shapes or given.get("mask_token_id") is not None:
             raise unread(kind, name, "it drafts several tokens in one pass (P-EAGLE)")
         if layer["model_type"] not in LAYERS:
             raise unread(kind, name, f"its layers are those of {layer['model_type']!r}")
         if why := _odd_attention(layer):
             raise unread(kind, name, why)
         _check_sizes(kind, found, layer, shapes, target, name)
-        taps, other = _taps(told, settings, shapes, target, name) if found == 3 else ((LAST,), None)
-        told["fc_norm"] = told.get("fc_norm") or told.get("use_aux_norm")
-        flags = {key: bool(told.get(key)) for key in NORMS}
+        taps, other = _taps(given, settings, shapes, target, name) if found == 3 else ((LAST,), None)
+        given["fc_norm"] = given.get("fc_norm") or given.get("use_aux_norm")
+        flags = {key: bool(given.get(key)) for key in NORMS}
         return cls(found, layer, taps, other, target.layers, rows_of(shapes, target.vocabulary), **flags)
 
 
@@ -151,8 +151,8 @@ def _odd_attention(layer: Mapping[str, object]) -> str | None:
     kinds = layer.get("layer_types")
     if isinstance(kinds, list) and any(one != "full_attention" for one in kinds):
         return "its layers have a window"
-    told = layer.get("rope_parameters") or layer.get("rope_scaling")
-    rope = told if isinstance(told, Mapping) else {}
+    given = layer.get("rope_parameters") or layer.get("rope_scaling")
+    rope = given if isinstance(given, Mapping) else {}
     if rope.get("rope_type", rope.get("type")) in ("dynamic", "longrope"):
         return "its RoPE depends on the longest position of the whole tree"
     if any(isinstance(one, Mapping) for one in rope.values()):
@@ -193,7 +193,7 @@ def _check_sizes(
 
 
 def _taps(
-    told: Mapping[str, object],
+    given: Mapping[str, object],
     settings: Mapping[str, object],
     shapes: Mapping[str, tuple[int, ...]],
     target: TargetShape,
@@ -204,9 +204,9 @@ def _taps(
     vLLM and `speculators` count what flows into layer j, x_j; SGLang, SpecForge and ModelOpt, whose fields stand apart
     in `eagle_config`, what flows out of it, x_{j+1}. Without ids both mean the same three.
     """
-    ids, count = told.get(IDS), shapes[FEATURES][1] // target.hidden
+    ids, count = given.get(IDS), shapes[FEATURES][1] // target.hidden
     if ids is None:
-        if count != USUAL_TAPS or told.get("num_aux_hidden_states") not in (None, USUAL_TAPS):
+        if count != USUAL_TAPS or given.get("num_aux_hidden_states") not in (None, USUAL_TAPS):
             raise unread("EAGLE-3", name, f"it reads {count} layers and does not say which")
         if target.layers < 6:
             raise unread("EAGLE-3", name, f"it does not say which layers it reads, and there are {target.layers}")

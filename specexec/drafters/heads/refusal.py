@@ -13,9 +13,9 @@ def unread(kind: str, name: str, why: str) -> BadDrafter:
     )
 
 
-def of_another(kind: str, name: str, told: object, ours: object, words: str) -> BadDrafter:
+def of_another(kind: str, name: str, given: object, ours: object, words: str) -> BadDrafter:
     """A head whose sizes are those of another model."""
     return BadDrafter(
-        f"{name} is a head ({kind}) for a model with {told} {words}, this one has {ours}.",
+        f"{name} is a head ({kind}) for a model with {given} {words}, this one has {ours}.",
         hint="the head of this model, --drafter ngram, or a smaller model of the same family.",
     )

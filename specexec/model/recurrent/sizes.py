@@ -142,8 +142,8 @@ def _kimi_delta(number: _Numbers) -> LayerSizes:
         heads, taps = number("num_attention_heads", 32), number("short_conv_kernel_size", 4)
         width = number("linear_head_dim", number("head_dim", 128))
     else:
-        told = number.config.get("linear_attn_config")
-        nested = _Numbers(told if isinstance(told, Mapping) else {})
+        given = number.config.get("linear_attn_config")
+        nested = _Numbers(given if isinstance(given, Mapping) else {})
         heads = nested("num_heads", number("linear_num_heads", 32))
         width = nested("head_dim", number("linear_head_dim", 128))
         taps = nested("short_conv_kernel_size", number("linear_conv_kernel_dim", 4))

@@ -93,7 +93,7 @@ class ShippedScanner:
         self._form, self._marks, self._tools = form, marks, _tools(kinds)
         self._parser: ResponseParser | None = None
         self._field: str | None = None  # that is open
-        self._unsaid = ""  # what no event has told of yet: the beginning of a mark, or a call with its mark
+        self._unsaid = ""  # what no event has held yet: the beginning of a mark, or a call with its mark
         with suppress(Exception):  # then all is text
             self._parser = _parser(form.template, marks.unpack(turn))
             for event in self._parser.initial_events:
