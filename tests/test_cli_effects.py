@@ -164,6 +164,7 @@ SHOWN = {
     "inputs", "output", "output_dir", "overwrite", "retry_failed", "form", "plot", "samples",
     "resume", "session", "no_save", "no_history", "bell", "notify_command", "as_json", "quiet", "verbose", "log_file",
     "log_json", "color", "markdown", "plain", "hide_thinking", "stats", "tree",
+    "preset", "connect", "api_key",  # test_presets.py and test_connect.py tell what came of them
 }  # fmt: skip
 PLAN: Changes = {
     "gpu": (["--gpu", "4090"], "machine.device"),

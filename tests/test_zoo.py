@@ -18,7 +18,8 @@ def test_every_outcome_is_known_and_none_is_a_bug() -> None:
     assert {*ROWS.values()} == {"trees", "plain", "refused", "not tried"}
 
 
-TRIED = sorted(name for name, outcome in ROWS.items() if outcome != "not tried")
+SLOW = {"bailing_hybrid"}  # in transformers' own arithmetic: 20 seconds; test_recurrent.py tries it
+TRIED = sorted(name for name, outcome in ROWS.items() if outcome != "not tried" and name not in SLOW)
 
 
 @pytest.mark.parametrize("model_type", [*dict.fromkeys(("jetmoe", "llama4_text", "moshi", *TRIED[::8]))])
