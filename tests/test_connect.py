@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable
@@ -16,7 +17,7 @@ import pytest
 from cli.app import main
 from cli.chat.archive import Archive, Record, sessions_folder
 from cli.connect.engine import ServedEngine
-from cli.connect.models import ServedModel, cards_of, loaded_model
+from cli.connect.models import cards_of, loaded_model
 from cli.connect.server import Server
 from cli.shared.errors import NoServer, ServerRefusal
 from cli.shared.options import EngineOptions
@@ -158,19 +159,30 @@ def test_stopping_an_answer_keeps_what_there_is_and_frees_the_server() -> None:
         assert [burst.text for burst in talk.send("abc", SamplingParams())] == ["abc"]
 
 
-def test_a_server_that_goes_in_the_middle_is_an_error_and_not_an_end() -> None:
+@pytest.mark.parametrize("resets", [False, True])
+def test_a_server_that_goes_in_the_middle_is_an_error_and_not_an_end(resets: bool) -> None:
+    heard = threading.Event()
+
     def breaking(listening: socket.socket) -> None:
         connection, _ = listening.accept()
         with connection:
             connection.recv(65536)
-            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n: hello\n\n")
+            connection.sendall(b'HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: {"one": 1}\n\n')
+            heard.wait(10)
+            if resets:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            else:
+                connection.shutdown(socket.SHUT_WR)
+                while connection.recv(65536):
+                    pass
 
     with socket.create_server(("127.0.0.1", 0)) as listening:
         threading.Thread(target=breaking, args=(listening,), daemon=True).start()
-        server = Server(f"127.0.0.1:{listening.getsockname()[1]}")
-        model = ServedModel(server, "m", {})
+        events = iter(Server(f"127.0.0.1:{listening.getsockname()[1]}").events("/v1/chat/completions", {}))
+        assert next(events) == {"one": 1}
+        heard.set()
         with pytest.raises(NoServer, match="broke off in the middle"):
-            list(ServedEngine(model, EngineOptions()).stream([], SamplingParams()))
+            next(events)
 
 
 @pytest.mark.parametrize("address", ["ftp://here", "http://", "http://here:port", "http://[::1"])

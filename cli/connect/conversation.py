@@ -10,8 +10,9 @@ from typing import Protocol
 from specexec.pieces import Piece, message_of
 from specexec.sampling.params import SamplingParams
 from specexec.stats import Burst
-from specexec.text.messages import Content, Message
-from specexec.text.transcript import Kept, Turn, belonging, dialogue, last_question
+from specexec.text.dialogue import Dialogue, before
+from specexec.text.messages import Message
+from specexec.text.transcript import Kept, belonging, dialogue
 
 
 class Answering(Protocol):
@@ -26,34 +27,15 @@ class Answering(Protocol):
     def count(self, messages: Items[Mapping[str, object]]) -> int: ...
 
 
-class ServedConversation:
+class ServedConversation(Dialogue):
     """Turns of one dialogue, with the promises of specexec/text/conversation.py. Token ids that an engine here wrote
     are kept with the messages that they belong to.
     """
 
     def __init__(self, writer: Answering, system: str | None = None) -> None:
-        self.system = system
-        self.messages: list[Message] = []
-        self.unanswered: Content | None = None
+        super().__init__(system)
         self._writer = writer
-        self._turns: list[Turn] = []
-        self._retries = 0
         self._cut: tuple[Message, int] | None = None  # an answer that did not end by itself, and its seed
-
-    def send(self, content: Content, sampling: SamplingParams) -> Iterator[Burst]:
-        """Ask, and stream the answer. If no token comes, the dialogue stays as it was, the question `unanswered`."""
-        self._retries = 0
-        return self._answer([*self.messages, {"role": "user", "content": content}], sampling)
-
-    def retry(self, sampling: SamplingParams) -> Iterator[Burst]:
-        """Another answer to the last question: a derived seed, unless the text does not depend on it."""
-        if self.unanswered is not None:
-            return self.send(self.unanswered, sampling)
-        asked = last_question(self.messages)
-        if asked is None:
-            return iter(())
-        self._retries += 1
-        return self._answer(self.messages[: asked + 1], sampling.derived("retry", self._retries))
 
     @property
     def can_proceed(self) -> bool:
@@ -71,20 +53,6 @@ class ServedConversation:
         bursts = self._writer.stream(self._dialogue, sampling, proceed=True)
         said = Piece(str(begun["content"]), str(begun.get("reasoning_content", "")))
         yield from self._added(said, bursts)
-
-    def undo(self) -> bool:
-        """Take back the last question and its answer; False if there is none."""
-        if self.unanswered is not None:
-            self.unanswered = None
-            return True
-        asked = last_question(self.messages)
-        if asked is not None:
-            del self.messages[asked:]
-        return asked is not None
-
-    def clear(self) -> None:
-        """Start anew; the system prompt stays."""
-        self.messages, self.unanswered = [], None
 
     @property
     def tokens_used(self) -> int:
@@ -104,20 +72,14 @@ class ServedConversation:
         """Go on where another conversation was kept."""
         self.messages, self.system, self._turns = [*kept.messages], kept.system, [*kept.turns]
 
-    @property
-    def _dialogue(self) -> list[Message]:
-        return dialogue(self.system, self.messages)
-
-    def _answer(self, messages: list[Message], sampling: SamplingParams) -> Iterator[Burst]:
-        if messages != self.messages[: len(messages)]:
-            asked = messages[-1]["content"]
-            self.unanswered = asked if isinstance(asked, list) else str(asked)
-        bursts = self._writer.stream(dialogue(self.system, messages), sampling)
+    def _answer(self, messages: list[Message], sampling: SamplingParams | None) -> Iterator[Burst]:
+        self._ask(messages)
+        bursts = self._writer.stream(dialogue(self.system, messages), sampling or SamplingParams())
         for burst in bursts:
             if burst.tokens:
                 self.messages = [*messages, message_of(Piece())]
                 self.unanswered = None
-                yield from self._added(Piece(), _again(burst, bursts))
+                yield from self._added(Piece(), before(burst, bursts))
                 return
             yield burst
 
@@ -130,8 +92,3 @@ class ServedConversation:
             if burst.finish_reason not in (None, "stop"):
                 self._cut = self.messages[-1], burst.seed
             yield burst
-
-
-def _again(first: Burst, rest: Iterator[Burst]) -> Iterator[Burst]:
-    yield first
-    yield from rest

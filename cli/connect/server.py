@@ -170,7 +170,7 @@ class Events:
         with response:
             while True:
                 with self._server._talking():
-                    line = response.readline()
+                    line = _next_line(response)
                     event = json.loads(line[6:]) if line.startswith(b"data: {") else None
                 if line.startswith(b"data: [DONE]"):
                     return
@@ -180,3 +180,11 @@ class Events:
                     if "error" in event:
                         raise self._server.refusal(event["error"])
                     yield event
+
+
+def _next_line(response: HTTPResponse) -> bytes:
+    """Empty where no more comes, for whatever reason."""
+    try:
+        return response.readline()
+    except (OSError, HTTPException):
+        return b""

@@ -10,10 +10,11 @@ from typing import Protocol
 from specexec.model.cache import KVCache
 from specexec.sampling.params import SamplingParams
 from specexec.stats import Burst
+from specexec.text.dialogue import Dialogue, before
 from specexec.text.formats.find import Templates, format_of
-from specexec.text.messages import Content, Message
+from specexec.text.messages import Message
 from specexec.text.reply import Reply
-from specexec.text.transcript import Kept, Tokens, Turn, begin, belonging, dialogue, last_question, same_text
+from specexec.text.transcript import Kept, Tokens, Turn, begin, belonging, dialogue, same_text
 
 
 class DialogueEncoding(Tokens, Templates, Protocol):
@@ -40,7 +41,7 @@ class DialogueEngine(Protocol):
     ) -> Iterator[Burst]: ...
 
 
-class Conversation:
+class Conversation(Dialogue):
     """Turns of one dialogue. An answer that was interrupted stays, as far as it came.
 
     Messages have OpenAI's shape: an answer's thoughts are its `reasoning_content`, its calls `tool_calls`. Whether the
@@ -48,29 +49,9 @@ class Conversation:
     """
 
     def __init__(self, writer: DialogueEngine, system: str | None = None) -> None:
-        self.system = system
-        self.messages: list[Message] = []
-        self.unanswered: Content | None = None  # a question whose answer did not begin; no message of the dialogue
+        super().__init__(system)
         self._writer = writer
         self._caches: dict[object, KVCache] = {}
-        self._turns: list[Turn] = []
-        self._retries = 0
-
-    def send(self, content: Content, sampling: SamplingParams | None = None) -> Iterator[Burst]:
-        """Ask, and stream the answer. If no token comes, the dialogue stays as it was, the question `unanswered`."""
-        self._retries = 0
-        return self._answer([*self.messages, {"role": "user", "content": content}], sampling)
-
-    def retry(self, sampling: SamplingParams | None = None) -> Iterator[Burst]:
-        """Another answer to the last question: a derived seed, unless the text does not depend on it."""
-        if self.unanswered is not None:
-            return self.send(self.unanswered, sampling)
-        asked = last_question(self.messages)
-        if asked is None:
-            return iter(())
-        self._retries += 1
-        again = (sampling or SamplingParams()).derived("retry", self._retries)
-        return self._answer(self.messages[: asked + 1], again)
 
     def proceed(self, sampling: SamplingParams | None = None) -> Iterator[Burst]:
         """Go on with an answer that was cut short, as if it had not been; nothing if it ended by itself."""
@@ -92,20 +73,6 @@ class Conversation:
         turn = self._turns[-1]
         last = len(turn.asked) + 1 == len(self._dialogue) and belonging([turn], self._dialogue) == [turn]
         return last and same_text(self._writer.encoding, turn)
-
-    def undo(self) -> bool:
-        """Take back the last question and its answer; False if there is none."""
-        if self.unanswered is not None:
-            self.unanswered = None
-            return True
-        asked = last_question(self.messages)
-        if asked is not None:
-            del self.messages[asked:]
-        return asked is not None
-
-    def clear(self) -> None:
-        """Start anew; the system prompt stays."""
-        self.messages, self.unanswered = [], None
 
     @property
     def tokens_used(self) -> int:
@@ -131,14 +98,8 @@ class Conversation:
         models = self._writer.models
         self._caches = {models[role]: cache for role, cache in kept.caches.items() if role in models}
 
-    @property
-    def _dialogue(self) -> list[Message]:
-        return dialogue(self.system, self.messages)
-
     def _answer(self, messages: list[Message], sampling: SamplingParams | None) -> Iterator[Burst]:
-        if messages != self.messages[: len(messages)]:
-            asked = messages[-1]["content"]
-            self.unanswered = asked if isinstance(asked, list) else str(asked)
+        self._ask(messages)
         turn = begin(self._writer.encoding, self._turns, dialogue(self.system, messages))
         answer = self._reading(turn, sampling)
         bursts = self._writer.stream(turn.prompt, sampling, self._caches, ())
@@ -148,7 +109,7 @@ class Conversation:
                 self._turns = [*(earlier for earlier in self._turns if len(earlier.asked) < said), turn]
                 self.messages = [*messages, {"role": "assistant", "content": ""}]
                 self.unanswered = None
-                yield from self._added(answer, turn, _again(burst, bursts))
+                yield from self._added(answer, turn, before(burst, bursts))
                 return
             yield burst  # an answer that was stopped before it began is none
 
@@ -169,8 +130,3 @@ class Conversation:
             if turn.ended is None:  # abandoned: what was held back counts
                 answer.add((), last=True)
                 self.messages[-1] = answer.message
-
-
-def _again(first: Burst, rest: Iterator[Burst]) -> Iterator[Burst]:
-    yield first
-    yield from rest

@@ -1,0 +1,72 @@
+"""A dialogue, whatever answers it: messages, a question without an answer yet, what is taken back. Knows no model."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+
+from specexec.sampling.params import SamplingParams
+from specexec.stats import Burst
+from specexec.text.messages import Content, Message
+from specexec.text.transcript import Turn, dialogue, last_question
+
+
+class Dialogue(ABC):
+    """Messages of OpenAI's shape. An answer that was interrupted stays, as far as it came."""
+
+    def __init__(self, system: str | None = None) -> None:
+        self.system = system
+        self.messages: list[Message] = []
+        self.unanswered: Content | None = None  # a question whose answer did not begin; no message of the dialogue
+        self._turns: list[Turn] = []
+        self._retries = 0
+
+    def send(self, content: Content, sampling: SamplingParams | None = None) -> Iterator[Burst]:
+        """Ask, and stream the answer. If no token comes, the dialogue stays as it was, the question `unanswered`."""
+        self._retries = 0
+        return self._answer([*self.messages, {"role": "user", "content": content}], sampling)
+
+    def retry(self, sampling: SamplingParams | None = None) -> Iterator[Burst]:
+        """Another answer to the last question: a derived seed, unless the text does not depend on it."""
+        if self.unanswered is not None:
+            return self.send(self.unanswered, sampling)
+        asked = last_question(self.messages)
+        if asked is None:
+            return iter(())
+        self._retries += 1
+        again = (sampling or SamplingParams()).derived("retry", self._retries)
+        return self._answer(self.messages[: asked + 1], again)
+
+    def undo(self) -> bool:
+        """Take back the last question and its answer; False if there is none."""
+        if self.unanswered is not None:
+            self.unanswered = None
+            return True
+        asked = last_question(self.messages)
+        if asked is not None:
+            del self.messages[asked:]
+        return asked is not None
+
+    def clear(self) -> None:
+        """Start anew; the system prompt stays."""
+        self.messages, self.unanswered = [], None
+
+    @property
+    def _dialogue(self) -> list[Message]:
+        return dialogue(self.system, self.messages)
+
+    @abstractmethod
+    def _answer(self, messages: list[Message], sampling: SamplingParams | None) -> Iterator[Burst]:
+        """Stream an answer to the last of these."""
+
+    def _ask(self, messages: list[Message]) -> None:
+        """The last of these has no answer yet, unless it is part of the dialogue already."""
+        if messages != self.messages[: len(messages)]:
+            asked = messages[-1]["content"]
+            self.unanswered = asked if isinstance(asked, list) else str(asked)
+
+
+def before(first: Burst, rest: Iterator[Burst]) -> Iterator[Burst]:
+    """All of these."""
+    yield first
+    yield from rest
