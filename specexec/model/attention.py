@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from specexec.model.module_types import every_module
 from specexec.sizes import AT_ONCE, KEY_BLOCK, QUERY_BLOCK
 
 NAME = "specexec"
@@ -254,11 +255,9 @@ def warmer(query_HQD: Tensor, position_Q: Tensor, floor: float, scale: float) ->
 
 def leave_temperatures(model: nn.Module) -> None:
     """Attention of this model leaves it to `warmer` to scale its queries. Harmless when repeated."""
-    for module in model.modules():
-        inner = getattr(module, "inner", None)  # streamed layers hide theirs
-        for one in inner.modules() if isinstance(inner, nn.Module) else [module]:
-            if getattr(one, "attn_temperature_tuning", False):
-                vars(one)["attn_temperature_tuning"] = False
+    for module in every_module(model):
+        if getattr(module, "attn_temperature_tuning", False):
+            vars(module)["attn_temperature_tuning"] = False
 
 
 class PackedRows(Protocol):

@@ -22,6 +22,7 @@ from specexec.errors import UnsupportedArchitecture
 from specexec.model.architecture import Index
 from specexec.model.attention import Style, Visibility, attend_block
 from specexec.model.cache import LayerKV
+from specexec.model.module_types import every_module
 from specexec.sizes import INDEX_SCORES, QUERY_BLOCK
 
 Chosen: TypeAlias = list[Tensor | None]
@@ -96,11 +97,9 @@ def _with_mask(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> t
 
 
 def _attentions(model: nn.Module) -> Iterator[Any]:
-    for module in model.modules():
-        inner = getattr(module, "inner", None)  # streamed layers hide theirs
-        for one in inner.modules() if isinstance(inner, nn.Module) else [module]:
-            if "indexer" in one._modules or getattr(one, "skip_topk", False):
-                yield one
+    for module in every_module(model):
+        if "indexer" in module._modules or getattr(module, "skip_topk", False):
+            yield module
 
 
 def with_index_key(key_HRD: Tensor, value_HRD: Tensor, index_RF: Tensor, index: Index) -> tuple[Tensor, Tensor]:

@@ -5,9 +5,10 @@ nn.Module declares every attribute as a Tensor or a Module, whatever it is. Attr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
+from torch import nn
 from transformers import PretrainedConfig
 
 
@@ -29,3 +30,10 @@ class TakesChunks(Protocol):
     chunk_rows: int | None
     own_rows: int | None
     together: Sequence[range]
+
+
+def every_module(model: nn.Module) -> Iterator[nn.Module]:
+    """All modules of a model, also those that streamed layers hide."""
+    for module in model.modules():
+        inner = getattr(module, "inner", None)
+        yield from inner.modules() if isinstance(inner, nn.Module) else [module]

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
+from specexec.model.module_types import every_module
 from specexec.model.recurrent.delta_rule import channel_rows, delta_rows
 from specexec.model.recurrent.mamba2 import mamba2_rows, step_sizes
 from specexec.model.recurrent.packed import PackedStates
@@ -70,22 +71,15 @@ def let_in(model: nn.Module) -> set[int]:
 
 def _number_shared(model: nn.Module) -> None:
     """Attention whose weights several layers share does not know its layer (Zamba2)."""
-    for module in _modules(model):
+    for module in every_module(model):
         attention, decoder = (module._modules.get(name) for name in ("shared_transformer", "mamba_decoder"))
         if attention is not None and decoder is not None:
             attention.get_submodule("self_attn").layer_idx = decoder.layer_idx
 
 
-def _modules(model: nn.Module) -> Iterator[nn.Module]:
-    """All of them; streamed layers hide theirs."""
-    for module in model.modules():
-        inner = getattr(module, "inner", None)
-        yield from inner.modules() if isinstance(inner, nn.Module) else [module]
-
-
 def _mixers(model: nn.Module) -> Iterator[nn.Module]:
     """Modules that know their layer's number and have a causal convolution."""
-    for module in _modules(model):
+    for module in every_module(model):
         if hasattr(module, "layer_idx") and any(isinstance(child, nn.Conv1d) for child in module.children()):
             yield module
 
