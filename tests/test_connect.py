@@ -233,7 +233,7 @@ def test_a_run_that_loses_its_server_keeps_what_was_answered_and_goes_on(run: Ru
     prompts.write_text("abc\ndef\n" + "x" * 400 + "\n")
     asked = ("generate", str(prompts), "--split", "lines", "-o", str(tmp_path / "out.jsonl"), "--seed", "1")
     with serving(lambda: LetterEngine(sweep_s=0.05)) as server:
-        threading.Thread(target=lambda: _leave_with_one(server), daemon=True).start()
+        threading.Thread(target=lambda: _stop_after_two(server, tmp_path / "out.jsonl"), daemon=True).start()
         lost = run(*asked, "--connect", server.url)
         assert (lost.code, "stops." in lost.err) == (6, True)
     with serving(LetterEngine) as server:
@@ -243,9 +243,9 @@ def test_a_run_that_loses_its_server_keeps_what_was_answered_and_goes_on(run: Ru
     assert sorted(answers) == ["abc", "def", "x" * 400]
 
 
-def _leave_with_one(server: Served) -> None:
-    """Stop once only the long text is being written."""
-    while server.worker.totals.requests_total < 3 or server.worker.running + server.worker.waiting > 1:
+def _stop_after_two(server: Served, records: Path) -> None:
+    """Stop once the two short answers are kept, while the long one (20 seconds of sweeps) is being written."""
+    while not records.exists() or records.read_text().count("\n") < 2:
         time.sleep(0.01)
     server.models.begin_stopping()
 
