@@ -115,5 +115,6 @@ COMMANDS: dict[str, Slash] = {
         settings.think, lambda: (*LEVELS, "hide", "show"),
     ),
     "markdown": Slash("markdown [on|off]", "draw Markdown, or show it as written", settings.markdown, lambda: ON_OFF),
+    "tools": Slash("tools", "the tools that the model may call, by MCP server", settings.tools),
     "tokens": Slash("tokens", "how much of the context is used", settings.tokens),
 }  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from collections.abc import Sequence as Items
 from dataclasses import replace
 from typing import Protocol
@@ -19,12 +19,17 @@ class Answering(Protocol):
     """What a dialogue needs of a served model."""
 
     def stream(
-        self, messages: Items[Mapping[str, object]], sampling: SamplingParams, proceed: bool = False
+        self,
+        messages: Items[Message],
+        sampling: SamplingParams,
+        tools: Items[Message],
+        schema: Message | None,
+        proceed: bool = False,
     ) -> Iterator[Burst]: ...
 
-    def rendered(self, messages: Items[Mapping[str, object]]) -> str: ...
+    def rendered(self, messages: Items[Message], tools: Items[Message]) -> str: ...
 
-    def count(self, messages: Items[Mapping[str, object]]) -> int: ...
+    def count(self, messages: Items[Message], tools: Items[Message]) -> int: ...
 
 
 class ServedConversation(Dialogue):
@@ -50,19 +55,19 @@ class ServedConversation(Dialogue):
         assert self._cut is not None
         begun, seed = self._cut
         sampling = replace(sampling, seed=seed if sampling.seed is None else sampling.seed)
-        bursts = self._writer.stream(self._dialogue, sampling, proceed=True)
+        bursts = self._writer.stream(self._dialogue, sampling, self.tools, self.schema, proceed=True)
         said = Piece(str(begun["content"]), str(begun.get("reasoning_content", "")))
         yield from self._added(said, bursts)
 
     @property
     def tokens_used(self) -> int:
         """Context taken by the dialogue so far."""
-        return self._writer.count(self._dialogue) if self.messages else 0
+        return self._writer.count(self._dialogue, self.tools) if self.messages else 0
 
     @property
     def rendered(self) -> str:
         """The dialogue as the model would read it next."""
-        return self._writer.rendered(self._dialogue)
+        return self._writer.rendered(self._dialogue, self.tools)
 
     def keep(self) -> Kept:
         """The dialogue as it is now."""
@@ -74,7 +79,8 @@ class ServedConversation(Dialogue):
 
     def _answer(self, messages: list[Message], sampling: SamplingParams | None) -> Iterator[Burst]:
         self._ask(messages)
-        bursts = self._writer.stream(dialogue(self.system, messages), sampling or SamplingParams())
+        said = dialogue(self.system, messages)
+        bursts = self._writer.stream(said, sampling or SamplingParams(), self.tools, self.schema)
         for burst in bursts:
             if burst.tokens:
                 self.messages = [*messages, message_of(Piece())]
