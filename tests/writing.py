@@ -15,7 +15,7 @@ from specexec.drafters.none import NoDrafter
 from specexec.drafters.protocol import Drafter
 from specexec.drafters.ranking import Ranking
 from specexec.drafters.sibling import SiblingDrafter
-from specexec.engine.decoder import Decoder
+from specexec.engine.decoder import Decoder, Target
 from specexec.model.chain_lm import ChainLM
 from specexec.model.tree_lm import Rows, Sweep, TreeLM
 from specexec.planning.best_first import REFERENCE_RANKING, BestFirst, Planner
@@ -120,7 +120,7 @@ def write(
     return sequences
 
 
-def rows_read(target: TreeLM, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def rows_read(target: Target, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """From now on, how many tokens the target reads in each sweep."""
     read: list[int] = []
     begin = target.begin
