@@ -50,15 +50,6 @@ def call_of(name: str, arguments: Json, own_id: str | None = None) -> Call:
     return Call(name, text) if own_id is None else Call(name, text, own_id)
 
 
-def json_object(text: str) -> dict[str, Json] | None:
-    """The object that a text is in JSON; None where it is none."""
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict) else None
-
-
 class Unfinished(Exception):
     """A call that is right as far as it goes: what seemed to end it may be part of an argument."""
 

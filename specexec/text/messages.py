@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from specexec.errors import BadMessages, BadText, UnreadContent
-from specexec.pieces import json_object
 from specexec.text.pictures import is_picture, picture_in, picture_part
 
 Message: TypeAlias = dict[str, object]
@@ -233,8 +232,11 @@ def _arguments(arguments: object, traits: Traits) -> object:
         return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
     if not isinstance(arguments, str):
         return arguments
-    found = json_object(arguments)
-    if found is not None:
+    try:
+        found = json.loads(arguments)
+    except (ValueError, RecursionError):
+        found = None
+    if isinstance(found, dict):
         return found
     return arguments if traits.loose_arguments else {"arguments": arguments}
 
