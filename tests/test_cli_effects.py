@@ -96,6 +96,7 @@ CHAT: tuple[Changes, ...] = (
         "prompt": (["--prompt", "What is a drafter?"], "prompt"),
         "system": (["--system", "Answer in one word."], "system"),
         "think": (["--think", "on"], "think"),
+        "on_full": (["--on-full", "summarise"], "on_full"),
         "positional_model": (["{tiny}"], "engine.folders.target"),
     },
     PLACED,

@@ -13,6 +13,7 @@ import click
 from cli.chat.archive import Archive, Record, sessions_folder
 from cli.chat.engines import ChatEngine, OpenEngine, engines_of, set_thinking
 from cli.chat.loop import converse
+from cli.chat.room import ON_FULL, OnFull, make_room
 from cli.chat.saving import Keeper, stored_name
 from cli.chat.session import Session
 from cli.connect.engine import ServedEngine
@@ -39,6 +40,7 @@ from cli.terminal.screen import Screen
 from specexec.pieces import Piece
 from specexec.sampling.params import SamplingParams
 from specexec.stats import Overlap
+from specexec.text.dialogue import Dialogue
 from specexec.text.messages import content_of
 from specexec.text.pictures import data_url
 
@@ -63,6 +65,13 @@ TOY_QUESTIONS = "It answers: How does specexec work? · What is a drafter? · Wh
 @server_options(None)
 @click.option("--no-save", is_flag=True, help="Do not keep this conversation.")
 @click.option("--no-history", is_flag=True, help="Do not remember what is typed.")
+@click.option(
+    "--on-full",
+    type=click.Choice(ON_FULL),
+    default="stop",
+    show_default=True,
+    help="A full context: stop, leave out the oldest turns, or let the model read its own summary of them.",
+)
 @think_option
 @click.option("--bell", is_flag=True, help="Ring when an answer took longer than 10 s.")
 @click.option("--notify-command", metavar="COMMAND", help="Run this when an answer took longer than 10 s.")
@@ -84,6 +93,7 @@ def chat(
     api_key: str | None,
     no_save: bool,
     no_history: bool,
+    on_full: OnFull,
     think: Think,
     bell: bool,
     notify_command: str | None,
@@ -121,7 +131,9 @@ def chat(
         set_thinking(engine, before.think if before else think, screen.say)
         conversation = engine.conversation(system)
         if before is None:
-            talk = Session(engine, conversation, screen, sampling, options, display, bell, notify_command, think)
+            talk = Session(
+                engine, conversation, screen, sampling, options, display, bell, notify_command, think, on_full
+            )
             talk.pictures += pictures
         else:
             talk = before.moved(engine, conversation, options)
@@ -138,9 +150,13 @@ def chat(
     with opened(engine_options) as engine:
         talk = begin(engine, engine_options, None)
         content = content_of(message, pictures)
+        if not make_room(talk, content):
+            assert talk.last is not None
+            return talk.last.exit_code
         if as_json:
             bursts = list(talk.conversation.send(content, sampling))
-            asked = {"prompt": message, "system": system, "think": think}
+            left_out = asdict(talk.conversation.left_out) if isinstance(talk.conversation, Dialogue) else None
+            asked = {"prompt": message, "system": system, "think": think, "on_full": on_full, "left_out": left_out}
             echo(json.dumps(asked | _record_of(bursts, engine, engine_options, sampling), ensure_ascii=False))
             return 0
         try:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeAlias
 
+from cli.chat.room import OnFull, left_out_note, make_room
 from cli.connect.engine import ServedEngine
 from cli.shared.errors import REFUSALS, TERMINATED, explain
 from cli.shared.options import EngineOptions
@@ -17,6 +18,7 @@ from cli.terminal.display import Display
 from cli.terminal.meter import SweepMeter
 from cli.terminal.screen import Screen
 from specexec.sampling.params import SamplingParams
+from specexec.text.dialogue import Dialogue
 from specexec.text.messages import Content, content_of, pictures_of, text_in
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
 BELL_S = 10.0  # a shorter answer was waited for
 NOTIFY_S = 5.0
+TAKEN_BACK = "  the question is taken back; /retry asks it again"
 
 
 @dataclass
@@ -47,6 +50,7 @@ class Session:
     bell: bool = False
     notify_command: str | None = None
     think: Think = "auto"
+    on_full: OnFull = "stop"
     keeper: Keeper | None = None
     attached: list[str] = field(default_factory=list)
     pictures: list[str] = field(default_factory=list)  # data: URLs, for the next message
@@ -59,7 +63,7 @@ class Session:
         message = content_of("\n\n".join([*self.attached, text]), self.pictures)
         self.attached.clear()
         self.pictures.clear()
-        self._answer(self.conversation.send(message, self.sampling))
+        self._ask(message, self.sampling)
 
     def begin_anew(self) -> str | None:
         """Leave this conversation and begin another; the id under which this one is kept, if it is."""
@@ -96,6 +100,9 @@ class Session:
     def moved(self, engine: ChatEngine, conversation: AnyConversation, options: EngineOptions) -> Session:
         """The same conversation and settings with another engine."""
         conversation.system, conversation.messages = self.conversation.system, [*self.conversation.messages]
+        left = self.conversation
+        if isinstance(left, Dialogue) and isinstance(conversation, Dialogue) and options.model == self.options.model:
+            conversation.left_out = left.left_out  # another model may have a longer context
         return replace(self, engine=engine, conversation=conversation, options=options, switch=None)
 
     def leave(self) -> None:
@@ -105,7 +112,9 @@ class Session:
 
     def retry(self, seed: int | None) -> None:
         """Answer the last message again, with exactly `seed` or one that the engine derives."""
-        if seed is None:
+        if seed is None and self.conversation.unanswered is not None:
+            self._ask(self.conversation.unanswered, self.sampling)
+        elif seed is None:
             self._answer(self.conversation.retry(self.sampling))
         elif (asked := self._last_content) is not None:
             self._instead(asked, replace(self.sampling, seed=seed))
@@ -137,7 +146,7 @@ class Session:
     def _instead(self, text: Content, sampling: SamplingParams) -> None:
         before = [*self.conversation.messages]
         self.conversation.undo()
-        self._answer(self.conversation.send(text, sampling))
+        self._ask(text, sampling)
         if self.conversation.unanswered is not None:  # nothing came in the place of what there was
             self.conversation.messages = before
 
@@ -151,6 +160,19 @@ class Session:
             self.engine, self._kept(bursts), self.screen, meter,
             tree=self.display.tree, hide_thoughts=self.display.hide_thinking,
         )  # fmt: skip
+
+    def _ask(self, content: Content, sampling: SamplingParams) -> None:
+        """Answer a question, in the room that the context has for it."""
+        try:
+            room = make_room(self, content)
+        except REFUSALS as refusal:
+            self.screen.tell(explain(refusal))
+            return
+        if room:
+            self._answer(self.conversation.send(content, sampling))
+        else:
+            self.conversation.unanswered = content
+            self.screen.say(TAKEN_BACK)
 
     def _answer(self, bursts: Iterator[Burst]) -> None:
         """Play an answer and sum it up."""
@@ -169,7 +191,7 @@ class Session:
             self._call()
         self.report(answer)
         if self.conversation.unanswered is not None:
-            self.screen.say("  the question is taken back; /retry asks it again")
+            self.screen.say(TAKEN_BACK)
         self.leaving = answer.exit_code == TERMINATED
 
     def _call(self) -> None:
@@ -197,6 +219,8 @@ class Session:
             self.screen.say(f"  {self.engine.notes}")
         if note := ending(answer, self.sampling.max_tokens, self.engine.context):
             self.screen.say(note)
+        if isinstance(self.conversation, Dialogue) and self.conversation.left_out.messages:
+            self.screen.say(f"  {left_out_note(self.conversation)}")
         if self.display.stats and answer.tokens:
             sampled = self.sampling.temperature != 0
             self.screen.say(stats_line(answer, sampled=sampled, link_limit_Bps=self.options.load.link_limit_Bps))
