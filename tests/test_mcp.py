@@ -170,9 +170,8 @@ def test_every_tool_needs_consent_once(
     for allowed in ("read_file", "files"):
         assert said(Toolbox(files, McpOptions(allowed=(allowed,)), Screen(quiet=True))) == [EMPTY]
     answers = iter("noy")
-    monkeypatch.setattr(toolbox, "_asked", lambda _: next(answers))
-    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    monkeypatch.setattr(toolbox, "can_ask", lambda: True)
+    monkeypatch.setattr(toolbox, "asked", lambda _: next(answers))
     box = Toolbox(files, McpOptions(), Screen(quiet=True))
     assert [said(box) for _ in range(4)] == [[DENIED], [EMPTY], [EMPTY], [EMPTY]]
     with pytest.raises(StopIteration):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ import click
 from cli.chat.archive import Archive, Record, sessions_folder
 from cli.chat.engines import ChatEngine, OpenEngine, engines_of, set_thinking
 from cli.chat.loop import converse
+from cli.chat.room import ON_FULL, OnFull, make_room
 from cli.chat.saving import Keeper, stored_name
 from cli.chat.session import Session
 from cli.connect.engine import ServedEngine
@@ -37,11 +39,13 @@ from cli.shared.presets import preset_option
 from cli.shared.template_options import template_options
 from cli.shared.thinking import Think, think_option
 from cli.shared.verbosity import Verbosity, json_option, verbosity_options
+from cli.terminal.answer import Answer
 from cli.terminal.display import Display, display_options
 from cli.terminal.screen import Screen
 from specexec.pieces import Piece
 from specexec.sampling.params import SamplingParams
 from specexec.stats import Overlap
+from specexec.text.dialogue import Dialogue
 from specexec.text.messages import content_of
 from specexec.text.pictures import data_url
 
@@ -68,6 +72,13 @@ TOY_QUESTIONS = "It answers: How does specexec work? · What is a drafter? · Wh
 @click.option("--schema", type=JsonSchema(), help="Every answer is JSON of this schema.")
 @click.option("--no-save", is_flag=True, help="Do not keep this conversation.")
 @click.option("--no-history", is_flag=True, help="Do not remember what is typed.")
+@click.option(
+    "--on-full",
+    type=click.Choice(ON_FULL),
+    default="stop",
+    show_default=True,
+    help="A full context: stop, leave out the oldest turns, or let the model read its own summary of them.",
+)
 @think_option
 @click.option("--bell", is_flag=True, help="Ring when an answer took longer than 10 s.")
 @click.option("--notify-command", metavar="COMMAND", help="Run this when an answer took longer than 10 s.")
@@ -91,6 +102,7 @@ def chat(
     schema: dict[str, object] | None,
     no_save: bool,
     no_history: bool,
+    on_full: OnFull,
     think: Think,
     bell: bool,
     notify_command: str | None,
@@ -130,7 +142,9 @@ def chat(
         conversation = engine.conversation(system)
         conversation.tools, conversation.schema = tools.definitions if tools else (), schema
         if before is None:
-            talk = Session(engine, conversation, screen, sampling, options, display, bell, notify_command, think)
+            talk = Session(
+                engine, conversation, screen, sampling, options, display, bell, notify_command, think, on_full
+            )
             talk.pictures += pictures
             talk.tools = tools
         else:
@@ -149,16 +163,31 @@ def chat(
         with opened(engine_options) as engine:
             talk = begin(tools, engine, engine_options, None)
             content = content_of(message, pictures)
+            if not make_room(talk, content):
+                assert talk.last is not None
+                return talk.last.exit_code
             if as_json:
-                bursts = list(talk.conversation.send(content, sampling))
-                asked = {"prompt": message, "system": system, "think": think}
+                bursts: list[Burst] = []
+                *_, last = talk.exchange(talk.conversation.send(content, sampling), partial(_collected, bursts))
+                left_out = asdict(talk.conversation.left_out) if isinstance(talk.conversation, Dialogue) else None
+                asked: dict[str, object] = {"prompt": message, "system": system, "think": think, "schema": schema}
+                asked |= {"on_full": on_full, "left_out": left_out, "messages": talk.conversation.messages}
                 echo(json.dumps(asked | _record_of(bursts, engine, engine_options, sampling), ensure_ascii=False))
-                return 0
+                return last.exit_code
             try:
                 *_, answer = talk.exchange(talk.conversation.send(content, sampling))
                 return answer.exit_code
             finally:
                 talk.leave()
+
+
+def _collected(told: list[Burst], bursts: Iterator[Burst]) -> Answer:
+    """The sum of an answer that is not shown; its bursts are added to `told`."""
+    answer = Answer()
+    for burst in bursts:
+        told.append(burst)
+        answer = answer.after(burst)
+    return answer
 
 
 def _record_of(

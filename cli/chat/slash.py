@@ -11,6 +11,7 @@ import click
 
 from cli.chat import slash_settings as settings
 from cli.chat import slash_talk as talk
+from cli.chat.room import ON_FULL
 from cli.chat.session import Session
 from cli.shared.errors import REFUSALS, explain
 from cli.shared.thinking import LEVELS
@@ -117,4 +118,7 @@ COMMANDS: dict[str, Slash] = {
     "markdown": Slash("markdown [on|off]", "draw Markdown, or show it as written", settings.markdown, lambda: ON_OFF),
     "tools": Slash("tools", "the tools that the model may call, by MCP server", settings.tools),
     "tokens": Slash("tokens", "how much of the context is used", settings.tokens),
+    "on-full": Slash(
+        "on-full [WHAT]", f"what is done when it is full: {', '.join(ON_FULL)}", settings.on_full, lambda: ON_FULL
+    ),
 }  # fmt: skip

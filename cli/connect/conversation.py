@@ -12,7 +12,7 @@ from specexec.sampling.params import SamplingParams
 from specexec.stats import Burst
 from specexec.text.dialogue import Dialogue, before
 from specexec.text.messages import Message
-from specexec.text.transcript import Kept, belonging, dialogue
+from specexec.text.transcript import Kept, belonging
 
 
 class Answering(Protocol):
@@ -62,7 +62,7 @@ class ServedConversation(Dialogue):
     @property
     def tokens_used(self) -> int:
         """Context taken by the dialogue so far."""
-        return self._writer.count(self._dialogue, self.tools) if self.messages else 0
+        return self._count(self._dialogue) if self.messages else 0
 
     @property
     def rendered(self) -> str:
@@ -71,16 +71,16 @@ class ServedConversation(Dialogue):
 
     def keep(self) -> Kept:
         """The dialogue as it is now."""
-        return Kept([*self.messages], self.system, belonging(self._turns, self._dialogue), {})
+        return Kept([*self.messages], self.system, belonging(self._turns, self._dialogue), {}, self.left_out)
 
     def take_up(self, kept: Kept) -> None:
         """Go on where another conversation was kept."""
         self.messages, self.system, self._turns = [*kept.messages], kept.system, [*kept.turns]
+        self.left_out = kept.left_out
 
     def _answer(self, messages: list[Message], sampling: SamplingParams | None) -> Iterator[Burst]:
         self._ask(messages)
-        said = dialogue(self.system, messages)
-        bursts = self._writer.stream(said, sampling or SamplingParams(), self.tools, self.schema)
+        bursts = self._writer.stream(self._read(messages), sampling or SamplingParams(), self.tools, self.schema)
         for burst in bursts:
             if burst.tokens:
                 self.messages = [*messages, message_of(Piece())]
@@ -88,6 +88,9 @@ class ServedConversation(Dialogue):
                 yield from self._added(Piece(), before(burst, bursts))
                 return
             yield burst
+
+    def _count(self, dialogue: list[Message]) -> int:
+        return self._writer.count(dialogue, self.tools)
 
     def _added(self, said: Piece, bursts: Iterator[Burst]) -> Iterator[Burst]:
         """The same bursts; the last message grows with them."""

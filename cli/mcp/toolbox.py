@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from cli.mcp.config import meant
 from cli.mcp.options import McpOptions
 from cli.mcp.servers import CallFailed, McpServers, ServerTool
 from cli.shared.quantities import format_count
+from cli.terminal.lines import asked, can_ask
 from cli.terminal.screen import Screen
 from specexec.text.messages import Message
 
@@ -150,10 +150,10 @@ class Toolbox:
         """Whether a call is allowed; the user is asked, once for each tool, where there is somebody to ask."""
         if self._is_allowed(name):
             return True
-        if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        if not can_ask():
             self._screen.tell(f"  {name} is not called: nobody can be asked here; --mcp-allow {name}, or --yes for all")
             return False
-        answer = _asked(QUESTION.format(name))
+        answer = asked(QUESTION.format(name)).strip().lower()[:1]
         if answer == "y":
             self._allowed.add(name)
         return answer in ("y", "o")
@@ -168,15 +168,6 @@ class Results:
 
     messages: list[Message] = field(default_factory=list)
     stopped: bool = False
-
-
-def _asked(question: str) -> str:
-    """The first letter of what is typed from now on; no if the line is empty or the input ends."""
-    import termios
-
-    termios.tcflush(sys.stdin, termios.TCIFLUSH)  # what was typed before the question is no answer to it
-    print(question, end="", file=sys.stderr, flush=True)
-    return sys.stdin.readline().strip().lower()[:1] or "n"
 
 
 def _plain(name: str) -> str:

@@ -171,7 +171,7 @@ def long_stats(answer: Answer, placement: str) -> list[str]:
 def ending(answer: Answer, max_tokens: int, context: int) -> str | None:
     """What to know about an answer that did not end by itself."""
     if answer.limit == "context":
-        return f"  stopped: the context of {context} tokens is full; a longer --ctx, /undo or /clear makes room"
+        return f"  stopped: the context of {context} tokens is full; /on-full, /undo, /clear or a longer --ctx help"
     if answer.finish_reason == "length":
         return f"  stopped at --max-tokens {max_tokens}; /continue for more"
     if answer.finish_reason == "interrupted" and not answer.tokens:

@@ -19,7 +19,7 @@ from specexec.text.formats.rules import Whole
 from specexec.text.messages import Message
 from specexec.text.reply import Reply
 from specexec.text.template_options import Wishes
-from specexec.text.transcript import Kept, Tokens, Turn, begin, belonging, dialogue, same_text
+from specexec.text.transcript import Kept, Tokens, Turn, begin, belonging, same_text
 
 if TYPE_CHECKING:
     from specexec.sampling.grammar import Grammar
@@ -90,7 +90,7 @@ class Conversation(Dialogue):
     @property
     def tokens_used(self) -> int:
         """Context taken by the dialogue so far."""
-        return len(self._writer.encoding.encode(self._dialogue, self._wishes)) if self.messages else 0
+        return self._count(self._dialogue) if self.messages else 0
 
     @property
     def rendered(self) -> str:
@@ -102,18 +102,18 @@ class Conversation(Dialogue):
         roles = {id(lm): role for role, lm in self._writer.models.items()}
         caches = {roles[id(lm)]: cache for lm, cache in self._caches.items() if id(lm) in roles}
         turns = [replace(turn, written=[*turn.written]) for turn in belonging(self._turns, self._dialogue)]
-        return Kept([*self.messages], self.system, turns, caches)
+        return Kept([*self.messages], self.system, turns, caches, self.left_out)
 
     def take_up(self, kept: Kept) -> None:
         """Go on where another conversation was kept."""
-        self.messages, self.system = [*kept.messages], kept.system
+        self.messages, self.system, self.left_out = [*kept.messages], kept.system, kept.left_out
         self._turns = belonging(kept.turns, kept.dialogue)
         models = self._writer.models
         self._caches = {models[role]: cache for role, cache in kept.caches.items() if role in models}
 
     def _answer(self, messages: list[Message], sampling: SamplingParams | None) -> Iterator[Burst]:
         self._ask(messages)
-        turn = begin(self._writer.encoding, self._turns, dialogue(self.system, messages), self._wishes)
+        turn = begin(self._writer.encoding, self._turns, self._read(messages), self._wishes)
         answer = self._reading(turn, sampling)
         bursts = self._writer.stream(turn.prompt, self._bound(turn, sampling), self._caches, ())
         for burst in bursts:
@@ -125,6 +125,9 @@ class Conversation(Dialogue):
                 yield from self._added(answer, turn, before(burst, bursts))
                 return
             yield burst  # an answer that was stopped before it began is none
+
+    def _count(self, dialogue: list[Message]) -> int:
+        return len(self._writer.encoding.encode(dialogue, self._wishes))
 
     def _reading(self, turn: Turn, sampling: SamplingParams | None) -> Reply:
         stop = self._writer.filled(sampling).stop or ()

@@ -84,6 +84,13 @@ def content_of(text: str, pictures: Items[str]) -> Content:
     return [*map(picture_part, pictures), {"type": "text", "text": text}]
 
 
+def in_front(text: str, content: object) -> Content:
+    """A message's content with a text before it, and its images where they are."""
+    if isinstance(content, list):
+        return [{"type": "text", "text": text}, *content]
+    return text + text_in(content)
+
+
 def text_in(content: object) -> str:
     """What is said in a message's content, without its images."""
     if not isinstance(content, list):

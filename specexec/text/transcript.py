@@ -12,11 +12,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from specexec.stats import FinishReason
-from specexec.text.messages import Message
+from specexec.text.messages import Message, in_front
 from specexec.text.template_options import Wishes
 
 if TYPE_CHECKING:
     from specexec.model.cache import KVCache
+
+
+_SUMMARY = "(A summary of what we said before: {})\n\n"
 
 
 class Tokens(Protocol):
@@ -42,6 +45,17 @@ class Turn:
         return [*self.prompt, *self.written]
 
 
+@dataclass(frozen=True)
+class LeftOut:
+    """The oldest messages of a dialogue, which the model reads no more, and the summary that it reads instead."""
+
+    messages: int = 0
+    summary: str = ""
+
+
+NOTHING = LeftOut()
+
+
 @dataclass
 class Kept:
     """A dialogue at rest: enough to go on with it, in this process or in another, and read nothing twice."""
@@ -50,16 +64,20 @@ class Kept:
     system: str | None
     turns: list[Turn]
     caches: dict[str, KVCache]  # by the model's role: target, drafter, drafter-2, …
+    left_out: LeftOut = NOTHING
 
     @property
     def dialogue(self) -> list[Message]:
-        return dialogue(self.system, self.messages)
+        return dialogue(self.system, self.messages, self.left_out)
 
 
-def dialogue(system: str | None, messages: Items[Message]) -> list[Message]:
-    """All that a chat template is given."""
+def dialogue(system: str | None, messages: Items[Message], left_out: LeftOut = NOTHING) -> list[Message]:
+    """All that a chat template is given. A summary stands in front of the first message that is left."""
     first: list[Message] = [{"role": "system", "content": system}] if system else []
-    return [*first, *messages]
+    rest = list(messages[left_out.messages :])
+    if left_out.summary and rest:
+        rest[0] = {**rest[0], "content": in_front(_SUMMARY.format(left_out.summary), rest[0]["content"])}
+    return [*first, *rest]
 
 
 def last_question(messages: Items[Message]) -> int | None:
