@@ -82,6 +82,7 @@ ENGINE: tuple[Changes, ...] = (
         "drafter_quant": (["--drafter-quant", "nf4"], "engine.placement.ram_parts_B.drafter"),
         "head_quant": (["--head-quant", "nf4"], "engine.placement.ram_parts_B.head"),
         "draft_vocab": (["--draft-vocab", "1k"], "engine.asked.draft_vocab"),
+        "draft_window": (["--draft-window", "64"], "engine.asked.draft_window"),
         "lora": (["--lora", "{target}"], "engine.adapters.target"),
         "drafter_lora": (["--drafter-lora", "{drafter}"], "engine.adapters.drafter"),
         "ram": (["--ram", "60MB"], "engine.asked.ram"),
@@ -107,6 +108,7 @@ CHAT: tuple[Changes, ...] = (
     {"drafter_quant": (["--drafter-quant", "nf4"], "engine.placement.ram_parts_B.drafter")},
     {"head_quant": (["--head-quant", "nf4"], "engine.asked.head_quant")},
     {"draft_vocab": (["--draft-vocab", "1k"], "engine.placement.ram_parts_B.drafter")},
+    {"draft_window": (["--draft-window", "64"], "engine.placement.ram_parts_B.drafter")},
     {
         "lora": (["--lora", "{target}"], "engine.adapters.target"),
         "drafter_lora": (["--drafter-lora", "{drafter}:0.5"], "engine.adapters.drafter"),
@@ -177,6 +179,7 @@ PLAN: Changes = {
     "budget": (["--budget", "8"], "rows.0.ram_B"),
     "drafter": (["--drafter", "demo"], "rows.0.ram_B"),
     "drafter_quant": (["--drafter-quant", "nf4"], "asked.drafter_quant"),
+    "draft_window": (["--draft-window", "64"], "asked.draft_window"),
     "head_quant": (["--head-quant", "nf4"], "rows.0.ram_B"),
     "compute": (["--compute", "int8"], "rows.0.quant"),
     "lora": (["--lora", "{tiny-lora}"], "rows.0.ram_B"),

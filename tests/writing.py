@@ -108,11 +108,12 @@ def write(
     planner: Planner | None = None,
     overlap: bool | None = None,
     vocabulary: int = VOCABULARY,
+    limit: int = 512,
 ) -> list[Sequence]:
     """All prompts together, to their end; one sampling for all, or one each."""
     decoder = Decoder(target, drafter, planner or BestFirst(), budget, overlap=overlap)
     each = [sampling] * len(prompts) if isinstance(sampling, SamplingParams) else sampling
-    sequences = [sequence_of(tokens, own, vocabulary=vocabulary) for tokens, own in zip(prompts, each, strict=True)]
+    sequences = [sequence_of(*one, limit, vocabulary) for one in zip(prompts, each, strict=True)]
     for sequence in sequences:
         decoder.join(sequence)
     while decoder.live:

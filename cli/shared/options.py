@@ -177,6 +177,8 @@ _ENGINE = (
                  help="How a pack in int8 or int4 multiplies; int8 is in integers, and another model."),
     click.option("--draft-vocab", type=COUNT, show_default="all",
                  help="Frequent tokens a drafter model may name, such as 32k; those of the text always."),
+    click.option("--draft-window", type=COUNT, show_default="all",
+                 help="Last tokens a drafter sees beside the first few, such as 4k: for long texts."),
     click.option("--offload", type=click.Choice(ALLOWED["offload"]), default="auto",
                  help="Where the weights live between sweeps."),
     click.option("-b", "--budget", type=BUDGET, default="auto",

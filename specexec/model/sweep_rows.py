@@ -209,9 +209,10 @@ def _span(part: Rows, start: int, device: torch.device, seeing: bool = False) ->
     times = intervals(parents_N)
     sees = Visibility(
         committed=cache.rows,
-        position_R=torch.from_numpy(depths(parents_N) + cache.rows).to(device),
+        position_R=torch.from_numpy(depths(parents_N) + cache.position).to(device),
         enter_R=torch.from_numpy(times.enter_N).to(device),
         leave_R=torch.from_numpy(times.leave_N).to(device),
+        dropped=cache.dropped,
     )
     pictured = seeing and any(map(is_row, (max(cache.tokens, default=0), max(cache.node_tokens, default=0))))
     if pictured and (found := runs(cache.node_tokens)):
