@@ -270,18 +270,22 @@ def leave_temperatures(model: nn.Module) -> None:
             vars(module)["attn_temperature_tuning"] = False
 
 
+@dataclass(frozen=True)
+class LayerRows:
+    """What a layer hands over for the next rows of a sweep. `index_QF` are rows of an index (`indexed.py`)."""
+
+    layer: int
+    query_HQD: Tensor
+    key_HKD: Tensor
+    value_HKD: Tensor
+    asked: Style
+    index_QF: Tensor | None = None
+
+
 class PackedRows(Protocol):
     """What the registered function needs of a sweep: somewhere to keep keys, and which keys each row sees."""
 
-    def attend(
-        self,
-        layer: int,
-        query_HQD: Tensor,
-        key_HKD: Tensor,
-        value_HKD: Tensor,
-        asked: Style,
-        index_QF: Tensor | None = None,
-    ) -> Tensor:
+    def attend(self, rows: LayerRows) -> Tensor:
         """What the rows find, contiguous [Q, H, D]: some layers take a view of it."""
 
 
@@ -313,7 +317,7 @@ def _packed_attention(
     layer = module.layer_idx
     assert isinstance(layer, int)
     index_QF = None if indices is None else indices[0]
-    return sweep.attend(layer, query[0], key[0], value[0], style, index_QF).unsqueeze(0), None
+    return sweep.attend(LayerRows(layer, query[0], key[0], value[0], style, index_QF)).unsqueeze(0), None
 
 
 AttentionInterface.register(NAME, _packed_attention)
