@@ -13,7 +13,6 @@ from mcp.server.mcpserver import MCPServer
 server = MCPServer("files")
 
 
-@server.tool()
 def read_file(path: str) -> types.CallToolResult:
     """Read a file.
 
@@ -24,20 +23,21 @@ def read_file(path: str) -> types.CallToolResult:
     return types.CallToolResult(content=[types.TextContent(text=f"{os.environ['SAYS']}: missing")], is_error=True)
 
 
-@server.tool()
 def wait(seconds: float) -> str:
     """Answer late."""
     time.sleep(seconds)
     return "late"
 
 
-@server.tool()
 def picture() -> types.CallToolResult:
     """Draw."""
     image = types.ImageContent(data="AAAA", mime_type="image/png")
     linked = types.ResourceLink(name="the plan", uri="file:///plan")
     return types.CallToolResult(content=[image, linked])
 
+
+for function in (read_file, wait, picture):
+    server.add_tool(function)
 
 if __name__ == "__main__":
     if sys.argv[1:]:

@@ -181,7 +181,7 @@ class Session:
     def exchange(
         self, bursts: Iterator[Burst], played: Callable[[Iterator[Burst]], Answer] | None = None
     ) -> Iterator[Answer]:
-        """Play an answer and sum it up (`played` does otherwise), then those that follow the tools that each one calls."""
+        """Play an answer and sum it up, or do what `played` does; then the same for those that follow called tools."""
         for _ in range(MOST_ROUNDS):
             answer = (played or self._summed_up)(bursts)
             yield answer

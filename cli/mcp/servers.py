@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
 from sys import executable
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from cli.mcp.config import McpServer
 from cli.shared.errors import McpFailed, MissingExtra
@@ -99,8 +99,8 @@ class McpServers:
         from mcp import Client
         from mcp.types import Implementation
 
-        said = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115  (the stack closes it)
-        self._stack.enter_context(said)
+        file = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115  (the stack closes it)
+        said = cast(TextIO, self._stack.enter_context(file))
         own = Implementation(name="specexec", version=version("specexec"))
         client = Client(_transport(server, said), read_timeout_seconds=self._start_s, client_info=own)
         try:
@@ -156,7 +156,7 @@ async def _listed(client: Client) -> list[Tool]:
     return tools
 
 
-def _transport(server: McpServer, said: IO[str]) -> AbstractAsyncContextManager[Any]:
+def _transport(server: McpServer, said: TextIO) -> AbstractAsyncContextManager[Any]:
     if server.transport == "sse":
         from mcp.client.sse import sse_client
 
@@ -169,7 +169,7 @@ def _transport(server: McpServer, said: IO[str]) -> AbstractAsyncContextManager[
         command=server.command, args=[*server.args], env=dict(server.env), cwd=server.cwd,
         encoding_error_handler="replace",
     )  # fmt: skip
-    return stdio_client(started, errlog=said)  # type: ignore[arg-type]  # a file is what is needed
+    return stdio_client(started, errlog=said)
 
 
 @asynccontextmanager
@@ -195,6 +195,6 @@ def _reason(problem: BaseException) -> str:
     return str(getattr(problem, "message", "") or problem or type(problem).__name__)
 
 
-def _last_lines(said: IO[str]) -> list[str]:
+def _last_lines(said: TextIO) -> list[str]:
     said.seek(0)
     return said.read()[-_SAID_B:].strip().splitlines()[-3:]
