@@ -49,13 +49,14 @@ def copied(asked: list[int], answer: Items[int]) -> float:
 
 def source_options(command: Callable[..., None]) -> Callable[..., None]:
     """What is measured: a pair of models, the size of trees and how tokens are drawn."""
-    for option in (
+    options = (
         click.option("--model", default="demo", show_default=True),
         click.option("--drafter", default="sibling", show_default=True, help="The model that drafts."),
         click.option("--budget", default=64, show_default=True),
         click.option("--temperature", default="0,0.8", show_default=True, help="Comma list."),
         click.option("--dtype", default="f32", show_default=True),
-    ):
+    )
+    for option in reversed(options):  # as decorators one below the other
         command = option(command)
     return command
 
