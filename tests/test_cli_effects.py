@@ -101,6 +101,7 @@ CHAT: tuple[Changes, ...] = (
     },
     PLACED,
     {"budget": (["--budget", "3"], "drafted"), "stop": (["--stop", "drafter"], "finish_reason")},
+    {"schema": (["--schema", '{"enum": ["words"]}'], "text")},
     {
         "model": (["--model", "{int8}"], "engine.folders.target"),
         "compute": (["--compute", "int8"], "engine.compute"),
@@ -168,6 +169,7 @@ SHOWN = {
     "resume", "session", "no_save", "no_history", "bell", "notify_command", "as_json", "quiet", "verbose", "log_file",
     "log_json", "color", "markdown", "plain", "hide_thinking", "stats", "tree",
     "preset", "connect", "api_key",  # test_presets.py and test_connect.py tell what came of them
+    "mcp", "mcp_allow", "mcp_timeout", "yes",  # test_mcp.py does
 }  # fmt: skip
 PLAN: Changes = {
     "gpu": (["--gpu", "4090"], "machine.device"),

@@ -252,6 +252,7 @@ def _message(found: dict[str, object]) -> Message:
         pictures_of(content)
     if "reasoning_content" in found:
         message["reasoning_content"] = str(found["reasoning_content"])
+    message |= {name: str(found[name]) for name in ("tool_call_id", "name") if name in found}
     if "tool_calls" in found:
         message["tool_calls"] = [_call(call) for call in list(found["tool_calls"])]  # type: ignore[call-overload]
     return message

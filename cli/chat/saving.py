@@ -58,13 +58,16 @@ class Keeper:
 
     def successor(self, record: Record) -> Keeper:
         """Takes up another conversation with the same engine."""
-        other = Keeper(self._archive, record, self._engine, self._engine.conversation(), self._screen)
+        taken_up = self._engine.conversation()
+        taken_up.like(self._conversation)
+        other = Keeper(self._archive, record, self._engine, taken_up, self._screen)
         other.resume()
         return other
 
     def anew(self) -> Keeper:
         """Begins another conversation with the same engine and system prompt."""
         begun = self._engine.conversation(self._conversation.system)
+        begun.like(self._conversation)
         return Keeper(self._archive, self._archive.new(self._record.model), self._engine, begun, self._screen)
 
     def save(self) -> None:

@@ -116,6 +116,7 @@ COMMANDS: dict[str, Slash] = {
         settings.think, lambda: (*LEVELS, "hide", "show"),
     ),
     "markdown": Slash("markdown [on|off]", "draw Markdown, or show it as written", settings.markdown, lambda: ON_OFF),
+    "tools": Slash("tools", "the tools that the model may call, by MCP server", settings.tools),
     "tokens": Slash("tokens", "how much of the context is used", settings.tokens),
     "on-full": Slash(
         "on-full [WHAT]", f"what is done when it is full: {', '.join(ON_FULL)}", settings.on_full, lambda: ON_FULL
