@@ -14,7 +14,7 @@ AROUND = 60  # characters of an excerpt on each side of a word
 
 
 @dataclass(frozen=True)
-class Found:
+class Passage:
     """A conversation that holds all words, and the message that holds the most of them: its place and a part of it."""
 
     record: Record
@@ -23,7 +23,7 @@ class Found:
     excerpt: str
 
 
-def search(archive: Archive, words: Items[str]) -> Iterator[Found]:
+def search(archive: Archive, words: Items[str]) -> Iterator[Passage]:
     """Conversations in which every one of the words occurs, in any message and any case; the latest first."""
     sought = [word.casefold() for word in words]
     # Most files can be told apart before they are read as JSON, in which a word may be spelled with escapes.
@@ -35,7 +35,7 @@ def search(archive: Archive, words: Items[str]) -> Iterator[Found]:
             continue
         place = max(range(len(said)), key=lambda at: sum(word in said[at] for word in sought))
         message = record.dialogue[place]
-        yield Found(record, str(message["role"]), place, excerpt(text_in(message["content"]), sought))
+        yield Passage(record, str(message["role"]), place, excerpt(text_in(message["content"]), sought))
 
 
 def excerpt(text: str, words: Items[str]) -> str:

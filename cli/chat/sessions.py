@@ -10,7 +10,7 @@ from itertools import islice
 import click
 
 from cli.chat.archive import Archive, Record, sessions_folder
-from cli.chat.search import Found, search
+from cli.chat.search import Passage, search
 from cli.shared.control_codes import echo
 from cli.shared.errors import BadSession
 from cli.shared.options import WholeNumber
@@ -123,7 +123,7 @@ def table(archive: Archive, records: list[Record]) -> list[str]:
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
-def found_lines(archive: Archive, found: Items[Found]) -> list[str]:
+def found_lines(archive: Archive, found: Items[Passage]) -> list[str]:
     """Two lines for each: the conversation, and who said what."""
     lines = []
     for one in found:
