@@ -271,7 +271,7 @@ def _seed(sampling: SamplingParams, before: Manifest | None) -> int:
     then = before.configuration.get("--seed") if before is not None else None
     if sampling.seed is not None:
         return sampling.seed
-    return then if isinstance(then, int) else secrets.randbits(63)
+    return then if isinstance(then, int) else secrets.randbits(53)
 
 
 def _configuration(
