@@ -11,7 +11,7 @@ from cli.batch.input.form import Form
 from cli.batch.input.inputs import read_inputs
 from cli.batch.input.items import Item
 from cli.batch.input.lines import item_of_line
-from cli.batch.output.formats import readable
+from cli.shared.quantities import in_json
 from specexec.sampling.params import SamplingParams
 from tests.command_line import CommandLine
 from tests.fake_engine import FakeEngine
@@ -153,8 +153,8 @@ def test_odd_lines_are_read_or_say_what_is_wrong() -> None:
     assert read({"prompt": "x", "seed": -1}).problem is None
     long = 5414332823259513241
     assert read({"prompt": "x", "seed": str(long)}).sampling(SamplingParams()).seed == long
-    assert readable(long) == str(long)
-    assert readable(2**53 - 1) == 2**53 - 1
+    assert in_json(long) == str(long)
+    assert in_json(2**53 - 1) == 2**53 - 1
     system = read({"system": "be brief", "prompt": "x"}).prompt
     assert system == [{"role": "system", "content": "be brief"}, {"role": "user", "content": "x"}]
     for line, says in (

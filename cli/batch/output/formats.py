@@ -17,6 +17,7 @@ from cli.batch.input.items import Item
 from cli.batch.refusals import BadRequest
 from cli.openai.errors import api_error
 from cli.shared.errors import REFUSALS
+from cli.shared.quantities import in_json
 
 if TYPE_CHECKING:
     from cli.batch.output.answers import ItemAnswer
@@ -27,7 +28,6 @@ Record: TypeAlias = dict[str, object]
 Format = Literal["jsonl", "openai-batch", "text"]
 
 _TEXT = ("text", "reasoning", "tool_calls", "finish_reason", "limit")
-EXACT = 2**53  # below it JavaScript, jq and others read whole numbers as they are
 _OWN = ("seed", "sweeps", "tokens_per_sweep", "bytes_read", "seconds", "token_ids")
 
 
@@ -58,7 +58,7 @@ class RecordWriter:
         if item.count > 1:
             each = zip(choices, answer.completions, strict=True)
             body["choices"] = [
-                {**choice, "seed": readable(one.seed), "token_ids": list(one.tokens)} for choice, one in each
+                {**choice, "seed": in_json(one.seed), "token_ids": list(one.tokens)} for choice, one in each
             ]
         return self._record(item, {**body, **own}, None)
 
@@ -121,18 +121,13 @@ def _own(completions: tuple[Completion, ...]) -> Record:
         sum(one.sweeps for one in completions),
     )
     return {
-        "seed": readable(first.seed),
+        "seed": in_json(first.seed),
         "sweeps": sweeps,
         "tokens_per_sweep": round(tokens / sweeps if sweeps else 0.0, 3),
         "bytes_read": sum(one.bytes_read for one in completions),
         "seconds": round(max(one.seconds for one in completions), 3),
         "token_ids": list(first.tokens),
     }
-
-
-def readable(seed: int) -> int | str:
-    """As all who read JSON read it: many of them keep 53 bits of a number, so a longer one becomes text."""
-    return seed if abs(seed) < EXACT else str(seed)
 
 
 def _prompt_tokens(item: Item, answer: ItemAnswer) -> int:
