@@ -294,6 +294,7 @@ def _configuration(
         **({"--lora": list(options.load.lora)} if options.load.lora else {}),
         **({"--head-quant": options.load.head_quant} if options.load.head_quant != "none" else {}),
         **({"--compute": options.load.compute} if options.load.compute != "float" else {}),
+        **({"--kv-quant": options.load.kv_quant} if options.load.kv_quant else {}),
         **({"--template-var": dict(options.template_vars)} if options.template_vars else {}),
         **({"--allow-control-tokens": True} if options.allow_control_tokens else {}),
         **({"--exact": True} if options.load.exact else {}),

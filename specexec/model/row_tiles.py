@@ -46,6 +46,10 @@ class RowTiles(TorchFunctionMode):
     On a CPU the grouped multiplication of all experts is a loop over them, each with the rows it has: so is this.
     """
 
+    def __init__(self, tile: int = TILE) -> None:
+        super().__init__()
+        self._tile = tile
+
     def __torch_function__(
         self,
         func: Callable[..., Any],
@@ -54,21 +58,21 @@ class RowTiles(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         if func is nn.functional.linear:
-            return _linear(*args, **(kwargs or {}))
+            return _linear(self._tile, *args, **(kwargs or {}))
         if getattr(func, "__name__", None) in GROUPED and args[0].device.type == "cpu":
-            return _grouped(args[0], args[1], (kwargs or {})["offs"])
+            return _grouped(self._tile, args[0], args[1], (kwargs or {})["offs"])
         return func(*args, **(kwargs or {}))
 
 
-def _linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def _linear(tile: int, rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     flat = rows.reshape(-1, rows.shape[-1])
     plain = type(weight) in (Tensor, nn.Parameter)  # others give a row the same bits beside any other rows
-    if not plain or (len(flat) % TILE == 0 and len(flat) <= CHUNK):
+    if not plain or (len(flat) % tile == 0 and len(flat) <= CHUNK):
         return nn.functional.linear(rows, weight, bias)
-    return tiled(lambda part: nn.functional.linear(part, weight, bias), flat).reshape(*rows.shape[:-1], -1)
+    return tiled(lambda part: nn.functional.linear(part, weight, bias), flat, tile).reshape(*rows.shape[:-1], -1)
 
 
-def _grouped(rows_RI: Tensor, weight_EIO: Tensor, ends_E: Tensor) -> Tensor:
+def _grouped(tile: int, rows_RI: Tensor, weight_EIO: Tensor, ends_E: Tensor) -> Tensor:
     """Rows up to the first end meet the first expert, and so on; [R, O].
 
     Experts without rows are not touched, for their weights may not be there; rows after the last end give zeros.
@@ -77,6 +81,6 @@ def _grouped(rows_RI: Tensor, weight_EIO: Tensor, ends_E: Tensor) -> Tensor:
     start = 0
     for expert, end in enumerate(ends_E.tolist()):
         if start < end:
-            found_RO[start:end] = _linear(rows_RI[start:end], weight_EIO[expert].t())
+            found_RO[start:end] = _linear(tile, rows_RI[start:end], weight_EIO[expert].t())
         start = end
     return found_RO
