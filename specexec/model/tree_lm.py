@@ -140,7 +140,7 @@ class TreeLM:
         self._experts = any(name.endswith("experts") for name, _ in model.named_modules())
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sweep")
         self._kept: KeptRows = WHOLE
-        self._even = False  # whether each linear is given as many rows as another: a GPU's kernels differ by them
+        self._even = False  # whether each product has as many rows as another
 
     def keep_in(self, bits: KVQuant) -> None:
         """From now on caches hold keys and values in so many bits; for an LM that has written none yet.
@@ -153,7 +153,7 @@ class TreeLM:
                 hint="leave --kv-quant out.",
             )
         self._kept = kept_rows(bits)
-        self._even = self.device.type != "cpu"
+        self._even = self.device.type != "cpu" or self.model.dtype.itemsize < 4
 
     @contextmanager
     def keeping_whole(self) -> Iterator[None]:
@@ -248,7 +248,7 @@ class TreeLM:
         with ExitStack() as ways:
             ways.enter_context(widened.linears(self.device, self.model.dtype, self.share))
             if self._experts or self._even:
-                ways.enter_context(tiles.RowTiles(CHUNK if self._even else tiles.TILE))
+                ways.enter_context(tiles.RowTiles(self._even))
             return ways.pop_all()
 
     def close(self) -> None:
