@@ -11,12 +11,10 @@ from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
     LlamaConfig,
-    Mamba2Config,
     OpenAIGPTConfig,
     Phi3Config,
     PretrainedConfig,
     PreTrainedModel,
-    Zamba2Config,
 )
 
 import offload
@@ -59,18 +57,6 @@ CANNOT_BRANCH: dict[str, PretrainedConfig] = {
     "openai-gpt": OpenAIGPTConfig(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=2),  # keeps nothing of a text
     "longrope": shaped(Phi3Config, rope_parameters=LONGROPE),
     "dynamic": shaped(LlamaConfig, rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}),
-    # Steps of a whole pass are kept within limits: other states than after tokens one by one.
-    "mamba2": Mamba2Config(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_heads=4,
-        head_dim=16,
-        n_groups=1,
-        eos_token_id=None,
-        time_step_limit=(0.7, 0.8),
-    ),
-    "zamba2": shaped(Zamba2Config, layers_block_type=["linear_attention", "hybrid"], time_step_min=0.7),
 }
 
 
