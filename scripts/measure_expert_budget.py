@@ -7,11 +7,13 @@ Four engines over the same pair, each prompt through all of them in turn, so tha
 * **free choice**: bytes as if rows chose their experts independently;
 * **unaware**: every sweep is thought to bring all experts.
 
-Texts must be equal. Prints tokens/s, tokens, rows and bytes of a sweep, and each way against unaware with a 95 %
-bootstrap interval over prompts.
+Without TARGET and DRAFTER a random mixture of 64 experts, 2 for each row (as sparse as gpt-oss and DeepSeek-V3), and a
+copy of it whose weights are off by `--noise` of their size. Texts must be equal. Prints tokens/s, tokens, rows and bytes
+of a sweep, and each way against unaware with a 95 % bootstrap interval over prompts.
 
+    python scripts/measure_expert_budget.py
     python scripts/hybrid_pair.py build/hybrid
-    python scripts/measure_expert_budget.py build/hybrid/target build/hybrid/drafter --link-limit 20MB/s
+    python scripts/measure_expert_budget.py build/hybrid/target build/hybrid/drafter
 """
 
 from __future__ import annotations
@@ -21,11 +23,14 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import click
 import numpy as np
+import torch
 from bootstrap import rate, ratio
 from tqdm import tqdm
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import offload
 import specexec
@@ -35,6 +40,7 @@ from offload.stream.stream import LayerStream
 from specexec import SamplingParams
 from specexec.engine.engine import Engine
 
+DEMO = Path(offload.__file__).parent / "demo" / "target"
 PROMPTS = Path(__file__).with_name("prompts.jsonl")
 UNAWARE = "unaware"
 WAYS = ("learned", "no guesses", "free choice", UNAWARE)
@@ -88,20 +94,48 @@ def took(runs: list[Ran]) -> np.ndarray:
     return np.array([[len(run.tokens), run.seconds] for run in runs])
 
 
+def make_pair(folder: Path, noise: float) -> tuple[Path, Path]:
+    """A random mixture, and a copy that is a little off, with the demo's tokenizer."""
+    numbers = {
+        "vocab_size": 4096, "hidden_size": 128, "intermediate_size": 128, "moe_intermediate_size": 64,
+        "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32,
+        "num_experts": 64, "num_experts_per_tok": 2, "max_position_embeddings": 2048,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("qwen3_moe", **numbers), dtype=torch.float32)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1:
+                scale = 1.0 if "embed" in name else 0.4 if "lm_head" in name else parameter.shape[-1] ** -0.5
+                parameter.normal_(std=scale)
+        for name in ("target", "drafter"):
+            model.save_pretrained(folder / name)
+            AutoTokenizer.from_pretrained(DEMO).save_pretrained(folder / name)
+            for parameter in model.parameters():
+                parameter.add_(noise * parameter.std() * torch.randn_like(parameter) if parameter.dim() > 1 else 0)
+    return folder / "target", folder / "drafter"
+
+
 @click.command()
-@click.argument("target")
-@click.argument("drafter")
-@click.option("--link-limit", default="20MB/s", show_default=True)
+@click.argument("target", required=False)
+@click.argument("drafter", required=False)
+@click.option("--link-limit", default="40MB/s", show_default=True)
+@click.option("--noise", default=0.1, show_default=True)
 @click.option("--temperature", default=0.0, show_default=True)
 @click.option("--tokens", default=48, show_default=True)
 @click.option("--limit", default=12, show_default=True, help="Prompts to use, spread over the list.")
-def main(target: str, drafter: str, link_limit: str, temperature: float, tokens: int, limit: int) -> None:
+def main(
+    target: str | None, drafter: str | None, link_limit: str, noise: float, temperature: float, tokens: int, limit: int
+) -> None:
     """Compare what the budget knows of experts."""
     rows = [json.loads(line) for line in PROMPTS.read_text().splitlines()]
     rows = rows[:: max(len(rows) // limit, 1)][:limit]
     limit_Bps = parse_speed_Bps(link_limit)
     runs: dict[str, list[Ran]] = {way: [] for way in WAYS}
     with ExitStack() as opened:
+        if target is None or drafter is None:
+            scrap = Path(opened.enter_context(TemporaryDirectory()))
+            target, drafter = (str(path) for path in make_pair(scrap, noise))
         engines = {}
         for way in WAYS:
             llm = specexec.load(target, drafter=drafter, offload="disk", link_limit_Bps=limit_Bps, dtype="f32")

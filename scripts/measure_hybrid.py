@@ -1,8 +1,8 @@
 """A hybrid pair: tokens a sweep and a second with trees against plain decoding, resident and streamed.
 
 Every prompt with each budget in turn, so that a slow minute hits all alike; budget 0 is plain decoding. All texts must
-be equal, in both places. Prints a markdown table; the last column is against plain decoding in the same place, with a 95 %
-bootstrap interval over prompts.
+be equal, in both places. Prints a markdown table; the last column is against plain decoding in the same place,
+with a 95 % bootstrap interval over prompts.
 
     python scripts/hybrid_pair.py build/hybrid
     python scripts/measure_hybrid.py build/hybrid/target build/hybrid/drafter --link-limit 20MB/s

@@ -132,7 +132,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Option]]] = {
             "tie_word_embeddings": True,  # and blocks of attention with one another
             "use_shared_attention_adapter": True,
             "adapter_rank": 8,
-            "time_step_min": 0.1,
+            "time_step_min": 0.03,
         },
     ),
     "mamba2": (
