@@ -8,8 +8,8 @@ Four engines over the same pair, each prompt through all of them in turn, so tha
 * **unaware**: every sweep is thought to bring all experts.
 
 Without TARGET and DRAFTER a random mixture of 64 experts, 2 for each row (as sparse as gpt-oss and DeepSeek-V3), and a
-copy of it whose weights are off by `--noise` of their size. Texts must be equal. Prints tokens/s, tokens, rows and bytes
-of a sweep, and each way against unaware with a 95 % bootstrap interval over prompts.
+copy of it whose weights are off by `--noise` of their size. Texts must be equal. Prints tokens/s, tokens, rows and
+bytes of a sweep, and each way against unaware with a 95 % bootstrap interval over prompts.
 
     python scripts/measure_expert_budget.py
     python scripts/hybrid_pair.py build/hybrid

@@ -132,7 +132,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Option]]] = {
             "tie_word_embeddings": True,  # and blocks of attention with one another
             "use_shared_attention_adapter": True,
             "adapter_rank": 8,
-            "time_step_min": 0.03,
+            "time_step_min": 0.3,
         },
     ),
     "mamba2": (
@@ -297,7 +297,7 @@ def test_texts_with_trees_are_those_of_transformers(family: str, tmp_path: Path)
     together = write(target, SiblingDrafter(TreeLM(near), VOCABULARY), prompts, each, budget=24)
     assert [sequence.answer for sequence in together] == expected
     stream = offload.stream_of(target.model)
-    assert stream.stats().layers_read < stream.layers * counts[0] / 2  # guesses were accepted
+    assert stream.stats().layers_read < stream.layers * counts[0] * 2 / 3  # guesses were accepted
 
 
 @pytest.mark.parametrize("family", TYPICAL)
