@@ -11,6 +11,7 @@ A run that was interrupted continues from its last checkpoint. Prints what each 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -21,17 +22,18 @@ from demo_training import CONTEXT, SHORT, VOCABULARY, Rows, encode_docs, fit
 from transformers import GenerationConfig, Qwen3NextConfig, Qwen3NextForCausalLM
 from transformers.utils import logging
 
+Shape = dict[str, Any]
 EXPERTS = 32
 STEP_TOKENS = 2048
 TARGET_STEPS, DRAFTER_STEPS = 440, 240
-TARGET = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "num_experts": EXPERTS,
+TARGET: Shape = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "num_experts": EXPERTS,
           "num_experts_per_tok": 4, "moe_intermediate_size": 64}  # fmt: skip
-DRAFTER = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_experts": 4,
+DRAFTER: Shape = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_experts": 4,
            "num_experts_per_tok": 1, "moe_intermediate_size": 96,
            "layer_types": ["linear_attention", "full_attention"]}  # fmt: skip
 
 
-def new_model(shape: dict[str, object], shop: Workshop) -> Qwen3NextForCausalLM:
+def new_model(shape: Shape, shop: Workshop) -> Qwen3NextForCausalLM:
     """An untrained model of this shape."""
     torch.manual_seed(SEED)
     heads = shape["num_attention_heads"]
@@ -47,7 +49,7 @@ def new_model(shape: dict[str, object], shop: Workshop) -> Qwen3NextForCausalLM:
 
 
 def make(
-    name: str, shape: dict[str, object], steps: int, shop: Workshop, teacher: Qwen3NextForCausalLM | None = None
+    name: str, shape: Shape, steps: int, shop: Workshop, teacher: Qwen3NextForCausalLM | None = None
 ) -> Qwen3NextForCausalLM:
     """The model of that name, trained, and saved beside its tokenizer."""
     folder, model = shop.out / name, new_model(shape, shop)

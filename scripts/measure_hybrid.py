@@ -15,14 +15,16 @@ import time
 import click
 import numpy as np
 from bootstrap import interval, rate, ratio
+from measure_budget import Budget
 from measure_trees import prompts
 from tqdm import tqdm
 
 import specexec
 from cli.shared.quantities import parse_speed_Bps
+from offload.placement.placement import Offload
 from specexec import SamplingParams
 
-BUDGETS = (0, 8, 32, 128, "auto")
+BUDGETS: tuple[Budget, ...] = (0, 8, 32, 128, "auto")
 
 
 @click.command()
@@ -38,8 +40,9 @@ def main(target: str, drafter: str, link_limit: str, temperature: float, tokens:
     click.echo(f"{len(asked)} prompts, {tokens} tokens each, T = {temperature:g}, f32, link {link_limit}\n")
     click.echo("| layers | budget | tokens a sweep | tokens/s | against plain |\n|---|---|---|---|---|")
     written: list[tuple[int, ...]] = []
-    for where, limit_Bps in (("none", None), ("disk", parse_speed_Bps(link_limit))):
-        found: dict[object, list[list[float]]] = {budget: [] for budget in BUDGETS}
+    places: tuple[tuple[Offload, float | None], ...] = (("none", None), ("disk", parse_speed_Bps(link_limit)))
+    for where, limit_Bps in places:
+        found: dict[Budget, list[list[float]]] = {budget: [] for budget in BUDGETS}
         with specexec.load(
             target, drafter=drafter, offload=where, link_limit_Bps=limit_Bps, dtype="f32", budget=8
         ) as llm:

@@ -38,25 +38,19 @@ LONGROPE = {
 
 
 def shaped(make: Callable[..., PretrainedConfig], **more: object) -> PretrainedConfig:
-    return make(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=128,
-        pad_token_id=0,
-        eos_token_id=None,
-        **more,
-    )
+    return make(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, eos_token_id=None, **more)
+
+
+def attending(make: Callable[..., PretrainedConfig], **more: object) -> PretrainedConfig:
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
+    return shaped(make, intermediate_size=64, max_position_embeddings=128, pad_token_id=0, **heads, **more)
 
 
 CANNOT_BRANCH: dict[str, PretrainedConfig] = {
     "bloom": BloomConfig(vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=2, eos_token_id=None),
     "openai-gpt": OpenAIGPTConfig(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=2),  # keeps nothing of a text
-    "longrope": shaped(Phi3Config, rope_parameters=LONGROPE),
-    "dynamic": shaped(LlamaConfig, rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}),
+    "longrope": attending(Phi3Config, rope_parameters=LONGROPE),
+    "dynamic": attending(LlamaConfig, rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}),
 }
 
 

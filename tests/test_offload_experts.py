@@ -40,7 +40,7 @@ from specexec.engine.decoder import Decoder
 from specexec.model.tree_lm import TreeLM
 from specexec.planning.best_first import BestFirst
 from specexec.sampling.params import SamplingParams
-from tests.faults import FAULTS, fail_reads
+from tests.faults import FAULTS, fail_reads, reads_of_experts
 from tests.tiny import LAYERS, VOCABULARY, logits_of, tiny
 from tests.writing import prompt, sequence_of
 
@@ -214,15 +214,8 @@ def mixture(tmp_path: Path) -> Iterator[PreTrainedModel]:
 def test_a_read_of_experts_that_fails_ends_the_sweep_and_the_next_one_is_right(
     fault: str, mixture: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected, read_experts, reading = logits_of(mixture, ONE), LayerStream._read_experts, Event()
-
-    def watched(self: LayerStream, slot: Slot, layer: int, wanted: frozenset[int]) -> None:
-        reading.set()
-        read_experts(self, slot, layer, wanted)
-        reading.clear()
-
-    with monkeypatch.context() as faulty:
-        faulty.setattr(LayerStream, "_read_experts", watched)
+    expected = logits_of(mixture, ONE)
+    with reads_of_experts(monkeypatch) as reading, monkeypatch.context() as faulty:
         fail_reads(faulty, fault, reading.is_set)
         with pytest.raises(OffloadError, match="ArithmeticError" if fault == "exception" else r"\(layer 0\)"):
             logits_of(mixture, ONE)
