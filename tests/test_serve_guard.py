@@ -127,7 +127,8 @@ def test_a_path_is_never_a_models_name(tmp_path: Path) -> None:
 def test_the_command_serves_until_a_signal_stops_it(number: int, code: int, tmp_path: Path) -> None:
     """It starts without the packages that transformers would import though nothing here asks for them."""
     log = (tmp_path / "log").open("w+")
-    program = "import sys; from cli.app import main; code = main(sys.argv[1:]); sys.exit('hqq' in sys.modules or code)"
+    unused = "not {'hqq', 'scipy'} & {*sys.modules}"
+    program = f"import sys; from cli.app import main; code = main(sys.argv[1:]); assert {unused}; sys.exit(code)"
     process = subprocess.Popen(
         [sys.executable, "-c", program, "serve", "--port", "0", "--budget", "4", "--json"],
         stdout=subprocess.PIPE, stderr=log, env={**os.environ, "SPECEXEC_API_KEY": KEY},

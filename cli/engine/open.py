@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
+from cli.engine.imports import lean_imports
 from cli.engine.learned_store import learning, measured, searching
 from cli.engine.ngram_store import recalling
 from cli.shared.options import EngineOptions
@@ -32,8 +32,7 @@ def open_engine(options: EngineOptions, progress: LoadProgress | None = None, pl
 
     Tests put a fake engine here.
     """
-    # Where hqq is installed transformers imports it, and with it torch's compiler: seconds of every start.
-    with _absent("hqq"):
+    with lean_imports():
         from specexec.compose.load import assemble
 
     drafter = options.load.drafter
@@ -42,19 +41,6 @@ def open_engine(options: EngineOptions, progress: LoadProgress | None = None, pl
         engine = assemble(options.model, options.load, progress or LoadProgress(), earlier, planner)
     set_template(engine.encoding, options.template_vars, options.allow_control_tokens)
     return engine
-
-
-@contextmanager
-def _absent(package: str) -> Iterator[None]:
-    """For the length of the block a package that is not loaded yet looks as if it were not installed."""
-    if package in sys.modules:
-        yield
-        return
-    sys.modules[package] = None  # type: ignore[assignment]  # the import system's own word for it
-    try:
-        yield
-    finally:
-        del sys.modules[package]
 
 
 @contextmanager
