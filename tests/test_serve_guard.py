@@ -16,6 +16,7 @@ import httpx
 import openai
 import pytest
 
+from cli.app import main
 from cli.serve.command import _listen_on, short_name
 from cli.serve.guard import Policy, is_loopback
 from cli.shared.errors import PortTaken
@@ -173,12 +174,8 @@ def test_a_unix_socket_is_for_its_owner_alone_and_goes_with_the_server(tmp_path:
         assert served.worker.state == "ok"
 
 
-def test_a_model_that_cannot_be_loaded_ends_the_server_with_its_reason() -> None:
-    program = "import sys; from cli.app import main; sys.exit(main(sys.argv[1:]))"
-    ran = subprocess.run(
-        [sys.executable, "-c", program, "serve", "--port", "0", "-m", "no-such-model", "--offline"],
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    assert ran.returncode == 3
-    assert "Error: " in ran.stderr
-    assert "Traceback" not in ran.stderr
+def test_a_model_that_cannot_be_loaded_ends_the_server_with_its_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "--port", "0", "-m", "no-such-model", "--offline"]) == 3
+    said = capsys.readouterr().err
+    assert "Error: " in said
+    assert "Traceback" not in said
