@@ -254,7 +254,7 @@ def test_eighty_aborted_sweeps_give_everything_back(
     abort(10)
     assert engine.generate(PROMPT, SAMPLING).tokens == expected
     before = held()
-    assert abort(80) > 60
+    assert abort(80) > 50
     assert engine.generate(PROMPT, SAMPLING).tokens == expected
     after = held()
     assert after[:2] <= before[:2]
