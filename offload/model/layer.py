@@ -133,15 +133,15 @@ class StreamedLayer(nn.Module):
             output: Output = inner(*args, **kwargs)
             return output
         assert self.chunk_rows is not None
-        output = None
+        joined: Output | None = None
         for rows_here in pieces(rows, self.chunk_rows, self.together):
             chunk = inner(
                 *(_slice(value, rows, rows_here) for value in args),
                 **{name: _slice(value, rows, rows_here) for name, value in kwargs.items()},
             )
-            output = _placed(output, chunk, rows_here, rows)
-        assert output is not None
-        return output
+            joined = _placed(joined, chunk, rows_here, rows)
+        assert joined is not None
+        return joined
 
 
 def pieces(rows: int, most: int, together: Sequence[range]) -> Iterator[slice]:
