@@ -218,7 +218,7 @@ def test_an_index_that_leads_elsewhere_is_refused(folder: Path, tmp_path: Path) 
         load(folder)
 
 
-def test_eighty_aborted_sweeps_give_everything_back(
+def test_two_hundred_aborted_sweeps_give_everything_back(
     engine: Engine, expected: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def held() -> tuple[int, int, int]:
@@ -254,7 +254,7 @@ def test_eighty_aborted_sweeps_give_everything_back(
     abort(10)
     assert engine.generate(PROMPT, SAMPLING).tokens == expected
     before = held()
-    assert abort(80) > 50
+    assert abort(200) > 150
     assert engine.generate(PROMPT, SAMPLING).tokens == expected
     after = held()
     assert after[:2] <= before[:2]

@@ -14,6 +14,7 @@ from cli.shared.quantities import format_count
 from cli.shared.template_options import set_template
 from cli.shared.verbosity import Verbosity, start_logging
 from cli.terminal.screen import Screen
+from offload.hub.names import is_here
 from specexec.compose.earlier_runs import EarlierRuns
 from specexec.compose.progress import LoadProgress
 
@@ -32,6 +33,7 @@ def open_engine(options: EngineOptions, progress: LoadProgress | None = None, pl
 
     Tests put a fake engine here.
     """
+    is_here(options.model)  # a name that means no model is refused before the engine's libraries take their seconds
     with lean_imports():
         from specexec.compose.load import assemble
 
