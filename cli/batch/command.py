@@ -28,6 +28,7 @@ from cli.batch.served import ServedWork
 from cli.connect.models import loaded_model
 from cli.connect.server import Server, say_without_effect
 from cli.engine.facts import facts_of
+from cli.engine.imports import lean_imports
 from cli.engine.open import open_engine, running_engine
 from cli.engine.revision import fingerprint
 from cli.shared.errors import INTERRUPTED, SOME_FAILED, TERMINATED
@@ -150,7 +151,8 @@ def _target(options: EngineOptions) -> Path:
 
 def _reading(options: EngineOptions) -> tuple[Encoding, int]:
     """The model's tokenizer, and the tokens that prompt and answer may have together."""
-    from specexec.compose.load import context_of, encoding_in
+    with lean_imports():
+        from specexec.compose.context import context_of, encoding_in
 
     target, trust = _target(options), options.load.trust_remote_code
     encoding = encoding_in(target, trust)
@@ -173,7 +175,8 @@ def _preparation(
 ) -> Prepares:
     if isinstance(engine, ServedWork):
         return engine
-    from specexec.compose.load import stops_of
+    with lean_imports():
+        from specexec.compose.context import stops_of
 
     encoding = _reading(options)[0] if isinstance(engine, Cluster) else engine.encoding
     stop = stops_of(_target(options))
@@ -299,6 +302,7 @@ def _configuration(
         **({"--lora": list(options.load.lora)} if options.load.lora else {}),
         **({"--head-quant": options.load.head_quant} if options.load.head_quant != "none" else {}),
         **({"--compute": options.load.compute} if options.load.compute != "float" else {}),
+        **({"--kv-quant": options.load.kv_quant} if options.load.kv_quant else {}),
         **({"--template-var": dict(options.template_vars)} if options.template_vars else {}),
         **({"--allow-control-tokens": True} if options.allow_control_tokens else {}),
         **({"--exact": True} if options.load.exact else {}),
