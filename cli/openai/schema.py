@@ -104,6 +104,24 @@ class ChosenFunction(BaseModel):
     name: str
 
 
+class TokenizeRequest(OpenBody):
+    """The body of /tokenize: one of content, prompt (both text) and messages, with what else makes their prompt."""
+
+    model: str | None = None
+    content: str | None = None
+    prompt: str | None = None
+    messages: list[dict[str, object]] | None = None
+    tools: list[dict[str, object]] | None = None
+    chat_template_kwargs: dict[str, object] | None = None
+    reasoning_effort: str | None = None
+    add_special_tokens: bool | None = Field(
+        validation_alias=AliasChoices("add_special_tokens", "add_special"), default=None
+    )
+    allow_control_tokens: bool | None = Field(
+        validation_alias=AliasChoices("allow_control_tokens", "parse_special"), default=None
+    )
+
+
 class ToolChoice(BaseModel):
     """One function that must be called."""
 
