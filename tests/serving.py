@@ -73,7 +73,7 @@ class LetterEngine:
     architecture = "letters"
     template = "{{ messages }}"
     own_code = False
-    compute, dtype, kv_quant = "float", "float32", "none"
+    compute, dtype, kv_quant = "float", "float32", None
     folders: ClassVar[dict[str, Path]] = {"target": Path(__file__).parent / "data"}
     adapters: Mapping[str, tuple[str, ...]] = MappingProxyType({"target": ()})
     drafter_failures: ClassVar[dict[str, str]] = {}

@@ -114,12 +114,10 @@ class TokenizeRequest(OpenBody):
     tools: list[dict[str, object]] | None = None
     chat_template_kwargs: dict[str, object] | None = None
     reasoning_effort: str | None = None
-    add_special_tokens: bool | None = Field(
-        validation_alias=AliasChoices("add_special_tokens", "add_special"), default=None
-    )
-    allow_control_tokens: bool | None = Field(
-        validation_alias=AliasChoices("allow_control_tokens", "parse_special"), default=None
-    )
+    add_special_tokens: bool | None = None
+    add_special: bool | None = None
+    allow_control_tokens: bool | None = None
+    parse_special: bool | None = None
 
 
 class ToolChoice(BaseModel):

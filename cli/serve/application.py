@@ -151,13 +151,15 @@ class _ModelAndState:
         given = [text for text in (body.content, body.prompt) if text is not None]
         if len(given) + (body.messages is not None) != 1:
             raise bad_request("give one of content, prompt or messages.", "content")
+        special = _switch(body, "add_special_tokens", "add_special")
+        control = _switch(body, "allow_control_tokens", "parse_special")
         async with self._models.using(body.model) as worker:
             ready(worker)
             if given:
-                wishes = Wishes(control_tokens=body.allow_control_tokens)
-                read = partial(encode, worker.engine, given[0], wishes, special=body.add_special_tokens is not False)
+                wishes = Wishes(control_tokens=control)
+                read = partial(encode, worker.engine, given[0], wishes, special=special is not False)
             else:
-                read = partial(prompt_of, worker.engine, _chat(body))
+                read = partial(prompt_of, worker.engine, _chat(body, control))
             tokens = worker.engine.encoding.in_vocabulary(await anyio.to_thread.run_sync(read))
             return JSONResponse({"tokens": tokens, "count": len(tokens), "max_model_len": worker.engine.context})
 
@@ -242,10 +244,18 @@ def _model(body: dict[str, object]) -> str | None:
     return name
 
 
-def _chat(body: TokenizeRequest) -> HttpRequest:
+def _switch(body: TokenizeRequest, *names: str) -> bool | None:
+    """A switch under one of its names; None where it is not given."""
+    found = {name: getattr(body, name) for name in names if getattr(body, name) is not None}
+    if len(found) > 1:
+        raise bad_request(f"{' and '.join(found)}: one of them.", names[0])
+    return next(iter(found.values()), None)
+
+
+def _chat(body: TokenizeRequest, control: bool | None) -> HttpRequest:
     """What decides about the prompt that messages become."""
-    names = ("messages", "tools", "chat_template_kwargs", "reasoning_effort", "allow_control_tokens")
-    return read_chat({name: getattr(body, name) for name in names}, [])
+    names = ("messages", "tools", "chat_template_kwargs", "reasoning_effort")
+    return read_chat({name: getattr(body, name) for name in names} | {"allow_control_tokens": control}, [])
 
 
 def _kind(endpoint: Endpoint) -> Endpoint:
