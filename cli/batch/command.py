@@ -28,6 +28,7 @@ from cli.batch.served import ServedWork
 from cli.connect.models import loaded_model
 from cli.connect.server import Server, say_without_effect
 from cli.engine.facts import facts_of
+from cli.engine.imports import lean_imports
 from cli.engine.open import open_engine, running_engine
 from cli.engine.revision import fingerprint
 from cli.shared.errors import INTERRUPTED, SOME_FAILED, TERMINATED
@@ -149,7 +150,8 @@ def _target(options: EngineOptions) -> Path:
 
 def _reading(options: EngineOptions) -> tuple[Encoding, int]:
     """The model's tokenizer, and the tokens that prompt and answer may have together."""
-    from specexec.compose.load import context_of, encoding_in
+    with lean_imports():
+        from specexec.compose.context import context_of, encoding_in
 
     target, trust = _target(options), options.load.trust_remote_code
     encoding = encoding_in(target, trust)
@@ -172,7 +174,8 @@ def _preparation(
 ) -> Prepares:
     if isinstance(engine, ServedWork):
         return engine
-    from specexec.compose.load import stops_of
+    with lean_imports():
+        from specexec.compose.context import stops_of
 
     encoding = _reading(options)[0] if isinstance(engine, Cluster) else engine.encoding
     stop = stops_of(_target(options))

@@ -42,6 +42,12 @@ class _Span:
     pictured: bool = False  # whether there is an image in the text or among the rows
 
     @property
+    def read_R(self) -> Tensor:
+        """Which of its rows are read as a prompt."""
+        position_R, prompt = self.sees.position_R[self.first_node :], self.cache.prompt
+        return torch.ones_like(position_R, dtype=torch.bool) if prompt is None else position_R < prompt
+
+    @property
     def states(self) -> Text:
         """The same for recurrent layers."""
         cache = self.cache
@@ -74,10 +80,11 @@ class SweepRows:
             self._spans.append(_span(part, start, device, seeing=images is not None))
             start += len(part.tokens)
         self.count = start
-        tokens = [token for part in parts for token in part.tokens]
+        self.tokens = tokens = [token for part in parts for token in part.tokens]
         self.tokens_R = torch.tensor(tokens, dtype=torch.long, device=device)
         recurrent = any(kind.recurrent for kind in kinds.values())
-        self.states = PackedStates([span.states for span in self._spans] if recurrent else [], cancelled)
+        read_R = torch.cat([span.read_R for span in self._spans])
+        self.states = PackedStates([span.states for span in self._spans] if recurrent else [], read_R, cancelled)
         self.positions_R = torch.cat([span.sees.position_R[span.first_node :] for span in self._spans])
         self.images = [] if images is None else runs(tokens)
         grid = images is not None and images.sight.grid and any(span.pictured for span in self._spans)

@@ -22,7 +22,8 @@ from torch.nn.functional import silu
 
 from specexec.model.module_types import every_module
 from specexec.model.recurrent.delta_rule import channel_rows, delta_rows
-from specexec.model.recurrent.mamba2 import mamba2_rows, step_sizes
+from specexec.model.recurrent.linear_state import LinearRows
+from specexec.model.recurrent.mamba2 import limited, mamba2_rows, step_sizes
 from specexec.model.recurrent.packed import PackedStates
 from specexec.model.recurrent.scan import StateRows
 from specexec.model.recurrent.selective_state import SelectiveRows
@@ -187,7 +188,8 @@ def _mamba2(
     **_: object,
 ) -> Tensor:
     """`mamba2_chunk_scan` without final states: [1, R, heads, width] in and out, the latter in float32."""
-    step_RH = step_sizes(dt[0], dt_bias, dt_softplus, dt_limit)
+    step_RH = step_sizes(dt[0], dt_bias, dt_softplus)
+    step_RH = limited(step_RH, dt_limit, visit.states.read(visit.layer, LinearRows.name, len(step_RH)))
     read_HRP = visit.states.scan(visit.layer, mamba2_rows(hidden[0], step_RH, A, B[0], C[0]))
     return (read_HRP.transpose(0, 1) + D.unsqueeze(-1) * hidden[0].float()).unsqueeze(0).contiguous()
 
