@@ -130,6 +130,7 @@ def introduction(engine: Engine) -> list[str]:
         engine.placement,
         *(["computed by the model's own code"] if engine.own_code else []),
         *([f"computes in {engine.compute}"] if engine.compute != "float" else []),
+        *([f"KV in {engine.kv_quant} bits"] if engine.kv_quant else []),
         *(f"LoRA {one}" for one in engine.adapters["target"]),
     ]
     if engine.toy:
