@@ -11,12 +11,10 @@ from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
     LlamaConfig,
-    Mamba2Config,
     OpenAIGPTConfig,
     Phi3Config,
     PretrainedConfig,
     PreTrainedModel,
-    Zamba2Config,
 )
 
 import offload
@@ -53,9 +51,6 @@ CANNOT_BRANCH: dict[str, PretrainedConfig] = {
     "openai-gpt": OpenAIGPTConfig(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=2),  # keeps nothing of a text
     "longrope": attending(Phi3Config, rope_parameters=LONGROPE),
     "dynamic": attending(LlamaConfig, rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}),
-    # Steps of a whole pass are kept within limits: other states than after tokens one by one.
-    "mamba2": shaped(Mamba2Config, num_heads=4, head_dim=16, n_groups=1, time_step_limit=(0.7, 0.8)),
-    "zamba2": attending(Zamba2Config, layers_block_type=["linear_attention", "hybrid"], time_step_min=0.7),
 }
 
 

@@ -80,7 +80,6 @@ MORE: dict[str, dict[str, object]] = {
     "zamba2": {
         "layers_block_type": ["linear_attention", "hybrid"] * 2,
         "hybrid_layer_ids": [1, 3],
-        "time_step_min": 1e-6,
         "mamba_headdim": 16,
         "attention_hidden_size": 128,
     },

@@ -13,6 +13,7 @@ import re
 import secrets
 import time
 from collections.abc import Iterator
+from collections.abc import Sequence as Items
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -129,20 +130,28 @@ class Archive:
         if len(found) != 1 or not id:
             what = f"{len(found)} conversations begin with" if found else "there is no conversation"
             raise SessionNotFound(f"{what} {id!r}.", hint="specexec sessions list")
-        return _read(found[0])
+        return _record(found[0], *_text(found[0]))
 
     def latest(self) -> Record:
         """The conversation that was saved last."""
         paths = self._paths()
         if not paths:
             raise SessionNotFound("there is no conversation to continue.", hint="specexec chat")
-        return _read(max(paths, key=_saved_ns))
+        path = max(paths, key=_saved_ns)
+        return _record(path, *_text(path))
 
-    def everything(self) -> Iterator[Record | BadSession]:
-        """Every conversation, the latest first; a file that cannot be read comes as its error."""
+    def everything(self, holding: Items[str] = ()) -> Iterator[Record | BadSession]:
+        """Every conversation, the latest first; a file that cannot be read comes as its error.
+
+        Those whose file does not hold all these texts, in any case, are left out: they need not be understood.
+        """
+        spelled = [text.casefold() for text in holding]
         for path in sorted(self._paths(), key=_saved_ns, reverse=True):
             try:
-                yield _read(path)
+                seen, text = _text(path)
+                folded = text.casefold() if spelled else ""
+                if all(one in folded for one in spelled):
+                    yield _record(path, seen, text)
             except BadSession as problem:
                 yield problem
 
@@ -206,10 +215,18 @@ def _stamp(found: os.stat_result) -> Stamp:
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def _read(path: Path) -> Record:
+def _text(path: Path) -> tuple[Stamp, str]:
     try:
         with path.open("rb") as file:
-            seen, text = _stamp(os.fstat(file.fileno())), file.read().decode()
+            return _stamp(os.fstat(file.fileno())), file.read().decode()
+    except OSError as problem:
+        raise BadSession(f"{path} cannot be read: {problem.strerror}.") from problem
+    except UnicodeDecodeError as problem:
+        raise BadSession(f"{path} is not a conversation of ours: {problem}.") from problem
+
+
+def _record(path: Path, seen: Stamp, text: str) -> Record:
+    try:
         head, *lines = (json.loads(line) for line in text.split("\n") if line)
         if head.pop("specexec_session") != FORMAT:
             raise ValueError("made by another version of specexec")
@@ -225,8 +242,6 @@ def _read(path: Path) -> Record:
             taken_back=taken_back, left_out=_left_out(head.get("left_out"), len(said)), seen=seen,
         )  # fmt: skip
         return replace(record, turns=tuple(_turns(record, said)))
-    except OSError as problem:
-        raise BadSession(f"{path} cannot be read: {problem.strerror}.") from problem
     except RecursionError:
         raise BadSession(f"{path} is not a conversation of ours: it is nested too deeply.") from None
     except (ValueError, OverflowError, KeyError, TypeError, AttributeError) as problem:
@@ -252,6 +267,7 @@ def _message(found: dict[str, object]) -> Message:
         pictures_of(content)
     if "reasoning_content" in found:
         message["reasoning_content"] = str(found["reasoning_content"])
+    message |= {name: str(found[name]) for name in ("tool_call_id", "name") if name in found}
     if "tool_calls" in found:
         message["tool_calls"] = [_call(call) for call in list(found["tool_calls"])]  # type: ignore[call-overload]
     return message

@@ -58,13 +58,16 @@ class Keeper:
 
     def successor(self, record: Record) -> Keeper:
         """Takes up another conversation with the same engine."""
-        other = Keeper(self._archive, record, self._engine, self._engine.conversation(), self._screen)
+        taken_up = self._engine.conversation()
+        taken_up.like(self._conversation)
+        other = Keeper(self._archive, record, self._engine, taken_up, self._screen)
         other.resume()
         return other
 
     def anew(self) -> Keeper:
         """Begins another conversation with the same engine and system prompt."""
         begun = self._engine.conversation(self._conversation.system)
+        begun.like(self._conversation)
         return Keeper(self._archive, self._archive.new(self._record.model), self._engine, begun, self._screen)
 
     def save(self) -> None:
@@ -144,6 +147,8 @@ def weights_of(engine: Engine) -> dict[str, str]:
     found = {role: fingerprint(folder) for role, folder in engine.folders.items()}
     if engine.compute != "float":
         found["target"] += f" in {engine.compute}"
+    if engine.kv_quant:
+        found["target"] += f" with keys and values in {engine.kv_quant} bits"
     return {role: name + adapters_digest(engine.adapters.get(role, ())) for role, name in found.items()}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -19,7 +19,7 @@ from cli.terminal.meter import SweepMeter
 from cli.terminal.screen import Screen
 from specexec.sampling.params import SamplingParams
 from specexec.text.dialogue import Dialogue
-from specexec.text.messages import Content, content_of, pictures_of, text_in
+from specexec.text.messages import Content, Message, content_of, pictures_of, text_in
 
 if TYPE_CHECKING:
     from cli.chat.archive import Record
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from cli.chat.raw import RawConversation
     from cli.chat.saving import Keeper
     from cli.connect.conversation import ServedConversation
+    from cli.mcp.toolbox import Toolbox
     from specexec.stats import Burst
     from specexec.text.conversation import Conversation
 
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 BELL_S = 10.0  # a shorter answer was waited for
 NOTIFY_S = 5.0
+MOST_ROUNDS = 25  # of calls after one message
+RESULT_SHARE = 2  # characters of a tool's result for each token of the context: half of it or more is left
 TAKEN_BACK = "  the question is taken back; /retry asks it again"
 
 
@@ -52,6 +55,7 @@ class Session:
     think: Think = "auto"
     on_full: OnFull = "stop"
     keeper: Keeper | None = None
+    tools: Toolbox | None = None
     attached: list[str] = field(default_factory=list)
     pictures: list[str] = field(default_factory=list)  # data: URLs, for the next message
     last: Answer | None = None
@@ -158,7 +162,7 @@ class Session:
         meter = SweepMeter(self.engine, lambda: self.conversation.tokens_used)
         return play(
             self.engine, self._kept(bursts), self.screen, meter,
-            tree=self.display.tree, hide_thoughts=self.display.hide_thinking,
+            tree=self.display.tree, hide_thoughts=self.display.hide_thinking, calls_run=self.tools is not None,
         )  # fmt: skip
 
     def _ask(self, content: Content, sampling: SamplingParams) -> None:
@@ -174,11 +178,44 @@ class Session:
             self.conversation.unanswered = content
             self.screen.say(TAKEN_BACK)
 
+    def exchange(
+        self, bursts: Iterator[Burst], played: Callable[[Iterator[Burst]], Answer] | None = None
+    ) -> Iterator[Answer]:
+        """Play an answer and sum it up, or do what `played` does; then the same for those that follow called tools."""
+        for _ in range(MOST_ROUNDS):
+            answer = (played or self._summed_up)(bursts)
+            yield answer
+            results = self._results(answer)
+            if results is None:
+                return
+            bursts = self.conversation.go_on(results, self.sampling)
+        self.screen.tell(f"  stopped after {MOST_ROUNDS} rounds of calls; a message makes it go on")
+
+    def _summed_up(self, bursts: Iterator[Burst]) -> Answer:
+        answer = self.play(bursts)
+        self.report(answer)
+        return answer
+
+    def _results(self, answer: Answer) -> list[Message] | None:
+        """What the tools gave that an answer called; None if there is nothing to go on with."""
+        calls = self.last_answer.get("tool_calls")
+        if self.tools is None or answer.finish_reason != "stop" or not isinstance(calls, list):
+            return None
+        results = self.tools.run(calls, RESULT_SHARE * self.engine.context)
+        if results.stopped:
+            self.conversation.messages = [*self.conversation.messages, *results.messages]
+        self.keep()
+        return None if results.stopped else results.messages
+
     def _answer(self, bursts: Iterator[Burst]) -> None:
-        """Play an answer and sum it up."""
+        """Play an answer and what follows it."""
         self.screen.title("●")
+        seconds = 0.0
         try:
-            answer = self.play(bursts)
+            for answer in self.exchange(bursts):
+                self.last = answer
+                seconds += answer.seconds
+                self.leaving = answer.exit_code == TERMINATED
         except REFUSALS as refusal:
             # The conversation outlives a message that cannot be answered.
             self.screen.end_line()
@@ -186,13 +223,10 @@ class Session:
             return
         finally:
             self.screen.title("✓")
-        self.last = answer
-        if answer.seconds > BELL_S:
+        if seconds > BELL_S:
             self._call()
-        self.report(answer)
         if self.conversation.unanswered is not None:
             self.screen.say(TAKEN_BACK)
-        self.leaving = answer.exit_code == TERMINATED
 
     def _call(self) -> None:
         """Signal to a user who may look elsewhere that the answer is there."""

@@ -165,6 +165,13 @@ def markdown(session: Session, argument: str) -> None:
     session.screen.tell(f"markdown {'on' if session.display.markdown else 'off'}")
 
 
+def tools(session: Session, _: str) -> None:
+    if session.tools is None:
+        session.screen.tell("no tools; specexec chat --mcp SERVER brings some")
+    else:
+        session.screen.tell("\n".join(session.tools.lines))
+
+
 def tokens(session: Session, _: str) -> None:
     used, context = session.conversation.tokens_used, session.engine.context
     left = format_count(max(0, context - used))

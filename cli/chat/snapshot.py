@@ -54,6 +54,7 @@ def write_snapshot(path: Path, kept: Kept, weights: dict[str, str]) -> int:
         "cached": {role: cache.tokens for role, cache in kept.caches.items()},
         "dropped": {role: cache.dropped for role, cache in kept.caches.items() if cache.dropped},
         "weights": {role: weights[role] for role in kept.caches},
+        "prompts": {role: cache.prompt for role, cache in kept.caches.items() if cache.stepwise},
         "digests": {name: _digest(tensor) for name, tensor in tensors.items()},
     }
     size = sum(tensor.nbytes for tensor in tensors.values())
@@ -95,6 +96,8 @@ def read_snapshot(path: Path, kept: Kept, weights: dict[str, str]) -> int:
                     continue
                 dropped = int(head.get("dropped", {}).get(role, 0))
                 cache = caches[role] = KVCache(tokens=list(tokens), dropped=dropped)
+                if role in (prompts := head.get("prompts", {})):
+                    cache.prompt, cache.stepwise = int(prompts[role]), True
                 named = [rest for whose, *rest in (name.split(".") for name in head["digests"]) if whose == role]
                 for layer in sorted({int(rest[0]) for rest in named if len(rest) == 2}):
                     keys, values = (_checked(file.get_tensor(name), name, head) for name in _names(role, layer))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from collections.abc import Sequence as Items
 from dataclasses import replace
 from typing import Protocol
@@ -19,12 +19,17 @@ class Answering(Protocol):
     """What a dialogue needs of a served model."""
 
     def stream(
-        self, messages: Items[Mapping[str, object]], sampling: SamplingParams, proceed: bool = False
+        self,
+        messages: Items[Message],
+        sampling: SamplingParams,
+        tools: Items[Message],
+        schema: Message | None,
+        proceed: bool = False,
     ) -> Iterator[Burst]: ...
 
-    def rendered(self, messages: Items[Mapping[str, object]]) -> str: ...
+    def rendered(self, messages: Items[Message], tools: Items[Message]) -> str: ...
 
-    def count(self, messages: Items[Mapping[str, object]]) -> int: ...
+    def count(self, messages: Items[Message], tools: Items[Message]) -> int: ...
 
 
 class ServedConversation(Dialogue):
@@ -50,7 +55,7 @@ class ServedConversation(Dialogue):
         assert self._cut is not None
         begun, seed = self._cut
         sampling = replace(sampling, seed=seed if sampling.seed is None else sampling.seed)
-        bursts = self._writer.stream(self._dialogue, sampling, proceed=True)
+        bursts = self._writer.stream(self._dialogue, sampling, self.tools, self.schema, proceed=True)
         said = Piece(str(begun["content"]), str(begun.get("reasoning_content", "")))
         yield from self._added(said, bursts)
 
@@ -62,7 +67,7 @@ class ServedConversation(Dialogue):
     @property
     def rendered(self) -> str:
         """The dialogue as the model would read it next."""
-        return self._writer.rendered(self._dialogue)
+        return self._writer.rendered(self._dialogue, self.tools)
 
     def keep(self) -> Kept:
         """The dialogue as it is now."""
@@ -75,7 +80,7 @@ class ServedConversation(Dialogue):
 
     def _answer(self, messages: list[Message], sampling: SamplingParams | None) -> Iterator[Burst]:
         self._ask(messages)
-        bursts = self._writer.stream(self._read(messages), sampling or SamplingParams())
+        bursts = self._writer.stream(self._read(messages), sampling or SamplingParams(), self.tools, self.schema)
         for burst in bursts:
             if burst.tokens:
                 self.messages = [*messages, message_of(Piece())]
@@ -85,7 +90,7 @@ class ServedConversation(Dialogue):
             yield burst
 
     def _count(self, dialogue: list[Message]) -> int:
-        return self._writer.count(dialogue)
+        return self._writer.count(dialogue, self.tools)
 
     def _added(self, said: Piece, bursts: Iterator[Burst]) -> Iterator[Burst]:
         """The same bursts; the last message grows with them."""

@@ -112,6 +112,9 @@ class KVCache:
     `settled`: so many nodes are a chain that can only be committed whole. Recurrent layers keep `memories` of text and
     other nodes, and `snapshots` of earlier states, in order of length. Of a model that is tapped (taps.py), `tapped`
     are the hidden states of the nodes, [N, H] by tap, and `taken` those of the text.
+
+    The first `prompt` tokens are read as a prompt (None: all are), which makes a difference to a model that is
+    `stepwise` (architecture.limits_steps).
     """
 
     layers: dict[int, LayerKV] = field(default_factory=dict)
@@ -128,6 +131,8 @@ class KVCache:
     dropped: int = 0
     tapped: dict[int, Tensor] = field(default_factory=dict)
     taken: Tapped | None = None
+    prompt: int | None = None
+    stepwise: bool = False
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -240,6 +245,7 @@ class KVCache:
             copy._restore(self.memories, states)
             copy.snapshots = [snapshot for snapshot in self.snapshots if snapshot.length <= length]
         copy.taken = self.taken.until(length) if self.taken else None
+        copy.prompt, copy.stepwise = self.prompt, self.stepwise
         return copy
 
     def reusable(self, length: int) -> int:
@@ -290,6 +296,15 @@ class KVCache:
             self.settled = 0
             for memory in self.memories.values():
                 memory.forget()
+
+    def begin(self, tokens: Items[int], prompt: int | None) -> None:
+        """Belong to the text of `tokens` from now on: what both texts share stays, if it was read in the same way."""
+        shared = common_prefix(self.tokens, tokens)
+        if self.stepwise and prompt != self.prompt:
+            shared = min(shared, *(length for length in (prompt, self.prompt) if length is not None))
+        if shared < len(self):
+            self.rewind(shared)
+        self.prompt = prompt
 
     def rewind(self, length: int) -> None:
         """Forget everything after the first `length` tokens; with recurrent layers, all that follows a snapshot.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from bisect import bisect_left
 from collections.abc import Iterator
+from collections.abc import Sequence as Items
 
 from specexec.sampling.params import SamplingParams
 from specexec.stats import Burst
@@ -13,11 +14,16 @@ from specexec.text.transcript import NOTHING, Turn, dialogue, last_question
 
 
 class Dialogue(ABC):
-    """Messages of OpenAI's shape. An answer that was interrupted stays, as far as it came."""
+    """Messages of OpenAI's shape. An answer that was interrupted stays, as far as it came.
+
+    `tools` are functions, in OpenAI's shape too, that answers may call; `schema` is what every text must be, as JSON.
+    """
 
     def __init__(self, system: str | None = None) -> None:
         self.system = system
         self.messages: list[Message] = []
+        self.tools: tuple[Message, ...] = ()
+        self.schema: Message | None = None
         self.left_out = NOTHING
         self.unanswered: Content | None = None  # a question whose answer did not begin; no message of the dialogue
         self._turns: list[Turn] = []
@@ -27,6 +33,11 @@ class Dialogue(ABC):
         """Ask, and stream the answer. If no token comes, the dialogue stays as it was, the question `unanswered`."""
         self._retries = 0
         return self._answer([*self.messages, {"role": "user", "content": content}], sampling)
+
+    def go_on(self, results: Items[Message], sampling: SamplingParams | None = None) -> Iterator[Burst]:
+        """Stream an answer to what the calls of the last one gave: messages of role tool, which stay in any case."""
+        self.messages = [*self.messages, *results]
+        return self._answer(self.messages, sampling)
 
     def retry(self, sampling: SamplingParams | None = None) -> Iterator[Burst]:
         """Another answer to the last question: a derived seed, unless the text does not depend on it."""
@@ -72,6 +83,10 @@ class Dialogue(ABC):
 
         found = bisect_left(starts, True, key=fits)
         return starts[found] if found < len(starts) else len(self.messages)
+
+    def like(self, other: Dialogue) -> None:
+        """Offer the tools of another dialogue, and ask for answers of the same schema."""
+        self.tools, self.schema = other.tools, other.schema
 
     @property
     def _dialogue(self) -> list[Message]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from specexec.stats import FinishReason
 from specexec.text.messages import Message, in_front
+from specexec.text.template_options import Wishes
 
 if TYPE_CHECKING:
     from specexec.model.cache import KVCache
@@ -24,7 +25,7 @@ _SUMMARY = "(A summary of what we said before: {})\n\n"
 class Tokens(Protocol):
     """What a transcript needs of an encoding."""
 
-    def encode(self, prompt: list[Message]) -> list[int]: ...
+    def encode(self, prompt: list[Message], wishes: Wishes) -> list[int]: ...
 
     def raw(self, tokens: Items[int]) -> str: ...
 
@@ -84,18 +85,18 @@ def last_question(messages: Items[Message]) -> int | None:
     return next((at for at in reversed(range(len(messages))) if messages[at]["role"] == "user"), None)
 
 
-def begin(encoding: Tokens, turns: list[Turn], asked: list[Message]) -> Turn:
+def begin(encoding: Tokens, turns: list[Turn], asked: list[Message], wishes: Wishes) -> Turn:
     """A new turn, whose prompt is an earlier one's tokens and more wherever the template writes their very text."""
-    fresh = encoding.encode(asked)
+    fresh = encoding.encode(asked, wishes)
     for turn in reversed(turns):
         if (rest := _after(encoding, turn.tokens, fresh)) is not None:
             return Turn(asked, [*turn.tokens, *rest])
     return Turn(asked, fresh)
 
 
-def same_text(encoding: Tokens, turn: Turn) -> bool:
+def same_text(encoding: Tokens, turn: Turn, wishes: Wishes) -> bool:
     """Whether the prompt of a turn still is what its messages become: the model may be another one now."""
-    return _after(encoding, turn.prompt, encoding.encode(turn.asked)) == []
+    return _after(encoding, turn.prompt, encoding.encode(turn.asked, wishes)) == []
 
 
 def belonging(turns: Iterable[Turn], dialogue: list[Message]) -> list[Turn]:
