@@ -77,7 +77,7 @@ SPEECH: dict[str, object] = {
     "has_lora_adapter": False, "encoder_config": {"hidden_dim": 64}, "projector_config": {"encoder_hidden_size": 64}
 }  # fmt: skip
 QWEN4: dict[str, object] = {
-    "indexer_n_heads": 4, "indexer_kv_heads": 2, "indexer_head_dim": 16, "indexer_budget": 12,
+    "indexer_n_heads": 4, "indexer_kv_heads": 1, "indexer_head_dim": 16, "indexer_budget": 12,
     "indexer_compress_ratio": 4, "ple_layer_ids": [],
 }  # fmt: skip
 MORE: dict[str, dict[str, object]] = {
@@ -130,6 +130,7 @@ MORE: dict[str, dict[str, object]] = {
     },
     "granite_speech": SPEECH,
     "granite_speech_plus": SPEECH,
+    "glm5_next": {"text_config": {"index_kpool": 4}},
     "hrm_text": {"num_layers_per_stack": 1, "H_cycles": 1},
     "inkling2": {"vision_config": {"text_hidden_size": 64}},
     "janus": {
