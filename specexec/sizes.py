@@ -30,6 +30,8 @@ SNAPSHOT_TOKENS = 4096  # at least one in so many tokens
 TAPPED = 4096  # last tokens of a text whose hidden states are kept for drafters that read them
 TRIED_ROWS = 1024  # of a sweep, at most, whose states are also recorded where a head may be meant to read them
 LAST = -1  # the place where hidden states are read behind the last norm
+SINKS = 4  # first tokens of a text that a drafter with a window goes on seeing, and
+PIECE = 512  # the most of a text that it reads at a time
 BEAMS = 128  # nodes that a drafter is asked about at a time, and rows that go through its head
 PASSES = 16  # about as many let a large tree grow: more nodes are asked about at a time
 ALONG = 128  # rows of one text that a drafter has read before it was asked about them, at a time
@@ -81,6 +83,11 @@ def check_budget(nodes: object) -> None:
 def rows_held(rows: int) -> int:
     """Rows that a cache holds memory for when it has to hold `rows`."""
     return -(-rows // GROWTH_ROWS) * GROWTH_ROWS
+
+
+def windowed(tokens: int, window: int | None) -> int:
+    """Rows of a text of so many tokens that a drafter's cache holds at most, where it sees the last `window`."""
+    return tokens if window is None else min(tokens, SINKS + window + GROWTH_ROWS + PIECE)
 
 
 @dataclass(frozen=True)
@@ -178,12 +185,13 @@ def drafter_rows(nodes: int) -> int:
     return drafted(nodes) + ALONG if nodes else 0
 
 
-def drafting_B(widths: Widths, ctx: int, nodes: int) -> int:
+def drafting_B(widths: Widths, ctx: int, nodes: int, window: int | None = None) -> int:
     """The same for a model that drafts: it keeps keys of a larger tree, and is asked about a few nodes at a time."""
+    rows = windowed(ctx, window)
     scores_B = drafted(nodes) * CANDIDATES * CANDIDATE_B
-    sweep_B = sum(_sweep_B(widths, max(ctx, beams(nodes)), BEAMS).values())
+    sweep_B = sum(_sweep_B(widths, max(rows, beams(nodes)), BEAMS).values())
     states_B = recurrent_B(widths, drafter_rows(nodes)) + snapshots_B(widths)
-    return guesses_B(widths, ctx, drafter_rows(nodes)) + scores_B + sweep_B + states_B + read_B(widths, ctx, nodes)
+    return guesses_B(widths, rows, drafter_rows(nodes)) + scores_B + sweep_B + states_B + read_B(widths, ctx, nodes)
 
 
 def read_B(widths: Widths, ctx: int, nodes: int) -> int:

@@ -326,3 +326,6 @@ class FakeConversation:
 
     def clear(self) -> None:
         self.messages.clear()
+
+    def like(self, other: FakeConversation) -> None:
+        pass

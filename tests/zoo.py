@@ -91,7 +91,6 @@ MORE: dict[str, dict[str, object]] = {
     "zamba2": {
         "layers_block_type": ["linear_attention", "hybrid"] * 2,
         "hybrid_layer_ids": [1, 3],
-        "time_step_min": 1e-6,
         "mamba_headdim": 16,
         "attention_hidden_size": 128,
     },
@@ -147,9 +146,14 @@ MORE: dict[str, dict[str, object]] = {
     "rwkv": {"attention_hidden_size": 64},
     "step3p7": {"text_config": {"sliding_window": 512, "num_sliding_attention_heads": 4}},
     "xlm": {"emb_dim": 64},
+    "xlnet": {"d_head": 16},
+    "zamba": {"layers_block_type": ["linear_attention", "hybrid"] * 2},
 }
 # What is to stay as it is among sizes.
-EXACT: dict[str, dict[str, object]] = {"fun_asr_nano": {"adaptor_config": {"intermediate_size": 16}}}
+EXACT: dict[str, dict[str, object]] = {
+    "fun_asr_nano": {"adaptor_config": {"intermediate_size": 16}},
+    "zaya": {"num_experts_per_tok": 1},
+}
 
 
 def tiny_of(

@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 
 # What `chat` does unasked, too.
 USUAL: dict[str, int | str | None] = {
-    "ctx": None, "budget": "auto", "drafter": "auto", "drafter-quant": "none", "compute": "float",
+    "ctx": None, "budget": "auto", "drafter": "auto", "drafter-quant": "none", "draft-window": None,
+    "compute": "float",
 }  # fmt: skip
 REACHED = 0.6  # of what is sold
 
@@ -56,6 +57,7 @@ REACHED = 0.6  # of what is sold
     "-d", "--drafter", metavar="NAME", default=USUAL["drafter"], help="Drafters to make room for; auto: the paired one."
 )
 @click.option("--drafter-quant", type=DRAFT_BITS, default=USUAL["drafter-quant"], help="Bits of the drafter's layers.")
+@click.option("--draft-window", type=COUNT, show_default="all", help="Last tokens a drafter sees, such as 4k.")
 @click.option("--lora", multiple=True, metavar="FOLDER[:SCALE]", help="A LoRA adapter to make room for.")
 @click.option("--drafter-lora", multiple=True, metavar="FOLDER[:SCALE]", help="The same of a drafter model.")
 @click.option("--head-quant", type=click.Choice(["none", "nf4"]), default="none", help="Bits of the model's head.")
@@ -68,8 +70,8 @@ REACHED = 0.6  # of what is sold
 def plan(
     model: str, gpu: str | None, link: float | None, disk: float | None, ram: int | None, vram: int | None,
     ctx: int | None, budget: IntOrAuto, drafter: str, drafter_quant: FewBits, head_quant: FourBits, compute: Compute,
-    lora: tuple[str, ...], drafter_lora: tuple[str, ...], every: bool, offline: bool, trust_remote_code: bool,
-    as_json: bool,
+    draft_window: int | None, lora: tuple[str, ...], drafter_lora: tuple[str, ...], every: bool, offline: bool,
+    trust_remote_code: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Say what of MODEL would live where, how long a sweep takes, and the command to type.
 
@@ -107,23 +109,24 @@ def plan(
     longest = folder.config.get("max_position_embeddings")
     context = context_for(ctx, longest if isinstance(longest, int) else 2**31 - 1)
     options = LoadOptions(
-        drafter, lora=lora, drafter_lora=drafter_lora, drafter_quant=drafter_quant, head_quant=head_quant,
-        compute=compute, budget=budget, ctx=ctx,
+        drafter, lora=lora, drafter_lora=drafter_lora, drafter_quant=drafter_quant, draft_window=draft_window,
+        head_quant=head_quant, compute=compute, budget=budget, ctx=ctx,
     )  # fmt: skip
     request = LoadRequest.of(
         folder, tuple(drafters), options, context, here.free, branches=branches, plainly=plainly, toy=model == DEMO
     )
     rows = outlook(request, guests, here.free, speeds, every)
     chosen = best(rows)
-    kept = {"ctx": ctx, "budget": budget, "drafter": drafter, "drafter-quant": drafter_quant, "compute": compute}
+    kept = {"ctx": ctx, "budget": budget, "drafter": drafter, "drafter-quant": drafter_quant,
+            "draft-window": draft_window, "compute": compute}  # fmt: skip
     adapters = {"lora": lora, "drafter-lora": drafter_lora}
     typed = [] if chosen is None else commands_for(model, chosen, ram, vram, kept, trust_remote_code, adapters)
     answer = _Answer(model, folder, here, speeds, rows, chosen, typed)
     if as_json:
         asked = {"gpu": gpu, "link": link, "disk": disk, "ram": ram, "vram": vram, "ctx": ctx, "budget": budget,
-                 "drafter": drafter, "drafter_quant": drafter_quant, "head_quant": head_quant,
-                 "compute": compute, "lora": lora, "drafter_lora": drafter_lora, "all": every, "offline": offline,
-                 "trust_remote_code": trust_remote_code}  # fmt: skip
+                 "drafter": drafter, "drafter_quant": drafter_quant, "draft_window": draft_window,
+                 "head_quant": head_quant, "compute": compute, "lora": lora, "drafter_lora": drafter_lora, "all": every,
+                 "offline": offline, "trust_remote_code": trust_remote_code}  # fmt: skip
         echo(json.dumps({"asked": asked} | answer.record(), indent=1))
         return
     for line in answer.page():

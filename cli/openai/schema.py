@@ -33,6 +33,21 @@ Whole = Annotated[int, BeforeValidator(_integral)]
 Length = Annotated[Whole, AfterValidator(_positive_or_fill)]
 
 
+class OpenBody(BaseModel):
+    """What may hold fields that are not known: those are noticed later, and answered all the same."""
+
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+
+
+class Sampled(OpenBody):
+    """How tokens are chosen, as far as all APIs have the same words for it."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: Whole | None = None
+    seed: Whole | None = None
+
+
 class StreamOptions(BaseModel):
     """How a stream ends."""
 
@@ -92,15 +107,11 @@ class ToolChoice(BaseModel):
 Effort = Literal["none", "off", "on", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
-class RequestBody(BaseModel):
+class RequestBody(Sampled):
     """What chat and plain completion share."""
 
-    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
     model: str | None = None
     max_tokens: Length | None = Field(validation_alias=AliasChoices("max_tokens", "n_predict"), default=None)
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: Whole | None = None
     min_p: float | None = None
     repetition_penalty: float | None = Field(
         validation_alias=AliasChoices("repetition_penalty", "repeat_penalty"), default=None

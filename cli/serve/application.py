@@ -24,8 +24,8 @@ from cli.ollama_api.schema import OllamaChat, OllamaGenerate
 from cli.openai.errors import ApiError, api_error, bad_request
 from cli.openai.infill import infill
 from cli.openai.logprobs import Json
-from cli.openai.parse import Message, read_chat, unknown_model
-from cli.openai.prepare import encode
+from cli.openai.parse import HttpRequest, read_chat, unknown_model
+from cli.openai.prepare import encode, prompt_of
 from cli.openai.stream import chat, completion
 from cli.responses_api.read import ResponsesReader
 from cli.responses_api.store import ResponseStore
@@ -152,10 +152,16 @@ class _ModelAndState:
         control = _switch(body, "allow_control_tokens", "parse_special")
         if len(given) != 1 or not isinstance(given[0], str | list):
             raise bad_request("give one of content, prompt or messages.", "content")
-        prompt, wishes = given[0] if isinstance(given[0], str) else _messages(given[0]), Wishes(control_tokens=control)
+        text = given[0] if isinstance(given[0], str) else None
+        asked = None if text is not None else _chat(body, control)
         async with self._models.using(_model(body)) as worker:
             ready(worker)
-            read = partial(encode, worker.engine, prompt, wishes, special=special is not False)
+            if text is not None:
+                wishes = Wishes(control_tokens=control)
+                read = partial(encode, worker.engine, text, wishes, special=special is not False)
+            else:
+                assert asked is not None
+                read = partial(prompt_of, worker.engine, asked)
             tokens = worker.engine.encoding.in_vocabulary(await anyio.to_thread.run_sync(read))
             return JSONResponse({"tokens": tokens, "count": len(tokens), "max_model_len": worker.engine.context})
 
@@ -248,8 +254,10 @@ def _switch(body: dict[str, object], *names: str) -> bool | None:
     return next((value is True for value in found.values()), None)
 
 
-def _messages(given: list[object]) -> list[Message]:
-    return [message for message in read_chat({"messages": given}, []).prompts[0] if isinstance(message, dict)]
+def _chat(body: Json, control: bool | None) -> HttpRequest:
+    """What decides about the prompt that messages become."""
+    names = ("messages", "tools", "chat_template_kwargs", "reasoning_effort")
+    return read_chat({name: body[name] for name in names if name in body} | {"allow_control_tokens": control}, [])
 
 
 def _kind(endpoint: Endpoint) -> Endpoint:

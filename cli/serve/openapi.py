@@ -47,6 +47,7 @@ def _fields(required: tuple[str, ...] = (), **known: Json) -> Json:
 _EVENTS, _LINES = "text/event-stream", "application/x-ndjson"
 _TOKENIZE = _fields(
     content=_STRING, prompt=_STRING, messages={"type": "array", "items": _OBJECT},
+    tools={"type": ["array", "null"], "items": _OBJECT}, chat_template_kwargs={"type": ["object", "null"]},
     add_special_tokens=_SWITCH, add_special=_SWITCH, allow_control_tokens=_SWITCH, parse_special=_SWITCH,
 )  # fmt: skip
 _IDS: Json = {"type": "array", "items": {"type": "integer", "minimum": 0}}

@@ -7,10 +7,12 @@ nn.Module registers every module that is assigned to it: `parameters`, `state_di
 whose parameters are empty. So a streamed layer holds it in a plain object, which nn.Module does not look into.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from offload.checkpoint.experts import experts_of, when_chosen
@@ -53,11 +55,13 @@ class StreamedLayer(nn.Module):
 
     chunk_rows: int | None
     """Run the layer over so many rows at a time (one visit of the weights, bounded activations)."""
-    own_rows: int | None
-    """So many of the rows differ, whatever repeats them to fill a tile; None if all may."""
+    tokens: Sequence[int]
+    """Of the rows that differ, whatever repeats them to fill a tile; none if all may."""
     together: Sequence[range]
     """Rows that attend to one another: in one piece, whatever `chunk_rows` says."""
 
+    _routed: int
+    """Rows of this visit that were sent to experts already."""
     _held: _Unregistered
     _places: list[Place]
 
@@ -66,8 +70,9 @@ class StreamedLayer(nn.Module):
         found = experts_of(layer)
         self._held = _Unregistered(layer, found and found[1])
         self.index, self.source = index, source
-        self.chunk_rows = self.own_rows = None
-        self.together = ()
+        self.chunk_rows = None
+        self.tokens = self.together = ()
+        self._routed = 0
         self._places = places(layer)
 
     @property
@@ -89,10 +94,13 @@ class StreamedLayer(nn.Module):
             rows = hidden.shape[:-1].numel()
             if self.index == 0 and hidden.device.type == "cpu":
                 suit(rows)
-            tensors = stream.take(self.index, self.own_rows or rows)
+            if self.index == 0 and self.tokens:
+                stream.expect(self.source.likely.of(self.tokens))
+            self._routed = 0
+            tensors = stream.take(self.index, len(self.tokens) or rows)
             for place in self._places:
                 place.table[place.key] = tensors[place.name]
-            with when_chosen(self._held.experts, stream.fetch):
+            with when_chosen(self._held.experts, self._fetch):
                 return self._run(args, kwargs)
         except (MemoryError, RuntimeError) as error:
             # The sweep ends, the model stays usable.
@@ -104,6 +112,15 @@ class StreamedLayer(nn.Module):
             for place in self._places:
                 place.table[place.key] = place.placeholder
             stream.give()
+
+    def _fetch(self, experts: Collection[int], chosen_RK: NDArray[np.int64] | None) -> None:
+        """These experts are about to compute."""
+        stream = self.source.stream
+        stream.fetch(experts)
+        if self.tokens and chosen_RK is not None and not stream.stays(self.index):
+            here = self.tokens[self._routed : self._routed + len(chosen_RK)]
+            self.source.likely.learn(self.index, here, chosen_RK, stream.routing)
+            self._routed += len(chosen_RK)
 
     def _run(self, args: tuple[Argument, ...], kwargs: dict[str, Argument]) -> Output:
         inner = self.inner

@@ -32,12 +32,14 @@ def from_model(kit: DrafterKit) -> Drafter:
     draft = kit.draft
     assert draft is not None
     if draft.vocabulary.wordings is not None:
-        return TranslatedDrafter(draft.lm, *draft.vocabulary.wordings, draft.name)
+        return TranslatedDrafter(draft.lm, *draft.vocabulary.wordings, draft.name, kit.window)
     trimmed = None
     ids = nameable(kit.encoding.tokenizer, [kit.target.vocabulary, draft.lm.vocabulary], draft.vocabulary.differing)
     if kit.draft_vocab:
         trimmed = TrimmedHead(draft.lm, ids.rows, kit.draft_vocab, kit.stop_tokens, kit.memory, ids.never)
-    return SiblingDrafter(draft.lm, ids.rows, kit.ranking, draft.name, trimmed, kit.cascade, ids.never)
+    return SiblingDrafter(
+        draft.lm, ids.rows, kit.ranking, draft.name, trimmed, kit.cascade, ids.never, window=kit.window
+    )
 
 
 def from_sublayers(kit: DrafterKit) -> Drafter:
@@ -58,7 +60,7 @@ def from_sublayers(kit: DrafterKit) -> Drafter:
     asked = questions(kit.encoding)
     kept_LS = best_sublayers(kit.target, terms, asked, name, kit.searches, kit.on_searched)
     layer_of, ids = partial(weights.resident_layer, kit.model), kit.names
-    return skipping(kit.target, layer_of, kept_LS, ids.rows, kit.ranking, kit.cascade, ids.never)
+    return skipping(kit.target, layer_of, kept_LS, ids.rows, kit.ranking, kit.cascade, ids.never, kit.window)
 
 
 def from_few_bits(kit: DrafterKit) -> Drafter:
@@ -70,7 +72,7 @@ def from_few_bits(kit: DrafterKit) -> Drafter:
     made = in_few_bits(kit.model, shared_L, kit.target.device, kit.form, kit.on_quantised)
     name = "substitute" if kit.form == "nf4" else f"substitute-{kit.form}"
     ids = kit.names
-    return substituting(kit.target, made, ids.rows, kit.ranking, kit.cascade, name, ids.never)
+    return substituting(kit.target, made, ids.rows, kit.ranking, kit.cascade, name, ids.never, kit.window)
 
 
 def in_few_bits(

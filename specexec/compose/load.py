@@ -17,6 +17,7 @@ from specexec.compose.drafter_factory import (
     check_adapting,
     check_quantising,
     check_trimming,
+    check_window,
     drafter_of,
     drafts_of,
     heads_of,
@@ -93,6 +94,7 @@ def assemble(
     request = _request(folder, pair, design, options, free)
     choice, reason = picked(request, choice, free, earlier.speeds)
     check_trimming(choice, [*vocabularies.values()], options.draft_vocab, len(encoding.tokenizer))
+    check_window(choice, options.draft_window)
     check_quantising(choice, request.drafters, options.drafter_quant)
     check_adapting(choice, request.drafters, options.drafter_lora)
     target = _target(request, choice, device, progress)
@@ -276,6 +278,7 @@ def _kit(
         encoding=encoding,
         context=request.context,
         memory=memory,
+        window=request.options.draft_window,
         draft_vocab=request.options.draft_vocab,
         form=request.copy,
         searches=earlier.searches,

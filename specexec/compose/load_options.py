@@ -42,6 +42,9 @@ class LoadOptions:
     """The same of the drafter models."""
     draft_vocab: int | None = None
     """The most frequent tokens of a drafter model's head that are kept, for its speed; None keeps all."""
+    draft_window: int | None = None
+    """The last tokens of a text that what drafts with keys and values of its own sees at least, beside the first few;
+    None: all. Bounds its memory and its time where texts are long."""
     drafter_quant: FewBits = "none"
     """Number format of the layers that draft: drafter models quantised while they are read, or `substitute`'s copies
     of the target's (nf4 where this is none). The formats named hqq need `specexec[hqq]`."""
@@ -90,7 +93,7 @@ class LoadOptions:
             yield name, texts, "a tuple of folders, as text"
         for name, allowed in ALLOWED.items():
             yield name, getattr(self, name) in allowed, ", ".join(allowed)
-        for name in ("ctx", "draft_vocab", "ram_B", "vram_B"):
+        for name in ("ctx", "draft_vocab", "draft_window", "ram_B", "vram_B"):
             yield name, _none_or_above_0(getattr(self, name), Integral), "None, or 1 and more"
         yield "link_limit_Bps", _none_or_above_0(self.link_limit_Bps, Real), "None, or above 0"
         for name in ("exact", "offline", "verify", "trust_remote_code"):

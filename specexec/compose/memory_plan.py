@@ -45,6 +45,7 @@ from specexec.sizes import (
     snapshots_B,
     text_B,
     widths_of,
+    windowed,
     workspace,
 )
 
@@ -99,6 +100,11 @@ class LoadRequest:
     def nodes(self) -> int:
         """Guesses of the largest sweep."""
         return self.most_nodes if self.budget == "auto" else self.budget
+
+    @property
+    def draft_rows(self) -> int:
+        """Rows of a text that a drafter keeps at most."""
+        return windowed(self.context, self.options.draft_window)
 
     @property
     def copy(self) -> Form:
@@ -162,7 +168,8 @@ def memory_plan(request: LoadRequest, choice: DrafterChoice) -> MemoryPlan:
     if choice.heads:
         drafter_B += mtp_B(target, item_B)
     for drafter in drafting(request, choice):
-        drafter_B += drafter.token_B * request.context + drafting_B(drafter, request.context, nodes)
+        drafter_B += drafter.token_B * request.draft_rows
+        drafter_B += drafting_B(drafter, request.context, nodes, request.options.draft_window)
     embeddings_B = 0
     for folder in _models(request, choice):
         number_B, bits = request.item_B(folder), request.bits(folder)
@@ -246,6 +253,7 @@ def room_for_texts(placement: Placement, free: Free, request: LoadRequest, choic
     computing = replace(
         bare,
         draft_B=sum(drafter.token_B for drafter in drafters),
+        draft_rows=request.draft_rows,
         node_B=node_B(request.widths(request.target), drafters),
         text_B=text_B(request.widths(request.target), drafters),
     )

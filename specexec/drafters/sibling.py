@@ -22,10 +22,11 @@ from specexec.drafters.ranking import Ranking
 from specexec.drafters.read_rows import Along, AskedBatch, Below, evidence
 from specexec.drafters.trimmed_head import Columns, TrimmedHead, widened
 from specexec.learned import Arrays
+from specexec.model.cache import KVCache
 from specexec.model.tree_lm import Rows, TreeLM
 from specexec.sampling.processors import History
 from specexec.sampling.scores import NoiseRows, constrained
-from specexec.sizes import BEAMS, CANDIDATES
+from specexec.sizes import BEAMS, CANDIDATES, PIECE
 from specexec.text.sequence import Sequence
 from specexec.tree.tree import ROOT, Floats, Ints, TokenTree
 
@@ -46,7 +47,8 @@ class _HeadLogits:
 class SiblingDrafter(Calibrated):
     """Guesses by any causal LM that shares the target's vocabulary of `vocabulary` ids; it names none of `never`.
 
-    `ids`: what the rows of its head stand for, where that is not 0, 1, 2, …
+    `ids`: what the rows of its head stand for, where that is not 0, 1, 2, … With a `window` it sees of a text the first
+    tokens and at least so many last ones.
     """
 
     reads_its_own = False
@@ -62,9 +64,10 @@ class SiblingDrafter(Calibrated):
         cascade: Cascade | None = None,
         never: Iterable[int] = (),
         ids: Items[int] | None = None,
+        window: int | None = None,
     ) -> None:
         super().__init__()
-        self.name = name
+        self.name, self._window = name, window
         self.ranking = ranking or Ranking()
         self.context = lm.context
         self.lm = lm
@@ -115,6 +118,7 @@ class SiblingDrafter(Calibrated):
         if ask.nodes == [ROOT]:
             self._forget(sequence)
             cache.forget_nodes()
+            self._catch_up(sequence, cache)
             tokens = list(sequence.pending(self.lm))
             if self._trimmed is not None:
                 self._trimmed.meet(sequence.words())
@@ -136,6 +140,17 @@ class SiblingDrafter(Calibrated):
                 parents.append(row)
                 row = len(cache.parents) + len(tokens) - 1
         return Rows(cache, tokens, parents, settled)
+
+    def _catch_up(self, sequence: Sequence, cache: KVCache) -> None:
+        """Read what is long in pieces, where a window drops rows in between."""
+        cache.window = self._window
+        while self._window is not None and len(pending := sequence.pending(self.lm)) > PIECE:
+            self.lm.forward([self._text(sequence, cache, pending[:PIECE])])
+            cache.commit(range(PIECE))
+
+    def _text(self, sequence: Sequence, cache: KVCache, tokens: list[int]) -> Rows:
+        """The next tokens of a text."""
+        return Rows.text(cache, tokens)
 
     def _forget(self, sequence: Sequence) -> Below:
         """What was read below a text is of no use any more; nor are rows that were not asked about."""

@@ -20,7 +20,7 @@ from transformers import AttentionInterface
 
 from specexec.errors import UnsupportedArchitecture
 from specexec.model.module_types import every_module
-from specexec.sizes import AT_ONCE, KEY_BLOCK, QUERY_BLOCK
+from specexec.sizes import AT_ONCE, KEY_BLOCK, QUERY_BLOCK, SINKS
 
 NAME = "specexec"
 LOWEST = torch.finfo(torch.float32).min
@@ -48,7 +48,8 @@ class Style:
 class Visibility:
     """Positions and depth-first intervals of key rows; the last rows of the keys are the queries themselves.
 
-    The first `committed` keys are the text: key i has position i and every query sees it. The others are nodes.
+    The first `committed` keys are the text, of which `dropped` tokens behind the first SINKS have no key any more: key
+    i has position i, or i + dropped, and every query sees it. The others are nodes.
     position_R, enter_R, leave_R: int64 over the nodes only, on the device of the keys. So is image_R, if any node is a
     row of an image: alike for those of one image, -1 for all others.
     """
@@ -58,12 +59,14 @@ class Visibility:
     enter_R: Tensor
     leave_R: Tensor
     image_R: Tensor | None = None
+    dropped: int = 0
     _kept: dict[tuple[int | None, ...], Tensor | None] = field(default_factory=dict, compare=False, repr=False)
     _masks: dict[tuple[int | None, ...], Tensor | None] = field(default_factory=dict, compare=False, repr=False)
 
     def positions(self, first: int, last: int) -> Tensor:
         """Positions of the keys first … last - 1."""
         text = torch.arange(min(first, self.committed), min(last, self.committed), device=self.position_R.device)
+        text = positions_of(text, self.dropped)
         nodes = self.position_R[max(first - self.committed, 0) : max(last - self.committed, 0)]
         return torch.cat([text, nodes])
 
@@ -119,9 +122,16 @@ class Visibility:
             return 0
         lowest = int(self.position_R[queries].min())
         if style.window is not None:
-            return min(max(lowest - style.window + 1, 0), self.committed)
-        assert style.chunk is not None
-        return min(lowest // style.chunk * style.chunk, self.committed)
+            seen = max(lowest - style.window + 1, 0)
+        else:
+            assert style.chunk is not None
+            seen = lowest // style.chunk * style.chunk
+        return min(max(seen - self.dropped, min(seen, SINKS)), self.committed)
+
+
+def positions_of(rows_R: Tensor, dropped: int) -> Tensor:
+    """Positions of rows of a text of which so many tokens behind the first SINKS have no row any more."""
+    return torch.where(rows_R < SINKS, rows_R, rows_R + dropped) if dropped else rows_R
 
 
 def attend(
@@ -261,18 +271,22 @@ def leave_temperatures(model: nn.Module) -> None:
             vars(module)["attn_temperature_tuning"] = False
 
 
+@dataclass(frozen=True)
+class LayerRows:
+    """What a layer hands over for the next rows of a sweep. `index_QF` are rows of an index (`indexed.py`)."""
+
+    layer: int
+    query_HQD: Tensor
+    key_HKD: Tensor
+    value_HKD: Tensor
+    asked: Style
+    index_QF: Tensor | None = None
+
+
 class PackedRows(Protocol):
     """What the registered function needs of a sweep: somewhere to keep keys, and which keys each row sees."""
 
-    def attend(
-        self,
-        layer: int,
-        query_HQD: Tensor,
-        key_HKD: Tensor,
-        value_HKD: Tensor,
-        asked: Style,
-        index_QF: Tensor | None = None,
-    ) -> Tensor:
+    def attend(self, rows: LayerRows) -> Tensor:
         """What the rows find, contiguous [Q, H, D]: some layers take a view of it."""
 
 
@@ -306,7 +320,7 @@ def _packed_attention(
     assert not masked, "visibility comes with the rows; a mask on top would be ignored"
     style = Style(scale=scaling, window=sliding_window, softcap=softcap, sinks_H=s_aux)
     index_QF = None if indices is None else indices[0]
-    return sweep.attend(layer, query[0], key[0], value[0], style, index_QF).unsqueeze(0), None
+    return sweep.attend(LayerRows(layer, query[0], key[0], value[0], style, index_QF)).unsqueeze(0), None
 
 
 AttentionInterface.register(NAME, _packed_attention)

@@ -7,7 +7,7 @@ begin in memory), so rows come in multiples of 16 and at most 256 at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -46,13 +46,7 @@ class RowTiles(TorchFunctionMode):
     On a CPU the grouped multiplication of all experts is a loop over them, each with the rows it has: so is this.
     """
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is nn.functional.linear:
             return _linear(*args, **(kwargs or {}))
         if getattr(func, "__name__", None) in GROUPED and args[0].device.type == "cpu":

@@ -23,7 +23,7 @@ from specexec.errors import UnsupportedArchitecture
 from specexec.model import attention
 from specexec.model import float32_linears as widened
 from specexec.model import row_tiles as tiles
-from specexec.model.architecture import check_tree_support, longest_text
+from specexec.model.architecture import check_tree_support, limits_steps, longest_text
 from specexec.model.cache import KVCache
 from specexec.model.cache_in_ram import Travel
 from specexec.model.image_inputs import inputs_of, seeing
@@ -136,6 +136,7 @@ class TreeLM:
         recurrent = {number for number, kind in numbered if kind.recurrent and number is not None}
         if recurrent and (missed := recurrent - let_in(model)):
             raise UnsupportedArchitecture(f"layer {min(missed)} has no recurrence that can be given a tree.")
+        self._stepwise = limits_steps(model.config.get_text_config())
         self._experts = any(name.endswith("experts") for name, _ in model.named_modules())
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sweep")
 
@@ -163,6 +164,8 @@ class TreeLM:
         held = [len(part.cache.parents) for part in parts]
         tapped: dict[int, Tensor] = {}
         taps = self.taps.of(sum(len(part.tokens) for part in parts))
+        for part in parts:
+            part.cache.stepwise = self._stepwise
         try:
             numbered = zip(self._layers, self.kinds, strict=True)
             kinds = {number: kind for number, kind in numbered if number is not None}
@@ -190,7 +193,7 @@ class TreeLM:
     def _run(self, packed: SweepRows, features_RF: Tensor | None) -> Tensor:
         together = packed.images if any(kind.together for kind in self.kinds) else []
         for layer in self._streamed:
-            layer.own_rows = packed.count
+            layer.tokens = packed.tokens
             layer.together = [range(run.start, run.stop) for run in together]
         tokens_R = packed.tokens_R.clamp(max=self.vocabulary - 1) if self._drafts or packed.images else packed.tokens_R
         rows = [tokens_R, packed.positions_R]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from specexec.errors import SpecexecError
-from specexec.model.cache import KVCache, common_prefix
+from specexec.model.cache import KVCache
 from specexec.model.image_rows import Images
 from specexec.sampling.noise import Noise
 from specexec.sampling.params import SamplingParams
@@ -110,9 +110,7 @@ class Sequence:
         """This sequence's cache for one model, cut back to what both texts share."""
         cache = self.caches.setdefault(lm, KVCache())
         cache.forks = self.forks
-        shared = common_prefix(cache.tokens, self.tokens[:-1])
-        if shared < len(cache):
-            cache.rewind(shared)
+        cache.begin(self.tokens[:-1], self.prompt_length)
         return cache
 
     def pending(self, lm: object) -> list[int]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -23,6 +23,7 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3MLP, Qwen3RMSNorm, Qwe
 
 from specexec.drafters.heads.filled import TargetSizes, fill
 from specexec.drafters.heads.refusal import unread
+from specexec.model.attention import positions_of
 from specexec.model.cache import KVCache, LayerKV
 
 KIND = "DFlash"
@@ -94,7 +95,7 @@ class DFlash(nn.Module):
     def read(self, cache: KVCache, tokens: list[int], states_RF: Tensor) -> None:
         """Keep keys and values of these next tokens of a text, of the target's states at the taps side by side."""
         c_RH = self.hidden_norm(self.fc(states_RF.to(self.fc.weight)))
-        turned = self._turned(c_RH, cache.rows)
+        turned = self._turned(c_RH, cache.position)
         cache.node_tokens.extend(tokens)
         cache.parents.extend(range(-1, len(tokens) - 1))
         for number, layer in enumerate(self.layers):
@@ -107,9 +108,9 @@ class DFlash(nn.Module):
         """Hidden states [B - 1, H] of the masks behind a text that ends in `last`; the cache holds the rest of it."""
         ids_B = torch.tensor([last, *[self.fields.mask] * (self.fields.block - 1)], device=self._table[0].device)
         x_BH = embedding(ids_B, self._table[0]).to(self.fc.weight) * self.fields.scale
-        turned = self._turned(x_BH, cache.rows)
+        turned, text = self._turned(x_BH, cache.position), _Text(cache.rows, cache.dropped)
         for number, layer in enumerate(self.layers):
-            x_BH = layer(x_BH, cache.layers[number], cache.rows, turned)
+            x_BH = layer(x_BH, cache.layers[number], text, turned)
         out_BH: Tensor = self.norm(x_BH)
         return out_BH[1:]
 
@@ -120,6 +121,13 @@ class DFlash(nn.Module):
         return cos, sin
 
 
+class _Text(NamedTuple):
+    """The rows of a text, and how many more it had."""
+
+    rows: int
+    dropped: int
+
+
 class _Layer(nn.Module):
     def __init__(self, config: Qwen3Config, kind: str) -> None:
         super().__init__()
@@ -127,8 +135,8 @@ class _Layer(nn.Module):
         eps = config.rms_norm_eps
         self.input_layernorm, self.post_attention_layernorm = (Qwen3RMSNorm(config.hidden_size, eps) for _ in range(2))
 
-    def forward(self, x_BH: Tensor, text: LayerKV, rows: int, turned: tuple[Tensor, Tensor]) -> Tensor:
-        x_BH = x_BH + self.self_attn(self.input_layernorm(x_BH), text, rows, turned)
+    def forward(self, x_BH: Tensor, kv: LayerKV, text: _Text, turned: tuple[Tensor, Tensor]) -> Tensor:
+        x_BH = x_BH + self.self_attn(self.input_layernorm(x_BH), kv, text, turned)
         found_BH: Tensor = x_BH + self.mlp(self.post_attention_layernorm(x_BH))
         return found_BH
 
@@ -156,24 +164,24 @@ class _Attention(nn.Module):
         key_ARD = self.k_norm(self._split(self.k_proj(rows_RH)))
         return _turn(key_ARD, turned), self._split(self.v_proj(rows_RH))
 
-    def forward(self, y_BH: Tensor, text: LayerKV, rows: int, turned: tuple[Tensor, Tensor]) -> Tensor:
+    def forward(self, y_BH: Tensor, kv: LayerKV, text: _Text, turned: tuple[Tensor, Tensor]) -> Tensor:
         query_ABD = _turn(self.q_norm(self._split(self.q_proj(y_BH))), turned)
         key_ABD, value_ABD = self.keys_and_values(y_BH, turned)
         keys, values = (
-            torch.cat([old[:, :rows], new], 1)[None]
-            for old, new in ((text.keys_HRD, key_ABD), (text.values_HRD, value_ABD))
+            torch.cat([old[:, : text.rows], new], 1)[None]
+            for old, new in ((kv.keys_HRD, key_ABD), (kv.values_HRD, value_ABD))
         )
-        sees_BR = self._sees(len(y_BH), rows, y_BH.device)
+        sees_BR = self._sees(len(y_BH), text, y_BH.device)
         mixed_ABD = scaled_dot_product_attention(query_ABD[None], keys, values, sees_BR, enable_gqa=True)[0]
         found_BH: Tensor = self.o_proj(mixed_ABD.transpose(0, 1).flatten(1))
         return found_BH
 
-    def _sees(self, block: int, rows: int, device: torch.device) -> Tensor | None:
+    def _sees(self, block: int, text: _Text, device: torch.device) -> Tensor | None:
         """Which rows of the text and of the block a row of the block attends to, [B, R]; None: all of them."""
         if self._window is None and not self._causal:
             return None
-        at = torch.arange(rows + block, device=device)
-        back_BR = at[rows:, None] - at
+        at = positions_of(torch.arange(text.rows + block, device=device), text.dropped)
+        back_BR = at[text.rows :, None] - at
         sees_BR = back_BR >= 0 if self._causal else torch.ones_like(back_BR, dtype=torch.bool)
         return sees_BR if self._window is None else sees_BR & (back_BR.abs() < self._window)
 

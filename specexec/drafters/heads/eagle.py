@@ -120,10 +120,13 @@ class Eagle:
         never: Iterable[int] = (),
         check: SelfCheck | None = None,
         name: str = "eagle",
+        window: int | None = None,
     ) -> HeadDrafter:
         """It guesses for a target; one that is not checked reads what it is published with."""
         joined = self.head.joined if self.fields.generation == 3 else None
-        return HeadDrafter(self.lm, target, self.fields.taps, vocabulary, ranking, name, never, joined, self.ids, check)
+        return HeadDrafter(
+            self.lm, target, self.fields.taps, vocabulary, ranking, name, never, joined, self.ids, check, window
+        )
 
 
 def loaded(settings: Mapping[str, object], tensors: Mapping[str, Tensor], target: TreeLM, name: str) -> Eagle:
@@ -172,7 +175,7 @@ def make(kit: DrafterKit) -> Drafter:
     found, ids = kit.head, kit.names
     eagle = loaded(found.settings, found.tensors(), kit.target, found.name)
     check = SelfCheck(found.name, eagle.fields.readings)
-    return eagle.drafter(kit.target, ids.rows, kit.ranking, ids.never, check, found.name)
+    return eagle.drafter(kit.target, ids.rows, kit.ranking, ids.never, check, found.name, kit.window)
 
 
 def _norm_like(norm: nn.Module, size: int) -> nn.Module:

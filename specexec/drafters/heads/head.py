@@ -52,9 +52,11 @@ class HeadDrafter(SiblingDrafter):
         joined: Callable[[Tensor], Tensor] | None = None,
         ids: Items[int] | None = None,
         check: SelfCheck | None = None,
+        window: int | None = None,
     ) -> None:
         # No row can be read along: what a row reads has to be there, and its parent's is not before the pass.
-        super().__init__(lm, vocabulary, ranking, name, cascade=Cascade(longest=0), never=never, ids=ids)
+        alone = Cascade(longest=0)
+        super().__init__(lm, vocabulary, ranking, name, cascade=alone, never=never, ids=ids, window=window)
         self._target, self._taps, self._joined, self._check = target, list(taps), joined, check
         self._refused = False
         target.taps.want(self, taps, check.taps if check else ())
@@ -125,8 +127,14 @@ class HeadDrafter(SiblingDrafter):
             cache.tokens, cache.unread = sequence.tokens[:first], first
         part = super()._rows(ask)
         self._true[cache] = len(cache) + part.settled
-        end = len(sequence.tokens) - 1
-        return replace(part, features_RF=self._features(taken, self._taps, end - part.settled, end))
+        return self._text(sequence, cache, list(part.tokens))
+
+    def _text(self, sequence: Sequence, cache: KVCache, tokens: list[int]) -> Rows:
+        """The next tokens of a text, and what each reads: the states of the one before it."""
+        taken, first = self._taken(sequence), len(cache) - 1
+        assert taken is not None
+        features_RF = self._features(taken, self._taps, first, first + len(tokens))
+        return replace(super()._text(sequence, cache, tokens), features_RF=features_RF)
 
     def _features(self, taken: Tapped, taps: Items[int], first: int, end: int) -> Tensor:
         """What rows read of the states at the positions `first` … `end` - 1, [R, F]; joined a chunk at a time."""

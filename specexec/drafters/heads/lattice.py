@@ -26,7 +26,7 @@ from specexec.drafters.read_rows import GONE, AskedBatch, evidence
 from specexec.model.tree_lm import TreeLM
 from specexec.sampling.processors import History
 from specexec.sampling.scores import constrained
-from specexec.sizes import CANDIDATES
+from specexec.sizes import CANDIDATES, PIECE
 from specexec.text.sequence import Sequence
 from specexec.tree.tree import ROOT, Floats, Ints, TokenTree
 
@@ -44,7 +44,10 @@ class _Lattice:
 
 
 class LatticeDrafter(Calibrated):
-    """Guesses by a head that fills a block behind the text; it names none of `never`."""
+    """Guesses by a head that fills a block behind the text; it names none of `never`.
+
+    With a `window` it sees of a text the first tokens and at least so many last ones.
+    """
 
     def __init__(
         self,
@@ -54,8 +57,10 @@ class LatticeDrafter(Calibrated):
         ranking: Ranking | None = None,
         name: str = "dflash",
         never: Iterable[int] = (),
+        window: int | None = None,
     ) -> None:
         super().__init__()
+        self._window = window
         self.name, self.context = name, head.context
         self.head, self.ranking = head, ranking or Ranking()
         self._target, self._vocabulary = target, min(vocabulary, target.vocabulary)
@@ -101,12 +106,14 @@ class LatticeDrafter(Calibrated):
             return
         cache = sequence.cache(self.head)
         cache.forget_nodes()
+        cache.window = self._window
         first = taken.first(self.head.fields.taps)
         if len(cache) < first:  # states in between are missing: begin anew where they begin
             cache.rewind(0)
             cache.tokens, cache.unread = sequence.tokens[:first], first
-        if new := sequence.tokens[len(cache) : end]:
-            states = [taken.between(tap, len(cache), end) for tap in self.head.fields.taps]
+        for at in range(len(cache), end, PIECE):
+            new = sequence.tokens[at : min(at + PIECE, end)]
+            states = [taken.between(tap, at, at + len(new)) for tap in self.head.fields.taps]
             self.head.read(cache, new, torch.cat(states, -1))
         logits_PV = self._target.head(self.head.fill(cache, sequence.tokens[-1]))[:, : self._vocabulary]
         logits_PV = self.head.fields.shaped(logits_PV)
@@ -160,4 +167,4 @@ def make(kit: DrafterKit) -> Drafter:
     assert kit.head is not None
     target, ids, found = kit.target, kit.names, kit.head
     head = loaded(found.settings, found.tensors(), TargetSizes.of(target), found.name)
-    return LatticeDrafter(head, target, ids.rows, kit.ranking, found.name, ids.never)
+    return LatticeDrafter(head, target, ids.rows, kit.ranking, found.name, ids.never, kit.window)

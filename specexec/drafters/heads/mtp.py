@@ -49,4 +49,4 @@ def make(kit: DrafterKit) -> Drafter:
     assert isinstance(kit.target, TreeLM)
     brought, ids = kit.mtp_layer(), kit.names
     lm = mtp_lm(kit.target, brought.layer, brought.config)
-    return HeadDrafter(lm, kit.target, [LAST], ids.rows, kit.ranking, "mtp", ids.never)
+    return HeadDrafter(lm, kit.target, [LAST], ids.rows, kit.ranking, "mtp", ids.never, window=kit.window)
