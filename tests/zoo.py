@@ -147,12 +147,13 @@ MORE: dict[str, dict[str, object]] = {
     "step3p7": {"text_config": {"sliding_window": 512, "num_sliding_attention_heads": 4}},
     "xlm": {"emb_dim": 64},
     "xlnet": {"d_head": 16},
-    "zamba": {"layers_block_type": ["linear_attention", "hybrid"] * 2},
+    "zamba": {"layers_block_type": ["linear_attention", "hybrid"] * 2, "attention_hidden_size": 128},
 }
 # What is to stay as it is among sizes.
 EXACT: dict[str, dict[str, object]] = {
     "fun_asr_nano": {"adaptor_config": {"intermediate_size": 16}},
     "zaya": {"num_experts_per_tok": 1},
+    "zamba": {"attention_head_dim": 32},
 }
 
 

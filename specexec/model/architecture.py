@@ -30,6 +30,7 @@ REFUSED = {
     "minimax": "its layers keep the state of a text in a cache of their own kind",
     "beam": "its layers want all rows of a prompt at once",
     "xlm": "it writes each token over one that stands for nothing, which is no text after a text",
+    "xlnet": "it writes each token over one that stands for nothing, which is no text after a text",
     "cpmant": "its trunk takes token ids alone, with a prompt of its own before them",
 }
 # Models that decode plainly although their class claims more, and why.

@@ -27,7 +27,7 @@ DOCUMENTS = ("preprocessor_config.json", "processor_config.json")
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedImage:
     """One image: what a model's tower may take of it, and what its prompts hold in its place."""
 
     inputs: Mapping[str, Any]
@@ -80,13 +80,13 @@ class ImageProcessor:
         self._whole: Any = kind.from_args_and_dict(given, _settings(folder / DOCUMENTS[1]))
         self.place = str(self._whole.image_token)
 
-    def __call__(self, picture: Image.Image, options: Mapping[str, Any]) -> Prepared:
+    def __call__(self, picture: Image.Image, options: Mapping[str, Any]) -> PreparedImage:
         """Prepare one image; `options` go to the part that prepares pixels. Raises ValueError for a shape too odd."""
         made: Mapping[str, Any] = self._whole(
             images=[picture], text=self.place, return_tensors="pt", return_text_replacement_offsets=True, **options
         )
         (replaced,) = made["text_replacement_offsets"][0]
-        return Prepared(made, str(replaced["replacement"]), tuple(made["input_ids"][0].tolist()))
+        return PreparedImage(made, str(replaced["replacement"]), tuple(made["input_ids"][0].tolist()))
 
 
 def needs_torchvision(model_type: str) -> bool:

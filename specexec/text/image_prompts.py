@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from specexec.errors import BadMessages
 from specexec.model.image_rows import Image, Images, Sight, number_of
 from specexec.sizes import IMAGE_ROWS, SEEING
-from specexec.text.image_processor import ImageProcessor, Prepared
+from specexec.text.image_processor import ImageProcessor, PreparedImage
 from specexec.text.pictures import pixels
 
 MOST_IMAGES = 32  # in one prompt
@@ -168,11 +168,11 @@ class ImagePrompts:
             tokens[at] = row
         return tokens
 
-    def _words(self, prepared: Prepared) -> tuple[int, ...]:
+    def _words(self, prepared: PreparedImage) -> tuple[int, ...]:
         """The tokens that stand for its rows."""
         return tuple(token for token in prepared.ids if token in self._standing)
 
-    def _prepared(self, content: bytes, at: str) -> Prepared:
+    def _prepared(self, content: bytes, at: str) -> PreparedImage:
         """Where a family's processor has no setting that would keep an image small, the picture is made smaller."""
         picture = pixels(content, at)
         options = self._family.options(self._config, self._processor.of_images)
