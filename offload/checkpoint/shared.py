@@ -1,4 +1,4 @@
-"""Tensors that several layers share and a checkpoint holds once (Zamba 1 and 2): under the name that each layer has for them.
+"""Tensors that several layers share and a checkpoint holds once (Zamba): under the name that each layer has for them.
 
 Every layer streams by itself, so each of them reads the bytes again. Knows no torch.
 """
