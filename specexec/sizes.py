@@ -66,7 +66,7 @@ SEEING = (
     "minimax_m3_vl",
     "mistral3",
 )
-F32_B = 4
+F32_B, F64_B = 4, 8
 CANDIDATE_B = 16
 
 
@@ -113,6 +113,8 @@ class Widths:
     """What of each row is there while states are read, and of all of them together at most."""
     reads_B: int = 0
     """Hidden states of one token that it reads of another model."""
+    sum_B: int = F32_B
+    """Of a number while attention sums."""
     index_most: int = 0
     index_width: int = 0
     """Where an index chooses keys: how many for a row, and the numbers of a key of the index."""
@@ -307,9 +309,9 @@ def _states_B(widths: Widths, rows: int) -> int:
 def _attention_B(widths: Widths, rows: int) -> int:
     """Scores of one block, its mask, and in float32 queries, keys and values of the block."""
     queries, keys = min(rows, QUERY_BLOCK), min(rows, KEY_BLOCK)
-    scores_B = widths.heads * queries * KEY_BLOCK * F32_B
+    scores_B = widths.heads * queries * KEY_BLOCK * widths.sum_B
     hidden_B = 4 * queries * keys
-    own_B = 6 * widths.heads * queries * widths.head * F32_B + 2 * keys * widths.kept * F32_B
+    own_B = (6 * widths.heads * queries * widths.head + 2 * keys * widths.kept) * widths.sum_B
     return scores_B + hidden_B + own_B + _index_B(widths, queries, rows)
 
 

@@ -77,6 +77,7 @@ ENGINE: tuple[Changes, ...] = (
         "budget": (["--budget", "3"], "engine.budget"),
         "model": (["--model", "{int8}"], "engine.folders.target"),
         "compute": (["--compute", "int8"], "engine.compute"),
+        "kv_quant": (["--kv-quant", "8"], "engine.kv_quant"),
     },
     {
         "drafter_quant": (["--drafter-quant", "nf4"], "engine.placement.ram_parts_B.drafter"),
@@ -106,6 +107,7 @@ CHAT: tuple[Changes, ...] = (
         "model": (["--model", "{int8}"], "engine.folders.target"),
         "compute": (["--compute", "int8"], "engine.compute"),
     },
+    {"kv_quant": (["--kv-quant", "4"], "engine.kv_quant")},
     {"drafter_quant": (["--drafter-quant", "nf4"], "engine.placement.ram_parts_B.drafter")},
     {"head_quant": (["--head-quant", "nf4"], "engine.asked.head_quant")},
     {"draft_vocab": (["--draft-vocab", "1k"], "engine.placement.ram_parts_B.drafter")},
@@ -184,6 +186,7 @@ PLAN: Changes = {
     "draft_window": (["--draft-window", "64"], "asked.draft_window"),
     "head_quant": (["--head-quant", "nf4"], "rows.0.ram_B"),
     "compute": (["--compute", "int8"], "rows.0.quant"),
+    "kv_quant": (["--kv-quant", "4"], "rows.0.ram_B"),
     "lora": (["--lora", "{tiny-lora}"], "rows.0.ram_B"),
     "drafter_lora": (["--drafter", "demo", "--drafter-lora", "{drafter}"], "asked.drafter_lora"),
     "every": (["--all"], "rows.4.quant"),

@@ -147,6 +147,8 @@ def weights_of(engine: Engine) -> dict[str, str]:
     found = {role: fingerprint(folder) for role, folder in engine.folders.items()}
     if engine.compute != "float":
         found["target"] += f" in {engine.compute}"
+    if engine.kv_quant:
+        found["target"] += f" with keys and values in {engine.kv_quant} bits"
     return {role: name + adapters_digest(engine.adapters.get(role, ())) for role, name in found.items()}
 
 

@@ -216,6 +216,7 @@ class _ModelAndState:
                 "budget": engine.budget,
                 "dtype": engine.dtype,
                 "compute": engine.compute,
+                "kv_quant": engine.kv_quant,
                 "revision": self._revision(engine),
                 "toy": engine.toy,
                 "running": worker.running,

@@ -15,7 +15,7 @@ from click.core import ParameterSource
 
 from cli.shared.presets import preset_says
 from cli.shared.quantities import parse_count, parse_size_B, parse_speed_Bps
-from specexec.compose.load_options import ALLOWED, LoadOptions
+from specexec.compose.load_options import ALLOWED, KV_QUANT, LoadOptions
 from specexec.drafters.registry import REGISTRY
 from specexec.drafters.registry import names as drafter_names
 from specexec.sampling.params import SamplingParams
@@ -193,6 +193,8 @@ _ENGINE = (
                  help="Bits of the model's own head; nf4 is smaller, and another model."),
     click.option("--compute", type=click.Choice(ALLOWED["compute"]), default="float",
                  help="How a pack in int8 or int4 multiplies; int8 is in integers, and another model."),
+    click.option("--kv-quant", type=click.Choice(KV_QUANT), show_default="none",
+                 help="Bits of the model's keys and values; 8 and 4 take less memory, and are another model."),
     click.option("--draft-vocab", type=COUNT, show_default="all",
                  help="Frequent tokens a drafter model may name, such as 32k; those of the text always."),
     click.option("--draft-window", type=COUNT, show_default="all",

@@ -9,6 +9,7 @@ whose parameters are empty. So a streamed layer holds it in a plain object, whic
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,6 +37,11 @@ class Place:
     key: str
     name: str
     placeholder: torch.Tensor
+
+    def keep(self, tensor: torch.Tensor) -> None:
+        """Put it there for good, as a parameter where one belongs."""
+        parameter = isinstance(self.placeholder, nn.Parameter)
+        self.table[self.key] = nn.Parameter(tensor, requires_grad=False) if parameter else tensor
 
 
 @dataclass(frozen=True)
@@ -132,15 +138,15 @@ class StreamedLayer(nn.Module):
             output: Output = inner(*args, **kwargs)
             return output
         assert self.chunk_rows is not None
-        chunks: list[Output] = []
+        joined: Output | None = None
         for rows_here in pieces(rows, self.chunk_rows, self.together):
-            chunks.append(
-                inner(
-                    *(_slice(value, rows, rows_here) for value in args),
-                    **{name: _slice(value, rows, rows_here) for name, value in kwargs.items()},
-                )
+            chunk = inner(
+                *(_slice(value, rows, rows_here) for value in args),
+                **{name: _slice(value, rows, rows_here) for name, value in kwargs.items()},
             )
-        return _join(chunks)
+            joined = _placed(joined, chunk, rows_here, rows)
+        assert joined is not None
+        return joined
 
 
 def pieces(rows: int, most: int, together: Sequence[range]) -> Iterator[slice]:
@@ -185,15 +191,16 @@ def _slice(value: Argument, rows: int, wanted: slice) -> Argument:
     return value
 
 
-def _join(chunks: list[Output]) -> Output:
-    first = chunks[0]
-    if isinstance(first, torch.Tensor):
-        return torch.cat([chunk for chunk in chunks if isinstance(chunk, torch.Tensor)], dim=1)
-    columns = zip(*(chunk for chunk in chunks if isinstance(chunk, tuple)), strict=True)
-    # What is not a row of the sequence (attention maps, router logits) has no meaning across chunks.
-    return tuple(_join_column(column) for column in columns)
-
-
-def _join_column(column: tuple[torch.Tensor | None, ...]) -> torch.Tensor | None:
-    tensors = [tensor for tensor in column if tensor is not None]
-    return torch.cat(tensors, dim=1) if tensors else None
+def _placed(whole: Any, chunk: Any, here: slice, rows: int) -> Any:
+    """The output of all rows with a chunk of them in its place; made for the first. Copies beside it would leave holes
+    in memory that nothing else fits into.
+    """
+    if isinstance(chunk, tuple):
+        columns = whole if isinstance(whole, tuple) else (None,) * len(chunk)
+        return tuple(_placed(column, part, here, rows) for column, part in zip(columns, chunk, strict=True))
+    if chunk is None or chunk.dim() < 2 or chunk.shape[1] != here.stop - here.start:
+        return chunk  # not rows of the sequence (attention maps, router logits): no meaning across chunks
+    if not isinstance(whole, torch.Tensor):
+        whole = chunk.new_empty(chunk.shape[0], rows, *chunk.shape[2:])
+    whole[:, here] = chunk
+    return whole

@@ -37,7 +37,7 @@ from specexec.drafters.registry import PAIRED, DrafterChoice, check_models, pars
 from specexec.drafters.retrieval.memory import Memory
 from specexec.engine.engine import Engine
 from specexec.engine.parts import Parts
-from specexec.errors import BadOption
+from specexec.errors import BadOption, UnsupportedArchitecture
 from specexec.model.architecture import context_for, longest_text, only_plainly
 from specexec.model.cache_in_ram import Travel
 from specexec.model.chain_lm import ChainLM
@@ -110,6 +110,8 @@ def assemble(
         tiled=not stream.in_integers,
         images=_images(folder, encoding, device, options),
     )
+    if options.kv_quant is not None:
+        _keep_in(lm, options.kv_quant)
     if isinstance(lm, ChainLM):
         encoding.refuse_images("Images need a model that verifies trees; this one decodes plainly.")
     if choice.sources and isinstance(lm, ChainLM):
@@ -143,6 +145,7 @@ def assemble(
             exact=options.exact,
             own_code=design.own_code,
             compute=options.compute,
+            kv_quant=options.kv_quant,
             adapters={"target": options.lora} | {one.role: options.drafter_lora for one in drafts.values()},
         )
     )
@@ -241,10 +244,21 @@ def _target(request: LoadRequest, choice: DrafterChoice, device: str, progress: 
         beside_ram_B=beside.beside_ram_B,
         head_quant=options.head_quant,
         compute=options.compute,
+        kv_quant=options.kv_quant,
         adapters=options.lora,
         on_layer_read=progress.read,
         trust_remote_code=options.trust_remote_code,
     )
+
+
+def _keep_in(lm: TreeLM | ChainLM, kv_quant: weights.KVQuant) -> None:
+    """Keys and values in few bits, where they are ours to keep."""
+    if isinstance(lm, ChainLM):
+        raise UnsupportedArchitecture(
+            "--kv-quant needs a model that verifies trees: this one's own code keeps its keys and values.",
+            hint="leave --kv-quant out.",
+        )
+    lm.keep_in(kv_quant)
 
 
 def _images(folder: weights.Folder, encoding: Encoding, device: str, options: LoadOptions) -> Images | None:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from specexec.model.kept_rows import WHOLE, KeptRows
 from specexec.model.module_types import every_module
 from specexec.sizes import AT_ONCE, KEY_BLOCK, QUERY_BLOCK, SINKS
 
@@ -37,6 +38,7 @@ class Style:
     sinks_H: Tensor | None = None
     together: bool = False  # rows of one image see one another
     rough: bool = False  # for a model that only guesses: torch's own kernel, in the dtype of the keys
+    kept: KeptRows = WHOLE  # how the keys and values lie that it reads
 
     @property
     def local(self) -> bool:
@@ -182,8 +184,8 @@ def attend_block(
 ) -> Tensor:
     """Attention over the keys of the rows `seen`, block by block: [H, Q, D of values] in the dtype of the query.
 
-    query_HQD, key_HKD, value_HKD: floats of any dtype, sums in float32; H is a multiple of the heads of keys. Of B
-    texts the heads come one text after the other.
+    query_HQD: floats of any dtype; key_HKD, value_HKD: as `style.kept` reads them. Sums are in float32, or in float64
+    with queries of that; H is a multiple of the heads of keys. Of B texts the heads come one text after the other.
     `hidden(first, last)` is True where a query must not see the keys first … last - 1, bool [Q, K] or [B, 1, 1, Q, K];
     None where it sees all of them. Every query must see a key, or there must be sinks: else the result is NaN.
 
@@ -212,11 +214,13 @@ def attend_block(
     # Heads that share keys lie side by side in one product: no copy of the keys for grouped queries.
     shared = (texts, key_heads // texts, heads // key_heads, queries)
     stacked = (key_heads, heads // key_heads * queries)
-    query = (query_HQD.float() * style.scale).reshape(*stacked, -1)
+    query = (query_HQD.to(torch.promote_types(query_HQD.dtype, torch.float32)) * style.scale).reshape(*stacked, -1)
 
     def scored(first: int, last: int, out: Tensor | None = None) -> Tensor:
         """Scores [B, heads of keys, G, Q, K] of some keys."""
-        scores = torch.bmm(query, key_HKD[:, first:last].float().transpose(1, 2), out=out).view(*shared, last - first)
+        scores = torch.bmm(query, style.kept.read(key_HKD[:, first:last]).transpose(1, 2), out=out).view(
+            *shared, last - first
+        )
         # In place: a block of scores is the largest thing that attention holds.
         if style.softcap is not None:
             scores.div_(style.softcap).tanh_().mul_(style.softcap)
@@ -225,7 +229,7 @@ def attend_block(
 
     def mixed_by(weights: Tensor, first: int, last: int) -> Tensor:
         """Sums of values [heads of keys, G * Q, D] by their weights."""
-        return torch.bmm(weights.view(*stacked, -1), value_HKD[:, first:last].float())
+        return torch.bmm(weights.view(*stacked, -1), style.kept.read(value_HKD[:, first:last]))
 
     if style.sinks_H is None and end - start <= KEY_BLOCK and texts * queries <= AT_ONCE:
         scores = scored(start, end)
@@ -234,8 +238,8 @@ def attend_block(
         return mixed.view(heads, queries, -1).to(query_HQD.dtype)
     found: tuple[Tensor, Tensor, Tensor] | None = None  # highest, total and mixed of the blocks so far
     if style.sinks_H is not None:  # a sink is a key with a logit and no value: it is there before the first block
-        highest = style.sinks_H.float().reshape(1, *shared[1:3], 1, 1).expand(*shared, 1)
-        found = highest, torch.ones_like(highest), query.new_zeros((*shared, value_HKD.shape[-1]))
+        highest = style.sinks_H.to(query.dtype).reshape(1, *shared[1:3], 1, 1).expand(*shared, 1)
+        found = highest, torch.ones_like(highest), query.new_zeros((*shared, 1))
     # One piece of memory for the scores of every block, of one size however many keys there are: blocks that each ask
     # for a little more than the last leave holes that nothing fills.
     memory = query.new_empty(heads * queries * (KEY_BLOCK if texts == 1 else end))

@@ -23,6 +23,7 @@ from specexec.model.cache_in_ram import Passenger, Travel, Trip
 from specexec.model.image_rows import Images, is_row, runs
 from specexec.model.indexed import Chosen, attend_chosen, choose, with_index_key, without_index_key
 from specexec.model.joint_attention import JointAttention, TextRows, joined
+from specexec.model.kept_rows import WHOLE, KeptRows
 from specexec.model.recurrent.packed import PackedStates, Text, branches_of, marks
 from specexec.tree.tree import depths, intervals
 
@@ -68,8 +69,9 @@ class SweepRows:
         travel: Travel | None,
         images: Images | None = None,
         rough: bool = False,
+        kept: KeptRows = WHOLE,
     ):
-        self._kinds, self._rough = kinds, rough
+        self._kinds, self._rough, self._kept = kinds, rough, kept
         self._cancelled = cancelled
         self._attended: dict[int, int] = {}
         self._joint: dict[tuple[int, int, LayerKind], list[JointAttention]] = {}
@@ -119,7 +121,12 @@ class SweepRows:
         if kind.index and kind.index.own:
             assert index_QF is not None, "a layer with an index of its own hands on its rows"
             key_HKD, value_HKD = with_index_key(key_HKD, value_HKD, index_QF, kind.index)
-        style = Style(asked.scale, kind.window, kind.chunk, asked.softcap, asked.sinks_H, kind.together, self._rough)
+        style = Style(
+            asked.scale, kind.window, kind.chunk, asked.softcap, asked.sinks_H, kind.together, self._rough, self._kept
+        )
+        dtype, query_HQD = query_HQD.dtype, self._kept.queries(query_HQD)
+        if kind.keys_of is None:
+            key_HKD, value_HKD = self._kept.keep(key_HKD), self._kept.keep(value_HKD)
         groups = self._joint.get((begin, end, kind))
         if groups is None:  # the same in all layers of a kind
             groups = self._joint[begin, end, kind] = joined(self._pieces(begin, end), style)
@@ -140,7 +147,7 @@ class SweepRows:
                 else group.attend(query_HQD, kvs, style)
             )
             for piece, found_HQD in zip(group.pieces, attended, strict=True):
-                found[piece.text] = found_HQD.transpose(0, 1)
+                found[piece.text] = self._kept.found(found_HQD, dtype).transpose(0, 1)
         if trip and end >= self.count:
             trip.leave(layer)
         mixed = [found[text] for text in sorted(found)]

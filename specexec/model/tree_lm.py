@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Items
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +29,7 @@ from specexec.model.cache_in_ram import Travel
 from specexec.model.image_inputs import inputs_of, seeing
 from specexec.model.image_rows import Images
 from specexec.model.indexed import let_in_indexers
+from specexec.model.kept_rows import WHOLE, KeptRows, KVQuant, kept_rows
 from specexec.model.module_types import TakesChunks
 from specexec.model.recurrent.seams import let_in, sweeping
 from specexec.model.sweep_rows import SweepRows
@@ -139,6 +140,30 @@ class TreeLM:
         self._stepwise = limits_steps(model.config.get_text_config())
         self._experts = any(name.endswith("experts") for name, _ in model.named_modules())
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sweep")
+        self._kept: KeptRows = WHOLE
+        self._even = False  # whether each product has as many rows as another
+
+    def keep_in(self, bits: KVQuant) -> None:
+        """From now on caches hold keys and values in so many bits; for an LM that has written none yet.
+
+        Raises UnsupportedArchitecture where no layer has keys and values.
+        """
+        if not any(kind.attends for kind in self.kinds):
+            raise UnsupportedArchitecture(
+                "no layer of this model keeps keys and values, so that there is nothing to keep in few bits.",
+                hint="leave --kv-quant out.",
+            )
+        self._kept = kept_rows(bits)
+        self._even = self.device.type != "cpu" or self.model.dtype.itemsize < 4
+
+    @contextmanager
+    def keeping_whole(self) -> Iterator[None]:
+        """While this is open sweeps with caches of their own keep keys and values as they are computed."""
+        kept, self._kept = self._kept, WHOLE
+        try:
+            yield
+        finally:
+            self._kept = kept
 
     def alike(
         self,
@@ -170,7 +195,7 @@ class TreeLM:
             numbered = zip(self._layers, self.kinds, strict=True)
             kinds = {number: kind for number, kind in numbered if number is not None}
             cancelled = cancelled or threading.Event()
-            packed = SweepRows(parts, kinds, self.device, cancelled, self._travel, self.images, self._rough)
+            packed = SweepRows(parts, kinds, self.device, cancelled, self._travel, self.images, self._rough, self._kept)
             try:
                 features = [part.features_RF for part in parts if part.features_RF is not None]
                 with self.taps.record(taps, tapped):
@@ -225,8 +250,8 @@ class TreeLM:
         """While this is open linears run in the way that is quick here and the same for any number of rows."""
         with ExitStack() as ways:
             ways.enter_context(widened.linears(self.device, self.model.dtype, self.share))
-            if self._experts:
-                ways.enter_context(tiles.RowTiles())
+            if self._experts or self._even:
+                ways.enter_context(tiles.RowTiles(self._even))
             return ways.pop_all()
 
     def close(self) -> None:
