@@ -36,7 +36,7 @@ from specexec.planning.budget import FixedBudget
 from specexec.sampling.params import SamplingParams
 from specexec.tree.tree import ROOT
 from tests.tiny import tiny
-from tests.writing import prompt, sequence_of, write
+from tests.writing import prompt, sequence_of, texts_are_plain, write
 
 RECORDED = Path(__file__).parent / "data" / "heads"
 VOCABULARY, HIDDEN, LAYERS = 96, 32, 4
@@ -156,16 +156,8 @@ def test_dflash_2_chooses_the_path_that_its_package_chose() -> None:
 @pytest.mark.parametrize("name", ["dspark_rnn", "dspark", "dflash2_red_hat"])
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "sampled", "penalised"])
 def test_a_part_that_knows_the_token_before_changes_no_text(case: Case, name: str, sampling: SamplingParams) -> None:
-    plain = write(case.target, NoDrafter(), PROMPTS, sampling, vocabulary=VOCABULARY)
     drafter = case.drafter(head_of(name, case.table_VH))
-    decoder = Decoder(case.target, drafter, BestFirst(), 24, overlap=sampling.temperature != 0)
-    sequences = [sequence_of(tokens, sampling, vocabulary=VOCABULARY) for tokens in PROMPTS]
-    for sequence in sequences:
-        decoder.join(sequence)
-    while decoder.live:
-        decoder.step()
-    assert [one.answer for one in sequences] == [one.answer for one in plain]
-    assert not decoder.guarded.failure
+    texts_are_plain(case.target, drafter, PROMPTS, sampling, VOCABULARY)
     assert drafter.calibrations, "it learns"
 
 
@@ -173,16 +165,8 @@ def test_a_part_that_knows_the_token_before_changes_no_text(case: Case, name: st
     ("sampling", "overlap"), [*zip(SAMPLINGS, [False, True, True], strict=True)], ids=["greedy", "sampled", "penalised"]
 )
 def test_the_text_is_that_of_plain_decoding(case: Case, sampling: SamplingParams, overlap: bool) -> None:
-    plain = write(case.target, NoDrafter(), PROMPTS, sampling, vocabulary=VOCABULARY)
     drafter = case.drafter()
-    decoder = Decoder(case.target, drafter, BestFirst(), 24, overlap=overlap)
-    sequences = [sequence_of(tokens, sampling, vocabulary=VOCABULARY) for tokens in PROMPTS]
-    for sequence in sequences:
-        decoder.join(sequence)
-    while decoder.live:
-        decoder.step()
-    assert [one.answer for one in sequences] == [one.answer for one in plain]
-    assert not decoder.guarded.failure
+    texts_are_plain(case.target, drafter, PROMPTS, sampling, VOCABULARY, overlap)
     assert drafter.calibrations, "it learns"
 
 

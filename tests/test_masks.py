@@ -21,7 +21,6 @@ from specexec.drafters.heads.eagle import Eagle, loaded
 from specexec.drafters.heads.lattice import LatticeDrafter
 from specexec.drafters.heads.masks import Masks
 from specexec.drafters.heads.self_check import SelfCheck
-from specexec.drafters.none import NoDrafter
 from specexec.drafters.ranking import Named, Ranking
 from specexec.engine.decoder import Decoder
 from specexec.errors import BadDrafter
@@ -31,7 +30,7 @@ from specexec.planning.best_first import BestFirst
 from specexec.sampling.params import SamplingParams
 from tests.eagle_models import chain_target, knowing_head, settings_of
 from tests.tiny import VOCABULARY, tiny
-from tests.writing import prompt, sequence_of, write
+from tests.writing import prompt, sequence_of, texts_are_plain, write
 
 RECORDED = Path(__file__).parent / "data" / "heads"
 SAMPLINGS = [
@@ -42,17 +41,9 @@ SAMPLINGS = [
 NAMES = ["greedy", "sampled", "penalised"]
 
 
-def texts_are_plain(target: TreeLM, drafter: LatticeDrafter, sampling: SamplingParams, vocabulary: int) -> None:
+def guesses_change_no_text(target: TreeLM, drafter: LatticeDrafter, sampling: SamplingParams, vocabulary: int) -> None:
     prompts = [prompt(length, length, vocabulary - 1) for length in (21, 5, 13)]
-    plain = write(target, NoDrafter(), prompts, sampling, vocabulary=vocabulary)
-    decoder = Decoder(target, drafter, BestFirst(), 24, overlap=bool(sampling.temperature))
-    sequences = [sequence_of(tokens, sampling, vocabulary=vocabulary) for tokens in prompts]
-    for sequence in sequences:
-        decoder.join(sequence)
-    while decoder.live:
-        decoder.step()
-    assert [one.answer for one in sequences] == [one.answer for one in plain]
-    assert not decoder.guarded.failure
+    texts_are_plain(target, drafter, prompts, sampling, vocabulary)
     assert drafter.calibrations, "it learns"
 
 
@@ -84,7 +75,7 @@ def test_rows_of_masks_are_what_transformers_computes(family: str, tmp_path: Pat
 def test_pard_changes_no_text(sampling: SamplingParams, tmp_path: Path) -> None:
     target, lm = (TreeLM(tiny("llama", tmp_path / name)) for name in ("target", "draft"))
     for window in (None, 16):
-        texts_are_plain(target, pard(lm, window=window), sampling, VOCABULARY)
+        guesses_change_no_text(target, pard(lm, window=window), sampling, VOCABULARY)
     target.close()
 
 
@@ -136,7 +127,7 @@ def test_p_eagles_logits_are_those_of_its_package(case: Case) -> None:
 def test_p_eagle_changes_no_text(case: Case, sampling: SamplingParams) -> None:
     drafter = case.recorded().drafter(case.target, 96)
     assert isinstance(drafter, LatticeDrafter)
-    texts_are_plain(case.target, drafter, sampling, 96)
+    guesses_change_no_text(case.target, drafter, sampling, 96)
 
 
 def test_p_eagle_reads_the_targets_states_and_is_checked_by_them(case: Case, caplog: pytest.LogCaptureFixture) -> None:
