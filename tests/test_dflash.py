@@ -153,8 +153,7 @@ def test_dflash_2_chooses_the_path_that_its_package_chose() -> None:
     assert path[1:] == recorded["path"].tolist()
 
 
-@pytest.mark.parametrize("name", ["dspark_rnn", "dspark", "dflash2_red_hat"])
-@pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "sampled", "penalised"])
+@pytest.mark.parametrize(("name", "sampling"), zip(["dspark", "dflash2_red_hat", "dspark_rnn"], SAMPLINGS, strict=True))
 def test_a_part_that_knows_the_token_before_changes_no_text(case: Case, name: str, sampling: SamplingParams) -> None:
     drafter = case.drafter(head_of(name, case.table_VH))
     texts_are_plain(case.target, drafter, PROMPTS, sampling, VOCABULARY)

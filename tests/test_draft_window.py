@@ -106,8 +106,9 @@ def members(target: TreeLM, folder: Path) -> dict[str, Drafter]:
     }
 
 
-@pytest.mark.parametrize("overlap", [False, True])
-@pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "sampled"])
+@pytest.mark.parametrize(
+    ("sampling", "overlap"), [*zip(SAMPLINGS, [False, True], strict=True)], ids=["greedy", "sampled"]
+)
 def test_the_text_is_that_of_plain_decoding(
     target: TreeLM, sampling: SamplingParams, overlap: bool, tmp_path: Path
 ) -> None:
