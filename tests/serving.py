@@ -103,7 +103,7 @@ class LetterEngine:
 
     encode_part = encode
 
-    def infill(self, before: str, after: str, wishes: object) -> None:
+    def infill(self, before: str, after: str, wishes: object, others: object, most: int) -> None:
         return None
 
     def in_vocabulary(self, tokens: list[int]) -> list[int]:

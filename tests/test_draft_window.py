@@ -14,7 +14,6 @@ from transformers import PreTrainedModel
 import specexec
 from cli.chat.snapshot import read_snapshot, write_snapshot
 from specexec.drafters.heads.head import HeadDrafter
-from specexec.drafters.heads.lattice import LatticeDrafter
 from specexec.drafters.none import NoDrafter
 from specexec.drafters.protocol import Drafter
 from specexec.drafters.ranking import Ranking
@@ -166,7 +165,7 @@ def test_heads_keep_no_more_than_that_either(tmp_path: Path) -> None:
     block = BlockCase(tmp_path / "target")
     heads: list[tuple[TreeLM, object, Drafter]] = [
         (mtp.target, mtp.lm, HeadDrafter(mtp.lm, mtp.target, [LAST], 95, window=WIDTH)),
-        (block.target, block.head, LatticeDrafter(block.head, block.target, 95, window=WIDTH)),
+        (block.target, block.head, block.drafter(window=WIDTH)),
     ]
     for target, key, drafter in heads:
         drafter.context = 4096  # they were made for less, but their positions go on

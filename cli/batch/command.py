@@ -35,6 +35,7 @@ from cli.shared.errors import INTERRUPTED, SOME_FAILED, TERMINATED
 from cli.shared.help_sections import SectionedCommand
 from cli.shared.options import EngineOptions, engine_options, model_was_named, sampling_options
 from cli.shared.presets import preset_option
+from cli.shared.quantities import in_json
 from cli.shared.template_options import set_template, template_options
 from cli.shared.verbosity import Verbosity, start_logging, verbosity_options
 from cli.terminal.screen import Screen
@@ -264,9 +265,13 @@ def _facts(
     if isinstance(engine, Cluster | ServedWork):
         about = {"workers": engine.size} if isinstance(engine, Cluster) else engine.model.meta
         where: Record = {"asked": options.asked, **about}
-        return lambda item: {"run": run, "sampling": asdict(item.sampling(sampling)), "engine": where}
+        return lambda item: {"run": run, "sampling": _told(item.sampling(sampling)), "engine": where}
     here, filled = facts_of(engine, options), engine.filled
-    return lambda item: {"run": run, "sampling": asdict(filled(item.sampling(sampling))), "engine": here}
+    return lambda item: {"run": run, "sampling": _told(filled(item.sampling(sampling))), "engine": here}
+
+
+def _told(sampling: SamplingParams) -> dict[str, object]:
+    return asdict(sampling) | {"seed": in_json(sampling.seed or 0)}
 
 
 def _seed(sampling: SamplingParams, before: Manifest | None) -> int:
@@ -274,7 +279,7 @@ def _seed(sampling: SamplingParams, before: Manifest | None) -> int:
     then = before.configuration.get("--seed") if before is not None else None
     if sampling.seed is not None:
         return sampling.seed
-    return then if isinstance(then, int) else secrets.randbits(63)
+    return then if isinstance(then, int) else secrets.randbits(53)
 
 
 def _configuration(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 MOST_CHOICES = 16
 MOST_LOGPROBS = 20
@@ -22,6 +23,11 @@ def _positive_or_fill(value: int) -> int:
     return value
 
 
+def _spelled(value: object) -> object:
+    """Seeds beyond 53 bits come as text from those whose JSON numbers have no more."""
+    return int(value) if isinstance(value, str) and re.fullmatch(r"-?\d{1,20}", value, re.ASCII) else value
+
+
 def _seed(value: int) -> int:
     """Its bounds are ours: pydantic would say them as rounded floating-point numbers."""
     if not -(2**63) <= value < 2**64:
@@ -30,6 +36,8 @@ def _seed(value: int) -> int:
 
 
 Whole = Annotated[int, BeforeValidator(_integral)]
+_SEEDS: dict[str, object] = {"anyOf": [{"type": "integer"}, {"type": "string", "pattern": "^-?[0-9]{1,20}$"}]}
+Seed = Annotated[Whole, BeforeValidator(_spelled), AfterValidator(_seed), WithJsonSchema(_SEEDS)]
 Length = Annotated[Whole, AfterValidator(_positive_or_fill)]
 
 
@@ -118,7 +126,7 @@ class RequestBody(Sampled):
     )
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
-    seed: Annotated[Whole, AfterValidator(_seed)] | None = None
+    seed: Seed | None = None
     stop: str | list[str] | None = None
     ignore_eos: bool | None = None
     n: Annotated[Whole, Field(ge=1, le=MOST_CHOICES)] | None = None

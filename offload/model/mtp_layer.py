@@ -63,9 +63,7 @@ def load_mtp_layer(
     for place in places(layer):
         # What lies beside codes is copied, or they would stay in memory with it.
         beside = bool(dequantised) and place.name not in dequantised
-        tensor = tensors[place.name].to(device, copy=beside)
-        is_parameter = isinstance(place.placeholder, nn.Parameter)
-        place.table[place.key] = nn.Parameter(tensor, requires_grad=False) if is_parameter else tensor
+        place.keep(tensors[place.name].to(device, copy=beside))
     return MtpLayer(layer.to(device), plan.skeleton.model.config)
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from specexec.errors import UnsupportedArchitecture
 from specexec.model.kept_rows import WHOLE, KeptRows
 from specexec.model.module_types import every_module
 from specexec.sizes import AT_ONCE, KEY_BLOCK, QUERY_BLOCK, SINKS
@@ -302,7 +303,7 @@ def _packed_attention(
     scaling: float,
     dropout: float = 0.0,
     *,
-    sweep: PackedRows,
+    sweep: PackedRows | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
@@ -314,12 +315,14 @@ def _packed_attention(
 
     `indices` or `block_indices` are rows of an index (`indexed.py`), whose layers may have a mask that says nothing.
     """
+    layer = module.layer_idx
+    assert isinstance(layer, int)
+    if sweep is None:
+        raise UnsupportedArchitecture(f"layer {layer} hands nothing on to its attention, which cannot be given a tree.")
     indices = block_indices if indices is None else indices
     masked = attention_mask is not None and indices is None
     assert not masked, "visibility comes with the rows; a mask on top would be ignored"
     style = Style(scale=scaling, window=sliding_window, softcap=softcap, sinks_H=s_aux)
-    layer = module.layer_idx
-    assert isinstance(layer, int)
     index_QF = None if indices is None else indices[0]
     return sweep.attend(LayerRows(layer, query[0], key[0], value[0], style, index_QF)).unsqueeze(0), None
 
