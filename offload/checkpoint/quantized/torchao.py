@@ -1,11 +1,11 @@
 """torchao's weights as transformers saves them: a code a byte, MX floats of 8 or 4 bits, NVFP4. Imports no torch.
 
 Of X.weight [O, I]: X._weight_qdata in I8, F8_E4M3 or F8_E5M2, X._weight_scale [O / h, I / w], a number for each block
-of h x w, and for integers X._weight_zero_point in I8 of the same shape. (torchao's Int8Tensor, Float8Tensor and
-IntxUnpackedToInt8Tensor; its int4 has other types and shapes.)
-Its MXTensor has F8 codes, or U8 for two of 4 bits, and exponents [O, I / 32] in F8_E8M0; its NVFP4Tensor U8 codes, scales
-[O, I / 16] in F8_E4M3 and perhaps X._weight_per_tensor_scale. These grids may lie in the order of NVIDIA's kernels: tiles
-of 128 rows and 4 columns in 32 rows of 16, whose shape tells them apart.   O outputs   I inputs
+of h x w, and for integers X._weight_zero_point in I8 of the same shape (torchao's Int8Tensor, Float8Tensor and
+IntxUnpackedToInt8Tensor; its int4 has other types and shapes). Its MXTensor has F8 codes, or U8 for two of 4 bits, and
+exponents [O, I / 32] in F8_E8M0; its NVFP4Tensor U8 codes, scales [O, I / 16] in F8_E4M3 and perhaps
+X._weight_per_tensor_scale. These grids may lie in the order of NVIDIA's kernels: tiles of 128 rows and 4 columns in 32
+rows of 16, whose shape tells them apart.   O outputs   I inputs
 """
 
 from __future__ import annotations
