@@ -36,7 +36,7 @@ def check_heads(choice: DrafterChoice, target: Folder, drafters: Iterable[Folder
         known = "stored in a way that is not read yet" if target.mtp else "its files hold no such layer"
         raise BadDrafter(
             f"--drafter mtp needs a layer of {target.called} that guesses further ahead: {known}.",
-            "DeepSeek-V3, GLM-4.5, Qwen3-Next, Qwen3.5 and later ones have them; converted copies often lost them.",
+            "DeepSeek-V3, GLM-4.5, Qwen3-Next, Qwen3.5, MiMo and others have them; converted copies often lost them.",
             "--drafter ngram, a smaller model of the same family, or the publisher's own version of the model.",
         )
     for folder in drafters:
