@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Protocol
 
 import torch
@@ -99,7 +99,8 @@ class Visibility:
     def _hidden(self, queries: slice, first: int, last: int, style: Style) -> Tensor | None:
         position_Q1 = self.position_R[queries].unsqueeze(1)
         hidden_QK: Tensor | None = None
-        if last > self.committed + 1:  # a first node sees itself
+        ahead = last <= self.committed + queries.start  # of a prompt: all of them are ancestors of every query
+        if last > self.committed + 1 and not (ahead and queries.start > KEY_BLOCK and last <= self._chain):
             enter_Q1 = self.enter_R[queries].unsqueeze(1)
             nodes = slice(max(first - self.committed, 0), last - self.committed)
             stranger_QK = (enter_Q1 < self.enter_R[nodes]) | (enter_Q1 >= self.leave_R[nodes])
@@ -117,6 +118,12 @@ class Visibility:
                 far_QK = position_Q1 // style.chunk != position_K // style.chunk
             hidden_QK = far_QK if hidden_QK is None else hidden_QK | far_QK
         return hidden_QK
+
+    @cached_property
+    def _chain(self) -> int:
+        """How many keys from the first on are ancestors of every later one: the text, and a prompt behind it."""
+        parted_R = self.leave_R < self.leave_R.max()  # children were visited in their order (`intervals`)
+        return self.committed + (int(parted_R.int().argmax()) if bool(parted_R.any()) else len(parted_R))
 
     def first_visible(self, queries: slice, style: Style) -> int:
         """No query of the slice sees a committed key before this one."""
