@@ -30,7 +30,8 @@ SNAPSHOT_TOKENS = 4096  # at least one in so many tokens
 TAPPED = 4096  # last tokens of a text whose hidden states are kept for drafters that read them
 TRIED_ROWS = 1024  # of a sweep, at most, whose states are also recorded where a head may be meant to read them
 LAST = -1  # the place where hidden states are read behind the last norm
-SINKS = 4  # first tokens of a text that a drafter with a window goes on seeing, and
+SINKS = 4  # first tokens of a text that a drafter with a window goes on seeing
+PARD_PLACES = 12  # tokens that a model with a pard_token guesses at once, as its authors let it
 PIECE = 512  # the most of a text that it reads at a time
 BEAMS = 128  # nodes that a drafter is asked about at a time, and rows that go through its head
 PASSES = 16  # about as many let a large tree grow: more nodes are asked about at a time
@@ -46,26 +47,29 @@ FREE_FOR_GUESSES = 8  # the part of the free memory that more may take: the rest
 ROW_B = 256
 FIRST_IMAGE_ROW = 1 << 62  # the least id of an image's row (image_rows.py); tokens of a vocabulary are far below
 IMAGE_ROWS = 2048  # of one image, larger ones are made smaller; and of those whose rows are kept
+TILE_ROWS = 4096  # the same for models that cut images into tiles of one size
+# Settings that say how many patches of a tower, in height and in width, make one row.
+MERGES = ("spatial_merge_size", "pooling_kernel_size", "scale_factor", "downsample_factor")
 TOWER_COPIES = 8  # of what a tower knows of a patch: in, normed, queries, keys, values, mixed, out, and their sum
-# Models that see whose images are read (text/image_prompts.py says how).
-SEEING = (
-    "qwen2_vl",
-    "qwen2_5_vl",
-    "qwen3_vl",
-    "qwen3_vl_moe",
-    "qwen3_5",
-    "qwen3_5_moe",
-    "gemma3",
-    "gemma4",
-    "gemma4_unified",
-    "glm4v",
-    "glm4v_moe",
-    "glm46v",
-    "kimi_k25",
-    "llama4",
-    "minimax_m3_vl",
-    "mistral3",
-)
+# Models that see whose images are read (text/image_prompts.py says how), and the most rows that one may take.
+SEEING = {
+    **dict.fromkeys(
+        (
+            "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "gemma3", "gemma4",
+            "gemma4_unified", "glm4v", "glm4v_moe", "glm46v", "glm_ocr", "glmga", "kimi_k25", "llama4", "minimax_m3_vl",
+            "mistral3", "lighton_ocr", "exaone4_5", "hyperclovax_vision_v2", "lfm3_vl", "video_llama_3",
+        ),
+        IMAGE_ROWS,
+    ),
+    **dict.fromkeys(
+        (
+            "aria", "aya_vision", "cohere2_vision", "deepseek_vl", "deepseek_vl_hybrid", "got_ocr2", "idefics3",
+            "internvl", "lfm2_vl", "llava", "llava_next", "llava_next_video", "llava_onevision", "ovis2", "smolvlm",
+            "vipllava",
+        ),
+        TILE_ROWS,
+    ),
+}  # fmt: skip
 F32_B, F64_B = 4, 8
 CANDIDATE_B = 16
 
@@ -232,8 +236,10 @@ def images_B(whole: Mapping[str, object], widths: Widths, ctx: int) -> int:
         places = [*(vision.get(name) for name in names), *(whole.get(name) for name in names)]
         return next((value for value in places if isinstance(value, int) and value), default)
 
-    rows = min(IMAGE_ROWS, ctx, number(IMAGE_ROWS, "mm_tokens_per_image"))
-    merged = number(1, "spatial_merge_size", "pooling_kernel_size") ** 2
+    most = SEEING.get(str(whole.get("model_type")), IMAGE_ROWS)
+    rows = min(most, ctx, number(most, "mm_tokens_per_image"))
+    ratio = whole.get("downsample_ratio")  # InternVL's
+    merged = round(ratio**-2) if isinstance(ratio, float) else number(1, *MERGES) ** 2
     patch = number(16, "patch_size")
     patches = rows * merged
     if fixed := whole.get("mm_tokens_per_image"):
@@ -243,7 +249,7 @@ def images_B(whole: Mapping[str, object], widths: Widths, ctx: int) -> int:
     patch_B = (TOWER_COPIES * hidden + 2 * ff) * widths.item_B + hidden * 2 * F32_B + pixels_B
     layers = vision.get("deepstack_visual_indexes")
     kept = 1 + (len(layers) if isinstance(layers, Sequence) else 0)
-    return patches * patch_B + 2 * IMAGE_ROWS * kept * widths.hidden * widths.item_B
+    return patches * patch_B + 2 * most * kept * widths.hidden * widths.item_B
 
 
 def noise_B(widths: Widths) -> int:

@@ -145,6 +145,8 @@ def _write_settings(writer: gguf.GGUFWriter, name: str, model: PreTrainedModel) 
     if name == "phi3":
         writer.add_rope_scaling_orig_ctx_len(config.original_max_position_embeddings)
         writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
+    if name == "glm4":
+        writer.add_rope_dimension_count(int(config.head_dim * rope["partial_rotary_factor"]))
     if name == "gemma2":
         writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
         writer.add_final_logit_softcapping(config.final_logit_softcapping)

@@ -14,7 +14,6 @@ from transformers import PreTrainedModel
 import specexec
 from cli.chat.snapshot import read_snapshot, write_snapshot
 from specexec.drafters.heads.head import HeadDrafter
-from specexec.drafters.heads.lattice import LatticeDrafter
 from specexec.drafters.none import NoDrafter
 from specexec.drafters.protocol import Drafter
 from specexec.drafters.ranking import Ranking
@@ -107,8 +106,9 @@ def members(target: TreeLM, folder: Path) -> dict[str, Drafter]:
     }
 
 
-@pytest.mark.parametrize("overlap", [False, True])
-@pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "sampled"])
+@pytest.mark.parametrize(
+    ("sampling", "overlap"), [*zip(SAMPLINGS, [False, True], strict=True)], ids=["greedy", "sampled"]
+)
 def test_the_text_is_that_of_plain_decoding(
     target: TreeLM, sampling: SamplingParams, overlap: bool, tmp_path: Path
 ) -> None:
@@ -166,7 +166,7 @@ def test_heads_keep_no_more_than_that_either(tmp_path: Path) -> None:
     block = BlockCase(tmp_path / "target")
     heads: list[tuple[TreeLM, object, Drafter]] = [
         (mtp.target, mtp.lm, HeadDrafter(mtp.lm, mtp.target, [LAST], 95, window=WIDTH)),
-        (block.target, block.head, LatticeDrafter(block.head, block.target, 95, window=WIDTH)),
+        (block.target, block.head, block.drafter(window=WIDTH)),
     ]
     for target, key, drafter in heads:
         drafter.context = 4096  # they were made for less, but their positions go on

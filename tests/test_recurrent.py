@@ -211,25 +211,32 @@ def family(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.mark.parametrize("family", ["nemotron_h", "zamba2", "mamba2"])
-def test_steps_are_limited_while_a_prompt_is_read_and_what_was_written_is_read_again(family: str) -> None:
+@pytest.mark.parametrize("family", ["nemotron_h", "mamba2"])
+def test_steps_are_limited_while_a_prompt_is_read_and_what_was_written_is_read_again(
+    family: str, tmp_path: Path
+) -> None:
     """As transformers 5.23 limits them: in passes over many tokens, and not in the single steps of generate."""
     truth = built(family)
     lm, near = TreeLM(copy.deepcopy(truth)), SiblingDrafter(TreeLM(copy.deepcopy(truth)), VOCABULARY)
-    first, count = prompt(20), SamplingParams(temperature=0.0, max_tokens=24)
+    first, count = prompt(20), SamplingParams(temperature=0.0, max_tokens=12)
     (sequence,) = write(lm, near, [first], [count], budget=12)
-    assert sequence.answer == greedy(truth, first, 24)
+    assert sequence.answer == greedy(truth, first, 12)
     second, cache = [*first, *sequence.answer, *prompt(6, seed=5)], sequence.caches[lm]
     assert cache.stepwise
     assert len(cache) > len(first)
-    other = sequence_of(second, count, limit=256)
-    other.caches[lm] = cache
-    assert len(other.cache(lm)) <= len(first)
-    decoder = Decoder(lm, near, BestFirst(), 12)
-    decoder.join(other)
-    while decoder.live:
-        decoder.step()
-    assert other.answer == greedy(truth, second, 24)
+    question: Message = {"role": "user", "content": "?"}
+    kept, read = (Kept([question], None, [Turn([question], first)], caches) for caches in ({"target": cache}, {}))
+    write_snapshot(tmp_path / "kept", kept, {"target": "weights"})
+    read_snapshot(tmp_path / "kept", read, {"target": "weights"})
+    for again in (read.caches["target"], cache.prefix(len(cache))):
+        other = sequence_of(second, count, limit=256)
+        other.caches[lm] = again
+        assert len(other.cache(lm)) <= len(first)
+        decoder = Decoder(lm, near, BestFirst(), 12)
+        decoder.join(other)
+        while decoder.live:
+            decoder.step()
+        assert other.answer == greedy(truth, second, 12)
     # The control: limits decide what these models write.
     (whole_RH,) = lm.forward([Rows.text(KVCache(), second)])
     (stepped_RH,) = lm.forward([Rows.text(KVCache(prompt=len(first)), second)])

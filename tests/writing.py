@@ -121,6 +121,23 @@ def write(
     return sequences
 
 
+def texts_are_plain(
+    target: TreeLM, drafter: Drafter, prompts: Items[list[int]], sampling: SamplingParams, vocabulary: int,
+    overlap: bool | None = None,
+) -> None:  # fmt: skip
+    """Three texts side by side in trees of 24 nodes are those of plain decoding, and the drafter never failed."""
+    plain = write(target, NoDrafter(), [*prompts], sampling, vocabulary=vocabulary)
+    ahead = sampling.temperature != 0 if overlap is None else overlap
+    decoder = Decoder(target, drafter, BestFirst(), 24, overlap=ahead)
+    sequences = [sequence_of(tokens, sampling, vocabulary=vocabulary) for tokens in prompts]
+    for sequence in sequences:
+        decoder.join(sequence)
+    while decoder.live:
+        decoder.step()
+    assert [one.answer for one in sequences] == [one.answer for one in plain]
+    assert not decoder.guarded.failure
+
+
 def rows_read(target: Target, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """From now on, how many tokens the target reads in each sweep."""
     read: list[int] = []

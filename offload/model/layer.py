@@ -38,6 +38,11 @@ class Place:
     name: str
     placeholder: torch.Tensor
 
+    def keep(self, tensor: torch.Tensor) -> None:
+        """Put it there for good, as a parameter where one belongs."""
+        parameter = isinstance(self.placeholder, nn.Parameter)
+        self.table[self.key] = nn.Parameter(tensor, requires_grad=False) if parameter else tensor
+
 
 @dataclass(frozen=True)
 class _Unregistered:

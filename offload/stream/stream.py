@@ -300,7 +300,12 @@ class LayerStream:
             self._changed.notify_all()
 
     def _guessed(self, idle: Sequence[Slot]) -> tuple[Slot | None, frozenset[int]]:
-        """An expert that is likely to be asked for, of the layer that computes or the next one that misses one."""
+        """An expert that is likely to be asked for, of the layer that computes or the next one that misses one.
+
+        One at a time, and none while the computation waits for others: it would get its share of the wire.
+        """
+        if any(slot.wanted or (slot.reading and slot.state is not State.EMPTY) for slot in self._slots):
+            return None, frozenset()
         ready = [slot for slot in idle if slot.state is not State.EMPTY and slot.missing and not slot.asked]
         first = self.position or 0
         for slot in sorted(ready, key=lambda slot: ((slot.layer or 0) - first) % len(self._blocks)):

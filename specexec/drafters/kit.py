@@ -51,6 +51,9 @@ class BroughtLayer(Protocol):
     @property
     def config(self) -> PretrainedConfig: ...
 
+    @property
+    def hidden_first(self) -> bool: ...
+
 
 class HeadSource(Protocol):
     """A head that lies in a folder of its own: what its config.json says, its name, and its tensors."""

@@ -29,12 +29,15 @@ REFUSED = {
     "recurrent_gemma": "its layers keep the state of a text in themselves, so that two texts would mix",
     "minimax": "its layers keep the state of a text in a cache of their own kind",
     "beam": "its layers want all rows of a prompt at once",
+    "xlm": "it writes each token over one that stands for nothing, which is no text after a text",
+    "xlnet": "it writes each token over one that stands for nothing, which is no text after a text",
     "cpmant": "its trunk takes token ids alone, with a prompt of its own before them",
 }
 # Models that decode plainly although their class claims more, and why.
 NO_TREES = {
     "diffllama": "its layers attend more than once",
     "doge": "its layers lay masks of their own over the text",
+    "nemotron": "its layers hand nothing on to their attention",
     "moshi": "nodes of a tree came out wrong when it was tried",
 }
 SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from specexec.errors import UnsupportedArchitecture
 from specexec.model.kept_rows import WHOLE, KeptRows
 from specexec.model.module_types import every_module
 from specexec.sizes import AT_ONCE, KEY_BLOCK, QUERY_BLOCK, SINKS
@@ -98,7 +99,8 @@ class Visibility:
     def _hidden(self, queries: slice, first: int, last: int, style: Style) -> Tensor | None:
         position_Q1 = self.position_R[queries].unsqueeze(1)
         hidden_QK: Tensor | None = None
-        if last > self.committed + 1:  # a first node sees itself
+        ahead = last <= self.committed + queries.start  # of a prompt: all of them are ancestors of every query
+        if last > self.committed + 1 and not (ahead and queries.start > KEY_BLOCK and last <= self._chain):
             enter_Q1 = self.enter_R[queries].unsqueeze(1)
             nodes = slice(max(first - self.committed, 0), last - self.committed)
             stranger_QK = (enter_Q1 < self.enter_R[nodes]) | (enter_Q1 >= self.leave_R[nodes])
@@ -116,6 +118,12 @@ class Visibility:
                 far_QK = position_Q1 // style.chunk != position_K // style.chunk
             hidden_QK = far_QK if hidden_QK is None else hidden_QK | far_QK
         return hidden_QK
+
+    @cached_property
+    def _chain(self) -> int:
+        """How many keys from the first on are ancestors of every later one: the text, and a prompt behind it."""
+        parted_R = self.leave_R < self.leave_R.max()  # children were visited in their order (`intervals`)
+        return self.committed + (int(parted_R.int().argmax()) if bool(parted_R.any()) else len(parted_R))
 
     def first_visible(self, queries: slice, style: Style) -> int:
         """No query of the slice sees a committed key before this one."""
@@ -302,7 +310,7 @@ def _packed_attention(
     scaling: float,
     dropout: float = 0.0,
     *,
-    sweep: PackedRows,
+    sweep: PackedRows | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
@@ -314,12 +322,14 @@ def _packed_attention(
 
     `indices` or `block_indices` are rows of an index (`indexed.py`), whose layers may have a mask that says nothing.
     """
+    layer = module.layer_idx
+    assert isinstance(layer, int)
+    if sweep is None:
+        raise UnsupportedArchitecture(f"layer {layer} hands nothing on to its attention, which cannot be given a tree.")
     indices = block_indices if indices is None else indices
     masked = attention_mask is not None and indices is None
     assert not masked, "visibility comes with the rows; a mask on top would be ignored"
     style = Style(scale=scaling, window=sliding_window, softcap=softcap, sinks_H=s_aux)
-    layer = module.layer_idx
-    assert isinstance(layer, int)
     index_QF = None if indices is None else indices[0]
     return sweep.attend(LayerRows(layer, query[0], key[0], value[0], style, index_QF)).unsqueeze(0), None
 

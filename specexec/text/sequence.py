@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from specexec.errors import SpecexecError
 from specexec.model.cache import KVCache
-from specexec.model.image_rows import Images, as_words
+from specexec.model.image_rows import Images
 from specexec.sampling.noise import Noise
 from specexec.sampling.params import SamplingParams
 from specexec.sampling.processors import History, JudgedText, Processors
@@ -69,7 +69,7 @@ class Sequence:
     def words(self, start: int = 0) -> list[int]:
         """Its tokens from `start` on as a tokenizer knows them: for each row of an image one token stands."""
         tokens = self.tokens[start:]
-        return as_words(tokens, self.images.word) if self.images and self._held else tokens
+        return self.images.as_words(tokens) if self.images and self._held else tokens
 
     @property
     def answer(self) -> list[int]:

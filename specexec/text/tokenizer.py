@@ -15,7 +15,7 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from specexec.errors import BadMessages, BadText
-from specexec.model.image_rows import Image, as_words, is_row
+from specexec.model.image_rows import Image, is_row
 from specexec.text import templates
 from specexec.text.control_tokens import ControlTokens, Rendered
 from specexec.text.detokenizer import TextStream
@@ -203,7 +203,7 @@ class Encoding:
 
     def in_vocabulary(self, tokens: list[int]) -> list[int]:
         """The same ids with the tokenizer's own for each row of an image, for those who read ids and not prompts."""
-        return as_words(tokens, self.images.images.word) if any(map(is_row, tokens)) and self.images else tokens
+        return self.images.images.as_words(tokens) if any(map(is_row, tokens)) and self.images else tokens
 
     def refuse_images(self, why: str) -> None:
         """From now on messages that hold an image are refused; what was said before stays the reason."""
