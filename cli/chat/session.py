@@ -149,11 +149,15 @@ class Session:
 
     def _instead(self, text: Content, sampling: SamplingParams) -> None:
         conversation = self.conversation
-        messages, left_out = [*conversation.messages], conversation.left_out
+        messages = [*conversation.messages]
+        left_out = conversation.left_out if isinstance(conversation, Dialogue) else None
         conversation.undo()
         self._ask(text, sampling)
-        if conversation.unanswered is not None:  # nothing came in the place of what there was
-            conversation.messages, conversation.left_out = messages, left_out
+        if conversation.unanswered is None:
+            return
+        conversation.messages = messages  # nothing came in the place of what there was
+        if isinstance(conversation, Dialogue) and left_out is not None:
+            conversation.left_out = left_out
 
     def play(self, bursts: Iterator[Burst]) -> Answer:
         """Print an answer as it comes."""
