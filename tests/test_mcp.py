@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -25,7 +26,7 @@ from cli.mcp.config import McpServer, meant, user_servers
 from cli.mcp.options import McpOptions
 from cli.mcp.servers import CallFailed, McpServers
 from cli.mcp.toolbox import DENIED, STOPPED, Toolbox
-from cli.shared.errors import BadConfig, McpFailed
+from cli.shared.errors import BadConfig, McpFailed, ServerRefusal
 from cli.shared.options import EngineOptions
 from cli.terminal.screen import Screen
 from specexec.errors import BadMessages
@@ -116,6 +117,27 @@ def test_texts_follow_a_schema_and_calls_are_possible_beside_it(agent: Served) -
     assert talk.messages[-1]["tool_calls"][0]["function"]["name"] == "read_file"  # type: ignore[index]
 
 
+def test_an_answer_of_a_schema_that_was_cut_short_goes_on_where_it_was(agent: Served) -> None:
+    served = ServedEngine(loaded_model(Server(agent.url), "", False, Screen(quiet=True)), EngineOptions())
+    word = "fine weather all over the country"
+    few = replace(GREEDY, max_tokens=4)
+    for talk in (agent.worker.engine.conversation(), served.conversation()):
+        talk.schema = {"type": "object", "properties": {"says": {"enum": [word]}}, "required": ["says"]}
+        list(talk.send("Hello", few))
+        for _ in range(40):
+            if not talk.can_proceed:
+                break
+            list(talk.proceed(few))
+        assert json.loads(str(talk.messages[-1]["content"])) == {"says": word}
+
+
+def test_a_beginning_that_no_answer_has_is_refused(agent: Served) -> None:
+    served = ServedEngine(loaded_model(Server(agent.url), "", False, Screen(quiet=True)), EngineOptions())
+    begun: list[Message] = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Well, "}]
+    with pytest.raises(ServerRefusal, match="no answer that follows the grammar begins so"):
+        list(served.stream(begun, GREEDY, schema={"enum": ["fine"]}, proceed=True))
+
+
 def test_a_model_that_writes_no_calls_is_not_given_tools(agent: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     talk = agent.worker.engine.conversation()
     monkeypatch.setattr(agent.worker.engine.encoding.tokenizer, "chat_template", "{{ messages[0].content }}")
@@ -188,8 +210,6 @@ def test_calls_that_cannot_be_made_are_answered_with_the_reason(files: McpServer
 
 
 def test_tools_of_one_name_are_told_apart_by_their_servers(files: McpServers, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dataclasses import replace
-
     read = files.tools[0]
     other = replace(read, server=McpServer("my/other", url="http://x"))
     monkeypatch.setattr(files, "tools", [read, other, replace(read, name="a/b c")])

@@ -322,6 +322,7 @@ def test_tokens_say_which_experts_their_rows_are_likely_to_visit() -> None:
     likely, routing = LikelyExperts(), Routing(8, 2)
     for _ in range(2):
         likely.learn(3, [10, 11, 12], np.array([[0, 1], [2, 3], [0, 4], [0, 7]]), routing)  # the last row fills a tile
+    likely.learn(3, [], np.array([[6, 7]]), routing)  # a piece that does nothing else
     assert likely.of([11]) == {3: [2, 3]}
     assert likely.of([99]) == {3: [0]}  # not seen: where most rows went
     assert likely.of([10, 11, 12])[3] == [0, 1, 2, 3, 4]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import specexec
+from cli.app import main
 from cli.chat.archive import Archive
 from cli.chat.command import chat
 from cli.chat.room import ON_FULL, SUMMARISE, OnFull
@@ -114,11 +116,15 @@ def test_a_kept_conversation_goes_on_without_what_was_left_out(llm: Engine, tmp_
     assert texts[0] == texts[1]
 
 
-def test_a_session_that_leaves_out_more_than_it_has_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("left_out", "says"),
+    [({"messages": 3, "summary": ""}, "leaves out messages that it does not have"), (3, "is no object")],
+)
+def test_a_session_that_leaves_out_what_cannot_be_is_refused(left_out: object, says: str, tmp_path: Path) -> None:
     head = {"specexec_session": 1, "id": "x", "model": "m", "system": None, "created": 1}
-    lines = [{**head, "left_out": {"messages": 3, "summary": ""}}, {"role": "user", "content": "Hello."}]
+    lines = [{**head, "left_out": left_out}, {"role": "user", "content": "Hello."}]
     (tmp_path / "x.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    with pytest.raises(BadSession, match="leaves out messages that it does not have"):
+    with pytest.raises(BadSession, match=says):
         Archive(tmp_path).load("x")
 
 
@@ -195,6 +201,19 @@ def test_a_question_that_stood_alone_is_answered_again_with_what_was_before_it(l
     again.take_up(kept)
     list(again.retry(SAMPLING))
     assert QUESTIONS[0] in again.rendered
+
+
+def test_another_model_reads_what_was_left_out_as_far_as_it_has_room(
+    llm: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, copy = llm.folders["target"], tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    lines = [*QUESTIONS, "/show prompt", f"/model {copy}", "/show prompt"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
+    assert main(["chat", str(folder), "-d", "none", "--on-full", "drop-oldest-turns", "-n", "24"]) == 0
+    said = capsys.readouterr()
+    assert "the model no longer reads" in said.err
+    assert (said.out + said.err).count(QUESTIONS[0]) == 1, "of the two prompts that are shown"
 
 
 def test_the_command_offers_what_the_session_knows() -> None:

@@ -251,7 +251,8 @@ def _record(path: Path, seen: Stamp, text: str) -> Record:
 def _left_out(found: object, messages: int) -> LeftOut:
     if found is None:
         return NOTHING
-    assert isinstance(found, dict)
+    if not isinstance(found, dict):
+        raise ValueError("what it leaves out is no object")
     left_out = LeftOut(int(found["messages"]), str(found["summary"]))
     if not 0 <= left_out.messages <= messages:
         raise ValueError("it leaves out messages that it does not have")

@@ -48,6 +48,7 @@ from specexec.stats import Overlap
 from specexec.text.dialogue import Dialogue
 from specexec.text.messages import content_of
 from specexec.text.pictures import data_url
+from specexec.text.transcript import NOTHING
 
 if TYPE_CHECKING:
     from cli.chat.saving import KeptConversation
@@ -149,10 +150,13 @@ def chat(
             talk.tools = tools
         else:
             talk = before.moved(engine, conversation, options)
+        left_out = conversation.left_out if isinstance(conversation, Dialogue) else NOTHING
         if kept:
             earlier = before.keeper.record if before and before.keeper else record
             name = engine.name if isinstance(engine, ServedEngine) else stored_name(options.model)
             talk.keeper = _keeper(engine, conversation, name, earlier, screen)
+        if before is not None and isinstance(conversation, Dialogue):
+            conversation.left_out = left_out  # what was kept may be that of a model with less room
         if before is None and message is None and engine.toy:
             screen.say(TOY_QUESTIONS)
         return talk

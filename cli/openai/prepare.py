@@ -19,6 +19,7 @@ from cli.openai.shape import AnswerShape
 from specexec.errors import BadGrammar, BadMessages, BadText, ContextLengthExceeded, EmptyPrompt
 from specexec.text.formats import Format, Reader, format_of
 from specexec.text.formats.rules import Bound, Whole
+from specexec.text.messages import text_in
 from specexec.text.template_options import Wishes
 
 if TYPE_CHECKING:
@@ -122,7 +123,19 @@ def _chat(engine: Engine, asked: HttpRequest) -> Prepared:
     if bound is None:
         return Prepared([text], notes)
     grammar = _read(engine, bound.text, asked.shape.field if asked.shape else "tools")
+    if wishes.ends_in == "message":
+        grammar = _after_message(engine, grammar, prompt)
     return Prepared([replace(text, grammar=grammar)], (*notes, *bound.notes))
+
+
+def _after_message(engine: Engine, grammar: Grammar, prompt: Prompt) -> Grammar:
+    """What may follow the last message of a prompt, which is the beginning of the answer. Raises ApiError."""
+    last = prompt[-1]
+    begun = text_in(last["content"]) if isinstance(last, dict) else ""
+    try:
+        return grammar.after(engine.encoding.encode_part(begun)) if begun else grammar
+    except BadGrammar as problem:
+        raise bad_request(problem.what, "continue_final_message", problem.code) from None
 
 
 def _thinking(engine: Engine, asked: HttpRequest) -> tuple[Wishes, tuple[str, ...]]:

@@ -29,6 +29,8 @@ class LikelyExperts:
     def learn(self, layer: int, tokens: Sequence[int], chosen_RK: NDArray[np.int64], routing: Routing) -> None:
         """Rows of these tokens were sent there; rows beyond them fill a tile, numbers beyond E mean no expert."""
         rows, K = min(len(tokens), len(chosen_RK)), chosen_RK.shape[1]
+        if not rows:
+            return  # all of them fill a tile
         own_RK = np.where(chosen_RK[:rows] < routing.experts, chosen_RK[:rows], -1)
         if layer not in self._chosen_TK:
             self._chosen_TK[layer] = np.full((TOKENS, K), -1, np.int16)

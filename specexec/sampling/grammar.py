@@ -62,6 +62,13 @@ class Grammar:
     def __init__(self, matcher: LLMatcher) -> None:
         self._matcher = matcher
 
+    def after(self, tokens: Items[int]) -> Grammar:
+        """The rest of answers that begin with these tokens. Raises BadGrammar where none does."""
+        matcher = self._matcher.deep_copy()
+        if not matcher.consume_tokens(list(tokens)):
+            raise BadGrammar(f"no answer that follows the grammar begins so: {_first_line(matcher)}")
+        return Grammar(matcher)
+
     def start(self) -> Parse:
         """The beginning of an answer."""
         return Parse(self._matcher.deep_copy())
