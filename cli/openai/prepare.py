@@ -123,7 +123,7 @@ def _chat(engine: Engine, asked: HttpRequest) -> Prepared:
     if bound is None:
         return Prepared([text], notes)
     grammar = _read(engine, bound.text, asked.shape.field if asked.shape else "tools")
-    if wishes.ends_in == "message":
+    if asked.shape and wishes.ends_in == "message":  # calls may follow any text
         grammar = _after_message(engine, grammar, prompt)
     return Prepared([replace(text, grammar=grammar)], (*notes, *bound.notes))
 
