@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from specexec.errors import UnsupportedArchitecture
-from specexec.model import attention
+from specexec.model import any_rows, attention
 from specexec.model import float32_linears as widened
 from specexec.model import row_tiles as tiles
 from specexec.model.architecture import check_tree_support, longest_text
@@ -112,7 +112,7 @@ class TreeLM:
         mix: Callable[[Tensor, Tensor], Tensor] | None = None,
         images: Images | None = None,
     ) -> None:
-        self._drafts, self._tiled, self._mix, self.images = drafts, tiled and not drafts, mix, images
+        self._drafts, self._mix, self.images = drafts, mix, images
         self.kinds = seeing(check_tree_support(type(model), model.config), images)
         self._layers = range(len(self.kinds)) if layers is None else layers
         self._travel = travel
@@ -124,6 +124,8 @@ class TreeLM:
         # The head is where the computation is; token ids may be looked up elsewhere.
         self.device = next(model.get_output_embeddings().parameters()).device
         self._rough = drafts and self.device.type == "cpu" and model.dtype.itemsize == 2
+        self._any_rows = not drafts and any_rows.needed(self.device, model.dtype)
+        self._tiled = tiled and not drafts and not self._any_rows
         self.vocabulary: int = int(model.config.vocab_size)
         self.context: int = longest_text(model.config)
         self._streamed = [layer for layer in model.modules() if isinstance(layer, TakesChunks)]
@@ -137,6 +139,9 @@ class TreeLM:
         if recurrent and (missed := recurrent - let_in(model)):
             raise UnsupportedArchitecture(f"layer {min(missed)} has no recurrence that can be given a tree.")
         self._experts = any(name.endswith("experts") for name, _ in model.named_modules())
+        # Linears that are no modules of torch's own class are met where they are called.
+        met = self._any_rows and (not any_rows.convert(model) or self._experts)
+        self._met = met or widened.pays(self.device, model.dtype)
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sweep")
 
     def alike(
@@ -215,13 +220,14 @@ class TreeLM:
         """
         own = head or self._head
         with self.linears():
-            tile = 1 if self._drafts else tiles.TILE
+            tile = 1 if self._drafts or self._any_rows else tiles.TILE
             return tiles.tiled(lambda part: own(inputs_embeds=part.unsqueeze(0)).logits[0].float(), hidden_RH, tile)
 
     def linears(self) -> ExitStack:
         """While this is open linears run in the way that is quick here and the same for any number of rows."""
         with ExitStack() as ways:
-            ways.enter_context(widened.linears(self.device, self.model.dtype, self.share))
+            if self._met:
+                ways.enter_context(any_rows.linears(self.device, self.model.dtype, self.share))
             if self._experts:
                 ways.enter_context(tiles.RowTiles())
             return ways.pop_all()
