@@ -47,7 +47,15 @@ if TYPE_CHECKING:
         resident_B,
         with_head,
     )
-    from offload.placement.requirements import Compute, cache_widths, need_of, tower_B
+    from offload.placement.requirements import (
+        Compute,
+        KVQuant,
+        cache_rows_B,
+        cache_widths,
+        need_of,
+        tower_B,
+        with_cache,
+    )
     from offload.placement.solver import place
     from offload.stream.protocol import StreamStats
 
@@ -63,6 +71,7 @@ __all__ = [
     "FourBits",
     "Free",
     "Json",
+    "KVQuant",
     "ModelPair",
     "ModelStream",
     "Need",
@@ -71,6 +80,7 @@ __all__ = [
     "Placement",
     "ReadFailed",
     "StreamStats",
+    "cache_rows_B",
     "cache_widths",
     "called",
     "carrier_for",
@@ -108,6 +118,7 @@ __all__ = [
     "tower_B",
     "tower_tensors",
     "with_adapters",
+    "with_cache",
     "with_head",
 ]
 
@@ -117,6 +128,7 @@ _HOMES = {
     "check_documents": "checkpoint.documents",
     "EXPERTS": "checkpoint.routing",
     "Compute": "placement.requirements",
+    "KVQuant": "placement.requirements",
     "Design": "checkpoint.skeleton",
     "Folder": "checkpoint.headers",
     "FewBits": "placement.quantized_sizes",
@@ -132,6 +144,7 @@ _HOMES = {
     "Placement": "placement.placement",
     "ReadFailed": "errors",
     "StreamStats": "stream.protocol",
+    "cache_rows_B": "placement.requirements",
     "cache_widths": "placement.requirements",
     "called": "hub.names",
     "carrier_for": "machine.host_rows",
@@ -168,6 +181,7 @@ _HOMES = {
     "tower_B": "placement.requirements",
     "tower_tensors": "checkpoint.wrapped",
     "with_adapters": "checkpoint.lora",
+    "with_cache": "placement.requirements",
     "with_head": "placement.quantized_sizes",
 }
 

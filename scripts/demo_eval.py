@@ -5,7 +5,7 @@ from random import Random
 import torch
 from demo_dialogues import Turn
 from demo_facts import DAYS, FACTS, LISTS, MONTHS
-from demo_training import Batch, distillation_loss, token_loss
+from demo_training import Batch, Model, distillation_loss, token_loss
 from demo_words import invented, series
 from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -101,9 +101,7 @@ def word_for_word(
 
 
 @torch.no_grad()
-def mean_loss(
-    model: LlamaForCausalLM, batches: list[Batch], device: str, teacher: LlamaForCausalLM | None = None
-) -> float:
+def mean_loss(model: Model, batches: list[Batch], device: str, teacher: Model | None = None) -> float:
     """Nats per token over these batches: against the text, or the KL to a teacher."""
     losses = [
         distillation_loss(model, teacher, batch, device) if teacher else token_loss(model, batch, device)

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 from tqdm import tqdm
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen3NextForCausalLM
 
 CONTEXT = 2048
 SHORT = 256
@@ -36,6 +36,8 @@ TEMPLATE = (
     "{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}"
 )
 
+
+Model = LlamaForCausalLM | Qwen3NextForCausalLM
 
 HEAD = 32  # as wide in every model, so that the pair can be inflated to any Llama
 TARGET = Shape(hidden=192, layers=5, heads=6, kv_heads=3, head_dim=HEAD, ff=512, tied=True)
@@ -163,7 +165,7 @@ class Rows:
         return ids[:length], scored[:length]
 
 
-def optimisers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
+def optimisers(model: Model) -> list[torch.optim.Optimizer]:
     """Muon for the matrices (far fewer tokens to the same loss than AdamW), AdamW for embeddings and norms."""
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
@@ -176,7 +178,7 @@ def rate(step: int, steps: int) -> float:
     return min((step + 1) / 30, 1.0, (steps - step) / (0.4 * steps))
 
 
-def scored_hidden(model: LlamaForCausalLM, batch: Batch, device: str) -> Tensor:
+def scored_hidden(model: Model, batch: Batch, device: str) -> Tensor:
     """Final hidden states of the positions whose next token is scored: the head is a quarter of the work."""
     ids_BT = batch.ids_BT[:, :-1].to(device)
     # float32 on CPU: without AVX-512 BF16 a bf16 step took 2.6 times as long.
@@ -186,13 +188,13 @@ def scored_hidden(model: LlamaForCausalLM, batch: Batch, device: str) -> Tensor:
     return picked
 
 
-def token_loss(model: LlamaForCausalLM, batch: Batch, device: str) -> Tensor:
+def token_loss(model: Model, batch: Batch, device: str) -> Tensor:
     """Mean negative log-likelihood, in nats, of the scored tokens."""
     logits_NV = model.lm_head(scored_hidden(model, batch, device).float())
     return cross_entropy(logits_NV, batch.ids_BT[:, 1:][batch.scored_BT[:, 1:]].to(device))
 
 
-def distillation_loss(student: LlamaForCausalLM, teacher: LlamaForCausalLM, batch: Batch, device: str) -> Tensor:
+def distillation_loss(student: Model, teacher: Model, batch: Batch, device: str) -> Tensor:
     """Mean KL(target, drafter) over the scored positions."""
     with torch.no_grad():
         wanted_NV = log_softmax(teacher.lm_head(scored_hidden(teacher, batch, device).float()), dim=-1)
@@ -201,12 +203,12 @@ def distillation_loss(student: LlamaForCausalLM, teacher: LlamaForCausalLM, batc
 
 
 def fit(
-    model: LlamaForCausalLM,
+    model: Model,
     batches: Iterator[Batch],
     steps: int,
     device: str,
     checkpoint: Path,
-    teacher: LlamaForCausalLM | None = None,
+    teacher: Model | None = None,
 ) -> Trained:
     """Train for exactly `steps` steps; an interrupted run continues from its last checkpoint, on the same batches."""
     opts = optimisers(model)
@@ -240,7 +242,7 @@ def fit(
     return done
 
 
-def save_checkpoint(model: LlamaForCausalLM, opts: list[torch.optim.Optimizer], done: Trained, path: Path) -> None:
+def save_checkpoint(model: Model, opts: list[torch.optim.Optimizer], done: Trained, path: Path) -> None:
     """Replace the checkpoint in one move, so that it is never half written."""
     state = {"model": model.state_dict(), "optimisers": [o.state_dict() for o in opts], "done": vars(done)}
     torch.save(state, path.with_suffix(".tmp"))

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import click
 import numpy as np
 from bootstrap import ratio
-from measure_sources import copy_heavy
+from measure_sources import copy_heavy, source_options
 from measure_trees import prompts
 from tqdm import tqdm
 
@@ -99,13 +99,9 @@ def nodes(tree: TokenTree) -> set[tuple[int, ...]]:
 
 
 @click.command()
-@click.option("--model", default="demo", show_default=True)
-@click.option("--drafter", default="sibling", show_default=True, help="The model that drafts.")
-@click.option("--budget", default=64, show_default=True)
-@click.option("--temperature", default="0,0.8", show_default=True, help="Comma list.")
+@source_options
 @click.option("--tokens", default=48, show_default=True, help="New tokens for each prompt.")
 @click.option("--count", default=44, show_default=True, help="Prompts.")
-@click.option("--dtype", default="f32", show_default=True)
 def main(model: str, drafter: str, budget: int, temperature: str, tokens: int, count: int, dtype: str) -> None:
     """Measure what reading along saves."""
     with specexec.load(model, drafter=drafter, offload="none", dtype=dtype, budget=budget) as llm:

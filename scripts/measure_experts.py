@@ -32,13 +32,12 @@ ALWAYS, NEVER = 1.0, 0.0  # the part of the experts up to which they are fetched
 
 
 @dataclass
-class Pairs:
-    """Seconds and bytes of the same sweeps, one for each turn."""
+class Way:
+    """Seconds and bytes of sweeps that fetch experts on demand up to this part of them, one for each turn."""
 
-    demand_s: list[float] = field(default_factory=list)
-    ahead_s: list[float] = field(default_factory=list)
-    demand_B: list[float] = field(default_factory=list)
-    ahead_B: list[float] = field(default_factory=list)
+    part: float
+    seconds: list[float] = field(default_factory=list)
+    read_B: list[float] = field(default_factory=list)
 
 
 @click.command()
@@ -72,11 +71,12 @@ def main(
         click.echo("rows  visited  bytes               seconds on demand    all ahead            demand / ahead")
         for count in rows or (1, 4, 8, 12, 16, 20, 24, 32, 48, 64):
             drop_cache(checked.file_sizes)
-            found = _measure(model, count, pairs)
+            demand, ahead = Way(ALWAYS), Way(NEVER)
+            _measure(model, count, pairs, (demand, ahead))
             visited = float(mixture.touched(count)) / mixture.experts
             click.echo(
-                f"{count:4}  {visited:7.2f}  {ratios(found.demand_B, found.ahead_B):<18}  {spread(found.demand_s):<19}"
-                f"  {spread(found.ahead_s):<19}  {ratios(found.demand_s, found.ahead_s)}"
+                f"{count:4}  {visited:7.2f}  {ratios(demand.read_B, ahead.read_B):<18}  {spread(demand.seconds):<19}"
+                f"  {spread(ahead.seconds):<19}  {ratios(demand.seconds, ahead.seconds)}"
             )
         stream.close()
 
@@ -95,22 +95,18 @@ def _make(folder: Path, experts: int, chosen: int, layers: int, hidden: int) -> 
     model.save_pretrained(folder)
 
 
-def _measure(model: PreTrainedModel, rows: int, pairs: int) -> Pairs:
-    stream, found = offload.stream_of(model), Pairs()
+def _measure(model: PreTrainedModel, rows: int, pairs: int, ways: tuple[Way, ...]) -> None:
+    stream = offload.stream_of(model)
     generator = torch.Generator().manual_seed(rows)
     with torch.no_grad():
         for _ in range(pairs):
             tokens = torch.randint(0, model.config.vocab_size, (1, rows), generator=generator)
-            for part, seconds, brought in (
-                (ALWAYS, found.demand_s, found.demand_B),
-                (NEVER, found.ahead_s, found.ahead_B),
-            ):
-                with _until(part):
+            for way in ways:
+                with _until(way.part):
                     _sweep(model, tokens)  # the first layers of a sweep are read in the way of the one before
                     before_B = stream.stats().bytes_read
-                    seconds.append(timed(partial(_sweep, model, tokens, SWEEPS)) / SWEEPS)
-                    brought.append((stream.stats().bytes_read - before_B) / SWEEPS)
-    return found
+                    way.seconds.append(timed(partial(_sweep, model, tokens, SWEEPS)) / SWEEPS)
+                    way.read_B.append((stream.stats().bytes_read - before_B) / SWEEPS)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import click
 
+from cli.engine.imports import lean_imports
 from cli.shared.options import BUDGET, COUNT, SIZE, IntOrAuto
 
 V1, V2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
@@ -86,24 +87,26 @@ def _answer(
     tokens: int,
     temperature: float,
 ) -> dict[str, object]:
-    import torch
+    with lean_imports():
+        import torch
 
-    import offload as weights
-    import specexec
-    from offload.checkpoint.quantized.quantize import bitsandbytes
-    from specexec.engine.batch import MOST_PARALLEL
-    from specexec.engine.decoder import Step
+        import offload as weights
+        import specexec
+        from offload.checkpoint.quantized.quantize import bitsandbytes
+        from specexec.compose.load import load
+        from specexec.engine.batch import MOST_PARALLEL
+        from specexec.engine.decoder import Step
 
     bitsandbytes()  # a library like the others, which a model in four bits would import later
     torch.set_num_threads(1)
     sampling = specexec.SamplingParams(max_tokens=tokens, temperature=temperature, seed=1, ignore_eos=True)
-    with specexec.load("demo", ctx=256, budget=16) as warm:
+    with load("demo", ctx=256, budget=16) as warm:
         warm.generate("hello", sampling)
     del warm
     gc.collect()
     libraries_B = _status_B("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
-    with specexec.load(str(folder), drafter=drafter, offload=offload, ctx=ctx, budget=budget, ram_B=ram) as llm:
+    with load(str(folder), drafter=drafter, offload=offload, ctx=ctx, budget=budget, ram_B=ram) as llm:
         room, step, texts_B = llm._room, llm._decoder.step, 0
 
         def watched(kept: Sequence[int] = ()) -> list[Step]:

@@ -11,6 +11,7 @@ all prompts together and the ratio to the sibling alone, with a 95 % interval fr
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Items
 
 import click
@@ -46,13 +47,23 @@ def copied(asked: list[int], answer: Items[int]) -> float:
     return float(inside.mean()) if len(answer) else 0.0
 
 
+def source_options(command: Callable[..., None]) -> Callable[..., None]:
+    """What is measured: a pair of models, the size of trees and how tokens are drawn."""
+    options = (
+        click.option("--model", default="demo", show_default=True),
+        click.option("--drafter", default="sibling", show_default=True, help="The model that drafts."),
+        click.option("--budget", default=64, show_default=True),
+        click.option("--temperature", default="0,0.8", show_default=True, help="Comma list."),
+        click.option("--dtype", default="f32", show_default=True),
+    )
+    for option in reversed(options):  # as decorators one below the other
+        command = option(command)
+    return command
+
+
 @click.command()
-@click.option("--model", default="demo", show_default=True)
-@click.option("--drafter", default="sibling", show_default=True, help="The model that drafts.")
-@click.option("--budget", default=64, show_default=True)
-@click.option("--temperature", default="0,0.8", show_default=True, help="Comma list.")
+@source_options
 @click.option("--tokens", default=64, show_default=True, help="New tokens for each prompt.")
-@click.option("--dtype", default="f32", show_default=True)
 @click.option("--session", is_flag=True, help="Remember from prompt to prompt.")
 def main(model: str, drafter: str, budget: int, temperature: str, tokens: int, dtype: str, session: bool) -> None:
     """Measure what each source adds."""

@@ -180,6 +180,8 @@ def modelopt() -> Iterator[Case]:
 
 def torchao() -> Iterator[Case]:
     """Linears that its configs make, as its own safetensors support writes them."""
+    from torchao.prototype.mx_formats import NVFP4WeightOnlyConfig
+    from torchao.prototype.mx_formats.mx_tensor import MXTensor
     from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
     from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig, IntxWeightOnlyConfig, quantize_
     from torchao.quantization.granularity import PerAxis, PerGroup, PerRow
@@ -199,6 +201,8 @@ def torchao() -> Iterator[Case]:
             granularity=PerAxis(0),
         ),
         "torchao_fp8_rows": Float8WeightOnlyConfig(),
+        "torchao_nvfp4": NVFP4WeightOnlyConfig(),
+        "torchao_nvfp4_no_factor": NVFP4WeightOnlyConfig(use_dynamic_per_tensor_scale=False),
     }
     for name, config in kinds.items():
         linear = torch.nn.Linear(I, O, bias=False, dtype=torch.bfloat16)
@@ -207,6 +211,20 @@ def torchao() -> Iterator[Case]:
         tensors, _ = flatten_tensor_state_dict({"x.weight": linear.weight.data})
         about = {"quant_method": "torchao", "quant_type": {"default": {"_type": type(config).__name__}}}
         yield name, made_by, about, tensors, linear.weight.dequantize()
+    floats = {
+        "mxfp8": torch.float8_e4m3fn,
+        "mxfp8_e5m2": torch.float8_e5m2,
+        "mxfp4": torch.float4_e2m1fn_x2,
+    }
+    for kind, codes in floats.items():
+        for order in ("rows", "tiles"):
+            weight = MXTensor.to_mx(noise(3 * O, I).bfloat16(), codes, GROUP, is_swizzled_scales=order == "tiles")
+            tensors, _ = flatten_tensor_state_dict({"x.weight": weight})
+            about = {
+                "quant_method": "torchao",
+                "quant_type": {"default": {"_type": "MXDynamicActivationMXWeightConfig"}},
+            }
+            yield f"torchao_{kind}_{order}", made_by, about, tensors, weight.dequantize(torch.bfloat16)
 
 
 def mlx() -> Iterator[Case]:

@@ -30,6 +30,9 @@ SNAPSHOT_TOKENS = 4096  # at least one in so many tokens
 TAPPED = 4096  # last tokens of a text whose hidden states are kept for drafters that read them
 TRIED_ROWS = 1024  # of a sweep, at most, whose states are also recorded where a head may be meant to read them
 LAST = -1  # the place where hidden states are read behind the last norm
+SINKS = 4  # first tokens of a text that a drafter with a window goes on seeing
+PARD_PLACES = 12  # tokens that a model with a pard_token guesses at once, as its authors let it
+PIECE = 512  # the most of a text that it reads at a time
 BEAMS = 128  # nodes that a drafter is asked about at a time, and rows that go through its head
 PASSES = 16  # about as many let a large tree grow: more nodes are asked about at a time
 ALONG = 128  # rows of one text that a drafter has read before it was asked about them, at a time
@@ -44,27 +47,30 @@ FREE_FOR_GUESSES = 8  # the part of the free memory that more may take: the rest
 ROW_B = 256
 FIRST_IMAGE_ROW = 1 << 62  # the least id of an image's row (image_rows.py); tokens of a vocabulary are far below
 IMAGE_ROWS = 2048  # of one image, larger ones are made smaller; and of those whose rows are kept
+TILE_ROWS = 4096  # the same for models that cut images into tiles of one size
+# Settings that say how many patches of a tower, in height and in width, make one row.
+MERGES = ("spatial_merge_size", "pooling_kernel_size", "scale_factor", "downsample_factor")
 TOWER_COPIES = 8  # of what a tower knows of a patch: in, normed, queries, keys, values, mixed, out, and their sum
-# Models that see whose images are read (text/image_prompts.py says how).
-SEEING = (
-    "qwen2_vl",
-    "qwen2_5_vl",
-    "qwen3_vl",
-    "qwen3_vl_moe",
-    "qwen3_5",
-    "qwen3_5_moe",
-    "gemma3",
-    "gemma4",
-    "gemma4_unified",
-    "glm4v",
-    "glm4v_moe",
-    "glm46v",
-    "kimi_k25",
-    "llama4",
-    "minimax_m3_vl",
-    "mistral3",
-)
-F32_B = 4
+# Models that see whose images are read (text/image_prompts.py says how), and the most rows that one may take.
+SEEING = {
+    **dict.fromkeys(
+        (
+            "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "gemma3", "gemma4",
+            "gemma4_unified", "glm4v", "glm4v_moe", "glm46v", "glm_ocr", "glmga", "kimi_k25", "llama4", "minimax_m3_vl",
+            "mistral3", "lighton_ocr", "exaone4_5", "hyperclovax_vision_v2", "lfm3_vl", "video_llama_3",
+        ),
+        IMAGE_ROWS,
+    ),
+    **dict.fromkeys(
+        (
+            "aria", "aya_vision", "cohere2_vision", "deepseek_vl", "deepseek_vl_hybrid", "got_ocr2", "idefics3",
+            "internvl", "lfm2_vl", "llava", "llava_next", "llava_next_video", "llava_onevision", "ovis2", "smolvlm",
+            "vipllava",
+        ),
+        TILE_ROWS,
+    ),
+}  # fmt: skip
+F32_B, F64_B = 4, 8
 CANDIDATE_B = 16
 
 
@@ -78,6 +84,11 @@ def check_budget(nodes: object) -> None:
 def rows_held(rows: int) -> int:
     """Rows that a cache holds memory for when it has to hold `rows`."""
     return -(-rows // GROWTH_ROWS) * GROWTH_ROWS
+
+
+def windowed(tokens: int, window: int | None) -> int:
+    """Rows of a text of so many tokens that a drafter's cache holds at most, where it sees the last `window`."""
+    return tokens if window is None else min(tokens, SINKS + window + GROWTH_ROWS + PIECE)
 
 
 @dataclass(frozen=True)
@@ -106,6 +117,8 @@ class Widths:
     """What of each row is there while states are read, and of all of them together at most."""
     reads_B: int = 0
     """Hidden states of one token that it reads of another model."""
+    sum_B: int = F32_B
+    """Of a number while attention sums."""
     index_most: int = 0
     index_width: int = 0
     """Where an index chooses keys: how many for a row, and the numbers of a key of the index."""
@@ -175,12 +188,13 @@ def drafter_rows(nodes: int) -> int:
     return drafted(nodes) + ALONG if nodes else 0
 
 
-def drafting_B(widths: Widths, ctx: int, nodes: int) -> int:
+def drafting_B(widths: Widths, ctx: int, nodes: int, window: int | None = None) -> int:
     """The same for a model that drafts: it keeps keys of a larger tree, and is asked about a few nodes at a time."""
+    rows = windowed(ctx, window)
     scores_B = drafted(nodes) * CANDIDATES * CANDIDATE_B
-    sweep_B = sum(_sweep_B(widths, max(ctx, beams(nodes)), BEAMS).values())
+    sweep_B = sum(_sweep_B(widths, max(rows, beams(nodes)), BEAMS).values())
     states_B = recurrent_B(widths, drafter_rows(nodes)) + snapshots_B(widths)
-    return guesses_B(widths, ctx, drafter_rows(nodes)) + scores_B + sweep_B + states_B + read_B(widths, ctx, nodes)
+    return guesses_B(widths, rows, drafter_rows(nodes)) + scores_B + sweep_B + states_B + read_B(widths, ctx, nodes)
 
 
 def read_B(widths: Widths, ctx: int, nodes: int) -> int:
@@ -222,8 +236,10 @@ def images_B(whole: Mapping[str, object], widths: Widths, ctx: int) -> int:
         places = [*(vision.get(name) for name in names), *(whole.get(name) for name in names)]
         return next((value for value in places if isinstance(value, int) and value), default)
 
-    rows = min(IMAGE_ROWS, ctx, number(IMAGE_ROWS, "mm_tokens_per_image"))
-    merged = number(1, "spatial_merge_size", "pooling_kernel_size") ** 2
+    most = SEEING.get(str(whole.get("model_type")), IMAGE_ROWS)
+    rows = min(most, ctx, number(most, "mm_tokens_per_image"))
+    ratio = whole.get("downsample_ratio")  # InternVL's
+    merged = round(ratio**-2) if isinstance(ratio, float) else number(1, *MERGES) ** 2
     patch = number(16, "patch_size")
     patches = rows * merged
     if fixed := whole.get("mm_tokens_per_image"):
@@ -233,7 +249,7 @@ def images_B(whole: Mapping[str, object], widths: Widths, ctx: int) -> int:
     patch_B = (TOWER_COPIES * hidden + 2 * ff) * widths.item_B + hidden * 2 * F32_B + pixels_B
     layers = vision.get("deepstack_visual_indexes")
     kept = 1 + (len(layers) if isinstance(layers, Sequence) else 0)
-    return patches * patch_B + 2 * IMAGE_ROWS * kept * widths.hidden * widths.item_B
+    return patches * patch_B + 2 * most * kept * widths.hidden * widths.item_B
 
 
 def noise_B(widths: Widths) -> int:
@@ -299,9 +315,9 @@ def _states_B(widths: Widths, rows: int) -> int:
 def _attention_B(widths: Widths, rows: int) -> int:
     """Scores of one block, its mask, and in float32 queries, keys and values of the block."""
     queries, keys = min(rows, QUERY_BLOCK), min(rows, KEY_BLOCK)
-    scores_B = widths.heads * queries * KEY_BLOCK * F32_B
+    scores_B = widths.heads * queries * KEY_BLOCK * widths.sum_B
     hidden_B = 4 * queries * keys
-    own_B = 6 * widths.heads * queries * widths.head * F32_B + 2 * keys * widths.kept * F32_B
+    own_B = (6 * widths.heads * queries * widths.head + 2 * keys * widths.kept) * widths.sum_B
     return scores_B + hidden_B + own_B + _index_B(widths, queries, rows)
 
 

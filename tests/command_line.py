@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import pytest
 
 from cli.app import main
+from cli.engine.open import open_engine
 from cli.shared.options import EngineOptions
 from tests.fake_engine import FakeEngine
 
@@ -38,6 +39,10 @@ class CommandLine:
         code = main(list(arguments))
         out, err = self.capture.readouterr()
         return Ran(code, out, err)
+
+    def load_what_is_asked(self) -> None:
+        """From now on the real engine instead of the fake one."""
+        self.patch.setattr(self, "_open", open_engine)
 
     def fail_with(self, raising: Callable[[], None]) -> None:
         """Let loading fail."""

@@ -20,7 +20,9 @@ from tests.tiny import tiny
 
 if TYPE_CHECKING:
     from offload.checkpoint.quantized.quantize import Quant
+    from tests.command_line import CommandLine
     from tests.serving import Served
+    from tests.writing import TargetAndDrafters
 
 torch.set_num_threads(1)
 
@@ -40,12 +42,34 @@ def own_home(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathF
 
 
 @pytest.fixture
+def real(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> "CommandLine":
+    """Commands with the real engine, in a folder of the test's own."""
+    from tests.command_line import CommandLine
+    from tests.fake_engine import FakeEngine
+
+    monkeypatch.chdir(tmp_path)
+    made = CommandLine(capsys, monkeypatch, FakeEngine())
+    made.load_what_is_asked()
+    return made
+
+
+@pytest.fixture
 def hub(tmp_path: Path) -> Iterator[FakeHub]:
     """A Hub with a tiny model and one of a single layer."""
     tiny("llama", tmp_path / "big")
     tiny("llama", tmp_path / "small", num_hidden_layers=1)
     with FakeHub({"org/big": tmp_path / "big", "org/small": tmp_path / "small"}).open() as hub:
         yield hub
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[TargetAndDrafters]":
+    """A target that is closed after the module."""
+    from tests.writing import TargetAndDrafters
+
+    made = TargetAndDrafters(tmp_path_factory.mktemp("llama"))
+    yield made
+    made.target.close()
 
 
 @pytest.fixture(scope="module")

@@ -87,6 +87,7 @@ class FakeEngine:
     toy = True
     own_code = False
     compute = "float"
+    kv_quant: int | None = None
     adapters: Mapping[str, tuple[str, ...]] = MappingProxyType({"target": ()})
     drafter_name = "demo drafter"
     drafter_failures: ClassVar[dict[str, str]] = {}
@@ -326,3 +327,6 @@ class FakeConversation:
 
     def clear(self) -> None:
         self.messages.clear()
+
+    def like(self, other: FakeConversation) -> None:
+        pass

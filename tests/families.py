@@ -40,7 +40,7 @@ _MORE = ["<｜hy_eos:opensource｜>", '<|"|>', "<think:opensource>", "</think:op
 
 def family(template: str, spelled: bool = False) -> Encoding:
     """The Encoding of a template of tests/real.py; `spelled` leaves marks other than those of turns as text."""
-    return _encoding(_own(OWN[template]) if template in OWN and not spelled else _marked(spelled), template)
+    return _encoding(real.pretrained(OWN[template]) if template in OWN and not spelled else _marked(spelled), template)
 
 
 def small_family(template: str) -> Encoding:
@@ -63,11 +63,6 @@ def _encoding(tokenizer: PreTrainedTokenizerBase, template: str) -> Encoding:
     found = copy.copy(tokenizer)
     found.chat_template = real.templates()[template]
     return Encoding(found)
-
-
-@cache
-def _own(name: str) -> PreTrainedTokenizerBase:
-    return AutoTokenizer.from_pretrained(real.tokenizer(name))
 
 
 @cache

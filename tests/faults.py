@@ -4,10 +4,15 @@ import errno
 import os
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import count
+from threading import Event
 
 import pytest
+
+from offload.stream.slot import Slot
+from offload.stream.stream import LayerStream
 
 Views = Sequence[memoryview]
 Preadv = Callable[[int, Views, int], int]
@@ -35,6 +40,21 @@ def from_the(nth: int) -> Callable[[], bool]:
     """True from the nth time on."""
     calls = count(1)
     return lambda: next(calls) >= nth
+
+
+@contextmanager
+def reads_of_experts(monkeypatch: pytest.MonkeyPatch) -> Iterator[Event]:
+    """Set for as long as experts are being read."""
+    now, read_experts = Event(), LayerStream._read_experts
+
+    def watched(self: LayerStream, slot: Slot, layer: int, wanted: frozenset[int]) -> None:
+        now.set()
+        read_experts(self, slot, layer, wanted)
+        now.clear()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LayerStream, "_read_experts", watched)
+        yield now
 
 
 def slow_reads(monkeypatch: pytest.MonkeyPatch) -> None:

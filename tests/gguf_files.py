@@ -18,28 +18,29 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 Kind = gguf.GGMLQuantizationType
 # Bytes that no text holds make room for a word and a control token.
 WORD, END = "he", "<|end|>"
-# By transformers' model type: ggml's name, and whether rows of queries and keys are written in turns.
+# ggml's names of transformers' model types, where they differ.
 ARCHITECTURES = {
-    "llama": ("llama", True),
-    "mixtral": ("llama", True),
-    "mistral": ("llama", True),
-    "qwen2": ("qwen2", False),
-    "qwen3": ("qwen3", False),
-    "qwen2_moe": ("qwen2moe", False),
-    "qwen3_moe": ("qwen3moe", False),
-    "gemma": ("gemma", False),
-    "gemma2": ("gemma2", False),
-    "gemma3_text": ("gemma3", False),
-    "phi3": ("phi3", False),
-    "granite": ("granite", True),
+    "mixtral": "llama",
+    "mistral": "llama",
+    "qwen2_moe": "qwen2moe",
+    "qwen3_moe": "qwen3moe",
+    "gemma3_text": "gemma3",
 }
+IN_TURNS = ("llama", "granite")
+"""Architectures whose rows of queries and keys are written in turns."""
+
+
+def architecture_of(model: PreTrainedModel) -> str:
+    """ggml's name of what a model is."""
+    kind = str(model.config.model_type)
+    return ARCHITECTURES.get(kind, kind)
 
 
 def write_gguf(
     model: PreTrainedModel, file: Path, kind: Kind = Kind.F32, *, split: int = 0, pre: str = "gpt-2", big: bool = False
 ) -> Path:
     """`model` as a GGUF file, its matrices in `kind`; with `split`, so many tensors a file. The (first) file."""
-    name, _ = ARCHITECTURES[model.config.model_type]
+    name = architecture_of(model)
     endian = gguf.GGUFEndian.BIG if big else gguf.GGUFEndian.LITTLE
     writer = gguf.GGUFWriter(file, name, endianess=endian, split_max_tensors=split)
     _write_settings(writer, name, model)
@@ -57,7 +58,7 @@ def write_gguf(
 def stored(model: PreTrainedModel) -> Iterator[tuple[str, NDArray[np.float32]]]:
     """Every tensor under ggml's name, as the converter changes it."""
     config = model.config
-    name, pairs = ARCHITECTURES[config.model_type]
+    name = architecture_of(model)
     arch = next(key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == name)
     table = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
     for place, tensor in separate(model.state_dict(), config.model_type).items():
@@ -67,7 +68,7 @@ def stored(model: PreTrainedModel) -> Iterator[tuple[str, NDArray[np.float32]]]:
         assert found, place
         values = tensor.float().numpy()
         heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}.get(found.split(".")[-2])
-        if pairs and heads:
+        if name in IN_TURNS and heads:
             shape = (heads, 2, values.shape[0] // heads // 2, *values.shape[1:])
             values = np.ascontiguousarray(values.reshape(shape).swapaxes(1, 2).reshape(values.shape))
         if config.model_type.startswith("gemma") and place.endswith("norm.weight"):
@@ -144,6 +145,8 @@ def _write_settings(writer: gguf.GGUFWriter, name: str, model: PreTrainedModel) 
     if name == "phi3":
         writer.add_rope_scaling_orig_ctx_len(config.original_max_position_embeddings)
         writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
+    if name == "glm4":
+        writer.add_rope_dimension_count(int(config.head_dim * rope["partial_rotary_factor"]))
     if name == "gemma2":
         writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
         writer.add_final_logit_softcapping(config.final_logit_softcapping)

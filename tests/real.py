@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from specexec.text.tokenizer import Encoding
 
@@ -29,6 +30,12 @@ def gguf() -> Path:
 def tokenizer(name: str) -> Path:
     """The folder of one of TOKENIZERS."""
     return _or_skip(lambda: real_material.tokenizer(name))
+
+
+@cache
+def pretrained(name: str) -> PreTrainedTokenizerBase:
+    """One of TOKENIZERS as transformers loads it, once for all tests: they change nothing of it."""
+    return AutoTokenizer.from_pretrained(tokenizer(name))
 
 
 @cache

@@ -73,7 +73,7 @@ class LetterEngine:
     architecture = "letters"
     template = "{{ messages }}"
     own_code = False
-    compute, dtype = "float", "float32"
+    compute, dtype, kv_quant = "float", "float32", None
     folders: ClassVar[dict[str, Path]] = {"target": Path(__file__).parent / "data"}
     adapters: Mapping[str, tuple[str, ...]] = MappingProxyType({"target": ()})
     drafter_failures: ClassVar[dict[str, str]] = {}
@@ -103,7 +103,7 @@ class LetterEngine:
 
     encode_part = encode
 
-    def infill(self, before: str, after: str, wishes: object) -> None:
+    def infill(self, before: str, after: str, wishes: object, others: object, most: int) -> None:
         return None
 
     def in_vocabulary(self, tokens: list[int]) -> list[int]:

@@ -94,6 +94,7 @@ def test_a_prompt_that_fails_ends_no_other(llm: Engine, expected: list[tuple[int
         {"budget": -1}, {"budget": "many"}, {"budget": 2.5}, {"budget": True}, {"dtype": "f64"},
         {"dtype": None}, {"offload": "x"}, {"ctx": 0}, {"ctx": -5}, {"ctx": "8k"}, {"drafter": 3}, {"drafter": None},
         {"device": "tpu"}, {"device": "cuda:99"}, {"ram_B": 0}, {"vram_B": "8GB"}, {"draft_vocab": 0},
+        {"draft_window": 0},
         {"drafter_quant": "int8"}, {"head_quant": "int8"}, {"link_limit_Bps": 0}, {"exact": "yes"}, {"model": None},
     ],
     ids=str,

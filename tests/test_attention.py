@@ -111,3 +111,33 @@ def test_a_stranger_would_be_noticed() -> None:
     chain = Visibility(COMMITTED, sees.position_R, torch.arange(NODES), torch.full((NODES,), NODES))
     wrong = attend(query, key, value, chain, slice(0, NODES), STYLES["full"])
     assert (wrong - dense(query, key, value, STYLES["full"])).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_what_is_hidden_is_what_is_no_ancestor_however_long_the_prompt(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A prompt of any length, then guesses in an order that is no depth-first one; against a list of ancestors."""
+    monkeypatch.setattr(attention, "KEY_BLOCK", 4)
+    numbers, most = np.random.default_rng(seed), 40
+    prompt, committed = int(numbers.integers(0, 33)), int(numbers.integers(0, 7))
+    parents = [one - 1 if one < prompt else int(numbers.integers(max(prompt - 1, ROOT), one)) for one in range(most)]
+    times = intervals(np.array(parents, np.int64))
+    position_R = torch.from_numpy(depths(np.array(parents, np.int64)) + committed)
+    sees = Visibility(committed, position_R, torch.from_numpy(times.enter_N), torch.from_numpy(times.leave_N))
+    hidden_NN = torch.ones(most, most, dtype=torch.bool)
+    for node in range(most):
+        above = node
+        while above != ROOT:
+            hidden_NN[node, above], above = False, parents[above]
+    hidden_NK = torch.cat([torch.zeros(most, committed, dtype=torch.bool), hidden_NN], 1)
+    skipped = 0
+    for start in range(0, most, 4):
+        queries = slice(start, start + 4)
+        for first in range(0, committed + start + 4, 4):
+            last = min(first + 4, committed + start + 4)
+            found = sees.hidden(queries, first, last, Style(1.0))
+            expected = hidden_NK[queries, first:last]
+            assert torch.equal(torch.zeros_like(expected) if found is None else found, expected)
+            skipped += found is None and last > committed + 1
+    assert prompt < 12 or skipped, "blocks of a long prompt need no mask"

@@ -19,14 +19,14 @@ from specexec.engine.decoder import Decoder, Step
 from specexec.engine.request_types import Failure, Request, Result
 from specexec.errors import ContextLengthExceeded
 from specexec.model.cache import KVCache
-from specexec.model.tree_lm import Rows, Sweep, TreeLM
+from specexec.model.tree_lm import TreeLM
 from specexec.planning.best_first import BestFirst
 from specexec.planning.memory_room import PLENTY, Room
 from specexec.sampling.params import SamplingParams
 from specexec.stats import Completion
 from specexec.text.sequence import Sequence
 from tests.tiny import VOCABULARY, tiny
-from tests.writing import prompt, sequence_of
+from tests.writing import prompt, rows_read, sequence_of
 
 TOKEN_B = 4 * 2 * 2 * 16 * 4  # 4 layers, keys and values, 2 heads of 16, float32
 
@@ -215,14 +215,7 @@ def test_a_common_beginning_is_computed_once(decoder: Watched, monkeypatch: pyte
         for index in range(4)
     ]
     alone = texts([result for one in wanted for result in run(decoder, [one], 1)])
-    rows: list[int] = []
-    begin = decoder.target.begin
-
-    def counted(parts: list[Rows]) -> Sweep:
-        rows.append(sum(len(part.tokens) for part in parts))
-        return begin(parts)
-
-    monkeypatch.setattr(decoder.target, "begin", counted)
+    rows = rows_read(decoder.target, monkeypatch)
     assert texts(run(decoder, wanted, 4)) == alone
     assert decoder.loads[:2] == [1, 4], "the others wait one sweep for the keys of the first"
     assert max(rows[1:]) < 120

@@ -11,6 +11,7 @@ from cli.batch.input.form import Form
 from cli.batch.input.inputs import read_inputs
 from cli.batch.input.items import Item
 from cli.batch.input.lines import item_of_line
+from cli.shared.quantities import in_json
 from specexec.sampling.params import SamplingParams
 from tests.command_line import CommandLine
 from tests.fake_engine import FakeEngine
@@ -150,6 +151,10 @@ def test_odd_lines_are_read_or_say_what_is_wrong() -> None:
     assert read({"prompt": "x", "id": 1.0}).id == "1.0"
     assert read({"prompt": "x", "score": float("nan"), "foo": 1}).problem is None
     assert read({"prompt": "x", "seed": -1}).problem is None
+    long = 5414332823259513241
+    assert read({"prompt": "x", "seed": str(long)}).sampling(SamplingParams()).seed == long
+    assert in_json(long) == str(long)
+    assert in_json(2**53 - 1) == 2**53 - 1
     system = read({"system": "be brief", "prompt": "x"}).prompt
     assert system == [{"role": "system", "content": "be brief"}, {"role": "user", "content": "x"}]
     for line, says in (

@@ -11,12 +11,10 @@ from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
     LlamaConfig,
-    Mamba2Config,
     OpenAIGPTConfig,
     Phi3Config,
     PretrainedConfig,
     PreTrainedModel,
-    Zamba2Config,
 )
 
 import offload
@@ -40,37 +38,19 @@ LONGROPE = {
 
 
 def shaped(make: Callable[..., PretrainedConfig], **more: object) -> PretrainedConfig:
-    return make(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=128,
-        pad_token_id=0,
-        eos_token_id=None,
-        **more,
-    )
+    return make(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, eos_token_id=None, **more)
+
+
+def attending(make: Callable[..., PretrainedConfig], **more: object) -> PretrainedConfig:
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
+    return shaped(make, intermediate_size=64, max_position_embeddings=128, pad_token_id=0, **heads, **more)
 
 
 CANNOT_BRANCH: dict[str, PretrainedConfig] = {
     "bloom": BloomConfig(vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=2, eos_token_id=None),
     "openai-gpt": OpenAIGPTConfig(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=2),  # keeps nothing of a text
-    "longrope": shaped(Phi3Config, rope_parameters=LONGROPE),
-    "dynamic": shaped(LlamaConfig, rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}),
-    # Steps of a whole pass are kept within limits: other states than after tokens one by one.
-    "mamba2": Mamba2Config(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_heads=4,
-        head_dim=16,
-        n_groups=1,
-        eos_token_id=None,
-        time_step_limit=(0.7, 0.8),
-    ),
-    "zamba2": shaped(Zamba2Config, layers_block_type=["linear_attention", "hybrid"], time_step_min=0.7),
+    "longrope": attending(Phi3Config, rope_parameters=LONGROPE),
+    "dynamic": attending(LlamaConfig, rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}),
 }
 
 

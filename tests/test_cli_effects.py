@@ -77,11 +77,13 @@ ENGINE: tuple[Changes, ...] = (
         "budget": (["--budget", "3"], "engine.budget"),
         "model": (["--model", "{int8}"], "engine.folders.target"),
         "compute": (["--compute", "int8"], "engine.compute"),
+        "kv_quant": (["--kv-quant", "8"], "engine.kv_quant"),
     },
     {
         "drafter_quant": (["--drafter-quant", "nf4"], "engine.placement.ram_parts_B.drafter"),
         "head_quant": (["--head-quant", "nf4"], "engine.placement.ram_parts_B.head"),
         "draft_vocab": (["--draft-vocab", "1k"], "engine.asked.draft_vocab"),
+        "draft_window": (["--draft-window", "64"], "engine.asked.draft_window"),
         "lora": (["--lora", "{target}"], "engine.adapters.target"),
         "drafter_lora": (["--drafter-lora", "{drafter}"], "engine.adapters.drafter"),
         "ram": (["--ram", "60MB"], "engine.asked.ram"),
@@ -95,17 +97,21 @@ CHAT: tuple[Changes, ...] = (
         "prompt": (["--prompt", "What is a drafter?"], "prompt"),
         "system": (["--system", "Answer in one word."], "system"),
         "think": (["--think", "on"], "think"),
+        "on_full": (["--on-full", "summarise"], "on_full"),
         "positional_model": (["{tiny}"], "engine.folders.target"),
     },
     PLACED,
     {"budget": (["--budget", "3"], "drafted"), "stop": (["--stop", "drafter"], "finish_reason")},
+    {"schema": (["--schema", '{"enum": ["words"]}'], "text")},
     {
         "model": (["--model", "{int8}"], "engine.folders.target"),
         "compute": (["--compute", "int8"], "engine.compute"),
     },
+    {"kv_quant": (["--kv-quant", "4"], "engine.kv_quant")},
     {"drafter_quant": (["--drafter-quant", "nf4"], "engine.placement.ram_parts_B.drafter")},
     {"head_quant": (["--head-quant", "nf4"], "engine.asked.head_quant")},
     {"draft_vocab": (["--draft-vocab", "1k"], "engine.placement.ram_parts_B.drafter")},
+    {"draft_window": (["--draft-window", "64"], "engine.placement.ram_parts_B.drafter")},
     {
         "lora": (["--lora", "{target}"], "engine.adapters.target"),
         "drafter_lora": (["--drafter-lora", "{drafter}:0.5"], "engine.adapters.drafter"),
@@ -165,6 +171,7 @@ SHOWN = {
     "resume", "session", "no_save", "no_history", "bell", "notify_command", "as_json", "quiet", "verbose", "log_file",
     "log_json", "color", "markdown", "plain", "hide_thinking", "stats", "tree",
     "preset", "connect", "api_key",  # test_presets.py and test_connect.py tell what came of them
+    "mcp", "mcp_allow", "mcp_timeout", "yes",  # test_mcp.py does
 }  # fmt: skip
 PLAN: Changes = {
     "gpu": (["--gpu", "4090"], "machine.device"),
@@ -176,8 +183,10 @@ PLAN: Changes = {
     "budget": (["--budget", "8"], "rows.0.ram_B"),
     "drafter": (["--drafter", "demo"], "rows.0.ram_B"),
     "drafter_quant": (["--drafter-quant", "nf4"], "asked.drafter_quant"),
+    "draft_window": (["--draft-window", "64"], "asked.draft_window"),
     "head_quant": (["--head-quant", "nf4"], "rows.0.ram_B"),
     "compute": (["--compute", "int8"], "rows.0.quant"),
+    "kv_quant": (["--kv-quant", "4"], "rows.0.ram_B"),
     "lora": (["--lora", "{tiny-lora}"], "rows.0.ram_B"),
     "drafter_lora": (["--drafter", "demo", "--drafter-lora", "{drafter}"], "asked.drafter_lora"),
     "every": (["--all"], "rows.4.quant"),

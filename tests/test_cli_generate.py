@@ -50,7 +50,7 @@ def test_a_record_holds_the_answer_and_its_cost(specexec: CommandLine) -> None:
             "finish_reason": "stop",
             "limit": None,
             "usage": {"prompt_tokens": 5, "completion_tokens": 11},
-            "seed": derived_seed(7, "prompt:1"),
+            "seed": str(derived_seed(7, "prompt:1")),
             "sweeps": 5,
             "tokens_per_sweep": 2.2,
             "bytes_read": 0,

@@ -15,7 +15,7 @@ from offload.hub.cleanup import QUIET_s
 from offload.packs.pack import pack, plan
 from tests.command_line import CommandLine
 from tests.fake_engine import FakeEngine
-from tests.test_cli_pull import Pull, specexec  # noqa: F401  # a fixture
+from tests.test_cli_pull import Pull, aliased, specexec  # noqa: F401  # fixtures
 from tests.tiny import tiny
 
 

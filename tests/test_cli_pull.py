@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub.constants
 import pytest
 import torch
+from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars
 
 import offload
+from cli.app import main
 from offload.checkpoint.headers import open_folder
 from offload.checkpoint.manifest import verify
 from offload.hub.local_models import describe
+from offload.packs import writer
 from offload.packs.pack import pack, plan
 from offload.placement.quantized_sizes import FourBits
 from tests.command_line import Ran
@@ -39,31 +45,61 @@ def hub(tmp_path: Path) -> Iterator[FakeHub]:
 
 
 @pytest.fixture
-def specexec(hub: FakeHub, tmp_path: Path) -> Pull:
-    """The command in a process of its own: the Hub library reads its environment only once."""
+def aliased(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`mine` is the big model with the small one as its drafter."""
     config = tmp_path / "config" / "specexec"
     config.mkdir(parents=True)
     (config / "config.toml").write_text('[alias.mine]\ntarget = "org/big"\ndrafter = "org/small"\n')
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
 
-    def run(*arguments: str, code: str = "") -> Ran:
+
+@pytest.fixture
+def specexec(
+    hub: FakeHub, aliased: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Pull]:
+    """The command in this process; what the Hub library reads from its environment once is set in its constants."""
+    for name, value in (
+        ("ENDPOINT", hub.url),
+        ("HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}"),
+        ("HF_HUB_CACHE", str(tmp_path / "hf" / "hub")),
+        ("HF_HUB_DISABLE_XET", True),
+        ("HF_HUB_OFFLINE", False),
+    ):
+        monkeypatch.setattr(huggingface_hub.constants, name, value)
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    disable_progress_bars()
+
+    def run(*arguments: str) -> Ran:
+        capsys.readouterr()
+        code = main(list(arguments))
+        out, err = capsys.readouterr()
+        return Ran(code, out, err)
+
+    yield run
+    enable_progress_bars()
+
+
+@pytest.fixture
+def started(hub: FakeHub, aliased: None, tmp_path: Path) -> Pull:
+    """The command in a process of its own, told by its environment where the Hub is and what is kept where."""
+
+    def run(*arguments: str) -> Ran:
         environment = {
             **os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_OFFLINE": "0", "XDG_CONFIG_HOME": str(tmp_path / "config"), "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         }  # fmt: skip
-        script = f"import sys; {code}\nfrom cli.app import main; sys.exit(main(sys.argv[1:]))"
-        ran = subprocess.run(
-            [sys.executable, "-c", script, *arguments], capture_output=True, text=True, env=environment
-        )
+        command = [sys.executable, "-m", "specexec", *arguments]
+        ran = subprocess.run(command, capture_output=True, text=True, env=environment)
         return Ran(ran.returncode, ran.stdout, ran.stderr)
 
     return run
 
 
-def test_an_alias_of_ones_own_brings_the_model_and_its_drafter(specexec: Pull, hub: FakeHub, tmp_path: Path) -> None:
-    ran = specexec("pull", "mine", "--dry-run")
+def test_an_alias_of_ones_own_brings_the_model_and_its_drafter(started: Pull, hub: FakeHub, tmp_path: Path) -> None:
+    ran = started("pull", "mine", "--dry-run")
     assert (ran.code, ran.out.count("would download")) == (0, 2), ran.err
     assert not hub.sent
-    ran = specexec("pull", "mine")
+    ran = started("pull", "mine")
     assert ran.code == 0, ran.err
     big, small = (Path(line) for line in ran.out.splitlines())
     assert (big.name, small.name) == (COMMIT, COMMIT)
@@ -71,7 +107,7 @@ def test_an_alias_of_ones_own_brings_the_model_and_its_drafter(specexec: Pull, h
         "pytorch_model.bin"
     }
     hub.sent.clear()
-    again = specexec("pull", "mine", "--offline")
+    again = started("pull", "mine", "--offline")
     assert (again.code, again.out) == (0, ran.out)
     assert again.err == "org/big is here already\norg/small is here already\n"
     assert not hub.sent
@@ -92,10 +128,13 @@ def test_every_drafter_that_is_named_is_brought(specexec: Pull, tmp_path: Path) 
 
 
 def told_by(specexec: Pull, *runs: list[str]) -> list[Any]:
-    """What each of these runs says in JSON, all in one process."""
-    ran = specexec(*runs[-1], code=f"from cli.app import main\nfor run in {list(runs[:-1])}: assert main(run) == 0")
-    assert ran.code == 0, ran.err
-    return [json.loads(line) for line in ran.out.splitlines()]
+    """What each of these runs says in JSON."""
+    told = []
+    for run in runs:
+        ran = specexec(*run)
+        assert ran.code == 0, ran.err
+        told.append(json.loads(ran.out))
+    return told
 
 
 def test_a_pull_says_what_came_of_every_option(specexec: Pull, tmp_path: Path) -> None:
@@ -164,9 +203,12 @@ def test_a_gated_repository_says_how_to_get_in(specexec: Pull, hub: FakeHub) -> 
     assert ran.err.startswith("Error: org/big is gated and your account has no access yet.\n  Accept the licence at")
 
 
-def test_a_full_disk_is_known_before_the_download(specexec: Pull, hub: FakeHub) -> None:
-    full = "import shutil; usage = shutil.disk_usage('/')._replace(free=5000); shutil.disk_usage = lambda path: usage"
-    ran = specexec("pull", "org/big", code=full)
+def test_a_full_disk_is_known_before_the_download(
+    specexec: Pull, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage("/")._replace(free=5000)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
+    ran = specexec("pull", "org/big")
     assert (ran.code, ran.out) == (5, "")
     assert ran.err.startswith("Error: org/big needs ")
     assert "4.9 KiB are free" in ran.err
@@ -180,31 +222,27 @@ def test_a_broken_file_of_aliases_is_named(specexec: Pull, tmp_path: Path) -> No
     assert "config.toml: [alias.mine] must have a target" in ran.err
 
 
-COUNTING = """
-import huggingface_hub, pathlib
-real, most = huggingface_hub.hf_hub_download, []
-def counting(repo, name, **options):
-    path = real(repo, name, **options)
-    most.append(len(list(pathlib.Path(path).parent.glob("*.safetensors"))))
-    return path
-huggingface_hub.hf_hub_download = counting
-import atexit; atexit.register(lambda: print("most originals:", max(most), file=sys.stderr))
-"""
-
-
 @pytest.mark.parametrize(("family", "head"), [("llama", "none"), ("llama", "nf4"), ("llama_tied", "nf4")])
 def test_a_pack_is_made_while_the_originals_arrive(
-    family: str, head: FourBits, specexec: Pull, hub: FakeHub, tmp_path: Path
+    family: str, head: FourBits, specexec: Pull, hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    real, originals = huggingface_hub.hf_hub_download, []
+
+    def counting(repo: str, name: str, **options: Any) -> str:
+        path: str = real(repo, name, **options)
+        originals.append(len(list(Path(path).parent.glob("*.safetensors"))))
+        return path
+
     tiny(family, tmp_path / family, max_shard_size="100KB")
     hub.repos["org/big"] = tmp_path / family
     out = tmp_path / "pack"
     arguments = ["pull", "org/big", "--drafter", "none", "--pack", "nf4", "--head-quant", head, "--out", str(out)]
-    first = f"import cli.app; assert cli.app.main({[*arguments, '--dry-run']}) == 0"  # spares the imports of a process
-    ran = specexec(*arguments, code=first + COUNTING)
-    assert re.fullmatch(rf"would download and pack .*\n{out}\n", ran.out), ran
-    assert ran.code == 0, ran.err
-    assert "most originals: 2\n" in ran.err
+    dry = specexec(*arguments, "--dry-run")
+    assert re.fullmatch(r"would download and pack .*\n", dry.out), dry
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", counting)
+    ran = specexec(*arguments)
+    assert (dry.code, ran.code, ran.out) == (0, 0, f"{out}\n"), dry.err + ran.err
+    assert max(originals) == 2
     assert verify(out) == []
     assert not (tmp_path / "pack.originals").exists()
     fetched = [name for _, name in hub.sent if name.endswith(".safetensors")]
@@ -258,20 +296,22 @@ def test_bits_of_the_head_are_for_packs_only(specexec: Pull) -> None:
     assert "--head-quant is for packs" in ran.err
 
 
-def test_a_pack_that_stopped_does_not_fetch_finished_layers_again(specexec: Pull, hub: FakeHub, tmp_path: Path) -> None:
+def test_a_pack_that_stopped_does_not_fetch_finished_layers_again(
+    specexec: Pull, hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "pack"
     arguments = ["pull", "org/big", "--drafter", "none", "--pack", "int8", "--out", str(out)]
-    stop = """
-import offload.packs.pack
-real, calls = offload.packs.pack.write, []
-def write(*arguments):
-    calls.append(1)
-    if len(calls) > 3:
-        raise KeyboardInterrupt
-    return real(*arguments)
-offload.packs.pack.write = write
-"""
-    ran = specexec(*arguments, code=stop)
+    calls = []
+
+    def write(*arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) > 3:
+            raise KeyboardInterrupt
+        return writer.write(*arguments)
+
+    with monkeypatch.context() as stopping:
+        stopping.setattr("offload.packs.pack.write", write)
+        ran = specexec(*arguments)
     assert ran.code == 130
     assert "the same command fetches the rest" in ran.err
     assert not (out / "config.json").exists()

@@ -76,10 +76,12 @@ def test_help_comes_in_sections_and_leaves_nothing_out(capsys: pytest.CaptureFix
     assert [name for name in COMMANDS if f"\n  {name} " not in told] == []
     assert main(["chat", "--help"]) == 0
     told = capsys.readouterr().out
-    places = [told.index(f"\n{section}:\n") for section in ("Options", "Memory", "Drafting", "Sampling", "Output")]
+    places = [
+        told.index(f"\n{section}:\n") for section in ("Options", "Tools", "Memory", "Drafting", "Sampling", "Output")
+    ]
     assert places == sorted(places)
-    assert places[1] < told.index("  --vram ") < places[2] < told.index("  -b, --budget ") < places[3]
-    assert places[3] < told.index("  -t, --temperature ") < places[4] < told.index("  --markdown ")
+    assert places[2] < told.index("  --vram ") < places[3] < told.index("  -b, --budget ") < places[4]
+    assert places[4] < told.index("  -t, --temperature ") < places[5] < told.index("  --markdown ")
 
 
 def test_a_module_of_the_users_with_our_names_is_not_taken_for_ours(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cli.app import main
+from cli.chat.search import excerpt
 from cli.shared.settings import user_file
 from tests.command_line import CommandLine
 from tests.fake_engine import FakeEngine
@@ -49,6 +50,28 @@ def test_what_need_not_be_kept_is_not(specexec: CommandLine) -> None:
     assert specexec("sessions", "list").err == "no conversations yet; specexec chat begins one\n"
     ran = specexec("chat", "-c")
     assert (ran.code, ran.err) == (3, "Error: there is no conversation to continue.\n  Try: specexec chat\n")
+
+
+def test_words_are_found_again_in_conversations(specexec: CommandLine) -> None:
+    """In any case, in any message, also where their JSON has escapes; all of them, and the latest first."""
+    for said in ("Tomato soup\n", 'tomato SALAD, she said: "Äpfel\\n"\n', "nothing\n"):
+        specexec("chat", "-s", "Be kind.", stdin=said)
+    titles = [one["title"] for one in json.loads(specexec("sessions", "search", "TOMATO", "--json").out)]
+    assert titles == ['tomato SALAD, she said: "Äpfel\\n"', "Tomato soup"]
+    (one,) = json.loads(specexec("sessions", "search", 'äpfel\\n"', "salad", "kind", "--json").out)
+    assert (one["message"], one["role"], one["title"]) == (1, "user", titles[0])
+    assert one["excerpt"] == one["title"]
+    found = specexec("sessions", "search", "tomato", "--limit", "1")
+    assert f"{titles[0]}\n    user: {titles[0]}\n" in found.out
+    assert found.err == "there are more; another word, or --limit\n"
+    assert specexec("sessions", "search", "tomato", "nowhere").err == "no conversation holds tomato and nowhere\n"
+    within = specexec("chat", "--no-save", stdin="/search soup tomato\n/search\n/search nowhere\n").err
+    assert "    user: Tomato soup\n" in within
+    assert "which words? /search WORDS\nno conversation holds nowhere\n" in within
+
+
+def test_an_excerpt_shows_what_is_around_the_word() -> None:
+    assert excerpt("a" * 99 + " needle\n\n" + "b" * 99, ["needle"]) == f"…{'a' * 59} needle {'b' * 53}…"
 
 
 def test_conversations_are_exported_and_removed(specexec: CommandLine) -> None:

@@ -19,6 +19,7 @@ from cli.chat.archive import Archive, Record, sessions_folder
 from cli.connect.engine import ServedEngine
 from cli.connect.models import cards_of, loaded_model
 from cli.connect.server import Server
+from cli.serve.command import _listen_on
 from cli.shared.errors import NoServer, ServerRefusal
 from cli.shared.options import EngineOptions
 from cli.terminal.screen import Screen
@@ -68,6 +69,21 @@ def test_a_dialogue_is_the_one_that_the_engine_itself_would_hold(agent: Served, 
             call["id"] = ""
     assert here.messages == there.messages
     assert (here.rendered, here.tokens_used) == (there.rendered, there.tokens_used)
+
+
+@pytest.mark.parametrize("spelled", ["{}", "unix:{}", "unix://{}"])
+def test_a_unix_socket_is_an_address(run: Run, tmp_path: Path, spelled: str) -> None:
+    path, other = tmp_path / "s", tmp_path / "other"
+    with serving(LetterEngine, listening=_listen_on(path)):
+        ran = run("run", "letters", "ab", "--connect", spelled.format(path))
+        assert (ran.code, ran.out) == (0, "ab\n")
+        assert ran.err.startswith(f"letters at unix:{path} · ")
+        assert json.loads(run("ps", "--connect", spelled.format(path), "--json").out)[0]["id"] == "letters"
+        gone = run("ps", "--connect", f"unix:{other}")
+    assert (gone.code, gone.err.splitlines()[0]) == (
+        6,
+        f"Error: no server answers at unix:{other}: No such file or directory.",
+    )
 
 
 def test_thoughts_and_calls_are_shown_as_they_are_here(agent: Served, run: Run) -> None:

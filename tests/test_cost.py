@@ -166,3 +166,19 @@ def test_one_more_node_must_win_back_its_seconds() -> None:
     assert np.exp(cost.floor(price)) == pytest.approx(10 * 0.005 / 0.5)
     cost.learn_rate(0, 2.0)  # a fixed budget
     assert cost.floor(price) == -np.inf
+
+
+def test_no_node_is_asked_about_whose_experts_cost_more_than_it_may_win() -> None:
+    """A quarter of the second is shared, each row adds 3/256: at 1.9 tokens in 70/256 s that is 0.08 of a token."""
+    asked = {}
+    for name, share in (
+        ("dense", np.ones_like),
+        ("experts", lambda rows: 0.25 + 0.75 * np.minimum(np.asarray(rows) / 64, 1.0)),
+    ):
+        cost = CostModel(share=share)
+        for rows in (1, 4, 16):
+            seconds = float(np.asarray(share(float(rows))))
+            cost.learn_sweep(rows, seconds, waited_s=seconds - 1e-4)
+            cost.learn_draft(rows, 1e-6, asked_reach=1.0, won_reach=1.0)
+        asked[name] = cost.worth_asking(np.array([0.9, 0.6, 0.1, 0.06]), np.array([0.9]), 1, 1, 0.0)
+    assert asked == {"dense": 4, "experts": 3}

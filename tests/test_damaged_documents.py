@@ -17,7 +17,6 @@ from offload.checkpoint.documents import OBJECTS
 from offload.hub.names import demo_folder
 from specexec.compose.load import encoding_in
 from tests.command_line import CommandLine
-from tests.fake_engine import FakeEngine
 from tests.tiny import tiny
 
 DOCUMENTS = (
@@ -54,17 +53,6 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.fixture
-def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> CommandLine:
-    """Commands with the real engine."""
-    from cli.engine.open import open_engine
-
-    monkeypatch.chdir(tmp_path)
-    made = CommandLine(capsys, monkeypatch, FakeEngine())
-    monkeypatch.setattr(made, "_open", open_engine)
-    return made
-
-
-@pytest.fixture
 def model(tmp_path: Path) -> Path:
     """A copy of the demo that may be damaged, with the documents that other models have."""
     folder = Path(shutil.copytree(demo_folder("target"), tmp_path / "model"))
@@ -86,7 +74,7 @@ def doors(model: Path) -> dict[str, list[str]]:
 
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("name", DOCUMENTS)
-def test_a_damaged_document_is_named_with_a_way_out(name: str, damage: str, model: Path, command: CommandLine) -> None:
+def test_a_damaged_document_is_named_with_a_way_out(name: str, damage: str, model: Path, real: CommandLine) -> None:
     if name.endswith(".jinja") and damage in ("nested deep", "a list"):
         pytest.skip("these are templates, if odd ones")
     DAMAGES[damage](model / name)
@@ -96,7 +84,7 @@ def test_a_damaged_document_is_named_with_a_way_out(name: str, damage: str, mode
     assert str(model / name) in refused.value.what or name.endswith(".jinja")
     assert refused.value.hint is not None
     if damage in ("cut", "a folder"):
-        ran = command(*doors(model)["chat"])
+        ran = real(*doors(model)["chat"])
         assert ran.code == 4
         assert ran.err.startswith(f"Error: {refused.value.what}")
 
@@ -124,12 +112,12 @@ def test_a_tokenizer_that_makes_no_sense_is_refused(name: str, fields: object, m
     ],
 )
 def test_settings_that_nothing_can_be_built_with_are_refused_by_every_command(
-    settings: dict[str, object], model: Path, command: CommandLine
+    settings: dict[str, object], model: Path, real: CommandLine
 ) -> None:
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**config, **settings}))
     for name in ("chat", "plan", "models show"):
-        ran = command(*doors(model)[name])
+        ran = real(*doors(model)[name])
         assert ran.code in ((4,) if name == "chat" else (0, 4)), (name, ran.err)
 
 
@@ -181,21 +169,21 @@ DAMAGED_TEMPLATES = ("{% if %}", "{{ (10 ** (10 ** 9)) % 7 }}")
      (len(FOREIGN).to_bytes(8, "little") + FOREIGN + b"1234", "")],
 )  # fmt: skip
 def test_weights_that_hold_nothing_of_the_model_are_refused(
-    content: bytes, said: str, model: Path, command: CommandLine
+    content: bytes, said: str, model: Path, real: CommandLine
 ) -> None:
     (model / "model.safetensors").write_bytes(content)
     for door in ("chat", "plan", "pack", "models show"):
-        ran = command(*doors(model)[door])
+        ran = real(*doors(model)[door])
         told = ran.out if door == "models show" and not said else ran.err
         assert "internal" not in ran.err.lower()
         assert (said or ("x.y" if door in ("chat", "pack") else "no tensor is part of a layer")) in told
-    assert command("models").code == 0
+    assert real("models").code == 0
 
 
 @pytest.mark.parametrize("template", DAMAGED_TEMPLATES)
 @pytest.mark.parametrize("file", ["chat_template.jinja", "tokenizer_config.json"])
 def test_a_template_that_cannot_be_read_is_refused_at_every_door(
-    template: str, file: str, model: Path, command: CommandLine, monkeypatch: pytest.MonkeyPatch
+    template: str, file: str, model: Path, real: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("specexec.text.templates.SECONDS", 0.5)
     if file.endswith(".json"):
@@ -205,24 +193,24 @@ def test_a_template_that_cannot_be_read_is_refused_at_every_door(
     else:
         (model / file).write_text(template)
     for door in ("chat", "plan", "models show"):
-        ran = command(*doors(model)[door])
+        ran = real(*doors(model)[door])
         assert f"the chat template of {model} is damaged: " in ran.err + ran.out
 
 
 @pytest.mark.parametrize("at", [0, 8])
 @pytest.mark.parametrize("door", ["chat", "plan", "pack", "models show"])
 def test_a_disk_that_fails_while_headers_are_read_is_said(
-    door: str, at: int, model: Path, command: CommandLine, monkeypatch: pytest.MonkeyPatch
+    door: str, at: int, model: Path, real: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = os.pread
+    read = os.pread
 
     def pread(fd: int, length: int, offset: int) -> bytes:
         if offset == at:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return real(fd, length, offset)
+        return read(fd, length, offset)
 
     monkeypatch.setattr(os, "pread", pread)
-    ran = command(*doors(model)[door])
+    ran = real(*doors(model)[door])
     assert ran.code == 4
     assert f"Error: could not read {model / 'model.safetensors'}: Input/output error (errno 5)." in ran.err
     assert "\n  Try: " in ran.err

@@ -14,17 +14,19 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, Qwen3Config
 
 import specexec
 from cli.app import commands
 from offload.hub.names import demo_folder
-from specexec.drafters.heads.dflash import DFlash, DFlashFields, loaded
+from specexec.drafters.heads.blocks import BlockFiller
+from specexec.drafters.heads.dflash import BlockHead, DFlash, loaded
+from specexec.drafters.heads.dflash_fields import DFlashFields
 from specexec.drafters.heads.filled import TargetSizes
 from specexec.drafters.heads.lattice import LatticeDrafter
 from specexec.drafters.none import NoDrafter
 from specexec.drafters.protocol import Ask
-from specexec.drafters.ranking import Ranking
+from specexec.drafters.ranking import Named, Ranking
 from specexec.engine.decoder import Decoder
 from specexec.errors import BadDrafter
 from specexec.model.cache import KVCache
@@ -34,7 +36,7 @@ from specexec.planning.budget import FixedBudget
 from specexec.sampling.params import SamplingParams
 from specexec.tree.tree import ROOT
 from tests.tiny import tiny
-from tests.writing import prompt, sequence_of, write
+from tests.writing import prompt, sequence_of, texts_are_plain, write
 
 RECORDED = Path(__file__).parent / "data" / "heads"
 VOCABULARY, HIDDEN, LAYERS = 96, 32, 4
@@ -62,7 +64,7 @@ def sizes(table_VH: Tensor) -> TargetSizes:
     return TargetSizes(HIDDEN, torch.device("cpu"), torch.float32, table_VH)
 
 
-def head_of(name: str, table_VH: Tensor) -> DFlash:
+def head_of(name: str, table_VH: Tensor) -> BlockHead:
     folder = RECORDED / name
     return loaded(settings(folder), load_file(folder / "model.safetensors"), sizes(table_VH), name)
 
@@ -75,10 +77,15 @@ class Case:
         self.target = TreeLM(model)
         table_VH = model.get_input_embeddings().weight
         assert isinstance(table_VH, Tensor)
-        self.head = head_of("dflash", table_VH)
+        self.table_VH = table_VH
+        self.head = head_of("dflash", table_VH).dflash
 
-    def drafter(self, head: DFlash | None = None, ranking: Ranking | None = None) -> LatticeDrafter:
-        return LatticeDrafter(head or self.head, self.target, VOCABULARY, ranking)
+    def drafter(
+        self, head: BlockHead | None = None, ranking: Ranking | None = None, window: int | None = None
+    ) -> LatticeDrafter:
+        head = head or BlockHead(self.head)
+        named = Named(VOCABULARY, VOCABULARY, (), self.target.device, head.ids)
+        return LatticeDrafter(BlockFiller(head, self.target, window), named, ranking, following=head.following)
 
 
 @pytest.fixture(scope="module")
@@ -92,32 +99,73 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
 def test_its_block_is_what_its_package_computed(name: str) -> None:
     """In one piece and in two: what is kept of the text is the same."""
     recorded = load_file(RECORDED / name / "reference.safetensors")
-    head, text = head_of(name, recorded["table"]), recorded["text"].tolist()
+    head, text = head_of(name, recorded["table"]).dflash, recorded["text"].tolist()
     for cut in (10, 4):
         cache = KVCache()
         head.read(cache, text[:cut], recorded["states"][:cut])
         if cut < 10:
             head.read(cache, text[cut:10], recorded["states"][cut:])
-        hidden_PH = head.fill(cache, text[10])
+        hidden_PH = head.fill(cache, text[10])[1:]
         assert torch.allclose(hidden_PH, recorded["hidden"], atol=1e-5)
-        logits_PV = head.fields.shaped(hidden_PH @ recorded["head"].T)
+        logits_PV = head.shaped(hidden_PH @ recorded["head"].T)
         assert torch.allclose(logits_PV, recorded["logits"], atol=1e-4)
+
+
+def filled(name: str) -> tuple[BlockHead, dict[str, Tensor], Tensor]:
+    """A head, what was recorded, and the hidden states of its block behind the first eleven tokens of the text."""
+    recorded = load_file(RECORDED / name / "reference.safetensors")
+    head, cache = head_of(name, recorded["table"]), KVCache()
+    head.dflash.read(cache, recorded["text"][:10].tolist(), recorded["states"])
+    return head, recorded, head.dflash.fill(cache, int(recorded["text"][10]))
+
+
+@pytest.mark.parametrize("name", ["dflash_red_hat", "dspark", "dspark_gated", "dspark_rnn", "dflash2_red_hat"])
+def test_blocks_of_speculators_are_what_it_computed(name: str) -> None:
+    """What a sequential part adds: along the text's own tokens, asked for in any order."""
+    head, recorded, hidden_BH = filled(name)
+    assert torch.allclose(hidden_BH, recorded["hidden"], atol=2e-5)
+    first = len(hidden_BH) - head.dflash.fields.places
+    assert first == (0 if name in ("dspark", "dspark_gated") else 1)
+    out = recorded["head"] if head.out is None else head.out.weight
+    assert (head.ids is None) == (name in ("dspark_gated", "dflash2_red_hat"))
+    text = recorded["text"].tolist()
+    for row in range(len(hidden_BH) - 1, first - 1, -1):
+        logits_S, wanted_S = hidden_BH[row] @ out.T, recorded["logits"][row]
+        if head.following is not None:
+            path, other = tuple(text[10 : 11 + row - first]), (text[10], *[3] * (row - first))
+            found_NS = head.following.logits(logits_S, hidden_BH, row, [other, path], {})
+            logits_S = found_NS[1]
+        if "best" in recorded:
+            assert torch.allclose(logits_S[recorded["best"][row]], recorded["scores"][row], atol=1e-4)
+            assert int(logits_S.isfinite().sum()) == 16
+        else:
+            assert torch.allclose(logits_S, wanted_S, atol=1e-4)
+
+
+def test_dflash_2_chooses_the_path_that_its_package_chose() -> None:
+    head, recorded, hidden_BH = filled("dflash2")
+    assert torch.allclose(hidden_BH, recorded["hidden"], atol=5e-5)
+    assert head.following is not None
+    path = [int(recorded["text"][10])]
+    for row in range(1, 6):
+        logits_V = hidden_BH[row] @ recorded["head"].T
+        path.append(int(head.following.logits(logits_V, hidden_BH, row, [tuple(path)], {}).argmax()))
+    assert path[1:] == recorded["path"].tolist()
+
+
+@pytest.mark.parametrize(("name", "sampling"), zip(["dspark", "dflash2_red_hat", "dspark_rnn"], SAMPLINGS, strict=True))
+def test_a_part_that_knows_the_token_before_changes_no_text(case: Case, name: str, sampling: SamplingParams) -> None:
+    drafter = case.drafter(head_of(name, case.table_VH))
+    texts_are_plain(case.target, drafter, PROMPTS, sampling, VOCABULARY)
+    assert drafter.calibrations, "it learns"
 
 
 @pytest.mark.parametrize(
     ("sampling", "overlap"), [*zip(SAMPLINGS, [False, True, True], strict=True)], ids=["greedy", "sampled", "penalised"]
 )
 def test_the_text_is_that_of_plain_decoding(case: Case, sampling: SamplingParams, overlap: bool) -> None:
-    plain = write(case.target, NoDrafter(), PROMPTS, sampling, vocabulary=VOCABULARY)
     drafter = case.drafter()
-    decoder = Decoder(case.target, drafter, BestFirst(), 24, overlap=overlap)
-    sequences = [sequence_of(tokens, sampling, vocabulary=VOCABULARY) for tokens in PROMPTS]
-    for sequence in sequences:
-        decoder.join(sequence)
-    while decoder.live:
-        decoder.step()
-    assert [one.answer for one in sequences] == [one.answer for one in plain]
-    assert not decoder.guarded.failure
+    texts_are_plain(case.target, drafter, PROMPTS, sampling, VOCABULARY, overlap)
     assert drafter.calibrations, "it learns"
 
 
@@ -125,7 +173,7 @@ class Knowing(DFlash):
     """Knows what the target will write, and counts how often it is asked to fill."""
 
     def __init__(self, head: DFlash, target: TreeLM, text: list[int]) -> None:
-        super().__init__(head.fields, HIDDEN, head._table[0])
+        super().__init__(head.fields, Qwen3Config.from_dict(dict(head.fields.layer)), HIDDEN, head._table[0])
         (self.states_RH,) = target.forward([Rows.text(KVCache(), text)])
         self.fills = 0
 
@@ -136,7 +184,7 @@ class Knowing(DFlash):
 
     def fill(self, cache: KVCache, last: int) -> Tensor:
         self.fills += 1
-        return self.states_RH[len(cache) : len(cache) + self.fields.block - 1]
+        return self.states_RH[len(cache) - 1 : len(cache) + self.fields.block - 1]
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS[:2], ids=["greedy", "sampled"])
@@ -145,7 +193,7 @@ def test_a_head_that_is_right_is_accepted_whole(case: Case, sampling: SamplingPa
     long = replace(sampling, max_tokens=30)
     (plain,) = write(case.target, NoDrafter(), PROMPTS[:1], long, vocabulary=VOCABULARY)
     head = Knowing(case.head, case.target, plain.tokens)
-    decoder = Decoder(case.target, case.drafter(head, Ranking(tau=0.01)), BestFirst(), 5)
+    decoder = Decoder(case.target, case.drafter(BlockHead(head), Ranking(tau=0.01)), BestFirst(), 5)
     decoder.join(sequence_of(PROMPTS[0], long, vocabulary=VOCABULARY))
     decoder.step()  # reads the prompt: there are no hidden states before
     assert [decoder.step()[0].burst.accepted for _ in range(3)] == [5, 5, 5]
@@ -164,7 +212,7 @@ def test_the_tree_is_the_best_prefixes_of_the_products(case: Case) -> None:
     for depth in range(int(tree.depth_N.max()) + 1):
         node = int(np.flatnonzero(tree.depth_N == depth - 1)[0]) if depth else ROOT
         fresh = case.drafter(ranking=sure)
-        fresh._fill(sequence)
+        fresh.guess([Ask(sequence, tree, [ROOT])], 32)
         (said,) = fresh.guess([Ask(sequence, tree, [node])], 32)
         by_depth.append(said.log_probs_NK[0].tolist())
     level, reach = [0.0], list[float]()
@@ -200,7 +248,7 @@ def test_a_text_that_goes_on_is_filled_again(case: Case) -> None:
     [
         ({"model_type": "llama"}, "is of a kind that is not read yet"),
         ({"dflash_config": {"block_size": 6}}, "lacks block_size, mask_token_id or target_layer_ids"),
-        ({"sample_from_anchor": True}, "is of a kind that is not read yet"),
+        ({"model_type": "qwen3", "conv_kernel_size": -1}, "conv_kernel_size and conv_group_size are -1 and 0"),
         ({"mask_token_id": VOCABULARY}, "mask_token_id is 96, the target has 96 tokens"),
         ({"target_layer_ids": [-2, 1]}, r"target_layer_ids are \[-2, 1\]"),
         ({"target_layer_ids": []}, r"target_layer_ids are \[\]"),
@@ -218,8 +266,8 @@ def test_a_head_of_another_kind_is_refused_by_name(change: dict[str, object], wh
 
 def test_parts_that_are_not_known_are_refused_by_name() -> None:
     tensors, table = load_file(RECORDED / "dflash" / "model.safetensors"), torch.zeros(VOCABULARY, HIDDEN)
-    more = tensors | {"markov_head.markov_w1": torch.zeros(2, 2)}
-    with pytest.raises(BadDrafter, match=r"'markov_head.markov_w1' is a part that is not known"):
+    more = tensors | {"refiner_head.markov_w1": torch.zeros(2, 2)}
+    with pytest.raises(BadDrafter, match=r"'refiner_head.markov_w1' is a part that is not known"):
         loaded(settings(RECORDED / "dflash"), more, sizes(table), "x")
     with pytest.raises(BadDrafter, match=r"'fc.weight' is missing"):
         loaded(settings(RECORDED / "dflash"), {k: v for k, v in tensors.items() if k != "fc.weight"}, sizes(table), "x")
@@ -278,4 +326,4 @@ def test_fields_of_older_folders_are_at_the_top() -> None:
     old = settings(RECORDED / "dflash")
     told = old.pop("dflash_config")
     assert isinstance(told, dict)
-    assert DFlashFields.of(old | told, "x").taps == (1, 3)
+    assert DFlashFields.of(old | told, [], "x").taps == (1, 3)

@@ -27,8 +27,9 @@ from specexec.compose.drafter_factory import drafter_of
 from specexec.compose.head_folders import as_model, fitting, head_kind, verifier_of
 from specexec.drafters.cost import CostModel
 from specexec.drafters.heads.eagle import Eagle, loaded
-from specexec.drafters.heads.eagle_fields import EagleFields, TargetShape, own_name
+from specexec.drafters.heads.eagle_fields import EagleFields, own_name
 from specexec.drafters.heads.head import HeadDrafter
+from specexec.drafters.heads.refusal import TargetShape
 from specexec.drafters.heads.self_check import SelfCheck
 from specexec.drafters.none import NoDrafter
 from specexec.drafters.protocol import Ask, Drafter
@@ -79,7 +80,9 @@ class Case:
 
     def drafter(self, eagle: Eagle, ranking: Ranking | None = None, check: bool = False) -> HeadDrafter:
         found = SelfCheck("own", eagle.fields.readings) if check else None
-        return eagle.drafter(self.target, VOCABULARY, ranking, check=found)
+        drafter = eagle.drafter(self.target, VOCABULARY, ranking, check=found)
+        assert isinstance(drafter, HeadDrafter)
+        return drafter
 
     def rows(self, eagle: Eagle, text: list[int], states_RF: Tensor) -> Rows:
         return replace(Rows.text(KVCache(), text[1:]), features_RF=eagle.head.joined(states_RF))
@@ -275,7 +278,7 @@ def test_a_head_that_is_right_is_not_corrected(case: Case, caplog: pytest.LogCap
     drafter = case.drafter(case.near, check=True)
     write(case.target, drafter, PROMPTS[:1], SAMPLINGS[0], 24, vocabulary=VOCABULARY)
     assert not caplog.records
-    assert drafter._check is None
+    assert drafter._features._check is None
 
 
 def test_a_head_of_another_model_is_refused_by_its_guesses(case: Case, caplog: pytest.LogCaptureFixture) -> None:
@@ -290,7 +293,7 @@ def test_a_head_of_another_model_is_refused_by_its_guesses(case: Case, caplog: p
     (said,) = [one.message for one in caplog.records if one.levelno == logging.WARNING]
     assert "was not made for this model" in said
     assert "BadDrafter" not in said, "words for people"
-    assert not case.target.taps._wanted[drafter][0]
+    assert not case.target.taps._wanted[drafter._features][0]
 
 
 def test_a_text_that_goes_on_is_guessed_below_again(case: Case) -> None:
@@ -318,7 +321,8 @@ def test_a_text_that_goes_on_is_guessed_below_again(case: Case) -> None:
         ({"transformer_layer_config": OWN | {"rope_scaling": {"type": "dynamic"}}}, {}, "longest position"),
         ({"transformer_layer_config": OWN | {"rope_parameters": {"partial_rotary_factor": 0.5}}}, {}, "a part of each"),
         ({"transformer_layer_config": OWN | {"rope_parameters": {"full_attention": {}}}}, {}, "from layer to layer"),
-        ({"mask_token_id": 3}, {}, "P-EAGLE"),
+        ({"mask_token_id": 3}, {}, "its mask token is 3, and 'mask_hidden' is missing"),
+        ({"mask_token_id": 99}, {"mask_hidden": (1, 1, 96)}, "its mask token is 99"),
         ({"eagle_config": {"use_aux_hidden_state": False}}, {}, "has use_aux_hidden_state: False"),
         ({"eagle_aux_hidden_state_layer_ids": [0, 1]}, {}, r"are \[0, 1\], and its fc reads 3 layers"),
         ({"eagle_aux_hidden_state_layer_ids": [2, 20, 37]}, {}, r"layers \[2, 20, 37\], this model has 4"),

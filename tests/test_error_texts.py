@@ -32,16 +32,6 @@ open_engine = cli.engine.open.open_engine
 
 
 @pytest.fixture
-def real(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> CommandLine:
-    """Commands with the real engine."""
-    monkeypatch.chdir(tmp_path)
-
-    command = CommandLine(capsys, monkeypatch, FakeEngine())
-    monkeypatch.setattr(command, "_open", open_engine)
-    return command
-
-
-@pytest.fixture
 def faked(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> CommandLine:
     monkeypatch.chdir(tmp_path)
     return CommandLine(capsys, monkeypatch, FakeEngine())
@@ -51,6 +41,16 @@ def faked(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, t
 def model(tmp_path: Path) -> Path:
     """A copy of the demo that may be damaged."""
     return Path(shutil.copytree(demo_folder("target"), tmp_path / "model"))
+
+
+def failing(faked: CommandLine, error: Exception) -> Ran:
+    """One question to a model that fails while it is loaded."""
+
+    def crash() -> None:
+        raise error
+
+    faked.fail_with(crash)
+    return faked("chat", "-p", "x")
 
 
 def asked(real: CommandLine, *options: str, prompt: str = "x") -> Ran:
@@ -223,11 +223,8 @@ def test_bad_jsonl(faked: CommandLine, tmp_path: Path) -> None:
 
 
 def test_device_lost(faked: CommandLine) -> None:
-    def lose() -> None:
-        raise RuntimeError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be …")
-
-    faked.fail_with(lose)
-    ran = faked("chat", "-p", "x")
+    lost = RuntimeError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be …")
+    ran = failing(faked, lost)
     assert ran.code == 6
     assert ran.err.startswith(
         "Error: the GPU stopped answering (CUDA error: an illegal memory access was encountered).\n"
@@ -240,21 +237,13 @@ def test_device_lost(faked: CommandLine) -> None:
     [(torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB"), "GPU memory"), (MemoryError("x"), "memory")],
 )
 def test_memory_that_is_refused_between_layers(refused: Exception, name: str, faked: CommandLine) -> None:
-    def full() -> None:
-        raise refused
-
-    faked.fail_with(full)
-    ran = faked("chat", "-p", "x")
+    ran = failing(faked, refused)
     assert ran.code == 5
     assert ran.err.startswith(f"Error: {name} ran out.\n  {refused}\n  Try: fewer guesses (--budget), ")
 
 
 def test_internal(faked: CommandLine) -> None:
-    def crash() -> None:
-        raise KeyError("missing")
-
-    faked.fail_with(crash)
-    ran = faked("chat", "-p", "x")
+    ran = failing(faked, KeyError("missing"))
     assert ran.code == 1
     assert ran.err.startswith("Internal error in crash(): KeyError: ")
     assert "This is a bug, please report it. Run again with -vv for the traceback.\n" in ran.err

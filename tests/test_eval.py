@@ -27,10 +27,7 @@ SUMS = [("one plus two", ["three", "four", "fourteen sheep"], 0), ("two plus two
 STORIES = ["Once upon a time there was a loop.", "def main():\n    return 0\n" * 20, "a"]
 TASKS = {
     "sums": """
-task: sums
-dataset_path: json
 dataset_kwargs: {data_files: {test: FOLDER/sums.jsonl}}
-test_split: test
 fewshot_split: test
 output_type: multiple_choice
 doc_to_text: "What is {{question}}?"
@@ -39,20 +36,14 @@ doc_to_target: answer
 metric_list: [{metric: acc}, {metric: acc_norm}]
 """,
     "stories": """
-task: stories
-dataset_path: json
 dataset_kwargs: {data_files: {test: FOLDER/stories.jsonl}}
-test_split: test
 output_type: loglikelihood_rolling
 doc_to_text: ""
 doc_to_target: "{{text}}"
 metric_list: [{metric: word_perplexity}, {metric: bits_per_byte}]
 """,
     "answers": """
-task: answers
-dataset_path: json
 dataset_kwargs: {data_files: {test: FOLDER/sums.jsonl}}
-test_split: test
 output_type: generate_until
 doc_to_text: "What is {{question}}?"
 doc_to_target: "{{choices[answer]}}"
@@ -73,7 +64,8 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     (folder / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in sums))
     (folder / "stories.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in STORIES))
     for name, text in TASKS.items():
-        (folder / f"{name}.yaml").write_text(text.replace("FOLDER", str(folder)))
+        head = f"task: {name}\ndataset_path: json\ntest_split: test"
+        (folder / f"{name}.yaml").write_text(head + text.replace("FOLDER", str(folder)))
     return {name: str(folder / f"{name}.yaml") for name in TASKS}
 
 
@@ -234,9 +226,7 @@ def test_a_task_that_does_not_exist_is_said_before_loading(
 
 def test_offline_no_data_is_looked_for_on_the_hub(tmp_path: Path) -> None:
     task = tmp_path / "far.yaml"
-    task.write_text(
-        TASKS["sums"].partition("dataset_kwargs")[0].replace("json", "somebody/sums") + "test_split: test\n"
-    )
+    task.write_text("task: sums\ndataset_path: somebody/sums\ntest_split: test\n")
     asked = [sys.executable, "-c", "import cli.app; raise SystemExit(cli.app.main())", "eval", "--tasks", str(task)]
     refused = {**os.environ, "https_proxy": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0"}
     ran = subprocess.run([*asked, "--offline"], capture_output=True, text=True, env=refused)

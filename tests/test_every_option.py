@@ -59,7 +59,7 @@ def sample(kind: click.ParamType[object], file: Path) -> str:
     if isinstance(kind, click.Path):
         return str(file.parent if not kind.file_okay else file)
     named = {"size": "10GiB", "speed": "4MB/s", "n": "8k", "auto|N": "7", "integer": "3", "float": "3.5"}
-    named["name=value"] = "name=3"
+    named |= {"name=value": "name=3", "json|@file": '{"type": "string"}'}
     named["auto|cpu|cuda[:N]"] = "cuda"
     return named.get(kind.name, "2/3" if kind.name.upper() == "K/N" else "words")
 

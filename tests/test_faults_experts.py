@@ -8,7 +8,6 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -24,7 +23,7 @@ from offload.stream.slot import Slot
 from offload.stream.stream import LayerStream
 from specexec.engine.engine import Engine
 from specexec.model.cache import KVCache
-from tests.faults import FAULTS, Views, fail_reads, from_the, is_reported, slow_reads
+from tests.faults import FAULTS, Views, fail_reads, from_the, is_reported, reads_of_experts, slow_reads
 from tests.tiny import tiny
 
 PROMPT = "List the days of the week."
@@ -68,21 +67,6 @@ def engine(whole: Path, tmp_path: Path) -> Iterator[Engine]:
         yield found
 
 
-@contextmanager
-def fetching(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-    """Set for as long as experts are being read."""
-    now, read_experts = threading.Event(), LayerStream._read_experts
-
-    def watched(self: LayerStream, slot: Slot, layer: int, wanted: frozenset[int]) -> None:
-        now.set()
-        read_experts(self, slot, layer, wanted)
-        now.clear()
-
-    with monkeypatch.context() as patched:
-        patched.setattr(LayerStream, "_read_experts", watched)
-        yield now
-
-
 def reader_of(engine: Engine) -> LayerStream:
     stream = offload.stream_of(engine._model).stream
     stream = stream._stream if isinstance(stream, DenseLayers) else stream
@@ -118,7 +102,7 @@ def test_a_read_of_experts_that_fails_ends_the_sweep_and_the_answer_goes_on_exac
     caches: dict[object, KVCache] = {}
     bursts, written = begun(engine, caches)
     due = from_the(nth)
-    with fetching(monkeypatch) as now, monkeypatch.context() as faulty:
+    with reads_of_experts(monkeypatch) as now, monkeypatch.context() as faulty:
         fail_reads(faulty, fault, lambda: now.is_set() and due())
         with pytest.raises(OffloadError) as failure:
             read_on(bursts, written)
@@ -143,13 +127,12 @@ def test_a_file_that_is_cut_short_while_its_experts_are_read_is_named(
     cut: dict[Path, bytes] = {}
 
     def shorten() -> None:
-        layer = next(slot.layer for slot in stream._slots if slot.wanted)
-        assert layer is not None
+        layer = next(slot.layer for slot in stream._slots if slot.reading and slot.layer is not None)
         file = stream._blocks[layer].pieces[0].parts[0].entry.file
         cut.setdefault(file, file.read_bytes())
         os.truncate(file, 4096)
 
-    with fetching(monkeypatch) as now, monkeypatch.context() as faulty:
+    with reads_of_experts(monkeypatch) as now, monkeypatch.context() as faulty:
         if when == "before the read":
             reads = LayerStream._read_experts
 

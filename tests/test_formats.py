@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from functools import cache
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoTokenizer
 
 from specexec.sampling.grammar import Grammars
 from specexec.text.formats import Format, Piece, format_of
@@ -42,7 +42,7 @@ QWEN3 = (
 
 @cache
 def encoding(tokenizer: str, template: str | None = None) -> Encoding:
-    found = AutoTokenizer.from_pretrained(real.tokenizer(tokenizer))
+    found = copy.copy(real.pretrained(tokenizer))
     if template is not None:
         found.chat_template = real.templates()[template]
     return Encoding(found)

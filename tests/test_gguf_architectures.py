@@ -8,6 +8,7 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     GemmaConfig,
+    Glm4Config,
     GraniteConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -61,6 +62,8 @@ MODELS = {
     "gemma2": lambda folder: tiny("gemma2", folder),
     "gemma3": lambda folder: tiny("gemma3_text", folder, **SIX_LAYERS),
     "phi3": lambda folder: tiny("phi3", folder),
+    "glm4": lambda folder: of(Glm4Config(**ANY)),
+    "glm4_biases": lambda folder: of(Glm4Config(**ANY, attention_bias=True)),
     "granite": granite,
 }
 

@@ -57,8 +57,10 @@ cli.engine:           .shared .terminal specexec specexec.errors specexec.drafte
                       offload.errors offload.machine offload.hub offload.placement
 cli.about:            .shared offload.machine
 cli.connect:          .shared .terminal specexec.pieces specexec.stats specexec.tree specexec.sampling specexec.text
-cli.chat:             .shared .terminal .engine .connect specexec.pieces specexec.stats specexec.sampling specexec.model
-                      specexec.text specexec.drafters specexec.engine offload.machine offload.hub specexec.sizes
+cli.mcp:              .shared .terminal specexec.text offload.machine
+cli.chat:             .shared .terminal .engine .connect .mcp specexec.pieces specexec.stats specexec.sampling
+                      specexec.model specexec.text specexec.drafters specexec.engine specexec.sizes
+                      offload.machine offload.hub
 cli.serve:            .shared .terminal .engine .connect .openai .messages_api .responses_api .ollama_api
                       specexec.errors specexec.stats specexec.sampling specexec.model
                       specexec.text specexec.engine specexec.compose offload.errors

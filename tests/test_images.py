@@ -8,19 +8,18 @@ from __future__ import annotations
 import base64
 import gc
 import io
+import re
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
-import transformers
 from PIL import Image
-from transformers import PreTrainedModel
-from transformers.utils.import_utils import is_torchvision_available
+from transformers import AutoImageProcessor, PreTrainedModel
 
 import specexec
 from cli.batch.input.form import Form
@@ -33,7 +32,7 @@ from cli.openai.reply import Exchange
 from cli.responses_api.read import ResponsesReader
 from cli.responses_api.store import ResponseStore
 from cli.shared.errors import BadJsonl, BadSession
-from offload import Free, open_folder
+from offload import Free, open_folder, open_tower
 from offload.packs.pack import pack, plan
 from specexec.compose import context
 from specexec.compose.context import encoding_in
@@ -42,35 +41,37 @@ from specexec.compose.memory_plan import LoadRequest, memory_plan
 from specexec.drafters.registry import parse
 from specexec.engine.engine import Engine
 from specexec.engine.request_types import Failure
-from specexec.errors import BadMessages, UnknownToken, UnreadContent
+from specexec.errors import BadMessages, UnknownToken, UnreadContent, UnsupportedArchitecture
 from specexec.model.cache import KVCache
-from specexec.model.image_rows import as_words, is_row
+from specexec.model.image_rows import is_row
 from specexec.model.tree_lm import Rows, TreeLM
 from specexec.sampling.params import SamplingParams
 from specexec.sizes import SEEING
-from specexec.text import image_prompts
-from specexec.text.image_prompts import FAMILIES as KNOWN
+from specexec.text import image_processor, image_prompts
 from specexec.text.image_prompts import MOST_IMAGES
 from specexec.text.pictures import MOST_B, data_url, is_image_file
 from specexec.text.transcript import Kept
-from tests.pictured import WORD, logits, picture, seeing, shown, whole_inputs, written
+from tests.pictured import (
+    KNOWN,
+    PICTURES,
+    logits,
+    picture,
+    replayed,
+    seeing,
+    shown,
+    whole_inputs,
+    whole_processor,
+    written,
+)
+from tests.recorded_images import RecordedProcessor
 
-FAMILIES = ["qwen3_5", "qwen3_vl", "gemma3", "gemma4", "mistral3", "glm4v_moe"]
-if is_torchvision_available():
-    FAMILIES += ["gemma4_unified", "kimi_k25", "llama4", "minimax_m3_vl"]
-PROCESSORS = {
-    "gemma3": "Gemma3Processor",
-    "gemma4": "Gemma4Processor",
-    "gemma4_unified": "Gemma4UnifiedProcessor",
-    "glm4v_moe": "Glm4vProcessor",
-    "kimi_k25": "Kimi_K25Processor",
-    "llama4": "Llama4Processor",
-    "minimax_m3_vl": "MiniMaxM3VLProcessor",
-}
-TILES: Any = transformers.Llama4Processor._prompt_split_image
+FAMILIES = ["qwen3_5", "qwen3_vl", "gemma3", "gemma4", "smolvlm"]
+# Of the others a sample, and all whose pixels only torchvision prepares: scripts/images.py tries every promise on all.
+SAMPLE = ["mistral3", "glm4v_moe", "internvl", "cohere2_vision", "gemma4_unified", "kimi_k25", "lfm2_vl", "llama4"]
+SAMPLE += ["minimax_m3_vl"]
 MOST = 10
 GREEDY = SamplingParams(temperature=0.0, max_tokens=MOST, ignore_eos=True)
-ONE, OTHER = picture(1), picture(2)
+ONE, OTHER = map(picture, PICTURES)
 
 
 @dataclass(frozen=True)
@@ -82,18 +83,41 @@ class Model:
     engine: Engine
 
     def expected(self, prompt: list[int], *files: bytes) -> list[int]:
-        return written(self.truth, whole_inputs(self.truth, self.folder, as_words(prompt, WORD), files), MOST)
+        return written(self.truth, whole_inputs(self.truth, self.folder, self.words(prompt), files), MOST)
+
+    def words(self, prompt: list[int]) -> list[int]:
+        """A prompt as transformers is given it."""
+        return self.engine.encoding.in_vocabulary(prompt)
 
     def answer(self, messages: list[Any], caches: dict[object, KVCache] | None = None) -> list[int]:
         return [token for burst in self.engine.stream(messages, GREEDY, caches) for token in burst.tokens]
 
 
+@contextmanager
+def model_of(family: str, folder: Path, tier: Literal["disk", "none"] = "disk") -> Iterator[Model]:
+    """A model of the family; its pixels come from a recording where only torchvision could prepare them."""
+    with pytest.MonkeyPatch.context() as patched:
+        if replayed(family):
+            recorded = RecordedProcessor(family)
+            patched.setattr(AutoImageProcessor, "from_pretrained", lambda *_, **__: recorded)
+            patched.setattr(context, "missing_for", lambda _: "")
+        truth = seeing(family, folder)
+        with specexec.load(str(folder), drafter="ngram", offload=tier, budget=8) as engine:
+            yield Model(folder, truth, engine)
+
+
 @pytest.fixture(scope="module", params=FAMILIES)
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
-    folder = tmp_path_factory.mktemp(request.param)
-    truth = seeing(request.param, folder)
-    with specexec.load(str(folder), drafter="ngram", offload="disk", budget=8) as engine:
-        yield Model(folder, truth, engine)
+    with model_of(request.param, tmp_path_factory.mktemp(request.param)) as made:
+        yield made
+
+
+@pytest.mark.parametrize("family", SAMPLE)
+def test_other_families_answer_as_the_whole_model_does(family: str, tmp_path: Path) -> None:
+    with model_of(family, tmp_path) as model:
+        test_answers_about_images_are_those_of_the_whole_model(model)
+        test_prompts_are_spelled_as_the_processor_of_the_family_spells_them(model)
+        test_a_tower_in_16_bits_sees_what_it_sees_in_32(model)
 
 
 def test_answers_about_images_are_those_of_the_whole_model(model: Model) -> None:
@@ -111,7 +135,7 @@ def test_another_image_of_the_same_size_shares_nothing_and_the_same_one_all(mode
     caches: dict[object, KVCache] = {}
     first, second = [shown(ONE, "What is it?")], [shown(OTHER, "What is it?")]
     prompts = model.engine.encode(first), model.engine.encode(second)
-    assert as_words(prompts[0], WORD) == as_words(prompts[1], WORD)
+    assert model.words(prompts[0]) == model.words(prompts[1])
     assert model.answer(first, caches) == model.expected(prompts[0], ONE)
     assert model.answer(second, caches) == model.expected(prompts[1], OTHER)
     kept = next(iter(caches.values())).tokens
@@ -139,35 +163,28 @@ def test_rows_of_an_image_stay_together_where_a_prompt_goes_in_pieces(model: Mod
     assert isinstance(lm, TreeLM)
     prompt = model.engine.encode([shown("x" * 246, ONE, "y" * 30, OTHER, "?")])
     (hidden_RH,) = lm.forward([Rows.text(KVCache(), prompt)])
-    inputs = whole_inputs(model.truth, model.folder, as_words(prompt, WORD), [ONE, OTHER])
+    inputs = whole_inputs(model.truth, model.folder, model.words(prompt), [ONE, OTHER])
     theirs = logits(model.truth, inputs).float()
     torch.testing.assert_close(lm.head(hidden_RH), theirs, atol=2e-3, rtol=2e-3)
 
 
 def test_prompts_are_spelled_as_the_processor_of_the_family_spells_them(model: Model) -> None:
+    engine, family = model.engine, str(model.truth.config.model_type)
+    ours = engine.encode([shown("a", ONE, "b", OTHER)])
+    said = engine.encoding.render([{"role": "user", "content": "a%b%"}]).replace("%", KNOWN[family].place)
+    pictures = [Image.open(io.BytesIO(file)) for file in (ONE, OTHER)]
+    theirs = whole_processor(family, model.folder)(images=pictures, text=said, return_tensors="pt")
+    assert model.words(ours) == theirs["input_ids"][0].tolist()
+
+
+def test_a_tower_in_16_bits_sees_what_it_sees_in_32(model: Model) -> None:
     prompts = model.engine.encoding.images
     assert prompts is not None
-    image, prepared = prompts.image(ONE, ""), prompts._prepared(ONE, "")
-    made = SimpleNamespace(
-        image_processor=SimpleNamespace(merge_size=2),
-        image_token="<|image|>",
-        boi_token="<|boi|>",
-        eoi_token="<|eoi|>",
-        IMAGE_TOKEN="<|image|>",
-        patch_size=14,
-        downsample_ratio=4,
-        _prompt_split_image=partial(TILES, None),
-        VISION_START_TOKEN="]<]start of image[>[",
-        VISION_END_TOKEN="]<]end of image[>[",
-        full_image_sequence="\n\n<|boi|>" + "<|image|>" * 16 + "<|eoi|>\n\n",
+    pixels = prompts.image(ONE, "").prepare()
+    exact, short = (
+        open_tower(model.folder, "cpu", dtype)(pixels).rows_RH.float() for dtype in (torch.float32, torch.bfloat16)
     )
-    model_type = str(model.truth.config.model_type)
-    if model_type == "mistral3":  # transformers' processor of it needs torchvision: three lines of four rows
-        theirs = ("<|image|>" * 4 + "[IMG_BREAK]") * 2 + "<|image|>" * 4 + "[IMG_END]"
-    else:
-        kind = PROCESSORS.get(model_type, "Qwen3VLProcessor")
-        theirs = getattr(transformers, kind).replace_image_token(made, prepared, 0)
-    assert prompts.spelled(f"a{prompts.marks.place}b", [image]) == f"a{theirs}b"
+    assert (short - exact).norm() < 0.15 * exact.norm()
 
 
 @pytest.fixture(scope="module")
@@ -362,31 +379,64 @@ def test_words_are_not_taken_for_an_image(tmp_path: Path) -> None:
         assert is_image_file(tmp_path / kind)
 
 
-@pytest.mark.parametrize("tiles", [(1, 1), (1, 3), (3, 2)])
-def test_an_image_in_tiles_is_spelled_as_llama_4_reads_it(tiles: tuple[int, int]) -> None:
-    config = SimpleNamespace(image_token_id=7)
-    marks = KNOWN["llama4"].marks(config, SimpleNamespace(convert_ids_to_tokens={7: "<|patch|>"}.get))  # type: ignore[arg-type]  # the little that is asked
-    count = tiles[0] * tiles[1]
-    shape = image_prompts.Shape(4 * (count + (count > 1)), *tiles)
-    assert marks.spelled(shape) == TILES(None, tiles, 4)
-
-
 def test_images_that_only_torchvision_prepares_are_refused_without_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seeing("gemma3", tmp_path)
-    monkeypatch.setitem(KNOWN, "gemma3", replace(KNOWN["gemma3"], backend="torchvision"))
-    monkeypatch.setattr(context, "is_torchvision_available", lambda: False)
+    seeing("llama4", tmp_path)
+    monkeypatch.setattr(image_processor, "is_torchvision_available", lambda: False)
+    monkeypatch.setattr(torch, "__version__", "2.13.0+cpu")
     with pytest.raises(UnreadContent) as refused:
         encoding_in(tmp_path).encode([shown(ONE)])
-    assert "prepared by torchvision: install" in str(refused.value.why)
+    assert refused.value.why == (
+        "Images for it are prepared by torchvision, which is not here: "
+        "pip install torchvision --index-url https://download.pytorch.org/whl/cpu"
+    )
+
+
+def test_a_torchvision_made_for_another_torch_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "torchvision.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "torchvision", raising=False)
+    monkeypatch.setattr(image_processor, "is_torchvision_available", lambda: True)
+    why = image_processor.missing_for("llama4")
+    assert f"fails beside torch {torch.__version__} (operator torchvision::nms does not exist): pip install" in why
+
+
+def test_a_folder_whose_settings_do_not_fit_its_tower_is_refused(tmp_path: Path) -> None:
+    seeing("llava", tmp_path)
+    file = tmp_path / "processor_config.json"
+    file.write_text(file.read_text().replace('"patch_size": 14', '"patch_size": 7'))
+    with specexec.load(str(tmp_path), drafter="none") as engine, pytest.raises(UnsupportedArchitecture) as refused:
+        engine.generate([shown(ONE)], GREEDY)
+    assert "the tower makes 4 rows of an image that has 16 tokens in a prompt" in refused.value.what
+
+
+def test_pictures_are_made_smaller_where_a_family_has_no_setting_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeing("llava_next", tmp_path)
+    prompts = encoding_in(tmp_path).images
+    assert prompts is not None
+    whole = prompts.image(picture(3, 400, 390), "").rows
+    monkeypatch.setattr(prompts, "_most", whole // 2)
+    assert 0 < prompts.image(picture(4, 400, 390), "").rows <= whole // 2
+    monkeypatch.setattr(prompts, "_most", 1)
+    with pytest.raises(BadMessages, match="1 are allowed"):
+        prompts.image(picture(5, 400, 390), "")
+
+
+def test_the_table_of_families_is_what_is_read_and_refused() -> None:
+    table = (Path(__file__).parents[1] / "docs" / "architectures.md").read_text(encoding="utf-8")
+    table = table.partition("<!-- made by scripts/images.py -->")[2].partition("<!-- end -->")[0]
+    rows = dict(re.findall(r"^\| `([\w.-]+)` \| (\w+) \|", table, re.MULTILINE))
+    assert rows == dict.fromkeys(SEEING, "read") | dict.fromkeys(image_prompts.UNREAD, "refused")
 
 
 @pytest.mark.parametrize("family", ["qwen3_vl", "glm4v_moe"])
 def test_large_images_are_made_smaller_and_all_that_is_counted(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert tuple(KNOWN) == SEEING
+    assert {*SEEING} == {*KNOWN}
     seeing(family, tmp_path)
     monkeypatch.setattr(image_prompts, "IMAGE_ROWS", 4)
     prompts = encoding_in(tmp_path).images

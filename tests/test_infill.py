@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
+from transformers import PreTrainedTokenizerFast
 
+from specexec.text.infill import BETWEEN, OtherText
+from specexec.text.tokenizer import Encoding
 from tests.serving import Served
 
 BEFORE, AFTER = "def add(a, b):\n    return ", "\n\nprint(add(1, 2))"
@@ -40,6 +47,40 @@ def test_a_suffix_and_infill_give_the_completion_of_that_prompt(agent: Served) -
     assert [piece["stop"] for piece in pieces] == [*[False] * (len(pieces) - 1), True]
 
 
+def test_other_texts_stand_before_as_llama_cpp_writes_them(agent: Served) -> None:
+    """The last ones that fit; with the marks of files where the vocabulary has them."""
+    encoding, tokenizer = agent.worker.engine.encoding, agent.worker.engine.tokenizer
+    others = [OtherText("a.py", "A = 1\n"), OtherText("b.py", "B = 2\n")]
+    files = "<|file_sep|>a.py\nA = 1\n<|file_sep|>b.py\nB = 2\n<|file_sep|>filename\n"
+    # Part by part: a name's line break and the text after it are not one token.
+    parts = [part for part in re.split(r"(<\|file_sep\|>[^\n]*\n)", files) if part]
+    before = [token for part in ["<|repo_name|>myproject\n", *parts] for token in tokenizer(part)["input_ids"]]
+    asked = encoding.infill(BEFORE, AFTER)
+    assert asked is not None
+    assert encoding.infill(BEFORE, AFTER, None, others, 999) == [*before, *asked]
+    last = encoding.infill(BEFORE, AFTER, None, others[1:], 999)
+    assert encoding.infill(BEFORE, AFTER, None, others, len(before) + len(asked) - 1) == last != asked
+    assert encoding.infill(BEFORE, AFTER, None, others, len(asked)) == asked
+    given = {"input_prefix": BEFORE, "input_suffix": AFTER, "n_predict": 1}
+    extra = [{"filename": one.name, "text": one.text} for one in others]
+    with agent.http as http:
+        told = http.post("/infill", json={**given, "input_extra": extra}).json()
+        assert told["tokens_evaluated"] == len(before) + len(asked)
+        generated = {"prompt": BEFORE, "suffix": AFTER, "stream": False, "options": {"num_predict": 1}}
+        assert http.post("/api/generate", json=generated).json()["prompt_eval_count"] == len(asked)
+
+
+def test_where_there_are_no_marks_for_files_a_line_stands_between_them() -> None:
+    letters = {chr(code): code for code in range(128)} | {"<|endoftext|>": 128}
+    marks = {"<fim-prefix>": 129, "<fim-suffix>": 130, "<fim-middle>": 131}
+    model = Tokenizer(WordLevel(letters | marks, unk_token="<|endoftext|>"))
+    model.pre_tokenizer = Split("", "isolated")
+    model.add_special_tokens(["<|endoftext|>", *marks])
+    encoding = Encoding(PreTrainedTokenizerFast(tokenizer_object=model))
+    text = [ord(letter) for letter in BETWEEN + "x"]
+    assert encoding.infill("a", "b", None, [OtherText("n", "x")], 99) == [*text, 129, 97, 130, 98, 131]
+
+
 @pytest.mark.parametrize(
     ("path", "body", "said"),
     [
@@ -47,7 +88,10 @@ def test_a_suffix_and_infill_give_the_completion_of_that_prompt(agent: Served) -
         ("/v1/completions", {"prompt": "a", "suffix": "b"}, "no tokens for filling in text"),
         ("/v1/completions", {"prompt": [1], "suffix": "b"}, "a prompt that is a text"),
         ("/infill", {"input_prefix": 3}, "are texts"),
-        ("/infill", {"input_extra": [{"filename": "a", "text": "b"}]}, "input_extra is not supported here"),
+        ("/infill", {"input_extra": [{"filename": "a"}]}, "input_extra.0: a text and a filename are needed"),
+        ("/infill", {"input_extra": "a"}, "input_extra is a list"),
+        ("/api/generate", {"prompt": "a", "suffix": "b"}, "no tokens for filling in text"),
+        ("/api/generate", {"prompt": "a", "suffix": "b", "system": "c"}, "no place for images or a system prompt"),
         ("/infill", {"input_prefix": "a", "n_predict": "b"}, "n_predict"),
         ("/infill", {"input_prefix": "a", "n": 2}, "n is not supported here"),
     ],

@@ -272,7 +272,8 @@ def test_a_batch_is_not_continued_in_another_arithmetic() -> None:
 def test_keys_and_values_of_another_arithmetic_are_not_taken(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     engines: list[Any] = [
-        SimpleNamespace(folders={"target": tmp_path}, compute=one, adapters={}) for one in ("float", "int8")
+        SimpleNamespace(folders={"target": tmp_path}, compute=one, kv_quant=None, adapters={})
+        for one in ("float", "int8")
     ]
     float_, int8 = map(weights_of, engines)
     assert float_ != int8

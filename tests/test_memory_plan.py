@@ -98,6 +98,7 @@ def setting(chance: Random, models: dict[str, Path]) -> tuple[str, LoadOptions, 
     options = LoadOptions(
         drafter=drafter,
         draft_vocab=chance.choice([None, 1000, 4000]) if drafts else None,
+        draft_window=chance.choice([None, 256, 4096]) if drafts else None,
         drafter_quant=chance.choice(["none", "nf4", "hqq4"]) if drafts else "none",
         head_quant=chance.choice(ALLOWED["head_quant"]),  # type: ignore[arg-type]  # of the few that it may be
         offload=chance.choice(ALLOWED["offload"]),  # type: ignore[arg-type]

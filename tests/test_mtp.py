@@ -341,7 +341,7 @@ def test_plan_counts_it(folder: Path) -> None:
     ("config", "tensor", "kind"),
     [
         ({"speculators_model_type": "peagle"}, "fc.weight", "speculators: peagle"),
-        ({"speculators_model_type": "dflash"}, "fc.weight", "speculators: dflash"),
+        ({"speculators_model_type": "xpress"}, "fc.weight", "speculators: xpress"),
         ({"architectures": ["LlamaForCausalLMEagle3"]}, "fc.weight", "EAGLE in other parts"),
         ({"architectures": ["LlamaForCausalLM"]}, "midlayer.hidden_norm.weight", "EAGLE in other parts"),
         ({"model_type": "gemma4_assistant"}, "pre_projection.weight", "assistant"),

@@ -1,6 +1,7 @@
 """A streamed model computes, bit for bit, what transformers computes with the same checkpoint."""
 
 import json
+import weakref
 from pathlib import Path
 
 import pytest
@@ -165,6 +166,27 @@ def test_layers_in_chunks_visit_the_weights_once(family: str, tmp_path: Path) ->
         ]
     assert visits == 1
     assert torch.equal(chunked, torch.cat(alone, dim=1))
+
+
+def test_no_chunk_is_kept_beside_the_rows_of_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny("llama", tmp_path)
+    model = offload.load(tmp_path, "disk")
+    layer = model.model.layers[0]
+    layer.chunk_rows, kept = 4, list[weakref.ref[torch.Tensor]]()
+    run = layer.inner.forward
+
+    def watched(*args: object, **kwargs: object) -> torch.Tensor:
+        assert not any(chunk() is not None for chunk in kept[:-1])
+        chunk: torch.Tensor = run(*args, **kwargs)
+        kept.append(weakref.ref(chunk))
+        return chunk
+
+    monkeypatch.setattr(layer.inner, "forward", watched)
+    rows, positions = torch.randn(1, 40, 64), torch.arange(40)[None]
+    with torch.no_grad():
+        angles = model.model.rotary_emb(rows, positions)
+        layer(rows, attention_mask=None, position_ids=positions, position_embeddings=angles)
+    assert len(kept) == 10
 
 
 def test_chunks_leave_masked_and_batched_calls_whole(tmp_path: Path) -> None:

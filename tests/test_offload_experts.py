@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,17 +20,18 @@ import offload
 from offload.checkpoint.block import Block
 from offload.checkpoint.headers import open_folder
 from offload.checkpoint.quantized.quantize import Quant
-from offload.checkpoint.routing import Routing
+from offload.checkpoint.routing import Routing, Visits
 from offload.errors import OffloadError
 from offload.machine.files import PAGE_B
 from offload.machine.speeds import Speeds
+from offload.model.likely_experts import TOKENS, LikelyExperts
 from offload.model.resident_layer import resident_layer
 from offload.packs.pack import pack, plan
 from offload.placement.forecast import ceilings, forecast
 from offload.placement.placement import Offload
 from offload.placement.quantized_sizes import work_of
 from offload.stream.dequantized import DenseLayers
-from offload.stream.slot import Slot
+from offload.stream.slot import Slot, State
 from offload.stream.store import Arena, DiskStore
 from offload.stream.stream import LayerStream
 from specexec.drafters.none import NoDrafter
@@ -38,7 +40,7 @@ from specexec.engine.decoder import Decoder
 from specexec.model.tree_lm import TreeLM
 from specexec.planning.best_first import BestFirst
 from specexec.sampling.params import SamplingParams
-from tests.faults import FAULTS, fail_reads
+from tests.faults import FAULTS, fail_reads, reads_of_experts
 from tests.tiny import LAYERS, VOCABULARY, logits_of, tiny
 from tests.writing import prompt, sequence_of
 
@@ -132,14 +134,15 @@ def test_few_rows_bring_the_shared_part_and_the_experts_that_they_visit(
         before_B = stream.stats().bytes_read
         logits_of(ours, tokens)
         found_B = stream.stats().bytes_read - before_B
-        union = visited(theirs, tokens) if rows < 64 else [EXPERTS] * len(routed_B)
+        union = visited(theirs, tokens)
         expected_B = shared_B + sum(count * one_B for count, one_B in zip(union, routed_B, strict=True))
         # Before the large pieces of whole layers lie holes: two of them are experts.
-        assert found_B == pytest.approx(expected_B, abs=2 * PAGE_B * LAYERS)
-        assert min(routed_B) > 2 * PAGE_B * LAYERS
-        assert rows < 64 or found_B == stream.bytes_per_sweep
+        holes_B = 2 * PAGE_B * LAYERS
+        assert min(routed_B) > holes_B
+        # Of many rows some layers may come whole.
+        assert expected_B - holes_B <= found_B <= (expected_B + holes_B if rows < 64 else stream.bytes_per_sweep)
         assert rows > 1 or union == [CHOSEN] * len(routed_B)
-        if rows != 7:  # seven may agree with each other more often than chance would have it
+        if rows == 1:  # some may agree with each other more often than chance would have it
             assert found_B == pytest.approx(stream.bytes_per_sweep * float(stream.share(rows)), rel=0.02)
     stream.close()
 
@@ -158,9 +161,10 @@ def test_an_answer_brings_no_more_experts_than_its_own_rows_visit(family: str, t
         decoder.join(sequence_of(prompt(12), SamplingParams(max_tokens=24, temperature=0.0), limit=128))
         found_B = []
         while decoder.live:
-            before_B = stream.stats().bytes_read
+            before = stream.stats()
             decoder.step()
-            found_B.append(stream.stats().bytes_read - before_B)
+            after = stream.stats()
+            found_B.append(after.bytes_read - before.bytes_read - (after.wrong_B - before.wrong_B))
         steady_B = found_B[3:]  # until then layers come that were read while the prompt was
         assert len(steady_B) > 1
         assert max(steady_B) <= shared_B + most * CHOSEN * one_B + 64 * LAYERS
@@ -210,15 +214,8 @@ def mixture(tmp_path: Path) -> Iterator[PreTrainedModel]:
 def test_a_read_of_experts_that_fails_ends_the_sweep_and_the_next_one_is_right(
     fault: str, mixture: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected, read_experts, reading = logits_of(mixture, ONE), LayerStream._read_experts, Event()
-
-    def watched(self: LayerStream, slot: Slot, layer: int, wanted: frozenset[int]) -> None:
-        reading.set()
-        read_experts(self, slot, layer, wanted)
-        reading.clear()
-
-    with monkeypatch.context() as faulty:
-        faulty.setattr(LayerStream, "_read_experts", watched)
+    expected = logits_of(mixture, ONE)
+    with reads_of_experts(monkeypatch) as reading, monkeypatch.context() as faulty:
         fail_reads(faulty, fault, reading.is_set)
         with pytest.raises(OffloadError, match="ArithmeticError" if fault == "exception" else r"\(layer 0\)"):
             logits_of(mixture, ONE)
@@ -261,6 +258,81 @@ def test_more_rows_visit_more_experts_and_at_last_all_come_ahead(experts: int, c
     assert np.all(np.diff(shares) >= 0)
     assert shares[0] == pytest.approx(routing.chosen / experts) or not routing.on_demand(1)
     assert set(shares[~routing.on_demand(np.arange(1, rows + 1))]) <= {1.0}
+
+
+@pytest.mark.parametrize("favourites", [0.0, 1.0, 2.0])
+def test_how_many_experts_rows_visit_is_learned_from_sweeps(favourites: float) -> None:
+    """Rows draw 4 of 64 experts, some of which are drawn more often than others: sizes in between are predicted."""
+    rng, routing = np.random.default_rng(0), Routing(64, 4)
+    chances_E = np.arange(1, 65) ** -favourites / np.sum(np.arange(1, 65) ** -favourites)
+
+    def union(rows: int) -> int:
+        chosen = [rng.choice(64, 4, replace=False, p=chances_E) for _ in range(rows)]
+        return len(np.unique(chosen))
+
+    visits = Visits(routing)
+    for _ in range(50):
+        for rows in (1, 8, 64):
+            visits.learn(rows, union(rows))
+    for rows in (4, 24, 48):
+        true = np.mean([union(rows) for _ in range(50)])
+        assert float(visits.routing.touched(rows)) == pytest.approx(true, rel=0.12)
+        wrong = abs(float(routing.touched(rows)) - true)
+        assert not favourites or abs(float(visits.routing.touched(rows)) - true) < wrong / 2
+
+
+def test_guessed_experts_are_there_before_they_are_asked_for(mixture: PreTrainedModel) -> None:
+    stream = offload.stream_of(mixture).stream
+    assert isinstance(stream, LayerStream)
+    for _ in range(2):  # from the second sweep on layers come without experts
+        for layer in range(LAYERS):
+            stream.take(layer, 1)
+            stream.fetch([3])
+            stream.give()
+    stream.take(0, 1)
+    stream.expect({0: [5, 9], 1: [2]})
+    deadline = time.monotonic() + 10
+    slots = {slot.layer: slot for slot in stream._slots}
+    while {5, 9} & slots[0].missing or 2 in slots[1].missing:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    read_B = stream.stats().bytes_read
+    stream.fetch([5, 9])
+    assert stream.stats().bytes_read == read_B
+    stream.fetch([4])  # the guess was wrong: this one comes now
+    assert stream.stats().bytes_read > read_B
+    stream.give()
+    assert 2 not in slots[1].missing
+    assert slots[1].state is State.READY
+
+
+@pytest.mark.usefixtures("poisoned")
+def test_wrong_guesses_change_no_bit(tmp_path: Path) -> None:
+    theirs = of_many("qwen3_moe", tmp_path)
+    ours = offload.load(tmp_path, "disk")
+    stream = offload.stream_of(ours).stream
+    for seed in range(3):
+        stream.expect({layer: [(layer + seed + at) % EXPERTS for at in range(4)] for layer in range(LAYERS)})
+        for tokens in texts(1 + seed):
+            assert torch.equal(logits_of(ours, tokens), logits_of(theirs, tokens))
+    stream.close()
+
+
+def test_tokens_say_which_experts_their_rows_are_likely_to_visit() -> None:
+    likely, routing = LikelyExperts(), Routing(8, 2)
+    for _ in range(2):
+        likely.learn(3, [10, 11, 12], np.array([[0, 1], [2, 3], [0, 4], [0, 7]]), routing)  # the last row fills a tile
+    assert likely.of([11]) == {3: [2, 3]}
+    assert likely.of([99]) == {3: [0]}  # not seen: where most rows went
+    assert likely.of([10, 11, 12])[3] == [0, 1, 2, 3, 4]
+    for _ in range(40):  # rows of a token that go elsewhere every time say nothing
+        likely.learn(3, [11], np.array([[4, 5]]), routing)
+        likely.learn(3, [11], np.array([[6, 7]]), routing)
+    assert likely.of([11]) == {3: []}
+    for token in range(100, 100 + TOKENS):
+        likely.learn(3, [token], np.array([[5, 6]]), routing)
+    assert likely.of([11]) == {3: [5, 6]}  # forgotten
+    assert len(likely._places) == TOKENS
 
 
 def test_a_forecast_knows_that_few_rows_bring_few_experts(tmp_path: Path) -> None:

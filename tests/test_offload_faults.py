@@ -46,6 +46,14 @@ def stop_reading_ahead(model: PreTrainedModel) -> None:
         time.sleep(0.05)
 
 
+def in_use(folder: Path) -> tuple[PreTrainedModel, torch.Tensor]:
+    """A model that streams from disk and reads nothing until its next sweep, and its logits."""
+    model = offload.load(folder, "disk")
+    expected = logits(model)
+    stop_reading_ahead(model)
+    return model, expected
+
+
 def test_short_reads_are_completed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = logits(offload.load(folder, "none"))
     real: Preadv = os.preadv
@@ -77,9 +85,7 @@ def test_random_delays_change_nothing(dtype: str, folder: Path, monkeypatch: pyt
 
 
 def test_input_output_error_names_file_layer_and_offset(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = offload.load(folder, "disk")
-    expected = logits(model)
-    stop_reading_ahead(model)
+    model, expected = in_use(folder)
     real: Preadv = os.preadv
 
     def broken(fd: int, views: Views, offset: int) -> int:
@@ -123,9 +129,7 @@ def test_every_single_failed_read_is_an_error_or_exact(folder: Path, monkeypatch
 
 
 def test_file_cut_short_during_use_stops_the_sweep_and_a_repaired_one_goes_on(folder: Path) -> None:
-    model = offload.load(folder, "disk")
-    expected = logits(model)
-    stop_reading_ahead(model)
+    model, expected = in_use(folder)
     file = last_file_of_layer(folder, LAYERS - 1)
     whole = file.read_bytes()
     os.truncate(file, len(whole) - 4000)
@@ -138,9 +142,7 @@ def test_file_cut_short_during_use_stops_the_sweep_and_a_repaired_one_goes_on(fo
 
 
 def test_another_file_of_the_same_size_is_never_mixed_in(folder: Path) -> None:
-    model = offload.load(folder, "disk")
-    expected = logits(model)
-    stop_reading_ahead(model)
+    model, expected = in_use(folder)
     file = last_file_of_layer(folder, LAYERS - 1)
     other = bytearray(file.read_bytes())
     other[-1] ^= 1
@@ -168,9 +170,7 @@ def rewritten(file: Path, change: Callable[[bytearray], object]) -> None:
 
 
 def test_a_file_written_to_in_place_is_noticed_though_its_time_was_set_back(folder: Path) -> None:
-    model = offload.load(folder, "disk")
-    expected = logits(model)
-    stop_reading_ahead(model)
+    model, expected = in_use(folder)
     file = last_file_of_layer(folder, LAYERS - 1)
     os.link(file, file.with_suffix(".other name"))
     file.chmod(0o600)
@@ -184,9 +184,7 @@ def test_a_file_written_to_in_place_is_noticed_though_its_time_was_set_back(fold
 
 
 def test_a_file_renamed_while_it_is_read_is_the_same_file(folder: Path) -> None:
-    model = offload.load(folder, "disk")
-    expected = logits(model)
-    stop_reading_ahead(model)
+    model, expected = in_use(folder)
     for file in folder.glob("*.safetensors"):
         file.rename(file.with_suffix(".away"))
     assert torch.equal(logits(model), expected)
@@ -206,9 +204,7 @@ def test_a_file_replaced_before_its_first_read_is_refused(folder: Path) -> None:
 
 
 def test_file_that_vanished_and_came_back_is_opened_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = offload.load(folder, "disk")
-    expected = logits(model)
-    stop_reading_ahead(model)
+    model, expected = in_use(folder)
     files = list(folder.glob("*.safetensors"))
     for file in files:
         file.rename(file.with_suffix(".away"))

@@ -1,5 +1,6 @@
 """A limit is a limit: streaming stays inside it with the page cache counted, and memory that is refused is an error."""
 
+import importlib
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 import torch
 
@@ -29,7 +31,10 @@ CGROUPS = Path("/sys/fs/cgroup/memory")
 MiB = 1 << 20
 PROMPT = torch.arange(2, 12)[None]
 SWEEPS = """
-import os, sys, torch, offload
+import os, sys
+from cli.engine.imports import lean_imports
+with lean_imports():
+    import torch, offload, offload.model.load
 torch.set_num_threads(1)
 folder, small, group = sys.argv[1:]
 tokens = torch.arange(9)[None]
@@ -42,6 +47,10 @@ with torch.no_grad():
 stream = offload.stream_of(model)
 print(stream.placement.host_B, stream.stats().bytes_read)
 """
+
+
+sys.path.append(str(Path(__file__).parent.parent / "scripts"))
+inflate: click.Command = importlib.import_module("inflate").main
 
 
 @pytest.fixture
@@ -82,7 +91,10 @@ def test_sweeps_stay_inside_a_container_that_holds_a_third_of_the_model(
 
 
 ULIMITED = """
-import resource, sys, torch, offload
+import resource, sys
+from cli.engine.imports import lean_imports
+with lean_imports():
+    import torch, offload, offload.model.load
 from offload.errors import NotEnoughRam
 from offload.machine.memory import free_ram
 torch.set_num_threads(1)
@@ -133,8 +145,7 @@ def measured(folder: Path, *options: str) -> dict[str, float]:
 def test_an_answer_takes_what_the_plan_says_inside_a_limit(tmp_path: Path) -> None:
     # Layers of 15 MB, so that the noise of an interpreter is small beside them.
     shape = ["--hidden", "768", "--layers", "6", "--heads", "12", "--kv-heads", "3", "--head-dim", "64", "--ff", "3072"]
-    script = Path(__file__).parent.parent / "scripts" / "inflate.py"
-    subprocess.run([sys.executable, str(script), str(tmp_path / "m"), *shape], check=True, capture_output=True)
+    inflate([str(tmp_path / "m"), *shape], standalone_mode=False)
     found = measured(tmp_path / "m", "--ctx", "128", "--budget", "32", "--tokens", "4", "--limit", "900MB")
     assert found["tokens"] == 4
     # What is read into place leaves the counted bounce buffers untouched.
@@ -146,8 +157,7 @@ def flat(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Small layers of wide rows: what a sweep takes is more than the weights."""
     folder = tmp_path_factory.mktemp("flat") / "m"
     shape = ["--hidden", "768", "--layers", "5", "--heads", "12", "--kv-heads", "3", "--head-dim", "64", "--ff", "512"]
-    script = Path(__file__).parent.parent / "scripts" / "inflate.py"
-    subprocess.run([sys.executable, str(script), str(folder), *shape], check=True, capture_output=True)
+    inflate([str(folder), *shape], standalone_mode=False)
     return folder
 
 

@@ -221,7 +221,7 @@ def test_a_70b_finds_its_place_on_a_gpu_of_8_gigabytes() -> None:
     assert from_disk.host_B == GiB + 3 * 480 * MiB
     assert from_disk.device_B == 3 * GiB + MiB + (3 + 7) * 480 * MiB
     assert (mixed.stream_B, mixed.link_B) == (44 * 470 * MiB + 29 * 480 * MiB, 73 * 480 * MiB)
-    assert place(BIG, Free(16 * GiB, 48 * GiB)).summary == "none: all 80 layers stay in GPU memory, 37.5 GiB"
+    assert place(BIG, Free(16 * GiB, 48 * GiB)).summary == "all 80 layers stay in GPU memory, 37.5 GiB"
 
 
 def test_a_budget_of_ram_is_filled_on_the_cpu() -> None:

@@ -1,8 +1,6 @@
 """Other shapes of trees: the same text, and each is what its name says."""
 
-from collections.abc import Iterator
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,57 +9,36 @@ from hypothesis import strategies as st
 
 from specexec.drafters.cost import CostModel
 from specexec.drafters.ngram import NgramDrafter
-from specexec.drafters.protocol import Drafter
 from specexec.engine.decoder import Decoder
-from specexec.model.tree_lm import TreeLM
 from specexec.planning.baselines import NAMES, Beam, Sequoia, planner_of, ranking_of
 from specexec.planning.best_first import BestFirst
 from specexec.planning.budget import AutoBudget, FixedBudget
 from specexec.sampling.params import SamplingParams
 from specexec.tree.growing import Growth
 from specexec.tree.static_shape import static_tree
-from tests.tiny import tiny
-from tests.writing import drafters, prompt, sequence_of, write
+from tests.writing import TargetAndDrafters, prompt, samplings, sequence_of, write
 
 LENGTH = 24
 PROMPT = prompt(21)
-SAMPLINGS = [
-    SamplingParams(temperature=0.0, max_tokens=LENGTH),
-    SamplingParams(temperature=0.9, top_p=0.9, seed=1, max_tokens=LENGTH),
-]
-
-
-class Case:
-    """One target and the drafters to try it with."""
-
-    def __init__(self, folder: Path) -> None:
-        self.target = TreeLM(tiny("llama", folder / "target"))
-        self.drafters: dict[str, Drafter] = drafters("llama", folder)
-
-
-@pytest.fixture(scope="module")
-def case(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
-    case = Case(tmp_path_factory.mktemp("case"))
-    yield case
-    case.target.close()
+SAMPLINGS = samplings(LENGTH)
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "sampled"])
 @pytest.mark.parametrize("name", ["beam", "sequoia"])
-def test_planners_differ_in_speed_only(case: Case, name: str, sampling: SamplingParams) -> None:
+def test_planners_differ_in_speed_only(llama: TargetAndDrafters, name: str, sampling: SamplingParams) -> None:
     prompts = [PROMPT, prompt(5, seed=5)]
-    plain = [write(case.target, case.drafters["none"], [tokens], sampling)[0].answer for tokens in prompts]
+    plain = [write(llama.target, llama.drafters["none"], [tokens], sampling)[0].answer for tokens in prompts]
     for drafter in ("useless", "perfect"):
         for overlap in (False, True):
             written = write(
-                case.target, case.drafters[drafter], prompts, sampling, 12, planner_of(name), overlap=overlap
+                llama.target, llama.drafters[drafter], prompts, sampling, 12, planner_of(name), overlap=overlap
             )
             assert [one.answer for one in written] == plain
 
 
 @pytest.mark.parametrize("name", ["beam", "sequoia"])
-def test_a_perfect_drafter_pays(case: Case, name: str) -> None:
-    decoder = Decoder(case.target, case.drafters["confident"], planner_of(name), 24)
+def test_a_perfect_drafter_pays(llama: TargetAndDrafters, name: str) -> None:
+    decoder = Decoder(llama.target, llama.drafters["confident"], planner_of(name), 24)
     decoder.join(sequence_of(PROMPT, SamplingParams(temperature=0.0, max_tokens=60)))
     bursts = []
     while decoder.live:
@@ -70,9 +47,9 @@ def test_a_perfect_drafter_pays(case: Case, name: str) -> None:
     assert 60 / len(bursts) > (8 if name == "sequoia" else 10)
 
 
-def test_a_beam_is_as_wide_on_every_level(case: Case) -> None:
+def test_a_beam_is_as_wide_on_every_level(llama: TargetAndDrafters) -> None:
     sequence = sequence_of(PROMPT, SAMPLINGS[0])
-    (tree,) = Beam(depth=5).grow(case.drafters["useless"], [sequence], FixedBudget(20), CostModel())
+    (tree,) = Beam(depth=5).grow(llama.drafters["useless"], [sequence], FixedBudget(20), CostModel())
     assert np.bincount(tree.depth_N).tolist() == [4] * 5
 
 
@@ -98,15 +75,15 @@ def test_a_pass_that_reads_the_prompt_does_not_say_what_passes_cost() -> None:
     assert cost.draft.known
 
 
-def test_sequoia_learns_which_ranks_are_taken(case: Case) -> None:
+def test_sequoia_learns_which_ranks_are_taken(llama: TargetAndDrafters) -> None:
     planner = Sequoia()
     assert planner.chance_K[0] == pytest.approx(0.6)
     write(
-        case.target, case.drafters["confident"], [PROMPT], SamplingParams(temperature=0.0, max_tokens=60), 16, planner
+        llama.target, llama.drafters["confident"], [PROMPT], SamplingParams(temperature=0.0, max_tokens=60), 16, planner
     )
     assert planner.chance_K[0] > 0.85
     before = Sequoia()
-    write(case.target, case.drafters["useless"], [PROMPT], SAMPLINGS[0], 16, before)
+    write(llama.target, llama.drafters["useless"], [PROMPT], SAMPLINGS[0], 16, before)
     assert before.chance_K[0] < 0.3
 
 

@@ -36,16 +36,13 @@ from specexec.model.tree_lm import TreeLM
 from specexec.planning.best_first import BestFirst
 from specexec.sampling.params import SamplingParams
 from tests.tiny import LAYERS, VOCABULARY, tiny
-from tests.writing import drafters, greedy, prompt, sequence_of, write
+from tests.writing import drafters, greedy, prompt, samplings, sequence_of, write
 from tests.zoo import tiny_of
 
 LENGTH = 24
 PROMPT = prompt(21)
 SURE = Ranking(tau=0.01)
-SAMPLINGS = [
-    SamplingParams(temperature=0.0, max_tokens=LENGTH),
-    SamplingParams(temperature=0.9, top_p=0.9, seed=1, max_tokens=LENGTH),
-]
+SAMPLINGS = samplings(LENGTH)
 FORMS: tuple[Form, ...] = get_args(Form)
 FAMILIES = ["llama", "llama_tied", "gemma3_text", "opt", "gpt_neox", "qwen3"]
 

@@ -26,13 +26,13 @@ from offload.machine.atomic_write import replacing
 from specexec.engine.engine import Engine
 from specexec.errors import ContextLengthExceeded
 from specexec.model.cache import KVCache
-from specexec.model.tree_lm import Rows, Sweep
 from specexec.sampling.params import SamplingParams
 from specexec.stats import Burst, Cost
 from specexec.text.conversation import Conversation
 from specexec.text.messages import Message
 from specexec.tree.tree import TokenTree
 from tests.tiny import tiny
+from tests.writing import rows_read
 
 WARM = SamplingParams(temperature=1, seed=5, max_tokens=24)
 LONG = "word " * 1500
@@ -64,19 +64,6 @@ def keeper(archive: Archive, engine: Engine, talk: Conversation, id: str | None 
     return Keeper(archive, record, engine, talk, Screen())
 
 
-def rows_of(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """From now on, how many tokens the target reads in each sweep."""
-    read: list[int] = []
-    begin = engine._target.begin
-
-    def counted(parts: list[Rows]) -> Sweep:
-        read.append(sum(len(part.tokens) for part in parts))
-        return begin(parts)
-
-    monkeypatch.setattr(engine._target, "begin", counted)
-    return read
-
-
 @pytest.fixture
 def left(folder: Path, tmp_path: Path) -> Keeper:
     """A conversation of two long turns, left by a process that is gone."""
@@ -98,7 +85,7 @@ def test_going_on_reads_no_old_token_again(
     known = len(talk.keep().caches["target"])
     assert known > 3000
     assert f"4 messages; {known:,} tokens need not be read again".replace(",", " ") in capsys.readouterr().err
-    read = rows_of(llm, monkeypatch)
+    read = rows_read(llm._target, monkeypatch)
     say(talk, "And now?")
     prompt = talk._turns[-1].prompt
     # The last token of an answer is never read before the next turn: it is where that turn begins.
@@ -118,7 +105,7 @@ def test_a_conversation_of_20_000_tokens_is_read_once(
     with specexec.load(str(folder), drafter="none", ctx=24000) as engine:
         talk = engine.conversation()
         keeper(archive, engine, talk, kept.id).resume()
-        read = rows_of(engine, monkeypatch)
+        read = rows_read(engine._target, monkeypatch)
         say(talk, "And now?", briefly)
         assert len(talk._turns[-1].prompt) > 20_000
         assert read[0] < 20
@@ -253,7 +240,7 @@ def test_a_snapshot_that_missed_the_last_turn_is_used_as_far_as_it_goes(
     path.write_bytes(before)
     again = llm.conversation()
     keeper(archive, llm, again, left.id).resume()
-    read = rows_of(llm, monkeypatch)
+    read = rows_read(llm._target, monkeypatch)
     assert say(again, "And now?") == say(talk, "And now?")
     assert 1500 < read[0] < 1600
 
@@ -343,7 +330,7 @@ def test_taking_back_a_question_reads_nothing_again_either(llm: Engine, monkeypa
     say(talk, LONG)
     say(talk, "Something else.")
     talk.undo()
-    read = rows_of(llm, monkeypatch)
+    read = rows_read(llm._target, monkeypatch)
     say(talk, "Another thing.")
     assert read[0] < 60
 

@@ -5,6 +5,7 @@ References are unmodified transformers models on prefix + path, without a cache.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ from specexec.drafters.sibling import SiblingDrafter
 from specexec.errors import UnsupportedArchitecture
 from specexec.model import tree_lm
 from specexec.model.architecture import layer_kinds
-from specexec.model.attention import Style
+from specexec.model.attention import LayerRows, PackedRows
 from specexec.model.cache import KVCache
 from specexec.model.tree_lm import Rows, TreeLM
 from specexec.sampling.params import SamplingParams
@@ -115,13 +116,11 @@ def test_keys_that_are_not_of_the_same_rows_are_refused(gemma: tuple[Path, PreTr
     class Fewer:
         """What a layer would ask for that keeps keys elsewhere."""
 
-        def __init__(self, sweep: object) -> None:
+        def __init__(self, sweep: PackedRows) -> None:
             self._sweep = sweep
 
-        def attend(
-            self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, style: Style, *index: object
-        ) -> None:
-            self._sweep.attend(layer, query, key[:, 1:], value[:, 1:], style, *index)  # type: ignore[attr-defined]
+        def attend(self, rows: LayerRows) -> torch.Tensor:
+            return self._sweep.attend(replace(rows, key_HKD=rows.key_HKD[:, 1:], value_HKD=rows.value_HKD[:, 1:]))
 
     trunk = lm._trunk
     lm._trunk = lambda **told: trunk(**{**told, "sweep": Fewer(told["sweep"])})  # type: ignore[assignment]

@@ -20,12 +20,11 @@ from specexec.model.tree_lm import TreeLM
 from specexec.planning.best_first import BestFirst
 from specexec.sampling.noise import Noise
 from tests.tiny import VOCABULARY, tiny
-from tests.writing import prompt, sequence_of, write
+from tests.writing import prompt, samplings, sequence_of, write
 
 LENGTH = 16
 SAMPLINGS = [
-    SamplingParams(temperature=0.0, max_tokens=LENGTH),
-    SamplingParams(temperature=0.9, top_p=0.9, seed=1, max_tokens=LENGTH),
+    *samplings(LENGTH),
     SamplingParams(temperature=0.7, repetition_penalty=1.3, logit_bias=((7, 2.0),), seed=2, max_tokens=LENGTH),
 ]
 

@@ -1,8 +1,5 @@
 """Drafters joined: exact, no child twice, and the union learns whom to believe."""
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -11,23 +8,18 @@ from hypothesis import strategies as st
 from specexec.drafters.cost import CostModel, Line
 from specexec.drafters.mixture import MemberGuesses, MixtureWeights, merge
 from specexec.drafters.ngram import NgramDrafter
-from specexec.drafters.protocol import Ask, Drafter, Guesses
+from specexec.drafters.protocol import Ask, Guesses
 from specexec.drafters.union import Union
 from specexec.engine.decoder import Decoder
-from specexec.model.tree_lm import TreeLM
 from specexec.planning.best_first import BestFirst
 from specexec.sampling.params import SamplingParams
 from specexec.text.sequence import Sequence
 from specexec.tree.tree import ROOT, Ints, TokenTree
-from tests.tiny import tiny
-from tests.writing import drafters, prompt, sequence_of, write
+from tests.writing import TargetAndDrafters, prompt, samplings, sequence_of, write
 
 LENGTH = 30
 PROMPT = prompt(21)
-SAMPLINGS = [
-    SamplingParams(temperature=0.0, max_tokens=LENGTH),
-    SamplingParams(temperature=0.9, top_p=0.9, seed=1, max_tokens=LENGTH),
-]
+SAMPLINGS = samplings(LENGTH)
 
 
 class Script:
@@ -71,47 +63,30 @@ def dear(least: float) -> CostModel:
     return cost
 
 
-class Case:
-    """One target and drafters to join."""
-
-    def __init__(self, folder: Path) -> None:
-        self.target = TreeLM(tiny("llama", folder / "target"))
-        self.drafters: dict[str, Drafter] = drafters("llama", folder)
-
-    def plain(self, sampling: SamplingParams) -> list[int]:
-        return write(self.target, self.drafters["none"], [PROMPT], sampling)[0].answer
-
-
-@pytest.fixture(scope="module")
-def case(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
-    case = Case(tmp_path_factory.mktemp("case"))
-    yield case
-    case.target.close()
-
-
 @pytest.mark.parametrize("overlap", [False, True])
 @pytest.mark.parametrize("floor", [None, -1.0])
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "sampled"])
 def test_the_text_is_that_of_plain_decoding(
-    case: Case, sampling: SamplingParams, floor: float | None, overlap: bool
+    llama: TargetAndDrafters, sampling: SamplingParams, floor: float | None, overlap: bool
 ) -> None:
     ngram = NgramDrafter()
+    (plain,) = write(llama.target, llama.drafters["none"], [PROMPT], sampling)
     for model in ("useless", "perfect"):
-        union = Union([case.drafters[model], ngram], None if floor is None else dear(floor))
-        (sequence,) = write(case.target, union, [PROMPT], sampling, 20, overlap=overlap)
-        assert sequence.answer == case.plain(sampling), model
+        union = Union([llama.drafters[model], ngram], None if floor is None else dear(floor))
+        (sequence,) = write(llama.target, union, [PROMPT], sampling, 20, overlap=overlap)
+        assert sequence.answer == plain.answer, model
 
 
-def test_other_texts_change_nothing(case: Case) -> None:
+def test_other_texts_change_nothing(llama: TargetAndDrafters) -> None:
     prompts = [prompt(length, seed=length) for length in (3, 30)]
-    alone = [write(case.target, case.drafters["none"], [tokens], SAMPLINGS[1])[0].answer for tokens in prompts]
-    union = Union([case.drafters["perfect"], NgramDrafter()], dear(-2.0))
-    assert [one.answer for one in write(case.target, union, prompts, SAMPLINGS[1], 20)] == alone
+    alone = [write(llama.target, llama.drafters["none"], [tokens], SAMPLINGS[1])[0].answer for tokens in prompts]
+    union = Union([llama.drafters["perfect"], NgramDrafter()], dear(-2.0))
+    assert [one.answer for one in write(llama.target, union, prompts, SAMPLINGS[1], 20)] == alone
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "sampled"])
-def test_a_perfect_member_is_accepted_whole(case: Case, sampling: SamplingParams) -> None:
-    decoder = Decoder(case.target, Union([case.drafters["confident"], NgramDrafter()]), BestFirst(), 9)
+def test_a_perfect_member_is_accepted_whole(llama: TargetAndDrafters, sampling: SamplingParams) -> None:
+    decoder = Decoder(llama.target, Union([llama.drafters["confident"], NgramDrafter()]), BestFirst(), 9)
     decoder.join(sequence_of(PROMPT, sampling))
     for _ in range(3):
         (step,) = decoder.step()

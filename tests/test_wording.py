@@ -33,7 +33,7 @@ NAMES = (*real.TOKENIZERS, "smollm2")
 
 @functools.cache
 def tokenizer(name: str) -> PreTrainedTokenizerBase:
-    return AutoTokenizer.from_pretrained(real.model() if name == "smollm2" else real.tokenizer(name))
+    return AutoTokenizer.from_pretrained(real.model()) if name == "smollm2" else real.pretrained(name)
 
 
 @functools.cache

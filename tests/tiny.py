@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from specexec.model.row_tiles import RowTiles
 
-Option = int | float | bool | str | None | list[str] | list[int] | dict[str, "Option"]
+Option = int | float | bool | str | None | list[str] | list[int] | list[float] | dict[str, "Option"]
 
 WINDOW = 8
 LAYERS = 4

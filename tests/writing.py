@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import pytest
 import torch
 from transformers import PreTrainedModel
 
@@ -14,9 +15,9 @@ from specexec.drafters.none import NoDrafter
 from specexec.drafters.protocol import Drafter
 from specexec.drafters.ranking import Ranking
 from specexec.drafters.sibling import SiblingDrafter
-from specexec.engine.decoder import Decoder
+from specexec.engine.decoder import Decoder, Target
 from specexec.model.chain_lm import ChainLM
-from specexec.model.tree_lm import TreeLM
+from specexec.model.tree_lm import Rows, Sweep, TreeLM
 from specexec.planning.best_first import REFERENCE_RANKING, BestFirst, Planner
 from specexec.sampling.noise import Noise
 from specexec.sampling.params import SamplingParams
@@ -34,6 +35,14 @@ def spell(tokens: list[int]) -> str:
 def prompt(length: int, seed: int = 0, most: int = VOCABULARY) -> list[int]:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, most, (length,), generator=generator).tolist()
+
+
+def samplings(length: int) -> list[SamplingParams]:
+    """Greedy, and by chance: answers of so many tokens."""
+    return [
+        SamplingParams(temperature=0.0, max_tokens=length),
+        SamplingParams(temperature=0.9, top_p=0.9, seed=1, max_tokens=length),
+    ]
 
 
 def random_tree(nodes: int) -> tuple[list[int], list[int]]:
@@ -75,6 +84,14 @@ def drafters(family: str, folder: Path) -> dict[str, Drafter]:
     }
 
 
+class TargetAndDrafters:
+    """A tiny llama, and the drafters to try it with."""
+
+    def __init__(self, folder: Path) -> None:
+        self.target = TreeLM(tiny("llama", folder / "target"))
+        self.drafters = drafters("llama", folder)
+
+
 def sequence_of(
     tokens: Items[int], sampling: SamplingParams, limit: int = 512, vocabulary: int = VOCABULARY
 ) -> Sequence:
@@ -91,16 +108,47 @@ def write(
     planner: Planner | None = None,
     overlap: bool | None = None,
     vocabulary: int = VOCABULARY,
+    limit: int = 512,
 ) -> list[Sequence]:
     """All prompts together, to their end; one sampling for all, or one each."""
     decoder = Decoder(target, drafter, planner or BestFirst(), budget, overlap=overlap)
     each = [sampling] * len(prompts) if isinstance(sampling, SamplingParams) else sampling
-    sequences = [sequence_of(tokens, own, vocabulary=vocabulary) for tokens, own in zip(prompts, each, strict=True)]
+    sequences = [sequence_of(*one, limit, vocabulary) for one in zip(prompts, each, strict=True)]
     for sequence in sequences:
         decoder.join(sequence)
     while decoder.live:
         decoder.step()
     return sequences
+
+
+def texts_are_plain(
+    target: TreeLM, drafter: Drafter, prompts: Items[list[int]], sampling: SamplingParams, vocabulary: int,
+    overlap: bool | None = None,
+) -> None:  # fmt: skip
+    """Three texts side by side in trees of 24 nodes are those of plain decoding, and the drafter never failed."""
+    plain = write(target, NoDrafter(), [*prompts], sampling, vocabulary=vocabulary)
+    ahead = sampling.temperature != 0 if overlap is None else overlap
+    decoder = Decoder(target, drafter, BestFirst(), 24, overlap=ahead)
+    sequences = [sequence_of(tokens, sampling, vocabulary=vocabulary) for tokens in prompts]
+    for sequence in sequences:
+        decoder.join(sequence)
+    while decoder.live:
+        decoder.step()
+    assert [one.answer for one in sequences] == [one.answer for one in plain]
+    assert not decoder.guarded.failure
+
+
+def rows_read(target: Target, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """From now on, how many tokens the target reads in each sweep."""
+    read: list[int] = []
+    begin = target.begin
+
+    def counted(parts: list[Rows]) -> Sweep:
+        read.append(sum(len(part.tokens) for part in parts))
+        return begin(parts)
+
+    monkeypatch.setattr(target, "begin", counted)
+    return read
 
 
 def greedy(model: PreTrainedModel, tokens: Items[int], count: int) -> list[int]:

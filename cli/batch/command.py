@@ -28,12 +28,14 @@ from cli.batch.served import ServedWork
 from cli.connect.models import loaded_model
 from cli.connect.server import Server, say_without_effect
 from cli.engine.facts import facts_of
+from cli.engine.imports import lean_imports
 from cli.engine.open import open_engine, running_engine
 from cli.engine.revision import fingerprint
 from cli.shared.errors import INTERRUPTED, SOME_FAILED, TERMINATED
 from cli.shared.help_sections import SectionedCommand
 from cli.shared.options import EngineOptions, engine_options, model_was_named, sampling_options
 from cli.shared.presets import preset_option
+from cli.shared.quantities import in_json
 from cli.shared.template_options import set_template, template_options
 from cli.shared.verbosity import Verbosity, start_logging, verbosity_options
 from cli.terminal.screen import Screen
@@ -149,7 +151,8 @@ def _target(options: EngineOptions) -> Path:
 
 def _reading(options: EngineOptions) -> tuple[Encoding, int]:
     """The model's tokenizer, and the tokens that prompt and answer may have together."""
-    from specexec.compose.load import context_of, encoding_in
+    with lean_imports():
+        from specexec.compose.context import context_of, encoding_in
 
     target, trust = _target(options), options.load.trust_remote_code
     encoding = encoding_in(target, trust)
@@ -172,7 +175,8 @@ def _preparation(
 ) -> Prepares:
     if isinstance(engine, ServedWork):
         return engine
-    from specexec.compose.load import stops_of
+    with lean_imports():
+        from specexec.compose.context import stops_of
 
     encoding = _reading(options)[0] if isinstance(engine, Cluster) else engine.encoding
     stop = stops_of(_target(options))
@@ -261,9 +265,13 @@ def _facts(
     if isinstance(engine, Cluster | ServedWork):
         about = {"workers": engine.size} if isinstance(engine, Cluster) else engine.model.meta
         where: Record = {"asked": options.asked, **about}
-        return lambda item: {"run": run, "sampling": asdict(item.sampling(sampling)), "engine": where}
+        return lambda item: {"run": run, "sampling": _told(item.sampling(sampling)), "engine": where}
     here, filled = facts_of(engine, options), engine.filled
-    return lambda item: {"run": run, "sampling": asdict(filled(item.sampling(sampling))), "engine": here}
+    return lambda item: {"run": run, "sampling": _told(filled(item.sampling(sampling))), "engine": here}
+
+
+def _told(sampling: SamplingParams) -> dict[str, object]:
+    return asdict(sampling) | {"seed": in_json(sampling.seed or 0)}
 
 
 def _seed(sampling: SamplingParams, before: Manifest | None) -> int:
@@ -271,7 +279,7 @@ def _seed(sampling: SamplingParams, before: Manifest | None) -> int:
     then = before.configuration.get("--seed") if before is not None else None
     if sampling.seed is not None:
         return sampling.seed
-    return then if isinstance(then, int) else secrets.randbits(63)
+    return then if isinstance(then, int) else secrets.randbits(53)
 
 
 def _configuration(
@@ -294,6 +302,7 @@ def _configuration(
         **({"--lora": list(options.load.lora)} if options.load.lora else {}),
         **({"--head-quant": options.load.head_quant} if options.load.head_quant != "none" else {}),
         **({"--compute": options.load.compute} if options.load.compute != "float" else {}),
+        **({"--kv-quant": options.load.kv_quant} if options.load.kv_quant else {}),
         **({"--template-var": dict(options.template_vars)} if options.template_vars else {}),
         **({"--allow-control-tokens": True} if options.allow_control_tokens else {}),
         **({"--exact": True} if options.load.exact else {}),

@@ -18,11 +18,8 @@ REPORT_EVERY_S = 1.0
 class Sweeps(Protocol):
     """What is needed of a batch (specexec/engine/batch.py)."""
 
-    @property
-    def done(self) -> bool: ...
-
-    @property
-    def sweeps(self) -> int: ...
+    done: bool
+    sweeps: int
 
     @property
     def partial(self) -> list[Partial]: ...

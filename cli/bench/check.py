@@ -46,7 +46,7 @@ def check(
 
     In float32 they must be equal. In bf16 and f16 a near-tie may flip when a token is computed among other rows; the
     margin then shows how near. --exact decides near-ties by the text alone, and what that took is reported. Ends with
-    1 if any text differs.
+    1 if any text differs. With --kv-quant it also says how far the texts are from those of whole keys and values.
 
     \b
       specexec check
@@ -70,6 +70,13 @@ def check(
     equal = sum(one.identical for one in found)
     tokens, sweeps = sum(one.tokens for one in found), sum(one.sweeps for one in found)
     screen.say(f"{equal} of {len(found)} texts identical · {tokens} tokens in {sweeps} sweeps")
+    if effects := [one.kv_effect for one in found if one.kv_effect is not None]:
+        places = max(sum(one.places for one in effects), 1)
+        changed, nats = sum(one.changed for one in effects), sum(one.divergence * one.places for one in effects)
+        screen.say(
+            f"KV in {engine_options.load.kv_quant} bits: the likeliest token is another one than with whole keys and "
+            f"values at {changed} of {places} places · mean divergence {nats / places:.2g} nats"
+        )
     if bill is not None:
         screen.say(
             f"exact: {bill.again} of {bill.choices} choices were near-ties, {bill.changed} changed · "

@@ -186,8 +186,9 @@ def _cache_of(path: Path, llm: Engine, options: EngineOptions) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     head = "" if options.load.head_quant == "none" else f"-{options.load.head_quant}-head"
     compute = "" if options.load.compute == "float" else f"-in-{options.load.compute}"
+    kept = f"-kv{options.load.kv_quant}" if options.load.kv_quant else ""
     weights = fingerprint(llm.folders["target"], options.load.lora)
-    return f"{path}-{weights}-{options.load.dtype}{head}{compute}-{llm.context}"
+    return f"{path}-{weights}-{options.load.dtype}{head}{compute}{kept}-{llm.context}"
 
 
 def _table(results: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ import re
 import secrets
 import time
 from collections.abc import Iterator
+from collections.abc import Sequence as Items
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from offload.machine.atomic_write import PRIVATE, replacing
 from offload.machine.folders import folder_of
 from specexec.sizes import FIRST_IMAGE_ROW
 from specexec.text.messages import Message, pictures_of, text_in
-from specexec.text.transcript import Turn, belonging, common
+from specexec.text.transcript import NOTHING, LeftOut, Turn, belonging, common, dialogue
 
 FORMAT = 1
 _ID = re.compile(r"[\w-]{1,80}")
@@ -51,6 +52,7 @@ class Record:
     messages: tuple[Message, ...] = ()
     turns: tuple[Turn, ...] = ()  # the ids behind the answers
     taken_back: tuple[TakenBack, ...] = ()
+    left_out: LeftOut = NOTHING
     seen: Stamp | None = field(default=None, compare=False)  # the file that this is all of; None: it has none yet
 
     @property
@@ -61,8 +63,16 @@ class Record:
     @property
     def dialogue(self) -> list[Message]:
         """All messages, the system prompt first."""
-        first: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
-        return [*first, *self.messages]
+        return dialogue(self.system, self.messages)
+
+    @property
+    def read(self) -> list[Message]:
+        """What the model reads of it."""
+        return dialogue(self.system, self.messages, self.left_out)
+
+    def place_of(self, turn: Turn) -> int:
+        """Which of the messages is the answer of a turn."""
+        return len(turn.asked) - bool(self.system) + self.left_out.messages
 
     @property
     def title(self) -> str:
@@ -93,7 +103,10 @@ class Archive:
 
         Where another process has continued it since it was read, that one stays and ours gets a new id.
         """
-        head = {"id": record.id, "model": record.model, "system": record.system, "created": record.created}
+        named = ("id", "model", "system", "created")
+        head: dict[str, object] = {name: getattr(record, name) for name in named}
+        if record.left_out != NOTHING:
+            head["left_out"] = asdict(record.left_out)
         lines = [{"specexec_session": FORMAT, **head}, *_with_tokens(record)]
         lines += [{"taken_back": one.messages, "after": one.after} for one in record.taken_back]
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
@@ -117,20 +130,28 @@ class Archive:
         if len(found) != 1 or not id:
             what = f"{len(found)} conversations begin with" if found else "there is no conversation"
             raise SessionNotFound(f"{what} {id!r}.", hint="specexec sessions list")
-        return _read(found[0])
+        return _record(found[0], *_text(found[0]))
 
     def latest(self) -> Record:
         """The conversation that was saved last."""
         paths = self._paths()
         if not paths:
             raise SessionNotFound("there is no conversation to continue.", hint="specexec chat")
-        return _read(max(paths, key=_saved_ns))
+        path = max(paths, key=_saved_ns)
+        return _record(path, *_text(path))
 
-    def everything(self) -> Iterator[Record | BadSession]:
-        """Every conversation, the latest first; a file that cannot be read comes as its error."""
+    def everything(self, holding: Items[str] = ()) -> Iterator[Record | BadSession]:
+        """Every conversation, the latest first; a file that cannot be read comes as its error.
+
+        Those whose file does not hold all these texts, in any case, are left out: they need not be understood.
+        """
+        spelled = [text.casefold() for text in holding]
         for path in sorted(self._paths(), key=_saved_ns, reverse=True):
             try:
-                yield _read(path)
+                seen, text = _text(path)
+                folded = text.casefold() if spelled else ""
+                if all(one in folded for one in spelled):
+                    yield _record(path, seen, text)
             except BadSession as problem:
                 yield problem
 
@@ -194,10 +215,18 @@ def _stamp(found: os.stat_result) -> Stamp:
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def _read(path: Path) -> Record:
+def _text(path: Path) -> tuple[Stamp, str]:
     try:
         with path.open("rb") as file:
-            seen, text = _stamp(os.fstat(file.fileno())), file.read().decode()
+            return _stamp(os.fstat(file.fileno())), file.read().decode()
+    except OSError as problem:
+        raise BadSession(f"{path} cannot be read: {problem.strerror}.") from problem
+    except UnicodeDecodeError as problem:
+        raise BadSession(f"{path} is not a conversation of ours: {problem}.") from problem
+
+
+def _record(path: Path, seen: Stamp, text: str) -> Record:
+    try:
         head, *lines = (json.loads(line) for line in text.split("\n") if line)
         if head.pop("specexec_session") != FORMAT:
             raise ValueError("made by another version of specexec")
@@ -210,15 +239,23 @@ def _read(path: Path) -> Record:
         system = None if head.get("system") is None else str(head["system"])
         record = Record(
             path.stem, str(head["model"]), system, int(head["created"]), tuple(map(_message, said)),
-            taken_back=taken_back, seen=seen,
+            taken_back=taken_back, left_out=_left_out(head.get("left_out"), len(said)), seen=seen,
         )  # fmt: skip
         return replace(record, turns=tuple(_turns(record, said)))
-    except OSError as problem:
-        raise BadSession(f"{path} cannot be read: {problem.strerror}.") from problem
     except RecursionError:
         raise BadSession(f"{path} is not a conversation of ours: it is nested too deeply.") from None
     except (ValueError, OverflowError, KeyError, TypeError, AttributeError) as problem:
         raise BadSession(f"{path} is not a conversation of ours: {problem}.") from problem
+
+
+def _left_out(found: object, messages: int) -> LeftOut:
+    if found is None:
+        return NOTHING
+    assert isinstance(found, dict)
+    left_out = LeftOut(int(found["messages"]), str(found["summary"]))
+    if not 0 <= left_out.messages <= messages:
+        raise ValueError("it leaves out messages that it does not have")
+    return left_out
 
 
 def _message(found: dict[str, object]) -> Message:
@@ -230,6 +267,7 @@ def _message(found: dict[str, object]) -> Message:
         pictures_of(content)
     if "reasoning_content" in found:
         message["reasoning_content"] = str(found["reasoning_content"])
+    message |= {name: str(found[name]) for name in ("tool_call_id", "name") if name in found}
     if "tool_calls" in found:
         message["tool_calls"] = [_call(call) for call in list(found["tool_calls"])]  # type: ignore[call-overload]
     return message
@@ -243,7 +281,7 @@ def _call(found: dict[str, dict[str, object]]) -> dict[str, object]:
 
 def _with_tokens(record: Record) -> Iterator[dict[str, object]]:
     """The messages, beside each answer its ids: those of its prompt that are new since the one before, and its own."""
-    behind = {len(turn.asked) - bool(record.system): turn for turn in belonging(record.turns, record.dialogue)}
+    behind = {record.place_of(turn): turn for turn in belonging(record.turns, record.read)}
     known: list[int] = []
     for place, message in enumerate(record.messages):
         if place not in behind:
@@ -257,14 +295,14 @@ def _with_tokens(record: Record) -> Iterator[dict[str, object]]:
 
 
 def _turns(record: Record, lines: list[dict[str, dict[str, object]]]) -> Iterator[Turn]:
-    before, known = len(record.dialogue) - len(record.messages), list[int]()
+    before, known = bool(record.system) - record.left_out.messages, list[int]()
     for place, line in enumerate(lines):
         if "tokens" not in line:
             continue
         tokens = line["tokens"]
         prompt = known[: int(str(tokens["kept"]))] + _ids(tokens["read"])
         ended, seed = tokens["ended"], tokens["seed"]
-        turn = Turn(record.dialogue[: before + place], prompt, _ids(tokens["written"]))
+        turn = Turn(record.read[: before + place], prompt, _ids(tokens["written"]))
         turn.ended = ended if ended in ("stop", "length", "interrupted") else None
         turn.seed = None if seed is None else int(str(seed))
         yield turn

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ import click
 from cli.chat.archive import Archive, Record, sessions_folder
 from cli.chat.engines import ChatEngine, OpenEngine, engines_of, set_thinking
 from cli.chat.loop import converse
+from cli.chat.room import ON_FULL, OnFull, make_room
 from cli.chat.saving import Keeper, stored_name
 from cli.chat.session import Session
 from cli.connect.engine import ServedEngine
@@ -20,11 +22,14 @@ from cli.connect.server import Server, say_without_effect, server_options
 from cli.engine.facts import facts_of
 from cli.engine.open import running_engine
 from cli.engine.prompts import with_stdin
+from cli.mcp.options import McpOptions, mcp_options
+from cli.mcp.toolbox import Toolbox, opened_toolbox
 from cli.shared.control_codes import echo
 from cli.shared.help_sections import SectionedCommand
 from cli.shared.options import (
     TEXT_OR_FILE,
     EngineOptions,
+    JsonSchema,
     engine_options,
     model_argument,
     model_was_named,
@@ -34,11 +39,13 @@ from cli.shared.presets import preset_option
 from cli.shared.template_options import template_options
 from cli.shared.thinking import Think, think_option
 from cli.shared.verbosity import Verbosity, json_option, verbosity_options
+from cli.terminal.answer import Answer
 from cli.terminal.display import Display, display_options
 from cli.terminal.screen import Screen
 from specexec.pieces import Piece
 from specexec.sampling.params import SamplingParams
 from specexec.stats import Overlap
+from specexec.text.dialogue import Dialogue
 from specexec.text.messages import content_of
 from specexec.text.pictures import data_url
 
@@ -61,8 +68,17 @@ TOY_QUESTIONS = "It answers: How does specexec work? · What is a drafter? · Wh
 @click.option("-c", "--continue", "resume", is_flag=True, help="Continue the latest conversation.")
 @click.option("--session", metavar="ID", help="Continue this one; see specexec sessions list.")
 @server_options(None)
+@mcp_options
+@click.option("--schema", type=JsonSchema(), help="Every answer is JSON of this schema.")
 @click.option("--no-save", is_flag=True, help="Do not keep this conversation.")
 @click.option("--no-history", is_flag=True, help="Do not remember what is typed.")
+@click.option(
+    "--on-full",
+    type=click.Choice(ON_FULL),
+    default="stop",
+    show_default=True,
+    help="A full context: stop, leave out the oldest turns, or let the model read its own summary of them.",
+)
 @think_option
 @click.option("--bell", is_flag=True, help="Ring when an answer took longer than 10 s.")
 @click.option("--notify-command", metavar="COMMAND", help="Run this when an answer took longer than 10 s.")
@@ -82,8 +98,11 @@ def chat(
     session: str | None,
     connect: str | None,
     api_key: str | None,
+    mcp: McpOptions,
+    schema: dict[str, object] | None,
     no_save: bool,
     no_history: bool,
+    on_full: OnFull,
     think: Think,
     bell: bool,
     notify_command: str | None,
@@ -100,6 +119,7 @@ def chat(
       specexec chat -m qwen3.6-27b -i photo.jpg -p "What is this?"
       specexec chat -c                                  continue where you left off
       specexec chat --connect http://127.0.0.1:8000     the model that specexec serve has loaded
+      specexec chat -m qwen3-8b --mcp "uvx mcp-server-fetch"     with tools
     """
     if as_json and prompt is None:
         raise click.UsageError("--json is for one question: chat -p WORDS, or run MODEL WORDS.")
@@ -117,12 +137,16 @@ def chat(
         say_without_effect(screen.tell)
     kept = not no_save and (message is None or record is not None)  # a single question is no conversation
 
-    def begin(engine: ChatEngine, options: EngineOptions, before: Session | None) -> Session:
+    def begin(tools: Toolbox | None, engine: ChatEngine, options: EngineOptions, before: Session | None) -> Session:
         set_thinking(engine, before.think if before else think, screen.say)
         conversation = engine.conversation(system)
+        conversation.tools, conversation.schema = tools.definitions if tools else (), schema
         if before is None:
-            talk = Session(engine, conversation, screen, sampling, options, display, bell, notify_command, think)
+            talk = Session(
+                engine, conversation, screen, sampling, options, display, bell, notify_command, think, on_full
+            )
             talk.pictures += pictures
+            talk.tools = tools
         else:
             talk = before.moved(engine, conversation, options)
         if kept:
@@ -133,22 +157,37 @@ def chat(
             screen.say(TOY_QUESTIONS)
         return talk
 
-    if message is None:
-        return converse(engine_options, screen, opened, history=not no_history, begin=begin)
-    with opened(engine_options) as engine:
-        talk = begin(engine, engine_options, None)
-        content = content_of(message, pictures)
-        if as_json:
-            bursts = list(talk.conversation.send(content, sampling))
-            asked = {"prompt": message, "system": system, "think": think}
-            echo(json.dumps(asked | _record_of(bursts, engine, engine_options, sampling), ensure_ascii=False))
-            return 0
-        try:
-            answer = talk.play(talk.conversation.send(content, sampling))
-            talk.report(answer)
-            return answer.exit_code
-        finally:
-            talk.leave()
+    with opened_toolbox(mcp, screen) as tools:
+        if message is None:
+            return converse(engine_options, screen, opened, history=not no_history, begin=partial(begin, tools))
+        with opened(engine_options) as engine:
+            talk = begin(tools, engine, engine_options, None)
+            content = content_of(message, pictures)
+            if not make_room(talk, content):
+                assert talk.last is not None
+                return talk.last.exit_code
+            if as_json:
+                bursts: list[Burst] = []
+                *_, last = talk.exchange(talk.conversation.send(content, sampling), partial(_collected, bursts))
+                left_out = asdict(talk.conversation.left_out) if isinstance(talk.conversation, Dialogue) else None
+                asked: dict[str, object] = {"prompt": message, "system": system, "think": think, "schema": schema}
+                asked |= {"on_full": on_full, "left_out": left_out, "messages": talk.conversation.messages}
+                echo(json.dumps(asked | _record_of(bursts, engine, engine_options, sampling), ensure_ascii=False))
+                return last.exit_code
+            try:
+                *_, answer = talk.exchange(talk.conversation.send(content, sampling))
+                return answer.exit_code
+            finally:
+                talk.leave()
+
+
+def _collected(told: list[Burst], bursts: Iterator[Burst]) -> Answer:
+    """The sum of an answer that is not shown; its bursts are added to `told`."""
+    answer = Answer()
+    for burst in bursts:
+        told.append(burst)
+        answer = answer.after(burst)
+    return answer
 
 
 def _record_of(

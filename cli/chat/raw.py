@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from collections.abc import Sequence as Items
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from specexec.sampling.params import SamplingParams
-from specexec.text.messages import Content
+from specexec.text.messages import Content, Message
 
 if TYPE_CHECKING:
     from specexec.engine.engine import Engine
@@ -52,6 +53,10 @@ class RawConversation:
         self.undo()
         self._retries += 1
         return self.send(text, sampling.derived("retry", self._retries))
+
+    def go_on(self, results: Items[Message], sampling: SamplingParams) -> Iterator[Burst]:
+        """Nothing: what is completed calls no tools."""
+        return iter(())
 
     @property
     def can_proceed(self) -> bool:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from cli.chat.engines import ChatEngine
     from specexec.engine.engine import Engine
     from specexec.text.conversation import Conversation
+    from specexec.text.transcript import Kept
 
     KeptConversation: TypeAlias = Conversation | ServedConversation
 
@@ -57,25 +58,30 @@ class Keeper:
 
     def successor(self, record: Record) -> Keeper:
         """Takes up another conversation with the same engine."""
-        other = Keeper(self._archive, record, self._engine, self._engine.conversation(), self._screen)
+        taken_up = self._engine.conversation()
+        taken_up.like(self._conversation)
+        other = Keeper(self._archive, record, self._engine, taken_up, self._screen)
         other.resume()
         return other
 
     def anew(self) -> Keeper:
         """Begins another conversation with the same engine and system prompt."""
         begun = self._engine.conversation(self._conversation.system)
+        begun.like(self._conversation)
         return Keeper(self._archive, self._archive.new(self._record.model), self._engine, begun, self._screen)
 
     def save(self) -> None:
         """Put what was said on the disk, if anything was said since the last time."""
         kept = self._conversation.keep()
-        messages = tuple(dict(message) for message in kept.messages)
-        now = (kept.system, messages, [(len(turn.written), turn.ended) for turn in kept.turns])
+        messages, now = tuple(dict(message) for message in kept.messages), _state(kept)
         if now == self._saved or not (messages or self._record.messages):
             return
         before, self._saved = self._record, now
         taken_back = (*before.taken_back, *_lost(before, kept.system, messages))
-        changed = replace(before, system=kept.system, messages=messages, turns=tuple(kept.turns), taken_back=taken_back)
+        changed = replace(
+            before, system=kept.system, messages=messages, turns=tuple(kept.turns), taken_back=taken_back,
+            left_out=kept.left_out,
+        )  # fmt: skip
         self._record = self._archive.save(changed)
         if self.id != before.id:
             self._screen.tell(f"Note: {before.id} was continued elsewhere; this conversation is kept as {self.id}.")
@@ -114,10 +120,11 @@ class Keeper:
         conversation, record = self._conversation, self._record
         kept = conversation.keep()
         kept.messages, kept.system = [dict(message) for message in record.messages], record.system
+        kept.left_out = record.left_out
         if conversation.system is not None:
             kept.system = conversation.system  # asked for anew on the command line
         kept.turns = belonging(record.turns, kept.dialogue)
-        self._saved = (kept.system, record.messages, [(len(turn.written), turn.ended) for turn in kept.turns])
+        self._saved = _state(kept)
         path = self._archive.snapshot_path(self.id)
         how = "it is read again with the next message"
         if path.exists() and not isinstance(self._engine, ServedEngine):
@@ -140,6 +147,8 @@ def weights_of(engine: Engine) -> dict[str, str]:
     found = {role: fingerprint(folder) for role, folder in engine.folders.items()}
     if engine.compute != "float":
         found["target"] += f" in {engine.compute}"
+    if engine.kv_quant:
+        found["target"] += f" with keys and values in {engine.kv_quant} bits"
     return {role: name + adapters_digest(engine.adapters.get(role, ())) for role, name in found.items()}
 
 
@@ -147,6 +156,12 @@ def stored_name(model: str) -> str:
     """A model's name that means the same from any folder."""
     path = Path(model).expanduser()
     return str(path.resolve()) if path.exists() else model
+
+
+def _state(kept: Kept) -> tuple[object, ...]:
+    """What another saving would have to keep."""
+    written = [(len(turn.written), turn.ended) for turn in kept.turns]
+    return kept.system, tuple(dict(message) for message in kept.messages), kept.left_out, written
 
 
 def _lost(before: Record, system: str | None, messages: Items[Message]) -> list[TakenBack]:
@@ -176,12 +191,15 @@ def _calls(message: Message) -> list[object]:
 def _answered(record: Record) -> tuple[Record, int]:
     """The record with those questions set aside whose answer was stopped before its first word, and how many."""
     messages, taken_back = list[Message](), [*record.taken_back]
-    written = {len(turn.asked) - bool(record.system) for turn in record.turns if turn.written}
+    written = {record.place_of(turn) for turn in record.turns if turn.written}
+    left_out = record.left_out
     for place, message in enumerate(record.messages):
         empty = message == {"role": "assistant", "content": ""} and place not in written
         if empty and messages and messages[-1]["role"] == "user":
             taken_back.append(TakenBack(len(messages) - 1, (messages.pop(), message)))
+            if place < record.left_out.messages:
+                left_out = replace(left_out, messages=left_out.messages - 2)
         else:
             messages.append(message)
     found = len(taken_back) - len(record.taken_back)
-    return replace(record, messages=tuple(messages), taken_back=tuple(taken_back)), found
+    return replace(record, messages=tuple(messages), taken_back=tuple(taken_back), left_out=left_out), found

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeAlias
 
+from cli.chat.room import OnFull, left_out_note, make_room
 from cli.connect.engine import ServedEngine
 from cli.shared.errors import REFUSALS, TERMINATED, explain
 from cli.shared.options import EngineOptions
@@ -17,7 +18,8 @@ from cli.terminal.display import Display
 from cli.terminal.meter import SweepMeter
 from cli.terminal.screen import Screen
 from specexec.sampling.params import SamplingParams
-from specexec.text.messages import Content, content_of, pictures_of, text_in
+from specexec.text.dialogue import Dialogue
+from specexec.text.messages import Content, Message, content_of, pictures_of, text_in
 
 if TYPE_CHECKING:
     from cli.chat.archive import Record
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from cli.chat.raw import RawConversation
     from cli.chat.saving import Keeper
     from cli.connect.conversation import ServedConversation
+    from cli.mcp.toolbox import Toolbox
     from specexec.stats import Burst
     from specexec.text.conversation import Conversation
 
@@ -32,6 +35,9 @@ if TYPE_CHECKING:
 
 BELL_S = 10.0  # a shorter answer was waited for
 NOTIFY_S = 5.0
+MOST_ROUNDS = 25  # of calls after one message
+RESULT_SHARE = 2  # characters of a tool's result for each token of the context: half of it or more is left
+TAKEN_BACK = "  the question is taken back; /retry asks it again"
 
 
 @dataclass
@@ -47,7 +53,9 @@ class Session:
     bell: bool = False
     notify_command: str | None = None
     think: Think = "auto"
+    on_full: OnFull = "stop"
     keeper: Keeper | None = None
+    tools: Toolbox | None = None
     attached: list[str] = field(default_factory=list)
     pictures: list[str] = field(default_factory=list)  # data: URLs, for the next message
     last: Answer | None = None
@@ -59,7 +67,7 @@ class Session:
         message = content_of("\n\n".join([*self.attached, text]), self.pictures)
         self.attached.clear()
         self.pictures.clear()
-        self._answer(self.conversation.send(message, self.sampling))
+        self._ask(message, self.sampling)
 
     def begin_anew(self) -> str | None:
         """Leave this conversation and begin another; the id under which this one is kept, if it is."""
@@ -96,6 +104,9 @@ class Session:
     def moved(self, engine: ChatEngine, conversation: AnyConversation, options: EngineOptions) -> Session:
         """The same conversation and settings with another engine."""
         conversation.system, conversation.messages = self.conversation.system, [*self.conversation.messages]
+        left = self.conversation
+        if isinstance(left, Dialogue) and isinstance(conversation, Dialogue) and options.model == self.options.model:
+            conversation.left_out = left.left_out  # another model may have a longer context
         return replace(self, engine=engine, conversation=conversation, options=options, switch=None)
 
     def leave(self) -> None:
@@ -105,7 +116,9 @@ class Session:
 
     def retry(self, seed: int | None) -> None:
         """Answer the last message again, with exactly `seed` or one that the engine derives."""
-        if seed is None:
+        if seed is None and self.conversation.unanswered is not None:
+            self._ask(self.conversation.unanswered, self.sampling)
+        elif seed is None:
             self._answer(self.conversation.retry(self.sampling))
         elif (asked := self._last_content) is not None:
             self._instead(asked, replace(self.sampling, seed=seed))
@@ -137,7 +150,7 @@ class Session:
     def _instead(self, text: Content, sampling: SamplingParams) -> None:
         before = [*self.conversation.messages]
         self.conversation.undo()
-        self._answer(self.conversation.send(text, sampling))
+        self._ask(text, sampling)
         if self.conversation.unanswered is not None:  # nothing came in the place of what there was
             self.conversation.messages = before
 
@@ -149,14 +162,60 @@ class Session:
         meter = SweepMeter(self.engine, lambda: self.conversation.tokens_used)
         return play(
             self.engine, self._kept(bursts), self.screen, meter,
-            tree=self.display.tree, hide_thoughts=self.display.hide_thinking,
+            tree=self.display.tree, hide_thoughts=self.display.hide_thinking, calls_run=self.tools is not None,
         )  # fmt: skip
 
-    def _answer(self, bursts: Iterator[Burst]) -> None:
-        """Play an answer and sum it up."""
-        self.screen.title("●")
+    def _ask(self, content: Content, sampling: SamplingParams) -> None:
+        """Answer a question, in the room that the context has for it."""
         try:
-            answer = self.play(bursts)
+            room = make_room(self, content)
+        except REFUSALS as refusal:
+            self.screen.tell(explain(refusal))
+            return
+        if room:
+            self._answer(self.conversation.send(content, sampling))
+        else:
+            self.conversation.unanswered = content
+            self.screen.say(TAKEN_BACK)
+
+    def exchange(
+        self, bursts: Iterator[Burst], played: Callable[[Iterator[Burst]], Answer] | None = None
+    ) -> Iterator[Answer]:
+        """Play an answer and sum it up, or do what `played` does; then the same for those that follow called tools."""
+        for _ in range(MOST_ROUNDS):
+            answer = (played or self._summed_up)(bursts)
+            yield answer
+            results = self._results(answer)
+            if results is None:
+                return
+            bursts = self.conversation.go_on(results, self.sampling)
+        self.screen.tell(f"  stopped after {MOST_ROUNDS} rounds of calls; a message makes it go on")
+
+    def _summed_up(self, bursts: Iterator[Burst]) -> Answer:
+        answer = self.play(bursts)
+        self.report(answer)
+        return answer
+
+    def _results(self, answer: Answer) -> list[Message] | None:
+        """What the tools gave that an answer called; None if there is nothing to go on with."""
+        calls = self.last_answer.get("tool_calls")
+        if self.tools is None or answer.finish_reason != "stop" or not isinstance(calls, list):
+            return None
+        results = self.tools.run(calls, RESULT_SHARE * self.engine.context)
+        if results.stopped:
+            self.conversation.messages = [*self.conversation.messages, *results.messages]
+        self.keep()
+        return None if results.stopped else results.messages
+
+    def _answer(self, bursts: Iterator[Burst]) -> None:
+        """Play an answer and what follows it."""
+        self.screen.title("●")
+        seconds = 0.0
+        try:
+            for answer in self.exchange(bursts):
+                self.last = answer
+                seconds += answer.seconds
+                self.leaving = answer.exit_code == TERMINATED
         except REFUSALS as refusal:
             # The conversation outlives a message that cannot be answered.
             self.screen.end_line()
@@ -164,13 +223,10 @@ class Session:
             return
         finally:
             self.screen.title("✓")
-        self.last = answer
-        if answer.seconds > BELL_S:
+        if seconds > BELL_S:
             self._call()
-        self.report(answer)
         if self.conversation.unanswered is not None:
-            self.screen.say("  the question is taken back; /retry asks it again")
-        self.leaving = answer.exit_code == TERMINATED
+            self.screen.say(TAKEN_BACK)
 
     def _call(self) -> None:
         """Signal to a user who may look elsewhere that the answer is there."""
@@ -197,6 +253,8 @@ class Session:
             self.screen.say(f"  {self.engine.notes}")
         if note := ending(answer, self.sampling.max_tokens, self.engine.context):
             self.screen.say(note)
+        if isinstance(self.conversation, Dialogue) and self.conversation.left_out.messages:
+            self.screen.say(f"  {left_out_note(self.conversation)}")
         if self.display.stats and answer.tokens:
             sampled = self.sampling.temperature != 0
             self.screen.say(stats_line(answer, sampled=sampled, link_limit_Bps=self.options.load.link_limit_Bps))

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence as Items
+from itertools import islice
 
 import click
 
 from cli.chat.archive import Archive, Record, sessions_folder
+from cli.chat.search import Passage, search
 from cli.shared.control_codes import echo
 from cli.shared.errors import BadSession
+from cli.shared.options import WholeNumber
 from cli.shared.verbosity import json_option, verbosity_options
 from specexec.text.messages import Message, pictures_of, text_in
 
@@ -20,10 +24,11 @@ SHOWN = 48  # characters of a title
 @click.group()
 @verbosity_options
 def sessions() -> None:
-    """List, show, export or remove the conversations that chat has kept.
+    """List, search, show, export or remove the conversations that chat has kept.
 
     \b
       specexec sessions list
+      specexec sessions search tomato soup
       specexec chat --session 0612
     """
 
@@ -45,6 +50,27 @@ def list_sessions(as_json: bool) -> None:
             echo(f"Note: {problem.what}", err=True)
     if not kept and not as_json:
         echo("no conversations yet; specexec chat begins one", err=True)
+
+
+@sessions.command("search")
+@click.argument("words", nargs=-1, required=True)
+@click.option("--limit", type=WholeNumber(min=1), metavar="N", default=20, show_default=True, help="Most to show.")
+@JSON
+@verbosity_options
+def search_sessions(words: tuple[str, ...], limit: int, as_json: bool) -> None:
+    """Find conversations in which all these words occur, in any case; the latest first."""
+    archive = Archive(sessions_folder())
+    found = [*islice(search(archive, words), limit + 1)]
+    if as_json:
+        places = [{"message": one.place, "role": one.role, "excerpt": one.excerpt} for one in found]
+        rows = [_facts(archive, one.record) | place for one, place in zip(found, places, strict=True)]
+        echo(json.dumps(rows[:limit], ensure_ascii=False))
+        return
+    echo("\n".join(found_lines(archive, found[:limit])), nl=bool(found))
+    if len(found) > limit:
+        echo("there are more; another word, or --limit", err=True)
+    if not found:
+        echo(f"no conversation holds {' and '.join(words)}", err=True)
 
 
 @sessions.command("show")
@@ -95,6 +121,15 @@ def table(archive: Archive, records: list[Record]) -> list[str]:
     rows += [tuple(str(value) for value in _row(archive, record)) for record in records]  # type: ignore[misc]
     widths = [max(len(row[column]) for row in rows) for column in range(5)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def found_lines(archive: Archive, found: Items[Passage]) -> list[str]:
+    """Two lines for each: the conversation, and who said what."""
+    lines = []
+    for one in found:
+        id, saved, model, _, title = _row(archive, one.record)
+        lines += [f"{id}  {saved}  {model}  {title}", f"    {one.role}: {one.excerpt}"]
+    return lines
 
 
 def _row(archive: Archive, record: Record) -> tuple[object, ...]:

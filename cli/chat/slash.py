@@ -11,6 +11,7 @@ import click
 
 from cli.chat import slash_settings as settings
 from cli.chat import slash_talk as talk
+from cli.chat.room import ON_FULL
 from cli.chat.session import Session
 from cli.shared.errors import REFUSALS, explain
 from cli.shared.thinking import LEVELS
@@ -89,6 +90,7 @@ COMMANDS: dict[str, Slash] = {
     "save": Slash("save [FILE]", "write the conversation as JSON lines", talk.save, takes_path=True),
     "load": Slash("load ID", "continue another conversation", talk.load, talk.kept_ids),
     "sessions": Slash("sessions", "the conversations that /load can take up", talk.sessions),
+    "search": Slash("search WORDS", "the conversations in which all of these occur", talk.search),
     "system": Slash("system [TEXT|off]", "show or change the system prompt", talk.system, lambda: ("off",)),
     "set": Slash(
         "set KEY VALUE", "change how tokens are chosen, such as /set temperature 0.7", settings.set_value, settings.keys
@@ -115,5 +117,9 @@ COMMANDS: dict[str, Slash] = {
         settings.think, lambda: (*LEVELS, "hide", "show"),
     ),
     "markdown": Slash("markdown [on|off]", "draw Markdown, or show it as written", settings.markdown, lambda: ON_OFF),
+    "tools": Slash("tools", "the tools that the model may call, by MCP server", settings.tools),
     "tokens": Slash("tokens", "how much of the context is used", settings.tokens),
+    "on-full": Slash(
+        "on-full [WHAT]", f"what is done when it is full: {', '.join(ON_FULL)}", settings.on_full, lambda: ON_FULL
+    ),
 }  # fmt: skip

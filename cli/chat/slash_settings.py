@@ -9,6 +9,8 @@ from difflib import get_close_matches
 import click
 
 from cli.chat.engines import introduced, planned, set_thinking, template_of
+from cli.chat.raw import RawConversation
+from cli.chat.room import ON_FULL
 from cli.chat.session import Session
 from cli.connect.engine import ServedEngine
 from cli.shared.options import BUDGET, SAMPLING_TYPES
@@ -163,10 +165,25 @@ def markdown(session: Session, argument: str) -> None:
     session.screen.tell(f"markdown {'on' if session.display.markdown else 'off'}")
 
 
+def tools(session: Session, _: str) -> None:
+    if session.tools is None:
+        session.screen.tell("no tools; specexec chat --mcp SERVER brings some")
+    else:
+        session.screen.tell("\n".join(session.tools.lines))
+
+
 def tokens(session: Session, _: str) -> None:
     used, context = session.conversation.tokens_used, session.engine.context
     left = format_count(max(0, context - used))
     session.screen.tell(f"context {format_count(used)} of {format_count(context)} tokens, {left} left")
+
+
+def on_full(session: Session, argument: str) -> None:
+    if isinstance(session.conversation, RawConversation):
+        raise click.BadParameter("plain completion keeps nothing that could fill the context; it is for specexec chat")
+    if argument:
+        session.on_full = click.Choice(ON_FULL).convert(argument, None, None)
+    session.screen.tell(f"on-full {session.on_full}")
 
 
 def _on_or_off(argument: str, otherwise: bool) -> bool:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 
 import click
 
 from cli.chat.archive import Archive, Record, sessions_folder
 from cli.chat.raw import RawConversation
+from cli.chat.search import search as words_in
 from cli.chat.session import Session
-from cli.chat.sessions import table
+from cli.chat.sessions import found_lines, table
 from cli.shared.options import NATURAL
 from cli.shared.quantities import format_count
 from specexec.text.pictures import data_url, is_image_file
@@ -123,6 +125,14 @@ def sessions(session: Session, _: str) -> None:
     archive = Archive(sessions_folder())
     records = [record for record in archive.everything() if isinstance(record, Record)][:SHOWN_SESSIONS]
     session.screen.tell("\n".join(table(archive, records)) if records else "no conversations yet")
+
+
+def search(session: Session, argument: str) -> None:
+    if not argument:
+        raise click.BadParameter("which words? /search WORDS")
+    archive = Archive(sessions_folder())
+    found = [*islice(words_in(archive, argument.split()), SHOWN_SESSIONS)]
+    session.screen.tell("\n".join(found_lines(archive, found)) if found else f"no conversation holds {argument}")
 
 
 def kept_ids() -> Iterable[str]:

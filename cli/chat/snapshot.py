@@ -42,8 +42,8 @@ def write_snapshot(path: Path, kept: Kept, weights: dict[str, str]) -> int:
     tensors: dict[str, Tensor] = {}
     for role, cache in kept.caches.items():
         for layer, kv in cache.layers.items():
-            tensors[f"{role}.{layer}.keys"] = kv.keys_HRD[:, : len(cache)].contiguous().cpu()
-            tensors[f"{role}.{layer}.values"] = kv.values_HRD[:, : len(cache)].contiguous().cpu()
+            tensors[f"{role}.{layer}.keys"] = kv.keys_HRD[:, : cache.rows].contiguous().cpu()
+            tensors[f"{role}.{layer}.values"] = kv.values_HRD[:, : cache.rows].contiguous().cpu()
         ends = {(*key, len(cache)): memory.text for key, memory in cache.memories.items()}
         earlier = {(*key, one.length): state for one in cache.snapshots for key, state in one.states.items()}
         for (layer, name, length), state in (earlier | ends).items():
@@ -52,7 +52,9 @@ def write_snapshot(path: Path, kept: Kept, weights: dict[str, str]) -> int:
         return 0
     head = {
         "cached": {role: cache.tokens for role, cache in kept.caches.items()},
+        "dropped": {role: cache.dropped for role, cache in kept.caches.items() if cache.dropped},
         "weights": {role: weights[role] for role in kept.caches},
+        "prompts": {role: cache.prompt for role, cache in kept.caches.items() if cache.stepwise},
         "digests": {name: _digest(tensor) for name, tensor in tensors.items()},
     }
     size = sum(tensor.nbytes for tensor in tensors.values())
@@ -92,11 +94,14 @@ def read_snapshot(path: Path, kept: Kept, weights: dict[str, str]) -> int:
                     if role == "target":
                         raise BadSnapshot("it was made with another model.")
                     continue
-                cache = caches[role] = KVCache(tokens=list(tokens))
+                dropped = int(head.get("dropped", {}).get(role, 0))
+                cache = caches[role] = KVCache(tokens=list(tokens), dropped=dropped)
+                if role in (prompts := head.get("prompts", {})):
+                    cache.prompt, cache.stepwise = int(prompts[role]), True
                 named = [rest for whose, *rest in (name.split(".") for name in head["digests"]) if whose == role]
                 for layer in sorted({int(rest[0]) for rest in named if len(rest) == 2}):
                     keys, values = (_checked(file.get_tensor(name), name, head) for name in _names(role, layer))
-                    if any(tensor.shape[1] != len(tokens) for tensor in (keys, values)):
+                    if any(tensor.shape[1] != cache.rows for tensor in (keys, values)):
                         raise BadSnapshot(f"{role} layer {layer} does not have a row for each token.")
                     cache.layers[layer] = LayerKV(keys, values)
                 states: dict[int, dict[Recurrence, Tensor]] = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from collections.abc import Sequence as Items
 from dataclasses import replace
 from typing import Protocol
@@ -12,19 +12,24 @@ from specexec.sampling.params import SamplingParams
 from specexec.stats import Burst
 from specexec.text.dialogue import Dialogue, before
 from specexec.text.messages import Message
-from specexec.text.transcript import Kept, belonging, dialogue
+from specexec.text.transcript import Kept, belonging
 
 
 class Answering(Protocol):
     """What a dialogue needs of a served model."""
 
     def stream(
-        self, messages: Items[Mapping[str, object]], sampling: SamplingParams, proceed: bool = False
+        self,
+        messages: Items[Message],
+        sampling: SamplingParams,
+        tools: Items[Message],
+        schema: Message | None,
+        proceed: bool = False,
     ) -> Iterator[Burst]: ...
 
-    def rendered(self, messages: Items[Mapping[str, object]]) -> str: ...
+    def rendered(self, messages: Items[Message], tools: Items[Message]) -> str: ...
 
-    def count(self, messages: Items[Mapping[str, object]]) -> int: ...
+    def count(self, messages: Items[Message], tools: Items[Message]) -> int: ...
 
 
 class ServedConversation(Dialogue):
@@ -50,31 +55,32 @@ class ServedConversation(Dialogue):
         assert self._cut is not None
         begun, seed = self._cut
         sampling = replace(sampling, seed=seed if sampling.seed is None else sampling.seed)
-        bursts = self._writer.stream(self._dialogue, sampling, proceed=True)
+        bursts = self._writer.stream(self._dialogue, sampling, self.tools, self.schema, proceed=True)
         said = Piece(str(begun["content"]), str(begun.get("reasoning_content", "")))
         yield from self._added(said, bursts)
 
     @property
     def tokens_used(self) -> int:
         """Context taken by the dialogue so far."""
-        return self._writer.count(self._dialogue) if self.messages else 0
+        return self._count(self._dialogue) if self.messages else 0
 
     @property
     def rendered(self) -> str:
         """The dialogue as the model would read it next."""
-        return self._writer.rendered(self._dialogue)
+        return self._writer.rendered(self._dialogue, self.tools)
 
     def keep(self) -> Kept:
         """The dialogue as it is now."""
-        return Kept([*self.messages], self.system, belonging(self._turns, self._dialogue), {})
+        return Kept([*self.messages], self.system, belonging(self._turns, self._dialogue), {}, self.left_out)
 
     def take_up(self, kept: Kept) -> None:
         """Go on where another conversation was kept."""
         self.messages, self.system, self._turns = [*kept.messages], kept.system, [*kept.turns]
+        self.left_out = kept.left_out
 
     def _answer(self, messages: list[Message], sampling: SamplingParams | None) -> Iterator[Burst]:
         self._ask(messages)
-        bursts = self._writer.stream(dialogue(self.system, messages), sampling or SamplingParams())
+        bursts = self._writer.stream(self._read(messages), sampling or SamplingParams(), self.tools, self.schema)
         for burst in bursts:
             if burst.tokens:
                 self.messages = [*messages, message_of(Piece())]
@@ -82,6 +88,9 @@ class ServedConversation(Dialogue):
                 yield from self._added(Piece(), before(burst, bursts))
                 return
             yield burst
+
+    def _count(self, dialogue: list[Message]) -> int:
+        return self._writer.count(dialogue, self.tools)
 
     def _added(self, said: Piece, bursts: Iterator[Burst]) -> Iterator[Burst]:
         """The same bursts; the last message grows with them."""

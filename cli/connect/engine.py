@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from collections.abc import Sequence as Items
 from urllib.parse import quote
 
@@ -14,6 +14,7 @@ from cli.shared.options import EngineOptions
 from cli.shared.thinking import Think
 from specexec.sampling.params import SamplingParams
 from specexec.stats import Burst, Progress
+from specexec.text.messages import Message
 
 
 class ServedEngine:
@@ -61,13 +62,13 @@ class ServedEngine:
         given = self.model.server.asked(f"/props?model={quote(self.model.name)}")["chat_template"]
         return None if given is None else str(given)
 
-    def rendered(self, messages: Items[Mapping[str, object]]) -> str:
+    def rendered(self, messages: Items[Message], tools: Items[Message]) -> str:
         """The prompt that messages become."""
-        return str(self.model.server.asked("/apply-template", self._asking(messages))["prompt"])
+        return str(self.model.server.asked("/apply-template", self._asking(messages, tools))["prompt"])
 
-    def count(self, messages: Items[Mapping[str, object]]) -> int:
+    def count(self, messages: Items[Message], tools: Items[Message]) -> int:
         """Tokens of that prompt."""
-        given = self.model.server.asked("/tokenize", {"model": self.model.name, "messages": messages})
+        given = self.model.server.asked("/tokenize", self._asking(messages, tools))
         return int(str(given["count"]))
 
     def decode(self, tokens: Items[int]) -> str:
@@ -88,10 +89,17 @@ class ServedEngine:
         return ServedConversation(self, system)
 
     def stream(
-        self, messages: Items[Mapping[str, object]], sampling: SamplingParams, proceed: bool = False
+        self,
+        messages: Items[Message],
+        sampling: SamplingParams,
+        tools: Items[Message] = (),
+        schema: Message | None = None,
+        proceed: bool = False,
     ) -> Iterator[Burst]:
         """The answer to messages, or what follows the last of them. Raises NoServer, ServerRefusal."""
-        asked = {**self._asking(messages), **sampling_fields(sampling), **WATCHED}
+        asked = {**self._asking(messages, tools), **sampling_fields(sampling), **WATCHED}
+        if schema is not None:
+            asked["response_format"] = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
         if proceed:
             asked |= {"continue_final_message": True, "add_generation_prompt": False}
         events = self._events = self.model.server.events(CHAT, asked)
@@ -105,8 +113,10 @@ class ServedEngine:
         if not reader.ended:
             yield stopped(seed)
 
-    def _asking(self, messages: Items[Mapping[str, object]]) -> Json:
+    def _asking(self, messages: Items[Message], tools: Items[Message]) -> Json:
         asked: Json = {"model": self.model.name, "messages": messages}
+        if tools:
+            asked["tools"] = tools
         if self._variables:
             asked["chat_template_kwargs"] = self._variables
         if self._control_tokens:

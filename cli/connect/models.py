@@ -46,6 +46,7 @@ class ServedModel:
         """Names what its texts depend on: the checkpoint, and how it is computed."""
         meta = self.meta
         computed = [] if meta["compute"] == "float" else [meta["compute"]]
+        computed += [f"kv{meta['kv_quant']}"] if meta.get("kv_quant") else []
         return "-".join(map(str, [meta["revision"], meta["dtype"], *computed]))
 
     @property

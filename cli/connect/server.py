@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from email.message import Message as Headers
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from pathlib import Path
 from typing import TypeAlias, TypeVar
 from urllib.parse import urlsplit
 
@@ -30,7 +31,8 @@ def server_options(default: str | None) -> Callable[[Callable[..., Result]], Cal
     """Where the server is, and its key. Without a `default` there need not be one."""
 
     def decorated(command: Callable[..., Result]) -> Callable[..., Result]:
-        says = "Address of the server." if default else "Let the server there answer: specexec serve has it loaded."
+        says = "The server's" if default else "Let the server there answer, which specexec serve has started: its"
+        says = f"{says} address, or Unix socket."
         address = click.option("--connect", metavar="URL", default=default, help=says)
         key = click.option(
             "--api-key", metavar="KEY", envvar="SPECEXEC_API_KEY", help="The server's key, if it has one."
@@ -49,10 +51,30 @@ def say_without_effect(tell: Callable[[str], None]) -> None:
         tell(f"Note: without effect, for a server loads its models itself: {', '.join(names)}")
 
 
+class _UnixConnection(HTTPConnection):
+    """HTTP over a Unix socket."""
+
+    def __init__(self, path: str, timeout_s: float) -> None:
+        super().__init__("localhost", timeout=timeout_s)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
 class Server:
-    """One server by its address, which may end in /v1. Raises click.UsageError for what is no address."""
+    """One server by its address, which may end in /v1, or by its socket: a path, or unix:PATH.
+
+    Raises click.UsageError for what is no address.
+    """
 
     def __init__(self, address: str, key: str | None = None) -> None:
+        self._socket = _socket_in(address)
+        if self._socket is not None:
+            self.address, self._key, self._parts = f"unix:{self._socket}", key, urlsplit("http://localhost")
+            return
         address = address if "://" in address else f"http://{address}"
         self.address = address.rstrip("/").removesuffix("/v1")
         self._key = key
@@ -87,6 +109,8 @@ class Server:
         return NoServer(f"what answers at {self.address} is no server of specexec.", hint="--connect URL")
 
     def _connection(self, timeout_s: float) -> HTTPConnection:
+        if self._socket is not None:
+            return _UnixConnection(self._socket, timeout_s)
         # No proxy of the surroundings: it is for the internet, and our servers are near.
         kind = HTTPSConnection if self._parts.scheme == "https" else HTTPConnection
         return kind(*self._place, timeout=timeout_s)
@@ -180,6 +204,14 @@ class Events:
                     if "error" in event:
                         raise self._server.refusal(event["error"])
                     yield event
+
+
+def _socket_in(address: str) -> str | None:
+    """The path of a Unix socket, if that is meant."""
+    if address.startswith("unix:"):
+        return str(Path(address.removeprefix("unix:").removeprefix("//")).expanduser())
+    path = Path(address).expanduser()
+    return str(path) if "://" not in address and path.is_socket() else None
 
 
 def _next_line(response: HTTPResponse) -> bytes:

@@ -20,6 +20,7 @@ def facts_of(engine: Engine, options: EngineOptions) -> dict[str, object]:
         "device": engine.device,
         "dtype": engine.dtype,
         "compute": engine.compute,
+        "kv_quant": engine.kv_quant,
         "adapters": {role: list(adapters) for role, adapters in engine.adapters.items() if adapters},
         "context": engine.context,
         "drafter": engine.drafter_name,

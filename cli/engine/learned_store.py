@@ -186,6 +186,7 @@ def _place(engine: Engine, options: EngineOptions) -> str:
     """The prefix of the costs of runs whose sweeps cost the same."""
     head: list[str] = [] if options.load.head_quant == "none" else [options.load.head_quant]
     head += [] if options.load.compute == "float" else [f"in {options.load.compute}"]
+    head += [f"KV in {options.load.kv_quant}"] if options.load.kv_quant else []
     placed = (engine.device, engine.placement, options.load.dtype, f"{options.load.link_limit_Bps}", *head)
     return f"{PLACES}{_digest(_here(), *placed).tobytes().hex()}/"
 

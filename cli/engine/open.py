@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
+from cli.engine.imports import lean_imports
 from cli.engine.learned_store import learning, measured, searching
 from cli.engine.ngram_store import recalling
 from cli.shared.options import EngineOptions
@@ -14,6 +14,7 @@ from cli.shared.quantities import format_count
 from cli.shared.template_options import set_template
 from cli.shared.verbosity import Verbosity, start_logging
 from cli.terminal.screen import Screen
+from offload.hub.names import is_here
 from specexec.compose.earlier_runs import EarlierRuns
 from specexec.compose.progress import LoadProgress
 
@@ -32,8 +33,8 @@ def open_engine(options: EngineOptions, progress: LoadProgress | None = None, pl
 
     Tests put a fake engine here.
     """
-    # Where hqq is installed transformers imports it, and with it torch's compiler: seconds of every start.
-    with _absent("hqq"):
+    is_here(options.model)  # a name that means no model is refused before the engine's libraries take their seconds
+    with lean_imports():
         from specexec.compose.load import assemble
 
     drafter = options.load.drafter
@@ -42,19 +43,6 @@ def open_engine(options: EngineOptions, progress: LoadProgress | None = None, pl
         engine = assemble(options.model, options.load, progress or LoadProgress(), earlier, planner)
     set_template(engine.encoding, options.template_vars, options.allow_control_tokens)
     return engine
-
-
-@contextmanager
-def _absent(package: str) -> Iterator[None]:
-    """For the length of the block a package that is not loaded yet looks as if it were not installed."""
-    if package in sys.modules:
-        yield
-        return
-    sys.modules[package] = None  # type: ignore[assignment]  # the import system's own word for it
-    try:
-        yield
-    finally:
-        del sys.modules[package]
 
 
 @contextmanager
@@ -142,6 +130,7 @@ def introduction(engine: Engine) -> list[str]:
         engine.placement,
         *(["computed by the model's own code"] if engine.own_code else []),
         *([f"computes in {engine.compute}"] if engine.compute != "float" else []),
+        *([f"KV in {engine.kv_quant} bits"] if engine.kv_quant else []),
         *(f"LoRA {one}" for one in engine.adapters["target"]),
     ]
     if engine.toy:

@@ -4,26 +4,22 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from cli.openai.schema import Whole
+from cli.openai.schema import OpenBody, Sampled, Whole
 
 Block = dict[str, object]
 Content = str | list[Block]
 
 
-class _Open(BaseModel):
-    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
-
-
-class ChatTurn(_Open):
+class ChatTurn(OpenBody):
     """One message."""
 
     role: Literal["user", "assistant", "system"]
     content: Content
 
 
-class ToolDefinition(_Open):
+class ToolDefinition(OpenBody):
     """A tool of the client's own, or of Anthropic's, which has another type."""
 
     name: str | None = None
@@ -32,7 +28,7 @@ class ToolDefinition(_Open):
     input_schema: dict[str, object] | None = None
 
 
-class MessagesToolChoice(_Open):
+class MessagesToolChoice(OpenBody):
     """What the model must do with its tools."""
 
     type: Literal["auto", "any", "tool", "none"]
@@ -40,28 +36,28 @@ class MessagesToolChoice(_Open):
     disable_parallel_tool_use: bool = False
 
 
-class ThinkingConfig(_Open):
+class ThinkingConfig(OpenBody):
     """Whether the model thinks first; how much it does is `output_config.effort`."""
 
     type: Literal["enabled", "disabled", "adaptive", "between_tools"]
     budget_tokens: Whole | None = None
 
 
-class OutputFormat(_Open):
+class OutputFormat(OpenBody):
     """JSON of a schema."""
 
     type: Literal["json_schema"]
     schema_: dict[str, object] = Field(alias="schema")
 
 
-class OutputConfig(_Open):
+class OutputConfig(OpenBody):
     """How much to think, and what the answer must look like."""
 
     effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
     format: OutputFormat | None = None
 
 
-class CountRequest(_Open):
+class CountRequest(OpenBody):
     """The body of /v1/messages/count_tokens."""
 
     model: str | None = None
@@ -74,13 +70,9 @@ class CountRequest(_Open):
     output_format: OutputFormat | None = None  # its place before there was `output_config`
 
 
-class MessagesRequest(CountRequest):
+class MessagesRequest(CountRequest, Sampled):
     """The body of /v1/messages."""
 
     max_tokens: Annotated[Whole, Field(ge=1)]
     stream: bool | None = None
     stop_sequences: list[str] | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: Whole | None = None
-    seed: Whole | None = None

@@ -15,7 +15,7 @@ from cli.models.gate import check, only_plainly
 from cli.shared.control_codes import echo
 from cli.shared.errors import EXIT_CODES, REFUSALS
 from cli.shared.quantities import format_bytes
-from cli.shared.verbosity import json_option, verbosity_options
+from cli.shared.verbosity import Command, json_option, verbosity_options
 from offload.checkpoint.documents import check_documents
 from offload.checkpoint.headers import Folder, open_folder
 from offload.checkpoint.quantized.formats import foreign
@@ -26,7 +26,10 @@ from offload.hub import local_models as local
 from offload.hub.other_apps import models_of_apps
 from specexec.compose.head_folders import as_model, head_in_words
 
-_JSON = json_option()
+
+def _common_options(command: Command) -> Command:
+    """What every command here takes."""
+    return json_option()(verbosity_options(command))
 
 
 @dataclass(frozen=True)
@@ -84,8 +87,7 @@ def known_models() -> list[Known]:
 
 
 @click.group(invoke_without_command=True)
-@_JSON
-@verbosity_options
+@_common_options
 @click.pass_context
 def models(ctx: click.Context, as_json: bool) -> None:
     """List the names that -m understands, and what is on this machine."""
@@ -94,8 +96,7 @@ def models(ctx: click.Context, as_json: bool) -> None:
 
 
 @models.command("list")
-@_JSON
-@verbosity_options
+@_common_options
 def list_models(as_json: bool) -> None:
     """List the names that -m understands, and what is on this machine."""
     _print_list(as_json)
@@ -103,8 +104,7 @@ def list_models(as_json: bool) -> None:
 
 @models.command("show")
 @click.argument("name")
-@_JSON
-@verbosity_options
+@_common_options
 def show_model(name: str, as_json: bool) -> None:
     """Show what one name or folder means."""
     known = _find(name)
@@ -149,8 +149,7 @@ def _runs(folder: Folder) -> str:
 
 @models.command("path")
 @click.argument("name")
-@_JSON
-@verbosity_options
+@_common_options
 def show_path(name: str, as_json: bool) -> None:
     """Print the folder of a model that is on this machine."""
     path = names.resolve(name, offline=True).target
@@ -159,8 +158,7 @@ def show_path(name: str, as_json: bool) -> None:
 
 @models.command("verify")
 @click.argument("name")
-@_JSON
-@verbosity_options
+@_common_options
 def verify_model(name: str, as_json: bool) -> int:
     """Read every weight of a model and compare it with its hash (packs, and what was pulled from the Hub)."""
     path = names.resolve(name, offline=True).target
@@ -179,8 +177,7 @@ def verify_model(name: str, as_json: bool) -> int:
 @models.command("rm")
 @click.argument("chosen", metavar="NAME...", nargs=-1, required=True)
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
-@_JSON
-@verbosity_options
+@_common_options
 def remove_models(chosen: tuple[str, ...], yes: bool, as_json: bool) -> None:
     """Delete models that were pulled, and packs. Folders of your own are left alone."""
     paths = {name: names.resolve(name, offline=True).target for name in chosen}
@@ -204,8 +201,7 @@ def remove_models(chosen: tuple[str, ...], yes: bool, as_json: bool) -> None:
 )
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @click.option("--dry-run", is_flag=True, help="Only say what would go.")
-@_JSON
-@verbosity_options
+@_common_options
 def prune_models(folders: tuple[Path, ...], yes: bool, dry_run: bool, as_json: bool) -> None:
     """Delete what interrupted downloads and packs left behind, and old revisions.
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cli.engine.imports import lean_imports
 from offload.checkpoint.documents import AGAIN, check_documents, templates_in
 from offload.checkpoint.headers import Folder
 from offload.checkpoint.quantized.stored import refuse_unknown
@@ -34,8 +35,8 @@ def check(folder: Folder, *, trees: bool, ctx: int | None = None, trust_remote_c
         return True
     if not folder.here and trust_remote_code:  # code that is trusted cannot be asked before it is here
         return True
-    from specexec.compose.gate import admit
-
+    with lean_imports():
+        from specexec.compose.gate import admit
     design = admit(folder, trees=trees, ctx=ctx, trust_remote_code=trust_remote_code)
     return not design.own_code and can_branch(design.model_class, design.config)
 

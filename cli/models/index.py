@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from cli.engine.imports import lean_imports
 from cli.shared.control_codes import echo
 from cli.shared.options import EngineOptions, trust_option
 from cli.shared.quantities import format_bytes, format_count
@@ -42,8 +43,10 @@ def index(
     start_logging(ctx.ensure_object(Verbosity))
     from cli.engine.ngram_store import corpus_path, save
     from cli.engine.ngram_store import forget as delete
-    from specexec.compose.load import encoding_of
     from specexec.drafters.retrieval.suffix_index import Settled
+
+    with lean_imports():
+        from specexec.compose.context import encoding_of
 
     encoding = encoding_of(model, offline=offline, trust_remote_code=trust_remote_code)
     if forget:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cli.engine.imports import lean_imports
 from cli.shared.control_codes import echo
 from cli.shared.errors import INTERRUPTED
 from cli.shared.help_sections import SectionedCommand
@@ -63,8 +64,9 @@ def pack(
         from cli.models.gate import check_name
         from offload.checkpoint.headers import open_folder
         from offload.hub.names import resolve
-        from offload.packs import pack as packs  # torch and transformers: seconds that --help need not pay
 
+        with lean_imports():
+            from offload.packs import pack as packs  # torch and transformers: seconds that --help need not pay
         check_name(model, offline=offline, trust_remote_code=trust_remote_code)
         folder = open_folder(resolve(model, offline=offline, code=trust_remote_code).target)
         check_documents(folder.path)

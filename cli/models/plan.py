@@ -20,7 +20,7 @@ from cli.shared.options import BUDGET, COUNT, DRAFT_BITS, SIZE, SPEED, IntOrAuto
 from cli.shared.quantities import exact_size, format_bytes
 from cli.shared.verbosity import json_option, verbosity_options
 from offload.hub.names import DEMO, known
-from specexec.compose.load_options import LoadOptions
+from specexec.compose.load_options import KV_QUANT, LoadOptions
 from specexec.drafters.registry import check_models, parse
 from specexec.model.architecture import context_for
 
@@ -31,12 +31,13 @@ if TYPE_CHECKING:
     from offload.placement.forecast import Ceilings
     from offload.placement.placement import Placement
     from offload.placement.quantized_sizes import FewBits, FourBits
-    from offload.placement.requirements import Compute
+    from offload.placement.requirements import Compute, KVQuant
     from specexec.drafters.registry import DrafterChoice
 
 # What `chat` does unasked, too.
 USUAL: dict[str, int | str | None] = {
-    "ctx": None, "budget": "auto", "drafter": "auto", "drafter-quant": "none", "compute": "float",
+    "ctx": None, "budget": "auto", "drafter": "auto", "drafter-quant": "none", "draft-window": None,
+    "compute": "float", "kv-quant": None,
 }  # fmt: skip
 REACHED = 0.6  # of what is sold
 
@@ -56,10 +57,12 @@ REACHED = 0.6  # of what is sold
     "-d", "--drafter", metavar="NAME", default=USUAL["drafter"], help="Drafters to make room for; auto: the paired one."
 )
 @click.option("--drafter-quant", type=DRAFT_BITS, default=USUAL["drafter-quant"], help="Bits of the drafter's layers.")
+@click.option("--draft-window", type=COUNT, show_default="all", help="Last tokens a drafter sees, such as 4k.")
 @click.option("--lora", multiple=True, metavar="FOLDER[:SCALE]", help="A LoRA adapter to make room for.")
 @click.option("--drafter-lora", multiple=True, metavar="FOLDER[:SCALE]", help="The same of a drafter model.")
 @click.option("--head-quant", type=click.Choice(["none", "nf4"]), default="none", help="Bits of the model's head.")
 @click.option("--compute", type=click.Choice(["float", "int8"]), default="float", help="How int8 and int4 multiply.")
+@click.option("--kv-quant", type=click.Choice(KV_QUANT), show_default="none", help="Bits of keys and values.")
 @click.option("--all", "every", is_flag=True, help="Every number format, not only the likely ones.")
 @click.option("--offline", is_flag=True, help="Use only what is already on this machine.")
 @trust_option
@@ -68,8 +71,9 @@ REACHED = 0.6  # of what is sold
 def plan(
     model: str, gpu: str | None, link: float | None, disk: float | None, ram: int | None, vram: int | None,
     ctx: int | None, budget: IntOrAuto, drafter: str, drafter_quant: FewBits, head_quant: FourBits, compute: Compute,
-    lora: tuple[str, ...], drafter_lora: tuple[str, ...], every: bool, offline: bool, trust_remote_code: bool,
-    as_json: bool,
+    kv_quant: KVQuant | None, draft_window: int | None, lora: tuple[str, ...], drafter_lora: tuple[str, ...],
+    every: bool, offline: bool,
+    trust_remote_code: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Say what of MODEL would live where, how long a sweep takes, and the command to type.
 
@@ -107,23 +111,25 @@ def plan(
     longest = folder.config.get("max_position_embeddings")
     context = context_for(ctx, longest if isinstance(longest, int) else 2**31 - 1)
     options = LoadOptions(
-        drafter, lora=lora, drafter_lora=drafter_lora, drafter_quant=drafter_quant, head_quant=head_quant,
-        compute=compute, budget=budget, ctx=ctx,
+        drafter, lora=lora, drafter_lora=drafter_lora, drafter_quant=drafter_quant, draft_window=draft_window,
+        head_quant=head_quant, compute=compute, kv_quant=kv_quant, budget=budget, ctx=ctx,
     )  # fmt: skip
     request = LoadRequest.of(
         folder, tuple(drafters), options, context, here.free, branches=branches, plainly=plainly, toy=model == DEMO
     )
     rows = outlook(request, guests, here.free, speeds, every)
     chosen = best(rows)
-    kept = {"ctx": ctx, "budget": budget, "drafter": drafter, "drafter-quant": drafter_quant, "compute": compute}
+    kept = {"ctx": ctx, "budget": budget, "drafter": drafter, "drafter-quant": drafter_quant,
+            "draft-window": draft_window, "compute": compute, "kv-quant": kv_quant}  # fmt: skip
     adapters = {"lora": lora, "drafter-lora": drafter_lora}
     typed = [] if chosen is None else commands_for(model, chosen, ram, vram, kept, trust_remote_code, adapters)
     answer = _Answer(model, folder, here, speeds, rows, chosen, typed)
     if as_json:
         asked = {"gpu": gpu, "link": link, "disk": disk, "ram": ram, "vram": vram, "ctx": ctx, "budget": budget,
-                 "drafter": drafter, "drafter_quant": drafter_quant, "head_quant": head_quant,
-                 "compute": compute, "lora": lora, "drafter_lora": drafter_lora, "all": every, "offline": offline,
-                 "trust_remote_code": trust_remote_code}  # fmt: skip
+                 "drafter": drafter, "drafter_quant": drafter_quant, "draft_window": draft_window,
+                 "head_quant": head_quant, "compute": compute, "kv_quant": kv_quant, "lora": lora,
+                 "drafter_lora": drafter_lora, "all": every,
+                 "offline": offline, "trust_remote_code": trust_remote_code}  # fmt: skip
         echo(json.dumps({"asked": asked} | answer.record(), indent=1))
         return
     for line in answer.page():

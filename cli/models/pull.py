@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
+from cli.engine.imports import lean_imports
 from cli.shared.control_codes import echo
 from cli.shared.errors import INTERRUPTED
 from cli.shared.help_sections import SectionedCommand
@@ -218,11 +219,10 @@ def _pack(role: str, repo: str, revision: str | None, asked: _Asked, screen: Scr
         _refuse(repo, revision, asked)
     with screen.status(lambda: f"reading the headers of {repo}…"):
         from offload.checkpoint.headers import open_folder
-        from offload.packs import (
-            pack_while_downloading as arriving,  # torch and transformers: seconds that --help need not pay
-        )
-        from offload.packs.pack import pack, plan
 
+        with lean_imports():  # torch and transformers: seconds that --help need not pay
+            from offload.packs import pack_while_downloading as arriving
+            from offload.packs.pack import pack, plan
         if here:
             originals, commit = None, here.name
             wanted = plan(open_folder(here), asked.pack, code, asked.head_quant)

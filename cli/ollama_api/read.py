@@ -66,11 +66,15 @@ def read_embed(body: object, served: Items[str]) -> EmbeddingTexts:
 def generate(body: object, served: Items[str]) -> Exchange:
     """An answer to one prompt, with `raw` the continuation of a text. Raises ApiError."""
     request = validated(OllamaGenerate, body)
-    for name in ("suffix", "template", "context"):
+    for name in ("template", "context"):
         if getattr(request, name):
             raise bad_request(f"{name} is not supported.", name, "unsupported_parameter")
     if request.raw and request.images:
         raise bad_request("images are for prompts that the template writes, not for raw ones.", "images")
+    if request.suffix and (request.images or request.system):
+        raise bad_request("suffix: between two texts there is no place for images or a system prompt.", "suffix")
+    if request.suffix:
+        return _exchange(request, served, {"prompt": request.prompt or "", "suffix": request.suffix}, "generate")
     if request.raw:
         return _exchange(request, served, {"prompt": request.prompt or ""}, "generate")
     system: list[Message] = [{"role": "system", "content": request.system}] if request.system else []

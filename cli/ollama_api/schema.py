@@ -4,31 +4,23 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
 
-from cli.openai.schema import Whole
-
-
-class _Open(BaseModel):
-    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+from cli.openai.schema import OpenBody, Sampled, Whole
 
 
-class Options(_Open):
+class Options(Sampled):
     """Sampling; what is about the machine is decided when the server starts."""
 
     num_predict: Whole | None = None
-    temperature: float | None = None
-    top_k: Whole | None = None
-    top_p: float | None = None
     min_p: float | None = None
-    seed: Whole | None = None
     stop: str | list[str] | None = None
     repeat_penalty: float | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
 
 
-class OllamaRequest(_Open):
+class OllamaRequest(OpenBody):
     """What both share."""
 
     model: str | None = None
@@ -40,16 +32,16 @@ class OllamaRequest(_Open):
     top_logprobs: Whole | None = None
 
 
-class OllamaEmbed(_Open):
+class OllamaEmbed(OpenBody):
     """The body of /api/embed. Texts that are too long are cut, unless `truncate` is false."""
 
     model: str | None = None
-    input: str | list[str] = []
+    input: str | list[str] = Field(default=[])
     truncate: bool | None = None
     dimensions: Whole | None = None
 
 
-class OllamaMessage(_Open):
+class OllamaMessage(OpenBody):
     """One message. Calls have no ids: a result belongs to the first call of that tool without one."""
 
     role: Literal["system", "user", "assistant", "tool"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Items
+from dataclasses import replace
 from functools import partial
 
 from cli.openai.choice import NOTHING, Choice, News
@@ -12,14 +13,15 @@ from cli.openai.logprobs import Json
 from cli.openai.parse import read_completion, read_translated
 from cli.openai.reply import Exchange, Prompted, Standing, StreamEvent
 from cli.openai.schema import FILL
+from specexec.text.infill import OtherText
 
 _OURS = ("input_prefix", "input_suffix", "input_extra", "prompt")
-_ALONE: dict[str, tuple[object, ...]] = {"input_extra": (None, []), "n": (None, 1), "echo": (None, False)}
+_ALONE: dict[str, tuple[object, ...]] = {"n": (None, 1), "echo": (None, False)}
 _ENDS = {"stop": "eos", "length": "limit"}
 
 
 def infill(body: object, served: Items[str]) -> Exchange:
-    """What stands between two texts; `prompt` is its beginning. Raises ApiError."""
+    """What stands between two texts; `prompt` is its beginning, `input_extra` are other texts. Raises ApiError."""
     given: Mapping[str, object] = body if isinstance(body, Mapping) else {}
     before, after, begun = (given.get(name) or "" for name in ("input_prefix", "input_suffix", "prompt"))
     if not (isinstance(before, str) and isinstance(after, str) and isinstance(begun, str)):
@@ -31,7 +33,19 @@ def infill(body: object, served: Items[str]) -> Exchange:
     names = {"prompt": "input_prefix", "suffix": "input_suffix", "max_tokens": "n_predict"}
     asked = {**rest, "prompt": before + begun, "suffix": after}
     request = read_translated(read_completion, asked, served, names, ())
-    return Exchange(request, partial(InfillReply))
+    return Exchange(replace(request, others=_others(given.get("input_extra"))), partial(InfillReply))
+
+
+def _others(given: object) -> tuple[OtherText, ...]:
+    if not isinstance(given, list | None):
+        raise bad_request("input_extra is a list of objects with a text and a filename.", "input_extra")
+    others = []
+    for at, one in enumerate(given or []):
+        name, text = (one.get("filename", "tmp"), one.get("text")) if isinstance(one, Mapping) else ("", None)
+        if not (isinstance(name, str) and isinstance(text, str)):
+            raise bad_request(f"input_extra.{at}: a text and a filename are needed.", f"input_extra.{at}")
+        others.append(OtherText(name, text))
+    return tuple(others)
 
 
 class InfillReply:

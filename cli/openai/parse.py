@@ -23,6 +23,7 @@ from cli.openai.tools import Tools, read_tools
 from specexec.errors import BadSampling
 from specexec.sampling.params import SamplingParams, derived_seed
 from specexec.text.formats.thinking import Level
+from specexec.text.infill import OtherText
 from specexec.text.messages import TEXTS
 from specexec.text.pictures import is_picture
 from specexec.text.template_options import RESERVED, EndsIn, Wishes
@@ -135,6 +136,7 @@ class HttpRequest:
     calls_forbidden: bool = False
     cut_by_context: bool = False
     suffix: str | None = None
+    others: tuple[OtherText, ...] = ()
 
     def sampling_of(
         self, choice: int, max_tokens: int, fresh_seed: int, grammar: Grammar | None = None

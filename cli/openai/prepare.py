@@ -201,7 +201,8 @@ def _fitting(engine: Engine, asked: HttpRequest, prompt: Prompt, wishes: Wishes 
 def _between(engine: Engine, before: str, asked: HttpRequest) -> list[int]:
     """The prompt for what stands before a suffix. Raises ApiError where the model has no tokens for that."""
     _check_length(engine.encoding, before + (asked.suffix or ""), engine.context)
-    tokens = engine.encoding.infill(before, asked.suffix or "", asked.wishes)
+    room = engine.context - (1 if asked.cut_by_context else asked.max_tokens or 1)
+    tokens = engine.encoding.infill(before, asked.suffix or "", asked.wishes, asked.others, room)
     if tokens is None:
         what = "suffix: this model's vocabulary has no tokens for filling in text (fill-in-the-middle)."
         raise bad_request(what, "suffix", "unsupported_parameter")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 MOST_CHOICES = 16
 MOST_LOGPROBS = 20
@@ -22,6 +23,11 @@ def _positive_or_fill(value: int) -> int:
     return value
 
 
+def _spelled(value: object) -> object:
+    """Seeds beyond 53 bits come as text from those whose JSON numbers have no more."""
+    return int(value) if isinstance(value, str) and re.fullmatch(r"-?\d{1,20}", value, re.ASCII) else value
+
+
 def _seed(value: int) -> int:
     """Its bounds are ours: pydantic would say them as rounded floating-point numbers."""
     if not -(2**63) <= value < 2**64:
@@ -30,7 +36,24 @@ def _seed(value: int) -> int:
 
 
 Whole = Annotated[int, BeforeValidator(_integral)]
+_SEEDS: dict[str, object] = {"anyOf": [{"type": "integer"}, {"type": "string", "pattern": "^-?[0-9]{1,20}$"}]}
+Seed = Annotated[Whole, BeforeValidator(_spelled), AfterValidator(_seed), WithJsonSchema(_SEEDS)]
 Length = Annotated[Whole, AfterValidator(_positive_or_fill)]
+
+
+class OpenBody(BaseModel):
+    """What may hold fields that are not known: those are noticed later, and answered all the same."""
+
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+
+
+class Sampled(OpenBody):
+    """How tokens are chosen, as far as all APIs have the same words for it."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: Whole | None = None
+    seed: Whole | None = None
 
 
 class StreamOptions(BaseModel):
@@ -81,6 +104,22 @@ class ChosenFunction(BaseModel):
     name: str
 
 
+class TokenizeRequest(OpenBody):
+    """The body of /tokenize: one of content, prompt (both text) and messages, with what else makes their prompt."""
+
+    model: str | None = None
+    content: str | None = None
+    prompt: str | None = None
+    messages: list[dict[str, object]] | None = None
+    tools: list[dict[str, object]] | None = None
+    chat_template_kwargs: dict[str, object] | None = None
+    reasoning_effort: str | None = None
+    add_special_tokens: bool | None = None
+    add_special: bool | None = None
+    allow_control_tokens: bool | None = None
+    parse_special: bool | None = None
+
+
 class ToolChoice(BaseModel):
     """One function that must be called."""
 
@@ -92,22 +131,18 @@ class ToolChoice(BaseModel):
 Effort = Literal["none", "off", "on", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
-class RequestBody(BaseModel):
+class RequestBody(Sampled):
     """What chat and plain completion share."""
 
-    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
     model: str | None = None
     max_tokens: Length | None = Field(validation_alias=AliasChoices("max_tokens", "n_predict"), default=None)
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: Whole | None = None
     min_p: float | None = None
     repetition_penalty: float | None = Field(
         validation_alias=AliasChoices("repetition_penalty", "repeat_penalty"), default=None
     )
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
-    seed: Annotated[Whole, AfterValidator(_seed)] | None = None
+    seed: Seed | None = None
     stop: str | list[str] | None = None
     ignore_eos: bool | None = None
     n: Annotated[Whole, Field(ge=1, le=MOST_CHOICES)] | None = None

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cli.openai.errors import bad_request
 from cli.openai.schema import RequestBody, StructuredOutputs
+from specexec.text.messages import json_object
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,8 @@ def read_shape(request: RequestBody) -> AnswerShape | None:
 def _schema(given: Mapping[str, object] | str | None, field: str) -> Mapping[str, object] | None:
     if not isinstance(given, str):
         return given
-    try:
-        schema = json.loads(given)
-    except (ValueError, RecursionError):
-        schema = None
-    if not isinstance(schema, dict):
+    schema = json_object(given)
+    if schema is None:
         raise bad_request(f"{field} must be a JSON schema.", field)
     return schema
 

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from cli.openai.schema import Effort, Length, Whole
+from cli.openai.schema import Effort, Length, OpenBody, Sampled
 
 Item = dict[str, object]
 
 
-class _Open(BaseModel):
-    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
-
-
-class TextFormat(_Open):
+class TextFormat(OpenBody):
     """What the answer must look like."""
 
     type: Literal["text", "json_object", "json_schema"]
@@ -23,27 +19,27 @@ class TextFormat(_Open):
     schema_: dict[str, object] | None = Field(alias="schema", default=None)
 
 
-class TextConfig(_Open):
+class TextConfig(OpenBody):
     """How the answer is written."""
 
     format: TextFormat | None = None
 
 
-class ReasoningConfig(_Open):
+class ReasoningConfig(OpenBody):
     """How much to think, and whether thoughts come as a summary."""
 
     effort: Effort | None = None
     summary: Literal["auto", "concise", "detailed"] | None = None
 
 
-class NamedTool(_Open):
+class NamedTool(OpenBody):
     """A choice of tools: one function that must be called, or a kind that is not known here."""
 
     type: str
     name: str | None = None
 
 
-class PromptRequest(_Open):
+class PromptRequest(OpenBody):
     """The body of /v1/responses/input_tokens, which asks for no answer."""
 
     model: str | None = None
@@ -57,14 +53,10 @@ class PromptRequest(_Open):
     text: TextConfig | None = None
 
 
-class ResponsesRequest(PromptRequest):
+class ResponsesRequest(PromptRequest, Sampled):
     """The body of /v1/responses."""
 
     max_output_tokens: Length | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: Whole | None = None
-    seed: Whole | None = None
     stop: str | list[str] | None = None
     store: bool | None = None
     stream: bool | None = None

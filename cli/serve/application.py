@@ -24,8 +24,9 @@ from cli.ollama_api.schema import OllamaChat, OllamaGenerate
 from cli.openai.errors import ApiError, api_error, bad_request
 from cli.openai.infill import infill
 from cli.openai.logprobs import Json
-from cli.openai.parse import Message, read_chat, unknown_model
-from cli.openai.prepare import encode
+from cli.openai.parse import HttpRequest, read_chat, unknown_model, validated
+from cli.openai.prepare import encode, prompt_of
+from cli.openai.schema import TokenizeRequest
 from cli.openai.stream import chat, completion
 from cli.responses_api.read import ResponsesReader
 from cli.responses_api.store import ResponseStore
@@ -146,16 +147,19 @@ class _ModelAndState:
         return JSONResponse(self._card(name))
 
     async def tokenize(self, request: Request) -> Response:
-        body = await read_json(request)
-        given = [body[name] for name in ("content", "prompt", "messages") if name in body]
+        body = validated(TokenizeRequest, await read_json(request))
+        given = [text for text in (body.content, body.prompt) if text is not None]
+        if len(given) + (body.messages is not None) != 1:
+            raise bad_request("give one of content, prompt or messages.", "content")
         special = _switch(body, "add_special_tokens", "add_special")
         control = _switch(body, "allow_control_tokens", "parse_special")
-        if len(given) != 1 or not isinstance(given[0], str | list):
-            raise bad_request("give one of content, prompt or messages.", "content")
-        prompt, wishes = given[0] if isinstance(given[0], str) else _messages(given[0]), Wishes(control_tokens=control)
-        async with self._models.using(_model(body)) as worker:
+        async with self._models.using(body.model) as worker:
             ready(worker)
-            read = partial(encode, worker.engine, prompt, wishes, special=special is not False)
+            if given:
+                wishes = Wishes(control_tokens=control)
+                read = partial(encode, worker.engine, given[0], wishes, special=special is not False)
+            else:
+                read = partial(prompt_of, worker.engine, _chat(body, control))
             tokens = worker.engine.encoding.in_vocabulary(await anyio.to_thread.run_sync(read))
             return JSONResponse({"tokens": tokens, "count": len(tokens), "max_model_len": worker.engine.context})
 
@@ -210,6 +214,7 @@ class _ModelAndState:
                 "budget": engine.budget,
                 "dtype": engine.dtype,
                 "compute": engine.compute,
+                "kv_quant": engine.kv_quant,
                 "revision": self._revision(engine),
                 "toy": engine.toy,
                 "running": worker.running,
@@ -239,17 +244,18 @@ def _model(body: dict[str, object]) -> str | None:
     return name
 
 
-def _switch(body: dict[str, object], *names: str) -> bool | None:
+def _switch(body: TokenizeRequest, *names: str) -> bool | None:
     """A switch under one of its names; None where it is not given."""
-    found = {name: body[name] for name in names if body.get(name) is not None}
-    for name, value in found.items():
-        if not isinstance(value, bool) or len(found) > 1:
-            raise bad_request(f"{' and '.join(found)}: one of them, true or false.", name)
-    return next((value is True for value in found.values()), None)
+    found = {name: getattr(body, name) for name in names if getattr(body, name) is not None}
+    if len(found) > 1:
+        raise bad_request(f"{' and '.join(found)}: one of them.", names[0])
+    return next(iter(found.values()), None)
 
 
-def _messages(given: list[object]) -> list[Message]:
-    return [message for message in read_chat({"messages": given}, []).prompts[0] if isinstance(message, dict)]
+def _chat(body: TokenizeRequest, control: bool | None) -> HttpRequest:
+    """What decides about the prompt that messages become."""
+    names = ("messages", "tools", "chat_template_kwargs", "reasoning_effort")
+    return read_chat({name: getattr(body, name) for name in names} | {"allow_control_tokens": control}, [])
 
 
 def _kind(endpoint: Endpoint) -> Endpoint:

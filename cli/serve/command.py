@@ -140,7 +140,7 @@ def serve(
                 return
             began = True
             key = "set" if api_key else "none, only this machine"
-            where = f"chat page {url}/" if uds is None else f"curl --unix-socket {uds} http://localhost/v1/models"
+            where = f"chat page {url}/" if uds is None else f"specexec chat --connect {uds}"
             what = "model" if len(names) == 1 else "models"
             screen.say(f"ready: {url}/v1 · {what} {', '.join(every_name)} · key {key} · {where}")
             if as_json:

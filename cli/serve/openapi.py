@@ -15,13 +15,12 @@ from cli.messages_api.schema import CountRequest, MessagesRequest
 from cli.ollama_api.schema import OllamaChat, OllamaEmbed, OllamaGenerate
 from cli.openai.embeddings import EmbeddingRequest
 from cli.openai.logprobs import Json
-from cli.openai.schema import ChatRequest, CompletionRequest
+from cli.openai.schema import ChatRequest, CompletionRequest, TokenizeRequest
 from cli.responses_api.schema import PromptRequest, ResponsesRequest
 
 _SCHEMAS = "#/components/schemas/{model}"
 _STRING: Json = {"type": "string"}
 _TEXT: Json = {"type": ["string", "null"]}
-_SWITCH: Json = {"type": ["boolean", "null"]}
 _OBJECT: Json = {"type": "object"}
 
 
@@ -45,10 +44,6 @@ def _fields(required: tuple[str, ...] = (), **known: Json) -> Json:
 
 
 _EVENTS, _LINES = "text/event-stream", "application/x-ndjson"
-_TOKENIZE = _fields(
-    content=_STRING, prompt=_STRING, messages={"type": "array", "items": _OBJECT},
-    add_special_tokens=_SWITCH, add_special=_SWITCH, allow_control_tokens=_SWITCH, parse_special=_SWITCH,
-)  # fmt: skip
 _IDS: Json = {"type": "array", "items": {"type": "integer", "minimum": 0}}
 _INFILL = _fields(input_prefix=_TEXT, input_suffix=_TEXT, prompt=_TEXT)
 _NAMED = _fields(name=_STRING)
@@ -84,7 +79,7 @@ OPERATIONS = (
         operation
         for prefix in ("", "/v1")
         for operation in (
-            Operation("post", f"{prefix}/tokenize", "Text or messages as token ids.", _TOKENIZE),
+            Operation("post", f"{prefix}/tokenize", "Text or messages as token ids.", TokenizeRequest),
             Operation("post", f"{prefix}/detokenize", "Token ids as text.", _fields(("tokens",), tokens=_IDS)),
             Operation("get", f"{prefix}/tokenizer_info", "What a remote tokenizer must know.", by_model=True),
         )

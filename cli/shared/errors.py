@@ -57,6 +57,7 @@ EXIT_CODES = {
     "device_lost": 6,
     "port_taken": 9,
     "no_server": 6,
+    "mcp_failed": 6,
     "missing_extra": USAGE,
     "file_refused": 3,
     "session_not_found": 3,
@@ -105,6 +106,12 @@ class ServerRefusal(SpecexecError):
         self.retry_s = retry_s
         if code in EXIT_CODES:
             self.code = code  # type: ignore[misc]  # every other error has one code for its class
+
+
+class McpFailed(SpecexecError):
+    """No MCP server of this name, or it cannot be used."""
+
+    code = "mcp_failed"
 
 
 class MissingExtra(SpecexecError):

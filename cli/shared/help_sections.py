@@ -6,12 +6,13 @@ import click
 
 from specexec.sampling.params import SamplingParams
 
-_MEMORY = ("offload", "ram", "vram", "ctx", "device", "dtype", "head_quant", "compute", "link_limit")
-_DRAFTING = ("drafter", "drafter_quant", "drafter_lora", "draft_vocab", "budget", "exact", "planner")
+_MEMORY = ("offload", "ram", "vram", "ctx", "device", "dtype", "head_quant", "compute", "kv_quant", "link_limit")
+_DRAFTING = ("drafter", "drafter_quant", "drafter_lora", "draft_vocab", "draft_window", "budget", "exact", "planner")
 _OUTPUT = (
     *("as_json", "markdown", "plain", "stats", "tree", "hide_thinking", "bell", "notify_command"),
     *("quiet", "verbose", "log_file", "log_json", "color", "colour", "traceback"),
 )
+_TOOLS = ("mcp", "mcp_allow", "yes", "mcp_timeout")
 _SAMPLING = tuple(SamplingParams.__dataclass_fields__)
 
 
@@ -20,7 +21,7 @@ class SectionedCommand(click.Command):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         sections: dict[str, list[tuple[str, str]]] = {
-            name: [] for name in ("Options", "Memory", "Drafting", "Sampling", "Output")
+            name: [] for name in ("Options", "Tools", "Memory", "Drafting", "Sampling", "Output")
         }
         for option in self.get_params(ctx):
             record = option.get_help_record(ctx) if isinstance(option, click.Option) else None
@@ -33,5 +34,5 @@ class SectionedCommand(click.Command):
 
 
 def _section(option: str) -> str:
-    places = {"Memory": _MEMORY, "Drafting": _DRAFTING, "Output": _OUTPUT, "Sampling": _SAMPLING}
+    places = {"Tools": _TOOLS, "Memory": _MEMORY, "Drafting": _DRAFTING, "Output": _OUTPUT, "Sampling": _SAMPLING}
     return next((name for name, options in places.items() if option in options), "Options")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -14,7 +15,7 @@ from click.core import ParameterSource
 
 from cli.shared.presets import preset_says
 from cli.shared.quantities import parse_count, parse_size_B, parse_speed_Bps
-from specexec.compose.load_options import ALLOWED, LoadOptions
+from specexec.compose.load_options import ALLOWED, KV_QUANT, LoadOptions
 from specexec.drafters.registry import REGISTRY
 from specexec.drafters.registry import names as drafter_names
 from specexec.sampling.params import SamplingParams
@@ -82,6 +83,23 @@ class TextOrFile(click.ParamType[str]):
         except (OSError, UnicodeDecodeError) as problem:
             reason = problem.strerror if isinstance(problem, OSError) else "not UTF-8 text"
             self.fail(f"{text[1:]} cannot be read: {reason}.", param, ctx)
+
+
+class JsonSchema(click.ParamType[dict[str, object]]):
+    """A JSON schema as typed, or in a file named as @FILE."""
+
+    name = "json|@file"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, object]:
+        if isinstance(value, dict):
+            return value
+        try:
+            schema = json.loads(TEXT_OR_FILE.convert(value, param, ctx))
+        except (ValueError, RecursionError) as problem:
+            self.fail(f"this is not JSON: {problem}.", param, ctx)
+        if not isinstance(schema, dict):
+            self.fail('a JSON schema is an object, such as {"type": "object"}.', param, ctx)
+        return schema
 
 
 class Device(click.ParamType[str]):
@@ -175,8 +193,12 @@ _ENGINE = (
                  help="Bits of the model's own head; nf4 is smaller, and another model."),
     click.option("--compute", type=click.Choice(ALLOWED["compute"]), default="float",
                  help="How a pack in int8 or int4 multiplies; int8 is in integers, and another model."),
+    click.option("--kv-quant", type=click.Choice(KV_QUANT), show_default="none",
+                 help="Bits of the model's keys and values; 8 and 4 take less memory, and are another model."),
     click.option("--draft-vocab", type=COUNT, show_default="all",
                  help="Frequent tokens a drafter model may name, such as 32k; those of the text always."),
+    click.option("--draft-window", type=COUNT, show_default="all",
+                 help="Last tokens a drafter sees beside the first few, such as 4k: for long texts."),
     click.option("--offload", type=click.Choice(ALLOWED["offload"]), default="auto",
                  help="Where the weights live between sweeps."),
     click.option("-b", "--budget", type=BUDGET, default="auto",

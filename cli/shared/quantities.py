@@ -103,3 +103,8 @@ def _refuse_bare(text: str, number: float, unit: str) -> None:
 
 def _three_digits(value: float) -> str:
     return f"{value:.1f}" if value < 99.95 else f"{value:.0f}"
+
+
+def in_json(seed: int) -> int | str:
+    """As all who read JSON read it: many of them keep 53 bits of a number, so a longer one becomes text."""
+    return seed if abs(seed) < 2**53 else str(seed)

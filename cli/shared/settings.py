@@ -31,7 +31,7 @@ NO_SETTINGS = {"config", "completion", "version", "models", "sessions", "alias",
 UNFIT = {"help", "preset", "positional_model", "resume", "session", "prompt", "prompts", "images", "output", "as_json"}
 
 # What runs programs or sends words away: not for a folder that another user may have filled.
-_OWN_FILE_ONLY = {"trust_remote_code", "notify_command", "connect"}
+_OWN_FILE_ONLY = {"trust_remote_code", "notify_command", "connect", "mcp", "mcp_allow", "yes"}
 
 # What every command that loads a model once had, and one has now.
 ONE_HOME = {"planner": "bench"}

@@ -75,9 +75,12 @@ class Answer:
 
 def play(
     engine: Writer, bursts: Iterator[Burst], screen: Screen, meter: SweepMeter, *,
-    tree: bool = False, hide_thoughts: bool = False,
+    tree: bool = False, hide_thoughts: bool = False, calls_run: bool = False,
 ) -> Answer:  # fmt: skip
-    """Print an answer as it comes. Ctrl-C stops it and keeps what there is; SIGTERM too (see Answer.exit_code)."""
+    """Print an answer as it comes. Ctrl-C stops it and keeps what there is; SIGTERM too (see Answer.exit_code).
+
+    Calls are part of the answer, or remarks if something comes of them (`calls_run`).
+    """
     answer, thinking = Answer(), False
     started_s = time.perf_counter()
 
@@ -98,7 +101,8 @@ def play(
             screen.say(f"  thought for {_many(answer.tokens, 'token')}, {time.perf_counter() - started_s:.1f} s")
         screen.write(piece.content)
         for call in piece.calls:
-            screen.write_line(f"→ {call.name}({call.arguments})")
+            screen.end_line()
+            (screen.tell if calls_run else screen.write_line)(f"→ {call.name}({call.arguments})")
 
     with Interrupts(engine.stop, acknowledge) as interrupts, escape_calls(interrupts.ask):
         try:
@@ -167,7 +171,7 @@ def long_stats(answer: Answer, placement: str) -> list[str]:
 def ending(answer: Answer, max_tokens: int, context: int) -> str | None:
     """What to know about an answer that did not end by itself."""
     if answer.limit == "context":
-        return f"  stopped: the context of {context} tokens is full; a longer --ctx, /undo or /clear makes room"
+        return f"  stopped: the context of {context} tokens is full; /on-full, /undo, /clear or a longer --ctx help"
     if answer.finish_reason == "length":
         return f"  stopped at --max-tokens {max_tokens}; /continue for more"
     if answer.finish_reason == "interrupted" and not answer.tokens:

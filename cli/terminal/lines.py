@@ -44,9 +44,23 @@ class Lines(Protocol):
 
 def open_lines(screen: Screen, commands: Mapping[str, Command], *, history: bool) -> Lines:
     """The best reader this terminal allows; `commands` complete after a slash."""
-    if sys.stdin.isatty() and sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+    if can_ask() and os.environ.get("TERM") != "dumb":
         return EditedLines(commands, history_path() if history else None)
     return PlainLines(screen)
+
+
+def can_ask() -> bool:
+    """Whether a user sees a question and can answer it."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def asked(question: str) -> str:
+    """What is typed from now on, up to the end of the line; empty where the input ends."""
+    import termios
+
+    termios.tcflush(sys.stdin, termios.TCIFLUSH)  # what was typed before the question is no answer to it
+    print(question, end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline()
 
 
 def history_path() -> Path:

@@ -4,7 +4,9 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 Argument = torch.Tensor | object
@@ -36,8 +38,13 @@ def _fused(module: nn.Module) -> bool:
 
 
 @contextmanager
-def when_chosen(experts: nn.Module | None, fetch: Callable[[Collection[int]], None]) -> Iterator[None]:
-    """While this is open, `fetch` is called before `experts` compute, with those that rows were routed to."""
+def when_chosen(
+    experts: nn.Module | None, fetch: Callable[[Collection[int], NDArray[np.int64] | None], None]
+) -> Iterator[None]:
+    """While this is open, `fetch` is called before `experts` compute, with those that rows were routed to.
+
+    And with the choices row by row, [R rows, K], where they come so.
+    """
     if experts is None:
         yield
         return
@@ -46,10 +53,10 @@ def when_chosen(experts: nn.Module | None, fetch: Callable[[Collection[int]], No
 
     def chosen(_: nn.Module, args: tuple[Argument, ...], kwargs: dict[str, Argument]) -> None:
         tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
-        indices = [tensor for tensor in tensors if tensor.dtype == torch.int64]
+        indices = [tensor.cpu().numpy() for tensor in tensors if tensor.dtype == torch.int64]
         # A number that is none of theirs means no expert.
-        union = {index for tensor in indices for index in tensor.unique().tolist()} & {*everyone}
-        fetch(union if indices else everyone)
+        union = {index for each in indices for index in np.unique(each).tolist()} & {*everyone}
+        fetch(union if indices else everyone, indices[0] if len(indices) == 1 and indices[0].ndim == 2 else None)
 
     with experts.register_forward_pre_hook(chosen, with_kwargs=True):
         yield

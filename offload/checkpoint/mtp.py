@@ -6,7 +6,7 @@ state and the token after it. Files keep it behind the last layer, or under `mtp
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from offload.checkpoint.documents import Json
@@ -24,14 +24,62 @@ AROUND = ("enorm", "hnorm", PROJECTION, "shared_head.norm")
 REPEATED = re.compile(r"\.(embed_tokens|shared_head\.head)\.")
 _BEHIND = re.compile(rf"^(?P<layers>.*?\blayers\.)(?P<number>\d+)\.{PROJECTION}\.")
 _OTHERS = re.compile(r"^(model\.)?(mtp\.|mtp_\w+\.)")
-# Qwen3-Next, Qwen3.5 and others keep it under `mtp.`.
-_QWEN = {
-    "mtp.layers.0.": "",
-    "mtp.fc.": f"{PROJECTION}.",
-    "mtp.pre_fc_norm_embedding.": "enorm.",
-    "mtp.pre_fc_norm_hidden.": "hnorm.",
-    "mtp.norm.": "shared_head.norm.",
-}
+
+
+@dataclass(frozen=True)
+class MtpLayout:
+    """How a publisher stores it: beginnings of names, the more special ones last, and what they are called here.
+
+    `hidden_first`: the projection reads the hidden state, then the embedding. `around`: what lies around the layer.
+    """
+
+    names: Mapping[str, str]
+    hidden_first: bool = False
+    around: tuple[str, ...] = AROUND
+
+
+BEHIND = MtpLayout({})  # DeepSeek's, by DeepSeek's names
+_LAYOUTS = (
+    # Qwen3-Next, Qwen3.5, EXAONE-MoE
+    MtpLayout(
+        {
+            "mtp.layers.0.": "",
+            "mtp.fc.": f"{PROJECTION}.",
+            "mtp.pre_fc_norm_embedding.": "enorm.",
+            "mtp.pre_fc_norm_hidden.": "hnorm.",
+            "mtp.norm.": "shared_head.norm.",
+        }
+    ),
+    # MiMo-V2
+    MtpLayout(
+        {
+            "model.mtp.layers.0.": "",
+            "model.mtp.layers.0.pre_mlp_layernorm.": "post_attention_layernorm.",
+            "model.mtp.layers.0.final_layernorm.": "shared_head.norm.",
+        }
+    ),
+    # MiMo
+    MtpLayout(
+        {
+            "model.mtp_layers.0.": "",
+            "model.mtp_layers.0.token_layernorm.": "enorm.",
+            "model.mtp_layers.0.hidden_layernorm.": "hnorm.",
+            "model.mtp_layers.0.input_proj.": f"{PROJECTION}.",
+            "model.mtp_layers.0.final_layernorm.": "shared_head.norm.",
+        },
+        hidden_first=True,
+    ),
+    # Ernie 4.5: its output goes to the head without a norm
+    MtpLayout(
+        {
+            "model.mtp_block.0.": "",
+            "model.mtp_emb_norm.0.": "enorm.",
+            "model.mtp_hidden_norm.0.": "hnorm.",
+            "model.mtp_linear_proj.0.": f"{PROJECTION}.",
+        },
+        around=AROUND[:-1],
+    ),
+)
 
 
 def mtp_tensors(config: Mapping[str, Json], entries: Mapping[str, T]) -> dict[str, T]:
@@ -47,17 +95,28 @@ def mtp_names(folder: "Folder") -> dict[str, str]:
 
     The layer gets the number `num_hidden_layers`, and what is around it the names AROUND. Of several only the first.
     """
+    return _found(folder)[1]
+
+
+def mtp_layout(folder: "Folder") -> MtpLayout:
+    """How the tensors of that layer are stored."""
+    return _found(folder)[0]
+
+
+def _found(folder: "Folder") -> tuple[MtpLayout, dict[str, str]]:
     count = folder.config.get("num_hidden_layers")
     own = next((match for match in map(LAYER.search, folder.entries) if match and "layers." in match[0]), None)
     if own is None or not isinstance(count, int):
-        return {}
+        return BEHIND, {}
     start = f"{own.string[: own.end() - len(own[1]) - 1]}{count}."
-    found = {name: name for name in folder.mtp if name.startswith(start)}
-    for stored, called in _QWEN.items():
-        found |= {name: start + called + name.removeprefix(stored) for name in folder.mtp if name.startswith(stored)}
-    found = {name: new for name, new in found.items() if not REPEATED.search(name)}
-    whole = all(any(new.startswith(f"{start}{part}.") for new in found.values()) for part in AROUND)
-    return found if whole else {}
+    for layout in (MtpLayout({start: ""}), *_LAYOUTS):
+        found = dict[str, str]()
+        for stored, called in layout.names.items():
+            begun = [name for name in folder.mtp if name.startswith(stored) and not REPEATED.search(name)]
+            found |= {name: start + called + name.removeprefix(stored) for name in begun}
+        if all(any(new.startswith(f"{start}{part}.") for new in found.values()) for part in layout.around):
+            return layout, found
+    return BEHIND, {}
 
 
 def mtp_folder(folder: "Folder") -> "Folder":

@@ -1,4 +1,4 @@
-"""Tensors that several layers share and a checkpoint holds once (Zamba2): under the name that each layer has for them.
+"""Tensors that several layers share and a checkpoint holds once (Zamba): under the name that each layer has for them.
 
 Every layer streams by itself, so each of them reads the bytes again. Knows no torch.
 """
@@ -10,13 +10,17 @@ from dataclasses import replace
 from offload.checkpoint.documents import Json
 from offload.checkpoint.entry import Entry
 
-_SHARED = re.compile(r"^(?P<before>.*\blayers\.)(?P<layer>\d+)(?P<after>\.shared_transformer\..+)$")
+_SHARED = re.compile(r"^(?P<before>.*\blayers\.)(?P<layer>\d+)(?P<after>\.shared_transf(ormer)?\..+)$")
 
 
 def with_shared(config: Mapping[str, Json], entries: Mapping[str, Entry]) -> dict[str, Entry]:
     """All entries, and those of layers that have none of their own because they take another layer's."""
     kinds, blocks = config.get("layers_block_type"), config.get("num_mem_blocks", 1)
-    if config.get("model_type") != "zamba2" or not isinstance(kinds, list) or not isinstance(blocks, int):
+    if (
+        config.get("model_type") not in ("zamba", "zamba2")
+        or not isinstance(kinds, list)
+        or not isinstance(blocks, int)
+    ):
         return dict(entries)
     hybrid = [layer for layer, kind in enumerate(kinds) if kind == "hybrid"]
     takers: dict[int, list[int]] = {}

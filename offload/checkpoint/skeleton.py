@@ -96,13 +96,14 @@ def build(
 ) -> Skeleton:
     """The folder's model as transformers would build it, in `dtype` (default: as config.json or the weights say).
 
-    `longer`: with one layer more, which sees all of the text and is else as the last one.
+    `longer`: with the layer more that the folder brings (mtp.py). It sees all of the text unless the config says else,
+    and is dense where it has no experts.
     """
     refuse_unknown(folder)
     found = design(folder, trust_remote_code)
     config = found.config
     if longer:
-        _lengthen(config)
+        _lengthen(config, folder)
     wanted = _dtype(dtype, config, folder)
     if found.whole is not None:
         return _unwrapped(folder, found, found.whole, wanted)
@@ -119,11 +120,18 @@ def build(
     return Skeleton(model, _find_layers(model, folder), wanted)
 
 
-def _lengthen(config: PreTrainedConfig) -> None:
+def _lengthen(config: PreTrainedConfig, folder: Folder) -> None:
     count = int(config.num_hidden_layers)
-    for name, value in vars(config).items():
+    given = getattr(config, "mtp_layer_types", None)
+    # MiMo-V2's config does not say that its layer has a window; its publisher's code does.
+    usual = "sliding_attention" if config.model_type == "mimo_v2_flash" else "full_attention"
+    kinds = {
+        "layer_types": given[0] if given else usual,
+        "mlp_layer_types": "sparse" if any(".experts." in name for name in folder.mtp) else "dense",
+    }
+    for name, value in [*vars(config).items()]:
         if isinstance(value, list) and len(value) == count:  # what differs from layer to layer
-            setattr(config, name, [*value, "full_attention" if name == "layer_types" else value[-1]])
+            setattr(config, name, [*value, kinds.get(name, value[-1])])
     config.num_hidden_layers = count + 1
 
 

@@ -19,12 +19,13 @@ _NUMBERS = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_hea
 # What repositories call the language model in the names of its tensors before the first number, and all else.
 _MODEL = re.compile(r"(^|\.)(language_model|text_model|llm)\.")
 _OTHER = re.compile(
-    r"(^|\.)(visual|vision|vit|image|audio|speech|sound|embed_vision|embed_audio|multi_modal|mm_|connector|projector"
-    r"|merger|patch|mtp|encoder|talker|token2wav|code2wav)\w*\."
+    r"(^|\.)(visual|vision|high_res_vision|vit|image|audio|speech|sound|embed_vision|embed_audio|multi_modal|mm_|connector"
+    r"|projector|aligner|merger|patch|mtp|encoder|talker|token2wav|code2wav)\w*\."
 )
 # Of all else, what images go through before the language model reads them.
 _SEES = re.compile(
-    r"(^|\.)(visual|vision|vit|image|embed_vision|multi_modal|mm_|connector|projector|merger|patch)\w*\."
+    r"(^|\.)(visual|vision|high_res_vision|vit|image|embed_vision|multi_modal|mm_|connector|projector|aligner|merger|patch)"
+    r"\w*\."
 )
 _NUMBER = re.compile(r"\.\d+\.")
 _OUTER = ("quantization_config", "quantization", "dtype", "torch_dtype")

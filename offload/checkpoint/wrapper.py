@@ -33,6 +33,10 @@ PLAIN_HEADS = frozenset(
         "qwen3_vl_moe_text",
         "glm4v_text",
         "glm4v_moe_text",
+        "glm_ocr_text",
+        "glm5_next_text",
+        "cosmos3_edge_text",
+        "hunyuan_vl_text",
         "cohere2",
     )
 )

@@ -7,10 +7,13 @@ nn.Module registers every module that is assigned to it: `parameters`, `state_di
 whose parameters are empty. So a streamed layer holds it in a plain object, which nn.Module does not look into.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from offload.checkpoint.experts import experts_of, when_chosen
@@ -35,6 +38,11 @@ class Place:
     name: str
     placeholder: torch.Tensor
 
+    def keep(self, tensor: torch.Tensor) -> None:
+        """Put it there for good, as a parameter where one belongs."""
+        parameter = isinstance(self.placeholder, nn.Parameter)
+        self.table[self.key] = nn.Parameter(tensor, requires_grad=False) if parameter else tensor
+
 
 @dataclass(frozen=True)
 class _Unregistered:
@@ -53,11 +61,13 @@ class StreamedLayer(nn.Module):
 
     chunk_rows: int | None
     """Run the layer over so many rows at a time (one visit of the weights, bounded activations)."""
-    own_rows: int | None
-    """So many of the rows differ, whatever repeats them to fill a tile; None if all may."""
+    tokens: Sequence[int]
+    """Of the rows that differ, whatever repeats them to fill a tile; none if all may."""
     together: Sequence[range]
     """Rows that attend to one another: in one piece, whatever `chunk_rows` says."""
 
+    _routed: int
+    """Rows of this visit that were sent to experts already."""
     _held: _Unregistered
     _places: list[Place]
 
@@ -66,8 +76,9 @@ class StreamedLayer(nn.Module):
         found = experts_of(layer)
         self._held = _Unregistered(layer, found and found[1])
         self.index, self.source = index, source
-        self.chunk_rows = self.own_rows = None
-        self.together = ()
+        self.chunk_rows = None
+        self.tokens = self.together = ()
+        self._routed = 0
         self._places = places(layer)
 
     @property
@@ -89,10 +100,13 @@ class StreamedLayer(nn.Module):
             rows = hidden.shape[:-1].numel()
             if self.index == 0 and hidden.device.type == "cpu":
                 suit(rows)
-            tensors = stream.take(self.index, self.own_rows or rows)
+            if self.index == 0 and self.tokens:
+                stream.expect(self.source.likely.of(self.tokens))
+            self._routed = 0
+            tensors = stream.take(self.index, len(self.tokens) or rows)
             for place in self._places:
                 place.table[place.key] = tensors[place.name]
-            with when_chosen(self._held.experts, stream.fetch):
+            with when_chosen(self._held.experts, self._fetch):
                 return self._run(args, kwargs)
         except (MemoryError, RuntimeError) as error:
             # The sweep ends, the model stays usable.
@@ -105,6 +119,15 @@ class StreamedLayer(nn.Module):
                 place.table[place.key] = place.placeholder
             stream.give()
 
+    def _fetch(self, experts: Collection[int], chosen_RK: NDArray[np.int64] | None) -> None:
+        """These experts are about to compute."""
+        stream = self.source.stream
+        stream.fetch(experts)
+        if self.tokens and chosen_RK is not None and not stream.stays(self.index):
+            here = self.tokens[self._routed : self._routed + len(chosen_RK)]
+            self.source.likely.learn(self.index, here, chosen_RK, stream.routing)
+            self._routed += len(chosen_RK)
+
     def _run(self, args: tuple[Argument, ...], kwargs: dict[str, Argument]) -> Output:
         inner = self.inner
         hidden = args[0] if args else kwargs["hidden_states"]
@@ -115,15 +138,15 @@ class StreamedLayer(nn.Module):
             output: Output = inner(*args, **kwargs)
             return output
         assert self.chunk_rows is not None
-        chunks: list[Output] = []
+        joined: Output | None = None
         for rows_here in pieces(rows, self.chunk_rows, self.together):
-            chunks.append(
-                inner(
-                    *(_slice(value, rows, rows_here) for value in args),
-                    **{name: _slice(value, rows, rows_here) for name, value in kwargs.items()},
-                )
+            chunk = inner(
+                *(_slice(value, rows, rows_here) for value in args),
+                **{name: _slice(value, rows, rows_here) for name, value in kwargs.items()},
             )
-        return _join(chunks)
+            joined = _placed(joined, chunk, rows_here, rows)
+        assert joined is not None
+        return joined
 
 
 def pieces(rows: int, most: int, together: Sequence[range]) -> Iterator[slice]:
@@ -171,15 +194,16 @@ def _slice(value: Argument, rows: int, wanted: slice) -> Argument:
     return value
 
 
-def _join(chunks: list[Output]) -> Output:
-    first = chunks[0]
-    if isinstance(first, torch.Tensor):
-        return torch.cat([chunk for chunk in chunks if isinstance(chunk, torch.Tensor)], dim=1)
-    columns = zip(*(chunk for chunk in chunks if isinstance(chunk, tuple)), strict=True)
-    # What is not a row of the sequence (attention maps, router logits) has no meaning across chunks.
-    return tuple(_join_column(column) for column in columns)
-
-
-def _join_column(column: tuple[torch.Tensor | None, ...]) -> torch.Tensor | None:
-    tensors = [tensor for tensor in column if tensor is not None]
-    return torch.cat(tensors, dim=1) if tensors else None
+def _placed(whole: Any, chunk: Any, here: slice, rows: int) -> Any:
+    """The output of all rows with a chunk of them in its place; made for the first. Copies beside it would leave holes
+    in memory that nothing else fits into.
+    """
+    if isinstance(chunk, tuple):
+        columns = whole if isinstance(whole, tuple) else (None,) * len(chunk)
+        return tuple(_placed(column, part, here, rows) for column, part in zip(columns, chunk, strict=True))
+    if chunk is None or chunk.dim() < 2 or chunk.shape[1] != here.stop - here.start:
+        return chunk  # not rows of the sequence (attention maps, router logits): no meaning across chunks
+    if not isinstance(whole, torch.Tensor):
+        whole = chunk.new_empty(chunk.shape[0], rows, *chunk.shape[2:])
+    whole[:, here] = chunk
+    return whole

@@ -38,7 +38,16 @@ from offload.model.quantized_head import Rounded, quantise_head
 from offload.model.reordered import pays, reordering
 from offload.placement.placement import Need, Offload, Placement
 from offload.placement.quantized_sizes import FourBits, with_head
-from offload.placement.requirements import Compute, cache_widths, passing_B, scratch_B, shared_caches, stored_head
+from offload.placement.requirements import (
+    Compute,
+    KVQuant,
+    cache_widths,
+    passing_B,
+    scratch_B,
+    shared_caches,
+    stored_head,
+    with_cache,
+)
 from offload.placement.solver import place
 from offload.stream.dequantized import DenseLayers
 from offload.stream.open import open_stream
@@ -66,6 +75,7 @@ def load(
     beside_ram_B: Mapping[str, int] | None = None,
     head_quant: FourBits = "none",
     compute: Compute = "float",
+    kv_quant: KVQuant | None = None,
     adapters: Sequence[str] = (),
     reorder: bool = False,
     on_layer_read: Callable[[int, int], None] | None = None,
@@ -78,6 +88,7 @@ def load(
     `head_quant` nf4 makes it another model: its head rounded to four bits, a copy where embeddings are tied to it. So
     does `compute` int8: linears of the layers that are stored in int8 by rows round their inputs to 15 bits and compute
     in integers. Refused with UnsupportedModel where there are none.
+    `kv_quant`: the caller keeps keys and values in so many bits.
     `reorder`: a model that nothing else takes layers of and that stays in memory keeps its weights in the order in
     which this CPU multiplies them quickest, if there is such an order.
     `adapters` are LoRA adapters of peft, FOLDER or FOLDER:scale (offload/checkpoint/lora.py), added in this order.
@@ -98,6 +109,7 @@ def load(
         _check_integers(checkpoint, torch.device(device))
     reading = reading_for(folder.weights_at)
     need = with_head(folder, _need(checkpoint, skeleton, ctx, reading), head_quant, skeleton.dtype.itemsize)
+    need = with_cache(need, settings_of(skeleton.model.config), kv_quant)
     need = replace(need, guesses_B=guesses_B, cache_moves=cache_moves)
     need = replace(need, beside_B=beside_B or {}, beside_ram_B=beside_ram_B or {})
     placement = place(need, _with_speeds(free_memory(device, ram_B, vram_B), folder.weights_at), offload)

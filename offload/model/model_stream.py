@@ -1,11 +1,12 @@
 """The streaming layers of one loaded model, as its callers see them. Knows no module and no file."""
 
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from offload.model.likely_experts import LikelyExperts
 from offload.placement.placement import Placement
 from offload.stream.protocol import Stream, StreamStats
 
@@ -18,6 +19,8 @@ class ModelStream:
     stream: Stream
     in_integers: bool = False
     """Every matrix of every layer: so a row's bits do not depend on how many rows there are."""
+    likely: LikelyExperts = field(default_factory=LikelyExperts)
+    """Where rows of tokens went."""
 
     @property
     def layers(self) -> int:

@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig
 
 from offload.checkpoint.headers import Folder
 from offload.checkpoint.layout import Checkpoint, lay_out_layer
-from offload.checkpoint.mtp import PROJECTION, mtp_folder
+from offload.checkpoint.mtp import AROUND, PROJECTION, mtp_folder, mtp_layout, mtp_names
 from offload.checkpoint.skeleton import Skeleton, build
 from offload.errors import UnsupportedModel
 from offload.machine.speeds import reading_for
@@ -26,6 +26,8 @@ class MtpLayer:
 
     layer: nn.Module
     config: PreTrainedConfig
+    hidden_first: bool = False
+    """Its projection reads the hidden state, then the embedding."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +65,8 @@ def load_mtp_layer(
     for place in places(layer):
         # What lies beside codes is copied, or they would stay in memory with it.
         beside = bool(dequantised) and place.name not in dequantised
-        tensor = tensors[place.name].to(device, copy=beside)
-        is_parameter = isinstance(place.placeholder, nn.Parameter)
-        place.table[place.key] = nn.Parameter(tensor, requires_grad=False) if is_parameter else tensor
-    return MtpLayer(layer.to(device), plan.skeleton.model.config)
+        place.keep(tensors[place.name].to(device, copy=beside))
+    return MtpLayer(layer.to(device), plan.skeleton.model.config, mtp_layout(folder).hidden_first)
 
 
 def _surround(layer: nn.Module, hidden: int, dtype: torch.dtype, folder: Folder) -> None:
@@ -78,8 +78,10 @@ def _surround(layer: nn.Module, hidden: int, dtype: torch.dtype, folder: Folder)
             hint="--drafter ngram, or a model.",
         )
     eps = next((value for name, value in vars(own).items() if name in ("variance_epsilon", "eps")), 1e-6)
+    layout, biased = mtp_layout(folder), any(f"{PROJECTION}.bias" in new for new in mtp_names(folder).values())
     with init_empty_weights(include_buffers=False):
         layer.enorm, layer.hnorm = type(own)(hidden, eps=eps).to(dtype), type(own)(hidden, eps=eps).to(dtype)
-        layer.add_module(PROJECTION, nn.Linear(2 * hidden, hidden, bias=False, dtype=dtype))
+        layer.add_module(PROJECTION, nn.Linear(2 * hidden, hidden, bias=biased, dtype=dtype))
         layer.shared_head = nn.Module()
-        layer.shared_head.norm = type(own)(hidden, eps=eps).to(dtype)
+        normed = AROUND[-1] in layout.around
+        layer.shared_head.norm = type(own)(hidden, eps=eps).to(dtype) if normed else nn.Identity()

@@ -20,9 +20,7 @@ def resident_layer(model: PreTrainedModel, index: int) -> nn.Module:
     try:
         for place in places(layer):
             tensor = tensors[place.name]
-            kept = tensor if stays else tensor.clone()
-            is_parameter = isinstance(place.placeholder, nn.Parameter)
-            place.table[place.key] = nn.Parameter(kept, requires_grad=False) if is_parameter else kept
+            place.keep(tensor if stays else tensor.clone())
     finally:
         stream.give()
     return layer

@@ -6,7 +6,8 @@ model. For each call its parts are read from disk and given back: a block of the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from offload.model.layer import Place, places
 from offload.stream.store import Arena, DiskStore
 
 LESS = "a smaller image."
+LOOK = "get_image_features"
 
 
 class Features(Protocol):
@@ -66,21 +68,40 @@ class Tower:
                     held.enter_context(self._present(self._whole, block, disk))
                 for layer, block in zip(self._layers, self._checkpoint.layers, strict=True):
                     self._streams(layer, block, disk, held)
-                moved = {name: self._moved(tensor) for name, tensor in inputs.items()}
-                found: Features = self._whole.get_image_features(**moved, return_dict=True)  # type: ignore[operator]
+                look, names = self._look
+                moved = {name: self._moved(inputs[name]) for name in names if name in inputs}
+                found: Features = look(**moved, return_dict=True)
                 rows = found.pooler_output
                 if rows is None:  # Llama 4
                     rows = self._whole.get_submodule("multi_modal_projector")(found.last_hidden_state.flatten(0, -2))
+                rows_RH = _joined(rows)
+                if (around := getattr(found, "visual_indicator_features", None)) is not None:  # Ovis 2
+                    rows_RH = self._among(rows_RH, around, inputs["input_ids"][0])
         except (MemoryError, RuntimeError) as error:
             if scarce := refusal(error, "while an image was looked at", LESS):
                 raise scarce from error
             raise
-        return TowerRows(_joined(rows), tuple(map(_joined, getattr(found, "deepstack_features", None) or ())))
+        return TowerRows(rows_RH, tuple(map(_joined, getattr(found, "deepstack_features", None) or ())))
+
+    def _among(self, rows_RH: Tensor, around_MH: Tensor, ids_L: Tensor) -> Tensor:
+        """Rows of an image and those of the tokens around it, which are the same for all, as its tokens follow."""
+        config = self._whole.config
+        kinds = {id: kind for kind, id in enumerate((*config.visual_indicator_token_ids, config.image_token_id))}
+        kinds_R = torch.tensor([kinds[id] for id in ids_L.tolist() if id in kinds], device=rows_RH.device)
+        all_RH = torch.cat([around_MH, rows_RH[:1]])[kinds_R]
+        all_RH[kinds_R == len(around_MH)] = rows_RH
+        return all_RH
 
     def _moved(self, tensor: Tensor) -> Tensor:
-        """Where the tower computes; most towers turn float32 into their own dtype themselves, and nothing else."""
-        own = tensor.is_floating_point() and tensor.dtype != torch.float32
+        """Where the tower computes, and as it does; Gemma 4's brings pixels to scale before it turns them into that."""
+        own = tensor.is_floating_point() and self._whole.config.model_type != "gemma4"
         return tensor.to(self._device, self._whole.dtype if own else None)
+
+    @property
+    def _look(self) -> tuple[Callable[..., Features], Sequence[str]]:
+        """transformers' function that makes rows of an image, and the names of what it may take."""
+        *_, look = (found for module in self._whole.modules() if (found := getattr(module, LOOK, None)))
+        return look, [*inspect.signature(look).parameters, "image_sizes"]  # which Pixtral's takes with all else
 
     @property
     def _layers(self) -> nn.ModuleList:

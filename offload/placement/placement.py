@@ -234,7 +234,7 @@ class Placement:
         some = "" if travelling == len(self.caches) else f" of {travelling} layers"
         caches = f"; KV{some} in RAM, up to {size(self.cache_link_B)} per sweep" if travelling else ""
         if self.offload == "none":
-            return f"none: all {len(self.tiers)} layers stay in {memory}, {size(self.kept_B('device'))}{caches}"
+            return f"all {len(self.tiers)} layers stay in {memory}, {size(self.kept_B('device'))}{caches}"
         groups = [
             (self.count("disk"), "stream from SSD", f"{size(self.disk_B)} per sweep"),
             (self.count("ram"), "stream from RAM", f"{size(self.kept_B('ram'))} per sweep"),

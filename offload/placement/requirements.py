@@ -5,9 +5,9 @@ H key/value heads   D width of a head
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from offload.checkpoint.documents import Json
 from offload.checkpoint.headers import ITEM_B, SCRATCH_B, Folder
@@ -27,6 +27,8 @@ HEAD_PIECE_B, HEAD_COMPANY = 32 << 20, 256
 NF4_BLOCK = 64
 EXPERTS = ".experts."
 Compute = Literal["float", "int8"]  # how linears multiply that are stored in int8 or int4
+KVQuant: TypeAlias = Literal[8, 4]  # bits of keys and values
+KV_BLOCK, KV_MARKS_B = 64, 4  # numbers of a head in few bits that share a lowest value and a step, and bytes of these
 
 
 def need_of(
@@ -164,11 +166,27 @@ def cache_B(config: Mapping[str, Json], ctx: int, item_B: int) -> int:
 
 def cache_widths(config: Mapping[str, Json]) -> tuple[int, ...]:
     """Numbers that each layer keeps of a token: its keys and values; none where it attends to those of another."""
+    return tuple(sum(kept) for kept in _kept(config))
+
+
+def cache_rows_B(config: Mapping[str, Json], kv_quant: KVQuant) -> tuple[int, ...]:
+    """Bytes that each layer keeps of a token where its keys and values are in so many bits."""
+    return tuple(sum(D * kv_quant // 8 + KV_MARKS_B * -(-D // KV_BLOCK) for D in kept) for kept in _kept(config))
+
+
+def with_cache(need: Need, config: Mapping[str, Json], kv_quant: KVQuant | None) -> Need:
+    """The need with keys and values in so many bits."""
+    if kv_quant is None:
+        return need
+    rows_B = cache_rows_B(config, kv_quant)
+    return replace(need, cache_B=sum(rows_B) * need.ctx, cache_widths=rows_B)
+
+
+def _kept(config: Mapping[str, Json]) -> Iterator[tuple[int, ...]]:
+    """Of each layer the sizes of all heads of keys and of values."""
     layers = _number(config, "num_hidden_layers", 0)
-    if config.get("model_type") in NO_ATTENTION:
-        return (0,) * layers
-    own = layers - _number(config, "num_kv_shared_layers", 0)
-    return tuple(_cache_width(_of_layer(config, layer)) if layer < own else 0 for layer in range(layers))
+    own = 0 if config.get("model_type") in NO_ATTENTION else layers - _number(config, "num_kv_shared_layers", 0)
+    yield from (_heads(_of_layer(config, layer)) if layer < own else () for layer in range(layers))
 
 
 def shared_caches(config: Mapping[str, Json]) -> frozenset[int]:
@@ -181,17 +199,17 @@ def shared_caches(config: Mapping[str, Json]) -> frozenset[int]:
     return frozenset((*last.values(), *range(own, layers)))
 
 
-def _cache_width(config: Mapping[str, Json]) -> int:
+def _heads(config: Mapping[str, Json]) -> tuple[int, ...]:
     heads = _number(config, "num_attention_heads", 1)
     if _number(config, "kv_lora_rank", 0):
         # Latent attention is cached expanded: transformers keeps full keys and values for every head.
-        parts = ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
         heads += "index_topk" in config  # keys of an index are kept as one more head
-        return heads * sum(_number(config, name, 0) for name in parts)
+        key = sum(_number(config, name, 0) for name in ("qk_nope_head_dim", "qk_rope_head_dim"))
+        return (key, _number(config, "v_head_dim", 0)) * heads
     H, hidden = _number(config, "num_key_value_heads", heads), _number(config, "hidden_size", 0)
     H += "index_topk_blocks" in config or "sparse_attention_config" in config
     D = _number(config, "head_dim", _number(config, "attention_head_dim", hidden // max(heads, 1)))
-    return 2 * H * D
+    return (D, D) * H
 
 
 def _of_layer(config: Mapping[str, Json], layer: int) -> Mapping[str, Json]:

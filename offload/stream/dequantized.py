@@ -5,7 +5,7 @@ of memory on the device where it computes. So all placements compute with the sa
 is handed out as its codes. What adapters add is added afterwards, at each turn or, where a whole weight stays, once.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 
 import numpy as np
@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from offload.checkpoint.block import Block
 from offload.checkpoint.layout import Checkpoint
+from offload.checkpoint.routing import Routing
 from offload.stream.products import with_products
 from offload.stream.protocol import Stream, StreamStats
 
@@ -54,6 +55,19 @@ class DenseLayers:
     def stats(self) -> StreamStats:
         """What was done so far."""
         return self._stream.stats()
+
+    @property
+    def routing(self) -> Routing:
+        """Where its layers send rows to."""
+        return self._stream.routing
+
+    def stays(self, layer: int) -> bool:
+        """Does the layer never travel?"""
+        return self._stream.stays(layer)
+
+    def expect(self, likely: Mapping[int, Sequence[int]]) -> None:
+        """Of these layers the sweep probably visits these experts."""
+        self._stream.expect(likely)
 
     def take(self, layer: int, rows: int | None = None) -> Mapping[str, torch.Tensor]:
         """The tensors of `layer`, dequantised but for experts that have to be fetched; valid until `give`."""

@@ -33,5 +33,9 @@ class Slot:
     """Experts that were not read ahead."""
     wanted: frozenset[int] = frozenset()
     """Those of them that the computation waits for."""
+    guessed: frozenset[int] = frozenset()
+    """Experts that came before they were asked for, and were not asked for yet."""
+    asked: bool = False
+    """The computation has said which experts it wants: none is guessed any more."""
     failure: BaseException | None = None
     """Why the layer, or the experts that were wanted last, did not come."""

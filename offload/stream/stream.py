@@ -19,7 +19,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from offload.checkpoint.block import Block
-from offload.checkpoint.routing import DENSE
+from offload.checkpoint.routing import DENSE, Routing, Visits
 from offload.errors import OffloadError, ReadFailed
 from offload.machine.out_of_memory import refusal
 from offload.stream.protocol import StreamStats
@@ -53,6 +53,9 @@ class LayerStream:
         self._route = [layer for layer in range(len(blocks)) if layer not in self._resident]
         self._held: int | None = None  # the resident layer that computes
         self._rows = 0  # of the sweep; none has been yet
+        self._visits = Visits(next((block.routing for block in blocks if block.routing), DENSE))
+        self._visited: set[int] = set()  # experts of the layer that computes
+        self._likely: Mapping[int, Sequence[int]] = {}
         self._store = store
         self._wire: Wire = wire or HostWire()
         self._changed = threading.Condition()
@@ -84,8 +87,12 @@ class LayerStream:
 
     def share(self, rows: ArrayLike) -> NDArray[np.float64]:
         """The part of it that a sweep over so many rows is expected to bring: fewer rows visit fewer experts."""
-        routing = next((block.routing for block in self._blocks if block.routing), DENSE)
-        return 1 - self._experts_share * (1 - routing.share(rows))
+        return 1 - self._experts_share * (1 - self.routing.share(rows))
+
+    @property
+    def routing(self) -> Routing:
+        """Where its layers send rows to, as sweeps so far have shown."""
+        return self._visits.routing
 
     @cached_property
     def _experts_share(self) -> float:
@@ -101,6 +108,12 @@ class LayerStream:
         """What was done so far."""
         with self._changed:
             return StreamStats(**self._counts)  # type: ignore[arg-type]  # whole numbers stay whole
+
+    def expect(self, likely: Mapping[int, Sequence[int]]) -> None:
+        """These experts the sweep probably visits, by layer, the likeliest first: they come when nothing else does."""
+        with self._changed:
+            self._likely = likely
+            self._changed.notify_all()
 
     def take(self, layer: int, rows: int | None = None) -> Mapping[str, torch.Tensor]:
         """The tensors of `layer`, but for so many rows' experts; valid until `give` or `take`; raises failed reads."""
@@ -124,6 +137,7 @@ class LayerStream:
         self._wire.receive(slot.number)
         if rows is None:
             self.fetch(slot.missing)
+            self._visited.clear()  # no row has chosen
         return slot.tensors
 
     def fetch(self, experts: Collection[int]) -> None:
@@ -131,17 +145,18 @@ class LayerStream:
         started_s = time.monotonic()
         with self._changed:
             slot = next(iter(self._in(State.TAKEN)), None)
-            if slot is None or not slot.missing.intersection(experts):
-                return  # the layer stays, or was read with them
-            slot.wanted, slot.failure = slot.missing.intersection(experts), None
+            if slot is None:
+                return  # the layer stays
+            self._visited.update(experts)
+            slot.wanted, slot.asked, slot.failure = slot.missing.intersection(experts), True, None
+            slot.guessed = slot.guessed.difference(experts)
             self._changed.notify_all()
-            before_B = slot.moved_B
             while slot.wanted:
                 self._check_readers()
                 if slot.failure is not None:
                     self._fail(slot.failure)
                 self._changed.wait(HEARTBEAT_s)
-            self._count(bytes_read=slot.moved_B - before_B, wait_s=time.monotonic() - started_s)
+            self._count(wait_s=time.monotonic() - started_s)
         self._wire.receive(slot.number)
 
     def give(self) -> None:
@@ -180,8 +195,13 @@ class LayerStream:
 
     def _release(self) -> None:
         self._held = None
+        if self._visited:
+            self._visits.learn(self._rows, len(self._visited))
+            self._visited.clear()
         for slot in self._in(State.TAKEN):
             self._wire.release(slot.number)
+            if slot.guessed and slot.layer is not None:
+                self._count(wrong_B=self._store.moved_B(slot.layer, self._blocks[slot.layer].of(slot.guessed)))
             slot.wanted, slot.layer = frozenset(), None
             slot.state = State.EMPTY
             self._changed.notify_all()
@@ -235,20 +255,24 @@ class LayerStream:
             self._counts[name] += value
 
     def _read_on(self) -> None:
-        """A reader: read the experts that a layer waits for, else fill an empty buffer with the next layer."""
+        """A reader: experts that a layer waits for, else the next layer into an empty buffer, else likely experts."""
         while not self._closing.is_set():
             with self._changed:
                 idle = [slot for slot in self._slots if not slot.reading]
                 asking = next((slot for slot in idle if slot.wanted and slot.failure is None), None)
                 slot = asking or next((slot for slot in idle if slot.state is State.EMPTY), None)
+                wanted = asking.wanted if asking else frozenset[int]()
+                if slot is None:
+                    slot, wanted = self._guessed(idle)
                 if slot is None:
                     if not self._closing.is_set():
                         self._changed.wait()
                     continue
-                if not asking:
+                if not wanted:
                     slot.layer, slot.failure = self._route[self._next], None
+                    slot.guessed, slot.asked = frozenset(), False
                     self._next = (self._next + 1) % len(self._route)
-                slot.reading, layer, wanted = True, slot.layer, slot.wanted
+                slot.reading, layer = True, slot.layer
             assert layer is not None
             if wanted:
                 self._read_experts(slot, layer, wanted)
@@ -257,7 +281,7 @@ class LayerStream:
 
     def _read_layer(self, slot: Slot, layer: int) -> None:
         block = self._blocks[layer]
-        routing = block.routing or DENSE
+        routing = self.routing if block.routing else DENSE
         sparse = self._rows > 0 and bool(routing.on_demand(self._rows))
         part = block.shared if sparse else block
         failure, tensors, moved_B = None, dict[str, torch.Tensor](), self._store.moved_B(layer, part)
@@ -275,6 +299,21 @@ class LayerStream:
                 slot.state = State.READY
             self._changed.notify_all()
 
+    def _guessed(self, idle: Sequence[Slot]) -> tuple[Slot | None, frozenset[int]]:
+        """An expert that is likely to be asked for, of the layer that computes or the next one that misses one.
+
+        One at a time, and none while the computation waits for others: it would get its share of the wire.
+        """
+        if any(slot.wanted or (slot.reading and slot.state is not State.EMPTY) for slot in self._slots):
+            return None, frozenset()
+        ready = [slot for slot in idle if slot.state is not State.EMPTY and slot.missing and not slot.asked]
+        first = self.position or 0
+        for slot in sorted(ready, key=lambda slot: ((slot.layer or 0) - first) % len(self._blocks)):
+            for expert in self._likely.get(slot.layer or 0, ()):
+                if expert in slot.missing:
+                    return slot, frozenset((expert,))
+        return None, frozenset()
+
     def _read_experts(self, slot: Slot, layer: int, wanted: frozenset[int]) -> None:
         part, failure = self._blocks[layer].of(wanted), None
         moved_B = self._store.moved_B(layer, part)
@@ -284,13 +323,16 @@ class LayerStream:
             failure = error
         with self._changed:
             slot.reading = False
-            if slot.wanted is not wanted:  # no longer waited for
+            if slot.layer is None:  # no longer wanted
                 self._count(dropped_B=moved_B)
-            elif failure:
-                slot.failure = failure
+            elif failure:  # of a guess it is raised when the expert is asked for
+                slot.failure, slot.asked = failure if slot.wanted & wanted else slot.failure, True
             else:
-                slot.missing, slot.wanted = slot.missing - wanted, frozenset()
+                slot.guessed |= wanted - slot.wanted
+                slot.missing, slot.wanted = slot.missing - wanted, slot.wanted - wanted
                 slot.moved_B += moved_B
+                if slot.state is State.TAKEN:
+                    self._count(bytes_read=moved_B)
             self._changed.notify_all()
 
     def _fill(self, slot: Slot, layer: int, part: Block) -> torch.Tensor:

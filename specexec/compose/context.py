@@ -7,12 +7,12 @@ from pathlib import Path
 
 from transformers import GenerationConfig
 from transformers.utils import GENERATION_CONFIG_NAME
-from transformers.utils.import_utils import is_torchvision_available
 
 import offload as weights
 from specexec.model.architecture import DEFAULT_CONTEXT, longest_text
 from specexec.sampling.model_defaults import defaults_of
-from specexec.text.image_prompts import FAMILIES, PROCESSORS, ImagePrompts
+from specexec.text.image_processor import DOCUMENTS, missing_for
+from specexec.text.image_prompts import FAMILIES, UNREAD, ImagePrompts
 from specexec.text.templates import damage
 from specexec.text.tokenizer import Encoding
 
@@ -52,16 +52,13 @@ def _image_prompts(folder: Path, encoding: Encoding) -> ImagePrompts | str:
         return ""
     config = weights.design(opened).whole
     if config is None or config.model_type not in FAMILIES:
-        return (
-            f"Images are not read yet for the model type {opened.architecture!r}; for {', '.join(FAMILIES)} they are."
-        )
+        why = UNREAD.get(opened.architecture)
+        return f"Images are not read for the model type {opened.architecture!r}" + (f": {why}." if why else ".")
     if not weights.tower_tensors(opened.beside):
         return "Its files hold no tower for images."
-    if not any((folder / name).exists() for name in PROCESSORS):
-        return f"Its folder has no {PROCESSORS[0]}, which says how images are prepared."
-    if FAMILIES[config.model_type].backend == "torchvision" and not is_torchvision_available():
-        return "Images for it are prepared by torchvision: install the one that belongs to your torch."
-    return ImagePrompts(folder, config, encoding.tokenizer)
+    if not any((folder / name).exists() for name in DOCUMENTS):
+        return f"Its folder has no {DOCUMENTS[0]}, which says how images are prepared."
+    return missing_for(config.model_type) or ImagePrompts(folder, config, encoding.tokenizer)
 
 
 def templates_of(encoding: Encoding) -> list[str]:

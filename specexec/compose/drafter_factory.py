@@ -111,6 +111,15 @@ def check_trimming(
         )
 
 
+def check_window(choice: DrafterChoice, window: int | None) -> None:
+    """Raises BadDrafter where --draft-window has no keys and values to bound."""
+    if window is not None and not (choice.models or choice.heads or choice.copies):
+        raise BadDrafter(
+            "--draft-window bounds what a drafter model or a head sees of the text, and none drafts here.",
+            hint=f"Leave it out, or --drafter with a model, a head or substitute. Now: {choice.name}.",
+        )
+
+
 def vocabulary_of(drafter: Path, ours: Encoding, trust_remote_code: bool) -> DraftVocabulary:
     """Raises TokenizerMismatch for a drafter whose text cannot be carried over."""
     theirs = encoding_in(drafter, trust_remote_code)

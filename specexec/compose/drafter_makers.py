@@ -13,18 +13,22 @@ from transformers import PreTrainedModel
 
 import offload as weights
 from specexec.drafters.few_bits import Form, quantised
-from specexec.drafters.kit import DrafterKit
+from specexec.drafters.heads.lattice import LatticeDrafter
+from specexec.drafters.heads.masks import Masks
+from specexec.drafters.kit import Draft, DrafterKit
 from specexec.drafters.protocol import Drafter
+from specexec.drafters.ranking import Named
 from specexec.drafters.sibling import SiblingDrafter
 from specexec.drafters.skip import QUESTIONS, Terms, best_sublayers, skipping
 from specexec.drafters.substitute import substituting
 from specexec.drafters.translated import TranslatedDrafter
 from specexec.drafters.trimmed_head import TrimmedHead
+from specexec.errors import BadDrafter
 from specexec.model.sublayers import names_of, sizes_of
 from specexec.model.tree_lm import TreeLM
-from specexec.sizes import SKIP_SHARE
+from specexec.sizes import PARD_PLACES, SKIP_SHARE
 from specexec.text.tokenizer import Encoding
-from specexec.text.vocabularies import nameable
+from specexec.text.vocabularies import Nameable, nameable
 
 
 def from_model(kit: DrafterKit) -> Drafter:
@@ -32,12 +36,32 @@ def from_model(kit: DrafterKit) -> Drafter:
     draft = kit.draft
     assert draft is not None
     if draft.vocabulary.wordings is not None:
-        return TranslatedDrafter(draft.lm, *draft.vocabulary.wordings, draft.name)
-    trimmed = None
+        return TranslatedDrafter(draft.lm, *draft.vocabulary.wordings, draft.name, kit.window)
     ids = nameable(kit.encoding.tokenizer, [kit.target.vocabulary, draft.lm.vocabulary], draft.vocabulary.differing)
+    mask = getattr(draft.lm.model.config, "pard_token", None)
+    if mask is not None:
+        return _masked(kit, draft, mask, ids)
+    trimmed = None
     if kit.draft_vocab:
         trimmed = TrimmedHead(draft.lm, ids.rows, kit.draft_vocab, kit.stop_tokens, kit.memory, ids.never)
-    return SiblingDrafter(draft.lm, ids.rows, kit.ranking, draft.name, trimmed, kit.cascade, ids.never)
+    return SiblingDrafter(
+        draft.lm, ids.rows, kit.ranking, draft.name, trimmed, kit.cascade, ids.never, window=kit.window
+    )
+
+
+def _masked(kit: DrafterKit, draft: Draft, mask: object, ids: Nameable) -> Drafter:
+    """A model that was trained to guess several tokens in one pass (PARD)."""
+    lm = draft.lm
+    if not isinstance(mask, int) or not 0 <= mask < lm.vocabulary:
+        raise BadDrafter(
+            f"the pard_token of {draft.name} is {mask!r}, it has {lm.vocabulary} tokens.", hint="another drafter model."
+        )
+    if kit.draft_vocab:
+        raise BadDrafter(
+            f"--draft-vocab trims no model that guesses several tokens at once ({draft.name}).", hint="Leave it out."
+        )
+    masks = Masks(lm, mask, PARD_PLACES, window=kit.window)
+    return LatticeDrafter(masks, Named(lm.vocabulary, ids.rows, ids.never, lm.device), kit.ranking, draft.name)
 
 
 def from_sublayers(kit: DrafterKit) -> Drafter:
@@ -58,7 +82,7 @@ def from_sublayers(kit: DrafterKit) -> Drafter:
     asked = questions(kit.encoding)
     kept_LS = best_sublayers(kit.target, terms, asked, name, kit.searches, kit.on_searched)
     layer_of, ids = partial(weights.resident_layer, kit.model), kit.names
-    return skipping(kit.target, layer_of, kept_LS, ids.rows, kit.ranking, kit.cascade, ids.never)
+    return skipping(kit.target, layer_of, kept_LS, ids.rows, kit.ranking, kit.cascade, ids.never, kit.window)
 
 
 def from_few_bits(kit: DrafterKit) -> Drafter:
@@ -70,7 +94,7 @@ def from_few_bits(kit: DrafterKit) -> Drafter:
     made = in_few_bits(kit.model, shared_L, kit.target.device, kit.form, kit.on_quantised)
     name = "substitute" if kit.form == "nf4" else f"substitute-{kit.form}"
     ids = kit.names
-    return substituting(kit.target, made, ids.rows, kit.ranking, kit.cascade, name, ids.never)
+    return substituting(kit.target, made, ids.rows, kit.ranking, kit.cascade, name, ids.never, kit.window)
 
 
 def in_few_bits(

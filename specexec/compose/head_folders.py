@@ -8,8 +8,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 from offload import BadModelDir, is_quantised, mtp_names
+from specexec.drafters.heads import dflash_fields as dflash
 from specexec.drafters.heads import eagle_fields as eagle
-from specexec.drafters.heads.refusal import of_another
+from specexec.drafters.heads.refusal import TargetShape
 from specexec.drafters.registry import HEADS
 from specexec.errors import BadDrafter
 
@@ -24,9 +25,8 @@ UNKNOWN = "EAGLE in other parts"
 CLASSES = {"dflash": "DFlash", "eagle": UNKNOWN, "speculator": "speculators", "medusa": "Medusa"}
 # And what keys of config.json and tensors that no language model has.
 SETTINGS = {"speculators_model_type": "speculators", "dflash_config": "DFlash", "medusa_num_heads": "Medusa"}
-MAYBE_EAGLE = (UNKNOWN, "speculators: eagle3", "speculators: eagle")
-# What its config.json says of its target, which shares embeddings and head.
-SIZES = {"num_target_layers": "layers", "hidden_size": "hidden numbers", "vocab_size": "tokens"}
+MAYBE_EAGLE = (UNKNOWN, "speculators: eagle3", "speculators: eagle", "speculators: peagle")
+MAYBE_DFLASH = ("DFlash", *(f"speculators: {one}" for one in dflash.KINDS))
 TENSORS = {"d2t": UNKNOWN, "midlayer.": UNKNOWN, "fc.weight": UNKNOWN, "rnn_u": "ReDrafter", "speculator.": "MLP"}
 
 
@@ -36,7 +36,7 @@ def check_heads(choice: DrafterChoice, target: Folder, drafters: Iterable[Folder
         known = "stored in a way that is not read yet" if target.mtp else "its files hold no such layer"
         raise BadDrafter(
             f"--drafter mtp needs a layer of {target.called} that guesses further ahead: {known}.",
-            "DeepSeek-V3, GLM-4.5, Qwen3-Next, Qwen3.5 and later ones have them; converted copies often lost them.",
+            "DeepSeek-V3, GLM-4.5, Qwen3-Next, Qwen3.5, MiMo and others have them; converted copies often lost them.",
             "--drafter ngram, a smaller model of the same family, or the publisher's own version of the model.",
         )
     for folder in drafters:
@@ -46,11 +46,9 @@ def check_heads(choice: DrafterChoice, target: Folder, drafters: Iterable[Folder
                 f"{folder.called} is a {kind} head in few bits, which cannot be loaded yet.",
                 hint="the head as it was published in 16 bits.",
             )
-        if kind == "DFlash":
-            for key, words in SIZES.items():
-                given, ours = folder.config.get(key), target.config.get(key.replace("num_target", "num_hidden"))
-                if given is not None and given != ours:
-                    raise of_another(kind, str(folder.called), given, ours, words)
+        if kind in dflash.KINDS.values():
+            fields = dflash.DFlashFields.of(folder.config, [*folder.entries], str(folder.called))
+            fields.check(folder.config, _shape_of(target), str(folder.called))
         elif kind in HEADS:
             eagle.EagleFields.of(folder.config, shapes(folder), _shape_of(target), str(folder.called))
         elif kind:
@@ -78,9 +76,9 @@ def head_kind(folder: Folder) -> str | None:
     if str(folder.whole_config.get("model_type")).endswith("_assistant"):
         return "assistant"
     found = _by_name(folder)
-    if found in MAYBE_EAGLE and (generation := eagle.generation(shapes(folder))):
-        return eagle.NAMES[generation]
-    return found
+    if found in MAYBE_EAGLE and (kind := eagle.kind_by(shapes(folder))):
+        return kind
+    return dflash.kind_by(folder.entries) if found in MAYBE_DFLASH else found
 
 
 def _by_name(folder: Folder) -> str | None:
@@ -122,8 +120,11 @@ def refuse_as_model(folder: Folder) -> None:
 
 
 def as_model(folder: Folder) -> Folder:
-    """The folder of an EAGLE head as that of a model of the head's layers, which is how its memory is counted."""
-    if head_kind(folder) not in eagle.NAMES.values():
+    """The folder of a head as that of a model of the head's layers, which is how its memory is counted."""
+    kind, apart = head_kind(folder), folder.config.get("transformer_layer_config")
+    if kind in dflash.KINDS.values() and isinstance(apart, dict):
+        return replace(folder, config=folder.config | apart)
+    if kind not in eagle.KINDS:
         return folder
     named = {eagle.own_name(entry.name): entry for entry in folder.entries.values()}
     entries = {name: replace(entry, name=name) for name, entry in named.items() if name is not None}
@@ -134,16 +135,14 @@ def as_model(folder: Folder) -> Folder:
 def tap_count(folder: Folder, hidden: int) -> int:
     """Layers of a target of this hidden size whose states a head reads; 0 for a model of its own."""
     kind = head_kind(folder)
-    if kind in eagle.NAMES.values():
+    if kind in eagle.KINDS:
         return eagle.tap_count(shapes(folder), hidden)
-    given = folder.config.get("dflash_config") if kind == "DFlash" else None
-    ids = given.get("target_layer_ids") if isinstance(given, dict) else None
-    return len(ids) if isinstance(ids, list) else 0
+    return dflash.tap_count(folder.config) if kind in dflash.KINDS.values() else 0
 
 
 def tries(folder: Folder) -> bool:
     """Whether a head finds out at first which states it is meant to read."""
-    return head_kind(folder) in eagle.NAMES.values()
+    return head_kind(folder) in eagle.KINDS
 
 
 def shapes(folder: Folder) -> dict[str, tuple[int, ...]]:
@@ -152,9 +151,9 @@ def shapes(folder: Folder) -> dict[str, tuple[int, ...]]:
     return {name: shape for name, shape in named if name is not None}
 
 
-def _shape_of(target: Folder) -> eagle.TargetShape:
+def _shape_of(target: Folder) -> TargetShape:
     layers, hidden, vocabulary = (
         found if isinstance(found := target.config.get(key), int) else 0
         for key in ("num_hidden_layers", "hidden_size", "vocab_size")
     )
-    return eagle.TargetShape(layers, hidden, vocabulary)
+    return TargetShape(layers, hidden, vocabulary)

@@ -17,6 +17,7 @@ from specexec.compose.drafter_factory import (
     check_adapting,
     check_quantising,
     check_trimming,
+    check_window,
     drafter_of,
     drafts_of,
     heads_of,
@@ -36,7 +37,7 @@ from specexec.drafters.registry import PAIRED, DrafterChoice, check_models, pars
 from specexec.drafters.retrieval.memory import Memory
 from specexec.engine.engine import Engine
 from specexec.engine.parts import Parts
-from specexec.errors import BadOption
+from specexec.errors import BadOption, UnsupportedArchitecture
 from specexec.model.architecture import context_for, longest_text, only_plainly
 from specexec.model.cache_in_ram import Travel
 from specexec.model.chain_lm import ChainLM
@@ -93,6 +94,7 @@ def assemble(
     request = _request(folder, pair, design, options, free)
     choice, reason = picked(request, choice, free, earlier.speeds)
     check_trimming(choice, [*vocabularies.values()], options.draft_vocab, len(encoding.tokenizer))
+    check_window(choice, options.draft_window)
     check_quantising(choice, request.drafters, options.drafter_quant)
     check_adapting(choice, request.drafters, options.drafter_lora)
     target = _target(request, choice, device, progress)
@@ -108,6 +110,8 @@ def assemble(
         tiled=not stream.in_integers,
         images=_images(folder, encoding, device, options),
     )
+    if options.kv_quant is not None:
+        _keep_in(lm, options.kv_quant)
     if isinstance(lm, ChainLM):
         encoding.refuse_images("Images need a model that verifies trees; this one decodes plainly.")
     if choice.sources and isinstance(lm, ChainLM):
@@ -141,6 +145,7 @@ def assemble(
             exact=options.exact,
             own_code=design.own_code,
             compute=options.compute,
+            kv_quant=options.kv_quant,
             adapters={"target": options.lora} | {one.role: options.drafter_lora for one in drafts.values()},
         )
     )
@@ -239,10 +244,21 @@ def _target(request: LoadRequest, choice: DrafterChoice, device: str, progress: 
         beside_ram_B=beside.beside_ram_B,
         head_quant=options.head_quant,
         compute=options.compute,
+        kv_quant=options.kv_quant,
         adapters=options.lora,
         on_layer_read=progress.read,
         trust_remote_code=options.trust_remote_code,
     )
+
+
+def _keep_in(lm: TreeLM | ChainLM, kv_quant: weights.KVQuant) -> None:
+    """Keys and values in few bits, where they are ours to keep."""
+    if isinstance(lm, ChainLM):
+        raise UnsupportedArchitecture(
+            "--kv-quant needs a model that verifies trees: this one's own code keeps its keys and values.",
+            hint="leave --kv-quant out.",
+        )
+    lm.keep_in(kv_quant)
 
 
 def _images(folder: weights.Folder, encoding: Encoding, device: str, options: LoadOptions) -> Images | None:
@@ -276,6 +292,7 @@ def _kit(
         encoding=encoding,
         context=request.context,
         memory=memory,
+        window=request.options.draft_window,
         draft_vocab=request.options.draft_vocab,
         form=request.copy,
         searches=earlier.searches,

@@ -16,7 +16,7 @@ from specexec.errors import BadOption
 from specexec.sizes import check_budget
 
 if TYPE_CHECKING:
-    from offload import Compute, FewBits, FourBits, Offload
+    from offload import Compute, FewBits, FourBits, KVQuant, Offload
 
 # Fields that have few values.
 ALLOWED: dict[str, tuple[str, ...]] = {
@@ -26,6 +26,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "offload": ("auto", "none", "ram", "disk"),
     "dtype": ("auto", "bf16", "f16", "f32"),
 }
+KV_QUANT: tuple[KVQuant, ...] = (8, 4)
 DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
 
@@ -42,6 +43,9 @@ class LoadOptions:
     """The same of the drafter models."""
     draft_vocab: int | None = None
     """The most frequent tokens of a drafter model's head that are kept, for its speed; None keeps all."""
+    draft_window: int | None = None
+    """The last tokens of a text that what drafts with keys and values of its own sees at least, beside the first few;
+    None: all. Bounds its memory and its time where texts are long."""
     drafter_quant: FewBits = "none"
     """Number format of the layers that draft: drafter models quantised while they are read, or `substitute`'s copies
     of the target's (nf4 where this is none). The formats named hqq need `specexec[hqq]`."""
@@ -50,6 +54,9 @@ class LoadOptions:
     compute: Compute = "float"
     """How linears of the target that are stored in int8 multiply: dequantised, or in integers with activations of 15
     bits (offload/checkpoint/quantized/arithmetic/row_codes.py), which makes it another model."""
+    kv_quant: KVQuant | None = None
+    """Bits of the target's keys and values (specexec/model/kept_rows.py): 8 or 4, which makes it another model; None
+    keeps them as they are computed. Drafters keep theirs whole."""
     offload: Offload = "auto"
     """Where the weights live between sweeps."""
     budget: int | Literal["auto"] = "auto"
@@ -90,7 +97,9 @@ class LoadOptions:
             yield name, texts, "a tuple of folders, as text"
         for name, allowed in ALLOWED.items():
             yield name, getattr(self, name) in allowed, ", ".join(allowed)
-        for name in ("ctx", "draft_vocab", "ram_B", "vram_B"):
+        bits = self.kv_quant is None or (type(self.kv_quant) is int and self.kv_quant in KV_QUANT)
+        yield "kv_quant", bits, "None, 8 or 4"
+        for name in ("ctx", "draft_vocab", "draft_window", "ram_B", "vram_B"):
             yield name, _none_or_above_0(getattr(self, name), Integral), "None, or 1 and more"
         yield "link_limit_Bps", _none_or_above_0(self.link_limit_Bps, Real), "None, or above 0"
         for name in ("exact", "offline", "verify", "trust_remote_code"):

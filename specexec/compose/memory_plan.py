@@ -15,6 +15,7 @@ from offload import (
     Free,
     Need,
     Placement,
+    cache_rows_B,
     cache_widths,
     copy_B,
     is_quantised,
@@ -23,15 +24,18 @@ from offload import (
     need_in,
     resident_B,
     tower_B,
+    with_cache,
     with_head,
 )
 from offload import item_B as stored_item_B
 from specexec.compose.head_folders import as_model, head_kind, tap_count, tries
 from specexec.compose.load_options import LoadOptions
 from specexec.drafters.registry import DrafterChoice
+from specexec.errors import UnsupportedArchitecture
 from specexec.model.recurrent.sizes import recurrences_of
 from specexec.planning.memory_room import Room
 from specexec.sizes import (
+    F64_B,
     FIRST_NODES,
     SEEING,
     SKIP_SHARE,
@@ -45,6 +49,7 @@ from specexec.sizes import (
     snapshots_B,
     text_B,
     widths_of,
+    windowed,
     workspace,
 )
 
@@ -93,12 +98,34 @@ class LoadRequest:
             target, tuple(map(as_model, drafters)), options, budget, context, 0, branches, free.vram_B is None, plainly
         )
         free_B = free.ram_B if free.vram_B is None else free.vram_B
-        return replace(bare, most_nodes=nodes_of("auto", bare.widths(target), context, free_B))
+        bare.check_cache()
+        return replace(bare, most_nodes=nodes_of("auto", bare.own_widths, context, free_B))
+
+    def check_cache(self) -> None:
+        """Raise UnsupportedArchitecture where keys and values are to be in few bits and there are none of ours."""
+        if self.options.kv_quant is None:
+            return
+        if self.plainly:
+            raise UnsupportedArchitecture(
+                "--kv-quant needs a model that verifies trees: others keep their keys and values themselves.",
+                self.plainly,
+                "leave --kv-quant out.",
+            )
+        if not any(cache_widths(self.target.config)):
+            raise UnsupportedArchitecture(
+                f"no layer of {self.target.path} keeps keys and values: --kv-quant has nothing to do.",
+                hint="leave --kv-quant out.",
+            )
 
     @property
     def nodes(self) -> int:
         """Guesses of the largest sweep."""
         return self.most_nodes if self.budget == "auto" else self.budget
+
+    @property
+    def draft_rows(self) -> int:
+        """Rows of a text that a drafter keeps at most."""
+        return windowed(self.context, self.options.draft_window)
 
     @property
     def copy(self) -> Form:
@@ -123,6 +150,14 @@ class LoadRequest:
             state_row_B=max((layer.row_B for layer in states.layers), default=0),
             states_at_once_B=max((layer.most_B for layer in states.layers), default=0),
         )
+
+    @property
+    def own_widths(self) -> Widths:
+        """Those of the target as it verifies: with its keys and values in the bits that were asked for."""
+        widths, bits = self.widths(self.target), self.options.kv_quant
+        if bits is None:
+            return widths
+        return replace(widths, token_B=sum(cache_rows_B(self.target.config, bits)), sum_B=F64_B)
 
     def bits(self, folder: Folder) -> FewBits:
         """What the layers of a drafter model become: one that is quantised already stays as it is, and so do heads."""
@@ -155,14 +190,15 @@ class MemoryPlan:
 def memory_plan(request: LoadRequest, choice: DrafterChoice) -> MemoryPlan:
     """What goes to guesses and to these drafters. Skipping in a resident target is free, but it is not placed yet."""
     target, nodes = request.target, request.nodes if choice.sources else 0
-    widths, item_B = request.widths(target), request.item_B(target)
+    widths, item_B = request.own_widths, request.item_B(target)
     drafter_B = int(SKIP_SHARE * sum(target.file_sizes.values())) if "skip" in choice.sources else 0
     if "substitute" in choice.sources:
         drafter_B += sum(copy_B(target, request.copy, item_B))  # quantised layer by layer
     if choice.heads:
         drafter_B += mtp_B(target, item_B)
     for drafter in drafting(request, choice):
-        drafter_B += drafter.token_B * request.context + drafting_B(drafter, request.context, nodes)
+        drafter_B += drafter.token_B * request.draft_rows
+        drafter_B += drafting_B(drafter, request.context, nodes, request.options.draft_window)
     embeddings_B = 0
     for folder in _models(request, choice):
         number_B, bits = request.item_B(folder), request.bits(folder)
@@ -197,6 +233,7 @@ def need_with(request: LoadRequest, choice: DrafterChoice) -> Need:
     item_B = request.item_B(request.target)
     compute = request.options.compute
     plain = need_in(request.target, request.form, item_B, request.context, beside.beside_B, compute)
+    plain = with_cache(plain, request.target.config, request.options.kv_quant)
     return replace(
         with_head(request.target, plain, request.options.head_quant, item_B),
         guesses_B=beside.guesses_B,
@@ -246,6 +283,7 @@ def room_for_texts(placement: Placement, free: Free, request: LoadRequest, choic
     computing = replace(
         bare,
         draft_B=sum(drafter.token_B for drafter in drafters),
+        draft_rows=request.draft_rows,
         node_B=node_B(request.widths(request.target), drafters),
         text_B=text_B(request.widths(request.target), drafters),
     )

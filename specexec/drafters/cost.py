@@ -2,7 +2,7 @@
 
 A sweep over n rows takes max(s + t n, a + b n): the weights have to travel whatever n is, and arithmetic grows with n.
 t is small: what is computed while nothing travels, as behind the last layer. Among experts the stream grows too, by the
-function `share`, which the stream of the weights gives.
+function `share`, which the stream of the weights gives and learns from the experts that sweeps visited.
 tokens/s = (1 + sum of reach) / (drafting + sweep), so a node is worth it while its reach beats its share of that rate.
 N nodes, best first
 """
@@ -168,7 +168,8 @@ class CostModel:
         """How many of the open nodes (their chances, best first) one more drafter pass should take; 0 is no pass.
 
         A node is worth asking about while its children win more than its own seconds would bring if all went on as
-        until now, and the pass must win its fixed cost too. As long as either cost is unknown, all are asked about.
+        until now, and the pass must win its fixed cost too; and while they may win more than a row of the sweep costs,
+        such as the experts that it brings. As long as either cost is unknown, all are asked about.
 
         Without guesses a sweep of 1.2 s makes one token, 0.83 per second. A pass over n nodes takes 0.1 + 0.1 n seconds
         and wins half of their chances: one node 0.4 - 0.83 * 0.2 = 0.23, both 0.45 - 0.83 * 0.3 = 0.2 tokens.
@@ -184,6 +185,9 @@ class CostModel:
             return len(asked_N)
         size = self.best_size(reach_N, rows, sequences, drafted_s)
         rate = (sequences + reach_N[:size].sum()) / float(drafted_s + self.sweep_s(float(rows + size)))
+        more = np.arange(1.0, size + len(asked_N) + 2)
+        row_s = (self.sweep_s(rows + size + more) - self.sweep_s(float(rows + size))) / more
+        asked_N = asked_N[asked_N > rate * row_s.min()]  # no child is likelier than its parent
         seconds_N = self.draft.at(np.arange(1.0, len(asked_N) + 1))
         won_N = np.append(0.0, self.gain * np.cumsum(asked_N) - rate * seconds_N)
         return int(np.argmax(won_N))

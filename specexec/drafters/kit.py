@@ -51,6 +51,9 @@ class BroughtLayer(Protocol):
     @property
     def config(self) -> PretrainedConfig: ...
 
+    @property
+    def hidden_first(self) -> bool: ...
+
 
 class HeadSource(Protocol):
     """A head that lies in a folder of its own: what its config.json says, its name, and its tensors."""
@@ -78,6 +81,8 @@ class DrafterKit:
     """Tokens that prompt and answer may have together."""
     memory: Memory | None
     """What has been written before, where a drafter looks it up."""
+    window: int | None
+    """The last tokens of a text that a drafter with keys and values of its own sees at least."""
     draft_vocab: int | None
     """The most frequent tokens that a drafter model's head keeps."""
     form: Form

@@ -37,9 +37,12 @@ REGISTRY: dict[str, Source] = {
 }
 # What makes a drafter of a folder that holds a head, by its kind.
 HEADS = {
-    "DFlash": "specexec.drafters.heads.lattice:make",
+    "DFlash": "specexec.drafters.heads.blocks:make",
+    "DFlash-2": "specexec.drafters.heads.blocks:make",
+    "DSpark": "specexec.drafters.heads.blocks:make",
     "EAGLE-3": "specexec.drafters.heads.eagle:make",
     "EAGLE": "specexec.drafters.heads.eagle:make",
+    "P-EAGLE": "specexec.drafters.heads.eagle:make",
 }
 ALONE = {"none": "nothing: plain decoding", "auto": "the fastest of what fits"}  # joined with no others
 

@@ -6,9 +6,9 @@ N nodes   C candidates   V vocabulary
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Items
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -18,35 +18,24 @@ from torch import Tensor
 from specexec.drafters.calibration import Calibrated, log_softmax
 from specexec.drafters.cascade import Cascade
 from specexec.drafters.protocol import Ask, Guesses
-from specexec.drafters.ranking import Ranking
+from specexec.drafters.ranking import Named, Ranking
 from specexec.drafters.read_rows import Along, AskedBatch, Below, evidence
-from specexec.drafters.trimmed_head import Columns, TrimmedHead, widened
+from specexec.drafters.trimmed_head import TrimmedHead
 from specexec.learned import Arrays
+from specexec.model.cache import KVCache
 from specexec.model.tree_lm import Rows, TreeLM
 from specexec.sampling.processors import History
-from specexec.sampling.scores import NoiseRows, constrained
-from specexec.sizes import BEAMS, CANDIDATES
+from specexec.sampling.scores import constrained
+from specexec.sizes import BEAMS, CANDIDATES, PIECE
 from specexec.text.sequence import Sequence
 from specexec.tree.tree import ROOT, Floats, Ints, TokenTree
-
-
-@dataclass(frozen=True)
-class _HeadLogits:
-    """A head's answer: logits of all tokens that may be guessed, or of `ids_V` alone, and the noise of the same."""
-
-    logits_NV: Tensor
-    noise: NoiseRows
-    ids_V: Tensor | None = None
-
-    def tokens(self, columns_NC: Tensor) -> Tensor:
-        """The tokens of these columns."""
-        return columns_NC if self.ids_V is None else self.ids_V[columns_NC]
 
 
 class SiblingDrafter(Calibrated):
     """Guesses by any causal LM that shares the target's vocabulary of `vocabulary` ids; it names none of `never`.
 
-    `ids`: what the rows of its head stand for, where that is not 0, 1, 2, …
+    `ids`: what the rows of its head stand for, where that is not 0, 1, 2, … With a `window` it sees of a text the first
+    tokens and at least so many last ones.
     """
 
     reads_its_own = False
@@ -62,18 +51,14 @@ class SiblingDrafter(Calibrated):
         cascade: Cascade | None = None,
         never: Iterable[int] = (),
         ids: Items[int] | None = None,
+        window: int | None = None,
     ) -> None:
         super().__init__()
-        self.name = name
+        self.name, self._window = name, window
         self.ranking = ranking or Ranking()
         self.context = lm.context
         self.lm = lm
-        # Ids beyond the target's vocabulary are padding rows of the drafter's head: never guess them.
-        self._vocabulary = min(lm.vocabulary, vocabulary) if ids is None else lm.vocabulary
-        self._ids_S = None if ids is None else torch.tensor(ids, device=lm.device)
-        named, left_out = range(self._vocabulary) if ids is None else ids, {*never}
-        rows = [row for row, one in enumerate(named) if one in left_out or one >= vocabulary]
-        self._never = torch.tensor(rows, dtype=torch.long, device=lm.device)
+        self._named = Named(lm.vocabulary, vocabulary, never, lm.device, ids)
         self._trimmed = trimmed
         self.cascade = cascade or Cascade()
         self._below: WeakKeyDictionary[Sequence, Below] = WeakKeyDictionary()
@@ -115,6 +100,7 @@ class SiblingDrafter(Calibrated):
         if ask.nodes == [ROOT]:
             self._forget(sequence)
             cache.forget_nodes()
+            catch_up(self.lm, sequence, cache, self._window, lambda new: self._text(sequence, cache, new))
             tokens = list(sequence.pending(self.lm))
             if self._trimmed is not None:
                 self._trimmed.meet(sequence.words())
@@ -137,6 +123,10 @@ class SiblingDrafter(Calibrated):
                 row = len(cache.parents) + len(tokens) - 1
         return Rows(cache, tokens, parents, settled)
 
+    def _text(self, sequence: Sequence, cache: KVCache, tokens: Items[int]) -> Rows:
+        """The next tokens of a text."""
+        return Rows.text(cache, tokens)
+
     def _forget(self, sequence: Sequence) -> Below:
         """What was read below a text is of no use any more; nor are rows that were not asked about."""
         below = self._below.pop(sequence, Below.text(ROOT))
@@ -150,7 +140,7 @@ class SiblingDrafter(Calibrated):
         if sequence.sampling.penalised:
             above = sequence.history
             histories = [above.after(ask.tree.tokens_N[ask.tree.path(node)].tolist()) for node in ask.nodes]
-        found = self._head_logits(sequence, logits_NS)
+        found = self._named.among(sequence, logits_NS, self._trimmed.ids_S if self._trimmed else None)
         logits_NV = constrained(found.logits_NV, sequence.sampling, sequence.parse, ask.tree, ask.nodes)
         scores_NV = self.ranking.scores(logits_NV, sequence.sampling, found.noise, positions, histories)
         best = scores_NV.topk(min(max(width, CANDIDATES), scores_NV.shape[1]))
@@ -165,19 +155,9 @@ class SiblingDrafter(Calibrated):
         return Guesses(tokens_NC[:, :width], log_probs_NC[:, :width])
 
     def _logits(self, hidden_NH: Tensor) -> Tensor:
-        if self._trimmed is None:
-            logits_NV = self.lm.head(hidden_NH)
-            logits_NV = logits_NV[:, : self._vocabulary] if self._ids_S is None else logits_NV
-            return logits_NV.index_fill_(1, self._never, float("-inf")) if len(self._never) else logits_NV
-        return self._trimmed.logits(hidden_NH)
-
-    def _head_logits(self, sequence: Sequence, logits_NS: Tensor) -> _HeadLogits:
-        ids_S, sampling = self._ids_S if self._trimmed is None else self._trimmed.ids_S, sequence.sampling
-        if ids_S is None:
-            return _HeadLogits(logits_NS, sequence.noise)
-        if sampling.penalised or sampling.logit_bias or sequence.parse is not None:  # those are about all tokens
-            return _HeadLogits(widened(logits_NS, ids_S, self._vocabulary), sequence.noise)
-        return _HeadLogits(logits_NS, Columns(sequence.noise, ids_S), ids_S)
+        if self._trimmed is not None:
+            return self._trimmed.logits(hidden_NH)
+        return self._named.cut(self.lm.head(hidden_NH))
 
     def pack(self) -> dict[str, Floats]:
         """Its calibration; of a trimmed head, what the target chose most."""
@@ -210,6 +190,16 @@ class SiblingDrafter(Calibrated):
         seen = evidence(tree, choices_M, batches)
         if seen is not None:
             self.calibration(sequence.sampling).learn(*seen)
+
+
+def catch_up(
+    lm: TreeLM, sequence: Sequence, cache: KVCache, window: int | None, rows: Callable[[Items[int]], Rows]
+) -> None:
+    """Read what is long in pieces, where a window drops rows in between; `rows` makes them of the next tokens."""
+    cache.window = window
+    while window is not None and len(pending := sequence.pending(lm)) > PIECE:
+        lm.forward([rows(pending[:PIECE])])
+        cache.commit(range(PIECE))
 
 
 def _small(asks: list[Ask]) -> Iterator[list[Ask]]:

@@ -105,10 +105,11 @@ def skipping(
     ranking: Ranking | None = None,
     cascade: Cascade | None = None,
     never: Iterable[int] = (),
+    window: int | None = None,
 ) -> SiblingDrafter:
     """A drafter that runs just these sublayers of the target, in layers of its own that `layer_of` gives."""
     lm = partial_lm(target, layer_of, kept_LS)
-    return SiblingDrafter(lm, vocabulary, ranking, name="skip", cascade=cascade, never=never)
+    return SiblingDrafter(lm, vocabulary, ranking, name="skip", cascade=cascade, never=never, window=window)
 
 
 def spread(count: int, kept: int) -> list[int]:

@@ -25,7 +25,8 @@ def substituting(
     cascade: Cascade | None = None,
     name: str = "substitute",
     never: Iterable[int] = (),
+    window: int | None = None,
 ) -> SiblingDrafter:
     """A drafter over layers of the target that went through `few_bits.quantised`."""
     lm = target.alike(rebuilt(target.model, layers))
-    return SiblingDrafter(lm, vocabulary, ranking, name=name, cascade=cascade, never=never)
+    return SiblingDrafter(lm, vocabulary, ranking, name=name, cascade=cascade, never=never, window=window)

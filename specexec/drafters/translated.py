@@ -22,6 +22,7 @@ from specexec.drafters.protocol import Ask, Guesses
 from specexec.model.cache import KVCache, common_prefix
 from specexec.model.tree_lm import Rows, TreeLM
 from specexec.sampling.params import SamplingParams
+from specexec.sizes import PIECE
 from specexec.text.sequence import Sequence
 from specexec.tree.tree import ROOT, Floats, Ints, TokenTree
 
@@ -72,9 +73,11 @@ class _Reading:
 class TranslatedDrafter(Calibrated):
     """Guesses by a causal LM whose tokens are not the target's."""
 
-    def __init__(self, lm: TreeLM, ours: TokenWording, theirs: TokenWording, name: str) -> None:
+    def __init__(
+        self, lm: TreeLM, ours: TokenWording, theirs: TokenWording, name: str, window: int | None = None
+    ) -> None:
         super().__init__()
-        self.name, self.context = name, lm.context
+        self.name, self.context, self._window = name, lm.context, window
         self.lm, self._ours, self._theirs = lm, ours, theirs
         self._pieces: dict[int, Path] = {}
         if ours.end is not None and theirs.end is not None:
@@ -113,9 +116,11 @@ class TranslatedDrafter(Calibrated):
         settled = tokens[: max(len(tokens) - BACK, len(self._theirs.begin))]
         reading.tail = self._theirs.spelled(tokens[len(settled) :])
         cache = reading.cache
+        cache.window = self._window
         cache.rewind(common_prefix(cache.tokens, settled))
         reading.room = self.context - 1 - len(settled)
-        if (pending := settled[len(cache) :]) and reading.room > 0:
+        at_once = len(settled) if self._window is None else PIECE
+        while (pending := settled[len(cache) :][:at_once]) and reading.room > 0:
             self.lm.forward([Rows.text(cache, pending)])
             cache.commit(range(len(pending)))
         reading.length = len(sequence.tokens)

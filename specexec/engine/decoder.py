@@ -213,7 +213,7 @@ class Decoder:
             def settle(
                 node: int, scores_V: Tensor, rescore: Callable[[Tensor], Tensor], edge: Callable[[float], bool]
             ) -> Tensor:
-                return ties.settled([*text, *tree.spelled(node)], scores_V, rescore, edge)
+                return ties.settled([*text, *tree.spelled(node)], sequence.prompt_length, scores_V, rescore, edge)
 
         at, sampling, noise = len(sequence.tokens), sequence.sampling, sequence.noise
         return Opinion(self.target.head, hidden_MH, tree, at, sampling, noise, sequence.parse, settle, logits_MV)

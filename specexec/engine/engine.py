@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Items
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import count
 from types import TracebackType
@@ -31,7 +32,7 @@ from specexec.planning.memory_room import Room
 from specexec.sampling.params import SamplingParams, derived_seed
 from specexec.sampling.scores import compared, constrained
 from specexec.sampling.verify import Acceptance
-from specexec.sizes import check_budget
+from specexec.sizes import HEAD_ROWS, check_budget
 from specexec.stats import Burst, Completion, Progress
 from specexec.text.conversation import Conversation
 from specexec.text.messages import Prompt
@@ -61,7 +62,7 @@ class Engine:
         self._model, self._stream = parts.model, parts.stream
         self._target, self._drafts = parts.target, parts.drafts
         self.sources, self.reason, self.own_code = parts.sources, parts.reason, parts.own_code
-        self.compute, self.adapters = parts.compute, parts.adapters
+        self.compute, self.kv_quant, self.adapters = parts.compute, parts.kv_quant, parts.adapters
         self.exact_ties = ExactTies(parts.target, parts.model.dtype) if parts.exact else None
         self.accounting = StepAccounting(parts.stream.stats, parts.cost)
         self._decoder = Decoder(
@@ -249,6 +250,20 @@ class Engine:
         logits_NV = self._target.head(hidden_RH[-1:])
         (logits_V,) = constrained(logits_NV, sequence.sampling, sequence.parse, TokenTree.empty(), [ROOT])
         return compared(logits_V, sequence.sampling, sequence.history, sequence.noise, len(sequence.tokens))
+
+    def log_probs_along(
+        self, prompt: Prompt, answer: Items[int], sampling: SamplingParams, *, kv_whole: bool = False
+    ) -> Iterator[Tensor]:
+        """What the model finds of every token at each place of `answer`, in a sweep of its own: log-probabilities,
+        [R, V] in float32, for some places at a time. `kv_whole`: as if `kv_quant` were None.
+        """
+        sequence = self._intake.sequence(prompt, sampling)
+        before = len(sequence.tokens)
+        whole = self._target.keeping_whole() if kv_whole and isinstance(self._target, TreeLM) else nullcontext()
+        with self._readers.lock, whole:
+            (hidden_RH,) = self._target.forward([Rows.text(KVCache(), [*sequence.tokens, *answer])])
+        for rows_RH in hidden_RH[before - 1 : -1].split(HEAD_ROWS):
+            yield self._target.head(rows_RH).log_softmax(-1)
 
     def pack(self) -> dict[str, Floats]:
         """What was learned so far: the drafter's calibration ("drafter/…"), seconds of sweeps and passes ("cost/…")."""

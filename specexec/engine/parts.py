@@ -53,7 +53,8 @@ class Parts:
     """What an engine is made of. `folders` says where target and drafters came from, by role; `drafts` are those of the
     drafters that speak the target's token ids. `sources` is how --drafter would name who guesses, and `reason` why
     `auto` took them; it is empty where they were asked for. `own_code`: the target is computed by code from its folder.
-    `compute`: how its linears in int8 multiply. `adapters`: what was added to weights, FOLDER or FOLDER:scale, by role.
+    `compute`: how its linears in int8 multiply. `kv_quant`: bits of its keys and values, None as computed. `adapters`:
+    what was added to weights, FOLDER or FOLDER:scale, by role.
     """
 
     name: str
@@ -77,4 +78,5 @@ class Parts:
     exact: bool
     own_code: bool
     compute: str
+    kv_quant: int | None
     adapters: Mapping[str, tuple[str, ...]]

@@ -11,7 +11,7 @@ from specexec.engine.request_types import Request
 from specexec.errors import BadMessages, BadSampling, ContextLengthExceeded, EmptyPrompt, UnknownToken
 from specexec.model.cache import KVCache
 from specexec.model.chain_lm import ChainLM
-from specexec.model.image_rows import Images, as_words, is_row, without_rows
+from specexec.model.image_rows import Images, is_row, without_rows
 from specexec.model.tree_lm import TreeLM
 from specexec.sampling.grammar import Grammar, Grammars
 from specexec.sampling.model_defaults import Defaults
@@ -84,7 +84,7 @@ class Intake:
         check_sampling(sampling, self._target.vocabulary)
         asked = self.filled(sampling)
         noise = Noise(asked.seed or 0, self._target.vocabulary, self._target.device)
-        words = tokens if images is None else as_words(tokens, images.word)
+        words = tokens if images is None else images.as_words(tokens)
         text = self._encoding.stream(words, asked.stop or ())
         return sequences.start(tokens, asked, noise, text, self._defaults.stop_tokens, self.context, caches, images)
 

@@ -10,12 +10,14 @@ import time
 from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from specexec.drafters.cost import CostModel
 from specexec.planning.overlap import OverlapGain, SweepOverlap
 from specexec.stats import Cost, Overlap, Pace
-from specexec.text.sequence import Sequence
+
+if TYPE_CHECKING:
+    from specexec.text.sequence import Sequence
 
 
 class Meter(Protocol):

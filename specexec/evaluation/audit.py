@@ -1,4 +1,7 @@
-"""Was the text really the target's own? Compares drafting with plain decoding, and examines the first difference."""
+"""Was the text really the target's own? Compares drafting with plain decoding, and examines the first difference.
+
+Keys and values in few bits make it another model's: how far that one is from the model itself is measured here too.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +25,36 @@ class Audit:
     sweeps: int
     first: int | None
     margin: float | None
+    kv_effect: KVEffect | None = None
 
     @property
     def identical(self) -> bool:
         return self.first is None
+
+
+@dataclass(frozen=True)
+class KVEffect:
+    """What few bits of keys and values change along one answer: so many of its `places` would have had another
+    likeliest token, and the mean divergence KL(whole, few bits) there, in nats.
+    """
+
+    places: int
+    changed: int
+    divergence: float
+
+
+def kv_effect(llm: Engine, prompt: Prompt, answer: Items[int], sampling: SamplingParams) -> KVEffect:
+    """Read an answer twice, with keys and values as they are computed and in the engine's few bits."""
+    both = zip(
+        llm.log_probs_along(prompt, answer, sampling, kv_whole=True),
+        llm.log_probs_along(prompt, answer, sampling),
+        strict=True,
+    )
+    changed, divergence = 0, 0.0
+    for whole_RV, few_RV in both:
+        changed += int((whole_RV.argmax(-1) != few_RV.argmax(-1)).sum())
+        divergence += float((whole_RV.exp() * (whole_RV - few_RV)).nan_to_num_(0.0).sum())
+    return KVEffect(len(answer), changed, divergence / max(len(answer), 1))
 
 
 def audit(llm: Engine, prompt: Prompt, sampling: SamplingParams) -> Audit:
@@ -43,7 +72,8 @@ def audit(llm: Engine, prompt: Prompt, sampling: SamplingParams) -> Audit:
         before = plain.tokens[:first]
         scores_V = llm.scores(prompt, before, sampling)
         margin = float((scores_V[plain.tokens[first]] - scores_V[guessed.tokens[first]]).abs())
-    return Audit(len(guessed.tokens), guessed.sweeps, first, margin)
+    effect = kv_effect(llm, prompt, guessed.tokens, sampling) if llm.kv_quant else None
+    return Audit(len(guessed.tokens), guessed.sweeps, first, margin, effect)
 
 
 def first_difference(left: Items[int], right: Items[int]) -> int | None:

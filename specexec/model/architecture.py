@@ -29,15 +29,17 @@ REFUSED = {
     "recurrent_gemma": "its layers keep the state of a text in themselves, so that two texts would mix",
     "minimax": "its layers keep the state of a text in a cache of their own kind",
     "beam": "its layers want all rows of a prompt at once",
+    "xlm": "it writes each token over one that stands for nothing, which is no text after a text",
+    "xlnet": "it writes each token over one that stands for nothing, which is no text after a text",
     "cpmant": "its trunk takes token ids alone, with a prompt of its own before them",
 }
 # Models that decode plainly although their class claims more, and why.
 NO_TREES = {
     "diffllama": "its layers attend more than once",
     "doge": "its layers lay masks of their own over the text",
+    "nemotron": "its layers hand nothing on to their attention",
     "moshi": "nodes of a tree came out wrong when it was tried",
 }
-NEGLIGIBLE_STEP = 1e-5  # of a state space, where published configs have 1e-3
 SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
 
 
@@ -174,10 +176,18 @@ def check_tree_support(model_class: type[PreTrainedModel], config: PretrainedCon
     for rope_type in _rope_types(config):
         if rope_type in ("dynamic", "longrope"):
             raise _unsupported(config, f"its {rope_type} RoPE depends on the longest position of the whole tree")
-    if limit := _step_limit(config):
-        # transformers 5.23 keeps the steps of a whole pass within limits, those of generate's single tokens not.
-        raise _unsupported(config, f"with its {limit} a pass over many tokens differs from those of generate")
     return layer_kinds(config)
+
+
+def limits_steps(config: PretrainedConfig) -> bool:
+    """Whether steps of state spaces are kept within limits while a prompt is read, and not while a text is written.
+
+    So it is in transformers 5.23: its passes over many tokens know `dt_limit`, its single steps do not.
+    """
+    if config.model_type in ("nemotron_h", "zamba2"):
+        return bool(config.time_step_min > 0)
+    limits: tuple[float, float] | None = getattr(config, "time_step_limit", None)
+    return limits is not None and tuple(limits) != (0.0, math.inf)
 
 
 def is_usual(config: Mapping[str, object]) -> bool:
@@ -214,14 +224,6 @@ def _rope_types(config: PretrainedConfig) -> list[str]:
     parameters = getattr(config, "rope_parameters", None) or {}
     nested = [value for value in parameters.values() if isinstance(value, dict)]
     return [str(one.get("rope_type", "default")) for one in (nested or [parameters])]
-
-
-def _step_limit(config: PretrainedConfig) -> str:
-    """The setting that keeps the steps of state spaces within limits; empty where they hardly are."""
-    if config.model_type in ("nemotron_h", "zamba2"):
-        return "time_step_min" if config.time_step_min > NEGLIGIBLE_STEP else ""
-    least, most = getattr(config, "time_step_limit", None) or (0.0, math.inf)
-    return "time_step_limit" if least > NEGLIGIBLE_STEP or most < math.inf else ""
 
 
 def _unsupported(config: PretrainedConfig, why: str) -> UnsupportedArchitecture:

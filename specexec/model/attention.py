@@ -11,15 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from specexec.errors import UnsupportedArchitecture
+from specexec.model.kept_rows import WHOLE, KeptRows
 from specexec.model.module_types import every_module
-from specexec.sizes import AT_ONCE, KEY_BLOCK, QUERY_BLOCK
+from specexec.sizes import AT_ONCE, KEY_BLOCK, QUERY_BLOCK, SINKS
 
 NAME = "specexec"
 LOWEST = torch.finfo(torch.float32).min
@@ -40,6 +42,7 @@ class Style:
     sinks_H: Tensor | None = None
     together: bool = False  # rows of one image see one another
     rough: bool = False  # for a model that only guesses: torch's own kernel, in the dtype of the keys
+    kept: KeptRows = WHOLE  # how the keys and values lie that it reads
 
     @property
     def local(self) -> bool:
@@ -50,7 +53,8 @@ class Style:
 class Visibility:
     """Positions and depth-first intervals of key rows; the last rows of the keys are the queries themselves.
 
-    The first `committed` keys are the text: key i has position i and every query sees it. The others are nodes.
+    The first `committed` keys are the text, of which `dropped` tokens behind the first SINKS have no key any more: key
+    i has position i, or i + dropped, and every query sees it. The others are nodes.
     position_R, enter_R, leave_R: int64 over the nodes only, on the device of the keys. So is image_R, if any node is a
     row of an image: alike for those of one image, -1 for all others.
     """
@@ -60,12 +64,14 @@ class Visibility:
     enter_R: Tensor
     leave_R: Tensor
     image_R: Tensor | None = None
+    dropped: int = 0
     _kept: dict[tuple[int | None, ...], Tensor | None] = field(default_factory=dict, compare=False, repr=False)
     _masks: dict[tuple[int | None, ...], Tensor | None] = field(default_factory=dict, compare=False, repr=False)
 
     def positions(self, first: int, last: int) -> Tensor:
         """Positions of the keys first … last - 1."""
         text = torch.arange(min(first, self.committed), min(last, self.committed), device=self.position_R.device)
+        text = positions_of(text, self.dropped)
         nodes = self.position_R[max(first - self.committed, 0) : max(last - self.committed, 0)]
         return torch.cat([text, nodes])
 
@@ -96,7 +102,8 @@ class Visibility:
     def _hidden(self, queries: slice, first: int, last: int, style: Style) -> Tensor | None:
         position_Q1 = self.position_R[queries].unsqueeze(1)
         hidden_QK: Tensor | None = None
-        if last > self.committed + 1:  # a first node sees itself
+        ahead = last <= self.committed + queries.start  # of a prompt: all of them are ancestors of every query
+        if last > self.committed + 1 and not (ahead and queries.start > KEY_BLOCK and last <= self._chain):
             enter_Q1 = self.enter_R[queries].unsqueeze(1)
             nodes = slice(max(first - self.committed, 0), last - self.committed)
             stranger_QK = (enter_Q1 < self.enter_R[nodes]) | (enter_Q1 >= self.leave_R[nodes])
@@ -115,15 +122,28 @@ class Visibility:
             hidden_QK = far_QK if hidden_QK is None else hidden_QK | far_QK
         return hidden_QK
 
+    @cached_property
+    def _chain(self) -> int:
+        """How many keys from the first on are ancestors of every later one: the text, and a prompt behind it."""
+        parted_R = self.leave_R < self.leave_R.max()  # children were visited in their order (`intervals`)
+        return self.committed + (int(parted_R.int().argmax()) if bool(parted_R.any()) else len(parted_R))
+
     def first_visible(self, queries: slice, style: Style) -> int:
         """No query of the slice sees a committed key before this one."""
         if not style.local:
             return 0
         lowest = int(self.position_R[queries].min())
         if style.window is not None:
-            return min(max(lowest - style.window + 1, 0), self.committed)
-        assert style.chunk is not None
-        return min(lowest // style.chunk * style.chunk, self.committed)
+            seen = max(lowest - style.window + 1, 0)
+        else:
+            assert style.chunk is not None
+            seen = lowest // style.chunk * style.chunk
+        return min(max(seen - self.dropped, min(seen, SINKS)), self.committed)
+
+
+def positions_of(rows_R: Tensor, dropped: int) -> Tensor:
+    """Positions of rows of a text of which so many tokens behind the first SINKS have no row any more."""
+    return torch.where(rows_R < SINKS, rows_R, rows_R + dropped) if dropped else rows_R
 
 
 def attend(
@@ -175,8 +195,8 @@ def attend_block(
 ) -> Tensor:
     """Attention over the keys of the rows `seen`, block by block: [H, Q, D of values] in the dtype of the query.
 
-    query_HQD, key_HKD, value_HKD: floats of any dtype, sums in float32; H is a multiple of the heads of keys. Of B
-    texts the heads come one text after the other.
+    query_HQD: floats of any dtype; key_HKD, value_HKD: as `style.kept` reads them. Sums are in float32, or in float64
+    with queries of that; H is a multiple of the heads of keys. Of B texts the heads come one text after the other.
     `hidden(first, last)` is True where a query must not see the keys first … last - 1, bool [Q, K] or [B, 1, 1, Q, K];
     None where it sees all of them. Every query must see a key, or there must be sinks: else the result is NaN.
 
@@ -214,11 +234,13 @@ def attend_block(
     # Heads that share keys lie side by side in one product: no copy of the keys for grouped queries.
     shared = (texts, key_heads // texts, heads // key_heads, queries)
     stacked = (key_heads, heads // key_heads * queries)
-    query = (query_HQD.float() * style.scale).reshape(*stacked, -1)
+    query = (query_HQD.to(torch.promote_types(query_HQD.dtype, torch.float32)) * style.scale).reshape(*stacked, -1)
 
     def scored(first: int, last: int, out: Tensor | None = None) -> Tensor:
         """Scores [B, heads of keys, G, Q, K] of some keys."""
-        scores = torch.bmm(query, key_HKD[:, first:last].float().transpose(1, 2), out=out).view(*shared, last - first)
+        scores = torch.bmm(query, style.kept.read(key_HKD[:, first:last]).transpose(1, 2), out=out).view(
+            *shared, last - first
+        )
         # In place: a block of scores is the largest thing that attention holds.
         if style.softcap is not None:
             scores.div_(style.softcap).tanh_().mul_(style.softcap)
@@ -229,7 +251,7 @@ def attend_block(
         """Sums of values [heads of keys, G * Q, D] by their weights."""
         weights, mixed = weights.view(*stacked, -1), None
         for keys in aligned(first, last, SUMMED):
-            part = torch.bmm(weights[..., keys.start - first : keys.stop - first], value_HKD[:, keys].float())
+            part = torch.bmm(weights[..., keys.start - first : keys.stop - first], style.kept.read(value_HKD[:, keys]))
             mixed = part if mixed is None else mixed.add_(part)
         assert mixed is not None, "there is a key"
         return mixed
@@ -246,8 +268,8 @@ def attend_block(
         return mixed.view(heads, queries, -1).to(query_HQD.dtype)
     found: tuple[Tensor, Tensor, Tensor] | None = None  # highest, total and mixed of the blocks so far
     if style.sinks_H is not None:  # a sink is a key with a logit and no value: it is there before the first block
-        highest = style.sinks_H.float().reshape(1, *shared[1:3], 1, 1).expand(*shared, 1)
-        found = highest, torch.ones_like(highest), query.new_zeros((*shared, value_HKD.shape[-1]))
+        highest = style.sinks_H.to(query.dtype).reshape(1, *shared[1:3], 1, 1).expand(*shared, 1)
+        found = highest, torch.ones_like(highest), query.new_zeros((*shared, 1))
     # One piece of memory for the scores of every block, of one size however many keys there are: blocks that each ask
     # for a little more than the last leave holes that nothing fills.
     memory = query.new_empty(heads * queries * (KEY_BLOCK if texts == 1 else end))
@@ -290,18 +312,22 @@ def leave_temperatures(model: nn.Module) -> None:
             vars(module)["attn_temperature_tuning"] = False
 
 
+@dataclass(frozen=True)
+class LayerRows:
+    """What a layer hands over for the next rows of a sweep. `index_QF` are rows of an index (`indexed.py`)."""
+
+    layer: int
+    query_HQD: Tensor
+    key_HKD: Tensor
+    value_HKD: Tensor
+    asked: Style
+    index_QF: Tensor | None = None
+
+
 class PackedRows(Protocol):
     """What the registered function needs of a sweep: somewhere to keep keys, and which keys each row sees."""
 
-    def attend(
-        self,
-        layer: int,
-        query_HQD: Tensor,
-        key_HKD: Tensor,
-        value_HKD: Tensor,
-        asked: Style,
-        index_QF: Tensor | None = None,
-    ) -> Tensor:
+    def attend(self, rows: LayerRows) -> Tensor:
         """What the rows find, contiguous [Q, H, D]: some layers take a view of it."""
 
 
@@ -314,7 +340,7 @@ def _packed_attention(
     scaling: float,
     dropout: float = 0.0,
     *,
-    sweep: PackedRows,
+    sweep: PackedRows | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
@@ -326,14 +352,16 @@ def _packed_attention(
 
     `indices` or `block_indices` are rows of an index (`indexed.py`), whose layers may have a mask that says nothing.
     """
+    layer = module.layer_idx
+    assert isinstance(layer, int)
+    if sweep is None:
+        raise UnsupportedArchitecture(f"layer {layer} hands nothing on to its attention, which cannot be given a tree.")
     indices = block_indices if indices is None else indices
     masked = attention_mask is not None and indices is None
     assert not masked, "visibility comes with the rows; a mask on top would be ignored"
     style = Style(scale=scaling, window=sliding_window, softcap=softcap, sinks_H=s_aux)
-    layer = module.layer_idx
-    assert isinstance(layer, int)
     index_QF = None if indices is None else indices[0]
-    return sweep.attend(layer, query[0], key[0], value[0], style, index_QF).unsqueeze(0), None
+    return sweep.attend(LayerRows(layer, query[0], key[0], value[0], style, index_QF)).unsqueeze(0), None
 
 
 AttentionInterface.register(NAME, _packed_attention)

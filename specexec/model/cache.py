@@ -17,7 +17,7 @@ from torch import Tensor
 
 from specexec.model.recurrent.memory import LayerMemory, Recurrence
 from specexec.model.taps import Tapped
-from specexec.sizes import SNAPSHOT_TOKENS, SNAPSHOTS, rows_held
+from specexec.sizes import GROWTH_ROWS, SINKS, SNAPSHOT_TOKENS, SNAPSHOTS, rows_held
 
 Room = Callable[[Tensor, tuple[int, ...]], Tensor]
 
@@ -106,10 +106,15 @@ class KVCache:
 
     `tokens` are the committed ones: row i of every layer belongs to token i at position i. The first `unread` of them
     have no rows where a model could not read them (drafters/head.py); the rows of the others are counted from 0.
+    With a `window` rows of text behind the first SINKS are dropped as it grows, so that at least so many last ones stay
+    (StreamingLLM, Xiao et al. 2024; MagicDec, Chen et al. 2024); `dropped` are gone, the others keep their positions.
     `parents` are those of the nodes after them (-1 = follows the committed text), in row order.
     `settled`: so many nodes are a chain that can only be committed whole. Recurrent layers keep `memories` of text and
     other nodes, and `snapshots` of earlier states, in order of length. Of a model that is tapped (taps.py), `tapped`
     are the hidden states of the nodes, [N, H] by tap, and `taken` those of the text.
+
+    The first `prompt` tokens are read as a prompt (None: all are), which makes a difference to a model that is
+    `stepwise` (architecture.limits_steps).
     """
 
     layers: dict[int, LayerKV] = field(default_factory=dict)
@@ -122,15 +127,24 @@ class KVCache:
     forks: set[int] = field(default_factory=set)
     """Lengths at which another text is known to part from this one: worth a snapshot."""
     unread: int = 0
+    window: int | None = None
+    dropped: int = 0
     tapped: dict[int, Tensor] = field(default_factory=dict)
     taken: Tapped | None = None
+    prompt: int | None = None
+    stepwise: bool = False
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     @property
     def rows(self) -> int:
-        """Committed tokens that have rows: all of them, but for the first `unread`."""
+        """Committed tokens that have rows: all of them, but for the first `unread` and those that were dropped."""
+        return len(self.tokens) - self.unread - self.dropped
+
+    @property
+    def position(self) -> int:
+        """That of the next token, counted from the first that was read."""
         return len(self.tokens) - self.unread
 
     @property
@@ -169,6 +183,17 @@ class KVCache:
         new_index = {node: i for i, node in enumerate(keep)}
         self.node_tokens = [self.node_tokens[node] for node in keep]
         self.parents = [new_index.get(self.parents[node], -1) for node in keep]
+        self._slide()
+
+    def _slide(self) -> None:
+        """Drop what lies before the window, many rows at a time: every time all others move."""
+        excess = 0 if self.window is None else self.rows - SINKS - self.window
+        if excess < GROWTH_ROWS:
+            return
+        stay = range(SINKS + excess, self.rows + len(self.parents))
+        for kv in self.layers.values():
+            kv.move(torch.tensor(stay, dtype=torch.long, device=kv.keys_HRD.device), start=SINKS)
+        self.dropped += excess
 
     def _take(self, path: list[int]) -> None:
         """Keep the hidden states of a path that becomes text; those of other nodes are of no use any more."""
@@ -213,18 +238,32 @@ class KVCache:
         length = self.reusable(length)
         states = self._states(length)
         unread = min(self.unread, length)
-        rows = {index: kv.head(length - unread) for index, kv in self.layers.items()}
-        copy = KVCache(rows, self.tokens[:length], unread=unread)
+        dropped = self._dropped(length)
+        rows = {index: kv.head(length - unread - dropped) for index, kv in self.layers.items()}
+        copy = KVCache(rows, self.tokens[:length], unread=unread, window=self.window, dropped=dropped)
         if states is not None:
             copy._restore(self.memories, states)
             copy.snapshots = [snapshot for snapshot in self.snapshots if snapshot.length <= length]
         copy.taken = self.taken.until(length) if self.taken else None
+        copy.prompt, copy.stepwise = self.prompt, self.stepwise
         return copy
 
     def reusable(self, length: int) -> int:
-        """How many tokens `prefix` would give of so many."""
-        states = self._states(min(length, len(self)))
-        return min(length, len(self)) if states is None else states.length
+        """How many tokens `prefix` would give of so many, and `rewind` would leave."""
+        length = self._with_rows(min(length, len(self)))
+        states = self._states(length)
+        if states is None:
+            return length
+        return states.length if self._with_rows(states.length) == states.length else 0
+
+    def _with_rows(self, length: int) -> int:
+        """So many tokens, or fewer where that would end among dropped ones."""
+        first = self.unread + SINKS
+        return first if first < length < first + self.dropped else length
+
+    def _dropped(self, length: int) -> int:
+        """Of the first `length` tokens."""
+        return self.dropped if length >= self.unread + SINKS + self.dropped else 0
 
     def _states(self, length: int) -> Snapshot | None:
         """The last states at or before `length` tokens; None where no layer is recurrent."""
@@ -258,13 +297,27 @@ class KVCache:
             for memory in self.memories.values():
                 memory.forget()
 
+    def begin(self, tokens: Items[int], prompt: int | None) -> None:
+        """Belong to the text of `tokens` from now on: what both texts share stays, if it was read in the same way."""
+        shared = common_prefix(self.tokens, tokens)
+        if self.stepwise and prompt != self.prompt:
+            shared = min(shared, *(length for length in (prompt, self.prompt) if length is not None))
+        if shared < len(self):
+            self.rewind(shared)
+        self.prompt = prompt
+
     def rewind(self, length: int) -> None:
-        """Forget everything after the first `length` tokens; with recurrent layers, all that follows a snapshot."""
+        """Forget everything after the first `length` tokens; with recurrent layers, all that follows a snapshot.
+
+        Where that ends among dropped tokens, all that follow them too.
+        """
         self.forget_nodes()
-        if length < len(self) and (states := self._states(length)) is not None:
-            self._restore(self.memories, states)
-            self.snapshots = [snapshot for snapshot in self.snapshots if snapshot.length <= states.length]
-            length = states.length
+        if length < len(self):
+            length = self.reusable(length)
+            if (states := self._states(length)) is not None:
+                self._restore(self.memories, states)
+                self.snapshots = [snapshot for snapshot in self.snapshots if snapshot.length <= length]
+            self.dropped = self._dropped(length)
         if self.taken:
             self.taken = self.taken.until(length)
         del self.tokens[length:]

@@ -46,11 +46,14 @@ class ExactTies:
     def settled(
         self,
         text: Items[int],
+        prompt: int,
         scores_V: Tensor,
         rescore: Callable[[Tensor], Tensor],
         edge: Callable[[float], bool] = lambda unit: False,
     ) -> Tensor:
-        """The scores that count after `text`; `rescore` makes scores of logits, `scores_V` are those of the sweep.
+        """The scores that count after `text`, whose first `prompt` tokens are a prompt.
+
+        `rescore` makes scores of logits, `scores_V` are those of the sweep.
 
         `edge` says whether logits that are off by so much could let a filter decide otherwise.
         """
@@ -60,7 +63,7 @@ class ExactTies:
         if not any(first - second <= unit for second in others) and not edge(unit):
             return scores_V
         began = time.perf_counter()
-        (hidden_RH,) = self.target.begin([Rows.text(KVCache(), list(text))]).result()
+        (hidden_RH,) = self.target.begin([Rows.text(KVCache(prompt=prompt), list(text))]).result()
         new_V = rescore(self.target.head(hidden_RH[-1:])[0])
         best, new_best = int(scores_V.argmax()), int(new_V.argmax())
         self.again += 1

@@ -76,13 +76,7 @@ class Widened(TorchFunctionMode):
         super().__init__()
         self._share = share
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is nn.functional.linear and _narrow(args[1]):
             return linear(*args, **(kwargs or {}), share=self._share)
         return func(*args, **(kwargs or {}))

@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from specexec.sizes import FIRST_IMAGE_ROW, IMAGE_ROWS
+from specexec.errors import UnsupportedArchitecture
+from specexec.sizes import FIRST_IMAGE_ROW
 
 MOST_ROWS = 1 << 16
 _HASH_BITS = 62 - 16
@@ -38,16 +39,23 @@ class Seen(Protocol):
 
 @dataclass(eq=False)
 class Image:
-    """One image for one model: the shape of its rows, and what the model's processor makes of it for the tower.
+    """One image for one model: its rows, and what the model's processor makes of it for prompts and for the tower.
 
-    `number` tells it from every other image. `height` times `width` are its rows, where they have places on a grid.
+    `number` tells it from every other image. `text` is what a prompt holds in its place, `words` are the tokens in it
+    that stand for its rows. `height` times `width` are its rows, where they have places on a grid.
     """
 
     number: int
-    rows: int
+    words: tuple[int, ...]
+    text: str
     prepare: Callable[[], Mapping[str, Tensor]]
     height: int = 0
     width: int = 0
+
+    @property
+    def rows(self) -> int:
+        """How many there are."""
+        return len(self.words)
 
     @property
     def tokens(self) -> list[int]:
@@ -113,11 +121,11 @@ def runs(tokens: Items[int]) -> list[ImageRun]:
 class Images:
     """The images that one model knows, as long as somebody holds them, and its tower. Safe from several threads.
 
-    `word` is the token of the vocabulary that stands for a row. What the tower made is kept for IMAGE_ROWS rows.
+    `word` is the token of the vocabulary that usually stands for a row. What the tower made is kept for `kept` rows.
     """
 
-    def __init__(self, sight: Sight, word: int) -> None:
-        self.sight, self.word = sight, word
+    def __init__(self, sight: Sight, word: int, kept: int) -> None:
+        self.sight, self.word, self._kept = sight, word, kept
         self.tower: Callable[[Mapping[str, Tensor]], Seen] | None = None
         self._seen: OrderedDict[int, Seen] = OrderedDict()
         self._known: WeakValueDictionary[int, Image] = WeakValueDictionary()
@@ -143,6 +151,14 @@ class Images:
             found.append(image)
         return tuple(found)
 
+    def as_words(self, tokens: Items[int]) -> list[int]:
+        """The tokens as a tokenizer knows them, with those that stand for rows of images."""
+        words = list(tokens)
+        for run in runs(tokens):
+            image, length = self.known(run.number), run.stop - run.start
+            words[run.start : run.stop] = image.words[run.row : run.row + length] if image else [self.word] * length
+        return words
+
     def seen(self, number: int) -> Seen:
         """What the model reads in place of an image."""
         image = self.known(number)
@@ -151,9 +167,13 @@ class Images:
         if found is None:
             assert self.tower is not None, "a model that reads images has its tower"
             found = self.tower(image.prepare())
-            assert len(found.rows_RH) == image.rows, "tokens are counted as the tower makes rows"
+            if len(found.rows_RH) != image.rows:
+                raise UnsupportedArchitecture(
+                    f"the tower makes {len(found.rows_RH)} rows of an image that has {image.rows} tokens in a prompt.",
+                    hint="the repository's newest processor_config.json: its settings do not fit config.json.",
+                )
         self._seen[number] = found
-        while len(self._seen) > 1 and sum(len(one.rows_RH) for one in self._seen.values()) > IMAGE_ROWS:
+        while len(self._seen) > 1 and sum(len(one.rows_RH) for one in self._seen.values()) > self._kept:
             self._seen.popitem(last=False)
         return found
 
@@ -202,8 +222,3 @@ class GridPositions:
 def without_rows(tokens: Iterable[int]) -> list[int]:
     """The tokens of the vocabulary."""
     return [token for token in tokens if token < FIRST_IMAGE_ROW]
-
-
-def as_words(tokens: Iterable[int], word: int) -> list[int]:
-    """The tokens as a tokenizer knows them: `word` for a row of an image."""
-    return [word if token >= FIRST_IMAGE_ROW else token for token in tokens]

@@ -23,7 +23,7 @@ from specexec.model.architecture import Index
 from specexec.model.attention import Style, Visibility, attend_block
 from specexec.model.cache import LayerKV
 from specexec.model.module_types import every_module
-from specexec.sizes import INDEX_SCORES, QUERY_BLOCK
+from specexec.sizes import INDEX_SCORES, KEY_BLOCK, QUERY_BLOCK
 
 Chosen: TypeAlias = list[Tensor | None]
 """For each block of query rows the keys that each attends to, int32 [1, Q, most]; None where it is all that they see.
@@ -129,7 +129,7 @@ def choose(index_QF: Tensor, kv: LayerKV, sees: Visibility, rows: slice, index: 
         if end <= index.most * (index.block or 1):
             found.append(None)
             continue
-        key_KD, hidden_QK = kv.keys_HRD[-1, :end, :D].float(), sees.hidden(queries, 0, end, style)
+        key_KD, hidden_QK = _index_keys(kv, end, D, style), sees.hidden(queries, 0, end, style)
         if index.block:
             found.append(_best_blocks(query_QID[here], key_KD, hidden_QK, sees, queries, index))
             continue
@@ -145,6 +145,14 @@ def choose(index_QF: Tensor, kv: LayerKV, sees: Visibility, rows: slice, index: 
             score_QK.masked_fill_(hidden_QK, -torch.inf)
         found.append(score_QK.topk(index.most, dim=1).indices.int().unsqueeze(0))
     return found
+
+
+def _index_keys(kv: LayerKV, end: int, D: int, style: Style) -> Tensor:
+    """The keys of the index that the rows 0 … end - 1 have, [K, D] in float32."""
+    key_KD = torch.empty(end, D, device=kv.keys_HRD.device)
+    for rows in (slice(first, min(first + KEY_BLOCK, end)) for first in range(0, end, KEY_BLOCK)):
+        key_KD[rows] = style.kept.plain(kv.keys_HRD[-1:, rows])[0, :, :D]
+    return key_KD
 
 
 def _best_blocks(

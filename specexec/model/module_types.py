@@ -23,12 +23,12 @@ class Configured(Protocol):
 class TakesChunks(Protocol):
     """A layer that can compute a sweep's rows in pieces, at one visit of its weights (offload's StreamedLayer).
 
-    `chunk_rows`: so many rows at a time. `own_rows`: so many of the rows differ, the others fill a tile. `together`:
-    ranges of rows that must be in one piece.
+    `chunk_rows`: so many rows at a time. `tokens`: of the rows that differ, others fill a tile. `together`: ranges of
+    rows that must be in one piece.
     """
 
     chunk_rows: int | None
-    own_rows: int | None
+    tokens: Sequence[int]
     together: Sequence[range]
 
 

@@ -17,12 +17,13 @@ from torch import Tensor
 
 from specexec.errors import SweepCancelled, UnsupportedArchitecture
 from specexec.model.architecture import Index, LayerKind
-from specexec.model.attention import Style, Visibility, warmer
+from specexec.model.attention import LayerRows, Style, Visibility, warmer
 from specexec.model.cache import KVCache, LayerKV
 from specexec.model.cache_in_ram import Passenger, Travel, Trip
 from specexec.model.image_rows import Images, is_row, runs
 from specexec.model.indexed import Chosen, attend_chosen, choose, with_index_key, without_index_key
 from specexec.model.joint_attention import JointAttention, TextRows, joined
+from specexec.model.kept_rows import WHOLE, KeptRows
 from specexec.model.recurrent.packed import PackedStates, Text, branches_of, marks
 from specexec.tree.tree import depths, intervals
 
@@ -40,6 +41,12 @@ class _Span:
     first_node: int  # of the cache, for row `start`
     sees: Visibility
     pictured: bool = False  # whether there is an image in the text or among the rows
+
+    @property
+    def read_R(self) -> Tensor:
+        """Which of its rows are read as a prompt."""
+        position_R, prompt = self.sees.position_R[self.first_node :], self.cache.prompt
+        return torch.ones_like(position_R, dtype=torch.bool) if prompt is None else position_R < prompt
 
     @property
     def states(self) -> Text:
@@ -62,8 +69,9 @@ class SweepRows:
         travel: Travel | None,
         images: Images | None = None,
         rough: bool = False,
+        kept: KeptRows = WHOLE,
     ):
-        self._kinds, self._rough = kinds, rough
+        self._kinds, self._rough, self._kept = kinds, rough, kept
         self._cancelled = cancelled
         self._attended: dict[int, int] = {}
         self._joint: dict[tuple[int, int, LayerKind], list[JointAttention]] = {}
@@ -74,10 +82,11 @@ class SweepRows:
             self._spans.append(_span(part, start, device, seeing=images is not None))
             start += len(part.tokens)
         self.count = start
-        tokens = [token for part in parts for token in part.tokens]
+        self.tokens = tokens = [token for part in parts for token in part.tokens]
         self.tokens_R = torch.tensor(tokens, dtype=torch.long, device=device)
         recurrent = any(kind.recurrent for kind in kinds.values())
-        self.states = PackedStates([span.states for span in self._spans] if recurrent else [], cancelled)
+        read_R = torch.cat([span.read_R for span in self._spans])
+        self.states = PackedStates([span.states for span in self._spans] if recurrent else [], read_R, cancelled)
         self.positions_R = torch.cat([span.sees.position_R[span.first_node :] for span in self._spans])
         self.images = [] if images is None else runs(tokens)
         grid = images is not None and images.sight.grid and any(span.pictured for span in self._spans)
@@ -86,18 +95,12 @@ class SweepRows:
         passengers = [_passenger(span) for span in self._spans]
         self._trip = None if travel is None else Trip(travel, attending, passengers, device)
 
-    def attend(
-        self,
-        layer: int,
-        query_HQD: Tensor,
-        key_HKD: Tensor,
-        value_HKD: Tensor,
-        asked: Style,
-        index_QF: Tensor | None = None,
-    ) -> Tensor:
+    def attend(self, rows: LayerRows) -> Tensor:
         """Attention of the next rows of a layer, [Q, H, D]; rows beyond the last sequence repeat its last one."""
         if self._cancelled.is_set():
             raise SweepCancelled
+        layer, asked, index_QF = rows.layer, rows.asked, rows.index_QF
+        query_HQD, key_HKD, value_HKD = rows.query_HQD, rows.key_HKD, rows.value_HKD
         kind = self._kinds[layer]
         if asked.window not in (None, kind.window):
             raise UnsupportedArchitecture(
@@ -118,7 +121,12 @@ class SweepRows:
         if kind.index and kind.index.own:
             assert index_QF is not None, "a layer with an index of its own hands on its rows"
             key_HKD, value_HKD = with_index_key(key_HKD, value_HKD, index_QF, kind.index)
-        style = Style(asked.scale, kind.window, kind.chunk, asked.softcap, asked.sinks_H, kind.together, self._rough)
+        style = Style(
+            asked.scale, kind.window, kind.chunk, asked.softcap, asked.sinks_H, kind.together, self._rough, self._kept
+        )
+        dtype, query_HQD = query_HQD.dtype, self._kept.queries(query_HQD)
+        if kind.keys_of is None:
+            key_HKD, value_HKD = self._kept.keep(key_HKD), self._kept.keep(value_HKD)
         groups = self._joint.get((begin, end, kind))
         if groups is None:  # the same in all layers of a kind
             groups = self._joint[begin, end, kind] = joined(self._pieces(begin, end), style)
@@ -139,7 +147,7 @@ class SweepRows:
                 else group.attend(query_HQD, kvs, style)
             )
             for piece, found_HQD in zip(group.pieces, attended, strict=True):
-                found[piece.text] = found_HQD.transpose(0, 1)
+                found[piece.text] = self._kept.found(found_HQD, dtype).transpose(0, 1)
         if trip and end >= self.count:
             trip.leave(layer)
         mixed = [found[text] for text in sorted(found)]
@@ -215,9 +223,10 @@ def _span(part: Rows, start: int, device: torch.device, seeing: bool = False) ->
     times = intervals(parents_N)
     sees = Visibility(
         committed=cache.rows,
-        position_R=torch.from_numpy(depths(parents_N) + cache.rows).to(device),
+        position_R=torch.from_numpy(depths(parents_N) + cache.position).to(device),
         enter_R=torch.from_numpy(times.enter_N).to(device),
         leave_R=torch.from_numpy(times.leave_N).to(device),
+        dropped=cache.dropped,
     )
     pictured = seeing and any(map(is_row, (max(cache.tokens, default=0), max(cache.node_tokens, default=0))))
     if pictured and (found := runs(cache.node_tokens)):

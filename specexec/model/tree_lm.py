@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Items
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -23,12 +23,13 @@ from specexec.errors import UnsupportedArchitecture
 from specexec.model import any_rows, attention
 from specexec.model import float32_linears as widened
 from specexec.model import row_tiles as tiles
-from specexec.model.architecture import check_tree_support, longest_text
+from specexec.model.architecture import check_tree_support, limits_steps, longest_text
 from specexec.model.cache import KVCache
 from specexec.model.cache_in_ram import Travel
 from specexec.model.image_inputs import inputs_of, seeing
 from specexec.model.image_rows import Images
 from specexec.model.indexed import let_in_indexers
+from specexec.model.kept_rows import WHOLE, KeptRows, KVQuant, kept_rows
 from specexec.model.module_types import TakesChunks
 from specexec.model.recurrent.seams import let_in, sweeping
 from specexec.model.sweep_rows import SweepRows
@@ -138,11 +139,36 @@ class TreeLM:
         recurrent = {number for number, kind in numbered if kind.recurrent and number is not None}
         if recurrent and (missed := recurrent - let_in(model)):
             raise UnsupportedArchitecture(f"layer {min(missed)} has no recurrence that can be given a tree.")
+        self._stepwise = limits_steps(model.config.get_text_config())
         self._experts = any(name.endswith("experts") for name, _ in model.named_modules())
         # Linears that are no modules of torch's own class are met where they are called.
         met = self._any_rows and (not any_rows.convert(model) or self._experts)
         self._met = met or widened.pays(self.device, model.dtype)
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sweep")
+        self._kept: KeptRows = WHOLE
+        self._even = False  # whether each product has as many rows as another
+
+    def keep_in(self, bits: KVQuant) -> None:
+        """From now on caches hold keys and values in so many bits; for an LM that has written none yet.
+
+        Raises UnsupportedArchitecture where no layer has keys and values.
+        """
+        if not any(kind.attends for kind in self.kinds):
+            raise UnsupportedArchitecture(
+                "no layer of this model keeps keys and values, so that there is nothing to keep in few bits.",
+                hint="leave --kv-quant out.",
+            )
+        self._kept = kept_rows(bits)
+        self._even = self.device.type != "cpu" or self.model.dtype.itemsize < 4
+
+    @contextmanager
+    def keeping_whole(self) -> Iterator[None]:
+        """While this is open sweeps with caches of their own keep keys and values as they are computed."""
+        kept, self._kept = self._kept, WHOLE
+        try:
+            yield
+        finally:
+            self._kept = kept
 
     def alike(
         self,
@@ -168,11 +194,13 @@ class TreeLM:
         held = [len(part.cache.parents) for part in parts]
         tapped: dict[int, Tensor] = {}
         taps = self.taps.of(sum(len(part.tokens) for part in parts))
+        for part in parts:
+            part.cache.stepwise = self._stepwise
         try:
             numbered = zip(self._layers, self.kinds, strict=True)
             kinds = {number: kind for number, kind in numbered if number is not None}
             cancelled = cancelled or threading.Event()
-            packed = SweepRows(parts, kinds, self.device, cancelled, self._travel, self.images, self._rough)
+            packed = SweepRows(parts, kinds, self.device, cancelled, self._travel, self.images, self._rough, self._kept)
             try:
                 features = [part.features_RF for part in parts if part.features_RF is not None]
                 with self.taps.record(taps, tapped):
@@ -195,7 +223,7 @@ class TreeLM:
     def _run(self, packed: SweepRows, features_RF: Tensor | None) -> Tensor:
         together = packed.images if any(kind.together for kind in self.kinds) else []
         for layer in self._streamed:
-            layer.own_rows = packed.count
+            layer.tokens = packed.tokens
             layer.together = [range(run.start, run.stop) for run in together]
         tokens_R = packed.tokens_R.clamp(max=self.vocabulary - 1) if self._drafts or packed.images else packed.tokens_R
         rows = [tokens_R, packed.positions_R]
@@ -228,8 +256,8 @@ class TreeLM:
         with ExitStack() as ways:
             if self._met:
                 ways.enter_context(any_rows.linears(self.device, self.model.dtype, self.share))
-            if self._experts:
-                ways.enter_context(tiles.RowTiles())
+            if self._experts or self._even:
+                ways.enter_context(tiles.RowTiles(self._even))
             return ways.pop_all()
 
     def close(self) -> None:

@@ -17,7 +17,7 @@ class Room:
     token_B and draft_B: keys and values of one token, in the target and in the drafter. node_B: one guess on its way
     through the models. text_B: what a text takes however short it is. Every text that is admitted may have `least`
     guesses below it, under an automatic budget at most `most`. One sweep reads at most `rows` rows of newcomers'
-    prompts. `beside` is another memory, which
+    prompts. A drafter with a window keeps at most `draft_rows` rows of a text. `beside` is another memory, which
     has to hold its part too: the RAM beside a GPU.
     """
 
@@ -29,12 +29,13 @@ class Room:
     least: int = 0
     most: int = MOST_NODES
     rows: int = sys.maxsize
+    draft_rows: int = sys.maxsize
     beside: Room | None = None
 
     def need_B(self, tokens: int, nodes: int | None = None) -> int:
         """What a text may come to take at `tokens` tokens and `nodes` guesses: a little above the truth, not below."""
         nodes = self.least if nodes is None else nodes
-        drafts_B = self.draft_B * rows_held(tokens + drafter_rows(nodes))
+        drafts_B = self.draft_B * rows_held(min(tokens, self.draft_rows) + drafter_rows(nodes))
         return self.token_B * rows_held(tokens + nodes) + drafts_B + self.node_B * nodes + self.text_B
 
     def holds(self, lengths: Iterable[int], nodes: int | None = None) -> bool:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from specexec.planning.budget import RETRY_SWEEPS
-from specexec.text.sequence import Sequence
 from specexec.tree.tree import Ints
+
+if TYPE_CHECKING:
+    from specexec.text.sequence import Sequence
 
 FADE = 0.9  # of what was known with every text and sweep
 LEAST = 0.01  # of a sweep: for less it is not worth keeping a processor busy

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from collections.abc import Sequence as Items
 from dataclasses import replace
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
+from specexec.errors import BadMessages
 from specexec.model.cache import KVCache
 from specexec.sampling.params import SamplingParams
 from specexec.stats import Burst
 from specexec.text.dialogue import Dialogue, before
 from specexec.text.formats.find import Templates, format_of
+from specexec.text.formats.format import Format
+from specexec.text.formats.rules import Whole
 from specexec.text.messages import Message
 from specexec.text.reply import Reply
-from specexec.text.transcript import Kept, Tokens, Turn, begin, belonging, dialogue, same_text
+from specexec.text.template_options import Wishes
+from specexec.text.transcript import Kept, Tokens, Turn, begin, belonging, same_text
+
+if TYPE_CHECKING:
+    from specexec.sampling.grammar import Grammar
+
+log = logging.getLogger(__name__)
 
 
 class DialogueEncoding(Tokens, Templates, Protocol):
@@ -29,6 +39,8 @@ class DialogueEngine(Protocol):
 
     @property
     def models(self) -> dict[str, object]: ...
+
+    def grammar(self, text: str) -> Grammar: ...
 
     def filled(self, sampling: SamplingParams | None) -> SamplingParams: ...
 
@@ -52,6 +64,7 @@ class Conversation(Dialogue):
         super().__init__(system)
         self._writer = writer
         self._caches: dict[object, KVCache] = {}
+        self._said: set[str] = set()
 
     def proceed(self, sampling: SamplingParams | None = None) -> Iterator[Burst]:
         """Go on with an answer that was cut short, as if it had not been; nothing if it ended by itself."""
@@ -62,7 +75,7 @@ class Conversation(Dialogue):
         longer = replace(sampling, seed=seed, max_tokens=len(turn.written) + sampling.max_tokens)
         answer = self._reading(turn, sampling)
         turn.ended = None
-        bursts = self._writer.stream(turn.prompt, longer, self._caches, tuple(turn.written))
+        bursts = self._writer.stream(turn.prompt, self._bound(turn, longer), self._caches, tuple(turn.written))
         yield from self._added(answer, turn, bursts)
 
     @property
@@ -72,37 +85,37 @@ class Conversation(Dialogue):
             return False
         turn = self._turns[-1]
         last = len(turn.asked) + 1 == len(self._dialogue) and belonging([turn], self._dialogue) == [turn]
-        return last and same_text(self._writer.encoding, turn)
+        return last and same_text(self._writer.encoding, turn, self._wishes)
 
     @property
     def tokens_used(self) -> int:
         """Context taken by the dialogue so far."""
-        return len(self._writer.encoding.encode(self._dialogue)) if self.messages else 0
+        return self._count(self._dialogue) if self.messages else 0
 
     @property
     def rendered(self) -> str:
         """The dialogue as the model would read it next."""
-        return self._writer.encoding.render(self._dialogue)
+        return self._writer.encoding.render(self._dialogue, self._wishes)
 
     def keep(self) -> Kept:
         """The dialogue as it is now; a copy as far as messages and ids go, the caches themselves."""
         roles = {id(lm): role for role, lm in self._writer.models.items()}
         caches = {roles[id(lm)]: cache for lm, cache in self._caches.items() if id(lm) in roles}
         turns = [replace(turn, written=[*turn.written]) for turn in belonging(self._turns, self._dialogue)]
-        return Kept([*self.messages], self.system, turns, caches)
+        return Kept([*self.messages], self.system, turns, caches, self.left_out)
 
     def take_up(self, kept: Kept) -> None:
         """Go on where another conversation was kept."""
-        self.messages, self.system = [*kept.messages], kept.system
+        self.messages, self.system, self.left_out = [*kept.messages], kept.system, kept.left_out
         self._turns = belonging(kept.turns, kept.dialogue)
         models = self._writer.models
         self._caches = {models[role]: cache for role, cache in kept.caches.items() if role in models}
 
     def _answer(self, messages: list[Message], sampling: SamplingParams | None) -> Iterator[Burst]:
         self._ask(messages)
-        turn = begin(self._writer.encoding, self._turns, dialogue(self.system, messages))
+        turn = begin(self._writer.encoding, self._turns, self._read(messages), self._wishes)
         answer = self._reading(turn, sampling)
-        bursts = self._writer.stream(turn.prompt, sampling, self._caches, ())
+        bursts = self._writer.stream(turn.prompt, self._bound(turn, sampling), self._caches, ())
         for burst in bursts:
             if burst.tokens:
                 said = len(turn.asked)
@@ -113,9 +126,36 @@ class Conversation(Dialogue):
                 return
             yield burst  # an answer that was stopped before it began is none
 
+    def _count(self, dialogue: list[Message]) -> int:
+        return len(self._writer.encoding.encode(dialogue, self._wishes))
+
     def _reading(self, turn: Turn, sampling: SamplingParams | None) -> Reply:
         stop = self._writer.filled(sampling).stop or ()
-        return Reply(format_of(self._writer.encoding), turn.prompt, turn.written, stop)
+        return Reply(self._form, turn.prompt, turn.written, stop)
+
+    def _bound(self, turn: Turn, sampling: SamplingParams | None) -> SamplingParams | None:
+        """Calls are written so that they can be read, and texts after the schema. Raises BadMessages, BadGrammar."""
+        form = self._form
+        if self.tools and not form.calls:
+            raise BadMessages(f"tools cannot be called: {form.refusal}.")
+        if not (self.schema or (self.tools and form.enforceable)):
+            return sampling
+        whole = None if self.schema is None else Whole(self.schema)
+        opened = form.reader(turn.prompt).thinking
+        bound = form.grammar(self.tools, "auto", whole=whole, thought_open=opened)
+        for note in bound.notes:
+            if note not in self._said:
+                self._said.add(note)
+                log.warning("%s", note)
+        return replace(sampling or SamplingParams(), grammar=self._writer.grammar(bound.text))
+
+    @property
+    def _form(self) -> Format:
+        return format_of(self._writer.encoding, self._wishes)
+
+    @property
+    def _wishes(self) -> Wishes:
+        return Wishes(tools=self.tools)
 
     def _added(self, answer: Reply, turn: Turn, bursts: Iterator[Burst]) -> Iterator[Burst]:
         """The same bursts with their pieces; the last message grows with them."""

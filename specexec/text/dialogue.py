@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from bisect import bisect_left
 from collections.abc import Iterator
+from collections.abc import Sequence as Items
 
 from specexec.sampling.params import SamplingParams
 from specexec.stats import Burst
 from specexec.text.messages import Content, Message
-from specexec.text.transcript import Turn, dialogue, last_question
+from specexec.text.transcript import NOTHING, Turn, dialogue, last_question
 
 
 class Dialogue(ABC):
-    """Messages of OpenAI's shape. An answer that was interrupted stays, as far as it came."""
+    """Messages of OpenAI's shape. An answer that was interrupted stays, as far as it came.
+
+    `tools` are functions, in OpenAI's shape too, that answers may call; `schema` is what every text must be, as JSON.
+    """
 
     def __init__(self, system: str | None = None) -> None:
         self.system = system
         self.messages: list[Message] = []
+        self.tools: tuple[Message, ...] = ()
+        self.schema: Message | None = None
+        self.left_out = NOTHING
         self.unanswered: Content | None = None  # a question whose answer did not begin; no message of the dialogue
         self._turns: list[Turn] = []
         self._retries = 0
@@ -25,6 +33,11 @@ class Dialogue(ABC):
         """Ask, and stream the answer. If no token comes, the dialogue stays as it was, the question `unanswered`."""
         self._retries = 0
         return self._answer([*self.messages, {"role": "user", "content": content}], sampling)
+
+    def go_on(self, results: Items[Message], sampling: SamplingParams | None = None) -> Iterator[Burst]:
+        """Stream an answer to what the calls of the last one gave: messages of role tool, which stay in any case."""
+        self.messages = [*self.messages, *results]
+        return self._answer(self.messages, sampling)
 
     def retry(self, sampling: SamplingParams | None = None) -> Iterator[Burst]:
         """Another answer to the last question: a derived seed, unless the text does not depend on it."""
@@ -45,15 +58,47 @@ class Dialogue(ABC):
         asked = last_question(self.messages)
         if asked is not None:
             del self.messages[asked:]
+            if asked <= self.left_out.messages:  # nothing is left that it could be left out of
+                self.left_out = NOTHING
         return asked is not None
 
     def clear(self) -> None:
         """Start anew; the system prompt stays."""
-        self.messages, self.unanswered = [], None
+        self.messages, self.unanswered, self.left_out = [], None, NOTHING
+
+    def tokens_with(self, content: Content) -> int:
+        """What the model would read if this were asked now."""
+        return self._count(self._read([*self.messages, {"role": "user", "content": content}]))
+
+    def beyond(self, content: Content, room: int) -> int:
+        """How many of the oldest messages, by whole turns, have to be left out for a question to fit into `room` tokens
+        with the others; those that are left out already among them, all of them if the question alone takes more.
+        """
+        asked: Message = {"role": "user", "content": content}
+        starts = [at for at, message in enumerate(self.messages) if message["role"] == "user"]
+        starts = [at for at in starts if at > self.left_out.messages]
+
+        def fits(start: int) -> bool:
+            return self._count(dialogue(self.system, [*self.messages[start:], asked])) <= room
+
+        found = bisect_left(starts, True, key=fits)
+        return starts[found] if found < len(starts) else len(self.messages)
+
+    def like(self, other: Dialogue) -> None:
+        """Offer the tools of another dialogue, and ask for answers of the same schema."""
+        self.tools, self.schema = other.tools, other.schema
 
     @property
     def _dialogue(self) -> list[Message]:
-        return dialogue(self.system, self.messages)
+        return self._read(self.messages)
+
+    def _read(self, messages: list[Message]) -> list[Message]:
+        """What the model is given of these."""
+        return dialogue(self.system, messages, self.left_out)
+
+    @abstractmethod
+    def _count(self, dialogue: list[Message]) -> int:
+        """Tokens of what the model is given."""
 
     @abstractmethod
     def _answer(self, messages: list[Message], sampling: SamplingParams | None) -> Iterator[Burst]:

@@ -84,6 +84,13 @@ def content_of(text: str, pictures: Items[str]) -> Content:
     return [*map(picture_part, pictures), {"type": "text", "text": text}]
 
 
+def in_front(text: str, content: object) -> Content:
+    """A message's content with a text before it, and its images where they are."""
+    if isinstance(content, list):
+        return [{"type": "text", "text": text}, *content]
+    return text + text_in(content)
+
+
 def text_in(content: object) -> str:
     """What is said in a message's content, without its images."""
     if not isinstance(content, list):
@@ -225,13 +232,19 @@ def _arguments(arguments: object, traits: Traits) -> object:
         return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
     if not isinstance(arguments, str):
         return arguments
-    try:
-        found = json.loads(arguments)
-    except (ValueError, RecursionError):
-        found = None
-    if isinstance(found, dict):
+    found = json_object(arguments)
+    if found is not None:
         return found
     return arguments if traits.loose_arguments else {"arguments": arguments}
+
+
+def json_object(text: str) -> dict[str, object] | None:
+    """The object that a text is in JSON; None where it is none."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _strict_id(name: str) -> str:

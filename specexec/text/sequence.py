@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from specexec.errors import SpecexecError
-from specexec.model.cache import KVCache, common_prefix
-from specexec.model.image_rows import Images, as_words
+from specexec.model.cache import KVCache
+from specexec.model.image_rows import Images
 from specexec.sampling.noise import Noise
 from specexec.sampling.params import SamplingParams
 from specexec.sampling.processors import History, JudgedText, Processors
@@ -69,7 +69,7 @@ class Sequence:
     def words(self, start: int = 0) -> list[int]:
         """Its tokens from `start` on as a tokenizer knows them: for each row of an image one token stands."""
         tokens = self.tokens[start:]
-        return as_words(tokens, self.images.word) if self.images and self._held else tokens
+        return self.images.as_words(tokens) if self.images and self._held else tokens
 
     @property
     def answer(self) -> list[int]:
@@ -110,9 +110,7 @@ class Sequence:
         """This sequence's cache for one model, cut back to what both texts share."""
         cache = self.caches.setdefault(lm, KVCache())
         cache.forks = self.forks
-        shared = common_prefix(cache.tokens, self.tokens[:-1])
-        if shared < len(cache):
-            cache.rewind(shared)
+        cache.begin(self.tokens[:-1], self.prompt_length)
         return cache
 
     def pending(self, lm: object) -> list[int]:

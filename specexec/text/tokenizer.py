@@ -15,12 +15,12 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from specexec.errors import BadMessages, BadText
-from specexec.model.image_rows import Image, as_words, is_row
+from specexec.model.image_rows import Image, is_row
 from specexec.text import templates
 from specexec.text.control_tokens import ControlTokens, Rendered
 from specexec.text.detokenizer import TextStream
 from specexec.text.image_prompts import MOST_IMAGES, ImagePrompts
-from specexec.text.infill import InfillMarks, infill_marks
+from specexec.text.infill import BETWEEN, FILE, PROJECT, InfillMarks, OtherText, infill_marks
 from specexec.text.messages import (
     PROBE_TOOLS,
     Message,
@@ -132,14 +132,37 @@ class Encoding:
         marks = self._control.marks_for(text)
         return self._control.encode(Rendered(str(self._control.mark(text, marks)), marks))
 
-    def infill(self, before: str, after: str, wishes: Wishes | None = None) -> list[int] | None:
-        """Token ids of a prompt for what stands between two texts; None where the vocabulary has no marks for it."""
+    def infill(
+        self, before: str, after: str, wishes: Wishes | None = None, others: Items[OtherText] = (), most: int = 0
+    ) -> list[int] | None:
+        """Token ids of a prompt for what stands between two texts; None where the vocabulary has no marks for it.
+
+        `others` stand before, as many of the last ones as fit into `most` tokens with the rest.
+        """
         if (marks := self._infill) is None:
             return None
         bos = self.tokenizer.bos_token_id
         begin = [bos] if bos is not None and self._raw("x", Wishes())[:1] == [bos] else []
         first, then = (self.encode_part(text, wishes) for text in (before, after))
-        return [*begin, marks.before, *first, marks.after, *then, marks.answer]
+        asked = [marks.before, *first, marks.after, *then, marks.answer]
+        return [*begin, *self._before_infill(marks, others, most - len(begin) - len(asked), wishes), *asked]
+
+    def _before_infill(
+        self, marks: InfillMarks, others: Items[OtherText], room: int, wishes: Wishes | None
+    ) -> list[int]:
+        cut = partial(self.encode_part, wishes=wishes)
+        head, tail = list[int](), list[int]()
+        if marks.files is not None:
+            project, file = marks.files
+            head, tail = [project, *cut(PROJECT)], [file, *cut(FILE)]
+        kept = list[int]()
+        for other in reversed(others):
+            named = cut(BETWEEN) if marks.files is None else [marks.files[1], *cut(f"{other.name}\n")]
+            one = [*named, *cut(other.text)]
+            if len(head) + len(one) + len(kept) + len(tail) > room:
+                break
+            kept = one + kept
+        return [*head, *kept, *tail] if kept else []
 
     @cached_property
     def _infill(self) -> InfillMarks | None:
@@ -180,7 +203,7 @@ class Encoding:
 
     def in_vocabulary(self, tokens: list[int]) -> list[int]:
         """The same ids with the tokenizer's own for each row of an image, for those who read ids and not prompts."""
-        return as_words(tokens, self.images.images.word) if any(map(is_row, tokens)) and self.images else tokens
+        return self.images.images.as_words(tokens) if any(map(is_row, tokens)) and self.images else tokens
 
     def refuse_images(self, why: str) -> None:
         """From now on messages that hold an image are refused; what was said before stays the reason."""

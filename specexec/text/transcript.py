@@ -12,16 +12,20 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from specexec.stats import FinishReason
-from specexec.text.messages import Message
+from specexec.text.messages import Message, in_front
+from specexec.text.template_options import Wishes
 
 if TYPE_CHECKING:
     from specexec.model.cache import KVCache
 
 
+_SUMMARY = "(A summary of what we said before: {})\n\n"
+
+
 class Tokens(Protocol):
     """What a transcript needs of an encoding."""
 
-    def encode(self, prompt: list[Message]) -> list[int]: ...
+    def encode(self, prompt: list[Message], wishes: Wishes) -> list[int]: ...
 
     def raw(self, tokens: Items[int]) -> str: ...
 
@@ -41,6 +45,17 @@ class Turn:
         return [*self.prompt, *self.written]
 
 
+@dataclass(frozen=True)
+class LeftOut:
+    """The oldest messages of a dialogue, which the model reads no more, and the summary that it reads instead."""
+
+    messages: int = 0
+    summary: str = ""
+
+
+NOTHING = LeftOut()
+
+
 @dataclass
 class Kept:
     """A dialogue at rest: enough to go on with it, in this process or in another, and read nothing twice."""
@@ -49,16 +64,20 @@ class Kept:
     system: str | None
     turns: list[Turn]
     caches: dict[str, KVCache]  # by the model's role: target, drafter, drafter-2, …
+    left_out: LeftOut = NOTHING
 
     @property
     def dialogue(self) -> list[Message]:
-        return dialogue(self.system, self.messages)
+        return dialogue(self.system, self.messages, self.left_out)
 
 
-def dialogue(system: str | None, messages: Items[Message]) -> list[Message]:
-    """All that a chat template is given."""
+def dialogue(system: str | None, messages: Items[Message], left_out: LeftOut = NOTHING) -> list[Message]:
+    """All that a chat template is given. A summary stands in front of the first message that is left."""
     first: list[Message] = [{"role": "system", "content": system}] if system else []
-    return [*first, *messages]
+    rest = list(messages[left_out.messages :])
+    if left_out.summary and rest:
+        rest[0] = {**rest[0], "content": in_front(_SUMMARY.format(left_out.summary), rest[0]["content"])}
+    return [*first, *rest]
 
 
 def last_question(messages: Items[Message]) -> int | None:
@@ -66,18 +85,18 @@ def last_question(messages: Items[Message]) -> int | None:
     return next((at for at in reversed(range(len(messages))) if messages[at]["role"] == "user"), None)
 
 
-def begin(encoding: Tokens, turns: list[Turn], asked: list[Message]) -> Turn:
+def begin(encoding: Tokens, turns: list[Turn], asked: list[Message], wishes: Wishes) -> Turn:
     """A new turn, whose prompt is an earlier one's tokens and more wherever the template writes their very text."""
-    fresh = encoding.encode(asked)
+    fresh = encoding.encode(asked, wishes)
     for turn in reversed(turns):
         if (rest := _after(encoding, turn.tokens, fresh)) is not None:
             return Turn(asked, [*turn.tokens, *rest])
     return Turn(asked, fresh)
 
 
-def same_text(encoding: Tokens, turn: Turn) -> bool:
+def same_text(encoding: Tokens, turn: Turn, wishes: Wishes) -> bool:
     """Whether the prompt of a turn still is what its messages become: the model may be another one now."""
-    return _after(encoding, turn.prompt, encoding.encode(turn.asked)) == []
+    return _after(encoding, turn.prompt, encoding.encode(turn.asked, wishes)) == []
 
 
 def belonging(turns: Iterable[Turn], dialogue: list[Message]) -> list[Turn]:

@@ -17,6 +17,7 @@ from cli.batch.input.items import Item
 from cli.batch.refusals import BadRequest
 from cli.openai.errors import api_error
 from cli.shared.errors import REFUSALS
+from cli.shared.quantities import in_json
 
 if TYPE_CHECKING:
     from cli.batch.output.answers import ItemAnswer
@@ -56,7 +57,9 @@ class RecordWriter:
         body = {**choices[0], "usage": {"prompt_tokens": _prompt_tokens(item, answer), "completion_tokens": written}}
         if item.count > 1:
             each = zip(choices, answer.completions, strict=True)
-            body["choices"] = [{**choice, "seed": one.seed, "token_ids": list(one.tokens)} for choice, one in each]
+            body["choices"] = [
+                {**choice, "seed": in_json(one.seed), "token_ids": list(one.tokens)} for choice, one in each
+            ]
         return self._record(item, {**body, **own}, None)
 
     def failed(self, item: Item, error: Exception) -> Record:
@@ -118,7 +121,7 @@ def _own(completions: tuple[Completion, ...]) -> Record:
         sum(one.sweeps for one in completions),
     )
     return {
-        "seed": first.seed,
+        "seed": in_json(first.seed),
         "sweeps": sweeps,
         "tokens_per_sweep": round(tokens / sweeps if sweeps else 0.0, 3),
         "bytes_read": sum(one.bytes_read for one in completions),

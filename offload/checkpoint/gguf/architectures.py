@@ -61,6 +61,14 @@ PHI_3 = {
     "ffn_up": "mlp.gate_up_proj",
     "ffn_down": "mlp.down_proj",
 }
+GLM_4 = {
+    **ATTENTION,
+    "post_attention_norm": "post_self_attn_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_up": "mlp.gate_up_proj",
+    "ffn_down": "mlp.down_proj",
+    "post_ffw_norm": "post_mlp_layernorm",
+}
 # Llama 3.1 and later; a GGUF holds the factors that follow from these, and their largest is the one that varies.
 LLAMA_3_LOW, LLAMA_3_HIGH, LLAMA_3_CONTEXT = 1.0, 4.0, 8192
 
@@ -256,6 +264,13 @@ def _phi_3(facts: GgufFacts) -> Settings:
     return {name: value for name, value in settings.items() if name != "head_dim"}
 
 
+def _glm_4(facts: GgufFacts) -> Settings:
+    dim = _head_dim(facts)
+    rotated = facts.count("rope.dimension_count", dim // 2)
+    rope = {**_rope(facts, rotated), "partial_rotary_factor": rotated / dim}
+    return {**_basics(facts, rope), "attention_bias": "blk.0.attn_q.bias" in facts.tensors}
+
+
 def _granite(facts: GgufFacts) -> Settings:
     return {
         **_llama(facts),
@@ -278,5 +293,6 @@ ARCHITECTURES = {
     "gemma2": Architecture("gemma2", "Gemma2ForCausalLM", GEMMA_2, _gemma_2, norms_plus_1=True),
     "gemma3": Architecture("gemma3_text", "Gemma3ForCausalLM", {**GEMMA_2, **HEAD_NORMS}, _gemma_3, norms_plus_1=True),
     "phi3": Architecture("phi3", "Phi3ForCausalLM", PHI_3, _phi_3),
+    "glm4": Architecture("glm4", "Glm4ForCausalLM", GLM_4, _glm_4),
     "granite": Architecture("granite", "GraniteForCausalLM", LLAMA, _granite, pairs=True),
 }

@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -24,14 +23,17 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from specexec.drafters.heads.eagle_fields import FEATURES, EagleFields, TargetShape, own_name
-from specexec.drafters.heads.filled import TargetSizes, fill
+from specexec.drafters.heads.eagle_fields import FEATURES, MASK, EagleFields, own_name
+from specexec.drafters.heads.features import HeadFeatures
+from specexec.drafters.heads.filled import TargetSizes, fill, ids_of
 from specexec.drafters.heads.head import HeadDrafter
-from specexec.drafters.heads.refusal import unread
+from specexec.drafters.heads.lattice import LatticeDrafter
+from specexec.drafters.heads.masks import MaskFeatures, Masks
+from specexec.drafters.heads.refusal import TargetShape, unread
 from specexec.drafters.heads.self_check import SelfCheck
 from specexec.drafters.kit import DrafterKit
 from specexec.drafters.protocol import Drafter
-from specexec.drafters.ranking import Ranking
+from specexec.drafters.ranking import Named, Ranking
 from specexec.errors import BadDrafter
 from specexec.model.tree_lm import TreeLM
 from specexec.sizes import CHUNK
@@ -111,6 +113,8 @@ class Eagle:
     lm: TreeLM
     head: EagleHead
     ids: list[int] | None
+    mask_F: Tensor | None = None
+    """What P-EAGLE's masks read."""
 
     def drafter(
         self,
@@ -120,10 +124,21 @@ class Eagle:
         never: Iterable[int] = (),
         check: SelfCheck | None = None,
         name: str = "eagle",
-    ) -> HeadDrafter:
+        window: int | None = None,
+    ) -> HeadDrafter | LatticeDrafter:
         """It guesses for a target; one that is not checked reads what it is published with."""
         joined = self.head.joined if self.fields.generation == 3 else None
-        return HeadDrafter(self.lm, target, self.fields.taps, vocabulary, ranking, name, never, joined, self.ids, check)
+        if self.mask_F is not None and self.fields.mask is not None:
+            named = Named(self.lm.vocabulary, vocabulary, never, self.lm.device, self.ids)
+            features = HeadFeatures(self.lm, target, self.fields.taps, joined, check, named.ids_S)
+            with torch.no_grad():
+                masks = MaskFeatures(features, self.head.joined(self.mask_F))
+            return LatticeDrafter(
+                Masks(self.lm, self.fields.mask, self.fields.places, masks, window), named, ranking, name
+            )
+        return HeadDrafter(
+            self.lm, target, self.fields.taps, vocabulary, ranking, name, never, joined, self.ids, check, window
+        )
 
 
 def loaded(settings: Mapping[str, object], tensors: Mapping[str, Tensor], target: TreeLM, name: str) -> Eagle:
@@ -137,8 +152,9 @@ def loaded(settings: Mapping[str, object], tensors: Mapping[str, Tensor], target
     shape = TargetShape(layers, sizes.hidden, len(sizes.embeddings_VH))
     fields = EagleFields.of(settings, {key: tuple(one.shape) for key, one in own.items()}, shape, name)
     refused = partial(unread, fields.kind, name)
+    mask_F = own.pop(MASK, None)
     d2t_S, t2d_V = own.pop("d2t", None), own.pop("t2d", None)
-    ids = None if d2t_S is None else _ids(d2t_S, t2d_V, shape.vocabulary, refused)
+    ids = None if d2t_S is None else ids_of(d2t_S, t2d_V, shape.vocabulary, refused)
     own_table = own.pop("embed_tokens.weight", None)
     table_VH = sizes.embeddings_VH
     if own_table is not None:  # looked up where the target's are
@@ -162,7 +178,9 @@ def loaded(settings: Mapping[str, object], tensors: Mapping[str, Tensor], target
         both_RF = torch.cat([embedded_RH, features_RH], -1)
         return both_RF if fields.generation == 3 else head.fc(both_RF)
 
-    return Eagle(fields, target.alike(model.eval(), mix=mix), head, ids)
+    if mask_F is not None:
+        mask_F = mask_F.flatten()[None].to(sizes.device, sizes.dtype)
+    return Eagle(fields, target.alike(model.eval(), mix=mix), head, ids, mask_F)
 
 
 def make(kit: DrafterKit) -> Drafter:
@@ -172,7 +190,7 @@ def make(kit: DrafterKit) -> Drafter:
     found, ids = kit.head, kit.names
     eagle = loaded(found.settings, found.tensors(), kit.target, found.name)
     check = SelfCheck(found.name, eagle.fields.readings)
-    return eagle.drafter(kit.target, ids.rows, kit.ranking, ids.never, check, found.name)
+    return eagle.drafter(kit.target, ids.rows, kit.ranking, ids.never, check, found.name, kit.window)
 
 
 def _norm_like(norm: nn.Module, size: int) -> nn.Module:
@@ -191,14 +209,3 @@ def _config(fields: EagleFields, vocabulary: int, refused: Callable[[str], BadDr
     except (TypeError, ValueError, StrictDataclassError) as error:
         raise refused(f"its config.json makes no sense ({error})") from error
     return config
-
-
-def _ids(d2t_S: Tensor, t2d_V: Tensor | None, vocabulary: int, refused: Callable[[str], BadDrafter]) -> list[int]:
-    """What the rows of a head stand for: d + d2t[d], or d2t[d] itself where that is what t2d has."""
-    named = None if t2d_V is None else t2d_V.flatten().nonzero().flatten().tolist()
-    offsets = (d2t_S.long() + torch.arange(len(d2t_S))).tolist()
-    for ids in (offsets, d2t_S.tolist()):
-        ascending = all(left < right for left, right in pairwise(ids)) and ids[0] >= 0 and ids[-1] < vocabulary
-        if ascending and named in (None, ids):
-            return ids
-    raise refused("its d2t names tokens twice, tokens that the target does not have, or others than its t2d")

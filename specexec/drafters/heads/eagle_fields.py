@@ -10,12 +10,16 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from specexec.drafters.heads.refusal import of_another, unread
+from specexec.drafters.heads.refusal import TargetShape, of_another, unread
 from specexec.errors import BadDrafter
 from specexec.sizes import LAST
 
 NAMES = {1: "EAGLE", 3: "EAGLE-3"}
+PARALLEL = "P-EAGLE"
+KINDS = (*NAMES.values(), PARALLEL)
 FEATURES = "fc.weight"
+MASK = "mask_hidden"  # what masks of P-EAGLE read in the place of the target's states
+PLACES = 8  # tokens that P-EAGLE guesses at once, where its config.json says nothing
 MARK = "layers.0.hidden_norm.weight"  # what EAGLE-3 has and EAGLE-1 has not
 LAYERS = ("llama", "qwen3", "qwen2")  # whose layers a head may be made of
 NORMS = ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output")
@@ -26,7 +30,6 @@ _LATER_NORM = re.compile(r"^layers\.[1-9]\d*\.hidden_norm\.")
 _SWITCHES = {  # what cannot be had, by what asks for it
     "use_mtp_layernorm": True,
     "use_aux_hidden_state": False,
-    "parallel_drafting": True,
 }
 
 
@@ -50,13 +53,11 @@ def generation(names: Iterable[str]) -> int | None:
     return 3 if MARK in held else 1
 
 
-@dataclass(frozen=True)
-class TargetShape:
-    """What a head has to fit."""
-
-    layers: int
-    hidden: int
-    vocabulary: int
+def kind_by(names: Iterable[str]) -> str | None:
+    """As people call it, by the names that its tensors have here; None for something else."""
+    held = set(names)
+    found = generation(held)
+    return PARALLEL if found == 3 and MASK in held else NAMES.get(found or 0)
 
 
 @dataclass(frozen=True)
@@ -78,11 +79,14 @@ class EagleFields:
     norm_before_fc: bool = False
     fc_norm: bool = False
     norm_output: bool = False
+    mask: int | None = None
+    places: int = 1
+    """The token behind the text by which it guesses so many at once (P-EAGLE)."""
 
     @property
     def kind(self) -> str:
         """As people call it."""
-        return NAMES[self.generation]
+        return NAMES[self.generation] if self.mask is None else PARALLEL
 
     @property
     def readings(self) -> tuple[tuple[int, ...], ...]:
@@ -99,13 +103,15 @@ class EagleFields:
         """`shapes` by the names that tensors have here. Raises BadDrafter, by name, for what is unknown or misfits."""
         found = generation(shapes)
         assert found is not None, "asked before"
-        kind, given = NAMES[found], _told(settings)
+        kind, given = str(kind_by(shapes)), _told(settings)
         layer = layer_config(settings, shapes)
         for key, wanted in _SWITCHES.items():
             if given.get(key) is wanted:
                 raise unread(kind, name, f"its config.json has {key}: {wanted}")
-        if "mask_hidden" in shapes or given.get("mask_token_id") is not None:
-            raise unread(kind, name, "it drafts several tokens in one pass (P-EAGLE)")
+        mask = given.get("mask_token_id", given.get("ptd_token_id"))
+        if (MASK in shapes) != (mask is not None) or (given.get("parallel_drafting") and MASK not in shapes):
+            there = "there" if MASK in shapes else "missing"
+            raise unread(kind, name, f"its mask token is {mask!r}, and '{MASK}' is {there}")
         if layer["model_type"] not in LAYERS:
             raise unread(kind, name, f"its layers are those of {layer['model_type']!r}")
         if why := _odd_attention(layer):
@@ -114,7 +120,12 @@ class EagleFields:
         taps, other = _taps(given, settings, shapes, target, name) if found == 3 else ((LAST,), None)
         given["fc_norm"] = given.get("fc_norm") or given.get("use_aux_norm")
         flags = {key: bool(given.get(key)) for key in NORMS}
-        return cls(found, layer, taps, other, target.layers, rows_of(shapes, target.vocabulary), **flags)
+        rows, places = rows_of(shapes, target.vocabulary), 1
+        if mask is not None:
+            places = _places(settings)
+            if type(mask) is not int or not 0 <= mask < target.vocabulary or shapes[MASK][-1] != shapes[FEATURES][1]:
+                raise unread(kind, name, f"its mask token is {mask!r}, its '{MASK}' has the shape {list(shapes[MASK])}")
+        return cls(found, layer, taps, other, target.layers, rows, **flags, mask=mask, places=places)
 
 
 def layer_config(settings: Mapping[str, object], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, object]:
@@ -138,6 +149,15 @@ def rows_of(shapes: Mapping[str, tuple[int, ...]], vocabulary: int) -> int:
 def tap_count(shapes: Mapping[str, tuple[int, ...]], hidden: int) -> int:
     """Hidden states of this size that a head reads of each token."""
     return max(shapes[FEATURES][1] // hidden, 1) if generation(shapes) == 3 else 1
+
+
+def _places(settings: Mapping[str, object]) -> int:
+    """Tokens that it is to guess at once: `speculators` keeps that with the ways to use a head."""
+    told = settings.get("speculators_config")
+    ways = told.get("proposal_methods") if isinstance(told, Mapping) else None
+    first = ways[0] if isinstance(ways, list) and ways else None
+    places = first.get("speculative_tokens") if isinstance(first, Mapping) else None
+    return places if type(places) is int and places > 0 else PLACES
 
 
 def _told(settings: Mapping[str, object]) -> dict[str, object]:

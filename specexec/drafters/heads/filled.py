@@ -1,12 +1,13 @@
 """The tensors of a folder in the module of a head: what is missing, unknown or of another shape is refused by name.
 
-H hidden size   V vocabulary
+H hidden size   V vocabulary   S tokens that a head names
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -43,3 +44,14 @@ def fill(
         raise refused(f"'{misfit}' has the shape {list(tensors[misfit].shape)}, expected {list(wanted[misfit])}")
     head.load_state_dict({key: one.to(target.device, target.dtype) for key, one in tensors.items()}, assign=True)
     head.requires_grad_(False).eval()
+
+
+def ids_of(d2t_S: Tensor, t2d_V: Tensor | None, vocabulary: int, refused: Callable[[str], BadDrafter]) -> list[int]:
+    """What the rows of a head stand for: d + d2t[d], or d2t[d] itself where that is what t2d has."""
+    named = None if t2d_V is None else t2d_V.flatten().nonzero().flatten().tolist()
+    offsets = (d2t_S.long() + torch.arange(len(d2t_S))).tolist()
+    for ids in (offsets, d2t_S.tolist()):
+        ascending = all(left < right for left, right in pairwise(ids)) and ids[0] >= 0 and ids[-1] < vocabulary
+        if ascending and named in (None, ids):
+            return ids
+    raise refused("its d2t names tokens twice, tokens that the target does not have, or others than its t2d")

@@ -1,9 +1,8 @@
 """A head guesses: layers that were trained to read the target's hidden states, and then their own in their place.
 
-For token t_i of the text, i ≥ 1, it reads what the target made of t_0 … t_{i-1}; t_0 has no row. For a guess it reads
-what its own row of the parent gave (EAGLE, Li et al. 2024). So rows of guesses that became text are as good as those
-guesses were: they are computed again from the target's states as soon as the text is asked about again.
-N nodes   R rows   H hidden size   F features of a row
+For a token of the text it reads what the target computed (features.py), for a guess what its own row of the parent
+gave (EAGLE, Li et al. 2024). So rows of guesses that became text are as good as those guesses were: they are computed
+again from the target's states as soon as the text is asked about again.
 """
 
 from __future__ import annotations
@@ -11,21 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Items
 from dataclasses import replace
-from weakref import WeakKeyDictionary
 
-import torch
 from torch import Tensor
 
 from specexec.drafters.cascade import Cascade
+from specexec.drafters.heads.features import HeadFeatures
 from specexec.drafters.heads.self_check import SelfCheck
 from specexec.drafters.protocol import Ask, Guesses, nothing
 from specexec.drafters.ranking import Ranking
 from specexec.drafters.sibling import SiblingDrafter
-from specexec.errors import BadDrafter
 from specexec.model.cache import KVCache
-from specexec.model.taps import Tapped
 from specexec.model.tree_lm import Rows, TreeLM
-from specexec.sizes import CHUNK
 from specexec.text.sequence import Sequence
 from specexec.tree.tree import ROOT, Ints, TokenTree
 
@@ -33,8 +28,7 @@ from specexec.tree.tree import ROOT, Ints, TokenTree
 class HeadDrafter(SiblingDrafter):
     """Guesses by a model whose rows have features: the target's states at `taps`, side by side, or its own output.
 
-    `joined` makes one row's features of those states, [R, taps * H] to [R, F]. `check` decides, by the first text that
-    is long enough, where the states are to be read, or that this is a head of another model: it guesses no more then.
+    `joined` and `check` are those of HeadFeatures: a head that is refused guesses no more.
     `ids`: what the rows of its head stand for, where that is not 0, 1, 2, …
     """
 
@@ -52,14 +46,12 @@ class HeadDrafter(SiblingDrafter):
         joined: Callable[[Tensor], Tensor] | None = None,
         ids: Items[int] | None = None,
         check: SelfCheck | None = None,
+        window: int | None = None,
     ) -> None:
         # No row can be read along: what a row reads has to be there, and its parent's is not before the pass.
-        super().__init__(lm, vocabulary, ranking, name, cascade=Cascade(longest=0), never=never, ids=ids)
-        self._target, self._taps, self._joined, self._check = target, list(taps), joined, check
-        self._refused = False
-        target.taps.want(self, taps, check.taps if check else ())
-        # Tokens whose rows were computed from the target's own states.
-        self._true: WeakKeyDictionary[KVCache, int] = WeakKeyDictionary()
+        alone = Cascade(longest=0)
+        super().__init__(lm, vocabulary, ranking, name, cascade=alone, never=never, ids=ids, window=window)
+        self._features = HeadFeatures(lm, target, taps, joined, check, self._named.ids_S)
 
     def at_hand(self, asks: list[Ask]) -> list[Ask]:
         """None: nothing is read along."""
@@ -67,10 +59,10 @@ class HeadDrafter(SiblingDrafter):
 
     def guess(self, asks: list[Ask], width: int) -> list[Guesses]:
         """At most one forward pass; nothing for a text whose end the target has not computed yet."""
-        ready = [ask for ask in asks if not self._refused and self._can_answer(ask)]
+        ready = [ask for ask in asks if not self._features.refused and self._can_answer(ask)]
         for ask in ready:
             if ROOT in ask.nodes:
-                self._settle(ask.sequence)
+                self._features.settle(ask.sequence)
         said = dict(zip(map(id, ready), super().guess(ready, width) if ready else [], strict=True))
         return [said.get(id(ask)) or nothing(ask) for ask in asks]
 
@@ -83,57 +75,16 @@ class HeadDrafter(SiblingDrafter):
         if ROOT not in ask.nodes:
             return ask.sequence in self._below
         self._below.pop(ask.sequence, None)
-        taken = self._taken(ask.sequence)
-        return taken is not None and taken.end == len(ask.sequence.tokens) - 1 > taken.first(self._taps)
-
-    def _taken(self, sequence: Sequence) -> Tapped | None:
-        return sequence.cache(self._target).taken
-
-    def _settle(self, sequence: Sequence) -> None:
-        """Where the states are read, if this text can tell. Raises BadDrafter for a head of another model."""
-        check, taken = self._check, self._taken(sequence)
-        if check is None:
-            return
-        assert taken is not None
-        try:
-            found = check.found(self.lm, self._target, sequence.tokens, taken, self._features, self._ids_S)
-        except BadDrafter:
-            self._refused = True
-            self._target.taps.want(self, ())
-            raise
-        if found is None:
-            return
-        self._check = None
-        self._target.taps.want(self, found)
-        if list(found) != self._taps:
-            self._taps = list(found)
-            for cache in self._true:
-                self._true[cache] = 0
+        return self._features.ready(ask.sequence)
 
     def _rows(self, ask: Ask) -> Rows:
         """The rows, and what each reads beside its token."""
-        sequence = ask.sequence
-        if ask.nodes != [ROOT]:
+        if ask.nodes == [ROOT]:
+            self._features.begin(ask.sequence)
             part = super()._rows(ask)
-            return replace(part, features_RF=self._below[sequence].given(part.parents))
-        taken = self._taken(sequence)
-        assert taken is not None
-        cache, first = sequence.cache(self.lm), taken.first(self._taps) + 1
-        cache.rewind(min(len(cache), self._true.get(cache, len(cache))))
-        if len(cache) < first:  # states in between are missing: begin anew where they begin
-            cache.rewind(0)
-            cache.tokens, cache.unread = sequence.tokens[:first], first
+            return self._text(ask.sequence, part.cache, part.tokens)
         part = super()._rows(ask)
-        self._true[cache] = len(cache) + part.settled
-        end = len(sequence.tokens) - 1
-        return replace(part, features_RF=self._features(taken, self._taps, end - part.settled, end))
+        return replace(part, features_RF=self._below[ask.sequence].given(part.parents))
 
-    def _features(self, taken: Tapped, taps: Items[int], first: int, end: int) -> Tensor:
-        """What rows read of the states at the positions `first` … `end` - 1, [R, F]; joined a chunk at a time."""
-        chunks = list[Tensor]()
-        with torch.no_grad(), self.lm.linears():
-            for at in range(first, end, CHUNK):
-                states = [taken.between(tap, at, min(at + CHUNK, end)) for tap in taps]
-                side_by_side = torch.cat(states, -1).to(self.lm.device)
-                chunks.append(side_by_side if self._joined is None else self._joined(side_by_side))
-        return torch.cat(chunks)
+    def _text(self, sequence: Sequence, cache: KVCache, tokens: Items[int]) -> Rows:
+        return self._features.rows(sequence, cache, tokens)

@@ -2,28 +2,26 @@
 
 One pass for a text and its sweep; then every node of the tree is answered by its position, so the tree is the
 best-first one of the products of these distributions. The noise of later positions is known as well. Farther positions
-are worse guesses: each learns a tau of its own.
-N nodes   C candidates   P positions   H hidden size   V vocabulary
+are worse guesses: each learns a tau of its own. Some heads have a small part that knows the token before
+(following.py): what it adds to a distribution is computed for each node.
+N nodes   C candidates   P positions   B rows of a block   H hidden size   S tokens that are named
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence as Items
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from specexec.drafters.calibration import Calibrated, log_softmax
-from specexec.drafters.heads.dflash import DFlash, loaded
-from specexec.drafters.heads.filled import TargetSizes
-from specexec.drafters.kit import DrafterKit
-from specexec.drafters.protocol import Ask, Drafter, Guesses, nothing
-from specexec.drafters.ranking import Ranking
+from specexec.drafters.heads.following import Following, Kept, Path
+from specexec.drafters.protocol import Ask, Guesses, nothing
+from specexec.drafters.ranking import Named, Ranking
 from specexec.drafters.read_rows import GONE, AskedBatch, evidence
-from specexec.model.tree_lm import TreeLM
 from specexec.sampling.processors import History
 from specexec.sampling.scores import constrained
 from specexec.sizes import CANDIDATES
@@ -33,34 +31,50 @@ from specexec.tree.tree import ROOT, Floats, Ints, TokenTree
 FARTHEST = 15  # positions from here on share a calibration
 
 
+class Filled(NamedTuple):
+    """Logits of the tokens at the next positions, made of the last P of these hidden states."""
+
+    logits_PS: Tensor
+    hidden_BH: Tensor
+
+
+class Filler(Protocol):
+    """What makes a lattice: one pass behind a text."""
+
+    @property
+    def context(self) -> int: ...
+
+    def fill(self, sequence: Sequence) -> Filled | None:
+        """The positions behind a text; None where it cannot tell."""
+        ...
+
+
 @dataclass
 class _Lattice:
-    """Logits of the tokens at the positions from `first` on, and what was said by them, by position."""
+    """What was filled behind the first `first` tokens of a text, and what was said by it, by position."""
 
     first: int
-    logits_PV: Tensor
+    filled: Filled
     best: dict[int, tuple[Ints, Floats]] = field(default_factory=dict)
     asked: list[tuple[int, AskedBatch]] = field(default_factory=list)
+    paths: Kept = field(default_factory=dict)
 
 
 class LatticeDrafter(Calibrated):
-    """Guesses by a head that fills a block behind the text; it names none of `never`."""
+    """Guesses by what fills the positions behind a text; `named` says what its logits stand for."""
 
     def __init__(
         self,
-        head: DFlash,
-        target: TreeLM,
-        vocabulary: int,
+        filler: Filler,
+        named: Named,
         ranking: Ranking | None = None,
         name: str = "dflash",
-        never: Iterable[int] = (),
+        following: Following | None = None,
     ) -> None:
         super().__init__()
-        self.name, self.context = name, head.context
-        self.head, self.ranking = head, ranking or Ranking()
-        self._target, self._vocabulary = target, min(vocabulary, target.vocabulary)
-        self._never = torch.tensor(sorted(one for one in never if one < self._vocabulary), device=target.device)
-        target.taps.want(self, head.fields.taps)
+        self.name, self.context = name, filler.context
+        self.ranking = ranking or Ranking()
+        self._filler, self._named, self._following = filler, named, following
         self._lattices: WeakKeyDictionary[Sequence, _Lattice] = WeakKeyDictionary()
 
     def at_hand(self, asks: list[Ask]) -> list[Ask]:
@@ -72,7 +86,9 @@ class LatticeDrafter(Calibrated):
         for ask in asks:
             if ROOT in ask.nodes:
                 self._lattices.pop(ask.sequence, None)
-                self._fill(ask.sequence)
+                if (filled := self._filler.fill(ask.sequence)) is not None:
+                    filled = filled._replace(logits_PS=self._named.cut(filled.logits_PS))
+                    self._lattices[ask.sequence] = _Lattice(len(ask.sequence.tokens), filled)
         return [self._answer(ask, width) if ask.sequence in self._lattices else nothing(ask) for ask in asks]
 
     def observe(self, sequence: Sequence, tree: TokenTree, choices_M: list[int], kept: Ints | None) -> None:
@@ -94,32 +110,13 @@ class LatticeDrafter(Calibrated):
         lattice.asked = [(depth, batch.renamed(names_N)) for depth, batch in lattice.asked]
         lattice.asked = [(depth, batch) for depth, batch in lattice.asked if len(batch.nodes_N)]
 
-    def _fill(self, sequence: Sequence) -> None:
-        """Read what the target has processed since, then one pass; nothing where the target has not read the text."""
-        taken, end = sequence.cache(self._target).taken, len(sequence.tokens) - 1
-        if taken is None or taken.end != end:
-            return
-        cache = sequence.cache(self.head)
-        cache.forget_nodes()
-        first = taken.first(self.head.fields.taps)
-        if len(cache) < first:  # states in between are missing: begin anew where they begin
-            cache.rewind(0)
-            cache.tokens, cache.unread = sequence.tokens[:first], first
-        if new := sequence.tokens[len(cache) : end]:
-            states = [taken.between(tap, len(cache), end) for tap in self.head.fields.taps]
-            self.head.read(cache, new, torch.cat(states, -1))
-        logits_PV = self._target.head(self.head.fill(cache, sequence.tokens[-1]))[:, : self._vocabulary]
-        logits_PV = self.head.fields.shaped(logits_PV)
-        logits_PV = logits_PV.index_fill_(1, self._never, float("-inf")) if len(self._never) else logits_PV
-        self._lattices[sequence] = _Lattice(len(sequence.tokens), logits_PV)
-
     def _answer(self, ask: Ask, width: int) -> Guesses:
         lattice, length = self._lattices[ask.sequence], len(ask.sequence.tokens)
         below_N = np.array([-1 if node == ROOT else int(ask.tree.depth_N[node]) for node in ask.nodes])
         place_N = length + 1 + below_N - lattice.first  # of the children, in the lattice
-        shape = len(ask.nodes), min(width, CANDIDATES, lattice.logits_PV.shape[1])
+        shape = len(ask.nodes), min(width, self._most(lattice))
         tokens_NK, log_probs_NK = np.zeros(shape, np.int64), np.full(shape, -np.inf)
-        for place in sorted({*place_N.tolist()} & {*range(len(lattice.logits_PV))}):
+        for place in sorted({*place_N.tolist()} & {*range(len(lattice.filled.logits_PS))}):
             rows = np.flatnonzero(place_N == place)
             own = replace(ask, nodes=[ask.nodes[row] for row in rows])
             tokens_NC, scores_NC = self._candidates(lattice, own, place)
@@ -130,15 +127,20 @@ class LatticeDrafter(Calibrated):
             tokens_NK[rows], log_probs_NK[rows] = tokens_NC[:, : shape[1]], sure_NC[:, : shape[1]]
         return Guesses(tokens_NK, log_probs_NK)
 
+    def _most(self, lattice: _Lattice) -> int:
+        """Children of a node that are looked at."""
+        named = lattice.filled.logits_PS.shape[1]
+        return min(CANDIDATES, named, named if self._following is None else self._following.most)
+
     def _candidates(self, lattice: _Lattice, ask: Ask, place: int) -> tuple[Ints, Floats]:
         """The best tokens at one position, [N, C], and their scores: the same for all nodes unless paths matter."""
         sequence, sampling = ask.sequence, ask.sequence.sampling
-        same = not sampling.penalised and sequence.parse is None
-        if same and place not in lattice.best:
+        if sampling.penalised or sequence.parse is not None or self._following is not None:
+            return self._scored(lattice, ask, place)
+        if place not in lattice.best:
             lattice.best[place] = self._scored(lattice, replace(ask, nodes=ask.nodes[:1]), place)
-        tokens_NC, scores_NC = lattice.best[place] if same else self._scored(lattice, ask, place)
-        times = len(ask.nodes) // len(tokens_NC)
-        return tokens_NC.repeat(times, 0), scores_NC.repeat(times, 0)
+        tokens_NC, scores_NC = lattice.best[place]
+        return tokens_NC.repeat(len(ask.nodes), 0), scores_NC.repeat(len(ask.nodes), 0)
 
     def _scored(self, lattice: _Lattice, ask: Ask, place: int) -> tuple[Ints, Floats]:
         sequence, sampling, count = ask.sequence, ask.sequence.sampling, len(ask.nodes)
@@ -146,18 +148,22 @@ class LatticeDrafter(Calibrated):
         if sampling.penalised:
             above = sequence.history
             histories = [above.after(ask.tree.tokens_N[ask.tree.path(node)].tolist()) for node in ask.nodes]
-        logits_NV = lattice.logits_PV[place].expand(count, -1).clone()
-        logits_NV = constrained(logits_NV, sampling, sequence.parse, ask.tree, ask.nodes)
+        found = self._named.among(sequence, self._logits(lattice, ask, place))
+        logits_NV = constrained(found.logits_NV, sampling, sequence.parse, ask.tree, ask.nodes)
         positions = [lattice.first + place] * count
-        scores_NV = self.ranking.scores(logits_NV, sampling, sequence.noise, positions, histories)
-        best = scores_NV.topk(min(CANDIDATES, scores_NV.shape[1]))
-        return best.indices.cpu().numpy(), best.values.double().cpu().numpy()
+        scores_NV = self.ranking.scores(logits_NV, sampling, found.noise, positions, histories)
+        best = scores_NV.topk(self._most(lattice))
+        return found.tokens(best.indices).cpu().numpy(), best.values.double().cpu().numpy()
 
+    def _logits(self, lattice: _Lattice, ask: Ask, place: int) -> Tensor:
+        """Of the children of nodes that are so far behind the text, [N, S]."""
+        logits_PS, hidden_BH = lattice.filled
+        if self._following is None:
+            return logits_PS[place].expand(len(ask.nodes), -1).clone()
+        paths, row = [self._path(lattice, ask, node) for node in ask.nodes], place + len(hidden_BH) - len(logits_PS)
+        return self._following.logits(logits_PS[place], hidden_BH, row, paths, lattice.paths)
 
-def make(kit: DrafterKit) -> Drafter:
-    """A head from a folder of its own, for this target."""
-    assert isinstance(kit.target, TreeLM)
-    assert kit.head is not None
-    target, ids, found = kit.target, kit.names, kit.head
-    head = loaded(found.settings, found.tensors(), TargetSizes.of(target), found.name)
-    return LatticeDrafter(head, target, ids.rows, kit.ranking, found.name, ids.never)
+    def _path(self, lattice: _Lattice, ask: Ask, node: int) -> Path:
+        """The last token that the lattice was filled behind, and all that lead from there to a node."""
+        below: Items[int] = [] if node == ROOT else ask.tree.tokens_N[ask.tree.path(node)].tolist()
+        return (*ask.sequence.tokens[lattice.first - 1 :], *below)

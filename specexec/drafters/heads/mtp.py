@@ -20,8 +20,10 @@ from specexec.model.taps import LAST
 from specexec.model.tree_lm import TreeLM, trunk_name
 
 
-def mtp_lm(target: TreeLM, layer: nn.Module, config: PretrainedConfig) -> TreeLM:
+def mtp_lm(target: TreeLM, layer: nn.Module, config: PretrainedConfig, hidden_first: bool = False) -> TreeLM:
     """A model of this one layer that shares the target's embeddings and head; `config` is of a target that ends in it.
+
+    `hidden_first`: eh_proj reads [hnorm(h_{i-1}) ; enorm(E t_i)].
 
     Raises UnsupportedArchitecture where the target ends in something else than one norm.
     """
@@ -38,7 +40,8 @@ def mtp_lm(target: TreeLM, layer: nn.Module, config: PretrainedConfig) -> TreeLM
     embeddings = model.get_input_embeddings()
 
     def mix(tokens_R: Tensor, hidden_RH: Tensor) -> Tensor:
-        mixed_RH: Tensor = projection(torch.cat([enorm(embeddings(tokens_R)), hnorm(hidden_RH)], -1))
+        both = enorm(embeddings(tokens_R)), hnorm(hidden_RH)
+        mixed_RH: Tensor = projection(torch.cat(both[::-1] if hidden_first else both, -1))
         return mixed_RH
 
     return target.alike(model, [number], mix)
@@ -48,5 +51,5 @@ def make(kit: DrafterKit) -> Drafter:
     """The layer read, and what it may name."""
     assert isinstance(kit.target, TreeLM)
     brought, ids = kit.mtp_layer(), kit.names
-    lm = mtp_lm(kit.target, brought.layer, brought.config)
-    return HeadDrafter(lm, kit.target, [LAST], ids.rows, kit.ranking, "mtp", ids.never)
+    lm = mtp_lm(kit.target, brought.layer, brought.config, brought.hidden_first)
+    return HeadDrafter(lm, kit.target, [LAST], ids.rows, kit.ranking, "mtp", ids.never, window=kit.window)

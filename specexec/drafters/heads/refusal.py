@@ -1,8 +1,19 @@
-"""What is said of a head that cannot be used. Knows no torch."""
+"""What a head has to fit, and what is said of one that cannot be used. Knows no torch."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from specexec.errors import BadDrafter
+
+
+@dataclass(frozen=True)
+class TargetShape:
+    """What a head has to fit."""
+
+    layers: int
+    hidden: int
+    vocabulary: int
 
 
 def unread(kind: str, name: str, why: str) -> BadDrafter:

@@ -47,13 +47,7 @@ class ChannelRows:
 
     def of(self, rows: slice) -> ChannelRows:
         """Some of them."""
-        return ChannelRows(
-            self.query_HRK[:, rows],
-            self.key_HRK[:, rows],
-            self.value_HRV[:, rows],
-            self.decay_HRK[:, rows],
-            self.beta_HR[:, rows],
-        )
+        return ChannelRows(**{name: given[:, rows] for name, given in vars(self).items()})
 
     def empty(self) -> Tensor:
         """The state before the first token: zeros, [H, K, V] in float32."""

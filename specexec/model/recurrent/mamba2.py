@@ -5,19 +5,22 @@ R rows   H heads   P width of a head   G groups of heads that share B and C   N 
 
 from __future__ import annotations
 
-from math import inf
-
-from torch import Tensor
+from torch import Tensor, where
 from torch.nn.functional import softplus
 
 from specexec.model.recurrent.linear_state import LinearRows
 
 
-def step_sizes(step_RH: Tensor, bias_H: Tensor | None, soft: bool, limit: tuple[float, float] = (0.0, inf)) -> Tensor:
-    """Delta: the projected step sizes with their bias, made positive and kept within limits."""
+def step_sizes(step_RH: Tensor, bias_H: Tensor | None, soft: bool) -> Tensor:
+    """Delta: the projected step sizes with their bias, made positive."""
     if bias_H is not None:
         step_RH = step_RH + bias_H.to(step_RH.dtype)
-    return (softplus(step_RH) if soft else step_RH).clamp(*limit)
+    return softplus(step_RH) if soft else step_RH
+
+
+def limited(step_RH: Tensor, limit: tuple[float, float], read_R: Tensor) -> Tensor:
+    """Those of rows that are read as a prompt within limits."""
+    return where(read_R.unsqueeze(-1), step_RH.clamp(*limit), step_RH)
 
 
 def mamba2_rows(input_RHP: Tensor, step_RH: Tensor, rate_H: Tensor, key_RGN: Tensor, query_RGN: Tensor) -> LinearRows:

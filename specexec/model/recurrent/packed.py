@@ -54,15 +54,24 @@ class Text:
 
 
 class PackedStates:
-    """Takes the rows of one layer after the other, in one piece or in several, in order."""
+    """Takes the rows of one layer after the other, in one piece or in several, in order.
 
-    def __init__(self, texts: Items[Text], cancelled: threading.Event) -> None:
-        self._texts, self._cancelled = texts, cancelled
+    `read_R`: which of them are read as a prompt; others belong to what is written.
+    """
+
+    def __init__(self, texts: Items[Text], read_R: Tensor, cancelled: threading.Event) -> None:
+        self._texts, self._read_R, self._cancelled = texts, read_R, cancelled
         self._done: dict[Recurrence, int] = {}
 
     def seen(self, layer: int) -> int:
         """Rows that a layer has been through."""
         return min((done for (number, _), done in self._done.items() if number == layer), default=0)
+
+    def read(self, layer: int, name: str, count: int) -> Tensor:
+        """Which of the next rows of a recurrence are read as a prompt, bool [count]."""
+        begin = self._done.get((layer, name), 0)
+        here_R = self._read_R[begin : begin + count]
+        return torch.cat([here_R, here_R[-1:].expand(count - len(here_R))])
 
     def convolve(self, layer: int, inputs_RC: Tensor, weight_CK: Tensor, bias_C: Tensor | None) -> Tensor:
         """A causal convolution over each text, [R, C] in the dtype of the inputs."""

@@ -22,8 +22,10 @@ from torch.nn.functional import silu
 
 from specexec.model.module_types import every_module
 from specexec.model.recurrent.delta_rule import channel_rows, delta_rows
-from specexec.model.recurrent.mamba2 import mamba2_rows, step_sizes
+from specexec.model.recurrent.linear_state import LinearRows
+from specexec.model.recurrent.mamba2 import limited, mamba2_rows, step_sizes
 from specexec.model.recurrent.packed import PackedStates
+from specexec.model.recurrent.scan import StateRows
 from specexec.model.recurrent.selective_state import SelectiveRows
 from specexec.sizes import CHUNK
 
@@ -103,9 +105,9 @@ def _either(own: Function, ours: Function) -> Function:
     return called
 
 
-def _pieces(rows: int) -> list[slice]:
+def _pieces(rows: int, at_once: int = CHUNK) -> list[slice]:
     """Rows that are there in float32 at a time."""
-    return [slice(first, first + CHUNK) for first in range(0, rows, CHUNK)]
+    return [slice(first, first + at_once) for first in range(0, rows, at_once)]
 
 
 def _convolve(
@@ -126,6 +128,8 @@ def _convolve(
 
 
 def _delta_rule(
+    rows_of: Callable[..., StateRows],
+    at_once: int,
     visit: _Visit,
     query: Tensor,
     key: Tensor,
@@ -136,28 +140,11 @@ def _delta_rule(
     use_qk_l2norm_in_kernel: bool = False,
     **_: object,
 ) -> tuple[Tensor, None]:
-    """`torch_chunk_gated_delta_rule`: [1, R, heads, width] in and out."""
-    rows = delta_rows(query[0], key[0], value[0], g[0], beta[0], use_qk_l2norm_in_kernel)
-    read_HRV = visit.states.scan(visit.layer, rows)
-    return read_HRV.transpose(0, 1).unsqueeze(0).to(query.dtype), None
-
-
-def _kimi_delta(
-    visit: _Visit,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    g: Tensor,
-    beta: Tensor,
-    use_qk_l2norm_in_kernel: bool = False,
-    **_: object,
-) -> tuple[Tensor, None]:
-    """`chunk_kimi_delta_attention`: [1, R, heads, width] in and out."""
+    """`torch_chunk_gated_delta_rule` and `chunk_kimi_delta_attention`: [1, R, heads, width] in and out."""
     read_RHV = torch.empty_like(value[0])
-    for here in _pieces(len(read_RHV)):
+    for here in _pieces(len(read_RHV), at_once):
         given = (query[0, here], key[0, here], value[0, here], g[0, here], beta[0, here])
-        read_RHV[here] = visit.states.scan(visit.layer, channel_rows(*given, use_qk_l2norm_in_kernel)).transpose(0, 1)
+        read_RHV[here] = visit.states.scan(visit.layer, rows_of(*given, use_qk_l2norm_in_kernel)).transpose(0, 1)
     return read_RHV.unsqueeze(0), None
 
 
@@ -201,15 +188,16 @@ def _mamba2(
     **_: object,
 ) -> Tensor:
     """`mamba2_chunk_scan` without final states: [1, R, heads, width] in and out, the latter in float32."""
-    step_RH = step_sizes(dt[0], dt_bias, dt_softplus, dt_limit)
+    step_RH = step_sizes(dt[0], dt_bias, dt_softplus)
+    step_RH = limited(step_RH, dt_limit, visit.states.read(visit.layer, LinearRows.name, len(step_RH)))
     read_HRP = visit.states.scan(visit.layer, mamba2_rows(hidden[0], step_RH, A, B[0], C[0]))
     return (read_HRP.transpose(0, 1) + D.unsqueeze(-1) * hidden[0].float()).unsqueeze(0).contiguous()
 
 
 SEAMS: Mapping[str, Function] = {
     "causal_conv1d_fn": _convolve,
-    "torch_chunk_gated_delta_rule": _delta_rule,
-    "chunk_kimi_delta_attention": _kimi_delta,
+    "torch_chunk_gated_delta_rule": functools.partial(_delta_rule, delta_rows, sys.maxsize),
+    "chunk_kimi_delta_attention": functools.partial(_delta_rule, channel_rows, CHUNK),
     "mamba_selective_scan": _mamba1,
     "mamba2_chunk_scan": _mamba2,
 }

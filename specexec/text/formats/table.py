@@ -29,6 +29,13 @@ THOUGHTS = (
     ("Here are my reasoning steps:\n", "[BEGIN FINAL RESPONSE]"),
 )
 
+_DSML = XmlCalls(
+    "<｜DSML｜invoke",
+    ' name="{name}">\n',
+    '<｜DSML｜parameter name="{key}" string="{kind}">{value}</｜DSML｜parameter>\n',
+    end="</｜DSML｜invoke>",
+)
+
 
 class WrittenShape(CallShape, Protocol):
     """A shape that a grammar can be made of."""
@@ -223,23 +230,13 @@ CALLS = (
     ),
     CallForm(
         "deepseek-v3.2",
-        XmlCalls(
-            "<｜DSML｜invoke",
-            ' name="{name}">\n',
-            '<｜DSML｜parameter name="{key}" string="{kind}">{value}</｜DSML｜parameter>\n',
-            end="</｜DSML｜invoke>",
-        ),
+        _DSML,
         ("<｜DSML｜function_calls>", "</｜DSML｜function_calls>"),
         blank=("\n", "\n", "\n"),
     ),
     CallForm(
         "deepseek-v4",
-        XmlCalls(
-            "<｜DSML｜invoke",
-            ' name="{name}">\n',
-            '<｜DSML｜parameter name="{key}" string="{kind}">{value}</｜DSML｜parameter>\n',
-            end="</｜DSML｜invoke>",
-        ),
+        _DSML,
         ("<｜DSML｜tool_calls>", "</｜DSML｜tool_calls>"),
         blank=("\n", "\n", "\n"),
     ),

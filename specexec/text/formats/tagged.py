@@ -17,15 +17,23 @@ class CallShape(Protocol):
     """How one call, or one list of calls, is written."""
 
     @property
-    def begin(self) -> str: ...
+    def begin(self) -> str:
+        """The mark before a call; empty where it may begin with anything."""
+        ...
+
     @property
-    def end(self) -> str: ...
+    def end(self) -> str:
+        """The mark after it."""
+        ...
+
     @property
     def literals(self) -> Items[str]:
         """Text that a template writes in every call, down to its blank space."""
         ...
 
-    def calls(self, text: str, kinds: Kinds) -> list[Call]: ...
+    def calls(self, text: str, kinds: Kinds) -> list[Call]:
+        """What is between the two marks. Raises Malformed, or Unfinished where it may go on."""
+        ...
 
     def closes(self, text: str) -> bool:
         """Whether a call that can be read is known to be whole before its `end` comes."""

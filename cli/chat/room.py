@@ -1,0 +1,76 @@
+"""What a full context does to a conversation: --on-full. All messages are kept; some are no longer read."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from cli.shared.errors import TERMINATED
+from specexec.pieces import Piece
+from specexec.text.dialogue import Dialogue
+from specexec.text.messages import Content, text_in
+from specexec.text.transcript import LeftOut
+
+if TYPE_CHECKING:
+    from cli.chat.session import Session
+
+OnFull: TypeAlias = Literal["stop", "drop-oldest-turns", "summarise"]
+ON_FULL: tuple[OnFull, ...] = ("stop", "drop-oldest-turns", "summarise")
+SUMMARISE = (
+    "Summarise our conversation so far, in at most 150 words, so that we can go on from the summary alone: what was "
+    "asked, what was found or decided, names and numbers that matter, and what is still open. Write only the summary."
+)
+
+
+def make_room(session: Session, content: Content) -> bool:
+    """Leave out the oldest turns if the context has no room for this question and an answer; says so.
+
+    Half of the context stays for what is read: the next turns then need no room to be made. False if the user stopped
+    the summary; then nothing is left out.
+    """
+    conversation, context = session.conversation, session.engine.context
+    if session.on_full == "stop" or not isinstance(conversation, Dialogue):
+        return True
+    answer = min(session.sampling.max_tokens, context // 4)
+    if conversation.tokens_with(content) + answer <= context:
+        return True
+    count = conversation.beyond(content, context // 2)
+    if count == conversation.left_out.messages:
+        return True
+    summary = ""
+    if session.on_full == "summarise":
+        written = _summary(session, count)
+        if written is None:
+            return False
+        summary = written
+    conversation.left_out = LeftOut(count, summary)
+    session.screen.tell(f"the context of {context} tokens is nearly full: {left_out_note(conversation)}")
+    if summary:
+        session.screen.say(f"  the summary: {summary}")
+    return True
+
+
+def left_out_note(conversation: Dialogue) -> str:
+    """What the model reads no more."""
+    left_out, said = conversation.left_out, len(conversation.messages)
+    instead = "reads a summary of" if left_out.summary else "no longer reads"
+    return f"the model {instead} the first {left_out.messages} of {said} messages"
+
+
+def _summary(session: Session, count: int) -> str | None:
+    """The first `count` messages in the model's own words; empty if it cannot be had, None if the user stopped it."""
+    conversation, engine = session.conversation, session.engine
+    assert isinstance(conversation, Dialogue)
+    other = engine.conversation(conversation.system)
+    other.messages, other.left_out = conversation.messages[:count], conversation.left_out
+    longest = min(engine.context // 8, engine.context - other.tokens_with(SUMMARISE))
+    if longest < engine.context // 32:
+        session.screen.tell("Note: the oldest messages are too long to be summarised; they are left out.")
+        return ""
+    session.screen.say(f"  summarising the first {count} messages…")
+    sampling = replace(session.sampling, max_tokens=longest)
+    answer = session.play(replace(burst, piece=Piece()) for burst in other.send(SUMMARISE, sampling))
+    if answer.finish_reason == "interrupted":
+        session.last, session.leaving = answer, answer.exit_code == TERMINATED
+        return None
+    return text_in(other.messages[-1]["content"]).strip()
