@@ -37,7 +37,7 @@ def test_a_conversation_keeps_its_model_unless_another_is_named(specexec: Comman
     specexec("chat", "-c", "-p", "more")
     assert specexec.options is not None
     assert specexec.options.model == "org/first"
-    specexec("chat", "-c", "org/second", "-p", "more")
+    specexec("chat", "-c", "org/second", "-p", "more", "--json")
     assert specexec.options.model == "org/second"
     (listed,) = json.loads(specexec("sessions", "list", "--json").out)
     assert listed["messages"] == 6

@@ -57,13 +57,14 @@ cli.engine:           .shared .terminal specexec specexec.errors specexec.drafte
                       offload.errors offload.machine offload.hub offload.placement
 cli.about:            .shared offload.machine
 cli.connect:          .shared .terminal specexec.pieces specexec.stats specexec.tree specexec.sampling specexec.text
+                      offload.machine
 cli.mcp:              .shared .terminal specexec.text offload.machine
 cli.chat:             .shared .terminal .engine .connect .mcp specexec.pieces specexec.stats specexec.sampling
                       specexec.model specexec.text specexec.drafters specexec.engine specexec.sizes
                       offload.machine offload.hub
 cli.serve:            .shared .terminal .engine .connect .openai .messages_api .responses_api .ollama_api
                       specexec.errors specexec.stats specexec.sampling specexec.model
-                      specexec.text specexec.engine specexec.compose offload.errors
+                      specexec.text specexec.engine specexec.compose offload.errors offload.machine
 cli.models:           .shared .terminal .engine .about specexec.errors specexec.sizes specexec.model specexec.text
                       specexec.drafters
                       specexec.compose offload.errors offload.units offload.machine offload.checkpoint offload.hub

@@ -358,7 +358,7 @@ def test_a_file_that_is_none_is_refused_in_words(tmp_path: Path) -> None:
         (tmp_path / "none.png", "No such file"),
         ("half\0name.png", "null"),
         ("/dev/zero", "bytes; "),
-        ("~nobody-of-this-name/one.png", "home directory"),
+        ("~nobody-of-this-name/one.png", "No such file"),
     ):
         message = {"role": "user", "content": [{"type": "image_url", "image_url": str(path)}]}
         with pytest.raises(BadJsonl, match=r"^line 1: ") as refused:

@@ -218,6 +218,9 @@ def test_servers_are_named_typed_or_read_from_files(tmp_path: Path, monkeypatch:
     assert refused.value.hint == "--mcp memory"
     with pytest.raises(click.UsageError, match="No closing quotation"):
         meant(["sh 'x"])
+    for nothing in ("", "~nobody-of-this-name/mcp.json"):
+        with pytest.raises(McpFailed, match="no such command, address or file"):
+            meant([nothing])
 
 
 @pytest.mark.parametrize(
@@ -245,13 +248,16 @@ def test_a_file_that_cannot_be_meant_is_refused_by_what_is_wrong(tmp_path: Path,
     ("program", "says"),
     [("import sys; sys.exit('no key is set')", "no key is set"), ("print('hello'); print('world')", "")],
 )
-def test_a_server_that_cannot_be_used_is_refused_in_its_own_words(program: str, says: str) -> None:
+def test_a_server_that_cannot_be_used_is_refused_in_its_own_words(
+    program: str, says: str, caplog: pytest.LogCaptureFixture
+) -> None:
     with (
         pytest.raises(McpFailed, match="the MCP server bad cannot be used") as refused,
         McpServers([McpServer("bad", sys.executable, ("-c", program))], timeout_s=30, start_s=30) as servers,
     ):
         servers.start(lambda _: nullcontext())
     assert says in str(refused.value.why)
+    assert not caplog.records, "no traceback of the package"
 
 
 def test_what_is_missing_is_said_before_a_model_is_loaded(

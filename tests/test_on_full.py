@@ -16,7 +16,7 @@ from cli.chat.room import ON_FULL, SUMMARISE, OnFull
 from cli.chat.saving import Keeper
 from cli.chat.session import Session
 from cli.chat.slash import obey
-from cli.shared.errors import BadSession
+from cli.shared.errors import BadSession, NoServer
 from cli.terminal.screen import Screen
 from offload.hub.names import HERE
 from specexec.engine.engine import Engine
@@ -145,11 +145,56 @@ def test_nothing_is_left_out_unasked(llm: Engine, capsys: pytest.CaptureFixture[
 def test_a_question_that_fills_the_context_alone_is_refused_and_can_be_edited(
     llm: Engine, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    one = session(llm, "summarise")
+    one.send(QUESTIONS[0])
+    before = one.conversation.rendered
+    one.send("x " * CONTEXT)
+    said = capsys.readouterr().err
+    assert f"the context is {CONTEXT}" in said
+    assert "nearly full" not in said, "the earlier turns are not given up for it"
+    assert (len(one.conversation.messages), one.conversation.rendered) == (2, before)
+
+
+def test_a_question_whose_room_cannot_be_counted_is_taken_back_alone(
+    llm: Engine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Such as by a server that is gone: what there was before stays."""
     one = session(llm, "drop-oldest-turns")
     one.send(QUESTIONS[0])
-    one.send("x " * CONTEXT)
-    assert f"the context is {CONTEXT}" in capsys.readouterr().err
-    assert len(one.conversation.messages) == 2
+    before = [*one.conversation.messages]
+
+    def gone(*_: object) -> int:
+        raise NoServer("the server is gone.")
+
+    monkeypatch.setattr(one.conversation, "_count", gone)
+    one.ask_again(QUESTIONS[1])
+    assert "the server is gone" in capsys.readouterr().err
+    assert (one.conversation.messages, one.conversation.unanswered) == (before, QUESTIONS[1])
+
+
+def test_an_edited_question_that_is_refused_leaves_the_summary(llm: Engine) -> None:
+    one = session(llm, "summarise")
+    left_out = asked_until_full(one)
+    while len(one.conversation.messages) > left_out.messages + 2:
+        obey(one, "/undo")
+    before = one.conversation.rendered
+    one.ask_again("x " * CONTEXT)
+    assert (one.conversation.left_out, one.conversation.rendered) == (left_out, before)  # type: ignore[union-attr]
+
+
+def test_a_question_that_stood_alone_is_answered_again_with_what_was_before_it(llm: Engine) -> None:
+    """A question that took all room and got no answer, taken back: /retry is about the one before it."""
+    one = session(llm, "drop-oldest-turns")
+    one.send(QUESTIONS[0])
+    assert isinstance(one.conversation, Conversation)
+    one.conversation.left_out, one.conversation.unanswered = LeftOut(2), QUESTIONS[1]
+    kept = one.conversation.keep()
+    obey(one, "/undo")
+    assert one.conversation.left_out == LeftOut()
+    again = llm.conversation()
+    again.take_up(kept)
+    list(again.retry(SAMPLING))
+    assert QUESTIONS[0] in again.rendered
 
 
 def test_the_command_offers_what_the_session_knows() -> None:

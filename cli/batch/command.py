@@ -265,12 +265,12 @@ def _facts(
     if isinstance(engine, Cluster | ServedWork):
         about = {"workers": engine.size} if isinstance(engine, Cluster) else engine.model.meta
         where: Record = {"asked": options.asked, **about}
-        return lambda item: {"run": run, "sampling": _told(item.sampling(sampling)), "engine": where}
+        return lambda item: {"run": run, "sampling": _fields(item.sampling(sampling)), "engine": where}
     here, filled = facts_of(engine, options), engine.filled
-    return lambda item: {"run": run, "sampling": _told(filled(item.sampling(sampling))), "engine": here}
+    return lambda item: {"run": run, "sampling": _fields(filled(item.sampling(sampling))), "engine": here}
 
 
-def _told(sampling: SamplingParams) -> dict[str, object]:
+def _fields(sampling: SamplingParams) -> dict[str, object]:
     return asdict(sampling) | {"seed": in_json(sampling.seed or 0)}
 
 

@@ -166,7 +166,10 @@ def chat(
             if not make_room(talk, content):
                 assert talk.last is not None
                 return talk.last.exit_code
-            if as_json:
+            try:
+                if not as_json:
+                    *_, answer = talk.exchange(talk.conversation.send(content, sampling))
+                    return answer.exit_code
                 bursts: list[Burst] = []
                 *_, last = talk.exchange(talk.conversation.send(content, sampling), partial(_collected, bursts))
                 left_out = asdict(talk.conversation.left_out) if isinstance(talk.conversation, Dialogue) else None
@@ -174,18 +177,15 @@ def chat(
                 asked |= {"on_full": on_full, "left_out": left_out, "messages": talk.conversation.messages}
                 echo(json.dumps(asked | _record_of(bursts, engine, engine_options, sampling), ensure_ascii=False))
                 return last.exit_code
-            try:
-                *_, answer = talk.exchange(talk.conversation.send(content, sampling))
-                return answer.exit_code
             finally:
                 talk.leave()
 
 
-def _collected(told: list[Burst], bursts: Iterator[Burst]) -> Answer:
-    """The sum of an answer that is not shown; its bursts are added to `told`."""
+def _collected(kept: list[Burst], bursts: Iterator[Burst]) -> Answer:
+    """The sum of an answer that is not shown; its bursts are added to `kept`."""
     answer = Answer()
     for burst in bursts:
-        told.append(burst)
+        kept.append(burst)
         answer = answer.after(burst)
     return answer
 

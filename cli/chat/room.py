@@ -25,8 +25,8 @@ SUMMARISE = (
 def make_room(session: Session, content: Content) -> bool:
     """Leave out the oldest turns if the context has no room for this question and an answer; says so.
 
-    Half of the context stays for what is read: the next turns then need no room to be made. False if the user stopped
-    the summary; then nothing is left out.
+    Half of the context stays for what is read: the next turns then need no room to be made. Nothing is left out for a
+    question that is too long by itself. False if the user stopped the summary; then nothing is left out either.
     """
     conversation, context = session.conversation, session.engine.context
     if session.on_full == "stop" or not isinstance(conversation, Dialogue):
@@ -35,7 +35,7 @@ def make_room(session: Session, content: Content) -> bool:
     if conversation.tokens_with(content) + answer <= context:
         return True
     count = conversation.beyond(content, context // 2)
-    if count == conversation.left_out.messages:
+    if count == conversation.left_out.messages or conversation.tokens_with(content, LeftOut(count)) >= context:
         return True
     summary = ""
     if session.on_full == "summarise":

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Items
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from cli.chat.archive import Archive, Record, TakenBack
@@ -18,6 +17,7 @@ from cli.shared.errors import BadSnapshot
 from cli.shared.quantities import format_bytes, format_count
 from cli.terminal.screen import Screen
 from offload.hub.adapters import adapters_digest
+from offload.machine.folders import typed_path
 from specexec.text.messages import Message
 from specexec.text.transcript import belonging
 
@@ -154,7 +154,7 @@ def weights_of(engine: Engine) -> dict[str, str]:
 
 def stored_name(model: str) -> str:
     """A model's name that means the same from any folder."""
-    path = Path(model).expanduser()
+    path = typed_path(model)
     return str(path.resolve()) if path.exists() else model
 
 

@@ -148,11 +148,16 @@ class Session:
         self._instead(content_of(text, pictures_of(self._last_content)), self.sampling)
 
     def _instead(self, text: Content, sampling: SamplingParams) -> None:
-        before = [*self.conversation.messages]
-        self.conversation.undo()
+        conversation = self.conversation
+        messages = [*conversation.messages]
+        left_out = conversation.left_out if isinstance(conversation, Dialogue) else None
+        conversation.undo()
         self._ask(text, sampling)
-        if self.conversation.unanswered is not None:  # nothing came in the place of what there was
-            self.conversation.messages = before
+        if conversation.unanswered is None:
+            return
+        conversation.messages = messages  # nothing came in the place of what there was
+        if isinstance(conversation, Dialogue) and left_out is not None:
+            conversation.left_out = left_out
 
     def play(self, bursts: Iterator[Burst]) -> Answer:
         """Print an answer as it comes."""
@@ -171,7 +176,7 @@ class Session:
             room = make_room(self, content)
         except REFUSALS as refusal:
             self.screen.tell(explain(refusal))
-            return
+            room = False
         if room:
             self._answer(self.conversation.send(content, sampling))
         else:

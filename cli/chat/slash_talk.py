@@ -17,6 +17,7 @@ from cli.chat.session import Session
 from cli.chat.sessions import found_lines, table
 from cli.shared.options import NATURAL
 from cli.shared.quantities import format_count
+from offload.machine.folders import typed_path
 from specexec.text.pictures import data_url, is_image_file
 
 FENCED = re.compile(r"^```[^\n]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
@@ -148,7 +149,4 @@ def system(session: Session, argument: str) -> None:
 def _path(argument: str, usage: str) -> Path:
     if not argument:
         raise click.BadParameter(f"which file? {usage}")
-    try:
-        return Path(argument).expanduser()
-    except RuntimeError as problem:  # ~name without such a user
-        raise click.BadParameter(f"{argument}: {problem}") from None
+    return typed_path(argument)

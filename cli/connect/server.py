@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from email.message import Message as Headers
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
-from pathlib import Path
 from typing import TypeAlias, TypeVar
 from urllib.parse import urlsplit
 
@@ -16,6 +15,7 @@ import click
 
 from cli.shared.errors import NoServer, ServerRefusal
 from cli.shared.options import LOADING, was_chosen
+from offload.machine.folders import typed_path
 
 Result = TypeVar("Result")
 Json = dict[str, object]
@@ -209,8 +209,8 @@ class Events:
 def _socket_in(address: str) -> str | None:
     """The path of a Unix socket, if that is meant."""
     if address.startswith("unix:"):
-        return str(Path(address.removeprefix("unix:").removeprefix("//")).expanduser())
-    path = Path(address).expanduser()
+        return str(typed_path(address.removeprefix("unix:").removeprefix("//")))
+    path = typed_path(address)
     return str(path) if "://" not in address and path.is_socket() else None
 
 

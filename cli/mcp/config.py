@@ -17,7 +17,7 @@ from typing import Literal, TypeAlias
 import click
 
 from cli.shared.errors import BadConfig, McpFailed
-from offload.machine.folders import folder_of
+from offload.machine.folders import folder_of, typed_path
 
 Transport: TypeAlias = Literal["stdio", "http", "sse"]
 
@@ -72,15 +72,15 @@ def meant(words: Items[str]) -> list[McpServer]:
 def _meant(word: str) -> list[McpServer]:
     if re.match(r"https?://", word):
         return [McpServer(url=word, transport="http")]
-    if word.endswith(".json") and Path(word).expanduser().is_file():
-        path = Path(word).expanduser()
-        return [_filled(name, told, path) for name, told in _servers_of(path) if not told.get("disabled")]
+    if word.endswith(".json") and typed_path(word).is_file():
+        path = typed_path(word)
+        return [_filled(name, given, path) for name, given in _servers_of(path) if not given.get("disabled")]
     file = user_servers()
     known = dict(_servers_of(file)) if file.is_file() else {}
     if word in known:
         return [_filled(word, known[word], file)]
     try:
-        command, *args = shlex.split(word)
+        command, *args = shlex.split(word) or [""]
     except ValueError as problem:
         raise click.UsageError(f"--mcp {word!r}: {problem}.") from None
     if shutil.which(command) is None:
@@ -96,10 +96,10 @@ def _meant(word: str) -> list[McpServer]:
 def _servers_of(path: Path) -> Iterator[tuple[str, dict[str, object]]]:
     """What a file says of each of its servers. Raises BadConfig."""
     try:
-        told = json.loads(path.read_text(encoding="utf-8-sig"))
+        read = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as problem:
         raise BadConfig(f"{path} cannot be read as JSON: {problem}.") from None
-    servers = told.get("mcpServers", told.get("servers")) if isinstance(told, dict) else None
+    servers = read.get("mcpServers", read.get("servers")) if isinstance(read, dict) else None
     if not isinstance(servers, dict):
         raise BadConfig(f"{path} names no servers.", hint='{"mcpServers": {"NAME": {"command": "…", "args": []}}}')
     for name, one in servers.items():
@@ -108,26 +108,26 @@ def _servers_of(path: Path) -> Iterator[tuple[str, dict[str, object]]]:
         yield name, one
 
 
-def _filled(name: str, told: Mapping[str, object], path: Path) -> McpServer:
+def _filled(name: str, given: Mapping[str, object], path: Path) -> McpServer:
     """One server of a file, its variables filled in. Raises BadConfig for what cannot be meant."""
 
     def wrong(what: str) -> BadConfig:
         return BadConfig(f"{path}: {name}: {what}")
 
     def text(key: str) -> str:
-        value = told.get(key, "")
+        value = given.get(key, "")
         if not isinstance(value, str):
             raise wrong(f"{key} is not text.")
         return _with_variables(value, wrong)
 
     def texts(key: str) -> list[str]:
-        value = told.get(key, [])
+        value = given.get(key, [])
         if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
             raise wrong(f"{key} is not a list of texts.")
         return [_with_variables(one, wrong) for one in value]
 
     def table(key: str) -> dict[str, str]:
-        value = told.get(key, {})
+        value = given.get(key, {})
         if not isinstance(value, dict) or not all(isinstance(one, str) for one in value.values()):
             raise wrong(f"{key} is not an object of texts.")
         return {entry: _with_variables(one, wrong) for entry, one in value.items()}
@@ -139,20 +139,20 @@ def _filled(name: str, told: Mapping[str, object], path: Path) -> McpServer:
     transport = _TRANSPORTS.get(kind)
     if transport is None or (transport == "stdio") != bool(command):
         raise wrong(f"its type is {kind!r}; a command has stdio, a url http or sse.")
-    unknown = [key for key in told if key not in _KNOWN]
+    unknown = [key for key in given if key not in _KNOWN]
     return McpServer(
         name, command, tuple(texts("args")), table("env"),
-        Path(text("cwd")).expanduser() if text("cwd") else None, url, table("headers"), transport,
+        typed_path(text("cwd")) if text("cwd") else None, url, table("headers"), transport,
         tuple(tool for key in _ALLOWING for tool in texts(key)),
         (f"{name}: without effect here: {', '.join(unknown)}",) if unknown else (),
     )  # fmt: skip
 
 
 def _with_variables(text: str, wrong: Callable[[str], BadConfig]) -> str:
-    def value(found: re.Match[str]) -> str:
-        given = os.environ.get(found[1], found[2])
-        if given is None:
+    def filled(found: re.Match[str]) -> str:
+        value = os.environ.get(found[1], found[2])
+        if value is None:
             raise wrong(f"the environment has no variable {found[1]}.")
-        return given
+        return value
 
-    return _VARIABLE.sub(value, text)
+    return _VARIABLE.sub(filled, text)

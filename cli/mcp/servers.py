@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from collections.abc import Sequence as Items
@@ -65,6 +66,8 @@ class McpServers:
             raise MissingExtra("tools of MCP servers need the package mcp, which is not installed.", hint=hint)
         from anyio.from_thread import start_blocking_portal
 
+        # It logs every line of a server that is none of the protocol with a traceback; what fails is raised here.
+        logging.getLogger("mcp").setLevel(logging.CRITICAL)
         self._portal: BlockingPortal = self._stack.enter_context(start_blocking_portal())
         for server in self._asked:
             with waiting(f"starting {server.name or server.where}…"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 
 import click
 
@@ -14,6 +13,7 @@ from cli.shared.settings import ALIASES
 from cli.shared.verbosity import json_option, verbosity_options
 from offload.errors import ModelNotFound
 from offload.hub import names
+from offload.machine.folders import typed_path
 
 
 @click.group()
@@ -60,7 +60,7 @@ def set_alias(name: str, target: str, drafter: str | None) -> None:
 
 def _lasting(name: str) -> str:
     """What means the same from any folder: an absolute path, or org/repo."""
-    path = Path(name).expanduser()
+    path = typed_path(name)
     if path.exists():
         return str(path.absolute())
     if names.HUB_NAME.fullmatch(name) and not name.startswith("."):

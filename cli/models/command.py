@@ -24,6 +24,7 @@ from offload.hub import cleanup as leftovers
 from offload.hub import hub, names
 from offload.hub import local_models as local
 from offload.hub.other_apps import models_of_apps
+from offload.machine.folders import typed_path
 from specexec.compose.head_folders import as_model, head_in_words
 
 
@@ -245,7 +246,7 @@ def _find(name: str) -> Known:
         return _demo()
     if name in aliases:
         return Known(name, aliases[name].target, aliases[name].drafter or "none", _here(name))
-    path = Path(name).expanduser()
+    path = typed_path(name)
     if path.exists():
         return Known(name, str(path), "none", path)
     if names.hub_name(name):

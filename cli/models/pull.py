@@ -20,6 +20,7 @@ from cli.shared.verbosity import Verbosity, json_option, start_logging, verbosit
 from cli.terminal.screen import Screen, watched
 from offload.errors import ModelNotFound
 from offload.hub import hub, names
+from offload.machine.folders import typed_path
 from offload.placement.quantized_sizes import FORMATS
 from specexec.drafters.registry import check_models, parse
 
@@ -142,7 +143,7 @@ def _all_of(asked: _Asked, screen: Screen) -> Iterator[_Pulled]:
 
 
 def _is_built_in_or_folder(name: str) -> bool:
-    return name == names.DEMO or Path(name).expanduser().exists()
+    return name == names.DEMO or typed_path(name).exists()
 
 
 def _on_the_hub(name: str, revision: str | None) -> tuple[str, str | None]:

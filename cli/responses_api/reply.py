@@ -157,7 +157,7 @@ class OutputItems:
         """The end of the open item, if there is one."""
         if not self._open:
             return
-        texts, text = self._told, self._text
+        texts, text = self._open_texts, self._text
         part, place = texts.of(text), self._place
         logprobs: Json = {"logprobs": []} if texts is _ANSWER else {}
         yield self._event(f"response.{texts.event}.done", **place, text=text, **logprobs)
@@ -174,10 +174,12 @@ class OutputItems:
             name = _id("msg" if kind == "message" else "rs")
             self._open = {"id": name, "type": kind, "status": "in_progress", "content": [], **more}
             yield self._begin(self._open)
-            yield self._event(f"response.{self._told.part_event}.added", **self._place, part=self._told.of(""))
+            yield self._event(
+                f"response.{self._open_texts.part_event}.added", **self._place, part=self._open_texts.of("")
+            )
         self._text += text
         logprobs: Json = {"logprobs": []} if kind == "message" else {}
-        yield self._event(f"response.{self._told.event}.delta", **self._place, delta=text, **logprobs)
+        yield self._event(f"response.{self._open_texts.event}.delta", **self._place, delta=text, **logprobs)
 
     def _call(self, call: Call) -> Iterator[StreamEvent]:
         yield from self.close()
@@ -191,10 +193,10 @@ class OutputItems:
 
     @property
     def _place(self) -> Json:
-        return {"item_id": self._open["id"], "output_index": len(self.closed), f"{self._told.field}_index": 0}
+        return {"item_id": self._open["id"], "output_index": len(self.closed), f"{self._open_texts.field}_index": 0}
 
     @property
-    def _told(self) -> _Texts:
+    def _open_texts(self) -> _Texts:
         return self._texts[str(self._open["type"])]
 
     def _begin(self, item: Json) -> StreamEvent:

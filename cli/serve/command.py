@@ -27,6 +27,7 @@ from cli.shared.template_options import template_options
 from cli.shared.thinking import Think, ask_to_think, think_option
 from cli.shared.verbosity import Verbosity, json_option, start_logging, verbosity_options
 from cli.terminal.screen import Screen
+from offload.machine.folders import typed_path
 from specexec.compose.progress import LoadProgress
 
 if TYPE_CHECKING:
@@ -225,7 +226,7 @@ def _warm(engine: Engine, think: Think, screen: Screen) -> Engine:
 
 def short_name(model: str) -> str:
     """A name for clients: never a path, which is private."""
-    path = Path(model).expanduser()
+    path = typed_path(model)
     return path.resolve().name.removesuffix(".gguf") if path.exists() else model
 
 

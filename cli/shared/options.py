@@ -7,7 +7,6 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
-from pathlib import Path
 from typing import Literal, TypeAlias, TypeVar
 
 import click
@@ -15,6 +14,7 @@ from click.core import ParameterSource
 
 from cli.shared.presets import preset_says
 from cli.shared.quantities import parse_count, parse_size_B, parse_speed_Bps
+from offload.machine.folders import typed_path
 from specexec.compose.load_options import ALLOWED, KV_QUANT, LoadOptions
 from specexec.drafters.registry import REGISTRY
 from specexec.drafters.registry import names as drafter_names
@@ -79,7 +79,7 @@ class TextOrFile(click.ParamType[str]):
         if not text.startswith("@"):
             return text
         try:
-            return Path(text[1:]).expanduser().read_text(encoding="utf-8-sig").removesuffix("\n")
+            return typed_path(text[1:]).read_text(encoding="utf-8-sig").removesuffix("\n")
         except (OSError, UnicodeDecodeError) as problem:
             reason = problem.strerror if isinstance(problem, OSError) else "not UTF-8 text"
             self.fail(f"{text[1:]} cannot be read: {reason}.", param, ctx)

@@ -20,6 +20,7 @@ from offload.checkpoint.headers import Folder, read_header
 from offload.checkpoint.quantized.weight import FLOATS
 from offload.checkpoint.roles import part_of
 from offload.errors import BadModelDir, CorruptShard, UnsupportedModel
+from offload.machine.folders import typed_path
 
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -50,15 +51,15 @@ class Adapter:
 def split(asked: str) -> tuple[Path, float]:
     """Folder and scale of `FOLDER[:scale]`. Raises BadModelDir."""
     folder, colon, scale = asked.rpartition(":")
-    if not colon or Path(asked).expanduser().is_dir():
-        return Path(asked).expanduser(), 1.0
+    if not colon or typed_path(asked).is_dir():
+        return typed_path(asked), 1.0
     try:
         number = float(scale)
     except ValueError:
-        return Path(asked).expanduser(), 1.0  # it will be missed by its whole name
+        return typed_path(asked), 1.0  # it will be missed by its whole name
     if not math.isfinite(number):
         raise BadModelDir(f"--lora {asked}: the scale {scale} is no number to multiply with.", hint="FOLDER:0.5, say.")
-    return Path(folder).expanduser(), number
+    return typed_path(folder), number
 
 
 def open_adapter(asked: str) -> Adapter:

@@ -12,7 +12,7 @@ from pathlib import Path
 from offload.checkpoint.gguf.model import documents_folder, source_files
 from offload.errors import BadModelDir, ModelNotFound, OfflineMissing
 from offload.hub.hub import cache_folder, cached, download, missing_files, models_of_heads
-from offload.machine.folders import folder_of
+from offload.machine.folders import folder_of, typed_path
 
 HERE = Path(__file__).parent.parent
 DEMO = "demo"
@@ -80,7 +80,7 @@ def hub_name(name: str) -> tuple[str, str | None] | None:
 
 def known(name: str) -> bool:
     """Whether a folder or a short name is called so."""
-    return name in (DEMO, *aliases()) or Path(name).expanduser().exists()
+    return name in (DEMO, *aliases()) or typed_path(name).exists()
 
 
 def resolve(name: str, drafters: tuple[str, ...] = (), *, offline: bool = False, code: bool = False) -> ModelPair:
@@ -123,7 +123,7 @@ def _drafter(name: str, offline: bool, code: bool) -> Path:
 def _locate(name: str, offline: bool, code: bool = False) -> Path:
     if name == DEMO:
         return demo_folder("target")
-    path = Path(name).expanduser()
+    path = typed_path(name)
     if path.exists() or name.startswith((".", "/", "~")):
         if not path.exists():
             raise ModelNotFound(f"there is no folder {name}.", hint="check the path.")
@@ -160,7 +160,7 @@ def drafter_of(name: str) -> str | None:
     """The name of the drafter paired with a model, on this machine or not; else of a head here that was made for it."""
     rows = aliases().items()
     paired = next((pair.drafter for alias, pair in rows if name in (alias, pair.target) and pair.drafter), None)
-    if paired or (hub := hub_name(name)) is None or Path(name).expanduser().exists():
+    if paired or (hub := hub_name(name)) is None or typed_path(name).exists():
         return paired
     return next((head for head, model in models_of_heads().items() if model == hub[0]), None)
 

@@ -5,11 +5,16 @@ from pathlib import Path
 from typing import Literal
 
 
+def typed_path(text: str | Path) -> Path:
+    """A path as people type it: ~ and ~USER are homes; those of no user stay as they are, and are not found."""
+    return Path(os.path.expanduser(text))
+
+
 def folder_of(kind: Literal["config", "data", "state", "cache"]) -> Path:
     """Our folder for files of one kind."""
     home = os.environ.get("SPECEXEC_HOME")
     if home:
-        return Path(home).expanduser().absolute() / kind
+        return typed_path(home).absolute() / kind
     import platformdirs
 
     find = {

@@ -10,7 +10,7 @@ from collections.abc import Sequence as Items
 from specexec.sampling.params import SamplingParams
 from specexec.stats import Burst
 from specexec.text.messages import Content, Message
-from specexec.text.transcript import NOTHING, Turn, dialogue, last_question
+from specexec.text.transcript import NOTHING, LeftOut, Turn, dialogue, last_question
 
 
 class Dialogue(ABC):
@@ -46,29 +46,30 @@ class Dialogue(ABC):
         asked = last_question(self.messages)
         if asked is None:
             return iter(())
+        if asked < self.left_out.messages:
+            self.left_out = NOTHING  # or the question would be left out too
         self._retries += 1
         again = (sampling or SamplingParams()).derived("retry", self._retries)
         return self._answer(self.messages[: asked + 1], again)
 
     def undo(self) -> bool:
         """Take back the last question and its answer; False if there is none."""
-        if self.unanswered is not None:
-            self.unanswered = None
-            return True
-        asked = last_question(self.messages)
-        if asked is not None:
-            del self.messages[asked:]
-            if asked <= self.left_out.messages:  # nothing is left that it could be left out of
-                self.left_out = NOTHING
-        return asked is not None
+        asked = last_question(self.messages) if self.unanswered is None else len(self.messages)
+        if asked is None:
+            return False
+        self.messages, self.unanswered = self.messages[:asked], None
+        if asked <= self.left_out.messages:
+            self.left_out = NOTHING  # or nothing would be read any more
+        return True
 
     def clear(self) -> None:
         """Start anew; the system prompt stays."""
         self.messages, self.unanswered, self.left_out = [], None, NOTHING
 
-    def tokens_with(self, content: Content) -> int:
-        """What the model would read if this were asked now."""
-        return self._count(self._read([*self.messages, {"role": "user", "content": content}]))
+    def tokens_with(self, content: Content, left_out: LeftOut | None = None) -> int:
+        """What the model would read if this were asked now, or with this left out instead."""
+        asked: Message = {"role": "user", "content": content}
+        return self._count(dialogue(self.system, [*self.messages, asked], left_out or self.left_out))
 
     def beyond(self, content: Content, room: int) -> int:
         """How many of the oldest messages, by whole turns, have to be left out for a question to fit into `room` tokens

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from jinja2 import TemplateSyntaxError
 from jinja2.sandbox import SandboxedEnvironment
 
 from cli.batch.input.items import Json, Message, Prompt, is_text
 from cli.shared.errors import BadJsonl
+from offload.machine.folders import typed_path
 from specexec.errors import BadMessages, BadText, EmptyPrompt
 from specexec.text.pictures import data_url, is_picture, picture_part
 from specexec.text.templates import TemplateFailed, fill
@@ -95,11 +95,9 @@ def _with_file(part: Json, place: str) -> object:
     if not isinstance(url, str) or _SCHEME.match(url):
         return part
     try:
-        return picture_part(data_url(Path(url).expanduser()))
+        return picture_part(data_url(typed_path(url)))
     except BadMessages as problem:
         raise BadJsonl(f"{place}: {problem.what}", hint=problem.hint) from problem
-    except RuntimeError as problem:  # ~name without such a user
-        raise BadJsonl(f"{place}: {url!r} cannot be read: {problem}", hint="check the path.") from problem
 
 
 def _ids(value: Json) -> list[int]:

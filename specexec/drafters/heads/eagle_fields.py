@@ -103,7 +103,7 @@ class EagleFields:
         """`shapes` by the names that tensors have here. Raises BadDrafter, by name, for what is unknown or misfits."""
         found = generation(shapes)
         assert found is not None, "asked before"
-        kind, given = str(kind_by(shapes)), _told(settings)
+        kind, given = str(kind_by(shapes)), _with_inner(settings)
         layer = layer_config(settings, shapes)
         for key, wanted in _SWITCHES.items():
             if given.get(key) is wanted:
@@ -153,14 +153,14 @@ def tap_count(shapes: Mapping[str, tuple[int, ...]], hidden: int) -> int:
 
 def _places(settings: Mapping[str, object]) -> int:
     """Tokens that it is to guess at once: `speculators` keeps that with the ways to use a head."""
-    told = settings.get("speculators_config")
-    ways = told.get("proposal_methods") if isinstance(told, Mapping) else None
+    own = settings.get("speculators_config")
+    ways = own.get("proposal_methods") if isinstance(own, Mapping) else None
     first = ways[0] if isinstance(ways, list) and ways else None
     places = first.get("speculative_tokens") if isinstance(first, Mapping) else None
     return places if type(places) is int and places > 0 else PLACES
 
 
-def _told(settings: Mapping[str, object]) -> dict[str, object]:
+def _with_inner(settings: Mapping[str, object]) -> dict[str, object]:
     """Fields at the top, and those that SGLang and ModelOpt keep together."""
     inner = settings.get("eagle_config")
     return {**settings, **(inner if isinstance(inner, Mapping) else {})}
