@@ -10,9 +10,9 @@ from transformers.pytorch_utils import Conv1D
 
 import offload
 from offload.model.quantized_head import quantise_head
-from specexec.model import any_rows
 from specexec.model.attention import Style, attend_block
 from specexec.model.cache import KVCache
+from specexec.model.linears import any_rows
 from specexec.model.tree_lm import Rows, TreeLM
 from tests.tiny import tiny
 

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from transformers.integrations import moe
 
 import offload
-from specexec.model import float32_linears as widened
-from specexec.model.any_rows import linears
 from specexec.model.cache import KVCache
-from specexec.model.float32_linears import Share, Widened, in_turn
-from specexec.model.row_tiles import RowTiles
+from specexec.model.linears import float32_linears as widened
+from specexec.model.linears.any_rows import linears
+from specexec.model.linears.float32_linears import Share, Widened, in_turn
+from specexec.model.linears.row_tiles import RowTiles
 from specexec.model.tree_lm import Rows, TreeLM
 from tests.tiny import tiny
 

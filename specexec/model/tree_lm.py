@@ -20,9 +20,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from specexec.errors import UnsupportedArchitecture
-from specexec.model import any_rows, attention
-from specexec.model import float32_linears as widened
-from specexec.model import row_tiles as tiles
+from specexec.model import attention
 from specexec.model.architecture import check_tree_support, limits_steps, longest_text
 from specexec.model.cache import KVCache
 from specexec.model.cache_in_ram import Travel
@@ -30,6 +28,9 @@ from specexec.model.image_inputs import inputs_of, seeing
 from specexec.model.image_rows import Images
 from specexec.model.indexed import let_in_indexers
 from specexec.model.kept_rows import WHOLE, KeptRows, KVQuant, kept_rows
+from specexec.model.linears import any_rows
+from specexec.model.linears import float32_linears as widened
+from specexec.model.linears import row_tiles as tiles
 from specexec.model.module_types import TakesChunks
 from specexec.model.recurrent.seams import let_in, sweeping
 from specexec.model.sweep_rows import SweepRows

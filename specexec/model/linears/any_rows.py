@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from specexec.model import float32_linears as widened
+from specexec.model.linears import float32_linears as widened
 from specexec.model.module_types import every_module
 from specexec.sizes import CHUNK
 
