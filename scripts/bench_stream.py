@@ -33,7 +33,7 @@ from offload.placement.forecast import Ceilings, ceilings, forecast
 from offload.placement.quantized_sizes import is_quantised, work_of
 from offload.stream.store import Arena
 from offload.units import size
-from specexec.model.float32_linears import linears
+from specexec.model.linears.any_rows import linears
 
 
 @dataclass

@@ -25,7 +25,7 @@ from offload.checkpoint import routing
 from offload.checkpoint.headers import open_folder
 from offload.checkpoint.quantized.quantize import Quant
 from offload.packs.pack import pack, plan
-from specexec.model.float32_linears import linears
+from specexec.model.linears.any_rows import linears
 
 SWEEPS = 3  # in a row, for one value: what was read ahead of the first is read ahead of the next ones too
 ALWAYS, NEVER = 1.0, 0.0  # the part of the experts up to which they are fetched on demand

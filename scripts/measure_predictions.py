@@ -31,7 +31,7 @@ from offload.placement.placement import Placement
 from offload.placement.quantized_sizes import FORMATS, Format, need_in, work_of
 from offload.placement.solver import place
 from offload.stream.store import Arena
-from specexec.model.float32_linears import linears
+from specexec.model.linears.any_rows import linears
 
 CTX = 2048
 PROBE_s = 0.6

@@ -17,7 +17,7 @@ from timing import timed
 from torch.nn.functional import linear
 
 import offload
-from specexec.model import float32_linears as widened
+from specexec.model.linears import float32_linears as widened
 
 WEIGHTS = 6  # more than a cache holds
 

@@ -32,16 +32,16 @@ class Trembling:
 
     def __init__(self, target: TreeLM) -> None:
         self.target = target
-        self.sweeps = 0
+        self.sweeps = self.rows = 0
 
     def begin(self, parts: list[Rows]) -> Sweep:
-        self.sweeps += 1
+        self.sweeps, self.rows = self.sweeps + 1, sum(len(part.tokens) for part in parts)
         return self.target.begin(parts)
 
     def head(self, hidden_RH: Tensor) -> Tensor:
         logits_RV = (self.target.head(hidden_RH) * 2).round() / 2
         for row, hidden_H in zip(logits_RV, hidden_RH, strict=True):
-            seed = crc32(hidden_H.numpy().tobytes())
+            seed = crc32(hidden_H.numpy().tobytes(), self.rows)
             row += TREMBLE * torch.randn(len(row), generator=torch.Generator().manual_seed(seed)).clamp(-2, 2)
         return logits_RV
 

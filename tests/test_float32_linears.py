@@ -1,5 +1,6 @@
 """Promises of 16-bit arithmetic in float32: rounded once, for any batch of rows, and quick CPUs are left alone."""
 
+import copy
 import platform
 from collections.abc import Iterator
 
@@ -9,10 +10,11 @@ from torch import Tensor, nn
 from transformers.integrations import moe
 
 import offload
-from specexec.model import float32_linears as widened
 from specexec.model.cache import KVCache
-from specexec.model.float32_linears import Share, Widened, in_turn, linears
-from specexec.model.row_tiles import RowTiles
+from specexec.model.linears import float32_linears as widened
+from specexec.model.linears.any_rows import linears
+from specexec.model.linears.float32_linears import Share, Widened, in_turn
+from specexec.model.linears.row_tiles import RowTiles
 from specexec.model.tree_lm import Rows, TreeLM
 from tests.tiny import tiny
 
@@ -113,9 +115,9 @@ def test_a_tree_of_a_16_bit_model_is_the_true_one_and_the_same_alone(
 
     monkeypatch.setattr(widened, "linear", watched)
     model = tiny(family, tmp_path_factory.mktemp(family))
-    exact = logits(TreeLM(model), 24)
+    exact = logits(TreeLM(copy.deepcopy(model)), 24)
     assert not called
-    narrow = TreeLM(nn.Module.to(model, torch.bfloat16))
+    narrow = TreeLM(nn.Module.to(copy.deepcopy(model), torch.bfloat16))
     many, one = logits(narrow, 24), logits(narrow, 1)
     assert set(called) == {torch.bfloat16}
     assert (many - exact).abs().median() < 0.02  # a router's near-tie may send a row elsewhere

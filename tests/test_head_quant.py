@@ -32,8 +32,8 @@ from specexec import SamplingParams
 from specexec.drafters.none import NoDrafter
 from specexec.drafters.sibling import SiblingDrafter
 from specexec.engine.decoder import Decoder
-from specexec.model import row_tiles as tiles
 from specexec.model.chain_lm import ChainLM
+from specexec.model.linears import row_tiles as tiles
 from specexec.model.tree_lm import TreeLM
 from specexec.planning.best_first import BestFirst
 from specexec.sizes import CHUNK

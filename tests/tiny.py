@@ -10,7 +10,7 @@ import torch
 import transformers
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from specexec.model.row_tiles import RowTiles
+from specexec.model.linears.row_tiles import RowTiles
 
 Option = int | float | bool | str | None | list[str] | list[int] | list[float] | dict[str, "Option"]
 

@@ -175,7 +175,7 @@ def _measured(path: Path | None) -> Iterator[Check]:
     from offload.machine import integer_products
     from offload.machine.thread_pool import share
     from offload.measure import probe_arithmetic, probe_unpack
-    from specexec.model.float32_linears import linears
+    from specexec.model.linears.any_rows import linears
 
     device = "cuda" if cuda else "cpu"
     for dtype in ("f32", "bf16"):
@@ -224,7 +224,7 @@ def _probed(file: Path) -> Disk:
 
     from offload.machine.thread_pool import share
     from offload.measure import probe_contention, probe_disk
-    from specexec.model.float32_linears import linears
+    from specexec.model.linears.any_rows import linears
 
     found = probe_disk(file)
     if torch.cuda.is_available():

@@ -15,7 +15,7 @@ from offload.machine.identity import machine
 _PACKAGE = Path(offload.__file__).parent
 _QUANTIZED = _PACKAGE / "checkpoint" / "quantized"
 ARITHMETIC = (
-    Path(specexec.__file__).parent / "model" / "float32_linears.py",
+    *sorted((Path(specexec.__file__).parent / "model" / "linears").glob("*.py")),
     _PACKAGE / "machine" / "thread_pool.py",
     _PACKAGE / "machine" / "integer_products.py",
     *(_QUANTIZED / f"{name}.py" for name in ("bitsandbytes_4bit", "int8", "mxfp4")),

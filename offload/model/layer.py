@@ -185,7 +185,10 @@ def places(layer: nn.Module) -> list[Place]:
 def _slice(value: Argument, rows: int, wanted: slice) -> Argument:
     """The wanted rows of whatever has one entry per row; anything else as it is."""
     if isinstance(value, torch.Tensor):
-        return value[:, wanted] if value.dim() >= 2 and value.shape[1] == rows else value
+        if value.dim() < 2 or value.shape[1] != rows:
+            return value
+        # torch 2.13 multiplies rows 20 times slower if the stride of their one batch is not that of the rows there are.
+        return value[0, wanted].unsqueeze(0) if len(value) == 1 else value[:, wanted]
     if isinstance(value, tuple) and any(isinstance(item, torch.Tensor) for item in value):
         return tuple(_slice(item, rows, wanted) for item in value)
     return value

@@ -9,7 +9,7 @@ B texts   H query heads   G = H / heads of keys   Q query rows   K key rows   D 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Protocol
@@ -25,6 +25,9 @@ from specexec.sizes import AT_ONCE, KEY_BLOCK, QUERY_BLOCK, SINKS
 
 NAME = "specexec"
 LOWEST = torch.finfo(torch.float32).min
+# MKL's products sum in another order for few rows than for more, and from some 400 inputs on in one that depends on
+# how many there are. So no block has fewer rows, no sum more keys, and keys are counted from the first of the text.
+FILLED, SUMMED = 16, 256
 KEPT = 1 << 15  # bytes of a mask that is kept for the next layers: of a block far from full
 
 
@@ -219,6 +222,15 @@ def attend_block(
     """
     heads, queries, _ = query_HQD.shape
     key_heads, start, end = len(key_HKD), seen.start, seen.stop
+    if heads // key_heads * queries < FILLED:
+        times = -(-FILLED * key_heads // (heads * queries))
+
+        def hidden_often(first: int, last: int) -> Tensor | None:
+            masked = hidden(first, last)
+            return None if masked is None else torch.cat([masked] * times, dim=-2)
+
+        often_HQD = query_HQD.repeat(1, times, 1)
+        return attend_block(often_HQD, key_HKD, value_HKD, seen, hidden_often, style, texts)[:, :queries]
     # Heads that share keys lie side by side in one product: no copy of the keys for grouped queries.
     shared = (texts, key_heads // texts, heads // key_heads, queries)
     stacked = (key_heads, heads // key_heads * queries)
@@ -237,12 +249,22 @@ def attend_block(
 
     def mixed_by(weights: Tensor, first: int, last: int) -> Tensor:
         """Sums of values [heads of keys, G * Q, D] by their weights."""
-        return torch.bmm(weights.view(*stacked, -1), style.kept.read(value_HKD[:, first:last]))
+        weights, mixed = weights.view(*stacked, -1), None
+        for keys in aligned(first, last, SUMMED):
+            part = torch.bmm(weights[..., keys.start - first : keys.stop - first], style.kept.read(value_HKD[:, keys]))
+            mixed = part if mixed is None else mixed.add_(part)
+        assert mixed is not None, "there is a key"
+        return mixed
 
-    if style.sinks_H is None and end - start <= KEY_BLOCK and texts * queries <= AT_ONCE:
+    def total_of(weights: Tensor) -> Tensor:
+        """In float64, where the order of a sum does not reach what float32 keeps of it."""
+        return weights.sum(-1, keepdim=True, dtype=torch.float64).float()
+
+    blocks = list(aligned(start, end, KEY_BLOCK))
+    if style.sinks_H is None and len(blocks) == 1 and texts * queries <= AT_ONCE:
         scores = scored(start, end)
         weights = scores.sub_(scores.amax(-1, keepdim=True)).exp_()  # the same steps as below: the same bits
-        mixed = mixed_by(weights, start, end).view(*shared, -1) / weights.sum(-1, keepdim=True)
+        mixed = mixed_by(weights, start, end).view(*shared, -1) / total_of(weights)
         return mixed.view(heads, queries, -1).to(query_HQD.dtype)
     found: tuple[Tensor, Tensor, Tensor] | None = None  # highest, total and mixed of the blocks so far
     if style.sinks_H is not None:  # a sink is a key with a logit and no value: it is there before the first block
@@ -251,19 +273,27 @@ def attend_block(
     # One piece of memory for the scores of every block, of one size however many keys there are: blocks that each ask
     # for a little more than the last leave holes that nothing fills.
     memory = query.new_empty(heads * queries * (KEY_BLOCK if texts == 1 else end))
-    for first in range(start, end, KEY_BLOCK):
-        last = min(first + KEY_BLOCK, end)
+    for keys in blocks:
+        first, last = keys.start, keys.stop
         block = memory[: heads * queries * (last - first)].view(*stacked, last - first)
         scores = scored(first, last, out=block)
         highest = scores.amax(-1, keepdim=True)
         highest = highest.clamp_(min=LOWEST) if found is None else torch.maximum(found[0], highest)
         weights = scores.sub_(highest).exp_()
-        mixed, total = mixed_by(weights, first, last).view(*shared, -1), weights.sum(-1, keepdim=True)
+        mixed, total = mixed_by(weights, first, last).view(*shared, -1), total_of(weights)
         if found is not None:
             fade = torch.exp(found[0] - highest)
             mixed, total = found[2] * fade + mixed, found[1] * fade + total
         found = highest, total, mixed
     return (mixed / total).reshape(heads, queries, -1).to(query_HQD.dtype)
+
+
+def aligned(start: int, end: int, size: int) -> Iterator[slice]:
+    """The numbers from `start` to `end` - 1 in blocks that end at multiples of `size`, wherever the first begins."""
+    while start < end:
+        stop = min((start // size + 1) * size, end)
+        yield slice(start, stop)
+        start = stop
 
 
 def warmer(query_HQD: Tensor, position_Q: Tensor, floor: float, scale: float) -> Tensor:

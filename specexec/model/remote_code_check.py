@@ -19,8 +19,8 @@ from specexec.errors import SpecexecError, UnsupportedArchitecture
 from specexec.model.cache import KVCache
 from specexec.model.cache_in_ram import Travel
 from specexec.model.chain_lm import ChainLM
-from specexec.model.float32_linears import Share, in_turn
 from specexec.model.image_rows import Images
+from specexec.model.linears.float32_linears import Share, in_turn
 from specexec.model.tree_lm import Rows, TreeLM
 
 log = logging.getLogger(__name__)

@@ -21,8 +21,6 @@ from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from specexec.errors import UnsupportedArchitecture
 from specexec.model import attention
-from specexec.model import float32_linears as widened
-from specexec.model import row_tiles as tiles
 from specexec.model.architecture import check_tree_support, limits_steps, longest_text
 from specexec.model.cache import KVCache
 from specexec.model.cache_in_ram import Travel
@@ -30,6 +28,9 @@ from specexec.model.image_inputs import inputs_of, seeing
 from specexec.model.image_rows import Images
 from specexec.model.indexed import let_in_indexers
 from specexec.model.kept_rows import WHOLE, KeptRows, KVQuant, kept_rows
+from specexec.model.linears import any_rows
+from specexec.model.linears import float32_linears as widened
+from specexec.model.linears import row_tiles as tiles
 from specexec.model.module_types import TakesChunks
 from specexec.model.recurrent.seams import let_in, sweeping
 from specexec.model.sweep_rows import SweepRows
@@ -113,7 +114,7 @@ class TreeLM:
         mix: Callable[[Tensor, Tensor], Tensor] | None = None,
         images: Images | None = None,
     ) -> None:
-        self._drafts, self._tiled, self._mix, self.images = drafts, tiled and not drafts, mix, images
+        self._drafts, self._mix, self.images = drafts, mix, images
         self.kinds = seeing(check_tree_support(type(model), model.config), images)
         self._layers = range(len(self.kinds)) if layers is None else layers
         self._travel = travel
@@ -125,6 +126,8 @@ class TreeLM:
         # The head is where the computation is; token ids may be looked up elsewhere.
         self.device = next(model.get_output_embeddings().parameters()).device
         self._rough = drafts and self.device.type == "cpu" and model.dtype.itemsize == 2
+        self._any_rows = not drafts and any_rows.needed(self.device, model.dtype)
+        self._tiled = tiled and not drafts and not self._any_rows
         self.vocabulary: int = int(model.config.vocab_size)
         self.context: int = longest_text(model.config)
         self._streamed = [layer for layer in model.modules() if isinstance(layer, TakesChunks)]
@@ -139,6 +142,9 @@ class TreeLM:
             raise UnsupportedArchitecture(f"layer {min(missed)} has no recurrence that can be given a tree.")
         self._stepwise = limits_steps(model.config.get_text_config())
         self._experts = any(name.endswith("experts") for name, _ in model.named_modules())
+        # Linears that are no modules of torch's own class are met where they are called.
+        met = self._any_rows and (not any_rows.convert(model) or self._experts)
+        self._met = met or widened.pays(self.device, model.dtype)
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sweep")
         self._kept: KeptRows = WHOLE
         self._even = False  # whether each product has as many rows as another
@@ -243,13 +249,14 @@ class TreeLM:
         """
         own = head or self._head
         with self.linears():
-            tile = 1 if self._drafts else tiles.TILE
+            tile = 1 if self._drafts or self._any_rows else tiles.TILE
             return tiles.tiled(lambda part: own(inputs_embeds=part.unsqueeze(0)).logits[0].float(), hidden_RH, tile)
 
     def linears(self) -> ExitStack:
         """While this is open linears run in the way that is quick here and the same for any number of rows."""
         with ExitStack() as ways:
-            ways.enter_context(widened.linears(self.device, self.model.dtype, self.share))
+            if self._met:
+                ways.enter_context(any_rows.linears(self.device, self.model.dtype, self.share))
             if self._experts or self._even:
                 ways.enter_context(tiles.RowTiles(self._even))
             return ways.pop_all()

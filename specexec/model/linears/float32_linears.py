@@ -12,7 +12,6 @@ from __future__ import annotations
 import platform
 from collections import deque
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -37,11 +36,6 @@ def in_turn(work: Callable[[int], object], pieces: Iterable[int]) -> None:
     """One piece after the other."""
     for piece in pieces:
         work(piece)
-
-
-def linears(device: torch.device, dtype: torch.dtype, share: Share = in_turn) -> AbstractContextManager[object]:
-    """The quickest way there for a model of this dtype, while this is open."""
-    return Widened(share) if pays(device, dtype) else nullcontext()
 
 
 def pays(device: torch.device, dtype: torch.dtype) -> bool:
