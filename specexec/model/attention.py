@@ -21,7 +21,7 @@ from transformers import AttentionInterface
 from specexec.errors import UnsupportedArchitecture
 from specexec.model.kept_rows import WHOLE, KeptRows
 from specexec.model.module_types import every_module
-from specexec.sizes import AT_ONCE, KEY_BLOCK, QUERY_BLOCK, SINKS
+from specexec.sizes import AT_ONCE, KEY_BLOCK, QUERY_BLOCK, SINKS, SUMMED_WIDE
 
 NAME = "specexec"
 LOWEST = torch.finfo(torch.float32).min
@@ -257,8 +257,14 @@ def attend_block(
         return mixed
 
     def total_of(weights: Tensor) -> Tensor:
-        """In float64, where the order of a sum does not reach what float32 keeps of it."""
-        return weights.sum(-1, keepdim=True, dtype=torch.float64).float()
+        """In float64, where the order of a sum does not reach what float32 keeps of it; of some keys at a time, since
+        torch makes a copy of them.
+        """
+        keys = max(SUMMED_WIDE * weights.shape[-1] // weights.numel(), 1)
+        total = weights[..., :keys].sum(-1, keepdim=True, dtype=torch.float64)
+        for part in weights[..., keys:].split(keys, -1) if keys < weights.shape[-1] else ():
+            total += part.sum(-1, keepdim=True, dtype=torch.float64)
+        return total.float()
 
     blocks = list(aligned(start, end, KEY_BLOCK))
     if style.sinks_H is None and len(blocks) == 1 and texts * queries <= AT_ONCE:
