@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from cli.app import main
 from cli.chat.archive import Archive
 from cli.chat.command import chat
 from cli.chat.room import ON_FULL, SUMMARISE, OnFull
+from cli.chat.room import _summary as written_summary
 from cli.chat.saving import Keeper
 from cli.chat.session import Session
 from cli.chat.slash import obey
@@ -95,6 +97,10 @@ def test_a_summary_in_the_models_own_words_stands_in_front_of_what_is_left(
     said = capsys.readouterr().err
     assert "the model reads a summary of the first" in said
     assert left_out.summary.split()[0] in said
+    again = session(llm, "summarise")
+    again.conversation.messages = [*old]
+    again.sampling = replace(SAMPLING, stop=(summary[1],))
+    assert written_summary(again, len(old)) == summary, "what ends answers does not end a summary"
 
 
 def _asked(text: str) -> Message:

@@ -68,7 +68,7 @@ def _summary(session: Session, count: int) -> str | None:
         session.screen.tell("Note: the oldest messages are too long to be summarised; they are left out.")
         return ""
     session.screen.say(f"  summarising the first {count} messages…")
-    sampling = replace(session.sampling, max_tokens=longest)
+    sampling = replace(session.sampling, max_tokens=longest, stop=())
     answer = session.play(replace(burst, piece=Piece()) for burst in other.send(SUMMARISE, sampling))
     if answer.finish_reason == "interrupted":
         session.last, session.leaving = answer, answer.exit_code == TERMINATED
