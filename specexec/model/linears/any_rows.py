@@ -1,12 +1,9 @@
-"""Linears on a CPU that give a row the same bits among any number of rows, where torch's own do not.
+"""Linears in float32 on a CPU that give a row the same bits among any number of rows, where torch's own do not.
 
-A kernel cuts a product into blocks by the product's sizes, and another cut of the inputs is another rounding. With bf16
-on AMX a row among 48 or more differs from the same row among 16 in one output of ten thousand, from some 500 inputs on;
-so does one of float32 where two threads share MKL's products. What is done about it:
-
-* float32: oneDNN's inner product, whose sums are the same from 2 rows up, and which is quicker over few rows.
-* 16 bits: products of one shape only, all outputs, all inputs and 32 rows. The weights are the left factor, as they
-  lie: as the right one they are laid out anew for each product, which takes as long as the product itself.
+A kernel cuts a product into blocks by the product's sizes, and another cut of the inputs is another rounding: a row of
+MKL's products differs among 16 and among 64 where two threads share them. oneDNN's inner product sums in one order from
+2 rows up, and is quicker over few rows. In 16 bits torch's own stay: products that give a row the same bits there, of
+one shape for all, took two to four times as long over 64 rows and more.
 
 R rows   I inputs   O outputs
 """
@@ -28,11 +25,8 @@ from specexec.model.linears import float32_linears as widened
 from specexec.model.module_types import every_module
 from specexec.sizes import CHUNK
 
-ROWS = 32  # of a product of 16 bits
-FEW = 16  # the fewest rows that torch's own linears are given
+FEW = 16  # what rows are compared among, and the steps of larger numbers of them
 TRIED = ((1536, 576), (4096, 1024), (8192, 128))  # inputs and outputs of linears that show how kernels sum
-
-Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
 def linears(
@@ -46,10 +40,7 @@ def linears(
 
 def needed(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether `linear` is to take the place of torch's own for models of this dtype there."""
-    if device.type != "cpu" or widened.pays(device, dtype):
-        return False
-    threads = torch.get_num_threads()
-    return _inner_pays(threads) if dtype == torch.float32 else not _alike(nn.functional.linear, dtype, threads, FEW)
+    return device.type == "cpu" and dtype == torch.float32 and _inner_pays(torch.get_num_threads())
 
 
 @cache
@@ -58,40 +49,38 @@ def _inner_pays(threads: int) -> bool:
     if not torch.backends.mkldnn.is_available():
         return False
     try:
-        return _alike(_inner, torch.float32, threads, 2)
+        return _alike(threads)
     except (RuntimeError, NotImplementedError, AttributeError):
         return False  # this torch has none for this CPU
 
 
-@cache
-def _alike(way: Linear, dtype: torch.dtype, threads: int, few: int) -> bool:
-    """Whether rows have the same bits among `few` and among more. Tried once, in some ten milliseconds a shape.
+def _alike(seed: int) -> bool:
+    """Whether rows have the same bits among 2 and among more. Tried once, in some ten milliseconds a shape.
 
     All sums cancel: what is left of them is their rounding alone.
     """
-    random = torch.Generator().manual_seed(threads)
+    random = torch.Generator().manual_seed(seed)
     for inputs, outputs in TRIED:
         order = torch.randperm(inputs, generator=random)
         half_RI, half_OI = (torch.randn(n, inputs // 2, generator=random) for n in (CHUNK, outputs))
-        rows_RI = torch.cat([half_RI, -half_RI], 1)[:, order].to(dtype)
-        weight_OI = torch.cat([half_OI, half_OI], 1)[:, order].to(dtype)
-        found = way(rows_RI[:few], weight_OI, None)
-        counts = {few, *range(FEW, CHUNK + 1, FEW)}
-        if any(not torch.equal(way(rows_RI[:count], weight_OI, None)[:few], found) for count in counts):
+        rows_RI = torch.cat([half_RI, -half_RI], 1)[:, order]
+        weight_OI = torch.cat([half_OI, half_OI], 1)[:, order]
+        found = _inner(rows_RI[:2], weight_OI, None)
+        counts = range(FEW, CHUNK + 1, FEW)
+        if any(not torch.equal(_inner(rows_RI[:count], weight_OI, None)[:2], found) for count in counts):
             return False
     return True
 
 
 def linear(rows: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
     """`torch.nn.functional.linear` of [..., I] rows; weights may have any strides. Contiguous, [..., O]."""
-    way, most = (_inner, CHUNK) if weight_OI.dtype == torch.float32 else (_product, ROWS)
     rows_RI = rows.reshape(-1, rows.shape[-1])
-    if len(rows_RI) <= most:
-        found_RO = way(rows_RI, weight_OI, bias_O).contiguous()
+    if len(rows_RI) <= CHUNK:
+        found_RO = _inner(rows_RI, weight_OI, bias_O)
     else:
         found_RO = rows.new_empty(len(rows_RI), len(weight_OI))
-        for part_RI, out_RO in zip(rows_RI.split(most), found_RO.split(most), strict=True):
-            out_RO.copy_(way(part_RI, weight_OI, bias_O))
+        for part_RI, out_RO in zip(rows_RI.split(CHUNK), found_RO.split(CHUNK), strict=True):
+            out_RO.copy_(_inner(part_RI, weight_OI, bias_O))
     return found_RO.view(*rows.shape[:-1], -1)
 
 
@@ -101,21 +90,6 @@ def _inner(rows_RI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
     rows_RI = torch.cat([rows_RI, rows_RI]) if count == 1 else rows_RI
     found_RO: Tensor = torch.ops.mkldnn._linear_pointwise(rows_RI, weight_OI, bias_O, "none", [], "")
     return found_RO[:1] if count == 1 else found_RO
-
-
-def _product(rows_RI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
-    """Of at most `ROWS` rows, in any strides."""
-    count = len(rows_RI)
-    if count < ROWS:  # the others may hold anything: no row knows of another
-        some_RI, rows_RI = rows_RI, rows_RI.new_empty(ROWS, rows_RI.shape[1])
-        rows_RI[:count] = some_RI
-    if weight_OI.stride(1) != 1:
-        weight_IO = weight_OI.t()
-        found_RO = torch.mm(rows_RI, weight_IO) if bias_O is None else torch.addmm(bias_O, rows_RI, weight_IO)
-        return found_RO[:count]
-    rows_IR = rows_RI.t()
-    found_OR = torch.mm(weight_OI, rows_IR) if bias_O is None else torch.addmm(bias_O[:, None], weight_OI, rows_IR)
-    return found_OR[:, :count].t()
 
 
 class AnyRowsLinear(nn.Linear):
@@ -163,5 +137,6 @@ class AnyRows(TorchFunctionMode):
 
 
 def _plain(weight: Tensor) -> bool:
-    """Whether these are numbers on the CPU as they are; weights of another type multiply in their own way."""
-    return type(weight) in (Tensor, nn.Parameter) and weight.device.type == "cpu"
+    """Whether these are float32 on the CPU as they are; weights of another type multiply in their own way."""
+    plain = type(weight) in (Tensor, nn.Parameter) and weight.device.type == "cpu"
+    return plain and weight.dtype == torch.float32
