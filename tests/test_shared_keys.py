@@ -124,7 +124,7 @@ def test_keys_that_are_not_of_the_same_rows_are_refused(gemma: tuple[Path, PreTr
 
     trunk = lm._trunk
     lm._trunk = lambda **told: trunk(**{**told, "sweep": Fewer(told["sweep"])})  # type: ignore[assignment]
-    with pytest.raises(UnsupportedArchitecture, match="attends to (4 keys with 5|15 keys with 16) queries"):
+    with pytest.raises(UnsupportedArchitecture, match=r"attends to (4 keys with 5|15 keys with 16) queries"):
         committed(lm, LONG[:5])
 
 
