@@ -24,7 +24,7 @@ from specexec.text.formats import Format
 from specexec.text.messages import Prompt
 from specexec.text.reply import Reply
 from specexec.text.template_options import Wishes
-from specexec.text.transcript import Kept
+from specexec.text.transcript import NOTHING, Kept
 from specexec.tree.tree import Floats, TokenTree
 
 SIZES = (1, 4, 2)  # tokens per sweep, over and over
@@ -280,6 +280,7 @@ class FakeConversation:
         self.system = system
         self.messages: list[dict[str, object]] = []
         self.unanswered: str | None = None
+        self.left_out = NOTHING
         self._engine = engine
 
     @property

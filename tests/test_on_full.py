@@ -59,9 +59,9 @@ def answer(llm: Engine, messages: list[Message]) -> str:
 def asked_until_full(one: Session) -> LeftOut:
     for question in QUESTIONS:
         one.send(question)
-        if one.conversation.left_out.messages:  # type: ignore[union-attr]  # no raw completion
+        if one.conversation.left_out.messages:
             break
-    return one.conversation.left_out  # type: ignore[union-attr]
+    return one.conversation.left_out
 
 
 def test_the_oldest_turns_are_left_out_and_the_rest_is_answered_as_if_there_were_no_other(
@@ -78,7 +78,7 @@ def test_the_oldest_turns_are_left_out_and_the_rest_is_answered_as_if_there_were
     assert f"the context of {CONTEXT} tokens is nearly full: the model no longer reads the first" in shown
     assert f"  the model no longer reads the first {left_out.messages} of {len(said)} messages\n" in shown
     one.send("And now?")
-    assert one.conversation.left_out == left_out, "half of the context was made free at once"  # type: ignore[union-attr]
+    assert one.conversation.left_out == left_out, "half of the context was made free at once"
 
 
 def test_a_summary_in_the_models_own_words_stands_in_front_of_what_is_left(
@@ -139,7 +139,7 @@ def test_what_is_taken_back_makes_room_for_what_was_left_out(llm: Engine) -> Non
     left_out = asked_until_full(one)
     while len(one.conversation.messages) > left_out.messages:
         obey(one, "/undo")
-    assert one.conversation.left_out == LeftOut()  # type: ignore[union-attr]
+    assert one.conversation.left_out == LeftOut()
     assert "Question 0" in one.conversation.rendered
 
 
@@ -150,7 +150,7 @@ def test_nothing_is_left_out_unasked(llm: Engine, capsys: pytest.CaptureFixture[
     assert one.conversation.unanswered == QUESTIONS[-1]
     obey(one, "/on-full drop-oldest-turns")
     obey(one, "/retry")
-    assert one.conversation.left_out.messages > 0  # type: ignore[union-attr]
+    assert one.conversation.left_out.messages > 0
     assert one.conversation.messages[-2]["content"] == QUESTIONS[-1]
 
 
@@ -191,7 +191,7 @@ def test_an_edited_question_that_is_refused_leaves_the_summary(llm: Engine) -> N
         obey(one, "/undo")
     before = one.conversation.rendered
     one.ask_again("x " * CONTEXT)
-    assert (one.conversation.left_out, one.conversation.rendered) == (left_out, before)  # type: ignore[union-attr]
+    assert (one.conversation.left_out, one.conversation.rendered) == (left_out, before)
 
 
 def test_a_question_that_stood_alone_is_answered_again_with_what_was_before_it(llm: Engine) -> None:

@@ -45,10 +45,8 @@ from cli.terminal.screen import Screen
 from specexec.pieces import Piece
 from specexec.sampling.params import SamplingParams
 from specexec.stats import Overlap
-from specexec.text.dialogue import Dialogue
 from specexec.text.messages import content_of
 from specexec.text.pictures import data_url
-from specexec.text.transcript import NOTHING
 
 if TYPE_CHECKING:
     from cli.chat.saving import KeptConversation
@@ -150,12 +148,12 @@ def chat(
             talk.tools = tools
         else:
             talk = before.moved(engine, conversation, options)
-        left_out = conversation.left_out if isinstance(conversation, Dialogue) else NOTHING
+        left_out = conversation.left_out
         if kept:
             earlier = before.keeper.record if before and before.keeper else record
             name = engine.name if isinstance(engine, ServedEngine) else stored_name(options.model)
             talk.keeper = _keeper(engine, conversation, name, earlier, screen)
-        if before is not None and isinstance(conversation, Dialogue):
+        if before is not None:
             conversation.left_out = left_out  # what was kept may be that of a model with less room
         if before is None and message is None and engine.toy:
             screen.say(TOY_QUESTIONS)
@@ -176,9 +174,9 @@ def chat(
                     return answer.exit_code
                 bursts: list[Burst] = []
                 *_, last = talk.exchange(talk.conversation.send(content, sampling), partial(_collected, bursts))
-                left_out = asdict(talk.conversation.left_out) if isinstance(talk.conversation, Dialogue) else None
+                left_out, said = asdict(talk.conversation.left_out), talk.conversation.messages
                 asked: dict[str, object] = {"prompt": message, "system": system, "think": think, "schema": schema}
-                asked |= {"on_full": on_full, "left_out": left_out, "messages": talk.conversation.messages}
+                asked |= {"on_full": on_full, "left_out": left_out, "messages": said}
                 echo(json.dumps(asked | _record_of(bursts, engine, engine_options, sampling), ensure_ascii=False))
                 return last.exit_code
             finally:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from specexec.sampling.params import SamplingParams
 from specexec.text.messages import Content, Message
+from specexec.text.transcript import NOTHING, LeftOut
 
 if TYPE_CHECKING:
     from specexec.engine.engine import Engine
@@ -23,6 +24,7 @@ class RawConversation:
     system: str | None = None
     messages: list[dict[str, object]] = field(default_factory=list)
     unanswered: str | None = None
+    left_out: LeftOut = NOTHING  # no earlier line is read in any case
     rendered: str = ""  # the last prompt and its completion, as written
     _retries: int = 0
 

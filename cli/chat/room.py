@@ -12,7 +12,7 @@ from specexec.text.messages import Content, text_in
 from specexec.text.transcript import LeftOut
 
 if TYPE_CHECKING:
-    from cli.chat.session import Session
+    from cli.chat.session import AnyConversation, Session
 
 OnFull: TypeAlias = Literal["stop", "drop-oldest-turns", "summarise"]
 ON_FULL: tuple[OnFull, ...] = ("stop", "drop-oldest-turns", "summarise")
@@ -50,7 +50,7 @@ def make_room(session: Session, content: Content) -> bool:
     return True
 
 
-def left_out_note(conversation: Dialogue) -> str:
+def left_out_note(conversation: AnyConversation) -> str:
     """What the model reads no more."""
     left_out, said = conversation.left_out, len(conversation.messages)
     instead = "reads a summary of" if left_out.summary else "no longer reads"

@@ -18,7 +18,6 @@ from cli.terminal.display import Display
 from cli.terminal.meter import SweepMeter
 from cli.terminal.screen import Screen
 from specexec.sampling.params import SamplingParams
-from specexec.text.dialogue import Dialogue
 from specexec.text.messages import Content, Message, content_of, pictures_of, text_in
 
 if TYPE_CHECKING:
@@ -104,9 +103,8 @@ class Session:
     def moved(self, engine: ChatEngine, conversation: AnyConversation, options: EngineOptions) -> Session:
         """The same conversation and settings with another engine."""
         conversation.system, conversation.messages = self.conversation.system, [*self.conversation.messages]
-        left = self.conversation
-        if isinstance(left, Dialogue) and isinstance(conversation, Dialogue) and options.model == self.options.model:
-            conversation.left_out = left.left_out  # another model may have a longer context
+        if options.model == self.options.model:  # another model may have a longer context
+            conversation.left_out = self.conversation.left_out
         return replace(self, engine=engine, conversation=conversation, options=options, switch=None)
 
     def leave(self) -> None:
@@ -149,15 +147,11 @@ class Session:
 
     def _instead(self, text: Content, sampling: SamplingParams) -> None:
         conversation = self.conversation
-        messages = [*conversation.messages]
-        left_out = conversation.left_out if isinstance(conversation, Dialogue) else None
+        messages, left_out = [*conversation.messages], conversation.left_out
         conversation.undo()
         self._ask(text, sampling)
-        if conversation.unanswered is None:
-            return
-        conversation.messages = messages  # nothing came in the place of what there was
-        if isinstance(conversation, Dialogue) and left_out is not None:
-            conversation.left_out = left_out
+        if conversation.unanswered is not None:  # nothing came in the place of what there was
+            conversation.messages, conversation.left_out = messages, left_out
 
     def play(self, bursts: Iterator[Burst]) -> Answer:
         """Print an answer as it comes."""
@@ -258,7 +252,7 @@ class Session:
             self.screen.say(f"  {self.engine.notes}")
         if note := ending(answer, self.sampling.max_tokens, self.engine.context):
             self.screen.say(note)
-        if isinstance(self.conversation, Dialogue) and self.conversation.left_out.messages:
+        if self.conversation.left_out.messages:
             self.screen.say(f"  {left_out_note(self.conversation)}")
         if self.display.stats and answer.tokens:
             sampled = self.sampling.temperature != 0
