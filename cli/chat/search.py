@@ -30,11 +30,12 @@ def search(archive: Archive, words: Items[str]) -> Iterator[Passage]:
     for record in archive.everything([json.dumps(word, ensure_ascii=False)[1:-1] for word in words]):
         if not isinstance(record, Record):
             continue
-        said = [text_in(message["content"]).casefold() for message in record.dialogue]
+        messages = record.dialogue
+        said = [text_in(message["content"]).casefold() for message in messages]
         if not all(any(word in text for text in said) for word in sought):
             continue
         place = max(range(len(said)), key=lambda at: sum(word in said[at] for word in sought))
-        message = record.dialogue[place]
+        message = messages[place]
         yield Passage(record, str(message["role"]), place, excerpt(text_in(message["content"]), sought))
 
 

@@ -49,6 +49,8 @@ class LikelyExperts:
 
     def of(self, tokens: Collection[int]) -> dict[int, list[int]]:
         """Of every layer the experts that such a sweep rather visits than not, the likeliest first."""
+        if not self._often_E:
+            return {}  # every sweep asks, of models without experts too
         known = [place for token in set(tokens) if (place := self._places.get(token)) is not None]
         return {layer: self._of_layer(layer, known, len(tokens) - len(known)) for layer in self._often_E}
 

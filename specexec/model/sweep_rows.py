@@ -85,8 +85,9 @@ class SweepRows:
         self.tokens = tokens = [token for part in parts for token in part.tokens]
         self.tokens_R = torch.tensor(tokens, dtype=torch.long, device=device)
         recurrent = any(kind.recurrent for kind in kinds.values())
-        read_R = torch.cat([span.read_R for span in self._spans])
-        self.states = PackedStates([span.states for span in self._spans] if recurrent else [], read_R, cancelled)
+        spans = self._spans if recurrent else []
+        read_R = torch.cat([span.read_R for span in spans]) if spans else self.tokens_R.new_empty(0, dtype=torch.bool)
+        self.states = PackedStates([span.states for span in spans], read_R, cancelled)
         self.positions_R = torch.cat([span.sees.position_R[span.first_node :] for span in self._spans])
         self.images = [] if images is None else runs(tokens)
         grid = images is not None and images.sight.grid and any(span.pictured for span in self._spans)
