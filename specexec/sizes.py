@@ -319,7 +319,7 @@ def _attention_B(widths: Widths, rows: int) -> int:
     scores_B = widths.heads * queries * KEY_BLOCK * widths.sum_B
     hidden_B = 4 * queries * keys
     own_B = (6 * widths.heads * queries * widths.head + 2 * keys * widths.kept) * widths.sum_B
-    return scores_B + hidden_B + own_B + 8 * SUMMED_WIDE + _index_B(widths, queries, rows)
+    return scores_B + hidden_B + own_B + F64_B * SUMMED_WIDE + _index_B(widths, queries, rows)
 
 
 def _index_B(widths: Widths, queries: int, rows: int) -> int:

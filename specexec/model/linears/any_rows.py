@@ -10,7 +10,6 @@ R rows   I inputs   O outputs
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any
@@ -124,13 +123,7 @@ def convert(model: PreTrainedModel) -> bool:
 class AnyRows(TorchFunctionMode):
     """While active, every linear with plain weights in main memory runs so, whatever calls it."""
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is nn.functional.linear and _plain(args[1]):
             return linear(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))

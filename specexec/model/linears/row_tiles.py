@@ -2,7 +2,8 @@
 
 Matrix kernels pick another order of summation for few rows (1 and 8 rows differ from 16 and more in float32 and bf16
 on CPU; from 400 rows on some split differently again; the bits of a single float32 row may depend on where its weights
-begin in memory), so rows come in multiples of 16 and at most 256 at a time. Where that is not enough see any_rows.py.
+begin in memory), so rows come in multiples of 16 and at most 256 at a time. That is not enough for bf16 on AMX, where
+rows among 48 and more differ from those among 16, nor for float32 with several threads, for which see any_rows.py.
 """
 
 from __future__ import annotations
