@@ -5,7 +5,7 @@ H key/value heads   D width of a head
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Literal, TypeAlias
 
@@ -166,12 +166,12 @@ def cache_B(config: Mapping[str, Json], ctx: int, item_B: int) -> int:
 
 def cache_widths(config: Mapping[str, Json]) -> tuple[int, ...]:
     """Numbers that each layer keeps of a token: its keys and values; none where it attends to those of another."""
-    return tuple(sum(kept) for kept in _kept(config))
+    return tuple(sum(kept) for kept in cache_heads(config))
 
 
 def cache_rows_B(config: Mapping[str, Json], kv_quant: KVQuant) -> tuple[int, ...]:
     """Bytes that each layer keeps of a token where its keys and values are in so many bits."""
-    return tuple(sum(D * kv_quant // 8 + KV_MARKS_B * -(-D // KV_BLOCK) for D in kept) for kept in _kept(config))
+    return tuple(sum(D * kv_quant // 8 + KV_MARKS_B * -(-D // KV_BLOCK) for D in kept) for kept in cache_heads(config))
 
 
 def with_cache(need: Need, config: Mapping[str, Json], kv_quant: KVQuant | None) -> Need:
@@ -182,11 +182,11 @@ def with_cache(need: Need, config: Mapping[str, Json], kv_quant: KVQuant | None)
     return replace(need, cache_B=sum(rows_B) * need.ctx, cache_widths=rows_B)
 
 
-def _kept(config: Mapping[str, Json]) -> Iterator[tuple[int, ...]]:
-    """Of each layer the sizes of all heads of keys and of values."""
+def cache_heads(config: Mapping[str, Json]) -> tuple[tuple[int, ...], ...]:
+    """Of each layer the sizes of all heads of keys and of values; none where it attends to those of another."""
     layers = _number(config, "num_hidden_layers", 0)
     own = 0 if config.get("model_type") in NO_ATTENTION else layers - _number(config, "num_kv_shared_layers", 0)
-    yield from (_heads(_of_layer(config, layer)) if layer < own else () for layer in range(layers))
+    return tuple(_heads(_of_layer(config, layer)) if layer < own else () for layer in range(layers))
 
 
 def shared_caches(config: Mapping[str, Json]) -> frozenset[int]:

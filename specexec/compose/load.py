@@ -240,6 +240,7 @@ def _target(request: LoadRequest, choice: DrafterChoice, device: str, progress: 
         ctx=request.context,
         guesses_B=beside.guesses_B,
         cache_moves=request.branches,
+        cache_stays=beside.cache_stays,
         beside_B=beside.beside_B,
         beside_ram_B=beside.beside_ram_B,
         head_quant=options.head_quant,

@@ -43,6 +43,7 @@ HEADS = {
     "EAGLE-3": "specexec.drafters.heads.eagle:make",
     "EAGLE": "specexec.drafters.heads.eagle:make",
     "P-EAGLE": "specexec.drafters.heads.eagle:make",
+    "Gemma 4 assistant": "specexec.drafters.heads.assistant:make",
 }
 ALONE = {"none": "nothing: plain decoding", "auto": "the fastest of what fits"}  # joined with no others
 

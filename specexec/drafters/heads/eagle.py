@@ -128,17 +128,15 @@ class Eagle:
     ) -> HeadDrafter | LatticeDrafter:
         """It guesses for a target; one that is not checked reads what it is published with."""
         joined = self.head.joined if self.fields.generation == 3 else None
+        named = Named(self.lm.vocabulary, vocabulary, never, self.lm.device, self.ids)
+        features = HeadFeatures(self.lm, target, self.fields.taps, joined, check, named.ids_S)
         if self.mask_F is not None and self.fields.mask is not None:
-            named = Named(self.lm.vocabulary, vocabulary, never, self.lm.device, self.ids)
-            features = HeadFeatures(self.lm, target, self.fields.taps, joined, check, named.ids_S)
             with torch.no_grad():
                 masks = MaskFeatures(features, self.head.joined(self.mask_F))
             return LatticeDrafter(
                 Masks(self.lm, self.fields.mask, self.fields.places, masks, window), named, ranking, name
             )
-        return HeadDrafter(
-            self.lm, target, self.fields.taps, vocabulary, ranking, name, never, joined, self.ids, check, window
-        )
+        return HeadDrafter(self.lm, features, vocabulary, ranking, name, never, self.ids, window)
 
 
 def loaded(settings: Mapping[str, object], tensors: Mapping[str, Tensor], target: TreeLM, name: str) -> Eagle:

@@ -94,6 +94,10 @@ class HeadFeatures:
         features_RF = self._side_by_side(taken, self._taps, first, first + len(tokens))
         return replace(Rows.text(cache, tokens), features_RF=features_RF)
 
+    def below(self, sequence: Sequence, part: Rows, given_RH: Tensor) -> Rows:
+        """Guesses read what came out of the head's own row of the parent."""
+        return replace(part, features_RF=given_RH)
+
     def _taken(self, sequence: Sequence) -> Tapped | None:
         return sequence.cache(self._target).taken
 
