@@ -172,7 +172,9 @@ def test_guesses_below_a_text_are_those_of_transformers(case: Case, length: int)
     cache = read_by(case.target, text)
     found = said_below(case.assistant, cache, text, paths)
     for path, ours in zip(paths, found, strict=True):
-        assert alike(ours, case.said(text, path, *kept_by(case.target, cache)))
+        theirs = case.said(text, path, *kept_by(case.target, cache))
+        assert alike(ours[:1], theirs[:1])
+        assert alike(ours, theirs, 2e-4), "each row multiplies the rounding errors of the one above"
         assert alike(ours, case.expected(text, path), 1e-3), "both targets read the same but for rounding"
         assert len(ours[0][ours[0].isfinite()]) == (
             BEST * VOCABULARY // CLUSTERS if case.assistant.fields.clusters else VOCABULARY
@@ -191,13 +193,13 @@ def test_it_guesses_the_same_wherever_layers_live(case: Case, mode: Offload) -> 
 
 @pytest.mark.parametrize("case", ["plain"], indirect=True)
 def test_it_reads_keys_in_few_bits_as_its_target_does(case: Case) -> None:
-    """Turned, and in blocks: what transformers' assistant makes of the same rows turned back."""
+    """What transformers' assistant makes of the same rows turned back; what is found has 12 significant bits."""
     text, path = LONG[:40], [7, 9]
     target = TreeLM(offload.load(case.folder / "target", "none"))
     target.keep_in(8)
     cache = read_by(target, text)
     (found,) = said_below(case.of(target), cache, text, [path])
-    assert alike(found, case.said(text, path, *kept_by(target, cache)), 1e-4)
+    assert alike(found, case.said(text, path, *kept_by(target, cache)), 5e-3)
     target.close()
 
 
