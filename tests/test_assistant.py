@@ -46,7 +46,6 @@ LONG = prompt(300, most=240)
 SAMPLINGS = [
     SamplingParams(temperature=0.0, max_tokens=10),
     SamplingParams(temperature=0.8, top_p=0.9, seed=1, max_tokens=10),
-    SamplingParams(temperature=0.8, seed=2, max_tokens=10, repetition_penalty=1.3),
 ]
 PROMPTS = [prompt(length, length, 240) for length in (21, 5, 13)]
 
@@ -243,8 +242,8 @@ def test_its_first_guesses_are_those_that_generate_drafts(case: Case, monkeypatc
 
 @pytest.mark.parametrize(
     ("case", "sampling", "overlap"),
-    [*zip(["plain", "sharing", "plain"], SAMPLINGS, [False, True, True], strict=True)],
-    ids=["greedy", "sampled", "penalised"],
+    [*zip(["plain", "sharing"], SAMPLINGS, [False, True], strict=True)],
+    ids=["greedy", "sampled"],
     indirect=["case"],
 )
 def test_the_text_is_that_of_plain_decoding(case: Case, sampling: SamplingParams, overlap: bool) -> None:
@@ -295,7 +294,7 @@ class Knowing(Assistant):
 
 
 @pytest.mark.parametrize("case", ["plain"], indirect=True)
-@pytest.mark.parametrize("sampling", SAMPLINGS[:2], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "sampled"])
 def test_an_assistant_that_is_right_is_accepted_whole(case: Case, sampling: SamplingParams) -> None:
     long = replace(sampling, max_tokens=30)
     (plain,) = write(case.target, NoDrafter(), PROMPTS[:1], long)
@@ -313,14 +312,14 @@ def test_an_assistant_that_is_right_is_accepted_whole(case: Case, sampling: Samp
 
 @pytest.mark.parametrize("case", ["sharing"], indirect=True)
 def test_a_text_that_goes_on_is_guessed_again(case: Case) -> None:
-    """From its caches, from a part of them, and from the target's alone."""
+    """From a part of its caches, and from the target's alone."""
     drafter = case.drafter()
     (first,) = write(case.target, drafter, PROMPTS[:1], SAMPLINGS[0], 24)
     cut: dict[object, KVCache] = {lm: cache.prefix(18) for lm, cache in first.caches.items()}
     bare: dict[object, KVCache] = {case.target: cut[case.target].prefix(18)}
     tokens = [*first.tokens[:20], 7, 8]
     (plain,) = write(case.target, NoDrafter(), [tokens], SAMPLINGS[0])
-    for caches in (first.caches, cut, bare):
+    for caches in (cut, bare):
         decoder = Decoder(case.target, drafter, BestFirst(), 24)
         again = sequence_of(tokens, SAMPLINGS[0])
         again.caches.update(caches)
@@ -347,7 +346,7 @@ def test_a_folder_is_recognised_and_joined(pair: tuple[Path, Path]) -> None:
     assert head_kind(open_folder(pair[1])) == "Gemma 4 assistant"
     assert head_in_words(open_folder(pair[1])) == "a head that drafts (Gemma 4 assistant)"
     answers = {}
-    for drafter in ("none", head, f"{head}+ngram"):
+    for drafter in ("none", f"{head}+ngram"):
         with specexec.load(target, drafter=drafter, dtype="f32", offload="disk", budget=16, ctx=256) as llm:
             answers[drafter] = llm.generate("The with statement", replace(SAMPLINGS[1], max_tokens=12)).tokens
             assert not llm.drafter_failures
