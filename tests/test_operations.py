@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 import offload
 from specexec.model.cache import KVCache
+from specexec.model.quick_layers import quicken
 from specexec.model.tree_lm import Rows, TreeLM
 from tests.tiny import tiny
 
@@ -56,7 +57,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 def ours(folder: Path, role: str, dtype: torch.dtype, rows: int) -> int:
     """A pass over so many rows, a fork among them, below a text."""
-    lm, cache = TreeLM(offload.load(folder, "none", dtype=dtype), drafts=role == "drafter"), KVCache()
+    model, drafts = offload.load(folder, "none", dtype=dtype), role == "drafter"
+    if drafts:
+        quicken(model)
+    lm, cache = TreeLM(model, drafts=drafts), KVCache()
     lm.forward([Rows.text(cache, TEXT)])
     cache.commit(range(len(TEXT)))
 
