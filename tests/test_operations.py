@@ -17,14 +17,14 @@ from tests.tiny import tiny
 LAYERS = (2, 4)
 TEXT = range(1, 41)
 # Beyond transformers' own: a tile is cut to its rows and filled up again, keys and values are read as they lie in their
-# cache, scores and sums are those of float32, and what a row does not see is masked. In float32 a single row is
-# computed beside itself in each of the seven linears. A drafter does none of this, and sums in its own dtype.
+# cache, scores and sums are those of float32, and what a row does not see is masked. In float32 linears take fewer
+# operations than torch's own. A drafter does none of this: it sums in its own dtype, in layers of our own.
 MORE = {
-    ("target", torch.float32, 1): 38,
-    ("target", torch.float32, 5): 27,
+    ("target", torch.float32, 1): 10,
+    ("target", torch.float32, 5): 10,
     ("target", torch.bfloat16, 1): 35,
     ("target", torch.bfloat16, 5): 37,
-    ("drafter", torch.bfloat16, 5): 17,
+    ("drafter", torch.bfloat16, 5): -5,
 }
 
 
