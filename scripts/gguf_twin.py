@@ -13,6 +13,7 @@ import gguf
 import numpy as np
 import torch
 from gguf import GGMLQuantizationType as Type
+from numpy.typing import NDArray
 from safetensors import safe_open
 from transformers import AutoConfig, PretrainedConfig
 
@@ -40,7 +41,7 @@ def write_twin(folder: Path, form: str, out: Path) -> None:
         if name.endswith(("q_proj.weight", "k_proj.weight")):
             weight = _interleaved(weight, config.head_dim)
         kind = FORMS[form][not place.startswith("blk.")] if matrix else Type.F32
-        numbers: np.ndarray = weight.float().numpy()
+        numbers: NDArray[np.float32] = weight.float().numpy()
         writer.add_tensor(place, gguf.quants.quantize(numbers, kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

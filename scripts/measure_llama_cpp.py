@@ -36,6 +36,7 @@ from offload.packs.pack import pack, plan
 from specexec import SamplingParams
 from specexec.model.cache import KVCache
 from specexec.model.tree_lm import Rows, TreeLM
+from specexec.text.messages import Prompt
 
 HERE = Path(__file__).parent
 # Ours: the pack, how it computes, and in which dtype.
@@ -194,7 +195,7 @@ def texts(
     asked = [json.loads(line) for line in (HERE / "prompts.jsonl").read_text().splitlines()][::every]
     with ExitStack() as open_ones:
         writing: dict[str, Callable[[list[int], int], tuple[list[int], float]]] = {}
-        encode = None
+        encode: Callable[[Prompt], list[int]] | None = None
         for way in _named(ways):
             guessing = [PLAIN, LOOKUP, *([str(drafter)] if drafter else [])]
             for guesses in guessing:
@@ -215,7 +216,7 @@ def texts(
                 key = {"model": folder.name, "threads": threads, "prompt": number * every, "way": name, "asked": tokens}
                 if not runs.has(**key):
                     written, seconds = write(encode(prompt), tokens)
-                    runs.add(**key, tokens=len(written), seconds=seconds)
+                    runs.add(**key, tokens=len(written), written=written, seconds=seconds)
 
 
 @main.command()

@@ -76,7 +76,8 @@ class QuickLayer(nn.Module):
         query_HRD, key_HRD = both_RHD.transpose(0, 1).split([query_RHD.shape[1], key_RHD.shape[1]])
         value_HRD = attn.v_proj(in_RI).view(shape).transpose(0, 1)
         rows = LayerRows(attn.layer_idx, query_HRD, key_HRD, value_HRD, self._style)
-        return attn.o_proj(sweep.attend(rows).flatten(1))
+        mixed_RI: Tensor = attn.o_proj(sweep.attend(rows).flatten(1))
+        return mixed_RI
 
     @cached_property
     def _heads_normed(self) -> bool:
