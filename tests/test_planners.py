@@ -16,7 +16,7 @@ from specexec.planning.budget import AutoBudget, FixedBudget
 from specexec.sampling.params import SamplingParams
 from specexec.tree.growing import Growth
 from specexec.tree.static_shape import static_tree
-from tests.writing import TargetAndDrafters, prompt, samplings, sequence_of, write
+from tests.writing import TargetAndDrafters, plain_texts, prompt, samplings, sequence_of, write
 
 LENGTH = 24
 PROMPT = prompt(21)
@@ -27,13 +27,13 @@ SAMPLINGS = samplings(LENGTH)
 @pytest.mark.parametrize("name", ["beam", "sequoia"])
 def test_planners_differ_in_speed_only(llama: TargetAndDrafters, name: str, sampling: SamplingParams) -> None:
     prompts = [PROMPT, prompt(5, seed=5)]
-    plain = [write(llama.target, llama.drafters["none"], [tokens], sampling)[0].answer for tokens in prompts]
+    expected = [plain_texts(llama.target, [tokens], sampling)[0] for tokens in prompts]
     for drafter in ("useless", "perfect"):
         for overlap in (False, True):
             written = write(
                 llama.target, llama.drafters[drafter], prompts, sampling, 12, planner_of(name), overlap=overlap
             )
-            assert [one.answer for one in written] == plain
+            assert [one.answer for one in written] == expected
 
 
 @pytest.mark.parametrize("name", ["beam", "sequoia"])
