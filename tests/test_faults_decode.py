@@ -24,7 +24,7 @@ from offload.packs.pack import pack, plan
 from specexec.engine.engine import Engine
 from specexec.errors import BrokenLogits
 from specexec.model.cache import KVCache
-from tests.faults import FAULTS, fail_reads, from_the, is_reported, read_ahead, slow_reads
+from tests.faults import EACH_FAULT, fail_reads, from_the, is_reported, read_ahead, slow_reads
 from tests.held import added_by_every
 
 PROMPT = "List the days of the week."
@@ -74,7 +74,7 @@ def go_on(engine: Engine, written: list[int], caches: dict[object, KVCache]) -> 
     return tuple(written)
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@EACH_FAULT
 @pytest.mark.parametrize("nth", [1, 9])
 def test_a_read_that_fails_ends_the_sweep_and_the_answer_goes_on_exactly(
     fault: str, nth: int, engine: Engine, expected: tuple[int, ...], monkeypatch: pytest.MonkeyPatch

@@ -65,15 +65,6 @@ def group() -> Iterator[Path]:
     folder.rmdir()
 
 
-@pytest.fixture(scope="module")
-def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two models: `m` of 250 MB in many layers, and a `small` one."""
-    folder = tmp_path_factory.mktemp("deep")
-    tiny("llama", folder / "m", hidden_size=512, intermediate_size=1536, num_hidden_layers=24, head_dim=128)
-    tiny("llama", folder / "small")
-    return folder
-
-
 @pytest.mark.parametrize("direct", [True, False])
 def test_sweeps_stay_inside_a_container_that_holds_a_third_of_the_model(direct: bool, group: Path, deep: Path) -> None:
     weights_B = (deep / "m" / "model.safetensors").stat().st_size
