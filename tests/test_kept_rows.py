@@ -36,7 +36,7 @@ from tests.tiny import LAYERS, tiny
 from tests.writing import drafters, prompt, write
 
 BITS: tuple[KVQuant, ...] = (8, 4)
-GREEDY = SamplingParams(temperature=0.0, max_tokens=16)
+GREEDY = SamplingParams(temperature=0.0, max_tokens=8)
 
 
 @cache

@@ -21,7 +21,7 @@ from specexec.sampling.noise import Noise
 from tests.tiny import VOCABULARY, tiny
 from tests.writing import plain_texts, prompt, samplings, sequence_of, write
 
-LENGTH = 16
+LENGTH = 10
 SAMPLINGS = [
     *samplings(LENGTH),
     SamplingParams(temperature=0.7, repetition_penalty=1.3, logit_bias=((7, 2.0),), seed=2, max_tokens=LENGTH),

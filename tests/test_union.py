@@ -65,7 +65,7 @@ def dear(least: float) -> CostModel:
 
 @pytest.mark.parametrize("overlap", [False, True])
 @pytest.mark.parametrize("floor", [None, -1.0])
-@pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "sampled"])
+@pytest.mark.parametrize("sampling", samplings(14), ids=["greedy", "sampled"])
 def test_the_text_is_that_of_plain_decoding(
     llama: TargetAndDrafters, sampling: SamplingParams, floor: float | None, overlap: bool
 ) -> None:
