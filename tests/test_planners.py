@@ -103,7 +103,7 @@ def dynamic_programming(chance_K: tuple[float, ...], nodes: int, depth: int) -> 
     return below(nodes, 0, depth)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     st.lists(st.floats(0.01, 1.0), min_size=1, max_size=3).map(lambda chances: sorted(chances, reverse=True)),
     st.integers(1, 9),

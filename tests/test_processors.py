@@ -87,7 +87,7 @@ def theirs(model: PreTrainedModel, wishes: dict[str, object], prompt: list[int],
     return make(config, input_ids_seq_length=len(prompt), encoder_input_ids=torch.tensor([prompt]), device="cpu")
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.data())
 def test_allowed_tokens_and_their_scores_are_those_of_generate(model: PreTrainedModel, data: st.DataObject) -> None:
     chosen = data.draw(st.sets(st.sampled_from(sorted(WISHES)), max_size=6))
