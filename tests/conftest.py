@@ -1,5 +1,6 @@
 """Tests compare floats between runs: one thread makes every run take the same order, and keeps busy machines fair."""
 
+import gc
 import logging
 import os
 import signal
@@ -36,6 +37,12 @@ settings.load_profile("repeatable")
 
 # A shell that starts the tests in the background makes them, and every program they start, deaf to Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """Libraries and tests stay to the end: let no later collection of garbage look through their objects again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
