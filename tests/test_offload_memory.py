@@ -130,8 +130,7 @@ def test_a_limit_of_the_shell_is_a_limit_where_there_is_no_container(deep: Path)
 def measured(folder: Path, *options: str) -> dict[str, float]:
     """What scripts/measure_memory.py finds: a fresh process answers a prompt that fills the context."""
     home = Path(__file__).parent.parent
-    how = "--json" if "--limit" in options else "--inside"  # no second process where nothing is to be limited
-    command = [sys.executable, str(home / "scripts" / "measure_memory.py"), str(folder), how, *options]
+    command = [sys.executable, str(home / "scripts" / "measure_memory.py"), str(folder), "--json", *options]
     ran = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(home)})
     assert ran.returncode == 0, ran.stderr[-2000:]
     found: dict[str, float] = json.loads(ran.stdout)

@@ -298,7 +298,7 @@ def test_texts_with_trees_are_those_of_transformers(family: str, tmp_path: Path)
         for parameter in near.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.003)
     prompts = [prompt(length, seed=length) for length in (1, 9, 30)]
-    counts = [200 if family == TYPICAL[0] else 16, 16, 16]
+    counts = [200 if family == TYPICAL[0] else 24, 24, 24]
     expected = [greedy(truth, tokens, count) for tokens, count in zip(prompts, counts, strict=True)]
     each = [SamplingParams(temperature=0.0, max_tokens=count) for count in counts]
     together = write(target, SiblingDrafter(TreeLM(near), VOCABULARY), prompts, each, budget=24)

@@ -158,9 +158,8 @@ def test_qwen3s_rows_and_entries(tmp_path_factory: pytest.TempPathFactory, rows:
         SamplingParams(temperature=0.8, seed=2, max_tokens=4, logit_bias=((151_930, 100.0),)),
     ]
     texts = []
-    with load(folder / "target", str(folder / "drafter")) as llm:
-        for budget in (0, 8):
-            llm.budget = budget
+    for drafter in ("none", str(folder / "drafter")):
+        with load(folder / "target", drafter) as llm:
             texts.append([llm.generate("你好 <|im_end|>", one).tokens for one in asked])
     assert texts[0] == texts[1]
     assert texts[0][1] == (151_930,) * 4
