@@ -18,6 +18,8 @@ import pytest
 
 from cli.app import main
 from cli.chat.archive import Archive, Record, sessions_folder
+from cli.chat.room import OnFull, results_with_room
+from cli.chat.session import Session
 from cli.connect.engine import ServedEngine
 from cli.connect.models import loaded_model
 from cli.connect.server import Server
@@ -208,6 +210,37 @@ def test_calls_that_cannot_be_made_are_answered_with_the_reason(files: McpServer
     assert [str(message["content"])[:8] for message in results] == ["Error: t", "Error: t", "Error: t", EMPTY[:8]]
     assert "more characters are left out" in str(results[3]["content"])
     assert [message["tool_call_id"] for message in results] == [one["id"] for one in wrong]
+
+
+def test_results_that_fill_the_context_make_room_or_are_cut_and_the_round_goes_on(
+    agent: Served, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine = agent.worker.engine
+    monkeypatch.setattr(engine, "context", 600)
+    said = ("long " * 200, "short")
+    results: list[Message] = [{"role": "tool", "tool_call_id": "1", "content": text} for text in said]
+    asking: Message = {"role": "assistant", "content": "", "tool_calls": [call("read_file", {"path": "a.txt"})]}
+    turn: list[Message] = [{"role": "user", "content": "Go on. " * 40}, asking]
+
+    def talk(on_full: OnFull) -> Session:
+        conversation = engine.conversation()
+        conversation.messages = [turn[0], {"role": "assistant", "content": "Yes."}, *turn]
+        assert conversation.tokens_with(results) > 600, "more than the context"
+        return Session(engine, conversation, Screen(), replace(GREEDY, max_tokens=50), on_full=on_full)
+
+    one = talk("stop")
+    fitting = results_with_room(one, results)
+    assert fitting is not None
+    assert str(fitting[0]["content"]).startswith("long long")
+    assert fitting[1] == results[1]
+    assert one.conversation.tokens_with(fitting) in range(530, 551), "as much as there is room for, and an answer"
+    assert "the context of 600 tokens is nearly full: only the first" in capsys.readouterr().err
+    assert list(one.conversation.go_on(fitting, replace(GREEDY, max_tokens=50)))
+
+    other = talk("drop-oldest-turns")
+    assert results_with_room(other, results) == results
+    assert other.conversation.left_out.messages == 2, "the earlier turn, not the one that goes on"
+    assert "the model no longer reads the first 2" in capsys.readouterr().err
 
 
 def test_tools_of_one_name_are_told_apart_by_their_servers(files: McpServers, monkeypatch: pytest.MonkeyPatch) -> None:

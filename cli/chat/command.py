@@ -45,7 +45,7 @@ from cli.terminal.screen import Screen
 from specexec.pieces import Piece
 from specexec.sampling.params import SamplingParams
 from specexec.stats import Overlap
-from specexec.text.messages import content_of
+from specexec.text.messages import content_of, question
 from specexec.text.pictures import data_url
 
 if TYPE_CHECKING:
@@ -148,13 +148,10 @@ def chat(
             talk.tools = tools
         else:
             talk = before.moved(engine, conversation, options)
-        left_out = conversation.left_out
         if kept:
             earlier = before.keeper.record if before and before.keeper else record
             name = engine.name if isinstance(engine, ServedEngine) else stored_name(options.model)
             talk.keeper = _keeper(engine, conversation, name, earlier, screen)
-        if before is not None:
-            conversation.left_out = left_out  # what was kept may be that of a model with less room
         if before is None and message is None and engine.toy:
             screen.say(TOY_QUESTIONS)
         return talk
@@ -165,7 +162,7 @@ def chat(
         with opened(engine_options) as engine:
             talk = begin(tools, engine, engine_options, None)
             content = content_of(message, pictures)
-            if not make_room(talk, content):
+            if not make_room(talk, [question(content)]):
                 assert talk.last is not None
                 return talk.last.exit_code
             try:
@@ -236,8 +233,6 @@ def _keeper(
 ) -> Keeper:
     """Keeps this conversation from now on, and takes up what `record` holds."""
     archive = Archive(sessions_folder())
-    kept = archive.new(model) if record is None else replace(record, model=model)
-    keeper = Keeper(archive, kept, engine, conversation, screen)
-    if kept.messages:
-        keeper.resume()
+    keeper = Keeper(archive, record or archive.new(model), engine, conversation, screen)
+    keeper.resume(model)
     return keeper
