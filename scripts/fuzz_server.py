@@ -33,7 +33,7 @@ CHECKS = (
     *("not_a_server_error", "status_code_conformance", "content_type_conformance", "response_schema_conformance"),
     *("negative_data_rejection", "unsupported_method", "allow_header_conformance"),
 )
-CONTEXT = 96  # tokens: a request that names no length fills it
+CONTEXT = 48  # tokens: a request that names no length fills it
 
 
 def installed() -> Path:

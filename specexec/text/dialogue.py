@@ -6,24 +6,28 @@ from abc import ABC, abstractmethod
 from bisect import bisect_left
 from collections.abc import Iterator
 from collections.abc import Sequence as Items
+from typing import TYPE_CHECKING
 
 from specexec.sampling.params import SamplingParams
 from specexec.stats import Burst
 from specexec.text.messages import Content, Message, question
 from specexec.text.transcript import NOTHING, LeftOut, Turn, dialogue, last_question
 
+if TYPE_CHECKING:
+    from specexec.text.formats.rules import Whole
+
 
 class Dialogue(ABC):
     """Messages of OpenAI's shape. An answer that was interrupted stays, as far as it came.
 
-    `tools` are functions, in OpenAI's shape too, that answers may call; `schema` is what every text must be, as JSON.
+    `tools` are functions, in OpenAI's shape too, that answers may call; `whole` is what every text must be.
     """
 
     def __init__(self, system: str | None = None) -> None:
         self.system = system
         self.messages: list[Message] = []
         self.tools: tuple[Message, ...] = ()
-        self.schema: Message | None = None
+        self.whole: Whole | None = None
         self.left_out = NOTHING
         self.unanswered: Content | None = None  # a question whose answer did not begin; no message of the dialogue
         self._turns: list[Turn] = []
@@ -84,8 +88,8 @@ class Dialogue(ABC):
         return [self.left_out.messages, *starts][min(found + 1, len(starts))]
 
     def like(self, other: Dialogue) -> None:
-        """Offer the tools of another dialogue, and ask for answers of the same schema."""
-        self.tools, self.schema = other.tools, other.schema
+        """Offer the tools of another dialogue, and ask for answers of the same shape."""
+        self.tools, self.whole = other.tools, other.whole
 
     @property
     def _dialogue(self) -> list[Message]:
