@@ -58,3 +58,14 @@ def test_columns_are_comparable_and_the_last_ones_are_shown() -> None:
     assert sparkline([32, 8, 16]) == "█▂▄"
     assert len(sparkline([3] * 100)) == 24
     assert (bar(0, 0), bar(5, 5)) == ("░" * 16, "█" * 16)
+
+
+def test_a_narrow_terminal_shows_fewer_facts_and_none_of_them_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("cli.terminal.meter.time.monotonic", lambda: now)
+    monkeypatch.setenv("COLUMNS", "40")
+    meter = SweepMeter(FakeEngine(), lambda: 31)
+    for _ in range(9):
+        now += 2.0
+        meter.next_sweep(burst(5))
+    assert meter.lines().splitlines() == ["  sweep 10 layer 2/5", "  ▅▅▅▅ 5.0 tok/sweep · 2.5 tok/s"]
