@@ -66,6 +66,7 @@ def test_remarks_fold_between_words_and_pictures_do_not() -> None:
 
 
 def test_a_table_too_wide_for_the_terminal_becomes_a_paragraph_a_row() -> None:
-    rows = [("", "NAME", "WHERE"), ("▸", "日本", "far away"), ("", "b", "here and there")]
-    assert table(rows) == ["   NAME  WHERE", "▸  日本  far away", "   b     here and there"]
-    assert table(rows, 24) == ["▸ name 日本 ·", "  where far away", "name b ·", "  where here and there"]
+    rows = [("", "LONG NAME", "WHERE"), ("▸", "日本", "far away"), ("", "b", "here and there")]
+    columns = ["   LONG NAME  WHERE", "▸  日本       far away", "   b          here and there"]
+    assert (table(rows), table(rows, 28)) == (columns, columns)
+    assert table(rows, 27) == ["▸ long name 日本 ·", "  where far away", "long name b ·", "  where here and there"]

@@ -67,8 +67,8 @@ class SweepMeter:
         place = f"layer {now.layer}/{now.layers}"
         if self.stopping:
             return f"  stopping… ({place})"
-        drawn = f"{bar(now.layer, now.layers)} " if columns >= BAR_COLUMNS else ""
-        facts = [f"sweep {len(self._each) + 1} {drawn}{place}"]
+        sweep = f"sweep {len(self._each) + 1}"
+        facts = [f"{sweep} {place}"]
         if self.thinking:
             facts.insert(0, f"thinking… {format_count(sum(self._each))} tokens")
         elif not self._each:
@@ -78,7 +78,9 @@ class SweepMeter:
             facts.append(format_speed(speed_Bps))
         if left_s is not None:
             facts.append(f"{left_s:.1f} s left")
-        return _fitting(facts, columns)
+        line = _fitting(facts, columns)
+        drawn = line.replace(sweep, f"{sweep} {bar(now.layer, now.layers)}")
+        return drawn if columns >= BAR_COLUMNS and len(drawn) < columns else line
 
     def _so_far(self, columns: int) -> str:
         tokens, seconds = sum(self._each), time.monotonic() - self._began_s
