@@ -6,9 +6,13 @@ from llguidance.gbnf_to_lark import any_to_lark
 
 from specexec.errors import BadGrammar
 
+MOST_CHARACTERS = 200_000  # what llguidance reads of it however deep its rules nest
+
 
 def lark(text: str) -> str:
     """A grammar in Lark, as llguidance reads it. Raises BadGrammar for GBNF that cannot be read."""
+    if len(text) > MOST_CHARACTERS:
+        raise BadGrammar(f"the grammar has {len(text):,} characters; {MOST_CHARACTERS:,} are allowed.")
     try:
         return any_to_lark(text)
     except Exception as problem:  # the converter has no class for all that it raises
