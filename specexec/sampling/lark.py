@@ -6,7 +6,7 @@ from llguidance.gbnf_to_lark import any_to_lark
 
 from specexec.errors import BadGrammar
 
-MOST_CHARACTERS = 200_000  # what llguidance reads of it however deep its rules nest
+MOST_CHARACTERS = 100_000  # what llguidance reads of it however deep its rules nest
 
 
 def lark(text: str) -> str:
