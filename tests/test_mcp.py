@@ -141,6 +141,7 @@ def test_texts_follow_a_written_grammar_here_and_by_a_server(agent: Served, gram
 def test_a_grammar_on_the_line_is_followed_or_refused_before_a_model_is_loaded(
     agent: Served, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO())
     asking = ["chat", "--connect", agent.url, "-t", "0", "-p", "Hi", "--grammar"]
     assert main([*asking, 'root ::= "so" " be it"?']) == 0
     assert capsys.readouterr().out.strip() in ("so", "so be it")
@@ -289,7 +290,7 @@ def test_results_that_fill_the_context_make_room_or_are_cut_and_the_round_goes_o
     agent: Served, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     engine = agent.worker.engine
-    monkeypatch.setattr(engine, "context", 600)
+    monkeypatch.setattr(engine, "context", 500)
     said = ("long " * 200, "short")
     results: list[Message] = [{"role": "tool", "tool_call_id": "1", "content": text} for text in said]
     asking: Message = {"role": "assistant", "content": "", "tool_calls": [call("read_file", {"path": "a.txt"})]}
@@ -298,7 +299,7 @@ def test_results_that_fill_the_context_make_room_or_are_cut_and_the_round_goes_o
     def talk(on_full: OnFull) -> Session:
         conversation = engine.conversation()
         conversation.messages = [turn[0], {"role": "assistant", "content": "Yes."}, *turn]
-        assert conversation.tokens_with(results) > 600, "more than the context"
+        assert conversation.tokens_with(results) > 500, "more than the context"
         return Session(engine, conversation, Screen(), replace(GREEDY, max_tokens=50), on_full=on_full)
 
     one = talk("stop")
@@ -306,8 +307,8 @@ def test_results_that_fill_the_context_make_room_or_are_cut_and_the_round_goes_o
     assert fitting is not None
     assert str(fitting[0]["content"]).startswith("long long")
     assert fitting[1] == results[1]
-    assert one.conversation.tokens_with(fitting) in range(530, 551), "as much as there is room for, and an answer"
-    assert "the context of 600 tokens is nearly full: only the first" in capsys.readouterr().err
+    assert one.conversation.tokens_with(fitting) in range(435, 451), "as much as there is room for, and an answer"
+    assert "the context of 500 tokens is nearly full: only the first" in capsys.readouterr().err
     assert list(one.conversation.go_on(fitting, replace(GREEDY, max_tokens=50)))
 
     other = talk("drop-oldest-turns")
