@@ -39,6 +39,7 @@ from cli.terminal.screen import Screen
 from specexec.errors import BadMessages
 from specexec.sampling.lark import lark
 from specexec.sampling.params import SamplingParams
+from specexec.text.conversation import Conversation
 from specexec.text.dialogue import Dialogue
 from specexec.text.formats.rules import Whole
 from specexec.text.messages import Message
@@ -304,6 +305,7 @@ def test_results_that_fill_the_context_make_room_or_are_cut_and_the_round_goes_o
 
     one = talk("stop")
     fitting = results_with_room(one, results)
+    assert isinstance(one.conversation, Conversation)
     assert fitting is not None
     assert str(fitting[0]["content"]).startswith("long long")
     assert fitting[1] == results[1]
