@@ -1,8 +1,8 @@
 """GGUF architectures against llama.cpp itself: its own converter writes a tiny model's file, its own engine runs it.
 
 Each model is tiny and random, with a real tokenizer. The file must give transformers' logits here, and llama.cpp must
-write the same greedy tokens from it. llama.cpp's converter comes from the sdist of llama-cpp-python (pinned), its engine
-from npm, into a folder of your choice:
+write the same greedy tokens from it. The converter comes from the sdist of llama-cpp-python (pinned), the engine from
+npm, into a folder of your choice:
 
     npm install --prefix /tmp/node --ignore-scripts node-llama-cpp@3.22.1
     python scripts/check_gguf.py --node /tmp/node            # all of them, some minutes
@@ -201,7 +201,10 @@ def convert(folder: Path, file: Path, outtype: str) -> None:
     paths = os.pathsep.join([str(home / "gguf-py"), str(home)])
     command = [sys.executable, str(home / "convert_hf_to_gguf.py"), str(folder), "--outfile", str(file)]
     done = subprocess.run(
-        [*command, "--outtype", outtype], env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True
+        [*command, "--outtype", outtype, "--no-mtp"],
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
     )
     if done.returncode:
         raise RuntimeError(done.stderr[-3000:])

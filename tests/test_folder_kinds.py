@@ -139,6 +139,26 @@ def test_quantisation_settings_without_a_method_over_plain_weights_mean_nothing(
     assert "a method that its config.json does not name" in refusal(single).what
 
 
+def test_scales_beside_whole_weights_are_left_out_and_said(folder: Callable[[str], Path], made: Path) -> None:
+    single = folder("single")
+    tensors = load_file(single / SINGLE)
+    stray = {one: torch.ones(1) for one in ("q_proj.weight_scale", "q_proj.input_scale", "v_proj.weight_scale_inv")}
+    save_file(tensors | {f"model.layers.0.self_attn.{name}": one for name, one in stray.items()}, single / SINGLE)
+    expected = logits_of(offload.load(made / "single", "none"), PROMPT)
+    assert torch.equal(logits_of(offload.load(single, "none"), PROMPT), expected)
+    assert "3 scales beside whole weights are left out" in str(offload.open_folder(single).notes)
+    name = "model.layers.0.self_attn.q_proj.weight"
+    save_file(tensors | {name: tensors[name].to(torch.float8_e4m3fn), f"{name}_scale": torch.ones(1)}, single / SINGLE)
+    assert "no place for" in refusal(single).what  # of weights that are not whole the method has to be named
+
+
+def test_keys_of_the_base_model_alone_are_loaded(folder: Callable[[str], Path], made: Path) -> None:
+    single = folder("single")
+    save_file({key.removeprefix("model."): one for key, one in load_file(single / SINGLE).items()}, single / SINGLE)
+    expected = logits_of(offload.load(made / "single", "none"), PROMPT)
+    assert torch.equal(logits_of(offload.load(single, "disk"), PROMPT), expected)
+
+
 def test_what_modelopt_and_mlx_quantised_otherwise_is_refused_by_name(folder: Callable[[str], Path]) -> None:
     single = folder("single")
     told = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "W4A8_AWQ"}}

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from transformers import (
+    CONFIG_MAPPING,
     AutoModelForCausalLM,
     GemmaConfig,
     Glm4Config,
@@ -33,6 +34,41 @@ LLAMA_3: dict[str, Any] = {
 SIX_LAYERS: dict[str, Any] = {"num_hidden_layers": 6, "layer_types": ["sliding_attention"] * 5 + ["full_attention"]}
 ANY: dict[str, Any] = {**BASE}
 MIXTURE: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
+
+
+LATENT: dict[str, Any] = {
+    **MIXTURE, "num_key_value_heads": 4, "q_lora_rank": 32, "kv_lora_rank": 32, "qk_nope_head_dim": 32,
+    "qk_rope_head_dim": 16, "v_head_dim": 32, "n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1,
+}  # fmt: skip
+YARN: dict[str, Any] = {
+    "rope_theta": 10000.0, "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16,
+}  # fmt: skip
+# A value head is a block wide, so that blocks are the same in either order of the heads.
+DELTA: dict[str, Any] = {
+    "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 32,
+    "layer_types": ["linear_attention"] * 3 + ["full_attention"],
+}  # fmt: skip
+GEMMA_4: dict[str, Any] = {
+    "tie_word_embeddings": True, "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "vocab_size_per_layer_input": 256, "global_head_dim": 32,
+}  # fmt: skip
+GEMMA_4_SMALL: dict[str, Any] = {
+    **GEMMA_4, "num_global_key_value_heads": 1, "attention_k_eq_v": True, "num_kv_shared_layers": 2,
+    "hidden_size_per_layer_input": 32, "final_logit_softcapping": 30.0,
+}  # fmt: skip
+GEMMA_4_EXPERTS: dict[str, Any] = {
+    **GEMMA_4, "hidden_size_per_layer_input": 0, "enable_moe_block": True, "num_experts": 4, "top_k_experts": 2,
+    "moe_intermediate_size": 64,
+}  # fmt: skip
+
+
+def tiny_of(model_type: str, settings: dict[str, Any]) -> PreTrainedModel:
+    """What config.json holds no more and the writer needs stays with the config."""
+    config = CONFIG_MAPPING[model_type](**{**ANY, **settings})
+    config.allow_global_per_layer_attribute_access = True
+    for name in ("global_head_dim", "num_global_key_value_heads"):
+        setattr(config, name, settings.get(name))
+    return of(config)
 
 
 def of(config: PreTrainedConfig) -> PreTrainedModel:
@@ -65,6 +101,17 @@ MODELS = {
     "glm4": lambda folder: of(Glm4Config(**ANY)),
     "glm4_biases": lambda folder: of(Glm4Config(**ANY, attention_bias=True)),
     "granite": granite,
+    "gpt_oss": lambda folder: tiny("gpt_oss", folder, rope_parameters={**YARN, "truncate": False}),
+    "deepseek_v2": lambda _: tiny_of("deepseek_v2", {**LATENT, "topk_method": "greedy", "q_lora_rank": None}),
+    "deepseek_v3": lambda _: tiny_of(
+        "deepseek_v3",
+        {**LATENT, "n_group": 2, "topk_group": 1, "rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0}},
+    ),
+    "qwen35": lambda _: tiny_of("qwen3_5_text", DELTA),
+    "qwen35moe": lambda _: tiny_of("qwen3_5_moe_text", {**DELTA, **MIXTURE, "shared_expert_intermediate_size": 32}),
+    "qwen3next": lambda _: tiny_of("qwen3_next", {**DELTA, **MIXTURE, "shared_expert_intermediate_size": 32}),
+    "gemma4": lambda _: tiny_of("gemma4_text", GEMMA_4_SMALL),
+    "gemma4_experts": lambda _: tiny_of("gemma4_text", GEMMA_4_EXPERTS),
 }
 
 

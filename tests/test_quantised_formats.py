@@ -82,6 +82,14 @@ def torchao(name: str, weight: torch.Tensor) -> Stored:
     return {f"{name}._weight_{role}": tensor for role, tensor in named.items()}
 
 
+def hqq(name: str, weight: torch.Tensor) -> Stored:
+    O, I = weight.shape
+    groups = O * I // GROUP
+    about = {"shape": torch.tensor([O, I]), "nbits": torch.tensor(4).int(), "axis": torch.tensor(1).int()}
+    codes = {"W_q": words(groups // 2, GROUP // 4).view(torch.uint8), "scale": scales(groups, 1)}
+    return {f"{name}.{role}": tensor for role, tensor in {**codes, "zero": scales(groups, 1) * 300, **about}.items()}
+
+
 WEIGHTS: Json = {"num_bits": 4, "group_size": GROUP, "symmetric": True, "type": "int", "strategy": "group"}
 GROUPS: Json = {"group_0": {"targets": ["Linear"], "weights": WEIGHTS}}
 FORMATS: dict[str, tuple[dict[str, Json], Callable[[str, torch.Tensor], Stored]]] = {
@@ -94,6 +102,7 @@ FORMATS: dict[str, tuple[dict[str, Json], Callable[[str, torch.Tensor], Stored]]
     "modelopt": ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, nvfp4),
     "mlx": ({"quant_method": "MLX", "bits": 4, "group_size": GROUP}, mlx),
     "torchao": ({"quant_method": "torchao"}, torchao),
+    "hqq": ({"quant_method": "hqq"}, hqq),
 }
 
 

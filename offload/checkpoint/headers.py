@@ -33,6 +33,9 @@ LFS = b"version "
 SCRATCH_B = 16 << 20
 PLAIN = ("F64", "F32", "F16", "BF16")
 SCALES = re.compile(r"(scales?|scale_inv|zeros|zero_point|SCB|absmax|qweight|g_idx|weight_packed)$")
+STRAY = re.compile(
+    r"(?P<module>.+)\.((weight|input|output|activation|per_tensor)_(global_)?scale(_inv|_2)?|weight_zero_point|SCB)"
+)
 ITEM_B = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1,
     "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "C64": 8,
@@ -142,7 +145,20 @@ def checked(folder: Folder) -> Folder:
         )
     folder = replace(folder, entries=with_shared(folder.config, folder.entries))
     config, plain = settled(folder.config, folder.entries)
-    return replace(folder, config=config, notes=(*folder.notes, plain) if plain else folder.notes)
+    notes = (*folder.notes, plain) if plain else folder.notes
+    if strays := {} if config.get("quantization_config") else _strays(folder.entries):
+        kept = {name: entry for name, entry in folder.entries.items() if name not in strays}
+        note = f"{len(strays)} scales beside whole weights are left out, such as {next(iter(strays))}"
+        return replace(folder, config=config, entries=kept, notes=(*notes, note))
+    return replace(folder, config=config, notes=notes)
+
+
+def _strays(entries: Mapping[str, Entry]) -> dict[str, Entry]:
+    """Scales that quantising left behind, beside weights that are whole: transformers leaves them unread too."""
+    whole = {name.removesuffix(".weight") for name, entry in entries.items() if entry.dtype in PLAIN}
+    return {
+        name: entry for name, entry in entries.items() if (found := STRAY.fullmatch(name)) and found["module"] in whole
+    }
 
 
 def _open_gguf(path: Path, config: dict[str, Json]) -> Folder:

@@ -8,25 +8,29 @@ SOFTMAX, SIGMOID = 1, 2
 LOG_MULTIPLIER = "rope.scaling.yarn_log_multiplier"
 
 
-def basics(facts: GgufFacts, positions: Settings | None = None) -> Settings:
-    """What every config has."""
+def basics(facts: GgufFacts, positions: Settings | None = None, *, uniform: bool = True) -> Settings:
+    """What every config has; what differs from layer to layer is left out unless they are `uniform`."""
     heads, width = facts.count("attention.head_count"), facts.count("embedding_length")
     vocabulary, columns = facts.shape("token_embd.weight")
     if columns != width:
         raise facts.refuse(f"has embedding_length {width}, and its token_embd.weight has {columns} columns")
-    return {
+    found: Settings = {
         "vocab_size": vocabulary,
         "hidden_size": width,
         "num_hidden_layers": facts.layers,
-        "intermediate_size": facts.count("feed_forward_length", _width_of_experts(facts)),
         "num_attention_heads": heads,
-        "num_key_value_heads": facts.count("attention.head_count_kv", heads),
-        "head_dim": head_dim(facts),
         "max_position_embeddings": facts.count("context_length"),
         "rms_norm_eps": facts.real("attention.layer_norm_rms_epsilon"),
         "rope_parameters": positions or rope(facts),
         "tie_word_embeddings": "output.weight" not in facts.tensors,
     }
+    if uniform:
+        found |= {
+            "intermediate_size": facts.count("feed_forward_length", _width_of_experts(facts)),
+            "num_key_value_heads": facts.count("attention.head_count_kv", heads),
+            "head_dim": head_dim(facts),
+        }
+    return found
 
 
 def llama(facts: GgufFacts) -> Settings:
@@ -42,9 +46,8 @@ def mixtral(facts: GgufFacts) -> Settings:
     return {**basics(facts), **experts, "sliding_window": None}
 
 
-def _qwen_moe(facts: GgufFacts) -> Settings:
+def _mixture(facts: GgufFacts) -> Settings:
     return {
-        **basics(facts),
         "num_experts": facts.count("expert_count"),
         "num_experts_per_tok": facts.count("expert_used_count"),
         "moe_intermediate_size": facts.count("expert_feed_forward_length"),
@@ -55,11 +58,11 @@ def _qwen_moe(facts: GgufFacts) -> Settings:
 
 def qwen_2_moe(facts: GgufFacts) -> Settings:
     shared = facts.shape("blk.0.ffn_up_shexp.weight")[0]
-    return {**_qwen_moe(facts), "shared_expert_intermediate_size": shared, "norm_topk_prob": False}
+    return {**basics(facts), **_mixture(facts), "shared_expert_intermediate_size": shared, "norm_topk_prob": False}
 
 
 def qwen_3_moe(facts: GgufFacts) -> Settings:
-    return {**_qwen_moe(facts), "norm_topk_prob": True}
+    return {**basics(facts), **_mixture(facts), "norm_topk_prob": True}
 
 
 def gemma(facts: GgufFacts) -> Settings:
@@ -214,7 +217,7 @@ def qwen_35(facts: GgufFacts) -> Settings:
 def qwen_35_moe(facts: GgufFacts) -> Settings:
     """The same with experts, and one that all rows go through."""
     shared = facts.shape("blk.0.ffn_up_shexp.weight")[0]
-    return {**_qwen_moe(facts), **qwen_35(facts), "shared_expert_intermediate_size": shared}
+    return {**qwen_35(facts), **_mixture(facts), "shared_expert_intermediate_size": shared}
 
 
 def qwen_3_next(facts: GgufFacts) -> Settings:
@@ -232,11 +235,10 @@ def gemma_4(facts: GgufFacts) -> Settings:
     shared = facts.count("attention.shared_kv_layers", 0, least=0)
     if len(far_keys) > 1 or len(near_keys) > 1 or {*widths} - {widths[0], 2 * widths[0]} or shared >= facts.layers:
         raise facts.refuse("has layers of more kinds than the two that are known here")
-    heads, layers = facts.count("attention.head_count"), facts.layers
     turned = facts.factors("rope_freqs.weight")
     far_dim, near_dim = facts.count("attention.key_length"), facts.count("attention.key_length_swa")
     capped, experts = facts.has("final_logit_softcapping"), facts.has("expert_count")
-    names = [f"blk.{index}" for index, one in enumerate(near) if not one and index < layers - shared]
+    names = [f"blk.{index}" for index, one in enumerate(near) if not one and index < facts.layers - shared]
     rotated = sum(one == 1.0 for one in turned) if turned else far_dim // 2
     far_positions: Settings = {
         "rope_type": "proportional",
@@ -246,9 +248,8 @@ def gemma_4(facts: GgufFacts) -> Settings:
     near_positions: Settings = {"rope_type": "default", "rope_theta": facts.real("rope.freq_base_swa", 10000.0)}
     each_layer = facts.count("embedding_length_per_layer_input", 0, least=0)
     found: Settings = {
-        **basics(facts, {"full_attention": far_positions, "sliding_attention": near_positions}),
+        **basics(facts, {"full_attention": far_positions, "sliding_attention": near_positions}, uniform=False),
         "intermediate_size": widths[0],
-        "num_attention_heads": heads,
         "num_key_value_heads": next(iter(near_keys)),
         "num_global_key_value_heads": next(iter(far_keys), None),
         "head_dim": near_dim,
@@ -261,7 +262,6 @@ def gemma_4(facts: GgufFacts) -> Settings:
         "hidden_size_per_layer_input": each_layer,
         "final_logit_softcapping": facts.real("final_logit_softcapping") if capped else None,
         "enable_moe_block": experts,
-        "tie_word_embeddings": "output.weight" not in facts.tensors,
     }
     if each_layer:
         found["vocab_size_per_layer_input"] = facts.shape("per_layer_token_embd.weight")[0]
