@@ -33,9 +33,9 @@ from specexec.model.cache_in_ram import Travel
 from specexec.model.kept_rows import FewBitRows, KVQuant, WholeRows
 from specexec.model.tree_lm import Rows, TreeLM
 from specexec.sampling.params import SamplingParams
-from tests.test_architectures import NODES, TOKENS, committed, path_of, tree_logits
 from tests.pictured import picture, seeing, shown
 from tests.serving import serving
+from tests.test_architectures import NODES, TOKENS, committed, path_of, tree_logits
 from tests.test_cache_in_ram import Late
 from tests.test_recurrent import built
 from tests.tiny import LAYERS, VOCABULARY, tiny
