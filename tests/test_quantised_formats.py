@@ -15,6 +15,7 @@ import offload
 from offload.checkpoint.contents import SINGLE
 from offload.checkpoint.documents import Json
 from offload.checkpoint.headers import open_folder
+from offload.checkpoint.quantized.formats import METHODS
 from offload.checkpoint.quantized.stored import check_orders, fold
 from offload.errors import CorruptShard, OffloadError, UnsupportedModel
 from offload.packs.pack import pack, plan
@@ -209,6 +210,14 @@ def test_torchaos_packed_words_are_refused_by_name(tmp_path: Path) -> None:
     folder(tmp_path, {"quant_method": "torchao"}, stored)
     with pytest.raises(UnsupportedModel, match=r"'x.weight' is in a layout of torchao .*zero_point BF16 \[2, 32\]"):
         fold(open_folder(tmp_path))
+
+
+def test_every_method_that_is_read_is_in_the_table_of_the_documents() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "quantized.md").read_text(encoding="utf-8")
+    table = page.partition("<!-- table: formats -->")[2].partition("<!-- end -->")[0]
+    # Two are named otherwise in the files themselves.
+    marks = {method: {"gguf": "[GGUF]", "MLX": "MLX in"}.get(method, f"`{method}`") for method in METHODS}
+    assert not [method for method, mark in marks.items() if mark not in table]
 
 
 def test_settings_beside_config_json_are_read(tmp_path: Path) -> None:
