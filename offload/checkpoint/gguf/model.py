@@ -28,7 +28,7 @@ from offload.errors import BadModelDir, CorruptShard, DiskFull
 from offload.machine.folders import folder_of
 
 # Documents of another version are written anew.
-VERSION = 1
+VERSION = 2
 SPLIT = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 # A vision tower or an adapter beside the model is no part of it.
 BESIDE = ("mmproj",)
