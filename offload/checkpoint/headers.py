@@ -17,7 +17,8 @@ from offload.checkpoint.change import Change
 from offload.checkpoint.contents import ADAPTER, GGUF_NOTE, MANIFEST, MODELOPT, find_weights, instead
 from offload.checkpoint.documents import AGAIN, CONFIG, Json, read_json
 from offload.checkpoint.entry import Entry
-from offload.checkpoint.gguf.model import documents_folder, open_gguf, source_files
+from offload.checkpoint.gguf.consolidated import renamed
+from offload.checkpoint.gguf.model import WEIGHTS, documents_folder, open_gguf, source_files
 from offload.checkpoint.mtp import mtp_tensors
 from offload.checkpoint.shared import with_shared
 from offload.checkpoint.wrapped import is_wrapper, text_settings, text_tensors
@@ -163,7 +164,13 @@ def _strays(entries: Mapping[str, Entry]) -> dict[str, Entry]:
 
 def _open_gguf(path: Path, config: dict[str, Json]) -> Folder:
     """A folder of documents with the tensors of the files that they were made from."""
-    model = open_gguf(source_files(path))
+    files = source_files(path)
+    if files[0].suffix == WEIGHTS:
+        read = {file: read_header(file) for file in files}
+        held = {name: entry for _, entries in read.values() for name, entry in entries.items()}
+        entries = {entry.name: entry for entry in renamed(held, config)}
+        return Folder(path, config, entries, {file: size_B for file, (size_B, _) in read.items()})
+    model = open_gguf(files)
     entries = {tensor.name: tensor for tensor in model.tensors()}
     return Folder(path, config, entries, {header.file: header.size_B for header in model.headers})
 
