@@ -5,8 +5,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from offload.checkpoint.gguf.architectures import architecture_of
 from offload.checkpoint.documents import CONFIG
+from offload.checkpoint.gguf.architectures import architecture_of
 from offload.checkpoint.gguf.model import GgufModel, gguf_files, open_gguf
 from offload.checkpoint.headers import Folder, open_folder
 from offload.checkpoint.manifest import digest_of, read_manifest, verify
