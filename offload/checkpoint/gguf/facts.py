@@ -109,9 +109,9 @@ class GgufFacts:
         claimed = self.count("block_count")
         ahead = self.count("nextn_predict_layers", 0, least=0)
         there = {name.split(".")[1] for name in self.tensors if name.startswith("blk.")}
-        if ahead < claimed and there == {str(index) for index in range(claimed - ahead)}:
-            return claimed - ahead  # cut off by whoever made the file
-        if ahead >= claimed or there != {str(index) for index in range(claimed)}:
+        # Files may say how many layers guess further and leave them out.
+        sound = ({str(index) for index in range(count)} for count in (claimed, claimed - ahead))
+        if ahead >= claimed or there not in sound:
             raise CorruptShard(
                 f"{self.file_name}: {self.architecture}.block_count is {claimed}, and there are tensors of "
                 f"{len(there)} blocks.",

@@ -64,6 +64,8 @@ def values_of_latents(facts: GgufFacts, shape: Shape) -> list[Place]:
     """[H, value, rank] of the same."""
     heads, value, rank = facts.dimensions(shape, 3)
     key = facts.count("attention.key_length_mla") - facts.count("rope.dimension_count")
+    if key < 1:
+        raise facts.refuse(f"leaves {key} numbers of a key unrotated (attention.key_length_mla, rope.dimension_count)")
     return [Place.all_of(heads, key + value, rank).part(1, key, key + value)]
 
 
