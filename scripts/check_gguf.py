@@ -17,24 +17,17 @@ import os
 import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
 from pathlib import Path
 
 import torch
-from real_material import FOLDER, _from_index, _made, tokenizer
+from real_material import converter, tokenizer
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
 import offload
 from offload.errors import OffloadError
 from tests.tiny import greedy, redraw
 
-SDIST = (
-    "llama-cpp-python",
-    "llama_cpp_python-0.3.36.tar.gz",
-    "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e",
-)
-INSIDE = "vendor/llama.cpp/"
 TEXT = "The quick brown fox jumps over the lazy dog; 12 wizards' 3 boxes of quartz."
 TOKENS = 12
 BASE: dict[str, object] = {
@@ -149,25 +142,6 @@ for await (const token of sequence.evaluate(given, {temperature: 0, yieldEogToke
 console.log(JSON.stringify({tokens: own, written}));
 process.exit(0);
 """
-
-
-def converter() -> Path:
-    """The folder with llama.cpp's convert_hf_to_gguf.py."""
-    return _made(FOLDER / "llama_cpp_converter", _fetch)
-
-
-def _fetch(folder: Path) -> None:
-    with tempfile.TemporaryDirectory() as temporary:
-        archive = _from_index(*SDIST, Path(temporary))
-        with tarfile.open(archive) as files:
-            for member in files:
-                path = member.name.partition("/")[2].removeprefix(INSIDE)
-                if member.isfile() and path.startswith(("conversion/", "gguf-py/gguf/", "convert_hf_to_gguf.py")):
-                    target = folder / path
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    content = files.extractfile(member)
-                    assert content is not None
-                    target.write_bytes(content.read())
 
 
 def make(name: str, folder: Path) -> PreTrainedModel:
