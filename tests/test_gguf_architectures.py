@@ -17,7 +17,7 @@ from transformers import (
 )
 
 import offload
-from offload.checkpoint.entry import Entry, Place
+from offload.checkpoint.entry import Entry, Strides
 from offload.checkpoint.layout import lay_out
 from offload.checkpoint.mapping import route
 from offload.checkpoint.skeleton import build
@@ -148,7 +148,7 @@ def test_experts_that_share_a_tensor_with_others_are_fetched_one_by_one(gpt_oss:
     layer = lay_out(folder, build(folder, "f32")).layers[0]
     assert layer.routing
     whose = {one.name: {part.expert for part in one.parts} for one in layer.pieces if ".experts." in f".{one.name}"}
-    assert len(whose) == 7  # gates, what they act on and the way down, with biases, of which two lie in one tensor
+    assert len(whose) == 5  # codes of gates, of what they act on and of the way down, and two tensors of biases
     assert all(found == {0, 1, 2, 3} for found in whose.values()), whose
 
 
@@ -156,8 +156,12 @@ def test_a_pack_holds_parts_of_tensors_and_their_places(gpt_oss: Path, tmp_path:
     pack(plan(offload.open_folder(gpt_oss), "none"), tmp_path / "pack")
     expected = logits_of(offload.load(gpt_oss, "none", dtype="f32"), PROMPT)
     assert torch.equal(logits_of(offload.load(tmp_path / "pack", "disk", dtype="f32"), PROMPT), expected)
-    good = Place.all_of(4, 64, 2).at(2, 0)
-    for wrong in (Place(good.sizes, good.steps, 1 << 20), Place(good.sizes, (128, 1 << 40)), Place((4, 8), (128, 2))):
+    good = Strides.all_of(4, 64, 2).at(2, 0)
+    for wrong in (
+        Strides(good.sizes, good.steps, 1 << 20),
+        Strides(good.sizes, (128, 1 << 40)),
+        Strides((4, 8), (128, 2)),
+    ):
         entry = Entry(wrong.behind("model.layers.0.mlp.experts.gate_up_proj_bias"), gpt_oss, 0, 1024, "F32", (4, 64))
         with pytest.raises(BadModelDir, match="does not fit"):
             route([entry], build(offload.open_folder(gpt_oss), "f32").whole)

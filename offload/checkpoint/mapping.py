@@ -24,7 +24,7 @@ from transformers.core_model_loading import (
     rename_source_key,
 )
 
-from offload.checkpoint.entry import Entry, Place, placed
+from offload.checkpoint.entry import Entry, Strides, placed
 from offload.errors import BadModelDir, UnsupportedModel
 
 log = logging.getLogger(__name__)
@@ -109,7 +109,7 @@ class Job:
     sources: dict[str, list[Entry]]
     targets: list[str]
     config: PreTrainedConfig
-    place: Place | None = None
+    place: Strides | None = None
     """Where the one tensor that goes in lies in the one that comes out."""
 
     @property
@@ -243,7 +243,7 @@ def _part(entry: Entry, target: str, view: torch.Tensor) -> Part:
     return Part(entry, target, view.stride(), int(view.storage_offset()))
 
 
-def _in_place(entry: Entry, target: str, view: torch.Tensor, place: Place) -> Part:
+def _in_place(entry: Entry, target: str, view: torch.Tensor, place: Strides) -> Part:
     if place.items != _elements(entry) or not place.fits(view.numel()):
         raise _misfit(entry, target, view.shape)
     return Part(replace(entry, shape=place.sizes), target, place.steps, place.offset)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from offload.checkpoint.documents import Json
-from offload.checkpoint.entry import Entry, Place
+from offload.checkpoint.entry import Entry, Strides
 from offload.errors import BadModelDir, UnsupportedModel
 
 PARAMS, TEKKEN = "params.json", "tekken.json"
@@ -84,5 +84,5 @@ def renamed(entries: Mapping[str, Entry], config: Mapping[str, Json]) -> Iterato
         assert isinstance(count, int)
         if len(entry.shape) != 2 or not entry.nbytes or entry.shape[0] % (2 * count):
             raise BadModelDir(f"'{name}' is {list(entry.shape)}, and params.json speaks of {count} heads.", None, HINT)
-        place = Place.all_of(*entry.shape).split(0, count, 2).swapped(1, 2)
+        place = Strides.all_of(*entry.shape).split(0, count, 2).swapped(1, 2)
         yield replace(entry, name=place.behind(target), shape=place.sizes)

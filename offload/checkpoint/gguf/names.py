@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-from offload.checkpoint.entry import Entry, Place, placed
+from offload.checkpoint.entry import Entry, Strides, placed
 from offload.checkpoint.gguf.architectures import DESCRIPTIONS, OUTSIDE, Architecture, architecture_of
 from offload.checkpoint.gguf.facts import GgufFacts
 from offload.checkpoint.gguf.header import GgufHeader, GgufTensor
@@ -77,7 +77,7 @@ def _cut(stored: Entry, tensor: GgufTensor, found: Architecture, facts: GgufFact
         yield stored
 
 
-def _placed(stored: Entry, places: list[Place], tensor: GgufTensor, facts: GgufFacts) -> Iterator[Entry]:
+def _placed(stored: Entry, places: list[Strides], tensor: GgufTensor, facts: GgufFacts) -> Iterator[Entry]:
     """So many items for each place, one after another; only whole rows, since blocks lie inside of rows."""
     columns, start = tensor.shape[-1] if len(tensor.shape) > 1 else 1, 0
     flat = replace(stored, shape=(math.prod(tensor.shape) // columns, columns))
