@@ -7,12 +7,14 @@ npm, into a folder of your choice:
     npm install --prefix /tmp/node --ignore-scripts node-llama-cpp@3.22.1
     python scripts/check_gguf.py --node /tmp/node            # all of them, some minutes
     python scripts/check_gguf.py gpt-oss gemma4              # these, without the engine
+    python scripts/check_gguf.py --node /tmp/node --real     # SmolLM2's own file: text and perplexity by both
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -21,7 +23,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from real_material import converter, tokenizer
+from real_material import converter, gguf, tokenizer
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
 import offload
@@ -142,6 +144,24 @@ for await (const token of sequence.evaluate(given, {temperature: 0, yieldEogToke
 console.log(JSON.stringify({tokens: own, written}));
 process.exit(0);
 """
+SURPRISE = """
+import {getLlama} from "node-llama-cpp";
+const [file, given] = [process.argv[2], JSON.parse(process.argv[3])];
+const llama = await getLlama({gpu: false, logLevel: "error", build: "never"});
+const model = await llama.loadModel({modelPath: file});
+const context = await model.createContext({contextSize: 512});
+const items = given.slice(0, -1).map((token) => [token, {generateNext: {logits: true}}]);
+const found = await context.getSequence().controlledEvaluate(items);
+let sum = 0;
+found.forEach((one, index) => {
+    const logits = [...one.next.logits.values()];
+    const most = logits.reduce((a, b) => Math.max(a, b));
+    const total = logits.reduce((all, logit) => all + Math.exp(logit - most), 0);
+    sum += most + Math.log(total) - one.next.logits.get(given[index + 1]);
+});
+console.log(JSON.stringify(sum / found.length));
+process.exit(0);
+"""
 
 
 def make(name: str, folder: Path) -> PreTrainedModel:
@@ -186,14 +206,43 @@ def convert(folder: Path, file: Path, outtype: str) -> None:
 
 def by_llama_cpp(node: Path, file: Path, tokens: list[int]) -> dict[str, list[int]]:
     """How llama.cpp cuts TEXT, and what it writes behind the tokens."""
+    answer: dict[str, list[int]] = json.loads(
+        _in_node(node, ENGINE, str(file), json.dumps(tokens), str(TOKENS), json.dumps(TEXT))
+    )
+    return answer
+
+
+def _in_node(node: Path, source: str, *arguments: str) -> str:
+    """The last line that a script prints which finds node-llama-cpp in the folder `node`."""
     script = node / "check_gguf.mjs"
-    script.write_text(ENGINE)
-    command = ["node", str(script), str(file), json.dumps(tokens), str(TOKENS), json.dumps(TEXT)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    script.write_text(source)
+    done = subprocess.run(["node", str(script), *arguments], capture_output=True, text=True, timeout=300)
     if done.returncode:
         raise RuntimeError(done.stderr[-2000:] + done.stdout[-500:])
-    answer: dict[str, list[int]] = json.loads(done.stdout.strip().splitlines()[-1])
-    return answer
+    return done.stdout.strip().splitlines()[-1]
+
+
+def check_real(node: Path) -> str:
+    """SmolLM2's own file: greedy text, and the perplexity of a page of this repository, by llama.cpp and here."""
+    from transformers import AutoTokenizer
+
+    file = gguf()
+    model = offload.load(file, "disk", dtype="f32")
+    tokenizer = AutoTokenizer.from_pretrained(offload.open_folder(file).path)
+    page = (Path(__file__).parent.parent / "docs" / "streaming.md").read_text(encoding="utf-8")
+    read: list[int] = tokenizer(page, add_special_tokens=False)["input_ids"][:200]
+    theirs = float(_in_node(node, SURPRISE, str(file), json.dumps(read)))
+    with torch.no_grad():
+        ours = float(
+            torch.nn.functional.cross_entropy(model(torch.tensor([read])).logits[0, :-1], torch.tensor(read[1:]))
+        )
+    asked: list[int] = tokenizer(TEXT, add_special_tokens=False)["input_ids"]
+    written = greedy(model, torch.tensor([asked]), TOKENS)[0, len(asked) :].tolist()
+    same = sum(a == b for a, b in zip(by_llama_cpp(node, file, asked)["written"], written, strict=False))
+    return (
+        f"{file.name}: perplexity {math.exp(ours):.4f} here in float32, {math.exp(theirs):.4f} by llama.cpp, which "
+        f"rounds activations; {same} of {len(written)} tokens alike"
+    )
 
 
 def check(name: str, outtype: str, node: Path | None, workplace: Path) -> str:
@@ -224,8 +273,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", choices=[*MODELS, []], help="which; all of them by default")
     parser.add_argument("--node", type=Path, help="a folder where npm has installed node-llama-cpp")
+    parser.add_argument("--real", action="store_true", help="SmolLM2's own file instead of tiny ones; needs --node")
     parser.add_argument("--outtype", default="f32", help="f32, f16, bf16 or q8_0, as the converter has them")
     arguments = parser.parse_args()
+    if arguments.real:
+        print(check_real(arguments.node))
+        return
     for name in arguments.names or MODELS:
         with tempfile.TemporaryDirectory() as workplace:
             try:
