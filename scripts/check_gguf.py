@@ -193,13 +193,11 @@ def convert(folder: Path, file: Path, outtype: str) -> None:
     """The folder as llama.cpp's converter writes it."""
     home = converter()
     paths = os.pathsep.join([str(home / "gguf-py"), str(home)])
-    command = [sys.executable, str(home / "convert_hf_to_gguf.py"), str(folder), "--outfile", str(file)]
-    done = subprocess.run(
-        [*command, "--outtype", outtype, "--no-mtp"],
-        env={**os.environ, "PYTHONPATH": paths},
-        capture_output=True,
-        text=True,
-    )
+    options = ["--outfile", str(file), "--outtype", outtype]
+    if MODELS[folder.name][0].startswith("qwen3"):
+        options.append("--no-mtp")
+    command = [sys.executable, str(home / "convert_hf_to_gguf.py"), str(folder), *options]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(done.stderr[-3000:])
 
