@@ -34,11 +34,13 @@ def basics(facts: GgufFacts, positions: Settings | None = None, *, uniform: bool
 
 
 def llama(facts: GgufFacts) -> Settings:
+    """Linears may have biases."""
     biases = {"attention_bias": "attn_q.bias", "mlp_bias": "ffn_up.bias"}
     return {**basics(facts), **{name: f"blk.0.{bias}" in facts.tensors for name, bias in biases.items()}}
 
 
 def mixtral(facts: GgufFacts) -> Settings:
+    """Experts in every layer, and no window."""
     experts = {
         "num_local_experts": facts.count("expert_count"),
         "num_experts_per_tok": facts.count("expert_used_count"),
@@ -57,19 +59,23 @@ def _mixture(facts: GgufFacts) -> Settings:
 
 
 def qwen_2_moe(facts: GgufFacts) -> Settings:
+    """Experts, and one that all rows go through, whose width its tensors say."""
     shared = facts.shape("blk.0.ffn_up_shexp.weight")[0]
     return {**basics(facts), **_mixture(facts), "shared_expert_intermediate_size": shared, "norm_topk_prob": False}
 
 
 def qwen_3_moe(facts: GgufFacts) -> Settings:
+    """Experts whose weights add up to one."""
     return {**basics(facts), **_mixture(facts), "norm_topk_prob": True}
 
 
 def gemma(facts: GgufFacts) -> Settings:
+    """The head is the embeddings, always."""
     return {**basics(facts), "tie_word_embeddings": True}
 
 
 def gemma_2(facts: GgufFacts) -> Settings:
+    """Logits and scores are capped; layers see a window and everything in turns."""
     return {
         **gemma(facts),
         # llama.cpp's own rule: the file does not say, and of the published models the one of 46 layers differs.
@@ -81,6 +87,7 @@ def gemma_2(facts: GgufFacts) -> Settings:
 
 
 def gemma_3(facts: GgufFacts) -> Settings:
+    """Positions of layers with a window turn at another speed."""
     local: Settings = {"rope_type": "default", "rope_theta": facts.real("rope.freq_base_swa", 10000.0)}
     capped = facts.has("final_logit_softcapping")
     return {
@@ -102,6 +109,7 @@ def _width_of_heads(facts: GgufFacts) -> int:
 
 
 def phi_3(facts: GgufFacts) -> Settings:
+    """A part of each head is turned, by factors for long and for short texts where the file has them."""
     dim = _width_of_heads(facts)
     long, short = facts.factors("rope_factors_long.weight"), facts.factors("rope_factors_short.weight")
     positions = partly(facts, dim, dim)
@@ -119,11 +127,13 @@ def phi_3(facts: GgufFacts) -> Settings:
 
 
 def glm_4(facts: GgufFacts) -> Settings:
+    """Half of each head is turned."""
     positions = partly(facts, head_dim(facts), head_dim(facts) // 2)
     return {**basics(facts, positions), "attention_bias": "blk.0.attn_q.bias" in facts.tensors}
 
 
 def granite(facts: GgufFacts) -> Settings:
+    """Llama with four multipliers."""
     return {
         **llama(facts),
         "attention_multiplier": facts.real("attention.scale", 1.0),
