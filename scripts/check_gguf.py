@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from real_material import converter, gguf, tokenizer
@@ -170,7 +171,8 @@ def make(name: str, folder: Path) -> PreTrainedModel:
     vocabulary = json.loads((tokenizer(family) / "tokenizer.json").read_text())
     size = len(vocabulary["model"]["vocab"]) + 2000
     sizes = {"vocab_size": size, "vocab_size_per_layer_input": size}
-    config = CONFIG_MAPPING[model_type](**{**BASE, **sizes, **settings})
+    whole: dict[str, Any] = {**BASE, **sizes, **settings}
+    config = CONFIG_MAPPING[model_type](**whole)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
