@@ -278,7 +278,7 @@ def test_a_head_that_is_right_is_not_corrected(case: Case, caplog: pytest.LogCap
     drafter = case.drafter(case.near, check=True)
     write(case.target, drafter, PROMPTS[:1], SAMPLINGS[0], 24, vocabulary=VOCABULARY)
     assert not caplog.records
-    assert drafter._features._check is None
+    assert drafter._features._states._check is None
 
 
 def test_a_head_of_another_model_is_refused_by_its_guesses(case: Case, caplog: pytest.LogCaptureFixture) -> None:
@@ -293,7 +293,7 @@ def test_a_head_of_another_model_is_refused_by_its_guesses(case: Case, caplog: p
     (said,) = [one.message for one in caplog.records if one.levelno == logging.WARNING]
     assert "was not made for this model" in said
     assert "BadDrafter" not in said, "words for people"
-    assert not case.target.taps._wanted[drafter._features][0]
+    assert not case.target.taps._wanted[drafter._features._states][0]
 
 
 def test_a_text_that_goes_on_is_guessed_below_again(case: Case) -> None:
