@@ -45,10 +45,20 @@ from specexec.sampling.params import SamplingParams
 from specexec.sizes import TRIED_ROWS
 from specexec.tree.growing import Growth
 from specexec.tree.tree import ROOT
-from tests.eagle_models import HIDDEN, LAYERS, OWN, VOCABULARY, chain_target, knowing_head, saved, settings_of
+from tests.eagle_models import (
+    HIDDEN,
+    LAYERS,
+    OWN,
+    RECORDED,
+    VOCABULARY,
+    chain_target,
+    knowing_head,
+    recorded,
+    saved,
+    settings_of,
+)
 from tests.writing import prompt, sequence_of, write
 
-RECORDED = Path(__file__).parent / "data" / "heads"
 HEADS = ["eagle3", "eagle3_redhat", "eagle3_gptoss", "eagle3_1"]
 SHAPE = TargetShape(LAYERS, HIDDEN, VOCABULARY)
 SAMPLINGS = [
@@ -59,11 +69,6 @@ SAMPLINGS = [
 PROMPTS = [prompt(length, length, VOCABULARY) for length in (41, 5, 33)]
 Tensors = dict[str, Tensor]
 Settings = dict[str, object]
-
-
-def recorded(name: str) -> tuple[Settings, Tensors]:
-    folder = RECORDED / name
-    return json.loads((folder / "config.json").read_text(encoding="utf-8")), load_file(folder / "model.safetensors")
 
 
 class Case:

@@ -37,10 +37,9 @@ from specexec.model.tree_lm import Rows, TreeLM
 from specexec.planning.best_first import BestFirst
 from specexec.sampling.params import SamplingParams
 from specexec.sizes import LAST
-from tests.eagle_models import chain_target
+from tests.eagle_models import RECORDED, chain_target, recorded
 from tests.writing import prompt, sequence_of, texts_are_plain, write
 
-RECORDED = Path(__file__).parent / "data" / "heads"
 VOCABULARY, HIDDEN, LAYERS = 96, 32, 4
 SHAPE = TargetShape(LAYERS, HIDDEN, VOCABULARY)
 PUBLISHED = ["medusa", "hydra", "hydra_prefix", "mlp_speculator", "mlp_speculator_tied", "redrafter", "redrafter_plain"]
@@ -52,11 +51,6 @@ Recorded = tuple[Shallow, dict[str, Tensor]]
 PROMPTS = [prompt(length, length, VOCABULARY) for length in (21, 5)]
 
 
-def parts_of(name: str) -> tuple[dict[str, object], dict[str, Tensor]]:
-    folder = RECORDED / name
-    return json.loads((folder / "config.json").read_text(encoding="utf-8")), load_file(folder / "model.safetensors")
-
-
 class Case:
     """A target whose next token follows from its last, and heads for it."""
 
@@ -65,7 +59,7 @@ class Case:
         self.target = TreeLM(self.model)
 
     def head(self, name: str) -> Shallow:
-        return loaded(*parts_of(name), self.target, name)
+        return loaded(*recorded(name), self.target, name)
 
     def drafter(
         self, head: Shallow, ranking: Ranking | None = None, named: int = VOCABULARY, check: bool = False
@@ -102,7 +96,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
 
 
 @pytest.fixture
-def recorded(request: pytest.FixtureRequest, case: Case, monkeypatch: pytest.MonkeyPatch) -> Recorded:
+def reference(request: pytest.FixtureRequest, case: Case, monkeypatch: pytest.MonkeyPatch) -> Recorded:
     """A head and what its authors' code computed, over their embeddings where it reads some."""
     record = load_file(RECORDED / request.param / "reference.safetensors")
     if "table" in record:
@@ -111,11 +105,11 @@ def recorded(request: pytest.FixtureRequest, case: Case, monkeypatch: pytest.Mon
     return case.head(request.param), record
 
 
-@pytest.mark.parametrize("recorded", PUBLISHED[:5], indirect=True)
+@pytest.mark.parametrize("reference", PUBLISHED[:5], indirect=True)
 @torch.no_grad()
-def test_it_guesses_what_its_authors_code_guesses(recorded: Recorded) -> None:
+def test_it_guesses_what_its_authors_code_guesses(reference: Recorded) -> None:
     """Behind every place of a text, for each of the next places."""
-    head, record = recorded
+    head, record = reference
     states_TH, text_T, logits_PTV = record["states"], record["text"], record["logits"]
     if head.front is not None:
         rows = replace(Rows.text(KVCache(), text_T.tolist()), features_RF=states_TH)
@@ -128,11 +122,11 @@ def test_it_guesses_what_its_authors_code_guesses(recorded: Recorded) -> None:
     assert logits_PTV.abs().max() > 1
 
 
-@pytest.mark.parametrize("recorded", PUBLISHED[5:], indirect=True)
+@pytest.mark.parametrize("reference", PUBLISHED[5:], indirect=True)
 @torch.no_grad()
-def test_a_recurrent_head_gives_its_authors_probabilities(recorded: Recorded) -> None:
+def test_a_recurrent_head_gives_its_authors_probabilities(reference: Recorded) -> None:
     """Along each beam; they leave out all but the 50 best tokens."""
-    head, record = recorded
+    head, record = reference
     for beam_K, log_probs_PV in zip(record["beams"], record["log_probs"], strict=True):
         for place in range(head.fields.places):
             found_V = head.network(record["states"], beam_K[None, : place + 1])[0]
@@ -204,7 +198,7 @@ def test_a_head_of_another_model_is_refused_by_its_guesses(
 
 @torch.no_grad()
 def test_medusa_as_vllm_spells_it_is_the_same(case: Case) -> None:
-    settings, tensors = parts_of("medusa")
+    settings, tensors = recorded("medusa")
     renamed = {}
     for name, one in tensors.items():
         place, block, *rest = name.split(".")
@@ -230,19 +224,19 @@ def test_what_does_not_fit_is_refused_by_name(
     name: str, settings: dict[str, object], shapes: dict[str, tuple[int, ...]], why: str
 ) -> None:
     """From headers alone, so `plan` says it too."""
-    given, tensors = parts_of(name)
+    given, tensors = recorded(name)
     held = {key: tuple(one.shape) for key, one in tensors.items()}
     with pytest.raises(BadDrafter, match=why):
         ShallowFields.of(given | settings, held | shapes, SHAPE, "head")
 
 
 def test_parts_that_are_missing_or_not_known_are_refused_by_name(case: Case) -> None:
-    settings, tensors = parts_of("medusa")
+    settings, tensors = recorded("medusa")
     with pytest.raises(BadDrafter, match="'token_map' is a part that is not known"):
         loaded(settings, tensors | {"token_map": torch.zeros(4)}, case.target, "head")
     with pytest.raises(BadDrafter, match=r"'residuals.1.0.linear.bias' is missing"):
         loaded(settings, {key: one for key, one in tensors.items() if key != "1.0.linear.bias"}, case.target, "head")
-    given, held = parts_of("hydra")
+    given, held = recorded("hydra")
     assert ShallowFields.of(given | {"hidden_state_offset": 1}, {key: tuple(one.shape) for key, one in held.items()},
                             SHAPE, "head").readings == ((LAYERS - 1,),)  # fmt: skip
 
