@@ -36,8 +36,8 @@ from specexec.model.cache import KVCache
 from specexec.model.tree_lm import Rows, TreeLM
 from specexec.planning.best_first import BestFirst
 from specexec.sampling.params import SamplingParams
-from specexec.sizes import LAST
 from tests.eagle_models import RECORDED, chain_target, recorded
+from tests.tiny import tiny
 from tests.writing import prompt, sequence_of, texts_are_plain, write
 
 VOCABULARY, HIDDEN, LAYERS = 96, 32, 4
@@ -52,10 +52,17 @@ PROMPTS = [prompt(length, length, VOCABULARY) for length in (21, 5)]
 
 
 class Case:
-    """A target whose next token follows from its last, and heads for it."""
+    """A target whose next token follows from its last, and heads for it.
+
+    Its embeddings are as long as its last norm makes them.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.model = chain_target(folder)
+        table_VH = self.model.get_input_embeddings().weight
+        assert isinstance(table_VH, Tensor)
+        with torch.no_grad():
+            table_VH.div_(table_VH.pow(2).mean(-1, keepdim=True).sqrt())
         self.target = TreeLM(self.model)
 
     def head(self, name: str) -> Shallow:
@@ -145,24 +152,34 @@ def test_the_text_is_that_of_plain_decoding(case: Case, name: str, sampling: Sam
     assert drafter.calibrations, "it learns"
 
 
-@pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "sampled"])
-@pytest.mark.parametrize("follows", [True, False])
-def test_a_head_that_is_right_is_accepted_whole(case: Case, sampling: SamplingParams, follows: bool) -> None:
+class Knowing:
+    """Knows a text by the target's states along it."""
+
+    def __init__(self, target: TreeLM, text: list[int], follows: bool) -> None:
+        (self._states_TH,) = target.forward([Rows.text(KVCache(), text)])
+        self._head, self.follows = target.head, follows
+
+    def __call__(self, states_NH: Tensor, tokens_NK: Tensor) -> Tensor:
+        at_N = torch.cdist(states_NH, self._states_TH).argmin(-1)
+        return self._head(self._states_TH[at_N + tokens_NK.shape[1]])
+
+
+@pytest.fixture(scope="module")
+def attentive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TreeLM]:
+    """A target of which no two states of a text are the same."""
+    target = TreeLM(tiny("llama", tmp_path_factory.mktemp("attentive"), vocab_size=VOCABULARY, hidden_size=HIDDEN))
+    yield target
+    target.close()
+
+
+@pytest.mark.parametrize(("sampling", "follows"), zip(SAMPLINGS, [True, False], strict=True))
+def test_a_head_that_is_right_is_accepted_whole(attentive: TreeLM, sampling: SamplingParams, follows: bool) -> None:
     """At any temperature, because the noise of all places is known."""
     long = replace(sampling, max_tokens=30)
-    (plain,) = write(case.target, NoDrafter(), PROMPTS[:1], long, vocabulary=VOCABULARY)
-    (states_TH,) = case.target.forward([Rows.text(KVCache(), plain.tokens)])
-
-    class Oracle:
-        def __init__(self) -> None:
-            self.follows = follows
-
-        def __call__(self, states_NH: Tensor, tokens_NK: Tensor) -> Tensor:
-            at_N = (states_TH[None] - states_NH[:, None]).abs().sum(-1).argmin(-1)
-            return case.target.head(states_TH[at_N + tokens_NK.shape[1]])
-
-    fields = ShallowFields(MEDUSA, 4, HIDDEN, VOCABULARY)
-    decoder = Decoder(case.target, case.drafter(Shallow(fields, Oracle(), "own"), Ranking(tau=0.01)), BestFirst(), 4)
+    (plain,) = write(attentive, NoDrafter(), PROMPTS[:1], long, vocabulary=VOCABULARY)
+    head = Shallow(ShallowFields(MEDUSA, 4, HIDDEN, VOCABULARY), Knowing(attentive, plain.tokens, follows), "own")
+    named = Named(VOCABULARY, VOCABULARY, (), attentive.device)
+    decoder = Decoder(attentive, head.drafter(attentive, named, Ranking(tau=0.01)), BestFirst(), 4)
     decoder.join(sequence_of(PROMPTS[0], long, vocabulary=VOCABULARY))
     decoder.step()  # reads the prompt: there are no hidden states before
     assert [decoder.step()[0].burst.accepted for _ in range(4)] == [4, 4, 4, 4]
@@ -178,7 +195,6 @@ def test_weights_that_are_right_pass_the_check_and_are_accepted(
     decoder.step()
     assert [decoder.step()[0].burst.accepted for _ in range(3)] == [3, 3, 3]
     assert not caplog.records
-    assert case.target.taps.of(1) == {LAST}, "nothing else is recorded any more"
 
 
 @pytest.mark.parametrize("name", ["medusa", "hydra_prefix", "redrafter"])

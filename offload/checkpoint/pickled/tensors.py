@@ -11,7 +11,7 @@ import pickle
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard, cast
 
 from offload.checkpoint.entry import Entry
 from offload.checkpoint.pickled.archive import Archive, Record, open_archive
@@ -66,7 +66,7 @@ class _MoreThanTensors(Exception):
     pass
 
 
-class _Description(pickle.Unpickler):
+class _Description(pickle._Unpickler):  # the one in Python: a file cannot make it take memory that it does not fill
     def __init__(self, archive: Archive) -> None:
         super().__init__(io.BytesIO(archive.description))
 
@@ -89,8 +89,14 @@ class _Description(pickle.Unpickler):
         raise _MoreThanTensors(f"{pid!r}")
 
 
-def _view(numbers: _Numbers, first: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: object) -> _View:
-    return _View(numbers, first, shape, strides)
+def _view(numbers: object, first: object, shape: object, strides: object, *_: object) -> _View:
+    if not isinstance(numbers, _Numbers) or not _naturals((first,)) or not _naturals(shape) or not _naturals(strides):
+        raise ValueError("a tensor lies nowhere")
+    return _View(numbers, cast("int", first), shape, strides)
+
+
+def _naturals(found: object) -> TypeGuard[tuple[int, ...]]:
+    return isinstance(found, tuple) and all(type(one) is int and one >= 0 for one in found)
 
 
 def _parameter(view: _View, *_: object) -> _View:
@@ -101,8 +107,7 @@ def _entry(file: Path, name: str, view: _View, archive: Archive) -> Entry:
     """Checked against the file."""
     numbers, record = view.numbers, archive.records.get(view.numbers.record, Record(0, 0))
     count = math.prod(view.shape)
-    inside = view.first >= 0 and view.first + count <= numbers.count
-    if not inside or numbers.count * numbers.item_B != record.nbytes or any(size < 0 for size in view.shape):
+    if view.first + count > numbers.count or numbers.count * numbers.item_B != record.nbytes:
         raise CorruptShard(
             f"{file.name} is damaged: '{name}' of the shape {list(view.shape)} is not in its {record.nbytes} bytes.",
             hint="download it again.",
@@ -116,6 +121,8 @@ def _entry(file: Path, name: str, view: _View, archive: Archive) -> Entry:
 
 
 def _row_major(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    if len(shape) != len(strides):
+        return False
     expected = 1
     for size, stride in zip(reversed(shape), reversed(strides), strict=True):
         if size > 1 and stride != expected:

@@ -149,7 +149,7 @@ def counted_as(kind: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, in
     key = own.get("prefix.self_attn.k_proj.weight")
     out = next((shape for name, shape in own.items() if name.startswith(("out.", "head."))), (1, 1))
     return {
-        "num_hidden_layers": max(_counts(own)[0], 1),
+        "num_hidden_layers": 1 if key else max(_counts(own)[0], 1),
         "num_attention_heads": 1,
         "num_key_value_heads": 0 if key is None else 1,
         "head_dim": 1 if key is None else key[0],
