@@ -21,7 +21,7 @@ from cli.app import commands
 from offload.checkpoint.headers import open_folder
 from offload.hub.names import demo_folder
 from offload.placement.requirements import cache_widths, need_of
-from specexec.compose.head_folders import as_model, head_kind
+from specexec.compose.head_folders import as_model, head_kind, verifier_of
 from specexec.drafters.heads.filled import TargetSizes
 from specexec.drafters.heads.lattice import LatticeDrafter
 from specexec.drafters.heads.refusal import TargetShape
@@ -294,6 +294,7 @@ def test_published_folders_are_recognised_and_their_memory_is_counted(name: str)
     kinds = {"hydra_prefix": "Hydra++", "mlp": "MLP speculator", "redrafter": "ReDrafter"}
     kind = next((kind for start, kind in kinds.items() if name.startswith(start)), name.capitalize())
     assert head_kind(folder) == kind
+    assert verifier_of(folder) == ("org/model" if name == "medusa" else None)
     counted = as_model(folder)
     assert as_model(counted) == counted
     assert sum(cache_widths(counted.config)) == (32 if name == "hydra_prefix" else 0)

@@ -118,7 +118,7 @@ def verifier_of(folder: Folder) -> str | None:
     """The model that a head was made for, if its config.json names it."""
     given = folder.config.get("speculators_config")
     verifier = given.get("verifier") if isinstance(given, dict) else None
-    name = verifier.get("name_or_path") if isinstance(verifier, dict) else None
+    name = verifier.get("name_or_path") if isinstance(verifier, dict) else folder.config.get("base_model_name_or_path")
     return name if isinstance(name, str) and name else None
 
 
