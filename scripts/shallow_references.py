@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache, partial
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -124,7 +124,9 @@ def _drawn(module: nn.Module) -> tuple[Tensor, Tensor]:
     return torch.randn(ROWS, H, generator=drawn), torch.randint(0, V, (ROWS,), generator=drawn)
 
 
-def _saved(folder: Path, tensors: dict[str, Tensor], settings: dict[str, object], record: dict[str, Tensor]) -> None:
+def _saved(
+    folder: Path, tensors: Mapping[str, Tensor], settings: Mapping[str, object], record: dict[str, Tensor]
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
     save_file({name: one.bfloat16().clone() for name, one in tensors.items()}, folder / "model.safetensors")

@@ -77,11 +77,10 @@ class Case:
 
 def knowing_hydra(model: PreTrainedModel, places: int = 3) -> tuple[dict[str, object], dict[str, Tensor]]:
     """Hands on the embedding of a path's last token, which is all that this target looks at."""
-    head = model.get_output_embeddings().weight.detach()
-    table = model.get_input_embeddings().weight.detach()
+    head, table = model.get_output_embeddings().weight, model.get_input_embeddings().weight
     assert isinstance(head, Tensor)
     assert isinstance(table, Tensor)
-    rows = head / table.pow(2).mean(-1).sqrt().mean()
+    rows = head.detach() / table.detach().pow(2).mean(-1).sqrt().mean()
     tensors: dict[str, Tensor] = {}
     for place in range(places):
         shape = (HIDDEN, (place + 2) * HIDDEN)
@@ -120,7 +119,8 @@ def test_it_guesses_what_its_authors_code_guesses(reference: Recorded) -> None:
     states_TH, text_T, logits_PTV = record["states"], record["text"], record["logits"]
     if head.front is not None:
         rows = replace(Rows.text(KVCache(), text_T.tolist()), features_RF=states_TH)
-        states_TH = head.front.head(*head.front.forward([rows]))
+        (hidden_TH,) = head.front.forward([rows])
+        states_TH = head.front.head(hidden_TH)
     count = len(text_T) - 1 - head.fields.places
     for place in range(head.fields.places):
         paths_TK = torch.stack([text_T[row + 1 : row + 2 + place] for row in range(count)])

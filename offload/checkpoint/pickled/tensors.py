@@ -29,7 +29,7 @@ class _Numbers(NamedTuple):
     dtype: str
     item_B: int
     record: str
-    count: int
+    items: int
 
 
 class _View(NamedTuple):
@@ -107,7 +107,7 @@ def _entry(file: Path, name: str, view: _View, archive: Archive) -> Entry:
     """Checked against the file."""
     numbers, record = view.numbers, archive.records.get(view.numbers.record, Record(0, 0))
     count = math.prod(view.shape)
-    if view.first + count > numbers.count or numbers.count * numbers.item_B != record.nbytes:
+    if view.first + count > numbers.items or numbers.items * numbers.item_B != record.nbytes:
         raise CorruptShard(
             f"{file.name} is damaged: '{name}' of the shape {list(view.shape)} is not in its {record.nbytes} bytes.",
             hint="download it again.",
