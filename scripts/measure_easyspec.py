@@ -15,6 +15,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -77,7 +78,7 @@ def _best(run: Callable[[], object]) -> float:
 @click.option("--model", default=str(ROOT / "offload" / "demo" / "target"), help="A model of Llama's kind.")
 def main(model: str) -> None:
     """Measure both."""
-    lm = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="eager")
+    lm: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="eager")
     tokenizer = AutoTokenizer.from_pretrained(model)
     lines = Path(__file__).with_name("prompts.jsonl").read_text(encoding="utf-8").splitlines()
     prompts = [json.loads(line)["prompt"] for line in lines]
