@@ -16,7 +16,7 @@ DESCRIPTION, ORDER = "data.pkl", "byteorder"
 
 
 @dataclass(frozen=True)
-class Record:
+class Span:
     """Bytes of the file."""
 
     offset: int
@@ -24,14 +24,14 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Archive:
+class TorchArchive:
     """What describes the tensors, and by name the records that hold their numbers."""
 
     description: bytes
-    records: Mapping[str, Record]
+    records: Mapping[str, Span]
 
 
-def open_archive(file: Path) -> Archive:
+def open_archive(file: Path) -> TorchArchive:
     """Raises UnsupportedModel for what torch saved before 1.6 or for other byte orders, CorruptShard for damage."""
     try:
         with zipfile.ZipFile(file) as held, file.open("rb") as raw:
@@ -45,7 +45,7 @@ def open_archive(file: Path) -> Archive:
             if ORDER in inside and held.read(inside[ORDER]) != b"little":
                 raise UnsupportedModel(f"{file.name} was saved on a machine that writes numbers the other way round.")
             records = {name: _record(raw, held.getinfo(whole)) for name, whole in inside.items()}
-            return Archive(held.read(inside[DESCRIPTION]), records)
+            return TorchArchive(held.read(inside[DESCRIPTION]), records)
     except zipfile.BadZipFile as error:
         raise UnsupportedModel(
             f"{file.name} cannot be read: {str(error).lower().rstrip('.')}.",
@@ -54,8 +54,8 @@ def open_archive(file: Path) -> Archive:
         ) from error
 
 
-def _record(raw: BinaryIO, found: zipfile.ZipInfo) -> Record:
+def _record(raw: BinaryIO, found: zipfile.ZipInfo) -> Span:
     raw.seek(found.header_offset + NAMES_AT)
     lengths = raw.read(LOCAL_B - NAMES_AT)
     after_B = sum(int.from_bytes(lengths[at : at + 2], "little") for at in (0, 2))
-    return Record(found.header_offset + LOCAL_B + after_B, found.file_size)
+    return Span(found.header_offset + LOCAL_B + after_B, found.file_size)

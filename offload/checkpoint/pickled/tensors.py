@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeGuard, cast
 
 from offload.checkpoint.entry import Entry
-from offload.checkpoint.pickled.archive import Archive, Record, open_archive
+from offload.checkpoint.pickled.archive import Span, TorchArchive, open_archive
 from offload.errors import CorruptShard, UnsupportedModel
 
 STORAGES = {  # of numbers of this type, and their bytes
@@ -67,7 +67,7 @@ class _MoreThanTensors(Exception):
 
 
 class _Description(pickle._Unpickler):  # the one in Python: a file cannot make it take memory that it does not fill
-    def __init__(self, archive: Archive) -> None:
+    def __init__(self, archive: TorchArchive) -> None:
         super().__init__(io.BytesIO(archive.description))
 
     def find_class(self, module: str, name: str) -> object:
@@ -103,9 +103,9 @@ def _parameter(view: _View, *_: object) -> _View:
     return view
 
 
-def _entry(file: Path, name: str, view: _View, archive: Archive) -> Entry:
+def _entry(file: Path, name: str, view: _View, archive: TorchArchive) -> Entry:
     """Checked against the file."""
-    numbers, record = view.numbers, archive.records.get(view.numbers.record, Record(0, 0))
+    numbers, record = view.numbers, archive.records.get(view.numbers.record, Span(0, 0))
     count = math.prod(view.shape)
     if view.first + count > numbers.items or numbers.items * numbers.item_B != record.nbytes:
         raise CorruptShard(
