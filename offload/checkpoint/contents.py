@@ -104,7 +104,7 @@ def instead(
     if "params.json" in names or ends("consolidated.safetensors", "consolidated.00.pth"):
         return BadModelDir(
             f"{where} holds its weights in Mistral's or Meta's own format (params.json, consolidated.*).",
-            READS,
+            f"{READS} Of this format: params.json beside consolidated.safetensors, without config.json.",
             "the same model in transformers' format; most repositories have both (model*.safetensors, config.json).",
         )
     if found := ends(*PICKLES):
