@@ -24,6 +24,7 @@ from offload.packs.pack import pack, plan
 from offload.stream.store import Arena
 from offload.stream.transfer import DeviceWire
 from offload.units import size
+from tests.held import open_below, started_since
 from tests.test_offload_wire import StandIn
 from tests.tiny import logits_of, tiny
 
@@ -65,19 +66,15 @@ def group() -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("direct", [True, False])
-def test_sweeps_stay_inside_a_container_that_holds_a_third_of_the_model(
-    direct: bool, group: Path, tmp_path: Path
-) -> None:
-    tiny("llama", tmp_path / "m", hidden_size=512, intermediate_size=1536, num_hidden_layers=24, head_dim=128)
-    tiny("llama", tmp_path / "small")
-    weights_B = (tmp_path / "m" / "model.safetensors").stat().st_size
-    plan_B = offload.stream_of(offload.load(tmp_path / "m", "disk", ctx=64)).placement.host_B
+def test_sweeps_stay_inside_a_container_that_holds_a_third_of_the_model(direct: bool, group: Path, deep: Path) -> None:
+    weights_B = (deep / "m" / "model.safetensors").stat().st_size
+    plan_B = offload.stream_of(offload.load(deep / "m", "disk", ctx=64)).placement.host_B
     limit_B = plan_B + 24 * MiB
     assert weights_B > 2.5 * limit_B
     (group / "memory.limit_in_bytes").write_text(str(limit_B))
     script = SWEEPS if direct else "import os; del os.O_DIRECT; os.O_DIRECT = 0\n" + SWEEPS
     ran = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path / "m"), str(tmp_path / "small"), str(group)],
+        [sys.executable, "-c", script, str(deep / "m"), str(deep / "small"), str(group)],
         capture_output=True,
         text=True,
         cwd=Path(__file__).parent.parent,
@@ -116,13 +113,11 @@ print(offload.stream_of(model).placement.offload)
 """
 
 
-def test_a_limit_of_the_shell_is_a_limit_where_there_is_no_container(tmp_path: Path) -> None:
-    tiny("llama", tmp_path / "m", hidden_size=512, intermediate_size=1536, num_hidden_layers=24, head_dim=128)
-    tiny("llama", tmp_path / "small")
-    weights_B = (tmp_path / "m" / "model.safetensors").stat().st_size
+def test_a_limit_of_the_shell_is_a_limit_where_there_is_no_container(deep: Path) -> None:
+    weights_B = (deep / "m" / "model.safetensors").stat().st_size
     spare_B = weights_B // 2
     ran = subprocess.run(
-        [sys.executable, "-c", ULIMITED, str(tmp_path / "m"), str(tmp_path / "small"), str(spare_B)],
+        [sys.executable, "-c", ULIMITED, str(deep / "m"), str(deep / "small"), str(spare_B)],
         capture_output=True, text=True, cwd=Path(__file__).parent.parent,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr[-2000:]
@@ -258,7 +253,7 @@ def test_a_gpu_that_is_full_when_a_model_is_loaded_leaves_nothing_open(
             busy.setattr(loading, place, full)
             with pytest.raises(NotEnoughVram, match="GPU memory ran out while loading; the plan was"):
                 offload.load(tmp_path, "disk")
-    assert {*threading.enumerate()} <= threads  # those of other tests may end meanwhile
+    assert started_since(threads) == set()
 
 
 def test_a_full_device_unpins_what_was_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,14 +283,12 @@ def test_two_hundred_aborted_sweeps_leave_nothing_behind(tmp_path: Path) -> None
     stream = offload.stream_of(model).stream
     expected = logits_of(model, PROMPT)
 
-    def held() -> tuple[int, int]:
-        return len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
-
-    before = held()
+    files, threads = open_below(tmp_path), {*threading.enumerate()}
     for aborted in range(200):
         stream.take(aborted % 4)
     assert torch.equal(logits_of(model, PROMPT), expected)
-    assert held() == before
+    assert open_below(tmp_path) == files
+    assert started_since(threads) == set()
 
 
 @pytest.mark.parametrize(("rows", "asked_anew"), [(256, False), (1024, True)])

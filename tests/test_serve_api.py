@@ -12,6 +12,7 @@ import pytest
 
 from specexec.sampling.params import derived_seed
 from tests.serving import LetterEngine, Served, serving
+from tests.waiting import until
 
 F = {"type": "function", "function": {"name": "f"}}
 
@@ -135,8 +136,9 @@ def test_sampling_reaches_the_engine(server: Served) -> None:
          "unsupported_parameter"),
         ({"guided_regex": "a+", "response_format": {"type": "json_object"}}, "guided_regex", "invalid_value"),
         ({"guided_json": "[1]"}, "guided_json", "invalid_value"),
-        ({"structured_outputs": {"grammar": "root ::= x"}}, "structured_outputs.grammar", "invalid_value"),
-        ({"guided_grammar": "root ::= x"}, "guided_grammar", "unsupported_parameter"),
+        ({"structured_outputs": {"grammar": "root ::= x"}}, "structured_outputs", "bad_grammar"),
+        ({"guided_grammar": "root ::= x"}, "guided_grammar", "bad_grammar"),
+        ({"grammar": 'root ::= "x"', "guided_regex": "x"}, "grammar", "invalid_value"),
         ({"prompt_logprobs": 1}, "prompt_logprobs", "unsupported_parameter"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content",
          "unsupported_content"),
@@ -156,7 +158,7 @@ def test_parameters_that_ask_for_nothing_are_fine(server: Served) -> None:
 
 def test_an_unknown_parameter_is_not_ignored_in_silence(server: Served) -> None:
     assert server.ask("x", surprise=1).status_code == 200
-    server.until(lambda: any("ignored 'surprise'" in line for line in server.log))
+    until(lambda: any("ignored 'surprise'" in line for line in server.log))
 
 
 def test_a_prompt_that_does_not_fit_is_refused_with_both_numbers(server: Served) -> None:
@@ -246,7 +248,7 @@ def test_health_tells_loading_from_ready_and_nothing_is_answered_before() -> Non
     go = threading.Event()
 
     def slow() -> LetterEngine:
-        go.wait(20)
+        go.wait(60)
         return LetterEngine()
 
     with serving(slow, wait=False) as server, server.http as client:
@@ -259,7 +261,7 @@ def test_health_tells_loading_from_ready_and_nothing_is_answered_before() -> Non
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "model_loading")
         assert int(refused.headers["retry-after"]) > 0
         go.set()
-        server.until(lambda: server.worker.state == "ok")
+        until(lambda: server.worker.state == "ok")
         assert client.get("/health").json()["status"] == "ok"
 
 
