@@ -1,6 +1,7 @@
 """Promises of a drafter's own layers: what they compute is what transformers computes, of each of their families."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from tests.tiny import logits_of, tiny
 
 TEXT = [*range(5, 45)]
 TREE = {7: -1, 9: 0, 11: 0, 13: 1, 15: -1, 17: 4}  # tokens, and the nodes that they follow
-OPTIONS: dict[str, dict[str, int | bool]] = {
+OPTIONS: dict[str, dict[str, Any]] = {
     "llama": {"attention_bias": True, "mlp_bias": True},
     "mistral": {"sliding_window": 12},
     "qwen2": {"use_sliding_window": True, "sliding_window": 12, "max_window_layers": 1},
