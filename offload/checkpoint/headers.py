@@ -14,12 +14,22 @@ from pathlib import Path
 from typing import TypeGuard, cast
 
 from offload.checkpoint.change import Change
-from offload.checkpoint.contents import ADAPTER, GGUF_NOTE, MANIFEST, MODELOPT, find_weights, instead
+from offload.checkpoint.contents import (
+    ADAPTER,
+    GGUF_NOTE,
+    MANIFEST,
+    MODELOPT,
+    PICKLES,
+    find_pickled,
+    find_weights,
+    instead,
+)
 from offload.checkpoint.documents import AGAIN, CONFIG, Json, read_json
 from offload.checkpoint.entry import Entry
 from offload.checkpoint.gguf.consolidated import renamed
 from offload.checkpoint.gguf.model import WEIGHTS, documents_folder, open_gguf, source_files
 from offload.checkpoint.mtp import mtp_tensors
+from offload.checkpoint.pickled.tensors import read_pickled
 from offload.checkpoint.shared import with_shared
 from offload.checkpoint.wrapped import is_wrapper, text_settings, text_tensors
 from offload.errors import BadModelDir, CorruptShard, ReadFailed, UnsupportedModel
@@ -99,7 +109,7 @@ def open_folder(path: Path) -> Folder:
     config, names = _config_in(path), _names_in(path)
     if GGUF_NOTE in names:
         return _open_gguf(path, config)
-    weights = find_weights(names)
+    weights = find_weights(names) or find_pickled(names)
     if weights is None:
         raise _no_model(path, names)
     wanted = read_index(path / weights.index) if weights.index else None
@@ -280,7 +290,9 @@ def _inside(path: Path, name: str) -> Path:
 
 
 def read_header(file: Path) -> tuple[int, dict[str, Entry]]:
-    """Size of a safetensors file and its tensors; whatever the header says is checked against the file."""
+    """Size of a file and its tensors; whatever the header says is checked against the file."""
+    if file.suffix in PICKLES:
+        return file.stat().st_size, read_pickled(file)
     try:
         fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
