@@ -25,7 +25,7 @@ from offload.hub.names import demo_folder
 from offload.model.mtp_layer import load_mtp_layer
 from offload.packs.pack import pack, plan
 from specexec.compose.head_folders import head_kind
-from specexec.drafters.heads.features import HeadFeatures
+from specexec.drafters.heads.features import HeadFeatures, TextStates
 from specexec.drafters.heads.head import HeadDrafter
 from specexec.drafters.heads.mtp import mtp_lm
 from specexec.drafters.none import NoDrafter
@@ -42,7 +42,7 @@ from specexec.tree.growing import Growth
 from specexec.tree.tree import ROOT
 from tests.mtp_models import SIZES, Family, as_transformers_loads, chain_model, random_model
 from tests.tiny import LAYERS
-from tests.writing import prompt, sequence_of, write
+from tests.writing import plain_texts, prompt, sequence_of, write
 from tests.zoo import tiny_of
 
 RECORDED = Path(__file__).parent / "data" / "heads" / "mtp"
@@ -65,7 +65,8 @@ class Case:
         self.lm = mtp_lm(self.target, brought.layer, brought.config)
 
     def drafter(self, ranking: Ranking | None = None) -> HeadDrafter:
-        return HeadDrafter(self.lm, HeadFeatures(self.lm, self.target, [LAST]), VOCABULARY, ranking)
+        features = HeadFeatures(self.lm, TextStates(self.target, [LAST], range(VOCABULARY)))
+        return HeadDrafter(self.lm, features, VOCABULARY, ranking)
 
     def rows(self, text: list[int], hidden_RH: Tensor) -> Rows:
         """What the layer reads of a text that goes on with its last token."""
@@ -166,9 +167,8 @@ def test_it_guesses_what_transformers_drafts(monkeypatch: pytest.MonkeyPatch) ->
     ("sampling", "overlap"), [*zip(SAMPLINGS, [False, True], strict=True)], ids=["greedy", "sampled"]
 )
 def test_the_text_is_that_of_plain_decoding(case: Case, sampling: SamplingParams, overlap: bool) -> None:
-    plain = write(case.target, NoDrafter(), PROMPTS, sampling, vocabulary=VOCABULARY)
     drafted = write(case.target, case.drafter(), PROMPTS, sampling, 24, overlap=overlap, vocabulary=VOCABULARY)
-    assert [one.answer for one in drafted] == [one.answer for one in plain]
+    assert [one.answer for one in drafted] == plain_texts(case.target, PROMPTS, sampling, VOCABULARY)
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "sampled"])

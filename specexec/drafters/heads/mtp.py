@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from specexec.drafters.heads.features import HeadFeatures
+from specexec.drafters.heads.features import HeadFeatures, TextStates
 from specexec.drafters.heads.head import HeadDrafter
 from specexec.drafters.kit import DrafterKit
 from specexec.drafters.protocol import Drafter
@@ -53,5 +53,5 @@ def make(kit: DrafterKit) -> Drafter:
     assert isinstance(kit.target, TreeLM)
     brought, ids = kit.mtp_layer(), kit.names
     lm = mtp_lm(kit.target, brought.layer, brought.config, brought.hidden_first)
-    features = HeadFeatures(lm, kit.target, [LAST])
+    features = HeadFeatures(lm, TextStates(kit.target, [LAST], range(lm.vocabulary)))
     return HeadDrafter(lm, features, ids.rows, kit.ranking, "mtp", ids.never, window=kit.window)
