@@ -165,11 +165,12 @@ def test_heads_keep_no_more_than_that_either(tmp_path: Path) -> None:
     chain_model("glm", tmp_path / "glm", 0.05)
     mtp = MtpCase(tmp_path / "glm")
     block = BlockCase(tmp_path / "target")
+    states = TextStates(mtp.target, [LAST], range(96))
     heads: list[tuple[TreeLM, object, Drafter]] = [
         (
             mtp.target,
             mtp.lm,
-            HeadDrafter(mtp.lm, HeadFeatures(mtp.lm, TextStates(mtp.target, [LAST], range(96))), 95, window=WIDTH),
+            HeadDrafter(mtp.lm, HeadFeatures(mtp.lm, states), 95, window=WIDTH),
         ),
         (block.target, block.head, block.drafter(window=WIDTH)),
     ]

@@ -128,10 +128,10 @@ class Eagle:
     ) -> HeadDrafter | LatticeDrafter:
         """It guesses for a target; one that is not checked reads what it is published with."""
         joined = self.head.joined if self.fields.generation == 3 else None
-        named = Named(self.lm.vocabulary, vocabulary, never, self.lm.device, self.ids)
         states = TextStates(target, self.fields.taps, self.ids or range(self.lm.vocabulary), joined, check)
         features = HeadFeatures(self.lm, states)
         if self.mask_F is not None and self.fields.mask is not None:
+            named = Named(self.lm.vocabulary, vocabulary, never, self.lm.device, self.ids)
             with torch.no_grad():
                 masks = MaskFeatures(features, self.head.joined(self.mask_F))
             return LatticeDrafter(
