@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from cli.distill.head import head
+from cli.distill.model import model
 from cli.distill.record import record
 
 
@@ -14,7 +15,7 @@ def distill() -> None:
 
     \b
       specexec distill record -m ./mine --prompts prompts.txt -o recorded
-      specexec distill head --from recorded -o mine-head
+      specexec distill head recorded -o mine-head
       specexec chat -m ./mine -d ./mine-head
 
     A drafter never changes a text: a bad one is only slow.
@@ -23,3 +24,4 @@ def distill() -> None:
 
 distill.add_command(record)
 distill.add_command(head)
+distill.add_command(model)

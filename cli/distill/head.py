@@ -31,23 +31,23 @@ if TYPE_CHECKING:
 @verbosity_options
 @click.pass_obj
 def head(verbosity: Verbosity, training: TrainingOptions, kind: str, draft_vocab: int, as_json: bool) -> int:
-    """Train a head of one layer that guesses from the model's hidden states (EAGLE-3).
+    """Train a head of one layer that guesses from the model's hidden states (EAGLE-3), on what was RECORDED.
 
     \b
-      specexec distill head --from recorded -o mine-head
+      specexec distill head recorded -o mine-head
       specexec chat -m ./mine -d ./mine-head
 
     The same command again continues where it was stopped. The folder is in the layout of `speculators`.
     """
     screen = Screen(quiet=verbosity.quiet)
     start_logging(verbosity, screen.tell)
-    with screen.status(lambda: f"reading {training.source}…"), lean_imports():
+    with screen.status(lambda: f"reading {training.recorded}…"), lean_imports():
         from specexec.distill.batches import Texts
         from specexec.distill.heads import HeadTraining, usual_rate
         from specexec.distill.recording import Recording
         from specexec.distill.training import TrainingPlan
 
-        recording = Recording.open(training.source)
+        recording = Recording.open(training.recorded)
         training.begin()
         texts = Texts.of(recording, training.length)
         rate = training.rate or usual_rate(recording.target.hidden)
@@ -57,8 +57,8 @@ def head(verbosity: Verbosity, training: TrainingOptions, kind: str, draft_vocab
         device, half = training.computing()
     trained = sum(one.numel() for one in student.trained.values())
     screen.say(
-        f"{kind} for {recording.target.name}: {format_count(trained)} numbers to train, {student.names} tokens to name, "
-        f"{format_count(texts.tokens)} tokens of text, about {format_bytes(whole.memory_B(student))} of memory"
+        f"{kind} for {recording.target.name}: {format_count(trained)} numbers to train, {student.names} tokens to name"
+        f", {format_count(texts.tokens)} tokens of text, about {format_bytes(whole.memory_B(student))} of memory"
     )
     steps = cast("Generator[Trained, None, None]", whole.run(student, training.output, device, half))
     seen = follow(steps, screen)

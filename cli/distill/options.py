@@ -25,9 +25,9 @@ LOSSES = ("forward-kl", "reverse-kl", "jsd", "tv", "tv++")
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """By the names that are typed; `source` is --from, `rate` None for one that fits the width."""
+    """By the names that are typed; `rate` is None for one that fits the width."""
 
-    source: Path
+    recorded: Path
     output: Path
     epochs: int
     batch: int
@@ -41,9 +41,7 @@ class TrainingOptions:
     @property
     def facts(self) -> dict[str, object]:
         """For JSON."""
-        said = asdict(self) | {"from": str(self.source), "output": str(self.output)}
-        del said["source"]
-        return said
+        return asdict(self) | {"recorded": str(self.recorded), "output": str(self.output)}
 
     def begin(self) -> None:
         """Refuse an output that is finished; with --overwrite forget what was begun there."""
@@ -57,7 +55,6 @@ class TrainingOptions:
                 f"{self.output} is there already, and holds no training to continue.",
                 hint="another -o, or --overwrite.",
             )
-        self.output.mkdir(parents=True, exist_ok=True)
 
     def finish(self) -> None:
         """Delete what only continuing needs."""
@@ -85,7 +82,7 @@ def training_options(command: Callable[..., Result]) -> Callable[..., Result]:
         return command(training=TrainingOptions(**own), **arguments)  # type: ignore[arg-type]  # click has checked them
 
     options = (
-        click.option("--from", "source", type=_FOLDER, required=True, help="What `distill record` has written."),
+        click.argument("recorded", type=_FOLDER),
         click.option("-o", "--output", type=_FOLDER, required=True, help="The folder to write."),
         click.option("--epochs", type=WholeNumber(min=1), default=8, help="Times that every text is read."),
         click.option("--batch", type=WholeNumber(min=2), default=2048, help="Tokens of a step."),

@@ -178,6 +178,6 @@ def _check_space(recording: Recording, lengths: Sequence[int], screen: Screen) -
     if most_B > free_B:
         raise OutputDiskFull(
             f"{recording.folder} may come to take {format_bytes(most_B)}, and {format_bytes(free_B)} are free.",
-            why=f"{sum(lengths):,} tokens of {format_bytes(recording.token_B)}, if all answers are as long as they may.",
+            why=f"{sum(lengths):,} tokens of {format_bytes(recording.token_B)}, if answers are as long as they may.",
             hint="-n for shorter answers, a smaller --top, --limit for fewer prompts, or another disk.",
         )

@@ -114,7 +114,7 @@ class Eagle3Student:
 
     @torch.no_grad()
     def accepted(self, batch: TextBatch) -> tuple[int, int]:
-        """Guesses in a row that the text has too, each the head's best, over all places of answers; and those places."""
+        """Guesses in a row that the text has too, each its best, over all places of answers; and those places."""
         right_BR, total, places = None, 0, 0
         for logits_KD, _, at in self._steps(batch):
             ids_K = self.place_V[batch.tokens_BR[at.said]]

@@ -51,7 +51,6 @@ def write_eagle3(student: Eagle3Student, recording: Recording, folder: Path) -> 
     ids = (place_V >= 0).nonzero().flatten()
     if len(ids) < len(place_V):
         tensors |= {"d2t": ids - torch.arange(len(ids)), "t2d": place_V >= 0}
-    folder.mkdir(parents=True, exist_ok=True)
     save(folder / "model.safetensors", tensors, {"format": "pt"})
     settings = eagle3_settings(recording, len(ids), student.steps)
     replace_file(folder / "config.json", (json.dumps(settings, indent=2) + "\n").encode())

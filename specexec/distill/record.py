@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Items
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -82,24 +82,32 @@ def left_to_record(recording: Recording, requests: Items[Request]) -> list[Reque
 def record(engine: Engine, requests: Items[Request], recording: Recording) -> Iterator[Recorded]:
     """Answer each request, and keep its text as number `index`, in a recording that has begun; says what is kept.
 
-    Raises what sweeps raise, and UnsupportedArchitecture for a model that takes no trees. What was kept stays;
-    `left_to_record` says what is left.
+    Raises what sweeps raise, and UnsupportedArchitecture for a model that takes no trees. What was kept stays, answers
+    that were begun are gone on with; `left_to_record` says what is left.
     """
-    asked = {request.index: request for request in requests}
-    batch = engine.batch(requests)
+    named = {request.index: prompt_named(request) for request in requests}
+    before = {text: tokens for text, (prompt, tokens) in recording.begun().items() if named.get(text) == prompt}
+    asked = {request.index: replace(request, written=before.get(request.index, ())) for request in requests}
+    batch = engine.batch(asked.values())
     waiting = list[Completion]()
+    begun = dict[int, tuple[int, ...]]()
     try:
         while not batch.done:
             for result in batch.sweep():
                 if isinstance(result, Failure):
                     yield Recorded(failure=(result.index, result.error))
-                elif result.tokens and result.finish_reason != "interrupted":
+                elif result.finish_reason == "interrupted":
+                    begun[result.index] = result.tokens
+                elif result.tokens:
                     waiting.append(result)
             tokens = sum(one.prompt_tokens + len(one.tokens) for one in waiting)
             if waiting and (batch.done or tokens >= TOGETHER):
                 yield _kept(engine, recording, [(asked[one.index], one) for one in waiting], batch.lengths)
                 waiting = []
     finally:
+        begun = before | begun | {one.index: one.tokens for one in (*batch.partial, *waiting)}
+        there = set(recording.texts)
+        recording.set_aside({text: (named[text], tokens) for text, tokens in begun.items() if text not in there})
         batch.close()
 
 

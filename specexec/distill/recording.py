@@ -4,6 +4,7 @@
     shared.safetensors         its embeddings, last norm and head
     hs_{i}.safetensors         text i: `token_ids` [R], `hidden_states` [R, layers + 1, H], as `speculators` names them;
                                `loss_mask` [R] (true: the answer), `top_ids` [R, N], `top_log_probs` [R, N]
+    unfinished.json            beginnings of answers, from a run that was stopped
 
 R tokens of a text   H hidden size   N likeliest tokens after each
 """
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from specexec.errors import BadRecording
 
-MANIFEST, SHARED = "recording.json", "shared.safetensors"
+MANIFEST, SHARED, UNFINISHED = "recording.json", "shared.safetensors", "unfinished.json"
 VERSION = 1
 _TEXT = re.compile(r"hs_(\d+)\.safetensors")
 IDS_B, LOG_PROB_B = 4, 2
@@ -110,6 +111,19 @@ class Recording:
             "top_log_probs": recorded.top_log_probs_RN.half(),
         }
         save(self._path(text), tensors, {"prompt": prompt})
+
+    def set_aside(self, begun: Mapping[int, tuple[str, tuple[int, ...]]]) -> None:
+        """Keep beginnings of answers, by text: the name of the prompt, and the tokens."""
+        said = {text: [prompt, list(tokens)] for text, (prompt, tokens) in begun.items()}
+        replace_file(self.folder / UNFINISHED, json.dumps(said).encode())
+
+    def begun(self) -> dict[int, tuple[str, tuple[int, ...]]]:
+        """What `set_aside` kept last; nothing where that cannot be read, which costs time alone."""
+        try:
+            said = json.loads((self.folder / UNFINISHED).read_text(encoding="utf-8"))
+            return {int(text): (str(prompt), tuple(map(int, tokens))) for text, (prompt, tokens) in said.items()}
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+            return {}
 
     def length(self, text: int) -> int:
         """Its tokens."""

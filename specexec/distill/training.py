@@ -78,6 +78,7 @@ def train(
     Left early it keeps a checkpoint, and what is trained from there is what would have been trained. `half`: products
     in bfloat16, weights in float32. Raises BadCheckpoint for one that was begun otherwise.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     optimiser = torch.optim.AdamW(student.trained.values(), lr=plan.rate, betas=(0.9, 0.95), weight_decay=0.01)
     epochs = [texts.epoch(number, plan.rows, plan.seed) for number in range(plan.epochs)]
     batches = [pieces for epoch in epochs for pieces in epoch]
