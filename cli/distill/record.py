@@ -107,7 +107,8 @@ def record(
         requests = [one for item in found.items for one in preparation.requests(item, sampling)]
         requests = [replace(request, index=index) for index, request in enumerate(requests)]
         facts: dict[str, object] = {
-            "output": str(output), "prompts": len(requests), "layers": list(taps), "top": recording.top,
+            "output": str(output), "chat": chat, "split": split, "prompts": len(requests),
+            "layers": list(taps), "top": recording.top,
             "token_B": recording.token_B, "sampling": how, "engine": facts_of(engine, engine_options),
         }  # fmt: skip
         done, code = _record(engine, requests, recording, screen)

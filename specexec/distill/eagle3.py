@@ -78,9 +78,9 @@ class Eagle3Student:
             for one in head.parameters():
                 one.fill_(1.0) if one.dim() == 1 else one.normal_(0.0, one.shape[1] ** -0.5, generator=drawn)
             if "norm.weight" in shared:
-                head.norm.weight.copy_(shared["norm.weight"])
+                head.get_parameter("norm.weight").copy_(shared["norm.weight"])
             rows_VH = shared.get("lm_head.weight", shared["embed_tokens.weight"])
-            head.lm_head.weight.copy_(rows_VH[ids])
+            head.get_parameter("lm_head.weight").copy_(rows_VH[ids])
         head.lm_head.weight.requires_grad_(False)
         place_V = torch.full((target.vocabulary,), -1)
         place_V[ids] = torch.arange(len(ids))
@@ -102,7 +102,9 @@ class Eagle3Student:
         states_KF = batch.states_BRF[batch.answer_BR].float()
         normed_KF = states_KF * states_KF.square().mean(-1, keepdim=True).rsqrt()
         with torch.no_grad():
-            self.head.input_norm.weight.copy_(normed_KF.square().mean(0).sqrt().clamp(min=1e-3).reciprocal())
+            self.head.get_parameter("input_norm.weight").copy_(
+                normed_KF.square().mean(0).sqrt().clamp(min=1e-3).reciprocal()
+            )
 
     def loss(self, batch: TextBatch) -> Tensor:
         """Mean over the tokens of answers, of all steps."""
@@ -154,19 +156,20 @@ class Eagle3Student:
         both = torch.cat([layer.input_layernorm(embedded_BRH), normed_BRH], -1)
         count, rows, _ = both.shape
 
-        def heads(name: str) -> Tensor:
-            return own.get_submodule(name)(both).view(count, rows, -1, own.head_dim).transpose(1, 2)
-
         positions_R = torch.arange(1 + step, rows + 1 + step, device=both.device)[None]
         cos, sin = self.rotary(both, positions_R)
+
+        def heads(name: str) -> Tensor:
+            made: Tensor = own.get_submodule(name)(both)
+            return made.view(count, rows, -1, cos.shape[-1]).transpose(1, 2)
+
         queries_BARW, keys_BARW = apply_rotary_pos_emb(heads("q_proj"), heads("k_proj"), cos, sin)
         groups = queries_BARW.shape[1] // keys_BARW.shape[1]
         keys_BARW, values_BARW = (one.repeat_interleave(groups, 1) for one in (keys_BARW, heads("v_proj")))
         earlier.append((keys_BARW, values_BARW))
         found_BARW = _attended(queries_BARW, earlier)
-        features_BRH = (normed_BRH if layer.norm_before_residual else features_BRH) + own.o_proj(
-            found_BARW.transpose(1, 2).flatten(2)
-        )
+        found_BRH = own.get_submodule("o_proj")(found_BARW.transpose(1, 2).flatten(2))
+        features_BRH = (normed_BRH if layer.norm_before_residual else features_BRH) + found_BRH
         mixed: Tensor = features_BRH + layer.mlp(layer.post_attention_layernorm(features_BRH))
         return mixed
 
