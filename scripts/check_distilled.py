@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from specexec.distill.batches import Piece, Texts
+from specexec.distill.batches import Excerpt, Texts
 from specexec.distill.eagle3 import Eagle3Student
 from specexec.distill.heads import STEPS
 from specexec.distill.recording import Recording
@@ -27,7 +27,7 @@ def main(folder: Path, recorded: Path) -> None:
     recording = Recording.open(recorded)
     texts = Texts.of(recording, 256)
     number = texts.held_out[0].text
-    batch = texts.batch([Piece(number, 0, recording.length(number))])
+    batch = texts.batch([Excerpt(number, 0, recording.length(number))])
     tensors = load_file(folder / "model.safetensors")
     whole = torch.arange(recording.target.vocabulary)
     ids = tensors["d2t"] + torch.arange(len(tensors["d2t"])) if "d2t" in tensors else whole

@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import specexec
 from specexec.engine.embeddings import Pooling, embeddings
-from specexec.engine.together import MOST_ROWS
 from specexec.engine.engine import Engine
+from specexec.engine.together import MOST_ROWS
 from specexec.errors import ContextLengthExceeded, EmptyPrompt, UnknownToken
 from specexec.model.tree_lm import Rows
 from tests.serving import Served, serving

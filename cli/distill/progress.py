@@ -18,7 +18,7 @@ SURE = 3  # steps after which a time is said
 
 
 @dataclass
-class Followed:
+class TrainingCourse:
     """What came of a training. `accepted`: at its first and at its last look."""
 
     steps: int = 0
@@ -30,9 +30,9 @@ class Followed:
     exit_code: int = 0
 
 
-def follow(steps: Generator[Trained, None, None], screen: Screen) -> Followed:
+def follow(steps: Generator[Trained, None, None], screen: Screen) -> TrainingCourse:
     """Run a training to its end, or to the first Ctrl-C; it says now and then how many guesses in a row are right."""
-    seen = Followed()
+    seen = TrainingCourse()
     began_s, here, said = time.perf_counter(), 0, False
 
     def line() -> str:

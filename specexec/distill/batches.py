@@ -21,7 +21,7 @@ MIXED = 32  # batches whose pieces are sorted by length together
 
 
 @dataclass(frozen=True)
-class Piece:
+class Excerpt:
     """The tokens `first` … `end` - 1 of one text."""
 
     text: int
@@ -46,8 +46,8 @@ class Texts:
     """Those of a recording to learn from, and those that are held out."""
 
     recording: Recording
-    taught: tuple[Piece, ...]
-    held_out: tuple[Piece, ...]
+    taught: tuple[Excerpt, ...]
+    held_out: tuple[Excerpt, ...]
 
     @classmethod
     def of(cls, recording: Recording, length: int) -> Texts:
@@ -67,12 +67,12 @@ class Texts:
         """Of the texts to learn from."""
         return sum(piece.end - piece.first for piece in self.taught)
 
-    def epoch(self, number: int, rows: int, seed: int) -> list[list[Piece]]:
+    def epoch(self, number: int, rows: int, seed: int) -> list[list[Excerpt]]:
         """The batches of one pass over the texts: at most `rows` tokens each, padding too, or one longer piece."""
         drawn = torch.Generator().manual_seed(seed + 1_000_003 * number)
         order = torch.randperm(len(self.taught), generator=drawn).tolist()
         pieces = [self.taught[at] for at in order]
-        found = list[list[Piece]]()
+        found = list[list[Excerpt]]()
         mean = max(self.tokens // len(pieces), 1)
         together = max(MIXED * rows // mean, 1)
         for at in range(0, len(pieces), together):
@@ -85,7 +85,7 @@ class Texts:
         ordered = sorted(self.held_out, key=lambda piece: piece.end - piece.first)
         return (self.batch(pieces) for pieces in _packed(ordered, rows))
 
-    def batch(self, pieces: Items[Piece]) -> TextBatch:
+    def batch(self, pieces: Items[Excerpt]) -> TextBatch:
         """These pieces, read from the disk."""
         read = [self.recording.read(one.text, one.first, one.end) for one in pieces]
         return TextBatch(
@@ -97,16 +97,16 @@ class Texts:
         )
 
 
-def _pieces(recording: Recording, texts: Items[int], length: int) -> Iterator[Piece]:
+def _pieces(recording: Recording, texts: Items[int], length: int) -> Iterator[Excerpt]:
     for text in texts:
         tokens = recording.length(text)
         for first in range(0, tokens - 1, length):
-            yield Piece(text, first, min(first + length, tokens))
+            yield Excerpt(text, first, min(first + length, tokens))
 
 
-def _packed(pieces: Items[Piece], rows: int) -> list[list[Piece]]:
+def _packed(pieces: Items[Excerpt], rows: int) -> list[list[Excerpt]]:
     """Pieces that are sorted by length, as many together as have at most `rows` tokens with their padding."""
-    found = list[list[Piece]]()
+    found = list[list[Excerpt]]()
     for piece in pieces:
         longest = piece.end - piece.first
         if not found or (len(found[-1]) + 1) * longest > rows:

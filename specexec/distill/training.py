@@ -5,24 +5,25 @@ Knows no kind of drafter and no screen.
 
 from __future__ import annotations
 
-import io
+import json
 import math
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from pickle import UnpicklingError
 from time import monotonic
 from typing import Protocol
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from specexec.distill.batches import TextBatch, Texts
-from specexec.distill.recording import replace_file
+from specexec.distill.recording import save
 from specexec.errors import BadCheckpoint
 
-CHECKPOINT = "training.pt"
+CHECKPOINT = "training.safetensors"
 KEEP_EVERY_S = 60.0
 REPORTS = 8  # times that what is held out is looked at
 WARM_UP = 0.05  # of all steps
@@ -126,10 +127,11 @@ def _on(batch: TextBatch, device: torch.device) -> TextBatch:
 
 
 def _keep(student: Student, optimiser: torch.optim.Optimizer, begun: dict[str, object], done: int, path: Path) -> None:
-    weights = {name: one.detach() for name, one in student.trained.items()}
-    file = io.BytesIO()
-    torch.save({"begun": begun, "done": done, "weights": weights, "optimiser": optimiser.state_dict()}, file)
-    replace_file(path, file.getvalue())
+    """Weights by their names, AdamW's averages by theirs and the place of the weight among them."""
+    tensors = {f"weights/{name}": one.detach().cpu() for name, one in student.trained.items()}
+    for place, state in optimiser.state_dict()["state"].items():
+        tensors |= {f"optimiser/{place}/{name}": one.cpu() for name, one in state.items()}
+    save(path, tensors, {"begun": json.dumps(begun), "done": str(done)})
 
 
 def _continued(student: Student, optimiser: torch.optim.Optimizer, begun: dict[str, object], path: Path) -> int:
@@ -138,18 +140,28 @@ def _continued(student: Student, optimiser: torch.optim.Optimizer, begun: dict[s
         return 0
     again = "--overwrite to begin again, or another -o."
     try:
-        kept = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, UnpicklingError, EOFError, ValueError) as problem:
-        raise BadCheckpoint(f"{path} is damaged.", f"{type(problem).__name__}", again) from problem
-    if differ := [name for name, value in begun.items() if kept["begun"].get(name) != value]:
+        with safe_open(path, framework="pt") as file:
+            said = file.metadata()
+            kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    except (OSError, SafetensorError) as problem:
+        raise BadCheckpoint(f"{path} is damaged.", str(problem), again) from problem
+    then = json.loads(said["begun"])
+    if differ := [name for name, value in begun.items() if then.get(name) != value]:
         raise BadCheckpoint(
             f"{path} was begun with other {'texts' if differ[0] == 'taught' else differ[0]}.",
             hint=f"the old settings and texts, {again}",
         )
-    if {name: one.shape for name, one in student.trained.items()} != {n: o.shape for n, o in kept["weights"].items()}:
+    wanted = {f"weights/{name}": one.shape for name, one in student.trained.items()}
+    if wanted != {name: one.shape for name, one in kept.items() if name.startswith("weights/")}:
         raise BadCheckpoint(f"{path} is of another kind of drafter.", hint=again)
+    averages = defaultdict[int, dict[str, Tensor]](dict)
     with torch.no_grad():
-        for name, one in student.trained.items():
-            one.copy_(kept["weights"][name])
-    optimiser.load_state_dict(kept["optimiser"])
-    return int(kept["done"])
+        for key, one in kept.items():
+            kind, _, rest = key.partition("/")
+            if kind == "weights":
+                student.trained[rest].copy_(one)
+            else:
+                place, _, name = rest.partition("/")
+                averages[int(place)][name] = one
+    optimiser.load_state_dict({"state": averages, "param_groups": optimiser.state_dict()["param_groups"]})
+    return int(said["done"])

@@ -19,7 +19,7 @@ from specexec.engine.decoder import Decoder, Step
 from specexec.engine.embeddings import Pooling, embeddings
 from specexec.engine.likelihoods import likelihoods
 from specexec.engine.parts import Parts, Weights
-from specexec.engine.readings import Reading, TextReader, shared_tensors
+from specexec.engine.readings import TextReader, TextReading, shared_tensors
 from specexec.engine.request_types import Continuation, Failure, Likelihood, Request, Result
 from specexec.engine.requests import Intake, check_ids
 from specexec.engine.shared_stream import Readers
@@ -313,7 +313,9 @@ class Engine:
         found = embeddings(self._target, read, pooling, lambda sizes: self._room.holds([*kept, *sizes], 0))
         return self._readers.one_by_one(found)
 
-    def read(self, texts: Items[list[int]], layers: Items[int], top: int, kept: Items[int] = ()) -> Iterator[Reading]:
+    def read(
+        self, texts: Items[list[int]], layers: Items[int], top: int, kept: Items[int] = ()
+    ) -> Iterator[TextReading]:
         """The target's hidden states and `top` likeliest tokens along each text of token ids, as sweeps end.
 
         `layers` are those whose inputs are wanted; as many as the model has is what its last layer makes, before the

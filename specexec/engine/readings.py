@@ -20,7 +20,7 @@ from specexec.sizes import HEAD_ROWS
 
 
 @dataclass(frozen=True)
-class Reading:
+class TextReading:
     """One text as it was read, a row for each of its tokens; in RAM.
 
     `states`: what flows into the layers that were asked for, [R, H] by layer in the model's dtype; as many layers as
@@ -44,13 +44,13 @@ class TextReader:
         self._target, self._layers, self._top = target, layers, min(top, target.vocabulary)
         target.taps.want(self, layers)
 
-    def read(self, texts: Items[list[int]], fits: Callable[[list[int]], bool]) -> Iterator[Reading]:
+    def read(self, texts: Items[list[int]], fits: Callable[[list[int]], bool]) -> Iterator[TextReading]:
         """Each text, as sweeps end. `fits` says whether texts of so many tokens each go into one sweep."""
         for together in in_sweeps(texts, fits):
             parts = [Rows.text(KVCache(), text) for text in together]
             for part, hidden_RH in zip(parts, self._target.forward(parts), strict=True):
                 states = {layer: part.cache.tapped[layer].cpu() for layer in self._layers}
-                yield Reading(states, *self._likeliest(hidden_RH))
+                yield TextReading(states, *self._likeliest(hidden_RH))
 
     @torch.no_grad()
     def _likeliest(self, hidden_RH: Tensor) -> tuple[Tensor, Tensor]:
