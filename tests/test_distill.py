@@ -224,7 +224,7 @@ def test_the_gradient_of_tv_plus_plus_is_that_of_tv_centred_and_scaled() -> None
     drawn = torch.Generator().manual_seed(1)
     logits_RS = torch.randn(1, 6, generator=drawn, requires_grad=True)
     p_RS = torch.randn(1, 6, generator=drawn).softmax(-1)
-    divergence(logits_RS, labels_of(p_RS), "tv++").sum().backward()  # type: ignore[no-untyped-call]
+    divergence(logits_RS, labels_of(p_RS), "tv++").sum().backward()
     q_S, p_S = logits_RS.detach().softmax(-1)[0], p_RS[0]
     reward_S = (p_S > q_S).float()
     mean = (q_S * reward_S).sum()
@@ -244,7 +244,7 @@ def test_every_loss_leads_to_the_target(kind: Loss) -> None:
     optimiser = torch.optim.Adam([logits_RS], lr=0.1)
     for _ in range(150):
         optimiser.zero_grad()
-        divergence(logits_RS, labels, kind).mean().backward()  # type: ignore[no-untyped-call]
+        divergence(logits_RS, labels, kind).mean().backward()
         optimiser.step()
     assert divergence(logits_RS, labels, "tv").mean().detach() < far / 4
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator
 from dataclasses import asdict
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import click
 
@@ -20,7 +19,6 @@ from cli.terminal.screen import Screen
 
 if TYPE_CHECKING:
     from cli.distill.options import TrainingOptions
-    from specexec.distill.training import Trained
 
 
 @click.command()
@@ -60,8 +58,7 @@ def head(verbosity: Verbosity, training: TrainingOptions, kind: str, draft_vocab
         f"{kind} for {recording.target.name}: {format_count(trained)} numbers to train, {student.names} tokens to name"
         f", {format_count(texts.tokens)} tokens of text, about {format_bytes(whole.memory_B(student))} of memory"
     )
-    steps = cast("Generator[Trained, None, None]", whole.run(student, training.output, device, half))
-    seen = follow(steps, screen)
+    seen = follow(whole.run(student, training.output, device, half), screen)
     if seen.exit_code:
         screen.say("The same command continues here.")
     else:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator
 from dataclasses import asdict
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import click
 
@@ -21,7 +20,6 @@ from offload.hub.names import resolve
 
 if TYPE_CHECKING:
     from cli.distill.options import TrainingOptions
-    from specexec.distill.training import Trained
 
 
 @click.command()
@@ -64,8 +62,7 @@ def model(verbosity: Verbosity, training: TrainingOptions, small: str, offline: 
         f"{small} for {recording.target.name}: {format_count(trained)} numbers to train, {format_count(texts.tokens)} "
         f"tokens of text, about {format_bytes(student.memory_B(training.batch))} of memory"
     )
-    steps = cast("Generator[Trained, None, None]", train_model(student, texts, plan, training.output, device, half))
-    seen = follow(steps, screen)
+    seen = follow(train_model(student, texts, plan, training.output, device, half), screen)
     if seen.exit_code:
         screen.say("The same command continues here.")
     else:

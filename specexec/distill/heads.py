@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,7 +56,9 @@ class HeadTraining:
         row_B = F32_B * STEPS * (4 * student.names + 20 * target.hidden)
         return own_B + rows * row_B + rows * (len(self.recording.taps) + 1) * target.hidden * F32_B
 
-    def run(self, student: Eagle3Student, folder: Path, device: torch.device, half: bool) -> Iterator[Trained]:
+    def run(
+        self, student: Eagle3Student, folder: Path, device: torch.device, half: bool
+    ) -> Generator[Trained, None, None]:
         """Train, from a checkpoint in `folder` where there is one, and write the head there. Raises as `train` does."""
         student.to(device)
         yield from train(student, self.texts, self.plan, folder, device, half)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
 
@@ -79,7 +79,7 @@ def left_to_record(recording: Recording, requests: Items[Request]) -> list[Reque
     return [request for request in requests if request.index not in there]
 
 
-def record(engine: Engine, requests: Items[Request], recording: Recording) -> Iterator[Recorded]:
+def record(engine: Engine, requests: Items[Request], recording: Recording) -> Generator[Recorded, None, None]:
     """Answer each request, and keep its text as number `index`, in a recording that has begun; says what is kept.
 
     Raises what sweeps raise, and UnsupportedArchitecture for a model that takes no trees. What was kept stays, answers
@@ -105,7 +105,8 @@ def record(engine: Engine, requests: Items[Request], recording: Recording) -> It
                 yield _kept(engine, recording, [(asked[one.index], one) for one in waiting], batch.lengths)
                 waiting = []
     finally:
-        begun = before | begun | {one.index: one.tokens for one in (*batch.partial, *waiting)}
+        begun = before | begun | {one.index: one.tokens for one in batch.partial}
+        begun |= {one.index: one.tokens for one in waiting}
         there = set(recording.texts)
         recording.set_aside({text: (named[text], tokens) for text, tokens in begun.items() if text not in there})
         batch.close()

@@ -5,7 +5,7 @@ B texts   R tokens   V rows of the target's vocabulary   S of the small model's 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -92,9 +92,12 @@ class SmallModel:
 
 def train_model(
     small: SmallModel, texts: Texts, plan: TrainingPlan, folder: Path, device: torch.device, half: bool
-) -> Iterator[Trained]:
+) -> Generator[Trained, None, None]:
     """Train, from a checkpoint in `folder` where there is one, and write a transformers folder. Raises as `train`."""
     small.to(device)
     small.model.train()
     yield from train(small, texts, plan, folder, device, half)
-    small.model.to(small.model.config.dtype).save_pretrained(folder)
+    dtype = small.model.config.dtype
+    assert isinstance(dtype, torch.dtype)
+    nn.Module.to(small.model, dtype)
+    small.model.save_pretrained(folder)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -73,7 +73,7 @@ class Trained:
 
 def train(
     student: Student, texts: Texts, plan: TrainingPlan, folder: Path, device: torch.device, half: bool
-) -> Iterator[Trained]:
+) -> Generator[Trained, None, None]:
     """Train to the end, from the checkpoint in `folder` where there is one; says what came of each step.
 
     Left early it keeps a checkpoint, and what is trained from there is what would have been trained. `half`: products
@@ -96,7 +96,7 @@ def train(
                 group["lr"] = plan.rate_at(step, steps)
             with products:
                 loss = student.loss(_on(texts.batch(batches[step]), device))
-            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it so
+            loss.backward()
             nn.utils.clip_grad_norm_(student.trained.values(), CLIP)
             optimiser.step()
             optimiser.zero_grad()
