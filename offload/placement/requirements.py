@@ -184,14 +184,26 @@ def with_cache(need: Need, config: Mapping[str, Json], kv_quant: KVQuant | None)
 
 def _kept(config: Mapping[str, Json]) -> Iterator[tuple[int, ...]]:
     """Of each layer the sizes of all heads of keys and of values."""
-    layers = _number(config, "num_hidden_layers", 0)
+    layers = _attending(config)
     own = 0 if config.get("model_type") in NO_ATTENTION else layers - _number(config, "num_kv_shared_layers", 0)
     yield from (_heads(_of_layer(config, layer)) if layer < own else () for layer in range(layers))
 
 
+def _attending(config: Mapping[str, Json]) -> int:
+    """How many caches a text has: one for each layer, or two."""
+    return 2 * _number(config, "num_layers", 0) if _twice(config) else _number(config, "num_hidden_layers", 0)
+
+
+def _twice(config: Mapping[str, Json]) -> bool:
+    """Whether each layer attends twice, and counts as two where caches are numbered."""
+    return config.get("model_type") == "longcat_flash"
+
+
 def shared_caches(config: Mapping[str, Json]) -> frozenset[int]:
-    """Layers whose keys and values others attend to as well, and those others."""
-    layers, shared = (_number(config, name, 0) for name in ("num_hidden_layers", "num_kv_shared_layers"))
+    """Layers whose keys and values others attend to as well, and those others; all where a layer has two caches."""
+    layers, shared = _attending(config), _number(config, "num_kv_shared_layers", 0)
+    if _twice(config):
+        return frozenset(range(layers))
     kinds, own = config.get("layer_types"), layers - shared
     if not shared or not isinstance(kinds, list) or len(kinds) < layers:
         return frozenset()
