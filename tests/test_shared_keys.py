@@ -93,6 +93,15 @@ def test_sums_count_every_layer_by_its_own_heads(gemma: tuple[Path, PreTrainedMo
     assert cache_widths({**published, **named}) == exact.cache_widths
 
 
+def test_layers_that_attend_twice_have_two_caches(tmp_path: Path) -> None:
+    tiny_of("longcat_flash", tmp_path)
+    model = offload.load(tmp_path, "disk", ctx=256)
+    exact, early = offload.stream_of(model).placement.need, need_of(open_folder(tmp_path), 4, ctx=256)
+    cache = committed(TreeLM(model), LONG[:256])
+    assert exact.cache_B == early.cache_B == cache.size_B
+    assert exact.cache_stays == early.cache_stays == frozenset(range(2 * len(exact.layers_B)))
+
+
 def test_beside_a_gpu_shared_keys_stay_and_embeddings_of_layers_are_looked_up_in_ram() -> None:
     need = Need(
         (10,) * 8, (10,) * 8, embeddings_B=5, norms_B=1, head_B=0, cache_B=480, ctx=8, cache_moves=True,
