@@ -14,6 +14,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from tests.fake_hub import FakeHub
 from tests.tiny import tiny
@@ -25,6 +26,12 @@ if TYPE_CHECKING:
     from tests.writing import TargetAndDrafters
 
 torch.set_num_threads(1)
+
+# The same examples in every run, and all the time that a busy machine needs; --hypothesis-profile=default draws others.
+settings.register_profile(
+    "repeatable", derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("repeatable")
 
 # A shell that starts the tests in the background makes them, and every program they start, deaf to Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -5,6 +5,7 @@ Has the surface of specexec.engine.engine, so that the commands can be tried in 
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -99,7 +100,8 @@ class FakeEngine:
     models: ClassVar[dict[str, object]] = {}
     folders: ClassVar[dict[str, Path]] = {}
 
-    def __init__(self, *, bytes_per_sweep: int = 0, sweep_s: float = 0.0, deaf: bool = False) -> None:
+    def __init__(self, *, bytes_per_sweep: int = 0, sweep_s: float = 0.0, quick: int = 0, deaf: bool = False) -> None:
+        """The first `quick` sweeps of a text take no time, the others `sweep_s` seconds."""
         self.budget: int | str = 64
         self.memory = None
         self.accounting = StepAccounting()
@@ -108,7 +110,8 @@ class FakeEngine:
         self.weights = FakeWeights(bytes_per_sweep)
         self.asked: list[tuple[object, SamplingParams]] = []
         self._bytes = bytes_per_sweep
-        self._sweep_s = sweep_s
+        self._sweep_s, self._quick = sweep_s, quick
+        self.slow = threading.Event()  # a sweep that takes its time has begun
         self._deaf = deaf
         self._stopped = False
 
@@ -148,7 +151,7 @@ class FakeEngine:
         assert answer.startswith(self.decode(written)), "an answer goes on from its own beginning"
         at, sweep = len(written), 0
         while at < len(answer):
-            if self._interrupted():
+            if self._interrupted(0.0 if sweep < self._quick else self._sweep_s):
                 yield self._burst("", "", "interrupted", sampling)
                 return
             size = SIZES[sweep % len(SIZES)]
@@ -188,8 +191,10 @@ class FakeEngine:
     def conversation(self, system: str | None = None) -> FakeConversation:
         return FakeConversation(self, system)
 
-    def _interrupted(self) -> bool:
-        until_s = time.monotonic() + self._sweep_s
+    def _interrupted(self, seconds: float) -> bool:
+        if seconds:
+            self.slow.set()
+        until_s = time.monotonic() + seconds
         while time.monotonic() < until_s and not self._stopped:
             time.sleep(0.005)
         return self._stopped

@@ -10,14 +10,32 @@ from itertools import count
 from threading import Event
 
 import pytest
+from transformers import PreTrainedModel
 
-from offload.stream.slot import Slot
+import offload
+from offload.stream.dequantized import DenseLayers
+from offload.stream.slot import Slot, State
 from offload.stream.stream import LayerStream
+from tests.waiting import until
 
 Views = Sequence[memoryview]
 Preadv = Callable[[int, Views, int], int]
 
 FAULTS = ("EIO", "end of file", "exception")
+
+
+def reader_of(model: PreTrainedModel) -> LayerStream:
+    """What reads its layers."""
+    stream = offload.stream_of(model).stream
+    stream = stream._stream if isinstance(stream, DenseLayers) else stream
+    assert isinstance(stream, LayerStream)
+    return stream
+
+
+def read_ahead(model: PreTrainedModel) -> None:
+    """Wait until the ring is full, so that nothing is read until the next sweep."""
+    slots = reader_of(model)._slots
+    until(lambda: not any(slot.reading or slot.state is State.EMPTY for slot in slots))
 
 
 def fail_reads(monkeypatch: pytest.MonkeyPatch, fault: str, due: Callable[[], bool]) -> None:

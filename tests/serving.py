@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -32,6 +31,7 @@ from specexec.text.control_tokens import Rendered
 from specexec.text.detokenizer import TextStream
 from specexec.text.messages import read_messages
 from specexec.tree.tree import TokenTree
+from tests.waiting import until
 
 PER_SWEEP = 3
 
@@ -208,13 +208,6 @@ class Served:
         with self.http as client:
             return client.post("/v1/chat/completions", json=body)
 
-    def until(self, holds: Callable[[], bool], seconds: float = 10.0) -> None:
-        """Wait for something that other threads bring about."""
-        deadline_s = time.monotonic() + seconds
-        while not holds():
-            assert time.monotonic() < deadline_s, "it never happened"
-            time.sleep(0.01)
-
 
 @contextmanager
 def serving(
@@ -251,12 +244,12 @@ def serving(
     address = listening.getsockname()
     served = Served(f"http://127.0.0.1:{address[1]}", models, running, log)
     try:
-        served.until(lambda: running.started and (not wait or served.worker.state != "loading"), 60)
+        until(lambda: running.started and (not wait or served.worker.state != "loading"))
         yield served
     finally:
         running.leave()
         models.begin_stopping()
-        thread.join(20)
+        thread.join(60)
         models.close()
         listening.close()
         assert not thread.is_alive()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-import itertools
 import json
 import os
 import random
@@ -12,14 +10,13 @@ import threading
 import time
 from pathlib import Path
 
-import psutil
 import pytest
-import torch
 
 import specexec
 from cli.app import main
 from cli.batch.eta import TimeLeft, spelled
 from specexec.sampling.params import SamplingParams
+from tests.held import added_by_every
 
 
 def essence(path: Path) -> list[tuple[object, ...]]:
@@ -100,28 +97,14 @@ def test_an_eta_is_spelled_for_people(left: tuple[float, float], says: str) -> N
 
 def test_items_leave_no_files_no_threads_and_no_memory() -> None:
     """The quick version of scripts/soak_batch.py."""
-    process, sampling = psutil.Process(), SamplingParams(max_tokens=4, seed=1)
-
-    def held() -> tuple[int, int]:
-        return process.num_fds(), threading.active_count()
-
-    def tensors() -> int:
-        gc.collect()
-        return sum(isinstance(one, torch.Tensor) for one in gc.get_objects())
-
+    sampling = SamplingParams(max_tokens=4, seed=1)
     with specexec.load("demo", offload="disk", dtype="f32", budget=4) as llm:
 
-        def answer(count: int) -> None:
-            prompts = [f"Question {number}" for number in range(count)]
-            assert len(list(llm.generate_many(prompts, sampling, parallel=16))) == count
+        def answer() -> None:
+            prompts = [f"Question {number}" for number in range(32)]
+            assert len(list(llm.generate_many(prompts, sampling, parallel=16))) == 32
 
-        answer(32)
-        before, tensors_before = held(), tensors()
-        sizes_B = [process.memory_info().rss]
-        for _ in range(3):
-            answer(32)
-            sizes_B.append(process.memory_info().rss)
-        assert all(now <= then for now, then in zip(held(), before, strict=True))
-        assert tensors() - tensors_before < 8, "and not one for every item"
-        growth_B = [after - earlier for earlier, after in itertools.pairwise(sizes_B)]
-        assert min(growth_B) < 8 << 20, "what every round of 32 adds is a leak; one round may meet the allocator's"
+        added = added_by_every(answer)
+        assert max(added.files, added.threads) <= 0
+        assert added.tensors < 8, "and not one for every item"
+        assert added.memory_B < 8 << 20

@@ -9,7 +9,7 @@ import signal
 import stat
 import subprocess
 import sys
-import time
+import threading
 from pathlib import Path
 
 import pytest
@@ -27,7 +27,7 @@ sys.path.insert(0, {root!r})
 from tests.fake_engine import FakeEngine
 import cli.engine.open
 import cli.terminal.interrupts
-cli.engine.open.open_engine = lambda options, **_: FakeEngine(sweep_s={sweep_s}, deaf={deaf})
+cli.engine.open.open_engine = lambda options, **_: FakeEngine(sweep_s=3600, quick={quick}, deaf={deaf})
 cli.terminal.interrupts.AGAIN_S = 3600  # a busy machine may take long over everything
 from cli.app import main
 sys.exit(main({arguments!r}))
@@ -39,10 +39,10 @@ def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
     return CommandLine(capsys, monkeypatch, FakeEngine())
 
 
-def faked(*arguments: str, sweep_s: float = 0.0, deaf: bool = False) -> list[str]:
-    """A process of its own with the fake engine, for signals and pipes."""
+def faked(*arguments: str, quick: int = 10**6, deaf: bool = False) -> list[str]:
+    """A process of its own with the fake engine, whose sweeps after the first `quick` take an hour."""
     root = str(Path(__file__).parents[1])
-    return [*PYTHON, FAKED.format(root=root, sweep_s=sweep_s, deaf=deaf, arguments=list(arguments))]
+    return [*PYTHON, FAKED.format(root=root, quick=quick, deaf=deaf, arguments=list(arguments))]
 
 
 def test_every_code_has_an_exit_code() -> None:
@@ -240,12 +240,12 @@ def wait_for(process: subprocess.Popen[str], text: str) -> str:
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_an_answer_kindly_and_keeps_its_beginning(number: int, code: int) -> None:
     process = subprocess.Popen(
-        faked("chat", "-p", "a rather long prompt", sweep_s=0.3), stdin=subprocess.DEVNULL, text=True,
+        faked("chat", "-p", "a rather long prompt", quick=2), stdin=subprocess.DEVNULL, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     begun = wait_for(process, "echo:")
     process.send_signal(number)
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=60)
     assert process.returncode == code
     assert (begun + out).endswith("\n")
     assert "stopping…\n" in err
@@ -254,7 +254,7 @@ def test_a_signal_ends_an_answer_kindly_and_keeps_its_beginning(number: int, cod
 
 def test_a_second_ctrl_c_abandons_the_sweep() -> None:
     process = subprocess.Popen(
-        faked("chat", "-p", "a text of many sweeps, whatever may come", sweep_s=0.5, deaf=True), text=True,
+        faked("chat", "-p", "a text of many sweeps, whatever may come", quick=2, deaf=True), text=True,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     wait_for(process, "echo:")
@@ -266,21 +266,22 @@ def test_a_second_ctrl_c_abandons_the_sweep() -> None:
     assert "whatever may come" not in rest, "the engine is deaf: nothing else would have ended the answer"
 
 
-def test_generate_keeps_what_is_done_when_it_is_stopped(tmp_path: Path) -> None:
+def test_generate_keeps_what_is_done_when_it_is_stopped(command: CommandLine, tmp_path: Path) -> None:
     output = tmp_path / "out.jsonl"
-    process = subprocess.Popen(
-        faked("generate", *("-p", "one", "-p", "a much longer one", "-p", "two", "-o", str(output), "--parallel=1"),
-              sweep_s=0.2),
-        stdin=subprocess.DEVNULL, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    while not output.exists() or not output.read_text():
-        time.sleep(0.02)
-    time.sleep(0.3)
-    os.kill(process.pid, signal.SIGINT)
-    _, err = process.communicate(timeout=20)
-    assert process.returncode == 130
-    assert "stopping…\n1 answered · 1 in part · 1 not begun · " in err
-    assert "Continue with the same command and --resume." in err
+    command.engine = FakeEngine(sweep_s=3600, quick=6)  # enough for the first answer
+
+    def interrupt() -> None:
+        assert command.engine.slow.wait(60)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    sender = threading.Thread(target=interrupt)
+    sender.start()
+    prompts = ("-p", "one", "-p", "a much longer one", "-p", "two")
+    ran = command("generate", *prompts, "-o", str(output), "--parallel=1")
+    sender.join()
+    assert (ran.code, ran.out) == (130, "")
+    assert "stopping…\n1 answered · 1 in part · 1 not begun · " in ran.err
+    assert "Continue with the same command and --resume." in ran.err
     (line,) = output.read_text().splitlines()
     assert '"text": "echo: one"' in line
     saved = json.loads((tmp_path / "out.jsonl.partial.json").read_text())

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import signal
 import threading
-import time
 import weakref
 
 import pytest
 
 from cli.shared.errors import INTERRUPTED
 from cli.terminal.interrupts import Interrupts
+from tests.held import started_since
 
 
 class Thing:
@@ -34,21 +34,18 @@ def test_a_press_inside_a_finalizer_is_not_lost(capsys: pytest.CaptureFixture[st
 
 def test_a_press_before_the_engine_has_begun_is_not_forgotten() -> None:
     """The decoder forgets a stop that comes before a text has joined: it may have been meant for the one before."""
-    heard: list[float] = []
-    began = threading.Event()
+    before = {*threading.enumerate()}
+    began, heard = threading.Event(), threading.Event()
 
     def stop() -> None:
         if began.is_set():
-            heard.append(time.monotonic())
+            heard.set()
 
     with Interrupts(stop, lambda: None):
         signal.raise_signal(signal.SIGINT)
         began.set()
-        end_s = time.monotonic() + 20
-        while not heard and time.monotonic() < end_s:
-            time.sleep(0.01)
-    assert heard
-    assert not any(thread.name == "stop" for thread in threading.enumerate())
+        assert heard.wait(60)
+    assert started_since(before) == set()
 
 
 def test_a_second_press_while_the_first_still_starts_its_thread_ends_cleanly(monkeypatch: pytest.MonkeyPatch) -> None:

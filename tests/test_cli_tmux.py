@@ -199,7 +199,9 @@ def test_a_second_ctrl_c_waits_for_no_layer_and_a_third_leaves_with_130(screen: 
     chat.type("asked again")
     chat.wait_for("asked again reading the prompt")
     time.sleep(0.5)
-    for _ in range(3):
+    chat.press("C-c")
+    chat.wait_for("stopping… (layer 0/")
+    for _ in range(2):
         chat.press("C-c")
         time.sleep(0.4)
     chat.at_the_shell()

@@ -7,7 +7,6 @@ import json
 import socket
 import struct
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from specexec.stats import Burst
 from tests.agent import TASK, THOUGHT
 from tests.command_line import Ran
 from tests.serving import LetterEngine, Served, serving
+from tests.waiting import until
 
 Run = Callable[..., Ran]
 
@@ -150,7 +150,7 @@ def test_a_server_that_loads_is_waited_for_and_a_model_is_loaded_by_its_name(run
     ready = threading.Event()
 
     def slow() -> LetterEngine:
-        ready.wait(10)
+        ready.wait(60)
         return LetterEngine()
 
     with serving(slow, wait=False, others={"two": LetterEngine}) as server:
@@ -171,7 +171,7 @@ def test_stopping_an_answer_keeps_what_there_is_and_frees_the_server() -> None:
         assert said[-1].finish_reason == "interrupted"
         assert set(str(talk.messages[-1]["content"])) == {"x"}
         assert talk.can_proceed
-        server.until(lambda: server.worker.running == 0)
+        until(lambda: server.worker.running == 0)
         assert [burst.text for burst in talk.send("abc", SamplingParams())] == ["abc"]
 
 
@@ -184,7 +184,7 @@ def test_a_server_that_goes_in_the_middle_is_an_error_and_not_an_end(resets: boo
         with connection:
             connection.recv(65536)
             connection.sendall(b'HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: {"one": 1}\n\n')
-            heard.wait(10)
+            heard.wait(60)
             if resets:
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             else:
@@ -248,7 +248,7 @@ def test_a_run_that_loses_its_server_keeps_what_was_answered_and_goes_on(run: Ru
     prompts = tmp_path / "p.txt"
     prompts.write_text("abc\ndef\n" + "x" * 400 + "\n")
     asked = ("generate", str(prompts), "--split", "lines", "-o", str(tmp_path / "out.jsonl"), "--seed", "1")
-    with serving(lambda: LetterEngine(sweep_s=0.05)) as server:
+    with serving(lambda: LetterEngine(sweep_s=0.2)) as server:
         threading.Thread(target=lambda: _stop_after_two(server, tmp_path / "out.jsonl"), daemon=True).start()
         lost = run(*asked, "--connect", server.url)
         assert (lost.code, "stops." in lost.err) == (6, True)
@@ -261,8 +261,7 @@ def test_a_run_that_loses_its_server_keeps_what_was_answered_and_goes_on(run: Ru
 
 def _stop_after_two(server: Served, records: Path) -> None:
     """Stop once the two short answers are kept, while the long one (20 seconds of sweeps) is being written."""
-    while not records.exists() or records.read_text().count("\n") < 2:
-        time.sleep(0.01)
+    until(lambda: records.exists() and records.read_text().count("\n") == 2)
     server.models.begin_stopping()
 
 

@@ -150,5 +150,5 @@ def test_vectors_and_answers_of_a_crowd_are_those_of_one(server: Served) -> None
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(30)
+            thread.join()
     assert wrong == []

@@ -18,12 +18,11 @@ from offload.checkpoint.headers import open_folder
 from offload.errors import OffloadError
 from offload.hub.names import demo_folder
 from offload.packs.pack import pack, plan
-from offload.stream.dequantized import DenseLayers
 from offload.stream.slot import Slot
 from offload.stream.stream import LayerStream
 from specexec.engine.engine import Engine
 from specexec.model.cache import KVCache
-from tests.faults import FAULTS, Views, fail_reads, from_the, is_reported, reads_of_experts, slow_reads
+from tests.faults import FAULTS, Views, fail_reads, from_the, is_reported, reader_of, reads_of_experts, slow_reads
 from tests.tiny import tiny
 
 PROMPT = "List the days of the week."
@@ -65,13 +64,6 @@ def engine(whole: Path, tmp_path: Path) -> Iterator[Engine]:
     shutil.copytree(whole, tmp_path / "model")
     with load(tmp_path / "model") as found:
         yield found
-
-
-def reader_of(engine: Engine) -> LayerStream:
-    stream = offload.stream_of(engine._model).stream
-    stream = stream._stream if isinstance(stream, DenseLayers) else stream
-    assert isinstance(stream, LayerStream)
-    return stream
 
 
 def begun(engine: Engine, caches: dict[object, KVCache]) -> tuple[Iterator[specexec.Burst], list[int]]:
@@ -121,7 +113,7 @@ def test_short_and_late_reads_of_experts_change_nothing(
 def test_a_file_that_is_cut_short_while_its_experts_are_read_is_named(
     when: str, engine: Engine, expected: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stream, real = reader_of(engine), os.preadv
+    stream, real = reader_of(engine._model), os.preadv
     caches: dict[object, KVCache] = {}
     bursts, written = begun(engine, caches)
     cut: dict[Path, bytes] = {}
@@ -161,7 +153,7 @@ def test_a_reader_that_dies_while_experts_are_awaited_is_noticed(
 ) -> None:
     caches: dict[object, KVCache] = {}
     bursts, written = begun(engine, caches)
-    stream = reader_of(engine)
+    stream = reader_of(engine._model)
     gone, silent, alive = threading.Thread(target=lambda: None), threading.Event(), stream._readers
     gone.start()
     gone.join()

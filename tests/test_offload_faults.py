@@ -6,7 +6,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,10 +16,10 @@ from transformers import PreTrainedModel
 import offload
 from offload.checkpoint.headers import open_folder
 from offload.machine.files import SAFE, Files, Range
+from tests.faults import Preadv, Views, read_ahead
+from tests.held import open_below, started_since
 from tests.tiny import LAYERS, greedy, logits_of, tiny
 
-Views = Sequence[memoryview]
-Preadv = Callable[[int, Views, int], int]
 PROMPT = torch.arange(2, 14)[None]
 
 
@@ -38,19 +38,11 @@ def last_file_of_layer(folder: Path, layer: int) -> Path:
     return max(entry.file for entry in entries if entry.name.startswith(f"model.layers.{layer}."))
 
 
-def stop_reading_ahead(model: PreTrainedModel) -> None:
-    """Fill the ring, so that nothing is read until the next sweep."""
-    stream = offload.stream_of(model)
-    before = -1.0
-    while before != (before := stream.stats().read_s):
-        time.sleep(0.05)
-
-
 def in_use(folder: Path) -> tuple[PreTrainedModel, torch.Tensor]:
     """A model that streams from disk and reads nothing until its next sweep, and its logits."""
     model = offload.load(folder, "disk")
     expected = logits(model)
-    stop_reading_ahead(model)
+    read_ahead(model)
     return model, expected
 
 
@@ -114,7 +106,7 @@ def test_every_single_failed_read_is_an_error_or_exact(folder: Path, monkeypatch
     monkeypatch.setattr(os, "preadv", sometimes)
     failures: list[str] = []
     for nth in range(1, 20):
-        stop_reading_ahead(model)  # the ring is full: the next read is one that the next sweep cannot do without
+        read_ahead(model)  # the ring is full: the next read is one that the next sweep cannot do without
         countdown[0] = nth
         for _ in range(3):
             try:
@@ -124,7 +116,7 @@ def test_every_single_failed_read_is_an_error_or_exact(folder: Path, monkeypatch
     assert len(failures) > 4
     assert all("layer" in failure and ".safetensors" in failure for failure in failures)
     monkeypatch.setattr(os, "preadv", real)
-    stop_reading_ahead(model)  # a read that is failing just now is the next sweep's error
+    read_ahead(model)  # a read that is failing just now is the next sweep's error
     assert torch.equal(logits(model), expected)
 
 
@@ -175,7 +167,7 @@ def test_a_file_written_to_in_place_is_noticed_though_its_time_was_set_back(fold
     os.link(file, file.with_suffix(".other name"))
     file.chmod(0o600)
     assert torch.equal(logits(model), expected), "names and permissions are no content"
-    stop_reading_ahead(model)
+    read_ahead(model)
     rewritten(file, lambda content: content.__setitem__(-1, content[-1] ^ 1))
     for _ in range(2):
         with pytest.raises(offload.ReadFailed, match=rf"{file.name} at byte \d+ \(layer {LAYERS - 1}\).* written to"):
@@ -242,12 +234,10 @@ def test_failure_in_the_middle_of_generate_leaves_the_model_usable(
 
 
 def test_failed_load_leaves_no_file_open(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    gc.collect()  # files of earlier tests' models close when these are collected
-    before = len(os.listdir("/proc/self/fd"))
     monkeypatch.setattr(os, "preadv", lambda fd, views, offset: 0)
     with pytest.raises(offload.ReadFailed):
         offload.load(folder, "none")
-    assert len(os.listdir("/proc/self/fd")) <= before
+    assert open_below(folder) == []
 
 
 def test_a_model_is_collected_while_its_reader_is_stuck_and_closed_once_it_is_not(
@@ -256,25 +246,25 @@ def test_a_model_is_collected_while_its_reader_is_stuck_and_closed_once_it_is_no
     """Collection happens on any thread and inside any lock: one that waited for a read could wait for itself."""
     before = set(threading.enumerate())
     model = offload.load(folder, "disk")
-    readers = [thread for thread in set(threading.enumerate()) - before if thread.name == "weights"]
-    stop_reading_ahead(model)
+    readers = [thread for thread in started_since(before) if thread.name == "weights"]
+    read_ahead(model)
     stream = offload.stream_of(model).stream
     real: Preadv = os.preadv
     reached, go_on = threading.Event(), threading.Event()
 
     def stuck(fd: int, views: Views, offset: int) -> int:
         reached.set()
-        go_on.wait(20)
+        go_on.wait(60)
         return real(fd, views, offset)
 
     monkeypatch.setattr(os, "preadv", stuck)
     stream.take(0)
     stream.give()
-    assert reached.wait(20)
+    assert reached.wait(60)
     del model, stream
     gc.collect()
     assert any(reader.is_alive() for reader in readers), "collecting did not wait for the read"
     go_on.set()
     for reader in readers:
-        reader.join(20)
+        reader.join(60)
         assert not reader.is_alive()

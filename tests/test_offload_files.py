@@ -1,13 +1,13 @@
 """Direct reads bring the right bytes for every alignment, and plain ones take over where the file system refuses."""
 
 import errno
-import gc
 import os
 import random
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from threading import Event, Thread
+from threading import enumerate as enumerate_threads
 from unittest.mock import patch
 
 import pytest
@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from offload.errors import ReadFailed
 from offload.machine.files import BOUNCE_B, PAGE_B, Files, Range, Reading
 from offload.stream.store import Arena
+from tests.held import open_below, started_since
 
 SIZE_B = 300_001
 CONTENT = random.Random(0).randbytes(SIZE_B)
@@ -137,14 +138,16 @@ def test_input_output_errors_are_not_taken_for_a_refusal(file: Path, monkeypatch
     files.close()
 
 
-def test_a_failure_takes_no_file_from_a_read_in_progress(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_takes_no_file_from_a_read_in_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that was closed might give its number to another one, whose bytes would pass for weights."""
+    file = tmp_path / "weights"
+    file.write_bytes(CONTENT)
     real, begun, failed = os.preadv, Event(), Event()
 
     def preadv(fd: int, views: Sequence[memoryview], offset: int) -> int:
         if offset == 0:
             begun.set()
-            assert failed.wait(5)
+            assert failed.wait(60)
         elif offset == 2 * PAGE_B:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return real(fd, views, offset)
@@ -153,31 +156,30 @@ def test_a_failure_takes_no_file_from_a_read_in_progress(file: Path, monkeypatch
     files, arena = Files({file: SIZE_B}, Reading(PAGE_B, 2)), Arena(PAGE_B)
     slow = Thread(target=lambda: files.read([Range(file, 0, (arena.bytes,))], "layer 0"))
     slow.start()
-    assert begun.wait(5)
+    assert begun.wait(60)
     with pytest.raises(ReadFailed, match="errno 5"):
         files.read([Range(file, 2 * PAGE_B, (Arena(PAGE_B).bytes,))], "layer 1")
     taken = [os.open(os.devnull, os.O_RDONLY) for _ in range(3)]  # which ends at once: the read would find nothing
     failed.set()
-    slow.join(5)
+    slow.join(60)
     assert bytes(arena.bytes) == CONTENT[:PAGE_B]
-    before = len(os.listdir("/proc/self/fd"))
     files.read([Range(file, 3 * PAGE_B, (arena.bytes,))], "layer 2")
-    assert len(os.listdir("/proc/self/fd")) <= before + 2, "what was put aside is closed by now"
+    assert len(open_below(file)) <= 2, "what was put aside is closed by now"
     for fd in taken:
         os.close(fd)
     files.close()
 
 
-def test_no_thread_and_no_file_is_left_behind(file: Path) -> None:
-    gc.collect()  # what earlier tests left to be collected must not end during this one
-    before = len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
+def test_no_thread_and_no_file_is_left_behind(tmp_path: Path) -> None:
+    file = tmp_path / "weights"
+    file.write_bytes(CONTENT)
+    before = {*enumerate_threads()}
     for _ in range(30):
         files = Files({file: SIZE_B}, Reading(PAGE_B, 3))
         files.read([Range(file, 0, (Arena(SIZE_B).bytes,))], "layer 0")
         files.close()
-    after = len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
-    assert after[0] <= before[0]
-    assert after[1] <= before[1] + 3  # a leak would leave ninety
+    assert open_below(file) == []
+    assert started_since(before) == set()
 
 
 def test_a_read_after_the_end_is_an_error_and_never_waits(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from offload.packs.pack import pack, plan
 from offload.stream.store import Arena
 from offload.stream.transfer import DeviceWire
 from offload.units import size
+from tests.held import open_below, started_since
 from tests.test_offload_wire import StandIn
 from tests.tiny import logits_of, tiny
 
@@ -258,7 +259,7 @@ def test_a_gpu_that_is_full_when_a_model_is_loaded_leaves_nothing_open(
             busy.setattr(loading, place, full)
             with pytest.raises(NotEnoughVram, match="GPU memory ran out while loading; the plan was"):
                 offload.load(tmp_path, "disk")
-    assert {*threading.enumerate()} <= threads  # those of other tests may end meanwhile
+    assert started_since(threads) == set()
 
 
 def test_a_full_device_unpins_what_was_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,14 +289,12 @@ def test_two_hundred_aborted_sweeps_leave_nothing_behind(tmp_path: Path) -> None
     stream = offload.stream_of(model).stream
     expected = logits_of(model, PROMPT)
 
-    def held() -> tuple[int, int]:
-        return len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
-
-    before = held()
+    files, threads = open_below(tmp_path), {*threading.enumerate()}
     for aborted in range(200):
         stream.take(aborted % 4)
     assert torch.equal(logits_of(model, PROMPT), expected)
-    assert held() == before
+    assert open_below(tmp_path) == files
+    assert started_since(threads) == set()
 
 
 @pytest.mark.parametrize(("rows", "asked_anew"), [(256, False), (1024, True)])

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -170,20 +169,28 @@ def content_of(path: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in path.iterdir()}
 
 
+KILLED_IN_LAYER_3 = """
+import os, signal, sys
+from pathlib import Path
+from offload.checkpoint.headers import open_folder
+from offload.packs.pack import pack, plan
+sync = os.fsync
+def kill(descriptor):
+    if "layer-00003" in os.readlink(f"/proc/self/fd/{descriptor}"):  # its bytes are written, its name is not
+        os.kill(os.getpid(), signal.SIGKILL)
+    sync(descriptor)
+os.fsync = kill
+pack(plan(open_folder(Path(sys.argv[1])), "int8"), Path(sys.argv[2]))
+"""
+
+
 def test_a_killed_pack_is_no_model_and_can_be_finished(tmp_path: Path) -> None:
-    tiny("llama", tmp_path / "original", num_hidden_layers=40)
-    script = (
-        "import sys; from pathlib import Path; from offload.packs.pack import pack, plan;"
-        "from offload.checkpoint.headers import open_folder;"
-        "pack(plan(open_folder(Path(sys.argv[1])), 'int8'), Path(sys.argv[2]))"
-    )
+    tiny("llama", tmp_path / "original", num_hidden_layers=8)
     path = tmp_path / "pack"
-    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "original"), str(path)])
-    while not (path / "layer-00002.safetensors").exists():
-        assert process.poll() is None
-        time.sleep(0.005)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    killed = subprocess.run([sys.executable, "-c", KILLED_IN_LAYER_3, str(tmp_path / "original"), str(path)])
+    assert killed.returncode == -signal.SIGKILL
+    assert (path / "layer-00002.safetensors").exists()
+    assert not (path / "layer-00003.safetensors").exists()
     assert not (path / "config.json").exists()
     with pytest.raises(BadModelDir, match="is a pack that is not finished"):
         open_folder(path)

@@ -21,6 +21,7 @@ from offload.placement.placement import RING, Need, Offload, Placement
 from offload.placement.solver import place, spread
 from offload.stream.store import Arena
 from offload.units import GiB, size
+from tests.held import added_by_every
 from tests.tiny import tiny
 
 MiB = 1 << 20
@@ -343,17 +344,16 @@ def test_buffers_are_as_large_as_placed(
 def test_resident_memory_of_a_streamed_model_is_ring_and_rest(tmp_path: Path) -> None:
     tiny("llama", tmp_path, hidden_size=512, intermediate_size=1536, num_hidden_layers=24, head_dim=128)
     tokens = torch.arange(9)[None]
-    warm_up = tmp_path / "small"
-    tiny("llama", warm_up)
-    with torch.no_grad():
-        offload.load(warm_up, "disk")(tokens)
-        process = psutil.Process()
-        before_B = process.memory_info().rss
-        model = offload.load(tmp_path, "disk", ctx=64)
+    models = []
+
+    def use() -> None:
+        models.append(offload.load(tmp_path, "disk", ctx=64))
         for _ in range(2):
-            model(tokens)
-        grown_B = process.memory_info().rss - before_B
-    placement = offload.stream_of(model).placement
+            models[-1](tokens)
+
+    with torch.no_grad():
+        grown_B = added_by_every(use, 2).memory_B
+    placement = offload.stream_of(models[0]).placement
     assert sum(placement.need.layers_B) > 200 * MiB
     # Half of a resident model would already break this; allocator noise does not.
     assert grown_B < placement.host_B + 40 * MiB < 100 * MiB

@@ -169,12 +169,36 @@ FAMILIES: dict[str, tuple[str, dict[str, Option]]] = {
         "BailingHybridConfig",
         MIXED | LATENT | {"num_local_experts": 4, "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1},
     ),
-}
+    "deepseek_v4": (
+        "DeepseekV4Config",
+        {
+            "num_hidden_layers": 4,
+            "layer_types": [
+                "sliding_attention", "compressed_sparse_attention", "heavily_compressed_attention",
+                "compressed_sparse_attention",
+            ],
+            "compress_rates": {"compressed_sparse_attention": 3, "heavily_compressed_attention": 8},
+            "sliding_window": 7,
+            "head_dim": 16,
+            "q_lora_rank": 16,
+            "o_groups": 2,
+            "o_lora_rank": 16,
+            "index_n_heads": 16,  # all but one in 65,536 keys have a score: among equal ones any may be chosen
+            "index_head_dim": 8,
+            "index_topk": 5,
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 48,
+            "hc_mult": 2,
+            "num_hash_layers": 1,
+        },
+    ),
+}  # fmt: skip
 PREFIX = prompt(33)
 NODES = 40
 PARENTS, TOKENS = random_tree(NODES)
 path_of = partial(path_to, PARENTS)
-TYPICAL = ["olmo_hybrid", "lfm2", "falcon_h1", "kimi_linear", "mamba"]  # one family for each recurrence
+TYPICAL = ["olmo_hybrid", "lfm2", "falcon_h1", "kimi_linear", "mamba", "deepseek_v4"]  # one family for each recurrence
 COLD = SamplingParams(temperature=0.0, max_tokens=60)
 
 

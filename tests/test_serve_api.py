@@ -12,6 +12,7 @@ import pytest
 
 from specexec.sampling.params import derived_seed
 from tests.serving import LetterEngine, Served, serving
+from tests.waiting import until
 
 F = {"type": "function", "function": {"name": "f"}}
 
@@ -156,7 +157,7 @@ def test_parameters_that_ask_for_nothing_are_fine(server: Served) -> None:
 
 def test_an_unknown_parameter_is_not_ignored_in_silence(server: Served) -> None:
     assert server.ask("x", surprise=1).status_code == 200
-    server.until(lambda: any("ignored 'surprise'" in line for line in server.log))
+    until(lambda: any("ignored 'surprise'" in line for line in server.log))
 
 
 def test_a_prompt_that_does_not_fit_is_refused_with_both_numbers(server: Served) -> None:
@@ -246,7 +247,7 @@ def test_health_tells_loading_from_ready_and_nothing_is_answered_before() -> Non
     go = threading.Event()
 
     def slow() -> LetterEngine:
-        go.wait(20)
+        go.wait(60)
         return LetterEngine()
 
     with serving(slow, wait=False) as server, server.http as client:
@@ -259,7 +260,7 @@ def test_health_tells_loading_from_ready_and_nothing_is_answered_before() -> Non
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "model_loading")
         assert int(refused.headers["retry-after"]) > 0
         go.set()
-        server.until(lambda: server.worker.state == "ok")
+        until(lambda: server.worker.state == "ok")
         assert client.get("/health").json()["status"] == "ok"
 
 

@@ -15,6 +15,7 @@ from cli.serve.command import _warm
 from cli.shared.thinking import ask_to_think
 from cli.terminal.screen import Screen
 from tests.serving import Served, serving
+from tests.waiting import until
 from tests.writer import ROWS, writer
 
 THOUGHT = "I must look."
@@ -160,7 +161,7 @@ def test_a_bad_keyword_or_tool_costs_only_itself_and_is_said(qwen: Served) -> No
     assert "web_search" in notes
     assert "pattern" in notes
     assert "surprise" in notes
-    qwen.until(lambda: any("web_search" in line and "pattern" in line for line in qwen.log))
+    until(lambda: any("web_search" in line and "pattern" in line for line in qwen.log))
 
 
 def test_thoughts_can_be_turned_off(qwen: Served) -> None:

@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 
 from tests.agent import EMPTY, MISSING, PARAMETERS, TASK, THOUGHT
 from tests.serving import LetterEngine, Served, serving
+from tests.waiting import until
 
 EVENT: TypeAdapter[Any] = TypeAdapter(RawMessageStreamEvent)
 TOOL: dict[str, Any] = {
@@ -140,7 +141,7 @@ def test_a_turn_that_is_cancelled_leaves_the_next_one_as_it_was(agent: Served) -
         before = api.messages.create(**asked)
         with api.messages.create(**asked, stream=True) as stream:
             next(iter(stream))
-        agent.until(lambda: not agent.worker.running)
+        until(lambda: not agent.worker.running)
         assert blocks_of(api.messages.create(**asked)) == blocks_of(before)
 
 

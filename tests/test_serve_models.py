@@ -23,6 +23,7 @@ from cli.serve.worker import State, Ticket, Worker
 from offload.errors import NotEnoughRam
 from specexec.sampling.params import SamplingParams
 from tests.serving import LetterEngine, Letters, Served, serving
+from tests.waiting import until
 
 
 class Memory:
@@ -102,9 +103,9 @@ def test_what_is_being_written_is_finished_before_its_model_leaves() -> None:
         told: list[str] = []
         long = threading.Thread(target=lambda: told.append(said(server, "one", text)))
         long.start()
-        server.until(lambda: server.worker.running == 1)
+        until(lambda: server.worker.running == 1)
         assert said(server, "two") == "abc"
-        long.join(10)
+        long.join(60)
         assert told == [text]
 
 
@@ -122,7 +123,7 @@ def test_a_name_that_is_not_known_loads_nothing() -> None:
 
 
 async def _asked(models: Models) -> State:
-    async with asyncio.timeout(10), models.using("one") as worker:
+    async with asyncio.timeout(60), models.using("one") as worker:
         return worker.state
 
 
@@ -132,7 +133,7 @@ def test_a_model_whose_turn_to_load_has_not_come_can_be_stopped() -> None:
 
     def made(totals: Totals) -> Worker:
         def opened() -> Any:
-            turn.wait(10)
+            turn.wait(60)
             return models.load(LetterEngine)  # type: ignore[arg-type]  # an engine of letters
 
         return Worker(opened, parallel=1, max_queue=1, totals=totals)
@@ -141,14 +142,13 @@ def test_a_model_whose_turn_to_load_has_not_come_can_be_stopped() -> None:
     found: list[State] = []
     asking = threading.Thread(target=lambda: found.append(asyncio.run(_asked(models))), daemon=True)
     asking.start()
-    while not models.first.held:
-        time.sleep(0.01)
+    until(lambda: models.first.held)
     stopping = threading.Thread(target=models.unload, args=(models.first,), daemon=True)
     stopping.start()
     time.sleep(0.1)
     turn.set()
-    asking.join(10)
-    stopping.join(10)
+    asking.join(60)
+    stopping.join(60)
     assert (found, stopping.is_alive(), models.first.state) == (["ok"], False, "unloaded")
 
 
@@ -165,7 +165,7 @@ def test_a_text_on_its_way_from_the_line_into_a_sweep_keeps_its_model() -> None:
 
         def join(self, prompt: list[int], sampling: SamplingParams, caches: dict[object, Any]) -> Letters:
             self.joining.set()
-            self.go.wait(10)
+            self.go.wait(60)
             return super().join(prompt, sampling, caches)
 
     opened: Any = partial(Slow, 10.0)
@@ -173,13 +173,13 @@ def test_a_text_on_its_way_from_the_line_into_a_sweep_keeps_its_model() -> None:
     worker = hosted.worker = hosted.make(hosted.totals)
     worker.start()
     worker.submit([Ticket([97], (), SamplingParams(max_tokens=1), lambda told: None)])
-    assert Slow.joining.wait(10)
+    assert Slow.joining.wait(60)
     seen: list[bool] = []
     looking = threading.Thread(target=lambda: seen.append(hosted.busy))
     looking.start()
     time.sleep(0.1)
     Slow.go.set()
-    looking.join(10)
+    looking.join(60)
     worker.close()
     assert seen == [True]
 
@@ -187,7 +187,7 @@ def test_a_text_on_its_way_from_the_line_into_a_sweep_keeps_its_model() -> None:
 def test_an_idle_model_leaves_and_comes_back() -> None:
     memory = Memory(9)
     with two_models(memory, idle_s=0.2) as server:
-        server.until(lambda: memory.loaded == 0)
+        until(lambda: memory.loaded == 0)
         with server.http as http:
             assert http.get("/health").status_code == 200
         assert said(server, "one") == "abc"
@@ -234,7 +234,7 @@ def test_ps_knows_a_server_of_another_program(body: object, capsys: pytest.Captu
         answering = threading.Thread(target=other.handle_request)
         answering.start()
         assert main(["ps", "--connect", f"127.0.0.1:{other.server_port}"]) == 6
-        answering.join(10)
+        answering.join(60)
     assert "no server of specexec" in capsys.readouterr().err
 
 

@@ -16,6 +16,7 @@ from selenium.webdriver.support.wait import WebDriverWait
 import specexec
 from specexec.sampling.params import SamplingParams
 from tests.serving import LetterEngine, serving
+from tests.waiting import until
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
@@ -97,7 +98,7 @@ def test_a_running_answer_can_be_stopped_and_is_let_go(browser: Chrome) -> None:
         assert page.text("#go") == "Stop"
         browser.find_element("id", "go").click()
         assert "stopped" in page.text(".cost")
-        server.until(lambda: server.worker.running == 0)
+        until(lambda: server.worker.running == 0)
         assert page.text("#go") == "Send"
 
 

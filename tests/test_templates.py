@@ -35,7 +35,7 @@ def test_a_template_that_goes_wrong_is_refused(template: str, problem: str, monk
 
 
 def test_a_template_that_does_not_end_delays_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(templates, "SECONDS", 20.0)
+    monkeypatch.setattr(templates, "SECONDS", 120.0)
     templates.render("{{ messages[0].content }}", HELLO, {})
     stuck = {threading.Thread(target=refused, args=(f"{{{{ {n} * 10 ** (10 ** 9) }}}}",)) for n in range(2)}
     for thread in stuck:
@@ -43,7 +43,7 @@ def test_a_template_that_does_not_end_delays_no_other(monkeypatch: pytest.Monkey
     began_s = time.monotonic()
     while len(templates._processes().running) < 3:
         assert templates.render("{{ messages[0].content }}", HELLO, {}) == HELLO[0]["content"]
-        assert time.monotonic() - began_s < 10
+        assert time.monotonic() - began_s < 60
     assert templates.render("{{ messages[0].content }}", HELLO, {}) == HELLO[0]["content"]
     assert all(thread.is_alive() for thread in stuck)
     templates._processes().close()

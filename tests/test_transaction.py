@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +22,7 @@ from specexec.planning.best_first import BestFirst
 from specexec.sampling.params import SamplingParams
 from specexec.text.sequence import Sequence
 from tests.tiny import LAYERS, VOCABULARY, tiny
+from tests.waiting import until
 from tests.writing import prompt, sequence_of, write
 
 SAMPLING = SamplingParams(temperature=0.9, seed=1, max_tokens=20)
@@ -59,10 +59,10 @@ class Fixture:
         handle = layers[layer].register_forward_pre_hook(once)
 
     def settled(self, act: Callable[[], object]) -> Callable[[], None]:
-        """`act`, once the main thread surely waits for the sweep: before that there is nothing to stop."""
+        """`act`, once the main thread has begun the sweep: before that there is nothing to stop."""
 
         def later() -> None:
-            time.sleep(0.3)
+            until(lambda: self.decoder._sweeping is not None)
             act()
 
         return later
@@ -120,11 +120,13 @@ def test_an_error_in_a_layer_surfaces_and_the_next_sweep_works(middle: Fixture, 
 
 def test_an_interrupt_ends_the_sweep_before_it_is_raised(middle: Fixture) -> None:
     """KeyboardInterrupt reaches the main thread; the sweeping thread must have stopped by the time it is seen."""
-    seen = threading.Event()
 
     def interrupt() -> None:
+        sweep = middle.decoder._sweeping
+        assert sweep is not None
+        time.sleep(0.3)  # a signal between two looks of Python's, just before it waits, would be seen after the wait
         os.kill(os.getpid(), signal.SIGINT)  # a real one: it wakes a thread that waits
-        seen.wait(timeout=0.2)  # the main thread cancels meanwhile
+        until(sweep._cancelled.is_set)  # by the main thread
 
     middle.at_layer(1, middle.settled(interrupt))
     with pytest.raises(KeyboardInterrupt):

@@ -99,6 +99,7 @@ MORE: dict[str, dict[str, object]] = {
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
     "minimax_m3_vl_text": M3,
     "minimax_m3_vl": {"text_config": M3},
+    "deepseek_v4": {"compress_rates": {"compressed_sparse_attention": 4, "heavily_compressed_attention": 8}},
     "glm_moe_dsa": {"indexer_types": ["full", "shared", "full", "shared"]},
     "blt": {
         "encoder_hash_byte_group_vocab": 100,

@@ -132,7 +132,7 @@ class StreamedLayer(nn.Module):
         inner = self.inner
         hidden = args[0] if args else kwargs["hidden_states"]
         assert isinstance(hidden, torch.Tensor)
-        rows = hidden.shape[1] if hidden.dim() == 3 else 0
+        rows = hidden.shape[1] if hidden.dim() >= 3 else 0
         whole = self.chunk_rows is None or rows <= self.chunk_rows or hidden.shape[0] != 1
         if whole or kwargs.get("attention_mask") is not None:
             output: Output = inner(*args, **kwargs)
@@ -191,6 +191,8 @@ def _slice(value: Argument, rows: int, wanted: slice) -> Argument:
         return value[0, wanted].unsqueeze(0) if len(value) == 1 else value[:, wanted]
     if isinstance(value, tuple) and any(isinstance(item, torch.Tensor) for item in value):
         return tuple(_slice(item, rows, wanted) for item in value)
+    if isinstance(value, dict):
+        return {name: _slice(item, rows, wanted) for name, item in value.items()}
     return value
 
 

@@ -219,6 +219,8 @@ def _heads(config: Mapping[str, Json]) -> tuple[int, ...]:
         key = sum(_number(config, name, 0) for name in ("qk_nope_head_dim", "qk_rope_head_dim"))
         return (key, _number(config, "v_head_dim", 0)) * heads
     H, hidden = _number(config, "num_key_value_heads", heads), _number(config, "hidden_size", 0)
+    if config.get("model_type") == "deepseek_v4":  # a key, that of the index and the one that a block becomes
+        return (_number(config, "head_dim", 512),) * 3
     H += "index_topk_blocks" in config or "sparse_attention_config" in config
     D = _number(config, "head_dim", _number(config, "attention_head_dim", hidden // max(heads, 1)))
     return (D, D) * H

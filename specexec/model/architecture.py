@@ -59,12 +59,21 @@ class Index:
 
 
 @dataclass(frozen=True)
+class Compression:
+    """A row sees the last `window` tokens and one key for each block of so many `tokens`: all, or an index's choice."""
+
+    tokens: int
+    window: int
+    index: Index | None = None
+
+
+@dataclass(frozen=True)
 class LayerKind:
     """How far one layer sees, None = without limit; whose keys and values it attends to, None = its own.
 
     `attends`, `recurrent`: whether it attends at all, and whether it carries a state from token to token. `together`:
     rows of one image see one another. `temperature`: queries grow with their position (`warmer`).
-    `index`: a row attends to some keys only.
+    `index`: a row attends to some keys only. `compressed`: to a window and to keys of whole blocks.
     """
 
     window: int | None = None
@@ -75,6 +84,7 @@ class LayerKind:
     together: bool = False
     temperature: tuple[float, float] | None = None
     index: Index | None = None
+    compressed: Compression | None = None
 
 
 ONLY_RECURRENT = LayerKind(attends=False, recurrent=True)
@@ -101,6 +111,8 @@ RECURRENT: Mapping[str, Mapping[str, LayerKind]] = {
     "kimi_linear": LINEAR,
     "bailing_hybrid": LINEAR,
 }
+# Layers whose tokens become keys block by block, and whether an index chooses among those.
+COMPRESSED = {"compressed_sparse_attention": True, "heavily_compressed_attention": False}
 
 
 def layer_kinds(config: PretrainedConfig) -> list[LayerKind]:
@@ -140,6 +152,10 @@ def _kind(name: str, config: PretrainedConfig) -> LayerKind:
     if name == "minimax_m3_sparse":
         blocks = {"block": config.index_block_size, "local": config.index_local_blocks}
         return LayerKind(index=Index(config.index_n_heads, config.index_head_dim, config.index_topk_blocks, **blocks))
+    if name in COMPRESSED:
+        index = Index(config.index_n_heads, config.index_head_dim, config.index_topk) if COMPRESSED[name] else None
+        compression = Compression(config.compress_rates[name], config.sliding_window, index)
+        return LayerKind(recurrent=True, compressed=compression)
     if kind := RECURRENT.get(config.model_type, {}).get(name):
         return kind
     raise _unsupported(config, f"it has {name} layers, whose state cannot branch")

@@ -125,7 +125,7 @@ def choose(index_QF: Tensor, kv: LayerKV, sees: Visibility, rows: slice, index: 
     I, D = index.heads, index.width
     query_QID, weight_QI = index_QF[:, : I * D].unflatten(1, (I, D)), index_QF[:, I * D : I * D + I]
     found: Chosen = []
-    for queries, here, end in _blocks(sees, rows):
+    for queries, here, end in query_blocks(sees, rows):
         if end <= index.most * (index.block or 1):
             found.append(None)
             continue
@@ -133,18 +133,18 @@ def choose(index_QF: Tensor, kv: LayerKV, sees: Visibility, rows: slice, index: 
         if index.block:
             found.append(_best_blocks(query_QID[here], key_KD, hidden_QK, sees, queries, index))
             continue
-        width = max(1, INDEX_SCORES // ((queries.stop - queries.start) * I))
-        score_QK = torch.cat(
-            [
-                torch.einsum("qi,qik->qk", weight_QI[here], torch.relu(query_QID[here] @ part_KD.T))
-                for part_KD in key_KD.split(width)
-            ],
-            dim=1,
-        )
+        score_QK = scores(query_QID[here], weight_QI[here], key_KD)
         if hidden_QK is not None:
             score_QK.masked_fill_(hidden_QK, -torch.inf)
         found.append(score_QK.topk(index.most, dim=1).indices.int().unsqueeze(0))
     return found
+
+
+def scores(query_QID: Tensor, weight_QI: Tensor, key_KD: Tensor) -> Tensor:
+    """Of each key the sum over heads of weight * relu(query @ key), [Q, K]; some keys at a time."""
+    most = max(1, INDEX_SCORES // weight_QI.numel())
+    parts = (torch.einsum("qi,qik->qk", weight_QI, torch.relu(query_QID @ own_KD.T)) for own_KD in key_KD.split(most))
+    return torch.cat(list(parts), dim=1)
 
 
 def _index_keys(kv: LayerKV, end: int, D: int, style: Style) -> Tensor:
@@ -178,7 +178,7 @@ def attend_chosen(
 ) -> Tensor:
     """Attention of the nodes `rows` to keys that were chosen, [H, Q, D of values]; `kv` holds no keys of an index."""
     blocks = []
-    for (queries, here, end), chosen_IQT in zip(_blocks(sees, rows), chosen, strict=True):
+    for (queries, here, end), chosen_IQT in zip(query_blocks(sees, rows), chosen, strict=True):
         hidden_QK = sees.hidden(queries, 0, end, style)
         others = [None] if chosen_IQT is None else [_others(own_QT, sees, end, index) for own_QT in chosen_IQT]
         H, kept, shares = len(query_HQD), len(kv.keys_HRD), len(others)
@@ -193,7 +193,7 @@ def attend_chosen(
                     kv.keys_HRD[keys],
                     kv.values_HRD[keys],
                     range(end),
-                    partial(_part, unseen_QK),
+                    partial(columns, unseen_QK),
                     style,
                 )
             )
@@ -213,11 +213,12 @@ def _others(chosen_QT: Tensor, sees: Visibility, end: int, index: Index) -> Tens
     return others_QB[:, 1:][:, block_K]
 
 
-def _part(hidden_QK: Tensor | None, first: int, last: int) -> Tensor | None:
+def columns(hidden_QK: Tensor | None, first: int, last: int) -> Tensor | None:
+    """Those of some keys."""
     return None if hidden_QK is None else hidden_QK[:, first:last]
 
 
-def _blocks(sees: Visibility, rows: slice) -> Iterator[tuple[slice, slice, int]]:
+def query_blocks(sees: Visibility, rows: slice) -> Iterator[tuple[slice, slice, int]]:
     """Nodes a block of queries at a time, the same as a part of `rows`, and the end of the keys that they see."""
     for start in range(rows.start, rows.stop, QUERY_BLOCK):
         queries = slice(start, min(start + QUERY_BLOCK, rows.stop))

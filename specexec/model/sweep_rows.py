@@ -6,7 +6,6 @@ R packed rows   H heads   Q new rows   K rows of keys   D width of a head
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -16,10 +15,11 @@ import torch
 from torch import Tensor
 
 from specexec.errors import SweepCancelled, UnsupportedArchitecture
-from specexec.model.architecture import Index, LayerKind
+from specexec.model.architecture import Compression, Index, LayerKind
 from specexec.model.attention import LayerRows, Style, Visibility, warmer
 from specexec.model.cache import KVCache, LayerKV
 from specexec.model.cache_in_ram import Passenger, Travel, Trip
+from specexec.model.compressed import attend_compressed, taken_apart
 from specexec.model.image_rows import Images, is_row, runs
 from specexec.model.indexed import Chosen, attend_chosen, choose, with_index_key, without_index_key
 from specexec.model.joint_attention import JointAttention, TextRows, joined
@@ -103,10 +103,13 @@ class SweepRows:
         layer, asked, index_QF = rows.layer, rows.asked, rows.index_QF
         query_HQD, key_HKD, value_HKD = rows.query_HQD, rows.key_HKD, rows.value_HKD
         kind = self._kinds[layer]
-        if asked.window not in (None, kind.window):
+        window = kind.compressed.window if kind.compressed else kind.window
+        if asked.window not in (None, window):
             raise UnsupportedArchitecture(
-                f"layer {layer} attends through a window of {asked.window}, its config says {kind.window}."
+                f"layer {layer} attends through a window of {asked.window}, its config says {window}."
             )
+        if kind.compressed:
+            key_HKD, value_HKD, index_QF = taken_apart(key_HKD, query_HQD.shape[1], kind.compressed)
         begin = self._attended.get(layer, 0)
         end = begin + query_HQD.shape[1]
         if begin >= self.count:
@@ -142,11 +145,12 @@ class SweepRows:
                     kvs.append(cache.layers[kind.keys_of])  # all rows of that layer are there, whatever came last
                 else:
                     kvs.append(trip.write(layer, piece.text, node, *new) if trip else cache.write(layer, node, *new))
-            attended = (
-                self._indexed(kind.index, group.pieces, query_HQD, index_QF, kvs, style)
-                if kind.index
-                else group.attend(query_HQD, kvs, style)
-            )
+            if kind.compressed:
+                attended = self._compressed(kind.compressed, group.pieces, query_HQD, index_QF, kvs, style)
+            elif kind.index:
+                attended = self._indexed(kind.index, group.pieces, query_HQD, index_QF, kvs, style)
+            else:
+                attended = group.attend(query_HQD, kvs, style)
             for piece, found_HQD in zip(group.pieces, attended, strict=True):
                 found[piece.text] = self._kept.found(found_HQD, dtype).transpose(0, 1)
         if trip and end >= self.count:
@@ -163,14 +167,34 @@ class SweepRows:
         index_QF: Tensor | None,
         kvs: list[LayerKV],
         style: Style,
-    ) -> Iterator[Tensor]:
+    ) -> list[Tensor]:
+        found = []
         for piece, kv in zip(pieces, kvs, strict=True):
             at = piece.text, piece.rows.start
             if index.own:
                 assert index_QF is not None
                 self._chosen[at] = choose(index_QF[piece.here], kv, piece.sees, piece.rows, index, style)
                 kv = without_index_key(kv)
-            yield attend_chosen(query_HQD[:, piece.here], kv, piece.sees, piece.rows, style, index, self._chosen[at])
+            chosen = self._chosen[at]
+            found.append(attend_chosen(query_HQD[:, piece.here], kv, piece.sees, piece.rows, style, index, chosen))
+        return found
+
+    def _compressed(
+        self,
+        compression: Compression,
+        pieces: Items[TextRows],
+        query_HQD: Tensor,
+        index_QF: Tensor | None,
+        kvs: list[LayerKV],
+        style: Style,
+    ) -> list[Tensor]:
+        return [
+            attend_compressed(
+                query_HQD[:, piece.here], kv, piece.sees, piece.rows, style, compression,
+                None if index_QF is None else index_QF[piece.here],
+            )
+            for piece, kv in zip(pieces, kvs, strict=True)
+        ]  # fmt: skip
 
     def _pieces(self, begin: int, end: int) -> list[TextRows]:
         """What every sequence has among the packed rows from `begin` to `end`."""

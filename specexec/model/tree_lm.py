@@ -24,6 +24,7 @@ from specexec.model import attention
 from specexec.model.architecture import check_tree_support, limits_steps, longest_text
 from specexec.model.cache import KVCache
 from specexec.model.cache_in_ram import Travel
+from specexec.model.compressed import let_in_compressors
 from specexec.model.image_inputs import inputs_of, seeing
 from specexec.model.image_rows import Images
 from specexec.model.indexed import let_in_indexers
@@ -138,7 +139,7 @@ class TreeLM:
         self.taps = Taps(model)
         numbered = zip(self._layers, self.kinds, strict=True)
         recurrent = {number for number, kind in numbered if kind.recurrent and number is not None}
-        if recurrent and (missed := recurrent - let_in(model)):
+        if recurrent and (missed := recurrent - let_in(model) - let_in_compressors(model)):
             raise UnsupportedArchitecture(f"layer {min(missed)} has no recurrence that can be given a tree.")
         self._stepwise = limits_steps(model.config.get_text_config())
         self._experts = any(name.endswith("experts") for name, _ in model.named_modules())

@@ -5,7 +5,7 @@ C channels   K taps of the filter   R rows   N nodes
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -21,23 +21,31 @@ def empty(inputs_RC: Tensor, taps: int) -> LayerMemory:
     return LayerMemory(inputs_RC.new_zeros(taps - 1, inputs_RC.shape[1]), follow)
 
 
-def convolve(
-    memory: LayerMemory, tree: Branches, start: int, inputs_RC: Tensor, weight_CK: Tensor, bias_C: Tensor | None
-) -> list[Tensor]:
-    """y_r = sum_k w_k x_{r - (K - 1 - k)} + b, [R, C] in the dtype of the inputs, in pieces; sums in float32.
+@dataclass(frozen=True)
+class Met:
+    """The inputs that rows meet, int64 [R, K], their own last: they count through `known`, one tensor after another."""
 
-    inputs_RC: those of the text's rows from `start` on, settled ones before nodes. x_{r - i} is the i-th ancestor's.
+    known: list[Tensor]
+    at_RK: Tensor
+
+    def of(self, rows_E: Tensor) -> Tensor:
+        """Those of some of the rows, [E, K, C]."""
+        return torch.cat(self.known)[self.at_RK[rows_E]]
+
+
+def met(memory: LayerMemory, tree: Branches, start: int, inputs_RC: Tensor, taps: int) -> list[Met]:
+    """What the text's rows from `start` on meet, whose inputs these are: settled rows, then nodes.
+
     Remembers the inputs of the nodes, and the last inputs of the settled rows.
     """
-    taps = weight_CK.shape[1]
     sure = max(min(tree.settled - start, len(inputs_RC)), 0)
-    outputs = []
+    found = []
     if sure:
         before = memory.ahead if start else memory.text
         assert before is not None
         known_SC = torch.cat([before.to(inputs_RC), inputs_RC[:sure]])
         at_RK = torch.arange(sure, device=inputs_RC.device)[:, None] + torch.arange(taps, device=inputs_RC.device)
-        outputs.append(_filtered([known_SC], at_RK, weight_CK, bias_C))
+        found.append(Met([known_SC], at_RK))
         for mark in tree.marks:
             if start < mark <= start + sure:
                 memory.marks[mark] = known_SC[mark - start : mark - start + taps - 1].cpu()
@@ -48,12 +56,16 @@ def convolve(
         memory.nodes.write(first, (inputs_RC[sure:].unsqueeze(0),), tree.count)
         before = memory.text if memory.ahead is None else memory.ahead
         known = [before.to(inputs_RC), memory.nodes.read(0, rows.stop)[0][0]]
-        outputs.append(_filtered(known, tree.inputs(rows, taps), weight_CK, bias_C))
-    return outputs
+        found.append(Met(known, tree.inputs(rows, taps)))
+    return found
 
 
-def _filtered(known: Sequence[Tensor], at_RK: Tensor, weight_CK: Tensor, bias_C: Tensor | None) -> Tensor:
-    """[R, C] of inputs that lie one after the other in several tensors; some channels at a time, which a CPU caches."""
+def filtered(inputs: Met, weight_CK: Tensor, bias_C: Tensor | None) -> Tensor:
+    """y_r = sum_k w_k x_{r - (K - 1 - k)} + b, [R, C] in the dtype of the inputs; sums in float32.
+
+    x_{r - i} is the i-th ancestor's. Some channels at a time, which a CPU caches.
+    """
+    known, at_RK = inputs.known, inputs.at_RK
     weight_KC = weight_CK.T.float().contiguous()
     filtered_RC = known[0].new_empty(len(at_RK), len(weight_CK))
     for first in range(0, len(weight_CK), CHANNELS):

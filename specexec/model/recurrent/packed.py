@@ -28,8 +28,11 @@ from specexec.tree.tree import Ints, intervals
 BEFORE_THE_END = 8  # tokens of a prompt that the next prompt may well replace: marks of an answer's beginning
 
 INPUTS = "inputs"  # of convolutions
+BLOCKS, INDEX_BLOCKS = "blocks", "index blocks"  # of tokens that become one key (compressed.py)
 FOLLOW: Mapping[str, Follow] = {
     INPUTS: convolution.follow,
+    BLOCKS: convolution.follow,
+    INDEX_BLOCKS: convolution.follow,
     LinearRows.name: linear_state.follow,
     ChannelRows.name: channel_state.follow,
     SelectiveRows.name: selective_state.follow,
@@ -75,16 +78,28 @@ class PackedStates:
 
     def convolve(self, layer: int, inputs_RC: Tensor, weight_CK: Tensor, bias_C: Tensor | None) -> Tensor:
         """A causal convolution over each text, [R, C] in the dtype of the inputs."""
+        met = self._met((layer, INPUTS), inputs_RC, weight_CK.shape[1])
+        return _joined([convolution.filtered(inputs, weight_CK, bias_C) for _, inputs in met], len(inputs_RC), 0)
 
-        def empty() -> LayerMemory:
-            return convolution.empty(inputs_RC, weight_CK.shape[1])
+    def met(self, layer: int, name: str, inputs_RC: Tensor, taps: int, wanted_R: Tensor) -> tuple[Tensor, Tensor]:
+        """Which rows are some text's and wanted, int64 [E], and the inputs that each meets, [E, K, C]."""
+        rows, found = [], []
+        for first, inputs in self._met((layer, name), inputs_RC, taps):
+            here_E = wanted_R[first : first + len(inputs.at_RK)].nonzero().squeeze(1)
+            rows.append(here_E + first)
+            found.append(inputs.of(here_E))
+        return torch.cat(rows), torch.cat(found)
 
-        pieces: list[Tensor] = []
-        for text, here in self._pieces((layer, INPUTS), len(inputs_RC)):
-            memory = text.memories.get((layer, INPUTS)) or text.memories.setdefault((layer, INPUTS), empty())
-            first = text.first_node + here.first
-            pieces += convolution.convolve(memory, text.tree, first, inputs_RC[here.rows], weight_CK, bias_C)
-        return _joined(pieces, len(inputs_RC), 0)
+    def _met(self, recurrence: Recurrence, inputs_RC: Tensor, taps: int) -> Iterator[tuple[int, convolution.Met]]:
+        """What the rows of each text meet of its inputs, from which of the rows on."""
+        for text, here in self._pieces(recurrence, len(inputs_RC)):
+            memory = text.memories.get(recurrence)
+            if memory is None:
+                memory = text.memories[recurrence] = convolution.empty(inputs_RC, taps)
+            first, at = text.first_node + here.first, here.rows.start
+            for met in convolution.met(memory, text.tree, first, inputs_RC[here.rows], taps):
+                yield at, met
+                at += len(met.at_RK)
 
     def scan(self, layer: int, rows: StateRows) -> Tensor:
         """What every row reads of its text's state, [H, R, V] in float32."""

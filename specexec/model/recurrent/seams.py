@@ -54,6 +54,11 @@ def sweeping(states: PackedStates) -> Iterator[None]:
         _SWEEP.reset(token)
 
 
+def sweep_here() -> PackedStates | None:
+    """The states of the sweep that this thread is at work for; None outside of one."""
+    return _SWEEP.get()
+
+
 def let_in(model: nn.Module) -> set[int]:
     """Make sweeps reach the recurrent layers of a model; their numbers. Harmless when repeated."""
     found = set()

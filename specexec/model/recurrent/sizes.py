@@ -84,6 +84,8 @@ def recurrences_of(config: Mapping[str, object]) -> Recurrences:
             layer = _mamba1(channels, number("mamba_d_state", 16), number("mamba_d_conv", 4))
             offset = number("attn_layer_offset", 4) if config.get("attn_layer_offset") != 0 else 0
             count -= len(range(offset, count, number("attn_layer_period", 8)))
+        case "deepseek_v4":
+            return Recurrences(_blocks(number))
         case _:
             return Recurrences(())
     if isinstance(attending := config.get("attn_layer_indices"), list):
@@ -151,6 +153,25 @@ def _kimi_delta(number: _Numbers) -> LayerSizes:
     given_B, met_B = 5 * size * F32_B, 16 * size * F32_B  # what a layer gives, and what is met on the way up
     most_B = CHUNK * given_B + TRIANGLE * met_B
     return LayerSizes(3 * size, taps, size * width, 3 * size, heads, given_B + met_B, most_B)
+
+
+def _blocks(number: _Numbers) -> tuple[LayerSizes, ...]:
+    """Tokens of an open block, and where an index chooses among blocks, those of the block before it."""
+    given, ratios = (number.config.get(name) for name in ("compress_rates", "compress_ratios"))
+    rates = _Numbers(given if isinstance(given, Mapping) else {})
+    few, many = (
+        rates(f"{name}_attention", number(f"compress_rate_{short}", default))
+        for name, short, default in (("compressed_sparse", "csa", 4), ("heavily_compressed", "hca", 128))
+    )
+    head = number("head_dim", 512)
+    chosen = LayerSizes(4 * (head + number("index_head_dim", 128)), 2 * few)
+    all_seen = LayerSizes(2 * head, many)
+    kinds = {"compressed_sparse_attention": chosen, "heavily_compressed_attention": all_seen, 4: chosen, 128: all_seen}
+    types = number.config.get("layer_types") or ratios
+    if isinstance(types, list):
+        return tuple(kinds[kind] for kind in types if kind in kinds)
+    half = number("num_hidden_layers", 43) // 2
+    return (all_seen,) * (half + 2) + (chosen,) * half
 
 
 def _mamba1(channels: int, states: int, taps: int) -> LayerSizes:
