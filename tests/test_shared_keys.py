@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, DiffLlamaConfig, PreTrainedModel
 
 import offload
 from offload.checkpoint.headers import open_folder
+from offload.hub.local_models import describe
 from offload.machine.memory import Free
 from offload.packs.pack import pack, plan
 from offload.placement.placement import Need, Offload
@@ -100,6 +101,7 @@ def test_layers_that_attend_twice_have_two_caches(tmp_path: Path) -> None:
     cache = committed(TreeLM(model), LONG[:256])
     assert exact.cache_B == early.cache_B == cache.size_B
     assert exact.cache_stays == early.cache_stays == frozenset(range(2 * len(exact.layers_B)))
+    assert describe(tmp_path).layers == len(exact.layers_B) == len(early.layers_B)
 
 
 def test_beside_a_gpu_shared_keys_stay_and_embeddings_of_layers_are_looked_up_in_ram() -> None:
