@@ -249,7 +249,8 @@ def design(folder: Folder, trust_remote_code: bool = False) -> Design:
 def _config(folder: Folder, trust_remote_code: bool) -> PreTrainedConfig:
     with running_code(folder.path, trust_remote_code), _sense(folder.path / "config.json"):
         if not folder.here:
-            return CONFIG_MAPPING[folder.architecture].from_dict({**folder.whole_config})
+            told = PreTrainedConfig._decode_special_floats({**folder.whole_config})
+            return CONFIG_MAPPING[folder.architecture].from_dict(told)
         found: PreTrainedConfig = AutoConfig.from_pretrained(
             folder.path, local_files_only=True, trust_remote_code=trust_remote_code
         )
