@@ -113,12 +113,12 @@ def main(
         click.echo(f"knee       {wide} rows: arithmetic takes as long as the disk")
         # The engine never runs fewer than a tile; peers have their turn there, at the least arithmetic.
         for count in dict.fromkeys(max(count, TILE) for count in rows or (TILE, wide)):
-            found = _measure(model, whole, peers, checked, disk, count, pairs, peer_rounds)
+            found = measure(model, whole, peers, checked, disk, count, pairs, peer_rounds)
             _tell(found, count, stream, checked, limits, model.dtype.itemsize)
             peers = []
 
 
-def _measure(
+def measure(
     model: PreTrainedModel,
     whole: PreTrainedModel | None,
     peers: list[Peer],

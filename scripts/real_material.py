@@ -85,6 +85,11 @@ def templates() -> Path:
     return _made(FOLDER / "templates", _make_templates)
 
 
+def converter() -> Path:
+    """The folder with llama.cpp's convert_hf_to_gguf.py and what it imports."""
+    return _made(FOLDER / "llama_cpp_converter", _fetch_converter)
+
+
 def _made(folder: Path, make: Callable[[Path], None]) -> Path:
     """`folder`, made first if it is not there: whole or not at all, also when several programs ask at once."""
     if folder.is_dir():
@@ -156,6 +161,21 @@ def _make_templates(folder: Path) -> None:
                         content = files.extractfile(member)
                         assert content is not None
                         (folder / name / Path(path).name).write_bytes(content.read())
+
+
+def _fetch_converter(folder: Path) -> None:
+    project, filename, sha256, _ = _TEMPLATES["llama_cpp"]
+    with (
+        tempfile.TemporaryDirectory() as temporary,
+        tarfile.open(_from_index(project, filename, sha256, Path(temporary))) as files,
+    ):
+        for member in files:
+            path = member.name.partition("/vendor/llama.cpp/")[2]
+            if path.startswith(("conversion/", "gguf-py/gguf/", "convert_hf_to_gguf.py")) and member.isfile():
+                content = files.extractfile(member)
+                assert content is not None
+                (folder / path).parent.mkdir(parents=True, exist_ok=True)
+                (folder / path).write_bytes(content.read())
 
 
 def _from_index(project: str, filename: str, sha256: str, folder: Path) -> Path:

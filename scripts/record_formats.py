@@ -242,11 +242,33 @@ def mlx() -> Iterator[Case]:
         yield f"mlx_{bits}bit", f"mlx {version('mlx')}", config, tensors, dense
 
 
+def hqq() -> Iterator[Case]:
+    """Linears that hqq quantises, as transformers saved them."""
+    from hqq.core.quantize import BaseQuantizeConfig, HQQLinear
+
+    kinds: dict[str, dict[str, Any]] = {
+        "hqq_1bit_inputs": {"nbits": 1, "axis": 1},
+        "hqq_2bit_outputs": {"nbits": 2, "axis": 0, "group_size": 16},
+        "hqq_3bit_inputs": {"nbits": 3, "axis": 1},
+        "hqq_3bit_outputs": {"nbits": 3, "axis": 0},
+        "hqq_4bit_inputs": {"nbits": 4, "axis": 1},
+        "hqq_4bit_floats": {"nbits": 4, "axis": 0, "view_as_float": True},
+        "hqq_8bit_inputs": {"nbits": 8, "axis": 1},
+    }
+    for name, settings in kinds.items():
+        linear = torch.nn.Linear(I, O, bias=False)
+        linear.weight.data = noise(O, I)
+        asked = BaseQuantizeConfig(**{"group_size": GROUP, **settings})
+        quantised = HQQLinear(linear, asked, compute_dtype=torch.float32, device="cpu")
+        tensors = {f"x.{key}": tensor for key, tensor in quantised.state_dict().items()}
+        yield name, f"hqq {version('hqq')}", {"quant_method": "hqq"}, tensors, quantised.dequantize()
+
+
 def main() -> None:
     """Record everything, or what is named."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--awq", type=Path, help="packing_utils.py of AutoAWQ's source")
-    parser.add_argument("--only", help="one of compressed_tensors, ordered, gptq, awq, modelopt, mlx, torchao")
+    parser.add_argument("--only", help="one of compressed_tensors, ordered, gptq, awq, modelopt, mlx, torchao, hqq")
     asked = parser.parse_args()
     sources = {
         "compressed_tensors": compressed_tensors,
@@ -254,6 +276,7 @@ def main() -> None:
         "modelopt": modelopt,
         "mlx": mlx,
         "torchao": torchao,
+        "hqq": hqq,
     }
     if asked.awq:
         sources["awq"] = lambda: awq(asked.awq)

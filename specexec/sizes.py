@@ -97,14 +97,14 @@ def windowed(tokens: int, window: int | None) -> int:
 class Widths:
     """The sizes of a model that decide, and bytes of the numbers it computes with and of one token in its cache.
 
-    `kept`: numbers of one token that the layer keeps which keeps most.
+    `keeping`: layers that keep rows of a token. `kept`: numbers of one token that the layer keeps which keeps most.
     """
 
     hidden: int
     ff: int
     heads: int
     head: int
-    layers: int
+    keeping: int
     vocabulary: int
     item_B: int
     token_B: int
@@ -143,7 +143,7 @@ def widths_of(config: Mapping[str, object], item_B: int, kept: Sequence[int]) ->
         ),
         heads=heads,
         head=max(number(hidden // heads, "head_dim"), number(0, "global_head_dim"), _widest_head(config)),
-        layers=number(1, "num_hidden_layers", "n_layer", "num_layers"),
+        keeping=sum(map(bool, kept)) or 1,
         vocabulary=number(1, "vocab_size"),
         item_B=item_B,
         token_B=sum(kept) * item_B,
@@ -262,7 +262,7 @@ def noise_B(widths: Widths) -> int:
 
 def guesses_B(widths: Widths, ctx: int, nodes: int) -> int:
     """Keys and values of the guesses, and the old rows of one layer's keys while they move into larger memory."""
-    return (rows_held(ctx + nodes) - ctx) * widths.token_B + ctx * widths.token_B // widths.layers // 2
+    return (rows_held(ctx + nodes) - ctx) * widths.token_B + ctx * widths.token_B // widths.keeping // 2
 
 
 def nodes_of(budget: int | Literal["auto"], widths: Widths, ctx: int, free_B: int) -> int:

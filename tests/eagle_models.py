@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -25,7 +25,14 @@ SIZES = {
     "tie_word_embeddings": False, "bos_token_id": None, "eos_token_id": None, "rope_theta": 10000.0,
 }  # fmt: skip
 OWN = SIZES | {"num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": HIDDEN, "num_hidden_layers": 1}
+RECORDED = Path(__file__).parent / "data" / "heads"
 SHARP = 3.0  # queries and keys: a row sees its own token
+
+
+def recorded(name: str) -> tuple[dict[str, object], dict[str, Tensor]]:
+    """config.json and tensors of a head whose outputs were recorded."""
+    folder = RECORDED / name
+    return json.loads((folder / "config.json").read_text(encoding="utf-8")), load_file(folder / "model.safetensors")
 
 
 def chain_target(folder: Path, vocabulary: int = VOCABULARY) -> PreTrainedModel:

@@ -28,8 +28,8 @@ from offload.placement.requirements import need_of
 from tests.adapters import adapter
 from tests.gguf_files import Kind, write_gguf
 from tests.quantised_files import Stored, folder
+from tests.test_gguf_architectures import MODELS
 from tests.test_quantised_formats import FORMATS
-from tests.tiny import tiny
 
 O, I = 32, 64
 NAME = "model.layers.0.self_attn.q_proj"
@@ -87,9 +87,9 @@ def samples(at: Path) -> Iterator[tuple[str, Sample]]:
     adapter(at / "lora", {NAME: (O, I)}, config={"rank_pattern": {"k_proj": 3}})
     base, files = open_folder(at / "plain"), (at / "lora" / WEIGHTS, at / "lora" / ADAPTER)
     yield "lora", Sample(files, lambda: with_adapters(base, [str(at / "lora")]))
-    model = tiny("llama", at / "model", num_hidden_layers=1)
-    write_gguf(model, at / "tiny.gguf", Kind.Q8_0)
-    yield "gguf", Sample((at / "tiny.gguf",), lambda: open_folder(at / "tiny.gguf"))
+    for name in ("tied", "gpt_oss", "deepseek_v3", "qwen35", "qwen3next", "gemma4"):
+        file = write_gguf(MODELS[name](at / f"dense_{name}"), at / f"{name}.gguf", Kind.Q8_0)
+        yield f"gguf_{name}", Sample((file,), lambda file=file: open_folder(file))  # type: ignore[misc]
 
 
 def damaged(content: bytes, file: Path, chance: random.Random) -> bytes:

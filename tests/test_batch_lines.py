@@ -87,7 +87,7 @@ def test_a_history_with_calls_is_read_as_the_server_reads_it() -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("guided_json", 3), ("guided_grammar", "start: x"), ("structured_outputs", 5), ("function_call", {"name": "f"}),
+    [("guided_json", 3), ("guided_grammar", "root ::= x"), ("structured_outputs", 5), ("function_call", {"name": "f"}),
      ("modalities", ["audio"]), ("tool_choice", "required"), ("n", 99), ("stream", True), ("best_of", 3),
      ("min_tokens", "many"), ("stop_token_ids", ["x"]), ("no_repeat_ngram_size", -1), ("bad_words_ids", 3),
      ("exponential_decay_length_penalty", {"a": []}), ("frobnicate", 1), ("logit_bias", {"x": 1}),

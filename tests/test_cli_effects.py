@@ -103,6 +103,7 @@ CHAT: tuple[Changes, ...] = (
     PLACED,
     {"budget": (["--budget", "3"], "drafted"), "stop": (["--stop", "drafter"], "finish_reason")},
     {"schema": (["--schema", '{"enum": ["words"]}'], "text")},
+    {"grammar": (["--grammar", 'root ::= "words"'], "text")},
     {
         "model": (["--model", "{int8}"], "engine.folders.target"),
         "compute": (["--compute", "int8"], "engine.compute"),

@@ -29,6 +29,7 @@ def test_bursts_are_summed_up_as_they_come(monkeypatch: pytest.MonkeyPatch) -> N
 def test_the_first_sweep_reads_the_prompt_and_every_sweep_tells_its_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     now, engine = 0.0, FakeEngine()
     monkeypatch.setattr("cli.terminal.meter.time.monotonic", lambda: now)
+    monkeypatch.setenv("COLUMNS", "100")
     meter = SweepMeter(engine)
     places = iter([(0, 1, 0), (20, 1, 2_000_000), (40, 2, 4_000_000)])
 
@@ -58,3 +59,14 @@ def test_columns_are_comparable_and_the_last_ones_are_shown() -> None:
     assert sparkline([32, 8, 16]) == "█▂▄"
     assert len(sparkline([3] * 100)) == 24
     assert (bar(0, 0), bar(5, 5)) == ("░" * 16, "█" * 16)
+
+
+def test_a_narrow_terminal_shows_fewer_facts_and_none_of_them_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("cli.terminal.meter.time.monotonic", lambda: now)
+    monkeypatch.setenv("COLUMNS", "40")
+    meter = SweepMeter(FakeEngine(), lambda: 31)
+    for _ in range(9):
+        now += 2.0
+        meter.next_sweep(burst(5))
+    assert meter.lines().splitlines() == ["  sweep 10 layer 2/5 · 27.0 s left", "  ▅▅▅▅ 5.0 tok/sweep · 2.5 tok/s"]

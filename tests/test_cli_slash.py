@@ -190,3 +190,13 @@ def test_help_keeps_words_whole_in_a_narrow_terminal(specexec: CommandLine) -> N
     lines = talk(specexec, "/help").err.splitlines()
     assert max(map(len, lines)) < 80
     assert any(line.startswith(" " * 30) and line.strip() for line in lines), "what is too long goes on further down"
+
+
+def test_help_stands_below_its_command_in_a_very_narrow_terminal(
+    specexec: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    lines = talk(specexec, "/help").err.splitlines()
+    assert max(map(len, lines)) < 40
+    at = lines.index("  /set KEY VALUE")
+    assert lines[at + 1] == "      change how tokens are chosen,"

@@ -8,6 +8,7 @@ import pytest
 from rich.cells import cell_len
 
 from cli.terminal.prose import PlainProse
+from cli.terminal.table import table
 from cli.terminal.wrap import fold, wrapped
 
 TEXT = "A small drafter guesses a tree of likely continuations. Überraschung! 木の葉 and more of it\n\nend"
@@ -62,3 +63,10 @@ def test_remarks_fold_between_words_and_pictures_do_not() -> None:
     assert fold("  12 tokens · 3.4 s · 5.6 tok/s", 20) == "  12 tokens · 3.4 s\n  · 5.6 tok/s"
     assert fold("one line", 20) == "one line"
     assert fold("a picture\nof two lines that are long", 10) == "a picture\nof two lines that are long"
+
+
+def test_a_table_too_wide_for_the_terminal_becomes_a_paragraph_a_row() -> None:
+    rows = [("", "LONG NAME", "WHERE"), ("▸", "日本", "far away"), ("", "b", "here and there")]
+    columns = ["   LONG NAME  WHERE", "▸  日本       far away", "   b          here and there"]
+    assert (table(rows), table(rows, 28)) == (columns, columns)
+    assert table(rows, 27) == ["▸ long name 日本 ·", "  where far away", "long name b ·", "  where here and there"]

@@ -45,10 +45,20 @@ from specexec.sampling.params import SamplingParams
 from specexec.sizes import TRIED_ROWS
 from specexec.tree.growing import Growth
 from specexec.tree.tree import ROOT
-from tests.eagle_models import HIDDEN, LAYERS, OWN, VOCABULARY, chain_target, knowing_head, saved, settings_of
+from tests.eagle_models import (
+    HIDDEN,
+    LAYERS,
+    OWN,
+    RECORDED,
+    VOCABULARY,
+    chain_target,
+    knowing_head,
+    recorded,
+    saved,
+    settings_of,
+)
 from tests.writing import prompt, sequence_of, write
 
-RECORDED = Path(__file__).parent / "data" / "heads"
 HEADS = ["eagle3", "eagle3_redhat", "eagle3_gptoss", "eagle3_1"]
 SHAPE = TargetShape(LAYERS, HIDDEN, VOCABULARY)
 SAMPLINGS = [
@@ -59,11 +69,6 @@ SAMPLINGS = [
 PROMPTS = [prompt(length, length, VOCABULARY) for length in (41, 5, 33)]
 Tensors = dict[str, Tensor]
 Settings = dict[str, object]
-
-
-def recorded(name: str) -> tuple[Settings, Tensors]:
-    folder = RECORDED / name
-    return json.loads((folder / "config.json").read_text(encoding="utf-8")), load_file(folder / "model.safetensors")
 
 
 class Case:
@@ -278,7 +283,7 @@ def test_a_head_that_is_right_is_not_corrected(case: Case, caplog: pytest.LogCap
     drafter = case.drafter(case.near, check=True)
     write(case.target, drafter, PROMPTS[:1], SAMPLINGS[0], 24, vocabulary=VOCABULARY)
     assert not caplog.records
-    assert drafter._features._check is None
+    assert drafter._features._states._check is None
 
 
 def test_a_head_of_another_model_is_refused_by_its_guesses(case: Case, caplog: pytest.LogCaptureFixture) -> None:
@@ -293,7 +298,7 @@ def test_a_head_of_another_model_is_refused_by_its_guesses(case: Case, caplog: p
     (said,) = [one.message for one in caplog.records if one.levelno == logging.WARNING]
     assert "was not made for this model" in said
     assert "BadDrafter" not in said, "words for people"
-    assert not case.target.taps._wanted[drafter._features][0]
+    assert not case.target.taps._wanted[drafter._features._states][0]
 
 
 def test_a_text_that_goes_on_is_guessed_below_again(case: Case) -> None:

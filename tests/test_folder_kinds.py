@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
 from collections.abc import Callable
@@ -10,9 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer, PreTrainedModel
 
 import offload
 from offload.checkpoint.contents import INDEX, SINGLE, instead
+from offload.checkpoint.gguf.consolidated import INSIDE, OUTSIDE
+from offload.hub.local_models import describe
+from offload.hub.names import called
 from tests.tiny import logits_of, tiny
 
 PROMPT = torch.arange(2, 10)[None]
@@ -50,7 +55,6 @@ def refusal(folder: Path) -> offload.OffloadError:
     ("files", "says"),
     [
         (["adapter_config.json", "adapter_model.safetensors"], "holds an adapter (LoRA)"),
-        (["params.json", "consolidated.safetensors", "tekken.json"], "Mistral's or Meta's own format"),
         (["params.json", "consolidated.00.pth", "tokenizer.model"], "Mistral's or Meta's own format"),
         (["config.json", "params.json", "consolidated.safetensors"], "Mistral's or Meta's own format"),
         (["config.json", "pytorch_model.bin"], "as pickle (pytorch_model.bin)"),
@@ -137,6 +141,85 @@ def test_quantisation_settings_without_a_method_over_plain_weights_mean_nothing(
     tensors["model.layers.0.mlp.up_proj.weight_scale"] = torch.ones(1)
     save_file(tensors, single / SINGLE)
     assert "a method that its config.json does not name" in refusal(single).what
+
+
+def test_scales_beside_whole_weights_are_left_out_and_said(folder: Callable[[str], Path], made: Path) -> None:
+    single = folder("single")
+    tensors = load_file(single / SINGLE)
+    stray = {one: torch.ones(1) for one in ("q_proj.weight_scale", "q_proj.input_scale", "v_proj.weight_scale_inv")}
+    save_file(tensors | {f"model.layers.0.self_attn.{name}": one for name, one in stray.items()}, single / SINGLE)
+    expected = logits_of(offload.load(made / "single", "none"), PROMPT)
+    assert torch.equal(logits_of(offload.load(single, "none"), PROMPT), expected)
+    assert "3 scales beside whole weights are left out" in str(offload.open_folder(single).notes)
+    name = "model.layers.0.self_attn.q_proj.weight"
+    save_file(tensors | {name: tensors[name].to(torch.float8_e4m3fn), f"{name}_scale": torch.ones(1)}, single / SINGLE)
+    assert "no place for" in refusal(single).what  # of weights that are not whole the method has to be named
+
+
+def test_keys_of_the_base_model_alone_are_loaded(folder: Callable[[str], Path], made: Path) -> None:
+    single = folder("single")
+    save_file({key.removeprefix("model."): one for key, one in load_file(single / SINGLE).items()}, single / SINGLE)
+    expected = logits_of(offload.load(made / "single", "none"), PROMPT)
+    assert torch.equal(logits_of(offload.load(single, "disk"), PROMPT), expected)
+
+
+@pytest.fixture
+def consolidated(tmp_path: Path) -> tuple[Path, PreTrainedModel]:
+    """A tiny Mistral in its publisher's own layout, and transformers' model of it."""
+    truth, path = tiny("mistral", tmp_path / "hf"), tmp_path / "consolidated"
+    path.mkdir()
+    config, names = truth.config, {ours: theirs for theirs, ours in {**INSIDE, **OUTSIDE}.items()}
+    tensors: dict[str, torch.Tensor] = {}
+    for name, tensor in load_file(tmp_path / "hf" / SINGLE).items():
+        path_, end = name.removesuffix(".weight"), name.removeprefix("model.layers.").split(".")
+        inside = path_.partition(f"layers.{end[0]}.")[2]
+        heads = {"self_attn.q_proj": config.num_attention_heads, "self_attn.k_proj": config.num_key_value_heads}
+        if count := heads.get(inside):  # as Mistral's code has them: both halves of a head in turns
+            tensor = tensor.unflatten(0, (count, 2, -1)).transpose(1, 2).reshape(tensor.shape).contiguous()
+        key = f"layers.{end[0]}.{names[inside]}" if inside else names[path_]
+        tensors[f"{key}.weight"] = tensor
+    save_file(tensors, path / "consolidated.safetensors")
+    params = {
+        "dim": config.hidden_size, "n_layers": config.num_hidden_layers, "head_dim": config.head_dim,
+        "hidden_dim": config.intermediate_size, "n_heads": config.num_attention_heads,
+        "n_kv_heads": config.num_key_value_heads, "norm_eps": config.rms_norm_eps, "vocab_size": config.vocab_size,
+        "rope_theta": config.rope_parameters["rope_theta"], "sliding_window": config.sliding_window,
+    }  # fmt: skip
+    (path / "params.json").write_text(json.dumps(params))
+    words = [*(bytes([byte]) for byte in range(256)), b"he", b"the", b" the"]
+    listed = [{"rank": rank, "token_bytes": base64.b64encode(word).decode()} for rank, word in enumerate(words)]
+    about = {"pattern": r"\s?\w+|.", "default_vocab_size": 289, "default_num_special_tokens": 30}
+    (path / "tekken.json").write_text(json.dumps({"config": about, "vocab": listed}))
+    return path, truth
+
+
+def test_mistrals_own_layout_is_read(consolidated: tuple[Path, PreTrainedModel]) -> None:
+    path, truth = consolidated
+    for tier in ("none", "disk"):
+        assert torch.equal(logits_of(offload.load(path, tier), PROMPT), logits_of(truth, PROMPT)), tier
+    assert called(offload.open_folder(path).path) == "consolidated"
+    assert not describe(path).loads_in_transformers
+    tokenizer = AutoTokenizer.from_pretrained(offload.open_folder(path).path)
+    assert tokenizer("the the")["input_ids"] == [1, 257 + 30, 258 + 30]
+    assert tokenizer.decode([257 + 30, 258 + 30, ord("!") + 30]) == "the the!"
+
+
+def test_what_is_not_known_of_mistrals_own_layout_is_refused_by_name(
+    consolidated: tuple[Path, PreTrainedModel],
+) -> None:
+    path, _ = consolidated
+    params = (path / "params.json").read_text()
+    for name, given in {"moe": {"num_experts": 8}, "vision_encoder": {}, "quantization": {}, "yarn": {}}.items():
+        change(path / "params.json", **{name: given})
+        assert name in refusal(path).what
+        (path / "params.json").write_text(params)
+    change(path / "params.json", n_heads=0)
+    assert "n_heads is 0" in refusal(path).what
+    (path / "params.json").write_text(params)
+    (path / "tekken.json").write_text(json.dumps({"config": {}, "vocab": []}))
+    assert "tekken.json cannot be read: default_num_special_tokens is None" in refusal(path).what
+    (path / "tekken.json").unlink()
+    assert "neither tekken.json nor tokenizer.json" in refusal(path).what
 
 
 def test_what_modelopt_and_mlx_quantised_otherwise_is_refused_by_name(folder: Callable[[str], Path]) -> None:

@@ -17,6 +17,8 @@ from specexec.engine.engine import Engine
 from specexec.engine.request_types import Failure
 from specexec.errors import BadGrammar, BadSampling
 from specexec.sampling.grammar import Grammar, json_schema, regex
+from specexec.sampling.json_schema import usable
+from specexec.sampling.lark import lark
 from specexec.sampling.params import SamplingParams
 from specexec.stats import Completion
 
@@ -183,6 +185,23 @@ def test_a_grammar_and_the_wish_never_to_end_exclude_each_other(plain: Engine) -
 def test_a_grammar_that_cannot_be_used_is_refused(plain: Engine, text: str) -> None:
     with pytest.raises(BadGrammar, match="the grammar cannot be used"):
         plain.grammar(text)
+
+
+def test_a_grammar_that_nests_deeper_than_a_stack_leaves_the_process_alive(plain: Engine) -> None:
+    def wrapped(inner: dict[str, object]) -> dict[str, object]:
+        for _ in range(40):
+            inner = {"items": inner}
+        return inner
+
+    defs = {f"a{at}": wrapped({"$ref": f"#/$defs/a{at + 1}"}) for at in range(50)} | {"a50": {"type": "string"}}
+    schema: dict[str, object] = {"$ref": "#/$defs/a0", "$defs": defs}
+    assert usable(schema).notes == []
+    assert plain.grammar(json_schema(schema)).start().failure is None
+    rules = (f'x{at}: {"(" * 25}x{at + 1} "b"{")" * 25} | "c"' for at in range(1000))
+    deep = plain.grammar(lark("\n".join(["start: x0", *rules, 'x1000: "a"'])))
+    assert deep.start().failure is None
+    with pytest.raises(BadGrammar, match="100,000 are allowed"):
+        lark("#" * 100_001)
 
 
 def test_a_lenient_schema_passes_over_what_cannot_be_enforced(plain: Engine) -> None:

@@ -5,6 +5,7 @@ The reference is transformers' own model and generate, whose attention rounds ke
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
@@ -23,16 +24,22 @@ from cli.chat.snapshot import read_snapshot, write_snapshot
 from cli.engine.open import introduction
 from cli.shared.errors import BadSnapshot
 from specexec.compose.load_options import LoadOptions
+from specexec.drafters.none import NoDrafter
+from specexec.drafters.sibling import SiblingDrafter
+from specexec.engine.engine import Engine
 from specexec.errors import BadOption, UnsupportedArchitecture
 from specexec.model.cache import KVCache
 from specexec.model.cache_in_ram import Travel
 from specexec.model.kept_rows import FewBitRows, KVQuant, WholeRows
 from specexec.model.tree_lm import Rows, TreeLM
 from specexec.sampling.params import SamplingParams
+from tests.pictured import picture, seeing, shown
+from tests.serving import serving
 from tests.test_architectures import NODES, TOKENS, committed, path_of, tree_logits
 from tests.test_cache_in_ram import Late
-from tests.tiny import LAYERS, tiny
-from tests.writing import drafters, prompt, write
+from tests.test_recurrent import built
+from tests.tiny import LAYERS, VOCABULARY, tiny
+from tests.writing import drafters, greedy, prompt, write
 
 BITS: tuple[KVQuant, ...] = (8, 4)
 GREEDY = SamplingParams(temperature=0.0, max_tokens=16)
@@ -225,6 +232,50 @@ def test_keys_are_whole_again_where_that_is_asked_for(tmp_path: Path) -> None:
     assert torch.equal(found, expected)
     assert not torch.equal(few, expected)
     assert torch.equal(WholeRows().plain(found), found)
+
+
+def test_layers_beside_a_recurrence_keep_few_bits_too(tmp_path: Path) -> None:
+    truth = built("qwen3_5_text")
+    truth.save_pretrained(tmp_path)
+    prompts = [prompt(9), prompt(30, 2)]
+    asked, whole = [SamplingParams(temperature=0.0, max_tokens=12)] * 2, [greedy(truth, one, 12) for one in prompts]
+    near = SiblingDrafter(TreeLM(truth), VOCABULARY)
+    bits: KVQuant | None
+    texts: dict[int | None, list[list[int]]] = {}
+    for bits in (None, 4):
+        lm = TreeLM(offload.load(tmp_path, "disk", ctx=256, kv_quant=bits))
+        if bits:
+            lm.keep_in(bits)
+        plain, drafted = (
+            [sequence.answer for sequence in write(lm, one, prompts, asked, budget=12)] for one in (NoDrafter(), near)
+        )
+        assert drafted == plain
+        texts[bits] = plain
+    assert texts[None] == whole
+    assert texts[4] != texts[None]  # it does round
+
+
+def test_rows_of_an_image_keep_few_bits_and_the_server_answers_from_them(tmp_path: Path) -> None:
+    seeing("gemma3", tmp_path)
+    sampling = SamplingParams(temperature=0.0, max_tokens=10, ignore_eos=True)
+    messages = [shown("What is ", picture(1), "?")]
+    bits: KVQuant | None
+    texts: dict[int | None, str] = {}
+    for bits in (None, 4):
+        with specexec.load(str(tmp_path), drafter="none", offload="disk", kv_quant=bits) as engine:
+            texts[bits] = "".join(burst.text for burst in engine.stream(messages, sampling))
+    assert texts[4] != texts[None]
+
+    def opened() -> Engine:
+        return specexec.load(str(tmp_path), drafter="ngram", offload="disk", budget=8, kv_quant=4)
+
+    url = f"data:image/png;base64,{base64.b64encode(picture(1)).decode()}"
+    content = [{"type": "text", "text": "What is "}, {"type": "image_url", "image_url": {"url": url}},
+               {"type": "text", "text": "?"}]  # fmt: skip
+    body = {"messages": [{"role": "user", "content": content}], "temperature": 0, "max_tokens": 10, "ignore_eos": True}
+    with serving(opened) as served, served.http as client:
+        answer = client.post("/v1/chat/completions", json=body).json()
+    assert answer["choices"][0]["message"]["content"] == texts[4]
 
 
 def test_heads_of_odd_size_are_refused() -> None:

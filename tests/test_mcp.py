@@ -5,19 +5,26 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import click
 import pytest
+import uvicorn
+from starlette.types import ASGIApp
 
 from cli.app import main
 from cli.chat.archive import Archive, Record, sessions_folder
+from cli.chat.room import OnFull, results_with_room
+from cli.chat.session import Session
 from cli.connect.engine import ServedEngine
 from cli.connect.models import loaded_model
 from cli.connect.server import Server
@@ -30,8 +37,11 @@ from cli.shared.errors import BadConfig, McpFailed, ServerRefusal
 from cli.shared.options import EngineOptions
 from cli.terminal.screen import Screen
 from specexec.errors import BadMessages
+from specexec.sampling.lark import lark
 from specexec.sampling.params import SamplingParams
+from specexec.text.conversation import Conversation
 from specexec.text.dialogue import Dialogue
+from specexec.text.formats.rules import Whole
 from specexec.text.messages import Message
 from tests.agent import EMPTY, MISSING, PARAMETERS, TASK
 from tests.serving import Served
@@ -109,7 +119,7 @@ def test_results_stay_when_the_answer_to_them_does_not_begin(agent: Served) -> N
 
 def test_texts_follow_a_schema_and_calls_are_possible_beside_it(agent: Served) -> None:
     talk = agent.worker.engine.conversation()
-    talk.schema = {"enum": ["fine"]}
+    talk.whole = Whole({"enum": ["fine"]})
     list(talk.send("Hello", GREEDY))
     assert json.loads(str(talk.messages[-1]["content"])) == "fine"
     talk.tools = (TOOL,)
@@ -117,11 +127,40 @@ def test_texts_follow_a_schema_and_calls_are_possible_beside_it(agent: Served) -
     assert talk.messages[-1]["tool_calls"][0]["function"]["name"] == "read_file"  # type: ignore[index]
 
 
+@pytest.mark.parametrize("grammar", ['root ::= "fine" [0-9] "!"\n', 'start: "fine" DIGIT "!"\nDIGIT: /[0-9]/\n'])
+def test_texts_follow_a_written_grammar_here_and_by_a_server(agent: Served, grammar: str) -> None:
+    served = ServedEngine(loaded_model(Server(agent.url), "", False, Screen(quiet=True)), EngineOptions())
+    said = []
+    for talk in (agent.worker.engine.conversation(), served.conversation()):
+        talk.whole = Whole(grammar=lark(grammar))
+        list(talk.send("Hello", GREEDY))
+        said.append(str(talk.messages[-1]["content"]))
+    assert re.fullmatch(r"fine\d!", said[0])
+    assert said[1] == said[0]
+
+
+def test_a_grammar_on_the_line_is_followed_or_refused_before_a_model_is_loaded(
+    agent: Served, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    asking = ["chat", "--connect", agent.url, "-t", "0", "-p", "Hi", "--grammar"]
+    assert main([*asking, 'root ::= "so" " be it"?']) == 0
+    assert capsys.readouterr().out.strip() in ("so", "so be it")
+    assert main([*asking, "start: nothing"]) == 2
+    assert "the grammar cannot be used" in capsys.readouterr().err
+    monkeypatch.setattr("cli.chat.command.engines_of", lambda *_: pytest.fail("loaded"))
+    assert main([*asking, "root ::= nothing"]) == 2
+    assert (
+        "cannot be read as GBNF (root ::= …) or Lark (start: …): Rule 'nothing' not found." in capsys.readouterr().err
+    )
+    assert main([*asking, 'start: "x"', "--schema", "{}"]) == 2
+
+
 def test_an_answer_of_a_schema_that_was_cut_short_goes_on_where_it_was(agent: Served) -> None:
     served = ServedEngine(loaded_model(Server(agent.url), "", False, Screen(quiet=True)), EngineOptions())
     word = "fine weather all over the country"
     for talk in (agent.worker.engine.conversation(), served.conversation()):
-        talk.schema = {"type": "object", "properties": {"says": {"enum": [word]}}, "required": ["says"]}
+        talk.whole = Whole({"type": "object", "properties": {"says": {"enum": [word]}}, "required": ["says"]})
         whole = sum(len(burst.tokens) for burst in talk.send("Hello", GREEDY))
         list(talk.retry(replace(GREEDY, max_tokens=whole - 4)))
         begun = str(talk.messages[-1]["content"])
@@ -136,7 +175,7 @@ def test_a_beginning_that_no_answer_has_is_refused(agent: Served) -> None:
     served = ServedEngine(loaded_model(Server(agent.url), "", False, Screen(quiet=True)), EngineOptions())
     begun: list[Message] = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Well, "}]
     with pytest.raises(ServerRefusal, match="no answer that follows the grammar begins so"):
-        list(served.stream(begun, GREEDY, schema={"enum": ["fine"]}, proceed=True))
+        list(served.stream(begun, GREEDY, whole=Whole({"enum": ["fine"]}), proceed=True))
 
 
 def test_a_model_that_writes_no_calls_is_not_given_tools(agent: Served, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,6 +195,44 @@ def test_results_become_text_and_what_goes_wrong_says_why(files: McpServers) -> 
     with pytest.raises(CallFailed, match="path"):
         files.call(read, {})
     assert files.call(wait, {"seconds": 0}) == "late"
+
+
+@contextmanager
+def elsewhere(app: ASGIApp) -> Iterator[str]:
+    """An application on a free port, for the length of the block: its address."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=1))
+    thread = threading.Thread(target=server.run, args=([listening],))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.mark.parametrize(("transport", "path"), [("http", "/mcp"), ("sse", "/sse")])
+def test_a_server_that_runs_elsewhere_is_asked_over_http(
+    transport: Literal["http", "sse"], path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.mcp_server import server
+
+    monkeypatch.setenv("SAYS", "No such file")
+    app = server.streamable_http_app() if transport == "http" else server.sse_app()
+    with elsewhere(app) as url:
+        with McpServers([McpServer(url=url + path, transport=transport)], timeout_s=30) as servers:
+            servers.start(lambda _: nullcontext())
+            assert [(tool.server.name, tool.name) for tool in servers.tools] == [
+                ("files", name) for name in ("read_file", "wait", "picture")
+            ]
+            assert servers.call(servers.tools[0], {"path": "a.txt"}) == EMPTY
+            with pytest.raises(CallFailed, match=MISSING):
+                servers.call(servers.tools[0], {"path": "b.txt"})
+        with (
+            pytest.raises(McpFailed, match=f"{path}x cannot be used"),
+            McpServers([McpServer(url=f"{url}{path}x", transport=transport)], timeout_s=30) as servers,
+        ):
+            servers.start(lambda _: nullcontext())
 
 
 def test_a_call_ends_in_time_or_when_the_user_wants(files: McpServers, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,6 +285,38 @@ def test_calls_that_cannot_be_made_are_answered_with_the_reason(files: McpServer
     assert [str(message["content"])[:8] for message in results] == ["Error: t", "Error: t", "Error: t", EMPTY[:8]]
     assert "more characters are left out" in str(results[3]["content"])
     assert [message["tool_call_id"] for message in results] == [one["id"] for one in wrong]
+
+
+def test_results_that_fill_the_context_make_room_or_are_cut_and_the_round_goes_on(
+    agent: Served, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine = agent.worker.engine
+    monkeypatch.setattr(engine, "context", 500)
+    said = ("long " * 200, "short")
+    results: list[Message] = [{"role": "tool", "tool_call_id": "1", "content": text} for text in said]
+    asking: Message = {"role": "assistant", "content": "", "tool_calls": [call("read_file", {"path": "a.txt"})]}
+    turn: list[Message] = [{"role": "user", "content": "Go on. " * 40}, asking]
+
+    def talk(on_full: OnFull) -> Session:
+        conversation = engine.conversation()
+        conversation.messages = [turn[0], {"role": "assistant", "content": "Yes."}, *turn]
+        assert conversation.tokens_with(results) > 500, "more than the context"
+        return Session(engine, conversation, Screen(), replace(GREEDY, max_tokens=50), on_full=on_full)
+
+    one = talk("stop")
+    fitting = results_with_room(one, results)
+    assert isinstance(one.conversation, Conversation)
+    assert fitting is not None
+    assert str(fitting[0]["content"]).startswith("long long")
+    assert fitting[1] == results[1]
+    assert one.conversation.tokens_with(fitting) in range(435, 451), "as much as there is room for, and an answer"
+    assert "the context of 500 tokens is nearly full: only the first" in capsys.readouterr().err
+    assert list(one.conversation.go_on(fitting, replace(GREEDY, max_tokens=50)))
+
+    other = talk("drop-oldest-turns")
+    assert results_with_room(other, results) == results
+    assert other.conversation.left_out.messages == 2, "the earlier turn, not the one that goes on"
+    assert "the model no longer reads the first 2" in capsys.readouterr().err
 
 
 def test_tools_of_one_name_are_told_apart_by_their_servers(files: McpServers, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -212,14 +212,32 @@ def test_a_question_that_stood_alone_is_answered_again_with_what_was_before_it(l
 def test_another_model_reads_what_was_left_out_as_far_as_it_has_room(
     llm: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder, copy = llm.folders["target"], tmp_path / "copy"
-    shutil.copytree(folder, copy)
-    lines = [*QUESTIONS, "/show prompt", f"/model {copy}", "/show prompt"]
-    monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
-    assert main(["chat", str(folder), "-d", "none", "--on-full", "drop-oldest-turns", "-n", "24"]) == 0
-    said = capsys.readouterr()
-    assert "the model no longer reads" in said.err
-    assert (said.out + said.err).count(QUESTIONS[0]) == 1, "of the two prompts that are shown"
+    folder, copy, third = llm.folders["target"], tmp_path / "copy", tmp_path / "third"
+    for other in (copy, third):
+        shutil.copytree(folder, other)
+
+    def shown(lines: list[str], *words: str) -> int:
+        """How many of the prompts that are shown hold the first question."""
+        monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
+        assert main(["chat", *words, "-d", "none", "--on-full", "drop-oldest-turns", "-n", "24"]) == 0
+        said = capsys.readouterr()
+        return (said.out + said.err).count(QUESTIONS[0])
+
+    assert shown([*QUESTIONS, "/show prompt", f"/model {copy}", "/show prompt", QUESTIONS[1]], str(folder)) == 1
+    assert shown(["/show prompt"], "-c") == 0, "the same model has no more room than before"
+    assert shown(["/show prompt"], "-c", "-m", str(third)) == 1
+
+
+def test_a_longer_context_reads_what_was_left_out(llm: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, archive = session(llm, "drop-oldest-turns"), Archive(tmp_path)
+    assert isinstance(one.conversation, Conversation)
+    one.keeper = Keeper(archive, archive.new("random"), llm, one.conversation, one.screen)
+    asked_until_full(one)
+    one.leave()
+    monkeypatch.setattr(llm, "context", 2 * CONTEXT)
+    again = Keeper(archive, archive.load(one.keeper.id), llm, llm.conversation(), one.screen)
+    again.resume()
+    assert QUESTIONS[0] in again.conversation.rendered
 
 
 def test_the_command_offers_what_the_session_knows() -> None:

@@ -15,6 +15,7 @@ import offload
 from offload.checkpoint.contents import SINGLE
 from offload.checkpoint.documents import Json
 from offload.checkpoint.headers import open_folder
+from offload.checkpoint.quantized.formats import METHODS
 from offload.checkpoint.quantized.stored import check_orders, fold
 from offload.errors import CorruptShard, OffloadError, UnsupportedModel
 from offload.packs.pack import pack, plan
@@ -82,6 +83,14 @@ def torchao(name: str, weight: torch.Tensor) -> Stored:
     return {f"{name}._weight_{role}": tensor for role, tensor in named.items()}
 
 
+def hqq(name: str, weight: torch.Tensor) -> Stored:
+    O, I = weight.shape
+    groups = O * I // GROUP
+    about = {"shape": torch.tensor([O, I]), "nbits": torch.tensor(4).int(), "axis": torch.tensor(1).int()}
+    codes = {"W_q": words(groups // 2, GROUP // 4).view(torch.uint8), "scale": scales(groups, 1)}
+    return {f"{name}.{role}": tensor for role, tensor in {**codes, "zero": scales(groups, 1) * 300, **about}.items()}
+
+
 WEIGHTS: Json = {"num_bits": 4, "group_size": GROUP, "symmetric": True, "type": "int", "strategy": "group"}
 GROUPS: Json = {"group_0": {"targets": ["Linear"], "weights": WEIGHTS}}
 FORMATS: dict[str, tuple[dict[str, Json], Callable[[str, torch.Tensor], Stored]]] = {
@@ -94,6 +103,7 @@ FORMATS: dict[str, tuple[dict[str, Json], Callable[[str, torch.Tensor], Stored]]
     "modelopt": ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, nvfp4),
     "mlx": ({"quant_method": "MLX", "bits": 4, "group_size": GROUP}, mlx),
     "torchao": ({"quant_method": "torchao"}, torchao),
+    "hqq": ({"quant_method": "hqq"}, hqq),
 }
 
 
@@ -200,6 +210,14 @@ def test_torchaos_packed_words_are_refused_by_name(tmp_path: Path) -> None:
     folder(tmp_path, {"quant_method": "torchao"}, stored)
     with pytest.raises(UnsupportedModel, match=r"'x.weight' is in a layout of torchao .*zero_point BF16 \[2, 32\]"):
         fold(open_folder(tmp_path))
+
+
+def test_every_method_that_is_read_is_in_the_table_of_the_documents() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "quantized.md").read_text(encoding="utf-8")
+    table = page.partition("<!-- table: formats -->")[2].partition("<!-- end -->")[0]
+    # Two are named otherwise in the files themselves.
+    marks = {method: {"gguf": "[GGUF]", "MLX": "MLX in"}.get(method, f"`{method}`") for method in METHODS}
+    assert not [method for method, mark in marks.items() if mark not in table]
 
 
 def test_settings_beside_config_json_are_read(tmp_path: Path) -> None:

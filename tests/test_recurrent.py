@@ -25,8 +25,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import offload
 from cli.chat.snapshot import read_snapshot, write_snapshot
+from offload.checkpoint.documents import Json
 from offload.checkpoint.headers import open_folder
 from offload.packs.pack import pack, plan
+from offload.placement.requirements import cache_widths, without_keys
 from specexec.compose.drafter_makers import in_few_bits
 from specexec.drafters.ngram import NgramDrafter
 from specexec.drafters.none import NoDrafter
@@ -276,7 +278,9 @@ def test_every_node_has_the_hidden_state_of_its_own_path_and_takes_what_is_plann
     cache = KVCache()
     (hidden_RH,) = lm.forward([Rows(cache, [*PREFIX, *TOKENS], below(end), end)])
     torch.testing.assert_close(hidden_RH[end:], expected, atol=1e-4, rtol=0)
-    sizes = recurrences_of(json.loads((tmp_path / "config.json").read_text()))
+    config = json.loads((tmp_path / "config.json").read_text())
+    sizes = recurrences_of(config)
+    assert {layer for layer, kept in enumerate(cache_widths(config)) if kept} == cache.layers.keys()
     assert sum(memory.text.nbytes for memory in cache.memories.values()) == sizes.text_B(4)
     assert sum(memory.nodes.size_B for memory in cache.memories.values()) == NODES * sizes.node_B(4)
     (unsettled_RH,) = lm.forward([Rows(KVCache(), [*PREFIX, *TOKENS], below(end))])
@@ -291,6 +295,21 @@ def test_every_node_has_the_hidden_state_of_its_own_path_and_takes_what_is_plann
     assert cache.tokens == longer
     pieces = [lm.forward([Rows(cache, TOKENS[part], PARENTS[part])])[0] for part in (slice(15), slice(15, NODES))]
     torch.testing.assert_close(torch.cat(pieces), path_states(truth, longer), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("published", "attending"),
+    [
+        ({"model_type": "qwen3_next", "full_attention_interval": 4}, {3, 7}),
+        ({"model_type": "jamba"}, {4}),
+        ({"model_type": "bamba", "attn_layer_indices": [2, 5]}, {2, 5}),
+        ({"model_type": "nemotron_h", "hybrid_override_pattern": "ME*-M*E-"}, {2, 5}),
+        ({"model_type": "kimi_linear", "linear_attn_config": {"kda_layers": [1, 2, 3, 5, 6, 7]}}, {3, 7}),
+        ({"model_type": "llama"}, set(range(8))),
+    ],
+)
+def test_layers_without_keys_are_found_as_configs_name_them(published: dict[str, Json], attending: set[int]) -> None:
+    assert set(range(8)) - without_keys({"num_hidden_layers": 8, **published}) == attending
 
 
 @pytest.mark.parametrize("family", TYPICAL)

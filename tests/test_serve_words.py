@@ -114,7 +114,9 @@ def test_a_schema_is_followed_wherever_a_client_puts_it(server: Served, more: di
 @pytest.mark.parametrize(
     "more",
     [{"guided_choice": ["yes.", "no (never)"]}, {"structured_outputs": {"choice": ["yes.", "no (never)"]}},
-     {"guided_regex": r"yes\.|no \(never\)"}, {"structured_outputs": {"regex": r"yes\.|no \(never\)"}}],
+     {"guided_regex": r"yes\.|no \(never\)"}, {"structured_outputs": {"regex": r"yes\.|no \(never\)"}},
+     {"grammar": 'root ::= "yes." | no\nno ::= "no (never)"'}, {"guided_grammar": 'start: "yes." | "no (never)"'},
+     {"structured_outputs": {"grammar": 'root ::= ("yes." | "no (never)")'}}],
 )  # fmt: skip
 def test_an_answer_is_one_of_the_choices_or_matches_the_regex(server: Served, more: dict[str, object]) -> None:
     assert server.ask("Hello", seed=2, **more).json()["choices"][0]["message"]["content"] in ("yes.", "no (never)")

@@ -152,7 +152,7 @@ def tiny(
     return model
 
 
-def redraw(model: PreTrainedModel, seed: int) -> None:
+def redraw(model: torch.nn.Module, seed: int) -> None:
     """Draw every weight anew with std 1.3/sqrt(fan): masks, positions and windows then move logits by whole units."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -133,6 +133,8 @@ class ServedWork:
         shape, tools = (item.asked.shape, item.asked.tools) if item.asked else (None, None)
         if shape and shape.schema is not None:
             body["json_schema"] = shape.schema
+        elif shape and shape.grammar is not None:
+            body["guided_grammar"] = shape.grammar
         elif shape:
             body["guided_regex"] = shape.regex
         if tools:

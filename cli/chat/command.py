@@ -30,6 +30,7 @@ from cli.shared.options import (
     TEXT_OR_FILE,
     EngineOptions,
     JsonSchema,
+    WrittenGrammar,
     engine_options,
     model_argument,
     model_was_named,
@@ -45,7 +46,7 @@ from cli.terminal.screen import Screen
 from specexec.pieces import Piece
 from specexec.sampling.params import SamplingParams
 from specexec.stats import Overlap
-from specexec.text.messages import content_of
+from specexec.text.messages import content_of, question
 from specexec.text.pictures import data_url
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ TOY_QUESTIONS = "It answers: How does specexec work? · What is a drafter? · Wh
 @server_options(None)
 @mcp_options
 @click.option("--schema", type=JsonSchema(), help="Every answer is JSON of this schema.")
+@click.option("--grammar", type=WrittenGrammar(), help="Every answer follows this grammar, in GBNF or Lark.")
 @click.option("--no-save", is_flag=True, help="Do not keep this conversation.")
 @click.option("--no-history", is_flag=True, help="Do not remember what is typed.")
 @click.option(
@@ -99,6 +101,7 @@ def chat(
     api_key: str | None,
     mcp: McpOptions,
     schema: dict[str, object] | None,
+    grammar: str | None,
     no_save: bool,
     no_history: bool,
     on_full: OnFull,
@@ -122,6 +125,8 @@ def chat(
     """
     if as_json and prompt is None:
         raise click.UsageError("--json is for one question: chat -p WORDS, or run MODEL WORDS.")
+    if schema is not None and grammar is not None:
+        raise click.UsageError("--schema and --grammar both say what an answer looks like: give one of them.")
     message = None if prompt is None else with_stdin(prompt)
     screen = Screen(quiet=verbosity.quiet, plain=display.plain)
     pictures = [data_url(image) for image in images]
@@ -139,7 +144,11 @@ def chat(
     def begin(tools: Toolbox | None, engine: ChatEngine, options: EngineOptions, before: Session | None) -> Session:
         set_thinking(engine, before.think if before else think, screen.say)
         conversation = engine.conversation(system)
-        conversation.tools, conversation.schema = tools.definitions if tools else (), schema
+        conversation.tools = tools.definitions if tools else ()
+        if schema is not None or grammar is not None:
+            from specexec.text.formats.rules import Whole
+
+            conversation.whole = Whole(schema, grammar=grammar)
         if before is None:
             talk = Session(
                 engine, conversation, screen, sampling, options, display, bell, notify_command, think, on_full
@@ -148,13 +157,10 @@ def chat(
             talk.tools = tools
         else:
             talk = before.moved(engine, conversation, options)
-        left_out = conversation.left_out
         if kept:
             earlier = before.keeper.record if before and before.keeper else record
             name = engine.name if isinstance(engine, ServedEngine) else stored_name(options.model)
             talk.keeper = _keeper(engine, conversation, name, earlier, screen)
-        if before is not None:
-            conversation.left_out = left_out  # what was kept may be that of a model with less room
         if before is None and message is None and engine.toy:
             screen.say(TOY_QUESTIONS)
         return talk
@@ -165,7 +171,7 @@ def chat(
         with opened(engine_options) as engine:
             talk = begin(tools, engine, engine_options, None)
             content = content_of(message, pictures)
-            if not make_room(talk, content):
+            if not make_room(talk, [question(content)]):
                 assert talk.last is not None
                 return talk.last.exit_code
             try:
@@ -176,6 +182,7 @@ def chat(
                 *_, last = talk.exchange(talk.conversation.send(content, sampling), partial(_collected, bursts))
                 left_out, said = asdict(talk.conversation.left_out), talk.conversation.messages
                 asked: dict[str, object] = {"prompt": message, "system": system, "think": think, "schema": schema}
+                asked["grammar"] = grammar
                 asked |= {"on_full": on_full, "left_out": left_out, "messages": said}
                 echo(json.dumps(asked | _record_of(bursts, engine, engine_options, sampling), ensure_ascii=False))
                 return last.exit_code
@@ -236,8 +243,6 @@ def _keeper(
 ) -> Keeper:
     """Keeps this conversation from now on, and takes up what `record` holds."""
     archive = Archive(sessions_folder())
-    kept = archive.new(model) if record is None else replace(record, model=model)
-    keeper = Keeper(archive, kept, engine, conversation, screen)
-    if kept.messages:
-        keeper.resume()
+    keeper = Keeper(archive, record or archive.new(model), engine, conversation, screen)
+    keeper.resume(model)
     return keeper

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Sequence as Items
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from cli.mcp.toolbox import cut
 from cli.shared.errors import TERMINATED
+from cli.shared.quantities import format_count
 from specexec.pieces import Piece
 from specexec.text.dialogue import Dialogue
-from specexec.text.messages import Content, text_in
+from specexec.text.messages import Message, question, text_in
 from specexec.text.transcript import LeftOut
 
 if TYPE_CHECKING:
@@ -22,20 +26,19 @@ SUMMARISE = (
 )
 
 
-def make_room(session: Session, content: Content) -> bool:
-    """Leave out the oldest turns if the context has no room for this question and an answer; says so.
+def make_room(session: Session, more: Items[Message]) -> bool:
+    """Leave out the oldest turns if the context has no room for a question, or for results, and an answer; says so.
 
     Half of the context stays for what is read: the next turns then need no room to be made. Nothing is left out for a
-    question that is too long by itself. False if the user stopped the summary; then nothing is left out either.
+    turn that is too long by itself. False if the user stopped the summary; then nothing is left out either.
     """
     conversation, context = session.conversation, session.engine.context
     if session.on_full == "stop" or not isinstance(conversation, Dialogue):
         return True
-    answer = min(session.sampling.max_tokens, context // 4)
-    if conversation.tokens_with(content) + answer <= context:
+    if conversation.tokens_with(more) <= _room(session):
         return True
-    count = conversation.beyond(content, context // 2)
-    if count == conversation.left_out.messages or conversation.tokens_with(content, LeftOut(count)) >= context:
+    count = conversation.beyond(more, context // 2)
+    if count == conversation.left_out.messages or conversation.tokens_with(more, LeftOut(count)) >= context:
         return True
     summary = ""
     if session.on_full == "summarise":
@@ -48,6 +51,36 @@ def make_room(session: Session, content: Content) -> bool:
     if summary:
         session.screen.say(f"  the summary: {summary}")
     return True
+
+
+def results_with_room(session: Session, results: Items[Message]) -> list[Message] | None:
+    """Results of tools as far as the context has room for them and an answer: the oldest turns make room where that is
+    wished, then each result is cut; says so. None if the user stopped the summary.
+    """
+    conversation = session.conversation
+    assert isinstance(conversation, Dialogue)
+    if not make_room(session, results):
+        return None
+    room = _room(session)
+    if conversation.tokens_with(results) <= room:
+        return [*results]
+
+    def is_too_much(most: int) -> bool:
+        return conversation.tokens_with([cut(one, most) for one in results]) > room
+
+    longest = max(len(text_in(one["content"])) for one in results)
+    most = max(bisect_left(range(longest), True, key=is_too_much) - 1, 0)
+    session.screen.tell(
+        f"  Note: the context of {session.engine.context} tokens is nearly full: only the first {format_count(most)} "
+        "characters of each result go to the model; --on-full drop-oldest-turns makes room, /undo takes a turn back"
+    )
+    return [cut(one, most) for one in results]
+
+
+def _room(session: Session) -> int:
+    """Tokens that may be read before an answer."""
+    context = session.engine.context
+    return context - min(session.sampling.max_tokens, context // 4)
 
 
 def left_out_note(conversation: AnyConversation) -> str:
@@ -63,7 +96,7 @@ def _summary(session: Session, count: int) -> str | None:
     assert isinstance(conversation, Dialogue)
     other = engine.conversation(conversation.system)
     other.messages, other.left_out = conversation.messages[:count], conversation.left_out
-    longest = min(engine.context // 8, engine.context - other.tokens_with(SUMMARISE))
+    longest = min(engine.context // 8, engine.context - other.tokens_with([question(SUMMARISE)]))
     if longest < engine.context // 32:
         session.screen.tell("Note: the oldest messages are too long to be summarised; they are left out.")
         return ""

@@ -19,7 +19,7 @@ from cli.terminal.screen import Screen
 from offload.hub.adapters import adapters_digest
 from offload.machine.folders import typed_path
 from specexec.text.messages import Message
-from specexec.text.transcript import belonging
+from specexec.text.transcript import NOTHING, belonging
 
 if TYPE_CHECKING:
     from cli.chat.engines import ChatEngine
@@ -61,7 +61,7 @@ class Keeper:
         taken_up = self._engine.conversation()
         taken_up.like(self._conversation)
         other = Keeper(self._archive, record, self._engine, taken_up, self._screen)
-        other.resume()
+        other.resume(self._record.model)
         return other
 
     def anew(self) -> Keeper:
@@ -112,19 +112,25 @@ class Keeper:
             self._archive.forget_snapshot(self.id)
         return size
 
-    def resume(self) -> None:
-        """Continue where the record ends, and say how much of it need not be read again."""
+    def resume(self, model: str | None = None) -> None:
+        """Continue where the record ends, with its model or this one, and say how much of it need not be read again.
+
+        Another model, or one that has room for all of it now, reads what was left out.
+        """
         from cli.chat.snapshot import read_snapshot
 
-        self._record, unanswered = _answered(self._record)
-        conversation, record = self._conversation, self._record
+        had = self._record.model
+        answered, unanswered = _answered(self._record)
+        conversation, record = self._conversation, replace(answered, model=model or had)
+        self._record = record
+        if not record.messages:
+            return
         kept = conversation.keep()
         kept.messages, kept.system = [dict(message) for message in record.messages], record.system
         kept.left_out = record.left_out
         if conversation.system is not None:
             kept.system = conversation.system  # asked for anew on the command line
         kept.turns = belonging(record.turns, kept.dialogue)
-        self._saved = _state(kept)
         path = self._archive.snapshot_path(self.id)
         how = "it is read again with the next message"
         if path.exists() and not isinstance(self._engine, ServedEngine):
@@ -135,6 +141,12 @@ class Keeper:
             except BadSnapshot as refusal:
                 self._screen.tell(f"Note: the snapshot of this conversation is not used: {refusal.what}")
         conversation.take_up(kept)
+        context = self._engine.context
+        if record.left_out != NOTHING and (
+            record.model != had or conversation.tokens_with((), NOTHING) <= context - context // 4
+        ):
+            conversation.left_out = NOTHING
+        self._saved = _state(conversation.keep())
         self._screen.say(f"{self.id}: {len(record.messages)} messages; {how}")
         if unanswered:
             self._screen.tell(f"Note: {unanswered} of its questions got no answer; the model does not read them.")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeAlias
 
-from cli.chat.room import OnFull, left_out_note, make_room
+from cli.chat.room import OnFull, left_out_note, make_room, results_with_room
 from cli.connect.engine import ServedEngine
 from cli.shared.errors import REFUSALS, TERMINATED, explain
 from cli.shared.options import EngineOptions
@@ -18,7 +18,7 @@ from cli.terminal.display import Display
 from cli.terminal.meter import SweepMeter
 from cli.terminal.screen import Screen
 from specexec.sampling.params import SamplingParams
-from specexec.text.messages import Content, Message, content_of, pictures_of, text_in
+from specexec.text.messages import Content, Message, content_of, pictures_of, question, text_in
 
 if TYPE_CHECKING:
     from cli.chat.archive import Record
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 BELL_S = 10.0  # a shorter answer was waited for
 NOTIFY_S = 5.0
 MOST_ROUNDS = 25  # of calls after one message
-RESULT_SHARE = 2  # characters of a tool's result for each token of the context: half of it or more is left
+RESULT_SHARE = 2  # characters of results for each token of the context: half of it or more is left
 TAKEN_BACK = "  the question is taken back; /retry asks it again"
 
 
@@ -167,7 +167,7 @@ class Session:
     def _ask(self, content: Content, sampling: SamplingParams) -> None:
         """Answer a question, in the room that the context has for it."""
         try:
-            room = make_room(self, content)
+            room = make_room(self, [question(content)])
         except REFUSALS as refusal:
             self.screen.tell(explain(refusal))
             room = False
@@ -200,11 +200,12 @@ class Session:
         calls = self.last_answer.get("tool_calls")
         if self.tools is None or answer.finish_reason != "stop" or not isinstance(calls, list):
             return None
-        results = self.tools.run(calls, RESULT_SHARE * self.engine.context)
-        if results.stopped:
+        results = self.tools.run(calls, RESULT_SHARE * self.engine.context // len(calls))
+        fitting = None if results.stopped else results_with_room(self, results.messages)
+        if fitting is None:
             self.conversation.messages = [*self.conversation.messages, *results.messages]
         self.keep()
-        return None if results.stopped else results.messages
+        return fitting
 
     def _answer(self, bursts: Iterator[Burst]) -> None:
         """Play an answer and what follows it."""

@@ -15,6 +15,7 @@ from cli.shared.control_codes import echo
 from cli.shared.errors import BadSession
 from cli.shared.options import WholeNumber
 from cli.shared.verbosity import json_option, verbosity_options
+from cli.terminal.table import table
 from specexec.text.messages import Message, pictures_of, text_in
 
 JSON = json_option()
@@ -44,7 +45,7 @@ def list_sessions(as_json: bool) -> None:
     if as_json:
         echo(json.dumps([_facts(archive, record) for record in records], ensure_ascii=False))
     elif records:
-        echo("\n".join(table(archive, records)))
+        echo("\n".join(listing(archive, records)))
     for problem in kept:
         if isinstance(problem, BadSession):
             echo(f"Note: {problem.what}", err=True)
@@ -115,12 +116,10 @@ def remove(ids: tuple[str, ...]) -> None:
         echo(f"removed {record.id}", err=True)
 
 
-def table(archive: Archive, records: list[Record]) -> list[str]:
-    """Conversations as lines for people, below a heading."""
-    rows = [("ID", "SAVED", "MODEL", "MESSAGES", "BEGINS")]
-    rows += [tuple(str(value) for value in _row(archive, record)) for record in records]  # type: ignore[misc]
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+def listing(archive: Archive, records: list[Record]) -> list[str]:
+    """Conversations as lines for people."""
+    rows = [[str(value) for value in _row(archive, record)] for record in records]
+    return table([("ID", "SAVED", "MODEL", "MESSAGES", "BEGINS"), *rows])
 
 
 def found_lines(archive: Archive, found: Items[Passage]) -> list[str]:

@@ -63,13 +63,16 @@ def _help(session: Session, argument: str) -> None:
     usages = {f"/{command.usage}": command.says for command in commands}
     if not name:
         usages["//text"] = "send a line that begins with a slash"
-    indent = max(map(len, usages)) + 4
-    width = max(session.screen.width - 1, indent + 20)
-    lines = (
-        fill(says, width, initial_indent=f"  {usage}".ljust(indent), subsequent_indent=" " * indent)
-        for usage, says in usages.items()
-    )
+    indent, width = max(map(len, usages)) + 4, session.screen.width - 1
+    if width < indent + 20:  # no room for two columns
+        lines = [line for usage, says in usages.items() for line in (f"  {usage}", _set_in(says, 6, width))]
+    else:
+        lines = [f"  {usage}".ljust(indent) + _set_in(says, indent, width)[indent:] for usage, says in usages.items()]
     session.screen.tell("\n".join(lines))
+
+
+def _set_in(text: str, indent: int, width: int) -> str:
+    return fill(text, width, initial_indent=" " * indent, subsequent_indent=" " * indent)
 
 
 COMMANDS: dict[str, Slash] = {

@@ -14,7 +14,7 @@ from cli.chat.archive import Archive, Record, sessions_folder
 from cli.chat.raw import RawConversation
 from cli.chat.search import search as words_in
 from cli.chat.session import Session
-from cli.chat.sessions import found_lines, table
+from cli.chat.sessions import found_lines, listing
 from cli.shared.options import NATURAL
 from cli.shared.quantities import format_count
 from offload.machine.folders import typed_path
@@ -125,7 +125,7 @@ def load(session: Session, argument: str) -> None:
 def sessions(session: Session, _: str) -> None:
     archive = Archive(sessions_folder())
     records = [record for record in archive.everything() if isinstance(record, Record)][:SHOWN_SESSIONS]
-    session.screen.tell("\n".join(table(archive, records)) if records else "no conversations yet")
+    session.screen.tell("\n".join(listing(archive, records)) if records else "no conversations yet")
 
 
 def search(session: Session, argument: str) -> None:

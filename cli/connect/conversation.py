@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from collections.abc import Sequence as Items
 from dataclasses import replace
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from specexec.pieces import Piece, message_of
 from specexec.sampling.params import SamplingParams
@@ -13,6 +13,9 @@ from specexec.stats import Burst
 from specexec.text.dialogue import Dialogue, before
 from specexec.text.messages import Message
 from specexec.text.transcript import Kept, belonging
+
+if TYPE_CHECKING:
+    from specexec.text.formats.rules import Whole
 
 
 class Answering(Protocol):
@@ -23,7 +26,7 @@ class Answering(Protocol):
         messages: Items[Message],
         sampling: SamplingParams,
         tools: Items[Message],
-        schema: Message | None,
+        whole: Whole | None,
         proceed: bool = False,
     ) -> Iterator[Burst]: ...
 
@@ -55,7 +58,7 @@ class ServedConversation(Dialogue):
         assert self._cut is not None
         begun, seed = self._cut
         sampling = replace(sampling, seed=seed if sampling.seed is None else sampling.seed)
-        bursts = self._writer.stream(self._dialogue, sampling, self.tools, self.schema, proceed=True)
+        bursts = self._writer.stream(self._dialogue, sampling, self.tools, self.whole, proceed=True)
         said = Piece(str(begun["content"]), str(begun.get("reasoning_content", "")))
         yield from self._added(said, bursts)
 
@@ -80,7 +83,7 @@ class ServedConversation(Dialogue):
 
     def _answer(self, messages: list[Message], sampling: SamplingParams | None) -> Iterator[Burst]:
         self._ask(messages)
-        bursts = self._writer.stream(self._read(messages), sampling or SamplingParams(), self.tools, self.schema)
+        bursts = self._writer.stream(self._read(messages), sampling or SamplingParams(), self.tools, self.whole)
         for burst in bursts:
             if burst.tokens:
                 self.messages = [*messages, message_of(Piece())]

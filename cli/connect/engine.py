@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from collections.abc import Sequence as Items
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from cli.connect.conversation import ServedConversation
@@ -15,6 +16,9 @@ from cli.shared.thinking import Think
 from specexec.sampling.params import SamplingParams
 from specexec.stats import Burst, Progress
 from specexec.text.messages import Message
+
+if TYPE_CHECKING:
+    from specexec.text.formats.rules import Whole
 
 
 class ServedEngine:
@@ -93,13 +97,14 @@ class ServedEngine:
         messages: Items[Message],
         sampling: SamplingParams,
         tools: Items[Message] = (),
-        schema: Message | None = None,
+        whole: Whole | None = None,
         proceed: bool = False,
     ) -> Iterator[Burst]:
         """The answer to messages, or what follows the last of them. Raises NoServer, ServerRefusal."""
         asked = {**self._asking(messages, tools), **sampling_fields(sampling), **WATCHED}
-        if schema is not None:
-            asked["response_format"] = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+        if whole is not None:
+            fields = {"json_schema": whole.schema, "guided_regex": whole.regex, "guided_grammar": whole.grammar}
+            asked |= {name: given for name, given in fields.items() if given is not None}
         if proceed:
             asked |= {"continue_final_message": True, "add_generation_prompt": False}
         events = self._events = self.model.server.events(CHAT, asked)

@@ -110,7 +110,11 @@ class McpServers:
             self._stack.enter_context(self._portal.wrap_async_context_manager(client))
             listed = self._portal.call(_listed, client)
         except Exception as problem:
-            hint = f"{server.where} by itself in a terminal" if server.command else None
+            hints = {
+                "stdio": f"{server.where} by itself in a terminal",
+                "http": 'mcp.json with "type": "sse", if it is old',
+            }
+            hint = hints.get(server.transport)
             why = "\n".join(filter(None, [_reason(problem), *_last_lines(said)]))
             name = server.name or server.where
             raise McpFailed(f"the MCP server {name} cannot be used.", why=why, hint=hint) from problem

@@ -108,10 +108,8 @@ class Toolbox:
                     self._screen.tell("  stopped")
             if len(said) > most:
                 self._screen.tell(f"  Note: only the first {format_count(most)} characters of this go to the model")
-                said = f"{said[:most]}\n[{format_count(len(said) - most)} more characters are left out]"
-            results.messages.append(
-                {"role": "tool", "tool_call_id": call["id"], "name": function["name"], "content": said}
-            )
+            result: Message = {"role": "tool", "tool_call_id": call["id"], "name": function["name"], "content": said}
+            results.messages.append(cut(result, most))
         return results
 
     def _run(self, name: str, arguments: str) -> str:
@@ -168,6 +166,14 @@ class Results:
 
     messages: list[Message] = field(default_factory=list)
     stopped: bool = False
+
+
+def cut(result: Message, most: int) -> Message:
+    """A result with no more than `most` of its characters, and how many there were more."""
+    said = str(result["content"])
+    if len(said) <= most:
+        return result
+    return {**result, "content": f"{said[:most]}\n[{format_count(len(said) - most)} more characters are left out]"}
 
 
 def _plain(name: str) -> str:

@@ -16,6 +16,7 @@ from cli.shared.control_codes import echo
 from cli.shared.errors import EXIT_CODES, REFUSALS
 from cli.shared.quantities import format_bytes
 from cli.shared.verbosity import Command, json_option, verbosity_options
+from cli.terminal.table import table
 from offload.checkpoint.documents import check_documents
 from offload.checkpoint.headers import Folder, open_folder
 from offload.checkpoint.quantized.formats import foreign
@@ -269,6 +270,5 @@ def _print_list(as_json: bool) -> None:
         size = format_bytes(int(str(facts["size_B"]))) if "size_B" in facts else "-"
         form = next((word for word in ("damaged", "refused") if word in facts), str(facts.get("format", "-")))
         rows.append((str(facts["name"]), str(facts["target"]), size, form, str(facts["drafter"])))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    for line in table(rows):
+        echo(line)

@@ -19,6 +19,7 @@ from cli.shared.help_sections import SectionedCommand
 from cli.shared.options import BUDGET, COUNT, DRAFT_BITS, SIZE, SPEED, IntOrAuto, trust_option
 from cli.shared.quantities import exact_size, format_bytes
 from cli.shared.verbosity import json_option, verbosity_options
+from cli.terminal.table import table
 from offload.hub.names import DEMO, known
 from specexec.compose.load_options import KV_QUANT, LoadOptions
 from specexec.drafters.registry import check_models, parse
@@ -226,14 +227,10 @@ class _Answer:
             "",
         ]
         heads = ["", "offload", "quant", "GPU", "RAM", "disk", "s/sweep", "bound", "tok/s"]
-        table = [heads, *(_cells(row, row is chosen) for row in rows)]
+        cells = [heads, *(_cells(row, row is chosen) for row in rows)]
         if here.free.vram_B is None:
-            table = [[*cells[:3], *cells[4:]] for cells in table]
-        widths = [max(len(cells[column]) for cells in table) for column in range(len(table[0]))]
-        lines += [
-            "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip() for cells in table
-        ]
-        lines.append("")
+            cells = [[*row[:3], *row[4:]] for row in cells]
+        lines += [*table(cells), ""]
         if chosen is None:
             refusal = rows[-1].refusal
             lines.append(f"Nothing fits: {refusal}" if refusal else "Nothing fits.")

@@ -62,8 +62,6 @@ UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "modalities": (None, ["text"]),
     "audio": (None,),
     "best_of": (None, 1),
-    "guided_grammar": (None,),
-    "grammar": (None, ""),
     "prompt_logprobs": (None, False),
     "use_beam_search": (None, False),
     "truncate_prompt_tokens": (None, -1),

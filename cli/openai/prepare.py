@@ -158,7 +158,7 @@ def bound_of(form: Format, prompt: Items[int], asked: HttpRequest) -> Bound | No
     """What an answer must look like, from the end of its thought on; None if it is free. Raises ApiError."""
     opened = form.reader(prompt).thinking
     shape, tools = asked.shape, asked.tools
-    whole = None if shape is None else Whole(shape.schema, shape.regex)
+    whole = None if shape is None else Whole(shape.schema, shape.regex, shape.grammar)
     shaped = None if shape is None or whole is None else _shaped(form, whole, shape.field, opened)
     if tools is None:
         return shaped
@@ -184,6 +184,8 @@ def grammar_of(shape: AnswerShape) -> str:
     """The grammar of a whole text."""
     from specexec.sampling.grammar import json_schema, regex  # with torch, which is there once the engine is
 
+    if shape.grammar is not None:
+        return shape.grammar
     return json_schema(shape.schema) if shape.schema is not None else regex(shape.regex or "")
 
 

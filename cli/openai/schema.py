@@ -94,6 +94,7 @@ class StructuredOutputs(BaseModel):
     json_: dict[str, object] | str | None = Field(alias="json", default=None)
     regex: str | None = None
     choice: Annotated[list[str], Field(min_length=1)] | None = None
+    grammar: str | None = None
     json_object: bool | None = None
 
 
@@ -154,6 +155,8 @@ class RequestBody(Sampled):
     guided_json: dict[str, object] | str | None = None
     guided_regex: str | None = None
     guided_choice: Annotated[list[str], Field(min_length=1)] | None = None
+    guided_grammar: str | None = None
+    grammar: str | None = None
     json_schema: dict[str, object] | None = None
     allow_control_tokens: bool | None = None
     watch: bool = False

@@ -11,6 +11,7 @@ from cli.connect.server import ADDRESS, Server, server_options
 from cli.shared.control_codes import echo
 from cli.shared.quantities import format_count
 from cli.shared.verbosity import json_option, verbosity_options
+from cli.terminal.table import table
 
 
 @click.command()
@@ -29,9 +30,8 @@ def ps(connect: str, api_key: str | None, as_json: bool) -> None:
         echo(json.dumps(cards, ensure_ascii=False))
         return
     rows = [("MODEL", "STATE", "CONTEXT", "WRITING", "WAITING", "WHERE"), *map(_row, cards)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        echo("  ".join(f"{text:<{width}}" for text, width in zip(row, widths, strict=True)).rstrip())
+    for line in table(rows):
+        echo(line)
 
 
 @click.command()

@@ -13,7 +13,7 @@ _OUTPUT = (
     *("quiet", "verbose", "log_file", "log_json", "color", "colour", "traceback"),
 )
 _TOOLS = ("mcp", "mcp_allow", "yes", "mcp_timeout")
-_SAMPLING = tuple(SamplingParams.__dataclass_fields__)
+_SAMPLING = ("schema", *SamplingParams.__dataclass_fields__)
 
 
 class SectionedCommand(click.Command):

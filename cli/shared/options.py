@@ -102,6 +102,21 @@ class JsonSchema(click.ParamType[dict[str, object]]):
         return schema
 
 
+class WrittenGrammar(click.ParamType[str]):
+    """A grammar as typed, or in a file named as @FILE, as Lark."""
+
+    name = "text|@file"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from specexec.errors import BadGrammar  # with llguidance, which --help does not wait for
+        from specexec.sampling.lark import lark
+
+        try:
+            return lark(TEXT_OR_FILE.convert(value, param, ctx))
+        except BadGrammar as problem:
+            self.fail(problem.what, param, ctx)
+
+
 class Device(click.ParamType[str]):
     """Where to compute."""
 
@@ -305,7 +320,8 @@ def sampling_options(command: Callable[..., Result]) -> Callable[..., Result]:
 
     @functools.wraps(command)
     def collected(**arguments: object) -> Result:
-        options = [field.name for field in fields(SamplingParams) if field.name in arguments]
+        typed = {field.name for field in fields(SamplingParams)} - {"grammar"}  # that one is read by an engine
+        options = [name for name in arguments if name in typed]
         chosen = {name: arguments.pop(name) for name in options}
         chosen["stop"] = chosen["stop"] or None  # the model may have its own
         return command(sampling=SamplingParams(**chosen), **arguments)  # type: ignore[arg-type]  # click has checked them

@@ -1,10 +1,11 @@
 """Progress of an answer as two lines of text: the running sweep, and the totals so far.
 
-Reads counters, changes nothing.
+Reads counters, changes nothing. Says as much as the terminal has room for.
 """
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections import deque
 from collections.abc import Callable
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 _WINDOW_S = 1.0
 BAR = 16
+BAR_COLUMNS = 60  # a narrower terminal shows numbers alone
 SHOWN_SWEEPS = 24
 _EIGHTHS = "▁▂▃▄▅▆▇█"
 TALLEST = 8  # tokens of a full column, unless a sweep gave more
@@ -58,35 +60,39 @@ class SweepMeter:
 
     def lines(self) -> str:
         """How far the sweep is, now; from the second sweep on also how it has gone."""
-        now = self._engine.progress()
-        return "\n".join([self._this_sweep(now), *([self._so_far()] if self._each else [])])
+        now, columns = self._engine.progress(), shutil.get_terminal_size().columns
+        return "\n".join([self._this_sweep(now, columns), *([self._so_far(columns)] if self._each else [])])
 
-    def _this_sweep(self, now: Progress) -> str:
+    def _this_sweep(self, now: Progress, columns: int) -> str:
         place = f"layer {now.layer}/{now.layers}"
         if self.stopping:
             return f"  stopping… ({place})"
-        facts = [f"sweep {len(self._each) + 1} {bar(now.layer, now.layers)} {place}"]
+        sweep = f"sweep {len(self._each) + 1}"
+        facts = [f"{sweep} {place}"]
         if self.thinking:
             facts.insert(0, f"thinking… {format_count(sum(self._each))} tokens")
         elif not self._each:
             facts.insert(0, "reading the prompt")
-        if speed_Bps := self._speed_Bps(now.bytes_read):
+        speed_Bps, left_s = self._speed_Bps(now.bytes_read), self._left_s(now)
+        if speed_Bps:
             facts.append(format_speed(speed_Bps))
-        if (left_s := self._left_s(now)) is not None:
+        if left_s is not None:
             facts.append(f"{left_s:.1f} s left")
-        return "  " + " · ".join(facts)
+        line = _fitting(facts, columns)
+        drawn = line.replace(sweep, f"{sweep} {bar(now.layer, now.layers)}")
+        return drawn if columns >= BAR_COLUMNS and len(drawn) < columns else line
 
-    def _so_far(self) -> str:
+    def _so_far(self, columns: int) -> str:
         tokens, seconds = sum(self._each), time.monotonic() - self._began_s
         facts = [
-            f"{sparkline(self._each)} {tokens / len(self._each):.1f} tok/sweep",
+            f"{sparkline(self._each, columns)} {tokens / len(self._each):.1f} tok/sweep",
             f"{tokens / seconds:.1f} tok/s",
             f"{format_count(tokens)} tokens",
             f"{seconds:.1f} s",
         ]
         if self._context_tokens is not None:
             facts.append(f"context {format_count(self._context_tokens)}/{format_count(self._engine.context)}")
-        return "  " + " · ".join(facts)
+        return _fitting(facts, columns)
 
     def _left_s(self, now: Progress) -> float | None:
         """Layers are of one size: what is left takes as long as what is done, layer for layer."""
@@ -114,7 +120,17 @@ def bar(done: int, all: int) -> str:
     return "█" * full + "░" * (BAR - full)
 
 
-def sparkline(each: list[int]) -> str:
-    """A column for each of the last numbers, all on one scale."""
-    tallest = max(TALLEST, *each)
-    return "".join(_EIGHTHS[min(7, 8 * number // (tallest + 1))] for number in each[-SHOWN_SWEEPS:])
+def sparkline(each: list[int], columns: int = 80) -> str:
+    """A column for each of the last numbers, all on one scale; fewer where the terminal is narrow."""
+    tallest, shown = max(TALLEST, *each), min(SHOWN_SWEEPS, max(columns - 56, 4))
+    return "".join(_EIGHTHS[min(7, 8 * number // (tallest + 1))] for number in each[-shown:])
+
+
+def _fitting(facts: list[str], columns: int) -> str:
+    """The first facts on one line, whole ones."""
+    line = f"  {facts[0]}"
+    for fact in facts[1:]:
+        if len(line) + len(fact) + 3 >= columns:
+            break
+        line += f" · {fact}"
+    return line

@@ -16,6 +16,8 @@ ADAPTER = "adapter_config.json"
 MODELOPT = "hf_quant_config.json"
 MANIFEST = "manifest.json"  # of a pack
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+HEAD = "medusa_lm_head.safetensors"  # what some heads that draft are published as, and others as one of
+PICKLED_HEADS = ("medusa_lm_head.pt", "hydra_lm_head.pt")
 FETCH = "specexec pull, or copy the missing files there."
 GGUF_NOTE = "gguf.source"  # in the folder of documents of a GGUF file: where that file lies
 READS = "specexec reads safetensors checkpoints with config.json and tokenizer.json, and GGUF files."
@@ -46,9 +48,14 @@ def find_weights(names: Collection[str]) -> WeightFiles | None:
     found = {match[1]: WeightFiles(name) for name in names if (match := _VARIANT_INDEX.fullmatch(name))}
     found |= {match[1]: WeightFiles(None, (name,)) for name in names if (match := _VARIANT.fullmatch(name))}
     if len(found) != 1:
-        return None
+        return WeightFiles(None, (HEAD,)) if HEAD in names else None
     ((variant, weights),) = found.items()
     return WeightFiles(weights.index, weights.files, f"the weights are the variant '{variant}', the only one there is")
+
+
+def find_pickled(names: Collection[str]) -> WeightFiles | None:
+    """A head among files of a folder here: of such a pickle the description of its tensors is read, and nothing run."""
+    return next((WeightFiles(None, (name,)) for name in PICKLED_HEADS if name in names), None)
 
 
 def _numbered(names: Collection[str], variant: str | None) -> tuple[str, ...]:
@@ -97,7 +104,7 @@ def instead(
     if "params.json" in names or ends("consolidated.safetensors", "consolidated.00.pth"):
         return BadModelDir(
             f"{where} holds its weights in Mistral's or Meta's own format (params.json, consolidated.*).",
-            READS,
+            f"{READS} Of this format: params.json beside consolidated.safetensors, without config.json.",
             "the same model in transformers' format; most repositories have both (model*.safetensors, config.json).",
         )
     if found := ends(*PICKLES):

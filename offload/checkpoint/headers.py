@@ -14,11 +14,22 @@ from pathlib import Path
 from typing import TypeGuard, cast
 
 from offload.checkpoint.change import Change
-from offload.checkpoint.contents import ADAPTER, GGUF_NOTE, MANIFEST, MODELOPT, find_weights, instead
+from offload.checkpoint.contents import (
+    ADAPTER,
+    GGUF_NOTE,
+    MANIFEST,
+    MODELOPT,
+    PICKLES,
+    find_pickled,
+    find_weights,
+    instead,
+)
 from offload.checkpoint.documents import AGAIN, CONFIG, Json, read_json
 from offload.checkpoint.entry import Entry
-from offload.checkpoint.gguf.model import documents_folder, open_gguf, source_files
+from offload.checkpoint.gguf.consolidated import renamed
+from offload.checkpoint.gguf.model import WEIGHTS, documents_folder, open_gguf, source_files
 from offload.checkpoint.mtp import mtp_tensors
+from offload.checkpoint.pickled.tensors import read_pickled
 from offload.checkpoint.shared import with_shared
 from offload.checkpoint.wrapped import is_wrapper, text_settings, text_tensors
 from offload.errors import BadModelDir, CorruptShard, ReadFailed, UnsupportedModel
@@ -33,6 +44,9 @@ LFS = b"version "
 SCRATCH_B = 16 << 20
 PLAIN = ("F64", "F32", "F16", "BF16")
 SCALES = re.compile(r"(scales?|scale_inv|zeros|zero_point|SCB|absmax|qweight|g_idx|weight_packed)$")
+STRAY = re.compile(
+    r"(?P<module>.+)\.((weight|input|output|activation|per_tensor)_(global_)?scale(_inv|_2)?|weight_zero_point|SCB)"
+)
 ITEM_B = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1,
     "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "C64": 8,
@@ -95,7 +109,7 @@ def open_folder(path: Path) -> Folder:
     config, names = _config_in(path), _names_in(path)
     if GGUF_NOTE in names:
         return _open_gguf(path, config)
-    weights = find_weights(names)
+    weights = find_weights(names) or find_pickled(names)
     if weights is None:
         raise _no_model(path, names)
     wanted = read_index(path / weights.index) if weights.index else None
@@ -142,12 +156,31 @@ def checked(folder: Folder) -> Folder:
         )
     folder = replace(folder, entries=with_shared(folder.config, folder.entries))
     config, plain = settled(folder.config, folder.entries)
-    return replace(folder, config=config, notes=(*folder.notes, plain) if plain else folder.notes)
+    notes = (*folder.notes, plain) if plain else folder.notes
+    if strays := {} if config.get("quantization_config") else _strays(folder.entries):
+        kept = {name: entry for name, entry in folder.entries.items() if name not in strays}
+        note = f"{len(strays)} scales beside whole weights are left out, such as {next(iter(strays))}"
+        return replace(folder, config=config, entries=kept, notes=(*notes, note))
+    return replace(folder, config=config, notes=notes)
+
+
+def _strays(entries: Mapping[str, Entry]) -> dict[str, Entry]:
+    """Scales that quantising left behind, beside weights that are whole: transformers leaves them unread too."""
+    whole = {name.removesuffix(".weight") for name, entry in entries.items() if entry.dtype in PLAIN}
+    return {
+        name: entry for name, entry in entries.items() if (found := STRAY.fullmatch(name)) and found["module"] in whole
+    }
 
 
 def _open_gguf(path: Path, config: dict[str, Json]) -> Folder:
     """A folder of documents with the tensors of the files that they were made from."""
-    model = open_gguf(source_files(path))
+    files = source_files(path)
+    if files[0].suffix == WEIGHTS:
+        read = {file: read_header(file) for file in files}
+        held = {name: entry for _, entries in read.values() for name, entry in entries.items()}
+        entries = {entry.name: entry for entry in renamed(held, config)}
+        return Folder(path, config, entries, {file: size_B for file, (size_B, _) in read.items()})
+    model = open_gguf(files)
     entries = {tensor.name: tensor for tensor in model.tensors()}
     return Folder(path, config, entries, {header.file: header.size_B for header in model.headers})
 
@@ -257,7 +290,9 @@ def _inside(path: Path, name: str) -> Path:
 
 
 def read_header(file: Path) -> tuple[int, dict[str, Entry]]:
-    """Size of a safetensors file and its tensors; whatever the header says is checked against the file."""
+    """Size of a file and its tensors; whatever the header says is checked against the file."""
+    if file.suffix in PICKLES:
+        return file.stat().st_size, read_pickled(file)
     try:
         fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:

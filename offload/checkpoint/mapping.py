@@ -24,7 +24,7 @@ from transformers.core_model_loading import (
     rename_source_key,
 )
 
-from offload.checkpoint.entry import Entry
+from offload.checkpoint.entry import Entry, Strides, placed
 from offload.errors import BadModelDir, UnsupportedModel
 
 log = logging.getLogger(__name__)
@@ -109,6 +109,8 @@ class Job:
     sources: dict[str, list[Entry]]
     targets: list[str]
     config: PreTrainedConfig
+    place: Strides | None = None
+    """Where the one tensor that goes in lies in the one that comes out."""
 
     @property
     def entries(self) -> list[Entry]:
@@ -118,6 +120,9 @@ class Job:
         """Where every byte of the sources goes; the chains below are all that decoder-only models use."""
         first = self.entries[0]
         views = [torch.empty(shapes[target], device="meta") for target in self.targets]
+        if self.place:
+            yield _in_place(first, self.targets[0], views[0], self.place)
+            return
         match list(self.operations):
             case []:
                 yield _part(first, self.targets[0], views[0])
@@ -216,7 +221,11 @@ def _jobs(entries: Iterable[Entry], model: PreTrainedModel, shapes: Mapping[str,
     prefix, known = model.base_model_prefix, dict(shapes)
     collected: dict[str, Job] = {}
     for entry in sorted(entries, key=lambda entry: _natural(entry.name)):
-        target, pattern = rename_source_key(entry.name, renamings, converters, prefix, known)
+        name, place = placed(entry.name)
+        target, pattern = rename_source_key(name, renamings, converters, prefix, known)
+        if place:
+            yield Job([], {"": [entry]}, [target], model.config, place)
+            continue
         if target not in shapes and entry.name in shapes:
             target, pattern = entry.name, None
         if pattern is None:
@@ -252,6 +261,12 @@ def _part(entry: Entry, target: str, view: torch.Tensor) -> Part:
     if tuple(view.shape) != entry.shape:
         raise _misfit(entry, target, view.shape)
     return Part(entry, target, view.stride(), int(view.storage_offset()))
+
+
+def _in_place(entry: Entry, target: str, view: torch.Tensor, place: Strides) -> Part:
+    if place.items != _elements(entry) or not place.fits(view.numel()):
+        raise _misfit(entry, target, view.shape)
+    return Part(replace(entry, shape=place.sizes), target, place.steps, place.offset)
 
 
 def _narrow(view: torch.Tensor, dim: int, start: int, length: int, entry: Entry, target: str) -> torch.Tensor:

@@ -12,7 +12,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
-from offload.checkpoint.contents import GGUF_NOTE, INDEX, NUMBERED, SINGLE, find_weights
+from offload.checkpoint.contents import GGUF_NOTE, INDEX, NUMBERED, SINGLE, find_pickled, find_weights
 from offload.checkpoint.documents import OBJECTS, Json, json_object, read_json
 from offload.checkpoint.headers import read_header, read_index
 from offload.checkpoint.remote_code import code_files
@@ -205,7 +205,7 @@ def missing_files(path: Path, code: bool = False) -> list[str]:
     names = [file.name for file in path.iterdir() if file.is_file()] if path.is_dir() else []
     if GGUF_NOTE in names:
         return []
-    weights = find_weights(names)
+    weights = find_weights(names) or find_pickled(names)
     if weights is None:
         numbered = any(NUMBERED.fullmatch(name) for name in names)
         wanted.append(INDEX if numbered else SINGLE)

@@ -5,6 +5,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from offload.checkpoint.documents import CONFIG
 from offload.checkpoint.gguf.architectures import architecture_of
 from offload.checkpoint.gguf.model import GgufModel, gguf_files, open_gguf
 from offload.checkpoint.headers import Folder, open_folder
@@ -46,7 +47,7 @@ def describe(path: Path) -> Local:
         sum(folder.file_sizes.values()),
         _format(folder),
         manifest is not None,
-        manifest is None or bool(manifest.get("loads_in_transformers")),
+        (path / CONFIG).exists() and (manifest is None or bool(manifest.get("loads_in_transformers"))),
         next((weight.scheme for weight in fold(folder).quantised.values() if _is_head(weight.name)), "whole"),
         folder.notes,
     )

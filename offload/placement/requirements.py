@@ -5,7 +5,7 @@ H key/value heads   D width of a head
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal, TypeAlias
 
@@ -22,6 +22,8 @@ from offload.placement.placement import Need
 
 FLOATS = {"F32", "F16", "BF16"}
 NO_ATTENTION = ("mamba", "mamba2", "falcon_mamba")  # models of recurrent layers alone
+# Kinds of layers that keep no keys and values, as configs name them.
+NO_KEYS = frozenset(("linear_attention", "mamba", "conv", "moe", "mlp", "M", "E", "-"))
 # Of a head in four bits this much is dequantised at a time, and multiplied with so many rows.
 HEAD_PIECE_B, HEAD_COMPANY = 32 << 20, 256
 NF4_BLOCK = 64
@@ -184,14 +186,44 @@ def with_cache(need: Need, config: Mapping[str, Json], kv_quant: KVQuant | None)
 
 def _kept(config: Mapping[str, Json]) -> Iterator[tuple[int, ...]]:
     """Of each layer the sizes of all heads of keys and of values."""
-    layers = _attending(config)
-    own = 0 if config.get("model_type") in NO_ATTENTION else layers - _number(config, "num_kv_shared_layers", 0)
-    yield from (_heads(_of_layer(config, layer)) if layer < own else () for layer in range(layers))
+    layers, without = _layers(config), without_keys(config)
+    own = layers - _number(config, "num_kv_shared_layers", 0)
+    for layer in range(layers):
+        yield _heads(_of_layer(config, layer)) if layer < own and layer not in without else ()
 
 
-def _attending(config: Mapping[str, Json]) -> int:
-    """How many caches a text has: one for each layer, or two."""
-    return 2 * _number(config, "num_layers", 0) if _twice(config) else _number(config, "num_hidden_layers", 0)
+def without_keys(config: Mapping[str, Json]) -> frozenset[int]:
+    """Layers that keep no keys and values, as far as a config says which they are."""
+    layers, kind = _layers(config), str(config.get("model_type"))
+    if kind in NO_ATTENTION:
+        return frozenset(range(layers))
+    if layers and len(types := _kinds(config)) >= layers:
+        return frozenset(layer for layer in range(layers) if types[layer] in NO_KEYS)
+    if kind.startswith(("qwen3_next", "qwen3_5")):
+        every = _number(config, "full_attention_interval", 4)
+        return frozenset(layer for layer in range(layers) if (layer + 1) % every)
+    if kind == "jamba":
+        every, first = _number(config, "attn_layer_period", 8), _number(config, "attn_layer_offset", 4)
+        return frozenset(layer for layer in range(layers) if layer % every != first)
+    if kind == "bamba" and isinstance(attending := config.get("attn_layer_indices"), list):
+        return frozenset(range(layers)).difference(attending)
+    linear = config.get("linear_attn_config")  # Kimi Linear's, whose layers are counted from 1
+    given = linear.get("kda_layers") if isinstance(linear, dict) else None
+    numbers = given if isinstance(given, list) else []
+    return frozenset(layer - 1 for layer in numbers if isinstance(layer, int))
+
+
+def _kinds(config: Mapping[str, Json]) -> Sequence[Json]:
+    """The kind of each layer, where a config names them."""
+    given = (config.get(name) for name in ("layer_types", "layers_block_type", "hybrid_override_pattern"))
+    return next((kinds for kinds in given if kinds and isinstance(kinds, list | str)), ())
+
+
+def _layers(config: Mapping[str, Json]) -> int:
+    """How many there are, each as often as it attends; Nemotron-H says it by their kinds alone."""
+    if _twice(config):
+        return 2 * _number(config, "num_layers", 0)
+    return _number(config, "num_hidden_layers", len(_kinds(config)))
 
 
 def _twice(config: Mapping[str, Json]) -> bool:
@@ -201,7 +233,7 @@ def _twice(config: Mapping[str, Json]) -> bool:
 
 def shared_caches(config: Mapping[str, Json]) -> frozenset[int]:
     """Layers whose keys and values others attend to as well, and those others; all where a layer has two caches."""
-    layers, shared = _attending(config), _number(config, "num_kv_shared_layers", 0)
+    layers, shared = _layers(config), _number(config, "num_kv_shared_layers", 0)
     if _twice(config):
         return frozenset(range(layers))
     kinds, own = config.get("layer_types"), layers - shared

@@ -11,6 +11,7 @@ from offload import BadModelDir, is_quantised, mtp_names
 from specexec.drafters.heads import dflash_fields as dflash
 from specexec.drafters.heads import eagle_fields as eagle
 from specexec.drafters.heads.refusal import TargetShape
+from specexec.drafters.heads.shallow import fields as shallow
 from specexec.drafters.registry import HEADS
 from specexec.errors import BadDrafter
 
@@ -22,12 +23,24 @@ log = logging.getLogger(__name__)
 
 UNKNOWN = "EAGLE in other parts"
 # What class names, in lower case, say.
-CLASSES = {"dflash": "DFlash", "eagle": UNKNOWN, "speculator": "speculators", "medusa": "Medusa"}
-# And what keys of config.json and tensors that no language model has.
-SETTINGS = {"speculators_model_type": "speculators", "dflash_config": "DFlash", "medusa_num_heads": "Medusa"}
+CLASSES = {
+    "dflash": "DFlash", "eagle": UNKNOWN, "mlpspeculator": shallow.MLP, "speculator": "speculators",
+    "medusa": shallow.MEDUSA,
+}  # fmt: skip
+# And what types, keys of config.json and tensors that no language model has.
+TYPES = {
+    "medusa": shallow.MEDUSA, "mlp_speculator": shallow.MLP, "recurrent_drafting_drafter": shallow.REDRAFTER
+}  # fmt: skip
+SETTINGS = {
+    "speculators_model_type": "speculators", "dflash_config": "DFlash", "medusa_num_heads": shallow.MEDUSA,
+    "hydra_num_heads": shallow.HYDRA,
+}  # fmt: skip
 MAYBE_EAGLE = (UNKNOWN, "speculators: eagle3", "speculators: eagle", "speculators: peagle")
 MAYBE_DFLASH = ("DFlash", *(f"speculators: {one}" for one in dflash.KINDS))
-TENSORS = {"d2t": UNKNOWN, "midlayer.": UNKNOWN, "fc.weight": UNKNOWN, "rnn_u": "ReDrafter", "speculator.": "MLP"}
+TENSORS = {
+    "d2t": UNKNOWN, "midlayer.": UNKNOWN, "fc.weight": UNKNOWN, "rnn_u": shallow.REDRAFTER, "speculator.": shallow.MLP,
+    "hydra_mlp.": shallow.HYDRA,
+}  # fmt: skip
 
 
 def check_heads(choice: DrafterChoice, target: Folder, drafters: Iterable[Folder]) -> None:
@@ -49,6 +62,8 @@ def check_heads(choice: DrafterChoice, target: Folder, drafters: Iterable[Folder
         if kind in dflash.KINDS.values():
             fields = dflash.DFlashFields.of(folder.config, [*folder.entries], str(folder.called))
             fields.check(folder.config, _shape_of(target), str(folder.called))
+        elif kind in shallow.KINDS:
+            shallow.ShallowFields.of(folder.config, _published(folder), _shape_of(target), str(folder.called))
         elif kind in HEADS:
             eagle.EagleFields.of(folder.config, shapes(folder), _shape_of(target), str(folder.called))
         elif kind:
@@ -78,12 +93,16 @@ def head_kind(folder: Folder) -> str | None:
     found = _by_name(folder)
     if found in MAYBE_EAGLE and (kind := eagle.kind_by(shapes(folder))):
         return kind
+    if found in shallow.KINDS:
+        return shallow.kind_by(folder.entries) or f"{found} in other parts"
     return dflash.kind_by(folder.entries) if found in MAYBE_DFLASH else found
 
 
 def _by_name(folder: Folder) -> str | None:
     """What keys, classes and tensors are called, in this order."""
     config = folder.whole_config
+    if found := TYPES.get(str(config.get("model_type"))):
+        return found
     if found := next((kind for key, kind in SETTINGS.items() if key in config), None):
         given = config.get("speculators_model_type")
         return f"{found}: {given}" if given else found
@@ -99,7 +118,7 @@ def verifier_of(folder: Folder) -> str | None:
     """The model that a head was made for, if its config.json names it."""
     given = folder.config.get("speculators_config")
     verifier = given.get("verifier") if isinstance(given, dict) else None
-    name = verifier.get("name_or_path") if isinstance(verifier, dict) else None
+    name = verifier.get("name_or_path") if isinstance(verifier, dict) else folder.config.get("base_model_name_or_path")
     return name if isinstance(name, str) and name else None
 
 
@@ -124,6 +143,8 @@ def as_model(folder: Folder) -> Folder:
     kind, apart = head_kind(folder), folder.config.get("transformer_layer_config")
     if kind in dflash.KINDS.values() and isinstance(apart, dict):
         return replace(folder, config=folder.config | apart)
+    if kind in shallow.KINDS:
+        return replace(folder, config=folder.config | shallow.counted_as(kind, _published(folder)))
     if kind not in eagle.KINDS:
         return folder
     named = {eagle.own_name(entry.name): entry for entry in folder.entries.values()}
@@ -137,18 +158,24 @@ def tap_count(folder: Folder, hidden: int) -> int:
     kind = head_kind(folder)
     if kind in eagle.KINDS:
         return eagle.tap_count(shapes(folder), hidden)
+    if kind in shallow.KINDS:
+        return 1
     return dflash.tap_count(folder.config) if kind in dflash.KINDS.values() else 0
 
 
 def tries(folder: Folder) -> bool:
     """Whether a head finds out at first which states it is meant to read."""
-    return head_kind(folder) in eagle.KINDS
+    return head_kind(folder) in (*eagle.KINDS, *shallow.KINDS)
 
 
 def shapes(folder: Folder) -> dict[str, tuple[int, ...]]:
     """Those of an EAGLE head's tensors, by the names they have here."""
     named = ((eagle.own_name(entry.name), entry.shape) for entry in folder.entries.values())
     return {name: shape for name, shape in named if name is not None}
+
+
+def _published(folder: Folder) -> dict[str, tuple[int, ...]]:
+    return {name: entry.shape for name, entry in folder.entries.items()}
 
 
 def _shape_of(target: Folder) -> TargetShape:

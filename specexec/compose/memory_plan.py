@@ -248,7 +248,7 @@ def drafting(request: LoadRequest, choice: DrafterChoice) -> list[Widths]:
     copies = [own for _ in choice.copies]
     one_layer = replace(
         own,
-        layers=1,
+        keeping=1,
         token_B=own.kept * own.item_B,
         states_B=0,
         node_states_B=0,

@@ -43,6 +43,11 @@ HEADS = {
     "EAGLE-3": "specexec.drafters.heads.eagle:make",
     "EAGLE": "specexec.drafters.heads.eagle:make",
     "P-EAGLE": "specexec.drafters.heads.eagle:make",
+    "Medusa": "specexec.drafters.heads.shallow.drafter:make",
+    "Hydra": "specexec.drafters.heads.shallow.drafter:make",
+    "Hydra++": "specexec.drafters.heads.shallow.drafter:make",
+    "MLP speculator": "specexec.drafters.heads.shallow.drafter:make",
+    "ReDrafter": "specexec.drafters.heads.shallow.drafter:make",
 }
 ALONE = {"none": "nothing: plain decoding", "auto": "the fastest of what fits"}  # joined with no others
 

@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from specexec.errors import BadGrammar
 from specexec.sampling.json_schema import laid_out
+from specexec.sampling.large_stack import on_large_stack
 
 Bits: TypeAlias = NDArray[np.uint8]
 
@@ -50,7 +51,7 @@ class Grammars:
 
     def grammar(self, text: str) -> Grammar:
         """Read a grammar: what `json_schema` or `regex` made, or llguidance's own Lark. Raises BadGrammar."""
-        matcher = LLMatcher(self._tokenizer, text, log_level=0)
+        matcher = on_large_stack(lambda: LLMatcher(self._tokenizer, text, log_level=0))
         if matcher.is_error():
             raise BadGrammar(f"the grammar cannot be used: {_first_line(matcher)}")
         return Grammar(matcher)

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 from llguidance import LLMatcher
 
+from specexec.sampling.large_stack import on_large_stack
+
 # On one line, as Python's json.dumps writes it: a small model that may put blank space anywhere fills the page with it.
 _LAYOUT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _CHILDREN = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")  # of names to schemas
@@ -91,7 +93,8 @@ def _problem(schema: Mapping[str, object], root: Mapping[str, object], lenient: 
 def _tried(schema: Mapping[str, object], root: Mapping[str, object], lenient: bool) -> tuple[str | None, list[str]]:
     """Why no grammar can be made of a schema that may refer to definitions of `root`, and what is passed over in it."""
     whole = {**{key: root[key] for key in _DEFINITIONS if key in root}, **schema}
-    failed, lines = LLMatcher.validate_grammar_with_warnings(f"start: %json {json.dumps(laid_out(whole, lenient))}")
+    text = f"start: %json {json.dumps(laid_out(whole, lenient))}"
+    failed, lines = on_large_stack(lambda: LLMatcher.validate_grammar_with_warnings(text))
     if not failed:
         return None, list(lines)
     said = lines[-1].splitlines()

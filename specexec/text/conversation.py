@@ -15,7 +15,6 @@ from specexec.stats import Burst
 from specexec.text.dialogue import Dialogue, before
 from specexec.text.formats.find import Templates, format_of
 from specexec.text.formats.format import Format
-from specexec.text.formats.rules import Whole
 from specexec.text.messages import Message
 from specexec.text.reply import Reply
 from specexec.text.template_options import Wishes
@@ -134,15 +133,14 @@ class Conversation(Dialogue):
         return Reply(self._form, turn.prompt, turn.written, stop)
 
     def _bound(self, turn: Turn, sampling: SamplingParams | None) -> SamplingParams | None:
-        """Calls are written so that they can be read, and texts after the schema. Raises BadMessages, BadGrammar."""
+        """Calls are written so that they can be read, and texts as they must be. Raises BadMessages, BadGrammar."""
         form = self._form
         if self.tools and not form.calls:
             raise BadMessages(f"tools cannot be called: {form.refusal}.")
-        if not (self.schema or (self.tools and form.enforceable)):
+        if not (self.whole or (self.tools and form.enforceable)):
             return sampling
-        whole = None if self.schema is None else Whole(self.schema)
         opened = form.reader(turn.prompt).thinking
-        bound = form.grammar(self.tools, "auto", whole=whole, thought_open=opened)
+        bound = form.grammar(self.tools, "auto", whole=self.whole, thought_open=opened)
         for note in bound.notes:
             if note not in self._said:
                 self._said.add(note)

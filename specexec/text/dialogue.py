@@ -6,24 +6,28 @@ from abc import ABC, abstractmethod
 from bisect import bisect_left
 from collections.abc import Iterator
 from collections.abc import Sequence as Items
+from typing import TYPE_CHECKING
 
 from specexec.sampling.params import SamplingParams
 from specexec.stats import Burst
-from specexec.text.messages import Content, Message
+from specexec.text.messages import Content, Message, question
 from specexec.text.transcript import NOTHING, LeftOut, Turn, dialogue, last_question
+
+if TYPE_CHECKING:
+    from specexec.text.formats.rules import Whole
 
 
 class Dialogue(ABC):
     """Messages of OpenAI's shape. An answer that was interrupted stays, as far as it came.
 
-    `tools` are functions, in OpenAI's shape too, that answers may call; `schema` is what every text must be, as JSON.
+    `tools` are functions, in OpenAI's shape too, that answers may call; `whole` is what every text must be.
     """
 
     def __init__(self, system: str | None = None) -> None:
         self.system = system
         self.messages: list[Message] = []
         self.tools: tuple[Message, ...] = ()
-        self.schema: Message | None = None
+        self.whole: Whole | None = None
         self.left_out = NOTHING
         self.unanswered: Content | None = None  # a question whose answer did not begin; no message of the dialogue
         self._turns: list[Turn] = []
@@ -32,7 +36,7 @@ class Dialogue(ABC):
     def send(self, content: Content, sampling: SamplingParams | None = None) -> Iterator[Burst]:
         """Ask, and stream the answer. If no token comes, the dialogue stays as it was, the question `unanswered`."""
         self._retries = 0
-        return self._answer([*self.messages, {"role": "user", "content": content}], sampling)
+        return self._answer([*self.messages, question(content)], sampling)
 
     def go_on(self, results: Items[Message], sampling: SamplingParams | None = None) -> Iterator[Burst]:
         """Stream an answer to what the calls of the last one gave: messages of role tool, which stay in any case."""
@@ -66,28 +70,26 @@ class Dialogue(ABC):
         """Start anew; the system prompt stays."""
         self.messages, self.unanswered, self.left_out = [], None, NOTHING
 
-    def tokens_with(self, content: Content, left_out: LeftOut | None = None) -> int:
-        """What the model would read if this were asked now, or with this left out instead."""
-        asked: Message = {"role": "user", "content": content}
-        return self._count(dialogue(self.system, [*self.messages, asked], left_out or self.left_out))
+    def tokens_with(self, more: Items[Message], left_out: LeftOut | None = None) -> int:
+        """What the model would read if this were said now, or with this left out instead."""
+        return self._count(dialogue(self.system, [*self.messages, *more], left_out or self.left_out))
 
-    def beyond(self, content: Content, room: int) -> int:
-        """How many of the oldest messages, by whole turns, have to be left out for a question to fit into `room` tokens
-        with the others; those that are left out already among them, all of them if the question alone takes more.
+    def beyond(self, more: Items[Message], room: int) -> int:
+        """How many of the oldest messages, by whole turns, have to be left out for more to fit into `room` tokens with
+        the others; those that are left out already among them. If nothing fits, all but the turn that goes on with it.
         """
-        asked: Message = {"role": "user", "content": content}
-        starts = [at for at, message in enumerate(self.messages) if message["role"] == "user"]
-        starts = [at for at in starts if at > self.left_out.messages]
+        said = [*self.messages, *more]
+        starts = [at for at, message in enumerate(said) if message["role"] == "user" and at > self.left_out.messages]
 
         def fits(start: int) -> bool:
-            return self._count(dialogue(self.system, [*self.messages[start:], asked])) <= room
+            return self._count(dialogue(self.system, said[start:])) <= room
 
         found = bisect_left(starts, True, key=fits)
-        return starts[found] if found < len(starts) else len(self.messages)
+        return [self.left_out.messages, *starts][min(found + 1, len(starts))]
 
     def like(self, other: Dialogue) -> None:
-        """Offer the tools of another dialogue, and ask for answers of the same schema."""
-        self.tools, self.schema = other.tools, other.schema
+        """Offer the tools of another dialogue, and ask for answers of the same shape."""
+        self.tools, self.whole = other.tools, other.whole
 
     @property
     def _dialogue(self) -> list[Message]:

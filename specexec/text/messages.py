@@ -84,6 +84,11 @@ def content_of(text: str, pictures: Items[str]) -> Content:
     return [*map(picture_part, pictures), {"type": "text", "text": text}]
 
 
+def question(content: Content) -> Message:
+    """A message of the user."""
+    return {"role": "user", "content": content}
+
+
 def in_front(text: str, content: object) -> Content:
     """A message's content with a text before it, and its images where they are."""
     if isinstance(content, list):

@@ -1,1 +1,1 @@
-"""GGUF files: what they say of a model, as the documents and the tensor names that transformers knows. No torch."""
+"""Files of other programs: GGUF, and Mistral's own layout, as documents and names that transformers knows. No torch."""

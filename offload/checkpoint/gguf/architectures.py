@@ -1,20 +1,27 @@
 """Architectures of GGUF files: which transformers model each is, its config, and its tensors' names there.
 
 Names and settings follow llama.cpp's own converter (conversion/*.py), read backwards. What it changed in the values is
-written behind a tensor's name, for quantized/gguf.py to undo: rows of queries and keys with the two halves of each head
-in turns (`pairs9`: 9 heads), norms that are one larger (`plus1`).
+written behind a tensor's name, for quantized/gguf.py to undo: norms that are one larger (`plus1`), decays that are no
+logarithms any more (`log`). What it changed in their order is said by orders.py.
 """
 
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from offload.checkpoint.documents import Json
+from offload.checkpoint.gguf import orders, settings
 from offload.checkpoint.gguf.facts import GgufFacts
+from offload.checkpoint.gguf.orders import Order
+from offload.checkpoint.gguf.positions import Settings
 
-Settings = dict[str, Json]
-
-OUTSIDE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+# Names without the ending .weight or .bias, which stays; whole ones, where the module's has no such ending.
+OUTSIDE = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+    "per_layer_token_embd": "model.embed_tokens_per_layer",
+    "per_layer_model_proj": "model.per_layer_model_projection",
+    "per_layer_proj_norm": "model.per_layer_projection_norm",
+}
 # Descriptions that config.json holds instead.
 DESCRIPTIONS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 ATTENTION = {
@@ -69,8 +76,91 @@ GLM_4 = {
     "ffn_down": "mlp.down_proj",
     "post_ffw_norm": "post_mlp_layernorm",
 }
-# Llama 3.1 and later; a GGUF holds the factors that follow from these, and their largest is the one that varies.
-LLAMA_3_LOW, LLAMA_3_HIGH, LLAMA_3_CONTEXT = 1.0, 4.0, 8192
+
+QWEN_3 = {**LLAMA, **HEAD_NORMS}
+QWEN_35_DELTA = {
+    "post_attention_norm": "post_attention_layernorm",
+    "attn_gate": "linear_attn.in_proj_z",
+    "attn_qkv": "linear_attn.in_proj_qkv",
+    "ssm_alpha": "linear_attn.in_proj_a",
+    "ssm_beta": "linear_attn.in_proj_b",
+    "ssm_conv1d": "linear_attn.conv1d",
+    "ssm_norm": "linear_attn.norm",
+    "ssm_out": "linear_attn.out_proj",
+    "ssm_a": "linear_attn.A_log",
+    "ssm_dt.bias": "linear_attn.dt_bias",
+}
+QWEN_35_ORDERS: dict[str, Order] = {
+    "attn_qkv.weight": orders.mixed_rows,
+    "ssm_conv1d.weight": orders.mixed_rows,
+    "attn_gate.weight": orders.value_rows,
+    "ssm_alpha.weight": orders.value_rows,
+    "ssm_beta.weight": orders.value_rows,
+    "ssm_a": orders.value_rows,
+    "ssm_dt.bias": orders.value_rows,
+    "ssm_out.weight": orders.value_columns,
+}
+QWEN_3_NEXT_DELTA = {
+    **QWEN_35_DELTA,
+    "attn_gate": "linear_attn.in_proj_qkvz",
+    "attn_qkv": "linear_attn.in_proj_qkvz",
+    "ssm_ba": "linear_attn.in_proj_ba",
+}
+GPT_OSS = {
+    **ATTENTION,
+    "attn_sinks.weight": "self_attn.sinks",
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_gate_inp": "mlp.router",
+    **{f"ffn_{part}_exps.weight": "mlp.experts.gate_up_proj" for part in ("gate", "up")},
+    **{f"ffn_{part}_exps.bias": "mlp.experts.gate_up_proj_bias" for part in ("gate", "up")},
+    "ffn_down_exps.weight": "mlp.experts.down_proj",
+    "ffn_down_exps.bias": "mlp.experts.down_proj_bias",
+}
+GPT_OSS_ORDERS: dict[str, Order] = {
+    **{f"ffn_gate_exps.{ending}": orders.even for ending in ("weight", "bias")},
+    **{f"ffn_up_exps.{ending}": orders.odd for ending in ("weight", "bias")},
+    "ffn_down_exps.weight": orders.turned,
+}
+DEEPSEEK_2 = {
+    **LLAMA,
+    **EXPERTS,
+    "attn_q_a": "self_attn.q_a_proj",
+    "attn_q_a_norm": "self_attn.q_a_layernorm",
+    "attn_q_b": "self_attn.q_b_proj",
+    "attn_kv_a_mqa": "self_attn.kv_a_proj_with_mqa",
+    "attn_kv_a_norm": "self_attn.kv_a_layernorm",
+    "attn_k_b": "self_attn.kv_b_proj",
+    "attn_v_b": "self_attn.kv_b_proj",
+    "attn_kv_b": "self_attn.kv_b_proj",
+    "exp_probs_b.bias": "mlp.gate.e_score_correction_bias",
+    "ffn_gate_shexp": "mlp.shared_experts.gate_proj",
+    "ffn_up_shexp": "mlp.shared_experts.up_proj",
+    "ffn_down_shexp": "mlp.shared_experts.down_proj",
+}
+DEEPSEEK_2_ORDERS: dict[str, Order] = {
+    "attn_k_b.weight": orders.keys_of_latents,
+    "attn_v_b.weight": orders.values_of_latents,
+}
+GEMMA_4 = {
+    **GEMMA_2,
+    **HEAD_NORMS,
+    "layer_output_scale.weight": "layer_scalar",
+    "inp_gate": "per_layer_input_gate",
+    "proj": "per_layer_projection",
+    "post_norm": "post_per_layer_input_norm",
+    "ffn_gate_inp": "router.proj",
+    "ffn_gate_inp.scale": "router.scale",
+    "pre_ffw_norm_2": "pre_feedforward_layernorm_2",
+    "post_ffw_norm_1": "post_feedforward_layernorm_1",
+    "post_ffw_norm_2": "post_feedforward_layernorm_2",
+    "ffn_gate_up_exps.weight": "experts.gate_up_proj",
+    "ffn_down_exps.weight": "experts.down_proj",
+    "ffn_down_exps.scale": "router.per_expert_scale",
+}
+PAIRS: dict[str, Order] = {
+    **{f"attn_q.{ending}": orders.query_pairs for ending in ("weight", "bias")},
+    **{f"attn_k.{ending}": orders.key_pairs for ending in ("weight", "bias")},
+}
 
 
 @dataclass(frozen=True)
@@ -81,9 +171,15 @@ class Architecture:
     model_class: str
     names: Mapping[str, str]
     settings: Callable[[GgufFacts], Settings]
-    pairs: bool = False
-    """Whether rows of queries and keys are stored with the two halves of each head in turns."""
+    orders: Mapping[str, Order] = field(default_factory=dict)
+    """Of what is written in another order, by whole names inside a block."""
     norms_plus_1: bool = False
+
+    def undo(self, name: str) -> str:
+        """What has to be undone in the values of a tensor, or nothing."""
+        if name.endswith("norm.weight") and self.norms_plus_1 and not name.endswith("ssm_norm.weight"):
+            return "plus1"
+        return "log" if name.endswith(".ssm_a") else ""
 
 
 def config_of(facts: GgufFacts) -> Settings:
@@ -106,193 +202,61 @@ def architecture_of(facts: GgufFacts) -> Architecture:
     name = facts.architecture
     if name == "llama" and facts.has("expert_count"):
         name = "llama (experts)"
+    if name == "deepseek2" and settings.by_sigmoid(facts):
+        name = "deepseek2 (sigmoid)"
     if name not in ARCHITECTURES:
         known = ", ".join(sorted(one for one in ARCHITECTURES if "(" not in one))
         raise facts.refuse(f"is of an architecture whose names are not known here; known are {known}")
     return ARCHITECTURES[name]
 
 
-def _basics(facts: GgufFacts, rope: Settings | None = None) -> Settings:
-    heads, width = facts.count("attention.head_count"), facts.count("embedding_length")
-    vocabulary, columns = facts.shape("token_embd.weight")
-    if columns != width:
-        raise facts.refuse(f"has embedding_length {width}, and its token_embd.weight has {columns} columns")
-    return {
-        "vocab_size": vocabulary,
-        "hidden_size": width,
-        "num_hidden_layers": facts.layers,
-        "intermediate_size": facts.count("feed_forward_length", _width_of_experts(facts)),
-        "num_attention_heads": heads,
-        "num_key_value_heads": facts.count("attention.head_count_kv", heads),
-        "head_dim": _head_dim(facts),
-        "max_position_embeddings": facts.count("context_length"),
-        "rms_norm_eps": facts.real("attention.layer_norm_rms_epsilon"),
-        "rope_parameters": rope or _rope(facts),
-        "tie_word_embeddings": "output.weight" not in facts.tensors,
-    }
-
-
-def _head_dim(facts: GgufFacts) -> int:
-    return facts.count("attention.key_length", _width_of_heads(facts))
-
-
-def _rope(facts: GgufFacts, rotated: int | None = None) -> Settings:
-    """How positions are encoded; all dimensions of a head are rotated unless the caller knows of a part."""
-    rotated = rotated or _head_dim(facts)
-    if facts.count("rope.dimension_count", rotated) != rotated:
-        raise facts.refuse(f"rotates {facts.count('rope.dimension_count')} of {rotated} dimensions of a head")
-    theta = facts.real("rope.freq_base", 10000.0)
-    kind = facts.name("rope.scaling.type", "none")
-    plain: Settings = {"rope_type": "default", "rope_theta": theta}
-    if facts.has("rope.scale_linear"):
-        return {**plain, "rope_type": "linear", "factor": facts.real("rope.scale_linear")}
-    if kind == "none":
-        factors = facts.factors("rope_freqs.weight")
-        return plain if factors is None else {**plain, **_llama_3(facts, factors, theta, rotated)}
-    factor = facts.real("rope.scaling.factor")
-    if kind == "linear":
-        return {**plain, "rope_type": "linear", "factor": factor}
-    if kind == "yarn":
-        context = facts.count("rope.scaling.original_context_length")
-        return {**plain, "rope_type": "yarn", "factor": factor, "original_max_position_embeddings": context}
-    raise facts.refuse(f"scales its positions by '{kind}', which is not known here")
-
-
-def _llama_3(facts: GgufFacts, factors: list[float], theta: float, rotated: int) -> Settings:
-    """The scaling of Llama 3.1 from the factors that follow from it; others are refused."""
-    factor = max(factors)
-    if factor == min(factors) == 1.0:
-        return {}
-    expected = []
-    for index in range(rotated // 2):
-        turns = LLAMA_3_CONTEXT * theta ** (-2 * index / rotated) / (2 * math.pi)
-        smooth = min(max((turns - LLAMA_3_LOW) / (LLAMA_3_HIGH - LLAMA_3_LOW), 0.0), 1.0)
-        expected.append(1 / ((1 - smooth) / factor + smooth))
-    if len(factors) != len(expected) or any(abs(a / b - 1) > 1e-3 for a, b in zip(factors, expected, strict=True)):
-        raise facts.refuse("scales its positions by factors (rope_freqs.weight) that are not those of Llama 3.1")
-    return {
-        "rope_type": "llama3",
-        "factor": factor,
-        "low_freq_factor": LLAMA_3_LOW,
-        "high_freq_factor": LLAMA_3_HIGH,
-        "original_max_position_embeddings": LLAMA_3_CONTEXT,
-    }
-
-
-def _llama(facts: GgufFacts) -> Settings:
-    biases = {"attention_bias": "attn_q.bias", "mlp_bias": "ffn_up.bias"}
-    return {**_basics(facts), **{name: f"blk.0.{bias}" in facts.tensors for name, bias in biases.items()}}
-
-
-def _mixtral(facts: GgufFacts) -> Settings:
-    experts = {
-        "num_local_experts": facts.count("expert_count"),
-        "num_experts_per_tok": facts.count("expert_used_count"),
-    }
-    return {**_basics(facts), **experts, "sliding_window": None}
-
-
-def _qwen_moe(facts: GgufFacts) -> Settings:
-    return {
-        **_basics(facts),
-        "num_experts": facts.count("expert_count"),
-        "num_experts_per_tok": facts.count("expert_used_count"),
-        "moe_intermediate_size": facts.count("expert_feed_forward_length"),
-        # llama.cpp knows no other step either: every layer has experts.
-        "decoder_sparse_step": 1,
-    }
-
-
-def _qwen_2_moe(facts: GgufFacts) -> Settings:
-    shared = facts.shape("blk.0.ffn_up_shexp.weight")[0]
-    return {**_qwen_moe(facts), "shared_expert_intermediate_size": shared, "norm_topk_prob": False}
-
-
-def _qwen_3_moe(facts: GgufFacts) -> Settings:
-    return {**_qwen_moe(facts), "norm_topk_prob": True}
-
-
-def _gemma(facts: GgufFacts) -> Settings:
-    return {**_basics(facts), "tie_word_embeddings": True}
-
-
-def _gemma_2(facts: GgufFacts) -> Settings:
-    return {
-        **_gemma(facts),
-        # llama.cpp's own rule: the file does not say, and of the published models the one of 46 layers differs.
-        "query_pre_attn_scalar": _width_of_heads(facts) if facts.layers == 46 else _head_dim(facts),
-        "sliding_window": facts.count("attention.sliding_window"),
-        "attn_logit_softcapping": facts.real("attn_logit_softcapping", 50.0),
-        "final_logit_softcapping": facts.real("final_logit_softcapping", 30.0),
-    }
-
-
-def _gemma_3(facts: GgufFacts) -> Settings:
-    local: Settings = {"rope_type": "default", "rope_theta": facts.real("rope.freq_base_swa", 10000.0)}
-    capped = facts.has("final_logit_softcapping")
-    return {
-        **_gemma(facts),
-        "query_pre_attn_scalar": _width_of_heads(facts) if facts.layers == 62 else _head_dim(facts),
-        "sliding_window": facts.count("attention.sliding_window"),
-        "final_logit_softcapping": facts.real("final_logit_softcapping") if capped else None,
-        "attn_logit_softcapping": None,
-        "rope_parameters": {"full_attention": _rope(facts), "sliding_attention": local},
-    }
-
-
-def _width_of_experts(facts: GgufFacts) -> int | None:
-    return facts.count("expert_feed_forward_length") if facts.has("expert_feed_forward_length") else None
-
-
-def _width_of_heads(facts: GgufFacts) -> int:
-    return facts.count("embedding_length") // facts.count("attention.head_count")
-
-
-def _phi_3(facts: GgufFacts) -> Settings:
-    dim = _width_of_heads(facts)
-    rotated = facts.count("rope.dimension_count", dim)
-    long, short = facts.factors("rope_factors_long.weight"), facts.factors("rope_factors_short.weight")
-    rope = _rope(facts, rotated)
-    if rotated != dim:
-        rope["partial_rotary_factor"] = rotated / dim
-    original = facts.count("rope.scaling.original_context_length", facts.count("context_length"))
-    if long and short:
-        rope |= {"rope_type": "longrope", "long_factor": [*long], "short_factor": [*short]}
-        rope |= {"original_max_position_embeddings": original}
-    window = facts.count("attention.sliding_window", 0, least=0)
-    settings = {**_basics(facts, rope), "original_max_position_embeddings": original, "sliding_window": window or None}
-    return {name: value for name, value in settings.items() if name != "head_dim"}
-
-
-def _glm_4(facts: GgufFacts) -> Settings:
-    dim = _head_dim(facts)
-    rotated = facts.count("rope.dimension_count", dim // 2)
-    rope = {**_rope(facts, rotated), "partial_rotary_factor": rotated / dim}
-    return {**_basics(facts, rope), "attention_bias": "blk.0.attn_q.bias" in facts.tensors}
-
-
-def _granite(facts: GgufFacts) -> Settings:
-    return {
-        **_llama(facts),
-        "attention_multiplier": facts.real("attention.scale", 1.0),
-        "embedding_multiplier": facts.real("embedding_scale", 1.0),
-        "residual_multiplier": facts.real("residual_scale", 1.0),
-        "logits_scaling": facts.real("logit_scale", 1.0),
-    }
-
-
-QWEN_3 = {**LLAMA, **HEAD_NORMS}
 ARCHITECTURES = {
-    "llama": Architecture("llama", "LlamaForCausalLM", LLAMA, _llama, pairs=True),
-    "llama (experts)": Architecture("mixtral", "MixtralForCausalLM", {**LLAMA, **MIXTRAL}, _mixtral, pairs=True),
-    "qwen2": Architecture("qwen2", "Qwen2ForCausalLM", LLAMA, _basics),
-    "qwen2moe": Architecture("qwen2_moe", "Qwen2MoeForCausalLM", {**LLAMA, **EXPERTS, **SHARED_EXPERT}, _qwen_2_moe),
-    "qwen3": Architecture("qwen3", "Qwen3ForCausalLM", QWEN_3, _basics),
-    "qwen3moe": Architecture("qwen3_moe", "Qwen3MoeForCausalLM", {**QWEN_3, **EXPERTS}, _qwen_3_moe),
-    "gemma": Architecture("gemma", "GemmaForCausalLM", LLAMA, _gemma, norms_plus_1=True),
-    "gemma2": Architecture("gemma2", "Gemma2ForCausalLM", GEMMA_2, _gemma_2, norms_plus_1=True),
-    "gemma3": Architecture("gemma3_text", "Gemma3ForCausalLM", {**GEMMA_2, **HEAD_NORMS}, _gemma_3, norms_plus_1=True),
-    "phi3": Architecture("phi3", "Phi3ForCausalLM", PHI_3, _phi_3),
-    "glm4": Architecture("glm4", "Glm4ForCausalLM", GLM_4, _glm_4),
-    "granite": Architecture("granite", "GraniteForCausalLM", LLAMA, _granite, pairs=True),
+    "llama": Architecture("llama", "LlamaForCausalLM", LLAMA, settings.llama, PAIRS),
+    "llama (experts)": Architecture("mixtral", "MixtralForCausalLM", {**LLAMA, **MIXTRAL}, settings.mixtral, PAIRS),
+    "qwen2": Architecture("qwen2", "Qwen2ForCausalLM", LLAMA, settings.basics),
+    "qwen2moe": Architecture(
+        "qwen2_moe", "Qwen2MoeForCausalLM", {**LLAMA, **EXPERTS, **SHARED_EXPERT}, settings.qwen_2_moe
+    ),
+    "qwen3": Architecture("qwen3", "Qwen3ForCausalLM", QWEN_3, settings.basics),
+    "qwen3moe": Architecture("qwen3_moe", "Qwen3MoeForCausalLM", {**QWEN_3, **EXPERTS}, settings.qwen_3_moe),
+    "qwen3next": Architecture(
+        "qwen3_next",
+        "Qwen3NextForCausalLM",
+        {**QWEN_3, **EXPERTS, **SHARED_EXPERT, **QWEN_3_NEXT_DELTA},
+        settings.qwen_3_next,
+        {"attn_qkv.weight": orders.grouped_rows, "attn_gate.weight": orders.grouped_gates},
+        norms_plus_1=True,
+    ),
+    "qwen35": Architecture(
+        "qwen3_5_text",
+        "Qwen3_5ForCausalLM",
+        {**QWEN_3, **QWEN_35_DELTA},
+        settings.qwen_35,
+        QWEN_35_ORDERS,
+        norms_plus_1=True,
+    ),
+    "qwen35moe": Architecture(
+        "qwen3_5_moe_text",
+        "Qwen3_5MoeForCausalLM",
+        {**QWEN_3, **EXPERTS, **SHARED_EXPERT, **QWEN_35_DELTA},
+        settings.qwen_35_moe,
+        QWEN_35_ORDERS,
+        norms_plus_1=True,
+    ),
+    "gemma": Architecture("gemma", "GemmaForCausalLM", LLAMA, settings.gemma, norms_plus_1=True),
+    "gemma2": Architecture("gemma2", "Gemma2ForCausalLM", GEMMA_2, settings.gemma_2, norms_plus_1=True),
+    "gemma3": Architecture(
+        "gemma3_text", "Gemma3ForCausalLM", {**GEMMA_2, **HEAD_NORMS}, settings.gemma_3, norms_plus_1=True
+    ),
+    "gemma4": Architecture("gemma4_text", "Gemma4ForCausalLM", GEMMA_4, settings.gemma_4),
+    "gpt-oss": Architecture("gpt_oss", "GptOssForCausalLM", GPT_OSS, settings.gpt_oss, GPT_OSS_ORDERS),
+    "deepseek2": Architecture(
+        "deepseek_v2", "DeepseekV2ForCausalLM", DEEPSEEK_2, settings.deepseek_2, DEEPSEEK_2_ORDERS
+    ),
+    "deepseek2 (sigmoid)": Architecture(
+        "deepseek_v3", "DeepseekV3ForCausalLM", DEEPSEEK_2, settings.deepseek_3, DEEPSEEK_2_ORDERS
+    ),
+    "phi3": Architecture("phi3", "Phi3ForCausalLM", PHI_3, settings.phi_3),
+    "glm4": Architecture("glm4", "Glm4ForCausalLM", GLM_4, settings.glm_4),
+    "granite": Architecture("granite", "GraniteForCausalLM", LLAMA, settings.granite, PAIRS),
 }

@@ -64,19 +64,61 @@ class GgufFacts:
             )
         return self.tensors[tensor].shape
 
+    def each(self, key: str, default: int | None = None) -> list[int]:
+        """A whole number for every layer, where the field may hold one for all of them."""
+        full = f"{self.architecture}.{key}"
+        found = self._header.metadata.get(full)
+        if not isinstance(found, list):
+            return [self.count(key, default, least=0)] * self.layers
+        numbers = [int(one) for one in found if isinstance(one, int) and 0 <= one < MOST_NUMBER]
+        if len(numbers) != len(found) or len(numbers) < self.layers:
+            raise self._missing(full, f"{self.layers} whole numbers", found)
+        return numbers[: self.layers]
+
+    def numbers(self, key: str) -> list[int]:
+        """A list of whole numbers."""
+        full = f"{self.architecture}.{key}"
+        found = self._header.metadata.get(full)
+        if not isinstance(found, list) or any(type(one) is not int or not 0 <= one < MOST_NUMBER for one in found):
+            raise self._missing(full, "whole numbers", found)
+        return [int(one) for one in found]
+
+    def flag(self, key: str) -> bool:
+        """A yes or no; no where the field is not there."""
+        return self._header.metadata.get(f"{self.architecture}.{key}") is True
+
+    def dimensions(self, shape: tuple[int, ...], count: int) -> tuple[int, ...]:
+        """The shape, where it has so many dimensions."""
+        if len(shape) != count:
+            raise CorruptShard(
+                f"{self.file_name} is damaged: a tensor of {list(shape)} should have {count} dimensions."
+            )
+        return shape
+
+    def divides(self, parts: int, whole: int, what: str) -> None:
+        """Refuse a header by which `whole` cannot be cut into so many equal parts."""
+        if whole <= 0 or whole % parts:
+            raise CorruptShard(
+                f"{self.file_name} is damaged: by its {self.architecture} fields {whole} {what} come in {parts} parts.",
+                hint="download the file again.",
+            )
+
     @cached_property
     def layers(self) -> int:
-        """How many layers there are: the field and the tensors must say the same."""
+        """How many layers there are, without those that guess further: the field and the tensors must say the same."""
         claimed = self.count("block_count")
+        ahead = self.count("nextn_predict_layers", 0, least=0)
         there = {name.split(".")[1] for name in self.tensors if name.startswith("blk.")}
-        if there != {str(index) for index in range(claimed)}:
+        # Files may say how many layers guess further and leave them out.
+        sound = ({str(index) for index in range(count)} for count in (claimed, claimed - ahead))
+        if ahead >= claimed or there not in sound:
             raise CorruptShard(
                 f"{self.file_name}: {self.architecture}.block_count is {claimed}, and there are tensors of "
                 f"{len(there)} blocks.",
                 "A file of the set is missing, or the header was edited.",
                 "download all files of the model again.",
             )
-        return claimed
+        return claimed - ahead
 
     def factors(self, tensor: str) -> list[float] | None:
         """The numbers of a small F32 tensor that is part of a description; None where it is not there."""

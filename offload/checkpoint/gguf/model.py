@@ -1,4 +1,5 @@
-"""A GGUF model: one file, or the files of a set, and the folder of documents that is made from their headers.
+"""A model in files of other programs, and the folder of documents that is made from them: a GGUF file or a set of
+them, or Mistral's own layout.
 
 transformers and everything here read documents from a folder: config.json, tokenizer.json, chat templates. A GGUF file
 has one header instead. So its documents are written once into the cache, some megabytes, beside a note of the file
@@ -19,17 +20,21 @@ from pathlib import Path
 from offload.checkpoint.contents import GGUF_NOTE, find_weights
 from offload.checkpoint.documents import CONFIG, Json, read_json
 from offload.checkpoint.entry import Entry
+from offload.checkpoint.gguf import consolidated
 from offload.checkpoint.gguf.architectures import config_of
+from offload.checkpoint.gguf.consolidated import FILE, PARAMS, TEKKEN
 from offload.checkpoint.gguf.facts import GgufFacts
 from offload.checkpoint.gguf.header import MAGIC, GgufHeader, GgufTensor, read_gguf
 from offload.checkpoint.gguf.names import tensors_of
+from offload.checkpoint.gguf.tekken import tekken_documents
 from offload.checkpoint.gguf.tokenizer import LISTS, tokenizer_documents
 from offload.errors import BadModelDir, CorruptShard, DiskFull
 from offload.machine.folders import folder_of
 
 # Documents of another version are written anew.
-VERSION = 1
+VERSION = 2
 SPLIT = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
+WEIGHTS = ".safetensors"  # of Mistral's own layout
 # A vision tower or an adapter beside the model is no part of it.
 BESIDE = ("mmproj",)
 # What may lie beside a file in its folder and is then taken instead of what the header says.
@@ -55,19 +60,27 @@ class GgufModel:
 def documents_folder(path: Path) -> Path:
     """The folder of documents of the GGUF model at `path`, written if need be; any other path is returned as it is.
 
-    `path`: a file, any file of a split set, a folder that holds one of both and nothing else, or a folder of documents.
+    `path`: a file, any file of a split set, a folder that holds one of both and nothing else, a folder in Mistral's own
+    layout, or a folder of documents.
     Raises BadModelDir, CorruptShard and UnsupportedModel for what cannot be read, DiskFull.
     """
     if files := source_files(path):
         return _documents(files, _noted(path, "own"))
-    if files := gguf_files(path):
-        beside = [path / name for name in OWN_DOCUMENTS] if path.is_dir() else []
+    if files := gguf_files(path) or consolidated_files(path):
+        beside = [path / name for name in (*OWN_DOCUMENTS, PARAMS, TEKKEN)] if path.is_dir() else []
         return _documents(files, [file for file in beside if file.is_file()])
     return path
 
 
+def consolidated_files(path: Path) -> tuple[Path, ...]:
+    """The weights of a folder in Mistral's own layout, in their order; none for any other folder."""
+    if not path.is_dir() or not (path / PARAMS).is_file() or (path / CONFIG).exists():
+        return ()
+    return tuple(sorted(file for file in path.iterdir() if FILE.fullmatch(file.name)))
+
+
 def source_files(folder: Path) -> tuple[Path, ...]:
-    """The GGUF files that a folder of documents was made from; none for any other folder."""
+    """The files that a folder of documents was made from; none for any other folder."""
     if not (folder / GGUF_NOTE).is_file():
         return ()
     files = tuple(_noted(folder, "files"))
@@ -153,7 +166,9 @@ def _documents(files: Sequence[Path], own: Sequence[Path]) -> Path:
     folder = folder_of("cache") / "gguf" / f"{files[0].name.removesuffix('.gguf')}-{key}"
     if (folder / GGUF_NOTE).is_file() and read_json(folder / GGUF_NOTE) == note:
         return folder
-    made = _written(open_gguf(real, LISTS), own, note)
+    written = _of_gguf if real[0].suffix != WEIGHTS else _of_consolidated
+    made = {**written(real, own), **{file.name: file.read_bytes() for file in own if file.name in OWN_DOCUMENTS}}
+    made[GGUF_NOTE] = _json(note)  # which makes the folder one of documents
     try:
         _replace(folder, made)
     except OSError as error:
@@ -172,8 +187,9 @@ def _stamp(file: Path) -> list[int]:
     return [status.st_size, status.st_mtime_ns, status.st_ino]
 
 
-def _written(model: GgufModel, own: Sequence[Path], note: dict[str, Json]) -> dict[str, bytes]:
-    """Every document by its name; the note that makes the folder one of documents comes last."""
+def _of_gguf(files: Sequence[Path], own: Sequence[Path]) -> dict[str, bytes]:
+    """Every document of a GGUF model by its name."""
+    model = open_gguf(files, LISTS)
     config = config_of(model.facts)
     if any(tensor.kind.plain is None for tensor in model.facts.tensors.values()):
         config["quantization_config"] = {"quant_method": "gguf"}
@@ -181,10 +197,26 @@ def _written(model: GgufModel, own: Sequence[Path], note: dict[str, Json]) -> di
     config["gguf_files"] = [[header.file.name, *_stamp(header.file)] for header in model.headers]
     taken = {file.name for file in own}
     documents = {} if "tokenizer.json" in taken else tokenizer_documents(model.headers[0])
-    made = {CONFIG: _json(config)} | {
+    return {CONFIG: _json(config)} | {
         name: _json(content) if isinstance(content, dict) else content.encode() for name, content in documents.items()
     }
-    return {**made, **{file.name: file.read_bytes() for file in own}, GGUF_NOTE: _json(note)}
+
+
+def _of_consolidated(files: Sequence[Path], own: Sequence[Path]) -> dict[str, bytes]:
+    """Every document of a model in Mistral's own layout by its name."""
+    beside = {file.name: file for file in own}
+    config = consolidated.config_of(read_json(beside[PARAMS]), str(beside[PARAMS]))
+    config["consolidated_files"] = [[file.name, *_stamp(file)] for file in files]
+    documents: dict[str, dict[str, Json]] = {}
+    if "tokenizer.json" not in beside:
+        if TEKKEN not in beside:
+            raise BadModelDir(
+                f"{beside[PARAMS].parent} holds neither {TEKKEN} nor tokenizer.json.",
+                "Without one of them text cannot be read.",
+                "the file of the same model, beside its weights.",
+            )
+        documents = tekken_documents(read_json(beside[TEKKEN]), str(beside[TEKKEN]))
+    return {CONFIG: _json(config)} | {name: _json(content) for name, content in documents.items()}
 
 
 def _json(content: dict[str, Json]) -> bytes:

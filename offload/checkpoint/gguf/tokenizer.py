@@ -18,7 +18,7 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 SPACE = "▁"
 # Tokens after which nothing comes, whatever the file names; those that llama.cpp looks for too, as far as they are
 # control tokens of families whose answers end with them.
-ENDS = ("<|eot_id|>", "<|im_end|>", "<end_of_turn>", "<|return|>", "<|call|>")
+ENDS = ("<|eot_id|>", "<|im_end|>", "<end_of_turn>", "<turn|>", "<|tool_response>", "<|return|>", "<|call|>")
 
 _WORD = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -81,6 +81,7 @@ CUTTINGS = {
     "deepseek-r1-qwen": _QWEN_2,
     "qwen35": _QWEN_35,
     "deepseek-v3": _DEEPSEEK_3,
+    "joyai-llm": _DEEPSEEK_3,
     "gpt-4o": Cutting((_cased(_SHORT, r"\p{N}{1,3}"),), whole_words=True),
     "llama4": Cutting((_cased(_SHORT, r"\p{N}{1,3}"),), whole_words=True),
     "tekken": Cutting((_cased("", r"\p{N}"),), whole_words=True),
@@ -121,11 +122,11 @@ def tokenizer_documents(header: GgufHeader) -> dict[str, dict[str, Json] | str]:
     """
     metadata = header.metadata
     kind = metadata.get("tokenizer.ggml.model")
-    vocabulary = _vocabulary(header, pieces=kind == "llama")
+    vocabulary = _vocabulary(header, pieces=kind in ("llama", "gemma4"))
     if kind == "gpt2":
         model, adds_bos = _byte_level(header, vocabulary), False
-    elif kind == "llama":
-        model, adds_bos = _sentence_pieces(header, vocabulary), True
+    elif kind in ("llama", "gemma4"):
+        model, adds_bos = _sentence_pieces(header, vocabulary, merges_given=kind == "gemma4"), True
     else:
         raise _refusal(header, f"holds a tokenizer of the kind {kind!r}, which is not known here")
     bos = metadata.get("tokenizer.ggml.add_bos_token", adds_bos) is True
@@ -180,11 +181,7 @@ def _byte_level(header: GgufHeader, vocabulary: _Vocabulary) -> dict[str, Json]:
     pre = header.metadata.get("tokenizer.ggml.pre", "default")
     if not isinstance(pre, str) or pre not in CUTTINGS:
         raise _refusal(header, f"cuts text by the rule {pre!r} (tokenizer.ggml.pre), which is not known here")
-    merges = header.metadata.get(MERGES)
-    if not isinstance(merges, list):
-        raise _damaged(header, MERGES, "is missing")
-    pairs: list[Json] = [[*str(merge).split(" ", 1)] for merge in merges]
-    cutting = CUTTINGS[pre]
+    pairs, cutting = _merges(header), CUTTINGS[pre]
     steps: list[Json] = [
         {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
         for pattern in cutting.patterns
@@ -199,13 +196,23 @@ def _byte_level(header: GgufHeader, vocabulary: _Vocabulary) -> dict[str, Json]:
     }
 
 
-def _sentence_pieces(header: GgufHeader, vocabulary: _Vocabulary) -> dict[str, Json]:
-    """SentencePiece's BPE: pieces with scores, from which the merges follow; unknown characters become bytes."""
+def _merges(header: GgufHeader) -> list[Json]:
+    merges = header.metadata.get(MERGES)
+    if not isinstance(merges, list):
+        raise _damaged(header, MERGES, "is missing")
+    return [[*str(merge).split(" ", 1)] for merge in merges]
+
+
+def _sentence_pieces(header: GgufHeader, vocabulary: _Vocabulary, *, merges_given: bool) -> dict[str, Json]:
+    """SentencePiece's BPE; unknown characters become bytes.
+
+    Pieces have scores, from which the merges follow, unless the file holds those too.
+    """
     metadata = header.metadata
     leads = metadata.get("tokenizer.ggml.add_space_prefix", True) is True
     in_order = metadata.get("general.architecture") in ("gemma", "gemma2", "gemma3")
     scores = metadata.get(SCORES)
-    if not in_order and (not isinstance(scores, list) or len(scores) != len(vocabulary.tokens)):
+    if not (in_order or merges_given) and (not isinstance(scores, list) or len(scores) != len(vocabulary.tokens)):
         raise _damaged(header, SCORES, f"has not the length {len(vocabulary.tokens)} of {TOKENS}")
     # Gemma's scores are not the order of its merges; that of its tokens is.
     ranks = [-float(score) for score in scores] if isinstance(scores, list) and not in_order else None
@@ -221,7 +228,9 @@ def _sentence_pieces(header: GgufHeader, vocabulary: _Vocabulary) -> dict[str, J
         "pre_tokenizer": None,
         "decoder": {"type": "Sequence", "decoders": decoders},
         "model": {
-            **_pair_merging(vocabulary, _merges_of(vocabulary, ranks), ignore_merges=False),
+            **_pair_merging(
+                vocabulary, _merges(header) if merges_given else _merges_of(vocabulary, ranks), ignore_merges=False
+            ),
             "unk_token": vocabulary.named.get("unk_token"), "fuse_unk": True, "byte_fallback": True,
         },
     }  # fmt: skip

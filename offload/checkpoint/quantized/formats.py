@@ -25,6 +25,7 @@ _FILES = (
     "gptq",
     "mlx",
     "torchao",
+    "hqq",
 )
 FORMATS: tuple[StoredFormat, ...] = tuple(resolve_name(f"{__package__}.{file}:FORMAT") for file in _FILES)
 BY_SCHEME: Mapping[Scheme, StoredFormat] = {scheme: one for one in FORMATS for scheme in one.speeds}

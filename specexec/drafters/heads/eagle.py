@@ -24,8 +24,8 @@ from torch.nn.functional import embedding
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from specexec.drafters.heads.eagle_fields import FEATURES, MASK, EagleFields, own_name
-from specexec.drafters.heads.features import HeadFeatures
-from specexec.drafters.heads.filled import TargetSizes, fill, ids_of
+from specexec.drafters.heads.features import HeadFeatures, TextStates
+from specexec.drafters.heads.filled import TargetSizes, beside_tables, fill, ids_of
 from specexec.drafters.heads.head import HeadDrafter
 from specexec.drafters.heads.lattice import LatticeDrafter
 from specexec.drafters.heads.masks import MaskFeatures, Masks
@@ -130,7 +130,8 @@ class Eagle:
         joined = self.head.joined if self.fields.generation == 3 else None
         if self.mask_F is not None and self.fields.mask is not None:
             named = Named(self.lm.vocabulary, vocabulary, never, self.lm.device, self.ids)
-            features = HeadFeatures(self.lm, target, self.fields.taps, joined, check, named.ids_S)
+            states = TextStates(target, self.fields.taps, self.ids or range(self.lm.vocabulary), joined, check)
+            features = HeadFeatures(self.lm, states)
             with torch.no_grad():
                 masks = MaskFeatures(features, self.head.joined(self.mask_F))
             return LatticeDrafter(
@@ -164,10 +165,7 @@ def loaded(settings: Mapping[str, object], tensors: Mapping[str, Tensor], target
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
         head = EagleHead(fields, model, frozenset(own), int(own[FEATURES].shape[1]))
     fill(head, own, sizes, refused)
-    trunk = model.get_submodule("model")
-    rotary = trunk.get_submodule("rotary_emb")
-    trunk.add_module("rotary_emb", type(rotary)(config=config).to(sizes.device))
-    trunk.add_module("embed_tokens", nn.Identity())  # `mix` looks up
+    trunk = beside_tables(model, sizes.device)
     out = head.lm_head if "lm_head" in head._modules else target.model.get_output_embeddings()
     after = head.norm if fields.generation == 3 else nn.Identity()
     trunk.add_module("norm", after if fields.norm_output else nn.Identity())  # what comes out goes to children

@@ -11,6 +11,8 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import embedding
+from transformers import PreTrainedModel
 
 from specexec.errors import BadDrafter
 from specexec.model.tree_lm import TreeLM
@@ -32,6 +34,10 @@ class TargetSizes:
         assert isinstance(embeddings_VH, Tensor)
         return cls(int(embeddings_VH.shape[1]), target.device, target.model.dtype, embeddings_VH)
 
+    def embedded(self, tokens: Tensor) -> Tensor:
+        """Rows [..., H] of the target's embeddings, where the target computes."""
+        return embedding(tokens.to(self.embeddings_VH.device), self.embeddings_VH).to(self.device)
+
 
 def fill(
     head: nn.Module, tensors: Mapping[str, Tensor], target: TargetSizes, refused: Callable[[str], BadDrafter]
@@ -44,6 +50,15 @@ def fill(
         raise refused(f"'{misfit}' has the shape {list(tensors[misfit].shape)}, expected {list(wanted[misfit])}")
     head.load_state_dict({key: one.to(target.device, target.dtype) for key, one in tensors.items()}, assign=True)
     head.requires_grad_(False).eval()
+
+
+def beside_tables(model: PreTrainedModel, device: torch.device) -> nn.Module:
+    """The trunk of a model made without memory, with rotary tables, and without embeddings: `mix` looks tokens up."""
+    trunk = model.get_submodule("model")
+    rotary = trunk.get_submodule("rotary_emb")
+    trunk.add_module("rotary_emb", type(rotary)(config=model.config).to(device))
+    trunk.add_module("embed_tokens", nn.Identity())
+    return trunk
 
 
 def ids_of(d2t_S: Tensor, t2d_V: Tensor | None, vocabulary: int, refused: Callable[[str], BadDrafter]) -> list[int]:

@@ -32,6 +32,7 @@ class Following(Protocol):
     def logits(self, logits_S: Tensor, hidden_BH: Tensor, row: int, paths: Items[Path], kept: Kept) -> Tensor:
         """[N, S]; `logits_S` are those of the place that the paths lead to, whose hidden state is row `row`.
 
+        S are the first of the tokens that it knows: a target may have rows for more than its tokenizer has entries.
         `kept` holds what was found out about shorter paths of the same block, and about these from now on.
         """
         ...
@@ -89,7 +90,7 @@ class Markov(nn.Module):
             if self._kind == "gated":
                 found_NR = found_NR * self.gate_proj(_beside(hidden_BH[row], found_NR)).sigmoid()
         added_NS: Tensor = self.markov_w2(found_NR)
-        return logits_S + added_NS.to(logits_S)
+        return logits_S + added_NS[:, : len(logits_S)].to(logits_S)
 
     def _behind(self, paths: Items[Path], hidden_BH: Tensor, row: int, first: int, kept: Kept) -> Tensor:
         """The state [N, R] after the rows up to `row`, the last of which read the paths' last tokens.

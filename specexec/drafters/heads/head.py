@@ -14,7 +14,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from specexec.drafters.cascade import Cascade
-from specexec.drafters.heads.features import HeadFeatures
+from specexec.drafters.heads.features import HeadFeatures, TextStates
 from specexec.drafters.heads.self_check import SelfCheck
 from specexec.drafters.protocol import Ask, Guesses, nothing
 from specexec.drafters.ranking import Ranking
@@ -28,7 +28,7 @@ from specexec.tree.tree import ROOT, Ints, TokenTree
 class HeadDrafter(SiblingDrafter):
     """Guesses by a model whose rows have features: the target's states at `taps`, side by side, or its own output.
 
-    `joined` and `check` are those of HeadFeatures: a head that is refused guesses no more.
+    `joined` and `check` are those of TextStates: a head that is refused guesses no more.
     `ids`: what the rows of its head stand for, where that is not 0, 1, 2, …
     """
 
@@ -51,7 +51,8 @@ class HeadDrafter(SiblingDrafter):
         # No row can be read along: what a row reads has to be there, and its parent's is not before the pass.
         alone = Cascade(longest=0)
         super().__init__(lm, vocabulary, ranking, name, cascade=alone, never=never, ids=ids, window=window)
-        self._features = HeadFeatures(lm, target, taps, joined, check, self._named.ids_S)
+        named = range(lm.vocabulary) if ids is None else ids
+        self._features = HeadFeatures(lm, TextStates(target, taps, named, joined, check))
 
     def at_hand(self, asks: list[Ask]) -> list[Ask]:
         """None: nothing is read along."""

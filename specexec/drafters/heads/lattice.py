@@ -24,7 +24,7 @@ from specexec.drafters.ranking import Named, Ranking
 from specexec.drafters.read_rows import GONE, AskedBatch, evidence
 from specexec.sampling.processors import History
 from specexec.sampling.scores import constrained
-from specexec.sizes import CANDIDATES
+from specexec.sizes import BEAMS, CANDIDATES
 from specexec.text.sequence import Sequence
 from specexec.tree.tree import ROOT, Floats, Ints, TokenTree
 
@@ -117,14 +117,14 @@ class LatticeDrafter(Calibrated):
         shape = len(ask.nodes), min(width, self._most(lattice))
         tokens_NK, log_probs_NK = np.zeros(shape, np.int64), np.full(shape, -np.inf)
         for place in sorted({*place_N.tolist()} & {*range(len(lattice.filled.logits_PS))}):
-            rows = np.flatnonzero(place_N == place)
-            own = replace(ask, nodes=[ask.nodes[row] for row in rows])
-            tokens_NC, scores_NC = self._candidates(lattice, own, place)
-            lattice.asked.append((min(place, FARTHEST), AskedBatch(np.array(own.nodes), tokens_NC, scores_NC)))
             calibration = self.calibration(ask.sequence.sampling, min(place, FARTHEST))
-            tau = self.ranking.tau or calibration.tau
-            sure_NC = log_softmax(scores_NC / tau) + np.log1p(-calibration.miss)
-            tokens_NK[rows], log_probs_NK[rows] = tokens_NC[:, : shape[1]], sure_NC[:, : shape[1]]
+            tau, all_rows = self.ranking.tau or calibration.tau, np.flatnonzero(place_N == place)
+            for rows in np.split(all_rows, range(BEAMS, len(all_rows), BEAMS)):  # logits are large
+                own = replace(ask, nodes=[ask.nodes[row] for row in rows])
+                tokens_NC, scores_NC = self._candidates(lattice, own, place)
+                lattice.asked.append((min(place, FARTHEST), AskedBatch(np.array(own.nodes), tokens_NC, scores_NC)))
+                sure_NC = log_softmax(scores_NC / tau) + np.log1p(-calibration.miss)
+                tokens_NK[rows], log_probs_NK[rows] = tokens_NC[:, : shape[1]], sure_NC[:, : shape[1]]
         return Guesses(tokens_NK, log_probs_NK)
 
     def _most(self, lattice: _Lattice) -> int:

@@ -21,10 +21,10 @@ from specexec.text.sequence import Sequence
 
 @dataclass(frozen=True)
 class MaskFeatures:
-    """What a head's rows read beside tokens: of the text, and of every mask [F]."""
+    """What a head's rows read beside tokens: of the text, and of every mask [F], if there are any."""
 
     text: HeadFeatures
-    mask_F: Tensor
+    mask_F: Tensor | None = None
 
 
 class Masks:
@@ -71,6 +71,6 @@ class Masks:
         return Filled(self._lm.head(guessing_PH), guessing_PH)
 
     def _with_masks(self, text_RF: Tensor | None) -> Tensor | None:
-        if text_RF is None or self._features is None:
-            return None
+        if text_RF is None or self._features is None or self._features.mask_F is None:
+            return text_RF
         return torch.cat([text_RF, self._features.mask_F.expand(len(self._masks), -1)])

@@ -1,8 +1,7 @@
 """Does a head read what it was trained on? Its guesses along the first text, compared with the target's own choices.
 
 Files number the target's layers by two conventions under one name (eagle_fields.py), and a head may lie beside another
-model than its own. Both cost guesses and nothing else, silently.
-R rows   F features of a row   S tokens that the head names
+model than its own. Both cost guesses and nothing else, silently.   R rows   S tokens that the head names
 """
 
 from __future__ import annotations
@@ -10,22 +9,23 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Items
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from specexec.errors import BadDrafter
-from specexec.model.cache import KVCache
 from specexec.model.taps import LAST, Tapped
-from specexec.model.tree_lm import Rows, TreeLM
+from specexec.model.tree_lm import TreeLM
 from specexec.sizes import HEAD_ROWS
 
 LEAST, MOST = 24, 256  # rows that are compared
 BETTER = 0.5  # nats a token by which another reading must be better
-Features = Callable[[Tapped, Items[int], int, int], Tensor]
+Along = Callable[[Items[int], int, int], Iterator[Tensor]]
+"""Logits [R, S], some rows at a time, by the states of these taps at the positions `first` … `end` - 1: what the head
+guesses behind the token that follows each of them."""
 
 log = logging.getLogger(__name__)
 
@@ -43,9 +43,9 @@ class SelfCheck:
         return frozenset((LAST, *(tap for taps in self.readings for tap in taps)))
 
     def found(
-        self, lm: TreeLM, target: TreeLM, tokens: Items[int], taken: Tapped, features: Features, ids_S: Tensor | None
+        self, target: TreeLM, tokens: Items[int], taken: Tapped, along: Along, named: Items[int]
     ) -> tuple[int, ...] | None:
-        """The best reading; None where a text has too few rows to tell.
+        """The best reading of a head that names these tokens; None where a text has too few rows to tell.
 
         Raises BadDrafter where even that knows less of the target's choices than how often words occur in the text.
         """
@@ -53,17 +53,12 @@ class SelfCheck:
         rows = taken.end - 1 - first
         if rows < LEAST:
             return None
-        named = range(lm.vocabulary) if ids_S is None else ids_S.tolist()
         row_of = {token: row for row, token in enumerate(named)}
         chosen = _choices(target, taken.between(LAST, first + 1, taken.end))
         at = [(place, row_of[token]) for place, token in enumerate(chosen) if token in row_of]
         if len(at) < LEAST // 2:
             return None
-        read = tokens[first + 1 : taken.end]
-        worth = {
-            taps: _mean_log_probability(lm, read, features(taken, taps, first, taken.end - 1), at)
-            for taps in self.readings
-        }
+        worth = {taps: _mean_log_probability(along(taps, first, taken.end - 1), at) for taps in self.readings}
         published, best = self.readings[0], max(self.readings, key=lambda taps: worth[taps])
         if worth[best] < worth[published] + BETTER:
             best = published
@@ -90,18 +85,17 @@ def _choices(target: TreeLM, hidden_RH: Tensor) -> list[int]:
     return [int(one) for part in hidden_RH.split(HEAD_ROWS) for one in target.head(part).argmax(-1)]
 
 
-def _mean_log_probability(lm: TreeLM, read: Items[int], features_RF: Tensor, at: Items[tuple[int, int]]) -> float:
+def _mean_log_probability(logits: Iterator[Tensor], at: Items[tuple[int, int]]) -> float:
     """Of the tokens that were chosen: row of the text, row of the head."""
-    part = replace(Rows.text(KVCache(), read), features_RF=features_RF)
-    (hidden_RH,) = lm.forward([part])
-    places_N, rows_N = torch.tensor(at, device=hidden_RH.device).unbind(-1)
-    found_N = [
-        lm.head(hidden_NH).log_softmax(-1).gather(-1, rows_N1)
-        for hidden_NH, rows_N1 in zip(
-            hidden_RH[places_N].split(HEAD_ROWS), rows_N[:, None].split(HEAD_ROWS), strict=True
-        )
-    ]
-    return float(torch.cat(found_N).mean())
+    rows_of: dict[int, int] = dict(at)
+    first, total = 0, 0.0
+    for logits_RS in logits:
+        here = [(place - first, rows_of[place]) for place in range(first, first + len(logits_RS)) if place in rows_of]
+        if here:
+            places_N, rows_N = torch.tensor(here, device=logits_RS.device).unbind(-1)
+            total += float(logits_RS[places_N].float().log_softmax(-1).gather(-1, rows_N[:, None]).sum())
+        first += len(logits_RS)
+    return total / len(at)
 
 
 def _frequency(tokens: Items[int], chosen: Items[int], named: int) -> float:

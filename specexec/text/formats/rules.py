@@ -101,15 +101,20 @@ class Rules:
 
 @dataclass(frozen=True)
 class Whole:
-    """What the text of an answer must be: JSON that `schema` describes, or what `regex` matches from end to end."""
+    """What the text of an answer must be: JSON that `schema` describes, what `regex` matches from end to end, or what
+    `grammar` (Lark) allows.
+    """
 
     schema: Mapping[str, object] | None = None
     regex: str | None = None
+    grammar: str | None = None
 
     def rule(self, rules: Rules) -> tuple[str, list[str]]:
         """A rule of this text, and what of the schema it leaves out."""
         if self.regex is not None:
             return rules.add("MATCH", rules.regex(self.regex)), []
+        if self.grammar is not None:
+            return rules.add("whole", f"%lark {{\n{self.grammar}\n}}"), []
         found = usable(self.schema or {}, False)
         return rules.add("json", rules.json(found.schema, False)), found.notes
 

@@ -14,24 +14,37 @@ import torch
 
 from offload.checkpoint.gguf.ggml_types import BY_NAME
 from offload.checkpoint.quantized.arithmetic.compiled import compiled, fill_groups
-from offload.checkpoint.quantized.arithmetic.pieces import fill_each, runs
+from offload.checkpoint.quantized.arithmetic.pieces import fill_each, piece_B, runs
 
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 Numbers = Callable[[torch.Tensor], torch.Tensor]
 
 
-def fill_rows(kind: str, codes: torch.Tensor, target: torch.Tensor, less: float = 0.0) -> None:
-    """Fill `target`, whose rows in the order of the file may be spread, from `codes` [rows, bytes or items of a row].
+def fill_rows(kind: str, codes: torch.Tensor, target: torch.Tensor, undo: str | None = None) -> None:
+    """Fill `target` from `codes` [rows, bytes or items of a row]; it may be spread, and have other dimensions.
 
-    `target` is [rows, items] or [heads, rows of a head / 2, 2, items]. `less` is taken off every value.
+    `undo`: what the converter did to the values; `plus1` added one, `log` made them -exp(value).
     """
-    rows_each = target[0, ..., 0].numel()
+    target = target if target.dim() > 1 else target[None]
+    codes = codes.reshape(-1, codes.shape[-1])
+    rows = target.shape[0]
+    if len(codes) % rows:  # a tensor of single numbers
+        codes = codes.reshape(rows, -1)
+    rows_each = len(codes) // rows
+    if target.dim() > 2 and rows_each * codes.shape[1] > piece_B(target):
+        for index in range(rows):
+            fill_rows(kind, codes[index * rows_each : (index + 1) * rows_each], target[index], undo)
+        return
 
     def fill(run: slice) -> None:
         values = _values(kind, codes[run.start * rows_each : run.stop * rows_each])
-        target[run].copy_((values - less if less else values).view(target[run].shape))
+        if undo == "plus1":
+            values = values - 1.0
+        elif undo == "log":
+            values = torch.log(-values)
+        target[run].copy_(values.view(target[run].shape))
 
-    fill_each(fill, runs(target.shape[0], rows_each * target.shape[-1] * 4, target), target)
+    fill_each(fill, runs(rows, target[0].numel() * 4, target), target)
 
 
 def _values(kind: str, codes: torch.Tensor) -> torch.Tensor:

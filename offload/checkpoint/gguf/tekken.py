@@ -1,0 +1,132 @@
+"""tekken.json, Mistral's own tokenizer file, as tokenizer.json and its settings. Knows no weight and no torch.
+
+It lists byte strings by rank; a token's id is its rank behind the special tokens. Merges follow from the ranks: a token
+is made of the two that merging by rank leaves last.
+"""
+
+import base64
+import binascii
+from collections.abc import Mapping
+from itertools import pairwise
+
+from offload.checkpoint.documents import Json
+from offload.errors import BadModelDir
+
+# Of files that do not name their special tokens (version 3 and before); the others are <SPECIAL_n>.
+FIRST = (
+    "<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_RESULTS]",
+    "[/TOOL_RESULTS]", "[TOOL_CALLS]", "[IMG]", "<pad>", "[IMG_BREAK]", "[IMG_END]", "[PREFIX]", "[MIDDLE]", "[SUFFIX]",
+)  # fmt: skip
+BOS, EOS = "<s>", "</s>"
+
+
+def tekken_documents(told: Mapping[str, Json], where: str) -> dict[str, dict[str, Json]]:
+    """tokenizer.json, tokenizer_config.json and generation_config.json. Raises BadModelDir."""
+    config, listed = told.get("config"), told.get("vocab")
+    if not isinstance(config, dict) or not isinstance(listed, list):
+        raise _nonsense(where, "config and vocab are not there")
+    special, whole = _count(config, "default_num_special_tokens", where), _count(config, "default_vocab_size", where)
+    pattern = config.get("pattern")
+    if not isinstance(pattern, str) or not special < whole <= special + len(listed):
+        raise _nonsense(where, f"default_vocab_size is {whole}, and there are {special} + {len(listed)} tokens")
+    names = _special(told.get("special_tokens"), special, where)
+    ranks = _ranks(listed[: whole - special], where)
+    letters = _letters()
+    spelled = {token: "".join(letters[byte] for byte in token) for token in ranks}
+    vocabulary: dict[str, Json] = {name: index for index, name in enumerate(names)}
+    vocabulary |= {spelled[token]: rank + special for token, rank in ranks.items()}
+    merges: list[Json] = []
+    for token in ranks:
+        if len(token) > 1 and (parts := _parts(token, ranks)):
+            merges.append([spelled[one] for one in parts])
+    added: list[Json] = [
+        {"id": index, "content": name, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
+         "special": True} for index, name in enumerate(names)
+    ]  # fmt: skip
+    cut: Json = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    level: dict[str, Json] = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    piece: Json = {"SpecialToken": {"id": BOS, "type_id": 0}}
+    text: list[Json] = [{"Sequence": {"id": one, "type_id": 0}} for one in ("A", "B")]
+    around: Json = {
+        "type": "TemplateProcessing", "single": [piece, text[0]], "pair": [piece, *text],
+        "special_tokens": {BOS: {"id": BOS, "ids": [names.index(BOS)], "tokens": [BOS]}},
+    }  # fmt: skip
+    return {
+        "tokenizer.json": {
+            "version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "normalizer": None,
+            "pre_tokenizer": {"type": "Sequence", "pretokenizers": [cut, level]}, "post_processor": around,
+            "decoder": {**level, "add_prefix_space": True, "use_regex": True},
+            "model": {
+                "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
+                "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": True,
+                "vocab": vocabulary, "merges": merges,
+            },
+        },
+        "tokenizer_config.json": {
+            "tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, "bos_token": BOS,
+            "eos_token": EOS, "unk_token": "<unk>",
+        },
+        "generation_config.json": {"bos_token_id": names.index(BOS), "eos_token_id": names.index(EOS)},
+    }  # fmt: skip
+
+
+def _count(config: Mapping[str, Json], name: str, where: str) -> int:
+    found = config.get(name)
+    if type(found) is not int or not 0 < found < 1 << 24:
+        raise _nonsense(where, f"{name} is {found!r}")
+    return found
+
+
+def _special(listed: Json, count: int, where: str) -> list[str]:
+    names = [*FIRST, *(f"<SPECIAL_{index}>" for index in range(len(FIRST), count))][:count]
+    for one in listed if isinstance(listed, list) else []:
+        rank, name = (one.get("rank"), one.get("token_str")) if isinstance(one, dict) else (None, None)
+        if type(rank) is not int or not isinstance(name, str) or not 0 <= rank < count:
+            raise _nonsense(where, f"special_tokens names {one!r}")
+        names[rank] = name
+    if len({*names}) != count or not {BOS, EOS} <= {*names}:
+        raise _nonsense(where, f"special_tokens are {count} names, some of them the same or without {BOS} and {EOS}")
+    return names
+
+
+def _ranks(listed: list[Json], where: str) -> dict[bytes, int]:
+    found: dict[bytes, int] = {}
+    for rank, one in enumerate(listed):
+        coded = one.get("token_bytes") if isinstance(one, dict) and one.get("rank") == rank else None
+        try:
+            token = base64.b64decode(coded, validate=True) if isinstance(coded, str) else b""
+        except binascii.Error as error:
+            raise _nonsense(where, f"token {rank} is not base64") from error
+        if not token or token in found:
+            raise _nonsense(where, f"token {rank} is {one!r}")
+        found[token] = rank
+    if any(bytes([byte]) not in found for byte in range(256)):
+        raise _nonsense(where, "it does not list every byte")
+    return found
+
+
+def _parts(token: bytes, ranks: Mapping[bytes, int]) -> list[bytes] | None:
+    """The two tokens that become this one: what merging by rank leaves of its bytes; None where it leaves more."""
+    parts = [bytes([byte]) for byte in token]
+    while len(parts) > 2:
+        pairs = [(ranks.get(one + other), at) for at, (one, other) in enumerate(pairwise(parts))]
+        known = [(rank, at) for rank, at in pairs if rank is not None and rank < ranks[token]]
+        if not known:
+            return None
+        _, at = min(known)
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+    return parts
+
+
+def _letters() -> list[str]:
+    """GPT-2's letter for each byte: those that can be seen are their own, the others follow from 256 on."""
+    seen = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    letters, others = {byte: chr(byte) for byte in seen}, 256
+    for byte in range(256):
+        if byte not in letters:
+            letters[byte], others = chr(others), others + 1
+    return [letters[byte] for byte in range(256)]
+
+
+def _nonsense(where: str, why: str) -> BadModelDir:
+    return BadModelDir(f"{where} cannot be read: {why}.", None, "the model's own tokenizer.json beside it.")

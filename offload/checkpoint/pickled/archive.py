@@ -1,0 +1,61 @@
+"""The records of a file that torch.save wrote, a zip archive without compression: where each one's bytes lie."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from offload.errors import CorruptShard, UnsupportedModel
+
+LOCAL_B, NAMES_AT = 30, 26  # a record's own header, and where in it the lengths of what follows it are
+MOST_DESCRIPTION_B = 64 << 20  # of tensors; that of a head is some kB
+DESCRIPTION, ORDER = "data.pkl", "byteorder"
+
+
+@dataclass(frozen=True)
+class Span:
+    """Bytes of the file."""
+
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class TorchArchive:
+    """What describes the tensors, and by name the records that hold their numbers."""
+
+    description: bytes
+    records: Mapping[str, Span]
+
+
+def open_archive(file: Path) -> TorchArchive:
+    """Raises UnsupportedModel for what torch saved before 1.6 or for other byte orders, CorruptShard for damage."""
+    try:
+        with zipfile.ZipFile(file) as held, file.open("rb") as raw:
+            inside = {name.partition("/")[2]: name for name in held.namelist()}
+            if DESCRIPTION not in inside:
+                raise CorruptShard(f"{file.name} is no file of torch.save: it holds no {DESCRIPTION}.")
+            if any(one.compress_type != zipfile.ZIP_STORED for one in held.infolist()):
+                raise CorruptShard(f"{file.name} is no file of torch.save: its records are compressed.")
+            if held.getinfo(inside[DESCRIPTION]).file_size > MOST_DESCRIPTION_B:
+                raise CorruptShard(f"{file.name} describes its tensors in more than {MOST_DESCRIPTION_B} bytes.")
+            if ORDER in inside and held.read(inside[ORDER]) != b"little":
+                raise UnsupportedModel(f"{file.name} was saved on a machine that writes numbers the other way round.")
+            records = {name: _record(raw, held.getinfo(whole)) for name, whole in inside.items()}
+            return TorchArchive(held.read(inside[DESCRIPTION]), records)
+    except zipfile.BadZipFile as error:
+        raise UnsupportedModel(
+            f"{file.name} cannot be read: {str(error).lower().rstrip('.')}.",
+            "torch.save has written zip archives since torch 1.6; this is an older file, or not all of it.",
+            "download it again, or save it anew as safetensors (docs/heads.md says how).",
+        ) from error
+
+
+def _record(raw: BinaryIO, found: zipfile.ZipInfo) -> Span:
+    raw.seek(found.header_offset + NAMES_AT)
+    lengths = raw.read(LOCAL_B - NAMES_AT)
+    after_B = sum(int.from_bytes(lengths[at : at + 2], "little") for at in (0, 2))
+    return Span(found.header_offset + LOCAL_B + after_B, found.file_size)

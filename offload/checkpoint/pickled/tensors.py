@@ -1,0 +1,131 @@
+"""The tensors that a file of torch.save describes, as byte ranges: a pickle that asks for more than tensors is refused.
+
+Of what a pickle may name, a few words of torch's are known here, and none of them does anything but describe.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import pickle
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, TypeGuard, cast
+
+from offload.checkpoint.entry import Entry
+from offload.checkpoint.pickled.archive import Span, TorchArchive, open_archive
+from offload.errors import CorruptShard, UnsupportedModel
+
+STORAGES = {  # of numbers of this type, and their bytes
+    "FloatStorage": ("F32", 4), "HalfStorage": ("F16", 2), "BFloat16Storage": ("BF16", 2), "DoubleStorage": ("F64", 8),
+    "LongStorage": ("I64", 8), "IntStorage": ("I32", 4), "BoolStorage": ("BOOL", 1),
+}  # fmt: skip
+
+
+class _Numbers(NamedTuple):
+    """A record, as numbers of a type."""
+
+    dtype: str
+    item_B: int
+    record: str
+    items: int
+
+
+class _View(NamedTuple):
+    """A tensor over them."""
+
+    numbers: _Numbers
+    first: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+def read_pickled(file: Path) -> dict[str, Entry]:
+    """The tensors of a state dict by their names.
+
+    Raises UnsupportedModel for a pickle that asks for more, or holds something else; CorruptShard for damage.
+    """
+    archive = open_archive(file)
+    try:
+        found = _Description(archive).load()
+    except _MoreThanTensors as error:
+        raise UnsupportedModel(
+            f"{file.name} is a pickle that asks for {error}, which is more than tensors.",
+            "What a pickle asks for is run when it is loaded.",
+            hint="a file that holds weights alone: safetensors, or torch.save of a state dict.",
+        ) from error
+    except Exception as error:  # a damaged pickle can raise anything
+        raise CorruptShard(f"{file.name} is damaged: {error}.", hint="download it again.") from error
+    if not isinstance(found, dict) or not all(isinstance(one, _View) for one in found.values()):
+        raise UnsupportedModel(f"{file.name} holds something else than tensors by name.")
+    return {str(name): _entry(file, str(name), view, archive) for name, view in found.items()}
+
+
+class _MoreThanTensors(Exception):
+    pass
+
+
+class _Description(pickle._Unpickler):  # the one in Python: a file cannot make it take memory that it does not fill
+    def __init__(self, archive: TorchArchive) -> None:
+        super().__init__(io.BytesIO(archive.description))
+
+    def find_class(self, module: str, name: str) -> object:
+        known: dict[tuple[str, str], object] = {
+            ("collections", "OrderedDict"): OrderedDict,
+            ("torch._utils", "_rebuild_tensor_v2"): _view,
+            ("torch._utils", "_rebuild_parameter"): _parameter,
+        }
+        if module == "torch" and name in STORAGES:
+            return STORAGES[name]
+        if (module, name) not in known:
+            raise _MoreThanTensors(f"{module}.{name}")
+        return known[module, name]
+
+    def persistent_load(self, pid: object) -> _Numbers:
+        match pid:
+            case ("storage", (str(dtype), int(item_B)), str(key), _, int(count)):
+                return _Numbers(dtype, item_B, f"data/{key}", count)
+        raise _MoreThanTensors(f"{pid!r}")
+
+
+def _view(numbers: object, first: object, shape: object, strides: object, *_: object) -> _View:
+    if not isinstance(numbers, _Numbers) or not _naturals((first,)) or not _naturals(shape) or not _naturals(strides):
+        raise ValueError("a tensor lies nowhere")
+    return _View(numbers, cast("int", first), shape, strides)
+
+
+def _naturals(found: object) -> TypeGuard[tuple[int, ...]]:
+    return isinstance(found, tuple) and all(type(one) is int and one >= 0 for one in found)
+
+
+def _parameter(view: _View, *_: object) -> _View:
+    return view
+
+
+def _entry(file: Path, name: str, view: _View, archive: TorchArchive) -> Entry:
+    """Checked against the file."""
+    numbers, record = view.numbers, archive.records.get(view.numbers.record, Span(0, 0))
+    count = math.prod(view.shape)
+    if view.first + count > numbers.items or numbers.items * numbers.item_B != record.nbytes:
+        raise CorruptShard(
+            f"{file.name} is damaged: '{name}' of the shape {list(view.shape)} is not in its {record.nbytes} bytes.",
+            hint="download it again.",
+        )
+    if not _row_major(view.shape, view.strides):
+        raise UnsupportedModel(
+            f"{file.name} holds '{name}' in another order than row by row.", hint="save it anew after .contiguous()."
+        )
+    offset = record.offset + view.first * numbers.item_B
+    return Entry(name, file, offset, count * numbers.item_B, numbers.dtype, view.shape)
+
+
+def _row_major(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    if len(shape) != len(strides):
+        return False
+    expected = 1
+    for size, stride in zip(reversed(shape), reversed(strides), strict=True):
+        if size > 1 and stride != expected:
+            return False
+        expected *= size
+    return True

@@ -1,0 +1,112 @@
+"""Files of torch.save: their tensors are found where they lie, and whatever else a pickle asks for is refused."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from offload.checkpoint.pickled.tensors import read_pickled
+from offload.checkpoint.tensors import DTYPES, load_entry
+from offload.errors import CorruptShard, OffloadError, UnsupportedModel
+
+
+def test_tensors_are_what_torch_loads(tmp_path: Path) -> None:
+    """All types, scalars, parts of others, two names of one tensor, parameters; saved as a state dict is."""
+    whole = torch.randn(6, 4)
+    state = nn.Linear(3, 5).state_dict()
+    state |= {
+        "whole": whole,
+        "part": whole[2:4],
+        "again": whole,
+        "scalar": torch.tensor(3.5),
+    }
+    state |= {str(one): torch.arange(5).to(one) for one in (torch.float16, torch.bfloat16, torch.float64, torch.int32)}
+    state |= {"ids": torch.arange(4), "mask": torch.tensor([True, False]), "own": nn.Parameter(whole[:1].clone())}
+    torch.save(state, tmp_path / "head.pt")
+    loaded = torch.load(tmp_path / "head.pt", weights_only=True)
+    found = read_pickled(tmp_path / "head.pt")
+    assert found.keys() == loaded.keys()
+    for name, entry in found.items():
+        assert torch.equal(load_entry(entry, DTYPES[entry.dtype]), loaded[name]), name
+        assert entry.shape == tuple(loaded[name].shape)
+
+
+class Command:
+    """What a pickle would run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_pickle_that_asks_for_more_than_tensors_is_refused_and_nothing_runs(tmp_path: Path) -> None:
+    torch.save({"weight": torch.zeros(2), "more": Command(tmp_path / "ran")}, tmp_path / "head.pt")
+    with pytest.raises(UnsupportedModel, match=r"asks for posix\.mkdir, which is more than tensors") as caught:
+        read_pickled(tmp_path / "head.pt")
+    assert caught.value.hint
+    assert not (tmp_path / "ran").exists()
+    torch.save(nn.Linear(2, 2), tmp_path / "module.pt")
+    with pytest.raises(UnsupportedModel, match=r"asks for torch\.nn\.modules\.linear\.Linear"):
+        read_pickled(tmp_path / "module.pt")
+
+
+def test_what_is_no_state_dict_is_refused_by_name(tmp_path: Path) -> None:
+    file = tmp_path / "head.pt"
+    for held, why in (
+        ([torch.zeros(2)], "holds something else than tensors by name"),
+        ({"inner": {"weight": torch.zeros(2)}}, "holds something else than tensors by name"),
+        ({"turned": torch.zeros(3, 2).T}, "'turned' in another order than row by row"),
+    ):
+        torch.save(held, file)
+        with pytest.raises(UnsupportedModel, match=why):
+            read_pickled(file)
+    torch.save({"weight": torch.zeros(2)}, file, _use_new_zipfile_serialization=False)
+    with pytest.raises(UnsupportedModel, match=r"since torch 1\.6"):
+        read_pickled(file)
+
+
+def test_a_damaged_file_is_refused_whatever_is_damaged(tmp_path: Path) -> None:
+    """Cut anywhere, or a byte of its description changed: never an error without words, never a wrong place."""
+    file, odd = tmp_path / "head.pt", tmp_path / "odd.pt"
+    torch.save({"weight": torch.arange(12.0).view(3, 4), "bias": torch.ones(3)}, file)
+    whole = file.read_bytes()
+    for cut in (0, 1, len(whole) // 2, len(whole) - 1):
+        odd.write_bytes(whole[:cut])
+        with pytest.raises(OffloadError):
+            read_pickled(odd)
+    with zipfile.ZipFile(file) as held:
+        records = {name: held.read(name) for name in held.namelist()}
+    (description,) = (name for name in records if name.endswith("data.pkl"))
+    for at in range(0, len(records[description]), 3):
+        changed = bytearray(records[description])
+        changed[at] ^= 0x15
+        with zipfile.ZipFile(odd, "w") as made:
+            for name, held_bytes in records.items():
+                made.writestr(name, bytes(changed) if name == description else held_bytes)
+        try:
+            found = read_pickled(odd)
+        except OffloadError:
+            continue
+        for entry in found.values():
+            assert 0 <= entry.offset <= entry.offset + entry.nbytes <= odd.stat().st_size
+
+
+def test_records_that_do_not_hold_what_is_described_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "head.pt"
+    with zipfile.ZipFile(file, "w") as made:
+        made.writestr("head/data.pkl", pickle.dumps({}))
+        made.writestr("head/byteorder", b"big")
+    with pytest.raises(UnsupportedModel, match="the other way round"):
+        read_pickled(file)
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as made:
+        made.writestr("head/data.pkl", pickle.dumps({}))
+    with pytest.raises(CorruptShard, match="compressed"):
+        read_pickled(file)
