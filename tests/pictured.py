@@ -498,7 +498,6 @@ KNOWN = {
         smaller=_eights,
     ),
     "minicpmv4_6": _SLICED,
-    "minicpm_ocr": replace(_SLICED, prepares="MiniCPMOcrImageProcessor"),
     "ovis2": Seeing(
         "Ovis2ImageProcessorPil",
         lambda _: {"size": _square(28), "crop_to_patches": True, "max_patches": 4},

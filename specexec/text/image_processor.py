@@ -65,8 +65,8 @@ class _Pixtral(ProcessorMixin):
 _PREPARED = "Images for it are prepared by torchvision, which"
 # SmolVLM's own writes the same for images, and is not made without a package that spells out the times of films.
 INSTEAD = {"SmolVLMProcessor": Idefics3Processor, "PixtralProcessor": _Pixtral}
-# These read settings of their part for films, which that for images has as well.
-_LIKE_FILMS = ("MiniCPMV4_6Processor", "MiniCPMOcrProcessor")
+# It reads settings of its part for films, which that for images has as well.
+_LIKE_FILMS = ("MiniCPMV4_6Processor",)
 _AROUND = ("HunYuanVLProcessor",)  # takes an image between tokens that the chat template writes
 
 

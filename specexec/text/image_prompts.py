@@ -102,7 +102,7 @@ _OF_THEIR_OWN: dict[str, Family] = {
     "llama4": Family(options=_llama4_options),
     **dict.fromkeys(("minimax_m3_vl", "exaone4_5", "hyperclovax_vision_v2", "lfm3_vl"), Family(options=_qwen_options)),
     **dict.fromkeys(("mistral3", "lighton_ocr"), Family(options=_pixtral_options)),
-    **dict.fromkeys(("minicpm_ocr", "minicpmv4_6"), Family(numbered="<image_id>{}</image_id>")),
+    "minicpmv4_6": Family(numbered="<image_id>{}</image_id>"),
 }
 # Models whose text streams and whose images are not read, and why.
 _TIMM = "its tower needs the timm library"
@@ -113,6 +113,7 @@ UNREAD = {
     "fuyu": "its processor writes prompts as a whole",
     "gemma3n": _TIMM,
     "idefics2": "what its prompts hold for an image depends on its neighbours",
+    "minicpm_ocr": "torchvision alone prepares its images, and it has not been tried",
     "minicpmv4_7": "rows of its slices have positions of their own kind",
     "perception_lm": _TIMM,
     "phi4_multimodal": "its language model has weights that are for images alone",
