@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import NamedTuple
 
 import torch
 from demo_dialogues import Turn
@@ -48,8 +49,7 @@ DRAFTERS = {
 }
 
 
-@dataclass(frozen=True)
-class Batch:
+class Batch(NamedTuple):
     """Rows of tokens and which of them are to be predicted."""
 
     ids_BT: Tensor

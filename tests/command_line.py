@@ -11,7 +11,20 @@ import pytest
 from cli.app import main
 from cli.engine.open import open_engine
 from cli.shared.options import EngineOptions
+from cli.shared.template_options import set_template
+from specexec.engine.engine import Engine
 from tests.fake_engine import FakeEngine
+
+
+def stays_open(patch: pytest.MonkeyPatch, engine: Engine) -> None:
+    """From now on commands get this engine, as their options of the template want it, and leave it open."""
+
+    def opened(options: EngineOptions, **_: object) -> Engine:
+        set_template(engine.encoding, options.template_vars, options.allow_control_tokens)
+        return engine
+
+    patch.setattr(engine, "close", lambda: None)
+    patch.setattr("cli.engine.open.open_engine", opened)
 
 
 @dataclass(frozen=True)

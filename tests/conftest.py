@@ -1,10 +1,12 @@
 """Tests compare floats between runs: one thread makes every run take the same order, and keeps busy machines fair."""
 
+import gc
 import logging
 import os
 import signal
 from collections.abc import Callable, Iterator
 from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,10 +39,24 @@ settings.load_profile("repeatable")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_finish() -> None:
+    """Libraries and tests stay to the end: let no later collection of garbage look through their objects again."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session")
+def homes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder of its own for each test; pytest would look through those of all others to number it."""
+    folder = tmp_path_factory.mktemp("homes")
+    return (folder / str(number) for number in count())
+
+
 @pytest.fixture(autouse=True)
-def own_home(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+def own_home(monkeypatch: pytest.MonkeyPatch, homes: Iterator[Path]) -> None:
     """No test reads or writes the conversations and settings of the user who runs it."""
-    home = tmp_path_factory.mktemp("home")
+    home = next(homes)
+    home.mkdir()
     for kind in ("DATA", "CONFIG", "STATE", "CACHE"):
         monkeypatch.setenv(f"XDG_{kind}_HOME", str(home / kind.lower()))
     for name in ("SPECEXEC_HOME", "NO_COLOR", "FORCE_COLOR"):
@@ -139,3 +155,12 @@ def pack_of(tmp_path_factory: pytest.TempPathFactory) -> "Callable[[str, Quant],
         return folder / quant
 
     return of
+
+
+@pytest.fixture(scope="session")
+def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two models: `m` of 250 MB in many layers, and a `small` one."""
+    folder = tmp_path_factory.mktemp("deep")
+    tiny("llama", folder / "m", hidden_size=512, intermediate_size=1536, num_hidden_layers=24, head_dim=128)
+    tiny("llama", folder / "small")
+    return folder

@@ -280,6 +280,7 @@ class FakeConversation:
     thinks = ("", "")
     cue = ""
     rendered = ""
+    can_proceed = False
 
     def __init__(self, engine: FakeEngine, system: str | None) -> None:
         self.system = system
@@ -317,10 +318,6 @@ class FakeConversation:
         text = self.unanswered or str(self.messages[-2]["content"])
         self.undo()
         return self.send(text, sampling)
-
-    @property
-    def can_proceed(self) -> bool:
-        return False
 
     def proceed(self, sampling: SamplingParams) -> Iterator[Burst]:
         return iter(())

@@ -22,6 +22,7 @@ Views = Sequence[memoryview]
 Preadv = Callable[[int, Views, int], int]
 
 FAULTS = ("EIO", "end of file", "exception")
+EACH_FAULT = pytest.mark.parametrize("fault", FAULTS)
 
 
 def reader_of(model: PreTrainedModel) -> LayerStream:

@@ -79,15 +79,8 @@ def test_attention_of_a_row_has_the_same_bits_whatever_it_does_not_see(
         return attend_block(query[:, :rows], key, value, range(first, keys + beyond), hidden, style)
 
     all_HQD = found(80, 0, 0)
-    for rows, first, beyond in (
-        (1, 0, 0),
-        (1, 37, 64),
-        (2, 0, 1),
-        (5, 20, 3),
-        (16, 37, 64),
-        (64, 0, 200),
-        (80, 30, 90),
-    ):
+    cuts = ((1, 0, 0), (1, 37, 64), (2, 0, 1), (5, 20, 3), (16, 37, 64), (64, 0, 200), (80, 30, 90))
+    for rows, first, beyond in cuts:
         assert torch.equal(found(rows, first, beyond), all_HQD[:, :rows]), (rows, first, beyond)
 
 

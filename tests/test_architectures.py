@@ -202,7 +202,7 @@ def windowed(tmp_path_factory: pytest.TempPathFactory) -> tuple[TreeLM, PreTrain
     return TreeLM(offload.load(folder, "none")), reference(folder, "eager")
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(st.lists(st.integers(0, 99), min_size=1, max_size=12))
 def test_a_tree_of_any_shape_gives_each_node_its_path(
     windowed: tuple[TreeLM, PreTrainedModel], picks: list[int]

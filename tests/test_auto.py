@@ -32,7 +32,7 @@ from specexec.text.sequence import Sequence
 from specexec.tree.tree import Ints, TokenTree
 from tests.fake_engine import FakeEngine
 from tests.tiny import tiny
-from tests.writing import drafters, prompt, sequence_of, write
+from tests.writing import TargetAndDrafters, drafters, plain_texts, prompt, sequence_of, write
 
 SIBLING, COPY, ALONE = (DrafterChoice((*first, "ngram"), auto=True) for first in (("sibling",), ("substitute",), ()))
 
@@ -253,11 +253,12 @@ def test_a_plain_sweep_is_made_only_where_bounds_leave_a_doubt(
 
 @pytest.mark.parametrize("budget", [32, "auto"])
 @pytest.mark.parametrize("planner", NAMES)
-def test_few_sweeps_are_plain_and_change_no_text(budget: int | Literal["auto"], planner: str, tmp_path: Path) -> None:
-    target, some = TreeLM(tiny("llama", tmp_path / "target")), drafters("llama", tmp_path)
+def test_few_sweeps_are_plain_and_change_no_text(
+    budget: int | Literal["auto"], planner: str, llama: TargetAndDrafters
+) -> None:
+    target, some = llama.target, llama.drafters
     sampling = SamplingParams(temperature=0.9, seed=4, max_tokens=60)
     texts = [prompt(12), prompt(7, seed=3)]
-    plain = write(target, some["none"], texts, sampling)
     decoder = Decoder(target, some["useless"], planner_of(planner), budget, overlap=False)
     decoder.accounting.sample_plain()
     sequences = [sequence_of(tokens, sampling) for tokens in texts]
@@ -268,7 +269,7 @@ def test_few_sweeps_are_plain_and_change_no_text(budget: int | Literal["auto"], 
         pace = decoder.accounting.pace
         pace.at_least, pace.at_most = 0.0, math.inf  # seconds of a busy machine decide nothing here
         carried.append([step.burst.nodes for step in decoder.step()])
-    assert [sequence.answer for sequence in sequences] == [sequence.answer for sequence in plain]
+    assert [sequence.answer for sequence in sequences] == plain_texts(target, texts, sampling)
     bare = [sum(nodes) == 0 for nodes in carried]
     assert bare[:3] == [False, False, True], "the first sweep that reads no prompt guesses, the next does not"
     if budget == 32:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from openai.types.chat import ChatCompletion
 
+import specexec
 from cli.app import main
+from specexec.engine.engine import Engine
+from tests.command_line import stays_open
 from tests.writer import writer
 
 THOUGHT = "I must look."
@@ -37,6 +41,18 @@ def model() -> str:
     return str(writer("qwen3", QWEN3, "<|im_start|>assistant\n"))
 
 
+@pytest.fixture(scope="module")
+def loaded(model: str) -> Iterator[Engine]:
+    with specexec.load(model, drafter="none", dtype="f32") as engine:
+        yield engine
+
+
+@pytest.fixture
+def engine(loaded: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One engine for the commands of several tests."""
+    stays_open(monkeypatch, loaded)
+
+
 def run(model: str, folder: Path, *more: str) -> dict[str, dict[str, Any]]:
     source, output = folder / "in.jsonl", folder / "out.jsonl"
     source.write_text("".join(json.dumps(line) + "\n" for line in LINES))
@@ -46,6 +62,7 @@ def run(model: str, folder: Path, *more: str) -> dict[str, dict[str, Any]]:
     return {str(line.get("custom_id", line.get("id"))): line for line in found}
 
 
+@pytest.mark.usefixtures("engine")
 def test_thoughts_and_calls_are_fields_of_a_record(model: str, tmp_path: Path) -> None:
     found = run(model, tmp_path)
     for name in ("ours", "text", "theirs"):
@@ -69,6 +86,7 @@ def test_thoughts_and_calls_are_fields_of_a_record(model: str, tmp_path: Path) -
     assert "tool_choice" in found["bad"]["error"]["message"]
 
 
+@pytest.mark.usefixtures("engine")
 def test_thoughts_and_calls_of_openais_lines_have_openais_shape(model: str, tmp_path: Path) -> None:
     found = run(model, tmp_path, "--output-format", "openai-batch")
     body = found["theirs"]["response"]["body"]
@@ -80,6 +98,7 @@ def test_thoughts_and_calls_of_openais_lines_have_openais_shape(model: str, tmp_
     assert body["choices"][0]["finish_reason"] == "tool_calls"
 
 
+@pytest.mark.usefixtures("engine")
 def test_thoughts_that_a_plain_run_leaves_out_are_said_once(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     run = ["generate", "-m", model, "-d", "none", "--dtype", "f32", "-t", "0", "-n", "80"]
     asked = ["-p", "Rain in Zürich?", "-p", "And in Bern?"]

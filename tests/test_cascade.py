@@ -96,7 +96,7 @@ def spelled(tree: TokenTree) -> dict[tuple[int, ...], float]:
     return {tree.spelled(node): float(tree.reach_N[node]) for node in range(len(tree))}
 
 
-@settings(deadline=None, max_examples=12)
+@settings(max_examples=12)
 @given(data=st.data())
 def test_the_tree_is_the_same_whatever_guesses_what_is_asked(models: Models, data: st.DataObject) -> None:
     """Same nodes, same reach as without reading along, be the chains right, wrong, or right for a while."""
@@ -223,7 +223,6 @@ def test_dear_rows_are_read_for_good_evidence_only() -> None:
     assert chain(1.0, 0.2, wrong=50) == 0
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.lists(st.integers(0, 3), max_size=40), min_size=2, max_size=2), st.lists(st.integers(0, 3), max_size=16)
 )

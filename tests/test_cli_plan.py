@@ -317,8 +317,14 @@ def test_experts_compute_for_the_rows_that_are_sent_to_them(family: str, tmp_pat
     assert forecast(placement, work, replace(KNOWN, arithmetic=flops), 100).compute_s == pytest.approx(expected)
 
 
-def test_unpacking_is_measured_for_every_scheme() -> None:
-    assert set(probe_unpack("cpu", 0.01)) == set(SCHEMES)
+@pytest.fixture(scope="module")
+def unpacked_Bps() -> dict[str, float]:
+    """How fast each scheme is unpacked here, measured quickly."""
+    return probe_unpack("cpu", 0.01)
+
+
+def test_unpacking_is_measured_for_every_scheme(unpacked_Bps: dict[str, float]) -> None:
+    assert set(unpacked_Bps) == set(SCHEMES)
 
 
 def test_the_best_is_the_fastest_that_fits(folder: Path) -> None:
@@ -459,11 +465,16 @@ def test_disk_and_arithmetic_leave_each_other_what_was_measured(tmp_path: Path) 
 
 
 def test_doctor_gives_rows_and_keeps_what_it_measured(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+    unpacked_Bps: dict[str, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     monkeypatch.setattr("offload.measure.SAMPLE_B", 16 << 20)
+    monkeypatch.setattr("offload.measure.probe_disk", lambda file: probe_disk(file, 0.2))
+    monkeypatch.setattr(
+        "offload.measure.probe_contention", lambda file, disk, dtype: probe_contention(file, disk, dtype, 0.2)
+    )
     monkeypatch.setattr("offload.measure.probe_arithmetic", lambda *_: Arithmetic(1e11, 1e10))
-    monkeypatch.setattr("offload.measure.probe_unpack", lambda device: probe_unpack(device, 0.01))
+    monkeypatch.setattr("offload.measure.probe_unpack", lambda _: unpacked_Bps)
     assert main(["doctor", "--path", str(tmp_path), "--json"]) == 0
     checks = {check["name"]: check for check in json.loads(capsys.readouterr().out)["checks"]}
     assert {"system", "RAM", "GPU", "disk space", "packages", "disk", "cpu int8", "kept"} <= set(checks)

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -60,18 +57,17 @@ def test_one_folder_may_hold_everything_of_ours(tmp_path: Path, monkeypatch: pyt
     assert (home / "config" / "config.toml").read_text() == "[chat]\nbell = true\n"
 
 
-def test_everything_is_written_below_that_folder(tmp_path: Path) -> None:
+def test_everything_is_written_below_that_folder(
+    real: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With a home that cannot be written to, so that a forgotten path would show."""
-    program = "import sys; from cli.app import main; sys.exit(main())"
-    surroundings = {name: value for name, value in os.environ.items() if not name.startswith("XDG_")}
-    ran = subprocess.run(
-        [sys.executable, "-c", program, "chat", "--no-history", "-d", "ngram"],
-        input="List the days of the week.\n", capture_output=True, text=True, timeout=300,
-        env={**surroundings, "HOME": "/dev/null", "HF_HOME": str(tmp_path / "hf"),
-             "SPECEXEC_HOME": str(tmp_path / "ours")},
-    )  # fmt: skip
-    assert ran.returncode == 0, ran.stderr
-    assert "Note:" not in ran.stderr
+    for kind in ("DATA", "CONFIG", "STATE", "CACHE"):
+        monkeypatch.delenv(f"XDG_{kind}_HOME")
+    monkeypatch.setenv("HOME", "/dev/null")
+    monkeypatch.setenv("SPECEXEC_HOME", str(tmp_path / "ours"))
+    ran = real("chat", "--no-history", "-d", "ngram", stdin="List the days of the week.\n")
+    assert ran.code == 0, ran.err
+    assert "Note:" not in ran.err
     kinds = {file.relative_to(tmp_path / "ours").parts[0] for file in (tmp_path / "ours").rglob("*") if file.is_file()}
     assert kinds == {"data", "state", "cache"}
 

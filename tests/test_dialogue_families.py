@@ -22,6 +22,7 @@ from specexec.sampling.params import SamplingParams
 from specexec.text.conversation import Conversation
 from specexec.text.formats import Piece, format_of
 from tests import real
+from tests.command_line import stays_open
 from tests.families import small_writer
 from tests.writer import writer
 
@@ -102,6 +103,7 @@ def test_a_pipe_gets_the_answer_and_its_calls_and_stderr_the_thoughts(
     llm: Engine, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO())
+    stays_open(monkeypatch, llm)
     path = str(llm.folders["target"])
     ask = ["chat", "-m", path, "-d", "none", "-p", "Where?", "-t", "0", "--no-stats", "--ctx", "2k"]
     assert main(ask) == 0

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -59,10 +58,9 @@ def test_a_figure_is_small_and_lies_on_a_card_of_its_own(figure: Path) -> None:
     assert "fill: #fdfdfc" in next(paths).get("style", ""), "the first thing painted is the background"
 
 
-def test_the_picture_of_a_shard_says_what_its_header_says(tmp_path: Path) -> None:
-    script = [sys.executable, "scripts/doc_figures.py", "shard", "--out", str(tmp_path)]
-    ran = subprocess.run(script, cwd=ROOT, capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr
+def test_the_picture_of_a_shard_says_what_its_header_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    importlib.import_module("doc_figures").main(["shard", "--out", str(tmp_path)], standalone_mode=False)
     pack(plan(open_folder(demo_folder("target")), "none"), tmp_path / "pack")
     raw = (tmp_path / "pack" / "layer-00000.safetensors").read_bytes()
     length = int.from_bytes(raw[:8], "little")

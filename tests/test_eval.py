@@ -25,12 +25,15 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # the harness and what it imp
 CONTEXT = 64
 SUMS = [("one plus two", ["three", "four", "fourteen sheep"], 0), ("two plus two", ["one", "four", "five"], 1)] * 3
 STORIES = ["Once upon a time there was a loop.", "def main():\n    return 0\n" * 20, "a"]
-TASKS = {
-    "sums": """
+ASKED = """
 dataset_kwargs: {data_files: {test: FOLDER/sums.jsonl}}
+doc_to_text: "What is {{question}}?"
+"""
+TASKS = {
+    "sums": ASKED
+    + """
 fewshot_split: test
 output_type: multiple_choice
-doc_to_text: "What is {{question}}?"
 doc_to_choice: "{{choices}}"
 doc_to_target: answer
 metric_list: [{metric: acc}, {metric: acc_norm}]
@@ -42,10 +45,9 @@ doc_to_text: ""
 doc_to_target: "{{text}}"
 metric_list: [{metric: word_perplexity}, {metric: bits_per_byte}]
 """,
-    "answers": """
-dataset_kwargs: {data_files: {test: FOLDER/sums.jsonl}}
+    "answers": ASKED
+    + """
 output_type: generate_until
-doc_to_text: "What is {{question}}?"
 doc_to_target: "{{choices[answer]}}"
 generation_kwargs: {until: ["\\n"], max_gen_toks: 12}
 metric_list: [{metric: exact_match}]

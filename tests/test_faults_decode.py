@@ -24,7 +24,7 @@ from offload.packs.pack import pack, plan
 from specexec.engine.engine import Engine
 from specexec.errors import BrokenLogits
 from specexec.model.cache import KVCache
-from tests.faults import FAULTS, fail_reads, from_the, is_reported, read_ahead, slow_reads
+from tests.faults import EACH_FAULT, fail_reads, from_the, is_reported, read_ahead, slow_reads
 from tests.held import added_by_every
 
 PROMPT = "List the days of the week."
@@ -46,8 +46,7 @@ def folder(packed: Path, tmp_path: Path) -> Path:
     return tmp_path / "target"
 
 
-def load(folder: Path, *, verify: bool = False) -> Engine:
-    drafter = str(demo_folder("drafter"))
+def load(folder: Path, *, verify: bool = False, drafter: str = str(demo_folder("drafter"))) -> Engine:
     return specexec.load(str(folder), drafter=drafter, offload="disk", ctx=256, budget=8, verify=verify)
 
 
@@ -75,7 +74,7 @@ def go_on(engine: Engine, written: list[int], caches: dict[object, KVCache]) -> 
     return tuple(written)
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@EACH_FAULT
 @pytest.mark.parametrize("nth", [1, 9])
 def test_a_read_that_fails_ends_the_sweep_and_the_answer_goes_on_exactly(
     fault: str, nth: int, engine: Engine, expected: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
@@ -211,9 +210,9 @@ def test_an_index_that_leads_elsewhere_is_refused(folder: Path, tmp_path: Path) 
 
 
 def test_two_hundred_aborted_sweeps_give_everything_back(
-    engine: Engine, expected: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+    folder: Path, expected: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    short = replace(SAMPLING, max_tokens=6)
+    engine, short = load(folder, drafter="none"), replace(SAMPLING, max_tokens=3)  # drafting is not what is aborted
     chance = random.Random(0)
     faulty, left = [False], [0]
 
@@ -238,9 +237,9 @@ def test_two_hundred_aborted_sweeps_give_everything_back(
                 aborted += 1
         left[0] = 0
 
-    engine.budget = 2  # drafting is not what is aborted
     added = added_by_every(abort)
     assert aborted > 120, "most are aborted; others ended before the read that was to fail"
     assert engine.generate(PROMPT, SAMPLING).tokens == expected
+    engine.close()
     assert max(added.files, added.threads) <= 0
     assert added.tensors < 8

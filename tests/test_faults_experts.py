@@ -22,7 +22,7 @@ from offload.stream.slot import Slot
 from offload.stream.stream import LayerStream
 from specexec.engine.engine import Engine
 from specexec.model.cache import KVCache
-from tests.faults import FAULTS, Views, fail_reads, from_the, is_reported, reader_of, reads_of_experts, slow_reads
+from tests.faults import EACH_FAULT, Views, fail_reads, from_the, is_reported, reader_of, reads_of_experts, slow_reads
 from tests.tiny import tiny
 
 PROMPT = "List the days of the week."
@@ -86,7 +86,7 @@ def check_goes_on(engine: Engine, written: list[int], caches: dict[object, KVCac
     assert tuple(written) == expected
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@EACH_FAULT
 @pytest.mark.parametrize("nth", [1, 6])
 def test_a_read_of_experts_that_fails_ends_the_sweep_and_the_answer_goes_on_exactly(
     fault: str, nth: int, engine: Engine, expected: tuple[int, ...], monkeypatch: pytest.MonkeyPatch

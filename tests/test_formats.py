@@ -72,7 +72,7 @@ def test_thought_text_and_calls_are_separated() -> None:
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(sizes=st.lists(st.integers(0, 9), max_size=60), cut=st.integers(0, 75))
 def test_any_chunking_gives_the_same_pieces(sizes: list[int], cut: int) -> None:
     words = encoding("qwen3", "llama_cpp/Qwen-Qwen3-0.6B")

@@ -13,7 +13,7 @@ from specexec.text.formats.probe import Asked, Probe, tools
 from specexec.text.formats.rules import Whole
 from specexec.text.template_options import Wishes
 from specexec.text.tokenizer import Encoding
-from tests.families import family
+from tests.families import OWN, family, small_family
 from tests.test_formats_table import NOT_ALIKE, READ
 
 ASKED: Asked = (("get_weather", {"city": "Zürich <b>", "days": 3}), ("look_up", {"word": "x y", "exact": True}))
@@ -33,7 +33,8 @@ class Written:
 
 
 def written(template: str, **shown: object) -> Written:
-    encoding = family(template)
+    """With the tokenizer of its own model where there is one, else a small one: masks of large ones take long."""
+    encoding = (family if template in OWN else small_family)(template)
     form = format_of(encoding, Wishes(tools=tools(ASKED)))
     probe = Probe(encoding, Wishes(), ASKED)
     answer = probe.answer(**shown)  # type: ignore[arg-type]
@@ -53,7 +54,6 @@ def parse(answer: Written, choice: str, offered: tuple[dict[str, object], ...] =
     return grammars(answer.encoding).grammar(bound.text).start()
 
 
-ROWS = 210_000  # more than any of the tokenizers has
 MADE: dict[int, Grammars] = {}  # copies of one tokenizer share its Rust side, and making one takes a second
 
 
@@ -62,8 +62,13 @@ def grammars(encoding: Encoding) -> Grammars:
     assert isinstance(tokenizer, PreTrainedTokenizerFast)
     key = id(tokenizer.backend_tokenizer)
     if key not in MADE:
-        MADE[key] = Grammars(tokenizer, ROWS, [tokenizer.eos_token_id])
+        MADE[key] = Grammars(tokenizer, len(tokenizer), [tokenizer.eos_token_id])
     return MADE[key]
+
+
+def allows(followed: Parse, encoding: Encoding, token: int) -> bool:
+    """May it come next?"""
+    return bool(followed.allowed([()], len(encoding.tokenizer))[0, token])
 
 
 ONE_EACH = {form: template for template, form in reversed(READ.items()) if template not in NOT_ALIKE}
@@ -79,11 +84,11 @@ def test_a_grammar_takes_what_the_template_of_its_form_writes(choice: str) -> No
         answer = written(template, calls=count)
         followed = parse(answer, choice)
         taken = 0
-        while taken < len(answer.ids) and bool(followed.allowed([()], ROWS)[0, answer.ids[taken]]):
+        while taken < len(answer.ids) and allows(followed, answer.encoding, answer.ids[taken]):
             followed.advance(answer.ids[taken : taken + 1])
             taken += 1
         piece = answer.form.reader(answer.prompt).read(answer.ids[:taken], last=True)
-        ended = bool(followed.allowed([()], ROWS)[0, answer.encoding.tokenizer.eos_token_id])
+        ended = allows(followed, answer.encoding, answer.encoding.tokenizer.eos_token_id)
         if len(piece.calls) != count or not ended:
             wrong[form] = answer.encoding.raw(answer.ids[:taken]), answer.encoding.raw(answer.ids[taken:])
     assert not wrong, "\n".join(map(str, wrong.items()))
@@ -116,7 +121,7 @@ def test_with_a_schema_an_answer_is_calls_or_json_of_it() -> None:
             ids = answer.encoding.encode_rest(answer.encoding.raw(answer.ids).rstrip(" "))
             ids.append(answer.encoding.tokenizer.eos_token_id)
             for taken, token in enumerate(ids):
-                if not bool(followed.allowed([()], ROWS)[0, token]):
+                if not allows(followed, answer.encoding, token):
                     found[said] = answer.encoding.raw(ids[taken:])
                     break
                 followed.advance([token])
@@ -130,7 +135,7 @@ def taken(encoding: Encoding, bound: str, answer: str) -> str:
     followed = grammars(encoding).grammar(bound).start()
     ids = [*encoding.encode_rest(answer), encoding.tokenizer.eos_token_id]
     for at, token in enumerate(ids):
-        if not bool(followed.allowed([()], ROWS)[0, token]):
+        if not allows(followed, encoding, token):
             return encoding.raw(ids[:at])
         followed.advance([token])
     return answer + "¶"

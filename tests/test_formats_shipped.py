@@ -46,7 +46,7 @@ TEMPLATE: dict[str, Any] = {
 
 
 def shipping(template: object) -> Encoding:
-    tokenizer = copy.deepcopy(family(FAMILY).tokenizer)
+    tokenizer = family(FAMILY).tokenizer
     tokenizer.response_template = template
     return Encoding(tokenizer)
 
@@ -154,7 +154,7 @@ def test_a_template_that_does_not_read_the_models_calls_is_left_alone(template: 
 
 
 def test_a_form_of_ours_goes_first() -> None:
-    tokenizer = copy.deepcopy(family("llama_cpp/Qwen-Qwen3-0.6B").tokenizer)
+    tokenizer = family("llama_cpp/Qwen-Qwen3-0.6B").tokenizer
     tokenizer.response_template = TEMPLATE
     found = format_of(Encoding(tokenizer), Wishes(tools=tools()))
     assert found.calls

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from specexec.text.formats import Format, Piece, format_of
 from specexec.text.formats.probe import Asked, Probe, tools
 from specexec.text.formats.table import CallForm
 from specexec.text.template_options import Wishes
+from specexec.text.tokenizer import Encoding
 from tests import real
 from tests.families import family
 
@@ -189,14 +191,19 @@ def test_every_template_is_in_the_table() -> None:
     assert [line.split(" | ")[0].removeprefix("| ") for line in lines] == [*real.templates()]
 
 
+@cache
+def known(template: str, spelled: bool = False) -> tuple[Encoding, Format, Probe]:
+    """A template, its form, and what shows how it writes; found out once for all tests."""
+    encoding = family(template, spelled)
+    return encoding, format_of(encoding, Wishes(tools=tools(ASKED))), Probe(encoding, Wishes(), ASKED)
+
+
 @pytest.mark.parametrize("spelled", [False, True], ids=["marks as tokens", "marks spelled out"])
 def test_calls_come_back_as_they_went_in(spelled: bool) -> None:
     wrong = {}
     for template, form in READ.items():
-        encoding = family(template, spelled)
-        found = format_of(encoding, Wishes(tools=tools(ASKED)))
+        _, found, probe = known(template, spelled)
         name = found.name if found.parallel else f"{found.name} once"
-        probe = Probe(encoding, Wishes(), ASKED)
         _, one = answers(found, probe, calls=1)
         assert spelled or row(template, found) in PAGE.read_text(encoding="utf-8")
         several = answers(found, probe, calls=3)[1] if found.parallel else one
@@ -223,9 +230,7 @@ OPEN = {
 def test_a_call_that_was_cut_before_its_end_mark_is_a_call_if_it_is_known_to_be_whole() -> None:
     wrong = {}
     for template in {form: template for template, form in READ.items()}.values():
-        encoding = family(template)
-        found = format_of(encoding, Wishes(tools=tools(ASKED)))
-        probe = Probe(encoding, Wishes(), ASKED)
+        encoding, found, probe = known(template)
         shown = probe.answer(calls=1)
         end = found.form.shape.end if isinstance(found.form, CallForm) else "</atem:function_calls>"
         if shown is None or not end or end not in shown.answer:
@@ -240,9 +245,7 @@ def test_a_call_that_was_cut_before_its_end_mark_is_a_call_if_it_is_known_to_be_
 def test_thoughts_and_text_come_back_where_the_template_writes_them() -> None:
     wrong = {}
     for template in READ.keys() - NOT_ALIKE.keys():
-        encoding = family(template)
-        found = format_of(encoding, Wishes(tools=tools(ASKED)))
-        probe = Probe(encoding, Wishes(), ASKED)
+        _, found, probe = known(template)
         turns: list[dict[str, object]] = [
             {"content": "Some text."},
             {"content": "Some text.", "reasoning": "A thought."},

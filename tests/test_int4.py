@@ -51,7 +51,7 @@ def dense(weight: torch.Tensor) -> torch.Tensor:
     return (codes[:].float() * scales[:, None] * INT8_STEP).to(weight.dtype)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(groups=st.integers(1, 4), rows=st.integers(1, 5), seed=st.integers(0, 10_000))
 def test_integers_that_can_be_stored_come_back_as_they_were(groups: int, rows: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -66,7 +66,7 @@ def test_integers_that_can_be_stored_come_back_as_they_were(groups: int, rows: i
     torch.testing.assert_close(scales, torch.full((rows,), 3.0))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(rows=st.integers(1, 9), groups=st.integers(1, 5), seed=st.integers(0, 10_000), wild=st.booleans())
 def test_every_number_gets_the_nearest_code_of_its_group(rows: int, groups: int, seed: int, wild: bool) -> None:
     weight = noise(rows, groups * GROUP, seed=seed)
@@ -92,7 +92,7 @@ def test_it_is_nearer_to_the_weights_than_nf4() -> None:
     assert error < 0.75 * other
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(rows=st.integers(1, 6), groups=st.integers(1, 5), seed=st.integers(0, 1000))
 def test_the_compiled_loop_and_torch_expand_to_the_same_integers(rows: int, groups: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)

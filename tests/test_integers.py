@@ -53,7 +53,7 @@ def by_the_book(rows: torch.Tensor, weight: RowCodes, bias: torch.Tensor | None)
     return found if bias is None else found + bias.double()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     R=st.integers(1, 40),
     I=st.sampled_from([1, 7, 64, 1000, 1025, 2100]),
@@ -101,7 +101,7 @@ def test_a_linear_is_what_the_book_says(shape: tuple[int, int], dtype: torch.dty
     assert (found.double() - bias.double() - dense).abs().max() < 0.01 * dense.abs().max()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     count=st.integers(1, 300),
     at=st.floats(0, 1, exclude_max=True),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Iterator
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 
@@ -42,9 +43,10 @@ from tests.tiny import LAYERS, VOCABULARY, tiny
 from tests.writing import drafters, greedy, prompt, write
 
 BITS: tuple[KVQuant, ...] = (8, 4)
-GREEDY = SamplingParams(temperature=0.0, max_tokens=16)
+GREEDY = SamplingParams(temperature=0.0, max_tokens=8)
 
 
+@cache
 def hadamard(size: int) -> np.ndarray:
     """Entry (i, j) is 1 or -1 by the parity of the bits that i and j share."""
     return np.array([[(-1.0) ** (i & j).bit_count() for j in range(size)] for i in range(size)]) / size**0.5
@@ -53,20 +55,27 @@ def hadamard(size: int) -> np.ndarray:
 def rounded(rows: Tensor, bits: int) -> Tensor:
     """Each row of each head in `bits` bits and back, number by number."""
     out = rows.numpy().astype(np.float32).copy()
-    D = out.shape[-1]
+    for row in out.reshape(-1, out.shape[-1]):
+        row[:] = rounded_row(row.tobytes(), bits)
+    return torch.from_numpy(out)
+
+
+@cache
+def rounded_row(numbers: bytes, bits: int) -> np.ndarray:
+    """Once for each row: transformers' attention sees every row of the text again at each token."""
+    row = np.frombuffer(numbers, np.float32)
+    D = len(row)
     size = next(size for size in (64, 32, 16, 8, 4, 2) if D % size == 0)
     turn = np.kron(np.eye(D // size), hadamard(size)).astype(np.float32)
-    for row in out.reshape(-1, D):
-        turned = turn @ row
-        for start in range(0, D, 64):
-            block = turned[start : start + 64]
-            low = np.float32(np.float16(block.min()))
-            step = np.float32(np.float16((block.max() - low) / (2**bits - 1)))
-            for i, number in enumerate(block):
-                code = min(max(round(float((number - low) / step)), 0), 2**bits - 1) if step else 0
-                block[i] = code * step + low
-        row[:] = turn @ turned
-    return torch.from_numpy(out)
+    turned = turn @ row
+    for start in range(0, D, 64):
+        block = turned[start : start + 64]
+        low = np.float32(np.float16(block.min()))
+        step = np.float32(np.float16((block.max() - low) / (2**bits - 1)))
+        for i, number in enumerate(block):
+            code = min(max(round(float((number - low) / step)), 0), 2**bits - 1) if step else 0
+            block[i] = code * step + low
+    return turn @ turned
 
 
 @pytest.fixture

@@ -66,7 +66,7 @@ def ways_out(sequence: Sequence, submitted: TokenTree) -> list[int]:
 
 
 @given(st.integers(0, 10_000), st.integers(1, 24))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_next_tree_below_a_likely_exit_is_the_one_that_would_have_been_grown_after_it(
     seed: int, nodes: int
 ) -> None:
@@ -88,7 +88,7 @@ def test_the_next_tree_below_a_likely_exit_is_the_one_that_would_have_been_grown
 
 
 @given(st.integers(0, 10_000), st.integers(1, 40))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_no_more_is_asked_than_there_is_room_for(seed: int, nodes: int) -> None:
     drafter, planner, sequence = Whimsical(seed), BestFirst(width=WIDTH), text(nodes=nodes)
     (tree,) = planner.grow(drafter, [sequence], FixedBudget(nodes), CostModel())

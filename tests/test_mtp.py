@@ -41,7 +41,7 @@ from specexec.tree.growing import Growth
 from specexec.tree.tree import ROOT
 from tests.mtp_models import SIZES, Family, as_transformers_loads, chain_model, random_model
 from tests.tiny import LAYERS
-from tests.writing import prompt, sequence_of, write
+from tests.writing import plain_texts, prompt, sequence_of, write
 from tests.zoo import tiny_of
 
 RECORDED = Path(__file__).parent / "data" / "heads" / "mtp"
@@ -165,9 +165,8 @@ def test_it_guesses_what_transformers_drafts(monkeypatch: pytest.MonkeyPatch) ->
     ("sampling", "overlap"), [*zip(SAMPLINGS, [False, True], strict=True)], ids=["greedy", "sampled"]
 )
 def test_the_text_is_that_of_plain_decoding(case: Case, sampling: SamplingParams, overlap: bool) -> None:
-    plain = write(case.target, NoDrafter(), PROMPTS, sampling, vocabulary=VOCABULARY)
     drafted = write(case.target, case.drafter(), PROMPTS, sampling, 24, overlap=overlap, vocabulary=VOCABULARY)
-    assert [one.answer for one in drafted] == [one.answer for one in plain]
+    assert [one.answer for one in drafted] == plain_texts(case.target, PROMPTS, sampling, VOCABULARY)
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "sampled"])

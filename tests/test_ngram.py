@@ -22,7 +22,7 @@ from specexec.sampling.params import SamplingParams
 from specexec.text.sequence import Sequence
 from specexec.tree.tree import ROOT, TokenTree
 from tests.tiny import tiny
-from tests.writing import drafters, greedy, prompt, sequence_of, write
+from tests.writing import greedy, plain_texts, prompt, sequence_of, write
 
 LENGTH = 30
 PROMPT = prompt(21)
@@ -38,11 +38,10 @@ class Case:
 
     def __init__(self, folder: Path) -> None:
         self.target = TreeLM(tiny("llama", folder / "target"))
-        self.none = drafters("llama", folder)["none"]
         self.greedy = greedy(tiny("llama", folder / "truth"), PROMPT, LENGTH)
 
     def plain(self, sampling: SamplingParams) -> list[int]:
-        return write(self.target, self.none, [PROMPT], sampling)[0].answer
+        return plain_texts(self.target, [PROMPT], sampling)[0]
 
 
 @pytest.fixture(scope="module")

@@ -108,7 +108,7 @@ DEEP = b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
 @pytest.mark.parametrize("which", [past_path, corpus_path])
 def test_whatever_is_in_the_file_is_said_once_and_changes_no_text(
     which: Callable[..., Path], content: bytes | dict[str, NDArray[np.generic]], caplog: pytest.LogCaptureFixture,
-    llm: Engine,
+    llm: Engine, without_a_file: str,
 ) -> None:  # fmt: skip
     path = which(TOKENIZER, "demo") if which is past_path else which(TOKENIZER)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -119,10 +119,8 @@ def test_whatever_is_in_the_file_is_said_once_and_changes_no_text(
     assert llm.memory is not None
     llm.memory.forget_past()
     with caplog.at_level(logging.WARNING), recalling(llm):
-        text = llm.generate(PAST, SAMPLING).text
+        assert llm.generate(PAST, SAMPLING).text == without_a_file
     assert [str(path) in message for message in caplog.messages] == [True]
-    llm.memory.forget_past()
-    assert llm.generate(PAST, SAMPLING).text == text
 
 
 def test_a_folder_in_a_files_place_is_said_and_left(caplog: pytest.LogCaptureFixture, llm: Engine) -> None:
@@ -149,6 +147,14 @@ def test_a_file_in_the_folders_place_is_said(caplog: pytest.LogCaptureFixture, l
 def llm() -> Iterator[Engine]:
     with specexec.load("demo", drafter="ngram", offload="none", dtype="f32", budget=32) as loaded:
         yield loaded
+
+
+@pytest.fixture(scope="module")
+def without_a_file(llm: Engine) -> str:
+    """What it writes where nothing is recalled."""
+    assert llm.memory is not None
+    llm.memory.forget_past()
+    return llm.generate(PAST, SAMPLING).text
 
 
 def test_a_crash_while_saving_keeps_the_old_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ def test_header_entries_that_lie_are_refused(key: str, value: object, folder: Pa
 
 
 @given(st.binary(max_size=200), st.integers(0, 300))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_bytes_as_a_shard_are_refused_or_sound(tmp_path: Path, noise: bytes, length: int) -> None:
     file = tmp_path / "x.safetensors"
     file.write_bytes(struct.pack("<Q", length) + noise)

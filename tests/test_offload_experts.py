@@ -39,7 +39,7 @@ from specexec.engine.decoder import Decoder
 from specexec.model.tree_lm import TreeLM
 from specexec.planning.best_first import BestFirst
 from specexec.sampling.params import SamplingParams
-from tests.faults import FAULTS, fail_reads, reads_of_experts
+from tests.faults import EACH_FAULT, fail_reads, reads_of_experts
 from tests.tiny import LAYERS, VOCABULARY, logits_of, tiny
 from tests.waiting import until
 from tests.writing import prompt, sequence_of
@@ -210,7 +210,7 @@ def mixture(tmp_path: Path) -> Iterator[PreTrainedModel]:
     offload.stream_of(model).close()
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@EACH_FAULT
 def test_a_read_of_experts_that_fails_ends_the_sweep_and_the_next_one_is_right(
     fault: str, mixture: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,7 +35,7 @@ readings = st.builds(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 @given(readings, st.data())
 def test_every_range_arrives_whole_whatever_its_alignment(file: Path, reading: Reading, data: st.DataObject) -> None:
     arena = Arena(SIZE_B + 2 * PAGE_B)

@@ -11,7 +11,10 @@ import pytest
 from tests.tiny import tiny
 
 SLOW_SWEEPS = """
-import sys, torch, offload
+import sys
+from cli.engine.imports import lean_imports
+with lean_imports():
+    import torch, offload, offload.model.load
 torch.set_num_threads(1)
 model = offload.load(sys.argv[1], "disk", link_limit_Bps=float(sys.argv[2]))
 print("ready", flush=True)

@@ -66,19 +66,15 @@ def group() -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("direct", [True, False])
-def test_sweeps_stay_inside_a_container_that_holds_a_third_of_the_model(
-    direct: bool, group: Path, tmp_path: Path
-) -> None:
-    tiny("llama", tmp_path / "m", hidden_size=512, intermediate_size=1536, num_hidden_layers=24, head_dim=128)
-    tiny("llama", tmp_path / "small")
-    weights_B = (tmp_path / "m" / "model.safetensors").stat().st_size
-    plan_B = offload.stream_of(offload.load(tmp_path / "m", "disk", ctx=64)).placement.host_B
+def test_sweeps_stay_inside_a_container_that_holds_a_third_of_the_model(direct: bool, group: Path, deep: Path) -> None:
+    weights_B = (deep / "m" / "model.safetensors").stat().st_size
+    plan_B = offload.stream_of(offload.load(deep / "m", "disk", ctx=64)).placement.host_B
     limit_B = plan_B + 24 * MiB
     assert weights_B > 2.5 * limit_B
     (group / "memory.limit_in_bytes").write_text(str(limit_B))
     script = SWEEPS if direct else "import os; del os.O_DIRECT; os.O_DIRECT = 0\n" + SWEEPS
     ran = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path / "m"), str(tmp_path / "small"), str(group)],
+        [sys.executable, "-c", script, str(deep / "m"), str(deep / "small"), str(group)],
         capture_output=True,
         text=True,
         cwd=Path(__file__).parent.parent,
@@ -117,13 +113,11 @@ print(offload.stream_of(model).placement.offload)
 """
 
 
-def test_a_limit_of_the_shell_is_a_limit_where_there_is_no_container(tmp_path: Path) -> None:
-    tiny("llama", tmp_path / "m", hidden_size=512, intermediate_size=1536, num_hidden_layers=24, head_dim=128)
-    tiny("llama", tmp_path / "small")
-    weights_B = (tmp_path / "m" / "model.safetensors").stat().st_size
+def test_a_limit_of_the_shell_is_a_limit_where_there_is_no_container(deep: Path) -> None:
+    weights_B = (deep / "m" / "model.safetensors").stat().st_size
     spare_B = weights_B // 2
     ran = subprocess.run(
-        [sys.executable, "-c", ULIMITED, str(tmp_path / "m"), str(tmp_path / "small"), str(spare_B)],
+        [sys.executable, "-c", ULIMITED, str(deep / "m"), str(deep / "small"), str(spare_B)],
         capture_output=True, text=True, cwd=Path(__file__).parent.parent,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr[-2000:]

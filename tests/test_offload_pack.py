@@ -172,8 +172,10 @@ def content_of(path: Path) -> dict[str, bytes]:
 KILLED_IN_LAYER_3 = """
 import os, signal, sys
 from pathlib import Path
-from offload.checkpoint.headers import open_folder
-from offload.packs.pack import pack, plan
+from cli.engine.imports import lean_imports
+with lean_imports():
+    from offload.checkpoint.headers import open_folder
+    from offload.packs.pack import pack, plan
 sync = os.fsync
 def kill(descriptor):
     if "layer-00003" in os.readlink(f"/proc/self/fd/{descriptor}"):  # its bytes are written, its name is not

@@ -341,13 +341,12 @@ def test_buffers_are_as_large_as_placed(
         assert streaming_B >= weights_B
 
 
-def test_resident_memory_of_a_streamed_model_is_ring_and_rest(tmp_path: Path) -> None:
-    tiny("llama", tmp_path, hidden_size=512, intermediate_size=1536, num_hidden_layers=24, head_dim=128)
+def test_resident_memory_of_a_streamed_model_is_ring_and_rest(deep: Path) -> None:
     tokens = torch.arange(9)[None]
     models = []
 
     def use() -> None:
-        models.append(offload.load(tmp_path, "disk", ctx=64))
+        models.append(offload.load(deep / "m", "disk", ctx=64))
         for _ in range(2):
             models[-1](tokens)
 

@@ -16,24 +16,24 @@ from specexec.planning.budget import AutoBudget, FixedBudget
 from specexec.sampling.params import SamplingParams
 from specexec.tree.growing import Growth
 from specexec.tree.static_shape import static_tree
-from tests.writing import TargetAndDrafters, prompt, samplings, sequence_of, write
+from tests.writing import TargetAndDrafters, plain_texts, prompt, samplings, sequence_of, write
 
 LENGTH = 24
 PROMPT = prompt(21)
 SAMPLINGS = samplings(LENGTH)
 
 
-@pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "sampled"])
+@pytest.mark.parametrize("sampling", samplings(14), ids=["greedy", "sampled"])
 @pytest.mark.parametrize("name", ["beam", "sequoia"])
 def test_planners_differ_in_speed_only(llama: TargetAndDrafters, name: str, sampling: SamplingParams) -> None:
     prompts = [PROMPT, prompt(5, seed=5)]
-    plain = [write(llama.target, llama.drafters["none"], [tokens], sampling)[0].answer for tokens in prompts]
+    expected = [plain_texts(llama.target, [tokens], sampling)[0] for tokens in prompts]
     for drafter in ("useless", "perfect"):
         for overlap in (False, True):
             written = write(
                 llama.target, llama.drafters[drafter], prompts, sampling, 12, planner_of(name), overlap=overlap
             )
-            assert [one.answer for one in written] == plain
+            assert [one.answer for one in written] == expected
 
 
 @pytest.mark.parametrize("name", ["beam", "sequoia"])
@@ -103,7 +103,7 @@ def dynamic_programming(chance_K: tuple[float, ...], nodes: int, depth: int) -> 
     return below(nodes, 0, depth)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     st.lists(st.floats(0.01, 1.0), min_size=1, max_size=3).map(lambda chances: sorted(chances, reverse=True)),
     st.integers(1, 9),

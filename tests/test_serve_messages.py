@@ -134,15 +134,36 @@ def result(call: Any, text: str) -> dict[str, Any]:
     return {"type": "tool_result", "tool_use_id": call.id, "content": content, "is_error": "missing" in text}
 
 
-def test_a_turn_that_is_cancelled_leaves_the_next_one_as_it_was(agent: Served) -> None:
-    asked: dict[str, Any] = {"model": "agent", "max_tokens": 200, "extra_body": GREEDY, "tools": [TOOL],
-                             "messages": [{"role": "user", "content": TASK}]}  # fmt: skip
+def test_a_coding_agents_twenty_requests_replay_with_turns_given_up_in_between(agent: Served) -> None:
+    """As agents send them: all that was said each time, thoughts and calls and results as they came, streamed."""
+    rounds: list[tuple[list[str], list[str]]] = [  # what a request brings, and the blocks of its answer
+        ([TASK], ["thinking", "text", "tool_use"]),
+        ([EMPTY], ["thinking", "tool_use", "tool_use"]),
+        (["yes", MISSING], ["thinking", "text"]),
+    ]
+    asked: dict[str, Any] = {
+        "model": "agent", "max_tokens": 200, "extra_body": GREEDY, "tools": [TOOL], "metadata": {"user_id": "me"},
+        "system": [{"type": "text", "text": "You are an agent.", "cache_control": {"type": "ephemeral"}}],
+        "thinking": {"type": "enabled", "budget_tokens": 1024},
+    }  # fmt: skip
+    talk: list[Any] = []
+    calls: list[Any] = []
     with client(agent) as api:
-        before = api.messages.create(**asked)
-        with api.messages.create(**asked, stream=True) as stream:
-            next(iter(stream))
-        until(lambda: not agent.worker.running)
-        assert blocks_of(api.messages.create(**asked)) == blocks_of(before)
+        for number in range(20):
+            brought, kinds = rounds[number % 3]
+            content: Any = [result(*pair) for pair in zip(calls, brought, strict=True)] if number % 3 else brought[0]
+            talk.append({"role": "user", "content": content})
+            if number in (2, 7, 12, 19):
+                with api.messages.create(messages=talk, **asked, stream=True) as stream:
+                    next(iter(stream))
+                until(lambda: not agent.worker.running)
+            with api.messages.stream(messages=talk, **asked) as stream:
+                answer = stream.get_final_message()
+            assert [block.type for block in answer.content] == kinds, number
+            assert number == 0 or answer.usage.cache_read_input_tokens, "only what is new was read"
+            calls = [block for block in answer.content if block.type == "tool_use"]
+            assert answer.stop_reason == ("tool_use" if calls else "end_turn")
+            talk.append({"role": "assistant", "content": answer.content})
 
 
 def test_the_prompt_is_that_of_the_same_chat(agent: Served) -> None:

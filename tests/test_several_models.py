@@ -27,10 +27,11 @@ from specexec.engine.engine import Engine
 from specexec.errors import BadDrafter
 from tests.test_translated import permuted
 from tests.tiny import tiny
+from tests.writing import samplings
 
 PROMPT = "The with statement"
 GREEDY = SamplingParams(temperature=0.0, max_tokens=24)
-SAMPLINGS = [GREEDY, SamplingParams(temperature=0.8, seed=3, max_tokens=24)]
+SAMPLINGS = samplings(14)
 SMALL = 1 << 10  # tokens of context: less to set aside
 
 

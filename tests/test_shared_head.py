@@ -20,7 +20,7 @@ from tests.tiny import tiny
 from tests.writing import prompt, write
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.integers(1, 2 * HEAD_ROWS), max_size=12))
 def test_every_text_has_its_own_logits_and_no_call_has_more_rows_than_fit(counts: list[int]) -> None:
     called: list[int] = []

@@ -98,7 +98,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
     case.target.close()
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(kept_LS=st.sampled_from(SETS), sampling=st.sampled_from([GREEDY, SAMPLED]))
 def test_whatever_is_skipped_text_and_cache_are_those_of_plain_decoding(
     case: Case, kept_LS: Kept, sampling: SamplingParams
@@ -162,7 +162,7 @@ def test_the_spread_is_even_and_keeps_both_ends() -> None:
     assert spread(5, 1) == [0]
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     resident=st.lists(st.booleans(), min_size=1, max_size=5),
     most=st.sampled_from([0.0, 0.2, 0.5]),

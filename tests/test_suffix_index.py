@@ -5,7 +5,7 @@ from collections.abc import Sequence as Items
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from specexec.drafters.retrieval.suffix_index import (
@@ -56,13 +56,11 @@ def check(store: SuffixStore, texts: Items[Items[int]], context: Items[int]) -> 
         assert counts == sorted(counts, reverse=True)
 
 
-@settings(deadline=None)
 @given(TEXTS, TEXT)
 def test_a_settled_text_is_found_by_every_ending(texts: list[list[int]], context: list[int]) -> None:
     check(Settled.of(texts), texts, context)
 
 
-@settings(deadline=None)
 @given(TEXTS, TEXT)
 def test_a_recent_text_is_found_by_every_ending(texts: list[list[int]], context: list[int]) -> None:
     store = Recent()
@@ -71,7 +69,6 @@ def test_a_recent_text_is_found_by_every_ending(texts: list[list[int]], context:
     check(store, texts, context)
 
 
-@settings(deadline=None)
 @given(TEXT, st.integers(0, 40), TEXT)
 def test_a_text_may_arrive_in_parts(text: list[int], cut: int, context: list[int]) -> None:
     store = Recent()
@@ -103,7 +100,6 @@ def test_memory_is_bounded_and_the_least_recent_goes_first() -> None:
     assert len(store.matches(context_of([7]))[0].followers) == 2
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(TEXT, st.integers(0, 3), st.integers(1, len(RUNGS))), max_size=30), st.integers(1, 40))
 def test_a_shorter_ending_is_never_forgotten_before_a_longer_one(
     written: list[tuple[list[int], int, int]], limit: int
@@ -117,7 +113,6 @@ def test_a_shorter_ending_is_never_forgotten_before_a_longer_one(
         assert known == sorted(known, reverse=True)
 
 
-@settings(deadline=None)
 @given(TEXTS, TEXT)
 def test_a_path_is_looked_up_token_by_token(texts: list[list[int]], path: list[int]) -> None:
     """What a node finds from what its parent found is what it finds alone."""

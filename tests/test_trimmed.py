@@ -8,7 +8,6 @@ import torch
 
 import specexec
 from specexec import SamplingParams
-from specexec.drafters.none import NoDrafter
 from specexec.drafters.ranking import Ranking
 from specexec.drafters.retrieval.memory import Memory
 from specexec.drafters.retrieval.suffix_index import Settled
@@ -20,9 +19,9 @@ from specexec.model.tree_lm import TreeLM
 from specexec.planning.best_first import BestFirst
 from specexec.sampling.noise import Noise
 from tests.tiny import VOCABULARY, tiny
-from tests.writing import prompt, samplings, sequence_of, write
+from tests.writing import plain_texts, prompt, samplings, sequence_of, write
 
-LENGTH = 16
+LENGTH = 10
 SAMPLINGS = [
     *samplings(LENGTH),
     SamplingParams(temperature=0.7, repetition_penalty=1.3, logit_bias=((7, 2.0),), seed=2, max_tokens=LENGTH),
@@ -43,7 +42,7 @@ class Case:
         return SiblingDrafter(self.again, VOCABULARY, Ranking(tau=tau), trimmed=head)
 
     def plain(self, prompts: list[list[int]], sampling: SamplingParams) -> list[list[int]]:
-        return [one.answer for one in write(self.target, NoDrafter(), prompts, sampling)]
+        return plain_texts(self.target, prompts, sampling)
 
 
 @pytest.fixture(scope="module")

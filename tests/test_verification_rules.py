@@ -199,7 +199,7 @@ DISTRIBUTION = st.lists(st.floats(0.01, 1.0), min_size=WORDS, max_size=WORDS).ma
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(DISTRIBUTION, DISTRIBUTION, st.integers(1, 3))
 def test_the_bound_is_that_of_optimal_transport(p_V: Floats, q_V: Floats, width: int) -> None:
     """Maximise the mass of couplings between the target's token and a drawn tuple that holds it: a linear programme."""

@@ -67,7 +67,7 @@ def trees(draw: st.DrawFn) -> TokenTree:
     return TokenTree.of([draw(st.integers(0, WORDS - 1)) for _ in range(count)], parents)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     trees(),
     st.integers(0, 5),

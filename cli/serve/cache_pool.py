@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Items
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from specexec.model.cache import KVCache
@@ -12,8 +11,7 @@ if TYPE_CHECKING:
     Caches = dict[object, KVCache]
 
 
-@dataclass(frozen=True)
-class Taken:
+class Taken(NamedTuple):
     """What a new text may start from: caches by model, and how many of its tokens they hold already."""
 
     by_model: Caches

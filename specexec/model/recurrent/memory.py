@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -66,8 +67,7 @@ def _resized(vectors: Vectors, used: int, capacity: int) -> Vectors:
     return resized
 
 
-@dataclass(frozen=True)
-class Read:
+class Read(NamedTuple):
     """What settled rows read of a state, [H, R, V] in float32, and the state after them."""
 
     read_HRV: Tensor
