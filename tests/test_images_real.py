@@ -49,7 +49,7 @@ class Model:
 
     def answer(self, *content: bytes | str) -> str:
         """What a user is to read."""
-        return self.engine.tokenizer.decode(written(self.truth, self.inputs(*content), MOST))
+        return str(self.engine.tokenizer.decode(written(self.truth, self.inputs(*content), MOST)))
 
 
 @contextmanager
@@ -69,7 +69,8 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def test_prompts_and_answers_are_those_of_the_whole_model(model: Model) -> None:
     lm = model.engine._target
     assert isinstance(lm, TreeLM)
-    for content in ([ONE, "What is it?"], ["Is ", OTHER, QUESTION, ONE]):
+    asked: list[list[bytes | str]] = [[ONE, "What is it?"], ["Is ", OTHER, QUESTION, ONE]]
+    for content in asked:
         ours, theirs = model.engine.encode([shown(*content)]), model.inputs(*content)
         assert model.engine.encoding.in_vocabulary(ours) == theirs["input_ids"][0].tolist()
         assert list(model.engine.generate([shown(*content)], GREEDY).tokens) == written(model.truth, theirs, MOST)
