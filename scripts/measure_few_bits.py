@@ -4,6 +4,7 @@
     python scripts/measure_few_bits.py weights                  KL to float32 with weights in each format
     python scripts/measure_few_bits.py linears                  one linear of 8192 x 2048 in every form
     python scripts/measure_few_bits.py sweeps build/1b          packs of a model beside the model in bf16
+    python scripts/measure_few_bits.py sweeps build/1b --streamed           the same from the disk, beside plain reads
     python scripts/measure_few_bits.py steps                    passes of SmolLM2 beside transformers' own step
 
 Runs of all rivals take turns, so that whatever else the machine does slows all alike; quoted are medians. `linears` and
@@ -22,6 +23,7 @@ from tempfile import TemporaryDirectory
 import click
 import real_material
 import torch
+from timing import SPAN_B, read_plainly
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -33,9 +35,14 @@ from offload.checkpoint.quantized.formats import dequantise
 from offload.checkpoint.quantized.quantize import BLOCK, bitsandbytes, quantise_int8
 from offload.checkpoint.quantized.weight import Quantised
 from offload.hub.names import demo_folder
+from offload.machine.files import Files
 from offload.machine.heap import suit
+from offload.machine.speeds import reading_for
 from offload.packs.pack import pack, plan
+from offload.placement.placement import Offload
+from offload.stream.store import Arena
 from specexec.model.cache import KVCache
+from specexec.model.quick_layers import quicken
 from specexec.model.tree_lm import Rows, TreeLM
 
 HERE = Path(__file__).parent.parent
@@ -180,29 +187,37 @@ def linears(turns: int) -> None:
 @click.option("--rows", default="1,16,64", show_default=True)
 @click.option("--turns", default=5, show_default=True)
 @click.option("--threads", default=2, show_default=True)
-def sweeps(folder: Path, rows: str, turns: int, threads: int) -> None:
-    """Sweeps of a resident model: in bf16, as an NF4 and an int8 pack dequantised, as int8 and int4 in integers."""
+@click.option("--streamed", is_flag=True, help="Read all layers from the disk for every sweep.")
+def sweeps(folder: Path, rows: str, turns: int, threads: int, streamed: bool) -> None:
+    """Sweeps of a model: in bf16, as an NF4 and an int8 pack dequantised, as int8 and int4 in integers."""
     torch.set_num_threads(threads)
+    where: Offload = "disk" if streamed else "none"
     with TemporaryDirectory(dir=folder.parent) as temporary:
         packs = {quant: Path(temporary) / quant for quant in ("int8", "int4", "nf4")}
         for quant, out in packs.items():
             pack(plan(open_folder(folder), quant), out)  # type: ignore[arg-type]  # three of the four there are
         lms = {
-            "bf16": TreeLM(offload.load(folder, "none", dtype=torch.bfloat16)),
-            "int8": TreeLM(offload.load(packs["int8"], "none", dtype=torch.bfloat16)),
-            "nf4": TreeLM(offload.load(packs["nf4"], "none", dtype=torch.bfloat16)),
+            "bf16": TreeLM(offload.load(folder, where, dtype=torch.bfloat16)),
+            "int8": TreeLM(offload.load(packs["int8"], where, dtype=torch.bfloat16)),
+            "nf4": TreeLM(offload.load(packs["nf4"], where, dtype=torch.bfloat16)),
             **{
                 f"{quant} in integers": TreeLM(
-                    offload.load(packs[quant], "none", dtype=torch.bfloat16, compute="int8"), tiled=False
+                    offload.load(packs[quant], where, dtype=torch.bfloat16, compute="int8"), tiled=False
                 )
                 for quant in ("int8", "int4")
             },
         }
         click.echo(f"| rows | {' | '.join(lms)} |\n|---|{'---|' * len(lms)}")
+        reads = {name: _reading(packs.get(name.split()[0], folder), lm) for name, lm in lms.items()} if streamed else {}
         for count in map(int, rows.split(",")):
             ways = {name: partial(_sweep, lm, KVCache(), count) for name, lm in lms.items()}
-            found_ms = _turns(ways, turns, time.perf_counter)
+            found_ms = _turns(
+                {**ways, **{f"read {name}": read for name, read in reads.items()}}, turns, time.perf_counter
+            )
             click.echo(f"| {count} | " + " | ".join(f"{found_ms[name]:.0f}" for name in ways) + " |")
+            if reads:
+                over = [found_ms[name] / found_ms[f"read {name}"] for name in ways]
+                click.echo("| over reads alone | " + " | ".join(f"{ratio:.2f}" for ratio in over) + " |")
 
 
 @main.command()
@@ -225,7 +240,9 @@ def steps(turns: int, past: int) -> None:
             before.crop(-1)  # type: ignore[attr-defined]  # a DynamicCache, which takes back that token
 
         target = TreeLM(offload.load(folder, "none", dtype=dtype, ctx=past + 64))
-        drafter = TreeLM(offload.load(folder, "none", dtype=dtype, ctx=past + 64, reorder=True), drafts=True)
+        drafting = offload.load(folder, "none", dtype=dtype, ctx=past + 64, reorder=True)
+        quicken(drafting)
+        drafter = TreeLM(drafting, drafts=True)
         caches = {lm: KVCache() for lm in (target, drafter)}
         for lm, cache in caches.items():
             lm.forward([Rows.text(cache, text)])
@@ -239,6 +256,15 @@ def steps(turns: int, past: int) -> None:
         whole_ms = _turns(ways, turns, time.thread_time)
         cells = [f"{took_ms:.1f} ms ({took_ms / whole_ms['theirs']:.2f})" for took_ms in whole_ms.values()]
         click.echo(f"| {str(dtype).removeprefix('torch.')} | {' | '.join(cells)} |")
+
+
+def _reading(folder: Path, lm: TreeLM) -> Callable[[], None]:
+    """The bytes of a sweep read plainly, in the way in which they are streamed."""
+    checked = open_folder(folder)
+    files, arena = Files(checked.file_sizes, reading_for(checked.weights_at)), Arena(SPAN_B)
+    arena.flat.fill_(1)  # the first touch of memory is not the disk's
+    wanted_B = offload.stream_of(lm.model).bytes_per_sweep
+    return partial(read_plainly, files, arena, checked.file_sizes, wanted_B)
 
 
 def _sweep(lm: TreeLM, cache: KVCache, rows: int, logits: int = 1) -> None:

@@ -32,6 +32,7 @@ from specexec.drafters.registry import HEADS, DrafterChoice, source_of
 from specexec.drafters.union import Union
 from specexec.errors import BadDrafter
 from specexec.model import attention
+from specexec.model.quick_layers import quicken
 from specexec.model.submodel import rebuilt
 from specexec.model.tree_lm import TreeLM
 from specexec.text.token_bytes import wording_of
@@ -180,7 +181,9 @@ def drafts_of(
         if path not in vocabularies:  # a head
             continue
         role = f"drafter-{len(found) + 1}" if found else "drafter"
-        lm = TreeLM(draft_model(path, request, device, progress), share=weights.share, drafts=True)
+        drafting = draft_model(path, request, device, progress)
+        quicken(drafting)
+        lm = TreeLM(drafting, share=weights.share, drafts=True)
         found[model] = Draft(role, name if called.count(name) == 1 else str(path), path, lm, vocabularies[path])
     return found
 

@@ -13,6 +13,7 @@ from torch import nn
 from specexec.drafters.cascade import Cascade
 from specexec.drafters.ranking import Ranking
 from specexec.drafters.sibling import SiblingDrafter
+from specexec.model.quick_layers import quicken
 from specexec.model.submodel import rebuilt
 from specexec.model.tree_lm import TreeLM
 
@@ -27,6 +28,8 @@ def substituting(
     never: Iterable[int] = (),
     window: int | None = None,
 ) -> SiblingDrafter:
-    """A drafter over layers of the target that went through `few_bits.quantised`."""
+    """A drafter over copies of the target's layers that went through `few_bits.quantised`. Changes them."""
+    for layer in layers.values():
+        quicken(layer)
     lm = target.alike(rebuilt(target.model, layers))
     return SiblingDrafter(lm, vocabulary, ranking, name=name, cascade=cascade, never=never, window=window)

@@ -229,7 +229,7 @@ def attend_block(
             masked = hidden(first, last)
             return None if masked is None else torch.cat([masked] * times, dim=-2)
 
-        often_HQD = query_HQD.repeat(1, times, 1)
+        often_HQD = query_HQD.expand(-1, times, -1) if queries == 1 else query_HQD.repeat(1, times, 1)
         return attend_block(often_HQD, key_HKD, value_HKD, seen, hidden_often, style, texts)[:, :queries]
     # Heads that share keys lie side by side in one product: no copy of the keys for grouped queries.
     shared = (texts, key_heads // texts, heads // key_heads, queries)

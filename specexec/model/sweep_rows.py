@@ -156,8 +156,9 @@ class SweepRows:
         if trip and end >= self.count:
             trip.leave(layer)
         mixed = [found[text] for text in sorted(found)]
-        mixed.append(mixed[-1][-1:].expand(max(end - self.count, 0), -1, -1))
-        return torch.cat(mixed)
+        if end > self.count:
+            mixed.append(mixed[-1][-1:].expand(end - self.count, -1, -1))
+        return torch.cat(mixed) if len(mixed) > 1 else mixed[0].contiguous()
 
     def _indexed(
         self,

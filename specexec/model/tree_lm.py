@@ -228,15 +228,17 @@ class TreeLM:
             layer.tokens = packed.tokens
             layer.together = [range(run.start, run.stop) for run in together]
         tokens_R = packed.tokens_R.clamp(max=self.vocabulary - 1) if self._drafts or packed.images else packed.tokens_R
-        rows = [tokens_R, packed.positions_R]
-        input_ids, position_ids = (tiles.filled_up(each_R) for each_R in rows) if self._tiled else rows
+        # In float32 a single row would have to be doubled for every linear.
+        count = tiles.padded(packed.count) if self._tiled else any_rows.LEAST if self._any_rows else 0
+        rows = (tokens_R, packed.positions_R)
+        input_ids, position_ids = (tiles.filled_up(each_R, count) for each_R in rows)
         given = {"input_ids": input_ids.unsqueeze(0), "position_ids": position_ids.unsqueeze(0)}
         if self.images is not None:
             given |= inputs_of(self._trunk, self.images, packed.images, given, packed.grid_AR)
         with self.linears(), sweeping(packed.states):
             if self._mix is not None:
                 assert features_RF is not None
-                filled_RF = tiles.filled_up(features_RF) if self._tiled else features_RF
+                filled_RF = tiles.filled_up(features_RF, count)
                 given["inputs_embeds"] = self._mix(given.pop("input_ids")[0], filled_RF).unsqueeze(0)
             output = self._trunk(**given, use_cache=False, sweep=packed)
         hidden_RH: Tensor = output.last_hidden_state[0, : packed.count]
@@ -251,7 +253,7 @@ class TreeLM:
         own = head or self._head
         with self.linears():
             tile = 1 if self._drafts or self._any_rows else tiles.TILE
-            return tiles.tiled(lambda part: own(inputs_embeds=part.unsqueeze(0)).logits[0].float(), hidden_RH, tile)
+            return tiles.tiled(lambda part: own(inputs_embeds=part.unsqueeze(0)).logits[0], hidden_RH, tile).float()
 
     def linears(self) -> ExitStack:
         """While this is open linears run in the way that is quick here and the same for any number of rows."""

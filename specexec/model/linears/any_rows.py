@@ -24,6 +24,7 @@ from specexec.model.linears import float32_linears as widened
 from specexec.model.module_types import every_module
 from specexec.sizes import CHUNK
 
+LEAST = 2  # rows from which on sums have one order
 FEW = 16  # what rows are compared among, and the steps of larger numbers of them
 TRIED = ((1536, 576), (4096, 1024), (8192, 128))  # inputs and outputs of linears that show how kernels sum
 
@@ -73,22 +74,23 @@ def _alike(seed: int) -> bool:
 
 def linear(rows: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
     """`torch.nn.functional.linear` of [..., I] rows; weights may have any strides. Contiguous, [..., O]."""
+    count = rows.shape[:-1].numel()
+    if LEAST <= count <= CHUNK:
+        return _inner(rows, weight_OI, bias_O)
     rows_RI = rows.reshape(-1, rows.shape[-1])
-    if len(rows_RI) <= CHUNK:
-        found_RO = _inner(rows_RI, weight_OI, bias_O)
+    if count == 1:  # it would be summed in another order: it is computed beside itself
+        found_RO = _inner(torch.cat([rows_RI, rows_RI]), weight_OI, bias_O)[:1]
     else:
         found_RO = rows.new_empty(len(rows_RI), len(weight_OI))
         for part_RI, out_RO in zip(rows_RI.split(CHUNK), found_RO.split(CHUNK), strict=True):
-            out_RO.copy_(_inner(part_RI, weight_OI, bias_O))
+            out_RO.copy_(linear(part_RI, weight_OI, bias_O))
     return found_RO.view(*rows.shape[:-1], -1)
 
 
-def _inner(rows_RI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
-    """By oneDNN's inner product; a single row, which it sums in another order, beside itself."""
-    count = len(rows_RI)
-    rows_RI = torch.cat([rows_RI, rows_RI]) if count == 1 else rows_RI
-    found_RO: Tensor = torch.ops.mkldnn._linear_pointwise(rows_RI, weight_OI, bias_O, "none", [], "")
-    return found_RO[:1] if count == 1 else found_RO
+def _inner(rows: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
+    """By oneDNN's inner product of two rows or more, [..., O] of [..., I]."""
+    found: Tensor = torch.ops.mkldnn._linear_pointwise.default(rows, weight_OI, bias_O, "none", [], "")
+    return found
 
 
 class AnyRowsLinear(nn.Linear):
@@ -131,5 +133,4 @@ class AnyRows(TorchFunctionMode):
 
 def _plain(weight: Tensor) -> bool:
     """Whether these are float32 on the CPU as they are; weights of another type multiply in their own way."""
-    plain = type(weight) in (Tensor, nn.Parameter) and weight.device.type == "cpu"
-    return plain and weight.dtype == torch.float32
+    return type(weight) in (Tensor, nn.Parameter) and weight.is_cpu and weight.dtype == torch.float32

@@ -28,9 +28,10 @@ def padded(rows: int) -> int:
     return -(-rows // TILE) * TILE
 
 
-def filled_up(rows_R: Tensor) -> Tensor:
-    """Whole tiles of rows, [R, …]. What fills the last one repeats the last row, and so visits no expert of its own."""
-    return torch.cat([rows_R, rows_R[-1:].expand(padded(len(rows_R)) - len(rows_R), *rows_R.shape[1:])])
+def filled_up(rows_R: Tensor, count: int) -> Tensor:
+    """So many rows, [R, …]. What fills them up repeats the last row, and so visits no expert of its own."""
+    missing = count - len(rows_R)
+    return torch.cat([rows_R, rows_R[-1:].expand(missing, *rows_R.shape[1:])]) if missing > 0 else rows_R
 
 
 def tiled(linear: Callable[[Tensor], Tensor], rows_RI: Tensor, tile: int = TILE, most: int = CHUNK) -> Tensor:
