@@ -221,13 +221,22 @@ def _kinds(config: Mapping[str, Json]) -> Sequence[Json]:
 
 
 def _layers(config: Mapping[str, Json]) -> int:
-    """How many there are; Nemotron-H says it by their kinds alone."""
+    """How many there are, each as often as it attends; Nemotron-H says it by their kinds alone."""
+    if _twice(config):
+        return 2 * _number(config, "num_layers", 0)
     return _number(config, "num_hidden_layers", len(_kinds(config)))
 
 
+def _twice(config: Mapping[str, Json]) -> bool:
+    """Whether each layer attends twice, and counts as two where caches are numbered."""
+    return config.get("model_type") == "longcat_flash"
+
+
 def shared_caches(config: Mapping[str, Json]) -> frozenset[int]:
-    """Layers whose keys and values others attend to as well, and those others."""
-    layers, shared = (_number(config, name, 0) for name in ("num_hidden_layers", "num_kv_shared_layers"))
+    """Layers whose keys and values others attend to as well, and those others; all where a layer has two caches."""
+    layers, shared = _layers(config), _number(config, "num_kv_shared_layers", 0)
+    if _twice(config):
+        return frozenset(range(layers))
     kinds, own = config.get("layer_types"), layers - shared
     if not shared or not isinstance(kinds, list) or len(kinds) < layers:
         return frozenset()

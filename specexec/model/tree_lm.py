@@ -237,7 +237,7 @@ class TreeLM:
         input_ids, position_ids = (tiles.filled_up(each_R, count) for each_R in rows)
         given = {"input_ids": input_ids.unsqueeze(0), "position_ids": position_ids.unsqueeze(0)}
         if self.images is not None:
-            given |= inputs_of(self._trunk, self.images, packed.images, given, packed.grid_3R)
+            given |= inputs_of(self._trunk, self.images, packed.images, given, packed.grid_AR)
         with self.linears(), sweeping(packed.states):
             if self._mix is not None:
                 assert features_RF is not None

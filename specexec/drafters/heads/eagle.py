@@ -48,7 +48,7 @@ class FirstLayer(nn.Module):
         self.input_layernorm = ordinary.get_submodule("input_layernorm")
         self.post_attention_layernorm = ordinary.get_submodule("post_attention_layernorm")
         self.hidden_norm = _norm_like(self.input_layernorm, hidden)
-        self._norm_before_residual = norm_before_residual
+        self.norm_before_residual = norm_before_residual
         for name in ("q_proj", "k_proj", "v_proj"):
             narrow = self.self_attn.get_submodule(name)
             assert isinstance(narrow, nn.Linear)
@@ -60,7 +60,7 @@ class FirstLayer(nn.Module):
         normed = self.hidden_norm(features)
         both = torch.cat([self.input_layernorm(embedded), normed], -1)
         found = self.self_attn(hidden_states=both, **how)[0]
-        found = found + (normed if self._norm_before_residual else features)
+        found = found + (normed if self.norm_before_residual else features)
         pieces = (one + self.mlp(self.post_attention_layernorm(one)) for one in found.split(CHUNK, 1))
         return torch.cat([*pieces], 1)
 
