@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -221,7 +221,7 @@ def test_its_first_guesses_are_those_that_generate_drafts(case: Case, monkeypatc
     drafted = list[list[int]]()
     draft = SinglePositionMultiTokenCandidateGenerator.get_candidates
 
-    def recorded(self: Any, input_ids: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+    def recorded(self: Any, input_ids: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         ids, logits = draft(self, input_ids, *args, **kwargs)
         if ids.shape[1] > input_ids.shape[1]:
             drafted.append(ids[0].tolist())
@@ -229,10 +229,11 @@ def test_its_first_guesses_are_those_that_generate_drafts(case: Case, monkeypatc
 
     monkeypatch.setattr(SinglePositionMultiTokenCandidateGenerator, "get_candidates", recorded)
     case.theirs.generation_config.num_assistant_tokens = 4
+    generate: Any = case.model.generate
     with torch.no_grad():
-        written = case.model.generate(
-            torch.tensor([PROMPTS[0]]), assistant_model=case.theirs, do_sample=False, max_new_tokens=8
-        )[0].tolist()
+        written = generate(torch.tensor([PROMPTS[0]]), assistant_model=case.theirs, do_sample=False, max_new_tokens=8)[
+            0
+        ].tolist()
     text, path = drafted[0][:-4], drafted[0][-4:]
     found = said_below(case.assistant, read_by(case.target, text), text, [path])[0]
     assert found.argmax(-1).tolist()[:4] == path
@@ -384,7 +385,7 @@ def test_plan_counts_it_and_keeps_the_keys_that_it_reads_where_it_computes(pair:
     ],
 )
 def test_an_assistant_of_another_model_is_refused_by_name(
-    change: Mapping[str, Any], why: str, pair: tuple[Path, Path], tmp_path: Path
+    change: dict[str, Any], why: str, pair: tuple[Path, Path], tmp_path: Path
 ) -> None:
     other = tmp_path / "other"
     shutil.copytree(pair[1], other)

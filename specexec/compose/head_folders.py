@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
@@ -152,6 +152,7 @@ def as_model(folder: Folder) -> Folder:
         return replace(folder, config=folder.config | apart)
     if kind in shallow.KINDS:
         return replace(folder, config=folder.config | shallow.counted_as(kind, _published(folder)))
+    own_name: Callable[[str], str | None]
     if kind == assistant.KIND:
         own_name, layer = assistant.own_name, assistant.layer_config(folder.config)
     elif kind in eagle.KINDS:

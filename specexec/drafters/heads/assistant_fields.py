@@ -102,5 +102,5 @@ class AssistantFields:
         for own, layer in zip(heads, layers, strict=True):
             keys = target_heads[layer]
             if max(own) != max(keys) or not isinstance(queries, int) or queries % (len(keys) // 2):
-                given, ours = f"{queries} heads of {max(own)} numbers", f"{len(keys) // 2} heads of {max(keys)}"
-                raise of_another(KIND, name, given, ours, f"for the keys of layer {layer}")
+                asking, asked = f"{queries} heads of {max(own)} numbers", f"{len(keys) // 2} heads of {max(keys)}"
+                raise of_another(KIND, name, asking, asked, f"for the keys of layer {layer}")
