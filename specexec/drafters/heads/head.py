@@ -23,7 +23,7 @@ from specexec.text.sequence import Sequence
 from specexec.tree.tree import ROOT, Ints, TokenTree
 
 
-class Features(Protocol):
+class RowFeatures(Protocol):
     """What the rows of a head read of a text and of its target (HeadFeatures, ReadFeatures)."""
 
     @property
@@ -63,7 +63,7 @@ class HeadDrafter(SiblingDrafter):
     def __init__(
         self,
         lm: DraftLM,
-        features: Features,
+        features: RowFeatures,
         vocabulary: int,
         ranking: Ranking | None = None,
         name: str = "mtp",

@@ -1,4 +1,4 @@
-"""Attention to a text that another model has read: a drafter's queries, its target's keys and values. Knows no head.
+"""Attention to a text that another model has read: a drafter's queries, its target's keys and values.
 
 What taps.py is for hidden states: of the layers that are asked for, the rows of the committed text, where they lie. The
 nodes of a sweep, running or over, are never among them, because they were not committed.
@@ -20,7 +20,7 @@ from specexec.sizes import SINKS
 
 
 @dataclass(frozen=True)
-class Reader:
+class TextReader:
     """So many rows of a drafter, one after another, and the cache of the text that they attend to."""
 
     rows: int
@@ -35,7 +35,9 @@ class ReadText:
     A drafter's layer with a window of its own sees what is not farther from the last token than that many.
     """
 
-    def __init__(self, readers: Items[Reader], layers: Items[int], kept: KeptRows, window: int | None = None) -> None:
+    def __init__(
+        self, readers: Items[TextReader], layers: Items[int], kept: KeptRows, window: int | None = None
+    ) -> None:
         self._readers, self._layers, self._kept, self._window = readers, layers, kept, window
 
     def attend(self, rows: LayerRows) -> Tensor:
