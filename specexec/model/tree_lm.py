@@ -49,7 +49,7 @@ class Rows:
     all: recurrent layers then keep its last state alone. All others hang at its end.
 
     `features_RF`: what a model reads of each row beside its token, if it reads any (`TreeLM.mix`). `read`: the cache of
-    a model that has read the text, whose keys and values the rows attend to, if they do (`drafters/heads/read_text.py`).
+    a model that has read the text, whose keys and values rows attend to, if they do (`drafters/heads/read_text.py`).
     """
 
     cache: KVCache
