@@ -39,7 +39,7 @@ from specexec.drafters.heads.assistant_fields import (
 )
 from specexec.drafters.heads.filled import TargetSizes, fill
 from specexec.drafters.heads.head import HeadDrafter
-from specexec.drafters.heads.read_text import ReadText, TextReader
+from specexec.drafters.heads.read_text import KeyReader, ReadText
 from specexec.drafters.heads.refusal import unread
 from specexec.drafters.kit import DrafterKit
 from specexec.drafters.protocol import Drafter
@@ -104,11 +104,11 @@ class Assistant(nn.Module):
     def forward(self, parts: list[Rows]) -> list[Tensor]:
         """y of the rows of each part, [R, H]: each reads its features and what the target keeps of the text."""
         embeddings = self._target.model.get_input_embeddings()
-        counts, readers, features = [len(part.tokens) for part in parts], list[TextReader](), list[Tensor]()
+        counts, readers, features = [len(part.tokens) for part in parts], list[KeyReader](), list[Tensor]()
         for part in parts:
             assert part.read is not None
             assert part.features_RF is not None
-            readers.append(TextReader(len(part.tokens), part.read))
+            readers.append(KeyReader(len(part.tokens), part.read))
             features.append(part.features_RF)
         h_RF = torch.cat(features).to(self.pre_projection.weight)
         tokens_R = torch.tensor([token for part in parts for token in part.tokens], device=self.device)

@@ -20,7 +20,7 @@ from specexec.sizes import SINKS
 
 
 @dataclass(frozen=True)
-class TextReader:
+class KeyReader:
     """So many rows of a drafter, one after another, and the cache of the text that they attend to."""
 
     rows: int
@@ -36,7 +36,7 @@ class ReadText:
     """
 
     def __init__(
-        self, readers: Items[TextReader], layers: Items[int], kept: KeptRows, window: int | None = None
+        self, readers: Items[KeyReader], layers: Items[int], kept: KeptRows, window: int | None = None
     ) -> None:
         self._readers, self._layers, self._kept, self._window = readers, layers, kept, window
 
