@@ -35,7 +35,7 @@ def normal(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 def stored(folder: Path, tensors: dict[str, torch.Tensor]) -> Folder:
     """A folder that holds just these tensors."""
     save_file({name: tensor.clone() for name, tensor in tensors.items()}, folder / SINGLE)
-    (folder / "config.json").write_text("{}")
+    (folder / "config.json").write_text('{"quantization_config": {"quant_method": "bitsandbytes"}}')
     return open_folder(folder)
 
 
