@@ -213,9 +213,11 @@ def test_what_is_not_known_of_mistrals_own_layout_is_refused_by_name(
         change(path / "params.json", **{name: given})
         assert name in refusal(path).what
         (path / "params.json").write_text(params)
-    change(path / "params.json", n_heads=0)
-    assert "n_heads is 0" in refusal(path).what
-    (path / "params.json").write_text(params)
+    wrong: dict[str, object] = {"n_heads": 0, "n_kv_heads": 2.0, "rope_theta": "1e4", "sliding_window": [8, None]}
+    for name, number in wrong.items():
+        change(path / "params.json", **{name: number})
+        assert f"{name} is {number!r}" in refusal(path).what
+        (path / "params.json").write_text(params)
     (path / "tekken.json").write_text(json.dumps({"config": {}, "vocab": []}))
     assert "tekken.json cannot be read: default_num_special_tokens is None" in refusal(path).what
     (path / "tekken.json").unlink()
