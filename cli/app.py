@@ -48,6 +48,7 @@ SECTIONS = {
         "alias": "cli.models.alias:alias",
         "preset": "cli.models.preset:preset",
         "index": "cli.models.index:index",
+        "distill": "cli.distill.command:distill",
     },
     "Measure": {
         "doctor": "cli.models.doctor:doctor",

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from offload.placement.requirements import (
         Compute,
         KVQuant,
+        cache_heads,
         cache_rows_B,
         cache_widths,
         need_of,
@@ -80,6 +81,7 @@ __all__ = [
     "Placement",
     "ReadFailed",
     "StreamStats",
+    "cache_heads",
     "cache_rows_B",
     "cache_widths",
     "called",
@@ -144,6 +146,7 @@ _HOMES = {
     "Placement": "placement.placement",
     "ReadFailed": "errors",
     "StreamStats": "stream.protocol",
+    "cache_heads": "placement.requirements",
     "cache_rows_B": "placement.requirements",
     "cache_widths": "placement.requirements",
     "called": "hub.names",

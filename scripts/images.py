@@ -2,6 +2,7 @@
 
     python scripts/images.py smolvlm llama4       some model types, a line each
     python scripts/images.py --write              all of them, into the table (minutes)
+    python scripts/images.py --published          with tokenizers and templates of published models (a minute)
 
 Truth is transformers' own processor and generate of the whole model. Each family has to keep every promise that
 tests/test_images.py makes of one; there CI tries a sample.
@@ -26,6 +27,8 @@ from specexec.sizes import SEEING
 from specexec.text.image_processor import needs_torchvision
 from specexec.text.image_prompts import UNREAD
 from tests import test_images as images
+from tests import test_images_real as images_real
+from tests.real_pictured import PUBLISHED
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "architectures.md"
 BEGIN, END = "<!-- made by scripts/images.py -->\n", "<!-- end -->\n"
@@ -43,11 +46,12 @@ PROMISES = (
 @click.command()
 @click.argument("names", nargs=-1)
 @click.option("--write", is_flag=True, help="Put what was found into docs/architectures.md.")
-def main(names: tuple[str, ...], write: bool) -> None:
+@click.option("--published", is_flag=True, help="Try tokenizers and templates of published models, where there are.")
+def main(names: tuple[str, ...], write: bool, published: bool) -> None:
     """Try the model types NAMES, or all."""
     warnings.filterwarnings("ignore")
-    for name in names or SEEING:
-        found = tried(name)
+    for name in names or (PUBLISHED if published else SEEING):
+        found = tried_as_published(name) if published else tried(name)
         click.echo(f"{name:28} {found or 'read'}")
         if write:
             put(name, found)
@@ -63,6 +67,16 @@ def tried(model_type: str) -> str:
                 except Exception as problem:
                     first = str(problem).strip().partition("\n")[0]
                     return f"{tier}: {promise.__name__}: {type(problem).__name__}: {first}"
+    return ""
+
+
+def tried_as_published(model_type: str) -> str:
+    """Whether prompts and answers differ from those of the whole model; empty if they do not."""
+    with tempfile.TemporaryDirectory() as folder, images_real.model_of(model_type, Path(folder)) as model:
+        try:
+            images_real.test_prompts_and_answers_are_those_of_the_whole_model(model)
+        except Exception as problem:
+            return f"{type(problem).__name__}: {str(problem).strip()}"
     return ""
 
 

@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import click
 import transformers
 
+from specexec.model.remote_code_check import TRIED
 from tests.zoo import Found, tried, types
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "architectures.md"
@@ -45,7 +46,7 @@ def zoo(names: tuple[str, ...], write: bool, part: str) -> None:
 
 
 def put(found: Found) -> None:
-    """One row of the table, in its place; the numbers above it anew."""
+    """One row of the table, in its place; the numbers above it anew, and the list of what needs no trial."""
     before, _, table = PAGE.read_text(encoding="utf-8").partition(BEGIN)
     rows = {row[1]: (row[2], row[3]) for row in ROW.finditer(table)}
     rows[found.model_type] = (found.outcome, found.why.replace("|", "/"))
@@ -56,6 +57,8 @@ def put(found: Found) -> None:
     lines += ["| model type | outcome | why not more |", "|---|---|---|"]
     lines += [f"| `{name}` | {outcome} | {why} |" for name, (outcome, why) in sorted(rows.items())]
     PAGE.write_text(f"{before}{BEGIN}\n" + "\n".join(lines) + "\n", encoding="utf-8")
+    runs = [name for name, (outcome, _) in sorted(rows.items()) if outcome in ("trees", "plain")]
+    TRIED.write_text("\n".join(runs) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

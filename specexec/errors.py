@@ -101,5 +101,17 @@ class BrokenLogits(SpecexecError):
     code = "broken_logits"
 
 
+class BadRecording(SpecexecError):
+    """A folder holds no recording of a target's texts, another one, or a damaged one."""
+
+    code = "bad_recording"
+
+
+class BadCheckpoint(SpecexecError):
+    """A training that was begun cannot be continued so."""
+
+    code = "bad_checkpoint"
+
+
 class SweepCancelled(Exception):
     """The sweep was asked to stop and did so between two layers; nothing of it was committed."""

@@ -51,6 +51,7 @@ IMAGE_ROWS = 2048  # of one image, larger ones are made smaller; and of those wh
 TILE_ROWS = 4096  # the same for models that cut images into tiles of one size
 # Settings that say how many patches of a tower, in height and in width, make one row.
 MERGES = ("spatial_merge_size", "pooling_kernel_size", "scale_factor", "downsample_factor")
+DOWNSAMPLED = {"4x": 4, "16x": 16}  # patches that make one row, as MiniCPM-V says it
 TOWER_COPIES = 8  # of what a tower knows of a patch: in, normed, queries, keys, values, mixed, out, and their sum
 # Models that see whose images are read (text/image_prompts.py says how), and the most rows that one may take.
 SEEING = {
@@ -58,15 +59,15 @@ SEEING = {
         (
             "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "gemma3", "gemma4",
             "gemma4_unified", "glm4v", "glm4v_moe", "glm46v", "glm_ocr", "glmga", "kimi_k25", "llama4", "minimax_m3_vl",
-            "mistral3", "lighton_ocr", "exaone4_5", "hyperclovax_vision_v2", "lfm3_vl", "video_llama_3",
+            "mistral3", "lighton_ocr", "exaone4_5", "hunyuan_vl", "hyperclovax_vision_v2", "lfm3_vl", "video_llama_3",
         ),
         IMAGE_ROWS,
     ),
     **dict.fromkeys(
         (
             "aria", "aya_vision", "cohere2_vision", "deepseek_vl", "deepseek_vl_hybrid", "got_ocr2", "idefics3",
-            "internvl", "lfm2_vl", "llava", "llava_next", "llava_next_video", "llava_onevision", "ovis2", "smolvlm",
-            "vipllava",
+            "internvl", "lfm2_vl", "llava", "llava_next", "llava_next_video", "llava_onevision", "minicpmv4_6",
+            "ovis2", "smolvlm", "vipllava",
         ),
         TILE_ROWS,
     ),
@@ -241,6 +242,7 @@ def images_B(whole: Mapping[str, object], widths: Widths, ctx: int) -> int:
     rows = min(most, ctx, number(most, "mm_tokens_per_image"))
     ratio = whole.get("downsample_ratio")  # InternVL's
     merged = round(ratio**-2) if isinstance(ratio, float) else number(1, *MERGES) ** 2
+    merged = DOWNSAMPLED.get(str(whole.get("downsample_mode")), merged)
     patch = number(16, "patch_size")
     patches = rows * merged
     if fixed := whole.get("mm_tokens_per_image"):

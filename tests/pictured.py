@@ -24,7 +24,15 @@ import torch
 import transformers
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast, ProcessorMixin
+from transformers import (
+    AutoTokenizer,
+    ImageProcessingMixin,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    ProcessorMixin,
+)
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES  # type: ignore[attr-defined]
 from transformers.utils.import_utils import is_torchvision_available
 
@@ -43,6 +51,7 @@ SPECIAL = {
     244: "<|vision_end|>", 243: "[IMG_BREAK]", 242: "[IMG_END]", 241: "<|im_start|>", 240: "<|im_end|>",
     239: "]<]start of image[>[", 238: "]<]end of image[>[", 236: "<|image_start|>",
     235: "<|image_end|>", 234: "<|tile_x_separator|>", 233: "<|tile_y_separator|>", 232: "<fake_token_around_image>",
+    221: "<slice>", 220: "</slice>", 219: "<image_id>", 218: "</image_id>",
     231: "<global-img>", 230: "<|image|>_", 229: "<|line|>", 228: "<row_1_col_1>", 227: "<|img_thumbnail|>",
 }  # fmt: skip
 # What the tokenizer of a repository calls some of them.
@@ -50,7 +59,9 @@ NAMED = {
     "image_token": SPECIAL[WORD], "boi_token": SPECIAL[248], "eoi_token": SPECIAL[247], "boa_token": SPECIAL[246],
     "eoa_token": SPECIAL[246], "start_image_token": SPECIAL[236], "end_image_token": SPECIAL[235],
     "context_image_token": SPECIAL[WORD], "video_token": SPECIAL[249], "img_line_break_token": SPECIAL[229],
-    "image_break_token": SPECIAL[243], "image_end_token": SPECIAL[242],
+    "image_break_token": SPECIAL[243], "image_end_token": SPECIAL[242], "slice_start_token": SPECIAL[221],
+    "slice_end_token": SPECIAL[220], "image_id_start_token": SPECIAL[219], "image_id_end_token": SPECIAL[218],
+    "image_start_token": SPECIAL[236],
 }  # fmt: skip
 UNIFIED = "gemma4_unified"  # its masks are Gemma 4's with a static cache only (transformers 5.23)
 TEMPLATE = (
@@ -74,22 +85,30 @@ class Seeing:
     row: str = "<|image|>"
     place: str = "<|image|>"
     processor: str = ""
+    like_films: bool = False
+    """Its processor reads settings of its part for films, which that for images has as well."""
 
 
 def seeing(model_type: str, folder: Path) -> PreTrainedModel:
     """A checkpoint of a family that takes images, complete; and transformers' model of it."""
     family = KNOWN[model_type]
     model = tiny_of(model_type, folder, change=partial(_smaller, family))
+    write_processor(model_type, model.config, folder)
+    tokenizer(SPECIAL | {WORD: family.row}).save_pretrained(folder)
+    (folder / "chat_template.jinja").write_text(TEMPLATE.replace("PLACE", family.place), encoding="utf-8")
+    return model
+
+
+def write_processor(model_type: str, config: PreTrainedConfig, folder: Path) -> None:
+    """Its settings, as the repository of a model has them."""
+    family = KNOWN[model_type]
     if replayed(model_type):
         RecordedProcessor(model_type).write(folder)
     else:
-        getattr(transformers, family.prepares)(**family.prepared(model.config)).save_pretrained(folder)
-    tokenizer(SPECIAL | {WORD: family.row}).save_pretrained(folder)
+        getattr(transformers, family.prepares)(**family.prepared(config)).save_pretrained(folder)
     named = {"processor_class": family.processor or PROCESSOR_MAPPING_NAMES[model_type]}
-    settings = json.dumps({**named, **family.settings(model.config)})
+    settings = json.dumps({**named, **family.settings(config)})
     (folder / "processor_config.json").write_text(settings, encoding="utf-8")
-    (folder / "chat_template.jinja").write_text(TEMPLATE.replace("PLACE", family.place), encoding="utf-8")
-    return model
 
 
 def config_of(model_type: str) -> PreTrainedConfig:
@@ -142,11 +161,11 @@ def shown(*content: bytes | str) -> dict[str, object]:
     return {"role": "user", "content": parts}
 
 
-def whole_processor(model_type: str, folder: Path) -> Any:
+def whole_processor(model_type: str, folder: Path, tokenizer: PreTrainedTokenizerBase | None = None) -> Any:
     """transformers' processor of the family, without its parts for films and sound."""
 
     def check(self: ProcessorMixin, name: str, part: object) -> None:
-        assert part is None or name in ("image_processor", "tokenizer")
+        assert part is None or name in ("image_processor", "tokenizer") or isinstance(part, ImageProcessingMixin)
 
     family = KNOWN[model_type]
     kind = _kind(family.processor or PROCESSOR_MAPPING_NAMES[model_type])
@@ -156,8 +175,10 @@ def whole_processor(model_type: str, folder: Path) -> Any:
         "image_processor": RecordedProcessor(model_type)
         if recorded
         else getattr(transformers, family.prepares).from_pretrained(folder),
-        "tokenizer": AutoTokenizer.from_pretrained(folder),
+        "tokenizer": tokenizer or AutoTokenizer.from_pretrained(folder),
     }
+    if family.like_films:
+        parts["video_processor"] = parts["image_processor"]
     settings = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))
     return alone.from_args_and_dict([parts.get(name) for name in alone.get_attributes()], settings)
 
@@ -305,6 +326,13 @@ def _aria(config: PreTrainedConfig) -> None:
     config.get_text_config().max_position_embeddings = 1024
 
 
+def _slices(config: PreTrainedConfig) -> None:
+    """16 patches in two merges, the first of them after the first layer, or 4 in one, make a row."""
+    vision = config.vision_config
+    config.insert_layer_id = vision.insert_layer_id = 1
+    vision.image_size, vision.patch_size = 32, 4
+
+
 def _square(side: int) -> dict[str, int]:
     return {"height": side, "width": side}
 
@@ -365,6 +393,14 @@ _IDEFICS = Seeing(
 _TILED = Seeing(
     "GotOcr2ImageProcessorPil", lambda _: {"size": _square(28), "max_patches": 4}, lambda _: {"image_seq_length": 4}
 )
+_SLICED = Seeing(
+    "MiniCPMV4_6ImageProcessorPil",
+    lambda config: {
+        "patch_size": 4, "scale_resolution": 32, "max_slice_nums": 4, "downsample_mode": config.downsample_mode
+    },
+    smaller=_slices,
+    like_films=True,
+)  # fmt: skip
 KNOWN = {
     **dict.fromkeys(("qwen2_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"), _QWEN),
     "qwen2_5_vl": replace(_QWEN, smaller=_qwen2_5),
@@ -373,6 +409,9 @@ KNOWN = {
     "glm46v": replace(_GLM, prepares="Glm46VImageProcessorPil"),
     "glm_ocr": replace(_GLM, prepares="Glm46VImageProcessorPil", processor="Glm46VProcessor"),
     "glmga": replace(_GLM, prepares="GlmgaImageProcessorPil", processor="Glm46VProcessor"),
+    "hunyuan_vl": Seeing(
+        "HunYuanVLImageProcessorPil", _qwen_pixels, place=f"{SPECIAL[236]}{SPECIAL[WORD]}{SPECIAL[242]}"
+    ),
     "exaone4_5": replace(_QWEN, smaller=_qwen2_5),
     "lfm3_vl": _QWEN,
     "hyperclovax_vision_v2": replace(_QWEN, smaller=_qwen2_5),
@@ -458,6 +497,7 @@ KNOWN = {
         },
         smaller=_eights,
     ),
+    "minicpmv4_6": _SLICED,
     "ovis2": Seeing(
         "Ovis2ImageProcessorPil",
         lambda _: {"size": _square(28), "crop_to_patches": True, "max_patches": 4},

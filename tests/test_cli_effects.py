@@ -22,6 +22,9 @@ from cli.bench.check import check as check_command
 from cli.bench.command import bench
 from cli.bench.eval import evaluate
 from cli.chat.command import chat
+from cli.distill.head import head
+from cli.distill.model import model as model_command
+from cli.distill.record import record
 from cli.models.doctor import doctor
 from cli.models.pack import pack
 from cli.models.plan import plan
@@ -166,6 +169,22 @@ EVAL: Changes = {
     "cache": (["--cache", "{tiny}-cache"], "specexec.asked.cache"),
     "allow_code": (["--allow-code"], "specexec.asked.allow_code"),
 }
+RECORD: Changes = {
+    "top": (["--top", "3"], "top"),
+    "layers": (["--layers", "1,2"], "layers"),
+    "chat": (["--raw"], "chat"),
+    "split": (["--split", "blank"], "split"),
+    "limit": (["--limit", "1"], "prompts"),
+}
+TRAINING: Changes = {
+    "epochs": (["--epochs", "2"], "epochs"),
+    "batch": (["--batch", "9"], "batch"),
+    "length": (["--length", "8"], "length"),
+    "rate": (["--rate", "0.001"], "rate"),
+    "loss": (["--loss", "tv"], "loss"),
+    "seed": (["--seed", "2"], "seed"),
+    "device": (["--device", "cpu"], "device"),
+}
 # What only says how something is shown or kept, and where conversations and finished answers come from.
 SHOWN = {
     "inputs", "output", "output_dir", "overwrite", "retry_failed", "form", "plot", "samples",
@@ -287,6 +306,9 @@ def test_every_option_is_in_the_table() -> None:
     assert options_of(check_command) == engine | SAMPLING.keys() | {"file", "limit"} | SHOWN & options_of(check_command)
     assert options_of(bench) == engine | {name for run in BENCH for name in run} | SHOWN & options_of(bench)
     assert options_of(evaluate) == engine | EVAL.keys() | SHOWN & options_of(evaluate)
+    assert options_of(record) == engine | SAMPLING.keys() | RECORD.keys() | {"prompts"} | SHOWN & options_of(record)
+    assert options_of(head) - SHOWN == TRAINING.keys() | {"recorded", "kind", "draft_vocab"}
+    assert options_of(model_command) - SHOWN == TRAINING.keys() | {"recorded", "small", "offline"}
     assert options_of(serve) == engine | SERVE.keys() | {"port", "uds"} | SHOWN & options_of(serve)
     # Of these test_cli_pull.py tells what came.
     told = {"name", "revision", "drafter", "quant", "head_quant", "out", "trust_remote_code", "dry_run", "offline"}
@@ -399,6 +421,17 @@ def test_a_table_of_measurements_says_what_came_of_every_option(
     (tmp_path / "prompts.txt").write_text("One.\nTwo.\n")
     mine = {n: ([w.replace("{prompts}", str(tmp_path / "prompts.txt")) for w in a], p) for n, (a, p) in changes.items()}
     check(printed, BASES["bench"][0], mine, tiny_folder)
+
+
+def test_making_a_drafter_says_what_came_of_every_option(printed: Command, tiny_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("One.\nTwo.\n")
+    kept, other, made = (str(tmp_path / name) for name in ("kept", "other", "made"))
+    changes = {**ENGINE[0], **SAMPLING, **RECORD, "output": (["-o", other], "output")}
+    base = ["distill", "record", "--json", "--prompts", str(tmp_path / "prompts.txt"), "-o", kept, "-n", "9"]
+    check(printed, [*base, "--seed", "1"], changes, tiny_folder)
+    again = {"overwrite": (["--overwrite"], "overwrite")}
+    taught = ["distill", "head", kept, "--json", "-o", made, "--epochs", "1"]
+    check(printed, taught, {**TRAINING, **again, "draft_vocab": (["--draft-vocab", "1k"], "draft_vocab")}, tiny_folder)
 
 
 def test_a_list_and_one_of_it_are_not_both_obeyed(capsys: pytest.CaptureFixture[str]) -> None:

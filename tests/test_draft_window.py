@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 import specexec
 from cli.chat.snapshot import read_snapshot, write_snapshot
+from specexec.drafters.heads.features import HeadFeatures, TextStates
 from specexec.drafters.heads.head import HeadDrafter
 from specexec.drafters.none import NoDrafter
 from specexec.drafters.protocol import Drafter
@@ -164,8 +165,13 @@ def test_heads_keep_no_more_than_that_either(tmp_path: Path) -> None:
     chain_model("glm", tmp_path / "glm", 0.05)
     mtp = MtpCase(tmp_path / "glm")
     block = BlockCase(tmp_path / "target")
+    states = TextStates(mtp.target, [LAST], range(96))
     heads: list[tuple[TreeLM, object, Drafter]] = [
-        (mtp.target, mtp.lm, HeadDrafter(mtp.lm, mtp.target, [LAST], 95, window=WIDTH)),
+        (
+            mtp.target,
+            mtp.lm,
+            HeadDrafter(mtp.lm, HeadFeatures(mtp.lm, states), 95, window=WIDTH),
+        ),
         (block.target, block.head, block.drafter(window=WIDTH)),
     ]
     for target, key, drafter in heads:

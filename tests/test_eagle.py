@@ -28,6 +28,7 @@ from specexec.compose.head_folders import as_model, fitting, head_kind, verifier
 from specexec.drafters.cost import CostModel
 from specexec.drafters.heads.eagle import Eagle, loaded
 from specexec.drafters.heads.eagle_fields import EagleFields, own_name
+from specexec.drafters.heads.features import HeadFeatures
 from specexec.drafters.heads.head import HeadDrafter
 from specexec.drafters.heads.refusal import TargetShape
 from specexec.drafters.heads.self_check import SelfCheck
@@ -283,6 +284,7 @@ def test_a_head_that_is_right_is_not_corrected(case: Case, caplog: pytest.LogCap
     drafter = case.drafter(case.near, check=True)
     write(case.target, drafter, PROMPTS[:1], SAMPLINGS[0], 24, vocabulary=VOCABULARY)
     assert not caplog.records
+    assert isinstance(drafter._features, HeadFeatures)
     assert drafter._features._states._check is None
 
 
@@ -298,6 +300,7 @@ def test_a_head_of_another_model_is_refused_by_its_guesses(case: Case, caplog: p
     (said,) = [one.message for one in caplog.records if one.levelno == logging.WARNING]
     assert "was not made for this model" in said
     assert "BadDrafter" not in said, "words for people"
+    assert isinstance(drafter._features, HeadFeatures)
     assert not case.target.taps._wanted[drafter._features._states][0]
 
 

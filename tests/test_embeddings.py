@@ -15,8 +15,9 @@ from torch.nn.functional import cosine_similarity
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import specexec
-from specexec.engine.embeddings import MOST_ROWS, Pooling, embeddings
+from specexec.engine.embeddings import Pooling, embeddings
 from specexec.engine.engine import Engine
+from specexec.engine.together import MOST_ROWS
 from specexec.errors import ContextLengthExceeded, EmptyPrompt, UnknownToken
 from specexec.model.tree_lm import Rows
 from tests.serving import Served, serving

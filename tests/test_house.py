@@ -43,7 +43,8 @@ specexec.drafters:    .errors .sizes .learned .tree .sampling .model .text
 specexec.planning:    .errors .sizes .tree .text .drafters
 specexec.engine:      .errors .sizes .learned .stats .tree .sampling .model .text .drafters .planning
 specexec.evaluation:  .errors .tree .sampling .model .text .engine
-specexec.compose:     .errors .sizes .sampling .model .text .drafters .planning .engine offload
+specexec.distill:     .errors .stats .drafters .engine .model .sampling .sizes
+specexec.compose:     .errors .sizes .sampling .model .text .drafters .planning .engine .distill offload
 specexec.__main__:
 cli.shared:           specexec specexec.errors specexec.sizes specexec.sampling specexec.text specexec.drafters
                       specexec.engine specexec.compose
@@ -72,6 +73,8 @@ cli.models:           .shared .terminal .engine .about specexec.errors specexec.
 cli.batch:            .shared .terminal .engine .connect .openai .models specexec.errors specexec.pieces
                       specexec.stats specexec.tree specexec.sampling specexec.text specexec.drafters specexec.engine
                       specexec.compose offload.machine offload.checkpoint offload.hub
+cli.distill:          .shared .terminal .engine .batch specexec.errors specexec.sampling specexec.engine
+                      specexec.distill specexec.compose offload.checkpoint offload.hub
 cli.bench:            .shared .terminal .engine .batch specexec.errors specexec.stats specexec.sampling specexec.model
                       specexec.text specexec.drafters specexec.engine specexec.evaluation offload.hub
 cli.app:              .shared offload.machine

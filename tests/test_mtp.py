@@ -25,6 +25,7 @@ from offload.hub.names import demo_folder
 from offload.model.mtp_layer import load_mtp_layer
 from offload.packs.pack import pack, plan
 from specexec.compose.head_folders import head_kind
+from specexec.drafters.heads.features import HeadFeatures, TextStates
 from specexec.drafters.heads.head import HeadDrafter
 from specexec.drafters.heads.mtp import mtp_lm
 from specexec.drafters.none import NoDrafter
@@ -64,7 +65,8 @@ class Case:
         self.lm = mtp_lm(self.target, brought.layer, brought.config)
 
     def drafter(self, ranking: Ranking | None = None) -> HeadDrafter:
-        return HeadDrafter(self.lm, self.target, [LAST], VOCABULARY, ranking)
+        features = HeadFeatures(self.lm, TextStates(self.target, [LAST], range(VOCABULARY)))
+        return HeadDrafter(self.lm, features, VOCABULARY, ranking)
 
     def rows(self, text: list[int], hidden_RH: Tensor) -> Rows:
         """What the layer reads of a text that goes on with its last token."""
@@ -343,7 +345,7 @@ def test_plan_counts_it(folder: Path) -> None:
         ({"speculators_model_type": "xpress"}, "fc.weight", "speculators: xpress"),
         ({"architectures": ["LlamaForCausalLMEagle3"]}, "fc.weight", "EAGLE in other parts"),
         ({"architectures": ["LlamaForCausalLM"]}, "midlayer.hidden_norm.weight", "EAGLE in other parts"),
-        ({"model_type": "gemma4_assistant"}, "pre_projection.weight", "assistant"),
+        ({"model_type": "muse_glimmer_assistant"}, "pre_projection.weight", "assistant"),
     ],
 )
 def test_a_folder_that_holds_a_head_is_refused_by_name(

@@ -18,6 +18,7 @@ from offload.checkpoint.headers import open_folder
 from offload.checkpoint.mtp import mtp_layout, mtp_names
 from offload.model.mtp_layer import load_mtp_layer
 from offload.packs.pack import pack, plan
+from specexec.drafters.heads.features import HeadFeatures, TextStates
 from specexec.drafters.heads.head import HeadDrafter
 from specexec.drafters.heads.mtp import mtp_lm
 from specexec.drafters.none import NoDrafter
@@ -153,7 +154,8 @@ def test_its_logits_are_what_its_equations_say(name: str, tmp_path: Path) -> Non
     sampling = SamplingParams(temperature=0.8, seed=1, max_tokens=12)
     vocabulary = case.target.vocabulary
     plain = write(case.target, NoDrafter(), [prompt(9, 1, MOST)], sampling, vocabulary=vocabulary)
-    drafter = HeadDrafter(case.lm, case.target, [LAST], vocabulary)
+    features = HeadFeatures(case.lm, TextStates(case.target, [LAST], range(vocabulary)))
+    drafter = HeadDrafter(case.lm, features, vocabulary)
     drafted = write(case.target, drafter, [prompt(9, 1, MOST)], sampling, 12, vocabulary=vocabulary)
     assert drafted[0].answer == plain[0].answer
     folder = open_folder(tmp_path / "model")

@@ -16,9 +16,12 @@ from offload.checkpoint.remote_code import code_files
 from offload.errors import RemoteCode, UnsupportedModel
 from specexec.compose.load import encoding_in, encoding_of
 from specexec.errors import UnsupportedArchitecture
+from specexec.model import architecture, remote_code_check
 from specexec.sampling.params import SamplingParams
 from tests.own_code import change, own_code
+from tests.pictured import tokenizer
 from tests.tiny import greedy
+from tests.zoo import tiny_of
 
 PROMPT = "How does specexec work?"
 GREEDY = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
@@ -76,6 +79,18 @@ def test_code_that_mixes_neighbours_is_caught_before_it_writes_a_word(folder: Pa
         specexec.load(str(folder), drafter="ngram", trust_remote_code=True)
     with pytest.raises(UnsupportedArchitecture, match="computes something else when it goes on from its cache"):
         specexec.load(str(folder), drafter="none", trust_remote_code=True)
+
+
+def test_a_model_type_that_was_not_tried_is_tried_before_it_writes_a_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_of("moshi", tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    monkeypatch.setattr(architecture, "NO_TREES", {})
+    (tmp_path / "none.txt").touch()
+    monkeypatch.setattr(remote_code_check, "TRIED", tmp_path / "none.txt")
+    with pytest.raises(UnsupportedArchitecture, match="'moshi' cannot verify trees: its code computes something else"):
+        specexec.load(str(tmp_path), drafter="ngram")
 
 
 def test_the_trial_leaves_room_for_rounding(folder: Path) -> None:

@@ -209,6 +209,7 @@ def test_layers_that_stay_are_shared_and_only_streamed_ones_copied(monkeypatch: 
         assert [offload.is_resident(llm._model, i) for i in range(5)] == [tier == "device" for tier in tiers]
         drafter = llm._decoder.drafter
         assert isinstance(drafter, SiblingDrafter)
+        assert isinstance(drafter.lm, TreeLM)
         copied = [
             sum(isinstance(module, FourBit) for module in layer.modules()) for layer in layers_of(drafter.lm.model)
         ]

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, DiffLlamaConfig, PreTrainedModel
 
 import offload
 from offload.checkpoint.headers import open_folder
+from offload.hub.local_models import describe
 from offload.machine.memory import Free
 from offload.packs.pack import pack, plan
 from offload.placement.placement import Need, Offload
@@ -91,6 +92,16 @@ def test_sums_count_every_layer_by_its_own_heads(gemma: tuple[Path, PreTrainedMo
     published = {key: value for key, value in open_folder(folder).config.items() if key != "per_layer_config"}
     named = {"global_head_dim": 32, "num_global_key_value_heads": 1}
     assert cache_widths({**published, **named}) == exact.cache_widths
+
+
+def test_layers_that_attend_twice_have_two_caches(tmp_path: Path) -> None:
+    tiny_of("longcat_flash", tmp_path)
+    model = offload.load(tmp_path, "disk", ctx=256)
+    exact, early = offload.stream_of(model).placement.need, need_of(open_folder(tmp_path), 4, ctx=256)
+    cache = committed(TreeLM(model), LONG[:256])
+    assert exact.cache_B == early.cache_B == cache.size_B
+    assert exact.cache_stays == early.cache_stays == frozenset(range(2 * len(exact.layers_B)))
+    assert describe(tmp_path).layers == len(exact.layers_B) == len(early.layers_B)
 
 
 def test_beside_a_gpu_shared_keys_stay_and_embeddings_of_layers_are_looked_up_in_ram() -> None:

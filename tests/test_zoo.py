@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from specexec.model.remote_code_check import is_tried
 from tests.zoo import tried
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "architectures.md"
@@ -20,9 +21,17 @@ def test_every_outcome_is_known_and_none_is_a_bug() -> None:
 
 
 SLOW = {"bailing_hybrid"}  # in transformers' own arithmetic: 20 seconds; test_recurrent.py tries it
+
+
+def test_what_was_tried_is_not_tried_again_where_it_is_loaded() -> None:
+    assert all(is_tried(name) == (outcome in ("trees", "plain")) for name, outcome in ROWS.items())
+
+
+# An odd one of each kind: layers that attend twice, caches of their own, a tower without its library, limited logits.
+NAMED = ("jetmoe", "llama4_text", "moshi", "longcat_flash", "minimax", "gemma3n", "muse_glimmer")
 TRIED = sorted(name for name, outcome in ROWS.items() if outcome != "not tried" and name not in SLOW)
 
 
-@pytest.mark.parametrize("model_type", [*dict.fromkeys(("jetmoe", "llama4_text", "moshi", *TRIED[::10]))])
+@pytest.mark.parametrize("model_type", [*dict.fromkeys((*NAMED, *TRIED[::10]))])
 def test_rows_are_what_is_found(model_type: str) -> None:
     assert tried(model_type).outcome == ROWS[model_type]

@@ -27,7 +27,10 @@ from tests import real
 from tests.real import real_material
 
 # Rows of the published models of each family; their tokenizers have fewer entries.
-ROWS = {"qwen3": 151_936, "llama3_1": 128_256, "gemma3": 262_208, "gptoss": 201_088, "llama2": 32_000}
+ROWS = {
+    "qwen3": 151_936, "llama3_1": 128_256, "gemma3": 262_208, "gptoss": 201_088, "llama2": 32_000,
+    "mistral_nemo": 131_072,
+}  # fmt: skip
 END = {"qwen3": "<|im_end|>", "llama3_1": "<|eot_id|>", "gemma3": "<end_of_turn>", "gptoss": "<|return|>"}
 _VERSION = 9  # of this file, as far as the weights depend on it
 

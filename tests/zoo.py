@@ -19,7 +19,7 @@ from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, PreTrained
 import offload
 from offload.checkpoint.headers import open_folder
 from offload.checkpoint.skeleton import SUPPORTED
-from offload.checkpoint.wrapper import wrapper_class
+from offload.checkpoint.wrapper import towers_optional, wrapper_class
 from offload.errors import OffloadError
 from specexec.compose.gate import admit
 from specexec.drafters.none import NoDrafter
@@ -141,6 +141,7 @@ MORE: dict[str, dict[str, object]] = {
     "muse_spark": {"projector_hidden_size": 64, "audio_config": {"hidden_sizes": [16] * 4, "depths": [1] * 4}},
     "nemo_speechlm": {"head_config": {"audio_hidden_size": 64}},
     "nemotron": {"num_key_value_heads": 8, "head_dim": 128},
+    "perception_lm": {"vision_config": {"model_args": {"embed_dim": 64}}},
     "qwen4_exp": {"text_config": QWEN4},
     "qwen4_exp_text": QWEN4,
     "reformer": {"is_decoder": True, "axial_pos_embds_dim": [32, 32]},
@@ -170,10 +171,11 @@ def tiny_of(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         make: Callable[..., PreTrainedModel] = getattr(model_class, "_from_config")  # noqa: B009
-        with init_empty_weights():
+        with init_empty_weights(), towers_optional():
             weights = sum(parameter.numel() for parameter in make(config).parameters())
         assert weights < MOST_WEIGHTS, f"{weights} weights are not tiny: a size has an unknown name"
-        model = make(config, dtype=torch.float32)
+        with towers_optional():
+            model = make(config, dtype=torch.float32)
     redraw(model, seed)
     if not of_text:
         # The last id stands for an image, which wrappers read as a place for one: it is never written.

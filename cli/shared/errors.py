@@ -65,6 +65,8 @@ EXIT_CODES = {
     "preset_not_found": 3,
     "bad_session": 4,
     "bad_snapshot": 4,
+    "bad_recording": 4,
+    "bad_checkpoint": 9,
     "bad_config": USAGE,
 }
 

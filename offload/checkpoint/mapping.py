@@ -136,6 +136,8 @@ class Job:
                     yield self._paired(part, view, pairs)
             case [pairs] if _turns_pairs(pairs) and len(self.entries) == 1:
                 yield self._paired(_part(first, self.targets[0], views[0]), views[0], pairs)
+            case [op] if _alternates(op) and len(self.entries) == 1:
+                yield from self._alternating(first, views[0], op)
             case [Concatenate() as op]:
                 yield from self._concatenate(views[0], op.dim)
             case [MergeModulelist() as op] if len(self.sources) == 1:
@@ -174,6 +176,20 @@ class Job:
         there, here = ((2, half), (half, 2)) if pairs.inverse else ((half, 2), (2, half))
         turned = view.unflatten(0, (heads, *here)).transpose(1, 2)
         return _part(replace(part.entry, shape=(heads, *there, *rest)), part.target, turned)
+
+    def _alternating(self, entry: Entry, view: torch.Tensor, op: Any) -> Iterator[Part]:
+        """Rows of two halves that alternate on one side and follow one another on the other; each expert by itself."""
+        dim, length = op.dim, view.shape[op.dim]
+        if tuple(view.shape) != entry.shape or length % 2:
+            raise _misfit(entry, self.targets[0], view.shape)
+        there, here = ((2, length // 2), (length // 2, 2)) if op.inverse else ((length // 2, 2), (2, length // 2))
+        turned = view.unflatten(dim, here).transpose(dim, dim + 1)
+        if dim == 0:
+            yield _part(replace(entry, shape=(*there, *entry.shape[1:])), self.targets[0], turned)
+            return
+        shape = (1, *entry.shape[1:dim], *there, *entry.shape[dim + 1 :])
+        for index in range(entry.shape[0]):
+            yield _part(replace(entry.rows(index, 1), shape=shape), self.targets[0], turned[index : index + 1])
 
     def _concatenate(self, view: torch.Tensor, dim: int) -> Iterator[Part]:
         start = 0
@@ -231,6 +247,10 @@ def _jobs(entries: Iterable[Entry], model: PreTrainedModel, shapes: Mapping[str,
 # By name: these are younger than the oldest transformers we run with.
 def _turns_pairs(op: ConversionOps) -> bool:
     return type(op).__name__ == "PermuteForRope"
+
+
+def _alternates(op: ConversionOps) -> bool:
+    return type(op).__name__ == "Interleave"
 
 
 def _splits_rows(op: ConversionOps) -> bool:

@@ -29,13 +29,26 @@ from offload.checkpoint.headers import Folder
 from offload.checkpoint.quantized.stored import refuse_unknown
 from offload.checkpoint.remote_code import classes_in, references, refuse_elsewhere, refused, running_code
 from offload.checkpoint.wrapped import tower_tensors
-from offload.checkpoint.wrapper import REFUSED, Wrapper, is_tied, language_class, names_in, strip_text, wrapper_class
+from offload.checkpoint.wrapper import (
+    Wrapper,
+    is_tied,
+    language_class,
+    names_in,
+    strip_text,
+    towers_optional,
+    wrapper_class,
+)
 from offload.errors import BadModelDir, UnsupportedModel
 
 SUPPORTED = (
     "Supported: Llama, Mistral, Qwen 2 to 3.5, Gemma 2 to 4, Phi-3, OLMo 2, GPT-NeoX, Mixtral, gpt-oss, DeepSeek …: "
     "all are in docs/architectures.md."
 )
+# What transformers computes and streaming cannot, and why.
+REFUSED = {
+    "hrm_text": "Each token goes through its layers several times, and a sweep reads every layer once.",
+    "paligemma": "Its prompts begin with an image, and their rows see what follows them: no text goes on from a text.",
+}
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 DTYPES |= {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 STORED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -140,10 +153,8 @@ def _unwrapped(folder: Folder, found: Design, config: PreTrainedConfig, dtype: t
     whole_class, text = wrapper_class(config), copy.deepcopy(found.config)
     assert whole_class is not None, "the design was checked"
     with init_empty_weights(include_buffers=False), _sense(folder.path / "config.json"):
-        try:
+        with towers_optional():
             whole = whole_class._from_config(config, dtype=dtype)
-        except ImportError as error:
-            raise _unsupported(folder, str(error).strip().splitlines()[0]) from error
         text.tie_word_embeddings = is_tied(whole)
         model = found.model_class._from_config(text, dtype=dtype)
         try:
@@ -215,18 +226,18 @@ def design(folder: Folder, trust_remote_code: bool = False) -> Design:
         raise _unsupported(
             folder, f"This version of transformers does not know the model type '{folder.architecture}'."
         )
-    with running_code(folder.path, trust_remote_code), _sense(folder.path / "config.json"):
-        config: PreTrainedConfig = (
-            AutoConfig.from_pretrained(folder.path, local_files_only=True, trust_remote_code=trust_remote_code)
-            if folder.here
-            else CONFIG_MAPPING[folder.architecture].from_dict({**folder.whole_config})
-        )
+    try:
+        config = _config(folder, trust_remote_code)
+    except ImportError as error:  # a library that this model's settings need is not here
+        raise _unsupported(folder, str(error).strip().splitlines()[0]) from error
     # Layers see ordinary dense weights, so the model is built as if it had never been quantised.
     vars(config).pop("quantization_config", None)
     # Encoders that could be decoders (BERT) have both settings; as they are their rows see what follows.
     encoder = getattr(config, "is_decoder", True) is False and hasattr(config, "add_cross_attention")
     if encoder or getattr(config, "is_encoder_decoder", False):
         raise _unsupported(folder, "It is not a decoder-only language model.")
+    if why := REFUSED.get(config.model_type):
+        raise _unsupported(folder, why)
     with _sense(folder.path / "config.json"):
         text = config.get_text_config()
         _check_window(text)
@@ -235,14 +246,23 @@ def design(folder: Folder, trust_remote_code: bool = False) -> Design:
     return Design(config, _model_class(folder, config, theirs.get("AutoModelForCausalLM"), trust_remote_code))
 
 
+def _config(folder: Folder, trust_remote_code: bool) -> PreTrainedConfig:
+    with running_code(folder.path, trust_remote_code), _sense(folder.path / "config.json"):
+        if not folder.here:
+            told = PreTrainedConfig._decode_special_floats({**folder.whole_config})
+            return CONFIG_MAPPING[folder.architecture].from_dict(told)
+        found: PreTrainedConfig = AutoConfig.from_pretrained(
+            folder.path, local_files_only=True, trust_remote_code=trust_remote_code
+        )
+        return found
+
+
 def _language_model(folder: Folder, config: PreTrainedConfig, text: PreTrainedConfig) -> Design:
     """The language model alone, as transformers builds it where nothing else is there."""
     vars(text).pop("quantization_config", None)
     text.dtype = text.dtype or config.dtype
     if folder.wrapper is None or wrapper_class(config) is None:
         raise _unsupported(folder, "It is not a decoder-only language model.")
-    if why := REFUSED.get(config.model_type):
-        raise _unsupported(folder, why)
     if (found := language_class(text)) is None:
         raise _unsupported(folder, f"It sees or hears, and its language model ({text.model_type}) is not known alone.")
     return Design(text, found, config)
@@ -300,10 +320,13 @@ def _dtype(asked: str | torch.dtype | None, config: PreTrainedConfig, folder: Fo
 
 def _find_layers(model: PreTrainedModel, folder: Folder) -> str:
     """The shallowest list with one module per hidden layer (experts are lists too, but deeper)."""
+    # LongCat calls hidden layers what attends, of which each of its layers has two.
+    layers = "num_layers" if model.config.model_type == "longcat_flash" else "num_hidden_layers"
+    count = getattr(model.config, layers, -1)
     waiting: deque[tuple[str, nn.Module]] = deque([("", model)])
     while waiting:
         path, module = waiting.popleft()
-        if isinstance(module, nn.ModuleList) and len(module) == getattr(model.config, "num_hidden_layers", -1):
+        if isinstance(module, nn.ModuleList) and len(module) == count:
             return path
         waiting.extend((f"{path}.{name}" if path else name, child) for name, child in module.named_children())
     raise _unsupported(folder, "No list of decoder layers was found in it.")

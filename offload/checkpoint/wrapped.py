@@ -68,13 +68,14 @@ def tower_tensors(beside: Mapping[str, T]) -> dict[str, T]:
 
 
 def _asked(config: Mapping[str, Json]) -> dict[str, Json] | None:
-    from transformers import CONFIG_MAPPING
+    from transformers import CONFIG_MAPPING, PreTrainedConfig
 
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         return None
     try:
-        whole = CONFIG_MAPPING[model_type].from_dict({**config})
+        # Infinity is an object in the JSON that transformers writes (Nemotron-H).
+        whole = CONFIG_MAPPING[model_type].from_dict(PreTrainedConfig._decode_special_floats({**config}))
         text = whole.get_text_config()
         return None if text is whole else text.to_dict()
     except Exception:  # whatever it is, loading meets it again and says so in words

@@ -4,17 +4,20 @@ The modelling code stays transformers' own. The wrapper is built without weights
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
+import transformers
 from torch import nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     MODEL_FOR_MULTIMODAL_LM_MAPPING,
     MODEL_MAPPING,
+    AutoModel,
     Cache,
     GenerationMixin,
     PreTrainedConfig,
@@ -23,26 +26,26 @@ from transformers import (
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 # Language models that transformers gives no class with a head, or one that scales logits where its wrapper does not:
-# in the wrapper one matrix makes logits of the rows of the last norm, and nothing is done to either. Each was compared
-# with its wrapper (docs/architectures.md).
-PLAIN_HEADS = frozenset(
-    (
-        "qwen2_vl_text",
-        "qwen2_5_vl_text",
-        "qwen3_vl_text",
-        "qwen3_vl_moe_text",
-        "glm4v_text",
-        "glm4v_moe_text",
-        "glm_ocr_text",
-        "glm5_next_text",
-        "cosmos3_edge_text",
-        "hunyuan_vl_text",
-        "cohere2",
-    )
-)
+# in the wrapper one matrix makes logits of the rows of the last norm, and `_finished` is what follows. Each was
+# compared with its wrapper (docs/architectures.md). Those that transformers' auto classes do not find are named.
+HEADLESS = {
+    **dict.fromkeys(
+        (
+            "qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text", "qwen3_vl_moe_text", "glm4v_text", "glm4v_moe_text",
+            "glm_ocr_text", "glm5_next_text", "cosmos3_edge_text", "hunyuan_vl_text", "cohere2", "molmo2_text",
+            "mistral_large4_text", "muse_glimmer_text", "muse_spark_text", "granite_docling_text",
+        ),
+        "",
+    ),
+    "paddleocr_vl_text": "PaddleOCRTextModel",
+    "step3p5": "Step3p7TextModel",
+    "granite4_vision_text": "Granite4VisionTextModel",
+    "deepseek_ocr2_text": "DeepseekOcr2TextModel",
+    "unlimited_ocr_text": "UnlimitedOcrTextModel",
+}  # fmt: skip
+_CAPPED = ("mistral_large4_text", "muse_glimmer_text", "muse_spark_text")
+_SCALED = ("granite_docling_text", "granite4_vision_text")
 _HEARS = re.compile(r"audio|speech|sound")
-# Wrappers whose language model alone is not what they compute.
-REFUSED = {"paligemma": "Its language model alone came out different when it was tried."}
 
 
 class LanguageModel(PreTrainedModel, GenerationMixin):
@@ -77,8 +80,18 @@ class LanguageModel(PreTrainedModel, GenerationMixin):
             **kwargs,
         )
         rows = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(output.last_hidden_state[:, rows])
+        logits = _finished(self.lm_head(output.last_hidden_state[:, rows]), self.config)
         return CausalLMOutputWithPast(logits=logits, past_key_values=output.past_key_values)
+
+
+def _finished(logits: torch.Tensor, config: PreTrainedConfig) -> torch.Tensor:
+    """What a wrapper makes of the head's products, by its settings: a multiple, and soft limits."""
+    if config.model_type in _SCALED:
+        return logits / config.logits_scaling
+    if config.model_type not in _CAPPED:
+        return logits
+    most = config.final_logit_softcapping
+    return torch.tanh(logits * getattr(config, "output_multiplier", 1.0) / most) * most
 
 
 @dataclass(frozen=True)
@@ -109,9 +122,10 @@ def wrapper_class(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
 
 def language_class(text: PreTrainedConfig) -> type[PreTrainedModel] | None:
     """The class of a wrapper's language model with its head; None where what the head does is not known."""
-    if text.model_type not in PLAIN_HEADS:
+    if text.model_type not in HEADLESS:
         return _known(MODEL_FOR_CAUSAL_LM_MAPPING, text)
-    base = _known(MODEL_MAPPING, text)
+    named = HEADLESS[text.model_type]
+    base = getattr(transformers, named, None) if named else _known(MODEL_MAPPING, text)
     return None if base is None else _with_head(base)
 
 
@@ -142,6 +156,27 @@ def is_tied(whole: PreTrainedModel) -> bool:
         for pair in whole.all_tied_weights_keys.items()
         for name in pair
     )
+
+
+@contextmanager
+def towers_optional() -> Iterator[None]:
+    """While this is open, a part of a whole that needs a library which is not here (timm) is built empty.
+
+    So the language model beside it has its names; nothing computes that part.
+    """
+    own = AutoModel.from_config
+
+    def from_config(*args: Any, **kwargs: Any) -> nn.Module:
+        try:
+            return own(*args, **kwargs)
+        except ImportError:
+            return nn.Module()
+
+    AutoModel.from_config = staticmethod(from_config)  # type: ignore[method-assign]  # it is a base class's
+    try:
+        yield
+    finally:
+        del AutoModel.from_config
 
 
 def names_in(whole: PreTrainedModel, model: PreTrainedModel) -> Wrapper:

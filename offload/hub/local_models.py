@@ -40,11 +40,10 @@ def describe(path: Path) -> Local:
         return _of_gguf(path, open_gguf(files))
     folder = open_folder(path)
     manifest = read_manifest(path)
-    count = folder.config.get("num_hidden_layers")
     return Local(
         path,
         folder.architecture,
-        count if isinstance(count, int) else 0,
+        _layers(folder),
         sum(folder.file_sizes.values()),
         _format(folder),
         manifest is not None,
@@ -52,6 +51,12 @@ def describe(path: Path) -> Local:
         next((weight.scheme for weight in fold(folder).quantised.values() if _is_head(weight.name)), "whole"),
         folder.notes,
     )
+
+
+def _layers(folder: Folder) -> int:
+    """As config.json counts them, or as its tensors are numbered where it calls them something else."""
+    count = folder.config.get("num_hidden_layers")
+    return count if isinstance(count, int) else len({match[1] for match in map(LAYER.search, folder.entries) if match})
 
 
 def damaged_files(path: Path) -> list[str]:

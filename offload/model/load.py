@@ -5,7 +5,7 @@ element of the layer list. Knows no tree, token or sampler.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -71,6 +71,7 @@ def load(
     ctx: int = 4096,
     guesses_B: int = 0,
     cache_moves: bool = False,
+    cache_stays: Collection[int] = (),
     beside_B: Mapping[str, int] | None = None,
     beside_ram_B: Mapping[str, int] | None = None,
     head_quant: FourBits = "none",
@@ -95,8 +96,8 @@ def load(
     `beside_B` is what the caller will need beside it where it computes (drafter, trees), by what it is for,
     `beside_ram_B` what it keeps in RAM wherever that is, `guesses_B` keys and values beyond `ctx` tokens. `ram_B`
     and `vram_B` replace what is measured. `cache_moves`: the caller keeps the keys and values of each layer where the
-    placement's `caches` say, so that they may live in RAM. `on_layer_read` is called with
-    the number of resident layers read so far and the number of all of them.
+    placement's `caches` say, so that they may live in RAM; those of the layers `cache_stays` may not.
+    `on_layer_read` is called with the number of resident layers read so far and the number of all of them.
     `trust_remote_code` lets transformers run Python that lies in the folder.
     """
     check_system()
@@ -110,7 +111,7 @@ def load(
     reading = reading_for(folder.weights_at)
     need = with_head(folder, _need(checkpoint, skeleton, ctx, reading), head_quant, skeleton.dtype.itemsize)
     need = with_cache(need, settings_of(skeleton.model.config), kv_quant)
-    need = replace(need, guesses_B=guesses_B, cache_moves=cache_moves)
+    need = replace(need, guesses_B=guesses_B, cache_moves=cache_moves, cache_stays=need.cache_stays.union(cache_stays))
     need = replace(need, beside_B=beside_B or {}, beside_ram_B=beside_ram_B or {})
     placement = place(need, _with_speeds(free_memory(device, ram_B, vram_B), folder.weights_at), offload)
     log.info("%s", placement.summary)

@@ -5,7 +5,7 @@ H key/value heads   D width of a head
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal, TypeAlias
 
@@ -168,12 +168,12 @@ def cache_B(config: Mapping[str, Json], ctx: int, item_B: int) -> int:
 
 def cache_widths(config: Mapping[str, Json]) -> tuple[int, ...]:
     """Numbers that each layer keeps of a token: its keys and values; none where it attends to those of another."""
-    return tuple(sum(kept) for kept in _kept(config))
+    return tuple(sum(kept) for kept in cache_heads(config))
 
 
 def cache_rows_B(config: Mapping[str, Json], kv_quant: KVQuant) -> tuple[int, ...]:
     """Bytes that each layer keeps of a token where its keys and values are in so many bits."""
-    return tuple(sum(D * kv_quant // 8 + KV_MARKS_B * -(-D // KV_BLOCK) for D in kept) for kept in _kept(config))
+    return tuple(sum(D * kv_quant // 8 + KV_MARKS_B * -(-D // KV_BLOCK) for D in kept) for kept in cache_heads(config))
 
 
 def with_cache(need: Need, config: Mapping[str, Json], kv_quant: KVQuant | None) -> Need:
@@ -184,12 +184,13 @@ def with_cache(need: Need, config: Mapping[str, Json], kv_quant: KVQuant | None)
     return replace(need, cache_B=sum(rows_B) * need.ctx, cache_widths=rows_B)
 
 
-def _kept(config: Mapping[str, Json]) -> Iterator[tuple[int, ...]]:
-    """Of each layer the sizes of all heads of keys and of values."""
+def cache_heads(config: Mapping[str, Json]) -> tuple[tuple[int, ...], ...]:
+    """Of each layer the sizes of all heads of keys and of values; none where it attends to those of another."""
     layers, without = _layers(config), without_keys(config)
     own = layers - _number(config, "num_kv_shared_layers", 0)
-    for layer in range(layers):
-        yield _heads(_of_layer(config, layer)) if layer < own and layer not in without else ()
+    return tuple(
+        _heads(_of_layer(config, layer)) if layer < own and layer not in without else () for layer in range(layers)
+    )
 
 
 def without_keys(config: Mapping[str, Json]) -> frozenset[int]:
@@ -220,13 +221,22 @@ def _kinds(config: Mapping[str, Json]) -> Sequence[Json]:
 
 
 def _layers(config: Mapping[str, Json]) -> int:
-    """How many there are; Nemotron-H says it by their kinds alone."""
+    """How many there are, each as often as it attends; Nemotron-H says it by their kinds alone."""
+    if _twice(config):
+        return 2 * _number(config, "num_layers", 0)
     return _number(config, "num_hidden_layers", len(_kinds(config)))
 
 
+def _twice(config: Mapping[str, Json]) -> bool:
+    """Whether each layer attends twice, and counts as two where caches are numbered."""
+    return config.get("model_type") == "longcat_flash"
+
+
 def shared_caches(config: Mapping[str, Json]) -> frozenset[int]:
-    """Layers whose keys and values others attend to as well, and those others."""
-    layers, shared = (_number(config, name, 0) for name in ("num_hidden_layers", "num_kv_shared_layers"))
+    """Layers whose keys and values others attend to as well, and those others; all where a layer has two caches."""
+    layers, shared = _layers(config), _number(config, "num_kv_shared_layers", 0)
+    if _twice(config):
+        return frozenset(range(layers))
     kinds, own = config.get("layer_types"), layers - shared
     if not shared or not isinstance(kinds, list) or len(kinds) < layers:
         return frozenset()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
-from offload import BadModelDir, is_quantised, mtp_names
+from offload import BadModelDir, cache_heads, is_quantised, mtp_names
+from specexec.drafters.heads import assistant_fields as assistant
 from specexec.drafters.heads import dflash_fields as dflash
 from specexec.drafters.heads import eagle_fields as eagle
 from specexec.drafters.heads.refusal import TargetShape
@@ -62,6 +63,11 @@ def check_heads(choice: DrafterChoice, target: Folder, drafters: Iterable[Folder
         if kind in dflash.KINDS.values():
             fields = dflash.DFlashFields.of(folder.config, [*folder.entries], str(folder.called))
             fields.check(folder.config, _shape_of(target), str(folder.called))
+        elif kind == assistant.KIND:
+            own = cache_heads(as_model(folder).config | {"num_kv_shared_layers": 0})
+            assistant.AssistantFields.of(folder.config, str(folder.called)).check(
+                folder.config, own, target.config, cache_heads(target.config), str(folder.called)
+            )
         elif kind in shallow.KINDS:
             shallow.ShallowFields.of(folder.config, _published(folder), _shape_of(target), str(folder.called))
         elif kind in HEADS:
@@ -88,8 +94,9 @@ def fitting(choice: DrafterChoice, target: Folder, drafters: Sequence[Folder]) -
 
 def head_kind(folder: Folder) -> str | None:
     """What kind of head a folder holds, by its config.json and its tensors; None for a model of its own."""
-    if str(folder.whole_config.get("model_type")).endswith("_assistant"):
-        return "assistant"
+    model_type = str(folder.whole_config.get("model_type"))
+    if model_type.endswith("_assistant"):
+        return assistant.KIND if model_type in assistant.TYPES else "assistant"
     found = _by_name(folder)
     if found in MAYBE_EAGLE and (kind := eagle.kind_by(shapes(folder))):
         return kind
@@ -145,12 +152,16 @@ def as_model(folder: Folder) -> Folder:
         return replace(folder, config=folder.config | apart)
     if kind in shallow.KINDS:
         return replace(folder, config=folder.config | shallow.counted_as(kind, _published(folder)))
-    if kind not in eagle.KINDS:
+    own_name: Callable[[str], str | None]
+    if kind == assistant.KIND:
+        own_name, layer = assistant.own_name, assistant.layer_config(folder.config)
+    elif kind in eagle.KINDS:
+        own_name, layer = eagle.own_name, eagle.layer_config(folder.config, shapes(folder))
+    else:
         return folder
-    named = {eagle.own_name(entry.name): entry for entry in folder.entries.values()}
+    named = {own_name(entry.name): entry for entry in folder.entries.values()}
     entries = {name: replace(entry, name=name) for name, entry in named.items() if name is not None}
-    layer = cast("dict[str, Json]", eagle.layer_config(folder.config, shapes(folder)))
-    return replace(folder, config=folder.config | layer, entries=entries)
+    return replace(folder, config=folder.config | cast("dict[str, Json]", layer), entries=entries)
 
 
 def tap_count(folder: Folder, hidden: int) -> int:
@@ -158,9 +169,17 @@ def tap_count(folder: Folder, hidden: int) -> int:
     kind = head_kind(folder)
     if kind in eagle.KINDS:
         return eagle.tap_count(shapes(folder), hidden)
-    if kind in shallow.KINDS:
+    if kind == assistant.KIND or kind in shallow.KINDS:
         return 1
     return dflash.tap_count(folder.config) if kind in dflash.KINDS.values() else 0
+
+
+def read_layers(folder: Folder, target: Folder) -> tuple[int, ...]:
+    """Layers of a target whose keys and values a head attends to; its folder is that of `as_model`."""
+    if head_kind(folder) != assistant.KIND:
+        return ()
+    theirs = (target.config.get(key) for key in ("layer_types", "num_kv_shared_layers"))
+    return assistant.read_layers(folder.config.get("layer_types"), *theirs)
 
 
 def tries(folder: Folder) -> bool:

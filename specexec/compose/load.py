@@ -42,7 +42,7 @@ from specexec.model.architecture import context_for, longest_text, only_plainly
 from specexec.model.cache_in_ram import Travel
 from specexec.model.chain_lm import ChainLM
 from specexec.model.image_rows import Images
-from specexec.model.remote_code_check import lm_of
+from specexec.model.remote_code_check import is_tried, lm_of
 from specexec.model.tree_lm import TreeLM
 from specexec.planning.baselines import NAMES, planner_of, ranking_of
 from specexec.sampling.model_defaults import Defaults, defaults_of
@@ -104,7 +104,7 @@ def assemble(
     lm = lm_of(
         target,
         trees=choice.required,
-        tried=design.own_code,
+        tried=design.own_code or not is_tried(folder.architecture),
         travel=_travel(stream.placement, device),
         share=weights.share,
         tiled=not stream.in_integers,
@@ -212,7 +212,7 @@ def _device(options: LoadOptions) -> str:
 def _request(
     folder: weights.Folder, pair: weights.ModelPair, design: weights.Design, options: LoadOptions, free: weights.Free
 ) -> LoadRequest:
-    """What the memory plan asks; foreign code may turn out to keep its keys and values itself."""
+    """What the memory plan asks; code that was not tried may turn out to keep its keys and values itself."""
     plainly = only_plainly(design.model_class, design.config)
     return LoadRequest.of(
         folder,
@@ -220,7 +220,7 @@ def _request(
         options,
         context_for(options.ctx, longest_text(design.config)),
         free,
-        branches=not (design.own_code or plainly),
+        branches=not (design.own_code or plainly or not is_tried(folder.architecture)),
         plainly=plainly,
         toy=pair.toy,
     )
@@ -240,6 +240,7 @@ def _target(request: LoadRequest, choice: DrafterChoice, device: str, progress: 
         ctx=request.context,
         guesses_B=beside.guesses_B,
         cache_moves=request.branches,
+        cache_stays=beside.cache_stays,
         beside_B=beside.beside_B,
         beside_ram_B=beside.beside_ram_B,
         head_quant=options.head_quant,

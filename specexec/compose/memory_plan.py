@@ -28,7 +28,7 @@ from offload import (
     with_head,
 )
 from offload import item_B as stored_item_B
-from specexec.compose.head_folders import as_model, head_kind, tap_count, tries
+from specexec.compose.head_folders import as_model, head_kind, read_layers, tap_count, tries
 from specexec.compose.load_options import LoadOptions
 from specexec.drafters.registry import DrafterChoice
 from specexec.errors import UnsupportedArchitecture
@@ -185,6 +185,8 @@ class MemoryPlan:
     """What of it lies in RAM even beside a GPU: a drafter's token ids are looked up as the target's are."""
     guesses_B: int
     """Keys and values of guesses."""
+    cache_stays: frozenset[int] = frozenset()
+    """Layers of the target whose keys and values stay where the computation is, because a drafter attends to them."""
 
 
 def memory_plan(request: LoadRequest, choice: DrafterChoice) -> MemoryPlan:
@@ -221,6 +223,7 @@ def memory_plan(request: LoadRequest, choice: DrafterChoice) -> MemoryPlan:
             **({"embeddings of the drafter": embeddings_B} if choice.models else {}),
         },
         guesses_B(widths, request.context, nodes),
+        frozenset(layer for folder in _models(request, choice) for layer in read_layers(folder, target)),
     )
 
 
@@ -238,6 +241,7 @@ def need_with(request: LoadRequest, choice: DrafterChoice) -> Need:
         with_head(request.target, plain, request.options.head_quant, item_B),
         guesses_B=beside.guesses_B,
         cache_moves=request.branches,
+        cache_stays=plain.cache_stays | beside.cache_stays,
         beside_ram_B=beside.beside_ram_B,
     )
 

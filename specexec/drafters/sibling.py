@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Items
 from dataclasses import replace
+from typing import Protocol
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -23,12 +24,37 @@ from specexec.drafters.read_rows import Along, AskedBatch, Below, evidence
 from specexec.drafters.trimmed_head import TrimmedHead
 from specexec.learned import Arrays
 from specexec.model.cache import KVCache
-from specexec.model.tree_lm import Rows, TreeLM
+from specexec.model.tree_lm import Rows
 from specexec.sampling.processors import History
 from specexec.sampling.scores import constrained
 from specexec.sizes import BEAMS, CANDIDATES, PIECE
 from specexec.text.sequence import Sequence
 from specexec.tree.tree import ROOT, Floats, Ints, TokenTree
+
+
+class DraftLM(Protocol):
+    """A model that guesses, as a TreeLM is one."""
+
+    @property
+    def vocabulary(self) -> int:
+        """Rows of its head."""
+        ...
+
+    @property
+    def context(self) -> int:
+        """The longest text that it can read, in tokens."""
+        ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def forward(self, parts: list[Rows]) -> list[Tensor]:
+        """Hidden states of the rows of each part, [R, H]; the rows are nodes of their caches from now on."""
+        ...
+
+    def head(self, hidden_RH: Tensor) -> Tensor:
+        """Logits [R, V] in float32."""
+        ...
 
 
 class SiblingDrafter(Calibrated):
@@ -43,7 +69,7 @@ class SiblingDrafter(Calibrated):
 
     def __init__(
         self,
-        lm: TreeLM,
+        lm: DraftLM,
         vocabulary: int,
         ranking: Ranking | None = None,
         name: str = "sibling",
@@ -193,7 +219,7 @@ class SiblingDrafter(Calibrated):
 
 
 def catch_up(
-    lm: TreeLM, sequence: Sequence, cache: KVCache, window: int | None, rows: Callable[[Items[int]], Rows]
+    lm: DraftLM, sequence: Sequence, cache: KVCache, window: int | None, rows: Callable[[Items[int]], Rows]
 ) -> None:
     """Read what is long in pieces, where a window drops rows in between; `rows` makes them of the next tokens."""
     cache.window = window

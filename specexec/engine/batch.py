@@ -138,6 +138,11 @@ class Batch:
         return len(self._live)
 
     @property
+    def lengths(self) -> list[int]:
+        """The tokens that each of these may come to have, prompt included."""
+        return [one.longest for one in self._live]
+
+    @property
     def partial(self) -> list[Partial]:
         """The unfinished answers, as of the last sweep; also after an error or an interrupt."""
         return [Partial(one.request.index, tuple(one.sequence.answer)) for one in self._live.values()]

@@ -12,12 +12,11 @@ from typing import Literal, Protocol, TypeAlias
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from specexec.engine.together import in_sweeps
 from specexec.model.cache import KVCache
 from specexec.model.tree_lm import Rows
 
 Pooling: TypeAlias = Literal["mean", "last"]
-
-MOST_ROWS = 8192  # of one sweep: arithmetic is the limit by then, and more rows would only take memory
 
 
 class ReadingTarget(Protocol):
@@ -33,18 +32,7 @@ def embeddings(
 
     `fits` says whether texts of so many tokens each go into one sweep; a single text always does.
     """
-    together: list[list[int]] = []
-    for text in texts:
-        sizes = [len(one) for one in (*together, text)]
-        if together and (sum(sizes) > MOST_ROWS or not fits(sizes)):
-            yield from _sweep(target, together, pooling)
-            together = []
-        together.append(text)
-    if together:
-        yield from _sweep(target, together, pooling)
-
-
-def _sweep(target: ReadingTarget, texts: list[list[int]], pooling: Pooling) -> Iterator[Tensor]:
-    for hidden_RH in target.forward([Rows.text(KVCache(), text) for text in texts]):
-        states_RH = hidden_RH.float()
-        yield normalize(states_RH.mean(0) if pooling == "mean" else states_RH[-1], dim=0).cpu()
+    for together in in_sweeps(texts, fits):
+        for hidden_RH in target.forward([Rows.text(KVCache(), text) for text in together]):
+            states_RH = hidden_RH.float()
+            yield normalize(states_RH.mean(0) if pooling == "mean" else states_RH[-1], dim=0).cpu()

@@ -19,11 +19,12 @@ from specexec.engine.decoder import Decoder, Step
 from specexec.engine.embeddings import Pooling, embeddings
 from specexec.engine.likelihoods import likelihoods
 from specexec.engine.parts import Parts, Weights
+from specexec.engine.readings import TextReader, TextReading, shared_tensors
 from specexec.engine.request_types import Continuation, Failure, Likelihood, Request, Result
 from specexec.engine.requests import Intake, check_ids
 from specexec.engine.shared_stream import Readers
 from specexec.engine.step_accounting import StepAccounting
-from specexec.errors import BadOption, ContextLengthExceeded, EmptyPrompt
+from specexec.errors import BadOption, ContextLengthExceeded, EmptyPrompt, UnsupportedArchitecture
 from specexec.learned import Arrays, packed, unpack
 from specexec.model.cache import KVCache
 from specexec.model.exact_ties import ExactTies
@@ -102,6 +103,11 @@ class Engine:
     def architecture(self) -> str:
         """transformers' name for the kind of model."""
         return str(self._model.config.model_type)
+
+    @property
+    def model_class(self) -> str:
+        """transformers' class of the target."""
+        return type(self._model).__name__
 
     @property
     def dtype(self) -> str:
@@ -303,17 +309,40 @@ class Engine:
         memory holds beside texts of the lengths in `kept`. Raises EmptyPrompt, BadText, UnknownToken and
         ContextLengthExceeded before the first one.
         """
-        read = [self.encode(text) for text in texts]
-        for number, tokens in enumerate(read):
-            if not tokens:
-                raise EmptyPrompt(f"text {number} is empty.")
-            check_ids(tokens, self._target.vocabulary, f"text {number}")
-            if len(tokens) > self.context:
-                raise ContextLengthExceeded(
-                    f"text {number} has {len(tokens):,} tokens, the context is {self.context:,}."
-                )
+        read = [self._checked(number, self.encode(text)) for number, text in enumerate(texts)]
         found = embeddings(self._target, read, pooling, lambda sizes: self._room.holds([*kept, *sizes], 0))
         return self._readers.one_by_one(found)
+
+    def read(
+        self, texts: Items[list[int]], layers: Items[int], top: int, kept: Items[int] = ()
+    ) -> Iterator[TextReading]:
+        """The target's hidden states and `top` likeliest tokens along each text of token ids, as sweeps end.
+
+        `layers` are those whose inputs are wanted; as many as the model has is what its last layer makes, before the
+        norm. `kept` and errors as in `embeddings`, and UnsupportedArchitecture for a model that takes no trees, or has
+        no such layer.
+        """
+        read = [self._checked(number, text) for number, text in enumerate(texts)]
+        reader = TextReader(self._tree_target, layers, top)
+        return self._readers.one_by_one(reader.read(read, lambda sizes: self._room.holds([*kept, *sizes], 0)))
+
+    def shared_tensors(self) -> dict[str, Tensor]:
+        """The target's embeddings, last norm and head, as heads have them (readings.py). Raises as `read` does."""
+        return shared_tensors(self._tree_target)
+
+    @property
+    def _tree_target(self) -> TreeLM:
+        if not isinstance(self._target, TreeLM):
+            raise UnsupportedArchitecture("this model decodes plainly here: no hidden states can be read inside it.")
+        return self._target
+
+    def _checked(self, number: int, tokens: list[int]) -> list[int]:
+        if not tokens:
+            raise EmptyPrompt(f"text {number} is empty.")
+        check_ids(tokens, self._target.vocabulary, f"text {number}")
+        if len(tokens) > self.context:
+            raise ContextLengthExceeded(f"text {number} has {len(tokens):,} tokens, the context is {self.context:,}.")
+        return tokens
 
     def stop(self) -> None:
         """End all running streams after the current layer; what they wrote stays. Safe in a signal handler."""

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from specexec.engine.request_types import Continuation, Likelihood
+from specexec.engine.together import MOST_ROWS
 from specexec.model.cache import KVCache, common_prefix
 from specexec.model.tree_lm import Rows
 from specexec.sampling.verify import check_finite
 from specexec.sizes import HEAD_ROWS
 from specexec.tree.tree import ROOT
 
-MOST_ROWS = 8192  # of one sweep: arithmetic is the limit by then, and more rows would only take memory
 # A shorter beginning is cheaper to compute twice than to attend to across a tree of strangers.
 WORTH_SHARING = 16
 

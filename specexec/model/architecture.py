@@ -27,7 +27,6 @@ USUAL_LAYERS = frozenset(("full_attention", "sliding_attention"))
 # Models that cannot be streamed at all, and why.
 REFUSED = {
     "recurrent_gemma": "its layers keep the state of a text in themselves, so that two texts would mix",
-    "minimax": "its layers keep the state of a text in a cache of their own kind",
     "beam": "its layers want all rows of a prompt at once",
     "xlm": "it writes each token over one that stands for nothing, which is no text after a text",
     "xlnet": "it writes each token over one that stands for nothing, which is no text after a text",

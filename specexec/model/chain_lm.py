@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel
+from transformers import Cache, PreTrainedModel
 
 from specexec.errors import SweepCancelled
 from specexec.model.architecture import longest_text
@@ -26,7 +26,7 @@ from specexec.model.tree_lm import Rows, Sweep, head_alone, trunk_name
 class _State:
     """What transformers keeps of the first `length` tokens of a text."""
 
-    kept: DynamicCache
+    kept: Cache | None
     length: int
 
 
@@ -67,14 +67,14 @@ class ChainLM:
         state = self._states.pop(part.cache, None)
         done = len(part.cache)
         if state is None or state.length != done or self._crosses_rope_switch(done, len(part.tokens)):
-            state, done = _State(DynamicCache(config=self.model.config), 0), 0
+            state, done = _State(None, 0), 0  # the model makes a cache of its own kind
         tokens = [*part.cache.tokens[done:], *part.tokens]
         input_ids = torch.tensor([tokens], device=self.device)
         at = {"position_ids": torch.arange(done, done + len(tokens), device=self.device)[None]} if self._counts else {}
         kept = {self._kept_as: state.kept, "use_cache": True} if self._kept_as else {}
         output = self._trunk(input_ids=input_ids, **kept, **at)
         if self._kept_as:
-            self._states[part.cache] = _State(state.kept, done + len(tokens))
+            self._states[part.cache] = _State(getattr(output, self._kept_as), done + len(tokens))
         part.cache.node_tokens.extend(part.tokens)
         part.cache.parents.extend(part.parents)
         hidden_RH: Tensor = output.last_hidden_state[0, -len(part.tokens) :]

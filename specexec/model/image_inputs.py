@@ -1,6 +1,6 @@
 """What a trunk is given where a sweep holds rows of images: embeddings instead of ids, and what a family adds to them.
 
-R packed rows, those that fill the last tile included   H hidden size
+R packed rows, those that fill the last tile included   H hidden size   A axes of positions
 """
 
 from __future__ import annotations
@@ -28,20 +28,21 @@ def seeing(kinds: Items[LayerKind], images: Images | None) -> list[LayerKind]:
 
 
 def inputs_of(
-    trunk: nn.Module, images: Images, runs: Items[ImageRun], given: Mapping[str, Tensor], grid_3R: Tensor | None
+    trunk: nn.Module, images: Images, runs: Items[ImageRun], given: Mapping[str, Tensor], grid_AR: Tensor | None
 ) -> dict[str, Any]:
     """Keyword arguments of the trunk, in place of those of a sweep without images.
 
-    `given` are its input_ids and position_ids, int64 [1, R]; `runs` are places among the packed rows, and `grid_3R`
+    `given` are its input_ids and position_ids, int64 [1, R]; `runs` are places among the packed rows, and `grid_AR`
     positions of those that are no filling.
     """
     ids_1R, positions_1R = given["input_ids"], given["position_ids"]
     R = ids_1R.shape[1]
     changed: dict[str, Any] = {}
-    if grid_3R is not None:
-        filling = grid_3R[:, -1:].expand(3, R - grid_3R.shape[1])
-        on_grid_31R = torch.cat([grid_3R, filling], dim=1).unsqueeze(1)
-        changed["position_ids"] = torch.cat([positions_1R.unsqueeze(0), on_grid_31R])
+    if grid_AR is not None:
+        filling = grid_AR[:, -1:].expand(len(grid_AR), R - grid_AR.shape[1])
+        on_grid_A1R = torch.cat([grid_AR, filling], dim=1).unsqueeze(1)
+        alone = images.sight.beside  # the others take positions of the text before those of the axes
+        changed["position_ids"] = on_grid_A1R if alone else torch.cat([positions_1R.unsqueeze(0), on_grid_A1R])
     if not runs:
         return changed
     config = cast(PreTrainedModel, trunk).config

@@ -2,7 +2,7 @@
 
 So whatever compares texts (shared beginnings, kept keys and values) tells two images apart by their tokens alone. What
 a language model reads in place of those tokens comes from a tower, at most once for each image that is alive.
-R rows   H hidden size   L tokens of a text
+R rows   H hidden size   L tokens of a text   A axes of their positions
 """
 
 from __future__ import annotations
@@ -68,12 +68,15 @@ class Image:
 class Sight:
     """How the language model of a family takes the rows of images.
 
-    `grid`: they have a height and a width beside a time (M-RoPE, Qwen2-VL, arXiv 2409.12191). `together`: rows of one
-    image see one another, in all layers or in those with a window. `by_layer`: each layer has embeddings of its own, in
-    which a row of an image counts as padding.
+    `axes`: how many positions each token has, where rows of images have a height and a width beside a time (M-RoPE,
+    Qwen2-VL, arXiv 2409.12191). `beside`: text is counted as if there were no images, and of the last three axes rows
+    of an image have the width, the height and the image's number (Hunyuan). `together`: rows of one image see one
+    another, in all layers or in those with a window. `by_layer`: each layer has embeddings of its own, in which a row
+    of an image counts as padding.
     """
 
-    grid: bool = False
+    axes: int = 0
+    beside: bool = False
     together: Literal["no", "all", "window"] = "no"
     by_layer: bool = False
 
@@ -178,12 +181,14 @@ class Images:
         return found
 
     def positions(self, tokens: Items[int]) -> GridPositions:
-        """Time, height and width of every token of a text.
+        """Time, height and width of every token of a text, or whatever the axes are.
 
         A token of text is one further than all before it, in all three. Rows of an image share one time, and count
         height and width from there (Qwen2-VL, section 2.1).
         """
         L = len(tokens)
+        if self.sight.beside:
+            return self._beside(tokens)
         positions_3L = np.tile(np.arange(L), (3, 1))
         shift = 0
         after = 0
@@ -201,22 +206,35 @@ class Images:
         positions_3L[:, after:] += shift
         return GridPositions(positions_3L, shift)
 
+    def _beside(self, tokens: Items[int]) -> GridPositions:
+        positions_AL = np.tile(np.arange(len(tokens)), (self.sight.axes, 1))
+        for number, run in enumerate(runs(tokens)):
+            image = self.known(run.number)
+            assert image is not None
+            around = (image.rows - image.height * image.width) // 2  # rows before its first line and after its last
+            row_R = np.arange(run.row, run.row + run.stop - run.start) - around
+            inside_R = (row_R >= 0) & (row_R < image.height * image.width)
+            places_3R = row_R % image.width, row_R // image.width, np.full_like(row_R, number)
+            here = slice(run.start, run.stop)
+            positions_AL[-3:, here] = np.where(inside_R, places_3R, positions_AL[-3:, here])
+        return GridPositions(positions_AL, 0)
+
 
 @dataclass(frozen=True)
 class GridPositions:
-    """Positions of a text's tokens, int64 [3, L], and what is added to the place of a token that follows them."""
+    """Positions of a text's tokens, int64 [A, L], and what is added to the place of a token that follows them."""
 
-    positions_3L: NDArray[np.int64]
+    positions_AL: NDArray[np.int64]
     shift: int
 
     def at(self, places_R: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Of rows by their places in the text, [3, R]; those beyond it are text."""
-        L = self.positions_3L.shape[1]
+        """Of rows by their places in the text, [A, R]; those beyond it are text."""
+        A, L = self.positions_AL.shape
         beyond_R = places_R >= L
-        found_3R = (
-            self.positions_3L[:, np.where(beyond_R, 0, places_R)] if L else np.zeros((3, len(places_R)), np.int64)
+        found_AR = (
+            self.positions_AL[:, np.where(beyond_R, 0, places_R)] if L else np.zeros((A, len(places_R)), np.int64)
         )
-        return np.where(beyond_R, places_R + self.shift, found_3R)
+        return np.where(beyond_R, places_R + self.shift, found_AR)
 
 
 def without_rows(tokens: Iterable[int]) -> list[int]:

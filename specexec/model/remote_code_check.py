@@ -1,36 +1,49 @@
-"""Does modelling code from a checkpoint compute what trees need? Tried on a handful of tokens before a text is written.
+"""Does modelling code that we have not tried compute what trees need? Tried here before a text is written.
 
-Our tests compare transformers' own architectures with plain decoding; foreign code is compared here, with itself: the
-same tokens as straight texts, without cache, tree or mask of ours. Costs two or three sweeps.
-B texts   T tokens of a text   V vocabulary
+Our tests compare transformers' own architectures with plain decoding (docs/architectures.md); others, and code from a
+checkpoint, are compared here, with themselves: the same tokens as straight texts, without cache, tree or mask of ours,
+and a prompt that goes through layers in pieces. Costs four or five sweeps.
+B texts   T tokens of a text   L tokens of a prompt   V vocabulary
 """
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from specexec.errors import SpecexecError, UnsupportedArchitecture
+from specexec.model.architecture import longest_text
 from specexec.model.cache import KVCache
 from specexec.model.cache_in_ram import Travel
 from specexec.model.chain_lm import ChainLM
 from specexec.model.image_rows import Images
 from specexec.model.linears.float32_linears import Share, in_turn
 from specexec.model.tree_lm import Rows, TreeLM
+from specexec.sizes import CHUNK
 
 log = logging.getLogger(__name__)
 
 # Two texts that part after three tokens, and the same two as a tree.
 PARENTS = [-1, 0, 1, 2, 2, 3, 4]
 PATHS = [[0, 1, 2, 3, 5], [0, 1, 2, 4, 6]]
+PIECES = CHUNK + 8  # tokens of a prompt that does not go through a layer at once
+# Model types of transformers that scripts/zoo.py has tried, one a line.
+TRIED = Path(__file__).with_name("tried_types.txt")
 # Of the spread of all logits: what another order of sums may change. A wrong neighbour changes them by tens of percent.
 TOLERANCE = {torch.float32: 1e-3}
 COARSE = 0.1
+
+
+def is_tried(model_type: str) -> bool:
+    """Whether transformers' model of this type was compared with itself before."""
+    return model_type in TRIED.read_text(encoding="utf-8").split()
 
 
 def lm_of(
@@ -71,8 +84,14 @@ class ReferenceOutput:
         self.tokens = [(node + 1) * most // (len(PARENTS) + 1) for node in range(len(PARENTS))]
         device = next(model.get_output_embeddings().parameters()).device
         texts_BT = torch.tensor([[self.tokens[node] for node in path] for path in PATHS], device=device)
+        rows = min(PIECES, longest_text(model.config))
+        self.prompt = [(3 * place + 1) % most for place in range(rows)]
+        short = "logits_to_keep" in inspect.signature(model.forward).parameters
+        last = {"logits_to_keep": 1} if short else {}
         with self._running():
             self.logits_BTV = model(input_ids=texts_BT, use_cache=False).logits.float()
+            prompt_1L = torch.tensor([self.prompt], device=device)
+            self.last_1V = model(input_ids=prompt_1L, use_cache=False, **last).logits[0, -1:].float()
         self.tolerance = TOLERANCE.get(model.dtype, COARSE)
 
     def tree(self, lm: TreeLM) -> TreeLM:
@@ -80,6 +99,9 @@ class ReferenceOutput:
         with self._running():
             (hidden_NH,) = lm.forward([Rows(KVCache(), self.tokens, PARENTS)])
             logits_NV = lm.head(hidden_NH)
+            (hidden_LH,) = lm.forward([Rows.text(KVCache(), self.prompt)])
+            last_1V = lm.head(hidden_LH[-1:])
+        self._compare(last_1V, self.last_1V, "verify trees", "where a prompt goes in pieces")
         self._compare(torch.stack([logits_NV[path] for path in PATHS]), self.logits_BTV, "verify trees", "in a tree")
         return lm
 
@@ -98,7 +120,7 @@ class ReferenceOutput:
         off = float((found - wanted).abs().max() / wanted.std())
         if not off <= self.tolerance:
             raise UnsupportedArchitecture(
-                f"architecture {self.name!r} cannot {what}: its own code computes something else {when} "
+                f"architecture {self.name!r} cannot {what}: its code computes something else {when} "
                 f"(off by {off:.2g} of the spread of its logits, {self.tolerance:g} is rounding).",
                 hint="--drafter none streams it with plain decoding, one token a sweep." if "tree" in what else None,
             )

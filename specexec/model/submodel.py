@@ -23,8 +23,8 @@ def rebuilt(
 
     `whole`: the config that knows those numbers, where it is not the model's own.
     """
-    path = layer_list_path(model)
     config = partial_config(whole or model.config, list(layers))
+    path = layer_list_path(model)
     config._attn_implementation = model.config._attn_implementation
     top: nn.Module = _fork(model, config)
     parent = top
@@ -43,6 +43,11 @@ def rebuilt(
 
 def partial_config(config: PretrainedConfig, kept: list[int]) -> PretrainedConfig:
     """What the config would say about a model of just these layers."""
+    if config.model_type == "longcat_flash":
+        raise UnsupportedArchitecture(
+            "architecture 'longcat_flash' cannot draft with its own layers: each attends twice.",
+            hint="--drafter ngram, or a model.",
+        )
     borrows = getattr(config, "num_kv_shared_layers", 0) or "shared" in (getattr(config, "indexer_types", None) or ())
     if borrows and len(kept) != config.num_hidden_layers:
         raise UnsupportedArchitecture(

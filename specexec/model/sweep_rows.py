@@ -90,8 +90,8 @@ class SweepRows:
         self.states = PackedStates([span.states for span in spans], read_R, cancelled)
         self.positions_R = torch.cat([span.sees.position_R[span.first_node :] for span in self._spans])
         self.images = [] if images is None else runs(tokens)
-        grid = images is not None and images.sight.grid and any(span.pictured for span in self._spans)
-        self.grid_3R = torch.cat([_on_grid(span, images) for span in self._spans], dim=1) if grid and images else None
+        grid = images is not None and images.sight.axes and any(span.pictured for span in self._spans)
+        self.grid_AR = torch.cat([_on_grid(span, images) for span in self._spans], dim=1) if grid and images else None
         attending = {layer: kind for layer, kind in kinds.items() if kind.attends}
         passengers = [_passenger(span) for span in self._spans]
         self._trip = None if travel is None else Trip(travel, attending, passengers, device)
@@ -228,10 +228,10 @@ def _passenger(span: _Span) -> Passenger:
 
 
 def _on_grid(span: _Span, images: Images) -> Tensor:
-    """Time, height and width of the rows of one sequence, int64 [3, R]."""
+    """Positions of the rows of one sequence on every axis, int64 [A, R]."""
     cache, position_R = span.cache, span.sees.position_R[span.first_node :]
     if not span.pictured:
-        return position_R.expand(3, -1)
+        return position_R.expand(images.sight.axes, -1)
     chain = next((node for node, parent in enumerate(cache.parents) if parent != node - 1), len(cache.parents))
     places = images.positions([*cache.tokens, *cache.node_tokens[:chain]])
     return torch.from_numpy(places.at(position_R.cpu().numpy())).to(position_R.device)

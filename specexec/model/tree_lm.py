@@ -48,7 +48,8 @@ class Rows:
     The first `settled` of them, if its cache holds none, are a chain that is text already, or is not to be committed at
     all: recurrent layers then keep its last state alone. All others hang at its end.
 
-    `features_RF`: what a model reads of each row beside its token, if it reads any (`TreeLM.mix`).
+    `features_RF`: what a model reads of each row beside its token, if it reads any (`TreeLM.mix`). `read`: the cache of
+    a model that has read the text, whose keys and values rows attend to, if they do (`drafters/heads/read_text.py`).
     """
 
     cache: KVCache
@@ -56,6 +57,7 @@ class Rows:
     parents: Items[int]
     settled: int = 0
     features_RF: Tensor | None = None
+    read: KVCache | None = None
 
     @classmethod
     def text(cls, cache: KVCache, tokens: Items[int]) -> Rows:
@@ -101,7 +103,8 @@ class TreeLM:
     attends in its own dtype where that is quicker, and reads ids beyond its own, which a target may have, as the last.
     Without `tiled` a sweep computes the rows that it has and no more: for linears that give a row the same bits anyway.
     `images` are those whose rows may be among the tokens. `mix` makes what goes into the first layer, [R, H], of token
-    ids [R] and the rows' features [R, F]; without it that are the embeddings of the ids.
+    ids [R] and the rows' features [R, F]; without it that are the embeddings of the ids. `kept` says how keys and
+    values lie in its caches.
     """
 
     def __init__(
@@ -147,7 +150,7 @@ class TreeLM:
         met = self._any_rows and (not any_rows.convert(model) or self._experts)
         self._met = met or widened.pays(self.device, model.dtype)
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sweep")
-        self._kept: KeptRows = WHOLE
+        self.kept: KeptRows = WHOLE
         self._even = False  # whether each product has as many rows as another
 
     def keep_in(self, bits: KVQuant) -> None:
@@ -160,17 +163,17 @@ class TreeLM:
                 "no layer of this model keeps keys and values, so that there is nothing to keep in few bits.",
                 hint="leave --kv-quant out.",
             )
-        self._kept = kept_rows(bits)
+        self.kept = kept_rows(bits)
         self._even = self.device.type != "cpu" or self.model.dtype.itemsize < 4
 
     @contextmanager
     def keeping_whole(self) -> Iterator[None]:
         """While this is open sweeps with caches of their own keep keys and values as they are computed."""
-        kept, self._kept = self._kept, WHOLE
+        kept, self.kept = self.kept, WHOLE
         try:
             yield
         finally:
-            self._kept = kept
+            self.kept = kept
 
     def alike(
         self,
@@ -202,7 +205,7 @@ class TreeLM:
             numbered = zip(self._layers, self.kinds, strict=True)
             kinds = {number: kind for number, kind in numbered if number is not None}
             cancelled = cancelled or threading.Event()
-            packed = SweepRows(parts, kinds, self.device, cancelled, self._travel, self.images, self._rough, self._kept)
+            packed = SweepRows(parts, kinds, self.device, cancelled, self._travel, self.images, self._rough, self.kept)
             try:
                 features = [part.features_RF for part in parts if part.features_RF is not None]
                 with self.taps.record(taps, tapped):
@@ -234,7 +237,7 @@ class TreeLM:
         input_ids, position_ids = (tiles.filled_up(each_R, count) for each_R in rows)
         given = {"input_ids": input_ids.unsqueeze(0), "position_ids": position_ids.unsqueeze(0)}
         if self.images is not None:
-            given |= inputs_of(self._trunk, self.images, packed.images, given, packed.grid_3R)
+            given |= inputs_of(self._trunk, self.images, packed.images, given, packed.grid_AR)
         with self.linears(), sweeping(packed.states):
             if self._mix is not None:
                 assert features_RF is not None

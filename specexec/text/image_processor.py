@@ -23,6 +23,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES  # 
 from transformers.utils.import_utils import is_torchvision_available
 
 # The documents that say how images are prepared; newer models have the second one.
+_OURS = ("image_processor", "tokenizer")
 DOCUMENTS = ("preprocessor_config.json", "processor_config.json")
 
 
@@ -64,6 +65,9 @@ class _Pixtral(ProcessorMixin):
 _PREPARED = "Images for it are prepared by torchvision, which"
 # SmolVLM's own writes the same for images, and is not made without a package that spells out the times of films.
 INSTEAD = {"SmolVLMProcessor": Idefics3Processor, "PixtralProcessor": _Pixtral}
+# It reads settings of its part for films, which that for images has as well.
+_LIKE_FILMS = ("MiniCPMV4_6Processor",)
+_AROUND = ("HunYuanVLProcessor",)  # takes an image between tokens that the chat template writes
 
 
 class ImageProcessor:
@@ -76,14 +80,18 @@ class ImageProcessor:
         words = copy.deepcopy(tokenizer)
         words.pad_token = words.pad_token or words.eos_token
         parts = {"image_processor": self.of_images, "tokenizer": words}
+        if kind.__name__ in _LIKE_FILMS:
+            parts["video_processor"] = self.of_images
         given = [parts.get(name) for name in kind.get_attributes()]
         self._whole: Any = kind.from_args_and_dict(given, _settings(folder / DOCUMENTS[1]))
-        self.place = str(self._whole.image_token)
+        self.place = self._asked = str(self._whole.image_token)
+        if kind.__name__ in _AROUND:
+            self._asked = f"{self._whole.image_start_token}{self.place}{self._whole.image_end_token}"
 
     def __call__(self, picture: Image.Image, options: Mapping[str, Any]) -> PreparedImage:
         """Prepare one image; `options` go to the part that prepares pixels. Raises ValueError for a shape too odd."""
         made: Mapping[str, Any] = self._whole(
-            images=[picture], text=self.place, return_tensors="pt", return_text_replacement_offsets=True, **options
+            images=[picture], text=self._asked, return_tensors="pt", return_text_replacement_offsets=True, **options
         )
         (replaced,) = made["text_replacement_offsets"][0]
         return PreparedImage(made, str(replaced["replacement"]), tuple(made["input_ids"][0].tolist()))
@@ -127,10 +135,10 @@ def _class_of(folder: Path, model_type: str) -> type[ProcessorMixin]:
 
 
 def _images_alone(kind: type[ProcessorMixin]) -> type[ProcessorMixin]:
-    """The same class, which takes None for parts that are for films and sound."""
+    """The same class, which takes anything for parts that are for films and sound."""
 
     def check(self: ProcessorMixin, name: str, part: object) -> object:
-        return None if part is None else kind.check_argument_for_proper_class(self, name, part)
+        return kind.check_argument_for_proper_class(self, name, part) if name in _OURS else None
 
     return type(kind.__name__, (kind,), {"check_argument_for_proper_class": check, "__module__": kind.__module__})
 

@@ -36,6 +36,8 @@ class Family:
     """Height and width of the rows of what the processor gave, where they have places on a grid."""
     options: Callable[[PreTrainedConfig, Any], dict[str, Any]] = lambda _, __: {}
     """How its processor is called beyond its own settings: images of any size take no more rows than are allowed."""
+    numbered: str = ""
+    """What stands before an image of a prompt, with its number among them from 0 in the place of {}."""
 
 
 def _qwen_grid(config: PreTrainedConfig, prepared: Mapping[str, Any]) -> Grid:
@@ -79,31 +81,40 @@ def _gemma4_sight(config: PreTrainedConfig) -> Sight:
     return Sight(together="window" if together else "no", by_layer=True)
 
 
-_QWEN = Family(lambda _: Sight(grid=True), _qwen_grid, _qwen_options)
+def _hunyuan_sight(config: PreTrainedConfig) -> Sight:
+    return Sight(axes=len(config.get_text_config().rope_parameters["mrope_section"]), beside=True)
+
+
+def _hunyuan_grid(config: PreTrainedConfig, prepared: Mapping[str, Any]) -> Grid:
+    """Each line of rows has an end."""
+    height, width = _qwen_grid(config, prepared)
+    return height, width + 1
+
+
+_QWEN = Family(lambda _: Sight(axes=3), _qwen_grid, _qwen_options)
 _OF_THEIR_OWN: dict[str, Family] = {
     **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"), _QWEN),
     **dict.fromkeys(("glm4v", "glm4v_moe", "glm46v", "glm_ocr", "glmga"), replace(_QWEN, options=_glm_options)),
     **dict.fromkeys(("gemma4", "gemma4_unified"), Family(_gemma4_sight)),
     "gemma3": Family(lambda _: Sight(together="all")),
+    "hunyuan_vl": Family(_hunyuan_sight, _hunyuan_grid, _qwen_options),
     "kimi_k25": Family(options=_kimi_options),
     "llama4": Family(options=_llama4_options),
     **dict.fromkeys(("minimax_m3_vl", "exaone4_5", "hyperclovax_vision_v2", "lfm3_vl"), Family(options=_qwen_options)),
     **dict.fromkeys(("mistral3", "lighton_ocr"), Family(options=_pixtral_options)),
+    "minicpmv4_6": Family(numbered="<image_id>{}</image_id>"),
 }
 # Models whose text streams and whose images are not read, and why.
 _TIMM = "its tower needs the timm library"
-_NUMBERED = "its prompts number their images"
 UNREAD = {
     "cosmos3_omni": "transformers has no processor for it",
     "ernie4_5_vl_moe": "rows of images go through experts of their own",
     "fast_vlm": _TIMM,
     "fuyu": "its processor writes prompts as a whole",
     "gemma3n": _TIMM,
-    "hunyuan_vl": "rows of images have positions of their own kind",
     "idefics2": "what its prompts hold for an image depends on its neighbours",
-    "minicpm_ocr": _NUMBERED,
-    "minicpmv4_6": _NUMBERED,
-    "minicpmv4_7": _NUMBERED,
+    "minicpm_ocr": "torchvision alone prepares its images, and it has not been tried",
+    "minicpmv4_7": "rows of its slices have positions of their own kind",
     "perception_lm": _TIMM,
     "phi4_multimodal": "its language model has weights that are for images alone",
     "pp_chart2table": "it answers without a chat",
@@ -156,7 +167,8 @@ class ImagePrompts:
                 f"the model's chat template writes {len(parts) - 1} images of the {len(images)} in these messages.",
                 hint="images in messages of the user.",
             )
-        return parts[0] + "".join(image.text + part for image, part in zip(images, parts[1:], strict=True))
+        texts = [self._numbered(image.text, number) for number, image in enumerate(images)]
+        return parts[0] + "".join(text + part for text, part in zip(texts, parts[1:], strict=True))
 
     def with_rows(self, tokens: list[int], images: Items[Image]) -> list[int]:
         """Token ids in which those that stand for rows of images are rows of these. Raises BadMessages."""
@@ -167,6 +179,11 @@ class ImagePrompts:
         for at, row in zip(places, rows, strict=True):
             tokens[at] = row
         return tokens
+
+    def _numbered(self, text: str, number: int) -> str:
+        """What the processor wrote for an image that is alone in its prompt, with its number in this one."""
+        first = self._family.numbered.format(0)
+        return self._family.numbered.format(number) + text.removeprefix(first) if text.startswith(first) else text
 
     def _words(self, prepared: PreparedImage) -> tuple[int, ...]:
         """The tokens that stand for its rows."""

@@ -48,7 +48,7 @@ class FirstLayer(nn.Module):
         self.input_layernorm = ordinary.get_submodule("input_layernorm")
         self.post_attention_layernorm = ordinary.get_submodule("post_attention_layernorm")
         self.hidden_norm = _norm_like(self.input_layernorm, hidden)
-        self._norm_before_residual = norm_before_residual
+        self.norm_before_residual = norm_before_residual
         for name in ("q_proj", "k_proj", "v_proj"):
             narrow = self.self_attn.get_submodule(name)
             assert isinstance(narrow, nn.Linear)
@@ -60,7 +60,7 @@ class FirstLayer(nn.Module):
         normed = self.hidden_norm(features)
         both = torch.cat([self.input_layernorm(embedded), normed], -1)
         found = self.self_attn(hidden_states=both, **how)[0]
-        found = found + (normed if self._norm_before_residual else features)
+        found = found + (normed if self.norm_before_residual else features)
         pieces = (one + self.mlp(self.post_attention_layernorm(one)) for one in found.split(CHUNK, 1))
         return torch.cat([*pieces], 1)
 
@@ -128,18 +128,16 @@ class Eagle:
     ) -> HeadDrafter | LatticeDrafter:
         """It guesses for a target; one that is not checked reads what it is published with."""
         joined = self.head.joined if self.fields.generation == 3 else None
+        states = TextStates(target, self.fields.taps, self.ids or range(self.lm.vocabulary), joined, check)
+        features = HeadFeatures(self.lm, states)
         if self.mask_F is not None and self.fields.mask is not None:
             named = Named(self.lm.vocabulary, vocabulary, never, self.lm.device, self.ids)
-            states = TextStates(target, self.fields.taps, self.ids or range(self.lm.vocabulary), joined, check)
-            features = HeadFeatures(self.lm, states)
             with torch.no_grad():
                 masks = MaskFeatures(features, self.head.joined(self.mask_F))
             return LatticeDrafter(
                 Masks(self.lm, self.fields.mask, self.fields.places, masks, window), named, ranking, name
             )
-        return HeadDrafter(
-            self.lm, target, self.fields.taps, vocabulary, ranking, name, never, joined, self.ids, check, window
-        )
+        return HeadDrafter(self.lm, features, vocabulary, ranking, name, never, self.ids, window)
 
 
 def loaded(settings: Mapping[str, object], tensors: Mapping[str, Tensor], target: TreeLM, name: str) -> Eagle:

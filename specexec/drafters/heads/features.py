@@ -147,6 +147,10 @@ class HeadFeatures:
         features_RF = self._states.between(sequence, first, first + len(tokens))
         return replace(Rows.text(cache, tokens), features_RF=features_RF)
 
+    def below(self, sequence: Sequence, part: Rows, given_RH: Tensor) -> Rows:
+        """Guesses read what came out of the head's own row of the parent."""
+        return replace(part, features_RF=given_RH)
+
     def _guessed(self, features_RF: Tensor, tokens: Items[int]) -> Iterator[Tensor]:
         (hidden_RH,) = self._lm.forward([replace(Rows.text(KVCache(), tokens), features_RF=features_RF)])
         read_R = torch.tensor(tokens, device=hidden_RH.device)

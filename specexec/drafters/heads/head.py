@@ -7,28 +7,54 @@ again from the target's states as soon as the text is asked about again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from collections.abc import Sequence as Items
-from dataclasses import replace
+from typing import Protocol
 
 from torch import Tensor
 
 from specexec.drafters.cascade import Cascade
-from specexec.drafters.heads.features import HeadFeatures, TextStates
-from specexec.drafters.heads.self_check import SelfCheck
 from specexec.drafters.protocol import Ask, Guesses, nothing
 from specexec.drafters.ranking import Ranking
-from specexec.drafters.sibling import SiblingDrafter
+from specexec.drafters.sibling import DraftLM, SiblingDrafter
 from specexec.model.cache import KVCache
-from specexec.model.tree_lm import Rows, TreeLM
+from specexec.model.tree_lm import Rows
 from specexec.text.sequence import Sequence
 from specexec.tree.tree import ROOT, Ints, TokenTree
 
 
-class HeadDrafter(SiblingDrafter):
-    """Guesses by a model whose rows have features: the target's states at `taps`, side by side, or its own output.
+class RowFeatures(Protocol):
+    """What the rows of a head read of a text and of its target (HeadFeatures, ReadFeatures)."""
 
-    `joined` and `check` are those of TextStates: a head that is refused guesses no more.
+    @property
+    def refused(self) -> bool:
+        """Whether this is a head of another model, which guesses no more."""
+        ...
+
+    def ready(self, sequence: Sequence) -> bool:
+        """Whether the target has computed all of a text but its last token, and what is needed of that is there."""
+        ...
+
+    def settle(self, sequence: Sequence) -> None:
+        """Find out what this text tells about the head. Raises BadDrafter for a head of another model."""
+        ...
+
+    def begin(self, sequence: Sequence) -> None:
+        """The head's cache keeps what is as the target's own states make it; all rows to come will be of such."""
+        ...
+
+    def rows(self, sequence: Sequence, cache: KVCache, tokens: Items[int]) -> Rows:
+        """The next tokens of a text, and what each reads."""
+        ...
+
+    def below(self, sequence: Sequence, part: Rows, given_RH: Tensor) -> Rows:
+        """Guesses, and what each reads: of its parent's row the hidden state `given_RH`."""
+        ...
+
+
+class HeadDrafter(SiblingDrafter):
+    """Guesses by a model whose rows have `features`; one that they refuse guesses no more.
+
     `ids`: what the rows of its head stand for, where that is not 0, 1, 2, …
     """
 
@@ -36,23 +62,19 @@ class HeadDrafter(SiblingDrafter):
 
     def __init__(
         self,
-        lm: TreeLM,
-        target: TreeLM,
-        taps: Items[int],
+        lm: DraftLM,
+        features: RowFeatures,
         vocabulary: int,
         ranking: Ranking | None = None,
         name: str = "mtp",
         never: Iterable[int] = (),
-        joined: Callable[[Tensor], Tensor] | None = None,
         ids: Items[int] | None = None,
-        check: SelfCheck | None = None,
         window: int | None = None,
     ) -> None:
         # No row can be read along: what a row reads has to be there, and its parent's is not before the pass.
         alone = Cascade(longest=0)
         super().__init__(lm, vocabulary, ranking, name, cascade=alone, never=never, ids=ids, window=window)
-        named = range(lm.vocabulary) if ids is None else ids
-        self._features = HeadFeatures(lm, TextStates(target, taps, named, joined, check))
+        self._features = features
 
     def at_hand(self, asks: list[Ask]) -> list[Ask]:
         """None: nothing is read along."""
@@ -85,7 +107,7 @@ class HeadDrafter(SiblingDrafter):
             part = super()._rows(ask)
             return self._text(ask.sequence, part.cache, part.tokens)
         part = super()._rows(ask)
-        return replace(part, features_RF=self._below[ask.sequence].given(part.parents))
+        return self._features.below(ask.sequence, part, self._below[ask.sequence].given(part.parents))
 
     def _text(self, sequence: Sequence, cache: KVCache, tokens: Items[int]) -> Rows:
         return self._features.rows(sequence, cache, tokens)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
+from specexec.drafters.heads.features import HeadFeatures, TextStates
 from specexec.drafters.heads.head import HeadDrafter
 from specexec.drafters.kit import DrafterKit
 from specexec.drafters.protocol import Drafter
@@ -52,4 +53,5 @@ def make(kit: DrafterKit) -> Drafter:
     assert isinstance(kit.target, TreeLM)
     brought, ids = kit.mtp_layer(), kit.names
     lm = mtp_lm(kit.target, brought.layer, brought.config, brought.hidden_first)
-    return HeadDrafter(lm, kit.target, [LAST], ids.rows, kit.ranking, "mtp", ids.never, window=kit.window)
+    features = HeadFeatures(lm, TextStates(kit.target, [LAST], range(lm.vocabulary)))
+    return HeadDrafter(lm, features, ids.rows, kit.ranking, "mtp", ids.never, window=kit.window)

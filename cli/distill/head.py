@@ -1,0 +1,70 @@
+"""`specexec distill head`: a head that drafts, trained on what `distill record` has kept."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import click
+
+from cli.distill.options import training_options
+from cli.distill.progress import follow
+from cli.engine.imports import lean_imports
+from cli.shared.control_codes import echo
+from cli.shared.options import COUNT
+from cli.shared.quantities import format_bytes, format_count
+from cli.shared.verbosity import Verbosity, json_option, start_logging, verbosity_options
+from cli.terminal.screen import Screen
+
+if TYPE_CHECKING:
+    from cli.distill.options import TrainingOptions
+
+
+@click.command()
+@training_options
+@click.option("--kind", type=click.Choice(["eagle3"]), default="eagle3", help="What head.")
+@click.option("--draft-vocab", type=COUNT, default="32k", help="Frequent tokens that it can name, such as 8k.")
+@json_option()
+@verbosity_options
+@click.pass_obj
+def head(verbosity: Verbosity, training: TrainingOptions, kind: str, draft_vocab: int, as_json: bool) -> int:
+    """Train a head of one layer that guesses from the model's hidden states (EAGLE-3), on what was RECORDED.
+
+    \b
+      specexec distill head recorded -o mine-head
+      specexec chat -m ./mine -d ./mine-head
+
+    The same command again continues where it was stopped. The folder is in the layout of `speculators`.
+    """
+    screen = Screen(quiet=verbosity.quiet)
+    start_logging(verbosity, screen.tell)
+    with screen.status(lambda: f"reading {training.recorded}…"), lean_imports():
+        from specexec.distill.batches import Texts
+        from specexec.distill.heads import HeadTraining, usual_rate
+        from specexec.distill.recording import Recording
+        from specexec.distill.training import TrainingPlan
+
+        recording = Recording.open(training.recorded)
+        training.begin()
+        texts = Texts.of(recording, training.length)
+        rate = training.rate or usual_rate(recording.target.hidden)
+        plan = TrainingPlan(training.epochs, training.batch, rate, training.seed)
+        whole = HeadTraining(recording, texts, plan, draft_vocab, training.loss)
+        student = whole.student()
+        device, half = training.computing()
+    trained = sum(one.numel() for one in student.trained.values())
+    screen.say(
+        f"{kind} for {recording.target.name}: {format_count(trained)} numbers to train, {student.names} tokens to name"
+        f", {format_count(texts.tokens)} tokens of text, about {format_bytes(whole.memory_B(student))} of memory"
+    )
+    seen = follow(whole.run(student, training.output, device, half), screen)
+    if seen.exit_code:
+        screen.say("The same command continues here.")
+    else:
+        training.finish()
+        screen.say(f"wrote {training.output}. Try: specexec chat -m {recording.target.name} -d {training.output}")
+    if as_json:
+        said = {"kind": kind, "draft_vocab": draft_vocab, "model": recording.target.name, "trained": trained}
+        echo(json.dumps(training.facts | said | asdict(seen), ensure_ascii=False))
+    return seen.exit_code
