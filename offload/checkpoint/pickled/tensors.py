@@ -10,7 +10,7 @@ import math
 import pickle
 import reprlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ClassVar, NamedTuple, TypeGuard, cast
 
@@ -97,9 +97,9 @@ class _Description(pickle._Unpickler):  # the one in Python: a file cannot make 
 
     def load_build(self) -> None:
         """What an object's attributes are is left out: tensors need none, and a state dict's are not its tensors."""
-        self.stack.pop()
+        self.stack.pop()  # type: ignore[attr-defined]  # not known to typeshed
 
-    dispatch: ClassVar = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: load_build}
+    dispatch: ClassVar[dict[int, Callable[..., None]]] = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: load_build}
 
 
 def _view(numbers: object, first: object, shape: object, strides: object, *_: object) -> _View:
@@ -109,8 +109,9 @@ def _view(numbers: object, first: object, shape: object, strides: object, *_: ob
 
 
 def _naturals(found: object) -> TypeGuard[tuple[int, ...]]:
-    few = isinstance(found, tuple) and len(found) <= MOST_DIMENSIONS
-    return few and all(type(one) is int and 0 <= one < 1 << 63 for one in found)
+    if not isinstance(found, tuple) or len(found) > MOST_DIMENSIONS:
+        return False
+    return all(type(one) is int and 0 <= one < 1 << 63 for one in found)
 
 
 def _parameter(view: _View, *_: object) -> _View:
