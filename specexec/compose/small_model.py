@@ -16,8 +16,8 @@ from specexec.errors import BadDrafter, TokenizerMismatch
 
 
 def opened(folder: Path, target: RecordedTarget, loss: Loss) -> tuple[SmallModel, PreTrainedTokenizerBase]:
-    """Both. Raises BadDrafter for quantised weights, other layouts and what transformers does not know, TokenizerMismatch
-    for other tokens."""
+    """Both. Raises BadDrafter for quantised weights, other layouts and what transformers does not know, and
+    TokenizerMismatch for other tokens."""
     held = weights.open_folder(folder)
     try:
         weights.design(held)
