@@ -334,6 +334,18 @@ def test_damaged_recordings_are_refused_by_name(tmp_path: Path) -> None:
         Texts.of(recording, 8)
 
 
+def test_a_recording_with_other_settings_is_refused_by_those_that_differ(tmp_path: Path) -> None:
+    target = RecordedTarget("a", "b", 8, 4, 16, 32, "c")
+    recording = Recording(tmp_path, target, (0,), 4, {"seed": 1, "max_tokens": 8, "top_k": 0})
+    recording.begin({})
+    recording.begin({})
+    other = replace(recording, sampling={"seed": 1, "max_tokens": 9, "top_k": 0})
+    with pytest.raises(BadRecording, match=r"another sampling: \{'max_tokens': 8\}, now \{'max_tokens': 9\}\."):
+        other.begin({})
+    with pytest.raises(BadRecording, match=r"another taps: \[0\], now \[1\]\."):
+        replace(recording, taps=(1,)).begin({})
+
+
 def test_a_small_model_learns_from_a_recording(taught: Taught) -> None:
     """It is a copy of the target that has been disturbed, and comes nearer."""
     model = AutoModelForCausalLM.from_pretrained(taught.recording.folder.parent / "target")
@@ -386,6 +398,9 @@ def test_the_commands_make_drafters_that_the_others_take(tmp_path: Path, monkeyp
         run = CliRunner().invoke(commands, line)
         assert (run.exit_code, run.exception) == (0, None), run.output
         assert not (Path(line[-1]) / "training.safetensors").exists()
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    on_gpu = CliRunner().invoke(commands, ["distill", "head", kept, "-o", str(tmp_path / "other"), "--device", "cuda"])
+    assert "--device cuda was asked for" in str(on_gpu.exception)
     again = CliRunner().invoke(commands, ["distill", "head", kept, "-o", head])
     assert "is there already" in str(again.exception)
     ask = ["chat", "--json", "-p", QUESTIONS[0], "-n", "12", "-t", "0", "-d"]
