@@ -89,6 +89,17 @@ def test_a_repository_of_gguf_files_is_refused_with_the_way_to_one_of_them() -> 
     assert "hf download REPOSITORY FILE.gguf" in str(error.hint)
 
 
+def test_a_pickled_head_that_is_not_read_is_refused_with_what_is_missing() -> None:
+    here = instead("./head", ["medusa_lm_head.pt"], {})
+    assert (here.what, here.hint) == (
+        "./head holds a head (medusa_lm_head.pt), and config.json is missing.",
+        "the config.json of its repository beside it.",
+    )
+    there = instead("org/head", ["config.json", "hydra_lm_head.pt"], {})
+    assert "no pickle is downloaded" in there.what
+    assert "hf download org/head" in str(there.hint)
+
+
 def test_the_folder_around_a_model_names_the_model(folder: Callable[[str], Path]) -> None:
     single = folder("single")
     assert f"{single}, which is one." == refusal(single.parent).hint
