@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,9 @@ import specexec
 from cli.app import commands
 from offload.checkpoint.headers import open_folder
 from offload.hub.names import demo_folder
+from specexec.compose.context import encoding_in
 from specexec.compose.head_folders import head_kind, verifier_of
+from specexec.compose.small_model import opened
 from specexec.distill import record as recording_of_answers
 from specexec.distill.batches import TextBatch, Texts
 from specexec.distill.divergence import LOSSES, Labels, Loss, divergence
@@ -36,12 +39,14 @@ from specexec.engine.decoder import Decoder
 from specexec.engine.engine import Engine
 from specexec.engine.readings import TextReader, shared_tensors
 from specexec.engine.request_types import Request
-from specexec.errors import BadCheckpoint, BadRecording
+from specexec.errors import BadCheckpoint, BadDrafter, BadRecording
 from specexec.model.cache import KVCache
 from specexec.model.tree_lm import Rows, TreeLM
 from specexec.planning.best_first import BestFirst
 from specexec.sampling.params import SamplingParams
 from tests.eagle_models import HIDDEN, LAYERS, VOCABULARY, chain_target
+from tests.gguf_files import write_gguf
+from tests.tiny import tiny
 from tests.writing import prompt, sequence_of, texts_are_plain
 
 REFERENCES = Path(__file__).parent / "data" / "heads"
@@ -197,6 +202,9 @@ def test_a_training_that_was_stopped_gives_the_same_head(taught: Taught, tmp_pat
         assert torch.equal(one, parts.trained[name]), name
     with pytest.raises(BadCheckpoint, match="begun with other rate"):
         next(train(parts, taught.texts, TrainingPlan(1, 256, 2e-2), tmp_path, CPU, half=False))
+    other = replace(training, loss="tv").student()
+    with pytest.raises(BadCheckpoint, match="begun with other loss"):
+        next(train(other, taught.texts, plan, tmp_path, CPU, half=False))
     (tmp_path / "training.safetensors").write_bytes(b"half of it")
     with pytest.raises(BadCheckpoint, match="is damaged"):
         next(train(parts, taught.texts, plan, tmp_path, CPU, half=False))
@@ -326,6 +334,18 @@ def test_damaged_recordings_are_refused_by_name(tmp_path: Path) -> None:
         Texts.of(recording, 8)
 
 
+def test_a_recording_with_other_settings_is_refused_by_those_that_differ(tmp_path: Path) -> None:
+    target = RecordedTarget("a", "b", 8, 4, 16, 32, "c")
+    recording = Recording(tmp_path, target, (0,), 4, {"seed": 1, "max_tokens": 8, "top_k": 0})
+    recording.begin({})
+    recording.begin({})
+    other = replace(recording, sampling={"seed": 1, "max_tokens": 9, "top_k": 0})
+    with pytest.raises(BadRecording, match=r"another sampling: \{'max_tokens': 8\}, now \{'max_tokens': 9\}\."):
+        other.begin({})
+    with pytest.raises(BadRecording, match=r"another taps: \[0\], now \[1\]\."):
+        replace(recording, taps=(1,)).begin({})
+
+
 def test_a_small_model_learns_from_a_recording(taught: Taught) -> None:
     """It is a copy of the target that has been disturbed, and comes nearer."""
     model = AutoModelForCausalLM.from_pretrained(taught.recording.folder.parent / "target")
@@ -339,6 +359,24 @@ def test_a_small_model_learns_from_a_recording(taught: Taught) -> None:
     *_, last = train(small, taught.texts, plan, taught.folder.parent / "small", CPU, half=False)
     assert last.accepted is not None
     assert last.accepted > before + 0.3
+
+
+def test_a_small_model_that_cannot_be_trained_is_refused_by_name_and_runs_nothing(tmp_path: Path) -> None:
+    """Code of its own is not run and not asked about; weights in a GGUF file have no folder to be written like."""
+    small, target = tmp_path / "small", RecordedTarget("a", "b", 8, 4, 16, 32, "c")
+    shutil.copytree(demo_folder("drafter"), small)
+    own = tokens_named(encoding_in(small).tokenizer.get_vocab())
+    settings = json.loads((small / "config.json").read_text(encoding="utf-8"))
+    code = {"model_type": "strange", "auto_map": {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own"}}
+    (small / "config.json").write_text(json.dumps(settings | code))
+    (small / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    with pytest.raises(BadDrafter, match=r"brings code of its own \(own\.py\)"):
+        opened(small, replace(target, tokens=own), "jsd")
+    assert not (tmp_path / "ran").exists()
+    file = tmp_path / "small.gguf"
+    write_gguf(tiny("llama", tmp_path / "dense"), file)
+    with pytest.raises(BadDrafter, match="training needs a folder of transformers"):
+        opened(open_folder(file).path, target, "jsd")
 
 
 def test_the_commands_make_drafters_that_the_others_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -360,6 +398,9 @@ def test_the_commands_make_drafters_that_the_others_take(tmp_path: Path, monkeyp
         run = CliRunner().invoke(commands, line)
         assert (run.exit_code, run.exception) == (0, None), run.output
         assert not (Path(line[-1]) / "training.safetensors").exists()
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    on_gpu = CliRunner().invoke(commands, ["distill", "head", kept, "-o", str(tmp_path / "other"), "--device", "cuda"])
+    assert "--device cuda was asked for" in str(on_gpu.exception)
     again = CliRunner().invoke(commands, ["distill", "head", kept, "-o", head])
     assert "is there already" in str(again.exception)
     ask = ["chat", "--json", "-p", QUESTIONS[0], "-n", "12", "-t", "0", "-d"]

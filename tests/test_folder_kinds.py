@@ -89,6 +89,17 @@ def test_a_repository_of_gguf_files_is_refused_with_the_way_to_one_of_them() -> 
     assert "hf download REPOSITORY FILE.gguf" in str(error.hint)
 
 
+def test_a_pickled_head_that_is_not_read_is_refused_with_what_is_missing() -> None:
+    here = instead("./head", ["medusa_lm_head.pt"], {})
+    assert (here.what, here.hint) == (
+        "./head holds a head (medusa_lm_head.pt), and config.json is missing.",
+        "the config.json of its repository beside it.",
+    )
+    there = instead("org/head", ["config.json", "hydra_lm_head.pt"], {})
+    assert "no pickle is downloaded" in there.what
+    assert "hf download org/head" in str(there.hint)
+
+
 def test_the_folder_around_a_model_names_the_model(folder: Callable[[str], Path]) -> None:
     single = folder("single")
     assert f"{single}, which is one." == refusal(single.parent).hint
@@ -213,9 +224,11 @@ def test_what_is_not_known_of_mistrals_own_layout_is_refused_by_name(
         change(path / "params.json", **{name: given})
         assert name in refusal(path).what
         (path / "params.json").write_text(params)
-    change(path / "params.json", n_heads=0)
-    assert "n_heads is 0" in refusal(path).what
-    (path / "params.json").write_text(params)
+    wrong: dict[str, object] = {"n_heads": 0, "n_kv_heads": 2.0, "rope_theta": "1e4", "sliding_window": [8, None]}
+    for name, number in wrong.items():
+        change(path / "params.json", **{name: number})
+        assert f"{name} is {number!r}" in refusal(path).what
+        (path / "params.json").write_text(params)
     (path / "tekken.json").write_text(json.dumps({"config": {}, "vocab": []}))
     assert "tekken.json cannot be read: default_num_special_tokens is None" in refusal(path).what
     (path / "tekken.json").unlink()

@@ -202,6 +202,8 @@ def test_a_grammar_that_nests_deeper_than_a_stack_leaves_the_process_alive(plain
     assert deep.start().failure is None
     with pytest.raises(BadGrammar, match="100,000 are allowed"):
         lark("#" * 100_001)
+    with pytest.raises(BadGrammar, match="nests too deep to be read"):
+        lark(f"root ::= {'(' * 3000}'a'{')' * 3000}".replace("'", '"'))
 
 
 def test_a_lenient_schema_passes_over_what_cannot_be_enforced(plain: Engine) -> None:

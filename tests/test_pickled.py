@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import zipfile
@@ -11,7 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from offload.checkpoint.pickled.tensors import read_pickled
+from offload.checkpoint.headers import read_header
+from offload.checkpoint.pickled.tensors import _view, read_pickled
 from offload.checkpoint.tensors import DTYPES, load_entry
 from offload.errors import CorruptShard, OffloadError, UnsupportedModel
 
@@ -110,3 +112,68 @@ def test_records_that_do_not_hold_what_is_described_are_refused(tmp_path: Path) 
         made.writestr("head/data.pkl", pickle.dumps({}))
     with pytest.raises(CorruptShard, match="compressed"):
         read_pickled(file)
+
+
+def saved(file: Path, description: bytes) -> Path:
+    with zipfile.ZipFile(file, "w") as made:
+        made.writestr("head/data.pkl", description)
+    return file
+
+
+def test_what_a_pickle_says_of_objects_changes_none_of_ours(tmp_path: Path) -> None:
+    """A state for the function that describes tensors, and one that hides a dictionary's methods."""
+    function = b"ctorch._utils\n_rebuild_tensor_v2\n"
+    file = saved(tmp_path / "head.pt", b"\x80\x02" + function + b"}X\x05\x00\x00\x00extraK\x01sb.")
+    with pytest.raises(UnsupportedModel, match="something else than tensors"):
+        read_pickled(file)
+    assert not vars(_view)
+    hidden = b"\x80\x02ccollections\nOrderedDict\n)R}(X\x05\x00\x00\x00itemsK\x01X\x06\x00\x00\x00valuesK\x01ub."
+    assert read_pickled(saved(tmp_path / "named.pt", hidden)) == {}
+
+
+class Placed:
+    """A tensor of four bytes, of the shape that a pickle says it has."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.shape = shape
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return torch._utils._rebuild_tensor_v2, ("numbers", 0, self.shape, self.shape, False, None)
+
+
+class Describing(pickle.Pickler):
+    def persistent_id(self, described: object) -> object:
+        return ("storage", torch.FloatStorage, "0", "cpu", 1) if described == "numbers" else None
+
+
+def test_a_pickle_is_refused_in_few_words_whatever_it_would_unfold_to(tmp_path: Path) -> None:
+    """Tuples of tuples that are 2^60 words, sizes of 5,000 digits, more sizes than tensors have."""
+    descriptions = [b"\x80\x02)" + b"2\x86" * 60 + b"Q."]
+    for shape in ((10**5000,), (1,) * 100_000):
+        written = io.BytesIO()
+        Describing(written).dump({"weight": Placed(shape)})
+        descriptions.append(written.getvalue())
+    for description in descriptions:
+        with pytest.raises(OffloadError) as caught:
+            read_pickled(saved(tmp_path / "head.pt", description))
+        assert len(str(caught.value)) < 1000
+
+
+def test_a_directory_that_claims_what_is_not_there_is_refused(tmp_path: Path) -> None:
+    """Any byte of its end: a record behind the file, a password, a later zip, a name in no encoding."""
+    file, odd = tmp_path / "head.pt", tmp_path / "odd.pt"
+    torch.save({"weight": torch.arange(12.0).view(3, 4)}, file)
+    whole = file.read_bytes()
+    for at in range(whole.rfind(b"PK\x01\x02"), len(whole)):
+        odd.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
+        try:
+            found = read_pickled(odd)
+        except OffloadError:
+            continue
+        assert all(one.offset + one.nbytes <= len(whole) for one in found.values())
+
+
+def test_a_head_that_is_no_regular_file_is_refused_without_waiting(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "medusa_lm_head.pt")
+    with pytest.raises(CorruptShard, match="not a regular file"):
+        read_header(tmp_path / "medusa_lm_head.pt")

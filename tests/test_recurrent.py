@@ -306,6 +306,10 @@ def test_every_node_has_the_hidden_state_of_its_own_path_and_takes_what_is_plann
         ({"model_type": "nemotron_h", "hybrid_override_pattern": "ME*-M*E-"}, {2, 5}),
         ({"model_type": "kimi_linear", "linear_attn_config": {"kda_layers": [1, 2, 3, 5, 6, 7]}}, {3, 7}),
         ({"model_type": "llama"}, set(range(8))),
+        ({"model_type": "qwen3_next", "full_attention_interval": 0}, set(range(8))),
+        ({"model_type": "jamba", "attn_layer_period": 0, "attn_layer_offset": 0}, set(range(8))),
+        ({"model_type": "bamba", "attn_layer_indices": [[2], 5]}, {5}),
+        ({"model_type": "qwen3_next", "layer_types": [["linear_attention"]] * 8}, set(range(8))),
     ],
 )
 def test_layers_without_keys_are_found_as_configs_name_them(published: dict[str, Json], attending: set[int]) -> None:

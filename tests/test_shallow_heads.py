@@ -27,7 +27,7 @@ from specexec.drafters.heads.lattice import LatticeDrafter
 from specexec.drafters.heads.refusal import TargetShape
 from specexec.drafters.heads.self_check import SelfCheck
 from specexec.drafters.heads.shallow.drafter import Shallow, loaded
-from specexec.drafters.heads.shallow.fields import MEDUSA, ShallowFields
+from specexec.drafters.heads.shallow.fields import MEDUSA, ShallowFields, counted_as
 from specexec.drafters.none import NoDrafter
 from specexec.drafters.ranking import Named, Ranking
 from specexec.engine.decoder import Decoder
@@ -234,6 +234,8 @@ def test_medusa_as_vllm_spells_it_is_the_same(case: Case) -> None:
         ("hydra", {"hidden_state_offset": 9}, {}, "its hidden_state_offset is 9"),
         ("mlp_speculator", {}, {"speculator.proj.0.weight": (40, 64)}, "with 64 hidden numbers, this one has 32"),
         ("redrafter_plain", {"hidden_size": 64}, {}, "with 64 hidden numbers, this one has 32"),
+        ("mlp_speculator_tied", {"n_predict": 10**9}, {}, "it guesses 1000000000 tokens, and at most 64 are read"),
+        ("mlp_speculator_tied", {"n_predict": 0}, {}, "it guesses 0 tokens"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(
@@ -252,6 +254,11 @@ def test_parts_that_are_missing_or_not_known_are_refused_by_name(case: Case) -> 
         loaded(settings, tensors | {"token_map": torch.zeros(4)}, case.target, "head")
     with pytest.raises(BadDrafter, match=r"'residuals.1.0.linear.bias' is missing"):
         loaded(settings, {key: one for key, one in tensors.items() if key != "1.0.linear.bias"}, case.target, "head")
+    far = tensors | {"999999999.2.weight": tensors["2.2.weight"]}
+    with pytest.raises(BadDrafter, match=r"'out\.2\.weight' is missing"):
+        loaded(settings, {key: one for key, one in far.items() if key != "2.2.weight"}, case.target, "head")
+    counted = counted_as("Medusa", {key: tuple(one.shape) for key, one in far.items()})
+    assert counted["num_hidden_layers"] == 4, "networks that are there, whatever their numbers"
     given, held = recorded("hydra")
     assert ShallowFields.of(given | {"hidden_state_offset": 1}, {key: tuple(one.shape) for key, one in held.items()},
                             SHAPE, "head").readings == ((LAYERS - 1,),)  # fmt: skip

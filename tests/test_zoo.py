@@ -7,7 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from cli.models.gate import check
+from offload.checkpoint.headers import open_folder
+from specexec.model import remote_code_check
 from specexec.model.remote_code_check import is_tried
+from tests.tiny import tiny
 from tests.zoo import tried
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "architectures.md"
@@ -25,6 +29,15 @@ SLOW = {"bailing_hybrid"}  # in transformers' own arithmetic: 20 seconds; test_r
 
 def test_what_was_tried_is_not_tried_again_where_it_is_loaded() -> None:
     assert all(is_tried(name) == (outcome in ("trees", "plain")) for name, outcome in ROWS.items())
+
+
+def test_what_loading_will_try_first_is_planned_without_trees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its keys and values may turn out to stay where they are computed."""
+    tiny("gpt_neox", tmp_path)
+    folder = open_folder(tmp_path)
+    assert check(folder, trees=True)
+    monkeypatch.setattr(remote_code_check, "is_tried", lambda _: False)
+    assert not check(folder, trees=True)
 
 
 # An odd one of each kind: layers that attend twice, caches of their own, a tower without its library, limited logits.

@@ -63,13 +63,17 @@ class TrainingOptions:
         (self.output / CHECKPOINT).unlink(missing_ok=True)
 
     def computing(self) -> tuple[torch.device, bool]:
-        """The device, and whether its products are quicker in bfloat16."""
+        """The device, and whether its products are quicker in bfloat16. Raises NoGpu where it is not there."""
         import torch
+
+        from offload.machine.memory import free_vram_B
 
         if self.device == "auto":
             found = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         else:
             found = torch.device(self.device)
+        if found.type != "cpu":
+            free_vram_B(str(found))
         return found, found.type != "cpu" or torch.cpu._is_amx_tile_supported()
 
 

@@ -22,7 +22,10 @@ from specexec.text.templates import damage
 
 
 def check(folder: Folder, *, trees: bool, ctx: int | None = None, trust_remote_code: bool = False) -> bool:
-    """Whether the model verifies trees, as far as is known. Raises what loading would raise, with trees or without."""
+    """Whether the model verifies trees, as far as is known before it is tried.
+
+    Raises what loading would raise, with trees or without.
+    """
     if folder.here:
         check_documents(folder.path)
         _check_templates(folder.path)
@@ -37,8 +40,10 @@ def check(folder: Folder, *, trees: bool, ctx: int | None = None, trust_remote_c
         return True
     with lean_imports():
         from specexec.compose.gate import admit
+        from specexec.model.remote_code_check import is_tried
     design = admit(folder, trees=trees, ctx=ctx, trust_remote_code=trust_remote_code)
-    return not design.own_code and can_branch(design.model_class, design.config)
+    tried = not design.own_code and is_tried(folder.architecture)
+    return tried and can_branch(design.model_class, design.config)
 
 
 def _check_templates(path: Path) -> None:

@@ -107,6 +107,19 @@ def instead(
             f"{READS} Of this format: params.json beside consolidated.safetensors, without config.json.",
             "the same model in transformers' format; most repositories have both (model*.safetensors, config.json).",
         )
+    if head := find_pickled(names):
+        why, file = "Of such a file in a folder here its tensors are read, and nothing of it is run.", head.files[0]
+        if CONFIG not in names:
+            return BadModelDir(
+                f"{where} holds a head ({file}), and {CONFIG} is missing.",
+                why,
+                f"the {CONFIG} of its repository beside it.",
+            )
+        return BadModelDir(
+            f"{where} holds a head as a pickle ({file}), and no pickle is downloaded.",
+            why,
+            f"hf download {where} --local-dir FOLDER, then -d FOLDER.",
+        )
     if found := ends(*PICKLES):
         return BadModelDir(
             f"{where} holds its weights as pickle ({found}), which can run code when loaded.",

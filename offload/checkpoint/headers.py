@@ -291,8 +291,6 @@ def _inside(path: Path, name: str) -> Path:
 
 def read_header(file: Path) -> tuple[int, dict[str, Entry]]:
     """Size of a file and its tensors; whatever the header says is checked against the file."""
-    if file.suffix in PICKLES:
-        return file.stat().st_size, read_pickled(file)
     try:
         fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
@@ -308,6 +306,8 @@ def read_header(file: Path) -> tuple[int, dict[str, Entry]]:
         header_B = int.from_bytes(start, "little")
         if size_B == 0:
             raise _damaged(file, "it is empty")
+        if file.suffix in PICKLES:
+            return size_B, read_pickled(file)
         if len(start) < 8 or not 2 <= header_B <= min(MAX_HEADER_B, size_B - 8):
             raise _damaged(file, f"its header claims {header_B} bytes, the file has {size_B}")
         header = _pread_all(fd, header_B, 8)

@@ -199,15 +199,15 @@ def without_keys(config: Mapping[str, Json]) -> frozenset[int]:
     if kind in NO_ATTENTION:
         return frozenset(range(layers))
     if layers and len(types := _kinds(config)) >= layers:
-        return frozenset(layer for layer in range(layers) if types[layer] in NO_KEYS)
+        return frozenset(layer for layer in range(layers) if str(types[layer]) in NO_KEYS)
     if kind.startswith(("qwen3_next", "qwen3_5")):
-        every = _number(config, "full_attention_interval", 4)
+        every = max(_number(config, "full_attention_interval", 4), 1)
         return frozenset(layer for layer in range(layers) if (layer + 1) % every)
     if kind == "jamba":
-        every, first = _number(config, "attn_layer_period", 8), _number(config, "attn_layer_offset", 4)
+        every, first = max(_number(config, "attn_layer_period", 8), 1), _number(config, "attn_layer_offset", 4)
         return frozenset(layer for layer in range(layers) if layer % every != first)
     if kind == "bamba" and isinstance(attending := config.get("attn_layer_indices"), list):
-        return frozenset(range(layers)).difference(attending)
+        return frozenset(layer for layer in range(layers) if layer not in attending)
     linear = config.get("linear_attn_config")  # Kimi Linear's, whose layers are counted from 1
     given = linear.get("kda_layers") if isinstance(linear, dict) else None
     numbers = given if isinstance(given, list) else []

@@ -167,10 +167,13 @@ class Recording:
 
     def _check_same(self, there: Recording) -> None:
         for one in fields(self)[1:]:
-            then, now = getattr(there, one.name), getattr(self, one.name)
-            if json.dumps(_plain(then)) != json.dumps(_plain(now)):
+            then, now = _plain(getattr(there, one.name)), _plain(getattr(self, one.name))
+            if then != now:
+                if isinstance(then, dict) and isinstance(now, dict):
+                    names = [name for name in {**then, **now} if then.get(name) != now.get(name)]
+                    then, now = ({name: settings.get(name) for name in names} for settings in (then, now))
                 raise BadRecording(
-                    f"{self.folder} was recorded with another {one.name}: {_plain(then)}, now {_plain(now)}.",
+                    f"{self.folder} was recorded with another {one.name}: {then}, now {now}.",
                     hint="the old settings, or another -o.",
                 )
 

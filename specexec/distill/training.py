@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from specexec.distill.batches import TextBatch, Texts
+from specexec.distill.divergence import Loss
 from specexec.distill.recording import save
 from specexec.errors import BadCheckpoint
 
@@ -33,7 +34,10 @@ OPTIMISER_B = 16  # of a number that is trained: itself, its gradient and two av
 
 
 class Student(Protocol):
-    """What is trained."""
+    """What is trained, and by which loss."""
+
+    @property
+    def loss_kind(self) -> Loss: ...
 
     @property
     def trained(self) -> dict[str, nn.Parameter]: ...
@@ -85,6 +89,7 @@ def train(
     batches = [pieces for epoch in epochs for pieces in epoch]
     steps = len(batches)
     begun = asdict(plan) | {"taught": [asdict(piece) for piece in texts.taught], "half": half}
+    begun["loss"] = student.loss_kind
     done = kept = _continued(student, optimiser, begun, folder / CHECKPOINT)
     products = torch.autocast(device.type, torch.bfloat16) if half else nullcontext()
     if not done:

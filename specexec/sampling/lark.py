@@ -15,5 +15,9 @@ def lark(text: str) -> str:
         raise BadGrammar(f"the grammar has {len(text):,} characters; {MOST_CHARACTERS:,} are allowed.")
     try:
         return any_to_lark(text)
+    except RecursionError:
+        raise BadGrammar(
+            "the grammar nests too deep to be read.", hint="rules with names in place of groups."
+        ) from None
     except Exception as problem:  # the converter has no class for all that it raises
         raise BadGrammar(f"the grammar cannot be read as GBNF (root ::= …) or Lark (start: …): {problem}.") from None

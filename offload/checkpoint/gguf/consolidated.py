@@ -15,6 +15,8 @@ from offload.errors import BadModelDir, UnsupportedModel
 PARAMS, TEKKEN = "params.json", "tekken.json"
 FILE = re.compile(r"consolidated(-\d{5}-of-\d{5})?\.safetensors")
 NEEDED = ("dim", "n_layers", "head_dim", "hidden_dim", "n_heads", "n_kv_heads", "norm_eps", "vocab_size")
+FRACTIONS = ("norm_eps", "rope_theta")  # the others are counted
+SOMETIMES = ("rope_theta", "sliding_window")
 # What a plain decoder may say besides, and what says nothing of its weights.
 OTHERS = (
     "rope_theta", "sliding_window", "max_seq_len", "max_position_embeddings", "tied_embeddings", "use_biases", "causal",
@@ -42,9 +44,10 @@ def config_of(params: Mapping[str, Json], where: str) -> dict[str, Json]:
     if strange or params.get("causal", True) is not True:
         named = ", ".join(strange) or "causal"
         raise UnsupportedModel(f"{where} says more than is read of this layout ({named}).", None, HINT)
-    for name in NEEDED:
+    for name in (*NEEDED, *(name for name in SOMETIMES if params.get(name) is not None)):
         given = params.get(name)
-        if isinstance(given, bool) or not isinstance(given, int | float) or not 0 < given < 1 << 31:
+        kinds = (int, float) if name in FRACTIONS else (int,)
+        if type(given) not in kinds or not isinstance(given, int | float) or not 0 < given < 1 << 31:
             raise BadModelDir(f"{where} does not describe a usable model: {name} is {given!r}.", None, HINT)
     window, longest = params.get("sliding_window"), params.get("max_position_embeddings", params.get("max_seq_len"))
     config: dict[str, Json] = {
@@ -58,7 +61,7 @@ def config_of(params: Mapping[str, Json], where: str) -> dict[str, Json]:
         "num_key_value_heads": params["n_kv_heads"],
         "rms_norm_eps": params["norm_eps"],
         "vocab_size": params["vocab_size"],
-        "rope_parameters": {"rope_type": "default", "rope_theta": params.get("rope_theta", 10000.0)},
+        "rope_parameters": {"rope_type": "default", "rope_theta": params.get("rope_theta") or 10000.0},
         "sliding_window": window,
         "max_position_embeddings": longest if isinstance(longest, int) and longest > 0 else 32768,
         "tie_word_embeddings": params.get("tied_embeddings") is True,

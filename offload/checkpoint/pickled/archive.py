@@ -35,27 +35,32 @@ def open_archive(file: Path) -> TorchArchive:
     """Raises UnsupportedModel for what torch saved before 1.6 or for other byte orders, CorruptShard for damage."""
     try:
         with zipfile.ZipFile(file) as held, file.open("rb") as raw:
-            inside = {name.partition("/")[2]: name for name in held.namelist()}
+            inside = {name.partition("/")[2]: held.getinfo(name) for name in held.namelist()}
+            records = {name: _record(raw, one, file.stat().st_size) for name, one in inside.items()}
             if DESCRIPTION not in inside:
                 raise CorruptShard(f"{file.name} is no file of torch.save: it holds no {DESCRIPTION}.")
-            if any(one.compress_type != zipfile.ZIP_STORED for one in held.infolist()):
+            if any(one.compress_type != zipfile.ZIP_STORED for one in inside.values()):
                 raise CorruptShard(f"{file.name} is no file of torch.save: its records are compressed.")
-            if held.getinfo(inside[DESCRIPTION]).file_size > MOST_DESCRIPTION_B:
+            if any(records[name].nbytes > MOST_DESCRIPTION_B for name in (DESCRIPTION, ORDER) if name in records):
                 raise CorruptShard(f"{file.name} describes its tensors in more than {MOST_DESCRIPTION_B} bytes.")
             if ORDER in inside and held.read(inside[ORDER]) != b"little":
                 raise UnsupportedModel(f"{file.name} was saved on a machine that writes numbers the other way round.")
-            records = {name: _record(raw, held.getinfo(whole)) for name, whole in inside.items()}
             return TorchArchive(held.read(inside[DESCRIPTION]), records)
-    except zipfile.BadZipFile as error:
+    # A directory can also claim passwords, later versions of zip, names in no encoding and bytes that are not there.
+    except (zipfile.BadZipFile, RuntimeError, ValueError, EOFError) as error:
         raise UnsupportedModel(
-            f"{file.name} cannot be read: {str(error).lower().rstrip('.')}.",
+            f"{file.name} cannot be read: {str(error).lower().rstrip('.') or 'it ends too early'}.",
             "torch.save has written zip archives since torch 1.6; this is an older file, or not all of it.",
             "download it again, or save it anew as safetensors (docs/heads.md says how).",
         ) from error
 
 
-def _record(raw: BinaryIO, found: zipfile.ZipInfo) -> Span:
-    raw.seek(found.header_offset + NAMES_AT)
+def _record(raw: BinaryIO, found: zipfile.ZipInfo, size_B: int) -> Span:
+    """Raises BadZipFile for one that does not lie within `size_B`."""
+    raw.seek(min(max(found.header_offset, 0), size_B) + NAMES_AT)
     lengths = raw.read(LOCAL_B - NAMES_AT)
     after_B = sum(int.from_bytes(lengths[at : at + 2], "little") for at in (0, 2))
-    return Span(found.header_offset + LOCAL_B + after_B, found.file_size)
+    span = Span(found.header_offset + LOCAL_B + after_B, found.file_size)
+    if found.header_offset < 0 or span.offset + span.nbytes > size_B:
+        raise zipfile.BadZipFile(f"its record '{found.filename}' ends behind the file")
+    return span

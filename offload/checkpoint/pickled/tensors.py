@@ -8,10 +8,11 @@ from __future__ import annotations
 import io
 import math
 import pickle
+import reprlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeGuard, cast
+from typing import ClassVar, NamedTuple, TypeGuard, cast
 
 from offload.checkpoint.entry import Entry
 from offload.checkpoint.pickled.archive import Span, TorchArchive, open_archive
@@ -21,6 +22,8 @@ STORAGES = {  # of numbers of this type, and their bytes
     "FloatStorage": ("F32", 4), "HalfStorage": ("F16", 2), "BFloat16Storage": ("BF16", 2), "DoubleStorage": ("F64", 8),
     "LongStorage": ("I64", 8), "IntStorage": ("I32", 4), "BoolStorage": ("BOOL", 1),
 }  # fmt: skip
+
+MOST_DIMENSIONS = 64  # that torch itself has
 
 
 class _Numbers(NamedTuple):
@@ -57,9 +60,13 @@ def read_pickled(file: Path) -> dict[str, Entry]:
         ) from error
     except Exception as error:  # a damaged pickle can raise anything
         raise CorruptShard(f"{file.name} is damaged: {error}.", hint="download it again.") from error
-    if not isinstance(found, dict) or not all(isinstance(one, _View) for one in found.values()):
-        raise UnsupportedModel(f"{file.name} holds something else than tensors by name.")
-    return {str(name): _entry(file, str(name), view, archive) for name, view in found.items()}
+    if not isinstance(found, dict) or not all(
+        type(name) is str and isinstance(one, _View) for name, one in found.items()
+    ):
+        raise UnsupportedModel(
+            f"{file.name} holds something else than tensors by name.", hint="torch.save of the head's state_dict()."
+        )
+    return {name: _entry(file, name, view, archive) for name, view in found.items()}
 
 
 class _MoreThanTensors(Exception):
@@ -86,7 +93,13 @@ class _Description(pickle._Unpickler):  # the one in Python: a file cannot make 
         match pid:
             case ("storage", (str(dtype), int(item_B)), str(key), _, int(count)):
                 return _Numbers(dtype, item_B, f"data/{key}", count)
-        raise _MoreThanTensors(f"{pid!r}")
+        raise _MoreThanTensors(reprlib.repr(pid))  # which is short, whatever that holds
+
+    def load_build(self) -> None:
+        """What an object's attributes are is left out: tensors need none, and a state dict's are not its tensors."""
+        self.stack.pop()  # type: ignore[attr-defined]  # not known to typeshed
+
+    dispatch: ClassVar[dict[int, Callable[..., None]]] = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: load_build}
 
 
 def _view(numbers: object, first: object, shape: object, strides: object, *_: object) -> _View:
@@ -96,7 +109,9 @@ def _view(numbers: object, first: object, shape: object, strides: object, *_: ob
 
 
 def _naturals(found: object) -> TypeGuard[tuple[int, ...]]:
-    return isinstance(found, tuple) and all(type(one) is int and one >= 0 for one in found)
+    if not isinstance(found, tuple) or len(found) > MOST_DIMENSIONS:
+        return False
+    return all(type(one) is int and 0 <= one < 1 << 63 for one in found)
 
 
 def _parameter(view: _View, *_: object) -> _View:

@@ -75,7 +75,7 @@ def _alike(seed: int) -> bool:
 def linear(rows: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
     """`torch.nn.functional.linear` of [..., I] rows; weights may have any strides. Contiguous, [..., O]."""
     count = rows.shape[:-1].numel()
-    if LEAST <= count <= CHUNK:
+    if count != 1 and count <= CHUNK:
         return _inner(rows, weight_OI, bias_O)
     rows_RI = rows.reshape(-1, rows.shape[-1])
     if count == 1:  # it would be summed in another order: it is computed beside itself
@@ -88,7 +88,7 @@ def linear(rows: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Ten
 
 
 def _inner(rows: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
-    """By oneDNN's inner product of two rows or more, [..., O] of [..., I]."""
+    """By oneDNN's inner product of no rows, or two and more: [..., O] of [..., I]."""
     found: Tensor = torch.ops.mkldnn._linear_pointwise.default(rows, weight_OI, bias_O, "none", [], "")
     return found
 

@@ -16,6 +16,7 @@ from specexec.sizes import LAST
 MEDUSA, HYDRA, HYDRA_PREFIX, MLP, REDRAFTER = "Medusa", "Hydra", "Hydra++", "MLP speculator", "ReDrafter"
 KINDS = (MEDUSA, HYDRA, HYDRA_PREFIX, MLP, REDRAFTER)
 REDRAFTER_PLACES = 4  # tokens that it guesses: its authors' beams have so many
+MOST_PLACES = 64  # published heads guess three to eight tokens
 PREFIX = "prefix_embeding_layer."  # so it is spelled
 _MEDUSA = (
     (r"(?:medusa_heads?\.)?(\d+)\.(\d+)\.linear\.(\w+)", r"residuals.\1.\2.linear.\3"),
@@ -108,7 +109,9 @@ class ShallowFields:
         if vocabulary != target.vocabulary:
             raise of_another(kind, name, vocabulary, target.vocabulary, "tokens")
         networks, blocks = _counts(own)
-        places = {MLP: _stages(own, settings), REDRAFTER: REDRAFTER_PLACES}.get(kind, networks)
+        places = {MLP: _stages(own, settings, tied), REDRAFTER: REDRAFTER_PLACES}.get(kind, networks)
+        if not 0 < places <= MOST_PLACES:
+            raise unread(kind, name, f"it guesses {places} tokens, and at most {MOST_PLACES} are read")
         offset = settings.get("hidden_state_offset", 0)
         if type(offset) is not int or not 0 <= offset <= target.layers:
             raise unread(kind, name, f"its hidden_state_offset is {offset!r}")
@@ -129,15 +132,15 @@ def _hidden(kind: str, own: Mapping[str, tuple[int, ...]], settings: Mapping[str
 
 def _counts(own: Iterable[str]) -> tuple[int, int]:
     """Networks, and blocks of each."""
-    outs = [int(match[1]) for name in own if (match := re.match(r"out\.(\d+)\.weight", name))]
-    blocks = [int(match[1]) for name in own if (match := re.match(r"residuals\.(?:\d+\.)?(\d+)\.linear\.", name))]
-    return max(outs, default=-1) + 1, max(blocks, default=-1) + 1
+    outs = {match[1] for name in own if (match := re.match(r"out\.(\d+)\.weight", name))}
+    blocks = {match[1] for name in own if (match := re.match(r"residuals\.(?:\d+\.)?(\d+)\.linear\.", name))}
+    return len(outs), len(blocks)
 
 
-def _stages(own: Mapping[str, tuple[int, ...]], settings: Mapping[str, object]) -> int:
+def _stages(own: Mapping[str, tuple[int, ...]], settings: Mapping[str, object], tied: bool) -> int:
     """Those of an MLP speculator; where they share weights its config.json alone says how many."""
     given = settings.get("n_predict")
-    return given if type(given) is int and given > 0 else sum(name.startswith("head.") for name in own)
+    return given if tied and type(given) is int else sum(name.startswith("head.") for name in own)
 
 
 def counted_as(kind: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
