@@ -18,7 +18,7 @@ from cli.shared.verbosity import Verbosity
 DOING = {
     "repl", "index", "completion",
     "alias", "alias set", "alias rm", "preset", "preset save", "preset rm", "config", "config set", "config edit",
-    "sessions", "sessions export", "sessions rm",
+    "sessions", "sessions export", "sessions rm", "distill",
 }  # fmt: skip
 
 
@@ -60,6 +60,7 @@ def sample(kind: click.ParamType[object], file: Path) -> str:
         return str(file.parent if not kind.file_okay else file)
     named = {"size": "10GiB", "speed": "4MB/s", "n": "8k", "auto|N": "7", "integer": "3", "float": "3.5"}
     named |= {"name=value": "name=3", "json|@file": '{"type": "string"}'}
+    named |= {"grammar|@file": 'start: "a"', "n,n,…": "1,2,3"}
     named["auto|cpu|cuda[:N]"] = "cuda"
     return named.get(kind.name, "2/3" if kind.name.upper() == "K/N" else "words")
 

@@ -159,6 +159,19 @@ def test_a_pickle_is_refused_in_few_words_whatever_it_would_unfold_to(tmp_path: 
         assert len(str(caught.value)) < 1000
 
 
+def test_names_that_unfold_without_end_are_refused_before_they_are_looked_up(tmp_path: Path) -> None:
+    nested = b"K\x01" + b"2\x86" * 60  # a pair of itself twice, sixty times: 2^60 numbers
+    for description in (
+        b"\x80\x02}" + nested + b"K\x01s.",
+        b"\x80\x02}(" + nested + b"K\x01u.",
+        b"\x80\x02(" + nested + b"K\x01d.",
+        b"\x80\x04\x8f(" + nested + b"\x90.",
+        b"\x80\x04(" + nested + b"\x91.",
+    ):
+        with pytest.raises(OffloadError):
+            read_pickled(saved(tmp_path / "head.pt", description))
+
+
 def test_a_directory_that_claims_what_is_not_there_is_refused(tmp_path: Path) -> None:
     """Any byte of its end: a record behind the file, a password, a later zip, a name in no encoding."""
     file, odd = tmp_path / "head.pt", tmp_path / "odd.pt"

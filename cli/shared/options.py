@@ -105,7 +105,7 @@ class JsonSchema(click.ParamType[dict[str, object]]):
 class WrittenGrammar(click.ParamType[str]):
     """A grammar as typed, or in a file named as @FILE, as Lark."""
 
-    name = "text|@file"
+    name = "grammar|@file"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
         from specexec.errors import BadGrammar  # with llguidance, which --help does not wait for

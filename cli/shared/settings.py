@@ -26,7 +26,19 @@ from offload.hub import names
 LOCAL = "specexec.toml"
 ALIASES = "alias"  # short names of models, which offload reads
 PRESETS = "preset"  # options under one name (presets.py)
-NO_SETTINGS = {"config", "completion", "version", "models", "sessions", "alias", "preset", "ls", "show", "rm"}
+NO_SETTINGS = {
+    "config",
+    "completion",
+    "version",
+    "models",
+    "sessions",
+    "alias",
+    "preset",
+    "distill",
+    "ls",
+    "show",
+    "rm",
+}
 # Not settings: what to do now, rather than how.
 UNFIT = {"help", "preset", "positional_model", "resume", "session", "prompt", "prompts", "images", "output", "as_json"}
 

@@ -23,6 +23,8 @@ STORAGES = {  # of numbers of this type, and their bytes
     "LongStorage": ("I64", 8), "IntStorage": ("I32", 4), "BoolStorage": ("BOOL", 1),
 }  # fmt: skip
 
+# Of sets and dictionaries that torch.save does not write so.
+UNUSED = {code[0] for code in (pickle.DICT, pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET)}
 MOST_DIMENSIONS = 64  # that torch itself has
 
 
@@ -99,7 +101,21 @@ class _Description(pickle._Unpickler):  # the one in Python: a file cannot make 
         """What an object's attributes are is left out: tensors need none, and a state dict's are not its tensors."""
         self.stack.pop()  # type: ignore[attr-defined]  # not known to typeshed
 
-    dispatch: ClassVar[dict[int, Callable[..., None]]] = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: load_build}
+    def load_setitem(self) -> None:
+        """Only under a name that is text: others may nest so deeply that to find their place takes for ever."""
+        if type(self.stack[-2]) is not str:  # type: ignore[attr-defined]  # see above
+            raise _MoreThanTensors("names that are no text")
+        super().load_setitem()  # type: ignore[misc]  # see above
+
+    def load_setitems(self) -> None:
+        """The same of many."""
+        if any(type(name) is not str for name in self.stack[::2]):  # type: ignore[attr-defined]  # see above
+            raise _MoreThanTensors("names that are no text")
+        super().load_setitems()  # type: ignore[misc]  # see above
+
+    dispatch: ClassVar[dict[int, Callable[..., None]]] = {
+        code: load for code, load in pickle._Unpickler.dispatch.items() if code not in UNUSED
+    } | {pickle.BUILD[0]: load_build, pickle.SETITEM[0]: load_setitem, pickle.SETITEMS[0]: load_setitems}
 
 
 def _view(numbers: object, first: object, shape: object, strides: object, *_: object) -> _View:
