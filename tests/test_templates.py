@@ -28,7 +28,7 @@ HELLO: list[dict[str, object]] = [{"role": "user", "content": "Hi\u2028 <b>'\"é
     ],
 )
 def test_a_template_that_goes_wrong_is_refused(template: str, problem: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(templates, "SECONDS", 1.0)
+    monkeypatch.setattr(templates, "SECONDS", 1.0 if problem == "did not end within" else 60.0)
     with pytest.raises(BadMessages, match=problem):
         templates.render(template, HELLO, {})
     assert templates.render("{{ messages[0].content }}", HELLO, {}) == HELLO[0]["content"]

@@ -146,11 +146,11 @@ def _continued(student: Student, optimiser: torch.optim.Optimizer, begun: dict[s
     again = "--overwrite to begin again, or another -o."
     try:
         with safe_open(path, framework="pt") as file:
-            said = file.metadata()
+            said = file.metadata() or {}
             kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     except (OSError, SafetensorError) as problem:
         raise BadCheckpoint(f"{path} is damaged.", str(problem), again) from problem
-    then = json.loads(said["begun"])
+    then = json.loads(said.get("begun", "{}"))
     if differ := [name for name, value in begun.items() if then.get(name) != value]:
         raise BadCheckpoint(
             f"{path} was begun with other {'texts' if differ[0] == 'taught' else differ[0]}.",
