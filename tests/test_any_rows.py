@@ -132,3 +132,11 @@ def test_linears_of_gpt2_compute_so_too() -> None:
     all_RO = linear(rows_RI)
     torch.testing.assert_close(all_RO, nn.functional.linear(rows_RI, weight_OI, linear.bias), rtol=0.01, atol=1e-3)
     assert torch.equal(linear(rows_RI[:5]), all_RO[:5])
+
+
+@pytest.mark.parametrize("bias_O", [torch.arange(32.0)[::2], torch.ones(1).expand(16)], ids=["every other", "one"])
+def test_a_bias_may_have_any_strides(bias_O: Tensor) -> None:
+    rows_RI, weight_OI = torch.randn(5, 8), torch.randn(16, 8)
+    torch.testing.assert_close(
+        any_rows.linear(rows_RI, weight_OI, bias_O), nn.functional.linear(rows_RI, weight_OI, bias_O)
+    )

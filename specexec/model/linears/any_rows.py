@@ -89,6 +89,8 @@ def linear(rows: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Ten
 
 def _inner(rows: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
     """By oneDNN's inner product of no rows, or two and more: [..., O] of [..., I]."""
+    if bias_O is not None and bias_O.stride(0) != 1:
+        bias_O = bias_O.clone(memory_format=torch.contiguous_format)  # torch 2.13 reads it as if it were
     found: Tensor = torch.ops.mkldnn._linear_pointwise.default(rows, weight_OI, bias_O, "none", [], "")
     return found
 
