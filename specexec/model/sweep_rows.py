@@ -6,6 +6,7 @@ R packed rows   H heads   Q new rows   K rows of keys   D width of a head
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from specexec.errors import SweepCancelled, UnsupportedArchitecture
-from specexec.model.architecture import Compression, Index, LayerKind
+from specexec.model.architecture import LayerKind
 from specexec.model.attention import LayerRows, Style, Visibility, warmer
 from specexec.model.cache import KVCache, LayerKV
 from specexec.model.cache_in_ram import Passenger, Travel, Trip
@@ -145,12 +146,11 @@ class SweepRows:
                     kvs.append(cache.layers[kind.keys_of])  # all rows of that layer are there, whatever came last
                 else:
                     kvs.append(trip.write(layer, piece.text, node, *new) if trip else cache.write(layer, node, *new))
-            if kind.compressed:
-                attended = self._compressed(kind.compressed, group.pieces, query_HQD, index_QF, kvs, style)
-            elif kind.index:
-                attended = self._indexed(kind.index, group.pieces, query_HQD, index_QF, kvs, style)
-            else:
-                attended = group.attend(query_HQD, kvs, style)
+            attended = (
+                self._of_some_keys(kind, group.pieces, query_HQD, index_QF, kvs, style)
+                if kind.index or kind.compressed
+                else group.attend(query_HQD, kvs, style)
+            )
             for piece, found_HQD in zip(group.pieces, attended, strict=True):
                 found[piece.text] = self._kept.found(found_HQD, dtype).transpose(0, 1)
         if trip and end >= self.count:
@@ -160,42 +160,28 @@ class SweepRows:
             mixed.append(mixed[-1][-1:].expand(end - self.count, -1, -1))
         return torch.cat(mixed) if len(mixed) > 1 else mixed[0].contiguous()
 
-    def _indexed(
+    def _of_some_keys(
         self,
-        index: Index,
+        kind: LayerKind,
         pieces: Items[TextRows],
         query_HQD: Tensor,
         index_QF: Tensor | None,
         kvs: list[LayerKV],
         style: Style,
-    ) -> list[Tensor]:
-        found = []
+    ) -> Iterator[Tensor]:
+        """What each piece finds, where rows attend to keys that an index chooses, or that blocks of tokens become."""
         for piece, kv in zip(pieces, kvs, strict=True):
+            own_HQD, own_QF = query_HQD[:, piece.here], None if index_QF is None else index_QF[piece.here]
+            if kind.compressed:
+                yield attend_compressed(own_HQD, kv, piece.sees, piece.rows, style, kind.compressed, own_QF)
+                continue
+            assert kind.index is not None
             at = piece.text, piece.rows.start
-            if index.own:
-                assert index_QF is not None
-                self._chosen[at] = choose(index_QF[piece.here], kv, piece.sees, piece.rows, index, style)
+            if kind.index.own:
+                assert own_QF is not None
+                self._chosen[at] = choose(own_QF, kv, piece.sees, piece.rows, kind.index, style)
                 kv = without_index_key(kv)
-            chosen = self._chosen[at]
-            found.append(attend_chosen(query_HQD[:, piece.here], kv, piece.sees, piece.rows, style, index, chosen))
-        return found
-
-    def _compressed(
-        self,
-        compression: Compression,
-        pieces: Items[TextRows],
-        query_HQD: Tensor,
-        index_QF: Tensor | None,
-        kvs: list[LayerKV],
-        style: Style,
-    ) -> list[Tensor]:
-        return [
-            attend_compressed(
-                query_HQD[:, piece.here], kv, piece.sees, piece.rows, style, compression,
-                None if index_QF is None else index_QF[piece.here],
-            )
-            for piece, kv in zip(pieces, kvs, strict=True)
-        ]  # fmt: skip
+            yield attend_chosen(own_HQD, kv, piece.sees, piece.rows, style, kind.index, self._chosen[at])
 
     def _pieces(self, begin: int, end: int) -> list[TextRows]:
         """What every sequence has among the packed rows from `begin` to `end`."""
