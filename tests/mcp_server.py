@@ -23,8 +23,10 @@ def read_file(path: str) -> types.CallToolResult:
     return types.CallToolResult(content=[types.TextContent(text=f"{os.environ['SAYS']}: missing")], is_error=True)
 
 
-def wait(seconds: float) -> str:
+def wait(seconds: float, begun: str = "") -> str:
     """Answer late."""
+    if begun:
+        Path(begun).touch()
     time.sleep(seconds)
     return "late"
 

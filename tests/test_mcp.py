@@ -32,7 +32,7 @@ from cli.mcp import toolbox
 from cli.mcp.config import McpServer, meant, user_servers
 from cli.mcp.options import McpOptions
 from cli.mcp.servers import CallFailed, McpServers
-from cli.mcp.toolbox import DENIED, STOPPED, Toolbox
+from cli.mcp.toolbox import DENIED, STOPPED, Results, Toolbox
 from cli.shared.errors import BadConfig, McpFailed, ServerRefusal
 from cli.shared.options import EngineOptions
 from cli.terminal.screen import Screen
@@ -45,6 +45,7 @@ from specexec.text.formats.rules import Whole
 from specexec.text.messages import Message
 from tests.agent import EMPTY, MISSING, PARAMETERS, TASK
 from tests.serving import Served
+from tests.waiting import until
 
 SCRIPT = Path(__file__).with_name("mcp_server.py")
 SERVER = McpServer("files", sys.executable, (str(SCRIPT),), {"SAYS": "No such file"})
@@ -235,16 +236,24 @@ def test_a_server_that_runs_elsewhere_is_asked_over_http(
             servers.start(lambda _: nullcontext())
 
 
-def test_a_call_ends_in_time_or_when_the_user_wants(files: McpServers, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_call_ends_in_time_or_when_the_user_wants(
+    files: McpServers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     read, wait, _ = files.tools
     monkeypatch.setattr(files, "_timeout_s", 0.2)
     with pytest.raises(CallFailed, match="timed out"):
         files.call(wait, {"seconds": 3})
     monkeypatch.setattr(files, "_timeout_s", 30)
     box = Toolbox(files, McpOptions(everything=True), Screen(quiet=True))
-    press = threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT))
+    begun = tmp_path / "begun"
+
+    def interrupt() -> None:
+        until(begun.exists)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    press = threading.Thread(target=interrupt)
     press.start()
-    calls = [call("wait", {"seconds": 20}), call("read_file", {"path": "a.txt"})]
+    calls = [call("wait", {"seconds": 20, "begun": str(begun)}), call("read_file", {"path": "a.txt"})]
     results = box.run(calls, 1000)
     press.join()
     assert results.stopped
@@ -304,17 +313,19 @@ def test_results_that_fill_the_context_make_room_or_are_cut_and_the_round_goes_o
         return Session(engine, conversation, Screen(), replace(GREEDY, max_tokens=50), on_full=on_full)
 
     one = talk("stop")
-    fitting = results_with_room(one, results)
+    fitting = results_with_room(one, Results(900, results))
     assert isinstance(one.conversation, Conversation)
     assert fitting is not None
     assert str(fitting[0]["content"]).startswith("long long")
     assert fitting[1] == results[1]
+    kept = str(fitting[0]["content"]).partition("\n")[0]
+    assert str(fitting[0]["content"]) == f"{kept}\n[{1000 - len(kept)} more characters are left out]", "cut once"
     assert one.conversation.tokens_with(fitting) in range(435, 451), "as much as there is room for, and an answer"
     assert "the context of 500 tokens is nearly full: only the first" in capsys.readouterr().err
     assert list(one.conversation.go_on(fitting, replace(GREEDY, max_tokens=50)))
 
     other = talk("drop-oldest-turns")
-    assert results_with_room(other, results) == results
+    assert results_with_room(other, Results(1000, results)) == results
     assert other.conversation.left_out.messages == 2, "the earlier turn, not the one that goes on"
     assert "the model no longer reads the first 2" in capsys.readouterr().err
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence as Items
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from cli.mcp.toolbox import cut
 from cli.shared.errors import TERMINATED
 from cli.shared.quantities import format_count
 from specexec.pieces import Piece
@@ -17,6 +16,7 @@ from specexec.text.transcript import LeftOut
 
 if TYPE_CHECKING:
     from cli.chat.session import AnyConversation, Session
+    from cli.mcp.toolbox import Results
 
 OnFull: TypeAlias = Literal["stop", "drop-oldest-turns", "summarise"]
 ON_FULL: tuple[OnFull, ...] = ("stop", "drop-oldest-turns", "summarise")
@@ -53,28 +53,29 @@ def make_room(session: Session, more: Items[Message]) -> bool:
     return True
 
 
-def results_with_room(session: Session, results: Items[Message]) -> list[Message] | None:
+def results_with_room(session: Session, results: Results) -> list[Message] | None:
     """Results of tools as far as the context has room for them and an answer: the oldest turns make room where that is
     wished, then each result is cut; says so. None if the user stopped the summary.
     """
     conversation = session.conversation
     assert isinstance(conversation, Dialogue)
-    if not make_room(session, results):
+    fitting = results.messages
+    if not make_room(session, fitting):
         return None
     room = _room(session)
-    if conversation.tokens_with(results) <= room:
-        return [*results]
+    if conversation.tokens_with(fitting) <= room:
+        return fitting
 
     def is_too_much(most: int) -> bool:
-        return conversation.tokens_with([cut(one, most) for one in results]) > room
+        return conversation.tokens_with(results.cut(most)) > room
 
-    longest = max(len(text_in(one["content"])) for one in results)
+    longest = max(len(text_in(one["content"])) for one in fitting)
     most = max(bisect_left(range(longest), True, key=is_too_much) - 1, 0)
     session.screen.tell(
         f"  Note: the context of {session.engine.context} tokens is nearly full: only the first {format_count(most)} "
         "characters of each result go to the model; --on-full drop-oldest-turns makes room, /undo takes a turn back"
     )
-    return [cut(one, most) for one in results]
+    return results.cut(most)
 
 
 def _room(session: Session) -> int:

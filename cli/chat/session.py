@@ -201,7 +201,7 @@ class Session:
         if self.tools is None or answer.finish_reason != "stop" or not isinstance(calls, list):
             return None
         results = self.tools.run(calls, RESULT_SHARE * self.engine.context // len(calls))
-        fitting = None if results.stopped else results_with_room(self, results.messages)
+        fitting = None if results.stopped else results_with_room(self, results)
         if fitting is None:
             self.conversation.messages = [*self.conversation.messages, *results.messages]
         self.keep()

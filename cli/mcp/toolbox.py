@@ -94,7 +94,7 @@ class Toolbox:
 
     def run(self, calls: Items[Message], most: int) -> Results:
         """Carry calls out one after the other, as far as they are allowed; a result is cut to `most` characters."""
-        results = Results()
+        results = Results(most)
         for call in calls:
             function = call["function"]
             assert isinstance(function, dict)
@@ -109,7 +109,7 @@ class Toolbox:
             if len(said) > most:
                 self._screen.tell(f"  Note: only the first {format_count(most)} characters of this go to the model")
             result: Message = {"role": "tool", "tool_call_id": call["id"], "name": function["name"], "content": said}
-            results.messages.append(cut(result, most))
+            results.whole.append(result)
         return results
 
     def _run(self, name: str, arguments: str) -> str:
@@ -162,14 +162,26 @@ class Toolbox:
 
 @dataclass
 class Results:
-    """Messages of role tool, one for each call. `stopped`: the user did not want to wait for all of them."""
+    """Messages of role tool, one for each call, of which `most` characters each are for the model.
 
-    messages: list[Message] = field(default_factory=list)
+    `stopped`: the user did not want to wait for all of them.
+    """
+
+    most: int
+    whole: list[Message] = field(default_factory=list)
     stopped: bool = False
 
+    @property
+    def messages(self) -> list[Message]:
+        """They as the model is to read them."""
+        return self.cut(self.most)
 
-def cut(result: Message, most: int) -> Message:
-    """A result with no more than `most` of its characters, and how many there were more."""
+    def cut(self, most: int) -> list[Message]:
+        """The same with no more than so many characters each, and how many there were more."""
+        return [_cut(result, min(most, self.most)) for result in self.whole]
+
+
+def _cut(result: Message, most: int) -> Message:
     said = str(result["content"])
     if len(said) <= most:
         return result
