@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
@@ -205,6 +205,13 @@ def test_a_training_that_was_stopped_gives_the_same_head(taught: Taught, tmp_pat
     other = replace(training, loss="tv").student()
     with pytest.raises(BadCheckpoint, match="begun with other loss"):
         next(train(other, taught.texts, plan, tmp_path, CPU, half=False))
+    target = replace(taught.recording.target, tokens="another tokenizer's")
+    elsewhere = replace(taught.texts, recording=replace(taught.recording, target=target))
+    with pytest.raises(BadCheckpoint, match="begun with other target"):
+        next(train(parts, elsewhere, plan, tmp_path, CPU, half=False))
+    save_file({"weights/out": torch.zeros(1)}, tmp_path / "training.safetensors")
+    with pytest.raises(BadCheckpoint, match="begun with other epochs"):
+        next(train(parts, taught.texts, plan, tmp_path, CPU, half=False))
     (tmp_path / "training.safetensors").write_bytes(b"half of it")
     with pytest.raises(BadCheckpoint, match="is damaged"):
         next(train(parts, taught.texts, plan, tmp_path, CPU, half=False))

@@ -89,7 +89,7 @@ def train(
     batches = [pieces for epoch in epochs for pieces in epoch]
     steps = len(batches)
     begun = asdict(plan) | {"taught": [asdict(piece) for piece in texts.taught], "half": half}
-    begun["loss"] = student.loss_kind
+    begun |= {"loss": student.loss_kind, "target": asdict(texts.recording.target), "taps": [*texts.recording.taps]}
     done = kept = _continued(student, optimiser, begun, folder / CHECKPOINT)
     products = torch.autocast(device.type, torch.bfloat16) if half else nullcontext()
     if not done:
