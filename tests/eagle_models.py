@@ -8,6 +8,7 @@ noise to it. So it is right where it reads x_0, x_1, x_2, and wrong one layer la
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from offload.hub.names import demo_folder
 from tests.tiny import redraw
 
 VOCABULARY, HIDDEN, LAYERS, SILENT = 96, 32, 4, 8
@@ -54,6 +56,14 @@ def chain_target(folder: Path, vocabulary: int = VOCABULARY) -> PreTrainedModel:
             if "embed" in name:
                 one[:, -SILENT:] = 0.0
     model.eval().save_pretrained(folder)
+    return model
+
+
+def demo_chain_target(folder: Path) -> PreTrainedModel:
+    """The same of the demo's tokens, with its tokenizer."""
+    model = chain_target(folder, 4096)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(demo_folder("target") / file, folder / file)
     return model
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +21,6 @@ from cli.app import commands
 from offload.checkpoint.headers import open_folder
 from offload.errors import BadModelDir
 from offload.hub import hub, names
-from offload.hub.names import demo_folder
 from specexec.compose.drafter_factory import drafter_of
 from specexec.compose.head_folders import as_model, fitting, head_kind, verifier_of
 from specexec.drafters.cost import CostModel
@@ -53,6 +51,7 @@ from tests.eagle_models import (
     RECORDED,
     VOCABULARY,
     chain_target,
+    demo_chain_target,
     knowing_head,
     recorded,
     saved,
@@ -388,9 +387,7 @@ def test_without_ids_the_three_layers_of_everyone_are_read() -> None:
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A target that speaks the demo's tokens, and a head for it in a folder without a tokenizer."""
     folder = tmp_path_factory.mktemp("pair")
-    model = chain_target(folder / "target", 4096)
-    for file in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(demo_folder("target") / file, folder / "target" / file)
+    model = demo_chain_target(folder / "target")
     tensors = knowing_head(model, kept=[*range(0, 4096, 2)])
     tensors = {name.replace("layers.0.", "midlayer."): one for name, one in tensors.items()}
     return folder / "target", saved(settings_of([0, 1, 2], 4096), tensors, folder / "head")

@@ -28,7 +28,7 @@ from specexec.model.cache import KVCache
 from specexec.model.tree_lm import Rows, TreeLM
 from specexec.planning.best_first import BestFirst
 from specexec.sampling.params import SamplingParams
-from tests.eagle_models import chain_target, knowing_head, settings_of
+from tests.eagle_models import chain_target, demo_chain_target, knowing_head, settings_of
 from tests.tiny import VOCABULARY, tiny
 from tests.writing import prompt, sequence_of, texts_are_plain, write
 
@@ -149,10 +149,8 @@ def test_p_eagle_reads_the_targets_states_and_is_checked_by_them(case: Case, cap
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A target with the demo's tokens; heads for it, as `speculators` saves them, and a PARD model."""
     folder = tmp_path_factory.mktemp("folders")
-    chain_target(folder / "target", 4096)
+    demo_chain_target(folder / "target")
     shutil.copytree(demo_folder("drafter"), folder / "pard")
-    for file in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(demo_folder("target") / file, folder / "target" / file)
     told = json.loads((folder / "pard" / "config.json").read_text(encoding="utf-8"))
     (folder / "pard" / "config.json").write_text(json.dumps(told | {"pard_token": 4095}))
     for name in ("dspark", "peagle"):

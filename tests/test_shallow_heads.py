@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +18,6 @@ from transformers import PreTrainedModel
 import specexec
 from cli.app import commands
 from offload.checkpoint.headers import open_folder
-from offload.hub.names import demo_folder
 from offload.placement.requirements import cache_widths, need_of
 from specexec.compose.head_folders import as_model, head_kind, verifier_of
 from specexec.drafters.heads.filled import TargetSizes
@@ -36,7 +34,7 @@ from specexec.model.cache import KVCache
 from specexec.model.tree_lm import Rows, TreeLM
 from specexec.planning.best_first import BestFirst
 from specexec.sampling.params import SamplingParams
-from tests.eagle_models import RECORDED, chain_target, recorded
+from tests.eagle_models import RECORDED, chain_target, demo_chain_target, recorded
 from tests.tiny import tiny
 from tests.writing import prompt, sequence_of, texts_are_plain, write
 
@@ -268,9 +266,7 @@ def test_parts_that_are_missing_or_not_known_are_refused_by_name(case: Case) -> 
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A target that speaks the demo's tokens, and a head for it in one pickle."""
     folder = tmp_path_factory.mktemp("pair")
-    model = chain_target(folder / "target", 4096)
-    for file in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(demo_folder("target") / file, folder / "target" / file)
+    model = demo_chain_target(folder / "target")
     settings, tensors = knowing_hydra(model)
     (folder / "head").mkdir()
     (folder / "head" / "config.json").write_text(json.dumps(settings), encoding="utf-8")
