@@ -36,7 +36,7 @@ def test_what_loading_will_try_first_is_planned_without_trees(tmp_path: Path, mo
     tiny("gpt_neox", tmp_path)
     folder = open_folder(tmp_path)
     assert check(folder, trees=True)
-    monkeypatch.setattr(remote_code_check, "is_tried", lambda _: False)
+    monkeypatch.setattr(remote_code_check, "is_tried", lambda *_: False)
     assert not check(folder, trees=True)
 
 

@@ -42,7 +42,7 @@ def check(folder: Folder, *, trees: bool, ctx: int | None = None, trust_remote_c
         from specexec.compose.gate import admit
         from specexec.model.remote_code_check import is_tried
     design = admit(folder, trees=trees, ctx=ctx, trust_remote_code=trust_remote_code)
-    tried = not design.own_code and is_tried(folder.architecture)
+    tried = is_tried(folder.architecture, design.own_code)
     return tried and can_branch(design.model_class, design.config)
 
 

@@ -104,7 +104,7 @@ def assemble(
     lm = lm_of(
         target,
         trees=choice.required,
-        tried=design.own_code or not is_tried(folder.architecture),
+        tried=not is_tried(folder.architecture, design.own_code),
         travel=_travel(stream.placement, device),
         share=weights.share,
         tiled=not stream.in_integers,
@@ -220,7 +220,7 @@ def _request(
         options,
         context_for(options.ctx, longest_text(design.config)),
         free,
-        branches=not (design.own_code or plainly or not is_tried(folder.architecture)),
+        branches=is_tried(folder.architecture, design.own_code) and not plainly,
         plainly=plainly,
         toy=pair.toy,
     )
