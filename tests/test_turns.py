@@ -48,7 +48,9 @@ def truth(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[list[int
 
 
 @pytest.mark.parametrize("tier", ["disk", "none"])
-def test_texts_are_those_of_generate_with_trees_and_without(truth: tuple[Path, list[list[int]]], tier: str) -> None:
+def test_texts_are_those_of_generate_with_trees_and_without(
+    truth: tuple[Path, list[list[int]]], tier: offload.Offload
+) -> None:
     folder, expected = truth
     target = TreeLM(offload.load(folder, tier))
     assert offload.stream_of(target.model).layers == STACKED * (LOW + 1) * HIGH

@@ -37,7 +37,7 @@ def unroll(model: PreTrainedModel) -> None:
     trunk = cast(Any, model.get_submodule(model.base_model_prefix))
     kind: type[nn.Module] = type(trunk.L_module.layers[0])
     with torch.device("meta"):
-        turns = nn.ModuleList(kind(config, layer_idx=turn) for turn in range(config.num_hidden_layers))  # type: ignore[call-arg]  # of nn.Module
+        turns = nn.ModuleList(kind(config, layer_idx=turn) for turn in range(config.num_hidden_layers))
     trunk.layers = turns.to(model.dtype)
     for stack in (trunk.L_module, trunk.H_module):
         del stack.layers
