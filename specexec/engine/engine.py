@@ -19,6 +19,7 @@ from specexec.engine.decoder import Decoder, Step
 from specexec.engine.embeddings import Pooling, embeddings
 from specexec.engine.likelihoods import likelihoods
 from specexec.engine.parts import Parts, Weights
+from specexec.engine.prefixes import Prefixes
 from specexec.engine.readings import TextReader, TextReading, shared_tensors
 from specexec.engine.request_types import Continuation, Failure, Likelihood, Request, Result
 from specexec.engine.requests import Intake, check_ids
@@ -27,6 +28,7 @@ from specexec.engine.step_accounting import StepAccounting
 from specexec.errors import BadOption, ContextLengthExceeded, EmptyPrompt, UnsupportedArchitecture
 from specexec.learned import Arrays, packed, unpack
 from specexec.model.cache import KVCache
+from specexec.model.chain_lm import ChainLM
 from specexec.model.exact_ties import ExactTies
 from specexec.model.tree_lm import Rows, TreeLM
 from specexec.planning.memory_room import Room
@@ -145,8 +147,17 @@ class Engine:
         self._decoder.limit.budget = nodes
 
     @property
-    def models(self) -> dict[str, object]:
-        """Whose keys and values a dialogue keeps, by role."""
+    def prefixes(self) -> Prefixes:
+        """Keys and values of earlier texts, of any run: at first nothing is kept."""
+        return self._readers.prefixes
+
+    @prefixes.setter
+    def prefixes(self, prefixes: Prefixes) -> None:
+        self._readers.prefixes = prefixes
+
+    @property
+    def models(self) -> dict[str, TreeLM | ChainLM]:
+        """Whose keys and values may be kept, by role."""
         return {"target": self._target, **self._drafts}
 
     @property
