@@ -100,6 +100,7 @@ def test_engine_options_reach_the_engine(specexec: CommandLine) -> None:
         "draft_vocab": 2048, "draft_window": 4096, "drafter_quant": "nf4", "head_quant": "nf4", "compute": "int8",
         "kv_quant": 8,
         "template_vars": (), "allow_control_tokens": False, "lora": (), "drafter_lora": (),
+        "prefix_cache": False,
     }  # fmt: skip
 
 

@@ -72,6 +72,7 @@ PLACED: Changes = {
 TOLD: Changes = {
     "template_vars": (["--template-var", "name=3"], "engine.asked.template_vars"),
     "allow_control_tokens": (["--allow-control-tokens"], "engine.asked.allow_control_tokens"),
+    "prefix_cache": (["--prefix-cache"], "engine.asked.prefix_cache"),
 }
 # What of an engine is told by every command that loads one; the runs of CHAT look at each effect alone.
 ENGINE: tuple[Changes, ...] = (

@@ -124,11 +124,9 @@ class Keeper:
             conversation.left_out = NOTHING
         self._saved = _state(conversation.keep())
         known = self._known()
-        how = (
-            f"{format_count(known)} tokens need not be read again"
-            if known
-            else "it is read again with the next message"
-        )
+        how = "it is read again with the next message"
+        if known:
+            how = f"{format_count(known)} tokens need not be read again"
         self._screen.say(f"{self.id}: {len(record.messages)} messages; {how}")
         if unanswered:
             self._screen.tell(f"Note: {unanswered} of its questions got no answer; the model does not read them.")

@@ -60,10 +60,8 @@ class PrefixStore:
         folder = folder or prefixes_folder()
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         found, models = identities_of(engine), engine.models
-        chains: dict[object, PrefixChain] = {
-            models[role]: PrefixChain(folder / one.digest, one.said) for role, one in found.items()
-        }
-        return cls(folder, chains, models["target"])
+        chains = {role: PrefixChain(folder / one.digest, one.said) for role, one in found.items()}
+        return cls(folder, {models[role]: chain for role, chain in chains.items()}, models["target"])
 
     def known(self, tokens: Items[int]) -> int:
         """How many of these tokens the target need not read."""
