@@ -204,7 +204,7 @@ def test_a_kept_conversation_has_what_was_dropped(target: TreeLM, tmp_path: Path
             cache.commit(range(len(part.tokens)))
     chain, there = PrefixChain(tmp_path), caches["drafter"]
     chain.keep(there, lambda _: True)
-    found = chain.load([*text, 1])
+    found = chain.load([*text, 1], target.memory_of)
     assert found is not None
     assert (found.rows, found.dropped) == (there.rows, there.dropped)
     ends = [target.forward([Rows(cache, [1], [-1])])[0] for cache in (found, there)]

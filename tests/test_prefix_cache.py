@@ -119,7 +119,7 @@ def test_what_is_damaged_is_removed_and_read_again(
     with specexec.load(str(folder), drafter="none", ctx=8192) as plain:
         expected = plain.generate(LONG, WARM).tokens
     with opened(folder, kept) as engine:
-        (chain,) = engine.prefixes._models.values()  # type: ignore[attr-defined]
+        (chain,) = engine.prefixes._chains.values()  # type: ignore[attr-defined]
         third, fourth = (chain.folder / f"{key}.safetensors" for key in chain._keys(LONG)[3:5])
         whole = third.read_bytes()
         if damage == "a folder":

@@ -249,7 +249,7 @@ def test_steps_are_limited_while_a_prompt_is_read_and_what_was_written_is_read_a
     assert cache.stepwise
     assert len(cache) > len(first)
     PrefixChain(tmp_path).keep(cache, lambda _: True)
-    from_disk = PrefixChain(tmp_path).load(second)
+    from_disk = PrefixChain(tmp_path).load(second, lm.memory_of)
     assert from_disk is not None
     assert 0 < len(from_disk) <= len(first)
     for again in (from_disk, cache.prefix(len(cache))):
@@ -443,7 +443,7 @@ def test_a_session_goes_on_from_the_states_that_were_kept(lm: TreeLM, tmp_path: 
     cache, chain = committed(lm, prompt(60)), PrefixChain(tmp_path)
     chain.keep(cache, lambda _: True)
     assert chain.known([*prompt(60), 1]) == 60
-    read = chain.load([*prompt(60), 1])
+    read = chain.load([*prompt(60), 1], lm.memory_of)
     assert read is not None
     assert [one.length for one in read.snapshots] == [one.length for one in cache.snapshots]
     (expected,), (found,) = (lm.forward([Rows(one, TOKENS, PARENTS)]) for one in (cache, read))

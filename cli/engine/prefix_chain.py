@@ -26,8 +26,10 @@ from offload.machine.atomic_write import PRIVATE, replacing
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from specexec.model.cache import KVCache
+    from specexec.model.cache import KVCache, Room
     from specexec.model.recurrent.memory import Recurrence
+
+    MemoryOf = Callable[[int], Room]  # of each layer
 
 log = logging.getLogger(__name__)
 
@@ -71,11 +73,11 @@ class PrefixChain:
         """How many of these tokens can be had."""
         return max((end.length for end in self._ends(tokens)), default=0)
 
-    def load(self, tokens: Items[int]) -> KVCache | None:
-        """A cache of the beginning of these tokens, in RAM, as far as there is one."""
+    def load(self, tokens: Items[int], memory: MemoryOf) -> KVCache | None:
+        """A cache of the beginning of these tokens, as far as there is one; rows lie in the `memory` of their layer."""
         while ends := sorted(self._ends(tokens), key=lambda end: end.length):
             try:
-                return self._read(tokens, ends)
+                return self._read(tokens, ends, memory)
             except Unreadable as problem:
                 if not problem.gone:
                     break
@@ -108,7 +110,7 @@ class PrefixChain:
         keys = self._keys(tokens)
         self._remove([*keys[1:], *(end.name for end in self._listed(keys, tokens, self._names()))])
 
-    def _read(self, tokens: Items[int], ends: list[End]) -> KVCache:
+    def _read(self, tokens: Items[int], ends: list[End], memory: MemoryOf) -> KVCache:
         """The longest of these; recurrent layers get the states of the others as well."""
         from specexec.model.cache import KVCache, Snapshot
         from specexec.model.recurrent.packed import restored
@@ -122,7 +124,7 @@ class PrefixChain:
             if piece.recurrent and last.kind == "rows":
                 raise Unreadable(gone=False)  # the states of this place are not there any more
             cache.dropped, cache.stepwise = piece.dropped, piece.stepwise
-            row = _written(cache, piece, row)
+            row = _written(cache, piece, row, memory)
         cache.prompt = last.length if cache.stepwise else None
         if last.kind == "states":
             cache.memories = {key: restored(key[1], state) for key, state in _states(piece).items()}
@@ -239,7 +241,7 @@ def _rows(cache: KVCache, first: int, last: int) -> dict[str, Tensor]:
     return found
 
 
-def _written(cache: KVCache, piece: Piece, row: int) -> int:
+def _written(cache: KVCache, piece: Piece, row: int, memory: MemoryOf) -> int:
     """The next row, after those of a piece are in a cache from `row` on."""
     from specexec.model.cache import LayerKV
     from specexec.sizes import rows_held
@@ -251,7 +253,7 @@ def _written(cache: KVCache, piece: Piece, row: int) -> int:
             continue
         values_HRD, number = piece.tensors[f"rows.{layer}.values"], int(layer)
         if number not in cache.layers:
-            cache.layers[number] = LayerKV.empty(keys_HRD, values_HRD)
+            cache.layers[number] = LayerKV(keys_HRD[:, :0], values_HRD[:, :0], memory(number))
         cache.layers[number].write(row, keys_HRD, values_HRD, capacity)
         end = row + keys_HRD.shape[1]
     return end

@@ -25,6 +25,7 @@ from offload.machine.folders import folder_of
 if TYPE_CHECKING:
     from specexec.engine.engine import Engine
     from specexec.model.cache import KVCache
+    from specexec.model.tree_lm import TreeLM
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +51,8 @@ class ModelTexts:
 class PrefixStore:
     """Beginnings of texts of an engine's models (specexec/engine/prefixes.py)."""
 
-    def __init__(self, folder: Path, models: Mapping[object, PrefixChain], target: object) -> None:
-        self._folder, self._models, self._target = folder, models, target
+    def __init__(self, folder: Path, chains: Mapping[TreeLM, PrefixChain], target: PrefixChain) -> None:
+        self._folder, self._chains, self._target = folder, chains, target
         self._refused = False
 
     @classmethod
@@ -61,26 +62,28 @@ class PrefixStore:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         found, models = identities_of(engine), engine.models
         chains = {role: PrefixChain(folder / one.digest, one.said) for role, one in found.items()}
-        return cls(folder, {models[role]: chain for role, chain in chains.items()}, models["target"])
+        return cls(folder, {models[role]: chain for role, chain in chains.items()}, chains["target"])
 
     def known(self, tokens: Items[int]) -> int:
         """How many of these tokens the target need not read."""
-        return self._models[self._target].known(tokens)
+        return self._target.known(tokens)
 
     def fill(self, tokens: Items[int], caches: dict[object, KVCache]) -> None:
         """Put in, by model, what is kept of the beginning of `tokens`, where that is more than a cache holds of it."""
         from specexec.model.cache import common_prefix
 
-        for model, chain in self._models.items():
+        for model, chain in self._chains.items():
             cache = caches.get(model)
             held = cache.reusable(common_prefix(cache.tokens, tokens)) if cache else 0
-            if chain.known(tokens) >= held + WORTH_READING and (found := chain.load(tokens)) is not None:
+            if chain.known(tokens) < held + WORTH_READING:
+                continue
+            if (found := chain.load(tokens, model.memory_of)) is not None:
                 caches[model] = found
 
     def keep(self, caches: Mapping[object, KVCache]) -> None:
         """Keep what these hold; what cannot be kept is said once, and costs time alone."""
         try:
-            for model, chain in self._models.items():
+            for model, chain in self._chains.items():
                 if model in caches:
                     chain.keep(caches[model], self._has_room)
             make_room(self._folder)

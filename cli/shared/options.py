@@ -216,6 +216,8 @@ _ENGINE = (
                  help="How a pack in int8 or int4 multiplies; int8 is in integers, and another model."),
     click.option("--kv-quant", type=click.Choice(KV_QUANT), show_default="none",
                  help="Bits of the model's keys and values; 8 and 4 take less memory, and are another model."),
+    click.option("--kv", type=click.Choice(ALLOWED["kv"]), default="ram",
+                 help="Slowest place for keys and values; disk is for texts longer than RAM holds."),
     click.option("--draft-vocab", type=COUNT, show_default="all",
                  help="Frequent tokens a drafter model may name, such as 32k; those of the text always."),
     click.option("--draft-window", type=COUNT, show_default="all",

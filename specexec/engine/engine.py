@@ -28,7 +28,6 @@ from specexec.engine.step_accounting import StepAccounting
 from specexec.errors import BadOption, ContextLengthExceeded, EmptyPrompt, UnsupportedArchitecture
 from specexec.learned import Arrays, packed, unpack
 from specexec.model.cache import KVCache
-from specexec.model.chain_lm import ChainLM
 from specexec.model.exact_ties import ExactTies
 from specexec.model.tree_lm import Rows, TreeLM
 from specexec.planning.memory_room import Room
@@ -156,9 +155,9 @@ class Engine:
         self._readers.prefixes = prefixes
 
     @property
-    def models(self) -> dict[str, TreeLM | ChainLM]:
-        """Whose keys and values may be kept, by role."""
-        return {"target": self._target, **self._drafts}
+    def models(self) -> dict[str, TreeLM]:
+        """Whose keys and values are ours to keep, by role."""
+        return {"target": self._target, **self._drafts} if isinstance(self._target, TreeLM) else {}
 
     @property
     def room(self) -> Room:
