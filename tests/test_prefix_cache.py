@@ -135,7 +135,7 @@ def test_what_is_damaged_is_removed_and_read_again(
         assert f"{third} is damaged" in caplog.text
         if damage != "a folder":
             assert rows == len(LONG) - 2 * BLOCK
-            assert third.read_bytes() == whole, "written again"
+            assert engine.prefixes.known(LONG) == len(LONG) // BLOCK * BLOCK, "written again"
 
 
 def test_another_model_or_another_way_to_compute_finds_nothing(
