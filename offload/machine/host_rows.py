@@ -8,6 +8,7 @@ import logging
 import math
 import mmap
 import os
+import resource
 import shutil
 import tempfile
 from collections.abc import Iterable
@@ -103,6 +104,8 @@ class DiskCarrier:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="KV on disk")
         self._moving: list[Future[None]] = []
         self._mapped: WeakValueDictionary[int, _Mapped] = WeakValueDictionary()
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each layer of each text has two files
 
     def memory(self, like: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
         """Room on disk for numbers of the dtype of `like`. Raises DiskFull."""
