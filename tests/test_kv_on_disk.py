@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +18,6 @@ import offload
 import specexec
 from cli.engine.prefix_store import PrefixStore
 from offload.errors import DiskFull, NotEnoughRam
-from offload.machine import host_rows
 from offload.machine.host_rows import DiskCarrier
 from offload.machine.memory import Free
 from offload.placement.placement import Need
@@ -94,8 +95,7 @@ def test_memory_is_left_for_disk_only_where_it_was_asked_for() -> None:
 def test_a_disk_that_is_too_small_is_refused_before_anything_is_loaded(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usage = type("Usage", (), {"free": 1 << 30})
-    monkeypatch.setattr(host_rows.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1 << 30))
     with pytest.raises(DiskFull, match="keys and values of a full context take"):
         specexec.load("demo", drafter="none", kv="disk")
 
