@@ -80,16 +80,17 @@ def test_an_engine_writes_the_same_from_there_and_says_so(home: Path, tmp_path: 
 
 def test_memory_is_left_for_disk_only_where_it_was_asked_for() -> None:
     free = Free(4500)
-    with pytest.raises(NotEnoughRam, match="--kv disk"):
+    with pytest.raises(NotEnoughRam) as refused:
         place(MOVING, free, "disk")
+    assert "--kv disk" in (refused.value.hint or "")
     for kv in ("disk", "auto"):
         placed = place(MOVING, free, "disk", kv)
         assert placed.caches == ("disk",) * 4
         assert placed.cache_disk_B == 4000
         assert placed.host_parts_B["KV on its way"] == 2000
-        assert placed.summary.endswith("KV on SSD, up to 4.0 kB per sweep") or "KV on SSD" in placed.summary
+        assert "KV on SSD, up to" in placed.summary
     assert place(MOVING, Free(9000), "disk", "auto").caches == ("device",) * 4
-    assert place(replace(MOVING, cache_stays=frozenset({1})), free, "disk", "disk").caches.count("device") == 1
+    assert place(replace(MOVING, cache_stays=frozenset({1})), Free(5500), "disk", "disk").caches.count("device") == 1
 
 
 def test_a_disk_that_is_too_small_is_refused_before_anything_is_loaded(

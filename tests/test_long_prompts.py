@@ -29,7 +29,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wide")
     tiny(
         "mistral", folder, vocab_size=4096, max_position_embeddings=1 << 17, num_hidden_layers=2, hidden_size=16,
-        intermediate_size=32, num_attention_heads=2, num_key_value_heads=1, head_dim=8, sliding_window=256,
+        intermediate_size=32, num_attention_heads=1, num_key_value_heads=1, head_dim=8, sliding_window=256,
     )  # fmt: skip
     for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copy(HERE / "demo" / "target" / file, folder)
