@@ -214,7 +214,7 @@ def test_it_is_named_wherever_a_text_or_its_keys_are_kept(tmp_path: Path) -> Non
     for bits in (None, 8):
         with specexec.load("demo", drafter="none", kv_quant=bits) as llm:
             llm.prefixes = PrefixStore.of(llm, tmp_path)
-            text = llm.encode("What is a tree? What is a drafter, and what is offloading?")
+            text = llm.encode("What is a tree? What is a drafter, and what is offloading? " * 3)
             assert llm.prefixes.known(text) == 0
             llm.generate(text, GREEDY)
             assert (f"KV in {bits} bits" in " · ".join(introduction(llm))) == (bits is not None)
