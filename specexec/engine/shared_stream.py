@@ -101,7 +101,7 @@ class Readers:
             return  # nothing is written, or every row is asked for
         self.prefixes.fill(sequence.tokens[:-1], sequence.caches)
         if (cache := sequence.caches.get(self._decoder.target)) is not None:
-            sequence.processed = common_prefix(cache.tokens, sequence.tokens[:-1])
+            sequence.processed = cache.reusable(common_prefix(cache.tokens, sequence.tokens[:-1]))
 
     def _check_open(self) -> None:
         if self.closed:
