@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -41,7 +42,7 @@ SMOLLM2 = {
 }  # fmt: skip
 
 
-def main(lengths: list[int], shape: dict[str, int]) -> None:
+def main(lengths: list[int], shape: dict[str, Any]) -> None:
     """One row for each length."""
     print("| tokens | text | peak ÷ plan | seconds | ÷ a plain read | transformers | bytes read ÷ layers |")
     print("|---|---|---|---|---|---|---|")
