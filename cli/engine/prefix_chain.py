@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from cli.engine.prefix_piece import DamagedPiece, Piece, read_piece, write_piece
+from cli.engine.prefix_piece import DamagedPiece, PrefixPiece, read_piece, write_piece
 from offload.machine.atomic_write import PRIVATE, replacing
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ class PrefixChain:
         self._touch(names)
         return cache
 
-    def _opened(self, name: str) -> Piece:
+    def _opened(self, name: str) -> PrefixPiece:
         try:
             return read_piece(self._path(name), name)
         except FileNotFoundError:
@@ -168,7 +168,7 @@ class PrefixChain:
         """Whether a file of this name is there now."""
         if self._path(name).exists():
             return True
-        piece = Piece(name, bool(cache.memories), cache.stepwise, cache.dropped, tensors)
+        piece = PrefixPiece(name, bool(cache.memories), cache.stepwise, cache.dropped, tensors)
         if not has_room(piece.size_B):
             return False
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -241,7 +241,7 @@ def _rows(cache: KVCache, first: int, last: int) -> dict[str, Tensor]:
     return found
 
 
-def _written(cache: KVCache, piece: Piece, row: int, memory: MemoryOf) -> int:
+def _written(cache: KVCache, piece: PrefixPiece, row: int, memory: MemoryOf) -> int:
     """The next row, after those of a piece are in a cache from `row` on."""
     from specexec.model.cache import LayerKV
     from specexec.sizes import rows_held
@@ -259,7 +259,7 @@ def _written(cache: KVCache, piece: Piece, row: int, memory: MemoryOf) -> int:
     return end
 
 
-def _states(piece: Piece) -> dict[Recurrence, Tensor]:
+def _states(piece: PrefixPiece) -> dict[Recurrence, Tensor]:
     found = {}
     for name, state in piece.tensors.items():
         kind, layer, recurrence = name.split(".", 2)

@@ -22,7 +22,7 @@ class DamagedPiece(Exception):
 
 
 @dataclass(frozen=True)
-class Piece:
+class PrefixPiece:
     """Tensors under the name of a text, and what its cache says of them (KVCache)."""
 
     name: str
@@ -36,7 +36,7 @@ class Piece:
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
 
-def write_piece(path: Path, piece: Piece) -> None:
+def write_piece(path: Path, piece: PrefixPiece) -> None:
     """Put a file in its place, whole or not at all, for its owner alone. Raises OSError."""
     from safetensors.torch import save
 
@@ -48,7 +48,7 @@ def write_piece(path: Path, piece: Piece) -> None:
         file.write(content)
 
 
-def read_piece(path: Path, name: str) -> Piece:
+def read_piece(path: Path, name: str) -> PrefixPiece:
     """What was written under this name. Raises DamagedPiece for anything else, FileNotFoundError where nothing is."""
     from safetensors import SafetensorError, safe_open
 
@@ -58,7 +58,7 @@ def read_piece(path: Path, name: str) -> Piece:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # it is no dict
         if marks.get("specexec_prefix") != FORMAT or marks.get("digest") != _digest(marks["head"], tensors):
             raise DamagedPiece
-        piece = Piece(**json.loads(marks["head"]), tensors=tensors)
+        piece = PrefixPiece(**json.loads(marks["head"]), tensors=tensors)
     except FileNotFoundError:
         raise
     except (SafetensorError, OSError, LookupError, ValueError, TypeError, RecursionError) as problem:
