@@ -46,13 +46,13 @@ def set_value(session: Session, argument: str) -> None:
 
 def _in_words(session: Session, key: str) -> str:
     """A setting as it will be obeyed, and who chose it."""
-    value, whose = getattr(session.sampling, key), ""
+    value, whose, engine = getattr(session.sampling, key), "", session.engine
     if value is None and key == "seed":
         return "another for every answer"
-    if value is None and isinstance(session.engine, ServedEngine):
-        return "the model's own"
     if value is None:
-        value, whose = getattr(session.engine.filled(session.sampling), key), ", the model's own"
+        if isinstance(engine, ServedEngine):
+            return "the model's own"
+        value, whose = getattr(engine.filled(session.sampling), key), ", the model's own"
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, tuple):
