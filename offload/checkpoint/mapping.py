@@ -149,6 +149,8 @@ class Job:
                     view = _narrow(views[0], join.dim, start, length, group[0], self.targets[0])
                     yield from self._stack(group, view, stack.dim)
                     start += length
+            case [op] if _parts_experts(op):
+                yield from self._part_experts(views, op.concat_dim)
             case unknown:
                 raise UnsupportedModel(
                     f"'{first.name}' needs the conversion {unknown}, which streaming cannot do yet.",
@@ -199,18 +201,35 @@ class Job:
             start += length
 
     def _stack(self, group: list[Entry], view: torch.Tensor, dim: int) -> Iterator[Part]:
+        self._refuse_missing_experts(group, view.shape[dim])
+        for index, entry in enumerate(group):
+            yield _part(entry, self.targets[0], view.select(dim, index))
+
+    def _part_experts(self, views: list[torch.Tensor], dim: int) -> Iterator[Part]:
+        """Experts of text and of images in one list: each target is a stack of its own (Ernie 4.5 VL)."""
+        starts = [0] * len(views)
+        for group in self.sources.values():
+            self._refuse_missing_experts(group, sum(len(view) for view in views))
+            experts = iter(group)
+            for number, (target, view) in enumerate(zip(self.targets, views, strict=True)):
+                own = [next(experts) for _ in range(len(view))]
+                length = own[0].shape[dim - 1] if len(own[0].shape) >= dim else 0
+                here = _narrow(view, dim, starts[number], length, own[0], target)
+                starts[number] += length
+                for index, entry in enumerate(own):
+                    yield _part(entry, target, here[index])
+
+    def _refuse_missing_experts(self, group: list[Entry], count: int) -> None:
         # A missing expert would shift all later ones: the numbers in the names must be 0, 1, 2 …
         numbers = [_numbers(entry.name) for entry in group]
         counting = any({row[column] for row in numbers} == set(range(len(group))) for column in range(len(numbers[0])))
-        if len(group) != view.shape[dim] or not counting:
+        if len(group) != count or not counting:
             raise BadModelDir(
-                f"'{self.targets[0]}' is made of {view.shape[dim]} experts, the checkpoint holds {len(group)} "
+                f"'{self.targets[0]}' is made of {count} experts, the checkpoint holds {len(group)} "
                 f"('{group[0].name}' …).",
                 "Some experts are missing, or config.json belongs to another model.",
                 "download the model again.",
             )
-        for index, entry in enumerate(group):
-            yield _part(entry, self.targets[0], view.select(dim, index))
 
 
 def _jobs(entries: Iterable[Entry], model: PreTrainedModel, shapes: Mapping[str, torch.Size]) -> Iterator[Job]:
@@ -251,6 +270,10 @@ def _turns_pairs(op: ConversionOps) -> bool:
 
 def _alternates(op: ConversionOps) -> bool:
     return type(op).__name__ == "Interleave"
+
+
+def _parts_experts(op: ConversionOps) -> bool:
+    return type(op).__name__ == "ErnieFuseAndSplitTextVisionExperts" and getattr(op, "stack_dim", None) == 0
 
 
 def _splits_rows(op: ConversionOps) -> bool:

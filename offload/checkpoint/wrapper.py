@@ -43,6 +43,7 @@ HEADLESS = {
     "deepseek_ocr2_text": "DeepseekOcr2TextModel",
     "unlimited_ocr_text": "UnlimitedOcrTextModel",
     "emu3_text_model": "Emu3TextModel",
+    "ernie4_5_vl_moe_text": "Ernie4_5_VLMoeTextModel",
     "qwen2_5_omni_text": "Qwen2_5OmniThinkerTextModel",
     "qwen3_omni_moe_text": "Qwen3OmniMoeThinkerTextModel",
 }  # fmt: skip
