@@ -209,7 +209,7 @@ def _entries(blocks: Sequence[Block], folder: Folder) -> tuple[Entry, ...]:
 
 
 def _quantisable_mtp(folder: Folder, quant: Quant, trust_remote_code: bool) -> frozenset[str]:
-    """The same of layers that guess further ahead, if they are known; what joins their inputs, and a head, stay whole."""
+    """The same of layers that guess further ahead, if known; what joins their inputs, and a head, stay whole."""
     names = mtp_names(folder)
     if quant == "none" or not names:
         return frozenset()
