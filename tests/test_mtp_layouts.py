@@ -128,9 +128,9 @@ class Case:
                 _, found, rest = name.partition(f".layers.{count + at}.")
                 if found:
                     own[start + rest] = one
-        for name in (layout.enorm, layout.hnorm, layout.norm):
-            if name is not None:
-                own[f"{name}.weight"] = 1.0 + 0.1 * torch.randn(hidden, generator=drawn)
+        for norm in (layout.enorm, layout.hnorm, layout.norm):
+            if norm is not None:
+                own[f"{norm}.weight"] = 1.0 + 0.1 * torch.randn(hidden, generator=drawn)
         own[f"{layout.projection}.weight"] = torch.randn(hidden, 2 * hidden, generator=drawn) / (2 * hidden) ** 0.5
         if layout.own_head is not None:
             own[f"{layout.own_head}.weight"] = torch.randn(int(config.vocab_size), hidden, generator=drawn)
@@ -151,7 +151,8 @@ class Case:
                 setattr(config, name, [*value, *self.layout.kinds.get(name, value[-1:] * more)])
         config.num_hidden_layers = count + more
         if config.is_heterogeneous:
-            config.per_layer_config = self.layout.settings["per_layer_config"] | {count: {"num_attention_heads": 6}}
+            with_window: dict[int | str, dict[str, object]] = {at: {"num_attention_heads": 6} for at in (1, 3, count)}
+            config.per_layer_config = with_window
         make: Callable[..., PreTrainedModel] = getattr(type(self.model), "_from_config")  # noqa: B009
         model = make(whole, dtype=torch.float32, attn_implementation="eager")
         redraw(model, 9)

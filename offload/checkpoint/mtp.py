@@ -98,7 +98,9 @@ _LAYOUTS = (
 
 
 def mtp_tensors(config: Mapping[str, Json], entries: Mapping[str, T]) -> dict[str, T]:
-    """Those of layers that guess further ahead, in whatever way they are stored."""
+    """Those of layers that guess further ahead, in whatever way they are stored; none where they are all there is."""
+    if config.get("speculators_model_type") == "mtp":
+        return {}
     count = _count(config)
     behind = {match["layers"] + match["number"] + "." for match in map(_BEHIND.match, entries) if match}
     further = tuple(start for start in behind if count is not None and int(start.split(".")[-2]) >= count)

@@ -155,7 +155,7 @@ def _lengthen(config: PreTrainedConfig, folder: Folder) -> None:
         own = {int(at): settings for at, settings in config.to_dict()["per_layer_config"].items()}
         alike = {kind: own[at] for at, kind in enumerate(config.layer_types[:count]) if at in own}
         added = {at: alike[kind] for at, kind in enumerate(config.layer_types) if at >= count and kind in alike}
-        config.per_layer_config = own | added
+        config.per_layer_config = {str(at): settings for at, settings in (own | added).items()}
 
 
 def _unwrapped(folder: Folder, found: Design, config: PreTrainedConfig, dtype: torch.dtype) -> Skeleton:
