@@ -147,8 +147,8 @@ class TreeLM:
         self._stepwise = limits_steps(model.config.get_text_config())
         self._experts = any(name.endswith("experts") for name, _ in model.named_modules())
         # Linears that are no modules of torch's own class are met where they are called.
-        met = self._any_rows and (not any_rows.convert(model) or self._experts)
-        self._met = met or widened.pays(self.device, model.dtype)
+        own = self._any_rows or widened.pays(self.device, model.dtype)
+        self._met = own and (not any_rows.convert(model, self.device, share) or self._experts)
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sweep")
         self.kept: KeptRows = WHOLE
         self._even = False  # whether each product has as many rows as another

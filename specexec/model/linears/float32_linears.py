@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from transformers.pytorch_utils import Conv1D
 
 from specexec.sizes import WIDENED
 
@@ -67,6 +68,31 @@ def linear(rows: Tensor, weight_OI: Tensor, bias: Tensor | None = None, *, share
     if bias is not None:
         products_OR += bias[:, None]
     return rows.new_empty(*rows.shape[:-1], O).copy_(products_OR.t().view(*rows.shape[:-1], O))
+
+
+class WidenedLinear(nn.Linear):
+    """A linear that computes so, unless its weight multiplies in a way of its own."""
+
+    share: Share
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Products [..., O] of rows [..., I]."""
+        if not _narrow(self.weight):
+            return nn.functional.linear(input, self.weight, self.bias)
+        return linear(input, self.weight, self.bias, share=self.share)
+
+
+class WidenedConv1D(Conv1D):
+    """The same of GPT-2's linear, whose weight is [I, O]."""
+
+    share: Share
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Products [..., O] of rows [..., I]."""
+        return linear(x, self.weight.t(), self.bias, share=self.share) if _narrow(self.weight) else super().forward(x)
+
+
+CLASSES: dict[type, type] = {nn.Linear: WidenedLinear, Conv1D: WidenedConv1D}
 
 
 class Widened(TorchFunctionMode):
