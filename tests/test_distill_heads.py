@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from offload.checkpoint.headers import open_folder
 from specexec.compose.head_folders import as_model, head_kind, tap_count, verifier_of
-from specexec.distill.dflash import Blocks, DFlashStudent
+from specexec.distill.dflash import DFlashStudent, DrawnBlocks
 from specexec.distill.head_folder import write_head
 from specexec.distill.heads import HeadKind
 from specexec.distill.mtp import MtpStudent
@@ -131,7 +131,7 @@ def test_what_drafts_computes_what_was_trained(taught: Taught) -> None:
         head.dflash.read(cache, text[:at], batch.states_BRF[0, :at].float())
         found = head.dflash.fill(cache, text[at])[1:]
         with torch.no_grad():
-            blocks = Blocks(torch.tensor([[at]]), torch.ones(1, 1, dtype=torch.bool))
+            blocks = DrawnBlocks(torch.tensor([[at]]), torch.ones(1, 1, dtype=torch.bool))
             wanted, labelled_BAK = taught.student._filled(batch, blocks)
         assert labelled_BAK.all()
         wanted = wanted[0, 0]
