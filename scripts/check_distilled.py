@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from offload.machine.atomic_write import replace_with
 from specexec.distill.batches import Excerpt, TextBatch, Texts
-from specexec.distill.dflash import BLOCK, Blocks, DFlashStudent
+from specexec.distill.dflash import BLOCK, DFlashStudent, DrawnBlocks
 from specexec.distill.eagle3 import Eagle3Student
 from specexec.distill.layers import SharedWithTarget
 from specexec.distill.mtp import MtpStudent
@@ -91,7 +91,7 @@ def dflash(one: Trained) -> Pairs:
     forward: Callable[..., tuple[Tensor, ...]] = getattr(model, "_backbone_forward")  # noqa: B009 - as its forward does
     states = batch.states_BRF.float(), batch.tokens_BR, only_B, batch.last_BRH.float(), documents
     hidden, *_ = forward(*states, max_anchors=1)
-    ours_BAKH, _ = student._filled(batch, Blocks(torch.tensor([[at]]), torch.ones(1, 1, dtype=torch.bool)))
+    ours_BAKH, _ = student._filled(batch, DrawnBlocks(torch.tensor([[at]]), torch.ones(1, 1, dtype=torch.bool)))
     yield "block", ours_BAKH[0, 0], hidden[0, 1:BLOCK]
 
 

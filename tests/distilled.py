@@ -28,7 +28,7 @@ PLAN = TrainingPlan(epochs=8, rows=256, rate=1e-2)
 class Taught:
     """The target, a recording of it, and a head that has learned from that."""
 
-    def __init__(self, folder: Path, kind: HeadKind, vocabulary: int = 64) -> None:
+    def __init__(self, folder: Path, kind: HeadKind, plan: TrainingPlan = PLAN) -> None:
         model = chain_target(folder / "target")
         prompts = torch.tensor([prompt(4, seed, VOCABULARY) for seed in range(60)])
         texts: list[list[int]] = model.generate(prompts, max_new_tokens=24, do_sample=False).tolist()  # type: ignore[operator]
@@ -43,7 +43,7 @@ class Taught:
             one = RecordedText(torch.tensor(text), answer_R, states_RTH, read.top_ids_RN, read.top_log_probs_RN)
             self.recording.keep(number, "drawn", one)
         self.texts = Texts.of(self.recording, 64)
-        self.training = HeadTraining(self.recording, self.texts, PLAN, vocabulary, kind=kind)
+        self.training = HeadTraining(self.recording, self.texts, plan, 64, kind=kind)
         self.student, self.folder = self.training.student(), folder / "head"
         self.course = list(self.training.run(self.student, self.folder, CPU, half=False))
 

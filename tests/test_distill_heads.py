@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 
 from offload.checkpoint.headers import open_folder
 from specexec.compose.head_folders import as_model, head_kind, tap_count, verifier_of
-from specexec.distill.dflash import Blocks, DFlashStudent
+from specexec.distill.dflash import DFlashStudent, DrawnBlocks
 from specexec.distill.head_folder import write_head
 from specexec.distill.heads import HeadKind
 from specexec.distill.mtp import MtpStudent
-from specexec.distill.training import train
+from specexec.distill.training import TrainingPlan, train
 from specexec.drafters.heads import dflash, mtp_folder
 from specexec.drafters.heads.blocks import BlockFiller
 from specexec.drafters.heads.features import HeadFeatures, TextStates
@@ -32,16 +32,17 @@ from specexec.model.cache import KVCache
 from specexec.model.tree_lm import Rows
 from specexec.planning.best_first import BestFirst
 from specexec.sampling.params import SamplingParams
-from tests.distilled import CPU, PLAN, Taught
+from tests.distilled import CPU, Taught
 from tests.eagle_models import HIDDEN, LAYERS, VOCABULARY
 from tests.writing import prompt, sequence_of, texts_are_plain
 
 KINDS: list[HeadKind] = ["mtp", "dflash"]
+PLAN = TrainingPlan(epochs=4, rows=256, rate=1.5e-2)
 
 
 @pytest.fixture(scope="module", params=KINDS)
 def taught(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Taught]:
-    found = Taught(tmp_path_factory.mktemp(request.param), request.param)
+    found = Taught(tmp_path_factory.mktemp(request.param), request.param, PLAN)
     yield found
     found.target.close()
 
@@ -70,7 +71,7 @@ def test_it_learns_what_the_target_does(taught: Taught) -> None:
 
 def test_it_saves_sweeps_over_texts_that_it_has_not_seen(taught: Taught, tmp_path: Path) -> None:
     write_head(taught.training.student(), taught.training.kind, taught.recording, tmp_path)
-    sampling, sweeps = SamplingParams(temperature=0.0, max_tokens=24), list[int]()
+    sampling, sweeps = SamplingParams(temperature=0.0, max_tokens=16), list[int]()
     for folder in (tmp_path, taught.folder):
         decoder = Decoder(taught.target, drafter_of(taught, folder), BestFirst(), 8)
         decoder.join(sequence_of(prompt(9, 71, VOCABULARY), sampling, vocabulary=VOCABULARY))
@@ -79,7 +80,7 @@ def test_it_saves_sweeps_over_texts_that_it_has_not_seen(taught: Taught, tmp_pat
             decoder.step()
             sweeps[-1] += 1
     untaught, learned = sweeps
-    assert learned < 18 <= untaught
+    assert learned < 12 < untaught
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
@@ -130,7 +131,7 @@ def test_what_drafts_computes_what_was_trained(taught: Taught) -> None:
         head.dflash.read(cache, text[:at], batch.states_BRF[0, :at].float())
         found = head.dflash.fill(cache, text[at])[1:]
         with torch.no_grad():
-            blocks = Blocks(torch.tensor([[at]]), torch.ones(1, 1, dtype=torch.bool))
+            blocks = DrawnBlocks(torch.tensor([[at]]), torch.ones(1, 1, dtype=torch.bool))
             wanted, labelled_BAK = taught.student._filled(batch, blocks)
         assert labelled_BAK.all()
         wanted = wanted[0, 0]

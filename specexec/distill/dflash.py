@@ -30,7 +30,7 @@ LOOKED_AT = 4  # every so many places of held-out texts a block is filled
 LIVE = 34  # numbers of each row and layer that wait for the way back, in hidden sizes
 
 
-class Blocks(NamedTuple):
+class DrawnBlocks(NamedTuple):
     """Places behind which blocks lie, int64 [B, A], and whether there is one, bool [B, A]."""
 
     anchors_BA: Tensor
@@ -134,14 +134,14 @@ class DFlashStudent:
         hit_BAK[labelled_BAK] = self._logits(hidden_BAKH[labelled_BAK]).argmax(-1) == said_L
         return int(hit_BAK.long().cumprod(-1).sum()), int(blocks.are_BA.sum())
 
-    def _places(self, blocks: Blocks) -> Tensor:
+    def _places(self, blocks: DrawnBlocks) -> Tensor:
         """Of the tokens that are guessed, [B, A, K]."""
         return blocks.anchors_BA[..., None] + torch.arange(1, BLOCK, device=blocks.anchors_BA.device)
 
     def _logits(self, hidden_LH: Tensor) -> Tensor:
         return linear(hidden_LH, self.shared.out_DH)
 
-    def _filled(self, batch: TextBatch, blocks: Blocks) -> tuple[Tensor, Tensor]:
+    def _filled(self, batch: TextBatch, blocks: DrawnBlocks) -> tuple[Tensor, Tensor]:
         """Hidden states of the places that guess, [B, A, K, H]; which have a token of an answer to guess."""
         head, table_VH = self.head, self.shared.embeddings_VH
         count, rows = batch.tokens_BR.shape
@@ -192,13 +192,13 @@ def _attended(
     return found
 
 
-def _chosen(batch: TextBatch, wanted_BR: Tensor, most: int) -> Blocks:
+def _chosen(batch: TextBatch, wanted_BR: Tensor, most: int) -> DrawnBlocks:
     """The most wanted places whose next token belongs to an answer, and which have a token before them."""
     may_BR = batch.answer_BR.roll(-1, 1)
     may_BR[:, -1] = False
     may_BR[:, 0] = False
     found = wanted_BR.masked_fill(~may_BR, -2.0).topk(min(most, wanted_BR.shape[1]), 1)
-    return Blocks(found.indices, found.values > -1.0)
+    return DrawnBlocks(found.indices, found.values > -1.0)
 
 
 def _texts(labelled_BAK: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from specexec.distill.batches import TextBatch
 from specexec.distill.divergence import Loss
 from specexec.distill.layers import SharedWithTarget, draw, layer_settings, reciprocal_size
 from specexec.distill.recording import RecordedTarget, Recording
-from specexec.distill.unrolled import STEPS, Asked, Step, accepted_in, attended, embedded, loss_of
+from specexec.distill.unrolled import STEPS, Asked, UnrolledStep, accepted_in, attended, embedded, loss_of
 from specexec.drafters.heads.eagle import EagleHead, FirstLayer
 from specexec.drafters.heads.eagle_fields import EagleFields
 
@@ -100,7 +100,7 @@ class Eagle3Student:
         """Guesses in a row that the text has too, each its best, over all places of answers; and those places."""
         return accepted_in(self.unrolled(batch), batch, self.shared.place_V)
 
-    def unrolled(self, batch: TextBatch) -> Iterator[Step]:
+    def unrolled(self, batch: TextBatch) -> Iterator[UnrolledStep]:
         """Step by step what it guesses."""
         head, layer = self.head, self.head.layers[0]
         assert isinstance(layer, FirstLayer)
@@ -117,4 +117,4 @@ class Eagle3Student:
             found_BRH = residual_BRH + attended(layer.self_attn, self.rotary, both, earlier)
             features_BRH = found_BRH + layer.mlp(layer.post_attention_layernorm(found_BRH))
             logits_KD = head.lm_head(head.norm(features_BRH[asked.rows_BR]))
-            yield Step(logits_KD, asked.labels(batch, self.shared.place_V), asked)
+            yield UnrolledStep(logits_KD, asked.labels(batch, self.shared.place_V), asked)

@@ -19,7 +19,7 @@ from specexec.distill.batches import TextBatch
 from specexec.distill.divergence import Loss
 from specexec.distill.layers import SharedWithTarget, draw, layer_settings, reciprocal_size
 from specexec.distill.recording import RecordedTarget, Recording
-from specexec.distill.unrolled import STEPS, Asked, Step, accepted_in, attended, embedded, loss_of
+from specexec.distill.unrolled import STEPS, Asked, UnrolledStep, accepted_in, attended, embedded, loss_of
 from specexec.drafters.heads.mtp_fields import PUBLISHED, START
 from specexec.drafters.heads.mtp_folder import MtpHead
 
@@ -91,7 +91,7 @@ class MtpStudent:
         """Guesses in a row that the text has too, each its best, over all places of answers; and those places."""
         return accepted_in(self.unrolled(batch), batch, self.shared.place_V)
 
-    def unrolled(self, batch: TextBatch) -> Iterator[Step]:
+    def unrolled(self, batch: TextBatch) -> Iterator[UnrolledStep]:
         """Step by step what it guesses."""
         head, layer = self.head, self.head.layers[0]
         hidden_BRH = batch.last_BRH[:, :-1].to(head.get_parameter("layers.0.input_proj.weight").dtype)
@@ -109,4 +109,4 @@ class MtpStudent:
             )
             hidden_BRH = layer.get_submodule("final_layernorm")(mixed_BRH)
             logits_KD = linear(hidden_BRH[asked.rows_BR], self.shared.out_DH)
-            yield Step(logits_KD, asked.labels(batch, self.shared.place_V), asked)
+            yield UnrolledStep(logits_KD, asked.labels(batch, self.shared.place_V), asked)

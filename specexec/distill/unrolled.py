@@ -47,7 +47,7 @@ class Asked:
         return Labels.of(batch.top_ids_BRN[self.read], batch.top_log_probs_BRN[self.read], place_V)
 
 
-class Step(NamedTuple):
+class UnrolledStep(NamedTuple):
     """Logits [K, D] of the rows that have a label, the labels, and where they are."""
 
     logits_KD: Tensor
@@ -81,14 +81,14 @@ def attended(attention: nn.Module, rotary: nn.Module, rows_BRF: Tensor, earlier:
     return found
 
 
-def loss_of(steps: Iterable[Step], kind: Loss) -> Tensor:
+def loss_of(steps: Iterable[UnrolledStep], kind: Loss) -> Tensor:
     """Mean over the tokens of answers, of all steps."""
     losses = [DECAY**number * divergence(step.logits_KD, step.labels, kind).mean() for number, step in enumerate(steps)]
     return torch.stack(losses).sum() / sum(DECAY**number for number in range(len(losses)))
 
 
 @torch.no_grad()
-def accepted_in(steps: Iterable[Step], batch: TextBatch, place_V: Tensor) -> tuple[int, int]:
+def accepted_in(steps: Iterable[UnrolledStep], batch: TextBatch, place_V: Tensor) -> tuple[int, int]:
     """Guesses in a row that the text has too, each its best, over all places of answers; and those places."""
     right_BR, total, places = None, 0, 0
     for logits_KD, _, asked in steps:

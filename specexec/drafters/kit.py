@@ -42,7 +42,7 @@ class Draft:
     vocabulary: DraftVocabulary
 
 
-class MtpLayout(Protocol):
+class ReadingOrder(Protocol):
     """How such layers read what they read (offload's)."""
 
     @property
@@ -62,7 +62,7 @@ class BroughtLayers(Protocol):
     def config(self) -> PretrainedConfig: ...
 
     @property
-    def layout(self) -> MtpLayout: ...
+    def layout(self) -> ReadingOrder: ...
 
 
 class HeadSource(Protocol):
