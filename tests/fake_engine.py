@@ -18,6 +18,7 @@ from specexec.engine.request_types import Failure, Partial, Request
 from specexec.engine.step_accounting import StepAccounting
 from specexec.errors import ContextLengthExceeded, EmptyPrompt
 from specexec.learned import Arrays
+from specexec.sampling.model_defaults import defaults_of
 from specexec.sampling.params import SamplingParams
 from specexec.stats import Burst, Completion, Cost, Progress
 from specexec.text.detokenizer import TextStream
@@ -131,7 +132,7 @@ class FakeEngine:
         return "".join(chr(token) for token in tokens)
 
     def filled(self, sampling: SamplingParams) -> SamplingParams:
-        return sampling
+        return replace(defaults_of(None).filled(sampling), seed=sampling.seed)
 
     def stop(self) -> None:
         self._stopped = not self._deaf

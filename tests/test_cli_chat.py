@@ -167,7 +167,7 @@ def test_settings_change_while_talking(specexec: CommandLine) -> None:
     assert (sampling.temperature, sampling.top_k, sampling.stop, sampling.seed) == (0.5, 4, ("END",), 3)
     assert specexec.engine.budget == "auto"
     assert ran.err == (
-        "temperature = 0.5\ntop_k = 4\nstop = ('END',)\nseed = 3\n"
+        "temperature = 0.5\ntop_k = 4\nstop = 'END'\nseed = 3\n"
         "budget 256 (was 64)\nbudget auto (was 256)\nstats off\n"
         "'hot' is not a valid number.\n"
         "/set knows no 'tempreature'; did you mean temperature?\n"
@@ -244,7 +244,7 @@ def test_help_names_every_command(specexec: CommandLine) -> None:
 
 def test_show_tells_model_and_settings(specexec: CommandLine) -> None:
     ran = talk(specexec, "/show")
-    assert ran.err.startswith(BANNER + "  system              (none)\n  temperature         None\n")
+    assert ran.err.startswith(BANNER + "  system              (none)\n  temperature         0.0, the model's own\n")
 
 
 def test_exit_and_bye_leave_at_once(specexec: CommandLine) -> None:

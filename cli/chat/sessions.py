@@ -67,7 +67,7 @@ def search_sessions(words: tuple[str, ...], limit: int, as_json: bool) -> None:
         rows = [_facts(archive, one.record) | place for one, place in zip(found, places, strict=True)]
         echo(json.dumps(rows[:limit], ensure_ascii=False))
         return
-    echo("\n".join(found_lines(archive, found[:limit])), nl=bool(found))
+    echo("\n".join(found_lines(archive, found[:limit])), nl=bool(found), folded=True)
     if len(found) > limit:
         echo("there are more; another word, or --limit", err=True)
     if not found:

@@ -134,9 +134,9 @@ def plan(
         echo(json.dumps({"asked": asked} | answer.record(), indent=1))
         return
     for line in answer.page():
-        echo(line)
+        echo(line, folded=True)
     if plainly and guests.auto:
-        echo(f"Plain decoding: {plainly.partition(' Try: ')[0]}")
+        echo(f"Plain decoding: {plainly.partition(' Try: ')[0]}", folded=True)
 
 
 def _counted(drafter: str) -> DrafterChoice:
