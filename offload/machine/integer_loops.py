@@ -90,7 +90,8 @@ def filling(
 
 @cache
 def _rounding() -> Fill:
-    from numba import carray, njit
+    from numba import njit
+    from numba.np.numpy_support import carray
 
     from offload.machine.integer_tiles import pointer
 
@@ -115,7 +116,8 @@ def _rounding() -> Fill:
 @cache
 def _products(rows: int, outputs: int, grouped: bool) -> Fill:
     """The loop over tiles of so many rows and outputs, of codes that are grouped or not."""
-    from numba import carray, njit
+    from numba import njit
+    from numba.np.numpy_support import carray
 
     from offload.machine.integer_tiles import expansion, pointer, sums
 

@@ -57,14 +57,16 @@ def sums(rows: int, outputs: int, lanes: int, wide: bool) -> Any:
     return tile
 
 
-@intrinsic
-def pointer(_: Any, address: Any) -> Any:
+def _pointer(_: Any, address: Any) -> Any:
     """The address as what `numba.carray` takes: an integer reaches a loop in a tenth of an array's time."""
 
     def generate(context: Any, builder: Any, _: Any, args: Any) -> Any:
         return builder.inttoptr(args[0], context.get_value_type(types.voidptr))
 
     return types.voidptr(types.intp), generate
+
+
+pointer: Any = intrinsic(_pointer)
 
 
 def expansion(group: int) -> Any:
