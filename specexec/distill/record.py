@@ -108,7 +108,8 @@ def record(engine: Engine, requests: Items[Request], recording: Recording) -> Ge
             if waiting and (batch.done or tokens >= TOGETHER):
                 yield _kept(engine, recording, [(asked[one.index], one) for one in waiting], batch.lengths)
                 waiting = []
-            yield Recorded(growing=sum(len(one.tokens) for one in (*waiting, *batch.partial)))
+            growing = sum(len(one.tokens) for one in waiting) + sum(len(one.tokens) for one in batch.partial)
+            yield Recorded(growing=growing)
     finally:
         begun = before | begun | {one.index: one.tokens for one in batch.partial}
         begun |= {one.index: one.tokens for one in waiting}
