@@ -64,17 +64,24 @@ def keeper(archive: Archive, engine: Engine, talk: Conversation, id: str | None 
     return Keeper(archive, record, engine, talk, Screen())
 
 
-@pytest.fixture
-def left(folder: Path, tmp_path: Path) -> Keeper:
-    """A conversation of two long turns, left by a process that is gone."""
-    archive = Archive(tmp_path)
+@pytest.fixture(scope="module")
+def left_once(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Keeper]:
+    place = tmp_path_factory.mktemp("left")
     with specexec.load(str(folder), drafter="none", ctx=8192) as engine:
         talk = engine.conversation("Be brief.")
-        kept = keeper(archive, engine, talk)
+        kept = keeper(Archive(place), engine, talk)
         say(talk, LONG)
         say(talk, LONG)
         kept.leave()
-    return kept
+    return place, kept
+
+
+@pytest.fixture
+def left(left_once: tuple[Path, Keeper], tmp_path: Path) -> Keeper:
+    """A conversation of two long turns, left by a process that is gone; each test has a copy of its files."""
+    place, kept = left_once
+    shutil.copytree(place, tmp_path, dirs_exist_ok=True)
+    return Keeper(Archive(tmp_path), kept.record, kept._engine, kept.conversation, Screen())
 
 
 def test_going_on_reads_no_old_token_again(
