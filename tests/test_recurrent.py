@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
 from threading import Event
@@ -205,6 +205,12 @@ COLD = SamplingParams(temperature=0.0, max_tokens=60)
 
 
 def built(family: str) -> PreTrainedModel:
+    """A model of its own for whoever asks."""
+    return copy.deepcopy(built_once(family))
+
+
+@cache
+def built_once(family: str) -> PreTrainedModel:
     class_name, difference = FAMILIES[family]
     make: Callable[..., transformers.PreTrainedConfig] = getattr(transformers, class_name)
     with torch.random.fork_rng():
