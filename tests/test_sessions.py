@@ -108,7 +108,7 @@ def test_going_on_reads_no_old_token_again(
 
 def test_a_conversation_of_20_000_tokens_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = random_model(tmp_path / "model", layers=1, heads=1)  # of two layers and four heads it takes half a minute
-    archive, briefly = Archive(tmp_path / "kept"), SamplingParams(temperature=1, seed=5, max_tokens=2)
+    archive, briefly = Archive(tmp_path), SamplingParams(temperature=1, seed=5, max_tokens=2)
     with specexec.load(str(folder), drafter="none", ctx=24000) as engine:
         talk = engine.conversation()
         kept = keeper(archive, engine, talk)
