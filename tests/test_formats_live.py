@@ -170,11 +170,15 @@ class Case:
 def cases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Case]:
     """What a template's model wrote."""
 
-    @cache
-    def group(number: int) -> dict[str, Case]:
-        return answers_of(TEMPLATES[number::GROUPS], tmp_path_factory.mktemp("families") / "model")
+    # Answers of about one length end together: else many sweeps are made for one of them.
+    ordered = sorted(TEMPLATES, key=lambda template: len(written(template, CONTENT).answer))
+    size = -(-len(ordered) // GROUPS)
 
-    return lambda template: group(TEMPLATES.index(template) % GROUPS)[template]
+    @cache
+    def group(first: int) -> dict[str, Case]:
+        return answers_of(ordered[first : first + size], tmp_path_factory.mktemp("families") / "model")
+
+    return lambda template: group(ordered.index(template) // size * size)[template]
 
 
 def answers_of(templates: list[str], folder: Path) -> dict[str, Case]:
