@@ -103,17 +103,18 @@ def test_products_in_integers_come_piece_by_piece_too(quant: Quant, tmp_path: Pa
     as_stored = BY_SCHEME[weight.scheme].as_stored
     assert as_stored is not None
     members = {role: tensors[entry.name] for role, entry in weight.members.items()}
-    rows = torch.randn(50, I, generator=chance)
+    rows = torch.randn(20, I, generator=chance)
     wanted = torch.nn.functional.linear(rows, as_stored(members, torch.float32))
     with simulator:
         there = as_stored({role: tensor.to(DEVICE) for role, tensor in members.items()}, torch.float32)
         asked = rows.to(DEVICE)
-        kernel_pays(DEVICE.type)  # which tries it, once
+        # Tried once. Without torch's kernel both factors pass through float32.
+        floats_B = 0 if kernel_pays(DEVICE.type) else 4 * I * (2 * len(rows) + 64)
         before_B = simulator.held_B
         simulator.most_B = before_B
         found = torch.nn.functional.linear(asked, there)
         own_B = 2 * rows.numel() + found.nbytes  # the rows in integers, and the result
-        assert simulator.most_B - before_B <= GPU_PIECES * PIECE_B + own_B + TABLES_B < 2 * O * I
+        assert simulator.most_B - before_B <= GPU_PIECES * PIECE_B + own_B + floats_B + TABLES_B < 2 * O * I
         assert torch.equal(found.cpu(), wanted)
 
 
