@@ -19,7 +19,7 @@ from offload.checkpoint.quantized.formats import BY_SCHEME, dequantise
 from offload.checkpoint.quantized.quantize import CONFIGS, Quant, quantise
 from offload.checkpoint.quantized.stored import fold
 from offload.checkpoint.quantized.weight import GPU_PIECE_B, GPU_PIECES
-from offload.machine.integer_products import kernel_pays
+from offload.machine import integer_products
 from offload.machine.memory import Free
 from offload.packs.pack import pack, plan
 from offload.placement.quantized_sizes import need_in, resident_B
@@ -33,10 +33,8 @@ from tests.tiny import tiny
 
 O, I = 512, 1024
 PIECE_B = 64 << 10
-TABLES_B = 32 << 10
-"""Scales of this weight in float32, and tables."""
-TURNED_B = O * I // 2
-"""The codes of one matrix of MXFP4, turned round."""
+TABLES_B = 4 << 10
+"""What every code of a byte stands for."""
 
 
 @pytest.fixture
@@ -88,13 +86,16 @@ def test_pieces_are_all_that_is_beside_a_weight(
         before_B = simulator.held_B
         simulator.most_B = before_B
         dequantise(weight, there, target)
-        beside_B = TABLES_B + (TURNED_B if weight.scheme == "mxfp4" else 0)
-        assert simulator.most_B - before_B <= GPU_PIECES * PIECE_B + beside_B < 2 * wanted.numel()
+        planned_B = GPU_PIECES * PIECE_B + weight.tables_B
+        assert simulator.most_B - before_B <= planned_B + TABLES_B < 2 * wanted.numel()
         assert torch.equal(target.cpu().nan_to_num(), wanted.nan_to_num())
 
 
 @pytest.mark.parametrize("quant", ["int8", "int4"])
-def test_products_in_integers_come_piece_by_piece_too(quant: Quant, tmp_path: Path, simulator: Simulator) -> None:
+def test_products_in_integers_come_piece_by_piece_too(
+    quant: Quant, tmp_path: Path, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(integer_products, "kernel_pays", lambda _: True)  # a busy machine may find that it does not
     chance = torch.Generator().manual_seed(0)
     folder(tmp_path, CONFIGS.get(quant, {"quant_method": "specexec"}),
            quantise(torch.randn(O, I, generator=chance), "x.weight", quant))  # fmt: skip
@@ -108,12 +109,11 @@ def test_products_in_integers_come_piece_by_piece_too(quant: Quant, tmp_path: Pa
     with simulator:
         there = as_stored({role: tensor.to(DEVICE) for role, tensor in members.items()}, torch.float32)
         asked = rows.to(DEVICE)
-        kernel_pays(DEVICE.type)  # which tries it, once
         before_B = simulator.held_B
         simulator.most_B = before_B
         found = torch.nn.functional.linear(asked, there)
         own_B = 2 * rows.numel() + found.nbytes  # the rows in integers, and the result
-        assert simulator.most_B - before_B <= GPU_PIECES * PIECE_B + own_B + TABLES_B < 2 * O * I
+        assert simulator.most_B - before_B <= GPU_PIECES * PIECE_B + own_B + 8 * TABLES_B < 2 * O * I
         assert torch.equal(found.cpu(), wanted)
 
 
@@ -124,11 +124,11 @@ def test_a_plan_counts_them_on_a_gpu_and_only_there(tmp_path: Path) -> None:
     pack(plan(whole, "int8"), tmp_path / "pack")
     packed = open_folder(tmp_path / "pack")
     (largest,) = {math.prod(one.shape) for one in whole.entries.values() if one.name.endswith("0.mlp.up_proj.weight")}
-    assert need_of(packed, 2, 64).passing_B == GPU_PIECES * 4 * largest < GPU_PIECES * GPU_PIECE_B
+    tables_B = max(weight.tables_B for weight in fold(packed).quantised.values())
+    wanted_B = GPU_PIECES * 4 * largest + tables_B
+    assert need_of(packed, 2, 64).passing_B == wanted_B < GPU_PIECES * GPU_PIECE_B
     assert need_in(whole, "int8", 2, 64).passing_B == need_of(packed, 2, 64).passing_B
-    assert (
-        offload.stream_of(offload.load(tmp_path / "pack", ctx=64)).placement.need.passing_B == GPU_PIECES * 4 * largest
-    )
+    assert offload.stream_of(offload.load(tmp_path / "pack", ctx=64)).placement.need.passing_B == wanted_B
     need, label = need_of(packed, 2, 64), "weights while they are dequantised"
     on_gpu, on_cpu = (place(need, Free(GiB, vram_B), "none") for vram_B in (GiB, None))
     assert on_gpu.device_parts_B[label] == need.passing_B

@@ -94,7 +94,7 @@ def two_parts(token: bytes, ranks: Mapping[bytes, int]) -> list[bytes] | None:
             return None
         _, start, stop = heappop(pairs)
         middle = after[start]
-        if middle == GONE or middle == length or after[middle] != stop:
+        if middle in (GONE, length) or after[middle] != stop:
             continue  # one of the two has become part of another since
         after[start], after[middle] = stop, GONE
         if stop < length:

@@ -225,14 +225,13 @@ def _sentence_pieces(header: GgufHeader, vocabulary: _Vocabulary, *, merges_give
         {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"},
         *end,
     ]  # fmt: skip
+    merges = _merges(header) if merges_given else _merges_of(header, vocabulary, ranks)
     return {
         "normalizer": {"type": "Sequence", "normalizers": [*begin, blank]},
         "pre_tokenizer": None,
         "decoder": {"type": "Sequence", "decoders": decoders},
         "model": {
-            **_pair_merging(
-                vocabulary, _merges(header) if merges_given else _merges_of(header, vocabulary, ranks), ignore_merges=False
-            ),
+            **_pair_merging(vocabulary, merges, ignore_merges=False),
             "unk_token": vocabulary.named.get("unk_token"), "fuse_unk": True, "byte_fallback": True,
         },
     }  # fmt: skip

@@ -18,6 +18,8 @@ from offload.checkpoint.quantized.arithmetic.pieces import fill_each, piece_B, r
 
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 Numbers = Callable[[torch.Tensor], torch.Tensor]
+# A CPU computes the scales of so many pieces at once: operations on those of one take longer than its values.
+SCALED_TOGETHER = 8
 
 
 def fill_rows(kind: str, codes: torch.Tensor, target: torch.Tensor, undo: str | None = None) -> None:
@@ -37,40 +39,43 @@ def fill_rows(kind: str, codes: torch.Tensor, target: torch.Tensor, undo: str | 
         return
 
     def fill(run: slice) -> None:
-        values = _values(kind, codes[run.start * rows_each : run.stop * rows_each])
-        if undo == "plus1":
-            values = values - 1.0
-        elif undo == "log":
-            values = torch.log(-values)
-        target[run].copy_(values.view(target[run].shape))
+        find = _values(kind, codes[run.start * rows_each : run.stop * rows_each])
+        for rows in runs(run.stop - run.start, row_B, target):
+            values = find(slice(rows.start * rows_each, rows.stop * rows_each))
+            if undo == "plus1":
+                values = values - 1.0
+            elif undo == "log":
+                values = torch.log(-values)
+            dense = target[run][rows]
+            dense.copy_(values.view(dense.shape))
 
-    fill_each(fill, runs(rows, target[0].numel() * 4, target), target)
+    row_B = target[0].numel() * 4
+    fill_each(fill, runs(rows, row_B // (SCALED_TOGETHER if target.is_cpu else 1), target), target)
 
 
-def _values(kind: str, codes: torch.Tensor) -> torch.Tensor:
+def _values(kind: str, codes: torch.Tensor) -> Callable[[slice], torch.Tensor]:
+    """What gives the float32 values of some of these rows."""
     if kind in FLOATS:
-        return codes.float()
+        return lambda rows: codes[rows].float()
     one, layout = BY_NAME[kind], LAYOUTS[kind]
-    blocks = codes.reshape(-1, one.nbytes)
+    blocks, each = codes.reshape(-1, one.nbytes), codes.shape[1] // one.nbytes
     scales = layout.scales(blocks)
     less = torch.zeros_like(scales) if layout.less is None else layout.less(blocks)
     loop = compiled(fill_groups) if blocks.is_cpu and layout.scattered is None else None
-    if loop is None:
-        return _by_torch(layout, blocks, one.items, scales, less)
-    values = torch.empty(len(blocks), one.items)
     low, high = layout.planes[0], layout.planes[-1]
-    loop(
-        blocks.numpy(),
-        (low.at, low.bits, low.run),
-        (high.at, high.bits if len(layout.planes) > 1 else 0, high.run),
-        layout.flip,
-        layout.zero,
-        np.array(layout.table, dtype=np.float32),
-        scales.numpy(),
-        less.numpy(),
-        values.numpy(),
-    )
-    return values
+    planes = (low.at, low.bits, low.run), (high.at, high.bits if len(layout.planes) > 1 else 0, high.run)
+    table = np.array(layout.table, dtype=np.float32)
+
+    def find(rows: slice) -> torch.Tensor:
+        some = slice(rows.start * each, rows.stop * each)
+        if loop is None:
+            return _by_torch(layout, blocks[some], one.items, scales[some], less[some])
+        values = torch.empty(some.stop - some.start, one.items)
+        given = (one_.numpy() for one_ in (scales[some], less[some], values))
+        loop(blocks[some].numpy(), *planes, layout.flip, layout.zero, table, *given)
+        return values
+
+    return find
 
 
 @dataclass(frozen=True)
