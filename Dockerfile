@@ -6,14 +6,12 @@ FROM python:3.12-slim
 ARG TORCH=https://download.pytorch.org/whl/cpu
 RUN pip install --no-cache-dir torch --index-url "$TORCH"
 
-WORKDIR /src
-COPY . .
-RUN pip install --no-cache-dir '.[serve]' && rm -rf /src
+RUN --mount=type=bind,target=/src,rw pip install --no-cache-dir '/src[serve]'
 
 # Models, conversations and what was learned: everything worth keeping is in one volume.
 ENV HF_HOME=/models/huggingface SPECEXEC_HOME=/models/specexec
-RUN useradd --create-home user && mkdir /models && chown user /models
-USER user
+RUN useradd --uid 1000 --create-home user && mkdir /models && chown user /models
+USER 1000
 WORKDIR /home/user
 VOLUME /models
 EXPOSE 8000

@@ -14,10 +14,12 @@ from types import MappingProxyType, TracebackType
 from typing import ClassVar, Literal
 
 from offload.placement.placement import Need, Placement
+from specexec.engine.prefixes import NoPrefixes, Prefixes
 from specexec.engine.request_types import Failure, Partial, Request
 from specexec.engine.step_accounting import StepAccounting
 from specexec.errors import ContextLengthExceeded, EmptyPrompt
 from specexec.learned import Arrays
+from specexec.sampling.model_defaults import defaults_of
 from specexec.sampling.params import SamplingParams
 from specexec.stats import Burst, Completion, Cost, Progress
 from specexec.text.detokenizer import TextStream
@@ -104,6 +106,7 @@ class FakeEngine:
         """The first `quick` sweeps of a text take no time, the others `sweep_s` seconds."""
         self.budget: int | str = 64
         self.memory = None
+        self.prefixes: Prefixes = NoPrefixes()
         self.accounting = StepAccounting()
         self.closed = False
         self.encoding = FakeEncoding()
@@ -131,7 +134,7 @@ class FakeEngine:
         return "".join(chr(token) for token in tokens)
 
     def filled(self, sampling: SamplingParams) -> SamplingParams:
-        return sampling
+        return replace(defaults_of(None).filled(sampling), seed=sampling.seed)
 
     def stop(self) -> None:
         self._stopped = not self._deaf
@@ -323,7 +326,7 @@ class FakeConversation:
         return iter(())
 
     def keep(self) -> Kept:
-        return Kept([*self.messages], self.system, [], {})
+        return Kept([*self.messages], self.system, [])
 
     def take_up(self, kept: Kept) -> None:
         self.messages, self.system = kept.messages, kept.system

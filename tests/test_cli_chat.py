@@ -89,7 +89,7 @@ def test_engine_options_reach_the_engine(specexec: CommandLine) -> None:
     specexec("chat", "mine", "-d", "none", "--offload", "disk", "-b", "7", "--ctx", "8k",
               "--ram", "10GiB", "--vram", "1GB", "--link-limit", "4MB/s", "--dtype", "f32", "--offline",
              "--exact", "--verify", "--trust-remote-code", "--draft-vocab", "2k", "--draft-window", "4k",
-             "--drafter-quant", "nf4", "--head-quant", "nf4", "--compute", "int8", "--kv-quant", "8",
+             "--drafter-quant", "nf4", "--head-quant", "nf4", "--compute", "int8", "--kv-quant", "8", "--kv", "auto",
              "-p", "x")  # fmt: skip
     assert specexec.options is not None
     options = specexec.options.asked
@@ -98,8 +98,9 @@ def test_engine_options_reach_the_engine(specexec: CommandLine) -> None:
         "dtype": "f32", "ctx": 8192, "ram": 10 * 2**30, "vram": 10**9, "link_limit": 4e6, "offline": True,
         "exact": True, "verify": True, "trust_remote_code": True,
         "draft_vocab": 2048, "draft_window": 4096, "drafter_quant": "nf4", "head_quant": "nf4", "compute": "int8",
-        "kv_quant": 8,
+        "kv_quant": 8, "kv": "auto",
         "template_vars": (), "allow_control_tokens": False, "lora": (), "drafter_lora": (),
+        "prefix_cache": False,
     }  # fmt: skip
 
 
@@ -167,7 +168,7 @@ def test_settings_change_while_talking(specexec: CommandLine) -> None:
     assert (sampling.temperature, sampling.top_k, sampling.stop, sampling.seed) == (0.5, 4, ("END",), 3)
     assert specexec.engine.budget == "auto"
     assert ran.err == (
-        "temperature = 0.5\ntop_k = 4\nstop = ('END',)\nseed = 3\n"
+        "temperature = 0.5\ntop_k = 4\nstop = 'END'\nseed = 3\n"
         "budget 256 (was 64)\nbudget auto (was 256)\nstats off\n"
         "'hot' is not a valid number.\n"
         "/set knows no 'tempreature'; did you mean temperature?\n"
@@ -244,7 +245,7 @@ def test_help_names_every_command(specexec: CommandLine) -> None:
 
 def test_show_tells_model_and_settings(specexec: CommandLine) -> None:
     ran = talk(specexec, "/show")
-    assert ran.err.startswith(BANNER + "  system              (none)\n  temperature         None\n")
+    assert ran.err.startswith(BANNER + "  system              (none)\n  temperature         0.0, the model's own\n")
 
 
 def test_exit_and_bye_leave_at_once(specexec: CommandLine) -> None:

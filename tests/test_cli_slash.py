@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 from prompt_toolkit.completion import CompleteEvent
 from prompt_toolkit.document import Document
 
+from cli.chat import slash_settings
 from cli.chat.slash import COMMANDS
 from cli.shared.options import EngineOptions
 from cli.terminal.completer import SlashCompleter
@@ -124,7 +126,22 @@ def test_every_view_shows_its_part(specexec: CommandLine) -> None:
         f"{BANNER}disk: 5 layers stream, 0.3 MB resident\nthis model has no chat template\n"
         "/show knows model, sampling, plan, template, prompt; did you mean sampling?\n"
     )
-    assert talk(specexec, "/show sampling").err.startswith("  temperature         None\n")
+
+
+def test_settings_are_shown_as_they_are_obeyed(specexec: CommandLine) -> None:
+    shown = talk(specexec, "/set top_p 0.9", "/set stop END", "/set seed 7", "/show sampling").err.splitlines()[3:]
+    assert dict(line.split(None, 1) for line in shown) == {
+        "temperature": "0.0, the model's own", "top_k": "0, the model's own", "top_p": "0.9",
+        "min_p": "0.0, the model's own", "repetition_penalty": "1.0, the model's own", "presence_penalty": "0.0",
+        "frequency_penalty": "0.0", "max_tokens": "512", "seed": "7", "stop": "'END'", "ignore_eos": "off",
+    }  # fmt: skip
+    assert talk(specexec, "/set seed auto", "/set temperature auto").err.splitlines() == [
+        "seed = another for every answer", "temperature = 0.0, the model's own",
+    ]  # fmt: skip
+
+
+def test_a_setting_without_a_name_is_asked_for(specexec: CommandLine) -> None:
+    assert talk(specexec, "/set").err == "which setting? /set KEY VALUE; /show sampling lists them\n"
 
 
 def test_long_statistics_say_where_the_time_went(specexec: CommandLine) -> None:
@@ -186,17 +203,15 @@ def test_the_engine_is_closed_before_the_next_one_is_opened(
     assert len(engines) == 3
 
 
-def test_help_keeps_words_whole_in_a_narrow_terminal(specexec: CommandLine) -> None:
-    lines = talk(specexec, "/help").err.splitlines()
-    assert max(map(len, lines)) < 80
-    assert any(line.startswith(" " * 30) and line.strip() for line in lines), "what is too long goes on further down"
-
-
-def test_help_stands_below_its_command_in_a_very_narrow_terminal(
+def test_what_a_command_says_fits_the_terminal_but_a_template_stays_as_it_is(
     specexec: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    long = "as long a line as a person may type into a terminal that is as narrow as this one"
+    monkeypatch.setattr(slash_settings, "template_of", lambda _: long)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     monkeypatch.setenv("COLUMNS", "40")
-    lines = talk(specexec, "/help").err.splitlines()
-    assert max(map(len, lines)) < 40
-    at = lines.index("  /set KEY VALUE")
-    assert lines[at + 1] == "      change how tokens are chosen,"
+    ran = specexec("chat", "--plain", stdin="/help\n/show template\n").err.splitlines()
+    at = ran.index("  /set KEY VALUE")
+    assert ran[at + 1] == "      change how tokens are chosen,"
+    assert max(map(len, ran[: ran.index("  //text") + 3])) < 40
+    assert long in ran

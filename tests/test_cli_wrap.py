@@ -7,9 +7,9 @@ import textwrap
 import pytest
 from rich.cells import cell_len
 
+from cli.shared.wrap import fold, wrapped
 from cli.terminal.prose import PlainProse
 from cli.terminal.table import table
-from cli.terminal.wrap import fold, wrapped
 
 TEXT = "A small drafter guesses a tree of likely continuations. Überraschung! 木の葉 and more of it\n\nend"
 
@@ -59,10 +59,24 @@ def test_indented_lines_stay_indented() -> None:
     assert wrapped("\treturn", 40) == ["        return"]
 
 
-def test_remarks_fold_between_words_and_pictures_do_not() -> None:
-    assert fold("  12 tokens · 3.4 s · 5.6 tok/s", 20) == "  12 tokens · 3.4 s\n  · 5.6 tok/s"
-    assert fold("one line", 20) == "one line"
-    assert fold("a picture\nof two lines that are long", 10) == "a picture\nof two lines that are long"
+def test_lines_that_are_too_long_fold_between_words() -> None:
+    assert fold("12 tokens · 3.4 s · 5.6 tok/s", 20) == "12 tokens · 3.4 s ·\n  5.6 tok/s"
+    assert fold("Error: it is long\n  why it was so", 12) == "Error: it\n  is long\n  why it\n    was so"
+    assert fold("one line\n\nand another", 20) == "one line\n\nand another"
+
+
+def test_what_is_wider_than_a_line_stays_whole_so_that_it_can_be_copied() -> None:
+    assert fold("written to /a/long/path/of/a/file now", 14) == "written to\n  /a/long/path/of/a/file\n  now"
+
+
+def test_a_second_column_goes_on_below_itself_or_under_the_first() -> None:
+    lines = "  /undo         forget the last message\n  /exit         leave"
+    assert fold(lines, 34) == ("  /undo         forget the last\n                message\n  /exit         leave")
+    assert fold(lines, 25) == "  /undo\n      forget the last\n      message\n  /exit         leave"
+
+
+def test_cells_are_counted_not_letters() -> None:
+    assert fold("日本 日本 日本", 11) == "日本 日本\n  日本"
 
 
 def test_a_table_too_wide_for_the_terminal_becomes_a_paragraph_a_row() -> None:
@@ -70,3 +84,8 @@ def test_a_table_too_wide_for_the_terminal_becomes_a_paragraph_a_row() -> None:
     columns = ["   LONG NAME  WHERE", "▸  日本       far away", "   b          here and there"]
     assert (table(rows), table(rows, 28)) == (columns, columns)
     assert table(rows, 27) == ["▸ long name 日本 ·", "  where far away", "long name b ·", "  where here and there"]
+
+
+def test_a_cell_too_wide_for_a_line_gets_one_of_its_own() -> None:
+    rows = [("NAME", "TARGET"), ("llama", "someone/Llama-3.3-70B-Instruct")]
+    assert table(rows, 34) == ["name llama · target", "  someone/Llama-3.3-70B-Instruct"]

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 import offload
 from offload.checkpoint.headers import open_folder
 from offload.checkpoint.quantized import int4
-from offload.checkpoint.quantized.arithmetic import group_codes
+from offload.checkpoint.quantized.arithmetic import group_codes, row_codes
 from offload.checkpoint.quantized.arithmetic.group_codes import GroupCodes, in_groups
 from offload.checkpoint.quantized.arithmetic.row_codes import INT8_STEP, RowCodes
 from offload.checkpoint.quantized.int4 import GROUP
@@ -114,6 +114,9 @@ def test_a_linear_has_the_bits_of_the_same_integers_in_int8(dtype: torch.dtype) 
     assert torch.equal(found, nn.functional.linear(rows, whole, bias))
     assert torch.equal(nn.functional.linear(rows[3:4].clone(), few, bias), found[3:4])
     assert torch.equal(few.clone(), whole.clone())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(row_codes, "most_rows_of_loops", lambda _: 0)
+        assert torch.equal(nn.functional.linear(rows.clone(), few, bias), found)
 
 
 @pytest.fixture

@@ -16,14 +16,15 @@ from transformers import PreTrainedModel
 
 import offload
 from cli.batch.command import _configuration
-from cli.chat.saving import weights_of
+from cli.engine.model_identity import identities_of
 from cli.shared.options import EngineOptions
 from offload.checkpoint.headers import open_folder
 from offload.checkpoint.quantized.arithmetic import row_codes
 from offload.checkpoint.quantized.arithmetic.row_codes import RowCodes
 from offload.checkpoint.quantized.quantize import Quant, quantise_int8
 from offload.errors import UnsupportedModel
-from offload.machine import integer_products
+from offload.hub.names import demo_folder
+from offload.machine import integer_loops, integer_products
 from offload.packs.pack import pack, plan
 from offload.placement.placement import Offload
 from offload.placement.quantized_sizes import need_in, work_of
@@ -135,6 +136,15 @@ def test_rows_that_change_between_two_linears_are_read_again(inference: bool) ->
         assert torch.equal(nn.functional.linear(rows, second), nn.functional.linear(rows.clone(), second))
 
 
+def test_a_row_that_is_no_number_stays_none_and_spoils_no_other() -> None:
+    weight, rows = RowCodes.of(*quantise_int8(noise(48, 64)), torch.float32), noise(5, 64)
+    expected = nn.functional.linear(rows.clone(), weight)
+    rows[2, 7] = torch.nan
+    found = nn.functional.linear(rows, weight)
+    assert found[2].isnan().all()
+    assert torch.equal(found[[0, 1, 3, 4]], expected[[0, 1, 3, 4]])
+
+
 def test_every_other_function_sees_its_numbers() -> None:
     codes, scales = quantise_int8(noise(6, 8))
     weight = RowCodes.of(codes, scales, torch.float32)
@@ -198,12 +208,40 @@ def test_whichever_way_the_machine_takes_the_logits_are_the_same(
     packed: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lm = target(packed("llama"))
-    found = []
+    found = [logits(lm, prompt(30))]
+    monkeypatch.setattr(row_codes, "most_rows_of_loops", lambda _: 0)
     for way in WAYS:
         monkeypatch.setattr(row_codes, "product", way)
         found.append(logits(lm, prompt(30)))
-    assert torch.equal(*found)
+    assert all(torch.equal(one, found[0]) for one in found)
     lm.close()
+
+
+@settings(max_examples=30)
+@given(
+    R=st.sampled_from([1, 3, 4, 5, 21]),
+    I=st.sampled_from([1, 100, 1024, 1056, 2100]),
+    O=st.integers(8, 40),
+    extreme=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_compiled_loops_round_the_exact_sums_once(R: int, I: int, O: int, extreme: bool, seed: int) -> None:
+    if not integer_loops.there():
+        pytest.skip("for x86 with AVX2")
+    generator = torch.Generator().manual_seed(seed)
+    rows = noise(R, I, seed=seed)
+    codes = torch.randint(-128, 128, (O, I), dtype=torch.int8, generator=generator)
+    if extreme:
+        rows, codes = rows.sign(), torch.full_like(codes, -128)
+    peaks = rows.abs().amax(1).clamp(min=1e-30)
+    exact = (rows * (16256 / peaks[:, None])).round().double() @ codes.double().t()
+    found, scales = torch.empty(R, O), noise(O, seed=1)
+    whole, peaks_found = integer_loops.whole_numbers(rows, 16256, 1e-30)
+    fill = integer_loops.filling(whole, codes, peaks_found, scales, found)
+    for first, end in ((0, 3), (3, O)):
+        fill(first, end)
+    assert torch.equal(peaks_found, peaks)
+    assert torch.equal(found, exact.float() * peaks[:, None] * scales)
 
 
 def in_integers(model: PreTrainedModel) -> PreTrainedModel:
@@ -269,11 +307,12 @@ def test_a_batch_is_not_continued_in_another_arithmetic() -> None:
     assert found["int8"] == found["float"] | {"--compute": "int8"}
 
 
-def test_keys_and_values_of_another_arithmetic_are_not_taken(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}")
-    engines: list[Any] = [
-        SimpleNamespace(folders={"target": tmp_path}, compute=one, kv_quant=None, adapters={})
-        for one in ("float", "int8")
-    ]
-    float_, int8 = map(weights_of, engines)
-    assert float_ != int8
+def test_keys_and_values_of_another_arithmetic_are_not_taken() -> None:
+    shared = {
+        "folders": {"target": demo_folder("target")},
+        "models": {"target": SimpleNamespace(model=SimpleNamespace(dtype=torch.float32))},
+        "device": "cpu", "kv_quant": None, "adapters": {},
+    }  # fmt: skip
+    engines: list[Any] = [SimpleNamespace(compute=one, **shared) for one in ("float", "int8")]
+    float_, int8 = (identities_of(one)["target"] for one in engines)
+    assert float_.digest != int8.digest

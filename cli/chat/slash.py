@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
-from textwrap import fill
 
 import click
 
@@ -59,27 +58,19 @@ def _help(session: Session, argument: str) -> None:
     name = argument.removeprefix("/")
     if name and name not in COMMANDS:
         raise click.BadParameter(f"there is no command /{name}: {_meant(name)}")
-    commands = [COMMANDS[name]] if name else [*COMMANDS.values()]
+    commands = [COMMANDS[name]] if name else [command for command in COMMANDS.values() if command.says]
     usages = {f"/{command.usage}": command.says for command in commands}
     if not name:
         usages["//text"] = "send a line that begins with a slash"
-    indent, width = max(map(len, usages)) + 4, session.screen.width - 1
-    if width < indent + 20:  # no room for two columns
-        lines = [line for usage, says in usages.items() for line in (f"  {usage}", _set_in(says, 6, width))]
-    else:
-        lines = [f"  {usage}".ljust(indent) + _set_in(says, indent, width)[indent:] for usage, says in usages.items()]
-    session.screen.tell("\n".join(lines))
-
-
-def _set_in(text: str, indent: int, width: int) -> str:
-    return fill(text, width, initial_indent=" " * indent, subsequent_indent=" " * indent)
+    widest = max(map(len, usages))
+    session.screen.tell("\n".join(f"  {usage:<{widest}}  {says}" for usage, says in usages.items()))
 
 
 COMMANDS: dict[str, Slash] = {
     "help": Slash("help [COMMAND]", "this list", _help, lambda: COMMANDS),
     "exit": Slash("exit", "leave; /quit, /bye and Ctrl-D too", talk.leave),
-    "quit": Slash("quit", "leave", talk.leave),
-    "bye": Slash("bye", "leave", talk.leave),
+    "quit": Slash("quit", "", talk.leave),
+    "bye": Slash("bye", "", talk.leave),
     "clear": Slash("clear", "begin another conversation; this one is kept, the system prompt stays", talk.clear),
     "undo": Slash("undo", "forget the last message and its answer", talk.undo),
     "retry": Slash("retry [SEED]", "answer the last message again", talk.retry),

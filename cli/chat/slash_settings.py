@@ -34,12 +34,30 @@ def keys() -> Iterable[str]:
 def set_value(session: Session, argument: str) -> None:
     key, _, value = argument.partition(" ")
     key, value = key.replace("-", "_"), value.strip()
+    if not key:
+        raise click.BadParameter("which setting? /set KEY VALUE; /show sampling lists them")
     if key not in SETTINGS:
         near = get_close_matches(key, SETTINGS, n=1, cutoff=0.5)
         meant = f"did you mean {near[0]}?" if near else "/show lists all."
         raise click.BadParameter(f"/set knows no {key!r}; {meant}")
     session.sampling = replace(session.sampling, **{key: _value(key, value)})  # type: ignore[arg-type]  # _value checks
-    session.screen.tell(f"{key} = {getattr(session.sampling, key)}")
+    session.screen.tell(f"{key} = {_in_words(session, key)}")
+
+
+def _in_words(session: Session, key: str) -> str:
+    """A setting as it will be obeyed, and who chose it."""
+    value, whose, engine = getattr(session.sampling, key), "", session.engine
+    if value is None and key == "seed":
+        return "another for every answer"
+    if value is None:
+        if isinstance(engine, ServedEngine):
+            return "the model's own"
+        value, whose = getattr(engine.filled(session.sampling), key), ", the model's own"
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, tuple):
+        return (", ".join(map(repr, value)) or "none") + whose
+    return f"{value}{whose}"
 
 
 def _value(key: str, value: str) -> object:
@@ -61,7 +79,7 @@ def show(session: Session, argument: str) -> None:
         near = get_close_matches(argument, VIEWS, n=1)
         meant = f"; did you mean {near[0]}?" if near else ""
         raise click.BadParameter(f"/show knows {', '.join(VIEWS)}{meant}")
-    sampling = [f"  {key:<19} {getattr(session.sampling, key)}" for key in SETTINGS]
+    sampling = [f"  {key:<19} {_in_words(session, key)}" for key in SETTINGS]
     lines = {
         "": lambda: [*introduced(session.engine), f"  {'system':<19} {_system(session)}", *sampling],
         "model": lambda: introduced(session.engine),
@@ -70,7 +88,7 @@ def show(session: Session, argument: str) -> None:
         "template": lambda: [template_of(session.engine) or "this model has no chat template"],
         "prompt": lambda: [session.conversation.rendered],
     }[argument]
-    session.screen.tell("\n".join(lines()))
+    session.screen.tell("\n".join(lines()), folded=argument not in ("template", "prompt"))
 
 
 def _system(session: Session) -> str:

@@ -39,7 +39,7 @@ def list_aliases(as_json: bool) -> None:
     own = names.user_aliases()
     for name, pair in known.items():
         drafter = f" with {pair.drafter}" if pair.drafter else ""
-        echo(f"{name} = {pair.target}{drafter}{f'  # {names.user_file()}' if name in own else ''}")
+        echo(f"{name} = {pair.target}{drafter}{f'  # {names.user_file()}' if name in own else ''}", folded=True)
 
 
 @alias.command("set")

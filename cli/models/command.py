@@ -136,7 +136,7 @@ def show_model(name: str, as_json: bool) -> None:
             what = why
         shown["loads_in_transformers"] = f"no, {what}"
     width = max(map(len, shown))
-    echo("\n".join(f"{key:<{width}} {value}" for key, value in shown.items() if value != ""))
+    echo("\n".join(f"{key:<{width}} {value}" for key, value in shown.items() if value != ""), folded=True)
 
 
 def _runs(folder: Folder) -> str:
@@ -172,7 +172,7 @@ def verify_model(name: str, as_json: bool) -> int:
     if damaged:
         raise local.damaged_error(path, damaged)
     checked = "every hash is right" if by_hash else "sizes and headers are right; there are no hashes to compare"
-    echo(f"{name}: {checked}")
+    echo(f"{name}: {checked}", folded=True)
     return 0
 
 
@@ -213,7 +213,7 @@ def prune_models(folders: tuple[Path, ...], yes: bool, dry_run: bool, as_json: b
     found = leftovers.find_leftovers(folders)
     if not as_json:
         for one in found:
-            echo(f"{format_bytes(one.size_B):>10}  {one.why:<20}  {one.path}")
+            echo(f"{format_bytes(one.size_B):>10}  {one.why:<20}  {one.path}", folded=True)
     if found and not dry_run and not yes:
         if not sys.stdin.isatty():
             raise click.UsageError("There is no terminal to confirm at; say --yes to delete, or --dry-run.")

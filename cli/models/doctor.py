@@ -54,9 +54,9 @@ def doctor(quick: bool, path: Path | None, as_json: bool) -> int:
     for check in (*_looked_at(), *(_kept() if quick else _measured(path))):
         checks.append(check)
         if not as_json:
-            echo(f"{MARKS[check.status]} {check.name:<12} {check.found}")
+            echo(f"{MARKS[check.status]} {check.name:<12} {check.found}", folded=True)
             if check.fix:
-                echo(f"  {'':<12} {check.fix}")
+                echo(f"  {'':<12} {check.fix}", folded=True)
     if as_json:
         echo(json.dumps({"checks": [asdict(check) for check in checks]}, indent=1))
     return BROKEN if any(check.status == "fail" for check in checks) else 0

@@ -82,7 +82,7 @@ def pack(
         echo(json.dumps(facts, ensure_ascii=False))
         return 0
     if dry_run:
-        echo(f"would write {layers}, {format_bytes(wanted.size_B)}, to {out}")
+        echo(f"would write {layers}, {format_bytes(wanted.size_B)}, to {out}", folded=True)
         return 0
     from tqdm import tqdm
 

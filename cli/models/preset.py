@@ -63,7 +63,7 @@ def list_presets(as_json: bool) -> None:
         echo(json.dumps(known, ensure_ascii=False, default=str))
         return
     for name, values in known.items():
-        echo(f"{name}: {', '.join(_shown(values))}")
+        echo(f"{name}: {', '.join(_shown(values))}", folded=True)
     if not known:
         echo("no presets yet; specexec preset save NAME keeps one", err=True)
 

@@ -118,7 +118,7 @@ def pull(
         for one in _all_of(asked, screen):
             pulled.append(one)
             if not as_json:
-                echo(one.line)
+                echo(one.line, folded=True)
     except KeyboardInterrupt:
         screen.tell("stopped; the same command fetches the rest.")
         return INTERRUPTED

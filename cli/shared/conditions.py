@@ -16,10 +16,12 @@ _PACKAGE = Path(offload.__file__).parent
 _QUANTIZED = _PACKAGE / "checkpoint" / "quantized"
 ARITHMETIC = (
     *sorted((Path(specexec.__file__).parent / "model" / "linears").glob("*.py")),
-    _PACKAGE / "machine" / "thread_pool.py",
-    _PACKAGE / "machine" / "integer_products.py",
+    *(
+        _PACKAGE / "machine" / f"{name}.py"
+        for name in ("thread_pool", "integer_products", "integer_loops", "integer_tiles")
+    ),
     *(_QUANTIZED / f"{name}.py" for name in ("bitsandbytes_4bit", "int8", "mxfp4")),
-    *(_QUANTIZED / "arithmetic" / f"{name}.py" for name in ("pieces", "row_codes")),
+    *(_QUANTIZED / "arithmetic" / f"{name}.py" for name in ("pieces", "group_codes", "row_codes")),
     _PACKAGE / "measure.py",
 )
 

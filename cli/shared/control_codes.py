@@ -1,11 +1,12 @@
 """Control codes in text of others (models, files, the Hub): shown on the terminal, never executed by it.
 
-Everything that a command prints goes through `echo`; a Screen does the same for what it draws. A pipe gets the words as
-they are.
+Everything that a command prints goes through `echo`; a Screen does the same for what it draws. A pipe gets words and
+lines as they are.
 """
 
 from __future__ import annotations
 
+import shutil
 import sys
 
 _PICTURES = {code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\n\t"} | {0x7F: "\u2421"}
@@ -19,8 +20,14 @@ def visible(text: str) -> str:
     return text.translate(_VISIBLE)
 
 
-def echo(text: object = "", *, err: bool = False, nl: bool = True) -> None:
-    """Print at once."""
+def echo(text: object = "", *, err: bool = False, nl: bool = True, folded: bool = False) -> None:
+    """Print at once. On a terminal remarks (`err`) and what is `folded` break between words, not where it is full."""
     stream = sys.stderr if err else sys.stdout
     shown = str(text)
-    print(visible(shown) if stream.isatty() else shown, file=stream, end="\n" if nl else "", flush=True)
+    if stream.isatty():
+        shown = visible(shown)
+        if err or folded:
+            from cli.shared.wrap import fold  # what counts cells is slow to import
+
+            shown = fold(shown, shutil.get_terminal_size().columns)
+    print(shown, file=stream, end="\n" if nl else "", flush=True)

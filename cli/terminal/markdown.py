@@ -28,7 +28,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.theme import Theme
 
-from cli.terminal.wrap import wrapped
+from cli.shared.wrap import wrapped
 
 # Readable on dark and on light terminals: their own sixteen colours, and no background.
 _THEME = Theme(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from cli.terminal.wrap import wrapped
+from cli.shared.wrap import wrapped
 
 
 class Prose(Protocol):

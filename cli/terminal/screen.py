@@ -16,10 +16,10 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from cli.shared.control_codes import visible
+from cli.shared.wrap import fold, wrapped
 from cli.terminal.foreground import foreground
 from cli.terminal.prose import Dimmed, PlainProse, Prose
 from cli.terminal.region import Region
-from cli.terminal.wrap import fold, wrapped
 
 TICK_S = 0.125
 
@@ -115,15 +115,17 @@ class Screen:
     def say(self, line: str) -> None:
         """Print a remark that -q silences."""
         if not self.quiet:
-            line = fold(self._seen(line), self.width) if self._watched else line
+            line = self._seen(line)
             self._remark(f"{_DIM}{line}{_PLAIN}" if self.colour else line)
 
-    def tell(self, line: str) -> None:
-        """Print something the user must see."""
-        self._remark(self._seen(line))
+    def tell(self, text: str, *, folded: bool = True) -> None:
+        """Print something the user must see, with lines of the terminal's width or, not `folded`, as they are."""
+        self._remark(self._seen(text, folded))
 
-    def _seen(self, line: str) -> str:
-        return visible(line) if self._watched else line
+    def _seen(self, text: str, folded: bool = True) -> str:
+        if not self._watched:
+            return text
+        return fold(visible(text), self.width) if folded else visible(text)
 
     def _remark(self, line: str) -> None:
         with self._lock:

@@ -25,8 +25,10 @@ def table(rows: Items[Items[str]], width: int | None = None) -> list[str]:
 def _paragraph(heads: Items[str], row: Items[str], width: int) -> list[str]:
     named = [f"{head.lower()} {cell}" for head, cell in zip(heads, row, strict=True) if head and cell not in ("", "-")]
     mark = " ".join(cell for head, cell in zip(heads, row, strict=True) if not head and cell)
-    text = " · ".join(one.replace(" ", _UNBROKEN) for one in named)
-    lines = textwrap.wrap(f"{mark} {text}".strip(), width - 1, subsequent_indent="  ", break_on_hyphens=False)
+    text = " · ".join(one if cell_len(one) > width - 3 else one.replace(" ", _UNBROKEN) for one in named)
+    lines = textwrap.wrap(
+        f"{mark} {text}".strip(), width - 1, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
     return [line.replace(_UNBROKEN, " ") for line in lines]
 
 

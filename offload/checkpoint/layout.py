@@ -15,8 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from offload.checkpoint.block import Block, Sum, TensorPart, aligned
-from offload.checkpoint.change import Change
-from offload.checkpoint.entry import Entry
+from offload.checkpoint.entry import Change, Entry
 from offload.checkpoint.experts import experts_of
 from offload.checkpoint.headers import Folder
 from offload.checkpoint.mapping import Part, route

@@ -28,6 +28,7 @@ from offload.checkpoint.documents import Json, read_json
 from offload.checkpoint.headers import Folder
 from offload.checkpoint.quantized.stored import refuse_unknown
 from offload.checkpoint.remote_code import classes_in, references, refuse_elsewhere, refused, running_code
+from offload.checkpoint.unrolled import unroll
 from offload.checkpoint.wrapped import tower_tensors
 from offload.checkpoint.wrapper import (
     Wrapper,
@@ -46,7 +47,6 @@ SUPPORTED = (
 )
 # What transformers computes and streaming cannot, and why.
 REFUSED = {
-    "hrm_text": "Each token goes through its layers several times, and a sweep reads every layer once.",
     "paligemma": "Its prompts begin with an image, and their rows see what follows them: no text goes on from a text.",
 }
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
@@ -129,6 +129,7 @@ def build(
     assert isinstance(model, PreTrainedModel)
     if model.can_generate():
         model.generation_config = _generation_config(folder)
+    unroll(model)
     _ready(model)
     return Skeleton(model, _find_layers(model, folder), wanted)
 

@@ -1,23 +1,33 @@
-"""Products of 8-bit integers, exact: torch's kernel where it is exact and quick, short sums in float32 elsewhere.
+"""Products of integers, exact: compiled loops, torch's kernel, or short sums in float32, whichever is quick here.
 
-A sum of integers has no order, so both ways give the same bits, and a row's are the same whatever comes along.
+A sum of integers has no order, so all ways give the same bits, and a row's are the same whatever comes along.
 R rows   I inputs   O outputs
 """
 
 import time
+from collections.abc import Callable
 from functools import cache
 
 import torch
+
+from offload.machine import integer_loops
+from offload.machine.thread_pool import share
 
 # As many products of two 8-bit integers as float32 adds up exactly: 1024 * 128 * 128 = 2 ** 24.
 EXACT_INPUTS = 1024
 # cuBLAS takes no fewer rows than 17, and inputs and outputs in eights.
 CUDA_ROWS, CUDA_STEP = 32, 8
+ANY = 1 << 40  # more rows than there are
+TRIED = (64, 16, 1)  # rows over which loops are compared with torch's kernel
 
 
 def way(device: str) -> str:
-    """Which of the two is taken on this kind of device, in words."""
-    return "by torch's integer kernel" if kernel_pays(device) else "exactly, by short sums in float32"
+    """Which of them is taken on this kind of device, in words."""
+    most = most_rows_of_loops(torch.get_num_threads()) if device == "cpu" else 0
+    if most == ANY:
+        return "by compiled loops"
+    kernel = "by torch's integer kernel" if kernel_pays(device) else "exactly, by short sums in float32"
+    return f"by compiled loops over up to {most} rows, {kernel} over more" if most else kernel
 
 
 def product(rows_RI: torch.Tensor, codes_OI: torch.Tensor) -> torch.Tensor:
@@ -64,8 +74,43 @@ def kernel_pays(device: str) -> bool:
     return kernel_s <= floats_s
 
 
-def _seconds(way: object, rows_RI: torch.Tensor, codes_OI: torch.Tensor) -> float:
-    assert callable(way)
+@cache
+def most_rows_of_loops(threads: int) -> int:
+    """Over how many rows compiled loops are the quickest way on this CPU, where each of its threads has a part."""
+    if not integer_loops.there():
+        return 0
+    if not kernel_pays("cpu"):
+        return ANY
+    codes_OI, scales_O = torch.ones(1024, 1024, dtype=torch.int8), torch.ones(1024)
+    for rows in TRIED:
+        whole_RI, steps_R = torch.ones(rows, 1024, dtype=torch.int16), torch.ones(rows)
+        halves_RI, found_RO = codes_OI[: 2 * rows], torch.empty(rows, 1024)
+
+        def loops() -> None:
+            integer_loops.filling(whole_RI, codes_OI, steps_R, scales_O, found_RO)(0, 1024)  # noqa: B023
+
+        def kernel() -> None:
+            by_kernel(halves_RI, codes_OI)  # noqa: B023
+
+        if _on_all_threads(loops, threads) <= _on_all_threads(kernel, threads):
+            return ANY if rows == TRIED[0] else rows
+    return 0
+
+
+def _on_all_threads(way: Callable[[], object], threads: int) -> float:
+    """Seconds of the quickest of some runs in which every thread does this once."""
+
+    def run() -> float:
+        began_s = time.perf_counter()
+        share(lambda _: way(), range(threads))
+        return time.perf_counter() - began_s
+
+    return min(run() for _ in range(4))
+
+
+def _seconds(
+    way: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], rows_RI: torch.Tensor, codes_OI: torch.Tensor
+) -> float:
     began_s = time.perf_counter()
     way(rows_RI, codes_OI)[0, 0].item()
     return time.perf_counter() - began_s

@@ -25,9 +25,10 @@ from specexec.sizes import AT_ONCE, KEY_BLOCK, QUERY_BLOCK, SINKS, SUMMED_WIDE
 
 NAME = "specexec"
 LOWEST = torch.finfo(torch.float32).min
-# MKL's products sum in another order for few rows than for more, and from some 400 inputs on in one that depends on
-# how many there are. So no block has fewer rows, no sum more keys, and keys are counted from the first of the text.
-FILLED, SUMMED = 16, 256
+# MKL's products sum in another order for few rows or columns than for more, and from some 400 inputs on (from 193 on a
+# CPU with AVX2 alone) in one that depends on how many there are. So no block has fewer queries or keys, no sum more
+# keys, and keys are counted from the first of the text.
+FILLED, SUMMED = 16, 128
 KEPT = 1 << 15  # bytes of a mask that is kept for the next layers: of a block far from full
 
 
@@ -238,9 +239,13 @@ def attend_block(
 
     def scored(first: int, last: int, out: Tensor | None = None) -> Tensor:
         """Scores [B, heads of keys, G, Q, K] of some keys."""
-        scores = torch.bmm(query, style.kept.read(key_HKD[:, first:last]).transpose(1, 2), out=out).view(
-            *shared, last - first
-        )
+        keys = style.kept.read(key_HKD[:, first:last])
+        if (missing := FILLED - (last - first)) > 0:
+            products = torch.bmm(query, nn.functional.pad(keys, (0, 0, 0, missing)).transpose(1, 2))
+            products = products[..., : last - first].contiguous()
+        else:
+            products = torch.bmm(query, keys.transpose(1, 2), out=out)
+        scores = products.view(*shared, last - first)
         # In place: a block of scores is the largest thing that attention holds.
         if style.softcap is not None:
             scores.div_(style.softcap).tanh_().mul_(style.softcap)

@@ -22,7 +22,7 @@ from transformers.modeling_outputs import MoeModelOutputWithPast
 from specexec.errors import UnsupportedArchitecture
 from specexec.model import attention
 from specexec.model.architecture import check_tree_support, limits_steps, longest_text
-from specexec.model.cache import KVCache
+from specexec.model.cache import KVCache, Room, beside
 from specexec.model.cache_in_ram import Travel
 from specexec.model.compressed import let_in_compressors
 from specexec.model.image_inputs import inputs_of, seeing
@@ -147,11 +147,17 @@ class TreeLM:
         self._stepwise = limits_steps(model.config.get_text_config())
         self._experts = any(name.endswith("experts") for name, _ in model.named_modules())
         # Linears that are no modules of torch's own class are met where they are called.
-        met = self._any_rows and (not any_rows.convert(model) or self._experts)
-        self._met = met or widened.pays(self.device, model.dtype)
+        own = self._any_rows or widened.pays(self.device, model.dtype)
+        self._met = own and (not any_rows.convert(model, self.device, share) or self._experts)
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sweep")
         self.kept: KeptRows = WHOLE
         self._even = False  # whether each product has as many rows as another
+
+    def memory_of(self, layer: int) -> Room:
+        """Where rows of this layer live between sweeps."""
+        if self._travel is None or layer not in self._travel.layers:
+            return beside
+        return self._travel.carrier.memory
 
     def keep_in(self, bits: KVQuant) -> None:
         """From now on caches hold keys and values in so many bits; for an LM that has written none yet.

@@ -115,13 +115,16 @@ class AnyRowsConv1D(Conv1D):
 CLASSES: dict[type, type] = {nn.Linear: AnyRowsLinear, Conv1D: AnyRowsConv1D}
 
 
-def convert(model: PreTrainedModel) -> bool:
-    """Let the linears of a model compute so; whether these were all of them. Harmless when repeated."""
+def convert(model: PreTrainedModel, device: torch.device, share: widened.Share = widened.in_turn) -> bool:
+    """Let the linears of a model compute as in `linears`; whether these were all of them. Harmless when repeated."""
+    classes = widened.CLASSES if widened.pays(device, model.dtype) else CLASSES
     for module in every_module(model):
-        if type(module) in CLASSES:
-            module.__class__ = CLASSES[type(module)]
+        if type(module) in classes:
+            module.__class__ = classes[type(module)]
+        if isinstance(module, widened.WidenedLinear | widened.WidenedConv1D):
+            module.share = share
     others = (module for module in every_module(model) if isinstance(module, nn.Linear | Conv1D))
-    return all(type(module) in CLASSES.values() for module in (model.get_output_embeddings(), *others))
+    return all(type(module) in classes.values() for module in (model.get_output_embeddings(), *others))
 
 
 class AnyRows(TorchFunctionMode):

@@ -17,10 +17,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from transformers.pytorch_utils import Conv1D
 
 from specexec.sizes import WIDENED
 
-STEP = 128  # outputs of a thread's block: 2048 inputs make a megabyte of float32, the second cache of common CPUs
+STEP = 128  # outputs of a thread's block, at least: 2048 inputs make a megabyte of float32, the second cache of common
+BLOCK = 1 << 18  # CPUs. Of narrower weights it has as many.
 SMALL = 1 << 18  # weights that are not worth waking threads for
 # What a CPU must have, any of it, to be quicker without us.
 KERNELS = {torch.bfloat16: ("avx512_bf16", "amx_bf16"), torch.float16: ("avx512_fp16", "amx_fp16")}
@@ -54,7 +56,7 @@ def linear(rows: Tensor, weight_OI: Tensor, bias: Tensor | None = None, *, share
     rows_IR = rows.reshape(-1, I).t().float().contiguous()
     products_OR = rows_IR.new_empty(O, rows_IR.shape[1])
     threads = torch.get_num_threads()
-    step = O if O * I <= SMALL else max(1, min(STEP, WIDENED // threads // I, O))
+    step = O if O * I <= SMALL else max(1, min(max(STEP, BLOCK // I), WIDENED // threads // I, O))
     blocks = deque(rows_IR.new_empty(min(threads, -(-O // step)), step, I).unbind())
 
     def multiply(start: int) -> None:
@@ -67,6 +69,31 @@ def linear(rows: Tensor, weight_OI: Tensor, bias: Tensor | None = None, *, share
     if bias is not None:
         products_OR += bias[:, None]
     return rows.new_empty(*rows.shape[:-1], O).copy_(products_OR.t().view(*rows.shape[:-1], O))
+
+
+class WidenedLinear(nn.Linear):
+    """A linear that computes so, unless its weight multiplies in a way of its own."""
+
+    share: Share
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Products [..., O] of rows [..., I]."""
+        if not _narrow(self.weight):
+            return nn.functional.linear(input, self.weight, self.bias)
+        return linear(input, self.weight, self.bias, share=self.share)
+
+
+class WidenedConv1D(Conv1D):
+    """The same of GPT-2's linear, whose weight is [I, O]."""
+
+    share: Share
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Products [..., O] of rows [..., I]."""
+        return linear(x, self.weight.t(), self.bias, share=self.share) if _narrow(self.weight) else super().forward(x)
+
+
+CLASSES: dict[type, type] = {nn.Linear: WidenedLinear, Conv1D: WidenedConv1D}
 
 
 class Widened(TorchFunctionMode):

@@ -1,13 +1,13 @@
 """A weight of 8-bit integers that multiplies as it is stored: its linear computes in them. Knows no layer and no file.
 
-Activations become integers of 15 bits, row by row, and each of these two of 8 bits: x = step * (128 * high + low).
-Products and sums of integers are exact, so a row's result has the same bits whatever is computed with it. Scales are
-applied once, at the end.   R rows   I inputs   O outputs
+Activations become integers of 15 bits, row by row; where the machine multiplies 8 bits alone, each of these two of 8
+bits: x = step * (128 * high + low). Products and sums of integers are exact, so a row's result has the same bits
+whatever is computed with it. They are rounded once, and scales applied, at the end.   R rows   I inputs   O outputs
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import product as product_of
 from typing import Any
 
@@ -18,7 +18,8 @@ from torch.utils._pytree import tree_map_only
 from offload.checkpoint.quantized.arithmetic.group_codes import GroupCodes
 from offload.checkpoint.quantized.arithmetic.pieces import fill_each, runs
 from offload.checkpoint.quantized.weight import GPU_PIECE_B
-from offload.machine.integer_products import product
+from offload.machine import integer_loops
+from offload.machine.integer_products import most_rows_of_loops, product
 from offload.machine.thread_pool import share
 
 # As bitsandbytes has it, for scales that are the largest magnitude of a row.
@@ -31,6 +32,8 @@ SMALLEST = 1e-30
 PIECE_B = 1 << 20
 EXPANDED_B = 1 << 19  # of integers that are made out of fewer bits
 SMALL = 1 << 18  # weights that are not worth waking threads for
+PARTS = 4  # of a linear for each thread: one that is held up does fewer of them
+Make = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
 class RowCodes(torch.Tensor):
@@ -84,32 +87,55 @@ def fill_integers(codes: Sequence[torch.Tensor | GroupCodes], scales: torch.Tens
 
 def linear(rows: torch.Tensor, weight: RowCodes, bias: torch.Tensor | None = None) -> torch.Tensor:
     """Products [..., O] of [..., I] rows in their dtype, each row's bits its own."""
+    R, O = rows.shape[:-1].numel(), weight.shape[0]
+    looped = rows.is_cpu and integer_loops.takes(O) and 0 < R <= most_rows_of_loops(torch.get_num_threads())
+    return (_by_loops if looped else _by_products)(rows, weight, bias).view(*rows.shape[:-1], O)
+
+
+def _by_loops(rows: torch.Tensor, weight: RowCodes, bias: torch.Tensor | None) -> torch.Tensor:
+    whole_RI, steps_R = _kept(rows, _whole)
+    O, I = weight.shape
+    found_RO = torch.empty(whole_RI.shape[0], O)
+    fill = integer_loops.filling(whole_RI, weight.codes_OI, steps_R, weight.scales_O, found_RO)
+    threads = 1 if O * I <= SMALL else torch.get_num_threads()
+    step = -(-O // (threads * PARTS)) if threads > 1 else O
+    share(lambda start: fill(start, min(start + step, O)), range(0, O, step))
+    return (found_RO if bias is None else found_RO.add_(bias)).to(rows.dtype)
+
+
+def _by_products(rows: torch.Tensor, weight: RowCodes, bias: torch.Tensor | None) -> torch.Tensor:
     codes_OI, scales_O = weight.codes_OI, weight.scales_O
     O, I = codes_OI.shape
-    parts_RI, steps_R1 = _kept_halves(rows)
+    parts_RI, steps_R1 = _kept(rows, halves)
     R = len(steps_R1)
     found_RO = rows.new_empty(R, O)
 
     def multiply(start: int) -> None:
         outputs = slice(start, start + step)
-        high, low = product(parts_RI, codes_OI[outputs]).float().split(R)
-        wide = high.mul_(HIGH).add_(low).mul_(steps_R1).mul_(scales_O[outputs])
+        high, low = product(parts_RI, codes_OI[outputs]).split(R)
+        wide = torch.add(low.long(), high, alpha=HIGH).float().mul_(steps_R1).mul_(scales_O[outputs])
         found_RO[:, outputs] = wide if bias is None else wide.add_(bias[outputs])
 
     step = _step(R, O, I, isinstance(codes_OI, GroupCodes)) if rows.is_cpu else _gpu_step(R, O, I)
     share(multiply, range(0, O, step))
-    return found_RO.view(*rows.shape[:-1], O)
+    return found_RO
 
 
-def _kept_halves(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The halves of [..., I] rows, kept with them until they change: queries, keys and values are made of the same."""
+def _kept(rows: torch.Tensor, make: Make) -> tuple[torch.Tensor, torch.Tensor]:
+    """What is made of [..., I] rows, kept with them until they change: queries, keys, values are made of the same."""
     if rows.is_inference():  # nothing tells whether such a tensor has changed
-        return halves(rows.reshape(-1, rows.shape[-1]))
-    version, made = getattr(rows, "_halves", (None, None))
-    if made is None or version != rows._version:
-        made = halves(rows.reshape(-1, rows.shape[-1]))
-        rows._halves = rows._version, made  # type: ignore[attr-defined]  # tensors take any attribute
+        return make(rows.reshape(-1, rows.shape[-1]))
+    key, made = getattr(rows, "_integers", (None, None))
+    if made is None or key != (rows._version, make):
+        made = make(rows.reshape(-1, rows.shape[-1]))
+        rows._integers = (rows._version, make), made  # type: ignore[attr-defined]  # tensors take any attribute
     return made
+
+
+def _whole(rows_RI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows in integers of 15 bits, int16 [R, I], and the step of the products of each row, float32 [R]."""
+    whole_RI, peaks_R = integer_loops.whole_numbers(rows_RI, LARGEST, SMALLEST)
+    return whole_RI, peaks_R.mul_(INT8_STEP / LARGEST)
 
 
 def halves(rows_RI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
