@@ -31,6 +31,7 @@ SECTIONS = {
         "repl": "cli.chat.repl:repl",
         "generate": "cli.batch.command:generate",
         "sessions": "cli.chat.sessions:sessions",
+        "cache": "cli.chat.prefix_cache:cache",
     },
     "Serve": {
         "serve": "cli.serve.command:serve",

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from offload.model.mtp_layer import load_mtp_layer
     from offload.model.resident_layer import is_resident, resident_layer, skeleton_layer
     from offload.model.tower import open_tower
-    from offload.placement.placement import Need, Offload, Placement
+    from offload.placement.placement import KVHome, Need, Offload, Placement
     from offload.placement.quantized_sizes import (
         FewBits,
         Format,
@@ -72,6 +72,7 @@ __all__ = [
     "FourBits",
     "Free",
     "Json",
+    "KVHome",
     "KVQuant",
     "ModelPair",
     "ModelStream",
@@ -130,6 +131,7 @@ _HOMES = {
     "check_documents": "checkpoint.documents",
     "EXPERTS": "checkpoint.routing",
     "Compute": "placement.requirements",
+    "KVHome": "placement.placement",
     "KVQuant": "placement.requirements",
     "Design": "checkpoint.skeleton",
     "Folder": "checkpoint.headers",

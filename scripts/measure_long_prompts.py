@@ -1,10 +1,11 @@
 """Prompts of thousands of tokens, exact: text beside transformers' `generate`, memory beside the plan, time and bytes.
 
-A small random Llama of a wide context in float32, streamed from disk, that reads each prompt in one stream of its
-weights. Every length runs in a process of its own (scripts/measure_memory.py), then once more beside transformers'
-greedy `generate` of the same tokens. Prints a markdown table.
+A small random Llama of a wide context in float32, or SmolLM2's shape with `--smollm2`, streamed from disk, that reads
+each prompt in one stream of its weights. Every length runs in a process of its own (scripts/measure_memory.py), then
+once more beside transformers' greedy `generate` of the same tokens. A plain read is a sweep over one token. Prints a
+markdown table.
 
-    python scripts/measure_long_prompts.py [LENGTH ...]
+    python scripts/measure_long_prompts.py [--smollm2] [LENGTH ...]
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -29,17 +32,23 @@ from tests.tiny import tiny
 from tests.writing import greedy
 
 LENGTHS, WRITTEN, WIDEST = (4096, 16384, 65536), 8, 1 << 17
+SMALL = {
+    "num_hidden_layers": 4, "hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+}  # fmt: skip
+SMOLLM2 = {
+    "num_hidden_layers": 30, "hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+}  # fmt: skip
 
 
-def main(lengths: list[int]) -> None:
+def main(lengths: list[int], shape: dict[str, Any]) -> None:
     """One row for each length."""
-    print("| tokens | text | peak ÷ plan | seconds | transformers | bytes read ÷ layers |\n|---|---|---|---|---|---|")
+    print("| tokens | text | peak ÷ plan | seconds | ÷ a plain read | transformers | bytes read ÷ layers |")
+    print("|---|---|---|---|---|---|---|")
     with TemporaryDirectory() as name:
         folder = Path(name)
-        tiny(
-            "llama", folder, vocab_size=4096, max_position_embeddings=WIDEST, num_hidden_layers=4, hidden_size=256,
-            intermediate_size=512, num_attention_heads=8, num_key_value_heads=2, eos_token_id=3,
-        )  # fmt: skip
+        tiny("llama", folder, vocab_size=4096, max_position_embeddings=WIDEST, eos_token_id=3, **shape)
         for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
             shutil.copy(HERE / "demo" / "target" / file, folder)
         for length in lengths:
@@ -54,6 +63,8 @@ def _row(folder: Path, length: int) -> str:
     sampling = specexec.SamplingParams(temperature=0.0, max_tokens=WRITTEN, ignore_eos=True)
     with specexec.load(str(folder), drafter="none", offload="disk", dtype="f32", ctx=length) as llm:
         tokens = (llm.encode("All that has ever been written fits into memory.") * length)[: length - WRITTEN - 1]
+        bursts = list(llm.stream(tokens[:100], sampling))
+        read_s = median(burst.sweep_s for burst in bursts[1:])
         started_s = time.perf_counter()
         ours = llm.generate(tokens, sampling)
         seconds = time.perf_counter() - started_s
@@ -65,8 +76,10 @@ def _row(folder: Path, length: int) -> str:
     theirs_s = time.perf_counter() - started_s
     text = "equal" if list(ours.tokens) == theirs else f"differs: {list(ours.tokens)} {theirs}"
     ratio = memory["peak_B"] / memory["plan_B"]
-    return f"| {length:,} | {text} | {ratio:.3f} | {seconds:.1f} | {theirs_s:.1f} | {sweeps:.2f} for {WRITTEN} tokens |"
+    times = f"{seconds:.1f} | {seconds / (WRITTEN * read_s):.1f} | {theirs_s:.1f}"
+    return f"| {length:,} | {text} | {ratio:.3f} | {times} | {sweeps:.2f} for {WRITTEN} tokens |"
 
 
 if __name__ == "__main__":
-    main([int(one) for one in sys.argv[1:]] or list(LENGTHS))
+    given = [one for one in sys.argv[1:] if one != "--smollm2"]
+    main([int(one) for one in given] or list(LENGTHS), SMOLLM2 if "--smollm2" in sys.argv else SMALL)

@@ -328,5 +328,5 @@ def _index_B(widths: Widths, queries: int, rows: int) -> int:
     """Scores of a block of queries with all keys, its masks, the keys of the index, and what all rows have chosen."""
     if not widths.index_most:
         return 0
-    scores_B = queries * rows * (2 * F32_B + 3) + 2 * INDEX_SCORES * F32_B
+    scores_B = queries * rows * (2 * F32_B + 5) + 2 * INDEX_SCORES * F32_B
     return scores_B + rows * (widths.index_width * F32_B + widths.index_most * F32_B)

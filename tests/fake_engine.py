@@ -14,6 +14,7 @@ from types import MappingProxyType, TracebackType
 from typing import ClassVar, Literal
 
 from offload.placement.placement import Need, Placement
+from specexec.engine.prefixes import NoPrefixes, Prefixes
 from specexec.engine.request_types import Failure, Partial, Request
 from specexec.engine.step_accounting import StepAccounting
 from specexec.errors import ContextLengthExceeded, EmptyPrompt
@@ -105,6 +106,7 @@ class FakeEngine:
         """The first `quick` sweeps of a text take no time, the others `sweep_s` seconds."""
         self.budget: int | str = 64
         self.memory = None
+        self.prefixes: Prefixes = NoPrefixes()
         self.accounting = StepAccounting()
         self.closed = False
         self.encoding = FakeEncoding()
@@ -324,7 +326,7 @@ class FakeConversation:
         return iter(())
 
     def keep(self) -> Kept:
-        return Kept([*self.messages], self.system, [], {})
+        return Kept([*self.messages], self.system, [])
 
     def take_up(self, kept: Kept) -> None:
         self.messages, self.system = kept.messages, kept.system

@@ -49,6 +49,12 @@ class Letters:
     written: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     failure: None = None
+    processed: int = 0
+    forks: set[int] = field(default_factory=set)
+
+    @property
+    def tokens(self) -> list[int]:
+        return self.prompt
 
 
 class Letterbox:

@@ -14,6 +14,7 @@ from specexec.model.attention import Style, attend_block
 from specexec.model.cache import KVCache
 from specexec.model.linears import any_rows
 from specexec.model.tree_lm import Rows, TreeLM
+from specexec.sizes import KEY_BLOCK
 from tests.tiny import tiny
 
 CPU = torch.device("cpu")
@@ -82,6 +83,26 @@ def test_attention_of_a_row_has_the_same_bits_whatever_it_does_not_see(
     cuts = ((1, 0, 0), (1, 37, 64), (2, 0, 1), (5, 20, 3), (16, 37, 64), (64, 0, 200), (80, 30, 90))
     for rows, first, beyond in cuts:
         assert torch.equal(found(rows, first, beyond), all_HQD[:, :rows]), (rows, first, beyond)
+
+
+@pytest.mark.parametrize("keys", [2, 5, 11, KEY_BLOCK + 1, KEY_BLOCK + 7])
+def test_attention_to_a_few_keys_has_the_same_bits_beside_more_of_them(keys: int) -> None:
+    random = torch.Generator().manual_seed(keys)
+    query, key, value = (
+        torch.randn(n, rows, 64, generator=random) for n, rows in ((8, 80), (2, keys + 100), (2, keys + 100))
+    )
+
+    def found(rows: int, beyond: int) -> Tensor:
+        """Every row sees the first `keys` keys; `beyond` more are there."""
+
+        def hidden(start: int, stop: int) -> Tensor | None:
+            return (torch.arange(start, stop) >= keys).expand(rows, -1) if stop > keys else None
+
+        return attend_block(query[:, :rows], key, value, range(keys + beyond), hidden, Style(0.125))
+
+    alone = found(1, 0)
+    for rows, beyond in ((1, 7), (3, 24), (20, 0), (80, 100)):
+        assert torch.equal(found(rows, beyond)[:, :1], alone), (rows, beyond)
 
 
 def test_a_product_is_the_true_one() -> None:

@@ -72,6 +72,7 @@ PLACED: Changes = {
 TOLD: Changes = {
     "template_vars": (["--template-var", "name=3"], "engine.asked.template_vars"),
     "allow_control_tokens": (["--allow-control-tokens"], "engine.asked.allow_control_tokens"),
+    "prefix_cache": (["--prefix-cache"], "engine.asked.prefix_cache"),
 }
 # What of an engine is told by every command that loads one; the runs of CHAT look at each effect alone.
 ENGINE: tuple[Changes, ...] = (
@@ -81,6 +82,7 @@ ENGINE: tuple[Changes, ...] = (
         "model": (["--model", "{int8}"], "engine.folders.target"),
         "compute": (["--compute", "int8"], "engine.compute"),
         "kv_quant": (["--kv-quant", "8"], "engine.kv_quant"),
+        "kv": (["--kv", "disk"], "engine.placement.caches.disk"),
     },
     {
         "drafter_quant": (["--drafter-quant", "nf4"], "engine.placement.ram_parts_B.drafter"),
@@ -112,6 +114,7 @@ CHAT: tuple[Changes, ...] = (
         "compute": (["--compute", "int8"], "engine.compute"),
     },
     {"kv_quant": (["--kv-quant", "4"], "engine.kv_quant")},
+    {"kv": (["--kv", "disk"], "engine.placement.cache_disk_B")},
     {"drafter_quant": (["--drafter-quant", "nf4"], "engine.placement.ram_parts_B.drafter")},
     {"head_quant": (["--head-quant", "nf4"], "engine.asked.head_quant")},
     {"draft_vocab": (["--draft-vocab", "1k"], "engine.placement.ram_parts_B.drafter")},
@@ -207,6 +210,7 @@ PLAN: Changes = {
     "head_quant": (["--head-quant", "nf4"], "rows.0.ram_B"),
     "compute": (["--compute", "int8"], "rows.0.quant"),
     "kv_quant": (["--kv-quant", "4"], "rows.0.ram_B"),
+    "kv": (["--kv", "disk"], "rows.0.cache_disk_B"),
     "lora": (["--lora", "{tiny-lora}"], "rows.0.ram_B"),
     "drafter_lora": (["--drafter", "demo", "--drafter-lora", "{drafter}"], "asked.drafter_lora"),
     "every": (["--all"], "rows.4.quant"),
@@ -431,7 +435,10 @@ def test_making_a_drafter_says_what_came_of_every_option(printed: Command, tiny_
     check(printed, [*base, "--seed", "1"], changes, tiny_folder)
     again = {"overwrite": (["--overwrite"], "overwrite")}
     taught = ["distill", "head", kept, "--json", "-o", made, "--epochs", "1"]
-    check(printed, taught, {**TRAINING, **again, "draft_vocab": (["--draft-vocab", "1k"], "draft_vocab")}, tiny_folder)
+    own: Changes = {
+        "draft_vocab": (["--draft-vocab", "1k"], "draft_vocab"), "kind": (["--kind", "dflash"], "kind")
+    }  # fmt: skip
+    check(printed, taught, {**TRAINING, **again, **own}, tiny_folder)
 
 
 def test_a_list_and_one_of_it_are_not_both_obeyed(capsys: pytest.CaptureFixture[str]) -> None:

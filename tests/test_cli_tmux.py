@@ -168,7 +168,7 @@ def test_ctrl_c_at_three_moments_and_a_conversation_taken_up_again(screen: Calla
     assert "Traceback" not in seen
     assert "Exception" not in seen
     chat.press("C-d")
-    chat.wait_for("of keys and values with it")
+    chat.wait_for("tokens with it")
     chat.type("echo code $?")
     chat.wait_for("code 0")
     chat.type(shlex.join([sys.executable, "-c", REAL, "chat", "-c", *SLOW]))

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import specexec
-from cli.chat.snapshot import read_snapshot, write_snapshot
+from cli.engine.prefix_chain import PrefixChain
 from specexec.drafters.heads.features import HeadFeatures, TextStates
 from specexec.drafters.heads.head import HeadDrafter
 from specexec.drafters.none import NoDrafter
@@ -28,7 +28,6 @@ from specexec.planning.best_first import BestFirst
 from specexec.planning.memory_room import Room
 from specexec.sampling.params import SamplingParams
 from specexec.sizes import GROWTH_ROWS, PIECE, SINKS, rows_held, windowed
-from specexec.text.transcript import Kept, Turn
 from tests.mtp_models import chain_model
 from tests.test_dflash import Case as BlockCase
 from tests.test_mtp import Case as MtpCase
@@ -203,11 +202,10 @@ def test_a_kept_conversation_has_what_was_dropped(target: TreeLM, tmp_path: Path
         for at in range(0, LONG, PIECE):
             target.forward([part := Rows.text(cache, text[at : at + PIECE])])
             cache.commit(range(len(part.tokens)))
-    weights, turn = {"target": "a", "drafter": "b"}, Turn([], text)
-    assert write_snapshot(tmp_path / "kept", Kept([], None, [turn], caches), weights)
-    again = Kept([], None, [turn], {})
-    read_snapshot(tmp_path / "kept", again, weights)
-    found, there = again.caches["drafter"], caches["drafter"]
+    chain, there = PrefixChain(tmp_path), caches["drafter"]
+    chain.keep(there, lambda _: True)
+    found = chain.load([*text, 1], target.memory_of)
+    assert found is not None
     assert (found.rows, found.dropped) == (there.rows, there.dropped)
     ends = [target.forward([Rows(cache, [1], [-1])])[0] for cache in (found, there)]
     assert torch.equal(*ends)

@@ -18,7 +18,7 @@ from cli.shared.verbosity import Verbosity
 DOING = {
     "repl", "index", "completion",
     "alias", "alias set", "alias rm", "preset", "preset save", "preset rm", "config", "config set", "config edit",
-    "sessions", "sessions export", "sessions rm", "distill",
+    "sessions", "sessions export", "sessions rm", "cache", "cache limit", "cache clear", "distill",
 }  # fmt: skip
 
 

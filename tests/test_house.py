@@ -54,8 +54,9 @@ cli.openai:           .shared specexec.errors specexec.stats specexec.sampling s
 cli.messages_api:     .openai specexec.text
 cli.responses_api:    .openai specexec.pieces specexec.text
 cli.ollama_api:       .openai specexec.text
-cli.engine:           .shared .terminal specexec specexec.errors specexec.drafters specexec.engine specexec.compose
-                      offload.errors offload.machine offload.hub offload.placement
+cli.engine:           .shared .terminal specexec specexec.errors specexec.sizes specexec.model specexec.drafters
+                      specexec.engine specexec.compose
+                      offload offload.errors offload.machine offload.checkpoint offload.hub offload.placement
 cli.about:            .shared offload.machine
 cli.connect:          .shared .terminal specexec.pieces specexec.stats specexec.tree specexec.sampling specexec.text
                       offload.machine
@@ -74,7 +75,7 @@ cli.batch:            .shared .terminal .engine .connect .openai .models specexe
                       specexec.stats specexec.tree specexec.sampling specexec.text specexec.drafters specexec.engine
                       specexec.compose offload.machine offload.checkpoint offload.hub
 cli.distill:          .shared .terminal .engine .batch specexec.errors specexec.sampling specexec.engine
-                      specexec.distill specexec.compose offload.machine offload.checkpoint offload.hub
+                      specexec.distill specexec.compose offload.errors offload.machine offload.checkpoint offload.hub
 cli.bench:            .shared .terminal .engine .batch specexec.errors specexec.stats specexec.sampling specexec.model
                       specexec.text specexec.drafters specexec.engine specexec.evaluation offload.hub
 cli.app:              .shared offload.machine

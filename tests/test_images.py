@@ -325,7 +325,7 @@ def test_a_conversation_about_an_image_is_kept_and_goes_on(gemma: Model, tmp_pat
     assert found.messages == saved.messages
     assert (found.title, found.turns[0].tokens) == ("What?", kept.turns[0].tokens)
     again = gemma.engine.conversation()
-    again.take_up(Kept([*found.messages], None, [*found.turns], {}))
+    again.take_up(Kept([*found.messages], None, [*found.turns]))
     answer = [token for burst in again.send("Why?", GREEDY) for token in burst.tokens]
     assert again._turns[-1].prompt[: len(found.turns[0].tokens)] == found.turns[0].tokens
     assert answer == gemma.expected(again._turns[-1].prompt, ONE)

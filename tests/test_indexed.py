@@ -6,11 +6,12 @@ Tiny random models (tests/zoo.py) whose index chooses 12 keys, with prompts and 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 import offload
 from offload.placement.requirements import cache_widths
@@ -92,3 +93,54 @@ def test_the_best_visible_keys_are_chosen() -> None:
         score = {key: float((weight * torch.relu(query @ keys[0, key, :8])).sum()) for key in visible}
         best = sorted(visible, key=lambda key: -score[key])[: index.most]
         assert {*chosen[0, node].tolist()} == {*best}
+
+
+ALIKE = Index(heads=2, width=64, most=40)
+
+
+def chosen_by_the_first(
+    nodes: int, rows_NF: Tensor, keys_KD: Tensor, index: Index = ALIKE, committed: int = 300
+) -> Tensor:
+    """What the first of so many nodes, each of which follows the text, chooses."""
+    enter_N = torch.arange(nodes)
+    sees = Visibility(committed, torch.full((nodes,), committed), enter_N, enter_N + 1)
+    keys = keys_KD[None, : committed + nodes]
+    (chosen,) = choose(rows_NF[:nodes], LayerKV(keys, keys), sees, slice(0, nodes), index, Style(1.0))
+    assert chosen is not None
+    return chosen[:, 0]
+
+
+@pytest.mark.parametrize("block", [0, 4], ids=["keys", "blocks of keys"])
+def test_rounding_chooses_alike_whatever_other_rows_there_are(block: int) -> None:
+    generator, width = torch.Generator().manual_seed(0), ALIKE.width
+    order = torch.randperm(width, generator=generator)
+    query, keys = (torch.randn(rows, width // 2, generator=generator) for rows in (120 * 2, 420))
+    # Every exact product is zero: rounding alone decides.
+    query, keys = torch.cat([query, -query], 1)[:, order], torch.cat([keys, keys], 1)[:, order]
+    rows = torch.cat([query.view(120, -1), torch.rand(120, 2, generator=generator), torch.zeros(120, width)], 1)
+    index = replace(ALIKE, block=block, local=1) if block else ALIKE
+    alone = chosen_by_the_first(1, rows, keys, index)
+    for nodes in (2, 5, 16, 120):
+        assert torch.equal(chosen_by_the_first(nodes, rows, keys, index), alone), nodes
+
+
+def test_of_equal_scores_the_first_is_chosen() -> None:
+    rows = torch.zeros(120, 2 * 64 + 2 + 64)
+    for nodes in (1, 5, 120):
+        assert chosen_by_the_first(nodes, rows, torch.ones(420, 64)).tolist() == [list(range(ALIKE.most))]
+
+
+@pytest.mark.parametrize("family", ["deepseek_v32", "deepseek_v4"])
+def test_a_text_with_equal_scores_is_one_in_trees_and_without(family: str, tmp_path: Path) -> None:
+    truth = tiny_of(family, tmp_path)
+    for name, weight in truth.named_parameters():
+        if name.endswith("weights_proj.weight"):
+            weight.data.zero_()
+    target, perfect = TreeLM(truth), SiblingDrafter(TreeLM(tiny_of(family, tmp_path)), VOCABULARY)
+    sampling = SamplingParams(temperature=0.0, max_tokens=COUNT)
+    plain, guessed = (
+        [text.answer for text in write(target, drafter, PROMPTS, sampling, budget=budget)]
+        for drafter, budget in ((NoDrafter(), 0), (perfect, 24))
+    )
+    target.close()
+    assert plain == guessed

@@ -16,13 +16,14 @@ from transformers import PreTrainedModel
 
 import offload
 from cli.batch.command import _configuration
-from cli.chat.saving import weights_of
+from cli.engine.model_identity import identities_of
 from cli.shared.options import EngineOptions
 from offload.checkpoint.headers import open_folder
 from offload.checkpoint.quantized.arithmetic import row_codes
 from offload.checkpoint.quantized.arithmetic.row_codes import RowCodes
 from offload.checkpoint.quantized.quantize import Quant, quantise_int8
 from offload.errors import UnsupportedModel
+from offload.hub.names import demo_folder
 from offload.machine import integer_loops, integer_products
 from offload.packs.pack import pack, plan
 from offload.placement.placement import Offload
@@ -306,11 +307,12 @@ def test_a_batch_is_not_continued_in_another_arithmetic() -> None:
     assert found["int8"] == found["float"] | {"--compute": "int8"}
 
 
-def test_keys_and_values_of_another_arithmetic_are_not_taken(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}")
-    engines: list[Any] = [
-        SimpleNamespace(folders={"target": tmp_path}, compute=one, kv_quant=None, adapters={})
-        for one in ("float", "int8")
-    ]
-    float_, int8 = map(weights_of, engines)
-    assert float_ != int8
+def test_keys_and_values_of_another_arithmetic_are_not_taken() -> None:
+    shared = {
+        "folders": {"target": demo_folder("target")},
+        "models": {"target": SimpleNamespace(model=SimpleNamespace(dtype=torch.float32))},
+        "device": "cpu", "kv_quant": None, "adapters": {},
+    }  # fmt: skip
+    engines: list[Any] = [SimpleNamespace(compute=one, **shared) for one in ("float", "int8")]
+    float_, int8 = (identities_of(one)["target"] for one in engines)
+    assert float_.digest != int8.digest

@@ -20,10 +20,9 @@ from transformers.masking_utils import eager_mask
 
 import offload
 import specexec
-from cli.chat.saving import weights_of
-from cli.chat.snapshot import read_snapshot, write_snapshot
+from cli.engine.model_identity import identities_of
 from cli.engine.open import introduction
-from cli.shared.errors import BadSnapshot
+from cli.engine.prefix_store import PrefixStore
 from specexec.compose.load_options import LoadOptions
 from specexec.drafters.none import NoDrafter
 from specexec.drafters.sibling import SiblingDrafter
@@ -211,20 +210,20 @@ def test_a_plan_counts_the_bytes_that_a_cache_then_holds(model_type: str, tmp_pa
 
 def test_it_is_named_wherever_a_text_or_its_keys_are_kept(tmp_path: Path) -> None:
     bits: KVQuant | None
+    digests = set()
     for bits in (None, 8):
         with specexec.load("demo", drafter="none", kv_quant=bits) as llm:
-            dialogue = llm.conversation()
-            list(dialogue.send("What is a tree?", GREEDY))
-            weights = weights_of(llm)
+            llm.prefixes = PrefixStore.of(llm, tmp_path)
+            text = llm.encode("What is a tree? What is a drafter, and what is offloading? " * 3)
+            assert llm.prefixes.known(text) == 0
+            llm.generate(text, GREEDY)
             assert (f"KV in {bits} bits" in " · ".join(introduction(llm))) == (bits is not None)
-            kept = dialogue.keep()
-            write_snapshot(tmp_path / f"{bits}", kept, weights)
-            fresh = llm.conversation().keep()
-            fresh.messages, fresh.turns = kept.messages, kept.turns
-            assert read_snapshot(tmp_path / f"{bits}", fresh, weights) > 0
-            assert fresh.caches["target"].layers[0].keys_HRD.dtype == (torch.uint8 if bits else torch.bfloat16)
-    with pytest.raises(BadSnapshot, match="another model"):
-        read_snapshot(tmp_path / "None", fresh, weights)
+            digests.add(identities_of(llm)["target"].digest)
+            found: dict[object, KVCache] = {}
+            llm.prefixes.fill([*text, *llm.generate(text, GREEDY).tokens], found)
+            (cache,) = found.values()
+            assert cache.layers[0].keys_HRD.dtype == (torch.uint8 if bits else torch.bfloat16)
+    assert len(digests) == 2
 
 
 @pytest.mark.parametrize("value", [3, 8.0, "8", True, 16])

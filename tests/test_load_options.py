@@ -59,6 +59,7 @@ def test_every_field_is_an_option_of_every_command_that_loads() -> None:
 
 def test_what_a_field_may_be_is_what_offload_knows() -> None:
     assert ALLOWED["offload"] == get_args(offload.Offload)
+    assert ALLOWED["kv"] == get_args(offload.KVHome)
     assert ALLOWED["drafter_quant"] == get_args(offload.FewBits)
     assert ALLOWED["head_quant"] == get_args(offload.FourBits)
 

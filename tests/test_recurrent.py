@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import offload
-from cli.chat.snapshot import read_snapshot, write_snapshot
+from cli.engine.prefix_chain import PrefixChain
 from offload.checkpoint.documents import Json
 from offload.checkpoint.headers import open_folder
 from offload.packs.pack import pack, plan
@@ -48,8 +48,6 @@ from specexec.model.tree_lm import Rows, TreeLM, trunk_name
 from specexec.planning.best_first import BestFirst
 from specexec.sampling.params import SamplingParams
 from specexec.sizes import SNAPSHOTS
-from specexec.text.messages import Message
-from specexec.text.transcript import Kept, Turn
 from tests.tiny import BASE, VOCABULARY, Option, redraw
 from tests.writing import greedy, path_to, prompt, random_tree, sequence_of, write
 
@@ -250,11 +248,11 @@ def test_steps_are_limited_while_a_prompt_is_read_and_what_was_written_is_read_a
     second, cache = [*first, *sequence.answer, *prompt(6, seed=5)], sequence.caches[lm]
     assert cache.stepwise
     assert len(cache) > len(first)
-    question: Message = {"role": "user", "content": "?"}
-    kept, read = (Kept([question], None, [Turn([question], first)], caches) for caches in ({"target": cache}, {}))
-    write_snapshot(tmp_path / "kept", kept, {"target": "weights"})
-    read_snapshot(tmp_path / "kept", read, {"target": "weights"})
-    for again in (read.caches["target"], cache.prefix(len(cache))):
+    PrefixChain(tmp_path).keep(cache, lambda _: True)
+    from_disk = PrefixChain(tmp_path).load(second, lm.memory_of)
+    assert from_disk is not None
+    assert 0 < len(from_disk) <= len(first)
+    for again in (from_disk, cache.prefix(len(cache))):
         other = sequence_of(second, count, limit=256)
         other.caches[lm] = again
         assert len(other.cache(lm)) <= len(first)
@@ -442,16 +440,11 @@ def test_a_text_keeps_few_snapshots_and_gives_back_what_nodes_took(lm: TreeLM) -
 
 
 def test_a_session_goes_on_from_the_states_that_were_kept(lm: TreeLM, tmp_path: Path) -> None:
-    cache = committed(lm, prompt(60))
-    question: Message = {"role": "user", "content": "?"}
-
-    def dialogue(caches: dict[str, KVCache]) -> Kept:
-        return Kept([question], None, [Turn([question], prompt(60))], caches)
-
-    assert write_snapshot(tmp_path / "kept", dialogue({"target": cache}), {"target": "weights"})
-    again = dialogue({})
-    assert read_snapshot(tmp_path / "kept", again, {"target": "weights"}) == 60
-    read = again.caches["target"]
+    cache, chain = committed(lm, prompt(60)), PrefixChain(tmp_path)
+    chain.keep(cache, lambda _: True)
+    assert chain.known([*prompt(60), 1]) == 60
+    read = chain.load([*prompt(60), 1], lm.memory_of)
+    assert read is not None
     assert [one.length for one in read.snapshots] == [one.length for one in cache.snapshots]
     (expected,), (found,) = (lm.forward([Rows(one, TOKENS, PARENTS)]) for one in (cache, read))
     assert torch.equal(found, expected)

@@ -10,10 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
+import torch
 
 import specexec
+from cli.serve.cache_pool import IdleCaches
 from cli.serve.completions import Keepalive
 from specexec.engine.engine import Engine
+from specexec.model.cache import KVCache, LayerKV
 from specexec.planning.memory_room import Room
 from specexec.sampling.params import SamplingParams, derived_seed
 from specexec.text.control_tokens import Rendered
@@ -282,3 +285,34 @@ def test_a_request_that_takes_long_to_prepare_holds_up_no_other() -> None:
         assert not slow.done()
         go_on.set()
         assert slow.result().json()["choices"][0]["message"]["content"] == "slow"
+
+
+def held(tokens: list[int]) -> KVCache:
+    """A cache of one layer in which a token's row is its number."""
+    rows_HRD = torch.arange(len(tokens), dtype=torch.float32)[None, :, None]
+    return KVCache({0: LayerKV(rows_HRD, rows_HRD)}, tokens)
+
+
+def test_a_beginning_is_copied_from_a_text_that_is_being_written_or_worth_more() -> None:
+    pool, live, long = IdleCaches(8), held([*range(100), 7]), held([*range(200, 500)])
+    pool.put({"model": long})
+    taken = pool.take([*range(100), 9, 9], live=[{"model": live}])
+    assert (taken.shared, taken.by_model["model"].tokens, len(live)) == (100, [*range(100)], 101)
+    copied = taken.by_model["model"].layers[0].keys_HRD
+    assert copied.data_ptr() != live.layers[0].keys_HRD.data_ptr()
+    taken = pool.take([*range(200, 300), 9], live=[])
+    assert (taken.shared, pool.lengths) == (100, [300]), "what is long stays for whoever goes on with it"
+    taken = pool.take([*range(200, 450), 9], live=[])
+    assert (taken.by_model["model"], pool.lengths) == (long, [])
+    assert pool.take([1, 2, 3], live=[{"model": live}]) == ({}, 0)
+
+
+def test_of_texts_that_come_together_one_reads_what_they_share() -> None:
+    with specexec.load("demo", budget=8) as engine, serving(lambda: engine) as server:
+        body = {"prompt": "The day is long. " * 120, "max_tokens": 4, "temperature": 0, "n": 3}
+        with server.http as client:
+            answers = client.post("/v1/completions", json=body).json()
+        prompt = answers["usage"]["prompt_tokens"]
+        assert prompt > 300
+        assert len({choice["text"] for choice in answers["choices"]}) == 1
+        assert server.worker.totals.prompt_tokens_reused_total >= 2 * (prompt - 1)

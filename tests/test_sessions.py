@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from hashlib import blake2b
 from pathlib import Path
 
 import pytest
-from safetensors import safe_open
-from safetensors.numpy import load_file, save_file
 
 import specexec
 from cli.chat.archive import Archive
 from cli.chat.saving import Keeper
-from cli.chat.snapshot import fingerprint
+from cli.engine.prefix_store import PrefixStore
 from cli.shared.errors import BadSession, SessionNotFound
 from cli.terminal.screen import Screen
 from offload.hub.names import HERE
 from offload.machine.atomic_write import replacing
 from specexec.engine.engine import Engine
+from specexec.engine.prefixes import NoPrefixes
 from specexec.errors import ContextLengthExceeded
-from specexec.model.cache import KVCache
 from specexec.sampling.params import SamplingParams
 from specexec.stats import Burst, Cost
 from specexec.text.conversation import Conversation
@@ -49,9 +44,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def opened(folder: Path, tmp_path: Path, ctx: int = 8192) -> Engine:
+    """An engine of a run that keeps conversations."""
+    engine = specexec.load(str(folder), drafter="none", ctx=ctx)
+    engine.prefixes = PrefixStore.of(engine, tmp_path / "prefixes")
+    return engine
+
+
 @pytest.fixture
-def llm(folder: Path) -> Iterator[Engine]:
-    with specexec.load(str(folder), drafter="none", ctx=8192) as engine:
+def llm(folder: Path, tmp_path: Path) -> Iterator[Engine]:
+    with opened(folder, tmp_path) as engine:
         yield engine
 
 
@@ -68,7 +70,7 @@ def keeper(archive: Archive, engine: Engine, talk: Conversation, id: str | None 
 def left(folder: Path, tmp_path: Path) -> Keeper:
     """A conversation of two long turns, left by a process that is gone."""
     archive = Archive(tmp_path)
-    with specexec.load(str(folder), drafter="none", ctx=8192) as engine:
+    with opened(folder, tmp_path) as engine:
         talk = engine.conversation("Be brief.")
         kept = keeper(archive, engine, talk)
         say(talk, LONG)
@@ -82,7 +84,7 @@ def test_going_on_reads_no_old_token_again(
 ) -> None:
     talk = llm.conversation()
     keeper(Archive(tmp_path), llm, talk, left.id).resume()
-    known = len(talk.keep().caches["target"])
+    known = llm.prefixes.known(talk.keep().turns[-1].tokens)
     assert known > 3000
     assert f"4 messages; {known:,} tokens need not be read again".replace(",", " ") in capsys.readouterr().err
     read = rows_read(llm._target, monkeypatch)
@@ -97,12 +99,12 @@ def test_a_conversation_of_20_000_tokens_is_read_once(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     archive, briefly = Archive(tmp_path), SamplingParams(temperature=1, seed=5, max_tokens=2)
-    with specexec.load(str(folder), drafter="none", ctx=24000) as engine:
+    with opened(folder, tmp_path, 24000) as engine:
         talk = engine.conversation()
         kept = keeper(archive, engine, talk)
         say(talk, "word " * 20_000, briefly)
         kept.leave()
-    with specexec.load(str(folder), drafter="none", ctx=24000) as engine:
+    with opened(folder, tmp_path, 24000) as engine:
         talk = engine.conversation()
         keeper(archive, engine, talk, kept.id).resume()
         read = rows_read(engine._target, monkeypatch)
@@ -122,122 +124,16 @@ def test_going_on_writes_what_would_have_been_written_without_a_break(
     assert say(resumed, "And now?") == say(unbroken, "And now?")
 
 
-def refused(llm: Engine, left: Keeper, folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
-    """What is said when the snapshot cannot be used; the conversation must go on all the same."""
-    talk = llm.conversation()
-    keeper(Archive(folder), llm, talk, left.id).resume()
-    assert len(talk.messages) == 4
-    assert not talk._caches
-    said = capsys.readouterr().err
-    assert "it is read again with the next message" in said
-    return said.partition("not used: ")[2].splitlines()[0]
-
-
-def test_a_damaged_snapshot_is_refused_and_the_conversation_goes_on(
-    llm: Engine, left: Keeper, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = Archive(tmp_path).snapshot_path(left.id)
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    assert refused(llm, left, tmp_path, capsys).endswith("is damaged.")
-    path.write_bytes(whole[: len(whole) // 2])
-    assert refused(llm, left, tmp_path, capsys).startswith("it is damaged")
-    path.write_bytes(b"")
-    assert refused(llm, left, tmp_path, capsys).startswith("it is damaged")
-
-
-def test_a_snapshot_of_another_model_is_refused(
-    llm: Engine, left: Keeper, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    other = tmp_path / "other"
-    tiny("llama", other, seed=1, vocab_size=4096, max_position_embeddings=32768, num_hidden_layers=2, eos_token_id=3)
-    assert fingerprint(other) != fingerprint(folder)
-    monkeypatch.setattr(llm, "folders", {"target": other})
-    assert refused(llm, left, tmp_path, capsys) == "it was made with another model."
-
-
-def test_a_snapshot_is_refused_after_one_weight_was_written_to_in_place(
-    llm: Engine, left: Keeper, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    same = Path(shutil.copytree(folder, tmp_path / "same"))
-    monkeypatch.setattr(llm, "folders", {"target": same})
-    left._snapshot()
-    before, (file,) = fingerprint(same), same.glob("*.safetensors")
-    status, content = file.stat(), bytearray(file.read_bytes())
-    content[status.st_size // 2] ^= 1
-    with file.open("r+b") as opened:
-        opened.write(content)
-    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert fingerprint(same) != before
-    assert refused(llm, left, tmp_path, capsys) == "it was made with another model."
-
-
-def rewritten(path: Path, change: Callable[[dict[str, str]], object]) -> None:
-    """The snapshot with other words in its header."""
-    arrays = load_file(path)
-    with safe_open(path, "np") as file:
-        marks = dict(file.metadata())
-    change(marks)
-    save_file(arrays, path, marks)
-
-
-def signed(head: str) -> dict[str, str]:
-    return {"head": head, "digest": blake2b(head.encode(), digest_size=16).hexdigest()}
-
-
-def test_a_snapshot_with_one_changed_id_or_a_strange_header_is_refused(
-    llm: Engine, left: Keeper, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = Archive(tmp_path).snapshot_path(left.id)
-    whole = path.read_bytes()
-
-    def said(change: Callable[[dict[str, str]], object]) -> str:
-        path.write_bytes(whole)
-        rewritten(path, change)
-        return refused(llm, left, tmp_path, capsys)
-
-    def another_id(marks: dict[str, str]) -> None:
-        head = json.loads(marks["head"])
-        head["cached"]["target"][7] += 1
-        marks["head"] = json.dumps(head)
-
-    assert said(another_id) == "its header is damaged."
-    assert said(lambda marks: marks.update(specexec_snapshot="1")) == "it was made by another version of specexec."
-    for head in ("null", "{}", "[]", '{"cached": null}', '{"cached": {"target": null}, "weights": {}}', "[" * 100_000):
-        assert said(lambda marks, head=head: marks.update(signed(head))).startswith("it is damaged (")  # type: ignore[misc]
-    path.unlink()
-    path.mkdir()
-    assert refused(llm, left, tmp_path, capsys).startswith("it is damaged (")
-
-
-def test_a_folder_in_the_place_of_a_snapshot_is_left_alone_and_said(
-    llm: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_keys_and_values_of_an_earlier_state_are_used_as_far_as_they_go(
+    llm: Engine, left: Keeper, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     archive, talk = Archive(tmp_path), llm.conversation()
-    kept = keeper(archive, llm, talk)
-    (archive.snapshot_path(kept.id) / "inside").mkdir(parents=True)
-    say(talk, "Short.")
-    kept.leave()
-    assert (
-        "Note: keys and values are not kept (Is a directory): continuing reads all again.\n" in capsys.readouterr().err
-    )
-    archive.remove(kept.id)
-    assert [path.name for path in tmp_path.rglob("*")] == [archive.snapshot_path(kept.id).name, "inside"]
-
-
-def test_a_snapshot_that_missed_the_last_turn_is_used_as_far_as_it_goes(
-    llm: Engine, left: Keeper, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    archive, talk = Archive(tmp_path), llm.conversation()
-    path = archive.snapshot_path(left.id)
-    before = path.read_bytes()
+    llm.prefixes = NoPrefixes()
     kept = keeper(archive, llm, talk, left.id)
     kept.resume()
     say(talk, LONG)
     kept.leave()
-    path.write_bytes(before)
+    llm.prefixes = PrefixStore.of(llm, tmp_path / "prefixes")
     again = llm.conversation()
     keeper(archive, llm, again, left.id).resume()
     read = rows_read(llm._target, monkeypatch)
@@ -245,30 +141,16 @@ def test_a_snapshot_that_missed_the_last_turn_is_used_as_far_as_it_goes(
     assert 1500 < read[0] < 1600
 
 
-def test_a_snapshot_of_another_conversation_is_refused(
-    llm: Engine, left: Keeper, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = Archive(tmp_path).snapshot_path(left.id)
-
-    def another(marks: dict[str, str]) -> None:
-        head = json.loads(marks["head"])
-        head["cached"]["target"][0] += 1
-        marks.update(signed(json.dumps(head)))
-
-    rewritten(path, another)
-    assert refused(llm, left, tmp_path, capsys) == "it belongs to another state of the conversation."
-
-
-@pytest.mark.parametrize("snapshot", ["whole", "damaged", "deleted"])
-def test_the_next_answer_is_the_same_whatever_became_of_the_snapshot(
-    llm: Engine, left: Keeper, tmp_path: Path, snapshot: str
+@pytest.mark.parametrize("state", ["whole", "damaged", "deleted"])
+def test_the_next_answer_is_the_same_whatever_became_of_keys_and_values(
+    llm: Engine, left: Keeper, tmp_path: Path, state: str
 ) -> None:
     """The ids of a conversation are in its file: this model's answers are split as no tokenizer would split them."""
     resumed, unbroken = llm.conversation(), llm.conversation("Be brief.")
-    path = Archive(tmp_path).snapshot_path(left.id)
-    if snapshot == "damaged":
+    path = sorted((tmp_path / "prefixes").glob("*/*.safetensors"))[3]
+    if state == "damaged":
         path.write_bytes(path.read_bytes()[:-7] + b"changed")
-    elif snapshot == "deleted":
+    elif state == "deleted":
         path.unlink()
     keeper(Archive(tmp_path), llm, resumed, left.id).resume()
     say(unbroken, LONG)
@@ -336,9 +218,8 @@ def test_taking_back_a_question_reads_nothing_again_either(llm: Engine, monkeypa
 
 
 def test_a_conversation_is_its_owners_alone(tmp_path: Path, left: Keeper) -> None:
-    files = sorted(tmp_path.iterdir())
-    assert [file.suffix for file in files] == [".jsonl", ".safetensors"]
-    assert [file.stat().st_mode & 0o777 for file in files] == [0o600, 0o600]
+    (file,) = tmp_path.glob("*.jsonl")
+    assert file.stat().st_mode & 0o777 == 0o600
 
 
 def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
@@ -369,13 +250,9 @@ def test_conversations_are_found_by_the_beginning_of_their_id(tmp_path: Path) ->
     assert sum(isinstance(one, BadSession) for one in archive.everything()) == 1
 
 
-def test_an_empty_cache_keeps_no_snapshot(tmp_path: Path) -> None:
-    with specexec.load("demo") as engine:
-        talk = engine.conversation()
-        kept = keeper(Archive(tmp_path), engine, talk)
-        kept.leave()
-    assert list(tmp_path.iterdir()) == []
-    assert not KVCache().layers
+def test_a_conversation_without_a_word_is_not_kept(llm: Engine, tmp_path: Path) -> None:
+    keeper(Archive(tmp_path), llm, llm.conversation()).leave()
+    assert list(tmp_path.rglob("*.*")) == []
 
 
 SEPARATORS = "one\u2028two\u2029three\x85four\x0bfive\x0csix\x1cseven\reight\r\nnine"
@@ -405,19 +282,6 @@ def test_two_who_go_on_with_one_conversation_lose_nothing(
     assert both[0].id == left.id != both[1].id
     said = f"Note: {left.id} was continued elsewhere; this conversation is kept as {both[1].id}.\n"
     assert capsys.readouterr().err.count(said) == 1
-
-
-def test_one_that_was_gone_on_with_elsewhere_keeps_its_own_snapshot(llm: Engine, left: Keeper, tmp_path: Path) -> None:
-    archive, talk = Archive(tmp_path), llm.conversation()
-    idle = keeper(archive, llm, llm.conversation(), left.id)
-    idle.resume()
-    busy = keeper(archive, llm, talk, left.id)
-    busy.resume()
-    say(talk, "And now?")
-    busy.leave()
-    before = archive.snapshot_path(left.id).read_bytes()
-    idle.leave()
-    assert archive.snapshot_path(left.id).read_bytes() == before
 
 
 def test_what_was_taken_back_or_replaced_stays_in_the_file(llm: Engine, tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 
 import offload
 import specexec
-from cli.chat.snapshot import fingerprint, read_snapshot, write_snapshot
 from cli.engine.learned_store import learned_path
+from cli.engine.prefix_store import PrefixStore
 from offload.checkpoint.headers import open_folder
 from offload.errors import OffloadError
 from offload.hub.names import demo_folder
@@ -25,6 +25,7 @@ from specexec.drafters.translated import TranslatedDrafter
 from specexec.drafters.union import Union
 from specexec.engine.engine import Engine
 from specexec.errors import BadDrafter
+from specexec.model.cache import KVCache
 from tests.test_translated import permuted
 from tests.tiny import tiny
 from tests.writing import samplings
@@ -193,19 +194,15 @@ def test_verify_looks_at_all_of_them(other: Path, tmp_path: Path) -> None:
 
 def test_a_dialogue_keeps_the_keys_and_values_of_all(useless: Path, tmp_path: Path) -> None:
     with opened(f"{useless}+sibling") as llm:
-        marks = {role: fingerprint(folder) for role, folder in llm.folders.items()}
+        llm.prefixes = PrefixStore.of(llm, tmp_path)
         conversation = llm.conversation()
         list(conversation.send("What is a tree?", GREEDY))
-        kept = conversation.keep()
-        assert {*kept.caches} == {"target", "drafter", "drafter-2"}
-        write_snapshot(tmp_path / "snapshot", kept, marks)
-        fresh = llm.conversation().keep()
-        fresh.messages, fresh.turns = kept.messages, kept.turns
-        read_snapshot(tmp_path / "snapshot", fresh, marks)
-    assert {role: len(cache.layers) for role, cache in fresh.caches.items()} == {
-        role: len(cache.layers) for role, cache in kept.caches.items()
-    }
-    assert len(fresh.caches["drafter"].layers) == 1 < len(fresh.caches["drafter-2"].layers)
+        held, found = conversation._caches, dict[object, KVCache]()
+        llm.prefixes.fill(conversation.keep().turns[-1].tokens, found)
+        assert {*found} == {*held} == {*llm.models.values()}
+        assert {*llm.models} == {"target", "drafter", "drafter-2"}
+        layers = {role: len(found[lm].layers) for role, lm in llm.models.items()}
+    assert layers["drafter"] == 1 < layers["drafter-2"]
 
 
 def test_what_was_learned_belongs_to_these_models_in_this_order(

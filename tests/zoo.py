@@ -142,6 +142,8 @@ MORE: dict[str, dict[str, object]] = {
     "nemo_speechlm": {"head_config": {"audio_hidden_size": 64}},
     "nemotron": {"num_key_value_heads": 8, "head_dim": 128},
     "perception_lm": {"vision_config": {"model_args": {"embed_dim": 64}}},
+    "qwen2_5_omni_thinker": {"vision_start_token_id": VOCABULARY - 3},
+    "qwen3_omni_moe_thinker": {"vision_start_token_id": VOCABULARY - 3},
     "qwen4_exp": {"text_config": QWEN4},
     "qwen4_exp_text": QWEN4,
     "reformer": {"is_decoder": True, "axial_pos_embds_dim": [32, 32]},

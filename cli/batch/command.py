@@ -33,7 +33,7 @@ from cli.engine.open import open_engine, running_engine
 from cli.engine.revision import fingerprint
 from cli.shared.errors import INTERRUPTED, SOME_FAILED, TERMINATED
 from cli.shared.help_sections import SectionedCommand
-from cli.shared.options import EngineOptions, engine_options, model_was_named, sampling_options
+from cli.shared.options import EngineOptions, engine_options, model_was_named, prefix_cache_option, sampling_options
 from cli.shared.presets import preset_option
 from cli.shared.quantities import in_json
 from cli.shared.template_options import set_template, template_options
@@ -54,6 +54,7 @@ if TYPE_CHECKING:
 @click.option("-p", "--prompt", "prompts", multiple=True, help="A prompt; may be repeated.")
 @batch_options
 @template_options
+@prefix_cache_option
 @engine_options
 @sampling_options
 @verbosity_options

@@ -118,10 +118,6 @@ class Archive:
                 file.write(text.encode(errors="backslashreplace"))  # half a character becomes its JSON escape
             return replace(record, seen=_stamp_of(path))
 
-    def is_latest(self, record: Record) -> bool:
-        """Whether the file holds what this record does, as far as is known."""
-        return record.seen == _stamp_of(self._path(record.id))
-
     def load(self, id: str) -> Record:
         """One conversation, by its id or by the beginning of it."""
         found = [path for path in self._paths() if path.stem == id] or [
@@ -156,23 +152,12 @@ class Archive:
                 yield problem
 
     def remove(self, id: str) -> None:
-        """Delete a conversation and its snapshot."""
+        """Delete a conversation."""
         self._path(id).unlink()
-        self.forget_snapshot(id)
 
     def saved_s(self, id: str) -> float:
         """When it was saved, in seconds since the epoch."""
         return self._path(id).stat().st_mtime
-
-    def snapshot_path(self, id: str) -> Path:
-        """Where the keys and values of a conversation are kept, if they are."""
-        return self._path(id).with_suffix(".safetensors")
-
-    def forget_snapshot(self, id: str) -> None:
-        """Remove the snapshot of a conversation, if it has one."""
-        path = self.snapshot_path(id)
-        if not path.is_dir():  # a folder of that name is no snapshot of ours
-            path.unlink(missing_ok=True)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

@@ -34,6 +34,7 @@ from cli.shared.options import (
     engine_options,
     model_argument,
     model_was_named,
+    prefix_cache_option,
     sampling_options,
 )
 from cli.shared.presets import preset_option
@@ -85,6 +86,7 @@ TOY_QUESTIONS = "It answers: How does specexec work? · What is a drafter? · Wh
 @click.option("--notify-command", metavar="COMMAND", help="Run this when an answer took longer than 10 s.")
 @display_options
 @template_options
+@prefix_cache_option
 @engine_options
 @sampling_options
 @json_option("Print the answer to -p, and what came of every option, as JSON.")
@@ -140,6 +142,8 @@ def chat(
         opened = engines_of(Server(connect, api_key), named, screen, verbosity)
         say_without_effect(screen.tell)
     kept = not no_save and (message is None or record is not None)  # a single question is no conversation
+    if engine_options.prefix_cache is None:
+        engine_options = replace(engine_options, prefix_cache=kept)
 
     def begin(tools: Toolbox | None, engine: ChatEngine, options: EngineOptions, before: Session | None) -> Session:
         set_thinking(engine, before.think if before else think, screen.say)

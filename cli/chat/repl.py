@@ -13,7 +13,7 @@ from cli.chat.raw import RawConversation
 from cli.chat.session import Session
 from cli.engine.open import running_engine
 from cli.shared.help_sections import SectionedCommand
-from cli.shared.options import EngineOptions, engine_options, model_argument, sampling_options
+from cli.shared.options import EngineOptions, engine_options, model_argument, prefix_cache_option, sampling_options
 from cli.shared.template_options import control_option
 from cli.shared.verbosity import Verbosity, verbosity_options
 from cli.terminal.display import Display, display_options
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 @click.option("--no-history", is_flag=True, help="Do not remember what is typed.")
 @display_options
 @control_option
+@prefix_cache_option
 @engine_options
 @sampling_options
 @verbosity_options

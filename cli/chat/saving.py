@@ -1,4 +1,4 @@
-"""Saves a conversation after every turn, and its keys and values at the end; restores both.
+"""Saves a conversation after every turn, and restores it. Its keys and values are in the prefix cache, if anywhere.
 
 Nothing that was saved is overwritten: what is taken back or answered again stays in the file, and a
 conversation that another process continued stays as it left it.
@@ -13,17 +13,14 @@ from typing import TYPE_CHECKING, TypeAlias
 from cli.chat.archive import Archive, Record, TakenBack
 from cli.connect.conversation import ServedConversation
 from cli.connect.engine import ServedEngine
-from cli.shared.errors import BadSnapshot
-from cli.shared.quantities import format_bytes, format_count
+from cli.shared.quantities import format_count
 from cli.terminal.screen import Screen
-from offload.hub.adapters import adapters_digest
 from offload.machine.folders import typed_path
 from specexec.text.messages import Message
 from specexec.text.transcript import NOTHING, belonging
 
 if TYPE_CHECKING:
     from cli.chat.engines import ChatEngine
-    from specexec.engine.engine import Engine
     from specexec.text.conversation import Conversation
     from specexec.text.transcript import Kept
 
@@ -87,38 +84,26 @@ class Keeper:
             self._screen.tell(f"Note: {before.id} was continued elsewhere; this conversation is kept as {self.id}.")
 
     def leave(self, *, for_now: bool = False) -> None:
-        """Save with everything that makes continuing cheap and, unless it is `for_now`, say how to continue."""
+        """Save and, unless it is `for_now`, say how to continue."""
         self.save()
-        if not self._record.messages:
+        if not self._record.messages or for_now:
             return
-        size = self._snapshot() if self._archive.is_latest(self._record) else 0
-        if for_now:
-            return
-        kept = f", {format_bytes(size)} of keys and values with it" if size else ""
+        known = self._known()
+        kept = f", keys and values of {format_count(known)} tokens with it" if known else ""
         self._screen.say(f"saved as {self.id}{kept}. Continue with: specexec chat -c{self._where}")
 
-    def _snapshot(self) -> int:
-        from cli.chat.snapshot import write_snapshot
-
+    def _known(self) -> int:
+        """Tokens of the conversation that need not be read again, as far as is known here."""
         if isinstance(self._engine, ServedEngine):
-            return 0  # the server has its own; what is kept here of an earlier time stays good as far as it goes
-        path, weights = self._archive.snapshot_path(self.id), weights_of(self._engine)
-        try:
-            size = write_snapshot(path, self._conversation.keep(), weights)
-        except OSError as problem:
-            self._screen.tell(f"Note: keys and values are not kept ({problem.strerror}): continuing reads all again.")
-            return 0
-        if not size:
-            self._archive.forget_snapshot(self.id)
-        return size
+            return 0  # the server has its own
+        turns = self._conversation.keep().turns
+        return max((self._engine.prefixes.known(turn.tokens) for turn in turns), default=0)
 
     def resume(self, model: str | None = None) -> None:
         """Continue where the record ends, with its model or this one, and say how much of it need not be read again.
 
         Another model, or one that has room for all of it now, reads what was left out.
         """
-        from cli.chat.snapshot import read_snapshot
-
         had = self._record.model
         answered, unanswered = _answered(self._record)
         conversation, record = self._conversation, replace(answered, model=model or had)
@@ -131,15 +116,6 @@ class Keeper:
         if conversation.system is not None:
             kept.system = conversation.system  # asked for anew on the command line
         kept.turns = belonging(record.turns, kept.dialogue)
-        path = self._archive.snapshot_path(self.id)
-        how = "it is read again with the next message"
-        if path.exists() and not isinstance(self._engine, ServedEngine):
-            try:
-                how = (
-                    f"{format_count(read_snapshot(path, kept, weights_of(self._engine)))} tokens need not be read again"
-                )
-            except BadSnapshot as refusal:
-                self._screen.tell(f"Note: the snapshot of this conversation is not used: {refusal.what}")
         conversation.take_up(kept)
         context = self._engine.context
         if record.left_out != NOTHING and (
@@ -147,21 +123,13 @@ class Keeper:
         ):
             conversation.left_out = NOTHING
         self._saved = _state(conversation.keep())
+        known = self._known()
+        how = "it is read again with the next message"
+        if known:
+            how = f"{format_count(known)} tokens need not be read again"
         self._screen.say(f"{self.id}: {len(record.messages)} messages; {how}")
         if unanswered:
             self._screen.tell(f"Note: {unanswered} of its questions got no answer; the model does not read them.")
-
-
-def weights_of(engine: Engine) -> dict[str, str]:
-    """Whose keys and values those of an engine are, by role."""
-    from cli.chat.snapshot import fingerprint
-
-    found = {role: fingerprint(folder) for role, folder in engine.folders.items()}
-    if engine.compute != "float":
-        found["target"] += f" in {engine.compute}"
-    if engine.kv_quant:
-        found["target"] += f" with keys and values in {engine.kv_quant} bits"
-    return {role: name + adapters_digest(engine.adapters.get(role, ())) for role, name in found.items()}
 
 
 def stored_name(model: str) -> str:

@@ -109,10 +109,14 @@ def export(id: str, form: str) -> None:
 @click.argument("ids", nargs=-1, required=True)
 @verbosity_options
 def remove(ids: tuple[str, ...]) -> None:
-    """Remove conversations and their snapshots."""
+    """Remove conversations and their keys and values."""
+    from cli.engine.prefix_store import forget, prefixes_folder
+
     archive = Archive(sessions_folder())
     for record in [archive.load(id) for id in ids]:  # all of them must exist before one is removed
         archive.remove(record.id)
+        for turn in record.turns:
+            forget(turn.tokens, prefixes_folder())
         echo(f"removed {record.id}", err=True)
 
 
@@ -138,7 +142,6 @@ def _row(archive: Archive, record: Record) -> tuple[object, ...]:
 
 
 def _facts(archive: Archive, record: Record) -> dict[str, object]:
-    snapshot = archive.snapshot_path(record.id)
     return {
         "id": record.id,
         "model": record.model,
@@ -146,7 +149,6 @@ def _facts(archive: Archive, record: Record) -> dict[str, object]:
         "saved": int(archive.saved_s(record.id)),
         "messages": len(record.messages),
         "title": record.title,
-        "snapshot_bytes": snapshot.stat().st_size if snapshot.exists() else 0,
     }
 
 

@@ -74,7 +74,7 @@ class ServedConversation(Dialogue):
 
     def keep(self) -> Kept:
         """The dialogue as it is now."""
-        return Kept([*self.messages], self.system, belonging(self._turns, self._dialogue), {}, self.left_out)
+        return Kept([*self.messages], self.system, belonging(self._turns, self._dialogue), self.left_out)
 
     def take_up(self, kept: Kept) -> None:
         """Go on where another conversation was kept."""

@@ -41,7 +41,7 @@ def placement_facts(placed: Placement) -> dict[str, object]:
     return {
         "offload": placed.offload,
         "layers": {tier: placed.count(tier) for tier in ("device", "ram", "disk")},
-        "caches": {tier: placed.caches.count(tier) for tier in ("device", "ram")},
+        "caches": {tier: placed.caches.count(tier) for tier in ("device", "ram", "disk")},
         "embeddings": "ram" if placed.embeddings_in_ram else "device",
         "ring": placed.ring,
         "ram_B": placed.host_B,
@@ -51,4 +51,5 @@ def placement_facts(placed: Placement) -> dict[str, object]:
         "disk_B_per_sweep": placed.disk_B,
         "link_B_per_sweep": placed.link_B,
         "cache_B_per_sweep": placed.cache_link_B,
+        "cache_disk_B": placed.cache_disk_B,
     }

@@ -13,6 +13,7 @@ import re
 import time
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
+from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,7 +51,7 @@ def learned_path(engine: Engine) -> Path:
 
 def speeds_path(options: EngineOptions) -> Path:
     """Where the speeds of a target's drafters are kept: those of runs with the same placement options."""
-    same = options.but(drafter="auto", budget="auto", offline=False)
+    same = replace(options, prefix_cache=None).but(drafter="auto", budget="auto", offline=False)
     return _file(f"speeds-{options.model}", _digest(repr(same), _identity_of(options.model)))
 
 

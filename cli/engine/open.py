@@ -82,6 +82,10 @@ def running_engine(
 @contextmanager
 def remembering(engine: Engine, options: EngineOptions) -> Iterator[None]:
     """For the length of the block the engine knows what earlier runs knew; what it learns is kept."""
+    if options.prefix_cache and engine.models:
+        from cli.engine.prefix_store import PrefixStore
+
+        engine.prefixes = PrefixStore.of(engine)
     with recalling(engine), learning(engine, options):
         yield
 

@@ -84,7 +84,8 @@ def row_of(request: LoadRequest, choice: DrafterChoice, free: Free, ceilings: Ce
     need, options = need_with(request, chosen), request.options
     row = OutlookRow(options.offload, request.form, options.head_quant, need, work, None, None, None, tokens)
     try:
-        placement = place(need, replace(free, disk_Bps=ceilings.disk_Bps, link_Bps=ceilings.link_Bps), options.offload)
+        speeds = replace(free, disk_Bps=ceilings.disk_Bps, link_Bps=ceilings.link_Bps)
+        placement = place(need, speeds, options.offload, options.kv)
     except OffloadError as refusal:
         return replace(row, refusal=refusal)
     expected = forecast(placement, work, ceilings, 1 if tokens == ALONE else ROWS)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from offload.checkpoint.headers import Folder
     from offload.machine.memory import Free
     from offload.placement.forecast import Ceilings
-    from offload.placement.placement import Placement
+    from offload.placement.placement import KVHome, Placement
     from offload.placement.quantized_sizes import FewBits, FourBits
     from offload.placement.requirements import Compute, KVQuant
     from specexec.drafters.registry import DrafterChoice
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 # What `chat` does unasked, too.
 USUAL: dict[str, int | str | None] = {
     "ctx": None, "budget": "auto", "drafter": "auto", "drafter-quant": "none", "draft-window": None,
-    "compute": "float", "kv-quant": None,
+    "compute": "float", "kv-quant": None, "kv": "ram",
 }  # fmt: skip
 REACHED = 0.6  # of what is sold
 
@@ -64,6 +64,7 @@ REACHED = 0.6  # of what is sold
 @click.option("--head-quant", type=click.Choice(["none", "nf4"]), default="none", help="Bits of the model's head.")
 @click.option("--compute", type=click.Choice(["float", "int8"]), default="float", help="How int8 and int4 multiply.")
 @click.option("--kv-quant", type=click.Choice(KV_QUANT), show_default="none", help="Bits of keys and values.")
+@click.option("--kv", type=click.Choice(["ram", "disk", "auto"]), default="ram", help="Slowest place for them.")
 @click.option("--all", "every", is_flag=True, help="Every number format, not only the likely ones.")
 @click.option("--offline", is_flag=True, help="Use only what is already on this machine.")
 @trust_option
@@ -72,8 +73,8 @@ REACHED = 0.6  # of what is sold
 def plan(
     model: str, gpu: str | None, link: float | None, disk: float | None, ram: int | None, vram: int | None,
     ctx: int | None, budget: IntOrAuto, drafter: str, drafter_quant: FewBits, head_quant: FourBits, compute: Compute,
-    kv_quant: KVQuant | None, draft_window: int | None, lora: tuple[str, ...], drafter_lora: tuple[str, ...],
-    every: bool, offline: bool,
+    kv_quant: KVQuant | None, kv: KVHome, draft_window: int | None, lora: tuple[str, ...],
+    drafter_lora: tuple[str, ...], every: bool, offline: bool,
     trust_remote_code: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Say what of MODEL would live where, how long a sweep takes, and the command to type.
@@ -113,7 +114,7 @@ def plan(
     context = context_for(ctx, longest if isinstance(longest, int) else 2**31 - 1)
     options = LoadOptions(
         drafter, lora=lora, drafter_lora=drafter_lora, drafter_quant=drafter_quant, draft_window=draft_window,
-        head_quant=head_quant, compute=compute, kv_quant=kv_quant, budget=budget, ctx=ctx,
+        head_quant=head_quant, compute=compute, kv_quant=kv_quant, kv=kv, budget=budget, ctx=ctx,
     )  # fmt: skip
     request = LoadRequest.of(
         folder, tuple(drafters), options, context, here.free, branches=branches, plainly=plainly, toy=model == DEMO
@@ -121,14 +122,14 @@ def plan(
     rows = outlook(request, guests, here.free, speeds, every)
     chosen = best(rows)
     kept = {"ctx": ctx, "budget": budget, "drafter": drafter, "drafter-quant": drafter_quant,
-            "draft-window": draft_window, "compute": compute, "kv-quant": kv_quant}  # fmt: skip
+            "draft-window": draft_window, "compute": compute, "kv-quant": kv_quant, "kv": kv}  # fmt: skip
     adapters = {"lora": lora, "drafter-lora": drafter_lora}
     typed = [] if chosen is None else commands_for(model, chosen, ram, vram, kept, trust_remote_code, adapters)
     answer = _Answer(model, folder, here, speeds, rows, chosen, typed)
     if as_json:
         asked = {"gpu": gpu, "link": link, "disk": disk, "ram": ram, "vram": vram, "ctx": ctx, "budget": budget,
                  "drafter": drafter, "drafter_quant": drafter_quant, "draft_window": draft_window,
-                 "head_quant": head_quant, "compute": compute, "kv_quant": kv_quant, "lora": lora,
+                 "head_quant": head_quant, "compute": compute, "kv_quant": kv_quant, "kv": kv, "lora": lora,
                  "drafter_lora": drafter_lora, "all": every,
                  "offline": offline, "trust_remote_code": trust_remote_code}  # fmt: skip
         echo(json.dumps({"asked": asked} | answer.record(), indent=1))

@@ -1,4 +1,4 @@
-"""Keys and values of finished texts, kept for the next text with the same beginning. Owned by the engine's thread."""
+"""Keys and values of other texts, for a text with the same beginning. Owned by the engine's thread."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ class Taken(NamedTuple):
     shared: int
 
 
+WORTH_COPYING = 16  # tokens: fewer are sooner computed
+
+
 class IdleCaches:
     """At most `room` sets of caches, live ones included; the least recently used goes first."""
 
@@ -25,20 +28,25 @@ class IdleCaches:
         self._room = room
         self._idle: list[Caches] = []
 
-    def take(self, prompt: list[int], *, live: int) -> Taken:
-        """The set that shares most with `prompt`, if the rest of it is not worth more than what is shared."""
-        from specexec.model.cache import common_prefix
+    def take(self, prompt: list[int], *, live: Items[Caches]) -> Taken:
+        """Of the idle and the live sets the one that shares most with `prompt`: itself where it is idle and the rest of
+        it is not worth more than what is shared, else a copy of the beginning.
+        """
+        taken = Taken({}, 0)
+        found = [Taken(some, _shared(some, prompt)) for some in (*self._idle, *live)]
+        best = max(found, key=lambda one: one.shared, default=taken)
+        is_idle = any(some is best.by_model for some in self._idle)
+        if is_idle and 2 * best.shared > len(_longest(best.by_model)):
+            self._idle = [some for some in self._idle if some is not best.by_model]
+            taken = best
+        elif best.shared >= WORTH_COPYING:
+            taken = Taken({model: cache.prefix(best.shared) for model, cache in best.by_model.items()}, best.shared)
+        self._make_room(len(live) + 1)
+        return taken
 
-        best: Taken | None = None
-        for caches in self._idle:
-            longest = _longest(caches)
-            shared = common_prefix(longest, prompt[:-1])
-            if 2 * shared > len(longest) and shared > (best.shared if best else 0):
-                best = Taken(caches, shared)
-        if best:
-            self._idle = [caches for caches in self._idle if caches is not best.by_model]
-        self._make_room(live + 1)
-        return best or Taken({}, 0)
+    def shared(self, prompt: list[int], live: Items[Caches]) -> int:
+        """How many tokens of a prompt need not be computed."""
+        return max((_shared(some, prompt) for some in (*self._idle, *live)), default=0)
 
     @property
     def lengths(self) -> list[int]:
@@ -60,6 +68,13 @@ class IdleCaches:
 
     def _make_room(self, live: int) -> None:
         del self._idle[: max(0, len(self._idle) + live - self._room)]
+
+
+def _shared(caches: Caches, prompt: list[int]) -> int:
+    """How many tokens of the prompt these hold for every model that has read so much."""
+    from specexec.model.cache import common_prefix
+
+    return max((cache.reusable(common_prefix(cache.tokens, prompt[:-1])) for cache in caches.values()), default=0)
 
 
 def _longest(caches: Caches) -> Items[int]:

@@ -21,7 +21,14 @@ from cli.engine.open import introduction, open_engine, remembering
 from cli.shared.control_codes import echo
 from cli.shared.errors import INTERRUPTED, MissingExtra, PortTaken, explain
 from cli.shared.help_sections import SectionedCommand
-from cli.shared.options import EngineOptions, RealNumber, WholeNumber, models_argument, several_engine_options
+from cli.shared.options import (
+    EngineOptions,
+    RealNumber,
+    WholeNumber,
+    models_argument,
+    prefix_cache_option,
+    several_engine_options,
+)
 from cli.shared.presets import preset_option
 from cli.shared.template_options import template_options
 from cli.shared.thinking import Think, ask_to_think, think_option
@@ -80,6 +87,7 @@ SHUTDOWN_S = 10
 )
 @think_option
 @template_options
+@prefix_cache_option
 @several_engine_options
 @json_option("Print one line of JSON when the server is ready.")
 @verbosity_options

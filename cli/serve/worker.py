@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+WORTH_WAITING = 256  # tokens of a prompt that another text computes in this sweep
+
 State = Literal["loading", "ok", "failed", "stopping"]
 Tell = Callable[["Burst | Exception"], None]
 
@@ -223,8 +225,10 @@ class Worker:
                     self._end(sequence)
                 if self.state == "stopping":
                     return False
-                rows = 0
+                rows, before = 0, len(self._live)
                 while self._waiting and not self._tasks and self._fits(self._waiting[0], rows):
+                    if self._should_wait(self._waiting[0], list(self._live)[before:]):
+                        break
                     rows += len(self._waiting[0].prompt)
                     self._begin(self._waiting.popleft())
                 if self._live or self._tasks:
@@ -239,6 +243,19 @@ class Worker:
         if len(self._live) == self.parallel or (rows and rows + len(ticket.prompt) > self.engine.room.rows):
             return False
         return self._has_room(ticket.longest)
+
+    def _should_wait(self, ticket: Ticket, newcomers: list[Sequence]) -> bool:
+        """Whether a text that begins in this sweep will have computed much of this prompt by the next one."""
+        if not newcomers or ticket.sampling.prompt_logprobs:
+            return False
+        from specexec.model.cache import common_prefix  # with torch, once an engine is there
+
+        shares = [common_prefix(other.tokens[:-1], ticket.prompt[:-1]) for other in newcomers]
+        soon = max(shares)
+        waits = soon >= self._idle.shared(ticket.prompt, [live.caches for live in self._live]) + WORTH_WAITING
+        if waits:
+            newcomers[shares.index(soon)].forks.add(soon)
+        return waits
 
     def _has_room(self, tokens: int) -> bool:
         live = [other.longest for other in self._live.values()]
@@ -263,15 +280,15 @@ class Worker:
 
     def _begin(self, ticket: Ticket) -> None:
         computed = ticket.sampling.prompt_logprobs  # what is cached is not computed, so nothing could be said of it
-        caches = self._idle.take([] if computed else ticket.prompt, live=len(self._live))
-        ticket.reused = caches.shared
+        caches = self._idle.take([] if computed else ticket.prompt, live=[live.caches for live in self._live])
         try:
             sequence = self.engine.join(ticket.prompt, ticket.sampling, caches.by_model)
         except Exception as error:
             self._fail(ticket, error)
             return
+        ticket.reused = sequence.processed
         self.totals.prompt_tokens_total += len(ticket.prompt)
-        self.totals.prompt_tokens_reused_total += caches.shared
+        self.totals.prompt_tokens_reused_total += ticket.reused
         self._live[sequence] = ticket
 
     def _sweep(self) -> None:

@@ -64,7 +64,6 @@ EXIT_CODES = {
     "task_not_found": 3,
     "preset_not_found": 3,
     "bad_session": 4,
-    "bad_snapshot": 4,
     "bad_recording": 4,
     "bad_checkpoint": 9,
     "bad_config": USAGE,
@@ -144,12 +143,6 @@ class BadSession(SpecexecError):
     """A file among the conversations is not one."""
 
     code = "bad_session"
-
-
-class BadSnapshot(SpecexecError):
-    """Keys and values that were kept do not belong to this model and conversation, or are damaged."""
-
-    code = "bad_snapshot"
 
 
 class BadConfig(SpecexecError):

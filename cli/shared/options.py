@@ -140,8 +140,8 @@ DRAFT_BITS = click.Choice(ALLOWED["drafter_quant"])
 
 # Fields of LoadOptions that carry their unit, and how they are typed.
 TYPED = {"ram_B": "ram", "vram_B": "vram", "link_limit_Bps": "link_limit"}
-LOADING = {TYPED.get(one.name, one.name) for one in fields(LoadOptions)}
-"""Names of the parameters that decide how a model is loaded."""
+LOADING = {"prefix_cache", *(TYPED.get(one.name, one.name) for one in fields(LoadOptions))}
+"""Names of the parameters that decide how a model is loaded, and what is kept of its texts."""
 
 
 @dataclass(frozen=True)
@@ -152,6 +152,8 @@ class EngineOptions:
     load: LoadOptions = field(default_factory=LoadOptions)
     template_vars: tuple[tuple[str, object], ...] = ()
     allow_control_tokens: bool = False
+    prefix_cache: bool | None = None
+    """Whether keys and values are kept on disk, and what is there is used; None: of conversations that are kept."""
 
     def but(self, **changed: object) -> EngineOptions:
         """The same with other fields of LoadOptions."""
@@ -162,7 +164,7 @@ class EngineOptions:
         """All of it, by the names that are typed."""
         loaded = {TYPED.get(name, name): value for name, value in asdict(self.load).items()}
         prompts = {"template_vars": self.template_vars, "allow_control_tokens": self.allow_control_tokens}
-        return {"model": self.model, **loaded, **prompts}
+        return {"model": self.model, **loaded, **prompts, "prefix_cache": self.prefix_cache}
 
 
 _DEFAULTS = EngineOptions()
@@ -185,6 +187,10 @@ def _drafters(_context: click.Context, _parameter: click.Parameter, begun: str) 
 DRAFTER_HELP = f"What guesses ahead: {', '.join(drafter_names())} or a model; several joined by +."
 _OWN = "the model's own"
 
+prefix_cache_option = click.option(
+    "--prefix-cache/--no-prefix-cache", default=None, show_default="of conversations that are kept",
+    help="Keep keys and values on disk, and read no beginning of a text twice.",
+)  # fmt: skip
 trust_option = click.option(
     "--trust-remote-code", is_flag=True, help="Run Python that the model brings along. It can do all that you can."
 )
@@ -210,6 +216,8 @@ _ENGINE = (
                  help="How a pack in int8 or int4 multiplies; int8 is in integers, and another model."),
     click.option("--kv-quant", type=click.Choice(KV_QUANT), show_default="none",
                  help="Bits of the model's keys and values; 8 and 4 take less memory, and are another model."),
+    click.option("--kv", type=click.Choice(ALLOWED["kv"]), default="ram",
+                 help="Slowest place for keys and values; disk is for texts longer than RAM holds."),
     click.option("--draft-vocab", type=COUNT, show_default="all",
                  help="Frequent tokens a drafter model may name, such as 32k; those of the text always."),
     click.option("--draft-window", type=COUNT, show_default="all",

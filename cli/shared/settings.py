@@ -32,6 +32,7 @@ NO_SETTINGS = {
     "version",
     "models",
     "sessions",
+    "cache",
     "alias",
     "preset",
     "distill",

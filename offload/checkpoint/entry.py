@@ -104,3 +104,26 @@ def placed(name: str) -> tuple[str, Strides | None]:
         return name, None
     sizes, steps = (tuple(map(int, match[part].split("x"))) for part in ("sizes", "steps"))
     return (match["base"], Strides(sizes, steps, int(match["offset"]))) if len(sizes) == len(steps) else (name, None)
+
+
+@dataclass(frozen=True)
+class Change:
+    """What is added to a weight before it computes: `scale` times B [O, r] @ A [r, I], to [O, I] in float32; the sum is
+    rounded once.
+    """
+
+    name: str
+    """Of the weight, as a checkpoint of transformers has it."""
+    a: Entry
+    b: Entry
+    scale: float
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of the weight, [O, I]."""
+        return self.b.shape[0], self.a.shape[1]
+
+    @property
+    def origin(self) -> str:
+        """The folder that it comes from."""
+        return str(self.a.file.parent)

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeGuard, cast
 
-from offload.checkpoint.change import Change
 from offload.checkpoint.contents import (
     ADAPTER,
     GGUF_NOTE,
@@ -25,12 +24,12 @@ from offload.checkpoint.contents import (
     instead,
 )
 from offload.checkpoint.documents import AGAIN, CONFIG, Json, read_json
-from offload.checkpoint.entry import Entry
+from offload.checkpoint.entry import Change, Entry
 from offload.checkpoint.gguf.consolidated import renamed
 from offload.checkpoint.gguf.model import WEIGHTS, documents_folder, open_gguf, source_files
 from offload.checkpoint.mtp import mtp_tensors
 from offload.checkpoint.pickled.tensors import read_pickled
-from offload.checkpoint.shared import with_shared
+from offload.checkpoint.shared import with_shared, with_turns
 from offload.checkpoint.wrapped import is_wrapper, text_settings, text_tensors
 from offload.errors import BadModelDir, CorruptShard, ReadFailed, UnsupportedModel
 from offload.units import size
@@ -154,7 +153,7 @@ def checked(folder: Folder) -> Folder:
         folder = replace(
             folder, config=text, entries=held, notes=(*folder.notes, note), wrapper=folder.config, beside=beside
         )
-    folder = replace(folder, entries=with_shared(folder.config, folder.entries))
+    folder = replace(folder, config=with_turns(folder.config), entries=with_shared(folder.config, folder.entries))
     config, plain = settled(folder.config, folder.entries)
     notes = (*folder.notes, plain) if plain else folder.notes
     if strays := {} if config.get("quantization_config") else _strays(folder.entries):

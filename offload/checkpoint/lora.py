@@ -12,10 +12,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from offload.checkpoint.change import Change
 from offload.checkpoint.contents import ADAPTER
 from offload.checkpoint.documents import Json, read_json
-from offload.checkpoint.entry import Entry
+from offload.checkpoint.entry import Change, Entry
 from offload.checkpoint.headers import Folder, read_header
 from offload.checkpoint.quantized.weight import FLOATS
 from offload.checkpoint.roles import part_of

@@ -42,6 +42,9 @@ HEADLESS = {
     "granite4_vision_text": "Granite4VisionTextModel",
     "deepseek_ocr2_text": "DeepseekOcr2TextModel",
     "unlimited_ocr_text": "UnlimitedOcrTextModel",
+    "emu3_text_model": "Emu3TextModel",
+    "qwen2_5_omni_text": "Qwen2_5OmniThinkerTextModel",
+    "qwen3_omni_moe_text": "Qwen3OmniMoeThinkerTextModel",
 }  # fmt: skip
 _CAPPED = ("mistral_large4_text", "muse_glimmer_text", "muse_spark_text")
 _SCALED = ("granite_docling_text", "granite4_vision_text")

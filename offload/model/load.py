@@ -26,6 +26,7 @@ from offload.errors import UnsupportedModel
 from offload.machine.files import Reading
 from offload.machine.finalizers import close_when_collected
 from offload.machine.heap import give_back
+from offload.machine.host_rows import check_room
 from offload.machine.identity import machine
 from offload.machine.integer_products import way
 from offload.machine.memory import Free, free_memory
@@ -36,7 +37,7 @@ from offload.model.layer import StreamedLayer, streamed_layers
 from offload.model.model_stream import ModelStream
 from offload.model.quantized_head import Rounded, quantise_head
 from offload.model.reordered import pays, reordering
-from offload.placement.placement import Need, Offload, Placement
+from offload.placement.placement import KVHome, Need, Offload, Placement
 from offload.placement.quantized_sizes import FourBits, with_head
 from offload.placement.requirements import (
     Compute,
@@ -77,6 +78,7 @@ def load(
     head_quant: FourBits = "none",
     compute: Compute = "float",
     kv_quant: KVQuant | None = None,
+    kv: KVHome = "ram",
     adapters: Sequence[str] = (),
     reorder: bool = False,
     on_layer_read: Callable[[int, int], None] | None = None,
@@ -89,14 +91,15 @@ def load(
     `head_quant` nf4 makes it another model: its head rounded to four bits, a copy where embeddings are tied to it. So
     does `compute` int8: linears of the layers that are stored in int8 by rows round their inputs to 15 bits and compute
     in integers. Refused with UnsupportedModel where there are none.
-    `kv_quant`: the caller keeps keys and values in so many bits.
+    `kv_quant`: the caller keeps keys and values in so many bits. `kv`: the slowest place that they may have, if they
+    can move; refused with DiskFull where the disk has no room for a full context.
     `reorder`: a model that nothing else takes layers of and that stays in memory keeps its weights in the order in
     which this CPU multiplies them quickest, if there is such an order.
     `adapters` are LoRA adapters of peft, FOLDER or FOLDER:scale (offload/checkpoint/lora.py), added in this order.
     `beside_B` is what the caller will need beside it where it computes (drafter, trees), by what it is for,
     `beside_ram_B` what it keeps in RAM wherever that is, `guesses_B` keys and values beyond `ctx` tokens. `ram_B`
     and `vram_B` replace what is measured. `cache_moves`: the caller keeps the keys and values of each layer where the
-    placement's `caches` say, so that they may live in RAM; those of the layers `cache_stays` may not.
+    placement's `caches` say, so that they may live in RAM or on disk; those of the layers `cache_stays` may not.
     `on_layer_read` is called with the number of resident layers read so far and the number of all of them.
     `trust_remote_code` lets transformers run Python that lies in the folder.
     """
@@ -113,7 +116,8 @@ def load(
     need = with_cache(need, settings_of(skeleton.model.config), kv_quant)
     need = replace(need, guesses_B=guesses_B, cache_moves=cache_moves, cache_stays=need.cache_stays.union(cache_stays))
     need = replace(need, beside_B=beside_B or {}, beside_ram_B=beside_ram_B or {})
-    placement = place(need, _with_speeds(free_memory(device, ram_B, vram_B), folder.weights_at), offload)
+    placement = place(need, _with_speeds(free_memory(device, ram_B, vram_B), folder.weights_at), offload, kv)
+    check_room(placement.cache_disk_B)
     log.info("%s", placement.summary)
     with ExitStack() as undo, _memory_for(placement):
         disk = DiskStore(checkpoint, reading)

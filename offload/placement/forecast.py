@@ -130,7 +130,8 @@ def moved(placement: Placement, work: Work, rows: int) -> Moved:
     """Fewer rows visit fewer experts; without experts every sweep brings the same."""
     weights_B = placement.link_B - placement.cache_link_B
     share = work.share(rows)
-    return Moved(rows, round(share * placement.disk_B), round(share * weights_B) + placement.cache_link_B)
+    disk_B = round(share * placement.disk_B) + placement.cache_disk_B
+    return Moved(rows, disk_B, round(share * weights_B) + placement.cache_link_B)
 
 
 def forecast(placement: Placement, work: Work, ceilings: Ceilings, rows: int) -> Forecast:

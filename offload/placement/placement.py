@@ -1,8 +1,8 @@
 """What lives where and how much memory that takes, in numbers alone. Knows no torch, no file and no machine.
 
 A resident model is a placement with every layer on the device; on the CPU the device is RAM. Beside a GPU, token ids
-are looked up in RAM unless the embeddings are the head too, and keys and values of any layer may live in RAM: they
-travel with their layer.
+are looked up in RAM unless the embeddings are the head too, and keys and values of any layer may live in RAM, or on
+disk: they travel with their layer.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,6 +12,7 @@ from typing import Literal
 from offload.units import size
 
 Offload = Literal["auto", "none", "ram", "disk"]
+KVHome = Literal["ram", "disk", "auto"]  # the slowest place for keys and values; auto: disk where nothing else fits
 Tier = Literal["device", "ram", "disk"]
 
 # Two buffers overlap reading with computing; a third absorbs layers that take unequally long.
@@ -91,7 +92,7 @@ class Placement:
 
     tiers: tuple[Tier, ...]
     caches: tuple[Tier, ...]
-    """Where keys and values of each layer live: on the device, or in RAM."""
+    """Where keys and values of each layer live: on the device, or all others in RAM, or on disk."""
     ring: int
     need: Need
     on_gpu: bool
@@ -132,7 +133,12 @@ class Placement:
     @property
     def cache_link_B(self) -> int:
         """What keys and values are of it, once the context is full."""
-        return sum(self._travelling_B(self.need.caches_B))
+        return sum(self._travelling_B(self.need.caches_B)) if self.on_gpu else 0
+
+    @property
+    def cache_disk_B(self) -> int:
+        """Keys and values on disk: what they take there, and what one sweep reads of them once the context is full."""
+        return sum(size_B for size_B, tier in zip(self.need.caches_B, self.caches, strict=True) if tier == "disk")
 
     @property
     def embeddings_in_ram(self) -> bool:
@@ -162,6 +168,7 @@ class Placement:
         later_B = streamed["layers in RAM"] + streamed["layer buffers"]
         if not self.on_gpu:
             kept_B = self.kept_B("device")
+            streamed |= {"KV on its way": self._arriving_B}
             on_the_way_B = max(0, need.head_passing_B - later_B - kept_B)
             computing_B = {**self._computing_B, **need.beside_ram_B}
             return _present(
@@ -178,16 +185,19 @@ class Placement:
         """GPU memory by what it is for; nothing where the CPU computes."""
         if not self.on_gpu:
             return {}
-        # Two layers' worth: one attends while the next arrives.
-        arriving_B = sum(sorted(self._travelling_B(self.need.caches_B))[-2:])
         return _present(
             {
                 "layers that stay": self.kept_B("device"),
                 "layer buffers": self.ring_B,
-                "KV on its way": arriving_B,
+                "KV on its way": self._arriving_B,
                 **self._computing_B,
             }
         )
+
+    @property
+    def _arriving_B(self) -> int:
+        """Two layers' keys and values: one attends while the next arrives."""
+        return sum(sorted(self._travelling_B(self.need.caches_B))[-2:])
 
     @property
     def _computing_B(self) -> dict[str, int]:
@@ -206,17 +216,19 @@ class Placement:
         }
 
     def _cache_B(self, tier: Tier) -> dict[str, int]:
-        """Keys and values of the layers that keep them there; rounded up for RAM, the rest is the device's."""
+        """Keys and values of the layers that keep them there; rounded up where they travel."""
         need = self.need
 
         def share_B(whole_B: int) -> int:
-            in_ram_B = min(whole_B, sum(self._travelling_B(need.shares_B(whole_B))))
-            return in_ram_B if tier == "ram" else whole_B - in_ram_B
+            away_B = min(whole_B, sum(self._travelling_B(need.shares_B(whole_B))))
+            if tier == "device":
+                return whole_B - away_B
+            return 0 if "disk" in self.caches else away_B
 
         return {f"KV cache at --ctx {need.ctx}": share_B(need.cache_B), "KV of guesses": share_B(need.guesses_B)}
 
     def _travelling_B(self, sizes_B: Sequence[int]) -> list[int]:
-        return [size_B for size_B, tier in zip(sizes_B, self.caches, strict=True) if tier == "ram"]
+        return [size_B for size_B, tier in zip(sizes_B, self.caches, strict=True) if tier != "device"]
 
     def kept_B(self, tier: Tier) -> int:
         """Bytes of the layers that live in this tier, as they lie in memory."""
@@ -230,9 +242,10 @@ class Placement:
     def summary(self) -> str:
         """One line for people: what streams from where, and what stays."""
         memory = "GPU memory" if self.on_gpu else "RAM"
-        travelling = self.caches.count("ram")
+        travelling = len(self.caches) - self.caches.count("device")
         some = "" if travelling == len(self.caches) else f" of {travelling} layers"
-        caches = f"; KV{some} in RAM, up to {size(self.cache_link_B)} per sweep" if travelling else ""
+        place, each_B = ("on SSD", self.cache_disk_B) if self.cache_disk_B else ("in RAM", self.cache_link_B)
+        caches = f"; KV{some} {place}, up to {size(each_B)} per sweep" if travelling else ""
         if self.offload == "none":
             return f"all {len(self.tiers)} layers stay in {memory}, {size(self.kept_B('device'))}{caches}"
         groups = [

@@ -7,7 +7,7 @@ What `--offload` allows:   none   every layer on the device
                            auto   the fastest mix of all tiers that leaves a margin free
 
 Fastest is what moves for the fewest seconds in a sweep. Keys and values leave the device only where that is less than
-what their place on it saves, or where nothing else fits.
+what their place on it saves, or where nothing else fits; memory for disk only where `kv` says so.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,12 +15,19 @@ from dataclasses import replace
 
 from offload.errors import NotEnoughRam, NotEnoughVram, OffloadError
 from offload.machine.memory import Free
-from offload.placement.placement import RING, Need, Offload, Placement, Tier
+from offload.placement.placement import RING, KVHome, Need, Offload, Placement, Tier
 from offload.units import size
 
 
-def place(need: Need, free: Free, offload: Offload = "auto") -> Placement:
-    """The fastest mix that `offload` allows and that fits. Raises NotEnoughRam or NotEnoughVram, with the numbers."""
+def place(need: Need, free: Free, offload: Offload = "auto", kv: KVHome = "ram") -> Placement:
+    """The fastest mix that `offload` and `kv` allow and that fits. Raises NotEnoughRam or NotEnoughVram, with the
+    numbers.
+    """
+    if kv == "auto" and need.cache_moves:
+        try:
+            return place(need, free, offload)
+        except (NotEnoughRam, NotEnoughVram):
+            return place(need, free, offload, "disk")
     fill_ram = free.ram_given or offload == "auto"
     cautious = replace(
         free,
@@ -29,6 +36,8 @@ def place(need: Need, free: Free, offload: Offload = "auto") -> Placement:
     )
     slowest = _slowest(offload, on_gpu=free.vram_B is not None, fill_ram=fill_ram)
     homes: list[Tier] = ["device", "ram"] if need.cache_moves and free.vram_B is not None else ["device"]
+    if kv == "disk" and need.cache_moves:
+        homes = ["disk"]
     fitting: list[Placement] = []
     for tier in slowest:
         for home in homes:
@@ -49,7 +58,8 @@ def place(need: Need, free: Free, offload: Offload = "auto") -> Placement:
 
 def _moving_s(placement: Placement, free: Free) -> tuple[float, float]:
     """What disk and link take in a sweep: at the same time, and among equals one after the other."""
-    disk_s, link_s = placement.disk_B / free.disk_Bps, placement.link_B / free.link_Bps
+    disk_B = placement.disk_B + placement.cache_disk_B
+    disk_s, link_s = disk_B / free.disk_Bps, placement.link_B / free.link_Bps
     return max(disk_s, link_s), disk_s + link_s
 
 
@@ -124,12 +134,13 @@ def _refusal(placement: Placement, free: Free) -> OffloadError | None:
     if placement.host_B > free.ram_B:
         limit = f" (limit: {free.ram_limit})" if free.ram_limit else ""
         drafter = "--drafter ngram, " if placement.host_parts_B.get("drafter") else ""
+        on_disk = "--kv disk, " if placement.need.cache_moves and "disk" not in placement.caches else ""
         return NotEnoughRam(
             f"--offload {tier} needs {size(placement.host_B)} of RAM, {size(free.ram_B)} are free{limit}.",
             _breakdown(placement.host_parts_B),
             "--offload disk, or close other programs."
             if tier != "disk"
-            else f"a smaller --ctx or --budget, {drafter}or a smaller model.",
+            else f"a smaller --ctx or --budget, {drafter}{on_disk}or a smaller model.",
         )
     return None
 

@@ -65,7 +65,7 @@ def fastest(found: Items[DrafterChoice], paired: bool, measured: Mapping[str, fl
 
 def _slowest(request: LoadRequest, free: Free, choice: DrafterChoice) -> str | None:
     try:
-        return place(need_with(request, choice), free, request.options.offload).offload
+        return place(need_with(request, choice), free, request.options.offload, request.options.kv).offload
     except OffloadError:
         return None
 

@@ -246,6 +246,7 @@ def _target(request: LoadRequest, choice: DrafterChoice, device: str, progress: 
         head_quant=options.head_quant,
         compute=options.compute,
         kv_quant=options.kv_quant,
+        kv=options.kv,
         adapters=options.lora,
         on_layer_read=progress.read,
         trust_remote_code=options.trust_remote_code,
@@ -322,6 +323,7 @@ def _defaults(target: PreTrainedModel, encoding: Encoding) -> Defaults:
 
 
 def _travel(placement: weights.Placement, device: str) -> Travel | None:
-    """Keys and values that the placement keeps in RAM."""
-    layers = frozenset(layer for layer, tier in enumerate(placement.caches) if tier == "ram")
-    return Travel(layers, weights.carrier_for(torch.device(device))) if layers else None
+    """Keys and values that the placement keeps in RAM or on disk."""
+    layers = frozenset(layer for layer, tier in enumerate(placement.caches) if tier != "device")
+    on_disk = "disk" in placement.caches
+    return Travel(layers, weights.carrier_for(torch.device(device), on_disk)) if layers else None

@@ -16,7 +16,7 @@ from specexec.errors import BadOption
 from specexec.sizes import check_budget
 
 if TYPE_CHECKING:
-    from offload import Compute, FewBits, FourBits, KVQuant, Offload
+    from offload import Compute, FewBits, FourBits, KVHome, KVQuant, Offload
 
 # Fields that have few values.
 ALLOWED: dict[str, tuple[str, ...]] = {
@@ -24,6 +24,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "head_quant": ("none", "nf4"),
     "compute": ("float", "int8"),
     "offload": ("auto", "none", "ram", "disk"),
+    "kv": ("ram", "disk", "auto"),
     "dtype": ("auto", "bf16", "f16", "f32"),
 }
 KV_QUANT: tuple[KVQuant, ...] = (8, 4)
@@ -57,6 +58,8 @@ class LoadOptions:
     kv_quant: KVQuant | None = None
     """Bits of the target's keys and values (specexec/model/kept_rows.py): 8 or 4, which makes it another model; None
     keeps them as they are computed. Drafters keep theirs whole."""
+    kv: KVHome = "ram"
+    """The slowest place for keys and values of the target: RAM, or the disk (`auto`: if nothing else fits)."""
     offload: Offload = "auto"
     """Where the weights live between sweeps."""
     budget: int | Literal["auto"] = "auto"

@@ -102,15 +102,22 @@ class LoadRequest:
         return replace(bare, most_nodes=nodes_of("auto", bare.own_widths, context, free_B))
 
     def check_cache(self) -> None:
-        """Raise UnsupportedArchitecture where keys and values are to be in few bits and there are none of ours."""
+        """Raise UnsupportedArchitecture where keys and values are to be in few bits, or on disk, and there are none of
+        ours.
+        """
+        refused = {
+            "--kv-quant": self.options.kv_quant is not None and bool(self.plainly),
+            "--kv disk": self.options.kv == "disk" and not self.branches,
+        }
+        if any(refused.values()):
+            asked = next(name for name, is_refused in refused.items() if is_refused)
+            raise UnsupportedArchitecture(
+                f"{asked} needs a model that verifies trees: others keep their keys and values themselves.",
+                self.plainly or None,
+                f"leave {asked} out.",
+            )
         if self.options.kv_quant is None:
             return
-        if self.plainly:
-            raise UnsupportedArchitecture(
-                "--kv-quant needs a model that verifies trees: others keep their keys and values themselves.",
-                self.plainly,
-                "leave --kv-quant out.",
-            )
         if not any(cache_widths(self.target.config)):
             raise UnsupportedArchitecture(
                 f"no layer of {self.target.path} keeps keys and values: --kv-quant has nothing to do.",
@@ -276,7 +283,7 @@ def room_for_texts(placement: Placement, free: Free, request: LoadRequest, choic
     nodes, drafters = request.nodes if choice.sources else 0, drafting(request, choice)
     need = placement.need
     shares_B = need.shares_B(need.cache_B)
-    travelling_B = sorted(size_B for size_B, tier in zip(shares_B, placement.caches, strict=True) if tier == "ram")
+    travelling_B = sorted(size_B for size_B, tier in zip(shares_B, placement.caches, strict=True) if tier != "device")
 
     def side(one: Room, living_B: int, spare_B: int) -> Room:
         """A memory in which so much of a whole context's keys and values lives."""
@@ -292,13 +299,16 @@ def room_for_texts(placement: Placement, free: Free, request: LoadRequest, choic
         text_B=text_B(request.widths(request.target), drafters),
     )
     earlier_B = snapshots_B(request.widths(request.target))
-    if free.vram_B is None or placement.device_B is None:
-        computing = replace(computing, text_B=computing.text_B + earlier_B)
-        return side(computing, need.cache_B, free.ram_B - placement.host_B)
-    bare = replace(bare, text_B=earlier_B)
-    in_ram = bool(travelling_B) or earlier_B > 0
-    ram = side(bare, sum(travelling_B), free.ram_B - placement.host_B) if in_ram else None
+    on_disk = "disk" in placement.caches
+    disk = side(bare, sum(travelling_B), 0) if on_disk else None
     living_B = need.cache_B - sum(travelling_B[:-2])  # two layers' worth is there at a time of those that travel
+    if free.vram_B is None or placement.device_B is None:
+        computing = replace(computing, text_B=computing.text_B + earlier_B, beside=disk)
+        return side(computing, living_B, free.ram_B - placement.host_B)
+    bare = replace(bare, text_B=earlier_B, beside=disk)
+    in_ram = bool(travelling_B) or earlier_B > 0
+    ram_B = 0 if on_disk else sum(travelling_B)
+    ram = side(bare, ram_B, free.ram_B - placement.host_B) if in_ram else None
     return side(replace(computing, beside=ram), living_B, free.vram_B - placement.device_B)
 
 

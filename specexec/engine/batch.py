@@ -186,8 +186,8 @@ class Batch:
                 break
             self._next = None
             rows += new
-            self._decoder.join(answer.sequence)
             self._borrow(answer.sequence)
+            self._decoder.join(answer.sequence)
             self._live[answer.sequence] = answer
             newcomers.append(answer.sequence)
         self._donors = []

@@ -19,6 +19,7 @@ from specexec.engine.decoder import Decoder, Step
 from specexec.engine.embeddings import Pooling, embeddings
 from specexec.engine.likelihoods import likelihoods
 from specexec.engine.parts import Parts, Weights
+from specexec.engine.prefixes import Prefixes
 from specexec.engine.readings import TextReader, TextReading, shared_tensors
 from specexec.engine.request_types import Continuation, Failure, Likelihood, Request, Result
 from specexec.engine.requests import Intake, check_ids
@@ -145,9 +146,18 @@ class Engine:
         self._decoder.limit.budget = nodes
 
     @property
-    def models(self) -> dict[str, object]:
-        """Whose keys and values a dialogue keeps, by role."""
-        return {"target": self._target, **self._drafts}
+    def prefixes(self) -> Prefixes:
+        """Keys and values of earlier texts, of any run: at first nothing is kept."""
+        return self._readers.prefixes
+
+    @prefixes.setter
+    def prefixes(self, prefixes: Prefixes) -> None:
+        self._readers.prefixes = prefixes
+
+    @property
+    def models(self) -> dict[str, TreeLM]:
+        """Whose keys and values are ours to keep, by role."""
+        return {"target": self._target, **self._drafts} if isinstance(self._target, TreeLM) else {}
 
     @property
     def room(self) -> Room:

@@ -12,7 +12,9 @@ from collections.abc import Sequence as Items
 from typing import TypeVar
 
 from specexec.engine.decoder import Decoder, Step
+from specexec.engine.prefixes import NoPrefixes, Prefixes
 from specexec.errors import EngineClosed
+from specexec.model.cache import common_prefix
 from specexec.stats import Burst
 from specexec.text.sequence import Sequence
 
@@ -25,6 +27,7 @@ class Readers:
     def __init__(self, decoder: Decoder) -> None:
         self.lock = threading.RLock()
         self.closed = False
+        self.prefixes: Prefixes = NoPrefixes()
         self._decoder = decoder
         self._callers: dict[Sequence, Caller] = {}
         self._sweeping = False
@@ -62,6 +65,7 @@ class Readers:
     def join(self, sequence: Sequence, caller: Caller) -> None:
         with self.lock:
             self._check_open()
+            self._fill(sequence)
             self._decoder.join(sequence)
             if sequence.finish_reason is None:
                 self._callers[sequence] = caller
@@ -72,6 +76,7 @@ class Readers:
                 self._left.append(sequence)
             elif self._callers.pop(sequence, None) is not None and sequence in self._decoder.live:
                 self._decoder.leave(sequence)
+                self.prefixes.keep(sequence.caches)
 
     def sweep(self, kept: Items[int]) -> None:
         """One sweep over the texts of all callers; after an error none of them has moved."""
@@ -85,9 +90,18 @@ class Readers:
             ended = step.burst.finish_reason is not None
             caller = self._callers.pop(step.sequence) if ended else self._callers[step.sequence]
             caller.waiting.append(step)
+            if ended:
+                self.prefixes.keep(step.sequence.caches)
         for sequence in self._left:
             self.leave(sequence)
         self._left.clear()
+
+    def _fill(self, sequence: Sequence) -> None:
+        if sequence.finish_reason is not None or sequence.sampling.prompt_logprobs:
+            return  # nothing is written, or every row is asked for
+        self.prefixes.fill(sequence.tokens[:-1], sequence.caches)
+        if (cache := sequence.caches.get(self._decoder.target)) is not None:
+            sequence.processed = cache.reusable(common_prefix(cache.tokens, sequence.tokens[:-1]))
 
     def _check_open(self) -> None:
         if self.closed:

@@ -25,9 +25,10 @@ from specexec.sizes import AT_ONCE, KEY_BLOCK, QUERY_BLOCK, SINKS, SUMMED_WIDE
 
 NAME = "specexec"
 LOWEST = torch.finfo(torch.float32).min
-# MKL's products sum in another order for few rows than for more, and from some 400 inputs on in one that depends on
-# how many there are. So no block has fewer rows, no sum more keys, and keys are counted from the first of the text.
-FILLED, SUMMED = 16, 256
+# MKL's products sum in another order for few rows or columns than for more, and from some 400 inputs on (from 193 on a
+# CPU with AVX2 alone) in one that depends on how many there are. So no block has fewer queries or keys, no sum more
+# keys, and keys are counted from the first of the text.
+FILLED, SUMMED = 16, 128
 KEPT = 1 << 15  # bytes of a mask that is kept for the next layers: of a block far from full
 
 
@@ -130,6 +131,17 @@ class Visibility:
 
     def first_visible(self, queries: slice, style: Style) -> int:
         """No query of the slice sees a committed key before this one."""
+        return min(self._first(queries, style), self.committed)
+
+    def first_needed(self, queries: slice, style: Style) -> int:
+        """The same of all keys; of those that the sweep brings whole blocks alone are left out."""
+        first = self._first(queries, style)
+        if first <= self.committed or self.image_R is not None:
+            return min(first, self.committed)
+        return max(self.committed, min(first, self._chain) // KEY_BLOCK * KEY_BLOCK)
+
+    def _first(self, queries: slice, style: Style) -> int:
+        """Of a chain of so many keys the first that is near enough to be seen."""
         if not style.local:
             return 0
         lowest = int(self.position_R[queries].min())
@@ -138,7 +150,7 @@ class Visibility:
         else:
             assert style.chunk is not None
             seen = lowest // style.chunk * style.chunk
-        return min(max(seen - self.dropped, min(seen, SINKS)), self.committed)
+        return max(seen - self.dropped, min(seen, SINKS))
 
 
 def positions_of(rows_R: Tensor, dropped: int) -> Tensor:
@@ -159,7 +171,7 @@ def attend(
         # Nodes are ordered: no ancestor comes later, only rows of the same image.
         end = sees.committed + (rows.stop if style.together and sees.image_R is not None else queries.stop)
         block = query_HQD[:, start - rows.start : queries.stop - rows.start]
-        seen = range(sees.first_visible(queries, style), end)
+        seen = range(sees.first_needed(queries, style), end)
         if style.rough and style.softcap is None and style.sinks_H is None:
             blocks.append(_attend_roughly(block, key_HKD, value_HKD, sees, queries, seen, style))
             continue
@@ -238,9 +250,13 @@ def attend_block(
 
     def scored(first: int, last: int, out: Tensor | None = None) -> Tensor:
         """Scores [B, heads of keys, G, Q, K] of some keys."""
-        scores = torch.bmm(query, style.kept.read(key_HKD[:, first:last]).transpose(1, 2), out=out).view(
-            *shared, last - first
-        )
+        keys = style.kept.read(key_HKD[:, first:last])
+        if (missing := FILLED - (last - first)) > 0:
+            products = torch.bmm(query, nn.functional.pad(keys, (0, 0, 0, missing)).transpose(1, 2))
+            products = products[..., : last - first].contiguous()
+        else:
+            products = torch.bmm(query, keys.transpose(1, 2), out=out)
+        scores = products.view(*shared, last - first)
         # In place: a block of scores is the largest thing that attention holds.
         if style.softcap is not None:
             scores.div_(style.softcap).tanh_().mul_(style.softcap)

@@ -56,11 +56,13 @@ class LayerKV:
         """A copy of the first `count` rows, with room to grow."""
         return self._copied(self.memory, count, rows_held(count))
 
-    def kept_in(self, memory: Room, used: int, total: int) -> LayerKV:
-        """These rows in `memory` with room for `total`: itself if it is so already, else a copy of those in use."""
+    def kept_in(self, memory: Room, used: int, total: int, spare: int = 0) -> LayerKV:
+        """These rows in `memory` with room for `total`: itself if it is so already, else a copy of those in use, with
+        room for `spare` more.
+        """
         if self.memory == memory and self.keys_HRD.shape[1] >= total:
             return self
-        return self._copied(memory, used, rows_held(total))
+        return self._copied(memory, used, rows_held(total + spare))
 
     def runs(self, other: LayerKV, start: int, end: int) -> Iterator[tuple[Tensor, Tensor]]:
         """What to copy from where to bring over the rows `start` … `end` - 1 of another, each pair one run of bytes."""

@@ -1,4 +1,4 @@
-"""Keys and values that live in RAM: a layer's rows arrive before it attends, and its new ones go back afterwards.
+"""Keys and values in RAM or on disk: a layer's rows arrive before it attends, its new ones go back afterwards.
 
 While one layer attends, the rows of the next are on their way: two layers' rows are on the device at a time. What goes
 where is decided here, a `Carrier` moves it. Knows no device.   H key heads   R rows   D head size
@@ -22,10 +22,14 @@ Pairs = Iterable[tuple[Tensor, Tensor]]
 
 
 class Carrier(Protocol):
-    """Copies between RAM and where the computation is, while that goes on."""
+    """Copies between where rows live and where the computation is, while that goes on."""
+
+    @property
+    def spare_rows(self) -> int:
+        """More of them than needed, for which memory is asked where rows have to move into larger memory."""
 
     def memory(self, like: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """RAM for numbers of the dtype of `like`, made for fast copies."""
+        """Memory for numbers of the dtype of `like`, made for fast copies."""
 
     def copy(self, pairs: Pairs) -> None:
         """Start filling each first tensor from the second, once what was asked of the device so far is computed."""
@@ -39,7 +43,7 @@ class Carrier(Protocol):
 
 @dataclass(frozen=True)
 class Travel:
-    """Which layers keep their keys and values in RAM, and who carries them."""
+    """Which layers keep their keys and values away from where they attend, and who carries them."""
 
     layers: frozenset[int]
     carrier: Carrier
@@ -75,7 +79,7 @@ class Trip:
             layers = passenger.cache.layers
             for layer in self._route:
                 if layer in layers:
-                    layers[layer] = layers[layer].kept_in(self._carrier.memory, passenger.new, passenger.total)
+                    layers[layer] = self._kept(layers[layer], passenger.new, passenger.total)
 
     def carries(self, layer: int) -> bool:
         """Do keys and values of this layer travel?"""
@@ -96,7 +100,7 @@ class Trip:
         for number, passenger in enumerate(self._passengers):
             home = passenger.cache.layers.get(layer)
             if home is None:
-                home = here[number].kept_in(self._carrier.memory, 0, passenger.total)
+                home = self._kept(here[number], 0, passenger.total)
                 passenger.cache.layers[layer] = home
             pairs += home.runs(here[number], passenger.new, passenger.total)
         self._carrier.copy(pairs)
@@ -104,6 +108,9 @@ class Trip:
     def end(self) -> None:
         """However the sweep ended: nothing moves any more."""
         self._carrier.settle()
+
+    def _kept(self, rows: LayerKV, used: int, total: int) -> LayerKV:
+        return rows.kept_in(self._carrier.memory, used, total, self._carrier.spare_rows)
 
     def _arrive(self, layer: int, like: LayerKV) -> None:
         """What was announced of this layer is waited for, the next one is announced."""

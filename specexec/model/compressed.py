@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from specexec.model.architecture import Compression, Index
 from specexec.model.attention import SUMMED, Style, Visibility, attend_block
 from specexec.model.cache import LayerKV
-from specexec.model.indexed import columns, query_blocks, scores
+from specexec.model.indexed import columns, highest, query_blocks, scores
 from specexec.model.module_types import every_module
 from specexec.model.recurrent.packed import BLOCKS, INDEX_BLOCKS, PackedStates
 from specexec.model.recurrent.seams import sweep_here
@@ -153,4 +153,4 @@ def _others(index_QF: Tensor, key_ED: Tensor, unseen_QE: Tensor, index: Index) -
     query_QF, weight_QI = index_QF.float().split([index.heads * index.width, index.heads], dim=1)
     query_QID = query_QF.unflatten(1, (index.heads, index.width))
     score_QE = scores(query_QID, weight_QI, key_ED[:, : index.width]).masked_fill_(unseen_QE, -torch.inf)
-    return torch.ones_like(unseen_QE).scatter_(1, score_QE.topk(index.most, dim=1).indices, False)
+    return ~highest(score_QE, index.most)

@@ -3,7 +3,8 @@
 MiniMax M3 chooses blocks of keys: the score of a block is that of its best key, and each head of the index chooses for
 its share of the layer's heads.
 
-The key of the index is kept as one more head of a layer's keys, so that whatever moves keys moves it too.
+The key of the index is kept as one more head of a layer's keys, so that whatever moves keys moves it too. A row has the
+same scores whatever rows and keys are there beside it, and of equal ones the first is chosen: in a tree as without one.
 Q query rows   K key rows   H heads   D head size   I heads of the index   F numbers of a row for the index
 """
 
@@ -20,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from specexec.errors import UnsupportedArchitecture
 from specexec.model.architecture import Index
-from specexec.model.attention import Style, Visibility, attend_block
+from specexec.model.attention import FILLED, Style, Visibility, attend_block
 from specexec.model.cache import LayerKV
 from specexec.model.module_types import every_module
 from specexec.sizes import INDEX_SCORES, KEY_BLOCK, QUERY_BLOCK
@@ -136,15 +137,45 @@ def choose(index_QF: Tensor, kv: LayerKV, sees: Visibility, rows: slice, index: 
         score_QK = scores(query_QID[here], weight_QI[here], key_KD)
         if hidden_QK is not None:
             score_QK.masked_fill_(hidden_QK, -torch.inf)
-        found.append(score_QK.topk(index.most, dim=1).indices.int().unsqueeze(0))
+        found.append(_places(highest(score_QK, index.most), index.most).unsqueeze(0))
     return found
 
 
 def scores(query_QID: Tensor, weight_QI: Tensor, key_KD: Tensor) -> Tensor:
     """Of each key the sum over heads of weight * relu(query @ key), [Q, K]; some keys at a time."""
-    most = max(1, INDEX_SCORES // weight_QI.numel())
-    parts = (torch.einsum("qi,qik->qk", weight_QI, torch.relu(query_QID @ own_KD.T)) for own_KD in key_KD.split(most))
-    return torch.cat(list(parts), dim=1)
+    query_RD = query_QID.flatten(0, 1)
+    most = max(INDEX_SCORES // len(query_RD), FILLED)
+    parts = []
+    for own_KD in key_KD.split(most):
+        single_QIK = _products(query_RD, own_KD).unflatten(0, weight_QI.shape).relu_().mul_(weight_QI.unsqueeze(2))
+        sum_QK = single_QIK[:, 0].clone()
+        for head_QK in single_QIK.unbind(1)[1:]:  # one after the other: a product would sum them in any order
+            sum_QK += head_QK
+        parts.append(sum_QK)
+    return torch.cat(parts, dim=1)
+
+
+def _products(query_RD: Tensor, key_KD: Tensor) -> Tensor:
+    """Of each row with each key, [R, K]; as in attention of no fewer rows and keys than sums have one order for."""
+    R, K = len(query_RD), len(key_KD)
+    query_RD = query_RD.repeat(-(-FILLED // R), 1) if R < FILLED else query_RD
+    key_KD = nn.functional.pad(key_KD, (0, 0, 0, FILLED - K)) if K < FILLED else key_KD
+    return (query_RD @ key_KD.T)[:R, :K]
+
+
+def highest(score: Tensor, most: int) -> Tensor:
+    """True for so many highest scores [..., K] of each row; of those that are equal to the lowest of them the first."""
+    edge = score.topk(most, dim=-1).values[..., -1:]
+    above, equal = score > edge, score == edge
+    room = most - above.sum(-1, keepdim=True)
+    if bool((equal.sum(-1, keepdim=True) > room).any()):
+        equal &= equal.cumsum(-1, dtype=torch.int32) <= room
+    return above | equal
+
+
+def _places(chosen: Tensor, most: int) -> Tensor:
+    """Where it is true, int32 [..., most]; each row has so many."""
+    return chosen.nonzero()[:, -1].int().view(*chosen.shape[:-1], most)
 
 
 def _index_keys(kv: LayerKV, end: int, D: int, style: Style) -> Tensor:
@@ -160,7 +191,7 @@ def _best_blocks(
 ) -> Tensor:
     """Blocks of positions for each head and query, [I, Q, most]."""
     block_K = sees.positions(0, len(key_KD)) // index.block
-    score_IQK = query_QID.transpose(0, 1) @ key_KD.T
+    score_IQK = _products(query_QID.transpose(0, 1).flatten(0, 1), key_KD).view(index.heads, -1, len(key_KD))
     if hidden_QK is not None:
         score_IQK.masked_fill_(hidden_QK, -torch.inf)
     I, Q, _ = score_IQK.shape
@@ -169,8 +200,9 @@ def _best_blocks(
     own_Q1 = (sees.position_R[queries] // index.block).unsqueeze(1)
     local_QL = (own_Q1 - torch.arange(index.local, device=own_Q1.device)).clamp(min=0)
     best_IQB.scatter_(2, local_QL.expand(I, -1, -1), torch.inf)
-    found = best_IQB.topk(min(index.most, best_IQB.shape[2]), dim=2)
-    return found.indices.masked_fill(found.values == -torch.inf, -1).int()
+    most = min(index.most, best_IQB.shape[2])
+    found_IQT = _places(highest(best_IQB, most), most)
+    return found_IQT.masked_fill(best_IQB.gather(2, found_IQT.long()) == -torch.inf, -1)
 
 
 def attend_chosen(

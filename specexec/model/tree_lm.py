@@ -22,7 +22,7 @@ from transformers.modeling_outputs import MoeModelOutputWithPast
 from specexec.errors import UnsupportedArchitecture
 from specexec.model import attention
 from specexec.model.architecture import check_tree_support, limits_steps, longest_text
-from specexec.model.cache import KVCache
+from specexec.model.cache import KVCache, Room, beside
 from specexec.model.cache_in_ram import Travel
 from specexec.model.compressed import let_in_compressors
 from specexec.model.image_inputs import inputs_of, seeing
@@ -152,6 +152,12 @@ class TreeLM:
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sweep")
         self.kept: KeptRows = WHOLE
         self._even = False  # whether each product has as many rows as another
+
+    def memory_of(self, layer: int) -> Room:
+        """Where rows of this layer live between sweeps."""
+        if self._travel is None or layer not in self._travel.layers:
+            return beside
+        return self._travel.carrier.memory
 
     def keep_in(self, bits: KVQuant) -> None:
         """From now on caches hold keys and values in so many bits; for an LM that has written none yet.

@@ -36,9 +36,6 @@ class DialogueEngine(Protocol):
     @property
     def encoding(self) -> DialogueEncoding: ...
 
-    @property
-    def models(self) -> dict[str, object]: ...
-
     def grammar(self, text: str) -> Grammar: ...
 
     def filled(self, sampling: SamplingParams | None) -> SamplingParams: ...
@@ -97,18 +94,15 @@ class Conversation(Dialogue):
         return self._writer.encoding.render(self._dialogue, self._wishes)
 
     def keep(self) -> Kept:
-        """The dialogue as it is now; a copy as far as messages and ids go, the caches themselves."""
-        roles = {id(lm): role for role, lm in self._writer.models.items()}
-        caches = {roles[id(lm)]: cache for lm, cache in self._caches.items() if id(lm) in roles}
+        """A copy of the dialogue as it is now."""
         turns = [replace(turn, written=[*turn.written]) for turn in belonging(self._turns, self._dialogue)]
-        return Kept([*self.messages], self.system, turns, caches, self.left_out)
+        return Kept([*self.messages], self.system, turns, self.left_out)
 
     def take_up(self, kept: Kept) -> None:
         """Go on where another conversation was kept."""
         self.messages, self.system, self.left_out = [*kept.messages], kept.system, kept.left_out
         self._turns = belonging(kept.turns, kept.dialogue)
-        models = self._writer.models
-        self._caches = {models[role]: cache for role, cache in kept.caches.items() if role in models}
+        self._caches = {}
 
     def _answer(self, messages: list[Message], sampling: SamplingParams | None) -> Iterator[Burst]:
         self._ask(messages)

@@ -108,6 +108,7 @@ _OF_THEIR_OWN: dict[str, Family] = {
 _TIMM = "its tower needs the timm library"
 UNREAD = {
     "cosmos3_omni": "transformers has no processor for it",
+    "emu3": "images are tokens of its own vocabulary, which a model beside it makes",
     "ernie4_5_vl_moe": "rows of images go through experts of their own",
     "fast_vlm": _TIMM,
     "fuyu": "its processor writes prompts as a whole",
@@ -118,6 +119,10 @@ UNREAD = {
     "perception_lm": _TIMM,
     "phi4_multimodal": "its language model has weights that are for images alone",
     "pp_chart2table": "it answers without a chat",
+    **dict.fromkeys(
+        ("qwen2_5_omni_thinker", "qwen3_omni_moe_thinker"),
+        "its processor is for sound and films too, and was not tried",
+    ),
     "video_llava": "its processor takes images for frames of a film",
 }
 FAMILIES: dict[str, Family] = {name: _OF_THEIR_OWN.get(name, Family()) for name in SEEING}

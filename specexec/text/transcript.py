@@ -9,15 +9,11 @@ from bisect import bisect_left
 from collections.abc import Iterable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from specexec.stats import FinishReason
 from specexec.text.messages import Message, in_front
 from specexec.text.template_options import Wishes
-
-if TYPE_CHECKING:
-    from specexec.model.cache import KVCache
-
 
 _SUMMARY = "(A summary of what we said before: {})\n\n"
 
@@ -58,12 +54,11 @@ NOTHING = LeftOut()
 
 @dataclass
 class Kept:
-    """A dialogue at rest: enough to go on with it, in this process or in another, and read nothing twice."""
+    """A dialogue at rest: enough to go on with it, in this process or in another."""
 
     messages: list[Message]
     system: str | None
     turns: list[Turn]
-    caches: dict[str, KVCache]  # by the model's role: target, drafter, drafter-2, …
     left_out: LeftOut = NOTHING
 
     @property
