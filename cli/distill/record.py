@@ -25,6 +25,7 @@ from cli.shared.quantities import format_bytes, format_count
 from cli.shared.verbosity import Verbosity, json_option, verbosity_options
 from cli.terminal.interrupts import Interrupts
 from cli.terminal.screen import Screen
+from offload.machine.atomic_write import replace_with
 from specexec.sampling.params import SamplingParams
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def record(
         taps = layers or usual_taps(target.layers)
         check_taps(taps, target.layers)
         how = {name: value for name, value in asdict(engine.filled(sampling)).items() if name != "grammar"}
-        recording = Recording(output, target, taps, min(top, target.vocabulary), how)
+        recording = Recording(output, target, taps, min(top, target.vocabulary), how, replace_with)
         preparation = Preparation(engine.encoding)
         requests = [one for item in found.items for one in preparation.requests(item, sampling)]
         requests = [replace(request, index=index) for index, request in enumerate(requests)]
