@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
@@ -287,7 +288,7 @@ def test_a_recording_that_was_stopped_goes_on_where_it_was(
     monkeypatch.setattr(recording_of_answers, "TOGETHER", 1)
     recording, requests = begun(demo, tmp_path / "stopped"), asked(QUESTIONS)
     running = record(demo, requests[:2], recording)
-    assert next(running).texts >= 1
+    assert any(one.texts for one in running)
     running.close()
     there = recording.texts
     assert there
@@ -295,7 +296,9 @@ def test_a_recording_that_was_stopped_goes_on_where_it_was(
     assert [one.index for one in left] == [index for index in range(3) if index not in there]
     list(record(demo, left, recording))
     whole = begun(demo, tmp_path / "whole")
-    list(record(demo, requests, whole))
+    monkeypatch.undo()
+    reports = list(record(demo, requests, whole))
+    assert max(one.growing for one in reports) > 0, "written, and kept later"
     for number, question in enumerate(asked(QUESTIONS)):
         one, other = recording.read(number), whole.read(number)
         answer = demo.generate(question.prompt, question.sampling)
@@ -385,6 +388,10 @@ def test_the_commands_make_drafters_that_the_others_take(tmp_path: Path, monkeyp
         ["distill", "head", kept, "--kind", "mtp", "--epochs", "1", "-o", layer],
         ["distill", "model", kept, "--from", str(demo_folder("drafter")), "-o", small, "--epochs", "1"],
     ):
+        output = Path(line[line.index("-o") + 1])
+        with FileLock(output.with_name(f".{output.name}.lock")):
+            beside = CliRunner().invoke(commands, line)
+        assert "another specexec is writing into" in str(beside.exception)
         run = CliRunner().invoke(commands, line)
         assert (run.exit_code, run.exception) == (0, None), run.output
         assert not (Path(line[line.index("-o") + 1]) / "training.safetensors").exists()
