@@ -25,6 +25,7 @@ import torch
 from bench_stream import measure
 from inflation import SHAPES
 from safetensors.torch import save_file
+from sparse_model import linears_of
 from timing import SPAN_B, TILE, drop_cache, ratios, read_plainly, spread, timed
 from tqdm import tqdm
 
@@ -42,18 +43,8 @@ Tensors = dict[str, torch.Tensor]
 
 def matrices() -> Iterator[tuple[str, int, int]]:
     """Name, outputs and inputs of every linear of the layers."""
-    queries, keys = SHAPE.heads * SHAPE.head_dim, SHAPE.kv_heads * SHAPE.head_dim
-    sizes = {
-        "self_attn.q_proj": (queries, SHAPE.hidden),
-        "self_attn.k_proj": (keys, SHAPE.hidden),
-        "self_attn.v_proj": (keys, SHAPE.hidden),
-        "self_attn.o_proj": (SHAPE.hidden, queries),
-        "mlp.gate_proj": (SHAPE.ff, SHAPE.hidden),
-        "mlp.up_proj": (SHAPE.ff, SHAPE.hidden),
-        "mlp.down_proj": (SHAPE.hidden, SHAPE.ff),
-    }
     for layer in range(SHAPE.layers):
-        for name, (outputs, inputs) in sizes.items():
+        for name, (outputs, inputs) in linears_of(SHAPE).items():
             yield f"model.layers.{layer}.{name}", outputs, inputs
 
 

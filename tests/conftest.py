@@ -4,7 +4,7 @@ import gc
 import logging
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from functools import cache
 from itertools import count
 from pathlib import Path
@@ -15,11 +15,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # programs that tests start, too:
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import pytest
-import torch
 from hypothesis import HealthCheck, settings
 
+from cli.engine.imports import lean_imports
 from tests.fake_hub import FakeHub
-from tests.tiny import tiny
+
+with lean_imports():
+    import torch
+
+    from tests.tiny import tiny
 
 if TYPE_CHECKING:
     from offload.checkpoint.quantized.quantize import Quant
@@ -39,10 +43,15 @@ settings.load_profile("repeatable")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_collection_finish() -> None:
-    """Libraries and tests stay to the end: let no later collection of garbage look through their objects again."""
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Libraries and tests stay to the end: no collection of garbage looks through their objects, now or later."""
+    gc.disable()
+    found = yield
+    gc.enable()
     gc.collect()
     gc.freeze()
+    return found
 
 
 @pytest.fixture(scope="session")

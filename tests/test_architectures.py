@@ -27,7 +27,7 @@ from specexec.model.tree_lm import Rows, TreeLM
 from specexec.sampling.params import SamplingParams
 from specexec.tree.tree import Ints
 from tests.tiny import FAMILIES, VOCABULARY, WINDOW, tiny
-from tests.writing import greedy, path_to, prompt, random_tree, write
+from tests.writing import greedy, last_rows, path_to, prompt, random_tree, write
 
 PREFIX = prompt(33)
 NODES = 40
@@ -47,14 +47,9 @@ def reference(folder: Path, attention: str) -> PreTrainedModel:
 
 
 def path_logits(model: PreTrainedModel, prefix: list[int]) -> Tensor:
-    """[NODES, V]: each node's own path run alone."""
-    rows = []
-    with torch.no_grad():
-        for node in range(NODES):
-            ids = torch.tensor([[*prefix, *(TOKENS[one] for one in path_of(node))]])
-            logits: Tensor = model(ids, use_cache=False).logits[0, -1]
-            rows.append(logits)
-    return torch.stack(rows)
+    """[NODES, V]: those of each node's own path."""
+    texts = [[*prefix, *(TOKENS[one] for one in path_of(node))] for node in range(NODES)]
+    return last_rows(lambda ids: model(ids, use_cache=False).logits, texts)
 
 
 def tree_logits(lm: TreeLM, cache: KVCache, parents: list[int] | None = None) -> Tensor:
@@ -210,11 +205,6 @@ def test_a_tree_of_any_shape_gives_each_node_its_path(
     parents = [pick % (node + 1) - 1 for node, pick in enumerate(picks)]
     lm, truth = windowed
     (hidden,) = lm.forward([Rows(committed(lm, PREFIX), TOKENS[: len(picks)], parents)])
-    for node, logits in enumerate(lm.head(hidden)):
-        path, above = [], node
-        while above != -1:
-            path.append(TOKENS[above])
-            above = parents[above]
-        with torch.no_grad():
-            expected: Tensor = truth(torch.tensor([[*PREFIX, *path[::-1]]]), use_cache=False).logits[0, -1]
-        torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
+    texts = [[*PREFIX, *(TOKENS[one] for one in path_to(parents, node))] for node in range(len(picks))]
+    expected = last_rows(lambda ids: truth(ids, use_cache=False).logits, texts)
+    torch.testing.assert_close(lm.head(hidden), expected, atol=1e-4, rtol=0)

@@ -141,3 +141,29 @@ def test_what_is_hidden_is_what_is_no_ancestor_however_long_the_prompt(
             assert torch.equal(torch.zeros_like(expected) if found is None else found, expected)
             skipped += found is None and last > committed + 1
     assert prompt < 12 or skipped, "blocks of a long prompt need no mask"
+
+
+@pytest.mark.parametrize("name", [name for name, style in STYLES.items() if style.local])
+@pytest.mark.parametrize("committed", [0, 5])
+def test_a_long_prompt_leaves_out_blocks_that_a_window_hides_and_keeps_every_bit(
+    name: str, committed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tree hangs at its end: what is left out is hidden from its nodes, too."""
+    monkeypatch.setattr(attention, "KEY_BLOCK", 16)
+    monkeypatch.setattr(attention, "QUERY_BLOCK", 8)
+    prompt, style = 90, STYLES[name]
+    parents_N = np.array([*range(-1, prompt - 1), *([prompt - 1] * 3), prompt, prompt + 1, prompt + 3], np.int64)
+    times, rows = intervals(parents_N), len(parents_N)
+    position_R = torch.from_numpy(depths(parents_N) + committed)
+    sees = Visibility(committed, position_R, torch.from_numpy(times.enter_N), torch.from_numpy(times.leave_N))
+    torch.manual_seed(1)
+    query_HQD = torch.randn(HEADS, rows, SIZE)
+    key_HKD, value_HKD = (torch.randn(KEY_HEADS, committed + rows, size) for size in (SIZE, VALUE_SIZE))
+    found_HQD = attend(query_HQD, key_HKD, value_HKD, sees, slice(0, rows), style)
+    assert sees.first_needed(slice(rows - 8, rows), style) >= 48
+    monkeypatch.setattr(Visibility, "first_needed", Visibility.first_visible)
+    whole_HQD = attend(query_HQD, key_HKD, value_HKD, sees, slice(0, rows), style)
+    if style.rough:
+        assert torch.allclose(found_HQD, whole_HQD, atol=1e-6)
+    else:
+        assert torch.equal(found_HQD, whole_HQD)

@@ -23,7 +23,6 @@ from specexec.drafters.registry import DrafterChoice
 from specexec.drafters.union import Union
 from specexec.engine.decoder import Decoder
 from specexec.errors import BadDrafter
-from specexec.model.tree_lm import TreeLM
 from specexec.planning.baselines import NAMES, planner_of
 from specexec.planning.best_first import BestFirst
 from specexec.sampling.params import SamplingParams
@@ -31,8 +30,7 @@ from specexec.stats import Cost, Pace
 from specexec.text.sequence import Sequence
 from specexec.tree.tree import Ints, TokenTree
 from tests.fake_engine import FakeEngine
-from tests.tiny import tiny
-from tests.writing import TargetAndDrafters, drafters, plain_texts, prompt, sequence_of, write
+from tests.writing import TargetAndDrafters, plain_texts, prompt, sequence_of
 
 SIBLING, COPY, ALONE = (DrafterChoice((*first, "ngram"), auto=True) for first in (("sibling",), ("substitute",), ()))
 
@@ -136,18 +134,18 @@ class Slow:
 
 @pytest.mark.parametrize(("seconds", "rests"), [(1.0, True), (0.0001, False)])
 def test_a_model_that_takes_longer_than_it_saves_rests(
-    seconds: float, rests: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    seconds: float, rests: bool, llama: TargetAndDrafters, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock, cost = Clock(), CostModel()
     monkeypatch.setattr("specexec.drafters.union.time", clock)
     for rows in range(1, 40):
         cost.learn_sweep(rows, 0.1, 0.0)
-    target, some = TreeLM(tiny("llama", tmp_path / "target")), drafters("llama", tmp_path)
+    target, some = llama.target, llama.drafters
     model = Slow(some["sibling"], clock, seconds)
     auto = Auto(Union([model, some["confident"]]), cost)
     sampling = SamplingParams(temperature=0.9, seed=4, max_tokens=90)
     monkeypatch.setattr("specexec.drafters.auto.REST", 12)
-    (plain,) = write(target, some["none"], [prompt(12)], sampling)
+    (plain,) = plain_texts(target, [prompt(12)], sampling)
     decoder, sequence = (
         Decoder(target, auto, BestFirst(width=4, depth=2), 2, overlap=False),
         sequence_of(prompt(12), sampling),
@@ -158,7 +156,7 @@ def test_a_model_that_takes_longer_than_it_saves_rests(
         before = model.asked
         decoder.step()
         resting.append(model.asked == before)
-    assert sequence.answer == plain.answer
+    assert sequence.answer == plain
     assert any(resting[ENOUGH : ENOUGH + 10]) == rests
     if rests:
         assert 0.2 < sum(resting) / len(resting) < 0.7, "it is tried again"
@@ -257,7 +255,7 @@ def test_few_sweeps_are_plain_and_change_no_text(
     budget: int | Literal["auto"], planner: str, llama: TargetAndDrafters
 ) -> None:
     target, some = llama.target, llama.drafters
-    sampling = SamplingParams(temperature=0.9, seed=4, max_tokens=60)
+    sampling = SamplingParams(temperature=0.9, seed=4, max_tokens=32)
     texts = [prompt(12), prompt(7, seed=3)]
     decoder = Decoder(target, some["useless"], planner_of(planner), budget, overlap=False)
     decoder.accounting.sample_plain()

@@ -435,7 +435,10 @@ def test_making_a_drafter_says_what_came_of_every_option(printed: Command, tiny_
     check(printed, [*base, "--seed", "1"], changes, tiny_folder)
     again = {"overwrite": (["--overwrite"], "overwrite")}
     taught = ["distill", "head", kept, "--json", "-o", made, "--epochs", "1"]
-    check(printed, taught, {**TRAINING, **again, "draft_vocab": (["--draft-vocab", "1k"], "draft_vocab")}, tiny_folder)
+    own: Changes = {
+        "draft_vocab": (["--draft-vocab", "1k"], "draft_vocab"), "kind": (["--kind", "dflash"], "kind")
+    }  # fmt: skip
+    check(printed, taught, {**TRAINING, **again, **own}, tiny_folder)
 
 
 def test_a_list_and_one_of_it_are_not_both_obeyed(capsys: pytest.CaptureFixture[str]) -> None:

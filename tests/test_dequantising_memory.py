@@ -33,10 +33,8 @@ from tests.tiny import tiny
 
 O, I = 512, 1024
 PIECE_B = 64 << 10
-TABLES_B = 32 << 10
-"""Scales of this weight in float32, and tables."""
-TURNED_B = O * I // 2
-"""The codes of one matrix of MXFP4, turned round."""
+TABLES_B = 4 << 10
+"""What every code of a byte stands for."""
 
 
 @pytest.fixture
@@ -88,8 +86,8 @@ def test_pieces_are_all_that_is_beside_a_weight(
         before_B = simulator.held_B
         simulator.most_B = before_B
         dequantise(weight, there, target)
-        beside_B = TABLES_B + (TURNED_B if weight.scheme == "mxfp4" else 0)
-        assert simulator.most_B - before_B <= GPU_PIECES * PIECE_B + beside_B < 2 * wanted.numel()
+        planned_B = GPU_PIECES * PIECE_B + weight.tables_B
+        assert simulator.most_B - before_B <= planned_B + TABLES_B < 2 * wanted.numel()
         assert torch.equal(target.cpu().nan_to_num(), wanted.nan_to_num())
 
 
@@ -114,7 +112,7 @@ def test_products_in_integers_come_piece_by_piece_too(quant: Quant, tmp_path: Pa
         simulator.most_B = before_B
         found = torch.nn.functional.linear(asked, there)
         own_B = 2 * rows.numel() + found.nbytes  # the rows in integers, and the result
-        assert simulator.most_B - before_B <= GPU_PIECES * PIECE_B + own_B + floats_B + TABLES_B < 2 * O * I
+        assert simulator.most_B - before_B <= GPU_PIECES * PIECE_B + own_B + floats_B + 8 * TABLES_B < 2 * O * I
         assert torch.equal(found.cpu(), wanted)
 
 
@@ -125,11 +123,11 @@ def test_a_plan_counts_them_on_a_gpu_and_only_there(tmp_path: Path) -> None:
     pack(plan(whole, "int8"), tmp_path / "pack")
     packed = open_folder(tmp_path / "pack")
     (largest,) = {math.prod(one.shape) for one in whole.entries.values() if one.name.endswith("0.mlp.up_proj.weight")}
-    assert need_of(packed, 2, 64).passing_B == GPU_PIECES * 4 * largest < GPU_PIECES * GPU_PIECE_B
+    tables_B = max(weight.tables_B for weight in fold(packed).quantised.values())
+    wanted_B = GPU_PIECES * 4 * largest + tables_B
+    assert need_of(packed, 2, 64).passing_B == wanted_B < GPU_PIECES * GPU_PIECE_B
     assert need_in(whole, "int8", 2, 64).passing_B == need_of(packed, 2, 64).passing_B
-    assert (
-        offload.stream_of(offload.load(tmp_path / "pack", ctx=64)).placement.need.passing_B == GPU_PIECES * 4 * largest
-    )
+    assert offload.stream_of(offload.load(tmp_path / "pack", ctx=64)).placement.need.passing_B == wanted_B
     need, label = need_of(packed, 2, 64), "weights while they are dequantised"
     on_gpu, on_cpu = (place(need, Free(GiB, vram_B), "none") for vram_B in (GiB, None))
     assert on_gpu.device_parts_B[label] == need.passing_B

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
@@ -20,6 +21,8 @@ import specexec
 from cli.app import commands
 from offload.checkpoint.headers import open_folder
 from offload.hub.names import demo_folder
+from offload.machine.atomic_write import replace_with
+from offload.machine.memory import Ram
 from specexec.compose.context import encoding_in
 from specexec.compose.head_folders import head_kind, verifier_of
 from specexec.compose.small_model import opened
@@ -28,65 +31,35 @@ from specexec.distill.batches import TextBatch, Texts
 from specexec.distill.divergence import LOSSES, Labels, Loss, divergence
 from specexec.distill.eagle3 import Eagle3Student
 from specexec.distill.heads import HeadTraining
+from specexec.distill.layers import SharedWithTarget
 from specexec.distill.record import left_to_record, record, target_of, tokens_named, usual_taps
-from specexec.distill.recording import RecordedTarget, RecordedText, Recording
+from specexec.distill.recording import RecordedTarget, Recording
 from specexec.distill.small_model import SmallModel
 from specexec.distill.training import TrainingPlan, held_out, train
-from specexec.drafters.heads.eagle import Eagle, EagleHead, loaded
+from specexec.drafters.heads.eagle import EagleHead
 from specexec.drafters.heads.eagle_fields import EagleFields
 from specexec.drafters.heads.refusal import TargetShape
 from specexec.engine.decoder import Decoder
 from specexec.engine.engine import Engine
-from specexec.engine.readings import TextReader, shared_tensors
 from specexec.engine.request_types import Request
 from specexec.errors import BadCheckpoint, BadDrafter, BadRecording
 from specexec.model.cache import KVCache
-from specexec.model.tree_lm import Rows, TreeLM
+from specexec.model.tree_lm import Rows
 from specexec.planning.best_first import BestFirst
 from specexec.sampling.params import SamplingParams
-from tests.eagle_models import HIDDEN, LAYERS, VOCABULARY, chain_target
+from tests.distilled import CPU, TAPS, Taught
+from tests.eagle_models import VOCABULARY
 from tests.gguf_files import write_gguf
 from tests.tiny import tiny
 from tests.writing import prompt, sequence_of, texts_are_plain
 
 REFERENCES = Path(__file__).parent / "data" / "heads"
-CPU = torch.device("cpu")
-TAPS = (0, 1, 2)
-PLAN = TrainingPlan(epochs=8, rows=256, rate=1e-2)
 STEPS = 3
-
-
-class Taught:
-    """A target whose next token follows from its last alone, a recording, and a head that has learned from that."""
-
-    def __init__(self, folder: Path) -> None:
-        model = chain_target(folder / "target")
-        prompts = torch.tensor([prompt(4, seed, VOCABULARY) for seed in range(60)])
-        texts: list[list[int]] = model.generate(prompts, max_new_tokens=24, do_sample=False).tolist()  # type: ignore[operator]
-        self.target = TreeLM(model)
-        about = RecordedTarget("a/chain", "LlamaForCausalLM", HIDDEN, LAYERS, VOCABULARY, 512, "none")
-        self.recording = Recording(folder / "recorded", about, TAPS, 8, {})
-        self.recording.begin(shared_tensors(self.target))
-        reader = TextReader(self.target, [*TAPS, LAYERS], 8)
-        for number, (text, read) in enumerate(zip(texts, reader.read(texts, lambda _: True), strict=True)):
-            states_RTH = torch.stack([read.states[layer] for layer in (*TAPS, LAYERS)], 1)
-            answer_R = torch.arange(len(text)) >= 4
-            one = RecordedText(torch.tensor(text), answer_R, states_RTH, read.top_ids_RN, read.top_log_probs_RN)
-            self.recording.keep(number, "drawn", one)
-        self.texts = Texts.of(self.recording, 64)
-        self.training = HeadTraining(self.recording, self.texts, PLAN, 64)
-        self.student, self.folder = self.training.student(), folder / "head"
-        self.course = list(self.training.run(self.student, self.folder, CPU, half=False))
-        self.head = self.load()
-
-    def load(self) -> Eagle:
-        settings = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
-        return loaded(settings, load_file(self.folder / "model.safetensors"), self.target, "head")
 
 
 @pytest.fixture(scope="module")
 def taught(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Taught]:
-    found = Taught(tmp_path_factory.mktemp("taught"))
+    found = Taught(tmp_path_factory.mktemp("taught"), "eagle3")
     yield found
     found.target.close()
 
@@ -104,12 +77,13 @@ def test_a_head_in_training_computes_what_its_package_does_in_all_steps(name: st
     text, rows = wanted["text"], len(wanted["states"])
     place_V = torch.full((96,), -1)
     place_V[tensors["t2d"].nonzero().flatten()] = torch.arange(40)
-    student = Eagle3Student(head, LlamaRotaryEmbedding(config), tensors["embed_tokens.weight"], place_V, STEPS)
+    shared = SharedWithTarget(tensors["embed_tokens.weight"], tensors["lm_head.weight"], place_V, None)
+    student = Eagle3Student(head, LlamaRotaryEmbedding(config), shared, STEPS)
     states_RF = torch.cat([wanted["states"], torch.zeros(1, 96)])
     answer_R = torch.ones(rows + 1, dtype=torch.bool)
     top = torch.zeros(1, rows + 1, 4)
-    batch = TextBatch(text[None], answer_R[None], states_RF[None], top.long(), top)
-    for step, (logits_KD, _, at) in enumerate(student._steps(batch)):
+    batch = TextBatch(text[None], answer_R[None], states_RF[None], top.long(), top, states_RF[None])
+    for step, (logits_KD, _, at) in enumerate(student.unrolled(batch)):
         assert at.rows_BR[0].nonzero().flatten().tolist() == list(range(rows - 1 - step))
         assert (logits_KD - wanted[f"logits_{step}"][: rows - 1 - step]).abs().max() < 1e-5
     assert step == STEPS - 1
@@ -160,8 +134,9 @@ def test_what_drafts_computes_what_was_trained(taught: Taught) -> None:
     text, states_RF = batch.tokens_BR[0].tolist(), batch.states_BRF[0, :-1].float()
     part = Rows(KVCache(), text[1:], range(-1, len(text) - 2), features_RF=taught.head.head.joined(states_RF))
     (hidden_RH,) = taught.head.lm.forward([part])
+    assert isinstance(taught.student, Eagle3Student)
     with torch.no_grad():
-        logits_KD, _, at = next(iter(taught.student._steps(batch)))
+        logits_KD, _, at = next(iter(taught.student.unrolled(batch)))
     found_KD = taught.head.lm.head(hidden_RH)[at.rows_BR[0]]
     assert (found_KD - logits_KD).abs().max() < 0.05 * logits_KD.abs().max()  # weights were rounded to bfloat16
 
@@ -209,6 +184,14 @@ def test_a_training_that_was_stopped_gives_the_same_head(taught: Taught, tmp_pat
     elsewhere = replace(taught.texts, recording=replace(taught.recording, target=target))
     with pytest.raises(BadCheckpoint, match="begun with other target"):
         next(train(parts, elsewhere, plan, tmp_path, CPU, half=False))
+    path = taught.recording.folder / f"hs_{taught.texts.taught[0].text}.safetensors"
+    before = path.read_bytes()
+    tensors = load_file(path)
+    tensors["token_ids"][0] += 1
+    save_file(tensors, path)
+    with pytest.raises(BadCheckpoint, match="begun with other texts"):
+        next(train(parts, taught.texts, plan, tmp_path, CPU, half=False))
+    path.write_bytes(before)
     save_file({"weights/out": torch.zeros(1)}, tmp_path / "training.safetensors")
     with pytest.raises(BadCheckpoint, match="begun with other epochs"):
         next(train(parts, taught.texts, plan, tmp_path, CPU, half=False))
@@ -291,7 +274,7 @@ def asked(prompts: list[str]) -> list[Request]:
 
 def begun(demo: Engine, folder: Path) -> Recording:
     target = target_of(demo, "demo")
-    found = Recording(folder, target, usual_taps(target.layers), 16, {"temperature": 0.0})
+    found = Recording(folder, target, usual_taps(target.layers), 16, {"temperature": 0.0}, replace_with)
     found.begin(demo.shared_tensors())
     return found
 
@@ -305,7 +288,7 @@ def test_a_recording_that_was_stopped_goes_on_where_it_was(
     monkeypatch.setattr(recording_of_answers, "TOGETHER", 1)
     recording, requests = begun(demo, tmp_path / "stopped"), asked(QUESTIONS)
     running = record(demo, requests[:2], recording)
-    assert next(running).texts >= 1
+    assert any(one.texts for one in running)
     running.close()
     there = recording.texts
     assert there
@@ -313,7 +296,9 @@ def test_a_recording_that_was_stopped_goes_on_where_it_was(
     assert [one.index for one in left] == [index for index in range(3) if index not in there]
     list(record(demo, left, recording))
     whole = begun(demo, tmp_path / "whole")
-    list(record(demo, requests, whole))
+    monkeypatch.undo()
+    reports = list(record(demo, requests, whole))
+    assert max(one.growing for one in reports) > 0, "written, and kept later"
     for number, question in enumerate(asked(QUESTIONS)):
         one, other = recording.read(number), whole.read(number)
         answer = demo.generate(question.prompt, question.sampling)
@@ -323,17 +308,17 @@ def test_a_recording_that_was_stopped_goes_on_where_it_was(
     with pytest.raises(BadRecording, match="answers another prompt"):
         left_to_record(recording, asked(QUESTIONS[::-1]))
     with pytest.raises(BadRecording, match="another top"):
-        Recording(recording.folder, recording.target, recording.taps, 4, recording.sampling).begin({})
+        Recording(recording.folder, recording.target, recording.taps, 4, recording.sampling, replace_with).begin({})
 
 
 def test_damaged_recordings_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(BadRecording, match="holds no recording"):
-        Recording.open(tmp_path)
+        Recording.open(tmp_path, replace_with)
     (tmp_path / "recording.json").write_text('{"version": 1}', encoding="utf-8")
     with pytest.raises(BadRecording, match="cannot be read"):
-        Recording.open(tmp_path)
+        Recording.open(tmp_path, replace_with)
     target = RecordedTarget("a", "b", 8, 4, 16, 32, "c")
-    recording = Recording(tmp_path, target, (0,), 4, {})
+    recording = Recording(tmp_path, target, (0,), 4, {}, replace_with)
     (tmp_path / "hs_0.safetensors").write_bytes(b"torn")
     with pytest.raises(BadRecording, match="is damaged"):
         recording.read(0)
@@ -343,7 +328,7 @@ def test_damaged_recordings_are_refused_by_name(tmp_path: Path) -> None:
 
 def test_a_recording_with_other_settings_is_refused_by_those_that_differ(tmp_path: Path) -> None:
     target = RecordedTarget("a", "b", 8, 4, 16, 32, "c")
-    recording = Recording(tmp_path, target, (0,), 4, {"seed": 1, "max_tokens": 8, "top_k": 0})
+    recording = Recording(tmp_path, target, (0,), 4, {"seed": 1, "max_tokens": 8, "top_k": 0}, replace_with)
     recording.begin({})
     recording.begin({})
     other = replace(recording, sampling={"seed": 1, "max_tokens": 9, "top_k": 0})
@@ -388,31 +373,44 @@ def test_a_small_model_that_cannot_be_trained_is_refused_by_name_and_runs_nothin
 
 def test_the_commands_make_drafters_that_the_others_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "prompts.txt").write_text("\n".join(QUESTIONS) + "\n")
-    folders = [str(tmp_path / name) for name in ("recorded", "head", "small")]
-    kept, head, small = folders
+    kept, head, block, layer, small = (str(tmp_path / name) for name in ("recorded", "head", "block", "mtp", "small"))
     recording = ["distill", "record", "--prompts", str(tmp_path / "prompts.txt"), "-o", kept, "-n", "12", "-t", "0"]
     free = shutil.disk_usage(tmp_path)
     monkeypatch.setattr("cli.distill.record.shutil.disk_usage", lambda _: free._replace(free=1000))
     refused = CliRunner().invoke(commands, recording)
     assert "may come to take" in str(refused.exception)
-    assert not Recording.open(Path(kept)).texts
+    assert not Recording.open(Path(kept), replace_with).texts
     monkeypatch.undo()
     for line in (
         recording,
         ["distill", "head", kept, "-o", head, "--epochs", "1", "--draft-vocab", "1k"],
+        ["distill", "head", kept, "--kind", "dflash", "--epochs", "1", "--draft-vocab", "1k", "-o", block],
+        ["distill", "head", kept, "--kind", "mtp", "--epochs", "1", "-o", layer],
         ["distill", "model", kept, "--from", str(demo_folder("drafter")), "-o", small, "--epochs", "1"],
     ):
+        output = Path(line[line.index("-o") + 1])
+        with FileLock(output.with_name(f".{output.name}.lock")):
+            beside = CliRunner().invoke(commands, line)
+        assert "another specexec is writing into" in str(beside.exception)
         run = CliRunner().invoke(commands, line)
         assert (run.exit_code, run.exception) == (0, None), run.output
-        assert not (Path(line[-1]) / "training.safetensors").exists()
+        assert not (Path(line[line.index("-o") + 1]) / "training.safetensors").exists()
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     on_gpu = CliRunner().invoke(commands, ["distill", "head", kept, "-o", str(tmp_path / "other"), "--device", "cuda"])
     assert "--device cuda was asked for" in str(on_gpu.exception)
+    other = ["distill", "head", kept, "-o", str(tmp_path / "other")]
+    monkeypatch.setattr("cli.distill.room.free_ram", lambda: Ram(0, ""))
+    assert "training takes about" in str(CliRunner().invoke(commands, other).exception)
+    monkeypatch.undo()
+    monkeypatch.setattr("cli.distill.room.shutil.disk_usage", lambda _: free._replace(free=1000))
+    assert "and 1.0 kB are free" in str(CliRunner().invoke(commands, other).exception)
+    monkeypatch.undo()
     again = CliRunner().invoke(commands, ["distill", "head", kept, "-o", head])
     assert "is there already" in str(again.exception)
     ask = ["chat", "--json", "-p", QUESTIONS[0], "-n", "12", "-t", "0", "-d"]
-    plain, *drafted = (json.loads(CliRunner().invoke(commands, [*ask, one]).stdout) for one in ("none", head, small))
-    assert [one["text"] for one in drafted] == [plain["text"]] * 2
+    drafters = ("none", head, block, layer, small)
+    plain, *drafted = (json.loads(CliRunner().invoke(commands, [*ask, one]).stdout) for one in drafters)
+    assert [one["text"] for one in drafted] == [plain["text"]] * 4
     assert all(one["engine"]["drafter"] != "none" for one in drafted)
 
 

@@ -59,10 +59,12 @@ def expected(whole: Path) -> tuple[int, ...]:
         return undisturbed.generate(PROMPT, SAMPLING).tokens
 
 
-@pytest.fixture
-def engine(whole: Path, tmp_path: Path) -> Iterator[Engine]:
-    shutil.copytree(whole, tmp_path / "model")
-    with load(tmp_path / "model") as found:
+@pytest.fixture(scope="module")
+def engine(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """One for all faults: it has to survive each of them."""
+    folder = tmp_path_factory.mktemp("engine") / "model"
+    shutil.copytree(whole, folder)
+    with load(folder) as found:
         yield found
 
 

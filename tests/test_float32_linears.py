@@ -24,6 +24,7 @@ NARROW = [torch.bfloat16, torch.float16]
 @pytest.fixture(autouse=True)
 def blocks_are_small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(widened, "STEP", 24)
+    monkeypatch.setattr(widened, "BLOCK", 0)
 
 
 @pytest.fixture(params=[(1, in_turn), (2, in_turn), (2, offload.share)], ids=["one", "two", "pool"])

@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import json
 import logging
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Mapping
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 import offload
 from offload.checkpoint.contents import INDEX, SINGLE, instead
 from offload.checkpoint.gguf.consolidated import INSIDE, OUTSIDE
+from offload.checkpoint.gguf.tekken import two_parts
 from offload.hub.local_models import describe
 from offload.hub.names import called
 from tests.tiny import logits_of, tiny
@@ -213,6 +216,34 @@ def test_mistrals_own_layout_is_read(consolidated: tuple[Path, PreTrainedModel])
     tokenizer = AutoTokenizer.from_pretrained(offload.open_folder(path).path)
     assert tokenizer("the the")["input_ids"] == [1, 257 + 30, 258 + 30]
     assert tokenizer.decode([257 + 30, 258 + 30, ord("!") + 30]) == "the the!"
+
+
+def test_merges_of_a_tekken_file_are_what_merging_by_rank_leaves() -> None:
+    """Beside the plain loop, on random words; and of one token that the loop would take minutes for."""
+    chance, letters = random.Random(0), [bytes([byte]) for byte in b"abc"]
+    for _ in range(200):
+        words = [*letters]
+        for _ in range(40):
+            word = chance.choice(words) + chance.choice(words)
+            words += [word] * (word not in words and len(word) < 20)
+        chance.shuffle(words)
+        ranks = {word: rank for rank, word in enumerate(words)}
+        for word in words:
+            assert len(word) == 1 or two_parts(word, ranks) == plainly_merged(word, ranks)
+    powers = [b"a" * (1 << power) for power in range(16)]
+    ranks = {word: rank for rank, word in enumerate(powers)}
+    assert two_parts(powers[-1], ranks) == [powers[-2]] * 2
+
+
+def plainly_merged(token: bytes, ranks: Mapping[bytes, int]) -> list[bytes] | None:
+    parts = [bytes([byte]) for byte in token]
+    while len(parts) > 2:
+        pairs = [(ranks.get(one + other, len(ranks)), at) for at, (one, other) in enumerate(pairwise(parts))]
+        rank, at = min(pairs)
+        if rank >= ranks[token]:
+            return None
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+    return parts
 
 
 def test_what_is_not_known_of_mistrals_own_layout_is_refused_by_name(

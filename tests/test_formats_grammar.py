@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import pytest
 from transformers import PreTrainedTokenizerFast
@@ -32,18 +33,39 @@ class Written:
     ids: list[int]
 
 
+@dataclass(frozen=True)
+class Known:
+    """A template with its form, what shows how it writes, and what it writes at the end of an answer."""
+
+    encoding: Encoding
+    form: Format
+    probe: Probe
+    ending: str
+
+    def before_the_end(self, text: str) -> str:
+        """An answer without what comes after every answer."""
+        places = range(len(text) + 1)
+        ends = ("", "<", "[", "\n")
+        size = next(at for at in places if text[at:] in self.ending and text[at : at + 1] in ends)
+        return text[:size].rstrip("\n")
+
+
+@cache
+def known(template: str, small: bool) -> Known:
+    """Found out once for all tests, in the small tokenizer of all templates or in a tokenizer as large as real ones."""
+    encoding = (small_family if small else family)(template)
+    probe = Probe(encoding, Wishes(), ASKED)
+    return Known(encoding, format_of(encoding, Wishes(tools=tools(ASKED))), probe, probe.ending())
+
+
 def written(template: str, **shown: object) -> Written:
     """With the tokenizer of its own model where there is one, else a small one: masks of large ones take long."""
-    encoding = (family if template in OWN else small_family)(template)
-    form = format_of(encoding, Wishes(tools=tools(ASKED)))
-    probe = Probe(encoding, Wishes(), ASKED)
-    answer = probe.answer(**shown)  # type: ignore[arg-type]
+    one = known(template, template not in OWN)
+    answer = one.probe.answer(**shown)  # type: ignore[arg-type]
     assert answer is not None
-    text, ending = answer.answer, probe.ending()
-    size = next(at for at in range(len(text) + 1) if text[at:] in ending and text[at : at + 1] in ("", "<", "[", "\n"))
-    ids = encoding.encode_rest(text[:size].rstrip("\n"))
-    size = next((at for at, token in enumerate(ids) if token in form.control_tokens), len(ids))
-    return Written(form, encoding, encoding.encode_rest(answer.prompt), ids[:size])
+    ids = one.encoding.encode_rest(one.before_the_end(answer.answer))
+    size = next((at for at, token in enumerate(ids) if token in one.form.control_tokens), len(ids))
+    return Written(one.form, one.encoding, one.encoding.encode_rest(answer.prompt), ids[:size])
 
 
 def parse(answer: Written, choice: str, offered: tuple[dict[str, object], ...] = ()) -> Parse:
@@ -168,8 +190,8 @@ WHOLES = {
 @pytest.mark.parametrize("template", ONE_THOUGHT)
 def test_before_text_of_one_shape_there_is_one_thought_at_most(template: str) -> None:
     """So an answer that ends in a thought without end is reasoning only."""
-    encoding = family(template)
-    form = format_of(encoding)
+    one = known(template, template not in OWN)
+    encoding, form = one.encoding, one.form
     opened, rest, head, second = ONE_THOUGHT[template]
     for text, whole in WHOLES.items():
         free = form.grammar((), "auto", whole=whole).text

@@ -19,14 +19,13 @@ from specexec.engine.engine import Engine
 from specexec.model.cache import KVCache
 from specexec.sampling.grammar import Grammar
 from specexec.sampling.params import SamplingParams
-from specexec.text.formats import Format, Piece, Reader, format_of
-from specexec.text.formats.probe import Probe, tools
+from specexec.text.formats import Format, Piece, Reader
+from specexec.text.formats.probe import tools
 from specexec.text.formats.table import CallForm, ChannelForm
 from specexec.text.sequence import Sequence
 from specexec.text.template_options import Wishes
 from specexec.text.tokenizer import Encoding
-from tests.families import small_family
-from tests.test_formats_grammar import ASKED
+from tests.test_formats_grammar import ASKED, Known, known
 from tests.test_formats_table import NOT_ALIKE, READ
 from tests.writer import Saying, save
 
@@ -73,9 +72,8 @@ class Family:
 
 
 def written(template: str, content: str) -> Family:
-    encoding = small_family(template)
-    form = format_of(encoding, WISHES)
-    calls = calls_of(form, Probe(encoding, Wishes(), ASKED))
+    one = known(template, small=True)
+    encoding, form, calls = one.encoding, one.form, calls_of(one)
     if isinstance(form.form, ChannelForm):
         thought, text = THOUGHT, in_messages(form.form, content, calls)
     else:
@@ -91,11 +89,11 @@ def written(template: str, content: str) -> Family:
     return Family(template, encoding, form, thought, content, tuple(answer))
 
 
-def calls_of(form: Format, probe: Probe) -> str:
+def calls_of(one: Known) -> str:
     """Calls as the template writes them in the history, without what comes before and after them."""
-    shown = probe.answer(calls=len(ASKED) if form.parallel else 1)
+    form, shown = one.form, one.probe.answer(calls=len(ASKED) if one.form.parallel else 1)
     assert shown is not None
-    text, ending = shown.answer, probe.ending()
+    text, ending = shown.answer, one.ending
     if form.parallel and form.name in AS_MODELS_DO:
         return AS_MODELS_DO[form.name]
     if isinstance(form.form, ChannelForm):
@@ -104,8 +102,7 @@ def calls_of(form: Format, probe: Probe) -> str:
     mark, closing = mark_of(form.form), form.form.around[1] or form.form.shape.end
     if closing:
         return text[text.find(mark) : text.rfind(closing) + len(closing)]
-    size = next(at for at in range(len(text) + 1) if text[at:] in ending and text[at : at + 1] in ("", "<", "[", "\n"))
-    return text[text.find(mark) : size].rstrip("\n")
+    return one.before_the_end(text)[text.find(mark) :]
 
 
 def mark_of(form: CallForm) -> str:
@@ -173,11 +170,15 @@ class Case:
 def cases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Case]:
     """What a template's model wrote."""
 
-    @cache
-    def group(number: int) -> dict[str, Case]:
-        return answers_of(TEMPLATES[number::GROUPS], tmp_path_factory.mktemp("families") / "model")
+    # Answers of about one length end together: else many sweeps are made for one of them.
+    ordered = sorted(TEMPLATES, key=lambda template: len(written(template, CONTENT).answer))
+    size = -(-len(ordered) // GROUPS)
 
-    return lambda template: group(TEMPLATES.index(template) % GROUPS)[template]
+    @cache
+    def group(first: int) -> dict[str, Case]:
+        return answers_of(ordered[first : first + size], tmp_path_factory.mktemp("families") / "model")
+
+    return lambda template: group(ordered.index(template) // size * size)[template]
 
 
 def answers_of(templates: list[str], folder: Path) -> dict[str, Case]:

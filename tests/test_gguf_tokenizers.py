@@ -13,6 +13,7 @@ from offload.checkpoint.gguf.tokenizer import (
     CONTROL,
     KINDS,
     MERGES,
+    MOST_LETTERS,
     NORMAL,
     SCORES,
     SPACE,
@@ -21,6 +22,7 @@ from offload.checkpoint.gguf.tokenizer import (
     USER_DEFINED,
     tokenizer_documents,
 )
+from offload.errors import CorruptShard
 from tests import real
 
 # By family: ggml's architecture and kind of tokenizer, and the rule by which text is cut.
@@ -96,3 +98,18 @@ def test_a_rebuilt_tokenizer_gives_the_tokens_of_the_original(family: str) -> No
         ours = rebuilt.encode(text, add_special_tokens=False)
         assert ours.ids == theirs.ids, text
         assert rebuilt.decode(ours.ids) == original.decode(theirs.ids)
+
+
+def test_pieces_that_would_take_for_ever_to_take_apart_are_refused_by_name() -> None:
+    for tokens, says in (
+        (["a", "a" * (MOST_LETTERS + 1)], f"{TOKENS} has a piece of {MOST_LETTERS + 1} letters"),
+        (["a" * index for index in range(1, MOST_LETTERS)], f"{TOKENS} has more than 6136 pairs"),
+    ):
+        metadata: dict[str, Value] = {
+            "general.architecture": "llama",
+            "tokenizer.ggml.model": "llama",
+            TOKENS: tokens,
+            SCORES: [0.0] * len(tokens),
+        }
+        with pytest.raises(CorruptShard, match=says):
+            tokenizer_documents(GgufHeader(Path("x.gguf"), 0, metadata, ()))

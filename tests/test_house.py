@@ -75,7 +75,7 @@ cli.batch:            .shared .terminal .engine .connect .openai .models specexe
                       specexec.stats specexec.tree specexec.sampling specexec.text specexec.drafters specexec.engine
                       specexec.compose offload.machine offload.checkpoint offload.hub
 cli.distill:          .shared .terminal .engine .batch specexec.errors specexec.sampling specexec.engine
-                      specexec.distill specexec.compose offload.machine offload.checkpoint offload.hub
+                      specexec.distill specexec.compose offload.errors offload.machine offload.checkpoint offload.hub
 cli.bench:            .shared .terminal .engine .batch specexec.errors specexec.stats specexec.sampling specexec.model
                       specexec.text specexec.drafters specexec.engine specexec.evaluation offload.hub
 cli.app:              .shared offload.machine

@@ -62,7 +62,7 @@ class Case:
         self.folder = folder
         self.target = TreeLM(offload.load(folder, "none", dtype="f32"))
         brought = load_mtp_layer(open_folder(folder), torch.device("cpu"), torch.float32)
-        self.lm = mtp_lm(self.target, brought.layer, brought.config)
+        self.lm = mtp_lm(self.target, brought)
 
     def drafter(self, ranking: Ranking | None = None) -> HeadDrafter:
         features = HeadFeatures(self.lm, TextStates(self.target, [LAST], range(VOCABULARY)))
@@ -250,7 +250,7 @@ def test_a_model_that_sees_brings_it_too(tmp_path: Path) -> None:
     save_file(tensors | own, tmp_path / "model.safetensors", metadata={"format": "pt"})
     assert open_folder(tmp_path).mtp.keys() == own.keys()
     case = Case(tmp_path)
-    layer = load_mtp_layer(open_folder(tmp_path), torch.device("cpu"), torch.float32).layer
+    layer = load_mtp_layer(open_folder(tmp_path), torch.device("cpu"), torch.float32).layers[0]
     assert torch.equal(layer.state_dict()["eh_proj.weight"], own["mtp.fc.weight"])
     text = prompt(9, most=240)
     (hidden_RH,) = case.target.forward([Rows.text(KVCache(), text)])
@@ -285,7 +285,7 @@ def test_packs_keep_it(quant: Quant, off: float, tmp_path: Path) -> None:
     """Every matrix that a layer of the model has in few bits; norms, router and what joins its inputs as they are."""
     pack(plan(open_folder(RECORDED), quant), tmp_path / "packed")
     before, after = (
-        load_mtp_layer(open_folder(one), torch.device("cpu"), torch.float32).layer.state_dict()
+        load_mtp_layer(open_folder(one), torch.device("cpu"), torch.float32).layers[0].state_dict()
         for one in (RECORDED, tmp_path / "packed")
     )
     for name, weight in before.items():
@@ -333,7 +333,7 @@ def test_plan_counts_it(folder: Path) -> None:
         parts[drafter] = [line for line in found.output.splitlines() if "RAM: " in line]
     assert "drafter" in parts["mtp"][0]
     assert "drafter" not in parts["none"][0]
-    layer = load_mtp_layer(open_folder(folder), torch.device("cpu"), torch.float32).layer
+    layer = load_mtp_layer(open_folder(folder), torch.device("cpu"), torch.float32).layers[0]
     held_B = sum(one.nbytes for one in layer.state_dict().values())
     assert held_B <= offload.mtp_B(open_folder(folder), 4) <= held_B + 64 * 40
 

@@ -13,7 +13,7 @@ from offload.checkpoint.block import Block
 from offload.errors import NotEnoughRam
 from offload.machine.memory import Free
 from offload.model import load as models
-from offload.placement.placement import Need, Placement, Tier
+from offload.placement.placement import KVHome, Need, Placement, Tier
 from offload.placement.solver import place
 from offload.stream.store import Arena, DiskStore
 from tests.tiny import greedy, logits_of, tiny
@@ -32,7 +32,7 @@ def folder(tmp_path: Path) -> Path:
 def load_as(folder: Path, tiers: list[Tier], patch: pytest.MonkeyPatch, dtype: str = "f32") -> PreTrainedModel:
     """Load with every layer where it is told to be, as only a GPU would have it otherwise."""
 
-    def told(need: Need, free: Free, choice: str) -> Placement:
+    def told(need: Need, free: Free, choice: str, kv: KVHome) -> Placement:
         travelling = len(tiers) - tiers.count("device")
         return replace(place(need, free, "disk"), tiers=tuple(tiers), ring=min(3, travelling))
 

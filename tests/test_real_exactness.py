@@ -77,11 +77,11 @@ def test_greedy_is_what_transformers_generates() -> None:
 @pytest.mark.parametrize(
     ("drafter", "offload", "budget", "together"),
     [
-        ("ngram", "ram", 8, 3),
+        ("ngram", "ram", 8, 5),
         ("substitute", "none", "auto", 1),
-        ("skip", "disk", 8, 3),
+        ("skip", "disk", 8, 5),
         (f"{demo_folder('drafter')}+ngram", "none", 8, 1),
-        ("none", "disk", 0, 3),
+        ("none", "disk", 0, 5),
     ],
     ids=["ngram", "substitute", "skip", "translated", "none"],
 )

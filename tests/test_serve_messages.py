@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import anthropic
 import httpx
 import pytest
-from anthropic.types import Message, RawMessageStreamEvent
 from pydantic import TypeAdapter
 
 from tests.agent import EMPTY, MISSING, PARAMETERS, TASK, THOUGHT
 from tests.serving import LetterEngine, Served, serving
 from tests.waiting import until
 
-EVENT: TypeAdapter[Any] = TypeAdapter(RawMessageStreamEvent)
+if TYPE_CHECKING:
+    from anthropic import Anthropic
+    from anthropic.types import Message
+
 TOOL: dict[str, Any] = {
     "name": "read_file",
     "description": "What a file holds.",
@@ -31,8 +32,10 @@ def letters() -> Iterator[Served]:
         yield served
 
 
-def client(server: Served, key: str = "none") -> anthropic.Anthropic:
-    return anthropic.Anthropic(base_url=server.url, api_key=key, max_retries=0, timeout=120)
+def client(server: Served, key: str = "none") -> Anthropic:
+    from anthropic import Anthropic  # six seconds, and these tests alone need it
+
+    return Anthropic(base_url=server.url, api_key=key, max_retries=0, timeout=120)
 
 
 GREEDY = {"temperature": 0}  # the client has no argument for it (2.14)
@@ -69,10 +72,13 @@ def test_a_short_answer_says_what_cut_it(letters: Served) -> None:
 
 
 def test_every_event_of_a_stream_is_of_the_clients_own_types(agent: Served) -> None:
+    from anthropic.types import RawMessageStreamEvent
+
     answer = raw(agent, messages=[{"role": "user", "content": TASK}], tools=[TOOL], temperature=0, stream=True)
     told = events(answer)
     assert all(name == data["type"] for name, data in told)
-    kinds = [type(EVENT.validate_python(data)).__name__ for name, data in told if name != "ping"]
+    event: TypeAdapter[Any] = TypeAdapter(RawMessageStreamEvent)
+    kinds = [type(event.validate_python(data)).__name__ for name, data in told if name != "ping"]
     assert kinds[0] == "RawMessageStartEvent"
     assert kinds[-2:] == ["RawMessageDeltaEvent", "RawMessageStopEvent"]
     blocks = [data["content_block"]["type"] for name, data in told if name == "content_block_start"]
@@ -256,17 +262,19 @@ def test_refusals_come_in_their_shape(
 
 
 def test_the_client_raises_its_own_errors_also_for_a_key_and_in_a_stream() -> None:
+    from anthropic import APIError, AuthenticationError, NotFoundError
+
     engine = LetterEngine()
     asked: dict[str, Any] = {"model": "letters", "max_tokens": 9, "messages": [{"role": "user", "content": "abc"}]}
     with serving(lambda: engine, key="secret") as server:
-        with client(server, "wrong") as api, pytest.raises(anthropic.AuthenticationError):
+        with client(server, "wrong") as api, pytest.raises(AuthenticationError):
             api.messages.create(**asked)
         with client(server, "secret") as api:
-            with pytest.raises(anthropic.NotFoundError, match="letters"):
+            with pytest.raises(NotFoundError, match="letters"):
                 api.messages.create(**{**asked, "model": "claude-opus"})
             assert api.messages.create(**asked).stop_reason == "end_turn"
             engine.broken = True
-            with pytest.raises(anthropic.APIError, match="cannot be read"), api.messages.stream(**asked) as stream:
+            with pytest.raises(APIError, match="cannot be read"), api.messages.stream(**asked) as stream:
                 stream.get_final_message()
 
 

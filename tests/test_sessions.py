@@ -34,14 +34,20 @@ LONG = "word " * 1500
 STOPPED = Burst((), "", "interrupted", TokenTree.empty(), (), 5, Cost())
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random model with a long context and the demo's tokenizer: its answers are no text that anyone would write."""
-    folder = tmp_path_factory.mktemp("random")
-    tiny("llama", folder, vocab_size=4096, max_position_embeddings=32768, num_hidden_layers=2, eos_token_id=3)
+def random_model(folder: Path, layers: int, heads: int) -> Path:
+    """With a long context and the demo's tokenizer: its answers are no text that anyone would write."""
+    tiny(
+        "llama", folder, vocab_size=4096, max_position_embeddings=32768, num_hidden_layers=layers,
+        num_attention_heads=heads, num_key_value_heads=(heads + 1) // 2, eos_token_id=3,
+    )  # fmt: skip
     for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copy(HERE / "demo" / "target" / file, folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return random_model(tmp_path_factory.mktemp("random"), layers=2, heads=4)
 
 
 def opened(folder: Path, tmp_path: Path, ctx: int = 8192) -> Engine:
@@ -66,17 +72,24 @@ def keeper(archive: Archive, engine: Engine, talk: Conversation, id: str | None 
     return Keeper(archive, record, engine, talk, Screen())
 
 
-@pytest.fixture
-def left(folder: Path, tmp_path: Path) -> Keeper:
-    """A conversation of two long turns, left by a process that is gone."""
-    archive = Archive(tmp_path)
-    with opened(folder, tmp_path) as engine:
+@pytest.fixture(scope="module")
+def left_once(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Keeper]:
+    place = tmp_path_factory.mktemp("left")
+    with opened(folder, place) as engine:
         talk = engine.conversation("Be brief.")
-        kept = keeper(archive, engine, talk)
+        kept = keeper(Archive(place), engine, talk)
         say(talk, LONG)
         say(talk, LONG)
         kept.leave()
-    return kept
+    return place, kept
+
+
+@pytest.fixture
+def left(left_once: tuple[Path, Keeper], tmp_path: Path) -> Keeper:
+    """A conversation of two long turns, left by a process that is gone; each test has a copy of its files."""
+    place, kept = left_once
+    shutil.copytree(place, tmp_path, dirs_exist_ok=True)
+    return Keeper(Archive(tmp_path), kept.record, kept._engine, kept.conversation, Screen())
 
 
 def test_going_on_reads_no_old_token_again(
@@ -95,9 +108,8 @@ def test_going_on_reads_no_old_token_again(
     assert read[0] < 20
 
 
-def test_a_conversation_of_20_000_tokens_is_read_once(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_conversation_of_20_000_tokens_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = random_model(tmp_path / "model", layers=1, heads=1)  # of two layers and four heads it takes half a minute
     archive, briefly = Archive(tmp_path), SamplingParams(temperature=1, seed=5, max_tokens=2)
     with opened(folder, tmp_path, 24000) as engine:
         talk = engine.conversation()

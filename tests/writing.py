@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Callable
 from collections.abc import Sequence as Items
 from pathlib import Path
 from typing import Literal
@@ -10,6 +12,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from specexec.drafters.none import NoDrafter
@@ -169,6 +172,21 @@ def rows_read(target: Target, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(target, "begin", counted)
     return read
+
+
+def last_rows(model: Callable[[Tensor], Tensor], texts: Items[list[int]]) -> Tensor:
+    """[texts, C]: what a model of ids [N, T] → [N, T, C] computes for the last token of each text.
+
+    Those of one length go through it side by side, as a batch without padding: a forward for each takes longer.
+    """
+    alike = defaultdict[int, list[int]](list)
+    for place, text in enumerate(texts):
+        alike[len(text)].append(place)
+    rows: dict[int, Tensor] = {}
+    with torch.no_grad():
+        for places in alike.values():
+            rows |= zip(places, model(torch.tensor([texts[place] for place in places]))[:, -1], strict=True)
+    return torch.stack([rows[place] for place in range(len(texts))])
 
 
 def greedy(model: PreTrainedModel, tokens: Items[int], count: int) -> list[int]:

@@ -10,13 +10,15 @@ import click
 
 from cli.distill.options import training_options
 from cli.distill.progress import follow
+from cli.distill.room import check_room
 from cli.engine.imports import lean_imports
 from cli.shared.control_codes import echo
-from cli.shared.quantities import format_bytes, format_count
+from cli.shared.quantities import format_count
 from cli.shared.verbosity import Verbosity, json_option, start_logging, verbosity_options
 from cli.terminal.screen import Screen
 from offload.checkpoint.documents import check_documents
 from offload.hub.names import resolve
+from offload.machine.atomic_write import replace_with
 
 if TYPE_CHECKING:
     from cli.distill.options import TrainingOptions
@@ -49,7 +51,7 @@ def model(verbosity: Verbosity, training: TrainingOptions, small: str, offline: 
         from specexec.distill.small_model import train_model, usual_rate
         from specexec.distill.training import TrainingPlan
 
-        recording = Recording.open(training.recorded)
+        recording = Recording.open(training.recorded, replace_with)
         training.begin()
         folder = resolve(small, offline=offline).target
         check_documents(folder)
@@ -57,10 +59,11 @@ def model(verbosity: Verbosity, training: TrainingOptions, small: str, offline: 
         student, tokenizer = opened(folder, recording.target, training.loss)
         plan = TrainingPlan(training.epochs, training.batch, training.rate or usual_rate(student), training.seed)
         device, half = training.computing()
+    room = check_room(student, student.memory_B(training.batch), device, training.output)
     trained = sum(one.numel() for one in student.trained.values())
     screen.say(
         f"{small} for {recording.target.name}: {format_count(trained)} numbers to train, {format_count(texts.tokens)} "
-        f"tokens of text, about {format_bytes(student.memory_B(training.batch))} of memory"
+        f"tokens of text, {room}"
     )
     seen = follow(train_model(student, texts, plan, training.output, device, half), screen)
     if seen.exit_code:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import click
+from filelock import FileLock, Timeout
 
 from cli.shared.errors import OutputFileExists
 from cli.shared.options import Device, RealNumber, WholeNumber
@@ -21,6 +22,18 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 _FOLDER = click.Path(path_type=Path, file_okay=False)
 LOSSES = ("forward-kl", "reverse-kl", "jsd", "tv", "tv++")
+
+
+def hold(folder: Path) -> None:
+    """Until the command ends no other writes into this folder. Raises OutputFileExists while another does."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"), timeout=0)
+    try:
+        click.get_current_context().with_resource(lock)
+    except Timeout:
+        raise OutputFileExists(
+            f"another specexec is writing into {folder}.", hint="wait for it, or another -o."
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -44,8 +57,10 @@ class TrainingOptions:
         return asdict(self) | {"recorded": str(self.recorded), "output": str(self.output)}
 
     def begin(self) -> None:
-        """Refuse an output that is finished; with --overwrite forget what was begun there."""
+        """Refuse an output that is finished or being written; with --overwrite forget what was begun there."""
         from specexec.distill.training import CHECKPOINT
+
+        hold(self.output)
 
         begun = self.output / CHECKPOINT
         if self.overwrite:

@@ -15,6 +15,7 @@ import click
 from cli.batch.input.form import Form
 from cli.batch.input.inputs import read_inputs
 from cli.batch.preparation import Preparation
+from cli.distill.options import hold
 from cli.engine.facts import facts_of
 from cli.engine.open import running_engine
 from cli.shared.control_codes import echo
@@ -25,6 +26,7 @@ from cli.shared.quantities import format_bytes, format_count
 from cli.shared.verbosity import Verbosity, json_option, verbosity_options
 from cli.terminal.interrupts import Interrupts
 from cli.terminal.screen import Screen
+from offload.machine.atomic_write import replace_with
 from specexec.sampling.params import SamplingParams
 
 if TYPE_CHECKING:
@@ -92,6 +94,7 @@ def record(
         raise click.UsageError(f"{', '.join(prompts)}: no prompts were found.")
     if bad := next((item.problem for item in found.items if item.problem), None):
         raise bad
+    hold(output)
     screen = Screen(quiet=verbosity.quiet)
     sampling = replace(sampling, seed=sampling.seed or 0)
     with running_engine(engine_options, screen, verbosity) as engine:
@@ -102,7 +105,7 @@ def record(
         taps = layers or usual_taps(target.layers)
         check_taps(taps, target.layers)
         how = {name: value for name, value in asdict(engine.filled(sampling)).items() if name != "grammar"}
-        recording = Recording(output, target, taps, min(top, target.vocabulary), how)
+        recording = Recording(output, target, taps, min(top, target.vocabulary), how, replace_with)
         preparation = Preparation(engine.encoding)
         requests = [one for item in found.items for one in preparation.requests(item, sampling)]
         requests = [replace(request, index=index) for index, request in enumerate(requests)]
@@ -132,13 +135,14 @@ def _record(
     _check_space(recording, _lengths(engine, todo), screen)
     if len(todo) < len(requests):
         screen.say(f"{recording.folder}: {len(requests) - len(todo)} texts are there, {len(todo)} to do")
-    texts = tokens = answers = failed = 0
+    texts = tokens = answers = failed = growing = 0
     began_s = time.perf_counter()
 
     def progress() -> str:
         spent_s = time.perf_counter() - began_s
         left = "" if not texts else f", about {spent_s / texts * (len(todo) - texts - failed) / 60:.0f} min left"
-        return f"{texts} of {len(todo)} texts recorded, {format_count(answers)} tokens of answers{left}"
+        more = f", {format_count(growing)} more on their way" if growing else ""
+        return f"{texts} of {len(todo)} texts recorded, {format_count(answers)} tokens of answers{more}{left}"
 
     with (
         Interrupts(engine.stop, lambda: screen.tell("stopping…")) as interrupts,
@@ -146,6 +150,7 @@ def _record(
     ):
         for one in record(engine, todo, recording):
             texts, tokens, answers = texts + one.texts, tokens + one.tokens, answers + one.answer_tokens
+            growing = one.growing
             if one.failure is not None:
                 failed += 1
                 screen.tell(f"prompt {one.failure[0]}: {one.failure[1].what}")

@@ -5,7 +5,7 @@ read; nothing is ever newly initialised.
 """
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -90,15 +90,21 @@ def lay_out(folder: Folder, skeleton: Skeleton, *, in_place: bool = False, in_in
     return Checkpoint(folder.path, tuple(blocks), tuple(rest), folder.file_sizes)
 
 
-def lay_out_layer(folder: Folder, skeleton: Skeleton, index: int) -> Checkpoint:
-    """The same of one layer alone, where the folder holds nothing else."""
-    places = _places_in(folder, skeleton, within=f"{skeleton.layers}.{index}.")
-    block = _layer(places, folder, skeleton, index, list(places.parts))
-    return Checkpoint(folder.path, (block,), (), folder.file_sizes)
+def lay_out_layers(folder: Folder, skeleton: Skeleton, indices: Iterable[int]) -> Checkpoint:
+    """The same of some layers alone, where the folder holds nothing else."""
+    starts = {index: f"{skeleton.layers}.{index}." for index in indices}
+    places = _places_in(folder, skeleton, within=tuple(starts.values()))
+    blocks = (
+        _layer(places, folder, skeleton, index, [name for name in places.parts if name.startswith(start)])
+        for index, start in starts.items()
+    )
+    return Checkpoint(folder.path, tuple(blocks), (), folder.file_sizes)
 
 
-def _places_in(folder: Folder, skeleton: Skeleton, within: str = "", *, in_integers: bool = False) -> "_Places":
-    """Where everything is that the model wants below the name `within`."""
+def _places_in(
+    folder: Folder, skeleton: Skeleton, within: str | tuple[str, ...] = "", *, in_integers: bool = False
+) -> "_Places":
+    """Where everything is that the model wants whose names begin with `within`."""
     model = skeleton.model
     tensors = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(within)}
     folded = fold(folder)

@@ -20,6 +20,7 @@ T = TypeVar("T")
 PROJECTION = "eh_proj"
 # What lies around the layer, by the names that DeepSeek gives it: two norms, their projection, and the norm at the end.
 AROUND = ("enorm", "hnorm", PROJECTION, "shared_head.norm")
+OWN_HEAD = "shared_head.output"  # in its place the model's own head, where there is none
 # They repeat the model's own embeddings and head.
 REPEATED = re.compile(r"\.(embed_tokens|shared_head\.head)\.")
 _BEHIND = re.compile(rf"^(?P<layers>.*?\blayers\.)(?P<number>\d+)\.{PROJECTION}\.")
@@ -30,12 +31,21 @@ _OTHERS = re.compile(r"^(model\.)?(mtp\.|mtp_\w+\.)")
 class MtpLayout:
     """How a publisher stores it: beginnings of names, the more special ones last, and what they are called here.
 
-    `hidden_first`: the projection reads the hidden state, then the embedding. `around`: what lies around the layer.
+    `hidden_first`: the projection reads the hidden state, then the embedding. `before_norm`: hidden states are those
+    before the last norm, the model's and its own. `around`: what lies around the layer. `further`: beginnings of the
+    names of layers that follow it in the same step; what lies around them lies around the first.
     """
 
     names: Mapping[str, str]
     hidden_first: bool = False
+    before_norm: bool = False
     around: tuple[str, ...] = AROUND
+    further: tuple[str, ...] = ()
+
+    @property
+    def layers(self) -> int:
+        """Layers of one step."""
+        return 1 + len(self.further)
 
 
 BEHIND = MtpLayout({})  # DeepSeek's, by DeepSeek's names
@@ -79,21 +89,29 @@ _LAYOUTS = (
         },
         around=AROUND[:-1],
     ),
+    # Nemotron-H: attention, then experts, each a layer of its own
+    MtpLayout(
+        {"mtp.layers.0.": "", "mtp.layers.1.final_layernorm.": "shared_head.norm."},
+        further=("mtp.layers.1.",),
+    ),
 )
 
 
 def mtp_tensors(config: Mapping[str, Json], entries: Mapping[str, T]) -> dict[str, T]:
-    """Those of layers that guess further ahead, in whatever way they are stored."""
-    count = config.get("num_hidden_layers")
+    """Those of layers that guess further ahead, in whatever way they are stored; none where they are all there is."""
+    if config.get("speculators_model_type") == "mtp":
+        return {}
+    count = _count(config)
     behind = {match["layers"] + match["number"] + "." for match in map(_BEHIND.match, entries) if match}
-    further = tuple(start for start in behind if isinstance(count, int) and int(start.split(".")[-2]) >= count)
+    further = tuple(start for start in behind if count is not None and int(start.split(".")[-2]) >= count)
     return {name: entry for name, entry in entries.items() if _OTHERS.match(name) or name.startswith(further or "\0")}
 
 
 def mtp_names(folder: "Folder") -> dict[str, str]:
     """What the tensors of that layer would be called if it were the model's next one; empty if there is none known.
 
-    The layer gets the number `num_hidden_layers`, and what is around it the names AROUND. Of several only the first.
+    The layer gets the number behind the last one, and what is around it the names AROUND. Of several steps only the
+    first.
     """
     return _found(folder)[1]
 
@@ -104,19 +122,31 @@ def mtp_layout(folder: "Folder") -> MtpLayout:
 
 
 def _found(folder: "Folder") -> tuple[MtpLayout, dict[str, str]]:
-    count = folder.config.get("num_hidden_layers")
-    own = next((match for match in map(LAYER.search, folder.entries) if match and "layers." in match[0]), None)
-    if own is None or not isinstance(count, int):
+    own = [match for match in map(LAYER.search, folder.entries) if match and "layers." in match[0]]
+    if not own:
         return BEHIND, {}
-    start = f"{own.string[: own.end() - len(own[1]) - 1]}{count}."
-    for layout in (MtpLayout({start: ""}), *_LAYOUTS):
+    count, layers = _count(folder.config), own[0].string[: own[0].start(1)]
+    if count is None:
+        count = 1 + max(int(match[1]) for match in own if match.string.startswith(layers))
+    start = f"{layers}{count}."
+    # DeepSeek's, and Step's with a head of its own
+    behind = (MtpLayout({start: ""}), MtpLayout({start: "", f"{start}transformer.": ""}, before_norm=True))
+    for layout in (*behind, *_LAYOUTS):
+        called = {begin: f"{layers}{count + at}." for at, begin in enumerate(layout.further, 1)}
+        called |= {begin: start + part for begin, part in layout.names.items()}
         found = dict[str, str]()
-        for stored, called in layout.names.items():
-            begun = [name for name in folder.mtp if name.startswith(stored) and not REPEATED.search(name)]
-            found |= {name: start + called + name.removeprefix(stored) for name in begun}
+        for begin, name in called.items():
+            begun = [one for one in folder.mtp if one.startswith(begin) and not REPEATED.search(one)]
+            found |= {one: name + one.removeprefix(begin) for one in begun}
         if all(any(new.startswith(f"{start}{part}.") for new in found.values()) for part in layout.around):
             return layout, found
     return BEHIND, {}
+
+
+def _count(config: Mapping[str, Json]) -> int | None:
+    """Layers of the model, where its config says so."""
+    count = config.get("num_hidden_layers")
+    return count if isinstance(count, int) else None
 
 
 def mtp_folder(folder: "Folder") -> "Folder":

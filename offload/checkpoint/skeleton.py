@@ -26,6 +26,7 @@ from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from offload.checkpoint.documents import Json, read_json
 from offload.checkpoint.headers import Folder
+from offload.checkpoint.mtp import mtp_layout
 from offload.checkpoint.quantized.stored import refuse_unknown
 from offload.checkpoint.remote_code import classes_in, references, refuse_elsewhere, refused, running_code
 from offload.checkpoint.unrolled import unroll
@@ -135,18 +136,27 @@ def build(
 
 
 def _lengthen(config: PreTrainedConfig, folder: Folder) -> None:
-    count = int(config.num_hidden_layers)
-    given = getattr(config, "mtp_layer_types", None)
+    """Add the layers of one step, each of the kind that config.json lists behind those of the model."""
+    count, more = int(config.num_hidden_layers), mtp_layout(folder).layers
     # MiMo-V2's config does not say that its layer has a window; its publisher's code does.
     usual = "sliding_attention" if config.model_type == "mimo_v2_flash" else "full_attention"
+    sparse = any(".experts." in name or ".moe." in name for name in folder.mtp)
     kinds = {
-        "layer_types": given[0] if given else usual,
-        "mlp_layer_types": "sparse" if any(".experts." in name for name in folder.mtp) else "dense",
+        "layer_types": getattr(config, "mtp_layer_types", None) or [usual],
+        "layers_block_type": getattr(config, "mtp_layers_block_type", None),
+        "mlp_layer_types": getattr(config, "mtp_mlp_layer_types", None) or ["sparse" if sparse else "dense"],
     }
     for name, value in [*vars(config).items()]:
         if isinstance(value, list) and len(value) == count:  # what differs from layer to layer
-            setattr(config, name, [*value, kinds.get(name, value[-1])])
-    config.num_hidden_layers = count + 1
+            listed = folder.config.get(name)
+            behind = listed[count:] if isinstance(listed, list) else None
+            setattr(config, name, [*value, *(behind or kinds.get(name) or value[-1:])[:more]])
+    config.num_hidden_layers = count + more
+    if config.is_heterogeneous:  # Step: those with a window have more heads
+        own = {int(at): settings for at, settings in config.to_dict()["per_layer_config"].items()}
+        alike = {kind: own[at] for at, kind in enumerate(config.layer_types[:count]) if at in own}
+        added = {at: alike[kind] for at, kind in enumerate(config.layer_types) if at >= count and kind in alike}
+        config.per_layer_config = {str(at): settings for at, settings in (own | added).items()}
 
 
 def _unwrapped(folder: Folder, found: Design, config: PreTrainedConfig, dtype: torch.dtype) -> Skeleton:

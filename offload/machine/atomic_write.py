@@ -29,6 +29,12 @@ def replacing(path: Path, mode: int = 0o666, beside: Path | None = None) -> Iter
         unfinished.unlink(missing_ok=True)
 
 
+def replace_with(path: Path, content: bytes) -> None:
+    """The file becomes these bytes, or stays what it was."""
+    with replacing(path) as file:
+        file.write(content)
+
+
 def sync_folder(folder: Path) -> None:
     """Make new names in a folder survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)

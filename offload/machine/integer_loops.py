@@ -11,7 +11,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable
 from functools import cache
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -61,7 +61,7 @@ def whole_numbers(rows_RI: torch.Tensor, largest: int, smallest: float) -> tuple
     """Rows as int16 whose largest magnitude is `largest`; what it was, float32 [R], or `smallest` if that is more."""
     wide_RI = rows_RI.float().contiguous()
     whole_RI, peaks_R = torch.empty_like(wide_RI, dtype=torch.int16), wide_RI.new_empty(len(wide_RI))
-    _rounding()(wide_RI.numpy(), np.float32(largest), np.float32(smallest), whole_RI.numpy(), peaks_R.numpy())
+    _rounding()(*wide_RI.shape, wide_RI.data_ptr(), largest, smallest, whole_RI.data_ptr(), peaks_R.data_ptr())
     return whole_RI, peaks_R
 
 
@@ -78,24 +78,34 @@ def filling(
     else:
         stored = (codes.codes_OB, codes.steps_OG, codes.origins_OG)
     loop = _products(*tile, not isinstance(codes, torch.Tensor))
-    arrays = [array.contiguous().numpy() for array in (whole_RI, *stored, steps_R, scales_O)]
-    found = found_RO.numpy()
-    return lambda first, end: loop(*arrays, first, end, found)
+    arrays = [array.contiguous() for array in (whole_RI, *stored, steps_R, scales_O.float(), found_RO)]
+    assert arrays[-1] is found_RO
+    addresses, sizes = [array.data_ptr() for array in arrays], (*whole_RI.shape, found_RO.shape[1])
+
+    def fill(first: int, end: int, _: object = arrays) -> None:  # which have to be there meanwhile
+        loop(*sizes, *addresses, first, end)
+
+    return fill
 
 
 @cache
 def _rounding() -> Fill:
     from numba import njit
+    from numba.np.numpy_support import carray
 
-    def rounding(wide: Any, largest: Any, smallest: Any, whole: Any, peaks: Any) -> None:
-        for r in range(wide.shape[0]):
-            row, peak, number = wide[r], smallest, True
+    from offload.machine.integer_tiles import pointer
+
+    def rounding(R: int, I: int, wide_at: int, largest: float, smallest: float, whole_at: int, peaks_at: int) -> None:
+        wide, whole = carray(pointer(wide_at), (R, I), np.float32), carray(pointer(whole_at), (R, I), np.int16)
+        peaks = carray(pointer(peaks_at), (R,), np.float32)
+        for r in range(R):
+            row, peak, number = wide[r], np.float32(smallest), True
             for i in range(len(row)):
                 peak = max(peak, abs(row[i]))
                 number = number and row[i] == row[i]
             peak = peak if number else np.float32(np.nan)
             peaks[r] = peak
-            factor = np.float32(1) / peak * largest  # as torch divides a number by a tensor
+            factor = np.float32(1) / peak * np.float32(largest)  # as torch divides a number by a tensor
             for i in range(len(row)):
                 whole[r, i] = np.int16(np.rint(row[i] * factor))
 
@@ -107,21 +117,28 @@ def _rounding() -> Fill:
 def _products(rows: int, outputs: int, grouped: bool) -> Fill:
     """The loop over tiles of so many rows and outputs, of codes that are grouped or not."""
     from numba import njit
+    from numba.np.numpy_support import carray
 
-    from offload.machine.integer_tiles import expansion, sums
+    from offload.machine.integer_tiles import expansion, pointer, sums
 
     tile, expand = sums(rows, outputs, LANES, grouped), expansion(GROUP)
     width = 2 if grouped else 1  # bytes of a code when it is multiplied
 
     def products(
-        whole: Any, codes: Any, steps: Any, origins: Any, row_steps: Any, scales: Any, first: int, end: int, found: Any
-    ) -> None:
-        R, I = whole.shape
+        R: int, I: int, O: int, whole_at: int, codes_at: int, steps_at: int, origins_at: int, row_steps_at: int,
+        scales_at: int, found_at: int, first: int, end: int,
+    ) -> None:  # fmt: skip
+        whole, codes = carray(pointer(whole_at), (R, I), np.int16), carray(pointer(codes_at), (O, I), np.int8)
+        row_steps, scales = (
+            carray(pointer(row_steps_at), (R,), np.float32),
+            carray(pointer(scales_at), (O,), np.float32),
+        )
+        found = carray(pointer(found_at), (R, O), np.float32)
         G = I // GROUP
         part, totals = np.empty(rows * outputs, np.int32), np.empty((R, outputs), np.int64)
         expanded = np.empty((outputs, SPAN), np.int16)
         for o in range(first, end, outputs):
-            begin = min(o, found.shape[1] - outputs)  # the last tile covers outputs of the one before it again
+            begin = min(o, O - outputs)  # the last tile covers outputs of the one before it again
             totals[:] = 0
             for i in range(0, I, SPAN):
                 count = min(SPAN, I - i)
@@ -129,17 +146,16 @@ def _products(rows: int, outputs: int, grouped: bool) -> Fill:
                 if grouped:
                     for k in range(outputs):
                         group = (begin + k) * G + i // GROUP
-                        expand(
-                            codes.ctypes.data + group * (GROUP // 2), steps.ctypes.data + group,
-                            origins.ctypes.data + group, count // GROUP, expanded.ctypes.data + 2 * SPAN * k,
-                        )  # fmt: skip
+                        here = expanded.ctypes.data + 2 * SPAN * k
+                        packed = codes_at + group * (GROUP // 2)
+                        expand(packed, steps_at + group, origins_at + group, count // GROUP, here)
                     weights, stride = expanded.ctypes.data, SPAN * width
                 else:
-                    weights, stride = codes.ctypes.data + begin * I + i, I * width
+                    weights, stride = codes_at + begin * I + i, I * width
                 for r in range(0, R, rows):
                     top = min(r, R - rows)
                     if even:
-                        tile(whole.ctypes.data + 2 * (top * I + i), 2 * I, weights, stride, even, part.ctypes.data)
+                        tile(whole_at + 2 * (top * I + i), 2 * I, weights, stride, even, part.ctypes.data)
                         for m in range(r - top, rows):
                             for k in range(outputs):
                                 totals[top + m, k] += part[m * outputs + k]

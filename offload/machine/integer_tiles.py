@@ -1,4 +1,4 @@
-"""Two loops in LLVM's own language, for numba's functions: vectors that its compiler would not find itself.
+"""Loops in LLVM's own language, for numba's functions: vectors that its compiler would not find itself.
 
 Knows addresses and counts, no arrays.
 """
@@ -55,6 +55,18 @@ def sums(rows: int, outputs: int, lanes: int, wide: bool) -> Any:
         return types.void(*[types.intp] * 6), generate
 
     return tile
+
+
+def _pointer(_: Any, address: Any) -> Any:
+    """The address as what `numba.carray` takes: an integer reaches a loop in a tenth of an array's time."""
+
+    def generate(context: Any, builder: Any, _: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], context.get_value_type(types.voidptr))
+
+    return types.voidptr(types.intp), generate
+
+
+pointer: Any = intrinsic(_pointer)
 
 
 def expansion(group: int) -> Any:

@@ -205,7 +205,10 @@ def _need(checkpoint: Checkpoint, skeleton: Skeleton, ctx: int, reading: Reading
         ctx=ctx,
         scratch_B=scratch_B(checkpoint.scratch_B, reading),
         dense_B=checkpoint.dense_B,
-        passing_B=passing_B(shape for block in checkpoint.layers for shape in _passing(block)),
+        passing_B=passing_B(
+            (shape for block in checkpoint.layers for shape in _passing(block)),
+            (weight.tables_B for block in checkpoint.layers for item in block.packed for _, weight in item.sources),
+        ),
     )
     few = next((weight for block in checkpoint.rest if (weight := _stored_head(block))), None)
     return need if few is None else stored_head(need, (few.shape[0], few.shape[1]), skeleton.dtype.itemsize)

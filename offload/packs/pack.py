@@ -35,7 +35,7 @@ from offload.checkpoint.manifest import (
     read_manifest,
     still_true,
 )
-from offload.checkpoint.mtp import PROJECTION, mtp_names
+from offload.checkpoint.mtp import OWN_HEAD, PROJECTION, mtp_names
 from offload.checkpoint.quantized import int4
 from offload.checkpoint.quantized.formats import foreign
 from offload.checkpoint.quantized.gguf import FLOAT_SCHEMES
@@ -209,14 +209,20 @@ def _entries(blocks: Sequence[Block], folder: Folder) -> tuple[Entry, ...]:
 
 
 def _quantisable_mtp(folder: Folder, quant: Quant, trust_remote_code: bool) -> frozenset[str]:
-    """The same of a layer that guesses further ahead, if it is one that is known; what joins its inputs stays whole."""
+    """The same of layers that guess further ahead, if known; what joins their inputs, and a head, stay whole."""
     names = mtp_names(folder)
     if quant == "none" or not names:
         return frozenset()
     laid_out = plan_mtp_layer(folder, None, trust_remote_code)
-    (block,), skeleton = laid_out.checkpoint.layers, laid_out.skeleton
-    linear, stacked = _quantisable(block, skeleton, len(skeleton.layer_list) - 1, quant)
-    return frozenset(old for old, new in names.items() if new in linear | stacked and f".{PROJECTION}." not in new)
+    small = frozenset[str]().union(
+        *(
+            names
+            for block, number in zip(laid_out.checkpoint.layers, laid_out.numbers, strict=True)
+            for names in _quantisable(block, laid_out.skeleton, number, quant)
+        )
+    )
+    whole = (f".{PROJECTION}.", f".{OWN_HEAD}.")
+    return frozenset(old for old, new in names.items() if new in small and not any(part in new for part in whole))
 
 
 def _quantisable(block: Block, skeleton: Skeleton, index: int, quant: Quant) -> tuple[frozenset[str], frozenset[str]]:

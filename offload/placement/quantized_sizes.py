@@ -15,6 +15,7 @@ from offload.checkpoint.mtp import mtp_folder
 from offload.checkpoint.quantized import int4
 from offload.checkpoint.quantized.formats import BY_SCHEME
 from offload.checkpoint.quantized.stored import fold
+from offload.checkpoint.quantized.weight import SCALE_COPIES
 from offload.checkpoint.roles import LAYER, part_of
 from offload.checkpoint.routing import routing_of
 from offload.errors import UnsupportedModel
@@ -66,7 +67,7 @@ def need_in(
         layers_B=tuple(size_B - saved.get(layer, 0) for layer, size_B in enumerate(plain.layers_B)),
         read_B=tuple(size_B - read.get(layer, 0) for layer, size_B in enumerate(plain.read_B)),
         dense_B=max(dense.values(), default=0),
-        passing_B=passing_B(entry.shape for _, entry in matrices),
+        passing_B=passing_B((entry.shape for _, entry in matrices), (_tables_B(entry, form) for _, entry in matrices)),
     )
 
 
@@ -198,6 +199,13 @@ def packed_size_B(entry: Entry, form: Format) -> int:
         return int4.size_B(entry.shape)
     scales = -(-count // NF4_BLOCK)
     return -(-count // 2) + scales + -(-scales // NF4_NESTED) * 4 + NF4_STATE_B
+
+
+def _tables_B(entry: Entry, form: Format) -> int:
+    """`Quantised.tables_B` of one matrix in few bits."""
+    rows = math.prod(entry.shape[:-1])
+    blocks = -(-math.prod(entry.shape) // NF4_BLOCK)
+    return 4 * SCALE_COPIES * (blocks + -(-blocks // NF4_NESTED) if form == "nf4" else rows)
 
 
 def _matrices(folder: Folder, layers: int, form: Format) -> list[tuple[int, Entry]]:

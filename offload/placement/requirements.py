@@ -50,6 +50,7 @@ def need_of(
     tensors: Counter[int] = Counter()
     few: tuple[int, ...] | None = None
     shapes: list[tuple[int, ...]] = []
+    tables_B: list[int] = []
     changed = {one.name for one in folder.changes}
     for weight in folded.quantised.values():
         match = LAYER.search(weight.name)
@@ -65,6 +66,7 @@ def need_of(
             read_B[layer] = read_B.get(layer, 0) + weight.nbytes
             tensors[layer] += len(weight.members)
             shapes.append(weight.shape)
+            tables_B.append(weight.tables_B)
     for entry in folded.dense.values():
         converts = entry.dtype in FLOATS and ITEM_B[entry.dtype] != item_B
         wanted_B = math.prod(entry.shape) * (item_B if entry.dtype in FLOATS else ITEM_B[entry.dtype])
@@ -104,14 +106,18 @@ def need_of(
         scratch_B=scratch_B(slice_B, reading_for(folder.weights_at)),
         beside_B=beside_B or {},
         dense_B=max(dense.values(), default=0),
-        passing_B=passing_B(shapes),
+        passing_B=passing_B(shapes, tables_B),
     )
     return need if few is None else stored_head(need, (few[0], few[1]), item_B)
 
 
-def passing_B(shapes: Iterable[tuple[int, ...]]) -> int:
-    """What a GPU holds beside weights in few bits, of these shapes, while they are dequantised or multiplied."""
-    return GPU_PIECES * min(GPU_PIECE_B, 4 * max((math.prod(shape[-2:]) for shape in shapes), default=0))
+def passing_B(shapes: Iterable[tuple[int, ...]], tables_B: Iterable[int] = ()) -> int:
+    """What a GPU holds beside weights in few bits, of these shapes, while they are dequantised or multiplied.
+
+    `tables_B`: what each takes beside pieces of its values (`Quantised.tables_B`).
+    """
+    largest_B = 4 * max((math.prod(shape[-2:]) for shape in shapes), default=0)
+    return GPU_PIECES * min(GPU_PIECE_B, largest_B) + max(tables_B, default=0)
 
 
 def tower_B(folder: Folder, item_B: int) -> int:

@@ -11,6 +11,7 @@ from offload import BadModelDir, cache_heads, is_quantised, mtp_names
 from specexec.drafters.heads import assistant_fields as assistant
 from specexec.drafters.heads import dflash_fields as dflash
 from specexec.drafters.heads import eagle_fields as eagle
+from specexec.drafters.heads import mtp_fields as mtp
 from specexec.drafters.heads.refusal import TargetShape
 from specexec.drafters.heads.shallow import fields as shallow
 from specexec.drafters.registry import HEADS
@@ -68,6 +69,8 @@ def check_heads(choice: DrafterChoice, target: Folder, drafters: Iterable[Folder
             assistant.AssistantFields.of(folder.config, str(folder.called)).check(
                 folder.config, own, target.config, cache_heads(target.config), str(folder.called)
             )
+        elif kind == mtp.KIND:
+            mtp.check(folder.config, _named(folder, mtp.own_name), _shape_of(target), str(folder.called))
         elif kind in shallow.KINDS:
             shallow.ShallowFields.of(folder.config, _published(folder), _shape_of(target), str(folder.called))
         elif kind in HEADS:
@@ -102,6 +105,8 @@ def head_kind(folder: Folder) -> str | None:
         return kind
     if found in shallow.KINDS:
         return shallow.kind_by(folder.entries) or f"{found} in other parts"
+    if found == "speculators: mtp":
+        return mtp.KIND
     return dflash.kind_by(folder.entries) if found in MAYBE_DFLASH else found
 
 
@@ -157,10 +162,12 @@ def as_model(folder: Folder) -> Folder:
         own_name, layer = assistant.own_name, assistant.layer_config(folder.config)
     elif kind in eagle.KINDS:
         own_name, layer = eagle.own_name, eagle.layer_config(folder.config, shapes(folder))
+    elif kind == mtp.KIND:
+        own_name, layer = mtp.own_name, mtp.layer_config(folder.config)
     else:
         return folder
-    named = {own_name(entry.name): entry for entry in folder.entries.values()}
-    entries = {name: replace(entry, name=name) for name, entry in named.items() if name is not None}
+    named = _named(folder, own_name).items()
+    entries = {name: replace(folder.entries[published], name=name) for name, published in named}
     return replace(folder, config=folder.config | cast("dict[str, Json]", layer), entries=entries)
 
 
@@ -169,7 +176,7 @@ def tap_count(folder: Folder, hidden: int) -> int:
     kind = head_kind(folder)
     if kind in eagle.KINDS:
         return eagle.tap_count(shapes(folder), hidden)
-    if kind == assistant.KIND or kind in shallow.KINDS:
+    if kind in (assistant.KIND, mtp.KIND, *shallow.KINDS):
         return 1
     return dflash.tap_count(folder.config) if kind in dflash.KINDS.values() else 0
 
@@ -184,13 +191,18 @@ def read_layers(folder: Folder, target: Folder) -> tuple[int, ...]:
 
 def tries(folder: Folder) -> bool:
     """Whether a head finds out at first which states it is meant to read."""
-    return head_kind(folder) in (*eagle.KINDS, *shallow.KINDS)
+    return head_kind(folder) in (*eagle.KINDS, mtp.KIND, *shallow.KINDS)
 
 
 def shapes(folder: Folder) -> dict[str, tuple[int, ...]]:
     """Those of an EAGLE head's tensors, by the names they have here."""
-    named = ((eagle.own_name(entry.name), entry.shape) for entry in folder.entries.values())
-    return {name: shape for name, shape in named if name is not None}
+    return {name: folder.entries[published].shape for name, published in _named(folder, eagle.own_name).items()}
+
+
+def _named(folder: Folder, own_name: Callable[[str], str | None]) -> dict[str, str]:
+    """The published names of its tensors by those they have here, without tensors that have none."""
+    named = ((own_name(published), published) for published in folder.entries)
+    return {name: published for name, published in named if name is not None}
 
 
 def _published(folder: Folder) -> dict[str, tuple[int, ...]]:

@@ -1,10 +1,12 @@
 """Recorded texts as batches to train on: cut, mixed, of about as many tokens each. The same seed, the same batches.
 
 B texts of a batch   R tokens, those of shorter texts padded   F states side by side   N likeliest tokens
+H hidden size
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
@@ -32,13 +34,14 @@ class Excerpt:
 @dataclass(frozen=True)
 class TextBatch:
     """Tokens int64 [B, R], bool [B, R] for those of answers, states [B, R, F] of the taps, and what is likeliest after
-    each: [B, R, N], and the natural logarithm of the probabilities."""
+    each: [B, R, N], and the natural logarithm of the probabilities; what flows out of the last layer [B, R, H]."""
 
     tokens_BR: Tensor
     answer_BR: Tensor
     states_BRF: Tensor
     top_ids_BRN: Tensor
     top_log_probs_BRN: Tensor
+    last_BRH: Tensor
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,14 @@ class Texts:
         held_out = texts[::HELD_OUT][:MOST_HELD_OUT]
         taught = [text for text in texts if text not in held_out]
         return cls(recording, *(tuple(_pieces(recording, some, length)) for some in (taught, held_out)))
+
+    @property
+    def name(self) -> str:
+        """What the texts to learn from hold, by a hash of their tokens."""
+        found = hashlib.sha256()
+        for text in sorted({piece.text for piece in self.taught}):
+            found.update(self.recording.tokens(text)[0].long().numpy().tobytes())
+        return found.hexdigest()[:16]
 
     @property
     def tokens(self) -> int:
@@ -94,6 +105,7 @@ class Texts:
             pad_sequence([one.states_RTH[:, :-1].flatten(1) for one in read], batch_first=True),
             pad_sequence([one.top_ids_RN.long() for one in read], batch_first=True),
             pad_sequence([one.top_log_probs_RN for one in read], batch_first=True),
+            pad_sequence([one.states_RTH[:, -1] for one in read], batch_first=True),
         )
 
 

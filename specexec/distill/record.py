@@ -26,11 +26,15 @@ LEAST_LAYERS = 6  # below that the three layers of EAGLE-3 are no three
 
 @dataclass(frozen=True)
 class Recorded:
-    """How far a recording is: what was kept since the last report, or one prompt that failed."""
+    """How far a recording is: what was kept since the last report, or one prompt that failed.
+
+    `growing`: tokens of answers that are written, but not kept yet.
+    """
 
     texts: int = 0
     tokens: int = 0
     answer_tokens: int = 0
+    growing: int = 0
     failure: tuple[int, SpecexecError] | None = None
 
 
@@ -104,6 +108,8 @@ def record(engine: Engine, requests: Items[Request], recording: Recording) -> Ge
             if waiting and (batch.done or tokens >= TOGETHER):
                 yield _kept(engine, recording, [(asked[one.index], one) for one in waiting], batch.lengths)
                 waiting = []
+            growing = sum(len(one.tokens) for one in waiting) + sum(len(one.tokens) for one in batch.partial)
+            yield Recorded(growing=growing)
     finally:
         begun = before | begun | {one.index: one.tokens for one in batch.partial}
         begun |= {one.index: one.tokens for one in waiting}

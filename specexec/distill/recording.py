@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -29,6 +30,8 @@ MANIFEST, SHARED, UNFINISHED = "recording.json", "shared.safetensors", "unfinish
 VERSION = 1
 _TEXT = re.compile(r"hs_(\d+)\.safetensors")
 IDS_B, LOG_PROB_B = 4, 2
+Replace: TypeAlias = Callable[[Path, bytes], None]
+"""Puts bytes in the place of a file, whole or not at all."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class RecordedTarget:
 class Recording:
     """One folder. `taps`: what flows into these layers is kept, and what the last one makes; `top` likeliest tokens.
 
-    `sampling`: how the answers were chosen, by the names of SamplingParams.
+    `sampling`: how the answers were chosen, by the names of SamplingParams. `replace`: how files are written.
     """
 
     folder: Path
@@ -56,6 +59,7 @@ class Recording:
     taps: tuple[int, ...]
     top: int
     sampling: Mapping[str, object]
+    replace: Replace = field(compare=False, repr=False)
 
     @property
     def token_B(self) -> int:
@@ -65,16 +69,15 @@ class Recording:
     def begin(self, shared: Mapping[str, Tensor]) -> None:
         """Create the folder, or go on with one of the same kind. Raises BadRecording where it holds another."""
         if (self.folder / MANIFEST).exists():
-            self._check_same(Recording.open(self.folder))
+            self._check_same(Recording.open(self.folder, self.replace))
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        save(self.folder / SHARED, {name: _in_16_bits(one) for name, one in shared.items()})
-        said = {"version": VERSION, **asdict(self)}
-        del said["folder"]
-        replace_file(self.folder / MANIFEST, (json.dumps(said, indent=1) + "\n").encode())
+        self.save(self.folder / SHARED, {name: _in_16_bits(one) for name, one in shared.items()})
+        said = {"version": VERSION, **{one.name: _plain(getattr(self, one.name)) for one in _SAID}}
+        self.replace(self.folder / MANIFEST, (json.dumps(said, indent=1) + "\n").encode())
 
     @classmethod
-    def open(cls, folder: Path) -> Recording:
+    def open(cls, folder: Path, replace: Replace) -> Recording:
         """The recording in a folder. Raises BadRecording where there is none."""
         hint = "a folder that `specexec distill record` has written."
         try:
@@ -84,7 +87,7 @@ class Recording:
                     f"{folder} was recorded by another version.", hint="record again, into a new folder."
                 )
             target = RecordedTarget(**said.pop("target"))
-            return cls(folder, target, tuple(said["taps"]), int(said["top"]), said["sampling"])
+            return cls(folder, target, tuple(said["taps"]), int(said["top"]), said["sampling"], replace)
         except FileNotFoundError:
             raise BadRecording(f"{folder} holds no recording.", hint=hint) from None
         except (ValueError, KeyError, TypeError, RecursionError) as problem:
@@ -110,12 +113,12 @@ class Recording:
             "top_ids": recorded.top_ids_RN.int(),
             "top_log_probs": recorded.top_log_probs_RN.half(),
         }
-        save(self._path(text), tensors, {"prompt": prompt})
+        self.save(self._path(text), tensors, {"prompt": prompt})
 
     def set_aside(self, begun: Mapping[int, tuple[str, tuple[int, ...]]]) -> None:
         """Keep beginnings of answers, by text: the name of the prompt, and the tokens."""
         said = {text: [prompt, list(tokens)] for text, (prompt, tokens) in begun.items()}
-        replace_file(self.folder / UNFINISHED, json.dumps(said).encode())
+        self.replace(self.folder / UNFINISHED, json.dumps(said).encode())
 
     def begun(self) -> dict[int, tuple[str, tuple[int, ...]]]:
         """What `set_aside` kept last; nothing where that cannot be read, which costs time alone."""
@@ -152,6 +155,10 @@ class Recording:
         except (OSError, SafetensorError) as problem:
             raise BadRecording(f"{self.folder / SHARED} cannot be read: {problem}.", hint="record again.") from problem
 
+    def save(self, path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+        """Tensors in the place of what is there, whole or not at all."""
+        self.replace(path, serialized({name: one.contiguous() for name, one in tensors.items()}, metadata))
+
     def _path(self, text: int) -> Path:
         return self.folder / f"hs_{text}.safetensors"
 
@@ -166,7 +173,7 @@ class Recording:
         return BadRecording(f"{self._path(text)} is damaged: {problem}.", hint=hint)
 
     def _check_same(self, there: Recording) -> None:
-        for one in fields(self)[1:]:
+        for one in _SAID:
             then, now = _plain(getattr(there, one.name)), _plain(getattr(self, one.name))
             if then != now:
                 if isinstance(then, dict) and isinstance(now, dict):
@@ -176,6 +183,9 @@ class Recording:
                     f"{self.folder} was recorded with another {one.name}: {then}, now {now}.",
                     hint="the old settings, or another -o.",
                 )
+
+
+_SAID = [one for one in fields(Recording) if one.name not in ("folder", "replace")]
 
 
 @dataclass(frozen=True)
@@ -191,21 +201,6 @@ class RecordedText:
     states_RTH: Tensor
     top_ids_RN: Tensor
     top_log_probs_RN: Tensor
-
-
-def save(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Tensors in the place of what is there, whole or not at all."""
-    replace_file(path, serialized({name: one.contiguous() for name, one in tensors.items()}, metadata))
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """The same for bytes."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    try:
-        unfinished.write_bytes(content)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _in_16_bits(states: Tensor) -> Tensor:

@@ -59,7 +59,7 @@ class SmallModel:
         row_B = F32_B * (LIVE * config.num_hidden_layers * config.hidden_size + 4 * config.vocab_size)
         return OPTIMISER_B * numbers + rows * row_B
 
-    def loss(self, batch: TextBatch) -> Tensor:
+    def loss(self, batch: TextBatch, step: int) -> Tensor:
         """Mean over the tokens of answers."""
         logits_KS, read_BR, _ = self._logits(batch)
         labels = Labels.of(batch.top_ids_BRN[read_BR], batch.top_log_probs_BRN[read_BR], self.place_V)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from specexec.distill.batches import TextBatch, Texts
 from specexec.distill.divergence import Loss
-from specexec.distill.recording import save
+from specexec.distill.recording import Recording
 from specexec.errors import BadCheckpoint
 
 CHECKPOINT = "training.safetensors"
@@ -31,6 +31,7 @@ WARM_UP = 0.05  # of all steps
 LEAST_RATE = 0.1  # of the learning rate, at the end
 CLIP = 1.0
 OPTIMISER_B = 16  # of a number that is trained: itself, its gradient and two averages
+DISK_B = 28  # the same: two checkpoints of itself and two averages, and itself in the end
 
 
 class Student(Protocol):
@@ -42,7 +43,7 @@ class Student(Protocol):
     @property
     def trained(self) -> dict[str, nn.Parameter]: ...
 
-    def loss(self, batch: TextBatch) -> Tensor: ...
+    def loss(self, batch: TextBatch, step: int) -> Tensor: ...
 
     def accepted(self, batch: TextBatch) -> tuple[int, int]: ...
 
@@ -90,6 +91,7 @@ def train(
     steps = len(batches)
     begun = asdict(plan) | {"taught": [asdict(piece) for piece in texts.taught], "half": half}
     begun |= {"loss": student.loss_kind, "target": asdict(texts.recording.target), "taps": [*texts.recording.taps]}
+    begun |= {"recording": texts.name}
     done = kept = _continued(student, optimiser, begun, folder / CHECKPOINT)
     products = torch.autocast(device.type, torch.bfloat16) if half else nullcontext()
     if not done:
@@ -100,24 +102,24 @@ def train(
             for group in optimiser.param_groups:
                 group["lr"] = plan.rate_at(step, steps)
             with products:
-                loss = student.loss(_on(texts.batch(batches[step]), device))
+                loss = student.loss(_on(texts.batch(batches[step]), device), step)
             loss.backward()
             nn.utils.clip_grad_norm_(student.trained.values(), CLIP)
             optimiser.step()
             optimiser.zero_grad()
             done = step + 1
             if monotonic() - saved_s > KEEP_EVERY_S:
-                _keep(student, optimiser, begun, done, folder / CHECKPOINT)
+                _keep(student, optimiser, begun, done, texts.recording, folder)
                 kept, saved_s = done, monotonic()
             looks = done == steps or done % max(steps // REPORTS, 1) == 0
             now = held_out(student, texts, plan.rows, device, half) if looks else None
             yield Trained(done, steps, float(loss.detach()), now)
     except GeneratorExit:  # left between two steps; after any other error a step may be half done
         if done > kept:
-            _keep(student, optimiser, begun, done, folder / CHECKPOINT)
+            _keep(student, optimiser, begun, done, texts.recording, folder)
         raise
     if done > kept:
-        _keep(student, optimiser, begun, done, folder / CHECKPOINT)
+        _keep(student, optimiser, begun, done, texts.recording, folder)
 
 
 def held_out(student: Student, texts: Texts, rows: int, device: torch.device, half: bool) -> float:
@@ -131,12 +133,15 @@ def _on(batch: TextBatch, device: torch.device) -> TextBatch:
     return replace(batch, **{name: one.to(device) for name, one in vars(batch).items()})
 
 
-def _keep(student: Student, optimiser: torch.optim.Optimizer, begun: dict[str, object], done: int, path: Path) -> None:
+def _keep(
+    student: Student, optimiser: torch.optim.Optimizer, begun: dict[str, object], done: int, recording: Recording,
+    folder: Path,
+) -> None:  # fmt: skip
     """Weights by their names, AdamW's averages by theirs and the place of the weight among them."""
     tensors = {f"weights/{name}": one.detach().cpu() for name, one in student.trained.items()}
     for place, state in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser/{place}/{name}": one.cpu() for name, one in state.items()}
-    save(path, tensors, {"begun": json.dumps(begun), "done": str(done)})
+    recording.save(folder / CHECKPOINT, tensors, {"begun": json.dumps(begun), "done": str(done)})
 
 
 def _continued(student: Student, optimiser: torch.optim.Optimizer, begun: dict[str, object], path: Path) -> int:
@@ -153,7 +158,7 @@ def _continued(student: Student, optimiser: torch.optim.Optimizer, begun: dict[s
     then = json.loads(said.get("begun", "{}"))
     if differ := [name for name, value in begun.items() if then.get(name) != value]:
         raise BadCheckpoint(
-            f"{path} was begun with other {'texts' if differ[0] == 'taught' else differ[0]}.",
+            f"{path} was begun with other {'texts' if differ[0] in ('taught', 'recording') else differ[0]}.",
             hint=f"the old settings and texts, {again}",
         )
     wanted = {f"weights/{name}": one.shape for name, one in student.trained.items()}

@@ -32,3 +32,12 @@ def frequent_ids(recording: Recording, texts: Iterable[int], most: int) -> Tenso
         written = one.tokens_R[one.answer_R]
         expected_V.index_add_(0, written, torch.ones(len(written)))
     return expected_V.sort(descending=True, stable=True).indices[:most].sort().values
+
+
+def never_seen(recording: Recording, texts: Iterable[int]) -> int:
+    """The last token that these texts do not have; the very last where they have all."""
+    seen_V = torch.zeros(recording.target.vocabulary, dtype=torch.bool)
+    for text in texts:
+        seen_V[recording.tokens(text)[0].long()] = True
+    unseen = (~seen_V).nonzero().flatten()
+    return int(unseen[-1]) if len(unseen) else len(seen_V) - 1

@@ -42,17 +42,27 @@ class Draft:
     vocabulary: DraftVocabulary
 
 
-class BroughtLayer(Protocol):
-    """A layer that came with the target, and the settings of a model that ends in it (offload's MtpLayer)."""
+class ReadingOrder(Protocol):
+    """How such layers read what they read (offload's)."""
 
     @property
-    def layer(self) -> nn.Module: ...
+    def hidden_first(self) -> bool: ...
+
+    @property
+    def before_norm(self) -> bool: ...
+
+
+class BroughtLayers(Protocol):
+    """Layers of one step that came with the target, and the settings of a model that ends in them (offload's)."""
+
+    @property
+    def layers(self) -> tuple[nn.Module, ...]: ...
 
     @property
     def config(self) -> PretrainedConfig: ...
 
     @property
-    def hidden_first(self) -> bool: ...
+    def layout(self) -> ReadingOrder: ...
 
 
 class HeadSource(Protocol):
@@ -89,7 +99,7 @@ class DrafterKit:
     """Number format of copies of the target's layers."""
     searches: MutableMapping[str, NDArray[np.generic]]
     """What earlier searches found; new ones are added."""
-    mtp_layer: Callable[[], BroughtLayer]
+    mtp_layer: Callable[[], BroughtLayers]
     """Reads the layer that guesses further ahead."""
     on_quantised: Callable[[int, int], None]
     on_searched: Callable[[int, int], None]

@@ -43,6 +43,7 @@ HEADS = {
     "EAGLE-3": "specexec.drafters.heads.eagle:make",
     "EAGLE": "specexec.drafters.heads.eagle:make",
     "P-EAGLE": "specexec.drafters.heads.eagle:make",
+    "MTP": "specexec.drafters.heads.mtp_folder:make",
     "Gemma 4 assistant": "specexec.drafters.heads.assistant:make",
     "Medusa": "specexec.drafters.heads.shallow.drafter:make",
     "Hydra": "specexec.drafters.heads.shallow.drafter:make",

@@ -131,6 +131,17 @@ class Visibility:
 
     def first_visible(self, queries: slice, style: Style) -> int:
         """No query of the slice sees a committed key before this one."""
+        return min(self._first(queries, style), self.committed)
+
+    def first_needed(self, queries: slice, style: Style) -> int:
+        """The same of all keys; of those that the sweep brings whole blocks alone are left out."""
+        first = self._first(queries, style)
+        if first <= self.committed or self.image_R is not None:
+            return min(first, self.committed)
+        return max(self.committed, min(first, self._chain) // KEY_BLOCK * KEY_BLOCK)
+
+    def _first(self, queries: slice, style: Style) -> int:
+        """Of a chain of so many keys the first that is near enough to be seen."""
         if not style.local:
             return 0
         lowest = int(self.position_R[queries].min())
@@ -139,7 +150,7 @@ class Visibility:
         else:
             assert style.chunk is not None
             seen = lowest // style.chunk * style.chunk
-        return min(max(seen - self.dropped, min(seen, SINKS)), self.committed)
+        return max(seen - self.dropped, min(seen, SINKS))
 
 
 def positions_of(rows_R: Tensor, dropped: int) -> Tensor:
@@ -160,7 +171,7 @@ def attend(
         # Nodes are ordered: no ancestor comes later, only rows of the same image.
         end = sees.committed + (rows.stop if style.together and sees.image_R is not None else queries.stop)
         block = query_HQD[:, start - rows.start : queries.stop - rows.start]
-        seen = range(sees.first_visible(queries, style), end)
+        seen = range(sees.first_needed(queries, style), end)
         if style.rough and style.softcap is None and style.sinks_H is None:
             blocks.append(_attend_roughly(block, key_HKD, value_HKD, sees, queries, seen, style))
             continue

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cli.shared.errors import OutputDiskFull
-from offload.machine.atomic_write import replacing
+from offload.machine.atomic_write import replace_with
 
 
 @contextmanager
@@ -25,5 +25,4 @@ def on_disk(path: Path, what: str) -> Iterator[None]:
 
 def replace_file(path: Path, content: str) -> None:
     """Put `content` at `path`, atomically and synced: readers and crashes see the old file or the new one."""
-    with replacing(path) as file:
-        file.write(content.encode())
+    replace_with(path, content.encode())

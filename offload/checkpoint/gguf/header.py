@@ -8,7 +8,7 @@ import math
 import os
 import stat
 import struct
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -28,6 +28,7 @@ SHORT_STRINGS = 64  # longer lists of strings are vocabularies, which cost time 
 STRING, ARRAY = 8, 9
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 CHUNK_B = 4 << 20
+LENGTH = struct.Struct("<Q")
 
 
 @dataclass(frozen=True)
@@ -116,19 +117,37 @@ class _Bytes:
         if most_B is not None and length > most_B:
             raise self.refuse(f"has {length} bytes, more than the {most_B} that a name may have")
         start = self.need(length)
-        try:
-            return self._held[start : start + length].decode()
-        except UnicodeDecodeError as error:
-            raise self.refuse(f"is not UTF-8 text ({error.reason})") from error
+        return self._decoded(start, self.at)
 
     def texts(self, count: int, keep: bool) -> list[str] | int:
         """Strings one after another; without `keep` they are passed over and only their number is known."""
         self.claim(count, 8)
         if keep:
-            return [self.text() for _ in range(count)]
+            return [self._decoded(start, stop) for start, stop in self._strings(count)]
+        return sum(1 for _ in self._strings(count))
+
+    def _strings(self, count: int) -> Iterator[tuple[int, int]]:
+        """Where each begins and ends; a vocabulary has hundreds of thousands, so little is done for each."""
+        length_of, held, at = LENGTH.unpack_from, self._held, self.at
         for _ in range(count):
-            self.need(self.number("Q"))
-        return count
+            start = at + LENGTH.size
+            if start > len(held):
+                self._reach(at, start)
+            at = start + length_of(held, at)[0]
+            if at > len(held):
+                self._reach(start, at)
+            yield start, at
+        self.at = at
+
+    def _reach(self, start: int, stop: int) -> None:
+        self.at = start
+        self.need(stop - start)
+
+    def _decoded(self, start: int, stop: int) -> str:
+        try:
+            return self._held[start:stop].decode()
+        except UnicodeDecodeError as error:
+            raise self.refuse(f"is not UTF-8 text ({error.reason})") from error
 
 
 def _header(source: _Bytes, wanted: Collection[str]) -> GgufHeader:

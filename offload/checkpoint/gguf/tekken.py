@@ -7,7 +7,7 @@ is made of the two that merging by rank leaves last.
 import base64
 import binascii
 from collections.abc import Mapping
-from itertools import pairwise
+from heapq import heappop, heappush
 
 from offload.checkpoint.documents import Json
 from offload.errors import BadModelDir
@@ -18,6 +18,7 @@ FIRST = (
     "[/TOOL_RESULTS]", "[TOOL_CALLS]", "[IMG]", "<pad>", "[IMG_BREAK]", "[IMG_END]", "[PREFIX]", "[MIDDLE]", "[SUFFIX]",
 )  # fmt: skip
 BOS, EOS = "<s>", "</s>"
+GONE = -1  # where a part was that has become the end of another
 
 
 def tekken_documents(told: Mapping[str, Json], where: str) -> dict[str, dict[str, Json]]:
@@ -37,7 +38,7 @@ def tekken_documents(told: Mapping[str, Json], where: str) -> dict[str, dict[str
     vocabulary |= {spelled[token]: rank + special for token, rank in ranks.items()}
     merges: list[Json] = []
     for token in ranks:
-        if len(token) > 1 and (parts := _parts(token, ranks)):
+        if len(token) > 1 and (parts := two_parts(token, ranks)):
             merges.append([spelled[one] for one in parts])
     added: list[Json] = [
         {"id": index, "content": name, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
@@ -68,6 +69,40 @@ def tekken_documents(told: Mapping[str, Json], where: str) -> dict[str, dict[str
         },
         "generation_config.json": {"bos_token_id": names.index(BOS), "eos_token_id": names.index(EOS)},
     }  # fmt: skip
+
+
+def two_parts(token: bytes, ranks: Mapping[bytes, int]) -> list[bytes] | None:
+    """The two tokens that become this one: what merging by rank leaves of its bytes; None where it leaves more.
+
+    Pairs wait in a heap, so a long token takes about as much time a byte as a short one.
+    """
+    length, own = len(token), ranks[token]
+    after, before = [*range(1, length + 1)], [*range(-1, length - 1)]  # where the neighbours of a part begin
+    pairs: list[tuple[int, int, int]] = []  # a rank, and where its token begins and ends
+
+    def consider(start: int) -> None:
+        if start >= 0 and (middle := after[start]) < length:
+            rank = ranks.get(token[start : after[middle]])
+            if rank is not None and rank < own:
+                heappush(pairs, (rank, start, after[middle]))
+
+    for start in range(length - 1):
+        consider(start)
+    parts = length
+    while parts > 2:
+        if not pairs:
+            return None
+        _, start, stop = heappop(pairs)
+        middle = after[start]
+        if middle in (GONE, length) or after[middle] != stop:
+            continue  # one of the two has become part of another since
+        after[start], after[middle] = stop, GONE
+        if stop < length:
+            before[stop] = start
+        parts -= 1
+        consider(before[start])
+        consider(start)
+    return [token[: after[0]], token[after[0] :]]
 
 
 def _count(config: Mapping[str, Json], name: str, where: str) -> int:
@@ -103,19 +138,6 @@ def _ranks(listed: list[Json], where: str) -> dict[bytes, int]:
     if any(bytes([byte]) not in found for byte in range(256)):
         raise _nonsense(where, "it does not list every byte")
     return found
-
-
-def _parts(token: bytes, ranks: Mapping[bytes, int]) -> list[bytes] | None:
-    """The two tokens that become this one: what merging by rank leaves of its bytes; None where it leaves more."""
-    parts = [bytes([byte]) for byte in token]
-    while len(parts) > 2:
-        pairs = [(ranks.get(one + other), at) for at, (one, other) in enumerate(pairwise(parts))]
-        known = [(rank, at) for rank, at in pairs if rank is not None and rank < ranks[token]]
-        if not known:
-            return None
-        _, at = min(known)
-        parts[at : at + 2] = [parts[at] + parts[at + 1]]
-    return parts
 
 
 def _letters() -> list[str]:

@@ -16,6 +16,8 @@ TOKENS, MERGES, SCORES, KINDS = (f"tokenizer.ggml.{name}" for name in ("tokens",
 LISTS = (TOKENS, MERGES)
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 SPACE = "▁"
+# Of real SentencePiece vocabularies the longest piece has 31 letters, and two pairs make each piece on average.
+MOST_LETTERS, MOST_PAIRS, FREE_PAIRS = 256, 8, 1 << 12
 # Tokens after which nothing comes, whatever the file names; those that llama.cpp looks for too, as far as they are
 # control tokens of families whose answers end with them.
 ENDS = ("<|eot_id|>", "<|im_end|>", "<end_of_turn>", "<turn|>", "<|tool_response>", "<|return|>", "<|call|>")
@@ -223,34 +225,38 @@ def _sentence_pieces(header: GgufHeader, vocabulary: _Vocabulary, *, merges_give
         {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"},
         *end,
     ]  # fmt: skip
+    merges = _merges(header) if merges_given else _merges_of(header, vocabulary, ranks)
     return {
         "normalizer": {"type": "Sequence", "normalizers": [*begin, blank]},
         "pre_tokenizer": None,
         "decoder": {"type": "Sequence", "decoders": decoders},
         "model": {
-            **_pair_merging(
-                vocabulary, _merges(header) if merges_given else _merges_of(vocabulary, ranks), ignore_merges=False
-            ),
+            **_pair_merging(vocabulary, merges, ignore_merges=False),
             "unk_token": vocabulary.named.get("unk_token"), "fuse_unk": True, "byte_fallback": True,
         },
     }  # fmt: skip
 
 
-def _merges_of(vocabulary: _Vocabulary, ranks: Sequence[float] | None) -> list[Json]:
+def _merges_of(header: GgufHeader, vocabulary: _Vocabulary, ranks: Sequence[float] | None) -> list[Json]:
     """Every pair of tokens that makes a token, the best token first: by rank, or by its place.
 
     Of one token's pairs, published tokenizers have that with the earliest left part first, Gemma's the longest.
     """
     ids = {token: index for index, token in enumerate(vocabulary.tokens)}
+    most = len(ids) * MOST_PAIRS + FREE_PAIRS
     found: list[tuple[float, int, int, str, str]] = []
     for index, token in enumerate(vocabulary.tokens):
         if vocabulary.kinds[index] in (CONTROL, BYTE, UNUSED, UNKNOWN):
             continue
+        if len(token) > MOST_LETTERS:
+            raise _damaged(header, TOKENS, f"has a piece of {len(token)} letters, more than {MOST_LETTERS}")
         rank = ranks[index] if ranks else float(index)
         for cut in range(1, len(token)):
             left, right = token[:cut], token[cut:]
             if left in ids and right in ids:
                 found.append((rank, ids[left] if ranks else -len(left), ids[right], left, right))
+        if len(found) > most:
+            raise _damaged(header, TOKENS, f"has more than {most} pairs that make one of its {len(ids)} pieces")
     found.sort()
     return [[left, right] for *_, left, right in found]
 

@@ -6,7 +6,7 @@ O outputs   I inputs   G groups
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from offload.checkpoint.headers import Folder
@@ -52,13 +52,11 @@ def dequantise(weight: Quantised, members: Mapping[str, Tensor], target: Tensor)
         """Codes [8 W, I] of words [I, W]."""
         return ((words_IW[..., None] >> shifts) & 15).flatten(1).t()
 
-    words = members["codes"]
+    def of(role: str) -> Callable[[slice], Tensor]:
+        words = members[role]
+        return lambda rows: codes_of(words[:, rows.start // EACH : rows.stop // EACH]).float()
 
-    def values(rows: slice) -> Tensor:
-        return codes_of(words[:, rows.start // EACH : rows.stop // EACH]).float()
-
-    zeros = codes_of(members["zeros"])
-    fill_blocks(target, values, members["scales"].t(), weight.block, zeros, step=EACH)
+    fill_blocks(target, of("codes"), members["scales"].t(), weight.block, of("zeros"), step=EACH)
 
 
 FORMAT = StoredFormat("AWQ", ("awq",), find, dequantise, {"awq": "nf4"})

@@ -148,7 +148,7 @@ def _whole(entries: Mapping[str, Entry], prefix: str, codes: Entry, kinds: list[
 
 def dequantise(weight: Quantised, members: Mapping[str, Tensor], target: Tensor) -> None:
     """(code - zero) * scale; packed codes without zero points count from the middle of their range."""
-    from offload.checkpoint.quantized.arithmetic.blocks import fill_blocks, unpacked
+    from offload.checkpoint.quantized.arithmetic.blocks import fill_blocks, of_outputs, outputs_apart, unpacked
 
     (O, I), (height, width), bits = weight.shape, weight.block, weight.bits
     grid = (-(-O // height), -(-I // width))
@@ -158,13 +158,12 @@ def dequantise(weight: Quantised, members: Mapping[str, Tensor], target: Tensor)
         fill_blocks(target, lambda rows: codes[rows].float(), scales, weight.block, zeros, members.get("order"))
         return
     middle = 0 if zeros is not None else 1 << (bits - 1)
-    if zeros is not None:
-        zeros = unpacked(zeros.t(), bits, O).t()
+    own, step = (None, 1) if zeros is None else (of_outputs(zeros.t(), bits), outputs_apart(bits))
 
     def values(rows: slice) -> Tensor:
         return unpacked(codes[rows], bits, I).float().sub_(middle)
 
-    fill_blocks(target, values, scales, weight.block, zeros, members.get("order"))
+    fill_blocks(target, values, scales, weight.block, own, members.get("order"), step)
 
 
 SPEEDS = {f"ct_int{bits}": "nf4" if bits < 8 else "int8" for bits in range(1, 9)}

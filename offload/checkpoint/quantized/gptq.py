@@ -54,17 +54,19 @@ def find(folder: Folder) -> Iterator[Quantised]:
 
 def dequantise(weight: Quantised, members: Mapping[str, Tensor], target: Tensor) -> None:
     """(code - zero) * scale, from words that hold neighbouring inputs of one output."""
-    from offload.checkpoint.quantized.arithmetic.blocks import fill_blocks, unpacked
+    from offload.checkpoint.quantized.arithmetic.blocks import fill_blocks, of_outputs, outputs_apart, unpacked
 
-    (O, I), bits, words = weight.shape, weight.bits, members["codes"]
-    zeros = unpacked(members["zeros"], bits, O).t()
-    if not weight.scheme.startswith("gptq_v2"):
-        zeros = (zeros + 1) & (2**bits - 1)
+    (_, I), bits, words = weight.shape, weight.bits, members["codes"]
+    stored, less = of_outputs(members["zeros"], bits), 0 if weight.scheme.startswith("gptq_v2") else 1
 
     def values(rows: slice) -> Tensor:
         return unpacked(words[:, rows].t(), bits, I).float()
 
-    fill_blocks(target, values, members["scales"].t(), weight.block, zeros, members.get("order"))
+    def zeros(rows: slice) -> Tensor:
+        return (stored(rows) + less) & (2**bits - 1)
+
+    order, step = members.get("order"), outputs_apart(bits)
+    fill_blocks(target, values, members["scales"].t(), weight.block, zeros, order, step)
 
 
 SPEEDS = {f"{version}_{bits}bit": "int8" if bits == 8 else "nf4" for version in FORMATS for bits in BITS}

@@ -22,6 +22,8 @@ FLOATS = ("F16", "BF16", "F32")
 # On a GPU so much of a weight is dequantised at a time, in float32, and so often it is there at once while it is.
 GPU_PIECE_B = 32 << 20
 GPU_PIECES = 6
+# Scales in a float of their own, before and after they are multiplied or put in order.
+SCALES, SCALE_COPIES = ("scales", "absmax", "nested_absmax", "biases"), 3
 # Members of a stack that have an entry for each of its matrices; tables are common to all.
 STACKED = ("codes", "absmax", "nested_absmax", "scales", "steps", "origins")
 
@@ -65,6 +67,13 @@ class Quantised:
     def stays(self) -> bool:
         """Can a head compute from its codes? Where scales are floats of their own, for blocks of 64."""
         return self.scheme == "nf4" and len(self.shape) == 2 and not self.offsets and self.blocksize == 64
+
+    @property
+    def tables_B(self) -> int:
+        """Most that a GPU holds of it beside pieces while it is dequantised: scales in float32, codes turned round."""
+        scales = sum(math.prod(one.shape) for role, one in self.members.items() if role in SCALES)
+        turned_B = self.members["codes"].nbytes // self.shape[0] if self.scheme == "mxfp4" else 0
+        return 4 * SCALE_COPIES * scales + turned_B
 
     def alone(self, expert: int) -> Quantised:
         """One matrix of the stack."""

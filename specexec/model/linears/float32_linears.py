@@ -21,7 +21,8 @@ from transformers.pytorch_utils import Conv1D
 
 from specexec.sizes import WIDENED
 
-STEP = 128  # outputs of a thread's block: 2048 inputs make a megabyte of float32, the second cache of common CPUs
+STEP = 128  # outputs of a thread's block, at least: 2048 inputs make a megabyte of float32, the second cache of common
+BLOCK = 1 << 18  # CPUs. Of narrower weights it has as many.
 SMALL = 1 << 18  # weights that are not worth waking threads for
 # What a CPU must have, any of it, to be quicker without us.
 KERNELS = {torch.bfloat16: ("avx512_bf16", "amx_bf16"), torch.float16: ("avx512_fp16", "amx_fp16")}
@@ -55,7 +56,7 @@ def linear(rows: Tensor, weight_OI: Tensor, bias: Tensor | None = None, *, share
     rows_IR = rows.reshape(-1, I).t().float().contiguous()
     products_OR = rows_IR.new_empty(O, rows_IR.shape[1])
     threads = torch.get_num_threads()
-    step = O if O * I <= SMALL else max(1, min(STEP, WIDENED // threads // I, O))
+    step = O if O * I <= SMALL else max(1, min(max(STEP, BLOCK // I), WIDENED // threads // I, O))
     blocks = deque(rows_IR.new_empty(min(threads, -(-O // step)), step, I).unbind())
 
     def multiply(start: int) -> None:

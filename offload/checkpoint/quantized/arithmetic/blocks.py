@@ -3,6 +3,7 @@
 One path for every format whose scales lie in a grid over the weight.   O rows   I columns   G blocks of a row
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -18,14 +19,15 @@ def fill_blocks(
     values: Values,
     scales: torch.Tensor,
     block: tuple[int, int],
-    zeros: torch.Tensor | None = None,
+    zeros: torch.Tensor | Values | None = None,
     order_I: torch.Tensor | None = None,
     step: int = 1,
 ) -> None:
     """Fill `target_OI` from `values(rows)`, new float32 tensors [rows, I]; scales and zeros have a number a block.
 
-    `order_I` says which column of the grid each value's numbers are in, where these are not in order; negative numbers
-    (of an order that was never filled) mean that they are. `step`: how many rows come at once, at least.
+    `zeros` that are packed too come from `zeros(rows)` [rows, G]. `order_I` says which column of the grid each value's
+    numbers are in, where these are not in order; negative numbers (of an order that was never filled) mean that they
+    are. `step`: how many rows come at once, at least.
     """
     I = target_OI.shape[1]
     height, width = block
@@ -33,9 +35,12 @@ def fill_blocks(
         in_order = torch.arange(I, device=order_I.device) // width
         order_I, width = torch.where(order_I < 0, in_order, order_I.long()), 1
 
-    def own(grid: torch.Tensor, rows: slice) -> torch.Tensor:
-        chosen = torch.arange(rows.start, rows.stop, device=grid.device) // height
-        numbers = grid.index_select(0, chosen).float()
+    def own(grid: torch.Tensor | Values, rows: slice) -> torch.Tensor:
+        if isinstance(grid, torch.Tensor):
+            chosen = torch.arange(rows.start, rows.stop, device=grid.device) // height
+            numbers = grid.index_select(0, chosen).float()
+        else:
+            numbers = grid(rows).float()
         return numbers if order_I is None else numbers.index_select(1, order_I)
 
     def fill(rows: slice) -> torch.Tensor:
@@ -89,6 +94,24 @@ def _for_each_block(
 def by_table(codes: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     """What a table has for each code of a uint8 tensor: much faster than torch's own conversions on a CPU."""
     return table.index_select(0, codes.reshape(-1).int()).view(*codes.shape, *table.shape[1:])
+
+
+def of_outputs(words_GW: torch.Tensor, bits: int) -> Values:
+    """What gives the codes of some outputs, [rows, G], from words in which those of neighbouring outputs follow.
+
+    The first row must be a multiple of `outputs_apart`.
+    """
+
+    def codes(rows: slice) -> torch.Tensor:
+        some = words_GW[:, rows.start * bits // 32 : -(-rows.stop * bits // 32)]
+        return unpacked(some, bits, rows.stop - rows.start).t()
+
+    return codes
+
+
+def outputs_apart(bits: int) -> int:
+    """After so many outputs a word of 32 bits begins with a code."""
+    return 32 // math.gcd(32, bits)
 
 
 def unpacked(words: torch.Tensor, bits: int, count: int) -> torch.Tensor:

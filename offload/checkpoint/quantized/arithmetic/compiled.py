@@ -1,7 +1,7 @@
 """Loops that turn packed codes into values, compiled for the CPU by numba where that is installed.
 
-Each is compiled once in a process, in about a second, when it is first needed. Where there is no numba for this Python
-yet torch does the same, more slowly.
+Each is compiled when it is first needed, in about a second, and kept beside this file for processes to come. Where
+there is no numba for this Python yet torch does the same, more slowly.
 """
 
 from collections.abc import Callable
@@ -97,4 +97,7 @@ def compiled(loop: Callable[..., None]) -> Callable[..., None] | None:
         from numba import njit
     except ImportError:
         return None
-    return njit(nogil=True)(loop)
+    try:
+        return njit(nogil=True, cache=True)(loop)
+    except RuntimeError:  # no folder that can be written
+        return njit(nogil=True)(loop)
