@@ -150,7 +150,7 @@ class Job:
                     yield from self._stack(group, view, stack.dim)
                     start += length
             case [op] if _parts_experts(op):
-                yield from self._part_experts(views, op.concat_dim)
+                yield from self._part_experts(views, op)
             case unknown:
                 raise UnsupportedModel(
                     f"'{first.name}' needs the conversion {unknown}, which streaming cannot do yet.",
@@ -205,7 +205,7 @@ class Job:
         for index, entry in enumerate(group):
             yield _part(entry, self.targets[0], view.select(dim, index))
 
-    def _part_experts(self, views: list[torch.Tensor], dim: int) -> Iterator[Part]:
+    def _part_experts(self, views: list[torch.Tensor], op: Any) -> Iterator[Part]:
         """Experts of text and of images in one list: each target is a stack of its own (Ernie 4.5 VL)."""
         starts = [0] * len(views)
         for group in self.sources.values():
@@ -213,8 +213,8 @@ class Job:
             experts = iter(group)
             for number, (target, view) in enumerate(zip(self.targets, views, strict=True)):
                 own = [next(experts) for _ in range(len(view))]
-                length = own[0].shape[dim - 1] if len(own[0].shape) >= dim else 0
-                here = _narrow(view, dim, starts[number], length, own[0], target)
+                length = own[0].shape[op.concat_dim - 1] if len(own[0].shape) >= op.concat_dim else 0
+                here = _narrow(view, op.concat_dim, starts[number], length, own[0], target)
                 starts[number] += length
                 for index, entry in enumerate(own):
                     yield _part(entry, target, here[index])
