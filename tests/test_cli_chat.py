@@ -82,7 +82,7 @@ def test_the_stats_line_tells_what_was_streamed_and_how_it_was_slowed(
 def test_an_answer_cut_by_max_tokens_says_so(specexec: CommandLine) -> None:
     ran = specexec("chat", "-p", "hello", "-n", "5", "-t", "0")
     assert ran.out == "echo:\n"
-    assert "  stopped at --max-tokens 5; /continue for more\n" in ran.err
+    assert "  stopped at --max-tokens 5; -n for more\n" in ran.err
 
 
 def test_engine_options_reach_the_engine(specexec: CommandLine) -> None:

@@ -155,8 +155,9 @@ def chat(
             conversation.whole = Whole(schema, grammar=grammar)
         if before is None:
             talk = Session(
-                engine, conversation, screen, sampling, options, display, bell, notify_command, think, on_full
-            )
+                engine, conversation, screen, sampling, options, display, bell, notify_command, think, on_full,
+                once=message is not None and record is None,
+            )  # fmt: skip
             talk.pictures += pictures
             talk.tools = tools
         else:

@@ -53,6 +53,7 @@ class Session:
     notify_command: str | None = None
     think: Think = "auto"
     on_full: OnFull = "stop"
+    once: bool = False  # one question: nobody can type a command afterwards
     keeper: Keeper | None = None
     tools: Toolbox | None = None
     attached: list[str] = field(default_factory=list)
@@ -225,7 +226,7 @@ class Session:
             self.screen.title("✓")
         if seconds > BELL_S:
             self._call()
-        if self.conversation.unanswered is not None:
+        if self.conversation.unanswered is not None and not self.once:
             self.screen.say(TAKEN_BACK)
 
     def _call(self) -> None:
@@ -251,7 +252,7 @@ class Session:
         """Say how the answer ended and, unless switched off, what it cost."""
         if isinstance(self.engine, ServedEngine) and self.engine.notes:
             self.screen.say(f"  {self.engine.notes}")
-        if note := ending(answer, self.sampling.max_tokens, self.engine.context):
+        if note := ending(answer, self.sampling.max_tokens, self.engine.context, once=self.once):
             self.screen.say(note)
         if self.conversation.left_out.messages:
             self.screen.say(f"  {left_out_note(self.conversation)}")

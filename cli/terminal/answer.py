@@ -168,16 +168,18 @@ def long_stats(answer: Answer, placement: str) -> list[str]:
     return lines
 
 
-def ending(answer: Answer, max_tokens: int, context: int) -> str | None:
-    """What to know about an answer that did not end by itself."""
+def ending(answer: Answer, max_tokens: int, context: int, *, once: bool = False) -> str | None:
+    """What to know about an answer that did not end by itself; `once`: no dialogue goes on behind it."""
     if answer.limit == "context":
-        return f"  stopped: the context of {context} tokens is full; /on-full, /undo, /clear or a longer --ctx help"
+        help = "a longer --ctx helps" if once else "/on-full, /undo, /clear or a longer --ctx help"
+        return f"  stopped: the context of {context} tokens is full; {help}"
     if answer.finish_reason == "length":
-        return f"  stopped at --max-tokens {max_tokens}; /continue for more"
+        return f"  stopped at --max-tokens {max_tokens}; {'-n for more' if once else '/continue for more'}"
     if answer.finish_reason == "interrupted" and not answer.tokens:
         return "  stopped before the first token"
     if answer.finish_reason == "interrupted":
-        return f"  stopped after {_many(answer.tokens, 'token')}; the partial answer is kept"
+        kept = "" if once else "; the partial answer is kept"
+        return f"  stopped after {_many(answer.tokens, 'token')}{kept}"
     return None
 
 
