@@ -168,7 +168,13 @@ def test_every_folder_and_module_says_what_it_is() -> None:
 
 
 @pytest.mark.parametrize(
-    "statement", ["import specexec", "import offload", "from specexec import SamplingParams, Burst"]
+    "statement",
+    [
+        "import specexec",
+        "import offload",
+        "from specexec import SamplingParams, Burst",
+        "from specexec.engine.prefixes import NoPrefixes",
+    ],
 )
 def test_importing_a_package_does_not_import_torch(statement: str) -> None:
     code = f"import sys; {statement}; assert not {{'torch', 'transformers'}} & set(sys.modules)"

@@ -56,7 +56,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.mark.parametrize(("drafter", "budget"), [("none", 0), ("perfect", 24)])
 def test_three_texts_at_once_are_those_of_generate(case: Case, drafter: str, budget: int) -> None:
-    sampling = SamplingParams(temperature=0.0, max_tokens=COUNT)
+    sampling = SamplingParams(temperature=0.0, max_tokens=COUNT // 2)
     texts = write(case.target, case.drafters[drafter], PROMPTS, sampling, budget=budget)
     assert [text.answer for text in texts] == case.expected
 
@@ -137,7 +137,7 @@ def test_a_text_with_equal_scores_is_one_in_trees_and_without(family: str, tmp_p
         if name.endswith("weights_proj.weight"):
             weight.data.zero_()
     target, perfect = TreeLM(truth), SiblingDrafter(TreeLM(tiny_of(family, tmp_path)), VOCABULARY)
-    sampling = SamplingParams(temperature=0.0, max_tokens=COUNT)
+    sampling = SamplingParams(temperature=0.0, max_tokens=COUNT // 2)
     plain, guessed = (
         [text.answer for text in write(target, drafter, PROMPTS, sampling, budget=budget)]
         for drafter, budget in ((NoDrafter(), 0), (perfect, 24))

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from collections.abc import Sequence as Items
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from specexec.model.cache import KVCache
+if TYPE_CHECKING:
+    from specexec.model.cache import KVCache
 
 
 class Prefixes(Protocol):
