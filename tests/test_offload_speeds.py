@@ -14,7 +14,7 @@ from offload.machine.files import SAFE
 from offload.machine.identity import machine
 from offload.machine.memory import Free
 from offload.machine.speeds import ALONE, Arithmetic, ASSUMED_LINK_Bps, Contention, Disk, Speeds, disk_key, save_speeds
-from offload.placement.placement import Need, Placement
+from offload.placement.placement import KVHome, Need, Placement
 from offload.placement.solver import place
 from tests.tiny import tiny
 
@@ -38,9 +38,9 @@ def test_loading_believes_a_link_on_the_machine_where_it_was_measured(
 ) -> None:
     used: list[float] = []
 
-    def placed(need: Need, free: Free, mode: offload.Offload) -> Placement:
+    def placed(need: Need, free: Free, mode: offload.Offload, kv: KVHome) -> Placement:
         used.append(free.link_Bps)
-        return place(need, free, mode)
+        return place(need, free, mode, kv)
 
     monkeypatch.setattr(
         "offload.model.load.free_memory", lambda *_: Free(1 << 30, 1 << 30)

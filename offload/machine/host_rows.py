@@ -13,6 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack
 from pathlib import Path
 from weakref import WeakValueDictionary
 
@@ -101,6 +102,7 @@ class DiskCarrier:
 
     def __init__(self, folder: Path, accelerator: Accelerator | None) -> None:
         self._folder, self._accelerator = folder, accelerator
+        self._copies = None if accelerator is None else accelerator.new_stream()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="KV on disk")
         self._moving: list[Future[None]] = []
         self._mapped: WeakValueDictionary[int, _Mapped] = WeakValueDictionary()
@@ -130,7 +132,7 @@ class DiskCarrier:
         computed = None
         if self._accelerator is not None:
             computed = self._accelerator.new_event()
-            self._accelerator.current.record_event(computed)
+            computed.record(self._accelerator.current)
         self._moving.append(self._thread.submit(self._copy, list(pairs), computed))
 
     def receive(self) -> None:
@@ -145,13 +147,14 @@ class DiskCarrier:
         self.receive()
 
     def _copy(self, pairs: list[tuple[torch.Tensor, torch.Tensor]], computed: torch.Event | None) -> None:
-        if computed is not None:
-            computed.synchronize()
-        for pair in pairs:
-            pair[0].copy_(pair[1])
-        if self._accelerator is not None:
-            self._accelerator.current.synchronize()
-        starts = {tensor.untyped_storage().data_ptr() for pair in pairs for tensor in pair}
+        with ExitStack() as beside:
+            if self._accelerator is not None and self._copies is not None and computed is not None:
+                beside.enter_context(self._accelerator.on(self._copies))
+                self._copies.wait_event(computed)
+            for target, source in pairs:
+                target.copy_(source)  # which is over when it returns: a file cannot be pinned
+        here = (tensor for pair in pairs for tensor in pair if tensor.device.type == "cpu")
+        starts = {tensor.untyped_storage().data_ptr() for tensor in here}
         self._let_go(held for start in starts if (held := self._mapped.get(start)) is not None)
 
     def _let_go(self, mapped: Iterable[mmap.mmap]) -> None:

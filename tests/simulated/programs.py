@@ -1,4 +1,4 @@
-"""A small program over all that moves: layers from disk and RAM, experts on demand, keys and values in RAM.
+"""A small program over all that moves: layers from disk and RAM, experts on demand, keys and values in RAM or files.
 
 The streams, wires, carriers and trips are the real ones; for a model there is a sum over whatever a layer is given.
 L layers   H key heads   R rows   D head size
@@ -49,6 +49,8 @@ class Plan:
     sweeps: Sweeps
     """Of each sweep: its rows if experts are fetched on demand, and before which layer it is cancelled."""
     travels: bool
+    on_disk: bool
+    """Do keys and values lie in files, where they travel?"""
     beside: bool
     """Does the host ask for other work meanwhile?"""
 
@@ -60,7 +62,7 @@ class Plan:
         if tiers.count("device") == LAYERS:
             tiers[chance.randrange(LAYERS)] = "disk"
         sweeps = [(chance.choice((None, 1)), chance.choice((LAYERS, LAYERS, 1, 2))) for _ in range(2)]
-        return cls(tuple(tiers), 2 if "disk" in tiers else 0, tuple(sweeps), seed % 2 == 0, seed % 3 == 0)
+        return cls(tuple(tiers), 2 if "disk" in tiers else 0, tuple(sweeps), seed % 2 == 0, seed % 8 > 3, seed % 3 == 0)
 
 
 class Material:
@@ -77,7 +79,8 @@ class Material:
 
     def _expected(self, sweeps: Sweeps, travels: bool) -> list[float]:
         here: Tier = "ram"
-        return self.run(Plan((here,) * LAYERS, 0, sweeps, travels, beside=False), torch.device("cpu"))
+        plan = Plan((here,) * LAYERS, 0, sweeps, travels, on_disk=False, beside=False)
+        return self.run(plan, torch.device("cpu"))
 
     def run(self, plan: Plan, device: torch.device = DEVICE) -> list[float]:
         """What the sweeps of a plan bring: one number each, the same on every device."""
@@ -88,7 +91,7 @@ class Material:
         before = torch.ones(1 << 10, device=device) * 2
         del before
         stream = open_stream(self.checkpoint, DiskStore(self.checkpoint, SAFE), placement, device, None)
-        carrier = host_rows.carrier_for(device)
+        carrier = host_rows.carrier_for(device, plan.on_disk)
         travel = Travel(frozenset(range(LAYERS)) if plan.travels else frozenset(), carrier)
         kept, found = KVCache(), list[float]()
         with ThreadPoolExecutor(1) as worker:
