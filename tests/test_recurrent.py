@@ -280,14 +280,14 @@ def test_every_node_has_the_hidden_state_of_its_own_path_and_takes_what_is_plann
     expected, end = path_states(truth, PREFIX), len(PREFIX)
     cache = KVCache()
     (hidden_RH,) = lm.forward([Rows(cache, [*PREFIX, *TOKENS], below(end), end)])
-    torch.testing.assert_close(hidden_RH[end:], expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(hidden_RH[end:], expected, atol=1e-4, rtol=1e-4)
     config = json.loads((tmp_path / "config.json").read_text())
     sizes = recurrences_of(config)
     assert {layer for layer, kept in enumerate(cache_widths(config)) if kept} == cache.layers.keys()
     assert sum(memory.text.nbytes for memory in cache.memories.values()) == sizes.text_B(4)
     assert sum(memory.nodes.size_B for memory in cache.memories.values()) == NODES * sizes.node_B(4)
     (unsettled_RH,) = lm.forward([Rows(KVCache(), [*PREFIX, *TOKENS], below(end))])
-    torch.testing.assert_close(unsettled_RH[end:], expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(unsettled_RH[end:], expected, atol=1e-4, rtol=1e-4)
     (chained_RH,) = lm.forward([Rows(KVCache(), [*PREFIX, *TOKENS], range(-1, end + NODES - 1), end)])
     assert (chained_RH[end:] - expected).abs().max() > 0.1  # the control: a tree that is read as a chain
 
@@ -297,7 +297,7 @@ def test_every_node_has_the_hidden_state_of_its_own_path_and_takes_what_is_plann
     longer = [*PREFIX, *(TOKENS[node] for node in path)]
     assert cache.tokens == longer
     pieces = [lm.forward([Rows(cache, TOKENS[part], PARENTS[part])])[0] for part in (slice(15), slice(15, NODES))]
-    torch.testing.assert_close(torch.cat(pieces), path_states(truth, longer), atol=1e-4, rtol=0)
+    torch.testing.assert_close(torch.cat(pieces), path_states(truth, longer), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
