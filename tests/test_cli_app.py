@@ -24,7 +24,9 @@ PYTHON = [sys.executable, "-c"]
 FAKED = """
 import sys
 sys.path.insert(0, {root!r})
-from tests.fake_engine import FakeEngine
+from cli.engine.imports import lean_imports
+with lean_imports():
+    from tests.fake_engine import FakeEngine
 import cli.engine.open
 import cli.terminal.interrupts
 cli.engine.open.open_engine = lambda options, **_: FakeEngine(sweep_s=3600, quick={quick}, deaf={deaf})
@@ -221,6 +223,15 @@ def test_a_closed_pipe_ends_quietly() -> None:
         ["bash", "-c", script, "bash", *faked("-q", "generate", *many)], capture_output=True, text=True
     )
     assert (ran.returncode, ran.stdout, ran.stderr) == (141, "e", "")
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_a_lean_start_hides_libraries_unless_transformers_may_have_found_them(before: bool) -> None:
+    loaded = "sys.modules['transformers'] = sys" if before else "pass"
+    script = f"import sys; {loaded}; from cli.engine.imports import lean_imports as lean\n"
+    script += "with lean(): print(sys.modules.get('scipy', 'seen'))"
+    ran = subprocess.run([*PYTHON, script], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
+    assert ran.stdout == ("seen\n" if before else "None\n")
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&- <&-"])

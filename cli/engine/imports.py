@@ -6,17 +6,25 @@ import gc
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 UNUSED = ("hqq", "scipy")  # where installed, transformers imports them: torch's compiler, solvers for training
+
+
+@cache
+def _first() -> bool:
+    """Whether transformers was not loaded when this was first asked: it looks once for what is installed."""
+    return "transformers" not in sys.modules
 
 
 @contextmanager
 def lean_imports() -> Iterator[None]:
     """For the length of the block UNUSED look as if they were not installed, unless they are loaded already.
 
-    Garbage is not collected meanwhile: imports leave next to none, and looking for it takes a sixth of their time.
+    Nothing is hidden from a transformers that was loaded outside, and may have found them. Garbage is not collected
+    meanwhile: imports leave next to none, and looking for it takes a sixth of their time.
     """
-    hidden = [name for name in UNUSED if name not in sys.modules]
+    hidden = [name for name in UNUSED if name not in sys.modules] if _first() else []
     sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None is the import system's own word for it
     collecting = gc.isenabled()
     gc.disable()
