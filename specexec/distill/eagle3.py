@@ -7,10 +7,10 @@ V vocabulary   K rows with a label
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
@@ -18,24 +18,16 @@ from specexec.distill.batches import TextBatch
 from specexec.distill.divergence import Loss
 from specexec.distill.layers import SharedWithTarget, draw, layer_settings, reciprocal_size
 from specexec.distill.recording import RecordedTarget, Recording
-from specexec.distill.unrolled import STEPS, Asked, UnrolledStep, accepted_in, attended, embedded, loss_of
+from specexec.distill.unrolled import STEPS, Asked, UnrolledStep, UnrolledStudent, attended, embedded
 from specexec.drafters.heads.eagle import EagleHead, FirstLayer
 from specexec.drafters.heads.eagle_fields import EagleFields
 
 
 @dataclass
-class Eagle3Student:
+class Eagle3Student(UnrolledStudent):
     """A head in training, unrolled over so many steps."""
 
     head: EagleHead
-    rotary: nn.Module
-    shared: SharedWithTarget
-    steps: int
-    loss_kind: Loss = "forward-kl"
-    trained: dict[str, nn.Parameter] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.trained = {name: one for name, one in self.head.named_parameters() if name != "lm_head.weight"}
 
     @classmethod
     def new(
@@ -58,17 +50,6 @@ class Eagle3Student:
         head.lm_head.weight.requires_grad_(False)
         return cls(head, LlamaRotaryEmbedding(config), shared, STEPS, loss)
 
-    @property
-    def row_numbers(self) -> int:
-        """Of each token: logits with their gradients, and some twenty vectors of the layer, in every step."""
-        return self.steps * (4 * self.shared.names + 20 * self.shared.out_DH.shape[1])
-
-    def to(self, device: torch.device) -> None:
-        """Compute there from now on."""
-        self.head.to(device)
-        self.rotary.to(device)
-        self.shared = self.shared.on(device)
-
     def settle(self, batch: TextBatch) -> None:
         """Scale what the head reads by what it is in these texts, so that no layer of the target drowns another."""
         with torch.no_grad():
@@ -86,19 +67,6 @@ class Eagle3Student:
             "target_hidden_size": None, "norm_before_residual": True, "norm_before_fc": True, "fc_norm": False,
             "norm_output": False, "embed_requires_grad": False,
         }  # fmt: skip
-
-    @property
-    def guesses(self) -> int:
-        """In a row, that it learned to make."""
-        return self.steps
-
-    def loss(self, batch: TextBatch, step: int) -> Tensor:
-        """Mean over the tokens of answers, of all steps of its own."""
-        return loss_of(self.unrolled(batch), self.loss_kind)
-
-    def accepted(self, batch: TextBatch) -> tuple[int, int]:
-        """Guesses in a row that the text has too, each its best, over all places of answers; and those places."""
-        return accepted_in(self.unrolled(batch), batch, self.shared.place_V)
 
     def unrolled(self, batch: TextBatch) -> Iterator[UnrolledStep]:
         """Step by step what it guesses."""

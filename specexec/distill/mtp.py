@@ -7,10 +7,10 @@ B texts   R rows: all tokens but the first   H hidden size   V vocabulary   K ro
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import linear
 from transformers import AutoModelForCausalLM, Qwen3Config
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
@@ -19,24 +19,16 @@ from specexec.distill.batches import TextBatch
 from specexec.distill.divergence import Loss
 from specexec.distill.layers import SharedWithTarget, draw, layer_settings, reciprocal_size
 from specexec.distill.recording import RecordedTarget, Recording
-from specexec.distill.unrolled import STEPS, Asked, UnrolledStep, accepted_in, attended, embedded, loss_of
+from specexec.distill.unrolled import STEPS, Asked, UnrolledStep, UnrolledStudent, attended, embedded
 from specexec.drafters.heads.mtp_fields import PUBLISHED, START
 from specexec.drafters.heads.mtp_folder import MtpHead
 
 
 @dataclass
-class MtpStudent:
+class MtpStudent(UnrolledStudent):
     """A layer in training, unrolled over so many steps."""
 
     head: MtpHead
-    rotary: nn.Module
-    shared: SharedWithTarget
-    steps: int
-    loss_kind: Loss = "forward-kl"
-    trained: dict[str, nn.Parameter] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.trained = dict(self.head.named_parameters())
 
     @classmethod
     def new(cls, target: RecordedTarget, shared: SharedWithTarget, seed: int, loss: Loss) -> MtpStudent:
@@ -49,22 +41,6 @@ class MtpStudent:
             with torch.no_grad():
                 head.get_parameter("layers.0.final_layernorm.weight").copy_(shared.norm_H)
         return cls(head, Qwen3RotaryEmbedding(config), shared, STEPS, loss)
-
-    @property
-    def guesses(self) -> int:
-        """In a row, that it learned to make."""
-        return self.steps
-
-    @property
-    def row_numbers(self) -> int:
-        """Of each token: logits with their gradients, and some twenty vectors of the layer, in every step."""
-        return self.steps * (4 * self.shared.names + 20 * self.shared.out_DH.shape[1])
-
-    def to(self, device: torch.device) -> None:
-        """Compute there from now on."""
-        self.head.to(device)
-        self.rotary.to(device)
-        self.shared = self.shared.on(device)
 
     def settle(self, batch: TextBatch) -> None:
         """Scale what it reads by what that is in these texts, so that no number drowns another."""
@@ -82,14 +58,6 @@ class MtpStudent:
         return {
             "architectures": ["MTPDraftModel"], "transformer_layer_config": layer, "num_nextn_predict_layers": 1
         }  # fmt: skip
-
-    def loss(self, batch: TextBatch, step: int) -> Tensor:
-        """Mean over the tokens of answers, of all steps of its own."""
-        return loss_of(self.unrolled(batch), self.loss_kind)
-
-    def accepted(self, batch: TextBatch) -> tuple[int, int]:
-        """Guesses in a row that the text has too, each its best, over all places of answers; and those places."""
-        return accepted_in(self.unrolled(batch), batch, self.shared.place_V)
 
     def unrolled(self, batch: TextBatch) -> Iterator[UnrolledStep]:
         """Step by step what it guesses."""

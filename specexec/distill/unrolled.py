@@ -10,8 +10,9 @@ D tokens that the head names   V vocabulary   K rows with a label
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -20,6 +21,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from specexec.distill.batches import TextBatch
 from specexec.distill.divergence import Labels, Loss, divergence
+from specexec.distill.layers import SharedWithTarget
 
 DECAY = 0.8
 STEPS = 3  # guesses in a row that a head learns to make
@@ -53,6 +55,49 @@ class UnrolledStep(NamedTuple):
     logits_KD: Tensor
     labels: Labels
     asked: Asked
+
+
+@dataclass
+class UnrolledStudent(ABC):
+    """A head in training, unrolled over so many steps; what asks for no gradient is not trained."""
+
+    head: nn.Module
+    rotary: nn.Module
+    shared: SharedWithTarget
+    steps: int
+    loss_kind: Loss = "forward-kl"
+    trained: dict[str, nn.Parameter] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.trained = {name: one for name, one in self.head.named_parameters() if one.requires_grad}
+
+    @abstractmethod
+    def unrolled(self, batch: TextBatch) -> Iterator[UnrolledStep]:
+        """Step by step what it guesses."""
+
+    @property
+    def guesses(self) -> int:
+        """In a row, that it learned to make."""
+        return self.steps
+
+    @property
+    def row_numbers(self) -> int:
+        """Of each token: logits with their gradients, and some twenty vectors of the layer, in every step."""
+        return self.steps * (4 * self.shared.names + 20 * self.shared.out_DH.shape[1])
+
+    def to(self, device: torch.device) -> None:
+        """Compute there from now on."""
+        self.head.to(device)
+        self.rotary.to(device)
+        self.shared = self.shared.on(device)
+
+    def loss(self, batch: TextBatch, step: int) -> Tensor:
+        """Mean over the tokens of answers, of all steps of its own."""
+        return loss_of(self.unrolled(batch), self.loss_kind)
+
+    def accepted(self, batch: TextBatch) -> tuple[int, int]:
+        """Guesses in a row that the text has too, each its best, over all places of answers; and those places."""
+        return accepted_in(self.unrolled(batch), batch, self.shared.place_V)
 
 
 def embedded(batch: TextBatch, step: int, embeddings_VH: Tensor) -> Tensor:
