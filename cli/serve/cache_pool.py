@@ -18,9 +18,6 @@ class Taken(NamedTuple):
     shared: int
 
 
-WORTH_COPYING = 16  # tokens: fewer are sooner computed
-
-
 class IdleCaches:
     """At most `room` sets of caches, live ones included; the least recently used goes first."""
 
@@ -32,6 +29,8 @@ class IdleCaches:
         """Of the idle and the live sets the one that shares most with `prompt`: itself where it is idle and the rest of
         it is not worth more than what is shared, else a copy of the beginning.
         """
+        from specexec.engine.batch import WORTH_COPYING
+
         taken = Taken({}, 0)
         found = [Taken(some, _shared(some, prompt)) for some in (*self._idle, *live)]
         best = max(found, key=lambda one: one.shared, default=taken)

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-WORTH_WAITING = 256  # tokens of a prompt that another text computes in this sweep
-
 State = Literal["loading", "ok", "failed", "stopping"]
 Tell = Callable[["Burst | Exception"], None]
 
@@ -248,7 +246,8 @@ class Worker:
         """Whether a text that begins in this sweep will have computed much of this prompt by the next one."""
         if not newcomers or ticket.sampling.prompt_logprobs:
             return False
-        from specexec.model.cache import common_prefix  # with torch, once an engine is there
+        from specexec.engine.batch import WORTH_WAITING  # with torch, once an engine is there
+        from specexec.model.cache import common_prefix
 
         shares = [common_prefix(other.tokens[:-1], ticket.prompt[:-1]) for other in newcomers]
         soon = max(shares)
