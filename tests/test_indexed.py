@@ -56,7 +56,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.mark.parametrize(("drafter", "budget"), [("none", 0), ("perfect", 24)])
 def test_three_texts_at_once_are_those_of_generate(case: Case, drafter: str, budget: int) -> None:
-    sampling = SamplingParams(temperature=0.0, max_tokens=COUNT // 2)
+    sampling = SamplingParams(temperature=0.0, max_tokens=COUNT)
     texts = write(case.target, case.drafters[drafter], PROMPTS, sampling, budget=budget)
     assert [text.answer for text in texts] == case.expected
 
