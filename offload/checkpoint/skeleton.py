@@ -141,7 +141,7 @@ def _no_weights() -> Iterator[None]:
     """Parameters go to the meta device, where drawing them would only take time."""
     draws = {**TORCH_INIT_FUNCTIONS}
     with init_empty_weights(include_buffers=False), guard_torch_init_functions():
-        TORCH_INIT_FUNCTIONS.update({name: _unless_empty(draw) for name, draw in draws.items()})
+        TORCH_INIT_FUNCTIONS.update({name: _unless_empty(draw) for name, draw in draws.items()})  # type: ignore[arg-type]
         try:
             yield
         finally:
