@@ -224,6 +224,8 @@ def _record_of(
         "sweeps": len(bursts),
         "drafted": sum(burst.nodes for burst in bursts),
         "accepted": sum(burst.accepted for burst in bursts),
+        "steps_replaced": sum(bool(burst.replaced) for burst in bursts),
+        "sweeps_saved": sum(burst.replaced for burst in bursts),
         "bytes_read": sum(burst.bytes_read for burst in bursts),
         "draft_s": sum(burst.draft_s for burst in bursts),
         "sweep_s": sum(burst.sweep_s for burst in bursts),

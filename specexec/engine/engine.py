@@ -65,6 +65,7 @@ class Engine:
         self._target, self._drafts = parts.target, parts.drafts
         self.sources, self.reason, self.own_code = parts.sources, parts.reason, parts.own_code
         self.compute, self.kv_quant, self.adapters = parts.compute, parts.kv_quant, parts.adapters
+        self.lossy = parts.lossy
         self.exact_ties = ExactTies(parts.target, parts.model.dtype) if parts.exact else None
         self.accounting = StepAccounting(parts.stream.stats, parts.cost)
         self._decoder = Decoder(
@@ -76,6 +77,7 @@ class Engine:
             exact_ties=self.exact_ties,
             unwaited=parts.stream.unwaited,
             room=parts.room,
+            walk=parts.walk,
         )
         self._readers = Readers(self._decoder)
         self._driven = self._readers.caller()

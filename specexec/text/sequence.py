@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -29,6 +30,7 @@ class Emitted:
     tokens: tuple[int, ...]
     text: str
     path: tuple[int, ...]
+    replaced: int = 0
     logprobs: tuple[Logprob, ...] = ()
     prompt_logprobs: tuple[Logprob, ...] = ()
 
@@ -136,7 +138,8 @@ class Sequence:
         taken = tuple(self.tokens[start:])
         if self.parse is not None:
             self.parse.advance(taken)
-        return Emitted(taken, self.text.take(last=self.finish_reason is not None), acceptance.path[: len(taken)])
+        said, replaced = self.text.take(last=self.finish_reason is not None), bisect_left(acceptance.replaced, len(taken))
+        return Emitted(taken, said, acceptance.path[: len(taken)], replaced)
 
     def fail(self, why: SpecexecError) -> Emitted:
         """End here because nothing can follow; others that share the sweep go on."""
