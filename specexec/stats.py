@@ -157,7 +157,8 @@ class Burst:
     `logprobs` has one entry per token if they were asked for; `prompt_logprobs`, in the first burst, one for every
     token of the prompt but the first. `piece` is its text told apart into content, thoughts and calls, in a dialogue.
     `stop_text` is the stop string that ended the text, if one did. `replaced` counts tokens that the target would not
-    have chosen: those of a step that was kept whole, where that was asked for (lossy/steps.py).
+    have chosen: those of a step that was kept whole, where that was asked for (lossy/steps.py); `unread` tokens of the
+    prompt that it was not shown (lossy/prompts.py).
     """
 
     tokens: tuple[int, ...]
@@ -174,6 +175,7 @@ class Burst:
     piece: Piece = field(default_factory=Piece)
     stop_text: str | None = None
     replaced: int = 0
+    unread: int = 0
 
     @property
     def overlap(self) -> Overlap:
@@ -211,7 +213,7 @@ class Completion:
 
     `logprobs` and `prompt_logprobs` are those of `Burst`; of tokens that an earlier run has written there are none.
     `replaced` counts steps that the target would have written otherwise, each by the tokens that it would not have
-    chosen: one for each sweep (lossy/steps.py).
+    chosen: one for each sweep (lossy/steps.py). `unread` tokens of the prompt were not shown to it (lossy/prompts.py).
     """
 
     index: int
@@ -229,6 +231,7 @@ class Completion:
     prompt_logprobs: tuple[Logprob, ...] = ()
     limit: Limit | None = None
     replaced: tuple[int, ...] = ()
+    unread: int = 0
 
     @property
     def tokens_per_sweep(self) -> float:

@@ -41,7 +41,7 @@ specexec.model:       .errors .sizes .tree
 specexec.text:        .errors .sizes .pieces .stats .tree .sampling .model
 specexec.drafters:    .errors .sizes .learned .tree .sampling .model .text
 specexec.planning:    .errors .sizes .tree .text .drafters
-specexec.lossy:       .errors .sizes .tree .sampling .text .drafters .planning
+specexec.lossy:       .errors .sizes .tree .sampling .model .text .drafters .planning
 specexec.engine:      .errors .sizes .learned .stats .tree .sampling .model .text .drafters .planning
 specexec.evaluation:  .errors .tree .sampling .model .text .engine
 specexec.distill:     .errors .stats .drafters .engine .model .sampling .sizes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import median
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from specexec.engine.decoder import Decoder
 from specexec.errors import BadDrafter, BadOption
 from specexec.lossy import steps
 from specexec.lossy.asked import Lossy
-from specexec.lossy.steps import Question, Steps
+from specexec.lossy.steps import ScoreQuestion, Steps
 from specexec.model.tree_lm import TreeLM
 from specexec.sampling.noise import Noise
 from specexec.sampling.params import SamplingParams
@@ -26,10 +27,10 @@ from specexec.text.sequence import start
 from tests.tiny import VOCABULARY, tiny
 from tests.writing import prompt
 
-WRITTEN = 24
+WRITTEN = 16
 STOP = 77
-QUESTION = Question(tokens=(9, 8, 7, 6), digits=tuple(range(100, 110)))
-PROMPTS = [prompt(5), prompt(9, seed=1), prompt(6, seed=2)]
+QUESTION = ScoreQuestion(tokens=(9, 8, 7, 6), digits=tuple(range(100, 110)))
+PROMPTS = [prompt(5), prompt(9, seed=1)]
 SAMPLINGS = [
     SamplingParams(temperature=0.0, max_tokens=WRITTEN),
     SamplingParams(temperature=1.0, seed=3, max_tokens=WRITTEN),
@@ -45,9 +46,9 @@ class Pair:
     """A target, a drafter that agrees now and then, and both as transformers has them."""
 
     def __init__(self, folder: Path) -> None:
-        self.target = TreeLM(tiny("llama", folder / "target"))
-        self.truth: PreTrainedModel = tiny("llama", folder / "target")
-        drafting = tiny("llama", folder / "drafter")
+        self.target = TreeLM(tiny("llama", folder / "target", num_hidden_layers=2))
+        self.truth: PreTrainedModel = tiny("llama", folder / "target", num_hidden_layers=2)
+        drafting = tiny("llama", folder / "drafter", num_hidden_layers=2)
         with torch.random.fork_rng(), torch.no_grad():
             torch.manual_seed(1)
             for parameter in drafting.parameters():
@@ -80,7 +81,9 @@ def choices(model: PreTrainedModel, text: list[int], first: int, sampling: Sampl
     return chosen
 
 
-def by_the_rule(pair: Pair, prompt: list[int], sampling: SamplingParams, least: float) -> tuple[list[int], list[int]]:
+def by_the_rule(
+    pair: Pair, prompt: list[int], sampling: SamplingParams, least: float, scores: list[float] | None = None
+) -> tuple[list[int], list[int]]:
     """The text, step by step, each token from a forward over all before it; and what the target disagreed with."""
     text, replaced, whole = [*prompt], list[int](), len(prompt) + WRITTEN
     while len(text) < whole and text[-1] != STOP:
@@ -92,7 +95,10 @@ def by_the_rule(pair: Pair, prompt: list[int], sampling: SamplingParams, least: 
         own = choices(pair.truth, [*text, *step], len(text), sampling)
         judged = len(step) - (step[-1:] == [STOP])
         taken = 0
-        if judged and pair.score([*text, *step[:judged]]) >= least:
+        score = pair.score([*text, *step[:judged]]) if judged else -1.0
+        if scores is not None and judged:
+            scores.append(score)
+        if score >= least:
             taken = judged
             wrong = sum(one != other for one, other in zip(own[:judged], step, strict=False))
             replaced += [wrong] if wrong else []
@@ -108,14 +114,18 @@ def by_the_rule(pair: Pair, prompt: list[int], sampling: SamplingParams, least: 
 def test_a_step_is_kept_if_its_score_says_so(
     pair: Pair, sampling: SamplingParams, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(steps, "LONGEST", 12)
-    middle = pair.score(PROMPTS[0])
-    kept: dict[float, int] = {}
+    monkeypatch.setattr(steps, "LONGEST", 6)
+    scores: list[float] = []
+    for tokens in PROMPTS:
+        by_the_rule(pair, tokens, sampling, 0.0, scores)
+    middle, kept = median(scores), dict[float, int]()
     for least in (0.0, middle, float("inf")):
         planner = Steps(least, QUESTION, spelled)
         decoder = Decoder(pair.target, SiblingDrafter(pair.draft, VOCABULARY), planner, "auto", walk=planner.walk)
         texts = [
-            start(tokens, sampling, Noise(sampling.seed or 0, VOCABULARY), TextStream(spelled, ()), frozenset({STOP}), 512)
+            start(
+                tokens, sampling, Noise(sampling.seed or 0, VOCABULARY), TextStream(spelled, ()), frozenset({STOP}), 512
+            )
             for tokens in PROMPTS
         ]
         for text in texts:
@@ -144,13 +154,13 @@ def test_infinity_writes_exactly_the_exact_text() -> None:
         question = llm._decoder.planner.question  # type: ignore[attr-defined]  # Steps
         spelled = llm.tokenizer.decode(list(question.tokens))
         assert spelled.startswith("<|end|>")
-        assert spelled.endswith("<|assistant|>Score:")
+        assert spelled.endswith("<|assistant|>Score: ")
         assert [llm.decode([digit]) for digit in question.digits] == [*"0123456789"]
 
 
 @pytest.mark.parametrize("drafter", ["none", "ngram", "mtp", "sibling+ngram"])
 def test_what_cannot_write_alone_is_refused(drafter: str) -> None:
-    with pytest.raises(BadDrafter, match="lets one model write, which .* is not"):
+    with pytest.raises(BadDrafter, match=r"lets one model write, which .* is not"):
         specexec.load("demo", drafter=drafter, lossy=("steps=7",))
 
 
@@ -159,9 +169,11 @@ def test_a_budget_without_room_for_the_question_is_refused() -> None:
         specexec.load("demo", budget=8, lossy=("steps=7",))
 
 
-@pytest.mark.parametrize("typed", ["steps", "steps=", "steps=10", "steps=-1", "steps=nan", "prompt=1", "prompt=0", "x=1"])
+@pytest.mark.parametrize(
+    "typed", ["steps", "steps=", "steps=10", "steps=-1", "steps=nan", "prompt=1", "prompt=0", "x=1"]
+)
 def test_only_what_has_a_meaning_can_be_asked_for(typed: str) -> None:
-    with pytest.raises(BadOption, match="lossy is .*allowed: steps=N"):
+    with pytest.raises(BadOption, match=r"lossy is .*allowed: steps=N"):
         LoadOptions(lossy=(typed,))
 
 

@@ -80,6 +80,7 @@ class BurstReader:
             limit=stated["limit"],
             piece=piece,
             replaced=stated.get("replaced", 0),
+            unread=stated.get("unread", 0),
         )
 
 

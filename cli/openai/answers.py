@@ -137,7 +137,9 @@ class ApiReply:
             "object": kind,
             "created": self.created,
             "model": self.model,
-            "system_fingerprint": "-".join([f"specexec-{version('specexec')}", *(f"lossy-{one}" for one in self.lossy)]),
+            "system_fingerprint": "-".join(
+                [f"specexec-{version('specexec')}", *(f"lossy-{one}" for one in self.lossy)]
+            ),
         }
 
 
@@ -179,6 +181,7 @@ def picture(burst: Burst, decode: Callable[[list[int]], str]) -> Json:
         "limit": burst.limit,
         "seed": burst.seed,
         "replaced": burst.replaced,
+        "unread": burst.unread,
     }
 
 

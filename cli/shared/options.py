@@ -250,8 +250,8 @@ _ENGINE = (
     click.option("--vram", type=SIZE, help="Never take more GPU memory than this, such as 10GiB."),
     click.option("--link-limit", type=SPEED, help="Slow the weight stream down, such as 4MB/s."),
     click.option("--lossy", type=LossyWay(), multiple=True,
-                 help="Let the text be another one: keep steps of the drafter that score N (0 to 9), or read a share X of "
-                 "a long prompt. Typed each time."),
+                 help="Let the text be another: keep steps of the drafter that score N (0 to 9), or read a share X "
+                 "of a long prompt. Typed each time."),
     click.option("--exact", is_flag=True, help="Decide near-ties by the text alone, at the price of a sweep each."),
     click.option("--offline", is_flag=True, help="Use only what is already on this machine."),
     click.option("--verify", is_flag=True, help="Compare weights with their hashes before loading."),

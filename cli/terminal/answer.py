@@ -40,6 +40,7 @@ class Answer:
     drafted: int = 0
     kept: tuple[int, ...] = ()  # guesses that became text, sweep by sweep
     replaced: tuple[int, ...] = ()  # tokens that the model would not have chosen, step by step
+    unread: int = 0  # tokens of the prompt that it was not shown
     overlap: Overlap = field(default_factory=Overlap)
     sweep_s: float = 0.0
     bytes_read: int = 0
@@ -65,6 +66,7 @@ class Answer:
             drafted=self.drafted + burst.nodes,
             kept=(*self.kept, burst.accepted) if burst.tokens else self.kept,
             replaced=(*self.replaced, burst.replaced) if burst.replaced else self.replaced,
+            unread=burst.unread,
             overlap=self.overlap + burst.overlap,
             sweep_s=self.sweep_s + burst.sweep_s,
             bytes_read=self.bytes_read + burst.bytes_read,
@@ -149,10 +151,11 @@ def stats_line(answer: Answer, *, sampled: bool, link_limit_Bps: float | None, l
 
 
 def lossy_fact(answer: Answer, lossy: Sequence[str]) -> str:
-    """What may have changed the text, and how much of it steps of the drafter did."""
-    steps, sweeps = _many(len(answer.replaced), "step"), _many(sum(answer.replaced), "sweep")
-    scored = any(one.startswith("steps=") for one in lossy)
-    return f"LOSSY {' '.join(lossy)}" + (f": {steps} replaced, {sweeps} saved" if scored else "")
+    """What may have changed the text, and how much it did."""
+    did = [f"{_many(len(answer.replaced), 'step')} replaced", f"{_many(sum(answer.replaced), 'sweep')} saved"]
+    did = did if any(one.startswith("steps=") for one in lossy) else []
+    did += [f"{answer.unread} tokens of the prompt not read"] if any(one.startswith("prompt=") for one in lossy) else []
+    return f"LOSSY {' '.join(lossy)}: {', '.join(did)}"
 
 
 def long_stats(answer: Answer, placement: str) -> list[str]:

@@ -54,11 +54,25 @@ def writing(choice: DrafterChoice) -> DrafterChoice:
     return DrafterChoice(sources)
 
 
+def looking(choice: DrafterChoice, window: int | None) -> DrafterChoice:
+    """The sources, among which a model looks at prompts: under `auto` the paired one. Raises BadDrafter."""
+    if window is not None:
+        raise BadDrafter(
+            "--draft-window hides from the drafter what --lossy prompt=X lets it look at.", hint="one of both"
+        )
+    if not choice.models:
+        raise BadDrafter(
+            f"--lossy prompt=X lets a drafter model look at prompts, and none drafts here: {choice.name}.",
+            hint="--drafter sibling, or the path or name of a smaller model.",
+        )
+    return DrafterChoice(choice.sources)
+
+
 def check_writing(drafter: Drafter) -> None:
     """Raises BadDrafter for one that cannot write a step by itself, in the target's tokens."""
     if not isinstance(drafter, SiblingDrafter) or drafter.reads_its_own:
         raise BadDrafter(
-            f"--lossy steps=N needs a drafter that writes by itself, in the model's own tokens; {drafter.name} does not.",
+            f"--lossy steps=N needs a drafter that writes alone, in the model's own tokens; {drafter.name} does not.",
             why="A head reads what the model computes, and another vocabulary's guesses are carried over as text.",
             hint="a smaller model of the same family, substitute or skip.",
         )

@@ -26,8 +26,8 @@ from specexec.planning.best_first import Planner
 from specexec.planning.budget import FixedBudget
 from specexec.planning.memory_room import PLENTY, Room
 from specexec.sampling.logprobs import logprobs
-from specexec.sampling.shared_head import logits_of_texts
 from specexec.sampling.processors import History
+from specexec.sampling.shared_head import logits_of_texts
 from specexec.sampling.verify import Acceptance, Opinion, Settle, walk
 from specexec.stats import Burst, Cost
 from specexec.text.sequence import Emitted, Sequence
@@ -242,6 +242,6 @@ def _step(sequence: Sequence, tree: TokenTree, emitted: Emitted, cost: Cost) -> 
     burst = Burst(
         emitted.tokens, emitted.text, sequence.finish_reason, tree, emitted.path, sequence.noise.seed, cost,
         emitted.logprobs, emitted.prompt_logprobs, hit, sequence.ended_by, stop_text=sequence.stopped_by,
-        replaced=emitted.replaced,
+        replaced=emitted.replaced, unread=sequence.unread,
     )  # fmt: skip
     return Step(sequence, burst)

@@ -57,7 +57,7 @@ class Parts:
     `auto` took them; it is empty where they were asked for. `own_code`: the target is computed by code from its folder.
     `compute`: how its linears in int8 multiply. `kv_quant`: bits of its keys and values, None as computed. `adapters`:
     what was added to weights, FOLDER or FOLDER:scale, by role. `lossy`: what was asked for that changes texts, as it is
-    typed, and `walk` what of a tree becomes text.
+    typed, `walk` what of a tree becomes text, and `shorten` what of a prompt is read.
     """
 
     name: str
@@ -85,3 +85,4 @@ class Parts:
     adapters: Mapping[str, tuple[str, ...]]
     lossy: tuple[str, ...]
     walk: Callable[[Opinion, History], Acceptance]
+    shorten: Callable[[list[int]], list[int]]

@@ -34,8 +34,8 @@ class Lossy:
             fits = {"steps": 0 <= number <= BEST or number == math.inf, "prompt": 0 < number < 1}
             if not fits.get(name) or name in found:
                 raise BadOption(
-                    f"lossy is {one!r}; allowed: steps=N, the least score of a step, 0 to {BEST} or inf, and prompt=X, the "
-                    "share of a long prompt that is read, above 0 and below 1; each once."
+                    f"lossy is {one!r}; allowed: steps=N, the least score of a step, 0 to {BEST} or inf, and prompt=X, "
+                    "the share of a long prompt that is read, above 0 and below 1; each once."
                 )
             found[name] = number
         return cls(**found)

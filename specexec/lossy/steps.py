@@ -1,4 +1,4 @@
-"""SpecReason (Pan et al. 2025): the drafter writes a step of a thought, the target scores it in the sweep that checks it.
+"""SpecReason (Pan et al. 2025): the drafter writes a step of a thought, the target scores it while it checks it.
 
 A step is a chain below the text that ends at a blank line. A question about it hangs below its end, as one more branch.
 If the target's score is high enough, the step becomes text as it is; of any other step its longest exact prefix does,
@@ -11,7 +11,6 @@ from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from itertools import takewhile
-from os.path import commonprefix
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
@@ -44,19 +43,19 @@ FORCED = "Score:"
 
 
 @dataclass(frozen=True)
-class Question:
+class ScoreQuestion:
     """Tokens that follow a step and ask for its score, and the token of each score from 0 on."""
 
     tokens: tuple[int, ...]
     digits: tuple[int, ...]
 
     @classmethod
-    def of(cls, encoding: Encoding) -> Question:
+    def of(cls, encoding: Encoding) -> ScoreQuestion:
         """As the model's chat template asks, where it has one. Raises BadOption where digits are no single tokens."""
         asked = [encoding.encode_rest(f"{_question(encoding)} {digit}") for digit in range(BEST + 1)]
-        before = commonprefix(asked)
-        digits = [each[len(before)] for each in asked]
-        if len({*digits}) < len(digits) or any(len(each) > len(before) + 1 for each in asked):
+        before = asked[0][:-1]
+        digits = [each[-1] for each in asked]
+        if len({*digits}) < len(digits) or any(each[:-1] != before for each in asked):
             raise BadOption("lossy steps need a tokenizer that has a token for each digit; this model's has not.")
         return cls(tuple(before), tuple(digits))
 
@@ -98,7 +97,7 @@ class Steps:
     `least`: the score of a step that is kept. `decode` makes text of tokens.
     """
 
-    def __init__(self, least: float, question: Question, decode: Callable[[list[int]], str]) -> None:
+    def __init__(self, least: float, question: ScoreQuestion, decode: Callable[[list[int]], str]) -> None:
         self.least, self.question = least, question
         self._decode = decode
         self._steps: WeakKeyDictionary[TokenTree, _Step] = WeakKeyDictionary()

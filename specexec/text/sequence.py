@@ -57,6 +57,7 @@ class Sequence:
     forks: set[int] = field(default_factory=set)  # lengths at which other texts part from it
     most_nodes: int = MOST_NODES  # guesses that may hang below it in the next sweep
     images: Images | None = None  # what rows of images among its tokens mean
+    unread: int = 0  # tokens of the prompt that were left out of it
 
     def __post_init__(self) -> None:
         self.prompt_length = len(self.tokens)
@@ -138,7 +139,10 @@ class Sequence:
         taken = tuple(self.tokens[start:])
         if self.parse is not None:
             self.parse.advance(taken)
-        said, replaced = self.text.take(last=self.finish_reason is not None), bisect_left(acceptance.replaced, len(taken))
+        said, replaced = (
+            self.text.take(last=self.finish_reason is not None),
+            bisect_left(acceptance.replaced, len(taken)),
+        )
         return Emitted(taken, said, acceptance.path[: len(taken)], replaced)
 
     def fail(self, why: SpecexecError) -> Emitted:

@@ -48,7 +48,11 @@ class RecordWriter:
 
     def finished(self, item: Item, answer: ItemAnswer) -> Record:
         """The record of an answer."""
-        own = {**_own(answer.completions), **self._lossy(answer), **({"notes": list(answer.notes)} if answer.notes else {})}
+        own = {
+            **_own(answer.completions),
+            **self._lossy(answer),
+            **({"notes": list(answer.notes)} if answer.notes else {}),
+        }
         if self.format == "openai-batch":
             if any(choice.finish_reason == "interrupted" for choice in answer.choices):
                 stopped: Record = {"code": "interrupted", "message": "the run was stopped before the answer ended."}
@@ -66,7 +70,18 @@ class RecordWriter:
 
     def _lossy(self, answer: ItemAnswer) -> Record:
         steps = [replaced for one in answer.completions for replaced in one.replaced]
-        return {"lossy": {"asked": self.lossy, "steps_replaced": len(steps), "sweeps_saved": sum(steps)}} if self.lossy else {}
+        return (
+            {
+                "lossy": {
+                    "asked": self.lossy,
+                    "steps_replaced": len(steps),
+                    "sweeps_saved": sum(steps),
+                    "unread": sum(one.unread for one in answer.completions),
+                }
+            }
+            if self.lossy
+            else {}
+        )
 
     def failed(self, item: Item, error: Exception) -> Record:
         """The record of an item that could not be answered."""
@@ -95,7 +110,9 @@ class RecordWriter:
     def _body(self, item: Item, answer: ItemAnswer) -> Record:
         from cli.openai.answers import ApiReply
 
-        reply = ApiReply(item.chat, self.model, _prompt_tokens(item, answer), _hex(item, "body"), self.created, self.lossy)
+        reply = ApiReply(
+            item.chat, self.model, _prompt_tokens(item, answer), _hex(item, "body"), self.created, self.lossy
+        )
         whole = reply.whole(list(answer.choices))
         return {name: value for name, value in whole.items() if name != "timings"}
 
