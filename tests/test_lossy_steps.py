@@ -152,7 +152,7 @@ def test_infinity_writes_exactly_the_exact_text() -> None:
         assert found.sweeps < len(found.tokens) / 3, "its steps are guesses all the same"
         assert llm.sources == "sibling"
         question = llm._decoder.planner.question  # type: ignore[attr-defined]  # Steps
-        spelled = llm.tokenizer.decode(list(question.tokens))
+        spelled = str(llm.tokenizer.decode(list(question.tokens)))
         assert spelled.startswith("<|end|>")
         assert spelled.endswith("<|assistant|>Score: ")
         assert [llm.decode([digit]) for digit in question.digits] == [*"0123456789"]

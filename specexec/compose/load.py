@@ -135,10 +135,7 @@ def assemble(
     kit = replace(kit, ranking=ranking_of(planner), stop_tokens=defaults.stop_tokens)
     cost = CostModel(share=stream.share)
     choice, drafter = drafter_of(choice, makers(choice, kit, drafts, heads_of(choice, request)), cost)
-    planned, walked = planner_of(planner, choice.sources), walk
-    if lossy.steps is not None:
-        steps = _steps(lossy.steps, encoding, drafter, request)
-        planned, walked = steps, steps.walk
+    steps = None if lossy.steps is None else _steps(lossy.steps, encoding, drafter, request)
     return Engine(
         Parts(
             name=pair.name,
@@ -153,8 +150,8 @@ def assemble(
             drafter=drafter,
             sources=choice.name,
             reason=reason,
-            planner=planned,
-            walk=walked,
+            planner=steps or planner_of(planner, choice.sources),
+            walk=steps.walk if steps else walk,
             lossy=lossy.labels,
             shorten=list if lossy.prompt is None else _short_prompts(lossy.prompt, drafts, encoding).of,
             budget=request.budget,
