@@ -1,7 +1,7 @@
 """What --lossy changes and saves, beside the exact run (docs/lossy.md).
 
-The target is SmolLM2-135M-Instruct in float32, or --folder. The drafter is a copy of it whose linear layers were rounded
-to --bits bits in groups of 32: a weaker model that writes by itself. Steps: sums and explanations, greedy, at several
+The target is SmolLM2-135M-Instruct in float32, or --folder. The drafter is a copy of it whose linear layers were
+rounded to --bits bits in groups of 32: a weaker model that writes by itself. Steps: sums and explanations, greedy, at several
 thresholds. Prompts: the beginning of --text with a question behind it; the first 64 tokens of the exact answer are then
 read behind both prompts. Prints markdown tables.
 
@@ -30,7 +30,7 @@ from specexec.sampling.params import SamplingParams
 
 GROUP = 32
 QUESTIONS = (
-    "A pen costs 3 dollars and a book 7 dollars. Tom buys 4 pens and 2 books. How much does he pay? Think step by step.",
+    "A pen costs 3 dollars and a book 7. Tom buys 4 pens and 2 books. How much does he pay? Think step by step.",
     "A train leaves at 9:40 and arrives at 12:15. How long does it travel? Think step by step.",
     "Explain in four short paragraphs why the sky is blue.",
     "Give me three tips for staying healthy, and a paragraph about each.",
@@ -140,8 +140,8 @@ def prompt(folder: Path | None, bits: int, lengths: str, shares: str, text: Path
                 nats = (exact.exp() * (exact - short)).sum(-1)
                 same = int((exact.argmax(-1) == short.argmax(-1)).sum())
                 print(
-                    f"| {whole:,} | {share} | {len(kept):,} | {looked_s:.1f} | {first_s:.1f} | {mean(nats.tolist()):.3f} | "
-                    f"{same} of {tokens} |",
+                    f"| {whole:,} | {share} | {len(kept):,} | {looked_s:.1f} | {first_s:.1f} | "
+                    f"{mean(nats.tolist()):.3f} | {same} of {tokens} |",
                     flush=True,
                 )
 
