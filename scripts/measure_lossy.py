@@ -1,9 +1,9 @@
 """What --lossy changes and saves, beside the exact run (docs/lossy.md).
 
 The target is SmolLM2-135M-Instruct in float32, or --folder. The drafter is a copy of it whose linear layers were
-rounded to --bits bits in groups of 32: a weaker model that writes by itself. Steps: sums and explanations, greedy, at several
-thresholds. Prompts: the beginning of --text with a question behind it; the first 64 tokens of the exact answer are then
-read behind both prompts. Prints markdown tables.
+rounded to --bits bits in groups of 32: a weaker model that writes by itself. Steps: sums and explanations, greedy, at
+several thresholds. Prompts: the beginning of --text with a question behind it; the first 64 tokens of the exact answer
+are then read behind both prompts. Prints markdown tables.
 
     python scripts/measure_lossy.py steps --scores inf,8,6,4,0
     python scripts/measure_lossy.py prompt --lengths 4k,8k --shares 0.5,0.25
