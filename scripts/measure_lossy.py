@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 from tempfile import TemporaryDirectory
@@ -25,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import specexec
+from specexec.compose.load_options import LoadOptions
 from specexec.lossy import prompts
 from specexec.sampling.params import SamplingParams
 
@@ -79,8 +81,8 @@ def steps(folder: Path | None, bits: int, scores: str, tokens: int) -> None:
     with TemporaryDirectory() as name:
         drafter = rounded(target, bits, Path(name) / "rounded")
         for score in scores.split(","):
-            options = {"drafter": str(drafter), "dtype": "f32", "offload": "none", "lossy": (f"steps={score}",)}
-            with specexec.load(str(target), **options) as llm:
+            lossy = LoadOptions(str(drafter), dtype="f32", offload="none", lossy=(f"steps={score}",))
+            with specexec.load(str(target), lossy) as llm:
                 found = [llm.generate(prompt, sampling) for prompt in asked]
             exact = exact or [one.tokens for one in found]
             same = [_common(one.tokens, other) for one, other in zip(found, exact, strict=True)]
@@ -116,10 +118,9 @@ def prompt(folder: Path | None, bits: int, lengths: str, shares: str, text: Path
     print("|---|---|---|---|---|---|---|")
     with TemporaryDirectory() as name:
         drafter = rounded(target, bits, Path(name) / "rounded")
-        longest = max(counts(lengths))
-        common = {"dtype": "f32", "offload": "none", "ctx": longest}
+        exactly = LoadOptions("none", dtype="f32", offload="none", ctx=max(counts(lengths)))
         for length in counts(lengths):
-            with specexec.load(str(target), drafter="none", **common) as llm:
+            with specexec.load(str(target), exactly) as llm:
                 cut = llm.decode(llm.encode(words)[: length - 2 * tokens - 64])
                 asked = [{"role": "user", "content": f"{cut}\n\n{question}"}]
                 whole = len(llm.encode(asked))
@@ -128,14 +129,15 @@ def prompt(folder: Path | None, bits: int, lengths: str, shares: str, text: Path
                 exact = torch.cat([*llm.log_probs_along(asked, answer.tokens, sampling)])
             print(f"| {whole:,} | all | {whole:,} | 0 | {first_s:.1f} | 0 | {tokens} of {tokens} |", flush=True)
             for share in shares.split(","):
-                with specexec.load(str(target), drafter=str(drafter), lossy=(f"prompt={share}",), **common) as llm:
+                lossy = replace(exactly, drafter=str(drafter), lossy=(f"prompt={share}",))
+                with specexec.load(str(target), lossy) as llm:
                     encoded = llm.encode(asked)
                     began = time.perf_counter()
                     prompts.looked_at(llm.models["drafter"], encoded)
                     looked_s = time.perf_counter() - began
                     short = torch.cat([*llm.log_probs_along(asked, answer.tokens, sampling)])
                     kept = llm._shorten(encoded)
-                with specexec.load(str(target), drafter="none", **common) as llm:
+                with specexec.load(str(target), exactly) as llm:
                     first_s = _first_s(llm, kept, sampling)
                 nats = (exact.exp() * (exact - short)).sum(-1)
                 same = int((exact.argmax(-1) == short.argmax(-1)).sum())
