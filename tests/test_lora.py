@@ -181,7 +181,7 @@ def test_on_a_device_the_sum_is_made_there(whole: Path, one: Path, monkeypatch: 
 
 
 REFUSED: list[tuple[dict[str, Json], str]] = [
-    ({"peft_type": "IA3"}, "an adapter of the kind IA3, not LoRA"),
+    ({"peft_type": "IA3"}, "an adapter whose peft_type is IA3, not LoRA"),
     ({"use_dora": True}, "trained with use_dora = true"),
     ({"fan_in_fan_out": True}, "fan_in_fan_out = true"),
     ({"target_parameters": ["mlp.experts.down_proj"]}, "target_parameters = "),

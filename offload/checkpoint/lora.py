@@ -99,7 +99,7 @@ def open_adapter(asked: str) -> Adapter:
 
 def _refuse_others(path: Path, config: Mapping[str, Json]) -> None:
     if str(config.get("peft_type")).upper() != "LORA":
-        raise UnsupportedModel(f"{path} is an adapter of the kind {config.get('peft_type')}, not LoRA.", None, MERGE)
+        raise UnsupportedModel(f"{path} is an adapter whose peft_type is {config.get('peft_type')}, not LoRA.", None, MERGE)
     for name, value in config.items():
         if name not in KNOWN and value not in (None, False, "", "none", 0) and value != [] and value != {}:
             raise UnsupportedModel(f"{path} was trained with {name} = {json.dumps(value)[:60]}.", None, MERGE)

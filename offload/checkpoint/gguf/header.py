@@ -96,7 +96,8 @@ class _Bytes:
         start = self.at
         self.at += nbytes
         while len(self._held) < self.at:
-            chunk = os.pread(self._fd, max(CHUNK_B, self.at - len(self._held)), len(self._held))
+            most_B = min(max(CHUNK_B, self.at - len(self._held)), self.size_B - len(self._held))
+            chunk = os.pread(self._fd, most_B, len(self._held))
             if not chunk:
                 raise self.refuse("lies behind the end of the file")
             self._held += chunk
@@ -181,7 +182,7 @@ def _metadata(source: _Bytes, count: int, wanted: Collection[str]) -> dict[str, 
     for index in range(count):
         source.field = f"the name of metadata field {index}"
         key = source.text(MOST_NAME_B)
-        source.field = key
+        source.field = key or f"metadata field {index}, which has no name,"
         if key in found:
             raise source.refuse("is there twice")
         found[key] = _value(source, source.number("I"), key in wanted)
