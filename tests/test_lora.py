@@ -222,6 +222,15 @@ def test_an_adapter_of_another_model_is_refused_by_name(
         offload.load(whole, adapters=[str(tmp_path)])
 
 
+def test_headers_alone_tell_that_an_adapter_is_of_another_model(whole: Path, tmp_path: Path) -> None:
+    shapes = {"layers.0.self_attn.q_proj": (64, 63), "layers.9.self_attn.q_proj": (64, 64)}
+    says = (r"\[64, 63\], which the model has as \[64, 64\]", "of a layer that the model does not have")
+    for (module, shape), words in zip(shapes.items(), says, strict=True):
+        adapter(tmp_path, {f"model.{module}": shape})
+        with pytest.raises(UnsupportedModel, match=words):
+            with_adapters(open_folder(whole), [str(tmp_path)])
+
+
 def test_a_head_that_is_tied_is_refused(tmp_path: Path) -> None:
     tiny("llama_tied", tmp_path / "tied")
     adapter(tmp_path / "head", {"lm_head": (256, 64)})

@@ -225,7 +225,7 @@ def test_what_cannot_be_undone_is_refused_by_name(config: dict[str, Json], says:
 )
 def test_torchaos_other_layouts_of_four_bits_are_refused_by_name(tensors: Stored, says: str, tmp_path: Path) -> None:
     folder(tmp_path, FORMATS["torchao_int4"][0], {f"x._weight_{role}": one for role, one in tensors.items()})
-    with pytest.raises(UnsupportedModel, match=f"'x.weight' is in a layout of torchao .*{says}") as refusal:
+    with pytest.raises(UnsupportedModel, match=rf"'x\.weight' is in a layout of torchao .*{says}") as refusal:
         fold(open_folder(tmp_path))
     assert "Int4Tensor (int4_packing_format 'plain')" in str(refusal.value.why)
 
@@ -239,7 +239,7 @@ def test_torchaos_floats_that_are_added_are_read_where_config_json_names_their_c
 
 def test_torchaos_stacks_of_experts_are_refused_by_name(tmp_path: Path) -> None:
     folder(tmp_path, FORMATS["torchao_int4"][0], {"mlp.experts._gate_up_proj_qdata": words(2, 4, 4)})
-    with pytest.raises(UnsupportedModel, match="'mlp.experts._gate_up_proj_qdata' is part of a weight"):
+    with pytest.raises(UnsupportedModel, match=r"'mlp\.experts\._gate_up_proj_qdata' is part"):
         fold(open_folder(tmp_path))
 
 

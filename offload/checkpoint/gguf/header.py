@@ -156,7 +156,11 @@ def _header(source: _Bytes, wanted: Collection[str]) -> GgufHeader:
         raise source.refuse(f"is cut off: the file has {source.size_B} bytes")
     magic = bytes(source.take("4B"))
     if magic != MAGIC:
-        raise BadModelDir(f"{source.file} is not a GGUF file: it begins with {magic!r}.", hint="download it again.")
+        raise BadModelDir(
+            f"{source.file} is not a GGUF file: it begins with {magic!r}.",
+            "A safetensors file has a header of JSON at this place." if source.take("5B")[4:] == (ord("{"),) else None,
+            "download it again, or -m with the folder of a safetensors model, if it is one.",
+        )
     source.field = "version"
     version = source.number("I")
     if version not in VERSIONS:

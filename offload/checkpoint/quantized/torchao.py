@@ -144,7 +144,7 @@ def _unknown(folder: Folder, prefix: str, roles: list[str]) -> UnsupportedModel:
 
 
 def dequantise(weight: Quantised, members: Mapping[str, Tensor], target: Tensor) -> None:
-    """(code - zero) * scale in float32; of Int4Tensor code * scale + bias, times what its inputs are multiplied with."""
+    """(code - zero) * scale in float32; of Int4Tensor code * scale + bias, times the factors of its inputs."""
     import torch
 
     from offload.checkpoint.quantized.arithmetic.blocks import fill_blocks, fill_rows
