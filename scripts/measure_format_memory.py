@@ -21,11 +21,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import click
 
 from offload.checkpoint.documents import CONFIG
-from tests.tiny import Option
 from tests.weight_formats import ROWS
 
 HOME = Path(__file__).resolve().parents[1]
-SIZES: dict[str, Option] = {
+SIZES = {
     "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 6, "num_attention_heads": 12,
     "num_key_value_heads": 3, "head_dim": 64,
 }  # fmt: skip

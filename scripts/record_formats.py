@@ -267,7 +267,7 @@ def torchao_int4(mslk: Path) -> Iterator[Case]:
         linear.weight.data = noise(outputs, inputs).to(dtype)
         dense = in_floats(linear.weight.data)
         quantize_(linear, config)
-        weight = linear.weight.data
+        weight: Any = linear.weight.data
         weight.act_pre_scale = scaled
         if dtype != torch.float32:
             halves = torch.stack([weight.qdata << 4 >> 4, weight.qdata >> 4], -1).flatten(1)

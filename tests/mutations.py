@@ -126,7 +126,7 @@ def _layouts(at: Path, weight: torch.Tensor) -> Iterator[tuple[str, Sample]]:
     norms = {f"{name}.weight": torch.ones(I) for name in ("layers.0.attention_norm", "layers.0.ffn_norm", "norm")}
     ends = {f"{name}.weight": torch.ones(290, I) for name in ("tok_embeddings", "output")}
     save_file({**attention, **ahead, **norms, **ends}, at / "consolidated" / "consolidated.safetensors")
-    params = {"dim": I, "n_layers": 1, "head_dim": 16, "hidden_dim": I, "n_heads": 4, "n_kv_heads": 4}
+    params: dict[str, Any] = {"dim": I, "n_layers": 1, "head_dim": 16, "hidden_dim": I, "n_heads": 4, "n_kv_heads": 4}
     params |= {"norm_eps": 1e-5, "vocab_size": 290, "rope_theta": 1e4, "sliding_window": None}
     (at / "consolidated" / "params.json").write_text(json.dumps(params))
     words = [bytes([byte]) for byte in range(256)]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -25,7 +26,7 @@ from offload.packs.pack import pack, plan
 from tests.gguf_files import Kind, dense_of, write_gguf
 from tests.quantised_files import Stored, add_tokenizer, dense, folder, rewrite, set_config
 from tests.test_quantised_formats import FORMATS, words
-from tests.tiny import Option, greedy, logits_of, tiny
+from tests.tiny import greedy, logits_of, tiny
 
 RECORDED = Path(__file__).parent / "recorded"
 PROMPT = torch.arange(2, 32)[None]
@@ -36,7 +37,7 @@ Made = tuple[Path, PreTrainedModel]
 def stored(config: Json, store: Callable[[str, torch.Tensor], Stored]) -> Callable[..., Made]:
     """What makes a llama whose linears are stored so, and transformers' model of its dequantised weights."""
 
-    def make(path: Path, **sizes: Option) -> Made:
+    def make(path: Path, **sizes: Any) -> Made:
         model = tiny("llama", path, **sizes)
         rewrite(path, config, store)
         add_tokenizer(path)
@@ -73,9 +74,9 @@ def mxfp8(name: str, weight: torch.Tensor) -> Stored:
     return {f"{name}._weight_qdata": codes, f"{name}._weight_scale": powers}
 
 
-def of_gpt_oss(path: Path, **sizes: Option) -> Made:
+def of_gpt_oss(path: Path, **sizes: Any) -> Made:
     """A gpt-oss whose experts are stored as the published ones are."""
-    model = tiny("gpt_oss", path, **{"intermediate_size": 128, **sizes})
+    model = tiny("gpt_oss", path, **({"intermediate_size": 128} | sizes))
     tensors = load_file(path / SINGLE)
     for name in [name for name in tensors if name.endswith(("gate_up_proj", "down_proj"))]:
         experts, inputs, outputs = tensors.pop(name).shape
@@ -90,7 +91,7 @@ def of_gpt_oss(path: Path, **sizes: Option) -> Made:
     return path, model
 
 
-def in_gguf(path: Path, **sizes: Option) -> Made:
+def in_gguf(path: Path, **sizes: Any) -> Made:
     """A GGUF file in Q8_0."""
     model = tiny("llama", path / "dense", **sizes)
     return write_gguf(model, path / "tiny.gguf", Kind.Q8_0), dense_of(model, Kind.Q8_0)

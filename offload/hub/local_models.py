@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from offload.checkpoint.documents import CONFIG
+from offload.checkpoint.entry import Entry
 from offload.checkpoint.gguf.architectures import architecture_of
 from offload.checkpoint.gguf.model import GgufModel, gguf_files, open_gguf
 from offload.checkpoint.headers import Folder, open_folder
 from offload.checkpoint.manifest import digest_of, read_manifest, verify
 from offload.checkpoint.quantized.gguf import FLOAT_SCHEMES
 from offload.checkpoint.quantized.stored import fold
+from offload.checkpoint.quantized.weight import Quantised
 from offload.checkpoint.roles import LAYER, part_of
 from offload.errors import BadModelDir, CorruptShard
 from offload.hub import hub
@@ -144,7 +146,7 @@ def format_of(folder: Folder) -> str:
 def bits_per_weight(folder: Folder) -> float:
     """Of all tensors, scales included."""
     folded = fold(folder)
-    weights = (*folded.dense.values(), *folded.quantised.values())
+    weights: tuple[Entry | Quantised, ...] = (*folded.dense.values(), *folded.quantised.values())
     return _bits((math.prod(one.shape), one.nbytes) for one in weights)
 
 
