@@ -232,9 +232,10 @@ def test_longcats_layer_is_one_of_deepseek_whose_inner_norms_are_scaled(tmp_path
     )  # fmt: skip
     config = DeepseekV3Config(
         **{name: getattr(ours, name) for name in same}, intermediate_size=ours.ffn_hidden_size,
-        num_hidden_layers=1, first_k_dense_replace=1, pad_token_id=0, attn_implementation="eager",
+        num_hidden_layers=1, first_k_dense_replace=1, pad_token_id=0,
     )  # fmt: skip
     layer = DeepseekV3Model(config).eval()
+    layer.set_attn_implementation("eager")
     redraw(layer, 9)
     drawn = torch.Generator().manual_seed(3)
     around = {name: 1.0 + 0.1 * torch.randn(hidden, generator=drawn) for name in ("enorm.m", "hnorm.m")}
