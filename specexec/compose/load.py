@@ -15,6 +15,7 @@ from specexec.compose.context import context_of, encoding_in, encoding_of, stops
 from specexec.compose.drafter_factory import (
     adapted,
     check_adapting,
+    check_device,
     check_quantising,
     check_trimming,
     check_window,
@@ -30,7 +31,7 @@ from specexec.compose.gate import admit
 from specexec.compose.head_folders import fitting, head_kind
 from specexec.compose.load_options import LoadOptions
 from specexec.compose.lossy_modes import able, shortening, steps_of
-from specexec.compose.memory_plan import LoadRequest, memory_plan, room_for_texts
+from specexec.compose.memory_plan import LoadRequest, drafting, memory_plan, room_for_texts
 from specexec.compose.progress import LoadProgress
 from specexec.drafters.cost import CostModel
 from specexec.drafters.kit import DrafterKit
@@ -99,11 +100,13 @@ def assemble(
     choice, reason = picked(request, choice, free, earlier.speeds)
     check_trimming(choice, [*vocabularies.values()], options.draft_vocab, len(encoding.tokenizer))
     check_window(choice, options.draft_window)
+    check_device(choice, request.drafters, options.drafter_device)
     check_quantising(choice, request.drafters, options.drafter_quant)
     check_adapting(choice, request.drafters, options.drafter_lora)
     target = _target(request, choice, device, progress)
     defaults = _defaults(target, encoding)
-    drafts = drafts_of(choice, pair, vocabularies, request, device, progress)
+    beside = device if options.drafter_device == "auto" else options.drafter_device
+    drafts = drafts_of(choice, pair, vocabularies, request, beside, progress)
     stream = weights.stream_of(target)
     lm = lm_of(
         target,
@@ -124,7 +127,8 @@ def assemble(
     memory = Memory() if "ngram" in choice.sources or options.draft_vocab else None
     kit = _kit(request, target, lm, encoding, memory, progress, earlier)
     kit = replace(kit, ranking=ranking_of(planner), stop_tokens=defaults.stop_tokens)
-    cost = CostModel(share=stream.share)
+    apart = bool(drafting(request, choice, in_ram=True)) and not drafting(request, choice)
+    cost = CostModel(share=stream.share, apart=apart)
     choice, drafter = drafter_of(choice, makers(choice, kit, drafts, heads_of(choice, request)), cost)
     steps = steps_of(lossy, encoding, drafter, request.budget)
     return Engine(
