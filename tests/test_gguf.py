@@ -285,6 +285,17 @@ def test_a_damaged_header_is_refused_and_never_more(made: Path, tmp_path: Path) 
     assert refused
 
 
+def test_a_count_of_blocks_is_compared_with_those_that_are_there(made: Path, tmp_path: Path) -> None:
+    """Nothing is made that is as long as the header claims."""
+    content = (made / "tiny.gguf").read_bytes()
+    field = b"llama.block_count" + struct.pack("<I", 4)
+    assert content.count(field + struct.pack("<I", 4)) == 1
+    huge = content.replace(field + struct.pack("<I", 4), field + struct.pack("<I", (1 << 31) - 1))
+    (tmp_path / "huge.gguf").write_bytes(huge)
+    with pytest.raises(CorruptShard, match=r"block_count is 2147483647, and there are tensors of 4 blocks"):
+        open_folder(tmp_path / "huge.gguf")
+
+
 def test_files_of_other_programs_are_listed_by_their_names(made: Path, tmp_path: Path) -> None:
     lm_studio = tmp_path / ".lmstudio" / "models" / "publisher" / "tiny-GGUF"
     manifest = tmp_path / ".ollama" / "models" / "manifests" / "registry.ollama.ai" / "library" / "tiny" / "1b"
