@@ -13,19 +13,19 @@ from queue import SimpleQueue
 
 # The one queue of the library into which may be put from inside itself.
 _found: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+_due: list[Callable[[], object]] = []  # each does something once: when its owner is collected, or at exit
 
 
 def close_when_collected(owner: object, close: Callable[[], None]) -> None:
     """Call `close`, which must not refer to `owner`, soon after `owner` is collected, at the latest at Python's end."""
     _closer()
-    weakref.finalize(owner, _found.put, close)
+    _due.append(weakref.finalize(owner, _found.put, close))
 
 
 @cache
 def _closer() -> threading.Thread:
     thread = threading.Thread(target=_close_found, name="closer", daemon=True)
     thread.start()
-    # Before the first finalizer exists: at exit these run first, and what they put is still closed.
     atexit.register(_end, thread)
     return thread
 
@@ -36,5 +36,8 @@ def _close_found() -> None:
 
 
 def _end(thread: threading.Thread) -> None:
+    # weakref's own exit may come later: torch has finalizers before us. A thread that still reads then ends in a crash.
+    for close in _due:
+        close()
     _found.put(None)
     thread.join()
