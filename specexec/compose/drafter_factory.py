@@ -121,6 +121,16 @@ def check_window(choice: DrafterChoice, window: int | None) -> None:
         )
 
 
+def check_device(choice: DrafterChoice, folders: Items[weights.Folder], device: str) -> None:
+    """Raises BadDrafter where --drafter-device has no drafter model to move."""
+    if device != "auto" and (not choice.models or all(map(head_kind, folders))):
+        raise BadDrafter(
+            "--drafter-device says where a drafter model computes, and none drafts here.",
+            "Heads, and layers of the model itself, compute where the model does.",
+            f"Leave it out, or --drafter with a model. Now: {choice.name}.",
+        )
+
+
 def vocabulary_of(drafter: Path, ours: Encoding, trust_remote_code: bool) -> DraftVocabulary:
     """Raises TokenizerMismatch for a drafter whose text cannot be carried over."""
     theirs = encoding_in(drafter, trust_remote_code)

@@ -15,6 +15,7 @@ from specexec.compose.context import context_of, encoding_in, encoding_of, stops
 from specexec.compose.drafter_factory import (
     adapted,
     check_adapting,
+    check_device,
     check_quantising,
     check_trimming,
     check_window,
@@ -29,7 +30,8 @@ from specexec.compose.earlier_runs import EarlierRuns
 from specexec.compose.gate import admit
 from specexec.compose.head_folders import fitting, head_kind
 from specexec.compose.load_options import LoadOptions
-from specexec.compose.memory_plan import LoadRequest, memory_plan, room_for_texts
+from specexec.compose.lossy_modes import able, shortening, steps_of
+from specexec.compose.memory_plan import LoadRequest, drafting, memory_plan, room_for_texts
 from specexec.compose.progress import LoadProgress
 from specexec.drafters.cost import CostModel
 from specexec.drafters.kit import DrafterKit
@@ -38,6 +40,7 @@ from specexec.drafters.retrieval.memory import Memory
 from specexec.engine.engine import Engine
 from specexec.engine.parts import Parts
 from specexec.errors import BadOption, UnsupportedArchitecture
+from specexec.lossy.asked import Lossy
 from specexec.model.architecture import context_for, longest_text, only_plainly
 from specexec.model.cache_in_ram import Travel
 from specexec.model.chain_lm import ChainLM
@@ -46,6 +49,7 @@ from specexec.model.remote_code_check import is_tried, lm_of
 from specexec.model.tree_lm import TreeLM
 from specexec.planning.baselines import NAMES, planner_of, ranking_of
 from specexec.sampling.model_defaults import Defaults, defaults_of
+from specexec.sampling.verify import walk
 from specexec.text.tokenizer import Encoding
 
 __all__ = ["context_of", "encoding_in", "encoding_of", "load", "stops_of"]
@@ -79,7 +83,8 @@ def assemble(
 ) -> Engine:
     """As `load`; `planner` is one of planning/baselines.py, for `bench` to compare."""
     _check(model, options, planner)
-    choice = parse(options.drafter, weights.known)
+    lossy = Lossy.of(options.lossy)
+    choice = able(parse(options.drafter, weights.known), lossy, options.draft_window)
     pair = _resolved(model, choice, options)
     # Whatever is wrong with its files is said before anything is built.
     folder = weights.with_adapters(weights.open_folder(pair.target), options.lora)
@@ -95,11 +100,13 @@ def assemble(
     choice, reason = picked(request, choice, free, earlier.speeds)
     check_trimming(choice, [*vocabularies.values()], options.draft_vocab, len(encoding.tokenizer))
     check_window(choice, options.draft_window)
+    check_device(choice, request.drafters, options.drafter_device)
     check_quantising(choice, request.drafters, options.drafter_quant)
     check_adapting(choice, request.drafters, options.drafter_lora)
     target = _target(request, choice, device, progress)
     defaults = _defaults(target, encoding)
-    drafts = drafts_of(choice, pair, vocabularies, request, device, progress)
+    beside = device if options.drafter_device == "auto" else options.drafter_device
+    drafts = drafts_of(choice, pair, vocabularies, request, beside, progress)
     stream = weights.stream_of(target)
     lm = lm_of(
         target,
@@ -120,8 +127,10 @@ def assemble(
     memory = Memory() if "ngram" in choice.sources or options.draft_vocab else None
     kit = _kit(request, target, lm, encoding, memory, progress, earlier)
     kit = replace(kit, ranking=ranking_of(planner), stop_tokens=defaults.stop_tokens)
-    cost = CostModel(share=stream.share)
+    apart = bool(drafting(request, choice, in_ram=True)) and not drafting(request, choice)
+    cost = CostModel(share=stream.share, apart=apart)
     choice, drafter = drafter_of(choice, makers(choice, kit, drafts, heads_of(choice, request)), cost)
+    steps = steps_of(lossy, encoding, drafter, request.budget)
     return Engine(
         Parts(
             name=pair.name,
@@ -136,7 +145,10 @@ def assemble(
             drafter=drafter,
             sources=choice.name,
             reason=reason,
-            planner=planner_of(planner, choice.sources),
+            planner=steps or planner_of(planner, choice.sources),
+            walk=steps.walk if steps else walk,
+            lossy=lossy.labels,
+            shorten=shortening(lossy, encoding, drafts.values()),
             budget=request.budget,
             cost=cost,
             context=request.context,
@@ -222,7 +234,7 @@ def _request(
         free,
         branches=is_tried(folder.architecture, design.own_code) and not plainly,
         plainly=plainly,
-        toy=pair.toy,
+        toy=pair.toy and Lossy.of(options.lossy).steps is None,  # its budget has no room for steps
     )
 
 

@@ -10,9 +10,10 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from specexec.errors import BadOption
+from specexec.lossy.asked import Lossy
 from specexec.sizes import check_budget
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 # Fields that have few values.
 ALLOWED: dict[str, tuple[str, ...]] = {
+    "drafter_device": ("auto", "cpu"),
     "drafter_quant": ("none", "nf4", "hqq4", "hqq3", "hqq2"),
     "head_quant": ("none", "nf4"),
     "compute": ("float", "int8"),
@@ -27,6 +29,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "kv": ("ram", "disk", "auto"),
     "dtype": ("auto", "bf16", "f16", "f32"),
 }
+DraftsOn: TypeAlias = Literal["auto", "cpu"]
 KV_QUANT: tuple[KVQuant, ...] = (8, 4)
 DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
@@ -50,6 +53,9 @@ class LoadOptions:
     drafter_quant: FewBits = "none"
     """Number format of the layers that draft: drafter models quantised while they are read, or `substitute`'s copies
     of the target's (nf4 where this is none). The formats named hqq need `specexec[hqq]`."""
+    drafter_device: DraftsOn = "auto"
+    """Where drafter models compute: with the target, or on the CPU beside a GPU, which has its memory for the target
+    then, and guesses ahead during whole sweeps (DuoDecoding). Heads compute with the target."""
     head_quant: FourBits = "none"
     """The target's head in four bits, which makes it another model."""
     compute: Compute = "float"
@@ -76,6 +82,9 @@ class LoadOptions:
     """Use at most these bytes of GPU memory."""
     link_limit_Bps: float | None = None
     """Slow the weight stream down to these bytes per second."""
+    lossy: tuple[str, ...] = ()
+    """What may change the texts (specexec/lossy): `steps=N` keeps steps of the drafter that the target scores N,
+    `prompt=X` reads that share of long prompts. `Engine.lossy` names it."""
     exact: bool = False
     """Decide near-ties by the text alone (specexec/model/exact_ties.py); `Engine.exact_ties` counts what that took."""
     offline: bool = False
@@ -90,14 +99,15 @@ class LoadOptions:
         for name, holds, allowed in self._checks():
             if not holds:
                 raise BadOption(f"{name} is {getattr(self, name)!r}; allowed: {allowed}.")
+        if Lossy.of(self.lossy).labels and self.exact:
+            raise BadOption("exact texts are wanted, and lossy ones.", hint="one of --exact and --lossy.")
 
     def _checks(self) -> Iterator[tuple[str, bool, str]]:
         """Each field, whether it holds, and what it may be."""
         yield "drafter", isinstance(self.drafter, str), "a name or path, as text"
         for name in ("lora", "drafter_lora"):
-            given = getattr(self, name)
-            texts = isinstance(given, tuple) and all(isinstance(one, str) for one in given)
-            yield name, texts, "a tuple of folders, as text"
+            yield name, _texts(getattr(self, name)), "a tuple of folders, as text"
+        yield "lossy", _texts(self.lossy), "a tuple of texts"
         for name, allowed in ALLOWED.items():
             yield name, getattr(self, name) in allowed, ", ".join(allowed)
         bits = self.kv_quant is None or (type(self.kv_quant) is int and self.kv_quant in KV_QUANT)
@@ -109,6 +119,10 @@ class LoadOptions:
             yield name, isinstance(getattr(self, name), bool), "True or False"
         named = isinstance(self.device, str) and DEVICE.fullmatch(self.device) is not None
         yield "device", named, "auto, cpu, cuda, cuda:0, cuda:1, …"
+
+
+def _texts(value: object) -> bool:
+    return isinstance(value, tuple) and all(isinstance(one, str) for one in value)
 
 
 def _none_or_above_0(value: object, kind: type) -> bool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence as Items
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from specexec.errors import SpecexecError
@@ -19,6 +20,8 @@ from specexec.text.detokenizer import TextStream
 from specexec.tree.growing import Growth
 
 if TYPE_CHECKING:
+    import torch
+
     from specexec.sampling.grammar import Parse
 
 
@@ -29,6 +32,7 @@ class Emitted:
     tokens: tuple[int, ...]
     text: str
     path: tuple[int, ...]
+    replaced: int = 0
     logprobs: tuple[Logprob, ...] = ()
     prompt_logprobs: tuple[Logprob, ...] = ()
 
@@ -55,13 +59,15 @@ class Sequence:
     forks: set[int] = field(default_factory=set)  # lengths at which other texts part from it
     most_nodes: int = MOST_NODES  # guesses that may hang below it in the next sweep
     images: Images | None = None  # what rows of images among its tokens mean
+    unread: int = 0  # tokens of the prompt that were left out of it
 
     def __post_init__(self) -> None:
         self.prompt_length = len(self.tokens)
         self._held = self.images.among(self.tokens) if self.images else ()
         prompt = tuple(self.words())
-        text = JudgedText(prompt, self.noise.vocabulary, self.stop_tokens, self.longest, str(self.noise.device))
-        self.processors = Processors(self.sampling, text)
+        self._judged = JudgedText(prompt, self.noise.vocabulary, self.stop_tokens, self.longest, str(self.noise.device))
+        self.processors = Processors(self.sampling, self._judged)
+        self._elsewhere: dict[torch.device, Processors] = {}
         self.parse: Parse | None = None if self.sampling.grammar is None else self.sampling.grammar.start()
         if not self.sampling.max_tokens:
             self.finish_reason = "length"
@@ -106,6 +112,14 @@ class Sequence:
         """What processors look at, as of now."""
         return self.processors.history(self.answer)
 
+    def history_on(self, device: torch.device) -> History:
+        """The same, for logits on the device of another model."""
+        if device == self.noise.device:
+            return self.history
+        if device not in self._elsewhere:
+            self._elsewhere[device] = Processors(self.sampling, replace(self._judged, device=str(device)))
+        return self._elsewhere[device].history(self.answer)
+
     def cache(self, lm: object) -> KVCache:
         """This sequence's cache for one model, cut back to what both texts share."""
         cache = self.caches.setdefault(lm, KVCache())
@@ -136,7 +150,11 @@ class Sequence:
         taken = tuple(self.tokens[start:])
         if self.parse is not None:
             self.parse.advance(taken)
-        return Emitted(taken, self.text.take(last=self.finish_reason is not None), acceptance.path[: len(taken)])
+        said, replaced = (
+            self.text.take(last=self.finish_reason is not None),
+            bisect_left(acceptance.replaced, len(taken)),
+        )
+        return Emitted(taken, said, acceptance.path[: len(taken)], replaced)
 
     def fail(self, why: SpecexecError) -> Emitted:
         """End here because nothing can follow; others that share the sweep go on."""
