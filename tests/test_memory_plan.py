@@ -16,6 +16,7 @@ import offload
 import specexec
 from cli.models.outlook import row_of
 from offload import Free, OffloadError, need_of, open_folder, place, with_head
+from offload.checkpoint import headers
 from offload.hub.names import demo_folder, user_file
 from offload.machine.speeds import Arithmetic
 from offload.placement.forecast import Ceilings
@@ -157,6 +158,7 @@ def asked_for(
 def test_plan_promises_what_load_asks_for_to_the_byte(models: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     chance, placed = Random(21), 0
     monkeypatch.setattr(load, "encoding_in", cache(load.encoding_in))
+    monkeypatch.setattr(headers, "read_header", cache(headers.read_header))
     monkeypatch.setattr(drafter_factory, "encoding_in", load.encoding_in)
     for number in range(SETTINGS):
         model, options, free = setting(chance, models)

@@ -219,15 +219,17 @@ class _Answer:
 
     def page(self) -> list[str]:
         """Lines for people."""
+        from offload.hub.local_models import bits_per_weight, format_of
         from offload.units import size
 
         here, speeds, rows, chosen = self.here, self.speeds, self.rows, self.chosen
         weights_B = sum(entry.nbytes for entry in self.folder.entries.values())
-        layers = len(rows[0].need.layers_B)
+        layers, called = len(rows[0].need.layers_B), self.folder.called if self.model != "demo" else "demo"
+        form = f"{format_of(self.folder)}, {bits_per_weight(self.folder)} bits each"
         vram = f"{size(here.free.vram_B)} of GPU memory · " if here.free.vram_B is not None else ""
         link = f" · link {format_bytes(speeds.link_Bps)}/s" if here.free.vram_B is not None else ""
         lines = [
-            f"{self.folder.called if self.model != 'demo' else 'demo'}: {layers} layers, {size(weights_B)} of weights",
+            f"{called}: {layers} layers, {size(weights_B)} of weights in {form}",
             f"here: {here.words} · {vram}{size(here.free.ram_B)} of RAM · disk {format_bytes(speeds.disk_Bps)}/s{link}",
             "",
         ]
@@ -256,9 +258,13 @@ class _Answer:
 
     def record(self) -> dict[str, object]:
         """The same for programs."""
+        from offload.hub.local_models import bits_per_weight, format_of
+
         return {
             "model": self.model,
             "weights_B": sum(entry.nbytes for entry in self.folder.entries.values()),
+            "format": format_of(self.folder),
+            "bits_per_weight": bits_per_weight(self.folder),
             "notes": list(self.folder.notes),
             "tokens_per_sweep": (self.chosen or self.rows[0]).tokens,
             "machine": {"device": self.here.words, "ram_B": self.here.free.ram_B, "vram_B": self.here.free.vram_B},
