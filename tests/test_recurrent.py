@@ -202,18 +202,18 @@ TYPICAL = ["olmo_hybrid", "lfm2", "falcon_h1", "kimi_linear", "mamba", "deepseek
 COLD = SamplingParams(temperature=0.0, max_tokens=60)
 
 
-def built(family: str) -> PreTrainedModel:
+def built(family: str, **overrides: int) -> PreTrainedModel:
     """A model of its own for whoever asks."""
-    return copy.deepcopy(built_once(family))
+    return copy.deepcopy(built_once(family, **overrides))
 
 
 @cache
-def built_once(family: str) -> PreTrainedModel:
+def built_once(family: str, **overrides: int) -> PreTrainedModel:
     class_name, difference = FAMILIES[family]
     make: Callable[..., transformers.PreTrainedConfig] = getattr(transformers, class_name)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        config = make(**(BASE | difference))
+        config = make(**(BASE | difference | overrides))
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     redraw(model, seed=0)
     with torch.no_grad():
@@ -284,6 +284,7 @@ def test_every_node_has_the_hidden_state_of_its_own_path_and_takes_what_is_plann
     config = json.loads((tmp_path / "config.json").read_text())
     sizes = recurrences_of(config)
     assert {layer for layer, kept in enumerate(cache_widths(config)) if kept} == cache.layers.keys()
+    assert {layer for layer, _ in cache.memories} == sizes.layers.keys()
     assert sum(memory.text.nbytes for memory in cache.memories.values()) == sizes.text_B(4)
     assert sum(memory.nodes.size_B for memory in cache.memories.values()) == NODES * sizes.node_B(4)
     (unsettled_RH,) = lm.forward([Rows(KVCache(), [*PREFIX, *TOKENS], below(end))])
