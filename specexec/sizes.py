@@ -65,7 +65,7 @@ SEEING = {
     ),
     **dict.fromkeys(
         (
-            "aria", "aya_vision", "cohere2_vision", "deepseek_vl", "deepseek_vl_hybrid", "got_ocr2", "idefics3",
+            "aria", "aya_vision", "cohere2_vision", "deepseek_vl", "deepseek_vl_hybrid", "got_ocr2", "idefics2", "idefics3",
             "internvl", "lfm2_vl", "llava", "llava_next", "llava_next_video", "llava_onevision", "minicpmv4_6",
             "ovis2", "smolvlm", "vipllava",
         ),
