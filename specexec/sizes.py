@@ -65,9 +65,9 @@ SEEING = {
     ),
     **dict.fromkeys(
         (
-            "aria", "aya_vision", "cohere2_vision", "deepseek_vl", "deepseek_vl_hybrid", "got_ocr2", "idefics2", "idefics3",
-            "internvl", "lfm2_vl", "llava", "llava_next", "llava_next_video", "llava_onevision", "minicpmv4_6",
-            "ovis2", "smolvlm", "vipllava",
+            "aria", "aya_vision", "cohere2_vision", "deepseek_vl", "deepseek_vl_hybrid", "got_ocr2", "idefics2",
+            "idefics3", "internvl", "lfm2_vl", "llava", "llava_next", "llava_next_video", "llava_onevision",
+            "minicpmv4_6", "ovis2", "smolvlm", "vipllava",
         ),
         TILE_ROWS,
     ),
