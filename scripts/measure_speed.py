@@ -9,7 +9,7 @@ them say what all would. Speeds are tokens / seconds of all prompts together; ra
 bootstrap over prompts. Look-ups (`--drafter FOLDER+ngram`) find what is in the prompt and its own answer, nothing
 else.
 
-    python scripts/inflate.py --shape 1b --out build/1b
+    python scripts/inflate.py build/1b --shape 1b
     python scripts/measure_speed.py build/1b --drafter offload/demo/drafter
 """
 

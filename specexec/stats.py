@@ -156,7 +156,9 @@ class Burst:
     `hit`: whether the next tree starts from what was guessed meanwhile; None if nothing was, or if the text has ended.
     `logprobs` has one entry per token if they were asked for; `prompt_logprobs`, in the first burst, one for every
     token of the prompt but the first. `piece` is its text told apart into content, thoughts and calls, in a dialogue.
-    `stop_text` is the stop string that ended the text, if one did.
+    `stop_text` is the stop string that ended the text, if one did. `replaced` counts tokens that the target would not
+    have chosen: those of a step that was kept whole, where that was asked for (lossy/steps.py); `unread` tokens of the
+    prompt that it was not shown (lossy/prompts.py).
     """
 
     tokens: tuple[int, ...]
@@ -172,6 +174,8 @@ class Burst:
     limit: Limit | None = None
     piece: Piece = field(default_factory=Piece)
     stop_text: str | None = None
+    replaced: int = 0
+    unread: int = 0
 
     @property
     def overlap(self) -> Overlap:
@@ -208,6 +212,8 @@ class Completion:
     weights that were moved, `seconds` the time on the clock since the text was admitted.
 
     `logprobs` and `prompt_logprobs` are those of `Burst`; of tokens that an earlier run has written there are none.
+    `replaced` counts steps that the target would have written otherwise, each by the tokens that it would not have
+    chosen: one for each sweep (lossy/steps.py). `unread` tokens of the prompt were not shown to it (lossy/prompts.py).
     """
 
     index: int
@@ -224,6 +230,8 @@ class Completion:
     logprobs: tuple[Logprob, ...] = ()
     prompt_logprobs: tuple[Logprob, ...] = ()
     limit: Limit | None = None
+    replaced: tuple[int, ...] = ()
+    unread: int = 0
 
     @property
     def tokens_per_sweep(self) -> float:

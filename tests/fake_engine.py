@@ -91,6 +91,7 @@ class FakeEngine:
     own_code = False
     compute = "float"
     kv_quant: int | None = None
+    lossy: tuple[str, ...] = ()
     adapters: Mapping[str, tuple[str, ...]] = MappingProxyType({"target": ()})
     drafter_name = "demo drafter"
     drafter_failures: ClassVar[dict[str, str]] = {}

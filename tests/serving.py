@@ -83,6 +83,7 @@ class LetterEngine:
     template = "{{ messages }}"
     own_code = False
     compute, dtype, kv_quant = "float", "float32", None
+    lossy: tuple[str, ...] = ()
     folders: ClassVar[dict[str, Path]] = {"target": Path(__file__).parent / "data"}
     adapters: Mapping[str, tuple[str, ...]] = MappingProxyType({"target": ()})
     drafter_failures: ClassVar[dict[str, str]] = {}

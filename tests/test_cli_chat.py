@@ -98,7 +98,7 @@ def test_engine_options_reach_the_engine(specexec: CommandLine) -> None:
         "dtype": "f32", "ctx": 8192, "ram": 10 * 2**30, "vram": 10**9, "link_limit": 4e6, "offline": True,
         "exact": True, "verify": True, "trust_remote_code": True,
         "draft_vocab": 2048, "draft_window": 4096, "drafter_quant": "nf4", "head_quant": "nf4", "compute": "int8",
-        "kv_quant": 8, "kv": "auto",
+        "kv_quant": 8, "kv": "auto", "lossy": (),
         "template_vars": (), "allow_control_tokens": False, "lora": (), "drafter_lora": (),
         "prefix_cache": False,
     }  # fmt: skip

@@ -195,6 +195,7 @@ SHOWN = {
     "log_json", "color", "markdown", "plain", "hide_thinking", "stats", "tree",
     "preset", "connect", "api_key",  # test_presets.py and test_connect.py tell what came of them
     "mcp", "mcp_allow", "mcp_timeout", "yes",  # test_mcp.py does
+    "lossy",  # test_lossy_cli.py does; what needs exact texts refuses it
 }  # fmt: skip
 PLAN: Changes = {
     "gpu": (["--gpu", "4090"], "machine.device"),

@@ -83,10 +83,27 @@ def test_links_to_headings_name_one_that_exists(page: Path) -> None:
         assert anchor in anchors(other), f"{target}#{anchor}"
 
 
+SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
+
+
+@pytest.mark.parametrize("text", [*PAGES, *SCRIPTS], ids=lambda text: text.name)
+def test_a_script_knows_the_options_that_it_is_said_to_have(text: Path) -> None:
+    said = text.read_text(encoding="utf-8").replace("\\\n", " ")
+    for name, arguments in re.findall(r"python scripts/(\w+\.py)([^\n`#]*)", said):
+        source = (ROOT / "scripts" / name).read_text(encoding="utf-8")
+        shared = re.findall(r"^from (\w+) import", source, re.MULTILINE)
+        near = [ROOT / "scripts" / f"{one}.py" for one in shared]
+        sources = source + "".join(one.read_text(encoding="utf-8") for one in near if one.exists())
+        for option in re.findall(r"(?<=\s)--[a-z][\w-]*", arguments):
+            assert f'"{option}' in sources, f"{name} {option}"
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_and_options_on_a_page_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8").replace("\\\n", " ")
-    for command, rest in re.findall(r"^\$ (?:\w+=\S+ |.*\| )?specexec (\w+)(.*)", text, re.MULTILINE):
+    blocks = re.findall(r"^```\w*\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    text = "\n".join([*blocks, *re.findall(r"^(?: {4}|\$ ).*$", text, re.MULTILINE)])
+    for command, rest in re.findall(r"^ *(?:\$ )?(?:\w+=\S+ |[^`\n]*\| )?specexec (\w+)(.*)", text, re.MULTILINE):
         found = commands.get_command(click.Context(commands), command)
         assert found is not None, command
         if isinstance(found, click.Group):

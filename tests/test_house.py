@@ -41,13 +41,14 @@ specexec.model:       .errors .sizes .tree
 specexec.text:        .errors .sizes .pieces .stats .tree .sampling .model
 specexec.drafters:    .errors .sizes .learned .tree .sampling .model .text
 specexec.planning:    .errors .sizes .tree .text .drafters
+specexec.lossy:       .errors .sizes .tree .sampling .model .text .drafters .planning
 specexec.engine:      .errors .sizes .learned .stats .tree .sampling .model .text .drafters .planning
 specexec.evaluation:  .errors .tree .sampling .model .text .engine
 specexec.distill:     .errors .stats .drafters .engine .model .sampling .sizes
-specexec.compose:     .errors .sizes .sampling .model .text .drafters .planning .engine .distill offload
+specexec.compose:     .errors .sizes .sampling .model .text .drafters .planning .lossy .engine .distill offload
 specexec.__main__:
 cli.shared:           specexec specexec.errors specexec.sizes specexec.sampling specexec.text specexec.drafters
-                      specexec.engine specexec.compose
+                      specexec.lossy specexec.engine specexec.compose
                       offload offload.errors offload.machine offload.hub offload.placement
 cli.terminal:         .shared specexec.errors specexec.stats specexec.tree specexec.text specexec.engine offload.machine
 cli.openai:           .shared specexec.errors specexec.stats specexec.sampling specexec.text specexec.engine

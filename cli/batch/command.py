@@ -91,7 +91,7 @@ def generate(
         screen.say(f"lines that bring an answer to their last question, which is left out: {answered}")
     served = _served(batch, engine_options, screen)
     if served is not None:
-        engine_options = replace(engine_options, model=served.model.name)
+        engine_options = replace(engine_options, model=served.model.name).but(lossy=served.model.lossy)
     items = _fitted(found.items, batch, engine_options, sampling, screen)
     if batch.dry_run:
         return _dry_run(items, batch, engine_options, sampling, screen)
@@ -233,7 +233,7 @@ def _plan(
         None if output is None or not (batch.resume or batch.retry_failed) else read_manifest(Beside(output).manifest)
     )
     sampling = replace(sampling, seed=_seed(sampling, before))
-    writer = RecordWriter(batch.format, f"{options.model}@{revision}", batch.dedupe)
+    writer = RecordWriter(batch.format, f"{options.model}@{revision}", batch.dedupe, options.load.lossy)
     if output is None:
         return BatchPlan(items, sampling, writer, nullcontext(None))
     manifest = Manifest.now(_configuration(batch, options, sampling, revision))
@@ -304,6 +304,7 @@ def _configuration(
         **({"--head-quant": options.load.head_quant} if options.load.head_quant != "none" else {}),
         **({"--compute": options.load.compute} if options.load.compute != "float" else {}),
         **({"--kv-quant": options.load.kv_quant} if options.load.kv_quant else {}),
+        **({"--lossy": [*options.load.lossy]} if options.load.lossy else {}),
         **({"--template-var": dict(options.template_vars)} if options.template_vars else {}),
         **({"--allow-control-tokens": True} if options.allow_control_tokens else {}),
         **({"--exact": True} if options.load.exact else {}),

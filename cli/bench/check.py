@@ -15,7 +15,7 @@ from cli.engine.facts import facts_of
 from cli.engine.open import running_engine
 from cli.shared.control_codes import echo
 from cli.shared.help_sections import SectionedCommand
-from cli.shared.options import EngineOptions, WholeNumber, engine_options, sampling_options
+from cli.shared.options import EngineOptions, WholeNumber, engine_options, refuse_lossy, sampling_options
 from cli.shared.verbosity import Verbosity, json_option, verbosity_options
 from cli.terminal.screen import Screen
 from specexec.sampling.params import SamplingParams
@@ -54,6 +54,7 @@ def check(
     """
     from specexec.evaluation.audit import audit
 
+    refuse_lossy(engine_options, "check compares exact texts")
     screen = Screen(quiet=verbosity.quiet)
     sampling = replace(sampling, max_tokens=min(sampling.max_tokens, 128))
     found: list[Audit] = []

@@ -188,7 +188,8 @@ def _cache_of(path: Path, llm: Engine, options: EngineOptions) -> str:
     compute = "" if options.load.compute == "float" else f"-in-{options.load.compute}"
     kept = f"-kv{options.load.kv_quant}" if options.load.kv_quant else ""
     weights = fingerprint(llm.folders["target"], options.load.lora)
-    return f"{path}-{weights}-{options.load.dtype}{head}{compute}{kept}-{llm.context}"
+    lossy = "".join(f"-lossy-{one}" for one in llm.lossy)
+    return f"{path}-{weights}-{options.load.dtype}{head}{compute}{kept}{lossy}-{llm.context}"
 
 
 def _table(results: dict[str, Any]) -> str:

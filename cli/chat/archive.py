@@ -53,6 +53,7 @@ class Record:
     turns: tuple[Turn, ...] = ()  # the ids behind the answers
     taken_back: tuple[TakenBack, ...] = ()
     left_out: LeftOut = NOTHING
+    lossy: tuple[str, ...] = ()  # what answers were written with that may have changed them
     seen: Stamp | None = field(default=None, compare=False)  # the file that this is all of; None: it has none yet
 
     @property
@@ -107,6 +108,8 @@ class Archive:
         head: dict[str, object] = {name: getattr(record, name) for name in named}
         if record.left_out != NOTHING:
             head["left_out"] = asdict(record.left_out)
+        if record.lossy:
+            head["lossy"] = record.lossy
         lines = [{"specexec_session": FORMAT, **head}, *_with_tokens(record)]
         lines += [{"taken_back": one.messages, "after": one.after} for one in record.taken_back]
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
@@ -225,6 +228,7 @@ def _record(path: Path, seen: Stamp, text: str) -> Record:
         record = Record(
             path.stem, str(head["model"]), system, int(head["created"]), tuple(map(_message, said)),
             taken_back=taken_back, left_out=_left_out(head.get("left_out"), len(said)), seen=seen,
+            lossy=tuple(map(str, head.get("lossy", ()))),
         )  # fmt: skip
         return replace(record, turns=tuple(_turns(record, said)))
     except RecursionError:

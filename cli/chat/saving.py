@@ -77,7 +77,7 @@ class Keeper:
         taken_back = (*before.taken_back, *_lost(before, kept.system, messages))
         changed = replace(
             before, system=kept.system, messages=messages, turns=tuple(kept.turns), taken_back=taken_back,
-            left_out=kept.left_out,
+            left_out=kept.left_out, lossy=tuple(dict.fromkeys((*before.lossy, *self._engine.lossy))),
         )  # fmt: skip
         self._record = self._archive.save(changed)
         if self.id != before.id:
@@ -128,6 +128,8 @@ class Keeper:
         if known:
             how = f"{format_count(known)} tokens need not be read again"
         self._screen.say(f"{self.id}: {len(record.messages)} messages; {how}")
+        if record.lossy:
+            self._screen.tell(f"Note: some of its answers were written with --lossy {' '.join(record.lossy)}.")
         if unanswered:
             self._screen.tell(f"Note: {unanswered} of its questions got no answer; the model does not read them.")
 

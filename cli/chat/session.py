@@ -13,7 +13,7 @@ from cli.connect.engine import ServedEngine
 from cli.shared.errors import REFUSALS, TERMINATED, explain
 from cli.shared.options import EngineOptions
 from cli.shared.thinking import Think
-from cli.terminal.answer import Answer, ending, play, stats_line
+from cli.terminal.answer import Answer, ending, lossy_fact, play, stats_line
 from cli.terminal.display import Display
 from cli.terminal.meter import SweepMeter
 from cli.terminal.screen import Screen
@@ -258,4 +258,7 @@ class Session:
             self.screen.say(f"  {left_out_note(self.conversation)}")
         if self.display.stats and answer.tokens:
             sampled = self.sampling.temperature != 0
-            self.screen.say(stats_line(answer, sampled=sampled, link_limit_Bps=self.options.load.link_limit_Bps))
+            limit_Bps, lossy = self.options.load.link_limit_Bps, self.engine.lossy
+            self.screen.say(stats_line(answer, sampled=sampled, link_limit_Bps=limit_Bps, lossy=lossy))
+        elif self.engine.lossy and answer.tokens:
+            self.screen.say(f"  {lossy_fact(answer, self.engine.lossy)}")

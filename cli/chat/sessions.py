@@ -149,12 +149,14 @@ def _facts(archive: Archive, record: Record) -> dict[str, object]:
         "saved": int(archive.saved_s(record.id)),
         "messages": len(record.messages),
         "title": record.title,
+        **({"lossy": record.lossy} if record.lossy else {}),
     }
 
 
 def _markdown(record: Record) -> str:
     parts = [f"## {message['role']}\n\n{_body(message)}\n" for message in record.dialogue]
-    return "\n".join([f"# {record.title}\n", f"{record.model}, {record.id}\n", *parts])
+    lossy = f", some answers with --lossy {' '.join(record.lossy)}" if record.lossy else ""
+    return "\n".join([f"# {record.title}\n", f"{record.model}, {record.id}{lossy}\n", *parts])
 
 
 def _shown(content: object) -> str:

@@ -53,6 +53,10 @@ class ServedEngine:
         return str(self.model.meta["drafter"])
 
     @property
+    def lossy(self) -> tuple[str, ...]:
+        return self.model.lossy
+
+    @property
     def budget(self) -> object:
         return self.model.meta["budget"]
 

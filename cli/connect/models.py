@@ -47,14 +47,21 @@ class ServedModel:
         meta = self.meta
         computed = [] if meta["compute"] == "float" else [meta["compute"]]
         computed += [f"kv{meta['kv_quant']}"] if meta.get("kv_quant") else []
-        return "-".join(map(str, [meta["revision"], meta["dtype"], *computed]))
+        return "-".join(map(str, [meta["revision"], meta["dtype"], *computed, *self.lossy]))
+
+    @property
+    def lossy(self) -> tuple[str, ...]:
+        """What the server was started with that changes texts."""
+        given = self.meta.get("lossy")
+        return tuple(map(str, given)) if isinstance(given, list) else ()
 
     @property
     def introduction(self) -> str:
         """Which model answers, where, and who drafts."""
         meta = self.meta
-        facts = (f"drafter {meta['drafter']}", f"budget {meta['budget']}", f"context {format_count(self.context)}")
-        return " · ".join([f"{self.name} at {self.server.address}", *facts, str(meta["placement"])])
+        facts = [f"drafter {meta['drafter']}", f"budget {meta['budget']}", f"context {format_count(self.context)}"]
+        facts += [str(meta["placement"]), *(f"LOSSY {one}" for one in self.lossy)]
+        return " · ".join([f"{self.name} at {self.server.address}", *facts])
 
 
 def loaded_model(server: Server, name: str, required: bool, screen: Screen) -> ServedModel:

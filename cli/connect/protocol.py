@@ -79,6 +79,8 @@ class BurstReader:
             Cost(stated["draft_s"], stated["sweep_s"], stated["bytes_read"]),
             limit=stated["limit"],
             piece=piece,
+            replaced=stated.get("replaced", 0),
+            unread=stated.get("unread", 0),
         )
 
 

@@ -21,7 +21,7 @@ from cli.engine.open import running_engine
 from cli.shared.control_codes import echo
 from cli.shared.errors import SOME_FAILED, OutputDiskFull
 from cli.shared.help_sections import SectionedCommand
-from cli.shared.options import EngineOptions, WholeNumber, engine_options, sampling_options
+from cli.shared.options import EngineOptions, WholeNumber, engine_options, refuse_lossy, sampling_options
 from cli.shared.quantities import format_bytes, format_count
 from cli.shared.verbosity import Verbosity, json_option, verbosity_options
 from cli.terminal.interrupts import Interrupts
@@ -89,6 +89,7 @@ def record(
     recorded is the model's own text, whatever drafts. Ordinary prompts, like those it will be asked, teach most; some
     hundred are a beginning, some thousand are better.
     """
+    refuse_lossy(engine_options, "a drafter learns from the model's own texts")
     found = read_inputs((), prompts, Form(chat=chat), split=split, limit=limit)  # type: ignore[arg-type]  # click has checked
     if not found.items:
         raise click.UsageError(f"{', '.join(prompts)}: no prompts were found.")

@@ -21,6 +21,7 @@ def facts_of(engine: Engine, options: EngineOptions) -> dict[str, object]:
         "dtype": engine.dtype,
         "compute": engine.compute,
         "kv_quant": engine.kv_quant,
+        "lossy": list(engine.lossy),
         "adapters": {role: list(adapters) for role, adapters in engine.adapters.items() if adapters},
         "context": engine.context,
         "drafter": engine.drafter_name,

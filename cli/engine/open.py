@@ -136,6 +136,7 @@ def introduction(engine: Engine) -> list[str]:
         *([f"computes in {engine.compute}"] if engine.compute != "float" else []),
         *([f"KV in {engine.kv_quant} bits"] if engine.kv_quant else []),
         *(f"LoRA {one}" for one in engine.adapters["target"]),
+        *(f"LOSSY {one}" for one in engine.lossy),
     ]
     if engine.toy:
         return [TOY.format(name=engine.name), " · ".join(facts)]

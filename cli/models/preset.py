@@ -37,6 +37,8 @@ def preset() -> None:
 @verbosity_options
 def save(name: str, **chosen: object) -> None:
     """Keep the options of this line as NAME; one of that name is replaced."""
+    if chosen["lossy"]:
+        raise click.UsageError("--lossy changes what is written: it is typed each time, and no preset holds it.")
     options = options_of(click.get_current_context().command)
     given = {key: _plain(chosen[str(one.name)]) for key, one in options.items()
              if one.name in chosen and was_chosen(str(one.name))}  # fmt: skip

@@ -26,6 +26,7 @@ class ApiReply:
     prompt_tokens: int
     id: str = field(default_factory=lambda: secrets.token_hex(12))
     created: int = field(default_factory=lambda: int(time.time()))
+    lossy: tuple[str, ...] = ()
 
     def whole(self, choices: list[Choice]) -> Json:
         """The answer to a request that did not ask for a stream."""
@@ -136,7 +137,9 @@ class ApiReply:
             "object": kind,
             "created": self.created,
             "model": self.model,
-            "system_fingerprint": f"specexec-{version('specexec')}",
+            "system_fingerprint": "-".join(
+                [f"specexec-{version('specexec')}", *(f"lossy-{one}" for one in self.lossy)]
+            ),
         }
 
 
@@ -177,6 +180,8 @@ def picture(burst: Burst, decode: Callable[[list[int]], str]) -> Json:
         "finish_reason": burst.finish_reason,
         "limit": burst.limit,
         "seed": burst.seed,
+        "replaced": burst.replaced,
+        "unread": burst.unread,
     }
 
 

@@ -41,13 +41,14 @@ class Standing:
 class Prompted:
     """What is known once the prompts are read: the model's name for this client, and how many tokens they have.
 
-    `decode` turns ids into text, `count` says how many tokens a text has.
+    `decode` turns ids into text, `count` says how many tokens a text has. `lossy` names what changes texts here.
     """
 
     model: str
     tokens: int
     decode: Callable[[list[int]], str]
     count: Callable[[str], int]
+    lossy: tuple[str, ...] = ()
 
 
 class ProtocolReply(Protocol):

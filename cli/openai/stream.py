@@ -32,7 +32,7 @@ class CompletionReply:
     def __init__(self, asked: HttpRequest, prompted: Prompted) -> None:
         self._asked = asked
         self._decode = prompted.decode
-        self._shapes = ApiReply(asked.chat, prompted.model, prompted.tokens)
+        self._shapes = ApiReply(asked.chat, prompted.model, prompted.tokens, lossy=prompted.lossy)
 
     def whole(self, choices: list[Choice]) -> Json:
         return self._shapes.whole(choices)

@@ -215,6 +215,7 @@ class _ModelAndState:
                 "dtype": engine.dtype,
                 "compute": engine.compute,
                 "kv_quant": engine.kv_quant,
+                "lossy": list(engine.lossy),
                 "revision": self._revision(engine),
                 "toy": engine.toy,
                 "running": worker.running,

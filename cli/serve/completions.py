@@ -106,6 +106,7 @@ class Completions:
                 prompt_tokens,
                 engine.decode,
                 lambda text: len(engine.encoding.encode_part(text)),
+                engine.lossy,
             )
         )
         record = _Record(request, asked, prepared.notes, prompt_tokens, writing, self._settings.log)

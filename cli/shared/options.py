@@ -18,6 +18,8 @@ from offload.machine.folders import typed_path
 from specexec.compose.load_options import ALLOWED, KV_QUANT, LoadOptions
 from specexec.drafters.registry import REGISTRY
 from specexec.drafters.registry import names as drafter_names
+from specexec.errors import BadOption
+from specexec.lossy.asked import Lossy
 from specexec.sampling.params import SamplingParams
 from specexec.sizes import MOST_NODES
 
@@ -128,6 +130,19 @@ class Device(click.ParamType[str]):
         return str(value)
 
 
+class LossyWay(click.ParamType[str]):
+    """One way in which texts may become others."""
+
+    name = "steps=n|prompt=x"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            (label,) = Lossy.of([str(value)]).labels
+        except BadOption as problem:
+            self.fail(problem.what, param, ctx)
+        return label
+
+
 NATURAL = WholeNumber(min=0)
 SIZE = Quantity("size", parse_size_B)
 SPEED = Quantity("speed", parse_speed_Bps)
@@ -234,6 +249,9 @@ _ENGINE = (
     click.option("--ram", type=SIZE, help="Never take more RAM than this, such as 24GiB."),
     click.option("--vram", type=SIZE, help="Never take more GPU memory than this, such as 10GiB."),
     click.option("--link-limit", type=SPEED, help="Slow the weight stream down, such as 4MB/s."),
+    click.option("--lossy", type=LossyWay(), multiple=True,
+                 help="Let the text be another: keep steps of the drafter that score N (0 to 9), or read a share X "
+                 "of a long prompt. Typed each time."),
     click.option("--exact", is_flag=True, help="Decide near-ties by the text alone, at the price of a sweep each."),
     click.option("--offline", is_flag=True, help="Use only what is already on this machine."),
     click.option("--verify", is_flag=True, help="Compare weights with their hashes before loading."),
@@ -283,6 +301,12 @@ def engine_options(command: Callable[..., Result]) -> Callable[..., Result]:
     """Add what decides about loading; the command receives one `engine_options: EngineOptions`."""
 
     return _decorate(_collected(command), (_model_option(several=False), *_ENGINE))
+
+
+def refuse_lossy(options: EngineOptions, why: str) -> None:
+    """Raises UsageError where texts may be others than the model's own."""
+    if options.load.lossy:
+        raise click.UsageError(f"--lossy {options.load.lossy[0]} cannot be here: {why}.")
 
 
 def _collected(command: Callable[..., Result]) -> Callable[..., Result]:

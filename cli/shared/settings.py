@@ -42,6 +42,7 @@ NO_SETTINGS = {
 }
 # Not settings: what to do now, rather than how.
 UNFIT = {"help", "preset", "positional_model", "resume", "session", "prompt", "prompts", "images", "output", "as_json"}
+UNFIT |= (TYPED_EACH_TIME := {"lossy"})  # what changes a text is asked for where it is written
 
 # What runs programs or sends words away: not for a folder that another user may have filled.
 _OWN_FILE_ONLY = {"trust_remote_code", "notify_command", "connect", "mcp", "mcp_allow", "yes"}
@@ -125,7 +126,9 @@ def check_key(key: str, options: Mapping[str, Collection[str]], where: str) -> N
 
 
 def _check_home(name: str, command: str, where: str) -> None:
-    """Raises BadConfig for an option that other commands have lost."""
+    """Raises BadConfig for an option that other commands have lost, and for one that is kept nowhere."""
+    if name in TYPED_EACH_TIME:
+        raise BadConfig(f"{where}: --{name} changes what is written, so it is typed each time.", hint="leave it out")
     home = ONE_HOME.get(name)
     if home and command != home:
         only = f"--{name} is an option of `specexec {home}` alone, which compares."
@@ -172,8 +175,8 @@ def check_environment(context: click.Context) -> None:
         name = variable.removeprefix(prefix)
         if name == variable:
             continue
+        _check_home(name.lower(), str(context.info_name), f"{variable} in the environment")
         if name not in options:
-            _check_home(name.lower(), str(context.info_name), f"{variable} in the environment")
             near = get_close_matches(name, options, n=1)
             raise BadConfig(
                 f"{variable} in the environment is no option of {context.info_name}.",

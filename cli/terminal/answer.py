@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -39,6 +39,8 @@ class Answer:
     sweeps: int = 0
     drafted: int = 0
     kept: tuple[int, ...] = ()  # guesses that became text, sweep by sweep
+    replaced: tuple[int, ...] = ()  # tokens that the model would not have chosen, step by step
+    unread: int = 0  # tokens of the prompt that it was not shown
     overlap: Overlap = field(default_factory=Overlap)
     sweep_s: float = 0.0
     bytes_read: int = 0
@@ -63,6 +65,8 @@ class Answer:
             sweeps=self.sweeps + bool(burst.tokens),
             drafted=self.drafted + burst.nodes,
             kept=(*self.kept, burst.accepted) if burst.tokens else self.kept,
+            replaced=(*self.replaced, burst.replaced) if burst.replaced else self.replaced,
+            unread=burst.unread,
             overlap=self.overlap + burst.overlap,
             sweep_s=self.sweep_s + burst.sweep_s,
             bytes_read=self.bytes_read + burst.bytes_read,
@@ -124,7 +128,7 @@ def play(
     return replace(answer, seconds=time.perf_counter() - started_s, exit_code=interrupts.exit_code)
 
 
-def stats_line(answer: Answer, *, sampled: bool, link_limit_Bps: float | None) -> str:
+def stats_line(answer: Answer, *, sampled: bool, link_limit_Bps: float | None, lossy: Sequence[str] = ()) -> str:
     """The cost of an answer on one line: `45 tokens · 0.9 s · 50.0 tok/s · 9 sweeps · …`."""
     facts = [
         _many(answer.tokens, "token"),
@@ -141,7 +145,17 @@ def stats_line(answer: Answer, *, sampled: bool, link_limit_Bps: float | None) -
         facts.append(f"seed {answer.seed}")
     if link_limit_Bps is not None:
         facts.append(f"link limited to {format_speed(link_limit_Bps)}")
+    if lossy:
+        facts.append(lossy_fact(answer, lossy))
     return "  " + " · ".join(facts)
+
+
+def lossy_fact(answer: Answer, lossy: Sequence[str]) -> str:
+    """What may have changed the text, and how much it did."""
+    did = [f"{_many(len(answer.replaced), 'step')} replaced", f"{_many(sum(answer.replaced), 'sweep')} saved"]
+    did = did if any(one.startswith("steps=") for one in lossy) else []
+    did += [f"{answer.unread} tokens of the prompt not read"] if any(one.startswith("prompt=") for one in lossy) else []
+    return f"LOSSY {' '.join(lossy)}: {', '.join(did)}"
 
 
 def long_stats(answer: Answer, placement: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -18,11 +19,14 @@ from specexec.compose.drafter_factory import (
     check_quantising,
     check_trimming,
     check_window,
+    check_writing,
     drafter_of,
     drafts_of,
     heads_of,
+    looking,
     makers,
     vocabulary_of,
+    writing,
 )
 from specexec.compose.dtypes import DTYPES
 from specexec.compose.earlier_runs import EarlierRuns
@@ -32,12 +36,16 @@ from specexec.compose.load_options import LoadOptions
 from specexec.compose.memory_plan import LoadRequest, memory_plan, room_for_texts
 from specexec.compose.progress import LoadProgress
 from specexec.drafters.cost import CostModel
-from specexec.drafters.kit import DrafterKit
+from specexec.drafters.kit import Draft, DrafterKit
+from specexec.drafters.protocol import Drafter
 from specexec.drafters.registry import PAIRED, DrafterChoice, check_models, parse
 from specexec.drafters.retrieval.memory import Memory
 from specexec.engine.engine import Engine
 from specexec.engine.parts import Parts
-from specexec.errors import BadOption, UnsupportedArchitecture
+from specexec.errors import BadDrafter, BadOption, UnsupportedArchitecture
+from specexec.lossy.asked import Lossy
+from specexec.lossy.prompts import ShortPrompts
+from specexec.lossy.steps import LEAST, ScoreQuestion, Steps
 from specexec.model.architecture import context_for, longest_text, only_plainly
 from specexec.model.cache_in_ram import Travel
 from specexec.model.chain_lm import ChainLM
@@ -46,6 +54,7 @@ from specexec.model.remote_code_check import is_tried, lm_of
 from specexec.model.tree_lm import TreeLM
 from specexec.planning.baselines import NAMES, planner_of, ranking_of
 from specexec.sampling.model_defaults import Defaults, defaults_of
+from specexec.sampling.verify import walk
 from specexec.text.tokenizer import Encoding
 
 __all__ = ["context_of", "encoding_in", "encoding_of", "load", "stops_of"]
@@ -79,7 +88,11 @@ def assemble(
 ) -> Engine:
     """As `load`; `planner` is one of planning/baselines.py, for `bench` to compare."""
     _check(model, options, planner)
-    choice = parse(options.drafter, weights.known)
+    choice, lossy = parse(options.drafter, weights.known), Lossy.of(options.lossy)
+    if lossy.steps is not None:
+        choice = writing(choice)
+    if lossy.prompt is not None:
+        choice = looking(choice, options.draft_window)
     pair = _resolved(model, choice, options)
     # Whatever is wrong with its files is said before anything is built.
     folder = weights.with_adapters(weights.open_folder(pair.target), options.lora)
@@ -122,6 +135,7 @@ def assemble(
     kit = replace(kit, ranking=ranking_of(planner), stop_tokens=defaults.stop_tokens)
     cost = CostModel(share=stream.share)
     choice, drafter = drafter_of(choice, makers(choice, kit, drafts, heads_of(choice, request)), cost)
+    steps = None if lossy.steps is None else _steps(lossy.steps, encoding, drafter, request)
     return Engine(
         Parts(
             name=pair.name,
@@ -136,7 +150,10 @@ def assemble(
             drafter=drafter,
             sources=choice.name,
             reason=reason,
-            planner=planner_of(planner, choice.sources),
+            planner=steps or planner_of(planner, choice.sources),
+            walk=steps.walk if steps else walk,
+            lossy=lossy.labels,
+            shorten=list if lossy.prompt is None else _short_prompts(lossy.prompt, drafts, encoding).of,
             budget=request.budget,
             cost=cost,
             context=request.context,
@@ -222,7 +239,7 @@ def _request(
         free,
         branches=is_tried(folder.architecture, design.own_code) and not plainly,
         plainly=plainly,
-        toy=pair.toy,
+        toy=pair.toy and Lossy.of(options.lossy).steps is None,  # its budget has no room for steps
     )
 
 
@@ -262,6 +279,32 @@ def _keep_in(lm: TreeLM | ChainLM, kv_quant: weights.KVQuant) -> None:
             hint="leave --kv-quant out.",
         )
     lm.keep_in(kv_quant)
+
+
+def _steps(least: float, encoding: Encoding, drafter: Drafter, request: LoadRequest) -> Steps:
+    """What plans and judges steps that the drafter writes. Raises BadDrafter, BadOption."""
+    check_writing(drafter)
+    question = ScoreQuestion.of(encoding)
+    needed = len(question.tokens) + LEAST
+    if request.budget != "auto" and request.budget < needed:
+        raise BadOption(
+            f"lossy steps need {needed} guesses in a sweep, for a step and the question about it; the budget is "
+            f"{request.budget}.",
+            hint=f"--budget auto, or {needed} and more.",
+        )
+    return Steps(least, question, encoding.decode)
+
+
+def _short_prompts(share: float, drafts: Mapping[str, Draft], encoding: Encoding) -> ShortPrompts:
+    """What chooses among the tokens of a long prompt: the first drafter model that reads them as they are."""
+    lm = next((one.lm for one in drafts.values() if one.vocabulary.wordings is None), None)
+    if lm is None:
+        raise BadDrafter(
+            "--lossy prompt=X lets a drafter model with the model's own tokens choose among those of a prompt.",
+            hint="--drafter with a smaller model of the same family.",
+        )
+    control = {token for token, added in encoding.tokenizer.added_tokens_decoder.items() if added.special}
+    return ShortPrompts(share, lm, control)
 
 
 def _images(folder: weights.Folder, encoding: Encoding, device: str, options: LoadOptions) -> Images | None:

@@ -13,6 +13,7 @@ from numbers import Integral, Real
 from typing import TYPE_CHECKING, Literal
 
 from specexec.errors import BadOption
+from specexec.lossy.asked import Lossy
 from specexec.sizes import check_budget
 
 if TYPE_CHECKING:
@@ -76,6 +77,9 @@ class LoadOptions:
     """Use at most these bytes of GPU memory."""
     link_limit_Bps: float | None = None
     """Slow the weight stream down to these bytes per second."""
+    lossy: tuple[str, ...] = ()
+    """What may change the texts (specexec/lossy): `steps=N` keeps steps of the drafter that the target scores N,
+    `prompt=X` reads that share of long prompts. `Engine.lossy` names it."""
     exact: bool = False
     """Decide near-ties by the text alone (specexec/model/exact_ties.py); `Engine.exact_ties` counts what that took."""
     offline: bool = False
@@ -90,14 +94,15 @@ class LoadOptions:
         for name, holds, allowed in self._checks():
             if not holds:
                 raise BadOption(f"{name} is {getattr(self, name)!r}; allowed: {allowed}.")
+        if Lossy.of(self.lossy).labels and self.exact:
+            raise BadOption("exact texts are wanted, and lossy ones.", hint="one of --exact and --lossy.")
 
     def _checks(self) -> Iterator[tuple[str, bool, str]]:
         """Each field, whether it holds, and what it may be."""
         yield "drafter", isinstance(self.drafter, str), "a name or path, as text"
         for name in ("lora", "drafter_lora"):
-            given = getattr(self, name)
-            texts = isinstance(given, tuple) and all(isinstance(one, str) for one in given)
-            yield name, texts, "a tuple of folders, as text"
+            yield name, _texts(getattr(self, name)), "a tuple of folders, as text"
+        yield "lossy", _texts(self.lossy), "a tuple of texts"
         for name, allowed in ALLOWED.items():
             yield name, getattr(self, name) in allowed, ", ".join(allowed)
         bits = self.kv_quant is None or (type(self.kv_quant) is int and self.kv_quant in KV_QUANT)
@@ -109,6 +114,10 @@ class LoadOptions:
             yield name, isinstance(getattr(self, name), bool), "True or False"
         named = isinstance(self.device, str) and DEVICE.fullmatch(self.device) is not None
         yield "device", named, "auto, cpu, cuda, cuda:0, cuda:1, …"
+
+
+def _texts(value: object) -> bool:
+    return isinstance(value, tuple) and all(isinstance(one, str) for one in value)
 
 
 def _none_or_above_0(value: object, kind: type) -> bool:

@@ -58,6 +58,7 @@ class _Answer:
     bytes_read: float = 0.0
     logprobs: list[Logprob] = field(default_factory=list)
     prompt_logprobs: tuple[Logprob, ...] = ()
+    replaced: tuple[int, ...] = ()
     began_s: float = field(default_factory=time.perf_counter)
 
     def add(self, burst: Burst, sharers: int) -> None:
@@ -69,6 +70,7 @@ class _Answer:
         self.bytes_read += burst.bytes_read / sharers
         self.logprobs += burst.logprobs
         self.prompt_logprobs += burst.prompt_logprobs
+        self.replaced += (burst.replaced,) if burst.replaced else ()
 
     def result(self) -> Result:
         if self.sequence.failure is not None:
@@ -82,7 +84,8 @@ class _Answer:
             text=self.text,
             tokens=tuple(self.sequence.answer),
             finish_reason=self.sequence.finish_reason,
-            prompt_tokens=self.sequence.prompt_length,
+            prompt_tokens=self.sequence.prompt_length + self.sequence.unread,
+            unread=self.sequence.unread,
             seed=self.sequence.noise.seed,
             sweeps=self.sweeps,
             nodes=self.nodes,
@@ -92,6 +95,7 @@ class _Answer:
             logprobs=tuple(self.logprobs),
             prompt_logprobs=self.prompt_logprobs,
             limit=self.sequence.ended_by,
+            replaced=self.replaced,
         )
 
 

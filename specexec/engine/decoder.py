@@ -26,8 +26,9 @@ from specexec.planning.best_first import Planner
 from specexec.planning.budget import FixedBudget
 from specexec.planning.memory_room import PLENTY, Room
 from specexec.sampling.logprobs import logprobs
+from specexec.sampling.processors import History
 from specexec.sampling.shared_head import logits_of_texts
-from specexec.sampling.verify import Opinion, Settle, walk
+from specexec.sampling.verify import Acceptance, Opinion, Settle, walk
 from specexec.stats import Burst, Cost
 from specexec.text.sequence import Emitted, Sequence
 from specexec.tree.growing import Growth
@@ -64,6 +65,7 @@ class Decoder:
         exact_ties: ExactTies | None = None,
         unwaited: Callable[[], AbstractContextManager[None]] = nullcontext,
         room: Room = PLENTY,
+        walk: Callable[[Opinion, History], Acceptance] = walk,
     ) -> None:
         self.target = target
         self.guarded = Guarded(drafter)
@@ -74,6 +76,7 @@ class Decoder:
         self.overlap = overlap
         self.exact_ties = exact_ties
         self._unwaited = unwaited
+        self._walk = walk
         self._stopping = threading.Event()
         self._sweeping: Sweep | None = None
 
@@ -191,7 +194,7 @@ class Decoder:
     def _accept(self, sequence: Sequence, tree: TokenTree, hidden_RH: Tensor, logits_MV: Tensor | None) -> Emitted:
         cache, pending = sequence.cache(self.target), len(sequence.pending(self.target))
         opinion = self._opinion(sequence, tree, hidden_RH[-len(tree) - 1 :], logits_MV)
-        emitted = sequence.accept(walk(opinion, sequence.history))
+        emitted = sequence.accept(self._walk(opinion, sequence.history))
         if sequence.sampling.logprobs is not None:
             emitted = self._with_logprobs(sequence, tree, emitted, hidden_RH)
         # The last token stays out of the cache: it is what the next sweep starts from.
@@ -239,5 +242,6 @@ def _step(sequence: Sequence, tree: TokenTree, emitted: Emitted, cost: Cost) -> 
     burst = Burst(
         emitted.tokens, emitted.text, sequence.finish_reason, tree, emitted.path, sequence.noise.seed, cost,
         emitted.logprobs, emitted.prompt_logprobs, hit, sequence.ended_by, stop_text=sequence.stopped_by,
+        replaced=emitted.replaced, unread=sequence.unread,
     )  # fmt: skip
     return Step(sequence, burst)

@@ -57,14 +57,13 @@ class Engine:
         self.encoding = parts.encoding
         self.tokenizer = parts.encoding.tokenizer
         self.encode, self.decode = parts.encoding.encode, parts.encoding.decode
-        self._intake = Intake(parts.encoding, parts.target, parts.defaults, parts.context)
-        self.filled, self.grammar = self._intake.filled, self._intake.grammar
         self.context, self.memory = parts.context, parts.memory
         self._room = parts.room
         self._model, self._stream = parts.model, parts.stream
         self._target, self._drafts = parts.target, parts.drafts
         self.sources, self.reason, self.own_code = parts.sources, parts.reason, parts.own_code
         self.compute, self.kv_quant, self.adapters = parts.compute, parts.kv_quant, parts.adapters
+        self.lossy = parts.lossy
         self.exact_ties = ExactTies(parts.target, parts.model.dtype) if parts.exact else None
         self.accounting = StepAccounting(parts.stream.stats, parts.cost)
         self._decoder = Decoder(
@@ -76,8 +75,11 @@ class Engine:
             exact_ties=self.exact_ties,
             unwaited=parts.stream.unwaited,
             room=parts.room,
+            walk=parts.walk,
         )
-        self._readers = Readers(self._decoder)
+        self._readers, self._shorten = Readers(self._decoder), parts.shorten
+        self._intake = Intake(parts.encoding, parts.target, parts.defaults, parts.context, self._shortened)
+        self.filled, self.grammar = self._intake.filled, self._intake.grammar
         self._driven = self._readers.caller()
 
     # What it is
@@ -339,6 +341,10 @@ class Engine:
     def shared_tensors(self) -> dict[str, Tensor]:
         """The target's embeddings, last norm and head, as heads have them (readings.py). Raises as `read` does."""
         return shared_tensors(self._tree_target)
+
+    def _shortened(self, tokens: list[int]) -> list[int]:
+        with self._readers.lock:  # a drafter that chooses among them takes no part in a sweep meanwhile
+            return self._shorten(tokens)
 
     @property
     def _tree_target(self) -> TreeLM:

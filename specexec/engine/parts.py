@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,8 @@ from specexec.model.tree_lm import TreeLM
 from specexec.planning.best_first import Planner
 from specexec.planning.memory_room import Room
 from specexec.sampling.model_defaults import Defaults
+from specexec.sampling.processors import History
+from specexec.sampling.verify import Acceptance, Opinion
 from specexec.text.tokenizer import Encoding
 
 
@@ -54,7 +56,8 @@ class Parts:
     drafters that speak the target's token ids. `sources` is how --drafter would name who guesses, and `reason` why
     `auto` took them; it is empty where they were asked for. `own_code`: the target is computed by code from its folder.
     `compute`: how its linears in int8 multiply. `kv_quant`: bits of its keys and values, None as computed. `adapters`:
-    what was added to weights, FOLDER or FOLDER:scale, by role.
+    what was added to weights, FOLDER or FOLDER:scale, by role. `lossy`: what was asked for that changes texts, as it is
+    typed, `walk` what of a tree becomes text, and `shorten` what of a prompt is read.
     """
 
     name: str
@@ -80,3 +83,6 @@ class Parts:
     compute: str
     kv_quant: int | None
     adapters: Mapping[str, tuple[str, ...]]
+    lossy: tuple[str, ...]
+    walk: Callable[[Opinion, History], Acceptance]
+    shorten: Callable[[list[int]], list[int]]

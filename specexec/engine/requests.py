@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Items
 from dataclasses import replace
 from functools import cached_property
@@ -43,10 +43,17 @@ def check_sampling(sampling: SamplingParams, rows: int) -> None:
 
 
 class Intake:
-    """Begins texts for one target, of at most `context` tokens."""
+    """Begins texts for one target, of at most `context` tokens. `shorten` says what of a prompt is read."""
 
-    def __init__(self, encoding: Encoding, target: TreeLM | ChainLM, defaults: Defaults, context: int) -> None:
-        self.context = context
+    def __init__(
+        self,
+        encoding: Encoding,
+        target: TreeLM | ChainLM,
+        defaults: Defaults,
+        context: int,
+        shorten: Callable[[list[int]], list[int]] = list,
+    ) -> None:
+        self.context, self._shorten = context, shorten
         self._encoding, self._target, self._defaults = encoding, target, defaults
 
     def requested(self, request: Request) -> Sequence:
@@ -82,11 +89,15 @@ class Intake:
                 hint=f"--ctx {len(tokens) + sampling.max_tokens} if the model allows it, or a shorter prompt.",
             )
         check_sampling(sampling, self._target.vocabulary)
-        asked = self.filled(sampling)
+        asked, whole = self.filled(sampling), tokens
+        if images is None and not sampling.prompt_logprobs:  # which are asked for every token
+            tokens = self._shorten(tokens)
         noise = Noise(asked.seed or 0, self._target.vocabulary, self._target.device)
         words = tokens if images is None else images.as_words(tokens)
         text = self._encoding.stream(words, asked.stop or ())
-        return sequences.start(tokens, asked, noise, text, self._defaults.stop_tokens, self.context, caches, images)
+        begun = sequences.start(tokens, asked, noise, text, self._defaults.stop_tokens, self.context, caches, images)
+        begun.unread = len(whole) - len(tokens)
+        return begun
 
     def _images_in(self, tokens: Items[int]) -> Images | None:
         """What rows of images among the tokens mean; None if there are none. Raises BadMessages for what is gone."""

@@ -135,6 +135,8 @@ class KVCache:
     taken: Tapped | None = None
     prompt: int | None = None
     stepwise: bool = False
+    queries: dict[int, list[Tensor]] | None = None
+    """Where it is not None: what each layer asked for the nodes, scaled, [H, Q, D] for some rows at a time."""
 
     def __len__(self) -> int:
         return len(self.tokens)

@@ -146,6 +146,8 @@ class SweepRows:
             for piece in group.pieces:
                 node, new = piece.rows.start, (key_HKD[:, piece.here], value_HKD[:, piece.here])
                 cache = self._spans[piece.text].cache
+                if cache.queries is not None:
+                    cache.queries.setdefault(layer, []).append(query_HQD[:, piece.here] * asked.scale)
                 if kind.keys_of is not None:
                     kvs.append(cache.layers[kind.keys_of])  # all rows of that layer are there, whatever came last
                 else:

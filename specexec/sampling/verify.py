@@ -34,12 +34,14 @@ Settle: TypeAlias = Callable[[int, Tensor, Callable[[Tensor], Tensor], Callable[
 class Acceptance:
     """One walk: the accepted nodes from the text down, and their tokens plus the target's last, unguessed choice.
 
-    `failure` says why there is no choice after the last token, if that is where the walk ended.
+    `failure` says why there is no choice after the last token, if that is where the walk ended. `replaced` are the
+    places of tokens that the target would not have chosen: none, unless the walk was told to take them.
     """
 
     path: tuple[int, ...]
     tokens: tuple[int, ...]
     failure: SpecexecError | None = None
+    replaced: tuple[int, ...] = ()
 
 
 def check_finite(best: Tensor) -> None:
@@ -125,6 +127,11 @@ class Opinion:
                 self._logits_V[row - 1] = logits_V
         return self._logits_V[node]
 
+    def unconstrained(self, node: int) -> Tensor:
+        """The target's logits after `node` before any bias or grammar, [V] float32."""
+        row = slice(node + 1, node + 2)
+        return (self._head(self._hidden_MH[row]) if self._logits_MV is None else self._logits_MV[row])[0]
+
     def choice(self, node: int, history: History) -> int:
         """The target's own next token after `node`. Raises BadSampling where none is allowed."""
         as_it_is = not (self._sampling.penalised or (self._sampling.filtered and self._temperature))
@@ -157,8 +164,9 @@ class Opinion:
         return constrained(logits_V[None], self._sampling, self._parse, self.tree, [node])[0]
 
 
-def walk(opinion: Opinion, history: History) -> Acceptance:
+def walk(opinion: Opinion, history: History, taken: Items[int] = ()) -> Acceptance:
     """Follow the target's choices down the tree; `history` is that of the text above it, read only under penalties.
+    Whatever it chooses, the text goes through the nodes `taken` first: there are none, unless it may be another one.
 
     Algorithm 1 of SpecExec (arXiv 2406.02532) with noise that depends on the position alone: what is emitted is what
     the target would have chosen one token at a time. Where no token may come next the walk ends with that failure.
@@ -176,20 +184,24 @@ def walk(opinion: Opinion, history: History) -> Acceptance:
     >>> greedy = SamplingParams(temperature=0.0)
     >>> opinion = Opinion(lambda rows: rows, hidden_MH, tree, 7, greedy, Noise(0, 4))
     >>> walk(opinion, Processors(greedy, JudgedText((1,), 4)).history([]))
-    Acceptance(path=(0, 2), tokens=(2, 1, 3), failure=None)
+    Acceptance(path=(0, 2), tokens=(2, 1, 3), failure=None, replaced=())
     """
     path: list[int] = []
     tokens: list[int] = []
+    replaced: list[int] = []
     node: int | None = ROOT
     while node is not None:
         try:
             token = opinion.choice(node, history)
         except BadSampling as failure:
-            return Acceptance(tuple(path), tuple(tokens), failure)
+            return Acceptance(tuple(path), tuple(tokens), failure, tuple(replaced))
+        if len(path) < len(taken) and (given := opinion.tree.tokens[taken[len(path)]]) != token:
+            replaced.append(len(path))
+            token = given
         tokens.append(token)
         if opinion.penalised:
             history = history.after([token])
         node = opinion.tree.child(node, token)
         if node is not None:
             path.append(node)
-    return Acceptance(tuple(path), tuple(tokens))
+    return Acceptance(tuple(path), tuple(tokens), replaced=tuple(replaced))

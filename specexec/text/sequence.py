@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -29,6 +30,7 @@ class Emitted:
     tokens: tuple[int, ...]
     text: str
     path: tuple[int, ...]
+    replaced: int = 0
     logprobs: tuple[Logprob, ...] = ()
     prompt_logprobs: tuple[Logprob, ...] = ()
 
@@ -55,6 +57,7 @@ class Sequence:
     forks: set[int] = field(default_factory=set)  # lengths at which other texts part from it
     most_nodes: int = MOST_NODES  # guesses that may hang below it in the next sweep
     images: Images | None = None  # what rows of images among its tokens mean
+    unread: int = 0  # tokens of the prompt that were left out of it
 
     def __post_init__(self) -> None:
         self.prompt_length = len(self.tokens)
@@ -136,7 +139,11 @@ class Sequence:
         taken = tuple(self.tokens[start:])
         if self.parse is not None:
             self.parse.advance(taken)
-        return Emitted(taken, self.text.take(last=self.finish_reason is not None), acceptance.path[: len(taken)])
+        said, replaced = (
+            self.text.take(last=self.finish_reason is not None),
+            bisect_left(acceptance.replaced, len(taken)),
+        )
+        return Emitted(taken, said, acceptance.path[: len(taken)], replaced)
 
     def fail(self, why: SpecexecError) -> Emitted:
         """End here because nothing can follow; others that share the sweep go on."""

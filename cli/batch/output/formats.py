@@ -35,18 +35,24 @@ _OWN = ("seed", "sweeps", "tokens_per_sweep", "bytes_read", "seconds", "token_id
 class RecordWriter:
     """Turns results into records. `model` is the name and revision that every record carries.
 
-    With `dedupe` every record also says whose copy it is, with `facts` what came of the options.
+    With `dedupe` every record also says whose copy it is, with `facts` what came of the options, and with `lossy` what
+    changed the texts.
     """
 
     format: Format
     model: str
     dedupe: bool = False
+    lossy: tuple[str, ...] = ()
     facts: Callable[[Item], Record] = lambda _: {}
     created: int = field(default_factory=lambda: int(time.time()))
 
     def finished(self, item: Item, answer: ItemAnswer) -> Record:
         """The record of an answer."""
-        own = {**_own(answer.completions), **({"notes": list(answer.notes)} if answer.notes else {})}
+        own = {
+            **_own(answer.completions),
+            **self._lossy(answer),
+            **({"notes": list(answer.notes)} if answer.notes else {}),
+        }
         if self.format == "openai-batch":
             if any(choice.finish_reason == "interrupted" for choice in answer.choices):
                 stopped: Record = {"code": "interrupted", "message": "the run was stopped before the answer ended."}
@@ -61,6 +67,21 @@ class RecordWriter:
                 {**choice, "seed": in_json(one.seed), "token_ids": list(one.tokens)} for choice, one in each
             ]
         return self._record(item, {**body, **own}, None)
+
+    def _lossy(self, answer: ItemAnswer) -> Record:
+        steps = [replaced for one in answer.completions for replaced in one.replaced]
+        return (
+            {
+                "lossy": {
+                    "asked": self.lossy,
+                    "steps_replaced": len(steps),
+                    "sweeps_saved": sum(steps),
+                    "unread": sum(one.unread for one in answer.completions),
+                }
+            }
+            if self.lossy
+            else {}
+        )
 
     def failed(self, item: Item, error: Exception) -> Record:
         """The record of an item that could not be answered."""
@@ -89,7 +110,9 @@ class RecordWriter:
     def _body(self, item: Item, answer: ItemAnswer) -> Record:
         from cli.openai.answers import ApiReply
 
-        reply = ApiReply(item.chat, self.model, _prompt_tokens(item, answer), _hex(item, "body"), self.created)
+        reply = ApiReply(
+            item.chat, self.model, _prompt_tokens(item, answer), _hex(item, "body"), self.created, self.lossy
+        )
         whole = reply.whole(list(answer.choices))
         return {name: value for name, value in whole.items() if name != "timings"}
 

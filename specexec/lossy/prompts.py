@@ -1,0 +1,80 @@
+"""SpecPC (Galim et al. 2025): the drafter's attention chooses the tokens of a long prompt that the target reads.
+
+The target then reads a shorter prompt, as if it had been typed: rows, positions and caches know nothing of this.
+L layers   H heads   G heads of keys   Q last rows   R rows   D width of a head
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from collections.abc import Sequence as Items
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from specexec.errors import ContextLengthExceeded
+from specexec.model.cache import KVCache
+from specexec.model.tree_lm import Rows, TreeLM
+
+WHOLE = 2048  # tokens that are always read: a sweep over so many takes hardly longer than one over a few
+LOOKING = 64  # last tokens, whose attention counts, and which are always read
+FIRST = 16  # tokens that are always read
+NEIGHBOURS = 16  # tokens on either side of one that is looked at
+
+
+@dataclass(frozen=True)
+class ShortPrompts:
+    """Reads a `share` of long prompts, what `drafter` looks at; `always` are control tokens, which stay."""
+
+    share: float
+    drafter: TreeLM
+    always: Collection[int]
+
+    def of(self, tokens: Items[int]) -> list[int]:
+        """The tokens that are read, in their order; all of a prompt of up to WHOLE. Raises ContextLengthExceeded."""
+        count = max(round(self.share * len(tokens)), WHOLE)
+        if len(tokens) <= count:
+            return [*tokens]
+        if len(tokens) > self.drafter.context:
+            raise ContextLengthExceeded(
+                f"the prompt has {len(tokens):,} tokens, the drafter that is to choose among them reads "
+                f"{self.drafter.context:,}.",
+                hint="leave --lossy prompt out, or a drafter with a longer context.",
+            )
+        wanted_R = looked_at(self.drafter, tokens)
+        sure_R = torch.tensor([token in self.always for token in tokens], device=wanted_R.device)
+        sure_R[:FIRST] = sure_R[-LOOKING:] = True
+        best_R = wanted_R.masked_fill(sure_R, float("inf")).sort(descending=True, stable=True).indices
+        kept = best_R[: max(count, int(sure_R.sum()))].sort().values
+        return [tokens[place] for place in kept.tolist()]
+
+
+@torch.no_grad()
+def looked_at(lm: TreeLM, tokens: Items[int]) -> Tensor:
+    """How much the last tokens look at each, float32 [R]: the most of any head, and as much for its neighbours.
+
+    Layers with a window do not count; soft caps of scores, which change no order, are left out.
+    """
+    cache, before = KVCache(), len(tokens) - LOOKING
+    lm.forward([Rows.text(cache, tokens[:before])])
+    cache.commit(range(before))
+    cache.queries = {}
+    lm.forward([Rows.text(cache, tokens[before:])])
+    most_R = torch.zeros(len(tokens), device=lm.device)
+    for layer, kind in enumerate(lm.kinds):
+        if layer in cache.queries and kind.window is None and kind.chunk is None:
+            keys_GRD = cache.layers[layer if kind.keys_of is None else kind.keys_of].keys_HRD[:, : len(tokens)]
+            weights_HR = _mean_weights(torch.cat(cache.queries[layer], dim=1), keys_GRD)
+            most_R = torch.maximum(most_R, weights_HR.amax(0))
+    pooled = torch.nn.functional.max_pool1d(most_R[None], 2 * NEIGHBOURS + 1, stride=1, padding=NEIGHBOURS)
+    return pooled[0]
+
+
+def _mean_weights(query_HQD: Tensor, keys_GRD: Tensor) -> Tensor:
+    """The attention of the last rows to all, [H, R], meaned over them; each sees what is before it."""
+    queries, rows = query_HQD.shape[1], keys_GRD.shape[1]
+    keys_HRD = keys_GRD.float().repeat_interleave(len(query_HQD) // len(keys_GRD), dim=0)
+    scores_HQR = query_HQD.float() @ keys_HRD.transpose(1, 2)
+    later_QR = torch.ones(queries, rows, dtype=torch.bool, device=scores_HQR.device).triu(rows - queries + 1)
+    return scores_HQR.masked_fill(later_QR, float("-inf")).softmax(-1).mean(1)
