@@ -18,16 +18,20 @@ from random import Random
 
 import click
 import demo_corpus as corpus
-import torch
 from demo_card import card
 from demo_corpus import Entry
 from demo_dialogues import Turn, conversations
-from demo_eval import answers, copying_candidates, golden_candidates, mean_loss, small_sums, word_for_word
-from demo_training import DRAFTERS, SHORT, TARGET, Rows, Trained, encode_docs, fit, new_model, train_tokenizer
 from demo_words import held_out
-from torch import nn
-from transformers import GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-from transformers.utils import logging
+
+from cli.engine.imports import lean_imports
+
+with lean_imports():
+    import torch
+    from demo_eval import answers, copying_candidates, golden_candidates, mean_loss, small_sums, word_for_word
+    from demo_training import DRAFTERS, SHORT, TARGET, Rows, Trained, encode_docs, fit, new_model, train_tokenizer
+    from torch import nn
+    from transformers import GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers.utils import logging
 
 SHIPPED = Path(__file__).parent.parent / "offload" / "demo"
 SEED = 0

@@ -8,6 +8,7 @@ import hashlib
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from pydoc_data import topics  # type: ignore[import-untyped, unused-ignore]  # no stubs for this data module
 
@@ -73,7 +74,8 @@ def documented(tree: ast.Module, module: str) -> Iterator[tuple[str, str, str]]:
                     stack.append((f"{name}.{child.name}", "method" if method else kinds[type(child)], child))
 
 
-def documentation() -> list[Document]:
+@cache
+def documentation() -> tuple[Document, ...]:
     """One document per module, then one per topic of the language reference."""
     root = Path(sysconfig.get_paths()["stdlib"])
     documents: list[Document] = []
@@ -87,7 +89,7 @@ def documentation() -> list[Document]:
         entries = tuple(entry for entry in (summarised(*each) for each in found) if entry)
         if found:
             documents.append(Document("\n\n".join(f"{name}\n{text}" for name, _, text in found), entries))
-    return documents + [Document(topics.topics[name], ()) for name in sorted(topics.topics)]
+    return (*documents, *(Document(topics.topics[name], ()) for name in sorted(topics.topics)))
 
 
 def summarised(name: str, kind: str, text: str) -> Entry | None:

@@ -2,8 +2,8 @@
 
 A small random Llama of a wide context in float32, or SmolLM2's shape with `--smollm2`, streamed from disk, that reads
 each prompt in one stream of its weights. Every length runs in a process of its own (scripts/measure_memory.py), then
-once more beside transformers' greedy `generate` of the same tokens. A plain read is a sweep over one token. Prints a
-markdown table.
+once more beside transformers' greedy `generate` of the same tokens, and once more with keys and values on the disk. A
+plain read is a sweep over one token. Prints a markdown table.
 
     python scripts/measure_long_prompts.py [--smollm2] [LENGTH ...]
 """
@@ -44,8 +44,8 @@ SMOLLM2 = {
 
 def main(lengths: list[int], shape: dict[str, Any]) -> None:
     """One row for each length."""
-    print("| tokens | text | peak ÷ plan | seconds | ÷ a plain read | transformers | bytes read ÷ layers |")
-    print("|---|---|---|---|---|---|---|")
+    print("| tokens | text | peak ÷ plan | seconds | ÷ a plain read | --kv disk | transformers | bytes read ÷ layers |")
+    print("|---|---|---|---|---|---|---|---|")
     with TemporaryDirectory() as name:
         folder = Path(name)
         tiny("llama", folder, vocab_size=4096, max_position_embeddings=WIDEST, eos_token_id=3, **shape)
@@ -70,13 +70,18 @@ def _row(folder: Path, length: int) -> str:
         seconds = time.perf_counter() - started_s
         stream = offload.stream_of(llm._model)
         sweeps = ours.bytes_read / stream.bytes_per_sweep
+    with specexec.load(str(folder), drafter="none", offload="disk", dtype="f32", ctx=length, kv="disk") as llm:
+        assert "disk" in offload.stream_of(llm._model).placement.caches
+        started_s = time.perf_counter()
+        assert llm.generate(tokens, sampling).tokens == ours.tokens
+        on_disk_s = time.perf_counter() - started_s
     truth = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     started_s = time.perf_counter()
     theirs = greedy(truth, tokens, WRITTEN)
     theirs_s = time.perf_counter() - started_s
     text = "equal" if list(ours.tokens) == theirs else f"differs: {list(ours.tokens)} {theirs}"
     ratio = memory["peak_B"] / memory["plan_B"]
-    times = f"{seconds:.1f} | {seconds / (WRITTEN * read_s):.1f} | {theirs_s:.1f}"
+    times = f"{seconds:.1f} | {seconds / (WRITTEN * read_s):.1f} | {on_disk_s:.1f} | {theirs_s:.1f}"
     return f"| {length:,} | {text} | {ratio:.3f} | {times} | {sweeps:.2f} for {WRITTEN} tokens |"
 
 

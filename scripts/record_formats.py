@@ -4,9 +4,10 @@ Each file holds the tensors of one weight as the package stores them, `expected`
 weight, and in its metadata the quantization_config and the package's version. Tests need none of the packages.
 
 pip install compressed-tensors==0.20.1 auto-round==0.16.1 mlx==0.32.4 mlx-cpu==0.32.4 hqq==0.2.8.post1 \\
-    nvidia-modelopt==0.47.0 torchao==0.18.0
+    nvidia-modelopt==0.47.0 torchao==0.18.0 triton==3.5.1
 pip download --no-deps --no-binary :all: autoawq==0.2.9
-python scripts/record_formats.py --awq autoawq-0.2.9/awq/utils/packing_utils.py
+pip download --no-deps mslk-cuda==1.1.0 && unzip -d mslk mslk_cuda-1.1.0-*.whl
+python scripts/record_formats.py --awq autoawq-0.2.9/awq/utils/packing_utils.py --mslk mslk
 pip install compressed-tensors==0.12.2
 python scripts/record_formats.py --only ordered
 """
@@ -15,7 +16,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator
+from importlib import import_module
+from importlib.machinery import ModuleSpec
 from importlib.metadata import version
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -191,12 +195,12 @@ def torchao() -> Iterator[Case]:
     kinds = {
         "torchao_int8_rows": Int8WeightOnlyConfig(granularity=PerRow()),
         "torchao_int8_groups": Int8WeightOnlyConfig(granularity=PerGroup(GROUP)),
-        "torchao_int4_groups": IntxWeightOnlyConfig(
+        "torchao_intx4_groups": IntxWeightOnlyConfig(
             weight_dtype=torch.int4,  # type: ignore[attr-defined]  # torch declares it at run time
             granularity=PerGroup(GROUP),
             mapping_type=MappingType.ASYMMETRIC,
         ),
-        "torchao_int3_rows": IntxWeightOnlyConfig(
+        "torchao_intx3_rows": IntxWeightOnlyConfig(
             weight_dtype=torch.int3,  # type: ignore[attr-defined]  # as int4
             granularity=PerAxis(0),
         ),
@@ -225,6 +229,56 @@ def torchao() -> Iterator[Case]:
                 "quant_type": {"default": {"_type": "MXDynamicActivationMXWeightConfig"}},
             }
             yield f"torchao_{kind}_{order}", made_by, about, tensors, weight.dequantize(torch.bfloat16)
+
+
+def torchao_int4(mslk: Path) -> Iterator[Case]:
+    """Linears in Int4Tensor, made by the plain functions of mslk, whose compiled library needs a GPU.
+
+    torchao dequantises none; what it has are the fake quantiser that trains for these kernels, in float32, and the
+    arithmetic of tinygemm, which means the same by codes, scales and what is added.
+    """
+    from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
+    from torchao.quantization import Float8DynamicActivationInt4WeightConfig, Int4WeightOnlyConfig, quantize_
+    from torchao.quantization.qat.fake_quantize_config import Int4WeightFakeQuantizeConfig
+    from torchao.quantization.qat.fake_quantizer import Int4WeightFakeQuantizer
+    from torchao.quantization.quant_primitives import _dequantize_affine_tinygemm
+    from torchao.quantization.quantize_.workflows.int4 import int4_tensor
+
+    package = module_from_spec(ModuleSpec("mslk", None, is_package=True))  # its __init__ loads the library
+    package.__path__ = [str(mslk / "mslk")]
+    sys.modules["mslk"] = package
+    shuffle = import_module("mslk.quantize.shuffle")
+    for function in ("int4_row_quantize", "int4_row_quantize_zp", "pack_int4"):
+        setattr(int4_tensor, function, getattr(shuffle, function))
+
+    made_by = f"torchao {version('torchao')}, mslk-cuda 1.1.0"
+    outputs, inputs = 16, 256
+    settings = Int4WeightFakeQuantizeConfig(group_size=GROUP, activation_dtype=torch.bfloat16)
+    in_floats = Int4WeightFakeQuantizer(settings)
+    factors = noise(inputs, seed=1).abs().add(0.5).bfloat16()
+    kinds = {
+        "float32": (Int4WeightOnlyConfig(group_size=GROUP), torch.float32, None),
+        "groups": (Int4WeightOnlyConfig(group_size=GROUP), torch.bfloat16, None),
+        "awq": (Int4WeightOnlyConfig(group_size=128), torch.bfloat16, factors),
+        "no_bias": (Float8DynamicActivationInt4WeightConfig("plain"), torch.bfloat16, None),
+    }
+    for name, (config, dtype, scaled) in kinds.items():
+        linear = torch.nn.Linear(inputs, outputs, bias=False, dtype=dtype)
+        linear.weight.data = noise(outputs, inputs).to(dtype)
+        dense = in_floats(linear.weight.data)
+        quantize_(linear, config)
+        weight: Any = linear.weight.data
+        weight.act_pre_scale = scaled
+        if dtype != torch.float32:
+            halves = torch.stack([weight.qdata << 4 >> 4, weight.qdata >> 4], -1).flatten(1)
+            dense = _dequantize_affine_tinygemm(
+                halves.int() + 8, weight.block_size, weight.scale.t().contiguous(), weight.zero_point.t().contiguous(),
+                torch.int32, 0, 15,
+            )  # fmt: skip
+            dense = (dense if scaled is None else dense * scaled).to(dtype)
+        tensors, _ = flatten_tensor_state_dict({"x.weight": weight})
+        about = {"quant_method": "torchao", "quant_type": {"default": {"_type": type(config).__name__}}}
+        yield f"torchao_int4_{name}", made_by, about, tensors, dense
 
 
 def mlx() -> Iterator[Case]:
@@ -268,7 +322,11 @@ def main() -> None:
     """Record everything, or what is named."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--awq", type=Path, help="packing_utils.py of AutoAWQ's source")
-    parser.add_argument("--only", help="one of compressed_tensors, ordered, gptq, awq, modelopt, mlx, torchao, hqq")
+    parser.add_argument("--mslk", type=Path, help="the wheel of mslk-cuda, unpacked")
+    parser.add_argument(
+        "--only",
+        help="one of compressed_tensors, ordered, gptq, awq, modelopt, mlx, torchao, torchao_int4, hqq",
+    )
     asked = parser.parse_args()
     sources = {
         "compressed_tensors": compressed_tensors,
@@ -280,6 +338,8 @@ def main() -> None:
     }
     if asked.awq:
         sources["awq"] = lambda: awq(asked.awq)
+    if asked.mslk:
+        sources["torchao_int4"] = lambda: torchao_int4(asked.mslk)
     OUT.mkdir(exist_ok=True)
     for source in [(sources | {"ordered": ordered})[asked.only]] if asked.only else sources.values():
         for name, made_by, config, tensors, expected in source():

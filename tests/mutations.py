@@ -1,10 +1,17 @@
-"""Files of every format, damaged at random: headers, settings and names. What is accepted must add up."""
+"""Files of every format, damaged at random: headers, settings and names.
+
+What is accepted must add up. What is refused is refused in few words that name a field of the file, and reading it
+takes no more memory than the files' size allows.
+"""
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import random
+import re
+import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -13,15 +20,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
-from offload.checkpoint.contents import ADAPTER, SINGLE
+from offload.checkpoint.contents import ADAPTER, INDEX, MODELOPT, PICKLED_HEADS, SINGLE
 from offload.checkpoint.documents import CONFIG
 from offload.checkpoint.gguf.header import read_gguf
 from offload.checkpoint.headers import ITEM_B, Folder, open_folder
 from offload.checkpoint.lora import WEIGHTS, with_adapters
 from offload.checkpoint.quantized.formats import dequantise
 from offload.checkpoint.quantized.quantize import CONFIGS, Quant, quantise
-from offload.checkpoint.quantized.stored import check_orders, fold
+from offload.checkpoint.quantized.stored import Folded, check_orders, fold
 from offload.checkpoint.tensors import DTYPES, load_entry
 from offload.errors import OffloadError
 from offload.placement.requirements import need_of
@@ -55,6 +63,13 @@ VALUES: tuple[Any, ...] = (
 )
 FAULT = "fault:"
 MOST = 16  # a weight may become so many times as large as its file
+# Memory that reading headers may take: their bytes as they are read, what is made of them, and what is always there.
+MOST_A_BYTE, SPARE_B = 4, 128 << 10
+MOST_WORDS = 2000  # of a refusal, in characters
+HEADER = re.compile(
+    r"begins with b|version|tensor_count|metadata_kv_count|metadata field \d+|the name of tensor \d+|tensor '"
+)
+DAMAGE = re.compile(r"is damaged: (.+?) (is|has|claims|ends|lies) ", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -87,9 +102,46 @@ def samples(at: Path) -> Iterator[tuple[str, Sample]]:
     adapter(at / "lora", {NAME: (O, I)}, config={"rank_pattern": {"k_proj": 3}})
     base, files = open_folder(at / "plain"), (at / "lora" / WEIGHTS, at / "lora" / ADAPTER)
     yield "lora", Sample(files, lambda: with_adapters(base, [str(at / "lora")]))
+    yield from _layouts(at, weight)
     for name in ("tied", "gpt_oss", "deepseek_v3", "qwen35", "qwen3next", "gemma4"):
         file = write_gguf(MODELS[name](at / f"dense_{name}"), at / f"{name}.gguf", Kind.Q8_0)
         yield f"gguf_{name}", Sample((file,), lambda file=file: open_folder(file))  # type: ignore[misc]
+
+
+def _layouts(at: Path, weight: torch.Tensor) -> Iterator[tuple[str, Sample]]:
+    """Files that say elsewhere what they are: an index, settings of ModelOpt, Mistral's own, and a pickle."""
+    held = {f"{NAME}.weight": weight, "model.norm.weight": torch.ones(I)}
+    for name in ("sharded", "own_settings", PICKLED_HEADS[0], "consolidated"):
+        (at / name).mkdir()
+    folder(at / "sharded", None, held)
+    (at / "sharded" / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(held, SINGLE)}))
+    folder(at / "own_settings", None, FORMATS["modelopt"][1](NAME, weight))
+    told = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "NVFP4", "group_size": 16}}
+    (at / "own_settings" / MODELOPT).write_text(json.dumps(told))
+    folder(at / PICKLED_HEADS[0], None, held)
+    (at / PICKLED_HEADS[0] / SINGLE).unlink()
+    torch.save(held, at / PICKLED_HEADS[0] / PICKLED_HEADS[0])
+    attention = {f"layers.0.attention.{name}.weight": torch.ones(I, I) for name in ("wq", "wk", "wv", "wo")}
+    ahead = {f"layers.0.feed_forward.w{number}.weight": torch.ones(I, I) for number in (1, 2, 3)}
+    norms = {f"{name}.weight": torch.ones(I) for name in ("layers.0.attention_norm", "layers.0.ffn_norm", "norm")}
+    ends = {f"{name}.weight": torch.ones(290, I) for name in ("tok_embeddings", "output")}
+    save_file({**attention, **ahead, **norms, **ends}, at / "consolidated" / "consolidated.safetensors")
+    params: dict[str, Any] = {"dim": I, "n_layers": 1, "head_dim": 16, "hidden_dim": I, "n_heads": 4, "n_kv_heads": 4}
+    params |= {"norm_eps": 1e-5, "vocab_size": 290, "rope_theta": 1e4, "sliding_window": None}
+    (at / "consolidated" / "params.json").write_text(json.dumps(params))
+    words = [bytes([byte]) for byte in range(256)]
+    listed = [{"rank": rank, "token_bytes": base64.b64encode(word).decode()} for rank, word in enumerate(words)]
+    about = {"pattern": r"\s?\w+|.", "default_vocab_size": 286, "default_num_special_tokens": 30}
+    (at / "consolidated" / "tekken.json").write_text(json.dumps({"config": about, "vocab": listed}))
+    damaged = {
+        "sharded": (SINGLE, INDEX),
+        "own_settings": (SINGLE, MODELOPT),
+        PICKLED_HEADS[0]: (PICKLED_HEADS[0],),
+        "consolidated": ("consolidated.safetensors", "params.json", "tekken.json"),
+    }
+    for name, files in damaged.items():
+        path = at / name
+        yield name, Sample(tuple(path / file for file in files), lambda path=path: open_folder(path))  # type: ignore[misc]
 
 
 def damaged(content: bytes, file: Path, chance: random.Random) -> bytes:
@@ -101,7 +153,7 @@ def damaged(content: bytes, file: Path, chance: random.Random) -> bytes:
     else:
         start, end = 0, len(content)
     text = content[start:end]
-    by_bytes = file.suffix == ".gguf" or chance.random() < 0.15
+    by_bytes = file.suffix in (".gguf", ".pt") or chance.random() < 0.15
     for _ in range(chance.randint(1, 3)):
         text = _bytes(text, chance) if by_bytes else _json(text, chance, header=start == 8)
     if start == 8:
@@ -174,8 +226,8 @@ def _node(document: Any, chance: random.Random) -> None:
         holder[key] = chance.choice(VALUES)
 
 
-def read_whole(sample: Sample) -> None:
-    """All that is computed from headers, then the dense weights. Raises OffloadError for what is refused."""
+def read_headers(sample: Sample) -> tuple[Folder, Folded]:
+    """All that is computed from headers. Raises OffloadError for what is refused."""
     found = sample.read()
     with suppress(OffloadError):
         fold(replace(found, here=False))
@@ -186,11 +238,86 @@ def read_whole(sample: Sample) -> None:
     check_orders(folded)
     need = need_of(found, 2, 64)
     assert max(need.layers_B) <= MOST * size_B + (1 << 20), "more bytes are planned than the files hold"
+    return found, folded
+
+
+def read_sparingly(sample: Sample) -> tuple[Folder, Folded]:
+    """The same in little memory; tables of the interpreter that grow meanwhile do not do so twice."""
+    most_B = MOST_A_BYTE * sum(file.stat().st_size for file in sample.files) + SPARE_B
+    for _ in range(2):
+        refused: OffloadError | None = None
+        before_B, _ = tracemalloc.get_traced_memory()
+        tracemalloc.reset_peak()
+        try:
+            found = read_headers(sample)
+        except OffloadError as error:
+            refused = error
+        taken_B = tracemalloc.get_traced_memory()[1] - before_B
+        if taken_B <= most_B:
+            if refused is not None:
+                raise refused
+            return found
+    raise AssertionError(f"headers took {taken_B} bytes, the most for these files is {most_B}")
+
+
+def read_whole(sample: Sample) -> None:
+    """From headers, in little memory, to the dense weights. Raises OffloadError for what is refused."""
+    found, folded = read_sparingly(sample)
+    size_B = sum(found.file_sizes.values())
     for weight in folded.quantised.values():
         count = math.prod(weight.shape)
         assert 0 < count <= MOST * size_B, f"{weight.name} becomes {weight.shape}"
         members = {role: load_entry(entry, DTYPES[entry.dtype]) for role, entry in weight.members.items()}
         dequantise(weight, members, torch.empty(weight.shape))
+
+
+def names_a_field(told: str, good: bytes, bad: bytes, sample: Sample, file: Path) -> bool:
+    """Whether a refusal names what is wrong: a setting that was changed, a tensor, or a field of a header.
+
+    Of a document that is none any longer, and of a pickle, the file.
+    """
+    if file.suffix == ".gguf":
+        header, damage = read_gguf(file), DAMAGE.search(told)
+        keys = [*header.metadata, *(key.partition(".")[2] for key in header.metadata)]
+        known = any(one in told for one in (*keys, *(tensor.name for tensor in header.tensors)) if one)
+        return known or HEADER.search(told) is not None or (damage is not None and damage[1].encode() in bad)
+    before, after = _document(good, file), _document(bad, file)
+    if after is None:
+        return file.name in told
+    if "The header ends there" in told:
+        return True
+    tensors = {name for one in sample.files for name in _tensors(one)}
+    if file.suffix == ".safetensors" and isinstance(after, dict):
+        tensors |= after.keys()
+    within = [name.removeprefix("base_model.model.").partition(".lora_")[0].split(".") for name in tensors]
+    modules = {".".join(parts[:count]) for parts in within for count in range(3, len(parts) + 1)}
+    named = {*_changed(before, after, ""), *modules}
+    return any(f"'{one}'" in told for one in tensors) or any(len(one) > 1 and one in told for one in named)
+
+
+def _document(content: bytes, file: Path) -> Any:
+    if file.suffix == ".safetensors":
+        content = content[8 : 8 + int.from_bytes(content[:8], "little")]
+    with suppress(ValueError, RecursionError):
+        return json.loads(content)
+    return None
+
+
+def _tensors(file: Path) -> Iterator[str]:
+    return iter(_document(file.read_bytes(), file)) if file.suffix == ".safetensors" else iter(())
+
+
+def _changed(before: Any, after: Any, key: str) -> Iterator[str]:
+    """The keys of a document, at any depth, of which something else is said."""
+    if not isinstance(before, dict) or not isinstance(after, dict):
+        if before != after or type(before) is not type(after):
+            yield key
+        return
+    for name in before.keys() | after.keys():
+        if name in before and name in after:
+            yield from _changed(before[name], after[name], name)
+        else:
+            yield from (str(name), key)
 
 
 def run(at: Path, count: int, seed: int = 0, only: str | None = None) -> Iterator[tuple[str, Counter[str]]]:
@@ -199,24 +326,35 @@ def run(at: Path, count: int, seed: int = 0, only: str | None = None) -> Iterato
     The file behind a fault is kept in `at`.
     """
     found = {name: sample for name, sample in samples(at) if only in (None, name)}
-    for name, sample in found.items():
-        chance, outcome = random.Random(f"{seed} {name}"), Counter[str]()
-        read_whole(sample)
-        for number in range(-(-count // len(found))):
-            file = chance.choice(sample.files)
-            good = file.read_bytes()
-            bad = damaged(good, file, chance)
-            file.write_bytes(bad)
-            try:
-                read_whole(sample)
-                told = "read"
-            except OffloadError as error:
-                told = error.code
-            except Exception as error:
-                told = f"{FAULT} {error!r}"
-                if told not in outcome:
+    tracemalloc.start()
+    try:
+        for name, sample in found.items():
+            chance, outcome = random.Random(f"{seed} {name}"), Counter[str]()
+            read_whole(sample)
+            for number in range(-(-count // len(found))):
+                file = chance.choice(sample.files)
+                good = file.read_bytes()
+                bad = damaged(good, file, chance)
+                told = _told(sample, file, good, bad)
+                if told.startswith(FAULT) and told not in outcome:
                     (at / f"{name}-{seed}-{number}-{file.name}").write_bytes(bad)
-            finally:
-                file.write_bytes(good)
-            outcome[told] += 1
-        yield name, outcome
+                outcome[told] += 1
+            yield name, outcome
+    finally:
+        tracemalloc.stop()
+
+
+def _told(sample: Sample, file: Path, good: bytes, bad: bytes) -> str:
+    file.write_bytes(bad)
+    try:
+        read_whole(sample)
+        return "read"
+    except OffloadError as error:
+        text, code = str(error), error.code
+    except Exception as error:
+        return f"{FAULT} {error!r}"
+    finally:
+        file.write_bytes(good)
+    if len(text) > MOST_WORDS:
+        return f"{FAULT} {len(text)} characters: {text[:200]}"
+    return code if names_a_field(text, good, bad, sample, file) else f"{FAULT} no field is named: {text[:300]}"

@@ -222,7 +222,7 @@ def test_a_common_beginning_is_computed_once(decoder: Watched, monkeypatch: pyte
 
 
 def test_an_interrupted_run_goes_on_where_it_was(decoder: Watched) -> None:
-    wanted = requests(5, longest=60)
+    wanted = requests(5, longest=30)
     expected = texts(run(decoder, wanted, 3))
     decoder.loads = []
     batch = Batch(decoder, prepare, PLENTY, wanted, 3)

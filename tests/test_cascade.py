@@ -96,7 +96,7 @@ def spelled(tree: TokenTree) -> dict[tuple[int, ...], float]:
     return {tree.spelled(node): float(tree.reach_N[node]) for node in range(len(tree))}
 
 
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(data=st.data())
 def test_the_tree_is_the_same_whatever_guesses_what_is_asked(models: Models, data: st.DataObject) -> None:
     """Same nodes, same reach as without reading along, be the chains right, wrong, or right for a while."""

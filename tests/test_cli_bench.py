@@ -100,10 +100,12 @@ def test_bench_speaks_every_format(form: str) -> None:
 
 def test_bench_compares_rules_on_demand() -> None:
     shown = run("bench", "--budgets", "4", "--temperatures", "0,1", "-r", "1", "-n", "6", "-o", "json",
-                "--rules", "walk,multi-step,block")  # fmt: skip
+                "--rules", "walk,multi-step,block,typical")  # fmt: skip
     rows = json.loads(shown.stdout)
     rules = [row for row in rows if row["planner"].startswith("rule")]
-    assert [row["planner"] for row in rules] == ["rule: walk", "rule: multi-step", "rule: block"]
+    assert [row["planner"] for row in rules] == [
+        *("rule: walk", "rule: multi-step", "rule: block", "rule: typical (LOSSY)"),
+    ]
     assert all(row["temperature"] == 1.0 and row["tokens_per_sweep"] >= 1 for row in rules)
     assert 0 < rules[1]["of_bound"] <= 1.5
     assert {row["drafter"] for row in rules} == {"demo drafter"}, "what is joined to it takes no part"

@@ -89,15 +89,16 @@ def test_engine_options_reach_the_engine(specexec: CommandLine) -> None:
     specexec("chat", "mine", "-d", "none", "--offload", "disk", "-b", "7", "--ctx", "8k",
               "--ram", "10GiB", "--vram", "1GB", "--link-limit", "4MB/s", "--dtype", "f32", "--offline",
              "--exact", "--verify", "--trust-remote-code", "--draft-vocab", "2k", "--draft-window", "4k",
-             "--drafter-quant", "nf4", "--head-quant", "nf4", "--compute", "int8", "--kv-quant", "8", "--kv", "auto",
-             "-p", "x")  # fmt: skip
+             "--drafter-device", "cpu", "--drafter-quant", "nf4", "--head-quant", "nf4", "--compute", "int8",
+             "--kv-quant", "8", "--kv", "auto", "-p", "x")  # fmt: skip
     assert specexec.options is not None
     options = specexec.options.asked
     assert options == {
         "model": "mine", "drafter": "none", "offload": "disk", "budget": 7, "device": "auto",
         "dtype": "f32", "ctx": 8192, "ram": 10 * 2**30, "vram": 10**9, "link_limit": 4e6, "offline": True,
         "exact": True, "verify": True, "trust_remote_code": True,
-        "draft_vocab": 2048, "draft_window": 4096, "drafter_quant": "nf4", "head_quant": "nf4", "compute": "int8",
+        "draft_vocab": 2048, "draft_window": 4096, "drafter_device": "cpu", "drafter_quant": "nf4",
+        "head_quant": "nf4", "compute": "int8",
         "kv_quant": 8, "kv": "auto", "lossy": (),
         "template_vars": (), "allow_control_tokens": False, "lora": (), "drafter_lora": (),
         "prefix_cache": False,

@@ -85,6 +85,7 @@ ENGINE: tuple[Changes, ...] = (
         "kv": (["--kv", "disk"], "engine.placement.caches.disk"),
     },
     {
+        "drafter_device": (["--drafter-device", "cpu"], "engine.asked.drafter_device"),
         "drafter_quant": (["--drafter-quant", "nf4"], "engine.placement.ram_parts_B.drafter"),
         "head_quant": (["--head-quant", "nf4"], "engine.placement.ram_parts_B.head"),
         "draft_vocab": (["--draft-vocab", "1k"], "engine.asked.draft_vocab"),
@@ -118,7 +119,10 @@ CHAT: tuple[Changes, ...] = (
     {"drafter_quant": (["--drafter-quant", "nf4"], "engine.placement.ram_parts_B.drafter")},
     {"head_quant": (["--head-quant", "nf4"], "engine.asked.head_quant")},
     {"draft_vocab": (["--draft-vocab", "1k"], "engine.placement.ram_parts_B.drafter")},
-    {"draft_window": (["--draft-window", "64"], "engine.placement.ram_parts_B.drafter")},
+    {
+        "drafter_device": (["--drafter-device", "cpu"], "engine.asked.drafter_device"),
+        "draft_window": (["--draft-window", "64"], "engine.placement.ram_parts_B.drafter"),
+    },
     {
         "lora": (["--lora", "{target}"], "engine.adapters.target"),
         "drafter_lora": (["--drafter-lora", "{drafter}:0.5"], "engine.adapters.drafter"),
@@ -206,6 +210,7 @@ PLAN: Changes = {
     "ctx": (["--ctx", "512"], "rows.0.ram_B"),
     "budget": (["--budget", "8"], "rows.0.ram_B"),
     "drafter": (["--drafter", "demo"], "rows.0.ram_B"),
+    "drafter_device": (["--drafter-device", "cpu"], "asked.drafter_device"),
     "drafter_quant": (["--drafter-quant", "nf4"], "asked.drafter_quant"),
     "draft_window": (["--draft-window", "64"], "asked.draft_window"),
     "head_quant": (["--head-quant", "nf4"], "rows.0.ram_B"),

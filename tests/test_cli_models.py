@@ -34,10 +34,12 @@ def packed(tmp_path: Path) -> Path:
 def test_a_pack_is_shown_with_its_format_and_who_can_load_it(command: CommandLine, packed: Path) -> None:
     facts = json.loads(command("models", "show", str(packed), "--json").out)
     assert (facts["format"], facts["pack"], facts["loads_in_transformers"], facts["layers"]) == ("int8", True, False, 4)
+    assert 8 < facts["bits_per_weight"] < 20, "experts and linears in 8 bits, embeddings, the head and norms in 32"
     assert facts["size_B"] == sum(file.stat().st_size for file in packed.glob("*.safetensors"))
     assert "no, its experts are in a layout of specexec's own" in command("models", "show", str(packed)).out
     original = json.loads(command("models", "show", str(packed.parent / "original"), "--json").out)
     assert (original["format"], original["pack"], original["loads_in_transformers"]) == ("f32", False, True)
+    assert original["bits_per_weight"] == 32
 
 
 def test_a_pack_is_verified_and_removed(command: CommandLine, packed: Path) -> None:

@@ -416,3 +416,20 @@ def test_the_commands_make_drafters_that_the_others_take(tmp_path: Path, monkeyp
 
 def test_the_names_of_tokens_are_those_of_what_they_mean() -> None:
     assert tokens_named({"a": 0, "b": 1}) == tokens_named({"b": 1, "a": 0}) != tokens_named({"a": 1, "b": 0})
+
+
+def test_rows_without_a_question_change_no_guess(taught: Taught) -> None:
+    """Of a prompt the MLP is left out in training; what is asked behind it is as if everything were asked."""
+    batch = taught.texts.batch(taught.texts.held_out[:2])
+    asked_BR = torch.zeros_like(batch.answer_BR)
+    asked_BR[:, 15:] = True
+    student = taught.student
+    assert isinstance(student, Eagle3Student)
+    with torch.no_grad():
+        all_steps, some_steps = (
+            list(student.unrolled(replace(batch, answer_BR=one))) for one in (torch.ones_like(asked_BR), asked_BR)
+        )
+    for step, (whole, part) in enumerate(zip(all_steps, some_steps, strict=True)):
+        rows_BR = part.asked.rows_BR
+        assert rows_BR.sum() < whole.asked.rows_BR.sum(), step
+        assert (whole.logits_KD[rows_BR[whole.asked.rows_BR]] - part.logits_KD).abs().max() < 1e-5, step

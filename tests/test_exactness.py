@@ -16,7 +16,7 @@ from specexec.sampling.params import SamplingParams
 from tests.tiny import tiny
 from tests.writing import drafters, greedy, plain_texts, prompt, sequence_of, write
 
-LENGTH = 16
+LENGTH = 12
 PROMPT = prompt(21)
 
 
@@ -104,7 +104,7 @@ def test_the_largest_budget_decodes(case: Case) -> None:
 @pytest.mark.parametrize("drafter", ["useless", "perfect", "confident"])
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
 def test_guessing_while_the_weights_move_changes_nothing(case: Case, drafter: str, temperature: float) -> None:
-    sampling = SamplingParams(temperature=temperature, seed=6, max_tokens=20)
+    sampling = SamplingParams(temperature=temperature, seed=6, max_tokens=12)
     prompts = [PROMPT, prompt(9)]
     serial, overlapped = (
         [one.answer for one in write(case.target, case.drafters[drafter], prompts, sampling, 16, overlap=overlap)]

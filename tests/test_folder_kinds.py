@@ -21,6 +21,7 @@ from offload.checkpoint.gguf.consolidated import INSIDE, OUTSIDE
 from offload.checkpoint.gguf.tekken import two_parts
 from offload.hub.local_models import describe
 from offload.hub.names import called
+from tests.gguf_files import write_gguf
 from tests.tiny import logits_of, tiny
 
 PROMPT = torch.arange(2, 10)[None]
@@ -114,6 +115,24 @@ def test_a_pointer_of_git_lfs_is_named(folder: Callable[[str], Path]) -> None:
     error = refusal(single)
     assert "pointer of Git LFS" in error.what
     assert "git lfs pull" in str(error.hint)
+
+
+def test_a_gguf_file_by_another_name_is_named_and_read(folder: Callable[[str], Path], tmp_path: Path) -> None:
+    single = folder("single")
+    write_gguf(tiny("llama", tmp_path / "dense"), tmp_path / "tiny.gguf")
+    (tmp_path / "tiny.gguf").replace(single / SINGLE)
+    error = refusal(single)
+    assert "is a GGUF file by another name" in error.what
+    assert error.hint == f"-m {single / SINGLE}"
+    assert describe(single / SINGLE).bits_per_weight == 32
+
+
+def test_a_safetensors_file_by_another_name_is_named(folder: Callable[[str], Path]) -> None:
+    single = folder("single")
+    (single / SINGLE).rename(single / "model.gguf")
+    error = refusal(single / "model.gguf")
+    assert "is not a GGUF file" in error.what
+    assert "safetensors" in str(error.why)
 
 
 def test_the_only_variant_is_loaded(folder: Callable[[str], Path], made: Path) -> None:
@@ -216,6 +235,9 @@ def test_mistrals_own_layout_is_read(consolidated: tuple[Path, PreTrainedModel])
     tokenizer = AutoTokenizer.from_pretrained(offload.open_folder(path).path)
     assert tokenizer("the the")["input_ids"] == [1, 257 + 30, 258 + 30]
     assert tokenizer.decode([257 + 30, 258 + 30, ord("!") + 30]) == "the the!"
+    (path / "consolidated.safetensors").rename(path.parent / "blob")  # as the Hub's cache keeps it
+    (path / "consolidated.safetensors").symlink_to(path.parent / "blob")
+    assert torch.equal(logits_of(offload.load(path, "disk"), PROMPT), logits_of(truth, PROMPT))
 
 
 def test_merges_of_a_tekken_file_are_what_merging_by_rank_leaves() -> None:

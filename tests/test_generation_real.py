@@ -15,7 +15,7 @@ from specexec.engine.engine import Engine
 from specexec.sampling.model_defaults import defaults_of
 from tests import real
 
-LENGTH = 16
+LENGTH = 12
 WISHES: list[dict[str, object]] = [
     {},
     {"repetition_penalty": 1.2, "no_repeat_ngram_size": 3},

@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import struct
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from gguf import GGUFReader
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 import offload
@@ -96,8 +98,17 @@ def test_a_file_computes_what_its_dequantised_weights_compute(kind: Kind, tmp_pa
         assert torch.equal(logits_of(offload.load(file, tier, dtype="f32"), PROMPT), expected), tier
 
 
-def test_a_real_file_writes_the_text_that_transformers_writes() -> None:
+@cache
+def reader_of(file: Path) -> GGUFReader:
+    """gguf-py's reader of a file, made once: it takes seconds for the words of a real vocabulary."""
+    return GGUFReader(file)
+
+
+def test_a_real_file_writes_the_text_that_transformers_writes(monkeypatch: pytest.MonkeyPatch) -> None:
     file = real.gguf()
+    # transformers reads a file anew for its config, its weights and its tokenizer, and makes all names for each module.
+    monkeypatch.setattr(gguf, "GGUFReader", lambda path: reader_of(Path(path)))
+    monkeypatch.setattr(gguf, "get_tensor_name_map", cache(gguf.get_tensor_name_map))
     options = {"quantization_config": GgufConfig(dequantize=True), "dtype": torch.float32}
     theirs = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, **options)
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
@@ -113,7 +124,7 @@ def test_a_real_file_writes_the_text_that_transformers_writes() -> None:
 
 def test_headers_are_read_as_gguf_py_reads_them() -> None:
     file = real.gguf()
-    theirs = gguf.GGUFReader(file)
+    theirs = reader_of(file)
     lists = ("tokenizer.ggml.tokens", "tokenizer.ggml.merges")
     ours = read_gguf(file, lists)
     assert [(one.name, one.data_offset, one.n_bytes) for one in theirs.tensors] == [
@@ -272,6 +283,17 @@ def test_a_damaged_header_is_refused_and_never_more(made: Path, tmp_path: Path) 
         except OffloadError:
             refused += 1
     assert refused
+
+
+def test_a_count_of_blocks_is_compared_with_those_that_are_there(made: Path, tmp_path: Path) -> None:
+    """Nothing is made that is as long as the header claims."""
+    content = (made / "tiny.gguf").read_bytes()
+    field = b"llama.block_count" + struct.pack("<I", 4)
+    assert content.count(field + struct.pack("<I", 4)) == 1
+    huge = content.replace(field + struct.pack("<I", 4), field + struct.pack("<I", (1 << 31) - 1))
+    (tmp_path / "huge.gguf").write_bytes(huge)
+    with pytest.raises(CorruptShard, match=r"block_count is 2147483647, and there are tensors of 4 blocks"):
+        open_folder(tmp_path / "huge.gguf")
 
 
 def test_files_of_other_programs_are_listed_by_their_names(made: Path, tmp_path: Path) -> None:

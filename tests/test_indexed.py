@@ -30,7 +30,7 @@ from tests.zoo import tiny_of
 
 FAMILIES = ["deepseek_v32", "glm_moe_dsa", "axk2", "hy_v4", "minimax_m3_vl_text", "deepseek_v4"]
 PROMPTS = [prompt(length, seed=length, most=200) for length in (3, 40, 90)]
-COUNT = 16
+COUNT = 12
 
 
 @dataclass

@@ -66,7 +66,7 @@ def ways_out(sequence: Sequence, submitted: TokenTree) -> list[int]:
 
 
 @given(st.integers(0, 10_000), st.integers(1, 24))
-@settings(max_examples=40)
+@settings(max_examples=20)
 def test_the_next_tree_below_a_likely_exit_is_the_one_that_would_have_been_grown_after_it(
     seed: int, nodes: int
 ) -> None:

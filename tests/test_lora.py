@@ -181,7 +181,7 @@ def test_on_a_device_the_sum_is_made_there(whole: Path, one: Path, monkeypatch: 
 
 
 REFUSED: list[tuple[dict[str, Json], str]] = [
-    ({"peft_type": "IA3"}, "an adapter of the kind IA3, not LoRA"),
+    ({"peft_type": "IA3"}, "an adapter whose peft_type is IA3, not LoRA"),
     ({"use_dora": True}, "trained with use_dora = true"),
     ({"fan_in_fan_out": True}, "fan_in_fan_out = true"),
     ({"target_parameters": ["mlp.experts.down_proj"]}, "target_parameters = "),
@@ -220,6 +220,15 @@ def test_an_adapter_of_another_model_is_refused_by_name(
     adapter(tmp_path, shapes, more=more)
     with pytest.raises(UnsupportedModel, match=says):
         offload.load(whole, adapters=[str(tmp_path)])
+
+
+def test_headers_alone_tell_that_an_adapter_is_of_another_model(whole: Path, tmp_path: Path) -> None:
+    shapes = {"layers.0.self_attn.q_proj": (64, 63), "layers.9.self_attn.q_proj": (64, 64)}
+    says = (r"\[64, 63\], which the model has as \[64, 64\]", "of a layer that the model does not have")
+    for (module, shape), words in zip(shapes.items(), says, strict=True):
+        adapter(tmp_path, {f"model.{module}": shape})
+        with pytest.raises(UnsupportedModel, match=words):
+            with_adapters(open_folder(whole), [str(tmp_path)])
 
 
 def test_a_head_that_is_tied_is_refused(tmp_path: Path) -> None:

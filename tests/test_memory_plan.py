@@ -16,6 +16,7 @@ import offload
 import specexec
 from cli.models.outlook import row_of
 from offload import Free, OffloadError, need_of, open_folder, place, with_head
+from offload.checkpoint import headers
 from offload.hub.names import demo_folder, user_file
 from offload.machine.speeds import Arithmetic
 from offload.placement.forecast import Ceilings
@@ -26,6 +27,7 @@ from specexec.compose import drafter_factory, load
 from specexec.compose.load_options import ALLOWED, LoadOptions
 from specexec.compose.memory_plan import LoadRequest
 from specexec.drafters.registry import check_models, parse
+from specexec.errors import BadDrafter
 from specexec.model.architecture import context_for
 
 SETTINGS = 200
@@ -99,6 +101,7 @@ def setting(chance: Random, models: dict[str, Path]) -> tuple[str, LoadOptions, 
         drafter=drafter,
         draft_vocab=chance.choice([None, 1000, 4000]) if drafts else None,
         draft_window=chance.choice([None, 256, 4096]) if drafts else None,
+        drafter_device=chance.choice(ALLOWED["drafter_device"]) if drafts else "auto",  # type: ignore[arg-type]
         drafter_quant=chance.choice(["none", "nf4", "hqq4"]) if drafts else "none",
         head_quant=chance.choice(ALLOWED["head_quant"]),  # type: ignore[arg-type]  # of the few that it may be
         offload=chance.choice(ALLOWED["offload"]),  # type: ignore[arg-type]
@@ -155,6 +158,7 @@ def asked_for(
 def test_plan_promises_what_load_asks_for_to_the_byte(models: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     chance, placed = Random(21), 0
     monkeypatch.setattr(load, "encoding_in", cache(load.encoding_in))
+    monkeypatch.setattr(headers, "read_header", cache(headers.read_header))
     monkeypatch.setattr(drafter_factory, "encoding_in", load.encoding_in)
     for number in range(SETTINGS):
         model, options, free = setting(chance, models)
@@ -172,3 +176,20 @@ def test_plan_promises_what_load_asks_for_to_the_byte(models: dict[str, Path], m
         else:
             assert str(plan_found) == str(load_found), (number, options)
     assert 0.3 * SETTINGS < placed < 0.95 * SETTINGS, "some fit, some do not"
+
+
+def test_a_drafter_on_the_cpu_takes_ram_and_none_of_the_gpu(models: dict[str, Path]) -> None:
+    options = LoadOptions(drafter=str(models["1b"]), ctx=4096, budget=32, device="cuda")
+    model, free = str(models["8b"]), Free(64 * GiB, 8 * GiB)
+    apart, placed = promised(model, replace(options, drafter_device="cpu"), free)
+    all_there, _ = promised(model, replace(options, device="cpu"), replace(free, vram_B=None))
+    assert apart.beside_B["drafter"] == 0
+    assert apart.beside_ram_B["drafter"] == all_there.beside_B["drafter"]
+    assert isinstance(placed, Placement)
+    assert placed.host_parts_B["drafter"] == apart.beside_ram_B["drafter"]
+    assert "drafter" not in placed.device_parts_B
+
+
+def test_a_device_for_a_drafter_that_is_none_is_refused() -> None:
+    with pytest.raises(BadDrafter, match="--drafter-device"):
+        specexec.load(drafter="ngram", drafter_device="cpu")

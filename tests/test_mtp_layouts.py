@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedModel
+from torch.nn.functional import rms_norm
+from transformers import DeepseekV3Config, DeepseekV3Model, PreTrainedConfig, PreTrainedModel
 
 import offload
 from offload.checkpoint.headers import open_folder
@@ -219,12 +220,63 @@ def test_its_logits_are_what_its_equations_say(name: str, tmp_path: Path) -> Non
     assert held_B <= offload.mtp_B(folder, 4) <= held_B + 64 * 40
 
 
+def test_longcats_layer_is_one_of_deepseek_whose_inner_norms_are_scaled(tmp_path: Path) -> None:
+    """As vLLM and SGLang compute it: a dense layer that attends once, beside a model whose layers attend twice."""
+    folder, text = tmp_path / "model", prompt(23, 3, MOST)
+    model = tiny_of("longcat_flash", folder)
+    ours, hidden = model.config, int(model.config.hidden_size)
+    same = (
+        "vocab_size", "hidden_size", "num_attention_heads", "num_key_value_heads", "q_lora_rank", "kv_lora_rank",
+        "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "rms_norm_eps", "max_position_embeddings",
+        "rope_parameters",
+    )  # fmt: skip
+    config = DeepseekV3Config(
+        **{name: getattr(ours, name) for name in same}, intermediate_size=ours.ffn_hidden_size,
+        num_hidden_layers=1, first_k_dense_replace=1, pad_token_id=0,
+    )  # fmt: skip
+    layer = DeepseekV3Model(config).eval()
+    layer.set_attn_implementation("eager")
+    redraw(layer, 9)
+    drawn = torch.Generator().manual_seed(3)
+    around = {name: 1.0 + 0.1 * torch.randn(hidden, generator=drawn) for name in ("enorm.m", "hnorm.m")}
+    around["eh_proj"] = torch.randn(hidden, 2 * hidden, generator=drawn) / (2 * hidden) ** 0.5
+    start = "model.mtp.layers.0."
+    own = {f"{start}{name}.weight": one for name, one in around.items()}
+    for name, one in layer.state_dict().items():
+        name = name.replace("layers.0.mlp.", "layers.0.transformer_layer.mlp.")
+        own[f"model.mtp.{name}"] = one.clone()
+    save_file(load_file(folder / "model.safetensors") | own, folder / "model.safetensors", {"format": "pt"})
+    with torch.no_grad():
+        for norm, rank in (("q_a_layernorm", ours.q_lora_rank), ("kv_a_layernorm", ours.kv_lora_rank)):
+            layer.get_parameter(f"layers.0.self_attn.{norm}.weight").mul_((hidden / rank) ** 0.5)
+        hidden_RH = model.model(torch.tensor([text[:-1]])).last_hidden_state[0]
+        both = zip(
+            (model.get_input_embeddings()(torch.tensor(text[1:])), hidden_RH), ("enorm.m", "hnorm.m"), strict=True
+        )
+        normed = [rms_norm(rows, (hidden,), around[name], ours.rms_norm_eps) for rows, name in both]
+        mixed_RH = torch.cat(normed, -1) @ around["eh_proj"].T
+        wanted_RV = layer(inputs_embeds=mixed_RH[None]).last_hidden_state[0] @ model.lm_head.weight.T
+    target = TreeLM(offload.load(folder, "none", dtype="f32"))
+    brought = load_mtp_layer(open_folder(folder), torch.device("cpu"), torch.float32)
+    lm = mtp_lm(target, brought)
+    (found_RH,) = lm.forward([replace(Rows.text(KVCache(), text[1:]), features_RF=hidden_RH)])
+    assert (lm.head(found_RH) - wanted_RV).abs().max() < 2e-4
+    sampling, vocabulary = SamplingParams(temperature=0.8, seed=1, max_tokens=12), target.vocabulary
+    drafter = HeadDrafter(lm, HeadFeatures(lm, read_states(target, brought)), vocabulary)
+    plain, drafted = (
+        write(target, one, [prompt(9, 1, MOST)], sampling, budget, vocabulary=vocabulary)[0].answer
+        for one, budget in ((NoDrafter(), 0), (drafter, 12))
+    )
+    assert drafted == plain
+    pack(plan(open_folder(folder), "none"), tmp_path / "packed")
+    assert open_folder(tmp_path / "packed").mtp.keys() == own.keys()
+
+
 def test_a_layer_that_is_stored_in_another_way_is_refused_by_name(tmp_path: Path) -> None:
-    """LongCat-Flash's: a dense layer that attends once, beside a model whose layers attend twice."""
     tiny("qwen2", tmp_path)
-    start, one = "model.mtp.layers.0.", torch.zeros(4)
-    names = ("eh_proj", "enorm.m", "hnorm.m", "self_attn.o_proj", "transformer_layer.mlp.up_proj")
-    own = {f"{start}{name}.weight": one.clone() for name in names} | {"model.mtp.norm.weight": one}
+    start, one = "mtp.layers.0.", torch.zeros(4)
+    names = ("input_proj", "embed_norm", "hidden_norm", "chain_norm", "transformer_block.self_attn.o_proj")
+    own = {f"{start}{name}.weight": one.clone() for name in names}
     save_file(load_file(tmp_path / "model.safetensors") | own, tmp_path / "model.safetensors", {"format": "pt"})
     folder = open_folder(tmp_path)
     assert folder.mtp.keys() == own.keys()

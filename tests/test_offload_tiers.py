@@ -46,10 +46,10 @@ def test_any_mix_of_tiers_gives_the_same_bits(folder: Path, dtype: str, monkeypa
     resident = offload.load(folder, "none", dtype=dtype)
     expected, text = logits_of(resident, PROMPT), greedy(resident, PROMPT, 6)
     chance = random.Random(0)
-    for _ in range(12):
+    for _ in range(6):
         tiers = [chance.choice(TIERS) for _ in range(LAYERS)]
         model = load_as(folder, tiers, monkeypatch, dtype)
-        assert all(torch.equal(logits_of(model, PROMPT), expected) for _ in range(3)), tiers
+        assert all(torch.equal(logits_of(model, PROMPT), expected) for _ in range(2)), tiers
         assert torch.equal(greedy(model, PROMPT, 6), text), tiers
         offload.stream_of(model).close()
 

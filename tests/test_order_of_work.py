@@ -117,6 +117,35 @@ def test_a_model_writes_the_same_text_on_a_device_whose_copies_are_late(
     assert simulator.races == []
 
 
+@pytest.mark.parametrize("penalty", [0.0, 0.7])
+def test_a_drafter_on_the_cpu_guesses_for_a_target_elsewhere_as_it_would_beside_it(
+    models: dict[str, Path], penalty: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The drafter is the target itself: with the same noise and the same penalties it is accepted whole."""
+    monkeypatch.setattr(load, "free_memory", lambda device, *_: Free(8 * GiB, None if device == "cpu" else 8 * GiB))
+    sampling = SamplingParams(max_tokens=8, temperature=0.9, seed=3, presence_penalty=penalty, top_p=0.9)
+    cpu, found = torch.device("cpu"), list[tuple[list[int], int]]()
+
+    def run(device: torch.device) -> None:
+        with loaded(models["dense"], "ram", device) as target, loaded(models["dense"], "none", cpu) as drafter:
+            decoder = Decoder(target, SiblingDrafter(drafter, VOCABULARY), BestFirst(), 4, overlap=True)
+            noise, text = Noise(3, VOCABULARY, device), TextStream(spell, ())
+            sequence = start(prompt(8), sampling, noise, text, frozenset(), 512)
+            decoder.join(sequence)
+            sweeps = 0
+            while decoder.live:
+                decoder.step()
+                sweeps += 1
+            found.append((sequence.answer, sweeps))
+
+    run(cpu)
+    with Simulator(seed=1, late=True) as simulator:
+        run(DEVICE)
+    assert simulator.races == []
+    assert found[0] == found[1]
+    assert found[0][1] < 6
+
+
 def test_a_sweep_can_be_cancelled_at_any_layer_while_copies_are_on_their_way(
     models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

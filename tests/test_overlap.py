@@ -147,6 +147,18 @@ def test_guessing_ahead_takes_no_more_than_the_idle_seconds_of_a_sweep_that_is_m
     assert all(spent_s > 0.08 for spent_s in ahead_s) if guesses else not any(ahead_s)
 
 
+def test_a_drafter_on_another_device_may_guess_for_as_long_as_the_sweep_takes() -> None:
+    """Beside the target only for as long as that waits for weights: none of a sweep that computes all the time."""
+    found = []
+    for apart in (False, True):
+        cost = CostModel(apart=apart)
+        for rows in (1, 4):
+            cost.learn_sweep(rows, seconds=1 + 0.2 * rows, waited_s=0.0)
+        found.append(cost.idle_s(4))
+    assert found[0] <= 0.0
+    assert found[1] == pytest.approx(1.8)
+
+
 def test_hits_and_hidden_drafting_are_reported(tmp_path: Path) -> None:
     knowing = Run(tmp_path / "a", draft_seed=0, overlap=True)
     *going_on, (end, _) = knowing.bursts()

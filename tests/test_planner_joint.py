@@ -82,7 +82,7 @@ def test_no_node_that_was_left_out_has_more_reach_than_one_that_was_kept() -> No
     st.one_of(st.integers(0, 60), st.just("auto")),
     st.integers(0, 90),
 )
-@settings(max_examples=60)
+@settings(max_examples=25)
 def test_no_text_is_given_more_guesses_than_memory_holds(
     sure: list[float], budget: int | Literal["auto"], most: int
 ) -> None:

@@ -83,6 +83,13 @@ def torchao(name: str, weight: torch.Tensor) -> Stored:
     return {f"{name}._weight_{role}": tensor for role, tensor in named.items()}
 
 
+def torchao_int4(name: str, weight: torch.Tensor) -> Stored:
+    O, I = weight.shape
+    grid = scales(I // GROUP, O).bfloat16()
+    named = {"qdata": words(O, I // 8).view(torch.int8), "scale": grid, "zero_point": grid.flip(0)}
+    return {f"{name}._weight_{role}": tensor for role, tensor in named.items()}
+
+
 def hqq(name: str, weight: torch.Tensor) -> Stored:
     O, I = weight.shape
     groups = O * I // GROUP
@@ -103,6 +110,10 @@ FORMATS: dict[str, tuple[dict[str, Json], Callable[[str, torch.Tensor], Stored]]
     "modelopt": ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, nvfp4),
     "mlx": ({"quant_method": "MLX", "bits": 4, "group_size": GROUP}, mlx),
     "torchao": ({"quant_method": "torchao"}, torchao),
+    "torchao_int4": (
+        {"quant_method": "torchao", "quant_type": {"default": {"_type": "Int4WeightOnlyConfig"}}},
+        torchao_int4,
+    ),
     "hqq": ({"quant_method": "hqq"}, hqq),
 }
 
@@ -203,12 +214,32 @@ def test_what_cannot_be_undone_is_refused_by_name(config: dict[str, Json], says:
     assert "16-bit" in str(refusal.value.hint)
 
 
-def test_torchaos_packed_words_are_refused_by_name(tmp_path: Path) -> None:
-    codes = words(32, 8).view(torch.int8)  # Int4Tensor
-    grid = scales(2, 32).bfloat16()
-    stored = {"x._weight_qdata": codes, "x._weight_scale": grid, "x._weight_zero_point": grid}
-    folder(tmp_path, {"quant_method": "torchao"}, stored)
+@pytest.mark.parametrize(
+    ("tensors", "says"),
+    [
+        ({"qdata": words(4, 1, 32, 4), "scale_and_zero": scales(8, 32, 2).bfloat16()}, "scale_and_zero BF16"),
+        ({"qdata": words(32, 8), "scale": scales(2, 32), "zero_point": words(1, 16).view(torch.int8)}, "qdata I32"),
+        ({"qdata": words(2, 8, 8).view(torch.int8), "scale": scales(2, 2, 8), "zero_point": scales(2, 2, 8)}, "qdata"),
+    ],
+    ids=["Int4TilePackedTo4dTensor", "Int4PlainInt32Tensor", "experts"],
+)
+def test_torchaos_other_layouts_of_four_bits_are_refused_by_name(tensors: Stored, says: str, tmp_path: Path) -> None:
+    folder(tmp_path, FORMATS["torchao_int4"][0], {f"x._weight_{role}": one for role, one in tensors.items()})
+    with pytest.raises(UnsupportedModel, match=rf"'x\.weight' is in a layout of torchao .*{says}") as refusal:
+        fold(open_folder(tmp_path))
+    assert "Int4Tensor (int4_packing_format 'plain')" in str(refusal.value.why)
+
+
+def test_torchaos_floats_that_are_added_are_read_where_config_json_names_their_config(tmp_path: Path) -> None:
+    """The same shapes could be those of integers in bytes with zero points in floats."""
+    folder(tmp_path, {"quant_method": "torchao"}, torchao_int4("x", torch.zeros(32, 64)))
     with pytest.raises(UnsupportedModel, match=r"'x.weight' is in a layout of torchao .*zero_point BF16 \[2, 32\]"):
+        fold(open_folder(tmp_path))
+
+
+def test_torchaos_stacks_of_experts_are_refused_by_name(tmp_path: Path) -> None:
+    folder(tmp_path, FORMATS["torchao_int4"][0], {"mlp.experts._gate_up_proj_qdata": words(2, 4, 4)})
+    with pytest.raises(UnsupportedModel, match=r"'mlp\.experts\._gate_up_proj_qdata' is part"):
         fold(open_folder(tmp_path))
 
 

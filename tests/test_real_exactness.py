@@ -24,13 +24,14 @@ ASKED = [
     json.loads(line)["prompt"]
     for line in (Path(__file__).parent.parent / "scripts" / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
 ]
+LENGTH = 24
 SAMPLINGS = (
-    SamplingParams(temperature=0.0, max_tokens=6),
-    SamplingParams(temperature=0.7, seed=1, max_tokens=6),
-    SamplingParams(temperature=1.2, seed=2, max_tokens=6, top_p=0.9),
-    SamplingParams(temperature=1.2, seed=3, max_tokens=6, top_k=30, min_p=0.02),
+    SamplingParams(temperature=0.0, max_tokens=4),
+    SamplingParams(temperature=0.7, seed=1, max_tokens=4),
+    SamplingParams(temperature=1.2, seed=2, max_tokens=4, top_p=0.9),
+    SamplingParams(temperature=1.2, seed=3, max_tokens=4, top_k=30, min_p=0.02),
     SamplingParams(
-        temperature=0.7, seed=4, max_tokens=6, repetition_penalty=1.2, presence_penalty=0.4, frequency_penalty=0.3
+        temperature=0.7, seed=4, max_tokens=4, repetition_penalty=1.2, presence_penalty=0.4, frequency_penalty=0.3
     ),
 )
 
@@ -55,23 +56,23 @@ def plain() -> list[tuple[int, ...]]:
 
 
 def test_greedy_is_what_transformers_generates() -> None:
-    """Twenty questions through the chat template, sixty tokens each."""
+    """Twelve questions through the chat template, 24 tokens each; scripts/compare_real.py asks more, and longer."""
     with load("none", "none") as llm:
-        prompts = asked(llm, ASKED[:20])
+        prompts = asked(llm, ASKED[:12])
         llm.budget = 0  # trees are compared below: here it is the many rows that would take the time
-        sampling = [SamplingParams(temperature=0.0, max_tokens=60)] * len(prompts)
+        sampling = [SamplingParams(temperature=0.0, max_tokens=LENGTH)] * len(prompts)
         texts = {one.index: one for one in llm.generate_many(prompts, sampling)}
     model = AutoModelForCausalLM.from_pretrained(real.model(), dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(real.model(), padding_side="left")
     padded = tokenizer.pad({"input_ids": prompts}, return_tensors="pt")
     generate: Callable[..., torch.Tensor] = getattr(model, "generate")  # noqa: B009 - its own annotations refuse it
     with torch.no_grad():
-        whole = generate(**padded, max_new_tokens=60, do_sample=False)
+        whole = generate(**padded, max_new_tokens=LENGTH, do_sample=False)
     for index, tokens in enumerate(whole[:, padded["input_ids"].shape[1] :].tolist()):
         one = texts[index]
         assert isinstance(one, Completion)
         assert tokens[: len(one.tokens)] == list(one.tokens), ASKED[index]
-        assert len(one.tokens) == 60 or one.tokens[-1] == tokenizer.eos_token_id
+        assert len(one.tokens) == LENGTH or one.tokens[-1] == tokenizer.eos_token_id
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from scipy import optimize, stats
 from specexec.evaluation import verification_rules as rules
 from specexec.evaluation.rule_runner import NAMES, RuleRunner
 from specexec.evaluation.verification_rules import (
+    LOSSY,
     RULES,
     Coins,
     Found,
@@ -166,6 +167,31 @@ def test_ratios_on_fixed_children_are_caught_and_refused() -> None:
             else:
                 with pytest.raises(WrongOffer, match="is exact for"):
                     rule(TARGET(()), offer, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("name", LOSSY)
+def test_lossy_rules_accept_more_and_change_the_distribution(name: str) -> None:
+    assert by_tree(*LOSSY[name]) < 1e-6
+    offering, rule = LOSSY[name]
+    q_V, coins = DRAFT(()), np.random.default_rng(0)
+    walked = [rules.walking(TARGET(()), rules.fixed(q_V, 2), coins) in rules.fixed(q_V, 2).tokens for _ in range(300)]
+    judged = [rule(TARGET(()), offering(q_V, 2, coins), coins) in rules.fixed(q_V, 2).tokens for _ in range(300)]
+    assert sum(judged) > sum(walked)
+
+
+@pytest.mark.parametrize(
+    ("rule", "child", "taken"),
+    [  # the threshold of typical acceptance is 0.09 where the rest is sure, 0.3 exp(-ln 50) = 0.006 where it is flat
+        (rules.typical, 0.1, True), (rules.typical, 0.08, False),
+        (rules.relaxed, 0.25, True), (rules.relaxed, 0.15, False),
+    ],
+)  # fmt: skip
+def test_the_thresholds_are_those_that_are_named(rule: Rule, child: float, taken: bool) -> None:
+    p_V, coins = np.array([child, 1 - child]), np.random.default_rng(1)
+    found = {rule(p_V, Offer((0,), Found.FIXED, np.zeros((0, 2))), coins) for _ in range(60)}
+    assert (found == {0}) is taken
+    flat_V = np.full(50, 0.02)
+    assert rules.typical(flat_V, Offer((7,), Found.FIXED, np.zeros((0, 50))), coins) == 7
 
 
 def test_trimming_to_the_best_nodes_is_caught() -> None:

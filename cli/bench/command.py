@@ -32,8 +32,9 @@ from specexec.sampling.params import SamplingParams
 log = logging.getLogger(__name__)
 
 BUDGETS = ("8", "32", "128")
+LOSSY = ["typical", "relaxed"]  # they change the distribution of the text
 PLANNER = click.Choice(["best", "reference", "beam", "sequoia"])
-RULES = ["walk", "multi-step", "multi-step-distinct", "greedy", "block"]
+RULES = ["walk", "multi-step", "multi-step-distinct", "greedy", "block", *LOSSY]
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -115,7 +116,8 @@ def bench(
     absolute speeds belong to this machine on this day. The toy's speeds mean nothing; its tokens per sweep do. Nothing
     is remembered from earlier runs or from prompt to prompt, nor kept, but for the speeds of plain decoding and of each
     drafter under --budgets auto: from then on --drafter auto knows them. --rules adds rows that write by other rules of
-    verification, over trees of one fixed shape: their texts depend on the tree, so nothing else uses them.
+    verification, over trees of one fixed shape: their texts depend on the tree, so nothing else uses them; typical and
+    relaxed accept what the model finds likely enough, and so write other texts than it would.
 
     \b
       specexec bench --budgets 8,32,128 --temperatures 0,0.8
@@ -150,7 +152,7 @@ def bench(
                 rows += measure(llm, drafter, shape, prompts, sizes, sampling, repeat, screen)
                 if rules and sampling.temperature:
                     plain = rows[-len(sizes)]
-                    rows += measure_rules(llm, prompts, rules, plain, gen, screen)
+                    rows += measure_rules(llm, prompts, rules, plain, gen, screen, LOSSY)
             rows[begun:] = [replace(row, facts=facts) for row in rows[begun:]]
             _keep_speed(options, llm.sources, rows[begun:])
     echo(FORMATS["json" if as_json else form](rows), nl=False)

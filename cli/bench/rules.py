@@ -25,8 +25,12 @@ def measure_rules(
     plain: Row,
     tokens: int,
     screen: Screen,
+    lossy: Sequence[str] = (),
 ) -> list[Row]:
-    """A row for each rule, at the temperature of the plain row; texts are measured and discarded."""
+    """A row for each rule, at the temperature of the plain row; texts are measured and discarded.
+
+    Those in `lossy` change the distribution of the text, and their rows say so.
+    """
     from specexec.evaluation.rule_runner import RuleRunner
 
     target, draft = two_models(llm)
@@ -36,7 +40,9 @@ def measure_rules(
         runners = [RuleRunner(target, draft, rule, plain.temperature, seed) for seed in range(len(prompts))]
         for runner, prompt in zip(runners, prompts, strict=True):
             runner.write(llm.encode(prompt), tokens)
-        rows.append(_row(llm, rule, [runner.tally for runner in runners], plain))
+        rows.append(
+            _row(llm, f"{rule} (LOSSY)" if rule in lossy else rule, [runner.tally for runner in runners], plain)
+        )
     return rows
 
 

@@ -8,7 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 
-UNUSED = ("hqq", "scipy")  # where installed, transformers imports them: torch's compiler, solvers for training
+UNUSED = (
+    "hqq",
+    "scipy",
+    "trio",
+)  # imported where installed: for torch's compiler, solvers for training, another event loop
 
 
 @cache

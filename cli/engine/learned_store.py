@@ -188,6 +188,7 @@ def _place(engine: Engine, options: EngineOptions) -> str:
     head: list[str] = [] if options.load.head_quant == "none" else [options.load.head_quant]
     head += [] if options.load.compute == "float" else [f"in {options.load.compute}"]
     head += [f"KV in {options.load.kv_quant}"] if options.load.kv_quant else []
+    head += [f"drafts on {options.load.drafter_device}"] if options.load.drafter_device != "auto" else []
     placed = (engine.device, engine.placement, options.load.dtype, f"{options.load.link_limit_Bps}", *head)
     return f"{PLACES}{_digest(_here(), *placed).tobytes().hex()}/"
 

@@ -24,7 +24,7 @@ from offload.errors import ModelNotFound, OffloadError, UnsupportedModel
 from offload.hub import cleanup as leftovers
 from offload.hub import hub, names
 from offload.hub import local_models as local
-from offload.hub.other_apps import models_of_apps
+from offload.hub.other_apps import AppModel, models_of_apps
 from offload.machine.folders import typed_path
 from specexec.compose.head_folders import as_model, head_in_words
 
@@ -65,6 +65,7 @@ class Known:
             "layers": here.layers,
             "size_B": here.size_B,
             "format": here.format,
+            "bits_per_weight": here.bits_per_weight,
             "pack": here.pack,
             "loads_in_transformers": here.loads_in_transformers,
             "head": here.head,
@@ -83,9 +84,12 @@ def known_models() -> list[Known]:
     found += [
         Known(r, r, names.drafter_of(r) or "none", path) for r, path in others.items() if path.resolve() not in taken
     ]
+    return found + [Known(str(one.file), f"{one.app}: {one.name}", "none", one.file) for one in _of_apps()]
+
+
+def _of_apps() -> list[AppModel]:
     ollama = os.environ.get("OLLAMA_MODELS")
-    apps = models_of_apps(Path.home(), Path(ollama) if ollama else None)
-    return found + [Known(str(one.file), f"{one.app}: {one.name}", "none", one.file) for one in apps]
+    return models_of_apps(Path.home(), Path(ollama) if ollama else None)
 
 
 @click.group(invoke_without_command=True)
@@ -249,7 +253,9 @@ def _find(name: str) -> Known:
         return Known(name, aliases[name].target, aliases[name].drafter or "none", _here(name))
     path = typed_path(name)
     if path.exists():
-        return Known(name, str(path), "none", path)
+        of_apps = (one for one in _of_apps() if one.file.resolve() == path.resolve())
+        target = next((f"{one.app}: {one.name}" for one in of_apps), str(path))
+        return Known(name, target, "none", path)
     if names.hub_name(name):
         return Known(name, name, names.drafter_of(name) or "none", _here(name))
     near = get_close_matches(name, [names.DEMO, *aliases], n=2, cutoff=0.4)

@@ -16,12 +16,12 @@ from cli.models.gpu_cards import Card, card, link_of
 from cli.shared.conditions import conditions
 from cli.shared.control_codes import echo
 from cli.shared.help_sections import SectionedCommand
-from cli.shared.options import BUDGET, COUNT, DRAFT_BITS, SIZE, SPEED, IntOrAuto, trust_option
+from cli.shared.options import BUDGET, COUNT, DRAFT_BITS, DRAFTS_ON, SIZE, SPEED, IntOrAuto, trust_option
 from cli.shared.quantities import exact_size, format_bytes
 from cli.shared.verbosity import json_option, verbosity_options
 from cli.terminal.table import table
 from offload.hub.names import DEMO, known
-from specexec.compose.load_options import KV_QUANT, LoadOptions
+from specexec.compose.load_options import KV_QUANT, DraftsOn, LoadOptions
 from specexec.drafters.registry import check_models, parse
 from specexec.model.architecture import context_for
 
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
 # What `chat` does unasked, too.
 USUAL: dict[str, int | str | None] = {
-    "ctx": None, "budget": "auto", "drafter": "auto", "drafter-quant": "none", "draft-window": None,
-    "compute": "float", "kv-quant": None, "kv": "ram",
+    "ctx": None, "budget": "auto", "drafter": "auto", "drafter-device": "auto", "drafter-quant": "none",
+    "draft-window": None, "compute": "float", "kv-quant": None, "kv": "ram",
 }  # fmt: skip
 REACHED = 0.6  # of what is sold
 
@@ -58,6 +58,7 @@ REACHED = 0.6  # of what is sold
     "-d", "--drafter", metavar="NAME", default=USUAL["drafter"], help="Drafters to make room for; auto: the paired one."
 )
 @click.option("--drafter-quant", type=DRAFT_BITS, default=USUAL["drafter-quant"], help="Bits of the drafter's layers.")
+@click.option("--drafter-device", type=DRAFTS_ON, default=USUAL["drafter-device"], help="Where drafter models compute.")
 @click.option("--draft-window", type=COUNT, show_default="all", help="Last tokens a drafter sees, such as 4k.")
 @click.option("--lora", multiple=True, metavar="FOLDER[:SCALE]", help="A LoRA adapter to make room for.")
 @click.option("--drafter-lora", multiple=True, metavar="FOLDER[:SCALE]", help="The same of a drafter model.")
@@ -72,9 +73,9 @@ REACHED = 0.6  # of what is sold
 @verbosity_options
 def plan(
     model: str, gpu: str | None, link: float | None, disk: float | None, ram: int | None, vram: int | None,
-    ctx: int | None, budget: IntOrAuto, drafter: str, drafter_quant: FewBits, head_quant: FourBits, compute: Compute,
-    kv_quant: KVQuant | None, kv: KVHome, draft_window: int | None, lora: tuple[str, ...],
-    drafter_lora: tuple[str, ...], every: bool, offline: bool,
+    ctx: int | None, budget: IntOrAuto, drafter: str, drafter_device: DraftsOn, drafter_quant: FewBits,
+    head_quant: FourBits, compute: Compute, kv_quant: KVQuant | None, kv: KVHome, draft_window: int | None,
+    lora: tuple[str, ...], drafter_lora: tuple[str, ...], every: bool, offline: bool,
     trust_remote_code: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Say what of MODEL would live where, how long a sweep takes, and the command to type.
@@ -113,7 +114,8 @@ def plan(
     longest = folder.config.get("max_position_embeddings")
     context = context_for(ctx, longest if isinstance(longest, int) else 2**31 - 1)
     options = LoadOptions(
-        drafter, lora=lora, drafter_lora=drafter_lora, drafter_quant=drafter_quant, draft_window=draft_window,
+        drafter, lora=lora, drafter_lora=drafter_lora, drafter_device=drafter_device, drafter_quant=drafter_quant,
+        draft_window=draft_window,
         head_quant=head_quant, compute=compute, kv_quant=kv_quant, kv=kv, budget=budget, ctx=ctx,
     )  # fmt: skip
     request = LoadRequest.of(
@@ -121,14 +123,16 @@ def plan(
     )
     rows = outlook(request, guests, here.free, speeds, every)
     chosen = best(rows)
-    kept = {"ctx": ctx, "budget": budget, "drafter": drafter, "drafter-quant": drafter_quant,
-            "draft-window": draft_window, "compute": compute, "kv-quant": kv_quant, "kv": kv}  # fmt: skip
+    kept = {"ctx": ctx, "budget": budget, "drafter": drafter, "drafter-device": drafter_device,
+            "drafter-quant": drafter_quant, "draft-window": draft_window, "compute": compute,
+            "kv-quant": kv_quant, "kv": kv}  # fmt: skip
     adapters = {"lora": lora, "drafter-lora": drafter_lora}
     typed = [] if chosen is None else commands_for(model, chosen, ram, vram, kept, trust_remote_code, adapters)
     answer = _Answer(model, folder, here, speeds, rows, chosen, typed)
     if as_json:
         asked = {"gpu": gpu, "link": link, "disk": disk, "ram": ram, "vram": vram, "ctx": ctx, "budget": budget,
-                 "drafter": drafter, "drafter_quant": drafter_quant, "draft_window": draft_window,
+                 "drafter": drafter, "drafter_device": drafter_device,
+                 "drafter_quant": drafter_quant, "draft_window": draft_window,
                  "head_quant": head_quant, "compute": compute, "kv_quant": kv_quant, "kv": kv, "lora": lora,
                  "drafter_lora": drafter_lora, "all": every,
                  "offline": offline, "trust_remote_code": trust_remote_code}  # fmt: skip
@@ -215,15 +219,17 @@ class _Answer:
 
     def page(self) -> list[str]:
         """Lines for people."""
+        from offload.hub.local_models import bits_per_weight, format_of
         from offload.units import size
 
         here, speeds, rows, chosen = self.here, self.speeds, self.rows, self.chosen
         weights_B = sum(entry.nbytes for entry in self.folder.entries.values())
-        layers = len(rows[0].need.layers_B)
+        layers, called = len(rows[0].need.layers_B), self.folder.called if self.model != "demo" else "demo"
+        form = f"{format_of(self.folder)}, {bits_per_weight(self.folder)} bits each"
         vram = f"{size(here.free.vram_B)} of GPU memory · " if here.free.vram_B is not None else ""
         link = f" · link {format_bytes(speeds.link_Bps)}/s" if here.free.vram_B is not None else ""
         lines = [
-            f"{self.folder.called if self.model != 'demo' else 'demo'}: {layers} layers, {size(weights_B)} of weights",
+            f"{called}: {layers} layers, {size(weights_B)} of weights in {form}",
             f"here: {here.words} · {vram}{size(here.free.ram_B)} of RAM · disk {format_bytes(speeds.disk_Bps)}/s{link}",
             "",
         ]
@@ -252,9 +258,13 @@ class _Answer:
 
     def record(self) -> dict[str, object]:
         """The same for programs."""
+        from offload.hub.local_models import bits_per_weight, format_of
+
         return {
             "model": self.model,
             "weights_B": sum(entry.nbytes for entry in self.folder.entries.values()),
+            "format": format_of(self.folder),
+            "bits_per_weight": bits_per_weight(self.folder),
             "notes": list(self.folder.notes),
             "tokens_per_sweep": (self.chosen or self.rows[0]).tokens,
             "machine": {"device": self.here.words, "ram_B": self.here.free.ram_B, "vram_B": self.here.free.vram_B},

@@ -8,15 +8,8 @@ from specexec.sampling.params import SamplingParams
 
 _MEMORY = ("offload", "ram", "vram", "ctx", "device", "dtype", "head_quant", "compute", "kv_quant", "kv", "link_limit")
 _DRAFTING = (
-    "drafter",
-    "drafter_quant",
-    "drafter_lora",
-    "draft_vocab",
-    "draft_window",
-    "budget",
-    "exact",
-    "lossy",
-    "planner",
+    *("drafter", "drafter_device", "drafter_quant", "drafter_lora", "draft_vocab", "draft_window"),
+    *("budget", "exact", "lossy", "planner"),
 )
 _OUTPUT = (
     *("as_json", "markdown", "plain", "stats", "tree", "hide_thinking", "bell", "notify_command"),

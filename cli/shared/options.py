@@ -151,6 +151,7 @@ BUDGET = AutoOr(0, MOST_NODES)
 PARALLEL = AutoOr(1)
 TEXT_OR_FILE = TextOrFile()
 DRAFT_BITS = click.Choice(ALLOWED["drafter_quant"])
+DRAFTS_ON = click.Choice(ALLOWED["drafter_device"])
 
 
 # Fields of LoadOptions that carry their unit, and how they are typed.
@@ -219,6 +220,8 @@ def _model_option(several: bool) -> Callable[[Callable[..., Result]], Callable[.
 
 _ENGINE = (
     click.option("-d", "--drafter", metavar="NAME", default="auto", shell_complete=_drafters, help=DRAFTER_HELP),
+    click.option("--drafter-device", type=DRAFTS_ON, default="auto",
+                 help="Where drafter models compute: with the model, or on the cpu beside a GPU."),
     click.option("--drafter-quant", type=DRAFT_BITS, default="none",
                  help="Bits of layers that draft: fewer leave more of a GPU to the model."),
     click.option("--lora", multiple=True, metavar="FOLDER[:SCALE]",

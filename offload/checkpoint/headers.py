@@ -26,7 +26,8 @@ from offload.checkpoint.contents import (
 from offload.checkpoint.documents import AGAIN, CONFIG, Json, read_json
 from offload.checkpoint.entry import Change, Entry
 from offload.checkpoint.gguf.consolidated import renamed
-from offload.checkpoint.gguf.model import WEIGHTS, documents_folder, open_gguf, source_files
+from offload.checkpoint.gguf.header import MAGIC
+from offload.checkpoint.gguf.model import documents_folder, is_gguf, open_gguf, source_files
 from offload.checkpoint.mtp import mtp_tensors
 from offload.checkpoint.pickled.tensors import read_pickled
 from offload.checkpoint.shared import with_shared, with_turns
@@ -174,7 +175,7 @@ def _strays(entries: Mapping[str, Entry]) -> dict[str, Entry]:
 def _open_gguf(path: Path, config: dict[str, Json]) -> Folder:
     """A folder of documents with the tensors of the files that they were made from."""
     files = source_files(path)
-    if files[0].suffix == WEIGHTS:
+    if not is_gguf(files[0]):
         read = {file: read_header(file) for file in files}
         held = {name: entry for _, entries in read.values() for name, entry in entries.items()}
         entries = {entry.name: entry for entry in renamed(held, config)}
@@ -302,6 +303,8 @@ def read_header(file: Path) -> tuple[int, dict[str, Entry]]:
         start = _pread_all(fd, 8, 0)
         if start == LFS:
             raise BadModelDir(f"{file} is a pointer of Git LFS, not the weights.", hint="git lfs pull, in that folder.")
+        if start[: len(MAGIC)] == MAGIC:
+            raise BadModelDir(f"{file} is a GGUF file by another name.", hint=f"-m {file}")
         header_B = int.from_bytes(start, "little")
         if size_B == 0:
             raise _damaged(file, "it is empty")
@@ -369,15 +372,16 @@ def _parse_header(file: Path, header: bytes, size_B: int) -> dict[str, Entry]:
     base = 8 + len(header)
     content.pop("__metadata__", None)
     entries = {name: _entry(file, base, name, fields) for name, fields in content.items()}
-    end = base
+    end, last = base, "The header"
     for entry in sorted(entries.values(), key=lambda entry: (entry.offset, entry.nbytes)):
         if entry.offset != end:
             raise _damaged(file, f"'{entry.name}' starts at byte {entry.offset}, expected {end} (a hole or an overlap)")
-        end += entry.nbytes
+        end, last = end + entry.nbytes, f"'{entry.name}'"
     if end != size_B:
         raise CorruptShard(
             f"{file.name} is damaged: header says {end} bytes, file has {size_B}.",
-            "The download probably stopped." if end > size_B else "Something was appended to it.",
+            f"{last} ends there. "
+            + ("The download probably stopped." if end > size_B else "Something was appended to it."),
             "download the model again (only what is missing is fetched).",
         )
     return entries

@@ -8,7 +8,7 @@ Sources: Hu et al. 2021 (LoRA), section 4.1; Kalajdzievski 2023 (rsLoRA); peft's
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from offload.checkpoint.documents import Json, read_json
 from offload.checkpoint.entry import Change, Entry
 from offload.checkpoint.headers import Folder, read_header
 from offload.checkpoint.quantized.weight import FLOATS
-from offload.checkpoint.roles import part_of
+from offload.checkpoint.roles import LAYER, part_of
 from offload.errors import BadModelDir, CorruptShard, UnsupportedModel
 from offload.machine.folders import typed_path
 
@@ -99,7 +99,9 @@ def open_adapter(asked: str) -> Adapter:
 
 def _refuse_others(path: Path, config: Mapping[str, Json]) -> None:
     if str(config.get("peft_type")).upper() != "LORA":
-        raise UnsupportedModel(f"{path} is an adapter of the kind {config.get('peft_type')}, not LoRA.", None, MERGE)
+        raise UnsupportedModel(
+            f"{path} is an adapter whose peft_type is {config.get('peft_type')}, not LoRA.", None, MERGE
+        )
     for name, value in config.items():
         if name not in KNOWN and value not in (None, False, "", "none", 0) and value != [] and value != {}:
             raise UnsupportedModel(f"{path} was trained with {name} = {json.dumps(value)[:60]}.", None, MERGE)
@@ -146,14 +148,32 @@ def with_adapters(folder: Folder, asked: Iterable[str]) -> Folder:
     """The folder with the changes of these adapters, in their order. Raises what `open_adapter` raises."""
     found = tuple(map(open_adapter, asked))
     entries, sizes = dict(folder.entries), dict(folder.file_sizes)
+    layers = {match[1] for name in entries if (match := LAYER.search(name))}
     for adapter in found:
         sizes[adapter.path / WEIGHTS] = adapter.size_B
+        for change in adapter.changes:
+            _check_changed(folder, layers, change)
         for name, entry in adapter.replaced.items():
             _check_replaced(folder, adapter, name, entry)
             entries[name] = replace(entry, name=name)
     return replace(
         folder, entries=entries, file_sizes=sizes, changes=tuple(one for adapter in found for one in adapter.changes)
     )
+
+
+def _check_changed(folder: Folder, layers: Collection[str], change: Change) -> None:
+    """What headers can tell; names that differ on disk are found when the layers are laid out."""
+    stored, layer, why = folder.entries.get(change.name), LAYER.search(change.name), None
+    if stored is not None and stored.dtype in FLOATS and stored.shape != change.shape:
+        why = f"which the model has as {list(stored.shape)}"
+    elif layer and layer[1] not in layers:
+        why = f"of a layer that the model does not have (there are {len(layers)})"
+    if why:
+        raise UnsupportedModel(
+            f"the adapter {change.origin} changes '{change.name}' {list(change.shape)}, {why}.",
+            "It was trained on another model.",
+            "an adapter that was trained on this model.",
+        )
 
 
 def _check_replaced(folder: Folder, adapter: Adapter, name: str, entry: Entry) -> None:

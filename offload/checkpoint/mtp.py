@@ -33,7 +33,8 @@ class MtpLayout:
 
     `hidden_first`: the projection reads the hidden state, then the embedding. `before_norm`: hidden states are those
     before the last norm, the model's and its own. `around`: what lies around the layer. `further`: beginnings of the
-    names of layers that follow it in the same step; what lies around them lies around the first.
+    names of layers that follow it in the same step; what lies around them lies around the first. `halved`: it attends
+    once, beside a model whose layers attend twice.
     """
 
     names: Mapping[str, str]
@@ -41,6 +42,7 @@ class MtpLayout:
     before_norm: bool = False
     around: tuple[str, ...] = AROUND
     further: tuple[str, ...] = ()
+    halved: bool = False
 
     @property
     def layers(self) -> int:
@@ -94,6 +96,17 @@ _LAYOUTS = (
         {"mtp.layers.0.": "", "mtp.layers.1.final_layernorm.": "shared_head.norm."},
         further=("mtp.layers.1.",),
     ),
+    # LongCat-Flash
+    MtpLayout(
+        {
+            "model.mtp.layers.0.": "",
+            "model.mtp.layers.0.enorm.m.": "enorm.",
+            "model.mtp.layers.0.hnorm.m.": "hnorm.",
+            "model.mtp.layers.0.transformer_layer.": "",
+            "model.mtp.norm.": "shared_head.norm.",
+        },
+        halved=True,
+    ),
 )
 
 
@@ -144,8 +157,8 @@ def _found(folder: "Folder") -> tuple[MtpLayout, dict[str, str]]:
 
 
 def _count(config: Mapping[str, Json]) -> int | None:
-    """Layers of the model, where its config says so."""
-    count = config.get("num_hidden_layers")
+    """Layers of the model, where its config says so; LongCat calls hidden layers what attends."""
+    count = config.get("num_layers" if config.get("model_type") == "longcat_flash" else "num_hidden_layers")
     return count if isinstance(count, int) else None
 
 

@@ -3,7 +3,7 @@
 import copy
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
+from transformers.initialization import TORCH_INIT_FUNCTIONS, guard_torch_init_functions
 from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from offload.checkpoint.documents import Json, read_json
@@ -122,7 +123,7 @@ def build(
     if found.whole is not None:
         return _unwrapped(folder, found, found.whole, wanted)
     with (
-        init_empty_weights(include_buffers=False),
+        _no_weights(),
         running_code(folder.path, trust_remote_code),
         _sense(folder.path / "config.json"),
     ):
@@ -133,6 +134,22 @@ def build(
     unroll(model)
     _ready(model)
     return Skeleton(model, _find_layers(model, folder), wanted)
+
+
+@contextmanager
+def _no_weights() -> Iterator[None]:
+    """Parameters go to the meta device, where drawing them would only take time."""
+    draws = {**TORCH_INIT_FUNCTIONS}
+    with init_empty_weights(include_buffers=False), guard_torch_init_functions():
+        TORCH_INIT_FUNCTIONS.update({name: _unless_empty(draw) for name, draw in draws.items()})  # type: ignore[arg-type]
+        try:
+            yield
+        finally:
+            TORCH_INIT_FUNCTIONS.update(draws)
+
+
+def _unless_empty(draw: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    return lambda tensor, *how, **more: tensor if tensor.is_meta else draw(tensor, *how, **more)
 
 
 def _lengthen(config: PreTrainedConfig, folder: Folder) -> None:
@@ -151,7 +168,7 @@ def _lengthen(config: PreTrainedConfig, folder: Folder) -> None:
             listed = folder.config.get(name)
             behind = listed[count:] if isinstance(listed, list) else None
             setattr(config, name, [*value, *(behind or kinds.get(name) or value[-1:])[:more]])
-    config.num_hidden_layers = count + more
+    config.num_hidden_layers = count + more * _attentions(config)
     if config.is_heterogeneous:  # Step: those with a window have more heads
         own = {int(at): settings for at, settings in config.to_dict()["per_layer_config"].items()}
         alike = {kind: own[at] for at, kind in enumerate(config.layer_types[:count]) if at in own}
@@ -163,7 +180,7 @@ def _unwrapped(folder: Folder, found: Design, config: PreTrainedConfig, dtype: t
     """The language model of a wrapper, tied to its embeddings as the wrapper is."""
     whole_class, text = wrapper_class(config), copy.deepcopy(found.config)
     assert whole_class is not None, "the design was checked"
-    with init_empty_weights(include_buffers=False), _sense(folder.path / "config.json"):
+    with _no_weights(), _sense(folder.path / "config.json"):
         with towers_optional():
             whole = whole_class._from_config(config, dtype=dtype)
         text.tie_word_embeddings = is_tied(whole)
@@ -329,11 +346,14 @@ def _dtype(asked: str | torch.dtype | None, config: PreTrainedConfig, folder: Fo
     return STORED[largest.dtype] if largest else torch.float32
 
 
+def _attentions(config: PreTrainedConfig) -> int:
+    """Hidden layers, as the config counts them, to a layer: LongCat's attend twice."""
+    return 2 if config.model_type == "longcat_flash" else 1
+
+
 def _find_layers(model: PreTrainedModel, folder: Folder) -> str:
     """The shallowest list with one module per hidden layer (experts are lists too, but deeper)."""
-    # LongCat calls hidden layers what attends, of which each of its layers has two.
-    layers = "num_layers" if model.config.model_type == "longcat_flash" else "num_hidden_layers"
-    count = getattr(model.config, layers, -1)
+    count = getattr(model.config, "num_hidden_layers", -1) // _attentions(model.config)
     waiting: deque[tuple[str, nn.Module]] = deque([("", model)])
     while waiting:
         path, module = waiting.popleft()

@@ -1,17 +1,21 @@
 """What a model folder here is, whether it is complete, and how to remove it. Reads headers; knows no torch."""
 
+import math
 import re
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from offload.checkpoint.documents import CONFIG
+from offload.checkpoint.entry import Entry
 from offload.checkpoint.gguf.architectures import architecture_of
 from offload.checkpoint.gguf.model import GgufModel, gguf_files, open_gguf
 from offload.checkpoint.headers import Folder, open_folder
 from offload.checkpoint.manifest import digest_of, read_manifest, verify
 from offload.checkpoint.quantized.gguf import FLOAT_SCHEMES
 from offload.checkpoint.quantized.stored import fold
+from offload.checkpoint.quantized.weight import Quantised
 from offload.checkpoint.roles import LAYER, part_of
 from offload.errors import BadModelDir, CorruptShard
 from offload.hub import hub
@@ -28,6 +32,7 @@ class Local:
     layers: int
     size_B: int
     format: str
+    bits_per_weight: float
     pack: bool = False
     loads_in_transformers: bool = True
     head: str = "whole"
@@ -45,7 +50,8 @@ def describe(path: Path) -> Local:
         folder.architecture,
         _layers(folder),
         sum(folder.file_sizes.values()),
-        _format(folder),
+        format_of(folder),
+        bits_per_weight(folder),
         manifest is not None,
         (path / CONFIG).exists() and (manifest is None or bool(manifest.get("loads_in_transformers"))),
         next((weight.scheme for weight in fold(folder).quantised.values() if _is_head(weight.name)), "whole"),
@@ -123,16 +129,30 @@ def _of_gguf(path: Path, model: GgufModel) -> Local:
         model.facts.layers,
         sum(header.size_B for header in model.headers),
         "+".join(few) or largest,
+        _bits((math.prod(tensor.shape), tensor.nbytes) for tensor in tensors),
         loads_in_transformers=False,
     )
 
 
-def _format(folder: Folder) -> str:
+def format_of(folder: Folder) -> str:
+    """What its layers are stored in, in a few words."""
     quantised = fold(folder).quantised.values()
     schemes = sorted({weight.scheme for weight in quantised if not _is_head(weight.name)})
     if few := [scheme for scheme in schemes if scheme not in FLOAT_SCHEMES] or schemes:
         return "+".join(few)
     return max(folder.entries.values(), key=lambda entry: entry.nbytes).dtype.lower()
+
+
+def bits_per_weight(folder: Folder) -> float:
+    """Of all tensors, scales included."""
+    folded = fold(folder)
+    weights: tuple[Entry | Quantised, ...] = (*folded.dense.values(), *folded.quantised.values())
+    return _bits((math.prod(one.shape), one.nbytes) for one in weights)
+
+
+def _bits(weights: Iterable[tuple[int, int]]) -> float:
+    counts, sizes_B = zip(*weights, strict=True)
+    return round(8 * sum(sizes_B) / max(sum(counts), 1), 2)
 
 
 def _is_head(name: str) -> bool:

@@ -9,7 +9,7 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-from offload.checkpoint.gguf.model import WEIGHTS, documents_folder, source_files
+from offload.checkpoint.gguf.model import documents_folder, is_gguf, source_files
 from offload.errors import BadModelDir, ModelNotFound, OfflineMissing
 from offload.hub.hub import cache_folder, cached, download, missing_files, models_of_heads
 from offload.machine.folders import folder_of, typed_path
@@ -152,7 +152,7 @@ def called(folder: Path) -> str:
     if folder.parent.name == "snapshots":
         return folder.parent.parent.name.removeprefix("models--").replace("--", "/", 1)
     if files := source_files(folder):
-        return files[0].parent.name if files[0].suffix == WEIGHTS else files[0].stem
+        return files[0].stem if is_gguf(files[0]) else files[0].parent.name
     return f"{DEMO} {folder.name}" if folder.parent == HERE / "demo" else folder.name
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from accelerate import init_empty_weights
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from offload.checkpoint.headers import Folder
@@ -30,6 +30,23 @@ class MtpLayers:
     layout: MtpLayout
 
 
+class Half(nn.Module):
+    """The second half of a layer that attends twice, without its experts: a layer that attends once."""
+
+    def __init__(self, whole: nn.Module) -> None:
+        super().__init__()
+        for name in ("input_layernorm", "self_attn", "post_attention_layernorm", "mlps"):
+            self.add_module(name.removesuffix("s"), whole.get_submodule(f"{name}.1"))
+
+    def forward(self, hidden_states: Tensor, **how: object) -> Tensor:
+        """What flows out of it; `how` it attends is its attention's own."""
+        part = self.get_submodule
+        found, *_ = part("self_attn")(part("input_layernorm")(hidden_states), **how)
+        attended: Tensor = hidden_states + found
+        added: Tensor = part("mlp")(part("post_attention_layernorm")(attended))
+        return attended + added
+
+
 @dataclass(frozen=True)
 class MtpPlan:
     """Where its tensors are and where they go: the last layers of a skeleton, by their numbers."""
@@ -45,6 +62,8 @@ def plan_mtp_layer(folder: Folder, dtype: torch.dtype | None, trust_remote_code:
     end = len(skeleton.layer_list)
     numbers = range(end - mtp_layout(folder).layers, end)
     first = numbers[0]
+    if mtp_layout(folder).halved:
+        skeleton.layer_list[first] = Half(skeleton.layer_list[first])
     layers = {skeleton.layer_list[first], skeleton.whole.get_submodule(f"{skeleton.whole_layers}.{first}")}
     for layer in layers:
         _surround(layer, skeleton, folder)

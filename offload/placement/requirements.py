@@ -73,7 +73,7 @@ def need_of(
         # Padded for alignment; tensors that end up fused are padded once, so this may count a little too much.
         wanted_B = -(-wanted_B // 64) * 64
         if converts:
-            slice_B = max(slice_B, *(rows.nbytes for _, rows in entry.slices(SCRATCH_B)))
+            slice_B = max(slice_B, next(entry.slices(SCRATCH_B))[1].nbytes)  # the first is the largest
         match = LAYER.search(entry.name)
         if match is None:
             rest[part_of(entry.name)] += wanted_B
@@ -193,10 +193,13 @@ def with_cache(need: Need, config: Mapping[str, Json], kv_quant: KVQuant | None)
 def cache_heads(config: Mapping[str, Json]) -> tuple[tuple[int, ...], ...]:
     """Of each layer the sizes of all heads of keys and of values; none where it attends to those of another."""
     layers, without = _layers(config), without_keys(config)
-    own = layers - _number(config, "num_kv_shared_layers", 0)
-    return tuple(
-        _heads(_of_layer(config, layer)) if layer < own and layer not in without else () for layer in range(layers)
-    )
+    own, usual = layers - _number(config, "num_kv_shared_layers", 0), _heads(config)
+
+    def heads_of(layer: int) -> tuple[int, ...]:
+        said = _of_layer(config, layer)
+        return usual if said is config else _heads(said)
+
+    return tuple(heads_of(layer) if layer < own and layer not in without else () for layer in range(layers))
 
 
 def without_keys(config: Mapping[str, Json]) -> frozenset[int]:

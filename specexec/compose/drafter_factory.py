@@ -28,8 +28,7 @@ from specexec.drafters.cost import CostModel
 from specexec.drafters.kit import Draft, DrafterKit, DraftVocabulary
 from specexec.drafters.none import NoDrafter
 from specexec.drafters.protocol import Drafter
-from specexec.drafters.registry import HEADS, PAIRED, DrafterChoice, source_of
-from specexec.drafters.sibling import SiblingDrafter
+from specexec.drafters.registry import HEADS, DrafterChoice, source_of
 from specexec.drafters.union import Union
 from specexec.errors import BadDrafter
 from specexec.model import attention
@@ -41,41 +40,6 @@ from specexec.text.tokenizer import Encoding
 from specexec.text.vocabularies import differing_ids
 
 log = logging.getLogger(__name__)
-
-
-def writing(choice: DrafterChoice) -> DrafterChoice:
-    """The one source that is to write steps by itself; of `auto` the paired model. Raises BadDrafter for others."""
-    sources = (PAIRED,) if choice.auto else choice.sources
-    if len(sources) != 1 or source_of(sources[0]).kind not in ("model", "copy"):
-        raise BadDrafter(
-            f"--lossy steps=N lets one model write, which {choice.name} is not.",
-            hint="--drafter sibling, the path or name of a smaller model, substitute or skip.",
-        )
-    return DrafterChoice(sources)
-
-
-def looking(choice: DrafterChoice, window: int | None) -> DrafterChoice:
-    """The sources, among which a model looks at prompts: under `auto` the paired one. Raises BadDrafter."""
-    if window is not None:
-        raise BadDrafter(
-            "--draft-window hides from the drafter what --lossy prompt=X lets it look at.", hint="one of both"
-        )
-    if not choice.models:
-        raise BadDrafter(
-            f"--lossy prompt=X lets a drafter model look at prompts, and none drafts here: {choice.name}.",
-            hint="--drafter sibling, or the path or name of a smaller model.",
-        )
-    return DrafterChoice(choice.sources)
-
-
-def check_writing(drafter: Drafter) -> None:
-    """Raises BadDrafter for one that cannot write a step by itself, in the target's tokens."""
-    if not isinstance(drafter, SiblingDrafter) or drafter.reads_its_own:
-        raise BadDrafter(
-            f"--lossy steps=N needs a drafter that writes alone, in the model's own tokens; {drafter.name} does not.",
-            why="A head reads what the model computes, and another vocabulary's guesses are carried over as text.",
-            hint="a smaller model of the same family, substitute or skip.",
-        )
 
 
 def check_quantising(choice: DrafterChoice, folders: Items[weights.Folder], form: weights.FewBits) -> None:
@@ -154,6 +118,16 @@ def check_window(choice: DrafterChoice, window: int | None) -> None:
         raise BadDrafter(
             "--draft-window bounds what a drafter model or a head sees of the text, and none drafts here.",
             hint=f"Leave it out, or --drafter with a model, a head or substitute. Now: {choice.name}.",
+        )
+
+
+def check_device(choice: DrafterChoice, folders: Items[weights.Folder], device: str) -> None:
+    """Raises BadDrafter where --drafter-device has no drafter model to move."""
+    if device != "auto" and (not choice.models or all(map(head_kind, folders))):
+        raise BadDrafter(
+            "--drafter-device says where a drafter model computes, and none drafts here.",
+            "Heads, and layers of the model itself, compute where the model does.",
+            f"Leave it out, or --drafter with a model. Now: {choice.name}.",
         )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -16,36 +15,32 @@ from specexec.compose.context import context_of, encoding_in, encoding_of, stops
 from specexec.compose.drafter_factory import (
     adapted,
     check_adapting,
+    check_device,
     check_quantising,
     check_trimming,
     check_window,
-    check_writing,
     drafter_of,
     drafts_of,
     heads_of,
-    looking,
     makers,
     vocabulary_of,
-    writing,
 )
 from specexec.compose.dtypes import DTYPES
 from specexec.compose.earlier_runs import EarlierRuns
 from specexec.compose.gate import admit
 from specexec.compose.head_folders import fitting, head_kind
 from specexec.compose.load_options import LoadOptions
-from specexec.compose.memory_plan import LoadRequest, memory_plan, room_for_texts
+from specexec.compose.lossy_modes import able, shortening, steps_of
+from specexec.compose.memory_plan import LoadRequest, drafting, memory_plan, room_for_texts
 from specexec.compose.progress import LoadProgress
 from specexec.drafters.cost import CostModel
-from specexec.drafters.kit import Draft, DrafterKit
-from specexec.drafters.protocol import Drafter
+from specexec.drafters.kit import DrafterKit
 from specexec.drafters.registry import PAIRED, DrafterChoice, check_models, parse
 from specexec.drafters.retrieval.memory import Memory
 from specexec.engine.engine import Engine
 from specexec.engine.parts import Parts
-from specexec.errors import BadDrafter, BadOption, UnsupportedArchitecture
+from specexec.errors import BadOption, UnsupportedArchitecture
 from specexec.lossy.asked import Lossy
-from specexec.lossy.prompts import ShortPrompts
-from specexec.lossy.steps import LEAST, ScoreQuestion, Steps
 from specexec.model.architecture import context_for, longest_text, only_plainly
 from specexec.model.cache_in_ram import Travel
 from specexec.model.chain_lm import ChainLM
@@ -88,11 +83,8 @@ def assemble(
 ) -> Engine:
     """As `load`; `planner` is one of planning/baselines.py, for `bench` to compare."""
     _check(model, options, planner)
-    choice, lossy = parse(options.drafter, weights.known), Lossy.of(options.lossy)
-    if lossy.steps is not None:
-        choice = writing(choice)
-    if lossy.prompt is not None:
-        choice = looking(choice, options.draft_window)
+    lossy = Lossy.of(options.lossy)
+    choice = able(parse(options.drafter, weights.known), lossy, options.draft_window)
     pair = _resolved(model, choice, options)
     # Whatever is wrong with its files is said before anything is built.
     folder = weights.with_adapters(weights.open_folder(pair.target), options.lora)
@@ -108,11 +100,13 @@ def assemble(
     choice, reason = picked(request, choice, free, earlier.speeds)
     check_trimming(choice, [*vocabularies.values()], options.draft_vocab, len(encoding.tokenizer))
     check_window(choice, options.draft_window)
+    check_device(choice, request.drafters, options.drafter_device)
     check_quantising(choice, request.drafters, options.drafter_quant)
     check_adapting(choice, request.drafters, options.drafter_lora)
     target = _target(request, choice, device, progress)
     defaults = _defaults(target, encoding)
-    drafts = drafts_of(choice, pair, vocabularies, request, device, progress)
+    beside = device if options.drafter_device == "auto" else options.drafter_device
+    drafts = drafts_of(choice, pair, vocabularies, request, beside, progress)
     stream = weights.stream_of(target)
     lm = lm_of(
         target,
@@ -133,9 +127,10 @@ def assemble(
     memory = Memory() if "ngram" in choice.sources or options.draft_vocab else None
     kit = _kit(request, target, lm, encoding, memory, progress, earlier)
     kit = replace(kit, ranking=ranking_of(planner), stop_tokens=defaults.stop_tokens)
-    cost = CostModel(share=stream.share)
+    apart = bool(drafting(request, choice, in_ram=True)) and not drafting(request, choice)
+    cost = CostModel(share=stream.share, apart=apart)
     choice, drafter = drafter_of(choice, makers(choice, kit, drafts, heads_of(choice, request)), cost)
-    steps = None if lossy.steps is None else _steps(lossy.steps, encoding, drafter, request)
+    steps = steps_of(lossy, encoding, drafter, request.budget)
     return Engine(
         Parts(
             name=pair.name,
@@ -153,7 +148,7 @@ def assemble(
             planner=steps or planner_of(planner, choice.sources),
             walk=steps.walk if steps else walk,
             lossy=lossy.labels,
-            shorten=list if lossy.prompt is None else _short_prompts(lossy.prompt, drafts, encoding).of,
+            shorten=shortening(lossy, encoding, drafts.values()),
             budget=request.budget,
             cost=cost,
             context=request.context,
@@ -279,32 +274,6 @@ def _keep_in(lm: TreeLM | ChainLM, kv_quant: weights.KVQuant) -> None:
             hint="leave --kv-quant out.",
         )
     lm.keep_in(kv_quant)
-
-
-def _steps(least: float, encoding: Encoding, drafter: Drafter, request: LoadRequest) -> Steps:
-    """What plans and judges steps that the drafter writes. Raises BadDrafter, BadOption."""
-    check_writing(drafter)
-    question = ScoreQuestion.of(encoding)
-    needed = len(question.tokens) + LEAST
-    if request.budget != "auto" and request.budget < needed:
-        raise BadOption(
-            f"lossy steps need {needed} guesses in a sweep, for a step and the question about it; the budget is "
-            f"{request.budget}.",
-            hint=f"--budget auto, or {needed} and more.",
-        )
-    return Steps(least, question, encoding.decode)
-
-
-def _short_prompts(share: float, drafts: Mapping[str, Draft], encoding: Encoding) -> ShortPrompts:
-    """What chooses among the tokens of a long prompt: the first drafter model that reads them as they are."""
-    lm = next((one.lm for one in drafts.values() if one.vocabulary.wordings is None), None)
-    if lm is None:
-        raise BadDrafter(
-            "--lossy prompt=X lets a drafter model with the model's own tokens choose among those of a prompt.",
-            hint="--drafter with a smaller model of the same family.",
-        )
-    control = {token for token, added in encoding.tokenizer.added_tokens_decoder.items() if added.special}
-    return ShortPrompts(share, lm, control)
 
 
 def _images(folder: weights.Folder, encoding: Encoding, device: str, options: LoadOptions) -> Images | None:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from specexec.errors import BadOption
 from specexec.lossy.asked import Lossy
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 # Fields that have few values.
 ALLOWED: dict[str, tuple[str, ...]] = {
+    "drafter_device": ("auto", "cpu"),
     "drafter_quant": ("none", "nf4", "hqq4", "hqq3", "hqq2"),
     "head_quant": ("none", "nf4"),
     "compute": ("float", "int8"),
@@ -28,6 +29,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "kv": ("ram", "disk", "auto"),
     "dtype": ("auto", "bf16", "f16", "f32"),
 }
+DraftsOn: TypeAlias = Literal["auto", "cpu"]
 KV_QUANT: tuple[KVQuant, ...] = (8, 4)
 DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
@@ -51,6 +53,9 @@ class LoadOptions:
     drafter_quant: FewBits = "none"
     """Number format of the layers that draft: drafter models quantised while they are read, or `substitute`'s copies
     of the target's (nf4 where this is none). The formats named hqq need `specexec[hqq]`."""
+    drafter_device: DraftsOn = "auto"
+    """Where drafter models compute: with the target, or on the CPU beside a GPU, which has its memory for the target
+    then, and guesses ahead during whole sweeps (DuoDecoding). Heads compute with the target."""
     head_quant: FourBits = "none"
     """The target's head in four bits, which makes it another model."""
     compute: Compute = "float"

@@ -176,6 +176,10 @@ class LoadRequest:
         """What the layers of a drafter model become: one that is quantised already stays as it is, and so do heads."""
         return "none" if is_quantised(folder) or head_kind(folder) else self.options.drafter_quant
 
+    def in_ram(self, folder: Folder) -> bool:
+        """Whether this drafter computes in RAM, beside a target on a GPU."""
+        return self.options.drafter_device == "cpu" and not self.on_cpu and head_kind(folder) is None
+
     def tapped_B(self, folder: Folder) -> int:
         """Hidden states of one token of the target that a head reads."""
         hidden = self.widths(self.target).hidden
@@ -195,7 +199,8 @@ class MemoryPlan:
     beside_B: dict[str, int]
     """Where the computation is, by what it is for."""
     beside_ram_B: dict[str, int]
-    """What of it lies in RAM even beside a GPU: a drafter's token ids are looked up as the target's are."""
+    """What of it lies in RAM even beside a GPU: a drafter's token ids are looked up as the target's are, and all of one
+    that computes there."""
     guesses_B: int
     """Keys and values of guesses."""
     states_B: dict[int, int]
@@ -213,29 +218,32 @@ def memory_plan(request: LoadRequest, choice: DrafterChoice) -> MemoryPlan:
         drafter_B += sum(copy_B(target, request.copy, item_B))  # quantised layer by layer
     if choice.heads:
         drafter_B += mtp_B(target, item_B)
-    for drafter in drafting(request, choice):
-        drafter_B += drafter.token_B * request.draft_rows
-        drafter_B += drafting_B(drafter, request.context, nodes, request.options.draft_window)
+    beside_B = {False: drafter_B, True: 0}  # where the target computes, and in RAM beside that
+    for in_ram in beside_B:
+        for drafter in drafting(request, choice, in_ram):
+            beside_B[in_ram] += drafter.token_B * request.draft_rows
+            beside_B[in_ram] += drafting_B(drafter, request.context, nodes, request.options.draft_window)
     embeddings_B = 0
     for folder in _models(request, choice):
-        number_B, bits = request.item_B(folder), request.bits(folder)
+        number_B, bits, in_ram = request.item_B(folder), request.bits(folder), request.in_ram(folder)
         lookups_B = looked_up_B(folder, bits, number_B)
         embeddings_B += lookups_B
-        drafter_B += resident_B(folder, bits, number_B, 0, on_gpu=not request.on_cpu) - lookups_B
-        drafter_B += request.tapped_B(folder) * (request.context + nodes)  # while a sweep runs
-        drafter_B += request.tried_B(folder)
-        drafter_B += 3 * (request.options.draft_vocab or 0) // 2 * request.widths(folder).hidden * number_B
+        beside_B[in_ram] += resident_B(folder, bits, number_B, 0, on_gpu=not (request.on_cpu or in_ram)) - lookups_B
+        beside_B[in_ram] += request.tapped_B(folder) * (request.context + nodes)  # while a sweep runs
+        beside_B[in_ram] += request.tried_B(folder)
+        beside_B[in_ram] += 3 * (request.options.draft_vocab or 0) // 2 * request.widths(folder).hidden * number_B
     sees = target.wrapper is not None and target.architecture in SEEING and request.branches
     seen_B = tower_B(target, item_B) + images_B(target.whole_config, widths, request.context) if sees else 0
     return MemoryPlan(
         {
             **workspace(widths, request.context, nodes),
-            "drafter": drafter_B,
+            "drafter": beside_B[False],
             **({"images and their tower": seen_B} if sees else {}),
         },
         {
             "snapshots of recurrent states": snapshots_B(widths),
             **({"embeddings of the drafter": embeddings_B} if choice.models else {}),
+            **({"drafter": beside_B[True]} if beside_B[True] else {}),
         },
         guesses_B(widths, request.context, nodes),
         request.states_B(nodes),
@@ -263,8 +271,11 @@ def need_with(request: LoadRequest, choice: DrafterChoice) -> Need:
     )
 
 
-def drafting(request: LoadRequest, choice: DrafterChoice) -> list[Widths]:
-    """Models that draft, with keys and values of their own."""
+def drafting(request: LoadRequest, choice: DrafterChoice, in_ram: bool = False) -> list[Widths]:
+    """Models that draft with keys and values of their own, where the target computes; or those in RAM beside that."""
+    models = [_drafting(request, one) for one in _models(request, choice) if request.in_ram(one) == in_ram]
+    if in_ram:
+        return models
     own = request.widths(request.target)
     copies = [own for _ in choice.copies]
     one_layer = replace(
@@ -278,7 +289,6 @@ def drafting(request: LoadRequest, choice: DrafterChoice) -> list[Widths]:
         states_at_once_B=0,
         reads_B=own.hidden * own.item_B,
     )
-    models = [_drafting(request, one) for one in _models(request, choice)]
     return [*models, *copies, *(one_layer for _ in choice.heads)]
 
 
@@ -324,8 +334,16 @@ def room_for_texts(placement: Placement, free: Free, request: LoadRequest, choic
     if free.vram_B is None or placement.device_B is None:
         computing = replace(computing, text_B=computing.text_B + earlier_B, beside=disk)
         return side(computing, living_B, free.ram_B - placement.host_B)
-    bare = replace(bare, text_B=earlier_B + sum(text_away_B), node_B=sum(node_away_B), beside=disk)
-    in_ram = bool(travelling_B) or earlier_B > 0
+    apart = drafting(request, choice, in_ram=True)
+    bare = replace(
+        bare,
+        draft_B=sum(drafter.token_B for drafter in apart),
+        draft_rows=request.draft_rows,
+        node_B=sum(node_away_B) + node_B(widths, apart) - node_B(widths, ()),
+        text_B=earlier_B + sum(text_away_B) + text_B(widths, apart) - text_B(widths, ()),
+        beside=disk,
+    )
+    in_ram = bool(travelling_B or apart) or earlier_B > 0
     ram_B = 0 if on_disk else sum(travelling_B)
     ram = side(bare, ram_B, free.ram_B - placement.host_B) if in_ram else None
     return side(replace(computing, beside=ram), living_B, free.vram_B - placement.device_B)

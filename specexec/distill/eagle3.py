@@ -18,7 +18,7 @@ from specexec.distill.batches import TextBatch
 from specexec.distill.divergence import Loss
 from specexec.distill.layers import SharedWithTarget, draw, layer_settings, reciprocal_size
 from specexec.distill.recording import RecordedTarget, Recording
-from specexec.distill.unrolled import STEPS, Asked, UnrolledStep, UnrolledStudent, attended, embedded
+from specexec.distill.unrolled import STEPS, Asked, UnrolledStep, UnrolledStudent, attended, embedded, with_mlp
 from specexec.drafters.heads.eagle import EagleHead, FirstLayer
 from specexec.drafters.heads.eagle_fields import EagleFields
 
@@ -83,6 +83,6 @@ class Eagle3Student(UnrolledStudent):
             both = torch.cat([layer.input_layernorm(embedded_BRH), normed_BRH], -1)
             residual_BRH = normed_BRH if layer.norm_before_residual else features_BRH
             found_BRH = residual_BRH + attended(layer.self_attn, self.rotary, both, earlier)
-            features_BRH = found_BRH + layer.mlp(layer.post_attention_layernorm(found_BRH))
+            features_BRH = with_mlp(layer, found_BRH, Asked.from_now(batch.answer_BR, number, self.steps))
             logits_KD = head.lm_head(head.norm(features_BRH[asked.rows_BR]))
             yield UnrolledStep(logits_KD, asked.labels(batch, self.shared.place_V), asked)

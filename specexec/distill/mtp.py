@@ -19,7 +19,7 @@ from specexec.distill.batches import TextBatch
 from specexec.distill.divergence import Loss
 from specexec.distill.layers import SharedWithTarget, draw, layer_settings, reciprocal_size
 from specexec.distill.recording import RecordedTarget, Recording
-from specexec.distill.unrolled import STEPS, Asked, UnrolledStep, UnrolledStudent, attended, embedded
+from specexec.distill.unrolled import STEPS, Asked, UnrolledStep, UnrolledStudent, attended, embedded, with_mlp
 from specexec.drafters.heads.mtp_fields import PUBLISHED, START
 from specexec.drafters.heads.mtp_folder import MtpHead
 
@@ -72,9 +72,7 @@ class MtpStudent(UnrolledStudent):
             mixed_BRH = head.mixed(embedded_BRH, hidden_BRH)
             normed_BRH = layer.get_submodule("input_layernorm")(mixed_BRH)
             mixed_BRH = mixed_BRH + attended(layer.get_submodule("self_attn"), self.rotary, normed_BRH, earlier)
-            mixed_BRH = mixed_BRH + layer.get_submodule("mlp")(
-                layer.get_submodule("post_attention_layernorm")(mixed_BRH)
-            )
+            mixed_BRH = with_mlp(layer, mixed_BRH, Asked.from_now(batch.answer_BR, number, self.steps))
             hidden_BRH = layer.get_submodule("final_layernorm")(mixed_BRH)
             logits_KD = linear(hidden_BRH[asked.rows_BR], self.shared.out_DH)
             yield UnrolledStep(logits_KD, asked.labels(batch, self.shared.place_V), asked)

@@ -44,6 +44,11 @@ class Asked:
         read = nn.functional.pad(said[:, 1:], (0, 1))
         return cls(nn.functional.pad(said[:, 2 + step :], (0, 1 + step)), read, said)
 
+    @staticmethod
+    def from_now(answer_BR: Tensor, step: int, steps: int) -> Tensor:
+        """Rows that are asked in this step or a later one, bool [B, R]: no other needs more than keys and values."""
+        return torch.stack([Asked.of(answer_BR, later).rows_BR for later in range(step, steps)]).any(0)
+
     def labels(self, batch: TextBatch, place_V: Tensor) -> Labels:
         """What the target found likeliest there."""
         return Labels.of(batch.top_ids_BRN[self.read], batch.top_log_probs_BRN[self.read], place_V)
@@ -124,6 +129,13 @@ def attended(attention: nn.Module, rotary: nn.Module, rows_BRF: Tensor, earlier:
     earlier.append((keys_BARW, values_BARW))
     found: Tensor = attention.get_submodule("o_proj")(_mixed(queries_BARW, earlier).transpose(1, 2).flatten(2))
     return found
+
+
+def with_mlp(layer: nn.Module, rows_BRH: Tensor, some_BR: Tensor) -> Tensor:
+    """What flows out of a layer behind its attention, where that is wanted; the other rows stay as they are."""
+    some_KH = rows_BRH[some_BR]
+    added_KH: Tensor = layer.get_submodule("mlp")(layer.get_submodule("post_attention_layernorm")(some_KH))
+    return rows_BRH.index_put((some_BR,), some_KH + added_KH)
 
 
 def loss_of(steps: Iterable[UnrolledStep], kind: Loss) -> Tensor:

@@ -81,6 +81,7 @@ class CostModel:
     share: Callable[[Floats | float], Floats] = np.ones_like  # of the weights, that a sweep over so many rows brings
     gain: float = 0.5  # share of the reach of asked nodes that their children won, lately
     rate: float = 0.0  # tokens per second lately; 0 where seconds do not decide
+    apart: bool = False  # the drafter computes on another device: what it does meanwhile takes nothing from a sweep
 
     def learn_sweep(self, rows: int, seconds: float, waited_s: float, prompt: bool = False) -> None:
         """A sweep over `rows` rows took `seconds`; for `waited_s` of them the arithmetic stood still for weights.
@@ -136,8 +137,10 @@ class CostModel:
         return np.maximum(self.compute.at(rows), self._streamed_s(rows))
 
     def idle_s(self, rows: int) -> float:
-        """Seconds of a sweep in which nothing is computed: it waits for weights."""
-        return float(self._streamed_s(rows) - self.compute.at(rows)) if self.compute.known else 0.0
+        """Seconds of a sweep that a drafter may have: while it waits for weights, or all of them."""
+        if not self.compute.known:
+            return 0.0
+        return float(self.sweep_s(rows) if self.apart else self._streamed_s(rows) - self.compute.at(rows))
 
     def _streamed_s(self, rows: Floats | float) -> Floats:
         """A sweep that waits, for as many experts as so many rows visit."""

@@ -75,6 +75,7 @@ class Named:
         device: torch.device,
         ids: Items[int] | None = None,
     ) -> None:
+        self.device = device
         self.vocabulary = min(rows, vocabulary) if ids is None else rows
         self.ids_S = None if ids is None else torch.tensor(ids, device=device)
         named, left_out = range(self.vocabulary) if ids is None else ids, {*never}
@@ -92,8 +93,9 @@ class Named:
         Penalties, biases and grammars are about all tokens.
         """
         ids_S, sampling = self.ids_S if ids_S is None else ids_S, sequence.sampling
+        noise = sequence.noise.on(self.device)
         if ids_S is None:
-            return NamedLogits(logits_NS, sequence.noise)
+            return NamedLogits(logits_NS, noise)
         if sampling.penalised or sampling.logit_bias or sequence.parse is not None:
-            return NamedLogits(widened(logits_NS, ids_S, self.vocabulary), sequence.noise)
-        return NamedLogits(logits_NS, Columns(sequence.noise, ids_S), ids_S)
+            return NamedLogits(widened(logits_NS, ids_S, self.vocabulary), noise)
+        return NamedLogits(logits_NS, Columns(noise, ids_S), ids_S)

@@ -164,7 +164,7 @@ class SiblingDrafter(Calibrated):
         positions = [length] if ask.nodes == [ROOT] else (length + 1 + ask.tree.depth_N[ask.nodes]).tolist()
         histories: list[History] = []
         if sequence.sampling.penalised:
-            above = sequence.history
+            above = sequence.history_on(self._named.device)
             histories = [above.after(ask.tree.tokens_N[ask.tree.path(node)].tolist()) for node in ask.nodes]
         found = self._named.among(sequence, logits_NS, self._trimmed.ids_S if self._trimmed else None)
         logits_NV = constrained(found.logits_NV, sequence.sampling, sequence.parse, ask.tree, ask.nodes)

@@ -179,7 +179,7 @@ class TranslatedDrafter(Calibrated):
             scores = np.log(np.maximum([chances[token] for token in tokens.tolist()], 1e-12))
             if warmth:
                 position = length if node == ROOT else length + 1 + int(ask.tree.depth_N[node])
-                noise_V = sequence.noise.row(position)
+                noise_V = sequence.noise.on(self.lm.device).row(position)
                 scores = scores + warmth * noise_V[torch.from_numpy(tokens).to(noise_V.device)].double().cpu().numpy()
             order = np.argsort(-scores, kind="stable")
             tokens_NC[row, : len(order)], scores_NC[row, : len(order)] = tokens[order], scores[order]

@@ -14,13 +14,14 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import Tensor
 
-from specexec.evaluation.verification_rules import RULES, Coins, Found, Offer, block, bound, drawn
+from specexec.evaluation.verification_rules import LOSSY, RULES, Coins, Found, Offer, block, bound, drawn
 from specexec.model.cache import KVCache
 from specexec.model.tree_lm import Rows, TreeLM
 from specexec.tree.tree import ROOT, Floats
 
 BLOCK = "block"
-NAMES = (*RULES, BLOCK)
+OFFERED = {**RULES, **LOSSY}
+NAMES = (*RULES, BLOCK, *LOSSY)
 WIDTHS = (3, 2, 1, 1, 1, 1, 1, 1)  # children by level: 45 nodes
 CHAIN = 16  # tokens of the one chain that block verification judges
 
@@ -124,14 +125,14 @@ class RuleRunner:
         return proposal
 
     def _offer(self, q_V: Floats, width: int) -> Offer:
-        return drawn([q_V], self._coins) if self._rule == BLOCK else RULES[self._rule][0](q_V, width, self._coins)
+        return drawn([q_V], self._coins) if self._rule == BLOCK else OFFERED[self._rule][0](q_V, width, self._coins)
 
     def _tree(self, proposal: _Proposal, probs_MV: Floats) -> list[int]:
         written: list[int] = []
         node: int | None = ROOT
         while node is not None:
             p_V, offer = probs_MV[node + 1], proposal.offers.get(node, Offer((), Found.FIXED, np.zeros((0, 0))))
-            rule = RULES[self._rule][1] if offer.tokens else RULES["walk"][1]
+            rule = OFFERED[self._rule][1] if offer.tokens else RULES["walk"][1]
             written.append(rule(p_V, offer, self._coins))
             if offer.tokens:
                 self.tally.judged += 1

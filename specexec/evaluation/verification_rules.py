@@ -3,7 +3,8 @@
 They draw random numbers as they go, so the same seed gives another text with another tree: no user's text is written
 with them.
 
-Each is exact in distribution for the offers it was made for: it says what it needs and refuses the rest. In
+Each of RULES is exact in distribution for the offers it was made for: it says what it needs and refuses the rest; those
+of LOSSY change the text on purpose. In
 a tree of such offers the shape must not depend on which tokens were drawn (trimming to the best nodes biases it).
 V vocabulary   K children of one node   G length of a chain
 """
@@ -130,6 +131,31 @@ RULES: dict[str, tuple[Callable[[Floats, int, Coins], Offer], Rule]] = {
     "multi-step": (lambda q_V, width, coins: drawn([q_V] * width, coins), multi_step),
     "multi-step-distinct": (distinct, multi_step_distinct),
     "greedy": (greedy, optimal_greedy),
+}
+
+
+def typical(p_V: Floats, offer: Offer, coins: Coins) -> int:
+    """Accept the likeliest child whose chance is at least min(0.09, 0.3 exp(-entropy)) (Medusa, Cai et al. 2024)."""
+    sure_V = p_V[p_V > 0]
+    entropy = -float((sure_V * np.log(sure_V)).sum())
+    return _likely_enough(p_V, offer, coins, min(0.09, 0.3 * float(np.exp(-entropy))))
+
+
+def relaxed(p_V: Floats, offer: Offer, coins: Coins) -> int:
+    """Accept the likeliest child whose chance is at least 0.2, whatever the others': a fixed threshold."""
+    return _likely_enough(p_V, offer, coins, 0.2)
+
+
+def _likely_enough(p_V: Floats, offer: Offer, coins: Coins, threshold: float) -> int:
+    _check(offer, Found.FIXED)
+    best = max(offer.tokens, key=lambda token: float(p_V[token]), default=None)
+    return best if best is not None and p_V[best] >= threshold else int(coins.choice(len(p_V), p=p_V))
+
+
+# The same of rules that change the distribution of the text: to see what they would gain.
+LOSSY: dict[str, tuple[Callable[[Floats, int, Coins], Offer], Rule]] = {
+    "typical": (lambda q_V, width, _: fixed(q_V, width), typical),
+    "relaxed": (lambda q_V, width, _: fixed(q_V, width), relaxed),
 }
 
 

@@ -43,7 +43,8 @@ def rebuilt(
 
 def partial_config(config: PretrainedConfig, kept: list[int]) -> PretrainedConfig:
     """What the config would say about a model of just these layers."""
-    if config.model_type == "longcat_flash":
+    twice = config.model_type == "longcat_flash"
+    if twice and kept != [config.num_hidden_layers - 1]:  # that one guesses further ahead, and attends once
         raise UnsupportedArchitecture(
             "architecture 'longcat_flash' cannot draft with its own layers: each attends twice.",
             hint="--drafter ngram, or a model.",
@@ -59,7 +60,7 @@ def partial_config(config: PretrainedConfig, kept: list[int]) -> PretrainedConfi
         each: list[object] | None = getattr(config, name, None)
         if each is not None:
             _say(partial, name, [each[layer] for layer in kept])
-    partial.num_hidden_layers = len(kept)
+    partial.num_hidden_layers = 2 * len(kept) if twice else len(kept)
     return partial
 
 
@@ -74,10 +75,11 @@ def _say(config: PretrainedConfig, name: str, each: list[object]) -> None:
 
 def layer_list_path(model: PreTrainedModel) -> list[str]:
     """Where the decoder layers hang: the topmost list with as many entries as the config counts layers."""
+    count = model.config.num_hidden_layers // (2 if model.config.model_type == "longcat_flash" else 1)
     waiting: deque[tuple[list[str], nn.Module]] = deque([([], model)])
     while waiting:
         path, module = waiting.popleft()
-        if isinstance(module, nn.ModuleList) and len(module) == model.config.num_hidden_layers:
+        if isinstance(module, nn.ModuleList) and len(module) == count:
             return path
         waiting.extend(([*path, name], child) for name, child in module.named_children())
     raise AssertionError("a causal LM has a list of layers")

@@ -46,6 +46,13 @@ class Noise:
         self.vocabulary = vocabulary
         self.device = torch.device(device)
         self._rows: dict[int, Tensor] = {}
+        self._elsewhere: dict[torch.device, Noise] = {}
+
+    def on(self, device: torch.device) -> Noise:
+        """The same noise where another model computes."""
+        if device == self.device:
+            return self
+        return self._elsewhere.setdefault(device, Noise(self.seed, self.vocabulary, device))
 
     def row(self, position: int) -> Tensor:
         """Noise of every token at one position, [V] float32."""
@@ -65,7 +72,8 @@ class Noise:
 
     def forget_before(self, position: int) -> None:
         """Drop the remembered rows that no later choice can ask for."""
-        self._rows = {kept: row for kept, row in self._rows.items() if kept >= position}
+        for one in (self, *self._elsewhere.values()):
+            one._rows = {kept: row for kept, row in one._rows.items() if kept >= position}
 
 
 def gumbel(bits: np.ndarray[tuple[int, ...], np.dtype[np.uint64]]) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:

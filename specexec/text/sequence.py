@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence as Items
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from specexec.errors import SpecexecError
@@ -20,6 +20,8 @@ from specexec.text.detokenizer import TextStream
 from specexec.tree.growing import Growth
 
 if TYPE_CHECKING:
+    import torch
+
     from specexec.sampling.grammar import Parse
 
 
@@ -63,8 +65,9 @@ class Sequence:
         self.prompt_length = len(self.tokens)
         self._held = self.images.among(self.tokens) if self.images else ()
         prompt = tuple(self.words())
-        text = JudgedText(prompt, self.noise.vocabulary, self.stop_tokens, self.longest, str(self.noise.device))
-        self.processors = Processors(self.sampling, text)
+        self._judged = JudgedText(prompt, self.noise.vocabulary, self.stop_tokens, self.longest, str(self.noise.device))
+        self.processors = Processors(self.sampling, self._judged)
+        self._elsewhere: dict[torch.device, Processors] = {}
         self.parse: Parse | None = None if self.sampling.grammar is None else self.sampling.grammar.start()
         if not self.sampling.max_tokens:
             self.finish_reason = "length"
@@ -108,6 +111,14 @@ class Sequence:
     def history(self) -> History:
         """What processors look at, as of now."""
         return self.processors.history(self.answer)
+
+    def history_on(self, device: torch.device) -> History:
+        """The same, for logits on the device of another model."""
+        if device == self.noise.device:
+            return self.history
+        if device not in self._elsewhere:
+            self._elsewhere[device] = Processors(self.sampling, replace(self._judged, device=str(device)))
+        return self._elsewhere[device].history(self.answer)
 
     def cache(self, lm: object) -> KVCache:
         """This sequence's cache for one model, cut back to what both texts share."""

@@ -59,6 +59,7 @@ class Encoding:
         self._adds_bos = adds_bos
         self._warned = False
         self._traits: dict[str, Traits] = {}
+        self._words: dict[int, str] = {}  # what tokens are alone, which is asked for each that is written
 
     @staticmethod
     def of(folder: Path, trust_remote_code: bool = False) -> Encoding:
@@ -349,6 +350,13 @@ class Encoding:
 
     def decode(self, tokens: Items[int]) -> str:
         """Text of tokens, without special ones."""
+        if len(tokens) != 1:
+            return self._decoded(tokens)
+        if tokens[0] not in self._words:
+            self._words[tokens[0]] = self._decoded(tokens)
+        return self._words[tokens[0]]
+
+    def _decoded(self, tokens: Items[int]) -> str:
         return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
 
 

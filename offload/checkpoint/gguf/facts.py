@@ -110,8 +110,8 @@ class GgufFacts:
         ahead = self.count("nextn_predict_layers", 0, least=0)
         there = {name.split(".")[1] for name in self.tensors if name.startswith("blk.")}
         # Files may say how many layers guess further and leave them out.
-        sound = ({str(index) for index in range(count)} for count in (claimed, claimed - ahead))
-        if ahead >= claimed or there not in sound:
+        sound = len(there) in (claimed, claimed - ahead) and there == {str(index) for index in range(len(there))}
+        if ahead >= claimed or not sound:
             raise CorruptShard(
                 f"{self.file_name}: {self.architecture}.block_count is {claimed}, and there are tensors of "
                 f"{len(there)} blocks.",

@@ -96,7 +96,8 @@ class _Bytes:
         start = self.at
         self.at += nbytes
         while len(self._held) < self.at:
-            chunk = os.pread(self._fd, max(CHUNK_B, self.at - len(self._held)), len(self._held))
+            most_B = min(max(CHUNK_B, self.at - len(self._held)), self.size_B - len(self._held))
+            chunk = os.pread(self._fd, most_B, len(self._held))
             if not chunk:
                 raise self.refuse("lies behind the end of the file")
             self._held += chunk
@@ -155,7 +156,11 @@ def _header(source: _Bytes, wanted: Collection[str]) -> GgufHeader:
         raise source.refuse(f"is cut off: the file has {source.size_B} bytes")
     magic = bytes(source.take("4B"))
     if magic != MAGIC:
-        raise BadModelDir(f"{source.file} is not a GGUF file: it begins with {magic!r}.", hint="download it again.")
+        raise BadModelDir(
+            f"{source.file} is not a GGUF file: it begins with {magic!r}.",
+            "A safetensors file has a header of JSON at this place." if source.take("5B")[4:] == (ord("{"),) else None,
+            "download it again, or -m with the folder of a safetensors model, if it is one.",
+        )
     source.field = "version"
     version = source.number("I")
     if version not in VERSIONS:
@@ -181,7 +186,7 @@ def _metadata(source: _Bytes, count: int, wanted: Collection[str]) -> dict[str, 
     for index in range(count):
         source.field = f"the name of metadata field {index}"
         key = source.text(MOST_NAME_B)
-        source.field = key
+        source.field = key or f"metadata field {index}, which has no name,"
         if key in found:
             raise source.refuse("is there twice")
         found[key] = _value(source, source.number("I"), key in wanted)

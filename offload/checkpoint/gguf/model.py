@@ -34,7 +34,7 @@ from offload.machine.folders import folder_of
 # Documents of another version are written anew.
 VERSION = 2
 SPLIT = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
-WEIGHTS = ".safetensors"  # of Mistral's own layout
+SUFFIX = ".gguf"
 # A vision tower or an adapter beside the model is no part of it.
 BESIDE = ("mmproj",)
 # What may lie beside a file in its folder and is then taken instead of what the header says.
@@ -92,7 +92,7 @@ def source_files(folder: Path) -> tuple[Path, ...]:
 def gguf_files(path: Path) -> tuple[Path, ...]:
     """The files of the GGUF model at a path, in their order; none where there is another model or nothing."""
     if path.is_file():
-        return _set_of(path) if path.suffix == ".gguf" or _begins_so(path) else ()
+        return _set_of(path) if is_gguf(path) else ()
     if not path.is_dir():
         return ()
     names = [file.name for file in path.iterdir() if not file.is_dir()]
@@ -129,8 +129,10 @@ def open_gguf(files: Sequence[Path], wanted: Sequence[str] = ()) -> GgufModel:
     return GgufModel(tuple(headers), GgufFacts(headers[0], tensors))
 
 
-def _begins_so(path: Path) -> bool:
-    """Files of Ollama have no suffix."""
+def is_gguf(path: Path) -> bool:
+    """By its suffix or by how it begins: files of Ollama have no suffix, nor those that the Hub's cache links to."""
+    if path.suffix == SUFFIX:
+        return True
     try:
         with path.open("rb") as opened:
             return opened.read(len(MAGIC)) == MAGIC
@@ -166,7 +168,7 @@ def _documents(files: Sequence[Path], own: Sequence[Path]) -> Path:
     folder = folder_of("cache") / "gguf" / f"{files[0].name.removesuffix('.gguf')}-{key}"
     if (folder / GGUF_NOTE).is_file() and read_json(folder / GGUF_NOTE) == note:
         return folder
-    written = _of_gguf if real[0].suffix != WEIGHTS else _of_consolidated
+    written = _of_gguf if is_gguf(real[0]) else _of_consolidated
     made = {**written(real, own), **{file.name: file.read_bytes() for file in own if file.name in OWN_DOCUMENTS}}
     made[GGUF_NOTE] = _json(note)  # which makes the folder one of documents
     try:

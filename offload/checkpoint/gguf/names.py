@@ -26,9 +26,10 @@ def tensors_of(header: GgufHeader, facts: GgufFacts) -> Iterator[Entry]:
     know, CorruptShard for those that are not as the header says.
     """
     found = architecture_of(facts)
-    ahead = tuple(f"blk.{index}." for index in range(facts.layers, facts.count("block_count")))
+    layers = facts.layers
     for tensor in header.tensors:
-        if tensor.name in DESCRIPTIONS or tensor.name.startswith(ahead):
+        block, _ = _inside(tensor.name)
+        if tensor.name in DESCRIPTIONS or (block and int(block) >= layers):
             continue
         name, undo = _renamed(tensor, found, facts), found.undo(tensor.name)
         stored = Entry(name, header.file, tensor.offset, tensor.nbytes, "", tensor.shape)

@@ -131,12 +131,12 @@ def _ranks(listed: list[Json], where: str) -> dict[bytes, int]:
         try:
             token = base64.b64decode(coded, validate=True) if isinstance(coded, str) else b""
         except binascii.Error as error:
-            raise _nonsense(where, f"token {rank} is not base64") from error
+            raise _nonsense(where, f"token_bytes of vocab[{rank}] is not base64") from error
         if not token or token in found:
-            raise _nonsense(where, f"token {rank} is {one!r}")
+            raise _nonsense(where, f"vocab[{rank}] is {str(one)[:60]!r}, without token_bytes of its own")
         found[token] = rank
     if any(bytes([byte]) not in found for byte in range(256)):
-        raise _nonsense(where, "it does not list every byte")
+        raise _nonsense(where, "its vocab does not list every byte")
     return found
 
 

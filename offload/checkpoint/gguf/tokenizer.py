@@ -130,7 +130,9 @@ def tokenizer_documents(header: GgufHeader) -> dict[str, dict[str, Json] | str]:
     elif kind in ("llama", "gemma4"):
         model, adds_bos = _sentence_pieces(header, vocabulary, merges_given=kind == "gemma4"), True
     else:
-        raise _refusal(header, f"holds a tokenizer of the kind {kind!r}, which is not known here")
+        raise _refusal(
+            header, f"holds a tokenizer of the kind {kind!r} (tokenizer.ggml.model), which is not known here"
+        )
     bos = metadata.get("tokenizer.ggml.add_bos_token", adds_bos) is True
     eos = metadata.get("tokenizer.ggml.add_eos_token", False) is True
     around = _around(vocabulary, bos, eos)

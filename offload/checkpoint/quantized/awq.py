@@ -30,7 +30,7 @@ def find(folder: Folder) -> Iterator[Quantised]:
     if layout != "gemm" or bits != 4:
         raise UnsupportedModel(
             f"{folder.path} is quantised with AWQ in {bits} bits and the layout '{layout}', which cannot be streamed.",
-            "Streamed is the layout 'gemm' in 4 bits.",
+            "They are bits and version of quantization_config. Streamed is 'gemm' in 4 bits.",
             "a version of the model in that layout (most are), or the 16-bit one.",
         )
     for found in words_in(folder):

@@ -148,13 +148,14 @@ def _fill(weight: Quantised, codes: Tensor, scales: Tensor, matrix: Tensor) -> N
         state = functional.QuantState(
             absmax=scales[start // weight.blocksize : -(-(start + length) // weight.blocksize)],
             # As rows of one block: bitsandbytes 0.50 reads wrong scales on the CPU where rows are no whole blocks.
-            shape=torch.Size((-(-length // weight.blocksize), min(length, weight.blocksize))),
+            # For a row of odd length it would first compile a kernel, in some 20 s; a byte holds two codes in any case.
+            shape=torch.Size((-(-length // weight.blocksize), min(length + length % 2, weight.blocksize))),
             blocksize=weight.blocksize,
             quant_type=weight.scheme,
             dtype=stored,
         )
         dense = functional.dequantize_4bit(codes[start // 2 : -(-(start + length) // 2)], state)
-        flat[start : start + length].copy_(dense.view(-1))
+        flat[start : start + length].copy_(dense.view(-1)[:length])
 
     fill_each(fill, _block_runs(matrix.numel(), weight.blocksize, step), matrix)
     if not matrix.is_contiguous():

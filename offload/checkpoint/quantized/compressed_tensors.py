@@ -64,7 +64,7 @@ def _refuse_others(folder: Folder, settings: Mapping[str, Json]) -> None:
     if strange:
         raise UnsupportedModel(
             f"{folder.path} is quantised with compressed-tensors, {strange[0]}, which cannot be streamed.",
-            f"Streamed are {', '.join(KNOWN[1:])}.",
+            f"It is format in quantization_config that says so. Streamed are {', '.join(KNOWN[1:])}.",
             "a version of the model in one of these, or the 16-bit one.",
         )
 

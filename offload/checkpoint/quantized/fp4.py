@@ -35,7 +35,7 @@ def find(folder: Folder) -> Iterator[Quantised]:
     if settings["quant_method"] == "modelopt" and algorithm not in (None, *ALGORITHMS):
         raise UnsupportedModel(
             f"{folder.path} is quantised with modelopt ({algorithm}), which cannot be streamed.",
-            f"Streamed are {', '.join(ALGORITHMS)}.",
+            f"It is quant_algo that says so. Streamed are {', '.join(ALGORITHMS)}.",
             "a version of the model in one of these, or the 16-bit one.",
         )
     entries = folder.entries

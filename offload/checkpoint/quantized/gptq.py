@@ -30,7 +30,7 @@ def find(folder: Folder) -> Iterator[Quantised]:
     if version not in FORMATS:
         raise UnsupportedModel(
             f"{folder.path} is quantised with GPTQ in the format '{version}', which cannot be streamed.",
-            f"Streamed are {' and '.join(FORMATS)}.",
+            f"It is checkpoint_format that says so. Streamed are {' and '.join(FORMATS)}.",
             "a version of the model in one of these, or the 16-bit one.",
         )
     named, size = settings.get("bits"), settings.get("group_size")

@@ -37,7 +37,7 @@ def find(folder: Folder) -> Iterator[Quantised]:
     if folder.model_type not in SAME:
         raise UnsupportedModel(
             f"{folder.path} is quantised with MLX, which changes names or values of a {folder.model_type} model.",
-            f"Streamed are {', '.join(SAME)}.",
+            f"It is model_type that says so. Streamed are {', '.join(SAME)}.",
             "another quantised version of the model, or the 16-bit one.",
         )
     entries = folder.entries

@@ -26,10 +26,11 @@ def find(folder: Folder) -> Iterator[Quantised]:
         if base == name or scales is None:
             continue
         if len(codes.shape) != 4 or codes.shape[:-1] != scales.shape or codes.dtype != "U8" or scales.dtype != "U8":
-            raise damaged(base, f"blocks {list(codes.shape)} and scales {list(scales.shape)} do not match")
+            shapes = " and ".join(f"'{one.name}' {one.dtype} {list(one.shape)}" for one in (codes, scales))
+            raise damaged(base, f"{shapes} do not match")
         experts, rows, groups, packed = codes.shape
         if 2 * packed != BLOCK or not codes.nbytes:
-            raise damaged(base, f"blocks {list(codes.shape)} are not of {BLOCK} values")
+            raise damaged(base, f"'{name}' {list(codes.shape)} is not of {BLOCK} values a block")
         # Stored output by output; the module keeps the transpose.
         yield Quantised(
             base, "mxfp4", (experts, groups * packed * 2, rows), {"codes": codes, "scales": scales}, dtype="BF16"

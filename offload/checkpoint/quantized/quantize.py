@@ -2,6 +2,8 @@
 
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from types import ModuleType
 from typing import Literal
@@ -41,7 +43,8 @@ def bitsandbytes() -> ModuleType:
     # It warns about a faster CPU kernel that would multiply without dequantising; we never call it.
     logger.setLevel(logging.ERROR)
     try:
-        import bitsandbytes.functional as functional
+        with _uncompiled():
+            import bitsandbytes.functional as functional
     except ImportError as error:
         raise MissingLibrary(
             "4-bit weights need the package bitsandbytes, which cannot be imported.",
@@ -51,6 +54,17 @@ def bitsandbytes() -> ModuleType:
     finally:
         logger.setLevel(level)
     return functional
+
+
+@contextmanager
+def _uncompiled() -> Iterator[None]:
+    """bitsandbytes has what stands in for its kernels compiled, and torch's compiler takes seconds to import."""
+    original = torch.compile
+    setattr(torch, "compile", lambda function, **_: function)  # noqa: B010 - it has many overloads
+    try:
+        yield
+    finally:
+        setattr(torch, "compile", original)  # noqa: B010
 
 
 def quantise(weight: torch.Tensor, name: str, quant: Quant) -> dict[str, torch.Tensor]:

@@ -54,6 +54,7 @@ def refuse_unknown(folder: Folder) -> None:
     if method not in METHODS:
         raise UnsupportedModel(
             f"{folder.path} is quantised with {method}, which cannot be streamed.",
+            "It is quant_method of quantization_config that says so. "
             f"Streamed are {', '.join(one.title for one in FORMATS)} and specexec's own packs.",
             "the 16-bit version of the model, or one in a format that is streamed.",
         )

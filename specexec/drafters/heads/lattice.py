@@ -146,7 +146,7 @@ class LatticeDrafter(Calibrated):
         sequence, sampling, count = ask.sequence, ask.sequence.sampling, len(ask.nodes)
         histories: list[History] = []
         if sampling.penalised:
-            above = sequence.history
+            above = sequence.history_on(self._named.device)
             histories = [above.after(ask.tree.tokens_N[ask.tree.path(node)].tolist()) for node in ask.nodes]
         found = self._named.among(sequence, self._logits(lattice, ask, place))
         logits_NV = constrained(found.logits_NV, sampling, sequence.parse, ask.tree, ask.nodes)

@@ -51,7 +51,8 @@ def mtp_lm(target: TreeLM, brought: BroughtLayers) -> TreeLM:
         mixed_RH: Tensor = projection(torch.cat(both[::-1] if layout.hidden_first else both, -1))
         return mixed_RH
 
-    return target.alike(model, list(numbers), mix)
+    idle = [None] * (int(model.config.num_hidden_layers) - len(numbers))  # LongCat counts each layer as two
+    return target.alike(model, [*idle, *numbers], mix)
 
 
 def read_states(target: TreeLM, brought: BroughtLayers) -> TextStates:

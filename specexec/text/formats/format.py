@@ -126,9 +126,9 @@ class Format:
         return replace(self, form=None)
 
     @property
-    def control_tokens(self) -> set[int]:
+    def control_tokens(self) -> frozenset[int]:
         """The tokenizer's special tokens that are no marks of this form."""
-        return set(self.encoding.tokenizer.all_special_ids) - self._marks().char_of_token.keys()
+        return self._marks().others
 
     def _turn(self, marks: Marks, prompt: Items[int]) -> str:
         """The end of a prompt in which an answer may have begun: back to the last control token that is no mark."""

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Hashable, Mapping
+from functools import lru_cache
 from typing import Protocol
 
 _FIRST, _MOST = 0xD800, 0x800
 
 
-class Vocabulary(Protocol):
-    """What is needed of a tokenizer."""
+class Vocabulary(Hashable, Protocol):
+    """What is needed of a tokenizer, whose tokens stay what they are."""
 
     def get_added_vocab(self) -> dict[str, int]: ...
 
@@ -28,7 +29,7 @@ class Vocabulary(Protocol):
 class Marks:
     """The control tokens that one form uses, by their text."""
 
-    def __init__(self, tokens: Mapping[str, int], special: Iterable[int] = ()) -> None:
+    def __init__(self, tokens: Mapping[str, int], special: Collection[int] = ()) -> None:
         self.tokens = dict(list(tokens.items())[:_MOST])
         self._char_of = {text: chr(_FIRST + at) for at, text in enumerate(self.tokens)}
         self._text_of = {char: text for text, char in self._char_of.items()}
@@ -36,9 +37,11 @@ class Marks:
         self._any = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
         self.char_of_token = {token: self._char_of[text] for text, token in self.tokens.items()}
         self.special = [self.char_of_token[token] for token in set(special) & self.char_of_token.keys()]
+        self.others = frozenset(special) - self.char_of_token.keys()  # special tokens that are no marks
 
     @staticmethod
-    def of(tokenizer: Vocabulary, texts: Iterable[str]) -> Marks:
+    @lru_cache(maxsize=64)
+    def of(tokenizer: Vocabulary, texts: tuple[str, ...]) -> Marks:
         """Those of these texts' parts that are tokens of their own."""
         joined = "\0".join(texts)
         added = tokenizer.get_added_vocab().items()
