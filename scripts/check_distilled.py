@@ -1,11 +1,10 @@
 """A head that `specexec distill head` has written, in the hands of the package whose layout it has.
 
-    python scripts/check_distilled.py HEAD RECORDED
+    scripts/with_speculators python scripts/check_distilled.py HEAD RECORDED
 
-`speculators` 0.9.0 loads HEAD (pip install --no-deps, with hs-connectors 0.9.0, loguru and pydantic-settings), takes
-embeddings and head from the model that config.json names, and computes along a text of RECORDED: three steps of an
-EAGLE-3 head, the first of an MTP layer (later ones attend to other rows there), a block of a DFlash head. The largest
-difference from what the head computed in training is printed.
+`speculators` 0.9.0 loads HEAD, takes embeddings and head from the model that config.json names, and computes along a
+text of RECORDED: three steps of an EAGLE-3 head, the first of an MTP layer (later ones attend to other rows there), a
+block of a DFlash head. The largest difference from what the head computed in training is printed.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from offload.machine.atomic_write import replace_with
 from specexec.distill.batches import Excerpt, TextBatch, Texts
@@ -30,6 +30,7 @@ from specexec.distill.recording import Recording
 from specexec.distill.unrolled import STEPS
 from specexec.drafters.heads.mtp_fields import PUBLISHED, START
 
+MASKED = 128  # rows to a block of the package's masks: of a text above that it takes whole blocks alone
 Pairs = Iterator[tuple[str, Tensor, Tensor]]
 """What is compared: ours, and theirs."""
 
@@ -51,8 +52,13 @@ class Trained:
 
     def theirs(self, module: str, name: str) -> nn.Module:
         """The model that the package makes of the folder."""
-        made: Callable[..., nn.Module] = getattr(import_module(module), name).from_pretrained
-        return made(self.folder).float().eval()
+        made: nn.Module = getattr(import_module(module), name).from_pretrained(self.folder).float().eval()
+        if "verifier_lm_head" in made._modules:
+            # It fills in the target's embeddings where it finds NaN; transformers 5.23 leaves zeros. MTP has done so.
+            nn.init.constant_(made.get_parameter("embed_tokens.weight"), torch.nan)
+            fill: Callable[[], None] = getattr(made, "load_verifier_weights")  # noqa: B009 - no part of nn.Module
+            fill()
+        return made
 
 
 def eagle3(one: Trained) -> Pairs:
@@ -61,10 +67,13 @@ def eagle3(one: Trained) -> Pairs:
     student.head.load_state_dict(one.weights)
     model, steps = one.theirs("speculators.models.eagle3.core", "Eagle3DraftModel"), list[Tensor]()
     model.get_submodule("lm_head").register_forward_hook(lambda *args: steps.append(args[-1][0].clone()))
-    rows = one.batch.states_BRF[:, :-1].float()
-    model(rows, one.batch.tokens_BR[:, 1:], torch.zeros(1, rows.shape[1], dtype=torch.long), ttt_steps=STEPS)
+    states_BRF, tokens_BR = one.batch.states_BRF[:, :-1].float(), one.batch.tokens_BR[:, 1:]
+    count = tokens_BR.shape[1]
+    more = -count % MASKED  # rows of another text behind it, which none of its own sees
+    documents_BR = pad(torch.zeros_like(tokens_BR), (0, more), value=1)
+    model(pad(states_BRF, (0, 0, 0, more)), pad(tokens_BR, (0, more)), documents_BR, ttt_steps=STEPS)
     for number, step in enumerate(student.unrolled(one.batch)):
-        yield f"step {number}", step.logits_KD, steps[number][step.asked.rows_BR[0]]
+        yield f"step {number}", step.logits_KD, steps[number][:count][step.asked.rows_BR[0]]
 
 
 def mtp(one: Trained) -> Pairs:

@@ -2,9 +2,9 @@
 
 mtp: a GLM-4 MoE of two layers with its own layer under shipped names; logits of that layer by transformers' MtpModel.
 dflash, dflash_sliding, dflash2: heads of two layers for a target of four, by the package `dflash` 0.1.0 (pip install
---no-deps). Others by the package `speculators` 0.9.0 (pip install --no-deps, with hs-connectors 0.9.0, loguru and
-pydantic-settings): dflash_red_hat, dflash2_red_hat and dspark*, the same as it has them; eagle3*, EAGLE-3 heads as
-first published, as Red Hat and gpt-oss have them, and EAGLE-3.1 of two Qwen3 layers; peagle, a P-EAGLE head.
+--no-deps). Others by the package `speculators` 0.9.0 (scripts/with_speculators): dflash_red_hat,
+dflash2_red_hat and dspark*, the same as it has them; eagle3*, EAGLE-3 heads as first published, as Red Hat and gpt-oss
+have them, and EAGLE-3.1 of two Qwen3 layers; peagle, a P-EAGLE head.
 """
 
 from __future__ import annotations

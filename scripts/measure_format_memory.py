@@ -1,6 +1,6 @@
 """Memory of an answer beside the plan, in every format of weights on one shape: scripts/measure_memory.py for each.
 
-    python scripts/measure_format_memory.py              # a llama of 6 layers of 9.4 M weights, streamed from disk
+    python scripts/measure_format_memory.py              # a llama of 4 layers of 8.6 M weights, streamed from disk
 
 The model is random and small enough to be made in seconds; its layers are large beside the noise of an interpreter. It
 computes in bfloat16, as published ones do.
@@ -25,7 +25,7 @@ from tests.weight_formats import ROWS
 
 HOME = Path(__file__).resolve().parents[1]
 SIZES = {
-    "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 6, "num_attention_heads": 12,
+    "hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12,
     "num_key_value_heads": 3, "head_dim": 64,
 }  # fmt: skip
 ASKED = ("--ctx", "128", "--budget", "32", "--tokens", "4", "--json")

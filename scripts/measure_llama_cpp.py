@@ -8,7 +8,9 @@
 Without a folder: SmolLM2-135M-Instruct. Runs of all ways take turns, so that whatever else the machine does slows all
 alike; the table has medians, and medians of the ratios within each turn. Every run is a line of --state as soon as it
 has ended, and is not repeated: a run that was stopped goes on where it was. What has no line is "not run" in the table.
-A sweep is a chain of rows below no text and the logits of its last; a text is greedy, prompt included.
+A sweep is a chain of rows below no text and the logits of its last; a text is greedy, prompt included. On a machine
+with other work `--clock cpu --threads 1` counts the processor time of our process and of llama.cpp's, in place of time
+that passes.
 """
 
 from __future__ import annotations
@@ -48,6 +50,7 @@ OURS: dict[str, tuple[str | None, Literal["float", "int8"], torch.dtype]] = {
     "nf4": ("nf4", "float", torch.bfloat16),
 }
 PLAIN, LOOKUP = "plain", "look-up"
+Clock = Literal["wall", "cpu"]
 # Which of ours answers which of theirs: the bits of a weight are the same or fewer.
 RIVALS = {"bf16": "F16", "int8": "Q8_0", "int4": "Q4_0", "nf4": "Q4_0"}
 ENGINE = """
@@ -80,6 +83,16 @@ process.exit(0);
 """
 
 
+def processor_s(pid: int) -> float:
+    """Processor seconds that the living threads of a process have had."""
+    return sum(int(file.read_text().split()[0]) for file in Path(f"/proc/{pid}/task").glob("*/schedstat")) / 1e9
+
+
+def now_s(clock: Clock) -> float:
+    """Seconds that have passed, or that this process has computed."""
+    return time.perf_counter() if clock == "wall" else time.process_time()
+
+
 class LlamaCpp:
     """llama.cpp in a process of its own; it answers one run after the other."""
 
@@ -90,12 +103,14 @@ class LlamaCpp:
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
         self._said("ready")
 
-    def run(self, tokens: list[int], count: int) -> tuple[list[int], float]:
+    def run(self, clock: Clock, tokens: list[int], count: int) -> tuple[list[int], float]:
         """The tokens that follow these, as many or up to the end, and the seconds from the question to the last."""
         assert self._process.stdin is not None
+        began_s = processor_s(self._process.pid)
         self._process.stdin.write(json.dumps({"tokens": tokens, "count": count}) + "\n")
         answer = json.loads(self._said("{"))
-        return answer["written"], answer["seconds"]
+        taken_s = processor_s(self._process.pid) - began_s
+        return answer["written"], answer["seconds"] if clock == "wall" else taken_s
 
     def _said(self, begins: str) -> str:
         assert self._process.stdout is not None
@@ -143,6 +158,7 @@ def shared(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--node", type=path, required=True, help="Where npm has installed node-llama-cpp."),
         click.option("--ways", default=",".join((*OURS, *FORMS)), show_default=True),
         click.option("--threads", default=2, show_default=True),
+        click.option("--clock", type=click.Choice(["wall", "cpu"]), default="wall", show_default=True),
         click.option("--work", type=path, default=Path("build/llama_cpp"), show_default=True),
         click.option("--state", type=path, default=Path("build/llama_cpp.jsonl"), show_default=True),
     ):
@@ -155,7 +171,15 @@ def shared(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--rows", default="1,16,64,256", show_default=True)
 @click.option("--turns", default=9, show_default=True)
 def sweeps(
-    folder: Path | None, node: Path, ways: str, threads: int, work: Path, state: Path, rows: str, turns: int
+    folder: Path | None,
+    node: Path,
+    ways: str,
+    threads: int,
+    clock: Clock,
+    work: Path,
+    state: Path,
+    rows: str,
+    turns: int,
 ) -> None:
     """Seconds of a sweep over so many rows."""
     folder = folder or real_material.model()
@@ -165,16 +189,16 @@ def sweeps(
         sweeping: dict[str, Callable[[int], float]] = {}
         for way in _named(ways):
             if way in OURS:
-                sweeping[way] = partial(_swept, _target(folder, way, work))
+                sweeping[way] = partial(_swept, clock, _target(folder, way, work))
             else:
                 rival = LlamaCpp(node, _twin(folder, way, work), threads)
                 open_ones.callback(rival.close)
-                sweeping[way] = partial(_swept_there, rival)
+                sweeping[way] = partial(_swept_there, clock, rival)
         for count in counts:
             for way in sweeping:  # to warm up
                 sweeping[way](count)
         for turn, count, way in tqdm([(t, c, w) for t in range(turns) for c in counts for w in sweeping]):
-            key = {"model": folder.name, "threads": threads, "rows": count, "way": way, "turn": turn}
+            key = {"model": folder.name, "threads": threads, "clock": clock, "rows": count, "way": way, "turn": turn}
             if not runs.has(**key):
                 runs.add(**key, seconds=sweeping[way](count))
 
@@ -185,8 +209,8 @@ def sweeps(
 @click.option("-n", "--tokens", default=64, show_default=True)
 @click.option("--every", default=1, show_default=True, help="Every so many prompts of prompts.jsonl.")
 def texts(
-    folder: Path | None, node: Path, ways: str, threads: int, work: Path, state: Path, drafter: Path | None,
-    tokens: int, every: int,
+    folder: Path | None, node: Path, ways: str, threads: int, clock: Clock, work: Path, state: Path,
+    drafter: Path | None, tokens: int, every: int,
 ) -> None:  # fmt: skip
     """Tokens per second end to end: plain, with guesses from a smaller model, with look-ups."""
     folder = folder or real_material.model()
@@ -202,18 +226,19 @@ def texts(
                 name = f"{way}, {'draft' if guesses not in (PLAIN, LOOKUP) else guesses}"
                 if way in OURS:
                     llm = open_ones.enter_context(_engine(folder, way, work, guesses))
-                    encode, writing[name] = llm.encode, partial(_written, llm)
+                    encode, writing[name] = llm.encode, partial(_written, clock, llm)
                 else:
                     twin = _twin(drafter, way, work) if drafter and guesses == str(drafter) else None
                     rival = LlamaCpp(node, _twin(folder, way, work), threads, str(twin or guesses))
                     open_ones.callback(rival.close)
-                    writing[name] = rival.run
+                    writing[name] = partial(rival.run, clock)
         if encode is None:
             raise click.ClickException("one of --ways has to be ours: it makes the tokens of the prompts.")
         for number, one in enumerate(tqdm(asked)):
             prompt = [{"role": "user", "content": one["prompt"]}] if one.get("chat") else one["prompt"]
             for name, write in writing.items():
-                key = {"model": folder.name, "threads": threads, "prompt": number * every, "way": name, "asked": tokens}
+                key = {"model": folder.name, "threads": threads, "clock": clock, "way": name}
+                key |= {"prompt": number * every, "asked": tokens}
                 if not runs.has(**key):
                     written, seconds = write(encode(prompt), tokens)
                     runs.add(**key, tokens=len(written), written=written, seconds=seconds)
@@ -224,10 +249,14 @@ def texts(
 def table(state: Path) -> None:
     """The runs of a file as tables."""
     lines = Runs(state).lines
-    for model, threads in sorted({(line["model"], line["threads"]) for line in lines}):
-        own = [line for line in lines if (line["model"], line["threads"]) == (model, threads)]
+
+    def kind(line: dict[str, Any]) -> tuple[str, int, str]:
+        return line["model"], line["threads"], line["clock"]
+
+    for model, threads, clock in sorted({kind(line) for line in lines}):
+        own = [line for line in lines if kind(line) == (model, threads, clock)]
         for text in (*_sweep_table(own), *_text_table(own)):
-            click.echo(text.replace("{model}", f"{model}, {threads} threads"))
+            click.echo(text.replace("{model}", f"{model}, {threads} threads, {clock} time"))
 
 
 def _sweep_table(lines: list[dict[str, Any]]) -> Iterator[str]:
@@ -310,16 +339,16 @@ def _target(folder: Path, way: str, work: Path) -> TreeLM:
     return TreeLM(model, tiled=compute == "float")
 
 
-def _swept(lm: TreeLM, rows: int) -> float:
-    began_s = time.perf_counter()
+def _swept(clock: Clock, lm: TreeLM, rows: int) -> float:
+    began_s = now_s(clock)
     cache = KVCache()
     (hidden,) = lm.forward([Rows(cache, [token % lm.vocabulary for token in range(rows)], range(-1, rows - 1))])
     lm.head(hidden[-1:])
-    return time.perf_counter() - began_s
+    return now_s(clock) - began_s
 
 
-def _swept_there(rival: LlamaCpp, rows: int) -> float:
-    return rival.run([*range(rows)], 1)[1]
+def _swept_there(clock: Clock, rival: LlamaCpp, rows: int) -> float:
+    return rival.run(clock, [*range(rows)], 1)[1]
 
 
 def _engine(folder: Path, way: str, work: Path, guesses: str) -> specexec.Engine:
@@ -334,12 +363,12 @@ def _engine(folder: Path, way: str, work: Path, guesses: str) -> specexec.Engine
     )
 
 
-def _written(llm: specexec.Engine, prompt: list[int], count: int) -> tuple[list[int], float]:
+def _written(clock: Clock, llm: specexec.Engine, prompt: list[int], count: int) -> tuple[list[int], float]:
     if llm.memory is not None:
         llm.memory.forget_past()  # not what other prompts brought
-    began_s = time.perf_counter()
+    began_s = now_s(clock)
     answer = llm.generate(prompt, SamplingParams(temperature=0.0, max_tokens=count))
-    return list(answer.tokens), time.perf_counter() - began_s
+    return list(answer.tokens), now_s(clock) - began_s
 
 
 if __name__ == "__main__":

@@ -97,7 +97,8 @@ def _answer(
         from specexec.engine.batch import MOST_PARALLEL
         from specexec.engine.decoder import Step
 
-    bitsandbytes()  # a library like the others, which a model in four bits would import later
+    bitsandbytes()  # libraries like the others, which a model in few bits would import later
+    _compile()
     torch.set_num_threads(1)
     sampling = specexec.SamplingParams(max_tokens=tokens, temperature=temperature, seed=1, ignore_eos=True)
     with load("demo", ctx=256, budget=16) as warm:
@@ -143,6 +144,20 @@ def _answer(
             "tokens": min(written) if len(written) == texts else 0,
             "together": together,
         }
+
+
+def _compile() -> None:
+    """Let numba, where it is, load what GGUF's blocks and int4 are expanded by."""
+    import numpy as np
+
+    from offload.checkpoint.quantized.arithmetic.compiled import compiled, expand_groups, fill_groups
+
+    codes, floats = np.zeros((1, 16), np.uint8), np.zeros((1, 32), np.float32)
+    if loop := compiled(expand_groups):
+        loop(codes, np.ones((1, 1), np.uint8), np.zeros((1, 1), np.uint8), np.empty((1, 32), np.uint8))
+    if loop := compiled(fill_groups):
+        one = np.zeros((1, 1), np.float32)
+        loop(codes, (0, 4, 16), (0, 0, 16), 0, 0, np.zeros(16, np.float32), one, one, floats)
 
 
 def _status_B(key: str) -> int:

@@ -65,9 +65,9 @@ SEEING = {
     ),
     **dict.fromkeys(
         (
-            "aria", "aya_vision", "cohere2_vision", "deepseek_vl", "deepseek_vl_hybrid", "got_ocr2", "idefics3",
-            "internvl", "lfm2_vl", "llava", "llava_next", "llava_next_video", "llava_onevision", "minicpmv4_6",
-            "ovis2", "smolvlm", "vipllava",
+            "aria", "aya_vision", "cohere2_vision", "deepseek_vl", "deepseek_vl_hybrid", "got_ocr2", "idefics2",
+            "idefics3", "internvl", "lfm2_vl", "llava", "llava_next", "llava_next_video", "llava_onevision",
+            "minicpmv4_6", "ovis2", "smolvlm", "vipllava",
         ),
         TILE_ROWS,
     ),
@@ -161,8 +161,10 @@ def _widest_head(config: Mapping[str, object]) -> int:
 
 
 def workspace(widths: Widths, ctx: int, nodes: int) -> dict[str, int]:
-    """Bytes by what they are for, of one text of `ctx` tokens with `nodes` guesses below it: its largest sweep."""
-    return {**_sweep_B(widths, ctx + nodes, HEAD_ROWS), "recurrent states": recurrent_B(widths, nodes)}
+    """Bytes by what they are for, of one text of `ctx` tokens with `nodes` guesses below it: its largest sweep. What
+    recurrent layers keep is not among them: it may live elsewhere.
+    """
+    return _sweep_B(widths, ctx + nodes, HEAD_ROWS)
 
 
 def recurrent_B(widths: Widths, nodes: int) -> int:
@@ -271,7 +273,8 @@ def nodes_of(budget: int | Literal["auto"], widths: Widths, ctx: int, free_B: in
         return budget
 
     def taken_B(nodes: int) -> int:
-        return guesses_B(widths, ctx, nodes) + sum(workspace(widths, ctx, nodes).values())
+        kept_B = guesses_B(widths, ctx, nodes) + recurrent_B(widths, nodes)
+        return kept_B + sum(workspace(widths, ctx, nodes).values())
 
     nodes = MOST_NODES
     while nodes > LEAST_NODES and taken_B(nodes) - taken_B(0) > free_B // FREE_FOR_GUESSES:

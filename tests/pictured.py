@@ -61,7 +61,7 @@ NAMED = {
     "context_image_token": SPECIAL[WORD], "video_token": SPECIAL[249], "img_line_break_token": SPECIAL[229],
     "image_break_token": SPECIAL[243], "image_end_token": SPECIAL[242], "slice_start_token": SPECIAL[221],
     "slice_end_token": SPECIAL[220], "image_id_start_token": SPECIAL[219], "image_id_end_token": SPECIAL[218],
-    "image_start_token": SPECIAL[236],
+    "image_start_token": SPECIAL[236], "image_boundary_token": SPECIAL[232],
 }  # fmt: skip
 UNIFIED = "gemma4_unified"  # its masks are Gemma 4's with a static cache only (transformers 5.23)
 TEMPLATE = (
@@ -287,6 +287,13 @@ def _tiles(config: PreTrainedConfig) -> None:
     vision.image_size, vision.patch_size = 28, 7
 
 
+def _perceiver(config: PreTrainedConfig) -> None:
+    config.vision_config.image_size, config.vision_config.patch_size = 56, 14
+    for name, value in {"n_latents": 4, "depth": 1, "n_heads": 4, "head_dim": 16}.items():
+        setattr(config.perceiver_config, f"resampler_{name}", value)
+    config.perceiver_config.hidden_size, config.perceiver_config.num_key_value_heads = 64, 2
+
+
 def _ovis(config: PreTrainedConfig) -> None:
     config.visual_indicator_token_ids = [226, 225, 224, 223, 222]
     config.vision_config.vocab_size = 32
@@ -464,6 +471,14 @@ KNOWN = {
         lambda _: {"size": _square(28), "image_grid_pinpoints": PINPOINTS},
         lambda _: {"num_image_tokens": 4, "vision_feature_select_strategy": "full"},
         _pinned,
+    ),
+    "idefics2": Seeing(
+        "Idefics2ImageProcessorPil",
+        lambda _: {"size": {"longest_edge": 56, "shortest_edge": 28}, "do_image_splitting": True},
+        lambda _: {"image_seq_len": 4},
+        _perceiver,
+        row="<image>",
+        place="<image>",
     ),
     "idefics3": _IDEFICS,
     "smolvlm": replace(_IDEFICS, prepares="SmolVLMImageProcessorPil", processor="Idefics3Processor"),

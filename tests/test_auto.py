@@ -69,7 +69,7 @@ def test_the_fastest_is_taken_once_it_is_known(
 
 def test_auto_follows_what_was_measured_and_the_memory_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
     def beside(_: object, choice: DrafterChoice) -> MemoryPlan:
-        return MemoryPlan({"drafter": 10**15 * ("sibling" in choice.sources)}, {}, 0)
+        return MemoryPlan({"drafter": 10**15 * ("sibling" in choice.sources)}, {}, 0, {})
 
     with specexec.load("demo", offload="none", earlier=EarlierRuns({"sibling+ngram": 2.0, "ngram": 5.0})) as llm:
         assert llm.sources == "ngram"

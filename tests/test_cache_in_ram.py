@@ -135,6 +135,10 @@ def test_beginnings_and_rewound_texts_travel_too(tmp_path: Path) -> None:
 
 @pytest.fixture
 def small_gpu(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    return playing_gpu(monkeypatch)
+
+
+def playing_gpu(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A CPU that plays a GPU with as much memory as the list says."""
     vram_B = [8 * GiB]
 

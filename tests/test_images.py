@@ -68,7 +68,7 @@ from tests.recorded_images import RecordedProcessor
 FAMILIES = ["qwen3_5", "qwen3_vl", "gemma3", "gemma4", "smolvlm"]
 # Of the others a sample, and all whose pixels only torchvision prepares: scripts/images.py tries every promise on all.
 SAMPLE = ["mistral3", "glm4v_moe", "internvl", "cohere2_vision", "gemma4_unified", "kimi_k25", "lfm2_vl", "llama4"]
-SAMPLE += ["minimax_m3_vl", "hunyuan_vl", "minicpmv4_6"]
+SAMPLE += ["minimax_m3_vl", "hunyuan_vl", "minicpmv4_6", "idefics2"]
 MOST = 6
 GREEDY = SamplingParams(temperature=0.0, max_tokens=MOST, ignore_eos=True)
 ONE, OTHER = map(picture, PICTURES)

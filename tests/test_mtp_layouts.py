@@ -25,8 +25,9 @@ from specexec.drafters.heads.head import HeadDrafter
 from specexec.drafters.heads.mtp import mtp_lm, read_states
 from specexec.drafters.none import NoDrafter
 from specexec.drafters.registry import DrafterChoice
-from specexec.errors import BadDrafter
+from specexec.errors import BadDrafter, UnsupportedArchitecture
 from specexec.model.cache import KVCache
+from specexec.model.submodel import partial_config
 from specexec.model.tree_lm import Rows, TreeLM
 from specexec.sampling.params import SamplingParams
 from tests.tiny import redraw, tiny
@@ -270,6 +271,8 @@ def test_longcats_layer_is_one_of_deepseek_whose_inner_norms_are_scaled(tmp_path
     assert drafted == plain
     pack(plan(open_folder(folder), "none"), tmp_path / "packed")
     assert open_folder(tmp_path / "packed").mtp.keys() == own.keys()
+    with pytest.raises(UnsupportedArchitecture, match="each attends twice"):
+        partial_config(ours, [0, 1])
 
 
 def test_a_layer_that_is_stored_in_another_way_is_refused_by_name(tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ BIG = Need(
 SMALL = replace(BIG, layers_B=(MiB,) * 7, read_B=(MiB,) * 7)
 
 sizes = st.integers(0, 4 * GiB)
+states = st.dictionaries(st.integers(0, 11), sizes)
 
 
 @st.composite
@@ -54,6 +55,7 @@ def _needs(draw: st.DrawFn, alike: bool = False) -> Need:
         cache_B=draw(sizes),
         ctx=draw(st.integers(1, 1 << 20)),
         guesses_B=draw(sizes),
+        states_B=dict.fromkeys(range(len(layers_B)), draw(sizes)) if alike else draw(states),
         cache_moves=draw(st.booleans()),
         scratch_B=draw(sizes),
         beside_B={"trees": draw(sizes)},
@@ -120,22 +122,26 @@ def test_the_bill_is_what_lies_where(need: Need, free: Free, choice: Offload) ->
     ring_B = placement.ring * need.widest_B
     host_ring_B = ring_B if "disk" in placement.tiers else 0
     keys_B = need.cache_B + need.guesses_B
-    fixed_B = need.resident_B - sum(need.layers_B) - keys_B
+    fixed_B = need.resident_B - sum(need.layers_B) - keys_B - sum(need.states_B.values())
     travelling = placement.caches.count("ram")
+    in_ram_B = (need.states_B.get(layer, 0) for layer, tier in enumerate(placement.caches) if tier == "ram")
+    states_B = sorted(in_ram_B)
     assert travelling == 0 or need.cache_moves
     if placement.device_B is None:
-        assert placement.host_B == fixed_B + keys_B + need.scratch_B + on_device + in_ram + host_ring_B
+        kept_B = keys_B + sum(need.states_B.values())
+        assert placement.host_B == fixed_B + kept_B + need.scratch_B + on_device + in_ram + host_ring_B
         assert {"disk", "ram"} - set(placement.tiers), "RAM is the CPU's own memory"
         assert not travelling
     else:
         # Token ids are looked up in RAM, unless the matrix is the head too; a layer's keys may pass through two places.
         away_B = need.embeddings_B if need.head_B else 0
         keys_in_ram_B = sum(-(-part_B * travelling // len(tiers)) for part_B in (need.cache_B, need.guesses_B))
-        passing_B = min(2, travelling) * need.caches_B[0]
-        assert placement.device_B == fixed_B - away_B + keys_B - keys_in_ram_B + passing_B + on_device + ring_B
-        assert placement.host_B >= need.scratch_B + in_ram + host_ring_B + away_B + keys_in_ram_B
+        passing_B = min(2, travelling) * need.caches_B[0] + sum(states_B[-3:])
+        kept_B = keys_B - keys_in_ram_B + sum(need.states_B.values()) - sum(states_B)
+        assert placement.device_B == fixed_B - away_B + kept_B + passing_B + on_device + ring_B
+        assert placement.host_B >= need.scratch_B + in_ram + host_ring_B + away_B + keys_in_ram_B + sum(states_B)
         moving = [size_B for size_B, tier in tiers if tier != "device"]
-        assert placement.link_B == sum(moving) + travelling * need.caches_B[0]
+        assert placement.link_B == sum(moving) + travelling * need.caches_B[0] + sum(states_B)
     assert (placement.ring == 0) == (on_device + in_ram * (placement.device_B is None) == sum(need.layers_B))
 
 

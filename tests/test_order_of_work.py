@@ -24,6 +24,7 @@ from specexec.engine.decoder import Decoder
 from specexec.model import cache_in_ram
 from specexec.model.cache import KVCache
 from specexec.model.cache_in_ram import Travel
+from specexec.model.recurrent import travel
 from specexec.model.tree_lm import Rows, TreeLM
 from specexec.planning.best_first import BestFirst
 from specexec.sampling.noise import Noise
@@ -32,11 +33,12 @@ from specexec.text.sequence import start
 from tests.simulated.device import DEVICE, Simulator
 from tests.simulated.mutants import Mutant, mutants
 from tests.simulated.programs import Material, Plan
+from tests.test_recurrent import built
 from tests.tiny import VOCABULARY, tiny
 from tests.writing import prompt, spell
 
 SCHEDULES = 200
-MUTANTS = [one for module in (transfer, host_rows, stream, cache_in_ram) for one in mutants(module)]
+MUTANTS = [one for module in (transfer, host_rows, stream, cache_in_ram, travel) for one in mutants(module)]
 TRIES = 40
 
 
@@ -69,19 +71,20 @@ def test_a_program_without_one_of_its_waits_is_noticed(material: Material, mutan
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Two layers each: dense; dense in four bits; with experts."""
-    folders = {name: tmp_path_factory.mktemp(name) for name in ("dense", "few_bits", "experts")}
+    """Two layers each: dense; dense in four bits; with experts. And a hybrid of three, the first and last recurrent."""
+    folders = {name: tmp_path_factory.mktemp(name) for name in ("dense", "few_bits", "experts", "hybrid")}
     tiny("llama", folders["dense"], num_hidden_layers=2)
     tiny("mixtral", folders["experts"], num_hidden_layers=2)
+    built("qwen3_5_text").save_pretrained(folders["hybrid"])
     pack(plan(offload.open_folder(folders["dense"]), "nf4"), folders["few_bits"] / "pack")
     return folders | {"few_bits": folders["few_bits"] / "pack"}
 
 
 @contextmanager
 def loaded(folder: Path, tier: Offload, device: torch.device) -> Iterator[TreeLM]:
-    """A model whose second layer keeps keys and values in RAM, as is right for its device."""
+    """A model all of whose layers but the first keep in RAM what they keep, as is right for its device."""
     model = offload.load(folder, tier, str(device), "f32")
-    lm = TreeLM(model, travel=Travel(frozenset([1]), offload.carrier_for(device)))
+    lm = TreeLM(model, travel=Travel(frozenset([1, 2]), offload.carrier_for(device), with_states=True))
     try:
         yield lm
     finally:
@@ -103,7 +106,7 @@ def written(folder: Path, tier: Offload, device: torch.device) -> list[int]:
         return sequence.tokens
 
 
-@pytest.mark.parametrize(("name", "tier"), [("few_bits", "ram"), ("experts", "disk")])
+@pytest.mark.parametrize(("name", "tier"), [("few_bits", "ram"), ("experts", "disk"), ("hybrid", "ram")])
 def test_a_model_writes_the_same_text_on_a_device_whose_copies_are_late(
     models: dict[str, Path], name: str, tier: Offload, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import offload
@@ -33,6 +33,7 @@ from specexec.compose.drafter_makers import in_few_bits
 from specexec.drafters.ngram import NgramDrafter
 from specexec.drafters.none import NoDrafter
 from specexec.drafters.sibling import SiblingDrafter
+from specexec.drafters.skip import skipping
 from specexec.drafters.substitute import substituting
 from specexec.engine.decoder import Decoder
 from specexec.errors import SweepCancelled
@@ -44,6 +45,8 @@ from specexec.model.recurrent.packed import branches_of, restored
 from specexec.model.recurrent.scan import StateRows, scan
 from specexec.model.recurrent.selective_state import SelectiveRows
 from specexec.model.recurrent.sizes import recurrences_of
+from specexec.model.sublayers import names_of
+from specexec.model.submodel import layer_list_path, partial_config
 from specexec.model.tree_lm import Rows, TreeLM, trunk_name
 from specexec.planning.best_first import BestFirst
 from specexec.sampling.params import SamplingParams
@@ -202,18 +205,18 @@ TYPICAL = ["olmo_hybrid", "lfm2", "falcon_h1", "kimi_linear", "mamba", "deepseek
 COLD = SamplingParams(temperature=0.0, max_tokens=32)
 
 
-def built(family: str) -> PreTrainedModel:
+def built(family: str, **overrides: int) -> PreTrainedModel:
     """A model of its own for whoever asks."""
-    return copy.deepcopy(built_once(family))
+    return copy.deepcopy(built_once(family, **overrides))
 
 
 @cache
-def built_once(family: str) -> PreTrainedModel:
+def built_once(family: str, **overrides: int) -> PreTrainedModel:
     class_name, difference = FAMILIES[family]
     make: Callable[..., transformers.PreTrainedConfig] = getattr(transformers, class_name)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        config = make(**(BASE | difference))
+        config = make(**(BASE | difference | overrides))
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     redraw(model, seed=0)
     with torch.no_grad():
@@ -284,6 +287,7 @@ def test_every_node_has_the_hidden_state_of_its_own_path_and_takes_what_is_plann
     config = json.loads((tmp_path / "config.json").read_text())
     sizes = recurrences_of(config)
     assert {layer for layer, kept in enumerate(cache_widths(config)) if kept} == cache.layers.keys()
+    assert {layer for layer, _ in cache.memories} == sizes.layers.keys()
     assert sum(memory.text.nbytes for memory in cache.memories.values()) == sizes.text_B(4)
     assert sum(memory.nodes.size_B for memory in cache.memories.values()) == NODES * sizes.node_B(4)
     (unsettled_RH,) = lm.forward([Rows(KVCache(), [*PREFIX, *TOKENS], below(end))])
@@ -471,6 +475,32 @@ def test_filters_and_rates_of_decay_stay_whole_in_few_bits(family: str, tmp_path
     each = SamplingParams(temperature=0.0, max_tokens=12)
     plain, drafted = (write(target, one, [prompt(9)], each, budget=8)[0].answer for one in (NoDrafter(), drafter))
     assert drafted == plain
+
+
+def test_a_config_of_some_layers_names_the_kinds_of_those(family: str) -> None:
+    config = built_once(family).config
+    last = config.num_hidden_layers - 1
+    kinds = getattr(config, "layer_types", None)
+    assert getattr(partial_config(config, [last]), "layer_types", None) == (kinds and [kinds[last]])
+    assert getattr(config, "layer_types", None) == kinds
+
+
+@pytest.mark.parametrize("family", TYPICAL)
+def test_a_family_drafts_for_itself_with_some_of_its_layers(family: str) -> None:
+    truth = built(family)
+    target, text = TreeLM(copy.deepcopy(truth)), prompt(9)
+    layers = target.model.get_submodule(".".join(layer_list_path(target.model)))
+    assert isinstance(layers, nn.ModuleList)
+    expected = greedy(truth, text, 6)
+    kept_LS = np.ones((len(layers), 2), bool)
+    kept_LS[-1] = False
+    if all(names_of(layer) for layer in layers):
+        kept_LS[1] = True, False
+        kept_LS[0] = False, True
+    layer_of = {number: copy.deepcopy(layer) for number, layer in enumerate(layers)}.__getitem__
+    drafter = skipping(target, layer_of, kept_LS, VOCABULARY)
+    (sequence,) = write(target, drafter, [text], SamplingParams(temperature=0.0, max_tokens=6), budget=8)
+    assert sequence.answer == expected
 
 
 def test_a_text_that_repeats_itself_is_drafted_from_what_was_written(tmp_path: Path) -> None:

@@ -111,6 +111,20 @@ def test_markup_in_an_answer_is_text(browser: Chrome) -> None:
         assert browser.execute_script("return document.querySelectorAll('main img, main b').length") == 0
 
 
+class LossyLetters(LetterEngine):
+    lossy = ("steps=7",)
+
+
+def test_what_changes_texts_is_named_with_every_answer(browser: Chrome) -> None:
+    for engine, named in ((LossyLetters, True), (LetterEngine, False)):
+        with serving(engine) as server:
+            page = Page(browser, server.url)
+            assert page.until("document.querySelector('#card').textContent.includes('nowhere')")
+            page.ask("abc")
+            assert page.text(".cost").endswith(" · LOSSY steps=7") is named
+            assert page.text("#card").endswith(" · LOSSY steps=7") is named
+
+
 def test_an_error_is_shown_and_the_page_goes_on(browser: Chrome) -> None:
     engine = LetterEngine()
     with serving(lambda: engine) as server:

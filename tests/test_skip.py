@@ -75,6 +75,12 @@ def terms(resident: list[bool], most: float = 0.5, sizes: tuple[int, int] = (1, 
     return Terms(copy_LS, size_LS, head_B=2, most_B=int(most * size_LS.sum()), whole=False, rows=512)
 
 
+def test_where_layers_stay_or_go_whole_no_search_begins_with_a_part_of_one() -> None:
+    """As in models where only some layers have an attention of their own: the others count as MLPs alone."""
+    whole = replace(terms([True, False, False], sizes=(0, 3)), whole=True)
+    assert all((kept_LS[:, 0] == kept_LS[:, 1]).all() for kept_LS in whole.starts())
+
+
 class Case:
     """A target and what it writes by itself."""
 

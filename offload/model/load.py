@@ -71,6 +71,7 @@ def load(
     link_limit_Bps: float | None = None,
     ctx: int = 4096,
     guesses_B: int = 0,
+    states_B: Mapping[int, int] | None = None,
     cache_moves: bool = False,
     cache_stays: Collection[int] = (),
     beside_B: Mapping[str, int] | None = None,
@@ -97,9 +98,10 @@ def load(
     which this CPU multiplies them quickest, if there is such an order.
     `adapters` are LoRA adapters of peft, FOLDER or FOLDER:scale (offload/checkpoint/lora.py), added in this order.
     `beside_B` is what the caller will need beside it where it computes (drafter, trees), by what it is for,
-    `beside_ram_B` what it keeps in RAM wherever that is, `guesses_B` keys and values beyond `ctx` tokens. `ram_B`
-    and `vram_B` replace what is measured. `cache_moves`: the caller keeps the keys and values of each layer where the
-    placement's `caches` say, so that they may live in RAM or on disk; those of the layers `cache_stays` may not.
+    `beside_ram_B` what it keeps in RAM wherever that is, `guesses_B` keys and values beyond `ctx` tokens, and
+    `states_B` what recurrent layers keep, by number. `ram_B` and `vram_B` replace what is measured. `cache_moves`: the
+    caller keeps the keys and values of each layer where the placement's `caches` say, so that they may live in RAM or
+    on disk, and states in RAM with them; those of the layers `cache_stays` may not.
     `on_layer_read` is called with the number of resident layers read so far and the number of all of them.
     `trust_remote_code` lets transformers run Python that lies in the folder.
     """
@@ -115,7 +117,7 @@ def load(
     need = with_head(folder, _need(checkpoint, skeleton, ctx, reading), head_quant, skeleton.dtype.itemsize)
     need = with_cache(need, settings_of(skeleton.model.config), kv_quant)
     need = replace(need, guesses_B=guesses_B, cache_moves=cache_moves, cache_stays=need.cache_stays.union(cache_stays))
-    need = replace(need, beside_B=beside_B or {}, beside_ram_B=beside_ram_B or {})
+    need = replace(need, states_B=states_B or {}, beside_B=beside_B or {}, beside_ram_B=beside_ram_B or {})
     placement = place(need, _with_speeds(free_memory(device, ram_B, vram_B), folder.weights_at), offload, kv)
     check_room(placement.cache_disk_B)
     log.info("%s", placement.summary)

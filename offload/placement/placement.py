@@ -41,6 +41,8 @@ class Need:
     """Rows for each layer that are looked up by token id: in RAM, whatever computes."""
     guesses_B: int = 0
     """Keys and values beyond those of the text."""
+    states_B: Mapping[int, int] = field(default_factory=dict)
+    """What recurrent layers keep of a text and its guesses, by number. In RAM it travels as keys and values do."""
     cache_moves: bool = False
     """Can keys and values live in RAM and travel with their layer?"""
     scratch_B: int = 0
@@ -62,12 +64,17 @@ class Need:
         """All of it in memory, once it has been read."""
         fixed_B = self.embeddings_B + self.lookups_B + self.norms_B + self.head_B + self.head_rows_B + self.dense_B
         beside_B = sum(self.beside_B.values()) + sum(self.beside_ram_B.values())
-        return sum(self.layers_B) + fixed_B + self.cache_B + self.guesses_B + beside_B
+        return sum(self.layers_B) + fixed_B + self.cache_B + self.guesses_B + sum(self.states_B.values()) + beside_B
 
     @property
     def caches_B(self) -> tuple[int, ...]:
         """Keys and values of each layer, those of a full context and its guesses."""
         return self.shares_B(self.cache_B + self.guesses_B)
+
+    @property
+    def kept_B(self) -> tuple[int, ...]:
+        """What of each layer goes to RAM together: keys and values, and states."""
+        return tuple(cache_B + self.states_B.get(layer, 0) for layer, cache_B in enumerate(self.caches_B))
 
     def shares_B(self, whole_B: int) -> tuple[int, ...]:
         """What each layer has of keys and values of all layers, rounded up."""
@@ -132,8 +139,10 @@ class Placement:
 
     @property
     def cache_link_B(self) -> int:
-        """What keys and values are of it, once the context is full."""
-        return sum(self._travelling_B(self.need.caches_B)) if self.on_gpu else 0
+        """What keys and values are of it, once the context is full, and states, which go there and back."""
+        if not self.on_gpu:
+            return 0
+        return sum(self._travelling_B(self.need.caches_B)) + sum(self._moving_states_B)
 
     @property
     def cache_disk_B(self) -> int:
@@ -196,8 +205,15 @@ class Placement:
 
     @property
     def _arriving_B(self) -> int:
-        """Two layers' keys and values: one attends while the next arrives."""
-        return sum(sorted(self._travelling_B(self.need.caches_B))[-2:])
+        """Two layers' keys and values: one attends while the next arrives. Of states also those that leave."""
+        rows_B, states_B = sorted(self._travelling_B(self.need.caches_B)), sorted(self._moving_states_B)
+        return sum(rows_B[-2:]) + sum(states_B[-3:])
+
+    @property
+    def _moving_states_B(self) -> list[int]:
+        """States of layers whose keys and values are in RAM. None go to disk: each sweep writes them whole."""
+        in_ram = [layer for layer, tier in enumerate(self.caches) if tier == "ram" and self.on_gpu]
+        return [self.need.states_B[layer] for layer in in_ram if layer in self.need.states_B]
 
     @property
     def _computing_B(self) -> dict[str, int]:
@@ -225,7 +241,12 @@ class Placement:
                 return whole_B - away_B
             return 0 if "disk" in self.caches else away_B
 
-        return {f"KV cache at --ctx {need.ctx}": share_B(need.cache_B), "KV of guesses": share_B(need.guesses_B)}
+        moving_B = sum(self._moving_states_B)
+        return {
+            f"KV cache at --ctx {need.ctx}": share_B(need.cache_B),
+            "KV of guesses": share_B(need.guesses_B),
+            "recurrent states": moving_B if tier == "ram" else sum(need.states_B.values()) - moving_B,
+        }
 
     def _travelling_B(self, sizes_B: Sequence[int]) -> list[int]:
         return [size_B for size_B, tier in zip(sizes_B, self.caches, strict=True) if tier != "device"]
@@ -245,7 +266,10 @@ class Placement:
         travelling = len(self.caches) - self.caches.count("device")
         some = "" if travelling == len(self.caches) else f" of {travelling} layers"
         place, each_B = ("on SSD", self.cache_disk_B) if self.cache_disk_B else ("in RAM", self.cache_link_B)
-        caches = f"; KV{some} {place}, up to {size(each_B)} per sweep" if travelling else ""
+        kinds = [
+            name for name, sizes_B in (("KV", self.need.caches_B), ("states", self._moving_states_B)) if any(sizes_B)
+        ]
+        caches = f"; {' and '.join(kinds)}{some} {place}, up to {size(each_B)} per sweep" if travelling else ""
         if self.offload == "none":
             return f"all {len(self.tiers)} layers stay in {memory}, {size(self.kept_B('device'))}{caches}"
         groups = [

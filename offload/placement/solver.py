@@ -96,7 +96,7 @@ def _mix(need: Need, free: Free, slowest: Tier, home: Tier, ring: int, fill_ram:
         if slowest != "device":
             _fill(tiers, slowest, "device", need.layers_B, free.vram_B - (so_far().device_B or 0))
         if home == "ram":
-            _fill(caches, home, "device", need.caches_B, free.vram_B - (so_far().device_B or 0))
+            _fill(caches, home, "device", need.kept_B, free.vram_B - (so_far().device_B or 0))
     if slowest == "disk" and fill_ram:
         faster: Tier = "ram" if on_gpu else "device"
         _fill(tiers, slowest, faster, need.layers_B, free.ram_B - so_far().host_B)

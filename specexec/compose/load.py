@@ -251,6 +251,7 @@ def _target(request: LoadRequest, choice: DrafterChoice, device: str, progress: 
         link_limit_Bps=options.link_limit_Bps,
         ctx=request.context,
         guesses_B=beside.guesses_B,
+        states_B=beside.states_B,
         cache_moves=request.branches,
         cache_stays=beside.cache_stays,
         beside_B=beside.beside_B,
@@ -335,7 +336,8 @@ def _defaults(target: PreTrainedModel, encoding: Encoding) -> Defaults:
 
 
 def _travel(placement: weights.Placement, device: str) -> Travel | None:
-    """Keys and values that the placement keeps in RAM or on disk."""
+    """Keys and values that the placement keeps in RAM or on disk, and in RAM states too."""
     layers = frozenset(layer for layer, tier in enumerate(placement.caches) if tier != "device")
     on_disk = "disk" in placement.caches
-    return Travel(layers, weights.carrier_for(torch.device(device), on_disk)) if layers else None
+    carrier = weights.carrier_for(torch.device(device), on_disk)
+    return Travel(layers, carrier, with_states=not on_disk) if layers else None

@@ -39,6 +39,7 @@ from specexec.sizes import (
     FIRST_NODES,
     SEEING,
     SKIP_SHARE,
+    STATES,
     TRIED_ROWS,
     Widths,
     drafting_B,
@@ -153,10 +154,15 @@ class LoadRequest:
             widths,
             states_B=states.text_B(item_B),
             node_states_B=states.node_B(item_B),
-            state_heads=max((layer.heads for layer in states.layers), default=0),
-            state_row_B=max((layer.row_B for layer in states.layers), default=0),
-            states_at_once_B=max((layer.most_B for layer in states.layers), default=0),
+            state_heads=max((layer.heads for layer in states.layers.values()), default=0),
+            state_row_B=max((layer.row_B for layer in states.layers.values()), default=0),
+            states_at_once_B=max((layer.most_B for layer in states.layers.values()), default=0),
         )
+
+    def states_B(self, nodes: int) -> dict[int, int]:
+        """What each recurrent layer of the target keeps of one text and of guesses below it, by number."""
+        item_B, layers = self.item_B(self.target), recurrences_of(self.target.config).layers
+        return {at: STATES * layer.text_B(item_B) + nodes * layer.node_B(item_B) for at, layer in layers.items()}
 
     @property
     def own_widths(self) -> Widths:
@@ -197,6 +203,8 @@ class MemoryPlan:
     that computes there."""
     guesses_B: int
     """Keys and values of guesses."""
+    states_B: dict[int, int]
+    """What recurrent layers keep, by number."""
     cache_stays: frozenset[int] = frozenset()
     """Layers of the target whose keys and values stay where the computation is, because a drafter attends to them."""
 
@@ -238,6 +246,7 @@ def memory_plan(request: LoadRequest, choice: DrafterChoice) -> MemoryPlan:
             **({"drafter": beside_B[True]} if beside_B[True] else {}),
         },
         guesses_B(widths, request.context, nodes),
+        request.states_B(nodes),
         frozenset(layer for folder in _models(request, choice) for layer in read_layers(folder, target)),
     )
 
@@ -255,6 +264,7 @@ def need_with(request: LoadRequest, choice: DrafterChoice) -> Need:
     return replace(
         with_head(request.target, plain, request.options.head_quant, item_B),
         guesses_B=beside.guesses_B,
+        states_B=beside.states_B,
         cache_moves=request.branches,
         cache_stays=plain.cache_stays | beside.cache_stays,
         beside_ram_B=beside.beside_ram_B,
@@ -301,27 +311,36 @@ def room_for_texts(placement: Placement, free: Free, request: LoadRequest, choic
         return replace(one, free_B=one.need_B(request.context, nodes) + max(spare_B, 0) // 2)
 
     bare = Room(0, 0, least=min(nodes, FIRST_NODES), most=request.most_nodes, rows=request.context)
+    of_text_B, with_one_B, widths = request.states_B(0), request.states_B(1), request.widths(request.target)
+    away = [layer for layer, tier in enumerate(placement.caches) if tier == "ram" and layer in of_text_B]
+    text_away_B = sorted(of_text_B[layer] for layer in away)
+    node_away_B = sorted(with_one_B[layer] - of_text_B[layer] for layer in away)
+    here = replace(
+        widths,
+        states_B=widths.states_B - sum(text_away_B[:-3]) // STATES,
+        node_states_B=widths.node_states_B - sum(node_away_B[:-3]),
+    )
     computing = replace(
         bare,
         draft_B=sum(drafter.token_B for drafter in drafters),
         draft_rows=request.draft_rows,
-        node_B=node_B(request.widths(request.target), drafters),
-        text_B=text_B(request.widths(request.target), drafters),
+        node_B=node_B(here, drafters),
+        text_B=text_B(here, drafters),
     )
-    earlier_B = snapshots_B(request.widths(request.target))
+    earlier_B = snapshots_B(widths)
     on_disk = "disk" in placement.caches
     disk = side(bare, sum(travelling_B), 0) if on_disk else None
     living_B = need.cache_B - sum(travelling_B[:-2])  # two layers' worth is there at a time of those that travel
     if free.vram_B is None or placement.device_B is None:
         computing = replace(computing, text_B=computing.text_B + earlier_B, beside=disk)
         return side(computing, living_B, free.ram_B - placement.host_B)
-    apart, own = drafting(request, choice, in_ram=True), request.widths(request.target)
+    apart = drafting(request, choice, in_ram=True)
     bare = replace(
         bare,
         draft_B=sum(drafter.token_B for drafter in apart),
         draft_rows=request.draft_rows,
-        node_B=node_B(own, apart) - node_B(own, ()),
-        text_B=earlier_B + text_B(own, apart) - text_B(own, ()),
+        node_B=sum(node_away_B) + node_B(widths, apart) - node_B(widths, ()),
+        text_B=earlier_B + sum(text_away_B) + text_B(widths, apart) - text_B(widths, ()),
         beside=disk,
     )
     in_ram = bool(travelling_B or apart) or earlier_B > 0

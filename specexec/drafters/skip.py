@@ -90,7 +90,8 @@ class Terms:
             more_LS = kept_LS.copy()
             more_LS[:, 0] |= not self.whole
             found += [kept_LS, more_LS]
-        return [kept_LS for kept_LS in (*found, self.copy_LS == 0, np.zeros((count, 2), bool)) if self.fits(kept_LS)]
+        found += [np.array(resident)[:, None].repeat(2, 1), np.zeros((count, 2), bool)]
+        return [kept_LS for kept_LS in found if self.fits(kept_LS)]
 
     def units(self) -> NDArray[np.int64]:
         """Which sublayers (flat numbers, [U, n]) stay or go together."""

@@ -255,7 +255,7 @@ class KVCache:
     def reusable(self, length: int) -> int:
         """How many tokens `prefix` would give of so many, and `rewind` would leave."""
         length = self._with_rows(min(length, len(self)))
-        states = self._states(length)
+        states = None if length == len(self) else self._states(length)
         if states is None:
             return length
         return states.length if self._with_rows(states.length) == states.length else 0
@@ -290,7 +290,7 @@ class KVCache:
                 kv.cut(used, capacity)
         own = len(self.parents) - self.settled
         for memory in self.memories.values():
-            memory.nodes.cut(own, max(nodes, own))
+            memory.give_back(own, max(nodes, own))
 
     def forget_nodes(self, after: int = 0) -> None:
         """Drop the nodes from index `after` on; all of them by default."""

@@ -47,6 +47,8 @@ class Travel:
 
     layers: frozenset[int]
     carrier: Carrier
+    with_states: bool = False
+    """Do states of recurrent layers among them travel too (recurrent/travel.py)?"""
 
 
 @dataclass(frozen=True)

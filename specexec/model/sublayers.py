@@ -28,11 +28,14 @@ NAMES = (("self_attn", "attention", "attn"), ("mlp", "feed_forward"))  # in the 
 
 
 def names_of(layer: nn.Module) -> tuple[str, str] | None:
-    """Where attention and MLP are in a layer; None where they are not modules of its own: it goes or stays whole."""
+    """Where attention and MLP are in a layer; None where they are not modules of its own, or there is a recurrence
+    beside them (Falcon-H1): it goes or stays whole.
+    """
     attention, mlp = (
         next((name for name in names if isinstance(getattr(layer, name, None), nn.Module)), None) for names in NAMES
     )
-    return (attention, mlp) if attention and mlp else None
+    others = (child for name, child in layer.named_children() if name not in (attention, mlp))
+    return (attention, mlp) if attention and mlp and not any(hasattr(one, "layer_idx") for one in others) else None
 
 
 def without(layer: nn.Module, kept_S: NDArray[np.bool_], hidden: int) -> nn.Module:

@@ -65,7 +65,8 @@ def partial_config(config: PretrainedConfig, kept: list[int]) -> PretrainedConfi
 
 
 def _say(config: PretrainedConfig, name: str, each: list[object]) -> None:
-    """Set what differs from layer to layer, even where it is worked out from other settings (Jamba)."""
+    """Set what differs from layer to layer, even where it is worked out from other settings (Jamba, Falcon-H1)."""
+    name = config.attribute_map.get(name, name)
     if isinstance(getattr(type(config), name, None), property):
         config.__class__ = type(type(config).__name__, (type(config),), {name: each})
     else:

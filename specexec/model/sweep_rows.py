@@ -26,6 +26,7 @@ from specexec.model.indexed import Chosen, attend_chosen, choose, with_index_key
 from specexec.model.joint_attention import JointAttention, TextRows, joined
 from specexec.model.kept_rows import WHOLE, KeptRows
 from specexec.model.recurrent.packed import PackedStates, Text, branches_of, marks
+from specexec.model.recurrent.travel import StatePassenger, StateTrip
 from specexec.tree.tree import depths, intervals
 
 if TYPE_CHECKING:
@@ -85,10 +86,13 @@ class SweepRows:
         self.count = start
         self.tokens = tokens = [token for part in parts for token in part.tokens]
         self.tokens_R = torch.tensor(tokens, dtype=torch.long, device=device)
-        recurrent = any(kind.recurrent for kind in kinds.values())
+        recurrent = [layer for layer, kind in kinds.items() if kind.recurrent]
         spans = self._spans if recurrent else []
         read_R = torch.cat([span.read_R for span in spans]) if spans else self.tokens_R.new_empty(0, dtype=torch.bool)
-        self.states = PackedStates([span.states for span in spans], read_R, cancelled)
+        texts = [span.states for span in spans]
+        riding = [StatePassenger(text.memories, max(text.first_node - text.tree.settled, 0)) for text in texts]
+        away = None if travel is None else StateTrip(travel, recurrent, riding, device)
+        self.states = PackedStates(texts, read_R, cancelled, away)
         self.positions_R = torch.cat([span.sees.position_R[span.first_node :] for span in self._spans])
         self.images = [] if images is None else runs(tokens)
         grid = images is not None and images.sight.axes and any(span.pictured for span in self._spans)
@@ -201,13 +205,14 @@ class SweepRows:
         if self._trip:
             self._trip.end()
 
-    def check_complete(self) -> None:
-        """Every layer must have been given every row, or the result is not to be trusted."""
+    def finish(self) -> None:
+        """The last layer is through. Every one must have been given every row, or the result is not to be trusted."""
         for layer, kind in self._kinds.items():
             if kind.attends and self._attended.get(layer, 0) < self.count:
                 raise UnsupportedArchitecture(f"layer {layer} does not use the registered attention function.")
             if kind.recurrent and self.states.seen(layer) < self.count:
                 raise UnsupportedArchitecture(f"layer {layer} computes its recurrence in a way that is not known yet.")
+        self.states.finish()
 
 
 def _passenger(span: _Span) -> Passenger:

@@ -216,7 +216,7 @@ class TreeLM:
                 features = [part.features_RF for part in parts if part.features_RF is not None]
                 with self.taps.record(taps, tapped):
                     hidden_RH = self._run(packed, torch.cat(features) if features else None)
-                packed.check_complete()
+                packed.finish()
             finally:
                 packed.end()
         except BaseException:

@@ -62,9 +62,29 @@ class _Pixtral(ProcessorMixin):
         return self._line.join([self.image_token * width] * height) + self._end
 
 
+class _Idefics2(ProcessorMixin):
+    """As transformers' own writes an image that is alone in its prompt; that one does not say what it wrote."""
+
+    image_token, _border = "<image>", "<fake_token_around_image>"
+
+    def __init__(
+        self,
+        image_processor: object = None,
+        tokenizer: object = None,
+        image_seq_len: int = 64,
+        chat_template: str | None = None,
+    ) -> None:
+        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+        self._rows, self._parts = image_seq_len, 5 if getattr(image_processor, "do_image_splitting", False) else 1
+
+    def replace_image_token(self, *_: object, **__: object) -> str:
+        """What stands for one image: its four quarters and all of it, or that alone."""
+        return (self._border + self.image_token * self._rows) * self._parts + self._border
+
+
 _PREPARED = "Images for it are prepared by torchvision, which"
 # SmolVLM's own writes the same for images, and is not made without a package that spells out the times of films.
-INSTEAD = {"SmolVLMProcessor": Idefics3Processor, "PixtralProcessor": _Pixtral}
+INSTEAD = {"SmolVLMProcessor": Idefics3Processor, "PixtralProcessor": _Pixtral, "Idefics2Processor": _Idefics2}
 # It reads settings of its part for films, which that for images has as well.
 _LIKE_FILMS = ("MiniCPMV4_6Processor",)
 _AROUND = ("HunYuanVLProcessor",)  # takes an image between tokens that the chat template writes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Items
@@ -38,6 +39,8 @@ class Family:
     """How its processor is called beyond its own settings: images of any size take no more rows than are allowed."""
     numbered: str = ""
     """What stands before an image of a prompt, with its number among them from 0 in the place of {}."""
+    joined: Callable[[str], str] = lambda text: text
+    """What a prompt becomes once its images are spelled, where that depends on what stands beside them."""
 
 
 def _qwen_grid(config: PreTrainedConfig, prepared: Mapping[str, Any]) -> Grid:
@@ -91,12 +94,19 @@ def _hunyuan_grid(config: PreTrainedConfig, prepared: Mapping[str, Any]) -> Grid
     return height, width + 1
 
 
+def _with_shared_borders(text: str) -> str:
+    """Images side by side share what stands between them, and words behind one begin with a space (Idefics 2)."""
+    border = "<fake_token_around_image>"
+    return re.sub(rf"{border}(?=[^\s<])", f"{border} ", text.replace(2 * border, border))
+
+
 _QWEN = Family(lambda _: Sight(axes=3), _qwen_grid, _qwen_options)
 _OF_THEIR_OWN: dict[str, Family] = {
     **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"), _QWEN),
     **dict.fromkeys(("glm4v", "glm4v_moe", "glm46v", "glm_ocr", "glmga"), replace(_QWEN, options=_glm_options)),
     **dict.fromkeys(("gemma4", "gemma4_unified"), Family(_gemma4_sight)),
     "gemma3": Family(lambda _: Sight(together="all")),
+    "idefics2": Family(joined=_with_shared_borders),
     "hunyuan_vl": Family(_hunyuan_sight, _hunyuan_grid, _qwen_options),
     "kimi_k25": Family(options=_kimi_options),
     "llama4": Family(options=_llama4_options),
@@ -113,7 +123,6 @@ UNREAD = {
     "fast_vlm": _TIMM,
     "fuyu": "its processor writes prompts as a whole",
     "gemma3n": _TIMM,
-    "idefics2": "what its prompts hold for an image depends on its neighbours",
     "minicpm_ocr": "torchvision alone prepares its images, and it has not been tried",
     "minicpmv4_7": "rows of its slices have positions of their own kind",
     "perception_lm": _TIMM,
@@ -173,7 +182,8 @@ class ImagePrompts:
                 hint="images in messages of the user.",
             )
         texts = [self._numbered(image.text, number) for number, image in enumerate(images)]
-        return parts[0] + "".join(text + part for text, part in zip(texts, parts[1:], strict=True))
+        spelled = parts[0] + "".join(text + part for text, part in zip(texts, parts[1:], strict=True))
+        return self._family.joined(spelled) if images else spelled
 
     def with_rows(self, tokens: list[int], images: Items[Image]) -> list[int]:
         """Token ids in which those that stand for rows of images are rows of these. Raises BadMessages."""

@@ -1,7 +1,8 @@
-"""A small program over all that moves: layers from disk and RAM, experts on demand, keys and values in RAM or files.
+"""A small program over all that moves: layers from disk and RAM, experts on demand, keys and values in RAM or files,
+states of recurrent layers in RAM.
 
 The streams, wires, carriers and trips are the real ones; for a model there is a sum over whatever a layer is given.
-L layers   H key heads   R rows   D head size
+L layers   H key heads   R rows   D head size   N nodes
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from offload.stream.stream import LayerStream
 from specexec.model.architecture import LayerKind
 from specexec.model.cache import KVCache
 from specexec.model.cache_in_ram import Passenger, Travel, Trip
+from specexec.model.recurrent.memory import Followed, LayerMemory, Memories, Vectors
+from specexec.model.recurrent.travel import StatePassenger, StateTrip
 from tests.simulated.device import DEVICE
 from tests.tiny import tiny
 
@@ -50,7 +53,7 @@ class Plan:
     """Of each sweep: its rows if experts are fetched on demand, and before which layer it is cancelled."""
     travels: bool
     on_disk: bool
-    """Do keys and values lie in files, where they travel?"""
+    """Do keys and values lie in files, where they travel? States never do."""
     beside: bool
     """Does the host ask for other work meanwhile?"""
 
@@ -92,7 +95,7 @@ class Material:
         del before
         stream = open_stream(self.checkpoint, DiskStore(self.checkpoint, SAFE), placement, device, None)
         carrier = host_rows.carrier_for(device, plan.on_disk)
-        travel = Travel(frozenset(range(LAYERS)) if plan.travels else frozenset(), carrier)
+        travel = Travel(frozenset(range(LAYERS)) if plan.travels else frozenset(), carrier, not plan.on_disk)
         kept, found = KVCache(), list[float]()
         with ThreadPoolExecutor(1) as worker:
             try:
@@ -104,7 +107,7 @@ class Material:
                             asked = asked + asked
                     found.append(sweep.result().item())
                     if stop == LAYERS:
-                        kept.commit([1])  # the second of the rows becomes text: rows move
+                        kept.commit([1])  # the second of the rows becomes text: rows move, states go along it
                     kept.forget_nodes()
             finally:
                 stream.close()
@@ -120,6 +123,7 @@ def _sweep(
     cache.parents.extend([-1] * new)
     passenger = Passenger(cache, len(cache), len(cache) + new)
     trip = Trip(travel, dict.fromkeys(range(LAYERS), LayerKind()), [passenger], device)
+    states = StateTrip(travel, range(LAYERS), [StatePassenger(cache.memories, 0)], device)
     total = torch.ones((), device=device)
     try:
         for layer in range(stop):
@@ -135,7 +139,23 @@ def _sweep(
                 kv = trip.write(layer, 0, 0, key_HRD, key_HRD * 2)
                 total = total + kv.keys_HRD[:, : passenger.total].sum() + kv.values_HRD[:, : passenger.total].sum()
                 trip.leave(layer)
+            here = states.here(layer)[0] if states.carries(layer) else cache.memories
+            total = total + _state(here, layer, total, new)
+        if stop == LAYERS:
+            states.finish()
     finally:
         stream.give()
         trip.end()
     return total
+
+
+def _state(here: Memories, layer: int, total: Tensor, new: int) -> Tensor:
+    """What a layer reads of its state; its nodes write one vector each."""
+    memory = here.setdefault((layer, "state"), LayerMemory(torch.zeros(WIDTHS[layer], device=total.device), _along))
+    vector_1ND = (total * 0.01).expand(1, new, WIDTHS[layer]).clone()
+    memory.nodes.write(0, (vector_1ND,), new)
+    return memory.text.sum()
+
+
+def _along(state: Tensor, path: Vectors, kept: Vectors) -> Followed:
+    return Followed(state * 0.5 + path[0][0].sum(0), kept)

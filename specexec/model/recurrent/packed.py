@@ -19,9 +19,10 @@ from specexec.model.recurrent import channel_state, convolution, linear_state, s
 from specexec.model.recurrent.branches import Branches
 from specexec.model.recurrent.channel_state import ChannelRows
 from specexec.model.recurrent.linear_state import LinearRows
-from specexec.model.recurrent.memory import Follow, LayerMemory, Recurrence
+from specexec.model.recurrent.memory import Follow, LayerMemory, Memories, Recurrence
 from specexec.model.recurrent.scan import StateRows, scan
 from specexec.model.recurrent.selective_state import SelectiveRows
+from specexec.model.recurrent.travel import StateTrip
 from specexec.sizes import SNAPSHOT_TOKENS
 from specexec.tree.tree import Ints, intervals
 
@@ -53,17 +54,20 @@ class Text:
     stop: int
     first_node: int
     tree: Branches
-    memories: dict[Recurrence, LayerMemory]
+    memories: Memories
 
 
 class PackedStates:
     """Takes the rows of one layer after the other, in one piece or in several, in order.
 
-    `read_R`: which of them are read as a prompt; others belong to what is written.
+    `read_R`: which of them are read as a prompt; others belong to what is written. `trip`: of states that are kept
+    elsewhere.
     """
 
-    def __init__(self, texts: Items[Text], read_R: Tensor, cancelled: threading.Event) -> None:
-        self._texts, self._read_R, self._cancelled = texts, read_R, cancelled
+    def __init__(
+        self, texts: Items[Text], read_R: Tensor, cancelled: threading.Event, trip: StateTrip | None = None
+    ) -> None:
+        self._texts, self._read_R, self._cancelled, self._trip = texts, read_R, cancelled, trip
         self._done: dict[Recurrence, int] = {}
 
     def seen(self, layer: int) -> int:
@@ -93,9 +97,9 @@ class PackedStates:
     def _met(self, recurrence: Recurrence, inputs_RC: Tensor, taps: int) -> Iterator[tuple[int, convolution.Met]]:
         """What the rows of each text meet of its inputs, from which of the rows on."""
         for text, here in self._pieces(recurrence, len(inputs_RC)):
-            memory = text.memories.get(recurrence)
+            memory = here.memories.get(recurrence)
             if memory is None:
-                memory = text.memories[recurrence] = convolution.empty(inputs_RC, taps)
+                memory = here.memories[recurrence] = convolution.empty(inputs_RC, taps)
             first, at = text.first_node + here.first, here.rows.start
             for met in convolution.met(memory, text.tree, first, inputs_RC[here.rows], taps):
                 yield at, met
@@ -106,11 +110,16 @@ class PackedStates:
         pieces: list[Tensor] = []
         for text, here in self._pieces((layer, rows.name), rows.count):
             own = rows.of(here.rows)
-            memory = text.memories.get((layer, rows.name))
+            memory = here.memories.get((layer, rows.name))
             if memory is None:
-                memory = text.memories[layer, rows.name] = restored(rows.name, own.empty())
+                memory = here.memories[layer, rows.name] = restored(rows.name, own.empty())
             pieces += scan(memory, text.tree, text.first_node + here.first, own)
         return _joined(pieces, rows.count, 1)
+
+    def finish(self) -> None:
+        """All layers have computed."""
+        if self._trip:
+            self._trip.finish()
 
     def _pieces(self, recurrence: Recurrence, count: int) -> Iterator[tuple[Text, _Piece]]:
         """What every text has among the next rows; rows beyond the last one fill a tile."""
@@ -118,18 +127,23 @@ class PackedStates:
             raise SweepCancelled
         begin = self._done.get(recurrence, 0)
         end = self._done[recurrence] = begin + count
-        for text in self._texts:
+        away = self._trip.here(recurrence[0]) if self._trip and self._trip.carries(recurrence[0]) else None
+        for number, text in enumerate(self._texts):
             first, last = max(begin, text.start), min(end, text.stop)
             if first < last:
-                yield text, _Piece(first - text.start, slice(first - begin, last - begin))
+                memories = text.memories if away is None else away[number]
+                yield text, _Piece(first - text.start, slice(first - begin, last - begin), memories)
 
 
 @dataclass(frozen=True)
 class _Piece:
-    """Rows of one text within those that are asked about; `first` counts the text's own."""
+    """Rows of one text within those that are asked about; `first` counts the text's own. `memories` are where they
+    compute.
+    """
 
     first: int
     rows: slice
+    memories: Memories
 
 
 def _joined(pieces: list[Tensor], count: int, dim: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from specexec.sizes import CHUNK, SELECTIVE_STATES, TRIANGLE
@@ -40,27 +40,27 @@ class LayerSizes:
 
 @dataclass(frozen=True)
 class Recurrences:
-    """The recurrent layers of a model that can branch; none for other models."""
+    """The recurrent layers of a model that can branch, by number; none for other models."""
 
-    layers: tuple[LayerSizes, ...]
+    layers: Mapping[int, LayerSizes]
 
     def text_B(self, item_B: int) -> int:
         """All states after one text."""
-        return sum(layer.text_B(item_B) for layer in self.layers)
+        return sum(layer.text_B(item_B) for layer in self.layers.values())
 
     def node_B(self, item_B: int) -> int:
         """What all of them keep of one node."""
-        return sum(layer.node_B(item_B) for layer in self.layers)
+        return sum(layer.node_B(item_B) for layer in self.layers.values())
 
 
 def recurrences_of(config: Mapping[str, object]) -> Recurrences:
     """Read from a config.json, as a model of its type would be; never fewer layers than it has."""
     number = _Numbers(config)
-    count = number("num_hidden_layers", 0)
+    numbers: Sequence[int] = range(number("num_hidden_layers", 0))
     match config.get("model_type"):
         case "qwen3_next" | "qwen3_5_text" | "qwen3_5_moe_text":
-            layer = _delta_rule(number)
-            count -= count // number("full_attention_interval", 4)
+            layer, every = _delta_rule(number), number("full_attention_interval", 4)
+            numbers = [at for at in numbers if (at + 1) % every]
         case "olmo_hybrid":
             layer = _delta_rule(number)
         case "lfm2" | "lfm2_moe" | "lfm3":
@@ -76,6 +76,8 @@ def recurrences_of(config: Mapping[str, object]) -> Recurrences:
             layer = _mamba2(number, number("n_mamba_heads", 8), number("mamba_d_state", 64))
         case "kimi_linear" | "bailing_hybrid":
             layer = _kimi_delta(number)
+            if isinstance(given := config.get("linear_attn_config"), Mapping) and (counted := given.get("kda_layers")):
+                numbers = [at - 1 for at in counted]
         case "mamba" | "falcon_mamba":
             channels = number("intermediate_size", number("expand", 2) * number("hidden_size", 768))
             layer = _mamba1(channels, number("state_size", 16), number("conv_kernel", 4))
@@ -83,17 +85,17 @@ def recurrences_of(config: Mapping[str, object]) -> Recurrences:
             channels = number("mamba_expand", 2) * number("hidden_size", 4096)
             layer = _mamba1(channels, number("mamba_d_state", 16), number("mamba_d_conv", 4))
             offset = number("attn_layer_offset", 4) if config.get("attn_layer_offset") != 0 else 0
-            count -= len(range(offset, count, number("attn_layer_period", 8)))
+            numbers = [at for at in numbers if at not in range(offset, len(numbers), number("attn_layer_period", 8))]
         case "deepseek_v4":
             return Recurrences(_blocks(number))
         case _:
-            return Recurrences(())
+            return Recurrences({})
     if isinstance(attending := config.get("attn_layer_indices"), list):
-        count -= len(attending)
+        numbers = [at for at in numbers if at not in attending]
     for name in ("layer_types", "layers_block_type", "hybrid_override_pattern"):
         if isinstance(types := config.get(name), list | str):
-            count = sum(kind in NAMES for kind in types)
-    return Recurrences((layer,) * count)
+            numbers = [at for at, kind in enumerate(types) if kind in NAMES]
+    return Recurrences(dict.fromkeys(numbers, layer))
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,7 @@ def _kimi_delta(number: _Numbers) -> LayerSizes:
     return LayerSizes(3 * size, taps, size * width, 3 * size, heads, given_B + met_B, most_B)
 
 
-def _blocks(number: _Numbers) -> tuple[LayerSizes, ...]:
+def _blocks(number: _Numbers) -> dict[int, LayerSizes]:
     """Tokens of an open block, and where an index chooses among blocks, those of the block before it."""
     given, ratios = (number.config.get(name) for name in ("compress_rates", "compress_ratios"))
     rates = _Numbers(given if isinstance(given, Mapping) else {})
@@ -169,9 +171,9 @@ def _blocks(number: _Numbers) -> tuple[LayerSizes, ...]:
     kinds = {"compressed_sparse_attention": chosen, "heavily_compressed_attention": all_seen, 4: chosen, 128: all_seen}
     types = number.config.get("layer_types") or ratios
     if isinstance(types, list):
-        return tuple(kinds[kind] for kind in types if kind in kinds)
+        return {at: kinds[kind] for at, kind in enumerate(types) if kind in kinds}
     half = number("num_hidden_layers", 43) // 2
-    return (all_seen,) * (half + 2) + (chosen,) * half
+    return dict(enumerate((all_seen,) * (half + 2) + (chosen,) * half))
 
 
 def _mamba1(channels: int, states: int, taps: int) -> LayerSizes:
