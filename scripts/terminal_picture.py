@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
@@ -36,8 +35,7 @@ def main() -> None:
             terminal.type("/tree")
             terminal.wait_for("guessed · depth")
             terminal.type("How does specexec work?")
-            terminal.wait_for("sweep 3 ██████")
-            screen = terminal.screen()
+            screen = terminal.wait_for("sweep 3 ██████", "s left")
         finally:
             terminal.close()
     console = Console(record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True)
@@ -64,27 +62,26 @@ class Terminal:
         self._socket = ["tmux", "-L", f"picture-{os.getpid()}", "-f", "/dev/null"]
         command = shlex.join(["env", "-i", *words, "bash", "--norc", "--noprofile"])
         self._tmux("new-session", "-d", "-x", str(COLUMNS), "-y", str(ROWS), command)
-        self._until(lambda: "$" in self.screen(), "a prompt")
+        self.wait_for("$")
 
     def type(self, line: str) -> None:
         self._tmux("send-keys", "-l", line)
         self._tmux("send-keys", "Enter")
 
-    def wait_for(self, text: str) -> None:
-        self._until(lambda: text in self.screen(codes=False), text)
+    def wait_for(self, *texts: str) -> str:
+        """The first screen that has all of these."""
+        end_s = time.monotonic() + WAIT_S
+        while not all(text in Text.from_ansi(screen := self._screen()).plain for text in texts):
+            if time.monotonic() > end_s:
+                sys.exit(f"waited {WAIT_S:.0f} s for {texts}; the screen says:\n{Text.from_ansi(screen).plain}")
+            time.sleep(0.05)
+        return screen
 
-    def screen(self, *, codes: bool = True) -> str:
-        return self._tmux("capture-pane", "-p", *(["-e"] if codes else []))
+    def _screen(self) -> str:
+        return self._tmux("capture-pane", "-p", "-e")
 
     def close(self) -> None:
         self._tmux("kill-server")
-
-    def _until(self, seen: Callable[[], bool], what: str) -> None:
-        end_s = time.monotonic() + WAIT_S
-        while not seen():
-            if time.monotonic() > end_s:
-                sys.exit(f"waited {WAIT_S:.0f} s for {what!r}; the screen says:\n{self.screen(codes=False)}")
-            time.sleep(0.05)
 
     def _tmux(self, *arguments: str) -> str:
         return subprocess.run([*self._socket, *arguments], check=True, capture_output=True, text=True).stdout
