@@ -26,7 +26,7 @@ from specexec.model.tree_lm import Rows, TreeLM
 from specexec.planning.best_first import BestFirst
 from specexec.sampling.params import SamplingParams
 from specexec.text.sequence import Sequence
-from tests.tiny import LAYERS, VOCABULARY, WINDOW, tiny
+from tests.tiny import LAYERS, VOCABULARY, WINDOW, greedy, tiny
 from tests.writing import prompt, sequence_of
 
 LONG = 300
@@ -105,15 +105,15 @@ def test_no_other_text_begins_with_what_stayed(tmp_path: Path) -> None:
 def test_what_the_drafter_writes_looks_too(tmp_path: Path) -> None:
     tokens, truth = prompt(LONG), tiny("llama", tmp_path / "truth")
     truth.set_attn_implementation("eager")
+    text = greedy(truth, torch.tensor([tokens]), 4)[0].tolist()
     with torch.no_grad():
-        written = truth.generate(torch.tensor([tokens]), max_new_tokens=4, do_sample=False)
-        attended = truth(written, output_attentions=True).attentions
+        attended = truth(torch.tensor([text]), output_attentions=True).attentions
     looking = torch.stack([layer_BHQR[0, :, -LOOKING - 4 :, :LONG].mean(1).amax(0) for layer_BHQR in attended]).amax(0)
     expected_R = [max(looking[max(at - NEIGHBOURS, 0) : at + NEIGHBOURS + 1].tolist()) for at in range(LONG)]
     lm, cache = TreeLM(tiny("llama", tmp_path / "lm")), KVCache()
     for _ in range(2):  # what the cache holds already is not read again
         torch.testing.assert_close(looked_at(lm, tokens, 4, (), cache), torch.tensor(expected_R), rtol=1e-4, atol=1e-6)
-    assert cache.tokens == written[0].tolist()
+    assert cache.tokens == text
     first = cache.tokens[LONG]
     looked_at(lm, tokens, 4, {first}, cache)
     assert len(cache) == LONG, "the end of a text is not read"

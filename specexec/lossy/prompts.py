@@ -2,7 +2,7 @@
 
 The target then reads a shorter prompt, as if it had been typed: rows, positions and caches know nothing of this.
 What is looked at chooses keys and values too (keys.py).
-L layers   H heads   G heads of keys   Q last rows   R rows   D width of a head
+H heads   G heads of keys   Q last rows   R rows   D width of a head   V vocabulary
 """
 
 from __future__ import annotations
@@ -106,7 +106,9 @@ def _read(lm: TreeLM, cache: KVCache, tokens: Items[int]) -> Tensor:
 def _mean_weights(query_HQD: Tensor, keys_GRD: Tensor) -> Tensor:
     """The attention of the last rows to all, [H, R], meaned over them; each sees what is before it."""
     queries, rows = query_HQD.shape[1], keys_GRD.shape[1]
-    keys_HRD = keys_GRD.float().repeat_interleave(len(query_HQD) // len(keys_GRD), dim=0)
-    scores_HQR = query_HQD.float() @ keys_HRD.transpose(1, 2)
-    later_QR = torch.ones(queries, rows, dtype=torch.bool, device=scores_HQR.device).triu(rows - queries + 1)
-    return scores_HQR.masked_fill(later_QR, float("-inf")).softmax(-1).mean(1)
+    later_QR = torch.ones(queries, rows, dtype=torch.bool, device=keys_GRD.device).triu(rows - queries + 1)
+    found = []
+    for own_HQD, keys_RD in zip(query_HQD.float().chunk(len(keys_GRD)), keys_GRD, strict=True):  # scores are large
+        scores_HQR = (own_HQD @ keys_RD.float().T).masked_fill_(later_QR, float("-inf"))
+        found.append(scores_HQR.softmax(-1).mean(1))
+    return torch.cat(found)
