@@ -166,9 +166,9 @@ def test_a_bias_may_have_any_strides(bias_O: Tensor) -> None:
 def test_few_numbers_of_rows_are_ever_compiled_for(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled, inner = set[int](), any_rows._inner
 
-    def counted(rows: Tensor, *rest: Tensor | None) -> Tensor:
+    def counted(rows: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
         compiled.add(rows.shape[:-1].numel())
-        return inner(rows, *rest)
+        return inner(rows, weight_OI, bias_O)
 
     monkeypatch.setattr(any_rows, "_inner", counted)
     rows_RI, weight_OI = torch.randn(600, 32), torch.randn(16, 32)
