@@ -216,6 +216,16 @@ LINES = [
 ]
 
 
+@pytest.mark.parametrize("command", [("chat", "-p", "abc"), ("generate", "-p", "abc")])
+def test_the_first_model_of_a_server_answers_though_another_one_has_the_name_of_ours(
+    run: Run, command: tuple[str, ...]
+) -> None:
+    with serving(LetterEngine, names=("first",), others={EngineOptions().model: LetterEngine}) as server:
+        ran = run(*command, "--connect", server.url)
+        assert (ran.code, ran.err.split(" at ")[0]) == (0, "first")
+        assert run(*command, "--connect", server.url, "-m", "demo").err.startswith("demo at ")
+
+
 def test_a_run_gives_the_records_that_it_would_give_here(
     agent: Served, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -165,6 +165,7 @@ class EngineOptions:
     """What the command line says of an engine: which model, how it is loaded, and what its chat template is given."""
 
     model: str = "demo"
+    """A name, a folder or a repository; empty for the first model of a server."""
     load: LoadOptions = field(default_factory=LoadOptions)
     template_vars: tuple[tuple[str, object], ...] = ()
     allow_control_tokens: bool = False
@@ -392,7 +393,8 @@ def model_was_named() -> bool:
 def _one_model(option: object, argument: object) -> str:
     if option and argument and option != argument and _on_this_line("model"):
         raise click.UsageError(f"Two models were named: {argument!r} and {option!r}.")
-    return str(argument or option or _DEFAULTS.model)
+    connected = click.get_current_context().params.get("connect") is not None
+    return str(argument or option or ("" if connected else _DEFAULTS.model))
 
 
 def _decorate(
