@@ -36,7 +36,7 @@ from cli.mcp.toolbox import DENIED, STOPPED, Results, Toolbox
 from cli.shared.errors import BadConfig, McpFailed, ServerRefusal
 from cli.shared.options import EngineOptions
 from cli.terminal.screen import Screen
-from specexec.errors import BadMessages
+from specexec.errors import BadGrammar, BadMessages
 from specexec.sampling.lark import lark
 from specexec.sampling.params import SamplingParams
 from specexec.text.conversation import Conversation
@@ -155,6 +155,22 @@ def test_a_grammar_on_the_line_is_followed_or_refused_before_a_model_is_loaded(
         "cannot be read as GBNF (root ::= …) or Lark (start: …): Rule 'nothing' not found." in capsys.readouterr().err
     )
     assert main([*asking, 'start: "x"', "--schema", "{}"]) == 2
+
+
+@pytest.mark.parametrize("schema", [{"type": 3}, {"type": "array", "uniqueItems": True}])
+def test_a_schema_that_cannot_be_followed_is_refused_before_a_model_is_loaded_and_by_one_that_is(
+    agent: Served, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], schema: dict[str, object]
+) -> None:
+    monkeypatch.setattr("cli.chat.command.running_engine", lambda *_, **__: pytest.fail("loaded"))
+    assert main(["chat", "-p", "Hi", "--schema", json.dumps(schema)]) == 2
+    assert "the schema cannot be followed: /" in capsys.readouterr().err
+    talk = agent.worker.engine.conversation()
+    talk.whole = Whole(schema)
+    for tools in ((), (TOOL,)):
+        talk.tools = tools
+        with pytest.raises(BadGrammar, match="the schema cannot be followed: /"):
+            list(talk.send("Hello", GREEDY))
+    assert talk.messages == []
 
 
 def test_an_answer_of_a_schema_that_was_cut_short_goes_on_where_it_was(agent: Served) -> None:
