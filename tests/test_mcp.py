@@ -203,6 +203,15 @@ def test_a_model_that_writes_no_calls_is_not_given_tools(agent: Served, monkeypa
         list(talk.send(TASK, GREEDY))
 
 
+def test_what_a_model_refuses_while_servers_run_is_said_as_ever(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    code = main(["chat", "-p", "Hi", "--mcp", f"{sys.executable} {SCRIPT}"])
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert (code, said) == (7, "Error: tools cannot be called: the model's chat template leaves tool calls out.")
+
+
 def test_results_become_text_and_what_goes_wrong_says_why(files: McpServers) -> None:
     read, wait, picture = files.tools
     assert files.call(read, {"path": "a.txt"}) == EMPTY
