@@ -140,7 +140,7 @@ class Device(click.ParamType[str]):
 class LossyWay(click.ParamType[str]):
     """One way in which texts may become others."""
 
-    name = "steps=n|prompt=x"
+    name = "steps=n|prompt=x|kv=x"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
         try:
@@ -261,8 +261,8 @@ _ENGINE = (
     click.option("--vram", type=SIZE, help="Never take more GPU memory than this, such as 10GiB."),
     click.option("--link-limit", type=SPEED, help="Slow the weight stream down, such as 4MB/s."),
     click.option("--lossy", type=LossyWay(), multiple=True,
-                 help="Let the text be another: keep steps of the drafter that score N (0 to 9), or read a share X "
-                 "of a long prompt. Typed each time."),
+                 help="Let the text be another: keep steps of the drafter that score N (0 to 9), read a share X of a "
+                 "long prompt, or keep a share X of its keys and values. Typed each time."),
     click.option("--exact", is_flag=True, help="Decide near-ties by the text alone, at the price of a sweep each."),
     click.option("--offline", is_flag=True, help="Use only what is already on this machine."),
     click.option("--verify", is_flag=True, help="Compare weights with their hashes before loading."),
