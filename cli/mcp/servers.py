@@ -81,7 +81,7 @@ class McpServers:
         return self
 
     def __exit__(self, *_error: object) -> None:
-        self.close()  # told nothing of an error in the block, which the servers' tasks would wrap in groups of their own
+        self.close()  # told nothing of an error in the block, which the servers' tasks would wrap in groups
 
     def call(self, tool: ServerTool, arguments: dict[str, object]) -> str:
         """What a tool gives, as text. Raises CallFailed, and KeyboardInterrupt once the server was told to stop."""
