@@ -30,7 +30,7 @@ from specexec.drafters.heads.shallow.prefix import layer_in_front
 from specexec.drafters.heads.shallow.redrafter import ReDrafter
 from specexec.drafters.kit import DrafterKit
 from specexec.drafters.protocol import Drafter
-from specexec.drafters.ranking import Named
+from specexec.drafters.ranking import Named, Ranking
 from specexec.model.tree_lm import TreeLM
 from specexec.sizes import CANDIDATES, HEAD_ROWS
 from specexec.text.sequence import Sequence
@@ -130,11 +130,18 @@ class Shallow:
     name: str
     front: TreeLM | None = None
 
-    def drafter(self, kit: DrafterKit, target: TreeLM, named: Named, check: SelfCheck) -> LatticeDrafter:
-        """It guesses for its target."""
-        filler = LastState(self.fields, self.network, target, check, self.front, kit.window)
+    def drafter(
+        self,
+        target: TreeLM,
+        named: Named,
+        ranking: Ranking | None = None,
+        check: SelfCheck | None = None,
+        window: int | None = None,
+    ) -> LatticeDrafter:
+        """It guesses for its target; one that is not checked reads what it is published with."""
+        filler = LastState(self.fields, self.network, target, check, self.front, window)
         following = Behind(self.network) if self.network.follows else None
-        return LatticeDrafter(filler, named, kit.ranking, self.name, following)
+        return LatticeDrafter(filler, named, ranking, self.name, following)
 
 
 def loaded(settings: Mapping[str, object], tensors: Mapping[str, Tensor], target: TreeLM, name: str) -> Shallow:
@@ -161,4 +168,4 @@ def make(kit: DrafterKit) -> Drafter:
     target, ids, found = kit.target, kit.names, kit.head
     head = loaded(found.settings, found.tensors(), target, found.name)
     named = Named(head.fields.vocabulary, ids.rows, ids.never, target.device)
-    return head.drafter(kit, target, named, SelfCheck(found.name, head.fields.readings))
+    return head.drafter(target, named, kit.ranking, SelfCheck(found.name, head.fields.readings), kit.window)
