@@ -33,6 +33,7 @@ TRIED_ROWS = 1024  # of a sweep, at most, whose states are also recorded where a
 LAST = -1  # the place where hidden states are read behind the last norm
 SINKS = 4  # first tokens of a text that a drafter with a window goes on seeing
 PARD_PLACES = 12  # tokens that a model with a pard_token guesses at once, as its authors let it
+KERNELS_B = 56 << 20  # that a CPU compiles for linears in float32: of five shapes, and of those that are tried
 PIECE = 512  # the most of a text that it reads at a time
 BEAMS = 128  # nodes that a drafter is asked about at a time, and rows that go through its head
 PASSES = 16  # about as many let a large tree grow: more nodes are asked about at a time

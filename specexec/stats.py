@@ -158,7 +158,8 @@ class Burst:
     token of the prompt but the first. `piece` is its text told apart into content, thoughts and calls, in a dialogue.
     `stop_text` is the stop string that ended the text, if one did. `replaced` counts tokens that the target would not
     have chosen: those of a step that was kept whole, where that was asked for (lossy/steps.py); `unread` tokens of the
-    prompt that it was not shown (lossy/prompts.py).
+    prompt that it was not shown (lossy/prompts.py), `kv_dropped` those whose keys and values it wrote without
+    (lossy/keys.py).
     """
 
     tokens: tuple[int, ...]
@@ -176,6 +177,7 @@ class Burst:
     stop_text: str | None = None
     replaced: int = 0
     unread: int = 0
+    kv_dropped: int = 0
 
     @property
     def overlap(self) -> Overlap:
@@ -213,7 +215,8 @@ class Completion:
 
     `logprobs` and `prompt_logprobs` are those of `Burst`; of tokens that an earlier run has written there are none.
     `replaced` counts steps that the target would have written otherwise, each by the tokens that it would not have
-    chosen: one for each sweep (lossy/steps.py). `unread` tokens of the prompt were not shown to it (lossy/prompts.py).
+    chosen: one for each sweep (lossy/steps.py). `unread` tokens of the prompt were not shown to it (lossy/prompts.py),
+    `kv_dropped` ones left no keys and values (lossy/keys.py).
     """
 
     index: int
@@ -232,6 +235,7 @@ class Completion:
     limit: Limit | None = None
     replaced: tuple[int, ...] = ()
     unread: int = 0
+    kv_dropped: int = 0
 
     @property
     def tokens_per_sweep(self) -> float:

@@ -161,3 +161,18 @@ def test_a_bias_may_have_any_strides(bias_O: Tensor) -> None:
     torch.testing.assert_close(
         any_rows.linear(rows_RI, weight_OI, bias_O), nn.functional.linear(rows_RI, weight_OI, bias_O)
     )
+
+
+def test_few_numbers_of_rows_are_ever_compiled_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled, inner = set[int](), any_rows._inner
+
+    def counted(rows: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
+        compiled.add(rows.shape[:-1].numel())
+        return inner(rows, weight_OI, bias_O)
+
+    monkeypatch.setattr(any_rows, "_inner", counted)
+    rows_RI, weight_OI = torch.randn(600, 32), torch.randn(16, 32)
+    for count in range(600):
+        found_RO = any_rows.linear(rows_RI[:count], weight_OI)
+        torch.testing.assert_close(found_RO, rows_RI[:count] @ weight_OI.t())
+    assert compiled == set(any_rows.ROWS)

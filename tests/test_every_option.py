@@ -60,7 +60,7 @@ def sample(kind: click.ParamType[object], file: Path) -> str:
         return str(file.parent if not kind.file_okay else file)
     named = {"size": "10GiB", "speed": "4MB/s", "n": "8k", "auto|N": "7", "integer": "3", "float": "3.5"}
     named |= {"name=value": "name=3", "json|@file": '{"type": "string"}'}
-    named["steps=n|prompt=x"] = "steps=7"
+    named["steps=n|prompt=x|kv=x"] = "steps=7"
     named |= {"grammar|@file": 'start: "a"', "n,n,…": "1,2,3"}
     named["auto|cpu|cuda[:N]"] = "cuda"
     return named.get(kind.name, "2/3" if kind.name.upper() == "K/N" else "words")

@@ -227,6 +227,7 @@ def _record_of(
         "steps_replaced": sum(bool(burst.replaced) for burst in bursts),
         "sweeps_saved": sum(burst.replaced for burst in bursts),
         "unread": bursts[-1].unread,
+        "kv_dropped": bursts[-1].kv_dropped,
         "bytes_read": sum(burst.bytes_read for burst in bursts),
         "draft_s": sum(burst.draft_s for burst in bursts),
         "sweep_s": sum(burst.sweep_s for burst in bursts),

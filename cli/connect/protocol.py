@@ -81,6 +81,7 @@ class BurstReader:
             piece=piece,
             replaced=stated.get("replaced", 0),
             unread=stated.get("unread", 0),
+            kv_dropped=stated.get("kv_dropped", 0),
         )
 
 

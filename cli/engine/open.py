@@ -114,7 +114,10 @@ def losing(engine: Engine, plain_before: float | None = None) -> str | None:
             "in earlier runs here: --drafter none may be faster."
         )
     if pace.plain.sweeps >= 4 and 2 * pace.plain.sweeps > pace.together.sweeps:
-        return f"{pace.plain.sweeps} of {pace.together.sweeps} sweeps carried no guesses: they would not have paid."
+        return (
+            f"once the prompt was read, {pace.plain.sweeps} of {pace.together.sweeps} sweeps carried no guesses: "
+            "they would not have paid."
+        )
     return None
 
 

@@ -86,7 +86,7 @@ class PrefixChain:
     def keep(self, cache: KVCache, has_room: Callable[[int], bool]) -> None:
         """Write what is not there yet of a cache, as long as the disk `has_room` for so many bytes. Raises OSError."""
         length = min(len(cache), cache.prompt or 0) if cache.stepwise else len(cache)
-        if cache.unread or not (cache.layers or cache.memories):
+        if cache.unread or cache.thinned or not (cache.layers or cache.memories):
             return
         tokens, kind = cache.tokens[:length], _kind(cache)
         keys, names = self._keys(tokens), list[str]()

@@ -182,6 +182,7 @@ def picture(burst: Burst, decode: Callable[[list[int]], str]) -> Json:
         "seed": burst.seed,
         "replaced": burst.replaced,
         "unread": burst.unread,
+        "kv_dropped": burst.kv_dropped,
     }
 
 

@@ -101,7 +101,14 @@ class JsonSchema(click.ParamType[dict[str, object]]):
             self.fail(f"this is not JSON: {problem}.", param, ctx)
         if not isinstance(schema, dict):
             self.fail('a JSON schema is an object, such as {"type": "object"}.', param, ctx)
-        return schema
+
+        from specexec.errors import BadGrammar  # with llguidance, which --help does not wait for
+        from specexec.sampling.json_schema import followed
+
+        try:
+            return followed(schema)
+        except BadGrammar as problem:
+            self.fail(problem.what, param, ctx)
 
 
 class WrittenGrammar(click.ParamType[str]):
@@ -133,7 +140,7 @@ class Device(click.ParamType[str]):
 class LossyWay(click.ParamType[str]):
     """One way in which texts may become others."""
 
-    name = "steps=n|prompt=x"
+    name = "steps=n|prompt=x|kv=x"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
         try:
@@ -165,6 +172,7 @@ class EngineOptions:
     """What the command line says of an engine: which model, how it is loaded, and what its chat template is given."""
 
     model: str = "demo"
+    """A name, a folder or a repository; empty for the first model of a server."""
     load: LoadOptions = field(default_factory=LoadOptions)
     template_vars: tuple[tuple[str, object], ...] = ()
     allow_control_tokens: bool = False
@@ -253,8 +261,8 @@ _ENGINE = (
     click.option("--vram", type=SIZE, help="Never take more GPU memory than this, such as 10GiB."),
     click.option("--link-limit", type=SPEED, help="Slow the weight stream down, such as 4MB/s."),
     click.option("--lossy", type=LossyWay(), multiple=True,
-                 help="Let the text be another: keep steps of the drafter that score N (0 to 9), or read a share X "
-                 "of a long prompt. Typed each time."),
+                 help="Let the text be another: keep steps of the drafter that score N (0 to 9), read a share X of a "
+                 "long prompt, or keep a share X of its keys and values. Typed each time."),
     click.option("--exact", is_flag=True, help="Decide near-ties by the text alone, at the price of a sweep each."),
     click.option("--offline", is_flag=True, help="Use only what is already on this machine."),
     click.option("--verify", is_flag=True, help="Compare weights with their hashes before loading."),
@@ -392,7 +400,8 @@ def model_was_named() -> bool:
 def _one_model(option: object, argument: object) -> str:
     if option and argument and option != argument and _on_this_line("model"):
         raise click.UsageError(f"Two models were named: {argument!r} and {option!r}.")
-    return str(argument or option or _DEFAULTS.model)
+    connected = click.get_current_context().params.get("connect") is not None
+    return str(argument or option or ("" if connected else _DEFAULTS.model))
 
 
 def _decorate(

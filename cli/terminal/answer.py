@@ -41,6 +41,7 @@ class Answer:
     kept: tuple[int, ...] = ()  # guesses that became text, sweep by sweep
     replaced: tuple[int, ...] = ()  # tokens that the model would not have chosen, step by step
     unread: int = 0  # tokens of the prompt that it was not shown
+    kv_dropped: int = 0  # tokens of the prompt whose keys and values it wrote without
     overlap: Overlap = field(default_factory=Overlap)
     sweep_s: float = 0.0
     bytes_read: int = 0
@@ -67,6 +68,7 @@ class Answer:
             kept=(*self.kept, burst.accepted) if burst.tokens else self.kept,
             replaced=(*self.replaced, burst.replaced) if burst.replaced else self.replaced,
             unread=burst.unread,
+            kv_dropped=burst.kv_dropped,
             overlap=self.overlap + burst.overlap,
             sweep_s=self.sweep_s + burst.sweep_s,
             bytes_read=self.bytes_read + burst.bytes_read,
@@ -152,10 +154,12 @@ def stats_line(answer: Answer, *, sampled: bool, link_limit_Bps: float | None, l
 
 def lossy_fact(answer: Answer, lossy: Sequence[str]) -> str:
     """What may have changed the text, and how much it did."""
-    did = [f"{_many(len(answer.replaced), 'step')} replaced", f"{_many(sum(answer.replaced), 'sweep')} saved"]
-    did = did if any(one.startswith("steps=") for one in lossy) else []
-    did += [f"{answer.unread} tokens of the prompt not read"] if any(one.startswith("prompt=") for one in lossy) else []
-    return f"LOSSY {' '.join(lossy)}: {', '.join(did)}"
+    did = {
+        "steps": f"{_many(len(answer.replaced), 'step')} replaced, {_many(sum(answer.replaced), 'sweep')} saved",
+        "prompt": f"{answer.unread} tokens of the prompt not read",
+        "kv": f"keys and values of {answer.kv_dropped} tokens of the prompt dropped",
+    }
+    return f"LOSSY {' '.join(lossy)}: {', '.join(did[way] for one in lossy if (way := one.partition('=')[0]) in did)}"
 
 
 def long_stats(answer: Answer, placement: str) -> list[str]:

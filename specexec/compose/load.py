@@ -30,7 +30,7 @@ from specexec.compose.earlier_runs import EarlierRuns
 from specexec.compose.gate import admit
 from specexec.compose.head_folders import fitting, head_kind
 from specexec.compose.load_options import LoadOptions
-from specexec.compose.lossy_modes import able, shortening, steps_of
+from specexec.compose.lossy_modes import able, of_prompts, steps_of
 from specexec.compose.memory_plan import LoadRequest, drafting, memory_plan, room_for_texts
 from specexec.compose.progress import LoadProgress
 from specexec.drafters.cost import CostModel
@@ -131,6 +131,7 @@ def assemble(
     cost = CostModel(share=stream.share, apart=apart)
     choice, drafter = drafter_of(choice, makers(choice, kit, drafts, heads_of(choice, request)), cost)
     steps = steps_of(lossy, encoding, drafter, request.budget)
+    prompts = of_prompts(lossy, encoding, lm, drafts.values())
     return Engine(
         Parts(
             name=pair.name,
@@ -148,7 +149,8 @@ def assemble(
             planner=steps or planner_of(planner, choice.sources),
             walk=steps.walk if steps else walk,
             lossy=lossy.labels,
-            shorten=shortening(lossy, encoding, drafts.values()),
+            shorten=prompts.shorten,
+            thin=prompts.thin,
             budget=request.budget,
             cost=cost,
             context=request.context,

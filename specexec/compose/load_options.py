@@ -84,7 +84,8 @@ class LoadOptions:
     """Slow the weight stream down to these bytes per second."""
     lossy: tuple[str, ...] = ()
     """What may change the texts (specexec/lossy): `steps=N` keeps steps of the drafter that the target scores N,
-    `prompt=X` reads that share of long prompts. `Engine.lossy` names it."""
+    `prompt=X` reads that share of long prompts, `kv=X` keeps that share of their keys and values. `Engine.lossy` names
+    it."""
     exact: bool = False
     """Decide near-ties by the text alone (specexec/model/exact_ties.py); `Engine.exact_ties` counts what that took."""
     offline: bool = False

@@ -35,8 +35,10 @@ from specexec.errors import UnsupportedArchitecture
 from specexec.model.recurrent.sizes import recurrences_of
 from specexec.planning.memory_room import Room
 from specexec.sizes import (
+    F32_B,
     F64_B,
     FIRST_NODES,
+    KERNELS_B,
     SEEING,
     SKIP_SHARE,
     STATES,
@@ -237,6 +239,7 @@ def memory_plan(request: LoadRequest, choice: DrafterChoice) -> MemoryPlan:
     return MemoryPlan(
         {
             **workspace(widths, request.context, nodes),
+            **({"kernels": KERNELS_B} if request.on_cpu and item_B == F32_B else {}),
             "drafter": beside_B[False],
             **({"images and their tower": seen_B} if sees else {}),
         },

@@ -86,6 +86,7 @@ class _Answer:
             finish_reason=self.sequence.finish_reason,
             prompt_tokens=self.sequence.prompt_length + self.sequence.unread,
             unread=self.sequence.unread,
+            kv_dropped=self.sequence.kv_dropped,
             seed=self.sequence.noise.seed,
             sweeps=self.sweeps,
             nodes=self.nodes,

@@ -51,6 +51,11 @@ class Step:
     burst: Burst
 
 
+def whole(sequence: Sequence) -> list[int]:
+    """All of its prompt keeps its keys and values."""
+    return []
+
+
 class Decoder:
     """Writes any number of sequences at once, each exactly as the target alone would."""
 
@@ -66,6 +71,7 @@ class Decoder:
         unwaited: Callable[[], AbstractContextManager[None]] = nullcontext,
         room: Room = PLENTY,
         walk: Callable[[Opinion, History], Acceptance] = walk,
+        thin: Callable[[Sequence], list[int]] = whole,
     ) -> None:
         self.target = target
         self.guarded = Guarded(drafter)
@@ -76,7 +82,7 @@ class Decoder:
         self.overlap = overlap
         self.exact_ties = exact_ties
         self._unwaited = unwaited
-        self._walk = walk
+        self._walk, self._thin = walk, thin
         self._stopping = threading.Event()
         self._sweeping: Sweep | None = None
 
@@ -131,9 +137,13 @@ class Decoder:
         budget = self.limit.share(self.live, kept)
         if self.accounting.plain_sweep_due and not any(map(self._reads, self.live)):
             budget = FixedBudget(0)
+        for one in self.live:
+            if one.kept is None:
+                one.kept = [] if one.cache(self.target).thinned else self._thin(one)
         trees = self.planner.grow(self.guarded, self.live, budget, self.accounting.cost)
         self.accounting.end_guess()
-        return trees
+        # What hangs below a prompt in the sweep that reads it would see more of it than what is written later.
+        return [TokenTree.empty() if one.kept else tree for one, tree in zip(self.live, trees, strict=True)]
 
     def _end_step(self, trees: list[TokenTree], hidden: list[Tensor], emitted: list[Emitted]) -> list[Step]:
         rows, nodes, timed = sum(map(len, hidden)), sum(map(len, trees)), self.limit.budget == "auto"
@@ -200,7 +210,10 @@ class Decoder:
         # The last token stays out of the cache: it is what the next sweep starts from.
         path = emitted.path[: len(emitted.tokens) - 1]
         cache.commit([*range(pending), *(pending + node for node in path)])
-        sequence.processed = len(cache)
+        if sequence.kept:
+            cache.thin(sequence.kept, sequence.prompt_length)
+            sequence.kept = []
+        sequence.processed, sequence.kv_dropped = len(cache), cache.dropped
         kept = sequence.growth.below(emitted.tokens)
         hit = self.accounting.ahead.settle(sequence, kept)
         self.guarded.observe(sequence, tree, opinion.choices_M, kept)
@@ -242,6 +255,6 @@ def _step(sequence: Sequence, tree: TokenTree, emitted: Emitted, cost: Cost) -> 
     burst = Burst(
         emitted.tokens, emitted.text, sequence.finish_reason, tree, emitted.path, sequence.noise.seed, cost,
         emitted.logprobs, emitted.prompt_logprobs, hit, sequence.ended_by, stop_text=sequence.stopped_by,
-        replaced=emitted.replaced, unread=sequence.unread,
+        replaced=emitted.replaced, unread=sequence.unread, kv_dropped=sequence.kv_dropped,
     )  # fmt: skip
     return Step(sequence, burst)

@@ -10,6 +10,7 @@ from itertools import count
 from types import TracebackType
 from typing import Literal, Self
 
+import torch
 from torch import Tensor
 
 from specexec.drafters.auto import calibrated, failures
@@ -76,8 +77,9 @@ class Engine:
             unwaited=parts.stream.unwaited,
             room=parts.room,
             walk=parts.walk,
+            thin=parts.thin,
         )
-        self._readers, self._shorten = Readers(self._decoder), parts.shorten
+        self._readers, self._shorten, self._thin = Readers(self._decoder), parts.shorten, parts.thin
         self._intake = Intake(parts.encoding, parts.target, parts.defaults, parts.context, self._shortened)
         self.filled, self.grammar = self._intake.filled, self._intake.grammar
         self._driven = self._readers.caller()
@@ -276,10 +278,17 @@ class Engine:
         [R, V] in float32, for some places at a time. `kv_whole`: as if `kv_quant` were None.
         """
         sequence = self._intake.sequence(prompt, sampling)
-        before = len(sequence.tokens)
+        before, cache = len(sequence.tokens), KVCache()
         whole = self._target.keeping_whole() if kv_whole and isinstance(self._target, TreeLM) else nullcontext()
         with self._readers.lock, whole:
-            (hidden_RH,) = self._target.forward([Rows.text(KVCache(), [*sequence.tokens, *answer])])
+            if kept := self._thin(sequence):
+                (hidden_RH,) = self._target.forward([Rows.text(cache, sequence.tokens)])
+                cache.commit(range(before))
+                cache.thin(kept, before)
+                (after_RH,) = self._target.forward([Rows.text(cache, answer)])
+                hidden_RH = torch.cat([hidden_RH, after_RH])
+            else:
+                (hidden_RH,) = self._target.forward([Rows.text(cache, [*sequence.tokens, *answer])])
         for rows_RH in hidden_RH[before - 1 : -1].split(HEAD_ROWS):
             yield self._target.head(rows_RH).log_softmax(-1)
 

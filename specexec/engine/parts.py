@@ -21,6 +21,7 @@ from specexec.planning.memory_room import Room
 from specexec.sampling.model_defaults import Defaults
 from specexec.sampling.processors import History
 from specexec.sampling.verify import Acceptance, Opinion
+from specexec.text.sequence import Sequence
 from specexec.text.tokenizer import Encoding
 
 
@@ -57,7 +58,8 @@ class Parts:
     `auto` took them; it is empty where they were asked for. `own_code`: the target is computed by code from its folder.
     `compute`: how its linears in int8 multiply. `kv_quant`: bits of its keys and values, None as computed. `adapters`:
     what was added to weights, FOLDER or FOLDER:scale, by role. `lossy`: what was asked for that changes texts, as it is
-    typed, `walk` what of a tree becomes text, and `shorten` what of a prompt is read.
+    typed, `walk` what of a tree becomes text, `shorten` what of a prompt is read, and `thin` which tokens of it keep
+    their keys and values (none named: all).
     """
 
     name: str
@@ -86,3 +88,4 @@ class Parts:
     lossy: tuple[str, ...]
     walk: Callable[[Opinion, History], Acceptance]
     shorten: Callable[[list[int]], list[int]]
+    thin: Callable[[Sequence], list[int]]

@@ -110,6 +110,7 @@ class KVCache:
     have no rows where a model could not read them (drafters/head.py); the rows of the others are counted from 0.
     With a `window` rows of text behind the first SINKS are dropped as it grows, so that at least so many last ones stay
     (StreamingLLM, Xiao et al. 2024; MagicDec, Chen et al. 2024); `dropped` are gone, the others keep their positions.
+    Of the first `thinned` tokens some rows were left out, chosen for this text: no other text begins with the rest.
     `parents` are those of the nodes after them (-1 = follows the committed text), in row order.
     `settled`: so many nodes are a chain that can only be committed whole. Recurrent layers keep `memories` of text and
     other nodes, and `snapshots` of earlier states, in order of length. Of a model that is tapped (taps.py), `tapped`
@@ -131,6 +132,7 @@ class KVCache:
     unread: int = 0
     window: int | None = None
     dropped: int = 0
+    thinned: int = 0
     tapped: dict[int, Tensor] = field(default_factory=dict)
     taken: Tapped | None = None
     prompt: int | None = None
@@ -188,6 +190,13 @@ class KVCache:
         self.node_tokens = [self.node_tokens[node] for node in keep]
         self.parents = [new_index.get(self.parents[node], -1) for node in keep]
         self._slide()
+
+    def thin(self, rows: Items[int], tokens: int) -> None:
+        """Of the rows of the first `tokens`, which are all there, only these stay (ascending), at their positions."""
+        stay = [*rows, *range(tokens, self.rows + len(self.parents))]
+        for kv in self.layers.values():
+            kv.move(torch.tensor(stay, dtype=torch.long, device=kv.keys_HRD.device), start=0)
+        self.dropped, self.thinned = tokens - len(rows), tokens
 
     def _slide(self) -> None:
         """Drop what lies before the window, many rows at a time: every time all others move."""
@@ -253,7 +262,11 @@ class KVCache:
         return copy
 
     def reusable(self, length: int) -> int:
-        """How many tokens `prefix` would give of so many, and `rewind` would leave."""
+        """How many tokens `prefix` would give of so many, and `rewind` would leave of a text that is another then."""
+        return 0 if self.thinned else self._left(length)
+
+    def _left(self, length: int) -> int:
+        """How many tokens `rewind` would leave of so many."""
         length = self._with_rows(min(length, len(self)))
         states = None if length == len(self) else self._states(length)
         if states is None:
@@ -262,12 +275,14 @@ class KVCache:
 
     def _with_rows(self, length: int) -> int:
         """So many tokens, or fewer where that would end among dropped ones."""
+        if self.thinned:
+            return length if length >= self.thinned else 0
         first = self.unread + SINKS
         return first if first < length < first + self.dropped else length
 
     def _dropped(self, length: int) -> int:
         """Of the first `length` tokens."""
-        return self.dropped if length >= self.unread + SINKS + self.dropped else 0
+        return self.dropped if length >= (self.thinned or self.unread + SINKS + self.dropped) else 0
 
     def _states(self, length: int) -> Snapshot | None:
         """The last states at or before `length` tokens; None where no layer is recurrent."""
@@ -284,7 +299,7 @@ class KVCache:
     def give_back(self, tokens: int = 0, nodes: int = 0) -> None:
         """Let go of memory beyond what so many tokens and nodes need, and those in use."""
         used = self.rows + len(self.parents)
-        capacity = rows_held(max(tokens + nodes, used))
+        capacity = rows_held(max(tokens - self.dropped + nodes, used))
         for kv in self.layers.values():
             if kv.keys_HRD.shape[1] > capacity:
                 kv.cut(used, capacity)
@@ -306,6 +321,8 @@ class KVCache:
         shared = common_prefix(self.tokens, tokens)
         if self.stepwise and prompt != self.prompt:
             shared = min(shared, *(length for length in (prompt, self.prompt) if length is not None))
+        if self.thinned and prompt != self.prompt:
+            shared = 0
         if shared < len(self):
             self.rewind(shared)
         self.prompt = prompt
@@ -317,11 +334,12 @@ class KVCache:
         """
         self.forget_nodes()
         if length < len(self):
-            length = self.reusable(length)
+            length = self._left(length)
             if (states := self._states(length)) is not None:
                 self._restore(self.memories, states)
                 self.snapshots = [snapshot for snapshot in self.snapshots if snapshot.length <= length]
             self.dropped = self._dropped(length)
+            self.thinned = self.thinned if self.dropped else 0
         if self.taken:
             self.taken = self.taken.until(length)
         del self.tokens[length:]

@@ -62,8 +62,8 @@ class Passenger:
     def first_seen(self, kind: LayerKind) -> int:
         """No new row sees a committed one before this: new rows come after all of the text."""
         if kind.window is not None:
-            return max(len(self.cache) - kind.window + 1, 0)
-        return 0 if kind.chunk is None else len(self.cache) // kind.chunk * kind.chunk
+            return max(self.cache.rows - kind.window + 1, 0)
+        return 0 if kind.chunk is None else max(len(self.cache) // kind.chunk * kind.chunk - self.cache.dropped, 0)
 
 
 class Trip:
@@ -92,7 +92,7 @@ class Trip:
         if layer != self._here:
             self._arrive(layer, LayerKV(key_HRD, value_HRD))
         passenger, kv = self._passengers[number], self._places[self._route.index(layer) % 2][number]
-        kv.write(len(passenger.cache) + node, key_HRD, value_HRD, passenger.total)
+        kv.write(passenger.cache.rows + node, key_HRD, value_HRD, passenger.total)
         return kv
 
     def leave(self, layer: int) -> None:

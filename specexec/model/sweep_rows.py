@@ -216,7 +216,7 @@ class SweepRows:
 
 
 def _passenger(span: _Span) -> Passenger:
-    text = len(span.cache)
+    text = span.cache.rows
     return Passenger(span.cache, text + span.first_node, text + len(span.cache.parents))
 
 

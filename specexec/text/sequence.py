@@ -60,6 +60,8 @@ class Sequence:
     most_nodes: int = MOST_NODES  # guesses that may hang below it in the next sweep
     images: Images | None = None  # what rows of images among its tokens mean
     unread: int = 0  # tokens of the prompt that were left out of it
+    kept: list[int] | None = None  # of the prompt: whose rows stay when the target has read it; empty: all
+    kv_dropped: int = 0  # tokens of the prompt whose rows are gone
 
     def __post_init__(self) -> None:
         self.prompt_length = len(self.tokens)

@@ -77,6 +77,7 @@ class RecordWriter:
                     "steps_replaced": len(steps),
                     "sweeps_saved": sum(steps),
                     "unread": sum(one.unread for one in answer.completions),
+                    "kv_dropped": sum(one.kv_dropped for one in answer.completions),
                 }
             }
             if self.lossy

@@ -5,6 +5,9 @@ MKL's products differs among 16 and among 64 where two threads share them. oneDN
 2 rows up, and is quicker over few rows. In 16 bits torch's own stay: products that give a row the same bits there, of
 one shape for all, took two to four times as long over 64 rows and more.
 
+For every shape and number of rows oneDNN compiles a kernel of some 0.6 MB, half of which it never gives back. So
+numbers of rows are filled up to a few: without that 128 numbers and six shapes held 437 MiB (torch 2.13).
+
 R rows   I inputs   O outputs
 """
 
@@ -25,8 +28,10 @@ from specexec.model.module_types import every_module
 from specexec.sizes import CHUNK
 
 LEAST = 2  # rows from which on sums have one order
-FEW = 16  # what rows are compared among, and the steps of larger numbers of them
-TRIED = ((1536, 576), (4096, 1024), (8192, 128))  # inputs and outputs of linears that show how kernels sum
+ROWS = (LEAST, 4, 8, 16, 24, 32, 48, 64, 80, 96, 128, 160, 192, 224, CHUNK)  # what others are filled up to
+SOME = (LEAST, 16, 64, CHUNK)
+# Inputs and outputs of linears that show how kernels sum, and numbers of rows that are compared.
+TRIED = ((1536, 576, ROWS), (4096, 256, SOME), (8192, 128, SOME))
 
 
 def linears(
@@ -60,14 +65,13 @@ def _alike(seed: int) -> bool:
     All sums cancel: what is left of them is their rounding alone.
     """
     random = torch.Generator().manual_seed(seed)
-    for inputs, outputs in TRIED:
+    for inputs, outputs, counts in TRIED:
         order = torch.randperm(inputs, generator=random)
         half_RI, half_OI = (torch.randn(n, inputs // 2, generator=random) for n in (CHUNK, outputs))
         rows_RI = torch.cat([half_RI, -half_RI], 1)[:, order]
         weight_OI = torch.cat([half_OI, half_OI], 1)[:, order]
-        found = _inner(rows_RI[:2], weight_OI, None)
-        counts = range(FEW, CHUNK + 1, FEW)
-        if any(not torch.equal(_inner(rows_RI[:count], weight_OI, None)[:2], found) for count in counts):
+        found = _inner(rows_RI[:LEAST], weight_OI, None)
+        if any(not torch.equal(_inner(rows_RI[:count], weight_OI, None)[:LEAST], found) for count in counts):
             return False
     return True
 
@@ -75,16 +79,17 @@ def _alike(seed: int) -> bool:
 def linear(rows: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
     """`torch.nn.functional.linear` of [..., I] rows; weights may have any strides. Contiguous, [..., O]."""
     count = rows.shape[:-1].numel()
-    if count != 1 and count <= CHUNK:
+    if count in ROWS:
         return _inner(rows, weight_OI, bias_O)
-    rows_RI = rows.reshape(-1, rows.shape[-1])
-    if count == 1:  # it would be summed in another order: it is computed beside itself
-        found_RO = _inner(torch.cat([rows_RI, rows_RI]), weight_OI, bias_O)[:1]
+    rows_RI = rows.reshape(count, rows.shape[-1])
+    if count <= CHUNK:
+        filling = next(size for size in ROWS if size > count) - count
+        found_RO = _inner(nn.functional.pad(rows_RI, (0, 0, 0, filling)), weight_OI, bias_O)[:count]
     else:
-        found_RO = rows.new_empty(len(rows_RI), len(weight_OI))
+        found_RO = rows.new_empty(count, len(weight_OI))
         for part_RI, out_RO in zip(rows_RI.split(CHUNK), found_RO.split(CHUNK), strict=True):
             out_RO.copy_(linear(part_RI, weight_OI, bias_O))
-    return found_RO.view(*rows.shape[:-1], -1)
+    return found_RO.view(*rows.shape[:-1], len(weight_OI))
 
 
 def _inner(rows: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
